@@ -1,0 +1,45 @@
+//! Workload endpoints: what a pod is to the network.
+
+use std::net::IpAddr;
+
+use crate::meta::{Labels, NamespacedName};
+use crate::rule::Protocol;
+
+/// Identity of a workload endpoint: its pod. A pod has one endpoint, `eth0`.
+pub type EndpointKey = NamespacedName;
+
+/// A port that a pod declares under a name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NamedPort {
+    /// Name, unique within protocol and pod.
+    pub name: String,
+    /// Protocol of the port.
+    pub protocol: Protocol,
+    /// Port number.
+    pub port: u16,
+}
+
+/// A pod as an endpoint. Labels of namespace and service account are not here: `calc` adds them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadEndpoint {
+    /// Node that the pod is scheduled on.
+    pub node: String,
+    /// The pod's labels with the reserved labels of Calico added.
+    pub labels: Labels,
+    /// Service account of the pod; may be empty.
+    pub service_account: String,
+    /// Addresses; empty until known, and again once the pod has finished.
+    pub addresses: Vec<IpAddr>,
+    /// Named ports of all containers.
+    pub ports: Vec<NamedPort>,
+    /// Host side interface, from [`interface_name`].
+    pub interface: String,
+}
+
+/// Calico's name for the host side of a pod's link: `cali` and the first 11 hex digits of SHA-1 over `namespace.pod`.
+pub fn interface_name(key: &EndpointKey) -> String {
+    use sha1::{Digest, Sha1};
+    let hash = Sha1::digest(format!("{}.{}", key.namespace, key.name));
+    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("cali{}", &hex[..11])
+}

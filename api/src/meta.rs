@@ -1,0 +1,57 @@
+//! Names, labels, and the label and annotation keys that are part of Calico's API.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Labels of one object, ordered so that every output that shows them is stable.
+pub type Labels = BTreeMap<String, String>;
+
+/// A namespaced name. The derived order is by namespace, then name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamespacedName {
+    /// Namespace of the object.
+    pub namespace: String,
+    /// Name of the object.
+    pub name: String,
+}
+
+impl NamespacedName {
+    /// The name `namespace/name`.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for NamespacedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Label that every workload endpoint and namespaced network set carries: its namespace.
+pub const LABEL_NAMESPACE: &str = "projectcalico.org/namespace";
+/// Label of workload endpoints: who orchestrates them; `k8s` for pods.
+pub const LABEL_ORCHESTRATOR: &str = "projectcalico.org/orchestrator";
+/// Label of workload endpoints: the service account's name, if it is shorter than 63 characters.
+pub const LABEL_SERVICE_ACCOUNT: &str = "projectcalico.org/serviceaccount";
+/// Prefix under which an endpoint inherits the labels of its namespace.
+pub const PREFIX_NAMESPACE: &str = "pcns.";
+/// Prefix under which an endpoint inherits the labels of its service account.
+pub const PREFIX_SERVICE_ACCOUNT: &str = "pcsa.";
+/// Inherited label (behind a prefix) that carries the name of the namespace or service account.
+pub const LABEL_PARENT_NAME: &str = "projectcalico.org/name";
+
+/// Pod annotation with the pod's first address, written by the CNI side before kubelet reports a status.
+pub const ANNOTATION_POD_IP: &str = "cni.projectcalico.org/podIP";
+/// Pod annotation with all addresses of the pod, comma separated, each with its prefix length.
+pub const ANNOTATION_POD_IPS: &str = "cni.projectcalico.org/podIPs";
+/// Pod annotation with the sandbox id that the addresses belong to.
+pub const ANNOTATION_CONTAINER_ID: &str = "cni.projectcalico.org/containerID";
+/// Node annotation: the node's IPv4 address with the prefix length of its subnet.
+pub const ANNOTATION_NODE_IPV4: &str = "projectcalico.org/IPv4Address";
+/// Node annotation: the node's IPv6 address with the prefix length of its subnet.
+pub const ANNOTATION_NODE_IPV6: &str = "projectcalico.org/IPv6Address";
+/// Node annotation: the IPv4 address of the node's VXLAN device.
+pub const ANNOTATION_VXLAN_IPV4: &str = "projectcalico.org/IPv4VXLANTunnelAddr";
+/// Node annotation: the MAC address of the node's IPv4 VXLAN device.
+pub const ANNOTATION_VXLAN_MAC: &str = "projectcalico.org/VXLANTunnelMACAddr";

@@ -1,0 +1,126 @@
+//! Pools, blocks, nodes, network sets and settings in parsed form: what routing and membership are computed from.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+
+use crate::meta::Labels;
+
+/// How packets travel between nodes for the addresses of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Encapsulation {
+    /// Plain routes by the nodes' addresses.
+    #[default]
+    None,
+    /// VXLAN between all nodes.
+    Vxlan,
+    /// VXLAN between nodes of different subnets, plain routes within one.
+    VxlanCrossSubnet,
+    /// IP in IP between all nodes.
+    Ipip,
+    /// IP in IP between nodes of different subnets, plain routes within one.
+    IpipCrossSubnet,
+}
+
+/// An IP pool, as far as routes and NAT depend on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Range of the pool.
+    pub cidr: IpNet,
+    /// How its packets travel.
+    pub encapsulation: Encapsulation,
+    /// Whether packets from the pool to an address outside all pools are masqueraded.
+    pub nat_outgoing: bool,
+}
+
+/// An IPAM block, as far as routes depend on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockInfo {
+    /// Node that the block is affine to; none for blocks without a host.
+    pub node: Option<String>,
+    /// Addresses of the block used by other nodes (borrowed), with the node that uses each.
+    pub borrowed: Vec<(IpAddr, String)>,
+}
+
+/// A MAC address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+/// A node's VXLAN tunnel end point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vtep {
+    /// Address of the VXLAN device.
+    pub address: Ipv4Addr,
+    /// MAC address of the VXLAN device.
+    pub mac: Mac,
+}
+
+/// What others need to know about a node.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct NodeInfo {
+    /// IPv4 address with the prefix length of its subnet.
+    pub ipv4: Option<ipnet::Ipv4Net>,
+    /// IPv6 address with the prefix length of its subnet.
+    pub ipv6: Option<ipnet::Ipv6Net>,
+    /// VXLAN tunnel end point, once the node has one.
+    pub vtep: Option<Vtep>,
+    /// Labels, for selectors over nodes.
+    pub labels: Labels,
+}
+
+/// A NetworkSet (with its namespace) or GlobalNetworkSet (without).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkSet {
+    /// Labels that selectors see, with the reserved namespace label added for namespaced sets.
+    pub labels: Labels,
+    /// Members.
+    pub nets: Vec<IpNet>,
+}
+
+/// What a workload may send to its own node once its egress policy has allowed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum EndpointToHostAction {
+    /// Drop it: Felix's own default.
+    Drop,
+    /// Accept it: what Calico's operator and manifests set.
+    #[default]
+    Accept,
+    /// Leave it to the host's own rules.
+    Return,
+}
+
+/// Settings of FelixConfiguration that anything here reads, after defaults.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FelixSettings {
+    /// `defaultEndpointToHostAction`.
+    pub endpoint_to_host: EndpointToHostAction,
+    /// `vxlanVNI`.
+    pub vxlan_vni: u32,
+    /// `vxlanPort`.
+    pub vxlan_port: u16,
+    /// `vxlanMTU`; 0 means detected.
+    pub vxlan_mtu: u32,
+    /// `natOutgoingExclusions: IPPoolsAndHostIPs`: also leave packets to nodes' own addresses alone.
+    pub nat_exclude_hosts: bool,
+    /// `disableConntrackInvalidCheck`.
+    pub allow_conntrack_invalid: bool,
+    /// `logPrefix`.
+    pub log_prefix: String,
+    /// `ipv6Support`.
+    pub ipv6: bool,
+}
+
+impl Default for FelixSettings {
+    fn default() -> Self {
+        Self {
+            endpoint_to_host: EndpointToHostAction::default(),
+            vxlan_vni: 4096,
+            vxlan_port: 4789,
+            vxlan_mtu: 0,
+            nat_exclude_hosts: false,
+            allow_conntrack_invalid: false,
+            log_prefix: "calico-packet".to_owned(),
+            ipv6: true,
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! What `calc` is fed: the latest state of one object, or that it is gone.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
+use margay_api::meta::{Labels, NamespacedName};
+use margay_api::network::{BlockInfo, FelixSettings, NetworkSet, NodeInfo, Pool};
+use margay_api::policy::{Policy, PolicyKey, Tier};
+use margay_api::rule::Protocol;
+
+/// Identity of a network set; the namespace is empty for global ones.
+pub type NetworkSetKey = NamespacedName;
+
+/// One backend of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Backend {
+    /// Address of the backend.
+    pub address: IpAddr,
+    /// Protocol of the port.
+    pub protocol: Protocol,
+    /// Port number at the backend.
+    pub port: u16,
+}
+
+/// The latest state of one object; `None` means that it does not exist. Feeding the same twice changes nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Update {
+    /// A pod that is scheduled, not host networked, as endpoint.
+    Endpoint(EndpointKey, Option<WorkloadEndpoint>),
+    /// Labels of a namespace.
+    Namespace(String, Option<Labels>),
+    /// Labels of a service account.
+    ServiceAccount(NamespacedName, Option<Labels>),
+    /// A policy of any kind.
+    Policy(PolicyKey, Option<Policy>),
+    /// A tier.
+    Tier(String, Option<Tier>),
+    /// A network set, namespaced or global.
+    NetworkSet(NetworkSetKey, Option<NetworkSet>),
+    /// Backends of a Service, from all its EndpointSlices.
+    Service(NamespacedName, Option<Vec<Backend>>),
+    /// A node.
+    Node(String, Option<NodeInfo>),
+    /// An IP pool by the name of its object.
+    Pool(String, Option<Pool>),
+    /// An IPAM block by its range.
+    Block(IpNet, Option<BlockInfo>),
+    /// A FelixConfiguration by the name of its object: `default` for all, `node.NAME` for one node.
+    Settings(String, Option<FelixSettings>),
+}

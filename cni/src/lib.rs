@@ -1,0 +1,1 @@
+//! The CNI plugin: parse, ask the agent, print; and its installer.

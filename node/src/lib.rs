@@ -1,0 +1,1 @@
+//! The node agent: upstream session, policy compiler, netlink drivers, IPAM and the CNI service.

@@ -1,0 +1,1 @@
+//! Reconciles an Installation into every component: gather, default, validate, render, apply, status.

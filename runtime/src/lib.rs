@@ -1,0 +1,1 @@
+//! How a process lives: telemetry, admin port, readiness, shutdown, TLS reload, backoff.

@@ -1,0 +1,1 @@
+//! Harness and scenarios: namespaces as nodes and pods, the real cluster, probers, conformance, benches.
