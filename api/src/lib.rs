@@ -1,6 +1,7 @@
 //! What users write: CRD types, the selector language, validation, IPAM block arithmetic, Kubernetes kinds to ours.
 
 pub mod endpoint;
+pub mod installation;
 pub mod meta;
 pub mod network;
 pub mod policy;
