@@ -1,1 +1,17 @@
 //! How a process lives: telemetry, admin port, readiness, shutdown, TLS reload, backoff.
+//!
+//! Every daemon starts the same way, in this order:
+//!
+//! 1. [`telemetry::init`], so that whatever fails next is written down;
+//! 2. [`shutdown::Shutdown::on_signals`], so that a signal during start is honoured;
+//! 3. [`ready::Readiness`] with one gate per thing that must be up;
+//! 4. [`admin::serve`], so that kubelet can ask while the rest comes up;
+//! 5. [`tls::Tls::load`], then the daemon's own parts.
+//!
+//! Nothing here knows a policy, a pod or a node.
+
+pub mod admin;
+pub mod backoff;
+pub mod ready;
+pub mod shutdown;
+pub mod telemetry;

@@ -1,0 +1,340 @@
+//! The admin port of a daemon: `/metrics`, `/healthz`, `/readyz`, and `PUT /log`.
+//!
+//! Plain HTTP, so it belongs on loopback; whatever needs identity is served by gRPC instead.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tower::util::BoxCloneService;
+use tower::{BoxError, ServiceBuilder, ServiceExt};
+use tracing::{debug, info, warn};
+
+use crate::ready::Readiness;
+use crate::shutdown::Shutdown;
+use crate::telemetry;
+
+/// Connections served at once; more wait in the kernel's queue.
+const CONNECTIONS: usize = 64;
+/// Requests answered at once; more are shed with 503, so that a scrape storm cannot pile up work.
+const REQUESTS: usize = 16;
+/// The longest that a request may take, its header and body included.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The largest body read: a log filter.
+const BODY: usize = 4096;
+/// Pause after a failed accept, which is nearly always a lack of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+type Reply = Response<Full<Bytes>>;
+
+/// The admin port could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "admin address {address}: {source}; choose a free address and port with MARGAY_ADMIN_LISTEN"
+)]
+pub struct ListenError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// Opens the admin port, serves it until `shutdown`, and returns the address it has (port 0 asks for any).
+pub async fn serve(
+    address: SocketAddr,
+    registry: Arc<Registry>,
+    readiness: Readiness,
+    shutdown: Shutdown,
+) -> Result<SocketAddr, ListenError> {
+    let failed = |source| ListenError { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    info!(address = %bound, "admin port open");
+    let state = Arc::new(State {
+        registry,
+        readiness,
+    });
+    tokio::spawn(async move {
+        tokio::select! {
+            () = accept(listener, state) => {}
+            () = shutdown.wait() => debug!("admin port closed"),
+        }
+    });
+    Ok(bound)
+}
+
+struct State {
+    registry: Arc<Registry>,
+    readiness: Readiness,
+}
+
+async fn accept(listener: TcpListener, state: Arc<State>) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let bounded = service(state);
+    let service = hyper::service::service_fn(move |request| {
+        let answer = bounded.clone().oneshot(request);
+        async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(shed)) }
+    });
+    loop {
+        let slot = slots
+            .clone()
+            .acquire_owned()
+            .await
+            .expect("this semaphore is never closed");
+        let stream: TcpStream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!(%error, "admin port cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let served = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(PATIENCE)
+            .serve_connection(TokioIo::new(stream), service.clone());
+        tokio::spawn(async move {
+            if let Err(error) = served.await {
+                debug!(%error, "admin connection ended early");
+            }
+            drop(slot);
+        });
+    }
+}
+
+fn service(state: Arc<State>) -> BoxCloneService<Request<Incoming>, Reply, BoxError> {
+    let bounded = ServiceBuilder::new()
+        .load_shed()
+        .concurrency_limit(REQUESTS)
+        .timeout(PATIENCE)
+        .service_fn(move |request| {
+            let state = state.clone();
+            async move { Ok::<_, BoxError>(answer(&state, request).await) }
+        });
+    BoxCloneService::new(bounded)
+}
+
+async fn answer(state: &State, request: Request<Incoming>) -> Reply {
+    match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => metrics(&state.registry),
+        (&Method::GET, "/healthz") => text(StatusCode::OK, "ok\n"),
+        (&Method::GET, "/readyz") => readyz(&state.readiness),
+        (&Method::PUT, "/log") => set_log(request.into_body()).await,
+        (_, "/metrics" | "/healthz" | "/readyz") => refuse_method("GET"),
+        (_, "/log") => refuse_method("PUT"),
+        (_, path) => text(
+            StatusCode::NOT_FOUND,
+            format!("no {path} here; there are GET /metrics, /healthz, /readyz and PUT /log\n"),
+        ),
+    }
+}
+
+fn metrics(registry: &Registry) -> Reply {
+    let mut body = String::new();
+    if let Err(error) = prometheus_client::encoding::text::encode(&mut body, registry) {
+        return text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("metrics: {error}\n"),
+        );
+    }
+    let mut reply = text(StatusCode::OK, body);
+    reply.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        ),
+    );
+    reply
+}
+
+fn readyz(readiness: &Readiness) -> Reply {
+    let missing = readiness.missing();
+    if missing.is_empty() {
+        return text(StatusCode::OK, "ready\n");
+    }
+    let lines: String = missing
+        .iter()
+        .map(|(name, why)| format!("{name}: {why}\n"))
+        .collect();
+    text(StatusCode::SERVICE_UNAVAILABLE, lines)
+}
+
+async fn set_log(body: Incoming) -> Reply {
+    let bytes = match Limited::new(body, BODY).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => {
+            return text(
+                StatusCode::BAD_REQUEST,
+                format!(
+                    "log filter: {error}; send at most {BODY} bytes such as margay_node=debug,info\n"
+                ),
+            );
+        }
+    };
+    let wanted = String::from_utf8_lossy(&bytes);
+    match telemetry::set_filter(wanted.trim()) {
+        Ok(former) => {
+            info!(%former, wanted = wanted.trim(), "log filter changed");
+            text(StatusCode::OK, format!("was {former}\n"))
+        }
+        Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+    }
+}
+
+fn shed(error: BoxError) -> Reply {
+    text(
+        StatusCode::SERVICE_UNAVAILABLE,
+        format!("{error}; ask again later\n"),
+    )
+}
+
+fn refuse_method(allowed: &'static str) -> Reply {
+    let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, format!("use {allowed}\n"));
+    reply
+        .headers_mut()
+        .insert(header::ALLOW, header::HeaderValue::from_static(allowed));
+    reply
+}
+
+fn text(status: StatusCode, body: impl Into<String>) -> Reply {
+    let mut reply = Response::new(Full::new(Bytes::from(body.into())));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    reply
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus_client::metrics::counter::Counter;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    struct Port {
+        address: SocketAddr,
+        readiness: Readiness,
+        shutdown: Shutdown,
+    }
+
+    async fn open() -> Port {
+        let mut registry = Registry::default();
+        let counter: Counter = Counter::default();
+        counter.inc_by(7);
+        registry.register("margay_test_things", "Things seen", counter);
+        let (readiness, shutdown) = (Readiness::default(), Shutdown::default());
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let address = serve(any, Arc::new(registry), readiness.clone(), shutdown.clone());
+        Port {
+            address: address.await.expect("a free port"),
+            readiness,
+            shutdown,
+        }
+    }
+
+    async fn ask(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.expect("connect");
+        stream.write_all(request.as_bytes()).await.expect("write");
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await.expect("read");
+        reply
+    }
+
+    async fn get(address: SocketAddr, path: &str) -> String {
+        ask(
+            address,
+            &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"),
+        )
+        .await
+    }
+
+    #[tokio::test]
+    async fn metrics_are_open_metrics() {
+        let port = open().await;
+        let reply = get(port.address, "/metrics").await;
+        assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+        assert!(reply.contains("application/openmetrics-text"), "{reply}");
+        assert!(reply.contains("margay_test_things_total 7\n"), "{reply}");
+        assert!(reply.ends_with("# EOF\n"), "{reply}");
+    }
+
+    #[tokio::test]
+    async fn readyz_names_what_is_missing() {
+        let port = open().await;
+        let gate = port
+            .readiness
+            .gate("sync", "waiting for the first snapshot");
+        let reply = get(port.address, "/readyz").await;
+        assert!(reply.starts_with("HTTP/1.1 503"), "{reply}");
+        assert!(
+            reply.ends_with("sync: waiting for the first snapshot\n"),
+            "{reply}"
+        );
+        assert!(
+            get(port.address, "/healthz")
+                .await
+                .starts_with("HTTP/1.1 200")
+        );
+        gate.open();
+        assert!(
+            get(port.address, "/readyz")
+                .await
+                .starts_with("HTTP/1.1 200")
+        );
+    }
+
+    #[tokio::test]
+    async fn wrong_requests_say_what_there_is() {
+        let port = open().await;
+        let reply = get(port.address, "/nothing").await;
+        assert!(
+            reply.starts_with("HTTP/1.1 404") && reply.contains("/readyz"),
+            "{reply}"
+        );
+        let put = "PUT /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        let reply = ask(port.address, put).await;
+        assert!(
+            reply.starts_with("HTTP/1.1 405") && reply.contains("allow: GET"),
+            "{reply}"
+        );
+        let long = "x".repeat(BODY + 1);
+        let put = format!(
+            "PUT /log HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{long}",
+            long.len()
+        );
+        assert!(ask(port.address, &put).await.starts_with("HTTP/1.1 400"));
+    }
+
+    #[tokio::test]
+    async fn a_silent_client_holds_up_nobody() {
+        let port = open().await;
+        let _silent = TcpStream::connect(port.address).await.expect("connect");
+        assert!(
+            get(port.address, "/healthz")
+                .await
+                .starts_with("HTTP/1.1 200")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_named() {
+        let port = open().await;
+        let error = serve(
+            port.address,
+            Arc::new(Registry::default()),
+            port.readiness.clone(),
+            port.shutdown.clone(),
+        );
+        let error = error.await.expect_err("taken").to_string();
+        assert!(error.contains(&port.address.to_string()), "{error}");
+        assert!(error.contains("MARGAY_ADMIN_LISTEN"), "{error}");
+    }
+}
