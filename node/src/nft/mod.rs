@@ -1,0 +1,23 @@
+//! A typed nftables engine on raw netlink: it owns one table of family `inet` and knows nothing of policy.
+//!
+//! A [`Ruleset`] is a plain value. It prints as the text that `nft list table` shows ([`Ruleset::to_string`]),
+//! and two of them become the one [`Transaction`] that leads from the first to the second ([`diff`]).
+//!
+//! No program is started and no foreign table is read. Everything that can change often belongs into sets and maps:
+//! a set element costs microseconds, a new jump or verdict makes the kernel validate everything it can reach.
+
+pub mod rule;
+pub mod ruleset;
+pub mod set;
+pub mod text;
+
+pub use rule::{
+    AddressType, Limit, Log, LogTarget, MarkSet, Masquerade, Match, Nat, NatTarget, NatType, Op,
+    RateUnit, Reject, Rule, Selector, SetRef, Side, Statement, Transport, Verdict,
+};
+pub use ruleset::{
+    Base, Chain, ChainName, ChainType, Fault, Hook, NameError, Policy, Ruleset, SetName, TableName,
+};
+pub use set::{
+    CtState, Datum, Family, Field, FieldType, IfName, Key, Proto, Set, SetKind, Value, ValueType,
+};
