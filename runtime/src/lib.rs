@@ -15,3 +15,4 @@ pub mod backoff;
 pub mod ready;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tls;

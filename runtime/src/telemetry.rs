@@ -157,9 +157,14 @@ where
     }
 }
 
-/// A panic in a task ends only that task, so it must be seen where everything else is seen.
+/// A panic in a task ends only that task, so it must be seen where everything else is seen; and when the filter
+/// hides that place, on standard error all the same.
 fn log_panics() {
-    std::panic::set_hook(Box::new(|panic| {
+    let plain = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !tracing::enabled!(tracing::Level::ERROR) {
+            return plain(panic);
+        }
         let place = panic
             .location()
             .map(ToString::to_string)

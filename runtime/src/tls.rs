@@ -1,0 +1,152 @@
+//! Mutual TLS from files that change: certificates are renewed while connections come and go.
+//!
+//! Identity is the certificate. A server demands a client certificate of the cluster's CA and hands the peer's name
+//! to the service as [`Peer`]; a client checks the server's name. Files are looked at again when a connection is
+//! made, at most once a second, so a renewal needs no restart and no watcher; a half-written or wrong
+//! renewal is logged and the former certificate stays in use.
+
+mod connector;
+mod files;
+mod incoming;
+mod leaf;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustls::{ClientConfig, ServerConfig};
+use tracing::{info, warn};
+
+pub use connector::{ConnectError, Connector};
+pub use files::Files;
+pub use incoming::{Connection, Incoming, incoming};
+pub use leaf::{Leaf, Peer, peer};
+
+use files::Stamp;
+
+/// How often files are looked at, at most: three `stat` calls.
+const CHECK: Duration = Duration::from_secs(1);
+/// The longest that a handshake may take, on both sides.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Why certificates cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("{path}: {source}; the operator writes it into a Secret or ConfigMap that must be mounted there",
+        path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("{path}: {rule}; delete the object that it comes from and the operator writes a new one",
+        path = path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What it should hold.
+        rule: String,
+    },
+    /// A certificate names its holder in a way that we do not accept.
+    #[error("certificate: {0}")]
+    Leaf(String),
+    /// A name that no certificate can hold.
+    #[error("server name {0:?} is not a DNS name")]
+    ServerName(String),
+}
+
+/// What one reading of the files gave.
+#[derive(Debug)]
+pub struct Material {
+    /// Demands a client certificate of our CA.
+    pub server: Arc<ServerConfig>,
+    /// Shows our certificate and trusts only our CA.
+    pub client: Arc<ClientConfig>,
+    /// Who we are, and until when.
+    pub leaf: Leaf,
+}
+
+/// The certificates of this process; cheap to clone, always the newest that could be read.
+#[derive(Debug, Clone)]
+pub struct Tls(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    files: Files,
+    interval: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    checked: Instant,
+    material: Arc<Material>,
+    /// What `material` was read from.
+    stamp: Stamp,
+    /// A state of the files that was refused, so that it is logged once.
+    refused: Option<Stamp>,
+}
+
+impl Tls {
+    /// Reads the files for the first time; here an error is final.
+    pub fn load(files: Files) -> Result<Self, TlsError> {
+        Self::load_checking(files, CHECK)
+    }
+
+    fn load_checking(files: Files, interval: Duration) -> Result<Self, TlsError> {
+        let stamp = files.stamp();
+        let material = Arc::new(files.read()?);
+        let state = State {
+            checked: Instant::now(),
+            material,
+            stamp,
+            refused: None,
+        };
+        Ok(Self(Arc::new(Inner {
+            files,
+            interval,
+            state: Mutex::new(state),
+        })))
+    }
+
+    /// What connections made from now on use.
+    pub fn current(&self) -> Arc<Material> {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.checked.elapsed() >= self.0.interval {
+            state.checked = Instant::now();
+            self.0.reload(&mut state);
+        }
+        state.material.clone()
+    }
+}
+
+impl Inner {
+    fn reload(&self, state: &mut State) {
+        // The stamp is taken before reading, so that a change during the reading is seen the next time.
+        let stamp = self.files.stamp();
+        if stamp == state.stamp {
+            return;
+        }
+        match self.files.read() {
+            Ok(material) => {
+                info!(name = %material.leaf.peer.common_name, not_after = material.leaf.not_after, "certificate renewed");
+                *state = State {
+                    checked: state.checked,
+                    material: Arc::new(material),
+                    stamp,
+                    refused: None,
+                };
+            }
+            Err(error) if state.refused.as_ref() != Some(&stamp) => {
+                warn!(%error, "changed certificate files cannot be used; the former ones stay in use");
+                state.refused = Some(stamp);
+            }
+            Err(_) => {}
+        }
+    }
+}
