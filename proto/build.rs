@@ -1,0 +1,28 @@
+//! Compiles the .proto files without protoc. The descriptor set is kept for gRPC reflection.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use prost::Message;
+
+/// Messages of the CNI exchange: plain prost, so that the plugin needs no gRPC.
+const PLAIN: &[&str] = &[];
+/// The gRPC services, behind the feature `sync`.
+const SERVICES: &[&str] = &["sync/v1/sync.proto", "debug/v1/debug.proto"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=cni");
+    println!("cargo:rerun-if-changed=sync");
+    println!("cargo:rerun-if-changed=debug");
+    let mut files = PLAIN.to_vec();
+    if std::env::var_os("CARGO_FEATURE_SYNC").is_some() {
+        files.extend(SERVICES);
+    }
+    let descriptors = protox::compile(&files, ["."])?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .bytes(".margay.sync.v1")
+        .compile_fds(descriptors)?;
+    Ok(())
+}

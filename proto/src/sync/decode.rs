@@ -1,0 +1,394 @@
+//! Wire to model. Nothing is defaulted: what the model needs and the message lacks is an [`Error`].
+
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use margay_api::endpoint::EndpointKey;
+use margay_api::network::{
+    Encapsulation, EndpointToHostAction, FelixSettings, Mac, NodeInfo, Vtep,
+};
+use margay_api::policy::{PolicyKey, PolicyKind};
+use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
+use margay_calc::flush::MemberDelta;
+use margay_calc::model::{
+    EndpointRecord, IpSetRecord, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord,
+    RuleRecord, SetId, SetKind, SideMatch, TierBinding,
+};
+
+use super::members::unpack;
+use super::{Ack, Change, Error, Frame, LocalEndpoint, Trailer, wire};
+
+/// The longest piece of a refused text that an error shows.
+const SHOWN: usize = 64;
+
+/// A frame; one change that cannot be decoded refuses all of it, because the rest may refer to it.
+pub fn decode_frame(frame: wire::Frame) -> Result<Frame, Error> {
+    let changes: Result<_, Error> = frame.changes.into_iter().map(decode_change).collect();
+    Ok(Frame {
+        changes: changes?,
+        trailer: Trailer {
+            revision: frame.revision,
+            restated_buckets: frame.restated_buckets,
+            in_sync: frame.in_sync,
+            traceparent: frame.traceparent,
+            event_unix_ns: frame.event_unix_ns,
+        },
+    })
+}
+
+/// One change of a frame.
+pub fn decode_change(change: wire::Change) -> Result<Change, Error> {
+    use wire::change::Change as Wire;
+    match present("change", change.change)? {
+        Wire::Upsert(value) => {
+            let (id, value) = decode_record(value)?;
+            Ok(Change::Upsert(id, value))
+        }
+        Wire::Remove(id) => Ok(Change::Remove(decode_id(id)?)),
+        Wire::Members(delta) => {
+            let kind = set_kind(delta.kind)?;
+            let members = MemberDelta {
+                added: unpack(kind, &delta.added.unwrap_or_default())?,
+                removed: unpack(kind, &delta.removed.unwrap_or_default())?,
+            };
+            Ok(Change::Members(set_id(delta.ip_set)?, kind, members))
+        }
+    }
+}
+
+/// A record with its identity.
+pub fn decode_record(record: wire::Record) -> Result<(RecordId, Record), Error> {
+    use wire::record::Value;
+    let id = decode_id(present("record.id", record.id)?)?;
+    let value = match (&id, present("record.value", record.value)?) {
+        (RecordId::Settings, Value::Settings(value)) => Record::Settings(settings(value)?),
+        (RecordId::Pool(_), Value::Pool(value)) => Record::Pool(pool(&value)?),
+        (RecordId::Node(_), Value::Node(value)) => Record::Node(node(value)?),
+        (RecordId::Route(_), Value::Route(value)) => Record::Route(route(value)?),
+        (RecordId::IpSet(_), Value::IpSet(value)) => Record::IpSet(ip_set(value)?),
+        (RecordId::Policy(_), Value::Policy(value)) => Record::Policy(policy(value)?),
+        (RecordId::Endpoint(_), Value::Endpoint(value)) => Record::Endpoint(endpoint(value)?),
+        _ => {
+            return Err(Error::Kind {
+                id: shown(&format!("{id:?}")),
+            });
+        }
+    };
+    Ok((id, value))
+}
+
+/// The identity of a record.
+pub fn decode_id(id: wire::RecordId) -> Result<RecordId, Error> {
+    use wire::record_id::Id;
+    match present("record_id", id.id)? {
+        Id::Settings(_) => Ok(RecordId::Settings),
+        Id::Pool(range) => Ok(RecordId::Pool(text("record_id.pool", &range, RANGE)?)),
+        Id::Node(name) => Ok(RecordId::Node(filled("record_id.node", name)?)),
+        Id::Route(range) => Ok(RecordId::Route(text("record_id.route", &range, RANGE)?)),
+        Id::IpSet(set) => Ok(RecordId::IpSet(set_id(set)?)),
+        Id::Policy(key) => Ok(RecordId::Policy(policy_key(key)?)),
+        Id::Endpoint(key) => Ok(RecordId::Endpoint(EndpointKey {
+            namespace: filled("record_id.endpoint.namespace", key.namespace)?,
+            name: filled("record_id.endpoint.name", key.name)?,
+        })),
+    }
+}
+
+/// An ack as the server takes it.
+pub fn decode_ack(ack: wire::Ack) -> Result<Ack, Error> {
+    let error = |error: wire::RecordError| {
+        Ok((
+            decode_id(present("ack.errors.id", error.id)?)?,
+            error.message,
+        ))
+    };
+    let errors: Result<_, Error> = ack.errors.into_iter().map(error).collect();
+    Ok(Ack {
+        revision: ack.revision,
+        errors: errors?,
+        plan_us: ack.plan_us,
+        commit_us: ack.commit_us,
+        traceparent: ack.traceparent,
+    })
+}
+
+/// Addresses of a pod as the server takes them.
+pub fn decode_local_endpoint(endpoint: wire::LocalEndpoint) -> Result<LocalEndpoint, Error> {
+    Ok(LocalEndpoint {
+        key: EndpointKey {
+            namespace: filled("local_endpoint.namespace", endpoint.namespace)?,
+            name: filled("local_endpoint.name", endpoint.name)?,
+        },
+        addresses: list("local_endpoint.addresses", &endpoint.addresses, ADDRESS)?,
+        uid: endpoint.uid,
+    })
+}
+
+const ADDRESS: &str = "an IP address";
+const RANGE: &str = "an IP range ADDRESS/LENGTH";
+
+fn present<T>(field: &'static str, value: Option<T>) -> Result<T, Error> {
+    value.ok_or(Error::Missing { field })
+}
+
+fn filled(field: &'static str, value: String) -> Result<String, Error> {
+    if value.is_empty() {
+        return Err(Error::Missing { field });
+    }
+    Ok(value)
+}
+
+fn text<T: FromStr>(field: &'static str, value: &str, rule: &'static str) -> Result<T, Error> {
+    value.parse().map_err(|_| Error::Text {
+        field,
+        value: shown(value),
+        rule,
+    })
+}
+
+fn list<T: FromStr>(
+    field: &'static str,
+    values: &[String],
+    rule: &'static str,
+) -> Result<Vec<T>, Error> {
+    values
+        .iter()
+        .map(|value| text(field, value, rule))
+        .collect()
+}
+
+fn shown(value: &str) -> String {
+    value.chars().take(SHOWN).collect()
+}
+
+fn byte(field: &'static str, value: u32) -> Result<u8, Error> {
+    u8::try_from(value).map_err(|_| number(field, value, "0..=255"))
+}
+
+fn port(field: &'static str, value: u32) -> Result<u16, Error> {
+    u16::try_from(value).map_err(|_| number(field, value, "0..=65535"))
+}
+
+fn number(field: &'static str, value: u32, rule: &'static str) -> Error {
+    Error::Number {
+        field,
+        value: value.into(),
+        rule,
+    }
+}
+
+fn unknown(field: &'static str) -> Error {
+    Error::Missing { field }
+}
+
+fn set_id(id: String) -> Result<SetId, Error> {
+    filled("ip_set", id).map(SetId)
+}
+
+fn policy_key(key: wire::PolicyKey) -> Result<PolicyKey, Error> {
+    let kind = PolicyKind::parse(&key.kind).ok_or_else(|| Error::Text {
+        field: "policy.kind",
+        value: shown(&key.kind),
+        rule: "a kind of policy that this version knows",
+    })?;
+    Ok(PolicyKey {
+        kind,
+        namespace: key.namespace,
+        name: filled("policy.name", key.name)?,
+    })
+}
+
+fn settings(value: wire::Settings) -> Result<FelixSettings, Error> {
+    let endpoint_to_host = match value.endpoint_to_host() {
+        wire::EndpointToHost::Drop => EndpointToHostAction::Drop,
+        wire::EndpointToHost::Accept => EndpointToHostAction::Accept,
+        wire::EndpointToHost::Return => EndpointToHostAction::Return,
+        wire::EndpointToHost::Unspecified => return Err(unknown("settings.endpoint_to_host")),
+    };
+    Ok(FelixSettings {
+        endpoint_to_host,
+        vxlan_vni: value.vxlan_vni,
+        vxlan_port: port("settings.vxlan_port", value.vxlan_port)?,
+        vxlan_mtu: value.vxlan_mtu,
+        nat_exclude_hosts: value.nat_exclude_hosts,
+        allow_conntrack_invalid: value.allow_conntrack_invalid,
+        log_prefix: value.log_prefix,
+        ipv6: value.ipv6,
+    })
+}
+
+fn encapsulation(value: i32) -> Result<Encapsulation, Error> {
+    match wire::Encapsulation::try_from(value) {
+        Ok(wire::Encapsulation::None) => Ok(Encapsulation::None),
+        Ok(wire::Encapsulation::Vxlan) => Ok(Encapsulation::Vxlan),
+        Ok(wire::Encapsulation::VxlanCrossSubnet) => Ok(Encapsulation::VxlanCrossSubnet),
+        Ok(wire::Encapsulation::Ipip) => Ok(Encapsulation::Ipip),
+        Ok(wire::Encapsulation::IpipCrossSubnet) => Ok(Encapsulation::IpipCrossSubnet),
+        Ok(wire::Encapsulation::Unspecified) | Err(_) => Err(unknown("encapsulation")),
+    }
+}
+
+fn pool(value: &wire::Pool) -> Result<PoolRecord, Error> {
+    Ok(PoolRecord {
+        nat_outgoing: value.nat_outgoing,
+        encapsulation: encapsulation(value.encapsulation)?,
+    })
+}
+
+fn node(value: wire::Node) -> Result<NodeInfo, Error> {
+    let optional = |value: String| (!value.is_empty()).then_some(value);
+    let ipv4 = optional(value.ipv4);
+    let ipv6 = optional(value.ipv6);
+    let vtep = match <[u8; 6]>::try_from(value.vtep_mac.as_ref()) {
+        Ok(mac) => Some(Vtep {
+            address: Ipv4Addr::from_bits(value.vtep_address),
+            mac: Mac(mac),
+        }),
+        Err(_) if value.vtep_mac.is_empty() => None,
+        Err(_) => {
+            return Err(Error::Length {
+                field: "node.vtep_mac",
+                length: value.vtep_mac.len(),
+                rule: "6",
+            });
+        }
+    };
+    Ok(NodeInfo {
+        ipv4: ipv4.map(|net| text("node.ipv4", &net, RANGE)).transpose()?,
+        ipv6: ipv6.map(|net| text("node.ipv6", &net, RANGE)).transpose()?,
+        vtep,
+        labels: value.labels.into_iter().collect(),
+    })
+}
+
+fn route(value: wire::Route) -> Result<RouteRecord, Error> {
+    Ok(RouteRecord {
+        encapsulation: encapsulation(value.encapsulation)?,
+        node: filled("route.node", value.node)?,
+    })
+}
+
+fn set_kind(value: i32) -> Result<SetKind, Error> {
+    match wire::SetKind::try_from(value) {
+        Ok(wire::SetKind::Net) => Ok(SetKind::Net),
+        Ok(wire::SetKind::AddressPort) => Ok(SetKind::AddressPort),
+        Ok(wire::SetKind::Unspecified) | Err(_) => Err(unknown("ip_set.kind")),
+    }
+}
+
+fn ip_set(value: wire::IpSet) -> Result<IpSetRecord, Error> {
+    let kind = set_kind(value.kind)?;
+    Ok(IpSetRecord {
+        kind,
+        members: unpack(kind, &value.members.unwrap_or_default())?,
+    })
+}
+
+fn policy(value: wire::Policy) -> Result<PolicyRecord, Error> {
+    let rules = |rules: Vec<wire::Rule>| rules.into_iter().map(rule).collect::<Result<_, Error>>();
+    Ok(PolicyRecord {
+        ingress: rules(value.ingress)?,
+        egress: rules(value.egress)?,
+    })
+}
+
+fn action(field: &'static str, value: i32) -> Result<Action, Error> {
+    match wire::Action::try_from(value) {
+        Ok(wire::Action::Allow) => Ok(Action::Allow),
+        Ok(wire::Action::Deny) => Ok(Action::Deny),
+        Ok(wire::Action::Log) => Ok(Action::Log),
+        Ok(wire::Action::Pass) => Ok(Action::Pass),
+        Ok(wire::Action::Unspecified) | Err(_) => Err(unknown(field)),
+    }
+}
+
+fn rule(value: wire::Rule) -> Result<RuleRecord, Error> {
+    let protocol = |field, value: Option<u32>| {
+        value
+            .map(|value| byte(field, value).map(Protocol))
+            .transpose()
+    };
+    Ok(RuleRecord {
+        action: action("rule.action", value.action)?,
+        ip_version: match value.ip_version {
+            0 => None,
+            4 => Some(IpVersion::V4),
+            6 => Some(IpVersion::V6),
+            other => return Err(number("rule.ip_version", other, "0, 4 or 6")),
+        },
+        protocol: protocol("rule.protocol", value.protocol)?,
+        not_protocol: protocol("rule.not_protocol", value.not_protocol)?,
+        icmp: value.icmp.as_ref().map(icmp).transpose()?,
+        not_icmp: value.not_icmp.as_ref().map(icmp).transpose()?,
+        source: side(value.source.unwrap_or_default())?,
+        destination: side(value.destination.unwrap_or_default())?,
+    })
+}
+
+fn icmp(value: &wire::Icmp) -> Result<Icmp, Error> {
+    let part = |field, value: Option<u32>| value.map(|value| byte(field, value)).transpose();
+    Ok(Icmp {
+        kind: part("icmp.type", value.r#type)?,
+        code: part("icmp.code", value.code)?,
+    })
+}
+
+fn side(value: wire::Side) -> Result<SideMatch, Error> {
+    let sets = |sets: Vec<String>| sets.into_iter().map(set_id).collect::<Result<_, Error>>();
+    let ranges =
+        |ranges: Vec<wire::PortRange>| ranges.iter().map(port_range).collect::<Result<_, Error>>();
+    Ok(SideMatch {
+        nets: list("side.nets", &value.nets, RANGE)?,
+        not_nets: list("side.not_nets", &value.not_nets, RANGE)?,
+        sets: sets(value.sets)?,
+        not_sets: sets(value.not_sets)?,
+        ports: ranges(value.ports)?,
+        port_sets: sets(value.port_sets)?,
+        not_ports: ranges(value.not_ports)?,
+        not_port_sets: sets(value.not_port_sets)?,
+        service_set: value.service_set.map(set_id).transpose()?,
+    })
+}
+
+fn port_range(value: &wire::PortRange) -> Result<PortRange, Error> {
+    let range = PortRange {
+        first: port("ports.first", value.first)?,
+        last: port("ports.last", value.last)?,
+    };
+    if range.first > range.last {
+        return Err(number("ports.first", value.first, "0..=last"));
+    }
+    Ok(range)
+}
+
+fn endpoint(value: wire::Endpoint) -> Result<EndpointRecord, Error> {
+    let tiers: Result<_, Error> = value.tiers.into_iter().map(tier).collect();
+    let unmatched = match action("endpoint.unmatched", value.unmatched)? {
+        decided @ (Action::Allow | Action::Deny) => decided,
+        Action::Log | Action::Pass => return Err(unknown("endpoint.unmatched")),
+    };
+    Ok(EndpointRecord {
+        addresses: list("endpoint.addresses", &value.addresses, ADDRESS)?,
+        interface: filled("endpoint.interface", value.interface)?,
+        tiers: tiers?,
+        unmatched,
+    })
+}
+
+fn tier(value: wire::Tier) -> Result<TierBinding, Error> {
+    let keys = |keys: Vec<wire::PolicyKey>| {
+        keys.into_iter()
+            .map(policy_key)
+            .collect::<Result<_, Error>>()
+    };
+    let default_action = match action("tier.default_action", value.default_action)? {
+        decided @ (Action::Deny | Action::Pass) => decided,
+        Action::Allow | Action::Log => return Err(unknown("tier.default_action")),
+    };
+    Ok(TierBinding {
+        name: filled("tier.name", value.name)?,
+        default_action,
+        ingress: keys(value.ingress)?,
+        egress: keys(value.egress)?,
+    })
+}

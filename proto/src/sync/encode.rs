@@ -1,0 +1,354 @@
+//! Model to wire. Every field is named where a struct is taken apart, so that a new one cannot be forgotten.
+
+use bytes::{Bytes, BytesMut};
+use ipnet::IpNet;
+use margay_api::endpoint::EndpointKey;
+use margay_api::network::{Encapsulation, EndpointToHostAction, FelixSettings, NodeInfo};
+use margay_api::policy::PolicyKey;
+use margay_api::rule::{Action, Icmp, IpVersion, PortRange};
+use margay_calc::model::{
+    EndpointRecord, IpSetRecord, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord,
+    RuleRecord, SetId, SetKind, SideMatch, TierBinding,
+};
+use prost::Message;
+
+use super::members::pack;
+use super::{Ack, ChangeRef, LocalEndpoint, Trailer, wire};
+
+/// The bytes of a frame that holds this change and nothing else. Frames' bytes one after another are one frame with all changes.
+pub fn encode_change(change: ChangeRef<'_>) -> Bytes {
+    let change = match change {
+        ChangeRef::Upsert(id, value) => wire::change::Change::Upsert(encode_record(id, value)),
+        ChangeRef::Remove(id) => wire::change::Change::Remove(encode_id(id)),
+        ChangeRef::Members(set, kind, delta) => wire::change::Change::Members(wire::MemberDelta {
+            ip_set: set.0.clone(),
+            kind: set_kind(kind).into(),
+            added: Some(pack(&delta.added)),
+            removed: Some(pack(&delta.removed)),
+        }),
+    };
+    let change = wire::Change {
+        change: Some(change),
+    };
+    // Tag and length of the repeated field, as the frame's encoder would write them.
+    let mut bytes = BytesMut::with_capacity(prost::encoding::message::encoded_len(1, &change));
+    prost::encoding::message::encode(1, &change, &mut bytes);
+    bytes.freeze()
+}
+
+/// The bytes of a frame without changes.
+pub fn encode_trailer(trailer: &Trailer) -> Bytes {
+    let Trailer {
+        revision,
+        restated_buckets,
+        in_sync,
+        traceparent,
+        event_unix_ns,
+    } = trailer;
+    let frame = wire::Frame {
+        changes: Vec::new(),
+        revision: *revision,
+        restated_buckets: restated_buckets.clone(),
+        in_sync: *in_sync,
+        traceparent: traceparent.clone(),
+        event_unix_ns: *event_unix_ns,
+    };
+    frame.encode_to_vec().into()
+}
+
+/// An ack as the node sends it.
+pub fn encode_ack(ack: &Ack) -> wire::Up {
+    let errors = ack.errors.iter().map(|(id, message)| wire::RecordError {
+        id: Some(encode_id(id)),
+        message: message.clone(),
+    });
+    up(wire::up::Message::Ack(wire::Ack {
+        revision: ack.revision,
+        errors: errors.collect(),
+        plan_us: ack.plan_us,
+        commit_us: ack.commit_us,
+        traceparent: ack.traceparent.clone(),
+    }))
+}
+
+/// Addresses of a pod as the node sends them.
+pub fn encode_local_endpoint(endpoint: &LocalEndpoint) -> wire::Up {
+    up(wire::up::Message::LocalEndpoint(wire::LocalEndpoint {
+        namespace: endpoint.key.namespace.clone(),
+        name: endpoint.key.name.clone(),
+        addresses: texts(&endpoint.addresses),
+        uid: endpoint.uid.clone(),
+    }))
+}
+
+/// The identity of a record.
+pub fn encode_id(id: &RecordId) -> wire::RecordId {
+    use wire::record_id::Id;
+    let id = match id {
+        RecordId::Settings => Id::Settings(true),
+        RecordId::Pool(range) => Id::Pool(range.to_string()),
+        RecordId::Node(name) => Id::Node(name.clone()),
+        RecordId::Route(range) => Id::Route(range.to_string()),
+        RecordId::IpSet(set) => Id::IpSet(set.0.clone()),
+        RecordId::Policy(key) => Id::Policy(policy_key(key)),
+        RecordId::Endpoint(key) => Id::Endpoint(endpoint_key(key)),
+    };
+    wire::RecordId { id: Some(id) }
+}
+
+/// A record with its identity.
+pub fn encode_record(id: &RecordId, record: &Record) -> wire::Record {
+    use wire::record::Value;
+    let value = match record {
+        Record::Settings(value) => Value::Settings(settings(value)),
+        Record::Pool(value) => Value::Pool(pool(value)),
+        Record::Node(value) => Value::Node(node(value)),
+        Record::Route(value) => Value::Route(route(value)),
+        Record::IpSet(value) => Value::IpSet(ip_set(value)),
+        Record::Policy(value) => Value::Policy(policy(value)),
+        Record::Endpoint(value) => Value::Endpoint(endpoint(value)),
+    };
+    wire::Record {
+        id: Some(encode_id(id)),
+        value: Some(value),
+    }
+}
+
+fn up(message: wire::up::Message) -> wire::Up {
+    wire::Up {
+        message: Some(message),
+    }
+}
+
+fn texts<T: ToString>(values: &[T]) -> Vec<String> {
+    values.iter().map(T::to_string).collect()
+}
+
+fn endpoint_key(key: &EndpointKey) -> wire::EndpointKey {
+    wire::EndpointKey {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+    }
+}
+
+fn policy_key(key: &PolicyKey) -> wire::PolicyKey {
+    wire::PolicyKey {
+        kind: key.kind.as_str().to_owned(),
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+    }
+}
+
+fn settings(value: &FelixSettings) -> wire::Settings {
+    let FelixSettings {
+        endpoint_to_host,
+        vxlan_vni,
+        vxlan_port,
+        vxlan_mtu,
+        nat_exclude_hosts,
+        allow_conntrack_invalid,
+        log_prefix,
+        ipv6,
+    } = value;
+    let endpoint_to_host = match endpoint_to_host {
+        EndpointToHostAction::Drop => wire::EndpointToHost::Drop,
+        EndpointToHostAction::Accept => wire::EndpointToHost::Accept,
+        EndpointToHostAction::Return => wire::EndpointToHost::Return,
+    };
+    wire::Settings {
+        endpoint_to_host: endpoint_to_host.into(),
+        vxlan_vni: *vxlan_vni,
+        vxlan_port: (*vxlan_port).into(),
+        vxlan_mtu: *vxlan_mtu,
+        nat_exclude_hosts: *nat_exclude_hosts,
+        allow_conntrack_invalid: *allow_conntrack_invalid,
+        log_prefix: log_prefix.clone(),
+        ipv6: *ipv6,
+    }
+}
+
+fn encapsulation(value: Encapsulation) -> i32 {
+    let value = match value {
+        Encapsulation::None => wire::Encapsulation::None,
+        Encapsulation::Vxlan => wire::Encapsulation::Vxlan,
+        Encapsulation::VxlanCrossSubnet => wire::Encapsulation::VxlanCrossSubnet,
+        Encapsulation::Ipip => wire::Encapsulation::Ipip,
+        Encapsulation::IpipCrossSubnet => wire::Encapsulation::IpipCrossSubnet,
+    };
+    value.into()
+}
+
+fn pool(value: &PoolRecord) -> wire::Pool {
+    let PoolRecord {
+        nat_outgoing,
+        encapsulation: travel,
+    } = value;
+    wire::Pool {
+        nat_outgoing: *nat_outgoing,
+        encapsulation: encapsulation(*travel),
+    }
+}
+
+fn node(value: &NodeInfo) -> wire::Node {
+    let NodeInfo {
+        ipv4,
+        ipv6,
+        vtep,
+        labels,
+    } = value;
+    wire::Node {
+        ipv4: ipv4.map(|net| net.to_string()).unwrap_or_default(),
+        ipv6: ipv6.map(|net| net.to_string()).unwrap_or_default(),
+        vtep_address: vtep
+            .as_ref()
+            .map(|vtep| vtep.address.to_bits())
+            .unwrap_or_default(),
+        vtep_mac: vtep
+            .as_ref()
+            .map(|vtep| Bytes::copy_from_slice(&vtep.mac.0))
+            .unwrap_or_default(),
+        labels: labels.clone().into_iter().collect(),
+    }
+}
+
+fn route(value: &RouteRecord) -> wire::Route {
+    let RouteRecord {
+        node,
+        encapsulation: travel,
+    } = value;
+    wire::Route {
+        node: node.clone(),
+        encapsulation: encapsulation(*travel),
+    }
+}
+
+fn set_kind(value: SetKind) -> wire::SetKind {
+    match value {
+        SetKind::Net => wire::SetKind::Net,
+        SetKind::AddressPort => wire::SetKind::AddressPort,
+    }
+}
+
+fn ip_set(value: &IpSetRecord) -> wire::IpSet {
+    let IpSetRecord { kind, members } = value;
+    wire::IpSet {
+        kind: set_kind(*kind).into(),
+        members: Some(pack(members)),
+    }
+}
+
+fn policy(value: &PolicyRecord) -> wire::Policy {
+    let PolicyRecord { ingress, egress } = value;
+    wire::Policy {
+        ingress: ingress.iter().map(rule).collect(),
+        egress: egress.iter().map(rule).collect(),
+    }
+}
+
+fn action(value: Action) -> i32 {
+    let value = match value {
+        Action::Allow => wire::Action::Allow,
+        Action::Deny => wire::Action::Deny,
+        Action::Log => wire::Action::Log,
+        Action::Pass => wire::Action::Pass,
+    };
+    value.into()
+}
+
+fn rule(value: &RuleRecord) -> wire::Rule {
+    let RuleRecord {
+        action: what,
+        ip_version,
+        protocol,
+        not_protocol,
+        icmp,
+        not_icmp,
+        source,
+        destination,
+    } = value;
+    let icmp_match = |icmp: &Icmp| wire::Icmp {
+        r#type: icmp.kind.map(u32::from),
+        code: icmp.code.map(u32::from),
+    };
+    wire::Rule {
+        action: action(*what),
+        ip_version: match ip_version {
+            None => 0,
+            Some(IpVersion::V4) => 4,
+            Some(IpVersion::V6) => 6,
+        },
+        protocol: protocol.map(|protocol| protocol.0.into()),
+        not_protocol: not_protocol.map(|protocol| protocol.0.into()),
+        icmp: icmp.as_ref().map(icmp_match),
+        not_icmp: not_icmp.as_ref().map(icmp_match),
+        source: side(source),
+        destination: side(destination),
+    }
+}
+
+/// Absent when it demands nothing, which is what most sides do.
+fn side(value: &SideMatch) -> Option<wire::Side> {
+    if *value == SideMatch::default() {
+        return None;
+    }
+    let SideMatch {
+        nets,
+        not_nets,
+        sets,
+        not_sets,
+        ports,
+        port_sets,
+        not_ports,
+        not_port_sets,
+        service_set,
+    } = value;
+    let names = |sets: &[SetId]| sets.iter().map(|set| set.0.clone()).collect();
+    Some(wire::Side {
+        nets: texts::<IpNet>(nets),
+        not_nets: texts::<IpNet>(not_nets),
+        sets: names(sets),
+        not_sets: names(not_sets),
+        ports: ports.iter().map(port_range).collect(),
+        port_sets: names(port_sets),
+        not_ports: not_ports.iter().map(port_range).collect(),
+        not_port_sets: names(not_port_sets),
+        service_set: service_set.as_ref().map(|set| set.0.clone()),
+    })
+}
+
+fn port_range(value: &PortRange) -> wire::PortRange {
+    wire::PortRange {
+        first: value.first.into(),
+        last: value.last.into(),
+    }
+}
+
+fn endpoint(value: &EndpointRecord) -> wire::Endpoint {
+    let EndpointRecord {
+        interface,
+        addresses,
+        tiers,
+        unmatched,
+    } = value;
+    wire::Endpoint {
+        interface: interface.clone(),
+        addresses: texts(addresses),
+        tiers: tiers.iter().map(tier).collect(),
+        unmatched: action(*unmatched),
+    }
+}
+
+fn tier(value: &TierBinding) -> wire::Tier {
+    let TierBinding {
+        name,
+        default_action,
+        ingress,
+        egress,
+    } = value;
+    wire::Tier {
+        name: name.clone(),
+        default_action: action(*default_action),
+        ingress: ingress.iter().map(policy_key).collect(),
+        egress: egress.iter().map(policy_key).collect(),
+    }
+}
