@@ -1,0 +1,186 @@
+//! rtnetlink messages for the few things that we make: links, addresses, routes, neighbours and forwarding entries.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::RawFd;
+
+use ipnet::IpNet;
+use margay_api::network::Mac;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::plan::{ROUTE_PROTOCOL, VXLAN_DEVICE, VxlanDevice};
+
+/// A veth pair to be made in one request: the host side here, the other end inside the pod's namespace.
+pub struct VethPair<'a> {
+    /// Name of the host side.
+    pub host: &'a str,
+    /// Name of the pod's side.
+    pub pod: &'a str,
+    /// The pod's network namespace.
+    pub namespace: RawFd,
+    /// MAC address of the host side.
+    pub host_mac: Mac,
+    /// MTU of both.
+    pub mtu: u32,
+}
+
+/// Creates a veth pair, both ends down.
+pub fn new_veth(pair: &VethPair<'_>) -> RouteNetlinkMessage {
+    let mut peer = LinkMessage::default();
+    peer.attributes = vec![LinkAttribute::IfName(pair.pod.to_owned()), LinkAttribute::Mtu(pair.mtu), LinkAttribute::NetNsFd(pair.namespace)];
+    let mut link = LinkMessage::default();
+    link.attributes = vec![
+        LinkAttribute::IfName(pair.host.to_owned()),
+        LinkAttribute::Mtu(pair.mtu),
+        LinkAttribute::Address(pair.host_mac.0.to_vec()),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)))]),
+    ];
+    RouteNetlinkMessage::NewLink(link)
+}
+
+/// Creates the VXLAN device, down. `underlay` is the link that carries the outer packets.
+pub fn new_vxlan(device: &VxlanDevice, mtu: u32, underlay: u32) -> RouteNetlinkMessage {
+    let mut link = LinkMessage::default();
+    link.attributes = vec![
+        LinkAttribute::IfName(VXLAN_DEVICE.to_owned()),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::Address(device.mac.0.to_vec()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Vxlan),
+            LinkInfo::Data(InfoData::Vxlan(vec![
+                InfoVxlan::Id(device.vni),
+                InfoVxlan::Link(underlay),
+                InfoVxlan::Local(device.local),
+                InfoVxlan::Port(device.port),
+                InfoVxlan::Learning(false),
+            ])),
+        ]),
+    ];
+    RouteNetlinkMessage::NewLink(link)
+}
+
+/// Brings a link up.
+pub fn set_up(index: u32) -> RouteNetlinkMessage {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.header.flags = LinkFlags::Up;
+    link.header.change_mask = LinkFlags::Up;
+    RouteNetlinkMessage::SetLink(link)
+}
+
+/// Deletes a link by name.
+pub fn delete_link(name: &str) -> RouteNetlinkMessage {
+    let mut link = LinkMessage::default();
+    link.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+    RouteNetlinkMessage::DelLink(link)
+}
+
+/// Lists links.
+pub fn get_links() -> RouteNetlinkMessage {
+    RouteNetlinkMessage::GetLink(LinkMessage::default())
+}
+
+/// Gives a link an address that covers nothing but itself.
+pub fn new_host_address(index: u32, address: IpAddr) -> RouteNetlinkMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(address);
+    message.header.prefix_len = IpNet::from(address).max_prefix_len();
+    message.header.scope = AddressScope::Universe;
+    message.header.index = index;
+    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+    RouteNetlinkMessage::NewAddress(message)
+}
+
+/// Lists addresses of both families.
+pub fn get_addresses() -> RouteNetlinkMessage {
+    RouteNetlinkMessage::GetAddress(AddressMessage::default())
+}
+
+/// A route in the main table with our protocol number.
+pub struct Route {
+    /// Where it leads to.
+    pub destination: IpNet,
+    /// Outgoing link.
+    pub link: Option<u32>,
+    /// Next hop.
+    pub gateway: Option<IpAddr>,
+    /// The next hop is on the link even if no address says so.
+    pub onlink: bool,
+    /// Packets are discarded.
+    pub blackhole: bool,
+}
+
+impl Route {
+    /// A route to what is directly on a link.
+    pub fn direct(destination: IpNet, link: u32) -> Self {
+        Self { destination, link: Some(link), gateway: None, onlink: false, blackhole: false }
+    }
+
+    /// The message body, to be wrapped into a new, delete or get request.
+    pub fn message(&self) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(self.destination.addr());
+        message.header.destination_prefix_length = self.destination.prefix_len();
+        message.header.table = 254;
+        message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+        message.header.scope = if self.gateway.is_none() && !self.blackhole { RouteScope::Link } else { RouteScope::Universe };
+        message.header.kind = if self.blackhole { RouteType::BlackHole } else { RouteType::Unicast };
+        if self.onlink {
+            message.header.flags = RouteFlags::Onlink;
+        }
+        if self.destination.prefix_len() > 0 {
+            message.attributes.push(RouteAttribute::Destination(RouteAddress::from(self.destination.addr())));
+        }
+        message.attributes.extend(self.gateway.map(|gateway| RouteAttribute::Gateway(RouteAddress::from(gateway))));
+        message.attributes.extend(self.link.map(RouteAttribute::Oif));
+        message
+    }
+}
+
+/// Lists routes of one family.
+pub fn get_routes(family: AddressFamily) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family;
+    RouteNetlinkMessage::GetRoute(message)
+}
+
+/// A permanent neighbour: the MAC address behind an IP address on a link.
+pub fn neighbour(index: u32, address: IpAddr, mac: Mac) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(address);
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message.attributes = vec![
+        NeighbourAttribute::Destination(NeighbourAddress::from(address)),
+        NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
+    ];
+    message
+}
+
+/// A permanent forwarding entry of a VXLAN device: the node behind a MAC address.
+pub fn forwarding(index: u32, mac: Mac, underlay: Ipv4Addr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message.header.flags = NeighbourFlags::Own;
+    message.attributes = vec![
+        NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(underlay)),
+    ];
+    message
+}
+
+/// Lists neighbours of one family; [`AddressFamily::Bridge`] lists forwarding entries.
+pub fn get_neighbours(family: AddressFamily) -> RouteNetlinkMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family;
+    RouteNetlinkMessage::GetNeighbour(message)
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}

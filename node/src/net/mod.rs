@@ -1,0 +1,18 @@
+//! Links, addresses, routes, neighbours and forwarding entries of a node, by rtnetlink.
+//!
+//! ```text
+//!  records, local pods --plan--> Plan --diff--> Op --exec--> kernel
+//!                                       ^ present, read back at start and after any surprise
+//! ```
+
+pub mod diff;
+pub mod driver;
+pub mod message;
+pub mod monitor;
+pub mod netlink;
+pub mod netns;
+pub mod plan;
+pub mod pod;
+pub mod present;
+pub mod sysctl;
+pub mod worker;

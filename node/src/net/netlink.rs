@@ -1,0 +1,196 @@
+//! A blocking rtnetlink socket: one request at a time, or a batch that goes out in few system calls.
+//!
+//! The kernel answers inside `send`, so there is nothing to wait for and no reactor to involve: a call takes microseconds.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket, sockopt,
+};
+
+/// How an object that exists already is treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Fail if it exists.
+    Create,
+    /// Create it, or replace what exists.
+    Replace,
+    /// Change or delete what exists.
+    Change,
+}
+
+/// A refused request, with the kernel's errno.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// The kernel refused the request.
+    #[error("{what}: {errno}")]
+    Refused {
+        /// What was asked for.
+        what: String,
+        /// Why it was refused.
+        errno: Errno,
+    },
+    /// The socket itself failed.
+    #[error("netlink socket: {0}")]
+    Socket(#[from] io::Error),
+    /// The kernel's answer could not be understood.
+    #[error("netlink answer: {0}")]
+    Decode(String),
+}
+
+impl NetlinkError {
+    /// Whether the object was missing or already gone.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Refused { errno: Errno::ENODEV | Errno::ESRCH | Errno::ENOENT | Errno::EADDRNOTAVAIL, .. })
+    }
+
+    /// Whether the object existed already.
+    pub fn is_existing(&self) -> bool {
+        matches!(self, Self::Refused { errno: Errno::EEXIST, .. })
+    }
+}
+
+/// A socket in the network namespace of the thread that opened it; it stays there.
+pub struct Socket {
+    fd: OwnedFd,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+/// Answers of up to this size are read in one call; the kernel caps dump chunks at 32 KiB.
+const RECEIVE: usize = 64 * 1024;
+/// Requests are collected up to this many bytes before they are sent.
+const BATCH: usize = 32 * 1024;
+
+impl Socket {
+    /// Opens a socket in the calling thread's network namespace.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute).map_err(io::Error::from)?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(io::Error::from)?;
+        setsockopt(&fd, sockopt::RcvBuf, &(1 << 20)).map_err(io::Error::from)?;
+        Ok(Self { fd, sequence: 0, buffer: vec![0; RECEIVE] })
+    }
+
+    /// Sends one request and waits for its acknowledgement. `what` names it in an error.
+    pub fn exec(&mut self, request: RouteNetlinkMessage, verb: Verb, what: impl FnOnce() -> String) -> Result<(), NetlinkError> {
+        let mut out = Vec::with_capacity(512);
+        let sequence = self.encode(request, verb, &mut out);
+        self.send(&out)?;
+        match self.acknowledgement(sequence)? {
+            None => Ok(()),
+            Some(errno) => Err(NetlinkError::Refused { what: what(), errno }),
+        }
+    }
+
+    /// Sends many requests; returns the error of each that was refused, by its position. One refusal does not stop the rest.
+    pub fn exec_all(&mut self, requests: Vec<(RouteNetlinkMessage, Verb)>) -> Result<Vec<(usize, Errno)>, NetlinkError> {
+        let mut refused = Vec::new();
+        let (mut out, mut sent) = (Vec::with_capacity(BATCH + 512), Vec::new());
+        let mut position = 0;
+        let mut requests = requests.into_iter().peekable();
+        while let Some((request, verb)) = requests.next() {
+            sent.push((position, self.encode(request, verb, &mut out)));
+            position += 1;
+            if out.len() < BATCH && requests.peek().is_some() {
+                continue;
+            }
+            self.send(&out)?;
+            out.clear();
+            for (index, sequence) in sent.drain(..) {
+                if let Some(errno) = self.acknowledgement(sequence)? {
+                    refused.push((index, errno));
+                }
+            }
+        }
+        Ok(refused)
+    }
+
+    /// Sends a dump request and returns everything that it lists.
+    pub fn dump(&mut self, request: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        self.sequence += 1;
+        let mut message = NetlinkMessage::from(request);
+        message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        message.header.sequence_number = self.sequence;
+        message.finalize();
+        let mut out = vec![0; message.buffer_len()];
+        message.serialize(&mut out);
+        self.send(&out)?;
+        let mut found = Vec::new();
+        loop {
+            for message in self.receive()? {
+                if message.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match message.payload {
+                    NetlinkPayload::InnerMessage(inner) => found.push(inner),
+                    NetlinkPayload::Done(_) => return Ok(found),
+                    NetlinkPayload::Error(error) => match error.code {
+                        Some(code) => return Err(NetlinkError::Refused { what: "dump".to_owned(), errno: Errno::from_raw(-code.get()) }),
+                        None => return Ok(found),
+                    },
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn encode(&mut self, request: RouteNetlinkMessage, verb: Verb, out: &mut Vec<u8>) -> u32 {
+        self.sequence += 1;
+        let mut message = NetlinkMessage::from(request);
+        message.header.flags = NLM_F_REQUEST
+            | NLM_F_ACK
+            | match verb {
+                Verb::Create => NLM_F_CREATE | NLM_F_EXCL,
+                Verb::Replace => NLM_F_CREATE | NLM_F_REPLACE,
+                Verb::Change => 0,
+            };
+        message.header.sequence_number = self.sequence;
+        message.finalize();
+        let start = out.len();
+        out.resize(start + message.buffer_len(), 0);
+        message.serialize(&mut out[start..]);
+        self.sequence
+    }
+
+    fn send(&self, bytes: &[u8]) -> Result<(), NetlinkError> {
+        send(self.fd.as_raw_fd(), bytes, MsgFlags::empty()).map_err(io::Error::from)?;
+        Ok(())
+    }
+
+    fn acknowledgement(&mut self, sequence: u32) -> Result<Option<Errno>, NetlinkError> {
+        loop {
+            for message in self.receive()? {
+                if let (true, NetlinkPayload::Error(error)) = (message.header.sequence_number == sequence, message.payload) {
+                    return Ok(error.code.map(|code| Errno::from_raw(-code.get())));
+                }
+            }
+        }
+    }
+
+    fn receive(&mut self) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, NetlinkError> {
+        let read = recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty()).map_err(io::Error::from)?;
+        parse(&self.buffer[..read])
+    }
+}
+
+/// Splits what was read into messages. One that this crate does not know is skipped by its length.
+pub fn parse(mut bytes: &[u8]) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, NetlinkError> {
+    let mut messages = Vec::new();
+    while bytes.len() >= 16 {
+        let length = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
+        if length < 16 || length > bytes.len() {
+            return Err(NetlinkError::Decode(format!("length {length} of {} bytes", bytes.len())));
+        }
+        if let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes[..length]) {
+            messages.push(message);
+        }
+        bytes = &bytes[length.next_multiple_of(4).min(bytes.len())..];
+    }
+    Ok(messages)
+}

@@ -1,0 +1,22 @@
+//! Running a piece of work inside another network namespace.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::thread;
+
+use nix::sched::{CloneFlags, setns};
+
+/// Runs `work` on a fresh thread inside the namespace; the caller's own namespace is not touched. The thread ends with the work, because a
+/// thread that has changed its namespace must not serve anybody else.
+pub fn within<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| setns(namespace, CloneFlags::CLONE_NEWNET).map_err(io::Error::from).map(|()| work()));
+        inside.join().unwrap_or_else(|_| Err(io::Error::other("the work inside the namespace panicked")))
+    })
+}
+
+/// Opens the namespace at a path, such as the one a container runtime gives.
+pub fn open(path: &Path) -> io::Result<File> {
+    File::open(path)
+}

@@ -1,0 +1,150 @@
+//! A pod's link: a veth pair, the addresses and routes in the pod, and the kernel parameters of the host side, as Calico's plugin makes them.
+//!
+//! The pod's default route leads to 169.254.1.1, which exists nowhere: the host side answers ARP for it (proxy ARP) and the node routes.
+
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsRawFd;
+
+use ipnet::{IpNet, Ipv4Net};
+use margay_api::network::Mac;
+use netlink_packet_route::RouteNetlinkMessage;
+
+use super::message::{self, Route, VethPair};
+use super::netlink::{NetlinkError, Socket, Verb};
+use super::netns;
+use super::present::{self, Links};
+use super::sysctl;
+
+/// The gateway of every pod.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// MAC address of the host side of every pod's link.
+pub const HOST_MAC: Mac = Mac([0xee; 6]);
+
+/// A pod's link as wanted.
+pub struct PodLink<'a> {
+    /// Host side interface.
+    pub host: &'a str,
+    /// Interface in the pod.
+    pub pod: &'a str,
+    /// The pod's network namespace.
+    pub namespace: &'a File,
+    /// MTU of both ends.
+    pub mtu: u32,
+}
+
+/// Why a link is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum PodError {
+    /// A request was refused.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// A kernel parameter or the namespace could not be used.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// CHECK found something missing.
+    #[error("{0}")]
+    Missing(String),
+}
+
+/// Makes the veth pair and sets up its host side. What has the host side's name already is a leftover of the same pod's earlier sandbox, and goes.
+pub fn create(socket: &mut Socket, link: &PodLink<'_>) -> Result<u32, PodError> {
+    let pair = VethPair { host: link.host, pod: link.pod, namespace: link.namespace.as_raw_fd(), host_mac: HOST_MAC, mtu: link.mtu };
+    match socket.exec(message::new_veth(&pair), Verb::Create, || format!("create {}", link.host)) {
+        Err(error) if error.is_existing() => {
+            remove(socket, link.host)?;
+            socket.exec(message::new_veth(&pair), Verb::Create, || format!("create {} with {} in the pod", link.host, link.pod))?;
+        }
+        result => result?,
+    }
+    let index = present::links(socket)?.get(link.host).map(|found| found.index).ok_or_else(|| missing(link.host, "link"))?;
+    for (parameter, value) in [
+        ("conf/{}/proxy_arp", "1"),
+        ("neigh/{}/proxy_delay", "0"),
+        ("conf/{}/forwarding", "1"),
+        ("conf/{}/route_localnet", "1"),
+        ("conf/{}/rp_filter", "1"),
+    ] {
+        sysctl::set(&format!("ipv4/{}", parameter.replace("{}", link.host)), value)?;
+    }
+    sysctl::set(&format!("ipv6/conf/{}/accept_ra", link.host), "0")?;
+    socket.exec(message::set_up(index), Verb::Change, || format!("bring {} up", link.host))?;
+    Ok(index)
+}
+
+/// Routes the addresses to the host side.
+pub fn route(socket: &mut Socket, index: u32, addresses: &[IpNet]) -> Result<(), PodError> {
+    for address in addresses {
+        let route = Route::direct(IpNet::from(address.addr()), index);
+        socket.exec(RouteNetlinkMessage::NewRoute(route.message()), Verb::Replace, || format!("route {}", address.addr()))?;
+    }
+    Ok(())
+}
+
+/// Inside the pod: addresses, the gateway's route, the default route, and both links up. Returns the MAC address of the pod's interface.
+pub fn configure(link: &PodLink<'_>, addresses: &[IpNet]) -> Result<Mac, PodError> {
+    netns::within(link.namespace, || configure_inside(link.pod, addresses))?
+}
+
+fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
+    let mut socket = Socket::open()?;
+    let links = present::links(&mut socket)?;
+    let pod = links.get(name).ok_or_else(|| missing(name, "link in the pod"))?;
+    if let Some(loopback) = links.get("lo") {
+        socket.exec(message::set_up(loopback.index), Verb::Change, || "bring lo up".to_owned())?;
+    }
+    for address in addresses {
+        let address = address.addr();
+        socket.exec(message::new_host_address(pod.index, address), Verb::Replace, || format!("address {address}"))?;
+    }
+    socket.exec(message::set_up(pod.index), Verb::Change, || format!("bring {name} up"))?;
+    if addresses.iter().any(|address| address.addr().is_ipv4()) {
+        let gateway = Route::direct(IpNet::from(IpAddr::V4(GATEWAY)), pod.index);
+        socket.exec(RouteNetlinkMessage::NewRoute(gateway.message()), Verb::Replace, || format!("route {GATEWAY}"))?;
+        let default = Route { gateway: Some(IpAddr::V4(GATEWAY)), ..Route::direct(IpNet::V4(Ipv4Net::default()), pod.index) };
+        socket.exec(RouteNetlinkMessage::NewRoute(default.message()), Verb::Replace, || "default route".to_owned())?;
+    }
+    pod.mac.ok_or_else(|| missing(name, "MAC address of"))
+}
+
+/// Deletes the link by its host side; a link that is gone is a success.
+pub fn remove(socket: &mut Socket, host: &str) -> Result<(), PodError> {
+    match socket.exec(message::delete_link(host), Verb::Change, || format!("delete {host}")) {
+        Err(error) if error.is_missing() => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+/// Compares the link with what it should be; the error names the first difference.
+pub fn check(socket: &mut Socket, link: &PodLink<'_>, addresses: &[IpNet]) -> Result<(), PodError> {
+    let links = present::links(socket)?;
+    if !links.get(link.host).is_some_and(|found| found.up) {
+        return Err(missing(link.host, "host side link that is up:"));
+    }
+    let routes = present::present(socket, &links)?.routes;
+    for address in addresses {
+        let wanted = super::plan::Target::Pod { interface: link.host.to_owned() };
+        if routes.get(&IpNet::from(address.addr())) != Some(&wanted) {
+            return Err(PodError::Missing(format!("route {} dev {} is missing on the node", address.addr(), link.host)));
+        }
+    }
+    netns::within(link.namespace, || check_inside(link.pod, addresses))?
+}
+
+fn check_inside(name: &str, addresses: &[IpNet]) -> Result<(), PodError> {
+    let mut socket = Socket::open()?;
+    let links: Links = present::links(&mut socket)?;
+    let pod = links.get(name).filter(|found| found.up).ok_or_else(|| missing(name, "link in the pod that is up:"))?;
+    let present = present::addresses(&mut socket)?;
+    for address in addresses {
+        if !present.iter().any(|(index, net)| *index == pod.index && net.addr() == address.addr()) {
+            return Err(PodError::Missing(format!("address {} is missing on {name} in the pod", address.addr())));
+        }
+    }
+    Ok(())
+}
+
+fn missing(name: &str, what: &str) -> PodError {
+    PodError::Missing(format!("{what} {name} is missing"))
+}

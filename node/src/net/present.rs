@@ -1,0 +1,164 @@
+//! What the kernel holds now, read back in the terms of a [`Plan`].
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+use margay_api::network::Mac;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::message;
+use super::netlink::{NetlinkError, Socket};
+use super::plan::{Peer, Plan, ROUTE_PROTOCOL, Target, VXLAN_DEVICE, VxlanDevice};
+
+/// A link of this namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Interface index.
+    pub index: u32,
+    /// MTU.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// MAC address, where it has one.
+    pub mac: Option<Mac>,
+    /// Settings, if it is a VXLAN device.
+    vxlan: Option<Vec<InfoVxlan>>,
+}
+
+/// Links by name.
+pub type Links = BTreeMap<String, Link>;
+
+/// Lists the links.
+pub fn links(socket: &mut Socket) -> Result<Links, NetlinkError> {
+    Ok(socket.dump(message::get_links())?.into_iter().filter_map(link).collect())
+}
+
+/// Lists the addresses with the index of the link that has each.
+pub fn addresses(socket: &mut Socket) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
+    let parse = |message| {
+        let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+        let local = |attribute: &AddressAttribute| if let AddressAttribute::Local(address) = attribute { Some(*address) } else { None };
+        let other = |attribute: &AddressAttribute| if let AddressAttribute::Address(address) = attribute { Some(*address) } else { None };
+        let address = message.attributes.iter().find_map(local).or_else(|| message.attributes.iter().find_map(other))?;
+        Some((message.header.index, IpNet::new(address, message.header.prefix_len).ok()?))
+    };
+    Ok(socket.dump(message::get_addresses())?.into_iter().filter_map(parse).collect())
+}
+
+/// Reads back everything that could be ours. A route or device in a form that we never make is returned as one that differs from any wanted one, so that
+/// it is replaced.
+pub fn present(socket: &mut Socket, links: &Links) -> Result<Plan, NetlinkError> {
+    let names: BTreeMap<u32, &str> = links.iter().map(|(name, link)| (link.index, name.as_str())).collect();
+    let mut plan = Plan::default();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        for found in socket.dump(message::get_routes(family))? {
+            if let RouteNetlinkMessage::NewRoute(message) = found {
+                plan.routes.extend(route(&message, &names));
+            }
+        }
+    }
+    if let Some(link) = links.get(VXLAN_DEVICE) {
+        let on_device = |(index, net): (u32, IpNet)| match (index == link.index, net.addr()) {
+            (true, IpAddr::V4(address)) => Some(address),
+            _ => None,
+        };
+        let address = addresses(socket)?.into_iter().find_map(on_device).unwrap_or(Ipv4Addr::UNSPECIFIED);
+        plan.vxlan = Some(device(link, address));
+        plan.peers = peers(socket, link.index)?;
+    }
+    Ok(plan)
+}
+
+fn link(message: RouteNetlinkMessage) -> Option<(String, Link)> {
+    let RouteNetlinkMessage::NewLink(message) = message else { return None };
+    let LinkMessage { header, attributes, .. } = message;
+    let up = header.flags.contains(LinkFlags::Up);
+    let (mut name, mut found) = (None, Link { index: header.index, mtu: 0, up, mac: None, vxlan: None });
+    for attribute in attributes {
+        match attribute {
+            LinkAttribute::IfName(value) => name = Some(value),
+            LinkAttribute::Mtu(value) => found.mtu = value,
+            LinkAttribute::Address(value) => found.mac = <[u8; 6]>::try_from(value.as_slice()).ok().map(Mac),
+            LinkAttribute::LinkInfo(infos) => {
+                found.vxlan = infos.into_iter().find_map(|info| if let LinkInfo::Data(InfoData::Vxlan(data)) = info { Some(data) } else { None });
+            }
+            _ => {}
+        }
+    }
+    Some((name?, found))
+}
+
+fn device(link: &Link, address: Ipv4Addr) -> VxlanDevice {
+    let mut device = VxlanDevice { address, mac: link.mac.unwrap_or(Mac([0; 6])), local: Ipv4Addr::UNSPECIFIED, vni: 0, port: 0, mtu: link.mtu };
+    for info in link.vxlan.iter().flatten() {
+        match info {
+            InfoVxlan::Id(vni) => device.vni = *vni,
+            InfoVxlan::Local(local) => device.local = *local,
+            InfoVxlan::Port(port) => device.port = *port,
+            _ => {}
+        }
+    }
+    device
+}
+
+/// A route of ours as destination and target; `None` for anybody else's.
+pub fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<(IpNet, Target)> {
+    if message.header.protocol != RouteProtocol::Other(ROUTE_PROTOCOL) {
+        return None;
+    }
+    let (mut destination, mut gateway, mut interface) = (None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => destination = ip(address),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::Oif(index) => interface = names.get(index).copied(),
+            _ => {}
+        }
+    }
+    let destination = IpNet::new(destination?, message.header.destination_prefix_length).ok()?;
+    let target = match (message.header.kind, interface, gateway) {
+        (RouteType::BlackHole, ..) => Target::Blackhole,
+        (_, Some(VXLAN_DEVICE), Some(IpAddr::V4(via))) => Target::Vxlan { via },
+        (_, _, Some(via)) => Target::Gateway { via },
+        (_, interface, None) => Target::Pod { interface: interface.unwrap_or_default().to_owned() },
+    };
+    Some((destination, target))
+}
+
+fn peers(socket: &mut Socket, index: u32) -> Result<BTreeMap<Ipv4Addr, Peer>, NetlinkError> {
+    let mut forwarding = BTreeMap::new();
+    for (address, mac) in neighbours(socket, AddressFamily::Bridge, index)? {
+        forwarding.insert(mac, address);
+    }
+    let complete = |(address, mac): (Ipv4Addr, Mac)| forwarding.get(&mac).map(|underlay| (address, Peer { mac, underlay: *underlay }));
+    Ok(neighbours(socket, AddressFamily::Inet, index)?.into_iter().filter_map(complete).collect())
+}
+
+fn neighbours(socket: &mut Socket, family: AddressFamily, index: u32) -> Result<Vec<(Ipv4Addr, Mac)>, NetlinkError> {
+    let parse = |found: RouteNetlinkMessage| {
+        let RouteNetlinkMessage::NewNeighbour(NeighbourMessage { header, attributes, .. }) = found else { return None };
+        let address = attributes.iter().find_map(|attribute| match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+            _ => None,
+        })?;
+        let mac = attributes.iter().find_map(|attribute| match attribute {
+            NeighbourAttribute::LinkLayerAddress(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac),
+            _ => None,
+        })?;
+        (header.ifindex == index).then_some((address, mac))
+    };
+    Ok(socket.dump(message::get_neighbours(family))?.into_iter().filter_map(parse).collect())
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
