@@ -1,0 +1,554 @@
+//! A real Kubernetes on one machine: every part of it, built from its source modules.
+//!
+//! A node is a set of namespaces whose process 1 runs containerd, kube-proxy and kubelet; killing that process is
+//! pulling the node's plug. The control plane runs in a network namespace of its own, and a port on 127.0.0.1 leads
+//! to it. No network plugin is installed: nodes stay NotReady until somebody brings one.
+//!
+//! Reading order: [`layout`] (names and addresses), [`fabric`] (the network between machines), [`control`], [`node`]
+//! (a node from outside), [`init`] (from inside), [`state`] (what is remembered on disk).
+
+pub mod binaries;
+pub mod cgroup;
+pub mod control;
+pub mod fabric;
+pub mod forward;
+pub mod images;
+pub mod init;
+pub mod layout;
+pub mod node;
+pub mod pki;
+pub mod preflight;
+pub mod process;
+pub mod state;
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::core::v1::Node as NodeObject;
+use kube::Api;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+
+use self::cgroup::Group;
+use self::layout::{API_PORT, Layout, Topology};
+use self::node::Node;
+use self::pki::Pki;
+use self::process::{POLL, Place, Process};
+use self::state::State;
+
+/// What a cluster shall be like.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Prefix of its namespaces; two clusters at a time need two names.
+    pub name: String,
+    /// How many nodes.
+    pub nodes: u8,
+    /// How they are joined.
+    pub topology: Topology,
+    /// Folder of everything the cluster writes; made when missing, emptied when used before.
+    pub state: PathBuf,
+    /// Image archives that every node has before its kubelet starts.
+    pub images: Vec<PathBuf>,
+    /// Whether the API server writes `logs/audit.log`.
+    pub audit: bool,
+    /// Whether the conformance suite is built too.
+    pub suite: bool,
+}
+
+/// A running cluster. It is taken down when dropped, unless [`keep`](Self::keep) was called.
+#[derive(Debug)]
+pub struct Cluster {
+    folder: PathBuf,
+    state: State,
+    owned: bool,
+}
+
+/// How long one step of the start may take, on a slow and busy machine.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// How long a killed process may take to end, with all that it ran.
+const ENDING: Duration = Duration::from_secs(30);
+
+// -- from nothing to a running cluster, and back
+
+impl Cluster {
+    /// Brings a cluster up and waits until every node is registered. `tell` gets lines for a person.
+    pub fn up(options: &Options, tell: &dyn Fn(&str)) -> Result<Self> {
+        let layout = Layout::new(&options.name, options.nodes, options.topology)?;
+        std::fs::create_dir_all(&options.state)
+            .with_context(|| format!("cannot make {}", options.state.display()))?;
+        let folder = std::fs::canonicalize(&options.state)?;
+        preflight::check(&folder, tell)?;
+        clear(&folder, &layout)?;
+        let kube_bin = binaries::ensure_built(options.suite, tell)?;
+        let tool = tool()?;
+        std::fs::create_dir_all(folder.join("logs"))?;
+        let cache = binaries::cache()?.join("images");
+        images::provide(
+            &folder.join("images"),
+            &cache,
+            &tool,
+            &kube_bin,
+            &options.images,
+        )?;
+
+        let begin = Instant::now();
+        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        let group =
+            |host: &layout::Host| Ok((host.name.clone(), Group::plan(&layout.netns(&host.name))?));
+        let groups = layout.nodes.iter().map(group).collect::<Result<_>>()?;
+        let port = listener.local_addr()?.port();
+        let audit = options.audit;
+        let state = State {
+            layout,
+            kube_bin,
+            tool,
+            port,
+            audit,
+            groups,
+            processes: Vec::new(),
+        };
+        // From here on, an error takes down what exists.
+        let mut cluster = Self {
+            folder,
+            state,
+            owned: true,
+        };
+        cluster.save()?;
+        cluster
+            .start(listener)
+            .with_context(|| format!("logs are in {}", cluster.folder.join("logs").display()))?;
+        tell(&format!(
+            "{} nodes registered {:.1} s after the start",
+            options.nodes,
+            begin.elapsed().as_secs_f32()
+        ));
+        Ok(cluster)
+    }
+
+    /// The cluster in a state folder, brought up by another process. Dropping it leaves it running.
+    pub fn attach(folder: &Path) -> Result<Self> {
+        let folder = std::fs::canonicalize(folder)
+            .with_context(|| format!("no folder {}", folder.display()))?;
+        let state =
+            State::load(&folder)?.with_context(|| format!("no cluster in {}", folder.display()))?;
+        Ok(Self {
+            folder,
+            state,
+            owned: false,
+        })
+    }
+
+    /// Leaves the cluster running when this handle is dropped.
+    pub fn keep(mut self) -> Self {
+        self.owned = false;
+        self
+    }
+
+    /// Ends every process, and removes every namespace, control group and file of the cluster except its logs.
+    pub fn down(mut self) -> Result<()> {
+        self.owned = false;
+        self.take_down()
+    }
+
+    fn start(&mut self, listener: TcpListener) -> Result<()> {
+        let layout = self.state.layout.clone();
+        let pki = Pki::create(&self.folder.join("pki"))?;
+        control::credentials(&pki, &layout, &self.folder, self.state.port)?;
+        std::fs::write(control::audit_policy(&self.folder), control::AUDIT_POLICY)?;
+        fabric::create(&layout)?;
+        self.start_forward(listener)?;
+        self.start_control("etcd")?;
+        self.start_control("apiserver")?;
+        for host in &layout.nodes {
+            node::prepare(&self.folder, &layout, host, &pki)?;
+            self.start_node(host)?;
+        }
+        self.wait_for_api()?;
+        self.start_control("controller-manager")?;
+        self.start_control("scheduler")?;
+        self.wait_for_nodes()
+    }
+
+    fn take_down(&mut self) -> Result<()> {
+        // Nodes first: what runs in them is ended by the kernel, and would otherwise complain about a missing server.
+        let mut processes = self.state.processes.clone();
+        processes.reverse();
+        processes.extend(process::marked(&self.folder));
+        processes.iter().for_each(Process::kill);
+        processes
+            .iter()
+            .try_for_each(|process| process.gone(ENDING))?;
+        fabric::remove(&self.state.layout)?;
+        self.state.groups.values().try_for_each(Group::remove)?;
+        empty(&self.folder, &["logs"])
+    }
+
+    fn save(&self) -> Result<()> {
+        self.state.save(&self.folder)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.owned
+            && let Err(error) = self.take_down()
+        {
+            eprintln!(
+                "cluster {} is not completely down: {error:#}",
+                self.state.layout.name
+            );
+        }
+    }
+}
+
+// -- using it
+
+impl Cluster {
+    /// The state folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Names and addresses.
+    pub fn layout(&self) -> &Layout {
+        &self.state.layout
+    }
+
+    /// A kubeconfig of an administrator, usable on this machine.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.folder.join("admin.kubeconfig")
+    }
+
+    /// The folder of Kubernetes' programs.
+    pub fn kube_bin(&self) -> &Path {
+        &self.state.kube_bin
+    }
+
+    /// Runs kubectl as administrator and returns what it printed.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(self.state.kube_bin.join("kubectl"));
+        process::run(
+            command
+                .args(arguments)
+                .env("KUBECONFIG", self.kubeconfig())
+                .current_dir(&self.folder),
+        )
+    }
+
+    /// A client of the API server, as administrator.
+    pub async fn client(&self) -> Result<kube::Client> {
+        client(&self.kubeconfig()).await
+    }
+
+    /// Every node, `n1` first.
+    pub fn nodes(&self) -> Result<Vec<Node>> {
+        self.state
+            .layout
+            .nodes
+            .iter()
+            .map(|host| self.node(&host.name))
+            .collect()
+    }
+
+    /// A node by name.
+    pub fn node(&self, name: &str) -> Result<Node> {
+        let process = self
+            .state
+            .process(name)
+            .with_context(|| format!("node `{name}` does not run"))?
+            .clone();
+        Ok(Node {
+            host: self.host(name)?,
+            process,
+            folder: self.folder.join(name),
+        })
+    }
+
+    /// A command in the control plane's network, which sees nodes and pods as a machine beside them does.
+    pub fn control_plane_command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.state.layout.netns("cp"), program]);
+        command
+    }
+
+    /// Imports an image archive on every node.
+    pub fn load(&self, archive: &Path) -> Result<()> {
+        let nodes = self.nodes()?;
+        std::thread::scope(|scope| {
+            let imports: Vec<_> = nodes
+                .iter()
+                .map(|node| scope.spawn(|| node.load(archive)))
+                .collect();
+            let join = |import: std::thread::ScopedJoinHandle<'_, Result<()>>| {
+                import
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            imports.into_iter().try_for_each(join)
+        })
+    }
+
+    /// Pulls the plug of a node: everything on it ends at once, and its kernel forgets its network.
+    pub fn power_off(&mut self, name: &str) -> Result<()> {
+        let host = self.host(name)?;
+        if let Some(process) = self.state.process(name) {
+            process.kill();
+            process.gone(ENDING)?;
+        }
+        self.state.processes.retain(|process| process.role != name);
+        self.save()?;
+        fabric::detach(&self.state.layout, &host)
+    }
+
+    /// Starts a node that was [powered off](Self::power_off). Its disk is as it was.
+    pub fn power_on(&mut self, name: &str) -> Result<()> {
+        let host = self.host(name)?;
+        ensure!(self.state.process(name).is_none(), "node `{name}` is on");
+        fabric::attach(&self.state.layout, &host)?;
+        self.start_node(&host)
+    }
+
+    /// Pulls the plug of a node and starts it again.
+    pub fn reboot(&mut self, name: &str) -> Result<()> {
+        self.power_off(name)?;
+        self.power_on(name)
+    }
+
+    /// Kills the API server.
+    pub fn stop_apiserver(&mut self) -> Result<()> {
+        let process = self
+            .state
+            .process("apiserver")
+            .context("the API server does not run")?;
+        process.kill();
+        process.gone(ENDING)
+    }
+
+    /// Starts the API server after [`stop_apiserver`](Self::stop_apiserver) and waits until it answers.
+    pub fn start_apiserver(&mut self) -> Result<()> {
+        self.start_control("apiserver")?;
+        self.wait_for_nodes()
+    }
+
+    /// Kills the API server, starts it again and waits until it answers.
+    pub fn restart_apiserver(&mut self) -> Result<()> {
+        self.stop_apiserver()?;
+        self.start_apiserver()
+    }
+
+    fn host(&self, name: &str) -> Result<layout::Host> {
+        let host = self
+            .state
+            .layout
+            .nodes
+            .iter()
+            .find(|host| host.name == name);
+        Ok(host
+            .with_context(|| format!("no node is named `{name}`"))?
+            .clone())
+    }
+}
+
+// -- steps of the start
+
+impl Cluster {
+    fn start_control(&mut self, role: &str) -> Result<()> {
+        let State {
+            layout,
+            kube_bin,
+            audit,
+            ..
+        } = &self.state;
+        let command = control::command(role, layout, kube_bin, &self.folder, *audit);
+        let netns = layout.netns_path("cp");
+        let place = Place {
+            role,
+            netns: Some(&netns),
+            init: false,
+            state: &self.folder,
+            stdin: None,
+        };
+        let process = Process::start(command, place)?;
+        self.state.remember(process);
+        self.save()
+    }
+
+    fn start_forward(&mut self, listener: TcpListener) -> Result<()> {
+        let mut command = Command::new(&self.state.tool);
+        command
+            .arg("forward")
+            .arg(self.state.layout.netns_path("cp"))
+            .arg(self.api().to_string());
+        let stdin = Some(Stdio::from(OwnedFd::from(listener)));
+        let place = Place {
+            role: "forward",
+            netns: None,
+            init: false,
+            state: &self.folder,
+            stdin,
+        };
+        let process = Process::start(command, place)?;
+        self.state.remember(process);
+        self.save()
+    }
+
+    fn start_node(&mut self, host: &layout::Host) -> Result<()> {
+        let process = node::start(&self.folder, &self.state, host)?;
+        self.state.remember(process);
+        self.save()
+    }
+
+    fn api(&self) -> SocketAddr {
+        SocketAddr::from((self.state.layout.control_plane().address, API_PORT))
+    }
+
+    fn wait_for_api(&self) -> Result<()> {
+        let (api, netns) = (self.api(), self.state.layout.netns_path("cp"));
+        process::in_netns(&netns, || {
+            self.wait("the API server to listen", || {
+                TcpStream::connect_timeout(&api, PATIENCE).is_ok()
+            })
+        })
+    }
+
+    fn wait_for_nodes(&self) -> Result<()> {
+        let wanted = self.state.layout.nodes.len();
+        block_on(async {
+            let nodes: Api<NodeObject> = Api::all(self.client().await?);
+            let begin = Instant::now();
+            loop {
+                let registered = nodes
+                    .list(&Default::default())
+                    .await
+                    .map(|list| list.items.len());
+                if registered.as_ref().is_ok_and(|found| *found >= wanted) {
+                    return Ok(());
+                }
+                self.check("the nodes to register", begin)?;
+                tokio::time::sleep(POLL).await;
+            }
+        })
+    }
+
+    fn wait(&self, what: &str, ready: impl Fn() -> bool) -> Result<()> {
+        let begin = Instant::now();
+        while !ready() {
+            self.check(what, begin)?;
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// Fails when waiting is in vain: something has ended, or time is up.
+    fn check(&self, what: &str, begin: Instant) -> Result<()> {
+        if let Some(dead) = self.state.processes.iter().find(|process| !process.alive()) {
+            let log = process::log_path(&self.folder, &dead.role);
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            let last = lines[lines.len().saturating_sub(10)..].join("\n");
+            bail!(
+                "{} ended while waiting for {what}; the end of {}:\n{last}",
+                dead.role,
+                log.display()
+            );
+        }
+        ensure!(begin.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
+        Ok(())
+    }
+}
+
+/// Makes room for a new cluster: refuses when one runs, removes what a broken one left.
+fn clear(folder: &Path, layout: &Layout) -> Result<()> {
+    if let Some(state) = State::load(folder)? {
+        let runs = state.processes.iter().any(Process::alive);
+        ensure!(
+            !runs,
+            "a cluster runs in {}; take it down first",
+            folder.display()
+        );
+        Cluster {
+            folder: folder.to_owned(),
+            state,
+            owned: false,
+        }
+        .take_down()?;
+    }
+    let netns = layout.netns_path("cp");
+    ensure!(
+        !netns.exists(),
+        "{} exists: another cluster is named `{}`; take that one down or choose another name",
+        netns.display(),
+        layout.name
+    );
+    empty(folder, &[])
+}
+
+/// Removes everything in `folder` but what is named.
+fn empty(folder: &Path, except: &[&str]) -> Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let below = format!(" {}/", folder.display());
+    ensure!(
+        !mounts.contains(&below),
+        "something is mounted in {}; unmount it first",
+        folder.display()
+    );
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if except.iter().any(|name| path.ends_with(name)) {
+            continue;
+        }
+        let removed = if path.is_dir() && !path.is_symlink() {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
+        removed.with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    Ok(())
+}
+
+async fn client(kubeconfig: &Path) -> Result<kube::Client> {
+    let file = Kubeconfig::read_from(kubeconfig)?;
+    let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
+    Ok(kube::Client::try_from(config)?)
+}
+
+/// Runs a future to its end, whether or not the caller is itself inside a runtime.
+fn block_on<T: Send>(work: impl Future<Output = Result<T>> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?
+                .block_on(work)
+        });
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// The program whose subcommands are process 1 of nodes and the way to the API server: this one, or the one that was
+/// built beside this test.
+fn tool() -> Result<PathBuf> {
+    const NAME: &str = "margay-cluster";
+    let own = std::env::current_exe()?;
+    if own.file_name().is_some_and(|name| name == NAME) {
+        return Ok(own);
+    }
+    let found = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join(NAME))
+        .find(|path| path.exists());
+    found.with_context(|| {
+        format!(
+            "{NAME} is not beside {}; build it with cargo build -p margay-tests",
+            own.display()
+        )
+    })
+}

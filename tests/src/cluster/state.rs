@@ -1,0 +1,108 @@
+//! What a cluster remembers on disk, so that any later process can look after it or take it down.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::cgroup::Group;
+use super::layout::Layout;
+use super::process::Process;
+
+/// The content of `cluster.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct State {
+    /// Names and addresses.
+    pub layout: Layout,
+    /// Where the programs of Kubernetes are.
+    pub kube_bin: PathBuf,
+    /// The harness's own program, which is process 1 of every node.
+    pub tool: PathBuf,
+    /// Port on 127.0.0.1 of the machine that leads to the API server.
+    pub port: u16,
+    /// Whether the API server writes an audit log.
+    pub audit: bool,
+    /// Control group of each node.
+    pub groups: BTreeMap<String, Group>,
+    /// What runs, in the order in which it was started; process 1 of a node is named as the node.
+    pub processes: Vec<Process>,
+}
+
+impl State {
+    /// Reads the state of the cluster in `folder`; none when there is no cluster.
+    pub fn load(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join("cluster.json");
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text =
+            std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_slice(&text)
+            .map(Some)
+            .with_context(|| format!("{} is damaged", path.display()))
+    }
+
+    /// Writes the state, and what people and other programs read: `pids` and `env`.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let pids: String = self
+            .processes
+            .iter()
+            .map(|process| format!("{}\n", process.pid))
+            .collect();
+        replace(
+            &folder.join("cluster.json"),
+            &serde_json::to_string_pretty(self)?,
+        )?;
+        replace(&folder.join("pids"), &pids)?;
+        replace(&folder.join("env"), &self.env(folder))
+    }
+
+    /// The process with that role.
+    pub fn process(&self, role: &str) -> Option<&Process> {
+        self.processes.iter().find(|process| process.role == role)
+    }
+
+    /// Puts a process in the place of an earlier one of the same role.
+    pub fn remember(&mut self, process: Process) {
+        self.processes.retain(|other| other.role != process.role);
+        self.processes.push(process);
+    }
+
+    fn env(&self, folder: &Path) -> String {
+        let nodes: Vec<String> = self
+            .layout
+            .nodes
+            .iter()
+            .filter_map(|host| Some(format!("{}:{}", host.name, self.process(&host.name)?.pid)))
+            .collect();
+        let netns = self.layout.netns_path(&self.layout.control_plane().name);
+        let variables = [
+            (
+                "KUBECONFIG",
+                folder.join("admin.kubeconfig").display().to_string(),
+            ),
+            (
+                "KUBECTL",
+                self.kube_bin.join("kubectl").display().to_string(),
+            ),
+            ("NODES", nodes.join(" ")),
+            ("STATE", folder.display().to_string()),
+            ("CONTROL_PLANE_NETNS", netns.display().to_string()),
+        ];
+        variables
+            .iter()
+            .fold(String::new(), |mut text, (name, value)| {
+                let _ = writeln!(text, "export {name}=\"{value}\"");
+                text
+            })
+    }
+}
+
+/// Writes a file that appears whole or not at all.
+fn replace(path: &Path, text: &str) -> Result<()> {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).with_context(|| format!("cannot write {}", new.display()))?;
+    std::fs::rename(&new, path).with_context(|| format!("cannot write {}", path.display()))
+}
