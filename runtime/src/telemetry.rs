@@ -15,7 +15,7 @@ use std::time::Duration;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::{Metadata, Subscriber, level_filters::LevelFilter};
-use tracing_subscriber::filter::{ParseError, filter_fn};
+use tracing_subscriber::filter::{FilterExt, ParseError, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
@@ -29,6 +29,9 @@ pub use settings::{Format, Settings, SettingsError};
 const OURS: &str = "margay";
 /// The longest that the last spans of a process may take to leave.
 const FLUSH: Duration = Duration::from_secs(3);
+
+/// Target of the event that a panic is written as.
+const PANIC: &str = "panic";
 
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
@@ -105,7 +108,7 @@ pub fn start(settings: &Settings, filter: &str) -> Result<Guard, Error> {
             .with_filter(filter_fn(leaves_the_process))
     });
     tracing_subscriber::registry()
-        .with(lines(settings.format).with_filter(filter))
+        .with(lines(settings.format).with_filter(filter.or(filter_fn(is_panic))))
         .with(spans)
         .try_init()?;
     // `try_init` succeeds once in a process, so this is the first and only value.
@@ -142,6 +145,10 @@ fn leaves_the_process(metadata: &Metadata<'_>) -> bool {
     *metadata.level() <= tracing::Level::INFO && metadata.target().starts_with(OURS)
 }
 
+fn is_panic(metadata: &Metadata<'_>) -> bool {
+    metadata.target() == PANIC
+}
+
 fn lines<S>(format: Format) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
@@ -157,20 +164,15 @@ where
     }
 }
 
-/// A panic in a task ends only that task, so it must be seen where everything else is seen; and when the filter
-/// hides that place, on standard error all the same.
+/// A panic in a task ends only that task, so it must be seen where everything else is seen, whatever the filter.
 fn log_panics() {
-    let plain = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        if !tracing::enabled!(tracing::Level::ERROR) {
-            return plain(panic);
-        }
+    std::panic::set_hook(Box::new(|panic| {
         let place = panic
             .location()
             .map(ToString::to_string)
             .unwrap_or_default();
         let message = panic.payload_as_str().unwrap_or("no message");
         let backtrace = std::backtrace::Backtrace::capture();
-        tracing::error!(%place, %message, %backtrace, "panic");
+        tracing::error!(target: PANIC, %place, %message, %backtrace, "panic");
     }));
 }
