@@ -1,1 +1,124 @@
 //! Reconciles an Installation into every component: gather, default, validate, render, apply, status.
+//!
+//! Read in this order: [`controller`] (the round), [`watch`] and [`inputs`] (what is known), [`defaults`], [`validate`], [`render`], [`apply`],
+//! [`status`]. Beside the round: [`certs`] (own authority and leafs), [`csr`] and [`signer`] (nodes' certificates), [`lease`] (who acts).
+
+pub mod apply;
+pub mod certs;
+pub mod controller;
+pub mod csr;
+pub mod defaults;
+pub mod inputs;
+pub mod lease;
+pub mod metrics;
+pub mod object;
+pub mod render;
+pub mod scale;
+pub mod signer;
+pub mod status;
+pub mod validate;
+pub mod watch;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use margay_runtime::ready::Readiness;
+use margay_runtime::shutdown::Shutdown;
+use margay_runtime::{admin, telemetry};
+use prometheus_client::registry::Registry;
+use tracing::info;
+
+/// The longest that the operator takes to end: one request under way.
+const END: Duration = Duration::from_secs(10);
+
+/// Settings of the operator's process.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Namespace of the operator itself, where the authority's Secret and the Lease are.
+    #[arg(long, env = "NAMESPACE", default_value = "margay-operator")]
+    pub namespace: String,
+    /// Identity in the Lease; unique among operators. Default: the host's name.
+    #[arg(long, env = "POD_NAME", default_value = "")]
+    pub identity: String,
+    /// Image for every component. Default: made from the Installation's registry and path, and this version.
+    #[arg(long, env = "MARGAY_IMAGE", default_value = "")]
+    pub image: String,
+    /// Address of the admin port (/metrics, /healthz, /readyz).
+    #[arg(long, env = "MARGAY_ADMIN_LISTEN", default_value = "127.0.0.1:9097")]
+    pub admin_listen: SocketAddr,
+    /// Log filter, handed on to every component.
+    #[arg(long, env = "MARGAY_LOG", default_value = "info")]
+    pub log: String,
+}
+
+/// Runs the operator until a signal ends it.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let telemetry = telemetry::init("margay-operator", &args.log)?;
+    let shutdown = Shutdown::on_signals(END).context("signals cannot be received")?;
+    let readiness = Readiness::default();
+    let gate = readiness.gate("watches", "nothing read from the API yet");
+    let mut registry = Registry::default();
+    let metrics = metrics::Metrics::register(&mut registry);
+    admin::serve(
+        args.admin_listen,
+        Arc::new(registry),
+        readiness,
+        shutdown.clone(),
+    )
+    .await?;
+
+    let config = kube::Config::infer().await.context(
+        "no way to the Kubernetes API: neither a kubeconfig nor a pod's service account",
+    )?;
+    let client = kube::Client::try_from(config).context("the Kubernetes client cannot be made")?;
+    let (leading, leads) = tokio::sync::watch::channel(false);
+    let (authority, authorities) = tokio::sync::watch::channel(None);
+    let controller = controller::Controller {
+        world: Arc::new(watch::World::start(&client, &args.namespace)),
+        applier: apply::Applier::new(client.clone()),
+        settings: settings(&args, std::env::vars()),
+        namespace: args.namespace.clone(),
+        authority,
+        metrics,
+    };
+    let signer = signer::run(client.clone(), authorities, leads.clone(), shutdown.clone());
+    let lease = lease::hold(
+        client,
+        args.namespace.clone(),
+        identity(&args),
+        leading,
+        shutdown.clone(),
+    );
+    info!(version = VERSION, "operator started");
+    let rounds = controller::run(controller, leads, gate, shutdown.clone());
+    tokio::join!(rounds, signer, lease);
+    telemetry.shutdown().await;
+    Ok(())
+}
+
+/// Version of this build, as images are tagged.
+pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
+
+fn identity(args: &Args) -> String {
+    if !args.identity.is_empty() {
+        return args.identity.clone();
+    }
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}-{}", name.trim(), std::process::id())
+}
+
+/// Components log and trace as the operator does.
+fn settings(args: &Args, environment: impl Iterator<Item = (String, String)>) -> render::Settings {
+    let mut handed: BTreeMap<String, String> = environment
+        .filter(|(name, _)| name.starts_with("OTEL_") && name != "OTEL_SERVICE_NAME")
+        .collect();
+    handed.insert("MARGAY_LOG".to_owned(), args.log.clone());
+    render::Settings {
+        image: args.image.clone(),
+        version: VERSION.to_owned(),
+        environment: handed,
+    }
+}

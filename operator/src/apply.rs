@@ -1,0 +1,228 @@
+//! Writes what is wanted: server-side apply with one field manager, and a sweep of what is ours and no longer wanted. All writes are here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Client, Error};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tracing::{info, warn};
+
+use crate::inputs::{Inputs, Present};
+use crate::object::{Key, MANAGER, OWNED_KINDS, Object, Owner};
+use crate::status::Failure;
+
+/// Fingerprint of a body that was applied, and the version that the object then had.
+type Applied = ([u8; 32], String);
+
+/// Applies objects and remembers what it applied, so that a round in which nothing differs writes nothing.
+pub struct Applier {
+    client: Client,
+    applied: BTreeMap<Key, Applied>,
+}
+
+impl Applier {
+    /// Nothing is remembered yet: the first round applies everything once.
+    pub fn new(client: Client) -> Self {
+        Self {
+            client,
+            applied: BTreeMap::new(),
+        }
+    }
+
+    fn api(&self, key: &Key) -> Api<DynamicObject> {
+        let resource = key.kind.resource();
+        if key.namespace.is_empty() {
+            Api::all_with(self.client.clone(), &resource)
+        } else {
+            Api::namespaced_with(self.client.clone(), &key.namespace, &resource)
+        }
+    }
+
+    /// Applies every object in order. One that fails does not keep the others from being tried.
+    pub async fn exec(
+        &mut self,
+        objects: &[Object],
+        present: &BTreeMap<Key, Present>,
+    ) -> Vec<Failure> {
+        let mut failures = Vec::new();
+        for object in objects {
+            let print = fingerprint(&object.body);
+            if is_settled(
+                self.applied.get(&object.key),
+                &print,
+                present.get(&object.key),
+            ) {
+                continue;
+            }
+            match self.apply(object).await {
+                Ok(version) => {
+                    info!(object = %object.key, "applied");
+                    self.applied.insert(object.key.clone(), (print, version));
+                }
+                Err(error) => {
+                    warn!(object = %object.key, %error, "not applied");
+                    self.applied.remove(&object.key);
+                    failures.push(failure(object.key.clone(), &error));
+                }
+            }
+        }
+        failures
+    }
+
+    /// Applies one object and returns its version (see [`version`]).
+    pub async fn apply(&self, object: &Object) -> Result<String, Error> {
+        let params = PatchParams::apply(MANAGER).force();
+        let applied = self
+            .api(&object.key)
+            .patch(&object.key.name, &params, &Patch::Apply(&object.body))
+            .await?;
+        Ok(version(&applied))
+    }
+
+    /// Makes an object that must not exist yet.
+    pub async fn create(&self, object: &Object) -> Result<(), Error> {
+        let body: DynamicObject =
+            serde_json::from_value(object.body.clone()).map_err(Error::SerdeError)?;
+        let params = PostParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        self.api(&object.key).create(&params, &body).await?;
+        Ok(())
+    }
+
+    /// Applies to the status of an object.
+    pub async fn apply_status(&self, object: &Object) -> Result<(), Error> {
+        let params = PatchParams::apply(MANAGER).force();
+        self.api(&object.key)
+            .patch_status(&object.key.name, &params, &Patch::Apply(&object.body))
+            .await?;
+        Ok(())
+    }
+
+    /// Writes defaults into the Installation. Without force: a field that a person sets meanwhile is that person's.
+    pub async fn write_back(&self, owner: &Owner, spec: Value) -> Result<(), Error> {
+        let object = Object::new(
+            "Installation",
+            json!({ "metadata": { "name": owner.name }, "spec": spec }),
+        );
+        self.api(&object.key)
+            .patch(
+                &object.key.name,
+                &PatchParams::apply(MANAGER),
+                &Patch::Apply(&object.body),
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// Deletes what is ours and no longer wanted.
+    pub async fn sweep(&mut self, unwanted: Vec<(Key, DeleteParams)>) -> Vec<Failure> {
+        let mut failures = Vec::new();
+        for (key, params) in unwanted {
+            match self.api(&key).delete(&key.name, &params).await {
+                Ok(_) => info!(object = %key, "deleted: no longer wanted"),
+                Err(Error::Api(status)) if status.code == 404 => {}
+                Err(error) => failures.push(failure(key.clone(), &error)),
+            }
+            self.applied.remove(&key);
+        }
+        failures
+    }
+}
+
+/// What the sweep deletes: objects of owned kinds with our label that belong to this Installation (or to one that is gone) and are neither
+/// wanted nor kept.
+pub fn unwanted(
+    inputs: &Inputs,
+    objects: &[Object],
+    keep: &BTreeSet<Key>,
+    owner: &Owner,
+) -> Vec<(Key, DeleteParams)> {
+    let wanted: BTreeSet<&Key> = objects.iter().map(|object| &object.key).collect();
+    let ours = |key: &Key, present: &Present| {
+        OWNED_KINDS.contains(key.kind) && !present.terminating && present.owner == owner.uid
+    };
+    inputs
+        .present
+        .iter()
+        .filter(|(key, present)| ours(key, present) && !wanted.contains(key) && !keep.contains(key))
+        .rev()
+        .map(|(key, present)| (key.clone(), only(&present.uid)))
+        .collect()
+}
+
+/// Whether an object is as it was left: same body as last applied, and not changed since.
+fn is_settled(applied: Option<&Applied>, print: &[u8; 32], present: Option<&Present>) -> bool {
+    match (applied, present) {
+        (Some((before, version)), Some(present)) => {
+            before == print && *version == present.version && !present.terminating
+        }
+        _ => false,
+    }
+}
+
+fn fingerprint(body: &Value) -> [u8; 32] {
+    Sha256::digest(body.to_string().as_bytes()).into()
+}
+
+/// Generation where the kind counts it, else the resource version.
+pub fn version(object: &DynamicObject) -> String {
+    match object.metadata.generation {
+        Some(generation) => format!("generation {generation}"),
+        None => object.metadata.resource_version.clone().unwrap_or_default(),
+    }
+}
+
+/// Whether trying again can help: the server was busy, somebody else was faster, or it could not be reached.
+pub fn is_transient(error: &Error) -> bool {
+    match error {
+        Error::Api(status) => {
+            matches!(status.code, 409 | 429 | 500..=599) || is_terminating(&status.message)
+        }
+        Error::SerdeError(_) | Error::BuildRequest(_) => false,
+        _ => true,
+    }
+}
+
+/// The namespace is on its way out; it is made again when it is gone.
+fn is_terminating(message: &str) -> bool {
+    message.contains("because it is being terminated")
+}
+
+fn failure(key: Key, error: &Error) -> Failure {
+    let transient = is_transient(error);
+    let message = match error {
+        Error::Api(status) if is_terminating(&status.message) => status.message.clone(),
+        Error::Api(status) if status.code == 403 => format!(
+            "{}; apply deploy/operator.yaml of this version again, it has the operator's permissions",
+            status.message
+        ),
+        Error::Api(status) if status.code == 404 => format!(
+            "{}; the API does not serve {} {}, apply deploy/operator.yaml of this version",
+            status.message,
+            key.kind.api_version(),
+            key.kind.plural
+        ),
+        Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    };
+    Failure {
+        key,
+        message,
+        transient,
+    }
+}
+
+/// Deletes only the object that was seen, not a successor of its name.
+fn only(uid: &str) -> DeleteParams {
+    DeleteParams::background().preconditions(Preconditions {
+        uid: Some(uid.to_owned()),
+        resource_version: None,
+    })
+}
+
+#[cfg(test)]
+#[path = "apply_tests.rs"]
+mod tests;

@@ -1,0 +1,433 @@
+//! The round: gather, default, validate, render, apply, status. Pure but for the first and the last two.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use margay_api::installation::{InstallationSpec, StatusCondition};
+use margay_runtime::backoff::{Backoff, jitter};
+use margay_runtime::ready::Gate;
+use margay_runtime::shutdown::Shutdown;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tracing::{info, instrument, warn};
+
+use crate::apply::{self, Applier};
+use crate::certs::{self, Authority, Step, sign};
+use crate::inputs::{Inputs, Request};
+use crate::metrics::Metrics;
+use crate::object::{Key, Object};
+use crate::render::{self, NAMESPACE, Plan, Settings};
+use crate::status::{self, Failure, Round};
+use crate::watch::World;
+use crate::{defaults, validate};
+
+/// Changes that come together are answered together.
+const GATHER_PAUSE: Duration = Duration::from_millis(30);
+/// Delays after a round in which something could not be written.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+
+/// Everything that a round uses.
+pub struct Controller {
+    /// What is known.
+    pub world: Arc<World>,
+    /// Who writes.
+    pub applier: Applier,
+    /// What this process contributes.
+    pub settings: Settings,
+    /// The operator's own namespace, where the authority's Secret is.
+    pub namespace: String,
+    /// Tells the signer which authority signs.
+    pub authority: watch::Sender<Option<Authority>>,
+    /// Counters.
+    pub metrics: Metrics,
+}
+
+/// When the next round is due if nothing changes.
+#[derive(Debug, PartialEq)]
+enum Next {
+    /// At the latest then.
+    At(Timestamp),
+    /// After a delay: something could not be written.
+    Retry,
+}
+
+/// Runs rounds whenever something has changed, while this operator leads.
+pub async fn run(
+    mut controller: Controller,
+    mut leading: watch::Receiver<bool>,
+    gate: Gate,
+    shutdown: Shutdown,
+) {
+    let mut retry = Backoff::new(RETRY.0, RETRY.1);
+    let changed = Arc::clone(&controller.world.changed);
+    loop {
+        let missing = controller.world.missing();
+        let pause = if !missing.is_empty() {
+            gate.close(format!("{} not read from the API yet", missing.join(", ")));
+            Duration::from_secs(1)
+        } else {
+            gate.open();
+            if *leading.borrow_and_update() {
+                match controller.round(Timestamp::now()).await {
+                    Next::At(moment) => {
+                        retry.reset();
+                        until(moment)
+                    }
+                    Next::Retry => retry.next(jitter()),
+                }
+            } else {
+                Duration::from_secs(3600)
+            }
+        };
+        tokio::select! {
+            () = shutdown.wait() => return,
+            () = tokio::time::sleep(pause) => {}
+            () = changed.notified() => tokio::time::sleep(GATHER_PAUSE).await,
+            _ = leading.changed() => {}
+        }
+    }
+}
+
+fn until(moment: Timestamp) -> Duration {
+    let left = moment.duration_since(Timestamp::now());
+    Duration::try_from(left).unwrap_or_default() + Duration::from_secs(1)
+}
+
+impl Controller {
+    /// One round.
+    #[instrument(skip_all)]
+    async fn round(&mut self, now: Timestamp) -> Next {
+        let inputs = self.world.gather();
+        for name in &inputs.ignored {
+            warn!(
+                installation = name,
+                "ignored: only the Installation named default counts"
+            );
+        }
+        let Some(request) = inputs.request.clone() else {
+            self.authority.send_replace(None);
+            return Next::At(certs::next_look(&inputs.certificates, now));
+        };
+        self.metrics.rounds.inc();
+        let mut found = Round::default();
+        let completed = complete(&request, &inputs, &mut found);
+        let secrets = self.certificates(&request, &inputs, now, &mut found).await;
+        let plan = match &completed {
+            Some((spec, _)) => render::plan(spec, &inputs, &request.owner, &self.settings),
+            None => Plan::default(),
+        };
+        if let Some((spec, stored)) = &completed {
+            found.waiting.extend(plan.waiting.iter().cloned());
+            self.write_back(&request, stored, &mut found).await;
+            self.write(spec, &plan, secrets, &inputs, &request, &mut found)
+                .await;
+        } else {
+            // A spec that cannot be acted upon is no reason to let certificates end.
+            found.failures = self.applier.exec(&secrets, &inputs.present).await;
+        }
+        self.metrics.failures.inc_by(found.failures.len() as u64);
+        let told = self.report(&request, &inputs, &found, now).await;
+        if found.failures.is_empty() && told {
+            Next::At(certs::next_look(&inputs.certificates, now))
+        } else {
+            Next::Retry
+        }
+    }
+
+    /// Writes everything wanted, then sweeps. Nothing is swept while something could not be written.
+    async fn write(
+        &mut self,
+        spec: &InstallationSpec,
+        plan: &Plan,
+        secrets: Vec<Object>,
+        inputs: &Inputs,
+        request: &Request,
+        found: &mut Round,
+    ) {
+        let pools = render::pools(spec, inputs);
+        found.conflicts = pools.conflicts;
+        let mut failures = Vec::new();
+        let (namespace, rest) = plan.objects.split_at(plan.objects.len().min(1));
+        for objects in [namespace, &secrets, &pools.objects, rest] {
+            failures.extend(self.applier.exec(objects, &inputs.present).await);
+        }
+        if failures.is_empty() {
+            let unwanted = apply::unwanted(inputs, &plan.objects, &plan.keep, &request.owner);
+            failures = self.applier.sweep(unwanted).await;
+        }
+        found.failures.extend(failures);
+    }
+
+    /// Moves the authority on if that is due, and makes the leafs that are. The authority is stored before anything is signed with it: what is
+    /// signed waits for the round in which it is read back.
+    async fn certificates(
+        &mut self,
+        request: &Request,
+        inputs: &Inputs,
+        now: Timestamp,
+        found: &mut Round,
+    ) -> Vec<Object> {
+        let stored = &inputs.certificates;
+        if let Some(broken) = &stored.broken {
+            found.certificates = Some(broken.clone());
+            return Vec::new();
+        }
+        let authority = stored.authority.as_ref().map(|(authority, _)| authority);
+        let outcome = match certs::step(authority, now) {
+            Ok(Step::Keep) => self.leafs(request, inputs, now),
+            Ok(step) => match sign::advance(authority, step, now) {
+                Ok(next) => {
+                    info!(?step, "the authority moves on");
+                    found
+                        .failures
+                        .extend(self.store_authority(&next, inputs).await);
+                    found
+                        .waiting
+                        .push("the certificate authority is being made".to_owned());
+                    Ok(Vec::new())
+                }
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(error.into()),
+        };
+        outcome.unwrap_or_else(|error| {
+            found.certificates = Some(error.to_string());
+            Vec::new()
+        })
+    }
+
+    async fn store_authority(&self, authority: &Authority, inputs: &Inputs) -> Option<Failure> {
+        let version = inputs
+            .certificates
+            .authority
+            .as_ref()
+            .map(|(_, version)| version);
+        let object = authority_secret(authority, &self.namespace, version);
+        let written = match version {
+            Some(_) => self.applier.apply(&object).await.map(drop),
+            None => self.applier.create(&object).await,
+        };
+        written.err().map(|error| Failure {
+            key: object.key,
+            message: error.to_string(),
+            transient: apply::is_transient(&error),
+        })
+    }
+
+    fn leafs(
+        &self,
+        request: &Request,
+        inputs: &Inputs,
+        now: Timestamp,
+    ) -> Result<Vec<Object>, sign::Error> {
+        let stored = &inputs.certificates;
+        let Some((authority, _)) = &stored.authority else {
+            return Ok(Vec::new());
+        };
+        self.authority
+            .send_if_modified(|told| match told.as_ref() == Some(authority) {
+                true => false,
+                false => {
+                    *told = Some(authority.clone());
+                    true
+                }
+            });
+        let facts = certs::Facts::parse(&authority.current.certificate)?;
+        let mut secrets = Vec::new();
+        for (leaf, present) in [
+            (certs::TYPHA, &stored.typha),
+            (certs::READER, &stored.reader),
+        ] {
+            let Some(reason) = certs::due(&leaf, present.as_deref(), &facts, now) else {
+                continue;
+            };
+            info!(secret = leaf.secret, reason, "certificate made");
+            let pair = sign::leaf(authority, &leaf, now)?;
+            secrets.push(leaf_secret(&leaf, &pair).owned_by(&request.owner));
+        }
+        if !secrets.is_empty() {
+            secrets.insert(0, render::namespace(&request.owner));
+        }
+        Ok(secrets)
+    }
+
+    async fn write_back(&self, request: &Request, completed: &Value, found: &mut Round) {
+        let Some(spec) = defaults::write_back(&request.spec, completed, &request.written) else {
+            return;
+        };
+        match self.applier.write_back(&request.owner, spec).await {
+            Ok(()) => info!("defaults written back"),
+            Err(error) => {
+                let transient = apply::is_transient(&error);
+                found.failures.push(Failure {
+                    key: installation_key(request),
+                    message: format!("defaults not written back: {error}"),
+                    transient,
+                });
+            }
+        }
+    }
+
+    /// Tells what was found. Answers whether everybody knows it now.
+    async fn report(
+        &self,
+        request: &Request,
+        inputs: &Inputs,
+        found: &Round,
+        now: Timestamp,
+    ) -> bool {
+        let calico = status::calico(inputs, found);
+        let ippools = status::ippools(inputs, found);
+        let generation = request.generation;
+        let mut told = true;
+        for (name, state) in [("calico", &calico), ("ippools", &ippools)] {
+            let before = inputs.statuses.get(name);
+            let conditions = status::conditions(
+                "Available",
+                state,
+                generation,
+                before.map(Vec::as_slice).unwrap_or_default(),
+                now,
+            );
+            if before != Some(&conditions) {
+                told &= self.tell(name, request, &conditions).await;
+            }
+        }
+        let state = status::overall(&calico, &ippools);
+        let conditions = status::conditions("Ready", &state, generation, &request.conditions, now);
+        if request.conditions != conditions {
+            told &= self.tell_installation(request, &conditions).await;
+        }
+        self.metrics
+            .degraded
+            .set(i64::from(state.degraded.is_some()));
+        told
+    }
+
+    async fn tell(&self, name: &str, request: &Request, conditions: &[StatusCondition]) -> bool {
+        let identity = json!({ "metadata": { "name": name }, "spec": {} });
+        let object = Object::new("TigeraStatus", identity).owned_by(&request.owner);
+        let with_status = Object::new(
+            "TigeraStatus",
+            json!({ "metadata": { "name": name }, "status": { "conditions": conditions } }),
+        );
+        let written = async {
+            self.applier.apply(&object).await?;
+            self.applier.apply_status(&with_status).await
+        };
+        let outcome = written.await;
+        logged(name, outcome)
+    }
+
+    async fn tell_installation(&self, request: &Request, conditions: &[StatusCondition]) -> bool {
+        let mtu = request.spec["calicoNetwork"]["mtu"].as_i64();
+        let mut body = json!({
+            "metadata": { "name": request.owner.name },
+            "status": {
+                "variant": "Calico",
+                "calicoVersion": self.settings.version,
+                "conditions": conditions,
+            },
+        });
+        if let Some(mtu) = mtu.filter(|mtu| *mtu > 0) {
+            body["status"]["mtu"] = json!(mtu);
+        }
+        let outcome = self
+            .applier
+            .apply_status(&Object::new("Installation", body))
+            .await;
+        logged("Installation", outcome)
+    }
+}
+
+fn logged(name: &str, outcome: Result<(), kube::Error>) -> bool {
+    if let Err(error) = &outcome {
+        warn!(object = name, %error, "status not written, trying again");
+    }
+    outcome.is_ok()
+}
+
+/// The completed spec and its JSON, unless it cannot be acted upon; then `found` says why.
+fn complete(
+    request: &Request,
+    inputs: &Inputs,
+    found: &mut Round,
+) -> Option<(InstallationSpec, Value)> {
+    let given: InstallationSpec = match serde_json::from_value(spec_or_empty(&request.spec)) {
+        Ok(given) => given,
+        Err(error) => {
+            found.undecodable = Some(error.to_string());
+            return None;
+        }
+    };
+    let completed = defaults::complete(&given, inputs);
+    found.problems = validate::installation(&completed);
+    if !found.problems.is_empty() {
+        return None;
+    }
+    let stored = json!(completed);
+    Some((completed, stored))
+}
+
+fn spec_or_empty(spec: &Value) -> Value {
+    if spec.is_null() {
+        json!({})
+    } else {
+        spec.clone()
+    }
+}
+
+fn installation_key(request: &Request) -> Key {
+    Key {
+        kind: crate::object::kind("Installation"),
+        namespace: String::new(),
+        name: request.owner.name.clone(),
+    }
+}
+
+/// The Secret of the authority. It belongs to the operator's namespace and not to the Installation, so that nodes' certificates stay valid when
+/// the Installation is made anew. `version` makes the write fail if somebody else was faster.
+fn authority_secret(authority: &Authority, namespace: &str, version: Option<&String>) -> Object {
+    let mut data = json!({
+        "tls.crt": encoded(&authority.current.certificate),
+        "tls.key": encoded(&authority.current.key),
+    });
+    if let Some(next) = &authority.next {
+        data["next.crt"] = encoded(&next.certificate);
+        data["next.key"] = encoded(&next.key);
+    }
+    if let Some(previous) = &authority.previous {
+        data["previous.crt"] = encoded(previous);
+    }
+    let mut object = Object::new(
+        "Secret",
+        json!({
+            "metadata": { "name": certs::CA_NAME, "namespace": namespace },
+            "type": "kubernetes.io/tls",
+            "data": data,
+        }),
+    )
+    .managed();
+    if let Some(version) = version {
+        object.body["metadata"]["resourceVersion"] = json!(version);
+    }
+    object
+}
+
+fn leaf_secret(leaf: &certs::Leaf, pair: &certs::Pair) -> Object {
+    Object::new(
+        "Secret",
+        json!({
+            "metadata": { "name": leaf.secret, "namespace": NAMESPACE },
+            "type": "kubernetes.io/tls",
+            "data": { "tls.crt": encoded(&pair.certificate), "tls.key": encoded(&pair.key) },
+        }),
+    )
+}
+
+/// As a Secret's `data` wants it. (`stringData` would leave keys behind that are applied no more.)
+fn encoded(text: &str) -> Value {
+    use base64::Engine;
+    json!(base64::engine::general_purpose::STANDARD.encode(text))
+}

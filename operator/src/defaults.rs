@@ -1,0 +1,244 @@
+//! Completes an Installation's spec, and says what of it has to be written back.
+//!
+//! What was filled in once stays: it is read back from the spec like a user's own words, so a later version with other defaults changes nothing
+//! that runs.
+
+use margay_api::installation::{
+    CalicoNetworkSpec, CniSpec, InstallationSpec, IpPoolSpec, IpamSpec, NodeUpdateStrategy,
+    RollingUpdate,
+};
+use serde_json::{Map, Value, json};
+
+use crate::inputs::{Inputs, PoolFacts};
+
+/// The range of the default pool where the platform declares none.
+pub const DEFAULT_CIDR: &str = "192.168.0.0/16";
+/// Name of the first pool.
+pub const DEFAULT_POOL: &str = "default-ipv4-ippool";
+/// Prefix length of blocks.
+pub const DEFAULT_BLOCK_SIZE: i32 = 26;
+/// How long a pod's creation waits for its policy, in seconds.
+pub const DEFAULT_POLICY_TIMEOUT: i32 = 30;
+
+/// The spec with every unset field that has a default filled in. Pools stay unset while it is not known which pools exist.
+pub fn complete(given: &InstallationSpec, inputs: &Inputs) -> InstallationSpec {
+    let mut spec = given.clone();
+    set(&mut spec.variant, "Calico");
+    set(&mut spec.image_pull_policy, "IfNotPresent");
+
+    let cni = spec.cni.get_or_insert_with(CniSpec::default);
+    set(&mut cni.kind, "Calico");
+    set(
+        &mut cni.ipam.get_or_insert_with(IpamSpec::default).kind,
+        "Calico",
+    );
+    set(&mut cni.bin_dir, "/opt/cni/bin");
+    set(&mut cni.conf_dir, "/etc/cni/net.d");
+
+    let strategy = spec
+        .node_update_strategy
+        .get_or_insert_with(NodeUpdateStrategy::default);
+    set(&mut strategy.kind, "RollingUpdate");
+    strategy
+        .rolling_update
+        .get_or_insert_with(RollingUpdate::default)
+        .max_unavailable
+        .get_or_insert(json!(1));
+
+    let network = spec
+        .calico_network
+        .get_or_insert_with(CalicoNetworkSpec::default);
+    set(&mut network.linux_dataplane, "Nftables");
+    set(&mut network.bgp, "Disabled");
+    set(&mut network.host_ports, "Disabled");
+    network
+        .linux_policy_setup_timeout_seconds
+        .get_or_insert(DEFAULT_POLICY_TIMEOUT);
+    if let Some(existing) = &inputs.pools {
+        complete_pools(network, existing, &inputs.pod_subnets);
+    }
+    spec
+}
+
+fn set(field: &mut Option<String>, value: &str) {
+    field.get_or_insert_with(|| value.to_owned());
+}
+
+fn complete_pools(network: &mut CalicoNetworkSpec, existing: &[PoolFacts], subnets: &[String]) {
+    let pools = network.ip_pools.get_or_insert_with(|| {
+        if existing.is_empty() {
+            vec![IpPoolSpec {
+                cidr: default_cidr(subnets),
+                ..IpPoolSpec::default()
+            }]
+        } else {
+            Vec::new()
+        }
+    });
+    for (index, pool) in pools.iter_mut().enumerate() {
+        let same = existing.iter().find(|other| other.cidr() == pool.cidr);
+        if pool.name.is_none() {
+            pool.name = Some(pool_name(index, &pool.cidr, same, existing));
+        }
+        let found = same.map(|other| &other.spec).unwrap_or(&Value::Null);
+        set(&mut pool.encapsulation, encapsulation_of(found));
+        let nat = found["natOutgoing"].as_bool();
+        let nat = nat.unwrap_or(found.is_null());
+        set(
+            &mut pool.nat_outgoing,
+            if nat { "Enabled" } else { "Disabled" },
+        );
+        let selector = found["nodeSelector"].as_str().filter(|s| !s.is_empty());
+        set(&mut pool.node_selector, selector.unwrap_or("all()"));
+        let size = found["blockSize"]
+            .as_i64()
+            .and_then(|size| i32::try_from(size).ok());
+        pool.block_size
+            .get_or_insert(size.unwrap_or(DEFAULT_BLOCK_SIZE));
+    }
+}
+
+/// The first IPv4 range that the platform declares, else the well-known one.
+fn default_cidr(subnets: &[String]) -> String {
+    subnets
+        .iter()
+        .filter_map(|text| text.parse::<ipnet::Ipv4Net>().ok())
+        .map(|net| net.trunc().to_string())
+        .next()
+        .unwrap_or_else(|| DEFAULT_CIDR.to_owned())
+}
+
+/// An existing pool of the range keeps its name; the first pool gets the well-known name unless a pool of another range has it.
+fn pool_name(index: usize, cidr: &str, same: Option<&PoolFacts>, existing: &[PoolFacts]) -> String {
+    if let Some(same) = same {
+        return same.name.clone();
+    }
+    if index == 0 && existing.iter().all(|pool| pool.name != DEFAULT_POOL) {
+        return DEFAULT_POOL.to_owned();
+    }
+    let text: String = cidr
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '-'
+            }
+        })
+        .collect();
+    format!("ippool-{text}")
+}
+
+/// The Installation's word for the modes of an existing pool; the default for none.
+fn encapsulation_of(pool: &Value) -> &'static str {
+    let mode = |field: &str| pool[field].as_str().unwrap_or("Never");
+    match (mode("vxlanMode"), mode("ipipMode")) {
+        _ if pool.is_null() => "VXLAN",
+        ("Always", _) => "VXLAN",
+        ("CrossSubnet", _) => "VXLANCrossSubnet",
+        (_, "Always") => "IPIP",
+        (_, "CrossSubnet") => "IPIPCrossSubnet",
+        _ => "None",
+    }
+}
+
+/// What has to be applied to the Installation under our field manager so that the completed spec is stored: what was filled in now, and what we
+/// wrote earlier (leaving that out would take it away). None where everything is stored already.
+pub fn write_back(given: &Value, completed: &Value, written: &Value) -> Option<Value> {
+    let added = missing(given, completed)?;
+    let kept = owned(given, written).unwrap_or_else(|| json!({}));
+    Some(merge(kept, added))
+}
+
+/// The parts of `completed` that `given` lacks, or none.
+fn missing(given: &Value, completed: &Value) -> Option<Value> {
+    match (given, completed) {
+        (Value::Null, Value::Null) => None,
+        (Value::Null, added) => Some(added.clone()),
+        (Value::Object(given), Value::Object(completed)) => {
+            let added: Map<String, Value> = completed
+                .iter()
+                .filter_map(|(key, value)| {
+                    let part = missing(given.get(key).unwrap_or(&Value::Null), value)?;
+                    Some((key.clone(), part))
+                })
+                .collect();
+            (!added.is_empty()).then_some(Value::Object(added))
+        }
+        (Value::Array(given), Value::Array(completed)) => {
+            let added: Vec<Value> = completed
+                .iter()
+                .zip(given.iter())
+                .filter_map(|(completed, given)| {
+                    let mut part = missing(given, completed)?;
+                    part["cidr"] = given.get("cidr")?.clone();
+                    Some(part)
+                })
+                .collect();
+            (!added.is_empty()).then_some(Value::Array(added))
+        }
+        _ => None,
+    }
+}
+
+/// The parts of `value` that a managed-fields trie names. Lists of pools are keyed by CIDR; of a list that is named only as a whole (we once
+/// wrote it empty) nothing but its being there is ours.
+fn owned(value: &Value, trie: &Value) -> Option<Value> {
+    let fields = trie.as_object()?;
+    let nested = |prefix| fields.keys().any(|key| key.starts_with(prefix));
+    match value {
+        Value::Object(map) if nested("f:") => {
+            let kept: Map<String, Value> = map
+                .iter()
+                .filter_map(|(key, value)| {
+                    let part = owned(value, fields.get(&format!("f:{key}"))?)?;
+                    Some((key.clone(), part))
+                })
+                .collect();
+            Some(Value::Object(kept))
+        }
+        Value::Array(items) => Some(Value::Array(
+            items
+                .iter()
+                .filter_map(|item| {
+                    let cidr = item.get("cidr")?;
+                    let key = format!("k:{}", json!({ "cidr": cidr }));
+                    let mut part = owned(item, fields.get(&key)?)?;
+                    part["cidr"] = cidr.clone();
+                    Some(part)
+                })
+                .collect(),
+        )),
+        value => Some(value.clone()),
+    }
+}
+
+fn merge(base: Value, over: Value) -> Value {
+    match (base, over) {
+        (Value::Object(mut base), Value::Object(over)) => {
+            for (key, value) in over {
+                let merged = match base.remove(&key) {
+                    Some(old) => merge(old, value),
+                    None => value,
+                };
+                base.insert(key, merged);
+            }
+            Value::Object(base)
+        }
+        (Value::Array(mut base), Value::Array(over)) => {
+            for item in over {
+                let slot = base.iter_mut().find(|old| old["cidr"] == item["cidr"]);
+                match slot {
+                    Some(old) => *old = merge(old.take(), item),
+                    None => base.push(item),
+                }
+            }
+            Value::Array(base)
+        }
+        (_, over) => over,
+    }
+}
+
+#[cfg(test)]
+#[path = "defaults_tests.rs"]
+mod tests;

@@ -1,0 +1,110 @@
+//! What the cluster says, as plain values: everything that later stages decide upon. Filled by [`crate::watch`], never by a request.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::Pod;
+use margay_api::installation::StatusCondition;
+use serde_json::Value;
+
+use crate::certs::Stored;
+use crate::object::{Key, Owner};
+
+/// The Installation as read.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// Name and identity.
+    pub owner: Owner,
+    /// Counts changes of the spec; conditions say which one they are about.
+    pub generation: i64,
+    /// The spec as stored, unknown fields included.
+    pub spec: Value,
+    /// Which fields of the spec were written by us (managed fields of our field manager), as the API's own trie; null where none are.
+    pub written: Value,
+    /// The conditions in its status.
+    pub conditions: Vec<StatusCondition>,
+}
+
+/// A node as far as an operator needs to know it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeFacts {
+    /// Its name.
+    pub name: String,
+    /// Whether pods may be scheduled to it and it runs Linux.
+    pub usable: bool,
+}
+
+/// An IPPool as found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PoolFacts {
+    /// Its name.
+    pub name: String,
+    /// Its spec.
+    pub spec: Value,
+    /// Whether it carries our label: it was made or adopted by an operator and follows the Installation.
+    pub managed: bool,
+}
+
+impl PoolFacts {
+    /// The range, as text.
+    pub fn cidr(&self) -> &str {
+        self.spec["cidr"].as_str().unwrap_or_default()
+    }
+}
+
+/// An object of ours as found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Present {
+    /// Generation where the kind counts it, else the resource version: changes when the object does, not when its status does.
+    pub version: String,
+    /// Identity of the object.
+    pub uid: String,
+    /// Identity of the Installation that owns it; empty where none does.
+    pub owner: String,
+    /// Whether its deletion has begun.
+    pub terminating: bool,
+}
+
+/// Everything that was gathered.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    /// The Installation `default`, if there is one.
+    pub request: Option<Request>,
+    /// Names of Installations that are ignored because of their name.
+    pub ignored: Vec<String>,
+    /// All nodes.
+    pub nodes: Vec<NodeFacts>,
+    /// Pod CIDRs that the platform declares, as text.
+    pub pod_subnets: Vec<String>,
+    /// Identity of the cluster (of its kube-system namespace).
+    pub cluster_id: String,
+    /// All pools; none while the API does not serve the kind.
+    pub pools: Option<Vec<PoolFacts>>,
+    /// Names of FelixConfigurations; none while the API does not serve the kind.
+    pub felix: Option<BTreeSet<String>>,
+    /// Names of Tiers; none while the API does not serve the kind.
+    pub tiers: Option<BTreeSet<String>>,
+    /// Spec of ClusterInformation `default`: outer none while the API does not serve the kind.
+    pub cluster_information: Option<Option<Value>>,
+    /// Cluster IP of typha's Service.
+    pub typha_address: Option<String>,
+    /// What is stored of certificates.
+    pub certificates: Stored,
+    /// Objects that carry our label.
+    pub present: BTreeMap<Key, Present>,
+    /// Deployments in our namespace.
+    pub deployments: Vec<Deployment>,
+    /// DaemonSets in our namespace.
+    pub daemon_sets: Vec<DaemonSet>,
+    /// Pods in our namespace.
+    pub pods: Vec<Pod>,
+    /// Conditions of each TigeraStatus.
+    pub statuses: BTreeMap<String, Vec<StatusCondition>>,
+}
+
+impl Inputs {
+    /// How many nodes can run components.
+    pub fn usable_nodes(&self) -> usize {
+        self.nodes.iter().filter(|node| node.usable).count()
+    }
+}

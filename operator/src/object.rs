@@ -1,0 +1,254 @@
+//! The kinds that the operator writes, and one object of such a kind: JSON with an identity.
+//!
+//! Objects are JSON and not typed structs because server-side apply claims exactly the fields that are sent; a test decodes every rendered
+//! object into its typed form, so that a misspelt field is found.
+
+use std::fmt;
+
+use kube::api::{ApiResource, DynamicObject};
+use kube::core::GroupVersionKind;
+use serde_json::Value;
+
+/// The label that marks what is ours, and its value.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Field manager of every server-side apply, and the value of [`MANAGED_BY`].
+pub const MANAGER: &str = "margay-operator";
+
+/// One kind of object.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kind {
+    /// API group, empty for the core group.
+    pub group: &'static str,
+    /// API version.
+    pub version: &'static str,
+    /// Kind as written in manifests.
+    pub kind: &'static str,
+    /// Name of the collection in URLs and RBAC rules.
+    pub plural: &'static str,
+    /// Whether its objects live in namespaces.
+    pub namespaced: bool,
+}
+
+impl Kind {
+    const fn new(
+        group: &'static str,
+        version: &'static str,
+        kind: &'static str,
+        plural: &'static str,
+        namespaced: bool,
+    ) -> Self {
+        Self {
+            group,
+            version,
+            kind,
+            plural,
+            namespaced,
+        }
+    }
+
+    /// `group/version`, or `version` for the core group.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
+    }
+
+    /// The form in which the client wants it.
+    pub fn resource(&self) -> ApiResource {
+        ApiResource::from_gvk_with_plural(
+            &GroupVersionKind::gvk(self.group, self.version, self.kind),
+            self.plural,
+        )
+    }
+}
+
+/// Kinds that the operator owns: it labels them, watches them and sweeps those that are no longer wanted. In the order of first need.
+pub static OWNED_KINDS: &[Kind] = &[
+    Kind::new("", "v1", "Namespace", "namespaces", false),
+    Kind::new("", "v1", "ServiceAccount", "serviceaccounts", true),
+    Kind::new(
+        "rbac.authorization.k8s.io",
+        "v1",
+        "ClusterRole",
+        "clusterroles",
+        false,
+    ),
+    Kind::new(
+        "rbac.authorization.k8s.io",
+        "v1",
+        "ClusterRoleBinding",
+        "clusterrolebindings",
+        false,
+    ),
+    Kind::new(
+        "admissionregistration.k8s.io",
+        "v1",
+        "ValidatingAdmissionPolicy",
+        "validatingadmissionpolicies",
+        false,
+    ),
+    Kind::new(
+        "admissionregistration.k8s.io",
+        "v1",
+        "ValidatingAdmissionPolicyBinding",
+        "validatingadmissionpolicybindings",
+        false,
+    ),
+    Kind::new("", "v1", "ConfigMap", "configmaps", true),
+    Kind::new("", "v1", "Service", "services", true),
+    Kind::new(
+        "policy",
+        "v1",
+        "PodDisruptionBudget",
+        "poddisruptionbudgets",
+        true,
+    ),
+    Kind::new("apps", "v1", "Deployment", "deployments", true),
+    Kind::new("apps", "v1", "DaemonSet", "daemonsets", true),
+];
+
+/// Kinds that the operator writes or reads by name, never sweeps, and that outlive an Installation where they hold what users rely on.
+pub static OTHER_KINDS: &[Kind] = &[
+    Kind::new("", "v1", "Secret", "secrets", true),
+    Kind::new("", "v1", "Node", "nodes", false),
+    Kind::new("", "v1", "Pod", "pods", true),
+    Kind::new(
+        "operator.tigera.io",
+        "v1",
+        "Installation",
+        "installations",
+        false,
+    ),
+    Kind::new(
+        "operator.tigera.io",
+        "v1",
+        "TigeraStatus",
+        "tigerastatuses",
+        false,
+    ),
+    Kind::new("projectcalico.org", "v3", "IPPool", "ippools", false),
+    Kind::new(
+        "projectcalico.org",
+        "v3",
+        "FelixConfiguration",
+        "felixconfigurations",
+        false,
+    ),
+    Kind::new("projectcalico.org", "v3", "Tier", "tiers", false),
+    Kind::new(
+        "projectcalico.org",
+        "v3",
+        "ClusterInformation",
+        "clusterinformations",
+        false,
+    ),
+    Kind::new(
+        "certificates.k8s.io",
+        "v1",
+        "CertificateSigningRequest",
+        "certificatesigningrequests",
+        false,
+    ),
+];
+
+/// The entry of the tables above for a kind that is known to be there.
+pub fn kind(name: &str) -> &'static Kind {
+    OWNED_KINDS
+        .iter()
+        .chain(OTHER_KINDS)
+        .find(|entry| entry.kind == name)
+        .expect("every kind that the operator names is in one of its two tables")
+}
+
+/// Identity of an object: kind, namespace (empty where there is none), name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// Kind.
+    pub kind: &'static Kind,
+    /// Namespace, empty for cluster-wide kinds.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{} {}", self.kind.kind, self.name)
+        } else {
+            write!(f, "{} {}/{}", self.kind.kind, self.namespace, self.name)
+        }
+    }
+}
+
+/// A wanted object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Object {
+    /// Which.
+    pub key: Key,
+    /// The fields that are claimed, `apiVersion` and `kind` included.
+    pub body: Value,
+}
+
+impl Object {
+    /// An object of a kind of the tables; `body` needs no `apiVersion` and `kind`, but a `metadata.name`.
+    pub fn new(name: &str, mut body: Value) -> Self {
+        let kind = kind(name);
+        body["apiVersion"] = kind.api_version().into();
+        body["kind"] = kind.kind.into();
+        let text = |field: &str| {
+            body["metadata"][field]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        };
+        Self {
+            key: Key {
+                kind,
+                namespace: text("namespace"),
+                name: text("name"),
+            },
+            body,
+        }
+    }
+
+    /// The same object with the label that says whose it is.
+    pub fn managed(mut self) -> Self {
+        self.body["metadata"]["labels"][MANAGED_BY] = MANAGER.into();
+        self
+    }
+
+    /// The same object, ours and removed by the garbage collector together with the Installation.
+    pub fn owned_by(self, owner: &Owner) -> Self {
+        let mut object = self.managed();
+        object.body["metadata"]["ownerReferences"] = serde_json::json!([{
+            "apiVersion": kind("Installation").api_version(),
+            "kind": "Installation",
+            "name": owner.name,
+            "uid": owner.uid,
+            "controller": true,
+            "blockOwnerDeletion": false,
+        }]);
+        object
+    }
+}
+
+/// The Installation as owner of what is made for it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Owner {
+    /// Its name.
+    pub name: String,
+    /// Its identity; another object of the same name is another owner.
+    pub uid: String,
+}
+
+/// Key of an object that was read.
+pub fn key_of(kind: &'static Kind, object: &DynamicObject) -> Key {
+    Key {
+        kind,
+        namespace: object.metadata.namespace.clone().unwrap_or_default(),
+        name: object.metadata.name.clone().unwrap_or_default(),
+    }
+}

@@ -1,0 +1,171 @@
+//! From a completed Installation and what the cluster says to every object wanted, in the order in which they have to exist. Pure.
+
+mod admission;
+mod cni;
+mod config;
+mod namespace;
+mod node;
+mod overrides;
+mod pools;
+mod rbac;
+mod typha;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use margay_api::installation::InstallationSpec;
+use serde_json::{Value, json};
+
+use crate::inputs::Inputs;
+use crate::object::{Key, Object, Owner};
+
+pub use pools::PoolPlan;
+
+/// Namespace of every component but the operator.
+pub const NAMESPACE: &str = "margay-system";
+/// Name of typha's objects.
+pub const TYPHA: &str = "margay-typha";
+/// Name of the node agent's objects.
+pub const NODE: &str = "margay-node";
+/// Port of typha's stream.
+pub const TYPHA_PORT: u16 = 5473;
+/// Where a pod finds its certificate.
+const TLS_DIR: &str = "/etc/margay/tls";
+/// Where a pod finds the authorities that it trusts.
+const CA_DIR: &str = "/etc/margay/ca";
+
+/// What the operator's own process contributes.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Image for every component; empty: made from the Installation.
+    pub image: String,
+    /// Version of this build, with the leading `v`.
+    pub version: String,
+    /// Variables handed on to every component: log filter and OpenTelemetry's.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// What is wanted.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Objects to apply, in order.
+    pub objects: Vec<Object>,
+    /// Objects that stay as they are: they cannot be rendered yet, or not be rendered again.
+    pub keep: BTreeSet<Key>,
+    /// What is waited for, for people.
+    pub waiting: Vec<String>,
+}
+
+/// Everything a renderer needs.
+pub(crate) struct Context<'a> {
+    pub(crate) spec: &'a InstallationSpec,
+    pub(crate) inputs: &'a Inputs,
+    pub(crate) owner: &'a Owner,
+    pub(crate) settings: &'a Settings,
+    pub(crate) image: String,
+}
+
+impl Context<'_> {
+    /// An object that belongs to the Installation.
+    fn object(&self, kind: &str, body: Value) -> Object {
+        Object::new(kind, body).owned_by(self.owner)
+    }
+
+    fn pull_policy(&self) -> &str {
+        self.spec
+            .image_pull_policy
+            .as_deref()
+            .unwrap_or("IfNotPresent")
+    }
+
+    fn pull_secrets(&self) -> Value {
+        json!(self.spec.image_pull_secrets.as_deref().unwrap_or_default())
+    }
+
+    /// Variables with fixed values, then those handed on.
+    fn environment(&self, own: &[(&str, String)]) -> Vec<Value> {
+        let own = own
+            .iter()
+            .map(|(name, value)| json!({ "name": name, "value": value }));
+        let handed = self
+            .settings
+            .environment
+            .iter()
+            .map(|(name, value)| json!({ "name": name, "value": value }));
+        own.chain(handed).collect()
+    }
+}
+
+/// Everything wanted for the installation but pools and certificates' secrets.
+pub fn plan(spec: &InstallationSpec, inputs: &Inputs, owner: &Owner, settings: &Settings) -> Plan {
+    let context = Context {
+        spec,
+        inputs,
+        owner,
+        settings,
+        image: image(spec, settings),
+    };
+    let mut plan = Plan::default();
+    plan.objects.push(namespace::namespace(&context));
+    plan.objects.extend(rbac::objects(&context));
+    plan.objects.extend(admission::objects(&context));
+    plan.objects.extend(config::objects(&context));
+    plan.objects.extend(config::bundle(&context));
+    plan.objects.extend(typha::objects(&context));
+    node::render(&context, &mut plan);
+    plan
+}
+
+/// Pools wanted, and those that cannot be had.
+pub fn pools(spec: &InstallationSpec, inputs: &Inputs) -> PoolPlan {
+    pools::plan(spec, inputs)
+}
+
+/// The namespace alone: what certificates need to be stored.
+pub fn namespace(owner: &Owner) -> Object {
+    namespace::object().owned_by(owner)
+}
+
+/// Name of the image for every component.
+fn image(spec: &InstallationSpec, settings: &Settings) -> String {
+    if !settings.image.is_empty() {
+        return settings.image.clone();
+    }
+    let given = |field: &Option<String>| {
+        field
+            .clone()
+            .filter(|text| !text.is_empty() && text != "UseDefault")
+    };
+    let registry = given(&spec.registry).unwrap_or_else(|| "margay.io/".to_owned());
+    let path = given(&spec.image_path)
+        .map(|path| format!("{}/", path.trim_matches('/')))
+        .unwrap_or_default();
+    let prefix = given(&spec.image_prefix).unwrap_or_default();
+    format!("{registry}{path}{prefix}margay:{}", settings.version)
+}
+
+/// Labels of a component's objects and pods.
+fn labels(name: &str) -> Value {
+    json!({
+        "app.kubernetes.io/name": name,
+        "app.kubernetes.io/part-of": "margay",
+    })
+}
+
+/// A variable from a field of the pod.
+fn field_env(name: &str, path: &str) -> Value {
+    json!({ "name": name, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": path } } })
+}
+
+/// An HTTP probe of the admin port, which listens on the host's loopback only.
+fn probe(path: &str, port: u16, period: u32, failures: u32) -> Value {
+    json!({
+        "httpGet": { "host": "127.0.0.1", "path": path, "port": port, "scheme": "HTTP" },
+        "periodSeconds": period,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    })
+}
+
+#[cfg(test)]
+#[path = "render/tests.rs"]
+mod tests;

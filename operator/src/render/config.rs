@@ -1,0 +1,80 @@
+//! Cluster-wide configuration that has to exist: made where it is absent, never changed afterwards, never owned. It outlives an Installation.
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::{Context, NAMESPACE};
+use crate::certs::CA_NAME;
+use crate::object::Object;
+
+/// Tiers that Kubernetes' own policy kinds are put into, with Calico's order and default action.
+const TIERS: [(&str, u32, &str); 3] = [
+    ("kube-admin", 1_000, "Pass"),
+    ("default", 1_000_000, "Deny"),
+    ("kube-baseline", 10_000_000, "Pass"),
+];
+
+/// Configuration that is absent now.
+pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
+    let inputs = context.inputs;
+    let mut objects = Vec::new();
+    if inputs
+        .felix
+        .as_ref()
+        .is_some_and(|names| !names.contains("default"))
+    {
+        objects.push(named("FelixConfiguration", "default", json!({})));
+    }
+    if let Some(present) = &inputs.tiers {
+        let absent = TIERS.iter().filter(|(name, ..)| !present.contains(*name));
+        objects.extend(absent.map(|(name, order, action)| {
+            named(
+                "Tier",
+                name,
+                json!({ "order": order, "defaultAction": action }),
+            )
+        }));
+    }
+    if let Some(present) = &inputs.cluster_information {
+        objects.extend(cluster_information(context, present.as_ref()));
+    }
+    objects
+}
+
+/// The authorities that everybody trusts.
+pub(super) fn bundle(context: &Context<'_>) -> Option<Object> {
+    let (authority, _) = context.inputs.certificates.authority.as_ref()?;
+    Some(context.object(
+        "ConfigMap",
+        json!({
+            "metadata": { "name": CA_NAME, "namespace": NAMESPACE },
+            "data": { "ca.crt": authority.bundle() },
+        }),
+    ))
+}
+
+/// The cluster's identity, made from Kubernetes' own so that it comes out the same again; one that is there is kept.
+fn cluster_information(context: &Context<'_>, present: Option<&Value>) -> Option<Object> {
+    let has_guid = present
+        .and_then(|spec| spec["clusterGUID"].as_str())
+        .is_some_and(|guid| !guid.is_empty());
+    if has_guid || context.inputs.cluster_id.is_empty() {
+        return None;
+    }
+    let digest = Sha256::digest(context.inputs.cluster_id.as_bytes());
+    let guid: String = digest[..16].iter().map(|b| format!("{b:02x}")).collect();
+    Some(named(
+        "ClusterInformation",
+        "default",
+        json!({
+            "clusterGUID": guid,
+            "clusterType": "k8s,operator,kdd",
+            "calicoVersion": context.settings.version,
+            "datastoreReady": true,
+        }),
+    ))
+}
+
+fn named(kind: &str, name: &str, spec: Value) -> Object {
+    Object::new(kind, json!({ "metadata": { "name": name }, "spec": spec }))
+}

@@ -1,0 +1,211 @@
+//! The node agent's DaemonSet, with the CNI plugin's installation as its init container.
+
+use serde_json::{Value, json};
+
+use super::overrides::{self, Names};
+use super::{
+    CA_DIR, Context, NAMESPACE, NODE, Plan, TYPHA, TYPHA_PORT, cni, field_env, labels, probe,
+};
+use crate::certs::CA_NAME;
+use crate::defaults::DEFAULT_POLICY_TIMEOUT;
+use crate::object::{Key, Object, kind};
+
+/// Port of the admin server, on the host's loopback.
+const ADMIN_PORT: u16 = 9099;
+/// Port of the debug services.
+const DEBUG_PORT: u16 = 5474;
+/// Name of the init container, as in Calico.
+const INSTALL: &str = "install-cni";
+/// Where the init container sees the host's folders.
+const HOST_BIN: &str = "/host/opt/cni/bin";
+const HOST_CONF: &str = "/host/etc/cni/net.d";
+
+/// Folders of the host that agent and installation share with it: volume, path on the host, path in the agent (empty: not mounted there).
+const HOST_FOLDERS: [(&str, &str, &str); 5] = [
+    ("state", "/var/lib/margay", "/var/lib/margay"),
+    ("run", "/var/run/margay", "/var/run/margay"),
+    ("calico", "/var/lib/calico", "/var/lib/calico"),
+    ("modules", "/lib/modules", "/lib/modules"),
+    // Named network namespaces of pods appear here while the agent runs, so mounts have to propagate into it.
+    ("netns", "/run/netns", "/run/netns"),
+];
+
+/// Adds the DaemonSet once typha's Service has an address; the agent runs before cluster DNS does, so it is given the address itself.
+pub(super) fn render(context: &Context<'_>, plan: &mut Plan) {
+    match &context.inputs.typha_address {
+        Some(address) => plan.objects.push(daemon_set(context, address)),
+        None => {
+            plan.keep.insert(Key {
+                kind: kind("DaemonSet"),
+                namespace: NAMESPACE.to_owned(),
+                name: NODE.to_owned(),
+            });
+            plan.waiting.push(format!(
+                "Service {NAMESPACE}/{TYPHA} has no cluster IP yet; agents are started when it has"
+            ));
+        }
+    }
+}
+
+fn daemon_set(context: &Context<'_>, typha: &str) -> Object {
+    let spec = context.spec;
+    let most = spec
+        .node_update_strategy
+        .as_ref()
+        .and_then(|strategy| strategy.rolling_update.as_ref())
+        .and_then(|update| update.max_unavailable.clone())
+        .unwrap_or_else(|| json!(1));
+    let mut body = json!({
+        "metadata": { "name": NODE, "namespace": NAMESPACE, "labels": labels(NODE) },
+        "spec": {
+            "revisionHistoryLimit": 2,
+            "selector": { "matchLabels": { "app.kubernetes.io/name": NODE } },
+            "updateStrategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": { "maxUnavailable": most },
+            },
+            "template": { "metadata": { "labels": labels(NODE) }, "spec": pod(context, typha) },
+        },
+    });
+    overrides::apply(
+        &mut body,
+        spec.calico_node_daemon_set.as_ref(),
+        spec.component_resources.as_deref().unwrap_or_default(),
+        &Names {
+            component: "Node",
+            container: NODE,
+            init: INSTALL,
+        },
+    );
+    context.object("DaemonSet", body)
+}
+
+fn pod(context: &Context<'_>, typha: &str) -> Value {
+    json!({
+        "serviceAccountName": NODE,
+        "hostNetwork": true,
+        "dnsPolicy": "Default",
+        "priorityClassName": "system-node-critical",
+        "terminationGracePeriodSeconds": 5,
+        "nodeSelector": { "kubernetes.io/os": "linux" },
+        "tolerations": [{ "operator": "Exists" }],
+        "imagePullSecrets": context.pull_secrets(),
+        "initContainers": [install(context)],
+        "containers": [agent(context, typha)],
+        "volumes": volumes(context),
+    })
+}
+
+/// Writes the plugin's binary and network configuration; root, but without any capability.
+fn install(context: &Context<'_>) -> Value {
+    let environment = context.environment(&[
+        ("CNI_BIN_DIR", HOST_BIN.to_owned()),
+        ("CNI_CONF_DIR", HOST_CONF.to_owned()),
+        ("CNI_CONFLIST", cni::conflist(context.spec)),
+    ]);
+    json!({
+        "name": INSTALL,
+        "image": context.image,
+        "imagePullPolicy": context.pull_policy(),
+        "command": ["/margay-cni", "install"],
+        "env": environment,
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "capabilities": { "drop": ["ALL"] },
+            "readOnlyRootFilesystem": true,
+            "runAsUser": 0,
+        },
+        "volumeMounts": [
+            { "name": "cni-bin", "mountPath": HOST_BIN },
+            { "name": "cni-conf", "mountPath": HOST_CONF },
+        ],
+    })
+}
+
+/// Privileged, because it enters pods' network namespaces and writes /proc/sys, which is read-only for others.
+fn agent(context: &Context<'_>, typha: &str) -> Value {
+    let network = context.spec.calico_network.clone().unwrap_or_default();
+    let timeout = network
+        .linux_policy_setup_timeout_seconds
+        .filter(|seconds| *seconds > 0)
+        .unwrap_or(DEFAULT_POLICY_TIMEOUT);
+    let mut environment = vec![
+        field_env("NODE_NAME", "spec.nodeName"),
+        field_env("NODE_IP", "status.hostIP"),
+    ];
+    environment.extend(context.environment(&[
+        ("MARGAY_TYPHA", authority(typha)),
+        ("MARGAY_CA_DIR", CA_DIR.to_owned()),
+        ("MARGAY_STATE_DIR", "/var/lib/margay".to_owned()),
+        ("MARGAY_RUN_DIR", "/var/run/margay".to_owned()),
+        ("MARGAY_LISTEN", format!("0.0.0.0:{DEBUG_PORT}")),
+        ("MARGAY_ADMIN_LISTEN", format!("127.0.0.1:{ADMIN_PORT}")),
+        ("MARGAY_POLICY_SETUP_TIMEOUT_SECONDS", timeout.to_string()),
+        ("MARGAY_MTU", network.mtu.unwrap_or(0).to_string()),
+    ]));
+    json!({
+        "name": NODE,
+        "image": context.image,
+        "imagePullPolicy": context.pull_policy(),
+        "command": ["/margay", "node"],
+        "env": environment,
+        "ports": [{
+            "name": "debug",
+            "containerPort": DEBUG_PORT,
+            "hostPort": DEBUG_PORT,
+            "protocol": "TCP",
+        }],
+        "livenessProbe": probe("/healthz", ADMIN_PORT, 10, 6),
+        "readinessProbe": probe("/readyz", ADMIN_PORT, 2, 3),
+        "securityContext": { "privileged": true, "readOnlyRootFilesystem": true, "runAsUser": 0 },
+        "volumeMounts": mounts(),
+    })
+}
+
+/// `host:port`, with brackets around an IPv6 address.
+fn authority(address: &str) -> String {
+    if address.contains(':') {
+        format!("[{address}]:{TYPHA_PORT}")
+    } else {
+        format!("{address}:{TYPHA_PORT}")
+    }
+}
+
+fn mounts() -> Vec<Value> {
+    let mut mounts = vec![json!({ "name": "ca", "mountPath": CA_DIR, "readOnly": true })];
+    for (name, _, path) in HOST_FOLDERS {
+        match name {
+            // Container runtimes name namespaces by either path; without a distribution's links they are two.
+            "netns" => mounts.extend([path, "/var/run/netns"].map(|path| {
+                json!({ "name": name, "mountPath": path, "mountPropagation": "HostToContainer" })
+            })),
+            "modules" => {
+                mounts.push(json!({ "name": name, "mountPath": path, "readOnly": true }));
+            }
+            _ => mounts.push(json!({ "name": name, "mountPath": path })),
+        }
+    }
+    mounts
+}
+
+fn volumes(context: &Context<'_>) -> Vec<Value> {
+    let cni = context.spec.cni.clone().unwrap_or_default();
+    let folder = |name: &str, path: String| json!({ "name": name, "hostPath": { "path": path, "type": "DirectoryOrCreate" } });
+    let mut volumes = vec![
+        json!({ "name": "ca", "configMap": { "name": CA_NAME } }),
+        folder(
+            "cni-bin",
+            cni.bin_dir.unwrap_or_else(|| "/opt/cni/bin".to_owned()),
+        ),
+        folder(
+            "cni-conf",
+            cni.conf_dir.unwrap_or_else(|| "/etc/cni/net.d".to_owned()),
+        ),
+    ];
+    volumes.extend(
+        HOST_FOLDERS
+            .iter()
+            .map(|(name, host, _)| folder(name, (*host).to_owned())),
+    );
+    volumes
+}

@@ -1,0 +1,156 @@
+//! Address pools: made and followed where they are ours, adopted where they are the same, never deleted, and never in anybody's way.
+
+use ipnet::Ipv4Net;
+use margay_api::installation::{InstallationSpec, IpPoolSpec};
+use serde_json::{Map, Value, json};
+
+use crate::inputs::{Inputs, PoolFacts};
+use crate::object::Object;
+
+/// What is to be done about pools.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PoolPlan {
+    /// Pools to make, change or adopt.
+    pub objects: Vec<Object>,
+    /// Why a pool of the Installation cannot be had: what, where and what to do.
+    pub conflicts: Vec<String>,
+}
+
+/// Compares the Installation's pools with those that exist.
+pub(super) fn plan(spec: &InstallationSpec, inputs: &Inputs) -> PoolPlan {
+    let mut plan = PoolPlan::default();
+    let wanted = spec
+        .calico_network
+        .as_ref()
+        .and_then(|n| n.ip_pools.as_deref());
+    let (Some(wanted), Some(existing)) = (wanted, &inputs.pools) else {
+        return plan;
+    };
+    for pool in wanted {
+        match decide(pool, existing) {
+            Ok(object) => plan.objects.extend(object),
+            Err(conflict) => plan.conflicts.push(conflict),
+        }
+    }
+    plan
+}
+
+fn decide(pool: &IpPoolSpec, existing: &[PoolFacts]) -> Result<Option<Object>, String> {
+    let name = pool.name.as_deref().unwrap_or_default();
+    let fields = fields(pool);
+    if let Some(found) = existing.iter().find(|other| other.cidr() == pool.cidr) {
+        let differing = differing(&fields, &found.spec);
+        if found.name != name {
+            return Err(format!(
+                "IPPool {} has the range {} that the Installation names {name}; use the existing name or leave it out",
+                found.name, pool.cidr
+            ));
+        }
+        if let Some(field) = differing.iter().find(|f| f.as_str() == "blockSize") {
+            return Err(format!(
+                "IPPool {name} has {field} {} and the Installation wants {}, which cannot change on a pool; \
+                 set the Installation's {field} to the pool's",
+                found.spec[field], fields[field]
+            ));
+        }
+        if !found.managed && !differing.is_empty() {
+            return Err(format!(
+                "IPPool {name} ({}) exists, was not made from the Installation, and differs in {}; make the two agree, \
+                 or take the pool out of spec.calicoNetwork.ipPools",
+                pool.cidr,
+                differing.join(", ")
+            ));
+        }
+        let settled = found.managed && differing.is_empty();
+        return Ok((!settled).then(|| object(name, fields)));
+    }
+    if let Some(other) = existing.iter().find(|other| other.name == name) {
+        return Err(format!(
+            "IPPool {name} exists with range {}, the Installation wants {}; a pool's range cannot change: give the new pool \
+             another name",
+            other.cidr(),
+            pool.cidr
+        ));
+    }
+    let net: Option<Ipv4Net> = pool.cidr.parse().ok();
+    let overlap = existing.iter().find(|other| {
+        let other: Option<Ipv4Net> = other.cidr().parse().ok();
+        matches!((net, other), (Some(a), Some(b)) if a.contains(&b) || b.contains(&a))
+    });
+    if let Some(other) = overlap {
+        return Err(format!(
+            "the Installation's pool {} overlaps IPPool {} ({}); change one of the two ranges",
+            pool.cidr,
+            other.name,
+            other.cidr()
+        ));
+    }
+    Ok(Some(object(name, fields)))
+}
+
+/// Fields of the IPPool that the Installation decides.
+fn fields(pool: &IpPoolSpec) -> Map<String, Value> {
+    let vxlan = match pool.encapsulation.as_deref() {
+        Some("VXLAN") => "Always",
+        Some("VXLANCrossSubnet") => "CrossSubnet",
+        _ => "Never",
+    };
+    let mut fields = Map::new();
+    let mut set = |field: &str, value: Value| fields.insert(field.to_owned(), value);
+    set("cidr", json!(pool.cidr));
+    set("blockSize", json!(pool.block_size));
+    set("vxlanMode", json!(vxlan));
+    set("ipipMode", json!("Never"));
+    set(
+        "natOutgoing",
+        json!(pool.nat_outgoing.as_deref() == Some("Enabled")),
+    );
+    set("nodeSelector", json!(pool.node_selector));
+    if let Some(disabled) = pool.disable_new_allocations {
+        set("disabled", json!(disabled));
+    }
+    if let Some(disabled) = pool.disable_bgp_export {
+        set("disableBGPExport", json!(disabled));
+    }
+    if let Some(uses) = &pool.allowed_uses {
+        set("allowedUses", json!(uses));
+    }
+    if let Some(mode) = &pool.assignment_mode {
+        set("assignmentMode", json!(mode));
+    }
+    fields
+}
+
+/// Names of the fields in which an existing pool differs from what is wanted; an absent field has its default.
+fn differing(wanted: &Map<String, Value>, found: &Value) -> Vec<String> {
+    wanted
+        .iter()
+        .filter(|(field, value)| {
+            let found = match found.get(field.as_str()) {
+                Some(found) if !found.is_null() => found.clone(),
+                _ => match field.as_str() {
+                    "vxlanMode" | "ipipMode" => json!("Never"),
+                    "blockSize" => json!(26),
+                    "nodeSelector" => json!("all()"),
+                    "allowedUses" => json!(["Workload", "Tunnel"]),
+                    "assignmentMode" => json!("Automatic"),
+                    _ => json!(false),
+                },
+            };
+            found != **value
+        })
+        .map(|(field, _)| field.clone())
+        .collect()
+}
+
+fn object(name: &str, fields: Map<String, Value>) -> Object {
+    Object::new(
+        "IPPool",
+        json!({ "metadata": { "name": name }, "spec": fields }),
+    )
+    .managed()
+}
+
+#[cfg(test)]
+#[path = "pools_tests.rs"]
+mod tests;

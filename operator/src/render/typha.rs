@@ -1,0 +1,168 @@
+//! Typha: Service, PodDisruptionBudget, Deployment.
+
+use serde_json::{Value, json};
+
+use super::overrides::{self, Names};
+use super::{CA_DIR, Context, NAMESPACE, TLS_DIR, TYPHA, TYPHA_PORT, field_env, labels, probe};
+use crate::certs::{CA_NAME, TYPHA_SECRET};
+use crate::object::Object;
+use crate::scale::typha_replicas;
+
+/// Port of the admin server, on the host's loopback.
+const ADMIN_PORT: u16 = 9098;
+/// Typha needs no privilege at all.
+const USER: u32 = 65532;
+
+/// Everything of typha but its account.
+pub(super) fn objects(context: &Context<'_>) -> [Object; 3] {
+    [
+        context.object("Service", service()),
+        context.object("PodDisruptionBudget", budget()),
+        deployment(context),
+    ]
+}
+
+fn selector() -> Value {
+    json!({ "app.kubernetes.io/name": TYPHA })
+}
+
+fn metadata() -> Value {
+    json!({ "name": TYPHA, "namespace": NAMESPACE, "labels": labels(TYPHA) })
+}
+
+fn service() -> Value {
+    json!({
+        "metadata": metadata(),
+        "spec": {
+            "type": "ClusterIP",
+            "selector": selector(),
+            "ports": [{
+                "name": "sync",
+                "port": TYPHA_PORT,
+                "protocol": "TCP",
+                "targetPort": TYPHA_PORT,
+            }],
+        },
+    })
+}
+
+fn budget() -> Value {
+    json!({
+        "metadata": metadata(),
+        "spec": { "maxUnavailable": 1, "selector": { "matchLabels": selector() } },
+    })
+}
+
+fn deployment(context: &Context<'_>) -> Object {
+    let spec = context.spec;
+    let replicas = typha_replicas(context.inputs.usable_nodes(), spec.typha_replicas.as_ref());
+    let mut body = json!({
+        "metadata": metadata(),
+        "spec": {
+            "replicas": replicas,
+            "revisionHistoryLimit": 2,
+            "selector": { "matchLabels": selector() },
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": { "maxSurge": "100%", "maxUnavailable": 1 },
+            },
+            "template": { "metadata": { "labels": labels(TYPHA) }, "spec": pod(context) },
+        },
+    });
+    overrides::apply(
+        &mut body,
+        spec.typha_deployment.as_ref(),
+        spec.component_resources.as_deref().unwrap_or_default(),
+        &Names {
+            component: "Typha",
+            container: TYPHA,
+            init: "",
+        },
+    );
+    context.object("Deployment", body)
+}
+
+/// It runs in the host's network and tolerates everything: it has to be there before there is a network. The declared port keeps two
+/// replicas from one node.
+fn pod(context: &Context<'_>) -> Value {
+    let spec = context.spec;
+    let mut tolerations = vec![json!({ "operator": "Exists" })];
+    tolerations.extend(
+        spec.control_plane_tolerations
+            .iter()
+            .flatten()
+            .map(|t| json!(t)),
+    );
+    let mut nodes = json!({ "kubernetes.io/os": "linux" });
+    for (label, value) in spec.control_plane_node_selector.iter().flatten() {
+        nodes[label] = json!(value);
+    }
+    json!({
+        "serviceAccountName": TYPHA,
+        "hostNetwork": true,
+        "dnsPolicy": "Default",
+        "priorityClassName": "system-cluster-critical",
+        "terminationGracePeriodSeconds": 30,
+        "nodeSelector": nodes,
+        "tolerations": tolerations,
+        "affinity": {
+            "podAntiAffinity": {
+                "preferredDuringSchedulingIgnoredDuringExecution": [{
+                    "weight": 1,
+                    "podAffinityTerm": {
+                        "labelSelector": { "matchLabels": selector() },
+                        "topologyKey": "topology.kubernetes.io/zone",
+                    },
+                }],
+            },
+        },
+        "imagePullSecrets": context.pull_secrets(),
+        "securityContext": {
+            "fsGroup": USER,
+            "runAsGroup": USER,
+            "runAsNonRoot": true,
+            "runAsUser": USER,
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "containers": [container(context)],
+        "volumes": [
+            { "name": "tls", "secret": { "secretName": TYPHA_SECRET, "defaultMode": 0o440 } },
+            { "name": "ca", "configMap": { "name": CA_NAME } },
+        ],
+    })
+}
+
+fn container(context: &Context<'_>) -> Value {
+    let mut environment = vec![field_env("NODE_NAME", "spec.nodeName")];
+    environment.extend(context.environment(&[
+        ("MARGAY_LISTEN", format!("0.0.0.0:{TYPHA_PORT}")),
+        ("MARGAY_ADMIN_LISTEN", format!("127.0.0.1:{ADMIN_PORT}")),
+        ("MARGAY_TLS_DIR", TLS_DIR.to_owned()),
+        ("MARGAY_CA_DIR", CA_DIR.to_owned()),
+    ]));
+    json!({
+        "name": TYPHA,
+        "image": context.image,
+        "imagePullPolicy": context.pull_policy(),
+        "command": ["/margay", "typha"],
+        "env": environment,
+        "ports": [{
+            "name": "sync",
+            "containerPort": TYPHA_PORT,
+            "hostPort": TYPHA_PORT,
+            "protocol": "TCP",
+        }],
+        "livenessProbe": probe("/healthz", ADMIN_PORT, 10, 6),
+        "readinessProbe": probe("/readyz", ADMIN_PORT, 2, 3),
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "capabilities": { "drop": ["ALL"] },
+            "privileged": false,
+            "readOnlyRootFilesystem": true,
+        },
+        "volumeMounts": [
+            { "name": "tls", "mountPath": TLS_DIR, "readOnly": true },
+            { "name": "ca", "mountPath": CA_DIR, "readOnly": true },
+        ],
+    })
+}

@@ -1,0 +1,416 @@
+//! Checks a completed Installation. Every problem is found, not only the first; while there is one, nothing that runs is changed.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use ipnet::{IpNet, Ipv4Net};
+use margay_api::installation::{InstallationSpec, IpPoolSpec, WorkloadOverride};
+use serde_json::Value;
+
+/// A field that cannot be acted upon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Path of the field, from `spec`.
+    pub field: String,
+    /// The value found, as text.
+    pub value: String,
+    /// What holds for the field.
+    pub rule: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} is {}: {}; {}",
+            self.field, self.value, self.rule, self.remedy
+        )
+    }
+}
+
+/// Collects problems below one path.
+struct Check<'a> {
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn fail(
+        &mut self,
+        field: &str,
+        value: impl fmt::Display,
+        rule: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        let value = value.to_string();
+        self.problems.push(Problem {
+            field: format!("spec.{field}"),
+            value: if value.is_empty() {
+                "empty".to_owned()
+            } else {
+                value
+            },
+            rule: rule.into(),
+            remedy: remedy.into(),
+        });
+    }
+
+    /// `value` has to be one of `allowed`, of which the first is the default.
+    fn one_of(&mut self, field: &str, value: Option<&String>, allowed: &[&str]) {
+        let Some(value) = value else { return };
+        if !allowed.contains(&value.as_str()) {
+            self.fail(
+                field,
+                value,
+                format!("it has to be {}", allowed.join(" or ")),
+                format!("set {} or leave the field out", allowed[0]),
+            );
+        }
+    }
+
+    fn absolute(&mut self, field: &str, value: Option<&String>) {
+        let Some(value) = value else { return };
+        if !value.starts_with('/') || value.split('/').any(|part| part == "..") {
+            self.fail(
+                field,
+                value,
+                "it has to be an absolute path without `..`",
+                "give the full path on the host or leave the field out",
+            );
+        }
+    }
+
+    fn range(&mut self, field: &str, value: Option<i32>, low: i32, high: i32, zero: bool) {
+        let Some(value) = value else { return };
+        if !(low..=high).contains(&value) && !(zero && value == 0) {
+            let rule = if zero {
+                format!("it has to be 0 or from {low} to {high}")
+            } else {
+                format!("it has to be from {low} to {high}")
+            };
+            self.fail(
+                field,
+                value,
+                rule,
+                "set a value of that range or leave the field out",
+            );
+        }
+    }
+}
+
+/// All problems of a spec.
+pub fn installation(spec: &InstallationSpec) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut check = Check {
+        problems: &mut problems,
+    };
+    images(&mut check, spec);
+    cni(&mut check, spec);
+    network(&mut check, spec);
+    workloads(&mut check, spec);
+    problems
+}
+
+fn images(check: &mut Check<'_>, spec: &InstallationSpec) {
+    check.one_of("variant", spec.variant.as_ref(), &["Calico"]);
+    check.one_of(
+        "imagePullPolicy",
+        spec.image_pull_policy.as_ref(),
+        &["IfNotPresent", "Always", "Never"],
+    );
+    if let Some(registry) = &spec.registry
+        && registry != "UseDefault"
+        && !registry.is_empty()
+        && !registry.ends_with('/')
+    {
+        check.fail(
+            "registry",
+            registry,
+            "it has to end with /",
+            format!("set {registry}/"),
+        );
+    }
+}
+
+fn cni(check: &mut Check<'_>, spec: &InstallationSpec) {
+    let Some(cni) = &spec.cni else { return };
+    check.one_of("cni.type", cni.kind.as_ref(), &["Calico"]);
+    let ipam = cni.ipam.as_ref().and_then(|ipam| ipam.kind.as_ref());
+    check.one_of("cni.ipam.type", ipam, &["Calico"]);
+    check.absolute("cni.binDir", cni.bin_dir.as_ref());
+    check.absolute("cni.confDir", cni.conf_dir.as_ref());
+}
+
+fn network(check: &mut Check<'_>, spec: &InstallationSpec) {
+    let Some(network) = &spec.calico_network else {
+        return;
+    };
+    check.one_of(
+        "calicoNetwork.linuxDataplane",
+        network.linux_dataplane.as_ref(),
+        &["Nftables", "Iptables"],
+    );
+    check.one_of("calicoNetwork.bgp", network.bgp.as_ref(), &["Disabled"]);
+    check.one_of(
+        "calicoNetwork.hostPorts",
+        network.host_ports.as_ref(),
+        &["Disabled", "Enabled"],
+    );
+    check.range("calicoNetwork.mtu", network.mtu, 576, 65535, true);
+    check.range(
+        "calicoNetwork.linuxPolicySetupTimeoutSeconds",
+        network.linux_policy_setup_timeout_seconds,
+        1,
+        3600,
+        true,
+    );
+    pools(check, network.ip_pools.as_deref().unwrap_or_default());
+}
+
+/// Most pools in one Installation, as in Calico.
+const MOST_POOLS: usize = 25;
+
+fn pools(check: &mut Check<'_>, pools: &[IpPoolSpec]) {
+    const LIST: &str = "calicoNetwork.ipPools";
+    if pools.len() > MOST_POOLS {
+        check.fail(
+            LIST,
+            format!("{} pools long", pools.len()),
+            format!("at most {MOST_POOLS} pools are made from an Installation"),
+            "create the others as IPPool objects",
+        );
+    }
+    let mut names = BTreeSet::new();
+    let mut ranges: Vec<(usize, Ipv4Net)> = Vec::new();
+    for (index, pool) in pools.iter().enumerate() {
+        let at = |field: &str| format!("{LIST}[{index}].{field}");
+        if let Some(name) = &pool.name {
+            if !is_object_name(name) {
+                check.fail(
+                    &at("name"),
+                    name,
+                    "it has to be a name of an object (lower-case letters, digits, - and .)",
+                    "rename it or leave the field out",
+                );
+            }
+            if !names.insert(name) {
+                check.fail(
+                    &at("name"),
+                    name,
+                    "another pool of the list has the same name",
+                    "rename one of them or leave the field out",
+                );
+            }
+        }
+        if let Some(net) = cidr(check, &at("cidr"), &pool.cidr) {
+            let overlap = ranges
+                .iter()
+                .find(|(_, other)| other.contains(&net) || net.contains(other));
+            if let Some((other, range)) = overlap {
+                check.fail(
+                    &at("cidr"),
+                    net,
+                    format!("it overlaps ipPools[{other}] ({range})"),
+                    "give each address to one pool only",
+                );
+            }
+            ranges.push((index, net));
+            block_size(check, &at("blockSize"), pool.block_size, net);
+        }
+        pool_words(check, pool, at);
+    }
+}
+
+fn pool_words(check: &mut Check<'_>, pool: &IpPoolSpec, at: impl Fn(&str) -> String) {
+    check.one_of(
+        &at("encapsulation"),
+        pool.encapsulation.as_ref(),
+        &["VXLAN", "VXLANCrossSubnet", "None"],
+    );
+    check.one_of(
+        &at("natOutgoing"),
+        pool.nat_outgoing.as_ref(),
+        &["Enabled", "Disabled"],
+    );
+    check.one_of(
+        &at("assignmentMode"),
+        pool.assignment_mode.as_ref(),
+        &["Automatic", "Manual"],
+    );
+    for usage in pool.allowed_uses.iter().flatten() {
+        check.one_of(&at("allowedUses"), Some(usage), &["Workload", "Tunnel"]);
+    }
+    if let Some(selector) = &pool.node_selector
+        && selector.trim().is_empty()
+    {
+        check.fail(
+            &at("nodeSelector"),
+            "",
+            "it has to select nodes",
+            "set all() or leave the field out",
+        );
+    }
+}
+
+fn cidr(check: &mut Check<'_>, field: &str, text: &str) -> Option<Ipv4Net> {
+    let net = match text.parse::<IpNet>() {
+        Ok(IpNet::V4(net)) => net,
+        Ok(IpNet::V6(_)) => {
+            let remedy = "remove the pool; pods get IPv4 addresses";
+            check.fail(field, text, "only IPv4 pools are given out", remedy);
+            return None;
+        }
+        Err(_) => {
+            let remedy = "write it like 10.244.0.0/16";
+            check.fail(field, text, "it is not an address range", remedy);
+            return None;
+        }
+    };
+    if net.addr() != net.network() {
+        let rule = "host bits have to be zero";
+        check.fail(field, text, rule, format!("write {}", net.trunc()));
+        return None;
+    }
+    let first = net.network();
+    if first.is_link_local()
+        || first.is_loopback()
+        || first.is_multicast()
+        || first.is_unspecified()
+    {
+        let rule = "pods cannot have addresses of that range";
+        check.fail(field, text, rule, "take a private range like 10.244.0.0/16");
+        return None;
+    }
+    Some(net)
+}
+
+fn block_size(check: &mut Check<'_>, field: &str, size: Option<i32>, net: Ipv4Net) {
+    let Some(size) = size else { return };
+    if !(20..=32).contains(&size) {
+        let rule = "blocks of IPv4 pools have prefix lengths from 20 to 32";
+        check.fail(field, size, rule, "set 26 or leave the field out");
+    } else if size < i32::from(net.prefix_len()) {
+        check.fail(
+            field,
+            size,
+            format!("one block would be larger than the pool {net}"),
+            "set a larger blockSize or a larger range",
+        );
+    }
+}
+
+fn workloads(check: &mut Check<'_>, spec: &InstallationSpec) {
+    if let Some(strategy) = &spec.node_update_strategy {
+        check.one_of(
+            "nodeUpdateStrategy.type",
+            strategy.kind.as_ref(),
+            &["RollingUpdate"],
+        );
+        let most = strategy
+            .rolling_update
+            .as_ref()
+            .and_then(|update| update.max_unavailable.as_ref());
+        if let Some(most) = most
+            && !is_count_or_share(most)
+        {
+            check.fail(
+                "nodeUpdateStrategy.rollingUpdate.maxUnavailable",
+                most,
+                "it has to be a number above 0 or per cent from 1% to 100%",
+                "set 1 or leave the field out",
+            );
+        }
+    }
+    if let Some(bounds) = &spec.typha_replicas {
+        check.range("typhaReplicas.minimum", bounds.minimum, 1, 1000, false);
+        let low = bounds.minimum.unwrap_or(1);
+        if let Some(high) = bounds.maximum.filter(|high| *high < low) {
+            check.fail(
+                "typhaReplicas.maximum",
+                high,
+                format!("it has to be at least the minimum, {low}"),
+                "raise it or leave it out",
+            );
+        }
+    }
+    for (index, resource) in spec.component_resources.iter().flatten().enumerate() {
+        check.one_of(
+            &format!("componentResources[{index}].componentName"),
+            Some(&resource.component_name),
+            &["Node", "Typha", "KubeControllers"],
+        );
+    }
+    containers(
+        check,
+        "calicoNodeDaemonSet",
+        spec.calico_node_daemon_set.as_ref(),
+        &["margay-node", "calico-node"],
+        &["install-cni"],
+    );
+    containers(
+        check,
+        "typhaDeployment",
+        spec.typha_deployment.as_ref(),
+        &["margay-typha", "calico-typha"],
+        &[],
+    );
+}
+
+fn containers(
+    check: &mut Check<'_>,
+    field: &str,
+    over: Option<&WorkloadOverride>,
+    main: &[&str],
+    init: &[&str],
+) {
+    let pod = over
+        .and_then(|o| o.spec.as_ref())
+        .and_then(|s| s.template.as_ref())
+        .and_then(|t| t.spec.as_ref());
+    let Some(pod) = pod else { return };
+    for (list, found, known) in [
+        ("containers", &pod.containers, main),
+        ("initContainers", &pod.init_containers, init),
+    ] {
+        for (index, container) in found.iter().enumerate() {
+            if !known.contains(&container.name.as_str()) {
+                let remedy = match known.first() {
+                    Some(name) => format!("name {name}"),
+                    None => "remove it".to_owned(),
+                };
+                check.fail(
+                    &format!("{field}.spec.template.spec.{list}[{index}].name"),
+                    &container.name,
+                    "the workload has no such container",
+                    remedy,
+                );
+            }
+        }
+    }
+}
+
+fn is_count_or_share(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => number.as_i64().is_some_and(|n| n > 0),
+        Value::String(text) => text
+            .strip_suffix('%')
+            .and_then(|share| share.parse::<u8>().ok())
+            .is_some_and(|share| (1..=100).contains(&share)),
+        _ => false,
+    }
+}
+
+fn is_object_name(name: &str) -> bool {
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    name.len() <= 253
+        && edge(name.chars().next())
+        && edge(name.chars().last())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.')
+}
+
+#[cfg(test)]
+#[path = "validate_tests.rs"]
+mod tests;

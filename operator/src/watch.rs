@@ -1,0 +1,420 @@
+//! One watch for each kind that decisions depend upon, held in memory. Gathering inputs reads that memory and asks nobody.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::{FutureExt, StreamExt};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use kube::api::{Api, DynamicObject};
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, ResourceExt};
+use margay_api::installation::INSTALLATION_NAME;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::sync::Notify;
+use tracing::{debug, warn};
+
+use crate::apply::version;
+use crate::certs::{Authority, CA_NAME, Pair, READER_SECRET, Stored, TYPHA_SECRET};
+use crate::inputs::{Inputs, NodeFacts, PoolFacts, Present, Request};
+use crate::object::{Kind, MANAGED_BY, MANAGER, OWNED_KINDS, Owner, key_of, kind};
+use crate::render::{NAMESPACE, TYPHA};
+
+/// What one watch looks at.
+struct Scope {
+    kind: &'static Kind,
+    namespace: Option<String>,
+    labels: Option<String>,
+    name: Option<String>,
+}
+
+impl Scope {
+    fn all(name: &str) -> Self {
+        Self {
+            kind: kind(name),
+            namespace: None,
+            labels: None,
+            name: None,
+        }
+    }
+
+    fn named(kind: &str, namespace: &str, name: &str) -> Self {
+        Self {
+            namespace: (!namespace.is_empty()).then(|| namespace.to_owned()),
+            name: Some(name.to_owned()),
+            ..Self::all(kind)
+        }
+    }
+}
+
+/// What is known of the cluster, and the bell that rings when it changes.
+pub struct World {
+    owned: Vec<(&'static Kind, Store<DynamicObject>)>,
+    others: BTreeMap<&'static str, Store<DynamicObject>>,
+    secrets: BTreeMap<&'static str, Store<DynamicObject>>,
+    kubeadm: Store<DynamicObject>,
+    kube_system: Store<DynamicObject>,
+    /// Rings on every change.
+    pub changed: Arc<Notify>,
+}
+
+/// Kinds that are looked at whole, wherever their API may not be served yet.
+const V3_KINDS: [&str; 4] = ["IPPool", "FelixConfiguration", "Tier", "ClusterInformation"];
+
+impl World {
+    /// Starts every watch. `namespace` is the operator's own.
+    pub fn start(client: &Client, namespace: &str) -> Self {
+        let changed = Arc::new(Notify::new());
+        let open = |scope: Scope| watch(client, scope, &changed);
+        let ours = format!("{MANAGED_BY}={MANAGER}");
+        let owned = OWNED_KINDS
+            .iter()
+            .map(|kind| {
+                let scope = Scope {
+                    labels: Some(ours.clone()),
+                    ..Scope::all(kind.kind)
+                };
+                (kind, open(scope))
+            })
+            .collect();
+        let mut others = BTreeMap::new();
+        for name in ["Installation", "TigeraStatus", "Node"]
+            .into_iter()
+            .chain(V3_KINDS)
+        {
+            others.insert(name, open(Scope::all(name)));
+        }
+        let pods = Scope {
+            namespace: Some(NAMESPACE.to_owned()),
+            ..Scope::all("Pod")
+        };
+        others.insert("Pod", open(pods));
+        let secrets = [
+            (CA_NAME, namespace),
+            (TYPHA_SECRET, NAMESPACE),
+            (READER_SECRET, NAMESPACE),
+        ]
+        .map(|(name, namespace)| (name, open(Scope::named("Secret", namespace, name))));
+        Self {
+            owned,
+            others,
+            secrets: BTreeMap::from(secrets),
+            kubeadm: open(Scope::named("ConfigMap", "kube-system", "kubeadm-config")),
+            kube_system: open(Scope::named("Namespace", "", "kube-system")),
+            changed,
+        }
+    }
+
+    /// Names of the kinds that have not been read yet and without which nothing is decided.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let owned = self.owned.iter().map(|(kind, store)| (kind.kind, store));
+        let others = self.others.iter().map(|(name, store)| (*name, store));
+        let secrets = self.secrets.values().map(|store| ("Secret", store));
+        owned
+            .chain(others)
+            .chain(secrets)
+            .chain([
+                ("ConfigMap", &self.kubeadm),
+                ("Namespace", &self.kube_system),
+            ])
+            .filter(|(name, store)| !V3_KINDS.contains(name) && !is_read(store))
+            .map(|(name, _)| name)
+            .collect()
+    }
+
+    /// Everything known now, as values.
+    pub fn gather(&self) -> Inputs {
+        let (request, ignored) = self.request();
+        let mut inputs = Inputs {
+            request,
+            ignored,
+            nodes: self
+                .objects("Node")
+                .iter()
+                .map(|node| node_facts(node))
+                .collect(),
+            pod_subnets: self.pod_subnets(),
+            cluster_id: self
+                .kube_system
+                .state()
+                .first()
+                .and_then(|namespace| namespace.uid())
+                .unwrap_or_default(),
+            certificates: self.certificates(),
+            pods: decode(&self.objects("Pod")),
+            ..Inputs::default()
+        };
+        self.gather_v3(&mut inputs);
+        self.gather_owned(&mut inputs);
+        for status in self.objects("TigeraStatus") {
+            let conditions = &status.data["status"]["conditions"];
+            inputs.statuses.insert(
+                status.name_any(),
+                serde_json::from_value(conditions.clone()).unwrap_or_default(),
+            );
+        }
+        inputs
+    }
+
+    fn objects(&self, name: &str) -> Vec<Arc<DynamicObject>> {
+        self.others.get(name).map(Store::state).unwrap_or_default()
+    }
+
+    /// Objects of a kind whose API may not be served: none while it has not been read.
+    fn served(&self, name: &str) -> Option<Vec<Arc<DynamicObject>>> {
+        self.others
+            .get(name)
+            .filter(|store| is_read(store))
+            .map(Store::state)
+    }
+
+    fn request(&self) -> (Option<Request>, Vec<String>) {
+        let (ours, ignored): (Vec<_>, Vec<_>) = self
+            .objects("Installation")
+            .into_iter()
+            .partition(|object| object.name_any() == INSTALLATION_NAME);
+        let request = ours
+            .first()
+            .filter(|object| object.metadata.deletion_timestamp.is_none())
+            .map(|object| request_of(object));
+        (request, ignored.iter().map(|o| o.name_any()).collect())
+    }
+
+    fn pod_subnets(&self) -> Vec<String> {
+        let found = self.kubeadm.state();
+        let text = found
+            .first()
+            .and_then(|map| map.data["data"]["ClusterConfiguration"].as_str());
+        text.map(pod_subnets_of).unwrap_or_default()
+    }
+
+    fn certificates(&self) -> Stored {
+        let secret = |name: &str| {
+            self.secrets
+                .get(name)
+                .and_then(|s| s.state().first().cloned())
+        };
+        let certificate =
+            |name: &str| secret(name).and_then(|found| secret_text(&found, "tls.crt"));
+        let mut stored = Stored {
+            typha: certificate(TYPHA_SECRET),
+            reader: certificate(READER_SECRET),
+            ..Stored::default()
+        };
+        if let Some(found) = secret(CA_NAME) {
+            match authority_of(&found) {
+                Some(authority) => {
+                    let version = found.resource_version().unwrap_or_default();
+                    stored.authority = Some((authority, version));
+                }
+                None => {
+                    stored.broken = Some(format!(
+                        "Secret {CA_NAME} lacks tls.crt or tls.key; delete it to have a new authority made"
+                    ));
+                }
+            }
+        }
+        stored
+    }
+
+    fn gather_v3(&self, inputs: &mut Inputs) {
+        let names = |objects: Vec<Arc<DynamicObject>>| {
+            objects.iter().map(|object| object.name_any()).collect()
+        };
+        inputs.pools = self
+            .served("IPPool")
+            .map(|pools| pools.iter().map(|pool| pool_facts(pool)).collect());
+        inputs.felix = self.served("FelixConfiguration").map(names);
+        inputs.tiers = self.served("Tier").map(names);
+        inputs.cluster_information = self.served("ClusterInformation").map(|objects| {
+            objects
+                .iter()
+                .find(|object| object.name_any() == "default")
+                .map(|object| object.data["spec"].clone())
+        });
+    }
+
+    fn gather_owned(&self, inputs: &mut Inputs) {
+        for (kind, store) in &self.owned {
+            let objects = store.state();
+            match kind.kind {
+                "Deployment" => inputs.deployments = decode::<Deployment>(&objects),
+                "DaemonSet" => inputs.daemon_sets = decode::<DaemonSet>(&objects),
+                "Service" => {
+                    inputs.typha_address = objects
+                        .iter()
+                        .find(|service| service.name_any() == TYPHA)
+                        .and_then(|service| service.data["spec"]["clusterIP"].as_str())
+                        .filter(|address| !address.is_empty() && *address != "None")
+                        .map(str::to_owned);
+                }
+                _ => {}
+            }
+            for object in objects {
+                let owner = object.owner_references().first().map(|o| o.uid.clone());
+                let present = Present {
+                    version: version(&object),
+                    uid: object.uid().unwrap_or_default(),
+                    owner: owner.unwrap_or_default(),
+                    terminating: object.metadata.deletion_timestamp.is_some(),
+                };
+                inputs.present.insert(key_of(kind, &object), present);
+            }
+        }
+    }
+}
+
+/// Starts one watch; it reconnects for ever, with pauses.
+fn watch(client: &Client, scope: Scope, changed: &Arc<Notify>) -> Store<DynamicObject> {
+    let resource = scope.kind.resource();
+    let api: Api<DynamicObject> = match &scope.namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
+    };
+    let config = watcher::Config {
+        label_selector: scope.labels,
+        field_selector: scope.name.map(|name| format!("metadata.name={name}")),
+        ..watcher::Config::default()
+    };
+    let writer = reflector::store::Writer::new(resource);
+    let store = writer.as_reader();
+    let kind = scope.kind.kind;
+    let stream = watcher(api, config)
+        .modify(move |object| strip(kind, object))
+        .default_backoff()
+        .reflect(writer);
+    let changed = Arc::clone(changed);
+    tokio::spawn(async move {
+        let mut stream = std::pin::pin!(stream);
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
+                Ok(_) => changed.notify_one(),
+                Err(error) if is_unserved(&error) => debug!(kind, %error, "not served yet"),
+                Err(error) => warn!(kind, %error, "watch interrupted, trying again"),
+            }
+        }
+    });
+    store
+}
+
+fn is_unserved(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
+        _ => false,
+    }
+}
+
+/// Keeps of an object only what is read here; nodes' statuses are most of a large cluster's bytes.
+fn strip(kind: &str, object: &mut DynamicObject) {
+    if kind != "Installation" {
+        object.metadata.managed_fields = None;
+    }
+    if kind == "Node"
+        && let Some(data) = object.data.as_object_mut()
+    {
+        data.remove("status");
+    }
+}
+
+fn is_read(store: &Store<DynamicObject>) -> bool {
+    matches!(store.wait_until_ready().now_or_never(), Some(Ok(())))
+}
+
+fn decode<T: DeserializeOwned>(objects: &[Arc<DynamicObject>]) -> Vec<T> {
+    objects
+        .iter()
+        .filter_map(|object| serde_json::to_value(object.as_ref()).ok())
+        .filter_map(|value| serde_json::from_value(value).ok())
+        .collect()
+}
+
+fn request_of(object: &DynamicObject) -> Request {
+    let written = object
+        .managed_fields()
+        .iter()
+        .find(|entry| {
+            entry.manager.as_deref() == Some(MANAGER)
+                && entry.operation.as_deref() == Some("Apply")
+                && entry.subresource.as_deref().unwrap_or_default().is_empty()
+        })
+        .and_then(|entry| entry.fields_v1.as_ref())
+        .map(|fields| fields.0["f:spec"].clone());
+    let conditions = &object.data["status"]["conditions"];
+    Request {
+        owner: Owner {
+            name: object.name_any(),
+            uid: object.uid().unwrap_or_default(),
+        },
+        generation: object.metadata.generation.unwrap_or_default(),
+        spec: object.data["spec"].clone(),
+        written: written.unwrap_or(Value::Null),
+        conditions: serde_json::from_value(conditions.clone()).unwrap_or_default(),
+    }
+}
+
+fn node_facts(node: &DynamicObject) -> NodeFacts {
+    let cordoned = node.data["spec"]["unschedulable"].as_bool() == Some(true);
+    let linux = node
+        .labels()
+        .get("kubernetes.io/os")
+        .is_none_or(|os| os == "linux");
+    NodeFacts {
+        name: node.name_any(),
+        usable: linux && !cordoned,
+    }
+}
+
+fn pool_facts(pool: &DynamicObject) -> PoolFacts {
+    PoolFacts {
+        name: pool.name_any(),
+        spec: pool.data["spec"].clone(),
+        managed: pool
+            .labels()
+            .get(MANAGED_BY)
+            .is_some_and(|by| by == MANAGER),
+    }
+}
+
+/// `networking.podSubnet` of kubeadm's ClusterConfiguration: one range, or several with commas between. It is a scalar on a line of its own in
+/// what kubeadm writes, so no YAML parser is needed.
+fn pod_subnets_of(configuration: &str) -> Vec<String> {
+    configuration
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("podSubnet:"))
+        .flat_map(|value| value.split(','))
+        .map(|part| part.trim().trim_matches(['"', '\'']).to_owned())
+        .filter(|part| !part.is_empty())
+        .collect()
+}
+
+fn secret_text(secret: &DynamicObject, key: &str) -> Option<String> {
+    use base64::Engine;
+    let encoded = secret.data["data"][key].as_str()?;
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(encoded)
+        .ok()?;
+    String::from_utf8(bytes)
+        .ok()
+        .filter(|text| !text.is_empty())
+}
+
+fn authority_of(secret: &DynamicObject) -> Option<Authority> {
+    let pair = |certificate: &str, key: &str| {
+        Some(Pair {
+            certificate: secret_text(secret, certificate)?,
+            key: secret_text(secret, key)?,
+        })
+    };
+    Some(Authority {
+        current: pair("tls.crt", "tls.key")?,
+        next: pair("next.crt", "next.key"),
+        previous: secret_text(secret, "previous.crt"),
+    })
+}
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;
