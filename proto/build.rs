@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use prost::Message;
 
 /// Messages of the CNI exchange: plain prost, so that the plugin needs no gRPC.
-const PLAIN: &[&str] = &[];
+const PLAIN: &[&str] = &["cni/v1/cni.proto"];
 /// The gRPC services, behind the feature `sync`.
 const SERVICES: &[&str] = &["sync/v1/sync.proto", "debug/v1/debug.proto"];
 

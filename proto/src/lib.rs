@@ -2,6 +2,7 @@
 //!
 //! Without the feature `sync` there is only the exchange between the CNI plugin and the agent, which needs no gRPC.
 
+pub mod cni;
 #[cfg(feature = "sync")]
 pub mod sync;
 
