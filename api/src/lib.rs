@@ -2,8 +2,10 @@
 
 pub mod endpoint;
 pub mod installation;
+pub mod ipam;
 pub mod meta;
 pub mod network;
 pub mod policy;
 pub mod rule;
 pub mod selector;
+pub mod v3;

@@ -1,0 +1,3 @@
+//! Calico's own kinds, `projectcalico.org/v3`, as users and storage have them.
+
+pub mod ipam;
