@@ -1,0 +1,207 @@
+//! `margay-cni install`: puts the plugin and its configuration where the container runtime of the node looks.
+//!
+//! It runs as an init container of the agent's pod. Both files appear at once or not at all, the configuration last,
+//! because the runtime starts to call the plugin when it sees it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::config::Version;
+
+/// Name of the plugin in the binary folder, which is its `type` in the configuration.
+const PLUGIN: &str = "margay";
+/// Runtimes take the first configuration by name.
+const CONFLIST: &str = "10-margay.conflist";
+const BIN_DIR: &str = "/host/opt/cni/bin";
+const CONF_DIR: &str = "/host/etc/cni/net.d";
+const BIN_MODE: u32 = 0o755;
+/// It names a socket that only root can open, and may come to hold more.
+const CONF_MODE: u32 = 0o600;
+
+/// Why nothing, or not everything, was installed.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// The configuration is not given.
+    #[error(
+        "CNI_CONFLIST is not set: must hold the text of {CONFLIST}; the operator sets it in the DaemonSet"
+    )]
+    Unset,
+    /// The configuration would not be usable.
+    #[error("CNI_CONFLIST: {rule}; correct the operator's Installation, which it is rendered from")]
+    Conflist {
+        /// What it should be.
+        rule: String,
+    },
+    /// A folder that should be the host's is not there.
+    #[error("{path}: not a folder; mount the host's folder there (hostPath of type DirectoryOrCreate)", path = path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A file cannot be read or written.
+    #[error("{path}: {source}; the container must run as root and {path} must be on a writable file system with space left", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// Installs, and returns what it has to say. `env` is the environment: `CNI_BIN_DIR`, `CNI_CONF_DIR`, `CNI_CONFLIST`.
+pub fn run(env: &dyn Fn(&str) -> Option<String>) -> Result<Vec<String>, InstallError> {
+    let folder = |name: &str, default: &str| {
+        let path = PathBuf::from(
+            env(name)
+                .filter(|v| !v.is_empty())
+                .unwrap_or(default.to_owned()),
+        );
+        if path.is_dir() {
+            Ok(path)
+        } else {
+            Err(InstallError::Folder { path })
+        }
+    };
+    let conflist = env("CNI_CONFLIST").filter(|text| !text.trim().is_empty());
+    let conflist = conflist.ok_or(InstallError::Unset)?;
+    let types = validate(&conflist)?;
+    let bin_dir = folder("CNI_BIN_DIR", BIN_DIR)?;
+    let conf_dir = folder("CNI_CONF_DIR", CONF_DIR)?;
+    let own = PathBuf::from("/proc/self/exe");
+    let binary = fs::read(&own).map_err(|source| InstallError::File { path: own, source })?;
+    let mut report = vec![
+        put(&bin_dir, PLUGIN, &binary, BIN_MODE)?,
+        put(&conf_dir, CONFLIST, conflist.as_bytes(), CONF_MODE)?,
+    ];
+    report.extend(warnings(&bin_dir, &conf_dir, &types)?);
+    Ok(report)
+}
+
+/// Checks what a runtime would refuse, and returns the types of the plugins in the chain.
+fn validate(conflist: &str) -> Result<Vec<String>, InstallError> {
+    let refuse = |rule: String| InstallError::Conflist { rule };
+    let value: Value = serde_json::from_str(conflist).map_err(|error| refuse(error.to_string()))?;
+    let text = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default();
+    if Version::parse(text("cniVersion")).is_none() {
+        let rule = format!(
+            "cniVersion={:?}: must be one of {}",
+            text("cniVersion"),
+            Version::LIST
+        );
+        return Err(refuse(rule));
+    }
+    if text("name").is_empty() {
+        return Err(refuse("name: must be the network's name".to_owned()));
+    }
+    let plugins = value
+        .get("plugins")
+        .and_then(Value::as_array)
+        .map(Vec::as_slice);
+    let types: Option<Vec<String>> = plugins
+        .unwrap_or_default()
+        .iter()
+        .map(|plugin| {
+            plugin
+                .get("type")
+                .and_then(Value::as_str)
+                .map(str::to_owned)
+        })
+        .collect();
+    let types = types.ok_or_else(|| refuse("plugins: each must have a type".to_owned()))?;
+    if !types.iter().any(|kind| kind == PLUGIN) {
+        return Err(refuse(format!("plugins: one must be of type {PLUGIN:?}")));
+    }
+    Ok(types)
+}
+
+/// Writes a file so that a reader sees the former or the new one, whole, also after a loss of power. An equal file is
+/// left alone, because runtimes load the configuration anew whenever it is written.
+fn put(folder: &Path, name: &str, content: &[u8], mode: u32) -> Result<String, InstallError> {
+    let path = folder.join(name);
+    let failed = |source| InstallError::File {
+        path: path.clone(),
+        source,
+    };
+    if is_equal(&path, content, mode).map_err(failed)? {
+        return Ok(format!("{} is up to date", path.display()));
+    }
+    // Hidden and without a known suffix, so that no runtime takes it for a configuration.
+    let draft = folder.join(format!(".{name}.new"));
+    write_whole(&draft, content, mode)
+        .and_then(|()| fs::rename(&draft, &path))
+        .and_then(|()| File::open(folder)?.sync_all())
+        .map_err(|source| {
+            // The draft may not be there; the error that matters is the first one.
+            let _ = fs::remove_file(&draft);
+            failed(source)
+        })?;
+    Ok(format!("{} written", path.display()))
+}
+
+fn is_equal(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
+    let meta = match fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let same_form =
+        meta.is_file() && meta.size() == content.len() as u64 && meta.mode() & 0o7777 == mode;
+    if !same_form {
+        return Ok(false);
+    }
+    let mut present = Vec::with_capacity(content.len());
+    File::open(path)?.read_to_end(&mut present)?;
+    Ok(present == content)
+}
+
+fn write_whole(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)?;
+    // The mode given at creation is cut by the umask.
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+/// What works but is probably not meant.
+fn warnings(
+    bin_dir: &Path,
+    conf_dir: &Path,
+    types: &[String],
+) -> Result<Vec<String>, InstallError> {
+    let listed = fs::read_dir(conf_dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let listed = listed.map_err(|source| InstallError::File {
+        path: conf_dir.to_owned(),
+        source,
+    })?;
+    let mut first: Vec<String> = listed
+        .iter()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| {
+            let known = [".conf", ".conflist", ".json"]
+                .iter()
+                .any(|suffix| name.ends_with(suffix));
+            known && name.as_str() < CONFLIST
+        })
+        .collect();
+    first.sort();
+    let before = first.iter().map(|name| {
+        let path = conf_dir.join(name);
+        format!("warning: {} sorts before {CONFLIST}, so the container runtime uses it instead; remove it to use Margay", path.display())
+    });
+    let missing = types.iter().filter(|kind| !bin_dir.join(kind).exists()).map(|kind| {
+        format!("warning: {CONFLIST} calls the plugin {kind:?}, which is not in {}; install it or pods will not start", bin_dir.display())
+    });
+    Ok(before.chain(missing).collect())
+}
