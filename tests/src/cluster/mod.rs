@@ -178,11 +178,12 @@ impl Cluster {
         processes.reverse();
         processes.extend(process::marked(&self.folder));
         processes.iter().for_each(Process::kill);
-        processes
-            .iter()
-            .try_for_each(|process| process.gone(ENDING))?;
-        fabric::remove(&self.state.layout)?;
-        self.state.groups.values().try_for_each(Group::remove)?;
+        // What one step leaves behind must not keep the next from doing its part.
+        let ended = processes.iter().map(|process| process.gone(ENDING));
+        let network = std::iter::once_with(|| fabric::remove(&self.state.layout));
+        let groups = self.state.groups.values().map(Group::remove);
+        let steps: Vec<Result<()>> = ended.chain(network).chain(groups).collect();
+        steps.into_iter().collect::<Result<()>>()?;
         empty(&self.folder, &["logs"])
     }
 
