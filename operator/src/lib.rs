@@ -1,7 +1,8 @@
 //! Reconciles an Installation into every component: gather, default, validate, render, apply, status.
 //!
 //! Read in this order: [`controller`] (the round), [`watch`] and [`inputs`] (what is known), [`defaults`], [`validate`], [`render`], [`apply`],
-//! [`status`]. Beside the round: [`certs`] (own authority and leafs), [`csr`] and [`signer`] (nodes' certificates), [`lease`] (who acts).
+//! [`status`]. Beside the round: [`certs`] (own authority and leafs), [`csr`] and [`signer`] (nodes' certificates), [`lease`] (who acts). [`install`] is
+//! what a person applies to get the operator itself.
 
 pub mod apply;
 pub mod certs;
@@ -9,6 +10,7 @@ pub mod controller;
 pub mod csr;
 pub mod defaults;
 pub mod inputs;
+pub mod install;
 pub mod lease;
 pub mod metrics;
 pub mod object;

@@ -96,7 +96,6 @@ pub static OWNED_KINDS: &[Kind] = &[
         "validatingadmissionpolicybindings",
         false,
     ),
-    Kind::new("", "v1", "ConfigMap", "configmaps", true),
     Kind::new("", "v1", "Service", "services", true),
     Kind::new(
         "policy",
@@ -109,9 +108,19 @@ pub static OWNED_KINDS: &[Kind] = &[
     Kind::new("apps", "v1", "DaemonSet", "daemonsets", true),
 ];
 
-/// Kinds that the operator writes or reads by name, never sweeps, and that outlive an Installation where they hold what users rely on.
+/// Kinds that the operator never sweeps: it knows their objects by name (it may not list others' Secrets and ConfigMaps), only reads them, or
+/// they hold what users rely on and outlive an Installation.
 pub static OTHER_KINDS: &[Kind] = &[
     Kind::new("", "v1", "Secret", "secrets", true),
+    Kind::new("", "v1", "ConfigMap", "configmaps", true),
+    Kind::new("rbac.authorization.k8s.io", "v1", "Role", "roles", true),
+    Kind::new(
+        "rbac.authorization.k8s.io",
+        "v1",
+        "RoleBinding",
+        "rolebindings",
+        true,
+    ),
     Kind::new("", "v1", "Node", "nodes", false),
     Kind::new("", "v1", "Pod", "pods", true),
     Kind::new(

@@ -125,6 +125,18 @@ pub fn namespace(owner: &Owner) -> Object {
     namespace::object().owned_by(owner)
 }
 
+/// Names of the admission policies, for the operator's own permissions.
+pub(crate) fn guard_names() -> Vec<&'static str> {
+    admission::names()
+}
+
+/// Every rule that is granted to a component, which the operator therefore has to hold.
+pub(crate) fn granted() -> Vec<Value> {
+    let mut rules = rbac::typha_rules();
+    rules.extend(rbac::node_rules());
+    rules
+}
+
 /// Name of the image for every component.
 fn image(spec: &InstallationSpec, settings: &Settings) -> String {
     if !settings.image.is_empty() {
@@ -152,12 +164,12 @@ fn labels(name: &str) -> Value {
 }
 
 /// A variable from a field of the pod.
-fn field_env(name: &str, path: &str) -> Value {
+pub(crate) fn field_env(name: &str, path: &str) -> Value {
     json!({ "name": name, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": path } } })
 }
 
 /// An HTTP probe of the admin port, which listens on the host's loopback only.
-fn probe(path: &str, port: u16, period: u32, failures: u32) -> Value {
+pub(crate) fn probe(path: &str, port: u16, period: u32, failures: u32) -> Value {
     json!({
         "httpGet": { "host": "127.0.0.1", "path": path, "port": port, "scheme": "HTTP" },
         "periodSeconds": period,

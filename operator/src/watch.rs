@@ -52,13 +52,15 @@ impl Scope {
 pub struct World {
     owned: Vec<(&'static Kind, Store<DynamicObject>)>,
     others: BTreeMap<&'static str, Store<DynamicObject>>,
-    secrets: BTreeMap<&'static str, Store<DynamicObject>>,
-    kubeadm: Store<DynamicObject>,
-    kube_system: Store<DynamicObject>,
+    named: Vec<(&'static Kind, &'static str, Store<DynamicObject>)>,
     /// Rings on every change.
     pub changed: Arc<Notify>,
 }
 
+/// Where kubeadm says which range pods have.
+const KUBEADM: &str = "kubeadm-config";
+/// The namespace that every cluster has; its identity is the cluster's.
+const KUBE_SYSTEM: &str = "kube-system";
 /// Kinds that are looked at whole, wherever their API may not be served yet.
 const V3_KINDS: [&str; 4] = ["IPPool", "FelixConfiguration", "Tier", "ClusterInformation"];
 
@@ -90,18 +92,19 @@ impl World {
             ..Scope::all("Pod")
         };
         others.insert("Pod", open(pods));
-        let secrets = [
-            (CA_NAME, namespace),
-            (TYPHA_SECRET, NAMESPACE),
-            (READER_SECRET, NAMESPACE),
+        let named = [
+            ("Secret", namespace, CA_NAME),
+            ("Secret", NAMESPACE, TYPHA_SECRET),
+            ("Secret", NAMESPACE, READER_SECRET),
+            ("ConfigMap", NAMESPACE, CA_NAME),
+            ("ConfigMap", "kube-system", KUBEADM),
+            ("Namespace", "", KUBE_SYSTEM),
         ]
-        .map(|(name, namespace)| (name, open(Scope::named("Secret", namespace, name))));
+        .map(|(of, space, name)| (kind(of), name, open(Scope::named(of, space, name))));
         Self {
             owned,
             others,
-            secrets: BTreeMap::from(secrets),
-            kubeadm: open(Scope::named("ConfigMap", "kube-system", "kubeadm-config")),
-            kube_system: open(Scope::named("Namespace", "", "kube-system")),
+            named: Vec::from(named),
             changed,
         }
     }
@@ -110,14 +113,10 @@ impl World {
     pub fn missing(&self) -> Vec<&'static str> {
         let owned = self.owned.iter().map(|(kind, store)| (kind.kind, store));
         let others = self.others.iter().map(|(name, store)| (*name, store));
-        let secrets = self.secrets.values().map(|store| ("Secret", store));
+        let named = self.named.iter().map(|(kind, _, store)| (kind.kind, store));
         owned
             .chain(others)
-            .chain(secrets)
-            .chain([
-                ("ConfigMap", &self.kubeadm),
-                ("Namespace", &self.kube_system),
-            ])
+            .chain(named)
             .filter(|(name, store)| !V3_KINDS.contains(name) && !is_read(store))
             .map(|(name, _)| name)
             .collect()
@@ -136,9 +135,7 @@ impl World {
                 .collect(),
             pod_subnets: self.pod_subnets(),
             cluster_id: self
-                .kube_system
-                .state()
-                .first()
+                .one("Namespace", KUBE_SYSTEM)
                 .and_then(|namespace| namespace.uid())
                 .unwrap_or_default(),
             certificates: self.certificates(),
@@ -155,6 +152,14 @@ impl World {
             );
         }
         inputs
+    }
+
+    fn one(&self, kind: &str, name: &str) -> Option<Arc<DynamicObject>> {
+        let (_, _, store) = self
+            .named
+            .iter()
+            .find(|(of, called, _)| of.kind == kind && *called == name)?;
+        store.state().first().cloned()
     }
 
     fn objects(&self, name: &str) -> Vec<Arc<DynamicObject>> {
@@ -182,27 +187,21 @@ impl World {
     }
 
     fn pod_subnets(&self) -> Vec<String> {
-        let found = self.kubeadm.state();
+        let found = self.one("ConfigMap", KUBEADM);
         let text = found
-            .first()
+            .as_ref()
             .and_then(|map| map.data["data"]["ClusterConfiguration"].as_str());
         text.map(pod_subnets_of).unwrap_or_default()
     }
 
     fn certificates(&self) -> Stored {
-        let secret = |name: &str| {
-            self.secrets
-                .get(name)
-                .and_then(|s| s.state().first().cloned())
-        };
-        let certificate =
-            |name: &str| secret(name).and_then(|found| secret_text(&found, "tls.crt"));
+        let certificate = |name: &str| secret_text(self.one("Secret", name).as_deref()?, "tls.crt");
         let mut stored = Stored {
             typha: certificate(TYPHA_SECRET),
             reader: certificate(READER_SECRET),
             ..Stored::default()
         };
-        if let Some(found) = secret(CA_NAME) {
+        if let Some(found) = self.one("Secret", CA_NAME) {
             match authority_of(&found) {
                 Some(authority) => {
                     let version = found.resource_version().unwrap_or_default();
@@ -251,16 +250,14 @@ impl World {
                 }
                 _ => {}
             }
-            for object in objects {
-                let owner = object.owner_references().first().map(|o| o.uid.clone());
-                let present = Present {
-                    version: version(&object),
-                    uid: object.uid().unwrap_or_default(),
-                    owner: owner.unwrap_or_default(),
-                    terminating: object.metadata.deletion_timestamp.is_some(),
-                };
-                inputs.present.insert(key_of(kind, &object), present);
-            }
+            let found = objects
+                .iter()
+                .map(|object| (key_of(kind, object), present(object)));
+            inputs.present.extend(found);
+        }
+        if let Some(bundle) = self.one("ConfigMap", CA_NAME) {
+            let key = key_of(kind("ConfigMap"), &bundle);
+            inputs.present.insert(key, present(&bundle));
         }
     }
 }
@@ -352,6 +349,16 @@ fn request_of(object: &DynamicObject) -> Request {
         spec: object.data["spec"].clone(),
         written: written.unwrap_or(Value::Null),
         conditions: serde_json::from_value(conditions.clone()).unwrap_or_default(),
+    }
+}
+
+fn present(object: &DynamicObject) -> Present {
+    let owner = object.owner_references().first().map(|o| o.uid.clone());
+    Present {
+        version: version(object),
+        uid: object.uid().unwrap_or_default(),
+        owner: owner.unwrap_or_default(),
+        terminating: object.metadata.deletion_timestamp.is_some(),
     }
 }
 

@@ -6,7 +6,7 @@
 use serde_json::{Value, json};
 
 use super::{Context, NODE, labels};
-use crate::csr::{NODE_EXTRA, REQUESTER, SIGNER};
+use crate::csr::{NODE_EXTRA, REQUESTER};
 use crate::object::Object;
 
 /// One policy: which requests, and what has to hold for them.
@@ -173,6 +173,11 @@ static GUARDS: &[Guard] = &[
     },
 ];
 
+/// Names of all policies, which are those of their bindings.
+pub(super) fn names() -> Vec<&'static str> {
+    GUARDS.iter().map(|guard| guard.name).collect()
+}
+
 /// A policy and its binding for each kind that agents write.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
     GUARDS
@@ -187,10 +192,6 @@ pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
 }
 
 fn policy(guard: &Guard) -> Value {
-    debug_assert!(
-        SIGNER == "margay.io/node",
-        "the rule above names the signer"
-    );
     let node = format!(
         "has(request.userInfo.extra) && '{NODE_EXTRA}' in request.userInfo.extra ? \
          request.userInfo.extra['{NODE_EXTRA}'][0] : ''"

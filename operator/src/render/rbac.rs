@@ -35,7 +35,7 @@ fn rule(groups: &[&str], resources: &[&str], verbs: &[&str]) -> Value {
 }
 
 /// Typha reads what the computation takes as input, and writes nothing.
-pub(crate) fn typha_rules() -> Vec<Value> {
+pub(super) fn typha_rules() -> Vec<Value> {
     vec![
         rule(
             &[""],
@@ -49,7 +49,7 @@ pub(crate) fn typha_rules() -> Vec<Value> {
 }
 
 /// The agent writes what is its node's own; that it is its own is checked by the admission policies beside this file.
-pub(crate) fn node_rules() -> Vec<Value> {
+pub(super) fn node_rules() -> Vec<Value> {
     vec![
         // Addresses and tunnel of the node, and the condition that the network is up.
         rule(&[""], &["nodes"], &["get", "patch"]),

@@ -1,0 +1,243 @@
+//! The operator's own objects: what a person applies to a cluster, beside the CRDs. `deploy/operator.yaml` is made from this; a test compares.
+
+use serde_json::{Value, json};
+
+use crate::certs::{CA_NAME, READER_SECRET, TYPHA_SECRET};
+use crate::csr::SIGNER;
+use crate::object::{MANAGER, Object};
+use crate::render;
+
+/// Namespace of the operator.
+const NAMESPACE: &str = "margay-operator";
+/// Port of the admin server, on the host's loopback.
+const ADMIN_PORT: u16 = 9097;
+const READ: [&str; 3] = ["get", "list", "watch"];
+/// Server-side apply makes what is absent, so it needs both.
+const APPLY: [&str; 2] = ["create", "patch"];
+const APPLY_AND_SWEEP: [&str; 3] = ["create", "delete", "patch"];
+
+/// Everything but the CRDs, in the order in which it has to exist.
+pub fn objects(version: &str) -> Vec<Object> {
+    let labels = json!({
+        "app.kubernetes.io/name": MANAGER,
+        "app.kubernetes.io/part-of": "margay",
+        "pod-security.kubernetes.io/enforce": "privileged",
+    });
+    let subject = json!([{ "kind": "ServiceAccount", "name": MANAGER, "namespace": NAMESPACE }]);
+    let role = |kind: &str| json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": MANAGER });
+    let named = json!({ "name": MANAGER });
+    let placed = json!({ "name": MANAGER, "namespace": NAMESPACE });
+    vec![
+        Object::new(
+            "Namespace",
+            json!({ "metadata": { "name": NAMESPACE, "labels": labels } }),
+        ),
+        Object::new("ServiceAccount", json!({ "metadata": placed })),
+        Object::new(
+            "ClusterRole",
+            json!({ "metadata": named, "rules": cluster_rules() }),
+        ),
+        Object::new(
+            "ClusterRoleBinding",
+            json!({ "metadata": named, "roleRef": role("ClusterRole"), "subjects": subject }),
+        ),
+        Object::new("Role", json!({ "metadata": placed, "rules": own_rules() })),
+        Object::new(
+            "RoleBinding",
+            json!({ "metadata": placed, "roleRef": role("Role"), "subjects": subject }),
+        ),
+        Object::new(
+            "Deployment",
+            json!({ "metadata": placed, "spec": deployment(version) }),
+        ),
+    ]
+}
+
+fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> Value {
+    json!({ "apiGroups": [group], "resources": resources, "verbs": verbs })
+}
+
+/// A rule for objects of these names only. Server-side apply checks `create` with the name, so that verb can be bounded too.
+fn named(group: &str, resources: &[&str], names: &[&str], verbs: &[&str]) -> Value {
+    let mut rule = rule(group, resources, verbs);
+    rule["resourceNames"] = json!(names);
+    rule
+}
+
+/// What the operator does, then what it grants: Kubernetes lets nobody grant what he does not hold.
+fn cluster_rules() -> Vec<Value> {
+    let components = [render::NODE, render::TYPHA];
+    let guards = render::guard_names();
+    let mut rules = vec![
+        rule(
+            "operator.tigera.io",
+            &["installations"],
+            &["get", "list", "patch", "watch"],
+        ),
+        rule("operator.tigera.io", &["installations/status"], &["patch"]),
+        rule(
+            "operator.tigera.io",
+            &["tigerastatuses"],
+            &["create", "get", "list", "patch", "watch"],
+        ),
+        rule("operator.tigera.io", &["tigerastatuses/status"], &["patch"]),
+        rule(
+            "projectcalico.org",
+            &[
+                "clusterinformations",
+                "felixconfigurations",
+                "ippools",
+                "tiers",
+            ],
+            &["create", "get", "list", "patch", "watch"],
+        ),
+        rule(
+            "",
+            &["namespaces", "nodes", "pods", "serviceaccounts", "services"],
+            &READ,
+        ),
+        rule("apps", &["daemonsets", "deployments"], &READ),
+        rule("policy", &["poddisruptionbudgets"], &READ),
+        rule(
+            "rbac.authorization.k8s.io",
+            &["clusterrolebindings", "clusterroles"],
+            &READ,
+        ),
+        rule(
+            "admissionregistration.k8s.io",
+            &[
+                "validatingadmissionpolicies",
+                "validatingadmissionpolicybindings",
+            ],
+            &READ,
+        ),
+        named("", &["namespaces"], &[render::NAMESPACE], &APPLY_AND_SWEEP),
+        named(
+            "",
+            &["serviceaccounts", "services"],
+            &components,
+            &APPLY_AND_SWEEP,
+        ),
+        named(
+            "apps",
+            &["daemonsets", "deployments"],
+            &components,
+            &APPLY_AND_SWEEP,
+        ),
+        named(
+            "policy",
+            &["poddisruptionbudgets"],
+            &components,
+            &APPLY_AND_SWEEP,
+        ),
+        named(
+            "rbac.authorization.k8s.io",
+            &["clusterrolebindings", "clusterroles"],
+            &components,
+            &APPLY_AND_SWEEP,
+        ),
+        named(
+            "admissionregistration.k8s.io",
+            &[
+                "validatingadmissionpolicies",
+                "validatingadmissionpolicybindings",
+            ],
+            &guards,
+            &APPLY_AND_SWEEP,
+        ),
+        named("", &["configmaps"], &[CA_NAME, "kubeadm-config"], &READ),
+        named("", &["configmaps"], &[CA_NAME], &APPLY),
+        named("", &["secrets"], &[READER_SECRET, TYPHA_SECRET], &READ),
+        named("", &["secrets"], &[READER_SECRET, TYPHA_SECRET], &APPLY),
+        rule(
+            "certificates.k8s.io",
+            &["certificatesigningrequests"],
+            &READ,
+        ),
+        rule(
+            "certificates.k8s.io",
+            &[
+                "certificatesigningrequests/approval",
+                "certificatesigningrequests/status",
+            ],
+            &["update"],
+        ),
+        named(
+            "certificates.k8s.io",
+            &["signers"],
+            &[SIGNER],
+            &["approve", "sign"],
+        ),
+    ];
+    rules.extend(render::granted());
+    rules
+}
+
+/// In its own namespace: the authority and the lease.
+fn own_rules() -> Vec<Value> {
+    vec![
+        named(
+            "",
+            &["secrets"],
+            &[CA_NAME],
+            &["get", "list", "patch", "watch"],
+        ),
+        named(
+            "coordination.k8s.io",
+            &["leases"],
+            &[MANAGER],
+            &["get", "update"],
+        ),
+        // Names cannot bound a plain create.
+        rule("", &["secrets"], &["create"]),
+        rule("coordination.k8s.io", &["leases"], &["create"]),
+    ]
+}
+
+fn deployment(version: &str) -> Value {
+    let labels =
+        json!({ "app.kubernetes.io/name": MANAGER, "app.kubernetes.io/part-of": "margay" });
+    json!({
+        "replicas": 1,
+        "selector": { "matchLabels": { "app.kubernetes.io/name": MANAGER } },
+        "strategy": { "type": "Recreate" },
+        "template": { "metadata": { "labels": labels }, "spec": pod(version) },
+    })
+}
+
+/// In the host's network, on any node: it is there before the network is.
+fn pod(version: &str) -> Value {
+    json!({
+        "serviceAccountName": MANAGER,
+        "hostNetwork": true,
+        "dnsPolicy": "Default",
+        "priorityClassName": "system-cluster-critical",
+        "terminationGracePeriodSeconds": 15,
+        "nodeSelector": { "kubernetes.io/os": "linux" },
+        "tolerations": [{ "operator": "Exists" }],
+        "securityContext": {
+            "runAsNonRoot": true,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "containers": [{
+            "name": MANAGER,
+            "image": format!("margay.io/margay:{version}"),
+            "imagePullPolicy": "IfNotPresent",
+            "command": ["/margay", "operator"],
+            "env": [
+                render::field_env("NAMESPACE", "metadata.namespace"),
+                render::field_env("POD_NAME", "metadata.name"),
+                { "name": "MARGAY_ADMIN_LISTEN", "value": format!("127.0.0.1:{ADMIN_PORT}") },
+            ],
+            "livenessProbe": render::probe("/healthz", ADMIN_PORT, 10, 6),
+            "readinessProbe": render::probe("/readyz", ADMIN_PORT, 2, 3),
+            "securityContext": {
+                "allowPrivilegeEscalation": false,
+                "capabilities": { "drop": ["ALL"] },
+                "readOnlyRootFilesystem": true,
+            },
+        }],
+    })
+}
