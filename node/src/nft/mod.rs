@@ -6,11 +6,24 @@
 //! No program is started and no foreign table is read. Everything that can change often belongs into sets and maps:
 //! a set element costs microseconds, a new jump or verdict makes the kernel validate everything it can reach.
 
+mod constants;
+mod diff;
+mod encode;
+mod exec;
+mod listing;
+mod monitor;
 pub mod rule;
 pub mod ruleset;
 pub mod set;
-pub mod text;
+mod sys;
+mod text;
+mod transaction;
+mod wire;
 
+pub use diff::diff;
+pub use exec::{ExecError, Generation, Socket};
+pub use listing::{Drift, Present, PresentChain};
+pub use monitor::{Change, Event, Monitor, Touched};
 pub use rule::{
     AddressType, Limit, Log, LogTarget, MarkSet, Masquerade, Match, Nat, NatTarget, NatType, Op,
     RateUnit, Reject, Rule, Selector, SetRef, Side, Statement, Transport, Verdict,
@@ -21,3 +34,7 @@ pub use ruleset::{
 pub use set::{
     CtState, Datum, Family, Field, FieldType, IfName, Key, Proto, Set, SetKind, Value, ValueType,
 };
+pub use transaction::{Op as TransactionOp, Transaction};
+
+#[cfg(test)]
+mod tests;

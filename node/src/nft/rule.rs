@@ -283,8 +283,17 @@ pub enum NatType {
 pub enum NatTarget {
     /// This address, and a port of this range if given (then the rule must test the transport).
     Address(IpAddr, Option<(u16, u16)>),
-    /// What a map to an address, or to address and port, yields.
-    Map(Family, Vec<Selector>, SetRef),
+    /// What a data map yields.
+    Map {
+        /// Family of the addresses in the map.
+        family: Family,
+        /// Key that is looked up.
+        key: Vec<Selector>,
+        /// The map.
+        map: SetRef,
+        /// Whether it yields address and port, or the address alone.
+        with_port: bool,
+    },
 }
 
 /// How a sender is told.
@@ -525,7 +534,7 @@ impl Statement {
         match self {
             Self::Match(Match::In(key, _, set)) | Self::Vmap(key, set) => Some((key, set)),
             Self::Nat(Nat {
-                to: NatTarget::Map(_, key, set),
+                to: NatTarget::Map { key, map: set, .. },
                 ..
             }) => Some((key, set)),
             _ => None,

@@ -435,15 +435,9 @@ fn yields(statement: &Statement, kind: &SetKind) -> bool {
     match (statement, &kind.value) {
         (Statement::Match(_), value) => *value == ValueType::Member,
         (Statement::Vmap(..), value) => *value == ValueType::Verdict,
-        (
-            Statement::Nat(Nat {
-                to: NatTarget::Map(family, ..),
-                ..
-            }),
-            ValueType::Data(types),
-        ) => {
+        (Statement::Nat(Nat { to: NatTarget::Map { family, with_port, .. }, .. }), ValueType::Data(types)) => {
             let address = family.address_type();
-            *types == [address] || *types == [address, FieldType::Port]
+            if *with_port { *types == [address, FieldType::Port] } else { *types == [address] }
         }
         _ => false,
     }

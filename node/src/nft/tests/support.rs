@@ -1,0 +1,106 @@
+//! Namespaces, the `nft` program, and comparing what it prints.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use nix::sched::{CloneFlags, unshare};
+
+use super::super::{ChainName, IfName, SetName, TableName};
+
+/// Runs the test in a network namespace of its own.
+pub fn in_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("these tests make network namespaces: run them as root");
+            test()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Runs a program of this host in the namespace of the calling thread and returns what it prints.
+pub fn run(program: &str, arguments: &[&str], input: &str) -> String {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program} must be installed for these tests: {error}"));
+    child.stdin.take().expect("it is piped").write_all(input.as_bytes()).expect("the program reads its input");
+    let output = child.wait_with_output().expect("the program ends");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?} failed: {errors}\ninput:\n{input}");
+    String::from_utf8(output.stdout).expect("it prints text")
+}
+
+/// Loads text with the `nft` program.
+pub fn load(text: &str) {
+    run("nft", &["-f", "-"], text);
+}
+
+/// What the `nft` program prints of our table, without counts.
+pub fn list() -> String {
+    run("nft", &["-s", "list", "table", "inet", "t-1"], "")
+}
+
+/// What the `nft` program prints of everything, as JSON without handles.
+pub fn list_json() -> serde_json::Value {
+    let mut json = serde_json::from_str(&run("nft", &["-j", "list", "ruleset"], "")).expect("it prints JSON");
+    forget_handles(&mut json);
+    json
+}
+
+fn forget_handles(json: &mut serde_json::Value) {
+    match json {
+        serde_json::Value::Object(object) => {
+            object.remove("handle");
+            object.values_mut().for_each(forget_handles);
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(forget_handles),
+        _ => {}
+    }
+}
+
+/// The text with every list of elements in one line and in one order.
+pub fn normal(text: &str) -> String {
+    let mut normal = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("{ ") {
+        let (list, after) = after.split_once(" }").expect("every list ends");
+        let mut elements: Vec<&str> = list.split(',').map(str::trim).collect();
+        elements.sort_unstable();
+        normal.push_str(before);
+        normal.push_str("{ ");
+        normal.push_str(&elements.join(", "));
+        normal.push_str(" }");
+        rest = after;
+    }
+    normal + rest
+}
+
+/// Fails with the lines that are only in one of the two.
+pub fn assert_same_lines(ours: &str, theirs: &str) {
+    let (ours, theirs): (Vec<&str>, Vec<&str>) = (ours.lines().collect(), theirs.lines().collect());
+    let only = |these: &[&str], those: &[&str]| -> Vec<String> {
+        these.iter().filter(|line| !those.contains(line)).map(ToString::to_string).collect()
+    };
+    let difference = (only(&ours, &theirs), only(&theirs, &ours));
+    assert!(ours == theirs, "ours: {:#?}\ntheirs: {:#?}", difference.0, difference.1);
+}
+
+pub fn table() -> TableName {
+    TableName::new("t-1").expect("a name")
+}
+
+pub fn chain_name(name: &str) -> ChainName {
+    ChainName::new(name).expect("a name")
+}
+
+pub fn set_name(name: &str) -> SetName {
+    SetName::new(name).expect("a name")
+}
+
+pub fn ifname(name: &str) -> IfName {
+    IfName::new(name).expect("a name")
+}
