@@ -78,7 +78,9 @@ mod tests {
             Op::RemoveVxlan => {
                 kernel.vxlan = None;
                 kernel.peers.clear();
-                kernel.routes.retain(|_, target| !matches!(target, Target::Vxlan { .. }));
+                kernel
+                    .routes
+                    .retain(|_, target| !matches!(target, Target::Vxlan { .. }));
             }
             Op::CreateVxlan(device) => {
                 assert!(kernel.vxlan.is_none(), "created over an existing device");
@@ -90,35 +92,66 @@ mod tests {
             }
             Op::RemovePeer(address, _) => assert!(kernel.peers.remove(&address).is_some()),
             Op::SetRoute(destination, target) => {
-                assert!(kernel.vxlan.is_some() || !matches!(target, Target::Vxlan { .. }), "route without its device");
+                assert!(
+                    kernel.vxlan.is_some() || !matches!(target, Target::Vxlan { .. }),
+                    "route without its device"
+                );
                 kernel.routes.insert(destination, target);
             }
-            Op::RemoveRoute(destination, _) => assert!(kernel.routes.remove(&destination).is_some()),
+            Op::RemoveRoute(destination, _) => {
+                assert!(kernel.routes.remove(&destination).is_some())
+            }
         }
     }
 
     fn target(tunnel: bool) -> BoxedStrategy<Target> {
-        let vxlan = (0u8..4).prop_map(|n| Target::Vxlan { via: [10, 9, 9, n].into() }).boxed();
+        let vxlan = (0u8..4)
+            .prop_map(|n| Target::Vxlan {
+                via: [10, 9, 9, n].into(),
+            })
+            .boxed();
         let plain = prop_oneof![
-            (0u8..3).prop_map(|n| Target::Pod { interface: format!("cali{n}") }),
+            (0u8..3).prop_map(|n| Target::Pod {
+                interface: format!("cali{n}")
+            }),
             Just(Target::Blackhole),
-            (0u8..4).prop_map(|n| Target::Gateway { via: IpAddr::from([172, 30, 0, n]) }),
+            (0u8..4).prop_map(|n| Target::Gateway {
+                via: IpAddr::from([172, 30, 0, n])
+            }),
         ];
-        if tunnel { prop_oneof![plain, vxlan].boxed() } else { plain.boxed() }
+        if tunnel {
+            prop_oneof![plain, vxlan].boxed()
+        } else {
+            plain.boxed()
+        }
     }
 
     fn any_plan() -> impl Strategy<Value = Plan> {
         proptest::option::of((0u8..2, 4789u16..4791)).prop_flat_map(|device| {
             let tunnel = device.is_some();
-            let routes = proptest::collection::btree_map((0u8..6).prop_map(|n| format!("10.1.{n}.0/26").parse().expect("a range")), target(tunnel), 0..6);
+            let routes = proptest::collection::btree_map(
+                (0u8..6).prop_map(|n| format!("10.1.{n}.0/26").parse().expect("a range")),
+                target(tunnel),
+                0..6,
+            );
             let peers = proptest::collection::btree_map(
                 (0u8..4).prop_map(|n| Ipv4Addr::from([10, 9, 9, n])),
-                (0u8..3).prop_map(|n| Peer { mac: Mac([0x66, 0, 0, 0, 0, n]), underlay: [172, 30, 0, n].into() }),
+                (0u8..3).prop_map(|n| Peer {
+                    mac: Mac([0x66, 0, 0, 0, 0, n]),
+                    underlay: [172, 30, 0, n].into(),
+                }),
                 0..4,
             );
             (routes, peers).prop_map(move |(routes, peers)| Plan {
                 routes,
-                vxlan: device.map(|(n, port)| VxlanDevice { address: [10, 9, 8, n].into(), mac: Mac([0x66; 6]), local: [172, 30, 0, 9].into(), vni: 4096, port, mtu: 0 }),
+                vxlan: device.map(|(n, port)| VxlanDevice {
+                    address: [10, 9, 8, n].into(),
+                    mac: Mac([0x66; 6]),
+                    local: [172, 30, 0, 9].into(),
+                    vni: 4096,
+                    port,
+                    mtu: 0,
+                }),
                 peers: if tunnel { peers } else { BTreeMap::new() },
                 unreachable: BTreeMap::new(),
             })

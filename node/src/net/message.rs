@@ -6,9 +6,15 @@ use std::os::fd::RawFd;
 use ipnet::IpNet;
 use margay_api::network::Mac;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::plan::{ROUTE_PROTOCOL, VXLAN_DEVICE, VxlanDevice};
@@ -30,13 +36,20 @@ pub struct VethPair<'a> {
 /// Creates a veth pair, both ends down.
 pub fn new_veth(pair: &VethPair<'_>) -> RouteNetlinkMessage {
     let mut peer = LinkMessage::default();
-    peer.attributes = vec![LinkAttribute::IfName(pair.pod.to_owned()), LinkAttribute::Mtu(pair.mtu), LinkAttribute::NetNsFd(pair.namespace)];
+    peer.attributes = vec![
+        LinkAttribute::IfName(pair.pod.to_owned()),
+        LinkAttribute::Mtu(pair.mtu),
+        LinkAttribute::NetNsFd(pair.namespace),
+    ];
     let mut link = LinkMessage::default();
     link.attributes = vec![
         LinkAttribute::IfName(pair.host.to_owned()),
         LinkAttribute::Mtu(pair.mtu),
         LinkAttribute::Address(pair.host_mac.0.to_vec()),
-        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)))]),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]),
     ];
     RouteNetlinkMessage::NewLink(link)
 }
@@ -90,7 +103,10 @@ pub fn new_host_address(index: u32, address: IpAddr) -> RouteNetlinkMessage {
     message.header.prefix_len = IpNet::from(address).max_prefix_len();
     message.header.scope = AddressScope::Universe;
     message.header.index = index;
-    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+    message.attributes = vec![
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
+    ];
     RouteNetlinkMessage::NewAddress(message)
 }
 
@@ -116,7 +132,13 @@ pub struct Route {
 impl Route {
     /// A route to what is directly on a link.
     pub fn direct(destination: IpNet, link: u32) -> Self {
-        Self { destination, link: Some(link), gateway: None, onlink: false, blackhole: false }
+        Self {
+            destination,
+            link: Some(link),
+            gateway: None,
+            onlink: false,
+            blackhole: false,
+        }
     }
 
     /// The message body, to be wrapped into a new, delete or get request.
@@ -126,16 +148,33 @@ impl Route {
         message.header.destination_prefix_length = self.destination.prefix_len();
         message.header.table = 254;
         message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
-        message.header.scope = if self.gateway.is_none() && !self.blackhole { RouteScope::Link } else { RouteScope::Universe };
-        message.header.kind = if self.blackhole { RouteType::BlackHole } else { RouteType::Unicast };
+        message.header.scope = if self.gateway.is_none() && !self.blackhole {
+            RouteScope::Link
+        } else {
+            RouteScope::Universe
+        };
+        message.header.kind = if self.blackhole {
+            RouteType::BlackHole
+        } else {
+            RouteType::Unicast
+        };
         if self.onlink {
             message.header.flags = RouteFlags::Onlink;
         }
         if self.destination.prefix_len() > 0 {
-            message.attributes.push(RouteAttribute::Destination(RouteAddress::from(self.destination.addr())));
+            message
+                .attributes
+                .push(RouteAttribute::Destination(RouteAddress::from(
+                    self.destination.addr(),
+                )));
         }
-        message.attributes.extend(self.gateway.map(|gateway| RouteAttribute::Gateway(RouteAddress::from(gateway))));
-        message.attributes.extend(self.link.map(RouteAttribute::Oif));
+        message.attributes.extend(
+            self.gateway
+                .map(|gateway| RouteAttribute::Gateway(RouteAddress::from(gateway))),
+        );
+        message
+            .attributes
+            .extend(self.link.map(RouteAttribute::Oif));
         message
     }
 }
@@ -182,5 +221,9 @@ pub fn get_neighbours(family: AddressFamily) -> RouteNetlinkMessage {
 }
 
 fn family(address: IpAddr) -> AddressFamily {
-    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+    if address.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    }
 }

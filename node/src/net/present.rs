@@ -6,9 +6,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::IpNet;
 use margay_api::network::Mac;
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message;
@@ -35,25 +39,57 @@ pub type Links = BTreeMap<String, Link>;
 
 /// Lists the links.
 pub fn links(socket: &mut Socket) -> Result<Links, NetlinkError> {
-    Ok(socket.dump(message::get_links())?.into_iter().filter_map(link).collect())
+    Ok(socket
+        .dump(message::get_links())?
+        .into_iter()
+        .filter_map(link)
+        .collect())
 }
 
 /// Lists the addresses with the index of the link that has each.
 pub fn addresses(socket: &mut Socket) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
     let parse = |message| {
-        let RouteNetlinkMessage::NewAddress(message) = message else { return None };
-        let local = |attribute: &AddressAttribute| if let AddressAttribute::Local(address) = attribute { Some(*address) } else { None };
-        let other = |attribute: &AddressAttribute| if let AddressAttribute::Address(address) = attribute { Some(*address) } else { None };
-        let address = message.attributes.iter().find_map(local).or_else(|| message.attributes.iter().find_map(other))?;
-        Some((message.header.index, IpNet::new(address, message.header.prefix_len).ok()?))
+        let RouteNetlinkMessage::NewAddress(message) = message else {
+            return None;
+        };
+        let local = |attribute: &AddressAttribute| {
+            if let AddressAttribute::Local(address) = attribute {
+                Some(*address)
+            } else {
+                None
+            }
+        };
+        let other = |attribute: &AddressAttribute| {
+            if let AddressAttribute::Address(address) = attribute {
+                Some(*address)
+            } else {
+                None
+            }
+        };
+        let address = message
+            .attributes
+            .iter()
+            .find_map(local)
+            .or_else(|| message.attributes.iter().find_map(other))?;
+        Some((
+            message.header.index,
+            IpNet::new(address, message.header.prefix_len).ok()?,
+        ))
     };
-    Ok(socket.dump(message::get_addresses())?.into_iter().filter_map(parse).collect())
+    Ok(socket
+        .dump(message::get_addresses())?
+        .into_iter()
+        .filter_map(parse)
+        .collect())
 }
 
 /// Reads back everything that could be ours. A route or device in a form that we never make is returned as one that differs from any wanted one, so that
 /// it is replaced.
 pub fn present(socket: &mut Socket, links: &Links) -> Result<Plan, NetlinkError> {
-    let names: BTreeMap<u32, &str> = links.iter().map(|(name, link)| (link.index, name.as_str())).collect();
+    let names: BTreeMap<u32, &str> = links
+        .iter()
+        .map(|(name, link)| (link.index, name.as_str()))
+        .collect();
     let mut plan = Plan::default();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         for found in socket.dump(message::get_routes(family))? {
@@ -67,7 +103,10 @@ pub fn present(socket: &mut Socket, links: &Links) -> Result<Plan, NetlinkError>
             (true, IpAddr::V4(address)) => Some(address),
             _ => None,
         };
-        let address = addresses(socket)?.into_iter().find_map(on_device).unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let address = addresses(socket)?
+            .into_iter()
+            .find_map(on_device)
+            .unwrap_or(Ipv4Addr::UNSPECIFIED);
         plan.vxlan = Some(device(link, address));
         plan.peers = peers(socket, link.index)?;
     }
@@ -75,17 +114,38 @@ pub fn present(socket: &mut Socket, links: &Links) -> Result<Plan, NetlinkError>
 }
 
 fn link(message: RouteNetlinkMessage) -> Option<(String, Link)> {
-    let RouteNetlinkMessage::NewLink(message) = message else { return None };
-    let LinkMessage { header, attributes, .. } = message;
+    let RouteNetlinkMessage::NewLink(message) = message else {
+        return None;
+    };
+    let LinkMessage {
+        header, attributes, ..
+    } = message;
     let up = header.flags.contains(LinkFlags::Up);
-    let (mut name, mut found) = (None, Link { index: header.index, mtu: 0, up, mac: None, vxlan: None });
+    let (mut name, mut found) = (
+        None,
+        Link {
+            index: header.index,
+            mtu: 0,
+            up,
+            mac: None,
+            vxlan: None,
+        },
+    );
     for attribute in attributes {
         match attribute {
             LinkAttribute::IfName(value) => name = Some(value),
             LinkAttribute::Mtu(value) => found.mtu = value,
-            LinkAttribute::Address(value) => found.mac = <[u8; 6]>::try_from(value.as_slice()).ok().map(Mac),
+            LinkAttribute::Address(value) => {
+                found.mac = <[u8; 6]>::try_from(value.as_slice()).ok().map(Mac)
+            }
             LinkAttribute::LinkInfo(infos) => {
-                found.vxlan = infos.into_iter().find_map(|info| if let LinkInfo::Data(InfoData::Vxlan(data)) = info { Some(data) } else { None });
+                found.vxlan = infos.into_iter().find_map(|info| {
+                    if let LinkInfo::Data(InfoData::Vxlan(data)) = info {
+                        Some(data)
+                    } else {
+                        None
+                    }
+                });
             }
             _ => {}
         }
@@ -94,7 +154,14 @@ fn link(message: RouteNetlinkMessage) -> Option<(String, Link)> {
 }
 
 fn device(link: &Link, address: Ipv4Addr) -> VxlanDevice {
-    let mut device = VxlanDevice { address, mac: link.mac.unwrap_or(Mac([0; 6])), local: Ipv4Addr::UNSPECIFIED, vni: 0, port: 0, mtu: link.mtu };
+    let mut device = VxlanDevice {
+        address,
+        mac: link.mac.unwrap_or(Mac([0; 6])),
+        local: Ipv4Addr::UNSPECIFIED,
+        vni: 0,
+        port: 0,
+        mtu: link.mtu,
+    };
     for info in link.vxlan.iter().flatten() {
         match info {
             InfoVxlan::Id(vni) => device.vni = *vni,
@@ -125,7 +192,9 @@ pub fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<(IpN
         (RouteType::BlackHole, ..) => Target::Blackhole,
         (_, Some(VXLAN_DEVICE), Some(IpAddr::V4(via))) => Target::Vxlan { via },
         (_, _, Some(via)) => Target::Gateway { via },
-        (_, interface, None) => Target::Pod { interface: interface.unwrap_or_default().to_owned() },
+        (_, interface, None) => Target::Pod {
+            interface: interface.unwrap_or_default().to_owned(),
+        },
     };
     Some((destination, target))
 }
@@ -135,24 +204,52 @@ fn peers(socket: &mut Socket, index: u32) -> Result<BTreeMap<Ipv4Addr, Peer>, Ne
     for (address, mac) in neighbours(socket, AddressFamily::Bridge, index)? {
         forwarding.insert(mac, address);
     }
-    let complete = |(address, mac): (Ipv4Addr, Mac)| forwarding.get(&mac).map(|underlay| (address, Peer { mac, underlay: *underlay }));
-    Ok(neighbours(socket, AddressFamily::Inet, index)?.into_iter().filter_map(complete).collect())
+    let complete = |(address, mac): (Ipv4Addr, Mac)| {
+        forwarding.get(&mac).map(|underlay| {
+            (
+                address,
+                Peer {
+                    mac,
+                    underlay: *underlay,
+                },
+            )
+        })
+    };
+    Ok(neighbours(socket, AddressFamily::Inet, index)?
+        .into_iter()
+        .filter_map(complete)
+        .collect())
 }
 
-fn neighbours(socket: &mut Socket, family: AddressFamily, index: u32) -> Result<Vec<(Ipv4Addr, Mac)>, NetlinkError> {
+fn neighbours(
+    socket: &mut Socket,
+    family: AddressFamily,
+    index: u32,
+) -> Result<Vec<(Ipv4Addr, Mac)>, NetlinkError> {
     let parse = |found: RouteNetlinkMessage| {
-        let RouteNetlinkMessage::NewNeighbour(NeighbourMessage { header, attributes, .. }) = found else { return None };
+        let RouteNetlinkMessage::NewNeighbour(NeighbourMessage {
+            header, attributes, ..
+        }) = found
+        else {
+            return None;
+        };
         let address = attributes.iter().find_map(|attribute| match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
             _ => None,
         })?;
         let mac = attributes.iter().find_map(|attribute| match attribute {
-            NeighbourAttribute::LinkLayerAddress(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac),
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac)
+            }
             _ => None,
         })?;
         (header.ifindex == index).then_some((address, mac))
     };
-    Ok(socket.dump(message::get_neighbours(family))?.into_iter().filter_map(parse).collect())
+    Ok(socket
+        .dump(message::get_neighbours(family))?
+        .into_iter()
+        .filter_map(parse)
+        .collect())
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {

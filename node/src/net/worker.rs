@@ -63,22 +63,41 @@ impl Network {
         let (wake, woken) = mpsc::sync_channel(2);
         let (progress, seen) = watch::channel(Progress::default());
         let wanted = Arc::new(Mutex::new(Wanted::default()));
-        let owner = Owner { driver, wanted: wanted.clone(), progress, plan: None };
-        thread::Builder::new().name("net".to_owned()).spawn(move || owner.run(&woken)).map_err(io::Error::from)?;
+        let owner = Owner {
+            driver,
+            wanted: wanted.clone(),
+            progress,
+            plan: None,
+        };
+        thread::Builder::new()
+            .name("net".to_owned())
+            .spawn(move || owner.run(&woken))
+            .map_err(io::Error::from)?;
         let surprise = wake.clone();
-        thread::Builder::new().name("net-monitor".to_owned()).spawn(move || {
-            while monitor.wait().is_ok() {
-                if let Err(mpsc::TrySendError::Disconnected(_)) = surprise.try_send(Wake::Surprise) {
-                    return;
+        thread::Builder::new()
+            .name("net-monitor".to_owned())
+            .spawn(move || {
+                while monitor.wait().is_ok() {
+                    if let Err(mpsc::TrySendError::Disconnected(_)) =
+                        surprise.try_send(Wake::Surprise)
+                    {
+                        return;
+                    }
                 }
-            }
-        })?;
-        Ok(Self { wanted, wake, progress: seen })
+            })?;
+        Ok(Self {
+            wanted,
+            wake,
+            progress: seen,
+        })
     }
 
     /// Makes this the wanted plan; returns its generation.
     pub fn want(&self, plan: Plan) -> u64 {
-        let mut wanted = self.wanted.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut wanted = self
+            .wanted
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         wanted.generation += 1;
         wanted.plan = Some(plan);
         let generation = wanted.generation;
@@ -90,8 +109,14 @@ impl Network {
 
     /// Waits until the plan of this generation, or a newer one, has been applied.
     pub async fn applied(&self, generation: u64) -> Progress {
+        self.until(|progress| progress.generation >= generation)
+            .await
+    }
+
+    /// Waits until the progress is as asked for; returns the progress. If the owner is gone, the last progress that it made.
+    pub async fn until(&self, condition: impl Fn(&Progress) -> bool) -> Progress {
         let mut progress = self.progress.clone();
-        match progress.wait_for(|progress| progress.generation >= generation).await {
+        match progress.wait_for(|progress| condition(progress)).await {
             Ok(progress) => progress.clone(),
             Err(_) => self.progress.borrow().clone(),
         }
@@ -114,6 +139,7 @@ impl Owner {
     fn run(mut self, woken: &mpsc::Receiver<Wake>) {
         let mut retry = None;
         loop {
+            let mut repaired = false;
             match woken.recv_timeout(retry.unwrap_or(FULL_CHECK)) {
                 Ok(Wake::Plan) => {}
                 Ok(Wake::Surprise) => {
@@ -121,28 +147,34 @@ impl Owner {
                     if !self.is_surprise() {
                         continue;
                     }
+                    repaired = true;
                 }
                 Err(RecvTimeoutError::Timeout) => self.driver.mark_stale(),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            retry = if self.apply() { None } else { Some(retry.map_or(RETRY_MIN, |delay: Duration| (delay * 2).min(RETRY_MAX))) };
+            retry = if self.apply(repaired) {
+                None
+            } else {
+                Some(retry.map_or(RETRY_MIN, |delay: Duration| (delay * 2).min(RETRY_MAX)))
+            };
         }
     }
 
     /// Whether the kernel lacks something wanted: our own removals are notified too.
     fn is_surprise(&mut self) -> bool {
         self.driver.mark_stale();
-        let missing = self.plan.as_ref().is_some_and(|plan| self.driver.lacks(plan).unwrap_or(true));
-        if missing {
-            self.progress.send_modify(|progress| progress.repairs += 1);
-        }
-        missing
+        self.plan
+            .as_ref()
+            .is_some_and(|plan| self.driver.lacks(plan).unwrap_or(true))
     }
 
     /// Whether everything wanted is in force.
-    fn apply(&mut self) -> bool {
+    fn apply(&mut self, repaired: bool) -> bool {
         let (generation, newer) = {
-            let mut wanted = self.wanted.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut wanted = self
+                .wanted
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
             (wanted.generation, wanted.plan.take())
         };
         if let Some(plan) = newer {
@@ -159,6 +191,7 @@ impl Owner {
         let done = failed.is_empty();
         self.progress.send_modify(|progress| {
             progress.generation = generation;
+            progress.repairs += u64::from(repaired);
             progress.failed = failed;
         });
         done

@@ -1,0 +1,7 @@
+//! The agent's side of the CNI plugin: a unix socket, one request and one answer a connection.
+
+pub mod attachment;
+pub mod ports;
+pub mod request;
+pub mod server;
+pub mod service;

@@ -1,0 +1,76 @@
+//! What the CNI service needs of the rest of the agent, as traits, so that it can be driven without an API server.
+
+use std::future::Future;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use margay_api::endpoint::EndpointKey;
+
+use super::attachment::Attachment;
+
+/// Why a pod's policy is not in force.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotEnforced {
+    /// Nobody has told this node yet what applies to the pod.
+    #[error("policy of the pod is not known yet: {0}")]
+    Unknown(String),
+    /// The kernel refused it.
+    #[error("policy of the pod could not be programmed: {0}")]
+    Refused(String),
+}
+
+/// Puts a pod's policy into the kernel.
+pub trait Enforcer: Send + Sync + 'static {
+    /// Returns once policy and addresses of the endpoint are committed. May wait for as long as the caller lets it.
+    fn attach(
+        &self,
+        endpoint: EndpointKey,
+        interface: String,
+        addresses: Vec<IpAddr>,
+    ) -> impl Future<Output = Result<(), NotEnforced>> + Send;
+    /// Returns once nothing of the endpoint is in the kernel any more; one that was never attached is a success.
+    fn detach(&self, endpoint: EndpointKey, interface: String) -> impl Future<Output = ()> + Send;
+    /// Why no pod could be attached now, if that is so.
+    fn not_ready(&self) -> Option<String>;
+}
+
+/// What is asked of IPAM for one pod interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressRequest {
+    /// Under which the addresses are kept: `<network>.<container id>`, as Calico's plugin has it.
+    pub handle: String,
+    /// The pod.
+    pub endpoint: EndpointKey,
+    /// Range names or CIDRs that the network configuration limits the pod to; empty: any.
+    pub ipv4_pools: Vec<String>,
+}
+
+/// Why there is no address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoAddress {
+    /// All pools that the pod may use are full, or there is none.
+    #[error("{0}")]
+    Exhausted(String),
+    /// The API could not be asked; nothing was claimed, or what was claimed is kept under the handle and is given back with it.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// Claims and releases addresses.
+pub trait Addresses: Send + Sync + 'static {
+    /// Returns addresses that are durably claimed under the handle; asked again with the same handle, the same addresses.
+    fn assign(
+        &self,
+        request: AddressRequest,
+    ) -> impl Future<Output = Result<Vec<IpNet>, NoAddress>> + Send;
+    /// Returns once nothing is claimed under the handle; an unknown handle is a success.
+    fn release(&self, handle: String) -> impl Future<Output = Result<(), NoAddress>> + Send;
+}
+
+/// Tells the cluster which addresses a pod has, for everybody who does not hear it from this node.
+pub trait Announcer: Send + Sync + 'static {
+    /// The pod has these addresses now. Does not wait.
+    fn announce(&self, attachment: &Attachment);
+    /// The pod has no address any more. Does not wait.
+    fn withdraw(&self, attachment: &Attachment);
+}

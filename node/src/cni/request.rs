@@ -1,0 +1,162 @@
+//! From a request on the socket to values that cannot be wrong.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use margay_api::endpoint::{EndpointKey, interface_name};
+use margay_proto::cni::{self, code};
+use serde::Deserialize;
+
+use super::attachment::{Attachment, AttachmentId};
+use crate::net::netns;
+
+/// The longest name of a Linux interface.
+const MAX_IFNAME: usize = 15;
+/// An answer is given at least this long before the plugin stops waiting for it.
+const MARGIN: Duration = Duration::from_millis(500);
+
+/// An answer that is not success, with a code of the CNI specification.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{msg}")]
+pub struct Refusal {
+    /// Code for the runtime.
+    pub code: u32,
+    /// What is wrong, in one line, with the remedy.
+    pub msg: String,
+}
+
+impl Refusal {
+    /// A refusal with a code of [`margay_proto::cni::code`].
+    pub fn new(code: u32, msg: impl Into<String>) -> Self {
+        Self {
+            code,
+            msg: msg.into(),
+        }
+    }
+}
+
+/// What the network configuration says to the agent; fields that other parts read are ignored here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Config {
+    /// `mtu`; 0 means what the agent has found.
+    #[serde(default)]
+    pub mtu: u32,
+    /// `policy_setup_timeout_seconds`: how long ADD waits for policy; 0 means the agent's own limit.
+    #[serde(default)]
+    pub policy_setup_timeout_seconds: u64,
+    /// `ipam`.
+    #[serde(default)]
+    pub ipam: IpamConfig,
+}
+
+/// The `ipam` section.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct IpamConfig {
+    /// Names or ranges of the pools that pods may get IPv4 addresses from; empty: all.
+    #[serde(default)]
+    pub ipv4_pools: Vec<String>,
+}
+
+impl Config {
+    /// Parses the configuration that came with a request.
+    pub fn parse(text: &[u8]) -> Result<Self, Refusal> {
+        let wrong = |error: serde_json::Error| {
+            Refusal::new(
+                code::INVALID_CONFIG,
+                format!(
+                    "network configuration: {error}; correct the file in the CNI configuration folder"
+                ),
+            )
+        };
+        serde_json::from_slice(text).map_err(wrong)
+    }
+}
+
+/// The identity in a request, checked: nothing but letters, digits and `_.-`, so that it can be a file name.
+pub fn id(attachment: &cni::Attachment) -> Result<AttachmentId, Refusal> {
+    let plain = |text: &str| {
+        !text.is_empty()
+            && text
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+            && !text.starts_with('.')
+    };
+    if !plain(&attachment.container_id) {
+        return Err(environment(
+            "CNI_CONTAINERID",
+            &attachment.container_id,
+            "one or more letters, digits, '_', '.', '-', the first no '.'",
+        ));
+    }
+    if !plain(&attachment.ifname) || attachment.ifname.len() > MAX_IFNAME {
+        return Err(environment(
+            "CNI_IFNAME",
+            &attachment.ifname,
+            "an interface name of 1 to 15 letters, digits, '_', '.', '-'",
+        ));
+    }
+    Ok(AttachmentId {
+        container: attachment.container_id.clone(),
+        ifname: attachment.ifname.clone(),
+    })
+}
+
+/// The attachment that an ADD asks for; no address yet.
+pub fn attachment(asked: &cni::Attachment) -> Result<Attachment, Refusal> {
+    let id = id(asked)?;
+    let pod = asked.pod.clone().unwrap_or_default();
+    for (variable, value) in [
+        ("K8S_POD_NAMESPACE", &pod.namespace),
+        ("K8S_POD_NAME", &pod.name),
+    ] {
+        if value.is_empty() {
+            return Err(environment(
+                "CNI_ARGS",
+                "",
+                &format!("{variable}=... present; only pods of Kubernetes can be attached"),
+            ));
+        }
+    }
+    let interface = interface_name(&EndpointKey::new(&pod.namespace, &pod.name));
+    Ok(Attachment {
+        id,
+        namespace: pod.namespace,
+        pod: pod.name,
+        uid: pod.uid,
+        netns: asked.netns.clone(),
+        interface,
+        addresses: Vec::new(),
+        mac: String::new(),
+    })
+}
+
+/// Opens the network namespace of an ADD or CHECK.
+pub fn namespace(path: &str) -> Result<File, Refusal> {
+    let rule = "the path of a network namespace that exists on this node";
+    netns::open(Path::new(path)).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => environment("CNI_NETNS", path, rule),
+        _ => Refusal::new(
+            code::IO,
+            format!("CNI_NETNS {path:?}: {error}; must be {rule}"),
+        ),
+    })
+}
+
+/// How long an answer may take: the plugin's patience less a margin, and no longer than the configured limit.
+pub fn patience(timeout_millis: u32, configured: Duration) -> Duration {
+    let plugin = Duration::from_millis(u64::from(timeout_millis)).saturating_sub(MARGIN);
+    if timeout_millis == 0 {
+        configured
+    } else {
+        plugin.min(configured)
+    }
+}
+
+fn environment(variable: &str, value: &str, rule: &str) -> Refusal {
+    Refusal::new(
+        code::INVALID_ENVIRONMENT,
+        format!("{variable} is {value:?}: must be {rule}"),
+    )
+}

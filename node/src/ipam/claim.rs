@@ -1,0 +1,100 @@
+//! Claiming a new block: affinity pending, block, affinity confirmed, as Calico does it, so that two nodes can never both believe in a block.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use margay_api::ipam::block::Block;
+use margay_api::ipam::search::candidates;
+
+use super::store::{AffinityState, Store, StoreError, Stored, UsablePool};
+use crate::cni::ports::NoAddress;
+
+/// Blocks that somebody else turns out to have, before giving up. What the cluster knows of blocks lags by milliseconds, so a few are normal.
+const COLLISIONS: usize = 100;
+
+/// Claims the first free block in this node's order. `pools` are those that serve a request which names `named`.
+pub(super) async fn claim<S: Store>(
+    store: &S,
+    node: &str,
+    pools: &[UsablePool],
+    named: &[String],
+    mut taken: BTreeSet<IpNet>,
+    now: String,
+) -> Result<Stored<Block>, NoAddress> {
+    let unavailable = |error: StoreError| {
+        NoAddress::Unavailable(format!(
+            "IPAM block claim: {error}; the runtime will try again"
+        ))
+    };
+    if pools.is_empty() {
+        return Err(no_pool(named));
+    }
+    let mut collisions = 0;
+    for pool in pools {
+        for cidr in candidates(pool.cidr, pool.block_size, node) {
+            if overlaps(&taken, cidr) {
+                continue;
+            }
+            match try_claim(store, node, cidr, now.clone())
+                .await
+                .map_err(unavailable)?
+            {
+                Some(block) => return Ok(block),
+                None if collisions < COLLISIONS => {
+                    collisions += 1;
+                    taken.insert(cidr);
+                }
+                None => {
+                    return Err(NoAddress::Unavailable(format!(
+                        "{COLLISIONS} blocks were taken by other nodes at the same time; the runtime will try again"
+                    )));
+                }
+            }
+        }
+    }
+    let names: Vec<String> = pools
+        .iter()
+        .map(|pool| format!("{} ({})", pool.name, pool.cidr))
+        .collect();
+    Err(NoAddress::Exhausted(format!(
+        "no address is free: every block of pool {} is taken and those of node {node} are full; add an IPPool, or free addresses",
+        names.join(", ")
+    )))
+}
+
+fn no_pool(named: &[String]) -> NoAddress {
+    NoAddress::Exhausted(match named {
+        [] => "no IPPool may be used for pods on this node: there is none, or all are disabled, or their nodeSelector leaves the node out; add one".to_owned(),
+        named => format!("none of the pools {} exists and may be used on this node; correct ipv4_pools", named.join(", ")),
+    })
+}
+
+fn overlaps(taken: &BTreeSet<IpNet>, cidr: IpNet) -> bool {
+    taken.contains(&cidr)
+        || taken
+            .iter()
+            .any(|other| other.contains(&cidr) || cidr.contains(other))
+}
+
+/// `None`: the block is somebody else's.
+async fn try_claim<S: Store>(
+    store: &S,
+    node: &str,
+    cidr: IpNet,
+    now: String,
+) -> Result<Option<Stored<Block>>, StoreError> {
+    store.put_affinity(cidr, AffinityState::Pending).await?;
+    let block = match store.create_block(Block::new(cidr, node, now)).await {
+        Ok(block) => block,
+        Err(StoreError::Conflict) => match store.block(cidr).await? {
+            Some(block) if block.value.node() == Some(node) => block,
+            _ => {
+                store.delete_affinity(cidr).await?;
+                return Ok(None);
+            }
+        },
+        Err(error) => return Err(error),
+    };
+    store.put_affinity(cidr, AffinityState::Confirmed).await?;
+    Ok(Some(block))
+}

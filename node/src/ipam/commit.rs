@@ -1,0 +1,223 @@
+//! One write of a block with many operations in it, and what becomes of each.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use ipnet::IpNet;
+use margay_api::ipam::block::Block;
+
+use super::allocator::{AssignReply, ReleaseReply, Wanted, whole};
+use super::store::{Store, StoreError, Stored};
+use crate::cni::ports::NoAddress;
+
+/// How often a write is tried before those who wait for it are told that storage is unavailable.
+const TRIES: u32 = 5;
+/// Delay before the second try after an error that is not a conflict; it doubles.
+const DELAY: Duration = Duration::from_millis(100);
+
+/// Something that is asked of a block, and who waits for it.
+pub(super) enum Operation {
+    Assign(Wanted, AssignReply),
+    Release(String, ReleaseReply),
+}
+
+impl Operation {
+    pub(super) fn handle(&self) -> &str {
+        match self {
+            Self::Assign(wanted, _) => wanted.handle(),
+            Self::Release(handle, _) => handle,
+        }
+    }
+
+    fn fail(self, error: NoAddress) {
+        match self {
+            Self::Assign(_, reply) => drop(reply.send(Err(error))),
+            Self::Release(_, reply) => drop(reply.send(Err(error))),
+        }
+    }
+}
+
+/// What a write came to.
+pub(super) struct Written {
+    pub(super) cidr: IpNet,
+    /// The block as it is now, if that is known.
+    pub(super) block: Option<Stored<Block>>,
+    /// Operations that another block must do: this one is full, or not ours any more.
+    pub(super) unfinished: Vec<Operation>,
+}
+
+/// Does the operations in one write. On a conflict the block is read again and the operations are done anew on what it is now: an assignment
+/// that did get through is found by its handle.
+pub(super) async fn commit<S: Store>(
+    store: &S,
+    mut stored: Stored<Block>,
+    operations: Vec<Operation>,
+) -> Written {
+    let (cidr, owner) = (stored.value.cidr(), stored.value.node().map(str::to_owned));
+    let mut delay = DELAY;
+    let mut failure = StoreError::Conflict;
+    for attempt in 0..TRIES {
+        if attempt > 0 {
+            if failure != StoreError::Conflict {
+                tokio::time::sleep(delay).await;
+                delay *= 2;
+            }
+            match store.block(cidr).await {
+                Ok(Some(block)) if block.value.node() == owner.as_deref() => stored = block,
+                Ok(block) => {
+                    return Written {
+                        cidr,
+                        block: block.or(Some(gone(cidr))),
+                        unfinished: operations,
+                    };
+                }
+                Err(error) => {
+                    failure = error;
+                    continue;
+                }
+            }
+        }
+        match write(store, &stored, &operations).await {
+            Ok(Done { block, full }) => return answer(store, block, operations, full).await,
+            Err(error) => failure = error,
+        }
+    }
+    for operation in operations {
+        operation.fail(NoAddress::Unavailable(format!(
+            "IPAM block {cidr} could not be written: {failure}; the runtime will try again"
+        )));
+    }
+    Written {
+        cidr,
+        block: None,
+        unfinished: Vec::new(),
+    }
+}
+
+struct Done {
+    block: Stored<Block>,
+    /// Whether an assignment found no room.
+    full: bool,
+}
+
+async fn write<S: Store>(
+    store: &S,
+    stored: &Stored<Block>,
+    operations: &[Operation],
+) -> Result<Done, StoreError> {
+    let mut block = stored.value.clone();
+    let (mut full, mut handles) = (false, Vec::new());
+    for operation in operations {
+        match operation {
+            Operation::Assign(wanted, reply) if !reply.is_closed() => {
+                if block.of_handle(wanted.handle()).is_empty() {
+                    full |= block.assign(&wanted.attribute, |_| false).is_none();
+                }
+                handles.push(store.create_handle(wanted.handle().to_owned(), block.cidr()));
+            }
+            Operation::Assign(..) => {}
+            Operation::Release(handle, _) => drop(block.release(handle)),
+        }
+    }
+    if block == stored.value {
+        join_all(handles)
+            .await
+            .into_iter()
+            .collect::<Result<Vec<()>, _>>()?;
+        return Ok(Done {
+            block: stored.clone(),
+            full,
+        });
+    }
+    let changed = Stored {
+        value: block,
+        revision: stored.revision.clone(),
+    };
+    let (written, handled) = tokio::join!(store.update_block(changed), join_all(handles));
+    let block = written?;
+    handled.into_iter().collect::<Result<Vec<()>, _>>()?;
+    Ok(Done { block, full })
+}
+
+async fn answer<S: Store>(
+    store: &S,
+    block: Stored<Block>,
+    operations: Vec<Operation>,
+    full: bool,
+) -> Written {
+    let mut unfinished = Vec::new();
+    let mut released = Vec::new();
+    for operation in operations {
+        match operation {
+            Operation::Assign(wanted, reply) => match block.value.of_handle(wanted.handle()) {
+                none if none.is_empty() && full && !reply.is_closed() => {
+                    unfinished.push(Operation::Assign(wanted, reply))
+                }
+                addresses => drop(reply.send(Ok(whole(addresses)))),
+            },
+            Operation::Release(handle, reply) => released.push((handle, reply)),
+        }
+    }
+    let deletions = released
+        .iter()
+        .map(|(handle, _)| store.delete_handle(handle.clone()));
+    let results = join_all(deletions).await;
+    for ((handle, reply), result) in released.into_iter().zip(results) {
+        let failed =
+            |error: StoreError| NoAddress::Unavailable(format!("IPAM handle {handle}: {error}"));
+        drop(reply.send(result.map_err(failed)));
+    }
+    Written {
+        cidr: block.value.cidr(),
+        block: Some(block),
+        unfinished,
+    }
+}
+
+/// A block that belongs to nobody, in the place of one that does not exist.
+fn gone(cidr: IpNet) -> Stored<Block> {
+    let mut spec = Block::new(cidr, "", String::new()).spec().clone();
+    spec.deleted = true;
+    Stored {
+        value: Block::parse(spec).unwrap_or_else(|_| Block::new(cidr, "", String::new())),
+        revision: String::new(),
+    }
+}
+
+/// The blocks that a handle's object names.
+pub(super) async fn locate<S: Store>(
+    store: &S,
+    handle: &str,
+) -> Result<Vec<Stored<Block>>, StoreError> {
+    let mut found = Vec::new();
+    for cidr in store.handle_blocks(handle.to_owned()).await? {
+        found.extend(store.block(cidr).await?);
+    }
+    Ok(found)
+}
+
+/// Releases a handle's addresses from blocks that are not in the cache, then the handle itself.
+pub(super) async fn release_from<S: Store>(
+    store: &S,
+    handle: &str,
+    blocks: Vec<Stored<Block>>,
+) -> Result<(), StoreError> {
+    for mut stored in blocks {
+        for attempt in 0.. {
+            if stored.value.release(handle).is_empty() {
+                break;
+            }
+            match store.update_block(stored.clone()).await {
+                Ok(_) => break,
+                Err(StoreError::Conflict) if attempt < TRIES => {
+                    match store.block(stored.value.cidr()).await? {
+                        Some(newer) => stored = newer,
+                        None => break,
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    store.delete_handle(handle.to_owned()).await
+}
