@@ -28,7 +28,12 @@ pub enum PolicyKind {
 impl PolicyKind {
     /// Staged policies are evaluated for reports and never enforced.
     pub fn is_staged(self) -> bool {
-        matches!(self, Self::StagedNetworkPolicy | Self::StagedGlobalNetworkPolicy | Self::StagedKubernetesNetworkPolicy)
+        matches!(
+            self,
+            Self::StagedNetworkPolicy
+                | Self::StagedGlobalNetworkPolicy
+                | Self::StagedKubernetesNetworkPolicy
+        )
     }
 
     /// The name that users and the wire know.

@@ -1,8 +1,19 @@
 //! Calico's selector language: text to tree, tree to verdict, canonical text and id.
 
+mod parse;
+mod print;
+mod restrict;
+
 use std::collections::BTreeSet;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sha2::{Digest, Sha224};
+
 use crate::meta::Labels;
+
+pub use parse::{MAX_DEPTH, MAX_LABEL, SelectorError};
+pub use restrict::Restriction;
 
 /// One operation of a selector.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,10 +46,10 @@ pub enum Node {
     Or(Vec<Node>),
 }
 
-/// A parsed selector.
+/// A parsed selector. Its `Display` is the canonical text, which parses to the same selector.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Selector {
-    /// The tree, in canonical order where order has no meaning.
+    /// The tree, as written: the order of operands is kept because ids depend on it.
     pub root: Node,
 }
 
@@ -48,9 +59,58 @@ impl Selector {
         Self { root: Node::All }
     }
 
+    /// The selector that matches nothing: what a reference that cannot be resolved becomes.
+    pub fn none() -> Self {
+        Self {
+            root: Node::Not(Box::new(Node::All)),
+        }
+    }
+
     /// Whether something with these labels matches.
     pub fn matches(&self, labels: &Labels) -> bool {
         self.root.matches(labels)
+    }
+
+    /// The id that Calico derives names of IP sets from: `s:` and SHA-224 of the canonical text, as unpadded URL-safe base64.
+    pub fn id(&self) -> String {
+        let hash = Sha224::digest(format!("s:{self}"));
+        format!("s:{}", URL_SAFE_NO_PAD.encode(hash))
+    }
+
+    /// The same selector over labels that carry `prefix`: how inherited labels of namespaces and service accounts are asked for.
+    pub fn with_prefix(&self, prefix: &str) -> Self {
+        Self {
+            root: self.root.with_prefix(prefix),
+        }
+    }
+
+    /// The conjunction: parts that say nothing are dropped and conjunctions are flattened, so that equal meanings share an id more often.
+    pub fn and(parts: impl IntoIterator<Item = Selector>) -> Self {
+        let mut operands: Vec<Node> = Vec::new();
+        for part in parts {
+            let nodes = match part.root {
+                Node::All => vec![],
+                Node::And(nodes) => nodes,
+                node => vec![node],
+            };
+            for node in nodes {
+                if !operands.contains(&node) {
+                    operands.push(node);
+                }
+            }
+        }
+        let root = match operands.len() {
+            0 => Node::All,
+            1 => operands.remove(0),
+            _ => Node::And(operands),
+        };
+        Self { root }
+    }
+}
+
+impl From<Node> for Selector {
+    fn from(root: Node) -> Self {
+        Self { root }
     }
 }
 
@@ -65,12 +125,53 @@ impl Node {
             Self::NotEquals(label, wanted) => value(label) != Some(wanted),
             Self::In(label, wanted) => value(label).is_some_and(|found| wanted.contains(found)),
             Self::NotIn(label, wanted) => !value(label).is_some_and(|found| wanted.contains(found)),
-            Self::Contains(label, text) => value(label).is_some_and(|found| found.contains(text.as_str())),
-            Self::StartsWith(label, text) => value(label).is_some_and(|found| found.starts_with(text.as_str())),
-            Self::EndsWith(label, text) => value(label).is_some_and(|found| found.ends_with(text.as_str())),
+            Self::Contains(label, text) => {
+                value(label).is_some_and(|found| found.contains(text.as_str()))
+            }
+            Self::StartsWith(label, text) => {
+                value(label).is_some_and(|found| found.starts_with(text.as_str()))
+            }
+            Self::EndsWith(label, text) => {
+                value(label).is_some_and(|found| found.ends_with(text.as_str()))
+            }
             Self::Not(operand) => !operand.matches(labels),
             Self::And(operands) => operands.iter().all(|operand| operand.matches(labels)),
             Self::Or(operands) => operands.iter().any(|operand| operand.matches(labels)),
+        }
+    }
+
+    /// Whether `global()` occurs anywhere.
+    pub fn uses_global(&self) -> bool {
+        match self {
+            Self::Global => true,
+            Self::Not(operand) => operand.uses_global(),
+            Self::And(operands) | Self::Or(operands) => operands.iter().any(Self::uses_global),
+            _ => false,
+        }
+    }
+
+    fn with_prefix(&self, prefix: &str) -> Self {
+        let label = |label: &String| format!("{prefix}{label}");
+        let list = |operands: &[Self]| {
+            operands
+                .iter()
+                .map(|node| node.with_prefix(prefix))
+                .collect()
+        };
+        match self {
+            Self::All => Self::All,
+            Self::Global => Self::Global,
+            Self::Has(name) => Self::Has(label(name)),
+            Self::Equals(name, value) => Self::Equals(label(name), value.clone()),
+            Self::NotEquals(name, value) => Self::NotEquals(label(name), value.clone()),
+            Self::In(name, values) => Self::In(label(name), values.clone()),
+            Self::NotIn(name, values) => Self::NotIn(label(name), values.clone()),
+            Self::Contains(name, text) => Self::Contains(label(name), text.clone()),
+            Self::StartsWith(name, text) => Self::StartsWith(label(name), text.clone()),
+            Self::EndsWith(name, text) => Self::EndsWith(label(name), text.clone()),
+            Self::Not(operand) => Self::Not(Box::new(operand.with_prefix(prefix))),
+            Self::And(operands) => Self::And(list(operands)),
+            Self::Or(operands) => Self::Or(list(operands)),
         }
     }
 }
