@@ -1,0 +1,283 @@
+//! The fixed part of the table: base chains, and the sets that pools, nodes and settings fill.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv6Net};
+use margay_api::network::{Encapsulation, EndpointToHostAction, FelixSettings};
+use margay_calc::model::{Record, RecordId};
+
+use super::elements;
+use super::names;
+use crate::net::plan::VXLAN_DEVICE;
+use crate::nft::{
+    AddressType, Base, Chain, ChainName, ChainType, CtState, Datum, Family, Field, FieldType, Hook, IfName, Key, Masquerade, Match, Op,
+    Policy, Proto, Rule, Selector, Set, SetKind, SetName, Side, Statement, Transport, Verdict,
+};
+
+/// Addresses of nodes, from which tunnel packets may come.
+const NODES: &str = "nodes";
+/// Ranges whose packets are masqueraded.
+const NAT_POOLS: &str = "nat-pools";
+/// Ranges of all pools.
+const POOLS: &str = "pools";
+/// Interface and source address of every pod of the node.
+const PODS: &str = "pods";
+/// IP in IP, which a workload must not send: the other end would take the inner packet for a node's.
+const IPIP: Proto = Proto(4);
+/// Before connection tracking.
+const RAW: i32 = -300;
+/// After the masquerading of kube-proxy (100): its mark must be used up before a packet is encapsulated.
+const AFTER_KUBE_PROXY: i32 = 110;
+
+/// What the fixed part depends on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Inputs {
+    settings: FelixSettings,
+    pools: BTreeMap<IpNet, bool>,
+    nodes: Vec<IpAddr>,
+    /// Tunnel packets are expected on this UDP port.
+    vxlan: bool,
+    /// Address of the own tunnel device.
+    tunnel: Option<Ipv4Addr>,
+}
+
+/// Chains and sets of the fixed part.
+#[derive(Debug, Default)]
+pub(super) struct Fixed {
+    pub(super) chains: BTreeMap<ChainName, Chain>,
+    pub(super) sets: BTreeMap<SetName, Set>,
+}
+
+impl Inputs {
+    /// Gathers them from the view of node `own`.
+    pub(super) fn gather(own: &str, records: &BTreeMap<RecordId, Record>) -> Self {
+        let mut inputs = Self::default();
+        for (id, record) in records {
+            match (id, record) {
+                (RecordId::Settings, Record::Settings(settings)) => inputs.settings = settings.clone(),
+                (RecordId::Pool(range), Record::Pool(pool)) => {
+                    inputs.pools.insert(range.trunc(), pool.nat_outgoing);
+                    inputs.vxlan |= matches!(pool.encapsulation, Encapsulation::Vxlan | Encapsulation::VxlanCrossSubnet);
+                }
+                (RecordId::Node(name), Record::Node(node)) => {
+                    inputs.nodes.extend(node.ipv4.map(|net| IpAddr::V4(net.addr())));
+                    inputs.nodes.extend(node.ipv6.map(|net| IpAddr::V6(net.addr())));
+                    if name == own {
+                        inputs.tunnel = node.vtep.as_ref().map(|vtep| vtep.address);
+                    }
+                }
+                (RecordId::Route(_), _) => break,
+                _ => {}
+            }
+        }
+        inputs
+    }
+
+    /// Put before reports of Log rules.
+    pub(super) fn log_prefix(&self) -> &str {
+        &self.settings.log_prefix
+    }
+
+    /// Whether pods may have IPv6 addresses.
+    pub(super) fn has_ipv6(&self) -> bool {
+        self.settings.ipv6 && self.pools.keys().any(|pool| pool.addr().is_ipv6())
+    }
+
+    /// The fixed part. The maps that it looks into, [`names::SENDERS`] and [`names::RECEIVERS`], are the compiler's, and so is the set of pods.
+    pub(super) fn render(&self, families: &[Family]) -> Fixed {
+        let mut fixed = Fixed::default();
+        self.guard(families, &mut fixed);
+        self.to_host(families, &mut fixed);
+        self.forward(&mut fixed);
+        self.masquerade(families, &mut fixed);
+        fixed
+    }
+
+    fn guard(&self, families: &[Family], fixed: &mut Fixed) {
+        let mut rules = vec![not_from_workload()];
+        for family in families {
+            rules.push(Rule::new().when(Match::in_set(vec![Selector::Iifname, source(*family)], &pods(*family))).accept());
+        }
+        if families.contains(&Family::Ipv6) {
+            // Neighbour discovery of a pod uses its link-local address, and no address while it looks for a duplicate of its own.
+            let link_local: Ipv6Net = "fe80::/10".parse().expect("a constant range");
+            let unspecified: Ipv6Net = "::/128".parse().expect("a constant range");
+            rules.push(Rule::new().when(Match::is(Selector::Saddr6, link_local)).when(neighbour_discovery()).accept());
+            rules.push(Rule::new().when(Match::is(Selector::Saddr6, unspecified)).when(neighbour_discovery()).accept());
+        }
+        rules.push(Rule::new().counter().drop());
+        fixed.chain(names::GUARD, base(ChainType::Filter, Hook::Prerouting, RAW), rules);
+    }
+
+    fn to_host(&self, families: &[Family], fixed: &mut Fixed) {
+        let mut rules = Vec::new();
+        if self.vxlan {
+            let port = Match::is(Selector::Dport(Transport::Udp), Datum::Port(self.settings.vxlan_port));
+            for family in [Family::Ipv4, Family::Ipv6] {
+                fixed.set(&nodes(family), SetKind::of(family.address_type()), self.own_nodes(family).map(Key::from));
+                rules.push(Rule::new().when(port.clone()).when(Match::in_set(source(family), &nodes(family))).accept());
+            }
+            rules.push(Rule::new().when(port).counter().drop());
+        }
+        rules.push(not_from_workload());
+        rules.push(tracked());
+        rules.extend(self.untracked());
+        if families.contains(&Family::Ipv6) {
+            rules.push(Rule::new().when(neighbour_discovery()).accept());
+        }
+        rules.extend(self.no_tunnels());
+        rules.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Iifname], &names::set(names::SENDERS)));
+        rules.push(Rule::new().counter().drop());
+        fixed.chain(names::TO_HOST, base(ChainType::Filter, Hook::Input, 0), rules);
+        if self.settings.endpoint_to_host == EndpointToHostAction::Drop {
+            // What egress policy has accepted comes here.
+            let mut rules = vec![not_from_workload(), tracked()];
+            if families.contains(&Family::Ipv6) {
+                rules.push(Rule::new().when(neighbour_discovery()).accept());
+            }
+            rules.push(Rule::new().counter().drop());
+            fixed.chain("to-host-2", base(ChainType::Filter, Hook::Input, 1), rules);
+        }
+    }
+
+    fn forward(&self, fixed: &mut Fixed) {
+        let mut from = vec![tracked(), not_from_workload()];
+        from.extend(self.untracked());
+        from.extend(self.no_tunnels());
+        from.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Iifname], &names::set(names::SENDERS)));
+        from.push(Rule::new().counter().drop());
+        fixed.chain(names::FROM_WORKLOAD, base(ChainType::Filter, Hook::Forward, 0), from);
+
+        let elsewhere = Match::NamePrefix(Selector::Oifname, Op::Ne, names::workload_prefix());
+        let mut to = vec![tracked(), Rule::new().when(elsewhere).accept()];
+        to.extend(self.untracked());
+        to.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Oifname], &names::set(names::RECEIVERS)));
+        to.push(Rule::new().counter().drop());
+        fixed.chain(names::TO_WORKLOAD, base(ChainType::Filter, Hook::Forward, 1), to);
+    }
+
+    fn masquerade(&self, families: &[Family], fixed: &mut Fixed) {
+        let masquerade = Statement::Masquerade(Masquerade { ports: None, fully_random: true });
+        let mut rules = Vec::new();
+        for family in families {
+            let ranges = |nat_only: bool| outermost(self.pools.iter().filter(move |(_, nat)| **nat || !nat_only).map(|(range, _)| *range), *family);
+            if ranges(true).is_empty() {
+                continue;
+            }
+            let kind = SetKind::of(family.address_type()).with_intervals();
+            fixed.set(&named(NAT_POOLS, *family), kind.clone(), ranges(true).into_iter().map(Key::from));
+            fixed.set(&named(POOLS, *family), kind, ranges(false).into_iter().map(Key::from));
+            let mut rule = Rule::new()
+                .when(Match::in_set(source(*family), &named(NAT_POOLS, *family)))
+                .when(Match::not_in_set(destination(*family), &named(POOLS, *family)));
+            if self.settings.nat_exclude_hosts {
+                fixed.set(&nodes(*family), SetKind::of(family.address_type()), self.own_nodes(*family).map(Key::from));
+                rule = rule.when(Match::not_in_set(destination(*family), &nodes(*family)));
+            }
+            rules.push(rule.then(masquerade.clone()));
+        }
+        if let Some(address) = self.tunnel.filter(|_| self.vxlan) {
+            // A process of the node that chose another of its addresses would get its answer past the tunnel, where it is dropped as spoofed.
+            let device = IfName::new(VXLAN_DEVICE).expect("a constant name");
+            rules.push(
+                Rule::new()
+                    .when(Match::is(Selector::Oifname, device))
+                    .when(Match::not(Selector::Saddr4, address))
+                    .when(Match::AddressType(Side::Source, Op::Eq, AddressType::Local))
+                    .then(masquerade),
+            );
+        }
+        fixed.chain(names::MASQUERADE, base(ChainType::Nat, Hook::Postrouting, AFTER_KUBE_PROXY), rules);
+    }
+
+    fn own_nodes(&self, family: Family) -> impl Iterator<Item = IpAddr> {
+        self.nodes.iter().copied().filter(move |address| elements::family(*address) == family)
+    }
+
+    /// Drops packets that belong to no connection, unless configured otherwise.
+    fn untracked(&self) -> Option<Rule> {
+        (!self.settings.allow_conntrack_invalid).then(|| Rule::new().when(Match::CtState(Op::Eq, CtState::INVALID)).counter().drop())
+    }
+
+    /// Drops packets in which a workload would hide others from policy.
+    fn no_tunnels(&self) -> [Rule; 2] {
+        let port = Match::is(Selector::Dport(Transport::Udp), Datum::Port(self.settings.vxlan_port));
+        [Rule::new().when(Match::is(Selector::L4proto, IPIP)).counter().drop(), Rule::new().when(port).counter().drop()]
+    }
+}
+
+impl Fixed {
+    fn chain(&mut self, name: &str, base: Base, rules: Vec<Rule>) {
+        self.chains.insert(names::chain(name), Chain { base: Some(base), rules });
+    }
+
+    fn set(&mut self, name: &SetName, kind: SetKind, keys: impl Iterator<Item = Key>) {
+        self.sets.insert(name.clone(), Set::members(kind, keys));
+    }
+}
+
+/// Name of the set of pods' interfaces and addresses.
+pub(super) fn pods(family: Family) -> SetName {
+    named(PODS, family)
+}
+
+/// Kind of the set of pods' interfaces and addresses.
+pub(super) fn pods_kind(family: Family) -> SetKind {
+    SetKind::of(vec![FieldType::Iface, family.address_type()])
+}
+
+/// Kind of the maps from family and interface to class.
+pub(super) fn dispatch_kind() -> SetKind {
+    SetKind::of(vec![FieldType::Family, FieldType::Iface]).to_verdict()
+}
+
+/// Key of the maps from family and interface to class.
+pub(super) fn dispatch_key(family: Family, interface: IfName) -> Key {
+    Key::from([Field::from(family), Field::from(interface)])
+}
+
+fn nodes(family: Family) -> SetName {
+    named(NODES, family)
+}
+
+fn named(name: &str, family: Family) -> SetName {
+    names::set(&format!("{name}-{}", names::digit(family)))
+}
+
+fn base(kind: ChainType, hook: Hook, priority: i32) -> Base {
+    Base { kind, hook, priority, policy: Policy::Accept }
+}
+
+fn not_from_workload() -> Rule {
+    Rule::new().when(Match::NamePrefix(Selector::Iifname, Op::Ne, names::workload_prefix())).accept()
+}
+
+fn tracked() -> Rule {
+    let states = [CtState::ESTABLISHED, CtState::RELATED];
+    Rule::new().inline_vmap(Selector::CtState, states.map(|state| (Key::from(state), Verdict::Accept)))
+}
+
+/// What a pod says to find its gateway and its neighbours; never a router's announcement.
+fn neighbour_discovery() -> Match {
+    const KINDS: [u8; 3] = [133, 135, 136];
+    Match::any_of(Selector::Icmp6Type, KINDS.map(|kind| Key::from(Datum::Icmp6Type(kind))))
+}
+
+const fn source(family: Family) -> Selector {
+    match family {
+        Family::Ipv4 => Selector::Saddr4,
+        Family::Ipv6 => Selector::Saddr6,
+    }
+}
+
+const fn destination(family: Family) -> Selector {
+    match family {
+        Family::Ipv4 => Selector::Daddr4,
+        Family::Ipv6 => Selector::Daddr6,
+    }
+}
+
+fn outermost(ranges: impl Iterator<Item = IpNet>, family: Family) -> Vec<IpNet> {
+    IpNet::aggregate(&ranges.filter(|range| elements::family(range.addr()) == family).collect())
+}

@@ -1,0 +1,181 @@
+//! Classes: endpoints to which the same policies apply in a direction share the chains that decide.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use margay_api::policy::PolicyKey;
+use margay_api::rule::Action;
+use margay_calc::model::{EndpointRecord, PolicyRecord, RuleRecord, SetId};
+
+use super::names;
+use super::rule::{Context, MissingSet};
+use crate::nft::{Chain, ChainName, Family, Rule, Verdict};
+
+/// Which packets of an endpoint are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// Packets that come to it.
+    Ingress,
+    /// Packets that leave it.
+    Egress,
+}
+
+/// The policies of one tier, in order, and what follows them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tier {
+    /// Policies that apply in the direction; at least one.
+    pub policies: Vec<PolicyKey>,
+    /// What happens at the end of the tier.
+    pub default_action: Action,
+}
+
+/// What decides about an endpoint's packets in one direction; see the module.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Class {
+    /// The direction.
+    pub direction: Direction,
+    /// Tiers in order, without those that have no policy in this direction.
+    pub tiers: Vec<Tier>,
+    /// What happens to a packet that no tier decided.
+    pub unmatched: Action,
+}
+
+/// Where the policies of a class come from.
+pub(super) trait Policies {
+    /// The policy, if it is there and can be enforced.
+    fn policy(&self, key: &PolicyKey) -> Option<&PolicyRecord>;
+}
+
+/// A class compiled for one family.
+#[derive(Debug, Default)]
+pub(super) struct Compiled {
+    /// Its chains; the first to be called is [`Class::chain`].
+    pub(super) chains: BTreeMap<ChainName, Chain>,
+    /// Policies that are named and not there, or that name a set that is not there: what they apply to is denied.
+    pub(super) broken: BTreeMap<PolicyKey, String>,
+}
+
+impl Class {
+    /// The class of an endpoint in a direction.
+    pub fn of(endpoint: &EndpointRecord, direction: Direction) -> Self {
+        let tiers = endpoint.tiers.iter().map(|tier| Tier {
+            policies: match direction {
+                Direction::Ingress => tier.ingress.clone(),
+                Direction::Egress => tier.egress.clone(),
+            },
+            default_action: tier.default_action,
+        });
+        Self { direction, tiers: tiers.filter(|tier| !tier.policies.is_empty()).collect(), unmatched: endpoint.unmatched }
+    }
+
+    /// Every policy it names.
+    pub fn policies(&self) -> impl Iterator<Item = &PolicyKey> {
+        self.tiers.iter().flat_map(|tier| &tier.policies)
+    }
+
+    /// What a packet of the class meets first: without tiers its fate is known.
+    pub fn entry(&self, family: Family) -> Verdict {
+        if self.tiers.is_empty() { default(self.unmatched) } else { Verdict::Goto(self.chain(family)) }
+    }
+
+    /// Name of its first chain: stands for the list of policies, not for their rules.
+    pub(super) fn chain(&self, family: Family) -> ChainName {
+        let letter = match self.direction {
+            Direction::Ingress => 'i',
+            Direction::Egress => 'e',
+        };
+        names::chain(&format!("{letter}{}-{}", names::digit(family), names::hash(format!("{self:?}").as_bytes())))
+    }
+
+    /// Its chains for one family; none if it has no tiers.
+    ///
+    /// A tier's rules stand in the chain of the class; only a tier with a Pass rule has a chain of its own, as Pass is `return` from there.
+    pub(super) fn compile(&self, context: &Context<'_>, policies: &impl Policies) -> Compiled {
+        let mut compiled = Compiled::default();
+        if self.tiers.is_empty() {
+            return compiled;
+        }
+        let name = self.chain(context.family);
+        let mut rules = Vec::new();
+        let mut open = true;
+        for (index, tier) in self.tiers.iter().enumerate() {
+            let mut own = self.tier(tier, context, policies, &mut compiled.broken);
+            let passes = own.iter().any(is_pass);
+            open = tier.default_action == Action::Pass || passes;
+            if tier.default_action != Action::Pass {
+                own.push(Rule::new().drop());
+            }
+            if passes {
+                let inner = names::chain(&format!("{name}-{index}"));
+                rules.push(Rule::new().jump(&inner));
+                compiled.chains.insert(inner, Chain { base: None, rules: own });
+            } else {
+                rules.append(&mut own);
+            }
+            if !open {
+                break;
+            }
+        }
+        if open {
+            rules.push(Rule::new().verdict(default(self.unmatched)));
+        }
+        compiled.chains.insert(name, Chain { base: None, rules });
+        compiled
+    }
+
+    fn tier(&self, tier: &Tier, context: &Context<'_>, policies: &impl Policies, broken: &mut BTreeMap<PolicyKey, String>) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        for key in &tier.policies {
+            let result = match policies.policy(key) {
+                Some(policy) => compile_all(self.rules(policy), context).map_err(|MissingSet(set)| format!("set {set} is not there")),
+                None => Err("it is not there".to_owned()),
+            };
+            match result {
+                Ok(mut own) => rules.append(&mut own),
+                Err(reason) => {
+                    broken.insert(key.clone(), format!("{reason}: everything is denied where the policy applies"));
+                    rules.push(Rule::new().drop());
+                }
+            }
+        }
+        rules
+    }
+
+    fn rules<'a>(&self, policy: &'a PolicyRecord) -> &'a [RuleRecord] {
+        match self.direction {
+            Direction::Ingress => &policy.ingress,
+            Direction::Egress => &policy.egress,
+        }
+    }
+
+    /// The class in its failed state: a chain that drops everything, for a class that the kernel refuses.
+    pub(super) fn closed(&self, family: Family) -> BTreeMap<ChainName, Chain> {
+        BTreeMap::from([(self.chain(family), Chain { base: None, rules: vec![Rule::new().drop()] })])
+    }
+}
+
+/// Sets that a policy names.
+pub(super) fn sets_of(policy: &PolicyRecord) -> BTreeSet<&SetId> {
+    let sides = policy.ingress.iter().chain(&policy.egress).flat_map(|rule| [&rule.source, &rule.destination]);
+    sides
+        .flat_map(|side| [&side.sets, &side.not_sets, &side.port_sets, &side.not_port_sets].into_iter().flatten().chain(&side.service_set))
+        .collect()
+}
+
+fn compile_all(rules: &[RuleRecord], context: &Context<'_>) -> Result<Vec<Rule>, MissingSet> {
+    let mut compiled = Vec::new();
+    for rule in rules {
+        compiled.append(&mut context.compile(rule)?);
+    }
+    Ok(compiled)
+}
+
+fn is_pass(rule: &Rule) -> bool {
+    matches!(rule.statements.last(), Some(crate::nft::Statement::Verdict(Verdict::Return)))
+}
+
+const fn default(action: Action) -> Verdict {
+    match action {
+        Action::Allow => Verdict::Accept,
+        Action::Deny | Action::Log | Action::Pass => Verdict::Drop,
+    }
+}

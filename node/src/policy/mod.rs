@@ -1,0 +1,28 @@
+//! The policy compiler: from the node's view and its attached pods to the one nftables table. Pure.
+//!
+//! ```text
+//!  prerouting -300   guard          a pod sends from its own addresses only
+//!  input      0      to-host        egress policy of a pod that talks to its own node; tunnel packets only from nodes
+//!  forward    0      from-workload  egress policy of the sender
+//!  forward    1      to-workload    ingress policy of the receiver
+//!  postrouting 110   masquerade     packets that leave the pools
+//! ```
+//!
+//! Egress and ingress are two base chains, so that Allow is `accept` at any depth: it ends the one decision and the packet goes on to the other.
+//! Both begin with the state of the connection, so that an established packet crosses one rule of each.
+//!
+//! A verdict map leads from interface to **class**: endpoints with the same tiers, policies and default share their chains. Chains are named by
+//! the list of their policies and not by the rules in it, so a changed rule rewrites its chain in place and nothing else. Members of sets never
+//! show in rules. Packets from or to a `cali*` interface that the maps do not know are dropped.
+
+mod base;
+mod class;
+mod compiler;
+mod elements;
+mod names;
+mod rule;
+pub mod simulate;
+
+pub use class::{Class, Direction};
+pub use compiler::{Attached, Compiler, Part};
+pub use names::table;

@@ -1,0 +1,233 @@
+//! The node's copy of its view: the one place where what typha said becomes the state that everything is planned from.
+//!
+//! Output depends on what is held, never on how it came: a frame that says again what is held marks nothing dirty.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use margay_calc::flush::MemberDelta;
+use margay_calc::model::{IpSetRecord, Record, RecordId, SetId, SetKind};
+use margay_proto::sync::{Change, Frame};
+
+use crate::digest;
+
+/// A change that cannot be applied to what is held; the stream has to start again with a new hello.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Members of a set that is not held.
+    #[error("members of set {0}, which this node does not hold; the view is asked for again")]
+    UnknownSet(SetId),
+    /// Members of another kind than the set's.
+    #[error("members of kind {got:?} for set {set}, which holds {held:?}; the view is asked for again")]
+    SetKind {
+        /// The set.
+        set: SetId,
+        /// Kind of the set.
+        held: SetKind,
+        /// Kind of the members.
+        got: SetKind,
+    },
+}
+
+/// What changed since it was last taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dirty {
+    /// Records that came, went or have another value.
+    pub records: BTreeSet<RecordId>,
+    /// Members that came and went, of sets that are not in `records`: net of what cancelled out.
+    pub members: BTreeMap<SetId, MemberDelta>,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    records: BTreeMap<RecordId, Record>,
+    revision: u64,
+    in_sync: bool,
+    restating: Restating,
+    dirty: Dirty,
+    /// Sets that went since dirt was last taken, with the changes of members that nobody has seen: one that comes back is not a new one.
+    graves: BTreeMap<SetId, (IpSetRecord, MemberDelta)>,
+}
+
+/// Buckets that the server is restating, and what it has told of them so far.
+#[derive(Clone, Debug, Default)]
+struct Restating {
+    buckets: BTreeSet<u32>,
+    told: BTreeSet<RecordId>,
+}
+
+impl Dirty {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.members.is_empty()
+    }
+
+    fn mark(&mut self, id: RecordId) {
+        if let RecordId::IpSet(set) = &id {
+            self.members.remove(set);
+        }
+        self.records.insert(id);
+    }
+
+    /// Notes one member that came or went; twice the other way round is nothing.
+    fn member(&mut self, set: &SetId, member: margay_calc::model::Member, came: bool) {
+        if self.records.contains(&RecordId::IpSet(set.clone())) {
+            return;
+        }
+        let delta = self.members.entry(set.clone()).or_default();
+        let (here, there) =
+            if came { (&mut delta.added, &mut delta.removed) } else { (&mut delta.removed, &mut delta.added) };
+        if !there.remove(&member) {
+            here.insert(member);
+        }
+        if delta.added.is_empty() && delta.removed.is_empty() {
+            self.members.remove(set);
+        }
+    }
+}
+
+impl State {
+    /// A state that holds these records, all of them dirty, and is in sync with nobody.
+    pub fn with_records(records: BTreeMap<RecordId, Record>) -> Self {
+        let dirty = Dirty { records: records.keys().cloned().collect(), members: BTreeMap::new() };
+        Self { records, dirty, ..Self::default() }
+    }
+
+    /// Everything held.
+    pub fn records(&self) -> &BTreeMap<RecordId, Record> {
+        &self.records
+    }
+
+    /// Newest revision of the server that has been applied.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Whether a server has said, since the last [`State::disconnect`], that this is the whole view.
+    pub fn is_in_sync(&self) -> bool {
+        self.in_sync
+    }
+
+    /// Takes what changed since the last call.
+    pub fn take_dirty(&mut self) -> Dirty {
+        self.graves.clear();
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// The digests of what is held, for a hello; none when nothing is held.
+    pub fn buckets(&self) -> Vec<u64> {
+        if self.records.is_empty() { Vec::new() } else { digest::buckets(&self.records) }
+    }
+
+    /// The stream ended: what is held stays, and whatever the server was restating is not swept.
+    pub fn disconnect(&mut self) {
+        self.in_sync = false;
+        self.restating = Restating::default();
+    }
+
+    /// Applies a frame. After a fault the frame is applied in part and the stream has to be opened anew.
+    pub fn apply(&mut self, frame: Frame) -> Result<(), Fault> {
+        self.restating.buckets.extend(&frame.trailer.restated_buckets);
+        for change in frame.changes {
+            match change {
+                Change::Upsert(id, record) => self.upsert(id, record),
+                Change::Remove(id) => self.remove(&id),
+                Change::Members(set, kind, delta) => self.members(set, kind, delta)?,
+            }
+        }
+        self.revision = frame.trailer.revision;
+        if frame.trailer.in_sync {
+            self.sweep();
+            self.in_sync = true;
+        }
+        Ok(())
+    }
+
+    fn upsert(&mut self, id: RecordId, record: Record) {
+        if !self.in_sync {
+            self.restating.told.insert(id.clone());
+        }
+        if let (RecordId::IpSet(set), Record::IpSet(new)) = (&id, &record) {
+            self.revive(set, new.kind);
+        }
+        if let (RecordId::IpSet(set), Record::IpSet(new)) = (&id, &record)
+            && let Some(Record::IpSet(old)) = self.records.get(&id)
+            && old.kind == new.kind
+        {
+            // A set that is told again differs in few members if any: those are what the kernel is told.
+            let set = set.clone();
+            let delta = difference(old, new);
+            delta.added.into_iter().for_each(|member| self.dirty.member(&set, member, true));
+            delta.removed.into_iter().for_each(|member| self.dirty.member(&set, member, false));
+        } else if self.records.get(&id) != Some(&record) {
+            self.dirty.mark(id.clone());
+        }
+        self.records.insert(id, record);
+    }
+
+    fn remove(&mut self, id: &RecordId) {
+        self.restating.told.remove(id);
+        let Some(record) = self.records.remove(id) else { return };
+        if let (RecordId::IpSet(set), Record::IpSet(record)) = (id, record)
+            && !self.dirty.records.contains(id)
+        {
+            let unseen = self.dirty.members.remove(set).unwrap_or_default();
+            self.graves.insert(set.clone(), (record, unseen));
+        }
+        self.dirty.records.insert(id.clone());
+    }
+
+    /// Takes a set back that went since dirt was last taken, as if it had not gone.
+    fn revive(&mut self, set: &SetId, kind: SetKind) {
+        let Some((record, unseen)) = self.graves.remove(set).filter(|(record, _)| record.kind == kind) else { return };
+        let id = RecordId::IpSet(set.clone());
+        self.dirty.records.remove(&id);
+        self.records.insert(id, Record::IpSet(record));
+        if unseen != MemberDelta::default() {
+            self.dirty.members.insert(set.clone(), unseen);
+        }
+    }
+
+    fn members(&mut self, set: SetId, kind: SetKind, delta: MemberDelta) -> Result<(), Fault> {
+        let Some(Record::IpSet(record)) = self.records.get_mut(&RecordId::IpSet(set.clone())) else {
+            return Err(Fault::UnknownSet(set));
+        };
+        if record.kind != kind {
+            return Err(Fault::SetKind { set, held: record.kind, got: kind });
+        }
+        for member in delta.removed {
+            if record.members.remove(&member) {
+                self.dirty.member(&set, member, false);
+            }
+        }
+        for member in delta.added {
+            if record.members.insert(member.clone()) {
+                self.dirty.member(&set, member, true);
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops what is held in restated buckets and was not told again.
+    fn sweep(&mut self) {
+        let Restating { buckets, told } = std::mem::take(&mut self.restating);
+        if buckets.is_empty() {
+            return;
+        }
+        let stale = self.records.keys().filter(|id| !told.contains(*id) && buckets.contains(&digest::bucket(id)));
+        let stale: Vec<RecordId> = stale.cloned().collect();
+        for id in stale {
+            self.remove(&id);
+        }
+    }
+}
+
+fn difference(old: &IpSetRecord, new: &IpSetRecord) -> MemberDelta {
+    MemberDelta {
+        added: new.members.difference(&old.members).cloned().collect(),
+        removed: old.members.difference(&new.members).cloned().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
