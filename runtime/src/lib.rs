@@ -12,6 +12,7 @@
 
 pub mod admin;
 pub mod backoff;
+pub mod grpc;
 pub mod ready;
 pub mod shutdown;
 pub mod telemetry;

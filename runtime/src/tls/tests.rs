@@ -13,9 +13,12 @@ use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tonic::Code;
 use tonic::transport::server::Connected;
+use tower::ServiceExt;
 
 use super::*;
+use crate::grpc::{Admission, Trace};
 
 const SERVER: &str = "margay-typha";
 
@@ -394,4 +397,42 @@ fn a_subject_must_be_unambiguous() {
         }
     );
     assert_eq!(plain.renew_at() - plain.not_before, 20 * 86_400);
+}
+
+#[tokio::test]
+async fn a_grpc_server_knows_its_callers() {
+    let ca = Authority::new();
+    let server = Folder::new(&ca, SERVER, "");
+    let (address, incoming) = listen(server.tls(), 4).await;
+    let rules = Admission::new([("margay:readers", &["grpc.health.v1.Health"][..])]);
+    let serving = tonic::transport::Server::builder()
+        .layer(Trace)
+        .layer(rules)
+        .add_routes(tonic::service::Routes::default())
+        .serve_with_incoming(incoming);
+    tokio::spawn(serving);
+    // There is no service behind the rules: who gets through is told so.
+    let table = [
+        ("margay:readers", Code::Unimplemented),
+        ("margay:nodes", Code::PermissionDenied),
+    ];
+    for (organization, wanted) in table {
+        let client = Folder::new(&ca, "someone", organization);
+        let connector = connector(client.tls(), address);
+        let channel = connector
+            .endpoint()
+            .connect_with_connector(connector.clone())
+            .await;
+        let request = http::Request::post("/grpc.health.v1.Health/Check")
+            .header("content-type", "application/grpc")
+            .body(tonic::body::Body::empty())
+            .expect("request");
+        let response = channel
+            .expect("channel")
+            .oneshot(request)
+            .await
+            .expect("answer");
+        let status = tonic::Status::from_header_map(response.headers()).expect("status");
+        assert_eq!(status.code(), wanted, "{organization}: {status}");
+    }
 }
