@@ -85,7 +85,11 @@ impl Present {
     /// The transaction that makes this the wanted table; it replaces the whole table if that holds something we
     /// cannot understand.
     pub fn plan(&self, wanted: &Ruleset) -> Transaction {
-        if self.strange.is_empty() { diff_present(self, wanted) } else { Transaction::replace(wanted) }
+        if self.strange.is_empty() {
+            diff_present(self, wanted)
+        } else {
+            Transaction::replace(wanted)
+        }
     }
 
     /// Every difference to what we believe; none exactly if [`Present::plan`] has nothing to do.
@@ -97,7 +101,9 @@ impl Present {
         for (name, chain) in &believed.chains {
             match self.chains.get(name) {
                 None => drift.push(Drift::MissingChain(name.clone())),
-                Some(present) if present.base != chain.base => drift.push(Drift::Attachment(name.clone())),
+                Some(present) if present.base != chain.base => {
+                    drift.push(Drift::Attachment(name.clone()))
+                }
                 Some(present) => {
                     let ours = chain.rules.iter().map(|rule| Some(rule.fingerprint()));
                     if !ours.eq(present.rules.iter().copied()) {
@@ -106,7 +112,10 @@ impl Present {
                 }
             }
         }
-        let foreign = self.chains.keys().filter(|name| !believed.chains.contains_key(*name));
+        let foreign = self
+            .chains
+            .keys()
+            .filter(|name| !believed.chains.contains_key(*name));
         drift.extend(foreign.cloned().map(Drift::ForeignChain));
         self.set_drift(believed, &mut drift);
         drift
@@ -120,12 +129,19 @@ impl Present {
                 Some(present) => {
                     let (missing, foreign) = (set.count_beyond(present), present.count_beyond(set));
                     if missing + foreign > 0 {
-                        drift.push(Drift::Elements { set: name.clone(), missing, foreign });
+                        drift.push(Drift::Elements {
+                            set: name.clone(),
+                            missing,
+                            foreign,
+                        });
                     }
                 }
             }
         }
-        let foreign = self.sets.keys().filter(|name| !believed.sets.contains_key(*name));
+        let foreign = self
+            .sets
+            .keys()
+            .filter(|name| !believed.sets.contains_key(*name));
         drift.extend(foreign.cloned().map(Drift::ForeignSet));
     }
 }
@@ -133,7 +149,10 @@ impl Present {
 impl Set {
     /// Number of elements that `other` has not, or not with the same value.
     fn count_beyond(&self, other: &Self) -> usize {
-        self.elements.iter().filter(|(key, value)| other.elements.get(*key) != Some(*value)).count()
+        self.elements
+            .iter()
+            .filter(|(key, value)| other.elements.get(*key) != Some(*value))
+            .count()
     }
 }
 
@@ -153,12 +172,21 @@ impl Socket {
                 return Ok(present);
             }
         }
-        Err(io::Error::other("the ruleset kept changing while it was read"))
+        Err(io::Error::other(
+            "the ruleset kept changing while it was read",
+        ))
     }
 
     fn read(&mut self, table: &TableName, generation: Generation) -> io::Result<(Present, bool)> {
         let (chains, sets, strange) = Default::default();
-        let mut present = Present { table: table.clone(), exists: false, generation, chains, sets, strange };
+        let mut present = Present {
+            table: table.clone(),
+            exists: false,
+            generation,
+            chains,
+            sets,
+            strange,
+        };
         let mut interrupted = self.read_table(&mut present)?;
         if present.exists {
             interrupted |= self.read_chains(&mut present)?;
@@ -178,58 +206,81 @@ impl Socket {
     }
 
     fn read_table(&mut self, present: &mut Present) -> io::Result<bool> {
-        self.dump(NFT_MSG_GETTABLE, |_| {}, |attributes| {
-            if attribute_str(attributes, NFTA_TABLE_NAME) == Some(present.table.as_str()) {
-                present.exists = true;
-                if attribute_u32(attributes, NFTA_TABLE_FLAGS).is_some_and(|flags| flags != 0) {
-                    present.strange.push("the table has flags, as dormant".to_owned());
+        self.dump(
+            NFT_MSG_GETTABLE,
+            |_| {},
+            |attributes| {
+                if attribute_str(attributes, NFTA_TABLE_NAME) == Some(present.table.as_str()) {
+                    present.exists = true;
+                    if attribute_u32(attributes, NFTA_TABLE_FLAGS).is_some_and(|flags| flags != 0) {
+                        present
+                            .strange
+                            .push("the table has flags, as dormant".to_owned());
+                    }
                 }
-            }
-        })
+            },
+        )
     }
 
     fn read_chains(&mut self, present: &mut Present) -> io::Result<bool> {
-        self.dump(NFT_MSG_GETCHAIN, |_| {}, |attributes| {
-            if attribute_str(attributes, NFTA_CHAIN_TABLE) != Some(present.table.as_str()) {
-                return;
-            }
-            match decode::chain(attributes) {
-                Ok((name, base)) => {
-                    present.chains.insert(name, PresentChain { base, rules: Vec::new() });
+        self.dump(
+            NFT_MSG_GETCHAIN,
+            |_| {},
+            |attributes| {
+                if attribute_str(attributes, NFTA_CHAIN_TABLE) != Some(present.table.as_str()) {
+                    return;
                 }
-                Err(strange) => present.strange.push(strange),
-            }
-        })
+                match decode::chain(attributes) {
+                    Ok((name, base)) => {
+                        present.chains.insert(
+                            name,
+                            PresentChain {
+                                base,
+                                rules: Vec::new(),
+                            },
+                        );
+                    }
+                    Err(strange) => present.strange.push(strange),
+                }
+            },
+        )
     }
 
     fn read_rules(&mut self, present: &mut Present) -> io::Result<bool> {
         let table = present.table.clone();
-        self.dump(NFT_MSG_GETRULE, |w| w.put_str(NFTA_RULE_TABLE, table.as_str()), |attributes| {
-            let chain = attribute_str(attributes, NFTA_RULE_CHAIN).unwrap_or_default();
-            if let Some(chain) = present.chains.get_mut(chain) {
-                chain.rules.push(decode::fingerprint(attributes));
-            }
-        })
+        self.dump(
+            NFT_MSG_GETRULE,
+            |w| w.put_str(NFTA_RULE_TABLE, table.as_str()),
+            |attributes| {
+                let chain = attribute_str(attributes, NFTA_RULE_CHAIN).unwrap_or_default();
+                if let Some(chain) = present.chains.get_mut(chain) {
+                    chain.rules.push(decode::fingerprint(attributes));
+                }
+            },
+        )
     }
 
     fn read_sets(&mut self, present: &mut Present) -> io::Result<bool> {
         let table = present.table.clone();
         let mut readers = Vec::new();
-        let mut interrupted =
-            self.dump(NFT_MSG_GETSET, |w| w.put_str(NFTA_SET_TABLE, table.as_str()), |attributes| {
-                match SetReader::of(attributes) {
-                    Ok(Some(reader)) => readers.push(reader),
-                    Ok(None) => {}
-                    Err(strange) => present.strange.push(strange),
-                }
-            })?;
+        let mut interrupted = self.dump(
+            NFT_MSG_GETSET,
+            |w| w.put_str(NFTA_SET_TABLE, table.as_str()),
+            |attributes| match SetReader::of(attributes) {
+                Ok(Some(reader)) => readers.push(reader),
+                Ok(None) => {}
+                Err(strange) => present.strange.push(strange),
+            },
+        )?;
         for mut reader in readers {
             let name = reader.name().clone();
             let request = |w: &mut Writer| {
                 w.put_str(NFTA_SET_ELEM_LIST_TABLE, table.as_str());
                 w.put_str(NFTA_SET_ELEM_LIST_SET, name.as_str());
             };
-            interrupted |= self.dump(NFT_MSG_GETSETELEM, request, |attributes| reader.read(attributes))?;
+            interrupted |= self.dump(NFT_MSG_GETSETELEM, request, |attributes| {
+                reader.read(attributes)
+            })?;
             match reader.finish() {
                 Ok(set) => {
                     present.sets.insert(name, Arc::new(set));

@@ -6,20 +6,22 @@
 //! No program is started and no foreign table is read. Everything that can change often belongs into sets and maps:
 //! a set element costs microseconds, a new jump or verdict makes the kernel validate everything it can reach.
 
+mod check;
 mod constants;
 mod diff;
 mod encode;
 mod exec;
 mod listing;
 mod monitor;
-pub mod rule;
-pub mod ruleset;
-pub mod set;
+mod rule;
+mod ruleset;
+mod set;
 mod sys;
 mod text;
 mod transaction;
 mod wire;
 
+pub use check::Fault;
 pub use diff::diff;
 pub use exec::{ExecError, Generation, Socket};
 pub use listing::{Drift, Present, PresentChain};
@@ -29,7 +31,7 @@ pub use rule::{
     RateUnit, Reject, Rule, Selector, SetRef, Side, Statement, Transport, Verdict,
 };
 pub use ruleset::{
-    Base, Chain, ChainName, ChainType, Fault, Hook, NameError, Policy, Ruleset, SetName, TableName,
+    Base, Chain, ChainName, ChainType, Hook, NameError, Policy, Ruleset, SetName, TableName,
 };
 pub use set::{
     CtState, Datum, Family, Field, FieldType, IfName, Key, Proto, Set, SetKind, Value, ValueType,

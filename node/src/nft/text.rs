@@ -302,7 +302,11 @@ impl Display for Match {
                 write!(f, "{key}{}\"{}*\"", not(op), prefix.as_str())
             }
             Self::In(key, op, set) => write!(f, "{}{}{set}", Joined(key, " . "), not(op)),
-            Self::MarkBits { mask: u32::MAX, op, value } => write!(f, "meta mark{}{value:#010x}", not(op)),
+            Self::MarkBits {
+                mask: u32::MAX,
+                op,
+                value,
+            } => write!(f, "meta mark{}{value:#010x}", not(op)),
             Self::MarkBits { mask, op, value } => {
                 let compare = if *op == Op::Eq { "==" } else { "!=" };
                 write!(f, "meta mark & {mask:#010x} {compare} {value:#010x}")
@@ -520,7 +524,9 @@ impl Display for Nat {
                 write!(f, " ip6 to [{address}]")?;
                 write_ports(f, *ports)?;
             }
-            NatTarget::Map { family, key, map, .. } => {
+            NatTarget::Map {
+                family, key, map, ..
+            } => {
                 let family = if *family == Family::Ipv4 { "ip" } else { "ip6" };
                 write!(f, " {family} to {} map {map}", Joined(key, " . "))?;
             }

@@ -41,7 +41,10 @@ pub enum Op {
 impl Transaction {
     /// Nothing to do on this table.
     pub const fn new(table: TableName) -> Self {
-        Self { table, ops: Vec::new() }
+        Self {
+            table,
+            ops: Vec::new(),
+        }
     }
 
     /// Removes the table, if there is one, and makes it anew as wanted: for a table that cannot be understood.
@@ -50,15 +53,19 @@ impl Transaction {
         let mut transaction = Self::new(wanted.table.clone());
         transaction.push(Op::CreateTable);
         transaction.push(Op::DeleteTable);
-        transaction.push(Op::CreateTable);
         let empty = Ruleset::new(wanted.table.clone());
-        transaction.ops.extend(super::diff::diff(&empty, wanted).ops);
+        transaction
+            .ops
+            .extend(super::diff::diff(&empty, wanted).ops);
         transaction
     }
 
     /// Removes the table, if there is one.
     pub fn remove(table: TableName) -> Self {
-        Self { table, ops: vec![Op::CreateTable, Op::DeleteTable] }
+        Self {
+            table,
+            ops: vec![Op::CreateTable, Op::DeleteTable],
+        }
     }
 
     /// The table it is about.
@@ -112,14 +119,24 @@ impl fmt::Display for Op {
             Self::CreateSet(name, kind) => write!(f, "create set {name} of {kind}"),
             Self::DeleteSet(name) => write!(f, "delete set {name}"),
             Self::AddElements(name, set) => match set.elements.first_key_value() {
-                Some((key, value)) if set.elements.len() == 1 => write!(f, "add {key}{value} to set {name}"),
+                Some((key, value)) if set.elements.len() == 1 => {
+                    write!(f, "add {key}{value} to set {name}")
+                }
                 _ => write!(f, "add {} elements to set {name}", set.elements.len()),
             },
             Self::DeleteElements(name, set) => match set.elements.first_key_value() {
-                Some((key, _)) if set.elements.len() == 1 => write!(f, "delete {key} from set {name}"),
+                Some((key, _)) if set.elements.len() == 1 => {
+                    write!(f, "delete {key} from set {name}")
+                }
                 _ => write!(f, "delete {} elements from set {name}", set.elements.len()),
             },
-            Self::AppendRules(name, chain, from) => write!(f, "add {} rules to chain {name}", chain.rules.len() - from),
+            Self::AppendRules(name, chain, from) => {
+                write!(
+                    f,
+                    "add {} rule(s) to chain {name}",
+                    chain.rules.len() - from
+                )
+            }
         }
     }
 }
