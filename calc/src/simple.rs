@@ -1,0 +1,346 @@
+//! Everything from the objects, in one go: no index, no history. Slow and plain.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
+use margay_api::meta::{
+    LABEL_NAMESPACE, LABEL_PARENT_NAME, LABEL_SERVICE_ACCOUNT, Labels, NamespacedName,
+    PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
+};
+use margay_api::network::{BlockInfo, Encapsulation, FelixSettings, NetworkSet, NodeInfo, Pool};
+use margay_api::policy::{Policy, PolicyKey, Tier};
+use margay_api::rule::Action;
+use margay_api::selector::Selector;
+
+use crate::flush::Audience;
+use crate::model::{
+    EndpointRecord, IpSetRecord, Member, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord,
+    TierBinding,
+};
+use crate::rules::{SetSpec, resolve};
+use crate::update::{Backend, NetworkSetKey, Update};
+
+/// Every object, by kind.
+#[derive(Clone, Debug, Default)]
+pub struct Objects {
+    pub endpoints: BTreeMap<EndpointKey, WorkloadEndpoint>,
+    pub namespaces: BTreeMap<String, Labels>,
+    pub service_accounts: BTreeMap<NamespacedName, Labels>,
+    pub policies: BTreeMap<PolicyKey, Policy>,
+    pub tiers: BTreeMap<String, Tier>,
+    pub network_sets: BTreeMap<NetworkSetKey, NetworkSet>,
+    pub services: BTreeMap<NamespacedName, Vec<Backend>>,
+    pub nodes: BTreeMap<String, NodeInfo>,
+    pub pools: BTreeMap<String, Pool>,
+    pub blocks: BTreeMap<IpNet, BlockInfo>,
+    pub settings: BTreeMap<String, FelixSettings>,
+}
+
+/// Every record that some node holds.
+pub type Computed = BTreeMap<RecordId, (Record, Audience)>;
+
+fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    };
+}
+
+impl Objects {
+    pub fn apply(&mut self, update: Update) {
+        match update {
+            Update::Endpoint(key, value) => put(&mut self.endpoints, key, value),
+            Update::Namespace(key, value) => put(&mut self.namespaces, key, value),
+            Update::ServiceAccount(key, value) => put(&mut self.service_accounts, key, value),
+            Update::Policy(key, value) => put(&mut self.policies, key, value),
+            Update::Tier(key, value) => put(&mut self.tiers, key, value),
+            Update::NetworkSet(key, value) => put(&mut self.network_sets, key, value),
+            Update::Service(key, value) => put(&mut self.services, key, value),
+            Update::Node(key, value) => put(&mut self.nodes, key, value),
+            Update::Pool(key, value) => put(&mut self.pools, key, value),
+            Update::Block(key, value) => put(&mut self.blocks, key, value),
+            Update::Settings(key, value) => put(&mut self.settings, key, value),
+        }
+    }
+
+    pub fn settings(&self, node: &str) -> FelixSettings {
+        let own = self.settings.get(&format!("node.{node}"));
+        own.or_else(|| self.settings.get("default"))
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    pub fn compute(&self) -> Computed {
+        let mut records = self.global();
+        let labels: BTreeMap<_, _> = self
+            .endpoints
+            .iter()
+            .map(|(key, endpoint)| (key, self.labels(key, endpoint)))
+            .collect();
+        let set_labels: BTreeMap<_, _> = self
+            .network_sets
+            .iter()
+            .map(|(key, set)| (key, self.set_labels(key, set)))
+            .collect();
+        let mut policy_nodes: BTreeMap<&PolicyKey, BTreeSet<String>> = BTreeMap::new();
+        for (key, endpoint) in &self.endpoints {
+            let mut applied: Vec<(&PolicyKey, &Policy)> = self
+                .policies
+                .iter()
+                .filter(|(key, policy)| {
+                    !key.kind.is_staged() && (policy.applies_ingress || policy.applies_egress)
+                })
+                .filter(|(_, policy)| policy.selector.matches(&labels[key]))
+                .collect();
+            applied.sort_by_key(|(key, policy)| {
+                (policy.order, &key.name, &key.namespace, key.kind.as_str())
+            });
+            if endpoint.node.is_empty() {
+                continue;
+            }
+            for (key, _) in &applied {
+                policy_nodes
+                    .entry(key)
+                    .or_default()
+                    .insert(endpoint.node.clone());
+            }
+            let record = EndpointRecord {
+                interface: endpoint.interface.clone(),
+                addresses: endpoint.addresses.clone(),
+                tiers: self.bindings(&applied),
+                unmatched: if self.namespaces.contains_key(&key.namespace) {
+                    Action::Allow
+                } else {
+                    Action::Deny
+                },
+            };
+            let audience = Audience::Nodes([endpoint.node.clone()].into());
+            records.insert(
+                RecordId::Endpoint(key.clone()),
+                (Record::Endpoint(record), audience),
+            );
+        }
+        let mut sets: BTreeMap<SetSpec, BTreeSet<String>> = BTreeMap::new();
+        for (key, nodes) in policy_nodes {
+            let policy = &self.policies[key];
+            let mut set = |spec: SetSpec| {
+                let id = spec.id();
+                sets.entry(spec).or_default().extend(nodes.iter().cloned());
+                id
+            };
+            let mut rules = |applies: bool, rules: &[margay_api::rule::Rule]| {
+                let rules = rules.iter().filter(|_| applies);
+                rules.map(|rule| resolve(rule, &mut set)).collect()
+            };
+            let record = PolicyRecord {
+                ingress: rules(policy.applies_ingress, &policy.ingress),
+                egress: rules(policy.applies_egress, &policy.egress),
+            };
+            records.insert(
+                RecordId::Policy(key.clone()),
+                (Record::Policy(record), Audience::Nodes(nodes)),
+            );
+        }
+        for (spec, nodes) in sets {
+            let record = IpSetRecord {
+                kind: spec.kind(),
+                members: self.members(&spec, &labels, &set_labels),
+            };
+            records.insert(
+                RecordId::IpSet(spec.id()),
+                (Record::IpSet(record), Audience::Nodes(nodes)),
+            );
+        }
+        records
+    }
+
+    fn global(&self) -> Computed {
+        let mut records = Computed::new();
+        records.insert(
+            RecordId::Settings,
+            (Record::Settings(self.settings("")), Audience::All),
+        );
+        for pool in self.pools.values().rev() {
+            let record = PoolRecord {
+                nat_outgoing: pool.nat_outgoing,
+                encapsulation: pool.encapsulation,
+            };
+            records.insert(
+                RecordId::Pool(pool.cidr.trunc()),
+                (Record::Pool(record), Audience::All),
+            );
+        }
+        for (name, node) in &self.nodes {
+            records.insert(
+                RecordId::Node(name.clone()),
+                (Record::Node(node.clone()), Audience::All),
+            );
+        }
+        let mut route = |net: IpNet, node: &str| {
+            let record = RouteRecord {
+                node: node.to_owned(),
+                encapsulation: self.encapsulation(&net),
+            };
+            records.insert(
+                RecordId::Route(net.trunc()),
+                (Record::Route(record), Audience::All),
+            );
+        };
+        for (net, block) in self.blocks.iter().rev() {
+            if let Some(node) = &block.node {
+                route(*net, node);
+            }
+        }
+        for block in self.blocks.values().rev() {
+            for (address, node) in block.borrowed.iter().rev() {
+                route(IpNet::from(*address), node);
+            }
+        }
+        records
+    }
+
+    fn encapsulation(&self, net: &IpNet) -> Encapsulation {
+        let covering = self
+            .pools
+            .values()
+            .rev()
+            .filter(|pool| pool.cidr.contains(net));
+        covering
+            .max_by_key(|pool| pool.cidr.prefix_len())
+            .map_or(Encapsulation::None, |pool| pool.encapsulation)
+    }
+
+    fn bindings(&self, applied: &[(&PolicyKey, &Policy)]) -> Vec<TierBinding> {
+        let mut tiers: Vec<&String> = applied.iter().map(|(_, policy)| &policy.tier).collect();
+        tiers.sort_by_key(|name| {
+            let tier = self.tiers.get(*name);
+            (tier.is_none(), tier.map(|tier| tier.order), *name)
+        });
+        tiers.dedup();
+        let binding = |name: &String| {
+            let keys = |direction: fn(&Policy) -> bool| {
+                let applied = applied
+                    .iter()
+                    .filter(|(_, policy)| policy.tier == *name && direction(policy));
+                applied.map(|(key, _)| (*key).clone()).collect()
+            };
+            TierBinding {
+                name: name.clone(),
+                default_action: self
+                    .tiers
+                    .get(name)
+                    .map_or(Action::Deny, |tier| tier.default_action),
+                ingress: keys(|policy| policy.applies_ingress),
+                egress: keys(|policy| policy.applies_egress),
+            }
+        };
+        tiers.into_iter().map(binding).collect()
+    }
+
+    fn members(
+        &self,
+        spec: &SetSpec,
+        labels: &BTreeMap<&EndpointKey, Labels>,
+        set_labels: &BTreeMap<&NetworkSetKey, Labels>,
+    ) -> BTreeSet<Member> {
+        let selected = |selector: &Selector| {
+            let endpoints = self
+                .endpoints
+                .iter()
+                .filter(|(key, _)| selector.matches(&labels[key]));
+            endpoints.map(|(_, endpoint)| endpoint).collect::<Vec<_>>()
+        };
+        match spec {
+            SetSpec::Selected(selector) => {
+                let sets = self
+                    .network_sets
+                    .iter()
+                    .filter(|(key, _)| selector.matches(&set_labels[key]));
+                let nets =
+                    sets.flat_map(|(_, set)| set.nets.iter().map(|net| Member::Net(net.trunc())));
+                let addresses = selected(selector)
+                    .into_iter()
+                    .flat_map(|endpoint| endpoint.addresses.iter());
+                nets.chain(addresses.map(|address| Member::Net(IpNet::from(*address))))
+                    .collect()
+            }
+            SetSpec::NamedPort(selector, protocol, name) => {
+                let mut members = BTreeSet::new();
+                for endpoint in selected(selector) {
+                    let ports = endpoint.ports.iter().filter(|port| {
+                        port.name == *name
+                            && protocol.is_none_or(|protocol| protocol == port.protocol)
+                    });
+                    for port in ports {
+                        members.extend(endpoint.addresses.iter().map(|address| {
+                            Member::AddressPort(*address, port.protocol, port.port)
+                        }));
+                    }
+                }
+                members
+            }
+            SetSpec::Service(name) => {
+                let backends = self.services.get(name).into_iter().flatten();
+                backends
+                    .map(|backend| {
+                        Member::AddressPort(backend.address, backend.protocol, backend.port)
+                    })
+                    .collect()
+            }
+            SetSpec::ServiceAddresses(name) => {
+                let backends = self.services.get(name).into_iter().flatten();
+                backends
+                    .map(|backend| Member::Net(IpNet::from(backend.address)))
+                    .collect()
+            }
+        }
+    }
+
+    fn labels(&self, key: &EndpointKey, endpoint: &WorkloadEndpoint) -> Labels {
+        let mut labels = namespaced(&endpoint.labels, &key.namespace);
+        let account = NamespacedName::new(&key.namespace, &endpoint.service_account);
+        labels.remove(LABEL_SERVICE_ACCOUNT);
+        if !account.name.is_empty() && account.name.len() < 63 {
+            labels.insert(LABEL_SERVICE_ACCOUNT.to_owned(), account.name.clone());
+        }
+        self.inherit(&mut labels, &key.namespace);
+        if let Some(parent) = self.service_accounts.get(&account) {
+            inherit(&mut labels, PREFIX_SERVICE_ACCOUNT, &account.name, parent);
+        }
+        labels
+    }
+
+    fn set_labels(&self, key: &NetworkSetKey, set: &NetworkSet) -> Labels {
+        if key.namespace.is_empty() {
+            return set.labels.clone();
+        }
+        let mut labels = namespaced(&set.labels, &key.namespace);
+        self.inherit(&mut labels, &key.namespace);
+        labels
+    }
+
+    fn inherit(&self, labels: &mut Labels, namespace: &str) {
+        if let Some(parent) = self.namespaces.get(namespace) {
+            inherit(labels, PREFIX_NAMESPACE, namespace, parent);
+        }
+    }
+}
+
+fn namespaced(own: &Labels, namespace: &str) -> Labels {
+    let own = own.iter().filter(|(key, _)| {
+        !key.starts_with(PREFIX_NAMESPACE) && !key.starts_with(PREFIX_SERVICE_ACCOUNT)
+    });
+    let mut labels: Labels = own
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    labels.insert(LABEL_NAMESPACE.to_owned(), namespace.to_owned());
+    labels
+}
+
+fn inherit(labels: &mut Labels, prefix: &str, name: &str, parent: &Labels) {
+    for (key, value) in parent {
+        labels.insert(format!("{prefix}{key}"), value.clone());
+    }
+    labels.insert(format!("{prefix}{LABEL_PARENT_NAME}"), name.to_owned());
+}
