@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::{StreamExt, stream};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, Error};
 use serde_json::{Value, json};
@@ -11,6 +12,21 @@ use tracing::{info, warn};
 use crate::inputs::{Inputs, Present};
 use crate::object::{Key, MANAGER, OWNED_KINDS, Object, Owner};
 use crate::status::Failure;
+
+/// How many objects are written at a time.
+const AT_ONCE: usize = 8;
+/// How many waves there are.
+const WAVES: u8 = 3;
+
+/// When an object has its turn: first what others live in, last what refers to others (the API refuses a binding to a role that it does not
+/// know, and a pod without its account is tried again only after a while).
+fn wave(object: &Object) -> u8 {
+    match object.key.kind.kind {
+        "Namespace" => 0,
+        "ClusterRoleBinding" | "DaemonSet" | "Deployment" | "ValidatingAdmissionPolicyBinding" => 2,
+        _ => 1,
+    }
+}
 
 /// Fingerprint of a body that was applied, and the version that the object then had.
 type Applied = ([u8; 32], String);
@@ -39,35 +55,52 @@ impl Applier {
         }
     }
 
-    /// Applies every object in order. One that fails does not keep the others from being tried.
+    /// Applies every object, several at a time, in the order of [`wave`]. One that fails does not keep the others from being tried.
     pub async fn exec(
         &mut self,
         objects: &[Object],
         present: &BTreeMap<Key, Present>,
     ) -> Vec<Failure> {
         let mut failures = Vec::new();
-        for object in objects {
-            let print = fingerprint(&object.body);
-            if is_settled(
-                self.applied.get(&object.key),
-                &print,
-                present.get(&object.key),
-            ) {
-                continue;
-            }
-            match self.apply(object).await {
-                Ok(version) => {
-                    info!(object = %object.key, "applied");
-                    self.applied.insert(object.key.clone(), (print, version));
-                }
-                Err(error) => {
-                    warn!(object = %object.key, %error, "not applied");
-                    self.applied.remove(&object.key);
-                    failures.push(failure(object.key.clone(), &error));
-                }
+        for turn in 0..WAVES {
+            let due: Vec<(&Object, [u8; 32])> = objects
+                .iter()
+                .filter(|object| wave(object) == turn)
+                .map(|object| (object, fingerprint(&object.body)))
+                .filter(|(Object { key, .. }, print)| {
+                    !is_settled(self.applied.get(key), print, present.get(key))
+                })
+                .collect();
+            let outcomes: Vec<_> = stream::iter(&due)
+                .map(|(object, _)| self.apply(object))
+                .buffered(AT_ONCE)
+                .collect()
+                .await;
+            for ((object, print), outcome) in due.into_iter().zip(outcomes) {
+                failures.extend(self.note(object, print, outcome));
             }
         }
         failures
+    }
+
+    fn note(
+        &mut self,
+        object: &Object,
+        print: [u8; 32],
+        outcome: Result<String, Error>,
+    ) -> Option<Failure> {
+        match outcome {
+            Ok(version) => {
+                info!(object = %object.key, "applied");
+                self.applied.insert(object.key.clone(), (print, version));
+                None
+            }
+            Err(error) => {
+                warn!(object = %object.key, %error, "not applied");
+                self.applied.remove(&object.key);
+                Some(failure(object.key.clone(), &error))
+            }
+        }
     }
 
     /// Applies one object and returns its version (see [`version`]).

@@ -123,8 +123,15 @@ impl Controller {
             self.write(spec, &plan, secrets, &inputs, &request, &mut found)
                 .await;
         } else {
-            // A spec that cannot be acted upon is no reason to let certificates end.
-            found.failures = self.applier.exec(&secrets, &inputs.present).await;
+            // A spec that cannot be acted upon is no reason to let certificates end. Before the first good spec there is no namespace for them.
+            let running = inputs
+                .present
+                .keys()
+                .any(|key| key.kind.kind == "Namespace");
+            if running {
+                let failures = self.applier.exec(&secrets, &inputs.present).await;
+                found.failures.extend(failures);
+            }
         }
         self.metrics.failures.inc_by(found.failures.len() as u64);
         let told = self.report(&request, &inputs, &found, now).await;
@@ -147,11 +154,14 @@ impl Controller {
     ) {
         let pools = render::pools(spec, inputs);
         found.conflicts = pools.conflicts;
-        let mut failures = Vec::new();
-        let (namespace, rest) = plan.objects.split_at(plan.objects.len().min(1));
-        for objects in [namespace, &secrets, &pools.objects, rest] {
-            failures.extend(self.applier.exec(objects, &inputs.present).await);
-        }
+        let objects: Vec<Object> = plan
+            .objects
+            .iter()
+            .chain(&secrets)
+            .chain(&pools.objects)
+            .cloned()
+            .collect();
+        let mut failures = self.applier.exec(&objects, &inputs.present).await;
         if failures.is_empty() {
             let unwanted = apply::unwanted(inputs, &plan.objects, &plan.keep, &request.owner);
             failures = self.applier.sweep(unwanted).await;
@@ -245,9 +255,6 @@ impl Controller {
             info!(secret = leaf.secret, reason, "certificate made");
             let pair = sign::leaf(authority, &leaf, now)?;
             secrets.push(leaf_secret(&leaf, &pair).owned_by(&request.owner));
-        }
-        if !secrets.is_empty() {
-            secrets.insert(0, render::namespace(&request.owner));
         }
         Ok(secrets)
     }

@@ -15,7 +15,9 @@ fn params(common: &str, organization: &str, names: &[&str]) -> CertificateParams
     let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
     let mut params = CertificateParams::new(names).unwrap();
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, organization);
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, organization);
     params.distinguished_name.push(DnType::CommonName, common);
     params
 }
@@ -26,7 +28,12 @@ fn good_params() -> CertificateParams {
 
 fn pem(params: &CertificateParams) -> Vec<u8> {
     let key = KeyPair::generate().unwrap();
-    params.serialize_request(&key).unwrap().pem().unwrap().into_bytes()
+    params
+        .serialize_request(&key)
+        .unwrap()
+        .pem()
+        .unwrap()
+        .into_bytes()
 }
 
 /// A request as the agent of node n1 makes it.
@@ -35,7 +42,10 @@ fn request(params: &CertificateParams) -> CertificateSigningRequest {
         spec: CertificateSigningRequestSpec {
             signer_name: SIGNER.to_owned(),
             username: Some(REQUESTER.to_owned()),
-            extra: Some(BTreeMap::from([(NODE_EXTRA.to_owned(), vec!["n1".to_owned()])])),
+            extra: Some(BTreeMap::from([(
+                NODE_EXTRA.to_owned(),
+                vec!["n1".to_owned()],
+            )])),
             usages: Some(USAGES.map(str::to_owned).to_vec()),
             request: ByteString(pem(params)),
             ..CertificateSigningRequestSpec::default()
@@ -103,7 +113,10 @@ fn a_requester_other_than_an_agent_bound_to_the_node_is_denied() {
         denied(&request)
     };
     let table = [
-        (change(|s| s.username = Some("admin".to_owned())), "only node agents may ask"),
+        (
+            change(|s| s.username = Some("admin".to_owned())),
+            "only node agents may ask",
+        ),
         (change(|s| s.username = None), "only node agents may ask"),
         (change(|s| s.extra = None), "not bound to a node"),
         (
@@ -117,15 +130,30 @@ fn a_requester_other_than_an_agent_bound_to_the_node_is_denied() {
         ),
         (
             change(|s| {
-                s.extra = Some(BTreeMap::from([(NODE_EXTRA.to_owned(), vec!["n2".to_owned()])]));
+                s.extra = Some(BTreeMap::from([(
+                    NODE_EXTRA.to_owned(),
+                    vec!["n2".to_owned()],
+                )]));
             }),
             "common name \"margay:node:n1\" has to be \"margay:node:n2\"",
         ),
-        (change(|s| s.usages = Some(vec!["client auth".to_owned()])), "usages"),
+        (
+            change(|s| s.usages = Some(vec!["client auth".to_owned()])),
+            "usages",
+        ),
         (change(|s| s.usages = None), "usages"),
-        (change(|s| s.usages.as_mut().unwrap().push("cert sign".to_owned())), "usages"),
-        (change(|s| s.request = ByteString(b"nonsense".to_vec())), "cannot be read"),
-        (change(|s| s.request = ByteString(vec![0xff])), "not PEM text"),
+        (
+            change(|s| s.usages.as_mut().unwrap().push("cert sign".to_owned())),
+            "usages",
+        ),
+        (
+            change(|s| s.request = ByteString(b"nonsense".to_vec())),
+            "cannot be read",
+        ),
+        (
+            change(|s| s.request = ByteString(vec![0xff])),
+            "not PEM text",
+        ),
     ];
     for (rule, wanted) in table {
         assert!(rule.contains(wanted), "{rule} lacks {wanted}");
@@ -140,16 +168,46 @@ fn a_request_for_anything_but_a_nodes_certificate_is_denied() {
         params
     };
     let table = [
-        (params("margay:node:n2", "margay:nodes", &["margay-node"]), "common name"),
-        (params("margay:reader", "margay:readers", &["margay-node"]), "common name"),
-        (params("margay:node:n1", "margay:readers", &["margay-node"]), "organization"),
-        (params("margay:node:n1", "margay:nodes", &[]), "alternative names"),
-        (params("margay:node:n1", "margay:nodes", &["margay-typha"]), "alternative names"),
-        (params("margay:node:n1", "margay:nodes", &["margay-node", "x"]), "alternative names"),
-        (params("margay:node:n1", "margay:nodes", &["10.0.0.1"]), "alternative names"),
-        (edited(|p| p.distinguished_name.push(DnType::CountryName, "DE")), "nothing else"),
-        (edited(|p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)), "authority"),
-        (edited(|p| p.key_usages = vec![KeyUsagePurpose::KeyCertSign]), "no other usages"),
+        (
+            params("margay:node:n2", "margay:nodes", &["margay-node"]),
+            "common name",
+        ),
+        (
+            params("margay:reader", "margay:readers", &["margay-node"]),
+            "common name",
+        ),
+        (
+            params("margay:node:n1", "margay:readers", &["margay-node"]),
+            "organization",
+        ),
+        (
+            params("margay:node:n1", "margay:nodes", &[]),
+            "alternative names",
+        ),
+        (
+            params("margay:node:n1", "margay:nodes", &["margay-typha"]),
+            "alternative names",
+        ),
+        (
+            params("margay:node:n1", "margay:nodes", &["margay-node", "x"]),
+            "alternative names",
+        ),
+        (
+            params("margay:node:n1", "margay:nodes", &["10.0.0.1"]),
+            "alternative names",
+        ),
+        (
+            edited(|p| p.distinguished_name.push(DnType::CountryName, "DE")),
+            "nothing else",
+        ),
+        (
+            edited(|p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)),
+            "authority",
+        ),
+        (
+            edited(|p| p.key_usages = vec![KeyUsagePurpose::KeyCertSign]),
+            "no other usages",
+        ),
         (
             edited(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning]),
             "no other usages",
@@ -182,7 +240,8 @@ fn a_signature_that_is_not_the_keys_is_denied() {
     der[last] ^= 1;
     use base64::Engine;
     let body = base64::engine::general_purpose::STANDARD.encode(der);
-    let text = format!("-----BEGIN CERTIFICATE REQUEST-----\n{body}\n-----END CERTIFICATE REQUEST-----\n");
+    let text =
+        format!("-----BEGIN CERTIFICATE REQUEST-----\n{body}\n-----END CERTIFICATE REQUEST-----\n");
     request.spec.request = ByteString(text.into_bytes());
     assert!(denied(&request).contains("signature"));
 }

@@ -82,7 +82,10 @@ fn pools_that_exist_are_left_alone() {
 fn nothing_is_decided_about_pools_before_they_are_known() {
     assert_eq!(pools_of(json!({}), &cluster(&[], None)), Value::Null);
     let given = json!({ "calicoNetwork": { "ipPools": [{ "cidr": "10.0.0.0/16" }] } });
-    assert_eq!(pools_of(given, &cluster(&[], None)), json!([{ "cidr": "10.0.0.0/16" }]));
+    assert_eq!(
+        pools_of(given, &cluster(&[], None)),
+        json!([{ "cidr": "10.0.0.0/16" }])
+    );
 }
 
 #[test]
@@ -110,8 +113,10 @@ fn a_pool_takes_after_the_existing_one_of_its_range() {
 
 #[test]
 fn only_what_was_missing_is_written_back() {
-    let given = json!({ "variant": "Calico", "calicoNetwork": { "mtu": 1400 }, "fipsMode": "Disabled" });
-    let completed = json!({ "variant": "Calico", "calicoNetwork": { "mtu": 1400, "bgp": "Disabled" } });
+    let given =
+        json!({ "variant": "Calico", "calicoNetwork": { "mtu": 1400 }, "fipsMode": "Disabled" });
+    let completed =
+        json!({ "variant": "Calico", "calicoNetwork": { "mtu": 1400, "bgp": "Disabled" } });
     assert_eq!(
         write_back(&given, &completed, &Value::Null),
         Some(json!({ "calicoNetwork": { "bgp": "Disabled" } }))

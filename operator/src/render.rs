@@ -120,11 +120,6 @@ pub fn pools(spec: &InstallationSpec, inputs: &Inputs) -> PoolPlan {
     pools::plan(spec, inputs)
 }
 
-/// The namespace alone: what certificates need to be stored.
-pub fn namespace(owner: &Owner) -> Object {
-    namespace::object().owned_by(owner)
-}
-
 /// Names of the admission policies, for the operator's own permissions.
 pub(crate) fn guard_names() -> Vec<&'static str> {
     admission::names()

@@ -104,7 +104,10 @@ async fn answer(
             Ok(Outcome::Done) => return,
             Ok(Outcome::Changed(changed)) => request = *changed,
             Err(error) => {
-                warn!(request = name, %error, "request not answered, trying again");
+                // The watch is often behind what was just decided here; then there is nothing left to do.
+                if !is_conflict(&error) {
+                    warn!(request = name, %error, "request not answered, trying again");
+                }
                 tokio::time::sleep(pause.next(jitter())).await;
                 match api.get_opt(&name).await {
                     Ok(Some(current)) => request = current,
@@ -114,6 +117,10 @@ async fn answer(
             }
         }
     }
+}
+
+fn is_conflict(error: &Failed) -> bool {
+    matches!(error, Failed::Api(kube::Error::Api(status)) if status.code == 409)
 }
 
 async fn act(

@@ -1,1 +1,116 @@
+use serde_json::json;
 
+use super::*;
+
+fn object(value: Value) -> DynamicObject {
+    serde_json::from_value(value).unwrap()
+}
+
+#[test]
+fn pod_ranges_are_read_from_kubeadms_configuration() {
+    let table: [(&str, &[&str]); 5] = [
+        (
+            "networking:\n  podSubnet: 10.244.0.0/16\n  serviceSubnet: 10.96.0.0/12\n",
+            &["10.244.0.0/16"],
+        ),
+        (
+            "networking:\n  podSubnet: \"10.1.0.0/16,fd00::/56\"\n",
+            &["10.1.0.0/16", "fd00::/56"],
+        ),
+        ("networking:\n  podSubnet: '10.1.0.0/16'", &["10.1.0.0/16"]),
+        ("networking:\n  podSubnet: \"\"\n", &[]),
+        ("networking: {}\n", &[]),
+    ];
+    for (text, wanted) in table {
+        assert_eq!(pod_subnets_of(text), wanted, "{text}");
+    }
+}
+
+#[test]
+fn a_node_counts_if_pods_can_run_on_it() {
+    let node = |labels: Value, spec: Value| {
+        node_facts(&object(
+            json!({ "metadata": { "name": "n", "labels": labels }, "spec": spec }),
+        ))
+    };
+    assert!(node(json!({ "kubernetes.io/os": "linux" }), json!({})).usable);
+    assert!(node(json!({}), json!({})).usable);
+    assert!(!node(json!({ "kubernetes.io/os": "windows" }), json!({})).usable);
+    assert!(!node(json!({}), json!({ "unschedulable": true })).usable);
+}
+
+#[test]
+fn our_own_fields_are_those_of_our_applies() {
+    let entry = |manager: &str, operation: &str, subresource: &str, field: &str| {
+        json!({
+            "manager": manager, "operation": operation, "subresource": subresource, "apiVersion": "v1",
+            "fieldsType": "FieldsV1", "fieldsV1": { "f:spec": { field: {} } },
+        })
+    };
+    let installation = object(json!({
+        "metadata": {
+            "name": "default", "uid": "u", "generation": 4,
+            "managedFields": [
+                entry("kubectl", "Apply", "", "f:theirs"),
+                entry("margay-operator", "Update", "", "f:other"),
+                entry("margay-operator", "Apply", "status", "f:status"),
+                entry("margay-operator", "Apply", "", "f:ours"),
+            ],
+        },
+        "spec": { "variant": "Calico" },
+        "status": { "conditions": [{
+            "type": "Ready", "status": "True", "lastTransitionTime": "2026-11-23T00:00:00Z",
+        }] },
+    }));
+    let request = request_of(&installation);
+    assert_eq!(request.written, json!({ "f:ours": {} }));
+    assert_eq!((request.owner.uid.as_str(), request.generation), ("u", 4));
+    assert_eq!(request.conditions[0].kind, "Ready");
+}
+
+#[test]
+fn secrets_are_read_whole_or_not_at_all() {
+    use base64::Engine;
+    let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    let secret = |data: Value| object(json!({ "metadata": { "name": "margay-ca" }, "data": data }));
+    let whole = secret(json!({
+        "tls.crt": encode("C"), "tls.key": encode("K"), "next.crt": encode("D"), "next.key": encode("L"),
+        "previous.crt": encode("B"),
+    }));
+    let authority = authority_of(&whole).unwrap();
+    assert_eq!(authority.current.certificate, "C");
+    assert_eq!(authority.next.unwrap().key, "L");
+    assert_eq!(authority.previous.as_deref(), Some("B"));
+    assert_eq!(
+        authority_of(&secret(json!({ "tls.crt": encode("C") }))),
+        None
+    );
+    assert_eq!(
+        authority_of(&secret(json!({ "tls.crt": "%", "tls.key": encode("K") }))),
+        None
+    );
+    let half =
+        secret(json!({ "tls.crt": encode("C"), "tls.key": encode("K"), "next.crt": encode("D") }));
+    assert_eq!(authority_of(&half).unwrap().next, None);
+}
+
+#[test]
+fn only_what_is_read_is_kept_in_memory() {
+    let full = || {
+        object(json!({
+            "metadata": { "name": "a", "managedFields": [{ "manager": "kubelet" }] },
+            "spec": { "unschedulable": true },
+            "status": { "images": [1, 2, 3] },
+        }))
+    };
+    let mut node = full();
+    strip("Node", &mut node);
+    assert_eq!(node.data, json!({ "spec": { "unschedulable": true } }));
+    assert_eq!(node.metadata.managed_fields, None);
+    let mut pod = full();
+    strip("Pod", &mut pod);
+    assert!(pod.data["status"].is_object());
+    let mut installation = full();
+    strip("Installation", &mut installation);
+    assert!(installation.metadata.managed_fields.is_some());
+}

@@ -5,9 +5,9 @@ use serde_json::json;
 use super::{Context, NAMESPACE};
 use crate::object::Object;
 
-/// The namespace, without an owner. Agents are privileged, so pod security has to allow that there.
-pub(super) fn object() -> Object {
-    Object::new(
+/// Agents are privileged, so pod security has to allow that there.
+pub(super) fn namespace(context: &Context<'_>) -> Object {
+    context.object(
         "Namespace",
         json!({
             "metadata": {
@@ -20,8 +20,4 @@ pub(super) fn object() -> Object {
             },
         }),
     )
-}
-
-pub(super) fn namespace(context: &Context<'_>) -> Object {
-    object().owned_by(context.owner)
 }

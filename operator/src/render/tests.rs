@@ -119,9 +119,7 @@ fn every_override_lands_in_its_place() {
     });
     let workloads: Vec<Object> = rendered(spec, &inputs())
         .into_iter()
-        .filter(|object| {
-            ["Deployment", "DaemonSet", "IPPool"].contains(&object.key.kind.kind)
-        })
+        .filter(|object| ["Deployment", "DaemonSet", "IPPool"].contains(&object.key.kind.kind))
         .collect();
     expect_file!["../../tests/golden/overrides.yaml"].assert_eq(&text(&workloads));
 }
@@ -132,7 +130,12 @@ fn without_an_address_of_typha_agents_stay_as_they_are() {
         typha_address: None,
         ..inputs()
     };
-    let plan = plan(&completed(json!({}), &inputs), &inputs, &owner(), &settings());
+    let plan = plan(
+        &completed(json!({}), &inputs),
+        &inputs,
+        &owner(),
+        &settings(),
+    );
     let kept: Vec<String> = plan.keep.iter().map(Key::to_string).collect();
     assert_eq!(kept, ["DaemonSet margay-system/margay-node"]);
     assert!(plan.waiting[0].contains("Service margay-system/margay-typha"));
@@ -150,7 +153,11 @@ fn what_users_rely_on_is_not_made_twice_nor_owned() {
         .collect();
     assert_eq!(made.len(), 6);
     for object in &made {
-        assert!(object.body["metadata"]["ownerReferences"].is_null(), "{}", object.key);
+        assert!(
+            object.body["metadata"]["ownerReferences"].is_null(),
+            "{}",
+            object.key
+        );
     }
     let find = |kind: &str| made.iter().find(|o| o.key.kind.kind == kind).unwrap();
     let inputs = Inputs {
@@ -160,12 +167,20 @@ fn what_users_rely_on_is_not_made_twice_nor_owned() {
             managed: true,
         }]),
         felix: Some(["default".to_owned()].into()),
-        tiers: Some(["default", "kube-admin", "kube-baseline"].map(str::to_owned).into()),
+        tiers: Some(
+            ["default", "kube-admin", "kube-baseline"]
+                .map(str::to_owned)
+                .into(),
+        ),
         cluster_information: Some(Some(find("ClusterInformation").body["spec"].clone())),
         ..inputs()
     };
     let again = rendered(json!({}), &inputs);
-    assert!(again.iter().all(|object| !shared.contains(&object.key.kind.kind)));
+    assert!(
+        again
+            .iter()
+            .all(|object| !shared.contains(&object.key.kind.kind))
+    );
     assert_eq!(again.len(), first.len() - made.len());
 }
 
@@ -187,7 +202,12 @@ fn survives<T: DeserializeOwned + Serialize>(object: &Object) {
     let typed: T = serde_json::from_value(object.body.clone())
         .unwrap_or_else(|error| panic!("{}: {error}", object.key));
     let back = serde_json::to_value(&typed).unwrap();
-    assert_eq!(without_empty(&back), without_empty(&object.body), "{}", object.key);
+    assert_eq!(
+        without_empty(&back),
+        without_empty(&object.body),
+        "{}",
+        object.key
+    );
 }
 
 /// Empty lists and objects are not told from absent ones by typed forms.
@@ -237,10 +257,19 @@ fn every_field_is_one_that_kubernetes_knows() {
 fn images_are_named_from_registry_path_and_prefix() {
     let table = [
         (json!({}), "margay.io/margay:v0.1.0"),
-        (json!({"registry": "UseDefault", "imagePath": "UseDefault"}), "margay.io/margay:v0.1.0"),
+        (
+            json!({"registry": "UseDefault", "imagePath": "UseDefault"}),
+            "margay.io/margay:v0.1.0",
+        ),
         (json!({"registry": "r.example/"}), "r.example/margay:v0.1.0"),
-        (json!({"registry": "r.example/", "imagePath": "a/b"}), "r.example/a/b/margay:v0.1.0"),
-        (json!({"imagePath": "a/", "imagePrefix": "p-"}), "margay.io/a/p-margay:v0.1.0"),
+        (
+            json!({"registry": "r.example/", "imagePath": "a/b"}),
+            "r.example/a/b/margay:v0.1.0",
+        ),
+        (
+            json!({"imagePath": "a/", "imagePrefix": "p-"}),
+            "margay.io/a/p-margay:v0.1.0",
+        ),
     ];
     for (spec, wanted) in table {
         let spec: InstallationSpec = serde_json::from_value(spec).unwrap();
