@@ -28,7 +28,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use k8s_openapi::api::core::v1::Node as NodeObject;
+use k8s_openapi::api::core::v1::{Node as NodeObject, ServiceAccount};
 use kube::Api;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
@@ -301,6 +301,10 @@ impl Cluster {
         }
         self.state.processes.retain(|process| process.role != name);
         self.save()?;
+        // A machine forgets its control groups too; kubelet stumbles over containers of which only the group is left.
+        if let Some(group) = self.state.groups.get(name) {
+            group.remove()?;
+        }
         fabric::detach(&self.state.layout, &host)
     }
 
@@ -415,17 +419,21 @@ impl Cluster {
         })
     }
 
+    /// Waits until every node is registered and pods are accepted, for which the controllers must have made the
+    /// default service account.
     fn wait_for_nodes(&self) -> Result<()> {
         let wanted = self.state.layout.nodes.len();
         block_on(async {
-            let nodes: Api<NodeObject> = Api::all(self.client().await?);
+            let client = self.client().await?;
+            let nodes: Api<NodeObject> = Api::all(client.clone());
+            let accounts: Api<ServiceAccount> = Api::namespaced(client, "default");
             let begin = Instant::now();
             loop {
-                let registered = nodes
-                    .list(&Default::default())
-                    .await
-                    .map(|list| list.items.len());
-                if registered.as_ref().is_ok_and(|found| *found >= wanted) {
+                let registered = nodes.list(&Default::default()).await;
+                let account = accounts.get_opt("default").await;
+                if registered.is_ok_and(|list| list.items.len() >= wanted)
+                    && matches!(account, Ok(Some(_)))
+                {
                     return Ok(());
                 }
                 self.check("the nodes to register", begin)?;

@@ -189,8 +189,10 @@ pub fn wait_for(
 fn start_time(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?;
-    (!matches!(state, "Z" | "X")).then(|| fields.nth(18)?.parse().ok())?
+    let dead = matches!(fields.next()?, "Z" | "X");
+    // The first thread may be dead before the others, which still hold the sockets.
+    let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    (!dead || threads() > 1).then(|| fields.nth(18)?.parse().ok())?
 }
 
 #[cfg(test)]
