@@ -127,17 +127,13 @@ impl Ruleset {
             }
             self.check_value(place, &set.kind.value, value, faults);
         }
-        if set.kind.interval && set.kind.key.len() == 1 {
-            let pairs = set.elements.keys().zip(set.elements.keys().skip(1));
-            faults.extend(
-                pairs
-                    .filter(|(low, high)| low.fields()[0].last() >= high.fields()[0].first())
-                    .map(|(first, second)| Fault::Overlap {
-                        place: place.to_owned(),
-                        first: first.clone(),
-                        second: second.clone(),
-                    }),
-            );
+        if set.kind.interval {
+            let overlaps = overlaps(set).into_iter();
+            faults.extend(overlaps.map(|(first, second)| Fault::Overlap {
+                place: place.to_owned(),
+                first: first.clone(),
+                second: second.clone(),
+            }));
         }
     }
 
@@ -337,6 +333,24 @@ fn senseless(place: &str, what: String) -> Fault {
 
 /// Longest prefix of a log message, in bytes, that the kernel keeps.
 const LOG_PREFIX_MAX: usize = 127;
+
+/// Pairs of keys that share a value: what the kernel refuses, depending on the order in which they come.
+fn overlaps(set: &Set) -> Vec<(&Key, &Key)> {
+    let keys: Vec<&Key> = set.elements.keys().collect();
+    let mut found = Vec::new();
+    for (index, low) in keys.iter().enumerate() {
+        // Keys are in the order of where their first field begins.
+        let last = low.fields()[0].last();
+        let near = keys[index + 1..]
+            .iter()
+            .take_while(|high| high.fields()[0].first() <= last);
+        found.extend(
+            near.filter(|high| low.overlaps(high))
+                .map(|high| (*low, *high)),
+        );
+    }
+    found
+}
 
 /// Whether a set of this kind gives what the statement needs.
 fn yields(statement: &Statement, kind: &SetKind) -> bool {

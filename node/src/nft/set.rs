@@ -243,6 +243,12 @@ impl Key {
         }
     }
 
+    /// Whether a packet could be met by both keys, which are of one kind.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let mut fields = self.fields().iter().zip(other.fields());
+        fields.all(|(ours, theirs)| ours.first() <= theirs.last() && theirs.first() <= ours.last())
+    }
+
     /// Whether every field is a single value, so that the key fits a set without intervals.
     pub fn is_single(&self) -> bool {
         self.fields().iter().all(Field::is_single)

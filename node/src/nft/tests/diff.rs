@@ -8,7 +8,7 @@ use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::super::*;
-use super::sample::{everything, port, v4};
+use super::sample::{everything, net, port, v4};
 use super::support::{
     assert_same_lines, chain_name, ifname, in_namespace, list, load, normal, set_name, table,
 };
@@ -93,6 +93,26 @@ fn arb_dispatch() -> impl Strategy<Value = Set> {
     })
 }
 
+/// A verdict map over ranges of several fields; its keys are never in each other's way.
+fn arb_peers() -> impl Strategy<Value = Set> {
+    let nets = select(vec![
+        net("10.0.0.0/25"),
+        net("10.0.0.128/25"),
+        v4("10.0.1.7").into(),
+    ]);
+    let protos = select(vec![Field::from(Proto::TCP), Proto::UDP.into()]);
+    let ports = select(vec![Field::from(0..=5), Field::from(6..=9), port(12)]);
+    let key = (nets, protos, ports).prop_map(|(net, proto, ports)| Key::from([net, proto, ports]));
+    let verdict = arb_verdict(0).prop_map(Value::Verdict);
+    let kind = SetKind::of([FieldType::Ipv4, FieldType::Proto, FieldType::Port])
+        .with_intervals()
+        .to_verdict();
+    btree_map(key, verdict, 0..6).prop_map(move |elements| Set {
+        kind: kind.clone(),
+        elements,
+    })
+}
+
 prop_compose! {
     fn arb_ruleset()(
         chains in (arb_chain(0), arb_chain(1), arb_chain(2), arb_chain(3)),
@@ -100,6 +120,7 @@ prop_compose! {
         first in arb_set(),
         second in arb_set(),
         dispatch in proptest::option::of(arb_dispatch()),
+        peers in proptest::option::of(arb_peers()),
     ) -> Ruleset {
         let mut ruleset = Ruleset::new(table());
         ruleset.put_set(set_name("addresses-1"), first);
@@ -110,12 +131,14 @@ prop_compose! {
                 ruleset.put_chain(chain_name(CHAINS[index]), chain);
             }
         }
+        ruleset.sets.extend(peers.map(|map| (set_name("peers-1"), Arc::new(map))));
         ruleset.sets.extend(dispatch.map(|map| (set_name("dispatch-1"), Arc::new(map))));
         keep_sound(ruleset)
     }
 }
 
-/// Without the rules and elements that lead to chains which are not there, and with a rule that uses the map.
+/// Without the rules and elements that lead to chains which are not there, and with rules that use the
+/// maps.
 fn keep_sound(mut ruleset: Ruleset) -> Ruleset {
     let names: Vec<ChainName> = ruleset.chains.keys().cloned().collect();
     let leads_somewhere =
@@ -128,14 +151,23 @@ fn keep_sound(mut ruleset: Ruleset) -> Ruleset {
             })
         });
     }
-    if let Some(map) = ruleset.sets.get_mut("dispatch-1") {
+    let peers = vec![
+        Selector::Saddr4,
+        Selector::L4proto,
+        Selector::Dport(Transport::Any),
+    ];
+    for (name, key) in [("dispatch-1", vec![Selector::Iifname]), ("peers-1", peers)] {
+        let Some(map) = ruleset.sets.get_mut(name) else {
+            continue;
+        };
         Arc::make_mut(map).elements.retain(|_, value| match value {
             Value::Verdict(verdict) => leads_somewhere(verdict),
             Value::Member | Value::Data(_) => true,
         });
         if let Some(chain) = ruleset.chains.get_mut(CHAINS[0]) {
-            let rule = Rule::new().vmap(Selector::Iifname, &set_name("dispatch-1"));
-            Arc::make_mut(chain).rules.insert(0, rule);
+            Arc::make_mut(chain)
+                .rules
+                .insert(0, Rule::new().vmap(key, &set_name(name)));
         }
     }
     ruleset

@@ -238,6 +238,13 @@ fn faults_are_found_and_placed() {
         },
         &["chain endpoint-2, rule 0: set \"loop-1\" does not exist"],
     );
+    check(
+        &|ruleset| {
+            let key = [net("10.1.0.0/16"), Proto::TCP.into(), Field::from(90..=99)];
+            add_key(ruleset, "peers-1", key.into());
+        },
+        &["set peers-1: 10.0.0.0/8 . tcp . 80-90 and 10.1.0.0/16 . tcp . 90-99 overlap"],
+    );
     let states = CtState::ESTABLISHED | CtState::RELATED;
     check(
         &|ruleset| {
