@@ -170,7 +170,8 @@ fn progressing(inputs: &Inputs, round: &Round, pods: Vec<String>) -> Option<Find
     Some(Finding::new("ResourceNotReady", some(&waiting)))
 }
 
-fn deployment_lag(found: Option<&Deployment>) -> Option<String> {
+/// How far a rollout of typha is from its end, if it is.
+pub(crate) fn deployment_lag(found: Option<&Deployment>) -> Option<String> {
     let name = format!("Deployment {NAMESPACE}/{TYPHA}");
     let Some(found) = found else {
         return Some(format!("{name} does not exist yet"));

@@ -5,7 +5,11 @@ use std::fmt;
 
 use ipnet::{IpNet, Ipv4Net};
 use margay_api::installation::{InstallationSpec, IpPoolSpec, WorkloadOverride};
+use margay_api::selector::Selector;
 use serde_json::Value;
+
+/// Longest wait for policy, in seconds: kubelet gives up on a pod's sandbox after four minutes.
+const LONGEST_POLICY_TIMEOUT: i32 = 180;
 
 /// A field that cannot be acted upon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,7 +166,7 @@ fn network(check: &mut Check<'_>, spec: &InstallationSpec) {
         "calicoNetwork.linuxPolicySetupTimeoutSeconds",
         network.linux_policy_setup_timeout_seconds,
         1,
-        3600,
+        LONGEST_POLICY_TIMEOUT,
         true,
     );
     pools(check, network.ip_pools.as_deref().unwrap_or_default());
@@ -241,15 +245,18 @@ fn pool_words(check: &mut Check<'_>, pool: &IpPoolSpec, at: impl Fn(&str) -> Str
     for usage in pool.allowed_uses.iter().flatten() {
         check.one_of(&at("allowedUses"), Some(usage), &["Workload", "Tunnel"]);
     }
-    if let Some(selector) = &pool.node_selector
-        && selector.trim().is_empty()
-    {
-        check.fail(
-            &at("nodeSelector"),
-            "",
-            "it has to select nodes",
-            "set all() or leave the field out",
-        );
+    if let Some(selector) = &pool.node_selector {
+        node_selector(check, &at("nodeSelector"), selector);
+    }
+}
+
+fn node_selector(check: &mut Check<'_>, field: &str, text: &str) {
+    if text.trim().is_empty() {
+        let remedy = "set all() or leave the field out";
+        check.fail(field, "", "it has to select nodes", remedy);
+    } else if let Err(error) = Selector::parse(text) {
+        let rule = format!("{} (at {})", error.rule, error.position);
+        check.fail(field, text, rule, error.remedy);
     }
 }
 

@@ -158,6 +158,10 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
             "spec.calicoNetwork.ipPools[0].nodeSelector is empty",
         ),
         (
+            pool(json!({ "cidr": "10.0.0.0/16", "nodeSelector": "zone = 'a'" })),
+            "spec.calicoNetwork.ipPools[0].nodeSelector is zone = 'a': ",
+        ),
+        (
             pool(json!({ "cidr": "10.0.0.0/16", "name": "Upper" })),
             "spec.calicoNetwork.ipPools[0].name is Upper",
         ),

@@ -1,12 +1,25 @@
 //! The network configuration that container runtimes read.
 
-use margay_api::installation::InstallationSpec;
+use margay_api::installation::{CalicoNetworkSpec, InstallationSpec};
 use serde_json::json;
 
-/// The configuration list as text. Everything else the plugin learns from the agent, so that a change there needs no new file.
+use crate::defaults::DEFAULT_POLICY_TIMEOUT;
+
+/// How long a pod's creation waits for its policy, in seconds. Calico's 0 (do not wait) means the default: nothing starts unprotected.
+pub(super) fn policy_timeout(network: &CalicoNetworkSpec) -> i32 {
+    network
+        .linux_policy_setup_timeout_seconds
+        .filter(|seconds| *seconds > 0)
+        .unwrap_or(DEFAULT_POLICY_TIMEOUT)
+}
+
+/// The configuration list as text. The plugin has to know how long its agent may wait; all else it learns from the agent.
 pub(super) fn conflist(spec: &InstallationSpec) -> String {
     let network = spec.calico_network.clone().unwrap_or_default();
-    let mut plugins = vec![json!({ "type": "margay" })];
+    let mut plugins = vec![json!({
+        "type": "margay",
+        "policy_setup_timeout_seconds": policy_timeout(&network),
+    })];
     if network.host_ports.as_deref() == Some("Enabled") {
         plugins.push(json!({
             "type": "portmap",

@@ -1,5 +1,7 @@
 //! The node agent's DaemonSet, with the CNI plugin's installation as its init container.
 
+use k8s_openapi::api::core::v1::PodSpec;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
 use super::overrides::{self, Names};
@@ -7,8 +9,8 @@ use super::{
     CA_DIR, Context, NAMESPACE, NODE, Plan, TYPHA, TYPHA_PORT, cni, field_env, labels, probe,
 };
 use crate::certs::CA_NAME;
-use crate::defaults::DEFAULT_POLICY_TIMEOUT;
 use crate::object::{Key, Object, kind};
+use crate::status::deployment_lag;
 
 /// Port of the admin server, on the host's loopback.
 const ADMIN_PORT: u16 = 9099;
@@ -30,21 +32,59 @@ const HOST_FOLDERS: [(&str, &str, &str); 5] = [
     ("netns", "/run/netns", "/run/netns"),
 ];
 
-/// Adds the DaemonSet once typha's Service has an address; the agent runs before cluster DNS does, so it is given the address itself.
+/// Adds the DaemonSet, or says why it stays as it is. The agent runs before cluster DNS does, so it is given typha's address itself; and a new
+/// version reaches typha first, so that no agent asks a server older than itself.
 pub(super) fn render(context: &Context<'_>, plan: &mut Plan) {
-    match &context.inputs.typha_address {
-        Some(address) => plan.objects.push(daemon_set(context, address)),
-        None => {
-            plan.keep.insert(Key {
-                kind: kind("DaemonSet"),
-                namespace: NAMESPACE.to_owned(),
-                name: NODE.to_owned(),
-            });
-            plan.waiting.push(format!(
-                "Service {NAMESPACE}/{TYPHA} has no cluster IP yet; agents are started when it has"
-            ));
+    let reason = match &context.inputs.typha_address {
+        Some(address) if !is_ahead_of_typha(context) => {
+            plan.objects.push(daemon_set(context, address));
+            return;
         }
+        Some(_) => format!(
+            "agents get image {} when Deployment {NAMESPACE}/{TYPHA} runs it",
+            context.image
+        ),
+        None => format!(
+            "Service {NAMESPACE}/{TYPHA} has no cluster IP yet; agents are started when it has"
+        ),
+    };
+    plan.waiting.push(reason);
+    plan.keep.insert(Key {
+        kind: kind("DaemonSet"),
+        namespace: NAMESPACE.to_owned(),
+        name: NODE.to_owned(),
+    });
+}
+
+/// Whether there are agents of another image, and typha has not been rolled out with the wanted one yet.
+fn is_ahead_of_typha(context: &Context<'_>) -> bool {
+    let inputs = context.inputs;
+    let runs = |pod: Option<&PodSpec>| {
+        let images = pod.map(|pod| pod.containers.as_slice()).unwrap_or_default();
+        images
+            .iter()
+            .any(|c| c.image.as_deref() == Some(context.image.as_str()))
+    };
+    let agents = inputs
+        .daemon_sets
+        .iter()
+        .find(|d| is_named(&d.metadata, NODE));
+    let Some(agents) = agents else { return false };
+    if runs(agents.spec.template.spec.as_ref()) {
+        return false;
     }
+    let typha = inputs
+        .deployments
+        .iter()
+        .find(|d| is_named(&d.metadata, TYPHA));
+    let serves = typha.is_some_and(|typha| {
+        runs(typha.spec.template.spec.as_ref()) && deployment_lag(Some(typha)).is_none()
+    });
+    !serves
+}
+
+fn is_named(metadata: &ObjectMeta, name: &str) -> bool {
+    metadata.name.as_deref() == Some(name)
 }
 
 fn daemon_set(context: &Context<'_>, typha: &str) -> Object {
@@ -125,10 +165,7 @@ fn install(context: &Context<'_>) -> Value {
 /// Privileged, because it enters pods' network namespaces and writes /proc/sys, which is read-only for others.
 fn agent(context: &Context<'_>, typha: &str) -> Value {
     let network = context.spec.calico_network.clone().unwrap_or_default();
-    let timeout = network
-        .linux_policy_setup_timeout_seconds
-        .filter(|seconds| *seconds > 0)
-        .unwrap_or(DEFAULT_POLICY_TIMEOUT);
+    let timeout = cni::policy_timeout(&network);
     let mut environment = vec![
         field_env("NODE_NAME", "spec.nodeName"),
         field_env("NODE_IP", "status.hostIP"),

@@ -144,6 +144,50 @@ fn without_an_address_of_typha_agents_stay_as_they_are() {
 }
 
 #[test]
+fn a_new_version_reaches_typha_first() {
+    let workload = |name: &str, image: &str, status: Value| {
+        json!({
+            "metadata": { "name": name, "generation": 2 },
+            "spec": { "replicas": 2, "selector": {}, "template": {
+                "spec": { "containers": [{ "name": name, "image": image }] },
+            } },
+            "status": status,
+        })
+    };
+    let agents = |image: &str| {
+        let status = json!({
+            "currentNumberScheduled": 3, "desiredNumberScheduled": 3, "numberMisscheduled": 0, "numberReady": 3,
+        });
+        vec![serde_json::from_value(workload(NODE, image, status)).unwrap()]
+    };
+    let typha = |image: &str, available: i32| {
+        let status = json!({ "observedGeneration": 2, "updatedReplicas": 2, "availableReplicas": available });
+        vec![serde_json::from_value(workload(TYPHA, image, status)).unwrap()]
+    };
+    let (old, new) = ("margay.io/margay:v0.0.9", "margay.io/margay:v0.1.0");
+    let table = [
+        (agents(old), typha(old, 2), true),
+        (agents(old), typha(new, 1), true),
+        (agents(old), vec![], true),
+        (agents(old), typha(new, 2), false),
+        (agents(new), typha(new, 0), false),
+        (agents(new), typha(old, 2), false),
+        (vec![], typha(old, 2), false),
+    ];
+    for (index, (daemon_sets, deployments, held)) in table.into_iter().enumerate() {
+        let inputs = Inputs {
+            daemon_sets,
+            deployments,
+            ..inputs()
+        };
+        let spec = completed(json!({}), &inputs);
+        let plan = plan(&spec, &inputs, &owner(), &settings());
+        assert_eq!(plan.keep.len(), usize::from(held), "row {index}");
+        assert_eq!(plan.waiting.len(), usize::from(held), "row {index}");
+    }
+}
+
+#[test]
 fn what_users_rely_on_is_not_made_twice_nor_owned() {
     let first = rendered(json!({}), &inputs());
     let shared = ["IPPool", "FelixConfiguration", "Tier", "ClusterInformation"];
