@@ -49,6 +49,8 @@ pub fn everything() -> Ruleset {
     ruleset.put_chain(chain_name("lookups-1"), Chain::regular(lookups()));
     ruleset.put_chain(chain_name("actions-1"), Chain::regular(actions()));
     bases(&mut ruleset);
+    source_translation(&mut ruleset);
+    destination_translation(&mut ruleset);
     ruleset
 }
 
@@ -443,32 +445,19 @@ fn actions() -> Vec<Rule> {
     ]
 }
 
-fn bases(ruleset: &mut Ruleset) {
-    let base = |kind, hook, priority, policy| Base {
+const fn base(kind: ChainType, hook: Hook, priority: i32, policy: Policy) -> Base {
+    Base {
         kind,
         hook,
         priority,
         policy,
-    };
+    }
+}
+
+fn bases(ruleset: &mut Ruleset) {
     let mut put = |name: &str, base, rules: Vec<Rule>| {
         ruleset.put_chain(chain_name(name), Chain::base(base, rules))
     };
-    let tcp = || Rule::new().when(Match::is(Selector::L4proto, Proto::TCP));
-    let masquerade = |ports, fully_random| {
-        Statement::Masquerade(Masquerade {
-            ports,
-            fully_random,
-        })
-    };
-    let nat = |kind, to, fully_random| {
-        Statement::Nat(Nat {
-            kind,
-            to,
-            fully_random,
-        })
-    };
-    let address =
-        |text: &str, ports| NatTarget::Address(text.parse::<IpAddr>().expect("an address"), ports);
     let notrack = Rule::new()
         .when(Match::is(Selector::Dport(Transport::Udp), port(4789)))
         .then(Statement::Notrack);
@@ -502,6 +491,35 @@ fn bases(ruleset: &mut Ruleset) {
         base(ChainType::Filter, Hook::Output, 27, Policy::Accept),
         vec![],
     );
+}
+
+fn masquerade(ports: Option<(u16, u16)>, fully_random: bool) -> Statement {
+    Statement::Masquerade(Masquerade {
+        ports,
+        fully_random,
+    })
+}
+
+fn nat(kind: NatType, to: NatTarget, fully_random: bool) -> Statement {
+    Statement::Nat(Nat {
+        kind,
+        to,
+        fully_random,
+    })
+}
+
+fn address(text: &str, ports: Option<(u16, u16)>) -> NatTarget {
+    NatTarget::Address(text.parse::<IpAddr>().expect("an address"), ports)
+}
+
+fn tcp() -> Rule {
+    Rule::new().when(Match::is(Selector::L4proto, Proto::TCP))
+}
+
+fn source_translation(ruleset: &mut Ruleset) {
+    let mut put = |name: &str, base, rules: Vec<Rule>| {
+        ruleset.put_chain(chain_name(name), Chain::base(base, rules))
+    };
     put(
         "snat-1",
         base(ChainType::Nat, Hook::Postrouting, 110, Policy::Accept),
@@ -521,6 +539,12 @@ fn bases(ruleset: &mut Ruleset) {
             Rule::new().then(nat(NatType::Source, address("fd00::1", None), false)),
         ],
     );
+}
+
+fn destination_translation(ruleset: &mut Ruleset) {
+    let mut put = |name: &str, base, rules: Vec<Rule>| {
+        ruleset.put_chain(chain_name(name), Chain::base(base, rules))
+    };
     let service = NatTarget::Map {
         family: Family::Ipv4,
         key: vec![

@@ -158,122 +158,58 @@ fn a_range_and_its_prefix_are_one_value() {
     assert_eq!(addresses("10.0.0.2", "10.0.0.3").prefix_length(), Some(31));
 }
 
-/// One change to the sample, and the faults it makes.
+/// One change to the sample, and the fault it makes.
+fn check_fault(change: impl FnOnce(&mut Ruleset), expected: &str) {
+    let mut ruleset = everything();
+    change(&mut ruleset);
+    let faults = ruleset.check().expect_err("there is a fault");
+    assert_eq!(
+        faults.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        [expected]
+    );
+}
+
+fn add_rule(ruleset: &mut Ruleset, rule: Rule) {
+    Arc::make_mut(ruleset.chains.get_mut("endpoint-2").expect("in the sample"))
+        .rules
+        .push(rule);
+}
+
+fn add_key(ruleset: &mut Ruleset, set: &str, key: impl Into<Key>) {
+    let set = Arc::make_mut(ruleset.sets.get_mut(set).expect("in the sample"));
+    set.elements.insert(key.into(), Value::Member);
+}
+
 #[test]
-fn faults_are_found_and_placed() {
-    let check = |change: &dyn Fn(&mut Ruleset), expected: &[&str]| {
-        let mut ruleset = everything();
-        change(&mut ruleset);
-        let faults = ruleset.check().expect_err("there is a fault");
-        assert_eq!(
-            faults.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            expected
-        );
-    };
-    let add_rule = |ruleset: &mut Ruleset, rule: Rule| {
-        Arc::make_mut(ruleset.chains.get_mut("endpoint-2").expect("in the sample"))
-            .rules
-            .push(rule);
-    };
-    let add_key = |ruleset: &mut Ruleset, set: &str, key: Key| {
-        Arc::make_mut(ruleset.sets.get_mut(set).expect("in the sample"))
-            .elements
-            .insert(key, Value::Member);
-    };
-    check(
-        &|ruleset| add_rule(ruleset, Rule::new().jump(&chain_name("nowhere-1"))),
-        &["chain endpoint-2, rule 0: chain \"nowhere-1\" does not exist"],
+fn references_are_checked() {
+    check_fault(
+        |ruleset| add_rule(ruleset, Rule::new().jump(&chain_name("nowhere-1"))),
+        "chain endpoint-2, rule 0: chain \"nowhere-1\" does not exist",
     );
-    check(
-        &|ruleset| add_rule(ruleset, Rule::new().jump(&chain_name("forward-1"))),
-        &[
-            "chain endpoint-2, rule 0: chain \"forward-1\" is attached to a hook and cannot be called",
-        ],
+    check_fault(
+        |ruleset| add_rule(ruleset, Rule::new().jump(&chain_name("forward-1"))),
+        "chain endpoint-2, rule 0: chain \"forward-1\" is attached to a hook and cannot be called",
     );
-    check(
-        &|ruleset| {
+    check_fault(
+        |ruleset| {
             add_rule(
                 ruleset,
                 Rule::new().vmap(Selector::Iifname, &set_name("dispatch-2")),
             )
         },
-        &["chain endpoint-2, rule 0: set \"dispatch-2\" does not exist"],
+        "chain endpoint-2, rule 0: set \"dispatch-2\" does not exist",
     );
-    check(
-        &|ruleset| {
-            add_rule(
-                ruleset,
-                Rule::new()
-                    .when(Match::in_set(Selector::Saddr6, &set_name("addresses-4")))
-                    .drop(),
-            )
-        },
-        &["chain endpoint-2, rule 0: [Ipv4] where [Ipv6] is expected"],
-    );
-    check(
-        &|ruleset| {
-            add_rule(
-                ruleset,
-                Rule::new()
-                    .when(Match::is(Selector::L4proto, port(80)))
-                    .drop(),
-            )
-        },
-        &["chain endpoint-2, rule 0: Port where Proto is expected"],
-    );
-    check(
-        &|ruleset| add_key(ruleset, "addresses-4", net("10.0.0.0/8").into()),
-        &["set addresses-4: 10.0.0.0/8 is a range, but the set holds single values only"],
-    );
-    check(
-        &|ruleset| add_key(ruleset, "nets-4", addresses("11.0.0.5", "11.0.0.6").into()),
-        &["set nets-4: 11.0.0.0-11.0.0.5 and 11.0.0.5-11.0.0.6 overlap"],
-    );
-    check(
-        &|ruleset| {
+    check_fault(
+        |ruleset| {
             add_rule(
                 ruleset,
                 Rule::new().vmap(Selector::Iifname, &set_name("loop-1")),
             )
         },
-        &["chain endpoint-2, rule 0: set \"loop-1\" does not exist"],
+        "chain endpoint-2, rule 0: set \"loop-1\" does not exist",
     );
-    check(
-        &|ruleset| {
-            let key = [net("10.1.0.0/16"), Proto::TCP.into(), Field::from(90..=99)];
-            add_key(ruleset, "peers-1", key.into());
-        },
-        &["set peers-1: 10.0.0.0/8 . tcp . 80-90 and 10.1.0.0/16 . tcp . 90-99 overlap"],
-    );
-    let states = CtState::ESTABLISHED | CtState::RELATED;
-    check(
-        &|ruleset| {
-            add_rule(
-                ruleset,
-                Rule::new().inline_vmap(Selector::CtState, [(states, Verdict::Accept)]),
-            )
-        },
-        &["chain endpoint-2, rule 0: a packet is never in the states established,related at once"],
-    );
-    check(
-        &|ruleset| {
-            let marks = Field::range(Datum::Mark(1), Datum::Mark(2));
-            add_rule(ruleset, Rule::new().when(Match::is(Selector::Mark, marks)));
-        },
-        &["chain endpoint-2, rule 0: 0x00000001-0x00000002 is a range of a type without an order"],
-    );
-    check(
-        &|ruleset| {
-            let mark = MarkSet {
-                mask: 0xff,
-                value: 0x100,
-            };
-            add_rule(ruleset, Rule::new().then(Statement::MarkSet(mark)));
-        },
-        &["chain endpoint-2, rule 0: mark 0x100 has bits outside of its mask 0xff"],
-    );
-    check(
-        &|ruleset| {
+    check_fault(
+        |ruleset| {
             add_rule(
                 ruleset,
                 Rule::new().vmap(Selector::Iifname, &set_name("loop-1")),
@@ -284,6 +220,74 @@ fn faults_are_found_and_placed() {
                 Set::verdicts(SetKind::of(FieldType::Iface).to_verdict(), map),
             );
         },
-        &["chain \"endpoint-2\" calls itself"],
+        "chain \"endpoint-2\" calls itself",
+    );
+}
+
+#[test]
+fn values_are_checked() {
+    check_fault(
+        |ruleset| {
+            add_rule(
+                ruleset,
+                Rule::new()
+                    .when(Match::in_set(Selector::Saddr6, &set_name("addresses-4")))
+                    .drop(),
+            )
+        },
+        "chain endpoint-2, rule 0: [Ipv4] where [Ipv6] is expected",
+    );
+    check_fault(
+        |ruleset| {
+            add_rule(
+                ruleset,
+                Rule::new()
+                    .when(Match::is(Selector::L4proto, port(80)))
+                    .drop(),
+            )
+        },
+        "chain endpoint-2, rule 0: Port where Proto is expected",
+    );
+    check_fault(
+        |ruleset| add_key(ruleset, "addresses-4", net("10.0.0.0/8")),
+        "set addresses-4: 10.0.0.0/8 is a range, but the set holds single values only",
+    );
+    check_fault(
+        |ruleset| add_key(ruleset, "nets-4", addresses("11.0.0.5", "11.0.0.6")),
+        "set nets-4: 11.0.0.0-11.0.0.5 and 11.0.0.5-11.0.0.6 overlap",
+    );
+    check_fault(
+        |ruleset| {
+            let key = [net("10.1.0.0/16"), Proto::TCP.into(), Field::from(90..=99)];
+            add_key(ruleset, "peers-1", key);
+        },
+        "set peers-1: 10.0.0.0/8 . tcp . 80-90 and 10.1.0.0/16 . tcp . 90-99 overlap",
+    );
+    let states = CtState::ESTABLISHED | CtState::RELATED;
+    check_fault(
+        |ruleset| {
+            add_rule(
+                ruleset,
+                Rule::new().inline_vmap(Selector::CtState, [(states, Verdict::Accept)]),
+            )
+        },
+        "chain endpoint-2, rule 0: a packet is never in the states established,related at once",
+    );
+    check_fault(
+        |ruleset| {
+            let marks = Field::range(Datum::Mark(1), Datum::Mark(2));
+            add_rule(ruleset, Rule::new().when(Match::is(Selector::Mark, marks)));
+        },
+        "chain endpoint-2, rule 0: 0x00000001-0x00000002 is a range of a type without an order",
+    );
+    check_fault(
+        |ruleset| {
+            let mark = MarkSet {
+                mask: 0xff,
+                value: 0x100,
+            };
+            add_rule(ruleset, Rule::new().then(Statement::MarkSet(mark)));
+        },
+        "chain endpoint-2, rule 0: mark 0x100 has bits outside of its mask 0xff",
     );
 }
