@@ -1,6 +1,7 @@
 //! Writes what is wanted: server-side apply with one field manager, and a sweep of what is ours and no longer wanted. All writes are here.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
@@ -12,6 +13,17 @@ use tracing::{info, warn};
 use crate::inputs::{Inputs, Present};
 use crate::object::{Key, MANAGER, OWNED_KINDS, Object, Owner};
 use crate::status::Failure;
+
+/// The longest that one request may take: a connection that has died silently must not stop every later round.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// The outcome of a request, or an error when there is none for too long.
+pub async fn bounded<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    match tokio::time::timeout(PATIENCE, request).await {
+        Ok(outcome) => outcome,
+        Err(silence) => Err(Error::Service(Box::new(silence))),
+    }
+}
 
 /// How many objects are written at a time.
 const AT_ONCE: usize = 8;
@@ -106,10 +118,9 @@ impl Applier {
     /// Applies one object and returns its version (see [`version`]).
     pub async fn apply(&self, object: &Object) -> Result<String, Error> {
         let params = PatchParams::apply(MANAGER).force();
-        let applied = self
-            .api(&object.key)
-            .patch(&object.key.name, &params, &Patch::Apply(&object.body))
-            .await?;
+        let api = self.api(&object.key);
+        let patch = Patch::Apply(&object.body);
+        let applied = bounded(api.patch(&object.key.name, &params, &patch)).await?;
         Ok(version(&applied))
     }
 
@@ -121,16 +132,16 @@ impl Applier {
             field_manager: Some(MANAGER.to_owned()),
             ..PostParams::default()
         };
-        self.api(&object.key).create(&params, &body).await?;
+        bounded(self.api(&object.key).create(&params, &body)).await?;
         Ok(())
     }
 
     /// Applies to the status of an object.
     pub async fn apply_status(&self, object: &Object) -> Result<(), Error> {
         let params = PatchParams::apply(MANAGER).force();
-        self.api(&object.key)
-            .patch_status(&object.key.name, &params, &Patch::Apply(&object.body))
-            .await?;
+        let api = self.api(&object.key);
+        let patch = Patch::Apply(&object.body);
+        bounded(api.patch_status(&object.key.name, &params, &patch)).await?;
         Ok(())
     }
 
@@ -140,13 +151,9 @@ impl Applier {
             "Installation",
             json!({ "metadata": { "name": owner.name }, "spec": spec }),
         );
-        self.api(&object.key)
-            .patch(
-                &object.key.name,
-                &PatchParams::apply(MANAGER),
-                &Patch::Apply(&object.body),
-            )
-            .await?;
+        let api = self.api(&object.key);
+        let patch = Patch::Apply(&object.body);
+        bounded(api.patch(&object.key.name, &PatchParams::apply(MANAGER), &patch)).await?;
         Ok(())
     }
 
@@ -154,7 +161,7 @@ impl Applier {
     pub async fn sweep(&mut self, unwanted: Vec<(Key, DeleteParams)>) -> Vec<Failure> {
         let mut failures = Vec::new();
         for (key, params) in unwanted {
-            match self.api(&key).delete(&key.name, &params).await {
+            match bounded(self.api(&key).delete(&key.name, &params)).await {
                 Ok(_) => info!(object = %key, "deleted: no longer wanted"),
                 Err(Error::Api(status)) if status.code == 404 => {}
                 Err(error) => failures.push(failure(key.clone(), &error)),

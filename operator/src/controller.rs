@@ -1,5 +1,6 @@
 //! The round: gather, default, validate, render, apply, status. Pure but for the first and the last two.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +42,8 @@ pub struct Controller {
     pub authority: watch::Sender<Option<Authority>>,
     /// Counters.
     pub metrics: Metrics,
+    /// Installations that have been warned about.
+    pub ignored: BTreeSet<String>,
 }
 
 /// When the next round is due if nothing changes.
@@ -99,12 +102,13 @@ impl Controller {
     #[instrument(skip_all)]
     async fn round(&mut self, now: Timestamp) -> Next {
         let inputs = self.world.gather();
-        for name in &inputs.ignored {
+        for name in inputs.ignored.difference(&self.ignored) {
             warn!(
                 installation = name,
                 "ignored: only the Installation named default counts"
             );
         }
+        self.ignored.clone_from(&inputs.ignored);
         let Some(request) = inputs.request.clone() else {
             self.authority.send_replace(None);
             return Next::At(certs::next_look(&inputs.certificates, now));

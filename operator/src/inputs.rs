@@ -71,7 +71,7 @@ pub struct Inputs {
     /// The Installation `default`, if there is one.
     pub request: Option<Request>,
     /// Names of Installations that are ignored because of their name.
-    pub ignored: Vec<String>,
+    pub ignored: BTreeSet<String>,
     /// All nodes.
     pub nodes: Vec<NodeFacts>,
     /// Pod CIDRs that the platform declares, as text.

@@ -66,111 +66,93 @@ fn named(group: &str, resources: &[&str], names: &[&str], verbs: &[&str]) -> Val
 
 /// What the operator does, then what it grants: Kubernetes lets nobody grant what he does not hold.
 fn cluster_rules() -> Vec<Value> {
-    let components = [render::NODE, render::TYPHA];
-    let guards = render::guard_names();
-    let mut rules = vec![
+    [
+        api_rules(),
+        read_rules(),
+        write_rules(),
+        certificate_rules(),
+        render::granted(),
+    ]
+    .concat()
+}
+
+/// What users write, and what the operator answers or makes where it is absent.
+fn api_rules() -> Vec<Value> {
+    let applied = ["create", "get", "list", "patch", "watch"];
+    let shared = [
+        "clusterinformations",
+        "felixconfigurations",
+        "ippools",
+        "tiers",
+    ];
+    vec![
         rule(
             "operator.tigera.io",
             &["installations"],
             &["get", "list", "patch", "watch"],
         ),
         rule("operator.tigera.io", &["installations/status"], &["patch"]),
-        rule(
-            "operator.tigera.io",
-            &["tigerastatuses"],
-            &["create", "get", "list", "patch", "watch"],
-        ),
+        rule("operator.tigera.io", &["tigerastatuses"], &applied),
         rule("operator.tigera.io", &["tigerastatuses/status"], &["patch"]),
-        rule(
-            "projectcalico.org",
-            &[
-                "clusterinformations",
-                "felixconfigurations",
-                "ippools",
-                "tiers",
-            ],
-            &["create", "get", "list", "patch", "watch"],
-        ),
-        rule(
-            "",
-            &["namespaces", "nodes", "pods", "serviceaccounts", "services"],
-            &READ,
-        ),
-        rule("apps", &["daemonsets", "deployments"], &READ),
+        rule("projectcalico.org", &shared, &applied),
+    ]
+}
+
+const ADMISSION: [&str; 2] = [
+    "validatingadmissionpolicies",
+    "validatingadmissionpolicybindings",
+];
+const ROLES: [&str; 2] = ["clusterrolebindings", "clusterroles"];
+const WORKLOADS: [&str; 2] = ["daemonsets", "deployments"];
+
+/// What it watches: whole kinds, because what is ours is found by label; Secrets and ConfigMaps by name only.
+fn read_rules() -> Vec<Value> {
+    let core = ["namespaces", "nodes", "pods", "serviceaccounts", "services"];
+    vec![
+        rule("", &core, &READ),
+        rule("apps", &WORKLOADS, &READ),
         rule("policy", &["poddisruptionbudgets"], &READ),
-        rule(
-            "rbac.authorization.k8s.io",
-            &["clusterrolebindings", "clusterroles"],
-            &READ,
-        ),
-        rule(
-            "admissionregistration.k8s.io",
-            &[
-                "validatingadmissionpolicies",
-                "validatingadmissionpolicybindings",
-            ],
-            &READ,
-        ),
-        named("", &["namespaces"], &[render::NAMESPACE], &APPLY_AND_SWEEP),
-        named(
-            "",
-            &["serviceaccounts", "services"],
-            &components,
-            &APPLY_AND_SWEEP,
-        ),
-        named(
-            "apps",
-            &["daemonsets", "deployments"],
-            &components,
-            &APPLY_AND_SWEEP,
-        ),
-        named(
-            "policy",
-            &["poddisruptionbudgets"],
-            &components,
-            &APPLY_AND_SWEEP,
-        ),
-        named(
-            "rbac.authorization.k8s.io",
-            &["clusterrolebindings", "clusterroles"],
-            &components,
-            &APPLY_AND_SWEEP,
-        ),
-        named(
-            "admissionregistration.k8s.io",
-            &[
-                "validatingadmissionpolicies",
-                "validatingadmissionpolicybindings",
-            ],
-            &guards,
-            &APPLY_AND_SWEEP,
-        ),
+        rule("rbac.authorization.k8s.io", &ROLES, &READ),
+        rule("admissionregistration.k8s.io", &ADMISSION, &READ),
         named("", &["configmaps"], &[CA_NAME, "kubeadm-config"], &READ),
-        named("", &["configmaps"], &[CA_NAME], &APPLY),
         named("", &["secrets"], &[READER_SECRET, TYPHA_SECRET], &READ),
-        named("", &["secrets"], &[READER_SECRET, TYPHA_SECRET], &APPLY),
-        rule(
-            "certificates.k8s.io",
-            &["certificatesigningrequests"],
-            &READ,
-        ),
-        rule(
-            "certificates.k8s.io",
-            &[
-                "certificatesigningrequests/approval",
-                "certificatesigningrequests/status",
-            ],
-            &["update"],
-        ),
+    ]
+}
+
+/// What it makes, changes and sweeps: objects of its own names only.
+fn write_rules() -> Vec<Value> {
+    let own = [render::NODE, render::TYPHA];
+    let both = &APPLY_AND_SWEEP;
+    vec![
+        named("", &["namespaces"], &[render::NAMESPACE], both),
+        named("", &["serviceaccounts", "services"], &own, both),
+        named("apps", &WORKLOADS, &own, both),
+        named("policy", &["poddisruptionbudgets"], &own, both),
+        named("rbac.authorization.k8s.io", &ROLES, &own, both),
         named(
-            "certificates.k8s.io",
-            &["signers"],
-            &[SIGNER],
-            &["approve", "sign"],
+            "admissionregistration.k8s.io",
+            &ADMISSION,
+            &render::guard_names(),
+            both,
         ),
+        named("", &["configmaps"], &[CA_NAME], &APPLY),
+        named("", &["secrets"], &[READER_SECRET, TYPHA_SECRET], &APPLY),
+    ]
+}
+
+/// Nodes' certificates.
+fn certificate_rules() -> Vec<Value> {
+    const GROUP: &str = "certificates.k8s.io";
+    const REQUESTS: &str = "certificatesigningrequests";
+    let answers = [
+        "certificatesigningrequests/approval",
+        "certificatesigningrequests/status",
     ];
-    rules.extend(render::granted());
-    rules
+    vec![
+        rule(GROUP, &[REQUESTS], &READ),
+        rule(GROUP, &answers, &["update"]),
+        named(GROUP, &["signers"], &[SIGNER], &["approve", "sign"]),
+    ]
 }
 
 /// In its own namespace: the authority and the lease.

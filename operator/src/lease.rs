@@ -11,6 +11,8 @@ use margay_runtime::shutdown::Shutdown;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::apply::bounded;
+
 /// Name of the Lease.
 const NAME: &str = "margay-operator";
 /// How long a holder that is not heard of keeps the lease.
@@ -63,7 +65,7 @@ pub async fn hold(
     let mut seen: (Option<MicroTime>, tokio::time::Instant) = (None, tokio::time::Instant::now());
     let mut renewed = tokio::time::Instant::now();
     loop {
-        match attempt(&api, &me, &mut seen).await {
+        match bounded(attempt(&api, &me, &mut seen)).await {
             Ok(held) => {
                 renewed = tokio::time::Instant::now();
                 set(&leading, held);
@@ -83,7 +85,7 @@ pub async fn hold(
     }
     if *leading.borrow() {
         set(&leading, false);
-        if let Err(error) = release(&api, &me).await {
+        if let Err(error) = bounded(release(&api, &me)).await {
             warn!(%error, "the lease was not given up; it ends by itself");
         }
     }

@@ -85,6 +85,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         namespace: args.namespace.clone(),
         authority,
         metrics,
+        ignored: Default::default(),
     };
     let signer = signer::run(client.clone(), authorities, leads.clone(), shutdown.clone());
     let lease = lease::hold(

@@ -17,6 +17,7 @@ use margay_runtime::shutdown::Shutdown;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::apply::bounded;
 use crate::certs::{Authority, sign};
 use crate::csr::{SIGNER, Verdict, decide};
 
@@ -109,7 +110,7 @@ async fn answer(
                     warn!(request = name, %error, "request not answered, trying again");
                 }
                 tokio::time::sleep(pause.next(jitter())).await;
-                match api.get_opt(&name).await {
+                match bounded(api.get_opt(&name)).await {
                     Ok(Some(current)) => request = current,
                     Ok(None) => return,
                     Err(error) => warn!(request = name, %error, "request cannot be read"),
@@ -137,20 +138,18 @@ async fn act(
             let message = "names the node that the requester's token is bound to";
             let decided = with_condition(request, "Approved", reason, message);
             let changed = api.replace_subresource("approval", &name, &params, &decided);
-            Ok(Outcome::Changed(Box::new(changed.await?)))
+            Ok(Outcome::Changed(Box::new(bounded(changed).await?)))
         }
         Verdict::Deny(rule) => {
             warn!(request = name, rule, "request denied");
             let decided = with_condition(request, "Denied", "RuleBroken", &rule);
-            api.replace_subresource("approval", &name, &params, &decided)
-                .await?;
+            bounded(api.replace_subresource("approval", &name, &params, &decided)).await?;
             Ok(Outcome::Done)
         }
         Verdict::Fail(rule) => {
             warn!(request = name, rule, "approved request refused");
             let decided = with_condition(request, "Failed", "RuleBroken", &rule);
-            api.replace_subresource("status", &name, &params, &decided)
-                .await?;
+            bounded(api.replace_subresource("status", &name, &params, &decided)).await?;
             Ok(Outcome::Done)
         }
         Verdict::Sign(grant) => {
@@ -163,8 +162,7 @@ async fn act(
             )?;
             let mut signed = request.clone();
             signed.status.get_or_insert_default().certificate = Some(ByteString(pem.into_bytes()));
-            api.replace_subresource("status", &name, &params, &signed)
-                .await?;
+            bounded(api.replace_subresource("status", &name, &params, &signed)).await?;
             info!(request = name, node = grant.node, "certificate signed");
             Ok(Outcome::Done)
         }

@@ -87,7 +87,8 @@ impl Check<'_> {
 
     fn range(&mut self, field: &str, value: Option<i32>, low: i32, high: i32, zero: bool) {
         let Some(value) = value else { return };
-        if !(low..=high).contains(&value) && !(zero && value == 0) {
+        let good = (low..=high).contains(&value) || (zero && value == 0);
+        if !good {
             let rule = if zero {
                 format!("it has to be 0 or from {low} to {high}")
             } else {

@@ -1,6 +1,6 @@
 //! One watch for each kind that decisions depend upon, held in memory. Gathering inputs reads that memory and asks nobody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::{FutureExt, StreamExt};
@@ -163,7 +163,7 @@ impl World {
     }
 
     fn objects(&self, name: &str) -> Vec<Arc<DynamicObject>> {
-        self.others.get(name).map(Store::state).unwrap_or_default()
+        self.others.get(name).map(in_order).unwrap_or_default()
     }
 
     /// Objects of a kind whose API may not be served: none while it has not been read.
@@ -171,10 +171,10 @@ impl World {
         self.others
             .get(name)
             .filter(|store| is_read(store))
-            .map(Store::state)
+            .map(in_order)
     }
 
-    fn request(&self) -> (Option<Request>, Vec<String>) {
+    fn request(&self) -> (Option<Request>, BTreeSet<String>) {
         let (ours, ignored): (Vec<_>, Vec<_>) = self
             .objects("Installation")
             .into_iter()
@@ -236,7 +236,7 @@ impl World {
 
     fn gather_owned(&self, inputs: &mut Inputs) {
         for (kind, store) in &self.owned {
-            let objects = store.state();
+            let objects = in_order(store);
             match kind.kind {
                 "Deployment" => inputs.deployments = decode::<Deployment>(&objects),
                 "DaemonSet" => inputs.daemon_sets = decode::<DaemonSet>(&objects),
@@ -318,6 +318,16 @@ fn strip(kind: &str, object: &mut DynamicObject) {
 
 fn is_read(store: &Store<DynamicObject>) -> bool {
     matches!(store.wait_until_ready().now_or_never(), Some(Ok(())))
+}
+
+/// By name, so that equal contents give equal decisions and messages.
+fn in_order(store: &Store<DynamicObject>) -> Vec<Arc<DynamicObject>> {
+    let mut objects = store.state();
+    objects.sort_by(|a, b| {
+        let key = |object: &DynamicObject| (object.namespace(), object.name_any());
+        key(a).cmp(&key(b))
+    });
+    objects
 }
 
 fn decode<T: DeserializeOwned>(objects: &[Arc<DynamicObject>]) -> Vec<T> {

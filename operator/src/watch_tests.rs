@@ -114,3 +114,26 @@ fn only_what_is_read_is_kept_in_memory() {
     strip("Installation", &mut installation);
     assert!(installation.metadata.managed_fields.is_some());
 }
+
+#[test]
+fn the_order_of_events_shows_nowhere() {
+    let pods: Vec<DynamicObject> = (0..50)
+        .map(|i| object(json!({ "metadata": { "name": format!("p{i:02}"), "namespace": "a" } })))
+        .collect();
+    let read = |events: Vec<&DynamicObject>| {
+        let mut writer = reflector::store::Writer::<DynamicObject>::new(kind("Pod").resource());
+        let store = writer.as_reader();
+        for pod in events {
+            writer.apply_watcher_event(&watcher::Event::Apply(pod.clone()));
+        }
+        let names: Vec<String> = in_order(&store).iter().map(|pod| pod.name_any()).collect();
+        names
+    };
+    let forward = read(pods.iter().collect());
+    assert_eq!(forward.len(), 50);
+    assert_eq!(
+        forward,
+        read(pods.iter().rev().chain(&pods[10..20]).collect())
+    );
+    assert!(forward.is_sorted());
+}

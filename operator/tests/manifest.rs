@@ -16,13 +16,13 @@ fn custom_resource_definitions() -> Vec<String> {
     let folder = deploy().join("crds");
     let mut files: Vec<PathBuf> = fs::read_dir(&folder)
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
-        .map(|entry| entry.unwrap().path())
+        .map(|entry| entry.expect("a folder entry").path())
         .filter(|path| path.extension().is_some_and(|end| end == "yaml"))
         .collect();
     files.sort();
     files
         .iter()
-        .map(|path| fs::read_to_string(path).unwrap())
+        .map(|path| fs::read_to_string(path).expect("a readable CRD"))
         .map(|text| format!("{}\n", text.trim_start_matches("---\n").trim_end()))
         .collect()
 }
