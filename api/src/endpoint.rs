@@ -36,6 +36,17 @@ pub struct WorkloadEndpoint {
     pub interface: String,
 }
 
+/// One backend of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Backend {
+    /// Address of the backend.
+    pub address: IpAddr,
+    /// Protocol of the port.
+    pub protocol: Protocol,
+    /// Port number at the backend.
+    pub port: u16,
+}
+
 /// Calico's name for the host side of a pod's link: `cali` and the first 11 hex digits of SHA-1 over `namespace.pod`.
 pub fn interface_name(key: &EndpointKey) -> String {
     use sha1::{Digest, Sha1};

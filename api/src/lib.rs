@@ -3,9 +3,11 @@
 pub mod endpoint;
 pub mod installation;
 pub mod ipam;
+pub mod k8s;
 pub mod meta;
 pub mod network;
 pub mod policy;
+pub mod problem;
 pub mod rule;
 pub mod selector;
 pub mod v3;

@@ -58,3 +58,20 @@ pub const ANNOTATION_NODE_IPV6: &str = "projectcalico.org/IPv6Address";
 pub const ANNOTATION_VXLAN_IPV4: &str = "projectcalico.org/IPv4VXLANTunnelAddr";
 /// Node annotation: the MAC address of the node's IPv4 VXLAN device.
 pub const ANNOTATION_VXLAN_MAC: &str = "projectcalico.org/VXLANTunnelMACAddr";
+
+/// Labels that say what an object is, and are therefore never taken from where a user can write them.
+const RESERVED: [&str; 3] = [LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_SERVICE_ACCOUNT];
+
+/// A user's labels without those that would make the object pose as one of another namespace, service account or kind.
+pub fn without_reserved<'a>(labels: impl IntoIterator<Item = (&'a String, &'a String)>) -> Labels {
+    let is_reserved = |name: &str| {
+        RESERVED.contains(&name)
+            || name.starts_with(PREFIX_NAMESPACE)
+            || name.starts_with(PREFIX_SERVICE_ACCOUNT)
+    };
+    labels
+        .into_iter()
+        .filter(|(name, _)| !is_reserved(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
+}

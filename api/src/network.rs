@@ -1,6 +1,8 @@
 //! Pools, blocks, nodes, network sets and settings in parsed form: what routing and membership are computed from.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
 
 use ipnet::IpNet;
 
@@ -45,6 +47,35 @@ pub struct BlockInfo {
 /// A MAC address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// A text that is not a MAC address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a MAC address; write it like 66:0a:1b:2c:3d:4e")]
+pub struct MacError(String);
+
+impl FromStr for Mac {
+    type Err = MacError;
+
+    fn from_str(text: &str) -> Result<Self, MacError> {
+        let parse = || {
+            let mut bytes = [0; 6];
+            let mut parts = text.split(':');
+            for byte in &mut bytes {
+                let part = parts.next().filter(|part| part.len() == 2)?;
+                *byte = u8::from_str_radix(part, 16).ok()?;
+            }
+            parts.next().is_none().then_some(Self(bytes))
+        };
+        parse().ok_or_else(|| MacError(text.to_owned()))
+    }
+}
 
 /// A node's VXLAN tunnel end point.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,5 +153,13 @@ impl Default for FelixSettings {
             log_prefix: "calico-packet".to_owned(),
             ipv6: true,
         }
+    }
+}
+
+/// An address or range; an address is the range that holds it alone, and bits behind the prefix are cleared.
+pub fn parse_net(text: &str) -> Option<IpNet> {
+    match text.parse::<IpNet>() {
+        Ok(net) => Some(net.trunc()),
+        Err(_) => text.parse::<IpAddr>().ok().map(IpNet::from),
     }
 }

@@ -3,6 +3,8 @@
 use std::cmp::Ordering;
 use std::fmt;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
 use crate::rule::{Action, Rule};
 use crate::selector::Selector;
 
@@ -75,6 +77,17 @@ pub struct PolicyKey {
     pub namespace: String,
     /// Name.
     pub name: String,
+}
+
+impl PolicyKey {
+    /// Identity of a policy of that kind by its object's metadata.
+    pub fn of(kind: PolicyKind, metadata: &ObjectMeta) -> Self {
+        Self {
+            kind,
+            namespace: metadata.namespace.clone().unwrap_or_default(),
+            name: metadata.name.clone().unwrap_or_default(),
+        }
+    }
 }
 
 impl fmt::Display for PolicyKey {

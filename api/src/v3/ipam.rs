@@ -112,3 +112,55 @@ pub struct IPAMHandleSpec {
     #[serde(default)]
     pub deleted: bool,
 }
+
+/// How addresses are handed out; the object `default`.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "projectcalico.org",
+    version = "v3",
+    kind = "IPAMConfiguration",
+    plural = "ipamconfigurations",
+    singular = "ipamconfiguration",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct IPAMConfigurationSpec {
+    /// A node takes addresses of its own blocks only, never of others'.
+    #[serde(default)]
+    pub strict_affinity: bool,
+    /// A node that runs out may claim another block.
+    #[serde(default = "yes")]
+    pub auto_allocate_blocks: bool,
+    /// Most blocks that one node may claim; 0 means 20.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub max_blocks_per_host: u32,
+    /// How long a released address rests, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1200))]
+    pub ip_cooldown_seconds: Option<u32>,
+    /// Whether a virtual machine keeps its address when it moves: Enabled or Disabled.
+    #[serde(
+        default,
+        rename = "kubeVirtVMAddressPersistence",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(extend("enum" = ["Enabled", "Disabled"]))]
+    pub kube_virt_vm_address_persistence: Option<String>,
+}
+
+impl Default for IPAMConfigurationSpec {
+    fn default() -> Self {
+        Self {
+            strict_affinity: false,
+            auto_allocate_blocks: true,
+            max_blocks_per_host: 0,
+            ip_cooldown_seconds: None,
+            kube_virt_vm_address_persistence: None,
+        }
+    }
+}
+
+fn yes() -> bool {
+    true
+}

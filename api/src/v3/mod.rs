@@ -1,3 +1,31 @@
-//! Calico's own kinds, `projectcalico.org/v3`, as users and storage have them.
+//! Calico's own kinds, `projectcalico.org/v3`, as users and storage have them, and the way from them to the parsed forms.
+//!
+//! Types decode whatever the API server may hold: enumerated values are plain text and checked by the parse functions, because an object that
+//! does not decode would hurt the list that it is in, and one that decodes and does not parse hurts only itself.
 
+pub mod cluster;
 pub mod ipam;
+mod limits;
+pub mod netset;
+mod parse;
+pub mod policy;
+pub mod pool;
+pub mod rule;
+pub mod tier;
+
+pub use cluster::{ClusterInformation, FelixConfiguration};
+pub use ipam::{BlockAffinity, IPAMBlock, IPAMConfiguration, IPAMHandle};
+pub use netset::{GlobalNetworkSet, NetworkSet};
+pub use policy::{
+    GlobalNetworkPolicy, NetworkPolicy, StagedGlobalNetworkPolicy, StagedKubernetesNetworkPolicy,
+    StagedNetworkPolicy,
+};
+pub use pool::IPPool;
+pub use tier::Tier;
+
+/// API group of Calico's kinds.
+pub const GROUP: &str = "projectcalico.org";
+/// Version of Calico's kinds.
+pub const VERSION: &str = "v3";
+/// Name of the one object of every kind that exists once.
+pub const SINGLETON: &str = "default";

@@ -1,0 +1,9 @@
+//! Kubernetes' own kinds to the parsed forms.
+
+pub mod labels;
+pub mod netpol;
+pub mod node;
+pub mod pod;
+pub mod service;
+
+pub use labels::{namespace, service_account};

@@ -1,0 +1,128 @@
+//! Pods as workload endpoints.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+
+use crate::endpoint::{EndpointKey, NamedPort, WorkloadEndpoint, interface_name};
+use crate::meta::{
+    ANNOTATION_POD_IP, ANNOTATION_POD_IPS, LABEL_NAMESPACE, LABEL_ORCHESTRATOR,
+    LABEL_SERVICE_ACCOUNT, Labels, without_reserved,
+};
+use crate::rule::Protocol;
+
+/// Value of the orchestrator label of pods.
+pub const ORCHESTRATOR: &str = "k8s";
+/// Service account names from this length on are not put into a label, because label values are shorter.
+const MAX_ACCOUNT_LABEL: usize = 63;
+
+/// The pod as an endpoint; `None` if it has no network of its own or is not scheduled yet.
+pub fn workload_endpoint(pod: &Pod) -> Option<(EndpointKey, WorkloadEndpoint)> {
+    let spec = pod.spec.as_ref()?;
+    let node = spec.node_name.clone().filter(|node| !node.is_empty())?;
+    if spec.host_network == Some(true) {
+        return None;
+    }
+    let key = EndpointKey::new(pod.metadata.namespace.clone()?, pod.metadata.name.clone()?);
+    let service_account = spec.service_account_name.clone().unwrap_or_default();
+    let addresses = if is_finished(pod) {
+        vec![]
+    } else {
+        addresses(pod)
+    };
+    let containers = spec.init_containers.iter().flatten();
+    let endpoint = WorkloadEndpoint {
+        labels: labels(pod, &key, &service_account),
+        ports: named_ports(containers.chain(&spec.containers)),
+        interface: interface_name(&key),
+        node,
+        service_account,
+        addresses,
+    };
+    Some((key, endpoint))
+}
+
+/// The pod's labels, with those that name what it is: they are ours, whatever a user wrote there.
+fn labels(pod: &Pod, key: &EndpointKey, service_account: &str) -> Labels {
+    let mut labels = without_reserved(pod.metadata.labels.iter().flatten());
+    labels.insert(LABEL_NAMESPACE.to_owned(), key.namespace.clone());
+    labels.insert(LABEL_ORCHESTRATOR.to_owned(), ORCHESTRATOR.to_owned());
+    if !service_account.is_empty() && service_account.len() < MAX_ACCOUNT_LABEL {
+        labels.insert(LABEL_SERVICE_ACCOUNT.to_owned(), service_account.to_owned());
+    }
+    labels
+}
+
+/// A finished pod keeps its object but no longer its addresses: somebody else may have them.
+fn is_finished(pod: &Pod) -> bool {
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    let released = annotation(pod, ANNOTATION_POD_IP).is_some_and(str::is_empty);
+    matches!(phase, Some("Succeeded" | "Failed" | "Completed"))
+        || (pod.metadata.deletion_timestamp.is_some() && released)
+}
+
+/// Annotations win over the status, because they are written as soon as the address is given.
+fn addresses(pod: &Pod) -> Vec<IpAddr> {
+    let annotated = [ANNOTATION_POD_IPS, ANNOTATION_POD_IP]
+        .into_iter()
+        .filter_map(|name| annotation(pod, name))
+        .map(|text| text.split(',').filter_map(address).collect::<Vec<_>>())
+        .find(|addresses| !addresses.is_empty());
+    annotated.unwrap_or_else(|| {
+        let status = pod.status.as_ref();
+        let many = status
+            .and_then(|status| status.pod_ips.as_ref())
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| address(&entry.ip));
+        let many: Vec<IpAddr> = many.collect();
+        let one = status.and_then(|status| address(status.pod_ip.as_deref()?));
+        if many.is_empty() {
+            one.into_iter().collect()
+        } else {
+            many
+        }
+    })
+}
+
+fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    let annotations = pod.metadata.annotations.as_ref()?;
+    annotations.get(name).map(String::as_str)
+}
+
+/// An address with or without a prefix length.
+fn address(text: &str) -> Option<IpAddr> {
+    let text = text.trim();
+    let address = text.split_once('/').map_or(text, |(address, _)| address);
+    address.parse().ok()
+}
+
+fn named_ports<'a>(containers: impl Iterator<Item = &'a Container>) -> Vec<NamedPort> {
+    let named = |port: &k8s_openapi::api::core::v1::ContainerPort| {
+        Some(NamedPort {
+            name: port.name.clone().filter(|name| !name.is_empty())?,
+            protocol: protocol(port.protocol.as_deref())?,
+            port: u16::try_from(port.container_port)
+                .ok()
+                .filter(|port| *port > 0)?,
+        })
+    };
+    let ports = containers.flat_map(|container| container.ports.iter().flatten());
+    let mut ports: Vec<NamedPort> = ports.filter_map(named).collect();
+    ports.sort();
+    ports.dedup();
+    ports
+}
+
+/// A transport protocol as Kubernetes names it; TCP if it names none.
+pub(super) fn protocol(name: Option<&str>) -> Option<Protocol> {
+    match name.unwrap_or("TCP") {
+        "" | "TCP" => Some(Protocol::TCP),
+        "UDP" => Some(Protocol::UDP),
+        "SCTP" => Some(Protocol::SCTP),
+        _ => None,
+    }
+}

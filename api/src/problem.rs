@@ -1,0 +1,138 @@
+//! Why an object is not taken as it is: field, value, rule and remedy, for status, logs and counters.
+
+use std::fmt;
+
+use crate::policy::Policy;
+use crate::selector::{Selector, SelectorError};
+
+/// One thing that is wrong with an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// Where: a path like `spec.ingress[0].protocol`.
+    pub field: String,
+    /// What is there.
+    pub value: String,
+    /// What is demanded, as a phrase that follows the value.
+    pub rule: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl Problem {
+    /// A problem of a field.
+    pub fn new(
+        field: impl Into<String>,
+        value: impl Into<String>,
+        rule: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            field: field.into(),
+            value: value.into(),
+            rule: rule.into(),
+            remedy: remedy.into(),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            field,
+            value,
+            rule,
+            remedy,
+        } = self;
+        write!(f, "{field}: {value:?}: {rule}; {remedy}")
+    }
+}
+
+/// An object that is refused, and what holds in its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal<T = Policy> {
+    /// Everything that is wrong, in order of the fields.
+    pub problems: Vec<Problem>,
+    /// What is enforced instead, so that a bad object never opens what it meant to close. `None`: what it selects is not known, so it applies
+    /// to nothing.
+    pub closed: Option<T>,
+}
+
+impl<T> fmt::Display for Refusal<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.problems.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "\n" };
+            write!(f, "{separator}{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl<T: fmt::Debug> std::error::Error for Refusal<T> {}
+
+/// Collects problems while an object is read.
+#[derive(Debug, Default)]
+pub(crate) struct Problems(Vec<Problem>);
+
+impl Problems {
+    pub(crate) fn add(
+        &mut self,
+        field: impl Into<String>,
+        value: impl fmt::Display,
+        rule: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.0.push(Problem {
+            field: field.into(),
+            value: value.to_string(),
+            rule: rule.into(),
+            remedy: remedy.into(),
+        });
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn into_vec(self) -> Vec<Problem> {
+        self.0
+    }
+
+    /// The object as read if nothing was wrong, or the refusal with what to enforce instead.
+    pub(crate) fn finish<T>(
+        self,
+        value: T,
+        closed: impl FnOnce(T) -> Option<T>,
+    ) -> Result<T, Refusal<T>> {
+        if self.is_empty() {
+            return Ok(value);
+        }
+        Err(Refusal {
+            problems: self.0,
+            closed: closed(value),
+        })
+    }
+
+    /// Parses a selector; `None` if it does not parse, with the reason noted.
+    pub(crate) fn selector(&mut self, field: &str, text: &str) -> Option<Selector> {
+        match Selector::parse(text) {
+            Ok(selector) => Some(selector),
+            Err(SelectorError {
+                position,
+                rule,
+                remedy,
+            }) => {
+                self.add(
+                    field,
+                    text,
+                    format!("not a selector: at character {position}: {rule}"),
+                    remedy,
+                );
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Settings and bookkeeping of the whole cluster.
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use super::parse::felix::{settings, settings_over};
+
+/// Settings of the data plane: `default` for all nodes, `node.NAME` for one. Fields that nothing here reads are kept as they are.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "projectcalico.org",
+    version = "v3",
+    kind = "FelixConfiguration",
+    plural = "felixconfigurations",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
+pub struct FelixConfigurationSpec {
+    /// What happens to packets from a workload to its own node after policy: Accept (the default), Drop or Return.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_endpoint_to_host_action: Option<String>,
+    /// VXLAN network identifier, 4096 by default.
+    #[serde(default, rename = "vxlanVNI", skip_serializing_if = "Option::is_none")]
+    pub vxlan_vni: Option<i64>,
+    /// VXLAN UDP port, 4789 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vxlan_port: Option<i64>,
+    /// MTU of the VXLAN device in bytes; 0, the default, takes it from the node's own interface.
+    #[serde(default, rename = "vxlanMTU", skip_serializing_if = "Option::is_none")]
+    pub vxlan_mtu: Option<i64>,
+    /// IPPoolsOnly (the default) or IPPoolsAndHostIPs: what outgoing NAT leaves alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nat_outgoing_exclusions: Option<String>,
+    /// Let packets pass that connection tracking calls invalid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disable_conntrack_invalid_check: Option<bool>,
+    /// Prefix of log lines of rules with action Log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_prefix: Option<String>,
+    /// Whether IPv6 is programmed; true by default.
+    #[serde(
+        default,
+        rename = "ipv6Support",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub ipv6_support: Option<bool>,
+}
+
+/// What is known about the cluster; the object `default`, written by the system.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "projectcalico.org",
+    version = "v3",
+    kind = "ClusterInformation",
+    plural = "clusterinformations",
+    shortname = "clusterinfo",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterInformationSpec {
+    /// Identity of the cluster, random and kept.
+    #[serde(
+        default,
+        rename = "clusterGUID",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub cluster_guid: Option<String>,
+    /// How the cluster came about, as words between commas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_type: Option<String>,
+    /// Version that wrote the data last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calico_version: Option<String>,
+    /// False: nobody may write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datastore_ready: Option<bool>,
+    /// Product variant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
+}

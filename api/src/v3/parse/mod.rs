@@ -1,0 +1,9 @@
+//! From Calico's kinds to the parsed forms: check, default, rewrite.
+
+pub(super) mod felix;
+pub(super) mod netset;
+pub(super) mod policy;
+pub(super) mod pool;
+mod rule;
+mod scope;
+pub(super) mod tier;

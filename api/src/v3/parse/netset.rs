@@ -1,0 +1,59 @@
+//! Network sets.
+
+use std::collections::BTreeMap;
+
+use crate::meta::{LABEL_NAMESPACE, without_reserved};
+use crate::network::{self, parse_net};
+use crate::problem::{Problems, Refusal};
+use crate::v3::netset::{GlobalNetworkSet, NetworkSet};
+
+type Parsed = Result<network::NetworkSet, Refusal<network::NetworkSet>>;
+
+/// Parses a namespaced set. Members that do not parse are left out and reported; the others count.
+pub fn network_set(set: &NetworkSet) -> Parsed {
+    let namespace = set.metadata.namespace.clone().unwrap_or_default();
+    parse(&set.metadata.labels, &set.spec.nets, Some(namespace))
+}
+
+/// Parses a cluster-wide set. Members that do not parse are left out and reported; the others count.
+pub fn global_network_set(set: &GlobalNetworkSet) -> Parsed {
+    parse(&set.metadata.labels, &set.spec.nets, None)
+}
+
+fn parse(
+    written: &Option<BTreeMap<String, String>>,
+    nets: &[String],
+    namespace: Option<String>,
+) -> Parsed {
+    let mut problems = Problems::default();
+    let mut labels = without_reserved(written.iter().flatten());
+    for (label, value) in written.iter().flatten() {
+        let is_ours = label == LABEL_NAMESPACE && Some(value) == namespace.as_ref();
+        if !labels.contains_key(label) && !is_ours {
+            problems.add(
+                format!("metadata.labels[{label}]"),
+                value,
+                "this label says what an object is and is set by the system alone",
+                "remove the label",
+            );
+        }
+    }
+    labels.extend(namespace.map(|namespace| (LABEL_NAMESPACE.to_owned(), namespace)));
+    let mut members = Vec::with_capacity(nets.len());
+    for (index, net) in nets.iter().enumerate() {
+        match parse_net(net) {
+            Some(net) => members.push(net),
+            None => problems.add(
+                format!("spec.nets[{index}]"),
+                net,
+                "not an address or range",
+                "write it like 10.0.0.0/8, 10.1.2.3, fd00::/8 or fd00::1",
+            ),
+        }
+    }
+    let set = network::NetworkSet {
+        labels,
+        nets: members,
+    };
+    problems.finish(set, Some)
+}

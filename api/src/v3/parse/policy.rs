@@ -1,0 +1,262 @@
+//! Policies: which endpoints, which directions, which rules; and what is enforced in place of one that is refused.
+
+use crate::policy::{Order, Policy};
+use crate::problem::{Problems, Refusal};
+use crate::rule::{Action, Rule};
+use crate::selector::{Node, Selector};
+use crate::v3::policy::{
+    DEFAULT_TIER, GlobalNetworkPolicy, GlobalNetworkPolicySpec, NetworkPolicy, NetworkPolicySpec,
+    StagedGlobalNetworkPolicy, StagedKubernetesNetworkPolicy, StagedNetworkPolicy,
+};
+use crate::v3::rule::RuleSpec;
+
+use super::rule::{Direction, RuleReader};
+use super::scope;
+
+/// Parses a namespaced policy.
+pub fn network_policy(policy: &NetworkPolicy) -> Result<Policy, Refusal> {
+    namespaced(namespace_of(&policy.metadata.namespace), &policy.spec)
+}
+
+/// Parses a cluster-wide policy.
+pub fn global_network_policy(policy: &GlobalNetworkPolicy) -> Result<Policy, Refusal> {
+    global(&policy.spec)
+}
+
+/// Parses a staged namespaced policy as if it were enforced.
+pub fn staged_network_policy(policy: &StagedNetworkPolicy) -> Result<Policy, Refusal> {
+    namespaced(
+        namespace_of(&policy.metadata.namespace),
+        &policy.spec.policy,
+    )
+}
+
+/// Parses a staged cluster-wide policy as if it were enforced.
+pub fn staged_global_network_policy(policy: &StagedGlobalNetworkPolicy) -> Result<Policy, Refusal> {
+    global(&policy.spec.policy)
+}
+
+/// Parses a staged Kubernetes policy as if it were enforced.
+pub fn staged_kubernetes_network_policy(
+    policy: &StagedKubernetesNetworkPolicy,
+) -> Result<Policy, Refusal> {
+    let spec = &policy.spec;
+    let kubernetes = k8s_openapi::api::networking::v1::NetworkPolicySpec {
+        pod_selector: spec.pod_selector.clone(),
+        ingress: spec.ingress.clone(),
+        egress: spec.egress.clone(),
+        policy_types: spec.policy_types.clone(),
+    };
+    crate::k8s::netpol::spec(namespace_of(&policy.metadata.namespace), &kubernetes)
+}
+
+fn namespace_of(namespace: &Option<String>) -> &str {
+    namespace.as_deref().unwrap_or_default()
+}
+
+fn namespaced(namespace: &str, spec: &NetworkPolicySpec) -> Result<Policy, Refusal> {
+    let mut problems = Problems::default();
+    let own = Some(scope::in_namespace(namespace));
+    let selector = selector(&mut problems, "spec.selector", &spec.selector);
+    let accounts = accounts(&mut problems, &spec.service_account_selector);
+    let parts = [own, selector, accounts];
+    let common = Common {
+        namespace: Some(namespace),
+        tier: &spec.tier,
+        order: spec.order,
+        types: &spec.types,
+        ingress: &spec.ingress,
+        egress: &spec.egress,
+    };
+    common.parse(problems, parts, true)
+}
+
+fn global(spec: &GlobalNetworkPolicySpec) -> Result<Policy, Refusal> {
+    let mut problems = Problems::default();
+    let parts = [
+        selector(&mut problems, "spec.selector", &spec.selector),
+        namespaces(&mut problems, &spec.namespace_selector),
+        accounts(&mut problems, &spec.service_account_selector),
+    ];
+    check_host_flags(spec, &mut problems);
+    let is_set = |flag: Option<bool>| flag.unwrap_or(false);
+    let common = Common {
+        namespace: None,
+        tier: &spec.tier,
+        order: spec.order,
+        types: &spec.types,
+        ingress: &spec.ingress,
+        egress: &spec.egress,
+    };
+    let for_workloads = !is_set(spec.do_not_track) && !is_set(spec.pre_dnat);
+    common.parse(problems, parts, for_workloads)
+}
+
+/// What both kinds of policies have, after their selectors.
+struct Common<'a> {
+    namespace: Option<&'a str>,
+    tier: &'a str,
+    order: Option<f64>,
+    types: &'a [String],
+    ingress: &'a [RuleSpec],
+    egress: &'a [RuleSpec],
+}
+
+impl Common<'_> {
+    /// `parts` of the selector are `None` where they do not parse. Policies before NAT and without tracking concern host endpoints only, so
+    /// they apply to workloads in no direction.
+    fn parse(
+        self,
+        mut problems: Problems,
+        parts: [Option<Selector>; 3],
+        for_workloads: bool,
+    ) -> Result<Policy, Refusal> {
+        let selector = parts
+            .into_iter()
+            .collect::<Option<Vec<_>>>()
+            .map(Selector::and);
+        let (applies_ingress, applies_egress) = self.directions(&mut problems);
+        let mut rules = |specs: &[RuleSpec], direction| {
+            let mut reader = RuleReader::new(self.namespace, direction, &mut problems);
+            specs
+                .iter()
+                .enumerate()
+                .map(|(index, spec)| reader.read(index, spec))
+                .collect::<Vec<_>>()
+        };
+        let ingress = rules(self.ingress, Direction::Ingress);
+        let egress = rules(self.egress, Direction::Egress);
+        let policy = Policy {
+            tier: match self.tier {
+                "" => DEFAULT_TIER.to_owned(),
+                tier => tier.to_owned(),
+            },
+            order: Order(self.order),
+            selector: selector.clone().unwrap_or_else(Selector::none),
+            applies_ingress: applies_ingress && for_workloads,
+            applies_egress: applies_egress && for_workloads,
+            ingress: ingress.iter().flatten().cloned().collect(),
+            egress: egress.iter().flatten().cloned().collect(),
+        };
+        problems.finish(policy, |policy| {
+            selector.is_some().then(|| Policy {
+                ingress: closed_rules(self.ingress),
+                egress: closed_rules(self.egress),
+                ..policy
+            })
+        })
+    }
+
+    fn directions(&self, problems: &mut Problems) -> (bool, bool) {
+        let known = |wanted: &str| self.types.iter().any(|found| found == wanted);
+        let mut is_unknown = false;
+        for (index, found) in self.types.iter().enumerate() {
+            if !["Ingress", "Egress"].contains(&found.as_str()) {
+                is_unknown = true;
+                problems.add(
+                    format!("spec.types[{index}]"),
+                    found,
+                    "not a direction",
+                    "use Ingress or Egress",
+                );
+            }
+        }
+        if is_unknown {
+            return (true, true);
+        }
+        if self.types.is_empty() {
+            let has_egress = !self.egress.is_empty();
+            return (!has_egress || !self.ingress.is_empty(), has_egress);
+        }
+        (known("Ingress"), known("Egress"))
+    }
+}
+
+/// What stands for the rules of a refused policy. Leaving out Allow and Log can only close; where a rule would have denied, or passed to a tier
+/// that might, nothing passes.
+fn closed_rules(specs: &[RuleSpec]) -> Vec<Rule> {
+    let opens_only = |spec: &RuleSpec| ["Allow", "Log"].contains(&spec.action.as_str());
+    match specs.iter().all(opens_only) {
+        true => vec![],
+        false => vec![Rule::any(Action::Deny)],
+    }
+}
+
+fn selector(problems: &mut Problems, field: &str, text: &Option<String>) -> Option<Selector> {
+    let selector = problems.selector(field, text.as_deref().unwrap_or_default())?;
+    if selector.root.uses_global() {
+        problems.add(
+            field,
+            selector,
+            "global() is only for namespace selectors",
+            "use it alone in a namespaceSelector",
+        );
+        return None;
+    }
+    Some(selector)
+}
+
+fn namespaces(problems: &mut Problems, text: &Option<String>) -> Option<Selector> {
+    let field = "spec.namespaceSelector";
+    let text = text.as_deref().unwrap_or_default();
+    if text.is_empty() {
+        return Some(Selector::all());
+    }
+    let selector = problems.selector(field, text)?;
+    if selector.root != Node::Global && selector.root.uses_global() {
+        problems.add(
+            field,
+            text,
+            "global() combined with something else",
+            "use global() alone",
+        );
+        return None;
+    }
+    Some(scope::of_namespaces(&selector))
+}
+
+fn accounts(problems: &mut Problems, text: &Option<String>) -> Option<Selector> {
+    match text.as_deref().unwrap_or_default() {
+        "" => Some(Selector::all()),
+        text => {
+            let parsed = selector(
+                problems,
+                "spec.serviceAccountSelector",
+                &Some(text.to_owned()),
+            )?;
+            Some(scope::of_policy_accounts(&parsed))
+        }
+    }
+}
+
+fn check_host_flags(spec: &GlobalNetworkPolicySpec, problems: &mut Problems) {
+    let is_set = |flag: Option<bool>| flag.unwrap_or(false);
+    let (untracked, early) = (is_set(spec.do_not_track), is_set(spec.pre_dnat));
+    if untracked && early {
+        problems.add(
+            "spec.preDNAT",
+            true,
+            "doNotTrack and preDNAT exclude each other",
+            "set only one of them",
+        );
+    }
+    let forward = is_set(spec.apply_on_forward);
+    for (field, flag) in [("spec.doNotTrack", untracked), ("spec.preDNAT", early)] {
+        if flag && !forward {
+            problems.add(
+                field,
+                true,
+                "needs applyOnForward: true",
+                "set applyOnForward: true",
+            );
+        }
+    }
+    if early && (!spec.egress.is_empty() || spec.types.iter().any(|found| found == "Egress")) {
+        problems.add(
+            "spec.egress",
+            "Egress",
+            "preDNAT policies only see what comes in",
+            "remove the egress rules and the type Egress",
+        );
+    }
+}

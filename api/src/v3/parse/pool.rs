@@ -1,0 +1,97 @@
+//! Pools and blocks, as far as routes depend on them.
+
+use ipnet::IpNet;
+
+use crate::ipam::block::{Block, BlockFault};
+use crate::network::{BlockInfo, Encapsulation, Pool};
+use crate::problem::{Problems, Refusal};
+use crate::v3::ipam::IPAMBlock;
+use crate::v3::pool::IPPool;
+
+/// Attribute of an allocation: the node that uses the address.
+const ATTRIBUTE_NODE: &str = "node";
+
+/// Parses a pool. Disabled pools count: their addresses are still in use.
+pub fn pool(pool: &IPPool) -> Result<Pool, Refusal<Pool>> {
+    let spec = &pool.spec;
+    let mut problems = Problems::default();
+    let Ok(cidr) = spec.cidr.parse::<IpNet>() else {
+        problems.add(
+            "spec.cidr",
+            &spec.cidr,
+            "not a range",
+            "write it like 10.244.0.0/16",
+        );
+        return Err(Refusal {
+            problems: problems.into_vec(),
+            closed: None,
+        });
+    };
+    let vxlan = mode(&mut problems, "spec.vxlanMode", &spec.vxlan_mode);
+    let ipip = mode(&mut problems, "spec.ipipMode", &spec.ipip_mode);
+    let encapsulation = match (vxlan, ipip) {
+        (Mode::Never, Mode::Never) => Encapsulation::None,
+        (Mode::Always, Mode::Never) => Encapsulation::Vxlan,
+        (Mode::CrossSubnet, Mode::Never) => Encapsulation::VxlanCrossSubnet,
+        (Mode::Never, Mode::Always) => Encapsulation::Ipip,
+        (Mode::Never, Mode::CrossSubnet) => Encapsulation::IpipCrossSubnet,
+        _ => {
+            problems.add(
+                "spec.ipipMode",
+                spec.ipip_mode.as_deref().unwrap_or_default(),
+                "ipipMode and vxlanMode exclude each other",
+                "set one of them to Never",
+            );
+            Encapsulation::Vxlan
+        }
+    };
+    let parsed = Pool {
+        cidr: cidr.trunc(),
+        encapsulation,
+        nat_outgoing: spec.nat_outgoing.unwrap_or(false),
+    };
+    problems.finish(parsed, Some)
+}
+
+#[derive(Clone, Copy)]
+enum Mode {
+    Never,
+    Always,
+    CrossSubnet,
+}
+
+fn mode(problems: &mut Problems, field: &str, mode: &Option<String>) -> Mode {
+    match mode.as_deref().unwrap_or_default() {
+        "" | "Never" => Mode::Never,
+        "Always" => Mode::Always,
+        "CrossSubnet" => Mode::CrossSubnet,
+        other => {
+            problems.add(
+                field,
+                other,
+                "not a mode",
+                "use Never, Always or CrossSubnet",
+            );
+            Mode::Never
+        }
+    }
+}
+
+/// What routes need of a block: its range, its node, and who borrowed from it. `Ok(None)`: the block is being deleted.
+pub fn block_info(block: &IPAMBlock) -> Result<Option<(IpNet, BlockInfo)>, BlockFault> {
+    if block.spec.deleted {
+        return Ok(None);
+    }
+    let block = Block::parse(block.spec.clone())?;
+    let node = block.node().map(str::to_owned);
+    let borrowed = block
+        .allocated()
+        .filter_map(|(address, attribute)| {
+            let user = attribute.secondary.as_ref()?.get(ATTRIBUTE_NODE)?;
+            (attribute.released_at.is_none() && node.as_ref() != Some(user))
+                .then(|| (address, user.clone()))
+        })
+        .collect();
+    let cidr = block.cidr();
+    Ok(Some((cidr, BlockInfo { node, borrowed })))
+}

@@ -1,0 +1,215 @@
+//! Policies as users write them: namespaced, cluster-wide, and the staged forms of both and of Kubernetes' own.
+
+use k8s_openapi::api::networking::v1::{NetworkPolicyEgressRule, NetworkPolicyIngressRule};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::limits;
+use super::rule::RuleSpec;
+
+pub use super::parse::policy::{
+    global_network_policy, network_policy, staged_global_network_policy,
+    staged_kubernetes_network_policy, staged_network_policy,
+};
+
+/// Name of the tier of policies that name none.
+pub const DEFAULT_TIER: &str = "default";
+
+fn default_tier() -> String {
+    DEFAULT_TIER.to_owned()
+}
+
+/// A policy for the workloads of one namespace.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "projectcalico.org",
+    version = "v3",
+    kind = "NetworkPolicy",
+    plural = "networkpolicies",
+    namespaced,
+    shortname = "caliconetworkpolicy",
+    shortname = "cnp",
+    derive = "PartialEq",
+    selectable = ".spec.tier",
+    printcolumn = r#"{"name":"Tier","type":"string","jsonPath":".spec.tier"}"#,
+    printcolumn = r#"{"name":"Order","type":"number","jsonPath":".spec.order"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkPolicySpec {
+    /// Tier that the policy belongs to.
+    #[serde(default = "default_tier")]
+    pub tier: String,
+    /// Position in the tier; lower is earlier, none is last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<f64>,
+    /// Which workloads of the namespace; empty is all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub selector: Option<String>,
+    /// Only workloads that run under a service account with matching labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub service_account_selector: Option<String>,
+    /// Directions that the policy applies to. Without: Egress if there are only egress rules, both if there are both, else Ingress.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "limits::directions")]
+    pub types: Vec<String>,
+    /// Rules for packets that come to the workload, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
+    pub ingress: Vec<RuleSpec>,
+    /// Rules for packets that leave the workload, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
+    pub egress: Vec<RuleSpec>,
+    /// Hints on how to enforce the policy. Not needed here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub performance_hints: Vec<String>,
+}
+
+/// A policy for endpoints of the whole cluster.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "projectcalico.org",
+    version = "v3",
+    kind = "GlobalNetworkPolicy",
+    plural = "globalnetworkpolicies",
+    shortname = "gnp",
+    shortname = "cgnp",
+    derive = "PartialEq",
+    selectable = ".spec.tier",
+    printcolumn = r#"{"name":"Tier","type":"string","jsonPath":".spec.tier"}"#,
+    printcolumn = r#"{"name":"Order","type":"number","jsonPath":".spec.order"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = limits::global_rules()))]
+pub struct GlobalNetworkPolicySpec {
+    /// Tier that the policy belongs to.
+    #[serde(default = "default_tier")]
+    pub tier: String,
+    /// Position in the tier; lower is earlier, none is last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<f64>,
+    /// Which endpoints; empty is all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub selector: Option<String>,
+    /// Only endpoints in namespaces with matching labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub namespace_selector: Option<String>,
+    /// Only workloads that run under a service account with matching labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub service_account_selector: Option<String>,
+    /// Directions that the policy applies to. Without: Egress if there are only egress rules, both if there are both, else Ingress.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "limits::directions")]
+    pub types: Vec<String>,
+    /// Rules for packets that come to the endpoint, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
+    pub ingress: Vec<RuleSpec>,
+    /// Rules for packets that leave the endpoint, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
+    pub egress: Vec<RuleSpec>,
+    /// Also for packets that a host endpoint forwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub apply_on_forward: Option<bool>,
+    /// Only for host endpoints, before connection tracking.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub do_not_track: Option<bool>,
+    /// Only for host endpoints, before destination NAT.
+    #[serde(default, rename = "preDNAT", skip_serializing_if = "Option::is_none")]
+    pub pre_dnat: Option<bool>,
+    /// Hints on how to enforce the policy. Not needed here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub performance_hints: Vec<String>,
+}
+
+/// A policy for the workloads of one namespace that is evaluated and never enforced.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "projectcalico.org",
+    version = "v3",
+    kind = "StagedNetworkPolicy",
+    plural = "stagednetworkpolicies",
+    namespaced,
+    shortname = "scnp",
+    shortname = "snp",
+    derive = "PartialEq",
+    selectable = ".spec.tier",
+    printcolumn = r#"{"name":"Tier","type":"string","jsonPath":".spec.tier"}"#,
+    printcolumn = r#"{"name":"Action","type":"string","jsonPath":".spec.stagedAction"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct StagedNetworkPolicySpec {
+    /// What would happen to the enforced policy of this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "limits::staged_action")]
+    pub staged_action: Option<String>,
+    /// The policy.
+    #[serde(flatten)]
+    pub policy: NetworkPolicySpec,
+}
+
+/// A policy for endpoints of the whole cluster that is evaluated and never enforced.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "projectcalico.org",
+    version = "v3",
+    kind = "StagedGlobalNetworkPolicy",
+    plural = "stagedglobalnetworkpolicies",
+    shortname = "sgnp",
+    derive = "PartialEq",
+    selectable = ".spec.tier",
+    printcolumn = r#"{"name":"Tier","type":"string","jsonPath":".spec.tier"}"#,
+    printcolumn = r#"{"name":"Action","type":"string","jsonPath":".spec.stagedAction"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct StagedGlobalNetworkPolicySpec {
+    /// What would happen to the enforced policy of this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "limits::staged_action")]
+    pub staged_action: Option<String>,
+    /// The policy.
+    #[serde(flatten)]
+    pub policy: GlobalNetworkPolicySpec,
+}
+
+/// A Kubernetes network policy that is evaluated and never enforced.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "projectcalico.org",
+    version = "v3",
+    kind = "StagedKubernetesNetworkPolicy",
+    plural = "stagedkubernetesnetworkpolicies",
+    namespaced,
+    shortname = "sknp",
+    derive = "PartialEq",
+    printcolumn = r#"{"name":"Action","type":"string","jsonPath":".spec.stagedAction"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct StagedKubernetesNetworkPolicySpec {
+    /// What would happen to the enforced policy of this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "limits::staged_action")]
+    pub staged_action: Option<String>,
+    /// Which pods of the namespace; empty is all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_selector: Option<LabelSelector>,
+    /// Rules for packets that come to the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Vec<NetworkPolicyIngressRule>>,
+    /// Rules for packets that leave the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Vec<NetworkPolicyEgressRule>>,
+    /// Directions that the policy applies to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_types: Option<Vec<String>>,
+}

@@ -1,0 +1,88 @@
+//! IP pools as users write them.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+use super::limits;
+
+pub use super::parse::pool::{block_info, pool};
+
+/// A range that addresses of pods and tunnels are taken from, and how packets travel for it.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "projectcalico.org",
+    version = "v3",
+    kind = "IPPool",
+    plural = "ippools",
+    derive = "PartialEq",
+    status = "IPPoolStatus",
+    printcolumn = r#"{"name":"CIDR","type":"string","jsonPath":".spec.cidr"}"#,
+    printcolumn = r#"{"name":"VXLAN","type":"string","jsonPath":".spec.vxlanMode"}"#,
+    printcolumn = r#"{"name":"NAT","type":"boolean","jsonPath":".spec.natOutgoing"}"#,
+    printcolumn = r#"{"name":"Disabled","type":"boolean","jsonPath":".spec.disabled"}"#
+)]
+#[x_kube(
+    validation = Rule::new("self.cidr == oldSelf.cidr").message("cidr cannot change: make a new pool"),
+    validation = Rule::new("!has(oldSelf.blockSize) || has(self.blockSize) && self.blockSize == oldSelf.blockSize")
+        .message("blockSize cannot change: make a new pool"),
+    validation = Rule::new("!has(self.ipipMode) || !has(self.vxlanMode) || self.ipipMode == 'Never' || self.vxlanMode == 'Never'")
+        .message("ipipMode and vxlanMode exclude each other"),
+    validation = Rule::new("!has(self.allowedUses) || !('LoadBalancer' in self.allowedUses) || self.allowedUses.size() == 1")
+        .message("the use LoadBalancer cannot be combined with others"),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct IPPoolSpec {
+    /// Range of the pool.
+    #[schemars(length(max = 48), extend("format" = "cidr"))]
+    pub cidr: String,
+    /// Prefix length of blocks: 20 to 32 for IPv4 (26 by default), 116 to 128 for IPv6 (122).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 128))]
+    pub block_size: Option<i32>,
+    /// Whether and when packets travel as IP in IP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "limits::encapsulation_mode")]
+    pub ipip_mode: Option<String>,
+    /// Whether and when packets travel by VXLAN.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "limits::encapsulation_mode")]
+    pub vxlan_mode: Option<String>,
+    /// Masquerade packets to addresses outside all pools.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nat_outgoing: Option<bool>,
+    /// Take no new addresses from the pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disabled: Option<bool>,
+    /// Do not export the pool's routes by BGP.
+    #[serde(
+        default,
+        rename = "disableBGPExport",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub disable_bgp_export: Option<bool>,
+    /// Nodes that may take addresses; all() by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub node_selector: Option<String>,
+    /// Namespaces whose pods may get addresses; all by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub namespace_selector: Option<String>,
+    /// What addresses may be used for: Workload and Tunnel by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "limits::allowed_uses")]
+    pub allowed_uses: Option<Vec<String>>,
+    /// Whether addresses are taken without being asked for by name: Automatic (the default) or Manual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["Automatic", "Manual"]))]
+    pub assignment_mode: Option<String>,
+}
+
+/// What became of a pool.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+pub struct IPPoolStatus {
+    /// `Allocatable`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
