@@ -3,6 +3,7 @@
 //! A new authority is trusted by everybody before anything is signed with it, and the old one stays trusted until it ends, so that no rotation
 //! breaks a connection. Daemons read their files again when they change; nothing is restarted.
 
+pub mod secret;
 pub mod sign;
 
 use jiff::{SignedDuration, Timestamp};

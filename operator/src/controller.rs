@@ -14,11 +14,11 @@ use tokio::sync::watch;
 use tracing::{info, instrument, warn};
 
 use crate::apply::{self, Applier};
-use crate::certs::{self, Authority, Step, sign};
+use crate::certs::{self, Authority, Step, secret, sign};
 use crate::inputs::{Inputs, Request};
 use crate::metrics::Metrics;
 use crate::object::{Key, Object};
-use crate::render::{self, NAMESPACE, Plan, Settings};
+use crate::render::{self, Plan, Settings};
 use crate::status::{self, Failure, Round};
 use crate::watch::World;
 use crate::{defaults, validate};
@@ -115,8 +115,12 @@ impl Controller {
         };
         self.metrics.rounds.inc();
         let mut found = Round::default();
+        if self.advance(&inputs, now, &mut found).await {
+            // Nothing is signed before the authority is read back, and nothing that waits for certificates is started before they are there.
+            return Next::At(now);
+        }
         let completed = complete(&request, &inputs, &mut found);
-        let secrets = self.certificates(&request, &inputs, now, &mut found).await;
+        let secrets = self.leafs(&request, &inputs, now, &mut found);
         let plan = match &completed {
             Some((spec, _)) => render::plan(spec, &inputs, &request.owner, &self.settings),
             None => Plan::default(),
@@ -173,42 +177,30 @@ impl Controller {
         found.failures.extend(failures);
     }
 
-    /// Moves the authority on if that is due, and makes the leafs that are. The authority is stored before anything is signed with it: what is
-    /// signed waits for the round in which it is read back.
-    async fn certificates(
-        &mut self,
-        request: &Request,
-        inputs: &Inputs,
-        now: Timestamp,
-        found: &mut Round,
-    ) -> Vec<Object> {
+    /// Moves the authority on if that is due. Answers whether a new state of it has been stored.
+    async fn advance(&self, inputs: &Inputs, now: Timestamp, found: &mut Round) -> bool {
         let stored = &inputs.certificates;
         if let Some(broken) = &stored.broken {
             found.certificates = Some(broken.clone());
-            return Vec::new();
+            return false;
         }
         let authority = stored.authority.as_ref().map(|(authority, _)| authority);
-        let outcome = match certs::step(authority, now) {
-            Ok(Step::Keep) => self.leafs(request, inputs, now),
-            Ok(step) => match sign::advance(authority, step, now) {
-                Ok(next) => {
-                    info!(?step, "the authority moves on");
-                    found
-                        .failures
-                        .extend(self.store_authority(&next, inputs).await);
-                    found
-                        .waiting
-                        .push("the certificate authority is being made".to_owned());
-                    Ok(Vec::new())
-                }
-                Err(error) => Err(error),
-            },
+        let advanced = match certs::step(authority, now) {
+            Ok(Step::Keep) => return false,
+            Ok(step) => {
+                info!(?step, "the authority moves on");
+                sign::advance(authority, step, now)
+            }
             Err(error) => Err(error.into()),
         };
-        outcome.unwrap_or_else(|error| {
-            found.certificates = Some(error.to_string());
-            Vec::new()
-        })
+        match advanced {
+            Ok(next) => match self.store_authority(&next, inputs).await {
+                None => return true,
+                Some(failure) => found.failures.push(failure),
+            },
+            Err(error) => found.certificates = Some(error.to_string()),
+        }
+        false
     }
 
     async fn store_authority(&self, authority: &Authority, inputs: &Inputs) -> Option<Failure> {
@@ -217,7 +209,7 @@ impl Controller {
             .authority
             .as_ref()
             .map(|(_, version)| version);
-        let object = authority_secret(authority, &self.namespace, version);
+        let object = secret::authority(authority, &self.namespace, version);
         let written = match version {
             Some(_) => self.applier.apply(&object).await.map(drop),
             None => self.applier.create(&object).await,
@@ -229,38 +221,45 @@ impl Controller {
         })
     }
 
+    /// Secrets of the leafs that are due.
     fn leafs(
         &self,
         request: &Request,
         inputs: &Inputs,
         now: Timestamp,
-    ) -> Result<Vec<Object>, sign::Error> {
+        found: &mut Round,
+    ) -> Vec<Object> {
         let stored = &inputs.certificates;
         let Some((authority, _)) = &stored.authority else {
-            return Ok(Vec::new());
+            return Vec::new();
         };
-        self.authority
-            .send_if_modified(|told| match told.as_ref() == Some(authority) {
-                true => false,
-                false => {
-                    *told = Some(authority.clone());
-                    true
-                }
-            });
-        let facts = certs::Facts::parse(&authority.current.certificate)?;
-        let mut secrets = Vec::new();
-        for (leaf, present) in [
+        self.authority.send_if_modified(|told| {
+            let news = told.as_ref() != Some(authority);
+            if news {
+                *told = Some(authority.clone());
+            }
+            news
+        });
+        let leafs = [
             (certs::TYPHA, &stored.typha),
             (certs::READER, &stored.reader),
-        ] {
-            let Some(reason) = certs::due(&leaf, present.as_deref(), &facts, now) else {
-                continue;
-            };
-            info!(secret = leaf.secret, reason, "certificate made");
-            let pair = sign::leaf(authority, &leaf, now)?;
-            secrets.push(leaf_secret(&leaf, &pair).owned_by(&request.owner));
+        ];
+        let made: Result<Vec<_>, sign::Error> = leafs
+            .iter()
+            .filter_map(|(leaf, present)| {
+                renewed(authority, leaf, present.as_deref(), now).transpose()
+            })
+            .collect();
+        match made {
+            Ok(secrets) => secrets
+                .into_iter()
+                .map(|secret| secret.owned_by(&request.owner))
+                .collect(),
+            Err(error) => {
+                found.certificates = Some(error.to_string());
+                Vec::new()
+            }
         }
-        Ok(secrets)
     }
 
     async fn write_back(&self, request: &Request, completed: &Value, found: &mut Round) {
@@ -397,48 +396,18 @@ fn installation_key(request: &Request) -> Key {
     }
 }
 
-/// The Secret of the authority. It belongs to the operator's namespace and not to the Installation, so that nodes' certificates stay valid when
-/// the Installation is made anew. `version` makes the write fail if somebody else was faster.
-fn authority_secret(authority: &Authority, namespace: &str, version: Option<&String>) -> Object {
-    let mut data = json!({
-        "tls.crt": encoded(&authority.current.certificate),
-        "tls.key": encoded(&authority.current.key),
-    });
-    if let Some(next) = &authority.next {
-        data["next.crt"] = encoded(&next.certificate);
-        data["next.key"] = encoded(&next.key);
-    }
-    if let Some(previous) = &authority.previous {
-        data["previous.crt"] = encoded(previous);
-    }
-    let mut object = Object::new(
-        "Secret",
-        json!({
-            "metadata": { "name": certs::CA_NAME, "namespace": namespace },
-            "type": "kubernetes.io/tls",
-            "data": data,
-        }),
-    )
-    .managed();
-    if let Some(version) = version {
-        object.body["metadata"]["resourceVersion"] = json!(version);
-    }
-    object
-}
-
-fn leaf_secret(leaf: &certs::Leaf, pair: &certs::Pair) -> Object {
-    Object::new(
-        "Secret",
-        json!({
-            "metadata": { "name": leaf.secret, "namespace": NAMESPACE },
-            "type": "kubernetes.io/tls",
-            "data": { "tls.crt": encoded(&pair.certificate), "tls.key": encoded(&pair.key) },
-        }),
-    )
-}
-
-/// As a Secret's `data` wants it. (`stringData` would leave keys behind that are applied no more.)
-fn encoded(text: &str) -> Value {
-    use base64::Engine;
-    json!(base64::engine::general_purpose::STANDARD.encode(text))
+/// The Secret of a leaf, if it has to be made (again).
+fn renewed(
+    authority: &Authority,
+    leaf: &certs::Leaf,
+    present: Option<&str>,
+    now: Timestamp,
+) -> Result<Option<Object>, sign::Error> {
+    let facts = certs::Facts::parse(&authority.current.certificate)?;
+    let Some(reason) = certs::due(leaf, present, &facts, now) else {
+        return Ok(None);
+    };
+    info!(secret = leaf.secret, reason, "certificate made");
+    let pair = sign::leaf(authority, leaf, now)?;
+    Ok(Some(secret::leaf(leaf, &pair)))
 }

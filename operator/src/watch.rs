@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tracing::{debug, warn};
 
 use crate::apply::version;
-use crate::certs::{Authority, CA_NAME, Pair, READER_SECRET, Stored, TYPHA_SECRET};
+use crate::certs::{CA_NAME, READER_SECRET, Stored, TYPHA_SECRET, secret};
 use crate::inputs::{Inputs, NodeFacts, PoolFacts, Present, Request};
 use crate::object::{Kind, MANAGED_BY, MANAGER, OWNED_KINDS, Owner, key_of, kind};
 use crate::render::{NAMESPACE, TYPHA};
@@ -195,14 +195,15 @@ impl World {
     }
 
     fn certificates(&self) -> Stored {
-        let certificate = |name: &str| secret_text(self.one("Secret", name).as_deref()?, "tls.crt");
+        let certificate =
+            |name: &str| secret::text(self.one("Secret", name).as_deref()?, "tls.crt");
         let mut stored = Stored {
             typha: certificate(TYPHA_SECRET),
             reader: certificate(READER_SECRET),
             ..Stored::default()
         };
         if let Some(found) = self.one("Secret", CA_NAME) {
-            match authority_of(&found) {
+            match secret::authority_of(&found) {
                 Some(authority) => {
                     let version = found.resource_version().unwrap_or_default();
                     stored.authority = Some((authority, version));
@@ -405,31 +406,6 @@ fn pod_subnets_of(configuration: &str) -> Vec<String> {
         .map(|part| part.trim().trim_matches(['"', '\'']).to_owned())
         .filter(|part| !part.is_empty())
         .collect()
-}
-
-fn secret_text(secret: &DynamicObject, key: &str) -> Option<String> {
-    use base64::Engine;
-    let encoded = secret.data["data"][key].as_str()?;
-    let bytes = base64::engine::general_purpose::STANDARD
-        .decode(encoded)
-        .ok()?;
-    String::from_utf8(bytes)
-        .ok()
-        .filter(|text| !text.is_empty())
-}
-
-fn authority_of(secret: &DynamicObject) -> Option<Authority> {
-    let pair = |certificate: &str, key: &str| {
-        Some(Pair {
-            certificate: secret_text(secret, certificate)?,
-            key: secret_text(secret, key)?,
-        })
-    };
-    Some(Authority {
-        current: pair("tls.crt", "tls.key")?,
-        next: pair("next.crt", "next.key"),
-        previous: secret_text(secret, "previous.crt"),
-    })
 }
 
 #[cfg(test)]

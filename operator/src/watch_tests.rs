@@ -69,32 +69,6 @@ fn our_own_fields_are_those_of_our_applies() {
 }
 
 #[test]
-fn secrets_are_read_whole_or_not_at_all() {
-    use base64::Engine;
-    let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
-    let secret = |data: Value| object(json!({ "metadata": { "name": "margay-ca" }, "data": data }));
-    let whole = secret(json!({
-        "tls.crt": encode("C"), "tls.key": encode("K"), "next.crt": encode("D"), "next.key": encode("L"),
-        "previous.crt": encode("B"),
-    }));
-    let authority = authority_of(&whole).unwrap();
-    assert_eq!(authority.current.certificate, "C");
-    assert_eq!(authority.next.unwrap().key, "L");
-    assert_eq!(authority.previous.as_deref(), Some("B"));
-    assert_eq!(
-        authority_of(&secret(json!({ "tls.crt": encode("C") }))),
-        None
-    );
-    assert_eq!(
-        authority_of(&secret(json!({ "tls.crt": "%", "tls.key": encode("K") }))),
-        None
-    );
-    let half =
-        secret(json!({ "tls.crt": encode("C"), "tls.key": encode("K"), "next.crt": encode("D") }));
-    assert_eq!(authority_of(&half).unwrap().next, None);
-}
-
-#[test]
 fn only_what_is_read_is_kept_in_memory() {
     let full = || {
         object(json!({
