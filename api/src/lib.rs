@@ -1,5 +1,6 @@
 //! What users write: CRD types, the selector language, validation, IPAM block arithmetic, Kubernetes kinds to ours.
 
+pub mod crds;
 pub mod endpoint;
 pub mod installation;
 pub mod ipam;

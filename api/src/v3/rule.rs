@@ -16,7 +16,8 @@ use serde_json::Value;
         "message": "http is only allowed in rules with action Allow",
     },
     {
-        "rule": "!has(self.icmp) && !has(self.notICMP) || has(self.protocol) && self.protocol in ['ICMP', 'ICMPv6', 1, 58]",
+        "rule": "!has(self.icmp) && !has(self.notICMP) || has(self.protocol) \
+            && (self.protocol == 'ICMP' || self.protocol == 'ICMPv6' || self.protocol == 1 || self.protocol == 58)",
         "message": "icmp and notICMP need protocol ICMP or ICMPv6",
     },
     {
