@@ -26,6 +26,8 @@ pub struct AttachmentId {
 pub struct Attachment {
     /// Identity.
     pub id: AttachmentId,
+    /// Name of the network, part of the handle that its addresses are kept under.
+    pub network: String,
     /// Namespace of the pod.
     pub namespace: String,
     /// Name of the pod.
@@ -43,10 +45,20 @@ pub struct Attachment {
 }
 
 impl Attachment {
+    /// Calico's handle for the addresses of the sandbox.
+    pub fn handle(&self) -> String {
+        handle(&self.network, &self.id)
+    }
+
     /// The pod as endpoint.
     pub fn endpoint(&self) -> EndpointKey {
         EndpointKey::new(&self.namespace, &self.pod)
     }
+}
+
+/// Calico's handle for the addresses of a sandbox.
+pub fn handle(network: &str, id: &AttachmentId) -> String {
+    format!("{network}.{}", id.container)
 }
 
 /// The attachments of this node and their files.
@@ -140,6 +152,7 @@ mod tests {
                 container: container.to_owned(),
                 ifname: "eth0".to_owned(),
             },
+            network: "k8s-pod-network".to_owned(),
             namespace: "x".to_owned(),
             pod: "a".to_owned(),
             uid: "u".to_owned(),

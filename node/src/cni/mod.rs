@@ -1,5 +1,6 @@
 //! The agent's side of the CNI plugin: a unix socket, one request and one answer a connection.
 
+pub mod announce;
 pub mod attachment;
 pub mod ports;
 pub mod request;

@@ -104,7 +104,7 @@ pub fn id(attachment: &cni::Attachment) -> Result<AttachmentId, Refusal> {
 }
 
 /// The attachment that an ADD asks for; no address yet.
-pub fn attachment(asked: &cni::Attachment) -> Result<Attachment, Refusal> {
+pub fn attachment(network: &str, asked: &cni::Attachment) -> Result<Attachment, Refusal> {
     let id = id(asked)?;
     let pod = asked.pod.clone().unwrap_or_default();
     for (variable, value) in [
@@ -122,6 +122,7 @@ pub fn attachment(asked: &cni::Attachment) -> Result<Attachment, Refusal> {
     let interface = interface_name(&EndpointKey::new(&pod.namespace, &pod.name));
     Ok(Attachment {
         id,
+        network: network.to_owned(),
         namespace: pod.namespace,
         pod: pod.name,
         uid: pod.uid,

@@ -14,7 +14,7 @@ use margay_proto::cni::{self, code};
 use tokio::sync::watch;
 use tracing::Instrument;
 
-use super::attachment::{Attachment, AttachmentId, Attachments};
+use super::attachment::{Attachment, Attachments, handle};
 use super::ports::{AddressRequest, Addresses, Announcer, Enforcer, NoAddress};
 use super::request::{self, Config, Refusal};
 use crate::net::netlink::Socket;
@@ -64,7 +64,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
 
     /// Attaches a pod. Asked again for the same attachment, the same answer.
     pub async fn add(&self, call: &Call, asked: &cni::Attachment) -> Result<cni::Result, Refusal> {
-        let mut wanted = request::attachment(asked)?;
+        let mut wanted = request::attachment(&call.network, asked)?;
         let namespace = request::namespace(&asked.netns)?;
         let pod = self.pod(&wanted.endpoint());
         let _alone = pod.lock().await;
@@ -88,7 +88,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         }
         let rivals = self.attachments().rivals(&wanted);
         for rival in rivals {
-            self.remove(&call.network, &rival).await?;
+            self.remove(&rival).await?;
         }
         self.attachments().put(wanted.clone()).map_err(io)?;
         match self.plumb(call, &mut wanted, namespace, mtu).await {
@@ -97,7 +97,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
                 Ok(result(&wanted, mtu))
             }
             Err(refusal) => {
-                if let Err(error) = self.remove(&call.network, &wanted).await {
+                if let Err(error) = self.remove(&wanted).await {
                     tracing::warn!(pod = %wanted.endpoint(), %error, "a failed ADD could not be taken back whole; DEL or GC will");
                 }
                 Err(refusal)
@@ -113,7 +113,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             Some(attachment) => {
                 let pod = self.pod(&attachment.endpoint());
                 let _alone = pod.lock().await;
-                self.remove(&call.network, &attachment).await
+                self.remove(&attachment).await
             }
             None => self
                 .parts
@@ -149,6 +149,22 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         self.enforce(call, &attachment).await
     }
 
+    /// Takes back the ADDs that an earlier run of the agent did not finish: nobody got an answer to them.
+    pub async fn recover(&self) {
+        let unfinished: Vec<Attachment> = self.attachments().iter().filter(|attachment| attachment.mac.is_empty()).cloned().collect();
+        for attachment in unfinished {
+            let pod = self.pod(&attachment.endpoint());
+            let _alone = pod.lock().await;
+            let is_still_unfinished = self.attachments().get(&attachment.id).is_some_and(|present| present.mac.is_empty());
+            if !is_still_unfinished {
+                continue;
+            }
+            if let Err(error) = self.remove(&attachment).await {
+                tracing::warn!(pod = %attachment.endpoint(), %error, "an unfinished ADD could not be taken back; DEL or GC will");
+            }
+        }
+    }
+
     /// Whether an ADD would succeed now.
     pub fn status(&self) -> Result<(), Refusal> {
         match self.parts.enforcer.not_ready() {
@@ -157,17 +173,18 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         }
     }
 
-    /// Detaches everything that is not in the list.
+    /// Detaches everything of the network that is not in the list.
     pub async fn gc(&self, call: &Call, valid: &[cni::ValidAttachment]) -> Result<(), Refusal> {
         let valid: BTreeSet<(&str, &str)> = valid
             .iter()
             .map(|one| (one.container_id.as_str(), one.ifname.as_str()))
             .collect();
         let is_stale = |attachment: &&Attachment| {
-            !valid.contains(&(
+            let id = (
                 attachment.id.container.as_str(),
                 attachment.id.ifname.as_str(),
-            ))
+            );
+            attachment.network == call.network && !valid.contains(&id)
         };
         let stale: Vec<Attachment> = self
             .attachments()
@@ -180,7 +197,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             let pod = self.pod(&attachment.endpoint());
             let _alone = pod.lock().await;
             failed = self
-                .remove(&call.network, &attachment)
+                .remove(&attachment)
                 .await
                 .err()
                 .or(failed);
@@ -196,7 +213,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         mtu: u32,
     ) -> Result<(), Refusal> {
         let claim = self.parts.addresses.assign(AddressRequest {
-            handle: handle(&call.network, &wanted.id),
+            handle: wanted.handle(),
             endpoint: wanted.endpoint(),
             ipv4_pools: call.config.ipam.ipv4_pools.clone(),
         });
@@ -286,7 +303,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     }
 
     /// Takes an attachment back: the link first, so that nothing passes any more, the address last, so that nobody gets it while it is in use.
-    async fn remove(&self, network: &str, attachment: &Attachment) -> Result<(), Refusal> {
+    async fn remove(&self, attachment: &Attachment) -> Result<(), Refusal> {
         let shared = self
             .attachments()
             .rivals(attachment)
@@ -304,7 +321,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         }
         self.parts
             .addresses
-            .release(handle(network, &attachment.id))
+            .release(attachment.handle())
             .await
             .map_err(again)?;
         self.attachments().remove(&attachment.id).map_err(io)?;
@@ -352,11 +369,6 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         pods.insert(endpoint.clone(), Arc::downgrade(&lock));
         lock
     }
-}
-
-/// Calico's handle for the addresses of a sandbox.
-pub fn handle(network: &str, id: &AttachmentId) -> String {
-    format!("{network}.{}", id.container)
 }
 
 async fn blocking<T: Send + 'static>(
