@@ -1,9 +1,20 @@
 //! The node agent: upstream session, policy compiler, netlink drivers, IPAM and the CNI service.
 
+pub mod agent;
+pub mod app;
 pub mod cni;
-pub mod digest;
+pub mod config;
+pub mod debug;
+pub mod identity;
 pub mod ipam;
+pub mod metrics;
 pub mod net;
 pub mod nft;
+pub mod pods;
 pub mod policy;
 pub mod state;
+pub mod store;
+pub mod upstream;
+
+pub use app::run;
+pub use config::Args;

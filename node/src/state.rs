@@ -4,11 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use margay_calc::digest;
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{IpSetRecord, Record, RecordId, SetId, SetKind};
 use margay_proto::sync::{Change, Frame};
-
-use crate::digest;
 
 /// A change that cannot be applied to what is held; the stream has to start again with a new hello.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -116,7 +115,7 @@ impl State {
 
     /// The digests of what is held, for a hello; none when nothing is held.
     pub fn buckets(&self) -> Vec<u64> {
-        if self.records.is_empty() { Vec::new() } else { digest::buckets(&self.records) }
+        if self.records.is_empty() { Vec::new() } else { digest::buckets(&self.records).to_vec() }
     }
 
     /// The stream ended: what is held stays, and whatever the server was restating is not swept.

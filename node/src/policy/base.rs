@@ -11,8 +11,8 @@ use super::elements;
 use super::names;
 use crate::net::plan::VXLAN_DEVICE;
 use crate::nft::{
-    AddressType, Base, Chain, ChainName, ChainType, CtState, Datum, Family, Field, FieldType, Hook, IfName, Key, Masquerade, Match, Op,
-    Policy, Proto, Rule, Selector, Set, SetKind, SetName, Side, Statement, Transport, Verdict,
+    AddressType, Base, Chain, ChainName, ChainType, CtState, Datum, Family, Field, FieldType, Hook, IfName, Key,
+    Masquerade, Match, Op, Policy, Proto, Rule, Selector, Set, SetKind, SetName, Side, Statement, Transport, Verdict,
 };
 
 /// Addresses of nodes, from which tunnel packets may come.
@@ -58,7 +58,8 @@ impl Inputs {
                 (RecordId::Settings, Record::Settings(settings)) => inputs.settings = settings.clone(),
                 (RecordId::Pool(range), Record::Pool(pool)) => {
                     inputs.pools.insert(range.trunc(), pool.nat_outgoing);
-                    inputs.vxlan |= matches!(pool.encapsulation, Encapsulation::Vxlan | Encapsulation::VxlanCrossSubnet);
+                    inputs.vxlan |=
+                        matches!(pool.encapsulation, Encapsulation::Vxlan | Encapsulation::VxlanCrossSubnet);
                 }
                 (RecordId::Node(name), Record::Node(node)) => {
                     inputs.nodes.extend(node.ipv4.map(|net| IpAddr::V4(net.addr())));
@@ -97,7 +98,9 @@ impl Inputs {
     fn guard(&self, families: &[Family], fixed: &mut Fixed) {
         let mut rules = vec![not_from_workload()];
         for family in families {
-            rules.push(Rule::new().when(Match::in_set(vec![Selector::Iifname, source(*family)], &pods(*family))).accept());
+            rules.push(
+                Rule::new().when(Match::in_set(vec![Selector::Iifname, source(*family)], &pods(*family))).accept(),
+            );
         }
         if families.contains(&Family::Ipv6) {
             // Neighbour discovery of a pod uses its link-local address, and no address while it looks for a duplicate of its own.
@@ -161,7 +164,12 @@ impl Inputs {
         let masquerade = Statement::Masquerade(Masquerade { ports: None, fully_random: true });
         let mut rules = Vec::new();
         for family in families {
-            let ranges = |nat_only: bool| outermost(self.pools.iter().filter(move |(_, nat)| **nat || !nat_only).map(|(range, _)| *range), *family);
+            let ranges = |nat_only: bool| {
+                outermost(
+                    self.pools.iter().filter(move |(_, nat)| **nat || !nat_only).map(|(range, _)| *range),
+                    *family,
+                )
+            };
             if ranges(true).is_empty() {
                 continue;
             }
@@ -197,7 +205,8 @@ impl Inputs {
 
     /// Drops packets that belong to no connection, unless configured otherwise.
     fn untracked(&self) -> Option<Rule> {
-        (!self.settings.allow_conntrack_invalid).then(|| Rule::new().when(Match::CtState(Op::Eq, CtState::INVALID)).counter().drop())
+        (!self.settings.allow_conntrack_invalid)
+            .then(|| Rule::new().when(Match::CtState(Op::Eq, CtState::INVALID)).counter().drop())
     }
 
     /// Drops packets in which a workload would hide others from policy.

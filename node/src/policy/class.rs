@@ -64,7 +64,11 @@ impl Class {
             },
             default_action: tier.default_action,
         });
-        Self { direction, tiers: tiers.filter(|tier| !tier.policies.is_empty()).collect(), unmatched: endpoint.unmatched }
+        Self {
+            direction,
+            tiers: tiers.filter(|tier| !tier.policies.is_empty()).collect(),
+            unmatched: endpoint.unmatched,
+        }
     }
 
     /// Every policy it names.
@@ -122,11 +126,18 @@ impl Class {
         compiled
     }
 
-    fn tier(&self, tier: &Tier, context: &Context<'_>, policies: &impl Policies, broken: &mut BTreeMap<PolicyKey, String>) -> Vec<Rule> {
+    fn tier(
+        &self,
+        tier: &Tier,
+        context: &Context<'_>,
+        policies: &impl Policies,
+        broken: &mut BTreeMap<PolicyKey, String>,
+    ) -> Vec<Rule> {
         let mut rules = Vec::new();
         for key in &tier.policies {
             let result = match policies.policy(key) {
-                Some(policy) => compile_all(self.rules(policy), context).map_err(|MissingSet(set)| format!("set {set} is not there")),
+                Some(policy) => compile_all(self.rules(policy), context)
+                    .map_err(|MissingSet(set)| format!("set {set} is not there")),
                 None => Err("it is not there".to_owned()),
             };
             match result {
@@ -157,7 +168,12 @@ impl Class {
 pub(super) fn sets_of(policy: &PolicyRecord) -> BTreeSet<&SetId> {
     let sides = policy.ingress.iter().chain(&policy.egress).flat_map(|rule| [&rule.source, &rule.destination]);
     sides
-        .flat_map(|side| [&side.sets, &side.not_sets, &side.port_sets, &side.not_port_sets].into_iter().flatten().chain(&side.service_set))
+        .flat_map(|side| {
+            [&side.sets, &side.not_sets, &side.port_sets, &side.not_port_sets]
+                .into_iter()
+                .flatten()
+                .chain(&side.service_set)
+        })
         .collect()
 }
 

@@ -17,7 +17,8 @@ use super::elements::{self, Shape};
 use super::names;
 use super::rule::Context;
 use crate::nft::{
-    Chain, ChainName, Family, Field, IfName, Key, Ruleset, Set, SetKind, SetName, Transaction, TransactionOp, Value, diff,
+    Chain, ChainName, Family, Field, IfName, Key, Ruleset, Set, SetKind, SetName, Transaction, TransactionOp, Value,
+    diff,
 };
 use crate::state::Dirty;
 
@@ -141,8 +142,11 @@ impl Compiler {
         if dirty.records.iter().any(is_input) {
             self.reinput(records, &mut delta, &mut stale);
         }
-        let policies: BTreeSet<&PolicyKey> =
-            dirty.records.iter().filter_map(|id| if let RecordId::Policy(key) = id { Some(key) } else { None }).collect();
+        let policies: BTreeSet<&PolicyKey> = dirty
+            .records
+            .iter()
+            .filter_map(|id| if let RecordId::Policy(key) = id { Some(key) } else { None })
+            .collect();
         for class in self.classes.keys().filter(|class| class.policies().any(|key| policies.contains(key))) {
             self.refused.remove(&Part::Class(class.clone()));
             stale.insert(class.clone());
@@ -201,6 +205,17 @@ impl Compiler {
         }
     }
 
+    /// Whether this part is refused already.
+    pub fn has_refused(&self, part: &Part) -> bool {
+        self.refused.contains_key(part)
+    }
+
+    /// Why the pod on this interface is cut off instead of being under its policy, if that is so.
+    pub fn refusal(&self, interface: &str) -> Option<String> {
+        let classes = self.endpoints.get(&self.attached.get(interface)?.endpoint)?;
+        classes.iter().find_map(|class| self.refused.get(&Part::Class(class.clone())).cloned())
+    }
+
     /// Wants the table without a part that the kernel refused: what depends on it is denied.
     pub fn refuse(&mut self, part: Part, reason: String, records: &Records) {
         let mut stale = BTreeSet::new();
@@ -253,7 +268,8 @@ impl Compiler {
         for (id, members) in &dirty.members {
             let Some(Record::IpSet(record)) = records.get(&RecordId::IpSet(id.clone())) else { continue };
             let Some(shape) = self.shapes.get(id).copied() else { continue };
-            let ranged = |member: &Member| matches!(member, Member::Net(net) if net.prefix_len() < net.max_prefix_len());
+            let ranged =
+                |member: &Member| matches!(member, Member::Net(net) if net.prefix_len() < net.max_prefix_len());
             let touched = members.added.iter().chain(&members.removed).any(ranged);
             let kept = shape.sets(id);
             if touched && Shape::of(record) != shape {
@@ -326,7 +342,13 @@ impl Compiler {
             .filter(|(name, chain)| is_base(chain) && !fixed.chains.contains_key(*name))
             .map(|(name, _)| name.clone())
             .collect();
-        let own: Vec<SetName> = self.wanted.sets.keys().filter(|name| !self.is_dispatch(name) && !fixed.sets.contains_key(*name)).cloned().collect();
+        let own: Vec<SetName> = self
+            .wanted
+            .sets
+            .keys()
+            .filter(|name| !self.is_dispatch(name) && !fixed.sets.contains_key(*name))
+            .cloned()
+            .collect();
         gone.into_iter().for_each(|name| self.put_chain(name, None, delta));
         own.into_iter().for_each(|name| self.put_set(name, None, delta));
         fixed.chains.into_iter().for_each(|(name, chain)| self.put_chain(name, Some(chain), delta));
@@ -340,11 +362,14 @@ impl Compiler {
 
     /// Endpoints that came, went or have other policies; returns whether any did.
     fn endpoints(&mut self, records: &Records, dirty: &Dirty, stale: &mut BTreeSet<Class>) -> bool {
-        let changed = dirty.records.iter().filter_map(|id| if let RecordId::Endpoint(key) = id { Some(key) } else { None });
+        let changed =
+            dirty.records.iter().filter_map(|id| if let RecordId::Endpoint(key) = id { Some(key) } else { None });
         let mut any = false;
         for key in changed {
             let new = match records.get(&RecordId::Endpoint(key.clone())) {
-                Some(Record::Endpoint(record)) => Some([Direction::Ingress, Direction::Egress].map(|direction| Class::of(record, direction))),
+                Some(Record::Endpoint(record)) => {
+                    Some([Direction::Ingress, Direction::Egress].map(|direction| Class::of(record, direction)))
+                }
                 _ => None,
             };
             if new.as_ref() == self.endpoints.get(key) {
@@ -403,12 +428,16 @@ impl Compiler {
     /// Maps from interface to class, and the addresses that each interface may send from.
     fn dispatch(&mut self, delta: &mut Delta) {
         let mut maps = [Direction::Ingress, Direction::Egress].map(|_| Set::new(base::dispatch_kind()));
-        let mut pods: BTreeMap<Family, Set> = self.families.iter().map(|family| (*family, Set::new(base::pods_kind(*family)))).collect();
+        let mut pods: BTreeMap<Family, Set> =
+            self.families.iter().map(|family| (*family, Set::new(base::pods_kind(*family)))).collect();
         for (interface, pod) in &self.attached {
             let Some(interface) = IfName::new(interface) else { continue };
             for address in &pod.addresses {
                 if let Some(set) = pods.get_mut(&elements::family(*address)) {
-                    set.elements.insert(Key::from([Field::from(interface), Field::from(crate::nft::Datum::from(*address))]), Value::Member);
+                    set.elements.insert(
+                        Key::from([Field::from(interface), Field::from(crate::nft::Datum::from(*address))]),
+                        Value::Member,
+                    );
                 }
             }
             let Some(classes) = self.endpoints.get(&pod.endpoint) else { continue };
@@ -471,8 +500,11 @@ impl Delta {
 
     fn into_transaction(self) -> Transaction {
         let is_empty = |ruleset: &Ruleset| ruleset.chains.is_empty() && ruleset.sets.is_empty();
-        let mut transaction =
-            if is_empty(&self.old) && is_empty(&self.new) { Transaction::new(names::table()) } else { diff(&self.old, &self.new) };
+        let mut transaction = if is_empty(&self.old) && is_empty(&self.new) {
+            Transaction::new(names::table())
+        } else {
+            diff(&self.old, &self.new)
+        };
         for (name, (kind, keys)) in self.elements {
             let (added, removed): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(_, wanted)| *wanted);
             let set = |keys: Vec<(Key, bool)>| Set::members(kind.clone(), keys.into_iter().map(|(key, _)| key));

@@ -34,7 +34,12 @@ pub(super) type Elements = BTreeMap<SetName, BTreeMap<Key, bool>>;
 impl Shape {
     /// The shape for these members.
     pub(super) fn of(record: &IpSetRecord) -> Self {
-        let ranges = |v4: bool| record.members.iter().any(|member| matches!(member, Member::Net(net) if net.addr().is_ipv4() == v4 && !is_single(net)));
+        let ranges = |v4: bool| {
+            record
+                .members
+                .iter()
+                .any(|member| matches!(member, Member::Net(net) if net.addr().is_ipv4() == v4 && !is_single(net)))
+        };
         match record.kind {
             MemberKind::Net => Self::Net { ranges4: ranges(true), ranges6: ranges(false) },
             MemberKind::AddressPort => Self::AddressPort,
@@ -114,7 +119,8 @@ fn ranges(id: &SetId, members: &BTreeSet<Member>, delta: &MemberDelta, elements:
         let first = Member::Net(*net);
         let last = Member::Net(widest_key(net));
         let inside = all.range((Bound::Included(first), Bound::Included(last)));
-        let inside = inside.filter(|member| matches!(member, Member::Net(inner) if net.contains(inner) && !is_single(inner)));
+        let inside =
+            inside.filter(|member| matches!(member, Member::Net(inner) if net.contains(inner) && !is_single(inner)));
         inside.filter(|member| !is_hidden(member, all)).cloned().collect()
     };
     let touched = delta.added.iter().chain(&delta.removed);
@@ -166,9 +172,11 @@ fn place(id: &SetId, member: &Member) -> SetName {
 fn key(member: &Member) -> Key {
     match member {
         Member::Net(net) => Key::from(*net),
-        Member::AddressPort(address, protocol, port) => {
-            Key::from([Field::from(Datum::from(*address)), Field::from(Proto(protocol.0)), Field::from(Datum::Port(*port))])
-        }
+        Member::AddressPort(address, protocol, port) => Key::from([
+            Field::from(Datum::from(*address)),
+            Field::from(Proto(protocol.0)),
+            Field::from(Datum::Port(*port)),
+        ]),
     }
 }
 
@@ -186,7 +194,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn mk_members(nets: &[(u32, u8)]) -> BTreeSet<Member> {
-        let net = |(bits, length): &(u32, u8)| IpNet::new(IpAddr::from(bits.to_be_bytes()), *length).expect("at most 32").trunc();
+        let net = |(bits, length): &(u32, u8)| {
+            IpNet::new(IpAddr::from(bits.to_be_bytes()), *length).expect("at most 32").trunc()
+        };
         nets.iter().map(|spec| Member::Net(net(spec))).collect()
     }
 

@@ -12,8 +12,8 @@ use margay_calc::model::{RuleRecord, SetId, SideMatch};
 use super::elements::{self, Shape};
 use super::names::{self, Holds};
 use crate::nft::{
-    Datum, Family, Field, Key, Log, LogTarget, Match, Op, Proto, Rule, Selector, Set, SetKind, SetRef, Side, Statement, Transport, Value,
-    Verdict,
+    Datum, Family, Field, Key, Log, LogTarget, Match, Op, Proto, Rule, Selector, Set, SetKind, SetRef, Side, Statement,
+    Transport, Value, Verdict,
 };
 
 /// Protocols whose first four bytes are source and destination port.
@@ -69,7 +69,8 @@ impl Context<'_> {
 
     fn demands(&self, rule: &RuleRecord) -> Result<Option<Demands>, MissingSet> {
         let mut all = Demands { exclusive: rule.action == Action::Log, demands: Vec::new() };
-        let version = |version| if self.family == Family::Ipv4 { version == IpVersion::V4 } else { version == IpVersion::V6 };
+        let version =
+            |version| if self.family == Family::Ipv4 { version == IpVersion::V4 } else { version == IpVersion::V6 };
         let possible = rule.ip_version.is_none_or(version)
             && self.protocol(rule, &mut all)
             && self.icmp(rule, &mut all)
@@ -217,7 +218,8 @@ impl Context<'_> {
 
     /// The kernel sets of a set of addresses.
     fn net_sets(&self, id: &SetId) -> Result<Vec<SetRef>, MissingSet> {
-        let shape = (self.shape)(id).filter(|shape| *shape != Shape::AddressPort).ok_or_else(|| MissingSet(id.clone()))?;
+        let shape =
+            (self.shape)(id).filter(|shape| *shape != Shape::AddressPort).ok_or_else(|| MissingSet(id.clone()))?;
         let mut sets = vec![SetRef::Named(names::ip_set(id, Holds::Addresses, self.family))];
         if shape.has_ranges(self.family) {
             sets.push(SetRef::Named(names::ip_set(id, Holds::Ranges, self.family)));
@@ -227,7 +229,8 @@ impl Context<'_> {
 
     /// The ranges of this family that are in no other; none if there are none of this family.
     fn outermost(&self, nets: &[IpNet]) -> Option<Vec<IpNet>> {
-        let own: Vec<IpNet> = nets.iter().map(IpNet::trunc).filter(|net| elements::family(net.addr()) == self.family).collect();
+        let own: Vec<IpNet> =
+            nets.iter().map(IpNet::trunc).filter(|net| elements::family(net.addr()) == self.family).collect();
         let mut kept: Vec<IpNet> =
             own.iter().filter(|net| !own.iter().any(|other| other != *net && other.contains(*net))).copied().collect();
         kept.sort_unstable();

@@ -5,8 +5,8 @@
 use std::net::IpAddr;
 
 use crate::nft::{
-    AddressType, Chain, CtState, Datum, Family, Field, Hook, IfName, Key, Match, Op, Policy, Proto, Rule, Ruleset, Selector, Set, SetRef,
-    Side, Statement, Value, Verdict,
+    AddressType, Chain, CtState, Datum, Family, Field, Hook, IfName, Key, Match, Op, Policy, Proto, Rule, Ruleset,
+    Selector, Set, SetRef, Side, Statement, Value, Verdict,
 };
 
 /// A packet at a hook.
@@ -47,7 +47,12 @@ pub struct Fate {
 
 /// Runs a packet through every base chain of a hook, by priority.
 pub fn run(ruleset: &Ruleset, hook: Hook, packet: &Packet) -> Fate {
-    let mut chains: Vec<&Chain> = ruleset.chains.values().map(AsRef::as_ref).filter(|chain| chain.base.is_some_and(|base| base.hook == hook)).collect();
+    let mut chains: Vec<&Chain> = ruleset
+        .chains
+        .values()
+        .map(AsRef::as_ref)
+        .filter(|chain| chain.base.is_some_and(|base| base.hook == hook))
+        .collect();
     chains.sort_by_key(|chain| chain.base.map(|base| base.priority));
     let mut fate = Fate { passed: true, logged: Vec::new(), masqueraded: false, rules: 0 };
     for chain in chains {
@@ -154,15 +159,12 @@ impl Machine<'_> {
 
     fn value(&self, selector: Selector) -> Option<Datum> {
         let packet = self.packet;
-        let (v4, v6) = |address: IpAddr| -> (Option<Datum>, Option<Datum>) {
-            match address {
-                IpAddr::V4(address) => (Some(Datum::Ipv4(address)), None),
-                IpAddr::V6(address) => (None, Some(Datum::Ipv6(address))),
-            }
-        }(match selector {
-            Selector::Daddr4 | Selector::Daddr6 => packet.destination,
-            _ => packet.source,
-        });
+        let address =
+            if matches!(selector, Selector::Daddr4 | Selector::Daddr6) { packet.destination } else { packet.source };
+        let (v4, v6) = match address {
+            IpAddr::V4(address) => (Some(Datum::Ipv4(address)), None),
+            IpAddr::V6(address) => (None, Some(Datum::Ipv6(address))),
+        };
         let icmp = |protocol: u8| packet.icmp.filter(|_| packet.protocol == protocol);
         match selector {
             Selector::Iifname => packet.input.map(Datum::Iface),

@@ -1,0 +1,488 @@
+//! The owner's loop: events to state, state to transaction, transaction to kernel, and who is told of it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use margay_calc::model::RecordId;
+use margay_proto::sync::{Ack, Frame};
+use margay_runtime::backoff::{Backoff, jitter};
+use margay_runtime::telemetry;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Span;
+
+use super::{Event, Kernel, Parts, Routes, Status, local_pods};
+use crate::cni::ports::NotEnforced;
+use crate::metrics::{Kind, Metrics};
+use crate::net;
+use crate::nft::{ExecError, Transaction};
+use crate::policy::{self, Compiler};
+use crate::state::{Fault, State};
+use crate::store::{self, Store};
+
+/// Events taken together, so that a flood of frames cannot keep a waiting pod from its commit.
+const BATCH: usize = 64;
+/// The whole table is read back and compared this often even if nothing was noticed.
+const FULL_CHECK: Duration = Duration::from_secs(120);
+/// A changed view is saved this long after the first change that is not.
+const SAVE_DELAY: Duration = Duration::from_secs(2);
+/// Delays between attempts at a table that the kernel does not take.
+const RETRY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(500));
+/// Attempts in a row before the agent gives up: a fresh start reads everything anew, and what is enforced stays.
+const ATTEMPTS: u32 = 20;
+/// What the kernel refused is tried again after this time, and then after twice as long.
+const FORGIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
+
+/// The table cannot be brought to what it must be.
+#[derive(Debug, thiserror::Error)]
+#[error("nftables could not be programmed in {attempts} attempts: {reason}; what was enforced stays in force")]
+pub struct Fatal {
+    attempts: u32,
+    reason: String,
+}
+
+type Waiters = BTreeMap<String, Vec<oneshot::Sender<Result<(), NotEnforced>>>>;
+
+/// See [`super`].
+pub(super) struct Owner {
+    state: State,
+    compiler: Compiler,
+    kernel: Box<dyn Kernel>,
+    routes: Option<Box<dyn Routes>>,
+    node: String,
+    store: Option<Store>,
+    metrics: Metrics,
+    status: watch::Sender<Status>,
+    acks: watch::Sender<Option<Arc<Ack>>>,
+    stream: Option<Stream>,
+    /// The kernel may be written to.
+    active: bool,
+    /// Operations not committed yet.
+    pending: Transaction,
+    /// The kernel may hold something else than was wanted before `pending`.
+    unsure: bool,
+    waiters: Waiters,
+    leaving: Vec<oneshot::Sender<()>>,
+    /// What the next commit is about.
+    turn: Turn,
+    retry: Backoff,
+    attempts: u32,
+    forgive: Backoff,
+    due: Due,
+}
+
+struct Stream {
+    number: u64,
+    fault: Option<oneshot::Sender<Fault>>,
+}
+
+/// What one commit stands for.
+struct Turn {
+    span: Option<Span>,
+    planning: Duration,
+    event_unix_ns: u64,
+    frames: bool,
+    rerouted: bool,
+}
+
+/// When something is to be done without an event.
+struct Due {
+    check: Instant,
+    save: Option<Instant>,
+    retry: Option<Instant>,
+    forgive: Option<Instant>,
+}
+
+impl Owner {
+    pub(super) fn new(parts: Parts, status: watch::Sender<Status>, acks: watch::Sender<Option<Arc<Ack>>>) -> Self {
+        let Parts { node, view, attached, kernel, routes, store, metrics } = parts;
+        let state = State::with_records(view);
+        let mut compiler = Compiler::new(&node);
+        for (interface, pod) in attached {
+            // The whole table is planned at the first commit, so the operations of these are in it.
+            compiler.attach(interface, pod, state.records());
+        }
+        Self {
+            state,
+            compiler,
+            kernel,
+            routes,
+            node,
+            store,
+            metrics,
+            status,
+            acks,
+            stream: None,
+            active: false,
+            pending: Transaction::new(policy::table()),
+            unsure: true,
+            waiters: Waiters::new(),
+            leaving: Vec::new(),
+            turn: Turn::new(),
+            retry: Backoff::new(RETRY.0, RETRY.1),
+            attempts: 0,
+            forgive: Backoff::new(FORGIVE.0, FORGIVE.1),
+            due: Due { check: Instant::now() + FULL_CHECK, save: None, retry: None, forgive: None },
+        }
+    }
+
+    pub(super) fn run(
+        mut self,
+        runtime: &tokio::runtime::Handle,
+        mut queue: mpsc::Receiver<Event>,
+    ) -> Result<(), Fatal> {
+        self.wake_up();
+        self.commit()?;
+        loop {
+            let deadline = tokio::time::Instant::from_std(self.due.next());
+            match runtime.block_on(async { tokio::time::timeout_at(deadline, queue.recv()).await }) {
+                Ok(None) => return Ok(()),
+                Ok(Some(event)) => {
+                    self.handle(event);
+                    for _ in 1..BATCH {
+                        let Ok(event) = queue.try_recv() else { break };
+                        self.handle(event);
+                    }
+                }
+                Err(_) => {}
+            }
+            self.overdue();
+            self.commit()?;
+        }
+    }
+
+    /// A saved view is enforced at once if the kernel holds nothing of ours: the node has booted. Otherwise what is in force is newer.
+    fn wake_up(&mut self) {
+        if self.state.records().is_empty() {
+            return;
+        }
+        match self.kernel.is_programmed(&policy::table()) {
+            Ok(programmed) => self.active = !programmed,
+            Err(error) => tracing::warn!(%error, "nftables cannot be read; the view of typha is waited for"),
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Connected { stream, hello, fault, server } => {
+                self.state.disconnect();
+                // A revision of another stream means nothing to this server.
+                self.turn.frames = false;
+                self.stream = Some(Stream { number: stream, fault: Some(fault) });
+                self.status.send_modify(|status| (status.in_sync, status.server) = (false, server));
+                // A stream that has ended meanwhile does not wait for it.
+                let _ = hello.send(self.state.buckets());
+            }
+            Event::Frame { stream, frame } => self.frame(stream, *frame),
+            Event::Disconnected { stream } => {
+                if self.stream.take_if(|own| own.number == stream).is_some() {
+                    self.state.disconnect();
+                    self.metrics.in_sync.set(0);
+                    self.status.send_modify(|status| (status.in_sync, status.server) = (false, String::new()));
+                }
+            }
+            Event::Attach { interface, pod, done } => {
+                self.plan();
+                let started = Instant::now();
+                self.turn.rerouted |= self.compiler.attached().get(&interface) != Some(&pod);
+                let transaction = self.compiler.attach(interface.clone(), pod, self.state.records());
+                self.enqueue(&transaction, started);
+                self.waiters.entry(interface).or_default().push(done);
+            }
+            Event::Detach { interface, endpoint, done } => {
+                if self.compiler.attached().get(&interface).is_some_and(|pod| pod.endpoint == endpoint) {
+                    self.plan();
+                    let started = Instant::now();
+                    let transaction = self.compiler.detach(&interface, self.state.records());
+                    self.enqueue(&transaction, started);
+                    self.waiters.remove(&interface);
+                    self.turn.rerouted = true;
+                }
+                self.leaving.push(done);
+            }
+            Event::Drift => self.unsure = true,
+            Event::Inspect(look) => look(&self.state, &self.compiler),
+        }
+    }
+
+    fn frame(&mut self, stream: u64, frame: Frame) {
+        let Some(own) = self.stream.as_mut().filter(|own| own.number == stream && own.fault.is_some()) else { return };
+        let span =
+            self.turn.span.get_or_insert_with(|| tracing::info_span!("node.frame", revision = frame.trailer.revision));
+        if let Ok(parent) = frame.trailer.traceparent.parse() {
+            telemetry::set_parent(span, parent);
+        }
+        self.turn.event_unix_ns = self.turn.event_unix_ns.max(frame.trailer.event_unix_ns);
+        self.metrics.frames.inc();
+        match self.state.apply(frame) {
+            Ok(()) => self.turn.frames = true,
+            Err(fault) => {
+                tracing::warn!(%fault, "a frame does not fit what is held");
+                if let Some(told) = own.fault.take() {
+                    // The stream may have ended by itself.
+                    let _ = told.send(fault);
+                }
+            }
+        }
+    }
+
+    /// Follows the state with the wanted table.
+    fn plan(&mut self) {
+        if !self.active && !self.state.is_in_sync() {
+            return;
+        }
+        let started = Instant::now();
+        let dirty = self.state.take_dirty();
+        if dirty.is_empty() {
+            return;
+        }
+        let span = self.turn.span.clone().unwrap_or_else(Span::none);
+        let _planning =
+            tracing::info_span!(parent: &span, "node.plan", records = dirty.records.len(), sets = dirty.members.len())
+                .entered();
+        let touches = |id: &RecordId| {
+            matches!(id, RecordId::Settings | RecordId::Pool(_) | RecordId::Node(_) | RecordId::Route(_))
+        };
+        self.turn.rerouted |= dirty.records.iter().any(touches);
+        let transaction = self.compiler.apply(self.state.records(), &dirty);
+        self.enqueue(&transaction, started);
+        self.due.save.get_or_insert_with(|| Instant::now() + SAVE_DELAY);
+        self.count();
+    }
+
+    fn enqueue(&mut self, transaction: &Transaction, started: Instant) {
+        self.turn.planning += started.elapsed();
+        if self.active && !self.unsure {
+            transaction.ops().iter().for_each(|op| self.pending.push(op.clone()));
+        }
+    }
+
+    /// Brings the kernel to what is wanted, and tells everybody who waits for it.
+    fn commit(&mut self) -> Result<(), Fatal> {
+        self.plan();
+        if !self.active {
+            if !self.state.is_in_sync() {
+                // Links that are gone need no rules to keep them from anything.
+                self.leaving.drain(..).for_each(|waiter| waiter.send(()).unwrap_or_default());
+                return Ok(());
+            }
+            self.active = true;
+            self.unsure = true;
+            self.turn.rerouted = true;
+        }
+        let started = Instant::now();
+        let pending = std::mem::replace(&mut self.pending, Transaction::new(policy::table()));
+        let result = if self.unsure { self.catch_up() } else { self.exec(&pending).map(|()| pending.ops().len()) };
+        match result {
+            Ok(operations) => {
+                self.committed(operations, started.elapsed());
+                Ok(())
+            }
+            Err(reason) => self.failed(reason),
+        }
+    }
+
+    /// Reads the table back and moves it to what is wanted; returns the number of operations.
+    fn catch_up(&mut self) -> Result<usize, ExecError> {
+        loop {
+            let wanted = self.compiler.ruleset(self.state.records());
+            let transaction = self.kernel.plan(&wanted).map_err(ExecError::Unanswered)?;
+            match self.exec(&transaction) {
+                Ok(()) => {
+                    self.unsure = false;
+                    if !transaction.is_empty() && self.status.borrow().enforcing {
+                        self.metrics.repairs.inc();
+                    }
+                    return Ok(transaction.ops().len());
+                }
+                // What the kernel refuses is denied, and everything else enforced.
+                Err(ExecError::Refused { index: Some(index), operation, source, message })
+                    if self.refuse(&transaction, index, &source) =>
+                {
+                    tracing::error!(operation, %source, message, "the kernel refuses a part of the table; what depends on it is denied");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn refuse(&mut self, transaction: &Transaction, index: usize, source: &io::Error) -> bool {
+        let part = transaction.ops().get(index).and_then(|op| self.compiler.part(op));
+        let Some(part) = part.filter(|part| !self.compiler.has_refused(part)) else { return false };
+        self.compiler.refuse(part, format!("the kernel refused it: {source}"), self.state.records());
+        self.due.forgive.get_or_insert_with(|| Instant::now() + self.forgive.next(jitter()));
+        true
+    }
+
+    fn exec(&mut self, transaction: &Transaction) -> Result<(), ExecError> {
+        if transaction.is_empty() {
+            return Ok(());
+        }
+        let span = self.turn.span.clone().unwrap_or_else(Span::none);
+        let _committing =
+            tracing::info_span!(parent: &span, "node.commit", operations = transaction.ops().len()).entered();
+        self.kernel.exec(transaction)
+    }
+
+    fn committed(&mut self, operations: usize, took: Duration) {
+        self.attempts = 0;
+        self.retry.reset();
+        self.due.retry = None;
+        let turn = std::mem::replace(&mut self.turn, Turn::new());
+        if operations > 0 {
+            self.metrics.committed(operations, turn.planning, took);
+        }
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        if turn.event_unix_ns > 0 {
+            self.metrics.realised(since_epoch.saturating_sub(Duration::from_nanos(turn.event_unix_ns)));
+        }
+        if turn.rerouted
+            && let Some(routes) = &mut self.routes
+        {
+            routes.want(net::plan::plan(&self.node, self.state.records(), &local_pods(self.compiler.attached())));
+        }
+        let errors = self.compiler.errors();
+        self.metrics.errors.set(errors.len() as i64);
+        self.metrics.pods.set(self.compiler.attached().len() as i64);
+        self.report(&errors);
+        if turn.frames {
+            let traceparent = turn.span.as_ref().and_then(telemetry::of).map(|context| context.to_string());
+            self.acks.send_replace(Some(Arc::new(Ack {
+                revision: self.state.revision(),
+                errors: errors.into_iter().collect(),
+                plan_us: micros(turn.planning),
+                commit_us: micros(took),
+                traceparent: traceparent.unwrap_or_default(),
+            })));
+        }
+        self.answer();
+    }
+
+    fn report(&mut self, errors: &BTreeMap<RecordId, String>) {
+        let (in_sync, revision) = (self.state.is_in_sync(), self.state.revision());
+        self.metrics.in_sync.set(i64::from(in_sync));
+        self.metrics.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+        self.status.send_if_modified(|status| {
+            for (id, reason) in errors.iter().filter(|(id, reason)| status.errors.get(*id) != Some(*reason)) {
+                tracing::warn!(record = ?id, reason, "not enforced as it is written");
+            }
+            let server = std::mem::take(&mut status.server);
+            let new = Status { in_sync, enforcing: true, revision, server, errors: errors.clone(), failing: None };
+            let changed = Status { server: new.server.clone(), ..status.clone() } != new;
+            *status = new;
+            changed
+        });
+    }
+
+    /// Tells those whose pods are decided about now, and those whose pods are gone.
+    fn answer(&mut self) {
+        let decided: Vec<String> =
+            self.waiters.keys().filter(|interface| self.compiler.decides(interface)).cloned().collect();
+        for interface in decided {
+            let result = self.compiler.refusal(&interface).map_or(Ok(()), |reason| Err(NotEnforced::Refused(reason)));
+            for waiter in self.waiters.remove(&interface).into_iter().flatten() {
+                // Who gave up waiting asks again.
+                let _ = waiter.send(result.clone());
+            }
+        }
+        self.waiters.retain(|_, waiters| {
+            waiters.retain(|waiter| !waiter.is_closed());
+            !waiters.is_empty()
+        });
+        for waiter in self.leaving.drain(..) {
+            let _ = waiter.send(());
+        }
+    }
+
+    fn failed(&mut self, error: ExecError) -> Result<(), Fatal> {
+        self.metrics.failures.inc();
+        self.unsure = true;
+        self.attempts += 1;
+        let reason = error.to_string();
+        tracing::warn!(attempt = self.attempts, reason, "nftables is not as wanted; trying again");
+        self.status.send_modify(|status| status.failing = Some(reason.clone()));
+        if self.attempts >= ATTEMPTS {
+            return Err(Fatal { attempts: self.attempts, reason });
+        }
+        self.due.retry = Some(Instant::now() + self.retry.next(jitter()));
+        Ok(())
+    }
+
+    /// Does what no event asks for.
+    fn overdue(&mut self) {
+        let now = Instant::now();
+        if now >= self.due.check {
+            self.due.check = now + FULL_CHECK;
+            self.unsure = true;
+        }
+        if self.due.forgive.is_some_and(|due| now >= due) {
+            self.due.forgive = None;
+            self.unsure |= self.compiler.forgive(self.state.records());
+        }
+        if self.due.save.is_some_and(|due| now >= due) {
+            self.due.save = None;
+            if self.state.is_in_sync() {
+                self.save();
+            } else {
+                self.due.save = Some(now + SAVE_DELAY);
+            }
+        }
+    }
+
+    /// Saves the view, which must be whole: half of one would be taken for the whole at the next start.
+    fn save(&self) {
+        let Some(store) = self.store.clone() else { return };
+        let encoded = store::encode(self.state.records());
+        let write = move || {
+            if let Err(error) = store.save(&encoded) {
+                tracing::warn!(%error, "the view could not be saved; a node that boots without typha would enforce an older one");
+            }
+        };
+        // Writing waits for the disk; the next save comes after at least the delay.
+        if let Err(error) = std::thread::Builder::new().name("save-view".to_owned()).spawn(write) {
+            tracing::warn!(%error, "the view could not be saved");
+        }
+    }
+
+    fn count(&self) {
+        let mut counts: BTreeMap<&'static str, i64> = KINDS.iter().map(|kind| (*kind, 0)).collect();
+        for id in self.state.records().keys() {
+            *counts.entry(kind(id)).or_default() += 1;
+        }
+        for (kind, count) in counts {
+            self.metrics.records.get_or_create(&Kind { kind: kind.to_owned() }).set(count);
+        }
+    }
+}
+
+impl Turn {
+    const fn new() -> Self {
+        Self { span: None, planning: Duration::ZERO, event_unix_ns: 0, frames: false, rerouted: false }
+    }
+}
+
+impl Due {
+    fn next(&self) -> Instant {
+        [self.save, self.retry, self.forgive].into_iter().flatten().fold(self.check, Instant::min)
+    }
+}
+
+const KINDS: [&str; 7] = ["settings", "pool", "node", "route", "ip-set", "policy", "endpoint"];
+
+/// The name of a record's kind, as the debug service has it.
+pub(crate) const fn kind(id: &RecordId) -> &'static str {
+    match id {
+        RecordId::Settings => KINDS[0],
+        RecordId::Pool(_) => KINDS[1],
+        RecordId::Node(_) => KINDS[2],
+        RecordId::Route(_) => KINDS[3],
+        RecordId::IpSet(_) => KINDS[4],
+        RecordId::Policy(_) => KINDS[5],
+        RecordId::Endpoint(_) => KINDS[6],
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

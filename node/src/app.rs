@@ -1,0 +1,203 @@
+//! Makes the parts in the order in which they need each other: first what enforces, then what tells it what to enforce, then what asks it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use margay_proto::debug::node_debug_server::NodeDebugServer;
+use margay_runtime::grpc::{Admission, Trace};
+use margay_runtime::ready::{Gate, Readiness};
+use margay_runtime::shutdown::Shutdown;
+use margay_runtime::tls::{Connector, Tls, incoming};
+use margay_runtime::{admin, telemetry};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+use tower::ServiceBuilder;
+
+use crate::agent::{self, AgentHandle, Netfilter, Routes, watch_drift};
+use crate::cni::attachment::Attachments;
+use crate::config::Args;
+use crate::debug::DebugService;
+use crate::identity::Identity;
+use crate::metrics::Metrics;
+use crate::net::worker::Network;
+use crate::pods;
+use crate::policy;
+use crate::store::Store;
+use crate::upstream::notices::Notices;
+use crate::upstream::{SERVER_NAME, Upstream};
+
+/// The longest that the end of the process may take; nothing that is enforced ends with it.
+const END: Duration = Duration::from_secs(10);
+/// Calls of readers that are being set up at once.
+const CALLS: usize = 64;
+/// The longest time until a call is set up.
+const CALL: Duration = Duration::from_secs(15);
+/// Who may call what.
+const MAY_CALL: [(&str, &[&str]); 1] = [(
+    "margay:readers",
+    &[
+        "margay.debug.v1.NodeDebug",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    ],
+)];
+
+/// Runs the agent until it is told to end. Whatever is in the kernel stays there.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let telemetry = telemetry::init("margay-node", &args.log)?;
+    tracing::info!(?args, "node agent starts");
+    let served = serve(args).await;
+    telemetry.shutdown().await;
+    served
+}
+
+async fn serve(args: Args) -> anyhow::Result<()> {
+    let shutdown = Shutdown::on_signals(END).context("signals")?;
+    let readiness = Readiness::default();
+    let certified = readiness.gate("certificate", "no certificate yet");
+    let enforcing = readiness.gate("policy", "the view has not come from typha yet");
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    admin::serve(args.admin_listen, Arc::new(registry), readiness.clone(), shutdown.clone()).await?;
+
+    let folder = args.state_dir.join("attachments");
+    let attachments = Attachments::load(&folder).with_context(|| format!("attachments in {}", folder.display()))?;
+    let (agent, fatal) = start(&args, &attachments, metrics)?;
+    tokio::spawn(follow(agent.clone(), enforcing));
+
+    let notices = Notices::default();
+    let connected = connect(&args, &agent, &notices, &readiness, certified, &shutdown);
+    let pods = serve_pods(&args, agent.clone(), attachments, notices.clone());
+    tokio::select! {
+        () = shutdown.wait() => Ok(()),
+        reason = fatal => Err(reason.map_or_else(|_| anyhow::anyhow!("the agent's thread has ended"), Into::into)),
+        ended = connected => ended,
+        ended = pods => ended,
+    }
+}
+
+/// Starts what enforces.
+fn start(
+    args: &Args,
+    attachments: &Attachments,
+    metrics: Metrics,
+) -> anyhow::Result<(AgentHandle, tokio::sync::oneshot::Receiver<agent::Fatal>)> {
+    let store = Store::new(&args.state_dir);
+    let kernel = Netfilter::open().context("nftables; does the agent have the capability NET_ADMIN?")?;
+    let monitor = kernel.monitor(policy::table()).context("changes of nftables")?;
+    let network = Network::spawn().context("rtnetlink")?;
+    let parts = agent::Parts {
+        node: args.node_name.clone(),
+        view: store.load(),
+        attached: pods::attached(attachments)?,
+        kernel: Box::new(kernel),
+        routes: Some(Box::new(network) as Box<dyn Routes>),
+        store: Some(store),
+        metrics,
+    };
+    let (agent, fatal) = agent::spawn(parts).context("thread of the agent")?;
+    watch_drift(monitor, agent.clone()).context("thread of the monitor")?;
+    Ok((agent, fatal))
+}
+
+/// Opens the gate while the kernel holds what it should.
+async fn follow(agent: AgentHandle, gate: Gate) {
+    let mut status = agent.watch();
+    loop {
+        let reason = status.borrow_and_update().not_ready();
+        match reason {
+            Some(reason) => gate.close(reason),
+            None => gate.open(),
+        }
+        if status.changed().await.is_err() {
+            return gate.close("the agent is ending");
+        }
+    }
+}
+
+/// Everything that needs the node's certificate.
+async fn connect(
+    args: &Args,
+    agent: &AgentHandle,
+    notices: &Notices,
+    readiness: &Readiness,
+    certified: Gate,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
+    let identity = Identity::new(&args.node_name, &args.state_dir, &args.ca_dir);
+    let tls = identity.obtain(&certified).await;
+    certified.open();
+    let upstream = Upstream {
+        connector: Connector::new(tls.clone(), &args.typha, SERVER_NAME)?,
+        server: args.typha.clone(),
+        agent: agent.clone(),
+        notices: notices.clone(),
+    };
+    let debug = DebugService { node: args.node_name.clone(), agent: agent.clone(), readiness: readiness.clone() };
+    let listener = TcpListener::bind(args.listen).await;
+    let listener =
+        listener.with_context(|| format!("address {}: choose a free one with MARGAY_LISTEN", args.listen))?;
+    tokio::select! {
+        () = upstream.run(shutdown.clone()) => Ok(()),
+        served = serve_debug(debug, readiness.clone(), listener, tls.clone(), shutdown.clone()) => served,
+        () = identity.renew(&tls) => Ok(()),
+    }
+}
+
+async fn serve_debug(
+    debug: DebugService,
+    readiness: Readiness,
+    listener: TcpListener,
+    tls: Tls,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(margay_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let reporter = HealthReporter::new();
+    let health = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
+    let reporting = async {
+        reporter.set_service_status("", ServingStatus::NotServing).await;
+        readiness.wait().await;
+        reporter.set_service_status("", ServingStatus::Serving).await;
+        std::future::pending::<()>().await;
+    };
+    let layers = ServiceBuilder::new()
+        .layer(Trace)
+        .layer(Admission::new(MAY_CALL))
+        .load_shed()
+        .concurrency_limit(CALLS)
+        .timeout(CALL);
+    let served = Server::builder()
+        .layer(layers)
+        .add_service(NodeDebugServer::new(debug))
+        .add_service(health)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .serve_with_incoming_shutdown(incoming(listener, tls), async move { shutdown.wait().await });
+    tokio::select! {
+        served = served => Ok(served?),
+        () = reporting => Ok(()),
+    }
+}
+
+/// Serves the CNI plugin.
+async fn serve_pods(args: &Args, agent: AgentHandle, attachments: Attachments, notices: Notices) -> anyhow::Result<()> {
+    let client = kube::Client::try_default().await.context("API server")?;
+    let settings = pods::Settings {
+        node: args.node_name.clone(),
+        address: args.node_ip,
+        run_dir: args.run_dir.clone(),
+        policy_timeout: Duration::from_secs(args.policy_setup_timeout_seconds),
+        mtu: args.mtu,
+    };
+    pods::serve(settings, client, agent, attachments, notices).await
+}

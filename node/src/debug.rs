@@ -1,0 +1,96 @@
+//! What a reader may ask of this node. Everything here only reads.
+
+use margay_calc::digest;
+use margay_calc::model::{Record, RecordId};
+use margay_proto::debug::node_debug_server::NodeDebug;
+use margay_proto::debug::{
+    KernelRequest, KernelResponse, RecordEntry, StatusRequest, StatusResponse, ViewRequest, ViewResponse,
+};
+use margay_proto::sync::{encode_id, wire};
+use margay_runtime::ready::Readiness;
+use tonic::{Request, Response, Status};
+
+use crate::agent::{self, AgentHandle, local_pods};
+use crate::net;
+
+/// See the module.
+pub struct DebugService {
+    /// Name of the node.
+    pub node: String,
+    /// The owner of the state.
+    pub agent: AgentHandle,
+    /// What is waited for.
+    pub readiness: Readiness,
+}
+
+impl DebugService {
+    fn gone() -> Status {
+        Status::unavailable("the agent is ending")
+    }
+}
+
+#[tonic::async_trait]
+impl NodeDebug for DebugService {
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let status = self.agent.status();
+        let missing = self.readiness.missing().into_iter().map(|(name, why)| format!("{name}: {why}"));
+        let errors = status
+            .errors
+            .iter()
+            .map(|(id, message)| wire::RecordError { id: Some(encode_id(id)), message: message.clone() });
+        Ok(Response::new(StatusResponse {
+            node: self.node.clone(),
+            in_sync: status.in_sync,
+            revision: status.revision,
+            errors: errors.collect(),
+            waiting: missing.chain(status.not_ready()).collect(),
+            typha: status.server,
+        }))
+    }
+
+    async fn view(&self, request: Request<ViewRequest>) -> Result<Response<ViewResponse>, Status> {
+        let asked = request.into_inner().node;
+        if !asked.is_empty() && asked != self.node {
+            return Err(Status::invalid_argument(format!(
+                "this is node {}; ask typha for the view of {asked}",
+                self.node
+            )));
+        }
+        let held =
+            self.agent.inspect(|state, _| (state.revision(), state.records().clone())).await.ok_or_else(Self::gone)?;
+        let records = held.1.iter().map(|(id, record)| entry(id, record)).collect();
+        Ok(Response::new(ViewResponse { node: self.node.clone(), revision: held.0, records }))
+    }
+
+    async fn kernel(&self, _: Request<KernelRequest>) -> Result<Response<KernelResponse>, Status> {
+        let node = self.node.clone();
+        let look = move |state: &crate::state::State, compiler: &crate::policy::Compiler| {
+            let plan = net::plan::plan(&node, state.records(), &local_pods(compiler.attached()));
+            (compiler.ruleset(state.records()), plan)
+        };
+        let (ruleset, plan) = self.agent.inspect(look).await.ok_or_else(Self::gone)?;
+        Ok(Response::new(KernelResponse { nftables: ruleset.to_string(), network: format!("{plan:#?}") }))
+    }
+}
+
+fn entry(id: &RecordId, record: &Record) -> RecordEntry {
+    RecordEntry {
+        kind: agent::kind(id).to_owned(),
+        id: id_text(id),
+        text: format!("{record:#?}"),
+        digest: digest::digest(id, record),
+        all_nodes: false,
+        nodes: Vec::new(),
+    }
+}
+
+fn id_text(id: &RecordId) -> String {
+    match id {
+        RecordId::Settings => String::new(),
+        RecordId::Pool(range) | RecordId::Route(range) => range.to_string(),
+        RecordId::Node(name) => name.clone(),
+        RecordId::IpSet(set) => set.to_string(),
+        RecordId::Policy(key) => key.to_string(),
+        RecordId::Endpoint(key) => key.to_string(),
+    }
+}

@@ -1,0 +1,274 @@
+//! The node's certificate: the key is made here and never leaves, the certificate is asked for through the API and renewed at two thirds of its life.
+//!
+//! With a certificate in force nothing here needs the API. A key that is being certified lies beside the one in use until its certificate is there, so
+//! that a crash at any point goes on where it was.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures::StreamExt;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
+use kube::api::{ObjectMeta, PostParams, WatchEvent, WatchParams};
+use kube::{Api, Client};
+use margay_runtime::backoff::{Backoff, jitter};
+use margay_runtime::ready::Gate;
+use margay_runtime::tls::{Files, Leaf, Tls, TlsError};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
+use sha2::{Digest, Sha256};
+
+/// Who signs: the operator.
+const SIGNER: &str = "margay.io/node";
+/// What the certificate is for, exactly.
+const USAGES: [&str; 3] = ["client auth", "digital signature", "server auth"];
+/// Asked for; the signer may give less.
+const LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// The certificate is looked at this often.
+const LOOK: Duration = Duration::from_secs(60);
+/// Delays between attempts.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// A watch ends after this time and is opened again.
+const WATCH_SECONDS: u32 = 290;
+
+/// Why there is no certificate yet.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The folder cannot be used.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Keys or requests cannot be made.
+    #[error("certificate request: {0}")]
+    Make(#[from] rcgen::Error),
+    /// The API cannot be asked.
+    #[error(
+        "CertificateSigningRequest {name}: {source}; does the service account of the agent have the right to create and watch it?"
+    )]
+    Api {
+        /// Name of the object.
+        name: String,
+        /// What the API says.
+        source: Box<kube::Error>,
+    },
+    /// The API client cannot be made.
+    #[error("API client: {0}")]
+    Client(#[from] Box<kube::Error>),
+    /// The signer refused.
+    #[error("CertificateSigningRequest {name} was {verdict}: {message}; see the log of margay-operator")]
+    Refused {
+        /// Name of the object.
+        name: String,
+        /// `Denied` or `Failed`.
+        verdict: String,
+        /// The reason given.
+        message: String,
+    },
+    /// It has not been signed yet.
+    #[error("CertificateSigningRequest {name} is not signed yet; is margay-operator running?")]
+    Waiting {
+        /// Name of the object.
+        name: String,
+    },
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// Where the key and the certificate of this node are.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    node: String,
+    folder: PathBuf,
+    ca: PathBuf,
+}
+
+/// A key and the name of its request.
+struct Pending {
+    key: KeyPair,
+    name: String,
+}
+
+impl Identity {
+    /// The files `tls/tls.key` and `tls/tls.crt` in the agent's folder, and `ca.crt` in the folder of the authorities.
+    pub fn new(node: &str, state: &Path, ca: &Path) -> Self {
+        Self { node: node.to_owned(), folder: state.join("tls"), ca: ca.to_owned() }
+    }
+
+    /// The certificate's subject.
+    pub fn common_name(&self) -> String {
+        format!("margay:node:{}", self.node)
+    }
+
+    /// The identity, asked for first if there is none in force. Tries until it succeeds; the gate says what is waited for.
+    pub async fn obtain(&self, gate: &Gate) -> Tls {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        loop {
+            if let Some(tls) = self.load().filter(|tls| !self.is_unfit(&tls.current().leaf, now())) {
+                return tls;
+            }
+            match self.request().await {
+                Ok(()) => {}
+                Err(error) => {
+                    gate.close(error.to_string());
+                    tracing::warn!(%error, "no certificate yet");
+                    tokio::time::sleep(backoff.next(jitter())).await;
+                }
+            }
+        }
+    }
+
+    /// Asks for a new certificate when two thirds of the present one's life are over; never returns.
+    pub async fn renew(&self, tls: &Tls) {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        loop {
+            tokio::time::sleep(LOOK).await;
+            while self.is_due(&tls.current().leaf, now()) {
+                let Err(error) = self.request().await else {
+                    backoff.reset();
+                    break;
+                };
+                tracing::warn!(%error, "the certificate is not renewed yet; it stays in use until it expires");
+                tokio::time::sleep(backoff.next(jitter())).await;
+            }
+        }
+    }
+
+    fn load(&self) -> Option<Tls> {
+        Tls::load(Files::in_dirs(&self.folder, &self.ca))
+            .inspect_err(|error| tracing::debug!(%error, "no usable certificate"))
+            .ok()
+    }
+
+    /// Whether it is another node's, or not in force.
+    fn is_unfit(&self, leaf: &Leaf, now: i64) -> bool {
+        leaf.peer.common_name != self.common_name() || !(leaf.not_before..leaf.not_after).contains(&now)
+    }
+
+    /// Whether two thirds of its life are over.
+    fn is_due(&self, leaf: &Leaf, now: i64) -> bool {
+        self.is_unfit(leaf, now) || now >= leaf.not_before + (leaf.not_after - leaf.not_before) / 3 * 2
+    }
+
+    /// Has a new key certified, and puts both in use.
+    async fn request(&self) -> Result<(), IdentityError> {
+        let pending = self.pending()?;
+        let client = Client::try_default().await.map_err(Box::new)?;
+        let api: Api<CertificateSigningRequest> = Api::all(client);
+        let failed = |source| IdentityError::Api { name: pending.name.clone(), source: Box::new(source) };
+        match api.create(&PostParams::default(), &self.object(&pending)?).await {
+            Ok(_) => tracing::info!(name = pending.name, "certificate asked for"),
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let only = WatchParams::default().fields(&format!("metadata.name={}", pending.name)).timeout(WATCH_SECONDS);
+        // Version 0 begins with the object as it is.
+        let mut events = api.watch(&only, "0").await.map_err(failed)?.boxed();
+        while let Some(event) = events.next().await {
+            let (WatchEvent::Added(object) | WatchEvent::Modified(object)) = event.map_err(failed)? else { continue };
+            if let Some(certificate) = self.verdict(&pending, &object)? {
+                return self.put(&certificate);
+            }
+        }
+        Err(IdentityError::Waiting { name: pending.name })
+    }
+
+    fn verdict(&self, pending: &Pending, object: &CertificateSigningRequest) -> Result<Option<Vec<u8>>, IdentityError> {
+        let status = object.status.clone().unwrap_or_default();
+        if let Some(certificate) = status.certificate.filter(|bytes| !bytes.0.is_empty()) {
+            return Ok(Some(certificate.0));
+        }
+        let refused = status
+            .conditions
+            .into_iter()
+            .flatten()
+            .find(|condition| ["Denied", "Failed"].contains(&condition.type_.as_str()));
+        let Some(condition) = refused else { return Ok(None) };
+        // Asked again with the same key the answer would be the same.
+        self.remove(&self.next_key())?;
+        let message = condition.message.or(condition.reason).unwrap_or_default();
+        Err(IdentityError::Refused { name: pending.name.clone(), verdict: condition.type_, message })
+    }
+
+    fn object(&self, pending: &Pending) -> Result<CertificateSigningRequest, IdentityError> {
+        let mut params = CertificateParams::new(["margay-node".to_owned()])?;
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, self.common_name());
+        params.distinguished_name.push(DnType::OrganizationName, "margay:nodes");
+        let request = params.serialize_request(&pending.key)?.pem()?;
+        Ok(CertificateSigningRequest {
+            metadata: ObjectMeta { name: Some(pending.name.clone()), ..ObjectMeta::default() },
+            spec: CertificateSigningRequestSpec {
+                request: ByteString(request.into_bytes()),
+                signer_name: SIGNER.to_owned(),
+                expiration_seconds: i32::try_from(LIFE.as_secs()).ok(),
+                usages: Some(USAGES.map(str::to_owned).to_vec()),
+                ..CertificateSigningRequestSpec::default()
+            },
+            status: None,
+        })
+    }
+
+    /// The key that is being certified, made if there is none.
+    fn pending(&self) -> Result<Pending, IdentityError> {
+        let path = self.next_key();
+        let kept = fs::read_to_string(&path).ok().and_then(|pem| KeyPair::from_pem(&pem).ok());
+        let key = match kept {
+            Some(key) => key,
+            None => {
+                let folder = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
+                folder.map_err(|source| IdentityError::Io { path: self.folder.clone(), source })?;
+                let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+                self.write(&path, key.serialize_pem().as_bytes())?;
+                key
+            }
+        };
+        let hash = Sha256::digest(key.subject_public_key_info());
+        let hash: String = hash[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Pending { key, name: format!("margay-node-{}-{hash}", self.node) })
+    }
+
+    /// Puts the certificate and its key in use. Between the two renames the pair does not fit, and whoever reads it then keeps the former one.
+    fn put(&self, certificate: &[u8]) -> Result<(), IdentityError> {
+        let next = self.folder.join("next.crt");
+        self.write(&next, certificate)?;
+        for (from, to) in [(next, "tls.crt"), (self.next_key(), "tls.key")] {
+            fs::rename(&from, self.folder.join(to)).map_err(|source| IdentityError::Io { path: from, source })?;
+        }
+        tracing::info!("certificate in use");
+        Ok(())
+    }
+
+    fn next_key(&self) -> PathBuf {
+        self.folder.join("next.key")
+    }
+
+    fn write(&self, path: &Path, content: &[u8]) -> Result<(), IdentityError> {
+        let write = || {
+            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+            file.write_all(content)?;
+            file.sync_all()
+        };
+        write().map_err(|source| IdentityError::Io { path: path.to_owned(), source })
+    }
+
+    fn remove(&self, path: &Path) -> Result<(), IdentityError> {
+        match fs::remove_file(path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(IdentityError::Io { path: path.to_owned(), source })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn now() -> i64 {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,176 @@
+//! The stream to typha: opens it, tells what is held, hands frames to the agent, and says what is committed and which addresses pods have.
+//!
+//! A stream that ends is opened again, to whichever replica answers; what is held stays, and the new server tells only what differs.
+
+pub mod notices;
+
+use std::time::{Duration, Instant};
+
+use margay_proto::sync::wire::{self, sync_client::SyncClient};
+use margay_proto::sync::{self, MAX_FRAME, decode_frame, encode_ack};
+use margay_runtime::backoff::{Backoff, jitter};
+use margay_runtime::shutdown::Shutdown;
+use margay_runtime::tls::Connector;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::agent::{AgentHandle, Event};
+use crate::state::Fault;
+use notices::Notices;
+
+/// The name that typha's certificate is for, whatever its address.
+pub const SERVER_NAME: &str = "margay-typha";
+/// Pings find a server that is gone without a word.
+const PING: Duration = Duration::from_secs(10);
+/// The longest time for an answer to a ping.
+const PONG: Duration = Duration::from_secs(10);
+/// Delays between attempts: short at first, because another replica is likely to be up.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// A stream that has lasted this long was good: the next failure is a first one again.
+const GOOD: Duration = Duration::from_secs(30);
+/// Messages to the server that wait for the network.
+const OUTGOING: usize = 16;
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("connect: {0}")]
+    Connect(#[from] tonic::transport::Error),
+    #[error("{0}")]
+    Status(#[from] Box<tonic::Status>),
+    #[error("the server closed the stream")]
+    Closed,
+    #[error("a frame cannot be read: {0}; are typha and the agent of the same version?")]
+    Frame(#[from] sync::Error),
+    #[error("a frame cannot be applied: {0}")]
+    Fault(#[from] Fault),
+    #[error("the agent has ended")]
+    Agent,
+}
+
+/// What the stream connects.
+pub struct Upstream {
+    /// How to reach typha.
+    pub connector: Connector,
+    /// Where that is, for people.
+    pub server: String,
+    /// The owner of the state.
+    pub agent: AgentHandle,
+    /// What is said about pods.
+    pub notices: Notices,
+}
+
+impl Upstream {
+    /// Keeps a stream open until shutdown or until the agent has ended.
+    pub async fn run(self, shutdown: Shutdown) {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        for stream in 1.. {
+            let started = Instant::now();
+            let ended = tokio::select! {
+                ended = self.stream(stream) => ended,
+                () = shutdown.wait() => return,
+            };
+            let known = self.agent.send(Event::Disconnected { stream }).await;
+            if matches!(ended, Ended::Agent) || !known {
+                return;
+            }
+            if started.elapsed() >= GOOD {
+                backoff.reset();
+            }
+            let delay = backoff.next(jitter());
+            tracing::warn!(
+                server = self.server,
+                reason = describe(&ended),
+                ?delay,
+                "no stream to typha; what is held stays enforced"
+            );
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = shutdown.wait() => return,
+            }
+        }
+    }
+
+    /// One stream from its connection to its end.
+    async fn stream(&self, stream: u64) -> Ended {
+        match self.converse(stream).await {
+            Ok(never) => match never {},
+            Err(ended) => ended,
+        }
+    }
+
+    async fn converse(&self, stream: u64) -> Result<std::convert::Infallible, Ended> {
+        let endpoint = self.connector.endpoint();
+        let endpoint = endpoint.http2_keep_alive_interval(PING).keep_alive_timeout(PONG).keep_alive_while_idle(true);
+        let channel = endpoint.connect_with_connector(self.connector.clone()).await?;
+        let mut client = SyncClient::new(channel).max_decoding_message_size(MAX_FRAME);
+
+        let (hello, held) = oneshot::channel();
+        let (fault, faults) = oneshot::channel();
+        let opened = Event::Connected { stream, hello, fault, server: self.server.clone() };
+        if !self.agent.send(opened).await {
+            return Err(Ended::Agent);
+        }
+        let buckets = held.await.map_err(|_| Ended::Agent)?;
+        // Acknowledgements until here are of former streams.
+        let mut acks = self.agent.acks();
+        acks.mark_unchanged();
+
+        let (up, outgoing) = mpsc::channel(OUTGOING);
+        let hello = wire::Hello { agent_version: env!("CARGO_PKG_VERSION").to_owned(), buckets };
+        // The channel is empty and its other end is held here, so this neither waits nor fails.
+        let _ = up.send(wire::Up { message: Some(wire::up::Message::Hello(hello)) }).await;
+        let frames = client.sync(ReceiverStream::new(outgoing)).await.map_err(Box::new)?.into_inner();
+        tracing::info!(server = self.server, "stream to typha is open");
+        tokio::select! {
+            ended = self.receive(stream, frames) => Err(ended),
+            fault = faults => Err(fault.map_or(Ended::Agent, Ended::Fault)),
+            () = report(acks, up.clone()) => Err(Ended::Closed),
+            () = self.notices.tell(up, &self.agent) => Err(Ended::Closed),
+        }
+    }
+
+    /// Hands frames to the agent; while its queue is full none is read, and the server gathers changes instead of queueing them.
+    async fn receive(&self, stream: u64, mut frames: tonic::Streaming<wire::Frame>) -> Ended {
+        loop {
+            let frame = match frames.message().await {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return Ended::Closed,
+                Err(status) => return Box::new(status).into(),
+            };
+            let frame = match decode_frame(frame) {
+                Ok(frame) => Box::new(frame),
+                Err(error) => return error.into(),
+            };
+            if !self.agent.send(Event::Frame { stream, frame }).await {
+                return Ended::Agent;
+            }
+        }
+    }
+}
+
+/// Says what is committed; while the network is slow the newest word replaces those that wait. Returns when the stream has ended.
+async fn report(mut acks: tokio::sync::watch::Receiver<Option<std::sync::Arc<sync::Ack>>>, up: mpsc::Sender<wire::Up>) {
+    while acks.changed().await.is_ok() {
+        let ack = acks.borrow_and_update().clone();
+        if let Some(ack) = ack
+            && up.send(encode_ack(&ack)).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// An error with its causes: tonic's own text does not name them.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let more = next.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = next.source();
+    }
+    text
+}
