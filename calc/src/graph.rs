@@ -1,97 +1,222 @@
 //! The graph: objects in, records out, computed once for the whole cluster.
+//!
+//! ```text
+//!  Endpoint, NetworkSet ---> index: items <--select--> selectors --+--> policy applies to endpoint ---> endpoint record
+//!  Namespace, Account -----> index: inherited labels               |        | in force on a node -----> policy record
+//!  Policy, Tier -----------> policies: subject, order, rules       |        v
+//!                                                                  +--> set is live: members ---------> set record
+//!  Service ------------------------------------------------------------> set is live: members ---------> set record
+//!  Node, Pool, Block, Settings --> globals -----------------------------------------------------------> global records
+//! ```
+//!
+//! A change walks this from left to right at once, in [`Graph::apply`] (the steps are in `wiring`): it adds and takes reasons (an address in
+//! a set, a node of a policy) and marks what it reaches. [`Graph::flush`] compares what is marked with what was told, so what is told
+//! depends on the objects alone, not on the way to them.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use crate::digest::{self, Buckets};
-use crate::flush::{Audience, Change, Flush, MemberDelta, NodeSet, RecordChange};
-use crate::model::{Member, Record, RecordId, SetId, SetKind};
-use crate::simple::{Computed, Objects};
+use margay_api::policy::PolicyKey;
+use margay_api::rule::Action;
+
+use crate::counts::audience;
+use crate::digest;
+use crate::flush::{Audience, Flush, NodeSet};
+use crate::globals::Globals;
+use crate::index::Index;
+use crate::members::{Members, Payload};
+use crate::model::{EndpointRecord, Member, Record, RecordId, SetId, SetKind};
+use crate::policies::{self, Policies};
+use crate::selector::Known;
+use crate::selectors::Selectors;
+use crate::sets::Sets;
+use crate::texts::{Map, Text, Texts};
 use crate::update::Update;
+use crate::wiring::{Service, key};
+
+pub use crate::view::View;
 
 /// Every object of the cluster and what follows from it. What it puts out depends on the objects alone, never on their history.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Graph {
-    objects: Objects,
-    told: Computed,
-    told_settings: BTreeMap<String, Record>,
+    pub(crate) texts: Texts,
+    pub(crate) index: Index,
+    pub(crate) selectors: Selectors,
+    pub(crate) members: Members,
+    pub(crate) policies: Policies,
+    pub(crate) sets: Sets,
+    pub(crate) services: Map<(Text, Text), Service>,
+    pub(crate) globals: Globals,
+}
+
+/// An object that does not mean what its author may think.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Problem {
+    /// A policy of a tier that does not exist.
+    #[error(
+        "{policy}: tier {tier:?} does not exist; the policy is evaluated after all tiers that do, and what it does not allow is denied; create the tier or correct the name"
+    )]
+    TierMissing {
+        /// The policy.
+        policy: PolicyKey,
+        /// The tier.
+        tier: String,
+    },
+    /// Two pools of one range.
+    #[error(
+        "IPPool {pool}: its cidr is also that of IPPool {winner}, which decides; delete one of them"
+    )]
+    PoolShadowed {
+        /// The pool without effect.
+        pool: String,
+        /// The pool that decides.
+        winner: String,
+    },
+}
+
+impl Default for Graph {
+    fn default() -> Self {
+        let mut texts = Texts::default();
+        let index = Index::new(Known::new(&mut texts));
+        Self {
+            texts,
+            index,
+            selectors: Selectors::default(),
+            members: Members::default(),
+            policies: Policies::default(),
+            sets: Sets::default(),
+            services: Map::default(),
+            globals: Globals::default(),
+        }
+    }
 }
 
 impl Graph {
-    /// Takes the latest state of an object. Nothing that can be asked changes until [`Graph::flush`].
+    /// Takes the latest state of an object. Ask nothing before the next [`Graph::flush`]: answers may be half old, half new.
     pub fn apply(&mut self, update: Update) {
-        self.objects.apply(update);
+        match update {
+            Update::Endpoint(name, endpoint) => self.take_endpoint(&name, endpoint),
+            Update::Namespace(name, labels) => self.take_namespace(&name, labels.as_ref()),
+            Update::ServiceAccount(name, labels) => {
+                self.take_service_account(&name, labels.as_ref())
+            }
+            Update::Policy(name, policy) => self.take_policy(&name, policy),
+            Update::Tier(name, tier) => {
+                let name = self.texts.intern(&name);
+                self.retier(name, tier);
+            }
+            Update::NetworkSet(name, set) => self.take_network_set(&name, set),
+            Update::Service(name, backends) => {
+                let name = key(&name, &mut self.texts);
+                self.reserve(name, backends.unwrap_or_default());
+            }
+            Update::Node(name, node) => self.globals.set_node(name, node),
+            Update::Pool(name, pool) => self.globals.set_pool(name, pool),
+            Update::Block(net, block) => self.globals.set_block(net, block),
+            Update::Settings(name, settings) => self.globals.set_settings(name, settings),
+        }
     }
 
     /// What changed since the last flush.
     pub fn flush(&mut self) -> Flush {
-        let now = self.objects.compute();
-        let before = std::mem::take(&mut self.told);
         let mut flush = Flush::default();
-        let ids: BTreeSet<&RecordId> = before.keys().chain(now.keys()).collect();
-        for id in ids {
-            if let Some(change) = compare(before.get(id), now.get(id)) {
-                flush.records.insert(id.clone(), change);
-            }
+        self.globals.flush(&mut flush);
+        self.flush_endpoints(&mut flush);
+        self.policies.flush(&mut flush, &self.sets, &self.texts);
+        let (retired, gone) = self.sets.flush(&mut flush, &self.texts);
+        self.settle(retired, gone);
+        if self.texts.is_sweep_due() {
+            self.sweep();
         }
-        let overrides = self.overrides();
-        if let Some(change) = flush.records.get(&RecordId::Settings) {
-            debug_assert!(change.lost.is_empty());
-        } else {
-            let names: BTreeSet<&String> =
-                overrides.keys().chain(self.told_settings.keys()).collect();
-            let differ = names
-                .into_iter()
-                .filter(|name| overrides.get(*name) != self.told_settings.get(*name));
-            let nodes: NodeSet = differ.cloned().collect();
-            if !nodes.is_empty() {
-                flush.records.insert(
-                    RecordId::Settings,
-                    RecordChange {
-                        gained: nobody(),
-                        kept: Audience::Nodes(nodes),
-                        change: Change::Value,
-                        lost: nobody(),
-                    },
-                );
-            }
-        }
-        self.told_settings = overrides;
-        self.told = now;
         flush
     }
 
     /// The value of a record; of the settings, that for nodes without settings of their own. Sets are borrowed, never copied.
     pub fn record(&self, id: &RecordId) -> Option<Cow<'_, Record>> {
-        self.told.get(id).map(|(record, _)| Cow::Borrowed(record))
+        self.record_for("", id)
     }
 
     /// The value of a record for this node. It differs from [`Graph::record`] for [`RecordId::Settings`] only.
     pub fn record_for(&self, node: &str, id: &RecordId) -> Option<Cow<'_, Record>> {
-        match (id, self.told_settings.get(node)) {
-            (RecordId::Settings, Some(own)) => Some(Cow::Borrowed(own)),
-            _ => self.record(id),
+        match id {
+            RecordId::Settings => self
+                .globals
+                .settings(node)
+                .map(|(record, _)| Cow::Borrowed(record)),
+            RecordId::Pool(_) | RecordId::Node(_) | RecordId::Route(_) => self
+                .globals
+                .record(id)
+                .map(|(record, _)| Cow::Borrowed(record)),
+            RecordId::IpSet(set) => self
+                .sets
+                .record(self.texts.find(&set.0)?)
+                .map(Cow::Borrowed),
+            RecordId::Policy(name) => {
+                let policy =
+                    self.policies
+                        .record(self.policy_key(name)?, &self.sets, &self.texts)?;
+                Some(Cow::Owned(Record::Policy(policy)))
+            }
+            RecordId::Endpoint(name) => {
+                let item = self
+                    .members
+                    .find_endpoint(self.pair(&name.namespace, &name.name)?)?;
+                self.members.get(item)?.node()?;
+                Some(Cow::Owned(Record::Endpoint(self.endpoint_record(item)?)))
+            }
         }
     }
 
     /// Kind and members of a set.
     pub fn ip_set(&self, id: &SetId) -> Option<(SetKind, &BTreeSet<Member>)> {
-        match self.told.get(&RecordId::IpSet(id.clone())) {
-            Some((Record::IpSet(set), _)) => Some((set.kind, &set.members)),
+        match self.sets.record(self.texts.find(&id.0)?)? {
+            Record::IpSet(set) => Some((set.kind, &set.members)),
             _ => None,
         }
     }
 
     /// The digest of a record, as [`Graph::record`] has it.
     pub fn digest(&self, id: &RecordId) -> Option<u64> {
-        self.record(id).map(|record| digest::digest(id, &record))
+        match id {
+            RecordId::Settings => self.globals.settings("").map(|(_, digest)| digest),
+            RecordId::Pool(_) | RecordId::Node(_) | RecordId::Route(_) => {
+                self.globals.record(id).map(|(_, digest)| digest)
+            }
+            RecordId::IpSet(set) => self.sets.digest(self.texts.find(&set.0)?),
+            RecordId::Policy(name) => Some(self.policies.told(self.policy_key(name)?)?.digest),
+            RecordId::Endpoint(name) => Some(
+                self.members
+                    .told(self.pair(&name.namespace, &name.name)?)?
+                    .1,
+            ),
+        }
     }
 
     /// Who holds the record.
     pub fn nodes_of(&self, id: &RecordId) -> Audience {
-        self.told
-            .get(id)
-            .map_or_else(nobody, |(_, audience)| audience.clone())
+        let nodes = match id {
+            RecordId::Settings => self.globals.settings("").map(|_| Audience::All),
+            RecordId::Pool(_) | RecordId::Node(_) | RecordId::Route(_) => {
+                self.globals.record(id).map(|_| Audience::All)
+            }
+            RecordId::IpSet(set) => {
+                let nodes = self.texts.find(&set.0).and_then(|set| self.sets.nodes(set));
+                nodes.map(|nodes| audience(nodes.nodes(), &self.texts))
+            }
+            RecordId::Policy(name) => {
+                let told = self
+                    .policy_key(name)
+                    .and_then(|key| self.policies.told(key));
+                told.map(|told| audience(told.nodes.iter().copied(), &self.texts))
+            }
+            RecordId::Endpoint(name) => {
+                let told = self
+                    .pair(&name.namespace, &name.name)
+                    .and_then(|key| self.members.told(key));
+                told.map(|(node, _)| audience([node], &self.texts))
+            }
+        };
+        nodes.unwrap_or_else(|| Audience::Nodes(NodeSet::new()))
     }
 
     /// What this node must hold.
@@ -99,102 +224,92 @@ impl Graph {
         View { graph: self, node }
     }
 
-    fn overrides(&self) -> BTreeMap<String, Record> {
-        let own = self.objects.settings.iter();
-        own.filter_map(|(name, settings)| {
-            Some((
-                name.strip_prefix("node.")?.to_owned(),
-                Record::Settings(settings.clone()),
-            ))
-        })
-        .collect()
-    }
-}
-
-/// What one node must hold, as of the last flush.
-#[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
-    graph: &'a Graph,
-    node: &'a str,
-}
-
-impl<'a> View<'a> {
-    /// The ids, ascending: what is referred to before what refers to it.
-    pub fn ids(&self) -> impl Iterator<Item = Cow<'a, RecordId>> + use<'a> {
-        let node = self.node;
-        let told = self.graph.told.iter();
-        told.filter(move |(_, (_, audience))| audience.contains(node))
-            .map(|(id, _)| Cow::Borrowed(id))
+    /// Objects that do not mean what their authors may think, in order.
+    pub fn problems(&self) -> BTreeSet<Problem> {
+        let tiers = self
+            .policies
+            .without_tier()
+            .map(|(policy, tier)| Problem::TierMissing {
+                policy: policies::key(policy, &self.texts),
+                tier: self.texts.get(tier).to_owned(),
+            });
+        let pools = self
+            .globals
+            .shadowed_pools()
+            .map(|(pool, winner)| Problem::PoolShadowed {
+                pool: pool.clone(),
+                winner: winner.clone(),
+            });
+        tiers.chain(pools).collect()
     }
 
-    /// The value of a record of the view.
-    pub fn record(&self, id: &RecordId) -> Option<Cow<'a, Record>> {
-        self.graph.record_for(self.node, id)
+    /// Forgets texts that no object uses any more. A flush does it when it is worth its cost.
+    pub fn sweep(&mut self) {
+        let Self {
+            texts,
+            index,
+            selectors,
+            members,
+            policies,
+            sets,
+            services,
+            globals: _,
+        } = self;
+        texts.sweep(|marks| {
+            index.mark(marks);
+            selectors.mark(marks);
+            members.mark(marks);
+            policies.mark(marks);
+            sets.mark(marks);
+            services
+                .keys()
+                .for_each(|(namespace, name)| marks.all([*namespace, *name]));
+        });
     }
 
-    /// The digests of the view's buckets.
-    pub fn buckets(&self) -> Buckets {
-        let mut buckets = [0; digest::BUCKETS];
-        for id in self.ids() {
-            if let Some(record) = self.record(&id) {
-                digest::add(&mut buckets, &id, digest::digest(&id, &record));
-            }
+    /// Policies that apply to an endpoint, in no order.
+    pub(crate) fn policies_of(&self, item: u32) -> impl Iterator<Item = u32> {
+        let selectors = self.index.selectors_of(item).iter();
+        selectors.flat_map(|selector| self.selectors.users(*selector).subjects.iter().copied())
+    }
+
+    fn flush_endpoints(&mut self, flush: &mut Flush) {
+        let mut members = std::mem::take(&mut self.members);
+        members.flush(flush, &self.texts, |item, payload, id| {
+            digest::digest(id, &Record::Endpoint(self.resolve(item, payload)))
+        });
+        self.members = members;
+    }
+
+    fn endpoint_record(&self, item: u32) -> Option<EndpointRecord> {
+        match self.members.get(item)? {
+            Payload::Endpoint(endpoint) => Some(self.resolve(item, endpoint)),
+            Payload::NetworkSet(_) => None,
         }
-        buckets
     }
 
-    /// The bucket of a record.
-    pub fn bucket(&self, id: &RecordId) -> u32 {
-        digest::bucket(id)
-    }
-}
-
-fn nobody() -> Audience {
-    Audience::Nodes(NodeSet::new())
-}
-
-fn compare(
-    before: Option<&(Record, Audience)>,
-    now: Option<&(Record, Audience)>,
-) -> Option<RecordChange> {
-    match (before, now) {
-        (None, None) => None,
-        (None, Some((_, audience))) => Some(RecordChange {
-            gained: audience.clone(),
-            kept: nobody(),
-            change: Change::Same,
-            lost: nobody(),
-        }),
-        (Some((_, audience)), None) => Some(RecordChange {
-            gained: nobody(),
-            kept: nobody(),
-            change: Change::Same,
-            lost: audience.clone(),
-        }),
-        (Some(before), Some(now)) if before == now => None,
-        (Some((old, was)), Some((new, is))) => {
-            let change = match (old, new) {
-                _ if old == new => Change::Same,
-                (Record::IpSet(old), Record::IpSet(new)) => Change::Members(MemberDelta {
-                    added: new.members.difference(&old.members).cloned().collect(),
-                    removed: old.members.difference(&new.members).cloned().collect(),
-                }),
-                _ => Change::Value,
-            };
-            let (gained, kept, lost) = match (was, is) {
-                (Audience::Nodes(was), Audience::Nodes(is)) => (
-                    Audience::Nodes(is.difference(was).cloned().collect()),
-                    Audience::Nodes(is.intersection(was).cloned().collect()),
-                    Audience::Nodes(was.difference(is).cloned().collect()),
-                ),
-                _ => (nobody(), is.clone(), nobody()),
-            };
-            Some(RecordChange {
-                gained,
-                kept,
-                change,
-                lost,
-            })
+    fn resolve(&self, item: u32, endpoint: &crate::members::Endpoint) -> EndpointRecord {
+        let has_profile = self.index.is_parent((endpoint.key.0, None));
+        EndpointRecord {
+            interface: endpoint.interface.to_string(),
+            addresses: endpoint.addresses.to_vec(),
+            tiers: self
+                .policies
+                .bindings(self.policies_of(item).collect(), &self.texts),
+            unmatched: if has_profile {
+                Action::Allow
+            } else {
+                Action::Deny
+            },
         }
+    }
+
+    fn pair(&self, namespace: &str, name: &str) -> Option<(Text, Text)> {
+        Some((self.texts.find(namespace)?, self.texts.find(name)?))
+    }
+
+    fn policy_key(&self, name: &PolicyKey) -> Option<policies::Key> {
+        let (namespace, text) = self.pair(&name.namespace, &name.name)?;
+        Some((name.kind, namespace, text))
     }
 }

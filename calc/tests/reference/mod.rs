@@ -1,25 +1,27 @@
-//! Everything from the objects, in one go: no index, no history. Slow and plain.
+//! Everything from the objects, in one go: no index, no history. Slow and plain: what the graph is compared with.
+
+mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
 use margay_api::meta::{
-    LABEL_NAMESPACE, LABEL_PARENT_NAME, LABEL_SERVICE_ACCOUNT, Labels, NamespacedName,
-    PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
+    LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_PARENT_NAME, LABEL_SERVICE_ACCOUNT, Labels,
+    NamespacedName, PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
 };
 use margay_api::network::{BlockInfo, Encapsulation, FelixSettings, NetworkSet, NodeInfo, Pool};
 use margay_api::policy::{Policy, PolicyKey, Tier};
 use margay_api::rule::Action;
 use margay_api::selector::Selector;
 
-use crate::flush::Audience;
-use crate::model::{
+use margay_calc::flush::Audience;
+use margay_calc::model::{
     EndpointRecord, IpSetRecord, Member, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord,
     TierBinding,
 };
-use crate::rules::{SetSpec, resolve};
-use crate::update::{Backend, NetworkSetKey, Update};
+use margay_calc::update::{Backend, NetworkSetKey, Update};
+use rules::{SetSpec, resolve};
 
 /// Every object, by kind.
 #[derive(Clone, Debug, Default)]
@@ -313,9 +315,16 @@ impl Objects {
 
     fn set_labels(&self, key: &NetworkSetKey, set: &NetworkSet) -> Labels {
         if key.namespace.is_empty() {
-            return set.labels.clone();
+            let mut labels = namespaced(&set.labels, "");
+            for reserved in [LABEL_NAMESPACE, LABEL_SERVICE_ACCOUNT, LABEL_ORCHESTRATOR] {
+                labels.remove(reserved);
+            }
+            return labels;
         }
         let mut labels = namespaced(&set.labels, &key.namespace);
+        for reserved in [LABEL_SERVICE_ACCOUNT, LABEL_ORCHESTRATOR] {
+            labels.remove(reserved);
+        }
         self.inherit(&mut labels, &key.namespace);
         labels
     }

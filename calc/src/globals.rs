@@ -1,0 +1,305 @@
+//! Records that every node holds: settings, pools, nodes and routes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use margay_api::network::{BlockInfo, Encapsulation, FelixSettings, NodeInfo, Pool};
+
+use crate::digest::{self, Buckets};
+use crate::flush::{Audience, Change, Flush, NodeSet, RecordChange};
+use crate::model::{PoolRecord, Record, RecordId, RouteRecord};
+
+/// Name of the settings for all nodes.
+const DEFAULT_SETTINGS: &str = "default";
+/// What the name of a node's own settings starts with.
+const NODE_SETTINGS: &str = "node.";
+
+/// Why there is a route; the smallest reason wins. A borrowed address is known better than the block around it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Reason {
+    Borrowed(IpNet),
+    Block(IpNet),
+}
+
+#[derive(Debug)]
+struct Held {
+    record: Record,
+    digest: u64,
+}
+
+/// Objects that every node has to know, and the records made of them.
+#[derive(Debug)]
+pub(crate) struct Globals {
+    pools: BTreeMap<String, Pool>,
+    blocks: BTreeMap<IpNet, BlockInfo>,
+    nodes: BTreeMap<String, NodeInfo>,
+    /// Per destination, the nodes that hold it and why.
+    routes: BTreeMap<IpNet, BTreeMap<Reason, String>>,
+    /// As of the last flush.
+    held: BTreeMap<RecordId, Held>,
+    /// Sum of what is in `held`.
+    buckets: Buckets,
+    dirty: BTreeSet<RecordId>,
+    settings: Settings,
+}
+
+/// Settings: one for all nodes, or a node's own.
+#[derive(Debug, Default)]
+struct Settings {
+    objects: BTreeMap<String, FelixSettings>,
+    /// As of the last flush; none before the first.
+    default: Option<Held>,
+    own: BTreeMap<String, Held>,
+    dirty: bool,
+}
+
+impl Default for Globals {
+    fn default() -> Self {
+        Self {
+            pools: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            held: BTreeMap::new(),
+            buckets: [0; digest::BUCKETS],
+            dirty: BTreeSet::new(),
+            settings: Settings {
+                dirty: true,
+                ..Settings::default()
+            },
+        }
+    }
+}
+
+impl Globals {
+    pub(crate) fn set_pool(&mut self, name: String, pool: Option<Pool>) {
+        if self.pools.get(&name) == pool.as_ref() {
+            return;
+        }
+        let before = self.pools.remove(&name);
+        for pool in before.iter().chain(&pool) {
+            self.dirty.insert(RecordId::Pool(pool.cidr.trunc()));
+            let within = self.routes.keys().filter(|net| pool.cidr.contains(*net));
+            self.dirty.extend(within.map(|net| RecordId::Route(*net)));
+        }
+        self.pools.extend(pool.map(|pool| (name, pool)));
+    }
+
+    pub(crate) fn set_node(&mut self, name: String, node: Option<NodeInfo>) {
+        self.dirty.insert(RecordId::Node(name.clone()));
+        match node {
+            Some(node) => self.nodes.insert(name, node),
+            None => self.nodes.remove(&name),
+        };
+    }
+
+    pub(crate) fn set_block(&mut self, net: IpNet, block: Option<BlockInfo>) {
+        if self.blocks.get(&net) == block.as_ref() {
+            return;
+        }
+        for (destination, reason, _) in self
+            .blocks
+            .remove(&net)
+            .iter()
+            .flat_map(|block| routes(net, block))
+        {
+            let reasons = self.routes.entry(destination).or_default();
+            reasons.remove(&reason);
+            if reasons.is_empty() {
+                self.routes.remove(&destination);
+            }
+            self.dirty.insert(RecordId::Route(destination));
+        }
+        for (destination, reason, node) in block.iter().flat_map(|block| routes(net, block)) {
+            self.routes
+                .entry(destination)
+                .or_default()
+                .entry(reason)
+                .or_insert(node);
+            self.dirty.insert(RecordId::Route(destination));
+        }
+        self.blocks.extend(block.map(|block| (net, block)));
+    }
+
+    pub(crate) fn set_settings(&mut self, name: String, settings: Option<FelixSettings>) {
+        self.settings.dirty = true;
+        match settings {
+            Some(settings) => self.settings.objects.insert(name, settings),
+            None => self.settings.objects.remove(&name),
+        };
+    }
+
+    /// Puts what changed into the flush.
+    pub(crate) fn flush(&mut self, flush: &mut Flush) {
+        for id in std::mem::take(&mut self.dirty) {
+            let record = self.compute(&id);
+            let held = self.held.get(&id);
+            if held.map(|held| &held.record) == record.as_ref() {
+                continue;
+            }
+            let had = held.map(|held| held.digest);
+            had.into_iter()
+                .for_each(|digest| digest::subtract(&mut self.buckets, &id, digest));
+            let has = record.map(|record| Held {
+                digest: digest::digest(&id, &record),
+                record,
+            });
+            has.iter()
+                .for_each(|held| digest::add(&mut self.buckets, &id, held.digest));
+            flush
+                .records
+                .insert(id.clone(), for_all(had.is_some(), has.is_some()));
+            match has {
+                Some(has) => self.held.insert(id, has),
+                None => self.held.remove(&id),
+            };
+        }
+        if std::mem::take(&mut self.settings.dirty)
+            && let Some(change) = self.settings.flush()
+        {
+            flush.records.insert(RecordId::Settings, change);
+        }
+    }
+
+    /// The records but for the settings, as of the last flush.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &RecordId> {
+        self.held.keys()
+    }
+
+    pub(crate) fn record(&self, id: &RecordId) -> Option<(&Record, u64)> {
+        self.held.get(id).map(|held| (&held.record, held.digest))
+    }
+
+    /// The settings of a node, as of the last flush.
+    pub(crate) fn settings(&self, node: &str) -> Option<(&Record, u64)> {
+        let held = self
+            .settings
+            .own
+            .get(node)
+            .or(self.settings.default.as_ref());
+        held.map(|held| (&held.record, held.digest))
+    }
+
+    /// Sums of the digests of these records, without settings.
+    pub(crate) fn buckets(&self) -> Buckets {
+        self.buckets
+    }
+
+    /// Pools whose range another pool has too, which wins by its name; with the other.
+    pub(crate) fn shadowed_pools(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.pools.iter().filter_map(|(name, pool)| {
+            let (winner, _) = self
+                .pools
+                .iter()
+                .find(|(_, other)| other.cidr.trunc() == pool.cidr.trunc())?;
+            (winner != name).then_some((name, winner))
+        })
+    }
+
+    fn compute(&self, id: &RecordId) -> Option<Record> {
+        match id {
+            RecordId::Pool(net) => {
+                let pool = self.pools.values().find(|pool| pool.cidr.trunc() == *net)?;
+                Some(Record::Pool(PoolRecord {
+                    nat_outgoing: pool.nat_outgoing,
+                    encapsulation: pool.encapsulation,
+                }))
+            }
+            RecordId::Node(name) => self.nodes.get(name).cloned().map(Record::Node),
+            RecordId::Route(net) => {
+                let (_, node) = self.routes.get(net)?.first_key_value()?;
+                Some(Record::Route(RouteRecord {
+                    node: node.clone(),
+                    encapsulation: self.encapsulation(net),
+                }))
+            }
+            RecordId::Settings
+            | RecordId::IpSet(_)
+            | RecordId::Policy(_)
+            | RecordId::Endpoint(_) => None,
+        }
+    }
+
+    /// By the smallest pool around the destination; among equal ones the first by name.
+    fn encapsulation(&self, net: &IpNet) -> Encapsulation {
+        let covering = self
+            .pools
+            .values()
+            .rev()
+            .filter(|pool| pool.cidr.contains(net));
+        let smallest = covering.max_by_key(|pool| pool.cidr.prefix_len());
+        smallest.map_or(Encapsulation::None, |pool| pool.encapsulation)
+    }
+}
+
+impl Settings {
+    fn flush(&mut self) -> Option<RecordChange> {
+        let held = |settings: FelixSettings| {
+            let record = Record::Settings(settings);
+            let digest = digest::digest(&RecordId::Settings, &record);
+            Held { record, digest }
+        };
+        let default = held(
+            self.objects
+                .get(DEFAULT_SETTINGS)
+                .cloned()
+                .unwrap_or_default(),
+        );
+        let own = self.objects.iter().filter_map(|(name, settings)| {
+            let node = name.strip_prefix(NODE_SETTINGS)?;
+            Some((node.to_owned(), held(settings.clone())))
+        });
+        let own: BTreeMap<String, Held> = own.collect();
+        let before = self.default.replace(default);
+        let own_before = std::mem::replace(&mut self.own, own);
+        let digest = |own: &BTreeMap<String, Held>, default: &Option<Held>, node: &String| {
+            own.get(node).or(default.as_ref()).map(|held| held.digest)
+        };
+        if before.as_ref().map(|held| held.digest) != self.default.as_ref().map(|held| held.digest)
+        {
+            return Some(for_all(before.is_some(), true));
+        }
+        let named: BTreeSet<&String> = own_before.keys().chain(self.own.keys()).collect();
+        let differ = named.into_iter().filter(|node| {
+            digest(&own_before, &before, node) != digest(&self.own, &self.default, node)
+        });
+        let nodes: NodeSet = differ.cloned().collect();
+        (!nodes.is_empty()).then_some(RecordChange {
+            gained: nobody(),
+            kept: Audience::Nodes(nodes),
+            change: Change::Value,
+            lost: nobody(),
+        })
+    }
+}
+
+/// The routes of a block: itself, and what others borrow from it.
+fn routes(net: IpNet, block: &BlockInfo) -> impl Iterator<Item = (IpNet, Reason, String)> {
+    let own = block
+        .node
+        .clone()
+        .map(|node| (net.trunc(), Reason::Block(net), node));
+    let borrowed = block
+        .borrowed
+        .iter()
+        .map(move |(address, node)| (IpNet::from(*address), Reason::Borrowed(net), node.clone()));
+    own.into_iter().chain(borrowed)
+}
+
+fn for_all(had: bool, has: bool) -> RecordChange {
+    let all = |is: bool| if is { Audience::All } else { nobody() };
+    RecordChange {
+        gained: all(!had && has),
+        kept: all(had && has),
+        change: if had && has {
+            Change::Value
+        } else {
+            Change::Same
+        },
+        lost: all(had && !has),
+    }
+}
+
+fn nobody() -> Audience {
+    Audience::Nodes(NodeSet::new())
+}

@@ -1,0 +1,239 @@
+//! Objects as they are kept: their texts become numbers, their selectors numbers of selectors, what rules refer to numbers of sets.
+
+use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
+use margay_api::meta::{
+    LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_PARENT_NAME, LABEL_SERVICE_ACCOUNT, Labels,
+    NamespacedName, PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
+};
+use margay_api::network::NetworkSet;
+use margay_api::policy::{Policy, PolicyKey};
+use margay_api::rule::Rule;
+use margay_api::selector::Selector;
+use sha2::{Digest, Sha256};
+
+use crate::counts::Counts;
+use crate::graph::Graph;
+use crate::index::{LabelList, ParentName};
+use crate::members::{Endpoint, Payload};
+use crate::policies::{self, Binding};
+use crate::rules::{Reference, StoredRule, store};
+use crate::selector::is_inherited;
+use crate::sets::Spec;
+use crate::texts::{Text, Texts};
+use crate::update::NetworkSetKey;
+use crate::wiring::{Placement, key};
+
+/// Names of service accounts from this length on are in no label, as a label's value could not hold them.
+const LONG_NAME: usize = 63;
+
+impl Graph {
+    pub(crate) fn take_endpoint(&mut self, name: &EndpointKey, endpoint: Option<WorkloadEndpoint>) {
+        let key = key(name, &mut self.texts);
+        let known = self.members.find_endpoint(key);
+        let Some(endpoint) = endpoint else {
+            return known.into_iter().for_each(|item| self.displace(item));
+        };
+        let account = endpoint.service_account.as_str();
+        let reserved = [
+            (LABEL_NAMESPACE, Some(name.namespace.as_str())),
+            (
+                LABEL_SERVICE_ACCOUNT,
+                Some(account).filter(|name| !name.is_empty() && name.len() < LONG_NAME),
+            ),
+        ];
+        let placement = Placement {
+            labels: own_labels(&endpoint.labels, &reserved, &mut self.texts),
+            parents: [
+                Some((key.0, None)),
+                (!account.is_empty()).then(|| (key.0, Some(self.texts.intern(account)))),
+            ],
+            payload: Payload::Endpoint(Endpoint::new(key, &endpoint, &mut self.texts)),
+        };
+        let item = known.unwrap_or_else(|| self.index.add_item());
+        self.place(item, placement);
+    }
+
+    pub(crate) fn take_network_set(&mut self, name: &NetworkSetKey, set: Option<NetworkSet>) {
+        let key = key(name, &mut self.texts);
+        let known = self.members.find_network_set(key);
+        let Some(set) = set else {
+            self.members.forget_network_set(key);
+            return known.into_iter().for_each(|item| self.displace(item));
+        };
+        let namespace = Some(name.namespace.as_str()).filter(|namespace| !namespace.is_empty());
+        let reserved = [
+            (LABEL_NAMESPACE, namespace),
+            (LABEL_SERVICE_ACCOUNT, None),
+            (LABEL_ORCHESTRATOR, None),
+        ];
+        let placement = Placement {
+            labels: own_labels(&set.labels, &reserved, &mut self.texts),
+            parents: [namespace.map(|_| (key.0, None)), None],
+            payload: Payload::NetworkSet(set.nets.iter().map(|net| net.trunc()).collect()),
+        };
+        let item = known.unwrap_or_else(|| self.index.add_item());
+        self.members.name_network_set(key, item);
+        self.place(item, placement);
+    }
+
+    pub(crate) fn take_namespace(&mut self, name: &str, labels: Option<&Labels>) {
+        let labels =
+            labels.map(|labels| inherited(PREFIX_NAMESPACE, name, labels, &mut self.texts));
+        let name: ParentName = (self.texts.intern(name), None);
+        self.relabel(name, labels);
+    }
+
+    pub(crate) fn take_service_account(&mut self, name: &NamespacedName, labels: Option<&Labels>) {
+        let labels = labels
+            .map(|labels| inherited(PREFIX_SERVICE_ACCOUNT, &name.name, labels, &mut self.texts));
+        let (namespace, name) = key(name, &mut self.texts);
+        self.relabel((namespace, Some(name)), labels);
+    }
+
+    pub(crate) fn take_policy(&mut self, name: &PolicyKey, policy: Option<Policy>) {
+        let key = (
+            name.kind,
+            self.texts.intern(&name.namespace),
+            self.texts.intern(&name.name),
+        );
+        // A policy that is staged, or in force in no direction, decides about no packet.
+        let in_force = policy.filter(|policy| {
+            !name.kind.is_staged() && (policy.applies_ingress || policy.applies_egress)
+        });
+        let Some(policy) = in_force else {
+            return self.repeal(key);
+        };
+        let mut sets = Vec::new();
+        let mut rules = |applies: bool, rules: &[Rule]| -> Box<[StoredRule]> {
+            let rules = rules.iter().filter(|_| applies);
+            rules
+                .map(|rule| store(rule, &mut |reference| self.refer(reference, &mut sets)))
+                .collect()
+        };
+        let ingress = rules(policy.applies_ingress, &policy.ingress);
+        let egress = rules(policy.applies_egress, &policy.egress);
+        sets.sort_unstable();
+        let mut once: Vec<u32> = Vec::with_capacity(sets.len());
+        for set in sets {
+            match once.last() == Some(&set) {
+                // A policy mentions a set once, however many of its rules refer to it.
+                true => self.sets.unmention(set),
+                false => once.push(set),
+            }
+        }
+        let binding = Binding {
+            tier: self.texts.intern(&policy.tier),
+            order: policy.order,
+            subject: self
+                .selectors
+                .mention(&policy.selector, &mut self.index, &mut self.texts),
+            ingress: policy.applies_ingress,
+            egress: policy.applies_egress,
+        };
+        self.enforce(policies::Policy {
+            key,
+            binding,
+            ingress,
+            egress,
+            sets: once.into(),
+            nodes: Counts::default(),
+        });
+    }
+
+    /// The set that a reference means, mentioned once more; noted in `mentioned`.
+    fn refer(&mut self, reference: Reference<'_>, mentioned: &mut Vec<u32>) -> u32 {
+        let (spec, id) = match reference {
+            Reference::Selected(selector) => {
+                let selector = self
+                    .selectors
+                    .mention(selector, &mut self.index, &mut self.texts);
+                (Spec::Selected(selector), None)
+            }
+            Reference::NamedPort(selector, protocol, name) => {
+                let all = Selector::all();
+                let selector = self.selectors.mention(
+                    selector.unwrap_or(&all),
+                    &mut self.index,
+                    &mut self.texts,
+                );
+                (
+                    Spec::NamedPort(selector, protocol, self.texts.intern(name)),
+                    None,
+                )
+            }
+            Reference::Service(name) => {
+                let (namespace, service) = key(name, &mut self.texts);
+                (
+                    Spec::Service(namespace, service),
+                    Some(format!("svc:{name}")),
+                )
+            }
+            Reference::ServiceAddresses(name) => {
+                let (namespace, service) = key(name, &mut self.texts);
+                (
+                    Spec::ServiceAddresses(namespace, service),
+                    Some(format!("svcaddr:{name}")),
+                )
+            }
+        };
+        let (texts, selectors) = (&mut self.texts, &self.selectors);
+        let (set, is_new) = self.sets.mention(spec, || match (spec, id) {
+            (_, Some(id)) => texts.intern(&id),
+            (Spec::NamedPort(selector, protocol, name), _) => {
+                let protocol =
+                    protocol.map_or(String::from("any"), |protocol| protocol.0.to_string());
+                let content = format!(
+                    "n:{},{protocol},{}",
+                    texts.get(selectors.users(selector).id),
+                    texts.get(name)
+                );
+                let hash = Sha256::digest(content.as_bytes());
+                let hex: String = hash[..20]
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect();
+                texts.intern(&format!("n:{hex}"))
+            }
+            (Spec::Selected(selector), _) => selectors.users(selector).id,
+            (Spec::Service(..) | Spec::ServiceAddresses(..), None) => {
+                unreachable!("a Service's set has its id")
+            }
+        });
+        // A selector is mentioned by a set once, however many policies mention the set.
+        if let (false, Some(selector)) = (is_new, spec.selector()) {
+            self.selectors.unmention(selector);
+        }
+        mentioned.push(set);
+        set
+    }
+}
+
+/// Labels that nobody inherits: an object's own, without those that only its namespace, its service account or Margay can give it.
+fn own_labels(labels: &Labels, reserved: &[(&str, Option<&str>)], texts: &mut Texts) -> LabelList {
+    let own = labels
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .filter(|(key, _)| !is_inherited(key) && reserved.iter().all(|(name, _)| name != key));
+    let given = reserved
+        .iter()
+        .filter_map(|(key, value)| Some((*key, (*value)?)));
+    sorted(own.chain(given), texts)
+}
+
+/// Labels of a namespace or service account as its endpoints have them.
+fn inherited(prefix: &str, name: &str, labels: &Labels, texts: &mut Texts) -> LabelList {
+    let own = labels.iter().filter(|(key, _)| *key != LABEL_PARENT_NAME);
+    let own = own.map(|(key, value)| (format!("{prefix}{key}"), value.as_str()));
+    let all: Vec<(String, &str)> = own
+        .chain([(format!("{prefix}{LABEL_PARENT_NAME}"), name)])
+        .collect();
+    sorted(all.iter().map(|(key, value)| (key.as_str(), *value)), texts)
+}
+
+fn sorted<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>, texts: &mut Texts) -> LabelList {
+    let mut labels: Vec<(Text, Text)> = labels
+        .map(|(key, value)| (texts.intern(key), texts.intern(value)))
+        .collect();
+    labels.sort_unstable();
+    labels.into()
+}

@@ -1,0 +1,118 @@
+//! What one node must hold.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use crate::digest::{self, Buckets};
+use crate::graph::Graph;
+use crate::members::{self, Payload};
+use crate::model::{Record, RecordId, SetId};
+use crate::policies;
+
+/// What one node must hold, as of the last flush.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    pub(crate) graph: &'a Graph,
+    pub(crate) node: &'a str,
+}
+
+impl<'a> View<'a> {
+    /// The ids, ascending: what is referred to before what refers to it.
+    pub fn ids(&self) -> impl Iterator<Item = Cow<'a, RecordId>> + use<'a> {
+        let settings = self
+            .record(&RecordId::Settings)
+            .map(|_| Cow::Owned(RecordId::Settings));
+        let own = self.own().into_iter().map(|(id, _)| Cow::Owned(id));
+        settings
+            .into_iter()
+            .chain(self.graph.globals.ids().map(Cow::Borrowed))
+            .chain(own)
+    }
+
+    /// The value of a record of the view.
+    pub fn record(&self, id: &RecordId) -> Option<Cow<'a, Record>> {
+        self.graph.record_for(self.node, id)
+    }
+
+    /// The digest of a record of the view.
+    pub fn digest(&self, id: &RecordId) -> Option<u64> {
+        match id {
+            RecordId::Settings => self
+                .graph
+                .globals
+                .settings(self.node)
+                .map(|(_, digest)| digest),
+            _ => self.graph.digest(id),
+        }
+    }
+
+    /// The digests of the view's buckets.
+    pub fn buckets(&self) -> Buckets {
+        let mut buckets = self.graph.globals.buckets();
+        if let Some(digest) = self.digest(&RecordId::Settings) {
+            digest::add(&mut buckets, &RecordId::Settings, digest);
+        }
+        for (id, digest) in self.own() {
+            digest::add(&mut buckets, &id, digest);
+        }
+        buckets
+    }
+
+    /// The bucket of a record.
+    pub fn bucket(&self, id: &RecordId) -> u32 {
+        digest::bucket(id)
+    }
+
+    /// Sets, policies and endpoints of the node with their digests, ascending.
+    fn own(&self) -> Vec<(RecordId, u64)> {
+        let graph = self.graph;
+        let (mut sets, mut policies, mut own) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+        for item in graph
+            .texts
+            .find(self.node)
+            .into_iter()
+            .flat_map(|node| graph.members.on_node(node))
+        {
+            policies.extend(graph.policies_of(item));
+            if let Some(Payload::Endpoint(endpoint)) = graph.members.get(item)
+                && let Some((_, digest)) = graph.members.told(endpoint.key)
+            {
+                own.push((
+                    RecordId::Endpoint(members::name(endpoint.key, &graph.texts)),
+                    digest,
+                ));
+            }
+        }
+        for policy in policies
+            .into_iter()
+            .map(|policy| graph.policies.get(policy))
+        {
+            sets.extend(policy.sets.iter().copied());
+            if let Some(told) = graph.policies.told(policy.key) {
+                own.push((
+                    RecordId::Policy(policies::key(policy.key, &graph.texts)),
+                    told.digest,
+                ));
+            }
+        }
+        for set in sets.into_iter().map(|set| graph.sets.id(set)) {
+            if let Some(digest) = graph.sets.digest(set) {
+                own.push((
+                    RecordId::IpSet(SetId(graph.texts.get(set).to_owned())),
+                    digest,
+                ));
+            }
+        }
+        own.sort_unstable();
+        own
+    }
+}
+
+impl<'a> IntoIterator for View<'a> {
+    type Item = Cow<'a, RecordId>;
+    type IntoIter = Box<dyn Iterator<Item = Cow<'a, RecordId>> + 'a>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        Box::new(self.ids())
+    }
+}

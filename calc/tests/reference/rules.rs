@@ -1,0 +1,145 @@
+//! Rules with selectors become rules with sets: which sets a rule refers to, and the rule as a node sees it.
+
+use ipnet::IpNet;
+use margay_api::meta::NamespacedName;
+use margay_api::rule::{EntityMatch, Port, PortRange, Protocol, Rule};
+use margay_api::selector::Selector;
+use sha2::{Digest, Sha256};
+
+use margay_calc::model::{RuleRecord, SetId, SetKind, SideMatch};
+
+/// What a set holds. Its id is made from it, so the same content has the same id whichever policy it came with.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SetSpec {
+    /// Addresses of the endpoints and ranges of the network sets that the selector selects.
+    Selected(Selector),
+    /// Address, protocol and port of the selected endpoints that declare a port of this name; of any protocol when it is absent.
+    NamedPort(Selector, Option<Protocol>, String),
+    /// Address, protocol and port of the backends of a Service.
+    Service(NamespacedName),
+    /// Addresses of the backends of a Service: what a packet that comes from one carries.
+    ServiceAddresses(NamespacedName),
+}
+
+impl SetSpec {
+    /// The id of the set.
+    pub fn id(&self) -> SetId {
+        SetId(match self {
+            Self::Selected(selector) => selector.id(),
+            Self::NamedPort(selector, protocol, name) => {
+                let protocol =
+                    protocol.map_or(String::from("any"), |protocol| protocol.0.to_string());
+                let content = format!("n:{},{protocol},{name}", selector.id());
+                format!("n:{}", hex(content.as_bytes()))
+            }
+            Self::Service(name) => format!("svc:{name}"),
+            Self::ServiceAddresses(name) => format!("svcaddr:{name}"),
+        })
+    }
+
+    /// What the members are.
+    pub fn kind(&self) -> SetKind {
+        match self {
+            Self::Selected(_) | Self::ServiceAddresses(_) => SetKind::Net,
+            Self::NamedPort(..) | Self::Service(_) => SetKind::AddressPort,
+        }
+    }
+}
+
+/// The first 20 bytes of SHA-256, as text.
+fn hex(content: &[u8]) -> String {
+    let hash = Sha256::digest(content);
+    hash[..20]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// The rule as a node sees it. `set` is told of every set that the rule refers to and answers with its id.
+pub fn resolve(rule: &Rule, set: &mut impl FnMut(SetSpec) -> SetId) -> RuleRecord {
+    let Rule {
+        action,
+        ip_version,
+        protocol,
+        not_protocol,
+        icmp,
+        not_icmp,
+        source,
+        destination,
+    } = rule;
+    let mut from = side(source, *protocol, set);
+    from.sets.extend(
+        source
+            .service
+            .clone()
+            .map(|name| set(SetSpec::ServiceAddresses(name))),
+    );
+    let mut to = side(destination, *protocol, set);
+    to.service_set = destination
+        .service
+        .clone()
+        .map(|name| set(SetSpec::Service(name)));
+    RuleRecord {
+        action: *action,
+        ip_version: *ip_version,
+        protocol: *protocol,
+        not_protocol: *not_protocol,
+        icmp: *icmp,
+        not_icmp: *not_icmp,
+        source: from,
+        destination: to,
+    }
+}
+
+fn side(
+    entity: &EntityMatch,
+    protocol: Option<Protocol>,
+    set: &mut impl FnMut(SetSpec) -> SetId,
+) -> SideMatch {
+    let EntityMatch {
+        nets,
+        not_nets,
+        selector,
+        not_selector,
+        ports,
+        not_ports,
+        service: _,
+    } = entity;
+    // A named port is one of the selected endpoints' own; of anybody's when nothing is selected.
+    let declared_by = || selector.clone().unwrap_or_else(Selector::all);
+    let mut named = |ports: &[Port]| -> Vec<SetId> {
+        let names = ports.iter().filter_map(|port| match port {
+            Port::Named(name) => Some(name.clone()),
+            Port::Range(_) => None,
+        });
+        names
+            .map(|name| set(SetSpec::NamedPort(declared_by(), protocol, name)))
+            .collect()
+    };
+    let (port_sets, not_port_sets) = (named(ports), named(not_ports));
+    SideMatch {
+        nets: nets.iter().map(IpNet::trunc).collect(),
+        not_nets: not_nets.iter().map(IpNet::trunc).collect(),
+        sets: selector
+            .iter()
+            .map(|selector| set(SetSpec::Selected(selector.clone())))
+            .collect(),
+        not_sets: not_selector
+            .iter()
+            .map(|selector| set(SetSpec::Selected(selector.clone())))
+            .collect(),
+        ports: ranges(ports),
+        port_sets,
+        not_ports: ranges(not_ports),
+        not_port_sets,
+        service_set: None,
+    }
+}
+
+fn ranges(ports: &[Port]) -> Vec<PortRange> {
+    let ranges = ports.iter().filter_map(|port| match port {
+        Port::Range(range) => Some(*range),
+        Port::Named(_) => None,
+    });
+    ranges.collect()
+}

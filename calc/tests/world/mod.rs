@@ -1,0 +1,382 @@
+//! A small world in which much collides: few names, few labels, few addresses, so that random updates meet one another.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use margay_api::endpoint::{EndpointKey, NamedPort, WorkloadEndpoint, interface_name};
+use margay_api::meta::{LABEL_ORCHESTRATOR, Labels, NamespacedName};
+use margay_api::network::{BlockInfo, Encapsulation, FelixSettings, NetworkSet, NodeInfo, Pool};
+use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier};
+use margay_api::rule::{Action, EntityMatch, Icmp, IpVersion, Port, PortRange, Protocol, Rule};
+use margay_api::selector::Selector;
+use margay_calc::update::{Backend, Update};
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+/// Namespaces of the world.
+pub const NAMESPACES: [&str; 3] = ["red", "green", "blue"];
+/// Nodes of the world.
+pub const NODES: [&str; 3] = ["n1", "n2", "n3"];
+
+/// Selectors as policies have them after parsing, with what tenants may try among them.
+const SELECTORS: [&str; 20] = [
+    "all()",
+    "app == 'web'",
+    "app != 'web'",
+    "has(app)",
+    "!has(app)",
+    "app in {'web', 'db'} && tier == 'front'",
+    "app == 'db' || tier == 'front'",
+    "app starts with 'we'",
+    "app contains 'b' && !(tier == 'back')",
+    "projectcalico.org/namespace == 'red'",
+    "projectcalico.org/namespace == 'red' && app == 'web'",
+    "projectcalico.org/namespace == 'green' && projectcalico.org/orchestrator == 'k8s'",
+    "projectcalico.org/namespace in {'red', 'blue'} && has(tier)",
+    "pcns.team == 'a'",
+    "pcns.team == 'a' && app == 'web'",
+    "has(pcns.team) && !(pcns.team in {'b'})",
+    "pcns.projectcalico.org/name == 'blue'",
+    "pcsa.role == 'admin'",
+    "projectcalico.org/serviceaccount in {'robot'}",
+    "!has(projectcalico.org/namespace)",
+];
+
+/// One update of any kind.
+pub fn update() -> impl Strategy<Value = Update> {
+    prop_oneof![
+        6 => (endpoint_key(), option::weighted(0.8, endpoint())).prop_map(|(key, value)| {
+            let value = value.map(|endpoint| WorkloadEndpoint { interface: interface_name(&key), ..endpoint });
+            Update::Endpoint(key, value)
+        }),
+        3 => (select(&NAMESPACES[..]), option::weighted(0.7, parent_labels())).prop_map(|(name, labels)| Update::Namespace(name.to_owned(), labels)),
+        2 => (account_key(), option::weighted(0.7, parent_labels())).prop_map(|(key, labels)| Update::ServiceAccount(key, labels)),
+        6 => (policy_key(), option::weighted(0.75, policy())).prop_map(|(key, policy)| Update::Policy(key, policy)),
+        1 => (tier_name(), option::weighted(0.7, tier())).prop_map(|(name, tier)| Update::Tier(name, tier)),
+        2 => (set_key(), option::weighted(0.7, network_set())).prop_map(|(key, set)| Update::NetworkSet(key, set)),
+        1 => (service_key(), option::weighted(0.7, vec(backend(), 0..3))).prop_map(|(key, backends)| Update::Service(key, backends)),
+        1 => (select(&NODES[..]), option::weighted(0.7, node())).prop_map(|(name, node)| Update::Node(name.to_owned(), node)),
+        1 => (select(&["p1", "p2", "p3"][..]), option::weighted(0.7, pool())).prop_map(|(name, pool)| Update::Pool(name.to_owned(), pool)),
+        1 => (block_net(), option::weighted(0.7, block())).prop_map(|(net, block)| Update::Block(net, block)),
+        1 => (select(&["default", "node.n1", "node.n2"][..]), option::weighted(0.7, settings())).prop_map(|(name, settings)| Update::Settings(name.to_owned(), settings)),
+    ]
+}
+
+/// A pod of the world.
+pub fn endpoint_key() -> impl Strategy<Value = EndpointKey> {
+    (select(&NAMESPACES[..]), select(&["p0", "p1", "p2"][..]))
+        .prop_map(|(namespace, name)| EndpointKey::new(namespace, name))
+}
+
+/// An address of a pod, or of nobody.
+pub fn address() -> impl Strategy<Value = IpAddr> {
+    let texts = vec![
+        "10.0.0.1",
+        "10.0.0.2",
+        "10.0.0.66",
+        "10.1.0.3",
+        "fd00::1",
+        "fd00::2",
+    ];
+    select(texts).prop_map(|text| text.parse().expect("an address"))
+}
+
+pub fn protocol() -> impl Strategy<Value = Protocol> {
+    select(&[Protocol::TCP, Protocol::UDP, Protocol::SCTP, Protocol::ICMP][..])
+}
+
+fn account_key() -> impl Strategy<Value = NamespacedName> {
+    (select(&NAMESPACES[..]), select(&["robot", "default"][..]))
+        .prop_map(|(namespace, name)| NamespacedName::new(namespace, name))
+}
+
+fn service_key() -> impl Strategy<Value = NamespacedName> {
+    select(&["red", "green"][..]).prop_map(|namespace| NamespacedName::new(namespace, "svc"))
+}
+
+fn set_key() -> impl Strategy<Value = NamespacedName> {
+    select(&["red", "green", ""][..]).prop_map(|namespace| NamespacedName::new(namespace, "nets"))
+}
+
+fn tier_name() -> impl Strategy<Value = String> {
+    select(&["default", "early", "late"][..]).prop_map(str::to_owned)
+}
+
+fn policy_key() -> impl Strategy<Value = PolicyKey> {
+    let kinds = vec![
+        PolicyKind::NetworkPolicy,
+        PolicyKind::KubernetesNetworkPolicy,
+        PolicyKind::GlobalNetworkPolicy,
+        PolicyKind::StagedNetworkPolicy,
+    ];
+    (
+        select(kinds),
+        select(&["red", "green", ""][..]),
+        select(&["a", "b"][..]),
+    )
+        .prop_map(|(kind, namespace, name)| PolicyKey {
+            kind,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })
+}
+
+fn own_labels() -> impl Strategy<Value = Labels> {
+    let keys = vec![
+        "app",
+        "tier",
+        "pcns.team",
+        "pcsa.role",
+        "projectcalico.org/namespace",
+        "projectcalico.org/serviceaccount",
+        "pcns.projectcalico.org/name",
+    ];
+    let values = vec!["web", "db", "front", "back", "a", "red", "blue", "admin"];
+    labels(keys, values)
+}
+
+fn parent_labels() -> impl Strategy<Value = Labels> {
+    labels(
+        vec!["team", "role", "projectcalico.org/name"],
+        vec!["a", "b", "admin", "blue"],
+    )
+}
+
+fn labels(keys: Vec<&'static str>, values: Vec<&'static str>) -> impl Strategy<Value = Labels> {
+    btree_map(
+        select(keys).prop_map(str::to_owned),
+        select(values).prop_map(str::to_owned),
+        0..4,
+    )
+}
+
+fn endpoint() -> impl Strategy<Value = WorkloadEndpoint> {
+    let node = select(&["n1", "n2", "n3", ""][..]);
+    let account = select(&["", "default", "robot"][..]);
+    (
+        node,
+        own_labels(),
+        account,
+        vec(address(), 0..3),
+        vec(named_port(), 0..3),
+    )
+        .prop_map(|(node, mut labels, account, addresses, ports)| {
+            labels.insert(LABEL_ORCHESTRATOR.to_owned(), "k8s".to_owned());
+            WorkloadEndpoint {
+                node: node.to_owned(),
+                labels,
+                service_account: account.to_owned(),
+                addresses,
+                ports,
+                interface: String::new(),
+            }
+        })
+}
+
+fn named_port() -> impl Strategy<Value = NamedPort> {
+    (port_name(), protocol(), port()).prop_map(|(name, protocol, port)| NamedPort {
+        name,
+        protocol,
+        port,
+    })
+}
+
+fn port_name() -> impl Strategy<Value = String> {
+    select(&["http", "dns"][..]).prop_map(str::to_owned)
+}
+
+/// A port number; few of them.
+pub fn port() -> impl Strategy<Value = u16> {
+    select(&[53, 80, 81, 8080][..])
+}
+
+fn selector() -> impl Strategy<Value = Selector> {
+    select(&SELECTORS[..]).prop_map(|text| Selector::parse(text).expect("a selector"))
+}
+
+fn tier() -> impl Strategy<Value = Tier> {
+    (order(), select(&[Action::Deny, Action::Pass][..])).prop_map(|(order, default_action)| Tier {
+        order,
+        default_action,
+    })
+}
+
+fn order() -> impl Strategy<Value = Order> {
+    option::of(select(&[-1e308, -1.0, 0.0, 1.0, 1000.0, 1e308][..])).prop_map(Order)
+}
+
+fn policy() -> impl Strategy<Value = Policy> {
+    let rules = || vec(rule(), 0..3);
+    (
+        tier_name(),
+        order(),
+        selector(),
+        any::<(bool, bool)>(),
+        rules(),
+        rules(),
+    )
+        .prop_map(
+            |(tier, order, selector, (applies_ingress, applies_egress), ingress, egress)| Policy {
+                tier,
+                order,
+                selector,
+                applies_ingress,
+                applies_egress,
+                ingress,
+                egress,
+            },
+        )
+}
+
+fn rule() -> impl Strategy<Value = Rule> {
+    let action = select(&[Action::Allow, Action::Deny, Action::Log, Action::Pass][..]);
+    let version = option::weighted(0.1, select(&[IpVersion::V4, IpVersion::V6][..]));
+    let icmp = || {
+        option::weighted(
+            0.1,
+            (option::of(0..2_u8), option::of(0..2_u8)).prop_map(|(kind, code)| Icmp {
+                kind,
+                code: code.filter(|_| kind.is_some()),
+            }),
+        )
+    };
+    let protocols = (
+        option::weighted(0.4, protocol()),
+        option::weighted(0.1, protocol()),
+    );
+    (
+        action,
+        version,
+        protocols,
+        icmp(),
+        icmp(),
+        entity(),
+        entity(),
+    )
+        .prop_map(
+            |(
+                action,
+                ip_version,
+                (protocol, not_protocol),
+                icmp,
+                not_icmp,
+                source,
+                destination,
+            )| Rule {
+                action,
+                ip_version,
+                protocol,
+                not_protocol,
+                icmp,
+                not_icmp,
+                source,
+                destination,
+            },
+        )
+}
+
+fn entity() -> impl Strategy<Value = EntityMatch> {
+    let nets = || prop_oneof![4 => Just(Vec::new()), 1 => vec(net(), 1..3)];
+    let selectors = || option::weighted(0.3, selector());
+    let ports = || prop_oneof![4 => Just(Vec::new()), 1 => vec(rule_port(), 1..3)];
+    let service = option::weighted(0.1, service_key());
+    (
+        nets(),
+        nets(),
+        selectors(),
+        option::weighted(0.1, selector()),
+        ports(),
+        ports(),
+        service,
+    )
+        .prop_map(
+            |(nets, not_nets, selector, not_selector, ports, not_ports, service)| EntityMatch {
+                nets,
+                not_nets,
+                selector,
+                not_selector,
+                ports,
+                not_ports,
+                service,
+            },
+        )
+}
+
+fn rule_port() -> impl Strategy<Value = Port> {
+    prop_oneof![
+        (port(), 0..3_u16).prop_map(|(first, more)| Port::Range(PortRange {
+            first,
+            last: first + more
+        })),
+        port_name().prop_map(Port::Named),
+    ]
+}
+
+fn net() -> impl Strategy<Value = IpNet> {
+    let texts = vec![
+        "10.0.0.0/8",
+        "10.0.0.0/24",
+        "10.0.0.1/32",
+        "10.0.0.66/26",
+        "fd00::/64",
+        "0.0.0.0/0",
+    ];
+    select(texts).prop_map(|text| text.parse().expect("a range"))
+}
+
+fn network_set() -> impl Strategy<Value = NetworkSet> {
+    (own_labels(), vec(net(), 0..3)).prop_map(|(labels, nets)| NetworkSet { labels, nets })
+}
+
+fn backend() -> impl Strategy<Value = Backend> {
+    (address(), protocol(), port()).prop_map(|(address, protocol, port)| Backend {
+        address,
+        protocol,
+        port,
+    })
+}
+
+fn node() -> impl Strategy<Value = NodeInfo> {
+    select(&["192.0.2.1/24", "192.0.2.2/24"][..]).prop_map(|text| NodeInfo {
+        ipv4: Some(text.parse().expect("an address")),
+        ..NodeInfo::default()
+    })
+}
+
+fn pool() -> impl Strategy<Value = Pool> {
+    let encapsulations = vec![
+        Encapsulation::None,
+        Encapsulation::Vxlan,
+        Encapsulation::VxlanCrossSubnet,
+    ];
+    (net(), select(encapsulations), any::<bool>()).prop_map(
+        |(cidr, encapsulation, nat_outgoing)| Pool {
+            cidr,
+            encapsulation,
+            nat_outgoing,
+        },
+    )
+}
+
+fn block_net() -> impl Strategy<Value = IpNet> {
+    let texts = vec!["10.0.0.0/26", "10.0.0.64/26", "10.0.0.1/32", "fd00::/122"];
+    select(texts).prop_map(|text| text.parse().expect("a range"))
+}
+
+fn block() -> impl Strategy<Value = BlockInfo> {
+    let node = || select(&NODES[..]).prop_map(str::to_owned);
+    (
+        option::weighted(0.8, node()),
+        vec((address(), node()), 0..3),
+    )
+        .prop_map(|(node, borrowed)| BlockInfo { node, borrowed })
+}
+
+fn settings() -> impl Strategy<Value = FelixSettings> {
+    select(&[0, 1400][..]).prop_map(|vxlan_mtu| FelixSettings {
+        vxlan_mtu,
+        ..FelixSettings::default()
+    })
+}
