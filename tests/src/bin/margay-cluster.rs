@@ -1,7 +1,8 @@
 //! Brings a real Kubernetes up on this machine and takes it down; see `margay_tests::cluster`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -96,17 +97,20 @@ struct Build {
     entrypoint: Vec<String>,
 }
 
-fn main() -> Result<()> {
-    match Args::parse().what {
-        What::Up(up) => bring_up(up),
-        What::Down(Folder { state }) => {
-            Cluster::attach(&state)?.down()?;
-            eprintln!(
-                "the cluster in {} is down; its logs are kept",
-                state.display()
-            );
-            Ok(())
+fn main() -> ExitCode {
+    match run(Args::parse().what) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
         }
+    }
+}
+
+fn run(what: What) -> Result<()> {
+    match what {
+        What::Up(up) => bring_up(up),
+        What::Down(Folder { state }) => take_down(&state),
         What::Reboot { node, folder } => Cluster::attach(&folder.state)?.reboot(&node),
         What::Load { image, folder } => Cluster::attach(&folder.state)?.load(&image),
         What::Image(Build {
@@ -159,5 +163,18 @@ fn bring_up(up: Up) -> Result<()> {
         std::fs::read_to_string(&env).with_context(|| format!("cannot read {}", env.display()))?;
     eprintln!(". {} && $KUBECTL get nodes", env.display());
     print!("{text}");
+    Ok(())
+}
+
+fn take_down(state: &Path) -> Result<()> {
+    if !Cluster::exists(state) {
+        eprintln!("there is no cluster in {}", state.display());
+        return Ok(());
+    }
+    Cluster::attach(state)?.down()?;
+    eprintln!(
+        "the cluster in {} is down; its logs are kept",
+        state.display()
+    );
     Ok(())
 }

@@ -300,3 +300,43 @@ fn check_go() -> Result<()> {
     );
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(file: &str) -> String {
+        std::fs::read_to_string(Path::new(MODULES).join(file)).unwrap()
+    }
+
+    #[test]
+    fn staging_modules_are_of_the_pinned_release() {
+        let release = kubernetes_version().unwrap().replace("v1.", "v0.");
+        let text = read("kubernetes/go.mod");
+        let replaced: Vec<&str> = text.lines().filter(|line| line.contains(" => ")).collect();
+        assert!(replaced.len() > 25, "{replaced:?}");
+        for line in replaced {
+            assert!(line.ends_with(&release), "{line} is not of {release}");
+        }
+    }
+
+    #[test]
+    fn every_program_is_pinned_by_its_module() {
+        for program in PROGRAMS.iter().chain([&SUITE]) {
+            let tools = read(&format!("{}/tools.go", program.module));
+            let import = format!("_ \"{}\"", program.package);
+            assert!(tools.contains(&import), "{} lacks {import}", program.module);
+        }
+    }
+
+    #[test]
+    fn versioned_programs_are_told_their_version() {
+        let flags = flags(&PROGRAMS[0]).unwrap().join(" ");
+        let version = kubernetes_version().unwrap();
+        assert!(
+            flags.contains(&format!("version.gitVersion={version}")),
+            "{flags}"
+        );
+        assert!(flags.contains("version.gitMajor=1 "), "{flags}");
+    }
+}

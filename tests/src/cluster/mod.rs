@@ -20,24 +20,23 @@ pub mod pki;
 pub mod preflight;
 pub mod process;
 pub mod state;
+mod steps;
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use k8s_openapi::api::core::v1::{Node as NodeObject, ServiceAccount};
-use kube::Api;
+use anyhow::{Context, Result, ensure};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
 use self::cgroup::Group;
-use self::layout::{API_PORT, Layout, Topology};
+use self::layout::{Layout, Topology};
 use self::node::Node;
 use self::pki::Pki;
-use self::process::{POLL, Place, Process};
+use self::process::Process;
 use self::state::State;
+use self::steps::{clear, empty};
 
 /// What a cluster shall be like.
 #[derive(Debug, Clone)]
@@ -58,6 +57,20 @@ pub struct Options {
     pub suite: bool,
 }
 
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            name: "margay".into(),
+            nodes: 3,
+            topology: Topology::Routed,
+            state: "target/cluster".into(),
+            images: Vec::new(),
+            audit: false,
+            suite: false,
+        }
+    }
+}
+
 /// A running cluster. It is taken down when dropped, unless [`keep`](Self::keep) was called.
 #[derive(Debug)]
 pub struct Cluster {
@@ -66,8 +79,6 @@ pub struct Cluster {
     owned: bool,
 }
 
-/// How long one step of the start may take, on a slow and busy machine.
-const PATIENCE: Duration = Duration::from_secs(180);
 /// How long a killed process may take to end, with all that it ran.
 const ENDING: Duration = Duration::from_secs(30);
 
@@ -100,14 +111,14 @@ impl Cluster {
             |host: &layout::Host| Ok((host.name.clone(), Group::plan(&layout.netns(&host.name))?));
         let groups = layout.nodes.iter().map(group).collect::<Result<_>>()?;
         let port = listener.local_addr()?.port();
-        let audit = options.audit;
         let state = State {
             layout,
             kube_bin,
             tool,
             port,
-            audit,
+            audit: options.audit,
             groups,
+            starting: Some(Process::current()?),
             processes: Vec::new(),
         };
         // From here on, an error takes down what exists.
@@ -120,12 +131,19 @@ impl Cluster {
         cluster
             .start(listener)
             .with_context(|| format!("logs are in {}", cluster.folder.join("logs").display()))?;
+        cluster.state.starting = None;
+        cluster.save()?;
         tell(&format!(
             "{} nodes registered {:.1} s after the start",
             options.nodes,
             begin.elapsed().as_secs_f32()
         ));
         Ok(cluster)
+    }
+
+    /// Whether a state folder has a cluster, or what is left of one.
+    pub fn exists(folder: &Path) -> bool {
+        folder.join("cluster.json").exists()
     }
 
     /// The cluster in a state folder, brought up by another process. Dropping it leaves it running.
@@ -357,187 +375,10 @@ impl Cluster {
     }
 }
 
-// -- steps of the start
-
-impl Cluster {
-    fn start_control(&mut self, role: &str) -> Result<()> {
-        let State {
-            layout,
-            kube_bin,
-            audit,
-            ..
-        } = &self.state;
-        let command = control::command(role, layout, kube_bin, &self.folder, *audit);
-        let netns = layout.netns_path("cp");
-        let place = Place {
-            role,
-            netns: Some(&netns),
-            init: false,
-            state: &self.folder,
-            stdin: None,
-        };
-        let process = Process::start(command, place)?;
-        self.state.remember(process);
-        self.save()
-    }
-
-    fn start_forward(&mut self, listener: TcpListener) -> Result<()> {
-        let mut command = Command::new(&self.state.tool);
-        command
-            .arg("forward")
-            .arg(self.state.layout.netns_path("cp"))
-            .arg(self.api().to_string());
-        let stdin = Some(Stdio::from(OwnedFd::from(listener)));
-        let place = Place {
-            role: "forward",
-            netns: None,
-            init: false,
-            state: &self.folder,
-            stdin,
-        };
-        let process = Process::start(command, place)?;
-        self.state.remember(process);
-        self.save()
-    }
-
-    fn start_node(&mut self, host: &layout::Host) -> Result<()> {
-        let process = node::start(&self.folder, &self.state, host)?;
-        self.state.remember(process);
-        self.save()
-    }
-
-    fn api(&self) -> SocketAddr {
-        SocketAddr::from((self.state.layout.control_plane().address, API_PORT))
-    }
-
-    fn wait_for_api(&self) -> Result<()> {
-        let (api, netns) = (self.api(), self.state.layout.netns_path("cp"));
-        process::in_netns(&netns, || {
-            self.wait("the API server to listen", || {
-                TcpStream::connect_timeout(&api, PATIENCE).is_ok()
-            })
-        })
-    }
-
-    /// Waits until every node is registered and pods are accepted, for which the controllers must have made the
-    /// default service account.
-    fn wait_for_nodes(&self) -> Result<()> {
-        let wanted = self.state.layout.nodes.len();
-        block_on(async {
-            let client = self.client().await?;
-            let nodes: Api<NodeObject> = Api::all(client.clone());
-            let accounts: Api<ServiceAccount> = Api::namespaced(client, "default");
-            let begin = Instant::now();
-            loop {
-                let registered = nodes.list(&Default::default()).await;
-                let account = accounts.get_opt("default").await;
-                if registered.is_ok_and(|list| list.items.len() >= wanted)
-                    && matches!(account, Ok(Some(_)))
-                {
-                    return Ok(());
-                }
-                self.check("the nodes to register", begin)?;
-                tokio::time::sleep(POLL).await;
-            }
-        })
-    }
-
-    fn wait(&self, what: &str, ready: impl Fn() -> bool) -> Result<()> {
-        let begin = Instant::now();
-        while !ready() {
-            self.check(what, begin)?;
-            std::thread::sleep(POLL);
-        }
-        Ok(())
-    }
-
-    /// Fails when waiting is in vain: something has ended, or time is up.
-    fn check(&self, what: &str, begin: Instant) -> Result<()> {
-        if let Some(dead) = self.state.processes.iter().find(|process| !process.alive()) {
-            let log = process::log_path(&self.folder, &dead.role);
-            let text = std::fs::read_to_string(&log).unwrap_or_default();
-            let lines: Vec<&str> = text.lines().collect();
-            let last = lines[lines.len().saturating_sub(10)..].join("\n");
-            bail!(
-                "{} ended while waiting for {what}; the end of {}:\n{last}",
-                dead.role,
-                log.display()
-            );
-        }
-        ensure!(begin.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
-        Ok(())
-    }
-}
-
-/// Makes room for a new cluster: refuses when one runs, removes what a broken one left.
-fn clear(folder: &Path, layout: &Layout) -> Result<()> {
-    if let Some(state) = State::load(folder)? {
-        let runs = state.processes.iter().any(Process::alive);
-        ensure!(
-            !runs,
-            "a cluster runs in {}; take it down first",
-            folder.display()
-        );
-        Cluster {
-            folder: folder.to_owned(),
-            state,
-            owned: false,
-        }
-        .take_down()?;
-    }
-    let netns = layout.netns_path("cp");
-    ensure!(
-        !netns.exists(),
-        "{} exists: another cluster is named `{}`; take that one down or choose another name",
-        netns.display(),
-        layout.name
-    );
-    empty(folder, &[])
-}
-
-/// Removes everything in `folder` but what is named.
-fn empty(folder: &Path, except: &[&str]) -> Result<()> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let below = format!(" {}/", folder.display());
-    ensure!(
-        !mounts.contains(&below),
-        "something is mounted in {}; unmount it first",
-        folder.display()
-    );
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        if except.iter().any(|name| path.ends_with(name)) {
-            continue;
-        }
-        let removed = if path.is_dir() && !path.is_symlink() {
-            std::fs::remove_dir_all(&path)
-        } else {
-            std::fs::remove_file(&path)
-        };
-        removed.with_context(|| format!("cannot remove {}", path.display()))?;
-    }
-    Ok(())
-}
-
 async fn client(kubeconfig: &Path) -> Result<kube::Client> {
     let file = Kubeconfig::read_from(kubeconfig)?;
     let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
     Ok(kube::Client::try_from(config)?)
-}
-
-/// Runs a future to its end, whether or not the caller is itself inside a runtime.
-fn block_on<T: Send>(work: impl Future<Output = Result<T>> + Send) -> Result<T> {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?
-                .block_on(work)
-        });
-        thread
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
 }
 
 /// The program whose subcommands are process 1 of nodes and the way to the API server: this one, or the one that was

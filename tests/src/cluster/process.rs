@@ -82,6 +82,17 @@ impl Process {
         })
     }
 
+    /// The calling process.
+    pub fn current() -> Result<Self> {
+        let pid = std::process::id() as i32;
+        let started = start_time(pid).context("this process is not in /proc; mount it")?;
+        Ok(Self {
+            role: "harness".into(),
+            pid,
+            started,
+        })
+    }
+
     /// Whether it still runs; a zombie does not.
     pub fn alive(&self) -> bool {
         // A child of this process stays a zombie until it is waited for; for any other this fails harmlessly.

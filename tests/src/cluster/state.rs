@@ -26,6 +26,8 @@ pub struct State {
     pub audit: bool,
     /// Control group of each node.
     pub groups: BTreeMap<String, Group>,
+    /// The process that brings the cluster up, as long as it does. When it has ended, what it left is of no use.
+    pub starting: Option<Process>,
     /// What runs, in the order in which it was started; process 1 of a node is named as the node.
     pub processes: Vec<Process>,
 }
