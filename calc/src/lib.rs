@@ -2,6 +2,7 @@
 
 mod counts;
 pub mod digest;
+pub mod evaluate;
 pub mod flush;
 mod globals;
 pub mod graph;
@@ -14,6 +15,7 @@ mod rules;
 mod selector;
 mod selectors;
 mod sets;
+pub mod text;
 mod texts;
 pub mod update;
 mod view;

@@ -128,7 +128,7 @@ impl Test {
                 label(*key).is_some_and(|value| values.binary_search(&value).is_ok())
             }
             Self::NotIn(key, values) => {
-                !label(*key).is_some_and(|value| values.binary_search(&value).is_ok())
+                label(*key).is_none_or(|value| values.binary_search(&value).is_err())
             }
             Self::Contains(key, wanted) => part(key, &|value| value.contains(&**wanted)),
             Self::StartsWith(key, wanted) => part(key, &|value| value.starts_with(&**wanted)),

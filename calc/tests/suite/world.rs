@@ -8,9 +8,9 @@ use margay_api::meta::{LABEL_ORCHESTRATOR, Labels, NamespacedName};
 use margay_api::network::{BlockInfo, Encapsulation, FelixSettings, NetworkSet, NodeInfo, Pool};
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier};
 use margay_api::rule::{Action, EntityMatch, Icmp, IpVersion, Port, PortRange, Protocol, Rule};
-use margay_api::selector::Selector;
+use margay_api::selector::{Node, Selector};
 use margay_calc::update::{Backend, Update};
-use proptest::collection::{btree_map, vec};
+use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -193,7 +193,34 @@ pub fn port() -> impl Strategy<Value = u16> {
 }
 
 fn selector() -> impl Strategy<Value = Selector> {
-    select(&SELECTORS[..]).prop_map(|text| Selector::parse(text).expect("a selector"))
+    let written =
+        select(&SELECTORS[..]).prop_map(|text| Selector::parse(text).expect("a selector"));
+    prop_oneof![3 => written, 1 => tree().prop_map(|root| Selector { root })]
+}
+
+/// Any tree of operations over few labels, so that demands meet on the same label.
+fn tree() -> impl Strategy<Value = Node> {
+    let label = || {
+        let labels = vec!["app", "tier", "pcns.team", "projectcalico.org/namespace"];
+        select(labels).prop_map(str::to_owned)
+    };
+    let value = || select(vec!["web", "db", "front", "a", "red"]).prop_map(str::to_owned);
+    let leaf = prop_oneof![
+        label().prop_map(Node::Has),
+        (label(), value()).prop_map(|(label, value)| Node::Equals(label, value)),
+        (label(), value()).prop_map(|(label, value)| Node::NotEquals(label, value)),
+        (label(), btree_set(value(), 0..3)).prop_map(|(label, values)| Node::In(label, values)),
+        (label(), btree_set(value(), 0..3)).prop_map(|(label, values)| Node::NotIn(label, values)),
+    ];
+    leaf.prop_recursive(3, 8, 3, |operand| {
+        prop_oneof![
+            operand
+                .clone()
+                .prop_map(|operand| Node::Not(Box::new(operand))),
+            vec(operand.clone(), 1..4).prop_map(Node::And),
+            vec(operand, 1..4).prop_map(Node::Or),
+        ]
+    })
 }
 
 fn tier() -> impl Strategy<Value = Tier> {

@@ -1,19 +1,16 @@
 //! Whatever the way, the end is the same: after any updates, split in any way, the graph holds what a plain computation from the final
 //! objects gives, and nodes that did what every flush said hold their views.
 
-mod reference;
-mod world;
-
 use std::collections::BTreeMap;
 
+use crate::reference::Objects;
+use crate::world::{NODES, update};
 use margay_calc::digest;
 use margay_calc::flush::{Audience, Change, Flush};
 use margay_calc::graph::Graph;
 use margay_calc::model::{Record, RecordId};
 use margay_calc::update::Update;
 use proptest::prelude::*;
-use reference::Objects;
-use world::{NODES, update};
 
 /// What the nodes hold who only ever did what flushes said.
 #[derive(Default)]

@@ -299,7 +299,8 @@ impl Objects {
         }
     }
 
-    fn labels(&self, key: &EndpointKey, endpoint: &WorkloadEndpoint) -> Labels {
+    /// Effective labels of an endpoint.
+    pub fn labels(&self, key: &EndpointKey, endpoint: &WorkloadEndpoint) -> Labels {
         let mut labels = namespaced(&endpoint.labels, &key.namespace);
         let account = NamespacedName::new(&key.namespace, &endpoint.service_account);
         labels.remove(LABEL_SERVICE_ACCOUNT);
@@ -313,7 +314,8 @@ impl Objects {
         labels
     }
 
-    fn set_labels(&self, key: &NetworkSetKey, set: &NetworkSet) -> Labels {
+    /// Effective labels of a network set.
+    pub fn set_labels(&self, key: &NetworkSetKey, set: &NetworkSet) -> Labels {
         if key.namespace.is_empty() {
             let mut labels = namespaced(&set.labels, "");
             for reserved in [LABEL_NAMESPACE, LABEL_SERVICE_ACCOUNT, LABEL_ORCHESTRATOR] {

@@ -1,0 +1,355 @@
+//! What happens to a packet, from the records alone: the meaning that every compiled form must have.
+//!
+//! Whatever cannot be looked up denies: an endpoint without record, a policy or set that a record refers to and that is not there.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use margay_api::endpoint::EndpointKey;
+use margay_api::policy::PolicyKey;
+use margay_api::rule::{Action, Icmp, IpVersion, Protocol};
+
+use crate::graph::{Graph, View};
+use crate::model::{
+    EndpointRecord, IpSetRecord, Member, PolicyRecord, Record, RecordId, RuleRecord, SetId,
+    SideMatch, TierBinding,
+};
+
+/// The first packet of a connection, or one that belongs to none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Where it comes from.
+    pub source: IpAddr,
+    /// Where it goes to; of the same IP version.
+    pub destination: IpAddr,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Port that it comes from; of protocols that have ports.
+    pub source_port: u16,
+    /// Port that it goes to; of protocols that have ports.
+    pub destination_port: u16,
+    /// ICMP type and code; of ICMP in either version.
+    pub icmp: (u8, u8),
+}
+
+/// Which way a packet passes its endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// To the endpoint.
+    Ingress,
+    /// From the endpoint.
+    Egress,
+}
+
+/// What decided, or took part in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A rule that matched.
+    Rule {
+        /// Tier of the policy.
+        tier: String,
+        /// The policy.
+        policy: PolicyKey,
+        /// Position of the rule among those of its direction, from 0.
+        rule: usize,
+        /// What the rule says.
+        action: Action,
+    },
+    /// A tier had policies for the packet, and none decided.
+    TierEnd {
+        /// The tier.
+        tier: String,
+        /// What the tier says.
+        action: Action,
+    },
+    /// No tier decided.
+    Unmatched(Action),
+    /// A record that is referred to does not exist.
+    Missing(RecordId),
+}
+
+/// What happens to a packet and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// `Allow` or `Deny`.
+    pub action: Action,
+    /// What led to it; the last step decided.
+    pub trace: Vec<Step>,
+}
+
+/// What happens to a connection between two endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Where the packet leaves.
+    pub egress: Verdict,
+    /// Where the packet arrives.
+    pub ingress: Verdict,
+}
+
+impl Connection {
+    /// Whether both ends allow it.
+    pub fn is_allowed(&self) -> bool {
+        self.egress.action == Action::Allow && self.ingress.action == Action::Allow
+    }
+}
+
+/// Where records are looked up.
+pub trait Records {
+    /// The value of a record.
+    fn record(&self, id: &RecordId) -> Option<Cow<'_, Record>>;
+}
+
+impl Records for View<'_> {
+    fn record(&self, id: &RecordId) -> Option<Cow<'_, Record>> {
+        View::record(self, id)
+    }
+}
+
+impl Records for Graph {
+    fn record(&self, id: &RecordId) -> Option<Cow<'_, Record>> {
+        Graph::record(self, id)
+    }
+}
+
+impl Records for BTreeMap<RecordId, Record> {
+    fn record(&self, id: &RecordId) -> Option<Cow<'_, Record>> {
+        self.get(id).map(Cow::Borrowed)
+    }
+}
+
+/// The verdict of an endpoint's policies on a packet that passes it.
+pub fn evaluate(
+    records: &impl Records,
+    endpoint: &EndpointKey,
+    direction: Direction,
+    packet: &Packet,
+) -> Verdict {
+    let mut trace = Vec::new();
+    let action =
+        decide(records, endpoint, direction, packet, &mut trace).unwrap_or_else(|missing| {
+            trace.push(Step::Missing(missing));
+            Action::Deny
+        });
+    Verdict { action, trace }
+}
+
+/// The verdict on a connection between two endpoints, by their first addresses of one IP version. None if they have none, or are not known.
+pub fn connect(
+    graph: &Graph,
+    source: &EndpointKey,
+    destination: &EndpointKey,
+    protocol: Protocol,
+    port: u16,
+) -> Option<Connection> {
+    let addresses = |key: &EndpointKey| {
+        endpoint_record(graph, key)
+            .ok()
+            .map(|endpoint| endpoint.into_owned().addresses)
+    };
+    let (from, to) = (addresses(source)?, addresses(destination)?);
+    let pairs = from
+        .iter()
+        .flat_map(|from| to.iter().map(move |to| (*from, *to)));
+    let (from, to) = { pairs }.find(|(from, to)| from.is_ipv4() == to.is_ipv4())?;
+    let packet = Packet {
+        source: from,
+        destination: to,
+        protocol,
+        // Out of the range that systems choose from.
+        source_port: 49_152,
+        destination_port: port,
+        icmp: (8, 0),
+    };
+    Some(Connection {
+        egress: evaluate(graph, source, Direction::Egress, &packet),
+        ingress: evaluate(graph, destination, Direction::Ingress, &packet),
+    })
+}
+
+type Missing = RecordId;
+
+fn decide(
+    records: &impl Records,
+    endpoint: &EndpointKey,
+    direction: Direction,
+    packet: &Packet,
+    trace: &mut Vec<Step>,
+) -> Result<Action, Missing> {
+    let endpoint = endpoint_record(records, endpoint)?;
+    for tier in &endpoint.tiers {
+        match in_tier(records, tier, direction, packet, trace)? {
+            Action::Pass | Action::Log => {}
+            decided => return Ok(decided),
+        }
+    }
+    trace.push(Step::Unmatched(endpoint.unmatched));
+    Ok(endpoint.unmatched)
+}
+
+/// `Allow`, `Deny`, or `Pass` to the next tier.
+fn in_tier(
+    records: &impl Records,
+    tier: &TierBinding,
+    direction: Direction,
+    packet: &Packet,
+    trace: &mut Vec<Step>,
+) -> Result<Action, Missing> {
+    let policies = match direction {
+        Direction::Ingress => &tier.ingress,
+        Direction::Egress => &tier.egress,
+    };
+    if policies.is_empty() {
+        return Ok(Action::Pass);
+    }
+    for key in policies {
+        let policy = policy_record(records, key)?;
+        let rules = match direction {
+            Direction::Ingress => &policy.ingress,
+            Direction::Egress => &policy.egress,
+        };
+        for (position, rule) in rules.iter().enumerate() {
+            if !matches(records, rule, packet)? {
+                continue;
+            }
+            trace.push(Step::Rule {
+                tier: tier.name.clone(),
+                policy: key.clone(),
+                rule: position,
+                action: rule.action,
+            });
+            if rule.action != Action::Log {
+                return Ok(rule.action);
+            }
+        }
+    }
+    trace.push(Step::TierEnd {
+        tier: tier.name.clone(),
+        action: tier.default_action,
+    });
+    Ok(tier.default_action)
+}
+
+fn matches(records: &impl Records, rule: &RuleRecord, packet: &Packet) -> Result<bool, Missing> {
+    let version = match packet.destination {
+        IpAddr::V4(_) => IpVersion::V4,
+        IpAddr::V6(_) => IpVersion::V6,
+    };
+    let is_icmp = |icmp: Icmp| {
+        let has_icmp = matches!(packet.protocol, Protocol::ICMP | Protocol::ICMPV6);
+        has_icmp
+            && icmp.kind.is_none_or(|kind| kind == packet.icmp.0)
+            && icmp.code.is_none_or(|code| code == packet.icmp.1)
+    };
+    let header = rule.ip_version.is_none_or(|wanted| wanted == version)
+        && rule.protocol.is_none_or(|wanted| wanted == packet.protocol)
+        && rule
+            .not_protocol
+            .is_none_or(|unwanted| unwanted != packet.protocol)
+        && rule.icmp.is_none_or(is_icmp)
+        && !rule.not_icmp.is_some_and(is_icmp);
+    let source = End {
+        address: packet.source,
+        port: packet.source_port,
+        protocol: packet.protocol,
+    };
+    let destination = End {
+        address: packet.destination,
+        port: packet.destination_port,
+        protocol: packet.protocol,
+    };
+    Ok(header
+        && source.meets(records, &rule.source)?
+        && destination.meets(records, &rule.destination)?)
+}
+
+/// One side of a packet.
+struct End {
+    address: IpAddr,
+    port: u16,
+    protocol: Protocol,
+}
+
+impl End {
+    fn meets(&self, records: &impl Records, side: &SideMatch) -> Result<bool, Missing> {
+        let SideMatch {
+            nets,
+            not_nets,
+            sets,
+            not_sets,
+            ports,
+            port_sets,
+            not_ports,
+            not_port_sets,
+            service_set,
+        } = side;
+        let is_within = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&self.address));
+        let has_port = |ports: &[margay_api::rule::PortRange]| {
+            self.protocol.has_ports() && ports.iter().any(|range| range.contains(self.port))
+        };
+        let mut met = (nets.is_empty() || is_within(nets)) && !is_within(not_nets);
+        for set in sets {
+            met &= self.is_in(records, set)?;
+        }
+        for set in not_sets {
+            met &= !self.is_in(records, set)?;
+        }
+        let mut wanted = (ports.is_empty() && port_sets.is_empty()) || has_port(ports);
+        for set in port_sets {
+            wanted |= self.is_in(records, set)?;
+        }
+        let mut unwanted = has_port(not_ports);
+        for set in not_port_sets {
+            unwanted |= self.is_in(records, set)?;
+        }
+        if let Some(set) = service_set {
+            met &= self.is_in(records, set)?;
+        }
+        Ok(met && wanted && !unwanted)
+    }
+
+    /// Whether a set holds the address, or address, protocol and port.
+    fn is_in(&self, records: &impl Records, id: &SetId) -> Result<bool, Missing> {
+        let id = RecordId::IpSet(id.clone());
+        let record = records.record(&id);
+        let Some(Record::IpSet(IpSetRecord { kind: _, members })) = record.as_deref() else {
+            return Err(id);
+        };
+        let with_port = Member::AddressPort(self.address, self.protocol, self.port);
+        let mut around = IpNet::from(self.address);
+        loop {
+            if members.contains(&Member::Net(around)) {
+                return Ok(true);
+            }
+            match around.supernet() {
+                Some(wider) => around = wider,
+                None => return Ok(self.protocol.has_ports() && members.contains(&with_port)),
+            }
+        }
+    }
+}
+
+fn endpoint_record<'a>(
+    records: &'a impl Records,
+    key: &EndpointKey,
+) -> Result<Cow<'a, EndpointRecord>, Missing> {
+    let id = RecordId::Endpoint(key.clone());
+    match records.record(&id) {
+        Some(Cow::Borrowed(Record::Endpoint(endpoint))) => Ok(Cow::Borrowed(endpoint)),
+        Some(Cow::Owned(Record::Endpoint(endpoint))) => Ok(Cow::Owned(endpoint)),
+        _ => Err(id),
+    }
+}
+
+fn policy_record<'a>(
+    records: &'a impl Records,
+    key: &PolicyKey,
+) -> Result<Cow<'a, PolicyRecord>, Missing> {
+    let id = RecordId::Policy(key.clone());
+    match records.record(&id) {
+        Some(Cow::Borrowed(Record::Policy(policy))) => Ok(Cow::Borrowed(policy)),
+        Some(Cow::Owned(Record::Policy(policy))) => Ok(Cow::Owned(policy)),
+        _ => Err(id),
+    }
+}

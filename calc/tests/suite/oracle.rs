@@ -1,0 +1,315 @@
+//! Graph and evaluator give every packet the verdict that the objects themselves demand, and no label that a tenant can write
+//! reaches beyond the tenant's namespace.
+
+use std::net::IpAddr;
+
+use crate::reference::Objects;
+use crate::world::{address, endpoint_key, port, protocol, update};
+use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
+use margay_api::meta::{Labels, NamespacedName};
+use margay_api::policy::{Policy, PolicyKey};
+use margay_api::rule::{Action, EntityMatch, IpVersion, Port, Protocol, Rule};
+use margay_api::selector::Selector;
+use margay_calc::evaluate::{Direction, Packet, connect, evaluate};
+use margay_calc::graph::Graph;
+use margay_calc::text;
+use margay_calc::update::Update;
+use proptest::prelude::*;
+
+/// The verdict by the objects: no set, no record, no index.
+struct Naive<'a>(&'a Objects);
+
+impl Naive<'_> {
+    fn verdict(&self, key: &EndpointKey, direction: Direction, packet: &Packet) -> Action {
+        let Some(endpoint) = self
+            .0
+            .endpoints
+            .get(key)
+            .filter(|endpoint| !endpoint.node.is_empty())
+        else {
+            return Action::Deny;
+        };
+        let labels = self.0.labels(key, endpoint);
+        let policies = self.0.policies.iter().filter(|(key, policy)| {
+            let applies = match direction {
+                Direction::Ingress => policy.applies_ingress,
+                Direction::Egress => policy.applies_egress,
+            };
+            applies && !key.kind.is_staged() && policy.selector.matches(&labels)
+        });
+        let mut policies: Vec<(&PolicyKey, &Policy)> = policies.collect();
+        policies.sort_by_key(|(key, policy)| {
+            (policy.order, &key.name, &key.namespace, key.kind.as_str())
+        });
+        let mut existing: Vec<_> = self.0.tiers.iter().collect();
+        existing.sort_by_key(|(name, tier)| (tier.order, *name));
+        let mut tiers: Vec<(&str, Action)> = existing
+            .into_iter()
+            .map(|(name, tier)| (name.as_str(), tier.default_action))
+            .collect();
+        for name in ["default", "early", "late"] {
+            if !self.0.tiers.contains_key(name) {
+                tiers.push((name, Action::Deny));
+            }
+        }
+        for (tier, default_action) in tiers {
+            let mut policies = policies
+                .iter()
+                .filter(|(_, policy)| policy.tier == tier)
+                .peekable();
+            if policies.peek().is_none() {
+                continue;
+            }
+            let rules = policies.flat_map(|(_, policy)| match direction {
+                Direction::Ingress => &policy.ingress,
+                Direction::Egress => &policy.egress,
+            });
+            let decided = rules
+                .filter(|rule| rule.action != Action::Log)
+                .find(|rule| self.matches(rule, packet));
+            match decided.map_or(default_action, |rule| rule.action) {
+                Action::Pass => {}
+                action => return action,
+            }
+        }
+        match self.0.namespaces.contains_key(&key.namespace) {
+            true => Action::Allow,
+            false => Action::Deny,
+        }
+    }
+
+    fn matches(&self, rule: &Rule, packet: &Packet) -> bool {
+        let version = if packet.source.is_ipv4() {
+            IpVersion::V4
+        } else {
+            IpVersion::V6
+        };
+        let is_icmp = packet.protocol == Protocol::ICMP || packet.protocol == Protocol::ICMPV6;
+        let icmp = |icmp: margay_api::rule::Icmp| {
+            is_icmp
+                && icmp.kind.unwrap_or(packet.icmp.0) == packet.icmp.0
+                && icmp.code.unwrap_or(packet.icmp.1) == packet.icmp.1
+        };
+        let criteria = [
+            rule.ip_version.unwrap_or(version) == version,
+            rule.protocol.unwrap_or(packet.protocol) == packet.protocol,
+            rule.not_protocol != Some(packet.protocol),
+            rule.icmp.is_none_or(icmp),
+            !rule.not_icmp.is_some_and(icmp),
+            self.meets(
+                &rule.source,
+                rule.protocol,
+                packet.source,
+                packet.source_port,
+                packet.protocol,
+                false,
+            ),
+            self.meets(
+                &rule.destination,
+                rule.protocol,
+                packet.destination,
+                packet.destination_port,
+                packet.protocol,
+                true,
+            ),
+        ];
+        criteria.into_iter().all(|met| met)
+    }
+
+    fn meets(
+        &self,
+        entity: &EntityMatch,
+        limit: Option<Protocol>,
+        address: IpAddr,
+        port: u16,
+        protocol: Protocol,
+        is_destination: bool,
+    ) -> bool {
+        let in_nets = |nets: &[ipnet::IpNet]| nets.iter().any(|net| net.contains(&address));
+        let port_matches = |wanted: &Port| {
+            protocol.has_ports()
+                && match wanted {
+                    Port::Range(range) => range.contains(port),
+                    Port::Named(name) => self.owners(address).any(|(key, endpoint)| {
+                        let selector = entity.selector.as_ref();
+                        selector
+                            .is_none_or(|selector| selector.matches(&self.0.labels(key, endpoint)))
+                            && limit.is_none_or(|limit| limit == protocol)
+                            && endpoint.ports.iter().any(|declared| {
+                                declared.name == *name
+                                    && declared.port == port
+                                    && declared.protocol == protocol
+                            })
+                    }),
+                }
+        };
+        let service = entity.service.as_ref().is_none_or(|service| {
+            let backends = self.0.services.get(service).into_iter().flatten();
+            { backends }.any(|backend| {
+                backend.address == address
+                    && (!is_destination
+                        || protocol.has_ports()
+                            && (backend.protocol, backend.port) == (protocol, port))
+            })
+        });
+        (entity.nets.is_empty() || in_nets(&entity.nets))
+            && !in_nets(&entity.not_nets)
+            && entity
+                .selector
+                .as_ref()
+                .is_none_or(|selector| self.selects(selector, address))
+            && !entity
+                .not_selector
+                .as_ref()
+                .is_some_and(|selector| self.selects(selector, address))
+            && (entity.ports.is_empty() || entity.ports.iter().any(port_matches))
+            && !entity.not_ports.iter().any(port_matches)
+            && service
+    }
+
+    fn selects(&self, selector: &Selector, address: IpAddr) -> bool {
+        let endpoint = self
+            .owners(address)
+            .any(|(key, endpoint)| selector.matches(&self.0.labels(key, endpoint)));
+        let mut sets = self.0.network_sets.iter();
+        endpoint
+            || sets.any(|(key, set)| {
+                set.nets.iter().any(|net| net.contains(&address))
+                    && selector.matches(&self.0.set_labels(key, set))
+            })
+    }
+
+    fn owners(&self, address: IpAddr) -> impl Iterator<Item = (&EndpointKey, &WorkloadEndpoint)> {
+        self.0
+            .endpoints
+            .iter()
+            .filter(move |(_, endpoint)| endpoint.addresses.contains(&address))
+    }
+}
+
+fn packet() -> impl Strategy<Value = Packet> {
+    let addresses = (address(), address()).prop_filter("of one version", |(from, to)| {
+        from.is_ipv4() == to.is_ipv4()
+    });
+    (addresses, protocol(), port(), port(), (0..2_u8, 0..2_u8)).prop_map(
+        |((source, destination), protocol, source_port, destination_port, icmp)| Packet {
+            source,
+            destination,
+            protocol,
+            source_port,
+            destination_port,
+            icmp,
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn verdicts_are_those_of_the_objects(
+        updates in prop::collection::vec(update(), 20..80),
+        packets in prop::collection::vec((endpoint_key(), any::<bool>(), packet()), 60),
+    ) {
+        let (mut graph, mut objects) = (Graph::default(), Objects::default());
+        for update in updates {
+            graph.apply(update.clone());
+            objects.apply(update);
+        }
+        graph.flush();
+        for (key, is_ingress, packet) in packets {
+            let direction = if is_ingress { Direction::Ingress } else { Direction::Egress };
+            let verdict = evaluate(&graph, &key, direction, &packet);
+            let wanted = Naive(&objects).verdict(&key, direction, &packet);
+            prop_assert_eq!(verdict.action, wanted, "{} {:?} {:?}\n{}", key, direction, packet, text::verdict(&verdict));
+            // The node that enforces it comes to the same from what it holds.
+            if let Some(endpoint) = objects.endpoints.get(&key).filter(|endpoint| !endpoint.node.is_empty()) {
+                let local = evaluate(&graph.view(&endpoint.node), &key, direction, &packet);
+                prop_assert_eq!(local, verdict);
+            }
+        }
+    }
+
+    #[test]
+    fn no_label_of_a_tenant_reaches_beyond_its_namespace(
+        labels in tenant_labels(),
+        set_labels in tenant_labels(),
+        service_account in prop::sample::select(&["", "default", "guest"][..]),
+    ) {
+        let mut graph = Graph::default();
+        let mut pod = |namespace: &str, address: &str, labels: &Labels, account: &str| {
+            let key = EndpointKey::new(namespace, "pod");
+            graph.apply(Update::Endpoint(key.clone(), Some(WorkloadEndpoint {
+                node: String::from("n1"),
+                labels: labels.clone(),
+                service_account: account.to_owned(),
+                addresses: vec![address.parse().expect("an address")],
+                ports: Vec::new(),
+                interface: String::from("cali0"),
+            })));
+            key
+        };
+        let tenant = pod("tenant", "10.0.0.1", &labels, service_account);
+        let victim = pod("victim", "10.0.0.2", &Labels::new(), "default");
+        let friend = pod("friend", "10.0.0.3", &Labels::new(), "robot");
+        let of = |pairs: &[(&str, &str)]| pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<Labels>();
+        for (name, labels) in [("tenant", of(&[])), ("victim", of(&[])), ("friend", of(&[("team", "trusted")]))] {
+            graph.apply(Update::Namespace(name.to_owned(), Some(labels)));
+        }
+        graph.apply(Update::ServiceAccount(NamespacedName::new("friend", "robot"), Some(of(&[("role", "admin")]))));
+        // A tenant may write network sets too, of any range.
+        graph.apply(Update::NetworkSet(NamespacedName::new("tenant", "nets"), Some(margay_api::network::NetworkSet {
+            labels: set_labels,
+            nets: vec!["10.0.0.1/32".parse().expect("a range")],
+        })));
+        let parse = |text: &str| Selector::parse(text).expect("a selector");
+        let sources = [
+            "projectcalico.org/namespace == 'victim'",
+            "projectcalico.org/namespace in {'victim', 'friend'} && has(projectcalico.org/namespace)",
+            "pcns.team == 'trusted'",
+            "pcns.projectcalico.org/name starts with 'f'",
+            "pcsa.role == 'admin'",
+            "pcsa.projectcalico.org/name contains 'rob'",
+            "projectcalico.org/serviceaccount == 'robot'",
+            "!has(projectcalico.org/namespace)",
+        ];
+        let ingress = sources.map(|source| Rule {
+            source: EntityMatch { selector: Some(parse(source)), ..EntityMatch::default() },
+            ..Rule::any(Action::Allow)
+        });
+        let key = PolicyKey { kind: margay_api::policy::PolicyKind::NetworkPolicy, namespace: String::from("victim"), name: String::from("p") };
+        graph.apply(Update::Policy(key.clone(), Some(Policy {
+            tier: String::from("default"),
+            order: margay_api::policy::Order(None),
+            selector: parse("projectcalico.org/namespace == 'victim'"),
+            applies_ingress: true,
+            applies_egress: false,
+            ingress: ingress.to_vec(),
+            egress: Vec::new(),
+        })));
+        graph.flush();
+        let allowed = |graph: &Graph, from: &EndpointKey, to: &EndpointKey| connect(graph, from, to, Protocol::TCP, 80).expect("both have addresses").is_allowed();
+        prop_assert!(allowed(&graph, &friend, &victim), "the policy lets friends in");
+        prop_assert!(!allowed(&graph, &tenant, &victim), "the policy lets the tenant in");
+        let id = margay_calc::model::RecordId::Endpoint(tenant);
+        let record = graph.record(&id).expect("the tenant's endpoint");
+        prop_assert!(matches!(&*record, margay_calc::model::Record::Endpoint(endpoint) if endpoint.tiers.is_empty()), "the policy takes hold of the tenant's pod");
+    }
+}
+
+/// Labels that a tenant may come to write: reserved keys with the values that would open something.
+fn tenant_labels() -> impl Strategy<Value = Labels> {
+    let keys = vec![
+        "projectcalico.org/namespace",
+        "projectcalico.org/serviceaccount",
+        "pcns.team",
+        "pcns.projectcalico.org/name",
+        "pcsa.role",
+        "pcsa.projectcalico.org/name",
+        "app",
+    ];
+    let values = vec!["victim", "friend", "trusted", "admin", "robot"];
+    let key = prop::sample::select(keys).prop_map(str::to_owned);
+    let value = prop::sample::select(values).prop_map(str::to_owned);
+    prop::collection::btree_map(key, value, 0..7)
+}
