@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use margay_tests::cluster::layout::Topology;
-use margay_tests::cluster::{Cluster, Options, forward, init};
+use margay_tests::cluster::{Cluster, Options, binaries, forward, init};
 use margay_tests::image::{Entry, Image};
 
 #[derive(Debug, Parser)]
@@ -22,6 +22,12 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    /// Build what a cluster runs, and say where it is.
+    Build {
+        /// Build the conformance suite e2e.test too.
+        #[arg(long)]
+        suite: bool,
+    },
     /// Bring a cluster up; its nodes are NotReady, because it has no network plugin.
     Up(Up),
     /// Take a cluster down, or remove what is left of one.
@@ -41,7 +47,7 @@ enum What {
         folder: Folder,
     },
     /// Write an image of one layer as an OCI archive.
-    Image(Build),
+    Image(NewImage),
     /// Process 1 of a node.
     #[command(hide = true)]
     Node { spec: PathBuf },
@@ -82,7 +88,7 @@ struct Up {
 }
 
 #[derive(Debug, clap::Args)]
-struct Build {
+struct NewImage {
     /// Full name: host/path:tag.
     #[arg(long)]
     name: String,
@@ -109,11 +115,16 @@ fn main() -> ExitCode {
 
 fn run(what: What) -> Result<()> {
     match what {
+        What::Build { suite } => {
+            let folder = binaries::ensure_built(suite, &|line| eprintln!("{line}"))?;
+            println!("{}", folder.display());
+            Ok(())
+        }
         What::Up(up) => bring_up(up),
         What::Down(Folder { state }) => take_down(&state),
         What::Reboot { node, folder } => Cluster::attach(&folder.state)?.reboot(&node),
         What::Load { image, folder } => Cluster::attach(&folder.state)?.load(&image),
-        What::Image(Build {
+        What::Image(NewImage {
             name,
             out,
             entries,

@@ -3,6 +3,7 @@
 //! The modules are pinned in `tests/kubernetes`. What is built goes to a cache outside the tree, in a folder named by
 //! the modules and the flags, so that a change of either makes a new folder and nothing is built twice.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -148,6 +149,12 @@ pub fn ensure_built(suite: bool, tell: &dyn Fn(&str)) -> Result<PathBuf> {
     let folder = folder()?;
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("cannot create {}", folder.display()))?;
+    // Harnesses that start together take turns: the first one builds for all.
+    let turn = File::create(folder.with_file_name("lock"))?;
+    if turn.try_lock().is_err() {
+        tell("waiting for another build");
+        turn.lock().context("cannot wait for another build")?;
+    }
     let missing: Vec<&Program> = wanted
         .into_iter()
         .filter(|program| !folder.join(program.name).exists())
@@ -182,8 +189,8 @@ pub fn ensure_built(suite: bool, tell: &dyn Fn(&str)) -> Result<PathBuf> {
 }
 
 fn build(program: &Program, folder: &Path) -> Result<()> {
-    // Two harnesses may build the same program at once: each to a name of its own, the last rename wins.
-    let made = folder.join(format!(".{}.{}", program.name, std::process::id()));
+    // What is interrupted must not look like a program.
+    let made = folder.join(format!(".{}.new", program.name));
     let mut go = Command::new("go");
     go.current_dir(Path::new(MODULES).join(program.module))
         .env("CGO_ENABLED", "0")
