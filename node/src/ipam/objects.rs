@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
 use margay_api::ipam::block::Block;
 use margay_api::ipam::names;
 use margay_api::v3::ipam::{
     BlockAffinity, BlockAffinitySpec, IPAMBlock, IPAMHandle, IPAMHandleSpec,
 };
-use serde_json::json;
 
 use super::store::{AffinityState, Store, StoreError, Stored};
 
@@ -43,6 +42,7 @@ impl Objects {
 fn error(error: kube::Error) -> StoreError {
     match &error {
         kube::Error::Api(status) if status.code == 409 => StoreError::Conflict,
+        kube::Error::Api(status) => StoreError::Failed(status.message.clone()),
         _ => StoreError::Failed(error.to_string()),
     }
 }
@@ -137,12 +137,14 @@ impl Store for Objects {
                 result => return result.map(drop),
             }
         }
-        let patch = json!({"spec": {"state": state, "deleted": false}});
-        let patched = self
+        let mut present = self.affinities.get(&name).await.map_err(error)?;
+        present.spec.state = wanted.spec.state;
+        present.spec.deleted = false;
+        let written = self
             .affinities
-            .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
+            .replace(&name, &PostParams::default(), &present)
             .await;
-        patched.map(drop).map_err(error)
+        written.map(drop).map_err(error)
     }
 
     async fn delete_affinity(&self, cidr: IpNet) -> Result<(), StoreError> {
