@@ -67,12 +67,12 @@ pub(crate) fn transition(
         let missing = nodes
             .iter()
             .filter(|node| from.binary_search(node).is_err());
-        missing.map(|node| texts.get(*node).to_owned()).collect()
+        missing.map(|node| texts.share(*node)).collect()
     };
     let kept: NodeSet = is
         .iter()
         .filter(|node| was.binary_search(node).is_ok())
-        .map(|node| texts.get(*node).to_owned())
+        .map(|node| texts.share(*node))
         .collect();
     Some(RecordChange {
         gained: Audience::Nodes(missing(was, is)),
@@ -88,10 +88,5 @@ pub(crate) fn transition(
 
 /// These nodes, by name.
 pub(crate) fn audience(nodes: impl IntoIterator<Item = Text>, texts: &Texts) -> Audience {
-    Audience::Nodes(
-        nodes
-            .into_iter()
-            .map(|node| texts.get(node).to_owned())
-            .collect(),
-    )
+    Audience::Nodes(nodes.into_iter().map(|node| texts.share(node)).collect())
 }

@@ -263,7 +263,7 @@ impl Settings {
         let differ = named.into_iter().filter(|node| {
             digest(&own_before, &before, node) != digest(&self.own, &self.default, node)
         });
-        let nodes: NodeSet = differ.cloned().collect();
+        let nodes: NodeSet = differ.map(String::as_str).collect();
         (!nodes.is_empty()).then_some(RecordChange {
             gained: nobody(),
             kept: Audience::Nodes(nodes),

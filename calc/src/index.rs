@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::selector::{Known, Need, Needs, Place, Test, is_inherited, places};
+use crate::selector::{Known, Need, Place, Test, is_inherited, places};
 use crate::texts::{Map, Marks, Slab, Text, Texts};
 
 /// Labels, sorted by the numbers of their keys.
@@ -39,7 +39,6 @@ pub(crate) type ParentName = (Text, Option<Text>);
 #[derive(Debug)]
 struct Selector {
     test: Test,
-    needs: Needs,
     /// Items that it selects, while it is live.
     items: BTreeSet<u32>,
     is_live: bool,
@@ -181,31 +180,28 @@ impl Index {
             before.as_deref().unwrap_or_default(),
             labels.as_deref().unwrap_or_default(),
         );
-        let mut concerned = BTreeSet::new();
         let gone = old.iter().filter(|label| !new.contains(label));
         let came = new.iter().filter(|label| !old.contains(label));
-        for (key, _) in gone.clone().chain(came.clone()) {
-            concerned.extend(
-                self.selectors_by_inherited
-                    .get(key)
-                    .into_iter()
-                    .flatten()
-                    .copied(),
-            );
-        }
+        let changed = gone.clone().chain(came.clone());
+        let looking = changed.filter_map(|(key, _)| self.selectors_by_inherited.get(key));
+        let looking: Vec<&BTreeSet<u32>> = looking.collect();
+        let concerned = match looking.iter().map(|selectors| selectors.len()).sum() {
+            0 => Concerned::None,
+            1..=64 => Concerned::These(looking.into_iter().flatten().copied().collect()),
+            _ => Concerned::Many,
+        };
         gone.for_each(|(key, value)| unpost(&mut self.parents_by_label, *key, *value, parent));
         came.for_each(|(key, value)| post(&mut self.parents_by_label, *key, *value, parent));
         self.parents[parent].labels = labels;
         let mut differ = Vec::new();
-        if !concerned.is_empty() {
-            for item in &self.parents[parent].items {
-                let matches = match concerned.len() {
-                    ..=64 => self.recheck(*item, &concerned, texts),
-                    _ => self.matches(*item, texts),
-                };
-                if matches != Matches::default() {
-                    differ.push((*item, matches));
-                }
+        for item in &self.parents[parent].items {
+            let matches = match &concerned {
+                Concerned::None => break,
+                Concerned::These(selectors) => self.recheck(*item, selectors, texts),
+                Concerned::Many => self.matches(*item, texts),
+            };
+            if matches != Matches::default() {
+                differ.push((*item, matches));
             }
         }
         self.drop_parent(parent);
@@ -229,10 +225,8 @@ impl Index {
 
     /// A new selector, which is not live.
     pub(crate) fn add_selector(&mut self, test: Test) -> u32 {
-        let needs = test.needs();
         self.selectors.insert(Selector {
             test,
-            needs,
             items: BTreeSet::new(),
             is_live: false,
         })
@@ -249,7 +243,7 @@ impl Index {
             return;
         }
         let entry = &self.selectors[selector];
-        for place in places(&entry.needs, &self.known, texts) {
+        for place in places(&entry.test.needs(), &self.known, texts) {
             self.selectors_by_place
                 .entry(place)
                 .or_default()
@@ -267,9 +261,13 @@ impl Index {
             .candidates(selector)
             .filter(|item| self.is_selected(selector, *item, texts))
             .collect();
-        for item in selected {
-            self.link(selector, item);
+        for item in &selected {
+            let selectors = &mut self.items[*item].selectors;
+            if let Err(position) = selectors.binary_search(&selector) {
+                selectors.insert(position, selector);
+            }
         }
+        self.selectors[selector].items = selected.into_iter().collect();
     }
 
     /// From now on, nobody wants to know what the selector selects.
@@ -282,7 +280,7 @@ impl Index {
             selectors.retain(|linked| *linked != selector);
         }
         let entry = &self.selectors[selector];
-        for place in places(&entry.needs, &self.known, texts) {
+        for place in places(&entry.test.needs(), &self.known, texts) {
             if let Some(found) = self.selectors_by_place.get_mut(&place) {
                 found.retain(|found| *found != selector);
                 if found.is_empty() {
@@ -406,7 +404,7 @@ impl Index {
     /// Items among which are all that the selector selects: the smallest group that its needs lead to.
     fn candidates(&self, selector: u32) -> Box<dyn Iterator<Item = u32> + '_> {
         let mut best: Option<(usize, Group<'_>)> = None;
-        for (key, need) in &self.selectors[selector].needs {
+        for (key, need) in &self.selectors[selector].test.needs() {
             if let Some(group) = self.group(*key, need) {
                 let size = group.size(self);
                 if best.as_ref().is_none_or(|(smallest, _)| size < *smallest) {
@@ -455,6 +453,14 @@ impl Index {
     fn is_posted(&self, key: Text) -> bool {
         key != self.known.namespace && key != self.known.orchestrator
     }
+}
+
+/// Selectors that look at labels which changed.
+enum Concerned {
+    None,
+    These(BTreeSet<u32>),
+    /// So many that an item had better look for its selectors anew.
+    Many,
 }
 
 /// Items that meet a need. Groups within one are disjoint, except children of both kinds of parents, which are never mixed.

@@ -28,21 +28,32 @@ pub(crate) struct StoredRule {
     not_protocol: Option<Protocol>,
     icmp: Option<Icmp>,
     not_icmp: Option<Icmp>,
-    source: Option<Box<StoredSide>>,
-    destination: Option<Box<StoredSide>>,
+    source: StoredSide,
+    destination: StoredSide,
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
-struct StoredSide {
-    nets: Box<[IpNet]>,
-    not_nets: Box<[IpNet]>,
-    sets: Box<[u32]>,
-    not_sets: Box<[u32]>,
-    ports: Box<[PortRange]>,
-    port_sets: Box<[u32]>,
-    not_ports: Box<[PortRange]>,
-    not_port_sets: Box<[u32]>,
-    service_set: Option<u32>,
+/// What one side of a packet has to meet: only what is demanded takes room, as most rules demand one or two things.
+type StoredSide = Box<[Criterion]>;
+
+/// One list of a [`SideMatch`].
+#[derive(Debug, PartialEq, Eq)]
+enum Criterion {
+    Nets(Box<[IpNet]>),
+    NotNets(Box<[IpNet]>),
+    Sets(Box<[u32]>),
+    NotSets(Box<[u32]>),
+    Ports(Box<[PortRange]>),
+    PortSets(Box<[u32]>),
+    NotPorts(Box<[PortRange]>),
+    NotPortSets(Box<[u32]>),
+    Service(u32),
+}
+
+/// Which side of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Source,
+    Destination,
 }
 
 /// The rule as it is kept. `set` answers every reference with the number of a set.
@@ -57,19 +68,6 @@ pub(crate) fn store(rule: &Rule, set: &mut impl FnMut(Reference<'_>) -> u32) -> 
         source,
         destination,
     } = rule;
-    let mut from = side(source, *protocol, set);
-    // A packet from a Service carries a backend's address, and a port of the client's choice.
-    if let Some(service) = &source.service {
-        let mut sets = from.sets.into_vec();
-        sets.push(set(Reference::ServiceAddresses(service)));
-        from.sets = sets.into();
-    }
-    let mut to = side(destination, *protocol, set);
-    to.service_set = destination
-        .service
-        .as_ref()
-        .map(|service| set(Reference::Service(service)));
-    let kept = |side: StoredSide| (side != StoredSide::default()).then(|| Box::new(side));
     StoredRule {
         action: *action,
         ip_version: *ip_version,
@@ -77,13 +75,14 @@ pub(crate) fn store(rule: &Rule, set: &mut impl FnMut(Reference<'_>) -> u32) -> 
         not_protocol: *not_protocol,
         icmp: *icmp,
         not_icmp: *not_icmp,
-        source: kept(from),
-        destination: kept(to),
+        source: side(source, End::Source, *protocol, set),
+        destination: side(destination, End::Destination, *protocol, set),
     }
 }
 
 fn side(
     entity: &EntityMatch,
+    end: End,
     protocol: Option<Protocol>,
     set: &mut impl FnMut(Reference<'_>) -> u32,
 ) -> StoredSide {
@@ -94,8 +93,26 @@ fn side(
         not_selector,
         ports,
         not_ports,
-        service: _,
+        service,
     } = entity;
+    let mut sets: Vec<u32> = Vec::new();
+    sets.extend(
+        selector
+            .iter()
+            .map(|selector| set(Reference::Selected(selector))),
+    );
+    let mut service_set = None;
+    if let Some(service) = service {
+        match end {
+            // A packet from a Service carries a backend's address, and a port of the client's choice.
+            End::Source => sets.push(set(Reference::ServiceAddresses(service))),
+            End::Destination => service_set = Some(set(Reference::Service(service))),
+        }
+    }
+    let not_sets = not_selector
+        .iter()
+        .map(|selector| set(Reference::Selected(selector)))
+        .collect();
     let mut named = |ports: &[Port]| -> Box<[u32]> {
         let names = ports.iter().filter_map(|port| match port {
             Port::Named(name) => Some(name.as_str()),
@@ -105,24 +122,22 @@ fn side(
             .map(|name| set(Reference::NamedPort(selector.as_ref(), protocol, name)))
             .collect()
     };
-    let (port_sets, not_port_sets) = (named(ports), named(not_ports));
-    let mut selected = |selector: &Option<Selector>| {
-        selector
-            .iter()
-            .map(|selector| set(Reference::Selected(selector)))
-            .collect()
-    };
-    StoredSide {
-        nets: nets.iter().map(IpNet::trunc).collect(),
-        not_nets: not_nets.iter().map(IpNet::trunc).collect(),
-        sets: selected(selector),
-        not_sets: selected(not_selector),
-        ports: ranges(ports),
-        port_sets,
-        not_ports: ranges(not_ports),
-        not_port_sets,
-        service_set: None,
-    }
+    let criteria = [
+        Criterion::Nets(nets.iter().map(IpNet::trunc).collect()),
+        Criterion::NotNets(not_nets.iter().map(IpNet::trunc).collect()),
+        Criterion::Sets(sets.into()),
+        Criterion::NotSets(not_sets),
+        Criterion::Ports(ranges(ports)),
+        Criterion::PortSets(named(ports)),
+        Criterion::NotPorts(ranges(not_ports)),
+        Criterion::NotPortSets(named(not_ports)),
+    ];
+    let demanded = criteria
+        .into_iter()
+        .filter(|criterion| !criterion.is_empty());
+    demanded
+        .chain(service_set.map(Criterion::Service))
+        .collect()
 }
 
 fn ranges(ports: &[Port]) -> Box<[PortRange]> {
@@ -133,14 +148,23 @@ fn ranges(ports: &[Port]) -> Box<[PortRange]> {
     ranges.collect()
 }
 
+impl Criterion {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Nets(nets) | Self::NotNets(nets) => nets.is_empty(),
+            Self::Sets(sets)
+            | Self::NotSets(sets)
+            | Self::PortSets(sets)
+            | Self::NotPortSets(sets) => sets.is_empty(),
+            Self::Ports(ports) | Self::NotPorts(ports) => ports.is_empty(),
+            Self::Service(_) => false,
+        }
+    }
+}
+
 impl StoredRule {
     /// The rule as a node sees it.
     pub(crate) fn record(&self, id: &impl Fn(u32) -> SetId) -> RuleRecord {
-        let side = |side: &Option<Box<StoredSide>>| {
-            side.as_ref()
-                .map(|side| side.record(id))
-                .unwrap_or_default()
-        };
         RuleRecord {
             action: self.action,
             ip_version: self.ip_version,
@@ -148,25 +172,27 @@ impl StoredRule {
             not_protocol: self.not_protocol,
             icmp: self.icmp,
             not_icmp: self.not_icmp,
-            source: side(&self.source),
-            destination: side(&self.destination),
+            source: side_record(&self.source, id),
+            destination: side_record(&self.destination, id),
         }
     }
 }
 
-impl StoredSide {
-    fn record(&self, id: &impl Fn(u32) -> SetId) -> SideMatch {
-        let ids = |sets: &[u32]| sets.iter().map(|set| id(*set)).collect();
-        SideMatch {
-            nets: self.nets.to_vec(),
-            not_nets: self.not_nets.to_vec(),
-            sets: ids(&self.sets),
-            not_sets: ids(&self.not_sets),
-            ports: self.ports.to_vec(),
-            port_sets: ids(&self.port_sets),
-            not_ports: self.not_ports.to_vec(),
-            not_port_sets: ids(&self.not_port_sets),
-            service_set: self.service_set.map(id),
+fn side_record(side: &[Criterion], id: &impl Fn(u32) -> SetId) -> SideMatch {
+    let ids = |sets: &[u32]| sets.iter().map(|set| id(*set)).collect();
+    let mut record = SideMatch::default();
+    for criterion in side {
+        match criterion {
+            Criterion::Nets(nets) => record.nets = nets.to_vec(),
+            Criterion::NotNets(nets) => record.not_nets = nets.to_vec(),
+            Criterion::Sets(sets) => record.sets = ids(sets),
+            Criterion::NotSets(sets) => record.not_sets = ids(sets),
+            Criterion::Ports(ports) => record.ports = ports.to_vec(),
+            Criterion::PortSets(sets) => record.port_sets = ids(sets),
+            Criterion::NotPorts(ports) => record.not_ports = ports.to_vec(),
+            Criterion::NotPortSets(sets) => record.not_port_sets = ids(sets),
+            Criterion::Service(set) => record.service_set = Some(id(*set)),
         }
     }
+    record
 }

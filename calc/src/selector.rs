@@ -15,6 +15,7 @@ use crate::texts::{Marks, Text, Texts};
 pub(crate) enum Test {
     All,
     Has(Text),
+    Is(Text, Text),
     In(Text, Box<[Text]>),
     NotIn(Text, Box<[Text]>),
     Contains(Text, Box<str>),
@@ -81,7 +82,7 @@ fn node(root: &Node, texts: &mut Texts) -> Test {
     match root {
         Node::All | Node::Global => Test::All,
         Node::Has(label) => Test::Has(texts.intern(label)),
-        Node::Equals(label, value) => Test::In(texts.intern(label), one(texts, value)),
+        Node::Equals(label, value) => Test::Is(texts.intern(label), texts.intern(value)),
         Node::NotEquals(label, value) => Test::NotIn(texts.intern(label), one(texts, value)),
         Node::In(label, values) => Test::In(texts.intern(label), list(values, texts)),
         Node::NotIn(label, values) => Test::NotIn(texts.intern(label), list(values, texts)),
@@ -124,6 +125,7 @@ impl Test {
         match self {
             Self::All => true,
             Self::Has(key) => label(*key).is_some(),
+            Self::Is(key, wanted) => label(*key) == Some(*wanted),
             Self::In(key, values) => {
                 label(*key).is_some_and(|value| values.binary_search(&value).is_ok())
             }
@@ -146,6 +148,7 @@ impl Test {
             | Self::Contains(key, _)
             | Self::StartsWith(key, _)
             | Self::EndsWith(key, _) => Needs::from([(*key, Need::Present)]),
+            Self::Is(key, value) => Needs::from([(*key, Need::OneOf(vec![*value]))]),
             Self::In(key, values) => Needs::from([(*key, Need::OneOf(values.to_vec()))]),
             Self::And(operands) => operands.iter().map(Self::needs).fold(Needs::new(), both),
             Self::Or(operands) => operands
@@ -166,6 +169,7 @@ impl Test {
         match self {
             Self::All => {}
             Self::Has(key)
+            | Self::Is(key, _)
             | Self::In(key, _)
             | Self::NotIn(key, _)
             | Self::Contains(key, _)
@@ -182,6 +186,7 @@ impl Test {
     pub(crate) fn mark(&self, marks: &mut Marks) {
         self.keys(&mut |key| marks.mark(key));
         match self {
+            Self::Is(_, value) => marks.mark(*value),
             Self::In(_, values) | Self::NotIn(_, values) => marks.all(values.iter().copied()),
             Self::Not(operand) => operand.mark(marks),
             Self::And(operands) | Self::Or(operands) => {

@@ -127,18 +127,29 @@ impl Sets {
         }
     }
 
-    /// The set becomes live, empty.
-    pub(crate) fn enliven(&mut self, set: u32, texts: &Texts) {
+    /// The set becomes live, with these members; a member is there once for each reason.
+    pub(crate) fn enliven(&mut self, set: u32, mut members: Vec<Member>, texts: &Texts) {
         let entry = &mut self.sets[set];
         let kind = entry.spec.kind();
         let id = SetId(texts.get(entry.id).to_owned());
+        members.sort_unstable();
+        let mut extra = BTreeMap::new();
+        members.dedup_by(|again, member| {
+            let is_again = again == member;
+            if is_again {
+                *extra.entry(member.clone()).or_default() += 1;
+            }
+            is_again
+        });
+        let digests = members.iter().map(digest::member);
+        let digest = digests.fold(digest::empty_set(&id, kind), u64::wrapping_add);
         entry.live = Some(Box::new(Live {
             record: Record::IpSet(IpSetRecord {
                 kind,
-                members: BTreeSet::new(),
+                members: members.into_iter().collect(),
             }),
-            extra: BTreeMap::new(),
-            digest: digest::empty_set(&id, kind),
+            extra,
+            digest,
             delta: MemberDelta::default(),
             told: None,
         }));

@@ -57,6 +57,13 @@ impl Texts {
             .expect("whoever has a number keeps its text from being swept")
     }
 
+    /// The text, to keep.
+    pub(crate) fn share(&self, text: Text) -> Arc<str> {
+        let text = self.texts[text.0 as usize].as_ref();
+        text.expect("whoever has a number keeps its text from being swept")
+            .clone()
+    }
+
     /// Whether a sweep would be worth its cost: as many texts came as were left by the last one.
     pub(crate) fn is_sweep_due(&self) -> bool {
         self.by_text.len() > 2 * self.swept + 65_536

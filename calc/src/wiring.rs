@@ -258,30 +258,25 @@ impl Graph {
 
     /// The set becomes live, with all its members.
     fn fill(&mut self, set: u32) {
-        self.sets.enliven(set, &self.texts);
         let spec = self.sets.spec(set);
+        let mut members = Vec::new();
         match spec {
             Spec::Selected(selector) | Spec::NamedPort(selector, ..) => {
                 self.index.enliven(selector, &self.texts);
                 self.selectors.users_mut(selector).sets.push(set);
-                for payload in self
-                    .index
-                    .items_of(selector)
-                    .iter()
-                    .filter_map(|item| self.members.get(*item))
-                {
-                    payload.members(spec, |member| self.sets.add(set, member));
+                let items = self.index.items_of(selector).iter();
+                for payload in items.filter_map(|item| self.members.get(*item)) {
+                    payload.members(spec, |member| members.push(member));
                 }
             }
             Spec::Service(namespace, name) | Spec::ServiceAddresses(namespace, name) => {
                 let service = self.services.entry((namespace, name)).or_default();
                 service.sets.push(set);
-                service
-                    .backends
-                    .iter()
-                    .for_each(|backend| self.sets.add(set, backend_member(spec, backend)));
+                let backends = service.backends.iter();
+                members.extend(backends.map(|backend| backend_member(spec, backend)));
             }
         }
+        self.sets.enliven(set, members, &self.texts);
     }
 
     fn bind_all(&mut self, policy: u32) {

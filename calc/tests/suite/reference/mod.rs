@@ -117,7 +117,7 @@ impl Objects {
                     Action::Deny
                 },
             };
-            let audience = Audience::Nodes([endpoint.node.clone()].into());
+            let audience = Audience::Nodes([endpoint.node.as_str()].into_iter().collect());
             records.insert(
                 RecordId::Endpoint(key.clone()),
                 (Record::Endpoint(record), audience),
@@ -141,7 +141,10 @@ impl Objects {
             };
             records.insert(
                 RecordId::Policy(key.clone()),
-                (Record::Policy(record), Audience::Nodes(nodes)),
+                (
+                    Record::Policy(record),
+                    Audience::Nodes(nodes.into_iter().collect()),
+                ),
             );
         }
         for (spec, nodes) in sets {
@@ -151,7 +154,10 @@ impl Objects {
             };
             records.insert(
                 RecordId::IpSet(spec.id()),
-                (Record::IpSet(record), Audience::Nodes(nodes)),
+                (
+                    Record::IpSet(record),
+                    Audience::Nodes(nodes.into_iter().collect()),
+                ),
             );
         }
         records
