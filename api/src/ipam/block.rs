@@ -1,6 +1,6 @@
 //! Arithmetic on one block: assign, release, look up. Pure; a change counts only once the block has been written with its revision unchanged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -24,6 +24,16 @@ pub enum BlockFault {
         found: usize,
         /// Addresses in the range.
         wanted: usize,
+    },
+    /// The free list and the allocations contradict each other: taking from it could give an address twice.
+    #[error(
+        "block {cidr}: ordinal {ordinal} in the free list is not free, not in the range, or there twice"
+    )]
+    Free {
+        /// Range of the block.
+        cidr: IpNet,
+        /// The ordinal.
+        ordinal: u32,
     },
     /// An allocation points to an attribute that is not there.
     #[error("block {cidr}: ordinal {ordinal} points to attribute {index}, which does not exist")]
@@ -85,6 +95,16 @@ impl Block {
                 index,
             });
         }
+        let mut seen = BTreeSet::new();
+        for ordinal in &spec.unallocated {
+            let is_free = spec.allocations.get(*ordinal as usize) == Some(&None);
+            if !is_free || !seen.insert(*ordinal) {
+                return Err(BlockFault::Free {
+                    cidr,
+                    ordinal: *ordinal,
+                });
+            }
+        }
         Ok(Self { cidr, spec })
     }
 
@@ -145,6 +165,22 @@ impl Block {
             .unallocated
             .iter()
             .position(|ordinal| !is_reserved(self.address(*ordinal as usize)))?;
+        Some(self.take(position, attribute))
+    }
+
+    /// Assigns that address. False: it is not free, or not of this block.
+    pub fn assign_address(&mut self, address: IpAddr, attribute: &AllocationAttribute) -> bool {
+        let position = self
+            .spec
+            .unallocated
+            .iter()
+            .position(|ordinal| self.address(*ordinal as usize) == address);
+        position
+            .map(|position| self.take(position, attribute))
+            .is_some()
+    }
+
+    fn take(&mut self, position: usize, attribute: &AllocationAttribute) -> IpAddr {
         let ordinal = self.spec.unallocated.remove(position) as usize;
         let index = self.attribute_index(attribute);
         self.spec.allocations[ordinal] = Some(index);
@@ -152,13 +188,40 @@ impl Block {
         self.spec
             .sequence_number_for_allocation
             .insert(ordinal.to_string(), self.spec.sequence_number);
-        Some(self.address(ordinal))
+        self.address(ordinal)
+    }
+
+    /// The number that tells this allocation of an address from earlier and later ones; old blocks have none.
+    pub fn sequence(&self, address: IpAddr) -> Option<u64> {
+        let ordinal = self.ordinal(address)?;
+        let numbers = &self.spec.sequence_number_for_allocation;
+        numbers.get(&ordinal.to_string()).copied()
+    }
+
+    /// Releases one address if its allocation is still the one with that number. What was assigned anew meanwhile stays.
+    pub fn release_address(&mut self, address: IpAddr, sequence: Option<u64>) -> bool {
+        let Some(ordinal) = self.ordinal(address) else {
+            return false;
+        };
+        if self.spec.allocations[ordinal].is_none() || self.sequence(address) != sequence {
+            return false;
+        }
+        self.free_ordinals(&[ordinal]);
+        true
     }
 
     /// Releases everything under a handle; returns the addresses. They go to the end of the free list.
     pub fn release(&mut self, handle: &str) -> Vec<IpAddr> {
         let ordinals = self.ordinals_of(handle);
-        for ordinal in &ordinals {
+        self.free_ordinals(&ordinals);
+        ordinals
+            .into_iter()
+            .map(|ordinal| self.address(ordinal))
+            .collect()
+    }
+
+    fn free_ordinals(&mut self, ordinals: &[usize]) {
+        for ordinal in ordinals {
             self.spec.allocations[*ordinal] = None;
             self.spec.unallocated.push(*ordinal as u32);
             self.spec
@@ -169,10 +232,10 @@ impl Block {
             self.drop_unused_attributes();
             self.touch();
         }
-        ordinals
-            .into_iter()
-            .map(|ordinal| self.address(ordinal))
-            .collect()
+    }
+
+    fn ordinal(&self, address: IpAddr) -> Option<usize> {
+        (0..self.spec.allocations.len()).find(|ordinal| self.address(*ordinal) == address)
     }
 
     fn touch(&mut self) {
@@ -293,6 +356,40 @@ mod tests {
                     .to_owned()
             )
         );
+    }
+
+    #[test]
+    fn a_free_list_that_could_give_an_address_twice_is_refused() {
+        let mut block = mk_block("10.0.0.0/30");
+        block.assign(&attribute("h1"), |_| false);
+        for free in [vec![0, 1], vec![1, 1], vec![4]] {
+            let spec = IPAMBlockSpec {
+                unallocated: free.clone(),
+                ..block.spec().clone()
+            };
+            assert!(
+                matches!(Block::parse(spec), Err(BlockFault::Free { .. })),
+                "{free:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_address_that_was_given_again_is_not_released() {
+        let mut block = mk_block("10.0.0.0/30");
+        let address: IpAddr = "10.0.0.2".parse().expect("an address");
+        assert!(block.assign_address(address, &attribute("old")));
+        assert!(!block.assign_address(address, &attribute("other")));
+        let seen = block.sequence(address);
+        block.release("old");
+        assert!(block.assign_address(address, &attribute("new")));
+        assert!(!block.release_address(address, seen));
+        assert!(!block.release_address(address, None));
+        assert_eq!(block.of_handle("new"), [address]);
+        assert!(block.release_address(address, block.sequence(address)));
+        assert!(!block.release_address(address, None));
+        assert_eq!(block.free(), 4);
+        assert!(!block.assign_address("10.0.0.4".parse().expect("an address"), &attribute("x")));
     }
 
     proptest! {

@@ -1,7 +1,10 @@
 //! Names of IPAM objects. They encode ranges and can never change: every reader computes them.
 
+use std::collections::BTreeMap;
+
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
+use sha3::Sha3_256;
 
 /// The longest name of a Kubernetes object.
 const MAX_NAME: usize = 253;
@@ -13,9 +16,58 @@ pub fn block(cidr: IpNet) -> String {
     cidr.to_string().replace(['.', ':', '/'], "-")
 }
 
-/// Name of a node's claim on a block.
+/// Name of a node's claim on a block. Where it would be too long, the node's name is cut and a hash of the whole is put behind.
 pub fn affinity(node: &str, cidr: IpNet) -> String {
-    limit(format!("{node}-{}", block(cidr)))
+    let block = block(cidr);
+    let name = format!("{node}-{block}");
+    if name.len() < MAX_NAME {
+        return name;
+    }
+    let kept = &node[..MAX_NAME - 1 - block.len() - HASH_DIGITS - 2];
+    format!("{kept}-{block}-{}", short_hash(&format!("{node}+{block}")))
+}
+
+/// Labels of a node's claim on a block, by which a node finds its own without listing everybody's. Names of nodes can be longer than label
+/// values, so the label has a hash.
+pub fn affinity_labels(node: &str, cidr: IpNet) -> BTreeMap<String, String> {
+    let version = match cidr {
+        IpNet::V4(_) => "4",
+        IpNet::V6(_) => "6",
+    };
+    let labels = [
+        (LABEL_HOSTNAME_HASH, hostname_hash(node)),
+        (LABEL_AFFINITY_TYPE, "host".to_owned()),
+        (LABEL_IP_VERSION, version.to_owned()),
+    ];
+    labels
+        .map(|(label, value)| (label.to_owned(), value))
+        .into()
+}
+
+/// Label of affinities: the node, from [`hostname_hash`].
+pub const LABEL_HOSTNAME_HASH: &str = "projectcalico.org/hostname-hash";
+/// Label of affinities: `host` or `virtual`.
+pub const LABEL_AFFINITY_TYPE: &str = "projectcalico.org/affinity-type";
+/// Label of affinities: `4` or `6`.
+pub const LABEL_IP_VERSION: &str = "projectcalico.org/ip-version";
+
+/// SHA3-256 of a node's name in base 32 without padding: 52 characters, so it fits a label value.
+pub fn hostname_hash(node: &str) -> String {
+    const DIGITS: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+    let mut text = String::new();
+    let (mut bits, mut count) = (0u32, 0);
+    for byte in Sha3_256::digest(node) {
+        bits = bits << 8 | u32::from(byte);
+        count += 8;
+        while count >= 5 {
+            count -= 5;
+            text.push(char::from(DIGITS[(bits >> count & 31) as usize]));
+        }
+    }
+    if count > 0 {
+        text.push(char::from(DIGITS[(bits << (5 - count) & 31) as usize]));
+    }
+    text
 }
 
 /// Name of a handle: in lower case, as object names must be.
@@ -27,15 +79,18 @@ fn limit(name: String) -> String {
     if name.len() <= MAX_NAME {
         return name;
     }
-    let hash: String = Sha256::digest(&name)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
     let mut kept = MAX_NAME - HASH_DIGITS - 1;
     while !name.is_char_boundary(kept) {
         kept -= 1;
     }
-    format!("{}-{}", &name[..kept], &hash[..HASH_DIGITS])
+    format!("{}-{}", &name[..kept], short_hash(&name))
+}
+
+fn short_hash(text: &str) -> String {
+    let hash = Sha256::digest(text);
+    let mut digits: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    digits.truncate(HASH_DIGITS);
+    digits
 }
 
 #[cfg(test)]
@@ -56,5 +111,36 @@ mod tests {
         let (one, other) = (handle(&"a".repeat(300)), handle(&"a".repeat(301)));
         assert_eq!((one.len(), other.len()), (MAX_NAME, MAX_NAME));
         assert_ne!(one, other);
+    }
+
+    #[test]
+    fn long_claims_keep_the_range_readable() {
+        let cidr: IpNet = "10.244.1.0/26".parse().expect("a range");
+        let name = affinity(&"n".repeat(250), cidr);
+        assert_eq!(name.len(), MAX_NAME - 1);
+        assert!(name.contains("n-10-244-1-0-26-"));
+        assert_ne!(name, affinity(&"n".repeat(251), cidr));
+        let longest_whole = "n".repeat(MAX_NAME - 1 - "-10-244-1-0-26".len());
+        assert_eq!(
+            affinity(&longest_whole, cidr),
+            format!("{longest_whole}-10-244-1-0-26")
+        );
+    }
+
+    #[test]
+    fn claims_are_found_by_the_hash_of_the_node() {
+        let labels = affinity_labels("n1", "10.244.1.0/26".parse().expect("a range"));
+        let shown: Vec<String> = labels
+            .iter()
+            .map(|(label, value)| format!("{label}={value}"))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                "projectcalico.org/affinity-type=host",
+                "projectcalico.org/hostname-hash=DM7EHBDU4L3ELKRER4A46T6QMKAGARQI4CVWBO26S4I2IDAAW6CA",
+                "projectcalico.org/ip-version=4",
+            ]
+        );
     }
 }
