@@ -1,0 +1,263 @@
+//! The latest state of every watched object in parsed form, and what of it is news.
+//!
+//! The parsed form is compared, so a change that policy never reads (a heartbeat, a status) stops here. An object that is
+//! not in a new list is not removed by the list alone: see [`Cache::missing`].
+
+use std::collections::BTreeMap;
+
+use margay_api::meta::NamespacedName;
+use margay_calc::update::Update;
+use margay_proto::sync::LocalEndpoint;
+
+use crate::overlay::{Overlays, TooMany};
+use crate::services::Services;
+
+/// Name and namespace of an object; the namespace is empty for cluster-wide kinds.
+pub type ObjectKey = NamespacedName;
+
+/// One object as a watch saw it.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The object.
+    pub key: ObjectKey,
+    /// Its uid: a later object of the same name has another one.
+    pub uid: String,
+    /// What it means; nothing for a pod in the host's network, say.
+    pub meaning: Result<Option<Update>, Unreadable>,
+    /// Why it is not used as it is written.
+    pub problems: Vec<String>,
+}
+
+/// An object that cannot be read at all. It keeps the meaning that it had: a policy must not open by becoming unreadable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unreadable;
+
+/// What a list did not hold, though the cache does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// How many.
+    pub total: usize,
+    /// Some of them, spread over all.
+    pub sample: Vec<ObjectKey>,
+}
+
+/// Owner of the latest state.
+#[derive(Debug)]
+pub struct Cache {
+    kinds: BTreeMap<&'static str, Store>,
+    overlays: Overlays,
+    services: Services,
+}
+
+#[derive(Debug, Default)]
+struct Store {
+    /// Number of the newest list.
+    generation: u64,
+    synced: bool,
+    objects: BTreeMap<ObjectKey, Entry>,
+    /// How many of them have problems.
+    refused: usize,
+}
+
+impl Store {
+    fn insert(&mut self, key: ObjectKey, entry: Entry) {
+        self.refused += usize::from(!entry.problems.is_empty());
+        if let Some(former) = self.objects.insert(key, entry) {
+            self.refused -= usize::from(!former.problems.is_empty());
+        }
+    }
+
+    fn remove(&mut self, key: &ObjectKey) -> Option<Entry> {
+        let entry = self.objects.remove(key)?;
+        self.refused -= usize::from(!entry.problems.is_empty());
+        Some(entry)
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    generation: u64,
+    uid: String,
+    update: Option<Update>,
+    problems: Vec<String>,
+}
+
+impl Cache {
+    /// A cache that is in sync once each of `kinds` has been listed.
+    pub fn new(kinds: impl IntoIterator<Item = &'static str>) -> Self {
+        Self {
+            kinds: kinds
+                .into_iter()
+                .map(|kind| (kind, Store::default()))
+                .collect(),
+            overlays: Overlays::default(),
+            services: Services::default(),
+        }
+    }
+
+    /// A new list of the kind begins: what is not seen until its end is [`Cache::missing`].
+    pub fn begin(&mut self, kind: &'static str) {
+        self.kinds.entry(kind).or_default().generation += 1;
+    }
+
+    /// Takes the state of one object; gives what is news of it.
+    pub fn apply(&mut self, kind: &'static str, observed: Observed) -> Vec<Update> {
+        let store = self.kinds.entry(kind).or_default();
+        let former = store.objects.get(&observed.key);
+        let update = match observed.meaning {
+            Ok(update) => update,
+            Err(Unreadable) => former.and_then(|former| former.update.clone()),
+        };
+        let entry = Entry {
+            generation: store.generation,
+            uid: observed.uid,
+            update,
+            problems: observed.problems,
+        };
+        let wanted = self.overlays.effective(&entry.uid, entry.update.as_ref());
+        let known =
+            former.and_then(|former| self.overlays.effective(&former.uid, former.update.as_ref()));
+        let news = difference(known.as_deref(), wanted.as_deref());
+        self.overlays.confirm(&entry.uid, entry.update.as_ref());
+        let services = &mut self.services;
+        let news = news
+            .into_iter()
+            .filter_map(|update| services.whole(&observed.key, update));
+        let news = news.collect();
+        store.insert(observed.key, entry);
+        news
+    }
+
+    /// The object is gone.
+    pub fn delete(&mut self, kind: &'static str, key: &ObjectKey) -> Option<Update> {
+        let entry = self.kinds.get_mut(kind)?.remove(key)?;
+        self.overlays.withdraw(&entry.uid, entry.update.as_ref());
+        let gone = entry.update.as_ref().map(gone)?;
+        self.services.whole(key, gone)
+    }
+
+    /// Objects that the newest list did not hold; at most `limit` are named. A list that lacks objects may be the
+    /// API server's error, so whoever calls this asks for some of them by name before [`Cache::sweep`].
+    pub fn missing(&self, kind: &'static str, limit: usize) -> Missing {
+        let Some(store) = self.kinds.get(kind) else {
+            return Missing::default();
+        };
+        let stale = || {
+            store
+                .objects
+                .iter()
+                .filter(|(_, entry)| entry.generation < store.generation)
+        };
+        let total = stale().count();
+        let step = total.div_ceil(limit.max(1)).max(1);
+        Missing {
+            total,
+            sample: stale().step_by(step).map(|(key, _)| key.clone()).collect(),
+        }
+    }
+
+    /// The newest list of the kind was right: what it did not hold is gone, and the kind is in sync.
+    pub fn sweep(&mut self, kind: &'static str) -> Vec<Update> {
+        let store = self.kinds.entry(kind).or_default();
+        store.synced = true;
+        let generation = store.generation;
+        let stale = store.objects.iter();
+        let stale = stale.filter(|(_, entry)| entry.generation < generation);
+        let stale: Vec<_> = stale.map(|(key, _)| key.clone()).collect();
+        let mut removed = Vec::new();
+        for key in &stale {
+            let Some(entry) = store.remove(key) else {
+                continue;
+            };
+            self.overlays.withdraw(&entry.uid, entry.update.as_ref());
+            let gone = entry.update.as_ref().map(gone);
+            removed.extend(gone.and_then(|gone| self.services.whole(key, gone)));
+        }
+        removed
+    }
+
+    /// A node says which addresses a pod of its own has, before the API knows; gives what is news of it.
+    pub fn local(&mut self, node: &str, said: LocalEndpoint) -> Result<Vec<Update>, TooMany> {
+        let key = said.key.clone();
+        let pods = self.kinds.get(crate::kinds::POD);
+        let Some(entry) = pods.and_then(|pods| pods.objects.get(&key)) else {
+            self.overlays.put(node, said)?;
+            return Ok(Vec::new());
+        };
+        let api = entry.update.as_ref();
+        let former = self.overlays.effective(&entry.uid, api);
+        self.overlays.put(node, said)?;
+        let wanted = self.overlays.effective(&entry.uid, api);
+        let news = difference(former.as_deref(), wanted.as_deref());
+        self.overlays.confirm(&entry.uid, api);
+        Ok(news)
+    }
+
+    /// Whether every kind has been listed once.
+    pub fn is_synced(&self) -> bool {
+        self.kinds.values().all(|store| store.synced)
+    }
+
+    /// Kinds that have not been listed yet.
+    pub fn unsynced(&self) -> Vec<&'static str> {
+        let unsynced = self.kinds.iter().filter(|(_, store)| !store.synced);
+        unsynced.map(|(kind, _)| *kind).collect()
+    }
+
+    /// Objects per kind, and how many of them are not used as they are written.
+    pub fn counts(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
+        let counts = self.kinds.iter();
+        counts.map(|(kind, store)| (*kind, store.objects.len(), store.refused))
+    }
+
+    /// Objects that are not used as they are written, with why.
+    pub fn problems(&self) -> impl Iterator<Item = (&'static str, &ObjectKey, &[String])> {
+        self.kinds.iter().flat_map(|(kind, store)| {
+            let refused = store
+                .objects
+                .iter()
+                .filter(|(_, entry)| !entry.problems.is_empty());
+            refused.map(|(key, entry)| (*kind, key, entry.problems.as_slice()))
+        })
+    }
+
+    /// Why the object was not used as it is written when it was last seen.
+    pub fn problems_of(&self, kind: &'static str, key: &ObjectKey) -> &[String] {
+        let entry = self
+            .kinds
+            .get(kind)
+            .and_then(|store| store.objects.get(key));
+        entry.map_or(&[], |entry| entry.problems.as_slice())
+    }
+}
+
+/// What turns `former` into `wanted`.
+fn difference(former: Option<&Update>, wanted: Option<&Update>) -> Vec<Update> {
+    if former == wanted {
+        return Vec::new();
+    }
+    let removed = former.map(gone);
+    let replaced = removed.is_some() && removed == wanted.map(gone);
+    let removed = removed.filter(|_| !replaced);
+    removed.into_iter().chain(wanted.cloned()).collect()
+}
+
+/// The same key without a value.
+fn gone(update: &Update) -> Update {
+    match update {
+        Update::Endpoint(key, _) => Update::Endpoint(key.clone(), None),
+        Update::Namespace(key, _) => Update::Namespace(key.clone(), None),
+        Update::ServiceAccount(key, _) => Update::ServiceAccount(key.clone(), None),
+        Update::Policy(key, _) => Update::Policy(key.clone(), None),
+        Update::Tier(key, _) => Update::Tier(key.clone(), None),
+        Update::NetworkSet(key, _) => Update::NetworkSet(key.clone(), None),
+        Update::Service(key, _) => Update::Service(key.clone(), None),
+        Update::Node(key, _) => Update::Node(key.clone(), None),
+        Update::Pool(key, _) => Update::Pool(key.clone(), None),
+        Update::Block(key, _) => Update::Block(*key, None),
+        Update::Settings(key, _) => Update::Settings(key.clone(), None),
+    }
+}
+
+#[cfg(test)]
+mod tests;

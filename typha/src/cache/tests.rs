@@ -1,0 +1,291 @@
+use std::net::IpAddr;
+
+use margay_api::endpoint::WorkloadEndpoint;
+use margay_api::meta::Labels;
+use proptest::prelude::*;
+
+use super::*;
+use crate::kinds::POD;
+
+const NAMESPACE: &str = "Namespace";
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey::new("ns", name)
+}
+
+fn mk_endpoint(name: &str, addresses: &[&str]) -> Update {
+    let endpoint = WorkloadEndpoint {
+        node: "n1".to_owned(),
+        labels: Labels::new(),
+        service_account: String::new(),
+        addresses: mk_addresses(addresses),
+        ports: Vec::new(),
+        interface: "cali".to_owned(),
+    };
+    Update::Endpoint(key(name), Some(endpoint))
+}
+
+fn mk_addresses(addresses: &[&str]) -> Vec<IpAddr> {
+    let parse = |text: &&str| text.parse().expect("an address");
+    addresses.iter().map(parse).collect()
+}
+
+fn observed(name: &str, uid: &str, update: Update) -> Observed {
+    Observed {
+        key: key(name),
+        uid: uid.to_owned(),
+        meaning: Ok(Some(update)),
+        problems: Vec::new(),
+    }
+}
+
+fn mk_namespace(name: &str, label: &str) -> Observed {
+    let labels = Labels::from([("l".to_owned(), label.to_owned())]);
+    let update = Update::Namespace(name.to_owned(), Some(labels));
+    observed(name, "u", update)
+}
+
+fn said(name: &str, uid: &str, addresses: &[&str]) -> LocalEndpoint {
+    LocalEndpoint {
+        key: key(name),
+        addresses: mk_addresses(addresses),
+        uid: uid.to_owned(),
+    }
+}
+
+#[test]
+fn only_news_passes() {
+    let mut cache = Cache::new([NAMESPACE]);
+    let first = mk_namespace("a", "1");
+    assert_eq!(cache.apply(NAMESPACE, first.clone()).len(), 1);
+    assert_eq!(cache.apply(NAMESPACE, first), []);
+    assert_eq!(cache.apply(NAMESPACE, mk_namespace("a", "2")).len(), 1);
+    let gone = Update::Namespace("a".to_owned(), None);
+    assert_eq!(cache.delete(NAMESPACE, &key("a")), Some(gone));
+    assert_eq!(cache.delete(NAMESPACE, &key("a")), None);
+}
+
+#[test]
+fn in_sync_when_every_kind_was_listed() {
+    let mut cache = Cache::new([POD, NAMESPACE]);
+    cache.begin(POD);
+    cache.sweep(POD);
+    assert!(!cache.is_synced());
+    assert_eq!(cache.unsynced(), [NAMESPACE]);
+    cache.begin(NAMESPACE);
+    cache.apply(NAMESPACE, mk_namespace("a", "1"));
+    assert!(!cache.is_synced(), "the list has not ended");
+    cache.sweep(NAMESPACE);
+    assert!(cache.is_synced());
+}
+
+#[test]
+fn a_short_list_removes_nothing_before_the_sweep() {
+    let mut cache = Cache::new([NAMESPACE]);
+    cache.begin(NAMESPACE);
+    for name in ["a", "b", "c", "d", "e"] {
+        cache.apply(NAMESPACE, mk_namespace(name, "1"));
+    }
+    assert_eq!(cache.missing(NAMESPACE, 2), Missing::default());
+    cache.sweep(NAMESPACE);
+    cache.begin(NAMESPACE);
+    cache.apply(NAMESPACE, mk_namespace("c", "1"));
+    let missing = cache.missing(NAMESPACE, 2);
+    assert_eq!(missing.total, 4);
+    assert_eq!(missing.sample, [key("a"), key("d")], "spread over all");
+    let counts: Vec<_> = cache.counts().collect();
+    assert_eq!(counts, [(NAMESPACE, 5, 0)]);
+    // The list was wrong: the next one is complete, and nothing ever left.
+    cache.begin(NAMESPACE);
+    for name in ["a", "b", "c", "d", "e"] {
+        assert_eq!(cache.apply(NAMESPACE, mk_namespace(name, "1")), []);
+    }
+    assert_eq!(cache.sweep(NAMESPACE), []);
+    cache.begin(NAMESPACE);
+    assert_eq!(cache.sweep(NAMESPACE).len(), 5, "confirmed");
+}
+
+#[test]
+fn what_cannot_be_read_keeps_its_meaning() {
+    let mut cache = Cache::new([NAMESPACE]);
+    cache.apply(NAMESPACE, mk_namespace("a", "1"));
+    let unreadable = Observed {
+        meaning: Err(Unreadable),
+        problems: vec!["spec: a number".to_owned()],
+        ..mk_namespace("a", "1")
+    };
+    assert_eq!(cache.apply(NAMESPACE, unreadable), []);
+    assert_eq!(cache.problems().count(), 1);
+    assert_eq!(cache.counts().next(), Some((NAMESPACE, 1, 1)));
+    assert_eq!(cache.apply(NAMESPACE, mk_namespace("a", "1")), []);
+    assert_eq!(cache.problems().count(), 0);
+    assert_eq!(cache.counts().next(), Some((NAMESPACE, 1, 0)));
+}
+
+#[test]
+fn a_node_is_ahead_of_the_api_for_its_own_pods() {
+    let mut cache = Cache::new([POD]);
+    cache.apply(POD, observed("a", "u1", mk_endpoint("a", &[])));
+    let news = cache.local("n1", said("a", "u1", &["10.0.0.1"]));
+    assert_eq!(news, Ok(vec![mk_endpoint("a", &["10.0.0.1"])]));
+    let news = cache.local("n2", said("a", "u1", &["10.0.0.2"]));
+    assert_eq!(news, Ok(vec![]), "it is not the pod of n2");
+    // The API knows another thing of the pod, not yet its address: what the node says stays.
+    assert_eq!(
+        cache.apply(POD, observed("a", "u1", mk_endpoint("a", &[]))),
+        []
+    );
+    // Now it knows, and from here on it is believed.
+    assert_eq!(
+        cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.1"]))),
+        []
+    );
+    let news = cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.3"])));
+    assert_eq!(news, [mk_endpoint("a", &["10.0.0.3"])]);
+}
+
+#[test]
+fn what_a_node_says_is_about_one_pod_and_not_its_successor() {
+    let mut cache = Cache::new([POD]);
+    // Said before the API shows the pod.
+    assert_eq!(
+        cache.local("n1", said("a", "u2", &["10.0.0.2"])),
+        Ok(vec![])
+    );
+    let news = cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.1"])));
+    assert_eq!(
+        news,
+        [mk_endpoint("a", &["10.0.0.1"])],
+        "this is its predecessor"
+    );
+    cache.delete(POD, &key("a"));
+    let news = cache.apply(POD, observed("a", "u2", mk_endpoint("a", &[])));
+    assert_eq!(news, [mk_endpoint("a", &["10.0.0.2"])]);
+    // No address any more, while the API still shows one.
+    cache.apply(POD, observed("a", "u2", mk_endpoint("a", &["10.0.0.2"])));
+    let news = cache.local("n1", said("a", "u2", &[]));
+    assert_eq!(news, Ok(vec![mk_endpoint("a", &[])]));
+    cache.delete(POD, &key("a"));
+    let news = cache.apply(POD, observed("a", "u2", mk_endpoint("a", &["10.0.0.2"])));
+    assert_eq!(
+        news,
+        [mk_endpoint("a", &["10.0.0.2"])],
+        "forgotten with the pod"
+    );
+}
+
+#[test]
+fn a_node_cannot_fill_the_memory() {
+    let mut cache = Cache::new([POD]);
+    let mut refused = 0;
+    for pod in 0..5000 {
+        let said = said(&format!("p{pod}"), "u", &["10.0.0.1"]);
+        refused += usize::from(cache.local("n1", said).is_err());
+    }
+    assert_eq!(refused, 5000 - 4096);
+    assert!(cache.local("n2", said("a", "u", &["10.0.0.1"])).is_ok());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Apply(u8, u8),
+    Delete(u8),
+    Local(u8, u8),
+    Relist(Vec<(u8, u8)>),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let address = 1..4_u8;
+    prop_oneof![
+        (0..4_u8, 0..4_u8).prop_map(|(pod, address)| Step::Apply(pod, address)),
+        (0..4_u8).prop_map(Step::Delete),
+        (0..4_u8, address).prop_map(|(pod, address)| Step::Local(pod, address)),
+        proptest::collection::vec((0..4_u8, 0..4_u8), 0..4).prop_map(Step::Relist),
+    ]
+}
+
+fn mk_pod(pod: u8, address: u8) -> Observed {
+    let name = format!("p{pod}");
+    let addresses: &[&str] = match address {
+        0 => &[],
+        1 => &["10.0.0.1"],
+        2 => &["10.0.0.2"],
+        _ => &["10.0.0.3"],
+    };
+    observed(&name, "u", mk_endpoint(&name, addresses))
+}
+
+proptest! {
+    /// The news, applied one after another, always give what the last of each object gives, and never tell the same twice.
+    #[test]
+    fn news_add_up(steps in proptest::collection::vec(step(), 0..40)) {
+        let mut cache = Cache::new([POD]);
+        let mut api: BTreeMap<u8, u8> = BTreeMap::new();
+        let mut overlay: BTreeMap<u8, u8> = BTreeMap::new();
+        let mut told: BTreeMap<String, Update> = BTreeMap::new();
+        for step in steps {
+            let mut seen = Vec::new();
+            let news = match step {
+                Step::Apply(pod, address) => {
+                    seen.push((pod, address));
+                    cache.apply(POD, mk_pod(pod, address))
+                }
+                Step::Delete(pod) => {
+                    if api.remove(&pod).is_some() {
+                        overlay.remove(&pod);
+                    }
+                    cache.delete(POD, &key(&format!("p{pod}"))).into_iter().collect()
+                }
+                Step::Local(pod, address) => {
+                    overlay.insert(pod, address);
+                    if api.get(&pod) == Some(&address) {
+                        overlay.remove(&pod);
+                    }
+                    let Observed { meaning: Ok(Some(Update::Endpoint(key, Some(endpoint)))), uid, .. } = mk_pod(pod, address) else {
+                        unreachable!("pods are endpoints")
+                    };
+                    let said = LocalEndpoint { key, addresses: endpoint.addresses, uid };
+                    cache.local("n1", said).expect("few")
+                }
+                Step::Relist(pods) => {
+                    cache.begin(POD);
+                    let listed: BTreeMap<u8, u8> = pods.iter().copied().collect();
+                    let mut news = Vec::new();
+                    for (pod, address) in &listed {
+                        seen.push((*pod, *address));
+                        news.extend(cache.apply(POD, mk_pod(*pod, *address)));
+                    }
+                    news.extend(cache.sweep(POD));
+                    for gone in api.keys().filter(|pod| !listed.contains_key(pod)) {
+                        overlay.remove(gone);
+                    }
+                    api.retain(|pod, _| listed.contains_key(pod));
+                    news
+                }
+            };
+            for (pod, address) in seen {
+                api.insert(pod, address);
+                if overlay.get(&pod) == Some(&address) {
+                    overlay.remove(&pod);
+                }
+            }
+            for update in news {
+                let Update::Endpoint(key, value) = &update else { unreachable!("only pods") };
+                let former = match value {
+                    Some(_) => told.insert(key.name.clone(), update.clone()),
+                    None => told.remove(&key.name),
+                };
+                prop_assert_ne!(former, Some(update));
+            }
+            let wanted: BTreeMap<String, Update> = api
+                .iter()
+                .map(|(pod, address)| {
+                    let address = overlay.get(pod).unwrap_or(address);
+                    let Ok(Some(update)) = mk_pod(*pod, *address).meaning else { unreachable!("readable") };
+                    (format!("p{pod}"), update)
+                })
+                .collect();
+            prop_assert_eq!(&told, &wanted);
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! What a person can set, parsed once.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Settings of typha; each is a flag and an environment variable of the same meaning.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Name of the node that this replica runs on; only for logs.
+    #[arg(long, env = "NODE_NAME", default_value = "")]
+    pub node_name: String,
+    /// Where nodes connect to: gRPC with mutual TLS.
+    #[arg(long, env = "MARGAY_LISTEN", default_value = "0.0.0.0:5473")]
+    pub listen: SocketAddr,
+    /// Where metrics and probes are served: plain HTTP, so loopback.
+    #[arg(long, env = "MARGAY_ADMIN_LISTEN", default_value = "127.0.0.1:9098")]
+    pub admin_listen: SocketAddr,
+    /// Folder with this replica's `tls.crt` and `tls.key`.
+    #[arg(long, env = "MARGAY_TLS_DIR", default_value = "/etc/margay/tls")]
+    pub tls_dir: PathBuf,
+    /// Folder with `ca.crt`, the authorities whose certificates are let in.
+    #[arg(long, env = "MARGAY_CA_DIR", default_value = "/etc/margay/ca")]
+    pub ca_dir: PathBuf,
+    /// Log filter, such as `margay_typha=debug,info`.
+    #[arg(long, env = "MARGAY_LOG", default_value = "info")]
+    pub log: String,
+}

@@ -1,0 +1,331 @@
+//! What the API server says about one kind, line by line, as a state machine without I/O.
+//!
+//! A list counts only when it is complete, and not when it is older than what was seen before. What it lacks is not decided
+//! here: see [`crate::watch`].
+
+use std::collections::BTreeMap;
+
+use margay_api::meta::NamespacedName;
+use margay_calc::update::Update;
+use margay_runtime::telemetry::Traceparent;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use crate::cache::{ObjectKey, Observed, Unreadable};
+
+/// The API server has forgotten the version that was asked for.
+const GONE: u16 = 410;
+
+/// What an object of a kind means.
+#[derive(Debug, Default)]
+pub struct Parsed {
+    /// What `calc` is told; none when the object means nothing to policy and routing.
+    pub update: Option<Update>,
+    /// Why it is not used as it is written: field, value, rule and remedy.
+    pub problems: Vec<String>,
+}
+
+/// Why a watch must be started again.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The connection or the request failed.
+    #[error("API server: {0}")]
+    Api(Box<kube::Error>),
+    /// The stream broke.
+    #[error("API server: stream broke: {0}")]
+    Broken(std::io::Error),
+    /// The API server answered, but not in time.
+    #[error("API server: silent for {0} s")]
+    Silent(u64),
+    /// The API server ended the watch with an error.
+    #[error("API server: {code} {message}")]
+    Status {
+        /// HTTP status.
+        code: u16,
+        /// Its words.
+        message: String,
+    },
+    /// A line is not what the API server should say.
+    #[error("API server: not a watch event: {0}")]
+    Line(serde_json::Error),
+    /// A streamed list ended without its end mark.
+    #[error("API server: streamed list ended early")]
+    Unfinished,
+    /// The list is older than what was seen before.
+    #[error(
+        "list is of version {list}, but {seen} was seen before; it is not used (was the cluster restored from a backup? then restart typha)"
+    )]
+    Older {
+        /// Version of the list.
+        list: u64,
+        /// Newest version seen.
+        seen: u64,
+    },
+    /// A kind that is never empty was listed as empty.
+    #[error("list is empty, which this kind never is in a working cluster; it is not used")]
+    Empty,
+    /// The list lacks an object that exists.
+    #[error(
+        "list lacks {missing} objects, of which {example} exists when asked for by name; nothing is removed"
+    )]
+    Lacking {
+        /// How many objects the list lacks.
+        missing: usize,
+        /// One that exists.
+        example: ObjectKey,
+    },
+}
+
+impl Fault {
+    /// Whether the version to go on from is lost, so that a new list is needed.
+    pub fn needs_list(&self) -> bool {
+        match self {
+            Self::Status { code, .. } => *code == GONE,
+            Self::Api(error) => matches!(&**error, kube::Error::Api(status) if status.code == GONE),
+            Self::Broken(_) | Self::Silent(_) => false,
+            Self::Line(_) | Self::Unfinished | Self::Older { .. } => true,
+            Self::Empty | Self::Lacking { .. } => true,
+        }
+    }
+}
+
+/// What a line brings.
+#[derive(Debug)]
+pub enum News {
+    /// Nothing for others.
+    None,
+    /// An object as it is now, and the trace that its writer began.
+    Object(Box<Observed>, Option<Traceparent>),
+    /// An object is gone.
+    Deleted(ObjectKey),
+    /// The list is complete.
+    List(Vec<Observed>),
+}
+
+/// The state of one kind's watch.
+#[derive(Debug)]
+pub struct Feed<K> {
+    parse: fn(K) -> Parsed,
+    never_empty: bool,
+    /// Version to go on from; none: a list is needed.
+    version: Option<String>,
+    /// Newest version ever seen.
+    seen: u64,
+    /// Objects of the list in progress.
+    listing: Vec<Observed>,
+    /// Traces that were continued, so that a later change of the object does not continue them again.
+    traces: BTreeMap<ObjectKey, Traceparent>,
+}
+
+impl<K: DeserializeOwned> Feed<K> {
+    /// A feed that begins with a list.
+    pub fn new(parse: fn(K) -> Parsed, never_empty: bool) -> Self {
+        Self {
+            parse,
+            never_empty,
+            version: None,
+            seen: 0,
+            listing: Vec::new(),
+            traces: BTreeMap::new(),
+        }
+    }
+
+    /// The version to go on from; none: a list is needed.
+    pub fn version(&self) -> Option<&str> {
+        self.version.as_deref()
+    }
+
+    /// A list begins; a former one that did not end is forgotten.
+    pub fn restart(&mut self) {
+        self.version = None;
+        self.listing.clear();
+    }
+
+    /// One line of a watch, which may begin with a streamed list.
+    pub fn line(&mut self, line: &[u8]) -> Result<News, Fault> {
+        let event: Line<'_> = serde_json::from_slice(line).map_err(Fault::Line)?;
+        match event.kind {
+            "ADDED" | "MODIFIED" => self.object(event.object.get()),
+            "DELETED" => {
+                let meta = meta(event.object.get())?;
+                self.advance(&meta.resource_version);
+                let key = meta.key();
+                self.traces.remove(&key);
+                Ok(News::Deleted(key))
+            }
+            "BOOKMARK" => {
+                let meta = meta(event.object.get())?;
+                if self.version.is_none() && meta.annotations.list_end.is_some() {
+                    return self.listed(meta.resource_version);
+                }
+                self.advance(&meta.resource_version);
+                Ok(News::None)
+            }
+            _ => {
+                let status: Status =
+                    serde_json::from_str(event.object.get()).map_err(Fault::Line)?;
+                Err(Fault::Status {
+                    code: status.code,
+                    message: status.message,
+                })
+            }
+        }
+    }
+
+    /// One page of a list that is not streamed; gives the token of the next page.
+    pub fn page(&mut self, page: &str) -> Result<(News, Option<String>), Fault> {
+        let page: Page<'_> = serde_json::from_str(page).map_err(Fault::Line)?;
+        for item in page.items {
+            let (observed, _) = self.observe(item.get())?;
+            self.listing.push(observed);
+        }
+        match page.metadata.next.filter(|next| !next.is_empty()) {
+            Some(next) => Ok((News::None, Some(next))),
+            None => Ok((self.listed(page.metadata.resource_version)?, None)),
+        }
+    }
+
+    fn object(&mut self, text: &str) -> Result<News, Fault> {
+        let (observed, meta) = self.observe(text)?;
+        if self.version.is_none() {
+            self.listing.push(observed);
+            return Ok(News::None);
+        }
+        self.advance(&meta.resource_version);
+        let trace = self.trace(&observed.key, meta.annotations.trace.as_deref());
+        Ok(News::Object(Box::new(observed), trace))
+    }
+
+    fn observe(&self, text: &str) -> Result<(Observed, Meta), Fault> {
+        let meta = meta(text)?;
+        let (meaning, problems) = match serde_json::from_str(text).map(self.parse) {
+            Ok(parsed) => (Ok(parsed.update), parsed.problems),
+            Err(error) => (
+                Err(Unreadable),
+                vec![format!(
+                    "object: {error}; correct the field that the position points at"
+                )],
+            ),
+        };
+        let observed = Observed {
+            key: meta.key(),
+            uid: meta.uid.clone(),
+            meaning,
+            problems,
+        };
+        Ok((observed, meta))
+    }
+
+    fn listed(&mut self, version: String) -> Result<News, Fault> {
+        let objects = std::mem::take(&mut self.listing);
+        if let Some(list) = number(&version)
+            && list < self.seen
+        {
+            return Err(Fault::Older {
+                list,
+                seen: self.seen,
+            });
+        }
+        if self.never_empty && objects.is_empty() {
+            return Err(Fault::Empty);
+        }
+        self.advance(&version);
+        self.version = Some(version);
+        Ok(News::List(objects))
+    }
+
+    fn advance(&mut self, version: &str) {
+        if let Some(current) = &mut self.version {
+            version.clone_into(current);
+        }
+        if let Some(version) = number(version) {
+            self.seen = self.seen.max(version);
+        }
+    }
+
+    fn trace(&mut self, key: &ObjectKey, text: Option<&str>) -> Option<Traceparent> {
+        let trace: Traceparent = text?.parse().ok()?;
+        let former = self.traces.insert(key.clone(), trace);
+        (former != Some(trace)).then_some(trace)
+    }
+}
+
+/// Versions grow and can be compared as numbers; one that is no number is never called older.
+fn number(version: &str) -> Option<u64> {
+    version.parse().ok()
+}
+
+fn meta(text: &str) -> Result<Meta, Fault> {
+    #[derive(Deserialize)]
+    struct Object {
+        metadata: Meta,
+    }
+    let object: Object = serde_json::from_str(text).map_err(Fault::Line)?;
+    Ok(object.metadata)
+}
+
+#[derive(Deserialize)]
+struct Line<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    #[serde(borrow)]
+    object: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct Page<'a> {
+    metadata: PageMeta,
+    #[serde(borrow)]
+    items: Vec<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PageMeta {
+    resource_version: String,
+    #[serde(rename = "continue")]
+    next: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    #[serde(default)]
+    code: u16,
+    #[serde(default)]
+    message: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Meta {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    namespace: String,
+    #[serde(default)]
+    uid: String,
+    resource_version: String,
+    #[serde(default)]
+    annotations: Annotations,
+}
+
+/// The only annotations that matter to every kind.
+#[derive(Deserialize, Default)]
+struct Annotations {
+    /// By it whoever writes an object has its change traced as part of their own trace.
+    #[serde(rename = "margay.io/traceparent")]
+    trace: Option<String>,
+    /// On the bookmark that ends a streamed list.
+    #[serde(rename = "k8s.io/initial-events-end")]
+    list_end: Option<String>,
+}
+
+impl Meta {
+    fn key(&self) -> ObjectKey {
+        NamespacedName::new(self.namespace.as_str(), self.name.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,191 @@
+//! The table of what is watched: one line for a kind.
+
+use std::pin::Pin;
+
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use margay_api::meta::{Labels, NamespacedName};
+use margay_api::policy::{PolicyKey, PolicyKind};
+use margay_api::problem::Refusal;
+use margay_api::{k8s, v3};
+use margay_calc::update::{Backend, Update};
+use tokio::sync::mpsc;
+
+use crate::compute::Event;
+use crate::feed::Parsed;
+use crate::metrics::Counters;
+use crate::watch::Watch;
+
+/// The kind whose objects are endpoints.
+pub const POD: &str = "Pod";
+
+/// One line of the table.
+pub struct Line {
+    /// Name of the kind.
+    pub kind: &'static str,
+    path: &'static str,
+    /// In a working cluster there is at least one: what an empty list of it would mean is that the API server errs.
+    never_empty: bool,
+    run: fn(Watch) -> Watching,
+}
+
+type Watching = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Line {
+    /// Watches the kind until the owner task ends.
+    pub fn start(
+        &self,
+        client: kube::Client,
+        events: mpsc::Sender<Event>,
+        counters: Counters,
+    ) -> Watching {
+        (self.run)(Watch {
+            kind: self.kind,
+            path: self.path,
+            never_empty: self.never_empty,
+            client,
+            events,
+            counters,
+        })
+    }
+}
+
+/// Every kind that policy or routing depends on. All of them must be served: an API server that does not know a kind yet
+/// (it has just started, its CRDs are not installed) must not be taken for one that has no policies.
+#[rustfmt::skip]
+pub const TABLE: &[Line] = &[
+    Line { kind: POD, path: "/api/v1/pods", never_empty: true, run: |watch| Box::pin(watch.run(pod)) },
+    Line { kind: "Namespace", path: "/api/v1/namespaces", never_empty: true, run: |watch| Box::pin(watch.run(namespace)) },
+    Line { kind: "Node", path: "/api/v1/nodes", never_empty: true, run: |watch| Box::pin(watch.run(node)) },
+    Line { kind: "ServiceAccount", path: "/api/v1/serviceaccounts", never_empty: true, run: |watch| Box::pin(watch.run(service_account)) },
+    Line { kind: "EndpointSlice", path: "/apis/discovery.k8s.io/v1/endpointslices", never_empty: false, run: |watch| Box::pin(watch.run(endpoint_slice)) },
+    Line { kind: "KubernetesNetworkPolicy", path: "/apis/networking.k8s.io/v1/networkpolicies", never_empty: false, run: |watch| Box::pin(watch.run(kubernetes_policy)) },
+    Line { kind: "NetworkPolicy", path: "/apis/projectcalico.org/v3/networkpolicies", never_empty: false, run: |watch| Box::pin(watch.run(network_policy)) },
+    Line { kind: "GlobalNetworkPolicy", path: "/apis/projectcalico.org/v3/globalnetworkpolicies", never_empty: false, run: |watch| Box::pin(watch.run(global_policy)) },
+    Line { kind: "Tier", path: "/apis/projectcalico.org/v3/tiers", never_empty: false, run: |watch| Box::pin(watch.run(tier)) },
+    Line { kind: "NetworkSet", path: "/apis/projectcalico.org/v3/networksets", never_empty: false, run: |watch| Box::pin(watch.run(network_set)) },
+    Line { kind: "GlobalNetworkSet", path: "/apis/projectcalico.org/v3/globalnetworksets", never_empty: false, run: |watch| Box::pin(watch.run(global_network_set)) },
+    Line { kind: "IPPool", path: "/apis/projectcalico.org/v3/ippools", never_empty: false, run: |watch| Box::pin(watch.run(pool)) },
+    Line { kind: "IPAMBlock", path: "/apis/projectcalico.org/v3/ipamblocks", never_empty: false, run: |watch| Box::pin(watch.run(block)) },
+    Line { kind: "FelixConfiguration", path: "/apis/projectcalico.org/v3/felixconfigurations", never_empty: false, run: |watch| Box::pin(watch.run(settings)) },
+];
+
+fn pod(pod: Pod) -> Parsed {
+    let endpoint = k8s::pod::workload_endpoint(&pod);
+    used(endpoint.map(|(key, endpoint)| Update::Endpoint(key, Some(endpoint))))
+}
+
+fn namespace(namespace: Namespace) -> Parsed {
+    let (key, labels) = named(namespace.metadata);
+    used(Some(Update::Namespace(key.name, Some(labels))))
+}
+
+fn node(node: Node) -> Parsed {
+    let info = k8s::node::node_info(&node);
+    used(Some(Update::Node(named(node.metadata).0.name, Some(info))))
+}
+
+fn service_account(account: ServiceAccount) -> Parsed {
+    let (key, labels) = named(account.metadata);
+    used(Some(Update::ServiceAccount(key, Some(labels))))
+}
+
+/// Means the part of its Service that it holds; the cache puts the parts together.
+fn endpoint_slice(slice: EndpointSlice) -> Parsed {
+    let backends = k8s::service::backends(&slice).into_iter();
+    let backends = backends.map(|backend| Backend {
+        address: backend.address,
+        protocol: backend.protocol,
+        port: backend.port,
+    });
+    let service = k8s::service::service_of(&slice);
+    used(service.map(|service| Update::Service(service, Some(backends.collect()))))
+}
+
+fn kubernetes_policy(policy: networking::v1::NetworkPolicy) -> Parsed {
+    let key = k8s::netpol::key(&policy);
+    let parsed = k8s::netpol::policy(&policy).map(|(_, policy)| policy);
+    taken(parsed, |policy| Update::Policy(key, Some(policy)))
+}
+
+fn network_policy(policy: v3::NetworkPolicy) -> Parsed {
+    let key = PolicyKey::of(PolicyKind::NetworkPolicy, &policy.metadata);
+    taken(v3::policy::network_policy(&policy), |policy| {
+        Update::Policy(key, Some(policy))
+    })
+}
+
+fn global_policy(policy: v3::GlobalNetworkPolicy) -> Parsed {
+    let key = PolicyKey::of(PolicyKind::GlobalNetworkPolicy, &policy.metadata);
+    taken(v3::policy::global_network_policy(&policy), |policy| {
+        Update::Policy(key, Some(policy))
+    })
+}
+
+fn tier(tier: v3::Tier) -> Parsed {
+    let parsed = v3::tier::tier(&tier);
+    let name = named(tier.metadata).0.name;
+    taken(parsed, |tier| Update::Tier(name, Some(tier)))
+}
+
+fn network_set(set: v3::NetworkSet) -> Parsed {
+    let parsed = v3::netset::network_set(&set);
+    let key = named(set.metadata).0;
+    taken(parsed, |set| Update::NetworkSet(key, Some(set)))
+}
+
+fn global_network_set(set: v3::GlobalNetworkSet) -> Parsed {
+    let parsed = v3::netset::global_network_set(&set);
+    let key = named(set.metadata).0;
+    taken(parsed, |set| Update::NetworkSet(key, Some(set)))
+}
+
+fn pool(pool: v3::IPPool) -> Parsed {
+    let parsed = v3::pool::pool(&pool);
+    let name = named(pool.metadata).0.name;
+    taken(parsed, |pool| Update::Pool(name, Some(pool)))
+}
+
+fn block(block: v3::IPAMBlock) -> Parsed {
+    match v3::pool::block_info(&block) {
+        Ok(block) => used(block.map(|(range, info)| Update::Block(range, Some(info)))),
+        Err(fault) => Parsed {
+            update: None,
+            problems: vec![fault.to_string()],
+        },
+    }
+}
+
+fn settings(configuration: v3::FelixConfiguration) -> Parsed {
+    let parsed = v3::cluster::settings(&configuration);
+    let name = named(configuration.metadata).0.name;
+    taken(parsed, |settings| Update::Settings(name, Some(settings)))
+}
+
+fn named(meta: ObjectMeta) -> (NamespacedName, Labels) {
+    let key = NamespacedName {
+        namespace: meta.namespace.unwrap_or_default(),
+        name: meta.name.unwrap_or_default(),
+    };
+    (key, meta.labels.unwrap_or_default())
+}
+
+fn used(update: Option<Update>) -> Parsed {
+    Parsed {
+        update,
+        problems: Vec::new(),
+    }
+}
+
+/// What was parsed, or what is enforced in place of what was refused.
+fn taken<T>(parsed: Result<T, Refusal<T>>, update: impl FnOnce(T) -> Update) -> Parsed {
+    match parsed {
+        Ok(value) => used(Some(update(value))),
+        Err(refusal) => Parsed {
+            update: refusal.closed.map(update),
+            problems: refusal.problems.iter().map(ToString::to_string).collect(),
+        },
+    }
+}

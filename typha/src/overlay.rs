@@ -1,0 +1,89 @@
+//! Addresses that a node has given to its pods and that the API does not show yet.
+//!
+//! A pod's peers may talk to it as soon as its node has plumbed it; waiting for the API would cost a round trip through
+//! kubelet. What a node says holds for its own pods only, and only until the API says the same.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
+use margay_calc::update::Update;
+use margay_proto::sync::LocalEndpoint;
+
+/// Pods of one node that may differ from the API at the same time: what a node starts within the API's delay, with much room.
+const PER_NODE: usize = 4096;
+
+/// A node has said more than it can have pods.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "node {node:?} has told addresses of {PER_NODE} pods that the API does not confirm; no more are taken before it does"
+)]
+pub struct TooMany {
+    node: String,
+}
+
+/// Owner of what nodes have said: by node, as a node's word counts for its own pods only.
+#[derive(Debug, Default)]
+pub struct Overlays(BTreeMap<String, BTreeMap<EndpointKey, LocalEndpoint>>);
+
+impl Overlays {
+    /// What `node` (by its certificate) says replaces what it said about the same pod.
+    pub fn put(&mut self, node: &str, said: LocalEndpoint) -> Result<(), TooMany> {
+        let of_node = self.0.entry(node.to_owned()).or_default();
+        if of_node.len() >= PER_NODE && !of_node.contains_key(&said.key) {
+            return Err(TooMany {
+                node: node.to_owned(),
+            });
+        }
+        of_node.insert(said.key.clone(), said);
+        Ok(())
+    }
+
+    /// The object's meaning with what its node says about it.
+    pub fn effective<'a>(&self, uid: &str, update: Option<&'a Update>) -> Option<Cow<'a, Update>> {
+        let update = update?;
+        let Some((key, endpoint, said)) = self.find(uid, update) else {
+            return Some(Cow::Borrowed(update));
+        };
+        let mut endpoint = endpoint.clone();
+        endpoint.addresses.clone_from(&said.addresses);
+        Some(Cow::Owned(Update::Endpoint(key.clone(), Some(endpoint))))
+    }
+
+    /// The API shows the object like this: what its node says is not needed any more if it is the same.
+    pub fn confirm(&mut self, uid: &str, update: Option<&Update>) {
+        if let Some((key, endpoint, said)) = update.and_then(|update| self.find(uid, update))
+            && said.addresses == endpoint.addresses
+        {
+            self.remove(&endpoint.node, key);
+        }
+    }
+
+    /// The object is gone, and with it what its node said about it; not what it said about a successor.
+    pub fn withdraw(&mut self, uid: &str, update: Option<&Update>) {
+        if let Some((key, endpoint, _)) = update.and_then(|update| self.find(uid, update)) {
+            self.remove(&endpoint.node, key);
+        }
+    }
+
+    fn find<'a>(
+        &self,
+        uid: &str,
+        update: &'a Update,
+    ) -> Option<(&'a EndpointKey, &'a WorkloadEndpoint, &LocalEndpoint)> {
+        let Update::Endpoint(key, Some(endpoint)) = update else {
+            return None;
+        };
+        let said = self.0.get(&endpoint.node)?.get(key)?;
+        (said.uid == uid).then_some((key, endpoint, said))
+    }
+
+    fn remove(&mut self, node: &str, key: &EndpointKey) {
+        if let Some(of_node) = self.0.get_mut(node) {
+            of_node.remove(key);
+            if of_node.is_empty() {
+                self.0.remove(node);
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The nodes that have a stream to this replica, and how far each has come.
+//!
+//! Shared by the owner task (what was sent), the tasks that read from nodes (acks) and the debug service. Nothing here is
+//! needed to decide what a node is sent.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use dashmap::DashMap;
+use margay_calc::model::RecordId;
+use margay_proto::sync::Ack;
+use margay_runtime::telemetry::Traceparent;
+
+/// Frames without an ack that are remembered per node, for lag and traces; beyond that the oldest are forgotten.
+const IN_FLIGHT: usize = 256;
+
+/// The sessions of this replica; cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Registry(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    nodes: DashMap<String, Arc<Node>>,
+    revision: AtomicU64,
+    in_sync: AtomicBool,
+}
+
+/// One node's stream.
+#[derive(Debug)]
+pub struct Node {
+    /// The node, by its certificate.
+    pub name: String,
+    /// What the agent calls its version.
+    pub agent_version: String,
+    /// Number of the session in this process.
+    pub session: u64,
+    /// When it said hello.
+    pub since: Instant,
+    progress: Mutex<Progress>,
+}
+
+/// A frame that left.
+#[derive(Debug, Clone)]
+pub struct Sent {
+    /// Revision that the node has with it.
+    pub revision: u64,
+    /// When it was handed to the stream.
+    pub at: Instant,
+    /// When the event that caused it was seen, in nanoseconds since the epoch; 0: a first frame.
+    pub event_unix_ns: u64,
+    /// The trace that it belongs to.
+    pub trace: Option<Traceparent>,
+}
+
+/// How far a node has come.
+#[derive(Debug, Clone, Default)]
+pub struct Progress {
+    /// Newest revision sent.
+    pub sent: u64,
+    /// Newest revision committed to the node's kernel.
+    pub acked: u64,
+    /// Changed records that could not be sent yet.
+    pub pending: usize,
+    /// Bytes of frames.
+    pub bytes: u64,
+    /// Records that the node could not enforce, with why, as of its last ack.
+    pub errors: Vec<(RecordId, String)>,
+    /// Microseconds that the node planned, of its last ack.
+    pub plan_us: u64,
+    /// Microseconds that the kernel took, of its last ack.
+    pub commit_us: u64,
+    /// Frames without an ack, oldest first.
+    pub in_flight: VecDeque<Sent>,
+}
+
+impl Registry {
+    /// The node said hello; a former session of it is forgotten.
+    pub fn enter(&self, name: &str, session: u64, agent_version: String) -> Arc<Node> {
+        let node = Arc::new(Node {
+            name: name.to_owned(),
+            agent_version,
+            session,
+            since: Instant::now(),
+            progress: Mutex::default(),
+        });
+        self.0.nodes.insert(name.to_owned(), node.clone());
+        node
+    }
+
+    /// The session is over; a later one of the same node stays.
+    pub fn leave(&self, name: &str, session: u64) {
+        self.0
+            .nodes
+            .remove_if(name, |_, node| node.session == session);
+    }
+
+    /// The node, if this is still its session.
+    pub fn get(&self, name: &str, session: u64) -> Option<Arc<Node>> {
+        let node = self.0.nodes.get(name)?;
+        (node.session == session).then(|| node.clone())
+    }
+
+    /// Every node, by name.
+    pub fn nodes(&self) -> Vec<Arc<Node>> {
+        let mut nodes: Vec<_> = self.0.nodes.iter().map(|node| node.clone()).collect();
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        nodes
+    }
+
+    /// Revision of this replica.
+    pub fn revision(&self) -> u64 {
+        self.0.revision.load(Ordering::Relaxed)
+    }
+
+    /// The replica has come to this revision.
+    pub fn set_revision(&self, revision: u64) {
+        self.0.revision.store(revision, Ordering::Relaxed);
+    }
+
+    /// Whether this replica has seen the whole API.
+    pub fn in_sync(&self) -> bool {
+        self.0.in_sync.load(Ordering::Relaxed)
+    }
+
+    /// This replica has seen the whole API.
+    pub fn set_in_sync(&self) {
+        self.0.in_sync.store(true, Ordering::Relaxed);
+    }
+
+    /// Nodes with a stream, and how many of them enforce everything that this replica knows.
+    pub fn realised(&self) -> (usize, usize) {
+        let counts = self.0.nodes.iter().map(|node| node.progress().is_current());
+        counts.fold((0, 0), |(all, current), is| {
+            (all + 1, current + usize::from(is))
+        })
+    }
+}
+
+impl Node {
+    /// How far the node has come.
+    pub fn progress(&self) -> Progress {
+        self.lock().clone()
+    }
+
+    /// A frame was handed to the stream.
+    pub fn sent(&self, sent: Sent, bytes: usize) {
+        let mut progress = self.lock();
+        progress.sent = sent.revision;
+        progress.bytes += bytes as u64;
+        progress.pending = 0;
+        if progress.in_flight.len() >= IN_FLIGHT {
+            progress.in_flight.pop_front();
+        }
+        progress.in_flight.push_back(sent);
+    }
+
+    /// The node does not take frames; so many records wait.
+    pub fn waiting(&self, pending: usize) {
+        self.lock().pending = pending;
+    }
+
+    /// The node has committed a revision; gives the frames that are done with it, oldest first.
+    pub fn acked(&self, ack: &Ack) -> Vec<Sent> {
+        let mut progress = self.lock();
+        progress.acked = progress.acked.max(ack.revision).min(progress.sent);
+        progress.errors.clone_from(&ack.errors);
+        progress.plan_us = ack.plan_us;
+        progress.commit_us = ack.commit_us;
+        let done = progress
+            .in_flight
+            .partition_point(|sent| sent.revision <= ack.revision);
+        progress.in_flight.drain(..done).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Progress {
+    /// Whether the node enforces everything that it should.
+    pub fn is_current(&self) -> bool {
+        self.sent > 0 && self.acked == self.sent && self.pending == 0
+    }
+}

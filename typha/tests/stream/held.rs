@@ -1,0 +1,82 @@
+//! What a node holds, and what a frame does to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::BytesMut;
+use margay_calc::digest;
+use margay_calc::model::{Record, RecordId};
+use margay_proto::sync::{Change, Frame, decode_frame, wire};
+use margay_typha::codec::FrameBytes;
+use prost::Message;
+
+/// The records that a node holds.
+pub type Held = BTreeMap<RecordId, Record>;
+
+/// A frame from its pieces.
+pub fn decode(bytes: &FrameBytes) -> Frame {
+    let mut whole = BytesMut::new();
+    bytes
+        .0
+        .iter()
+        .for_each(|piece| whole.extend_from_slice(piece));
+    let frame = wire::Frame::decode(whole.freeze()).expect("a frame");
+    decode_frame(frame).expect("what the model can hold")
+}
+
+/// Digests of what is held, as in a hello.
+pub fn buckets(held: &Held) -> Vec<u64> {
+    digest::buckets(held.iter()).to_vec()
+}
+
+/// Does what the frame says, and checks that it says nothing that makes no sense.
+pub fn apply(held: &mut Held, frame: &Frame) {
+    let mut told = BTreeSet::new();
+    for change in &frame.changes {
+        match change {
+            Change::Upsert(id, record) => {
+                check_references(held, id, record);
+                told.insert(id.clone());
+                held.insert(id.clone(), record.clone());
+            }
+            Change::Remove(id) => {
+                held.remove(id);
+            }
+            Change::Members(set, _, delta) => {
+                let id = RecordId::IpSet(set.clone());
+                let Some(Record::IpSet(record)) = held.get_mut(&id) else {
+                    panic!("members of {id:?}, which was never told");
+                };
+                assert!(delta.added.is_disjoint(&record.members), "added twice");
+                assert!(delta.removed.is_subset(&record.members), "removed twice");
+                record.members.extend(delta.added.iter().cloned());
+                record
+                    .members
+                    .retain(|member| !delta.removed.contains(member));
+            }
+        }
+    }
+    if frame.trailer.in_sync {
+        let restated = &frame.trailer.restated_buckets;
+        held.retain(|id, _| told.contains(id) || !restated.contains(&digest::bucket(id)));
+    }
+}
+
+/// What a record refers to has come before it.
+fn check_references(held: &Held, id: &RecordId, record: &Record) {
+    let known = |id: RecordId| assert!(held.contains_key(&id), "{id:?} is missing");
+    match record {
+        Record::Policy(policy) => {
+            for rule in policy.ingress.iter().chain(&policy.egress) {
+                let sets = rule.source.sets.iter().chain(&rule.destination.sets);
+                sets.for_each(|set| known(RecordId::IpSet(set.clone())));
+            }
+        }
+        Record::Endpoint(endpoint) => {
+            for tier in &endpoint.tiers {
+                let policies = tier.ingress.iter().chain(&tier.egress);
+                policies.for_each(|key| known(RecordId::Policy(key.clone())));
+            }
+        }
+        _ => assert!(!matches!(id, RecordId::Policy(_) | RecordId::Endpoint(_))),
+    }
+}

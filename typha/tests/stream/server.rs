@@ -1,0 +1,398 @@
+//! The gRPC side over real TLS: who may do what, what a node gets, and what a bad peer costs the others.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use margay_calc::model::RecordId;
+use margay_proto::debug::debug_client::DebugClient;
+use margay_proto::debug::{
+    GetRecordRequest, ListNodesRequest, ListRecordsRequest, NodeStatus, ViewRequest,
+};
+use margay_proto::sync::{LocalEndpoint, encode_local_endpoint, wire};
+use margay_typha::app::Patience;
+use margay_typha::compute::Event;
+use tokio::io::AsyncReadExt;
+use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::peers::{self, Agent, Authority, Typha, address_of, mk_pod, until};
+
+#[tokio::test]
+async fn a_node_gets_its_view_and_nothing_else() {
+    let typha = Typha::start().await;
+    typha
+        .observe(vec![mk_pod("a", "n1", 1), mk_pod("b", "n2", 2)])
+        .await;
+    let mut one = typha.node("n1").await;
+    let mut two = typha.node("n2").await;
+    let endpoint = |name: &str| RecordId::Endpoint(peers::key(name));
+    for (agent, own, other) in [(&mut one, "a", "b"), (&mut two, "b", "a")] {
+        let first = agent.frame().await;
+        assert!(first.trailer.in_sync);
+        assert!(agent.held.contains_key(&endpoint(own)));
+        assert!(!agent.held.contains_key(&endpoint(other)));
+    }
+    typha.observe(vec![mk_pod("c", "n1", 3)]).await;
+    one.until(|held| held.contains_key(&endpoint("c"))).await;
+    one.ack().await;
+    let (nodes, current) = (&typha.registry, 2);
+    two.ack().await;
+    until(|| nodes.realised() == (2, current)).await;
+    assert_eq!(
+        two.frames, 1,
+        "a change that does not concern a node is not sent to it"
+    );
+}
+
+#[tokio::test]
+async fn the_certificate_decides_who_may_do_what() {
+    let typha = Typha::start().await;
+    let debug = |channel| async move {
+        let answer = DebugClient::new(channel)
+            .list_nodes(ListNodesRequest {})
+            .await;
+        answer.map(|_| ()).map_err(|status| status.code())
+    };
+    let health = |channel| async move {
+        let request = HealthCheckRequest {
+            service: String::new(),
+        };
+        let answer = HealthClient::new(channel).check(request).await;
+        answer.map(|_| ()).map_err(|status| status.code())
+    };
+    let denied = Err(Code::PermissionDenied);
+    let table = [
+        ("margay:node:n1", "margay:nodes", Ok(()), denied, denied),
+        ("margay:node:", "margay:nodes", denied, denied, denied),
+        ("margay:reader", "margay:nodes", denied, denied, denied),
+        ("margay:reader", "margay:readers", denied, Ok(()), Ok(())),
+        ("margay:node:n1", "margay:readers", denied, Ok(()), Ok(())),
+        ("margay-typha", "", denied, denied, denied),
+    ];
+    for (name, organization, may_sync, may_debug, may_health) in table {
+        let channel = typha
+            .channel(&typha.authority, name, organization)
+            .await
+            .expect("our CA");
+        let sync = Agent::open(channel.clone(), vec![]).await;
+        assert_eq!(
+            sync.map(|_| ()).map_err(|status| status.code()),
+            may_sync,
+            "{name}"
+        );
+        assert_eq!(
+            debug(channel.clone()).await,
+            may_debug,
+            "{name} {organization}"
+        );
+        assert_eq!(health(channel).await, may_health, "{name} {organization}");
+    }
+    let stranger = Authority::new();
+    let refused = typha
+        .channel(&stranger, "margay:node:n1", "margay:nodes")
+        .await;
+    let refused = match refused {
+        // TLS 1.3 tells a client that it was refused only after its side of the handshake.
+        Ok(channel) => Agent::open(channel, vec![]).await.map(|_| ()).is_err(),
+        Err(_) => true,
+    };
+    assert!(refused, "a certificate of another authority");
+}
+
+#[tokio::test]
+async fn a_node_that_knows_everything_is_told_nothing() {
+    let typha = Typha::start().await;
+    let pods = (0..40).map(|i| mk_pod(&format!("p{i}"), "n1", i));
+    typha.observe(pods.collect()).await;
+    let mut agent = typha.node("n1").await;
+    agent.frame().await;
+    let held = std::mem::take(&mut agent.held);
+    assert!(held.len() >= 40);
+    drop(agent);
+    let mut again = typha.node_holding("n1", held).await;
+    let first = again.frame().await;
+    assert_eq!(first.changes, []);
+    assert_eq!(first.trailer.restated_buckets, [] as [u32; 0]);
+    typha.observe(vec![mk_pod("p0", "n1", 99)]).await;
+    let changed = again.frame().await;
+    assert_eq!(changed.changes.len(), 1);
+}
+
+#[tokio::test]
+async fn one_that_does_not_read_costs_the_others_nothing() {
+    let typha = Typha::start().await;
+    typha
+        .observe(vec![mk_pod("a", "slow", 0), mk_pod("a0", "quick", 0)])
+        .await;
+    let mut slow = typha.node("slow").await;
+    slow.frame().await;
+    let mut quick = typha.node("quick").await;
+    quick.frame().await;
+    // Far more than HTTP/2 lets through to a stream that is not read.
+    let (pods, flips) = (200_u16, 60_u16);
+    let last = address_of(flips);
+    for flip in 1..=flips {
+        let of_slow = (1..pods).map(|i| mk_pod(&format!("a{i}"), "slow", flip));
+        typha
+            .observe(of_slow.chain([mk_pod("a0", "quick", flip)]).collect())
+            .await;
+        quick
+            .until(|held| peers::addresses(held, "a0") == [address_of(flip)])
+            .await;
+    }
+    quick.ack().await;
+    let reader = typha
+        .channel(&typha.authority, "margay:reader", "margay:readers")
+        .await;
+    let mut debug = DebugClient::new(reader.expect("our CA"));
+    let mut list = async || {
+        let answer = debug.list_nodes(ListNodesRequest {}).await.expect("nodes");
+        answer.into_inner().nodes
+    };
+    let by_name = |nodes: &[NodeStatus], name: &str| {
+        nodes
+            .iter()
+            .find(|node| node.node == name)
+            .cloned()
+            .expect("a node")
+    };
+    let nodes = list().await;
+    let stalled = by_name(&nodes, "slow");
+    assert!(
+        stalled.pending_records > 0,
+        "its connection took everything: {stalled:?}"
+    );
+    assert!(
+        stalled.pending_records <= u32::from(pods),
+        "more than its view: {stalled:?}"
+    );
+    let read = by_name(&nodes, "quick");
+    assert_eq!(
+        (read.pending_records, read.acked_revision),
+        (0, read.sent_revision)
+    );
+    // It reads again: what is in the pipe, then one frame with everything that it missed.
+    slow.until(|held| peers::addresses(held, "a7") == [last])
+        .await;
+    assert!(
+        slow.frames < usize::from(flips) / 2,
+        "{} frames",
+        slow.frames
+    );
+    slow.ack().await;
+    let caught_up = || typha.registry.realised() == (2, 2);
+    until(caught_up).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_is_gone_without_a_word_is_noticed() {
+    let ping = Duration::from_millis(100);
+    let patience = Patience {
+        ping,
+        pong: ping,
+        ..Patience::default()
+    };
+    let typha = Typha::start_with(patience, &[]).await;
+    let proxy = peers::Proxy::start(typha.address).await;
+    let channel = typha.channel_at(
+        proxy.address,
+        &typha.authority,
+        "margay:node:n1",
+        "margay:nodes",
+    );
+    let mut agent = Agent::open(channel.await.expect("our CA"), vec![])
+        .await
+        .expect("a stream");
+    agent.frame().await;
+    assert_eq!(typha.registry.nodes().len(), 1);
+    proxy.freeze();
+    until(|| typha.registry.nodes().is_empty()).await;
+}
+
+#[tokio::test]
+async fn silent_and_malformed_peers_are_cut_off() {
+    let patience = Patience {
+        hello: Duration::from_millis(100),
+        ..Patience::default()
+    };
+    let typha = Typha::start_with(patience, &[]).await;
+    let open = async |first: Vec<wire::Up>| {
+        let channel = typha
+            .channel(&typha.authority, "margay:node:n1", "margay:nodes")
+            .await;
+        Agent::open_raw(channel.expect("our CA"), first)
+            .await
+            .expect("a stream")
+    };
+    let ack = |record: Option<wire::RecordId>| wire::Up {
+        message: Some(wire::up::Message::Ack(wire::Ack {
+            errors: vec![wire::RecordError {
+                id: record,
+                message: String::new(),
+            }],
+            ..wire::Ack::default()
+        })),
+    };
+    let hello = || wire::Up {
+        message: Some(wire::up::Message::Hello(wire::Hello::default())),
+    };
+    let table = [
+        (vec![], Code::DeadlineExceeded, "no hello within"),
+        (
+            vec![ack(None)],
+            Code::InvalidArgument,
+            "the first message must be hello",
+        ),
+        (vec![hello(), hello()], Code::InvalidArgument, "hello twice"),
+        (
+            vec![hello(), ack(None)],
+            Code::InvalidArgument,
+            "ack.errors.id: missing",
+        ),
+    ];
+    for (said, code, words) in table {
+        let mut agent = open(said).await;
+        let status = agent.end().await;
+        assert_eq!(status.code(), code, "{status:?}");
+        assert!(status.message().contains(words), "{status:?}");
+        until(|| typha.registry.nodes().is_empty()).await;
+    }
+    // What a later version adds is ignored.
+    let mut agent = open(vec![hello(), wire::Up { message: None }]).await;
+    agent.frame().await;
+    // Bytes that are no TLS at all: the connection ends, and everybody else is served.
+    let mut noise = tokio::net::TcpStream::connect(typha.address)
+        .await
+        .expect("connect");
+    tokio::io::AsyncWriteExt::write_all(&mut noise, &[0_u8; 64])
+        .await
+        .expect("write");
+    let mut end = Vec::new();
+    let _ = noise.read_to_end(&mut end).await;
+    assert_eq!(typha.registry.nodes().len(), 1);
+}
+
+#[tokio::test]
+async fn before_the_api_is_known_nothing_is_said() {
+    let typha = Typha::start_with(Patience::default(), &["Pod"]).await;
+    let mut early = typha.node("n1").await;
+    typha.tell(Event::Begin("Pod")).await;
+    typha.observe(vec![mk_pod("a", "n1", 1)]).await;
+    let answered = tokio::time::timeout(Duration::from_millis(50), early.frame()).await;
+    assert!(answered.is_err(), "half of the API is no view");
+    assert!(!typha.readiness.is_ready());
+    typha.tell(Event::Sweep("Pod")).await;
+    let first = early.frame().await;
+    assert!(first.trailer.in_sync);
+    assert_eq!(peers::addresses(&early.held, "a"), [address_of(1)]);
+    assert!(typha.readiness.is_ready());
+}
+
+#[tokio::test]
+async fn a_node_tells_its_own_pods_addresses_to_all() {
+    let typha = Typha::start().await;
+    typha.select_everything().await;
+    let mut without = mk_pod("a", "n1", 0);
+    peers::clear_addresses(&mut without);
+    typha.observe(vec![without, mk_pod("b", "n2", 2)]).await;
+    let one = typha.node("n1").await;
+    let mut two = typha.node("n2").await;
+    two.frame().await;
+    let address = IpAddr::from(Ipv4Addr::new(10, 9, 9, 9));
+    assert!(!peers::is_member_anywhere(&two.held, address));
+    let said = |uid: &str| {
+        encode_local_endpoint(&LocalEndpoint {
+            key: peers::key("a"),
+            addresses: vec![address],
+            uid: uid.to_owned(),
+        })
+    };
+    // Another node's word does not count, nor a word about another pod of that name.
+    two.say(said("u-a")).await;
+    one.say(said("u-other")).await;
+    one.say(said("u-a")).await;
+    two.until(|held| peers::is_member_anywhere(held, address))
+        .await;
+}
+
+#[tokio::test]
+async fn readers_see_records_and_views() {
+    let typha = Typha::start().await;
+    typha.observe(vec![mk_pod("a", "n1", 1)]).await;
+    let mut refused = mk_pod("bad", "n1", 2);
+    refused
+        .problems
+        .push("spec.selector: \"x ==\": is no selector; correct it".to_owned());
+    typha.observe(vec![refused]).await;
+    let reader = typha
+        .channel(&typha.authority, "margay:reader", "margay:readers")
+        .await;
+    let mut debug = DebugClient::new(reader.expect("our CA"));
+    let view = debug
+        .view(ViewRequest { node: "n1".into() })
+        .await
+        .expect("a view")
+        .into_inner();
+    let endpoint = view
+        .records
+        .iter()
+        .find(|record| record.id == "ns/a")
+        .expect("endpoint");
+    assert_eq!(
+        (endpoint.kind.as_str(), endpoint.nodes.as_slice()),
+        ("endpoint", &["n1".to_owned()][..])
+    );
+    assert!(endpoint.text.contains("10.0.0.1"), "{}", endpoint.text);
+    let request = ListRecordsRequest {
+        kind: "endpoint".into(),
+        node: "n1".into(),
+        refused_only: false,
+    };
+    let records = debug
+        .list_records(request)
+        .await
+        .expect("records")
+        .into_inner();
+    assert_eq!(records.records.len(), 2);
+    assert_eq!(records.problems.len(), 1);
+    assert_eq!(records.problems[0].object, "Pod ns/bad");
+    let get = |id: &str| GetRecordRequest {
+        kind: "endpoint".into(),
+        id: id.into(),
+    };
+    let missing = debug
+        .get_record(get("ns/none"))
+        .await
+        .expect_err("not there");
+    assert_eq!(missing.code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_second_stream_replaces_the_first() {
+    let typha = Typha::start().await;
+    let mut first = typha.node("n1").await;
+    first.frame().await;
+    let mut second = typha.node("n1").await;
+    second.frame().await;
+    assert_eq!(first.end().await.code(), Code::Aborted);
+    typha.observe(vec![mk_pod("a", "n1", 1)]).await;
+    second.frame().await;
+    assert_eq!(typha.registry.nodes().len(), 1);
+}
+
+#[tokio::test]
+async fn at_the_end_nodes_are_sent_elsewhere() {
+    let typha = Typha::start().await;
+    let mut agents = Vec::new();
+    for name in ["n1", "n2", "n3"] {
+        let mut agent = typha.node(name).await;
+        agent.frame().await;
+        agents.push(agent);
+    }
+    typha.shutdown.trigger();
+    for mut agent in agents {
+        assert_eq!(agent.end().await.code(), Code::Unavailable);
+    }
+    typha.ended().await;
+}
