@@ -1,4 +1,12 @@
 //! Harness and scenarios: namespaces as nodes and pods, the real cluster, probers, conformance, benches.
 
 pub mod cluster;
+pub mod demo;
 pub mod image;
+pub mod install;
+pub mod matrix;
+pub mod namespace;
+pub mod probe;
+pub mod suite;
+pub mod trace;
+pub mod world;

@@ -1,0 +1,313 @@
+//! The whole path with a running commentary: a real Kubernetes, Margay installed as a user does it, pods that talk, policies that cut them off.
+//!
+//! Reading order: [`run`], then [`examples`] (what is applied and expected), [`flips`] (how long it takes).
+
+pub mod examples;
+pub mod flips;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cluster::layout::Topology;
+use crate::cluster::{self, Cluster};
+use crate::install;
+use crate::matrix::{self, Matrix, Port};
+use crate::probe::Verdict;
+use crate::trace::{self, Collector};
+use crate::world::{self, PODS, World};
+
+/// Where the collector of traces listens, in the control plane's network.
+const COLLECTOR_PORT: u16 = 4317;
+/// How often the policy of the timing is written and deleted.
+const FLIPS: usize = 40;
+/// How long packets may take to obey, on a busy machine.
+pub const OBEY: Duration = Duration::from_secs(20);
+
+/// What a demo is told.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Folder of everything it writes.
+    pub state: PathBuf,
+    /// Prefix of the cluster's namespaces.
+    pub name: String,
+    /// Leave the cluster up.
+    pub keep: bool,
+}
+
+/// A cluster with Margay on it and the usual pods, as the demo and the scenarios use it.
+#[derive(Debug)]
+pub struct Stage {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// Its pods.
+    pub world: World,
+}
+
+/// Shows everything; true if every matrix was as expected.
+pub fn run(options: &Options) -> Result<bool> {
+    let begin = Instant::now();
+    say(
+        "Margay on a real Kubernetes of three nodes, all on this machine, in namespaces of their own.",
+    );
+    say(
+        "Needed and installed if missing: iproute2 nftables conntrack runc busybox-static ethtool util-linux (apt), Go modules of",
+    );
+    say(
+        "Kubernetes, etcd and containerd (built once, kept in ~/.cache/margay). Nothing outside the folder and these is changed.",
+    );
+
+    title("1. A cluster without a network");
+    let cluster = bring_up(&options.name, &options.state, &say)?;
+    show(&cluster, &["get", "nodes", "-o", "wide"])?;
+
+    title("2. Margay: the operator, then what is to be installed");
+    let collector = Collector::start(
+        &cluster.layout().netns_path("cp"),
+        SocketAddr::from((Ipv4Addr::UNSPECIFIED, COLLECTOR_PORT)),
+    )?;
+    let address = cluster.layout().control_plane().address;
+    let wanted = install::Options {
+        collector: Some(format!("http://{address}:{COLLECTOR_PORT}")),
+        ..install::Options::default()
+    };
+    let installing = Instant::now();
+    install::install(&cluster, &wanted, &|line| say(&format!("  {line}")))?;
+    say(&format!(
+        "every node Ready and enforcing {:.1} s after the first command",
+        installing.elapsed().as_secs_f32()
+    ));
+    show(&cluster, &["get", "nodes"])?;
+    show(&cluster, &["get", "pods", "-A", "-o", "wide"])?;
+    show(&cluster, &["get", "tigerastatus"])?;
+
+    title("3. Nine pods in two namespaces on three nodes");
+    let world = World::create(&cluster)?;
+    show(&cluster, &["get", "pods", "-A", "-l", "pod", "-o", "wide"])?;
+    routes(&cluster)?;
+    let open = Matrix::open(&PODS, &ports());
+    let mut good = judge(&matrix::settle(&world, &open, OBEY)?, &open, None);
+
+    title("4. Policies: each applied, measured beside what is expected, and deleted");
+    for example in examples::all()? {
+        good &= show_example(&cluster, &world, &example)?;
+    }
+
+    title("5. How long from the API to the packets");
+    good &= show_flips(&cluster, &world)?;
+
+    title("6. One change, traced from the API to the kernel's commit");
+    good &= show_trace(&cluster, &world, &collector)?;
+
+    say(&format!(
+        "\n{} after {:.0} s",
+        if good {
+            "Everything was as expected"
+        } else {
+            "NOT everything was as expected"
+        },
+        begin.elapsed().as_secs_f32()
+    ));
+    if options.keep {
+        hand_over(&cluster.keep())?;
+    } else {
+        cluster.down()?;
+    }
+    Ok(good)
+}
+
+/// A cluster whose nodes have the images of Margay and of the test pods.
+pub fn bring_up(name: &str, state: &Path, tell: &dyn Fn(&str)) -> Result<Cluster> {
+    let images = state.with_file_name(format!("{name}-images"));
+    let images = vec![install::image(&images)?, world::image(&images)?];
+    let options = cluster::Options {
+        name: name.to_owned(),
+        nodes: 3,
+        topology: Topology::Routed,
+        state: state.to_owned(),
+        images,
+        audit: false,
+        suite: false,
+    };
+    Cluster::up(&options, tell)
+}
+
+/// A cluster with Margay and the usual pods.
+pub fn stage(
+    name: &str,
+    state: &Path,
+    options: &install::Options,
+    tell: &dyn Fn(&str),
+) -> Result<Stage> {
+    let cluster = bring_up(name, state, tell)?;
+    install::install(&cluster, options, tell)?;
+    let world = World::create(&cluster).with_context(|| install::diagnosis(&cluster))?;
+    Ok(Stage { cluster, world })
+}
+
+/// Every port that the usual pods serve.
+pub fn ports() -> Vec<Port> {
+    world::PORTS
+        .iter()
+        .map(|(_, protocol, port)| (*protocol, *port))
+        .collect()
+}
+
+fn show_example(cluster: &Cluster, world: &World, example: &examples::Example) -> Result<bool> {
+    say(&format!("\n-- {}: {}", example.name, example.about));
+    say(&format!(
+        "$ kubectl apply -f deploy/examples/{}.yaml",
+        example.name
+    ));
+    let (outcome, applied) = example.apply(cluster, world)?;
+    let good = judge(&outcome, &example.expected, Some(applied));
+    let removed = example.delete(cluster, world)?;
+    if removed.matched.is_none() {
+        say("after its deletion, not everything is open again:");
+        say(&removed.measured.print(Some(&Matrix::open(&PODS, &ports()))));
+    }
+    Ok(good && removed.matched.is_some())
+}
+
+/// Prints a measurement beside what was expected; true if they agree.
+fn judge(outcome: &matrix::Outcome, expected: &Matrix, applied: Option<Instant>) -> bool {
+    let (answered, all) = (
+        outcome.measured.count(Verdict::Answered),
+        outcome.measured.cells.len(),
+    );
+    match outcome.matched {
+        Some(at) => {
+            if applied.is_some() {
+                say(&outcome.measured.beside(expected));
+            }
+            let when = applied.map(|applied| {
+                format!(
+                    ", {:.0} ms after kubectl was started",
+                    at.saturating_duration_since(applied).as_secs_f64() * 1e3
+                )
+            });
+            say(&format!(
+                "as expected: {answered} of {all} questions are answered{}",
+                when.unwrap_or_default()
+            ));
+            true
+        }
+        None => {
+            say(&outcome.measured.beside(expected));
+            say(&format!(
+                "NOT as expected: {} of {all} questions differ (*)",
+                expected.differing(&outcome.measured).len()
+            ));
+            false
+        }
+    }
+}
+
+fn show_flips(cluster: &Cluster, world: &World) -> Result<bool> {
+    for (from, to) in [("x/a", "x/d"), ("x/a", "x/b")] {
+        let times = flips::measure(cluster, world, from, to, FLIPS)?;
+        let place = if world.pod(from)?.node == world.pod(to)?.node {
+            "same node"
+        } else {
+            "across nodes"
+        };
+        say(&format!(
+            "{from} -> {to} ({place}), a policy that denies all ingress written and deleted {FLIPS} times, a connect every 0.5 ms:"
+        ));
+        say(&format!(
+            "  from the request to the first packet that obeys: {}",
+            times.from_send
+        ));
+        say(&format!(
+            "  from the API's answer:                           {}",
+            times.from_answer
+        ));
+    }
+    Ok(true)
+}
+
+fn show_trace(cluster: &Cluster, world: &World, collector: &Collector) -> Result<bool> {
+    let since = SystemTime::now();
+    flips::measure(cluster, world, "x/a", "x/b", 2)?;
+    let spans = collector.trace(
+        ("policy.change", "policy", flips::NAME),
+        since,
+        ("margay-node", 2),
+        Duration::from_secs(15),
+    );
+    let Some(spans) = spans else {
+        say("NO trace of the change came within 15 s");
+        return Ok(false);
+    };
+    say(&trace::tree(&spans));
+    Ok(true)
+}
+
+fn routes(cluster: &Cluster) -> Result<()> {
+    say("\nn1 and n2 share a subnet, n3 is behind a router; the pool says VXLANCrossSubnet:");
+    say("$ nsenter --target (n1) --net ip route show proto 82");
+    say(&indent(
+        &cluster
+            .node("n1")?
+            .exec(&["ip", "route", "show", "proto", "82"])?,
+    ));
+    Ok(())
+}
+
+fn show(cluster: &Cluster, arguments: &[&str]) -> Result<()> {
+    say(&format!("$ kubectl {}", arguments.join(" ")));
+    say(&indent(&cluster.kubectl(arguments)?));
+    Ok(())
+}
+
+/// What to play with.
+fn hand_over(cluster: &Cluster) -> Result<()> {
+    let folder = cluster.folder().display();
+    let netns = cluster.layout().netns("cp");
+    let n1 = cluster.node("n1")?;
+    let secret = |key: &str| {
+        format!(
+            "$KUBECTL get secret -n margay-system margay-reader-tls -o jsonpath='{{.data.{key}}}' | base64 -d"
+        )
+    };
+    let ca = "$KUBECTL get configmap -n margay-system margay-ca -o jsonpath='{.data.ca\\.crt}'";
+    ensure!(
+        cluster.folder().join("env").exists(),
+        "the cluster has no env file"
+    );
+    say(&format!(
+        "\nThe cluster is left up. To play with it:\n\
+         . {folder}/env\n\
+         $KUBECTL get pods -A -o wide\n\
+         $KUBECTL apply -f deploy/examples/deny-all-ingress.yaml\n\
+         $KUBECTL exec -n x a -- /probe connect {example}:80\n\
+         $KUBECTL logs -n margay-system daemonset/margay-node\n\
+         nsenter --target {pid} --net nft list table inet margay        # what node n1 enforces\n\
+         {crt} > {folder}/reader.crt; {key} > {folder}/reader.key; {ca} > {folder}/reader-ca.crt\n\
+         ip netns exec {netns} grpcurl -cacert {folder}/reader-ca.crt -cert {folder}/reader.crt -key {folder}/reader.key -authority margay-node {n1}:5474 list\n\
+         make cluster-down STATE={folder}",
+        example = "ADDRESS",
+        pid = n1.process.pid,
+        crt = secret("tls\\.crt"),
+        key = secret("tls\\.key"),
+        n1 = n1.host.address,
+    ));
+    Ok(())
+}
+
+fn indent(text: &str) -> String {
+    text.trim_end()
+        .lines()
+        .map(|line| format!("    {line}\n"))
+        .collect()
+}
+
+fn title(text: &str) {
+    say(&format!("\n== {text}"));
+}
+
+fn say(text: &str) {
+    println!("{}", text.trim_end());
+}

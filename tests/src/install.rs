@@ -1,0 +1,376 @@
+//! Margay on a cluster, in the way of a user: the image on every node, the two manifests applied, then watching what becomes of it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, ResourceExt};
+
+use crate::cluster::{Cluster, process};
+use crate::image::{Entry, Image};
+
+/// The image that deploy/operator.yaml names.
+pub const IMAGE: &str = concat!("margay.io/margay:v", env!("CARGO_PKG_VERSION"));
+/// Namespaces of everything of ours.
+pub const NAMESPACES: [&str; 2] = ["margay-operator", "margay-system"];
+/// How long an installation may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What is installed.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `spec.calicoNetwork.ipPools[0].cidr`.
+    pub cidr: String,
+    /// `spec.calicoNetwork.ipPools[0].blockSize`; the usual one when absent.
+    pub block_size: Option<u8>,
+    /// `spec.calicoNetwork.ipPools[0].encapsulation`.
+    pub encapsulation: String,
+    /// Collector of traces as the nodes see it, `http://HOST:PORT`.
+    pub collector: Option<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            cidr: "10.244.0.0/16".to_owned(),
+            block_size: None,
+            encapsulation: "VXLANCrossSubnet".to_owned(),
+            collector: None,
+        }
+    }
+}
+
+/// The folder of the checkout.
+pub fn checkout() -> &'static Path {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own)
+}
+
+/// Writes the image of every component into `folder`.
+pub fn image(folder: &Path) -> Result<PathBuf> {
+    let entries = ["margay", "margay-cni"]
+        .iter()
+        .map(|name| {
+            Ok(Entry::File {
+                source: stripped(name, folder)?,
+                dest: (*name).into(),
+            })
+        })
+        .collect::<Result<_>>()?;
+    let archive = folder.join("margay.tar");
+    let image = Image {
+        name: IMAGE.to_owned(),
+        entries,
+        entrypoint: vec!["/margay".to_owned()],
+    };
+    image.write(&archive)?;
+    Ok(archive)
+}
+
+/// A copy without symbols of a program that was built beside this one.
+pub fn stripped(name: &str, folder: &Path) -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let beside = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join(name))
+        .find(|path| path.exists());
+    let program = beside.with_context(|| {
+        format!(
+            "{name} is not beside {}; build it first: cargo build --bins",
+            own.display()
+        )
+    })?;
+    std::fs::create_dir_all(folder)?;
+    let copy = folder.join(format!("{name}.stripped"));
+    process::run(Command::new("strip").arg("-o").args([&copy, &program]))?;
+    Ok(copy)
+}
+
+/// Applies operator and Installation; the image has to be on the nodes. `tell` gets each command before it runs.
+pub fn apply(cluster: &Cluster, options: &Options, tell: &dyn Fn(&str)) -> Result<()> {
+    let deploy = checkout().join("deploy");
+    let path = |name: &str| deploy.join(name).display().to_string();
+    let kubectl = |arguments: &[&str]| -> Result<()> {
+        let prefix = format!("{}/", checkout().display());
+        tell(&format!(
+            "kubectl {}",
+            arguments.join(" ").replace(&prefix, "")
+        ));
+        cluster.kubectl(arguments).map(|_| ())
+    };
+    kubectl(&["apply", "--server-side", "-f", &path("operator.yaml")])?;
+    kubectl(&[
+        "wait",
+        "--for=condition=Established",
+        "crd",
+        "--all",
+        "--timeout=60s",
+    ])?;
+    if let Some(collector) = &options.collector {
+        kubectl(&[
+            "set",
+            "env",
+            "-n",
+            NAMESPACES[0],
+            "deployment/margay-operator",
+            &format!("OTEL_EXPORTER_OTLP_ENDPOINT={collector}"),
+            "OTEL_BSP_SCHEDULE_DELAY=200",
+        ])?;
+    }
+    kubectl(&["apply", "-f", &installation(cluster, &deploy, options)?])
+}
+
+/// The user's sample as it is, or a copy with another pool.
+fn installation(cluster: &Cluster, deploy: &Path, options: &Options) -> Result<String> {
+    let sample = deploy.join("installation.yaml");
+    let mut object: serde_json::Value =
+        serde_yaml_ng::from_str(&std::fs::read_to_string(&sample)?)?;
+    let pool = object
+        .pointer_mut("/spec/calicoNetwork/ipPools/0")
+        .context("deploy/installation.yaml has no pool")?;
+    let wanted = [
+        ("cidr", &options.cidr),
+        ("encapsulation", &options.encapsulation),
+    ];
+    if options.block_size.is_none()
+        && wanted
+            .iter()
+            .all(|(field, value)| pool[field] == value.as_str())
+    {
+        return Ok(sample.display().to_string());
+    }
+    for (field, value) in wanted {
+        pool[field] = value.as_str().into();
+    }
+    if let Some(size) = options.block_size {
+        pool["blockSize"] = size.into();
+    }
+    let copy = cluster.folder().join("installation.json");
+    std::fs::write(&copy, serde_json::to_string_pretty(&object)?)?;
+    Ok(copy.display().to_string())
+}
+
+/// Waits until every node is Ready and every pod of ours is too. `tell` gets what happens, as it happens; a failure carries what a person
+/// would look at first.
+pub fn wait(cluster: &Cluster, tell: &dyn Fn(&str)) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let wait = async {
+        tokio::time::timeout(PATIENCE, watch(cluster, tell))
+            .await
+            .context("the time was up")?
+    };
+    runtime.block_on(wait).with_context(|| {
+        format!(
+            "Margay is not up on every node after {PATIENCE:?}\n{}",
+            diagnosis(cluster)
+        )
+    })
+}
+
+/// Applies, and waits.
+pub fn install(cluster: &Cluster, options: &Options, tell: &dyn Fn(&str)) -> Result<()> {
+    apply(cluster, options, tell).with_context(|| diagnosis(cluster))?;
+    wait(cluster, tell)
+}
+
+/// Something whose state is waited for.
+struct Seen {
+    name: String,
+    ready: bool,
+    gone: bool,
+}
+
+impl From<Node> for Seen {
+    fn from(node: Node) -> Self {
+        Self {
+            name: format!("node {}", node.name_any()),
+            ready: node_ready(&node),
+            gone: false,
+        }
+    }
+}
+
+impl From<Pod> for Seen {
+    fn from(pod: Pod) -> Self {
+        let place = pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.node_name.clone())
+            .unwrap_or_default();
+        Self {
+            name: format!("pod {} on {place}", pod.name_any()),
+            ready: pod_ready(&pod),
+            gone: pod.metadata.deletion_timestamp.is_some(),
+        }
+    }
+}
+
+async fn watch(cluster: &Cluster, tell: &dyn Fn(&str)) -> Result<()> {
+    let client = cluster.client().await?;
+    let begin = Instant::now();
+    let nodes = watcher(Api::<Node>::all(client.clone()), watcher::Config::default());
+    let mut streams = vec![
+        nodes
+            .default_backoff()
+            .applied_objects()
+            .map_ok(Seen::from)
+            .boxed(),
+    ];
+    for namespace in NAMESPACES {
+        let pods = watcher(
+            Api::<Pod>::namespaced(client.clone(), namespace),
+            watcher::Config::default(),
+        );
+        streams.push(
+            pods.default_backoff()
+                .applied_objects()
+                .map_ok(Seen::from)
+                .boxed(),
+        );
+    }
+    let mut events = futures::stream::select_all(streams);
+    let mut state: BTreeMap<String, bool> = BTreeMap::new();
+    let wanted = cluster.layout().nodes.len();
+    while let Some(event) = events.next().await {
+        // A watch that fails is begun again by the watcher itself.
+        let Ok(Seen { name, ready, gone }) = event else {
+            continue;
+        };
+        if gone {
+            state.remove(&name);
+        } else if state.insert(name.clone(), ready) != Some(ready) {
+            let word = if ready { "is Ready" } else { "is not Ready" };
+            tell(&format!(
+                "{:5.1} s  {name} {word}",
+                begin.elapsed().as_secs_f32()
+            ));
+        }
+        let count = |prefix: &str| {
+            state
+                .iter()
+                .filter(|(name, ready)| name.starts_with(prefix) && **ready)
+                .count()
+        };
+        let complete = count("node ") == wanted
+            && count("pod margay-node-") == wanted
+            && count("pod margay-typha-") > 0
+            && state.values().all(|ready| *ready);
+        if complete {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("the watch ended")
+}
+
+/// Whether a node says that it is ready.
+pub fn node_ready(node: &Node) -> bool {
+    let conditions = node
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| {
+        all.iter()
+            .any(|one| one.type_ == "Ready" && one.status == "True")
+    })
+}
+
+fn pod_ready(pod: &Pod) -> bool {
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| {
+        all.iter()
+            .any(|one| one.type_ == "Ready" && one.status == "True")
+    })
+}
+
+/// What a person would look at first when an installation does not come up.
+pub fn diagnosis(cluster: &Cluster) -> String {
+    const LINES: usize = 40;
+    let mut text = String::new();
+    let mut look = |arguments: &[&str]| {
+        let said = cluster
+            .kubectl(arguments)
+            .unwrap_or_else(|error| format!("{error:#}"));
+        let lines: Vec<&str> = said.lines().collect();
+        let last = lines[lines.len().saturating_sub(LINES)..].join("\n");
+        text += &format!("--- kubectl {}\n{last}\n", arguments.join(" "));
+    };
+    look(&["get", "nodes", "-o", "wide"]);
+    look(&["get", "pods", "-A", "-o", "wide"]);
+    look(&["get", "installation,tigerastatus", "-o", "yaml"]);
+    for namespace in NAMESPACES {
+        look(&["get", "events", "-n", namespace, "--sort-by=.lastTimestamp"]);
+    }
+    look(&["logs", "-n", NAMESPACES[0], "deployment/margay-operator"]);
+    for (workload, init) in [
+        ("deployment/margay-typha", false),
+        ("daemonset/margay-node", true),
+    ] {
+        let mut arguments = vec!["logs", "-n", NAMESPACES[1], workload, "--prefix"];
+        if init {
+            arguments.extend(["--all-containers", "--all-pods"]);
+        }
+        look(&arguments);
+    }
+    text
+}
+
+/// Pids of a component's processes on a node: `node`, `typha` or `operator`. Components are in the network of their node, and by that told
+/// from those of another cluster on this machine.
+pub fn processes(node: &crate::cluster::node::Node, component: &str) -> Vec<i32> {
+    let network = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let own = network(node.process.pid);
+    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+            words.first() == Some(&&b"/margay"[..]) && words.get(1) == Some(&component.as_bytes())
+        })
+        .filter(|pid| network(*pid) == own)
+        .collect()
+}
+
+/// Kills a component on a node with SIGKILL, and waits until its successor runs.
+pub fn kill(node: &crate::cluster::node::Node, component: &str) -> Result<()> {
+    let old = processes(node, component);
+    ensure!(!old.is_empty(), "no {component} runs on {}", node.host.name);
+    for pid in &old {
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(*pid),
+            nix::sys::signal::Signal::SIGKILL,
+        )?;
+    }
+    process::wait_for(
+        PATIENCE,
+        || format!("a new {component} on {}", node.host.name),
+        || {
+            processes(node, component)
+                .iter()
+                .any(|pid| !old.contains(pid))
+        },
+    )
+}
+
+/// Fails unless the installation's own status agrees that it is available.
+pub fn check_status(cluster: &Cluster) -> Result<()> {
+    let path = r#"jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=="Available")].status}{"\n"}{end}"#;
+    let said = cluster.kubectl(&["get", "tigerastatus", "-o", path])?;
+    ensure!(!said.trim().is_empty(), "no TigeraStatus exists");
+    ensure!(
+        said.lines().all(|line| line.ends_with(" True")),
+        "not available:\n{said}"
+    );
+    Ok(())
+}

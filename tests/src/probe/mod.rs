@@ -1,0 +1,113 @@
+//! Asks, from inside a pod's network, who answers. No program is started in the pod for it: a socket belongs to the network namespace in
+//! which it was made, so a thread of this process enters the pod's namespace and opens it there.
+//!
+//! [`attempt`] is one question, [`ask`] a whole table at once, [`knock`] the same question again and again with exact times, [`flow`] one
+//! long connection.
+
+pub mod attempt;
+pub mod flow;
+pub mod knock;
+
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+pub use self::attempt::{Attempt, Protocol, Verdict};
+
+/// The image of pods that serve, and that connect from their first instruction.
+pub const IMAGE: &str = "margay.test/probe:1";
+/// How long a question may stay without an answer until it counts as denied: shorter than the first retransmission of a SYN.
+pub const DENIED_AFTER: Duration = Duration::from_millis(150);
+/// How often open questions are looked at.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// A network namespace to ask from, held open.
+#[derive(Debug)]
+pub struct Place {
+    file: File,
+}
+
+/// Whom to ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Target {
+    /// How.
+    pub protocol: Protocol,
+    /// Where.
+    pub address: SocketAddrV4,
+}
+
+impl Target {
+    /// A port of an address.
+    pub fn new(protocol: Protocol, address: Ipv4Addr, port: u16) -> Self {
+        Self {
+            protocol,
+            address: SocketAddrV4::new(address, port),
+        }
+    }
+}
+
+impl Place {
+    /// The network namespace of a process.
+    pub fn of_process(pid: i32) -> Result<Self> {
+        Self::open(Path::new(&format!("/proc/{pid}/ns/net")))
+    }
+
+    /// The network namespace at a path.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file =
+            File::open(path).with_context(|| format!("no network namespace {}", path.display()))?;
+        Ok(Self { file })
+    }
+
+    /// Runs `work` in a thread inside.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        margay_node::net::netns::within(&self.file, work).context("cannot enter a pod's network")
+    }
+
+    fn handle(&self) -> Result<File> {
+        Ok(self.file.try_clone()?)
+    }
+}
+
+/// Asks every target at once and returns the verdicts in their order.
+pub fn ask(place: &Place, targets: &[Target]) -> Result<Vec<Verdict>> {
+    place.run(|| {
+        let attempts: Vec<Attempt> = targets
+            .iter()
+            .map(|target| Attempt::start(*target))
+            .collect();
+        let end = Instant::now() + DENIED_AFTER;
+        loop {
+            let late = Instant::now() >= end;
+            let verdicts: Vec<Option<Verdict>> = attempts.iter().map(Attempt::look).collect();
+            if late || verdicts.iter().all(Option::is_some) {
+                return verdicts
+                    .into_iter()
+                    .map(|verdict| verdict.unwrap_or(Verdict::Silent))
+                    .collect();
+            }
+            std::thread::sleep(LOOK);
+        }
+    })
+}
+
+/// Asks from many places at the same time.
+pub fn ask_all(questions: &[(&Place, Vec<Target>)]) -> Result<Vec<Vec<Verdict>>> {
+    std::thread::scope(|scope| {
+        let asked: Vec<_> = questions
+            .iter()
+            .map(|(place, targets)| scope.spawn(|| ask(place, targets)))
+            .collect();
+        asked
+            .into_iter()
+            .map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
+    })
+}

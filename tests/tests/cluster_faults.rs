@@ -1,0 +1,469 @@
+//! On a real Kubernetes: parts die while packets flow. What was denied stays denied, what was allowed stays allowed, and all of it recovers.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use margay_tests::cluster::Cluster;
+use margay_tests::cluster::process::{POLL, wait_for};
+use margay_tests::demo::{self, OBEY, Stage, flips};
+use margay_tests::install;
+use margay_tests::matrix::{self, Matrix};
+use margay_tests::probe::flow::Flow;
+use margay_tests::probe::knock::Knock;
+use margay_tests::probe::{Protocol, Target, Verdict};
+use margay_tests::suite::Suite;
+use margay_tests::world::{self, PODS, World};
+use serde_json::{Value, json};
+
+/// How long a restarted part may take to be of use again.
+const RECOVERY: Duration = Duration::from_secs(120);
+/// The smallest pool that holds the world: four blocks of eight addresses for three nodes, so that exhausting it takes few pods.
+const POOL: (&str, u8) = ("10.244.0.0/27", 29);
+/// Denies everybody's way to these pods, for as long as a case lasts.
+const CLOSED: &str = r#"
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: closed, namespace: x}
+spec:
+  podSelector: {matchLabels: {pod: b}}
+  policyTypes: [Ingress]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: closed-d, namespace: x}
+spec:
+  podSelector: {matchLabels: {pod: d}}
+  policyTypes: [Ingress]
+"#;
+
+fn main() -> ExitCode {
+    let mut suite = Suite::from_arguments();
+    if suite.only_lists() {
+        return ExitCode::SUCCESS;
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cluster-faults");
+    let options = install::Options {
+        cidr: POOL.0.to_owned(),
+        block_size: Some(POOL.1),
+        ..install::Options::default()
+    };
+    let staged = demo::stage("mgy-faults", &folder, &options, &|line| println!("{line}"));
+    let mut stage = match staged {
+        Ok(stage) => stage,
+        Err(error) => {
+            suite.case("a_cluster_with_margay", || Err(error));
+            return suite.finish();
+        }
+    };
+    suite.case(
+        "a_pods_first_packet_meets_the_policy_that_was_there_before_it",
+        || first_packet(&stage),
+    );
+    suite.case("typha_killed", || typha_killed(&stage));
+    suite.case("agent_killed_in_churn", || agent_killed(&stage));
+    suite.case("api_server_restarted", || api_restarted(&mut stage));
+    suite.case("node_rebooted", || rebooted(&mut stage));
+    suite.case("pool_exhausted", || exhausted(&stage));
+    suite.finish()
+}
+
+// -- cases
+
+fn first_packet(stage: &Stage) -> Result<()> {
+    let target = stage.world.pod("x/b")?.address;
+    let egress = |pod: &str, rules: Value| {
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"name": pod, "namespace": "y"},
+            "spec": {"podSelector": {"matchLabels": {"pod": pod}}, "policyTypes": ["Egress"], "egress": rules},
+        })
+    };
+    let allowed = json!([{"to": [{"namespaceSelector": {"matchLabels": {"ns": "x"}}}]}]);
+    let policies = [
+        egress("first-denied", json!([])),
+        egress("first-allowed", allowed),
+    ];
+    apply(&stage.cluster, "first", &policies)?;
+    let pods = ["first-denied", "first-allowed"]
+        .iter()
+        .map(|name| {
+            world::program(
+                &format!("y/{name}"),
+                "n1",
+                &["first".to_owned(), format!("{target}:80")],
+            )
+        })
+        .collect::<Result<Vec<_>>>()?;
+    // A policy says nothing about when nodes know it; the world's own pods show it.
+    settle(&stage.world, &Matrix::open(&PODS, &[(Protocol::Tcp, 80)]))?;
+    apply(&stage.cluster, "first-pods", &pods)?;
+    let report = |name: &str| -> Result<Value> {
+        stage.cluster.kubectl(&[
+            "wait",
+            "-n",
+            "y",
+            "--for=jsonpath={.status.phase}=Succeeded",
+            &format!("pod/{name}"),
+            "--timeout=60s",
+        ])?;
+        Ok(serde_json::from_str(
+            &stage.cluster.kubectl(&["logs", "-n", "y", name])?,
+        )?)
+    };
+    let (denied, allowed) = (report("first-denied")?, report("first-allowed")?);
+    delete(&stage.cluster, &["first-pods", "first"])?;
+    ensure!(
+        denied["answered"] == 0 && denied["unanswered"].as_u64() > Some(100),
+        "denied from its first packet: {denied}"
+    );
+    ensure!(
+        allowed["answered"].as_u64() > Some(100),
+        "allowed: {allowed}"
+    );
+    Ok(())
+}
+
+fn typha_killed(stage: &Stage) -> Result<()> {
+    let watch = Watch::begin(stage)?;
+    for node in stage.cluster.nodes()? {
+        if !install::processes(&node, "typha").is_empty() {
+            install::kill(&node, "typha")?;
+        }
+    }
+    flips::measure(&stage.cluster, &stage.world, "x/a", "x/c", 2)
+        .context("changes are enforced again")?;
+    watch.end(stage)
+}
+
+fn agent_killed(stage: &Stage) -> Result<()> {
+    let watch = Watch::begin(stage)?;
+    let end = AtomicBool::new(false);
+    let n1 = stage.cluster.node("n1")?;
+    std::thread::scope(|scope| {
+        let churn = scope.spawn(|| churn(stage, &end));
+        let kills = (0..3).try_for_each(|_| {
+            install::kill(&n1, "node")?;
+            ready(&stage.cluster, "n1")
+        });
+        end.store(true, Ordering::Relaxed);
+        let churned = churn
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        kills.and(churned)
+    })?;
+    watch.end(stage)?;
+    no_address_is_leaked(&stage.cluster)
+}
+
+fn api_restarted(stage: &mut Stage) -> Result<()> {
+    let watch = Watch::begin(stage)?;
+    stage.cluster.restart_apiserver()?;
+    flips::measure(&stage.cluster, &stage.world, "x/a", "x/c", 2)
+        .context("changes are enforced again")?;
+    watch.end(stage)
+}
+
+fn rebooted(stage: &mut Stage) -> Result<()> {
+    let policy = write(&stage.cluster, "closed", CLOSED)?;
+    stage.cluster.kubectl(&["apply", "-f", &policy])?;
+    settle(&stage.world, &closed())?;
+    stage.cluster.reboot("n1")?;
+    ready(&stage.cluster, "n1")?;
+    let begin = Instant::now();
+    // Pods of the node get new networks, and perhaps new addresses.
+    let matched = loop {
+        let found = World::find(&stage.cluster, &PODS).and_then(|world| {
+            let outcome = matrix::settle(&world, &closed(), Duration::from_secs(2))?;
+            Ok((world, outcome))
+        });
+        match found {
+            Ok((world, outcome)) if outcome.matched.is_some() => {
+                stage.world = world;
+                break Ok(());
+            }
+            Ok((_, outcome)) if begin.elapsed() > RECOVERY => {
+                break Err(anyhow::anyhow!("{}", outcome.measured.beside(&closed())));
+            }
+            Err(error) if begin.elapsed() > RECOVERY => break Err(error),
+            _ => std::thread::sleep(POLL),
+        }
+    };
+    matched.context("after the reboot of n1")?;
+    stage.cluster.kubectl(&["delete", "-f", &policy])?;
+    settle(&stage.world, &Matrix::open(&PODS, &[(Protocol::Tcp, 80)]))
+}
+
+/// More pods than addresses: what has none waits and says why, and starts when others go.
+fn exhausted(stage: &Stage) -> Result<()> {
+    const PODS: usize = 24;
+    let pod = |index: usize| world::server(&format!("y/many-{index:02}"), "n3");
+    let pods = (0..PODS).map(pod).collect::<Result<Vec<_>>>()?;
+    apply(&stage.cluster, "many", &pods)?;
+    let events = || {
+        stage.cluster.kubectl(&[
+            "get",
+            "events",
+            "-n",
+            "y",
+            "--field-selector=reason=FailedCreatePodSandBox",
+            "-o",
+            "jsonpath={.items[*].message}",
+        ])
+    };
+    let mut said = String::new();
+    let refused = wait_for(
+        RECOVERY,
+        || "a pod to be refused an address".into(),
+        || {
+            said = events().unwrap_or_default();
+            said.contains(POOL.0)
+        },
+    );
+    refused.with_context(|| format!("kubelet's events: {said}"))?;
+    let running = || -> Result<BTreeSet<String>> {
+        let names = stage.cluster.kubectl(&[
+            "get",
+            "pods",
+            "-n",
+            "y",
+            "--field-selector=status.phase=Running",
+            "-o",
+            "jsonpath={.items[*].metadata.name}",
+        ])?;
+        Ok(names
+            .split_whitespace()
+            .filter(|name| name.starts_with("many-"))
+            .map(str::to_owned)
+            .collect())
+    };
+    let first = running()?;
+    ensure!(
+        !first.is_empty() && first.len() < PODS,
+        "{} of {PODS} pods run in a pool without space",
+        first.len()
+    );
+    for name in &first {
+        stage
+            .cluster
+            .kubectl(&["delete", "pod", "-n", "y", name, "--wait=false"])?;
+    }
+    let others = || running().is_ok_and(|now| now.difference(&first).next().is_some());
+    wait_for(
+        RECOVERY,
+        || "a waiting pod to start where addresses came back".into(),
+        others,
+    )?;
+    delete(&stage.cluster, &["many"])?;
+    no_address_is_leaked(&stage.cluster)
+}
+
+// -- what they share
+
+/// Packets of a denied pair and a held connection of an allowed one, watched during a fault. The denied pair is on two nodes, n1 asks.
+struct Watch {
+    denied: [Knock; 2],
+    flow: Flow,
+    policy: String,
+}
+
+impl Watch {
+    fn begin(stage: &Stage) -> Result<Self> {
+        let policy = write(&stage.cluster, "closed", CLOSED)?;
+        stage.cluster.kubectl(&["apply", "-f", &policy])?;
+        settle(&stage.world, &closed())?;
+        let knock = |to: &str| -> Result<Knock> {
+            let target = Target::new(Protocol::Tcp, stage.world.pod(to)?.address, 80);
+            Knock::start(
+                &stage.world.pod("x/a")?.place,
+                target,
+                Duration::from_millis(2),
+                Duration::from_millis(200),
+            )
+        };
+        let allowed = stage.world.pod("y/c")?.address;
+        Ok(Self {
+            denied: [knock("x/b")?, knock("x/d")?],
+            flow: Flow::start(
+                &stage.world.pod("x/a")?.place,
+                std::net::SocketAddrV4::new(allowed, 80),
+            )?,
+            policy,
+        })
+    }
+
+    fn end(self, stage: &Stage) -> Result<()> {
+        let report = self.flow.finish();
+        for knock in self.denied {
+            let records = knock.finish()?;
+            let passed = records
+                .iter()
+                .filter(|record| record.verdict != Verdict::Silent)
+                .count();
+            ensure!(
+                passed == 0 && records.len() > 100,
+                "{passed} of {} connects of a denied pair were answered",
+                records.len()
+            );
+        }
+        ensure!(
+            report.broken.is_none() && report.echoed > 20,
+            "an allowed connection suffered: {report:?}"
+        );
+        ensure!(
+            report.longest_gap < Duration::from_secs(2),
+            "an allowed connection stood still: {report:?}"
+        );
+        stage.cluster.kubectl(&["delete", "-f", &self.policy])?;
+        settle(&stage.world, &Matrix::open(&PODS, &[(Protocol::Tcp, 80)]))
+    }
+}
+
+/// What [`CLOSED`] has to end in.
+fn closed() -> Matrix {
+    let mut expected = Matrix::open(&PODS, &[(Protocol::Tcp, 80)]);
+    for ((_, _, to), verdict) in &mut expected.cells {
+        if to == "x/b" || to == "x/d" {
+            *verdict = Verdict::Silent;
+        }
+    }
+    expected
+}
+
+/// Pods come and go on n1, and policies with them, until told to end.
+fn churn(stage: &Stage, end: &AtomicBool) -> Result<()> {
+    let mut round = 0;
+    while !end.load(Ordering::Relaxed) {
+        round += 1;
+        let name = format!("churn-{}", round % 3);
+        let pod = world::server(&format!("y/{name}"), "n1")?;
+        let policy = json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"name": name, "namespace": "y"},
+            "spec": {"podSelector": {"matchLabels": {"pod": name}}, "policyTypes": ["Ingress"]},
+        });
+        apply(&stage.cluster, "churn", &[pod, policy])?;
+        delete(&stage.cluster, &["churn"])?;
+    }
+    ensure!(round > 0, "there was no churn");
+    Ok(())
+}
+
+fn settle(world: &World, expected: &Matrix) -> Result<()> {
+    let outcome = matrix::settle(world, expected, OBEY)?;
+    ensure!(
+        outcome.matched.is_some(),
+        "packets do not obey\n{}",
+        outcome.measured.beside(expected)
+    );
+    Ok(())
+}
+
+/// Every address that a block gives out belongs to a pod that exists, or is a node's own.
+fn no_address_is_leaked(cluster: &Cluster) -> Result<()> {
+    let mut said = String::new();
+    let agree = || {
+        let compared = given_and_used(cluster);
+        said = format!("{compared:?}");
+        compared.is_ok_and(|(given, used)| given == used)
+    };
+    let waited = wait_for(
+        Duration::from_secs(30),
+        || "blocks and pods to agree on addresses".into(),
+        agree,
+    );
+    waited.with_context(|| format!("given and used: {said}"))
+}
+
+fn given_and_used(cluster: &Cluster) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
+    let get = |what: &[&str]| -> Result<Vec<Value>> {
+        let text = cluster.kubectl(&[&["get"], what, &["-o", "json"]].concat())?;
+        let list: Value = serde_json::from_str(&text)?;
+        Ok(list["items"].as_array().cloned().unwrap_or_default())
+    };
+    let mut given = BTreeSet::new();
+    for block in get(&["ipamblocks.projectcalico.org"])? {
+        let cidr: ipnet::Ipv4Net = block["spec"]["cidr"]
+            .as_str()
+            .context("spec.cidr of a block")?
+            .parse()?;
+        let allocations = block["spec"]["allocations"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let taken = allocations
+            .iter()
+            .zip(cidr.network().to_bits()..)
+            .filter(|(index, _)| !index.is_null());
+        for (index, address) in taken {
+            let attributes =
+                &block["spec"]["attributes"][index.as_u64().context("an index")? as usize];
+            let tunnel = attributes["secondary"]["type"] == "vxlanTunnelAddress"
+                || attributes["handle_id"]
+                    .as_str()
+                    .is_some_and(|id| id.starts_with("vxlan-tunnel-addr-"));
+            if !tunnel {
+                given.insert(std::net::Ipv4Addr::from_bits(address).to_string());
+            }
+        }
+    }
+    let pods = get(&["pods", "-A"])?;
+    let used = pods
+        .iter()
+        .filter(|pod| pod["spec"]["hostNetwork"] != true)
+        .filter_map(|pod| pod["status"]["podIP"].as_str().map(str::to_owned))
+        .collect();
+    Ok((given, used))
+}
+
+fn ready(cluster: &Cluster, node: &str) -> Result<()> {
+    let agent = || {
+        let path = r#"jsonpath={.items[0].status.conditions[?(@.type=="Ready")].status}"#;
+        let node = format!("--field-selector=spec.nodeName={node}");
+        let said = cluster.kubectl(&[
+            "get",
+            "pods",
+            "-n",
+            "margay-system",
+            "-l",
+            "app.kubernetes.io/name=margay-node",
+            &node,
+            "-o",
+            path,
+        ]);
+        said.is_ok_and(|said| said == "True")
+    };
+    wait_for(
+        RECOVERY,
+        || format!("the agent of {node} to be ready"),
+        agent,
+    )
+}
+
+fn write(cluster: &Cluster, name: &str, text: &str) -> Result<String> {
+    let path = cluster.folder().join(format!("{name}.manifest"));
+    std::fs::write(&path, text)?;
+    Ok(path.display().to_string())
+}
+
+fn apply(cluster: &Cluster, name: &str, items: &[Value]) -> Result<()> {
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+    let path = write(cluster, name, &list.to_string())?;
+    cluster.kubectl(&["apply", "-f", &path]).map(|_| ())
+}
+
+fn delete(cluster: &Cluster, names: &[&str]) -> Result<()> {
+    for name in names {
+        let path = cluster.folder().join(format!("{name}.manifest"));
+        cluster.kubectl(&[
+            "delete",
+            "-f",
+            &path.display().to_string(),
+            "--ignore-not-found",
+        ])?;
+    }
+    Ok(())
+}
