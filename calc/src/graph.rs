@@ -30,7 +30,8 @@ use crate::policies::{self, Policies};
 use crate::selector::Known;
 use crate::selectors::Selectors;
 use crate::sets::Sets;
-use crate::texts::{Map, Text, Texts};
+use crate::store::Map;
+use crate::texts::{Text, Texts};
 use crate::update::Update;
 use crate::wiring::{Service, key};
 

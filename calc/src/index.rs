@@ -9,7 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::selector::{Known, Need, Place, Test, is_inherited, places};
-use crate::texts::{Map, Marks, Slab, Text, Texts};
+use crate::store::{Map, Slab};
+use crate::texts::{Marks, Text, Texts};
 
 /// Labels, sorted by the numbers of their keys.
 pub(crate) type LabelList = Box<[(Text, Text)]>;

@@ -15,6 +15,7 @@ mod rules;
 mod selector;
 mod selectors;
 mod sets;
+mod store;
 pub mod text;
 mod texts;
 pub mod update;

@@ -11,7 +11,8 @@ use crate::counts::transition;
 use crate::flush::{Change, Flush};
 use crate::model::{Member, RecordId};
 use crate::sets::{Spec, address};
-use crate::texts::{Map, Marks, Text, Texts};
+use crate::store::{Column, Map};
+use crate::texts::{Marks, Text, Texts};
 
 /// Identity of an endpoint or network set: namespace and name.
 pub(crate) type Key = (Text, Text);
@@ -86,7 +87,7 @@ impl Payload {
 /// All endpoints and network sets, by item of the index.
 #[derive(Debug, Default)]
 pub(crate) struct Members {
-    payloads: Map<u32, Payload>,
+    payloads: Column<Payload>,
     endpoints: Map<Key, u32>,
     network_sets: Map<Key, u32>,
     by_node: Map<Text, BTreeSet<u32>>,
@@ -113,7 +114,7 @@ impl Members {
     }
 
     pub(crate) fn get(&self, item: u32) -> Option<&Payload> {
-        self.payloads.get(&item)
+        self.payloads.get(item)
     }
 
     /// Gives an item another payload, or none. Answers with the former one.
@@ -124,10 +125,7 @@ impl Members {
             self.dirty.insert(endpoint.key);
         }
         let is_gone = payload.is_none();
-        let before = match payload {
-            Some(payload) => self.payloads.insert(item, payload),
-            None => self.payloads.remove(&item),
-        };
+        let before = self.payloads.put(item, payload);
         if let Some(Payload::Endpoint(endpoint)) = &before {
             self.dirty.insert(endpoint.key);
             if is_gone {
@@ -153,7 +151,7 @@ impl Members {
 
     /// The endpoint's record is compared at the next flush.
     pub(crate) fn touch(&mut self, item: u32) {
-        if let Some(Payload::Endpoint(endpoint)) = self.payloads.get(&item) {
+        if let Some(Payload::Endpoint(endpoint)) = self.payloads.get(item) {
             self.dirty.insert(endpoint.key);
         }
     }
@@ -172,7 +170,7 @@ impl Members {
         for key in std::mem::take(&mut self.dirty) {
             let id = RecordId::Endpoint(name(key, texts));
             let item = self.endpoints.get(&key).copied();
-            let now = item.and_then(|item| match self.payloads.get(&item)? {
+            let now = item.and_then(|item| match self.payloads.get(item)? {
                 Payload::Endpoint(endpoint) => Some((endpoint.node?, digest(item, endpoint, &id))),
                 Payload::NetworkSet(_) => None,
             });

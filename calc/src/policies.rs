@@ -12,7 +12,8 @@ use crate::flush::{Change, Flush};
 use crate::model::{PolicyRecord, Record, RecordId, SetId, TierBinding};
 use crate::rules::StoredRule;
 use crate::sets::Sets;
-use crate::texts::{Map, Marks, Slab, Text, Texts};
+use crate::store::{Map, Slab};
+use crate::texts::{Marks, Text, Texts};
 
 /// Identity of a policy: kind, namespace, name.
 pub(crate) type Key = (PolicyKind, Text, Text);

@@ -6,7 +6,8 @@ use margay_api::selector::Selector;
 
 use crate::index::Index;
 use crate::selector::compile;
-use crate::texts::{Map, Marks, Text, Texts};
+use crate::store::{Column, Map};
+use crate::texts::{Marks, Text, Texts};
 
 #[derive(Debug)]
 pub(crate) struct Users {
@@ -23,7 +24,7 @@ pub(crate) struct Users {
 /// All selectors, by their number in the index.
 #[derive(Debug, Default)]
 pub(crate) struct Selectors {
-    users: Map<u32, Users>,
+    users: Column<Users>,
     by_id: Map<Text, u32>,
     /// Those that may have lost their last user.
     idle: BTreeSet<u32>,
@@ -42,13 +43,18 @@ impl Selectors {
             .by_id
             .entry(id)
             .or_insert_with(|| index.add_selector(compile(selector, texts)));
-        let users = self.users.entry(number).or_insert_with(|| Users {
-            id,
-            mentions: 0,
-            subjects: Vec::new(),
-            sets: Vec::new(),
-        });
-        users.mentions += 1;
+        if self.users.get(number).is_none() {
+            self.users.put(
+                number,
+                Some(Users {
+                    id,
+                    mentions: 0,
+                    subjects: Vec::new(),
+                    sets: Vec::new(),
+                }),
+            );
+        }
+        self.users_mut(number).mentions += 1;
         number
     }
 
@@ -59,13 +65,14 @@ impl Selectors {
     }
 
     pub(crate) fn users(&self, selector: u32) -> &Users {
-        &self.users[&selector]
+        let users = self.users.get(selector);
+        users.expect("whoever has the number of a selector mentions it")
     }
 
     /// The users, to add some; the caller has the index enliven the selector.
     pub(crate) fn users_mut(&mut self, selector: u32) -> &mut Users {
         self.users
-            .get_mut(&selector)
+            .get_mut(selector)
             .expect("whoever has the number of a selector mentions it")
     }
 
@@ -84,13 +91,15 @@ impl Selectors {
     /// Lets the index rest about selectors that nobody uses, and forgets those that nobody mentions.
     pub(crate) fn flush(&mut self, index: &mut Index, texts: &Texts) {
         for selector in std::mem::take(&mut self.idle) {
-            let users = &self.users[&selector];
+            let Some(users) = self.users.get(selector) else {
+                continue;
+            };
             if users.subjects.is_empty() && users.sets.is_empty() {
                 index.retire(selector, texts);
             }
             if users.mentions == 0 {
                 self.by_id.remove(&users.id);
-                self.users.remove(&selector);
+                self.users.put(selector, None);
                 index.remove_selector(selector);
             }
         }

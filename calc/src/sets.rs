@@ -12,7 +12,8 @@ use crate::counts::{Counts, transition};
 use crate::digest;
 use crate::flush::{Change, Flush, MemberDelta};
 use crate::model::{IpSetRecord, Member, Record, RecordId, SetId, SetKind};
-use crate::texts::{Map, Marks, Slab, Text, Texts};
+use crate::store::{Map, Slab};
+use crate::texts::{Marks, Text, Texts};
 
 /// What a set holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
