@@ -1,6 +1,8 @@
 //! What the graph and the evaluator promise, as properties over random objects and as golden texts.
 
 mod converge;
+mod golden;
+mod notation;
 mod oracle;
 mod reference;
 mod world;

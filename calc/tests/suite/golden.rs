@@ -1,0 +1,431 @@
+//! Objects in, records and verdicts out, as text. `UPDATE_EXPECT=1 cargo test -p margay-calc` rewrites what is expected.
+
+use expect_test::{Expect, expect};
+
+use crate::notation::run;
+
+fn check(script: &str, expected: Expect) {
+    expected.assert_eq(&run(script));
+}
+
+#[test]
+fn a_policy_between_two_nodes() {
+    check(
+        "
+namespace red team=a
+namespace blue
+tier default 1000000 deny
+pod red/web n1 10.0.0.1 app=web
+pod red/db n2 10.0.0.65 app=db
+pod blue/web n2 10.0.0.66 app=web
+policy NetworkPolicy red/db default 10 in projectcalico.org/namespace == 'red' && app == 'db'
+  in allow tcp from projectcalico.org/namespace == 'red' && app == 'web' to port 5432
+flush
+view n1
+view n2
+connect red/web red/db tcp 5432
+connect red/web red/db tcp 80
+connect blue/web red/db tcp 5432
+connect red/db blue/web tcp 80
+",
+        expect![[r#"
+            > flush
+            settings gained by all
+            set {projectcalico.org/namespace == 'red' && app == 'web'} gained by n2
+            policy NetworkPolicy red/db gained by n2
+            endpoint blue/web gained by n2
+            endpoint red/db gained by n2
+            endpoint red/web gained by n1
+
+            > view n1
+            settings to-host accept vxlan vni 4096 port 4789 mtu 0 log "calico-packet" ipv6
+            endpoint red/web calif45b743d7ae [10.0.0.1] else allow
+
+            > view n2
+            settings to-host accept vxlan vni 4096 port 4789 mtu 0 log "calico-packet" ipv6
+            set {projectcalico.org/namespace == 'red' && app == 'web'} net [10.0.0.1]
+            policy NetworkPolicy red/db
+              in allow tcp from set {projectcalico.org/namespace == 'red' && app == 'web'} to port 5432
+            endpoint blue/web caliadfd4e7a9f7 [10.0.0.66] else allow
+            endpoint red/db cali67e01828fd7 [10.0.0.65] else allow
+              tier default else deny
+                in NetworkPolicy red/db
+
+            > connect red/web red/db tcp 5432
+            egress
+            no tier decided: allow
+            ingress
+            tier default: NetworkPolicy red/db rule 0: allow
+            allowed
+
+            > connect red/web red/db tcp 80
+            egress
+            no tier decided: allow
+            ingress
+            tier default: end: deny
+            denied
+
+            > connect blue/web red/db tcp 5432
+            egress
+            no tier decided: allow
+            ingress
+            tier default: end: deny
+            denied
+
+            > connect red/db blue/web tcp 80
+            egress
+            no tier decided: allow
+            ingress
+            no tier decided: allow
+            allowed
+
+        "#]],
+    );
+}
+
+#[test]
+fn only_what_changed_is_told_and_only_to_whom_it_concerns() {
+    check(
+        "
+namespace red
+tier default 1000000 deny
+pod red/db n2 10.0.0.65 app=db
+policy NetworkPolicy red/db default 10 in app == 'db'
+  in allow from app == 'web'
+flush
+pod red/a n1 10.0.0.1 app=web
+flush
+pod red/a n1 10.0.0.2 app=web
+flush
+pod red/a n1 10.0.0.2 app=other
+flush
+pod red/db n3 10.0.0.65 app=db
+flush
+- policy NetworkPolicy red/db
+flush
+",
+        expect![[r#"
+            > flush
+            settings gained by all
+            set {app == 'web'} gained by n2
+            policy NetworkPolicy red/db gained by n2
+            endpoint red/db gained by n2
+
+            > flush
+            set {app == 'web'} kept by n2 (+10.0.0.1)
+            endpoint red/a gained by n1
+
+            > flush
+            set {app == 'web'} kept by n2 (+10.0.0.2 -10.0.0.1)
+            endpoint red/a kept by n1 (value)
+
+            > flush
+            set {app == 'web'} kept by n2 (-10.0.0.2)
+
+            > flush
+            set {app == 'web'} gained by n3 lost by n2
+            policy NetworkPolicy red/db gained by n3 lost by n2
+            endpoint red/db gained by n3 lost by n2
+
+            > flush
+            set {app == 'web'} lost by n3
+            policy NetworkPolicy red/db lost by n3
+            endpoint red/db kept by n3 (value)
+
+        "#]],
+    );
+}
+
+#[test]
+fn tiers_and_policies_in_order() {
+    check(
+        "
+namespace red
+tier default 1000000 deny
+tier early 10 pass
+pod red/a n1 10.0.0.1
+policy NetworkPolicy red/b default - in all()
+  in allow
+policy NetworkPolicy red/a default - in,out all()
+  in log
+policy GlobalNetworkPolicy /a default 5 in all()
+policy KubernetesNetworkPolicy red/a default - in all()
+policy NetworkPolicy red/z early 1 in all()
+  in pass from net 10.0.0.0/8
+policy NetworkPolicy red/x nowhere 1 in all()
+policy StagedNetworkPolicy red/s staged 1 in all()
+  in allow
+flush
+view n1
+connect red/a red/a tcp 80
+",
+        expect![[r#"
+            > flush
+            settings gained by all
+            policy NetworkPolicy red/a gained by n1
+            policy NetworkPolicy red/b gained by n1
+            policy NetworkPolicy red/x gained by n1
+            policy NetworkPolicy red/z gained by n1
+            policy GlobalNetworkPolicy a gained by n1
+            policy KubernetesNetworkPolicy red/a gained by n1
+            endpoint red/a gained by n1
+
+            > view n1
+            settings to-host accept vxlan vni 4096 port 4789 mtu 0 log "calico-packet" ipv6
+            policy NetworkPolicy red/a
+              in log
+            policy NetworkPolicy red/b
+              in allow
+            policy NetworkPolicy red/x
+            policy NetworkPolicy red/z
+              in pass from net 10.0.0.0/8
+            policy GlobalNetworkPolicy a
+            policy KubernetesNetworkPolicy red/a
+            endpoint red/a cali86da7e87bf4 [10.0.0.1] else allow
+              tier early else pass
+                in NetworkPolicy red/z
+              tier default else deny
+                in GlobalNetworkPolicy a, KubernetesNetworkPolicy red/a, NetworkPolicy red/a, NetworkPolicy red/b
+                out NetworkPolicy red/a
+              tier nowhere else deny
+                in NetworkPolicy red/x
+
+            > connect red/a red/a tcp 80
+            egress
+            tier default: end: deny
+            ingress
+            tier early: NetworkPolicy red/z rule 0: pass
+            tier default: NetworkPolicy red/a rule 0: log
+            tier default: NetworkPolicy red/b rule 0: allow
+            denied
+
+        "#]],
+    );
+}
+
+#[test]
+fn what_does_not_exist_allows_nothing() {
+    check(
+        "
+tier default 1000000 deny
+namespace red
+pod red/a n1 10.0.0.1 app=a
+pod lost/b n1 10.0.0.2
+policy NetworkPolicy red/a default 1 in,out app == 'a'
+  in allow from service red/nobody
+  in allow from app == 'nobody'
+  in allow tcp to port nothing
+  out allow to service red/nobody
+flush
+view n1
+connect lost/b red/a tcp 80
+connect red/a lost/b tcp 80
+service red/nobody 10.0.0.2:tcp:80
+namespace lost
+flush
+connect red/a lost/b tcp 80
+connect red/a lost/b tcp 81
+connect lost/b red/a tcp 99
+",
+        expect![[r#"
+            > flush
+            settings gained by all
+            set n:24218821e272dbe10299e597c5c30e04f5800711 gained by n1
+            set {app == 'nobody'} gained by n1
+            set svc:red/nobody gained by n1
+            set svcaddr:red/nobody gained by n1
+            policy NetworkPolicy red/a gained by n1
+            endpoint lost/b gained by n1
+            endpoint red/a gained by n1
+
+            > view n1
+            settings to-host accept vxlan vni 4096 port 4789 mtu 0 log "calico-packet" ipv6
+            set n:24218821e272dbe10299e597c5c30e04f5800711 address-port []
+            set {app == 'nobody'} net []
+            set svc:red/nobody address-port []
+            set svcaddr:red/nobody net []
+            policy NetworkPolicy red/a
+              in allow from set svcaddr:red/nobody
+              in allow from set {app == 'nobody'}
+              in allow tcp to port n:24218821e272dbe10299e597c5c30e04f5800711
+              out allow to service svc:red/nobody
+            endpoint lost/b cali1ed88d534ff [10.0.0.2] else deny
+            endpoint red/a cali86da7e87bf4 [10.0.0.1] else allow
+              tier default else deny
+                in NetworkPolicy red/a
+                out NetworkPolicy red/a
+
+            > connect lost/b red/a tcp 80
+            egress
+            no tier decided: deny
+            ingress
+            tier default: end: deny
+            denied
+
+            > connect red/a lost/b tcp 80
+            egress
+            tier default: end: deny
+            ingress
+            no tier decided: deny
+            denied
+
+            > flush
+            set svc:red/nobody kept by n1 (+10.0.0.2:tcp:80)
+            set svcaddr:red/nobody kept by n1 (+10.0.0.2)
+            endpoint lost/b kept by n1 (value)
+
+            > connect red/a lost/b tcp 80
+            egress
+            tier default: NetworkPolicy red/a rule 0: allow
+            ingress
+            no tier decided: allow
+            allowed
+
+            > connect red/a lost/b tcp 81
+            egress
+            tier default: end: deny
+            ingress
+            no tier decided: allow
+            denied
+
+            > connect lost/b red/a tcp 99
+            egress
+            no tier decided: allow
+            ingress
+            tier default: NetworkPolicy red/a rule 0: allow
+            allowed
+
+        "#]],
+    );
+}
+
+#[test]
+fn labels_of_parents_reach_endpoints_and_sets() {
+    check(
+        "
+namespace red team=a
+account red/robot role=admin
+tier default 1000000 deny
+pod red/a n1 10.0.0.1 sa:robot port:http:tcp:8080
+netset red/nets 10.1.0.0/24
+netset /world 0.0.0.0/0 kind=any
+policy GlobalNetworkPolicy /p default 1 in all()
+  in allow tcp from pcns.team == 'a' to port http
+  in allow from pcsa.role == 'admin'
+  in allow from kind == 'any' && !has(projectcalico.org/namespace)
+flush
+view n1
+namespace red team=b
+flush
+- account red/robot
+flush
+",
+        expect![[r#"
+            > flush
+            settings gained by all
+            set n:51f3fa0fee680ecbb781cf6f1f37bf2c6f258934 gained by n1
+            set {kind == 'any' && !has(projectcalico.org/namespace)} gained by n1
+            set {pcns.team == 'a'} gained by n1
+            set {pcsa.role == 'admin'} gained by n1
+            policy GlobalNetworkPolicy p gained by n1
+            endpoint red/a gained by n1
+
+            > view n1
+            settings to-host accept vxlan vni 4096 port 4789 mtu 0 log "calico-packet" ipv6
+            set n:51f3fa0fee680ecbb781cf6f1f37bf2c6f258934 address-port [10.0.0.1:tcp:8080]
+            set {kind == 'any' && !has(projectcalico.org/namespace)} net [0.0.0.0/0]
+            set {pcns.team == 'a'} net [10.0.0.1, 10.1.0.0/24]
+            set {pcsa.role == 'admin'} net [10.0.0.1]
+            policy GlobalNetworkPolicy p
+              in allow tcp from set {pcns.team == 'a'} to port n:51f3fa0fee680ecbb781cf6f1f37bf2c6f258934
+              in allow from set {pcsa.role == 'admin'}
+              in allow from set {kind == 'any' && !has(projectcalico.org/namespace)}
+            endpoint red/a cali86da7e87bf4 [10.0.0.1] else allow
+              tier default else deny
+                in GlobalNetworkPolicy p
+
+            > flush
+            set {pcns.team == 'a'} kept by n1 (-10.0.0.1 -10.1.0.0/24)
+
+            > flush
+            set {pcsa.role == 'admin'} kept by n1 (-10.0.0.1)
+
+        "#]],
+    );
+}
+
+#[test]
+fn routes_follow_blocks_and_pools() {
+    check(
+        "
+node n1 192.0.2.1/24
+pool all 10.0.0.0/8 none
+pool some 10.0.0.0/24 vxlan nat
+block 10.0.0.0/26 n1 10.0.0.5=n2
+block 10.1.0.0/26 n2
+block 10.2.0.0/26
+flush
+view n9
+- pool some
+block 10.0.0.0/26 n2
+flush
+",
+        expect![[r#"
+            > flush
+            settings gained by all
+            pool 10.0.0.0/8 gained by all
+            pool 10.0.0.0/24 gained by all
+            node n1 gained by all
+            route 10.0.0.0/26 gained by all
+            route 10.0.0.5/32 gained by all
+            route 10.1.0.0/26 gained by all
+
+            > view n9
+            settings to-host accept vxlan vni 4096 port 4789 mtu 0 log "calico-packet" ipv6
+            pool 10.0.0.0/8
+            pool 10.0.0.0/24 vxlan nat
+            node n1 192.0.2.1/24
+            route 10.0.0.0/26 via n1 vxlan
+            route 10.0.0.5/32 via n2 vxlan
+            route 10.1.0.0/26 via n2
+
+            > flush
+            pool 10.0.0.0/24 lost by all
+            route 10.0.0.0/26 kept by all (value)
+            route 10.0.0.5/32 lost by all
+
+        "#]],
+    );
+}
+
+#[test]
+fn an_endpoint_without_node_or_address() {
+    check(
+        "
+namespace red
+pod red/pending - 10.0.0.1 app=a
+pod red/new n1 - app=a
+policy NetworkPolicy red/p default 1 in app == 'a'
+  in allow from app == 'a'
+flush
+view n1
+",
+        expect![[r#"
+            > flush
+            settings gained by all
+            set {app == 'a'} gained by n1
+            policy NetworkPolicy red/p gained by n1
+            endpoint red/new gained by n1
+
+            > view n1
+            settings to-host accept vxlan vni 4096 port 4789 mtu 0 log "calico-packet" ipv6
+            set {app == 'a'} net [10.0.0.1]
+            policy NetworkPolicy red/p
+              in allow from set {app == 'a'}
+            endpoint red/new cali096df7b4854 [] else allow
+              tier default else deny
+                in NetworkPolicy red/p
+
+        "#]],
+    );
+}

@@ -1,0 +1,353 @@
+//! Objects as compact text, and a script of them: what golden tests are written in.
+//!
+//! ```text
+//! tier default 1000 deny                        node n1 192.0.2.1/24            pool main 10.0.0.0/16 vxlan nat
+//! namespace red team=a                          account red/robot role=admin    block 10.0.0.0/26 n1 10.0.0.5=n2
+//! pod red/web n1 10.0.0.1,fd00::1 app=web sa:robot port:http:tcp:8080
+//! netset red/nets 10.1.0.0/24,10.2.0.0/24 app=web                               service red/svc 10.0.0.1:tcp:80
+//! policy NetworkPolicy red/p default 10 in,out app == 'web'
+//!   in allow tcp from app == 'db' to port 80,http
+//!   out deny to net 10.0.0.0/8
+//! ```
+//!
+//! A minus before an object removes it. `flush`, `view NODE` and `connect POD POD PROTOCOL PORT` print. In what is printed, a set that
+//! a selector stands for is named by the selector.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use margay_api::endpoint::{EndpointKey, NamedPort, WorkloadEndpoint, interface_name};
+use margay_api::meta::{LABEL_ORCHESTRATOR, Labels, NamespacedName};
+use margay_api::network::{BlockInfo, Encapsulation, NetworkSet, NodeInfo, Pool};
+use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier};
+use margay_api::rule::{Action, EntityMatch, Port, PortRange, Protocol, Rule};
+use margay_api::selector::Selector;
+use margay_calc::evaluate::connect;
+use margay_calc::graph::Graph;
+use margay_calc::text;
+use margay_calc::update::{Backend, Update};
+
+/// Runs a script and answers with what it printed.
+pub fn run(script: &str) -> String {
+    let mut run = Run::default();
+    let mut lines = script
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .peekable();
+    while let Some(line) = lines.next() {
+        let mut rules = Vec::new();
+        while let Some(rule) = lines.next_if(|line| line.starts_with("  ")) {
+            rules.push(rule.trim());
+        }
+        run.line(line.trim(), &rules);
+    }
+    run.names
+        .iter()
+        .fold(run.printed, |printed, (id, name)| printed.replace(id, name))
+}
+
+#[derive(Default)]
+struct Run {
+    graph: Graph,
+    printed: String,
+    /// Selectors by id.
+    names: BTreeMap<String, String>,
+}
+
+impl Run {
+    fn line(&mut self, line: &str, rules: &[&str]) {
+        let (is_there, line) = line
+            .strip_prefix("- ")
+            .map_or((true, line), |line| (false, line));
+        let (kind, rest) = line.split_once(' ').unwrap_or((line, ""));
+        let (name, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+        let words: Vec<&str> = rest.split(' ').filter(|word| !word.is_empty()).collect();
+        let update = match kind {
+            "flush" => {
+                let flush = self.graph.flush();
+                return self.print(line, &text::flush(&flush));
+            }
+            "view" => {
+                let view = self.graph.view(name);
+                let records = view
+                    .ids()
+                    .filter_map(|id| Some(text::record(&id, &*view.record(&id)?)));
+                let records: String = records.collect();
+                return self.print(line, &records);
+            }
+            "connect" => return self.connect(line, name, &words),
+            "tier" => Update::Tier(name.to_owned(), is_there.then(|| tier(&words))),
+            "node" => Update::Node(name.to_owned(), is_there.then(|| node(&words))),
+            "pool" => Update::Pool(name.to_owned(), is_there.then(|| pool(&words))),
+            "block" => Update::Block(
+                name.parse().expect("a range"),
+                is_there.then(|| block(&words)),
+            ),
+            "namespace" => Update::Namespace(name.to_owned(), is_there.then(|| labels(&words))),
+            "account" => Update::ServiceAccount(pair(name), is_there.then(|| labels(&words))),
+            "pod" => Update::Endpoint(pair(name), is_there.then(|| pod(&pair(name), &words))),
+            "netset" => Update::NetworkSet(pair(name), is_there.then(|| network_set(&words))),
+            "service" => Update::Service(
+                pair(name),
+                is_there.then(|| words.iter().map(|word| backend(word)).collect()),
+            ),
+            "policy" => {
+                let (name, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+                let (namespace, of) = name.split_once('/').expect("namespace/name");
+                let kind = PolicyKind::parse(line.split(' ').nth(1).expect("a kind"))
+                    .expect("a kind of policy");
+                let key = PolicyKey {
+                    kind,
+                    namespace: namespace.to_owned(),
+                    name: of.to_owned(),
+                };
+                Update::Policy(key, is_there.then(|| self.policy(rest, rules)))
+            }
+            other => panic!("unknown object {other:?}"),
+        };
+        self.graph.apply(update);
+    }
+
+    fn print(&mut self, line: &str, text: &str) {
+        writeln!(self.printed, "> {line}\n{text}").expect("writing to a string");
+    }
+
+    fn connect(&mut self, line: &str, from: &str, words: &[&str]) {
+        let [to, name, port] = words else {
+            panic!("connect POD POD PROTOCOL PORT");
+        };
+        let outcome = connect(
+            &self.graph,
+            &pair(from),
+            &pair(to),
+            protocol(name),
+            port.parse().expect("a port"),
+        );
+        let text = match outcome {
+            None => String::from("cannot\n"),
+            Some(connection) => {
+                let answer = if connection.is_allowed() {
+                    "allowed"
+                } else {
+                    "denied"
+                };
+                format!(
+                    "egress\n{}ingress\n{}{answer}\n",
+                    text::verdict(&connection.egress),
+                    text::verdict(&connection.ingress)
+                )
+            }
+        };
+        self.print(line, &text);
+    }
+
+    fn selector(&mut self, text: &str) -> Selector {
+        let selector = Selector::parse(text).expect("a selector");
+        self.names.insert(selector.id(), format!("{{{text}}}"));
+        selector
+    }
+
+    /// `TIER ORDER DIRECTIONS SELECTOR`.
+    fn policy(&mut self, text: &str, rules: &[&str]) -> Policy {
+        let [tier, order, types, selector] = text.splitn(4, ' ').collect::<Vec<_>>()[..] else {
+            panic!("policy KIND NAMESPACE/NAME TIER ORDER DIRECTIONS SELECTOR");
+        };
+        let selector = self.selector(selector);
+        let (mut ingress, mut egress) = (Vec::new(), Vec::new());
+        for rule in rules {
+            match rule.split_once(' ') {
+                Some(("in", rule)) => ingress.push(self.rule(rule)),
+                Some(("out", rule)) => egress.push(self.rule(rule)),
+                _ => panic!("a rule begins with in or out: {rule:?}"),
+            }
+        }
+        Policy {
+            tier: tier.to_owned(),
+            order: Order(order.parse().ok()),
+            selector,
+            applies_ingress: types.contains("in"),
+            applies_egress: types.contains("out"),
+            ingress,
+            egress,
+        }
+    }
+
+    /// `ACTION [PROTOCOL] [from SIDE] [to SIDE]`.
+    fn rule(&mut self, text: &str) -> Rule {
+        let (head, to) = text
+            .split_once(" to ")
+            .map_or((text, None), |(head, to)| (head, Some(to)));
+        let (head, from) = head
+            .split_once(" from ")
+            .map_or((head, None), |(head, from)| (head, Some(from)));
+        let (name, proto) = head
+            .split_once(' ')
+            .map_or((head, None), |(name, proto)| (name, Some(proto)));
+        Rule {
+            protocol: proto.map(protocol),
+            source: from.map(|side| self.side(side)).unwrap_or_default(),
+            destination: to.map(|side| self.side(side)).unwrap_or_default(),
+            ..Rule::any(action(name))
+        }
+    }
+
+    /// `[net RANGES] [!net RANGES] [service NAME] [port PORTS] [SELECTOR]`.
+    fn side(&mut self, text: &str) -> EntityMatch {
+        let mut entity = EntityMatch::default();
+        let mut rest = text;
+        while let Some((word, after)) = rest.split_once(' ') {
+            let (value, after) = after.split_once(' ').unwrap_or((after, ""));
+            let nets = || {
+                value
+                    .split(',')
+                    .map(|net| net.parse().expect("a range"))
+                    .collect()
+            };
+            match word {
+                "net" => entity.nets = nets(),
+                "!net" => entity.not_nets = nets(),
+                "service" => entity.service = Some(pair(value)),
+                "port" => entity.ports = value.split(',').map(port).collect(),
+                _ => break,
+            }
+            rest = after;
+        }
+        entity.selector = (!rest.is_empty()).then(|| self.selector(rest));
+        entity
+    }
+}
+
+fn pair(name: &str) -> NamespacedName {
+    let (namespace, name) = name.split_once('/').expect("namespace/name");
+    NamespacedName::new(namespace, name)
+}
+
+fn labels(words: &[&str]) -> Labels {
+    let pairs = words.iter().filter_map(|word| word.split_once('='));
+    pairs
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+fn action(name: &str) -> Action {
+    match name {
+        "allow" => Action::Allow,
+        "deny" => Action::Deny,
+        "pass" => Action::Pass,
+        "log" => Action::Log,
+        other => panic!("unknown action {other:?}"),
+    }
+}
+
+fn protocol(name: &str) -> Protocol {
+    match name {
+        "tcp" => Protocol::TCP,
+        "udp" => Protocol::UDP,
+        "sctp" => Protocol::SCTP,
+        "icmp" => Protocol::ICMP,
+        other => panic!("unknown protocol {other:?}"),
+    }
+}
+
+fn port(text: &str) -> Port {
+    match text.parse() {
+        Ok(port) => Port::Range(PortRange::single(port)),
+        Err(_) => Port::Named(text.to_owned()),
+    }
+}
+
+fn tier(words: &[&str]) -> Tier {
+    Tier {
+        order: Order(words[0].parse().ok()),
+        default_action: action(words[1]),
+    }
+}
+
+fn node(words: &[&str]) -> NodeInfo {
+    NodeInfo {
+        ipv4: Some(words[0].parse().expect("an address with its prefix length")),
+        ..NodeInfo::default()
+    }
+}
+
+fn pool(words: &[&str]) -> Pool {
+    let encapsulation = match words.get(1) {
+        Some(&"vxlan") => Encapsulation::Vxlan,
+        Some(&"vxlan-cross-subnet") => Encapsulation::VxlanCrossSubnet,
+        _ => Encapsulation::None,
+    };
+    Pool {
+        cidr: words[0].parse().expect("a range"),
+        encapsulation,
+        nat_outgoing: words.contains(&"nat"),
+    }
+}
+
+fn block(words: &[&str]) -> BlockInfo {
+    let borrowed = words.iter().filter_map(|word| word.split_once('='));
+    BlockInfo {
+        node: words
+            .first()
+            .filter(|word| !word.contains('='))
+            .map(|node| (*node).to_owned()),
+        borrowed: borrowed
+            .map(|(address, node)| (address.parse().expect("an address"), node.to_owned()))
+            .collect(),
+    }
+}
+
+fn pod(key: &EndpointKey, words: &[&str]) -> WorkloadEndpoint {
+    let mut labels = labels(words);
+    labels.insert(LABEL_ORCHESTRATOR.to_owned(), "k8s".to_owned());
+    let ports = words.iter().filter_map(|word| word.strip_prefix("port:"));
+    let named = |text: &str| {
+        let [name, proto, port] = text.split(':').collect::<Vec<_>>()[..] else {
+            panic!("port:NAME:PROTOCOL:PORT");
+        };
+        NamedPort {
+            name: name.to_owned(),
+            protocol: protocol(proto),
+            port: port.parse().expect("a port"),
+        }
+    };
+    WorkloadEndpoint {
+        node: if words[0] == "-" {
+            String::new()
+        } else {
+            words[0].to_owned()
+        },
+        labels,
+        service_account: words
+            .iter()
+            .find_map(|word| word.strip_prefix("sa:"))
+            .unwrap_or_default()
+            .to_owned(),
+        addresses: words[1]
+            .split(',')
+            .filter_map(|address| address.parse().ok())
+            .collect(),
+        ports: ports.map(named).collect(),
+        interface: interface_name(key),
+    }
+}
+
+fn network_set(words: &[&str]) -> NetworkSet {
+    NetworkSet {
+        labels: labels(words),
+        nets: words[0]
+            .split(',')
+            .map(|net| net.parse().expect("a range"))
+            .collect(),
+    }
+}
+
+fn backend(word: &str) -> Backend {
+    let [address, proto, port] = word.split(':').collect::<Vec<_>>()[..] else {
+        panic!("ADDRESS:PROTOCOL:PORT");
+    };
+    Backend {
+        address: address.parse().expect("an address"),
+        protocol: protocol(proto),
+        port: port.parse().expect("a port"),
+    }
+}
