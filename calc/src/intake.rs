@@ -6,7 +6,7 @@ use margay_api::meta::{
     NamespacedName, PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
 };
 use margay_api::network::NetworkSet;
-use margay_api::policy::{Policy, PolicyKey};
+use margay_api::policy::{Order, Policy, PolicyKey};
 use margay_api::rule::Rule;
 use margay_api::selector::Selector;
 use sha2::{Digest, Sha256};
@@ -123,7 +123,7 @@ impl Graph {
         }
         let binding = Binding {
             tier: self.texts.intern(&policy.tier),
-            order: policy.order,
+            order: plain(policy.order),
             subject: self
                 .selectors
                 .mention(&policy.selector, &mut self.index, &mut self.texts),
@@ -206,6 +206,11 @@ impl Graph {
         mentioned.push(set);
         set
     }
+}
+
+/// The order with minus zero as zero: they are the same number, and ties are broken otherwise.
+pub(crate) fn plain(order: Order) -> Order {
+    Order(order.0.map(|order| order + 0.0))
 }
 
 /// Labels that nobody inherits: an object's own, without those that only its namespace, its service account or Margay can give it.

@@ -254,7 +254,7 @@ impl Policies {
         }
     }
 
-    /// By tier (those that exist first, then by order and name), then by order, name, namespace and kind.
+    /// By tier (those that exist first, then by order and name), then by order, then by what [`spelled`] spells.
     fn compare(&self, a: &Policy, b: &Policy, texts: &Texts) -> Ordering {
         let by_tier = || {
             if a.binding.tier == b.binding.tier {
@@ -270,17 +270,24 @@ impl Policies {
             let name = |policy: &Policy| texts.get(policy.binding.tier);
             rank(a).cmp(&rank(b)).then_with(|| name(a).cmp(name(b)))
         };
-        let by_key = || {
-            let parts = |policy: &Policy| {
-                let (kind, namespace, name) = policy.key;
-                (texts.get(name), texts.get(namespace), kind.as_str())
-            };
-            parts(a).cmp(&parts(b))
-        };
+        let by_key = || spelled(a.key, texts).cmp(spelled(b.key, texts));
         by_tier()
             .then_with(|| a.binding.order.cmp(&b.binding.order))
             .then_with(by_key)
     }
+}
+
+/// What breaks ties: the text `name/namespace/kind`, as in Calico. It is not the same as name, then namespace, then kind: `a-b` comes before
+/// `a`, because a hyphen comes before a slash.
+fn spelled((kind, namespace, name): Key, texts: &Texts) -> impl Iterator<Item = u8> + '_ {
+    let parts = [
+        texts.get(name),
+        "/",
+        texts.get(namespace),
+        "/",
+        kind.as_str(),
+    ];
+    parts.into_iter().flat_map(str::bytes)
 }
 
 /// The key as others know it.

@@ -9,6 +9,7 @@ use margay_api::policy::Tier;
 
 use crate::graph::Graph;
 use crate::index::{LabelList, Matches, ParentName};
+use crate::intake::plain;
 use crate::members::Payload;
 use crate::model::Member;
 use crate::policies::{Binding, Key, Policy};
@@ -76,6 +77,10 @@ impl Graph {
 
     /// A tier is other than it was.
     pub(crate) fn retier(&mut self, name: Text, tier: Option<Tier>) {
+        let tier = tier.map(|tier| Tier {
+            order: plain(tier.order),
+            ..tier
+        });
         for policy in self.policies.set_tier(name, tier) {
             self.touch_endpoints(policy);
         }

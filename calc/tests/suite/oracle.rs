@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use crate::reference::Objects;
+use crate::reference::{Objects, order, tie};
 use crate::world::{address, endpoint_key, port, protocol, update};
 use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
 use margay_api::meta::{Labels, NamespacedName};
@@ -38,11 +38,9 @@ impl Naive<'_> {
             applies && !key.kind.is_staged() && policy.selector.matches(&labels)
         });
         let mut policies: Vec<(&PolicyKey, &Policy)> = policies.collect();
-        policies.sort_by_key(|(key, policy)| {
-            (policy.order, &key.name, &key.namespace, key.kind.as_str())
-        });
+        policies.sort_by_key(|(key, policy)| (order(policy.order), tie(key)));
         let mut existing: Vec<_> = self.0.tiers.iter().collect();
-        existing.sort_by_key(|(name, tier)| (tier.order, *name));
+        existing.sort_by_key(|(name, tier)| (order(tier.order), *name));
         let mut tiers: Vec<(&str, Action)> = existing
             .into_iter()
             .map(|(name, tier)| (name.as_str(), tier.default_action))

@@ -114,7 +114,7 @@ fn policy_key() -> impl Strategy<Value = PolicyKey> {
     (
         select(kinds),
         select(&["red", "green", ""][..]),
-        select(&["a", "b"][..]),
+        select(&["a", "a-b"][..]),
     )
         .prop_map(|(kind, namespace, name)| PolicyKey {
             kind,
@@ -231,7 +231,7 @@ fn tier() -> impl Strategy<Value = Tier> {
 }
 
 fn order() -> impl Strategy<Value = Order> {
-    option::of(select(&[-1e308, -1.0, 0.0, 1.0, 1000.0, 1e308][..])).prop_map(Order)
+    option::of(select(&[-1e308, -1.0, -0.0, 0.0, 1.0, 1000.0, 1e308][..])).prop_map(Order)
 }
 
 fn policy() -> impl Strategy<Value = Policy> {

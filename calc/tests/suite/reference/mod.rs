@@ -11,7 +11,7 @@ use margay_api::meta::{
     NamespacedName, PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
 };
 use margay_api::network::{BlockInfo, Encapsulation, FelixSettings, NetworkSet, NodeInfo, Pool};
-use margay_api::policy::{Policy, PolicyKey, Tier};
+use margay_api::policy::{Order, Policy, PolicyKey, Tier};
 use margay_api::rule::Action;
 use margay_api::selector::Selector;
 
@@ -22,6 +22,19 @@ use margay_calc::model::{
 };
 use margay_calc::update::{Backend, NetworkSetKey, Update};
 use rules::{SetSpec, resolve};
+
+/// The order, with one zero.
+pub fn order(order: Order) -> Order {
+    match order {
+        Order(Some(number)) if number == 0.0 => Order(Some(0.0)),
+        other => other,
+    }
+}
+
+/// What breaks ties among policies.
+pub fn tie(key: &PolicyKey) -> String {
+    format!("{}/{}/{}", key.name, key.namespace, key.kind.as_str())
+}
 
 /// Every object, by kind.
 #[derive(Clone, Debug, Default)]
@@ -95,9 +108,7 @@ impl Objects {
                 })
                 .filter(|(_, policy)| policy.selector.matches(&labels[key]))
                 .collect();
-            applied.sort_by_key(|(key, policy)| {
-                (policy.order, &key.name, &key.namespace, key.kind.as_str())
-            });
+            applied.sort_by_key(|(key, policy)| (order(policy.order), tie(key)));
             if endpoint.node.is_empty() {
                 continue;
             }
@@ -223,7 +234,7 @@ impl Objects {
         let mut tiers: Vec<&String> = applied.iter().map(|(_, policy)| &policy.tier).collect();
         tiers.sort_by_key(|name| {
             let tier = self.tiers.get(*name);
-            (tier.is_none(), tier.map(|tier| tier.order), *name)
+            (tier.is_none(), tier.map(|tier| order(tier.order)), *name)
         });
         tiers.dedup();
         let binding = |name: &String| {
