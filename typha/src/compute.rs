@@ -258,12 +258,12 @@ impl Owner {
         for update in news {
             self.counters.updates.get_or_create(&Kind { kind }).inc();
             if self.in_sync {
+                self.first_cause.get_or_insert_with(Instant::now);
                 self.cause = Cause {
                     trace: change_span(&update, cause.trace).or(cause.trace),
                     ..cause
                 };
             }
-            self.first_cause.get_or_insert_with(Instant::now);
             self.hub.graph.apply(update);
             self.dirty = true;
         }

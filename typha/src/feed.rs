@@ -78,6 +78,14 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Whether it is a list that was not believed.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Older { .. } | Self::Empty | Self::Lacking { .. }
+        )
+    }
+
     /// Whether the version to go on from is lost, so that a new list is needed.
     pub fn needs_list(&self) -> bool {
         match self {

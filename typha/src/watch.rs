@@ -33,8 +33,8 @@ const PAGE: u32 = 500;
 const CHUNK: usize = 500;
 /// Missing objects that are asked for by name.
 const SAMPLE: usize = 32;
-/// Between attempts.
-const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(20));
+/// Between attempts: at first, and at most, so that an API server that is back is heard soon.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// The watch of one kind.
 #[derive(Clone)]
@@ -87,28 +87,23 @@ impl Watch {
     /// Feeds the owner task until it ends.
     pub async fn run<K: DeserializeOwned>(self, parse: fn(K) -> Parsed) {
         let mut feed = Feed::new(parse, self.never_empty);
-        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut pace = Pace::new(self.kind);
         let mut streamed = true;
         loop {
-            let fault = match self.cycle(&mut feed, &mut backoff, &mut streamed).await {
+            let fault = match self.cycle(&mut feed, &mut pace, &mut streamed).await {
                 Ok(()) => continue,
                 Err(End::Stopped) => return,
                 Err(End::Fault(fault)) => fault,
             };
             let label = Kind { kind: self.kind };
             self.counters.watch_failures.get_or_create(&label).inc();
-            if matches!(
-                fault,
-                Fault::Older { .. } | Fault::Empty | Fault::Lacking { .. }
-            ) {
+            if fault.is_refusal() {
                 self.counters.lists_refused.get_or_create(&label).inc();
             }
             if fault.needs_list() || feed.version().is_none() {
                 feed.restart();
             }
-            let pause = backoff.next(jitter());
-            warn!(kind = self.kind, %fault, ?pause, "watch interrupted; what is known stays in force");
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(pace.failed(&fault)).await;
         }
     }
 
@@ -116,13 +111,13 @@ impl Watch {
     async fn cycle<K: DeserializeOwned>(
         &self,
         feed: &mut Feed<K>,
-        backoff: &mut Backoff,
+        pace: &mut Pace,
         streamed: &mut bool,
     ) -> Result<(), End> {
         if feed.version().is_none() && !*streamed {
             let objects = self.pages(feed).await?;
             self.accept(feed, objects).await?;
-            backoff.reset();
+            pace.works();
         }
         let listing = feed.version().is_none();
         let params = WatchParams {
@@ -143,7 +138,7 @@ impl Watch {
             *streamed = false;
             return Ok(());
         }
-        let outcome = self.read(feed, backoff, Box::pin(opened?)).await;
+        let outcome = self.read(feed, pace, Box::pin(opened?)).await;
         if matches!(outcome, Err(End::Fault(Fault::Unfinished))) {
             *streamed = false;
         }
@@ -153,7 +148,7 @@ impl Watch {
     async fn read<K: DeserializeOwned>(
         &self,
         feed: &mut Feed<K>,
-        backoff: &mut Backoff,
+        pace: &mut Pace,
         mut stream: impl AsyncBufRead + Unpin,
     ) -> Result<(), End> {
         let mut line = Vec::new();
@@ -189,7 +184,7 @@ impl Watch {
                 News::List(objects) => self.accept(feed, objects).await?,
             }
             if feed.version().is_some() {
-                backoff.reset();
+                pace.works();
             }
         }
     }
@@ -287,6 +282,41 @@ impl Watch {
     }
 }
 
+/// How often is tried, and what is said about it: once when it begins to fail, once when it works again.
+struct Pace {
+    kind: &'static str,
+    backoff: Backoff,
+    told: Option<String>,
+}
+
+impl Pace {
+    fn new(kind: &'static str) -> Self {
+        Self {
+            kind,
+            backoff: Backoff::new(RETRY.0, RETRY.1),
+            told: None,
+        }
+    }
+
+    fn works(&mut self) {
+        if self.told.take().is_some() {
+            info!(kind = self.kind, "watch goes on");
+        }
+        self.backoff.reset();
+    }
+
+    fn failed(&mut self, fault: &Fault) -> Duration {
+        let words = fault.to_string();
+        if self.told.as_ref() == Some(&words) {
+            debug!(kind = self.kind, %fault, "watch still interrupted");
+        } else {
+            warn!(kind = self.kind, %fault, "watch interrupted; what is known stays in force");
+            self.told = Some(words);
+        }
+        self.backoff.next(jitter())
+    }
+}
+
 /// Where objects of the namespace are served, given where all are.
 fn object_path(path: &str, key: &ObjectKey) -> String {
     match path.rsplit_once('/') {
@@ -312,3 +342,6 @@ async fn answer<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, 
         Err(_) => Err(Fault::Silent(ANSWER.as_secs())),
     }
 }
+
+#[cfg(test)]
+mod tests;

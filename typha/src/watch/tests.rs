@@ -1,0 +1,258 @@
+//! Answers of an API server, one after another, and what the owner task hears of them.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+
+use http::{Request, Response};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::client::Body;
+use margay_calc::update::Update;
+use prometheus_client::registry::Registry as Metrics;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+use super::*;
+use crate::cache::Cache;
+use crate::registry::Registry;
+
+const KIND: &str = "ConfigMap";
+
+/// One request that must come, by words of its path and query, and the answer.
+struct Scene {
+    asked: &'static [&'static str],
+    code: u16,
+    body: String,
+}
+
+fn scene(asked: &'static [&'static str], lines: &[Value]) -> Scene {
+    let body = lines.iter().map(|line| format!("{line}\n")).collect();
+    Scene {
+        asked,
+        code: 200,
+        body,
+    }
+}
+
+fn refusal(asked: &'static [&'static str], code: u16) -> Scene {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": "words", "reason": "Reason", "code": code});
+    Scene {
+        asked,
+        code,
+        body: status.to_string(),
+    }
+}
+
+fn object(name: &str, version: u64) -> Value {
+    json!({"metadata": {"namespace": "ns", "name": name, "uid": "u", "resourceVersion": version.to_string()}})
+}
+
+fn added(name: &str, version: u64) -> Value {
+    json!({"type": "ADDED", "object": object(name, version)})
+}
+
+fn end(version: u64) -> Value {
+    json!({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": version.to_string(),
+        "annotations": {"k8s.io/initial-events-end": "true"}}}})
+}
+
+fn gone() -> Value {
+    json!({"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}})
+}
+
+const LIST: &[&str] = &["watch=true", "sendInitialEvents=true"];
+const PAGE: &[&str] = &["/api/v1/configmaps?&limit=500"];
+
+fn parse(map: ConfigMap) -> Parsed {
+    let name = map.metadata.name.unwrap_or_default();
+    Parsed {
+        update: Some(Update::Namespace(name, Some(Default::default()))),
+        problems: Vec::new(),
+    }
+}
+
+/// Plays the scenes up to the first request after them. Gives a line for each event that removed or completed something.
+async fn play(never_empty: bool, scenes: Vec<Scene>) -> Vec<String> {
+    let script = Arc::new(Mutex::new(VecDeque::from(scenes)));
+    let over = Arc::new(Notify::new());
+    let at_end = over.clone();
+    let server = tower::service_fn(move |request: Request<Body>| {
+        let scene = script.lock().expect("one thread").pop_front();
+        let uri = request.uri().to_string();
+        let at_end = at_end.clone();
+        async move {
+            let Some(scene) = scene else {
+                at_end.notify_one();
+                return std::future::pending().await;
+            };
+            for words in scene.asked {
+                assert!(uri.contains(words), "{uri} was asked, and not {words}");
+            }
+            let response = Response::builder().status(scene.code);
+            let body = Body::from(scene.body.into_bytes());
+            Ok::<_, Infallible>(response.body(body).expect("a response"))
+        }
+    });
+    let (events, mut inbox) = mpsc::channel(64);
+    let watch = Watch {
+        kind: KIND,
+        path: "/api/v1/configmaps",
+        never_empty,
+        client: kube::Client::new(server, "default"),
+        events,
+        counters: Counters::register(&mut Metrics::default(), Registry::default()),
+    };
+    let task = tokio::spawn(watch.run(parse));
+    let mut cache = Cache::new([KIND]);
+    let mut told = Vec::new();
+    // What came of the last scene is in the inbox when the next request is made.
+    loop {
+        tokio::select! {
+            biased;
+            Some(event) = inbox.recv() => told.extend(hear(&mut cache, event)),
+            () = over.notified() => break,
+        }
+    }
+    task.abort();
+    told
+}
+
+fn hear(cache: &mut Cache, event: Event) -> Option<String> {
+    match event {
+        Event::Begin(kind) => cache.begin(kind),
+        Event::Observed { kind, objects, .. } => {
+            for object in objects {
+                cache.apply(kind, object);
+            }
+            return None;
+        }
+        Event::Deleted { kind, key, .. } => {
+            cache.delete(kind, &key);
+            return Some(format!("deleted {key}"));
+        }
+        Event::Listed { kind, limit, reply } => {
+            reply
+                .send(cache.missing(kind, limit))
+                .expect("somebody asked");
+        }
+        Event::Sweep(kind) => {
+            let removed = cache.sweep(kind).len();
+            let held: usize = cache.counts().map(|(_, count, _)| count).sum();
+            return Some(format!("in sync with {held}, {removed} removed"));
+        }
+        _ => panic!("not an event of a watch"),
+    }
+    None
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_from_where_it_was() {
+    let told = play(
+        false,
+        vec![
+            scene(LIST, &[added("a", 3), end(5)]),
+            scene(
+                &["resourceVersion=5"],
+                &[json!({"type": "DELETED", "object": object("a", 7)})],
+            ),
+            refusal(&["resourceVersion=7"], 500),
+            scene(&["resourceVersion=7"], &[]),
+        ],
+    )
+    .await;
+    assert_eq!(told, ["in sync with 1, 0 removed", "deleted ns/a"]);
+}
+
+#[tokio::test]
+async fn a_new_list_removes_what_is_gone_and_is_asked_for() {
+    let told = play(
+        false,
+        vec![
+            scene(LIST, &[added("a", 3), added("b", 4), end(5)]),
+            scene(&["resourceVersion=5"], &[gone()]),
+            scene(LIST, &[added("a", 3), end(9)]),
+            refusal(&["/api/v1/namespaces/ns/configmaps/b"], 404),
+        ],
+    )
+    .await;
+    assert_eq!(
+        told,
+        ["in sync with 2, 0 removed", "in sync with 1, 1 removed"]
+    );
+}
+
+#[tokio::test]
+async fn a_list_that_lacks_what_exists_removes_nothing() {
+    let told = play(
+        false,
+        vec![
+            scene(LIST, &[added("a", 3), added("b", 4), end(5)]),
+            scene(&["resourceVersion=5"], &[gone()]),
+            scene(LIST, &[end(9)]),
+            scene(&["/api/v1/namespaces/ns/configmaps/a"], &[object("a", 3)]),
+            // Neither does one whose objects cannot be asked for.
+            scene(LIST, &[end(10)]),
+            refusal(&["/api/v1/namespaces/ns/configmaps/a"], 500),
+            scene(LIST, &[added("a", 3), added("b", 4), end(11)]),
+        ],
+    )
+    .await;
+    assert_eq!(
+        told,
+        ["in sync with 2, 0 removed", "in sync with 2, 0 removed"]
+    );
+}
+
+#[tokio::test]
+async fn an_old_list_is_not_used() {
+    let told = play(
+        false,
+        vec![
+            scene(LIST, &[added("a", 30), end(50)]),
+            scene(&["resourceVersion=50"], &[gone()]),
+            scene(LIST, &[end(20)]),
+            scene(LIST, &[added("a", 30), end(60)]),
+        ],
+    )
+    .await;
+    assert_eq!(
+        told,
+        ["in sync with 1, 0 removed", "in sync with 1, 0 removed"]
+    );
+}
+
+#[tokio::test]
+async fn a_first_list_is_not_empty_where_that_cannot_be() {
+    let scenes = || {
+        vec![
+            scene(LIST, &[end(5)]),
+            scene(LIST, &[added("a", 3), end(6)]),
+        ]
+    };
+    assert_eq!(play(true, scenes()).await, ["in sync with 1, 0 removed"]);
+}
+
+#[tokio::test]
+async fn pages_where_lists_are_not_streamed() {
+    let page = |items: Value, next: &str| json!({"metadata": {"resourceVersion": "5", "continue": next}, "items": items});
+    for not_streamed in [refusal(LIST, 422), scene(LIST, &[added("a", 3)])] {
+        let told = play(
+            false,
+            vec![
+                not_streamed,
+                scene(PAGE, &[page(json!([object("a", 3)]), "more")]),
+                scene(&["continue=more"], &[page(json!([object("b", 4)]), "")]),
+                scene(&["watch=true", "resourceVersion=5"], &[]),
+            ],
+        )
+        .await;
+        assert_eq!(told, ["in sync with 2, 0 removed"]);
+    }
+}
+
+#[tokio::test]
+async fn a_kind_that_is_not_served_is_never_in_sync() {
+    let told = play(false, vec![refusal(LIST, 404), refusal(LIST, 404)]).await;
+    assert_eq!(told, [] as [String; 0]);
+}
