@@ -85,6 +85,11 @@ fn cluster() {
         resident().saturating_sub(before) >> 20
     );
 
+    changes(&mut graph);
+}
+
+/// One change in the whole cluster.
+fn changes(graph: &mut Graph) {
     let view = timed(20, |round| {
         graph.view(&format!("node{round}")).buckets();
     });

@@ -3,13 +3,16 @@
 //! A record's digest is the start of SHA-256 over an encoding in which every part has a length or a tag before it, so no two
 //! records share one. A set's digest is the digest of its id and kind plus the sum of its members' digests, so a change of
 //! members costs what the members cost. Digests of a bucket's records add up to the bucket's digest.
+//!
+//! The two sides may be of different versions, so the encoding is fixed: what is encoded otherwise than before must be encoded under a
+//! domain of another letter, or one side would take the other's meaning for its own.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use margay_api::network::{FelixSettings, NodeInfo};
+use margay_api::network::{Encapsulation, EndpointToHostAction, FelixSettings, NodeInfo};
 use margay_api::policy::PolicyKey;
-use margay_api::rule::{Icmp, PortRange};
+use margay_api::rule::{Action, Icmp, IpVersion, PortRange};
 use sha2::{Digest, Sha256};
 
 use crate::model::{
@@ -46,7 +49,7 @@ pub fn digest(id: &RecordId, record: &Record) -> u64 {
 pub fn empty_set(id: &SetId, kind: SetKind) -> u64 {
     let mut encoder = Encoder::new(b's');
     encoder.text(&id.0);
-    encoder.byte(kind as u8);
+    encoder.kind(kind);
     encoder.finish()
 }
 
@@ -139,6 +142,32 @@ impl Encoder {
         self.byte(net.prefix_len());
     }
 
+    fn kind(&mut self, kind: SetKind) {
+        self.byte(match kind {
+            SetKind::Net => 0,
+            SetKind::AddressPort => 1,
+        });
+    }
+
+    fn encapsulation(&mut self, encapsulation: Encapsulation) {
+        self.byte(match encapsulation {
+            Encapsulation::None => 0,
+            Encapsulation::Vxlan => 1,
+            Encapsulation::VxlanCrossSubnet => 2,
+            Encapsulation::Ipip => 3,
+            Encapsulation::IpipCrossSubnet => 4,
+        });
+    }
+
+    fn action(&mut self, action: Action) {
+        self.byte(match action {
+            Action::Allow => 0,
+            Action::Deny => 1,
+            Action::Log => 2,
+            Action::Pass => 3,
+        });
+    }
+
     fn member(&mut self, member: &Member) {
         match member {
             Member::Net(net) => {
@@ -199,7 +228,7 @@ impl Encoder {
                 encapsulation,
             }) => {
                 self.byte(u8::from(*nat_outgoing));
-                self.byte(*encapsulation as u8);
+                self.encapsulation(*encapsulation);
             }
             Record::Node(node) => self.node(node),
             Record::Route(RouteRecord {
@@ -207,10 +236,10 @@ impl Encoder {
                 encapsulation,
             }) => {
                 self.text(node);
-                self.byte(*encapsulation as u8);
+                self.encapsulation(*encapsulation);
             }
             // Only when id and record disagree in kind: a set's digest is made in `digest`.
-            Record::IpSet(set) => self.byte(set.kind as u8),
+            Record::IpSet(set) => self.kind(set.kind),
             Record::Policy(PolicyRecord { ingress, egress }) => {
                 self.list(ingress, Self::rule);
                 self.list(egress, Self::rule);
@@ -230,7 +259,11 @@ impl Encoder {
             log_prefix,
             ipv6,
         } = settings;
-        self.byte(*endpoint_to_host as u8);
+        self.byte(match endpoint_to_host {
+            EndpointToHostAction::Drop => 0,
+            EndpointToHostAction::Accept => 1,
+            EndpointToHostAction::Return => 2,
+        });
         self.number(u64::from(*vxlan_vni));
         self.number(u64::from(*vxlan_port));
         self.number(u64::from(*vxlan_mtu));
@@ -271,8 +304,13 @@ impl Encoder {
             source,
             destination,
         } = rule;
-        self.byte(*action as u8);
-        self.option(*ip_version, |encoder, version| encoder.byte(version as u8));
+        self.action(*action);
+        self.option(*ip_version, |encoder, version| {
+            encoder.byte(match version {
+                IpVersion::V4 => 4,
+                IpVersion::V6 => 6,
+            });
+        });
         self.option(*protocol, |encoder, protocol| encoder.byte(protocol.0));
         self.option(*not_protocol, |encoder, protocol| encoder.byte(protocol.0));
         self.option(*icmp, Self::icmp);
@@ -325,7 +363,7 @@ impl Encoder {
         self.text(interface);
         self.list(addresses, Self::address);
         self.list(tiers, Self::tier);
-        self.byte(*unmatched as u8);
+        self.action(*unmatched);
     }
 
     fn tier(&mut self, tier: &TierBinding) {
@@ -336,7 +374,7 @@ impl Encoder {
             egress,
         } = tier;
         self.text(name);
-        self.byte(*default_action as u8);
+        self.action(*default_action);
         self.list(ingress, Self::policy_key);
         self.list(egress, Self::policy_key);
     }

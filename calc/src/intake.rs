@@ -18,6 +18,7 @@ use crate::members::{Endpoint, Payload};
 use crate::policies::{self, Binding};
 use crate::rules::{Reference, StoredRule, store};
 use crate::selector::is_inherited;
+use crate::selectors::Selectors;
 use crate::sets::Spec;
 use crate::texts::{Text, Texts};
 use crate::update::NetworkSetKey;
@@ -142,63 +143,28 @@ impl Graph {
 
     /// The set that a reference means, mentioned once more; noted in `mentioned`.
     fn refer(&mut self, reference: Reference<'_>, mentioned: &mut Vec<u32>) -> u32 {
-        let (spec, id) = match reference {
-            Reference::Selected(selector) => {
-                let selector = self
-                    .selectors
-                    .mention(selector, &mut self.index, &mut self.texts);
-                (Spec::Selected(selector), None)
-            }
+        let mut select = |selector: &Selector, texts: &mut Texts| {
+            self.selectors.mention(selector, &mut self.index, texts)
+        };
+        let spec = match reference {
+            Reference::Selected(selector) => Spec::Selected(select(selector, &mut self.texts)),
             Reference::NamedPort(selector, protocol, name) => {
-                let all = Selector::all();
-                let selector = self.selectors.mention(
-                    selector.unwrap_or(&all),
-                    &mut self.index,
-                    &mut self.texts,
-                );
-                (
-                    Spec::NamedPort(selector, protocol, self.texts.intern(name)),
-                    None,
-                )
+                let anybody = Selector::all();
+                let selector = select(selector.unwrap_or(&anybody), &mut self.texts);
+                Spec::NamedPort(selector, protocol, self.texts.intern(name))
             }
             Reference::Service(name) => {
                 let (namespace, service) = key(name, &mut self.texts);
-                (
-                    Spec::Service(namespace, service),
-                    Some(format!("svc:{name}")),
-                )
+                Spec::Service(namespace, service)
             }
             Reference::ServiceAddresses(name) => {
                 let (namespace, service) = key(name, &mut self.texts);
-                (
-                    Spec::ServiceAddresses(namespace, service),
-                    Some(format!("svcaddr:{name}")),
-                )
+                Spec::ServiceAddresses(namespace, service)
             }
         };
-        let (texts, selectors) = (&mut self.texts, &self.selectors);
-        let (set, is_new) = self.sets.mention(spec, || match (spec, id) {
-            (_, Some(id)) => texts.intern(&id),
-            (Spec::NamedPort(selector, protocol, name), _) => {
-                let protocol =
-                    protocol.map_or(String::from("any"), |protocol| protocol.0.to_string());
-                let content = format!(
-                    "n:{},{protocol},{}",
-                    texts.get(selectors.users(selector).id),
-                    texts.get(name)
-                );
-                let hash = Sha256::digest(content.as_bytes());
-                let hex: String = hash[..20]
-                    .iter()
-                    .map(|byte| format!("{byte:02x}"))
-                    .collect();
-                texts.intern(&format!("n:{hex}"))
-            }
-            (Spec::Selected(selector), _) => selectors.users(selector).id,
-            (Spec::Service(..) | Spec::ServiceAddresses(..), None) => {
-                unreachable!("a Service's set has its id")
-            }
-        });
+        let (set, is_new) = self
+            .sets
+            .mention(spec, || set_id(spec, &self.selectors, &mut self.texts));
         // A selector is mentioned by a set once, however many policies mention the set.
         if let (false, Some(selector)) = (is_new, spec.selector()) {
             self.selectors.unmention(selector);
@@ -206,6 +172,30 @@ impl Graph {
         mentioned.push(set);
         set
     }
+}
+
+/// The id of a set: made from its content, so that it is the same wherever and whenever it is made.
+fn set_id(spec: Spec, selectors: &Selectors, texts: &mut Texts) -> Text {
+    let id = match spec {
+        Spec::Selected(selector) => return selectors.users(selector).id,
+        Spec::NamedPort(selector, protocol, name) => {
+            let selector = texts.get(selectors.users(selector).id);
+            let protocol = protocol.map_or(String::from("any"), |protocol| protocol.0.to_string());
+            let hash = Sha256::digest(format!("n:{selector},{protocol},{}", texts.get(name)));
+            let hex: String = hash[..20]
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
+            format!("n:{hex}")
+        }
+        Spec::Service(namespace, name) => {
+            format!("svc:{}/{}", texts.get(namespace), texts.get(name))
+        }
+        Spec::ServiceAddresses(namespace, name) => {
+            format!("svcaddr:{}/{}", texts.get(namespace), texts.get(name))
+        }
+    };
+    texts.intern(&id)
 }
 
 /// The order with minus zero as zero: they are the same number, and ties are broken otherwise.

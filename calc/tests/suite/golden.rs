@@ -429,3 +429,50 @@ view n1
         "#]],
     );
 }
+
+/// Both sides compute digests and may be of different versions. If this changes, nodes of the former version are told everything again;
+/// it must never be that a record with another meaning has the digest of a former one.
+#[test]
+fn digests_are_fixed() {
+    check(
+        "
+namespace red
+node n1 192.0.2.1/24
+pool all 10.0.0.0/8 vxlan nat
+block 10.0.0.0/26 n1
+tier default 1000000 deny
+pod red/a n1 10.0.0.1,fd00::1 app=a port:http:tcp:80
+service red/svc 10.0.0.1:tcp:80
+policy NetworkPolicy red/p default 1 in,out app == 'a'
+  in allow tcp from app == 'a' to port http,81
+  out pass to service red/svc
+  out log to net 10.0.0.0/8
+flush
+digests n1
+",
+        expect![[r#"
+            > flush
+            settings gained by all
+            pool 10.0.0.0/8 gained by all
+            node n1 gained by all
+            route 10.0.0.0/26 gained by all
+            set n:51f3fa0fee680ecbb781cf6f1f37bf2c6f258934 gained by n1
+            set {app == 'a'} gained by n1
+            set svc:red/svc gained by n1
+            policy NetworkPolicy red/p gained by n1
+            endpoint red/a gained by n1
+
+            > digests n1
+            bb4a9bbfbc8c12f4   3 settings
+            f9af71e3d6292561 186 pool 10.0.0.0/8
+            6a1bbacd100f5636  45 node n1
+            d321b28a728195f2 142 route 10.0.0.0/26
+            736d5f514a784939 214 set n:51f3fa0fee680ecbb781cf6f1f37bf2c6f258934
+            7787e3671b8fb2ac  94 set {app == 'a'}
+            2a4724a123c9deeb  41 set svc:red/svc
+            93d57cd8474787ab 163 policy NetworkPolicy red/p
+            6890b77a938e41ca 194 endpoint red/a
+
+        "#]],
+    );
+}

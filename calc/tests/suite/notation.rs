@@ -10,7 +10,7 @@
 //!   out deny to net 10.0.0.0/8
 //! ```
 //!
-//! A minus before an object removes it. `flush`, `view NODE` and `connect POD POD PROTOCOL PORT` print. In what is printed, a set that
+//! A minus before an object removes it. `flush`, `view NODE`, `digests NODE` and `connect POD POD PROTOCOL PORT` print. In what is printed, a set that
 //! a selector stands for is named by the selector.
 
 use std::collections::BTreeMap;
@@ -22,6 +22,7 @@ use margay_api::network::{BlockInfo, Encapsulation, NetworkSet, NodeInfo, Pool};
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier};
 use margay_api::rule::{Action, EntityMatch, Port, PortRange, Protocol, Rule};
 use margay_api::selector::Selector;
+use margay_calc::digest;
 use margay_calc::evaluate::connect;
 use margay_calc::graph::Graph;
 use margay_calc::text;
@@ -74,6 +75,19 @@ impl Run {
                     .filter_map(|id| Some(text::record(&id, &*view.record(&id)?)));
                 let records: String = records.collect();
                 return self.print(line, &records);
+            }
+            "digests" => {
+                let view = self.graph.view(name);
+                let digests = view.ids().filter_map(|id| {
+                    Some(format!(
+                        "{:016x} {:3} {}\n",
+                        view.digest(&id)?,
+                        digest::bucket(&id),
+                        text::id_text(&id)
+                    ))
+                });
+                let digests: String = digests.collect();
+                return self.print(line, &digests);
             }
             "connect" => return self.connect(line, name, &words),
             "tier" => Update::Tier(name.to_owned(), is_there.then(|| tier(&words))),

@@ -7,11 +7,13 @@ use crate::reference::{Objects, order, tie};
 use crate::world::{address, endpoint_key, port, protocol, update};
 use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
 use margay_api::meta::{Labels, NamespacedName};
-use margay_api::policy::{Policy, PolicyKey};
+use margay_api::network::NetworkSet;
+use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind};
 use margay_api::rule::{Action, EntityMatch, IpVersion, Port, Protocol, Rule};
 use margay_api::selector::Selector;
 use margay_calc::evaluate::{Direction, Packet, connect, evaluate};
 use margay_calc::graph::Graph;
+use margay_calc::model::{Record, RecordId};
 use margay_calc::text;
 use margay_calc::update::Update;
 use proptest::prelude::*;
@@ -230,69 +232,96 @@ proptest! {
 
     #[test]
     fn no_label_of_a_tenant_reaches_beyond_its_namespace(
-        labels in tenant_labels(),
+        pod_labels in tenant_labels(),
         set_labels in tenant_labels(),
         service_account in prop::sample::select(&["", "default", "guest"][..]),
     ) {
         let mut graph = Graph::default();
-        let mut pod = |namespace: &str, address: &str, labels: &Labels, account: &str| {
-            let key = EndpointKey::new(namespace, "pod");
-            graph.apply(Update::Endpoint(key.clone(), Some(WorkloadEndpoint {
-                node: String::from("n1"),
-                labels: labels.clone(),
-                service_account: account.to_owned(),
-                addresses: vec![address.parse().expect("an address")],
-                ports: Vec::new(),
-                interface: String::from("cali0"),
-            })));
-            key
-        };
-        let tenant = pod("tenant", "10.0.0.1", &labels, service_account);
-        let victim = pod("victim", "10.0.0.2", &Labels::new(), "default");
-        let friend = pod("friend", "10.0.0.3", &Labels::new(), "robot");
-        let of = |pairs: &[(&str, &str)]| pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<Labels>();
-        for (name, labels) in [("tenant", of(&[])), ("victim", of(&[])), ("friend", of(&[("team", "trusted")]))] {
-            graph.apply(Update::Namespace(name.to_owned(), Some(labels)));
-        }
-        graph.apply(Update::ServiceAccount(NamespacedName::new("friend", "robot"), Some(of(&[("role", "admin")]))));
+        let tenant = pod(&mut graph, "tenant", "10.0.0.1", pod_labels, service_account);
+        let victim = pod(&mut graph, "victim", "10.0.0.2", Labels::new(), "default");
+        let friend = pod(&mut graph, "friend", "10.0.0.3", Labels::new(), "robot");
+        graph.apply(Update::Namespace(String::from("tenant"), Some(Labels::new())));
+        graph.apply(Update::Namespace(String::from("victim"), Some(Labels::new())));
+        graph.apply(Update::Namespace(String::from("friend"), Some(label("team", "trusted"))));
+        graph.apply(Update::ServiceAccount(NamespacedName::new("friend", "robot"), Some(label("role", "admin"))));
         // A tenant may write network sets too, of any range.
-        graph.apply(Update::NetworkSet(NamespacedName::new("tenant", "nets"), Some(margay_api::network::NetworkSet {
-            labels: set_labels,
-            nets: vec!["10.0.0.1/32".parse().expect("a range")],
-        })));
-        let parse = |text: &str| Selector::parse(text).expect("a selector");
-        let sources = [
-            "projectcalico.org/namespace == 'victim'",
-            "projectcalico.org/namespace in {'victim', 'friend'} && has(projectcalico.org/namespace)",
-            "pcns.team == 'trusted'",
-            "pcns.projectcalico.org/name starts with 'f'",
-            "pcsa.role == 'admin'",
-            "pcsa.projectcalico.org/name contains 'rob'",
-            "projectcalico.org/serviceaccount == 'robot'",
-            "!has(projectcalico.org/namespace)",
-        ];
-        let ingress = sources.map(|source| Rule {
-            source: EntityMatch { selector: Some(parse(source)), ..EntityMatch::default() },
-            ..Rule::any(Action::Allow)
-        });
-        let key = PolicyKey { kind: margay_api::policy::PolicyKind::NetworkPolicy, namespace: String::from("victim"), name: String::from("p") };
-        graph.apply(Update::Policy(key.clone(), Some(Policy {
+        let nets = vec!["10.0.0.1/32".parse().expect("a range")];
+        graph.apply(Update::NetworkSet(NamespacedName::new("tenant", "nets"), Some(NetworkSet { labels: set_labels, nets })));
+        graph.apply(protection());
+        graph.flush();
+        let is_allowed = |from: &EndpointKey| {
+            let connection = connect(&graph, from, &victim, Protocol::TCP, 80);
+            connection.expect("both have addresses").is_allowed()
+        };
+        prop_assert!(is_allowed(&friend), "the policy lets friends in");
+        prop_assert!(!is_allowed(&tenant), "the policy lets the tenant in");
+        let record = graph.record(&RecordId::Endpoint(tenant));
+        let is_free = matches!(record.as_deref(), Some(Record::Endpoint(endpoint)) if endpoint.tiers.is_empty());
+        prop_assert!(is_free, "the policy takes hold of the tenant's pod");
+    }
+}
+
+fn pod(
+    graph: &mut Graph,
+    namespace: &str,
+    address: &str,
+    labels: Labels,
+    service_account: &str,
+) -> EndpointKey {
+    let key = EndpointKey::new(namespace, "pod");
+    let endpoint = WorkloadEndpoint {
+        node: String::from("n1"),
+        labels,
+        service_account: service_account.to_owned(),
+        addresses: vec![address.parse().expect("an address")],
+        ports: Vec::new(),
+        interface: String::from("cali0"),
+    };
+    graph.apply(Update::Endpoint(key.clone(), Some(endpoint)));
+    key
+}
+
+fn label(key: &str, value: &str) -> Labels {
+    Labels::from([(key.to_owned(), value.to_owned())])
+}
+
+/// The victim lets in itself and its friends, in every way in which they can be named.
+fn protection() -> Update {
+    let parse = |text: &str| Selector::parse(text).expect("a selector");
+    let sources = [
+        "projectcalico.org/namespace == 'victim'",
+        "projectcalico.org/namespace in {'victim', 'friend'} && has(projectcalico.org/namespace)",
+        "pcns.team == 'trusted'",
+        "pcns.projectcalico.org/name starts with 'f'",
+        "pcsa.role == 'admin'",
+        "pcsa.projectcalico.org/name contains 'rob'",
+        "projectcalico.org/serviceaccount == 'robot'",
+        "!has(projectcalico.org/namespace)",
+    ];
+    let ingress = sources.map(|source| Rule {
+        source: EntityMatch {
+            selector: Some(parse(source)),
+            ..EntityMatch::default()
+        },
+        ..Rule::any(Action::Allow)
+    });
+    let key = PolicyKey {
+        kind: PolicyKind::NetworkPolicy,
+        namespace: String::from("victim"),
+        name: String::from("protection"),
+    };
+    Update::Policy(
+        key,
+        Some(Policy {
             tier: String::from("default"),
-            order: margay_api::policy::Order(None),
+            order: Order(None),
             selector: parse("projectcalico.org/namespace == 'victim'"),
             applies_ingress: true,
             applies_egress: false,
             ingress: ingress.to_vec(),
             egress: Vec::new(),
-        })));
-        graph.flush();
-        let allowed = |graph: &Graph, from: &EndpointKey, to: &EndpointKey| connect(graph, from, to, Protocol::TCP, 80).expect("both have addresses").is_allowed();
-        prop_assert!(allowed(&graph, &friend, &victim), "the policy lets friends in");
-        prop_assert!(!allowed(&graph, &tenant, &victim), "the policy lets the tenant in");
-        let id = margay_calc::model::RecordId::Endpoint(tenant);
-        let record = graph.record(&id).expect("the tenant's endpoint");
-        prop_assert!(matches!(&*record, margay_calc::model::Record::Endpoint(endpoint) if endpoint.tiers.is_empty()), "the policy takes hold of the tenant's pod");
-    }
+        }),
+    )
 }
 
 /// Labels that a tenant may come to write: reserved keys with the values that would open something.

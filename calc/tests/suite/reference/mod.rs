@@ -12,13 +12,13 @@ use margay_api::meta::{
 };
 use margay_api::network::{BlockInfo, Encapsulation, FelixSettings, NetworkSet, NodeInfo, Pool};
 use margay_api::policy::{Order, Policy, PolicyKey, Tier};
-use margay_api::rule::Action;
+use margay_api::rule::{Action, Rule};
 use margay_api::selector::Selector;
 
 use margay_calc::flush::Audience;
 use margay_calc::model::{
     EndpointRecord, IpSetRecord, Member, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord,
-    TierBinding,
+    SetId, TierBinding,
 };
 use margay_calc::update::{Backend, NetworkSetKey, Update};
 use rules::{SetSpec, resolve};
@@ -88,41 +88,22 @@ impl Objects {
 
     pub fn compute(&self) -> Computed {
         let mut records = self.global();
-        let labels: BTreeMap<_, _> = self
+        let mut policies: BTreeMap<&PolicyKey, BTreeSet<&str>> = BTreeMap::new();
+        for (key, endpoint) in self
             .endpoints
             .iter()
-            .map(|(key, endpoint)| (key, self.labels(key, endpoint)))
-            .collect();
-        let set_labels: BTreeMap<_, _> = self
-            .network_sets
-            .iter()
-            .map(|(key, set)| (key, self.set_labels(key, set)))
-            .collect();
-        let mut policy_nodes: BTreeMap<&PolicyKey, BTreeSet<String>> = BTreeMap::new();
-        for (key, endpoint) in &self.endpoints {
-            let mut applied: Vec<(&PolicyKey, &Policy)> = self
-                .policies
-                .iter()
-                .filter(|(key, policy)| {
-                    !key.kind.is_staged() && (policy.applies_ingress || policy.applies_egress)
-                })
-                .filter(|(_, policy)| policy.selector.matches(&labels[key]))
-                .collect();
-            applied.sort_by_key(|(key, policy)| (order(policy.order), tie(key)));
-            if endpoint.node.is_empty() {
-                continue;
+            .filter(|(_, endpoint)| !endpoint.node.is_empty())
+        {
+            let applied = self.applied(key, endpoint);
+            for (policy, _) in &applied {
+                policies.entry(policy).or_default().insert(&endpoint.node);
             }
-            for (key, _) in &applied {
-                policy_nodes
-                    .entry(key)
-                    .or_default()
-                    .insert(endpoint.node.clone());
-            }
+            let has_profile = self.namespaces.contains_key(&key.namespace);
             let record = EndpointRecord {
                 interface: endpoint.interface.clone(),
                 addresses: endpoint.addresses.clone(),
                 tiers: self.bindings(&applied),
-                unmatched: if self.namespaces.contains_key(&key.namespace) {
+                unmatched: if has_profile {
                     Action::Allow
                 } else {
                     Action::Deny
@@ -134,44 +115,47 @@ impl Objects {
                 (Record::Endpoint(record), audience),
             );
         }
-        let mut sets: BTreeMap<SetSpec, BTreeSet<String>> = BTreeMap::new();
-        for (key, nodes) in policy_nodes {
-            let policy = &self.policies[key];
+        let mut sets: BTreeMap<SetSpec, BTreeSet<&str>> = BTreeMap::new();
+        for (key, nodes) in policies {
             let mut set = |spec: SetSpec| {
                 let id = spec.id();
-                sets.entry(spec).or_default().extend(nodes.iter().cloned());
+                sets.entry(spec).or_default().extend(&nodes);
                 id
             };
-            let mut rules = |applies: bool, rules: &[margay_api::rule::Rule]| {
-                let rules = rules.iter().filter(|_| applies);
-                rules.map(|rule| resolve(rule, &mut set)).collect()
-            };
-            let record = PolicyRecord {
-                ingress: rules(policy.applies_ingress, &policy.ingress),
-                egress: rules(policy.applies_egress, &policy.egress),
-            };
+            let record = Record::Policy(policy_record(&self.policies[key], &mut set));
             records.insert(
                 RecordId::Policy(key.clone()),
-                (
-                    Record::Policy(record),
-                    Audience::Nodes(nodes.into_iter().collect()),
-                ),
+                (record, Audience::Nodes(nodes.into_iter().collect())),
             );
         }
         for (spec, nodes) in sets {
-            let record = IpSetRecord {
+            let record = Record::IpSet(IpSetRecord {
                 kind: spec.kind(),
-                members: self.members(&spec, &labels, &set_labels),
-            };
+                members: self.members(&spec),
+            });
             records.insert(
                 RecordId::IpSet(spec.id()),
-                (
-                    Record::IpSet(record),
-                    Audience::Nodes(nodes.into_iter().collect()),
-                ),
+                (record, Audience::Nodes(nodes.into_iter().collect())),
             );
         }
         records
+    }
+
+    /// The policies that apply to an endpoint, in order within their tiers.
+    fn applied(
+        &self,
+        key: &EndpointKey,
+        endpoint: &WorkloadEndpoint,
+    ) -> Vec<(&PolicyKey, &Policy)> {
+        let labels = self.labels(key, endpoint);
+        let in_force = self.policies.iter().filter(|(key, policy)| {
+            !key.kind.is_staged() && (policy.applies_ingress || policy.applies_egress)
+        });
+        let mut applied: Vec<_> = in_force
+            .filter(|(_, policy)| policy.selector.matches(&labels))
+            .collect();
+        applied.sort_by_key(|(key, policy)| (order(policy.order), tie(key)));
+        applied
     }
 
     fn global(&self) -> Computed {
@@ -257,17 +241,12 @@ impl Objects {
         tiers.into_iter().map(binding).collect()
     }
 
-    fn members(
-        &self,
-        spec: &SetSpec,
-        labels: &BTreeMap<&EndpointKey, Labels>,
-        set_labels: &BTreeMap<&NetworkSetKey, Labels>,
-    ) -> BTreeSet<Member> {
+    fn members(&self, spec: &SetSpec) -> BTreeSet<Member> {
         let selected = |selector: &Selector| {
             let endpoints = self
                 .endpoints
                 .iter()
-                .filter(|(key, _)| selector.matches(&labels[key]));
+                .filter(|(key, endpoint)| selector.matches(&self.labels(key, endpoint)));
             endpoints.map(|(_, endpoint)| endpoint).collect::<Vec<_>>()
         };
         match spec {
@@ -275,7 +254,7 @@ impl Objects {
                 let sets = self
                     .network_sets
                     .iter()
-                    .filter(|(key, _)| selector.matches(&set_labels[key]));
+                    .filter(|(key, set)| selector.matches(&self.set_labels(key, set)));
                 let nets =
                     sets.flat_map(|(_, set)| set.nets.iter().map(|net| Member::Net(net.trunc())));
                 let addresses = selected(selector)
@@ -352,6 +331,17 @@ impl Objects {
         if let Some(parent) = self.namespaces.get(namespace) {
             inherit(labels, PREFIX_NAMESPACE, namespace, parent);
         }
+    }
+}
+
+fn policy_record(policy: &Policy, set: &mut impl FnMut(SetSpec) -> SetId) -> PolicyRecord {
+    let mut rules = |applies: bool, rules: &[Rule]| {
+        let rules = rules.iter().filter(|_| applies);
+        rules.map(|rule| resolve(rule, set)).collect()
+    };
+    PolicyRecord {
+        ingress: rules(policy.applies_ingress, &policy.ingress),
+        egress: rules(policy.applies_egress, &policy.egress),
     }
 }
 
