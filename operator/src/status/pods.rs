@@ -77,7 +77,7 @@ fn stuck(pod: &Pod, container: &ContainerStatus) -> Option<String> {
         .and_then(|state| state.terminated.as_ref());
     let detail = match ended {
         Some(ended) => format!("it ended with status {}", ended.exit_code),
-        None => waiting.message.clone().unwrap_or_default(),
+        None => brief(waiting.message.as_deref().unwrap_or_default()),
     };
     Some(format!(
         "{}: container {}: {reason}: {detail}; {}",
@@ -85,6 +85,15 @@ fn stuck(pod: &Pod, container: &ContainerStatus) -> Option<String> {
         container.name,
         remedy(pod, container, reason)
     ))
+}
+
+/// The beginning of a runtime's message, which may be pages long.
+fn brief(message: &str) -> String {
+    const LONGEST: usize = 160;
+    match message.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", &message[..end]),
+        None => message.to_owned(),
+    }
 }
 
 fn remedy(pod: &Pod, container: &ContainerStatus, reason: &str) -> String {

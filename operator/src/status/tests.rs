@@ -200,6 +200,21 @@ fn a_pod_that_needs_a_person_degrades_and_names_node_container_and_remedy() {
 }
 
 #[test]
+fn a_runtimes_long_message_is_cut() {
+    let mut status = waiting("ErrImagePull", json!({}));
+    status["containerStatuses"][0]["state"]["waiting"]["message"] = json!("ü".repeat(1000));
+    let inputs = Inputs {
+        pods: vec![pod("p1", "n1", status)],
+        ..up()
+    };
+    let text = message(calico(&inputs, &Round::default()).degraded);
+    assert!(
+        text.contains("ü...; put image") && text.chars().count() < 400,
+        "{text}"
+    );
+}
+
+#[test]
 fn examples_are_few_and_counted() {
     let pods = (0..5)
         .map(|i| pod(&format!("p{i}"), "n1", waiting("ErrImagePull", json!({}))))
