@@ -86,7 +86,7 @@ fn outlook(node: &str, records: &BTreeMap<RecordId, Record>) -> Outlook {
             _ => {}
         }
     }
-    outlook.blocks = Arc::new(blocks);
+    outlook.blocks = Some(Arc::new(blocks));
     outlook
 }
 

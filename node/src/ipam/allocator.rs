@@ -23,11 +23,11 @@ const QUEUE: usize = 256;
 /// With fewer free addresses than this, another block is claimed before it is needed.
 const SPARE: usize = 8;
 
-/// Which node has which block, as the cluster knows it. May lag behind.
-pub type BlockMap = Arc<BTreeMap<IpNet, String>>;
+/// Which node has which block, as the cluster knows it. May lag behind; `None` until anything is known.
+pub type BlockMap = Option<Arc<BTreeMap<IpNet, String>>>;
 
-/// The pools that this node may use for workloads, in the order of their names.
-pub type Pools = Arc<Vec<UsablePool>>;
+/// The pools that this node may use for workloads, in the order of their names; `None` until they have been listed.
+pub type Pools = Option<Arc<Vec<UsablePool>>>;
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,6 +84,7 @@ impl Allocator {
             blocks: BTreeMap::new(),
             waiting: VecDeque::new(),
             is_claiming: false,
+            loading: 0,
             spare_refused: false,
         };
         tokio::spawn(owner.run(received));
@@ -158,6 +159,8 @@ struct Owner<S> {
     waiting: VecDeque<(Wanted, AssignReply)>,
     /// Whether a claim is under way; there is one at a time.
     is_claiming: bool,
+    /// Reads of this node's blocks that are under way.
+    loading: usize,
     /// No spare block was to be had; not asked for again until the cluster's blocks or pools change.
     spare_refused: bool,
 }
@@ -176,7 +179,10 @@ impl<S: Store> Owner<S> {
                     Err(_) => return,
                 },
                 changed = self.pools.changed() => match changed {
-                    Ok(()) => self.spare_refused = false,
+                    Ok(()) => {
+                        self.spare_refused = false;
+                        self.retry();
+                    }
                     Err(_) => return,
                 },
             }
@@ -195,7 +201,11 @@ impl<S: Store> Owner<S> {
             Event::Located(_, reply, Err(error)) => {
                 drop(reply.send(Err(NoAddress::Unavailable(format!("IPAM handle: {error}")))))
             }
-            Event::Loaded(blocks) => blocks.into_iter().for_each(|block| self.keep(block)),
+            Event::Loaded(blocks) => {
+                self.loading -= 1;
+                blocks.into_iter().for_each(|block| self.keep(block));
+                self.retry();
+            }
         }
     }
 
@@ -207,11 +217,13 @@ impl<S: Store> Owner<S> {
             let ours = |(cidr, node): &(&IpNet, &String)| {
                 **node == self.node && !self.blocks.contains_key(*cidr)
             };
-            map.iter().filter(ours).map(|(cidr, _)| *cidr).collect()
+            let known = map.iter().flat_map(|map| map.iter());
+            known.filter(ours).map(|(cidr, _)| *cidr).collect()
         };
         if missing.is_empty() {
-            return;
+            return self.retry();
         }
+        self.loading += 1;
         let store = self.store.clone();
         self.background(async move {
             let mut found = Vec::new();
@@ -246,12 +258,15 @@ impl<S: Store> Owner<S> {
             .blocks
             .iter()
             .find(|(_, slot)| slot.holds(wanted.handle()));
+        let is_oriented = self.is_oriented();
         let chosen = holder.or_else(|| {
-            self.blocks
-                .iter()
-                .find(|(cidr, slot)| slot.room() > 0 && self.allows(&wanted.pools, **cidr))
+            let has_room = |(cidr, slot): &(&IpNet, &Slot)| {
+                slot.room() > 0 && self.allows(&wanted.pools, **cidr)
+            };
+            self.blocks.iter().find(has_room).filter(|_| is_oriented)
         });
         match chosen.map(|(cidr, _)| *cidr) {
+            None if !is_oriented => self.waiting.push_back((wanted, reply)),
             Some(cidr) => self.enqueue(cidr, Operation::Assign(wanted, reply)),
             None => {
                 let named = wanted.pools.clone();
@@ -261,12 +276,25 @@ impl<S: Store> Owner<S> {
         }
     }
 
+    /// Whether it is known what this node has: before that a claim could be for what is there already.
+    fn is_oriented(&self) -> bool {
+        self.loading == 0 && self.map.borrow().is_some() && self.pools.borrow().is_some()
+    }
+
+    /// Those who wait try again.
+    fn retry(&mut self) {
+        if self.is_oriented() {
+            for (wanted, reply) in std::mem::take(&mut self.waiting) {
+                self.assign(wanted, reply);
+            }
+        }
+    }
+
     /// Whether a request that names these pools may take an address of the block. A block whose pool is gone or disabled serves nobody.
     fn allows(&self, named: &[String], block: IpNet) -> bool {
-        self.pools
-            .borrow()
-            .iter()
-            .any(|pool| pool.cidr.contains(&block) && pool.serves(named))
+        let pools = self.pools.borrow();
+        let mut pools = pools.iter().flat_map(|pools| pools.iter());
+        pools.any(|pool| pool.cidr.contains(&block) && pool.serves(named))
     }
 
     fn release(&mut self, handle: String, reply: ReleaseReply) {
@@ -386,13 +414,15 @@ impl<S: Store> Owner<S> {
             .pools
             .borrow()
             .iter()
+            .flat_map(|pools| pools.iter())
             .filter(|pool| pool.serves(&named))
             .cloned()
             .collect();
         let taken: BTreeSet<IpNet> = self
             .map
             .borrow()
-            .keys()
+            .iter()
+            .flat_map(|map| map.keys())
             .chain(self.blocks.keys())
             .copied()
             .collect();

@@ -29,15 +29,16 @@ pub fn watch(client: Client, labels: watch::Receiver<Labels>) -> watch::Receiver
 
 async fn run(api: Api<IPPool>, mut labels: watch::Receiver<Labels>, sender: watch::Sender<Pools>) {
     let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
-    let (mut known, mut listed) = (BTreeMap::new(), BTreeMap::new());
+    let mut known = None::<BTreeMap<String, IPPoolSpec>>;
+    let mut listed = BTreeMap::new();
     loop {
         tokio::select! {
             event = events.try_next() => match event {
                 Ok(Some(watcher::Event::Init)) => listed.clear(),
                 Ok(Some(watcher::Event::InitApply(pool))) => drop(listed.insert(name(&pool), pool.spec)),
-                Ok(Some(watcher::Event::InitDone)) => known = std::mem::take(&mut listed),
-                Ok(Some(watcher::Event::Apply(pool))) => drop(known.insert(name(&pool), pool.spec)),
-                Ok(Some(watcher::Event::Delete(pool))) => drop(known.remove(&name(&pool))),
+                Ok(Some(watcher::Event::InitDone)) => known = Some(std::mem::take(&mut listed)),
+                Ok(Some(watcher::Event::Apply(pool))) => drop(known.get_or_insert_default().insert(name(&pool), pool.spec)),
+                Ok(Some(watcher::Event::Delete(pool))) => drop(known.get_or_insert_default().remove(&name(&pool))),
                 Ok(None) => return,
                 Err(error) => {
                     tracing::warn!(%error, "watch of IPPools; what is known stays in use");
@@ -46,7 +47,9 @@ async fn run(api: Api<IPPool>, mut labels: watch::Receiver<Labels>, sender: watc
             },
             changed = labels.changed() => if changed.is_err() { return },
         }
-        let pools = Arc::new(usable(&known, &labels.borrow_and_update()));
+        let labels = labels.borrow_and_update();
+        let pools = known.as_ref().map(|known| Arc::new(usable(known, &labels)));
+        drop(labels);
         sender.send_if_modified(|present| {
             let differs = *present != pools;
             *present = pools;

@@ -141,8 +141,8 @@ fn mk_node(name: &str, contents: &Arc<Mutex<Contents>>, pools: Vec<UsablePool>) 
         node: name.to_owned(),
         contents: contents.clone(),
     };
-    let (map, seen) = watch::channel(BlockMap::default());
-    let (pools, pools_seen) = watch::channel(Arc::new(pools));
+    let (map, seen) = watch::channel(Some(Arc::default()));
+    let (pools, pools_seen) = watch::channel(Some(Arc::new(pools)));
     let allocator = Allocator::spawn(
         name.to_owned(),
         Arc::new(store.clone()),
@@ -319,13 +319,13 @@ async fn a_full_pool_says_so_and_serves_again_when_space_returns() {
         .assign(wanted("late"))
         .await
         .expect("the released address");
-    node.pools.send_replace(Arc::new(vec![
+    node.pools.send_replace(Some(Arc::new(vec![
         pool("10.0.0.0/30", 30),
         UsablePool {
             name: "more".to_owned(),
             ..pool("10.1.0.0/30", 30)
         },
-    ]));
+    ])));
     node.allocator
         .assign(wanted("later"))
         .await
@@ -345,10 +345,10 @@ async fn without_a_pool_the_error_tells_what_to_do() {
         matches!(&error, NoAddress::Exhausted(text) if text.contains("no IPPool may be used")),
         "{error:?}"
     );
-    node.pools.send_replace(Arc::new(vec![UsablePool {
+    node.pools.send_replace(Some(Arc::new(vec![UsablePool {
         manual: true,
         ..pool("10.0.0.0/26", 26)
-    }]));
+    }])));
     assert!(
         node.allocator.assign(wanted("h")).await.is_err(),
         "a pool that must be named served a request that names none"
@@ -377,7 +377,7 @@ async fn a_restarted_node_uses_the_blocks_that_it_has() {
             .collect()
     });
     let restarted = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 26)]);
-    restarted.map.send_replace(Arc::new(blocks));
+    restarted.map.send_replace(Some(Arc::new(blocks)));
     restarted
         .allocator
         .release("before".to_owned())
