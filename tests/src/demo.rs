@@ -60,7 +60,10 @@ pub fn run(options: &Options) -> Result<bool> {
     );
 
     title("1. A cluster without a network");
-    let cluster = bring_up(&options.name, &options.state, &say)?;
+    let mut cluster = bring_up(&options.name, &options.state, &say)?;
+    if options.keep {
+        cluster = cluster.keep();
+    }
     show(&cluster, &["get", "nodes", "-o", "wide"])?;
 
     title("2. Margay: the operator, then what is to be installed");
@@ -111,7 +114,7 @@ pub fn run(options: &Options) -> Result<bool> {
         begin.elapsed().as_secs_f32()
     ));
     if options.keep {
-        hand_over(&cluster.keep())?;
+        hand_over(&cluster)?;
     } else {
         cluster.down()?;
     }

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
@@ -123,6 +123,15 @@ pub fn apply(cluster: &Cluster, options: &Options, tell: &dyn Fn(&str)) -> Resul
             &format!("OTEL_EXPORTER_OTLP_ENDPOINT={collector}"),
             "OTEL_BSP_SCHEDULE_DELAY=200",
         ])?;
+        let limit = format!("--timeout={}s", PATIENCE.as_secs());
+        kubectl(&[
+            "rollout",
+            "status",
+            "-n",
+            NAMESPACES[0],
+            "deployment/margay-operator",
+            &limit,
+        ])?;
     }
     kubectl(&["apply", "-f", &installation(cluster, &deploy, options)?])
 }
@@ -182,9 +191,10 @@ pub fn install(cluster: &Cluster, options: &Options, tell: &dyn Fn(&str)) -> Res
     wait(cluster, tell)
 }
 
-/// Something whose state is waited for.
+/// News of something whose state is waited for.
 struct Seen {
     name: String,
+    place: String,
     ready: bool,
     gone: bool,
 }
@@ -193,6 +203,7 @@ impl From<Node> for Seen {
     fn from(node: Node) -> Self {
         Self {
             name: format!("node {}", node.name_any()),
+            place: String::new(),
             ready: node_ready(&node),
             gone: false,
         }
@@ -201,57 +212,51 @@ impl From<Node> for Seen {
 
 impl From<Pod> for Seen {
     fn from(pod: Pod) -> Self {
-        let place = pod
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.node_name.clone())
-            .unwrap_or_default();
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
         Self {
-            name: format!("pod {} on {place}", pod.name_any()),
+            name: format!("pod {}", pod.name_any()),
+            place: node.map(|node| format!(" on {node}")).unwrap_or_default(),
             ready: pod_ready(&pod),
             gone: pod.metadata.deletion_timestamp.is_some(),
         }
     }
 }
 
+/// What a watch says, as far as it is about one object. A watch that fails is begun again by the watcher itself.
+fn news<K: Into<Seen>>(event: Result<watcher::Event<K>, watcher::Error>) -> Option<Seen> {
+    match event.ok()? {
+        watcher::Event::Apply(object) | watcher::Event::InitApply(object) => Some(object.into()),
+        watcher::Event::Delete(object) => Some(Seen {
+            gone: true,
+            ..object.into()
+        }),
+        watcher::Event::Init | watcher::Event::InitDone => None,
+    }
+}
+
 async fn watch(cluster: &Cluster, tell: &dyn Fn(&str)) -> Result<()> {
     let client = cluster.client().await?;
     let begin = Instant::now();
-    let nodes = watcher(Api::<Node>::all(client.clone()), watcher::Config::default());
-    let mut streams = vec![
-        nodes
-            .default_backoff()
-            .applied_objects()
-            .map_ok(Seen::from)
-            .boxed(),
-    ];
+    let all = watcher::Config::default;
+    let nodes = watcher(Api::<Node>::all(client.clone()), all()).default_backoff();
+    let mut streams = vec![nodes.map(news).boxed()];
     for namespace in NAMESPACES {
-        let pods = watcher(
-            Api::<Pod>::namespaced(client.clone(), namespace),
-            watcher::Config::default(),
-        );
-        streams.push(
-            pods.default_backoff()
-                .applied_objects()
-                .map_ok(Seen::from)
-                .boxed(),
-        );
+        let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+        streams.push(watcher(pods, all()).default_backoff().map(news).boxed());
     }
     let mut events = futures::stream::select_all(streams);
     let mut state: BTreeMap<String, bool> = BTreeMap::new();
     let wanted = cluster.layout().nodes.len();
     while let Some(event) = events.next().await {
-        // A watch that fails is begun again by the watcher itself.
-        let Ok(Seen { name, ready, gone }) = event else {
-            continue;
-        };
-        if gone {
-            state.remove(&name);
-        } else if state.insert(name.clone(), ready) != Some(ready) {
-            let word = if ready { "is Ready" } else { "is not Ready" };
+        let Some(seen) = event else { continue };
+        if seen.gone {
+            state.remove(&seen.name);
+        } else if state.insert(seen.name.clone(), seen.ready) != Some(seen.ready) && seen.ready {
             tell(&format!(
-                "{:5.1} s  {name} {word}",
-                begin.elapsed().as_secs_f32()
+                "{:5.1} s  {}{} is Ready",
+                begin.elapsed().as_secs_f32(),
+                seen.name,
+                seen.place
             ));
         }
         let count = |prefix: &str| {

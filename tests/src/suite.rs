@@ -55,7 +55,7 @@ impl Suite {
                 true
             }
             Err(error) => {
-                println!("test {name} ... FAILED ({took:.1} s)\n{error:?}\n");
+                println!("test {name} ... FAILED ({took:.1} s)\n{error:#}\n");
                 self.failed.push(name.to_owned());
                 false
             }

@@ -194,7 +194,7 @@ spec:
 ---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
-metadata: {name: good, namespace: y}
+metadata: {name: good, namespace: "y"}
 spec:
   podSelector: {matchLabels: {pod: b}}
   policyTypes: [Ingress]

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::Parser;
 use margay_tests::demo;
 
@@ -24,12 +23,14 @@ struct Args {
     keep: bool,
 }
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
     let Args { state, name, keep } = Args::parse();
-    let good = demo::run(&demo::Options { state, name, keep })?;
-    Ok(if good {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    match demo::run(&demo::Options { state, name, keep }) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -85,7 +85,7 @@ impl Attempt {
         Self { start, state }
     }
 
-    /// The verdict, if it is known by now.
+    /// The verdict, if it is known by now. An answer is taken out, so that a second look does not see it.
     pub fn look(&self) -> Option<Verdict> {
         match &self.state {
             State::Failed(verdict) => Some(*verdict),

@@ -80,14 +80,16 @@ pub fn ask(place: &Place, targets: &[Target]) -> Result<Vec<Verdict>> {
             .map(|target| Attempt::start(*target))
             .collect();
         let end = Instant::now() + DENIED_AFTER;
+        let mut verdicts = vec![None; attempts.len()];
         loop {
             let late = Instant::now() >= end;
-            let verdicts: Vec<Option<Verdict>> = attempts.iter().map(Attempt::look).collect();
+            for (verdict, attempt) in verdicts.iter_mut().zip(&attempts) {
+                // An answer can be taken only once.
+                *verdict = verdict.or_else(|| attempt.look());
+            }
             if late || verdicts.iter().all(Option::is_some) {
-                return verdicts
-                    .into_iter()
-                    .map(|verdict| verdict.unwrap_or(Verdict::Silent))
-                    .collect();
+                let silent = |verdict: Option<Verdict>| verdict.unwrap_or(Verdict::Silent);
+                return verdicts.into_iter().map(silent).collect();
             }
             std::thread::sleep(LOOK);
         }
