@@ -16,7 +16,7 @@ use crate::graph::Graph;
 use crate::index::{LabelList, ParentName};
 use crate::members::{Endpoint, Payload};
 use crate::policies::{self, Binding};
-use crate::rules::{Reference, StoredRule, store};
+use crate::rules::{End, Reference, StoredRule, store};
 use crate::selector::is_inherited;
 use crate::selectors::Selectors;
 use crate::sets::Spec;
@@ -105,14 +105,18 @@ impl Graph {
             return self.repeal(key);
         };
         let mut sets = Vec::new();
-        let mut rules = |applies: bool, rules: &[Rule]| -> Box<[StoredRule]> {
+        let mut rules = |local: End, applies: bool, rules: &[Rule]| -> Box<[StoredRule]> {
             let rules = rules.iter().filter(|_| applies);
-            rules
-                .map(|rule| store(rule, &mut |reference| self.refer(reference, &mut sets)))
-                .collect()
+            let local = (local, &policy.selector);
+            let stored = rules.map(|rule| {
+                store(rule, local, &mut |reference| {
+                    self.refer(reference, &mut sets)
+                })
+            });
+            stored.collect()
         };
-        let ingress = rules(policy.applies_ingress, &policy.ingress);
-        let egress = rules(policy.applies_egress, &policy.egress);
+        let ingress = rules(End::Destination, policy.applies_ingress, &policy.ingress);
+        let egress = rules(End::Source, policy.applies_egress, &policy.egress);
         sets.sort_unstable();
         let mut once: Vec<u32> = Vec::with_capacity(sets.len());
         for set in sets {

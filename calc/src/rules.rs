@@ -51,13 +51,18 @@ enum Criterion {
 
 /// Which side of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+pub(crate) enum End {
     Source,
     Destination,
 }
 
-/// The rule as it is kept. `set` answers every reference with the number of a set.
-pub(crate) fn store(rule: &Rule, set: &mut impl FnMut(Reference<'_>) -> u32) -> StoredRule {
+/// The rule as it is kept. `set` answers every reference with the number of a set; `local` is the side on which the policy's own endpoint
+/// stands, and what selects it.
+pub(crate) fn store(
+    rule: &Rule,
+    local: (End, &Selector),
+    set: &mut impl FnMut(Reference<'_>) -> u32,
+) -> StoredRule {
     let Rule {
         action,
         ip_version,
@@ -75,14 +80,14 @@ pub(crate) fn store(rule: &Rule, set: &mut impl FnMut(Reference<'_>) -> u32) -> 
         not_protocol: *not_protocol,
         icmp: *icmp,
         not_icmp: *not_icmp,
-        source: side(source, End::Source, *protocol, set),
-        destination: side(destination, End::Destination, *protocol, set),
+        source: side(source, (End::Source, local), *protocol, set),
+        destination: side(destination, (End::Destination, local), *protocol, set),
     }
 }
 
 fn side(
     entity: &EntityMatch,
-    end: End,
+    (end, local): (End, (End, &Selector)),
     protocol: Option<Protocol>,
     set: &mut impl FnMut(Reference<'_>) -> u32,
 ) -> StoredSide {
@@ -113,13 +118,15 @@ fn side(
         .iter()
         .map(|selector| set(Reference::Selected(selector)))
         .collect();
+    // Ports of the policy's own endpoint are its own: a set of its kind, not of everybody who has such a port.
+    let declared_by = selector.as_ref().or((end == local.0).then_some(local.1));
     let mut named = |ports: &[Port]| -> Box<[u32]> {
         let names = ports.iter().filter_map(|port| match port {
             Port::Named(name) => Some(name.as_str()),
             Port::Range(_) => None,
         });
         names
-            .map(|name| set(Reference::NamedPort(selector.as_ref(), protocol, name)))
+            .map(|name| set(Reference::NamedPort(declared_by, protocol, name)))
             .collect()
     };
     let criteria = [

@@ -230,7 +230,7 @@ connect lost/b red/a tcp 99
         expect![[r#"
             > flush
             settings gained by all
-            set n:24218821e272dbe10299e597c5c30e04f5800711 gained by n1
+            set n:409fe7dba3d1e978383aaa7c40f2ce74d2dfaf52 gained by n1
             set {app == 'nobody'} gained by n1
             set svc:red/nobody gained by n1
             set svcaddr:red/nobody gained by n1
@@ -240,14 +240,14 @@ connect lost/b red/a tcp 99
 
             > view n1
             settings to-host accept vxlan vni 4096 port 4789 mtu 0 log "calico-packet" ipv6
-            set n:24218821e272dbe10299e597c5c30e04f5800711 address-port []
+            set n:409fe7dba3d1e978383aaa7c40f2ce74d2dfaf52 address-port []
             set {app == 'nobody'} net []
             set svc:red/nobody address-port []
             set svcaddr:red/nobody net []
             policy NetworkPolicy red/a
               in allow from set svcaddr:red/nobody
               in allow from set {app == 'nobody'}
-              in allow tcp to port n:24218821e272dbe10299e597c5c30e04f5800711
+              in allow tcp to port n:409fe7dba3d1e978383aaa7c40f2ce74d2dfaf52
               out allow to service svc:red/nobody
             endpoint lost/b cali1ed88d534ff [10.0.0.2] else deny
             endpoint red/a cali86da7e87bf4 [10.0.0.1] else allow
@@ -456,7 +456,7 @@ digests n1
             pool 10.0.0.0/8 gained by all
             node n1 gained by all
             route 10.0.0.0/26 gained by all
-            set n:51f3fa0fee680ecbb781cf6f1f37bf2c6f258934 gained by n1
+            set n:632948cde580d3aac271b25bbb5a268695f925f7 gained by n1
             set {app == 'a'} gained by n1
             set svc:red/svc gained by n1
             policy NetworkPolicy red/p gained by n1
@@ -467,10 +467,10 @@ digests n1
             f9af71e3d6292561 186 pool 10.0.0.0/8
             6a1bbacd100f5636  45 node n1
             d321b28a728195f2 142 route 10.0.0.0/26
-            736d5f514a784939 214 set n:51f3fa0fee680ecbb781cf6f1f37bf2c6f258934
+            7a0f1ca28a430509 242 set n:632948cde580d3aac271b25bbb5a268695f925f7
             7787e3671b8fb2ac  94 set {app == 'a'}
             2a4724a123c9deeb  41 set svc:red/svc
-            93d57cd8474787ab 163 policy NetworkPolicy red/p
+            fd29bf227b5f41cf 163 policy NetworkPolicy red/p
             6890b77a938e41ca 194 endpoint red/a
 
         "#]],

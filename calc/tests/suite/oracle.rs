@@ -18,6 +18,19 @@ use margay_calc::text;
 use margay_calc::update::Update;
 use proptest::prelude::*;
 
+/// One side of a packet.
+#[derive(Clone, Copy)]
+struct Side<'a> {
+    address: IpAddr,
+    port: u16,
+    protocol: Protocol,
+    is_destination: bool,
+    /// Protocol that the rule is limited to.
+    limit: Option<Protocol>,
+    /// What selects the endpoint on this side, when it is the policy's own.
+    subject: Option<&'a Selector>,
+}
+
 /// The verdict by the objects: no set, no record, no index.
 struct Naive<'a>(&'a Objects);
 
@@ -60,14 +73,17 @@ impl Naive<'_> {
             if policies.peek().is_none() {
                 continue;
             }
-            let rules = policies.flat_map(|(_, policy)| match direction {
-                Direction::Ingress => &policy.ingress,
-                Direction::Egress => &policy.egress,
+            let rules = policies.flat_map(|(_, policy)| {
+                let rules = match direction {
+                    Direction::Ingress => &policy.ingress,
+                    Direction::Egress => &policy.egress,
+                };
+                rules.iter().map(move |rule| (policy, rule))
             });
             let decided = rules
-                .filter(|rule| rule.action != Action::Log)
-                .find(|rule| self.matches(rule, packet));
-            match decided.map_or(default_action, |rule| rule.action) {
+                .filter(|(_, rule)| rule.action != Action::Log)
+                .find(|(policy, rule)| self.matches(rule, (direction, &policy.selector), packet));
+            match decided.map_or(default_action, |(_, rule)| rule.action) {
                 Action::Pass => {}
                 action => return action,
             }
@@ -78,11 +94,10 @@ impl Naive<'_> {
         }
     }
 
-    fn matches(&self, rule: &Rule, packet: &Packet) -> bool {
-        let version = if packet.source.is_ipv4() {
-            IpVersion::V4
-        } else {
-            IpVersion::V6
+    fn matches(&self, rule: &Rule, local: (Direction, &Selector), packet: &Packet) -> bool {
+        let version = match packet.source {
+            IpAddr::V4(_) => IpVersion::V4,
+            IpAddr::V6(_) => IpVersion::V6,
         };
         let is_icmp = packet.protocol == Protocol::ICMP || packet.protocol == Protocol::ICMPV6;
         let icmp = |icmp: margay_api::rule::Icmp| {
@@ -90,48 +105,50 @@ impl Naive<'_> {
                 && icmp.kind.unwrap_or(packet.icmp.0) == packet.icmp.0
                 && icmp.code.unwrap_or(packet.icmp.1) == packet.icmp.1
         };
+        let (direction, subject) = local;
+        let source = Side {
+            address: packet.source,
+            port: packet.source_port,
+            protocol: packet.protocol,
+            is_destination: false,
+            limit: rule.protocol,
+            subject: (direction == Direction::Egress).then_some(subject),
+        };
+        let destination = Side {
+            address: packet.destination,
+            port: packet.destination_port,
+            is_destination: true,
+            subject: (direction == Direction::Ingress).then_some(subject),
+            ..source
+        };
         let criteria = [
             rule.ip_version.unwrap_or(version) == version,
             rule.protocol.unwrap_or(packet.protocol) == packet.protocol,
             rule.not_protocol != Some(packet.protocol),
             rule.icmp.is_none_or(icmp),
             !rule.not_icmp.is_some_and(icmp),
-            self.meets(
-                &rule.source,
-                rule.protocol,
-                packet.source,
-                packet.source_port,
-                packet.protocol,
-                false,
-            ),
-            self.meets(
-                &rule.destination,
-                rule.protocol,
-                packet.destination,
-                packet.destination_port,
-                packet.protocol,
-                true,
-            ),
+            self.meets(&rule.source, source),
+            self.meets(&rule.destination, destination),
         ];
         criteria.into_iter().all(|met| met)
     }
 
-    fn meets(
-        &self,
-        entity: &EntityMatch,
-        limit: Option<Protocol>,
-        address: IpAddr,
-        port: u16,
-        protocol: Protocol,
-        is_destination: bool,
-    ) -> bool {
+    fn meets(&self, entity: &EntityMatch, side: Side<'_>) -> bool {
+        let Side {
+            address,
+            port,
+            protocol,
+            is_destination,
+            limit,
+            subject,
+        } = side;
         let in_nets = |nets: &[ipnet::IpNet]| nets.iter().any(|net| net.contains(&address));
         let port_matches = |wanted: &Port| {
             protocol.has_ports()
                 && match wanted {
                     Port::Range(range) => range.contains(port),
                     Port::Named(name) => self.owners(address).any(|(key, endpoint)| {
-                        let selector = entity.selector.as_ref();
+                        let selector = entity.selector.as_ref().or(subject);
                         selector
                             .is_none_or(|selector| selector.matches(&self.0.labels(key, endpoint)))
                             && limit.is_none_or(|limit| limit == protocol)

@@ -15,6 +15,7 @@ use margay_api::policy::{Order, Policy, PolicyKey, Tier};
 use margay_api::rule::{Action, Rule};
 use margay_api::selector::Selector;
 
+use margay_calc::evaluate::Direction;
 use margay_calc::flush::Audience;
 use margay_calc::model::{
     EndpointRecord, IpSetRecord, Member, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord,
@@ -25,10 +26,8 @@ use rules::{SetSpec, resolve};
 
 /// The order, with one zero.
 pub fn order(order: Order) -> Order {
-    match order {
-        Order(Some(number)) if number == 0.0 => Order(Some(0.0)),
-        other => other,
-    }
+    let is_zero = order.0.is_some_and(|number| number == 0.0);
+    if is_zero { Order(Some(0.0)) } else { order }
 }
 
 /// What breaks ties among policies.
@@ -335,13 +334,14 @@ impl Objects {
 }
 
 fn policy_record(policy: &Policy, set: &mut impl FnMut(SetSpec) -> SetId) -> PolicyRecord {
-    let mut rules = |applies: bool, rules: &[Rule]| {
+    let mut rules = |direction: Direction, applies: bool, rules: &[Rule]| {
         let rules = rules.iter().filter(|_| applies);
-        rules.map(|rule| resolve(rule, set)).collect()
+        let local = |rule| resolve(rule, direction, &policy.selector, set);
+        rules.map(local).collect()
     };
     PolicyRecord {
-        ingress: rules(policy.applies_ingress, &policy.ingress),
-        egress: rules(policy.applies_egress, &policy.egress),
+        ingress: rules(Direction::Ingress, policy.applies_ingress, &policy.ingress),
+        egress: rules(Direction::Egress, policy.applies_egress, &policy.egress),
     }
 }
 

@@ -6,6 +6,7 @@ use margay_api::rule::{EntityMatch, Port, PortRange, Protocol, Rule};
 use margay_api::selector::Selector;
 use sha2::{Digest, Sha256};
 
+use margay_calc::evaluate::Direction;
 use margay_calc::model::{RuleRecord, SetId, SetKind, SideMatch};
 
 /// What a set holds. Its id is made from it, so the same content has the same id whichever policy it came with.
@@ -56,7 +57,12 @@ fn hex(content: &[u8]) -> String {
 }
 
 /// The rule as a node sees it. `set` is told of every set that the rule refers to and answers with its id.
-pub fn resolve(rule: &Rule, set: &mut impl FnMut(SetSpec) -> SetId) -> RuleRecord {
+pub fn resolve(
+    rule: &Rule,
+    direction: Direction,
+    subject: &Selector,
+    set: &mut impl FnMut(SetSpec) -> SetId,
+) -> RuleRecord {
     let Rule {
         action,
         ip_version,
@@ -67,14 +73,19 @@ pub fn resolve(rule: &Rule, set: &mut impl FnMut(SetSpec) -> SetId) -> RuleRecor
         source,
         destination,
     } = rule;
-    let mut from = side(source, *protocol, set);
+    // Where the policy's own endpoint stands, its ports are meant.
+    let (local_source, local_destination) = match direction {
+        Direction::Ingress => (None, Some(subject)),
+        Direction::Egress => (Some(subject), None),
+    };
+    let mut from = side(source, local_source, *protocol, set);
     from.sets.extend(
         source
             .service
             .clone()
             .map(|name| set(SetSpec::ServiceAddresses(name))),
     );
-    let mut to = side(destination, *protocol, set);
+    let mut to = side(destination, local_destination, *protocol, set);
     to.service_set = destination
         .service
         .clone()
@@ -93,6 +104,7 @@ pub fn resolve(rule: &Rule, set: &mut impl FnMut(SetSpec) -> SetId) -> RuleRecor
 
 fn side(
     entity: &EntityMatch,
+    local: Option<&Selector>,
     protocol: Option<Protocol>,
     set: &mut impl FnMut(SetSpec) -> SetId,
 ) -> SideMatch {
@@ -106,7 +118,13 @@ fn side(
         service: _,
     } = entity;
     // A named port is one of the selected endpoints' own; of anybody's when nothing is selected.
-    let declared_by = || selector.clone().unwrap_or_else(Selector::all);
+    let declared_by = || {
+        selector
+            .as_ref()
+            .or(local)
+            .cloned()
+            .unwrap_or_else(Selector::all)
+    };
     let mut named = |ports: &[Port]| -> Vec<SetId> {
         let names = ports.iter().filter_map(|port| match port {
             Port::Named(name) => Some(name.clone()),
