@@ -20,7 +20,8 @@ use crate::cni::ports::NoAddress;
 
 /// Requests that may wait for the owner; more wait in the callers, who are bounded by the CNI socket.
 const QUEUE: usize = 256;
-/// With fewer free addresses than this, another block is claimed before it is needed.
+/// With fewer free addresses than this, and than a quarter of a block, another block is claimed before it is needed. A quarter, because a spare of a node
+/// that is half empty would be another node's first block.
 const SPARE: usize = 8;
 
 /// Which node has which block, as the cluster knows it. May lag behind; `None` until anything is known.
@@ -400,7 +401,12 @@ impl<S: Store> Owner<S> {
     /// Claims another block before it is needed, off anybody's path.
     fn keep_spare(&mut self) {
         let free: usize = self.blocks.values().map(Slot::room).sum();
-        if free < SPARE && !self.blocks.is_empty() && !self.spare_refused {
+        let sizes = self
+            .blocks
+            .values()
+            .map(|slot| slot.stored.value.spec().allocations.len());
+        let low = sizes.max().map_or(0, |size| SPARE.min(size / 4));
+        if free < low && !self.spare_refused {
             self.claim(Vec::new());
         }
     }
