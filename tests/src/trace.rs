@@ -79,8 +79,8 @@ impl Collector {
         Ok(Self { spans })
     }
 
-    /// Waits for the trace whose root did `name`, carries the attribute, and began after `since`, until the program `last` has reported a span
-    /// of it and no further one has come for a moment; then whatever has come.
+    /// Waits for a trace whose root did `name`, carries the attribute, and began after `since`, until the program `last` has reported so many
+    /// spans of it and no further one has come for a moment; then whatever has come.
     pub fn trace(
         &self,
         root: (&str, &str, &str),
@@ -105,22 +105,21 @@ impl Collector {
         }
     }
 
+    /// Every replica of typha traces a change; the fullest trace is of the one that told a node.
     fn find(&self, (name, key, value): (&str, &str, &str), since: u64) -> Vec<Span> {
         let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
-        let root = spans.iter().find(|span| {
+        let is_root = |span: &&Span| {
+            let attribute = span.attributes.get(key);
             span.name == name
                 && span.start >= since
-                && span
-                    .attributes
-                    .get(key)
-                    .is_some_and(|found| found.contains(value))
-        });
-        let Some(root) = root else { return Vec::new() };
-        spans
-            .iter()
-            .filter(|span| span.trace == root.trace)
-            .cloned()
-            .collect()
+                && attribute.is_some_and(|found| found.contains(value))
+        };
+        let of = |trace: &[u8]| -> Vec<Span> {
+            let same = spans.iter().filter(|span| span.trace == trace);
+            same.cloned().collect()
+        };
+        let traces = spans.iter().filter(is_root).map(|root| of(&root.trace));
+        traces.max_by_key(Vec::len).unwrap_or_default()
     }
 }
 
