@@ -4,12 +4,13 @@
 //! not in a new list is not removed by the list alone: see [`Cache::missing`].
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use margay_api::meta::NamespacedName;
 use margay_calc::update::Update;
 use margay_proto::sync::LocalEndpoint;
 
-use crate::overlay::{Overlays, TooMany};
+use crate::overlay::{NotTaken, Overlays};
 use crate::services::Services;
 
 /// Name and namespace of an object; the namespace is empty for cluster-wide kinds.
@@ -176,8 +177,10 @@ impl Cache {
         removed
     }
 
-    /// A node says which addresses a pod of its own has, before the API knows; gives what is news of it.
-    pub fn local(&mut self, node: &str, said: LocalEndpoint) -> Result<Vec<Update>, TooMany> {
+    /// A node says which addresses a pod of its own has, before the API knows; gives what is news of it. An address counts
+    /// only if it is not in a block of another node, so that no node can put another's addresses into a set.
+    pub fn local(&mut self, node: &str, said: LocalEndpoint) -> Result<Vec<Update>, NotTaken> {
+        self.check_own(node, &said)?;
         let key = said.key.clone();
         let pods = self.kinds.get(crate::kinds::POD);
         let Some(entry) = pods.and_then(|pods| pods.objects.get(&key)) else {
@@ -191,6 +194,40 @@ impl Cache {
         let news = difference(former.as_deref(), wanted.as_deref());
         self.overlays.confirm(&entry.uid, api);
         Ok(news)
+    }
+
+    fn check_own(&self, node: &str, said: &LocalEndpoint) -> Result<(), NotTaken> {
+        let Some(blocks) = self.kinds.get(crate::kinds::BLOCK) else {
+            return Ok(());
+        };
+        let blocks = blocks
+            .objects
+            .values()
+            .filter_map(|entry| match &entry.update {
+                Some(Update::Block(range, Some(info))) => Some((range, info)),
+                _ => None,
+            });
+        for (range, info) in blocks {
+            let Some(owner) = info.node.as_ref().filter(|owner| *owner != node) else {
+                continue;
+            };
+            let inside = said
+                .addresses
+                .iter()
+                .filter(|address| range.contains(*address));
+            let lent = |address: &IpAddr| {
+                let mut borrowed = info.borrowed.iter();
+                borrowed.any(|(lent, user)| lent == address && user == node)
+            };
+            if let Some(address) = inside.copied().find(|address| !lent(address)) {
+                return Err(NotTaken::Foreign {
+                    node: node.to_owned(),
+                    address,
+                    owner: owner.clone(),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Whether every kind has been listed once.

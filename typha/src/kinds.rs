@@ -21,6 +21,9 @@ use crate::watch::Watch;
 /// The kind whose objects are endpoints.
 pub const POD: &str = "Pod";
 
+/// The kind whose objects say which node an address belongs to.
+pub const BLOCK: &str = "IPAMBlock";
+
 /// One line of the table.
 pub struct Line {
     /// Name of the kind.
@@ -68,7 +71,7 @@ pub const TABLE: &[Line] = &[
     Line { kind: "NetworkSet", path: "/apis/projectcalico.org/v3/networksets", never_empty: false, run: |watch| Box::pin(watch.run(network_set)) },
     Line { kind: "GlobalNetworkSet", path: "/apis/projectcalico.org/v3/globalnetworksets", never_empty: false, run: |watch| Box::pin(watch.run(global_network_set)) },
     Line { kind: "IPPool", path: "/apis/projectcalico.org/v3/ippools", never_empty: false, run: |watch| Box::pin(watch.run(pool)) },
-    Line { kind: "IPAMBlock", path: "/apis/projectcalico.org/v3/ipamblocks", never_empty: false, run: |watch| Box::pin(watch.run(block)) },
+    Line { kind: BLOCK, path: "/apis/projectcalico.org/v3/ipamblocks", never_empty: false, run: |watch| Box::pin(watch.run(block)) },
     Line { kind: "FelixConfiguration", path: "/apis/projectcalico.org/v3/felixconfigurations", never_empty: false, run: |watch| Box::pin(watch.run(settings)) },
 ];
 

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
 use margay_calc::update::Update;
@@ -13,13 +14,29 @@ use margay_proto::sync::LocalEndpoint;
 /// Pods of one node that may differ from the API at the same time: what a node starts within the API's delay, with much room.
 const PER_NODE: usize = 4096;
 
-/// A node has said more than it can have pods.
+/// What a node says is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "node {node:?} has told addresses of {PER_NODE} pods that the API does not confirm; no more are taken before it does"
-)]
-pub struct TooMany {
-    node: String,
+pub enum NotTaken {
+    /// A node has said more than it can have pods.
+    #[error(
+        "node {node:?} has told addresses of {PER_NODE} pods that the API does not confirm; no more are taken before it does"
+    )]
+    TooMany {
+        /// The node.
+        node: String,
+    },
+    /// The address is in a block of another node, which has not lent it.
+    #[error(
+        "node {node:?} tells address {address} of a block of node {owner:?}; it is taken once the block shows that it was lent"
+    )]
+    Foreign {
+        /// The node.
+        node: String,
+        /// The address.
+        address: IpAddr,
+        /// The node that the block belongs to.
+        owner: String,
+    },
 }
 
 /// Owner of what nodes have said: by node, as a node's word counts for its own pods only.
@@ -28,10 +45,10 @@ pub struct Overlays(BTreeMap<String, BTreeMap<EndpointKey, LocalEndpoint>>);
 
 impl Overlays {
     /// What `node` (by its certificate) says replaces what it said about the same pod.
-    pub fn put(&mut self, node: &str, said: LocalEndpoint) -> Result<(), TooMany> {
+    pub fn put(&mut self, node: &str, said: LocalEndpoint) -> Result<(), NotTaken> {
         let of_node = self.0.entry(node.to_owned()).or_default();
         if of_node.len() >= PER_NODE && !of_node.contains_key(&said.key) {
-            return Err(TooMany {
+            return Err(NotTaken::TooMany {
                 node: node.to_owned(),
             });
         }

@@ -2,10 +2,11 @@ use std::net::IpAddr;
 
 use margay_api::endpoint::WorkloadEndpoint;
 use margay_api::meta::Labels;
+use margay_api::network::BlockInfo;
 use proptest::prelude::*;
 
 use super::*;
-use crate::kinds::POD;
+use crate::kinds::{BLOCK, POD};
 
 const NAMESPACE: &str = "Namespace";
 
@@ -172,6 +173,36 @@ fn what_a_node_says_is_about_one_pod_and_not_its_successor() {
         [mk_endpoint("a", &["10.0.0.2"])],
         "forgotten with the pod"
     );
+}
+
+#[test]
+fn a_node_cannot_take_the_address_of_another() {
+    let mut cache = Cache::new([POD, BLOCK]);
+    let mut block = |borrowed: &[&str]| {
+        let lend = |address: &&str| (address.parse().expect("an address"), "n1".to_owned());
+        let info = BlockInfo {
+            node: Some("n2".to_owned()),
+            borrowed: borrowed.iter().map(lend).collect(),
+        };
+        let range = "10.0.0.0/26".parse().expect("a range");
+        cache.apply(
+            BLOCK,
+            observed("block", "u", Update::Block(range, Some(info))),
+        );
+        cache.apply(POD, observed("a", "u1", mk_endpoint("a", &[])));
+        cache.local("n1", said("a", "u1", &["10.0.0.1"]))
+    };
+    let refused = block(&[]).expect_err("the block is of n2").to_string();
+    assert!(
+        refused.contains("10.0.0.1 of a block of node \"n2\""),
+        "{refused}"
+    );
+    assert_eq!(
+        block(&["10.0.0.1"]),
+        Ok(vec![mk_endpoint("a", &["10.0.0.1"])])
+    );
+    let elsewhere = cache.local("n1", said("a", "u1", &["10.0.0.64"]));
+    assert_eq!(elsewhere, Ok(vec![mk_endpoint("a", &["10.0.0.64"])]));
 }
 
 #[test]

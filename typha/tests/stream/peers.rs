@@ -256,7 +256,9 @@ impl Typha {
             meaning: Ok(Some(update)),
             problems: Vec::new(),
         };
+        let namespace = Update::Namespace("ns".to_owned(), Some(Labels::new()));
         self.observe(vec![
+            object("namespace", namespace),
             object("tier", Update::Tier("default".to_owned(), Some(tier))),
             object("policy", Update::Policy(policy_key, Some(policy))),
         ])

@@ -6,7 +6,8 @@ use std::time::Duration;
 use margay_calc::model::RecordId;
 use margay_proto::debug::debug_client::DebugClient;
 use margay_proto::debug::{
-    GetRecordRequest, ListNodesRequest, ListRecordsRequest, NodeStatus, ViewRequest,
+    ExplainRequest, GetRecordRequest, ListNodesRequest, ListRecordsRequest, NodeStatus, Party,
+    ViewRequest, party,
 };
 use margay_proto::sync::{LocalEndpoint, encode_local_endpoint, wire};
 use margay_typha::app::Patience;
@@ -366,6 +367,113 @@ async fn readers_see_records_and_views() {
         .await
         .expect_err("not there");
     assert_eq!(missing.code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn reflection_tells_every_service() {
+    let typha = Typha::start().await;
+    let reader = typha
+        .channel(&typha.authority, "margay:reader", "margay:readers")
+        .await
+        .expect("our CA");
+    let wanted = [
+        "grpc.health.v1.Health",
+        "margay.debug.v1.Debug",
+        "margay.sync.v1.Sync",
+    ];
+    macro_rules! services {
+        ($version:ident) => {{
+            use tonic_reflection::pb::$version as pb;
+            let request = pb::ServerReflectionRequest {
+                host: String::new(),
+                message_request: Some(pb::server_reflection_request::MessageRequest::ListServices(
+                    String::new(),
+                )),
+            };
+            let mut client =
+                pb::server_reflection_client::ServerReflectionClient::new(reader.clone());
+            let answers = client
+                .server_reflection_info(tokio_stream::once(request))
+                .await;
+            let answer = answers.expect("answers").into_inner().message().await;
+            match answer.expect("an answer").and_then(|a| a.message_response) {
+                Some(pb::server_reflection_response::MessageResponse::ListServicesResponse(
+                    list,
+                )) => list
+                    .service
+                    .into_iter()
+                    .map(|service| service.name)
+                    .collect(),
+                other => panic!("{other:?}"),
+            }
+        }};
+    }
+    // grpcurl of Debian's age speaks only v1alpha.
+    let listed: [Vec<String>; 2] = [services!(v1), services!(v1alpha)];
+    for services in listed {
+        for name in wanted {
+            assert!(services.iter().any(|found| found == name), "{services:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn readers_ask_why() {
+    let typha = Typha::start().await;
+    typha.select_everything().await;
+    typha
+        .observe(vec![mk_pod("a", "n1", 1), mk_pod("b", "n2", 2)])
+        .await;
+    let reader = typha
+        .channel(&typha.authority, "margay:reader", "margay:readers")
+        .await;
+    let mut debug = DebugClient::new(reader.expect("our CA"));
+    let pod = |name: &str| party::Party::Pod(name.to_owned());
+    let address = |text: &str| party::Party::Address(text.to_owned());
+    let mut ask = async |from: party::Party, to: party::Party, protocol: &str| {
+        let party = |party| Some(Party { party: Some(party) });
+        let question = ExplainRequest {
+            from: party(from),
+            to: party(to),
+            protocol: protocol.to_owned(),
+            port: 80,
+        };
+        let answer = debug
+            .explain(question)
+            .await
+            .map(tonic::Response::into_inner);
+        answer.map_err(|status| (status.code(), status.message().to_owned()))
+    };
+    let allowed = ask(pod("ns/a"), pod("ns/b"), "").await.expect("an answer");
+    assert_eq!(allowed.verdict, "allow", "{allowed:?}");
+    let by_policy = |step: &String| {
+        step.starts_with("ingress of ns/b") && step.contains("GlobalNetworkPolicy all")
+    };
+    assert!(allowed.steps.iter().any(by_policy), "{allowed:?}");
+    let denied = ask(address("192.0.2.1"), pod("ns/b"), "udp")
+        .await
+        .expect("an answer");
+    assert_eq!(denied.verdict, "deny", "{denied:?}");
+    let found = ask(address("10.0.0.1"), pod("ns/b"), "6")
+        .await
+        .expect("an answer");
+    assert_eq!(
+        found.verdict, "allow",
+        "an address of a pod is that pod: {found:?}"
+    );
+    let (code, words) = ask(pod("ns/none"), pod("ns/b"), "")
+        .await
+        .expect_err("no such pod");
+    assert_eq!(code, Code::NotFound, "{words}");
+    for (from, to, protocol, named) in [
+        (pod("none"), pod("ns/b"), "", "from.pod"),
+        (pod("ns/a"), address("x"), "", "to.address"),
+        (pod("ns/a"), pod("ns/b"), "gre", "protocol"),
+    ] {
+        let (code, words) = ask(from, to, protocol).await.expect_err("a bad question");
+        assert_eq!(code, Code::InvalidArgument);
+        assert!(words.starts_with(named), "{words}");
+    }
 }
 
 #[tokio::test]
