@@ -28,6 +28,11 @@ demo:
 	$(PROGRAMS)
 	cargo run -q -p margay-tests --bin margay-demo -- $(if $(KEEP),--keep)
 
+# Figures of a real cluster beside their anchors. Needs root, and a quiet machine.
+bench:
+	$(PROGRAMS)
+	cargo run -q -p margay-tests --bin margay-bench
+
 # The image of every component as an OCI archive.
 image:
 	$(PROGRAMS)

@@ -347,6 +347,27 @@ pub fn processes(node: &crate::cluster::node::Node, component: &str) -> Vec<i32>
         .collect()
 }
 
+/// Port of typha's admin server, on its node's loopback.
+pub const TYPHA_ADMIN: u16 = 9098;
+
+/// The value of a metric, summed over its labels, from an admin server on a node's loopback.
+pub fn metric(node: &crate::cluster::node::Node, port: u16, name: &str) -> Result<f64> {
+    let url = format!("http://127.0.0.1:{port}/metrics");
+    let text = node.exec(&["busybox", "wget", "-q", "-O", "-", &url])?;
+    let values = text.lines().filter_map(|line| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let own = series.split('{').next() == Some(name);
+        own.then(|| value.parse::<f64>().ok())?
+    });
+    let values: Vec<f64> = values.collect();
+    ensure!(
+        !values.is_empty(),
+        "no metric {name} at {url} of {}",
+        node.host.name
+    );
+    Ok(values.iter().sum())
+}
+
 /// Kills a component on a node with SIGKILL, and waits until its successor runs.
 pub fn kill(node: &crate::cluster::node::Node, component: &str) -> Result<()> {
     let old = processes(node, component);

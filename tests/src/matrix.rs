@@ -101,6 +101,16 @@ impl Matrix {
         Ok(Self { cells })
     }
 
+    /// The table of one port.
+    pub fn of_port(&self, port: Port) -> Self {
+        let cells = self.cells.iter().filter(|(cell, _)| cell.0 == port);
+        Self {
+            cells: cells
+                .map(|(cell, verdict)| (cell.clone(), *verdict))
+                .collect(),
+        }
+    }
+
     /// How many of the questions have that verdict.
     pub fn count(&self, verdict: Verdict) -> usize {
         self.cells

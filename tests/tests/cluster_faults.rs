@@ -21,6 +21,8 @@ use serde_json::{Value, json};
 
 /// How long a restarted part may take to be of use again.
 const RECOVERY: Duration = Duration::from_secs(120);
+/// What has not changed for so long has settled: kubelet tries a pod that was refused again within a few seconds.
+const STILL: Duration = Duration::from_secs(4);
 /// The smallest pool that holds the world: four blocks of eight addresses for three nodes, so that exhausting it takes few pods.
 const POOL: (&str, u8) = ("10.244.0.0/27", 29);
 /// Denies everybody's way to these pods, for as long as a case lasts.
@@ -134,9 +136,27 @@ fn typha_killed(stage: &Stage) -> Result<()> {
             install::kill(&node, "typha")?;
         }
     }
+    resumed_with_the_difference_only(&stage.cluster)?;
     flips::measure(&stage.cluster, &stage.world, "x/a", "x/c", 2)
         .context("changes are enforced again")?;
     watch.end(stage)
+}
+
+/// Nodes hold all that the new typhas know, so nearly nothing is told again; an address or a heartbeat may have changed meanwhile.
+fn resumed_with_the_difference_only(cluster: &Cluster) -> Result<()> {
+    let nodes = cluster.nodes()?;
+    let sum = |metric: &str| -> f64 {
+        let of = |node| install::metric(node, install::TYPHA_ADMIN, metric).unwrap_or_default();
+        nodes.iter().map(of).sum()
+    };
+    let back = || sum("margay_typha_hellos_total") >= nodes.len() as f64;
+    wait_for(RECOVERY, || "every node to be back at a typha".into(), back)?;
+    let restated = sum("margay_typha_restated_buckets_total");
+    ensure!(
+        restated <= 3.0,
+        "{restated} buckets were told again to nodes that held them"
+    );
+    Ok(())
 }
 
 fn agent_killed(stage: &Stage) -> Result<()> {
@@ -240,7 +260,7 @@ fn exhausted(stage: &Stage) -> Result<()> {
             .map(str::to_owned)
             .collect())
     };
-    let first = running()?;
+    let first = settled(&running)?;
     ensure!(
         !first.is_empty() && first.len() < PODS,
         "{} of {PODS} pods run in a pool without space",
@@ -259,6 +279,20 @@ fn exhausted(stage: &Stage) -> Result<()> {
     )?;
     delete(&stage.cluster, &["many"])?;
     no_address_is_leaked(&stage.cluster)
+}
+
+/// What does not change any more for a while.
+fn settled<T: PartialEq>(look: &dyn Fn() -> Result<T>) -> Result<T> {
+    let (mut known, mut since, begin) = (look()?, Instant::now(), Instant::now());
+    while since.elapsed() < STILL {
+        std::thread::sleep(POLL);
+        let now = look()?;
+        if now != known {
+            (known, since) = (now, Instant::now());
+        }
+        ensure!(begin.elapsed() < RECOVERY, "nothing settles");
+    }
+    Ok(known)
 }
 
 // -- what they share
