@@ -48,12 +48,7 @@ fn normalise(schema: &mut JSONSchemaProps) {
     let is_known = |format: &String| !format.starts_with("uint");
     schema.format = schema.format.take().filter(is_known);
     schema.default = schema.default.take().filter(|default| !default.0.is_null());
-    for property in schema
-        .properties
-        .iter_mut()
-        .flatten()
-        .map(|(_, property)| property)
-    {
+    for property in schema.properties.iter_mut().flatten().map(|(_, property)| property) {
         property.nullable = None;
         normalise(property);
     }

@@ -73,11 +73,7 @@ pub struct InstallationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub component_resources: Option<Vec<ComponentResource>>,
     /// Overrides of the node agent's DaemonSet.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        rename = "calicoNodeDaemonSet"
-    )]
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "calicoNodeDaemonSet")]
     pub calico_node_daemon_set: Option<WorkloadOverride>,
     /// Overrides of typha's Deployment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -166,11 +162,7 @@ pub struct IpPoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_size: Option<i32>,
     /// Whether the pool is kept out of BGP. Default false.
-    #[serde(
-        default,
-        rename = "disableBGPExport",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, rename = "disableBGPExport", skip_serializing_if = "Option::is_none")]
     pub disable_bgp_export: Option<bool>,
     /// Whether the pool gives out no new addresses. Default false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -410,22 +402,13 @@ mod tests {
     fn schema_is_structural_and_preserves_the_unknown() {
         let crd = serde_json::to_value(Installation::crd()).unwrap();
         let spec = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
-        assert_eq!(
-            spec["x-kubernetes-preserve-unknown-fields"], true,
-            "{spec:#}"
-        );
+        assert_eq!(spec["x-kubernetes-preserve-unknown-fields"], true, "{spec:#}");
         let pools = &spec["properties"]["calicoNetwork"]["properties"]["ipPools"];
         assert_eq!(pools["x-kubernetes-list-map-keys"][0], "cidr");
         assert_eq!(pools["items"]["required"][0], "cidr");
-        assert_eq!(
-            spec["properties"]["calicoNetwork"]["properties"]["mtu"]["type"],
-            "integer"
-        );
+        assert_eq!(spec["properties"]["calicoNetwork"]["properties"]["mtu"]["type"], "integer");
         assert!(spec["properties"]["calicoNodeDaemonSet"].is_object());
-        assert!(
-            !crd.to_string().contains("\"anyOf\""),
-            "no anyOf in a structural schema outside int-or-string"
-        );
+        assert!(!crd.to_string().contains("\"anyOf\""), "no anyOf in a structural schema outside int-or-string");
     }
 
     #[test]

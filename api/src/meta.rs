@@ -18,10 +18,7 @@ pub struct NamespacedName {
 impl NamespacedName {
     /// The name `namespace/name`.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self {
-            namespace: namespace.into(),
-            name: name.into(),
-        }
+        Self { namespace: namespace.into(), name: name.into() }
     }
 }
 
@@ -65,9 +62,7 @@ const RESERVED: [&str; 3] = [LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_SERVICE_
 /// A user's labels without those that would make the object pose as one of another namespace, service account or kind.
 pub fn without_reserved<'a>(labels: impl IntoIterator<Item = (&'a String, &'a String)>) -> Labels {
     let is_reserved = |name: &str| {
-        RESERVED.contains(&name)
-            || name.starts_with(PREFIX_NAMESPACE)
-            || name.starts_with(PREFIX_SERVICE_ACCOUNT)
+        RESERVED.contains(&name) || name.starts_with(PREFIX_NAMESPACE) || name.starts_with(PREFIX_SERVICE_ACCOUNT)
     };
     labels
         .into_iter()

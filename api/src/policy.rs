@@ -32,9 +32,7 @@ impl PolicyKind {
     pub fn is_staged(self) -> bool {
         matches!(
             self,
-            Self::StagedNetworkPolicy
-                | Self::StagedGlobalNetworkPolicy
-                | Self::StagedKubernetesNetworkPolicy
+            Self::StagedNetworkPolicy | Self::StagedGlobalNetworkPolicy | Self::StagedKubernetesNetworkPolicy
         )
     }
 

@@ -26,23 +26,13 @@ impl Problem {
         rule: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        Self {
-            field: field.into(),
-            value: value.into(),
-            rule: rule.into(),
-            remedy: remedy.into(),
-        }
+        Self { field: field.into(), value: value.into(), rule: rule.into(), remedy: remedy.into() }
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            field,
-            value,
-            rule,
-            remedy,
-        } = self;
+        let Self { field, value, rule, remedy } = self;
         write!(f, "{field}: {value:?}: {rule}; {remedy}")
     }
 }
@@ -102,35 +92,19 @@ impl Problems {
     }
 
     /// The object as read if nothing was wrong, or the refusal with what to enforce instead.
-    pub(crate) fn finish<T>(
-        self,
-        value: T,
-        closed: impl FnOnce(T) -> Option<T>,
-    ) -> Result<T, Refusal<T>> {
+    pub(crate) fn finish<T>(self, value: T, closed: impl FnOnce(T) -> Option<T>) -> Result<T, Refusal<T>> {
         if self.is_empty() {
             return Ok(value);
         }
-        Err(Refusal {
-            problems: self.0,
-            closed: closed(value),
-        })
+        Err(Refusal { problems: self.0, closed: closed(value) })
     }
 
     /// Parses a selector; `None` if it does not parse, with the reason noted.
     pub(crate) fn selector(&mut self, field: &str, text: &str) -> Option<Selector> {
         match Selector::parse(text) {
             Ok(selector) => Some(selector),
-            Err(SelectorError {
-                position,
-                rule,
-                remedy,
-            }) => {
-                self.add(
-                    field,
-                    text,
-                    format!("not a selector: at character {position}: {rule}"),
-                    remedy,
-                );
+            Err(SelectorError { position, rule, remedy }) => {
+                self.add(field, text, format!("not a selector: at character {position}: {rule}"), remedy);
                 None
             }
         }

@@ -63,10 +63,7 @@ pub struct PortRange {
 impl PortRange {
     /// The range that holds one port.
     pub fn single(port: u16) -> Self {
-        Self {
-            first: port,
-            last: port,
-        }
+        Self { first: port, last: port }
     }
 
     /// Whether the port is inside.

@@ -42,10 +42,8 @@ fn manifests_are_generated_from_the_types() {
         );
     }
     let wanted: BTreeSet<String> = definitions.iter().map(file_of).collect();
-    let found: BTreeSet<String> = std::fs::read_dir(&folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let found: BTreeSet<String> =
+        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert_eq!(found, wanted, "files of deploy/crds");
 }
 
@@ -69,16 +67,10 @@ fn schemas_are_structural_and_small() {
         let value = serde_json::to_value(&definition).unwrap();
         let root = &value["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
         visit(&name, root, &mut |path, schema| {
-            let is_open = [
-                "x-kubernetes-int-or-string",
-                "x-kubernetes-preserve-unknown-fields",
-            ]
-            .iter()
-            .any(|key| schema[*key] == true);
-            assert!(
-                schema["type"].is_string() || is_open,
-                "{path} has no type: {schema}"
-            );
+            let is_open = ["x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields"]
+                .iter()
+                .any(|key| schema[*key] == true);
+            assert!(schema["type"].is_string() || is_open, "{path} has no type: {schema}");
             for key in ["anyOf", "oneOf", "$ref"] {
                 assert!(schema.get(key).is_none(), "{path} has {key}");
             }
@@ -96,19 +88,8 @@ fn policies_are_selectable_by_tier() {
     for definition in crds::all() {
         let plural = definition.spec.names.plural.as_str();
         let is_policy = ["networkpolicies", "globalnetworkpolicies"].contains(&plural);
-        let fields = definition.spec.versions[0]
-            .selectable_fields
-            .iter()
-            .flatten();
+        let fields = definition.spec.versions[0].selectable_fields.iter().flatten();
         let paths: Vec<&str> = fields.map(|field| field.json_path.as_str()).collect();
-        assert_eq!(
-            paths,
-            if is_policy {
-                vec![".spec.tier"]
-            } else {
-                vec![]
-            },
-            "{plural}"
-        );
+        assert_eq!(paths, if is_policy { vec![".spec.tier"] } else { vec![] }, "{plural}");
     }
 }

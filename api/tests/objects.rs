@@ -82,31 +82,15 @@ fn a_pod_is_an_endpoint() {
 const ADDRESSES: &[(&str, &str, &[&str])] = &[
     ("", "", &[]),
     ("", "podIP: 10.0.0.5", &["10.0.0.5"]),
-    (
-        "annotations: {cni.projectcalico.org/podIP: 10.0.0.6/32}",
-        "podIP: 10.0.0.5",
-        &["10.0.0.6"],
-    ),
+    ("annotations: {cni.projectcalico.org/podIP: 10.0.0.6/32}", "podIP: 10.0.0.5", &["10.0.0.6"]),
     (
         "annotations: {cni.projectcalico.org/podIP: 10.0.0.6/32, cni.projectcalico.org/podIPs: '10.0.0.7/32, fd00::7/128'}",
         "",
         &["10.0.0.7", "fd00::7"],
     ),
-    (
-        "annotations: {cni.projectcalico.org/podIP: nonsense}",
-        "podIP: 10.0.0.5",
-        &["10.0.0.5"],
-    ),
-    (
-        "annotations: {cni.projectcalico.org/podIP: ''}",
-        "podIP: 10.0.0.5",
-        &["10.0.0.5"],
-    ),
-    (
-        "deletionTimestamp: '2026-01-01T00:00:00Z'",
-        "podIP: 10.0.0.5",
-        &["10.0.0.5"],
-    ),
+    ("annotations: {cni.projectcalico.org/podIP: nonsense}", "podIP: 10.0.0.5", &["10.0.0.5"]),
+    ("annotations: {cni.projectcalico.org/podIP: ''}", "podIP: 10.0.0.5", &["10.0.0.5"]),
+    ("deletionTimestamp: '2026-01-01T00:00:00Z'", "podIP: 10.0.0.5", &["10.0.0.5"]),
     (
         "deletionTimestamp: '2026-01-01T00:00:00Z', annotations: {cni.projectcalico.org/podIP: ''}",
         "podIP: 10.0.0.5",
@@ -114,11 +98,7 @@ const ADDRESSES: &[(&str, &str, &[&str])] = &[
     ),
     ("", "podIP: 10.0.0.5, phase: Running", &["10.0.0.5"]),
     ("", "podIP: 10.0.0.5, phase: Succeeded", &[]),
-    (
-        "annotations: {cni.projectcalico.org/podIP: 10.0.0.6/32}",
-        "podIP: 10.0.0.5, phase: Failed",
-        &[],
-    ),
+    ("annotations: {cni.projectcalico.org/podIP: 10.0.0.6/32}", "podIP: 10.0.0.5, phase: Failed", &[]),
 ];
 
 #[test]
@@ -138,18 +118,13 @@ fn pods_without_a_network_of_their_own_are_no_endpoints() {
 
 #[test]
 fn names_of_parents_are_the_true_ones() {
-    let namespace: Namespace =
-        mk("{metadata: {name: a, labels: {x: y, projectcalico.org/name: b}}}");
+    let namespace: Namespace = mk("{metadata: {name: a, labels: {x: y, projectcalico.org/name: b}}}");
     let account: ServiceAccount = mk("{metadata: {name: s, namespace: a}}");
     expect![[r#"
         ("a", {"projectcalico.org/name": "a", "x": "y"})
         (NamespacedName { namespace: "a", name: "s" }, {"projectcalico.org/name": "s"})
     "#]]
-    .assert_eq(&format!(
-        "{:?}\n{:?}\n",
-        k8s::namespace(&namespace),
-        k8s::service_account(&account)
-    ));
+    .assert_eq(&format!("{:?}\n{:?}\n", k8s::namespace(&namespace), k8s::service_account(&account)));
 }
 
 /// Annotations and addresses of a node, and what others know of it.
@@ -164,20 +139,14 @@ fn nodes() {
     };
     let kubelet = "{type: Hostname, address: n}, {type: ExternalIP, address: 1.2.3.4}, {type: InternalIP, address: 'fd00::1'}, {type: InternalIP, address: 192.168.0.1}";
     assert_eq!(node("", ""), "None None None");
-    assert_eq!(
-        node("", kubelet),
-        "Some(192.168.0.1/32) Some(fd00::1/128) None"
-    );
+    assert_eq!(node("", kubelet), "Some(192.168.0.1/32) Some(fd00::1/128) None");
     let ours = "projectcalico.org/IPv4Address: 192.168.0.2/24, projectcalico.org/IPv4VXLANTunnelAddr: 10.0.0.1, projectcalico.org/VXLANTunnelMACAddr: '66:00:00:00:0a:FF'";
     assert_eq!(
         node(ours, kubelet),
         "Some(192.168.0.2/24) Some(fd00::1/128) Some(Vtep { address: 10.0.0.1, mac: Mac([102, 0, 0, 0, 10, 255]) })"
     );
     let half = "projectcalico.org/IPv4Address: x, projectcalico.org/IPv4VXLANTunnelAddr: 10.0.0.1, projectcalico.org/VXLANTunnelMACAddr: '66'";
-    assert_eq!(
-        node(half, kubelet),
-        "Some(192.168.0.1/32) Some(fd00::1/128) None"
-    );
+    assert_eq!(node(half, kubelet), "Some(192.168.0.1/32) Some(fd00::1/128) None");
 }
 
 #[test]
@@ -185,13 +154,7 @@ fn mac_addresses_are_read_as_they_are_written() {
     let mac = Mac([0x66, 0, 1, 0xab, 0xff, 9]);
     assert_eq!(mac.to_string(), "66:00:01:ab:ff:09");
     assert_eq!(mac.to_string().parse(), Ok(mac));
-    for bad in [
-        "",
-        "66:00:01:ab:ff",
-        "66:00:01:ab:ff:09:00",
-        "66:0:01:ab:ff:09",
-        "6g:00:01:ab:ff:09",
-    ] {
+    for bad in ["", "66:00:01:ab:ff", "66:00:01:ab:ff:09:00", "66:0:01:ab:ff:09", "6g:00:01:ab:ff:09"] {
         assert!(bad.parse::<Mac>().is_err(), "{bad}");
     }
 }
@@ -205,26 +168,10 @@ fn slices_are_backends_of_their_service() {
     );
     let shown: Vec<String> = k8s::service::backends(&slice)
         .iter()
-        .map(|backend| {
-            format!(
-                "{} {} {}",
-                backend.address, backend.protocol.0, backend.port
-            )
-        })
+        .map(|backend| format!("{} {} {}", backend.address, backend.protocol.0, backend.port))
         .collect();
-    assert_eq!(
-        shown,
-        [
-            "10.0.0.1 6 80",
-            "10.0.0.1 17 53",
-            "10.0.0.2 6 80",
-            "10.0.0.2 17 53"
-        ]
-    );
-    assert_eq!(
-        k8s::service::service_of(&slice).unwrap().to_string(),
-        "ns/s"
-    );
+    assert_eq!(shown, ["10.0.0.1 6 80", "10.0.0.1 17 53", "10.0.0.2 6 80", "10.0.0.2 17 53"]);
+    assert_eq!(k8s::service::service_of(&slice).unwrap().to_string(), "ns/s");
 }
 
 #[test]
@@ -254,24 +201,16 @@ const ENCAPSULATIONS: &[(&str, Encapsulation)] = &[
     ("vxlanMode: Always, ipipMode: Never", Encapsulation::Vxlan),
     ("vxlanMode: CrossSubnet", Encapsulation::VxlanCrossSubnet),
     ("ipipMode: Always", Encapsulation::Ipip),
-    (
-        "ipipMode: CrossSubnet, disabled: true",
-        Encapsulation::IpipCrossSubnet,
-    ),
+    ("ipipMode: CrossSubnet, disabled: true", Encapsulation::IpipCrossSubnet),
 ];
 
 #[test]
 fn pools() {
     for (spec, wanted) in ENCAPSULATIONS {
         let pool: IPPool = mk_v3(&format!("{{spec: {{cidr: 10.0.0.0/16, {spec}}}}}"));
-        assert_eq!(
-            v3::pool::pool(&pool).unwrap().encapsulation,
-            *wanted,
-            "{spec}"
-        );
+        assert_eq!(v3::pool::pool(&pool).unwrap().encapsulation, *wanted, "{spec}");
     }
-    let pool: IPPool =
-        mk_v3("{spec: {cidr: 10.0.0.9/16, natOutgoing: true, vxlanMode: Sometimes}}");
+    let pool: IPPool = mk_v3("{spec: {cidr: 10.0.0.9/16, natOutgoing: true, vxlanMode: Sometimes}}");
     let nonsense: IPPool = mk_v3("{spec: {cidr: nonsense}}");
     expect![[r#"
         Err(Refusal { problems: [Problem { field: "spec.vxlanMode", value: "Sometimes", rule: "not a mode", remedy: "use Never, Always or CrossSubnet" }], closed: Some(Pool { cidr: 10.0.0.0/16, encapsulation: None, nat_outgoing: true }) })
@@ -282,19 +221,13 @@ fn pools() {
 #[test]
 fn blocks() {
     let block = |spec: &str| {
-        let block: IPAMBlock = mk_v3(&format!(
-            "{{spec: {{cidr: 10.0.0.0/30, unallocated: [], {spec}}}}}"
-        ));
+        let block: IPAMBlock = mk_v3(&format!("{{spec: {{cidr: 10.0.0.0/30, unallocated: [], {spec}}}}}"));
         format!("{:?}\n", v3::pool::block_info(&block))
     };
     let attributes = "attributes: [{handle_id: a, secondary: {node: n1}}, {handle_id: b, secondary: {node: n2}}, {secondary: {node: n3}, releasedAt: '2026-01-01T00:00:00Z'}]";
     let shown = [
-        block(&format!(
-            "affinity: 'host:n1', allocations: [0, 1, 2, null], {attributes}"
-        )),
-        block(&format!(
-            "affinity: 'virtual:load-balancer', allocations: [0, null, null, null], {attributes}"
-        )),
+        block(&format!("affinity: 'host:n1', allocations: [0, 1, 2, null], {attributes}")),
+        block(&format!("affinity: 'virtual:load-balancer', allocations: [0, null, null, null], {attributes}")),
         block("deleted: true, allocations: [], attributes: []"),
         block("allocations: [0, null, null, null], attributes: []"),
     ];
@@ -318,28 +251,17 @@ fn settings_lie_over_weaker_ones_and_bad_values_count_as_not_given() {
     );
     let all = v3::cluster::settings(&all).unwrap();
     let node = v3::cluster::settings_over(&all, &configuration("vxlanPort: 9")).unwrap();
-    assert_eq!(
-        node,
-        FelixSettings {
-            vxlan_port: 9,
-            ..all
-        }
-    );
+    assert_eq!(node, FelixSettings { vxlan_port: 9, ..all });
     let bad = configuration(
         "vxlanVNI: 0, vxlanPort: 65536, defaultEndpointToHostAction: Explode, natOutgoingExclusions: x, vxlanMTU: 1300",
     );
     let refusal = v3::cluster::settings_over(&node, &bad).unwrap_err();
-    assert_eq!(
-        refusal.closed,
-        Some(FelixSettings {
-            vxlan_mtu: 1300,
-            ..node
-        })
-    );
+    assert_eq!(refusal.closed, Some(FelixSettings { vxlan_mtu: 1300, ..node }));
     expect![[r#"
         spec.defaultEndpointToHostAction: "Explode": not an action; use Accept, Drop or Return
         spec.vxlanVNI: "0": not from 1 to 16777215; use a number of that range, or leave the field out
         spec.vxlanPort: "65536": not from 1 to 65535; use a number of that range, or leave the field out
         spec.natOutgoingExclusions: "x": not known; use IPPoolsOnly or IPPoolsAndHostIPs
-    "#]].assert_eq(&format!("{refusal}\n"));
+    "#]]
+    .assert_eq(&format!("{refusal}\n"));
 }

@@ -13,11 +13,7 @@ use support::show;
 
 /// A policy of namespace `ns` from its `spec` as YAML.
 fn mk_namespaced(spec: &str) -> NetworkPolicy {
-    mk(
-        "NetworkPolicy",
-        json!({ "name": "p", "namespace": "ns" }),
-        spec,
-    )
+    mk("NetworkPolicy", json!({ "name": "p", "namespace": "ns" }), spec)
 }
 
 fn mk_global(spec: &str) -> GlobalNetworkPolicy {
@@ -517,10 +513,9 @@ fn refusals_name_everything_and_never_open() {
 
 #[test]
 fn an_entity_that_restricts_nothing_says_nothing() {
-    let parsed = v3::policy::network_policy(&mk_namespaced(
-        "{ingress: [{action: Allow, source: {}, destination: {}}]}",
-    ))
-    .unwrap();
+    let parsed =
+        v3::policy::network_policy(&mk_namespaced("{ingress: [{action: Allow, source: {}, destination: {}}]}"))
+            .unwrap();
     assert_eq!(parsed.ingress, [Rule::any(Action::Allow)]);
 }
 

@@ -14,20 +14,14 @@ use margay_calc::update::Update;
 
 fn main() {
     // Some of the parts, by name; all when none is named.
-    let named: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|argument| !argument.starts_with('-'))
-        .collect();
+    let named: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let parts: [(&str, fn()); 4] = [
         ("cluster", cluster),
         ("endpoint", endpoint_updates),
         ("namespace", namespace_updates),
         ("selector", selector_additions),
     ];
-    for (_, part) in parts
-        .iter()
-        .filter(|(name, _)| named.is_empty() || named.iter().any(|part| part == name))
-    {
+    for (_, part) in parts.iter().filter(|(name, _)| named.is_empty() || named.iter().any(|part| part == name)) {
         part();
     }
 }
@@ -46,21 +40,13 @@ fn cluster() {
     };
     apply(&mut graph, default_tier());
     for number in 0..NAMESPACES {
-        let labels = labels(&[
-            ("kubernetes.io/metadata.name", &namespace(number)),
-            ("team", &format!("t{}", number % 500)),
-        ]);
-        apply(
-            &mut graph,
-            Update::Namespace(namespace(number), Some(labels)),
-        );
+        let labels =
+            labels(&[("kubernetes.io/metadata.name", &namespace(number)), ("team", &format!("t{}", number % 500))]);
+        apply(&mut graph, Update::Namespace(namespace(number), Some(labels)));
     }
     for number in 0..NAMESPACES {
         for (name, policy) in policies(number) {
-            apply(
-                &mut graph,
-                Update::Policy(policy_key(&namespace(number), name), Some(policy)),
-            );
+            apply(&mut graph, Update::Policy(policy_key(&namespace(number), name), Some(policy)));
         }
     }
     for number in 0..4 * NAMESPACES {
@@ -74,11 +60,7 @@ fn cluster() {
     drop(flush);
     println!("25k namespaces, 100k pods, 75k policies on 1000 nodes ({records} records)");
     println!("  apply {worked:.2?}, flush {flushed:.2?}   [budget 3 s; Antrea 6 s]");
-    println!(
-        "  with making the objects {:.2?}, of processor time {:.2?}",
-        started.elapsed(),
-        processor() - used
-    );
+    println!("  with making the objects {:.2?}, of processor time {:.2?}", started.elapsed(), processor() - used);
     println!(
         "  memory {} MB with the flush, {} MB without   [budget 400 MB; Antrea 1500 to 1700 MB]",
         (held - before) >> 20,
@@ -102,12 +84,7 @@ fn changes(graph: &mut Graph) {
     let policy = timed(200, |round| {
         let name = namespace(round);
         let policy = Policy {
-            ingress: vec![allow(
-                selector(&format!(
-                    "projectcalico.org/namespace == '{name}' && app == 'job'"
-                )),
-                99,
-            )],
+            ingress: vec![allow(selector(&format!("projectcalico.org/namespace == '{name}' && app == 'job'")), 99)],
             ..isolate(&name, "app == 'db'")
         };
         graph.apply(Update::Policy(policy_key(&name, "ingress"), Some(policy)));
@@ -118,22 +95,13 @@ fn changes(graph: &mut Graph) {
 
 /// An endpoint whose labels change, against live selectors.
 fn endpoint_updates() {
-    println!(
-        "endpoint update against 10 / 100 / 1k / 10k selectors   [Felix 12 us / 31 us / 287 us / 8.36 ms]"
-    );
+    println!("endpoint update against 10 / 100 / 1k / 10k selectors   [Felix 12 us / 31 us / 287 us / 8.36 ms]");
     type Shape = fn(usize) -> String;
     let shapes: [(&str, Shape); 3] = [
-        ("of other namespaces", |number| {
-            format!("projectcalico.org/namespace == 'other{number}' && app == 'web'")
-        }),
-        ("of other values", |number| {
-            format!("app == 'app{number}' && tier == 'front'")
-        }),
+        ("of other namespaces", |number| format!("projectcalico.org/namespace == 'other{number}' && app == 'web'")),
+        ("of other values", |number| format!("app == 'app{number}' && tier == 'front'")),
         ("that all look at it, half select it", |number| {
-            format!(
-                "has(app) && app != 'app{}'",
-                if number % 2 == 0 { 1 } else { number }
-            )
+            format!("has(app) && app != 'app{}'", if number % 2 == 0 { 1 } else { number })
         }),
     ];
     for (name, shape) in shapes {
@@ -155,10 +123,7 @@ fn namespace_updates() {
         let mut graph = watched(count, |number| format!("pcns.team == 'team{number}'"));
         graph.apply(pod("here", 1, "web"));
         timed(200, |round| {
-            graph.apply(Update::Namespace(
-                String::from("here"),
-                Some(labels(&[("team", ["team1", "x"][round % 2])])),
-            ));
+            graph.apply(Update::Namespace(String::from("here"), Some(labels(&[("team", ["team1", "x"][round % 2])]))));
             graph.flush();
         })
     });
@@ -167,28 +132,18 @@ fn namespace_updates() {
 
 /// A selector that becomes live.
 fn selector_additions() {
-    println!(
-        "selector added with 100 / 1k / 10k / 100k endpoints   [Felix 19 us / 168 us / 1.81 ms / 24 ms]"
-    );
+    println!("selector added with 100 / 1k / 10k / 100k endpoints   [Felix 19 us / 168 us / 1.81 ms / 24 ms]");
     type Shape = fn(usize) -> String;
     let shapes: [(&str, Shape); 3] = [
-        ("of one namespace", |number| {
-            format!("projectcalico.org/namespace == 'n{number}' && app == 'web'")
-        }),
-        ("of one value in 64", |number| {
-            format!("app == 'app{}' && zone != '{number}'", number % 64)
-        }),
+        ("of one namespace", |number| format!("projectcalico.org/namespace == 'n{number}' && app == 'web'")),
+        ("of one value in 64", |number| format!("app == 'app{}' && zone != '{number}'", number % 64)),
         ("that selects all", |number| format!("zone != '{number}'")),
     ];
     for (name, shape) in shapes {
         let times = [100, 1_000, 10_000, 100_000].map(|count| {
             let mut graph = watched(0, shape);
             for number in 0..count {
-                graph.apply(pod(
-                    &format!("n{}", number / 64),
-                    number,
-                    &format!("app{}", number % 64),
-                ));
+                graph.apply(pod(&format!("n{}", number / 64), number, &format!("app{}", number % 64)));
             }
             graph.flush();
             timed(8, |round| graph.apply(watch(round, &[shape(round)])))
@@ -209,10 +164,7 @@ fn watched(count: usize, shape: fn(usize) -> String) -> Graph {
 
 fn watch(number: usize, selectors: &[String]) -> Update {
     let policy = Policy {
-        ingress: selectors
-            .iter()
-            .map(|text| allow(selector(text), 80))
-            .collect(),
+        ingress: selectors.iter().map(|text| allow(selector(text), 80)).collect(),
         ..isolate("watch", "app == 'watcher'")
     };
     Update::Policy(policy_key("watch", &format!("watch{number}")), Some(policy))
@@ -233,36 +185,22 @@ fn timed(rounds: usize, mut work: impl FnMut(usize)) -> Duration {
 
 /// Processor time of this process: what counts when others keep the machine busy.
 fn processor() -> Duration {
-    let status =
-        std::fs::read_to_string("/proc/self/stat").expect("the system says how long it has run");
+    let status = std::fs::read_to_string("/proc/self/stat").expect("the system says how long it has run");
     // Behind the name in parentheses: user and system time are the 12th and 13th, in hundredths of a second.
-    let fields = status
-        .rsplit(") ")
-        .next()
-        .unwrap_or_default()
-        .split(' ')
-        .skip(11)
-        .take(2);
+    let fields = status.rsplit(") ").next().unwrap_or_default().split(' ').skip(11).take(2);
     let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
     Duration::from_millis(10 * ticks)
 }
 
 /// Resident memory of this process, in bytes.
 fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/statm")
-        .expect("the system says how much memory it gave");
-    let pages = status
-        .split(' ')
-        .nth(1)
-        .and_then(|pages| pages.parse::<usize>().ok());
+    let status = std::fs::read_to_string("/proc/self/statm").expect("the system says how much memory it gave");
+    let pages = status.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok());
     pages.expect("the second field is the resident size in pages") * 4096
 }
 
 fn default_tier() -> Update {
-    let tier = Tier {
-        order: Order(Some(1_000_000.0)),
-        default_action: Action::Deny,
-    };
+    let tier = Tier { order: Order(Some(1_000_000.0)), default_action: Action::Deny };
     Update::Tier(String::from("default"), Some(tier))
 }
 
@@ -271,10 +209,7 @@ fn namespace(number: usize) -> String {
 }
 
 fn labels(pairs: &[(&str, &str)]) -> Labels {
-    pairs
-        .iter()
-        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-        .collect()
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
 fn selector(text: &str) -> Selector {
@@ -282,11 +217,7 @@ fn selector(text: &str) -> Selector {
 }
 
 fn policy_key(namespace: &str, name: &str) -> PolicyKey {
-    PolicyKey {
-        kind: PolicyKind::KubernetesNetworkPolicy,
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-    }
+    PolicyKey { kind: PolicyKind::KubernetesNetworkPolicy, namespace: namespace.to_owned(), name: name.to_owned() }
 }
 
 fn pod(namespace: &str, number: usize, app: &str) -> Update {
@@ -305,11 +236,7 @@ fn pod(namespace: &str, number: usize, app: &str) -> Update {
             ]),
             service_account: String::from("default"),
             addresses: vec![std::net::IpAddr::from([10, a, b, c])],
-            ports: vec![NamedPort {
-                name: String::from("http"),
-                protocol: Protocol::TCP,
-                port: 8080,
-            }],
+            ports: vec![NamedPort { name: String::from("http"), protocol: Protocol::TCP, port: 8080 }],
             interface: format!("cali{number:011x}"),
         }),
     )
@@ -333,14 +260,8 @@ fn allow(from: Selector, port: u16) -> Rule {
     let ports = vec![Port::Range(PortRange::single(port))];
     Rule {
         protocol: Some(Protocol::TCP),
-        source: EntityMatch {
-            selector: Some(from),
-            ..EntityMatch::default()
-        },
-        destination: EntityMatch {
-            ports,
-            ..EntityMatch::default()
-        },
+        source: EntityMatch { selector: Some(from), ..EntityMatch::default() },
+        destination: EntityMatch { ports, ..EntityMatch::default() },
         ..Rule::any(Action::Allow)
     }
 }
@@ -361,19 +282,7 @@ fn policies(number: usize) -> [(&'static str, Policy); 3] {
     ));
     [
         ("isolate", isolate(&name, "has(app)")),
-        (
-            "ingress",
-            Policy {
-                ingress: vec![allow(own, 5432)],
-                ..isolate(&name, "app == 'db'")
-            },
-        ),
-        (
-            "others",
-            Policy {
-                ingress: vec![allow(other, 80), allow(team, 443)],
-                ..isolate(&name, "app == 'web'")
-            },
-        ),
+        ("ingress", Policy { ingress: vec![allow(own, 5432)], ..isolate(&name, "app == 'db'") }),
+        ("others", Policy { ingress: vec![allow(other, 80), allow(team, 443)], ..isolate(&name, "app == 'web'") }),
     ]
 }

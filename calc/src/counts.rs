@@ -54,33 +54,19 @@ pub(crate) struct Told {
 }
 
 /// What changed between what was told and what is now; none if nothing did. `Change` is for those who keep the record.
-pub(crate) fn transition(
-    was: &[Text],
-    is: &[Text],
-    change: Change,
-    texts: &Texts,
-) -> Option<RecordChange> {
+pub(crate) fn transition(was: &[Text], is: &[Text], change: Change, texts: &Texts) -> Option<RecordChange> {
     if was == is && change == Change::Same {
         return None;
     }
     let missing = |from: &[Text], nodes: &[Text]| -> NodeSet {
-        let missing = nodes
-            .iter()
-            .filter(|node| from.binary_search(node).is_err());
+        let missing = nodes.iter().filter(|node| from.binary_search(node).is_err());
         missing.map(|node| texts.share(*node)).collect()
     };
-    let kept: NodeSet = is
-        .iter()
-        .filter(|node| was.binary_search(node).is_ok())
-        .map(|node| texts.share(*node))
-        .collect();
+    let kept: NodeSet =
+        is.iter().filter(|node| was.binary_search(node).is_ok()).map(|node| texts.share(*node)).collect();
     Some(RecordChange {
         gained: Audience::Nodes(missing(was, is)),
-        change: if kept.is_empty() {
-            Change::Same
-        } else {
-            change
-        },
+        change: if kept.is_empty() { Change::Same } else { change },
         kept: Audience::Nodes(kept),
         lost: Audience::Nodes(missing(is, was)),
     })

@@ -16,8 +16,8 @@ use margay_api::rule::{Action, Icmp, IpVersion, PortRange};
 use sha2::{Digest, Sha256};
 
 use crate::model::{
-    EndpointRecord, IpSetRecord, Member, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord,
-    RuleRecord, SetId, SetKind, SideMatch, TierBinding,
+    EndpointRecord, IpSetRecord, Member, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord, RuleRecord, SetId,
+    SetKind, SideMatch, TierBinding,
 };
 
 /// Number of buckets: 2 KB of hello, and 1/256 of the view to restate for one difference.
@@ -223,18 +223,12 @@ impl Encoder {
     fn record(&mut self, record: &Record) {
         match record {
             Record::Settings(settings) => self.settings(settings),
-            Record::Pool(PoolRecord {
-                nat_outgoing,
-                encapsulation,
-            }) => {
+            Record::Pool(PoolRecord { nat_outgoing, encapsulation }) => {
                 self.byte(u8::from(*nat_outgoing));
                 self.encapsulation(*encapsulation);
             }
             Record::Node(node) => self.node(node),
-            Record::Route(RouteRecord {
-                node,
-                encapsulation,
-            }) => {
+            Record::Route(RouteRecord { node, encapsulation }) => {
                 self.text(node);
                 self.encapsulation(*encapsulation);
             }
@@ -274,12 +268,7 @@ impl Encoder {
     }
 
     fn node(&mut self, node: &NodeInfo) {
-        let NodeInfo {
-            ipv4,
-            ipv6,
-            vtep,
-            labels,
-        } = node;
+        let NodeInfo { ipv4, ipv6, vtep, labels } = node;
         self.option(*ipv4, |encoder, net| encoder.net(&IpNet::V4(net)));
         self.option(*ipv6, |encoder, net| encoder.net(&IpNet::V6(net)));
         self.option(vtep.as_ref(), |encoder, vtep| {
@@ -294,16 +283,7 @@ impl Encoder {
     }
 
     fn rule(&mut self, rule: &RuleRecord) {
-        let RuleRecord {
-            action,
-            ip_version,
-            protocol,
-            not_protocol,
-            icmp,
-            not_icmp,
-            source,
-            destination,
-        } = rule;
+        let RuleRecord { action, ip_version, protocol, not_protocol, icmp, not_icmp, source, destination } = rule;
         self.action(*action);
         self.option(*ip_version, |encoder, version| {
             encoder.byte(match version {
@@ -325,17 +305,8 @@ impl Encoder {
     }
 
     fn side(&mut self, side: &SideMatch) {
-        let SideMatch {
-            nets,
-            not_nets,
-            sets,
-            not_sets,
-            ports,
-            port_sets,
-            not_ports,
-            not_port_sets,
-            service_set,
-        } = side;
+        let SideMatch { nets, not_nets, sets, not_sets, ports, port_sets, not_ports, not_port_sets, service_set } =
+            side;
         let set = |encoder: &mut Self, set: &SetId| encoder.text(&set.0);
         self.list(nets, Self::net);
         self.list(not_nets, Self::net);
@@ -354,12 +325,7 @@ impl Encoder {
     }
 
     fn endpoint(&mut self, endpoint: &EndpointRecord) {
-        let EndpointRecord {
-            interface,
-            addresses,
-            tiers,
-            unmatched,
-        } = endpoint;
+        let EndpointRecord { interface, addresses, tiers, unmatched } = endpoint;
         self.text(interface);
         self.list(addresses, Self::address);
         self.list(tiers, Self::tier);
@@ -367,12 +333,7 @@ impl Encoder {
     }
 
     fn tier(&mut self, tier: &TierBinding) {
-        let TierBinding {
-            name,
-            default_action,
-            ingress,
-            egress,
-        } = tier;
+        let TierBinding { name, default_action, ingress, egress } = tier;
         self.text(name);
         self.action(*default_action);
         self.list(ingress, Self::policy_key);

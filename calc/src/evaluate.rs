@@ -13,8 +13,7 @@ use margay_api::rule::{Action, Icmp, IpVersion, Protocol};
 
 use crate::graph::{Graph, View};
 use crate::model::{
-    EndpointRecord, IpSetRecord, Member, PolicyRecord, Record, RecordId, RuleRecord, SetId,
-    SideMatch, TierBinding,
+    EndpointRecord, IpSetRecord, Member, PolicyRecord, Record, RecordId, RuleRecord, SetId, SideMatch, TierBinding,
 };
 
 /// The first packet of a connection, or one that belongs to none.
@@ -120,18 +119,12 @@ impl Records for BTreeMap<RecordId, Record> {
 }
 
 /// The verdict of an endpoint's policies on a packet that passes it.
-pub fn evaluate(
-    records: &impl Records,
-    endpoint: &EndpointKey,
-    direction: Direction,
-    packet: &Packet,
-) -> Verdict {
+pub fn evaluate(records: &impl Records, endpoint: &EndpointKey, direction: Direction, packet: &Packet) -> Verdict {
     let mut trace = Vec::new();
-    let action =
-        decide(records, endpoint, direction, packet, &mut trace).unwrap_or_else(|missing| {
-            trace.push(Step::Missing(missing));
-            Action::Deny
-        });
+    let action = decide(records, endpoint, direction, packet, &mut trace).unwrap_or_else(|missing| {
+        trace.push(Step::Missing(missing));
+        Action::Deny
+    });
     Verdict { action, trace }
 }
 
@@ -143,15 +136,10 @@ pub fn connect(
     protocol: Protocol,
     port: u16,
 ) -> Option<Connection> {
-    let addresses = |key: &EndpointKey| {
-        endpoint_record(graph, key)
-            .ok()
-            .map(|endpoint| endpoint.into_owned().addresses)
-    };
+    let addresses =
+        |key: &EndpointKey| endpoint_record(graph, key).ok().map(|endpoint| endpoint.into_owned().addresses);
     let (from, to) = (addresses(source)?, addresses(destination)?);
-    let pairs = from
-        .iter()
-        .flat_map(|from| to.iter().map(move |to| (*from, *to)));
+    let pairs = from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to)));
     let (from, to) = { pairs }.find(|(from, to)| from.is_ipv4() == to.is_ipv4())?;
     let packet = Packet {
         source: from,
@@ -224,10 +212,7 @@ fn in_tier(
             }
         }
     }
-    trace.push(Step::TierEnd {
-        tier: tier.name.clone(),
-        action: tier.default_action,
-    });
+    trace.push(Step::TierEnd { tier: tier.name.clone(), action: tier.default_action });
     Ok(tier.default_action)
 }
 
@@ -244,24 +229,12 @@ fn matches(records: &impl Records, rule: &RuleRecord, packet: &Packet) -> Result
     };
     let header = rule.ip_version.is_none_or(|wanted| wanted == version)
         && rule.protocol.is_none_or(|wanted| wanted == packet.protocol)
-        && rule
-            .not_protocol
-            .is_none_or(|unwanted| unwanted != packet.protocol)
+        && rule.not_protocol.is_none_or(|unwanted| unwanted != packet.protocol)
         && rule.icmp.is_none_or(is_icmp)
         && !rule.not_icmp.is_some_and(is_icmp);
-    let source = End {
-        address: packet.source,
-        port: packet.source_port,
-        protocol: packet.protocol,
-    };
-    let destination = End {
-        address: packet.destination,
-        port: packet.destination_port,
-        protocol: packet.protocol,
-    };
-    Ok(header
-        && source.meets(records, &rule.source)?
-        && destination.meets(records, &rule.destination)?)
+    let source = End { address: packet.source, port: packet.source_port, protocol: packet.protocol };
+    let destination = End { address: packet.destination, port: packet.destination_port, protocol: packet.protocol };
+    Ok(header && source.meets(records, &rule.source)? && destination.meets(records, &rule.destination)?)
 }
 
 /// One side of a packet.
@@ -273,17 +246,8 @@ struct End {
 
 impl End {
     fn meets(&self, records: &impl Records, side: &SideMatch) -> Result<bool, Missing> {
-        let SideMatch {
-            nets,
-            not_nets,
-            sets,
-            not_sets,
-            ports,
-            port_sets,
-            not_ports,
-            not_port_sets,
-            service_set,
-        } = side;
+        let SideMatch { nets, not_nets, sets, not_sets, ports, port_sets, not_ports, not_port_sets, service_set } =
+            side;
         let is_within = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&self.address));
         let has_port = |ports: &[margay_api::rule::PortRange]| {
             self.protocol.has_ports() && ports.iter().any(|range| range.contains(self.port))
@@ -330,10 +294,7 @@ impl End {
     }
 }
 
-fn endpoint_record<'a>(
-    records: &'a impl Records,
-    key: &EndpointKey,
-) -> Result<Cow<'a, EndpointRecord>, Missing> {
+fn endpoint_record<'a>(records: &'a impl Records, key: &EndpointKey) -> Result<Cow<'a, EndpointRecord>, Missing> {
     let id = RecordId::Endpoint(key.clone());
     match records.record(&id) {
         Some(Cow::Borrowed(Record::Endpoint(endpoint))) => Ok(Cow::Borrowed(endpoint)),
@@ -342,10 +303,7 @@ fn endpoint_record<'a>(
     }
 }
 
-fn policy_record<'a>(
-    records: &'a impl Records,
-    key: &PolicyKey,
-) -> Result<Cow<'a, PolicyRecord>, Missing> {
+fn policy_record<'a>(records: &'a impl Records, key: &PolicyKey) -> Result<Cow<'a, PolicyRecord>, Missing> {
     let id = RecordId::Policy(key.clone());
     match records.record(&id) {
         Some(Cow::Borrowed(Record::Policy(policy))) => Ok(Cow::Borrowed(policy)),

@@ -63,10 +63,7 @@ impl Default for Globals {
             held: BTreeMap::new(),
             buckets: [0; digest::BUCKETS],
             dirty: BTreeSet::new(),
-            settings: Settings {
-                dirty: true,
-                ..Settings::default()
-            },
+            settings: Settings { dirty: true, ..Settings::default() },
         }
     }
 }
@@ -97,12 +94,7 @@ impl Globals {
         if self.blocks.get(&net) == block.as_ref() {
             return;
         }
-        for (destination, reason, _) in self
-            .blocks
-            .remove(&net)
-            .iter()
-            .flat_map(|block| routes(net, block))
-        {
+        for (destination, reason, _) in self.blocks.remove(&net).iter().flat_map(|block| routes(net, block)) {
             let reasons = self.routes.entry(destination).or_default();
             reasons.remove(&reason);
             if reasons.is_empty() {
@@ -111,11 +103,7 @@ impl Globals {
             self.dirty.insert(RecordId::Route(destination));
         }
         for (destination, reason, node) in block.iter().flat_map(|block| routes(net, block)) {
-            self.routes
-                .entry(destination)
-                .or_default()
-                .entry(reason)
-                .or_insert(node);
+            self.routes.entry(destination).or_default().entry(reason).or_insert(node);
             self.dirty.insert(RecordId::Route(destination));
         }
         self.blocks.extend(block.map(|block| (net, block)));
@@ -138,17 +126,10 @@ impl Globals {
                 continue;
             }
             let had = held.map(|held| held.digest);
-            had.into_iter()
-                .for_each(|digest| digest::subtract(&mut self.buckets, &id, digest));
-            let has = record.map(|record| Held {
-                digest: digest::digest(&id, &record),
-                record,
-            });
-            has.iter()
-                .for_each(|held| digest::add(&mut self.buckets, &id, held.digest));
-            flush
-                .records
-                .insert(id.clone(), for_all(had.is_some(), has.is_some()));
+            had.into_iter().for_each(|digest| digest::subtract(&mut self.buckets, &id, digest));
+            let has = record.map(|record| Held { digest: digest::digest(&id, &record), record });
+            has.iter().for_each(|held| digest::add(&mut self.buckets, &id, held.digest));
+            flush.records.insert(id.clone(), for_all(had.is_some(), has.is_some()));
             match has {
                 Some(has) => self.held.insert(id, has),
                 None => self.held.remove(&id),
@@ -172,11 +153,7 @@ impl Globals {
 
     /// The settings of a node, as of the last flush.
     pub(crate) fn settings(&self, node: &str) -> Option<(&Record, u64)> {
-        let held = self
-            .settings
-            .own
-            .get(node)
-            .or(self.settings.default.as_ref());
+        let held = self.settings.own.get(node).or(self.settings.default.as_ref());
         held.map(|held| (&held.record, held.digest))
     }
 
@@ -188,10 +165,7 @@ impl Globals {
     /// Pools whose range another pool has too, which wins by its name; with the other.
     pub(crate) fn shadowed_pools(&self) -> impl Iterator<Item = (&String, &String)> {
         self.pools.iter().filter_map(|(name, pool)| {
-            let (winner, _) = self
-                .pools
-                .iter()
-                .find(|(_, other)| other.cidr.trunc() == pool.cidr.trunc())?;
+            let (winner, _) = self.pools.iter().find(|(_, other)| other.cidr.trunc() == pool.cidr.trunc())?;
             (winner != name).then_some((name, winner))
         })
     }
@@ -200,33 +174,20 @@ impl Globals {
         match id {
             RecordId::Pool(net) => {
                 let pool = self.pools.values().find(|pool| pool.cidr.trunc() == *net)?;
-                Some(Record::Pool(PoolRecord {
-                    nat_outgoing: pool.nat_outgoing,
-                    encapsulation: pool.encapsulation,
-                }))
+                Some(Record::Pool(PoolRecord { nat_outgoing: pool.nat_outgoing, encapsulation: pool.encapsulation }))
             }
             RecordId::Node(name) => self.nodes.get(name).cloned().map(Record::Node),
             RecordId::Route(net) => {
                 let (_, node) = self.routes.get(net)?.first_key_value()?;
-                Some(Record::Route(RouteRecord {
-                    node: node.clone(),
-                    encapsulation: self.encapsulation(net),
-                }))
+                Some(Record::Route(RouteRecord { node: node.clone(), encapsulation: self.encapsulation(net) }))
             }
-            RecordId::Settings
-            | RecordId::IpSet(_)
-            | RecordId::Policy(_)
-            | RecordId::Endpoint(_) => None,
+            RecordId::Settings | RecordId::IpSet(_) | RecordId::Policy(_) | RecordId::Endpoint(_) => None,
         }
     }
 
     /// By the smallest pool around the destination; among equal ones the first by name.
     fn encapsulation(&self, net: &IpNet) -> Encapsulation {
-        let covering = self
-            .pools
-            .values()
-            .rev()
-            .filter(|pool| pool.cidr.contains(net));
+        let covering = self.pools.values().rev().filter(|pool| pool.cidr.contains(net));
         let smallest = covering.max_by_key(|pool| pool.cidr.prefix_len());
         smallest.map_or(Encapsulation::None, |pool| pool.encapsulation)
     }
@@ -239,12 +200,7 @@ impl Settings {
             let digest = digest::digest(&RecordId::Settings, &record);
             Held { record, digest }
         };
-        let default = held(
-            self.objects
-                .get(DEFAULT_SETTINGS)
-                .cloned()
-                .unwrap_or_default(),
-        );
+        let default = held(self.objects.get(DEFAULT_SETTINGS).cloned().unwrap_or_default());
         let own = self.objects.iter().filter_map(|(name, settings)| {
             let node = name.strip_prefix(NODE_SETTINGS)?;
             Some((node.to_owned(), held(settings.clone())))
@@ -255,14 +211,13 @@ impl Settings {
         let digest = |own: &BTreeMap<String, Held>, default: &Option<Held>, node: &String| {
             own.get(node).or(default.as_ref()).map(|held| held.digest)
         };
-        if before.as_ref().map(|held| held.digest) != self.default.as_ref().map(|held| held.digest)
-        {
+        if before.as_ref().map(|held| held.digest) != self.default.as_ref().map(|held| held.digest) {
             return Some(for_all(before.is_some(), true));
         }
         let named: BTreeSet<&String> = own_before.keys().chain(self.own.keys()).collect();
-        let differ = named.into_iter().filter(|node| {
-            digest(&own_before, &before, node) != digest(&self.own, &self.default, node)
-        });
+        let differ = named
+            .into_iter()
+            .filter(|node| digest(&own_before, &before, node) != digest(&self.own, &self.default, node));
         let nodes: NodeSet = differ.map(String::as_str).collect();
         (!nodes.is_empty()).then_some(RecordChange {
             gained: nobody(),
@@ -275,14 +230,9 @@ impl Settings {
 
 /// The routes of a block: itself, and what others borrow from it.
 fn routes(net: IpNet, block: &BlockInfo) -> impl Iterator<Item = (IpNet, Reason, String)> {
-    let own = block
-        .node
-        .clone()
-        .map(|node| (net.trunc(), Reason::Block(net), node));
-    let borrowed = block
-        .borrowed
-        .iter()
-        .map(move |(address, node)| (IpNet::from(*address), Reason::Borrowed(net), node.clone()));
+    let own = block.node.clone().map(|node| (net.trunc(), Reason::Block(net), node));
+    let borrowed =
+        block.borrowed.iter().map(move |(address, node)| (IpNet::from(*address), Reason::Borrowed(net), node.clone()));
     own.into_iter().chain(borrowed)
 }
 
@@ -291,11 +241,7 @@ fn for_all(had: bool, has: bool) -> RecordChange {
     RecordChange {
         gained: all(!had && has),
         kept: all(had && has),
-        change: if had && has {
-            Change::Value
-        } else {
-            Change::Same
-        },
+        change: if had && has { Change::Value } else { Change::Same },
         lost: all(had && !has),
     }
 }

@@ -64,9 +64,7 @@ pub enum Problem {
         tier: String,
     },
     /// Two pools of one range.
-    #[error(
-        "IPPool {pool}: its cidr is also that of IPPool {winner}, which decides; delete one of them"
-    )]
+    #[error("IPPool {pool}: its cidr is also that of IPPool {winner}, which decides; delete one of them")]
     PoolShadowed {
         /// The pool without effect.
         pool: String,
@@ -98,9 +96,7 @@ impl Graph {
         match update {
             Update::Endpoint(name, endpoint) => self.take_endpoint(&name, endpoint),
             Update::Namespace(name, labels) => self.take_namespace(&name, labels.as_ref()),
-            Update::ServiceAccount(name, labels) => {
-                self.take_service_account(&name, labels.as_ref())
-            }
+            Update::ServiceAccount(name, labels) => self.take_service_account(&name, labels.as_ref()),
             Update::Policy(name, policy) => self.take_policy(&name, policy),
             Update::Tier(name, tier) => {
                 let name = self.texts.intern(&name);
@@ -140,28 +136,17 @@ impl Graph {
     /// The value of a record for this node. It differs from [`Graph::record`] for [`RecordId::Settings`] only.
     pub fn record_for(&self, node: &str, id: &RecordId) -> Option<Cow<'_, Record>> {
         match id {
-            RecordId::Settings => self
-                .globals
-                .settings(node)
-                .map(|(record, _)| Cow::Borrowed(record)),
-            RecordId::Pool(_) | RecordId::Node(_) | RecordId::Route(_) => self
-                .globals
-                .record(id)
-                .map(|(record, _)| Cow::Borrowed(record)),
-            RecordId::IpSet(set) => self
-                .sets
-                .record(self.texts.find(&set.0)?)
-                .map(Cow::Borrowed),
+            RecordId::Settings => self.globals.settings(node).map(|(record, _)| Cow::Borrowed(record)),
+            RecordId::Pool(_) | RecordId::Node(_) | RecordId::Route(_) => {
+                self.globals.record(id).map(|(record, _)| Cow::Borrowed(record))
+            }
+            RecordId::IpSet(set) => self.sets.record(self.texts.find(&set.0)?).map(Cow::Borrowed),
             RecordId::Policy(name) => {
-                let policy =
-                    self.policies
-                        .record(self.policy_key(name)?, &self.sets, &self.texts)?;
+                let policy = self.policies.record(self.policy_key(name)?, &self.sets, &self.texts)?;
                 Some(Cow::Owned(Record::Policy(policy)))
             }
             RecordId::Endpoint(name) => {
-                let item = self
-                    .members
-                    .find_endpoint(self.pair(&name.namespace, &name.name)?)?;
+                let item = self.members.find_endpoint(self.pair(&name.namespace, &name.name)?)?;
                 self.members.get(item)?.node()?;
                 Some(Cow::Owned(Record::Endpoint(self.endpoint_record(item)?)))
             }
@@ -185,11 +170,7 @@ impl Graph {
             }
             RecordId::IpSet(set) => self.sets.digest(self.texts.find(&set.0)?),
             RecordId::Policy(name) => Some(self.policies.told(self.policy_key(name)?)?.digest),
-            RecordId::Endpoint(name) => Some(
-                self.members
-                    .told(self.pair(&name.namespace, &name.name)?)?
-                    .1,
-            ),
+            RecordId::Endpoint(name) => Some(self.members.told(self.pair(&name.namespace, &name.name)?)?.1),
         }
     }
 
@@ -205,15 +186,11 @@ impl Graph {
                 nodes.map(|nodes| audience(nodes.nodes(), &self.texts))
             }
             RecordId::Policy(name) => {
-                let told = self
-                    .policy_key(name)
-                    .and_then(|key| self.policies.told(key));
+                let told = self.policy_key(name).and_then(|key| self.policies.told(key));
                 told.map(|told| audience(told.nodes.iter().copied(), &self.texts))
             }
             RecordId::Endpoint(name) => {
-                let told = self
-                    .pair(&name.namespace, &name.name)
-                    .and_then(|key| self.members.told(key));
+                let told = self.pair(&name.namespace, &name.name).and_then(|key| self.members.told(key));
                 told.map(|(node, _)| audience([node], &self.texts))
             }
         };
@@ -227,44 +204,27 @@ impl Graph {
 
     /// Objects that do not mean what their authors may think, in order.
     pub fn problems(&self) -> BTreeSet<Problem> {
-        let tiers = self
-            .policies
-            .without_tier()
-            .map(|(policy, tier)| Problem::TierMissing {
-                policy: policies::key(policy, &self.texts),
-                tier: self.texts.get(tier).to_owned(),
-            });
+        let tiers = self.policies.without_tier().map(|(policy, tier)| Problem::TierMissing {
+            policy: policies::key(policy, &self.texts),
+            tier: self.texts.get(tier).to_owned(),
+        });
         let pools = self
             .globals
             .shadowed_pools()
-            .map(|(pool, winner)| Problem::PoolShadowed {
-                pool: pool.clone(),
-                winner: winner.clone(),
-            });
+            .map(|(pool, winner)| Problem::PoolShadowed { pool: pool.clone(), winner: winner.clone() });
         tiers.chain(pools).collect()
     }
 
     /// Forgets texts that no object uses any more. A flush does it when it is worth its cost.
     pub fn sweep(&mut self) {
-        let Self {
-            texts,
-            index,
-            selectors,
-            members,
-            policies,
-            sets,
-            services,
-            globals: _,
-        } = self;
+        let Self { texts, index, selectors, members, policies, sets, services, globals: _ } = self;
         texts.sweep(|marks| {
             index.mark(marks);
             selectors.mark(marks);
             members.mark(marks);
             policies.mark(marks);
             sets.mark(marks);
-            services
-                .keys()
-                .for_each(|(namespace, name)| marks.all([*namespace, *name]));
+            services.keys().for_each(|(namespace, name)| marks.all([*namespace, *name]));
         });
     }
 
@@ -294,14 +254,8 @@ impl Graph {
         EndpointRecord {
             interface: endpoint.interface.to_string(),
             addresses: endpoint.addresses.to_vec(),
-            tiers: self
-                .policies
-                .bindings(self.policies_of(item).collect(), &self.texts),
-            unmatched: if has_profile {
-                Action::Allow
-            } else {
-                Action::Deny
-            },
+            tiers: self.policies.bindings(self.policies_of(item).collect(), &self.texts),
+            unmatched: if has_profile { Action::Allow } else { Action::Deny },
         }
     }
 

@@ -97,12 +97,7 @@ impl Index {
     }
 
     /// Gives an item other labels and parents. True if they differ from those it had.
-    pub(crate) fn place_item(
-        &mut self,
-        item: u32,
-        labels: LabelList,
-        parents: [Option<ParentName>; 2],
-    ) -> bool {
+    pub(crate) fn place_item(&mut self, item: u32, labels: LabelList, parents: [Option<ParentName>; 2]) -> bool {
         let parents = parents.map(|name| name.map(|name| self.parent(name)));
         if self.items[item].labels == labels && self.items[item].parents == parents {
             return false;
@@ -118,23 +113,14 @@ impl Index {
                 post(&mut self.items_by_label, *key, *value, item);
             }
         }
-        for parent in before
-            .parents
-            .into_iter()
-            .flatten()
-            .filter(|parent| !parents.contains(&Some(*parent)))
-        {
+        for parent in before.parents.into_iter().flatten().filter(|parent| !parents.contains(&Some(*parent))) {
             self.parents[parent].items.remove(&item);
             self.drop_parent(parent);
         }
         for parent in parents.into_iter().flatten() {
             self.parents[parent].items.insert(item);
         }
-        self.items[item] = Item {
-            labels,
-            parents,
-            selectors: before.selectors,
-        };
+        self.items[item] = Item { labels, parents, selectors: before.selectors };
         true
     }
 
@@ -177,10 +163,7 @@ impl Index {
     ) -> Vec<(u32, Matches)> {
         let parent = self.parent(name);
         let before = self.parents[parent].labels.take();
-        let (old, new) = (
-            before.as_deref().unwrap_or_default(),
-            labels.as_deref().unwrap_or_default(),
-        );
+        let (old, new) = (before.as_deref().unwrap_or_default(), labels.as_deref().unwrap_or_default());
         let gone = old.iter().filter(|label| !new.contains(label));
         let came = new.iter().filter(|label| !old.contains(label));
         let changed = gone.clone().chain(came.clone());
@@ -212,25 +195,17 @@ impl Index {
     /// Items of a namespace or service account.
     pub(crate) fn children(&self, name: ParentName) -> impl Iterator<Item = u32> {
         let parent = self.parent_by_name.get(&name);
-        parent
-            .into_iter()
-            .flat_map(|parent| self.parents[*parent].items.iter().copied())
+        parent.into_iter().flat_map(|parent| self.parents[*parent].items.iter().copied())
     }
 
     /// Whether the namespace or service account exists as an object.
     pub(crate) fn is_parent(&self, name: ParentName) -> bool {
-        self.parent_by_name
-            .get(&name)
-            .is_some_and(|parent| self.parents[*parent].labels.is_some())
+        self.parent_by_name.get(&name).is_some_and(|parent| self.parents[*parent].labels.is_some())
     }
 
     /// A new selector, which is not live.
     pub(crate) fn add_selector(&mut self, test: Test) -> u32 {
-        self.selectors.insert(Selector {
-            test,
-            items: BTreeSet::new(),
-            is_live: false,
-        })
+        self.selectors.insert(Selector { test, items: BTreeSet::new(), is_live: false })
     }
 
     /// Forgets a selector that is not live.
@@ -245,23 +220,15 @@ impl Index {
         }
         let entry = &self.selectors[selector];
         for place in places(&entry.test.needs(), &self.known, texts) {
-            self.selectors_by_place
-                .entry(place)
-                .or_default()
-                .push(selector);
+            self.selectors_by_place.entry(place).or_default().push(selector);
         }
         entry.test.keys(&mut |key| {
             if is_inherited(texts.get(key)) {
-                self.selectors_by_inherited
-                    .entry(key)
-                    .or_default()
-                    .insert(selector);
+                self.selectors_by_inherited.entry(key).or_default().insert(selector);
             }
         });
-        let selected: Vec<u32> = self
-            .candidates(selector)
-            .filter(|item| self.is_selected(selector, *item, texts))
-            .collect();
+        let selected: Vec<u32> =
+            self.candidates(selector).filter(|item| self.is_selected(selector, *item, texts)).collect();
         for item in &selected {
             let selectors = &mut self.items[*item].selectors;
             if let Err(position) = selectors.binary_search(&selector) {
@@ -331,10 +298,7 @@ impl Index {
     pub(crate) fn mark(&self, marks: &mut Marks) {
         marks.all([self.known.namespace, self.known.orchestrator]);
         let items = self.items.iter().flat_map(|(_, item)| item.labels.iter());
-        let parents = self
-            .parents
-            .iter()
-            .flat_map(|(_, parent)| parent.labels.iter().flatten());
+        let parents = self.parents.iter().flat_map(|(_, parent)| parent.labels.iter().flatten());
         for (key, value) in items.chain(parents) {
             marks.all([*key, *value]);
         }
@@ -342,19 +306,14 @@ impl Index {
             marks.mark(parent.name.0);
             marks.all(parent.name.1);
         }
-        self.selectors
-            .iter()
-            .for_each(|(_, selector)| selector.test.mark(marks));
+        self.selectors.iter().for_each(|(_, selector)| selector.test.mark(marks));
     }
 
     fn parent(&mut self, name: ParentName) -> u32 {
         if let Some(known) = self.parent_by_name.get(&name) {
             return *known;
         }
-        let parent = self.parents.insert(Parent {
-            name,
-            ..Parent::default()
-        });
+        let parent = self.parents.insert(Parent { name, ..Parent::default() });
         self.parent_by_name.insert(name, parent);
         parent
     }
@@ -375,15 +334,8 @@ impl Index {
     fn is_selected(&self, selector: u32, item: u32, texts: &Texts) -> bool {
         let own = &self.items[item].labels;
         let label = |key: Text| {
-            let own = own
-                .binary_search_by_key(&key, |(key, _)| *key)
-                .ok()
-                .map(|position| own[position].1);
-            own.or_else(|| {
-                self.inherited(item)
-                    .find(|(inherited, _)| *inherited == key)
-                    .map(|(_, value)| *value)
-            })
+            let own = own.binary_search_by_key(&key, |(key, _)| *key).ok().map(|position| own[position].1);
+            own.or_else(|| self.inherited(item).find(|(inherited, _)| *inherited == key).map(|(_, value)| *value))
         };
         self.selectors[selector].test.matches(texts, &label)
     }
@@ -424,9 +376,7 @@ impl Index {
         if key == self.known.namespace {
             return match need {
                 Need::OneOf(values) => {
-                    let parents = values
-                        .iter()
-                        .filter_map(|value| self.parent_by_name.get(&(*value, None)));
+                    let parents = values.iter().filter_map(|value| self.parent_by_name.get(&(*value, None)));
                     Some(Group::Children(parents.copied().collect()))
                 }
                 Need::Present => None,
@@ -434,20 +384,13 @@ impl Index {
         }
         // A label is inherited by its prefix, and then it is nobody's own.
         if let Some(by_value) = self.parents_by_label.get(&key) {
-            return Some(Group::Children(
-                pick(by_value, need).flatten().copied().collect(),
-            ));
+            return Some(Group::Children(pick(by_value, need).flatten().copied().collect()));
         }
         if !self.is_posted(key) {
             return None;
         }
         let by_value = self.items_by_label.get(&key);
-        Some(Group::Items(
-            by_value
-                .into_iter()
-                .flat_map(|by_value| pick(by_value, need))
-                .collect(),
-        ))
+        Some(Group::Items(by_value.into_iter().flat_map(|by_value| pick(by_value, need)).collect()))
     }
 
     /// Whether items are kept by this label. Every item has those that are not.
@@ -474,21 +417,16 @@ impl<'a> Group<'a> {
     fn size(&self, index: &Index) -> usize {
         match self {
             Self::Items(groups) => groups.iter().map(|group| group.len()).sum(),
-            Self::Children(parents) => parents
-                .iter()
-                .map(|parent| index.parents[*parent].items.len())
-                .sum(),
+            Self::Children(parents) => parents.iter().map(|parent| index.parents[*parent].items.len()).sum(),
         }
     }
 
     fn items(self, index: &'a Index) -> Box<dyn Iterator<Item = u32> + 'a> {
         match self {
             Self::Items(groups) => Box::new(groups.into_iter().flatten().copied()),
-            Self::Children(parents) => Box::new(
-                parents
-                    .into_iter()
-                    .flat_map(|parent| index.parents[parent].items.iter().copied()),
-            ),
+            Self::Children(parents) => {
+                Box::new(parents.into_iter().flat_map(|parent| index.parents[parent].items.iter().copied()))
+            }
         }
     }
 }
@@ -500,21 +438,14 @@ fn pick<'a>(
     match need {
         Need::Present => Box::new(by_value.values()),
         Need::OneOf(values) => {
-            let found: Vec<_> = values
-                .iter()
-                .filter_map(|value| by_value.get(value))
-                .collect();
+            let found: Vec<_> = values.iter().filter_map(|value| by_value.get(value)).collect();
             Box::new(found.into_iter())
         }
     }
 }
 
 fn post(map: &mut Map<Text, BTreeMap<Text, BTreeSet<u32>>>, key: Text, value: Text, entry: u32) {
-    map.entry(key)
-        .or_default()
-        .entry(value)
-        .or_default()
-        .insert(entry);
+    map.entry(key).or_default().entry(value).or_default().insert(entry);
 }
 
 fn unpost(map: &mut Map<Text, BTreeMap<Text, BTreeSet<u32>>>, key: Text, value: Text, entry: u32) {
@@ -534,15 +465,7 @@ fn unpost(map: &mut Map<Text, BTreeMap<Text, BTreeSet<u32>>>, key: Text, value: 
 /// The difference between two sorted lists.
 fn difference(before: &[u32], now: &[u32]) -> Matches {
     Matches {
-        gone: before
-            .iter()
-            .filter(|value| now.binary_search(value).is_err())
-            .copied()
-            .collect(),
-        new: now
-            .iter()
-            .filter(|value| before.binary_search(value).is_err())
-            .copied()
-            .collect(),
+        gone: before.iter().filter(|value| now.binary_search(value).is_err()).copied().collect(),
+        new: now.iter().filter(|value| before.binary_search(value).is_err()).copied().collect(),
     }
 }

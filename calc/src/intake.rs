@@ -2,8 +2,8 @@
 
 use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
 use margay_api::meta::{
-    LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_PARENT_NAME, LABEL_SERVICE_ACCOUNT, Labels,
-    NamespacedName, PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
+    LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_PARENT_NAME, LABEL_SERVICE_ACCOUNT, Labels, NamespacedName,
+    PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
 };
 use margay_api::network::NetworkSet;
 use margay_api::policy::{Order, Policy, PolicyKey};
@@ -37,17 +37,11 @@ impl Graph {
         let account = endpoint.service_account.as_str();
         let reserved = [
             (LABEL_NAMESPACE, Some(name.namespace.as_str())),
-            (
-                LABEL_SERVICE_ACCOUNT,
-                Some(account).filter(|name| !name.is_empty() && name.len() < LONG_NAME),
-            ),
+            (LABEL_SERVICE_ACCOUNT, Some(account).filter(|name| !name.is_empty() && name.len() < LONG_NAME)),
         ];
         let placement = Placement {
             labels: own_labels(&endpoint.labels, &reserved, &mut self.texts),
-            parents: [
-                Some((key.0, None)),
-                (!account.is_empty()).then(|| (key.0, Some(self.texts.intern(account)))),
-            ],
+            parents: [Some((key.0, None)), (!account.is_empty()).then(|| (key.0, Some(self.texts.intern(account))))],
             payload: Payload::Endpoint(Endpoint::new(key, &endpoint, &mut self.texts)),
         };
         let item = known.unwrap_or_else(|| self.index.add_item());
@@ -62,11 +56,7 @@ impl Graph {
             return known.into_iter().for_each(|item| self.displace(item));
         };
         let namespace = Some(name.namespace.as_str()).filter(|namespace| !namespace.is_empty());
-        let reserved = [
-            (LABEL_NAMESPACE, namespace),
-            (LABEL_SERVICE_ACCOUNT, None),
-            (LABEL_ORCHESTRATOR, None),
-        ];
+        let reserved = [(LABEL_NAMESPACE, namespace), (LABEL_SERVICE_ACCOUNT, None), (LABEL_ORCHESTRATOR, None)];
         let placement = Placement {
             labels: own_labels(&set.labels, &reserved, &mut self.texts),
             parents: [namespace.map(|_| (key.0, None)), None],
@@ -78,29 +68,22 @@ impl Graph {
     }
 
     pub(crate) fn take_namespace(&mut self, name: &str, labels: Option<&Labels>) {
-        let labels =
-            labels.map(|labels| inherited(PREFIX_NAMESPACE, name, labels, &mut self.texts));
+        let labels = labels.map(|labels| inherited(PREFIX_NAMESPACE, name, labels, &mut self.texts));
         let name: ParentName = (self.texts.intern(name), None);
         self.relabel(name, labels);
     }
 
     pub(crate) fn take_service_account(&mut self, name: &NamespacedName, labels: Option<&Labels>) {
-        let labels = labels
-            .map(|labels| inherited(PREFIX_SERVICE_ACCOUNT, &name.name, labels, &mut self.texts));
+        let labels = labels.map(|labels| inherited(PREFIX_SERVICE_ACCOUNT, &name.name, labels, &mut self.texts));
         let (namespace, name) = key(name, &mut self.texts);
         self.relabel((namespace, Some(name)), labels);
     }
 
     pub(crate) fn take_policy(&mut self, name: &PolicyKey, policy: Option<Policy>) {
-        let key = (
-            name.kind,
-            self.texts.intern(&name.namespace),
-            self.texts.intern(&name.name),
-        );
+        let key = (name.kind, self.texts.intern(&name.namespace), self.texts.intern(&name.name));
         // A policy that is staged, or in force in no direction, decides about no packet.
-        let in_force = policy.filter(|policy| {
-            !name.kind.is_staged() && (policy.applies_ingress || policy.applies_egress)
-        });
+        let in_force =
+            policy.filter(|policy| !name.kind.is_staged() && (policy.applies_ingress || policy.applies_egress));
         let Some(policy) = in_force else {
             return self.repeal(key);
         };
@@ -108,11 +91,7 @@ impl Graph {
         let mut rules = |local: End, applies: bool, rules: &[Rule]| -> Box<[StoredRule]> {
             let rules = rules.iter().filter(|_| applies);
             let local = (local, &policy.selector);
-            let stored = rules.map(|rule| {
-                store(rule, local, &mut |reference| {
-                    self.refer(reference, &mut sets)
-                })
-            });
+            let stored = rules.map(|rule| store(rule, local, &mut |reference| self.refer(reference, &mut sets)));
             stored.collect()
         };
         let ingress = rules(End::Destination, policy.applies_ingress, &policy.ingress);
@@ -129,27 +108,17 @@ impl Graph {
         let binding = Binding {
             tier: self.texts.intern(&policy.tier),
             order: plain(policy.order),
-            subject: self
-                .selectors
-                .mention(&policy.selector, &mut self.index, &mut self.texts),
+            subject: self.selectors.mention(&policy.selector, &mut self.index, &mut self.texts),
             ingress: policy.applies_ingress,
             egress: policy.applies_egress,
         };
-        self.enforce(policies::Policy {
-            key,
-            binding,
-            ingress,
-            egress,
-            sets: once.into(),
-            nodes: Counts::default(),
-        });
+        self.enforce(policies::Policy { key, binding, ingress, egress, sets: once.into(), nodes: Counts::default() });
     }
 
     /// The set that a reference means, mentioned once more; noted in `mentioned`.
     fn refer(&mut self, reference: Reference<'_>, mentioned: &mut Vec<u32>) -> u32 {
-        let mut select = |selector: &Selector, texts: &mut Texts| {
-            self.selectors.mention(selector, &mut self.index, texts)
-        };
+        let mut select =
+            |selector: &Selector, texts: &mut Texts| self.selectors.mention(selector, &mut self.index, texts);
         let spec = match reference {
             Reference::Selected(selector) => Spec::Selected(select(selector, &mut self.texts)),
             Reference::NamedPort(selector, protocol, name) => {
@@ -166,9 +135,7 @@ impl Graph {
                 Spec::ServiceAddresses(namespace, service)
             }
         };
-        let (set, is_new) = self
-            .sets
-            .mention(spec, || set_id(spec, &self.selectors, &mut self.texts));
+        let (set, is_new) = self.sets.mention(spec, || set_id(spec, &self.selectors, &mut self.texts));
         // A selector is mentioned by a set once, however many policies mention the set.
         if let (false, Some(selector)) = (is_new, spec.selector()) {
             self.selectors.unmention(selector);
@@ -186,10 +153,7 @@ fn set_id(spec: Spec, selectors: &Selectors, texts: &mut Texts) -> Text {
             let selector = texts.get(selectors.users(selector).id);
             let protocol = protocol.map_or(String::from("any"), |protocol| protocol.0.to_string());
             let hash = Sha256::digest(format!("n:{selector},{protocol},{}", texts.get(name)));
-            let hex: String = hash[..20]
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect();
+            let hex: String = hash[..20].iter().map(|byte| format!("{byte:02x}")).collect();
             format!("n:{hex}")
         }
         Spec::Service(namespace, name) => {
@@ -213,9 +177,7 @@ fn own_labels(labels: &Labels, reserved: &[(&str, Option<&str>)], texts: &mut Te
         .iter()
         .map(|(key, value)| (key.as_str(), value.as_str()))
         .filter(|(key, _)| !is_inherited(key) && reserved.iter().all(|(name, _)| name != key));
-    let given = reserved
-        .iter()
-        .filter_map(|(key, value)| Some((*key, (*value)?)));
+    let given = reserved.iter().filter_map(|(key, value)| Some((*key, (*value)?)));
     sorted(own.chain(given), texts)
 }
 
@@ -223,16 +185,12 @@ fn own_labels(labels: &Labels, reserved: &[(&str, Option<&str>)], texts: &mut Te
 fn inherited(prefix: &str, name: &str, labels: &Labels, texts: &mut Texts) -> LabelList {
     let own = labels.iter().filter(|(key, _)| *key != LABEL_PARENT_NAME);
     let own = own.map(|(key, value)| (format!("{prefix}{key}"), value.as_str()));
-    let all: Vec<(String, &str)> = own
-        .chain([(format!("{prefix}{LABEL_PARENT_NAME}"), name)])
-        .collect();
+    let all: Vec<(String, &str)> = own.chain([(format!("{prefix}{LABEL_PARENT_NAME}"), name)]).collect();
     sorted(all.iter().map(|(key, value)| (key.as_str(), *value)), texts)
 }
 
 fn sorted<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>, texts: &mut Texts) -> LabelList {
-    let mut labels: Vec<(Text, Text)> = labels
-        .map(|(key, value)| (texts.intern(key), texts.intern(value)))
-        .collect();
+    let mut labels: Vec<(Text, Text)> = labels.map(|(key, value)| (texts.intern(key), texts.intern(value))).collect();
     labels.sort_unstable();
     labels.into()
 }

@@ -36,10 +36,7 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     pub(crate) fn new(key: Key, endpoint: &WorkloadEndpoint, texts: &mut Texts) -> Self {
-        let ports = endpoint
-            .ports
-            .iter()
-            .map(|port| (texts.intern(&port.name), port.protocol, port.port));
+        let ports = endpoint.ports.iter().map(|port| (texts.intern(&port.name), port.protocol, port.port));
         Self {
             key,
             ports: ports.collect(),
@@ -64,22 +61,17 @@ impl Payload {
             (Self::Endpoint(endpoint), Spec::Selected(_)) => {
                 endpoint.addresses.iter().for_each(|ip| see(address(*ip)));
             }
-            (Self::NetworkSet(nets), Spec::Selected(_)) => {
-                nets.iter().for_each(|net| see(Member::Net(*net)))
-            }
+            (Self::NetworkSet(nets), Spec::Selected(_)) => nets.iter().for_each(|net| see(Member::Net(*net))),
             (Self::Endpoint(endpoint), Spec::NamedPort(_, protocol, name)) => {
-                let declared = endpoint.ports.iter().filter(|port| {
-                    port.0 == name && protocol.is_none_or(|protocol| protocol == port.1)
-                });
+                let declared = endpoint
+                    .ports
+                    .iter()
+                    .filter(|port| port.0 == name && protocol.is_none_or(|protocol| protocol == port.1));
                 for (_, protocol, port) in declared {
-                    endpoint
-                        .addresses
-                        .iter()
-                        .for_each(|ip| see(Member::AddressPort(*ip, *protocol, *port)));
+                    endpoint.addresses.iter().for_each(|ip| see(Member::AddressPort(*ip, *protocol, *port)));
                 }
             }
-            (Self::NetworkSet(_), Spec::NamedPort(..))
-            | (_, Spec::Service(..) | Spec::ServiceAddresses(..)) => {}
+            (Self::NetworkSet(_), Spec::NamedPort(..)) | (_, Spec::Service(..) | Spec::ServiceAddresses(..)) => {}
         }
     }
 }

@@ -81,11 +81,7 @@ impl Policies {
         let before = std::mem::replace(&mut self.policies[handle].binding, binding);
         if before.tier != binding.tier {
             self.leave_tier(handle, before.tier);
-            self.tiers
-                .entry(binding.tier)
-                .or_default()
-                .policies
-                .insert(handle);
+            self.tiers.entry(binding.tier).or_default().policies.insert(handle);
         }
     }
 
@@ -139,15 +135,8 @@ impl Policies {
 
     /// Policies that refer to a tier which does not exist, with the tier.
     pub(crate) fn without_tier(&self) -> impl Iterator<Item = (Key, Text)> {
-        let policies = self
-            .policies
-            .iter()
-            .map(|(_, policy)| (policy.key, policy.binding.tier));
-        policies.filter(|(_, tier)| {
-            self.tiers
-                .get(tier)
-                .is_none_or(|tier| tier.object.is_none())
-        })
+        let policies = self.policies.iter().map(|(_, policy)| (policy.key, policy.binding.tier));
+        policies.filter(|(_, tier)| self.tiers.get(tier).is_none_or(|tier| tier.object.is_none()))
     }
 
     /// The tiers of an endpoint that these policies apply to, in order. A tier without object comes behind all others and denies.
@@ -157,10 +146,7 @@ impl Policies {
         for policy in policies.into_iter().map(|policy| &self.policies[policy]) {
             let name = texts.get(policy.binding.tier);
             if tiers.last().is_none_or(|tier| tier.name != name) {
-                let object = self
-                    .tiers
-                    .get(&policy.binding.tier)
-                    .and_then(|tier| tier.object.as_ref());
+                let object = self.tiers.get(&policy.binding.tier).and_then(|tier| tier.object.as_ref());
                 tiers.push(TierBinding {
                     name: name.to_owned(),
                     default_action: object.map_or(Action::Deny, |tier| tier.default_action),
@@ -169,10 +155,7 @@ impl Policies {
                 });
             }
             if let Some(tier) = tiers.last_mut() {
-                let lists = [
-                    (policy.binding.ingress, &mut tier.ingress),
-                    (policy.binding.egress, &mut tier.egress),
-                ];
+                let lists = [(policy.binding.ingress, &mut tier.ingress), (policy.binding.egress, &mut tier.egress)];
                 for (applies, list) in lists {
                     if applies {
                         list.push(key(policy.key, texts));
@@ -188,12 +171,10 @@ impl Policies {
         for name in std::mem::take(&mut self.dirty) {
             let id = RecordId::Policy(key(name, texts));
             let now = self.by_key.get(&name).map(|handle| &self.policies[*handle]);
-            let now = now
-                .filter(|policy| !policy.nodes.is_empty())
-                .map(|policy| Told {
-                    digest: digest::digest(&id, &Record::Policy(record(policy, sets, texts))),
-                    nodes: policy.nodes.nodes().collect(),
-                });
+            let now = now.filter(|policy| !policy.nodes.is_empty()).map(|policy| Told {
+                digest: digest::digest(&id, &Record::Policy(record(policy, sets, texts))),
+                nodes: policy.nodes.nodes().collect(),
+            });
             let told = self.told.get(&name);
             let differs = now.as_ref().map(|now| now.digest) != told.map(|told| told.digest);
             let change = if differs { Change::Value } else { Change::Same };
@@ -245,11 +226,7 @@ impl Policies {
     }
 
     fn drop_tier(&mut self, name: Text) {
-        if self
-            .tiers
-            .get(&name)
-            .is_some_and(|tier| tier.object.is_none() && tier.policies.is_empty())
-        {
+        if self.tiers.get(&name).is_some_and(|tier| tier.object.is_none() && tier.policies.is_empty()) {
             self.tiers.remove(&name);
         }
     }
@@ -261,49 +238,31 @@ impl Policies {
                 return Ordering::Equal;
             }
             let rank = |policy: &Policy| {
-                let object = self
-                    .tiers
-                    .get(&policy.binding.tier)
-                    .and_then(|tier| tier.object.as_ref());
+                let object = self.tiers.get(&policy.binding.tier).and_then(|tier| tier.object.as_ref());
                 (object.is_none(), object.map(|tier| tier.order))
             };
             let name = |policy: &Policy| texts.get(policy.binding.tier);
             rank(a).cmp(&rank(b)).then_with(|| name(a).cmp(name(b)))
         };
         let by_key = || spelled(a.key, texts).cmp(spelled(b.key, texts));
-        by_tier()
-            .then_with(|| a.binding.order.cmp(&b.binding.order))
-            .then_with(by_key)
+        by_tier().then_with(|| a.binding.order.cmp(&b.binding.order)).then_with(by_key)
     }
 }
 
 /// What breaks ties: the text `name/namespace/kind`, as in Calico. It is not the same as name, then namespace, then kind: `a-b` comes before
 /// `a`, because a hyphen comes before a slash.
 fn spelled((kind, namespace, name): Key, texts: &Texts) -> impl Iterator<Item = u8> + '_ {
-    let parts = [
-        texts.get(name),
-        "/",
-        texts.get(namespace),
-        "/",
-        kind.as_str(),
-    ];
+    let parts = [texts.get(name), "/", texts.get(namespace), "/", kind.as_str()];
     parts.into_iter().flat_map(str::bytes)
 }
 
 /// The key as others know it.
 pub(crate) fn key((kind, namespace, name): Key, texts: &Texts) -> PolicyKey {
-    PolicyKey {
-        kind,
-        namespace: texts.get(namespace).to_owned(),
-        name: texts.get(name).to_owned(),
-    }
+    PolicyKey { kind, namespace: texts.get(namespace).to_owned(), name: texts.get(name).to_owned() }
 }
 
 fn record(policy: &Policy, sets: &Sets, texts: &Texts) -> PolicyRecord {
     let id = |set: u32| SetId(texts.get(sets.id(set)).to_owned());
     let rules = |rules: &[StoredRule]| rules.iter().map(|rule| rule.record(&id)).collect();
-    PolicyRecord {
-        ingress: rules(&policy.ingress),
-        egress: rules(&policy.egress),
-    }
+    PolicyRecord { ingress: rules(&policy.ingress), egress: rules(&policy.egress) }
 }

@@ -58,21 +58,8 @@ pub(crate) enum End {
 
 /// The rule as it is kept. `set` answers every reference with the number of a set; `local` is the side on which the policy's own endpoint
 /// stands, and what selects it.
-pub(crate) fn store(
-    rule: &Rule,
-    local: (End, &Selector),
-    set: &mut impl FnMut(Reference<'_>) -> u32,
-) -> StoredRule {
-    let Rule {
-        action,
-        ip_version,
-        protocol,
-        not_protocol,
-        icmp,
-        not_icmp,
-        source,
-        destination,
-    } = rule;
+pub(crate) fn store(rule: &Rule, local: (End, &Selector), set: &mut impl FnMut(Reference<'_>) -> u32) -> StoredRule {
+    let Rule { action, ip_version, protocol, not_protocol, icmp, not_icmp, source, destination } = rule;
     StoredRule {
         action: *action,
         ip_version: *ip_version,
@@ -91,21 +78,9 @@ fn side(
     protocol: Option<Protocol>,
     set: &mut impl FnMut(Reference<'_>) -> u32,
 ) -> StoredSide {
-    let EntityMatch {
-        nets,
-        not_nets,
-        selector,
-        not_selector,
-        ports,
-        not_ports,
-        service,
-    } = entity;
+    let EntityMatch { nets, not_nets, selector, not_selector, ports, not_ports, service } = entity;
     let mut sets: Vec<u32> = Vec::new();
-    sets.extend(
-        selector
-            .iter()
-            .map(|selector| set(Reference::Selected(selector))),
-    );
+    sets.extend(selector.iter().map(|selector| set(Reference::Selected(selector))));
     let mut service_set = None;
     if let Some(service) = service {
         match end {
@@ -114,10 +89,7 @@ fn side(
             End::Destination => service_set = Some(set(Reference::Service(service))),
         }
     }
-    let not_sets = not_selector
-        .iter()
-        .map(|selector| set(Reference::Selected(selector)))
-        .collect();
+    let not_sets = not_selector.iter().map(|selector| set(Reference::Selected(selector))).collect();
     // Ports of the policy's own endpoint are its own: a set of its kind, not of everybody who has such a port.
     let declared_by = selector.as_ref().or((end == local.0).then_some(local.1));
     let mut named = |ports: &[Port]| -> Box<[u32]> {
@@ -125,9 +97,7 @@ fn side(
             Port::Named(name) => Some(name.as_str()),
             Port::Range(_) => None,
         });
-        names
-            .map(|name| set(Reference::NamedPort(declared_by, protocol, name)))
-            .collect()
+        names.map(|name| set(Reference::NamedPort(declared_by, protocol, name))).collect()
     };
     let criteria = [
         Criterion::Nets(nets.iter().map(IpNet::trunc).collect()),
@@ -139,12 +109,8 @@ fn side(
         Criterion::NotPorts(ranges(not_ports)),
         Criterion::NotPortSets(named(not_ports)),
     ];
-    let demanded = criteria
-        .into_iter()
-        .filter(|criterion| !criterion.is_empty());
-    demanded
-        .chain(service_set.map(Criterion::Service))
-        .collect()
+    let demanded = criteria.into_iter().filter(|criterion| !criterion.is_empty());
+    demanded.chain(service_set.map(Criterion::Service)).collect()
 }
 
 fn ranges(ports: &[Port]) -> Box<[PortRange]> {
@@ -159,10 +125,7 @@ impl Criterion {
     fn is_empty(&self) -> bool {
         match self {
             Self::Nets(nets) | Self::NotNets(nets) => nets.is_empty(),
-            Self::Sets(sets)
-            | Self::NotSets(sets)
-            | Self::PortSets(sets)
-            | Self::NotPortSets(sets) => sets.is_empty(),
+            Self::Sets(sets) | Self::NotSets(sets) | Self::PortSets(sets) | Self::NotPortSets(sets) => sets.is_empty(),
             Self::Ports(ports) | Self::NotPorts(ports) => ports.is_empty(),
             Self::Service(_) => false,
         }

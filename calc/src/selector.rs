@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use margay_api::meta::{
-    LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_PARENT_NAME, PREFIX_NAMESPACE,
-    PREFIX_SERVICE_ACCOUNT,
+    LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_PARENT_NAME, PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
 };
 use margay_api::selector::{Node, Selector};
 
@@ -65,10 +64,7 @@ pub(crate) struct Known {
 
 impl Known {
     pub(crate) fn new(texts: &mut Texts) -> Self {
-        Self {
-            namespace: texts.intern(LABEL_NAMESPACE),
-            orchestrator: texts.intern(LABEL_ORCHESTRATOR),
-        }
+        Self { namespace: texts.intern(LABEL_NAMESPACE), orchestrator: texts.intern(LABEL_ORCHESTRATOR) }
     }
 }
 
@@ -87,31 +83,16 @@ fn node(root: &Node, texts: &mut Texts) -> Test {
         Node::In(label, values) => Test::In(texts.intern(label), list(values, texts)),
         Node::NotIn(label, values) => Test::NotIn(texts.intern(label), list(values, texts)),
         Node::Contains(label, part) => Test::Contains(texts.intern(label), part.as_str().into()),
-        Node::StartsWith(label, part) => {
-            Test::StartsWith(texts.intern(label), part.as_str().into())
-        }
+        Node::StartsWith(label, part) => Test::StartsWith(texts.intern(label), part.as_str().into()),
         Node::EndsWith(label, part) => Test::EndsWith(texts.intern(label), part.as_str().into()),
         Node::Not(operand) => Test::Not(Box::new(node(operand, texts))),
-        Node::And(operands) => Test::And(
-            operands
-                .iter()
-                .map(|operand| node(operand, texts))
-                .collect(),
-        ),
-        Node::Or(operands) => Test::Or(
-            operands
-                .iter()
-                .map(|operand| node(operand, texts))
-                .collect(),
-        ),
+        Node::And(operands) => Test::And(operands.iter().map(|operand| node(operand, texts)).collect()),
+        Node::Or(operands) => Test::Or(operands.iter().map(|operand| node(operand, texts)).collect()),
     }
 }
 
 fn list<'a>(values: impl IntoIterator<Item = &'a String>, texts: &mut Texts) -> Box<[Text]> {
-    let mut values: Vec<Text> = values
-        .into_iter()
-        .map(|value| texts.intern(value))
-        .collect();
+    let mut values: Vec<Text> = values.into_iter().map(|value| texts.intern(value)).collect();
     values.sort_unstable();
     values.into()
 }
@@ -119,19 +100,13 @@ fn list<'a>(values: impl IntoIterator<Item = &'a String>, texts: &mut Texts) -> 
 impl Test {
     /// Whether an item matches whose value of a label is what `label` says.
     pub(crate) fn matches(&self, texts: &Texts, label: &impl Fn(Text) -> Option<Text>) -> bool {
-        let part = |key: &Text, test: &dyn Fn(&str) -> bool| {
-            label(*key).is_some_and(|value| test(texts.get(value)))
-        };
+        let part = |key: &Text, test: &dyn Fn(&str) -> bool| label(*key).is_some_and(|value| test(texts.get(value)));
         match self {
             Self::All => true,
             Self::Has(key) => label(*key).is_some(),
             Self::Is(key, wanted) => label(*key) == Some(*wanted),
-            Self::In(key, values) => {
-                label(*key).is_some_and(|value| values.binary_search(&value).is_ok())
-            }
-            Self::NotIn(key, values) => {
-                label(*key).is_none_or(|value| values.binary_search(&value).is_err())
-            }
+            Self::In(key, values) => label(*key).is_some_and(|value| values.binary_search(&value).is_ok()),
+            Self::NotIn(key, values) => label(*key).is_none_or(|value| values.binary_search(&value).is_err()),
             Self::Contains(key, wanted) => part(key, &|value| value.contains(&**wanted)),
             Self::StartsWith(key, wanted) => part(key, &|value| value.starts_with(&**wanted)),
             Self::EndsWith(key, wanted) => part(key, &|value| value.ends_with(&**wanted)),
@@ -144,18 +119,13 @@ impl Test {
     /// What every item that matches must hold.
     pub(crate) fn needs(&self) -> Needs {
         match self {
-            Self::Has(key)
-            | Self::Contains(key, _)
-            | Self::StartsWith(key, _)
-            | Self::EndsWith(key, _) => Needs::from([(*key, Need::Present)]),
+            Self::Has(key) | Self::Contains(key, _) | Self::StartsWith(key, _) | Self::EndsWith(key, _) => {
+                Needs::from([(*key, Need::Present)])
+            }
             Self::Is(key, value) => Needs::from([(*key, Need::OneOf(vec![*value]))]),
             Self::In(key, values) => Needs::from([(*key, Need::OneOf(values.to_vec()))]),
             Self::And(operands) => operands.iter().map(Self::needs).fold(Needs::new(), both),
-            Self::Or(operands) => operands
-                .iter()
-                .map(Self::needs)
-                .reduce(either)
-                .unwrap_or_default(),
+            Self::Or(operands) => operands.iter().map(Self::needs).reduce(either).unwrap_or_default(),
             Self::Not(operand) => match &**operand {
                 Self::NotIn(key, values) => Needs::from([(*key, Need::OneOf(values.to_vec()))]),
                 _ => Needs::new(),
@@ -176,9 +146,7 @@ impl Test {
             | Self::StartsWith(key, _)
             | Self::EndsWith(key, _) => see(*key),
             Self::Not(operand) => operand.keys(see),
-            Self::And(operands) | Self::Or(operands) => {
-                operands.iter().for_each(|operand| operand.keys(see))
-            }
+            Self::And(operands) | Self::Or(operands) => operands.iter().for_each(|operand| operand.keys(see)),
         }
     }
 
@@ -189,9 +157,7 @@ impl Test {
             Self::Is(_, value) => marks.mark(*value),
             Self::In(_, values) | Self::NotIn(_, values) => marks.all(values.iter().copied()),
             Self::Not(operand) => operand.mark(marks),
-            Self::And(operands) | Self::Or(operands) => {
-                operands.iter().for_each(|operand| operand.mark(marks))
-            }
+            Self::And(operands) | Self::Or(operands) => operands.iter().for_each(|operand| operand.mark(marks)),
             _ => {}
         }
     }
@@ -201,15 +167,10 @@ impl Test {
 fn both(mut first: Needs, second: Needs) -> Needs {
     for (key, need) in second {
         let merged = match (first.remove(&key), need) {
-            (Some(Need::OneOf(first)), Need::OneOf(second)) => Need::OneOf(
-                first
-                    .into_iter()
-                    .filter(|value| second.contains(value))
-                    .collect(),
-            ),
-            (Some(Need::OneOf(values)), Need::Present) | (_, Need::OneOf(values)) => {
-                Need::OneOf(values)
+            (Some(Need::OneOf(first)), Need::OneOf(second)) => {
+                Need::OneOf(first.into_iter().filter(|value| second.contains(value)).collect())
             }
+            (Some(Need::OneOf(values)), Need::Present) | (_, Need::OneOf(values)) => Need::OneOf(values),
             (_, Need::Present) => Need::Present,
         };
         first.insert(key, merged);
@@ -249,21 +210,17 @@ pub(crate) fn places(needs: &Needs, known: &Known, texts: &Texts) -> Vec<Place> 
         (Some(namespaces), Some((key, Need::OneOf(values))))
             if own(*key) && namespaces.len().saturating_mul(values.len()) <= PLACES =>
         {
-            let pairs = namespaces.iter().flat_map(|namespace| {
-                values
-                    .iter()
-                    .map(|value| Place::InPair(*namespace, *key, *value))
-            });
+            let pairs = namespaces
+                .iter()
+                .flat_map(|namespace| values.iter().map(|value| Place::InPair(*namespace, *key, *value)));
             pairs.collect()
         }
-        (Some(namespaces), _) if namespaces.len() <= PLACES => namespaces
-            .iter()
-            .map(|namespace| Place::In(*namespace))
-            .collect(),
-        (_, Some((key, Need::OneOf(values)))) if values.len() <= PLACES => values
-            .iter()
-            .map(|value| Place::Pair(*key, *value))
-            .collect(),
+        (Some(namespaces), _) if namespaces.len() <= PLACES => {
+            namespaces.iter().map(|namespace| Place::In(*namespace)).collect()
+        }
+        (_, Some((key, Need::OneOf(values)))) if values.len() <= PLACES => {
+            values.iter().map(|value| Place::Pair(*key, *value)).collect()
+        }
         (_, Some((key, _))) => vec![Place::Key(*key)],
         (_, None) if needs.contains_key(&known.namespace) => vec![Place::Key(known.namespace)],
         (_, None) => vec![Place::Any],

@@ -32,27 +32,11 @@ pub(crate) struct Selectors {
 
 impl Selectors {
     /// The number of a selector, mentioned once more.
-    pub(crate) fn mention(
-        &mut self,
-        selector: &Selector,
-        index: &mut Index,
-        texts: &mut Texts,
-    ) -> u32 {
+    pub(crate) fn mention(&mut self, selector: &Selector, index: &mut Index, texts: &mut Texts) -> u32 {
         let id = texts.intern(&selector.id());
-        let number = *self
-            .by_id
-            .entry(id)
-            .or_insert_with(|| index.add_selector(compile(selector, texts)));
+        let number = *self.by_id.entry(id).or_insert_with(|| index.add_selector(compile(selector, texts)));
         if self.users.get(number).is_none() {
-            self.users.put(
-                number,
-                Some(Users {
-                    id,
-                    mentions: 0,
-                    subjects: Vec::new(),
-                    sets: Vec::new(),
-                }),
-            );
+            self.users.put(number, Some(Users { id, mentions: 0, subjects: Vec::new(), sets: Vec::new() }));
         }
         self.users_mut(number).mentions += 1;
         number
@@ -71,15 +55,11 @@ impl Selectors {
 
     /// The users, to add some; the caller has the index enliven the selector.
     pub(crate) fn users_mut(&mut self, selector: u32) -> &mut Users {
-        self.users
-            .get_mut(selector)
-            .expect("whoever has the number of a selector mentions it")
+        self.users.get_mut(selector).expect("whoever has the number of a selector mentions it")
     }
 
     pub(crate) fn remove_subject(&mut self, selector: u32, policy: u32) {
-        self.users_mut(selector)
-            .subjects
-            .retain(|subject| *subject != policy);
+        self.users_mut(selector).subjects.retain(|subject| *subject != policy);
         self.idle.insert(selector);
     }
 

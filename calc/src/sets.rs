@@ -86,13 +86,7 @@ impl Sets {
             return (*known, false);
         }
         let id = id();
-        let set = self.sets.insert(Set {
-            id,
-            spec,
-            mentions: 1,
-            nodes: Counts::default(),
-            live: None,
-        });
+        let set = self.sets.insert(Set { id, spec, mentions: 1, nodes: Counts::default(), live: None });
         self.by_spec.insert(spec, set);
         self.by_id.insert(id, set);
         (set, true)
@@ -145,10 +139,7 @@ impl Sets {
         let digests = members.iter().map(digest::member);
         let digest = digests.fold(digest::empty_set(&id, kind), u64::wrapping_add);
         entry.live = Some(Box::new(Live {
-            record: Record::IpSet(IpSetRecord {
-                kind,
-                members: members.into_iter().collect(),
-            }),
+            record: Record::IpSet(IpSetRecord { kind, members: members.into_iter().collect() }),
             extra,
             digest,
             delta: MemberDelta::default(),
@@ -176,11 +167,7 @@ impl Sets {
     }
 
     /// Puts what changed into the flush. Answers with the sets that are not live any more, and those that are gone altogether.
-    pub(crate) fn flush(
-        &mut self,
-        flush: &mut Flush,
-        texts: &Texts,
-    ) -> (Vec<(u32, Spec)>, Vec<Spec>) {
+    pub(crate) fn flush(&mut self, flush: &mut Flush, texts: &Texts) -> (Vec<(u32, Spec)>, Vec<Spec>) {
         let (mut retired, mut gone) = (Vec::new(), Vec::new());
         for set in std::mem::take(&mut self.dirty) {
             let entry = &mut self.sets[set];
@@ -193,10 +180,7 @@ impl Sets {
                     false => Change::Members(delta),
                 };
                 if let Some(change) = transition(was, &is, change, texts) {
-                    flush.records.insert(
-                        RecordId::IpSet(SetId(texts.get(entry.id).to_owned())),
-                        change,
-                    );
+                    flush.records.insert(RecordId::IpSet(SetId(texts.get(entry.id).to_owned())), change);
                 }
                 live.told = Some(is);
                 if entry.nodes.is_empty() {
@@ -232,11 +216,7 @@ impl Sets {
         for (_, set) in self.sets.iter() {
             marks.mark(set.id);
             marks.all(set.nodes.nodes());
-            marks.all(
-                set.live
-                    .iter()
-                    .flat_map(|live| live.told.iter().flatten().copied()),
-            );
+            marks.all(set.live.iter().flat_map(|live| live.told.iter().flatten().copied()));
             match set.spec {
                 Spec::Selected(_) => {}
                 Spec::NamedPort(_, _, name) => marks.mark(name),

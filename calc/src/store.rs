@@ -52,10 +52,7 @@ pub(crate) struct Slab<T> {
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Self {
-            values: Vec::new(),
-            free: Vec::new(),
-        }
+        Self { values: Vec::new(), free: Vec::new() }
     }
 }
 
@@ -68,8 +65,7 @@ impl<T> Slab<T> {
             }
             None => {
                 self.values.push(Some(value));
-                u32::try_from(self.values.len() - 1)
-                    .expect("memory ends before four billion values")
+                u32::try_from(self.values.len() - 1).expect("memory ends before four billion values")
             }
         }
     }
@@ -93,17 +89,13 @@ impl<T> std::ops::Index<u32> for Slab<T> {
     type Output = T;
 
     fn index(&self, index: u32) -> &T {
-        self.values[index as usize]
-            .as_ref()
-            .expect("numbers of values that are gone are kept by nobody")
+        self.values[index as usize].as_ref().expect("numbers of values that are gone are kept by nobody")
     }
 }
 
 impl<T> std::ops::IndexMut<u32> for Slab<T> {
     fn index_mut(&mut self, index: u32) -> &mut T {
-        self.values[index as usize]
-            .as_mut()
-            .expect("numbers of values that are gone are kept by nobody")
+        self.values[index as usize].as_mut().expect("numbers of values that are gone are kept by nobody")
     }
 }
 

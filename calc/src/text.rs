@@ -10,9 +10,7 @@ use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
 
 use crate::evaluate::{Step, Verdict};
 use crate::flush::{Audience, Change, Flush};
-use crate::model::{
-    EndpointRecord, Member, PolicyRecord, Record, RecordId, RuleRecord, SetKind, SideMatch,
-};
+use crate::model::{EndpointRecord, Member, PolicyRecord, Record, RecordId, RuleRecord, SetKind, SideMatch};
 
 /// A record with its id, ending in a line break.
 pub fn record(id: &RecordId, record: &Record) -> String {
@@ -49,14 +47,8 @@ pub fn flush(flush: &Flush) -> String {
             Change::Same => String::from("same"),
             Change::Value => String::from("value"),
             Change::Members(delta) => {
-                let added = delta
-                    .added
-                    .iter()
-                    .map(|added| format!("+{}", member(added)));
-                let removed = delta
-                    .removed
-                    .iter()
-                    .map(|removed| format!("-{}", member(removed)));
+                let added = delta.added.iter().map(|added| format!("+{}", member(added)));
+                let removed = delta.removed.iter().map(|removed| format!("-{}", member(removed)));
                 joined(added.chain(removed), " ")
             }
         };
@@ -65,10 +57,7 @@ pub fn flush(flush: &Flush) -> String {
             ("kept", &change.kept, format!(" ({what})")),
             ("lost", &change.lost, String::new()),
         ];
-        for (name, audience, what) in parts
-            .into_iter()
-            .filter(|(_, audience, _)| !audience.is_empty())
-        {
+        for (name, audience, what) in parts.into_iter().filter(|(_, audience, _)| !audience.is_empty()) {
             text += &format!(" {name} by {}{what}", audience_text(audience));
         }
         text += "\n";
@@ -79,15 +68,9 @@ pub fn flush(flush: &Flush) -> String {
 /// A verdict with the steps to it, one line each.
 pub fn verdict(verdict: &Verdict) -> String {
     let steps = verdict.trace.iter().map(|step| match step {
-        Step::Rule {
-            tier,
-            policy,
-            rule,
-            action,
-        } => format!(
-            "tier {tier}: {policy} rule {rule}: {}\n",
-            action_text(*action)
-        ),
+        Step::Rule { tier, policy, rule, action } => {
+            format!("tier {tier}: {policy} rule {rule}: {}\n", action_text(*action))
+        }
         Step::TierEnd { tier, action } => format!("tier {tier}: end: {}\n", action_text(*action)),
         Step::Unmatched(action) => format!("no tier decided: {}\n", action_text(*action)),
         Step::Missing(id) => format!("{} is missing: deny\n", id_text(id)),
@@ -167,36 +150,19 @@ fn settings_text(settings: &FelixSettings) -> String {
         (*allow_conntrack_invalid, " allow-conntrack-invalid"),
         (*ipv6, " ipv6"),
     ];
-    let flags: String = flags
-        .iter()
-        .filter(|(is_set, _)| *is_set)
-        .map(|(_, name)| *name)
-        .collect();
-    format!(
-        " to-host {to_host} vxlan vni {vxlan_vni} port {vxlan_port} mtu {vxlan_mtu} log {log_prefix:?}{flags}"
-    )
+    let flags: String = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, name)| *name).collect();
+    format!(" to-host {to_host} vxlan vni {vxlan_vni} port {vxlan_port} mtu {vxlan_mtu} log {log_prefix:?}{flags}")
 }
 
 fn node_text(node: &NodeInfo) -> String {
-    let NodeInfo {
-        ipv4,
-        ipv6,
-        vtep,
-        labels,
-    } = node;
+    let NodeInfo { ipv4, ipv6, vtep, labels } = node;
     let mut text = String::new();
     ipv4.iter().for_each(|net| text += &format!(" {net}"));
     ipv6.iter().for_each(|net| text += &format!(" {net}"));
     if let Some(vtep) = vtep {
-        text += &format!(
-            " vtep {} {}",
-            vtep.address,
-            joined(vtep.mac.0.iter().map(|byte| format!("{byte:02x}")), ":")
-        );
+        text += &format!(" vtep {} {}", vtep.address, joined(vtep.mac.0.iter().map(|byte| format!("{byte:02x}")), ":"));
     }
-    labels
-        .iter()
-        .for_each(|(key, value)| text += &format!(" {key}={value}"));
+    labels.iter().for_each(|(key, value)| text += &format!(" {key}={value}"));
     text
 }
 
@@ -226,35 +192,17 @@ fn policy_text(policy: &PolicyRecord) -> String {
     let PolicyRecord { ingress, egress } = policy;
     let ingress = ingress.iter().map(|rule| ("in", rule));
     let egress = egress.iter().map(|rule| ("out", rule));
-    let rules = ingress
-        .chain(egress)
-        .map(|(direction, rule)| format!("\n  {direction} {}", Rule(rule)));
+    let rules = ingress.chain(egress).map(|(direction, rule)| format!("\n  {direction} {}", Rule(rule)));
     rules.collect()
 }
 
 fn endpoint_text(endpoint: &EndpointRecord) -> String {
-    let EndpointRecord {
-        interface,
-        addresses,
-        tiers,
-        unmatched,
-    } = endpoint;
-    let mut text = format!(
-        " {interface} [{}] else {}",
-        joined(addresses.iter(), ", "),
-        action_text(*unmatched)
-    );
+    let EndpointRecord { interface, addresses, tiers, unmatched } = endpoint;
+    let mut text = format!(" {interface} [{}] else {}", joined(addresses.iter(), ", "), action_text(*unmatched));
     for tier in tiers {
-        text += &format!(
-            "\n  tier {} else {}",
-            tier.name,
-            action_text(tier.default_action)
-        );
+        text += &format!("\n  tier {} else {}", tier.name, action_text(tier.default_action));
         let lists: [(&str, &[PolicyKey]); 2] = [("in", &tier.ingress), ("out", &tier.egress)];
-        for (direction, policies) in lists
-            .into_iter()
-            .filter(|(_, policies)| !policies.is_empty())
-        {
+        for (direction, policies) in lists.into_iter().filter(|(_, policies)| !policies.is_empty()) {
             text += &format!("\n    {direction} {}", joined(policies.iter(), ", "));
         }
     }
@@ -266,16 +214,7 @@ struct Rule<'a>(&'a RuleRecord);
 
 impl Display for Rule<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let RuleRecord {
-            action,
-            ip_version,
-            protocol,
-            not_protocol,
-            icmp,
-            not_icmp,
-            source,
-            destination,
-        } = self.0;
+        let RuleRecord { action, ip_version, protocol, not_protocol, icmp, not_icmp, source, destination } = self.0;
         f.write_str(action_text(*action))?;
         match ip_version {
             Some(IpVersion::V4) => f.write_str(" ip4")?,
@@ -283,9 +222,7 @@ impl Display for Rule<'_> {
             None => {}
         }
         protocol.map_or(Ok(()), |protocol| write!(f, " {}", protocol_text(protocol)))?;
-        not_protocol.map_or(Ok(()), |protocol| {
-            write!(f, " !{}", protocol_text(protocol))
-        })?;
+        not_protocol.map_or(Ok(()), |protocol| write!(f, " !{}", protocol_text(protocol)))?;
         icmp.map_or(Ok(()), |icmp| write!(f, " icmp-type {}", icmp_text(icmp)))?;
         not_icmp.map_or(Ok(()), |icmp| write!(f, " !icmp-type {}", icmp_text(icmp)))?;
         side(f, "from", source)?;
@@ -299,17 +236,7 @@ fn icmp_text(icmp: Icmp) -> String {
 }
 
 fn side(f: &mut fmt::Formatter<'_>, name: &str, side: &SideMatch) -> fmt::Result {
-    let SideMatch {
-        nets,
-        not_nets,
-        sets,
-        not_sets,
-        ports,
-        port_sets,
-        not_ports,
-        not_port_sets,
-        service_set,
-    } = side;
+    let SideMatch { nets, not_nets, sets, not_sets, ports, port_sets, not_ports, not_port_sets, service_set } = side;
     let both = |ranges: &[PortRange], sets: &[crate::model::SetId]| {
         let ranges = ranges.iter().map(|range| match range.first == range.last {
             true => range.first.to_string(),

@@ -49,16 +49,13 @@ impl Texts {
 
     /// The text.
     pub(crate) fn get(&self, text: Text) -> &str {
-        self.texts[text.0 as usize]
-            .as_deref()
-            .expect("whoever has a number keeps its text from being swept")
+        self.texts[text.0 as usize].as_deref().expect("whoever has a number keeps its text from being swept")
     }
 
     /// The text, to keep.
     pub(crate) fn share(&self, text: Text) -> Arc<str> {
         let text = self.texts[text.0 as usize].as_ref();
-        text.expect("whoever has a number keeps its text from being swept")
-            .clone()
+        text.expect("whoever has a number keeps its text from being swept").clone()
     }
 
     /// Whether a sweep would be worth its cost: as many texts came as were left by the last one.

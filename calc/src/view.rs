@@ -19,14 +19,9 @@ pub struct View<'a> {
 impl<'a> View<'a> {
     /// The ids, ascending: what is referred to before what refers to it.
     pub fn ids(&self) -> impl Iterator<Item = Cow<'a, RecordId>> + use<'a> {
-        let settings = self
-            .record(&RecordId::Settings)
-            .map(|_| Cow::Owned(RecordId::Settings));
+        let settings = self.record(&RecordId::Settings).map(|_| Cow::Owned(RecordId::Settings));
         let own = self.own().into_iter().map(|(id, _)| Cow::Owned(id));
-        settings
-            .into_iter()
-            .chain(self.graph.globals.ids().map(Cow::Borrowed))
-            .chain(own)
+        settings.into_iter().chain(self.graph.globals.ids().map(Cow::Borrowed)).chain(own)
     }
 
     /// The value of a record of the view.
@@ -37,11 +32,7 @@ impl<'a> View<'a> {
     /// The digest of a record of the view.
     pub fn digest(&self, id: &RecordId) -> Option<u64> {
         match id {
-            RecordId::Settings => self
-                .graph
-                .globals
-                .settings(self.node)
-                .map(|(_, digest)| digest),
+            RecordId::Settings => self.graph.globals.settings(self.node).map(|(_, digest)| digest),
             _ => self.graph.digest(id),
         }
     }
@@ -67,40 +58,23 @@ impl<'a> View<'a> {
     fn own(&self) -> Vec<(RecordId, u64)> {
         let graph = self.graph;
         let (mut sets, mut policies, mut own) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
-        for item in graph
-            .texts
-            .find(self.node)
-            .into_iter()
-            .flat_map(|node| graph.members.on_node(node))
-        {
+        for item in graph.texts.find(self.node).into_iter().flat_map(|node| graph.members.on_node(node)) {
             policies.extend(graph.policies_of(item));
             if let Some(Payload::Endpoint(endpoint)) = graph.members.get(item)
                 && let Some((_, digest)) = graph.members.told(endpoint.key)
             {
-                own.push((
-                    RecordId::Endpoint(members::name(endpoint.key, &graph.texts)),
-                    digest,
-                ));
+                own.push((RecordId::Endpoint(members::name(endpoint.key, &graph.texts)), digest));
             }
         }
-        for policy in policies
-            .into_iter()
-            .map(|policy| graph.policies.get(policy))
-        {
+        for policy in policies.into_iter().map(|policy| graph.policies.get(policy)) {
             sets.extend(policy.sets.iter().copied());
             if let Some(told) = graph.policies.told(policy.key) {
-                own.push((
-                    RecordId::Policy(policies::key(policy.key, &graph.texts)),
-                    told.digest,
-                ));
+                own.push((RecordId::Policy(policies::key(policy.key, &graph.texts)), told.digest));
             }
         }
         for set in sets.into_iter().map(|set| graph.sets.id(set)) {
             if let Some(digest) = graph.sets.digest(set) {
-                own.push((
-                    RecordId::IpSet(SetId(graph.texts.get(set).to_owned())),
-                    digest,
-                ));
+                own.push((RecordId::IpSet(SetId(graph.texts.get(set).to_owned())), digest));
             }
         }
         own.sort_unstable();

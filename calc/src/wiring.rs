@@ -34,11 +34,7 @@ pub(crate) struct Placement {
 impl Graph {
     /// A new item, or another value of a known one.
     pub(crate) fn place(&mut self, item: u32, placement: Placement) {
-        let Placement {
-            payload,
-            labels,
-            parents,
-        } = placement;
+        let Placement { payload, labels, parents } = placement;
         let is_new = self.members.get(item).is_none();
         // What it adds first: then what is counted for a selector that it leaves is what is taken back.
         self.replace(item, payload);
@@ -51,13 +47,7 @@ impl Graph {
     /// The object behind an item is gone.
     pub(crate) fn displace(&mut self, item: u32) {
         let gone = self.index.selectors_of(item).to_vec();
-        self.rematch(
-            item,
-            Matches {
-                gone,
-                new: Vec::new(),
-            },
-        );
+        self.rematch(item, Matches { gone, new: Vec::new() });
         self.members.put(item, None);
         self.index.remove_item(item);
     }
@@ -66,9 +56,7 @@ impl Graph {
     pub(crate) fn relabel(&mut self, name: ParentName, labels: Option<LabelList>) {
         if self.index.is_parent(name) != labels.is_some() && name.1.is_none() {
             // Without its namespace an endpoint has no profile.
-            self.index
-                .children(name)
-                .for_each(|item| self.members.touch(item));
+            self.index.children(name).for_each(|item| self.members.touch(item));
         }
         for (item, matches) in self.index.relabel_parent(name, labels, &self.texts) {
             self.rematch(item, matches);
@@ -77,10 +65,7 @@ impl Graph {
 
     /// A tier is other than it was.
     pub(crate) fn retier(&mut self, name: Text, tier: Option<Tier>) {
-        let tier = tier.map(|tier| Tier {
-            order: plain(tier.order),
-            ..tier
-        });
+        let tier = tier.map(|tier| Tier { order: plain(tier.order), ..tier });
         for policy in self.policies.set_tier(name, tier) {
             self.touch_endpoints(policy);
         }
@@ -122,13 +107,8 @@ impl Graph {
         let before = std::mem::replace(&mut service.backends, backends);
         for set in &service.sets {
             let spec = self.sets.spec(*set);
-            service
-                .backends
-                .iter()
-                .for_each(|backend| self.sets.add(*set, backend_member(spec, backend)));
-            before
-                .iter()
-                .for_each(|backend| self.sets.remove(*set, backend_member(spec, backend)));
+            service.backends.iter().for_each(|backend| self.sets.add(*set, backend_member(spec, backend)));
+            before.iter().for_each(|backend| self.sets.remove(*set, backend_member(spec, backend)));
         }
         self.drop_service(key);
     }
@@ -137,9 +117,7 @@ impl Graph {
     pub(crate) fn settle(&mut self, retired: Vec<(u32, Spec)>, gone: Vec<Spec>) {
         for (set, spec) in retired {
             match spec {
-                Spec::Selected(selector) | Spec::NamedPort(selector, ..) => {
-                    self.selectors.remove_set(selector, set)
-                }
+                Spec::Selected(selector) | Spec::NamedPort(selector, ..) => self.selectors.remove_set(selector, set),
                 Spec::Service(namespace, name) | Spec::ServiceAddresses(namespace, name) => {
                     if let Some(service) = self.services.get_mut(&(namespace, name)) {
                         service.sets.retain(|known| *known != set);
@@ -218,9 +196,7 @@ impl Graph {
             return;
         };
         for set in &self.selectors.users(selector).sets {
-            payload.members(self.sets.spec(*set), |member| {
-                self.sets.remove(*set, member)
-            });
+            payload.members(self.sets.spec(*set), |member| self.sets.remove(*set, member));
         }
         if matches!(payload, Payload::Endpoint(_)) {
             let node = payload.node();
@@ -345,11 +321,7 @@ impl Graph {
     }
 
     fn drop_service(&mut self, key: (Text, Text)) {
-        if self
-            .services
-            .get(&key)
-            .is_some_and(|service| service.backends.is_empty() && service.sets.is_empty())
-        {
+        if self.services.get(&key).is_some_and(|service| service.backends.is_empty() && service.sets.is_empty()) {
             self.services.remove(&key);
         }
     }

@@ -48,10 +48,9 @@ pub fn ask(socket: &Path, request: Request, patience: Patience) -> Result<Outcom
     });
     match answer.recv_timeout(patience.left()) {
         Ok(answer) => answer,
-        Err(RecvTimeoutError::Timeout) => Err(Error::AgentSilent {
-            socket: socket.to_owned(),
-            patience: patience.whole,
-        }),
+        Err(RecvTimeoutError::Timeout) => {
+            Err(Error::AgentSilent { socket: socket.to_owned(), patience: patience.whole })
+        }
         Err(RecvTimeoutError::Disconnected) => Err(Error::Misunderstood("a panic of the plugin")),
     }
 }
@@ -63,9 +62,7 @@ fn exchange(socket: PathBuf, request: &Request, patience: Patience) -> Result<Ou
         io::ErrorKind::InvalidData => Error::Misunderstood("bytes that are no answer"),
         _ => Error::AgentGone { socket, source },
     })?;
-    response.outcome.ok_or(Error::Misunderstood(
-        "an outcome that this plugin does not know",
-    ))
+    response.outcome.ok_or(Error::Misunderstood("an outcome that this plugin does not know"))
 }
 
 fn connect(socket: &Path, patience: Patience) -> Result<UnixStream, Error> {
@@ -78,16 +75,10 @@ fn connect(socket: &Path, patience: Patience) -> Result<UnixStream, Error> {
         let socket = || socket.to_owned();
         match source.kind() {
             io::ErrorKind::PermissionDenied => {
-                return Err(Error::Forbidden {
-                    socket: socket(),
-                    source,
-                });
+                return Err(Error::Forbidden { socket: socket(), source });
             }
             _ if Instant::now() + RETRY >= give_up => {
-                return Err(Error::AgentAway {
-                    socket: socket(),
-                    source,
-                });
+                return Err(Error::AgentAway { socket: socket(), source });
             }
             _ => thread::sleep(RETRY),
         }

@@ -12,18 +12,13 @@ use crate::config::Version;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The configuration's version is not ours.
-    #[error(
-        "cniVersion {found:?}: must be one of {}; change it in the network configuration",
-        Version::LIST
-    )]
+    #[error("cniVersion {found:?}: must be one of {}; change it in the network configuration", Version::LIST)]
     Version {
         /// As given; empty if it is missing.
         found: String,
     },
     /// The command came with a later version than the configuration's.
-    #[error(
-        "cniVersion {found:?}: {command} needs {needs:?} or later; change it in the network configuration"
-    )]
+    #[error("cniVersion {found:?}: {command} needs {needs:?} or later; change it in the network configuration")]
     TooOld {
         /// The command.
         command: &'static str,
@@ -61,14 +56,10 @@ pub enum Error {
         rule: &'static str,
     },
     /// Standard input cannot be read.
-    #[error(
-        "network configuration on standard input: {0}; the caller must write it and close its end"
-    )]
+    #[error("network configuration on standard input: {0}; the caller must write it and close its end")]
     Stdin(std::io::Error),
     /// Standard input is not JSON, or not of the form that it should have.
-    #[error(
-        "network configuration on standard input: {0}; it must be one JSON object of the CNI specification"
-    )]
+    #[error("network configuration on standard input: {0}; it must be one JSON object of the CNI specification")]
     Decode(String),
     /// A field of the configuration has a value that cannot be meant.
     #[error("{field}={value}: {rule}; correct it in the network configuration")]
@@ -145,9 +136,7 @@ impl Error {
             Self::Stdin(_) | Self::Forbidden { .. } => code::IO,
             Self::Decode(_) => code::DECODE,
             Self::Config { .. } => code::INVALID_CONFIG,
-            Self::AgentAway { .. } | Self::AgentGone { .. } | Self::AgentSilent { .. } => {
-                code::TRY_AGAIN
-            }
+            Self::AgentAway { .. } | Self::AgentGone { .. } | Self::AgentSilent { .. } => code::TRY_AGAIN,
             Self::Misunderstood(_) => code::MISUNDERSTOOD,
             Self::Refused { code, .. } => *code,
             Self::NotAvailable(_) => code::NOT_AVAILABLE,

@@ -26,9 +26,7 @@ const CONF_MODE: u32 = 0o600;
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
     /// The configuration is not given.
-    #[error(
-        "CNI_CONFLIST is not set: must hold the text of {CONFLIST}; the operator sets it in the DaemonSet"
-    )]
+    #[error("CNI_CONFLIST is not set: must hold the text of {CONFLIST}; the operator sets it in the DaemonSet")]
     Unset,
     /// The configuration would not be usable.
     #[error("CNI_CONFLIST: {rule}; correct the operator's Installation, which it is rendered from")]
@@ -55,16 +53,8 @@ pub enum InstallError {
 /// Installs, and returns what it has to say. `env` is the environment: `CNI_BIN_DIR`, `CNI_CONF_DIR`, `CNI_CONFLIST`.
 pub fn run(env: &dyn Fn(&str) -> Option<String>) -> Result<Vec<String>, InstallError> {
     let folder = |name: &str, default: &str| {
-        let path = PathBuf::from(
-            env(name)
-                .filter(|v| !v.is_empty())
-                .unwrap_or(default.to_owned()),
-        );
-        if path.is_dir() {
-            Ok(path)
-        } else {
-            Err(InstallError::Folder { path })
-        }
+        let path = PathBuf::from(env(name).filter(|v| !v.is_empty()).unwrap_or(default.to_owned()));
+        if path.is_dir() { Ok(path) } else { Err(InstallError::Folder { path }) }
     };
     let conflist = env("CNI_CONFLIST").filter(|text| !text.trim().is_empty());
     let conflist = conflist.ok_or(InstallError::Unset)?;
@@ -73,10 +63,8 @@ pub fn run(env: &dyn Fn(&str) -> Option<String>) -> Result<Vec<String>, InstallE
     let conf_dir = folder("CNI_CONF_DIR", CONF_DIR)?;
     let own = PathBuf::from("/proc/self/exe");
     let binary = fs::read(&own).map_err(|source| InstallError::File { path: own, source })?;
-    let mut report = vec![
-        put(&bin_dir, PLUGIN, &binary, BIN_MODE)?,
-        put(&conf_dir, CONFLIST, conflist.as_bytes(), CONF_MODE)?,
-    ];
+    let mut report =
+        vec![put(&bin_dir, PLUGIN, &binary, BIN_MODE)?, put(&conf_dir, CONFLIST, conflist.as_bytes(), CONF_MODE)?];
     report.extend(warnings(&bin_dir, &conf_dir, &types)?);
     Ok(report)
 }
@@ -87,29 +75,17 @@ fn validate(conflist: &str) -> Result<Vec<String>, InstallError> {
     let value: Value = serde_json::from_str(conflist).map_err(|error| refuse(error.to_string()))?;
     let text = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default();
     if Version::parse(text("cniVersion")).is_none() {
-        let rule = format!(
-            "cniVersion={:?}: must be one of {}",
-            text("cniVersion"),
-            Version::LIST
-        );
+        let rule = format!("cniVersion={:?}: must be one of {}", text("cniVersion"), Version::LIST);
         return Err(refuse(rule));
     }
     if text("name").is_empty() {
         return Err(refuse("name: must be the network's name".to_owned()));
     }
-    let plugins = value
-        .get("plugins")
-        .and_then(Value::as_array)
-        .map(Vec::as_slice);
+    let plugins = value.get("plugins").and_then(Value::as_array).map(Vec::as_slice);
     let types: Option<Vec<String>> = plugins
         .unwrap_or_default()
         .iter()
-        .map(|plugin| {
-            plugin
-                .get("type")
-                .and_then(Value::as_str)
-                .map(str::to_owned)
-        })
+        .map(|plugin| plugin.get("type").and_then(Value::as_str).map(str::to_owned))
         .collect();
     let types = types.ok_or_else(|| refuse("plugins: each must have a type".to_owned()))?;
     if !types.iter().any(|kind| kind == PLUGIN) {
@@ -122,10 +98,7 @@ fn validate(conflist: &str) -> Result<Vec<String>, InstallError> {
 /// left alone, because runtimes load the configuration anew whenever it is written.
 fn put(folder: &Path, name: &str, content: &[u8], mode: u32) -> Result<String, InstallError> {
     let path = folder.join(name);
-    let failed = |source| InstallError::File {
-        path: path.clone(),
-        source,
-    };
+    let failed = |source| InstallError::File { path: path.clone(), source };
     if is_equal(&path, content, mode).map_err(failed)? {
         return Ok(format!("{} is up to date", path.display()));
     }
@@ -148,8 +121,7 @@ fn is_equal(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
     };
-    let same_form =
-        meta.is_file() && meta.size() == content.len() as u64 && meta.mode() & 0o7777 == mode;
+    let same_form = meta.is_file() && meta.size() == content.len() as u64 && meta.mode() & 0o7777 == mode;
     if !same_form {
         return Ok(false);
     }
@@ -163,11 +135,7 @@ fn write_whole(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     // The mode given at creation is cut by the umask.
     file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(content)?;
@@ -175,33 +143,30 @@ fn write_whole(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 }
 
 /// What works but is probably not meant.
-fn warnings(
-    bin_dir: &Path,
-    conf_dir: &Path,
-    types: &[String],
-) -> Result<Vec<String>, InstallError> {
+fn warnings(bin_dir: &Path, conf_dir: &Path, types: &[String]) -> Result<Vec<String>, InstallError> {
     let listed = fs::read_dir(conf_dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-    let listed = listed.map_err(|source| InstallError::File {
-        path: conf_dir.to_owned(),
-        source,
-    })?;
+    let listed = listed.map_err(|source| InstallError::File { path: conf_dir.to_owned(), source })?;
     let mut first: Vec<String> = listed
         .iter()
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|name| {
-            let known = [".conf", ".conflist", ".json"]
-                .iter()
-                .any(|suffix| name.ends_with(suffix));
+            let known = [".conf", ".conflist", ".json"].iter().any(|suffix| name.ends_with(suffix));
             known && name.as_str() < CONFLIST
         })
         .collect();
     first.sort();
     let before = first.iter().map(|name| {
         let path = conf_dir.join(name);
-        format!("warning: {} sorts before {CONFLIST}, so the container runtime uses it instead; remove it to use Margay", path.display())
+        format!(
+            "warning: {} sorts before {CONFLIST}, so the container runtime uses it instead; remove it to use Margay",
+            path.display()
+        )
     });
     let missing = types.iter().filter(|kind| !bin_dir.join(kind).exists()).map(|kind| {
-        format!("warning: {CONFLIST} calls the plugin {kind:?}, which is not in {}; install it or pods will not start", bin_dir.display())
+        format!(
+            "warning: {CONFLIST} calls the plugin {kind:?}, which is not in {}; install it or pods will not start",
+            bin_dir.display()
+        )
     });
     Ok(before.chain(missing).collect())
 }

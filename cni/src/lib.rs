@@ -36,14 +36,8 @@ pub fn run(env: &dyn Fn(&str) -> Option<String>, stdin: &mut dyn Read, grace: Du
     let started = Instant::now();
     let (version, outcome) = answer(env, stdin, started, grace);
     match outcome {
-        Ok(stdout) => Reply {
-            stdout,
-            success: true,
-        },
-        Err(error) => Reply {
-            stdout: result::error(version, &error),
-            success: false,
-        },
+        Ok(stdout) => Reply { stdout, success: true },
+        Err(error) => Reply { stdout: result::error(version, &error), success: false },
     }
 }
 
@@ -71,11 +65,7 @@ fn answer(
         Err(error) => return (config::version_in(&bytes), Err(error)),
     };
     let version = config.version;
-    let limits = Patience {
-        until: started + config.timeout,
-        whole: config.timeout,
-        grace,
-    };
+    let limits = Patience { until: started + config.timeout, whole: config.timeout, grace };
     let asked = Call::parse(command, env, &config).and_then(|call| {
         let request = request(call, &config, bytes, env, limits);
         let outcome = agent::ask(&config.socket, request, limits);
@@ -105,15 +95,11 @@ fn request(
 /// ADD is answered by a result, everything else by nothing.
 fn printed(command: call::Command, version: Version, outcome: Outcome) -> Result<String, Error> {
     match outcome {
-        Outcome::Result(result) if command == call::Command::Add => {
-            Ok(result::success(version, &result))
-        }
+        Outcome::Result(result) if command == call::Command::Add => Ok(result::success(version, &result)),
         Outcome::Done(_) if command != call::Command::Add => Ok(String::new()),
-        Outcome::Error(refused) => Err(Error::Refused {
-            code: refused.code,
-            msg: refused.msg,
-            details: refused.details,
-        }),
+        Outcome::Error(refused) => {
+            Err(Error::Refused { code: refused.code, msg: refused.msg, details: refused.details })
+        }
         Outcome::Result(_) => Err(Error::Misunderstood("a result where none was asked for")),
         Outcome::Done(_) => Err(Error::Misunderstood("no result to an ADD")),
     }

@@ -128,21 +128,13 @@ pub fn success(version: Version, result: &cni::Result) -> String {
 
 /// An error, for standard output.
 pub fn error(version: Version, error: &Error) -> String {
-    text(&Failure {
-        version: version.as_str(),
-        code: error.code(),
-        msg: error.to_string(),
-        details: error.details(),
-    })
+    text(&Failure { version: version.as_str(), code: error.code(), msg: error.to_string(), details: error.details() })
 }
 
 /// The answer to VERSION, which never fails: callers ask it to find out what they may say.
 pub fn versions(config: &[u8]) -> String {
     let version = version_in(config).as_str();
-    text(&Versions {
-        version,
-        supported: Version::ALL.map(Version::as_str),
-    })
+    text(&Versions { version, supported: Version::ALL.map(Version::as_str) })
 }
 
 fn family(address: &str) -> &'static str {

@@ -7,8 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-const CONFLIST: &str =
-    r#"{"cniVersion":"1.1.0","name":"k8s-pod-network","plugins":[{"type":"margay"}]}"#;
+const CONFLIST: &str = r#"{"cniVersion":"1.1.0","name":"k8s-pod-network","plugins":[{"type":"margay"}]}"#;
 
 struct Host {
     root: TempDir,
@@ -37,11 +36,7 @@ impl Host {
             .output()
             .expect("start");
         let text = String::from_utf8(output.stderr).expect("text");
-        if output.status.success() {
-            Ok(text)
-        } else {
-            Err(text)
-        }
+        if output.status.success() { Ok(text) } else { Err(text) }
     }
 
     /// Everything in both folders, with what would change if a file were written again.
@@ -52,13 +47,7 @@ impl Host {
             .map(|entry| {
                 let path = entry.expect("entry").path();
                 let meta = fs::symlink_metadata(&path).expect("stat");
-                (
-                    path,
-                    meta.ino(),
-                    meta.mode() & 0o7777,
-                    meta.ctime(),
-                    meta.ctime_nsec(),
-                )
+                (path, meta.ino(), meta.mode() & 0o7777, meta.ctime(), meta.ctime_nsec())
             })
             .collect();
         found.sort();
@@ -71,27 +60,12 @@ fn both_files_are_written_with_their_modes() {
     let host = Host::new();
     let said = host.install(CONFLIST).expect("installs");
     assert!(!said.contains("warning"), "{said}");
-    let modes: Vec<_> = host
-        .listing()
-        .into_iter()
-        .map(|(path, _, mode, ..)| (path, mode))
-        .collect();
-    assert_eq!(
-        modes,
-        [
-            (host.path("bin/margay"), 0o755),
-            (host.path("net.d/10-margay.conflist"), 0o600)
-        ]
-    );
+    let modes: Vec<_> = host.listing().into_iter().map(|(path, _, mode, ..)| (path, mode)).collect();
+    assert_eq!(modes, [(host.path("bin/margay"), 0o755), (host.path("net.d/10-margay.conflist"), 0o600)]);
     let own = fs::read(env!("CARGO_BIN_EXE_margay-cni")).expect("read");
     assert!(fs::read(host.path("bin/margay")).expect("read") == own);
-    assert_eq!(
-        fs::read_to_string(host.path("net.d/10-margay.conflist")).expect("read"),
-        CONFLIST
-    );
-    let output = Command::new(host.path("bin/margay"))
-        .env("CNI_COMMAND", "VERSION")
-        .output();
+    assert_eq!(fs::read_to_string(host.path("net.d/10-margay.conflist")).expect("read"), CONFLIST);
+    let output = Command::new(host.path("bin/margay")).env("CNI_COMMAND", "VERSION").output();
     assert!(output.expect("start").status.success());
 }
 
@@ -130,42 +104,23 @@ fn what_differs_is_replaced() {
     assert_eq!(fs::read_to_string(&conflist).expect("read"), changed);
     assert_eq!(fs::read_to_string(&other).expect("read"), CONFLIST);
     assert!(!host.path("bin/.margay.new").exists());
-    let output = Command::new(host.path("bin/margay"))
-        .env("CNI_COMMAND", "VERSION")
-        .output();
+    let output = Command::new(host.path("bin/margay")).env("CNI_COMMAND", "VERSION").output();
     assert!(output.expect("start").status.success());
 }
 
 #[test]
 fn other_configurations_stay_and_are_warned_of_when_they_win() {
     let host = Host::new();
-    for name in [
-        "05-first.conf",
-        "10-calico.conflist",
-        "20-later.conflist",
-        "00-readme.txt",
-    ] {
+    for name in ["05-first.conf", "10-calico.conflist", "20-later.conflist", "00-readme.txt"] {
         fs::write(host.path("net.d").join(name), "{}").expect("write");
     }
     let said = host.install(CONFLIST).expect("installs");
-    let warned: Vec<_> = said
-        .lines()
-        .filter(|line| line.contains("warning"))
-        .collect();
+    let warned: Vec<_> = said.lines().filter(|line| line.contains("warning")).collect();
     assert_eq!(warned.len(), 2, "{said}");
-    assert!(
-        warned[0].contains("05-first.conf") && warned[1].contains("10-calico.conflist"),
-        "{said}"
-    );
-    assert_eq!(
-        fs::read_to_string(host.path("net.d/05-first.conf")).expect("read"),
-        "{}"
-    );
+    assert!(warned[0].contains("05-first.conf") && warned[1].contains("10-calico.conflist"), "{said}");
+    assert_eq!(fs::read_to_string(host.path("net.d/05-first.conf")).expect("read"), "{}");
 
-    let chained = CONFLIST.replace(
-        r#"[{"type":"margay"}]"#,
-        r#"[{"type":"margay"},{"type":"portmap"}]"#,
-    );
+    let chained = CONFLIST.replace(r#"[{"type":"margay"}]"#, r#"[{"type":"margay"},{"type":"portmap"}]"#);
     let said = host.install(&chained).expect("installs");
     assert!(said.contains(r#"calls the plugin "portmap""#), "{said}");
 }
@@ -176,19 +131,10 @@ fn a_bad_configuration_installs_nothing() {
         ("", "CNI_CONFLIST is not set"),
         ("{", "EOF"),
         ("{}", "cniVersion"),
-        (
-            r#"{"cniVersion":"0.2.0"}"#,
-            r#"cniVersion="0.2.0": must be one of 0.3.1"#,
-        ),
+        (r#"{"cniVersion":"0.2.0"}"#, r#"cniVersion="0.2.0": must be one of 0.3.1"#),
         (r#"{"cniVersion":"1.1.0"}"#, "name"),
-        (
-            r#"{"cniVersion":"1.1.0","name":"n","plugins":[{}]}"#,
-            "must have a type",
-        ),
-        (
-            r#"{"cniVersion":"1.1.0","name":"n","plugins":[]}"#,
-            r#"must be of type "margay""#,
-        ),
+        (r#"{"cniVersion":"1.1.0","name":"n","plugins":[{}]}"#, "must have a type"),
+        (r#"{"cniVersion":"1.1.0","name":"n","plugins":[]}"#, r#"must be of type "margay""#),
     ];
     let host = Host::new();
     for (conflist, wanted) in table {
@@ -203,17 +149,11 @@ fn a_folder_that_is_not_the_hosts_is_refused() {
     let host = Host::new();
     fs::remove_dir(host.path("net.d")).expect("remove");
     let error = host.install(CONFLIST).expect_err("no folder");
-    assert!(
-        error.contains("net.d") && error.contains("hostPath"),
-        "{error}"
-    );
+    assert!(error.contains("net.d") && error.contains("hostPath"), "{error}");
     assert!(!host.path("bin/margay").exists());
 
     fs::create_dir_all(host.path("net.d/10-margay.conflist/x")).expect("create");
     let error = host.install(CONFLIST).expect_err("a folder in the way");
-    assert!(
-        error.contains("10-margay.conflist") && error.contains("writable"),
-        "{error}"
-    );
+    assert!(error.contains("10-margay.conflist") && error.contains("writable"), "{error}");
     assert!(!host.path("net.d/.10-margay.conflist.new").exists());
 }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use margay_node::nft::{
-    Chain, ChainName, FieldType, Match, Rule, Ruleset, Selector, Set, SetKind, SetName, Socket,
-    TableName, Transaction, diff,
+    Chain, ChainName, FieldType, Match, Rule, Ruleset, Selector, Set, SetKind, SetName, Socket, TableName, Transaction,
+    diff,
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -23,22 +23,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             10_000 => "raw C 6.3 us, nft program 68 ms, Felix 9 to 22 ms",
             _ => "raw C 4.8 us, nft program 2580 ms",
         };
-        report(
-            &format!("one member, set of {size}"),
-            anchor,
-            member(&SetKind::of(FieldType::Ipv4), size, 2_000)?,
-        );
+        report(&format!("one member, set of {size}"), anchor, member(&SetKind::of(FieldType::Ipv4), size, 2_000)?);
     }
-    for (size, anchor) in [
-        (1_000, "raw C 34 us, nft program 19.9 ms"),
-        (10_000, "raw C 241 us, nft program 103 ms"),
-    ] {
+    for (size, anchor) in [(1_000, "raw C 34 us, nft program 19.9 ms"), (10_000, "raw C 241 us, nft program 103 ms")] {
         let kind = SetKind::of(FieldType::Ipv4).with_intervals();
-        report(
-            &format!("one member, interval set of {size}"),
-            anchor,
-            member(&kind, size, 500)?,
-        );
+        report(&format!("one member, interval set of {size}"), anchor, member(&kind, size, 500)?);
     }
     for (chains, anchor) in [
         (100, "raw C 127 us, nft program 16.5 ms"),
@@ -46,44 +35,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         (2_000, "raw C 196 us, nft program 44.5 ms"),
     ] {
         let [rewrite, compare, list] = chains_of_ten(chains)?;
-        report(
-            &format!("rewrite one chain of 10 rules among {chains}"),
-            anchor,
-            rewrite,
-        );
-        report(
-            &format!("find that change by comparing {chains} chains"),
-            "-",
-            compare,
-        );
-        let anchor = if chains == 2_000 {
-            "raw C 240 ms, nft program 4123 ms"
-        } else {
-            "-"
-        };
-        report(
-            &format!("read back {chains} chains of 10 rules"),
-            anchor,
-            list,
-        );
+        report(&format!("rewrite one chain of 10 rules among {chains}"), anchor, rewrite);
+        report(&format!("find that change by comparing {chains} chains"), "-", compare);
+        let anchor = if chains == 2_000 { "raw C 240 ms, nft program 4123 ms" } else { "-" };
+        report(&format!("read back {chains} chains of 10 rules"), anchor, list);
     }
     Ok(())
 }
 
 /// Adding and removing one member, each change built, encoded and committed.
-fn member(
-    kind: &SetKind,
-    size: u32,
-    rounds: u32,
-) -> Result<Vec<Duration>, Box<dyn std::error::Error>> {
+fn member(kind: &SetKind, size: u32, rounds: u32) -> Result<Vec<Duration>, Box<dyn std::error::Error>> {
     let name = SetName::new("members-1")?;
     // Every other address, so that ranges stay apart.
     let address = |number: u32| Ipv4Addr::from_bits(0x0a00_0000 + number * 2);
     let mut ruleset = Ruleset::new(TableName::new("bench-1")?);
-    ruleset.put_set(
-        name.clone(),
-        Set::members(kind.clone(), (0..size).map(address)),
-    );
+    ruleset.put_set(name.clone(), Set::members(kind.clone(), (0..size).map(address)));
     let mut socket = Socket::open()?;
     socket.exec(&Transaction::replace(&ruleset))?;
     let mut times = Vec::new();
@@ -107,14 +73,8 @@ fn member(
 fn chains_of_ten(count: u32) -> Result<[Vec<Duration>; 3], Box<dyn std::error::Error>> {
     let mut ruleset = Ruleset::new(TableName::new("bench-1")?);
     let rules = |salt: u32| {
-        let rule = |number| {
-            Rule::new()
-                .when(Match::is(
-                    Selector::Saddr4,
-                    Ipv4Addr::from_bits(salt * 10 + number),
-                ))
-                .accept()
-        };
+        let rule =
+            |number| Rule::new().when(Match::is(Selector::Saddr4, Ipv4Addr::from_bits(salt * 10 + number))).accept();
         Chain::regular((0..10).map(rule).collect::<Vec<_>>())
     };
     for number in 0..count {
@@ -125,9 +85,7 @@ fn chains_of_ten(count: u32) -> Result<[Vec<Duration>; 3], Box<dyn std::error::E
     let [mut rewrites, mut compares, mut lists] = [vec![], vec![], vec![]];
     for round in 0..200 {
         let mut wanted = ruleset.clone();
-        wanted
-            .chains
-            .insert(ChainName::new("chain-7")?, Arc::new(rules(count + round)));
+        wanted.chains.insert(ChainName::new("chain-7")?, Arc::new(rules(count + round)));
         let start = Instant::now();
         let transaction = diff(&ruleset, &wanted);
         let compared = Instant::now();
@@ -140,10 +98,7 @@ fn chains_of_ten(count: u32) -> Result<[Vec<Duration>; 3], Box<dyn std::error::E
         let start = Instant::now();
         let present = socket.list(&ruleset.table)?;
         lists.push(start.elapsed());
-        assert!(
-            present.drift(&ruleset).is_empty(),
-            "nobody else writes here"
-        );
+        assert!(present.drift(&ruleset).is_empty(), "nobody else writes here");
     }
     socket.exec(&Transaction::remove(ruleset.table))?;
     Ok([rewrites, compares, lists])
@@ -152,9 +107,5 @@ fn chains_of_ten(count: u32) -> Result<[Vec<Duration>; 3], Box<dyn std::error::E
 fn report(operation: &str, anchor: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
     let percentile = |percent: usize| times[(times.len() - 1) * percent / 100];
-    println!(
-        "{operation:<58} {:>10.1?} {:>10.1?}   {anchor}",
-        percentile(50),
-        percentile(99)
-    );
+    println!("{operation:<58} {:>10.1?} {:>10.1?}   {anchor}", percentile(50), percentile(99));
 }

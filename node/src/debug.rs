@@ -1,7 +1,7 @@
 //! What a reader may ask of this node. Everything here only reads.
 
-use margay_calc::digest;
 use margay_calc::model::{Record, RecordId};
+use margay_calc::{digest, text};
 use margay_proto::debug::node_debug_server::NodeDebug;
 use margay_proto::debug::{
     KernelRequest, KernelResponse, RecordEntry, StatusRequest, StatusResponse, ViewRequest, ViewResponse,
@@ -77,7 +77,7 @@ fn entry(id: &RecordId, record: &Record) -> RecordEntry {
     RecordEntry {
         kind: agent::kind(id).to_owned(),
         id: id_text(id),
-        text: format!("{record:#?}"),
+        text: text::record(id, record),
         digest: digest::digest(id, record),
         all_nodes: false,
         nodes: Vec::new(),

@@ -76,6 +76,18 @@ pub enum IdentityError {
         /// Name of the object.
         name: String,
     },
+    /// The certificate is another node's, or not in force now.
+    #[error(
+        "certificate of {name:?} in force from {not_before} to {not_after} (seconds since 1970) is not this node's, or not in force now; is the clock right?"
+    )]
+    Unfit {
+        /// Its subject's common name.
+        name: String,
+        /// Start of its life, seconds since 1970.
+        not_before: i64,
+        /// End of its life, seconds since 1970.
+        not_after: i64,
+    },
     /// The certificate cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -110,17 +122,20 @@ impl Identity {
     pub async fn obtain(&self, gate: &Gate) -> Tls {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
-            if let Some(tls) = self.load().filter(|tls| !self.is_unfit(&tls.current().leaf, now())) {
-                return tls;
-            }
-            match self.request().await {
-                Ok(()) => {}
-                Err(error) => {
-                    gate.close(error.to_string());
-                    tracing::warn!(%error, "no certificate yet");
-                    tokio::time::sleep(backoff.next(jitter())).await;
-                }
-            }
+            let failed = match self.load() {
+                Ok(tls) => return tls,
+                Err(error) if self.is_ours_to_mend(&error) => match self.request().await {
+                    Ok(()) => match self.load() {
+                        Ok(tls) => return tls,
+                        Err(error) => error,
+                    },
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            gate.close(failed.to_string());
+            tracing::warn!(error = %failed, "no certificate yet");
+            tokio::time::sleep(backoff.next(jitter())).await;
         }
     }
 
@@ -140,10 +155,30 @@ impl Identity {
         }
     }
 
-    fn load(&self) -> Option<Tls> {
-        Tls::load(Files::in_dirs(&self.folder, &self.ca))
-            .inspect_err(|error| tracing::debug!(%error, "no usable certificate"))
-            .ok()
+    /// What lies in the folder, if it is this node's and in force.
+    fn load(&self) -> Result<Tls, IdentityError> {
+        let tls = Tls::load(Files::in_dirs(&self.folder, &self.ca))?;
+        let leaf = tls.current().leaf.clone();
+        if self.is_unfit(&leaf, now()) {
+            return Err(IdentityError::Unfit {
+                name: leaf.peer.common_name,
+                not_before: leaf.not_before,
+                not_after: leaf.not_after,
+            });
+        }
+        Ok(tls)
+    }
+
+    /// Whether a new certificate helps: it does not when the authorities are missing.
+    fn is_ours_to_mend(&self, error: &IdentityError) -> bool {
+        match error {
+            IdentityError::Unfit { .. } => true,
+            IdentityError::Tls(TlsError::Read { path, .. } | TlsError::Content { path, .. }) => {
+                path.starts_with(&self.folder)
+            }
+            IdentityError::Tls(TlsError::Leaf(_)) => true,
+            _ => false,
+        }
     }
 
     /// Whether it is another node's, or not in force.
@@ -271,4 +306,75 @@ impl Identity {
 fn now() -> i64 {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use margay_runtime::tls::Peer;
+    use rcgen::CertificateSigningRequestParams;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn mk_identity(folder: &Path) -> Identity {
+        Identity::new("n1", folder, &folder.join("ca"))
+    }
+
+    fn mk_leaf(name: &str) -> Leaf {
+        Leaf {
+            peer: Peer { common_name: name.to_owned(), organization: "margay:nodes".to_owned() },
+            not_before: 1000,
+            not_after: 4000,
+        }
+    }
+
+    #[test]
+    fn it_is_renewed_at_two_thirds_of_its_life_and_never_used_outside_of_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let identity = mk_identity(folder.path());
+        let own = mk_leaf("margay:node:n1");
+        let table = [
+            (999, true, true),
+            (1000, false, false),
+            (2999, false, false),
+            (3000, false, true),
+            (3999, false, true),
+            (4000, true, true),
+        ];
+        for (now, unfit, due) in table {
+            assert_eq!((identity.is_unfit(&own, now), identity.is_due(&own, now)), (unfit, due), "at {now}");
+        }
+        assert!(identity.is_unfit(&mk_leaf("margay:node:n2"), 2000));
+    }
+
+    #[test]
+    fn a_request_that_a_crash_interrupted_goes_on_with_its_key_and_a_refused_one_with_another() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let identity = mk_identity(folder.path());
+        let first = identity.pending().expect("a key");
+        assert_eq!(identity.pending().expect("the same key").name, first.name);
+        let mode = fs::metadata(identity.next_key()).expect("it is kept").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+
+        let mut object = identity.object(&first).expect("a request");
+        let text = String::from_utf8(object.spec.request.0.clone()).expect("PEM");
+        let parsed = CertificateSigningRequestParams::from_pem(&text).expect("a request signed by its key");
+        assert_eq!(parsed.params.subject_alt_names.len(), 1);
+        assert!(matches!(identity.verdict(&first, &object), Ok(None)));
+        let condition = serde_json::json!({"conditions": [{"type": "Denied", "status": "True", "message": "no"}]});
+        object.status = serde_json::from_value(condition).expect("a status");
+        let refused = identity.verdict(&first, &object).expect_err("it was denied").to_string();
+        assert!(refused.contains("Denied: no"), "{refused}");
+        assert_ne!(identity.pending().expect("another key").name, first.name);
+    }
+
+    #[test]
+    fn certificate_and_key_come_into_use_together() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let identity = mk_identity(folder.path());
+        let pending = identity.pending().expect("a key");
+        identity.put(b"certificate").expect("put");
+        assert_eq!(fs::read(identity.folder.join("tls.crt")).expect("there"), b"certificate");
+        assert_eq!(fs::read_to_string(identity.folder.join("tls.key")).expect("there"), pending.key.serialize_pem());
+        assert!(!identity.next_key().exists());
+    }
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::core::v1::Node;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use margay_api::meta::{ANNOTATION_NODE_IPV4, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_MAC, Labels};
@@ -57,7 +57,9 @@ pub struct Settings {
 /// The pods that earlier runs have attached and whose links are still there, by interface. Links that went with a reboot are left to DEL.
 pub fn attached(attachments: &Attachments) -> Result<BTreeMap<String, Attached>> {
     let links = present::links(&mut Socket::open()?)?;
-    let live = attachments.iter().filter(|attachment| !attachment.addresses.is_empty() && links.contains_key(&attachment.interface));
+    let live = attachments
+        .iter()
+        .filter(|attachment| !attachment.addresses.is_empty() && links.contains_key(&attachment.interface));
     let pod = |attachment: &crate::cni::attachment::Attachment| Attached {
         endpoint: attachment.endpoint(),
         addresses: attachment.addresses.iter().map(ipnet::IpNet::addr).collect(),
@@ -78,10 +80,13 @@ fn outlook(node: &str, records: &BTreeMap<RecordId, Record>) -> Outlook {
     let mut blocks = BTreeMap::new();
     for (id, record) in records {
         match (id, record) {
-            (RecordId::Route(cidr), Record::Route(route)) if cidr.prefix_len() < cidr.max_prefix_len() => drop(blocks.insert(*cidr, route.node.clone())),
+            (RecordId::Route(cidr), Record::Route(route)) if cidr.prefix_len() < cidr.max_prefix_len() => {
+                drop(blocks.insert(*cidr, route.node.clone()))
+            }
             (RecordId::Node(name), Record::Node(info)) if name == node => outlook.own = info.clone(),
             (RecordId::Pool(_), Record::Pool(pool)) => {
-                outlook.has_vxlan |= matches!(pool.encapsulation, Encapsulation::Vxlan | Encapsulation::VxlanCrossSubnet);
+                outlook.has_vxlan |=
+                    matches!(pool.encapsulation, Encapsulation::Vxlan | Encapsulation::VxlanCrossSubnet);
             }
             _ => {}
         }
@@ -91,7 +96,13 @@ fn outlook(node: &str, records: &BTreeMap<RecordId, Record>) -> Outlook {
 }
 
 /// Runs until the socket fails.
-pub async fn serve(settings: Settings, client: Client, agent: AgentHandle, attachments: Attachments, notices: Notices) -> Result<()> {
+pub async fn serve(
+    settings: Settings,
+    client: Client,
+    agent: AgentHandle,
+    attachments: Attachments,
+    notices: Notices,
+) -> Result<()> {
     let underlay = Driver::open()?.underlay_mtu(settings.address)?;
     let (blocks, blocks_seen) = watch::channel(BlockMap::default());
     let (labels, labels_seen) = watch::channel(Labels::default());
@@ -150,7 +161,13 @@ fn now() -> String {
 }
 
 /// Keeps this node's annotations true: its address with its subnet, and its tunnel end point once anything is encapsulated.
-async fn annotate(node: String, address: Ipv4Addr, client: Client, addresses: NodeAddresses, mut outlook: watch::Receiver<Outlook>) {
+async fn annotate(
+    node: String,
+    address: Ipv4Addr,
+    client: Client,
+    addresses: NodeAddresses,
+    mut outlook: watch::Receiver<Outlook>,
+) {
     let nodes: Api<Node> = Api::all(client);
     while outlook.changed().await.is_ok() {
         loop {
@@ -164,7 +181,13 @@ async fn annotate(node: String, address: Ipv4Addr, client: Client, addresses: No
     }
 }
 
-async fn put_annotations(nodes: &Api<Node>, node: &str, address: Ipv4Addr, addresses: &NodeAddresses, seen: &Outlook) -> Result<()> {
+async fn put_annotations(
+    nodes: &Api<Node>,
+    node: &str,
+    address: Ipv4Addr,
+    addresses: &NodeAddresses,
+    seen: &Outlook,
+) -> Result<()> {
     let subnet = Driver::open()?.subnet_of(IpAddr::V4(address))?;
     let mut wanted = Map::new();
     if let Some(ipnet::IpNet::V4(subnet)) = subnet.filter(|_| seen.own.ipv4.map(ipnet::IpNet::V4) != subnet) {
@@ -174,14 +197,20 @@ async fn put_annotations(nodes: &Api<Node>, node: &str, address: Ipv4Addr, addre
         let claimed = addresses.tunnel().await.context("address of the VXLAN device")?;
         if let Some(tunnel) = claimed.first() {
             wanted.insert(ANNOTATION_VXLAN_IPV4.to_owned(), json!(tunnel.addr()));
-            wanted.insert(ANNOTATION_VXLAN_MAC.to_owned(), json!(tunnel_mac(node).0.map(|byte| format!("{byte:02x}")).join(":")));
+            wanted.insert(
+                ANNOTATION_VXLAN_MAC.to_owned(),
+                json!(tunnel_mac(node).0.map(|byte| format!("{byte:02x}")).join(":")),
+            );
         }
     }
     if wanted.is_empty() {
         return Ok(());
     }
     let patch = json!({"metadata": {"annotations": Value::Object(wanted)}});
-    nodes.patch(node, &PatchParams::default(), &Patch::Merge(patch)).await.with_context(|| format!("annotate Node {node}"))?;
+    nodes
+        .patch(node, &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .with_context(|| format!("annotate Node {node}"))?;
     Ok(())
 }
 

@@ -52,10 +52,7 @@ pub struct Applier {
 impl Applier {
     /// Nothing is remembered yet: the first round applies everything once.
     pub fn new(client: Client) -> Self {
-        Self {
-            client,
-            applied: BTreeMap::new(),
-        }
+        Self { client, applied: BTreeMap::new() }
     }
 
     fn api(&self, key: &Key) -> Api<DynamicObject> {
@@ -68,26 +65,17 @@ impl Applier {
     }
 
     /// Applies every object, several at a time, in the order of [`wave`]. One that fails does not keep the others from being tried.
-    pub async fn exec(
-        &mut self,
-        objects: &[Object],
-        present: &BTreeMap<Key, Present>,
-    ) -> Vec<Failure> {
+    pub async fn exec(&mut self, objects: &[Object], present: &BTreeMap<Key, Present>) -> Vec<Failure> {
         let mut failures = Vec::new();
         for turn in 0..WAVES {
             let due: Vec<(&Object, [u8; 32])> = objects
                 .iter()
                 .filter(|object| wave(object) == turn)
                 .map(|object| (object, fingerprint(&object.body)))
-                .filter(|(Object { key, .. }, print)| {
-                    !is_settled(self.applied.get(key), print, present.get(key))
-                })
+                .filter(|(Object { key, .. }, print)| !is_settled(self.applied.get(key), print, present.get(key)))
                 .collect();
-            let outcomes: Vec<_> = stream::iter(&due)
-                .map(|(object, _)| self.apply(object))
-                .buffered(AT_ONCE)
-                .collect()
-                .await;
+            let outcomes: Vec<_> =
+                stream::iter(&due).map(|(object, _)| self.apply(object)).buffered(AT_ONCE).collect().await;
             for ((object, print), outcome) in due.into_iter().zip(outcomes) {
                 failures.extend(self.note(object, print, outcome));
             }
@@ -95,12 +83,7 @@ impl Applier {
         failures
     }
 
-    fn note(
-        &mut self,
-        object: &Object,
-        print: [u8; 32],
-        outcome: Result<String, Error>,
-    ) -> Option<Failure> {
+    fn note(&mut self, object: &Object, print: [u8; 32], outcome: Result<String, Error>) -> Option<Failure> {
         match outcome {
             Ok(version) => {
                 info!(object = %object.key, "applied");
@@ -126,12 +109,8 @@ impl Applier {
 
     /// Makes an object that must not exist yet.
     pub async fn create(&self, object: &Object) -> Result<(), Error> {
-        let body: DynamicObject =
-            serde_json::from_value(object.body.clone()).map_err(Error::SerdeError)?;
-        let params = PostParams {
-            field_manager: Some(MANAGER.to_owned()),
-            ..PostParams::default()
-        };
+        let body: DynamicObject = serde_json::from_value(object.body.clone()).map_err(Error::SerdeError)?;
+        let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
         bounded(self.api(&object.key).create(&params, &body)).await?;
         Ok(())
     }
@@ -147,10 +126,7 @@ impl Applier {
 
     /// Writes defaults into the Installation. Without force: a field that a person sets meanwhile is that person's.
     pub async fn write_back(&self, owner: &Owner, spec: Value) -> Result<(), Error> {
-        let object = Object::new(
-            "Installation",
-            json!({ "metadata": { "name": owner.name }, "spec": spec }),
-        );
+        let object = Object::new("Installation", json!({ "metadata": { "name": owner.name }, "spec": spec }));
         let api = self.api(&object.key);
         let patch = Patch::Apply(&object.body);
         bounded(api.patch(&object.key.name, &PatchParams::apply(MANAGER), &patch)).await?;
@@ -174,12 +150,7 @@ impl Applier {
 
 /// What the sweep deletes: objects of owned kinds with our label that belong to this Installation (or to one that is gone) and are neither
 /// wanted nor kept.
-pub fn unwanted(
-    inputs: &Inputs,
-    objects: &[Object],
-    keep: &BTreeSet<Key>,
-    owner: &Owner,
-) -> Vec<(Key, DeleteParams)> {
+pub fn unwanted(inputs: &Inputs, objects: &[Object], keep: &BTreeSet<Key>, owner: &Owner) -> Vec<(Key, DeleteParams)> {
     let wanted: BTreeSet<&Key> = objects.iter().map(|object| &object.key).collect();
     let ours = |key: &Key, present: &Present| {
         OWNED_KINDS.contains(key.kind) && !present.terminating && present.owner == owner.uid
@@ -218,9 +189,7 @@ pub fn version(object: &DynamicObject) -> String {
 /// Whether trying again can help: the server was busy, somebody else was faster, or it could not be reached.
 pub fn is_transient(error: &Error) -> bool {
     match error {
-        Error::Api(status) => {
-            matches!(status.code, 409 | 429 | 500..=599) || is_terminating(&status.message)
-        }
+        Error::Api(status) => matches!(status.code, 409 | 429 | 500..=599) || is_terminating(&status.message),
         Error::SerdeError(_) | Error::BuildRequest(_) => false,
         _ => true,
     }
@@ -248,19 +217,12 @@ fn failure(key: Key, error: &Error) -> Failure {
         Error::Api(status) => status.message.clone(),
         other => other.to_string(),
     };
-    Failure {
-        key,
-        message,
-        transient,
-    }
+    Failure { key, message, transient }
 }
 
 /// Deletes only the object that was seen, not a successor of its name.
 fn only(uid: &str) -> DeleteParams {
-    DeleteParams::background().preconditions(Preconditions {
-        uid: Some(uid.to_owned()),
-        resource_version: None,
-    })
+    DeleteParams::background().preconditions(Preconditions { uid: Some(uid.to_owned()), resource_version: None })
 }
 
 #[cfg(test)]

@@ -5,35 +5,20 @@ use super::*;
 use crate::object::kind;
 
 fn owner() -> Owner {
-    Owner {
-        name: "default".to_owned(),
-        uid: "ours".to_owned(),
-    }
+    Owner { name: "default".to_owned(), uid: "ours".to_owned() }
 }
 
 fn key(kind_name: &str, name: &str) -> Key {
-    Key {
-        kind: kind(kind_name),
-        namespace: String::new(),
-        name: name.to_owned(),
-    }
+    Key { kind: kind(kind_name), namespace: String::new(), name: name.to_owned() }
 }
 
 fn present(owner: &str) -> Present {
-    Present {
-        version: "1".to_owned(),
-        uid: format!("uid of {owner}'s"),
-        owner: owner.to_owned(),
-        terminating: false,
-    }
+    Present { version: "1".to_owned(), uid: format!("uid of {owner}'s"), owner: owner.to_owned(), terminating: false }
 }
 
 #[test]
 fn the_sweep_takes_what_is_ours_and_neither_wanted_nor_kept() {
-    let leaving = Present {
-        terminating: true,
-        ..present("ours")
-    };
+    let leaving = Present { terminating: true, ..present("ours") };
     let inputs = Inputs {
         present: BTreeMap::from([
             (key("ClusterRole", "wanted"), present("ours")),
@@ -61,14 +46,8 @@ fn nothing_is_written_where_nothing_differs() {
     let print = fingerprint(&json!({ "a": 1 }));
     let other = fingerprint(&json!({ "a": 2 }));
     let applied = (print, "1".to_owned());
-    let changed = Present {
-        version: "2".to_owned(),
-        ..present("ours")
-    };
-    let leaving = Present {
-        terminating: true,
-        ..present("ours")
-    };
+    let changed = Present { version: "2".to_owned(), ..present("ours") };
+    let leaving = Present { terminating: true, ..present("ours") };
     let table = [
         (Some(&applied), &print, Some(present("ours")), true),
         (Some(&applied), &other, Some(present("ours")), false),
@@ -78,23 +57,12 @@ fn nothing_is_written_where_nothing_differs() {
         (None, &print, Some(present("ours")), false),
     ];
     for (applied, print, present, wanted) in table {
-        assert_eq!(
-            is_settled(applied, print, present.as_ref()),
-            wanted,
-            "{present:?}"
-        );
+        assert_eq!(is_settled(applied, print, present.as_ref()), wanted, "{present:?}");
     }
 }
 
 fn refused(code: u16, message: &str) -> Error {
-    Error::Api(
-        Status {
-            code,
-            message: message.to_owned(),
-            ..Status::default()
-        }
-        .boxed(),
-    )
+    Error::Api(Status { code, message: message.to_owned(), ..Status::default() }.boxed())
 }
 
 #[test]
@@ -103,19 +71,9 @@ fn errors_are_told_by_whether_trying_again_helps() {
         (409, "modified", true, "modified"),
         (429, "slow down", true, "slow down"),
         (503, "etcd", true, "etcd"),
-        (
-            403,
-            "unable to create: namespace is terminating because it is being terminated",
-            true,
-            "terminated",
-        ),
+        (403, "unable to create: namespace is terminating because it is being terminated", true, "terminated"),
         (403, "cannot patch", false, "apply deploy/operator.yaml"),
-        (
-            404,
-            "not found",
-            false,
-            "does not serve rbac.authorization.k8s.io/v1 clusterroles",
-        ),
+        (404, "not found", false, "does not serve rbac.authorization.k8s.io/v1 clusterroles"),
         (422, "spec.x: Invalid", false, "spec.x: Invalid"),
     ];
     for (code, message, transient, wanted) in table {
@@ -132,10 +90,7 @@ fn what_refers_to_others_comes_after_them() {
         ("Namespace", "ServiceAccount"),
         ("Namespace", "Secret"),
         ("ClusterRole", "ClusterRoleBinding"),
-        (
-            "ValidatingAdmissionPolicy",
-            "ValidatingAdmissionPolicyBinding",
-        ),
+        ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"),
         ("ServiceAccount", "Deployment"),
         ("Secret", "Deployment"),
         ("ConfigMap", "DaemonSet"),

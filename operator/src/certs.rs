@@ -56,15 +56,11 @@ impl Authority {
     /// Everything that is trusted, as one PEM text.
     pub fn bundle(&self) -> String {
         let next = self.next.as_ref().map(|pair| pair.certificate.as_str());
-        [
-            Some(self.current.certificate.as_str()),
-            next,
-            self.previous.as_deref(),
-        ]
-        .into_iter()
-        .flatten()
-        .map(|pem| format!("{}\n", pem.trim_end()))
-        .collect()
+        [Some(self.current.certificate.as_str()), next, self.previous.as_deref()]
+            .into_iter()
+            .flatten()
+            .map(|pem| format!("{}\n", pem.trim_end()))
+            .collect()
     }
 }
 
@@ -103,12 +99,8 @@ pub const TYPHA: Leaf = Leaf {
 };
 
 /// The certificate of a person or tool that reads debug services.
-pub const READER: Leaf = Leaf {
-    secret: READER_SECRET,
-    common_name: "margay:reader",
-    organization: Some("margay:readers"),
-    dns_names: &[],
-};
+pub const READER: Leaf =
+    Leaf { secret: READER_SECRET, common_name: "margay:reader", organization: Some("margay:readers"), dns_names: &[] };
 
 /// A PEM text that is no certificate.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -137,14 +129,9 @@ pub struct Facts {
 impl Facts {
     /// Reads the first certificate of a PEM text.
     pub fn parse(pem: &str) -> Result<Self, Unreadable> {
-        let (_, block) =
-            parse_x509_pem(pem.as_bytes()).map_err(|error| Unreadable(error.to_string()))?;
-        let certificate = block
-            .parse_x509()
-            .map_err(|error| Unreadable(error.to_string()))?;
-        let time = |seconds| {
-            Timestamp::from_second(seconds).map_err(|error| Unreadable(error.to_string()))
-        };
+        let (_, block) = parse_x509_pem(pem.as_bytes()).map_err(|error| Unreadable(error.to_string()))?;
+        let certificate = block.parse_x509().map_err(|error| Unreadable(error.to_string()))?;
+        let time = |seconds| Timestamp::from_second(seconds).map_err(|error| Unreadable(error.to_string()));
         let mut facts = Self {
             not_before: time(certificate.validity().not_before.timestamp())?,
             not_after: time(certificate.validity().not_after.timestamp())?,
@@ -179,20 +166,12 @@ impl Facts {
     /// When two thirds of its life are over.
     fn renewal(&self) -> Timestamp {
         let life = self.not_after.duration_since(self.not_before);
-        self.not_after
-            .checked_sub(life / 3)
-            .unwrap_or(self.not_after)
+        self.not_after.checked_sub(life / 3).unwrap_or(self.not_after)
     }
 }
 
-fn first<'a>(
-    mut values: impl Iterator<Item = &'a x509_parser::x509::AttributeTypeAndValue<'a>>,
-) -> String {
-    values
-        .next()
-        .and_then(|value| value.as_str().ok())
-        .unwrap_or_default()
-        .to_owned()
+fn first<'a>(mut values: impl Iterator<Item = &'a x509_parser::x509::AttributeTypeAndValue<'a>>) -> String {
+    values.next().and_then(|value| value.as_str().ok()).unwrap_or_default().to_owned()
 }
 
 fn dns_name(name: &GeneralName<'_>) -> Option<String> {
@@ -237,11 +216,7 @@ pub fn step(authority: Option<&Authority>, now: Timestamp) -> Result<Step, Unrea
     match &authority.next {
         Some(next) => {
             let known = Facts::parse(&next.certificate)?.not_before + SPREAD;
-            Ok(if known <= now {
-                Step::Promote
-            } else {
-                Step::Keep
-            })
+            Ok(if known <= now { Step::Promote } else { Step::Keep })
         }
         None if current.is_ending(now) => Ok(Step::Prepare),
         None => Ok(Step::Keep),
@@ -249,12 +224,7 @@ pub fn step(authority: Option<&Authority>, now: Timestamp) -> Result<Step, Unrea
 }
 
 /// Why a certificate has to be made (again), if it has to.
-pub fn due(
-    leaf: &Leaf,
-    stored: Option<&str>,
-    authority: &Facts,
-    now: Timestamp,
-) -> Option<&'static str> {
+pub fn due(leaf: &Leaf, stored: Option<&str>, authority: &Facts, now: Timestamp) -> Option<&'static str> {
     let Some(pem) = stored else {
         return Some("there is none");
     };
@@ -270,9 +240,7 @@ pub fn due(
     {
         return Some("it is for other names");
     }
-    facts
-        .is_ending(now)
-        .then_some("less than a third of its life is left")
+    facts.is_ending(now).then_some("less than a third of its life is left")
 }
 
 /// When to look again: the earliest moment at which a step or a renewal can become due.
@@ -291,11 +259,7 @@ pub fn next_look(stored: &Stored, now: Timestamp) -> Timestamp {
     for pem in [&stored.typha, &stored.reader].into_iter().flatten() {
         moments.extend(Facts::parse(pem).map(|facts| facts.renewal()));
     }
-    moments
-        .into_iter()
-        .filter(|moment| *moment > now)
-        .min()
-        .unwrap_or(now)
+    moments.into_iter().filter(|moment| *moment > now).min().unwrap_or(now)
 }
 
 #[cfg(test)]

@@ -56,12 +56,7 @@ enum Next {
 }
 
 /// Runs rounds whenever something has changed, while this operator leads.
-pub async fn run(
-    mut controller: Controller,
-    mut leading: watch::Receiver<bool>,
-    gate: Gate,
-    shutdown: Shutdown,
-) {
+pub async fn run(mut controller: Controller, mut leading: watch::Receiver<bool>, gate: Gate, shutdown: Shutdown) {
     let mut retry = Backoff::new(RETRY.0, RETRY.1);
     let changed = Arc::clone(&controller.world.changed);
     loop {
@@ -103,10 +98,7 @@ impl Controller {
     async fn round(&mut self, now: Timestamp) -> Next {
         let inputs = self.world.gather();
         for name in inputs.ignored.difference(&self.ignored) {
-            warn!(
-                installation = name,
-                "ignored: only the Installation named default counts"
-            );
+            warn!(installation = name, "ignored: only the Installation named default counts");
         }
         self.ignored.clone_from(&inputs.ignored);
         let Some(request) = inputs.request.clone() else {
@@ -128,14 +120,10 @@ impl Controller {
         if let Some((spec, stored)) = &completed {
             found.waiting.extend(plan.waiting.iter().cloned());
             self.write_back(&request, stored, &mut found).await;
-            self.write(spec, &plan, secrets, &inputs, &request, &mut found)
-                .await;
+            self.write(spec, &plan, secrets, &inputs, &request, &mut found).await;
         } else {
             // A spec that cannot be acted upon is no reason to let certificates end. Before the first good spec there is no namespace for them.
-            let running = inputs
-                .present
-                .keys()
-                .any(|key| key.kind.kind == "Namespace");
+            let running = inputs.present.keys().any(|key| key.kind.kind == "Namespace");
             if running {
                 let failures = self.applier.exec(&secrets, &inputs.present).await;
                 found.failures.extend(failures);
@@ -162,13 +150,7 @@ impl Controller {
     ) {
         let pools = render::pools(spec, inputs);
         found.conflicts = pools.conflicts;
-        let objects: Vec<Object> = plan
-            .objects
-            .iter()
-            .chain(&secrets)
-            .chain(&pools.objects)
-            .cloned()
-            .collect();
+        let objects: Vec<Object> = plan.objects.iter().chain(&secrets).chain(&pools.objects).cloned().collect();
         let mut failures = self.applier.exec(&objects, &inputs.present).await;
         if failures.is_empty() {
             let unwanted = apply::unwanted(inputs, &plan.objects, &plan.keep, &request.owner);
@@ -204,11 +186,7 @@ impl Controller {
     }
 
     async fn store_authority(&self, authority: &Authority, inputs: &Inputs) -> Option<Failure> {
-        let version = inputs
-            .certificates
-            .authority
-            .as_ref()
-            .map(|(_, version)| version);
+        let version = inputs.certificates.authority.as_ref().map(|(_, version)| version);
         let object = secret::authority(authority, &self.namespace, version);
         let written = match version {
             Some(_) => self.applier.apply(&object).await.map(drop),
@@ -222,13 +200,7 @@ impl Controller {
     }
 
     /// Secrets of the leafs that are due.
-    fn leafs(
-        &self,
-        request: &Request,
-        inputs: &Inputs,
-        now: Timestamp,
-        found: &mut Round,
-    ) -> Vec<Object> {
+    fn leafs(&self, request: &Request, inputs: &Inputs, now: Timestamp, found: &mut Round) -> Vec<Object> {
         let stored = &inputs.certificates;
         let Some((authority, _)) = &stored.authority else {
             return Vec::new();
@@ -240,21 +212,13 @@ impl Controller {
             }
             news
         });
-        let leafs = [
-            (certs::TYPHA, &stored.typha),
-            (certs::READER, &stored.reader),
-        ];
+        let leafs = [(certs::TYPHA, &stored.typha), (certs::READER, &stored.reader)];
         let made: Result<Vec<_>, sign::Error> = leafs
             .iter()
-            .filter_map(|(leaf, present)| {
-                renewed(authority, leaf, present.as_deref(), now).transpose()
-            })
+            .filter_map(|(leaf, present)| renewed(authority, leaf, present.as_deref(), now).transpose())
             .collect();
         match made {
-            Ok(secrets) => secrets
-                .into_iter()
-                .map(|secret| secret.owned_by(&request.owner))
-                .collect(),
+            Ok(secrets) => secrets.into_iter().map(|secret| secret.owned_by(&request.owner)).collect(),
             Err(error) => {
                 found.certificates = Some(error.to_string());
                 Vec::new()
@@ -280,26 +244,15 @@ impl Controller {
     }
 
     /// Tells what was found. Answers whether everybody knows it now.
-    async fn report(
-        &self,
-        request: &Request,
-        inputs: &Inputs,
-        found: &Round,
-        now: Timestamp,
-    ) -> bool {
+    async fn report(&self, request: &Request, inputs: &Inputs, found: &Round, now: Timestamp) -> bool {
         let calico = status::calico(inputs, found);
         let ippools = status::ippools(inputs, found);
         let generation = request.generation;
         let mut told = true;
         for (name, state) in [("calico", &calico), ("ippools", &ippools)] {
             let before = inputs.statuses.get(name);
-            let conditions = status::conditions(
-                "Available",
-                state,
-                generation,
-                before.map(Vec::as_slice).unwrap_or_default(),
-                now,
-            );
+            let conditions =
+                status::conditions("Available", state, generation, before.map(Vec::as_slice).unwrap_or_default(), now);
             if before != Some(&conditions) {
                 told &= self.tell(name, request, &conditions).await;
             }
@@ -309,9 +262,7 @@ impl Controller {
         if request.conditions != conditions {
             told &= self.tell_installation(request, &conditions).await;
         }
-        self.metrics
-            .degraded
-            .set(i64::from(state.degraded.is_some()));
+        self.metrics.degraded.set(i64::from(state.degraded.is_some()));
         told
     }
 
@@ -343,10 +294,7 @@ impl Controller {
         if let Some(mtu) = mtu.filter(|mtu| *mtu > 0) {
             body["status"]["mtu"] = json!(mtu);
         }
-        let outcome = self
-            .applier
-            .apply_status(&Object::new("Installation", body))
-            .await;
+        let outcome = self.applier.apply_status(&Object::new("Installation", body)).await;
         logged("Installation", outcome)
     }
 }
@@ -359,11 +307,7 @@ fn logged(name: &str, outcome: Result<(), kube::Error>) -> bool {
 }
 
 /// The completed spec and its JSON, unless it cannot be acted upon; then `found` says why.
-fn complete(
-    request: &Request,
-    inputs: &Inputs,
-    found: &mut Round,
-) -> Option<(InstallationSpec, Value)> {
+fn complete(request: &Request, inputs: &Inputs, found: &mut Round) -> Option<(InstallationSpec, Value)> {
     let given: InstallationSpec = match serde_json::from_value(spec_or_empty(&request.spec)) {
         Ok(given) => given,
         Err(error) => {
@@ -381,19 +325,11 @@ fn complete(
 }
 
 fn spec_or_empty(spec: &Value) -> Value {
-    if spec.is_null() {
-        json!({})
-    } else {
-        spec.clone()
-    }
+    if spec.is_null() { json!({}) } else { spec.clone() }
 }
 
 fn installation_key(request: &Request) -> Key {
-    Key {
-        kind: crate::object::kind("Installation"),
-        namespace: String::new(),
-        name: request.owner.name.clone(),
-    }
+    Key { kind: crate::object::kind("Installation"), namespace: String::new(), name: request.owner.name.clone() }
 }
 
 /// The Secret of a leaf, if it has to be made (again).

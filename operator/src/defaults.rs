@@ -4,8 +4,7 @@
 //! that runs.
 
 use margay_api::installation::{
-    CalicoNetworkSpec, CniSpec, InstallationSpec, IpPoolSpec, IpamSpec, NodeUpdateStrategy,
-    RollingUpdate,
+    CalicoNetworkSpec, CniSpec, InstallationSpec, IpPoolSpec, IpamSpec, NodeUpdateStrategy, RollingUpdate,
 };
 use serde_json::{Map, Value, json};
 
@@ -28,32 +27,19 @@ pub fn complete(given: &InstallationSpec, inputs: &Inputs) -> InstallationSpec {
 
     let cni = spec.cni.get_or_insert_with(CniSpec::default);
     set(&mut cni.kind, "Calico");
-    set(
-        &mut cni.ipam.get_or_insert_with(IpamSpec::default).kind,
-        "Calico",
-    );
+    set(&mut cni.ipam.get_or_insert_with(IpamSpec::default).kind, "Calico");
     set(&mut cni.bin_dir, "/opt/cni/bin");
     set(&mut cni.conf_dir, "/etc/cni/net.d");
 
-    let strategy = spec
-        .node_update_strategy
-        .get_or_insert_with(NodeUpdateStrategy::default);
+    let strategy = spec.node_update_strategy.get_or_insert_with(NodeUpdateStrategy::default);
     set(&mut strategy.kind, "RollingUpdate");
-    strategy
-        .rolling_update
-        .get_or_insert_with(RollingUpdate::default)
-        .max_unavailable
-        .get_or_insert(json!(1));
+    strategy.rolling_update.get_or_insert_with(RollingUpdate::default).max_unavailable.get_or_insert(json!(1));
 
-    let network = spec
-        .calico_network
-        .get_or_insert_with(CalicoNetworkSpec::default);
+    let network = spec.calico_network.get_or_insert_with(CalicoNetworkSpec::default);
     set(&mut network.linux_dataplane, "Nftables");
     set(&mut network.bgp, "Disabled");
     set(&mut network.host_ports, "Disabled");
-    network
-        .linux_policy_setup_timeout_seconds
-        .get_or_insert(DEFAULT_POLICY_TIMEOUT);
+    network.linux_policy_setup_timeout_seconds.get_or_insert(DEFAULT_POLICY_TIMEOUT);
     if let Some(existing) = &inputs.pools {
         complete_pools(network, existing, &inputs.pod_subnets);
     }
@@ -67,10 +53,7 @@ fn set(field: &mut Option<String>, value: &str) {
 fn complete_pools(network: &mut CalicoNetworkSpec, existing: &[PoolFacts], subnets: &[String]) {
     let pools = network.ip_pools.get_or_insert_with(|| {
         if existing.is_empty() {
-            vec![IpPoolSpec {
-                cidr: default_cidr(subnets),
-                ..IpPoolSpec::default()
-            }]
+            vec![IpPoolSpec { cidr: default_cidr(subnets), ..IpPoolSpec::default() }]
         } else {
             Vec::new()
         }
@@ -84,17 +67,11 @@ fn complete_pools(network: &mut CalicoNetworkSpec, existing: &[PoolFacts], subne
         set(&mut pool.encapsulation, encapsulation_of(found));
         let nat = found["natOutgoing"].as_bool();
         let nat = nat.unwrap_or(found.is_null());
-        set(
-            &mut pool.nat_outgoing,
-            if nat { "Enabled" } else { "Disabled" },
-        );
+        set(&mut pool.nat_outgoing, if nat { "Enabled" } else { "Disabled" });
         let selector = found["nodeSelector"].as_str().filter(|s| !s.is_empty());
         set(&mut pool.node_selector, selector.unwrap_or("all()"));
-        let size = found["blockSize"]
-            .as_i64()
-            .and_then(|size| i32::try_from(size).ok());
-        pool.block_size
-            .get_or_insert(size.unwrap_or(DEFAULT_BLOCK_SIZE));
+        let size = found["blockSize"].as_i64().and_then(|size| i32::try_from(size).ok());
+        pool.block_size.get_or_insert(size.unwrap_or(DEFAULT_BLOCK_SIZE));
     }
 }
 
@@ -116,16 +93,8 @@ fn pool_name(index: usize, cidr: &str, same: Option<&PoolFacts>, existing: &[Poo
     if index == 0 && existing.iter().all(|pool| pool.name != DEFAULT_POOL) {
         return DEFAULT_POOL.to_owned();
     }
-    let text: String = cidr
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() {
-                c.to_ascii_lowercase()
-            } else {
-                '-'
-            }
-        })
-        .collect();
+    let text: String =
+        cidr.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
     format!("ippool-{text}")
 }
 

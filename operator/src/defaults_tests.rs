@@ -3,19 +3,11 @@ use serde_json::json;
 use super::*;
 
 fn cluster(subnets: &[&str], pools: Option<Vec<PoolFacts>>) -> Inputs {
-    Inputs {
-        pod_subnets: subnets.iter().map(|s| (*s).to_owned()).collect(),
-        pools,
-        ..Inputs::default()
-    }
+    Inputs { pod_subnets: subnets.iter().map(|s| (*s).to_owned()).collect(), pools, ..Inputs::default() }
 }
 
 fn pool(name: &str, spec: Value) -> PoolFacts {
-    PoolFacts {
-        name: name.to_owned(),
-        spec,
-        managed: false,
-    }
+    PoolFacts { name: name.to_owned(), spec, managed: false }
 }
 
 fn pools_of(spec: Value, inputs: &Inputs) -> Value {
@@ -82,10 +74,7 @@ fn pools_that_exist_are_left_alone() {
 fn nothing_is_decided_about_pools_before_they_are_known() {
     assert_eq!(pools_of(json!({}), &cluster(&[], None)), Value::Null);
     let given = json!({ "calicoNetwork": { "ipPools": [{ "cidr": "10.0.0.0/16" }] } });
-    assert_eq!(
-        pools_of(given, &cluster(&[], None)),
-        json!([{ "cidr": "10.0.0.0/16" }])
-    );
+    assert_eq!(pools_of(given, &cluster(&[], None)), json!([{ "cidr": "10.0.0.0/16" }]));
 }
 
 #[test]
@@ -113,14 +102,9 @@ fn a_pool_takes_after_the_existing_one_of_its_range() {
 
 #[test]
 fn only_what_was_missing_is_written_back() {
-    let given =
-        json!({ "variant": "Calico", "calicoNetwork": { "mtu": 1400 }, "fipsMode": "Disabled" });
-    let completed =
-        json!({ "variant": "Calico", "calicoNetwork": { "mtu": 1400, "bgp": "Disabled" } });
-    assert_eq!(
-        write_back(&given, &completed, &Value::Null),
-        Some(json!({ "calicoNetwork": { "bgp": "Disabled" } }))
-    );
+    let given = json!({ "variant": "Calico", "calicoNetwork": { "mtu": 1400 }, "fipsMode": "Disabled" });
+    let completed = json!({ "variant": "Calico", "calicoNetwork": { "mtu": 1400, "bgp": "Disabled" } });
+    assert_eq!(write_back(&given, &completed, &Value::Null), Some(json!({ "calicoNetwork": { "bgp": "Disabled" } })));
     assert_eq!(write_back(&completed, &completed, &Value::Null), None);
 }
 

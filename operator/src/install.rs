@@ -28,28 +28,16 @@ pub fn objects(version: &str) -> Vec<Object> {
     let named = json!({ "name": MANAGER });
     let placed = json!({ "name": MANAGER, "namespace": NAMESPACE });
     vec![
-        Object::new(
-            "Namespace",
-            json!({ "metadata": { "name": NAMESPACE, "labels": labels } }),
-        ),
+        Object::new("Namespace", json!({ "metadata": { "name": NAMESPACE, "labels": labels } })),
         Object::new("ServiceAccount", json!({ "metadata": placed })),
-        Object::new(
-            "ClusterRole",
-            json!({ "metadata": named, "rules": cluster_rules() }),
-        ),
+        Object::new("ClusterRole", json!({ "metadata": named, "rules": cluster_rules() })),
         Object::new(
             "ClusterRoleBinding",
             json!({ "metadata": named, "roleRef": role("ClusterRole"), "subjects": subject }),
         ),
         Object::new("Role", json!({ "metadata": placed, "rules": own_rules() })),
-        Object::new(
-            "RoleBinding",
-            json!({ "metadata": placed, "roleRef": role("Role"), "subjects": subject }),
-        ),
-        Object::new(
-            "Deployment",
-            json!({ "metadata": placed, "spec": deployment(version) }),
-        ),
+        Object::new("RoleBinding", json!({ "metadata": placed, "roleRef": role("Role"), "subjects": subject })),
+        Object::new("Deployment", json!({ "metadata": placed, "spec": deployment(version) })),
     ]
 }
 
@@ -66,31 +54,15 @@ fn named(group: &str, resources: &[&str], names: &[&str], verbs: &[&str]) -> Val
 
 /// What the operator does, then what it grants: Kubernetes lets nobody grant what he does not hold.
 fn cluster_rules() -> Vec<Value> {
-    [
-        api_rules(),
-        read_rules(),
-        write_rules(),
-        certificate_rules(),
-        render::granted(),
-    ]
-    .concat()
+    [api_rules(), read_rules(), write_rules(), certificate_rules(), render::granted()].concat()
 }
 
 /// What users write, and what the operator answers or makes where it is absent.
 fn api_rules() -> Vec<Value> {
     let applied = ["create", "get", "list", "patch", "watch"];
-    let shared = [
-        "clusterinformations",
-        "felixconfigurations",
-        "ippools",
-        "tiers",
-    ];
+    let shared = ["clusterinformations", "felixconfigurations", "ippools", "tiers"];
     vec![
-        rule(
-            "operator.tigera.io",
-            &["installations"],
-            &["get", "list", "patch", "watch"],
-        ),
+        rule("operator.tigera.io", &["installations"], &["get", "list", "patch", "watch"]),
         rule("operator.tigera.io", &["installations/status"], &["patch"]),
         rule("operator.tigera.io", &["tigerastatuses"], &applied),
         rule("operator.tigera.io", &["tigerastatuses/status"], &["patch"]),
@@ -98,10 +70,7 @@ fn api_rules() -> Vec<Value> {
     ]
 }
 
-const ADMISSION: [&str; 2] = [
-    "validatingadmissionpolicies",
-    "validatingadmissionpolicybindings",
-];
+const ADMISSION: [&str; 2] = ["validatingadmissionpolicies", "validatingadmissionpolicybindings"];
 const ROLES: [&str; 2] = ["clusterrolebindings", "clusterroles"];
 const WORKLOADS: [&str; 2] = ["daemonsets", "deployments"];
 
@@ -129,12 +98,7 @@ fn write_rules() -> Vec<Value> {
         named("apps", &WORKLOADS, &own, both),
         named("policy", &["poddisruptionbudgets"], &own, both),
         named("rbac.authorization.k8s.io", &ROLES, &own, both),
-        named(
-            "admissionregistration.k8s.io",
-            &ADMISSION,
-            &render::guard_names(),
-            both,
-        ),
+        named("admissionregistration.k8s.io", &ADMISSION, &render::guard_names(), both),
         named("", &["configmaps"], &[CA_NAME], &APPLY),
         named("", &["secrets"], &[READER_SECRET, TYPHA_SECRET], &APPLY),
     ]
@@ -144,10 +108,7 @@ fn write_rules() -> Vec<Value> {
 fn certificate_rules() -> Vec<Value> {
     const GROUP: &str = "certificates.k8s.io";
     const REQUESTS: &str = "certificatesigningrequests";
-    let answers = [
-        "certificatesigningrequests/approval",
-        "certificatesigningrequests/status",
-    ];
+    let answers = ["certificatesigningrequests/approval", "certificatesigningrequests/status"];
     vec![
         rule(GROUP, &[REQUESTS], &READ),
         rule(GROUP, &answers, &["update"]),
@@ -158,18 +119,8 @@ fn certificate_rules() -> Vec<Value> {
 /// In its own namespace: the authority and the lease.
 fn own_rules() -> Vec<Value> {
     vec![
-        named(
-            "",
-            &["secrets"],
-            &[CA_NAME],
-            &["get", "list", "patch", "watch"],
-        ),
-        named(
-            "coordination.k8s.io",
-            &["leases"],
-            &[MANAGER],
-            &["get", "update"],
-        ),
+        named("", &["secrets"], &[CA_NAME], &["get", "list", "patch", "watch"]),
+        named("coordination.k8s.io", &["leases"], &[MANAGER], &["get", "update"]),
         // Names cannot bound a plain create.
         rule("", &["secrets"], &["create"]),
         rule("coordination.k8s.io", &["leases"], &["create"]),
@@ -177,8 +128,7 @@ fn own_rules() -> Vec<Value> {
 }
 
 fn deployment(version: &str) -> Value {
-    let labels =
-        json!({ "app.kubernetes.io/name": MANAGER, "app.kubernetes.io/part-of": "margay" });
+    let labels = json!({ "app.kubernetes.io/name": MANAGER, "app.kubernetes.io/part-of": "margay" });
     json!({
         "replicas": 1,
         "selector": { "matchLabels": { "app.kubernetes.io/name": MANAGER } },

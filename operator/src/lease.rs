@@ -31,9 +31,7 @@ enum Move {
 
 /// Decides on the lease as found. Silence is measured by our own clock since `seen`, when this renewal was first seen: clocks of machines differ.
 fn decide(found: Option<&LeaseSpec>, me: &str, now: Timestamp, silent: Duration) -> Move {
-    let holder = found
-        .and_then(|spec| spec.holder_identity.as_deref())
-        .unwrap_or_default();
+    let holder = found.and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default();
     let theirs = !holder.is_empty() && holder != me;
     let term = found
         .and_then(|spec| spec.lease_duration_seconds)
@@ -54,13 +52,7 @@ fn decide(found: Option<&LeaseSpec>, me: &str, now: Timestamp, silent: Duration)
 }
 
 /// Holds, or tries to hold, the lease until shutdown, when it is given up; tells `leading` about it.
-pub async fn hold(
-    client: Client,
-    namespace: String,
-    me: String,
-    leading: watch::Sender<bool>,
-    shutdown: Shutdown,
-) {
+pub async fn hold(client: Client, namespace: String, me: String, leading: watch::Sender<bool>, shutdown: Shutdown) {
     let api: Api<Lease> = Api::namespaced(client, &namespace);
     let mut seen: (Option<MicroTime>, tokio::time::Instant) = (None, tokio::time::Instant::now());
     let mut renewed = tokio::time::Instant::now();
@@ -120,10 +112,7 @@ async fn attempt(
         }
         None => {
             let lease = Lease {
-                metadata: ObjectMeta {
-                    name: Some(NAME.to_owned()),
-                    ..ObjectMeta::default()
-                },
+                metadata: ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() },
                 spec: Some(spec),
             };
             api.create(&params, &lease).await
@@ -165,10 +154,7 @@ mod tests {
         let Move::Write(spec) = decision else {
             panic!("the lease should be written");
         };
-        (
-            spec.holder_identity.unwrap_or_default(),
-            spec.lease_transitions.unwrap_or_default(),
-        )
+        (spec.holder_identity.unwrap_or_default(), spec.lease_transitions.unwrap_or_default())
     }
 
     #[test]
@@ -177,18 +163,9 @@ mod tests {
         let short = Duration::from_secs(14);
         let long = Duration::from_secs(15);
         assert_eq!(decide(Some(&held_by("b")), "a", now, short), Move::Wait);
-        assert_eq!(
-            written(decide(Some(&held_by("b")), "a", now, long)),
-            ("a".to_owned(), 4)
-        );
-        assert_eq!(
-            written(decide(Some(&held_by("a")), "a", now, short)),
-            ("a".to_owned(), 3)
-        );
+        assert_eq!(written(decide(Some(&held_by("b")), "a", now, long)), ("a".to_owned(), 4));
+        assert_eq!(written(decide(Some(&held_by("a")), "a", now, short)), ("a".to_owned(), 3));
         assert_eq!(written(decide(None, "a", now, short)), ("a".to_owned(), 1));
-        assert_eq!(
-            written(decide(Some(&held_by("")), "a", now, short)),
-            ("a".to_owned(), 4)
-        );
+        assert_eq!(written(decide(Some(&held_by("")), "a", now, short)), ("a".to_owned(), 4));
     }
 }

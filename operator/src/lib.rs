@@ -64,17 +64,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let gate = readiness.gate("watches", "nothing read from the API yet");
     let mut registry = Registry::default();
     let metrics = metrics::Metrics::register(&mut registry);
-    admin::serve(
-        args.admin_listen,
-        Arc::new(registry),
-        readiness,
-        shutdown.clone(),
-    )
-    .await?;
+    admin::serve(args.admin_listen, Arc::new(registry), readiness, shutdown.clone()).await?;
 
-    let config = kube::Config::infer().await.context(
-        "no way to the Kubernetes API: neither a kubeconfig nor a pod's service account",
-    )?;
+    let config = kube::Config::infer()
+        .await
+        .context("no way to the Kubernetes API: neither a kubeconfig nor a pod's service account")?;
     let client = kube::Client::try_from(config).context("the Kubernetes client cannot be made")?;
     let (leading, leads) = tokio::sync::watch::channel(false);
     let (authority, authorities) = tokio::sync::watch::channel(None);
@@ -88,13 +82,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         ignored: Default::default(),
     };
     let signer = signer::run(client.clone(), authorities, leads.clone(), shutdown.clone());
-    let lease = lease::hold(
-        client,
-        args.namespace.clone(),
-        identity(&args),
-        leading,
-        shutdown.clone(),
-    );
+    let lease = lease::hold(client, args.namespace.clone(), identity(&args), leading, shutdown.clone());
     info!(version = VERSION, "operator started");
     let rounds = controller::run(controller, leads, gate, shutdown.clone());
     tokio::join!(rounds, signer, lease);
@@ -115,13 +103,8 @@ fn identity(args: &Args) -> String {
 
 /// Components log and trace as the operator does.
 fn settings(args: &Args, environment: impl Iterator<Item = (String, String)>) -> render::Settings {
-    let mut handed: BTreeMap<String, String> = environment
-        .filter(|(name, _)| name.starts_with("OTEL_") && name != "OTEL_SERVICE_NAME")
-        .collect();
+    let mut handed: BTreeMap<String, String> =
+        environment.filter(|(name, _)| name.starts_with("OTEL_") && name != "OTEL_SERVICE_NAME").collect();
     handed.insert("MARGAY_LOG".to_owned(), args.log.clone());
-    render::Settings {
-        image: args.image.clone(),
-        version: VERSION.to_owned(),
-        environment: handed,
-    }
+    render::Settings { image: args.image.clone(), version: VERSION.to_owned(), environment: handed }
 }

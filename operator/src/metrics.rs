@@ -19,21 +19,13 @@ impl Metrics {
     /// Metrics that the admin port shows.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        registry.register(
-            "margay_operator_rounds",
-            "Rounds of reconciliation",
-            metrics.rounds.clone(),
-        );
+        registry.register("margay_operator_rounds", "Rounds of reconciliation", metrics.rounds.clone());
         registry.register(
             "margay_operator_write_failures",
             "Objects that could not be written",
             metrics.failures.clone(),
         );
-        registry.register(
-            "margay_operator_degraded",
-            "1 while the Installation is degraded",
-            metrics.degraded.clone(),
-        );
+        registry.register("margay_operator_degraded", "1 while the Installation is degraded", metrics.degraded.clone());
         metrics
     }
 }

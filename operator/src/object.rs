@@ -37,30 +37,17 @@ impl Kind {
         plural: &'static str,
         namespaced: bool,
     ) -> Self {
-        Self {
-            group,
-            version,
-            kind,
-            plural,
-            namespaced,
-        }
+        Self { group, version, kind, plural, namespaced }
     }
 
     /// `group/version`, or `version` for the core group.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() {
-            self.version.to_owned()
-        } else {
-            format!("{}/{}", self.group, self.version)
-        }
+        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
     }
 
     /// The form in which the client wants it.
     pub fn resource(&self) -> ApiResource {
-        ApiResource::from_gvk_with_plural(
-            &GroupVersionKind::gvk(self.group, self.version, self.kind),
-            self.plural,
-        )
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(self.group, self.version, self.kind), self.plural)
     }
 }
 
@@ -68,27 +55,9 @@ impl Kind {
 pub static OWNED_KINDS: &[Kind] = &[
     Kind::new("", "v1", "Namespace", "namespaces", false),
     Kind::new("", "v1", "ServiceAccount", "serviceaccounts", true),
-    Kind::new(
-        "rbac.authorization.k8s.io",
-        "v1",
-        "ClusterRole",
-        "clusterroles",
-        false,
-    ),
-    Kind::new(
-        "rbac.authorization.k8s.io",
-        "v1",
-        "ClusterRoleBinding",
-        "clusterrolebindings",
-        false,
-    ),
-    Kind::new(
-        "admissionregistration.k8s.io",
-        "v1",
-        "ValidatingAdmissionPolicy",
-        "validatingadmissionpolicies",
-        false,
-    ),
+    Kind::new("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles", false),
+    Kind::new("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings", false),
+    Kind::new("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicy", "validatingadmissionpolicies", false),
     Kind::new(
         "admissionregistration.k8s.io",
         "v1",
@@ -97,13 +66,7 @@ pub static OWNED_KINDS: &[Kind] = &[
         false,
     ),
     Kind::new("", "v1", "Service", "services", true),
-    Kind::new(
-        "policy",
-        "v1",
-        "PodDisruptionBudget",
-        "poddisruptionbudgets",
-        true,
-    ),
+    Kind::new("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets", true),
     Kind::new("apps", "v1", "Deployment", "deployments", true),
     Kind::new("apps", "v1", "DaemonSet", "daemonsets", true),
 ];
@@ -114,52 +77,16 @@ pub static OTHER_KINDS: &[Kind] = &[
     Kind::new("", "v1", "Secret", "secrets", true),
     Kind::new("", "v1", "ConfigMap", "configmaps", true),
     Kind::new("rbac.authorization.k8s.io", "v1", "Role", "roles", true),
-    Kind::new(
-        "rbac.authorization.k8s.io",
-        "v1",
-        "RoleBinding",
-        "rolebindings",
-        true,
-    ),
+    Kind::new("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings", true),
     Kind::new("", "v1", "Node", "nodes", false),
     Kind::new("", "v1", "Pod", "pods", true),
-    Kind::new(
-        "operator.tigera.io",
-        "v1",
-        "Installation",
-        "installations",
-        false,
-    ),
-    Kind::new(
-        "operator.tigera.io",
-        "v1",
-        "TigeraStatus",
-        "tigerastatuses",
-        false,
-    ),
+    Kind::new("operator.tigera.io", "v1", "Installation", "installations", false),
+    Kind::new("operator.tigera.io", "v1", "TigeraStatus", "tigerastatuses", false),
     Kind::new("projectcalico.org", "v3", "IPPool", "ippools", false),
-    Kind::new(
-        "projectcalico.org",
-        "v3",
-        "FelixConfiguration",
-        "felixconfigurations",
-        false,
-    ),
+    Kind::new("projectcalico.org", "v3", "FelixConfiguration", "felixconfigurations", false),
     Kind::new("projectcalico.org", "v3", "Tier", "tiers", false),
-    Kind::new(
-        "projectcalico.org",
-        "v3",
-        "ClusterInformation",
-        "clusterinformations",
-        false,
-    ),
-    Kind::new(
-        "certificates.k8s.io",
-        "v1",
-        "CertificateSigningRequest",
-        "certificatesigningrequests",
-        false,
-    ),
+    Kind::new("projectcalico.org", "v3", "ClusterInformation", "clusterinformations", false),
+    Kind::new("certificates.k8s.io", "v1", "CertificateSigningRequest", "certificatesigningrequests", false),
 ];
 
 /// The entry of the tables above for a kind that is known to be there.
@@ -207,20 +134,8 @@ impl Object {
         let kind = kind(name);
         body["apiVersion"] = kind.api_version().into();
         body["kind"] = kind.kind.into();
-        let text = |field: &str| {
-            body["metadata"][field]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned()
-        };
-        Self {
-            key: Key {
-                kind,
-                namespace: text("namespace"),
-                name: text("name"),
-            },
-            body,
-        }
+        let text = |field: &str| body["metadata"][field].as_str().unwrap_or_default().to_owned();
+        Self { key: Key { kind, namespace: text("namespace"), name: text("name") }, body }
     }
 
     /// The same object with the label that says whose it is.

@@ -71,10 +71,7 @@ impl Context<'_> {
     }
 
     fn pull_policy(&self) -> &str {
-        self.spec
-            .image_pull_policy
-            .as_deref()
-            .unwrap_or("IfNotPresent")
+        self.spec.image_pull_policy.as_deref().unwrap_or("IfNotPresent")
     }
 
     fn pull_secrets(&self) -> Value {
@@ -83,27 +80,15 @@ impl Context<'_> {
 
     /// Variables with fixed values, then those handed on.
     fn environment(&self, own: &[(&str, String)]) -> Vec<Value> {
-        let own = own
-            .iter()
-            .map(|(name, value)| json!({ "name": name, "value": value }));
-        let handed = self
-            .settings
-            .environment
-            .iter()
-            .map(|(name, value)| json!({ "name": name, "value": value }));
+        let own = own.iter().map(|(name, value)| json!({ "name": name, "value": value }));
+        let handed = self.settings.environment.iter().map(|(name, value)| json!({ "name": name, "value": value }));
         own.chain(handed).collect()
     }
 }
 
 /// Everything wanted for the installation but pools and certificates' secrets.
 pub fn plan(spec: &InstallationSpec, inputs: &Inputs, owner: &Owner, settings: &Settings) -> Plan {
-    let context = Context {
-        spec,
-        inputs,
-        owner,
-        settings,
-        image: image(spec, settings),
-    };
+    let context = Context { spec, inputs, owner, settings, image: image(spec, settings) };
     let mut plan = Plan::default();
     plan.objects.push(namespace::namespace(&context));
     plan.objects.extend(rbac::objects(&context));
@@ -137,15 +122,9 @@ fn image(spec: &InstallationSpec, settings: &Settings) -> String {
     if !settings.image.is_empty() {
         return settings.image.clone();
     }
-    let given = |field: &Option<String>| {
-        field
-            .clone()
-            .filter(|text| !text.is_empty() && text != "UseDefault")
-    };
+    let given = |field: &Option<String>| field.clone().filter(|text| !text.is_empty() && text != "UseDefault");
     let registry = given(&spec.registry).unwrap_or_else(|| "margay.io/".to_owned());
-    let path = given(&spec.image_path)
-        .map(|path| format!("{}/", path.trim_matches('/')))
-        .unwrap_or_default();
+    let path = given(&spec.image_path).map(|path| format!("{}/", path.trim_matches('/'))).unwrap_or_default();
     let prefix = given(&spec.image_prefix).unwrap_or_default();
     format!("{registry}{path}{prefix}margay:{}", settings.version)
 }

@@ -21,23 +21,10 @@ mod tests {
 
     #[test]
     fn follows_the_formula_and_the_bounds() {
-        for (nodes, wanted) in [
-            (0, 1),
-            (1, 1),
-            (2, 1),
-            (3, 2),
-            (4, 2),
-            (5, 3),
-            (199, 3),
-            (400, 4),
-            (5000, 27),
-        ] {
+        for (nodes, wanted) in [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (199, 3), (400, 4), (5000, 27)] {
             assert_eq!(typha_replicas(nodes, None), wanted, "{nodes} nodes");
         }
-        let bounds = ReplicaBounds {
-            minimum: Some(2),
-            maximum: Some(5),
-        };
+        let bounds = ReplicaBounds { minimum: Some(2), maximum: Some(5) };
         assert_eq!(typha_replicas(1, Some(&bounds)), 2);
         assert_eq!(typha_replicas(5000, Some(&bounds)), 5);
     }

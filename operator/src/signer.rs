@@ -5,9 +5,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::certificates::v1::{
-    CertificateSigningRequest, CertificateSigningRequestCondition,
-};
+use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -54,20 +52,14 @@ pub async fn run(
 }
 
 /// One term: from the moment that this operator leads and has an authority to the moment that either changes.
-async fn serve(
-    client: &Client,
-    mut authority: watch::Receiver<Option<Authority>>,
-    mut leading: watch::Receiver<bool>,
-) {
+async fn serve(client: &Client, mut authority: watch::Receiver<Option<Authority>>, mut leading: watch::Receiver<bool>) {
     let Some(current) = ready(&mut authority, &mut leading).await else {
         std::future::pending::<()>().await;
         return;
     };
     let api: Api<CertificateSigningRequest> = Api::all(client.clone());
     let config = watcher::Config::default().fields(&format!("spec.signerName={SIGNER}"));
-    let requests = watcher(api.clone(), config)
-        .default_backoff()
-        .applied_objects();
+    let requests = watcher(api.clone(), config).default_backoff().applied_objects();
     let mut requests = std::pin::pin!(requests);
     loop {
         tokio::select! {
@@ -93,11 +85,7 @@ async fn ready(
 }
 
 /// Brings one request to its end. A failure is tried again a few times; after that the next event or term does.
-async fn answer(
-    api: &Api<CertificateSigningRequest>,
-    authority: &Authority,
-    mut request: CertificateSigningRequest,
-) {
+async fn answer(api: &Api<CertificateSigningRequest>, authority: &Authority, mut request: CertificateSigningRequest) {
     let mut pause = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     let name = request.name_any();
     for _ in 0..5 {
@@ -153,13 +141,7 @@ async fn act(
             Ok(Outcome::Done)
         }
         Verdict::Sign(grant) => {
-            let pem = sign::node(
-                authority,
-                &grant.node,
-                &grant.key,
-                grant.life,
-                Timestamp::now(),
-            )?;
+            let pem = sign::node(authority, &grant.node, &grant.key, grant.life, Timestamp::now())?;
             let mut signed = request.clone();
             signed.status.get_or_insert_default().certificate = Some(ByteString(pem.into_bytes()));
             bounded(api.replace_subresource("status", &name, &params, &signed)).await?;
@@ -177,16 +159,13 @@ fn with_condition(
 ) -> CertificateSigningRequest {
     let mut decided = request.clone();
     let status = decided.status.get_or_insert_default();
-    status
-        .conditions
-        .get_or_insert_default()
-        .push(CertificateSigningRequestCondition {
-            type_: kind.to_owned(),
-            status: "True".to_owned(),
-            reason: Some(reason.to_owned()),
-            message: Some(message.to_owned()),
-            last_update_time: Some(Time(Timestamp::now())),
-            last_transition_time: None,
-        });
+    status.conditions.get_or_insert_default().push(CertificateSigningRequestCondition {
+        type_: kind.to_owned(),
+        status: "True".to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message.to_owned()),
+        last_update_time: Some(Time(Timestamp::now())),
+        last_transition_time: None,
+    });
     decided
 }

@@ -27,10 +27,7 @@ pub struct Finding {
 impl Finding {
     /// A finding with that reason.
     pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            reason,
-            message: message.into(),
-        }
+        Self { reason, message: message.into() }
     }
 }
 
@@ -80,31 +77,16 @@ pub struct Round {
 /// State of the whole: TigeraStatus `calico`.
 pub fn calico(inputs: &Inputs, round: &Round) -> State {
     let health = pods::health(inputs);
-    State {
-        degraded: degraded(round).or(health.failing),
-        progressing: progressing(inputs, round, health.waiting),
-    }
+    State { degraded: degraded(round).or(health.failing), progressing: progressing(inputs, round, health.waiting) }
 }
 
 /// State of the address pools: TigeraStatus `ippools`.
 pub fn ippools(inputs: &Inputs, round: &Round) -> State {
     let mut state = State::default();
-    let failures = round
-        .failures
-        .iter()
-        .filter(|f| f.key.kind.kind == "IPPool");
-    let wrong: Vec<String> = round
-        .conflicts
-        .iter()
-        .cloned()
-        .chain(failures.map(failure_text))
-        .collect();
-    let bad: Vec<String> = round
-        .problems
-        .iter()
-        .filter(|problem| problem.field.contains(".ipPools"))
-        .map(Problem::to_string)
-        .collect();
+    let failures = round.failures.iter().filter(|f| f.key.kind.kind == "IPPool");
+    let wrong: Vec<String> = round.conflicts.iter().cloned().chain(failures.map(failure_text)).collect();
+    let bad: Vec<String> =
+        round.problems.iter().filter(|problem| problem.field.contains(".ipPools")).map(Problem::to_string).collect();
     if !bad.is_empty() {
         let message = some(&bad);
         state.degraded = Some(Finding::new("InvalidConfigurationError", message));
@@ -124,9 +106,7 @@ fn degraded(round: &Round) -> Option<Finding> {
     if let Some(error) = &round.undecodable {
         return Some(Finding::new(
             "InvalidConfigurationError",
-            format!(
-                "Installation spec: {error}; correct the field's type, nothing was changed meanwhile"
-            ),
+            format!("Installation spec: {error}; correct the field's type, nothing was changed meanwhile"),
         ));
     }
     if !round.problems.is_empty() {
@@ -153,15 +133,9 @@ fn progressing(inputs: &Inputs, round: &Round, pods: Vec<String>) -> Option<Find
     let mut waiting = round.waiting.clone();
     let retried = round.failures.iter().filter(|failure| failure.transient);
     waiting.extend(retried.map(|failure| format!("{}, trying again", failure_text(failure))));
-    let deployment = inputs
-        .deployments
-        .iter()
-        .find(|d| d.metadata.name.as_deref() == Some(TYPHA));
+    let deployment = inputs.deployments.iter().find(|d| d.metadata.name.as_deref() == Some(TYPHA));
     waiting.extend(deployment_lag(deployment));
-    let daemon_set = inputs
-        .daemon_sets
-        .iter()
-        .find(|d| d.metadata.name.as_deref() == Some(NODE));
+    let daemon_set = inputs.daemon_sets.iter().find(|d| d.metadata.name.as_deref() == Some(NODE));
     waiting.extend(daemon_set_lag(daemon_set));
     if waiting.is_empty() {
         return None;
@@ -179,16 +153,12 @@ pub(crate) fn deployment_lag(found: Option<&Deployment>) -> Option<String> {
     let wanted = found.spec.replicas.unwrap_or(1);
     let status = found.status.clone().unwrap_or_default();
     if status.observed_generation < found.metadata.generation {
-        return Some(format!(
-            "{name} has been changed, its rollout has not begun"
-        ));
+        return Some(format!("{name} has been changed, its rollout has not begun"));
     }
     let updated = status.updated_replicas.unwrap_or(0);
     let available = status.available_replicas.unwrap_or(0);
     if updated < wanted {
-        return Some(format!(
-            "{name}: {updated} of {wanted} replicas are of the newest revision"
-        ));
+        return Some(format!("{name}: {updated} of {wanted} replicas are of the newest revision"));
     }
     (available < wanted).then(|| format!("{name}: {available} of {wanted} replicas are available"))
 }
@@ -200,17 +170,13 @@ fn daemon_set_lag(found: Option<&DaemonSet>) -> Option<String> {
     };
     let status = found.status.clone().unwrap_or_default();
     if status.observed_generation < found.metadata.generation {
-        return Some(format!(
-            "{name} has been changed, its rollout has not begun"
-        ));
+        return Some(format!("{name} has been changed, its rollout has not begun"));
     }
     let wanted = status.desired_number_scheduled;
     let updated = status.updated_number_scheduled.unwrap_or(0);
     let available = status.number_available.unwrap_or(0);
     if updated < wanted {
-        return Some(format!(
-            "{name}: {updated} of {wanted} agents are of the newest revision"
-        ));
+        return Some(format!("{name}: {updated} of {wanted} agents are of the newest revision"));
     }
     (available < wanted).then(|| format!("{name}: {available} of {wanted} agents are available"))
 }
@@ -235,43 +201,34 @@ pub fn conditions(
 ) -> Vec<StatusCondition> {
     let all = Finding::new("AllObjectsAvailable", "All objects available");
     let first = state.is_available().then_some(&all);
-    [
-        (available, first),
-        ("Progressing", state.progressing.as_ref()),
-        ("Degraded", state.degraded.as_ref()),
-    ]
-    .into_iter()
-    .map(|(kind, finding)| {
-        let status = if finding.is_some() { "True" } else { "False" };
-        let since = before
-            .iter()
-            .find(|old| old.kind == kind && old.status == status)
-            .map(|old| old.last_transition_time.clone());
-        StatusCondition {
-            kind: kind.to_owned(),
-            status: status.to_owned(),
-            last_transition_time: since.unwrap_or_else(|| rfc3339(now)),
-            reason: finding.map_or("NotApplicable", |f| f.reason).to_owned(),
-            message: finding.map(|f| f.message.clone()).unwrap_or_default(),
-            observed_generation: generation,
-        }
-    })
-    .collect()
+    [(available, first), ("Progressing", state.progressing.as_ref()), ("Degraded", state.degraded.as_ref())]
+        .into_iter()
+        .map(|(kind, finding)| {
+            let status = if finding.is_some() { "True" } else { "False" };
+            let since = before
+                .iter()
+                .find(|old| old.kind == kind && old.status == status)
+                .map(|old| old.last_transition_time.clone());
+            StatusCondition {
+                kind: kind.to_owned(),
+                status: status.to_owned(),
+                last_transition_time: since.unwrap_or_else(|| rfc3339(now)),
+                reason: finding.map_or("NotApplicable", |f| f.reason).to_owned(),
+                message: finding.map(|f| f.message.clone()).unwrap_or_default(),
+                observed_generation: generation,
+            }
+        })
+        .collect()
 }
 
 /// A time as the API writes it: whole seconds.
 fn rfc3339(now: Timestamp) -> String {
-    Timestamp::from_second(now.as_second())
-        .unwrap_or(now)
-        .to_string()
+    Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
 }
 
 /// The state shown on the Installation: that of the whole, and what is wrong with pools.
 pub fn overall(calico: &State, ippools: &State) -> State {
-    State {
-        degraded: calico.degraded.clone().or(ippools.degraded.clone()),
-        progressing: calico.progressing.clone(),
-    }
+    State { degraded: calico.degraded.clone().or(ippools.degraded.clone()), progressing: calico.progressing.clone() }
 }
 
 #[cfg(test)]

@@ -26,11 +26,7 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} is {}: {}; {}",
-            self.field, self.value, self.rule, self.remedy
-        )
+        write!(f, "{} is {}: {}; {}", self.field, self.value, self.rule, self.remedy)
     }
 }
 
@@ -40,21 +36,11 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn fail(
-        &mut self,
-        field: &str,
-        value: impl fmt::Display,
-        rule: impl Into<String>,
-        remedy: impl Into<String>,
-    ) {
+    fn fail(&mut self, field: &str, value: impl fmt::Display, rule: impl Into<String>, remedy: impl Into<String>) {
         let value = value.to_string();
         self.problems.push(Problem {
             field: format!("spec.{field}"),
-            value: if value.is_empty() {
-                "empty".to_owned()
-            } else {
-                value
-            },
+            value: if value.is_empty() { "empty".to_owned() } else { value },
             rule: rule.into(),
             remedy: remedy.into(),
         });
@@ -94,12 +80,7 @@ impl Check<'_> {
             } else {
                 format!("it has to be from {low} to {high}")
             };
-            self.fail(
-                field,
-                value,
-                rule,
-                "set a value of that range or leave the field out",
-            );
+            self.fail(field, value, rule, "set a value of that range or leave the field out");
         }
     }
 }
@@ -107,9 +88,7 @@ impl Check<'_> {
 /// All problems of a spec.
 pub fn installation(spec: &InstallationSpec) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let mut check = Check {
-        problems: &mut problems,
-    };
+    let mut check = Check { problems: &mut problems };
     images(&mut check, spec);
     cni(&mut check, spec);
     network(&mut check, spec);
@@ -119,22 +98,13 @@ pub fn installation(spec: &InstallationSpec) -> Vec<Problem> {
 
 fn images(check: &mut Check<'_>, spec: &InstallationSpec) {
     check.one_of("variant", spec.variant.as_ref(), &["Calico"]);
-    check.one_of(
-        "imagePullPolicy",
-        spec.image_pull_policy.as_ref(),
-        &["IfNotPresent", "Always", "Never"],
-    );
+    check.one_of("imagePullPolicy", spec.image_pull_policy.as_ref(), &["IfNotPresent", "Always", "Never"]);
     if let Some(registry) = &spec.registry
         && registry != "UseDefault"
         && !registry.is_empty()
         && !registry.ends_with('/')
     {
-        check.fail(
-            "registry",
-            registry,
-            "it has to end with /",
-            format!("set {registry}/"),
-        );
+        check.fail("registry", registry, "it has to end with /", format!("set {registry}/"));
     }
 }
 
@@ -151,17 +121,9 @@ fn network(check: &mut Check<'_>, spec: &InstallationSpec) {
     let Some(network) = &spec.calico_network else {
         return;
     };
-    check.one_of(
-        "calicoNetwork.linuxDataplane",
-        network.linux_dataplane.as_ref(),
-        &["Nftables", "Iptables"],
-    );
+    check.one_of("calicoNetwork.linuxDataplane", network.linux_dataplane.as_ref(), &["Nftables", "Iptables"]);
     check.one_of("calicoNetwork.bgp", network.bgp.as_ref(), &["Disabled"]);
-    check.one_of(
-        "calicoNetwork.hostPorts",
-        network.host_ports.as_ref(),
-        &["Disabled", "Enabled"],
-    );
+    check.one_of("calicoNetwork.hostPorts", network.host_ports.as_ref(), &["Disabled", "Enabled"]);
     check.range("calicoNetwork.mtu", network.mtu, 576, 65535, true);
     check.range(
         "calicoNetwork.linuxPolicySetupTimeoutSeconds",
@@ -209,9 +171,7 @@ fn pools(check: &mut Check<'_>, pools: &[IpPoolSpec]) {
             }
         }
         if let Some(net) = cidr(check, &at("cidr"), &pool.cidr) {
-            let overlap = ranges
-                .iter()
-                .find(|(_, other)| other.contains(&net) || net.contains(other));
+            let overlap = ranges.iter().find(|(_, other)| other.contains(&net) || net.contains(other));
             if let Some((other, range)) = overlap {
                 check.fail(
                     &at("cidr"),
@@ -228,21 +188,9 @@ fn pools(check: &mut Check<'_>, pools: &[IpPoolSpec]) {
 }
 
 fn pool_words(check: &mut Check<'_>, pool: &IpPoolSpec, at: impl Fn(&str) -> String) {
-    check.one_of(
-        &at("encapsulation"),
-        pool.encapsulation.as_ref(),
-        &["VXLAN", "VXLANCrossSubnet", "None"],
-    );
-    check.one_of(
-        &at("natOutgoing"),
-        pool.nat_outgoing.as_ref(),
-        &["Enabled", "Disabled"],
-    );
-    check.one_of(
-        &at("assignmentMode"),
-        pool.assignment_mode.as_ref(),
-        &["Automatic", "Manual"],
-    );
+    check.one_of(&at("encapsulation"), pool.encapsulation.as_ref(), &["VXLAN", "VXLANCrossSubnet", "None"]);
+    check.one_of(&at("natOutgoing"), pool.nat_outgoing.as_ref(), &["Enabled", "Disabled"]);
+    check.one_of(&at("assignmentMode"), pool.assignment_mode.as_ref(), &["Automatic", "Manual"]);
     for usage in pool.allowed_uses.iter().flatten() {
         check.one_of(&at("allowedUses"), Some(usage), &["Workload", "Tunnel"]);
     }
@@ -281,11 +229,7 @@ fn cidr(check: &mut Check<'_>, field: &str, text: &str) -> Option<Ipv4Net> {
         return None;
     }
     let first = net.network();
-    if first.is_link_local()
-        || first.is_loopback()
-        || first.is_multicast()
-        || first.is_unspecified()
-    {
+    if first.is_link_local() || first.is_loopback() || first.is_multicast() || first.is_unspecified() {
         let rule = "pods cannot have addresses of that range";
         check.fail(field, text, rule, "take a private range like 10.244.0.0/16");
         return None;
@@ -310,15 +254,8 @@ fn block_size(check: &mut Check<'_>, field: &str, size: Option<i32>, net: Ipv4Ne
 
 fn workloads(check: &mut Check<'_>, spec: &InstallationSpec) {
     if let Some(strategy) = &spec.node_update_strategy {
-        check.one_of(
-            "nodeUpdateStrategy.type",
-            strategy.kind.as_ref(),
-            &["RollingUpdate"],
-        );
-        let most = strategy
-            .rolling_update
-            .as_ref()
-            .and_then(|update| update.max_unavailable.as_ref());
+        check.one_of("nodeUpdateStrategy.type", strategy.kind.as_ref(), &["RollingUpdate"]);
+        let most = strategy.rolling_update.as_ref().and_then(|update| update.max_unavailable.as_ref());
         if let Some(most) = most
             && !is_count_or_share(most)
         {
@@ -356,31 +293,14 @@ fn workloads(check: &mut Check<'_>, spec: &InstallationSpec) {
         &["margay-node", "calico-node"],
         &["install-cni"],
     );
-    containers(
-        check,
-        "typhaDeployment",
-        spec.typha_deployment.as_ref(),
-        &["margay-typha", "calico-typha"],
-        &[],
-    );
+    containers(check, "typhaDeployment", spec.typha_deployment.as_ref(), &["margay-typha", "calico-typha"], &[]);
 }
 
-fn containers(
-    check: &mut Check<'_>,
-    field: &str,
-    over: Option<&WorkloadOverride>,
-    main: &[&str],
-    init: &[&str],
-) {
-    let pod = over
-        .and_then(|o| o.spec.as_ref())
-        .and_then(|s| s.template.as_ref())
-        .and_then(|t| t.spec.as_ref());
+fn containers(check: &mut Check<'_>, field: &str, over: Option<&WorkloadOverride>, main: &[&str], init: &[&str]) {
+    let pod = over.and_then(|o| o.spec.as_ref()).and_then(|s| s.template.as_ref()).and_then(|t| t.spec.as_ref());
     let Some(pod) = pod else { return };
-    for (list, found, known) in [
-        ("containers", &pod.containers, main),
-        ("initContainers", &pod.init_containers, init),
-    ] {
+    for (list, found, known) in [("containers", &pod.containers, main), ("initContainers", &pod.init_containers, init)]
+    {
         for (index, container) in found.iter().enumerate() {
             if !known.contains(&container.name.as_str()) {
                 let remedy = match known.first() {
@@ -414,9 +334,7 @@ fn is_object_name(name: &str) -> bool {
     name.len() <= 253
         && edge(name.chars().next())
         && edge(name.chars().last())
-        && name
-            .chars()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.')
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.')
 }
 
 #[cfg(test)]

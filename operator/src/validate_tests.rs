@@ -6,10 +6,7 @@ use crate::inputs::Inputs;
 
 fn problems(spec: Value) -> Vec<Problem> {
     let given: InstallationSpec = serde_json::from_value(spec).unwrap();
-    let inputs = Inputs {
-        pools: Some(Vec::new()),
-        ..Inputs::default()
-    };
+    let inputs = Inputs { pools: Some(Vec::new()), ..Inputs::default() };
     installation(&defaults::complete(&given, &inputs))
 }
 
@@ -37,42 +34,18 @@ fn good_installations_have_no_problems() {
 #[test]
 fn each_bad_field_is_named_with_value_rule_and_remedy() {
     let table = [
-        (
-            json!({ "variant": "TigeraSecureEnterprise" }),
-            "spec.variant is TigeraSecureEnterprise",
-        ),
-        (
-            json!({ "registry": "a.example" }),
-            "spec.registry is a.example: it has to end with /; set a.example/",
-        ),
+        (json!({ "variant": "TigeraSecureEnterprise" }), "spec.variant is TigeraSecureEnterprise"),
+        (json!({ "registry": "a.example" }), "spec.registry is a.example: it has to end with /; set a.example/"),
         (
             json!({ "imagePullPolicy": "Sometimes" }),
             "spec.imagePullPolicy is Sometimes: it has to be IfNotPresent or Always or Never",
         ),
-        (
-            json!({ "cni": { "type": "AmazonVPC" } }),
-            "spec.cni.type is AmazonVPC",
-        ),
-        (
-            json!({ "cni": { "ipam": { "type": "HostLocal" } } }),
-            "spec.cni.ipam.type is HostLocal",
-        ),
-        (
-            json!({ "cni": { "binDir": "opt/cni" } }),
-            "spec.cni.binDir is opt/cni: it has to be an absolute path",
-        ),
-        (
-            json!({ "cni": { "confDir": "/etc/../x" } }),
-            "spec.cni.confDir is /etc/../x",
-        ),
-        (
-            json!({ "calicoNetwork": { "linuxDataplane": "BPF" } }),
-            "spec.calicoNetwork.linuxDataplane is BPF",
-        ),
-        (
-            json!({ "calicoNetwork": { "bgp": "Enabled" } }),
-            "spec.calicoNetwork.bgp is Enabled",
-        ),
+        (json!({ "cni": { "type": "AmazonVPC" } }), "spec.cni.type is AmazonVPC"),
+        (json!({ "cni": { "ipam": { "type": "HostLocal" } } }), "spec.cni.ipam.type is HostLocal"),
+        (json!({ "cni": { "binDir": "opt/cni" } }), "spec.cni.binDir is opt/cni: it has to be an absolute path"),
+        (json!({ "cni": { "confDir": "/etc/../x" } }), "spec.cni.confDir is /etc/../x"),
+        (json!({ "calicoNetwork": { "linuxDataplane": "BPF" } }), "spec.calicoNetwork.linuxDataplane is BPF"),
+        (json!({ "calicoNetwork": { "bgp": "Enabled" } }), "spec.calicoNetwork.bgp is Enabled"),
         (
             json!({ "calicoNetwork": { "mtu": 100 } }),
             "spec.calicoNetwork.mtu is 100: it has to be 0 or from 576 to 65535",
@@ -81,10 +54,7 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
             json!({ "calicoNetwork": { "linuxPolicySetupTimeoutSeconds": -1 } }),
             "spec.calicoNetwork.linuxPolicySetupTimeoutSeconds is -1",
         ),
-        (
-            json!({ "nodeUpdateStrategy": { "type": "OnDelete" } }),
-            "spec.nodeUpdateStrategy.type is OnDelete",
-        ),
+        (json!({ "nodeUpdateStrategy": { "type": "OnDelete" } }), "spec.nodeUpdateStrategy.type is OnDelete"),
         (
             json!({ "nodeUpdateStrategy": { "rollingUpdate": { "maxUnavailable": 0 } } }),
             "spec.nodeUpdateStrategy.rollingUpdate.maxUnavailable is 0",
@@ -93,10 +63,7 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
             json!({ "nodeUpdateStrategy": { "rollingUpdate": { "maxUnavailable": "0%" } } }),
             "spec.nodeUpdateStrategy.rollingUpdate.maxUnavailable is \"0%\"",
         ),
-        (
-            json!({ "typhaReplicas": { "minimum": 0 } }),
-            "spec.typhaReplicas.minimum is 0",
-        ),
+        (json!({ "typhaReplicas": { "minimum": 0 } }), "spec.typhaReplicas.minimum is 0"),
         (
             json!({ "typhaReplicas": { "minimum": 3, "maximum": 2 } }),
             "spec.typhaReplicas.maximum is 2: it has to be at least the minimum, 3",
@@ -117,26 +84,11 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
             pool(json!({ "cidr": "10.0.0.0/33" })),
             "spec.calicoNetwork.ipPools[0].cidr is 10.0.0.0/33: it is not an address range",
         ),
-        (
-            pool(json!({ "cidr": "" })),
-            "spec.calicoNetwork.ipPools[0].cidr is empty",
-        ),
-        (
-            pool(json!({ "cidr": "fd00::/48" })),
-            "spec.calicoNetwork.ipPools[0].cidr is fd00::/48: only IPv4 pools",
-        ),
-        (
-            pool(json!({ "cidr": "10.0.1.0/16" })),
-            "host bits have to be zero; write 10.0.0.0/16",
-        ),
-        (
-            pool(json!({ "cidr": "169.254.0.0/16" })),
-            "pods cannot have addresses of that range",
-        ),
-        (
-            pool(json!({ "cidr": "224.0.0.0/8" })),
-            "pods cannot have addresses of that range",
-        ),
+        (pool(json!({ "cidr": "" })), "spec.calicoNetwork.ipPools[0].cidr is empty"),
+        (pool(json!({ "cidr": "fd00::/48" })), "spec.calicoNetwork.ipPools[0].cidr is fd00::/48: only IPv4 pools"),
+        (pool(json!({ "cidr": "10.0.1.0/16" })), "host bits have to be zero; write 10.0.0.0/16"),
+        (pool(json!({ "cidr": "169.254.0.0/16" })), "pods cannot have addresses of that range"),
+        (pool(json!({ "cidr": "224.0.0.0/8" })), "pods cannot have addresses of that range"),
         (
             pool(json!({ "cidr": "10.0.0.0/16", "blockSize": 19 })),
             "spec.calicoNetwork.ipPools[0].blockSize is 19: blocks of IPv4 pools have prefix lengths from 20 to 32",
@@ -161,10 +113,7 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
             pool(json!({ "cidr": "10.0.0.0/16", "nodeSelector": "zone = 'a'" })),
             "spec.calicoNetwork.ipPools[0].nodeSelector is zone = 'a': ",
         ),
-        (
-            pool(json!({ "cidr": "10.0.0.0/16", "name": "Upper" })),
-            "spec.calicoNetwork.ipPools[0].name is Upper",
-        ),
+        (pool(json!({ "cidr": "10.0.0.0/16", "name": "Upper" })), "spec.calicoNetwork.ipPools[0].name is Upper"),
         (
             pool(json!({ "cidr": "10.0.0.0/16", "allowedUses": ["LoadBalancer"] })),
             "spec.calicoNetwork.ipPools[0].allowedUses is LoadBalancer",
@@ -181,11 +130,7 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
     for (spec, wanted) in table {
         let found = problems(spec.clone());
         assert_eq!(found.len(), 1, "{spec}: {found:?}");
-        assert!(
-            found[0].to_string().contains(wanted),
-            "{} lacks {wanted}",
-            found[0]
-        );
+        assert!(found[0].to_string().contains(wanted), "{} lacks {wanted}", found[0]);
         assert!(!found[0].remedy.is_empty());
     }
 }
@@ -201,9 +146,7 @@ fn all_problems_are_found_at_once() {
 
 #[test]
 fn a_list_of_pools_has_an_end() {
-    let pools: Vec<Value> = (0..26)
-        .map(|i| json!({ "cidr": format!("10.{i}.0.0/16") }))
-        .collect();
+    let pools: Vec<Value> = (0..26).map(|i| json!({ "cidr": format!("10.{i}.0.0/16") })).collect();
     let found = problems(json!({ "calicoNetwork": { "ipPools": pools } }));
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].value, "26 pools long");

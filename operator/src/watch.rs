@@ -31,12 +31,7 @@ struct Scope {
 
 impl Scope {
     fn all(name: &str) -> Self {
-        Self {
-            kind: kind(name),
-            namespace: None,
-            labels: None,
-            name: None,
-        }
+        Self { kind: kind(name), namespace: None, labels: None, name: None }
     }
 
     fn named(kind: &str, namespace: &str, name: &str) -> Self {
@@ -73,24 +68,15 @@ impl World {
         let owned = OWNED_KINDS
             .iter()
             .map(|kind| {
-                let scope = Scope {
-                    labels: Some(ours.clone()),
-                    ..Scope::all(kind.kind)
-                };
+                let scope = Scope { labels: Some(ours.clone()), ..Scope::all(kind.kind) };
                 (kind, open(scope))
             })
             .collect();
         let mut others = BTreeMap::new();
-        for name in ["Installation", "TigeraStatus", "Node"]
-            .into_iter()
-            .chain(V3_KINDS)
-        {
+        for name in ["Installation", "TigeraStatus", "Node"].into_iter().chain(V3_KINDS) {
             others.insert(name, open(Scope::all(name)));
         }
-        let pods = Scope {
-            namespace: Some(NAMESPACE.to_owned()),
-            ..Scope::all("Pod")
-        };
+        let pods = Scope { namespace: Some(NAMESPACE.to_owned()), ..Scope::all("Pod") };
         others.insert("Pod", open(pods));
         let named = [
             ("Secret", namespace, CA_NAME),
@@ -101,12 +87,7 @@ impl World {
             ("Namespace", "", KUBE_SYSTEM),
         ]
         .map(|(of, space, name)| (kind(of), name, open(Scope::named(of, space, name))));
-        Self {
-            owned,
-            others,
-            named: Vec::from(named),
-            changed,
-        }
+        Self { owned, others, named: Vec::from(named), changed }
     }
 
     /// Names of the kinds that have not been read yet and without which nothing is decided.
@@ -128,16 +109,9 @@ impl World {
         let mut inputs = Inputs {
             request,
             ignored,
-            nodes: self
-                .objects("Node")
-                .iter()
-                .map(|node| node_facts(node))
-                .collect(),
+            nodes: self.objects("Node").iter().map(|node| node_facts(node)).collect(),
             pod_subnets: self.pod_subnets(),
-            cluster_id: self
-                .one("Namespace", KUBE_SYSTEM)
-                .and_then(|namespace| namespace.uid())
-                .unwrap_or_default(),
+            cluster_id: self.one("Namespace", KUBE_SYSTEM).and_then(|namespace| namespace.uid()).unwrap_or_default(),
             certificates: self.certificates(),
             pods: decode(&self.objects("Pod")),
             ..Inputs::default()
@@ -146,19 +120,13 @@ impl World {
         self.gather_owned(&mut inputs);
         for status in self.objects("TigeraStatus") {
             let conditions = &status.data["status"]["conditions"];
-            inputs.statuses.insert(
-                status.name_any(),
-                serde_json::from_value(conditions.clone()).unwrap_or_default(),
-            );
+            inputs.statuses.insert(status.name_any(), serde_json::from_value(conditions.clone()).unwrap_or_default());
         }
         inputs
     }
 
     fn one(&self, kind: &str, name: &str) -> Option<Arc<DynamicObject>> {
-        let (_, _, store) = self
-            .named
-            .iter()
-            .find(|(of, called, _)| of.kind == kind && *called == name)?;
+        let (_, _, store) = self.named.iter().find(|(of, called, _)| of.kind == kind && *called == name)?;
         store.state().first().cloned()
     }
 
@@ -168,40 +136,27 @@ impl World {
 
     /// Objects of a kind whose API may not be served: none while it has not been read.
     fn served(&self, name: &str) -> Option<Vec<Arc<DynamicObject>>> {
-        self.others
-            .get(name)
-            .filter(|store| is_read(store))
-            .map(in_order)
+        self.others.get(name).filter(|store| is_read(store)).map(in_order)
     }
 
     fn request(&self) -> (Option<Request>, BTreeSet<String>) {
-        let (ours, ignored): (Vec<_>, Vec<_>) = self
-            .objects("Installation")
-            .into_iter()
-            .partition(|object| object.name_any() == INSTALLATION_NAME);
-        let request = ours
-            .first()
-            .filter(|object| object.metadata.deletion_timestamp.is_none())
-            .map(|object| request_of(object));
+        let (ours, ignored): (Vec<_>, Vec<_>) =
+            self.objects("Installation").into_iter().partition(|object| object.name_any() == INSTALLATION_NAME);
+        let request =
+            ours.first().filter(|object| object.metadata.deletion_timestamp.is_none()).map(|object| request_of(object));
         (request, ignored.iter().map(|o| o.name_any()).collect())
     }
 
     fn pod_subnets(&self) -> Vec<String> {
         let found = self.one("ConfigMap", KUBEADM);
-        let text = found
-            .as_ref()
-            .and_then(|map| map.data["data"]["ClusterConfiguration"].as_str());
+        let text = found.as_ref().and_then(|map| map.data["data"]["ClusterConfiguration"].as_str());
         text.map(pod_subnets_of).unwrap_or_default()
     }
 
     fn certificates(&self) -> Stored {
-        let certificate =
-            |name: &str| secret::text(self.one("Secret", name).as_deref()?, "tls.crt");
-        let mut stored = Stored {
-            typha: certificate(TYPHA_SECRET),
-            reader: certificate(READER_SECRET),
-            ..Stored::default()
-        };
+        let certificate = |name: &str| secret::text(self.one("Secret", name).as_deref()?, "tls.crt");
+        let mut stored =
+            Stored { typha: certificate(TYPHA_SECRET), reader: certificate(READER_SECRET), ..Stored::default() };
         if let Some(found) = self.one("Secret", CA_NAME) {
             match secret::authority_of(&found) {
                 Some(authority) => {
@@ -219,19 +174,12 @@ impl World {
     }
 
     fn gather_v3(&self, inputs: &mut Inputs) {
-        let names = |objects: Vec<Arc<DynamicObject>>| {
-            objects.iter().map(|object| object.name_any()).collect()
-        };
-        inputs.pools = self
-            .served("IPPool")
-            .map(|pools| pools.iter().map(|pool| pool_facts(pool)).collect());
+        let names = |objects: Vec<Arc<DynamicObject>>| objects.iter().map(|object| object.name_any()).collect();
+        inputs.pools = self.served("IPPool").map(|pools| pools.iter().map(|pool| pool_facts(pool)).collect());
         inputs.felix = self.served("FelixConfiguration").map(names);
         inputs.tiers = self.served("Tier").map(names);
         inputs.cluster_information = self.served("ClusterInformation").map(|objects| {
-            objects
-                .iter()
-                .find(|object| object.name_any() == "default")
-                .map(|object| object.data["spec"].clone())
+            objects.iter().find(|object| object.name_any() == "default").map(|object| object.data["spec"].clone())
         });
     }
 
@@ -251,9 +199,7 @@ impl World {
                 }
                 _ => {}
             }
-            let found = objects
-                .iter()
-                .map(|object| (key_of(kind, object), present(object)));
+            let found = objects.iter().map(|object| (key_of(kind, object), present(object)));
             inputs.present.extend(found);
         }
         if let Some(bundle) = self.one("ConfigMap", CA_NAME) {
@@ -278,10 +224,7 @@ fn watch(client: &Client, scope: Scope, changed: &Arc<Notify>) -> Store<DynamicO
     let writer = reflector::store::Writer::new(resource);
     let store = writer.as_reader();
     let kind = scope.kind.kind;
-    let stream = watcher(api, config)
-        .modify(move |object| strip(kind, object))
-        .default_backoff()
-        .reflect(writer);
+    let stream = watcher(api, config).modify(move |object| strip(kind, object)).default_backoff().reflect(writer);
     let changed = Arc::clone(changed);
     tokio::spawn(async move {
         let mut stream = std::pin::pin!(stream);
@@ -352,10 +295,7 @@ fn request_of(object: &DynamicObject) -> Request {
         .map(|fields| fields.0["f:spec"].clone());
     let conditions = &object.data["status"]["conditions"];
     Request {
-        owner: Owner {
-            name: object.name_any(),
-            uid: object.uid().unwrap_or_default(),
-        },
+        owner: Owner { name: object.name_any(), uid: object.uid().unwrap_or_default() },
         generation: object.metadata.generation.unwrap_or_default(),
         spec: object.data["spec"].clone(),
         written: written.unwrap_or(Value::Null),
@@ -375,24 +315,15 @@ fn present(object: &DynamicObject) -> Present {
 
 fn node_facts(node: &DynamicObject) -> NodeFacts {
     let cordoned = node.data["spec"]["unschedulable"].as_bool() == Some(true);
-    let linux = node
-        .labels()
-        .get("kubernetes.io/os")
-        .is_none_or(|os| os == "linux");
-    NodeFacts {
-        name: node.name_any(),
-        usable: linux && !cordoned,
-    }
+    let linux = node.labels().get("kubernetes.io/os").is_none_or(|os| os == "linux");
+    NodeFacts { name: node.name_any(), usable: linux && !cordoned }
 }
 
 fn pool_facts(pool: &DynamicObject) -> PoolFacts {
     PoolFacts {
         name: pool.name_any(),
         spec: pool.data["spec"].clone(),
-        managed: pool
-            .labels()
-            .get(MANAGED_BY)
-            .is_some_and(|by| by == MANAGER),
+        managed: pool.labels().get(MANAGED_BY).is_some_and(|by| by == MANAGER),
     }
 }
 

@@ -9,14 +9,8 @@ fn object(value: Value) -> DynamicObject {
 #[test]
 fn pod_ranges_are_read_from_kubeadms_configuration() {
     let table: [(&str, &[&str]); 5] = [
-        (
-            "networking:\n  podSubnet: 10.244.0.0/16\n  serviceSubnet: 10.96.0.0/12\n",
-            &["10.244.0.0/16"],
-        ),
-        (
-            "networking:\n  podSubnet: \"10.1.0.0/16,fd00::/56\"\n",
-            &["10.1.0.0/16", "fd00::/56"],
-        ),
+        ("networking:\n  podSubnet: 10.244.0.0/16\n  serviceSubnet: 10.96.0.0/12\n", &["10.244.0.0/16"]),
+        ("networking:\n  podSubnet: \"10.1.0.0/16,fd00::/56\"\n", &["10.1.0.0/16", "fd00::/56"]),
         ("networking:\n  podSubnet: '10.1.0.0/16'", &["10.1.0.0/16"]),
         ("networking:\n  podSubnet: \"\"\n", &[]),
         ("networking: {}\n", &[]),
@@ -29,9 +23,7 @@ fn pod_ranges_are_read_from_kubeadms_configuration() {
 #[test]
 fn a_node_counts_if_pods_can_run_on_it() {
     let node = |labels: Value, spec: Value| {
-        node_facts(&object(
-            json!({ "metadata": { "name": "n", "labels": labels }, "spec": spec }),
-        ))
+        node_facts(&object(json!({ "metadata": { "name": "n", "labels": labels }, "spec": spec })))
     };
     assert!(node(json!({ "kubernetes.io/os": "linux" }), json!({})).usable);
     assert!(node(json!({}), json!({})).usable);
@@ -91,9 +83,8 @@ fn only_what_is_read_is_kept_in_memory() {
 
 #[test]
 fn the_order_of_events_shows_nowhere() {
-    let pods: Vec<DynamicObject> = (0..50)
-        .map(|i| object(json!({ "metadata": { "name": format!("p{i:02}"), "namespace": "a" } })))
-        .collect();
+    let pods: Vec<DynamicObject> =
+        (0..50).map(|i| object(json!({ "metadata": { "name": format!("p{i:02}"), "namespace": "a" } }))).collect();
     let read = |events: Vec<&DynamicObject>| {
         let mut writer = reflector::store::Writer::<DynamicObject>::new(kind("Pod").resource());
         let store = writer.as_reader();
@@ -105,9 +96,6 @@ fn the_order_of_events_shows_nowhere() {
     };
     let forward = read(pods.iter().collect());
     assert_eq!(forward.len(), 50);
-    assert_eq!(
-        forward,
-        read(pods.iter().rev().chain(&pods[10..20]).collect())
-    );
+    assert_eq!(forward, read(pods.iter().rev().chain(&pods[10..20]).collect()));
     assert!(forward.is_sorted());
 }

@@ -28,11 +28,7 @@ fn custom_resource_definitions() -> Vec<String> {
 #[test]
 fn the_manifest_is_the_crds_and_the_operator() {
     let mut documents = custom_resource_definitions();
-    documents.extend(
-        install::objects(VERSION)
-            .iter()
-            .map(|object| serde_yaml_ng::to_string(&object.body).unwrap()),
-    );
+    documents.extend(install::objects(VERSION).iter().map(|object| serde_yaml_ng::to_string(&object.body).unwrap()));
     let wanted = documents.join("---\n");
     let file = deploy().join("operator.yaml");
     if std::env::var_os("BLESS").is_some() {

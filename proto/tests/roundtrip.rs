@@ -7,19 +7,17 @@ use std::net::{IpAddr, Ipv4Addr};
 use bytes::BytesMut;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use margay_api::meta::NamespacedName;
-use margay_api::network::{
-    Encapsulation, EndpointToHostAction, FelixSettings, Mac, NodeInfo, Vtep,
-};
+use margay_api::network::{Encapsulation, EndpointToHostAction, FelixSettings, Mac, NodeInfo, Vtep};
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{
-    EndpointRecord, IpSetRecord, Member, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord,
-    RuleRecord, SetId, SetKind, SideMatch, TierBinding,
+    EndpointRecord, IpSetRecord, Member, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord, RuleRecord, SetId,
+    SetKind, SideMatch, TierBinding,
 };
 use margay_proto::sync::{
-    Ack, Change, Error, Frame, LocalEndpoint, Trailer, decode_ack, decode_frame,
-    decode_local_endpoint, encode_ack, encode_change, encode_local_endpoint, encode_trailer, wire,
+    Ack, Change, Error, Frame, LocalEndpoint, Trailer, decode_ack, decode_frame, decode_local_endpoint, encode_ack,
+    encode_change, encode_local_endpoint, encode_trailer, wire,
 };
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option::of;
@@ -32,10 +30,8 @@ fn name() -> impl Strategy<Value = String> {
 
 fn net() -> impl Strategy<Value = IpNet> {
     prop_oneof![
-        (any::<u32>(), 0..=32_u8)
-            .prop_map(|(bits, len)| Ipv4Net::new(bits.into(), len).expect("length").into()),
-        (any::<u128>(), 0..=128_u8)
-            .prop_map(|(bits, len)| Ipv6Net::new(bits.into(), len).expect("length").into()),
+        (any::<u32>(), 0..=32_u8).prop_map(|(bits, len)| Ipv4Net::new(bits.into(), len).expect("length").into()),
+        (any::<u128>(), 0..=128_u8).prop_map(|(bits, len)| Ipv6Net::new(bits.into(), len).expect("length").into()),
     ]
 }
 
@@ -54,16 +50,8 @@ fn namespaced() -> impl Strategy<Value = NamespacedName> {
 }
 
 fn policy_key() -> impl Strategy<Value = PolicyKey> {
-    (
-        prop::sample::select(PolicyKind::ALL.to_vec()),
-        "[a-z]{0,5}",
-        name(),
-    )
-        .prop_map(|(kind, namespace, name)| PolicyKey {
-            kind,
-            namespace,
-            name,
-        })
+    (prop::sample::select(PolicyKind::ALL.to_vec()), "[a-z]{0,5}", name())
+        .prop_map(|(kind, namespace, name)| PolicyKey { kind, namespace, name })
 }
 
 fn set_id() -> impl Strategy<Value = SetId> {
@@ -74,9 +62,7 @@ fn members(kind: SetKind) -> BoxedStrategy<BTreeSet<Member>> {
     let member = match kind {
         SetKind::Net => net().prop_map(Member::Net).boxed(),
         SetKind::AddressPort => (any::<IpAddr>(), any::<u8>(), any::<u16>())
-            .prop_map(|(address, protocol, port)| {
-                Member::AddressPort(address, Protocol(protocol), port)
-            })
+            .prop_map(|(address, protocol, port)| Member::AddressPort(address, Protocol(protocol), port))
             .boxed(),
     };
     btree_set(member, 0..6).boxed()
@@ -87,52 +73,26 @@ fn set_kind() -> impl Strategy<Value = SetKind> {
 }
 
 fn port_range() -> impl Strategy<Value = PortRange> {
-    (any::<u16>(), any::<u16>()).prop_map(|(a, b)| PortRange {
-        first: a.min(b),
-        last: a.max(b),
-    })
+    (any::<u16>(), any::<u16>()).prop_map(|(a, b)| PortRange { first: a.min(b), last: a.max(b) })
 }
 
 fn side() -> impl Strategy<Value = SideMatch> {
     let nets = || vec(net(), 0..2);
     let sets = || vec(set_id(), 0..2);
     let ports = || vec(port_range(), 0..2);
-    (
-        nets(),
-        nets(),
-        sets(),
-        sets(),
-        ports(),
-        sets(),
-        ports(),
-        sets(),
-        of(set_id()),
+    (nets(), nets(), sets(), sets(), ports(), sets(), ports(), sets(), of(set_id())).prop_map(
+        |(nets, not_nets, sets, not_sets, ports, port_sets, not_ports, not_port_sets, service_set)| SideMatch {
+            nets,
+            not_nets,
+            sets,
+            not_sets,
+            ports,
+            port_sets,
+            not_ports,
+            not_port_sets,
+            service_set,
+        },
     )
-        .prop_map(
-            |(
-                nets,
-                not_nets,
-                sets,
-                not_sets,
-                ports,
-                port_sets,
-                not_ports,
-                not_port_sets,
-                service_set,
-            )| {
-                SideMatch {
-                    nets,
-                    not_nets,
-                    sets,
-                    not_sets,
-                    ports,
-                    port_sets,
-                    not_ports,
-                    not_port_sets,
-                    service_set,
-                }
-            },
-        )
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -140,34 +100,21 @@ fn action() -> impl Strategy<Value = Action> {
 }
 
 fn rule() -> impl Strategy<Value = RuleRecord> {
-    let icmp =
-        || of((of(any::<u8>()), of(any::<u8>())).prop_map(|(kind, code)| Icmp { kind, code }));
+    let icmp = || of((of(any::<u8>()), of(any::<u8>())).prop_map(|(kind, code)| Icmp { kind, code }));
     let protocol = || of(any::<u8>().prop_map(Protocol));
     let version = of(prop::sample::select(vec![IpVersion::V4, IpVersion::V6]));
-    (
-        action(),
-        version,
-        protocol(),
-        protocol(),
-        icmp(),
-        icmp(),
-        side(),
-        side(),
+    (action(), version, protocol(), protocol(), icmp(), icmp(), side(), side()).prop_map(
+        |(action, ip_version, protocol, not_protocol, icmp, not_icmp, source, destination)| RuleRecord {
+            action,
+            ip_version,
+            protocol,
+            not_protocol,
+            icmp,
+            not_icmp,
+            source,
+            destination,
+        },
     )
-        .prop_map(
-            |(action, ip_version, protocol, not_protocol, icmp, not_icmp, source, destination)| {
-                RuleRecord {
-                    action,
-                    ip_version,
-                    protocol,
-                    not_protocol,
-                    icmp,
-                    not_icmp,
-                    source,
-                    destination,
-                }
-            },
-        )
 }
 
 fn endpoint() -> impl Strategy<Value = EndpointRecord> {
@@ -177,25 +124,10 @@ fn endpoint() -> impl Strategy<Value = EndpointRecord> {
         vec(policy_key(), 0..3),
         vec(policy_key(), 0..3),
     )
-        .prop_map(|(name, default_action, ingress, egress)| TierBinding {
-            name,
-            default_action,
-            ingress,
-            egress,
-        });
+        .prop_map(|(name, default_action, ingress, egress)| TierBinding { name, default_action, ingress, egress });
     let unmatched = prop::sample::select(vec![Action::Allow, Action::Deny]);
-    (
-        name(),
-        vec(any::<IpAddr>(), 0..3),
-        vec(tier, 0..3),
-        unmatched,
-    )
-        .prop_map(|(interface, addresses, tiers, unmatched)| EndpointRecord {
-            interface,
-            addresses,
-            tiers,
-            unmatched,
-        })
+    (name(), vec(any::<IpAddr>(), 0..3), vec(tier, 0..3), unmatched)
+        .prop_map(|(interface, addresses, tiers, unmatched)| EndpointRecord { interface, addresses, tiers, unmatched })
 }
 
 fn settings() -> impl Strategy<Value = FelixSettings> {
@@ -220,50 +152,31 @@ fn settings() -> impl Strategy<Value = FelixSettings> {
 }
 
 fn node() -> impl Strategy<Value = NodeInfo> {
-    let ipv4 = of((any::<u32>(), 0..=32_u8)
-        .prop_map(|(bits, len)| Ipv4Net::new(bits.into(), len).expect("length")));
-    let ipv6 = of((any::<u128>(), 0..=128_u8)
-        .prop_map(|(bits, len)| Ipv6Net::new(bits.into(), len).expect("length")));
-    let vtep = of(
-        (any::<Ipv4Addr>(), any::<[u8; 6]>()).prop_map(|(address, mac)| Vtep {
-            address,
-            mac: Mac(mac),
-        }),
-    );
-    (ipv4, ipv6, vtep, btree_map(name(), name(), 0..3)).prop_map(|(ipv4, ipv6, vtep, labels)| {
-        NodeInfo {
-            ipv4,
-            ipv6,
-            vtep,
-            labels,
-        }
+    let ipv4 = of((any::<u32>(), 0..=32_u8).prop_map(|(bits, len)| Ipv4Net::new(bits.into(), len).expect("length")));
+    let ipv6 = of((any::<u128>(), 0..=128_u8).prop_map(|(bits, len)| Ipv6Net::new(bits.into(), len).expect("length")));
+    let vtep = of((any::<Ipv4Addr>(), any::<[u8; 6]>()).prop_map(|(address, mac)| Vtep { address, mac: Mac(mac) }));
+    (ipv4, ipv6, vtep, btree_map(name(), name(), 0..3)).prop_map(|(ipv4, ipv6, vtep, labels)| NodeInfo {
+        ipv4,
+        ipv6,
+        vtep,
+        labels,
     })
 }
 
 fn upsert() -> impl Strategy<Value = Change> {
     let made = |(id, record)| Change::Upsert(id, record);
     prop_oneof![
-        settings()
-            .prop_map(|value| (RecordId::Settings, Record::Settings(value)))
-            .prop_map(made),
+        settings().prop_map(|value| (RecordId::Settings, Record::Settings(value))).prop_map(made),
         (net(), any::<bool>(), encapsulation())
             .prop_map(|(range, nat_outgoing, encapsulation)| {
-                let value = PoolRecord {
-                    nat_outgoing,
-                    encapsulation,
-                };
+                let value = PoolRecord { nat_outgoing, encapsulation };
                 (RecordId::Pool(range), Record::Pool(value))
             })
             .prop_map(made),
-        (name(), node())
-            .prop_map(|(name, value)| (RecordId::Node(name), Record::Node(value)))
-            .prop_map(made),
+        (name(), node()).prop_map(|(name, value)| (RecordId::Node(name), Record::Node(value))).prop_map(made),
         (net(), name(), encapsulation())
             .prop_map(|(range, node, encapsulation)| {
-                let value = RouteRecord {
-                    node,
-                    encapsulation,
-                };
+                let value = RouteRecord { node, encapsulation };
                 (RecordId::Route(range), Record::Route(value))
             })
             .prop_map(made),
@@ -289,9 +202,7 @@ fn upsert() -> impl Strategy<Value = Change> {
 fn change() -> impl Strategy<Value = Change> {
     let delta = (set_id(), set_kind())
         .prop_flat_map(|(id, kind)| (Just(id), Just(kind), members(kind), members(kind)))
-        .prop_map(|(id, kind, added, removed)| {
-            Change::Members(id, kind, MemberDelta { added, removed })
-        });
+        .prop_map(|(id, kind, added, removed)| Change::Members(id, kind, MemberDelta { added, removed }));
     prop_oneof![
         3 => upsert(),
         1 => delta,
@@ -303,22 +214,15 @@ fn change() -> impl Strategy<Value = Change> {
 }
 
 fn trailer() -> impl Strategy<Value = Trailer> {
-    (
-        any::<u64>(),
-        vec(0..256_u32, 0..4),
-        any::<bool>(),
-        "[0-9a-f-]{0,8}",
-        any::<u64>(),
+    (any::<u64>(), vec(0..256_u32, 0..4), any::<bool>(), "[0-9a-f-]{0,8}", any::<u64>()).prop_map(
+        |(revision, restated_buckets, in_sync, traceparent, event_unix_ns)| Trailer {
+            revision,
+            restated_buckets,
+            in_sync,
+            traceparent,
+            event_unix_ns,
+        },
     )
-        .prop_map(
-            |(revision, restated_buckets, in_sync, traceparent, event_unix_ns)| Trailer {
-                revision,
-                restated_buckets,
-                in_sync,
-                traceparent,
-                event_unix_ns,
-            },
-        )
 }
 
 fn bytes_of(frame: &Frame) -> BytesMut {
@@ -388,21 +292,13 @@ proptest! {
 }
 
 fn refusal(record: wire::Record) -> Error {
-    let change = wire::Change {
-        change: Some(wire::change::Change::Upsert(record)),
-    };
-    let frame = wire::Frame {
-        changes: vec![change],
-        ..Default::default()
-    };
+    let change = wire::Change { change: Some(wire::change::Change::Upsert(record)) };
+    let frame = wire::Frame { changes: vec![change], ..Default::default() };
     decode_frame(frame).expect_err("malformed")
 }
 
 fn record(id: wire::record_id::Id, value: wire::record::Value) -> wire::Record {
-    wire::Record {
-        id: Some(wire::RecordId { id: Some(id) }),
-        value: Some(value),
-    }
+    wire::Record { id: Some(wire::RecordId { id: Some(id) }), value: Some(value) }
 }
 
 /// One line per way of being wrong: the message names the field, the value and what it may be.
@@ -412,56 +308,25 @@ fn faults_are_named() {
     use wire::record_id::Id;
     let set = |members: wire::Members| {
         let kind = wire::SetKind::Net.into();
-        record(
-            Id::IpSet("s".into()),
-            Value::IpSet(wire::IpSet {
-                kind,
-                members: Some(members),
-            }),
-        )
+        record(Id::IpSet("s".into()), Value::IpSet(wire::IpSet { kind, members: Some(members) }))
     };
     let policy = |rule: wire::Rule| {
-        let key = wire::PolicyKey {
-            kind: "NetworkPolicy".into(),
-            namespace: "a".into(),
-            name: "b".into(),
-        };
-        record(
-            Id::Policy(key),
-            Value::Policy(wire::Policy {
-                ingress: vec![rule],
-                egress: vec![],
-            }),
-        )
+        let key = wire::PolicyKey { kind: "NetworkPolicy".into(), namespace: "a".into(), name: "b".into() };
+        record(Id::Policy(key), Value::Policy(wire::Policy { ingress: vec![rule], egress: vec![] }))
     };
-    let allow = || wire::Rule {
-        action: wire::Action::Allow.into(),
-        ..Default::default()
-    };
+    let allow = || wire::Rule { action: wire::Action::Allow.into(), ..Default::default() };
     let ports = |first, last| {
         let ports = vec![wire::PortRange { first, last }];
-        policy(wire::Rule {
-            source: Some(wire::Side {
-                ports,
-                ..Default::default()
-            }),
-            ..allow()
-        })
+        policy(wire::Rule { source: Some(wire::Side { ports, ..Default::default() }), ..allow() })
     };
     let table = [
-        (
-            wire::Record::default(),
-            "record.id: missing, or of a kind that this version does not know",
-        ),
+        (wire::Record::default(), "record.id: missing, or of a kind that this version does not know"),
         (
             record(Id::Pool("x".into()), Value::Pool(wire::Pool::default())),
             "record_id.pool: \"x\" is not an IP range ADDRESS/LENGTH",
         ),
         (
-            record(
-                Id::Pool("10.0.0.0/8".into()),
-                Value::Pool(wire::Pool::default()),
-            ),
+            record(Id::Pool("10.0.0.0/8".into()), Value::Pool(wire::Pool::default())),
             "encapsulation: missing, or of a kind that this version does not know",
         ),
         (
@@ -469,54 +334,24 @@ fn faults_are_named() {
             "record Settings: its value is of another kind than its id",
         ),
         (
-            record(
-                Id::Node("n".into()),
-                Value::Node(wire::Node {
-                    vtep_mac: vec![1].into(),
-                    ..Default::default()
-                }),
-            ),
+            record(Id::Node("n".into()), Value::Node(wire::Node { vtep_mac: vec![1].into(), ..Default::default() })),
             "node.vtep_mac: 1 bytes, which is not 6",
         ),
         (
-            set(wire::Members {
-                net4: vec![10, 0, 0, 1].into(),
-                ..Default::default()
-            }),
+            set(wire::Members { net4: vec![10, 0, 0, 1].into(), ..Default::default() }),
             "members.net4: 4 bytes, which is not a whole number of entries",
         ),
         (
-            set(wire::Members {
-                net4: vec![10, 0, 0, 1, 33].into(),
-                ..Default::default()
-            }),
+            set(wire::Members { net4: vec![10, 0, 0, 1, 33].into(), ..Default::default() }),
             "members.prefix_length: 33 is not within 0..=32",
         ),
         (
-            set(wire::Members {
-                port4: vec![0; 7].into(),
-                ..Default::default()
-            }),
+            set(wire::Members { port4: vec![0; 7].into(), ..Default::default() }),
             "members: 7 bytes, which is not 0, as the set is of the other kind",
         ),
-        (
-            policy(wire::Rule::default()),
-            "rule.action: missing, or of a kind that this version does not know",
-        ),
-        (
-            policy(wire::Rule {
-                ip_version: 5,
-                ..allow()
-            }),
-            "rule.ip_version: 5 is not within 0, 4 or 6",
-        ),
-        (
-            policy(wire::Rule {
-                protocol: Some(256),
-                ..allow()
-            }),
-            "rule.protocol: 256 is not within 0..=255",
-        ),
+        (policy(wire::Rule::default()), "rule.action: missing, or of a kind that this version does not know"),
+        (policy(wire::Rule { ip_version: 5, ..allow() }), "rule.ip_version: 5 is not within 0, 4 or 6"),
+        (policy(wire::Rule { protocol: Some(256), ..allow() }), "rule.protocol: 256 is not within 0..=255"),
         (ports(2, 1), "ports.first: 2 is not within 0..=last"),
         (ports(0, 65536), "ports.last: 65536 is not within 0..=65535"),
     ];
@@ -528,10 +363,7 @@ fn faults_are_named() {
 #[test]
 fn a_member_costs_five_bytes() {
     let members = (0..1000_u32).map(|i| Member::Net(Ipv4Net::from(Ipv4Addr::from(i)).into()));
-    let record = Record::IpSet(IpSetRecord {
-        kind: SetKind::Net,
-        members: members.collect(),
-    });
+    let record = Record::IpSet(IpSetRecord { kind: SetKind::Net, members: members.collect() });
     let change = Change::Upsert(RecordId::IpSet(SetId("s:x".into())), record);
     assert!(encode_change((&change).into()).len() < 5000 + 40);
 }

@@ -17,11 +17,7 @@ pub struct Backoff {
 impl Backoff {
     /// The first delay is at most `base`, and no delay is above `ceiling`.
     pub fn new(base: Duration, ceiling: Duration) -> Self {
-        Self {
-            base,
-            ceiling: ceiling.max(base),
-            attempt: 0,
-        }
+        Self { base, ceiling: ceiling.max(base), attempt: 0 }
     }
 
     /// The next delay; it counts as one failed attempt. `jitter` is in `0.0..1.0` (see [`jitter`]).
@@ -62,12 +58,8 @@ mod tests {
             (0, 0, 1.0, vec![0, 0]),
         ];
         for (base, ceiling, jitter, wanted) in table {
-            let mut backoff =
-                Backoff::new(Duration::from_millis(base), Duration::from_millis(ceiling));
-            let got: Vec<u64> = wanted
-                .iter()
-                .map(|_| backoff.next(jitter).as_millis() as u64)
-                .collect();
+            let mut backoff = Backoff::new(Duration::from_millis(base), Duration::from_millis(ceiling));
+            let got: Vec<u64> = wanted.iter().map(|_| backoff.next(jitter).as_millis() as u64).collect();
             assert_eq!(got, wanted, "base {base} ceiling {ceiling} jitter {jitter}");
         }
     }

@@ -35,10 +35,7 @@ impl Readiness {
             state.next += 1;
             state.closed.insert(key, reason.into());
         });
-        Gate {
-            key,
-            state: self.0.clone(),
-        }
+        Gate { key, state: self.0.clone() }
     }
 
     /// Whether every gate is open.
@@ -48,12 +45,7 @@ impl Readiness {
 
     /// The closed gates and what each waits for, by name.
     pub fn missing(&self) -> Vec<(&'static str, String)> {
-        self.0
-            .borrow()
-            .closed
-            .iter()
-            .map(|((name, _), why)| (*name, why.clone()))
-            .collect()
+        self.0.borrow().closed.iter().map(|((name, _), why)| (*name, why.clone())).collect()
     }
 
     /// Returns when every gate is open.
@@ -74,16 +66,13 @@ pub struct Gate {
 impl Gate {
     /// The thing is up.
     pub fn open(&self) {
-        self.state
-            .send_if_modified(|state| state.closed.remove(&self.key).is_some());
+        self.state.send_if_modified(|state| state.closed.remove(&self.key).is_some());
     }
 
     /// The thing is not up, or is down again; `reason` replaces the former one.
     pub fn close(&self, reason: impl Into<String>) {
         let reason = reason.into();
-        self.state.send_if_modified(|state| {
-            state.closed.insert(self.key, reason.clone()).as_ref() != Some(&reason)
-        });
+        self.state.send_if_modified(|state| state.closed.insert(self.key, reason.clone()).as_ref() != Some(&reason));
     }
 }
 
@@ -107,20 +96,11 @@ mod tests {
         assert!(ready.is_ready());
         let sync = ready.gate("sync", "no snapshot yet");
         let tls = ready.gate("tls", "no certificate yet");
-        assert_eq!(
-            ready.missing(),
-            [
-                ("sync", "no snapshot yet".to_owned()),
-                ("tls", "no certificate yet".to_owned())
-            ]
-        );
+        assert_eq!(ready.missing(), [("sync", "no snapshot yet".to_owned()), ("tls", "no certificate yet".to_owned())]);
         drop(tls);
         assert_eq!(ready.missing(), [("sync", "no snapshot yet".to_owned())]);
         sync.close("snapshot at 40 of 100 records");
-        assert_eq!(
-            ready.missing(),
-            [("sync", "snapshot at 40 of 100 records".to_owned())]
-        );
+        assert_eq!(ready.missing(), [("sync", "snapshot at 40 of 100 records".to_owned())]);
         sync.open();
         assert!(ready.is_ready());
         sync.close("lost");

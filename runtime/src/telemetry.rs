@@ -50,9 +50,7 @@ pub enum Error {
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// The exporter cannot be made.
-    #[error(
-        "OTLP endpoint {endpoint:?}: {reason}; correct OTEL_EXPORTER_OTLP_ENDPOINT or unset it"
-    )]
+    #[error("OTLP endpoint {endpoint:?}: {reason}; correct OTEL_EXPORTER_OTLP_ENDPOINT or unset it")]
     Export {
         /// The endpoint as given.
         endpoint: String,
@@ -92,9 +90,7 @@ impl Guard {
 /// does; `filter` is in the syntax of `tracing_subscriber`'s `EnvFilter`, empty for `info`.
 /// Needs a tokio runtime of several threads when spans are exported.
 pub fn init(service: &str, filter: &str) -> Result<Guard, Error> {
-    let settings = Settings::from_env(service, io::stderr().is_terminal(), |name| {
-        std::env::var(name).ok()
-    })?;
+    let settings = Settings::from_env(service, io::stderr().is_terminal(), |name| std::env::var(name).ok())?;
     start(&settings, filter)
 }
 
@@ -103,9 +99,7 @@ pub fn start(settings: &Settings, filter: &str) -> Result<Guard, Error> {
     let (filter, handle) = reload::Layer::new(parse_filter(filter)?);
     let provider = export::provider(settings)?;
     let spans = provider.as_ref().map(|provider| {
-        tracing_opentelemetry::layer()
-            .with_tracer(provider.tracer(OURS))
-            .with_filter(filter_fn(leaves_the_process))
+        tracing_opentelemetry::layer().with_tracer(provider.tracer(OURS)).with_filter(filter_fn(leaves_the_process))
     });
     tracing_subscriber::registry()
         .with(lines(settings.format).with_filter(filter.or(filter_fn(is_panic))))
@@ -135,10 +129,7 @@ fn parse_filter(filter: &str) -> Result<EnvFilter, Error> {
     EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .parse(filter)
-        .map_err(|source| Error::Filter {
-            filter: filter.to_owned(),
-            source,
-        })
+        .map_err(|source| Error::Filter { filter: filter.to_owned(), source })
 }
 
 fn leaves_the_process(metadata: &Metadata<'_>) -> bool {
@@ -155,11 +146,7 @@ where
 {
     let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     match format {
-        Format::Json => layer
-            .json()
-            .flatten_event(true)
-            .with_span_list(false)
-            .boxed(),
+        Format::Json => layer.json().flatten_event(true).with_span_list(false).boxed(),
         Format::Text => layer.with_ansi(io::stderr().is_terminal()).boxed(),
     }
 }
@@ -167,10 +154,7 @@ where
 /// A panic in a task ends only that task, so it must be seen where everything else is seen, whatever the filter.
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic
-            .location()
-            .map(ToString::to_string)
-            .unwrap_or_default();
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let message = panic.payload_as_str().unwrap_or("no message");
         let backtrace = std::backtrace::Backtrace::capture();
         tracing::error!(target: PANIC, %place, %message, %backtrace, "panic");

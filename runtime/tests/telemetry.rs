@@ -23,10 +23,7 @@ async fn put_log(address: std::net::SocketAddr, filter: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_start_filter_change_and_export() {
-    assert!(matches!(
-        telemetry::set_filter("info"),
-        Err(telemetry::Error::NotStarted)
-    ));
+    assert!(matches!(telemetry::set_filter("info"), Err(telemetry::Error::NotStarted)));
 
     let collector = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let endpoint = format!("http://{}", collector.local_addr().expect("address"));
@@ -38,15 +35,9 @@ async fn one_start_filter_change_and_export() {
         timeout: Duration::from_secs(1),
         attributes: Vec::new(),
     };
-    assert!(matches!(
-        telemetry::start(&settings, "=nonsense=,"),
-        Err(telemetry::Error::Filter { .. })
-    ));
+    assert!(matches!(telemetry::start(&settings, "=nonsense=,"), Err(telemetry::Error::Filter { .. })));
     let guard = telemetry::start(&settings, "warn").expect("the first start");
-    assert!(matches!(
-        telemetry::start(&settings, "warn"),
-        Err(telemetry::Error::Twice(_))
-    ));
+    assert!(matches!(telemetry::start(&settings, "warn"), Err(telemetry::Error::Twice(_))));
 
     assert!(tracing::debug_span!(target: "margay_test", "hidden").is_disabled());
     let address = admin::serve(
@@ -58,24 +49,15 @@ async fn one_start_filter_change_and_export() {
     .await
     .expect("admin port");
     let reply = put_log(address, "margay_test=debug\n").await;
-    assert!(
-        reply.starts_with("HTTP/1.1 200") && reply.contains("was warn"),
-        "{reply}"
-    );
+    assert!(reply.starts_with("HTTP/1.1 200") && reply.contains("was warn"), "{reply}");
     assert!(!tracing::debug_span!(target: "margay_test", "shown").is_disabled());
     let reply = put_log(address, "a=b=c").await;
-    assert!(
-        reply.starts_with("HTTP/1.1 400") && reply.contains("a=b=c"),
-        "{reply}"
-    );
+    assert!(reply.starts_with("HTTP/1.1 400") && reply.contains("a=b=c"), "{reply}");
 
     // A span of ours is carried to the collector when the process ends; one of a library is not recorded.
     let span = tracing::info_span!(target: "margay_test", "work");
     assert!(telemetry::of(&span).is_some());
-    assert_eq!(
-        telemetry::of(&tracing::info_span!(target: "h2", "frame")),
-        None
-    );
+    assert_eq!(telemetry::of(&tracing::info_span!(target: "h2", "frame")), None);
     drop(span);
     let collected = tokio::spawn(async move {
         let (mut stream, _) = collector.accept().await.expect("accept");
@@ -84,8 +66,5 @@ async fn one_start_filter_change_and_export() {
         preface
     });
     guard.shutdown().await;
-    assert_eq!(
-        &collected.await.expect("collector"),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-    );
+    assert_eq!(&collected.await.expect("collector"), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
 }

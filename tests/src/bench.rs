@@ -39,12 +39,7 @@ pub struct Options {
 
 /// Measures everything and prints it.
 pub fn run(options: &Options) -> Result<()> {
-    let stage = demo::stage(
-        &options.name,
-        &options.state,
-        &install::Options::default(),
-        &|line| eprintln!("{line}"),
-    )?;
+    let stage = demo::stage(&options.name, &options.state, &install::Options::default(), &|line| eprintln!("{line}"))?;
     let cluster = &stage.cluster;
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     println!("load of the machine at the start: {}", load.trim());
@@ -79,10 +74,7 @@ fn burst(cluster: &Cluster) -> Result<()> {
     );
     let begin = Instant::now();
     cluster.kubectl(&["delete", "namespace", "burst", "--wait=true"])?;
-    println!(
-        "their namespace deleted after {:.1} s",
-        begin.elapsed().as_secs_f32()
-    );
+    println!("their namespace deleted after {:.1} s", begin.elapsed().as_secs_f32());
     Ok(())
 }
 
@@ -91,8 +83,7 @@ fn crowd(cluster: &Cluster) -> Result<()> {
 }
 
 fn crowd_of(cluster: &Cluster, namespace: &str, node: &str, count: usize) -> Result<()> {
-    let mut items =
-        vec![json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})];
+    let mut items = vec![json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})];
     for index in 0..count {
         items.push(world::server(&format!("{namespace}/p{index}"), node)?);
     }
@@ -103,12 +94,7 @@ fn crowd_of(cluster: &Cluster, namespace: &str, node: &str, count: usize) -> Res
         || {
             let path = r#"jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}"#;
             let said = cluster.kubectl(&["get", "pods", "-n", namespace, "-o", path]);
-            said.is_ok_and(|said| {
-                said.split_whitespace()
-                    .filter(|word| *word == "True")
-                    .count()
-                    == count
-            })
+            said.is_ok_and(|said| said.split_whitespace().filter(|word| *word == "True").count() == count)
         },
     )
 }
@@ -133,21 +119,13 @@ fn background(cluster: &Cluster) -> Result<()> {
 
 fn apply(cluster: &Cluster, name: &str, items: Vec<Value>) -> Result<()> {
     let path = cluster.folder().join(format!("{name}.json"));
-    std::fs::write(
-        &path,
-        json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string(),
-    )?;
-    cluster
-        .kubectl(&["apply", "--server-side", "-f", &path.display().to_string()])
-        .map(|_| ())
+    std::fs::write(&path, json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;
+    cluster.kubectl(&["apply", "--server-side", "-f", &path.display().to_string()]).map(|_| ())
 }
 
 fn memory(cluster: &Cluster, when: &str) -> Result<()> {
     let anchors = BTreeMap::from([
-        (
-            "node",
-            "130 MiB idle, 139 to 168 with 100 pods and 1000 policies",
-        ),
+        ("node", "130 MiB idle, 139 to 168 with 100 pods and 1000 policies"),
         ("typha", "129 MiB idle"),
     ]);
     for component in ["node", "typha", "operator"] {
@@ -169,10 +147,7 @@ fn memory(cluster: &Cluster, when: &str) -> Result<()> {
 /// Resident memory in MiB.
 fn resident(pid: i32) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("VmRSS of a process")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS of a process")?;
     let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kib / 1024.0)
 }

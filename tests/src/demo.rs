@@ -49,9 +49,7 @@ pub struct Stage {
 /// Shows everything; true if every matrix was as expected.
 pub fn run(options: &Options) -> Result<bool> {
     let begin = Instant::now();
-    say(
-        "Margay on a real Kubernetes of three nodes, all on this machine, in namespaces of their own.",
-    );
+    say("Margay on a real Kubernetes of three nodes, all on this machine, in namespaces of their own.");
     say(
         "Needed and installed if missing: iproute2 nftables conntrack runc busybox-static ethtool util-linux (apt), Go modules of",
     );
@@ -78,10 +76,7 @@ pub fn run(options: &Options) -> Result<bool> {
     };
     let installing = Instant::now();
     install::install(&cluster, &wanted, &|line| say(&format!("  {line}")))?;
-    say(&format!(
-        "every node Ready and enforcing {:.1} s after the first command",
-        installing.elapsed().as_secs_f32()
-    ));
+    say(&format!("every node Ready and enforcing {:.1} s after the first command", installing.elapsed().as_secs_f32()));
     show(&cluster, &["get", "nodes"])?;
     show(&cluster, &["get", "pods", "-A", "-o", "wide"])?;
     show(&cluster, &["get", "tigerastatus"])?;
@@ -108,11 +103,7 @@ pub fn run(options: &Options) -> Result<bool> {
 
     say(&format!(
         "\n{} after {:.0} s",
-        if good {
-            "Everything was as expected"
-        } else {
-            "NOT everything was as expected"
-        },
+        if good { "Everything was as expected" } else { "NOT everything was as expected" },
         begin.elapsed().as_secs_f32()
     ));
     if options.keep {
@@ -140,12 +131,7 @@ pub fn bring_up(name: &str, state: &Path, tell: &dyn Fn(&str)) -> Result<Cluster
 }
 
 /// A cluster with Margay and the usual pods.
-pub fn stage(
-    name: &str,
-    state: &Path,
-    options: &install::Options,
-    tell: &dyn Fn(&str),
-) -> Result<Stage> {
+pub fn stage(name: &str, state: &Path, options: &install::Options, tell: &dyn Fn(&str)) -> Result<Stage> {
     let cluster = bring_up(name, state, tell)?;
     install::install(&cluster, options, tell)?;
     let world = World::create(&cluster).with_context(|| install::diagnosis(&cluster))?;
@@ -154,18 +140,12 @@ pub fn stage(
 
 /// Every port that the usual pods serve.
 pub fn ports() -> Vec<Port> {
-    world::PORTS
-        .iter()
-        .map(|(_, protocol, port)| (*protocol, *port))
-        .collect()
+    world::PORTS.iter().map(|(_, protocol, port)| (*protocol, *port)).collect()
 }
 
 fn show_example(cluster: &Cluster, world: &World, example: &examples::Example) -> Result<bool> {
     say(&format!("\n-- {}: {}", example.name, example.about));
-    say(&format!(
-        "$ kubectl apply -f deploy/examples/{}.yaml",
-        example.name
-    ));
+    say(&format!("$ kubectl apply -f deploy/examples/{}.yaml", example.name));
     let (outcome, applied) = example.apply(cluster, world)?;
     let good = judge(&outcome, &example.expected, Some(applied));
     let removed = example.delete(cluster, world)?;
@@ -178,10 +158,7 @@ fn show_example(cluster: &Cluster, world: &World, example: &examples::Example) -
 
 /// Prints a measurement beside what was expected; true if they agree.
 fn judge(outcome: &matrix::Outcome, expected: &Matrix, applied: Option<Instant>) -> bool {
-    let (answered, all) = (
-        outcome.measured.count(Verdict::Answered),
-        outcome.measured.cells.len(),
-    );
+    let (answered, all) = (outcome.measured.count(Verdict::Answered), outcome.measured.cells.len());
     match outcome.matched {
         Some(at) => {
             if applied.is_some() {
@@ -193,10 +170,7 @@ fn judge(outcome: &matrix::Outcome, expected: &Matrix, applied: Option<Instant>)
                     at.saturating_duration_since(applied).as_secs_f64() * 1e3
                 )
             });
-            say(&format!(
-                "as expected: {answered} of {all} questions are answered{}",
-                when.unwrap_or_default()
-            ));
+            say(&format!("as expected: {answered} of {all} questions are answered{}", when.unwrap_or_default()));
             true
         }
         None => {
@@ -213,22 +187,12 @@ fn judge(outcome: &matrix::Outcome, expected: &Matrix, applied: Option<Instant>)
 fn show_flips(cluster: &Cluster, world: &World) -> Result<bool> {
     for (from, to) in [("x/a", "x/d"), ("x/a", "x/b")] {
         let times = flips::measure(cluster, world, from, to, FLIPS)?;
-        let place = if world.pod(from)?.node == world.pod(to)?.node {
-            "same node"
-        } else {
-            "across nodes"
-        };
+        let place = if world.pod(from)?.node == world.pod(to)?.node { "same node" } else { "across nodes" };
         say(&format!(
             "{from} -> {to} ({place}), a policy that denies all ingress written and deleted {FLIPS} times, a connect every 0.5 ms:"
         ));
-        say(&format!(
-            "  from the request to the first packet that obeys: {}",
-            times.from_send
-        ));
-        say(&format!(
-            "  from the API's answer:                           {}",
-            times.from_answer
-        ));
+        say(&format!("  from the request to the first packet that obeys: {}", times.from_send));
+        say(&format!("  from the API's answer:                           {}", times.from_answer));
     }
     Ok(true)
 }
@@ -236,12 +200,8 @@ fn show_flips(cluster: &Cluster, world: &World) -> Result<bool> {
 fn show_trace(cluster: &Cluster, world: &World, collector: &Collector) -> Result<bool> {
     let since = SystemTime::now();
     flips::measure(cluster, world, "x/a", "x/b", 2)?;
-    let spans = collector.trace(
-        ("policy.change", "policy", flips::NAME),
-        since,
-        ("margay-node", 2),
-        Duration::from_secs(15),
-    );
+    let spans =
+        collector.trace(("policy.change", "policy", flips::NAME), since, ("margay-node", 2), Duration::from_secs(15));
     let Some(spans) = spans else {
         say("NO trace of the change came within 15 s");
         return Ok(false);
@@ -257,11 +217,7 @@ fn show_trace(cluster: &Cluster, world: &World, collector: &Collector) -> Result
 fn routes(cluster: &Cluster) -> Result<()> {
     say("\nn1 and n2 share a subnet, n3 is behind a router; the pool says VXLANCrossSubnet:");
     say("$ nsenter --target (n1) --net ip route show proto 82");
-    say(&indent(
-        &cluster
-            .node("n1")?
-            .exec(&["ip", "route", "show", "proto", "82"])?,
-    ));
+    say(&indent(&cluster.node("n1")?.exec(&["ip", "route", "show", "proto", "82"])?));
     Ok(())
 }
 
@@ -277,15 +233,10 @@ fn hand_over(cluster: &Cluster) -> Result<()> {
     let netns = cluster.layout().netns("cp");
     let n1 = cluster.node("n1")?;
     let secret = |key: &str| {
-        format!(
-            "$KUBECTL get secret -n margay-system margay-reader-tls -o jsonpath='{{.data.{key}}}' | base64 -d"
-        )
+        format!("$KUBECTL get secret -n margay-system margay-reader-tls -o jsonpath='{{.data.{key}}}' | base64 -d")
     };
     let ca = "$KUBECTL get configmap -n margay-system margay-ca -o jsonpath='{.data.ca\\.crt}'";
-    ensure!(
-        cluster.folder().join("env").exists(),
-        "the cluster has no env file"
-    );
+    ensure!(cluster.folder().join("env").exists(), "the cluster has no env file");
     say(&format!(
         "\nThe cluster is left up. To play with it:\n\
          . {folder}/env\n\
@@ -307,10 +258,7 @@ fn hand_over(cluster: &Cluster) -> Result<()> {
 }
 
 fn indent(text: &str) -> String {
-    text.trim_end()
-        .lines()
-        .map(|line| format!("    {line}\n"))
-        .collect()
+    text.trim_end().lines().map(|line| format!("    {line}\n")).collect()
 }
 
 fn title(text: &str) {

@@ -55,19 +55,10 @@ pub fn checkout() -> &'static Path {
 pub fn image(folder: &Path) -> Result<PathBuf> {
     let entries = ["margay", "margay-cni"]
         .iter()
-        .map(|name| {
-            Ok(Entry::File {
-                source: stripped(name, folder)?,
-                dest: (*name).into(),
-            })
-        })
+        .map(|name| Ok(Entry::File { source: stripped(name, folder)?, dest: (*name).into() }))
         .collect::<Result<_>>()?;
     let archive = folder.join("margay.tar");
-    let image = Image {
-        name: IMAGE.to_owned(),
-        entries,
-        entrypoint: vec!["/margay".to_owned()],
-    };
+    let image = Image { name: IMAGE.to_owned(), entries, entrypoint: vec!["/margay".to_owned()] };
     image.write(&archive)?;
     Ok(archive)
 }
@@ -75,18 +66,9 @@ pub fn image(folder: &Path) -> Result<PathBuf> {
 /// A copy without symbols of a program that was built beside this one.
 pub fn stripped(name: &str, folder: &Path) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
-    let beside = own
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|folder| folder.join(name))
-        .find(|path| path.exists());
-    let program = beside.with_context(|| {
-        format!(
-            "{name} is not beside {}; build it first: cargo build --bins",
-            own.display()
-        )
-    })?;
+    let beside = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.exists());
+    let program = beside
+        .with_context(|| format!("{name} is not beside {}; build it first: cargo build --bins", own.display()))?;
     std::fs::create_dir_all(folder)?;
     let copy = folder.join(format!("{name}.stripped"));
     process::run(Command::new("strip").arg("-o").args([&copy, &program]))?;
@@ -99,20 +81,11 @@ pub fn apply(cluster: &Cluster, options: &Options, tell: &dyn Fn(&str)) -> Resul
     let path = |name: &str| deploy.join(name).display().to_string();
     let kubectl = |arguments: &[&str]| -> Result<()> {
         let prefix = format!("{}/", checkout().display());
-        tell(&format!(
-            "kubectl {}",
-            arguments.join(" ").replace(&prefix, "")
-        ));
+        tell(&format!("kubectl {}", arguments.join(" ").replace(&prefix, "")));
         cluster.kubectl(arguments).map(|_| ())
     };
     kubectl(&["apply", "--server-side", "-f", &path("operator.yaml")])?;
-    kubectl(&[
-        "wait",
-        "--for=condition=Established",
-        "crd",
-        "--all",
-        "--timeout=60s",
-    ])?;
+    kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
     if let Some(collector) = &options.collector {
         kubectl(&[
             "set",
@@ -124,14 +97,7 @@ pub fn apply(cluster: &Cluster, options: &Options, tell: &dyn Fn(&str)) -> Resul
             "OTEL_BSP_SCHEDULE_DELAY=200",
         ])?;
         let limit = format!("--timeout={}s", PATIENCE.as_secs());
-        kubectl(&[
-            "rollout",
-            "status",
-            "-n",
-            NAMESPACES[0],
-            "deployment/margay-operator",
-            &limit,
-        ])?;
+        kubectl(&["rollout", "status", "-n", NAMESPACES[0], "deployment/margay-operator", &limit])?;
     }
     kubectl(&["apply", "-f", &installation(cluster, &deploy, options)?])
 }
@@ -139,20 +105,10 @@ pub fn apply(cluster: &Cluster, options: &Options, tell: &dyn Fn(&str)) -> Resul
 /// The user's sample as it is, or a copy with another pool.
 fn installation(cluster: &Cluster, deploy: &Path, options: &Options) -> Result<String> {
     let sample = deploy.join("installation.yaml");
-    let mut object: serde_json::Value =
-        serde_yaml_ng::from_str(&std::fs::read_to_string(&sample)?)?;
-    let pool = object
-        .pointer_mut("/spec/calicoNetwork/ipPools/0")
-        .context("deploy/installation.yaml has no pool")?;
-    let wanted = [
-        ("cidr", &options.cidr),
-        ("encapsulation", &options.encapsulation),
-    ];
-    if options.block_size.is_none()
-        && wanted
-            .iter()
-            .all(|(field, value)| pool[field] == value.as_str())
-    {
+    let mut object: serde_json::Value = serde_yaml_ng::from_str(&std::fs::read_to_string(&sample)?)?;
+    let pool = object.pointer_mut("/spec/calicoNetwork/ipPools/0").context("deploy/installation.yaml has no pool")?;
+    let wanted = [("cidr", &options.cidr), ("encapsulation", &options.encapsulation)];
+    if options.block_size.is_none() && wanted.iter().all(|(field, value)| pool[field] == value.as_str()) {
         return Ok(sample.display().to_string());
     }
     for (field, value) in wanted {
@@ -169,20 +125,11 @@ fn installation(cluster: &Cluster, deploy: &Path, options: &Options) -> Result<S
 /// Waits until every node is Ready and every pod of ours is too. `tell` gets what happens, as it happens; a failure carries what a person
 /// would look at first.
 pub fn wait(cluster: &Cluster, tell: &dyn Fn(&str)) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let wait = async {
-        tokio::time::timeout(PATIENCE, watch(cluster, tell))
-            .await
-            .context("the time was up")?
-    };
-    runtime.block_on(wait).with_context(|| {
-        format!(
-            "Margay is not up on every node after {PATIENCE:?}\n{}",
-            diagnosis(cluster)
-        )
-    })
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let wait = async { tokio::time::timeout(PATIENCE, watch(cluster, tell)).await.context("the time was up")? };
+    runtime
+        .block_on(wait)
+        .with_context(|| format!("Margay is not up on every node after {PATIENCE:?}\n{}", diagnosis(cluster)))
 }
 
 /// Applies, and waits.
@@ -201,12 +148,7 @@ struct Seen {
 
 impl From<Node> for Seen {
     fn from(node: Node) -> Self {
-        Self {
-            name: format!("node {}", node.name_any()),
-            place: String::new(),
-            ready: node_ready(&node),
-            gone: false,
-        }
+        Self { name: format!("node {}", node.name_any()), place: String::new(), ready: node_ready(&node), gone: false }
     }
 }
 
@@ -226,10 +168,7 @@ impl From<Pod> for Seen {
 fn news<K: Into<Seen>>(event: Result<watcher::Event<K>, watcher::Error>) -> Option<Seen> {
     match event.ok()? {
         watcher::Event::Apply(object) | watcher::Event::InitApply(object) => Some(object.into()),
-        watcher::Event::Delete(object) => Some(Seen {
-            gone: true,
-            ..object.into()
-        }),
+        watcher::Event::Delete(object) => Some(Seen { gone: true, ..object.into() }),
         watcher::Event::Init | watcher::Event::InitDone => None,
     }
 }
@@ -252,19 +191,9 @@ async fn watch(cluster: &Cluster, tell: &dyn Fn(&str)) -> Result<()> {
         if seen.gone {
             state.remove(&seen.name);
         } else if state.insert(seen.name.clone(), seen.ready) != Some(seen.ready) && seen.ready {
-            tell(&format!(
-                "{:5.1} s  {}{} is Ready",
-                begin.elapsed().as_secs_f32(),
-                seen.name,
-                seen.place
-            ));
+            tell(&format!("{:5.1} s  {}{} is Ready", begin.elapsed().as_secs_f32(), seen.name, seen.place));
         }
-        let count = |prefix: &str| {
-            state
-                .iter()
-                .filter(|(name, ready)| name.starts_with(prefix) && **ready)
-                .count()
-        };
+        let count = |prefix: &str| state.iter().filter(|(name, ready)| name.starts_with(prefix) && **ready).count();
         let complete = count("node ") == wanted
             && count("pod margay-node-") == wanted
             && count("pod margay-typha-") > 0
@@ -278,25 +207,13 @@ async fn watch(cluster: &Cluster, tell: &dyn Fn(&str)) -> Result<()> {
 
 /// Whether a node says that it is ready.
 pub fn node_ready(node: &Node) -> bool {
-    let conditions = node
-        .status
-        .as_ref()
-        .and_then(|status| status.conditions.as_ref());
-    conditions.is_some_and(|all| {
-        all.iter()
-            .any(|one| one.type_ == "Ready" && one.status == "True")
-    })
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
 }
 
 fn pod_ready(pod: &Pod) -> bool {
-    let conditions = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.conditions.as_ref());
-    conditions.is_some_and(|all| {
-        all.iter()
-            .any(|one| one.type_ == "Ready" && one.status == "True")
-    })
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
 }
 
 /// What a person would look at first when an installation does not come up.
@@ -304,9 +221,7 @@ pub fn diagnosis(cluster: &Cluster) -> String {
     const LINES: usize = 40;
     let mut text = String::new();
     let mut look = |arguments: &[&str]| {
-        let said = cluster
-            .kubectl(arguments)
-            .unwrap_or_else(|error| format!("{error:#}"));
+        let said = cluster.kubectl(arguments).unwrap_or_else(|error| format!("{error:#}"));
         let lines: Vec<&str> = said.lines().collect();
         let last = lines[lines.len().saturating_sub(LINES)..].join("\n");
         text += &format!("--- kubectl {}\n{last}\n", arguments.join(" "));
@@ -318,10 +233,7 @@ pub fn diagnosis(cluster: &Cluster) -> String {
         look(&["get", "events", "-n", namespace, "--sort-by=.lastTimestamp"]);
     }
     look(&["logs", "-n", NAMESPACES[0], "deployment/margay-operator"]);
-    for (workload, init) in [
-        ("deployment/margay-typha", false),
-        ("daemonset/margay-node", true),
-    ] {
+    for (workload, init) in [("deployment/margay-typha", false), ("daemonset/margay-node", true)] {
         let mut arguments = vec!["logs", "-n", NAMESPACES[1], workload, "--prefix"];
         if init {
             arguments.extend(["--all-containers", "--all-pods"]);
@@ -360,11 +272,7 @@ pub fn metric(node: &crate::cluster::node::Node, port: u16, name: &str) -> Resul
         own.then(|| value.parse::<f64>().ok())?
     });
     let values: Vec<f64> = values.collect();
-    ensure!(
-        !values.is_empty(),
-        "no metric {name} at {url} of {}",
-        node.host.name
-    );
+    ensure!(!values.is_empty(), "no metric {name} at {url} of {}", node.host.name);
     Ok(values.iter().sum())
 }
 
@@ -373,30 +281,21 @@ pub fn kill(node: &crate::cluster::node::Node, component: &str) -> Result<()> {
     let old = processes(node, component);
     ensure!(!old.is_empty(), "no {component} runs on {}", node.host.name);
     for pid in &old {
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(*pid),
-            nix::sys::signal::Signal::SIGKILL,
-        )?;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL)?;
     }
     process::wait_for(
         PATIENCE,
         || format!("a new {component} on {}", node.host.name),
-        || {
-            processes(node, component)
-                .iter()
-                .any(|pid| !old.contains(pid))
-        },
+        || processes(node, component).iter().any(|pid| !old.contains(pid)),
     )
 }
 
 /// Fails unless the installation's own status agrees that it is available.
 pub fn check_status(cluster: &Cluster) -> Result<()> {
-    let path = r#"jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=="Available")].status}{"\n"}{end}"#;
+    let path =
+        r#"jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=="Available")].status}{"\n"}{end}"#;
     let said = cluster.kubectl(&["get", "tigerastatus", "-o", path])?;
     ensure!(!said.trim().is_empty(), "no TigeraStatus exists");
-    ensure!(
-        said.lines().all(|line| line.ends_with(" True")),
-        "not available:\n{said}"
-    );
+    ensure!(said.lines().all(|line| line.ends_with(" True")), "not available:\n{said}");
     Ok(())
 }

@@ -57,11 +57,7 @@ impl Namespace {
                 .stderr(Stdio::piped())
                 .spawn()
                 .with_context(|| format!("start {program}"))?;
-            child
-                .stdin
-                .take()
-                .context("standard input")?
-                .write_all(input.as_bytes())?;
+            child.stdin.take().context("standard input")?.write_all(input.as_bytes())?;
             Ok(child.wait_with_output()?)
         })?;
         ensure!(
@@ -81,12 +77,7 @@ impl Namespace {
 
 /// Plugs a cable between two namespaces; each end gets an address with prefix length.
 pub fn connect(one: (&Namespace, &str, &str), other: (&Namespace, &str, &str)) -> Result<()> {
-    one.0.ip(&format!(
-        "link add {} type veth peer name {} netns {}",
-        one.1,
-        other.1,
-        other.0.path()
-    ))?;
+    one.0.ip(&format!("link add {} type veth peer name {} netns {}", one.1, other.1, other.0.path()))?;
     for (namespace, name, address) in [one, other] {
         if !address.is_empty() {
             namespace.ip(&format!("addr add {address} dev {name}"))?;

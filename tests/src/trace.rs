@@ -8,12 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
-    TraceService, TraceServiceServer,
-};
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
-};
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
+use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use tonic::{Request, Response, Status};
 
@@ -63,15 +59,12 @@ impl Collector {
         listener.set_nonblocking(true)?;
         let spans = Arc::new(Mutex::new(Vec::new()));
         let receiver = Receiver(spans.clone());
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::spawn(move || {
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener)?;
                 let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-                let server = tonic::transport::Server::builder()
-                    .add_service(TraceServiceServer::new(receiver));
+                let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(receiver));
                 server.serve_with_incoming(incoming).await?;
                 anyhow::Ok(())
             })
@@ -110,9 +103,7 @@ impl Collector {
         let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
         let is_root = |span: &&Span| {
             let attribute = span.attributes.get(key);
-            span.name == name
-                && span.start >= since
-                && attribute.is_some_and(|found| found.contains(value))
+            span.name == name && span.start >= since && attribute.is_some_and(|found| found.contains(value))
         };
         let of = |trace: &[u8]| -> Vec<Span> {
             let same = spans.iter().filter(|span| span.trace == trace);
@@ -135,22 +126,9 @@ pub fn tree(spans: &[Span]) -> String {
             roots.push(span);
         }
     }
-    let begin = spans
-        .iter()
-        .map(|span| span.start)
-        .min()
-        .unwrap_or_default();
-    let length = spans
-        .iter()
-        .map(|span| span.end)
-        .max()
-        .unwrap_or_default()
-        .saturating_sub(begin)
-        .max(1);
-    let mut text = format!(
-        "{:58} {:14} {:>8} {:>9}\n",
-        "span", "program", "after ms", "took ms"
-    );
+    let begin = spans.iter().map(|span| span.start).min().unwrap_or_default();
+    let length = spans.iter().map(|span| span.end).max().unwrap_or_default().saturating_sub(begin).max(1);
+    let mut text = format!("{:58} {:14} {:>8} {:>9}\n", "span", "program", "after ms", "took ms");
     roots.sort_by_key(|span| span.start);
     for root in roots {
         branch(&mut text, root, &mut children, (begin, length), 0);
@@ -165,15 +143,8 @@ fn branch(
     (begin, length): (u64, u64),
     depth: usize,
 ) {
-    let detail = span
-        .attributes
-        .iter()
-        .map(|(key, value)| format!(" {key}={value}"))
-        .collect::<String>();
-    let label: String = format!("{:indent$}{}{detail}", "", span.name, indent = depth * 2)
-        .chars()
-        .take(58)
-        .collect();
+    let detail = span.attributes.iter().map(|(key, value)| format!(" {key}={value}")).collect::<String>();
+    let label: String = format!("{:indent$}{}{detail}", "", span.name, indent = depth * 2).chars().take(58).collect();
     let after = span.start.saturating_sub(begin);
     let took = span.end.saturating_sub(span.start);
     let at = |time: u64| (time.min(length) * WIDTH / length) as usize;
@@ -202,16 +173,9 @@ impl TraceService for Receiver {
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         let mut received = Vec::new();
         for resource in request.into_inner().resource_spans {
-            let about = resource
-                .resource
-                .map(|resource| attributes(resource.attributes))
-                .unwrap_or_default();
+            let about = resource.resource.map(|resource| attributes(resource.attributes)).unwrap_or_default();
             let service = about.get("service.name").cloned().unwrap_or_default();
-            for span in resource
-                .scope_spans
-                .into_iter()
-                .flat_map(|scope| scope.spans)
-            {
+            for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
                 received.push(Span {
                     trace: span.trace_id,
                     id: span.span_id,
@@ -254,11 +218,7 @@ mod tests {
     use super::*;
 
     fn mk_span(id: u8, parent: u8, name: &str, start: u64, end: u64) -> Span {
-        let parent = if parent == 0 {
-            Vec::new()
-        } else {
-            vec![parent]
-        };
+        let parent = if parent == 0 { Vec::new() } else { vec![parent] };
         Span {
             trace: vec![1],
             id: vec![id],
@@ -279,12 +239,8 @@ mod tests {
             mk_span(2, 1, "early", 500_000, 700_000),
         ];
         let text = tree(&spans);
-        let names: Vec<&str> = text
-            .lines()
-            .skip(1)
-            .filter_map(|line| line.split("demo").next())
-            .map(str::trim_end)
-            .collect();
+        let names: Vec<&str> =
+            text.lines().skip(1).filter_map(|line| line.split("demo").next()).map(str::trim_end).collect();
         assert_eq!(names, ["root", "  early", "  late"], "{text}");
     }
 

@@ -12,30 +12,11 @@ const MAY_USE: [(&str, &[&str]); 10] = [
     ("margay-calc", &["margay-api"]),
     ("margay-proto", &["margay-api", "margay-calc"]),
     ("margay-runtime", &[]),
-    (
-        "margay-typha",
-        &[
-            "margay-api",
-            "margay-calc",
-            "margay-proto",
-            "margay-runtime",
-        ],
-    ),
-    (
-        "margay-node",
-        &[
-            "margay-api",
-            "margay-calc",
-            "margay-proto",
-            "margay-runtime",
-        ],
-    ),
+    ("margay-typha", &["margay-api", "margay-calc", "margay-proto", "margay-runtime"]),
+    ("margay-node", &["margay-api", "margay-calc", "margay-proto", "margay-runtime"]),
     ("margay-cni", &["margay-proto"]),
     ("margay-operator", &["margay-api", "margay-runtime"]),
-    (
-        "margay",
-        &["margay-node", "margay-operator", "margay-typha"],
-    ),
+    ("margay", &["margay-node", "margay-operator", "margay-typha"]),
     (
         "margay-tests",
         &[
@@ -52,27 +33,8 @@ const MAY_USE: [(&str, &[&str]); 10] = [
 
 /// What a crate must not even name, because of what it is for.
 const MUST_NOT: [(&str, &[&str]); 4] = [
-    (
-        "margay-api",
-        &[
-            "tokio", "tonic", "nix", "rand", "libc", "futures", "jiff", "tracing",
-        ],
-    ),
-    (
-        "margay-calc",
-        &[
-            "tokio",
-            "tonic",
-            "kube",
-            "nix",
-            "rand",
-            "libc",
-            "futures",
-            "jiff",
-            "tracing",
-            "serde_json",
-        ],
-    ),
+    ("margay-api", &["tokio", "tonic", "nix", "rand", "libc", "futures", "jiff", "tracing"]),
+    ("margay-calc", &["tokio", "tonic", "kube", "nix", "rand", "libc", "futures", "jiff", "tracing", "serde_json"]),
     ("margay-cni", &["tokio", "tonic", "kube", "clap"]),
     ("margay-typha", &["nix", "libc", "netlink-packet-route"]),
 ];
@@ -81,25 +43,15 @@ const MUST_NOT: [(&str, &[&str]); 4] = [
 const MAX_LINES: usize = 600;
 
 fn metadata() -> Metadata {
-    MetadataCommand::new()
-        .no_deps()
-        .exec()
-        .expect("cargo metadata of the workspace")
+    MetadataCommand::new().no_deps().exec().expect("cargo metadata of the workspace")
 }
 
 fn normal_dependencies(metadata: &Metadata) -> BTreeMap<String, BTreeSet<String>> {
     let of = |package: &cargo_metadata::Package| {
-        let normal = package
-            .dependencies
-            .iter()
-            .filter(|dependency| dependency.kind == DependencyKind::Normal);
+        let normal = package.dependencies.iter().filter(|dependency| dependency.kind == DependencyKind::Normal);
         normal.map(|dependency| dependency.name.clone()).collect()
     };
-    metadata
-        .packages
-        .iter()
-        .map(|package| (package.name.to_string(), of(package)))
-        .collect()
+    metadata.packages.iter().map(|package| (package.name.to_string(), of(package))).collect()
 }
 
 #[test]
@@ -107,24 +59,14 @@ fn crates_use_only_what_the_table_lets_them() {
     let dependencies = normal_dependencies(&metadata());
     let table: BTreeMap<&str, &[&str]> = MAY_USE.into();
     assert_eq!(
-        dependencies
-            .keys()
-            .map(String::as_str)
-            .collect::<BTreeSet<_>>(),
+        dependencies.keys().map(String::as_str).collect::<BTreeSet<_>>(),
         table.keys().copied().collect(),
         "a crate is missing in the table, or gone"
     );
     for (name, used) in &dependencies {
-        let ours = used
-            .iter()
-            .filter(|used| used.as_str() == "margay" || used.starts_with("margay-"));
-        let outside: Vec<&String> = ours
-            .filter(|used| !table[name.as_str()].contains(&used.as_str()))
-            .collect();
-        assert!(
-            outside.is_empty(),
-            "{name} uses {outside:?}, which the table in ARCHITECTURE.md does not let it"
-        );
+        let ours = used.iter().filter(|used| used.as_str() == "margay" || used.starts_with("margay-"));
+        let outside: Vec<&String> = ours.filter(|used| !table[name.as_str()].contains(&used.as_str())).collect();
+        assert!(outside.is_empty(), "{name} uses {outside:?}, which the table in ARCHITECTURE.md does not let it");
     }
 }
 
@@ -132,10 +74,7 @@ fn crates_use_only_what_the_table_lets_them() {
 fn pure_and_small_crates_name_no_outside_world() {
     let dependencies = normal_dependencies(&metadata());
     for (name, forbidden) in MUST_NOT {
-        let named: Vec<&&str> = forbidden
-            .iter()
-            .filter(|crate_| dependencies[name].contains(**crate_))
-            .collect();
+        let named: Vec<&&str> = forbidden.iter().filter(|crate_| dependencies[name].contains(**crate_)).collect();
         assert!(named.is_empty(), "{name} names {named:?}");
     }
 }
@@ -166,27 +105,18 @@ fn files_can_be_read_at_once() {
     let long: Vec<String> = rust_files(&root)
         .into_iter()
         .filter_map(|path| {
-            let lines = fs::read_to_string(&path)
-                .expect("a source file")
-                .lines()
-                .count();
+            let lines = fs::read_to_string(&path).expect("a source file").lines().count();
             (lines > MAX_LINES).then(|| format!("{}: {lines} lines", path.display()))
         })
         .collect();
-    assert!(
-        long.is_empty(),
-        "longer than {MAX_LINES} lines, split by noun: {long:#?}"
-    );
+    assert!(long.is_empty(), "longer than {MAX_LINES} lines, split by noun: {long:#?}");
 }
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).expect("a folder of the tree") {
         let path = entry.expect("an entry").path();
-        let name = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if path.is_dir() && name != "target" && !name.starts_with('.') {
             found.extend(rust_files(&path));
         } else if name.ends_with(".rs") {

@@ -48,12 +48,10 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cluster-faults");
-    let options = install::Options {
-        cidr: POOL.0.to_owned(),
-        block_size: Some(POOL.1),
-        ..install::Options::default()
-    };
-    let staged = demo::stage("mgy-faults", &folder, &options, &|line| println!("{line}"));
+    let options = install::Options { cidr: POOL.0.to_owned(), block_size: Some(POOL.1), ..install::Options::default() };
+    // Checkouts side by side test at the same time.
+    let name = format!("mgy-faults-{}", std::process::id());
+    let staged = demo::stage(&name, &folder, &options, &|line| println!("{line}"));
     let mut stage = match staged {
         Ok(stage) => stage,
         Err(error) => {
@@ -61,10 +59,7 @@ fn main() -> ExitCode {
             return suite.finish();
         }
     };
-    suite.case(
-        "a_pods_first_packet_meets_the_policy_that_was_there_before_it",
-        || first_packet(&stage),
-    );
+    suite.case("a_pods_first_packet_meets_the_policy_that_was_there_before_it", || first_packet(&stage));
     suite.case("typha_killed", || typha_killed(&stage));
     suite.case("agent_killed_in_churn", || agent_killed(&stage));
     suite.case("api_server_restarted", || api_restarted(&mut stage));
@@ -85,20 +80,11 @@ fn first_packet(stage: &Stage) -> Result<()> {
         })
     };
     let allowed = json!([{"to": [{"namespaceSelector": {"matchLabels": {"ns": "x"}}}]}]);
-    let policies = [
-        egress("first-denied", json!([])),
-        egress("first-allowed", allowed),
-    ];
+    let policies = [egress("first-denied", json!([])), egress("first-allowed", allowed)];
     apply(&stage.cluster, "first", &policies)?;
     let pods = ["first-denied", "first-allowed"]
         .iter()
-        .map(|name| {
-            world::program(
-                &format!("y/{name}"),
-                "n1",
-                &["first".to_owned(), format!("{target}:80")],
-            )
-        })
+        .map(|name| world::program(&format!("y/{name}"), "n1", &["first".to_owned(), format!("{target}:80")]))
         .collect::<Result<Vec<_>>>()?;
     // A policy says nothing about when nodes know it; the world's own pods show it.
     settle(&stage.world, &Matrix::open(&PODS, &[(Protocol::Tcp, 80)]))?;
@@ -112,9 +98,7 @@ fn first_packet(stage: &Stage) -> Result<()> {
             &format!("pod/{name}"),
             "--timeout=60s",
         ])?;
-        Ok(serde_json::from_str(
-            &stage.cluster.kubectl(&["logs", "-n", "y", name])?,
-        )?)
+        Ok(serde_json::from_str(&stage.cluster.kubectl(&["logs", "-n", "y", name])?)?)
     };
     let (denied, allowed) = (report("first-denied")?, report("first-allowed")?);
     delete(&stage.cluster, &["first-pods", "first"])?;
@@ -122,10 +106,7 @@ fn first_packet(stage: &Stage) -> Result<()> {
         denied["answered"] == 0 && denied["unanswered"].as_u64() > Some(100),
         "denied from its first packet: {denied}"
     );
-    ensure!(
-        allowed["answered"].as_u64() > Some(100),
-        "allowed: {allowed}"
-    );
+    ensure!(allowed["answered"].as_u64() > Some(100), "allowed: {allowed}");
     Ok(())
 }
 
@@ -137,8 +118,7 @@ fn typha_killed(stage: &Stage) -> Result<()> {
         }
     }
     resumed_with_the_difference_only(&stage.cluster)?;
-    flips::measure(&stage.cluster, &stage.world, "x/a", "x/c", 2)
-        .context("changes are enforced again")?;
+    flips::measure(&stage.cluster, &stage.world, "x/a", "x/c", 2).context("changes are enforced again")?;
     watch.end(stage)
 }
 
@@ -152,10 +132,7 @@ fn resumed_with_the_difference_only(cluster: &Cluster) -> Result<()> {
     let back = || sum("margay_typha_hellos_total") >= nodes.len() as f64;
     wait_for(RECOVERY, || "every node to be back at a typha".into(), back)?;
     let restated = sum("margay_typha_restated_buckets_total");
-    ensure!(
-        restated <= 3.0,
-        "{restated} buckets were told again to nodes that held them"
-    );
+    ensure!(restated <= 3.0, "{restated} buckets were told again to nodes that held them");
     Ok(())
 }
 
@@ -170,9 +147,7 @@ fn agent_killed(stage: &Stage) -> Result<()> {
             ready(&stage.cluster, "n1")
         });
         end.store(true, Ordering::Relaxed);
-        let churned = churn
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let churned = churn.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         kills.and(churned)
     })?;
     watch.end(stage)?;
@@ -182,8 +157,7 @@ fn agent_killed(stage: &Stage) -> Result<()> {
 fn api_restarted(stage: &mut Stage) -> Result<()> {
     let watch = Watch::begin(stage)?;
     stage.cluster.restart_apiserver()?;
-    flips::measure(&stage.cluster, &stage.world, "x/a", "x/c", 2)
-        .context("changes are enforced again")?;
+    flips::measure(&stage.cluster, &stage.world, "x/a", "x/c", 2).context("changes are enforced again")?;
     watch.end(stage)
 }
 
@@ -254,29 +228,15 @@ fn exhausted(stage: &Stage) -> Result<()> {
             "-o",
             "jsonpath={.items[*].metadata.name}",
         ])?;
-        Ok(names
-            .split_whitespace()
-            .filter(|name| name.starts_with("many-"))
-            .map(str::to_owned)
-            .collect())
+        Ok(names.split_whitespace().filter(|name| name.starts_with("many-")).map(str::to_owned).collect())
     };
     let first = settled(&running)?;
-    ensure!(
-        !first.is_empty() && first.len() < PODS,
-        "{} of {PODS} pods run in a pool without space",
-        first.len()
-    );
+    ensure!(!first.is_empty() && first.len() < PODS, "{} of {PODS} pods run in a pool without space", first.len());
     for name in &first {
-        stage
-            .cluster
-            .kubectl(&["delete", "pod", "-n", "y", name, "--wait=false"])?;
+        stage.cluster.kubectl(&["delete", "pod", "-n", "y", name, "--wait=false"])?;
     }
     let others = || running().is_ok_and(|now| now.difference(&first).next().is_some());
-    wait_for(
-        RECOVERY,
-        || "a waiting pod to start where addresses came back".into(),
-        others,
-    )?;
+    wait_for(RECOVERY, || "a waiting pod to start where addresses came back".into(), others)?;
     delete(&stage.cluster, &["many"])?;
     no_address_is_leaked(&stage.cluster)
 }
@@ -311,20 +271,12 @@ impl Watch {
         settle(&stage.world, &closed())?;
         let knock = |to: &str| -> Result<Knock> {
             let target = Target::new(Protocol::Tcp, stage.world.pod(to)?.address, 80);
-            Knock::start(
-                &stage.world.pod("x/a")?.place,
-                target,
-                Duration::from_millis(2),
-                Duration::from_millis(200),
-            )
+            Knock::start(&stage.world.pod("x/a")?.place, target, Duration::from_millis(2), Duration::from_millis(200))
         };
         let allowed = stage.world.pod("y/c")?.address;
         Ok(Self {
             denied: [knock("x/b")?, knock("x/d")?],
-            flow: Flow::start(
-                &stage.world.pod("x/a")?.place,
-                std::net::SocketAddrV4::new(allowed, 80),
-            )?,
+            flow: Flow::start(&stage.world.pod("x/a")?.place, std::net::SocketAddrV4::new(allowed, 80))?,
             policy,
         })
     }
@@ -333,24 +285,15 @@ impl Watch {
         let report = self.flow.finish();
         for knock in self.denied {
             let records = knock.finish()?;
-            let passed = records
-                .iter()
-                .filter(|record| record.verdict != Verdict::Silent)
-                .count();
+            let passed = records.iter().filter(|record| record.verdict != Verdict::Silent).count();
             ensure!(
                 passed == 0 && records.len() > 100,
                 "{passed} of {} connects of a denied pair were answered",
                 records.len()
             );
         }
-        ensure!(
-            report.broken.is_none() && report.echoed > 20,
-            "an allowed connection suffered: {report:?}"
-        );
-        ensure!(
-            report.longest_gap < Duration::from_secs(2),
-            "an allowed connection stood still: {report:?}"
-        );
+        ensure!(report.broken.is_none() && report.echoed > 20, "an allowed connection suffered: {report:?}");
+        ensure!(report.longest_gap < Duration::from_secs(2), "an allowed connection stood still: {report:?}");
         stage.cluster.kubectl(&["delete", "-f", &self.policy])?;
         settle(&stage.world, &Matrix::open(&PODS, &[(Protocol::Tcp, 80)]))
     }
@@ -388,11 +331,7 @@ fn churn(stage: &Stage, end: &AtomicBool) -> Result<()> {
 
 fn settle(world: &World, expected: &Matrix) -> Result<()> {
     let outcome = matrix::settle(world, expected, OBEY)?;
-    ensure!(
-        outcome.matched.is_some(),
-        "packets do not obey\n{}",
-        outcome.measured.beside(expected)
-    );
+    ensure!(outcome.matched.is_some(), "packets do not obey\n{}", outcome.measured.beside(expected));
     Ok(())
 }
 
@@ -404,11 +343,7 @@ fn no_address_is_leaked(cluster: &Cluster) -> Result<()> {
         said = format!("{compared:?}");
         compared.is_ok_and(|(given, used)| given == used)
     };
-    let waited = wait_for(
-        Duration::from_secs(30),
-        || "blocks and pods to agree on addresses".into(),
-        agree,
-    );
+    let waited = wait_for(Duration::from_secs(30), || "blocks and pods to agree on addresses".into(), agree);
     waited.with_context(|| format!("given and used: {said}"))
 }
 
@@ -420,25 +355,13 @@ fn given_and_used(cluster: &Cluster) -> Result<(BTreeSet<String>, BTreeSet<Strin
     };
     let mut given = BTreeSet::new();
     for block in get(&["ipamblocks.projectcalico.org"])? {
-        let cidr: ipnet::Ipv4Net = block["spec"]["cidr"]
-            .as_str()
-            .context("spec.cidr of a block")?
-            .parse()?;
-        let allocations = block["spec"]["allocations"]
-            .as_array()
-            .cloned()
-            .unwrap_or_default();
-        let taken = allocations
-            .iter()
-            .zip(cidr.network().to_bits()..)
-            .filter(|(index, _)| !index.is_null());
+        let cidr: ipnet::Ipv4Net = block["spec"]["cidr"].as_str().context("spec.cidr of a block")?.parse()?;
+        let allocations = block["spec"]["allocations"].as_array().cloned().unwrap_or_default();
+        let taken = allocations.iter().zip(cidr.network().to_bits()..).filter(|(index, _)| !index.is_null());
         for (index, address) in taken {
-            let attributes =
-                &block["spec"]["attributes"][index.as_u64().context("an index")? as usize];
+            let attributes = &block["spec"]["attributes"][index.as_u64().context("an index")? as usize];
             let tunnel = attributes["secondary"]["type"] == "vxlanTunnelAddress"
-                || attributes["handle_id"]
-                    .as_str()
-                    .is_some_and(|id| id.starts_with("vxlan-tunnel-addr-"));
+                || attributes["handle_id"].as_str().is_some_and(|id| id.starts_with("vxlan-tunnel-addr-"));
             if !tunnel {
                 given.insert(std::net::Ipv4Addr::from_bits(address).to_string());
             }
@@ -470,11 +393,7 @@ fn ready(cluster: &Cluster, node: &str) -> Result<()> {
         ]);
         said.is_ok_and(|said| said == "True")
     };
-    wait_for(
-        RECOVERY,
-        || format!("the agent of {node} to be ready"),
-        agent,
-    )
+    wait_for(RECOVERY, || format!("the agent of {node} to be ready"), agent)
 }
 
 fn write(cluster: &Cluster, name: &str, text: &str) -> Result<String> {
@@ -492,12 +411,7 @@ fn apply(cluster: &Cluster, name: &str, items: &[Value]) -> Result<()> {
 fn delete(cluster: &Cluster, names: &[&str]) -> Result<()> {
     for name in names {
         let path = cluster.folder().join(format!("{name}.manifest"));
-        cluster.kubectl(&[
-            "delete",
-            "-f",
-            &path.display().to_string(),
-            "--ignore-not-found",
-        ])?;
+        cluster.kubectl(&["delete", "-f", &path.display().to_string(), "--ignore-not-found"])?;
     }
     Ok(())
 }

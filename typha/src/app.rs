@@ -72,13 +72,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let mut metrics = Metrics::default();
     let registry = Registry::default();
     let counters = Counters::register(&mut metrics, registry.clone());
-    admin::serve(
-        args.admin_listen,
-        Arc::new(metrics),
-        readiness.clone(),
-        shutdown.clone(),
-    )
-    .await?;
+    admin::serve(args.admin_listen, Arc::new(metrics), readiness.clone(), shutdown.clone()).await?;
 
     let tls = Tls::load(Files::in_dirs(&args.tls_dir, &args.ca_dir))?;
     let client = kube::Client::try_default().await.context("API server")?;
@@ -93,21 +87,11 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     }
 
     let listener = TcpListener::bind(args.listen).await;
-    let listener = listener.with_context(|| {
-        format!(
-            "address {}: choose a free one with MARGAY_LISTEN",
-            args.listen
-        )
-    })?;
+    let listener =
+        listener.with_context(|| format!("address {}: choose a free one with MARGAY_LISTEN", args.listen))?;
     listening.open();
-    let parts = Parts {
-        events,
-        registry,
-        counters,
-        readiness,
-        shutdown: shutdown.clone(),
-        patience: Patience::default(),
-    };
+    let parts =
+        Parts { events, registry, counters, readiness, shutdown: shutdown.clone(), patience: Patience::default() };
     let ended = shutdown.drain("gRPC", END / 2, parts.serve(listener, tls));
     match ended.await {
         Ok(outcome) => outcome?,
@@ -146,11 +130,7 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self {
-            hello: Duration::from_secs(10),
-            ping: Duration::from_secs(10),
-            pong: Duration::from_secs(10),
-        }
+        Self { hello: Duration::from_secs(10), ping: Duration::from_secs(10), pong: Duration::from_secs(10) }
     }
 }
 
@@ -159,12 +139,8 @@ impl Parts {
     pub async fn serve(self, listener: TcpListener, tls: Tls) -> anyhow::Result<()> {
         let address: SocketAddr = listener.local_addr()?;
         info!(%address, "gRPC port open");
-        let sync = SyncService::new(
-            self.events.clone(),
-            self.registry.clone(),
-            self.counters.clone(),
-            self.patience.hello,
-        );
+        let sync =
+            SyncService::new(self.events.clone(), self.registry.clone(), self.counters.clone(), self.patience.hello);
         let debug = DebugServer::new(DebugService::new(self.events, self.registry));
         let reporter = HealthReporter::new();
         let health = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
@@ -206,20 +182,14 @@ fn reflection<'a>() -> anyhow::Result<tonic_reflection::server::Builder<'a>> {
 async fn report(reporter: HealthReporter, readiness: Readiness, shutdown: Shutdown) {
     let names = ["", "margay.sync.v1.Sync", "margay.debug.v1.Debug"];
     for name in names {
-        reporter
-            .set_service_status(name, ServingStatus::NotServing)
-            .await;
+        reporter.set_service_status(name, ServingStatus::NotServing).await;
     }
     readiness.wait().await;
     for name in names {
-        reporter
-            .set_service_status(name, ServingStatus::Serving)
-            .await;
+        reporter.set_service_status(name, ServingStatus::Serving).await;
     }
     shutdown.wait().await;
     for name in names {
-        reporter
-            .set_service_status(name, ServingStatus::NotServing)
-            .await;
+        reporter.set_service_status(name, ServingStatus::NotServing).await;
     }
 }

@@ -87,10 +87,7 @@ impl Cache {
     /// A cache that is in sync once each of `kinds` has been listed.
     pub fn new(kinds: impl IntoIterator<Item = &'static str>) -> Self {
         Self {
-            kinds: kinds
-                .into_iter()
-                .map(|kind| (kind, Store::default()))
-                .collect(),
+            kinds: kinds.into_iter().map(|kind| (kind, Store::default())).collect(),
             overlays: Overlays::default(),
             services: Services::default(),
         }
@@ -109,21 +106,13 @@ impl Cache {
             Ok(update) => update,
             Err(Unreadable) => former.and_then(|former| former.update.clone()),
         };
-        let entry = Entry {
-            generation: store.generation,
-            uid: observed.uid,
-            update,
-            problems: observed.problems,
-        };
+        let entry = Entry { generation: store.generation, uid: observed.uid, update, problems: observed.problems };
         let wanted = self.overlays.effective(&entry.uid, entry.update.as_ref());
-        let known =
-            former.and_then(|former| self.overlays.effective(&former.uid, former.update.as_ref()));
+        let known = former.and_then(|former| self.overlays.effective(&former.uid, former.update.as_ref()));
         let news = difference(known.as_deref(), wanted.as_deref());
         self.overlays.confirm(&entry.uid, entry.update.as_ref());
         let services = &mut self.services;
-        let news = news
-            .into_iter()
-            .filter_map(|update| services.whole(&observed.key, update));
+        let news = news.into_iter().filter_map(|update| services.whole(&observed.key, update));
         let news = news.collect();
         store.insert(observed.key, entry);
         news
@@ -143,18 +132,10 @@ impl Cache {
         let Some(store) = self.kinds.get(kind) else {
             return Missing::default();
         };
-        let stale = || {
-            store
-                .objects
-                .iter()
-                .filter(|(_, entry)| entry.generation < store.generation)
-        };
+        let stale = || store.objects.iter().filter(|(_, entry)| entry.generation < store.generation);
         let total = stale().count();
         let step = total.div_ceil(limit.max(1)).max(1);
-        Missing {
-            total,
-            sample: stale().step_by(step).map(|(key, _)| key.clone()).collect(),
-        }
+        Missing { total, sample: stale().step_by(step).map(|(key, _)| key.clone()).collect() }
     }
 
     /// The newest list of the kind was right: what it did not hold is gone, and the kind is in sync.
@@ -200,31 +181,21 @@ impl Cache {
         let Some(blocks) = self.kinds.get(crate::kinds::BLOCK) else {
             return Ok(());
         };
-        let blocks = blocks
-            .objects
-            .values()
-            .filter_map(|entry| match &entry.update {
-                Some(Update::Block(range, Some(info))) => Some((range, info)),
-                _ => None,
-            });
+        let blocks = blocks.objects.values().filter_map(|entry| match &entry.update {
+            Some(Update::Block(range, Some(info))) => Some((range, info)),
+            _ => None,
+        });
         for (range, info) in blocks {
             let Some(owner) = info.node.as_ref().filter(|owner| *owner != node) else {
                 continue;
             };
-            let inside = said
-                .addresses
-                .iter()
-                .filter(|address| range.contains(*address));
+            let inside = said.addresses.iter().filter(|address| range.contains(*address));
             let lent = |address: &IpAddr| {
                 let mut borrowed = info.borrowed.iter();
                 borrowed.any(|(lent, user)| lent == address && user == node)
             };
             if let Some(address) = inside.copied().find(|address| !lent(address)) {
-                return Err(NotTaken::Foreign {
-                    node: node.to_owned(),
-                    address,
-                    owner: owner.clone(),
-                });
+                return Err(NotTaken::Foreign { node: node.to_owned(), address, owner: owner.clone() });
             }
         }
         Ok(())
@@ -250,20 +221,14 @@ impl Cache {
     /// Objects that are not used as they are written, with why.
     pub fn problems(&self) -> impl Iterator<Item = (&'static str, &ObjectKey, &[String])> {
         self.kinds.iter().flat_map(|(kind, store)| {
-            let refused = store
-                .objects
-                .iter()
-                .filter(|(_, entry)| !entry.problems.is_empty());
+            let refused = store.objects.iter().filter(|(_, entry)| !entry.problems.is_empty());
             refused.map(|(key, entry)| (*kind, key, entry.problems.as_slice()))
         })
     }
 
     /// Why the object was not used as it is written when it was last seen.
     pub fn problems_of(&self, kind: &'static str, key: &ObjectKey) -> &[String] {
-        let entry = self
-            .kinds
-            .get(kind)
-            .and_then(|store| store.objects.get(key));
+        let entry = self.kinds.get(kind).and_then(|store| store.objects.get(key));
         entry.map_or(&[], |entry| entry.problems.as_slice())
     }
 }

@@ -60,7 +60,6 @@ impl Decoder for FrameCodec {
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<wire::Up>, Status> {
         let said = wire::Up::decode(buffer);
-        said.map(Some)
-            .map_err(|error| Status::invalid_argument(format!("Up: {error}")))
+        said.map(Some).map_err(|error| Status::invalid_argument(format!("Up: {error}")))
     }
 }

@@ -157,11 +157,7 @@ impl Owner {
     pub fn handle(&mut self, event: Event) {
         match event {
             Event::Begin(kind) => self.cache.begin(kind),
-            Event::Observed {
-                kind,
-                objects,
-                cause,
-            } => self.observed(kind, objects, cause),
+            Event::Observed { kind, objects, cause } => self.observed(kind, objects, cause),
             Event::Deleted { kind, key, cause } => {
                 self.counters.events.get_or_create(&Kind { kind }).inc();
                 let news = self.cache.delete(kind, &key);
@@ -174,11 +170,7 @@ impl Owner {
             Event::Sweep(kind) => {
                 let news = self.cache.sweep(kind);
                 if !news.is_empty() {
-                    info!(
-                        kind,
-                        objects = news.len(),
-                        "gone while they were not watched"
-                    );
+                    info!(kind, objects = news.len(), "gone while they were not watched");
                 }
                 self.apply(kind, news, Cause::default());
                 self.look_at_sync();
@@ -215,20 +207,12 @@ impl Owner {
         self.dirty = false;
         self.hub.flush(std::mem::take(&mut self.cause));
         if let Some(first) = self.first_cause.take() {
-            self.counters
-                .flush_seconds
-                .observe(first.elapsed().as_secs_f64());
+            self.counters.flush_seconds.observe(first.elapsed().as_secs_f64());
         }
         for (kind, count, refused) in self.cache.counts() {
             let label = Kind { kind };
-            self.counters
-                .objects
-                .get_or_create(&label)
-                .set(count as i64);
-            self.counters
-                .refused
-                .get_or_create(&label)
-                .set(refused as i64);
+            self.counters.objects.get_or_create(&label).set(count as i64);
+            self.counters.refused.get_or_create(&label).set(refused as i64);
         }
     }
 
@@ -259,10 +243,7 @@ impl Owner {
             self.counters.updates.get_or_create(&Kind { kind }).inc();
             if self.in_sync {
                 self.first_cause.get_or_insert_with(Instant::now);
-                self.cause = Cause {
-                    trace: change_span(&update, cause.trace).or(cause.trace),
-                    ..cause
-                };
+                self.cause = Cause { trace: change_span(&update, cause.trace).or(cause.trace), ..cause };
             }
             self.hub.graph.apply(update);
             self.dirty = true;
@@ -274,10 +255,7 @@ impl Owner {
         match self.cache.local(node, said) {
             Ok(news) => {
                 let seen_unix_ns = crate::watch::unix_ns();
-                let cause = Cause {
-                    seen_unix_ns,
-                    trace: None,
-                };
+                let cause = Cause { seen_unix_ns, trace: None };
                 self.apply(crate::kinds::POD, news, cause);
             }
             Err(error) => warn!(%error, "addresses not taken"),

@@ -11,9 +11,8 @@ use margay_calc::model::RecordId;
 use margay_calc::text;
 use margay_proto::debug::debug_server::Debug;
 use margay_proto::debug::{
-    ExplainRequest, ExplainResponse, GetRecordRequest, ListNodesRequest, ListNodesResponse,
-    ListRecordsRequest, ListRecordsResponse, NodeStatus, Problem, RecordEntry, ViewRequest,
-    ViewResponse,
+    ExplainRequest, ExplainResponse, GetRecordRequest, ListNodesRequest, ListNodesResponse, ListRecordsRequest,
+    ListRecordsResponse, NodeStatus, Problem, RecordEntry, ViewRequest, ViewResponse,
 };
 use margay_proto::sync::{encode_id, wire};
 use tokio::sync::{mpsc, oneshot};
@@ -34,10 +33,7 @@ impl DebugService {
         Self { events, registry }
     }
 
-    async fn ask<T: Send + 'static>(
-        &self,
-        question: impl FnOnce(&Owner) -> T + Send + 'static,
-    ) -> Result<T, Status> {
+    async fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Owner) -> T + Send + 'static) -> Result<T, Status> {
         let (reply, answer) = oneshot::channel();
         let query = Event::Query(Box::new(move |owner| {
             // Whoever asked may not wait any more.
@@ -63,14 +59,9 @@ impl Debug for DebugService {
         }))
     }
 
-    async fn list_records(
-        &self,
-        request: Request<ListRecordsRequest>,
-    ) -> Answer<ListRecordsResponse> {
+    async fn list_records(&self, request: Request<ListRecordsRequest>) -> Answer<ListRecordsResponse> {
         let wanted = request.into_inner();
-        self.ask(move |owner| records(owner, &wanted))
-            .await
-            .map(Response::new)
+        self.ask(move |owner| records(owner, &wanted)).await.map(Response::new)
     }
 
     async fn get_record(&self, request: Request<GetRecordRequest>) -> Answer<RecordEntry> {
@@ -78,15 +69,10 @@ impl Debug for DebugService {
         let missing = format!("no {kind} record {id:?}; ListRecords shows what there is");
         let found = self.ask(move |owner| {
             let ids = all_ids(&owner.hub.graph);
-            let mut same = ids
-                .iter()
-                .filter(|found| kind_of(found) == kind && name_of(found) == id);
+            let mut same = ids.iter().filter(|found| kind_of(found) == kind && name_of(found) == id);
             entry(owner, "", same.next()?)
         });
-        found
-            .await?
-            .map(Response::new)
-            .ok_or_else(|| Status::not_found(missing))
+        found.await?.map(Response::new).ok_or_else(|| Status::not_found(missing))
     }
 
     async fn view(&self, request: Request<ViewRequest>) -> Answer<ViewResponse> {
@@ -108,10 +94,8 @@ impl Debug for DebugService {
 
 fn status(node: &Node) -> NodeStatus {
     let progress = node.progress();
-    let error = |(id, message): &(RecordId, String)| wire::RecordError {
-        id: Some(encode_id(id)),
-        message: message.clone(),
-    };
+    let error =
+        |(id, message): &(RecordId, String)| wire::RecordError { id: Some(encode_id(id)), message: message.clone() };
     let now = Instant::now();
     let oldest = progress.in_flight.front();
     NodeStatus {
@@ -147,10 +131,7 @@ fn records(owner: &Owner, wanted: &ListRecordsRequest) -> ListRecordsResponse {
         },
         reasons: reasons.to_vec(),
     });
-    ListRecordsResponse {
-        records,
-        problems: problems.collect(),
-    }
+    ListRecordsResponse { records, problems: problems.collect() }
 }
 
 /// Every record that some node holds.
@@ -171,9 +152,7 @@ pub fn all_ids(graph: &Graph) -> BTreeSet<RecordId> {
 
 fn of_node(owner: &Owner, node: &str) -> Vec<RecordEntry> {
     let view = owner.hub.graph.view(node);
-    view.ids()
-        .filter_map(|id| entry(owner, node, &id))
-        .collect()
+    view.ids().filter_map(|id| entry(owner, node, &id)).collect()
 }
 
 fn entry(owner: &Owner, node: &str, id: &RecordId) -> Option<RecordEntry> {

@@ -30,10 +30,7 @@ pub fn explain(graph: &Graph, question: &ExplainRequest) -> Result<ExplainRespon
     let packet = packet(&from, &to, question)?;
     let mut allowed = true;
     let mut steps = Vec::new();
-    for (end, direction, name) in [
-        (&from, Direction::Egress, "egress"),
-        (&to, Direction::Ingress, "ingress"),
-    ] {
+    for (end, direction, name) in [(&from, Direction::Egress, "egress"), (&to, Direction::Ingress, "ingress")] {
         let Some(pod) = &end.pod else {
             steps.push(format!("{name}: not a pod, so no policy of a pod applies"));
             continue;
@@ -44,10 +41,7 @@ pub fn explain(graph: &Graph, question: &ExplainRequest) -> Result<ExplainRespon
         steps.extend(lines.lines().map(|line| format!("{name} of {pod}: {line}")));
     }
     let verdict = if allowed { "allow" } else { "deny" };
-    Ok(ExplainResponse {
-        verdict: verdict.to_owned(),
-        steps,
-    })
+    Ok(ExplainResponse { verdict: verdict.to_owned(), steps })
 }
 
 fn end(graph: &Graph, field: &str, party: Option<&Party>) -> Result<End, Status> {
@@ -55,29 +49,21 @@ fn end(graph: &Graph, field: &str, party: Option<&Party>) -> Result<End, Status>
     match party {
         Some(party::Party::Pod(name)) => pod(graph, field, name),
         Some(party::Party::Address(text)) => {
-            let address = text
-                .parse()
-                .map_err(|_| refused(format!("{field}.address: {text:?} is not an IP address")))?;
+            let address =
+                text.parse().map_err(|_| refused(format!("{field}.address: {text:?} is not an IP address")))?;
             Ok(of_address(graph, address))
         }
-        None => Err(refused(format!(
-            "{field}: missing; give pod \"NAMESPACE/NAME\" or address"
-        ))),
+        None => Err(refused(format!("{field}: missing; give pod \"NAMESPACE/NAME\" or address"))),
     }
 }
 
 fn pod(graph: &Graph, field: &str, name: &str) -> Result<End, Status> {
     let Some((namespace, name)) = name.split_once('/') else {
-        return Err(refused(format!(
-            "{field}.pod: {name:?} must be NAMESPACE/NAME"
-        )));
+        return Err(refused(format!("{field}.pod: {name:?} must be NAMESPACE/NAME")));
     };
     let key = EndpointKey::new(namespace, name);
     match graph.record(&RecordId::Endpoint(key.clone())).as_deref() {
-        Some(Record::Endpoint(endpoint)) => Ok(End {
-            pod: Some(key),
-            addresses: endpoint.addresses.clone(),
-        }),
+        Some(Record::Endpoint(endpoint)) => Ok(End { pod: Some(key), addresses: endpoint.addresses.clone() }),
         _ => Err(Status::not_found(format!(
             "{field}.pod: there is no endpoint {key}; ListRecords with kind endpoint shows all"
         ))),
@@ -88,42 +74,24 @@ fn pod(graph: &Graph, field: &str, name: &str) -> Result<End, Status> {
 fn of_address(graph: &Graph, address: IpAddr) -> End {
     let ids = crate::debug::all_ids(graph);
     let pod = ids.into_iter().find_map(|id| match id {
-        RecordId::Endpoint(key) => {
-            match graph.record(&RecordId::Endpoint(key.clone())).as_deref() {
-                Some(Record::Endpoint(endpoint)) if endpoint.addresses.contains(&address) => {
-                    Some(key)
-                }
-                _ => None,
-            }
-        }
+        RecordId::Endpoint(key) => match graph.record(&RecordId::Endpoint(key.clone())).as_deref() {
+            Some(Record::Endpoint(endpoint)) if endpoint.addresses.contains(&address) => Some(key),
+            _ => None,
+        },
         _ => None,
     });
-    End {
-        pod,
-        addresses: vec![address],
-    }
+    End { pod, addresses: vec![address] }
 }
 
 fn packet(from: &End, to: &End, question: &ExplainRequest) -> Result<Packet, Status> {
-    let mut pairs = from
-        .addresses
-        .iter()
-        .flat_map(|from| to.addresses.iter().map(move |to| (*from, *to)));
+    let mut pairs = from.addresses.iter().flat_map(|from| to.addresses.iter().map(move |to| (*from, *to)));
     let pair = pairs.find(|(from, to)| from.is_ipv4() == to.is_ipv4());
-    let (source, destination) = pair.ok_or_else(|| {
-        Status::failed_precondition("the ends have no addresses of one IP version yet")
-    })?;
+    let (source, destination) =
+        pair.ok_or_else(|| Status::failed_precondition("the ends have no addresses of one IP version yet"))?;
     let port = u16::try_from(question.port)
         .map_err(|_| refused(format!("port: {} is not within 0..=65535", question.port)))?;
     let protocol = protocol(&question.protocol, source.is_ipv4())?;
-    Ok(Packet {
-        source,
-        destination,
-        protocol,
-        source_port: SOURCE_PORT,
-        destination_port: port,
-        icmp: PING,
-    })
+    Ok(Packet { source, destination, protocol, source_port: SOURCE_PORT, destination_port: port, icmp: PING })
 }
 
 fn protocol(text: &str, is_ipv4: bool) -> Result<Protocol, Status> {
@@ -133,11 +101,10 @@ fn protocol(text: &str, is_ipv4: bool) -> Result<Protocol, Status> {
         "sctp" => Ok(Protocol::SCTP),
         "icmp" if is_ipv4 => Ok(Protocol::ICMP),
         "icmp" | "icmpv6" => Ok(Protocol::ICMPV6),
-        number => number.parse().map(Protocol).map_err(|_| {
-            refused(format!(
-                "protocol: {text:?} is not tcp, udp, sctp, icmp or a number below 256"
-            ))
-        }),
+        number => number
+            .parse()
+            .map(Protocol)
+            .map_err(|_| refused(format!("protocol: {text:?} is not tcp, udp, sctp, icmp or a number below 256"))),
     }
 }
 

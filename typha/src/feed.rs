@@ -66,9 +66,7 @@ pub enum Fault {
     #[error("list is empty, which this kind never is in a working cluster; it is not used")]
     Empty,
     /// The list lacks an object that exists.
-    #[error(
-        "list lacks {missing} objects, of which {example} exists when asked for by name; nothing is removed"
-    )]
+    #[error("list lacks {missing} objects, of which {example} exists when asked for by name; nothing is removed")]
     Lacking {
         /// How many objects the list lacks.
         missing: usize,
@@ -80,10 +78,7 @@ pub enum Fault {
 impl Fault {
     /// Whether it is a list that was not believed.
     pub fn is_refusal(&self) -> bool {
-        matches!(
-            self,
-            Self::Older { .. } | Self::Empty | Self::Lacking { .. }
-        )
+        matches!(self, Self::Older { .. } | Self::Empty | Self::Lacking { .. })
     }
 
     /// Whether the version to go on from is lost, so that a new list is needed.
@@ -129,14 +124,7 @@ pub struct Feed<K> {
 impl<K: DeserializeOwned> Feed<K> {
     /// A feed that begins with a list.
     pub fn new(parse: fn(K) -> Parsed, never_empty: bool) -> Self {
-        Self {
-            parse,
-            never_empty,
-            version: None,
-            seen: 0,
-            listing: Vec::new(),
-            traces: BTreeMap::new(),
-        }
+        Self { parse, never_empty, version: None, seen: 0, listing: Vec::new(), traces: BTreeMap::new() }
     }
 
     /// The version to go on from; none: a list is needed.
@@ -171,12 +159,8 @@ impl<K: DeserializeOwned> Feed<K> {
                 Ok(News::None)
             }
             _ => {
-                let status: Status =
-                    serde_json::from_str(event.object.get()).map_err(Fault::Line)?;
-                Err(Fault::Status {
-                    code: status.code,
-                    message: status.message,
-                })
+                let status: Status = serde_json::from_str(event.object.get()).map_err(Fault::Line)?;
+                Err(Fault::Status { code: status.code, message: status.message })
             }
         }
     }
@@ -209,19 +193,11 @@ impl<K: DeserializeOwned> Feed<K> {
         let meta = meta(text)?;
         let (meaning, problems) = match serde_json::from_str(text).map(self.parse) {
             Ok(parsed) => (Ok(parsed.update), parsed.problems),
-            Err(error) => (
-                Err(Unreadable),
-                vec![format!(
-                    "object: {error}; correct the field that the position points at"
-                )],
-            ),
+            Err(error) => {
+                (Err(Unreadable), vec![format!("object: {error}; correct the field that the position points at")])
+            }
         };
-        let observed = Observed {
-            key: meta.key(),
-            uid: meta.uid.clone(),
-            meaning,
-            problems,
-        };
+        let observed = Observed { key: meta.key(), uid: meta.uid.clone(), meaning, problems };
         Ok((observed, meta))
     }
 
@@ -230,10 +206,7 @@ impl<K: DeserializeOwned> Feed<K> {
         if let Some(list) = number(&version)
             && list < self.seen
         {
-            return Err(Fault::Older {
-                list,
-                seen: self.seen,
-            });
+            return Err(Fault::Older { list, seen: self.seen });
         }
         if self.never_empty && objects.is_empty() {
             return Err(Fault::Empty);

@@ -101,11 +101,7 @@ impl Hub {
             self.registry.set_revision(self.revision);
             self.counters.flushes.inc();
         }
-        let span = info_span!(
-            "calc.flush",
-            revision = self.revision,
-            records = flush.records.len()
-        );
+        let span = info_span!("calc.flush", revision = self.revision, records = flush.records.len());
         if let Some(trace) = cause.trace {
             telemetry::set_parent(&span, trace);
         }
@@ -121,14 +117,8 @@ impl Hub {
     fn pump(&mut self, traced: bool) {
         let mut closed = Vec::new();
         for (name, live) in &mut self.live {
-            let mut source = Source {
-                node: name,
-                graph: &self.graph,
-                encoded: &mut self.encoded,
-            };
-            if live.session.pending() > 0
-                && !live.send(&mut source, self.revision, &self.counters, traced)
-            {
+            let mut source = Source { node: name, graph: &self.graph, encoded: &mut self.encoded };
+            if live.session.pending() > 0 && !live.send(&mut source, self.revision, &self.counters, traced) {
                 closed.push((name.clone(), live.id));
             }
         }
@@ -144,26 +134,16 @@ impl Hub {
 
     /// Whether a session waits for a frame that could not be sent when it was due.
     pub fn is_waiting(&self, node: &str, session: u64) -> bool {
-        self.live
-            .get(node)
-            .is_some_and(|live| live.id == session && live.session.pending() > 0)
+        self.live.get(node).is_some_and(|live| live.id == session && live.session.pending() > 0)
     }
 
     /// Answers a hello with the difference between what the node holds and its view. The graph must be flushed.
     pub fn hello(&mut self, hello: Hello) {
         let view = self.graph.view(&hello.node);
         let restated = differing(&hello.buckets, &view.buckets());
-        let node = self
-            .registry
-            .enter(&hello.node, hello.session, hello.agent_version);
-        let mut source = Source {
-            node: &hello.node,
-            graph: &self.graph,
-            encoded: &mut self.encoded,
-        };
-        let wanted = view
-            .ids()
-            .filter(|id| restated.contains(&digest::bucket(id)));
+        let node = self.registry.enter(&hello.node, hello.session, hello.agent_version);
+        let mut source = Source { node: &hello.node, graph: &self.graph, encoded: &mut self.encoded };
+        let wanted = view.ids().filter(|id| restated.contains(&digest::bucket(id)));
         let mut pieces: Vec<Bytes> = wanted.filter_map(|id| source.value(&id)).collect();
         self.counters.hellos.inc();
         self.counters.restated.inc_by(restated.len() as u64);
@@ -176,12 +156,7 @@ impl Hub {
             ..Trailer::default()
         }));
         let frame = FrameBytes(pieces);
-        let sent = Sent {
-            revision: self.revision,
-            at: Instant::now(),
-            event_unix_ns: 0,
-            trace: None,
-        };
+        let sent = Sent { revision: self.revision, at: Instant::now(), event_unix_ns: 0, trace: None };
         self.counters.frames.inc();
         self.counters.bytes.inc_by(frame.len() as u64);
         node.sent(sent, frame.len());
@@ -230,12 +205,7 @@ impl Hub {
     }
 
     fn distribute(&mut self, id: Arc<RecordId>, change: RecordChange, cause: Cause) {
-        let RecordChange {
-            gained,
-            kept,
-            change,
-            lost,
-        } = change;
+        let RecordChange { gained, kept, change, lost } = change;
         self.each(&lost, cause, |session| session.lost(&id));
         self.each(&gained, cause, |session| session.gained(&id));
         match change {
@@ -273,13 +243,7 @@ impl Hub {
 
 impl Live {
     /// Sends what is pending if the slot is free; false when the stream has ended.
-    fn send(
-        &mut self,
-        source: &mut Source<'_>,
-        revision: u64,
-        counters: &Counters,
-        traced: bool,
-    ) -> bool {
+    fn send(&mut self, source: &mut Source<'_>, revision: u64, counters: &Counters, traced: bool) -> bool {
         let permit = match self.slot.try_reserve() {
             Err(TrySendError::Full(())) => {
                 // Whoever empties the slot looks at the flag afterwards, so one of the two sees the other.
@@ -311,12 +275,7 @@ impl Live {
         let frame = FrameBytes(pieces);
         counters.frames.inc();
         counters.bytes.inc_by(frame.len() as u64);
-        let sent = Sent {
-            revision,
-            at: Instant::now(),
-            event_unix_ns: self.cause.seen_unix_ns,
-            trace,
-        };
+        let sent = Sent { revision, at: Instant::now(), event_unix_ns: self.cause.seen_unix_ns, trace };
         self.node.sent(sent, frame.len());
         permit.send(Ok(frame));
         true

@@ -38,20 +38,8 @@ type Watching = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Line {
     /// Watches the kind until the owner task ends.
-    pub fn start(
-        &self,
-        client: kube::Client,
-        events: mpsc::Sender<Event>,
-        counters: Counters,
-    ) -> Watching {
-        (self.run)(Watch {
-            kind: self.kind,
-            path: self.path,
-            never_empty: self.never_empty,
-            client,
-            events,
-            counters,
-        })
+    pub fn start(&self, client: kube::Client, events: mpsc::Sender<Event>, counters: Counters) -> Watching {
+        (self.run)(Watch { kind: self.kind, path: self.path, never_empty: self.never_empty, client, events, counters })
     }
 }
 
@@ -98,11 +86,8 @@ fn service_account(account: ServiceAccount) -> Parsed {
 /// Means the part of its Service that it holds; the cache puts the parts together.
 fn endpoint_slice(slice: EndpointSlice) -> Parsed {
     let backends = k8s::service::backends(&slice).into_iter();
-    let backends = backends.map(|backend| Backend {
-        address: backend.address,
-        protocol: backend.protocol,
-        port: backend.port,
-    });
+    let backends =
+        backends.map(|backend| Backend { address: backend.address, protocol: backend.protocol, port: backend.port });
     let service = k8s::service::service_of(&slice);
     used(service.map(|service| Update::Service(service, Some(backends.collect()))))
 }
@@ -115,16 +100,12 @@ fn kubernetes_policy(policy: networking::v1::NetworkPolicy) -> Parsed {
 
 fn network_policy(policy: v3::NetworkPolicy) -> Parsed {
     let key = PolicyKey::of(PolicyKind::NetworkPolicy, &policy.metadata);
-    taken(v3::policy::network_policy(&policy), |policy| {
-        Update::Policy(key, Some(policy))
-    })
+    taken(v3::policy::network_policy(&policy), |policy| Update::Policy(key, Some(policy)))
 }
 
 fn global_policy(policy: v3::GlobalNetworkPolicy) -> Parsed {
     let key = PolicyKey::of(PolicyKind::GlobalNetworkPolicy, &policy.metadata);
-    taken(v3::policy::global_network_policy(&policy), |policy| {
-        Update::Policy(key, Some(policy))
-    })
+    taken(v3::policy::global_network_policy(&policy), |policy| Update::Policy(key, Some(policy)))
 }
 
 fn tier(tier: v3::Tier) -> Parsed {
@@ -154,10 +135,7 @@ fn pool(pool: v3::IPPool) -> Parsed {
 fn block(block: v3::IPAMBlock) -> Parsed {
     match v3::pool::block_info(&block) {
         Ok(block) => used(block.map(|(range, info)| Update::Block(range, Some(info)))),
-        Err(fault) => Parsed {
-            update: None,
-            problems: vec![fault.to_string()],
-        },
+        Err(fault) => Parsed { update: None, problems: vec![fault.to_string()] },
     }
 }
 
@@ -168,18 +146,12 @@ fn settings(configuration: v3::FelixConfiguration) -> Parsed {
 }
 
 fn named(meta: ObjectMeta) -> (NamespacedName, Labels) {
-    let key = NamespacedName {
-        namespace: meta.namespace.unwrap_or_default(),
-        name: meta.name.unwrap_or_default(),
-    };
+    let key = NamespacedName { namespace: meta.namespace.unwrap_or_default(), name: meta.name.unwrap_or_default() };
     (key, meta.labels.unwrap_or_default())
 }
 
 fn used(update: Option<Update>) -> Parsed {
-    Parsed {
-        update,
-        problems: Vec::new(),
-    }
+    Parsed { update, problems: Vec::new() }
 }
 
 /// What was parsed, or what is enforced in place of what was refused.

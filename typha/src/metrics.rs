@@ -79,11 +79,7 @@ impl Counters {
     }
 
     fn register_api(&self, metrics: &mut Metrics) {
-        metrics.register(
-            "margay_typha_api_events",
-            "Events from the API",
-            self.events.clone(),
-        );
+        metrics.register("margay_typha_api_events", "Events from the API", self.events.clone());
         metrics.register(
             "margay_typha_api_updates",
             "Events from the API that changed something",
@@ -108,26 +104,14 @@ impl Counters {
     }
 
     fn register_stream(&self, metrics: &mut Metrics) {
-        metrics.register(
-            "margay_typha_flushes",
-            "Times that changes were computed",
-            self.flushes.clone(),
-        );
+        metrics.register("margay_typha_flushes", "Times that changes were computed", self.flushes.clone());
         metrics.register(
             "margay_typha_flush_seconds",
             "From the first update of a flush to its frames",
             self.flush_seconds.clone(),
         );
-        metrics.register(
-            "margay_typha_frames",
-            "Frames sent to nodes",
-            self.frames.clone(),
-        );
-        metrics.register(
-            "margay_typha_frame_bytes",
-            "Bytes sent to nodes",
-            self.bytes.clone(),
-        );
+        metrics.register("margay_typha_frames", "Frames sent to nodes", self.frames.clone());
+        metrics.register("margay_typha_frame_bytes", "Bytes sent to nodes", self.bytes.clone());
         metrics.register("margay_typha_hellos", "Sessions begun", self.hellos.clone());
         metrics.register(
             "margay_typha_restated_buckets",
@@ -144,11 +128,7 @@ impl Counters {
             "From an API event to the ack of a node that enforces it",
             self.realised_seconds.clone(),
         );
-        metrics.register(
-            "margay_typha_ack_seconds",
-            "From a frame to its ack",
-            self.ack_seconds.clone(),
-        );
+        metrics.register("margay_typha_ack_seconds", "From a frame to its ack", self.ack_seconds.clone());
     }
 }
 
@@ -166,16 +146,8 @@ impl Collector for Nodes {
         let (all, current) = self.0.realised();
         let gauges = [
             ("margay_typha_nodes", "Nodes with a stream", all),
-            (
-                "margay_typha_nodes_current",
-                "Nodes that enforce everything that this replica knows",
-                current,
-            ),
-            (
-                "margay_typha_in_sync",
-                "Whether this replica has seen the whole API",
-                usize::from(self.0.in_sync()),
-            ),
+            ("margay_typha_nodes_current", "Nodes that enforce everything that this replica knows", current),
+            ("margay_typha_in_sync", "Whether this replica has seen the whole API", usize::from(self.0.in_sync())),
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(value as i64);

@@ -48,9 +48,7 @@ impl Overlays {
     pub fn put(&mut self, node: &str, said: LocalEndpoint) -> Result<(), NotTaken> {
         let of_node = self.0.entry(node.to_owned()).or_default();
         if of_node.len() >= PER_NODE && !of_node.contains_key(&said.key) {
-            return Err(NotTaken::TooMany {
-                node: node.to_owned(),
-            });
+            return Err(NotTaken::TooMany { node: node.to_owned() });
         }
         of_node.insert(said.key.clone(), said);
         Ok(())

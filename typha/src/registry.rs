@@ -91,9 +91,7 @@ impl Registry {
 
     /// The session is over; a later one of the same node stays.
     pub fn leave(&self, name: &str, session: u64) {
-        self.0
-            .nodes
-            .remove_if(name, |_, node| node.session == session);
+        self.0.nodes.remove_if(name, |_, node| node.session == session);
     }
 
     /// The node, if this is still its session.
@@ -132,9 +130,7 @@ impl Registry {
     /// Nodes with a stream, and how many of them enforce everything that this replica knows.
     pub fn realised(&self) -> (usize, usize) {
         let counts = self.0.nodes.iter().map(|node| node.progress().is_current());
-        counts.fold((0, 0), |(all, current), is| {
-            (all + 1, current + usize::from(is))
-        })
+        counts.fold((0, 0), |(all, current), is| (all + 1, current + usize::from(is)))
     }
 }
 
@@ -168,9 +164,7 @@ impl Node {
         progress.errors.clone_from(&ack.errors);
         progress.plan_us = ack.plan_us;
         progress.commit_us = ack.commit_us;
-        let done = progress
-            .in_flight
-            .partition_point(|sent| sent.revision <= ack.revision);
+        let done = progress.in_flight.partition_point(|sent| sent.revision <= ack.revision);
         progress.in_flight.drain(..done).collect()
     }
 

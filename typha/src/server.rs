@@ -47,39 +47,18 @@ struct Inner {
 
 impl SyncService {
     /// A service that feeds the owner task behind `events` and gives a node the time `hello` for its first message.
-    pub fn new(
-        events: mpsc::Sender<Event>,
-        registry: Registry,
-        counters: Counters,
-        hello: Duration,
-    ) -> Self {
-        Self(Arc::new(Inner {
-            events,
-            registry,
-            counters,
-            sessions: AtomicU64::new(1),
-            hello,
-        }))
+    pub fn new(events: mpsc::Sender<Event>, registry: Registry, counters: Counters, hello: Duration) -> Self {
+        Self(Arc::new(Inner { events, registry, counters, sessions: AtomicU64::new(1), hello }))
     }
 
     fn begin(&self, node: String, up: Streaming<wire::Up>) -> BoxStream<'static, Frame> {
         let (slot, frames) = mpsc::channel(1);
         let blocked = Arc::new(AtomicBool::new(false));
         let session = self.0.sessions.fetch_add(1, Ordering::Relaxed);
-        let reader = Reader {
-            inner: self.0.clone(),
-            node: node.clone(),
-            session,
-        };
+        let reader = Reader { inner: self.0.clone(), node: node.clone(), session };
         tokio::spawn(reader.run(up, slot, blocked.clone()));
         let events = self.0.events.clone();
-        let outgoing = Outgoing {
-            frames,
-            blocked,
-            events,
-            node,
-            session,
-        };
+        let outgoing = Outgoing { frames, blocked, events, node, session };
         stream::unfold(outgoing, Outgoing::next).boxed()
     }
 }
@@ -99,10 +78,7 @@ impl Outgoing {
     async fn next(mut self) -> Option<(Frame, Self)> {
         let frame = self.frames.recv().await?;
         if self.blocked.swap(false, Ordering::SeqCst) {
-            let ready = Event::Ready {
-                node: self.node.clone(),
-                session: self.session,
-            };
+            let ready = Event::Ready { node: self.node.clone(), session: self.session };
             // Without an owner task the slot's sender is gone too, and the stream ends.
             let _ = self.events.send(ready).await;
         }
@@ -118,12 +94,7 @@ struct Reader {
 }
 
 impl Reader {
-    async fn run(
-        self,
-        mut up: Streaming<wire::Up>,
-        slot: mpsc::Sender<Frame>,
-        blocked: Arc<AtomicBool>,
-    ) {
+    async fn run(self, mut up: Streaming<wire::Up>, slot: mpsc::Sender<Frame>, blocked: Arc<AtomicBool>) {
         match self.hello(&mut up).await {
             Ok(hello) => {
                 // From here on only the owner task keeps the stream open.
@@ -143,10 +114,7 @@ impl Reader {
             Err(Some(status)) => self.fault(status, Some(slot)),
             Err(None) => {}
         }
-        let gone = Event::Gone {
-            node: self.node,
-            session: self.session,
-        };
+        let gone = Event::Gone { node: self.node, session: self.session };
         let _ = self.inner.events.send(gone).await;
     }
 
@@ -169,9 +137,7 @@ impl Reader {
         let first = first.map_err(|status| ended(status).err())?;
         match first.and_then(|up| up.message) {
             Some(wire::up::Message::Hello(hello)) => Ok(hello),
-            _ => Err(Some(Status::invalid_argument(
-                "the first message must be hello",
-            ))),
+            _ => Err(Some(Status::invalid_argument("the first message must be hello"))),
         }
     }
 
@@ -211,14 +177,10 @@ impl Reader {
         let done = node.acked(ack);
         for sent in &done {
             let counters = &self.inner.counters;
-            counters
-                .ack_seconds
-                .observe(sent.at.elapsed().as_secs_f64());
+            counters.ack_seconds.observe(sent.at.elapsed().as_secs_f64());
             if sent.event_unix_ns > 0 {
                 let took = unix_ns().saturating_sub(sent.event_unix_ns);
-                counters
-                    .realised_seconds
-                    .observe(Duration::from_nanos(took).as_secs_f64());
+                counters.realised_seconds.observe(Duration::from_nanos(took).as_secs_f64());
             }
         }
         if let Some(last) = done.last() {
@@ -271,9 +233,7 @@ fn refused(error: margay_proto::sync::Error) -> Status {
 /// A message that cannot be decoded is the node's fault; a connection that ends is nobody's.
 fn ended(status: Status) -> Result<(), Status> {
     match status.code() {
-        tonic::Code::InvalidArgument | tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => {
-            Err(status)
-        }
+        tonic::Code::InvalidArgument | tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => Err(status),
         _ => Ok(()),
     }
 }
@@ -317,9 +277,7 @@ impl StreamingService<wire::Up> for Method {
         let service = self.0.clone();
         Box::pin(async move {
             let node = node_name(request.extensions().get())?;
-            Ok(tonic::Response::new(
-                service.begin(node, request.into_inner()),
-            ))
+            Ok(tonic::Response::new(service.begin(node, request.into_inner())))
         })
     }
 }

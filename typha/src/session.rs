@@ -81,8 +81,7 @@ impl Session {
     /// The set has other members.
     pub fn members(&mut self, id: &Arc<RecordId>, change: &Arc<SharedDelta>) {
         let Entry::Occupied(mut news) = self.pending.entry(id.clone()) else {
-            self.pending
-                .insert(id.clone(), Pending::Members(change.clone()));
+            self.pending.insert(id.clone(), Pending::Members(change.clone()));
             return;
         };
         let merged = match news.get_mut() {

@@ -78,9 +78,7 @@ impl From<Stopped> for End {
 /// Nanoseconds since the epoch.
 pub fn unix_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| {
-        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-    })
+    since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }
 
 impl Watch {
@@ -167,17 +165,11 @@ impl Watch {
             match news {
                 News::None => {}
                 News::Object(object, trace) => {
-                    let cause = Cause {
-                        seen_unix_ns,
-                        trace,
-                    };
+                    let cause = Cause { seen_unix_ns, trace };
                     self.observed(vec![*object], cause).await?;
                 }
                 News::Deleted(key) => {
-                    let cause = Cause {
-                        seen_unix_ns,
-                        trace: None,
-                    };
+                    let cause = Cause { seen_unix_ns, trace: None };
                     let kind = self.kind;
                     self.tell(Event::Deleted { kind, key, cause }).await?;
                 }
@@ -193,9 +185,8 @@ impl Watch {
         feed.restart();
         let mut params = ListParams::default().limit(PAGE);
         loop {
-            let request = Request::new(self.path)
-                .list(&params)
-                .map_err(|error| api(kube::Error::BuildRequest(error)))?;
+            let request =
+                Request::new(self.path).list(&params).map_err(|error| api(kube::Error::BuildRequest(error)))?;
             let page = answer(self.client.request_text(request)).await?;
             match feed.page(&page)? {
                 (News::List(objects), _) => return Ok(objects),
@@ -205,11 +196,7 @@ impl Watch {
     }
 
     /// Uses a complete list. If that fails, nothing goes on from its version.
-    async fn accept<K: DeserializeOwned>(
-        &self,
-        feed: &mut Feed<K>,
-        objects: Vec<Observed>,
-    ) -> Result<(), End> {
+    async fn accept<K: DeserializeOwned>(&self, feed: &mut Feed<K>, objects: Vec<Observed>) -> Result<(), End> {
         let used = self.hand_over(objects).await;
         if used.is_err() {
             feed.restart();
@@ -221,10 +208,7 @@ impl Watch {
     async fn hand_over(&self, objects: Vec<Observed>) -> Result<(), End> {
         let count = objects.len();
         self.tell(Event::Begin(self.kind)).await?;
-        let cause = Cause {
-            seen_unix_ns: unix_ns(),
-            trace: None,
-        };
+        let cause = Cause { seen_unix_ns: unix_ns(), trace: None };
         let mut objects = objects.into_iter();
         loop {
             let chunk: Vec<_> = objects.by_ref().take(CHUNK).collect();
@@ -247,12 +231,7 @@ impl Watch {
 
     async fn missing(&self) -> Result<Missing, Stopped> {
         let (reply, answer) = oneshot::channel();
-        self.tell(Event::Listed {
-            kind: self.kind,
-            limit: SAMPLE,
-            reply,
-        })
-        .await?;
+        self.tell(Event::Listed { kind: self.kind, limit: SAMPLE, reply }).await?;
         answer.await.map_err(|_| Stopped)
     }
 
@@ -269,12 +248,7 @@ impl Watch {
 
     async fn observed(&self, objects: Vec<Observed>, cause: Cause) -> Result<(), Stopped> {
         let kind = self.kind;
-        self.tell(Event::Observed {
-            kind,
-            objects,
-            cause,
-        })
-        .await
+        self.tell(Event::Observed { kind, objects, cause }).await
     }
 
     async fn tell(&self, event: Event) -> Result<(), Stopped> {
@@ -291,11 +265,7 @@ struct Pace {
 
 impl Pace {
     fn new(kind: &'static str) -> Self {
-        Self {
-            kind,
-            backoff: Backoff::new(RETRY.0, RETRY.1),
-            told: None,
-        }
+        Self { kind, backoff: Backoff::new(RETRY.0, RETRY.1), told: None }
     }
 
     fn works(&mut self) {

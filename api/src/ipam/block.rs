@@ -14,9 +14,7 @@ pub enum BlockFault {
     #[error("block range {0:?}: must be a range like 10.0.0.0/26")]
     Cidr(String),
     /// The lists do not belong to the range.
-    #[error(
-        "block {cidr}: {found} allocations, must be {wanted}, one for each address of the range"
-    )]
+    #[error("block {cidr}: {found} allocations, must be {wanted}, one for each address of the range")]
     Size {
         /// Range of the block.
         cidr: IpNet,
@@ -26,9 +24,7 @@ pub enum BlockFault {
         wanted: usize,
     },
     /// The free list and the allocations contradict each other: taking from it could give an address twice.
-    #[error(
-        "block {cidr}: ordinal {ordinal} in the free list is not free, not in the range, or there twice"
-    )]
+    #[error("block {cidr}: ordinal {ordinal} in the free list is not free, not in the range, or there twice")]
     Free {
         /// Range of the block.
         cidr: IpNet,
@@ -71,38 +67,22 @@ impl Block {
 
     /// Checks a stored block.
     pub fn parse(spec: IPAMBlockSpec) -> Result<Self, BlockFault> {
-        let cidr: IpNet = spec
-            .cidr
-            .parse()
-            .map_err(|_| BlockFault::Cidr(spec.cidr.clone()))?;
+        let cidr: IpNet = spec.cidr.parse().map_err(|_| BlockFault::Cidr(spec.cidr.clone()))?;
         let wanted = size(cidr);
         if spec.allocations.len() != wanted {
-            return Err(BlockFault::Size {
-                cidr,
-                found: spec.allocations.len(),
-                wanted,
-            });
+            return Err(BlockFault::Size { cidr, found: spec.allocations.len(), wanted });
         }
         let lost = |(ordinal, index): (usize, &Option<u32>)| {
-            index
-                .filter(|index| *index as usize >= spec.attributes.len())
-                .map(|index| (ordinal, index))
+            index.filter(|index| *index as usize >= spec.attributes.len()).map(|index| (ordinal, index))
         };
         if let Some((ordinal, index)) = spec.allocations.iter().enumerate().find_map(lost) {
-            return Err(BlockFault::Attribute {
-                cidr,
-                ordinal,
-                index,
-            });
+            return Err(BlockFault::Attribute { cidr, ordinal, index });
         }
         let mut seen = BTreeSet::new();
         for ordinal in &spec.unallocated {
             let is_free = spec.allocations.get(*ordinal as usize) == Some(&None);
             if !is_free || !seen.insert(*ordinal) {
-                return Err(BlockFault::Free {
-                    cidr,
-                    ordinal: *ordinal,
-                });
+                return Err(BlockFault::Free { cidr, ordinal: *ordinal });
             }
         }
         Ok(Self { cidr, spec })
@@ -120,11 +100,7 @@ impl Block {
 
     /// Node that owns the block, unless it is being deleted.
     pub fn node(&self) -> Option<&str> {
-        self.spec
-            .affinity
-            .as_deref()?
-            .strip_prefix("host:")
-            .filter(|_| !self.spec.deleted)
+        self.spec.affinity.as_deref()?.strip_prefix("host:").filter(|_| !self.spec.deleted)
     }
 
     /// Number of free addresses.
@@ -134,10 +110,7 @@ impl Block {
 
     /// Addresses under a handle, in order.
     pub fn of_handle(&self, handle: &str) -> Vec<IpAddr> {
-        self.ordinals_of(handle)
-            .into_iter()
-            .map(|ordinal| self.address(ordinal))
-            .collect()
+        self.ordinals_of(handle).into_iter().map(|ordinal| self.address(ordinal)).collect()
     }
 
     /// Every allocated address with its attributes, in order.
@@ -146,38 +119,20 @@ impl Block {
             .allocations
             .iter()
             .enumerate()
-            .filter_map(|(ordinal, index)| {
-                Some((
-                    self.address(ordinal),
-                    &self.spec.attributes[(*index)? as usize],
-                ))
-            })
+            .filter_map(|(ordinal, index)| Some((self.address(ordinal), &self.spec.attributes[(*index)? as usize])))
     }
 
     /// Assigns the address that has been free for longest and is not reserved. `None`: there is none.
-    pub fn assign(
-        &mut self,
-        attribute: &AllocationAttribute,
-        is_reserved: impl Fn(IpAddr) -> bool,
-    ) -> Option<IpAddr> {
-        let position = self
-            .spec
-            .unallocated
-            .iter()
-            .position(|ordinal| !is_reserved(self.address(*ordinal as usize)))?;
+    pub fn assign(&mut self, attribute: &AllocationAttribute, is_reserved: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+        let position =
+            self.spec.unallocated.iter().position(|ordinal| !is_reserved(self.address(*ordinal as usize)))?;
         Some(self.take(position, attribute))
     }
 
     /// Assigns that address. False: it is not free, or not of this block.
     pub fn assign_address(&mut self, address: IpAddr, attribute: &AllocationAttribute) -> bool {
-        let position = self
-            .spec
-            .unallocated
-            .iter()
-            .position(|ordinal| self.address(*ordinal as usize) == address);
-        position
-            .map(|position| self.take(position, attribute))
-            .is_some()
+        let position = self.spec.unallocated.iter().position(|ordinal| self.address(*ordinal as usize) == address);
+        position.map(|position| self.take(position, attribute)).is_some()
     }
 
     fn take(&mut self, position: usize, attribute: &AllocationAttribute) -> IpAddr {
@@ -185,9 +140,7 @@ impl Block {
         let index = self.attribute_index(attribute);
         self.spec.allocations[ordinal] = Some(index);
         self.touch();
-        self.spec
-            .sequence_number_for_allocation
-            .insert(ordinal.to_string(), self.spec.sequence_number);
+        self.spec.sequence_number_for_allocation.insert(ordinal.to_string(), self.spec.sequence_number);
         self.address(ordinal)
     }
 
@@ -214,19 +167,14 @@ impl Block {
     pub fn release(&mut self, handle: &str) -> Vec<IpAddr> {
         let ordinals = self.ordinals_of(handle);
         self.free_ordinals(&ordinals);
-        ordinals
-            .into_iter()
-            .map(|ordinal| self.address(ordinal))
-            .collect()
+        ordinals.into_iter().map(|ordinal| self.address(ordinal)).collect()
     }
 
     fn free_ordinals(&mut self, ordinals: &[usize]) {
         for ordinal in ordinals {
             self.spec.allocations[*ordinal] = None;
             self.spec.unallocated.push(*ordinal as u32);
-            self.spec
-                .sequence_number_for_allocation
-                .remove(&ordinal.to_string());
+            self.spec.sequence_number_for_allocation.remove(&ordinal.to_string());
         }
         if !ordinals.is_empty() {
             self.drop_unused_attributes();
@@ -244,25 +192,13 @@ impl Block {
 
     fn ordinals_of(&self, handle: &str) -> Vec<usize> {
         let has = |index: &Option<u32>| {
-            index.is_some_and(|index| {
-                self.spec.attributes[index as usize].handle_id.as_deref() == Some(handle)
-            })
+            index.is_some_and(|index| self.spec.attributes[index as usize].handle_id.as_deref() == Some(handle))
         };
-        self.spec
-            .allocations
-            .iter()
-            .enumerate()
-            .filter(|(_, index)| has(index))
-            .map(|(ordinal, _)| ordinal)
-            .collect()
+        self.spec.allocations.iter().enumerate().filter(|(_, index)| has(index)).map(|(ordinal, _)| ordinal).collect()
     }
 
     fn attribute_index(&mut self, attribute: &AllocationAttribute) -> u32 {
-        let found = self
-            .spec
-            .attributes
-            .iter()
-            .position(|present| present == attribute);
+        let found = self.spec.attributes.iter().position(|present| present == attribute);
         let index = found.unwrap_or_else(|| {
             self.spec.attributes.push(attribute.clone());
             self.spec.attributes.len() - 1
@@ -305,18 +241,11 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn attribute(handle: &str) -> AllocationAttribute {
-        AllocationAttribute {
-            handle_id: Some(handle.to_owned()),
-            ..AllocationAttribute::default()
-        }
+        AllocationAttribute { handle_id: Some(handle.to_owned()), ..AllocationAttribute::default() }
     }
 
     fn mk_block(cidr: &str) -> Block {
-        Block::new(
-            cidr.parse().expect("a range"),
-            "n1",
-            "2026-01-01T00:00:00Z".to_owned(),
-        )
+        Block::new(cidr.parse().expect("a range"), "n1", "2026-01-01T00:00:00Z".to_owned())
     }
 
     #[test]
@@ -334,27 +263,15 @@ mod tests {
         let sound = mk_block("10.0.0.0/30").spec().clone();
         let fault = |spec| Block::parse(spec).err().map(|fault| fault.to_string());
         assert_eq!(fault(sound.clone()), None);
-        let short = IPAMBlockSpec {
-            allocations: vec![None; 3],
-            ..sound.clone()
-        };
+        let short = IPAMBlockSpec { allocations: vec![None; 3], ..sound.clone() };
         assert_eq!(
             fault(short),
-            Some(
-                "block 10.0.0.0/30: 3 allocations, must be 4, one for each address of the range"
-                    .to_owned()
-            )
+            Some("block 10.0.0.0/30: 3 allocations, must be 4, one for each address of the range".to_owned())
         );
-        let lost = IPAMBlockSpec {
-            allocations: vec![Some(0), None, None, None],
-            ..sound
-        };
+        let lost = IPAMBlockSpec { allocations: vec![Some(0), None, None, None], ..sound };
         assert_eq!(
             fault(lost),
-            Some(
-                "block 10.0.0.0/30: ordinal 0 points to attribute 0, which does not exist"
-                    .to_owned()
-            )
+            Some("block 10.0.0.0/30: ordinal 0 points to attribute 0, which does not exist".to_owned())
         );
     }
 
@@ -363,14 +280,8 @@ mod tests {
         let mut block = mk_block("10.0.0.0/30");
         block.assign(&attribute("h1"), |_| false);
         for free in [vec![0, 1], vec![1, 1], vec![4]] {
-            let spec = IPAMBlockSpec {
-                unallocated: free.clone(),
-                ..block.spec().clone()
-            };
-            assert!(
-                matches!(Block::parse(spec), Err(BlockFault::Free { .. })),
-                "{free:?}"
-            );
+            let spec = IPAMBlockSpec { unallocated: free.clone(), ..block.spec().clone() };
+            assert!(matches!(Block::parse(spec), Err(BlockFault::Free { .. })), "{free:?}");
         }
     }
 

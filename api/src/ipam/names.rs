@@ -39,9 +39,7 @@ pub fn affinity_labels(node: &str, cidr: IpNet) -> BTreeMap<String, String> {
         (LABEL_AFFINITY_TYPE, "host".to_owned()),
         (LABEL_IP_VERSION, version.to_owned()),
     ];
-    labels
-        .map(|(label, value)| (label.to_owned(), value))
-        .into()
+    labels.map(|(label, value)| (label.to_owned(), value)).into()
 }
 
 /// Label of affinities: the node, from [`hostname_hash`].
@@ -121,19 +119,13 @@ mod tests {
         assert!(name.contains("n-10-244-1-0-26-"));
         assert_ne!(name, affinity(&"n".repeat(251), cidr));
         let longest_whole = "n".repeat(MAX_NAME - 1 - "-10-244-1-0-26".len());
-        assert_eq!(
-            affinity(&longest_whole, cidr),
-            format!("{longest_whole}-10-244-1-0-26")
-        );
+        assert_eq!(affinity(&longest_whole, cidr), format!("{longest_whole}-10-244-1-0-26"));
     }
 
     #[test]
     fn claims_are_found_by_the_hash_of_the_node() {
         let labels = affinity_labels("n1", "10.244.1.0/26".parse().expect("a range"));
-        let shown: Vec<String> = labels
-            .iter()
-            .map(|(label, value)| format!("{label}={value}"))
-            .collect();
+        let shown: Vec<String> = labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
         assert_eq!(
             shown,
             [

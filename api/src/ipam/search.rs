@@ -10,10 +10,7 @@ pub fn candidates(pool: IpNet, block_size: u8, node: &str) -> impl Iterator<Item
     let bits = u32::from(block_size.saturating_sub(pool.prefix_len())).min(63);
     let count = 1u64 << bits;
     let hash = Sha256::digest(node.as_bytes());
-    let start = hash[..8]
-        .iter()
-        .fold(0u64, |value, byte| value << 8 | u64::from(*byte))
-        % count;
+    let start = hash[..8].iter().fold(0u64, |value, byte| value << 8 | u64::from(*byte)) % count;
     (0..count).filter_map(move |step| subnet(pool, block_size, (start + step) % count))
 }
 

@@ -54,10 +54,7 @@ pub fn spec(namespace: &str, spec: &NetworkPolicySpec) -> Result<Policy, Refusal
         let peers = peers(&mut problems, namespace, &format!("{at}.to"), &rule.to);
         let ports = ports(&mut problems, &at, &rule.ports);
         egress.extend(product(&peers, &ports, |peer, local| {
-            let destination = EntityMatch {
-                ports: local.ports,
-                ..peer
-            };
+            let destination = EntityMatch { ports: local.ports, ..peer };
             (EntityMatch::default(), destination)
         }));
     }
@@ -97,12 +94,7 @@ fn directions(problems: &mut Problems, spec: &NetworkPolicySpec) -> (bool, bool)
             "Egress" => applies.1 = true,
             other => {
                 applies = (true, true);
-                problems.add(
-                    format!("spec.policyTypes[{index}]"),
-                    other,
-                    "not a direction",
-                    "use Ingress or Egress",
-                );
+                problems.add(format!("spec.policyTypes[{index}]"), other, "not a direction", "use Ingress or Egress");
             }
         }
     }
@@ -116,21 +108,11 @@ fn product(
     ports: &[Ports],
     sides: impl Fn(EntityMatch, EntityMatch) -> (EntityMatch, EntityMatch),
 ) -> Vec<Rule> {
-    let pairs = peers
-        .iter()
-        .flat_map(|peer| ports.iter().map(move |ports| (peer, ports)));
+    let pairs = peers.iter().flat_map(|peer| ports.iter().map(move |ports| (peer, ports)));
     let rule = |(peer, ports): (&EntityMatch, &Ports)| {
-        let local = EntityMatch {
-            ports: ports.ports.clone(),
-            ..EntityMatch::default()
-        };
+        let local = EntityMatch { ports: ports.ports.clone(), ..EntityMatch::default() };
         let (source, destination) = sides(peer.clone(), local);
-        Rule {
-            protocol: ports.protocol,
-            source,
-            destination,
-            ..Rule::any(Action::Allow)
-        }
+        Rule { protocol: ports.protocol, source, destination, ..Rule::any(Action::Allow) }
     };
     pairs.map(rule).collect()
 }
@@ -147,24 +129,13 @@ fn peers(
         Some(peers) => peers
             .iter()
             .enumerate()
-            .filter_map(|(index, found)| {
-                peer(problems, namespace, &format!("{at}[{index}]"), found)
-            })
+            .filter_map(|(index, found)| peer(problems, namespace, &format!("{at}[{index}]"), found))
             .collect(),
     }
 }
 
-fn peer(
-    problems: &mut Problems,
-    namespace: &str,
-    at: &str,
-    peer: &NetworkPolicyPeer,
-) -> Option<EntityMatch> {
-    let NetworkPolicyPeer {
-        ip_block,
-        namespace_selector,
-        pod_selector,
-    } = peer;
+fn peer(problems: &mut Problems, namespace: &str, at: &str, peer: &NetworkPolicyPeer) -> Option<EntityMatch> {
+    let NetworkPolicyPeer { ip_block, namespace_selector, pod_selector } = peer;
     if let Some(block) = ip_block {
         if namespace_selector.is_some() || pod_selector.is_some() {
             problems.add(
@@ -178,12 +149,7 @@ fn peer(
         return ip_block_match(problems, &format!("{at}.ipBlock"), block);
     }
     if namespace_selector.is_none() && pod_selector.is_none() {
-        problems.add(
-            at,
-            "{}",
-            "a peer that names nobody",
-            "give a podSelector, namespaceSelector or ipBlock",
-        );
+        problems.add(at, "{}", "a peer that names nobody", "give a podSelector, namespaceSelector or ipBlock");
         return None;
     }
     let namespaces = match namespace_selector {
@@ -201,26 +167,17 @@ fn peer(
         Some(found) => labels::selector(problems, &format!("{at}.podSelector"), found)?,
         None => Selector::all(),
     };
-    Some(EntityMatch {
-        selector: Some(Selector::and([namespaces, is_pod(), pods])),
-        ..EntityMatch::default()
-    })
+    Some(EntityMatch { selector: Some(Selector::and([namespaces, is_pod(), pods])), ..EntityMatch::default() })
 }
 
 fn ip_block_match(problems: &mut Problems, at: &str, block: &IPBlock) -> Option<EntityMatch> {
     let Some(net) = parse_net(&block.cidr) else {
-        problems.add(
-            format!("{at}.cidr"),
-            &block.cidr,
-            "not a range",
-            "write it like 10.0.0.0/8 or fd00::/8",
-        );
+        problems.add(format!("{at}.cidr"), &block.cidr, "not a range", "write it like 10.0.0.0/8 or fd00::/8");
         return None;
     };
     let mut not_nets: Vec<IpNet> = Vec::new();
     for (index, text) in block.except.iter().flatten().enumerate() {
-        let inside =
-            |except: &IpNet| net.contains(except) && except.prefix_len() > net.prefix_len();
+        let inside = |except: &IpNet| net.contains(except) && except.prefix_len() > net.prefix_len();
         match parse_net(text).filter(inside) {
             Some(except) => not_nets.push(except),
             None => {
@@ -234,11 +191,7 @@ fn ip_block_match(problems: &mut Problems, at: &str, block: &IPBlock) -> Option<
             }
         }
     }
-    Some(EntityMatch {
-        nets: vec![net],
-        not_nets,
-        ..EntityMatch::default()
-    })
+    Some(EntityMatch { nets: vec![net], not_nets, ..EntityMatch::default() })
 }
 
 /// Ports of one protocol; without a protocol, everything.
@@ -253,10 +206,7 @@ struct Ports {
 fn ports(problems: &mut Problems, at: &str, ports: &Option<Vec<NetworkPolicyPort>>) -> Vec<Ports> {
     let ports = match ports.as_deref() {
         None | Some([]) => {
-            return vec![Ports {
-                protocol: None,
-                ports: vec![],
-            }];
+            return vec![Ports { protocol: None, ports: vec![] }];
         }
         Some(ports) => ports,
     };
@@ -267,27 +217,17 @@ fn ports(problems: &mut Problems, at: &str, ports: &Option<Vec<NetworkPolicyPort
     [Protocol::TCP, Protocol::UDP, Protocol::SCTP]
         .into_iter()
         .filter_map(|protocol| {
-            let mut of_protocol = sound
-                .iter()
-                .filter(|(found, _)| *found == protocol)
-                .map(|(_, port)| port.clone())
-                .peekable();
+            let mut of_protocol =
+                sound.iter().filter(|(found, _)| *found == protocol).map(|(_, port)| port.clone()).peekable();
             of_protocol.peek()?;
             // One entry without a port means all ports of the protocol, whatever the others say.
             let ports: Option<Vec<Port>> = of_protocol.collect();
-            Some(Ports {
-                protocol: Some(protocol),
-                ports: ports.unwrap_or_default(),
-            })
+            Some(Ports { protocol: Some(protocol), ports: ports.unwrap_or_default() })
         })
         .collect()
 }
 
-fn port(
-    problems: &mut Problems,
-    at: &str,
-    found: &NetworkPolicyPort,
-) -> Option<(Protocol, Option<Port>)> {
+fn port(problems: &mut Problems, at: &str, found: &NetworkPolicyPort) -> Option<(Protocol, Option<Port>)> {
     let Some(protocol) = protocol(found.protocol.as_deref()) else {
         problems.add(
             format!("{at}.protocol"),
@@ -302,13 +242,9 @@ fn port(
         (None, None) => return Some((protocol, None)),
         (Some(IntOrString::Int(first)), end) => {
             let range = valid(*first).zip(valid(end.unwrap_or(*first)));
-            range
-                .filter(|(first, last)| first <= last)
-                .map(|(first, last)| Port::Range(PortRange { first, last }))
+            range.filter(|(first, last)| first <= last).map(|(first, last)| Port::Range(PortRange { first, last }))
         }
-        (Some(IntOrString::String(name)), None) => {
-            is_port_name(name).then(|| Port::Named(name.clone()))
-        }
+        (Some(IntOrString::String(name)), None) => is_port_name(name).then(|| Port::Named(name.clone())),
         _ => None,
     };
     if port.is_none() {
@@ -331,7 +267,5 @@ fn port(
 fn is_port_name(name: &str) -> bool {
     name.len() <= 15
         && name.contains(|c: char| c.is_ascii_lowercase())
-        && name
-            .chars()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
 }

@@ -3,9 +3,7 @@
 use ipnet::{Ipv4Net, Ipv6Net};
 use k8s_openapi::api::core::v1::Node;
 
-use crate::meta::{
-    ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_MAC,
-};
+use crate::meta::{ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_MAC};
 use crate::network::{NodeInfo, Vtep};
 
 /// What others need to know about a node. Without the agent's annotations its address is the kubelet's, in a subnet of its own, so that packets
@@ -17,10 +15,7 @@ pub fn node_info(node: &Node) -> NodeInfo {
     };
     let internal = || {
         let addresses = node.status.iter().flat_map(|status| &status.addresses);
-        addresses
-            .flatten()
-            .filter(|address| address.type_ == "InternalIP")
-            .map(|address| address.address.as_str())
+        addresses.flatten().filter(|address| address.type_ == "InternalIP").map(|address| address.address.as_str())
     };
     let ipv4 = annotation(ANNOTATION_NODE_IPV4).and_then(ipv4_net);
     let ipv6 = annotation(ANNOTATION_NODE_IPV6).and_then(ipv6_net);
@@ -39,13 +34,9 @@ pub fn node_info(node: &Node) -> NodeInfo {
 }
 
 fn ipv4_net(text: &str) -> Option<Ipv4Net> {
-    text.parse()
-        .ok()
-        .or_else(|| Ipv4Net::new(text.parse().ok()?, 32).ok())
+    text.parse().ok().or_else(|| Ipv4Net::new(text.parse().ok()?, 32).ok())
 }
 
 fn ipv6_net(text: &str) -> Option<Ipv6Net> {
-    text.parse()
-        .ok()
-        .or_else(|| Ipv6Net::new(text.parse().ok()?, 128).ok())
+    text.parse().ok().or_else(|| Ipv6Net::new(text.parse().ok()?, 128).ok())
 }

@@ -6,8 +6,8 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::endpoint::{EndpointKey, NamedPort, WorkloadEndpoint, interface_name};
 use crate::meta::{
-    ANNOTATION_POD_IP, ANNOTATION_POD_IPS, LABEL_NAMESPACE, LABEL_ORCHESTRATOR,
-    LABEL_SERVICE_ACCOUNT, Labels, without_reserved,
+    ANNOTATION_POD_IP, ANNOTATION_POD_IPS, LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_SERVICE_ACCOUNT, Labels,
+    without_reserved,
 };
 use crate::rule::Protocol;
 
@@ -25,11 +25,7 @@ pub fn workload_endpoint(pod: &Pod) -> Option<(EndpointKey, WorkloadEndpoint)> {
     }
     let key = EndpointKey::new(pod.metadata.namespace.clone()?, pod.metadata.name.clone()?);
     let service_account = spec.service_account_name.clone().unwrap_or_default();
-    let addresses = if is_finished(pod) {
-        vec![]
-    } else {
-        addresses(pod)
-    };
+    let addresses = if is_finished(pod) { vec![] } else { addresses(pod) };
     let containers = spec.init_containers.iter().flatten();
     let endpoint = WorkloadEndpoint {
         labels: labels(pod, &key, &service_account),
@@ -55,10 +51,7 @@ fn labels(pod: &Pod, key: &EndpointKey, service_account: &str) -> Labels {
 
 /// A finished pod keeps its object but no longer its addresses: somebody else may have them.
 fn is_finished(pod: &Pod) -> bool {
-    let phase = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref());
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     let released = annotation(pod, ANNOTATION_POD_IP).is_some_and(str::is_empty);
     matches!(phase, Some("Succeeded" | "Failed" | "Completed"))
         || (pod.metadata.deletion_timestamp.is_some() && released)
@@ -80,11 +73,7 @@ fn addresses(pod: &Pod) -> Vec<IpAddr> {
             .filter_map(|entry| address(&entry.ip));
         let many: Vec<IpAddr> = many.collect();
         let one = status.and_then(|status| address(status.pod_ip.as_deref()?));
-        if many.is_empty() {
-            one.into_iter().collect()
-        } else {
-            many
-        }
+        if many.is_empty() { one.into_iter().collect() } else { many }
     })
 }
 
@@ -105,9 +94,7 @@ fn named_ports<'a>(containers: impl Iterator<Item = &'a Container>) -> Vec<Named
         Some(NamedPort {
             name: port.name.clone().filter(|name| !name.is_empty())?,
             protocol: protocol(port.protocol.as_deref())?,
-            port: u16::try_from(port.container_port)
-                .ok()
-                .filter(|port| *port > 0)?,
+            port: u16::try_from(port.container_port).ok().filter(|port| *port > 0)?,
         })
     };
     let ports = containers.flat_map(|container| container.ports.iter().flatten());

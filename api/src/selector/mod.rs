@@ -61,9 +61,7 @@ impl Selector {
 
     /// The selector that matches nothing: what a reference that cannot be resolved becomes.
     pub fn none() -> Self {
-        Self {
-            root: Node::Not(Box::new(Node::All)),
-        }
+        Self { root: Node::Not(Box::new(Node::All)) }
     }
 
     /// Whether something with these labels matches.
@@ -79,9 +77,7 @@ impl Selector {
 
     /// The same selector over labels that carry `prefix`: how inherited labels of namespaces and service accounts are asked for.
     pub fn with_prefix(&self, prefix: &str) -> Self {
-        Self {
-            root: self.root.with_prefix(prefix),
-        }
+        Self { root: self.root.with_prefix(prefix) }
     }
 
     /// The conjunction: parts that say nothing are dropped and conjunctions are flattened, so that equal meanings share an id more often.
@@ -125,15 +121,9 @@ impl Node {
             Self::NotEquals(label, wanted) => value(label) != Some(wanted),
             Self::In(label, wanted) => value(label).is_some_and(|found| wanted.contains(found)),
             Self::NotIn(label, wanted) => !value(label).is_some_and(|found| wanted.contains(found)),
-            Self::Contains(label, text) => {
-                value(label).is_some_and(|found| found.contains(text.as_str()))
-            }
-            Self::StartsWith(label, text) => {
-                value(label).is_some_and(|found| found.starts_with(text.as_str()))
-            }
-            Self::EndsWith(label, text) => {
-                value(label).is_some_and(|found| found.ends_with(text.as_str()))
-            }
+            Self::Contains(label, text) => value(label).is_some_and(|found| found.contains(text.as_str())),
+            Self::StartsWith(label, text) => value(label).is_some_and(|found| found.starts_with(text.as_str())),
+            Self::EndsWith(label, text) => value(label).is_some_and(|found| found.ends_with(text.as_str())),
             Self::Not(operand) => !operand.matches(labels),
             Self::And(operands) => operands.iter().all(|operand| operand.matches(labels)),
             Self::Or(operands) => operands.iter().any(|operand| operand.matches(labels)),
@@ -152,12 +142,7 @@ impl Node {
 
     fn with_prefix(&self, prefix: &str) -> Self {
         let label = |label: &String| format!("{prefix}{label}");
-        let list = |operands: &[Self]| {
-            operands
-                .iter()
-                .map(|node| node.with_prefix(prefix))
-                .collect()
-        };
+        let list = |operands: &[Self]| operands.iter().map(|node| node.with_prefix(prefix)).collect();
         match self {
             Self::All => Self::All,
             Self::Global => Self::Global,

@@ -44,11 +44,7 @@ fn group(f: &mut fmt::Formatter<'_>, operands: &[Node], operator: &str) -> fmt::
     f.write_str(")")
 }
 
-fn joined<T: fmt::Display>(
-    f: &mut fmt::Formatter<'_>,
-    parts: impl Iterator<Item = T>,
-    separator: &str,
-) -> fmt::Result {
+fn joined<T: fmt::Display>(f: &mut fmt::Formatter<'_>, parts: impl Iterator<Item = T>, separator: &str) -> fmt::Result {
     for (index, part) in parts.enumerate() {
         if index > 0 {
             f.write_str(separator)?;

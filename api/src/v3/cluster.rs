@@ -40,11 +40,7 @@ pub struct FelixConfigurationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_prefix: Option<String>,
     /// Whether IPv6 is programmed; true by default.
-    #[serde(
-        default,
-        rename = "ipv6Support",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, rename = "ipv6Support", skip_serializing_if = "Option::is_none")]
     pub ipv6_support: Option<bool>,
 }
 
@@ -61,11 +57,7 @@ pub struct FelixConfigurationSpec {
 #[serde(rename_all = "camelCase")]
 pub struct ClusterInformationSpec {
     /// Identity of the cluster, random and kept.
-    #[serde(
-        default,
-        rename = "clusterGUID",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, rename = "clusterGUID", skip_serializing_if = "Option::is_none")]
     pub cluster_guid: Option<String>,
     /// How the cluster came about, as words between commas.
     #[serde(default, skip_serializing_if = "Option::is_none")]

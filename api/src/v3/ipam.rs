@@ -57,11 +57,7 @@ pub struct AllocationAttribute {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secondary: Option<BTreeMap<String, String>>,
     /// When it was released, while it waits out the cooldown.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        rename = "releasedAt"
-    )]
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "releasedAt")]
     pub released_at: Option<String>,
 }
 
@@ -140,11 +136,7 @@ pub struct IPAMConfigurationSpec {
     #[schemars(range(min = 0, max = 1200))]
     pub ip_cooldown_seconds: Option<u32>,
     /// Whether a virtual machine keeps its address when it moves: Enabled or Disabled.
-    #[serde(
-        default,
-        rename = "kubeVirtVMAddressPersistence",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, rename = "kubeVirtVMAddressPersistence", skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["Enabled", "Disabled"]))]
     pub kube_virt_vm_address_persistence: Option<String>,
 }

@@ -1,5 +1,6 @@
 //! Pieces of schema that several kinds share.
 
+use kube::core::Rule;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
@@ -53,6 +54,82 @@ pub(super) fn global_rules() -> Value {
         {
             "rule": format!("!({}) || !has(self.egress) && (!has(self.types) || !('Egress' in self.types))", set("preDNAT")),
             "message": "preDNAT policies have no egress rules and no type Egress",
+        },
+    ])
+}
+
+/// Names of namespaced policies, as Calico has them: a label, one more behind a dot, or what its converters have made.
+pub(super) fn namespaced_name() -> Rule {
+    let label = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
+    let made = r"(knp|ossg)\\.default\\.[a-z0-9]([-.a-z0-9]*[a-z0-9])?";
+    name_rule(&format!(r"^({label}(\\.{label})?|{made})$"))
+}
+
+/// Names of cluster-wide policies, as Calico has them: a label, or two with a dot between them.
+pub(super) fn global_name() -> Rule {
+    let label = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
+    name_rule(&format!(r"^{label}(\\.{label})?$"))
+}
+
+fn name_rule(pattern: &str) -> Rule {
+    Rule::new(format!("self.metadata.name.matches('{pattern}')"))
+        .message("the name of a policy is a DNS label, or two with a dot between them")
+}
+
+/// Rules of a pool that depend on its range or bind several fields.
+pub(super) fn pool_rules() -> Value {
+    let is_v4 = "cidr(self.cidr).ip().family() == 4";
+    let size = format!("(has(self.blockSize) ? self.blockSize : ({is_v4} ? 26 : 122))");
+    let is = |field: &str, value: &str| format!("(!has(self.{field}) || self.{field} == {value})");
+    let never = |field: &str| is(field, "'Never'");
+    let for_balancers = "has(self.allowedUses) && 'LoadBalancer' in self.allowedUses";
+    json!([
+        {
+            "rule": "self.cidr == oldSelf.cidr",
+            "message": "cidr cannot change: make a new pool",
+        },
+        {
+            "rule": "!has(oldSelf.blockSize) || has(self.blockSize) && self.blockSize == oldSelf.blockSize",
+            "message": "blockSize cannot change: make a new pool",
+        },
+        {
+            "rule": "cidr(self.cidr) == cidr(self.cidr).masked()",
+            "message": "cidr has bits behind its prefix: write the first address of the range",
+        },
+        {
+            "rule": "!cidr('169.254.0.0/16').containsCIDR(self.cidr) && !cidr('fe80::/10').containsCIDR(self.cidr)",
+            "message": "cidr is link-local: such addresses are not routed",
+        },
+        {
+            "rule": format!("{is_v4} ? {size} >= 20 && {size} <= 32 : {size} >= 116 && {size} <= 128"),
+            "message": "blockSize is 20 to 32 for IPv4 and 116 to 128 for IPv6",
+        },
+        {
+            "rule": format!("cidr(self.cidr).prefixLength() <= {size}"),
+            "message": "the pool is smaller than one block: widen cidr or raise blockSize",
+        },
+        {
+            "rule": format!("{} || {}", never("ipipMode"), never("vxlanMode")),
+            "message": "ipipMode and vxlanMode exclude each other: set one of them to Never",
+        },
+        {
+            "rule": format!("{is_v4} || {}", never("ipipMode")),
+            "message": "ipipMode is for IPv4 only: use vxlanMode",
+        },
+        {
+            "rule": format!("!({for_balancers}) || self.allowedUses.size() == 1"),
+            "message": "the use LoadBalancer stands alone: make a pool of its own for it",
+        },
+        {
+            "rule": format!(
+                "!({for_balancers}) || {} && {} && {} && {}",
+                never("ipipMode"), never("vxlanMode"), is("nodeSelector", "'all()'"), is("disableBGPExport", "false"),
+            ),
+            "message": "a pool for LoadBalancer has no encapsulation, nodeSelector all() and BGP export",
+        },
+        {
+            "rule": "!has(self.namespaceSelector) || self.namespaceSelector == '' || has(self.allowedUses) && !('Tunnel' in self.allowedUses)",
+            "message": "a pool with a namespaceSelector cannot have the use Tunnel: tunnels are in no namespace; set allowedUses to [Workload]",
         },
     ])
 }

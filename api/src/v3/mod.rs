@@ -17,8 +17,7 @@ pub use cluster::{ClusterInformation, FelixConfiguration};
 pub use ipam::{BlockAffinity, IPAMBlock, IPAMConfiguration, IPAMHandle};
 pub use netset::{GlobalNetworkSet, NetworkSet};
 pub use policy::{
-    GlobalNetworkPolicy, NetworkPolicy, StagedGlobalNetworkPolicy, StagedKubernetesNetworkPolicy,
-    StagedNetworkPolicy,
+    GlobalNetworkPolicy, NetworkPolicy, StagedGlobalNetworkPolicy, StagedKubernetesNetworkPolicy, StagedNetworkPolicy,
 };
 pub use pool::IPPool;
 pub use tier::Tier;

@@ -10,8 +10,8 @@ use super::limits;
 use super::rule::RuleSpec;
 
 pub use super::parse::policy::{
-    global_network_policy, network_policy, staged_global_network_policy,
-    staged_kubernetes_network_policy, staged_network_policy,
+    global_network_policy, network_policy, staged_global_network_policy, staged_kubernetes_network_policy,
+    staged_network_policy,
 };
 
 /// Name of the tier of policies that name none.
@@ -27,6 +27,7 @@ fn default_tier() -> String {
     group = "projectcalico.org",
     version = "v3",
     kind = "NetworkPolicy",
+    validation = limits::namespaced_name(),
     plural = "networkpolicies",
     namespaced,
     shortname = "caliconetworkpolicy",
@@ -76,6 +77,7 @@ pub struct NetworkPolicySpec {
     group = "projectcalico.org",
     version = "v3",
     kind = "GlobalNetworkPolicy",
+    validation = limits::global_name(),
     plural = "globalnetworkpolicies",
     shortname = "gnp",
     shortname = "cgnp",

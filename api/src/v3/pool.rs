@@ -1,7 +1,8 @@
 //! IP pools as users write them.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::{CustomResource, KubeSchema};
+use kube::CustomResource;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::limits;
@@ -9,7 +10,7 @@ use super::limits;
 pub use super::parse::pool::{block_info, pool};
 
 /// A range that addresses of pods and tunnels are taken from, and how packets travel for it.
-#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "projectcalico.org",
     version = "v3",
@@ -22,16 +23,8 @@ pub use super::parse::pool::{block_info, pool};
     printcolumn = r#"{"name":"NAT","type":"boolean","jsonPath":".spec.natOutgoing"}"#,
     printcolumn = r#"{"name":"Disabled","type":"boolean","jsonPath":".spec.disabled"}"#
 )]
-#[x_kube(
-    validation = Rule::new("self.cidr == oldSelf.cidr").message("cidr cannot change: make a new pool"),
-    validation = Rule::new("!has(oldSelf.blockSize) || has(self.blockSize) && self.blockSize == oldSelf.blockSize")
-        .message("blockSize cannot change: make a new pool"),
-    validation = Rule::new("!has(self.ipipMode) || !has(self.vxlanMode) || self.ipipMode == 'Never' || self.vxlanMode == 'Never'")
-        .message("ipipMode and vxlanMode exclude each other"),
-    validation = Rule::new("!has(self.allowedUses) || !('LoadBalancer' in self.allowedUses) || self.allowedUses.size() == 1")
-        .message("the use LoadBalancer cannot be combined with others"),
-)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = limits::pool_rules()))]
 pub struct IPPoolSpec {
     /// Range of the pool.
     #[schemars(length(max = 48), extend("format" = "cidr"))]
@@ -55,11 +48,7 @@ pub struct IPPoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disabled: Option<bool>,
     /// Do not export the pool's routes by BGP.
-    #[serde(
-        default,
-        rename = "disableBGPExport",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, rename = "disableBGPExport", skip_serializing_if = "Option::is_none")]
     pub disable_bgp_export: Option<bool>,
     /// Nodes that may take addresses; all() by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -80,7 +69,7 @@ pub struct IPPoolSpec {
 }
 
 /// What became of a pool.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct IPPoolStatus {
     /// `Allocatable`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -51,7 +51,7 @@ pub struct TierStatus {
 /// Built-in tiers cannot be redefined: others rely on where they are.
 fn pinned(name: &str, action: &str, order: u32) -> Rule {
     Rule::new(format!(
-        "self.metadata.name != '{name}' || self.spec.defaultAction == '{action}' && has(self.spec.order) && self.spec.order == {order}.0"
+        "self.metadata.name != '{name}' || self.spec.defaultAction == '{action}' && has(self.spec.order) && double(self.spec.order) == {order}.0"
     ))
     .message(format!("tier {name} is built in: defaultAction {action}, order {order}").as_str())
 }

@@ -22,17 +22,11 @@ pub fn show(parsed: Result<Policy, Refusal>) -> String {
 
 fn show_policy(policy: &Policy) -> String {
     let mut text = format!("{} {:?} {}\n", policy.tier, policy.order.0, policy.selector);
-    for (name, applies, rules) in [
-        ("ingress", policy.applies_ingress, &policy.ingress),
-        ("egress", policy.applies_egress, &policy.egress),
-    ] {
+    for (name, applies, rules) in
+        [("ingress", policy.applies_ingress, &policy.ingress), ("egress", policy.applies_egress, &policy.egress)]
+    {
         if applies || !rules.is_empty() {
-            writeln!(
-                text,
-                "{name}{}",
-                if applies { "" } else { " (does not apply)" }
-            )
-            .unwrap();
+            writeln!(text, "{name}{}", if applies { "" } else { " (does not apply)" }).unwrap();
         }
         for rule in rules {
             writeln!(text, "  {}", show_rule(rule)).unwrap();
@@ -44,28 +38,11 @@ fn show_policy(policy: &Policy) -> String {
 fn show_rule(rule: &Rule) -> String {
     let mut text = format!("{:?}", rule.action);
     for (name, value) in [
-        (
-            "version",
-            rule.ip_version.map(|version| format!("{version:?}")),
-        ),
-        (
-            "protocol",
-            rule.protocol.map(|protocol| protocol.0.to_string()),
-        ),
-        (
-            "not protocol",
-            rule.not_protocol.map(|protocol| protocol.0.to_string()),
-        ),
-        (
-            "icmp",
-            rule.icmp
-                .map(|icmp| format!("{:?} {:?}", icmp.kind, icmp.code)),
-        ),
-        (
-            "not icmp",
-            rule.not_icmp
-                .map(|icmp| format!("{:?} {:?}", icmp.kind, icmp.code)),
-        ),
+        ("version", rule.ip_version.map(|version| format!("{version:?}"))),
+        ("protocol", rule.protocol.map(|protocol| protocol.0.to_string())),
+        ("not protocol", rule.not_protocol.map(|protocol| protocol.0.to_string())),
+        ("icmp", rule.icmp.map(|icmp| format!("{:?} {:?}", icmp.kind, icmp.code))),
+        ("not icmp", rule.not_icmp.map(|icmp| format!("{:?} {:?}", icmp.kind, icmp.code))),
         ("from", show_entity(&rule.source)),
         ("to", show_entity(&rule.destination)),
     ] {
@@ -77,12 +54,7 @@ fn show_rule(rule: &Rule) -> String {
 }
 
 fn show_entity(entity: &EntityMatch) -> Option<String> {
-    let list = |nets: &[ipnet::IpNet]| {
-        nets.iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(" ")
-    };
+    let list = |nets: &[ipnet::IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     let ports = |ports: &[Port]| {
         let shown = ports.iter().map(|port| match port {
             Port::Range(range) => format!("{}-{}", range.first, range.last),
@@ -93,32 +65,11 @@ fn show_entity(entity: &EntityMatch) -> Option<String> {
     let parts = [
         ("nets", list(&entity.nets)),
         ("not nets", list(&entity.not_nets)),
-        (
-            "selector",
-            entity
-                .selector
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-        ),
-        (
-            "not selector",
-            entity
-                .not_selector
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-        ),
+        ("selector", entity.selector.as_ref().map(ToString::to_string).unwrap_or_default()),
+        ("not selector", entity.not_selector.as_ref().map(ToString::to_string).unwrap_or_default()),
         ("ports", ports(&entity.ports)),
         ("not ports", ports(&entity.not_ports)),
-        (
-            "service",
-            entity
-                .service
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-        ),
+        ("service", entity.service.as_ref().map(ToString::to_string).unwrap_or_default()),
     ];
     let shown: Vec<String> = parts
         .into_iter()

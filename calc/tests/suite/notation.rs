@@ -31,10 +31,7 @@ use margay_calc::update::{Backend, Update};
 /// Runs a script and answers with what it printed.
 pub fn run(script: &str) -> String {
     let mut run = Run::default();
-    let mut lines = script
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .peekable();
+    let mut lines = script.lines().filter(|line| !line.trim().is_empty()).peekable();
     while let Some(line) = lines.next() {
         let mut rules = Vec::new();
         while let Some(rule) = lines.next_if(|line| line.starts_with("  ")) {
@@ -42,9 +39,7 @@ pub fn run(script: &str) -> String {
         }
         run.line(line.trim(), &rules);
     }
-    run.names
-        .iter()
-        .fold(run.printed, |printed, (id, name)| printed.replace(id, name))
+    run.names.iter().fold(run.printed, |printed, (id, name)| printed.replace(id, name))
 }
 
 #[derive(Default)]
@@ -57,9 +52,7 @@ struct Run {
 
 impl Run {
     fn line(&mut self, line: &str, rules: &[&str]) {
-        let (is_there, line) = line
-            .strip_prefix("- ")
-            .map_or((true, line), |line| (false, line));
+        let (is_there, line) = line.strip_prefix("- ").map_or((true, line), |line| (false, line));
         let (kind, rest) = line.split_once(' ').unwrap_or((line, ""));
         let (name, rest) = rest.split_once(' ').unwrap_or((rest, ""));
         let words: Vec<&str> = rest.split(' ').filter(|word| !word.is_empty()).collect();
@@ -70,21 +63,14 @@ impl Run {
             }
             "view" => {
                 let view = self.graph.view(name);
-                let records = view
-                    .ids()
-                    .filter_map(|id| Some(text::record(&id, &*view.record(&id)?)));
+                let records = view.ids().filter_map(|id| Some(text::record(&id, &*view.record(&id)?)));
                 let records: String = records.collect();
                 return self.print(line, &records);
             }
             "digests" => {
                 let view = self.graph.view(name);
                 let digests = view.ids().filter_map(|id| {
-                    Some(format!(
-                        "{:016x} {:3} {}\n",
-                        view.digest(&id)?,
-                        digest::bucket(&id),
-                        text::id_text(&id)
-                    ))
+                    Some(format!("{:016x} {:3} {}\n", view.digest(&id)?, digest::bucket(&id), text::id_text(&id)))
                 });
                 let digests: String = digests.collect();
                 return self.print(line, &digests);
@@ -93,28 +79,19 @@ impl Run {
             "tier" => Update::Tier(name.to_owned(), is_there.then(|| tier(&words))),
             "node" => Update::Node(name.to_owned(), is_there.then(|| node(&words))),
             "pool" => Update::Pool(name.to_owned(), is_there.then(|| pool(&words))),
-            "block" => Update::Block(
-                name.parse().expect("a range"),
-                is_there.then(|| block(&words)),
-            ),
+            "block" => Update::Block(name.parse().expect("a range"), is_there.then(|| block(&words))),
             "namespace" => Update::Namespace(name.to_owned(), is_there.then(|| labels(&words))),
             "account" => Update::ServiceAccount(pair(name), is_there.then(|| labels(&words))),
             "pod" => Update::Endpoint(pair(name), is_there.then(|| pod(&pair(name), &words))),
             "netset" => Update::NetworkSet(pair(name), is_there.then(|| network_set(&words))),
-            "service" => Update::Service(
-                pair(name),
-                is_there.then(|| words.iter().map(|word| backend(word)).collect()),
-            ),
+            "service" => {
+                Update::Service(pair(name), is_there.then(|| words.iter().map(|word| backend(word)).collect()))
+            }
             "policy" => {
                 let (name, rest) = rest.split_once(' ').unwrap_or((rest, ""));
                 let (namespace, of) = name.split_once('/').expect("namespace/name");
-                let kind = PolicyKind::parse(line.split(' ').nth(1).expect("a kind"))
-                    .expect("a kind of policy");
-                let key = PolicyKey {
-                    kind,
-                    namespace: namespace.to_owned(),
-                    name: of.to_owned(),
-                };
+                let kind = PolicyKind::parse(line.split(' ').nth(1).expect("a kind")).expect("a kind of policy");
+                let key = PolicyKey { kind, namespace: namespace.to_owned(), name: of.to_owned() };
                 Update::Policy(key, is_there.then(|| self.policy(rest, rules)))
             }
             other => panic!("unknown object {other:?}"),
@@ -130,21 +107,11 @@ impl Run {
         let [to, name, port] = words else {
             panic!("connect POD POD PROTOCOL PORT");
         };
-        let outcome = connect(
-            &self.graph,
-            &pair(from),
-            &pair(to),
-            protocol(name),
-            port.parse().expect("a port"),
-        );
+        let outcome = connect(&self.graph, &pair(from), &pair(to), protocol(name), port.parse().expect("a port"));
         let text = match outcome {
             None => String::from("cannot\n"),
             Some(connection) => {
-                let answer = if connection.is_allowed() {
-                    "allowed"
-                } else {
-                    "denied"
-                };
+                let answer = if connection.is_allowed() { "allowed" } else { "denied" };
                 format!(
                     "egress\n{}ingress\n{}{answer}\n",
                     text::verdict(&connection.egress),
@@ -188,15 +155,9 @@ impl Run {
 
     /// `ACTION [PROTOCOL] [from SIDE] [to SIDE]`.
     fn rule(&mut self, text: &str) -> Rule {
-        let (head, to) = text
-            .split_once(" to ")
-            .map_or((text, None), |(head, to)| (head, Some(to)));
-        let (head, from) = head
-            .split_once(" from ")
-            .map_or((head, None), |(head, from)| (head, Some(from)));
-        let (name, proto) = head
-            .split_once(' ')
-            .map_or((head, None), |(name, proto)| (name, Some(proto)));
+        let (head, to) = text.split_once(" to ").map_or((text, None), |(head, to)| (head, Some(to)));
+        let (head, from) = head.split_once(" from ").map_or((head, None), |(head, from)| (head, Some(from)));
+        let (name, proto) = head.split_once(' ').map_or((head, None), |(name, proto)| (name, Some(proto)));
         Rule {
             protocol: proto.map(protocol),
             source: from.map(|side| self.side(side)).unwrap_or_default(),
@@ -211,12 +172,7 @@ impl Run {
         let mut rest = text;
         while let Some((word, after)) = rest.split_once(' ') {
             let (value, after) = after.split_once(' ').unwrap_or((after, ""));
-            let nets = || {
-                value
-                    .split(',')
-                    .map(|net| net.parse().expect("a range"))
-                    .collect()
-            };
+            let nets = || value.split(',').map(|net| net.parse().expect("a range")).collect();
             match word {
                 "net" => entity.nets = nets(),
                 "!net" => entity.not_nets = nets(),
@@ -238,9 +194,7 @@ fn pair(name: &str) -> NamespacedName {
 
 fn labels(words: &[&str]) -> Labels {
     let pairs = words.iter().filter_map(|word| word.split_once('='));
-    pairs
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .collect()
+    pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
 fn action(name: &str) -> Action {
@@ -271,17 +225,11 @@ fn port(text: &str) -> Port {
 }
 
 fn tier(words: &[&str]) -> Tier {
-    Tier {
-        order: Order(words[0].parse().ok()),
-        default_action: action(words[1]),
-    }
+    Tier { order: Order(words[0].parse().ok()), default_action: action(words[1]) }
 }
 
 fn node(words: &[&str]) -> NodeInfo {
-    NodeInfo {
-        ipv4: Some(words[0].parse().expect("an address with its prefix length")),
-        ..NodeInfo::default()
-    }
+    NodeInfo { ipv4: Some(words[0].parse().expect("an address with its prefix length")), ..NodeInfo::default() }
 }
 
 fn pool(words: &[&str]) -> Pool {
@@ -290,23 +238,14 @@ fn pool(words: &[&str]) -> Pool {
         Some(&"vxlan-cross-subnet") => Encapsulation::VxlanCrossSubnet,
         _ => Encapsulation::None,
     };
-    Pool {
-        cidr: words[0].parse().expect("a range"),
-        encapsulation,
-        nat_outgoing: words.contains(&"nat"),
-    }
+    Pool { cidr: words[0].parse().expect("a range"), encapsulation, nat_outgoing: words.contains(&"nat") }
 }
 
 fn block(words: &[&str]) -> BlockInfo {
     let borrowed = words.iter().filter_map(|word| word.split_once('='));
     BlockInfo {
-        node: words
-            .first()
-            .filter(|word| !word.contains('='))
-            .map(|node| (*node).to_owned()),
-        borrowed: borrowed
-            .map(|(address, node)| (address.parse().expect("an address"), node.to_owned()))
-            .collect(),
+        node: words.first().filter(|word| !word.contains('=')).map(|node| (*node).to_owned()),
+        borrowed: borrowed.map(|(address, node)| (address.parse().expect("an address"), node.to_owned())).collect(),
     }
 }
 
@@ -318,41 +257,20 @@ fn pod(key: &EndpointKey, words: &[&str]) -> WorkloadEndpoint {
         let [name, proto, port] = text.split(':').collect::<Vec<_>>()[..] else {
             panic!("port:NAME:PROTOCOL:PORT");
         };
-        NamedPort {
-            name: name.to_owned(),
-            protocol: protocol(proto),
-            port: port.parse().expect("a port"),
-        }
+        NamedPort { name: name.to_owned(), protocol: protocol(proto), port: port.parse().expect("a port") }
     };
     WorkloadEndpoint {
-        node: if words[0] == "-" {
-            String::new()
-        } else {
-            words[0].to_owned()
-        },
+        node: if words[0] == "-" { String::new() } else { words[0].to_owned() },
         labels,
-        service_account: words
-            .iter()
-            .find_map(|word| word.strip_prefix("sa:"))
-            .unwrap_or_default()
-            .to_owned(),
-        addresses: words[1]
-            .split(',')
-            .filter_map(|address| address.parse().ok())
-            .collect(),
+        service_account: words.iter().find_map(|word| word.strip_prefix("sa:")).unwrap_or_default().to_owned(),
+        addresses: words[1].split(',').filter_map(|address| address.parse().ok()).collect(),
         ports: ports.map(named).collect(),
         interface: interface_name(key),
     }
 }
 
 fn network_set(words: &[&str]) -> NetworkSet {
-    NetworkSet {
-        labels: labels(words),
-        nets: words[0]
-            .split(',')
-            .map(|net| net.parse().expect("a range"))
-            .collect(),
-    }
+    NetworkSet { labels: labels(words), nets: words[0].split(',').map(|net| net.parse().expect("a range")).collect() }
 }
 
 fn backend(word: &str) -> Backend {

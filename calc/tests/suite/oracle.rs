@@ -36,12 +36,7 @@ struct Naive<'a>(&'a Objects);
 
 impl Naive<'_> {
     fn verdict(&self, key: &EndpointKey, direction: Direction, packet: &Packet) -> Action {
-        let Some(endpoint) = self
-            .0
-            .endpoints
-            .get(key)
-            .filter(|endpoint| !endpoint.node.is_empty())
-        else {
+        let Some(endpoint) = self.0.endpoints.get(key).filter(|endpoint| !endpoint.node.is_empty()) else {
             return Action::Deny;
         };
         let labels = self.0.labels(key, endpoint);
@@ -56,20 +51,15 @@ impl Naive<'_> {
         policies.sort_by_key(|(key, policy)| (order(policy.order), tie(key)));
         let mut existing: Vec<_> = self.0.tiers.iter().collect();
         existing.sort_by_key(|(name, tier)| (order(tier.order), *name));
-        let mut tiers: Vec<(&str, Action)> = existing
-            .into_iter()
-            .map(|(name, tier)| (name.as_str(), tier.default_action))
-            .collect();
+        let mut tiers: Vec<(&str, Action)> =
+            existing.into_iter().map(|(name, tier)| (name.as_str(), tier.default_action)).collect();
         for name in ["default", "early", "late"] {
             if !self.0.tiers.contains_key(name) {
                 tiers.push((name, Action::Deny));
             }
         }
         for (tier, default_action) in tiers {
-            let mut policies = policies
-                .iter()
-                .filter(|(_, policy)| policy.tier == tier)
-                .peekable();
+            let mut policies = policies.iter().filter(|(_, policy)| policy.tier == tier).peekable();
             if policies.peek().is_none() {
                 continue;
             }
@@ -134,14 +124,7 @@ impl Naive<'_> {
     }
 
     fn meets(&self, entity: &EntityMatch, side: Side<'_>) -> bool {
-        let Side {
-            address,
-            port,
-            protocol,
-            is_destination,
-            limit,
-            subject,
-        } = side;
+        let Side { address, port, protocol, is_destination, limit, subject } = side;
         let in_nets = |nets: &[ipnet::IpNet]| nets.iter().any(|net| net.contains(&address));
         let port_matches = |wanted: &Port| {
             protocol.has_ports()
@@ -149,13 +132,10 @@ impl Naive<'_> {
                     Port::Range(range) => range.contains(port),
                     Port::Named(name) => self.owners(address).any(|(key, endpoint)| {
                         let selector = entity.selector.as_ref().or(subject);
-                        selector
-                            .is_none_or(|selector| selector.matches(&self.0.labels(key, endpoint)))
+                        selector.is_none_or(|selector| selector.matches(&self.0.labels(key, endpoint)))
                             && limit.is_none_or(|limit| limit == protocol)
                             && endpoint.ports.iter().any(|declared| {
-                                declared.name == *name
-                                    && declared.port == port
-                                    && declared.protocol == protocol
+                                declared.name == *name && declared.port == port && declared.protocol == protocol
                             })
                     }),
                 }
@@ -164,50 +144,34 @@ impl Naive<'_> {
             let backends = self.0.services.get(service).into_iter().flatten();
             { backends }.any(|backend| {
                 backend.address == address
-                    && (!is_destination
-                        || protocol.has_ports()
-                            && (backend.protocol, backend.port) == (protocol, port))
+                    && (!is_destination || protocol.has_ports() && (backend.protocol, backend.port) == (protocol, port))
             })
         });
         (entity.nets.is_empty() || in_nets(&entity.nets))
             && !in_nets(&entity.not_nets)
-            && entity
-                .selector
-                .as_ref()
-                .is_none_or(|selector| self.selects(selector, address))
-            && !entity
-                .not_selector
-                .as_ref()
-                .is_some_and(|selector| self.selects(selector, address))
+            && entity.selector.as_ref().is_none_or(|selector| self.selects(selector, address))
+            && !entity.not_selector.as_ref().is_some_and(|selector| self.selects(selector, address))
             && (entity.ports.is_empty() || entity.ports.iter().any(port_matches))
             && !entity.not_ports.iter().any(port_matches)
             && service
     }
 
     fn selects(&self, selector: &Selector, address: IpAddr) -> bool {
-        let endpoint = self
-            .owners(address)
-            .any(|(key, endpoint)| selector.matches(&self.0.labels(key, endpoint)));
+        let endpoint = self.owners(address).any(|(key, endpoint)| selector.matches(&self.0.labels(key, endpoint)));
         let mut sets = self.0.network_sets.iter();
         endpoint
             || sets.any(|(key, set)| {
-                set.nets.iter().any(|net| net.contains(&address))
-                    && selector.matches(&self.0.set_labels(key, set))
+                set.nets.iter().any(|net| net.contains(&address)) && selector.matches(&self.0.set_labels(key, set))
             })
     }
 
     fn owners(&self, address: IpAddr) -> impl Iterator<Item = (&EndpointKey, &WorkloadEndpoint)> {
-        self.0
-            .endpoints
-            .iter()
-            .filter(move |(_, endpoint)| endpoint.addresses.contains(&address))
+        self.0.endpoints.iter().filter(move |(_, endpoint)| endpoint.addresses.contains(&address))
     }
 }
 
 fn packet() -> impl Strategy<Value = Packet> {
-    let addresses = (address(), address()).prop_filter("of one version", |(from, to)| {
-        from.is_ipv4() == to.is_ipv4()
-    });
+    let addresses = (address(), address()).prop_filter("of one version", |(from, to)| from.is_ipv4() == to.is_ipv4());
     (addresses, protocol(), port(), port(), (0..2_u8, 0..2_u8)).prop_map(
         |((source, destination), protocol, source_port, destination_port, icmp)| Packet {
             source,
@@ -278,13 +242,7 @@ proptest! {
     }
 }
 
-fn pod(
-    graph: &mut Graph,
-    namespace: &str,
-    address: &str,
-    labels: Labels,
-    service_account: &str,
-) -> EndpointKey {
+fn pod(graph: &mut Graph, namespace: &str, address: &str, labels: Labels, service_account: &str) -> EndpointKey {
     let key = EndpointKey::new(namespace, "pod");
     let endpoint = WorkloadEndpoint {
         node: String::from("n1"),
@@ -316,10 +274,7 @@ fn protection() -> Update {
         "!has(projectcalico.org/namespace)",
     ];
     let ingress = sources.map(|source| Rule {
-        source: EntityMatch {
-            selector: Some(parse(source)),
-            ..EntityMatch::default()
-        },
+        source: EntityMatch { selector: Some(parse(source)), ..EntityMatch::default() },
         ..Rule::any(Action::Allow)
     });
     let key = PolicyKey {

@@ -72,14 +72,7 @@ pub fn endpoint_key() -> impl Strategy<Value = EndpointKey> {
 
 /// An address of a pod, or of nobody.
 pub fn address() -> impl Strategy<Value = IpAddr> {
-    let texts = vec![
-        "10.0.0.1",
-        "10.0.0.2",
-        "10.0.0.66",
-        "10.1.0.3",
-        "fd00::1",
-        "fd00::2",
-    ];
+    let texts = vec!["10.0.0.1", "10.0.0.2", "10.0.0.66", "10.1.0.3", "fd00::1", "fd00::2"];
     select(texts).prop_map(|text| text.parse().expect("an address"))
 }
 
@@ -111,16 +104,8 @@ fn policy_key() -> impl Strategy<Value = PolicyKey> {
         PolicyKind::GlobalNetworkPolicy,
         PolicyKind::StagedNetworkPolicy,
     ];
-    (
-        select(kinds),
-        select(&["red", "green", ""][..]),
-        select(&["a", "a-b"][..]),
-    )
-        .prop_map(|(kind, namespace, name)| PolicyKey {
-            kind,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        })
+    (select(kinds), select(&["red", "green", ""][..]), select(&["a", "a-b"][..]))
+        .prop_map(|(kind, namespace, name)| PolicyKey { kind, namespace: namespace.to_owned(), name: name.to_owned() })
 }
 
 fn own_labels() -> impl Strategy<Value = Labels> {
@@ -138,31 +123,18 @@ fn own_labels() -> impl Strategy<Value = Labels> {
 }
 
 fn parent_labels() -> impl Strategy<Value = Labels> {
-    labels(
-        vec!["team", "role", "projectcalico.org/name"],
-        vec!["a", "b", "admin", "blue"],
-    )
+    labels(vec!["team", "role", "projectcalico.org/name"], vec!["a", "b", "admin", "blue"])
 }
 
 fn labels(keys: Vec<&'static str>, values: Vec<&'static str>) -> impl Strategy<Value = Labels> {
-    btree_map(
-        select(keys).prop_map(str::to_owned),
-        select(values).prop_map(str::to_owned),
-        0..4,
-    )
+    btree_map(select(keys).prop_map(str::to_owned), select(values).prop_map(str::to_owned), 0..4)
 }
 
 fn endpoint() -> impl Strategy<Value = WorkloadEndpoint> {
     let node = select(&["n1", "n2", "n3", ""][..]);
     let account = select(&["", "default", "robot"][..]);
-    (
-        node,
-        own_labels(),
-        account,
-        vec(address(), 0..3),
-        vec(named_port(), 0..3),
-    )
-        .prop_map(|(node, mut labels, account, addresses, ports)| {
+    (node, own_labels(), account, vec(address(), 0..3), vec(named_port(), 0..3)).prop_map(
+        |(node, mut labels, account, addresses, ports)| {
             labels.insert(LABEL_ORCHESTRATOR.to_owned(), "k8s".to_owned());
             WorkloadEndpoint {
                 node: node.to_owned(),
@@ -172,15 +144,12 @@ fn endpoint() -> impl Strategy<Value = WorkloadEndpoint> {
                 ports,
                 interface: String::new(),
             }
-        })
+        },
+    )
 }
 
 fn named_port() -> impl Strategy<Value = NamedPort> {
-    (port_name(), protocol(), port()).prop_map(|(name, protocol, port)| NamedPort {
-        name,
-        protocol,
-        port,
-    })
+    (port_name(), protocol(), port()).prop_map(|(name, protocol, port)| NamedPort { name, protocol, port })
 }
 
 fn port_name() -> impl Strategy<Value = String> {
@@ -193,8 +162,7 @@ pub fn port() -> impl Strategy<Value = u16> {
 }
 
 fn selector() -> impl Strategy<Value = Selector> {
-    let written =
-        select(&SELECTORS[..]).prop_map(|text| Selector::parse(text).expect("a selector"));
+    let written = select(&SELECTORS[..]).prop_map(|text| Selector::parse(text).expect("a selector"));
     prop_oneof![3 => written, 1 => tree().prop_map(|root| Selector { root })]
 }
 
@@ -214,9 +182,7 @@ fn tree() -> impl Strategy<Value = Node> {
     ];
     leaf.prop_recursive(3, 8, 3, |operand| {
         prop_oneof![
-            operand
-                .clone()
-                .prop_map(|operand| Node::Not(Box::new(operand))),
+            operand.clone().prop_map(|operand| Node::Not(Box::new(operand))),
             vec(operand.clone(), 1..4).prop_map(Node::And),
             vec(operand, 1..4).prop_map(Node::Or),
         ]
@@ -224,10 +190,8 @@ fn tree() -> impl Strategy<Value = Node> {
 }
 
 fn tier() -> impl Strategy<Value = Tier> {
-    (order(), select(&[Action::Deny, Action::Pass][..])).prop_map(|(order, default_action)| Tier {
-        order,
-        default_action,
-    })
+    (order(), select(&[Action::Deny, Action::Pass][..]))
+        .prop_map(|(order, default_action)| Tier { order, default_action })
 }
 
 fn order() -> impl Strategy<Value = Order> {
@@ -236,25 +200,17 @@ fn order() -> impl Strategy<Value = Order> {
 
 fn policy() -> impl Strategy<Value = Policy> {
     let rules = || vec(rule(), 0..3);
-    (
-        tier_name(),
-        order(),
-        selector(),
-        any::<(bool, bool)>(),
-        rules(),
-        rules(),
+    (tier_name(), order(), selector(), any::<(bool, bool)>(), rules(), rules()).prop_map(
+        |(tier, order, selector, (applies_ingress, applies_egress), ingress, egress)| Policy {
+            tier,
+            order,
+            selector,
+            applies_ingress,
+            applies_egress,
+            ingress,
+            egress,
+        },
     )
-        .prop_map(
-            |(tier, order, selector, (applies_ingress, applies_egress), ingress, egress)| Policy {
-                tier,
-                order,
-                selector,
-                applies_ingress,
-                applies_egress,
-                ingress,
-                egress,
-            },
-        )
 }
 
 fn rule() -> impl Strategy<Value = Rule> {
@@ -263,45 +219,23 @@ fn rule() -> impl Strategy<Value = Rule> {
     let icmp = || {
         option::weighted(
             0.1,
-            (option::of(0..2_u8), option::of(0..2_u8)).prop_map(|(kind, code)| Icmp {
-                kind,
-                code: code.filter(|_| kind.is_some()),
-            }),
+            (option::of(0..2_u8), option::of(0..2_u8))
+                .prop_map(|(kind, code)| Icmp { kind, code: code.filter(|_| kind.is_some()) }),
         )
     };
-    let protocols = (
-        option::weighted(0.4, protocol()),
-        option::weighted(0.1, protocol()),
-    );
-    (
-        action,
-        version,
-        protocols,
-        icmp(),
-        icmp(),
-        entity(),
-        entity(),
+    let protocols = (option::weighted(0.4, protocol()), option::weighted(0.1, protocol()));
+    (action, version, protocols, icmp(), icmp(), entity(), entity()).prop_map(
+        |(action, ip_version, (protocol, not_protocol), icmp, not_icmp, source, destination)| Rule {
+            action,
+            ip_version,
+            protocol,
+            not_protocol,
+            icmp,
+            not_icmp,
+            source,
+            destination,
+        },
     )
-        .prop_map(
-            |(
-                action,
-                ip_version,
-                (protocol, not_protocol),
-                icmp,
-                not_icmp,
-                source,
-                destination,
-            )| Rule {
-                action,
-                ip_version,
-                protocol,
-                not_protocol,
-                icmp,
-                not_icmp,
-                source,
-                destination,
-            },
-        )
 }
 
 fn entity() -> impl Strategy<Value = EntityMatch> {
@@ -309,47 +243,28 @@ fn entity() -> impl Strategy<Value = EntityMatch> {
     let selectors = || option::weighted(0.3, selector());
     let ports = || prop_oneof![4 => Just(Vec::new()), 1 => vec(rule_port(), 1..3)];
     let service = option::weighted(0.1, service_key());
-    (
-        nets(),
-        nets(),
-        selectors(),
-        option::weighted(0.1, selector()),
-        ports(),
-        ports(),
-        service,
+    (nets(), nets(), selectors(), option::weighted(0.1, selector()), ports(), ports(), service).prop_map(
+        |(nets, not_nets, selector, not_selector, ports, not_ports, service)| EntityMatch {
+            nets,
+            not_nets,
+            selector,
+            not_selector,
+            ports,
+            not_ports,
+            service,
+        },
     )
-        .prop_map(
-            |(nets, not_nets, selector, not_selector, ports, not_ports, service)| EntityMatch {
-                nets,
-                not_nets,
-                selector,
-                not_selector,
-                ports,
-                not_ports,
-                service,
-            },
-        )
 }
 
 fn rule_port() -> impl Strategy<Value = Port> {
     prop_oneof![
-        (port(), 0..3_u16).prop_map(|(first, more)| Port::Range(PortRange {
-            first,
-            last: first + more
-        })),
+        (port(), 0..3_u16).prop_map(|(first, more)| Port::Range(PortRange { first, last: first + more })),
         port_name().prop_map(Port::Named),
     ]
 }
 
 fn net() -> impl Strategy<Value = IpNet> {
-    let texts = vec![
-        "10.0.0.0/8",
-        "10.0.0.0/24",
-        "10.0.0.1/32",
-        "10.0.0.66/26",
-        "fd00::/64",
-        "0.0.0.0/0",
-    ];
+    let texts = vec!["10.0.0.0/8", "10.0.0.0/24", "10.0.0.1/32", "10.0.0.66/26", "fd00::/64", "0.0.0.0/0"];
     select(texts).prop_map(|text| text.parse().expect("a range"))
 }
 
@@ -358,33 +273,21 @@ fn network_set() -> impl Strategy<Value = NetworkSet> {
 }
 
 fn backend() -> impl Strategy<Value = Backend> {
-    (address(), protocol(), port()).prop_map(|(address, protocol, port)| Backend {
-        address,
-        protocol,
-        port,
-    })
+    (address(), protocol(), port()).prop_map(|(address, protocol, port)| Backend { address, protocol, port })
 }
 
 fn node() -> impl Strategy<Value = NodeInfo> {
-    select(&["192.0.2.1/24", "192.0.2.2/24"][..]).prop_map(|text| NodeInfo {
-        ipv4: Some(text.parse().expect("an address")),
-        ..NodeInfo::default()
-    })
+    select(&["192.0.2.1/24", "192.0.2.2/24"][..])
+        .prop_map(|text| NodeInfo { ipv4: Some(text.parse().expect("an address")), ..NodeInfo::default() })
 }
 
 fn pool() -> impl Strategy<Value = Pool> {
-    let encapsulations = vec![
-        Encapsulation::None,
-        Encapsulation::Vxlan,
-        Encapsulation::VxlanCrossSubnet,
-    ];
-    (net(), select(encapsulations), any::<bool>()).prop_map(
-        |(cidr, encapsulation, nat_outgoing)| Pool {
-            cidr,
-            encapsulation,
-            nat_outgoing,
-        },
-    )
+    let encapsulations = vec![Encapsulation::None, Encapsulation::Vxlan, Encapsulation::VxlanCrossSubnet];
+    (net(), select(encapsulations), any::<bool>()).prop_map(|(cidr, encapsulation, nat_outgoing)| Pool {
+        cidr,
+        encapsulation,
+        nat_outgoing,
+    })
 }
 
 fn block_net() -> impl Strategy<Value = IpNet> {
@@ -394,16 +297,10 @@ fn block_net() -> impl Strategy<Value = IpNet> {
 
 fn block() -> impl Strategy<Value = BlockInfo> {
     let node = || select(&NODES[..]).prop_map(str::to_owned);
-    (
-        option::weighted(0.8, node()),
-        vec((address(), node()), 0..3),
-    )
+    (option::weighted(0.8, node()), vec((address(), node()), 0..3))
         .prop_map(|(node, borrowed)| BlockInfo { node, borrowed })
 }
 
 fn settings() -> impl Strategy<Value = FelixSettings> {
-    select(&[0, 1400][..]).prop_map(|vxlan_mtu| FelixSettings {
-        vxlan_mtu,
-        ..FelixSettings::default()
-    })
+    select(&[0, 1400][..]).prop_map(|vxlan_mtu| FelixSettings { vxlan_mtu, ..FelixSettings::default() })
 }

@@ -12,7 +12,7 @@ use margay_runtime::telemetry;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
-use super::{Event, Kernel, Parts, Routes, Status, local_pods};
+use super::{Event, Kernel, Look, Parts, Routes, Status, local_pods};
 use crate::cni::ports::NotEnforced;
 use crate::metrics::{Kind, Metrics};
 use crate::net;
@@ -64,6 +64,8 @@ pub(super) struct Owner {
     unsure: bool,
     waiters: Waiters,
     leaving: Vec<oneshot::Sender<()>>,
+    /// Looks come after the commit of their turn, so that they see what is in force.
+    looks: Vec<Look>,
     /// What the next commit is about.
     turn: Turn,
     retry: Backoff,
@@ -119,6 +121,7 @@ impl Owner {
             unsure: true,
             waiters: Waiters::new(),
             leaving: Vec::new(),
+            looks: Vec::new(),
             turn: Turn::new(),
             retry: Backoff::new(RETRY.0, RETRY.1),
             attempts: 0,
@@ -149,6 +152,9 @@ impl Owner {
             }
             self.overdue();
             self.commit()?;
+            for look in std::mem::take(&mut self.looks) {
+                look(&self.state, &self.compiler);
+            }
         }
     }
 
@@ -202,7 +208,7 @@ impl Owner {
                 self.leaving.push(done);
             }
             Event::Drift => self.unsure = true,
-            Event::Inspect(look) => look(&self.state, &self.compiler),
+            Event::Inspect(look) => self.looks.push(look),
         }
     }
 

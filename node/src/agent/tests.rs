@@ -1,1 +1,246 @@
+//! The owner against a kernel that is a value.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use margay_api::endpoint::interface_name;
+use margay_api::rule::Action;
+use margay_calc::model::{EndpointRecord, PolicyRecord, TierBinding};
+use margay_proto::sync::{Change, Trailer};
+use prometheus_client::registry::Registry;
+
+use super::*;
+use crate::nft::TransactionOp;
+use crate::policy::model::Model;
+use crate::policy::sample::{NODE, mk_pod, mk_policy_key, mk_rule};
+
+/// The longest wait for what must happen; it takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+type Records = BTreeMap<RecordId, Record>;
+
+/// Pods of these numbers, each under a policy of its number, which allows or denies everything.
+fn mk_records(pods: &[(usize, Action)]) -> Records {
+    let mut records = Records::new();
+    for (number, action) in pods {
+        let (key, addresses) = mk_pod(*number);
+        let policy = PolicyRecord { ingress: vec![mk_rule(*action)], egress: Vec::new() };
+        records.insert(RecordId::Policy(mk_policy_key(*number)), Record::Policy(policy));
+        let tier = TierBinding {
+            name: "default".to_owned(),
+            default_action: Action::Deny,
+            ingress: vec![mk_policy_key(*number)],
+            egress: Vec::new(),
+        };
+        let endpoint =
+            EndpointRecord { interface: interface_name(&key), addresses, tiers: vec![tier], unmatched: Action::Allow };
+        records.insert(RecordId::Endpoint(key), Record::Endpoint(endpoint));
+    }
+    records
+}
+
+fn mk_frame(revision: u64, records: &Records, in_sync: bool) -> Box<Frame> {
+    let changes = records.iter().map(|(id, record)| Change::Upsert(id.clone(), record.clone())).collect();
+    Box::new(Frame { changes, trailer: Trailer { revision, in_sync, ..Trailer::default() } })
+}
+
+struct Rig {
+    kernel: Model,
+    agent: AgentHandle,
+    fatal: oneshot::Receiver<Fatal>,
+    faults: Option<oneshot::Receiver<Fault>>,
+}
+
+impl Rig {
+    fn new(kernel: Model, view: Records) -> Self {
+        let parts = Parts {
+            node: NODE.to_owned(),
+            view,
+            attached: BTreeMap::new(),
+            kernel: Box::new(kernel.clone()),
+            routes: None,
+            store: None,
+            metrics: Metrics::new(&mut Registry::default()),
+        };
+        let (agent, fatal) = spawn(parts).expect("a thread");
+        Self { kernel, agent, fatal, faults: None }
+    }
+
+    async fn connect(&mut self, stream: u64) {
+        let (hello, held) = oneshot::channel();
+        let (fault, faults) = oneshot::channel();
+        self.agent.send(Event::Connected { stream, hello, fault, server: "typha".to_owned() }).await;
+        self.faults = Some(faults);
+        held.await.expect("the agent lives");
+    }
+
+    async fn tell(&self, stream: u64, frame: Box<Frame>) {
+        assert!(self.agent.send(Event::Frame { stream, frame }).await);
+    }
+
+    /// The acknowledgement of this revision.
+    async fn acked(&self, revision: u64) -> Ack {
+        let mut acks = self.agent.acks();
+        let wanted = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.revision >= revision));
+        let ack = tokio::time::timeout(PATIENCE, wanted).await.expect("in time").expect("the agent lives");
+        ack.as_deref().expect("it was waited for").clone()
+    }
+
+    async fn attach(&self, number: usize) -> Result<(), NotEnforced> {
+        let (key, addresses) = mk_pod(number);
+        let interface = interface_name(&key);
+        tokio::time::timeout(PATIENCE, self.agent.attach(key, interface, addresses)).await.expect("in time")
+    }
+
+    /// Returns once everything sent before has been worked off.
+    async fn settle(&self) {
+        self.agent.inspect(|_, _| ()).await.expect("the agent lives");
+    }
+
+    /// Pods that packets can reach by the table.
+    fn dispatched(&self) -> BTreeSet<usize> {
+        let Some(table) = self.kernel.table() else { return BTreeSet::new() };
+        let text = table.sets["receivers"].elements.keys().map(|key| format!("{key}")).collect::<String>();
+        (0..9).filter(|number| text.contains(&interface_name(&mk_pod(*number).0))).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_written_before_the_whole_view_and_then_all_of_it_at_once() {
+    let mut rig = Rig::new(Model::new(), Records::new());
+    rig.connect(1).await;
+    let records = mk_records(&[(0, Action::Allow), (1, Action::Deny)]);
+    rig.tell(1, mk_frame(1, &records, false)).await;
+    rig.settle().await;
+    assert_eq!(rig.kernel.table(), None);
+    assert!(rig.agent.status().not_ready().is_some());
+    rig.tell(1, mk_frame(2, &Records::new(), true)).await;
+    assert_eq!(rig.acked(2).await.errors, []);
+    assert_eq!(rig.kernel.lock().commits, 1);
+    assert_eq!(rig.agent.status().not_ready(), None);
+    tokio::time::timeout(PATIENCE, rig.agent.wait_in_sync()).await.expect("in time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_is_attached_when_its_record_is_there_and_in_the_kernel() {
+    let mut rig = Rig::new(Model::new(), Records::new());
+    rig.connect(1).await;
+    rig.tell(1, mk_frame(1, &mk_records(&[(0, Action::Allow)]), true)).await;
+    assert_eq!(rig.attach(0).await, Ok(()));
+    assert_eq!(rig.dispatched(), [0].into());
+
+    let agent = rig.agent.clone();
+    let early = tokio::spawn(async move {
+        let (key, addresses) = mk_pod(1);
+        let interface = interface_name(&key);
+        agent.attach(key, interface, addresses).await
+    });
+    rig.settle().await;
+    assert!(!early.is_finished());
+    rig.tell(1, mk_frame(2, &mk_records(&[(1, Action::Allow)]), true)).await;
+    assert_eq!(tokio::time::timeout(PATIENCE, early).await.expect("in time").expect("no panic"), Ok(()));
+    assert_eq!(rig.dispatched(), [0, 1].into());
+
+    let key = mk_pod(1).0;
+    rig.agent.detach(mk_pod(0).0, interface_name(&key)).await;
+    assert_eq!(rig.dispatched(), [0, 1].into(), "another pod's link is not taken down");
+    rig.agent.detach(key.clone(), interface_name(&key)).await;
+    assert_eq!(rig.dispatched(), [0].into());
+    rig.agent.detach(key.clone(), interface_name(&key)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_kernel_refuses_is_denied_and_everything_else_enforced() {
+    let mut rig = Rig::new(Model::new(), Records::new());
+    let records = mk_records(&[(0, Action::Allow), (1, Action::Deny)]);
+    rig.connect(1).await;
+    rig.kernel.lock().refuses = Box::new(|op| match op {
+        TransactionOp::AppendRules(name, chain, _) => {
+            name.as_str().starts_with('i') && chain.rules.iter().any(|rule| rule.to_string().contains("accept"))
+        }
+        _ => false,
+    });
+    rig.tell(1, mk_frame(1, &records, true)).await;
+    let ack = rig.acked(1).await;
+    let blamed: Vec<RecordId> = ack.errors.into_iter().map(|(id, _)| id).collect();
+    assert_eq!(blamed, [RecordId::Policy(mk_policy_key(0))]);
+    assert!(matches!(rig.attach(0).await, Err(NotEnforced::Refused(_))));
+    assert_eq!(rig.attach(1).await, Ok(()));
+
+    // The policy is written otherwise: it is tried again at once.
+    rig.kernel.lock().refuses = Box::new(|_| false);
+    let mut records = records;
+    let policy = PolicyRecord { ingress: vec![mk_rule(Action::Allow), mk_rule(Action::Deny)], egress: Vec::new() };
+    records.insert(RecordId::Policy(mk_policy_key(0)), Record::Policy(policy));
+    rig.tell(1, mk_frame(2, &records, true)).await;
+    assert_eq!(rig.acked(2).await.errors, []);
+    assert_eq!(rig.attach(0).await, Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_passing_failure_is_tried_again_and_a_lasting_one_is_the_end() {
+    let mut rig = Rig::new(Model::new(), Records::new());
+    rig.connect(1).await;
+    rig.kernel.lock().outages = 3;
+    rig.tell(1, mk_frame(1, &mk_records(&[(0, Action::Allow)]), true)).await;
+    assert_eq!(rig.acked(1).await.revision, 1);
+    let before = rig.kernel.table();
+    rig.kernel.lock().outages = usize::MAX;
+    rig.tell(1, mk_frame(2, &mk_records(&[(1, Action::Allow)]), true)).await;
+    let fatal = tokio::time::timeout(PATIENCE, &mut rig.fatal).await.expect("in time").expect("a reason");
+    assert!(fatal.to_string().contains("stays in force"), "{fatal}");
+    assert_eq!(rig.kernel.table(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saved_view_is_enforced_after_a_boot_and_not_after_a_mere_restart() {
+    let records = mk_records(&[(0, Action::Allow)]);
+    let booted = Rig::new(Model::new(), records.clone());
+    booted.settle().await;
+    assert_eq!(booted.agent.status().not_ready(), None);
+    assert_eq!(booted.attach(0).await, Ok(()));
+
+    // The same kernel, with an older view on disk than what it enforces.
+    let before = booted.kernel.table();
+    let mut restarted = Rig::new(booted.kernel.clone(), mk_records(&[(1, Action::Allow)]));
+    restarted.settle().await;
+    assert_eq!(restarted.kernel.table(), before);
+    assert!(restarted.agent.status().not_ready().is_some());
+    let (key, _) = mk_pod(1);
+    let gone = restarted.agent.detach(key.clone(), interface_name(&key));
+    tokio::time::timeout(PATIENCE, gone).await.expect("nobody waits for a view to let a pod go");
+    restarted.connect(1).await;
+    restarted.tell(1, mk_frame(1, &records, true)).await;
+    restarted.acked(1).await;
+    assert_eq!(restarted.attach(0).await, Ok(()));
+    assert_eq!(restarted.dispatched(), [0].into());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drift_is_repaired_and_a_frame_that_does_not_fit_ends_its_stream() {
+    let mut rig = Rig::new(Model::new(), Records::new());
+    rig.connect(1).await;
+    rig.tell(1, mk_frame(1, &mk_records(&[(0, Action::Allow)]), true)).await;
+    rig.acked(1).await;
+    let wanted = rig.kernel.table();
+    rig.kernel.lock().table = None;
+    rig.agent.send(Event::Drift).await;
+    rig.settle().await;
+    assert_eq!(rig.kernel.table(), wanted);
+
+    let strange = Change::Members(
+        margay_calc::model::SetId("s:unknown".to_owned()),
+        margay_calc::model::SetKind::Net,
+        margay_calc::flush::MemberDelta::default(),
+    );
+    let frame = Frame { changes: vec![strange], trailer: Trailer { revision: 2, ..Trailer::default() } };
+    rig.tell(1, Box::new(frame)).await;
+    let fault = rig.faults.take().expect("a stream").await.expect("a reason");
+    assert!(matches!(fault, Fault::UnknownSet(_)));
+    // What the same stream says after that counts for nothing.
+    rig.tell(1, mk_frame(9, &mk_records(&[(1, Action::Allow)]), true)).await;
+    rig.connect(2).await;
+    assert!(!rig.agent.status().in_sync);
+    rig.tell(2, mk_frame(3, &mk_records(&[(0, Action::Allow)]), true)).await;
+    assert_eq!(rig.acked(3).await.revision, 3);
+}

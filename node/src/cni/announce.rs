@@ -39,28 +39,18 @@ struct Pending {
 
 impl Pending {
     fn say(&self, endpoint: EndpointKey, word: Word) {
-        self.words
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .insert(endpoint, word);
+        self.words.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(endpoint, word);
         self.news.notify_one();
     }
 
     /// Says it again unless something newer has been said.
     fn repeat(&self, endpoint: EndpointKey, word: Word) {
-        self.words
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .entry(endpoint)
-            .or_insert(word);
+        self.words.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).entry(endpoint).or_insert(word);
         self.news.notify_one();
     }
 
     fn take(&self) -> Option<(EndpointKey, Word)> {
-        self.words
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .pop_first()
+        self.words.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).pop_first()
     }
 }
 
@@ -86,26 +76,12 @@ impl Announcer for Annotations {
             ANNOTATION_POD_IP: addresses.first(),
             ANNOTATION_POD_IPS: addresses.join(","),
         });
-        self.pending.say(
-            attachment.endpoint(),
-            Word {
-                uid: attachment.uid.clone(),
-                annotations,
-                delay: RETRY_MIN,
-            },
-        );
+        self.pending.say(attachment.endpoint(), Word { uid: attachment.uid.clone(), annotations, delay: RETRY_MIN });
     }
 
     fn withdraw(&self, attachment: &Attachment) {
         let annotations = json!({ANNOTATION_POD_IP: "", ANNOTATION_POD_IPS: ""});
-        self.pending.say(
-            attachment.endpoint(),
-            Word {
-                uid: attachment.uid.clone(),
-                annotations,
-                delay: RETRY_MIN,
-            },
-        );
+        self.pending.say(attachment.endpoint(), Word { uid: attachment.uid.clone(), annotations, delay: RETRY_MIN });
     }
 }
 
@@ -143,10 +119,7 @@ async fn patch(client: Client, endpoint: &EndpointKey, word: &Word) -> Result<()
     }
     let pods: Api<Pod> = Api::namespaced(client, &endpoint.namespace);
     let patch = Patch::Strategic(json!({"metadata": metadata}));
-    match pods
-        .patch_status(&endpoint.name, &PatchParams::default(), &patch)
-        .await
-    {
+    match pods.patch_status(&endpoint.name, &PatchParams::default(), &patch).await {
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => Ok(()),
         result => result.map(drop),
     }

@@ -80,20 +80,14 @@ impl Attachments {
             let named = |error: String| {
                 io::Error::new(
                     io::ErrorKind::InvalidData,
-                    format!(
-                        "{}: {error}; move the file away to go on without it",
-                        path.display()
-                    ),
+                    format!("{}: {error}; move the file away to go on without it", path.display()),
                 )
             };
-            let attachment: Attachment = serde_json::from_slice(&fs::read(&path)?)
-                .map_err(|error| named(error.to_string()))?;
+            let attachment: Attachment =
+                serde_json::from_slice(&fs::read(&path)?).map_err(|error| named(error.to_string()))?;
             known.insert(attachment.id.clone(), attachment);
         }
-        Ok(Self {
-            folder: folder.to_owned(),
-            known,
-        })
+        Ok(Self { folder: folder.to_owned(), known })
     }
 
     /// All attachments, by identity.
@@ -108,11 +102,7 @@ impl Attachments {
 
     /// Other sandboxes that hold the same host side interface: leftovers of the same pod's earlier sandboxes.
     pub fn rivals(&self, of: &Attachment) -> Vec<Attachment> {
-        self.known
-            .values()
-            .filter(|other| other.interface == of.interface && other.id != of.id)
-            .cloned()
-            .collect()
+        self.known.values().filter(|other| other.interface == of.interface && other.id != of.id).cloned().collect()
     }
 
     /// Writes an attachment, new or changed; it is on disk when this returns.
@@ -137,8 +127,7 @@ impl Attachments {
 
     fn path(&self, id: &AttachmentId) -> PathBuf {
         // Both parts are limited to letters, digits and `_.-` when a request is parsed, so neither can leave the folder.
-        self.folder
-            .join(format!("{}@{}.json", id.container, id.ifname))
+        self.folder.join(format!("{}@{}.json", id.container, id.ifname))
     }
 }
 
@@ -148,10 +137,7 @@ mod tests {
 
     fn mk_attachment(container: &str) -> Attachment {
         Attachment {
-            id: AttachmentId {
-                container: container.to_owned(),
-                ifname: "eth0".to_owned(),
-            },
+            id: AttachmentId { container: container.to_owned(), ifname: "eth0".to_owned() },
             network: "k8s-pod-network".to_owned(),
             namespace: "x".to_owned(),
             pod: "a".to_owned(),
@@ -171,15 +157,10 @@ mod tests {
         attachments.put(old.clone()).expect("put");
         attachments.put(new.clone()).expect("put");
         let mut restarted = Attachments::load(folder.path()).expect("two files");
-        assert_eq!(
-            restarted.iter().cloned().collect::<Vec<_>>(),
-            [new.clone(), old.clone()]
-        );
+        assert_eq!(restarted.iter().cloned().collect::<Vec<_>>(), [new.clone(), old.clone()]);
         assert_eq!(restarted.rivals(&new), [old.clone()]);
         restarted.remove(&old.id).expect("remove");
-        restarted
-            .remove(&old.id)
-            .expect("removing twice is no error");
+        restarted.remove(&old.id).expect("removing twice is no error");
         let again = Attachments::load(folder.path()).expect("one file");
         assert_eq!(again.get(&old.id), None);
         assert_eq!(again.get(&new.id), Some(&new));
@@ -189,10 +170,7 @@ mod tests {
     fn a_damaged_file_is_named() {
         let folder = tempfile::tempdir().expect("a folder");
         fs::write(folder.path().join("c@eth0.json"), "{").expect("write");
-        let error = Attachments::load(folder.path())
-            .err()
-            .expect("a damaged file is refused")
-            .to_string();
+        let error = Attachments::load(folder.path()).err().expect("a damaged file is refused").to_string();
         assert!(error.contains("c@eth0.json"), "{error}");
     }
 }

@@ -59,10 +59,7 @@ pub enum NoAddress {
 /// Claims and releases addresses.
 pub trait Addresses: Send + Sync + 'static {
     /// Returns addresses that are durably claimed under the handle; asked again with the same handle, the same addresses.
-    fn assign(
-        &self,
-        request: AddressRequest,
-    ) -> impl Future<Output = Result<Vec<IpNet>, NoAddress>> + Send;
+    fn assign(&self, request: AddressRequest) -> impl Future<Output = Result<Vec<IpNet>, NoAddress>> + Send;
     /// Returns once nothing is claimed under the handle; an unknown handle is a success.
     fn release(&self, handle: String) -> impl Future<Output = Result<(), NoAddress>> + Send;
 }

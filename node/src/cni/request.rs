@@ -30,10 +30,7 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal with a code of [`margay_proto::cni::code`].
     pub fn new(code: u32, msg: impl Into<String>) -> Self {
-        Self {
-            code,
-            msg: msg.into(),
-        }
+        Self { code, msg: msg.into() }
     }
 }
 
@@ -65,9 +62,7 @@ impl Config {
         let wrong = |error: serde_json::Error| {
             Refusal::new(
                 code::INVALID_CONFIG,
-                format!(
-                    "network configuration: {error}; correct the file in the CNI configuration folder"
-                ),
+                format!("network configuration: {error}; correct the file in the CNI configuration folder"),
             )
         };
         serde_json::from_slice(text).map_err(wrong)
@@ -78,9 +73,7 @@ impl Config {
 pub fn id(attachment: &cni::Attachment) -> Result<AttachmentId, Refusal> {
     let plain = |text: &str| {
         !text.is_empty()
-            && text
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
             && !text.starts_with('.')
     };
     if !plain(&attachment.container_id) {
@@ -97,20 +90,14 @@ pub fn id(attachment: &cni::Attachment) -> Result<AttachmentId, Refusal> {
             "an interface name of 1 to 15 letters, digits, '_', '.', '-'",
         ));
     }
-    Ok(AttachmentId {
-        container: attachment.container_id.clone(),
-        ifname: attachment.ifname.clone(),
-    })
+    Ok(AttachmentId { container: attachment.container_id.clone(), ifname: attachment.ifname.clone() })
 }
 
 /// The attachment that an ADD asks for; no address yet.
 pub fn attachment(network: &str, asked: &cni::Attachment) -> Result<Attachment, Refusal> {
     let id = id(asked)?;
     let pod = asked.pod.clone().unwrap_or_default();
-    for (variable, value) in [
-        ("K8S_POD_NAMESPACE", &pod.namespace),
-        ("K8S_POD_NAME", &pod.name),
-    ] {
+    for (variable, value) in [("K8S_POD_NAMESPACE", &pod.namespace), ("K8S_POD_NAME", &pod.name)] {
         if value.is_empty() {
             return Err(environment(
                 "CNI_ARGS",
@@ -138,26 +125,16 @@ pub fn namespace(path: &str) -> Result<File, Refusal> {
     let rule = "the path of a network namespace that exists on this node";
     netns::open(Path::new(path)).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => environment("CNI_NETNS", path, rule),
-        _ => Refusal::new(
-            code::IO,
-            format!("CNI_NETNS {path:?}: {error}; must be {rule}"),
-        ),
+        _ => Refusal::new(code::IO, format!("CNI_NETNS {path:?}: {error}; must be {rule}")),
     })
 }
 
 /// How long an answer may take: the plugin's patience less a margin, and no longer than the configured limit.
 pub fn patience(timeout_millis: u32, configured: Duration) -> Duration {
     let plugin = Duration::from_millis(u64::from(timeout_millis)).saturating_sub(MARGIN);
-    if timeout_millis == 0 {
-        configured
-    } else {
-        plugin.min(configured)
-    }
+    if timeout_millis == 0 { configured } else { plugin.min(configured) }
 }
 
 fn environment(variable: &str, value: &str, rule: &str) -> Refusal {
-    Refusal::new(
-        code::INVALID_ENVIRONMENT,
-        format!("{variable} is {value:?}: must be {rule}"),
-    )
+    Refusal::new(code::INVALID_ENVIRONMENT, format!("{variable} is {value:?}: must be {rule}"))
 }

@@ -44,11 +44,7 @@ pub async fn serve<E: Enforcer, A: Addresses, N: Announcer>(
 ) -> io::Result<()> {
     let places = Arc::new(Semaphore::new(AT_ONCE));
     loop {
-        let place = places
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(io::Error::other)?;
+        let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
         let (stream, _) = listener.accept().await?;
         let service = service.clone();
         tokio::spawn(async move {
@@ -67,10 +63,7 @@ async fn converse<E: Enforcer, A: Addresses, N: Announcer>(
     service: &Service<E, A, N>,
 ) -> io::Result<()> {
     if stream.peer_cred()?.uid() != 0 {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            "only root may call",
-        ));
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "only root may call"));
     }
     let request = tokio::time::timeout(READ_TIMEOUT, read(&mut stream)).await??;
     let span = tracing::info_span!("cni", verb = name(&request), network = request.network);
@@ -80,17 +73,9 @@ async fn converse<E: Enforcer, A: Addresses, N: Announcer>(
     let outcome = answer(service, request).instrument(span.clone()).await;
     let outcome = outcome.unwrap_or_else(|refusal| {
         span.in_scope(|| tracing::warn!(code = refusal.code, msg = refusal.msg, "refused"));
-        Outcome::Error(cni::Error {
-            code: refusal.code,
-            msg: refusal.msg,
-            details: String::new(),
-        })
+        Outcome::Error(cni::Error { code: refusal.code, msg: refusal.msg, details: String::new() })
     });
-    stream
-        .write_all(&cni::encode_frame(&Response {
-            outcome: Some(outcome),
-        })?)
-        .await
+    stream.write_all(&cni::encode_frame(&Response { outcome: Some(outcome) })?).await
 }
 
 async fn read(stream: &mut UnixStream) -> io::Result<Request> {
@@ -118,18 +103,9 @@ async fn answer<E: Enforcer, A: Addresses, N: Announcer>(
     };
     let done = |()| Outcome::Done(cni::Done {});
     match request.verb.ok_or_else(missing)? {
-        Verb::Add(add) => service
-            .add(&call, &add.attachment.ok_or_else(missing)?)
-            .await
-            .map(Outcome::Result),
-        Verb::Del(del) => service
-            .del(&call, &del.attachment.ok_or_else(missing)?)
-            .await
-            .map(done),
-        Verb::Check(check) => service
-            .check(&call, &check.attachment.ok_or_else(missing)?)
-            .await
-            .map(done),
+        Verb::Add(add) => service.add(&call, &add.attachment.ok_or_else(missing)?).await.map(Outcome::Result),
+        Verb::Del(del) => service.del(&call, &del.attachment.ok_or_else(missing)?).await.map(done),
+        Verb::Check(check) => service.check(&call, &check.attachment.ok_or_else(missing)?).await.map(done),
         Verb::Status(_) => service.status().map(done),
         Verb::Gc(gc) => service.gc(&call, &gc.valid).await.map(done),
     }

@@ -55,11 +55,7 @@ pub struct Call {
 impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     /// A service over what earlier runs have left.
     pub fn new(parts: Parts<E, A, N>, attachments: Attachments) -> Self {
-        Self {
-            parts,
-            attachments: Mutex::new(attachments),
-            pods: Mutex::default(),
-        }
+        Self { parts, attachments: Mutex::new(attachments), pods: Mutex::default() }
     }
 
     /// Attaches a pod. Asked again for the same attachment, the same answer.
@@ -68,20 +64,10 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         let namespace = request::namespace(&asked.netns)?;
         let pod = self.pod(&wanted.endpoint());
         let _alone = pod.lock().await;
-        let mtu = if call.config.mtu == 0 {
-            *self.parts.mtu.borrow()
-        } else {
-            call.config.mtu
-        };
+        let mtu = if call.config.mtu == 0 { *self.parts.mtu.borrow() } else { call.config.mtu };
         let present = self.attachments().get(&wanted.id).cloned();
-        if let Some(present) =
-            present.filter(|present| !present.addresses.is_empty() && present.netns == asked.netns)
-        {
-            if self
-                .check_link(&present, namespace.try_clone().map_err(io)?, mtu)
-                .await
-                .is_ok()
-            {
+        if let Some(present) = present.filter(|present| !present.addresses.is_empty() && present.netns == asked.netns) {
+            if self.check_link(&present, namespace.try_clone().map_err(io)?, mtu).await.is_ok() {
                 self.enforce(call, &present).await?;
                 return Ok(result(&present, mtu));
             }
@@ -115,12 +101,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
                 let _alone = pod.lock().await;
                 self.remove(&attachment).await
             }
-            None => self
-                .parts
-                .addresses
-                .release(handle(&call.network, &id))
-                .await
-                .map_err(again),
+            None => self.parts.addresses.release(handle(&call.network, &id)).await.map_err(again),
         }
     }
 
@@ -138,24 +119,20 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             )
         };
         let attachment = self.attachments().get(&id).cloned().ok_or_else(unknown)?;
-        let mtu = if call.config.mtu == 0 {
-            *self.parts.mtu.borrow()
-        } else {
-            call.config.mtu
-        };
-        self.check_link(&attachment, namespace, mtu)
-            .await
-            .map_err(kernel)?;
+        let mtu = if call.config.mtu == 0 { *self.parts.mtu.borrow() } else { call.config.mtu };
+        self.check_link(&attachment, namespace, mtu).await.map_err(kernel)?;
         self.enforce(call, &attachment).await
     }
 
     /// Takes back the ADDs that an earlier run of the agent did not finish: nobody got an answer to them.
     pub async fn recover(&self) {
-        let unfinished: Vec<Attachment> = self.attachments().iter().filter(|attachment| attachment.mac.is_empty()).cloned().collect();
+        let unfinished: Vec<Attachment> =
+            self.attachments().iter().filter(|attachment| attachment.mac.is_empty()).cloned().collect();
         for attachment in unfinished {
             let pod = self.pod(&attachment.endpoint());
             let _alone = pod.lock().await;
-            let is_still_unfinished = self.attachments().get(&attachment.id).is_some_and(|present| present.mac.is_empty());
+            let is_still_unfinished =
+                self.attachments().get(&attachment.id).is_some_and(|present| present.mac.is_empty());
             if !is_still_unfinished {
                 continue;
             }
@@ -175,43 +152,23 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
 
     /// Detaches everything of the network that is not in the list.
     pub async fn gc(&self, call: &Call, valid: &[cni::ValidAttachment]) -> Result<(), Refusal> {
-        let valid: BTreeSet<(&str, &str)> = valid
-            .iter()
-            .map(|one| (one.container_id.as_str(), one.ifname.as_str()))
-            .collect();
+        let valid: BTreeSet<(&str, &str)> =
+            valid.iter().map(|one| (one.container_id.as_str(), one.ifname.as_str())).collect();
         let is_stale = |attachment: &&Attachment| {
-            let id = (
-                attachment.id.container.as_str(),
-                attachment.id.ifname.as_str(),
-            );
+            let id = (attachment.id.container.as_str(), attachment.id.ifname.as_str());
             attachment.network == call.network && !valid.contains(&id)
         };
-        let stale: Vec<Attachment> = self
-            .attachments()
-            .iter()
-            .filter(is_stale)
-            .cloned()
-            .collect();
+        let stale: Vec<Attachment> = self.attachments().iter().filter(is_stale).cloned().collect();
         let mut failed = None;
         for attachment in stale {
             let pod = self.pod(&attachment.endpoint());
             let _alone = pod.lock().await;
-            failed = self
-                .remove(&attachment)
-                .await
-                .err()
-                .or(failed);
+            failed = self.remove(&attachment).await.err().or(failed);
         }
         failed.map_or(Ok(()), Err)
     }
 
-    async fn plumb(
-        &self,
-        call: &Call,
-        wanted: &mut Attachment,
-        namespace: File,
-        mtu: u32,
-    ) -> Result<(), Refusal> {
+    async fn plumb(&self, call: &Call, wanted: &mut Attachment, namespace: File, mtu: u32) -> Result<(), Refusal> {
         let claim = self.parts.addresses.assign(AddressRequest {
             handle: wanted.handle(),
             endpoint: wanted.endpoint(),
@@ -220,12 +177,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         let names = (wanted.interface.clone(), wanted.id.ifname.clone());
         let again = namespace.try_clone().map_err(io)?;
         let link = blocking(move || {
-            let link = PodLink {
-                host: &names.0,
-                pod: &names.1,
-                namespace: &again,
-                mtu,
-            };
+            let link = PodLink { host: &names.0, pod: &names.1, namespace: &again, mtu };
             pod::create(&mut Socket::open()?, &link)
         });
         let (claimed, index) = tokio::join!(
@@ -236,30 +188,16 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         let index = index.map_err(kernel)?;
         self.attachments().put(wanted.clone()).map_err(io)?;
 
-        let (names, addresses) = (
-            (wanted.interface.clone(), wanted.id.ifname.clone()),
-            wanted.addresses.clone(),
-        );
+        let (names, addresses) = ((wanted.interface.clone(), wanted.id.ifname.clone()), wanted.addresses.clone());
         let configured = blocking(move || {
-            let link = PodLink {
-                host: &names.0,
-                pod: &names.1,
-                namespace: &namespace,
-                mtu,
-            };
+            let link = PodLink { host: &names.0, pod: &names.1, namespace: &namespace, mtu };
             let mac = pod::configure(&link, &addresses)?;
             pod::route(&mut Socket::open()?, index, &addresses)?;
             Ok(mac)
         });
-        let (configured, enforced) = tokio::join!(
-            configured.instrument(tracing::info_span!("link.configure")),
-            self.enforce(call, wanted)
-        );
-        wanted.mac = configured
-            .map_err(kernel)?
-            .0
-            .map(|byte| format!("{byte:02x}"))
-            .join(":");
+        let (configured, enforced) =
+            tokio::join!(configured.instrument(tracing::info_span!("link.configure")), self.enforce(call, wanted));
+        wanted.mac = configured.map_err(kernel)?.0.map(|byte| format!("{byte:02x}")).join(":");
         enforced?;
         self.attachments().put(wanted.clone()).map_err(io)
     }
@@ -272,17 +210,8 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         };
         let limit = request::patience(call.timeout_millis, configured);
         let addresses = attachment.addresses.iter().map(IpNet::addr).collect();
-        let attach = self.parts.enforcer.attach(
-            attachment.endpoint(),
-            attachment.interface.clone(),
-            addresses,
-        );
-        match tokio::time::timeout(
-            limit,
-            attach.instrument(tracing::info_span!("policy.attach")),
-        )
-        .await
-        {
+        let attach = self.parts.enforcer.attach(attachment.endpoint(), attachment.interface.clone(), addresses);
+        match tokio::time::timeout(limit, attach.instrument(tracing::info_span!("policy.attach"))).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Refusal::new(code::TRY_AGAIN, error.to_string())),
             Err(_) => {
@@ -304,26 +233,13 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
 
     /// Takes an attachment back: the link first, so that nothing passes any more, the address last, so that nobody gets it while it is in use.
     async fn remove(&self, attachment: &Attachment) -> Result<(), Refusal> {
-        let shared = self
-            .attachments()
-            .rivals(attachment)
-            .iter()
-            .any(|rival| !rival.addresses.is_empty());
+        let shared = self.attachments().rivals(attachment).iter().any(|rival| !rival.addresses.is_empty());
         if !shared {
             let host = attachment.interface.clone();
-            blocking(move || pod::remove(&mut Socket::open()?, &host))
-                .await
-                .map_err(kernel)?;
-            self.parts
-                .enforcer
-                .detach(attachment.endpoint(), attachment.interface.clone())
-                .await;
+            blocking(move || pod::remove(&mut Socket::open()?, &host)).await.map_err(kernel)?;
+            self.parts.enforcer.detach(attachment.endpoint(), attachment.interface.clone()).await;
         }
-        self.parts
-            .addresses
-            .release(attachment.handle())
-            .await
-            .map_err(again)?;
+        self.parts.addresses.release(attachment.handle()).await.map_err(again)?;
         self.attachments().remove(&attachment.id).map_err(io)?;
         if !shared {
             self.parts.announcer.withdraw(attachment);
@@ -331,36 +247,21 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         Ok(())
     }
 
-    async fn check_link(
-        &self,
-        attachment: &Attachment,
-        namespace: File,
-        mtu: u32,
-    ) -> Result<(), PodError> {
+    async fn check_link(&self, attachment: &Attachment, namespace: File, mtu: u32) -> Result<(), PodError> {
         let attachment = attachment.clone();
         blocking(move || {
-            let link = PodLink {
-                host: &attachment.interface,
-                pod: &attachment.id.ifname,
-                namespace: &namespace,
-                mtu,
-            };
+            let link = PodLink { host: &attachment.interface, pod: &attachment.id.ifname, namespace: &namespace, mtu };
             pod::check(&mut Socket::open()?, &link, &attachment.addresses)
         })
         .await
     }
 
     fn attachments(&self) -> MutexGuard<'_, Attachments> {
-        self.attachments
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.attachments.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn pod(&self, endpoint: &EndpointKey) -> Arc<tokio::sync::Mutex<()>> {
-        let mut pods = self
-            .pods
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut pods = self.pods.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         pods.retain(|_, lock| lock.strong_count() > 0);
         if let Some(lock) = pods.get(endpoint).and_then(Weak::upgrade) {
             return lock;
@@ -376,9 +277,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, PodError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(panic) => Err(PodError::Missing(format!(
-            "the kernel could not be asked: {panic}"
-        ))),
+        Err(panic) => Err(PodError::Missing(format!("the kernel could not be asked: {panic}"))),
     }
 }
 
@@ -395,16 +294,8 @@ fn result(attachment: &Attachment, mtu: u32) -> cni::Result {
         mtu,
         sandbox: attachment.netns.clone(),
     };
-    let ip = |address: &IpNet| cni::Ip {
-        address: address.to_string(),
-        gateway: String::new(),
-        interface: Some(1),
-    };
-    let default = cni::Route {
-        dst: "0.0.0.0/0".to_owned(),
-        gw: pod::GATEWAY.to_string(),
-        ..cni::Route::default()
-    };
+    let ip = |address: &IpNet| cni::Ip { address: address.to_string(), gateway: String::new(), interface: Some(1) };
+    let default = cni::Route { dst: "0.0.0.0/0".to_owned(), gw: pod::GATEWAY.to_string(), ..cni::Route::default() };
     cni::Result {
         interfaces: vec![host, inside],
         ips: attachment.addresses.iter().map(ip).collect(),

@@ -24,11 +24,7 @@ pub struct NodeAddresses {
 impl NodeAddresses {
     /// The addresses of a node. `clock` gives the time in RFC 3339, which is kept with each address.
     pub fn new(node: String, allocator: Allocator, clock: fn() -> String) -> Self {
-        Self {
-            node,
-            allocator,
-            clock,
-        }
+        Self { node, allocator, clock }
     }
 
     /// The address of this node's VXLAN device; the same one again after a restart.
@@ -42,12 +38,7 @@ impl NodeAddresses {
             secondary: Some(secondary),
             released_at: None,
         };
-        self.allocator
-            .assign(Wanted {
-                attribute,
-                pools: Vec::new(),
-            })
-            .await
+        self.allocator.assign(Wanted { attribute, pools: Vec::new() }).await
     }
 }
 
@@ -62,17 +53,9 @@ impl Addresses for NodeAddresses {
             ]
             .map(|(key, value)| (key.to_owned(), value)),
         );
-        let attribute = AllocationAttribute {
-            handle_id: Some(request.handle),
-            secondary: Some(secondary),
-            released_at: None,
-        };
-        self.allocator
-            .assign(Wanted {
-                attribute,
-                pools: request.ipv4_pools,
-            })
-            .await
+        let attribute =
+            AllocationAttribute { handle_id: Some(request.handle), secondary: Some(secondary), released_at: None };
+        self.allocator.assign(Wanted { attribute, pools: request.ipv4_pools }).await
     }
 
     async fn release(&self, handle: String) -> Result<(), NoAddress> {

@@ -104,14 +104,8 @@ impl Allocator {
         self.ask(Event::Release(handle, reply), answer).await
     }
 
-    async fn ask<T>(
-        &self,
-        event: Event,
-        answer: oneshot::Receiver<Result<T, NoAddress>>,
-    ) -> Result<T, NoAddress> {
-        let stopping = || {
-            NoAddress::Unavailable("the agent is stopping; the runtime will try again".to_owned())
-        };
+    async fn ask<T>(&self, event: Event, answer: oneshot::Receiver<Result<T, NoAddress>>) -> Result<T, NoAddress> {
+        let stopping = || NoAddress::Unavailable("the agent is stopping; the runtime will try again".to_owned());
         self.events.send(event).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?
     }
@@ -130,20 +124,13 @@ impl Slot {
     /// Whether something is, or is about to be, under the handle here.
     fn holds(&self, handle: &str) -> bool {
         !self.stored.value.of_handle(handle).is_empty()
-            || self
-                .queue
-                .iter()
-                .any(|operation| operation.handle() == handle)
+            || self.queue.iter().any(|operation| operation.handle() == handle)
             || self.writing.contains(handle)
     }
 
     /// Free addresses that nothing in the queue will take.
     fn room(&self) -> usize {
-        let assigns = self
-            .queue
-            .iter()
-            .filter(|operation| matches!(operation, Operation::Assign(..)))
-            .count();
+        let assigns = self.queue.iter().filter(|operation| matches!(operation, Operation::Assign(..))).count();
         self.stored.value.free().saturating_sub(assigns)
     }
 }
@@ -196,9 +183,7 @@ impl<S: Store> Owner<S> {
             Event::Release(handle, reply) => self.release(handle, reply),
             Event::Written(written) => self.written(written),
             Event::Claimed(named, result) => self.claimed(&named, result),
-            Event::Located(handle, reply, Ok(blocks)) => {
-                self.release_elsewhere(handle, reply, blocks)
-            }
+            Event::Located(handle, reply, Ok(blocks)) => self.release_elsewhere(handle, reply, blocks),
             Event::Located(_, reply, Err(error)) => {
                 drop(reply.send(Err(NoAddress::Unavailable(format!("IPAM handle: {error}")))))
             }
@@ -215,9 +200,7 @@ impl<S: Store> Owner<S> {
         self.spare_refused = false;
         let missing: Vec<IpNet> = {
             let map = self.map.borrow_and_update();
-            let ours = |(cidr, node): &(&IpNet, &String)| {
-                **node == self.node && !self.blocks.contains_key(*cidr)
-            };
+            let ours = |(cidr, node): &(&IpNet, &String)| **node == self.node && !self.blocks.contains_key(*cidr);
             let known = map.iter().flat_map(|map| map.iter());
             known.filter(ours).map(|(cidr, _)| *cidr).collect()
         };
@@ -240,14 +223,12 @@ impl<S: Store> Owner<S> {
 
     fn keep(&mut self, stored: Stored<Block>) {
         if stored.value.node() == Some(self.node.as_str()) {
-            self.blocks
-                .entry(stored.value.cidr())
-                .or_insert_with(|| Slot {
-                    stored,
-                    is_writing: false,
-                    writing: BTreeSet::new(),
-                    queue: Vec::new(),
-                });
+            self.blocks.entry(stored.value.cidr()).or_insert_with(|| Slot {
+                stored,
+                is_writing: false,
+                writing: BTreeSet::new(),
+                queue: Vec::new(),
+            });
         }
     }
 
@@ -255,15 +236,10 @@ impl<S: Store> Owner<S> {
         if reply.is_closed() {
             return;
         }
-        let holder = self
-            .blocks
-            .iter()
-            .find(|(_, slot)| slot.holds(wanted.handle()));
+        let holder = self.blocks.iter().find(|(_, slot)| slot.holds(wanted.handle()));
         let is_oriented = self.is_oriented();
         let chosen = holder.or_else(|| {
-            let has_room = |(cidr, slot): &(&IpNet, &Slot)| {
-                slot.room() > 0 && self.allows(&wanted.pools, **cidr)
-            };
+            let has_room = |(cidr, slot): &(&IpNet, &Slot)| slot.room() > 0 && self.allows(&wanted.pools, **cidr);
             self.blocks.iter().find(has_room).filter(|_| is_oriented)
         });
         match chosen.map(|(cidr, _)| *cidr) {
@@ -299,12 +275,7 @@ impl<S: Store> Owner<S> {
     }
 
     fn release(&mut self, handle: String, reply: ReleaseReply) {
-        if let Some(cidr) = self
-            .blocks
-            .iter()
-            .find(|(_, slot)| slot.holds(&handle))
-            .map(|(cidr, _)| *cidr)
-        {
+        if let Some(cidr) = self.blocks.iter().find(|(_, slot)| slot.holds(&handle)).map(|(cidr, _)| *cidr) {
             return self.enqueue(cidr, Operation::Release(handle, reply));
         }
         let store = self.store.clone();
@@ -315,23 +286,13 @@ impl<S: Store> Owner<S> {
     }
 
     /// Releases from blocks that the handle's object names and that are not in the cache, or were not when it was looked for.
-    fn release_elsewhere(
-        &mut self,
-        handle: String,
-        reply: ReleaseReply,
-        blocks: Vec<Stored<Block>>,
-    ) {
-        let Some(first) = blocks
-            .iter()
-            .map(|block| block.value.cidr())
-            .find(|cidr| self.blocks.contains_key(cidr))
+    fn release_elsewhere(&mut self, handle: String, reply: ReleaseReply, blocks: Vec<Stored<Block>>) {
+        let Some(first) = blocks.iter().map(|block| block.value.cidr()).find(|cidr| self.blocks.contains_key(cidr))
         else {
             let store = self.store.clone();
             tokio::spawn(async move {
                 let result = commit::release_from(&*store, &handle, blocks).await;
-                reply.send(result.map_err(|error| {
-                    NoAddress::Unavailable(format!("IPAM release of {handle}: {error}"))
-                }))
+                reply.send(result.map_err(|error| NoAddress::Unavailable(format!("IPAM release of {handle}: {error}"))))
             });
             return;
         };
@@ -354,19 +315,9 @@ impl<S: Store> Owner<S> {
             return;
         }
         slot.is_writing = true;
-        slot.writing = slot
-            .queue
-            .iter()
-            .map(|operation| operation.handle().to_owned())
-            .collect();
-        let (stored, queue, store) = (
-            slot.stored.clone(),
-            std::mem::take(&mut slot.queue),
-            self.store.clone(),
-        );
-        self.background(
-            async move { Event::Written(commit::commit(&*store, stored, queue).await) },
-        );
+        slot.writing = slot.queue.iter().map(|operation| operation.handle().to_owned()).collect();
+        let (stored, queue, store) = (slot.stored.clone(), std::mem::take(&mut slot.queue), self.store.clone());
+        self.background(async move { Event::Written(commit::commit(&*store, stored, queue).await) });
     }
 
     fn written(&mut self, written: Written) {
@@ -379,13 +330,7 @@ impl<S: Store> Owner<S> {
         let mut orphans = Vec::new();
         match written.block {
             Some(block) if block.value.node() == Some(self.node.as_str()) => slot.stored = block,
-            Some(_) => {
-                orphans = self
-                    .blocks
-                    .remove(&cidr)
-                    .map(|slot| slot.queue)
-                    .unwrap_or_default()
-            }
+            Some(_) => orphans = self.blocks.remove(&cidr).map(|slot| slot.queue).unwrap_or_default(),
             None => {}
         }
         for operation in written.unfinished.into_iter().chain(orphans) {
@@ -401,10 +346,7 @@ impl<S: Store> Owner<S> {
     /// Claims another block before it is needed, off anybody's path.
     fn keep_spare(&mut self) {
         let free: usize = self.blocks.values().map(Slot::room).sum();
-        let sizes = self
-            .blocks
-            .values()
-            .map(|slot| slot.stored.value.spec().allocations.len());
+        let sizes = self.blocks.values().map(|slot| slot.stored.value.spec().allocations.len());
         let low = sizes.max().map_or(0, |size| SPARE.min(size / 4));
         if free < low && !self.spare_refused {
             self.claim(Vec::new());
@@ -424,14 +366,8 @@ impl<S: Store> Owner<S> {
             .filter(|pool| pool.serves(&named))
             .cloned()
             .collect();
-        let taken: BTreeSet<IpNet> = self
-            .map
-            .borrow()
-            .iter()
-            .flat_map(|map| map.keys())
-            .chain(self.blocks.keys())
-            .copied()
-            .collect();
+        let taken: BTreeSet<IpNet> =
+            self.map.borrow().iter().flat_map(|map| map.keys()).chain(self.blocks.keys()).copied().collect();
         let (store, node, now) = (self.store.clone(), self.node.clone(), (self.clock)());
         self.background(async move {
             let result = claim::claim(&*store, &node, &pools, &named, taken, now).await;
@@ -453,14 +389,9 @@ impl<S: Store> Owner<S> {
             }
         };
         for (wanted, reply) in std::mem::take(&mut self.waiting) {
-            let has_room = self
-                .blocks
-                .iter()
-                .any(|(cidr, slot)| slot.room() > 0 && self.allows(&wanted.pools, *cidr));
+            let has_room = self.blocks.iter().any(|(cidr, slot)| slot.room() > 0 && self.allows(&wanted.pools, *cidr));
             match &failure {
-                Some(error) if wanted.pools == named && !has_room => {
-                    drop(reply.send(Err(error.clone())))
-                }
+                Some(error) if wanted.pools == named && !has_room => drop(reply.send(Err(error.clone()))),
                 _ => self.assign(wanted, reply),
             }
         }

@@ -21,11 +21,8 @@ pub(super) async fn claim<S: Store>(
     mut taken: BTreeSet<IpNet>,
     now: String,
 ) -> Result<Stored<Block>, NoAddress> {
-    let unavailable = |error: StoreError| {
-        NoAddress::Unavailable(format!(
-            "IPAM block claim: {error}; the runtime will try again"
-        ))
-    };
+    let unavailable =
+        |error: StoreError| NoAddress::Unavailable(format!("IPAM block claim: {error}; the runtime will try again"));
     if pools.is_empty() {
         return Err(no_pool(named));
     }
@@ -35,10 +32,7 @@ pub(super) async fn claim<S: Store>(
             if overlaps(&taken, cidr) {
                 continue;
             }
-            match try_claim(store, node, cidr, now.clone())
-                .await
-                .map_err(unavailable)?
-            {
+            match try_claim(store, node, cidr, now.clone()).await.map_err(unavailable)? {
                 Some(block) => return Ok(block),
                 None if collisions < COLLISIONS => {
                     collisions += 1;
@@ -52,10 +46,7 @@ pub(super) async fn claim<S: Store>(
             }
         }
     }
-    let names: Vec<String> = pools
-        .iter()
-        .map(|pool| format!("{} ({})", pool.name, pool.cidr))
-        .collect();
+    let names: Vec<String> = pools.iter().map(|pool| format!("{} ({})", pool.name, pool.cidr)).collect();
     Err(NoAddress::Exhausted(format!(
         "no address is free: every block of pool {} is taken and those of node {node} are full; add an IPPool, or free addresses",
         names.join(", ")
@@ -70,10 +61,7 @@ fn no_pool(named: &[String]) -> NoAddress {
 }
 
 fn overlaps(taken: &BTreeSet<IpNet>, cidr: IpNet) -> bool {
-    taken.contains(&cidr)
-        || taken
-            .iter()
-            .any(|other| other.contains(&cidr) || cidr.contains(other))
+    taken.contains(&cidr) || taken.iter().any(|other| other.contains(&cidr) || cidr.contains(other))
 }
 
 /// `None`: the block is somebody else's.

@@ -48,11 +48,7 @@ pub(super) struct Written {
 
 /// Does the operations in one write. On a conflict the block is read again and the operations are done anew on what it is now: an assignment
 /// that did get through is found by its handle.
-pub(super) async fn commit<S: Store>(
-    store: &S,
-    mut stored: Stored<Block>,
-    operations: Vec<Operation>,
-) -> Written {
+pub(super) async fn commit<S: Store>(store: &S, mut stored: Stored<Block>, operations: Vec<Operation>) -> Written {
     let (cidr, owner) = (stored.value.cidr(), stored.value.node().map(str::to_owned));
     let mut delay = DELAY;
     let mut failure = StoreError::Conflict;
@@ -65,11 +61,7 @@ pub(super) async fn commit<S: Store>(
             match store.block(cidr).await {
                 Ok(Some(block)) if block.value.node() == owner.as_deref() => stored = block,
                 Ok(block) => {
-                    return Written {
-                        cidr,
-                        block: block.or(Some(gone(cidr))),
-                        unfinished: operations,
-                    };
+                    return Written { cidr, block: block.or(Some(gone(cidr))), unfinished: operations };
                 }
                 Err(error) => {
                     failure = error;
@@ -87,11 +79,7 @@ pub(super) async fn commit<S: Store>(
             "IPAM block {cidr} could not be written: {failure}; the runtime will try again"
         )));
     }
-    Written {
-        cidr,
-        block: None,
-        unfinished: Vec::new(),
-    }
+    Written { cidr, block: None, unfinished: Vec::new() }
 }
 
 struct Done {
@@ -100,11 +88,7 @@ struct Done {
     full: bool,
 }
 
-async fn write<S: Store>(
-    store: &S,
-    stored: &Stored<Block>,
-    operations: &[Operation],
-) -> Result<Done, StoreError> {
+async fn write<S: Store>(store: &S, stored: &Stored<Block>, operations: &[Operation]) -> Result<Done, StoreError> {
     let mut block = stored.value.clone();
     let (mut full, mut handles) = (false, Vec::new());
     for operation in operations {
@@ -120,31 +104,17 @@ async fn write<S: Store>(
         }
     }
     if block == stored.value {
-        join_all(handles)
-            .await
-            .into_iter()
-            .collect::<Result<Vec<()>, _>>()?;
-        return Ok(Done {
-            block: stored.clone(),
-            full,
-        });
+        join_all(handles).await.into_iter().collect::<Result<Vec<()>, _>>()?;
+        return Ok(Done { block: stored.clone(), full });
     }
-    let changed = Stored {
-        value: block,
-        revision: stored.revision.clone(),
-    };
+    let changed = Stored { value: block, revision: stored.revision.clone() };
     let (written, handled) = tokio::join!(store.update_block(changed), join_all(handles));
     let block = written?;
     handled.into_iter().collect::<Result<Vec<()>, _>>()?;
     Ok(Done { block, full })
 }
 
-async fn answer<S: Store>(
-    store: &S,
-    block: Stored<Block>,
-    operations: Vec<Operation>,
-    full: bool,
-) -> Written {
+async fn answer<S: Store>(store: &S, block: Stored<Block>, operations: Vec<Operation>, full: bool) -> Written {
     let mut unfinished = Vec::new();
     let mut released = Vec::new();
     for operation in operations {
@@ -158,20 +128,13 @@ async fn answer<S: Store>(
             Operation::Release(handle, reply) => released.push((handle, reply)),
         }
     }
-    let deletions = released
-        .iter()
-        .map(|(handle, _)| store.delete_handle(handle.clone()));
+    let deletions = released.iter().map(|(handle, _)| store.delete_handle(handle.clone()));
     let results = join_all(deletions).await;
     for ((handle, reply), result) in released.into_iter().zip(results) {
-        let failed =
-            |error: StoreError| NoAddress::Unavailable(format!("IPAM handle {handle}: {error}"));
+        let failed = |error: StoreError| NoAddress::Unavailable(format!("IPAM handle {handle}: {error}"));
         drop(reply.send(result.map_err(failed)));
     }
-    Written {
-        cidr: block.value.cidr(),
-        block: Some(block),
-        unfinished,
-    }
+    Written { cidr: block.value.cidr(), block: Some(block), unfinished }
 }
 
 /// A block that belongs to nobody, in the place of one that does not exist.
@@ -185,10 +148,7 @@ fn gone(cidr: IpNet) -> Stored<Block> {
 }
 
 /// The blocks that a handle's object names.
-pub(super) async fn locate<S: Store>(
-    store: &S,
-    handle: &str,
-) -> Result<Vec<Stored<Block>>, StoreError> {
+pub(super) async fn locate<S: Store>(store: &S, handle: &str) -> Result<Vec<Stored<Block>>, StoreError> {
     let mut found = Vec::new();
     for cidr in store.handle_blocks(handle.to_owned()).await? {
         found.extend(store.block(cidr).await?);
@@ -209,12 +169,10 @@ pub(super) async fn release_from<S: Store>(
             }
             match store.update_block(stored.clone()).await {
                 Ok(_) => break,
-                Err(StoreError::Conflict) if attempt < TRIES => {
-                    match store.block(stored.value.cidr()).await? {
-                        Some(newer) => stored = newer,
-                        None => break,
-                    }
-                }
+                Err(StoreError::Conflict) if attempt < TRIES => match store.block(stored.value.cidr()).await? {
+                    Some(newer) => stored = newer,
+                    None => break,
+                },
                 Err(error) => return Err(error),
             }
         }

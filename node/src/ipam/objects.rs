@@ -8,9 +8,7 @@ use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
 use margay_api::ipam::block::Block;
 use margay_api::ipam::names;
-use margay_api::v3::ipam::{
-    BlockAffinity, BlockAffinitySpec, IPAMBlock, IPAMHandle, IPAMHandleSpec,
-};
+use margay_api::v3::ipam::{BlockAffinity, BlockAffinitySpec, IPAMBlock, IPAMHandle, IPAMHandleSpec};
 
 use super::store::{AffinityState, Store, StoreError, Stored};
 
@@ -30,12 +28,7 @@ pub struct Objects {
 impl Objects {
     /// Storage as seen by one node.
     pub fn new(client: Client, node: String) -> Self {
-        Self {
-            node,
-            blocks: Api::all(client.clone()),
-            affinities: Api::all(client.clone()),
-            handles: Api::all(client),
-        }
+        Self { node, blocks: Api::all(client.clone()), affinities: Api::all(client.clone()), handles: Api::all(client) }
     }
 }
 
@@ -75,29 +68,18 @@ fn object(block: &Block, revision: Option<String>) -> IPAMBlock {
 
 impl Store for Objects {
     async fn block(&self, cidr: IpNet) -> Result<Option<Stored<Block>>, StoreError> {
-        self.blocks
-            .get_opt(&names::block(cidr))
-            .await
-            .map_err(error)?
-            .map(parse)
-            .transpose()
+        self.blocks.get_opt(&names::block(cidr)).await.map_err(error)?.map(parse).transpose()
     }
 
     async fn create_block(&self, block: Block) -> Result<Stored<Block>, StoreError> {
-        let created = self
-            .blocks
-            .create(&PostParams::default(), &object(&block, None))
-            .await;
+        let created = self.blocks.create(&PostParams::default(), &object(&block, None)).await;
         parse(created.map_err(error)?)
     }
 
     async fn update_block(&self, block: Stored<Block>) -> Result<Stored<Block>, StoreError> {
         let wanted = object(&block.value, Some(block.revision));
         let name = names::block(block.value.cidr());
-        let written = self
-            .blocks
-            .replace(&name, &PostParams::default(), &wanted)
-            .await;
+        let written = self.blocks.replace(&name, &PostParams::default(), &wanted).await;
         parse(written.map_err(error)?)
     }
 
@@ -113,11 +95,7 @@ impl Store for Objects {
                 .map(|(key, value)| (key.to_owned(), value.to_owned())),
         );
         let wanted = BlockAffinity {
-            metadata: ObjectMeta {
-                name: Some(name.clone()),
-                labels: Some(labels),
-                ..ObjectMeta::default()
-            },
+            metadata: ObjectMeta { name: Some(name.clone()), labels: Some(labels), ..ObjectMeta::default() },
             spec: BlockAffinitySpec {
                 cidr: cidr.to_string(),
                 node: self.node.clone(),
@@ -127,12 +105,7 @@ impl Store for Objects {
             },
         };
         if state == "pending" {
-            match self
-                .affinities
-                .create(&PostParams::default(), &wanted)
-                .await
-                .map_err(error)
-            {
+            match self.affinities.create(&PostParams::default(), &wanted).await.map_err(error) {
                 Err(StoreError::Conflict) => {}
                 result => return result.map(drop),
             }
@@ -140,20 +113,13 @@ impl Store for Objects {
         let mut present = self.affinities.get(&name).await.map_err(error)?;
         present.spec.state = wanted.spec.state;
         present.spec.deleted = false;
-        let written = self
-            .affinities
-            .replace(&name, &PostParams::default(), &present)
-            .await;
+        let written = self.affinities.replace(&name, &PostParams::default(), &present).await;
         written.map(drop).map_err(error)
     }
 
     async fn delete_affinity(&self, cidr: IpNet) -> Result<(), StoreError> {
         let name = names::affinity(&self.node, cidr);
-        match self
-            .affinities
-            .delete(&name, &DeleteParams::default())
-            .await
-        {
+        match self.affinities.delete(&name, &DeleteParams::default()).await {
             Err(missing) if is_missing(&missing) => Ok(()),
             result => result.map(drop).map_err(error),
         }
@@ -161,45 +127,23 @@ impl Store for Objects {
 
     async fn create_handle(&self, handle: String, block: IpNet) -> Result<(), StoreError> {
         let wanted = IPAMHandle {
-            metadata: ObjectMeta {
-                name: Some(names::handle(&handle)),
-                ..ObjectMeta::default()
-            },
-            spec: IPAMHandleSpec {
-                handle_id: handle,
-                block: BTreeMap::from([(block.to_string(), 1)]),
-                deleted: false,
-            },
+            metadata: ObjectMeta { name: Some(names::handle(&handle)), ..ObjectMeta::default() },
+            spec: IPAMHandleSpec { handle_id: handle, block: BTreeMap::from([(block.to_string(), 1)]), deleted: false },
         };
-        match self
-            .handles
-            .create(&PostParams::default(), &wanted)
-            .await
-            .map_err(error)
-        {
+        match self.handles.create(&PostParams::default(), &wanted).await.map_err(error) {
             Err(StoreError::Conflict) => Ok(()),
             result => result.map(drop),
         }
     }
 
     async fn handle_blocks(&self, handle: String) -> Result<Vec<IpNet>, StoreError> {
-        let found = self
-            .handles
-            .get_opt(&names::handle(&handle))
-            .await
-            .map_err(error)?;
-        let blocks = found
-            .into_iter()
-            .flat_map(|object| object.spec.block.into_keys());
+        let found = self.handles.get_opt(&names::handle(&handle)).await.map_err(error)?;
+        let blocks = found.into_iter().flat_map(|object| object.spec.block.into_keys());
         Ok(blocks.filter_map(|cidr| cidr.parse().ok()).collect())
     }
 
     async fn delete_handle(&self, handle: String) -> Result<(), StoreError> {
-        match self
-            .handles
-            .delete(&names::handle(&handle), &DeleteParams::default())
-            .await
-        {
+        match self.handles.delete(&names::handle(&handle), &DeleteParams::default()).await {
             Err(missing) if is_missing(&missing) => Ok(()),
             result => result.map(drop).map_err(error),
         }

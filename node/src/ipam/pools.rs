@@ -67,21 +67,14 @@ pub fn usable(pools: &BTreeMap<String, IPPoolSpec>, labels: &Labels) -> Vec<Usab
     let usable = |(name, spec): (&String, &IPPoolSpec)| {
         let cidr: IpNet = spec.cidr.parse().ok()?;
         let selector = Selector::parse(spec.node_selector.as_deref().unwrap_or("all()")).ok()?;
-        let for_workloads = spec
-            .allowed_uses
-            .as_ref()
-            .is_none_or(|uses| uses.is_empty() || uses.iter().any(|used| used == "Workload"));
-        let default = if cidr.addr().is_ipv4() {
-            BLOCK_SIZE_V4
-        } else {
-            BLOCK_SIZE_V6
-        };
+        let for_workloads =
+            spec.allowed_uses.as_ref().is_none_or(|uses| uses.is_empty() || uses.iter().any(|used| used == "Workload"));
+        let default = if cidr.addr().is_ipv4() { BLOCK_SIZE_V4 } else { BLOCK_SIZE_V6 };
         let block_size = spec
             .block_size
             .map_or(Some(default), |size| u8::try_from(size).ok())
             .filter(|size| *size >= cidr.prefix_len() && *size <= cidr.max_prefix_len())?;
-        let is_usable =
-            !spec.disabled.unwrap_or(false) && for_workloads && selector.matches(labels);
+        let is_usable = !spec.disabled.unwrap_or(false) && for_workloads && selector.matches(labels);
         is_usable.then(|| UsablePool {
             name: name.clone(),
             cidr: cidr.trunc(),
@@ -99,50 +92,26 @@ mod tests {
     #[test]
     fn a_pool_serves_where_its_selector_and_its_uses_allow() {
         let spec = |change: fn(&mut IPPoolSpec)| {
-            let mut spec = IPPoolSpec {
-                cidr: "10.0.0.0/16".to_owned(),
-                ..IPPoolSpec::default()
-            };
+            let mut spec = IPPoolSpec { cidr: "10.0.0.0/16".to_owned(), ..IPPoolSpec::default() };
             change(&mut spec);
             spec
         };
         let pools = BTreeMap::from([
             ("default".to_owned(), spec(|_| {})),
-            (
-                "disabled".to_owned(),
-                spec(|spec| spec.disabled = Some(true)),
-            ),
-            (
-                "elsewhere".to_owned(),
-                spec(|spec| spec.node_selector = Some("rack == 'two'".to_owned())),
-            ),
-            (
-                "here".to_owned(),
-                spec(|spec| spec.node_selector = Some("rack == 'one'".to_owned())),
-            ),
-            (
-                "manual".to_owned(),
-                spec(|spec| spec.assignment_mode = Some("Manual".to_owned())),
-            ),
+            ("disabled".to_owned(), spec(|spec| spec.disabled = Some(true))),
+            ("elsewhere".to_owned(), spec(|spec| spec.node_selector = Some("rack == 'two'".to_owned()))),
+            ("here".to_owned(), spec(|spec| spec.node_selector = Some("rack == 'one'".to_owned()))),
+            ("manual".to_owned(), spec(|spec| spec.assignment_mode = Some("Manual".to_owned()))),
             ("tiny".to_owned(), spec(|spec| spec.block_size = Some(12))),
-            (
-                "tunnels".to_owned(),
-                spec(|spec| spec.allowed_uses = Some(vec!["Tunnel".to_owned()])),
-            ),
-            (
-                "wrong".to_owned(),
-                spec(|spec| spec.node_selector = Some("rack ==".to_owned())),
-            ),
+            ("tunnels".to_owned(), spec(|spec| spec.allowed_uses = Some(vec!["Tunnel".to_owned()]))),
+            ("wrong".to_owned(), spec(|spec| spec.node_selector = Some("rack ==".to_owned()))),
         ]);
         let labels = Labels::from([("rack".to_owned(), "one".to_owned())]);
-        let found: Vec<(String, bool)> = usable(&pools, &labels)
-            .into_iter()
-            .map(|pool| (pool.name, pool.manual))
-            .collect();
+        let found: Vec<(String, bool)> =
+            usable(&pools, &labels).into_iter().map(|pool| (pool.name, pool.manual)).collect();
         assert_eq!(
             found,
-            [("default", false), ("here", false), ("manual", true)]
-                .map(|(name, manual)| (name.to_owned(), manual))
+            [("default", false), ("here", false), ("manual", true)].map(|(name, manual)| (name.to_owned(), manual))
         );
     }
 }

@@ -43,9 +43,7 @@ impl UsablePool {
     pub fn serves(&self, named: &[String]) -> bool {
         match named {
             [] => !self.manual,
-            named => named
-                .iter()
-                .any(|name| *name == self.name || name.parse() == Ok(self.cidr)),
+            named => named.iter().any(|name| *name == self.name || name.parse() == Ok(self.cidr)),
         }
     }
 }
@@ -62,39 +60,19 @@ pub enum AffinityState {
 /// Storage of IPAM objects.
 pub trait Store: Send + Sync + 'static {
     /// A block, if it exists.
-    fn block(
-        &self,
-        cidr: IpNet,
-    ) -> impl Future<Output = Result<Option<Stored<Block>>, StoreError>> + Send;
+    fn block(&self, cidr: IpNet) -> impl Future<Output = Result<Option<Stored<Block>>, StoreError>> + Send;
     /// Makes a block that does not exist.
-    fn create_block(
-        &self,
-        block: Block,
-    ) -> impl Future<Output = Result<Stored<Block>, StoreError>> + Send;
+    fn create_block(&self, block: Block) -> impl Future<Output = Result<Stored<Block>, StoreError>> + Send;
     /// Replaces a block that has not changed since.
-    fn update_block(
-        &self,
-        block: Stored<Block>,
-    ) -> impl Future<Output = Result<Stored<Block>, StoreError>> + Send;
+    fn update_block(&self, block: Stored<Block>) -> impl Future<Output = Result<Stored<Block>, StoreError>> + Send;
     /// Writes this node's claim on a block.
-    fn put_affinity(
-        &self,
-        cidr: IpNet,
-        state: AffinityState,
-    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+    fn put_affinity(&self, cidr: IpNet, state: AffinityState) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Takes this node's claim back; one that does not exist is a success.
     fn delete_affinity(&self, cidr: IpNet) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Records that one address of the block is under the handle; a handle that exists is a success.
-    fn create_handle(
-        &self,
-        handle: String,
-        block: IpNet,
-    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+    fn create_handle(&self, handle: String, block: IpNet) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Blocks that a handle has addresses in; none if there is no such handle.
-    fn handle_blocks(
-        &self,
-        handle: String,
-    ) -> impl Future<Output = Result<Vec<IpNet>, StoreError>> + Send;
+    fn handle_blocks(&self, handle: String) -> impl Future<Output = Result<Vec<IpNet>, StoreError>> + Send;
     /// Forgets a handle; one that does not exist is a success.
     fn delete_handle(&self, handle: String) -> impl Future<Output = Result<(), StoreError>> + Send;
 }

@@ -37,17 +37,12 @@ impl Memory {
     fn put(&self, contents: &mut Contents, block: Block) -> Result<Stored<Block>, StoreError> {
         contents.writes += 1;
         let revision = contents.writes;
-        contents
-            .blocks
-            .insert(block.cidr(), (revision, block.clone()));
+        contents.blocks.insert(block.cidr(), (revision, block.clone()));
         if contents.lose_answers > 0 {
             contents.lose_answers -= 1;
             return Err(StoreError::Failed("connection reset".to_owned()));
         }
-        Ok(Stored {
-            value: block,
-            revision: revision.to_string(),
-        })
+        Ok(Stored { value: block, revision: revision.to_string() })
     }
 }
 
@@ -55,10 +50,10 @@ impl Store for Memory {
     async fn block(&self, cidr: IpNet) -> Result<Option<Stored<Block>>, StoreError> {
         tokio::task::yield_now().await;
         Ok(self.with(|contents| {
-            contents.blocks.get(&cidr).map(|(revision, block)| Stored {
-                value: block.clone(),
-                revision: revision.to_string(),
-            })
+            contents
+                .blocks
+                .get(&cidr)
+                .map(|(revision, block)| Stored { value: block.clone(), revision: revision.to_string() })
         }))
     }
 
@@ -76,19 +71,13 @@ impl Store for Memory {
     async fn update_block(&self, block: Stored<Block>) -> Result<Stored<Block>, StoreError> {
         tokio::task::yield_now().await;
         self.with(|contents| match contents.blocks.get(&block.value.cidr()) {
-            Some((revision, _)) if revision.to_string() == block.revision => {
-                self.put(contents, block.value)
-            }
+            Some((revision, _)) if revision.to_string() == block.revision => self.put(contents, block.value),
             _ => Err(StoreError::Conflict),
         })
     }
 
     async fn put_affinity(&self, cidr: IpNet, state: AffinityState) -> Result<(), StoreError> {
-        self.with(|contents| {
-            contents
-                .affinities
-                .insert((self.node.clone(), cidr), state == AffinityState::Confirmed)
-        });
+        self.with(|contents| contents.affinities.insert((self.node.clone(), cidr), state == AffinityState::Confirmed));
         Ok(())
     }
 
@@ -103,15 +92,7 @@ impl Store for Memory {
     }
 
     async fn handle_blocks(&self, handle: String) -> Result<Vec<IpNet>, StoreError> {
-        Ok(self.with(|contents| {
-            contents
-                .handles
-                .get(&handle)
-                .into_iter()
-                .flatten()
-                .copied()
-                .collect()
-        }))
+        Ok(self.with(|contents| contents.handles.get(&handle).into_iter().flatten().copied().collect()))
     }
 
     async fn delete_handle(&self, handle: String) -> Result<(), StoreError> {
@@ -128,42 +109,22 @@ struct Node {
 }
 
 fn pool(cidr: &str, block_size: u8) -> UsablePool {
-    UsablePool {
-        name: "default".to_owned(),
-        cidr: cidr.parse().expect("a range"),
-        block_size,
-        manual: false,
-    }
+    UsablePool { name: "default".to_owned(), cidr: cidr.parse().expect("a range"), block_size, manual: false }
 }
 
 fn mk_node(name: &str, contents: &Arc<Mutex<Contents>>, pools: Vec<UsablePool>) -> Node {
-    let store = Memory {
-        node: name.to_owned(),
-        contents: contents.clone(),
-    };
+    let store = Memory { node: name.to_owned(), contents: contents.clone() };
     let (map, seen) = watch::channel(Some(Arc::default()));
     let (pools, pools_seen) = watch::channel(Some(Arc::new(pools)));
-    let allocator = Allocator::spawn(
-        name.to_owned(),
-        Arc::new(store.clone()),
-        seen,
-        pools_seen,
-        || "2026-01-01T00:00:00Z".to_owned(),
-    );
-    Node {
-        allocator,
-        store,
-        map,
-        pools,
-    }
+    let allocator = Allocator::spawn(name.to_owned(), Arc::new(store.clone()), seen, pools_seen, || {
+        "2026-01-01T00:00:00Z".to_owned()
+    });
+    Node { allocator, store, map, pools }
 }
 
 fn wanted(handle: &str) -> Wanted {
     Wanted {
-        attribute: AllocationAttribute {
-            handle_id: Some(handle.to_owned()),
-            ..AllocationAttribute::default()
-        },
+        attribute: AllocationAttribute { handle_id: Some(handle.to_owned()), ..AllocationAttribute::default() },
         pools: Vec::new(),
     }
 }
@@ -171,20 +132,14 @@ fn wanted(handle: &str) -> Wanted {
 #[tokio::test]
 async fn nodes_that_start_together_share_a_pool_and_no_address() {
     let contents = Arc::new(Mutex::new(Contents::default()));
-    let nodes: Vec<Node> = (0..3)
-        .map(|n| mk_node(&format!("n{n}"), &contents, vec![pool("10.0.0.0/24", 28)]))
-        .collect();
-    let asks = nodes.iter().flat_map(|node| {
-        (0..40).map(|n| {
-            node.allocator
-                .assign(wanted(&format!("{}-{n}", node.store.node)))
-        })
-    });
+    let nodes: Vec<Node> =
+        (0..3).map(|n| mk_node(&format!("n{n}"), &contents, vec![pool("10.0.0.0/24", 28)])).collect();
+    let asks = nodes
+        .iter()
+        .flat_map(|node| (0..40).map(|n| node.allocator.assign(wanted(&format!("{}-{n}", node.store.node)))));
     let answers = futures::future::join_all(asks).await;
-    let addresses: BTreeSet<IpNet> = answers
-        .into_iter()
-        .flat_map(|answer| answer.expect("240 addresses serve 120 pods"))
-        .collect();
+    let addresses: BTreeSet<IpNet> =
+        answers.into_iter().flat_map(|answer| answer.expect("240 addresses serve 120 pods")).collect();
     assert_eq!(addresses.len(), 120);
     let contents = contents.lock().expect("no task panicked");
     for (block, (_, value)) in &contents.blocks {
@@ -196,68 +151,33 @@ async fn nodes_that_start_together_share_a_pool_and_no_address() {
         );
     }
     assert_eq!(contents.handles.len(), 120);
-    assert!(
-        contents.writes < 120,
-        "{} writes: many pods share one",
-        contents.writes
-    );
+    assert!(contents.writes < 120, "{} writes: many pods share one", contents.writes);
 }
 
 #[tokio::test]
 async fn the_same_handle_has_the_same_address_and_release_gives_it_back() {
     let contents = Arc::new(Mutex::new(Contents::default()));
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
-    let first = node
-        .allocator
-        .assign(wanted("h"))
-        .await
-        .expect("an address");
-    let (again, other) = tokio::join!(
-        node.allocator.assign(wanted("h")),
-        node.allocator.assign(wanted("other"))
-    );
+    let first = node.allocator.assign(wanted("h")).await.expect("an address");
+    let (again, other) = tokio::join!(node.allocator.assign(wanted("h")), node.allocator.assign(wanted("other")));
     assert_eq!(again.expect("the same"), first);
     assert_ne!(other.expect("another"), first);
-    node.allocator
-        .release("h".to_owned())
-        .await
-        .expect("release");
-    node.allocator
-        .release("h".to_owned())
-        .await
-        .expect("releasing twice is no error");
+    node.allocator.release("h".to_owned()).await.expect("release");
+    node.allocator.release("h".to_owned()).await.expect("releasing twice is no error");
     let contents = contents.lock().expect("no task panicked");
     assert_eq!(contents.handles.keys().collect::<Vec<_>>(), ["other"]);
-    assert_eq!(
-        contents
-            .blocks
-            .values()
-            .map(|(_, block)| block.allocated().count())
-            .sum::<usize>(),
-        1
-    );
+    assert_eq!(contents.blocks.values().map(|(_, block)| block.allocated().count()).sum::<usize>(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_answer_is_found_again_by_its_handle() {
     let contents = Arc::new(Mutex::new(Contents::default()));
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
-    node.allocator
-        .assign(wanted("first"))
-        .await
-        .expect("an address");
+    node.allocator.assign(wanted("first")).await.expect("an address");
     node.store.with(|contents| contents.lose_answers = 2);
-    node.allocator
-        .assign(wanted("second"))
-        .await
-        .expect("the write did get through");
-    let allocated = node.store.with(|contents| {
-        contents
-            .blocks
-            .values()
-            .map(|(_, block)| block.allocated().count())
-            .sum::<usize>()
-    });
+    node.allocator.assign(wanted("second")).await.expect("the write did get through");
+    let allocated =
+        node.store.with(|contents| contents.blocks.values().map(|(_, block)| block.allocated().count()).sum::<usize>());
     assert_eq!(allocated, 2);
 }
 
@@ -265,28 +185,15 @@ async fn a_lost_answer_is_found_again_by_its_handle() {
 async fn somebody_elses_change_of_a_block_is_kept() {
     let contents = Arc::new(Mutex::new(Contents::default()));
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
-    node.allocator
-        .assign(wanted("first"))
-        .await
-        .expect("an address");
+    node.allocator.assign(wanted("first")).await.expect("an address");
     node.store.with(|contents| {
         let (revision, block) = contents.blocks.values_mut().next().expect("one block");
-        block
-            .assign(&wanted("foreign").attribute, |_| false)
-            .expect("room");
+        block.assign(&wanted("foreign").attribute, |_| false).expect("room");
         *revision += 1000;
     });
-    let second = node
-        .allocator
-        .assign(wanted("second"))
-        .await
-        .expect("an address");
+    let second = node.allocator.assign(wanted("second")).await.expect("an address");
     let foreign = node.store.with(|contents| {
-        contents
-            .blocks
-            .values()
-            .flat_map(|(_, block)| block.of_handle("foreign"))
-            .collect::<Vec<_>>()
+        contents.blocks.values().flat_map(|(_, block)| block.of_handle("foreign")).collect::<Vec<_>>()
     });
     assert_eq!(foreign.len(), 1);
     assert_ne!(second[0].addr(), foreign[0]);
@@ -297,66 +204,34 @@ async fn a_full_pool_says_so_and_serves_again_when_space_returns() {
     let contents = Arc::new(Mutex::new(Contents::default()));
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/30", 30)]);
     for n in 0..4 {
-        node.allocator
-            .assign(wanted(&format!("h{n}")))
-            .await
-            .expect("an address");
+        node.allocator.assign(wanted(&format!("h{n}"))).await.expect("an address");
     }
-    let full = node
-        .allocator
-        .assign(wanted("late"))
-        .await
-        .expect_err("four addresses serve four pods");
+    let full = node.allocator.assign(wanted("late")).await.expect_err("four addresses serve four pods");
     assert!(
         matches!(&full, NoAddress::Exhausted(text) if text.contains("default (10.0.0.0/30)") && text.contains("add an IPPool")),
         "{full:?}"
     );
-    node.allocator
-        .release("h2".to_owned())
-        .await
-        .expect("release");
-    node.allocator
-        .assign(wanted("late"))
-        .await
-        .expect("the released address");
+    node.allocator.release("h2".to_owned()).await.expect("release");
+    node.allocator.assign(wanted("late")).await.expect("the released address");
     node.pools.send_replace(Some(Arc::new(vec![
         pool("10.0.0.0/30", 30),
-        UsablePool {
-            name: "more".to_owned(),
-            ..pool("10.1.0.0/30", 30)
-        },
+        UsablePool { name: "more".to_owned(), ..pool("10.1.0.0/30", 30) },
     ])));
-    node.allocator
-        .assign(wanted("later"))
-        .await
-        .expect("the new pool");
+    node.allocator.assign(wanted("later")).await.expect("the new pool");
 }
 
 #[tokio::test]
 async fn without_a_pool_the_error_tells_what_to_do() {
     let contents = Arc::new(Mutex::new(Contents::default()));
     let node = mk_node("n1", &contents, Vec::new());
-    let error = node
-        .allocator
-        .assign(wanted("h"))
-        .await
-        .expect_err("no pool");
-    assert!(
-        matches!(&error, NoAddress::Exhausted(text) if text.contains("no IPPool may be used")),
-        "{error:?}"
-    );
-    node.pools.send_replace(Some(Arc::new(vec![UsablePool {
-        manual: true,
-        ..pool("10.0.0.0/26", 26)
-    }])));
+    let error = node.allocator.assign(wanted("h")).await.expect_err("no pool");
+    assert!(matches!(&error, NoAddress::Exhausted(text) if text.contains("no IPPool may be used")), "{error:?}");
+    node.pools.send_replace(Some(Arc::new(vec![UsablePool { manual: true, ..pool("10.0.0.0/26", 26) }])));
     assert!(
         node.allocator.assign(wanted("h")).await.is_err(),
         "a pool that must be named served a request that names none"
     );
-    let named = Wanted {
-        pools: vec!["default".to_owned()],
-        ..wanted("h")
-    };
+    let named = Wanted { pools: vec!["default".to_owned()], ..wanted("h") };
     node.allocator.assign(named).await.expect("the named pool");
 }
 
@@ -364,36 +239,15 @@ async fn without_a_pool_the_error_tells_what_to_do() {
 async fn a_restarted_node_uses_the_blocks_that_it_has() {
     let contents = Arc::new(Mutex::new(Contents::default()));
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 26)]);
-    let address = node
-        .allocator
-        .assign(wanted("before"))
-        .await
-        .expect("an address");
-    let blocks: BTreeMap<IpNet, String> = node.store.with(|contents| {
-        contents
-            .blocks
-            .keys()
-            .map(|cidr| (*cidr, "n1".to_owned()))
-            .collect()
-    });
+    let address = node.allocator.assign(wanted("before")).await.expect("an address");
+    let blocks: BTreeMap<IpNet, String> =
+        node.store.with(|contents| contents.blocks.keys().map(|cidr| (*cidr, "n1".to_owned())).collect());
     let restarted = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 26)]);
     restarted.map.send_replace(Some(Arc::new(blocks)));
-    restarted
-        .allocator
-        .release("before".to_owned())
-        .await
-        .expect("found by its handle, loaded or not");
-    restarted
-        .allocator
-        .assign(wanted("after"))
-        .await
-        .expect("an address");
-    let left = restarted.store.with(|contents| {
-        contents
-            .blocks
-            .values()
-            .flat_map(|(_, block)| block.of_handle("before"))
-            .count()
-    });
+    restarted.allocator.release("before".to_owned()).await.expect("found by its handle, loaded or not");
+    restarted.allocator.assign(wanted("after")).await.expect("an address");
+    let left = restarted
+        .store
+        .with(|contents| contents.blocks.values().flat_map(|(_, block)| block.of_handle("before")).count());
     assert_eq!(left, 0, "{address:?} was not released");
 }

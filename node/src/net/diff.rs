@@ -78,9 +78,7 @@ mod tests {
             Op::RemoveVxlan => {
                 kernel.vxlan = None;
                 kernel.peers.clear();
-                kernel
-                    .routes
-                    .retain(|_, target| !matches!(target, Target::Vxlan { .. }));
+                kernel.routes.retain(|_, target| !matches!(target, Target::Vxlan { .. }));
             }
             Op::CreateVxlan(device) => {
                 assert!(kernel.vxlan.is_none(), "created over an existing device");
@@ -92,10 +90,7 @@ mod tests {
             }
             Op::RemovePeer(address, _) => assert!(kernel.peers.remove(&address).is_some()),
             Op::SetRoute(destination, target) => {
-                assert!(
-                    kernel.vxlan.is_some() || !matches!(target, Target::Vxlan { .. }),
-                    "route without its device"
-                );
+                assert!(kernel.vxlan.is_some() || !matches!(target, Target::Vxlan { .. }), "route without its device");
                 kernel.routes.insert(destination, target);
             }
             Op::RemoveRoute(destination, _) => {
@@ -105,25 +100,13 @@ mod tests {
     }
 
     fn target(tunnel: bool) -> BoxedStrategy<Target> {
-        let vxlan = (0u8..4)
-            .prop_map(|n| Target::Vxlan {
-                via: [10, 9, 9, n].into(),
-            })
-            .boxed();
+        let vxlan = (0u8..4).prop_map(|n| Target::Vxlan { via: [10, 9, 9, n].into() }).boxed();
         let plain = prop_oneof![
-            (0u8..3).prop_map(|n| Target::Pod {
-                interface: format!("cali{n}")
-            }),
+            (0u8..3).prop_map(|n| Target::Pod { interface: format!("cali{n}") }),
             Just(Target::Blackhole),
-            (0u8..4).prop_map(|n| Target::Gateway {
-                via: IpAddr::from([172, 30, 0, n])
-            }),
+            (0u8..4).prop_map(|n| Target::Gateway { via: IpAddr::from([172, 30, 0, n]) }),
         ];
-        if tunnel {
-            prop_oneof![plain, vxlan].boxed()
-        } else {
-            plain.boxed()
-        }
+        if tunnel { prop_oneof![plain, vxlan].boxed() } else { plain.boxed() }
     }
 
     fn any_plan() -> impl Strategy<Value = Plan> {
@@ -136,10 +119,7 @@ mod tests {
             );
             let peers = proptest::collection::btree_map(
                 (0u8..4).prop_map(|n| Ipv4Addr::from([10, 9, 9, n])),
-                (0u8..3).prop_map(|n| Peer {
-                    mac: Mac([0x66, 0, 0, 0, 0, n]),
-                    underlay: [172, 30, 0, n].into(),
-                }),
+                (0u8..3).prop_map(|n| Peer { mac: Mac([0x66, 0, 0, 0, 0, n]), underlay: [172, 30, 0, n].into() }),
                 0..4,
             );
             (routes, peers).prop_map(move |(routes, peers)| Plan {

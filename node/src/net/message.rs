@@ -103,10 +103,7 @@ pub fn new_host_address(index: u32, address: IpAddr) -> RouteNetlinkMessage {
     message.header.prefix_len = IpNet::from(address).max_prefix_len();
     message.header.scope = AddressScope::Universe;
     message.header.index = index;
-    message.attributes = vec![
-        AddressAttribute::Local(address),
-        AddressAttribute::Address(address),
-    ];
+    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
     RouteNetlinkMessage::NewAddress(message)
 }
 
@@ -132,13 +129,7 @@ pub struct Route {
 impl Route {
     /// A route to what is directly on a link.
     pub fn direct(destination: IpNet, link: u32) -> Self {
-        Self {
-            destination,
-            link: Some(link),
-            gateway: None,
-            onlink: false,
-            blackhole: false,
-        }
+        Self { destination, link: Some(link), gateway: None, onlink: false, blackhole: false }
     }
 
     /// The message body, to be wrapped into a new, delete or get request.
@@ -148,33 +139,17 @@ impl Route {
         message.header.destination_prefix_length = self.destination.prefix_len();
         message.header.table = 254;
         message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
-        message.header.scope = if self.gateway.is_none() && !self.blackhole {
-            RouteScope::Link
-        } else {
-            RouteScope::Universe
-        };
-        message.header.kind = if self.blackhole {
-            RouteType::BlackHole
-        } else {
-            RouteType::Unicast
-        };
+        message.header.scope =
+            if self.gateway.is_none() && !self.blackhole { RouteScope::Link } else { RouteScope::Universe };
+        message.header.kind = if self.blackhole { RouteType::BlackHole } else { RouteType::Unicast };
         if self.onlink {
             message.header.flags = RouteFlags::Onlink;
         }
         if self.destination.prefix_len() > 0 {
-            message
-                .attributes
-                .push(RouteAttribute::Destination(RouteAddress::from(
-                    self.destination.addr(),
-                )));
+            message.attributes.push(RouteAttribute::Destination(RouteAddress::from(self.destination.addr())));
         }
-        message.attributes.extend(
-            self.gateway
-                .map(|gateway| RouteAttribute::Gateway(RouteAddress::from(gateway))),
-        );
-        message
-            .attributes
-            .extend(self.link.map(RouteAttribute::Oif));
+        message.attributes.extend(self.gateway.map(|gateway| RouteAttribute::Gateway(RouteAddress::from(gateway))));
+        message.attributes.extend(self.link.map(RouteAttribute::Oif));
         message
     }
 }
@@ -221,9 +196,5 @@ pub fn get_neighbours(family: AddressFamily) -> RouteNetlinkMessage {
 }
 
 fn family(address: IpAddr) -> AddressFamily {
-    if address.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    }
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }

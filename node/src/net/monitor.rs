@@ -9,8 +9,7 @@ use netlink_packet_route::link::LinkAttribute;
 use netlink_packet_route::route::RouteProtocol;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt,
-    socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt,
 };
 
 use super::netlink::{NetlinkError, parse};
@@ -28,19 +27,11 @@ pub struct Monitor {
 impl Monitor {
     /// Subscribes.
     pub fn open() -> Result<Self, NetlinkError> {
-        let fd = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )
-        .map_err(io::Error::from)?;
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)
+            .map_err(io::Error::from)?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, GROUPS)).map_err(io::Error::from)?;
         setsockopt(&fd, sockopt::RcvBuf, &(1 << 20)).map_err(io::Error::from)?;
-        Ok(Self {
-            fd,
-            buffer: vec![0; 64 * 1024],
-        })
+        Ok(Self { fd, buffer: vec![0; 64 * 1024] })
     }
 
     /// Blocks until something of ours may have gone. Our own removals are reported too: only the owner can tell them apart, by what it wants. Lost notifications
@@ -54,10 +45,7 @@ impl Monitor {
                 Err(error) => return Err(io::Error::from(error).into()),
             };
             let ours = |payload: &NetlinkPayload<RouteNetlinkMessage>| matches!(payload, NetlinkPayload::InnerMessage(message) if is_removal(message));
-            if parse(&self.buffer[..read])?
-                .iter()
-                .any(|message| ours(&message.payload))
-            {
+            if parse(&self.buffer[..read])?.iter().any(|message| ours(&message.payload)) {
                 return Ok(());
             }
         }
@@ -66,12 +54,11 @@ impl Monitor {
 
 fn is_removal(message: &RouteNetlinkMessage) -> bool {
     match message {
-        RouteNetlinkMessage::DelRoute(route) => {
-            route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
-        }
-        RouteNetlinkMessage::DelLink(link) => link.attributes.iter().any(
-            |attribute| matches!(attribute, LinkAttribute::IfName(name) if name == VXLAN_DEVICE),
-        ),
+        RouteNetlinkMessage::DelRoute(route) => route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL),
+        RouteNetlinkMessage::DelLink(link) => link
+            .attributes
+            .iter()
+            .any(|attribute| matches!(attribute, LinkAttribute::IfName(name) if name == VXLAN_DEVICE)),
         RouteNetlinkMessage::DelNeighbour(_) => true,
         _ => false,
     }

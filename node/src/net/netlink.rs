@@ -6,14 +6,13 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-    setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket,
+    sockopt,
 };
 
 /// How an object that exists already is treated.
@@ -49,24 +48,12 @@ pub enum NetlinkError {
 impl NetlinkError {
     /// Whether the object was missing or already gone.
     pub fn is_missing(&self) -> bool {
-        matches!(
-            self,
-            Self::Refused {
-                errno: Errno::ENODEV | Errno::ESRCH | Errno::ENOENT | Errno::EADDRNOTAVAIL,
-                ..
-            }
-        )
+        matches!(self, Self::Refused { errno: Errno::ENODEV | Errno::ESRCH | Errno::ENOENT | Errno::EADDRNOTAVAIL, .. })
     }
 
     /// Whether the object existed already.
     pub fn is_existing(&self) -> bool {
-        matches!(
-            self,
-            Self::Refused {
-                errno: Errno::EEXIST,
-                ..
-            }
-        )
+        matches!(self, Self::Refused { errno: Errno::EEXIST, .. })
     }
 }
 
@@ -85,20 +72,11 @@ const BATCH: usize = 32 * 1024;
 impl Socket {
     /// Opens a socket in the calling thread's network namespace.
     pub fn open() -> Result<Self, NetlinkError> {
-        let fd = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )
-        .map_err(io::Error::from)?;
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)
+            .map_err(io::Error::from)?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(io::Error::from)?;
         setsockopt(&fd, sockopt::RcvBuf, &(1 << 20)).map_err(io::Error::from)?;
-        Ok(Self {
-            fd,
-            sequence: 0,
-            buffer: vec![0; RECEIVE],
-        })
+        Ok(Self { fd, sequence: 0, buffer: vec![0; RECEIVE] })
     }
 
     /// Sends one request and waits for its acknowledgement. `what` names it in an error.
@@ -113,10 +91,7 @@ impl Socket {
         self.send(&out)?;
         match self.acknowledgement(sequence)? {
             None => Ok(()),
-            Some(errno) => Err(NetlinkError::Refused {
-                what: what(),
-                errno,
-            }),
+            Some(errno) => Err(NetlinkError::Refused { what: what(), errno }),
         }
     }
 
@@ -147,10 +122,7 @@ impl Socket {
     }
 
     /// Sends a dump request and returns everything that it lists.
-    pub fn dump(
-        &mut self,
-        request: RouteNetlinkMessage,
-    ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+    pub fn dump(&mut self, request: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
         self.sequence += 1;
         let mut message = NetlinkMessage::from(request);
         message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
@@ -219,8 +191,7 @@ impl Socket {
     }
 
     fn receive(&mut self) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, NetlinkError> {
-        let read = recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty())
-            .map_err(io::Error::from)?;
+        let read = recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty()).map_err(io::Error::from)?;
         parse(&self.buffer[..read])
     }
 }
@@ -231,10 +202,7 @@ pub fn parse(mut bytes: &[u8]) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>
     while bytes.len() >= 16 {
         let length = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
         if length < 16 || length > bytes.len() {
-            return Err(NetlinkError::Decode(format!(
-                "length {length} of {} bytes",
-                bytes.len()
-            )));
+            return Err(NetlinkError::Decode(format!("length {length} of {} bytes", bytes.len())));
         }
         if let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes[..length]) {
             messages.push(message);

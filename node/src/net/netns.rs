@@ -11,14 +11,9 @@ use nix::sched::{CloneFlags, setns};
 /// thread that has changed its namespace must not serve anybody else.
 pub fn within<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
-        let inside = scope.spawn(|| {
-            setns(namespace, CloneFlags::CLONE_NEWNET)
-                .map_err(io::Error::from)
-                .map(|()| work())
-        });
-        inside
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the work inside the namespace panicked")))
+        let inside =
+            scope.spawn(|| setns(namespace, CloneFlags::CLONE_NEWNET).map_err(io::Error::from).map(|()| work()));
+        inside.join().unwrap_or_else(|_| Err(io::Error::other("the work inside the namespace panicked")))
     })
 }
 

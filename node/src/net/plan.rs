@@ -84,15 +84,9 @@ pub type LocalPods = BTreeMap<IpAddr, String>;
 pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -> Plan {
     let nodes = nodes(records);
     let Some(me) = nodes.get(own) else {
-        return Plan {
-            routes: pod_routes(pods),
-            ..Plan::default()
-        };
+        return Plan { routes: pod_routes(pods), ..Plan::default() };
     };
-    let mut plan = Plan {
-        routes: pod_routes(pods),
-        ..Plan::default()
-    };
+    let mut plan = Plan { routes: pod_routes(pods), ..Plan::default() };
     for (id, record) in records {
         let (RecordId::Route(destination), Record::Route(route)) = (id, record) else {
             continue;
@@ -103,26 +97,19 @@ pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -
             }
             continue;
         }
-        match remote(
-            me,
-            nodes.get(route.node.as_str()).copied(),
-            *destination,
-            route.encapsulation,
-        ) {
+        match remote(me, nodes.get(route.node.as_str()).copied(), *destination, route.encapsulation) {
             Ok(target) => {
                 plan.routes.insert(*destination, target);
             }
             Err(reason) => {
-                plan.unreachable
-                    .insert(*destination, format!("node {}: {reason}", route.node));
+                plan.unreachable.insert(*destination, format!("node {}: {reason}", route.node));
             }
         }
     }
     plan.vxlan = vxlan_device(me, records);
     plan.peers = peers(own, &nodes);
     if plan.vxlan.is_none() {
-        plan.routes
-            .retain(|_, target| !matches!(target, Target::Vxlan { .. }));
+        plan.routes.retain(|_, target| !matches!(target, Target::Vxlan { .. }));
         plan.peers.clear();
     }
     plan
@@ -130,14 +117,7 @@ pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -
 
 fn pod_routes(pods: &LocalPods) -> BTreeMap<IpNet, Target> {
     pods.iter()
-        .map(|(address, interface)| {
-            (
-                IpNet::from(*address),
-                Target::Pod {
-                    interface: interface.clone(),
-                },
-            )
-        })
+        .map(|(address, interface)| (IpNet::from(*address), Target::Pod { interface: interface.clone() }))
         .collect()
 }
 
@@ -165,9 +145,7 @@ fn remote(
     };
     let address = address.ok_or("it has no address of that IP version yet")?;
     let tunnel = || match (destination, &other.vtep) {
-        (IpNet::V6(_), _) => {
-            Err("VXLAN for IPv6 is not supported; use encapsulation None for IPv6 pools".to_owned())
-        }
+        (IpNet::V6(_), _) => Err("VXLAN for IPv6 is not supported; use encapsulation None for IPv6 pools".to_owned()),
         (IpNet::V4(_), None) => Err("it has no VXLAN tunnel address yet".to_owned()),
         (IpNet::V4(_), Some(vtep)) => Ok(Target::Vxlan { via: vtep.address }),
     };
@@ -177,9 +155,7 @@ fn remote(
             "{address} is on another subnet and the pool has no encapsulation; set CrossSubnet or route the pool in the fabric"
         )),
         Encapsulation::Vxlan => tunnel(),
-        Encapsulation::VxlanCrossSubnet if same_subnet(me, address) => {
-            Ok(Target::Gateway { via: address })
-        }
+        Encapsulation::VxlanCrossSubnet if same_subnet(me, address) => Ok(Target::Gateway { via: address }),
         Encapsulation::VxlanCrossSubnet => tunnel(),
         Encapsulation::Ipip | Encapsulation::IpipCrossSubnet => {
             Err("IPIP is not supported; use VXLAN or VXLANCrossSubnet".to_owned())
@@ -196,10 +172,7 @@ fn same_subnet(me: &NodeInfo, address: IpAddr) -> bool {
 
 fn vxlan_device(me: &NodeInfo, records: &BTreeMap<RecordId, Record>) -> Option<VxlanDevice> {
     let encapsulated = records.values().any(|record| match record {
-        Record::Pool(pool) => matches!(
-            pool.encapsulation,
-            Encapsulation::Vxlan | Encapsulation::VxlanCrossSubnet
-        ),
+        Record::Pool(pool) => matches!(pool.encapsulation, Encapsulation::Vxlan | Encapsulation::VxlanCrossSubnet),
         _ => false,
     });
     let (vtep, local) = (me.vtep.as_ref()?, me.ipv4?);
@@ -224,13 +197,7 @@ fn peers(own: &str, nodes: &BTreeMap<&str, &NodeInfo>) -> BTreeMap<Ipv4Addr, Pee
         .filter(|(name, _)| **name != own)
         .filter_map(|(_, info)| {
             let (vtep, underlay): (_, Ipv4Net) = (info.vtep.as_ref()?, info.ipv4?);
-            Some((
-                vtep.address,
-                Peer {
-                    mac: vtep.mac,
-                    underlay: underlay.addr(),
-                },
-            ))
+            Some((vtep.address, Peer { mac: vtep.mac, underlay: underlay.addr() }))
         })
         .collect()
 }

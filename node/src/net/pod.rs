@@ -57,9 +57,7 @@ pub fn create(socket: &mut Socket, link: &PodLink<'_>) -> Result<u32, PodError> 
         host_mac: HOST_MAC,
         mtu: link.mtu,
     };
-    match socket.exec(message::new_veth(&pair), Verb::Create, || {
-        format!("create {}", link.host)
-    }) {
+    match socket.exec(message::new_veth(&pair), Verb::Create, || format!("create {}", link.host)) {
         Err(error) if error.is_existing() => {
             remove(socket, link.host)?;
             socket.exec(message::new_veth(&pair), Verb::Create, || {
@@ -68,10 +66,8 @@ pub fn create(socket: &mut Socket, link: &PodLink<'_>) -> Result<u32, PodError> 
         }
         result => result?,
     }
-    let index = present::links(socket)?
-        .get(link.host)
-        .map(|found| found.index)
-        .ok_or_else(|| missing(link.host, "link"))?;
+    let index =
+        present::links(socket)?.get(link.host).map(|found| found.index).ok_or_else(|| missing(link.host, "link"))?;
     for (parameter, value) in [
         ("conf/{}/proxy_arp", "1"),
         ("neigh/{}/proxy_delay", "0"),
@@ -79,15 +75,10 @@ pub fn create(socket: &mut Socket, link: &PodLink<'_>) -> Result<u32, PodError> 
         ("conf/{}/route_localnet", "1"),
         ("conf/{}/rp_filter", "1"),
     ] {
-        sysctl::set(
-            &format!("ipv4/{}", parameter.replace("{}", link.host)),
-            value,
-        )?;
+        sysctl::set(&format!("ipv4/{}", parameter.replace("{}", link.host)), value)?;
     }
     sysctl::set(&format!("ipv6/conf/{}/accept_ra", link.host), "0")?;
-    socket.exec(message::set_up(index), Verb::Change, || {
-        format!("bring {} up", link.host)
-    })?;
+    socket.exec(message::set_up(index), Verb::Change, || format!("bring {} up", link.host))?;
     Ok(index)
 }
 
@@ -95,11 +86,9 @@ pub fn create(socket: &mut Socket, link: &PodLink<'_>) -> Result<u32, PodError> 
 pub fn route(socket: &mut Socket, index: u32, addresses: &[IpNet]) -> Result<(), PodError> {
     for address in addresses {
         let route = Route::direct(IpNet::from(address.addr()), index);
-        socket.exec(
-            RouteNetlinkMessage::NewRoute(route.message()),
-            Verb::Replace,
-            || format!("route {}", address.addr()),
-        )?;
+        socket.exec(RouteNetlinkMessage::NewRoute(route.message()), Verb::Replace, || {
+            format!("route {}", address.addr())
+        })?;
     }
     Ok(())
 }
@@ -112,50 +101,28 @@ pub fn configure(link: &PodLink<'_>, addresses: &[IpNet]) -> Result<Mac, PodErro
 fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
     let mut socket = Socket::open()?;
     let links = present::links(&mut socket)?;
-    let pod = links
-        .get(name)
-        .ok_or_else(|| missing(name, "link in the pod"))?;
+    let pod = links.get(name).ok_or_else(|| missing(name, "link in the pod"))?;
     if let Some(loopback) = links.get("lo") {
-        socket.exec(message::set_up(loopback.index), Verb::Change, || {
-            "bring lo up".to_owned()
-        })?;
+        socket.exec(message::set_up(loopback.index), Verb::Change, || "bring lo up".to_owned())?;
     }
     for address in addresses {
         let address = address.addr();
-        socket.exec(
-            message::new_host_address(pod.index, address),
-            Verb::Replace,
-            || format!("address {address}"),
-        )?;
+        socket.exec(message::new_host_address(pod.index, address), Verb::Replace, || format!("address {address}"))?;
     }
-    socket.exec(message::set_up(pod.index), Verb::Change, || {
-        format!("bring {name} up")
-    })?;
+    socket.exec(message::set_up(pod.index), Verb::Change, || format!("bring {name} up"))?;
     if addresses.iter().any(|address| address.addr().is_ipv4()) {
         let gateway = Route::direct(IpNet::from(IpAddr::V4(GATEWAY)), pod.index);
-        socket.exec(
-            RouteNetlinkMessage::NewRoute(gateway.message()),
-            Verb::Replace,
-            || format!("route {GATEWAY}"),
-        )?;
-        let default = Route {
-            gateway: Some(IpAddr::V4(GATEWAY)),
-            ..Route::direct(IpNet::V4(Ipv4Net::default()), pod.index)
-        };
-        socket.exec(
-            RouteNetlinkMessage::NewRoute(default.message()),
-            Verb::Replace,
-            || "default route".to_owned(),
-        )?;
+        socket.exec(RouteNetlinkMessage::NewRoute(gateway.message()), Verb::Replace, || format!("route {GATEWAY}"))?;
+        let default =
+            Route { gateway: Some(IpAddr::V4(GATEWAY)), ..Route::direct(IpNet::V4(Ipv4Net::default()), pod.index) };
+        socket.exec(RouteNetlinkMessage::NewRoute(default.message()), Verb::Replace, || "default route".to_owned())?;
     }
     pod.mac.ok_or_else(|| missing(name, "MAC address of"))
 }
 
 /// Deletes the link by its host side; a link that is gone is a success.
 pub fn remove(socket: &mut Socket, host: &str) -> Result<(), PodError> {
-    match socket.exec(message::delete_link(host), Verb::Change, || {
-        format!("delete {host}")
-    }) {
+    match socket.exec(message::delete_link(host), Verb::Change, || format!("delete {host}")) {
         Err(error) if error.is_missing() => Ok(()),
         result => Ok(result?),
     }
@@ -169,9 +136,7 @@ pub fn check(socket: &mut Socket, link: &PodLink<'_>, addresses: &[IpNet]) -> Re
     }
     let routes = present::present(socket, &links)?.routes;
     for address in addresses {
-        let wanted = super::plan::Target::Pod {
-            interface: link.host.to_owned(),
-        };
+        let wanted = super::plan::Target::Pod { interface: link.host.to_owned() };
         if routes.get(&IpNet::from(address.addr())) != Some(&wanted) {
             return Err(PodError::Missing(format!(
                 "route {} dev {} is missing on the node",
@@ -186,20 +151,11 @@ pub fn check(socket: &mut Socket, link: &PodLink<'_>, addresses: &[IpNet]) -> Re
 fn check_inside(name: &str, addresses: &[IpNet]) -> Result<(), PodError> {
     let mut socket = Socket::open()?;
     let links: Links = present::links(&mut socket)?;
-    let pod = links
-        .get(name)
-        .filter(|found| found.up)
-        .ok_or_else(|| missing(name, "link in the pod that is up:"))?;
+    let pod = links.get(name).filter(|found| found.up).ok_or_else(|| missing(name, "link in the pod that is up:"))?;
     let present = present::addresses(&mut socket)?;
     for address in addresses {
-        if !present
-            .iter()
-            .any(|(index, net)| *index == pod.index && net.addr() == address.addr())
-        {
-            return Err(PodError::Missing(format!(
-                "address {} is missing on {name} in the pod",
-                address.addr()
-            )));
+        if !present.iter().any(|(index, net)| *index == pod.index && net.addr() == address.addr()) {
+            return Err(PodError::Missing(format!("address {} is missing on {name} in the pod", address.addr())));
         }
     }
     Ok(())

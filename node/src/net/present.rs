@@ -6,13 +6,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::IpNet;
 use margay_api::network::Mac;
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::{
-    InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-};
+use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
-};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message;
@@ -39,11 +35,7 @@ pub type Links = BTreeMap<String, Link>;
 
 /// Lists the links.
 pub fn links(socket: &mut Socket) -> Result<Links, NetlinkError> {
-    Ok(socket
-        .dump(message::get_links())?
-        .into_iter()
-        .filter_map(link)
-        .collect())
+    Ok(socket.dump(message::get_links())?.into_iter().filter_map(link).collect())
 }
 
 /// Lists the addresses with the index of the link that has each.
@@ -53,43 +45,22 @@ pub fn addresses(socket: &mut Socket) -> Result<Vec<(u32, IpNet)>, NetlinkError>
             return None;
         };
         let local = |attribute: &AddressAttribute| {
-            if let AddressAttribute::Local(address) = attribute {
-                Some(*address)
-            } else {
-                None
-            }
+            if let AddressAttribute::Local(address) = attribute { Some(*address) } else { None }
         };
         let other = |attribute: &AddressAttribute| {
-            if let AddressAttribute::Address(address) = attribute {
-                Some(*address)
-            } else {
-                None
-            }
+            if let AddressAttribute::Address(address) = attribute { Some(*address) } else { None }
         };
-        let address = message
-            .attributes
-            .iter()
-            .find_map(local)
-            .or_else(|| message.attributes.iter().find_map(other))?;
-        Some((
-            message.header.index,
-            IpNet::new(address, message.header.prefix_len).ok()?,
-        ))
+        let address =
+            message.attributes.iter().find_map(local).or_else(|| message.attributes.iter().find_map(other))?;
+        Some((message.header.index, IpNet::new(address, message.header.prefix_len).ok()?))
     };
-    Ok(socket
-        .dump(message::get_addresses())?
-        .into_iter()
-        .filter_map(parse)
-        .collect())
+    Ok(socket.dump(message::get_addresses())?.into_iter().filter_map(parse).collect())
 }
 
 /// Reads back everything that could be ours. A route or device in a form that we never make is returned as one that differs from any wanted one, so that
 /// it is replaced.
 pub fn present(socket: &mut Socket, links: &Links) -> Result<Plan, NetlinkError> {
-    let names: BTreeMap<u32, &str> = links
-        .iter()
-        .map(|(name, link)| (link.index, name.as_str()))
-        .collect();
+    let names: BTreeMap<u32, &str> = links.iter().map(|(name, link)| (link.index, name.as_str())).collect();
     let mut plan = Plan::default();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         for found in socket.dump(message::get_routes(family))? {
@@ -103,10 +74,7 @@ pub fn present(socket: &mut Socket, links: &Links) -> Result<Plan, NetlinkError>
             (true, IpAddr::V4(address)) => Some(address),
             _ => None,
         };
-        let address = addresses(socket)?
-            .into_iter()
-            .find_map(on_device)
-            .unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let address = addresses(socket)?.into_iter().find_map(on_device).unwrap_or(Ipv4Addr::UNSPECIFIED);
         plan.vxlan = Some(device(link, address));
         plan.peers = peers(socket, link.index)?;
     }
@@ -117,35 +85,18 @@ fn link(message: RouteNetlinkMessage) -> Option<(String, Link)> {
     let RouteNetlinkMessage::NewLink(message) = message else {
         return None;
     };
-    let LinkMessage {
-        header, attributes, ..
-    } = message;
+    let LinkMessage { header, attributes, .. } = message;
     let up = header.flags.contains(LinkFlags::Up);
-    let (mut name, mut found) = (
-        None,
-        Link {
-            index: header.index,
-            mtu: 0,
-            up,
-            mac: None,
-            vxlan: None,
-        },
-    );
+    let (mut name, mut found) = (None, Link { index: header.index, mtu: 0, up, mac: None, vxlan: None });
     for attribute in attributes {
         match attribute {
             LinkAttribute::IfName(value) => name = Some(value),
             LinkAttribute::Mtu(value) => found.mtu = value,
-            LinkAttribute::Address(value) => {
-                found.mac = <[u8; 6]>::try_from(value.as_slice()).ok().map(Mac)
-            }
+            LinkAttribute::Address(value) => found.mac = <[u8; 6]>::try_from(value.as_slice()).ok().map(Mac),
             LinkAttribute::LinkInfo(infos) => {
-                found.vxlan = infos.into_iter().find_map(|info| {
-                    if let LinkInfo::Data(InfoData::Vxlan(data)) = info {
-                        Some(data)
-                    } else {
-                        None
-                    }
-                });
+                found.vxlan = infos
+                    .into_iter()
+                    .find_map(|info| if let LinkInfo::Data(InfoData::Vxlan(data)) = info { Some(data) } else { None });
             }
             _ => {}
         }
@@ -192,9 +143,7 @@ pub fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<(IpN
         (RouteType::BlackHole, ..) => Target::Blackhole,
         (_, Some(VXLAN_DEVICE), Some(IpAddr::V4(via))) => Target::Vxlan { via },
         (_, _, Some(via)) => Target::Gateway { via },
-        (_, interface, None) => Target::Pod {
-            interface: interface.unwrap_or_default().to_owned(),
-        },
+        (_, interface, None) => Target::Pod { interface: interface.unwrap_or_default().to_owned() },
     };
     Some((destination, target))
 }
@@ -205,32 +154,14 @@ fn peers(socket: &mut Socket, index: u32) -> Result<BTreeMap<Ipv4Addr, Peer>, Ne
         forwarding.insert(mac, address);
     }
     let complete = |(address, mac): (Ipv4Addr, Mac)| {
-        forwarding.get(&mac).map(|underlay| {
-            (
-                address,
-                Peer {
-                    mac,
-                    underlay: *underlay,
-                },
-            )
-        })
+        forwarding.get(&mac).map(|underlay| (address, Peer { mac, underlay: *underlay }))
     };
-    Ok(neighbours(socket, AddressFamily::Inet, index)?
-        .into_iter()
-        .filter_map(complete)
-        .collect())
+    Ok(neighbours(socket, AddressFamily::Inet, index)?.into_iter().filter_map(complete).collect())
 }
 
-fn neighbours(
-    socket: &mut Socket,
-    family: AddressFamily,
-    index: u32,
-) -> Result<Vec<(Ipv4Addr, Mac)>, NetlinkError> {
+fn neighbours(socket: &mut Socket, family: AddressFamily, index: u32) -> Result<Vec<(Ipv4Addr, Mac)>, NetlinkError> {
     let parse = |found: RouteNetlinkMessage| {
-        let RouteNetlinkMessage::NewNeighbour(NeighbourMessage {
-            header, attributes, ..
-        }) = found
-        else {
+        let RouteNetlinkMessage::NewNeighbour(NeighbourMessage { header, attributes, .. }) = found else {
             return None;
         };
         let address = attributes.iter().find_map(|attribute| match attribute {
@@ -238,18 +169,12 @@ fn neighbours(
             _ => None,
         })?;
         let mac = attributes.iter().find_map(|attribute| match attribute {
-            NeighbourAttribute::LinkLayerAddress(bytes) => {
-                <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac)
-            }
+            NeighbourAttribute::LinkLayerAddress(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac),
             _ => None,
         })?;
         (header.ifindex == index).then_some((address, mac))
     };
-    Ok(socket
-        .dump(message::get_neighbours(family))?
-        .into_iter()
-        .filter_map(parse)
-        .collect())
+    Ok(socket.dump(message::get_neighbours(family))?.into_iter().filter_map(parse).collect())
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {

@@ -63,41 +63,22 @@ impl Network {
         let (wake, woken) = mpsc::sync_channel(2);
         let (progress, seen) = watch::channel(Progress::default());
         let wanted = Arc::new(Mutex::new(Wanted::default()));
-        let owner = Owner {
-            driver,
-            wanted: wanted.clone(),
-            progress,
-            plan: None,
-        };
-        thread::Builder::new()
-            .name("net".to_owned())
-            .spawn(move || owner.run(&woken))
-            .map_err(io::Error::from)?;
+        let owner = Owner { driver, wanted: wanted.clone(), progress, plan: None };
+        thread::Builder::new().name("net".to_owned()).spawn(move || owner.run(&woken)).map_err(io::Error::from)?;
         let surprise = wake.clone();
-        thread::Builder::new()
-            .name("net-monitor".to_owned())
-            .spawn(move || {
-                while monitor.wait().is_ok() {
-                    if let Err(mpsc::TrySendError::Disconnected(_)) =
-                        surprise.try_send(Wake::Surprise)
-                    {
-                        return;
-                    }
+        thread::Builder::new().name("net-monitor".to_owned()).spawn(move || {
+            while monitor.wait().is_ok() {
+                if let Err(mpsc::TrySendError::Disconnected(_)) = surprise.try_send(Wake::Surprise) {
+                    return;
                 }
-            })?;
-        Ok(Self {
-            wanted,
-            wake,
-            progress: seen,
-        })
+            }
+        })?;
+        Ok(Self { wanted, wake, progress: seen })
     }
 
     /// Makes this the wanted plan; returns its generation.
     pub fn want(&self, plan: Plan) -> u64 {
-        let mut wanted = self
-            .wanted
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut wanted = self.wanted.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         wanted.generation += 1;
         wanted.plan = Some(plan);
         let generation = wanted.generation;
@@ -109,8 +90,7 @@ impl Network {
 
     /// Waits until the plan of this generation, or a newer one, has been applied.
     pub async fn applied(&self, generation: u64) -> Progress {
-        self.until(|progress| progress.generation >= generation)
-            .await
+        self.until(|progress| progress.generation >= generation).await
     }
 
     /// Waits until the progress is as asked for; returns the progress. If the owner is gone, the last progress that it made.
@@ -163,18 +143,13 @@ impl Owner {
     /// Whether the kernel lacks something wanted: our own removals are notified too.
     fn is_surprise(&mut self) -> bool {
         self.driver.mark_stale();
-        self.plan
-            .as_ref()
-            .is_some_and(|plan| self.driver.lacks(plan).unwrap_or(true))
+        self.plan.as_ref().is_some_and(|plan| self.driver.lacks(plan).unwrap_or(true))
     }
 
     /// Whether everything wanted is in force.
     fn apply(&mut self, repaired: bool) -> bool {
         let (generation, newer) = {
-            let mut wanted = self
-                .wanted
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut wanted = self.wanted.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             (wanted.generation, wanted.plan.take())
         };
         if let Some(plan) = newer {

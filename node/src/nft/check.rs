@@ -5,9 +5,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::rule::{
-    Log, MarkSet, Match, Nat, NatTarget, Rule, Selector, SetRef, Statement, Verdict,
-};
+use super::rule::{Log, MarkSet, Match, Nat, NatTarget, Rule, Selector, SetRef, Statement, Verdict};
 use super::ruleset::{ChainName, Ruleset, SetName};
 use super::set::{CtState, Datum, Field, FieldType, Key, Set, SetKind, Value, ValueType};
 
@@ -99,31 +97,18 @@ impl Ruleset {
         if let Some(chain) = self.find_loop() {
             faults.push(Fault::Loop { chain });
         }
-        if faults.is_empty() {
-            Ok(())
-        } else {
-            Err(faults)
-        }
+        if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
 
     fn check_set(&self, place: &str, set: &Set, faults: &mut Vec<Fault>) {
         for (key, value) in &set.elements {
-            let types: Vec<FieldType> = key
-                .fields()
-                .iter()
-                .map(|field| field.first().field_type())
-                .collect();
+            let types: Vec<FieldType> = key.fields().iter().map(|field| field.first().field_type()).collect();
             if types != set.kind.key {
                 faults.push(wrong_type(place, &set.kind.key, &types));
             }
-            key.fields()
-                .iter()
-                .for_each(|field| check_field(place, field, faults));
+            key.fields().iter().for_each(|field| check_field(place, field, faults));
             if !set.kind.interval && !key.is_single() {
-                faults.push(Fault::RangeInPlainSet {
-                    place: place.to_owned(),
-                    key: key.clone(),
-                });
+                faults.push(Fault::RangeInPlainSet { place: place.to_owned(), key: key.clone() });
             }
             self.check_value(place, &set.kind.value, value, faults);
         }
@@ -137,18 +122,10 @@ impl Ruleset {
         }
     }
 
-    fn check_value(
-        &self,
-        place: &str,
-        expected: &ValueType,
-        value: &Value,
-        faults: &mut Vec<Fault>,
-    ) {
+    fn check_value(&self, place: &str, expected: &ValueType, value: &Value, faults: &mut Vec<Fault>) {
         match (expected, value) {
             (ValueType::Member, Value::Member) => {}
-            (ValueType::Verdict, Value::Verdict(verdict)) => {
-                self.check_verdict(place, verdict, faults)
-            }
+            (ValueType::Verdict, Value::Verdict(verdict)) => self.check_verdict(place, verdict, faults),
             (ValueType::Data(types), Value::Data(data))
                 if types.iter().copied().eq(data.iter().map(Datum::field_type)) => {}
             _ => faults.push(wrong_type(place, expected, value)),
@@ -192,10 +169,7 @@ impl Ruleset {
             SetRef::Named(name) => match self.sets.get(name) {
                 Some(set) => &set.kind,
                 None => {
-                    return faults.push(Fault::UnknownSet {
-                        place: place.to_owned(),
-                        set: name.clone(),
-                    });
+                    return faults.push(Fault::UnknownSet { place: place.to_owned(), set: name.clone() });
                 }
             },
             SetRef::Anonymous(set) => {
@@ -215,9 +189,7 @@ impl Ruleset {
     /// A chain on a circle of calls, through rules and maps alike.
     fn find_loop(&self) -> Option<ChainName> {
         let mut finished = BTreeSet::new();
-        self.chains
-            .keys()
-            .find_map(|name| self.walk_calls(name, &mut Vec::new(), &mut finished))
+        self.chains.keys().find_map(|name| self.walk_calls(name, &mut Vec::new(), &mut finished))
     }
 
     fn walk_calls<'a>(
@@ -233,15 +205,9 @@ impl Ruleset {
             return None;
         }
         path.push(name);
-        let rules = self
-            .chains
-            .get(name)
-            .map(|chain| chain.rules.as_slice())
-            .unwrap_or_default();
+        let rules = self.chains.get(name).map(|chain| chain.rules.as_slice()).unwrap_or_default();
         let targets = rules.iter().flat_map(|rule| self.targets(rule));
-        let found = targets
-            .into_iter()
-            .find_map(|target| self.walk_calls(target, path, finished));
+        let found = targets.into_iter().find_map(|target| self.walk_calls(target, path, finished));
         path.pop();
         finished.insert(name);
         found
@@ -275,27 +241,16 @@ fn check_values(place: &str, statement: &Statement, faults: &mut Vec<Fault>) {
             }
             check_field(place, field, faults);
         }
-        Statement::Match(Match::NamePrefix(selector, ..))
-            if selector.field_type() != FieldType::Iface =>
-        {
+        Statement::Match(Match::NamePrefix(selector, ..)) if selector.field_type() != FieldType::Iface => {
             faults.push(wrong_type(place, &FieldType::Iface, &selector.field_type()));
         }
-        Statement::MarkSet(MarkSet { mask, value })
-        | Statement::Match(Match::MarkBits { mask, value, .. })
+        Statement::MarkSet(MarkSet { mask, value }) | Statement::Match(Match::MarkBits { mask, value, .. })
             if value & !mask != 0 =>
         {
-            faults.push(senseless(
-                place,
-                format!("mark {value:#x} has bits outside of its mask {mask:#x}"),
-            ));
+            faults.push(senseless(place, format!("mark {value:#x} has bits outside of its mask {mask:#x}")));
         }
-        Statement::Log(Log { prefix, .. })
-            if prefix.len() > LOG_PREFIX_MAX || prefix.contains(['"', '\n']) =>
-        {
-            faults.push(senseless(
-                place,
-                format!("log prefix {prefix:?} is longer than {LOG_PREFIX_MAX} or quoted"),
-            ));
+        Statement::Log(Log { prefix, .. }) if prefix.len() > LOG_PREFIX_MAX || prefix.contains(['"', '\n']) => {
+            faults.push(senseless(place, format!("log prefix {prefix:?} is longer than {LOG_PREFIX_MAX} or quoted")));
         }
         _ => {}
     }
@@ -309,26 +264,17 @@ fn check_field(place: &str, field: &Field, faults: &mut Vec<Fault>) {
         FieldType::Mark | FieldType::CtState | FieldType::Iface | FieldType::Family
     );
     if !ordered && !field.is_single() {
-        faults.push(senseless(
-            place,
-            format!("{field} is a range of a type without an order"),
-        ));
+        faults.push(senseless(place, format!("{field} is a range of a type without an order")));
     }
     if let Datum::CtState(CtState(bits)) = field.first()
         && bits.count_ones() != 1
     {
-        faults.push(senseless(
-            place,
-            format!("a packet is never in the states {field} at once"),
-        ));
+        faults.push(senseless(place, format!("a packet is never in the states {field} at once")));
     }
 }
 
 fn senseless(place: &str, what: String) -> Fault {
-    Fault::Senseless {
-        place: place.to_owned(),
-        what,
-    }
+    Fault::Senseless { place: place.to_owned(), what }
 }
 
 /// Longest prefix of a log message, in bytes, that the kernel keeps.
@@ -341,13 +287,8 @@ fn overlaps(set: &Set) -> Vec<(&Key, &Key)> {
     for (index, low) in keys.iter().enumerate() {
         // Keys are in the order of where their first field begins.
         let last = low.fields()[0].last();
-        let near = keys[index + 1..]
-            .iter()
-            .take_while(|high| high.fields()[0].first() <= last);
-        found.extend(
-            near.filter(|high| low.overlaps(high))
-                .map(|high| (*low, *high)),
-        );
+        let near = keys[index + 1..].iter().take_while(|high| high.fields()[0].first() <= last);
+        found.extend(near.filter(|high| low.overlaps(high)).map(|high| (*low, *high)));
     }
     found
 }
@@ -357,34 +298,14 @@ fn yields(statement: &Statement, kind: &SetKind) -> bool {
     match (statement, &kind.value) {
         (Statement::Match(_), value) => *value == ValueType::Member,
         (Statement::Vmap(..), value) => *value == ValueType::Verdict,
-        (
-            Statement::Nat(Nat {
-                to: NatTarget::Map {
-                    family, with_port, ..
-                },
-                ..
-            }),
-            ValueType::Data(types),
-        ) => {
+        (Statement::Nat(Nat { to: NatTarget::Map { family, with_port, .. }, .. }), ValueType::Data(types)) => {
             let address = family.address_type();
-            if *with_port {
-                *types == [address, FieldType::Port]
-            } else {
-                *types == [address]
-            }
+            if *with_port { *types == [address, FieldType::Port] } else { *types == [address] }
         }
         _ => false,
     }
 }
 
-fn wrong_type(
-    place: &str,
-    expected: &(impl fmt::Debug + ?Sized),
-    found: &(impl fmt::Debug + ?Sized),
-) -> Fault {
-    Fault::WrongType {
-        place: place.to_owned(),
-        expected: format!("{expected:?}"),
-        found: format!("{found:?}"),
-    }
+fn wrong_type(place: &str, expected: &(impl fmt::Debug + ?Sized), found: &(impl fmt::Debug + ?Sized)) -> Fault {
+    Fault::WrongType { place: place.to_owned(), expected: format!("{expected:?}"), found: format!("{found:?}") }
 }

@@ -24,14 +24,9 @@ pub fn diff(present: &Ruleset, wanted: &Ruleset) -> Transaction {
         common_start(&chain.rules, &wanted.rules, |old, new| old == new)
     };
     for (name, chain) in &present.chains {
-        delta.old_chain(
-            name,
-            chain.base,
-            chain.rules.len(),
-            wanted.chains.get(name),
-            &replaced,
-            |new| known(chain, new),
-        );
+        delta.old_chain(name, chain.base, chain.rules.len(), wanted.chains.get(name), &replaced, |new| {
+            known(chain, new)
+        });
     }
     delta.new_chains(wanted, |name| present.chains.contains_key(name));
     delta.into_transaction(wanted, present.chains.is_empty() && present.sets.is_empty())
@@ -42,19 +37,9 @@ pub(super) fn diff_present(present: &Present, wanted: &Ruleset) -> Transaction {
     let mut delta = Delta::default();
     let replaced = delta.sets(&present.sets, &wanted.sets);
     for (name, chain) in &present.chains {
-        let known = |new: &Arc<Chain>| {
-            common_start(&chain.rules, &new.rules, |old, new| {
-                *old == Some(new.fingerprint())
-            })
-        };
-        delta.old_chain(
-            name,
-            chain.base,
-            chain.rules.len(),
-            wanted.chains.get(name),
-            &replaced,
-            known,
-        );
+        let known =
+            |new: &Arc<Chain>| common_start(&chain.rules, &new.rules, |old, new| *old == Some(new.fingerprint()));
+        delta.old_chain(name, chain.base, chain.rules.len(), wanted.chains.get(name), &replaced, known);
     }
     delta.new_chains(wanted, |name| present.chains.contains_key(name));
     delta.into_transaction(wanted, !present.exists)
@@ -62,10 +47,7 @@ pub(super) fn diff_present(present: &Present, wanted: &Ruleset) -> Transaction {
 
 /// How many items at the start are equal.
 fn common_start<A, B>(old: &[A], new: &[B], equal: impl Fn(&A, &B) -> bool) -> usize {
-    old.iter()
-        .zip(new)
-        .take_while(|(old, new)| equal(old, new))
-        .count()
+    old.iter().zip(new).take_while(|(old, new)| equal(old, new)).count()
 }
 
 /// Operations by kind, in the order in which they become a transaction.
@@ -98,11 +80,8 @@ impl Delta {
                 }
             }
         }
-        let created = wanted
-            .iter()
-            .filter(|(name, _)| !present.contains_key(*name) || replaced.contains(*name));
-        self.created_sets
-            .extend(created.map(|(name, set)| (name.clone(), set.clone())));
+        let created = wanted.iter().filter(|(name, _)| !present.contains_key(*name) || replaced.contains(*name));
+        self.created_sets.extend(created.map(|(name, set)| (name.clone(), set.clone())));
         replaced
     }
 
@@ -143,11 +122,7 @@ impl Delta {
         if base != new.base {
             self.put_chains.push((name.clone(), new.base));
         }
-        let kept = if new.refers_to(replaced) {
-            0
-        } else {
-            known(new)
-        };
+        let kept = if new.refers_to(replaced) { 0 } else { known(new) };
         if kept == count {
             self.append(name, new, kept);
         } else {
@@ -180,24 +155,13 @@ impl Delta {
         if create_table {
             transaction.push(Op::CreateTable);
         }
-        let created = self
-            .created_sets
-            .iter()
-            .map(|(name, set)| Op::CreateSet(name.clone(), set.kind.clone()));
+        let created = self.created_sets.iter().map(|(name, set)| Op::CreateSet(name.clone(), set.kind.clone()));
         let created: Vec<Op> = created.collect();
         let ops = (self.flushed.into_iter().map(Op::FlushChain))
-            .chain(
-                self.deleted_elements
-                    .into_iter()
-                    .map(|(name, set)| Op::DeleteElements(name, set)),
-            )
+            .chain(self.deleted_elements.into_iter().map(|(name, set)| Op::DeleteElements(name, set)))
             .chain(self.deleted_sets.into_iter().map(Op::DeleteSet))
             .chain(self.deleted_chains.into_iter().map(Op::DeleteChain))
-            .chain(
-                self.put_chains
-                    .into_iter()
-                    .map(|(name, base)| Op::PutChain(name, base)),
-            )
+            .chain(self.put_chains.into_iter().map(|(name, base)| Op::PutChain(name, base)))
             .chain(created);
         ops.for_each(|op| transaction.push(op));
         for (name, set) in self.created_sets.into_iter().chain(self.added_elements) {
@@ -212,10 +176,7 @@ impl Delta {
 
 /// What cannot change while a chain exists; its policy can.
 fn attachment(base: Option<Base>) -> Option<Base> {
-    base.map(|base| Base {
-        policy: super::ruleset::Policy::Accept,
-        ..base
-    })
+    base.map(|base| Base { policy: super::ruleset::Policy::Accept, ..base })
 }
 
 /// Elements to remove from `old` and to add to it to make `new`; one walk along both.
@@ -233,11 +194,8 @@ fn element_changes(old: &Set, new: &Set) -> (Set, Set) {
         let old = if order.is_le() { olds.next() } else { None };
         let new = if order.is_ge() { news.next() } else { None };
         if old != new {
-            gone.elements
-                .extend(old.map(|(key, value)| (key.clone(), value.clone())));
-            added
-                .elements
-                .extend(new.map(|(key, value)| (key.clone(), value.clone())));
+            gone.elements.extend(old.map(|(key, value)| (key.clone(), value.clone())));
+            added.elements.extend(new.map(|(key, value)| (key.clone(), value.clone())));
         }
     }
 }
@@ -245,15 +203,7 @@ fn element_changes(old: &Set, new: &Set) -> (Set, Set) {
 impl Chain {
     /// Whether a rule looks into one of these sets.
     fn refers_to(&self, sets: &BTreeSet<SetName>) -> bool {
-        let lookups = self
-            .rules
-            .iter()
-            .flat_map(|rule| &rule.statements)
-            .filter_map(|statement| statement.lookup());
-        !sets.is_empty()
-            && lookups
-                .into_iter()
-                .filter_map(|(_, set)| set.name())
-                .any(|name| sets.contains(name))
+        let lookups = self.rules.iter().flat_map(|rule| &rule.statements).filter_map(|statement| statement.lookup());
+        !sets.is_empty() && lookups.into_iter().filter_map(|(_, set)| set.name()).any(|name| sets.contains(name))
     }
 }

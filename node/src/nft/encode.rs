@@ -84,22 +84,12 @@ impl Batch {
     }
 
     fn frame(&mut self, kind: u16, sequence: u32) {
-        let header = Header {
-            kind,
-            flags: NLM_F_REQUEST,
-            sequence,
-        };
+        let header = Header { kind, flags: NLM_F_REQUEST, sequence };
         self.writer.message(header, 0, NFNL_SUBSYS_NFTABLES, |_| {});
     }
 
     /// Adds one message about our table.
-    fn message(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        origin: impl Into<Option<Origin>>,
-        body: impl FnOnce(&mut Writer),
-    ) {
+    fn message(&mut self, kind: u16, flags: u16, origin: impl Into<Option<Origin>>, body: impl FnOnce(&mut Writer)) {
         self.last_message = self.writer.bytes().len();
         self.origins.push(origin.into());
         let header = Header {
@@ -111,10 +101,7 @@ impl Batch {
     }
 
     fn op(&mut self, table: &TableName, op: &Op, index: usize) {
-        let origin = Origin {
-            op: index,
-            rule: None,
-        };
+        let origin = Origin { op: index, rule: None };
         match op {
             Op::CreateTable => self.message(NFT_MSG_NEWTABLE, NLM_F_CREATE, origin, |w| {
                 w.put_str(NFTA_TABLE_NAME, table.as_str());
@@ -141,19 +128,11 @@ impl Batch {
                 w.put_str(NFTA_SET_NAME, name.as_str());
             }),
             Op::AddElements(name, set) => {
-                let list = set::List {
-                    table,
-                    name: name.as_str(),
-                    id: None,
-                };
+                let list = set::List { table, name: name.as_str(), id: None };
                 self.elements(NFT_MSG_NEWSETELEM, list, set, origin);
             }
             Op::DeleteElements(name, set) => {
-                let list = set::List {
-                    table,
-                    name: name.as_str(),
-                    id: None,
-                };
+                let list = set::List { table, name: name.as_str(), id: None };
                 self.elements(NFT_MSG_DELSETELEM, list, set, origin);
             }
             Op::AppendRules(name, chain, from) => self.rules(table, name, chain, *from, index),
@@ -163,17 +142,7 @@ impl Batch {
     fn create_set(&mut self, table: &TableName, name: &str, kind: &SetKind, origin: Origin) {
         let id = self.new_set_id();
         self.message(NFT_MSG_NEWSET, NLM_F_CREATE, origin, |w| {
-            set::put_set(
-                w,
-                table,
-                set::Creation {
-                    name,
-                    kind,
-                    id,
-                    extra_flags: 0,
-                    size: None,
-                },
-            );
+            set::put_set(w, table, set::Creation { name, kind, id, extra_flags: 0, size: None });
         });
     }
 
@@ -182,26 +151,14 @@ impl Batch {
         self.next_set_id
     }
 
-    fn rules(
-        &mut self,
-        table: &TableName,
-        name: &ChainName,
-        chain: &Chain,
-        from: usize,
-        op: usize,
-    ) {
+    fn rules(&mut self, table: &TableName, name: &ChainName, chain: &Chain, from: usize, op: usize) {
         for (index, rule) in chain.rules.iter().enumerate().skip(from) {
-            let origin = Origin {
-                op,
-                rule: Some(index),
-            };
+            let origin = Origin { op, rule: Some(index) };
             let ids = self.anonymous_sets(table, rule, origin);
             self.message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, origin, |w| {
                 w.put_str(NFTA_RULE_TABLE, table.as_str());
                 w.put_str(NFTA_RULE_CHAIN, name.as_str());
-                w.nest(NFTA_RULE_EXPRESSIONS, |w| {
-                    rule::put_expressions(w, rule, &ids)
-                });
+                w.nest(NFTA_RULE_EXPRESSIONS, |w| rule::put_expressions(w, rule, &ids));
                 w.put(NFTA_RULE_USERDATA, &comment_record(&rule.comment()));
             });
         }

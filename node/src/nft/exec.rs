@@ -45,10 +45,7 @@ pub enum ExecError {
 }
 
 fn detail(message: &Option<String>) -> String {
-    message
-        .as_ref()
-        .map(|message| format!(" ({message})"))
-        .unwrap_or_default()
+    message.as_ref().map(|message| format!(" ({message})")).unwrap_or_default()
 }
 
 /// The agent's connection to nf_tables, in the network namespace of the thread that opened it.
@@ -72,11 +69,7 @@ impl Socket {
     /// Opens the socket; needs CAP_NET_ADMIN.
     pub fn open() -> io::Result<Self> {
         let netlink = NetlinkSocket::open(SEND_ROOM, RECEIVE_ROOM)?;
-        Ok(Self {
-            netlink,
-            batch: Batch::default(),
-            sequence: 0,
-        })
+        Ok(Self { netlink, batch: Batch::default(), sequence: 0 })
     }
 
     /// The port by which the kernel names this socket as the cause of a change.
@@ -94,19 +87,13 @@ impl Socket {
         let first = self.sequence;
         self.batch.encode(transaction, first);
         self.sequence = first.wrapping_add(self.batch.sequences());
-        self.netlink
-            .send(self.batch.bytes())
-            .map_err(ExecError::Send)?;
+        self.netlink.send(self.batch.bytes()).map_err(ExecError::Send)?;
         let outcome = self.outcome().map_err(ExecError::Unanswered)?;
         match (outcome.refused, outcome.generation) {
-            (Some((sequence, errno, message)), _) => {
-                Err(self.refusal(transaction, sequence, errno, message))
-            }
+            (Some((sequence, errno, message)), _) => Err(self.refusal(transaction, sequence, errno, message)),
             (None, Some(generation)) if outcome.acknowledged => Ok(generation),
             // What is true already makes no generation.
-            (None, None) if outcome.acknowledged => {
-                self.generation().map_err(ExecError::Unanswered)
-            }
+            (None, None) if outcome.acknowledged => self.generation().map_err(ExecError::Unanswered),
             _ => Err(ExecError::Unanswered(io::ErrorKind::UnexpectedEof.into())),
         }
     }
@@ -133,34 +120,18 @@ impl Socket {
             let Some(datagram) = self.netlink.receive()? else {
                 break;
             };
-            for (header, body) in
-                messages(datagram).filter(|(header, _)| self.batch.holds(header.sequence))
-            {
+            for (header, body) in messages(datagram).filter(|(header, _)| self.batch.holds(header.sequence)) {
                 outcome.read(header, body, self.batch.last_sequence());
             }
         }
         Ok(outcome)
     }
 
-    fn refusal(
-        &self,
-        transaction: &Transaction,
-        sequence: u32,
-        errno: i32,
-        message: Option<String>,
-    ) -> ExecError {
+    fn refusal(&self, transaction: &Transaction, sequence: u32, errno: i32, message: Option<String>) -> ExecError {
         let origin = self.batch.origin(sequence);
-        let operation = origin.map_or_else(
-            || "commit".to_owned(),
-            |origin| describe(transaction, origin),
-        );
+        let operation = origin.map_or_else(|| "commit".to_owned(), |origin| describe(transaction, origin));
         let source = io::Error::from_raw_os_error(errno);
-        ExecError::Refused {
-            operation,
-            index: origin.map(|origin| origin.op),
-            source,
-            message,
-        }
+        ExecError::Refused { operation, index: origin.map(|origin| origin.op), source, message }
     }
 
     /// Throws away answers to earlier requests that nobody waited for. A lost one is of no interest either.
@@ -179,10 +150,8 @@ impl Socket {
 impl Outcome {
     fn read(&mut self, header: Header, body: &[u8], last: u32) {
         if header.kind == NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN {
-            self.generation = body
-                .get(super::wire::NF_HEADER..)
-                .and_then(|body| attribute_u32(body, NFTA_GEN_ID))
-                .map(Generation);
+            self.generation =
+                body.get(super::wire::NF_HEADER..).and_then(|body| attribute_u32(body, NFTA_GEN_ID)).map(Generation);
         }
         if header.kind != NLMSG_ERROR {
             return;
@@ -190,8 +159,7 @@ impl Outcome {
         match error_of(header, body) {
             (0, _) => self.acknowledged |= header.sequence == last,
             (errno, message) => {
-                self.refused
-                    .get_or_insert((header.sequence, errno, message));
+                self.refused.get_or_insert((header.sequence, errno, message));
             }
         }
     }
@@ -205,14 +173,8 @@ pub(super) fn error_of(header: Header, body: &[u8]) -> (i32, Option<String>) {
     } else {
         u32_ne(body, 4).map_or(0, |length| (length as usize).next_multiple_of(4))
     };
-    let attributes = body
-        .get(4 + request..)
-        .filter(|_| header.flags & NLM_F_ACK_TLVS != 0)
-        .unwrap_or_default();
-    (
-        errno,
-        attribute_str(attributes, NLMSGERR_ATTR_MSG).map(str::to_owned),
-    )
+    let attributes = body.get(4 + request..).filter(|_| header.flags & NLM_F_ACK_TLVS != 0).unwrap_or_default();
+    (errno, attribute_str(attributes, NLMSGERR_ATTR_MSG).map(str::to_owned))
 }
 
 fn describe(transaction: &Transaction, origin: Origin) -> String {
@@ -238,19 +200,13 @@ impl Socket {
         self.drain()?;
         let sequence = self.sequence;
         self.sequence = sequence.wrapping_add(1);
-        let header = Header {
-            kind: NFNL_SUBSYS_NFTABLES << 8 | kind,
-            flags: NLM_F_REQUEST | flags,
-            sequence,
-        };
+        let header = Header { kind: NFNL_SUBSYS_NFTABLES << 8 | kind, flags: NLM_F_REQUEST | flags, sequence };
         let mut writer = super::wire::Writer::default();
         writer.message(header, NFPROTO_INET, 0, body);
         self.netlink.send(writer.bytes())?;
         let mut interrupted = false;
         while let Some(datagram) = self.netlink.receive()? {
-            for (header, body) in
-                messages(datagram).filter(|(header, _)| header.sequence == sequence)
-            {
+            for (header, body) in messages(datagram).filter(|(header, _)| header.sequence == sequence) {
                 interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
                 match header.kind {
                     NLMSG_DONE => return Ok(interrupted),
@@ -258,10 +214,7 @@ impl Socket {
                         (0, _) => return Ok(interrupted),
                         (errno, _) => return Err(io::Error::from_raw_os_error(errno)),
                     },
-                    kind => each(
-                        kind & 0xff,
-                        body.get(super::wire::NF_HEADER..).unwrap_or_default(),
-                    ),
+                    kind => each(kind & 0xff, body.get(super::wire::NF_HEADER..).unwrap_or_default()),
                 }
             }
             if flags & NLM_F_DUMP != NLM_F_DUMP {

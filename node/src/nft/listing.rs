@@ -85,11 +85,7 @@ impl Present {
     /// The transaction that makes this the wanted table; it replaces the whole table if that holds something we
     /// cannot understand.
     pub fn plan(&self, wanted: &Ruleset) -> Transaction {
-        if self.strange.is_empty() {
-            diff_present(self, wanted)
-        } else {
-            Transaction::replace(wanted)
-        }
+        if self.strange.is_empty() { diff_present(self, wanted) } else { Transaction::replace(wanted) }
     }
 
     /// Every difference to what we believe; none exactly if [`Present::plan`] has nothing to do.
@@ -101,9 +97,7 @@ impl Present {
         for (name, chain) in &believed.chains {
             match self.chains.get(name) {
                 None => drift.push(Drift::MissingChain(name.clone())),
-                Some(present) if present.base != chain.base => {
-                    drift.push(Drift::Attachment(name.clone()))
-                }
+                Some(present) if present.base != chain.base => drift.push(Drift::Attachment(name.clone())),
                 Some(present) => {
                     let ours = chain.rules.iter().map(|rule| Some(rule.fingerprint()));
                     if !ours.eq(present.rules.iter().copied()) {
@@ -112,10 +106,7 @@ impl Present {
                 }
             }
         }
-        let foreign = self
-            .chains
-            .keys()
-            .filter(|name| !believed.chains.contains_key(*name));
+        let foreign = self.chains.keys().filter(|name| !believed.chains.contains_key(*name));
         drift.extend(foreign.cloned().map(Drift::ForeignChain));
         self.set_drift(believed, &mut drift);
         drift
@@ -129,19 +120,12 @@ impl Present {
                 Some(present) => {
                     let (missing, foreign) = (set.count_beyond(present), present.count_beyond(set));
                     if missing + foreign > 0 {
-                        drift.push(Drift::Elements {
-                            set: name.clone(),
-                            missing,
-                            foreign,
-                        });
+                        drift.push(Drift::Elements { set: name.clone(), missing, foreign });
                     }
                 }
             }
         }
-        let foreign = self
-            .sets
-            .keys()
-            .filter(|name| !believed.sets.contains_key(*name));
+        let foreign = self.sets.keys().filter(|name| !believed.sets.contains_key(*name));
         drift.extend(foreign.cloned().map(Drift::ForeignSet));
     }
 }
@@ -149,10 +133,7 @@ impl Present {
 impl Set {
     /// Number of elements that `other` has not, or not with the same value.
     fn count_beyond(&self, other: &Self) -> usize {
-        self.elements
-            .iter()
-            .filter(|(key, value)| other.elements.get(*key) != Some(*value))
-            .count()
+        self.elements.iter().filter(|(key, value)| other.elements.get(*key) != Some(*value)).count()
     }
 }
 
@@ -172,21 +153,12 @@ impl Socket {
                 return Ok(present);
             }
         }
-        Err(io::Error::other(
-            "the ruleset kept changing while it was read",
-        ))
+        Err(io::Error::other("the ruleset kept changing while it was read"))
     }
 
     fn read(&mut self, table: &TableName, generation: Generation) -> io::Result<(Present, bool)> {
         let (chains, sets, strange) = Default::default();
-        let mut present = Present {
-            table: table.clone(),
-            exists: false,
-            generation,
-            chains,
-            sets,
-            strange,
-        };
+        let mut present = Present { table: table.clone(), exists: false, generation, chains, sets, strange };
         let mut interrupted = self.read_table(&mut present)?;
         if present.exists {
             interrupted |= self.read_chains(&mut present)?;
@@ -196,12 +168,7 @@ impl Socket {
         Ok((present, interrupted))
     }
 
-    fn dump(
-        &mut self,
-        kind: u16,
-        body: impl FnOnce(&mut Writer),
-        mut each: impl FnMut(&[u8]),
-    ) -> io::Result<bool> {
+    fn dump(&mut self, kind: u16, body: impl FnOnce(&mut Writer), mut each: impl FnMut(&[u8])) -> io::Result<bool> {
         self.request(kind, NLM_F_DUMP, body, |_, attributes| each(attributes))
     }
 
@@ -213,9 +180,7 @@ impl Socket {
                 if attribute_str(attributes, NFTA_TABLE_NAME) == Some(present.table.as_str()) {
                     present.exists = true;
                     if attribute_u32(attributes, NFTA_TABLE_FLAGS).is_some_and(|flags| flags != 0) {
-                        present
-                            .strange
-                            .push("the table has flags, as dormant".to_owned());
+                        present.strange.push("the table has flags, as dormant".to_owned());
                     }
                 }
             },
@@ -232,13 +197,7 @@ impl Socket {
                 }
                 match decode::chain(attributes) {
                     Ok((name, base)) => {
-                        present.chains.insert(
-                            name,
-                            PresentChain {
-                                base,
-                                rules: Vec::new(),
-                            },
-                        );
+                        present.chains.insert(name, PresentChain { base, rules: Vec::new() });
                     }
                     Err(strange) => present.strange.push(strange),
                 }
@@ -278,9 +237,7 @@ impl Socket {
                 w.put_str(NFTA_SET_ELEM_LIST_TABLE, table.as_str());
                 w.put_str(NFTA_SET_ELEM_LIST_SET, name.as_str());
             };
-            interrupted |= self.dump(NFT_MSG_GETSETELEM, request, |attributes| {
-                reader.read(attributes)
-            })?;
+            interrupted |= self.dump(NFT_MSG_GETSETELEM, request, |attributes| reader.read(attributes))?;
             match reader.finish() {
                 Ok(set) => {
                     present.sets.insert(name, Arc::new(set));

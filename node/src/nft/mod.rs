@@ -27,15 +27,11 @@ pub use exec::{ExecError, Generation, Socket};
 pub use listing::{Drift, Present, PresentChain};
 pub use monitor::{Change, Event, Monitor, Touched};
 pub use rule::{
-    AddressType, Limit, Log, LogTarget, MarkSet, Masquerade, Match, Nat, NatTarget, NatType, Op,
-    RateUnit, Reject, Rule, Selector, SetRef, Side, Statement, Transport, Verdict,
+    AddressType, Limit, Log, LogTarget, MarkSet, Masquerade, Match, Nat, NatTarget, NatType, Op, RateUnit, Reject,
+    Rule, Selector, SetRef, Side, Statement, Transport, Verdict,
 };
-pub use ruleset::{
-    Base, Chain, ChainName, ChainType, Hook, NameError, Policy, Ruleset, SetName, TableName,
-};
-pub use set::{
-    CtState, Datum, Family, Field, FieldType, IfName, Key, Proto, Set, SetKind, Value, ValueType,
-};
+pub use ruleset::{Base, Chain, ChainName, ChainType, Hook, NameError, Policy, Ruleset, SetName, TableName};
+pub use set::{CtState, Datum, Family, Field, FieldType, IfName, Key, Proto, Set, SetKind, Value, ValueType};
 pub use transaction::{Op as TransactionOp, Transaction};
 
 #[cfg(test)]

@@ -71,11 +71,7 @@ impl Monitor {
     pub fn open(table: TableName, except: &[u32]) -> io::Result<Self> {
         let netlink = NetlinkSocket::open(0, RECEIVE_ROOM)?;
         netlink.subscribe(except)?;
-        Ok(Self {
-            netlink,
-            table,
-            touched: BTreeSet::new(),
-        })
+        Ok(Self { netlink, table, touched: BTreeSet::new() })
     }
 
     /// The next event, if there is one yet.
@@ -124,9 +120,7 @@ fn read(datagram: &[u8], table: &TableName, touched: &mut BTreeSet<Touched>) -> 
             change = Some(Change {
                 touched: std::mem::take(touched),
                 generation: Generation(attribute_u32(attributes, NFTA_GEN_ID).unwrap_or_default()),
-                process: attribute_str(attributes, NFTA_GEN_PROC_NAME)
-                    .unwrap_or_default()
-                    .to_owned(),
+                process: attribute_str(attributes, NFTA_GEN_PROC_NAME).unwrap_or_default().to_owned(),
                 pid: attribute_u32(attributes, NFTA_GEN_PROC_PID).unwrap_or_default(),
             });
         } else if body.first() == Some(&NFPROTO_INET)
@@ -139,11 +133,7 @@ fn read(datagram: &[u8], table: &TableName, touched: &mut BTreeSet<Touched>) -> 
 }
 
 fn part(kind: u16, attributes: &[u8]) -> Touched {
-    let name = |attribute| {
-        attribute_str(attributes, attribute)
-            .unwrap_or_default()
-            .to_owned()
-    };
+    let name = |attribute| attribute_str(attributes, attribute).unwrap_or_default().to_owned();
     match kind {
         NFT_MSG_NEWTABLE | NFT_MSG_DELTABLE => Touched::Table,
         NFT_MSG_NEWCHAIN | NFT_MSG_DELCHAIN => Touched::Chain(name(NFTA_CHAIN_NAME)),

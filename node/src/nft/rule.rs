@@ -378,9 +378,7 @@ impl Rule {
         entries: impl IntoIterator<Item = (impl Into<Key>, Verdict)>,
     ) -> Self {
         let key = key.into();
-        let elements = entries
-            .into_iter()
-            .map(|(key, verdict)| (key.into(), Value::Verdict(verdict)));
+        let elements = entries.into_iter().map(|(key, verdict)| (key.into(), Value::Verdict(verdict)));
         let set = anonymous(&key, SetKind::to_verdict, elements);
         self.then(Statement::Vmap(key, SetRef::Anonymous(Arc::new(set))))
     }
@@ -392,13 +390,8 @@ fn anonymous(
     shape: impl FnOnce(SetKind) -> SetKind,
     elements: impl Iterator<Item = (Key, Value)>,
 ) -> Set {
-    let kind = shape(SetKind::of(
-        key.iter().map(Selector::field_type).collect::<Vec<_>>(),
-    ));
-    let mut set = Set {
-        kind,
-        elements: elements.collect(),
-    };
+    let kind = shape(SetKind::of(key.iter().map(Selector::field_type).collect::<Vec<_>>()));
+    let mut set = Set { kind, elements: elements.collect() };
     set.kind.interval = !set.elements.keys().all(Key::is_single);
     set
 }
@@ -437,33 +430,19 @@ impl Match {
     }
 
     /// The key is one of these.
-    pub fn any_of(
-        key: impl Into<Vec<Selector>>,
-        keys: impl IntoIterator<Item = impl Into<Key>>,
-    ) -> Self {
+    pub fn any_of(key: impl Into<Vec<Selector>>, keys: impl IntoIterator<Item = impl Into<Key>>) -> Self {
         Self::inline(key.into(), Op::Eq, keys)
     }
 
     /// The key is none of these.
-    pub fn none_of(
-        key: impl Into<Vec<Selector>>,
-        keys: impl IntoIterator<Item = impl Into<Key>>,
-    ) -> Self {
+    pub fn none_of(key: impl Into<Vec<Selector>>, keys: impl IntoIterator<Item = impl Into<Key>>) -> Self {
         Self::inline(key.into(), Op::Ne, keys)
     }
 
     /// A set of one plain element is a comparison, as it is for `nft`.
     fn inline(key: Vec<Selector>, op: Op, keys: impl IntoIterator<Item = impl Into<Key>>) -> Self {
-        let set = anonymous(
-            &key,
-            |kind| kind,
-            keys.into_iter().map(|key| (key.into(), Value::Member)),
-        );
-        match (
-            key.as_slice(),
-            set.elements.len(),
-            set.elements.keys().next(),
-        ) {
+        let set = anonymous(&key, |kind| kind, keys.into_iter().map(|key| (key.into(), Value::Member)));
+        match (key.as_slice(), set.elements.len(), set.elements.keys().next()) {
             ([selector], 1, Some(Key::One(field))) => Self::Is(*selector, op, *field),
             _ => Self::In(key, op, SetRef::Anonymous(Arc::new(set))),
         }
@@ -533,10 +512,7 @@ impl Statement {
     pub fn lookup(&self) -> Option<(&[Selector], &SetRef)> {
         match self {
             Self::Match(Match::In(key, _, set)) | Self::Vmap(key, set) => Some((key, set)),
-            Self::Nat(Nat {
-                to: NatTarget::Map { key, map: set, .. },
-                ..
-            }) => Some((key, set)),
+            Self::Nat(Nat { to: NatTarget::Map { key, map: set, .. }, .. }) => Some((key, set)),
             _ => None,
         }
     }

@@ -83,9 +83,7 @@ pub enum Policy {
 
 /// A name that is not one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{value:?} is not a name in nftables: 1 to 127 of A-Z a-z 0-9 _ . / -, a letter or one of _ . / first"
-)]
+#[error("{value:?} is not a name in nftables: 1 to 127 of A-Z a-z 0-9 _ . / -, a letter or one of _ . / first")]
 pub struct NameError {
     /// The refused text.
     pub value: String,
@@ -155,11 +153,7 @@ fn is_name(name: &str) -> bool {
 impl Ruleset {
     /// A table with nothing in it.
     pub fn new(table: TableName) -> Self {
-        Self {
-            table,
-            chains: BTreeMap::new(),
-            sets: BTreeMap::new(),
-        }
+        Self { table, chains: BTreeMap::new(), sets: BTreeMap::new() }
     }
 
     /// Adds or replaces a chain.
@@ -178,18 +172,12 @@ impl Ruleset {
 impl Chain {
     /// A chain that only rules and maps call.
     pub fn regular(rules: impl Into<Vec<Rule>>) -> Self {
-        Self {
-            base: None,
-            rules: rules.into(),
-        }
+        Self { base: None, rules: rules.into() }
     }
 
     /// A chain that the kernel calls.
     pub fn base(base: Base, rules: impl Into<Vec<Rule>>) -> Self {
-        Self {
-            base: Some(base),
-            rules: rules.into(),
-        }
+        Self { base: Some(base), rules: rules.into() }
     }
 }
 

@@ -158,32 +158,17 @@ pub struct IfName([u8; 16]);
 impl Set {
     /// An empty set of this kind.
     pub fn new(kind: SetKind) -> Self {
-        Self {
-            kind,
-            elements: BTreeMap::new(),
-        }
+        Self { kind, elements: BTreeMap::new() }
     }
 
     /// A set of plain members.
     pub fn members(kind: SetKind, keys: impl IntoIterator<Item = impl Into<Key>>) -> Self {
-        Self {
-            kind,
-            elements: keys
-                .into_iter()
-                .map(|key| (key.into(), Value::Member))
-                .collect(),
-        }
+        Self { kind, elements: keys.into_iter().map(|key| (key.into(), Value::Member)).collect() }
     }
 
     /// A verdict map.
-    pub fn verdicts(
-        kind: SetKind,
-        entries: impl IntoIterator<Item = (impl Into<Key>, Verdict)>,
-    ) -> Self {
-        let elements = entries
-            .into_iter()
-            .map(|(key, verdict)| (key.into(), Value::Verdict(verdict)))
-            .collect();
+    pub fn verdicts(kind: SetKind, entries: impl IntoIterator<Item = (impl Into<Key>, Verdict)>) -> Self {
+        let elements = entries.into_iter().map(|(key, verdict)| (key.into(), Value::Verdict(verdict))).collect();
         Self { kind, elements }
     }
 }
@@ -191,35 +176,22 @@ impl Set {
 impl SetKind {
     /// A plain set of single values.
     pub fn of(key: impl Into<Vec<FieldType>>) -> Self {
-        Self {
-            key: key.into(),
-            interval: false,
-            value: ValueType::Member,
-        }
+        Self { key: key.into(), interval: false, value: ValueType::Member }
     }
 
     /// The same with keys that may be ranges.
     pub fn with_intervals(self) -> Self {
-        Self {
-            interval: true,
-            ..self
-        }
+        Self { interval: true, ..self }
     }
 
     /// The same as a verdict map.
     pub fn to_verdict(self) -> Self {
-        Self {
-            value: ValueType::Verdict,
-            ..self
-        }
+        Self { value: ValueType::Verdict, ..self }
     }
 
     /// The same as a map to data.
     pub fn to_data(self, fields: impl Into<Vec<FieldType>>) -> Self {
-        Self {
-            value: ValueType::Data(fields.into()),
-            ..self
-        }
+        Self { value: ValueType::Data(fields.into()), ..self }
     }
 }
 
@@ -261,19 +233,13 @@ impl Field {
     /// # Panics
     /// If the two differ in type or are in the wrong order: such a range has no meaning.
     pub fn range(first: Datum, last: Datum) -> Self {
-        assert!(
-            first.field_type() == last.field_type() && first <= last,
-            "not a range: {first:?} to {last:?}"
-        );
+        assert!(first.field_type() == last.field_type() && first <= last, "not a range: {first:?} to {last:?}");
         Self { first, last }
     }
 
     /// A single value.
     pub const fn single(value: Datum) -> Self {
-        Self {
-            first: value,
-            last: value,
-        }
+        Self { first: value, last: value }
     }
 
     /// Lowest value.
@@ -299,14 +265,10 @@ impl Field {
     /// Length of the prefix that is exactly this range; `None` when there is none or the type has no prefixes.
     pub fn prefix_length(&self) -> Option<u8> {
         match (self.first, self.last) {
-            (Datum::Ipv4(first), Datum::Ipv4(last)) => prefix_length(
-                first.to_bits().into(),
-                last.to_bits().into(),
-                Ipv4Addr::BITS,
-            ),
-            (Datum::Ipv6(first), Datum::Ipv6(last)) => {
-                prefix_length(first.to_bits(), last.to_bits(), Ipv6Addr::BITS)
+            (Datum::Ipv4(first), Datum::Ipv4(last)) => {
+                prefix_length(first.to_bits().into(), last.to_bits().into(), Ipv4Addr::BITS)
             }
+            (Datum::Ipv6(first), Datum::Ipv6(last)) => prefix_length(first.to_bits(), last.to_bits(), Ipv6Addr::BITS),
             _ => None,
         }
     }
@@ -353,19 +315,13 @@ impl From<Datum> for Field {
 
 impl From<Ipv4Net> for Field {
     fn from(net: Ipv4Net) -> Self {
-        Self {
-            first: Datum::Ipv4(net.network()),
-            last: Datum::Ipv4(net.broadcast()),
-        }
+        Self { first: Datum::Ipv4(net.network()), last: Datum::Ipv4(net.broadcast()) }
     }
 }
 
 impl From<Ipv6Net> for Field {
     fn from(net: Ipv6Net) -> Self {
-        Self {
-            first: Datum::Ipv6(net.network()),
-            last: Datum::Ipv6(net.broadcast()),
-        }
+        Self { first: Datum::Ipv6(net.network()), last: Datum::Ipv6(net.broadcast()) }
     }
 }
 
@@ -495,9 +451,7 @@ impl IfName {
         let bytes = name.as_bytes();
         let valid = !bytes.is_empty()
             && bytes.len() <= Self::MAX
-            && bytes
-                .iter()
-                .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'"' | b'*'));
+            && bytes.iter().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'"' | b'*'));
         valid.then(|| {
             let mut padded = [0; 16];
             padded[..bytes.len()].copy_from_slice(bytes);
@@ -518,11 +472,7 @@ impl IfName {
 
     /// The name itself.
     pub fn as_str(&self) -> &str {
-        let length = self
-            .0
-            .iter()
-            .position(|byte| *byte == 0)
-            .unwrap_or(self.0.len());
+        let length = self.0.iter().position(|byte| *byte == 0).unwrap_or(self.0.len());
         std::str::from_utf8(&self.0[..length]).unwrap_or_default()
     }
 }

@@ -41,10 +41,7 @@ pub enum Op {
 impl Transaction {
     /// Nothing to do on this table.
     pub const fn new(table: TableName) -> Self {
-        Self {
-            table,
-            ops: Vec::new(),
-        }
+        Self { table, ops: Vec::new() }
     }
 
     /// Removes the table, if there is one, and makes it anew as wanted: for a table that cannot be understood.
@@ -54,18 +51,13 @@ impl Transaction {
         transaction.push(Op::CreateTable);
         transaction.push(Op::DeleteTable);
         let empty = Ruleset::new(wanted.table.clone());
-        transaction
-            .ops
-            .extend(super::diff::diff(&empty, wanted).ops);
+        transaction.ops.extend(super::diff::diff(&empty, wanted).ops);
         transaction
     }
 
     /// Removes the table, if there is one.
     pub fn remove(table: TableName) -> Self {
-        Self {
-            table,
-            ops: vec![Op::CreateTable, Op::DeleteTable],
-        }
+        Self { table, ops: vec![Op::CreateTable, Op::DeleteTable] }
     }
 
     /// The table it is about.
@@ -131,11 +123,7 @@ impl fmt::Display for Op {
                 _ => write!(f, "delete {} elements from set {name}", set.elements.len()),
             },
             Self::AppendRules(name, chain, from) => {
-                write!(
-                    f,
-                    "add {} rule(s) to chain {name}",
-                    chain.rules.len() - from
-                )
+                write!(f, "add {} rule(s) to chain {name}", chain.rules.len() - from)
             }
         }
     }

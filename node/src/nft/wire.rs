@@ -43,13 +43,7 @@ impl Writer {
     }
 
     /// Writes one message of a netfilter subsystem.
-    pub fn message(
-        &mut self,
-        header: Header,
-        family: u8,
-        resource: u16,
-        body: impl FnOnce(&mut Self),
-    ) {
+    pub fn message(&mut self, header: Header, family: u8, resource: u16, body: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(&header.kind.to_ne_bytes());
@@ -72,8 +66,7 @@ impl Writer {
 
     /// Writes an attribute with these bytes.
     pub fn put(&mut self, kind: u16, value: &[u8]) {
-        let length = u16::try_from(ATTRIBUTE + value.len())
-            .expect("values are split before they reach 64 KiB");
+        let length = u16::try_from(ATTRIBUTE + value.len()).expect("values are split before they reach 64 KiB");
         self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(value);
@@ -82,8 +75,7 @@ impl Writer {
 
     /// Writes a text, ended by a zero byte.
     pub fn put_str(&mut self, kind: u16, value: &str) {
-        let length =
-            u16::try_from(ATTRIBUTE + value.len() + 1).expect("names and prefixes are short");
+        let length = u16::try_from(ATTRIBUTE + value.len() + 1).expect("names and prefixes are short");
         self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(value.as_bytes());
@@ -112,14 +104,12 @@ impl Writer {
         self.bytes.extend_from_slice(&[0; 2]);
         self.bytes.extend_from_slice(&(kind | NESTED).to_ne_bytes());
         body(self);
-        let length = u16::try_from(self.bytes.len() - start)
-            .expect("lists are split before they reach 64 KiB");
+        let length = u16::try_from(self.bytes.len() - start).expect("lists are split before they reach 64 KiB");
         self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
     }
 
     fn pad(&mut self) {
-        self.bytes
-            .resize(self.bytes.len().next_multiple_of(ATTRIBUTE), 0);
+        self.bytes.resize(self.bytes.len().next_multiple_of(ATTRIBUTE), 0);
     }
 }
 
@@ -128,11 +118,7 @@ pub fn messages(mut rest: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {
     std::iter::from_fn(move || {
         let length = u32_ne(rest, 0)? as usize;
         let body = rest.get(HEADER..length)?;
-        let header = Header {
-            kind: u16_ne(rest, 4)?,
-            flags: u16_ne(rest, 6)?,
-            sequence: u32_ne(rest, 8)?,
-        };
+        let header = Header { kind: u16_ne(rest, 4)?, flags: u16_ne(rest, 6)?, sequence: u32_ne(rest, 8)? };
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some((header, body))
     })
@@ -144,9 +130,7 @@ pub fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         let length = usize::from(u16_ne(rest, 0)?);
         let kind = u16_ne(rest, 2)? & TYPE_MASK;
         let value = rest.get(ATTRIBUTE..length)?;
-        rest = rest
-            .get(length.next_multiple_of(ATTRIBUTE)..)
-            .unwrap_or_default();
+        rest = rest.get(length.next_multiple_of(ATTRIBUTE)..).unwrap_or_default();
         Some((kind, value))
     })
 }
@@ -173,13 +157,9 @@ pub fn text(value: &[u8]) -> Option<&str> {
 
 /// A 32-bit number in the order of the host.
 pub fn u32_ne(bytes: &[u8], offset: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(
-        bytes.get(offset..offset + 4)?.try_into().ok()?,
-    ))
+    Some(u32::from_ne_bytes(bytes.get(offset..offset + 4)?.try_into().ok()?))
 }
 
 fn u16_ne(bytes: &[u8], offset: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(
-        bytes.get(offset..offset + 2)?.try_into().ok()?,
-    ))
+    Some(u16::from_ne_bytes(bytes.get(offset..offset + 2)?.try_into().ok()?))
 }

@@ -6,8 +6,9 @@ use margay_api::policy::PolicyKey;
 use margay_api::rule::Action;
 use margay_calc::model::{EndpointRecord, PolicyRecord, RuleRecord, SetId};
 
+use super::merge::{self, Item, Role, Unions};
 use super::names;
-use super::rule::{Context, MissingSet};
+use super::rule::{self, Context};
 use crate::nft::{Chain, ChainName, Family, Rule, Verdict};
 
 /// Which packets of an endpoint are meant.
@@ -45,11 +46,13 @@ pub(super) trait Policies {
     fn policy(&self, key: &PolicyKey) -> Option<&PolicyRecord>;
 }
 
-/// A class compiled for one family.
+/// What decides about a class, before it is written for a family.
 #[derive(Debug, Default)]
-pub(super) struct Compiled {
-    /// Its chains; the first to be called is [`Class::chain`].
-    pub(super) chains: BTreeMap<ChainName, Chain>,
+pub(super) struct Plan<'a> {
+    /// By tier, what stands in it in order.
+    tiers: Vec<Vec<Item<'a>>>,
+    /// Unions that the rules name, with the sets that they are of.
+    pub(super) unions: Unions,
     /// Policies that are named and not there, or that name a set that is not there: what they apply to is denied.
     pub(super) broken: BTreeMap<PolicyKey, String>,
 }
@@ -90,19 +93,49 @@ impl Class {
         names::chain(&format!("{letter}{}-{}", names::digit(family), names::hash(format!("{self:?}").as_bytes())))
     }
 
+    /// Gathers the rules of its policies.
+    pub(super) fn plan<'a>(&self, policies: &'a impl Policies, role: &impl Fn(&SetId) -> Role) -> Plan<'a> {
+        let mut plan = Plan::default();
+        for tier in &self.tiers {
+            let mut items = Vec::new();
+            for key in &tier.policies {
+                let Some(policy) = policies.policy(key) else {
+                    let reason = "it is not there: everything is denied where it applies".to_owned();
+                    plan.broken.insert(key.clone(), reason);
+                    items.push(Item::Closed);
+                    continue;
+                };
+                let rules = self.rules(policy);
+                if let Some(set) = rules.iter().flat_map(sets_of_rule).find(|set| role(set) == Role::Missing) {
+                    let reason = format!("set {set} is not there: what a rule would have to look up in it is denied");
+                    plan.broken.insert(key.clone(), reason);
+                }
+                items.extend(rules.iter().map(Item::Rule));
+            }
+            let merged = merge::merge(&items, role, &mut plan.unions);
+            plan.tiers.push(merged);
+        }
+        plan
+    }
+
     /// Its chains for one family; none if it has no tiers.
     ///
     /// A tier's rules stand in the chain of the class; only a tier with a Pass rule has a chain of its own, as Pass is `return` from there.
-    pub(super) fn compile(&self, context: &Context<'_>, policies: &impl Policies) -> Compiled {
-        let mut compiled = Compiled::default();
+    pub(super) fn compile(&self, plan: &Plan<'_>, context: &Context<'_>) -> BTreeMap<ChainName, Chain> {
+        let mut chains = BTreeMap::new();
         if self.tiers.is_empty() {
-            return compiled;
+            return chains;
         }
         let name = self.chain(context.family);
         let mut rules = Vec::new();
         let mut open = true;
-        for (index, tier) in self.tiers.iter().enumerate() {
-            let mut own = self.tier(tier, context, policies, &mut compiled.broken);
+        for (index, (tier, items)) in self.tiers.iter().zip(&plan.tiers).enumerate() {
+            let compiled = items.iter().flat_map(|item| match item {
+                Item::Rule(rule) => context.compile(rule),
+                Item::Joined(rule) => context.compile(rule),
+                Item::Closed => vec![Rule::new().drop()],
+            });
+            let mut own: Vec<Rule> = compiled.collect();
             let passes = own.iter().any(is_pass);
             open = tier.default_action == Action::Pass || passes;
             if tier.default_action != Action::Pass {
@@ -111,7 +144,7 @@ impl Class {
             if passes {
                 let inner = names::chain(&format!("{name}-{index}"));
                 rules.push(Rule::new().jump(&inner));
-                compiled.chains.insert(inner, Chain { base: None, rules: own });
+                chains.insert(inner, Chain { base: None, rules: own });
             } else {
                 rules.append(&mut own);
             }
@@ -122,33 +155,8 @@ impl Class {
         if open {
             rules.push(Rule::new().verdict(default(self.unmatched)));
         }
-        compiled.chains.insert(name, Chain { base: None, rules });
-        compiled
-    }
-
-    fn tier(
-        &self,
-        tier: &Tier,
-        context: &Context<'_>,
-        policies: &impl Policies,
-        broken: &mut BTreeMap<PolicyKey, String>,
-    ) -> Vec<Rule> {
-        let mut rules = Vec::new();
-        for key in &tier.policies {
-            let result = match policies.policy(key) {
-                Some(policy) => compile_all(self.rules(policy), context)
-                    .map_err(|MissingSet(set)| format!("set {set} is not there")),
-                None => Err("it is not there".to_owned()),
-            };
-            match result {
-                Ok(mut own) => rules.append(&mut own),
-                Err(reason) => {
-                    broken.insert(key.clone(), format!("{reason}: everything is denied where the policy applies"));
-                    rules.push(Rule::new().drop());
-                }
-            }
-        }
-        rules
+        chains.insert(name, Chain { base: None, rules });
+        chains
     }
 
     fn rules<'a>(&self, policy: &'a PolicyRecord) -> &'a [RuleRecord] {
@@ -166,23 +174,11 @@ impl Class {
 
 /// Sets that a policy names.
 pub(super) fn sets_of(policy: &PolicyRecord) -> BTreeSet<&SetId> {
-    let sides = policy.ingress.iter().chain(&policy.egress).flat_map(|rule| [&rule.source, &rule.destination]);
-    sides
-        .flat_map(|side| {
-            [&side.sets, &side.not_sets, &side.port_sets, &side.not_port_sets]
-                .into_iter()
-                .flatten()
-                .chain(&side.service_set)
-        })
-        .collect()
+    policy.ingress.iter().chain(&policy.egress).flat_map(sets_of_rule).collect()
 }
 
-fn compile_all(rules: &[RuleRecord], context: &Context<'_>) -> Result<Vec<Rule>, MissingSet> {
-    let mut compiled = Vec::new();
-    for rule in rules {
-        compiled.append(&mut context.compile(rule)?);
-    }
-    Ok(compiled)
+fn sets_of_rule(rule: &RuleRecord) -> impl Iterator<Item = &SetId> {
+    rule::sets_of_side(&rule.source).chain(rule::sets_of_side(&rule.destination))
 }
 
 fn is_pass(rule: &Rule) -> bool {

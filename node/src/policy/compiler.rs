@@ -3,24 +3,32 @@
 //!
 //! The elements of the view's own sets are not kept a second time: they are made from the records when a set is new or the table is written whole.
 
+mod delta;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use margay_api::endpoint::EndpointKey;
 use margay_api::policy::PolicyKey;
+use margay_calc::flush::MemberDelta;
 use margay_calc::model::{IpSetRecord, Member, PolicyRecord, Record, RecordId, SetId};
 
 use super::base::{self, Inputs};
-use super::class::{self, Class, Direction, Policies};
+use super::class::{self, Class, Direction, Plan, Policies};
 use super::elements::{self, Shape};
+use super::merge::{self, Role, Unions};
 use super::names;
 use super::rule::Context;
+use super::union::Union;
 use crate::nft::{
-    Chain, ChainName, Family, Field, IfName, Key, Ruleset, Set, SetKind, SetName, Transaction, TransactionOp, Value,
-    diff,
+    Chain, ChainName, Family, Field, IfName, Key, Ruleset, Set, SetName, Transaction, TransactionOp, Value,
 };
 use crate::state::Dirty;
+use delta::Delta;
+
+/// Sets with more members than this are no part of unions: it would cost more memory than lookups save time.
+const UNION_PART: usize = 1024;
 
 /// A pod whose link is on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +59,9 @@ pub struct Compiler {
     families: Vec<Family>,
     /// Chains, and every set that is not a set of the view.
     wanted: Ruleset,
+    /// Of the view's sets and of unions.
     shapes: BTreeMap<SetId, Shape>,
+    unions: BTreeMap<SetId, Union>,
     attached: BTreeMap<String, Attached>,
     endpoints: BTreeMap<EndpointKey, [Class; 2]>,
     classes: BTreeMap<Class, ClassState>,
@@ -63,17 +73,7 @@ pub struct Compiler {
 struct ClassState {
     chains: BTreeSet<ChainName>,
     broken: BTreeMap<PolicyKey, String>,
-}
-
-/// What one call replaces: names with their former and their new value.
-struct Delta {
-    old: Ruleset,
-    new: Ruleset,
-    /// Chains and sets whose former value is noted, or that had none.
-    chains: BTreeSet<ChainName>,
-    sets: BTreeSet<SetName>,
-    /// Elements that come and go in sets of the view that stay.
-    elements: BTreeMap<SetName, (SetKind, BTreeMap<Key, bool>)>,
+    unions: Unions,
 }
 
 impl Policies for &Records {
@@ -94,6 +94,7 @@ impl Compiler {
             families: vec![Family::Ipv4],
             wanted: Ruleset::new(names::table()),
             shapes: BTreeMap::new(),
+            unions: BTreeMap::new(),
             attached: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             classes: BTreeMap::new(),
@@ -131,6 +132,7 @@ impl Compiler {
         let mut delta = Delta::new();
         self.refamily(records, &mut delta);
         self.dispatch(&mut delta);
+        self.unions(records, &mut delta);
         delta.into_transaction()
     }
 
@@ -156,13 +158,15 @@ impl Compiler {
         if endpoints {
             self.dispatch(&mut delta);
         }
+        self.unions(records, &mut delta);
         delta.into_transaction()
     }
 
     /// The whole table as wanted.
     pub fn ruleset(&self, records: &Records) -> Ruleset {
         let mut ruleset = self.wanted.clone();
-        for (id, record) in sets(records).filter(|(id, _)| self.shapes.contains_key(id)) {
+        let unions = self.unions.iter().map(|(id, union)| (id, &union.record));
+        for (id, record) in sets(records).chain(unions).filter(|(id, _)| self.shapes.contains_key(id)) {
             for (name, set) in elements::render(id, record) {
                 ruleset.put_set(name, set);
             }
@@ -178,6 +182,11 @@ impl Compiler {
         }
         for (part, reason) in &self.refused {
             match part {
+                Part::Set(id) if merge::is_union(id) => {
+                    let users = self.classes.iter().filter(|(_, state)| state.unions.contains_key(id));
+                    let policies = users.flat_map(|(class, _)| class.policies());
+                    errors.extend(policies.map(|key| (RecordId::Policy(key.clone()), reason.clone())));
+                }
                 Part::Set(id) => {
                     errors.insert(RecordId::IpSet(id.clone()), reason.clone());
                 }
@@ -229,7 +238,9 @@ impl Compiler {
             }
         }
         self.refused.insert(part, reason);
-        self.classes(records, &stale, &mut Delta::new());
+        let mut unused = Delta::new();
+        self.classes(records, &stale, &mut unused);
+        self.unions(records, &mut unused);
     }
 
     /// Wants everything again that was refused; returns whether there was any.
@@ -239,7 +250,8 @@ impl Compiler {
         for part in refused.keys() {
             match part {
                 Part::Set(id) => {
-                    if let Some(Record::IpSet(record)) = records.get(&RecordId::IpSet(id.clone())) {
+                    let union = self.unions.get(id).map(|union| &union.record);
+                    if let Some(record) = set_of(records, id).or(union) {
                         self.shapes.insert(id.clone(), Shape::of(record));
                     }
                     stale.extend(self.users(id, records));
@@ -249,7 +261,9 @@ impl Compiler {
                 }
             }
         }
-        self.classes(records, &stale, &mut Delta::new());
+        let mut unused = Delta::new();
+        self.classes(records, &stale, &mut unused);
+        self.unions(records, &mut unused);
         !refused.is_empty()
     }
 
@@ -257,32 +271,51 @@ impl Compiler {
     fn sets(&mut self, records: &Records, dirty: &Dirty, delta: &mut Delta, stale: &mut BTreeSet<Class>) {
         let changed = dirty.records.iter().filter_map(|id| if let RecordId::IpSet(id) = id { Some(id) } else { None });
         for id in changed {
-            let record = match records.get(&RecordId::IpSet(id.clone())) {
-                Some(Record::IpSet(record)) => Some(record),
-                _ => None,
-            };
             self.refused.remove(&Part::Set(id.clone()));
-            self.reshape(id, record, delta);
+            self.reshape(id, set_of(records, id), delta);
             stale.extend(self.users(id, records));
         }
+        let mut joined: BTreeMap<SetId, MemberDelta> = BTreeMap::new();
         for (id, members) in &dirty.members {
-            let Some(Record::IpSet(record)) = records.get(&RecordId::IpSet(id.clone())) else { continue };
-            let Some(shape) = self.shapes.get(id).copied() else { continue };
-            let ranged =
-                |member: &Member| matches!(member, Member::Net(net) if net.prefix_len() < net.max_prefix_len());
-            let touched = members.added.iter().chain(&members.removed).any(ranged);
-            let kept = shape.sets(id);
-            if touched && Shape::of(record) != shape {
-                self.reshape(id, Some(record), delta);
+            let Some(record) = set_of(records, id) else { continue };
+            let before = record.members.len() + members.removed.len() - members.added.len();
+            if self.members(id, record, members, delta) || (before > UNION_PART) != (record.members.len() > UNION_PART)
+            {
                 stale.extend(self.users(id, records));
             }
-            let now = self.shapes.get(id).map(|shape| shape.sets(id)).unwrap_or_default();
-            for (name, keys) in elements::change(id, &record.members, members) {
-                if let (Some(kind), true) = (kept.get(&name), now.contains_key(&name)) {
-                    delta.elements.insert(name, (kind.clone(), keys));
-                }
+            for (union, state) in self.unions.iter_mut().filter(|(_, state)| state.parts.contains(id)) {
+                let own = state.follow(members, records);
+                let all = joined.entry(union.clone()).or_default();
+                all.added.extend(own.added);
+                all.removed.extend(own.removed);
             }
         }
+        for (id, members) in joined {
+            let Some(union) = self.unions.remove(&id) else { continue };
+            if self.members(&id, &union.record, &members, delta) {
+                stale.extend(self.users(&id, records));
+            }
+            self.unions.insert(id, union);
+        }
+    }
+
+    /// Follows a change of members; returns whether the shape is another.
+    fn members(&mut self, id: &SetId, record: &IpSetRecord, members: &MemberDelta, delta: &mut Delta) -> bool {
+        let Some(shape) = self.shapes.get(id).copied() else { return false };
+        let ranged = |member: &Member| matches!(member, Member::Net(net) if net.prefix_len() < net.max_prefix_len());
+        let touched = members.added.iter().chain(&members.removed).any(ranged);
+        let kept = shape.sets(id);
+        let reshaped = touched && Shape::of(record) != shape;
+        if reshaped {
+            self.reshape(id, Some(record), delta);
+        }
+        let now = self.shapes.get(id).map(|shape| shape.sets(id)).unwrap_or_default();
+        for (name, keys) in elements::change(id, &record.members, members) {
+            if let (Some(kind), true) = (kept.get(&name), now.contains_key(&name)) {
+                delta.elements.insert(name, (kind.clone(), keys));
+            }
+        }
+        reshaped
     }
 
     /// Makes and removes kernel sets so that they fit the record.
@@ -291,7 +324,10 @@ impl Compiler {
         let mut wanted = record.map(|record| elements::render(id, record)).unwrap_or_default();
         for (name, kind) in before {
             if wanted.remove(&name).is_none() {
-                delta.old.put_set(name, Set::new(kind));
+                delta.elements.remove(&name);
+                if delta.new.sets.remove(&name).is_none() {
+                    delta.old.put_set(name, Set::new(kind));
+                }
             }
         }
         for (name, set) in wanted {
@@ -302,8 +338,16 @@ impl Compiler {
         }
     }
 
-    /// Classes that have a policy which names the set.
+    /// Classes that have a policy which names the set, or that use the union.
     fn users(&self, id: &SetId, records: &Records) -> Vec<Class> {
+        if merge::is_union(id) {
+            return self
+                .classes
+                .iter()
+                .filter(|(_, state)| state.unions.contains_key(id))
+                .map(|(class, _)| class.clone())
+                .collect();
+        }
         let names_it = |key: &PolicyKey| records.policy(key).is_some_and(|policy| class::sets_of(policy).contains(id));
         self.classes.keys().filter(|class| class.policies().any(names_it)).cloned().collect()
     }
@@ -404,25 +448,52 @@ impl Compiler {
     }
 
     fn class(&mut self, class: Class, records: &Records, delta: &mut Delta) {
-        let mut state = ClassState::default();
+        let role = |id: &SetId| match (self.shapes.get(id), set_of(records, id)) {
+            (Some(Shape::Net { .. }), Some(record)) if record.members.len() <= UNION_PART => Role::Part,
+            (Some(_), _) => Role::Alone,
+            (None, _) => Role::Missing,
+        };
+        let plan = class.plan(&records, &role);
+        let shape = |id: &SetId| match plan.unions.get(id) {
+            Some(_) if self.refused.contains_key(&Part::Set(id.clone())) => None,
+            Some(parts) => Some(Shape::union(parts.iter().filter_map(|part| self.shapes.get(part)))),
+            None => self.shapes.get(id).copied(),
+        };
         let mut chains = BTreeMap::new();
         for family in &self.families {
             if self.refused.contains_key(&Part::Class(class.clone())) {
                 chains.extend(class.closed(*family));
                 continue;
             }
-            let shape = |id: &SetId| self.shapes.get(id).copied();
             let context = Context { family: *family, shape: &shape, log_prefix: self.inputs.log_prefix() };
-            let compiled = class.compile(&context, &records);
-            chains.extend(compiled.chains);
-            state.broken.extend(compiled.broken);
+            chains.extend(class.compile(&plan, &context));
         }
-        state.chains = chains.keys().cloned().collect();
-        let before = self.classes.insert(class, ClassState { chains: state.chains.clone(), broken: state.broken });
-        for name in before.unwrap_or_default().chains.difference(&state.chains) {
+        let Plan { unions, broken, .. } = plan;
+        let state = ClassState { chains: chains.keys().cloned().collect(), broken, unions };
+        let before = self.classes.get(&class).map(|state| state.chains.clone()).unwrap_or_default();
+        for name in before.difference(&state.chains) {
             self.put_chain(name.clone(), None, delta);
         }
+        self.classes.insert(class, state);
         chains.into_iter().for_each(|(name, chain)| self.put_chain(name, Some(chain), delta));
+    }
+
+    /// Makes the unions that classes use, and removes the others: once a call, at its end, as one that goes and comes back would keep its old members.
+    fn unions(&mut self, records: &Records, delta: &mut Delta) {
+        let wanted: Unions = self.classes.values().flat_map(|state| state.unions.clone()).collect();
+        let gone: Vec<SetId> = self.unions.keys().filter(|id| !wanted.contains_key(*id)).cloned().collect();
+        for id in gone {
+            self.unions.remove(&id);
+            self.refused.remove(&Part::Set(id.clone()));
+            self.reshape(&id, None, delta);
+        }
+        for (id, parts) in wanted {
+            if !self.unions.contains_key(&id) {
+                let union = Union::new(parts, records);
+                self.reshape(&id, Some(&union.record), delta);
+                self.unions.insert(id, union);
+            }
+        }
     }
 
     /// Maps from interface to class, and the addresses that each interface may send from.
@@ -492,26 +563,11 @@ impl Compiler {
     }
 }
 
-impl Delta {
-    fn new() -> Self {
-        let empty = || Ruleset::new(names::table());
-        Self { old: empty(), new: empty(), chains: BTreeSet::new(), sets: BTreeSet::new(), elements: BTreeMap::new() }
-    }
-
-    fn into_transaction(self) -> Transaction {
-        let is_empty = |ruleset: &Ruleset| ruleset.chains.is_empty() && ruleset.sets.is_empty();
-        let mut transaction = if is_empty(&self.old) && is_empty(&self.new) {
-            Transaction::new(names::table())
-        } else {
-            diff(&self.old, &self.new)
-        };
-        for (name, (kind, keys)) in self.elements {
-            let (added, removed): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(_, wanted)| *wanted);
-            let set = |keys: Vec<(Key, bool)>| Set::members(kind.clone(), keys.into_iter().map(|(key, _)| key));
-            transaction.delete_elements(&name, set(removed));
-            transaction.add_elements(&name, set(added));
-        }
-        transaction
+/// The set of this id.
+fn set_of<'a>(records: &'a Records, id: &SetId) -> Option<&'a IpSetRecord> {
+    match records.get(&RecordId::IpSet(id.clone())) {
+        Some(Record::IpSet(record)) => Some(record),
+        _ => None,
     }
 }
 

@@ -46,6 +46,14 @@ impl Shape {
         }
     }
 
+    /// The shape of a union of sets of these shapes.
+    pub(super) fn union<'a>(parts: impl Iterator<Item = &'a Self>) -> Self {
+        parts.fold(Self::Net { ranges4: false, ranges6: false }, |all, part| Self::Net {
+            ranges4: all.has_ranges(Family::Ipv4) || part.has_ranges(Family::Ipv4),
+            ranges6: all.has_ranges(Family::Ipv6) || part.has_ranges(Family::Ipv6),
+        })
+    }
+
     /// Whether there are ranges of this family.
     pub(super) fn has_ranges(self, family: Family) -> bool {
         match (self, family) {

@@ -19,9 +19,15 @@ mod base;
 mod class;
 mod compiler;
 mod elements;
+mod merge;
+#[cfg(test)]
+pub(crate) mod model;
 mod names;
 mod rule;
+#[cfg(test)]
+pub(crate) mod sample;
 pub mod simulate;
+mod union;
 
 pub use class::{Class, Direction};
 pub use compiler::{Attached, Compiler, Part};

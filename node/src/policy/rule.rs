@@ -26,10 +26,6 @@ const LOG_PREFIX_MAX: usize = 127;
 /// All the tests of one nftables rule.
 pub(super) type Tests = Vec<Match>;
 
-/// A set that a rule names is not there.
-#[derive(Debug)]
-pub(super) struct MissingSet(pub(super) SetId);
-
 /// What a rule can be compiled with.
 pub(super) struct Context<'a> {
     /// Family of the chain.
@@ -40,25 +36,40 @@ pub(super) struct Context<'a> {
     pub(super) log_prefix: &'a str,
 }
 
-/// What the rule demands, as a list of demands each with its alternatives.
+/// What a rule demands.
 struct Demands {
-    /// Alternatives exclude each other, so that a packet takes one of them only.
+    /// Whether a packet must take one of a demand's alternatives only.
     exclusive: bool,
     demands: Vec<Vec<Tests>>,
 }
 
+/// Whether the kernel has all sets that a rule names.
+#[derive(Debug, PartialEq, Eq)]
+enum Outlook {
+    /// Packets of the family can match.
+    Possible,
+    /// No packet of the family can match.
+    Impossible,
+    /// A set is missing, so nobody knows which packets match.
+    Unknown,
+}
+
 impl Context<'_> {
-    /// The nftables rules; none if no packet of the family can match.
-    pub(super) fn compile(&self, rule: &RuleRecord) -> Result<Vec<Rule>, MissingSet> {
-        let Some(demands) = self.demands(rule)? else { return Ok(Vec::new()) };
-        let statement = match rule.action {
-            Action::Allow => Statement::Verdict(Verdict::Accept),
-            Action::Deny => Statement::Verdict(Verdict::Drop),
-            Action::Pass => Statement::Verdict(Verdict::Return),
-            Action::Log => Statement::Log(Log { prefix: self.prefix(), target: LogTarget::Syslog(LOG_LEVEL) }),
+    /// The nftables rules; none if no packet of the family can match. Packets are dropped that would have to be looked up in a set that is not there.
+    pub(super) fn compile(&self, rule: &RuleRecord) -> Vec<Rule> {
+        let mut demands = Demands { exclusive: rule.action == Action::Log, demands: Vec::new() };
+        let statement = match self.demands(rule, &mut demands) {
+            Outlook::Impossible => return Vec::new(),
+            Outlook::Unknown => Statement::Verdict(Verdict::Drop),
+            Outlook::Possible => match rule.action {
+                Action::Allow => Statement::Verdict(Verdict::Accept),
+                Action::Deny => Statement::Verdict(Verdict::Drop),
+                Action::Pass => Statement::Verdict(Verdict::Return),
+                Action::Log => Statement::Log(Log { prefix: self.prefix(), target: LogTarget::Syslog(LOG_LEVEL) }),
+            },
         };
         let rule = |tests: Tests| tests.into_iter().fold(Rule::new(), Rule::when).then(statement.clone());
-        Ok(demands.product().into_iter().map(rule).collect())
+        demands.product().into_iter().map(rule).collect()
     }
 
     fn prefix(&self) -> String {
@@ -67,77 +78,25 @@ impl Context<'_> {
         format!("{kept}: ")
     }
 
-    fn demands(&self, rule: &RuleRecord) -> Result<Option<Demands>, MissingSet> {
-        let mut all = Demands { exclusive: rule.action == Action::Log, demands: Vec::new() };
-        let version =
-            |version| if self.family == Family::Ipv4 { version == IpVersion::V4 } else { version == IpVersion::V6 };
-        let possible = rule.ip_version.is_none_or(version)
-            && self.protocol(rule, &mut all)
-            && self.icmp(rule, &mut all)
-            && self.ports(rule, &rule.source, Side::Source, &mut all)?
-            && self.ports(rule, &rule.destination, Side::Destination, &mut all)?
-            && self.addresses(&rule.source, Side::Source, &mut all)?
-            && self.addresses(&rule.destination, Side::Destination, &mut all)?;
-        Ok(possible.then_some(all))
-    }
-
-    fn protocol(&self, rule: &RuleRecord, all: &mut Demands) -> bool {
-        if let Some(protocol) = rule.protocol {
-            if rule.not_protocol == Some(protocol) {
-                return false;
-            }
-            all.must(is_protocol(protocol));
-        } else if let Some(protocol) = rule.not_protocol {
-            all.must(Match::not(Selector::L4proto, Proto(protocol.0)));
+    /// Header first, then source, then destination, so that a missing set denies no packet that the parts before it rule out.
+    fn demands(&self, rule: &RuleRecord, all: &mut Demands) -> Outlook {
+        let own = if self.family == Family::Ipv4 { IpVersion::V4 } else { IpVersion::V6 };
+        if rule.ip_version.is_some_and(|version| version != own) || !protocol(rule, all) || !icmp(rule, all) {
+            return Outlook::Impossible;
         }
-        true
-    }
-
-    fn icmp(&self, rule: &RuleRecord, all: &mut Demands) -> bool {
-        let own = if self.family == Family::Ipv4 { Protocol::ICMP } else { Protocol::ICMPV6 };
-        if let Some(icmp) = rule.icmp {
-            if rule.protocol.is_some_and(|protocol| protocol != own) {
-                return false;
+        for (which, side) in [(Side::Source, &rule.source), (Side::Destination, &rule.destination)] {
+            if sets_of_side(side).any(|id| (self.shape)(id).is_none()) {
+                return Outlook::Unknown;
             }
-            if rule.protocol.is_none() {
-                all.must(is_protocol(own));
+            if !self.ports(rule, side, which, all) || !self.addresses(side, which, all) {
+                return Outlook::Impossible;
             }
-            let (kind, code) = self.icmp_tests(icmp, Op::Eq);
-            kind.into_iter().chain(code).for_each(|test| all.must(test));
         }
-        if let Some(icmp) = rule.not_icmp
-            && rule.protocol.is_none_or(|protocol| protocol == own)
-        {
-            let mut ways = Vec::new();
-            if rule.protocol.is_none() {
-                ways.push(vec![Match::not(Selector::L4proto, Proto(own.0))]);
-            }
-            let (same_kind, _) = self.icmp_tests(icmp, Op::Eq);
-            let (other_kind, other_code) = self.icmp_tests(icmp, Op::Ne);
-            let guard = is_protocol(own);
-            ways.extend(other_kind.map(|test| vec![guard.clone(), test]));
-            ways.extend(other_code.map(|test| [guard].into_iter().chain(same_kind).chain([test]).collect()));
-            all.demands.push(ways);
-        }
-        true
-    }
-
-    fn icmp_tests(&self, icmp: Icmp, op: Op) -> (Option<Match>, Option<Match>) {
-        let test = |selector, value: Datum| Match::Is(selector, op, value.into());
-        match self.family {
-            Family::Ipv4 => (
-                icmp.kind.map(|kind| test(Selector::IcmpType, Datum::IcmpType(kind))),
-                icmp.code.map(|code| test(Selector::IcmpCode, Datum::IcmpCode(code))),
-            ),
-            Family::Ipv6 => (
-                icmp.kind.map(|kind| test(Selector::Icmp6Type, Datum::Icmp6Type(kind))),
-                icmp.code.map(|code| test(Selector::Icmp6Code, Datum::Icmp6Code(code))),
-            ),
-        }
+        Outlook::Possible
     }
 
     /// Ports of one side, by number and by named port set.
-    fn ports(&self, rule: &RuleRecord, side: &SideMatch, which: Side, all: &mut Demands) -> Result<bool, MissingSet> {
+    fn ports(&self, rule: &RuleRecord, side: &SideMatch, which: Side, all: &mut Demands) -> bool {
         let ported = rule.protocol.is_some_and(|protocol| PORTED.contains(&protocol));
         let possible = rule.protocol.is_none() || ported;
         let guard = || if ported { None } else { Some(has_ports()) };
@@ -148,18 +107,18 @@ impl Context<'_> {
                 ways.push(guard().into_iter().chain([ranges(port, Op::Eq, &side.ports)]).collect());
             }
             for set in &side.port_sets {
-                ways.push(guard().into_iter().chain([self.in_port_set(set, which, Op::Eq)?]).collect());
+                ways.push(guard().into_iter().chain([self.in_port_set(set, which, Op::Eq)]).collect());
             }
             all.demands.push(ways);
             if !possible {
-                return Ok(false);
+                return false;
             }
         }
         if let Some(set) = &side.service_set {
             guard().into_iter().for_each(|test| all.must(test));
-            all.must(self.in_port_set(set, which, Op::Eq)?);
+            all.must(self.in_port_set(set, which, Op::Eq));
             if !possible {
-                return Ok(false);
+                return false;
             }
         }
         let mut none: Tests = Vec::new();
@@ -167,7 +126,7 @@ impl Context<'_> {
             none.push(ranges(port, Op::Ne, &side.not_ports));
         }
         for set in &side.not_port_sets {
-            none.push(self.in_port_set(set, which, Op::Ne)?);
+            none.push(self.in_port_set(set, which, Op::Ne));
         }
         if !none.is_empty() && possible {
             if ported {
@@ -178,53 +137,46 @@ impl Context<'_> {
                 all.demands.push(vec![vec![without_ports()], with]);
             }
         }
-        Ok(true)
+        true
     }
 
-    fn in_port_set(&self, id: &SetId, side: Side, op: Op) -> Result<Match, MissingSet> {
-        match (self.shape)(id) {
-            Some(Shape::AddressPort) => {
-                let key = vec![address(self.family, side), Selector::L4proto, port(side)];
-                Ok(Match::In(key, op, SetRef::Named(names::ip_set(id, Holds::Ports, self.family))))
-            }
-            _ => Err(MissingSet(id.clone())),
-        }
+    fn in_port_set(&self, id: &SetId, side: Side, op: Op) -> Match {
+        let key = vec![address(self.family, side), Selector::L4proto, port(side)];
+        Match::In(key, op, SetRef::Named(names::ip_set(id, Holds::Ports, self.family)))
     }
 
     /// Addresses of one side, by range and by selector.
-    fn addresses(&self, side: &SideMatch, which: Side, all: &mut Demands) -> Result<bool, MissingSet> {
+    fn addresses(&self, side: &SideMatch, which: Side, all: &mut Demands) -> bool {
         let address = address(self.family, which);
         if !side.nets.is_empty() {
-            let Some(keys) = self.outermost(&side.nets) else { return Ok(false) };
+            let Some(keys) = self.outermost(&side.nets) else { return false };
             if !keys.iter().any(is_everything) {
                 all.must(nets(address, Op::Eq, keys));
             }
         }
         if let Some(keys) = self.outermost(&side.not_nets) {
             if keys.iter().any(is_everything) {
-                return Ok(false);
+                return false;
             }
             all.must(nets(address, Op::Ne, keys));
         }
         for id in &side.not_sets {
-            self.net_sets(id)?.into_iter().for_each(|set| all.must(Match::In(vec![address], Op::Ne, set)));
+            self.net_sets(id).into_iter().for_each(|set| all.must(Match::In(vec![address], Op::Ne, set)));
         }
         for id in &side.sets {
-            let ways = self.net_sets(id)?.into_iter().map(|set| vec![Match::In(vec![address], Op::Eq, set)]);
+            let ways = self.net_sets(id).into_iter().map(|set| vec![Match::In(vec![address], Op::Eq, set)]);
             all.demands.push(ways.collect());
         }
-        Ok(true)
+        true
     }
 
     /// The kernel sets of a set of addresses.
-    fn net_sets(&self, id: &SetId) -> Result<Vec<SetRef>, MissingSet> {
-        let shape =
-            (self.shape)(id).filter(|shape| *shape != Shape::AddressPort).ok_or_else(|| MissingSet(id.clone()))?;
+    fn net_sets(&self, id: &SetId) -> Vec<SetRef> {
         let mut sets = vec![SetRef::Named(names::ip_set(id, Holds::Addresses, self.family))];
-        if shape.has_ranges(self.family) {
+        if (self.shape)(id).is_some_and(|shape| shape.has_ranges(self.family)) {
             sets.push(SetRef::Named(names::ip_set(id, Holds::Ranges, self.family)));
         }
-        Ok(sets)
+        sets
     }
 
     /// The ranges of this family that are in no other; none if there are none of this family.
@@ -244,8 +196,9 @@ impl Demands {
         self.demands.push(vec![vec![test]]);
     }
 
-    /// Every combination of alternatives.
-    fn product(self) -> Vec<Tests> {
+    /// Every combination of alternatives; what is cheap to test comes first.
+    fn product(mut self) -> Vec<Tests> {
+        self.demands.sort_by_key(|ways| ways.iter().flatten().map(cost).max());
         let mut combined: Vec<Tests> = vec![Vec::new()];
         for ways in self.demands {
             let ways = if self.exclusive { exclude(ways) } else { ways };
@@ -258,17 +211,28 @@ impl Demands {
     }
 }
 
-/// Makes alternatives exclude each other: each demands that the former ones' last test fails. Their other tests are guards that the alternatives share
-/// or that exclude each other already.
+/// Makes alternatives exclude each other: each demands that the last test of every former one fails. A packet that a guard keeps from a former
+/// alternative is kept from the later ones' negations by guards of their own, as all guards of a demand are the same or exclude each other.
 fn exclude(ways: Vec<Tests>) -> Vec<Tests> {
-    let mut before: Vec<Match> = Vec::new();
+    let mut before: Vec<(Tests, Match)> = Vec::new();
     let mut exclusive = Vec::new();
     for way in ways {
-        let negated = way.last().and_then(negate);
-        exclusive.push(way.into_iter().chain(before.iter().cloned()).collect());
-        before.extend(negated);
+        let Some((last, guards)) = way.split_last() else { continue };
+        let negated = before.iter().filter(|(others, _)| others.iter().all(|guard| guards.contains(guard)));
+        let negated: Vec<Match> = negated.map(|(_, negated)| negated.clone()).collect();
+        before.extend(negate(last).map(|negated| (guards.to_vec(), negated)));
+        exclusive.push(way.into_iter().chain(negated).collect());
     }
     exclusive
+}
+
+/// Order of tests by what they cost: a comparison, a lookup in a constant set, a lookup in a set of the table.
+fn cost(test: &Match) -> u8 {
+    match test {
+        Match::In(_, _, SetRef::Named(_)) => 2,
+        Match::In(..) => 1,
+        _ => 0,
+    }
 }
 
 /// The opposite of a test, for those that are alternatives of one demand.
@@ -279,6 +243,66 @@ fn negate(test: &Match) -> Option<Match> {
         Match::Is(selector, op, field) => Some(Match::Is(*selector, flip(op), *field)),
         _ => None,
     }
+}
+
+fn protocol(rule: &RuleRecord, all: &mut Demands) -> bool {
+    if let Some(protocol) = rule.protocol {
+        if rule.not_protocol == Some(protocol) {
+            return false;
+        }
+        all.must(is_protocol(protocol));
+    } else if let Some(protocol) = rule.not_protocol {
+        all.must(Match::not(Selector::L4proto, Proto(protocol.0)));
+    }
+    true
+}
+
+/// ICMP of either version: which one goes with which family is not for the rule to say.
+fn icmp(rule: &RuleRecord, all: &mut Demands) -> bool {
+    let possible: Vec<Protocol> = [Protocol::ICMP, Protocol::ICMPV6]
+        .into_iter()
+        .filter(|own| rule.protocol.is_none_or(|protocol| protocol == *own))
+        .collect();
+    if let Some(icmp) = rule.icmp {
+        let way = |own: &Protocol| {
+            let (kind, code) = icmp_tests(*own, icmp, Op::Eq);
+            [is_protocol(*own)].into_iter().chain(kind).chain(code).collect()
+        };
+        all.demands.push(possible.iter().map(way).collect());
+        if possible.is_empty() {
+            return false;
+        }
+    }
+    if let Some(icmp) = rule.not_icmp {
+        let mut ways =
+            vec![vec![Match::none_of(Selector::L4proto, [Protocol::ICMP, Protocol::ICMPV6].map(|own| Proto(own.0)))]];
+        for own in possible {
+            let (same_kind, _) = icmp_tests(own, icmp, Op::Eq);
+            let (other_kind, other_code) = icmp_tests(own, icmp, Op::Ne);
+            let guard = is_protocol(own);
+            ways.extend(other_kind.map(|test| vec![guard.clone(), test]));
+            ways.extend(other_code.map(|test| [guard].into_iter().chain(same_kind).chain([test]).collect()));
+        }
+        all.demands.push(ways);
+    }
+    true
+}
+
+fn icmp_tests(protocol: Protocol, icmp: Icmp, op: Op) -> (Option<Match>, Option<Match>) {
+    let test = |selector, value: Datum| Match::Is(selector, op, value.into());
+    if protocol == Protocol::ICMP {
+        let kind = icmp.kind.map(|kind| test(Selector::IcmpType, Datum::IcmpType(kind)));
+        (kind, icmp.code.map(|code| test(Selector::IcmpCode, Datum::IcmpCode(code))))
+    } else {
+        let kind = icmp.kind.map(|kind| test(Selector::Icmp6Type, Datum::Icmp6Type(kind)));
+        (kind, icmp.code.map(|code| test(Selector::Icmp6Code, Datum::Icmp6Code(code))))
+    }
+}
+
+/// Sets that one side of a rule names.
+pub(super) fn sets_of_side(side: &SideMatch) -> impl Iterator<Item = &SetId> {
+    let lists = [&side.sets, &side.not_sets, &side.port_sets, &side.not_port_sets];
+    lists.into_iter().flatten().chain(&side.service_set)
 }
 
 fn is_protocol(protocol: Protocol) -> Match {

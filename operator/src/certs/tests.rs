@@ -29,11 +29,7 @@ fn the_authority_moves_on_in_time() {
         (Some(&promoted), 3650, Step::Retire),
     ];
     for (authority, days, wanted) in table {
-        assert_eq!(
-            step(authority, start() + DAY * days),
-            Ok(wanted),
-            "day {days}"
-        );
+        assert_eq!(step(authority, start() + DAY * days), Ok(wanted), "day {days}");
     }
 }
 
@@ -58,10 +54,7 @@ fn every_certificate_in_use_is_trusted_through_a_rotation() {
             assert!(authority.bundle().contains(pem.trim_end()));
         }
     }
-    assert_eq!(
-        sign::advance(Some(&first), Step::Keep, start()).unwrap(),
-        first
-    );
+    assert_eq!(sign::advance(Some(&first), Step::Keep, start()).unwrap(), first);
 }
 
 #[test]
@@ -70,33 +63,19 @@ fn a_leaf_is_made_again_when_it_has_to_be() {
     let other = sign::advance(None, Step::Create, start()).unwrap();
     let facts = Facts::parse(&authority.current.certificate).unwrap();
     let typha = sign::leaf(&authority, &TYPHA, start()).unwrap().certificate;
-    let reader = sign::leaf(&authority, &READER, start())
-        .unwrap()
-        .certificate;
+    let reader = sign::leaf(&authority, &READER, start()).unwrap().certificate;
     let foreign = sign::leaf(&other, &TYPHA, start()).unwrap().certificate;
     let table = [
         (None, 0, Some("there is none")),
         (Some("nonsense"), 0, Some("it cannot be read")),
-        (
-            Some(foreign.as_str()),
-            0,
-            Some("another authority signed it"),
-        ),
+        (Some(foreign.as_str()), 0, Some("another authority signed it")),
         (Some(reader.as_str()), 0, Some("it is for other names")),
         (Some(typha.as_str()), 0, None),
         (Some(typha.as_str()), 59, None),
-        (
-            Some(typha.as_str()),
-            61,
-            Some("less than a third of its life is left"),
-        ),
+        (Some(typha.as_str()), 61, Some("less than a third of its life is left")),
     ];
     for (stored, days, wanted) in table {
-        assert_eq!(
-            due(&TYPHA, stored, &facts, start() + DAY * days),
-            wanted,
-            "day {days}"
-        );
+        assert_eq!(due(&TYPHA, stored, &facts, start() + DAY * days), wanted, "day {days}");
     }
 }
 
@@ -106,28 +85,20 @@ fn a_leaf_is_what_was_asked_for() {
     let pair = sign::leaf(&authority, &TYPHA, start()).unwrap();
     let facts = Facts::parse(&pair.certificate).unwrap();
     assert_eq!(facts.common_name, "margay-typha");
-    assert_eq!(
-        facts.dns_names,
-        ["margay-typha", "margay-typha.margay-system.svc"]
-    );
+    assert_eq!(facts.dns_names, ["margay-typha", "margay-typha.margay-system.svc"]);
     assert!(facts.not_before < start());
     assert_eq!(facts.not_after, start() + DAY * 90);
     assert!(pair.key.contains("PRIVATE KEY"));
     assert!(!format!("{pair:?}{authority:?}").contains("PRIVATE"));
     let reader = sign::leaf(&authority, &READER, start()).unwrap();
     let facts = Facts::parse(&reader.certificate).unwrap();
-    assert_eq!(
-        (facts.common_name.as_str(), facts.organization.as_str()),
-        ("margay:reader", "margay:readers")
-    );
+    assert_eq!((facts.common_name.as_str(), facts.organization.as_str()), ("margay:reader", "margay:readers"));
 }
 
 #[test]
 fn no_leaf_outlives_its_authority() {
     let authority = authority();
-    let end = Facts::parse(&authority.current.certificate)
-        .unwrap()
-        .not_after;
+    let end = Facts::parse(&authority.current.certificate).unwrap().not_after;
     let late = sign::leaf(&authority, &TYPHA, end - DAY).unwrap();
     assert_eq!(Facts::parse(&late.certificate).unwrap().not_after, end);
 }
@@ -140,11 +111,7 @@ fn serial_numbers_differ() {
         let now = start() + SignedDuration::from_secs(seconds);
         let pem = sign::node(&authority, "n1", &key, DAY, now).unwrap();
         let (_, block) = parse_x509_pem(pem.as_bytes()).unwrap();
-        block
-            .parse_x509()
-            .unwrap()
-            .tbs_certificate
-            .raw_serial_as_string()
+        block.parse_x509().unwrap().tbs_certificate.raw_serial_as_string()
     };
     assert_ne!(sign(0), sign(1));
 }
@@ -152,24 +119,10 @@ fn serial_numbers_differ() {
 #[test]
 fn the_next_look_is_at_the_first_thing_that_can_be_due() {
     let authority = authority();
-    let mut stored = Stored {
-        authority: Some((authority.clone(), "1".to_owned())),
-        ..Stored::default()
-    };
-    assert_eq!(
-        next_look(&stored, start()),
-        start() + DAY,
-        "once a day without a reason"
-    );
-    let leaf = sign::leaf(
-        &authority,
-        &TYPHA,
-        start() - DAY * 60 + SignedDuration::from_hours(1),
-    );
+    let mut stored = Stored { authority: Some((authority.clone(), "1".to_owned())), ..Stored::default() };
+    assert_eq!(next_look(&stored, start()), start() + DAY, "once a day without a reason");
+    let leaf = sign::leaf(&authority, &TYPHA, start() - DAY * 60 + SignedDuration::from_hours(1));
     stored.typha = Some(leaf.unwrap().certificate);
     let look = next_look(&stored, start());
-    assert!(
-        look > start() && look <= start() + SignedDuration::from_hours(1),
-        "{look}"
-    );
+    assert!(look > start() && look <= start() + SignedDuration::from_hours(1), "{look}");
 }

@@ -22,14 +22,8 @@ struct Guard {
 
 /// Annotations before and after.
 const ANNOTATIONS: [(&str, &str); 2] = [
-    (
-        "before",
-        "has(oldObject.metadata.annotations) ? oldObject.metadata.annotations : {}",
-    ),
-    (
-        "after",
-        "has(object.metadata.annotations) ? object.metadata.annotations : {}",
-    ),
+    ("before", "has(oldObject.metadata.annotations) ? oldObject.metadata.annotations : {}"),
+    ("after", "has(object.metadata.annotations) ? object.metadata.annotations : {}"),
 ];
 const SAME_LABELS: (&str, &str) = (
     "(has(object.metadata.labels) ? object.metadata.labels : {}) == \
@@ -46,15 +40,9 @@ static GUARDS: &[Guard] = &[
         operations: &["UPDATE"],
         variables: &ANNOTATIONS,
         rules: &[
-            (
-                "object.metadata.name == variables.node",
-                "an agent writes its own Node only",
-            ),
+            ("object.metadata.name == variables.node", "an agent writes its own Node only"),
             SAME_LABELS,
-            (
-                "object.spec == oldObject.spec",
-                "an agent changes no Node's spec",
-            ),
+            ("object.spec == oldObject.spec", "an agent changes no Node's spec"),
             (
                 "variables.after.all(k, k.startsWith('projectcalico.org/') || \
                  (k in variables.before && variables.before[k] == variables.after[k])) && \
@@ -76,10 +64,7 @@ static GUARDS: &[Guard] = &[
                 "an agent writes Pods of its own node only",
             ),
             SAME_LABELS,
-            (
-                "object.status == oldObject.status",
-                "an agent changes no Pod's status",
-            ),
+            ("object.status == oldObject.status", "an agent changes no Pod's status"),
             (
                 "variables.after.all(k, k.startsWith('cni.projectcalico.org/') || \
                  (k in variables.before && variables.before[k] == variables.after[k])) && \
@@ -109,14 +94,8 @@ static GUARDS: &[Guard] = &[
         operations: &["CREATE", "UPDATE", "DELETE"],
         variables: &[
             ("mine", "'host:' + variables.node"),
-            (
-                "before",
-                "request.operation == 'CREATE' || !has(oldObject.spec.affinity) ? '' : oldObject.spec.affinity",
-            ),
-            (
-                "after",
-                "request.operation == 'DELETE' || !has(object.spec.affinity) ? '' : object.spec.affinity",
-            ),
+            ("before", "request.operation == 'CREATE' || !has(oldObject.spec.affinity) ? '' : oldObject.spec.affinity"),
+            ("after", "request.operation == 'DELETE' || !has(object.spec.affinity) ? '' : object.spec.affinity"),
         ],
         rules: &[
             (
@@ -124,10 +103,7 @@ static GUARDS: &[Guard] = &[
                  (variables.before in ['', variables.mine] && variables.after in ['', variables.mine])",
                 "an agent claims, gives up and deletes blocks of its own node only",
             ),
-            (
-                "request.operation != 'UPDATE' || object.spec.cidr == oldObject.spec.cidr",
-                "a block keeps its range",
-            ),
+            ("request.operation != 'UPDATE' || object.spec.cidr == oldObject.spec.cidr", "a block keeps its range"),
             (
                 "request.operation != 'UPDATE' || !has(oldObject.spec.attributes) || \
                  oldObject.spec.attributes.all(a, !has(a.secondary) || !('node' in a.secondary) || \
@@ -143,10 +119,7 @@ static GUARDS: &[Guard] = &[
         version: "v3",
         resources: &["ipamhandles"],
         operations: &["CREATE", "UPDATE", "DELETE"],
-        variables: &[(
-            "id",
-            "request.operation == 'DELETE' ? oldObject.spec.handleID : object.spec.handleID",
-        )],
+        variables: &[("id", "request.operation == 'DELETE' ? oldObject.spec.handleID : object.spec.handleID")],
         rules: &[(
             "!variables.id.matches('^[a-z]+-tunnel-addr-') || \
              variables.id.endsWith('-tunnel-addr-' + variables.node)",
@@ -161,10 +134,7 @@ static GUARDS: &[Guard] = &[
         operations: &["CREATE"],
         variables: &[],
         rules: &[
-            (
-                "object.spec.signerName == 'margay.io/node'",
-                "an agent asks the signer margay.io/node only",
-            ),
+            ("object.spec.signerName == 'margay.io/node'", "an agent asks the signer margay.io/node only"),
             (
                 "object.metadata.name.startsWith('margay-node-' + variables.node + '-')",
                 "a request's name begins with margay-node- and the node's name",
@@ -205,9 +175,7 @@ fn policy(guard: &Guard) -> Value {
         "reason": "Forbidden",
     })];
     let own = guard.rules.iter();
-    rules.extend(own.map(
-        |(text, message)| json!({ "expression": text, "message": message, "reason": "Forbidden" }),
-    ));
+    rules.extend(own.map(|(text, message)| json!({ "expression": text, "message": message, "reason": "Forbidden" })));
     json!({
         "metadata": { "name": guard.name, "labels": labels(NODE) },
         "spec": {

@@ -7,10 +7,7 @@ use crate::defaults::DEFAULT_POLICY_TIMEOUT;
 
 /// How long a pod's creation waits for its policy, in seconds. Calico's 0 (do not wait) means the default: nothing starts unprotected.
 pub(super) fn policy_timeout(network: &CalicoNetworkSpec) -> i32 {
-    network
-        .linux_policy_setup_timeout_seconds
-        .filter(|seconds| *seconds > 0)
-        .unwrap_or(DEFAULT_POLICY_TIMEOUT)
+    network.linux_policy_setup_timeout_seconds.filter(|seconds| *seconds > 0).unwrap_or(DEFAULT_POLICY_TIMEOUT)
 }
 
 /// The configuration list as text. The plugin has to know how long its agent may wait; all else it learns from the agent.

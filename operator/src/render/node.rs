@@ -5,9 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
 use super::overrides::{self, Names};
-use super::{
-    CA_DIR, Context, NAMESPACE, NODE, Plan, TYPHA, TYPHA_PORT, cni, field_env, labels, probe,
-};
+use super::{CA_DIR, Context, NAMESPACE, NODE, Plan, TYPHA, TYPHA_PORT, cni, field_env, labels, probe};
 use crate::certs::CA_NAME;
 use crate::object::{Key, Object, kind};
 use crate::status::deployment_lag;
@@ -40,20 +38,11 @@ pub(super) fn render(context: &Context<'_>, plan: &mut Plan) {
             plan.objects.push(daemon_set(context, address));
             return;
         }
-        Some(_) => format!(
-            "agents get image {} when Deployment {NAMESPACE}/{TYPHA} runs it",
-            context.image
-        ),
-        None => format!(
-            "Service {NAMESPACE}/{TYPHA} has no cluster IP yet; agents are started when it has"
-        ),
+        Some(_) => format!("agents get image {} when Deployment {NAMESPACE}/{TYPHA} runs it", context.image),
+        None => format!("Service {NAMESPACE}/{TYPHA} has no cluster IP yet; agents are started when it has"),
     };
     plan.waiting.push(reason);
-    plan.keep.insert(Key {
-        kind: kind("DaemonSet"),
-        namespace: NAMESPACE.to_owned(),
-        name: NODE.to_owned(),
-    });
+    plan.keep.insert(Key { kind: kind("DaemonSet"), namespace: NAMESPACE.to_owned(), name: NODE.to_owned() });
 }
 
 /// Whether there are agents of another image, and typha has not been rolled out with the wanted one yet.
@@ -61,25 +50,16 @@ fn is_ahead_of_typha(context: &Context<'_>) -> bool {
     let inputs = context.inputs;
     let runs = |pod: Option<&PodSpec>| {
         let images = pod.map(|pod| pod.containers.as_slice()).unwrap_or_default();
-        images
-            .iter()
-            .any(|c| c.image.as_deref() == Some(context.image.as_str()))
+        images.iter().any(|c| c.image.as_deref() == Some(context.image.as_str()))
     };
-    let agents = inputs
-        .daemon_sets
-        .iter()
-        .find(|d| is_named(&d.metadata, NODE));
+    let agents = inputs.daemon_sets.iter().find(|d| is_named(&d.metadata, NODE));
     let Some(agents) = agents else { return false };
     if runs(agents.spec.template.spec.as_ref()) {
         return false;
     }
-    let typha = inputs
-        .deployments
-        .iter()
-        .find(|d| is_named(&d.metadata, TYPHA));
-    let serves = typha.is_some_and(|typha| {
-        runs(typha.spec.template.spec.as_ref()) && deployment_lag(Some(typha)).is_none()
-    });
+    let typha = inputs.deployments.iter().find(|d| is_named(&d.metadata, TYPHA));
+    let serves =
+        typha.is_some_and(|typha| runs(typha.spec.template.spec.as_ref()) && deployment_lag(Some(typha)).is_none());
     !serves
 }
 
@@ -111,11 +91,7 @@ fn daemon_set(context: &Context<'_>, typha: &str) -> Object {
         &mut body,
         spec.calico_node_daemon_set.as_ref(),
         spec.component_resources.as_deref().unwrap_or_default(),
-        &Names {
-            component: "Node",
-            container: NODE,
-            init: INSTALL,
-        },
+        &Names { component: "Node", container: NODE, init: INSTALL },
     );
     context.object("DaemonSet", body)
 }
@@ -166,10 +142,7 @@ fn install(context: &Context<'_>) -> Value {
 fn agent(context: &Context<'_>, typha: &str) -> Value {
     let network = context.spec.calico_network.clone().unwrap_or_default();
     let timeout = cni::policy_timeout(&network);
-    let mut environment = vec![
-        field_env("NODE_NAME", "spec.nodeName"),
-        field_env("NODE_IP", "status.hostIP"),
-    ];
+    let mut environment = vec![field_env("NODE_NAME", "spec.nodeName"), field_env("NODE_IP", "status.hostIP")];
     environment.extend(context.environment(&[
         ("MARGAY_TYPHA", authority(typha)),
         ("MARGAY_CA_DIR", CA_DIR.to_owned()),
@@ -201,11 +174,7 @@ fn agent(context: &Context<'_>, typha: &str) -> Value {
 
 /// `host:port`, with brackets around an IPv6 address.
 fn authority(address: &str) -> String {
-    if address.contains(':') {
-        format!("[{address}]:{TYPHA_PORT}")
-    } else {
-        format!("{address}:{TYPHA_PORT}")
-    }
+    if address.contains(':') { format!("[{address}]:{TYPHA_PORT}") } else { format!("{address}:{TYPHA_PORT}") }
 }
 
 fn mounts() -> Vec<Value> {
@@ -213,9 +182,10 @@ fn mounts() -> Vec<Value> {
     for (name, _, path) in HOST_FOLDERS {
         match name {
             // Container runtimes name namespaces by either path; without a distribution's links they are two.
-            "netns" => mounts.extend([path, "/var/run/netns"].map(|path| {
-                json!({ "name": name, "mountPath": path, "mountPropagation": "HostToContainer" })
-            })),
+            "netns" => mounts.extend(
+                [path, "/var/run/netns"]
+                    .map(|path| json!({ "name": name, "mountPath": path, "mountPropagation": "HostToContainer" })),
+            ),
             "modules" => {
                 mounts.push(json!({ "name": name, "mountPath": path, "readOnly": true }));
             }
@@ -227,22 +197,13 @@ fn mounts() -> Vec<Value> {
 
 fn volumes(context: &Context<'_>) -> Vec<Value> {
     let cni = context.spec.cni.clone().unwrap_or_default();
-    let folder = |name: &str, path: String| json!({ "name": name, "hostPath": { "path": path, "type": "DirectoryOrCreate" } });
+    let folder =
+        |name: &str, path: String| json!({ "name": name, "hostPath": { "path": path, "type": "DirectoryOrCreate" } });
     let mut volumes = vec![
         json!({ "name": "ca", "configMap": { "name": CA_NAME } }),
-        folder(
-            "cni-bin",
-            cni.bin_dir.unwrap_or_else(|| "/opt/cni/bin".to_owned()),
-        ),
-        folder(
-            "cni-conf",
-            cni.conf_dir.unwrap_or_else(|| "/etc/cni/net.d".to_owned()),
-        ),
+        folder("cni-bin", cni.bin_dir.unwrap_or_else(|| "/opt/cni/bin".to_owned())),
+        folder("cni-conf", cni.conf_dir.unwrap_or_else(|| "/etc/cni/net.d".to_owned())),
     ];
-    volumes.extend(
-        HOST_FOLDERS
-            .iter()
-            .map(|(name, host, _)| folder(name, (*host).to_owned())),
-    );
+    volumes.extend(HOST_FOLDERS.iter().map(|(name, host, _)| folder(name, (*host).to_owned())));
     volumes
 }

@@ -37,11 +37,7 @@ fn rule(groups: &[&str], resources: &[&str], verbs: &[&str]) -> Value {
 /// Typha reads what the computation takes as input, and writes nothing.
 pub(super) fn typha_rules() -> Vec<Value> {
     vec![
-        rule(
-            &[""],
-            &["namespaces", "nodes", "pods", "serviceaccounts"],
-            &READ,
-        ),
+        rule(&[""], &["namespaces", "nodes", "pods", "serviceaccounts"], &READ),
         rule(&["networking.k8s.io"], &["networkpolicies"], &READ),
         rule(&["discovery.k8s.io"], &["endpointslices"], &READ),
         rule(&["projectcalico.org"], &TYPHA_KINDS, &READ),
@@ -61,17 +57,9 @@ pub(super) fn node_rules() -> Vec<Value> {
             &["blockaffinities", "ipamblocks", "ipamhandles"],
             &["get", "list", "watch", "create", "update", "delete"],
         ),
-        rule(
-            &["projectcalico.org"],
-            &["felixconfigurations", "ipamconfigurations", "ippools"],
-            &READ,
-        ),
+        rule(&["projectcalico.org"], &["felixconfigurations", "ipamconfigurations", "ippools"], &READ),
         // Its own certificate.
-        rule(
-            &["certificates.k8s.io"],
-            &["certificatesigningrequests"],
-            &["create", "get", "watch"],
-        ),
+        rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["create", "get", "watch"]),
     ]
 }
 
@@ -81,10 +69,7 @@ fn account(context: &Context<'_>, name: &str, rules: &[Value]) -> [Object; 3] {
             "ServiceAccount",
             json!({ "metadata": { "name": name, "namespace": NAMESPACE, "labels": labels(name) } }),
         ),
-        context.object(
-            "ClusterRole",
-            json!({ "metadata": { "name": name, "labels": labels(name) }, "rules": rules }),
-        ),
+        context.object("ClusterRole", json!({ "metadata": { "name": name, "labels": labels(name) }, "rules": rules })),
         context.object(
             "ClusterRoleBinding",
             json!({

@@ -15,11 +15,7 @@ const USER: u32 = 65532;
 
 /// Everything of typha but its account.
 pub(super) fn objects(context: &Context<'_>) -> [Object; 3] {
-    [
-        context.object("Service", service()),
-        context.object("PodDisruptionBudget", budget()),
-        deployment(context),
-    ]
+    [context.object("Service", service()), context.object("PodDisruptionBudget", budget()), deployment(context)]
 }
 
 fn selector() -> Value {
@@ -73,11 +69,7 @@ fn deployment(context: &Context<'_>) -> Object {
         &mut body,
         spec.typha_deployment.as_ref(),
         spec.component_resources.as_deref().unwrap_or_default(),
-        &Names {
-            component: "Typha",
-            container: TYPHA,
-            init: "",
-        },
+        &Names { component: "Typha", container: TYPHA, init: "" },
     );
     context.object("Deployment", body)
 }
@@ -87,12 +79,7 @@ fn deployment(context: &Context<'_>) -> Object {
 fn pod(context: &Context<'_>) -> Value {
     let spec = context.spec;
     let mut tolerations = vec![json!({ "operator": "Exists" })];
-    tolerations.extend(
-        spec.control_plane_tolerations
-            .iter()
-            .flatten()
-            .map(|t| json!(t)),
-    );
+    tolerations.extend(spec.control_plane_tolerations.iter().flatten().map(|t| json!(t)));
     let mut nodes = json!({ "kubernetes.io/os": "linux" });
     for (label, value) in spec.control_plane_node_selector.iter().flatten() {
         nodes[label] = json!(value);

@@ -21,10 +21,7 @@ fn daemon_set(status: Value) -> DaemonSet {
     let mut whole = json!({
         "currentNumberScheduled": 3, "desiredNumberScheduled": 3, "numberMisscheduled": 0, "numberReady": 3,
     });
-    whole
-        .as_object_mut()
-        .unwrap()
-        .extend(status.as_object().unwrap().clone());
+    whole.as_object_mut().unwrap().extend(status.as_object().unwrap().clone());
     serde_json::from_value(json!({
         "metadata": { "name": NODE, "generation": 2 },
         "spec": { "selector": {}, "template": {} },
@@ -36,9 +33,7 @@ fn daemon_set(status: Value) -> DaemonSet {
 fn up() -> Inputs {
     Inputs {
         pools: Some(Vec::new()),
-        deployments: vec![deployment(
-            json!({ "observedGeneration": 2, "updatedReplicas": 2, "availableReplicas": 2 }),
-        )],
+        deployments: vec![deployment(json!({ "observedGeneration": 2, "updatedReplicas": 2, "availableReplicas": 2 }))],
         daemon_sets: vec![daemon_set(
             json!({ "observedGeneration": 2, "updatedNumberScheduled": 3, "numberAvailable": 3 }),
         )],
@@ -47,9 +42,7 @@ fn up() -> Inputs {
 }
 
 fn message(finding: Option<Finding>) -> String {
-    finding
-        .map(|f| format!("{}: {}", f.reason, f.message))
-        .unwrap_or_default()
+    finding.map(|f| format!("{}: {}", f.reason, f.message)).unwrap_or_default()
 }
 
 #[test]
@@ -58,81 +51,38 @@ fn a_whole_installation_is_available_and_nothing_else() {
     assert_eq!(state, State::default());
     assert_eq!(ippools(&up(), &Round::default()), State::default());
     let conditions = conditions("Available", &state, 7, &[], now());
-    let texts: Vec<String> = conditions
-        .iter()
-        .map(|c| {
-            format!(
-                "{}={} {} {}",
-                c.kind, c.status, c.reason, c.observed_generation
-            )
-        })
-        .collect();
+    let texts: Vec<String> =
+        conditions.iter().map(|c| format!("{}={} {} {}", c.kind, c.status, c.reason, c.observed_generation)).collect();
     assert_eq!(
         texts,
-        [
-            "Available=True AllObjectsAvailable 7",
-            "Progressing=False NotApplicable 7",
-            "Degraded=False NotApplicable 7",
-        ]
+        ["Available=True AllObjectsAvailable 7", "Progressing=False NotApplicable 7", "Degraded=False NotApplicable 7",]
     );
     assert_eq!(conditions[0].last_transition_time, "2026-11-23T10:00:00Z");
 }
 
 #[test]
 fn a_rollout_is_progress_and_says_how_far_it_is() {
-    let with_deployment = |status: Value| Inputs {
-        deployments: vec![deployment(status)],
-        ..up()
-    };
-    let with_daemon_set = |status: Value| Inputs {
-        daemon_sets: vec![daemon_set(status)],
-        ..up()
-    };
+    let with_deployment = |status: Value| Inputs { deployments: vec![deployment(status)], ..up() };
+    let with_daemon_set = |status: Value| Inputs { daemon_sets: vec![daemon_set(status)], ..up() };
     let table = [
+        (Inputs { deployments: vec![], ..up() }, "Deployment margay-system/margay-typha does not exist yet"),
+        (Inputs { daemon_sets: vec![], ..up() }, "DaemonSet margay-system/margay-node does not exist yet"),
+        (with_deployment(json!({ "observedGeneration": 1 })), "its rollout has not begun"),
         (
-            Inputs {
-                deployments: vec![],
-                ..up()
-            },
-            "Deployment margay-system/margay-typha does not exist yet",
-        ),
-        (
-            Inputs {
-                daemon_sets: vec![],
-                ..up()
-            },
-            "DaemonSet margay-system/margay-node does not exist yet",
-        ),
-        (
-            with_deployment(json!({ "observedGeneration": 1 })),
-            "its rollout has not begun",
-        ),
-        (
-            with_deployment(
-                json!({ "observedGeneration": 2, "updatedReplicas": 1, "availableReplicas": 2 }),
-            ),
+            with_deployment(json!({ "observedGeneration": 2, "updatedReplicas": 1, "availableReplicas": 2 })),
             "margay-typha: 1 of 2 replicas are of the newest revision",
         ),
         (
-            with_deployment(
-                json!({ "observedGeneration": 2, "updatedReplicas": 2, "availableReplicas": 1 }),
-            ),
+            with_deployment(json!({ "observedGeneration": 2, "updatedReplicas": 2, "availableReplicas": 1 })),
             "margay-typha: 1 of 2 replicas are available",
         ),
+        (with_daemon_set(json!({ "observedGeneration": 1 })), "its rollout has not begun"),
         (
-            with_daemon_set(json!({ "observedGeneration": 1 })),
-            "its rollout has not begun",
-        ),
-        (
-            with_daemon_set(
-                json!({ "observedGeneration": 2, "updatedNumberScheduled": 2, "numberAvailable": 3 }),
-            ),
+            with_daemon_set(json!({ "observedGeneration": 2, "updatedNumberScheduled": 2, "numberAvailable": 3 })),
             "margay-node: 2 of 3 agents are of the newest revision",
         ),
         (
-            with_daemon_set(
-                json!({ "observedGeneration": 2, "updatedNumberScheduled": 3, "numberAvailable": 0 }),
-            ),
+            with_daemon_set(json!({ "observedGeneration": 2, "updatedNumberScheduled": 3, "numberAvailable": 0 })),
             "margay-node: 0 of 3 agents are available",
         ),
     ];
@@ -140,10 +90,7 @@ fn a_rollout_is_progress_and_says_how_far_it_is() {
         let state = calico(&inputs, &Round::default());
         assert_eq!(state.degraded, None);
         let text = message(state.progressing);
-        assert!(
-            text.starts_with("ResourceNotReady: ") && text.contains(wanted),
-            "{text}"
-        );
+        assert!(text.starts_with("ResourceNotReady: ") && text.contains(wanted), "{text}");
     }
 }
 
@@ -176,26 +123,14 @@ fn a_pod_that_needs_a_person_degrades_and_names_node_container_and_remedy() {
             waiting("ErrImageNeverPull", json!({})),
             "ErrImageNeverPull: the message; put image margay.io/margay:v9 within the node's reach",
         ),
-        (
-            waiting("CreateContainerConfigError", json!({})),
-            "see kubectl describe pod -n margay-system p1",
-        ),
+        (waiting("CreateContainerConfigError", json!({})), "see kubectl describe pod -n margay-system p1"),
     ];
     for (status, wanted) in table {
-        let inputs = Inputs {
-            pods: vec![pod("p1", "n1", status)],
-            ..up()
-        };
+        let inputs = Inputs { pods: vec![pod("p1", "n1", status)], ..up() };
         let text = message(calico(&inputs, &Round::default()).degraded);
-        assert!(
-            text.starts_with("PodFailure: ") && text.contains(wanted),
-            "{text}"
-        );
+        assert!(text.starts_with("PodFailure: ") && text.contains(wanted), "{text}");
     }
-    let starting = Inputs {
-        pods: vec![pod("p1", "n1", waiting("ContainerCreating", json!({})))],
-        ..up()
-    };
+    let starting = Inputs { pods: vec![pod("p1", "n1", waiting("ContainerCreating", json!({})))], ..up() };
     assert_eq!(calico(&starting, &Round::default()).degraded, None);
 }
 
@@ -203,27 +138,16 @@ fn a_pod_that_needs_a_person_degrades_and_names_node_container_and_remedy() {
 fn a_runtimes_long_message_is_cut() {
     let mut status = waiting("ErrImagePull", json!({}));
     status["containerStatuses"][0]["state"]["waiting"]["message"] = json!("ü".repeat(1000));
-    let inputs = Inputs {
-        pods: vec![pod("p1", "n1", status)],
-        ..up()
-    };
+    let inputs = Inputs { pods: vec![pod("p1", "n1", status)], ..up() };
     let text = message(calico(&inputs, &Round::default()).degraded);
-    assert!(
-        text.contains("ü...; put image") && text.chars().count() < 400,
-        "{text}"
-    );
+    assert!(text.contains("ü...; put image") && text.chars().count() < 400, "{text}");
 }
 
 #[test]
 fn examples_are_few_and_counted() {
-    let pods = (0..5)
-        .map(|i| pod(&format!("p{i}"), "n1", waiting("ErrImagePull", json!({}))))
-        .collect();
+    let pods = (0..5).map(|i| pod(&format!("p{i}"), "n1", waiting("ErrImagePull", json!({})))).collect();
     let text = message(calico(&Inputs { pods, ..up() }, &Round::default()).degraded);
-    assert!(
-        text.contains("pod p2") && !text.contains("pod p3"),
-        "{text}"
-    );
+    assert!(text.contains("pod p2") && !text.contains("pod p3"), "{text}");
     assert!(text.ends_with("; and 2 more"), "{text}");
 }
 
@@ -233,34 +157,18 @@ fn why_a_pod_is_not_ready_is_told_while_something_progresses() {
         "phase": "Pending",
         "conditions": [{ "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no node" }],
     });
-    let inputs = Inputs {
-        daemon_sets: vec![],
-        pods: vec![pod("p1", "n1", unscheduled)],
-        ..up()
-    };
+    let inputs = Inputs { daemon_sets: vec![], pods: vec![pod("p1", "n1", unscheduled)], ..up() };
     let text = message(calico(&inputs, &Round::default()).progressing);
-    assert!(
-        text.contains("pod p1 on node n1 is Pending and not ready (Unschedulable: no node)"),
-        "{text}"
-    );
+    assert!(text.contains("pod p1 on node n1 is Pending and not ready (Unschedulable: no node)"), "{text}");
 }
 
 fn problem(field: &str) -> Problem {
-    Problem {
-        field: field.to_owned(),
-        value: "5".to_owned(),
-        rule: "rule".to_owned(),
-        remedy: "remedy".to_owned(),
-    }
+    Problem { field: field.to_owned(), value: "5".to_owned(), rule: "rule".to_owned(), remedy: "remedy".to_owned() }
 }
 
 fn failed(kind_name: &str, transient: bool) -> Failure {
     Failure {
-        key: Key {
-            kind: kind(kind_name),
-            namespace: String::new(),
-            name: "x".to_owned(),
-        },
+        key: Key { kind: kind(kind_name), namespace: String::new(), name: "x".to_owned() },
         message: "words".to_owned(),
         transient,
     }
@@ -268,84 +176,39 @@ fn failed(kind_name: &str, transient: bool) -> Failure {
 
 #[test]
 fn what_a_person_has_to_mend_degrades_the_right_part() {
-    let bad_mtu = Round {
-        problems: vec![problem("spec.calicoNetwork.mtu")],
-        ..Round::default()
-    };
-    let bad_pool = Round {
-        problems: vec![problem("spec.calicoNetwork.ipPools[0].cidr")],
-        ..Round::default()
-    };
-    let conflict = Round {
-        conflicts: vec!["IPPool a differs".to_owned()],
-        ..Round::default()
-    };
-    let undecodable = Round {
-        undecodable: Some("invalid type".to_owned()),
-        ..Round::default()
-    };
-    let certificates = Round {
-        certificates: Some("broken".to_owned()),
-        ..Round::default()
-    };
-    let refused = Round {
-        failures: vec![failed("ClusterRole", false)],
-        ..Round::default()
-    };
-    let busy = Round {
-        failures: vec![failed("ClusterRole", true)],
-        ..Round::default()
-    };
+    let bad_mtu = Round { problems: vec![problem("spec.calicoNetwork.mtu")], ..Round::default() };
+    let bad_pool = Round { problems: vec![problem("spec.calicoNetwork.ipPools[0].cidr")], ..Round::default() };
+    let conflict = Round { conflicts: vec!["IPPool a differs".to_owned()], ..Round::default() };
+    let undecodable = Round { undecodable: Some("invalid type".to_owned()), ..Round::default() };
+    let certificates = Round { certificates: Some("broken".to_owned()), ..Round::default() };
+    let refused = Round { failures: vec![failed("ClusterRole", false)], ..Round::default() };
+    let busy = Round { failures: vec![failed("ClusterRole", true)], ..Round::default() };
     let table = [
-        (
-            bad_mtu,
-            "InvalidConfigurationError: spec.calicoNetwork.mtu is 5: rule; remedy",
-            "",
-        ),
+        (bad_mtu, "InvalidConfigurationError: spec.calicoNetwork.mtu is 5: rule; remedy", ""),
         (
             bad_pool,
             "InvalidConfigurationError: spec.calicoNetwork.ipPools[0].cidr is 5",
             "InvalidConfigurationError: spec.calicoNetwork.ipPools[0].cidr is 5",
         ),
         (conflict, "", "ResourceValidationError: IPPool a differs"),
-        (
-            undecodable,
-            "InvalidConfigurationError: Installation spec: invalid type",
-            "",
-        ),
+        (undecodable, "InvalidConfigurationError: Installation spec: invalid type", ""),
         (certificates, "CertificateError: broken", ""),
-        (
-            refused,
-            "ResourceUpdateError: ClusterRole x cannot be applied: words",
-            "",
-        ),
+        (refused, "ResourceUpdateError: ClusterRole x cannot be applied: words", ""),
         (busy, "", ""),
     ];
     for (round, whole, pools) in table {
         let text = message(calico(&up(), &round).degraded);
-        assert!(
-            text.starts_with(whole) && text.is_empty() == whole.is_empty(),
-            "{text}"
-        );
+        assert!(text.starts_with(whole) && text.is_empty() == whole.is_empty(), "{text}");
         let text = message(ippools(&up(), &round).degraded);
-        assert!(
-            text.starts_with(pools) && text.is_empty() == pools.is_empty(),
-            "{text}"
-        );
+        assert!(text.starts_with(pools) && text.is_empty() == pools.is_empty(), "{text}");
     }
-    let trying = Round {
-        failures: vec![failed("ClusterRole", true)],
-        ..Round::default()
-    };
+    let trying = Round { failures: vec![failed("ClusterRole", true)], ..Round::default() };
     assert!(message(calico(&up(), &trying).progressing).contains("trying again"));
 }
 
 #[test]
 fn pools_whose_kind_is_not_served_are_waited_for() {
-    let inputs = Inputs {
-        pools: None,
-        ..up()
-    };
+    let inputs = Inputs { pools: None, ..up() };
     let text = message(ippools(&inputs, &Round::default()).progressing);
     assert!(text.contains("does not serve IPPool"), "{text}");
     assert_eq!(calico(&inputs, &Round::default()), State::default());
@@ -358,10 +221,7 @@ fn a_conditions_time_moves_with_its_status_only() {
     let same = conditions("Ready", &State::default(), 2, &first, later);
     assert_eq!(same[0].last_transition_time, first[0].last_transition_time);
     assert_eq!(same[0].observed_generation, 2);
-    let broken = State {
-        degraded: Some(Finding::new("PodFailure", "x")),
-        progressing: None,
-    };
+    let broken = State { degraded: Some(Finding::new("PodFailure", "x")), progressing: None };
     let after = conditions("Ready", &broken, 2, &same, later);
     assert_eq!(after[0].status, "False");
     assert_eq!(after[0].last_transition_time, "2026-11-23T10:01:00Z");

@@ -4,15 +4,13 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use margay_api::endpoint::EndpointKey;
-use margay_api::network::{
-    Encapsulation, EndpointToHostAction, FelixSettings, Mac, NodeInfo, Vtep,
-};
+use margay_api::network::{Encapsulation, EndpointToHostAction, FelixSettings, Mac, NodeInfo, Vtep};
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{
-    EndpointRecord, IpSetRecord, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord,
-    RuleRecord, SetId, SetKind, SideMatch, TierBinding,
+    EndpointRecord, IpSetRecord, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord, RuleRecord, SetId, SetKind,
+    SideMatch, TierBinding,
 };
 
 use super::members::unpack;
@@ -69,9 +67,7 @@ pub fn decode_record(record: wire::Record) -> Result<(RecordId, Record), Error> 
         (RecordId::Policy(_), Value::Policy(value)) => Record::Policy(policy(value)?),
         (RecordId::Endpoint(_), Value::Endpoint(value)) => Record::Endpoint(endpoint(value)?),
         _ => {
-            return Err(Error::Kind {
-                id: shown(&format!("{id:?}")),
-            });
+            return Err(Error::Kind { id: shown(&format!("{id:?}")) });
         }
     };
     Ok((id, value))
@@ -96,12 +92,7 @@ pub fn decode_id(id: wire::RecordId) -> Result<RecordId, Error> {
 
 /// An ack as the server takes it.
 pub fn decode_ack(ack: wire::Ack) -> Result<Ack, Error> {
-    let error = |error: wire::RecordError| {
-        Ok((
-            decode_id(present("ack.errors.id", error.id)?)?,
-            error.message,
-        ))
-    };
+    let error = |error: wire::RecordError| Ok((decode_id(present("ack.errors.id", error.id)?)?, error.message));
     let errors: Result<_, Error> = ack.errors.into_iter().map(error).collect();
     Ok(Ack {
         revision: ack.revision,
@@ -139,22 +130,11 @@ fn filled(field: &'static str, value: String) -> Result<String, Error> {
 }
 
 fn text<T: FromStr>(field: &'static str, value: &str, rule: &'static str) -> Result<T, Error> {
-    value.parse().map_err(|_| Error::Text {
-        field,
-        value: shown(value),
-        rule,
-    })
+    value.parse().map_err(|_| Error::Text { field, value: shown(value), rule })
 }
 
-fn list<T: FromStr>(
-    field: &'static str,
-    values: &[String],
-    rule: &'static str,
-) -> Result<Vec<T>, Error> {
-    values
-        .iter()
-        .map(|value| text(field, value, rule))
-        .collect()
+fn list<T: FromStr>(field: &'static str, values: &[String], rule: &'static str) -> Result<Vec<T>, Error> {
+    values.iter().map(|value| text(field, value, rule)).collect()
 }
 
 fn shown(value: &str) -> String {
@@ -170,11 +150,7 @@ fn port(field: &'static str, value: u32) -> Result<u16, Error> {
 }
 
 fn number(field: &'static str, value: u32, rule: &'static str) -> Error {
-    Error::Number {
-        field,
-        value: value.into(),
-        rule,
-    }
+    Error::Number { field, value: value.into(), rule }
 }
 
 fn unknown(field: &'static str) -> Error {
@@ -191,11 +167,7 @@ fn policy_key(key: wire::PolicyKey) -> Result<PolicyKey, Error> {
         value: shown(&key.kind),
         rule: "a kind of policy that this version knows",
     })?;
-    Ok(PolicyKey {
-        kind,
-        namespace: key.namespace,
-        name: filled("policy.name", key.name)?,
-    })
+    Ok(PolicyKey { kind, namespace: key.namespace, name: filled("policy.name", key.name)? })
 }
 
 fn settings(value: wire::Settings) -> Result<FelixSettings, Error> {
@@ -229,10 +201,7 @@ fn encapsulation(value: i32) -> Result<Encapsulation, Error> {
 }
 
 fn pool(value: &wire::Pool) -> Result<PoolRecord, Error> {
-    Ok(PoolRecord {
-        nat_outgoing: value.nat_outgoing,
-        encapsulation: encapsulation(value.encapsulation)?,
-    })
+    Ok(PoolRecord { nat_outgoing: value.nat_outgoing, encapsulation: encapsulation(value.encapsulation)? })
 }
 
 fn node(value: wire::Node) -> Result<NodeInfo, Error> {
@@ -240,17 +209,10 @@ fn node(value: wire::Node) -> Result<NodeInfo, Error> {
     let ipv4 = optional(value.ipv4);
     let ipv6 = optional(value.ipv6);
     let vtep = match <[u8; 6]>::try_from(value.vtep_mac.as_ref()) {
-        Ok(mac) => Some(Vtep {
-            address: Ipv4Addr::from_bits(value.vtep_address),
-            mac: Mac(mac),
-        }),
+        Ok(mac) => Some(Vtep { address: Ipv4Addr::from_bits(value.vtep_address), mac: Mac(mac) }),
         Err(_) if value.vtep_mac.is_empty() => None,
         Err(_) => {
-            return Err(Error::Length {
-                field: "node.vtep_mac",
-                length: value.vtep_mac.len(),
-                rule: "6",
-            });
+            return Err(Error::Length { field: "node.vtep_mac", length: value.vtep_mac.len(), rule: "6" });
         }
     };
     Ok(NodeInfo {
@@ -262,10 +224,7 @@ fn node(value: wire::Node) -> Result<NodeInfo, Error> {
 }
 
 fn route(value: wire::Route) -> Result<RouteRecord, Error> {
-    Ok(RouteRecord {
-        encapsulation: encapsulation(value.encapsulation)?,
-        node: filled("route.node", value.node)?,
-    })
+    Ok(RouteRecord { encapsulation: encapsulation(value.encapsulation)?, node: filled("route.node", value.node)? })
 }
 
 fn set_kind(value: i32) -> Result<SetKind, Error> {
@@ -278,18 +237,12 @@ fn set_kind(value: i32) -> Result<SetKind, Error> {
 
 fn ip_set(value: wire::IpSet) -> Result<IpSetRecord, Error> {
     let kind = set_kind(value.kind)?;
-    Ok(IpSetRecord {
-        kind,
-        members: unpack(kind, &value.members.unwrap_or_default())?,
-    })
+    Ok(IpSetRecord { kind, members: unpack(kind, &value.members.unwrap_or_default())? })
 }
 
 fn policy(value: wire::Policy) -> Result<PolicyRecord, Error> {
     let rules = |rules: Vec<wire::Rule>| rules.into_iter().map(rule).collect::<Result<_, Error>>();
-    Ok(PolicyRecord {
-        ingress: rules(value.ingress)?,
-        egress: rules(value.egress)?,
-    })
+    Ok(PolicyRecord { ingress: rules(value.ingress)?, egress: rules(value.egress)? })
 }
 
 fn action(field: &'static str, value: i32) -> Result<Action, Error> {
@@ -303,11 +256,7 @@ fn action(field: &'static str, value: i32) -> Result<Action, Error> {
 }
 
 fn rule(value: wire::Rule) -> Result<RuleRecord, Error> {
-    let protocol = |field, value: Option<u32>| {
-        value
-            .map(|value| byte(field, value).map(Protocol))
-            .transpose()
-    };
+    let protocol = |field, value: Option<u32>| value.map(|value| byte(field, value).map(Protocol)).transpose();
     Ok(RuleRecord {
         action: action("rule.action", value.action)?,
         ip_version: match value.ip_version {
@@ -327,16 +276,12 @@ fn rule(value: wire::Rule) -> Result<RuleRecord, Error> {
 
 fn icmp(value: &wire::Icmp) -> Result<Icmp, Error> {
     let part = |field, value: Option<u32>| value.map(|value| byte(field, value)).transpose();
-    Ok(Icmp {
-        kind: part("icmp.type", value.r#type)?,
-        code: part("icmp.code", value.code)?,
-    })
+    Ok(Icmp { kind: part("icmp.type", value.r#type)?, code: part("icmp.code", value.code)? })
 }
 
 fn side(value: wire::Side) -> Result<SideMatch, Error> {
     let sets = |sets: Vec<String>| sets.into_iter().map(set_id).collect::<Result<_, Error>>();
-    let ranges =
-        |ranges: Vec<wire::PortRange>| ranges.iter().map(port_range).collect::<Result<_, Error>>();
+    let ranges = |ranges: Vec<wire::PortRange>| ranges.iter().map(port_range).collect::<Result<_, Error>>();
     Ok(SideMatch {
         nets: list("side.nets", &value.nets, RANGE)?,
         not_nets: list("side.not_nets", &value.not_nets, RANGE)?,
@@ -351,10 +296,7 @@ fn side(value: wire::Side) -> Result<SideMatch, Error> {
 }
 
 fn port_range(value: &wire::PortRange) -> Result<PortRange, Error> {
-    let range = PortRange {
-        first: port("ports.first", value.first)?,
-        last: port("ports.last", value.last)?,
-    };
+    let range = PortRange { first: port("ports.first", value.first)?, last: port("ports.last", value.last)? };
     if range.first > range.last {
         return Err(number("ports.first", value.first, "0..=last"));
     }
@@ -376,11 +318,7 @@ fn endpoint(value: wire::Endpoint) -> Result<EndpointRecord, Error> {
 }
 
 fn tier(value: wire::Tier) -> Result<TierBinding, Error> {
-    let keys = |keys: Vec<wire::PolicyKey>| {
-        keys.into_iter()
-            .map(policy_key)
-            .collect::<Result<_, Error>>()
-    };
+    let keys = |keys: Vec<wire::PolicyKey>| keys.into_iter().map(policy_key).collect::<Result<_, Error>>();
     let default_action = match action("tier.default_action", value.default_action)? {
         decided @ (Action::Deny | Action::Pass) => decided,
         Action::Allow | Action::Log => return Err(unknown("tier.default_action")),

@@ -7,8 +7,8 @@ use margay_api::network::{Encapsulation, EndpointToHostAction, FelixSettings, No
 use margay_api::policy::PolicyKey;
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange};
 use margay_calc::model::{
-    EndpointRecord, IpSetRecord, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord,
-    RuleRecord, SetId, SetKind, SideMatch, TierBinding,
+    EndpointRecord, IpSetRecord, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord, RuleRecord, SetId, SetKind,
+    SideMatch, TierBinding,
 };
 use prost::Message;
 
@@ -27,9 +27,7 @@ pub fn encode_change(change: ChangeRef<'_>) -> Bytes {
             removed: Some(pack(&delta.removed)),
         }),
     };
-    let change = wire::Change {
-        change: Some(change),
-    };
+    let change = wire::Change { change: Some(change) };
     // Tag and length of the repeated field, as the frame's encoder would write them.
     let mut bytes = BytesMut::with_capacity(prost::encoding::message::encoded_len(1, &change));
     prost::encoding::message::encode(1, &change, &mut bytes);
@@ -38,13 +36,7 @@ pub fn encode_change(change: ChangeRef<'_>) -> Bytes {
 
 /// The bytes of a frame without changes.
 pub fn encode_trailer(trailer: &Trailer) -> Bytes {
-    let Trailer {
-        revision,
-        restated_buckets,
-        in_sync,
-        traceparent,
-        event_unix_ns,
-    } = trailer;
+    let Trailer { revision, restated_buckets, in_sync, traceparent, event_unix_ns } = trailer;
     let frame = wire::Frame {
         changes: Vec::new(),
         revision: *revision,
@@ -58,10 +50,8 @@ pub fn encode_trailer(trailer: &Trailer) -> Bytes {
 
 /// An ack as the node sends it.
 pub fn encode_ack(ack: &Ack) -> wire::Up {
-    let errors = ack.errors.iter().map(|(id, message)| wire::RecordError {
-        id: Some(encode_id(id)),
-        message: message.clone(),
-    });
+    let errors =
+        ack.errors.iter().map(|(id, message)| wire::RecordError { id: Some(encode_id(id)), message: message.clone() });
     up(wire::up::Message::Ack(wire::Ack {
         revision: ack.revision,
         errors: errors.collect(),
@@ -108,16 +98,11 @@ pub fn encode_record(id: &RecordId, record: &Record) -> wire::Record {
         Record::Policy(value) => Value::Policy(policy(value)),
         Record::Endpoint(value) => Value::Endpoint(endpoint(value)),
     };
-    wire::Record {
-        id: Some(encode_id(id)),
-        value: Some(value),
-    }
+    wire::Record { id: Some(encode_id(id)), value: Some(value) }
 }
 
 fn up(message: wire::up::Message) -> wire::Up {
-    wire::Up {
-        message: Some(message),
-    }
+    wire::Up { message: Some(message) }
 }
 
 fn texts<T: ToString>(values: &[T]) -> Vec<String> {
@@ -125,18 +110,11 @@ fn texts<T: ToString>(values: &[T]) -> Vec<String> {
 }
 
 fn endpoint_key(key: &EndpointKey) -> wire::EndpointKey {
-    wire::EndpointKey {
-        namespace: key.namespace.clone(),
-        name: key.name.clone(),
-    }
+    wire::EndpointKey { namespace: key.namespace.clone(), name: key.name.clone() }
 }
 
 fn policy_key(key: &PolicyKey) -> wire::PolicyKey {
-    wire::PolicyKey {
-        kind: key.kind.as_str().to_owned(),
-        namespace: key.namespace.clone(),
-        name: key.name.clone(),
-    }
+    wire::PolicyKey { kind: key.kind.as_str().to_owned(), namespace: key.namespace.clone(), name: key.name.clone() }
 }
 
 fn settings(value: &FelixSettings) -> wire::Settings {
@@ -179,47 +157,24 @@ fn encapsulation(value: Encapsulation) -> i32 {
 }
 
 fn pool(value: &PoolRecord) -> wire::Pool {
-    let PoolRecord {
-        nat_outgoing,
-        encapsulation: travel,
-    } = value;
-    wire::Pool {
-        nat_outgoing: *nat_outgoing,
-        encapsulation: encapsulation(*travel),
-    }
+    let PoolRecord { nat_outgoing, encapsulation: travel } = value;
+    wire::Pool { nat_outgoing: *nat_outgoing, encapsulation: encapsulation(*travel) }
 }
 
 fn node(value: &NodeInfo) -> wire::Node {
-    let NodeInfo {
-        ipv4,
-        ipv6,
-        vtep,
-        labels,
-    } = value;
+    let NodeInfo { ipv4, ipv6, vtep, labels } = value;
     wire::Node {
         ipv4: ipv4.map(|net| net.to_string()).unwrap_or_default(),
         ipv6: ipv6.map(|net| net.to_string()).unwrap_or_default(),
-        vtep_address: vtep
-            .as_ref()
-            .map(|vtep| vtep.address.to_bits())
-            .unwrap_or_default(),
-        vtep_mac: vtep
-            .as_ref()
-            .map(|vtep| Bytes::copy_from_slice(&vtep.mac.0))
-            .unwrap_or_default(),
+        vtep_address: vtep.as_ref().map(|vtep| vtep.address.to_bits()).unwrap_or_default(),
+        vtep_mac: vtep.as_ref().map(|vtep| Bytes::copy_from_slice(&vtep.mac.0)).unwrap_or_default(),
         labels: labels.clone().into_iter().collect(),
     }
 }
 
 fn route(value: &RouteRecord) -> wire::Route {
-    let RouteRecord {
-        node,
-        encapsulation: travel,
-    } = value;
-    wire::Route {
-        node: node.clone(),
-        encapsulation: encapsulation(*travel),
-    }
+    let RouteRecord { node, encapsulation: travel } = value;
+    wire::Route { node: node.clone(), encapsulation: encapsulation(*travel) }
 }
 
 fn set_kind(value: SetKind) -> wire::SetKind {
@@ -231,18 +186,12 @@ fn set_kind(value: SetKind) -> wire::SetKind {
 
 fn ip_set(value: &IpSetRecord) -> wire::IpSet {
     let IpSetRecord { kind, members } = value;
-    wire::IpSet {
-        kind: set_kind(*kind).into(),
-        members: Some(pack(members)),
-    }
+    wire::IpSet { kind: set_kind(*kind).into(), members: Some(pack(members)) }
 }
 
 fn policy(value: &PolicyRecord) -> wire::Policy {
     let PolicyRecord { ingress, egress } = value;
-    wire::Policy {
-        ingress: ingress.iter().map(rule).collect(),
-        egress: egress.iter().map(rule).collect(),
-    }
+    wire::Policy { ingress: ingress.iter().map(rule).collect(), egress: egress.iter().map(rule).collect() }
 }
 
 fn action(value: Action) -> i32 {
@@ -256,20 +205,8 @@ fn action(value: Action) -> i32 {
 }
 
 fn rule(value: &RuleRecord) -> wire::Rule {
-    let RuleRecord {
-        action: what,
-        ip_version,
-        protocol,
-        not_protocol,
-        icmp,
-        not_icmp,
-        source,
-        destination,
-    } = value;
-    let icmp_match = |icmp: &Icmp| wire::Icmp {
-        r#type: icmp.kind.map(u32::from),
-        code: icmp.code.map(u32::from),
-    };
+    let RuleRecord { action: what, ip_version, protocol, not_protocol, icmp, not_icmp, source, destination } = value;
+    let icmp_match = |icmp: &Icmp| wire::Icmp { r#type: icmp.kind.map(u32::from), code: icmp.code.map(u32::from) };
     wire::Rule {
         action: action(*what),
         ip_version: match ip_version {
@@ -291,17 +228,7 @@ fn side(value: &SideMatch) -> Option<wire::Side> {
     if *value == SideMatch::default() {
         return None;
     }
-    let SideMatch {
-        nets,
-        not_nets,
-        sets,
-        not_sets,
-        ports,
-        port_sets,
-        not_ports,
-        not_port_sets,
-        service_set,
-    } = value;
+    let SideMatch { nets, not_nets, sets, not_sets, ports, port_sets, not_ports, not_port_sets, service_set } = value;
     let names = |sets: &[SetId]| sets.iter().map(|set| set.0.clone()).collect();
     Some(wire::Side {
         nets: texts::<IpNet>(nets),
@@ -317,19 +244,11 @@ fn side(value: &SideMatch) -> Option<wire::Side> {
 }
 
 fn port_range(value: &PortRange) -> wire::PortRange {
-    wire::PortRange {
-        first: value.first.into(),
-        last: value.last.into(),
-    }
+    wire::PortRange { first: value.first.into(), last: value.last.into() }
 }
 
 fn endpoint(value: &EndpointRecord) -> wire::Endpoint {
-    let EndpointRecord {
-        interface,
-        addresses,
-        tiers,
-        unmatched,
-    } = value;
+    let EndpointRecord { interface, addresses, tiers, unmatched } = value;
     wire::Endpoint {
         interface: interface.clone(),
         addresses: texts(addresses),
@@ -339,12 +258,7 @@ fn endpoint(value: &EndpointRecord) -> wire::Endpoint {
 }
 
 fn tier(value: &TierBinding) -> wire::Tier {
-    let TierBinding {
-        name,
-        default_action,
-        ingress,
-        egress,
-    } = value;
+    let TierBinding { name, default_action, ingress, egress } = value;
     wire::Tier {
         name: name.clone(),
         default_action: action(*default_action),

@@ -19,9 +19,7 @@ pub struct Traceparent {
 
 /// A text is not a traceparent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "traceparent {0:?}: must be 00-, 32 hex digits, -, 16 hex digits, -, 2 hex digits, neither id all zero"
-)]
+#[error("traceparent {0:?}: must be 00-, 32 hex digits, -, 16 hex digits, -, 2 hex digits, neither id all zero")]
 pub struct TraceparentError(String);
 
 impl Traceparent {
@@ -66,13 +64,7 @@ impl FromStr for Traceparent {
 
 impl fmt::Display for Traceparent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "00-{}-{}-{:02x}",
-            self.trace,
-            self.span,
-            self.flags.to_u8()
-        )
+        write!(f, "00-{}-{}-{:02x}", self.trace, self.span, self.flags.to_u8())
     }
 }
 
@@ -119,26 +111,12 @@ mod tests {
 
     #[test]
     fn text_forms() {
-        let same = [
-            TEXT,
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00",
-        ];
+        let same = [TEXT, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"];
         for text in same {
-            assert_eq!(
-                text.parse::<Traceparent>()
-                    .map(|t| t.to_string())
-                    .as_deref(),
-                Ok(text)
-            );
+            assert_eq!(text.parse::<Traceparent>().map(|t| t.to_string()).as_deref(), Ok(text));
         }
         let later = "cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-what-comes";
-        assert_eq!(
-            later
-                .parse::<Traceparent>()
-                .map(|t| t.to_string())
-                .as_deref(),
-            Ok(TEXT)
-        );
+        assert_eq!(later.parse::<Traceparent>().map(|t| t.to_string()).as_deref(), Ok(TEXT));
         let refused = [
             "",
             "00",
@@ -152,10 +130,7 @@ mod tests {
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1",
         ];
         for text in refused {
-            assert_eq!(
-                text.parse::<Traceparent>(),
-                Err(TraceparentError(text.to_owned()))
-            );
+            assert_eq!(text.parse::<Traceparent>(), Err(TraceparentError(text.to_owned())));
         }
     }
 

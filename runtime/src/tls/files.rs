@@ -44,14 +44,8 @@ impl Files {
     pub(super) fn stamp(&self) -> Stamp {
         [&self.certificate, &self.key, &self.authorities].map(|path| {
             let meta = fs::metadata(path).ok()?;
-            let changed = meta
-                .ctime()
-                .wrapping_mul(1_000_000_000)
-                .wrapping_add(meta.ctime_nsec());
-            let written = meta
-                .mtime()
-                .wrapping_mul(1_000_000_000)
-                .wrapping_add(meta.mtime_nsec());
+            let changed = meta.ctime().wrapping_mul(1_000_000_000).wrapping_add(meta.ctime_nsec());
+            let written = meta.mtime().wrapping_mul(1_000_000_000).wrapping_add(meta.mtime_nsec());
             Some((meta.dev(), meta.ino(), meta.len(), written, changed))
         })
     }
@@ -62,33 +56,21 @@ impl Files {
         let key = self.key()?;
         let leaf = Leaf::parse(&chain[0]).map_err(|error| content(&self.certificate, error))?;
         let provider = Arc::new(ring::default_provider());
-        let server = self.server(
-            provider.clone(),
-            roots.clone(),
-            chain.clone(),
-            key.clone_key(),
-        )?;
+        let server = self.server(provider.clone(), roots.clone(), chain.clone(), key.clone_key())?;
         let client = self.client(provider, roots, chain, key)?;
-        Ok(Material {
-            server: Arc::new(server),
-            client: Arc::new(client),
-            leaf,
-        })
+        Ok(Material { server: Arc::new(server), client: Arc::new(client), leaf })
     }
 
     fn key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
         let pem = read(&self.key)?;
         // The cause is left out: nothing of a key's file may reach a log.
-        PrivateKeyDer::from_pem_slice(&pem)
-            .map_err(|_| content(&self.key, "must hold one private key in PEM"))
+        PrivateKeyDer::from_pem_slice(&pem).map_err(|_| content(&self.key, "must hold one private key in PEM"))
     }
 
     fn roots(&self) -> Result<Arc<RootCertStore>, TlsError> {
         let mut roots = RootCertStore::empty();
         for certificate in certificates(&self.authorities)? {
-            roots
-                .add(certificate)
-                .map_err(|error| content(&self.authorities, error))?;
+            roots.add(certificate).map_err(|error| content(&self.authorities, error))?;
         }
         Ok(Arc::new(roots))
     }
@@ -138,9 +120,8 @@ impl Files {
 /// At least one certificate.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem = read(path)?;
-    let found: Vec<_> = CertificateDer::pem_slice_iter(&pem)
-        .collect::<Result<_, _>>()
-        .map_err(|error| content(path, error))?;
+    let found: Vec<_> =
+        CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(|error| content(path, error))?;
     if found.is_empty() {
         return Err(content(path, "must hold at least one certificate in PEM"));
     }
@@ -148,15 +129,9 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    fs::read(path).map_err(|source| TlsError::Read {
-        path: path.to_owned(),
-        source,
-    })
+    fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
 }
 
 fn content(path: &Path, rule: impl ToString) -> TlsError {
-    TlsError::Content {
-        path: path.to_owned(),
-        rule: rule.to_string(),
-    }
+    TlsError::Content { path: path.to_owned(), rule: rule.to_string() }
 }

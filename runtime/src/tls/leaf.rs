@@ -29,8 +29,7 @@ pub struct Leaf {
 impl Leaf {
     /// Reads a certificate; this is no check of its signature, which the handshake has made.
     pub fn parse(certificate: &CertificateDer<'_>) -> Result<Self, TlsError> {
-        let (_, parsed) = X509Certificate::from_der(certificate)
-            .map_err(|error| TlsError::Leaf(error.to_string()))?;
+        let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| TlsError::Leaf(error.to_string()))?;
         let subject = parsed.subject();
         let peer = Peer {
             common_name: single("CN", subject.iter_common_name())?
@@ -38,11 +37,7 @@ impl Leaf {
             organization: single("O", subject.iter_organization())?.unwrap_or_default(),
         };
         let life = parsed.validity();
-        Ok(Self {
-            peer,
-            not_before: life.not_before.timestamp(),
-            not_after: life.not_after.timestamp(),
-        })
+        Ok(Self { peer, not_before: life.not_before.timestamp(), not_after: life.not_after.timestamp() })
     }
 
     /// When two thirds of its life are over, seconds since 1970: the time to ask for the next one.
@@ -67,8 +62,6 @@ fn single<'a>(
     if values.next().is_some() {
         return Err(TlsError::Leaf(format!("subject must have only one {name}")));
     }
-    let text = first
-        .as_str()
-        .map_err(|error| TlsError::Leaf(format!("{name}: {error}")))?;
+    let text = first.as_str().map_err(|error| TlsError::Leaf(format!("{name}: {error}")))?;
     Ok(Some(text.to_owned()))
 }

@@ -7,10 +7,7 @@ use clap::Parser;
 use margay_tests::bench;
 
 #[derive(Debug, Parser)]
-#[command(
-    version,
-    about = "Figures of Margay on a real Kubernetes on this machine"
-)]
+#[command(version, about = "Figures of Margay on a real Kubernetes on this machine")]
 struct Args {
     /// Folder of everything the cluster writes.
     #[arg(long, default_value = "target/bench")]

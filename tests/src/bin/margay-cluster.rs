@@ -11,10 +11,7 @@ use margay_tests::cluster::{Cluster, Options, binaries, forward, init};
 use margay_tests::image::{Entry, Image};
 
 #[derive(Debug, Parser)]
-#[command(
-    version,
-    about = "A real Kubernetes on this machine; every node is a set of namespaces"
-)]
+#[command(version, about = "A real Kubernetes on this machine; every node is a set of namespaces")]
 struct Args {
     #[command(subcommand)]
     what: What,
@@ -124,18 +121,8 @@ fn run(what: What) -> Result<()> {
         What::Down(Folder { state }) => take_down(&state),
         What::Reboot { node, folder } => Cluster::attach(&folder.state)?.reboot(&node),
         What::Load { image, folder } => Cluster::attach(&folder.state)?.load(&image),
-        What::Image(NewImage {
-            name,
-            out,
-            entries,
-            entrypoint,
-        }) => {
-            let digest = Image {
-                name,
-                entries,
-                entrypoint,
-            }
-            .write(&out)?;
+        What::Image(NewImage { name, out, entries, entrypoint }) => {
+            let digest = Image { name, entries, entrypoint }.write(&out)?;
             println!("{digest}");
             Ok(())
         }
@@ -145,33 +132,12 @@ fn run(what: What) -> Result<()> {
 }
 
 fn bring_up(up: Up) -> Result<()> {
-    let topology = if up.flat {
-        Topology::Flat
-    } else {
-        Topology::Routed
-    };
-    let Up {
-        nodes,
-        name,
-        image,
-        audit,
-        suite,
-        folder,
-        ..
-    } = up;
-    let options = Options {
-        name,
-        nodes,
-        topology,
-        state: folder.state,
-        images: image,
-        audit,
-        suite,
-    };
+    let topology = if up.flat { Topology::Flat } else { Topology::Routed };
+    let Up { nodes, name, image, audit, suite, folder, .. } = up;
+    let options = Options { name, nodes, topology, state: folder.state, images: image, audit, suite };
     let cluster = Cluster::up(&options, &|line| eprintln!("{line}"))?.keep();
     let env = cluster.folder().join("env");
-    let text =
-        std::fs::read_to_string(&env).with_context(|| format!("cannot read {}", env.display()))?;
+    let text = std::fs::read_to_string(&env).with_context(|| format!("cannot read {}", env.display()))?;
     eprintln!(". {} && $KUBECTL get nodes", env.display());
     print!("{text}");
     Ok(())
@@ -183,9 +149,6 @@ fn take_down(state: &Path) -> Result<()> {
         return Ok(());
     }
     Cluster::attach(state)?.down()?;
-    eprintln!(
-        "the cluster in {} is down; its logs are kept",
-        state.display()
-    );
+    eprintln!("the cluster in {} is down; its logs are kept", state.display());
     Ok(())
 }

@@ -40,10 +40,7 @@ enum Args {
 fn main() -> Result<()> {
     match Args::parse() {
         Args::Serve { tcp, udp } => serve(&tcp, &udp),
-        Args::First {
-            target,
-            milliseconds,
-        } => {
+        Args::First { target, milliseconds } => {
             first(target, Duration::from_millis(milliseconds));
             Ok(())
         }
@@ -55,9 +52,7 @@ fn main() -> Result<()> {
 }
 
 fn serve(tcp: &[u16], udp: &[u16]) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         for port in tcp {
             let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).await?;
@@ -96,10 +91,7 @@ async fn echo(mut stream: TcpStream) {
 
 fn first(target: SocketAddrV4, duration: Duration) {
     let begin = Instant::now();
-    let target = Target {
-        protocol: Protocol::Tcp,
-        address: target,
-    };
+    let target = Target { protocol: Protocol::Tcp, address: target };
     let mut knocker = Knocker::new(target, DENIED_AFTER);
     let (mut answered, mut other) = (0_u32, 0_u32);
     let mut first_answer = None;
@@ -122,10 +114,7 @@ fn first(target: SocketAddrV4, duration: Duration) {
 }
 
 fn once(target: SocketAddrV4) -> Verdict {
-    let attempt = Attempt::start(Target {
-        protocol: Protocol::Tcp,
-        address: target,
-    });
+    let attempt = Attempt::start(Target { protocol: Protocol::Tcp, address: target });
     loop {
         match attempt.look() {
             Some(verdict) => return verdict,

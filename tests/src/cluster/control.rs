@@ -22,34 +22,11 @@ const CLIENTS: [(&str, &str, Option<&str>); 3] = [
 /// machine, where the administrator is.
 pub fn credentials(pki: &Pki, layout: &Layout, state: &Path, port: u16) -> Result<()> {
     let names = apiserver_names(layout.control_plane().address, API_SERVICE);
-    pki.leaf(
-        Subject {
-            file: "apiserver",
-            name: "kube-apiserver",
-            group: None,
-        },
-        &names,
-    )?;
+    pki.leaf(Subject { file: "apiserver", name: "kube-apiserver", group: None }, &names)?;
     let masters = Some("system:masters");
-    pki.leaf(
-        Subject {
-            file: "kubelet-client",
-            name: "kube-apiserver-kubelet-client",
-            group: masters,
-        },
-        &[],
-    )?;
-    let admin = Subject {
-        file: "admin",
-        name: "admin",
-        group: masters,
-    };
-    pki.client(
-        admin,
-        &[],
-        &format!("https://127.0.0.1:{port}"),
-        &state.join("admin.kubeconfig"),
-    )?;
+    pki.leaf(Subject { file: "kubelet-client", name: "kube-apiserver-kubelet-client", group: masters }, &[])?;
+    let admin = Subject { file: "admin", name: "admin", group: masters };
+    pki.client(admin, &[], &format!("https://127.0.0.1:{port}"), &state.join("admin.kubeconfig"))?;
     for (file, name, group) in CLIENTS {
         let out = state.join(format!("{file}.kubeconfig"));
         pki.client(Subject { file, name, group }, &[], &layout.server(), &out)?;
@@ -64,10 +41,7 @@ pub fn command(role: &str, layout: &Layout, kube_bin: &Path, state: &Path, audit
     let config = |file: &str| state.join(file).display().to_string();
     let (program, flags) = match role {
         "etcd" => ("etcd", etcd(&state.join("etcd"))),
-        "apiserver" => (
-            "kube-apiserver",
-            apiserver(&address.to_string(), &pki, state, audit),
-        ),
+        "apiserver" => ("kube-apiserver", apiserver(&address.to_string(), &pki, state, audit)),
         "controller-manager" => (
             "kube-controller-manager",
             vec![
@@ -87,10 +61,7 @@ pub fn command(role: &str, layout: &Layout, kube_bin: &Path, state: &Path, audit
         ),
         _ => (
             "kube-scheduler",
-            vec![
-                format!("--kubeconfig={}", config("scheduler.kubeconfig")),
-                "--leader-elect=false".into(),
-            ],
+            vec![format!("--kubeconfig={}", config("scheduler.kubeconfig")), "--leader-elect=false".into()],
         ),
     };
     let mut command = Command::new(kube_bin.join(program));
@@ -111,12 +82,7 @@ fn etcd(data: &Path) -> Vec<String> {
     ]
 }
 
-fn apiserver(
-    address: &str,
-    pki: &dyn Fn(&str) -> String,
-    state: &Path,
-    audit: bool,
-) -> Vec<String> {
+fn apiserver(address: &str, pki: &dyn Fn(&str) -> String, state: &Path, audit: bool) -> Vec<String> {
     let mut flags = vec![
         "--etcd-servers=http://127.0.0.1:2379".to_owned(),
         format!("--advertise-address={address}"),
@@ -140,14 +106,8 @@ fn apiserver(
         "--requestheader-extra-headers-prefix=X-Remote-Extra-".into(),
     ];
     if audit {
-        flags.push(format!(
-            "--audit-policy-file={}",
-            audit_policy(state).display()
-        ));
-        flags.push(format!(
-            "--audit-log-path={}",
-            state.join("logs/audit.log").display()
-        ));
+        flags.push(format!("--audit-policy-file={}", audit_policy(state).display()));
+        flags.push(format!("--audit-log-path={}", state.join("logs/audit.log").display()));
     }
     flags
 }

@@ -89,18 +89,9 @@ impl Layout {
     /// Places `nodes` nodes.
     pub fn new(name: &str, nodes: u8, topology: Topology) -> Result<Self> {
         let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        let good = !name.is_empty()
-            && name.len() <= 20
-            && name.bytes().all(plain)
-            && !name.starts_with('-');
-        ensure!(
-            good,
-            "cluster name `{name}`: 1 to 20 lower-case letters, digits and dashes, not a dash first"
-        );
-        ensure!(
-            (1..=200).contains(&nodes),
-            "{nodes} nodes: between 1 and 200 can be addressed"
-        );
+        let good = !name.is_empty() && name.len() <= 20 && name.bytes().all(plain) && !name.starts_with('-');
+        ensure!(good, "cluster name `{name}`: 1 to 20 lower-case letters, digits and dashes, not a dash first");
+        ensure!((1..=200).contains(&nodes), "{nodes} nodes: between 1 and 200 can be addressed");
         let place = |index: u8| match topology {
             Topology::Routed if index > 2 => Subnet::B,
             Topology::Routed | Topology::Flat => Subnet::A,
@@ -110,26 +101,17 @@ impl Layout {
             subnet: place(index),
             address: place(index).address(10 + index),
         };
-        Ok(Self {
-            name: name.to_owned(),
-            nodes: (1..=nodes).map(host).collect(),
-        })
+        Ok(Self { name: name.to_owned(), nodes: (1..=nodes).map(host).collect() })
     }
 
     /// The machine of the API server.
     pub fn control_plane(&self) -> Host {
-        Host {
-            name: "cp".into(),
-            subnet: Subnet::A,
-            address: Subnet::A.address(2),
-        }
+        Host { name: "cp".into(), subnet: Subnet::A, address: Subnet::A.address(2) }
     }
 
     /// Control plane and nodes.
     pub fn hosts(&self) -> Vec<Host> {
-        std::iter::once(self.control_plane())
-            .chain(self.nodes.iter().cloned())
-            .collect()
+        std::iter::once(self.control_plane()).chain(self.nodes.iter().cloned()).collect()
     }
 
     /// Name of the network namespace of a machine, or of the `fabric`.
@@ -154,23 +136,14 @@ mod tests {
 
     fn addresses(nodes: u8, topology: Topology) -> Vec<String> {
         let layout = Layout::new("demo", nodes, topology).unwrap();
-        layout
-            .hosts()
-            .iter()
-            .map(|host| format!("{} {}", host.name, host.address))
-            .collect()
+        layout.hosts().iter().map(|host| format!("{} {}", host.name, host.address)).collect()
     }
 
     #[test]
     fn the_third_node_is_across_the_router() {
         assert_eq!(
             addresses(3, Topology::Routed),
-            [
-                "cp 172.30.0.2",
-                "n1 172.30.0.11",
-                "n2 172.30.0.12",
-                "n3 172.30.1.13"
-            ]
+            ["cp 172.30.0.2", "n1 172.30.0.11", "n2 172.30.0.12", "n3 172.30.1.13"]
         );
         assert_eq!(addresses(3, Topology::Flat)[3], "n3 172.30.0.13");
     }

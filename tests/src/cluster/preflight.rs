@@ -23,15 +23,9 @@ const PACKAGES: [(&str, &str); 7] = [
 
 /// Kernel features that are tried in a network namespace made for it: what it is for, and a command.
 const FEATURES: [(&str, &str); 4] = [
-    (
-        "veth pairs (CONFIG_VETH)",
-        "ip link add probe0 type veth peer name probe1",
-    ),
+    ("veth pairs (CONFIG_VETH)", "ip link add probe0 type veth peer name probe1"),
     ("bridges (CONFIG_BRIDGE)", "ip link add probe2 type bridge"),
-    (
-        "VXLAN (CONFIG_VXLAN)",
-        "ip link add probe3 type vxlan id 1 dstport 4789 local 127.0.0.1",
-    ),
+    ("VXLAN (CONFIG_VXLAN)", "ip link add probe3 type vxlan id 1 dstport 4789 local 127.0.0.1"),
     (
         "nftables with connection tracking (CONFIG_NF_TABLES, CONFIG_NFT_CT)",
         "nft add table inet probe { chain c { ct state new accept ; } ; }",
@@ -41,16 +35,11 @@ const FEATURES: [(&str, &str); 4] = [
 /// Makes sure that a cluster whose files are in `state` can run here. `tell` gets lines for a person.
 pub fn check(state: &Path, tell: &dyn Fn(&str)) -> Result<()> {
     let root = nix::unistd::geteuid().is_root();
-    ensure!(
-        root,
-        "a cluster needs root: its nodes are namespaces with mounts and devices of their own"
-    );
+    ensure!(root, "a cluster needs root: its nodes are namespaces with mounts and devices of their own");
     install_missing(tell)?;
     let state = state.to_owned();
     // A thread that has left the machine's namespaces ends with what it made there.
-    std::thread::spawn(move || probe(&state))
-        .join()
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    std::thread::spawn(move || probe(&state)).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn install_missing(tell: &dyn Fn(&str)) -> Result<()> {
@@ -58,32 +47,17 @@ fn install_missing(tell: &dyn Fn(&str)) -> Result<()> {
         Some(path) => program.0 == "busybox" && !is_static(&path),
         None => true,
     };
-    let packages: Vec<&str> = PACKAGES
-        .iter()
-        .filter(lacking)
-        .map(|(_, package)| *package)
-        .collect();
+    let packages: Vec<&str> = PACKAGES.iter().filter(lacking).map(|(_, package)| *package).collect();
     if packages.is_empty() {
         return Ok(());
     }
     if find("apt-get").is_none() {
-        bail!(
-            "install {} first: this machine has no apt-get",
-            packages.join(", ")
-        );
+        bail!("install {} first: this machine has no apt-get", packages.join(", "));
     }
-    tell(&format!(
-        "installing from the distribution: {}",
-        packages.join(" ")
-    ));
+    tell(&format!("installing from the distribution: {}", packages.join(" ")));
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
-        process::run(
-            command
-                .args(["-q", "-y"])
-                .args(arguments)
-                .env("DEBIAN_FRONTEND", "noninteractive"),
-        )
+        process::run(command.args(["-q", "-y"]).args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
     };
     apt(&["update"])?;
     let install = ["install", "--no-install-recommends"];
@@ -97,9 +71,8 @@ fn probe(state: &Path) -> Result<()> {
     for (feature, command) in FEATURES {
         let mut words = command.split_whitespace();
         let program = words.next().context("a command")?;
-        process::run(Command::new(program).args(words)).with_context(|| {
-            format!("this kernel lacks {feature}; load the module or use another kernel")
-        })?;
+        process::run(Command::new(program).args(words))
+            .with_context(|| format!("this kernel lacks {feature}; load the module or use another kernel"))?;
     }
     overlay(state)
 }
@@ -108,33 +81,16 @@ fn probe(state: &Path) -> Result<()> {
 fn overlay(state: &Path) -> Result<()> {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-    let folder = tempfile::Builder::new()
-        .prefix(".probe-")
-        .tempdir_in(state)?;
+    let folder = tempfile::Builder::new().prefix(".probe-").tempdir_in(state)?;
     let path = |name: &str| folder.path().join(name);
     let [lower, upper, work, merged] = ["lower", "upper", "work", "merged"].map(path);
     for each in [&lower, &upper, &work, &merged] {
         std::fs::create_dir(each)?;
     }
     let show = |path: &PathBuf| path.display().to_string();
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        show(&lower),
-        show(&upper),
-        show(&work)
-    );
-    mount(
-        Some("overlay"),
-        &merged,
-        Some("overlay"),
-        MsFlags::empty(),
-        Some(options.as_str()),
-    )
-    .with_context(|| {
-        format!(
-            "no overlay can be mounted in {}: put --state on an ext4, xfs or tmpfs",
-            state.display()
-        )
+    let options = format!("lowerdir={},upperdir={},workdir={}", show(&lower), show(&upper), show(&work));
+    mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(options.as_str())).with_context(|| {
+        format!("no overlay can be mounted in {}: put --state on an ext4, xfs or tmpfs", state.display())
     })?;
     umount2(&merged, MntFlags::MNT_DETACH)?;
     Ok(())
@@ -142,9 +98,7 @@ fn overlay(state: &Path) -> Result<()> {
 
 fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin:/bin";
-    path.split(':')
-        .map(|folder| Path::new(folder).join(program))
-        .find(|path| path.exists())
+    path.split(':').map(|folder| Path::new(folder).join(program)).find(|path| path.exists())
 }
 
 /// A program that needs no library names no loader near its beginning.

@@ -35,11 +35,7 @@ pub struct Knocker {
 impl Knocker {
     /// Asks `target`; what stays without an answer for `patience` is denied.
     pub fn new(target: Target, patience: Duration) -> Self {
-        Self {
-            target,
-            patience,
-            open: VecDeque::new(),
-        }
+        Self { target, patience, open: VecDeque::new() }
     }
 
     /// Asks once more.
@@ -50,20 +46,13 @@ impl Knocker {
     /// Takes out what has been judged, oldest first, up to the first that is still open.
     pub fn collect(&mut self) -> Vec<Knocked> {
         let now = Instant::now();
-        for (attempt, verdict) in self
-            .open
-            .iter_mut()
-            .filter(|(_, verdict)| verdict.is_none())
-        {
+        for (attempt, verdict) in self.open.iter_mut().filter(|(_, verdict)| verdict.is_none()) {
             let late = now.duration_since(attempt.start) >= self.patience;
             *verdict = attempt.look().or(late.then_some(Verdict::Silent));
         }
         let mut judged = Vec::new();
         while let Some((attempt, Some(verdict))) = self.open.front() {
-            judged.push(Knocked {
-                start: attempt.start,
-                verdict: *verdict,
-            });
+            judged.push(Knocked { start: attempt.start, verdict: *verdict });
             self.open.pop_front();
         }
         judged
@@ -85,12 +74,7 @@ pub struct Knock {
 
 impl Knock {
     /// Knocks at `target` from `place` every `interval`.
-    pub fn start(
-        place: &Place,
-        target: Target,
-        interval: Duration,
-        patience: Duration,
-    ) -> Result<Self> {
+    pub fn start(place: &Place, target: Target, interval: Duration, patience: Duration) -> Result<Self> {
         let file = place.handle()?;
         let records = Arc::new(Mutex::new(Vec::new()));
         let end = Arc::new(AtomicBool::new(false));
@@ -98,19 +82,12 @@ impl Knock {
         let thread = std::thread::spawn(move || {
             Place { file }.run(|| run(Knocker::new(target, patience), interval, &into, &told))
         });
-        Ok(Self {
-            records,
-            end,
-            thread: Some(thread),
-        })
+        Ok(Self { records, end, thread: Some(thread) })
     }
 
     /// What is known so far, ordered by start.
     pub fn records(&self) -> Vec<Knocked> {
-        self.records
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.records.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits for the first of five questions in a row that were asked after `since` and judged as wanted, and returns when it was asked.
@@ -120,22 +97,15 @@ impl Knock {
             {
                 let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
                 let from = records.partition_point(|record| record.start < since);
-                if let Some(run) = records[from..]
-                    .windows(CERTAIN)
-                    .find(|run| run.iter().all(|record| record.verdict == wanted))
+                if let Some(run) =
+                    records[from..].windows(CERTAIN).find(|run| run.iter().all(|record| record.verdict == wanted))
                 {
                     return Ok(run[0].start);
                 }
             }
-            let running = self
-                .thread
-                .as_ref()
-                .is_some_and(|thread| !thread.is_finished());
+            let running = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
             ensure!(running, "the prober ended");
-            ensure!(
-                begin.elapsed() < limit,
-                "no {CERTAIN} questions in a row were {wanted:?} within {limit:?}"
-            );
+            ensure!(begin.elapsed() < limit, "no {CERTAIN} questions in a row were {wanted:?} within {limit:?}");
             std::thread::sleep(COLLECT);
         }
     }
@@ -146,9 +116,7 @@ impl Knock {
         let Some(thread) = self.thread.take() else {
             bail!("the prober was finished before");
         };
-        thread
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         Ok(self.records())
     }
 }
@@ -169,9 +137,7 @@ fn run(mut knocker: Knocker, interval: Duration, into: &Mutex<Vec<Knocked>>, end
         if now.duration_since(collected) >= COLLECT {
             collected = now;
             let judged = knocker.collect();
-            into.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .extend(judged);
+            into.lock().unwrap_or_else(PoisonError::into_inner).extend(judged);
         }
         // A late thread does not catch up by knocking in bursts.
         next = (next + interval).max(now);

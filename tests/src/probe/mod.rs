@@ -42,10 +42,7 @@ pub struct Target {
 impl Target {
     /// A port of an address.
     pub fn new(protocol: Protocol, address: Ipv4Addr, port: u16) -> Self {
-        Self {
-            protocol,
-            address: SocketAddrV4::new(address, port),
-        }
+        Self { protocol, address: SocketAddrV4::new(address, port) }
     }
 }
 
@@ -57,8 +54,7 @@ impl Place {
 
     /// The network namespace at a path.
     pub fn open(path: &Path) -> Result<Self> {
-        let file =
-            File::open(path).with_context(|| format!("no network namespace {}", path.display()))?;
+        let file = File::open(path).with_context(|| format!("no network namespace {}", path.display()))?;
         Ok(Self { file })
     }
 
@@ -75,10 +71,7 @@ impl Place {
 /// Asks every target at once and returns the verdicts in their order.
 pub fn ask(place: &Place, targets: &[Target]) -> Result<Vec<Verdict>> {
     place.run(|| {
-        let attempts: Vec<Attempt> = targets
-            .iter()
-            .map(|target| Attempt::start(*target))
-            .collect();
+        let attempts: Vec<Attempt> = targets.iter().map(|target| Attempt::start(*target)).collect();
         let end = Instant::now() + DENIED_AFTER;
         let mut verdicts = vec![None; attempts.len()];
         loop {
@@ -99,17 +92,7 @@ pub fn ask(place: &Place, targets: &[Target]) -> Result<Vec<Verdict>> {
 /// Asks from many places at the same time.
 pub fn ask_all(questions: &[(&Place, Vec<Target>)]) -> Result<Vec<Vec<Verdict>>> {
     std::thread::scope(|scope| {
-        let asked: Vec<_> = questions
-            .iter()
-            .map(|(place, targets)| scope.spawn(|| ask(place, targets)))
-            .collect();
-        asked
-            .into_iter()
-            .map(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-            .collect()
+        let asked: Vec<_> = questions.iter().map(|(place, targets)| scope.spawn(|| ask(place, targets))).collect();
+        asked.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     })
 }

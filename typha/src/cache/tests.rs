@@ -32,12 +32,7 @@ fn mk_addresses(addresses: &[&str]) -> Vec<IpAddr> {
 }
 
 fn observed(name: &str, uid: &str, update: Update) -> Observed {
-    Observed {
-        key: key(name),
-        uid: uid.to_owned(),
-        meaning: Ok(Some(update)),
-        problems: Vec::new(),
-    }
+    Observed { key: key(name), uid: uid.to_owned(), meaning: Ok(Some(update)), problems: Vec::new() }
 }
 
 fn mk_namespace(name: &str, label: &str) -> Observed {
@@ -47,11 +42,7 @@ fn mk_namespace(name: &str, label: &str) -> Observed {
 }
 
 fn said(name: &str, uid: &str, addresses: &[&str]) -> LocalEndpoint {
-    LocalEndpoint {
-        key: key(name),
-        addresses: mk_addresses(addresses),
-        uid: uid.to_owned(),
-    }
+    LocalEndpoint { key: key(name), addresses: mk_addresses(addresses), uid: uid.to_owned() }
 }
 
 #[test]
@@ -110,11 +101,8 @@ fn a_short_list_removes_nothing_before_the_sweep() {
 fn what_cannot_be_read_keeps_its_meaning() {
     let mut cache = Cache::new([NAMESPACE]);
     cache.apply(NAMESPACE, mk_namespace("a", "1"));
-    let unreadable = Observed {
-        meaning: Err(Unreadable),
-        problems: vec!["spec: a number".to_owned()],
-        ..mk_namespace("a", "1")
-    };
+    let unreadable =
+        Observed { meaning: Err(Unreadable), problems: vec!["spec: a number".to_owned()], ..mk_namespace("a", "1") };
     assert_eq!(cache.apply(NAMESPACE, unreadable), []);
     assert_eq!(cache.problems().count(), 1);
     assert_eq!(cache.counts().next(), Some((NAMESPACE, 1, 1)));
@@ -132,15 +120,9 @@ fn a_node_is_ahead_of_the_api_for_its_own_pods() {
     let news = cache.local("n2", said("a", "u1", &["10.0.0.2"]));
     assert_eq!(news, Ok(vec![]), "it is not the pod of n2");
     // The API knows another thing of the pod, not yet its address: what the node says stays.
-    assert_eq!(
-        cache.apply(POD, observed("a", "u1", mk_endpoint("a", &[]))),
-        []
-    );
+    assert_eq!(cache.apply(POD, observed("a", "u1", mk_endpoint("a", &[]))), []);
     // Now it knows, and from here on it is believed.
-    assert_eq!(
-        cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.1"]))),
-        []
-    );
+    assert_eq!(cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.1"]))), []);
     let news = cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.3"])));
     assert_eq!(news, [mk_endpoint("a", &["10.0.0.3"])]);
 }
@@ -149,16 +131,9 @@ fn a_node_is_ahead_of_the_api_for_its_own_pods() {
 fn what_a_node_says_is_about_one_pod_and_not_its_successor() {
     let mut cache = Cache::new([POD]);
     // Said before the API shows the pod.
-    assert_eq!(
-        cache.local("n1", said("a", "u2", &["10.0.0.2"])),
-        Ok(vec![])
-    );
+    assert_eq!(cache.local("n1", said("a", "u2", &["10.0.0.2"])), Ok(vec![]));
     let news = cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.1"])));
-    assert_eq!(
-        news,
-        [mk_endpoint("a", &["10.0.0.1"])],
-        "this is its predecessor"
-    );
+    assert_eq!(news, [mk_endpoint("a", &["10.0.0.1"])], "this is its predecessor");
     cache.delete(POD, &key("a"));
     let news = cache.apply(POD, observed("a", "u2", mk_endpoint("a", &[])));
     assert_eq!(news, [mk_endpoint("a", &["10.0.0.2"])]);
@@ -168,11 +143,7 @@ fn what_a_node_says_is_about_one_pod_and_not_its_successor() {
     assert_eq!(news, Ok(vec![mk_endpoint("a", &[])]));
     cache.delete(POD, &key("a"));
     let news = cache.apply(POD, observed("a", "u2", mk_endpoint("a", &["10.0.0.2"])));
-    assert_eq!(
-        news,
-        [mk_endpoint("a", &["10.0.0.2"])],
-        "forgotten with the pod"
-    );
+    assert_eq!(news, [mk_endpoint("a", &["10.0.0.2"])], "forgotten with the pod");
 }
 
 #[test]
@@ -180,27 +151,15 @@ fn a_node_cannot_take_the_address_of_another() {
     let mut cache = Cache::new([POD, BLOCK]);
     let mut block = |borrowed: &[&str]| {
         let lend = |address: &&str| (address.parse().expect("an address"), "n1".to_owned());
-        let info = BlockInfo {
-            node: Some("n2".to_owned()),
-            borrowed: borrowed.iter().map(lend).collect(),
-        };
+        let info = BlockInfo { node: Some("n2".to_owned()), borrowed: borrowed.iter().map(lend).collect() };
         let range = "10.0.0.0/26".parse().expect("a range");
-        cache.apply(
-            BLOCK,
-            observed("block", "u", Update::Block(range, Some(info))),
-        );
+        cache.apply(BLOCK, observed("block", "u", Update::Block(range, Some(info))));
         cache.apply(POD, observed("a", "u1", mk_endpoint("a", &[])));
         cache.local("n1", said("a", "u1", &["10.0.0.1"]))
     };
     let refused = block(&[]).expect_err("the block is of n2").to_string();
-    assert!(
-        refused.contains("10.0.0.1 of a block of node \"n2\""),
-        "{refused}"
-    );
-    assert_eq!(
-        block(&["10.0.0.1"]),
-        Ok(vec![mk_endpoint("a", &["10.0.0.1"])])
-    );
+    assert!(refused.contains("10.0.0.1 of a block of node \"n2\""), "{refused}");
+    assert_eq!(block(&["10.0.0.1"]), Ok(vec![mk_endpoint("a", &["10.0.0.1"])]));
     let elsewhere = cache.local("n1", said("a", "u1", &["10.0.0.64"]));
     assert_eq!(elsewhere, Ok(vec![mk_endpoint("a", &["10.0.0.64"])]));
 }

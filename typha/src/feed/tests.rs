@@ -6,10 +6,7 @@ use super::*;
 fn namespace(namespace: Namespace) -> Parsed {
     let labels = namespace.metadata.labels.unwrap_or_default();
     Parsed {
-        update: Some(Update::Namespace(
-            namespace.metadata.name.unwrap_or_default(),
-            Some(labels),
-        )),
+        update: Some(Update::Namespace(namespace.metadata.name.unwrap_or_default(), Some(labels))),
         problems: Vec::new(),
     }
 }
@@ -24,17 +21,11 @@ fn object(name: &str, version: u64) -> Value {
 }
 
 fn event(kind: &str, object: Value) -> Vec<u8> {
-    json!({"type": kind, "object": object})
-        .to_string()
-        .into_bytes()
+    json!({"type": kind, "object": object}).to_string().into_bytes()
 }
 
 fn bookmark(version: u64, end: bool) -> Vec<u8> {
-    let annotations = if end {
-        json!({"k8s.io/initial-events-end": "true"})
-    } else {
-        json!({})
-    };
+    let annotations = if end { json!({"k8s.io/initial-events-end": "true"}) } else { json!({}) };
     event(
         "BOOKMARK",
         json!({"kind": "Namespace", "metadata": {"resourceVersion": version.to_string(), "annotations": annotations}}),
@@ -51,10 +42,7 @@ fn script(feed: &mut Feed<Namespace>, lines: &[Vec<u8>]) -> Vec<String> {
         }
         Ok(News::Deleted(key)) => format!("deleted {}", key.name),
         Ok(News::List(objects)) => {
-            let names: Vec<_> = objects
-                .iter()
-                .map(|object| object.key.name.as_str())
-                .collect();
+            let names: Vec<_> = objects.iter().map(|object| object.key.name.as_str()).collect();
             format!("list {}", names.join(","))
         }
         Err(fault) => {
@@ -90,12 +78,9 @@ fn a_list_in_pages() {
     let (news, next) = feed.page(&page.to_string()).expect("a page");
     assert!(matches!(news, News::None));
     assert_eq!(next.as_deref(), Some("more"));
-    let page =
-        json!({"metadata": {"resourceVersion": "7", "continue": ""}, "items": [object("b", 5)]});
+    let page = json!({"metadata": {"resourceVersion": "7", "continue": ""}, "items": [object("b", 5)]});
     let (news, next) = feed.page(&page.to_string()).expect("a page");
-    let News::List(objects) = news else {
-        panic!("{news:?}")
-    };
+    let News::List(objects) = news else { panic!("{news:?}") };
     assert_eq!((objects.len(), next), (2, None));
     assert_eq!(feed.version(), Some("7"));
 }
@@ -103,56 +88,24 @@ fn a_list_in_pages() {
 #[test]
 fn a_forgotten_version_needs_a_new_list_and_other_errors_do_not() {
     let mut feed = mk_feed();
-    let status = |code: u16| {
-        event(
-            "ERROR",
-            json!({"kind": "Status", "code": code, "message": "words"}),
-        )
-    };
-    let told = script(
-        &mut feed,
-        &[
-            event("ADDED", object("a", 3)),
-            bookmark(7, true),
-            status(500),
-            status(410),
-        ],
-    );
-    assert_eq!(
-        told[2..],
-        ["API server: 500 words", "API server: 410 words (list)"]
-    );
-    assert_eq!(
-        feed.version(),
-        Some("7"),
-        "kept until the list is asked for"
-    );
+    let status = |code: u16| event("ERROR", json!({"kind": "Status", "code": code, "message": "words"}));
+    let told = script(&mut feed, &[event("ADDED", object("a", 3)), bookmark(7, true), status(500), status(410)]);
+    assert_eq!(told[2..], ["API server: 500 words", "API server: 410 words (list)"]);
+    assert_eq!(feed.version(), Some("7"), "kept until the list is asked for");
 }
 
 #[test]
 fn lists_that_cannot_be_right_are_refused() {
     let mut feed = mk_feed();
-    script(
-        &mut feed,
-        &[event("ADDED", object("a", 30)), bookmark(40, true)],
-    );
+    script(&mut feed, &[event("ADDED", object("a", 30)), bookmark(40, true)]);
     feed.restart();
-    let told = script(
-        &mut feed,
-        &[event("ADDED", object("a", 3)), bookmark(10, true)],
-    );
-    assert!(
-        told[1].starts_with("list is of version 10, but 40 was seen"),
-        "{told:?}"
-    );
+    let told = script(&mut feed, &[event("ADDED", object("a", 3)), bookmark(10, true)]);
+    assert!(told[1].starts_with("list is of version 10, but 40 was seen"), "{told:?}");
     feed.restart();
     let told = script(&mut feed, &[bookmark(50, true)]);
     assert!(told[0].starts_with("list is empty"), "{told:?}");
     feed.restart();
-    let told = script(
-        &mut feed,
-        &[event("ADDED", object("a", 3)), bookmark(60, true)],
-    );
+    let told = script(&mut feed, &[event("ADDED", object("a", 3)), bookmark(60, true)]);
     assert_eq!(told, ["-", "list a"]);
     assert_eq!(feed.version(), Some("60"));
 }
@@ -162,10 +115,7 @@ fn a_list_that_did_not_end_is_forgotten() {
     let mut feed = mk_feed();
     script(&mut feed, &[event("ADDED", object("a", 3))]);
     feed.restart();
-    let told = script(
-        &mut feed,
-        &[event("ADDED", object("b", 3)), bookmark(7, true)],
-    );
+    let told = script(&mut feed, &[event("ADDED", object("b", 3)), bookmark(7, true)]);
     assert_eq!(told, ["-", "list b"]);
 }
 
@@ -175,30 +125,16 @@ fn one_bad_object_is_its_own_problem() {
     let mut bad = object("bad", 3);
     bad["spec"]["finalizers"] = json!(7);
     let line = event("ADDED", bad);
-    script(
-        &mut feed,
-        &[event("ADDED", object("a", 3)), bookmark(7, true)],
-    );
-    let Ok(News::Object(observed, _)) = feed.line(&line) else {
-        panic!("an object")
-    };
+    script(&mut feed, &[event("ADDED", object("a", 3)), bookmark(7, true)]);
+    let Ok(News::Object(observed, _)) = feed.line(&line) else { panic!("an object") };
     assert_eq!(observed.key.name, "bad");
     assert_eq!(observed.meaning, Err(Unreadable));
-    assert!(
-        observed.problems[0].contains("invalid type"),
-        "{:?}",
-        observed.problems
-    );
+    assert!(observed.problems[0].contains("invalid type"), "{:?}", observed.problems);
 }
 
 #[test]
 fn noise_is_a_fault() {
-    let lines: [&[u8]; 4] = [
-        b"",
-        b"{}",
-        b"{\"type\":\"ADDED\",\"object\":{}}",
-        b"\xff\xfe",
-    ];
+    let lines: [&[u8]; 4] = [b"", b"{}", b"{\"type\":\"ADDED\",\"object\":{}}", b"\xff\xfe"];
     for line in lines {
         let mut feed = mk_feed();
         assert!(matches!(feed.line(line), Err(Fault::Line(_))), "{line:?}");

@@ -27,21 +27,13 @@ struct Scene {
 
 fn scene(asked: &'static [&'static str], lines: &[Value]) -> Scene {
     let body = lines.iter().map(|line| format!("{line}\n")).collect();
-    Scene {
-        asked,
-        code: 200,
-        body,
-    }
+    Scene { asked, code: 200, body }
 }
 
 fn refusal(asked: &'static [&'static str], code: u16) -> Scene {
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
         "message": "words", "reason": "Reason", "code": code});
-    Scene {
-        asked,
-        code,
-        body: status.to_string(),
-    }
+    Scene { asked, code, body: status.to_string() }
 }
 
 fn object(name: &str, version: u64) -> Value {
@@ -66,10 +58,7 @@ const PAGE: &[&str] = &["/api/v1/configmaps?&limit=500"];
 
 fn parse(map: ConfigMap) -> Parsed {
     let name = map.metadata.name.unwrap_or_default();
-    Parsed {
-        update: Some(Update::Namespace(name, Some(Default::default()))),
-        problems: Vec::new(),
-    }
+    Parsed { update: Some(Update::Namespace(name, Some(Default::default()))), problems: Vec::new() }
 }
 
 /// Plays the scenes up to the first request after them. Gives a line for each event that removed or completed something.
@@ -132,9 +121,7 @@ fn hear(cache: &mut Cache, event: Event) -> Option<String> {
             return Some(format!("deleted {key}"));
         }
         Event::Listed { kind, limit, reply } => {
-            reply
-                .send(cache.missing(kind, limit))
-                .expect("somebody asked");
+            reply.send(cache.missing(kind, limit)).expect("somebody asked");
         }
         Event::Sweep(kind) => {
             let removed = cache.sweep(kind).len();
@@ -152,10 +139,7 @@ async fn a_watch_goes_on_from_where_it_was() {
         false,
         vec![
             scene(LIST, &[added("a", 3), end(5)]),
-            scene(
-                &["resourceVersion=5"],
-                &[json!({"type": "DELETED", "object": object("a", 7)})],
-            ),
+            scene(&["resourceVersion=5"], &[json!({"type": "DELETED", "object": object("a", 7)})]),
             refusal(&["resourceVersion=7"], 500),
             scene(&["resourceVersion=7"], &[]),
         ],
@@ -176,10 +160,7 @@ async fn a_new_list_removes_what_is_gone_and_is_asked_for() {
         ],
     )
     .await;
-    assert_eq!(
-        told,
-        ["in sync with 2, 0 removed", "in sync with 1, 1 removed"]
-    );
+    assert_eq!(told, ["in sync with 2, 0 removed", "in sync with 1, 1 removed"]);
 }
 
 #[tokio::test]
@@ -198,10 +179,7 @@ async fn a_list_that_lacks_what_exists_removes_nothing() {
         ],
     )
     .await;
-    assert_eq!(
-        told,
-        ["in sync with 2, 0 removed", "in sync with 2, 0 removed"]
-    );
+    assert_eq!(told, ["in sync with 2, 0 removed", "in sync with 2, 0 removed"]);
 }
 
 #[tokio::test]
@@ -216,26 +194,19 @@ async fn an_old_list_is_not_used() {
         ],
     )
     .await;
-    assert_eq!(
-        told,
-        ["in sync with 1, 0 removed", "in sync with 1, 0 removed"]
-    );
+    assert_eq!(told, ["in sync with 1, 0 removed", "in sync with 1, 0 removed"]);
 }
 
 #[tokio::test]
 async fn a_first_list_is_not_empty_where_that_cannot_be() {
-    let scenes = || {
-        vec![
-            scene(LIST, &[end(5)]),
-            scene(LIST, &[added("a", 3), end(6)]),
-        ]
-    };
+    let scenes = || vec![scene(LIST, &[end(5)]), scene(LIST, &[added("a", 3), end(6)])];
     assert_eq!(play(true, scenes()).await, ["in sync with 1, 0 removed"]);
 }
 
 #[tokio::test]
 async fn pages_where_lists_are_not_streamed() {
-    let page = |items: Value, next: &str| json!({"metadata": {"resourceVersion": "5", "continue": next}, "items": items});
+    let page =
+        |items: Value, next: &str| json!({"metadata": {"resourceVersion": "5", "continue": next}, "items": items});
     for not_streamed in [refusal(LIST, 422), scene(LIST, &[added("a", 3)])] {
         let told = play(
             false,

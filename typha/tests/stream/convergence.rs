@@ -40,18 +40,13 @@ enum Step {
 
 fn mk_endpoint(namespace: u8, pod: u8, node: u8, app: u8, address: Option<u8>) -> Update {
     let key = EndpointKey::new(format!("ns{namespace}"), format!("p{pod}"));
-    let labels = Labels::from([
-        ("app".to_owned(), format!("a{app}")),
-        (LABEL_NAMESPACE.to_owned(), key.namespace.clone()),
-    ]);
+    let labels =
+        Labels::from([("app".to_owned(), format!("a{app}")), (LABEL_NAMESPACE.to_owned(), key.namespace.clone())]);
     let endpoint = WorkloadEndpoint {
         node: format!("n{node}"),
         labels,
         service_account: String::new(),
-        addresses: address
-            .map(|last| IpAddr::from(Ipv4Addr::new(10, 0, 0, last)))
-            .into_iter()
-            .collect(),
+        addresses: address.map(|last| IpAddr::from(Ipv4Addr::new(10, 0, 0, last))).into_iter().collect(),
         ports: Vec::new(),
         interface: interface_name(&key),
     };
@@ -61,16 +56,10 @@ fn mk_endpoint(namespace: u8, pod: u8, node: u8, app: u8, address: Option<u8>) -
 fn mk_policy(namespace: u8, name: u8, target: u8, peer: u8, action: bool) -> Update {
     let label = |label: &str, value: String| Selection::Equals(label.to_owned(), value);
     let selector = |app: u8| Selector {
-        root: Selection::And(vec![
-            label(LABEL_NAMESPACE, format!("ns{namespace}")),
-            label("app", format!("a{app}")),
-        ]),
+        root: Selection::And(vec![label(LABEL_NAMESPACE, format!("ns{namespace}")), label("app", format!("a{app}"))]),
     };
     let mut rule = Rule::any(if action { Action::Allow } else { Action::Deny });
-    rule.source = EntityMatch {
-        selector: Some(selector(peer)),
-        ..EntityMatch::default()
-    };
+    rule.source = EntityMatch { selector: Some(selector(peer)), ..EntityMatch::default() };
     let policy = Policy {
         tier: "default".to_owned(),
         order: Order(None),
@@ -84,16 +73,11 @@ fn mk_policy(namespace: u8, name: u8, target: u8, peer: u8, action: bool) -> Upd
 }
 
 fn policy_key(namespace: u8, name: u8) -> PolicyKey {
-    PolicyKey {
-        kind: PolicyKind::NetworkPolicy,
-        namespace: format!("ns{namespace}"),
-        name: format!("p{name}"),
-    }
+    PolicyKey { kind: PolicyKind::NetworkPolicy, namespace: format!("ns{namespace}"), name: format!("p{name}") }
 }
 
 fn update() -> impl Strategy<Value = Update> {
-    let endpoint_key = (0..2_u8, 0..5_u8)
-        .prop_map(|(ns, pod)| EndpointKey::new(format!("ns{ns}"), format!("p{pod}")));
+    let endpoint_key = (0..2_u8, 0..5_u8).prop_map(|(ns, pod)| EndpointKey::new(format!("ns{ns}"), format!("p{pod}")));
     let block = |third: u8| format!("10.0.{third}.0/26").parse().expect("a block");
     prop_oneof![
         6 => (0..2_u8, 0..5_u8, 0..2_u8, 0..3_u8, proptest::option::of(0..8_u8))
@@ -167,11 +151,7 @@ fn mk_hub() -> Hub {
 
 impl World {
     fn new() -> Self {
-        Self {
-            replicas: [mk_hub(), mk_hub()],
-            agents: Default::default(),
-            sessions: 0,
-        }
+        Self { replicas: [mk_hub(), mk_hub()], agents: Default::default(), sessions: 0 }
     }
 
     fn run(&mut self, step: Step) {
@@ -229,20 +209,9 @@ impl World {
             slot,
             blocked: blocked.clone(),
         });
-        agent.stream = Some(Stream {
-            replica,
-            session,
-            blocked,
-            frames,
-        });
+        agent.stream = Some(Stream { replica, session, blocked, frames });
         let stream = agent.stream.as_mut().expect("just put there");
-        let first = decode(
-            &stream
-                .frames
-                .try_recv()
-                .expect("an answer")
-                .expect("a frame"),
-        );
+        let first = decode(&stream.frames.try_recv().expect("an answer").expect("a frame"));
         check_first(hub, NODES[node], &buckets, &first);
         apply(&mut agent.held, &first);
         assert_eq!(agent.held, view(hub, NODES[node]), "after hello");

@@ -15,10 +15,7 @@ pub type Held = BTreeMap<RecordId, Record>;
 /// A frame from its pieces.
 pub fn decode(bytes: &FrameBytes) -> Frame {
     let mut whole = BytesMut::new();
-    bytes
-        .0
-        .iter()
-        .for_each(|piece| whole.extend_from_slice(piece));
+    bytes.0.iter().for_each(|piece| whole.extend_from_slice(piece));
     let frame = wire::Frame::decode(whole.freeze()).expect("a frame");
     decode_frame(frame).expect("what the model can hold")
 }
@@ -49,9 +46,7 @@ pub fn apply(held: &mut Held, frame: &Frame) {
                 assert!(delta.added.is_disjoint(&record.members), "added twice");
                 assert!(delta.removed.is_subset(&record.members), "removed twice");
                 record.members.extend(delta.added.iter().cloned());
-                record
-                    .members
-                    .retain(|member| !delta.removed.contains(member));
+                record.members.retain(|member| !delta.removed.contains(member));
             }
         }
     }

@@ -24,9 +24,7 @@ use margay_typha::hub::Cause;
 use margay_typha::metrics::Counters;
 use margay_typha::registry::Registry;
 use prometheus_client::registry::Registry as Metrics;
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -131,14 +129,9 @@ impl Authority {
         let mut params = CertificateParams::new([SERVER.to_owned()]).expect("params");
         params.distinguished_name.push(DnType::CommonName, name);
         if !organization.is_empty() {
-            params
-                .distinguished_name
-                .push(DnType::OrganizationName, organization);
+            params.distinguished_name.push(DnType::OrganizationName, organization);
         }
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate().expect("key");
         let certificate = params.signed_by(&key, &self.issuer).expect("sign");
         let write = |file: &str, text: String| {
@@ -200,15 +193,7 @@ impl Typha {
         let server = tokio::spawn(async move {
             parts.serve(listener, tls).await.expect("server");
         });
-        Self {
-            authority,
-            address,
-            registry,
-            readiness,
-            shutdown,
-            events,
-            tasks: vec![owner, server],
-        }
+        Self { authority, address, registry, readiness, shutdown, events, tasks: vec![owner, server] }
     }
 
     pub async fn tell(&self, event: Event) {
@@ -217,21 +202,13 @@ impl Typha {
 
     /// The API shows these pods.
     pub async fn observe(&self, objects: Vec<Observed>) {
-        self.tell(Event::Observed {
-            kind: "Pod",
-            objects,
-            cause: Cause::default(),
-        })
-        .await;
+        self.tell(Event::Observed { kind: "Pod", objects, cause: Cause::default() }).await;
     }
 
     /// A policy for all pods that names all pods, so that every node has a set of all addresses.
     pub async fn select_everything(&self) {
         let mut rule = Rule::any(Action::Allow);
-        rule.source = EntityMatch {
-            selector: Some(Selector::all()),
-            ..EntityMatch::default()
-        };
+        rule.source = EntityMatch { selector: Some(Selector::all()), ..EntityMatch::default() };
         let policy = Policy {
             tier: "default".to_owned(),
             order: Order(None),
@@ -241,15 +218,9 @@ impl Typha {
             ingress: vec![rule],
             egress: Vec::new(),
         };
-        let policy_key = PolicyKey {
-            kind: PolicyKind::GlobalNetworkPolicy,
-            namespace: String::new(),
-            name: "all".to_owned(),
-        };
-        let tier = Tier {
-            order: Order(None),
-            default_action: Action::Deny,
-        };
+        let policy_key =
+            PolicyKey { kind: PolicyKind::GlobalNetworkPolicy, namespace: String::new(), name: "all".to_owned() };
+        let tier = Tier { order: Order(None), default_action: Action::Deny };
         let object = |name: &str, update: Update| Observed {
             key: key(name),
             uid: String::new(),
@@ -271,8 +242,7 @@ impl Typha {
         name: &str,
         organization: &str,
     ) -> Result<Channel, tonic::transport::Error> {
-        self.channel_at(self.address, authority, name, organization)
-            .await
+        self.channel_at(self.address, authority, name, organization).await
     }
 
     pub async fn channel_at(
@@ -289,10 +259,7 @@ impl Typha {
         let tls = Tls::load(Files::in_dirs(folder.path(), folder.path())).expect("certificates");
         let connector = Connector::new(tls, &address.to_string(), SERVER).expect("a name");
         // As small as HTTP/2 has it by default, so that a stream that is not read fills soon.
-        let endpoint = connector
-            .endpoint()
-            .initial_stream_window_size(65_535)
-            .initial_connection_window_size(65_535);
+        let endpoint = connector.endpoint().initial_stream_window_size(65_535).initial_connection_window_size(65_535);
         endpoint.connect_with_connector(connector).await
     }
 
@@ -315,9 +282,7 @@ impl Typha {
     pub async fn ended(self) {
         for task in self.tasks {
             let ended = tokio::time::timeout(PATIENCE, task).await;
-            ended
-                .expect("a part does not end")
-                .expect("a part panicked");
+            ended.expect("a part does not end").expect("a part panicked");
         }
     }
 }
@@ -337,10 +302,7 @@ pub struct Agent {
 impl Agent {
     /// Says hello.
     pub async fn open(channel: Channel, buckets: Vec<u64>) -> Result<Self, Status> {
-        let hello = wire::Hello {
-            agent_version: "test".to_owned(),
-            buckets,
-        };
+        let hello = wire::Hello { agent_version: "test".to_owned(), buckets };
         let message = Some(wire::up::Message::Hello(hello));
         Self::open_raw(channel, vec![wire::Up { message }]).await
     }
@@ -352,17 +314,8 @@ impl Agent {
             up.send(message).await.expect("room for a few");
         }
         let mut client = SyncClient::new(channel).max_decoding_message_size(MAX_FRAME);
-        let down = client
-            .sync(ReceiverStream::new(messages))
-            .await?
-            .into_inner();
-        Ok(Self {
-            held: Held::new(),
-            frames: 0,
-            up,
-            down,
-            revision: 0,
-        })
+        let down = client.sync(ReceiverStream::new(messages)).await?.into_inner();
+        Ok(Self { held: Held::new(), frames: 0, up, down, revision: 0 })
     }
 
     pub async fn say(&self, message: wire::Up) {
@@ -389,10 +342,7 @@ impl Agent {
 
     /// The kernel has everything.
     pub async fn ack(&self) {
-        let ack = Ack {
-            revision: self.revision,
-            ..Ack::default()
-        };
+        let ack = Ack { revision: self.revision, ..Ack::default() };
         self.say(encode_ack(&ack)).await;
     }
 

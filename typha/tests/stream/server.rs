@@ -6,8 +6,7 @@ use std::time::Duration;
 use margay_calc::model::RecordId;
 use margay_proto::debug::debug_client::DebugClient;
 use margay_proto::debug::{
-    ExplainRequest, GetRecordRequest, ListNodesRequest, ListRecordsRequest, NodeStatus, Party,
-    ViewRequest, party,
+    ExplainRequest, GetRecordRequest, ListNodesRequest, ListRecordsRequest, NodeStatus, Party, ViewRequest, party,
 };
 use margay_proto::sync::{LocalEndpoint, encode_local_endpoint, wire};
 use margay_typha::app::Patience;
@@ -22,9 +21,7 @@ use crate::peers::{self, Agent, Authority, Typha, address_of, mk_pod, until};
 #[tokio::test]
 async fn a_node_gets_its_view_and_nothing_else() {
     let typha = Typha::start().await;
-    typha
-        .observe(vec![mk_pod("a", "n1", 1), mk_pod("b", "n2", 2)])
-        .await;
+    typha.observe(vec![mk_pod("a", "n1", 1), mk_pod("b", "n2", 2)]).await;
     let mut one = typha.node("n1").await;
     let mut two = typha.node("n2").await;
     let endpoint = |name: &str| RecordId::Endpoint(peers::key(name));
@@ -40,25 +37,18 @@ async fn a_node_gets_its_view_and_nothing_else() {
     let (nodes, current) = (&typha.registry, 2);
     two.ack().await;
     until(|| nodes.realised() == (2, current)).await;
-    assert_eq!(
-        two.frames, 1,
-        "a change that does not concern a node is not sent to it"
-    );
+    assert_eq!(two.frames, 1, "a change that does not concern a node is not sent to it");
 }
 
 #[tokio::test]
 async fn the_certificate_decides_who_may_do_what() {
     let typha = Typha::start().await;
     let debug = |channel| async move {
-        let answer = DebugClient::new(channel)
-            .list_nodes(ListNodesRequest {})
-            .await;
+        let answer = DebugClient::new(channel).list_nodes(ListNodesRequest {}).await;
         answer.map(|_| ()).map_err(|status| status.code())
     };
     let health = |channel| async move {
-        let request = HealthCheckRequest {
-            service: String::new(),
-        };
+        let request = HealthCheckRequest { service: String::new() };
         let answer = HealthClient::new(channel).check(request).await;
         answer.map(|_| ()).map_err(|status| status.code())
     };
@@ -72,27 +62,14 @@ async fn the_certificate_decides_who_may_do_what() {
         ("margay-typha", "", denied, denied, denied),
     ];
     for (name, organization, may_sync, may_debug, may_health) in table {
-        let channel = typha
-            .channel(&typha.authority, name, organization)
-            .await
-            .expect("our CA");
+        let channel = typha.channel(&typha.authority, name, organization).await.expect("our CA");
         let sync = Agent::open(channel.clone(), vec![]).await;
-        assert_eq!(
-            sync.map(|_| ()).map_err(|status| status.code()),
-            may_sync,
-            "{name}"
-        );
-        assert_eq!(
-            debug(channel.clone()).await,
-            may_debug,
-            "{name} {organization}"
-        );
+        assert_eq!(sync.map(|_| ()).map_err(|status| status.code()), may_sync, "{name}");
+        assert_eq!(debug(channel.clone()).await, may_debug, "{name} {organization}");
         assert_eq!(health(channel).await, may_health, "{name} {organization}");
     }
     let stranger = Authority::new();
-    let refused = typha
-        .channel(&stranger, "margay:node:n1", "margay:nodes")
-        .await;
+    let refused = typha.channel(&stranger, "margay:node:n1", "margay:nodes").await;
     let refused = match refused {
         // TLS 1.3 tells a client that it was refused only after its side of the handshake.
         Ok(channel) => Agent::open(channel, vec![]).await.map(|_| ()).is_err(),
@@ -123,9 +100,7 @@ async fn a_node_that_knows_everything_is_told_nothing() {
 #[tokio::test]
 async fn one_that_does_not_read_costs_the_others_nothing() {
     let typha = Typha::start().await;
-    typha
-        .observe(vec![mk_pod("a", "slow", 0), mk_pod("a0", "quick", 0)])
-        .await;
+    typha.observe(vec![mk_pod("a", "slow", 0), mk_pod("a0", "quick", 0)]).await;
     let mut slow = typha.node("slow").await;
     slow.frame().await;
     let mut quick = typha.node("quick").await;
@@ -135,52 +110,27 @@ async fn one_that_does_not_read_costs_the_others_nothing() {
     let last = address_of(flips);
     for flip in 1..=flips {
         let of_slow = (1..pods).map(|i| mk_pod(&format!("a{i}"), "slow", flip));
-        typha
-            .observe(of_slow.chain([mk_pod("a0", "quick", flip)]).collect())
-            .await;
-        quick
-            .until(|held| peers::addresses(held, "a0") == [address_of(flip)])
-            .await;
+        typha.observe(of_slow.chain([mk_pod("a0", "quick", flip)]).collect()).await;
+        quick.until(|held| peers::addresses(held, "a0") == [address_of(flip)]).await;
     }
     quick.ack().await;
-    let reader = typha
-        .channel(&typha.authority, "margay:reader", "margay:readers")
-        .await;
+    let reader = typha.channel(&typha.authority, "margay:reader", "margay:readers").await;
     let mut debug = DebugClient::new(reader.expect("our CA"));
     let mut list = async || {
         let answer = debug.list_nodes(ListNodesRequest {}).await.expect("nodes");
         answer.into_inner().nodes
     };
-    let by_name = |nodes: &[NodeStatus], name: &str| {
-        nodes
-            .iter()
-            .find(|node| node.node == name)
-            .cloned()
-            .expect("a node")
-    };
+    let by_name =
+        |nodes: &[NodeStatus], name: &str| nodes.iter().find(|node| node.node == name).cloned().expect("a node");
     let nodes = list().await;
     let stalled = by_name(&nodes, "slow");
-    assert!(
-        stalled.pending_records > 0,
-        "its connection took everything: {stalled:?}"
-    );
-    assert!(
-        stalled.pending_records <= u32::from(pods),
-        "more than its view: {stalled:?}"
-    );
+    assert!(stalled.pending_records > 0, "its connection took everything: {stalled:?}");
+    assert!(stalled.pending_records <= u32::from(pods), "more than its view: {stalled:?}");
     let read = by_name(&nodes, "quick");
-    assert_eq!(
-        (read.pending_records, read.acked_revision),
-        (0, read.sent_revision)
-    );
+    assert_eq!((read.pending_records, read.acked_revision), (0, read.sent_revision));
     // It reads again: what is in the pipe, then one frame with everything that it missed.
-    slow.until(|held| peers::addresses(held, "a7") == [last])
-        .await;
-    assert!(
-        slow.frames < usize::from(flips) / 2,
-        "{} frames",
-        slow.frames
-    );
+    slow.until(|held| peers::addresses(held, "a7") == [last]).await;
+    assert!(slow.frames < usize::from(flips) / 2, "{} frames", slow.frames);
     slow.ack().await;
     let caught_up = || typha.registry.realised() == (2, 2);
     until(caught_up).await;
@@ -189,22 +139,11 @@ async fn one_that_does_not_read_costs_the_others_nothing() {
 #[tokio::test]
 async fn a_peer_that_is_gone_without_a_word_is_noticed() {
     let ping = Duration::from_millis(100);
-    let patience = Patience {
-        ping,
-        pong: ping,
-        ..Patience::default()
-    };
+    let patience = Patience { ping, pong: ping, ..Patience::default() };
     let typha = Typha::start_with(patience, &[]).await;
     let proxy = peers::Proxy::start(typha.address).await;
-    let channel = typha.channel_at(
-        proxy.address,
-        &typha.authority,
-        "margay:node:n1",
-        "margay:nodes",
-    );
-    let mut agent = Agent::open(channel.await.expect("our CA"), vec![])
-        .await
-        .expect("a stream");
+    let channel = typha.channel_at(proxy.address, &typha.authority, "margay:node:n1", "margay:nodes");
+    let mut agent = Agent::open(channel.await.expect("our CA"), vec![]).await.expect("a stream");
     agent.frame().await;
     assert_eq!(typha.registry.nodes().len(), 1);
     proxy.freeze();
@@ -213,44 +152,24 @@ async fn a_peer_that_is_gone_without_a_word_is_noticed() {
 
 #[tokio::test]
 async fn silent_and_malformed_peers_are_cut_off() {
-    let patience = Patience {
-        hello: Duration::from_millis(100),
-        ..Patience::default()
-    };
+    let patience = Patience { hello: Duration::from_millis(100), ..Patience::default() };
     let typha = Typha::start_with(patience, &[]).await;
     let open = async |first: Vec<wire::Up>| {
-        let channel = typha
-            .channel(&typha.authority, "margay:node:n1", "margay:nodes")
-            .await;
-        Agent::open_raw(channel.expect("our CA"), first)
-            .await
-            .expect("a stream")
+        let channel = typha.channel(&typha.authority, "margay:node:n1", "margay:nodes").await;
+        Agent::open_raw(channel.expect("our CA"), first).await.expect("a stream")
     };
     let ack = |record: Option<wire::RecordId>| wire::Up {
         message: Some(wire::up::Message::Ack(wire::Ack {
-            errors: vec![wire::RecordError {
-                id: record,
-                message: String::new(),
-            }],
+            errors: vec![wire::RecordError { id: record, message: String::new() }],
             ..wire::Ack::default()
         })),
     };
-    let hello = || wire::Up {
-        message: Some(wire::up::Message::Hello(wire::Hello::default())),
-    };
+    let hello = || wire::Up { message: Some(wire::up::Message::Hello(wire::Hello::default())) };
     let table = [
         (vec![], Code::DeadlineExceeded, "no hello within"),
-        (
-            vec![ack(None)],
-            Code::InvalidArgument,
-            "the first message must be hello",
-        ),
+        (vec![ack(None)], Code::InvalidArgument, "the first message must be hello"),
         (vec![hello(), hello()], Code::InvalidArgument, "hello twice"),
-        (
-            vec![hello(), ack(None)],
-            Code::InvalidArgument,
-            "ack.errors.id: missing",
-        ),
+        (vec![hello(), ack(None)], Code::InvalidArgument, "ack.errors.id: missing"),
     ];
     for (said, code, words) in table {
         let mut agent = open(said).await;
@@ -263,12 +182,8 @@ async fn silent_and_malformed_peers_are_cut_off() {
     let mut agent = open(vec![hello(), wire::Up { message: None }]).await;
     agent.frame().await;
     // Bytes that are no TLS at all: the connection ends, and everybody else is served.
-    let mut noise = tokio::net::TcpStream::connect(typha.address)
-        .await
-        .expect("connect");
-    tokio::io::AsyncWriteExt::write_all(&mut noise, &[0_u8; 64])
-        .await
-        .expect("write");
+    let mut noise = tokio::net::TcpStream::connect(typha.address).await.expect("connect");
+    tokio::io::AsyncWriteExt::write_all(&mut noise, &[0_u8; 64]).await.expect("write");
     let mut end = Vec::new();
     let _ = noise.read_to_end(&mut end).await;
     assert_eq!(typha.registry.nodes().len(), 1);
@@ -303,18 +218,13 @@ async fn a_node_tells_its_own_pods_addresses_to_all() {
     let address = IpAddr::from(Ipv4Addr::new(10, 9, 9, 9));
     assert!(!peers::is_member_anywhere(&two.held, address));
     let said = |uid: &str| {
-        encode_local_endpoint(&LocalEndpoint {
-            key: peers::key("a"),
-            addresses: vec![address],
-            uid: uid.to_owned(),
-        })
+        encode_local_endpoint(&LocalEndpoint { key: peers::key("a"), addresses: vec![address], uid: uid.to_owned() })
     };
     // Another node's word does not count, nor a word about another pod of that name.
     two.say(said("u-a")).await;
     one.say(said("u-other")).await;
     one.say(said("u-a")).await;
-    two.until(|held| peers::is_member_anywhere(held, address))
-        .await;
+    two.until(|held| peers::is_member_anywhere(held, address)).await;
 }
 
 #[tokio::test]
@@ -322,88 +232,43 @@ async fn readers_see_records_and_views() {
     let typha = Typha::start().await;
     typha.observe(vec![mk_pod("a", "n1", 1)]).await;
     let mut refused = mk_pod("bad", "n1", 2);
-    refused
-        .problems
-        .push("spec.selector: \"x ==\": is no selector; correct it".to_owned());
+    refused.problems.push("spec.selector: \"x ==\": is no selector; correct it".to_owned());
     typha.observe(vec![refused]).await;
-    let reader = typha
-        .channel(&typha.authority, "margay:reader", "margay:readers")
-        .await;
+    let reader = typha.channel(&typha.authority, "margay:reader", "margay:readers").await;
     let mut debug = DebugClient::new(reader.expect("our CA"));
-    let view = debug
-        .view(ViewRequest { node: "n1".into() })
-        .await
-        .expect("a view")
-        .into_inner();
-    let endpoint = view
-        .records
-        .iter()
-        .find(|record| record.id == "ns/a")
-        .expect("endpoint");
-    assert_eq!(
-        (endpoint.kind.as_str(), endpoint.nodes.as_slice()),
-        ("endpoint", &["n1".to_owned()][..])
-    );
+    let view = debug.view(ViewRequest { node: "n1".into() }).await.expect("a view").into_inner();
+    let endpoint = view.records.iter().find(|record| record.id == "ns/a").expect("endpoint");
+    assert_eq!((endpoint.kind.as_str(), endpoint.nodes.as_slice()), ("endpoint", &["n1".to_owned()][..]));
     assert!(endpoint.text.contains("10.0.0.1"), "{}", endpoint.text);
-    let request = ListRecordsRequest {
-        kind: "endpoint".into(),
-        node: "n1".into(),
-        refused_only: false,
-    };
-    let records = debug
-        .list_records(request)
-        .await
-        .expect("records")
-        .into_inner();
+    let request = ListRecordsRequest { kind: "endpoint".into(), node: "n1".into(), refused_only: false };
+    let records = debug.list_records(request).await.expect("records").into_inner();
     assert_eq!(records.records.len(), 2);
     assert_eq!(records.problems.len(), 1);
     assert_eq!(records.problems[0].object, "Pod ns/bad");
-    let get = |id: &str| GetRecordRequest {
-        kind: "endpoint".into(),
-        id: id.into(),
-    };
-    let missing = debug
-        .get_record(get("ns/none"))
-        .await
-        .expect_err("not there");
+    let get = |id: &str| GetRecordRequest { kind: "endpoint".into(), id: id.into() };
+    let missing = debug.get_record(get("ns/none")).await.expect_err("not there");
     assert_eq!(missing.code(), Code::NotFound);
 }
 
 #[tokio::test]
 async fn reflection_tells_every_service() {
     let typha = Typha::start().await;
-    let reader = typha
-        .channel(&typha.authority, "margay:reader", "margay:readers")
-        .await
-        .expect("our CA");
-    let wanted = [
-        "grpc.health.v1.Health",
-        "margay.debug.v1.Debug",
-        "margay.sync.v1.Sync",
-    ];
+    let reader = typha.channel(&typha.authority, "margay:reader", "margay:readers").await.expect("our CA");
+    let wanted = ["grpc.health.v1.Health", "margay.debug.v1.Debug", "margay.sync.v1.Sync"];
     macro_rules! services {
         ($version:ident) => {{
             use tonic_reflection::pb::$version as pb;
             let request = pb::ServerReflectionRequest {
                 host: String::new(),
-                message_request: Some(pb::server_reflection_request::MessageRequest::ListServices(
-                    String::new(),
-                )),
+                message_request: Some(pb::server_reflection_request::MessageRequest::ListServices(String::new())),
             };
-            let mut client =
-                pb::server_reflection_client::ServerReflectionClient::new(reader.clone());
-            let answers = client
-                .server_reflection_info(tokio_stream::once(request))
-                .await;
+            let mut client = pb::server_reflection_client::ServerReflectionClient::new(reader.clone());
+            let answers = client.server_reflection_info(tokio_stream::once(request)).await;
             let answer = answers.expect("answers").into_inner().message().await;
             match answer.expect("an answer").and_then(|a| a.message_response) {
-                Some(pb::server_reflection_response::MessageResponse::ListServicesResponse(
-                    list,
-                )) => list
-                    .service
-                    .into_iter()
-                    .map(|service| service.name)
-                    .collect(),
+                Some(pb::server_reflection_response::MessageResponse::ListServicesResponse(list)) => {
+                    list.service.into_iter().map(|service| service.name).collect()
+                }
                 other => panic!("{other:?}"),
             }
         }};
@@ -421,49 +286,26 @@ async fn reflection_tells_every_service() {
 async fn readers_ask_why() {
     let typha = Typha::start().await;
     typha.select_everything().await;
-    typha
-        .observe(vec![mk_pod("a", "n1", 1), mk_pod("b", "n2", 2)])
-        .await;
-    let reader = typha
-        .channel(&typha.authority, "margay:reader", "margay:readers")
-        .await;
+    typha.observe(vec![mk_pod("a", "n1", 1), mk_pod("b", "n2", 2)]).await;
+    let reader = typha.channel(&typha.authority, "margay:reader", "margay:readers").await;
     let mut debug = DebugClient::new(reader.expect("our CA"));
     let pod = |name: &str| party::Party::Pod(name.to_owned());
     let address = |text: &str| party::Party::Address(text.to_owned());
     let mut ask = async |from: party::Party, to: party::Party, protocol: &str| {
         let party = |party| Some(Party { party: Some(party) });
-        let question = ExplainRequest {
-            from: party(from),
-            to: party(to),
-            protocol: protocol.to_owned(),
-            port: 80,
-        };
-        let answer = debug
-            .explain(question)
-            .await
-            .map(tonic::Response::into_inner);
+        let question = ExplainRequest { from: party(from), to: party(to), protocol: protocol.to_owned(), port: 80 };
+        let answer = debug.explain(question).await.map(tonic::Response::into_inner);
         answer.map_err(|status| (status.code(), status.message().to_owned()))
     };
     let allowed = ask(pod("ns/a"), pod("ns/b"), "").await.expect("an answer");
     assert_eq!(allowed.verdict, "allow", "{allowed:?}");
-    let by_policy = |step: &String| {
-        step.starts_with("ingress of ns/b") && step.contains("GlobalNetworkPolicy all")
-    };
+    let by_policy = |step: &String| step.starts_with("ingress of ns/b") && step.contains("GlobalNetworkPolicy all");
     assert!(allowed.steps.iter().any(by_policy), "{allowed:?}");
-    let denied = ask(address("192.0.2.1"), pod("ns/b"), "udp")
-        .await
-        .expect("an answer");
+    let denied = ask(address("192.0.2.1"), pod("ns/b"), "udp").await.expect("an answer");
     assert_eq!(denied.verdict, "deny", "{denied:?}");
-    let found = ask(address("10.0.0.1"), pod("ns/b"), "6")
-        .await
-        .expect("an answer");
-    assert_eq!(
-        found.verdict, "allow",
-        "an address of a pod is that pod: {found:?}"
-    );
-    let (code, words) = ask(pod("ns/none"), pod("ns/b"), "")
-        .await
-        .expect_err("no such pod");
+    let found = ask(address("10.0.0.1"), pod("ns/b"), "6").await.expect("an answer");
+    assert_eq!(found.verdict, "allow", "an address of a pod is that pod: {found:?}");
+    let (code, words) = ask(pod("ns/none"), pod("ns/b"), "").await.expect_err("no such pod");
     assert_eq!(code, Code::NotFound, "{words}");
     for (from, to, protocol, named) in [
         (pod("none"), pod("ns/b"), "", "from.pod"),

@@ -17,46 +17,25 @@ pub fn settings_over(base: &FelixSettings, configuration: &FelixConfiguration) -
     let mut problems = Problems::default();
     let settings = FelixSettings {
         endpoint_to_host: endpoint_to_host(&mut problems, spec).unwrap_or(base.endpoint_to_host),
-        vxlan_vni: number(
-            &mut problems,
-            "spec.vxlanVNI",
-            spec.vxlan_vni,
-            1..=0xff_ffff,
-        )
-        .unwrap_or(base.vxlan_vni),
-        vxlan_port: number(&mut problems, "spec.vxlanPort", spec.vxlan_port, 1..=65535)
-            .unwrap_or(base.vxlan_port),
-        vxlan_mtu: number(&mut problems, "spec.vxlanMTU", spec.vxlan_mtu, 0..=65535)
-            .unwrap_or(base.vxlan_mtu),
+        vxlan_vni: number(&mut problems, "spec.vxlanVNI", spec.vxlan_vni, 1..=0xff_ffff).unwrap_or(base.vxlan_vni),
+        vxlan_port: number(&mut problems, "spec.vxlanPort", spec.vxlan_port, 1..=65535).unwrap_or(base.vxlan_port),
+        vxlan_mtu: number(&mut problems, "spec.vxlanMTU", spec.vxlan_mtu, 0..=65535).unwrap_or(base.vxlan_mtu),
         nat_exclude_hosts: nat_exclude_hosts(&mut problems, spec).unwrap_or(base.nat_exclude_hosts),
-        allow_conntrack_invalid: spec
-            .disable_conntrack_invalid_check
-            .unwrap_or(base.allow_conntrack_invalid),
-        log_prefix: spec
-            .log_prefix
-            .clone()
-            .unwrap_or_else(|| base.log_prefix.clone()),
+        allow_conntrack_invalid: spec.disable_conntrack_invalid_check.unwrap_or(base.allow_conntrack_invalid),
+        log_prefix: spec.log_prefix.clone().unwrap_or_else(|| base.log_prefix.clone()),
         ipv6: spec.ipv6_support.unwrap_or(base.ipv6),
     };
     problems.finish(settings, Some)
 }
 
-fn endpoint_to_host(
-    problems: &mut Problems,
-    spec: &FelixConfigurationSpec,
-) -> Option<EndpointToHostAction> {
+fn endpoint_to_host(problems: &mut Problems, spec: &FelixConfigurationSpec) -> Option<EndpointToHostAction> {
     let value = spec.default_endpoint_to_host_action.as_deref()?;
     match value.to_ascii_lowercase().as_str() {
         "accept" => Some(EndpointToHostAction::Accept),
         "drop" => Some(EndpointToHostAction::Drop),
         "return" => Some(EndpointToHostAction::Return),
         _ => {
-            problems.add(
-                "spec.defaultEndpointToHostAction",
-                value,
-                "not an action",
-                "use Accept, Drop or Return",
-            );
+            problems.add("spec.defaultEndpointToHostAction", value, "not an action", "use Accept, Drop or Return");
             None
         }
     }
@@ -68,12 +47,7 @@ fn nat_exclude_hosts(problems: &mut Problems, spec: &FelixConfigurationSpec) -> 
         "IPPoolsOnly" => Some(false),
         "IPPoolsAndHostIPs" => Some(true),
         _ => {
-            problems.add(
-                "spec.natOutgoingExclusions",
-                value,
-                "not known",
-                "use IPPoolsOnly or IPPoolsAndHostIPs",
-            );
+            problems.add("spec.natOutgoingExclusions", value, "not known", "use IPPoolsOnly or IPPoolsAndHostIPs");
             None
         }
     }
@@ -89,12 +63,7 @@ fn number<T: TryFrom<i64>>(
     let number = T::try_from(value).ok().filter(|_| range.contains(&value));
     if number.is_none() {
         let rule = format!("not from {} to {}", range.start(), range.end());
-        problems.add(
-            field,
-            value,
-            rule,
-            "use a number of that range, or leave the field out",
-        );
+        problems.add(field, value, rule, "use a number of that range, or leave the field out");
     }
     number
 }

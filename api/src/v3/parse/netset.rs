@@ -20,11 +20,7 @@ pub fn global_network_set(set: &GlobalNetworkSet) -> Parsed {
     parse(&set.metadata.labels, &set.spec.nets, None)
 }
 
-fn parse(
-    written: &Option<BTreeMap<String, String>>,
-    nets: &[String],
-    namespace: Option<String>,
-) -> Parsed {
+fn parse(written: &Option<BTreeMap<String, String>>, nets: &[String], namespace: Option<String>) -> Parsed {
     let mut problems = Problems::default();
     let mut labels = without_reserved(written.iter().flatten());
     for (label, value) in written.iter().flatten() {
@@ -51,9 +47,6 @@ fn parse(
             ),
         }
     }
-    let set = network::NetworkSet {
-        labels,
-        nets: members,
-    };
+    let set = network::NetworkSet { labels, nets: members };
     problems.finish(set, Some)
 }

@@ -25,10 +25,7 @@ pub fn global_network_policy(policy: &GlobalNetworkPolicy) -> Result<Policy, Ref
 
 /// Parses a staged namespaced policy as if it were enforced.
 pub fn staged_network_policy(policy: &StagedNetworkPolicy) -> Result<Policy, Refusal> {
-    namespaced(
-        namespace_of(&policy.metadata.namespace),
-        &policy.spec.policy,
-    )
+    namespaced(namespace_of(&policy.metadata.namespace), &policy.spec.policy)
 }
 
 /// Parses a staged cluster-wide policy as if it were enforced.
@@ -37,9 +34,7 @@ pub fn staged_global_network_policy(policy: &StagedGlobalNetworkPolicy) -> Resul
 }
 
 /// Parses a staged Kubernetes policy as if it were enforced.
-pub fn staged_kubernetes_network_policy(
-    policy: &StagedKubernetesNetworkPolicy,
-) -> Result<Policy, Refusal> {
+pub fn staged_kubernetes_network_policy(policy: &StagedKubernetesNetworkPolicy) -> Result<Policy, Refusal> {
     let spec = &policy.spec;
     let kubernetes = k8s_openapi::api::networking::v1::NetworkPolicySpec {
         pod_selector: spec.pod_selector.clone(),
@@ -111,18 +106,11 @@ impl Common<'_> {
         parts: [Option<Selector>; 3],
         for_workloads: bool,
     ) -> Result<Policy, Refusal> {
-        let selector = parts
-            .into_iter()
-            .collect::<Option<Vec<_>>>()
-            .map(Selector::and);
+        let selector = parts.into_iter().collect::<Option<Vec<_>>>().map(Selector::and);
         let (applies_ingress, applies_egress) = self.directions(&mut problems);
         let mut rules = |specs: &[RuleSpec], direction| {
             let mut reader = RuleReader::new(self.namespace, direction, &mut problems);
-            specs
-                .iter()
-                .enumerate()
-                .map(|(index, spec)| reader.read(index, spec))
-                .collect::<Vec<_>>()
+            specs.iter().enumerate().map(|(index, spec)| reader.read(index, spec)).collect::<Vec<_>>()
         };
         let ingress = rules(self.ingress, Direction::Ingress);
         let egress = rules(self.egress, Direction::Egress);
@@ -153,12 +141,7 @@ impl Common<'_> {
         for (index, found) in self.types.iter().enumerate() {
             if !["Ingress", "Egress"].contains(&found.as_str()) {
                 is_unknown = true;
-                problems.add(
-                    format!("spec.types[{index}]"),
-                    found,
-                    "not a direction",
-                    "use Ingress or Egress",
-                );
+                problems.add(format!("spec.types[{index}]"), found, "not a direction", "use Ingress or Egress");
             }
         }
         if is_unknown {
@@ -204,12 +187,7 @@ fn namespaces(problems: &mut Problems, text: &Option<String>) -> Option<Selector
     }
     let selector = problems.selector(field, text)?;
     if selector.root != Node::Global && selector.root.uses_global() {
-        problems.add(
-            field,
-            text,
-            "global() combined with something else",
-            "use global() alone",
-        );
+        problems.add(field, text, "global() combined with something else", "use global() alone");
         return None;
     }
     Some(scope::of_namespaces(&selector))
@@ -219,11 +197,7 @@ fn accounts(problems: &mut Problems, text: &Option<String>) -> Option<Selector> 
     match text.as_deref().unwrap_or_default() {
         "" => Some(Selector::all()),
         text => {
-            let parsed = selector(
-                problems,
-                "spec.serviceAccountSelector",
-                &Some(text.to_owned()),
-            )?;
+            let parsed = selector(problems, "spec.serviceAccountSelector", &Some(text.to_owned()))?;
             Some(scope::of_policy_accounts(&parsed))
         }
     }
@@ -233,22 +207,12 @@ fn check_host_flags(spec: &GlobalNetworkPolicySpec, problems: &mut Problems) {
     let is_set = |flag: Option<bool>| flag.unwrap_or(false);
     let (untracked, early) = (is_set(spec.do_not_track), is_set(spec.pre_dnat));
     if untracked && early {
-        problems.add(
-            "spec.preDNAT",
-            true,
-            "doNotTrack and preDNAT exclude each other",
-            "set only one of them",
-        );
+        problems.add("spec.preDNAT", true, "doNotTrack and preDNAT exclude each other", "set only one of them");
     }
     let forward = is_set(spec.apply_on_forward);
     for (field, flag) in [("spec.doNotTrack", untracked), ("spec.preDNAT", early)] {
         if flag && !forward {
-            problems.add(
-                field,
-                true,
-                "needs applyOnForward: true",
-                "set applyOnForward: true",
-            );
+            problems.add(field, true, "needs applyOnForward: true", "set applyOnForward: true");
         }
     }
     if early && (!spec.egress.is_empty() || spec.types.iter().any(|found| found == "Egress")) {

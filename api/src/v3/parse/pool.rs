@@ -16,16 +16,8 @@ pub fn pool(pool: &IPPool) -> Result<Pool, Refusal<Pool>> {
     let spec = &pool.spec;
     let mut problems = Problems::default();
     let Ok(cidr) = spec.cidr.parse::<IpNet>() else {
-        problems.add(
-            "spec.cidr",
-            &spec.cidr,
-            "not a range",
-            "write it like 10.244.0.0/16",
-        );
-        return Err(Refusal {
-            problems: problems.into_vec(),
-            closed: None,
-        });
+        problems.add("spec.cidr", &spec.cidr, "not a range", "write it like 10.244.0.0/16");
+        return Err(Refusal { problems: problems.into_vec(), closed: None });
     };
     let vxlan = mode(&mut problems, "spec.vxlanMode", &spec.vxlan_mode);
     let ipip = mode(&mut problems, "spec.ipipMode", &spec.ipip_mode);
@@ -45,11 +37,7 @@ pub fn pool(pool: &IPPool) -> Result<Pool, Refusal<Pool>> {
             Encapsulation::Vxlan
         }
     };
-    let parsed = Pool {
-        cidr: cidr.trunc(),
-        encapsulation,
-        nat_outgoing: spec.nat_outgoing.unwrap_or(false),
-    };
+    let parsed = Pool { cidr: cidr.trunc(), encapsulation, nat_outgoing: spec.nat_outgoing.unwrap_or(false) };
     problems.finish(parsed, Some)
 }
 
@@ -66,12 +54,7 @@ fn mode(problems: &mut Problems, field: &str, mode: &Option<String>) -> Mode {
         "Always" => Mode::Always,
         "CrossSubnet" => Mode::CrossSubnet,
         other => {
-            problems.add(
-                field,
-                other,
-                "not a mode",
-                "use Never, Always or CrossSubnet",
-            );
+            problems.add(field, other, "not a mode", "use Never, Always or CrossSubnet");
             Mode::Never
         }
     }
@@ -88,8 +71,7 @@ pub fn block_info(block: &IPAMBlock) -> Result<Option<(IpNet, BlockInfo)>, Block
         .allocated()
         .filter_map(|(address, attribute)| {
             let user = attribute.secondary.as_ref()?.get(ATTRIBUTE_NODE)?;
-            (attribute.released_at.is_none() && node.as_ref() != Some(user))
-                .then(|| (address, user.clone()))
+            (attribute.released_at.is_none() && node.as_ref() != Some(user)).then(|| (address, user.clone()))
         })
         .collect();
     let cidr = block.cidr();

@@ -46,16 +46,8 @@ pub(super) struct RuleReader<'a> {
 
 impl<'a> RuleReader<'a> {
     /// `namespace` is that of the policy; none for cluster-wide ones.
-    pub(super) fn new(
-        namespace: Option<&'a str>,
-        direction: Direction,
-        problems: &'a mut Problems,
-    ) -> Self {
-        Self {
-            namespace,
-            direction,
-            problems,
-        }
+    pub(super) fn new(namespace: Option<&'a str>, direction: Direction, problems: &'a mut Problems) -> Self {
+        Self { namespace, direction, problems }
     }
 
     /// The rule, or `None` with the reasons noted.
@@ -106,12 +98,7 @@ impl<'a> RuleReader<'a> {
             "Log" => Some(Action::Log),
             "Pass" => Some(Action::Pass),
             _ => {
-                self.problems.add(
-                    format!("{at}.action"),
-                    action,
-                    "not an action",
-                    "use Allow, Deny, Log or Pass",
-                );
+                self.problems.add(format!("{at}.action"), action, "not an action", "use Allow, Deny, Log or Pass");
                 None
             }
         }
@@ -122,12 +109,7 @@ impl<'a> RuleReader<'a> {
             4 => Some(IpVersion::V4),
             6 => Some(IpVersion::V6),
             other => {
-                self.problems.add(
-                    format!("{at}.ipVersion"),
-                    other,
-                    "not an IP version",
-                    "use 4 or 6",
-                );
+                self.problems.add(format!("{at}.ipVersion"), other, "not an IP version", "use 4 or 6");
                 None
             }
         }
@@ -154,34 +136,16 @@ impl<'a> RuleReader<'a> {
         let code = spec.code.map(|code| byte(code, 255));
         if kind == Some(None) {
             let value = spec.kind.unwrap_or_default();
-            self.problems.add(
-                format!("{field}.type"),
-                value,
-                "not an ICMP type",
-                "use a number from 0 to 254",
-            );
+            self.problems.add(format!("{field}.type"), value, "not an ICMP type", "use a number from 0 to 254");
         }
         if code == Some(None) {
             let value = spec.code.unwrap_or_default();
-            self.problems.add(
-                format!("{field}.code"),
-                value,
-                "not an ICMP code",
-                "use a number from 0 to 255",
-            );
+            self.problems.add(format!("{field}.code"), value, "not an ICMP code", "use a number from 0 to 255");
         }
         if let (Some(code), None) = (spec.code, spec.kind) {
-            self.problems.add(
-                format!("{field}.code"),
-                code,
-                "an ICMP code needs an ICMP type",
-                "give the type too",
-            );
+            self.problems.add(format!("{field}.code"), code, "an ICMP code needs an ICMP type", "give the type too");
         }
-        Some(Icmp {
-            kind: kind.flatten(),
-            code: code.flatten(),
-        })
+        Some(Icmp { kind: kind.flatten(), code: code.flatten() })
     }
 
     /// `side`: Ingress for the source, Egress for the destination; the side on which a rule of that direction may name a Service.
@@ -202,10 +166,7 @@ impl<'a> RuleReader<'a> {
         for field in spec.unknown.keys() {
             self.unknown(&at, field);
         }
-        let service = spec
-            .services
-            .as_ref()
-            .and_then(|service| self.service(&at, side, spec, service));
+        let service = spec.services.as_ref().and_then(|service| self.service(&at, side, spec, service));
         EntityMatch {
             nets: self.nets(&format!("{at}.nets"), &spec.nets),
             not_nets: self.not_nets(&format!("{at}.notNets"), &spec.not_nets),
@@ -236,12 +197,7 @@ impl<'a> RuleReader<'a> {
     fn not_nets(&mut self, field: &str, nets: &[String]) -> Vec<IpNet> {
         let parsed = self.nets(field, nets);
         if let Some(all) = parsed.iter().find(|net| net.prefix_len() == 0) {
-            self.problems.add(
-                field,
-                all,
-                "leaves no address to match",
-                "remove the rule, or name smaller ranges",
-            );
+            self.problems.add(field, all, "leaves no address to match", "remove the rule, or name smaller ranges");
         }
         parsed
     }
@@ -278,12 +234,7 @@ impl<'a> RuleReader<'a> {
                 let field = format!("{at}.namespaceSelector");
                 let namespaces = self.problems.selector(&field, text)?;
                 if namespaces.root != Node::Global && namespaces.root.uses_global() {
-                    self.problems.add(
-                        field,
-                        text,
-                        "global() combined with something else",
-                        "use global() alone",
-                    );
+                    self.problems.add(field, text, "global() combined with something else", "use global() alone");
                 }
                 parts.insert(0, scope::of_namespaces(&namespaces));
             }
@@ -296,12 +247,7 @@ impl<'a> RuleReader<'a> {
         (!parts.is_empty()).then(|| Selector::and(parts))
     }
 
-    fn ports(
-        &mut self,
-        field: &str,
-        ports: &[IntOrString],
-        protocol: Option<Protocol>,
-    ) -> Vec<Port> {
+    fn ports(&mut self, field: &str, ports: &[IntOrString], protocol: Option<Protocol>) -> Vec<Port> {
         let carries = |protocol| [Protocol::TCP, Protocol::UDP, Protocol::SCTP].contains(&protocol);
         let mut parsed = Vec::with_capacity(ports.len());
         for (index, value) in ports.iter().enumerate() {
@@ -373,17 +319,10 @@ impl<'a> RuleReader<'a> {
             );
         }
         if name.is_empty() {
-            self.problems.add(
-                format!("{field}.name"),
-                name,
-                "empty",
-                "give the name of the Service",
-            );
+            self.problems.add(format!("{field}.name"), name, "empty", "give the name of the Service");
         }
         match (service.namespace.as_deref(), self.namespace) {
-            (Some(namespace), _) if !namespace.is_empty() => {
-                Some(NamespacedName::new(namespace, name))
-            }
+            (Some(namespace), _) if !namespace.is_empty() => Some(NamespacedName::new(namespace, name)),
             (_, Some(own)) => Some(NamespacedName::new(own, name)),
             (_, None) => {
                 self.problems.add(
@@ -425,9 +364,7 @@ impl<'a> RuleReader<'a> {
 
     fn check_families(&mut self, at: &str, rule: &Rule) {
         let sides = [&rule.source, &rule.destination];
-        let mut nets = sides
-            .iter()
-            .flat_map(|side| side.nets.iter().chain(&side.not_nets));
+        let mut nets = sides.iter().flat_map(|side| side.nets.iter().chain(&side.not_nets));
         let Some(first) = nets.next() else { return };
         let family = |net: &IpNet| match net {
             IpNet::V4(_) => IpVersion::V4,
@@ -471,10 +408,7 @@ fn text(value: &IntOrString) -> String {
 
 fn protocol(value: &IntOrString) -> Option<Protocol> {
     let text = text(value);
-    let by_name = PROTOCOLS
-        .iter()
-        .find(|(name, _)| name.eq_ignore_ascii_case(&text))
-        .map(|(_, protocol)| *protocol);
+    let by_name = PROTOCOLS.iter().find(|(name, _)| name.eq_ignore_ascii_case(&text)).map(|(_, protocol)| *protocol);
     by_name.or_else(|| text.parse().ok().filter(|number| *number > 0).map(Protocol))
 }
 
@@ -489,8 +423,6 @@ fn port(value: &IntOrString) -> Option<Port> {
     }
     let is_name = text.len() <= 128
         && text.contains(|c: char| c.is_ascii_alphabetic())
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
     is_name.then_some(Port::Named(text))
 }

@@ -1,8 +1,6 @@
 //! How selectors of the API become selectors over effective labels: which namespaces and service accounts they may reach.
 
-use crate::meta::{
-    LABEL_NAMESPACE, LABEL_SERVICE_ACCOUNT, PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
-};
+use crate::meta::{LABEL_NAMESPACE, LABEL_SERVICE_ACCOUNT, PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT};
 use crate::selector::{Node, Selector};
 
 /// Everything of one namespace.

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
 use margay_api::meta::{
-    LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_PARENT_NAME, LABEL_SERVICE_ACCOUNT, Labels,
-    NamespacedName, PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
+    LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_PARENT_NAME, LABEL_SERVICE_ACCOUNT, Labels, NamespacedName,
+    PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
 };
 use margay_api::network::{BlockInfo, Encapsulation, FelixSettings, NetworkSet, NodeInfo, Pool};
 use margay_api::policy::{Order, Policy, PolicyKey, Tier};
@@ -18,8 +18,7 @@ use margay_api::selector::Selector;
 use margay_calc::evaluate::Direction;
 use margay_calc::flush::Audience;
 use margay_calc::model::{
-    EndpointRecord, IpSetRecord, Member, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord,
-    SetId, TierBinding,
+    EndpointRecord, IpSetRecord, Member, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord, SetId, TierBinding,
 };
 use margay_calc::update::{Backend, NetworkSetKey, Update};
 use rules::{SetSpec, resolve};
@@ -80,19 +79,13 @@ impl Objects {
 
     pub fn settings(&self, node: &str) -> FelixSettings {
         let own = self.settings.get(&format!("node.{node}"));
-        own.or_else(|| self.settings.get("default"))
-            .cloned()
-            .unwrap_or_default()
+        own.or_else(|| self.settings.get("default")).cloned().unwrap_or_default()
     }
 
     pub fn compute(&self) -> Computed {
         let mut records = self.global();
         let mut policies: BTreeMap<&PolicyKey, BTreeSet<&str>> = BTreeMap::new();
-        for (key, endpoint) in self
-            .endpoints
-            .iter()
-            .filter(|(_, endpoint)| !endpoint.node.is_empty())
-        {
+        for (key, endpoint) in self.endpoints.iter().filter(|(_, endpoint)| !endpoint.node.is_empty()) {
             let applied = self.applied(key, endpoint);
             for (policy, _) in &applied {
                 policies.entry(policy).or_default().insert(&endpoint.node);
@@ -102,17 +95,10 @@ impl Objects {
                 interface: endpoint.interface.clone(),
                 addresses: endpoint.addresses.clone(),
                 tiers: self.bindings(&applied),
-                unmatched: if has_profile {
-                    Action::Allow
-                } else {
-                    Action::Deny
-                },
+                unmatched: if has_profile { Action::Allow } else { Action::Deny },
             };
             let audience = Audience::Nodes([endpoint.node.as_str()].into_iter().collect());
-            records.insert(
-                RecordId::Endpoint(key.clone()),
-                (Record::Endpoint(record), audience),
-            );
+            records.insert(RecordId::Endpoint(key.clone()), (Record::Endpoint(record), audience));
         }
         let mut sets: BTreeMap<SetSpec, BTreeSet<&str>> = BTreeMap::new();
         for (key, nodes) in policies {
@@ -122,72 +108,40 @@ impl Objects {
                 id
             };
             let record = Record::Policy(policy_record(&self.policies[key], &mut set));
-            records.insert(
-                RecordId::Policy(key.clone()),
-                (record, Audience::Nodes(nodes.into_iter().collect())),
-            );
+            records.insert(RecordId::Policy(key.clone()), (record, Audience::Nodes(nodes.into_iter().collect())));
         }
         for (spec, nodes) in sets {
-            let record = Record::IpSet(IpSetRecord {
-                kind: spec.kind(),
-                members: self.members(&spec),
-            });
-            records.insert(
-                RecordId::IpSet(spec.id()),
-                (record, Audience::Nodes(nodes.into_iter().collect())),
-            );
+            let record = Record::IpSet(IpSetRecord { kind: spec.kind(), members: self.members(&spec) });
+            records.insert(RecordId::IpSet(spec.id()), (record, Audience::Nodes(nodes.into_iter().collect())));
         }
         records
     }
 
     /// The policies that apply to an endpoint, in order within their tiers.
-    fn applied(
-        &self,
-        key: &EndpointKey,
-        endpoint: &WorkloadEndpoint,
-    ) -> Vec<(&PolicyKey, &Policy)> {
+    fn applied(&self, key: &EndpointKey, endpoint: &WorkloadEndpoint) -> Vec<(&PolicyKey, &Policy)> {
         let labels = self.labels(key, endpoint);
-        let in_force = self.policies.iter().filter(|(key, policy)| {
-            !key.kind.is_staged() && (policy.applies_ingress || policy.applies_egress)
-        });
-        let mut applied: Vec<_> = in_force
-            .filter(|(_, policy)| policy.selector.matches(&labels))
-            .collect();
+        let in_force = self
+            .policies
+            .iter()
+            .filter(|(key, policy)| !key.kind.is_staged() && (policy.applies_ingress || policy.applies_egress));
+        let mut applied: Vec<_> = in_force.filter(|(_, policy)| policy.selector.matches(&labels)).collect();
         applied.sort_by_key(|(key, policy)| (order(policy.order), tie(key)));
         applied
     }
 
     fn global(&self) -> Computed {
         let mut records = Computed::new();
-        records.insert(
-            RecordId::Settings,
-            (Record::Settings(self.settings("")), Audience::All),
-        );
+        records.insert(RecordId::Settings, (Record::Settings(self.settings("")), Audience::All));
         for pool in self.pools.values().rev() {
-            let record = PoolRecord {
-                nat_outgoing: pool.nat_outgoing,
-                encapsulation: pool.encapsulation,
-            };
-            records.insert(
-                RecordId::Pool(pool.cidr.trunc()),
-                (Record::Pool(record), Audience::All),
-            );
+            let record = PoolRecord { nat_outgoing: pool.nat_outgoing, encapsulation: pool.encapsulation };
+            records.insert(RecordId::Pool(pool.cidr.trunc()), (Record::Pool(record), Audience::All));
         }
         for (name, node) in &self.nodes {
-            records.insert(
-                RecordId::Node(name.clone()),
-                (Record::Node(node.clone()), Audience::All),
-            );
+            records.insert(RecordId::Node(name.clone()), (Record::Node(node.clone()), Audience::All));
         }
         let mut route = |net: IpNet, node: &str| {
-            let record = RouteRecord {
-                node: node.to_owned(),
-                encapsulation: self.encapsulation(&net),
-            };
-            records.insert(
-                RecordId::Route(net.trunc()),
-                (Record::Route(record), Audience::All),
-            );
+            let record = RouteRecord { node: node.to_owned(), encapsulation: self.encapsulation(&net) };
+            records.insert(RecordId::Route(net.trunc()), (Record::Route(record), Audience::All));
         };
         for (net, block) in self.blocks.iter().rev() {
             if let Some(node) = &block.node {
@@ -203,14 +157,8 @@ impl Objects {
     }
 
     fn encapsulation(&self, net: &IpNet) -> Encapsulation {
-        let covering = self
-            .pools
-            .values()
-            .rev()
-            .filter(|pool| pool.cidr.contains(net));
-        covering
-            .max_by_key(|pool| pool.cidr.prefix_len())
-            .map_or(Encapsulation::None, |pool| pool.encapsulation)
+        let covering = self.pools.values().rev().filter(|pool| pool.cidr.contains(net));
+        covering.max_by_key(|pool| pool.cidr.prefix_len()).map_or(Encapsulation::None, |pool| pool.encapsulation)
     }
 
     fn bindings(&self, applied: &[(&PolicyKey, &Policy)]) -> Vec<TierBinding> {
@@ -222,17 +170,12 @@ impl Objects {
         tiers.dedup();
         let binding = |name: &String| {
             let keys = |direction: fn(&Policy) -> bool| {
-                let applied = applied
-                    .iter()
-                    .filter(|(_, policy)| policy.tier == *name && direction(policy));
+                let applied = applied.iter().filter(|(_, policy)| policy.tier == *name && direction(policy));
                 applied.map(|(key, _)| (*key).clone()).collect()
             };
             TierBinding {
                 name: name.clone(),
-                default_action: self
-                    .tiers
-                    .get(name)
-                    .map_or(Action::Deny, |tier| tier.default_action),
+                default_action: self.tiers.get(name).map_or(Action::Deny, |tier| tier.default_action),
                 ingress: keys(|policy| policy.applies_ingress),
                 egress: keys(|policy| policy.applies_egress),
             }
@@ -242,54 +185,42 @@ impl Objects {
 
     fn members(&self, spec: &SetSpec) -> BTreeSet<Member> {
         let selected = |selector: &Selector| {
-            let endpoints = self
-                .endpoints
-                .iter()
-                .filter(|(key, endpoint)| selector.matches(&self.labels(key, endpoint)));
+            let endpoints =
+                self.endpoints.iter().filter(|(key, endpoint)| selector.matches(&self.labels(key, endpoint)));
             endpoints.map(|(_, endpoint)| endpoint).collect::<Vec<_>>()
         };
         match spec {
             SetSpec::Selected(selector) => {
-                let sets = self
-                    .network_sets
-                    .iter()
-                    .filter(|(key, set)| selector.matches(&self.set_labels(key, set)));
-                let nets =
-                    sets.flat_map(|(_, set)| set.nets.iter().map(|net| Member::Net(net.trunc())));
-                let addresses = selected(selector)
-                    .into_iter()
-                    .flat_map(|endpoint| endpoint.addresses.iter());
-                nets.chain(addresses.map(|address| Member::Net(IpNet::from(*address))))
-                    .collect()
+                let sets = self.network_sets.iter().filter(|(key, set)| selector.matches(&self.set_labels(key, set)));
+                let nets = sets.flat_map(|(_, set)| set.nets.iter().map(|net| Member::Net(net.trunc())));
+                let addresses = selected(selector).into_iter().flat_map(|endpoint| endpoint.addresses.iter());
+                nets.chain(addresses.map(|address| Member::Net(IpNet::from(*address)))).collect()
             }
             SetSpec::NamedPort(selector, protocol, name) => {
                 let mut members = BTreeSet::new();
                 for endpoint in selected(selector) {
-                    let ports = endpoint.ports.iter().filter(|port| {
-                        port.name == *name
-                            && protocol.is_none_or(|protocol| protocol == port.protocol)
-                    });
+                    let ports = endpoint
+                        .ports
+                        .iter()
+                        .filter(|port| port.name == *name && protocol.is_none_or(|protocol| protocol == port.protocol));
                     for port in ports {
-                        members.extend(endpoint.addresses.iter().map(|address| {
-                            Member::AddressPort(*address, port.protocol, port.port)
-                        }));
+                        members.extend(
+                            endpoint
+                                .addresses
+                                .iter()
+                                .map(|address| Member::AddressPort(*address, port.protocol, port.port)),
+                        );
                     }
                 }
                 members
             }
             SetSpec::Service(name) => {
                 let backends = self.services.get(name).into_iter().flatten();
-                backends
-                    .map(|backend| {
-                        Member::AddressPort(backend.address, backend.protocol, backend.port)
-                    })
-                    .collect()
+                backends.map(|backend| Member::AddressPort(backend.address, backend.protocol, backend.port)).collect()
             }
             SetSpec::ServiceAddresses(name) => {
                 let backends = self.services.get(name).into_iter().flatten();
-                backends
-                    .map(|backend| Member::Net(IpNet::from(backend.address)))
-                    .collect()
+                backends.map(|backend| Member::Net(IpNet::from(backend.address))).collect()
             }
         }
     }
@@ -346,12 +277,9 @@ fn policy_record(policy: &Policy, set: &mut impl FnMut(SetSpec) -> SetId) -> Pol
 }
 
 fn namespaced(own: &Labels, namespace: &str) -> Labels {
-    let own = own.iter().filter(|(key, _)| {
-        !key.starts_with(PREFIX_NAMESPACE) && !key.starts_with(PREFIX_SERVICE_ACCOUNT)
-    });
-    let mut labels: Labels = own
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect();
+    let own =
+        own.iter().filter(|(key, _)| !key.starts_with(PREFIX_NAMESPACE) && !key.starts_with(PREFIX_SERVICE_ACCOUNT));
+    let mut labels: Labels = own.map(|(key, value)| (key.clone(), value.clone())).collect();
     labels.insert(LABEL_NAMESPACE.to_owned(), namespace.to_owned());
     labels
 }

@@ -28,8 +28,7 @@ impl SetSpec {
         SetId(match self {
             Self::Selected(selector) => selector.id(),
             Self::NamedPort(selector, protocol, name) => {
-                let protocol =
-                    protocol.map_or(String::from("any"), |protocol| protocol.0.to_string());
+                let protocol = protocol.map_or(String::from("any"), |protocol| protocol.0.to_string());
                 let content = format!("n:{},{protocol},{name}", selector.id());
                 format!("n:{}", hex(content.as_bytes()))
             }
@@ -50,10 +49,7 @@ impl SetSpec {
 /// The first 20 bytes of SHA-256, as text.
 fn hex(content: &[u8]) -> String {
     let hash = Sha256::digest(content);
-    hash[..20]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hash[..20].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The rule as a node sees it. `set` is told of every set that the rule refers to and answers with its id.
@@ -63,33 +59,16 @@ pub fn resolve(
     subject: &Selector,
     set: &mut impl FnMut(SetSpec) -> SetId,
 ) -> RuleRecord {
-    let Rule {
-        action,
-        ip_version,
-        protocol,
-        not_protocol,
-        icmp,
-        not_icmp,
-        source,
-        destination,
-    } = rule;
+    let Rule { action, ip_version, protocol, not_protocol, icmp, not_icmp, source, destination } = rule;
     // Where the policy's own endpoint stands, its ports are meant.
     let (local_source, local_destination) = match direction {
         Direction::Ingress => (None, Some(subject)),
         Direction::Egress => (Some(subject), None),
     };
     let mut from = side(source, local_source, *protocol, set);
-    from.sets.extend(
-        source
-            .service
-            .clone()
-            .map(|name| set(SetSpec::ServiceAddresses(name))),
-    );
+    from.sets.extend(source.service.clone().map(|name| set(SetSpec::ServiceAddresses(name))));
     let mut to = side(destination, local_destination, *protocol, set);
-    to.service_set = destination
-        .service
-        .clone()
-        .map(|name| set(SetSpec::Service(name)));
+    to.service_set = destination.service.clone().map(|name| set(SetSpec::Service(name)));
     RuleRecord {
         action: *action,
         ip_version: *ip_version,
@@ -108,44 +87,22 @@ fn side(
     protocol: Option<Protocol>,
     set: &mut impl FnMut(SetSpec) -> SetId,
 ) -> SideMatch {
-    let EntityMatch {
-        nets,
-        not_nets,
-        selector,
-        not_selector,
-        ports,
-        not_ports,
-        service: _,
-    } = entity;
+    let EntityMatch { nets, not_nets, selector, not_selector, ports, not_ports, service: _ } = entity;
     // A named port is one of the selected endpoints' own; of anybody's when nothing is selected.
-    let declared_by = || {
-        selector
-            .as_ref()
-            .or(local)
-            .cloned()
-            .unwrap_or_else(Selector::all)
-    };
+    let declared_by = || selector.as_ref().or(local).cloned().unwrap_or_else(Selector::all);
     let mut named = |ports: &[Port]| -> Vec<SetId> {
         let names = ports.iter().filter_map(|port| match port {
             Port::Named(name) => Some(name.clone()),
             Port::Range(_) => None,
         });
-        names
-            .map(|name| set(SetSpec::NamedPort(declared_by(), protocol, name)))
-            .collect()
+        names.map(|name| set(SetSpec::NamedPort(declared_by(), protocol, name))).collect()
     };
     let (port_sets, not_port_sets) = (named(ports), named(not_ports));
     SideMatch {
         nets: nets.iter().map(IpNet::trunc).collect(),
         not_nets: not_nets.iter().map(IpNet::trunc).collect(),
-        sets: selector
-            .iter()
-            .map(|selector| set(SetSpec::Selected(selector.clone())))
-            .collect(),
-        not_sets: not_selector
-            .iter()
-            .map(|selector| set(SetSpec::Selected(selector.clone())))
-            .collect(),
+        sets: selector.iter().map(|selector| set(SetSpec::Selected(selector.clone()))).collect(),
+        not_sets: not_selector.iter().map(|selector| set(SetSpec::Selected(selector.clone()))).collect(),
         ports: ranges(ports),
         port_sets,
         not_ports: ranges(not_ports),

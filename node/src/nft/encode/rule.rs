@@ -7,8 +7,8 @@ use std::net::IpAddr;
 
 use super::super::constants::*;
 use super::super::rule::{
-    AddressType, Limit, Log, LogTarget, MarkSet, Masquerade, Match, Nat, NatTarget, NatType, Op,
-    RateUnit, Reject, Rule, Selector, SetRef, Side, Statement, Transport,
+    AddressType, Limit, Log, LogTarget, MarkSet, Masquerade, Match, Nat, NatTarget, NatType, Op, RateUnit, Reject,
+    Rule, Selector, SetRef, Side, Statement, Transport,
 };
 use super::super::set::{CtState, Datum, Family, Field, IfName, Proto};
 use super::super::wire::Writer;
@@ -19,13 +19,7 @@ const FIRST: u32 = NFT_REG32_00;
 
 /// Writes the expressions of a rule; `anonymous` are its anonymous sets in the order of its lookups.
 pub fn put_expressions(w: &mut Writer, rule: &Rule, anonymous: &[AnonymousId]) {
-    let mut program = Program {
-        w,
-        anonymous: anonymous.iter(),
-        family: None,
-        proto: None,
-        ethernet: false,
-    };
+    let mut program = Program { w, anonymous: anonymous.iter(), family: None, proto: None, ethernet: false };
     for statement in &rule.statements {
         program.statement(statement);
     }
@@ -78,14 +72,7 @@ impl Program<'_> {
             Match::NamePrefix(key, op, prefix) => self.compare_name_prefix(*key, *op, prefix),
             Match::In(key, op, set) => {
                 self.load_all(key);
-                self.lookup(
-                    set,
-                    if *op == Op::Eq {
-                        Lookup::Within
-                    } else {
-                        Lookup::Outside
-                    },
-                );
+                self.lookup(set, if *op == Op::Eq { Lookup::Within } else { Lookup::Outside });
             }
             Match::MarkBits { mask, op, value } => {
                 self.load(Selector::Mark, FIRST);
@@ -103,11 +90,7 @@ impl Program<'_> {
                 self.compare(NFT_CMP_EQ, &u32::from(*exists).to_ne_bytes());
             }
             Match::AddressType(side, op, kind) => {
-                let side = if *side == Side::Source {
-                    NFTA_FIB_F_SADDR
-                } else {
-                    NFTA_FIB_F_DADDR
-                };
+                let side = if *side == Side::Source { NFTA_FIB_F_SADDR } else { NFTA_FIB_F_DADDR };
                 self.fib(NFT_FIB_RESULT_ADDRTYPE, side);
                 self.compare(equality(*op), &address_type(*kind).to_ne_bytes());
             }
@@ -138,12 +121,8 @@ impl Program<'_> {
                 self.expression("range", |w| {
                     w.put_u32(NFTA_RANGE_SREG, FIRST);
                     w.put_u32(NFTA_RANGE_OP, NFT_RANGE_NEQ);
-                    w.nest(NFTA_RANGE_FROM_DATA, |w| {
-                        w.put(NFTA_DATA_VALUE, single(field.first()).as_slice())
-                    });
-                    w.nest(NFTA_RANGE_TO_DATA, |w| {
-                        w.put(NFTA_DATA_VALUE, single(field.last()).as_slice())
-                    });
+                    w.nest(NFTA_RANGE_FROM_DATA, |w| w.put(NFTA_DATA_VALUE, single(field.first()).as_slice()));
+                    w.nest(NFTA_RANGE_TO_DATA, |w| w.put(NFTA_DATA_VALUE, single(field.last()).as_slice()));
                 });
             }
         }
@@ -155,8 +134,7 @@ impl Program<'_> {
         let address = single(first);
         if length.is_multiple_of(8) && length > 0 {
             self.require(key);
-            let (base, offset) =
-                place(key).expect("only addresses have prefixes, and they are in the packet");
+            let (base, offset) = place(key).expect("only addresses have prefixes, and they are in the packet");
             self.payload(base, offset, bytes as u32, FIRST);
             return self.compare(equality(op), &address.as_slice()[..bytes]);
         }
@@ -182,11 +160,7 @@ impl Program<'_> {
             w.put_u32(NFTA_CT_DREG, FIRST);
         });
         self.mask(&bits.to_ne_bytes(), &[0; 4]);
-        let any = if op == Op::Eq {
-            NFT_CMP_NEQ
-        } else {
-            NFT_CMP_EQ
-        };
+        let any = if op == Op::Eq { NFT_CMP_NEQ } else { NFT_CMP_EQ };
         self.compare(any, &[0; 4]);
     }
 
@@ -265,15 +239,12 @@ impl Program<'_> {
     }
 
     fn lookup(&mut self, set: &SetRef, lookup: Lookup) {
-        let anonymous = matches!(set, SetRef::Anonymous(_))
-            .then(|| self.anonymous.next())
-            .flatten();
+        let anonymous = matches!(set, SetRef::Anonymous(_)).then(|| self.anonymous.next()).flatten();
         self.expression("lookup", |w| {
             match (set, anonymous) {
                 (SetRef::Named(name), _) => w.put_str(NFTA_LOOKUP_SET, name.as_str()),
                 (SetRef::Anonymous(_), id) => {
-                    let (name, id) =
-                        id.expect("every anonymous set of the rule was made before it");
+                    let (name, id) = id.expect("every anonymous set of the rule was made before it");
                     w.put_str(NFTA_LOOKUP_SET, name);
                     w.put_u32(NFTA_LOOKUP_SET_ID, *id);
                 }
@@ -294,9 +265,7 @@ impl Program<'_> {
             Selector::Saddr4 | Selector::Daddr4 => self.require_family(Family::Ipv4),
             Selector::Saddr6 | Selector::Daddr6 => self.require_family(Family::Ipv6),
             Selector::Sport(transport) | Selector::Dport(transport) => {
-                protocol(transport)
-                    .into_iter()
-                    .for_each(|proto| self.require_proto(proto));
+                protocol(transport).into_iter().for_each(|proto| self.require_proto(proto));
             }
             Selector::IcmpType | Selector::IcmpCode => {
                 self.require_family(Family::Ipv4);
@@ -353,11 +322,7 @@ impl Program<'_> {
             w.put_str(NFTA_LOG_PREFIX, &log.prefix);
             match log.target {
                 LogTarget::Syslog(level) => w.put_u32(NFTA_LOG_LEVEL, level.into()),
-                LogTarget::Group {
-                    group,
-                    snaplen,
-                    queue_threshold,
-                } => {
+                LogTarget::Group { group, snaplen, queue_threshold } => {
                     w.put_u16(NFTA_LOG_GROUP, group);
                     if snaplen > 0 {
                         w.put_u32(NFTA_LOG_SNAPLEN, snaplen);
@@ -382,10 +347,7 @@ impl Program<'_> {
             w.put_u64(NFTA_LIMIT_UNIT, seconds);
             w.put_u32(NFTA_LIMIT_BURST, limit.burst);
             w.put_u32(NFTA_LIMIT_TYPE, NFT_LIMIT_PKTS);
-            w.put_u32(
-                NFTA_LIMIT_FLAGS,
-                if limit.over { NFT_LIMIT_F_INV } else { 0 },
-            );
+            w.put_u32(NFTA_LIMIT_FLAGS, if limit.over { NFT_LIMIT_F_INV } else { 0 });
         });
     }
 
@@ -424,12 +386,7 @@ impl Program<'_> {
     fn nat(&mut self, nat: &Nat) {
         let (family, ports, mapped_port) = match &nat.to {
             NatTarget::Address(address, ports) => (self.nat_address(*address), *ports, false),
-            NatTarget::Map {
-                family,
-                key,
-                map,
-                with_port,
-            } => {
+            NatTarget::Map { family, key, map, with_port } => {
                 self.load_all(key);
                 self.lookup(map, Lookup::Into(FIRST));
                 (*family, None, *with_port)
@@ -442,23 +399,8 @@ impl Program<'_> {
         }
         let flags = nat_flags(ports.is_some(), nat.fully_random);
         self.expression("nat", |w| {
-            w.put_u32(
-                NFTA_NAT_TYPE,
-                if nat.kind == NatType::Source {
-                    NFT_NAT_SNAT
-                } else {
-                    NFT_NAT_DNAT
-                },
-            );
-            w.put_u32(
-                NFTA_NAT_FAMILY,
-                if family == Family::Ipv4 {
-                    NFPROTO_IPV4
-                } else {
-                    NFPROTO_IPV6
-                }
-                .into(),
-            );
+            w.put_u32(NFTA_NAT_TYPE, if nat.kind == NatType::Source { NFT_NAT_SNAT } else { NFT_NAT_DNAT });
+            w.put_u32(NFTA_NAT_FAMILY, if family == Family::Ipv4 { NFPROTO_IPV4 } else { NFPROTO_IPV6 }.into());
             w.put_u32(NFTA_NAT_REG_ADDR_MIN, FIRST);
             if ports.is_some() || mapped_port {
                 w.put_u32(NFTA_NAT_REG_PROTO_MIN, port_register);
@@ -474,11 +416,7 @@ impl Program<'_> {
 
     fn nat_address(&mut self, address: IpAddr) -> Family {
         self.immediate(FIRST, single(address.into()).as_slice());
-        if address.is_ipv4() {
-            Family::Ipv4
-        } else {
-            Family::Ipv6
-        }
+        if address.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 }
     }
 
     fn reject(&mut self, reject: Reject) {
@@ -526,9 +464,7 @@ const fn place(key: Selector) -> Option<(u32, u32)> {
         Selector::Saddr6 => Some((NFT_PAYLOAD_NETWORK_HEADER, 8)),
         Selector::Daddr6 => Some((NFT_PAYLOAD_NETWORK_HEADER, 24)),
         Selector::EtherSaddr => Some((NFT_PAYLOAD_LL_HEADER, 6)),
-        Selector::Sport(_) | Selector::IcmpType | Selector::Icmp6Type => {
-            Some((NFT_PAYLOAD_TRANSPORT_HEADER, 0))
-        }
+        Selector::Sport(_) | Selector::IcmpType | Selector::Icmp6Type => Some((NFT_PAYLOAD_TRANSPORT_HEADER, 0)),
         Selector::IcmpCode | Selector::Icmp6Code => Some((NFT_PAYLOAD_TRANSPORT_HEADER, 1)),
         Selector::Dport(_) => Some((NFT_PAYLOAD_TRANSPORT_HEADER, 2)),
         Selector::Iifname
@@ -567,15 +503,7 @@ const fn address_type(kind: AddressType) -> u32 {
 }
 
 const fn nat_flags(ports: bool, fully_random: bool) -> u32 {
-    let specified = if ports {
-        NF_NAT_RANGE_PROTO_SPECIFIED
-    } else {
-        0
-    };
-    let random = if fully_random {
-        NF_NAT_RANGE_PROTO_RANDOM_FULLY
-    } else {
-        0
-    };
+    let specified = if ports { NF_NAT_RANGE_PROTO_SPECIFIED } else { 0 };
+    let random = if fully_random { NF_NAT_RANGE_PROTO_RANDOM_FULLY } else { 0 };
     specified | random
 }

@@ -47,30 +47,17 @@ pub type AnonymousId = (&'static str, u32);
 
 impl Batch {
     /// Makes and fills the anonymous sets of a rule, in the order of its lookups.
-    pub(super) fn anonymous_sets(
-        &mut self,
-        table: &TableName,
-        rule: &Rule,
-        origin: Origin,
-    ) -> Vec<AnonymousId> {
-        let lookups = rule
-            .statements
-            .iter()
-            .filter_map(|statement| statement.lookup());
+    pub(super) fn anonymous_sets(&mut self, table: &TableName, rule: &Rule, origin: Origin) -> Vec<AnonymousId> {
+        let lookups = rule.statements.iter().filter_map(|statement| statement.lookup());
         let sets = lookups.filter_map(|(_, set)| match set {
             SetRef::Anonymous(set) => Some(set),
             SetRef::Named(_) => None,
         });
-        sets.map(|set| self.anonymous_set(table, set, origin))
-            .collect()
+        sets.map(|set| self.anonymous_set(table, set, origin)).collect()
     }
 
     fn anonymous_set(&mut self, table: &TableName, set: &Set, origin: Origin) -> AnonymousId {
-        let name = if set.kind.value == ValueType::Member {
-            ANONYMOUS_SET
-        } else {
-            ANONYMOUS_MAP
-        };
+        let name = if set.kind.value == ValueType::Member { ANONYMOUS_SET } else { ANONYMOUS_MAP };
         let id = self.new_set_id();
         let parts = if is_segmented(&set.kind) { 2 } else { 1 };
         let creation = Creation {
@@ -80,38 +67,21 @@ impl Batch {
             extra_flags: NFT_SET_ANONYMOUS | NFT_SET_CONSTANT,
             size: Some(set.elements.len() as u32 * parts),
         };
-        self.message(NFT_MSG_NEWSET, NLM_F_CREATE, origin, |w| {
-            put_set(w, table, creation)
-        });
-        self.elements(
-            NFT_MSG_NEWSETELEM,
-            List {
-                table,
-                name,
-                id: Some(id),
-            },
-            set,
-            origin,
-        );
+        self.message(NFT_MSG_NEWSET, NLM_F_CREATE, origin, |w| put_set(w, table, creation));
+        self.elements(NFT_MSG_NEWSETELEM, List { table, name, id: Some(id) }, set, origin);
         (name, id)
     }
 
     /// Adds or deletes elements, in as many messages as their size asks for.
     pub(super) fn elements(&mut self, kind: u16, list: List<'_>, set: &Set, origin: Origin) {
-        let flags = if kind == NFT_MSG_NEWSETELEM {
-            NLM_F_CREATE
-        } else {
-            0
-        };
+        let flags = if kind == NFT_MSG_NEWSETELEM { NLM_F_CREATE } else { 0 };
         let with_values = kind == NFT_MSG_NEWSETELEM;
         let mut elements = set.elements.iter().peekable();
         while elements.peek().is_some() {
             self.message(kind, flags, origin, |w| {
                 w.put_str(NFTA_SET_ELEM_LIST_TABLE, list.table.as_str());
                 w.put_str(NFTA_SET_ELEM_LIST_SET, list.name);
-                list.id
-                    .iter()
-                    .for_each(|id| w.put_u32(NFTA_SET_ELEM_LIST_SET_ID, *id));
+                list.id.iter().for_each(|id| w.put_u32(NFTA_SET_ELEM_LIST_SET_ID, *id));
                 w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| {
                     let end = w.bytes().len() + LIST_MAX;
                     while w.bytes().len() < end {
@@ -149,16 +119,9 @@ pub fn put_set(w: &mut Writer, table: &TableName, creation: Creation<'_>) {
     let ranges_of_fields = kind.interval && kind.key.len() > 1;
     if ranges_of_fields || creation.size.is_some() {
         w.nest(NFTA_SET_DESC, |w| {
-            creation
-                .size
-                .iter()
-                .for_each(|size| w.put_u32(NFTA_SET_DESC_SIZE, *size));
+            creation.size.iter().for_each(|size| w.put_u32(NFTA_SET_DESC_SIZE, *size));
             if ranges_of_fields {
-                w.nest(NFTA_SET_DESC_CONCAT, |w| {
-                    kind.key
-                        .iter()
-                        .for_each(|field| put_field_length(w, *field))
-                });
+                w.nest(NFTA_SET_DESC_CONCAT, |w| kind.key.iter().for_each(|field| put_field_length(w, *field)));
             }
         });
     }
@@ -166,23 +129,13 @@ pub fn put_set(w: &mut Writer, table: &TableName, creation: Creation<'_>) {
 }
 
 fn put_field_length(w: &mut Writer, field: FieldType) {
-    w.nest(NFTA_LIST_ELEM, |w| {
-        w.put_u32(NFTA_SET_FIELD_LEN, field_width(field))
-    });
+    w.nest(NFTA_LIST_ELEM, |w| w.put_u32(NFTA_SET_FIELD_LEN, field_width(field)));
 }
 
 fn kind_flags(kind: &SetKind) -> u32 {
     let interval = if kind.interval { NFT_SET_INTERVAL } else { 0 };
-    let concat = if kind.interval && kind.key.len() > 1 {
-        NFT_SET_CONCAT
-    } else {
-        0
-    };
-    let map = if kind.value == ValueType::Member {
-        0
-    } else {
-        NFT_SET_MAP
-    };
+    let concat = if kind.interval && kind.key.len() > 1 { NFT_SET_CONCAT } else { 0 };
+    let map = if kind.value == ValueType::Member { 0 } else { NFT_SET_MAP };
     interval | concat | map
 }
 
@@ -220,11 +173,7 @@ fn put_element(w: &mut Writer, kind: &SetKind, key: &Key, value: Option<&Value>)
         return w.nest(NFTA_LIST_ELEM, |w| {
             put_data(w, NFTA_SET_ELEM_KEY, key.fields().iter().map(Field::first));
             if kind.interval {
-                put_data(
-                    w,
-                    NFTA_SET_ELEM_KEY_END,
-                    key.fields().iter().map(Field::last),
-                );
+                put_data(w, NFTA_SET_ELEM_KEY_END, key.fields().iter().map(Field::last));
             }
             put_value(w, value);
         });
@@ -238,18 +187,14 @@ fn put_element(w: &mut Writer, kind: &SetKind, key: &Key, value: Option<&Value>)
         if let Some(end) = successor(field.last()) {
             w.nest(NFTA_LIST_ELEM, |w| {
                 w.put_u32(NFTA_SET_ELEM_FLAGS, NFT_SET_ELEM_INTERVAL_END);
-                w.nest(NFTA_SET_ELEM_KEY, |w| {
-                    w.put(NFTA_DATA_VALUE, end.as_slice())
-                });
+                w.nest(NFTA_SET_ELEM_KEY, |w| w.put(NFTA_DATA_VALUE, end.as_slice()));
             });
         }
     }
 }
 
 fn put_data(w: &mut Writer, attribute: u16, fields: impl ExactSizeIterator<Item = Datum>) {
-    w.nest(attribute, |w| {
-        w.put(NFTA_DATA_VALUE, Packed::of(fields).as_slice())
-    });
+    w.nest(attribute, |w| w.put(NFTA_DATA_VALUE, Packed::of(fields).as_slice()));
 }
 
 fn put_value(w: &mut Writer, value: Option<&Value>) {
@@ -264,10 +209,7 @@ fn put_value(w: &mut Writer, value: Option<&Value>) {
 pub fn put_verdict(w: &mut Writer, verdict: &Verdict) {
     w.nest(NFTA_DATA_VERDICT, |w| {
         w.put(NFTA_VERDICT_CODE, &verdict_code(verdict).to_be_bytes());
-        verdict
-            .target()
-            .iter()
-            .for_each(|chain| w.put_str(NFTA_VERDICT_CHAIN, chain.as_str()));
+        verdict.target().iter().for_each(|chain| w.put_str(NFTA_VERDICT_CHAIN, chain.as_str()));
     });
 }
 
@@ -294,10 +236,7 @@ impl Packed {
     /// The fields of a concatenation, or a single one, which is not padded.
     pub fn of(fields: impl ExactSizeIterator<Item = Datum>) -> Self {
         let pads = fields.len() > 1;
-        let mut packed = Self {
-            bytes: [0; 64],
-            length: 0,
-        };
+        let mut packed = Self { bytes: [0; 64], length: 0 };
         for field in fields {
             packed.push(field);
             if pads {
@@ -324,10 +263,9 @@ impl Packed {
             Datum::CtState(state) => self.extend(&state.0.to_ne_bytes()),
             Datum::Family(Family::Ipv4) => self.extend(&[NFPROTO_IPV4]),
             Datum::Family(Family::Ipv6) => self.extend(&[NFPROTO_IPV6]),
-            Datum::IcmpType(value)
-            | Datum::IcmpCode(value)
-            | Datum::Icmp6Type(value)
-            | Datum::Icmp6Code(value) => self.extend(&[value]),
+            Datum::IcmpType(value) | Datum::IcmpCode(value) | Datum::Icmp6Type(value) | Datum::Icmp6Code(value) => {
+                self.extend(&[value])
+            }
         }
     }
 
@@ -400,7 +338,5 @@ pub const fn nft_type(field: FieldType) -> u32 {
 
 /// Types of a concatenation: six bits each, the first highest.
 fn concat_type(fields: &[FieldType]) -> u32 {
-    fields
-        .iter()
-        .fold(0, |types, field| types << 6 | nft_type(*field))
+    fields.iter().fold(0, |types, field| types << 6 | nft_type(*field))
 }

@@ -2,9 +2,7 @@
 
 use super::super::*;
 use super::sample::{everything, v4};
-use super::support::{
-    assert_same_lines, chain_name, in_namespace, list, load, normal, run, set_name, table,
-};
+use super::support::{assert_same_lines, chain_name, in_namespace, list, load, normal, run, set_name, table};
 
 /// The damage of a command, as events and as drift; and that one transaction repairs it.
 fn check(command: &str, touched: &[Touched], drift: &[Drift]) {
@@ -12,24 +10,14 @@ fn check(command: &str, touched: &[Touched], drift: &[Drift]) {
         let wanted = everything();
         let mut socket = Socket::open().expect("root");
         let mut monitor = Monitor::open(table(), &[socket.port()]).expect("root");
-        socket
-            .exec(&diff(&Ruleset::new(table()), &wanted))
-            .expect("sound");
+        socket.exec(&diff(&Ruleset::new(table()), &wanted)).expect("sound");
         let sound = normal(&list());
-        assert_eq!(
-            monitor.try_next().expect("open"),
-            None,
-            "our own changes are no news"
-        );
+        assert_eq!(monitor.try_next().expect("open"), None, "our own changes are no news");
 
         load(command);
         match monitor.try_next().expect("open") {
             Some(Event::Changed(change)) => {
-                assert_eq!(
-                    change.touched.iter().cloned().collect::<Vec<_>>(),
-                    touched,
-                    "{command}"
-                );
+                assert_eq!(change.touched.iter().cloned().collect::<Vec<_>>(), touched, "{command}");
                 assert_eq!(change.generation, socket.generation().expect("an answer"));
                 assert_eq!(change.process, "nft");
             }
@@ -38,20 +26,10 @@ fn check(command: &str, touched: &[Touched], drift: &[Drift]) {
 
         let present = socket.list(&table()).expect("a listing");
         assert_eq!(present.drift(&wanted), drift, "{command}");
-        socket
-            .exec(&present.plan(&wanted))
-            .unwrap_or_else(|error| panic!("{command}: {error}"));
-        assert_eq!(
-            socket.list(&table()).expect("a listing").drift(&wanted),
-            vec![],
-            "{command}"
-        );
+        socket.exec(&present.plan(&wanted)).unwrap_or_else(|error| panic!("{command}: {error}"));
+        assert_eq!(socket.list(&table()).expect("a listing").drift(&wanted), vec![], "{command}");
         assert_same_lines(&normal(&list()), &sound);
-        assert_eq!(
-            monitor.try_next().expect("open"),
-            None,
-            "the repair is no news"
-        );
+        assert_eq!(monitor.try_next().expect("open"), None, "the repair is no news");
     });
 }
 
@@ -69,32 +47,11 @@ fn elements(name: &str) -> Touched {
 
 #[test]
 fn elements_added_removed_and_changed() {
-    let drift = |set: &str, missing, foreign| {
-        [Drift::Elements {
-            set: set_name(set),
-            missing,
-            foreign,
-        }]
-    };
+    let drift = |set: &str, missing, foreign| [Drift::Elements { set: set_name(set), missing, foreign }];
     let cases = [
-        (
-            "add element inet t-1 addresses-4 { 1.1.1.1, 1.1.1.2 }",
-            "addresses-4",
-            0,
-            2,
-        ),
-        (
-            "delete element inet t-1 addresses-4 { 10.0.0.1 }",
-            "addresses-4",
-            1,
-            0,
-        ),
-        (
-            "delete element inet t-1 nets-4 { 10.0.0.0/9 }",
-            "nets-4",
-            1,
-            0,
-        ),
+        ("add element inet t-1 addresses-4 { 1.1.1.1, 1.1.1.2 }", "addresses-4", 0, 2),
+        ("delete element inet t-1 addresses-4 { 10.0.0.1 }", "addresses-4", 1, 0),
+        ("delete element inet t-1 nets-4 { 10.0.0.0/9 }", "nets-4", 1, 0),
         ("add element inet t-1 nets-4 { 12.0.0.0/8 }", "nets-4", 0, 1),
         (
             "delete element inet t-1 dispatch-1 { cali3 }; add element inet t-1 dispatch-1 { cali3 : accept }",
@@ -112,21 +69,9 @@ fn elements_added_removed_and_changed() {
 #[test]
 fn rules_added_removed_and_replaced() {
     let drift = |name| [Drift::Rules(chain_name(name))];
-    check(
-        "flush chain inet t-1 endpoint-1",
-        &[rules("endpoint-1")],
-        &drift("endpoint-1"),
-    );
-    check(
-        "add rule inet t-1 endpoint-2 accept",
-        &[rules("endpoint-2")],
-        &drift("endpoint-2"),
-    );
-    check(
-        "insert rule inet t-1 endpoint-1 accept",
-        &[rules("endpoint-1")],
-        &drift("endpoint-1"),
-    );
+    check("flush chain inet t-1 endpoint-1", &[rules("endpoint-1")], &drift("endpoint-1"));
+    check("add rule inet t-1 endpoint-2 accept", &[rules("endpoint-2")], &drift("endpoint-2"));
+    check("insert rule inet t-1 endpoint-1 accept", &[rules("endpoint-1")], &drift("endpoint-1"));
     check(
         "insert rule inet t-1 endpoint-1 accept comment \"0000000000000000\"",
         &[rules("endpoint-1")],
@@ -137,16 +82,8 @@ fn rules_added_removed_and_replaced() {
 #[test]
 fn chains_and_sets_added_removed_and_altered() {
     let cases: [(&str, Vec<Touched>, Drift); 5] = [
-        (
-            "add chain inet t-1 other-1",
-            vec![chain("other-1")],
-            Drift::ForeignChain(chain_name("other-1")),
-        ),
-        (
-            "delete chain inet t-1 mangle-1",
-            vec![chain("mangle-1")],
-            Drift::MissingChain(chain_name("mangle-1")),
-        ),
+        ("add chain inet t-1 other-1", vec![chain("other-1")], Drift::ForeignChain(chain_name("other-1"))),
+        ("delete chain inet t-1 mangle-1", vec![chain("mangle-1")], Drift::MissingChain(chain_name("mangle-1"))),
         (
             "add chain inet t-1 forward-1 { policy accept; }",
             vec![chain("forward-1")],
@@ -176,22 +113,12 @@ fn what_cannot_be_ours_makes_the_table_anew() {
         &[Touched::Set("other-1".to_owned())],
         &strange("set other-1 is of an unknown kind"),
     );
-    check(
-        "add table inet t-1 { flags dormant; }",
-        &[Touched::Table],
-        &strange("the table has flags, as dormant"),
-    );
+    check("add table inet t-1 { flags dormant; }", &[Touched::Table], &strange("the table has flags, as dormant"));
     in_namespace(|| {
         load(&everything().to_string());
         run("nft", &["delete", "table", "inet", "t-1"], "");
         let mut socket = Socket::open().expect("root");
-        assert_eq!(
-            socket
-                .list(&table())
-                .expect("a listing")
-                .drift(&everything()),
-            vec![Drift::MissingTable]
-        );
+        assert_eq!(socket.list(&table()).expect("a listing").drift(&everything()), vec![Drift::MissingTable]);
     });
 }
 
@@ -199,9 +126,7 @@ fn what_cannot_be_ours_makes_the_table_anew() {
 fn other_tables_are_not_our_business() {
     in_namespace(|| {
         let mut monitor = Monitor::open(table(), &[]).expect("root");
-        load(
-            "table inet other { chain c-1 { accept; }; set s-1 { type ipv4_addr; elements = { 1.1.1.1 }; }; }",
-        );
+        load("table inet other { chain c-1 { accept; }; set s-1 { type ipv4_addr; elements = { 1.1.1.1 }; }; }");
         load("table ip t-1 { chain c-1 { accept; }; }");
         assert_eq!(monitor.try_next().expect("open"), None);
     });
@@ -213,22 +138,14 @@ fn announcements_that_do_not_fit_are_reported_as_lost() {
         let mut monitor = Monitor::open(table(), &[]).expect("root");
         let mut ruleset = Ruleset::new(table());
         let many = (0..200_000u32).map(std::net::Ipv4Addr::from_bits);
-        ruleset.put_set(
-            set_name("many-1"),
-            Set::members(SetKind::of(FieldType::Ipv4), many),
-        );
+        ruleset.put_set(set_name("many-1"), Set::members(SetKind::of(FieldType::Ipv4), many));
         let mut socket = Socket::open().expect("root");
-        socket
-            .exec(&diff(&Ruleset::new(table()), &ruleset))
-            .expect("sound");
+        socket.exec(&diff(&Ruleset::new(table()), &ruleset)).expect("sound");
         let events: Vec<Event> = std::iter::from_fn(|| monitor.try_next().expect("open")).collect();
         assert!(events.contains(&Event::Lost), "{events:?}");
 
         let mut transaction = Transaction::new(table());
-        transaction.add_elements(
-            &set_name("many-1"),
-            Set::members(SetKind::of(FieldType::Ipv4), [v4("9.9.9.9")]),
-        );
+        transaction.add_elements(&set_name("many-1"), Set::members(SetKind::of(FieldType::Ipv4), [v4("9.9.9.9")]));
         let generation = socket.exec(&transaction).expect("sound");
         match monitor.try_next().expect("open") {
             Some(Event::Changed(change)) => {

@@ -1,1 +1,364 @@
+//! The compiled table decides as the records say, and following changes ends in the table that a fresh compiler wants.
 
+use expect_test::expect_file;
+use margay_api::endpoint::interface_name;
+use margay_api::network::{Encapsulation, FelixSettings, NodeInfo};
+use margay_api::rule::{Action, PortRange, Protocol};
+use margay_calc::evaluate::Direction::{Egress, Ingress};
+use margay_calc::model::{EndpointRecord, PoolRecord, RuleRecord, SetKind as MemberKind, SideMatch, TierBinding};
+use margay_proto::sync::{Change, Frame, Trailer};
+use proptest::prelude::*;
+
+use super::*;
+use crate::agent::Kernel;
+use crate::nft::{CtState, Hook};
+use crate::policy::model::Model;
+use crate::policy::sample::{self, NODE, mk_address, mk_net, mk_pod, mk_policy_key, mk_rule, mk_set_id};
+use crate::policy::simulate::{self, Packet};
+use crate::state::State;
+
+fn all_dirty(records: &Records) -> Dirty {
+    Dirty { records: records.keys().cloned().collect(), members: BTreeMap::new() }
+}
+
+fn mk_attached(number: usize) -> (String, Attached) {
+    let (endpoint, addresses) = mk_pod(number);
+    (interface_name(&endpoint), Attached { endpoint, addresses })
+}
+
+/// A compiler that has seen nothing but this.
+fn fresh(records: &Records, pods: &[usize]) -> Compiler {
+    let mut compiler = Compiler::new(NODE);
+    compiler.apply(records, &all_dirty(records));
+    for number in pods {
+        let (interface, pod) = mk_attached(*number);
+        compiler.attach(interface, pod, records);
+    }
+    compiler
+}
+
+/// A step of a history.
+#[derive(Clone, Debug)]
+enum Step {
+    View(Box<Records>),
+    Attach(usize),
+    Detach(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        2 => sample::view().prop_map(|view| Step::View(Box::new(view))),
+        1 => (0..3_usize).prop_map(Step::Attach),
+        1 => (0..3_usize).prop_map(Step::Detach),
+    ]
+}
+
+/// Frames that lead from what is held to the view, members by members.
+fn frame(held: &Records, view: &Records) -> Frame {
+    let changed = view.iter().filter(|(id, record)| held.get(*id) != Some(*record));
+    let upserts = changed.map(|(id, record)| Change::Upsert(id.clone(), record.clone()));
+    let gone = held.keys().filter(|id| !view.contains_key(*id)).rev().map(|id| Change::Remove(id.clone()));
+    Frame { changes: upserts.chain(gone).collect(), trailer: Trailer { in_sync: true, ..Trailer::default() } }
+}
+
+/// Whether it gets through the guard and the forward hook.
+fn passes(ruleset: &Ruleset, packet: &Packet) -> bool {
+    let before_routing = Packet { output: None, ..packet.clone() };
+    simulate::run(ruleset, Hook::Prerouting, &before_routing).passed
+        && simulate::run(ruleset, Hook::Forward, packet).passed
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_packet_fares_as_the_records_say(view in sample::view(), packets in prop::collection::vec(sample::packet(), 60)) {
+        let ruleset = fresh(&view, &[0, 1, 2]).ruleset(&view);
+        prop_assert_eq!(ruleset.check(), Ok(()));
+        for packet in packets {
+            let end = |address: IpAddr| (0..3).map(mk_pod).find(|(_, addresses)| addresses.contains(&address));
+            let outgoing = end(packet.source).is_none_or(|(pod, _)| sample::decides(&view, &pod, Egress, &packet));
+            let incoming = end(packet.destination).is_none_or(|(pod, _)| sample::decides(&view, &pod, Ingress, &packet));
+            prop_assert_eq!(passes(&ruleset, &packet), outgoing && incoming, "{:?}\n{}", packet, ruleset);
+        }
+    }
+
+    #[test]
+    fn following_changes_ends_where_a_fresh_start_does(history in prop::collection::vec(step(), 1..8)) {
+        let (mut state, mut compiler, mut kernel) = (State::default(), Compiler::new(NODE), Model::new());
+        kernel.exec(&Transaction::replace(&compiler.ruleset(state.records()))).expect("the empty view");
+        let mut pods = BTreeSet::new();
+        for step in history {
+            let transaction = match step {
+                Step::View(view) => {
+                    state.apply(frame(state.records(), &view)).expect("it fits");
+                    let dirty = state.take_dirty();
+                    compiler.apply(state.records(), &dirty)
+                }
+                Step::Attach(number) => {
+                    pods.insert(number);
+                    let (interface, pod) = mk_attached(number);
+                    compiler.attach(interface, pod, state.records())
+                }
+                Step::Detach(number) => {
+                    pods.remove(&number);
+                    compiler.detach(&mk_attached(number).0, state.records())
+                }
+            };
+            kernel.exec(&transaction).map_err(|error| TestCaseError::fail(format!("{error}\n{transaction}")))?;
+            let wanted = compiler.ruleset(state.records());
+            let held = kernel.table();
+            prop_assert_eq!(held.as_ref(), Some(&wanted));
+            let again = fresh(state.records(), &pods.iter().copied().collect::<Vec<_>>());
+            prop_assert_eq!(&wanted, &again.ruleset(state.records()));
+            prop_assert_eq!(compiler.errors(), again.errors());
+        }
+    }
+}
+
+/// Two pods with one policy list, one with none, on a node of a cluster with a tunnel.
+fn mk_records() -> Records {
+    let set = |members: &[&str]| {
+        let members = members.iter().map(|net| Member::Net(mk_net(net))).collect();
+        Record::IpSet(IpSetRecord { kind: MemberKind::Net, members })
+    };
+    let from = |number: usize| SideMatch { sets: vec![mk_set_id(number)], ..SideMatch::default() };
+    let web = RuleRecord {
+        protocol: Some(Protocol::TCP),
+        source: from(0),
+        destination: SideMatch {
+            ports: vec![PortRange::single(80), PortRange { first: 8000, last: 8080 }],
+            ..SideMatch::default()
+        },
+        ..mk_rule(Action::Allow)
+    };
+    let shun = RuleRecord { source: from(1), ..mk_rule(Action::Deny) };
+    let policy = |ingress: Vec<RuleRecord>| Record::Policy(PolicyRecord { ingress, egress: Vec::new() });
+    let endpoint = |number: usize, tiers: Vec<TierBinding>| {
+        let (key, addresses) = mk_pod(number);
+        let record = EndpointRecord { interface: interface_name(&key), addresses, tiers, unmatched: Action::Allow };
+        (RecordId::Endpoint(key), Record::Endpoint(record))
+    };
+    let tier = |name: &str, default_action, policies: &[usize]| TierBinding {
+        name: name.to_owned(),
+        default_action,
+        ingress: policies.iter().map(|number| mk_policy_key(*number)).collect(),
+        egress: Vec::new(),
+    };
+    let tiers = vec![tier("security", Action::Pass, &[1]), tier("default", Action::Deny, &[0])];
+    let node = |ipv4: &str, vtep| NodeInfo { ipv4: Some(ipv4.parse().expect("a range")), vtep, ..NodeInfo::default() };
+    let vtep = margay_api::network::Vtep {
+        address: "10.0.0.9".parse().expect("an address"),
+        mac: margay_api::network::Mac([0x66; 6]),
+    };
+    BTreeMap::from([
+        (RecordId::Settings, Record::Settings(FelixSettings::default())),
+        (
+            RecordId::Pool(mk_net("10.0.0.0/16")),
+            Record::Pool(PoolRecord { nat_outgoing: true, encapsulation: Encapsulation::Vxlan }),
+        ),
+        (RecordId::Node(NODE.to_owned()), Record::Node(node("192.0.2.1/24", Some(vtep)))),
+        (RecordId::Node("n2".to_owned()), Record::Node(node("192.0.2.2/24", None))),
+        (RecordId::IpSet(mk_set_id(0)), set(&["10.0.0.1/32", "10.0.0.2/32"])),
+        (RecordId::IpSet(mk_set_id(1)), set(&["10.0.0.7/32", "198.51.100.0/24", "198.51.100.128/25"])),
+        (RecordId::Policy(mk_policy_key(0)), policy(vec![web])),
+        (
+            RecordId::Policy(mk_policy_key(1)),
+            policy(vec![shun, RuleRecord { source: from(0), ..mk_rule(Action::Pass) }]),
+        ),
+        endpoint(0, tiers.clone()),
+        endpoint(1, tiers),
+        endpoint(2, Vec::new()),
+    ])
+}
+
+/// As [`mk_attached`], of IPv4 alone.
+fn mk_attached4(number: usize) -> (String, Attached) {
+    let (interface, pod) = mk_attached(number);
+    (interface, Attached { addresses: vec![pod.addresses[0]], ..pod })
+}
+
+fn mk_compiler(records: &Records) -> Compiler {
+    let mut compiler = Compiler::new(NODE);
+    compiler.apply(records, &all_dirty(records));
+    for number in 0..3 {
+        let (interface, pod) = mk_attached4(number);
+        compiler.attach(interface, pod, records);
+    }
+    compiler
+}
+
+#[test]
+fn the_table_of_a_small_node() {
+    let records = mk_records();
+    let compiler = mk_compiler(&records);
+    assert_eq!(compiler.errors(), BTreeMap::new());
+    let ruleset = compiler.ruleset(&records);
+    assert_eq!(ruleset.check(), Ok(()));
+    expect_file!["golden/small.nft"].assert_eq(&ruleset.to_string());
+}
+
+#[test]
+fn one_member_is_one_element_and_one_rule_is_one_chain() {
+    let mut records = mk_records();
+    let mut compiler = mk_compiler(&records);
+    let id = RecordId::IpSet(mk_set_id(0));
+    let member = Member::Net(mk_net("10.0.0.5/32"));
+    let Some(Record::IpSet(set)) = records.get_mut(&id) else { panic!("the sample has it") };
+    set.members.insert(member.clone());
+    let delta = margay_calc::flush::MemberDelta { added: [member].into(), removed: BTreeSet::new() };
+    let dirty = Dirty { records: BTreeSet::new(), members: BTreeMap::from([(mk_set_id(0), delta)]) };
+    let transaction = compiler.apply(&records, &dirty);
+    assert_eq!(transaction.ops().len(), 1, "{transaction}");
+
+    let id = RecordId::Policy(mk_policy_key(0));
+    let Some(Record::Policy(policy)) = records.get_mut(&id) else { panic!("the sample has it") };
+    policy.ingress[0].protocol = Some(Protocol::UDP);
+    let transaction = compiler.apply(&records, &Dirty { records: BTreeSet::from([id]), members: BTreeMap::new() });
+    let touched: BTreeSet<String> = transaction
+        .ops()
+        .iter()
+        .filter_map(|op| match op {
+            TransactionOp::FlushChain(name) | TransactionOp::AppendRules(name, ..) => Some(name.to_string()),
+            TransactionOp::CreateTable => None,
+            other => panic!("{other}"),
+        })
+        .collect();
+    assert_eq!(touched.len(), 1, "{transaction}");
+}
+
+fn mk_packet(source: &str, destination: &str) -> Packet {
+    let (source, destination) = (mk_address(source), mk_address(destination));
+    Packet {
+        input: sample::interface_of(source),
+        output: sample::interface_of(destination),
+        source,
+        destination,
+        protocol: 17,
+        ports: Some((4000, 53)),
+        icmp: None,
+        state: CtState::NEW,
+        from_host: false,
+    }
+}
+
+#[test]
+fn what_no_policy_can_allow() {
+    let records = mk_records();
+    let ruleset = mk_compiler(&records).ruleset(&records);
+    let usual = mk_packet("10.0.0.2", "192.0.2.200");
+    assert!(passes(&ruleset, &usual));
+    let cali = |name: &str| IfName::new(name);
+    let refused = [
+        ("another's address", Packet { source: mk_address("10.0.0.1"), ..usual.clone() }),
+        ("an interface that is not known", Packet { input: cali("cali0123456789a"), ..usual.clone() }),
+        (
+            "to an interface that is not known",
+            Packet { input: cali("eth0"), output: cali("cali0123456789a"), ..usual.clone() },
+        ),
+        ("a tunnel of VXLAN", Packet { ports: Some((4000, 4789)), ..usual.clone() }),
+        ("a tunnel of IP in IP", Packet { protocol: 4, ports: None, ..usual.clone() }),
+        ("of no connection", Packet { state: CtState::INVALID, ..usual.clone() }),
+        ("IPv6 without such pods", mk_packet("fd00::2", "fd00::9:9")),
+    ];
+    for (what, packet) in refused {
+        assert!(!passes(&ruleset, &packet), "{what}");
+    }
+}
+
+#[test]
+fn tunnel_packets_come_from_nodes_only_and_what_leaves_the_pools_is_masqueraded() {
+    let records = mk_records();
+    let ruleset = mk_compiler(&records).ruleset(&records);
+    let input = |source: &str| {
+        let packet = Packet { output: None, ports: Some((4000, 4789)), ..mk_packet(source, "192.0.2.1") };
+        simulate::run(&ruleset, Hook::Input, &packet).passed
+    };
+    assert!(input("192.0.2.2"));
+    assert!(!input("192.0.2.3"));
+    let masqueraded = |packet: Packet| simulate::run(&ruleset, Hook::Postrouting, &packet).masqueraded;
+    assert!(masqueraded(mk_packet("10.0.0.2", "192.0.2.200")));
+    assert!(!masqueraded(mk_packet("10.0.0.2", "10.0.3.3")));
+    assert!(!masqueraded(mk_packet("192.0.2.200", "10.0.0.2")));
+    let tunnel =
+        |source: &str| Packet { output: IfName::new("vxlan.calico"), from_host: true, ..mk_packet(source, "10.0.3.3") };
+    assert!(masqueraded(tunnel("192.0.2.1")));
+    assert!(!masqueraded(tunnel("10.0.0.9")));
+}
+
+#[test]
+fn what_a_pod_may_send_to_its_node() {
+    use margay_api::network::EndpointToHostAction::{Accept, Drop, Return};
+    for (action, expected) in [(Accept, true), (Return, true), (Drop, false)] {
+        let mut records = mk_records();
+        let settings = FelixSettings { endpoint_to_host: action, ..FelixSettings::default() };
+        records.insert(RecordId::Settings, Record::Settings(settings));
+        let ruleset = mk_compiler(&records).ruleset(&records);
+        let fate = |packet: &Packet| simulate::run(&ruleset, Hook::Input, packet).passed;
+        let packet = Packet { output: None, ..mk_packet("10.0.0.2", "192.0.2.1") };
+        assert_eq!(fate(&packet), expected, "{action:?}");
+        assert!(fate(&Packet { state: CtState::ESTABLISHED, ..packet }), "{action:?}: an answer to the host");
+    }
+}
+
+#[test]
+fn a_refused_part_closes_what_depends_on_it_and_nothing_else() {
+    let records = mk_records();
+    let mut compiler = mk_compiler(&records);
+    let open = mk_packet("10.0.0.1", "10.0.0.0");
+    let open = Packet { protocol: 6, ports: Some((4000, 80)), ..open };
+    let other = mk_packet("192.0.2.200", "10.0.0.2");
+    assert!(passes(&compiler.ruleset(&records), &open));
+    compiler.refuse(Part::Set(mk_set_id(0)), "a whim".to_owned(), &records);
+    let ruleset = compiler.ruleset(&records);
+    assert_eq!(ruleset.check(), Ok(()));
+    assert!(!passes(&ruleset, &open));
+    assert!(passes(&ruleset, &other));
+    let blamed: Vec<RecordId> = compiler.errors().into_keys().collect();
+    let policies = [0, 1].map(|number| RecordId::Policy(mk_policy_key(number)));
+    assert_eq!(blamed, [&[RecordId::IpSet(mk_set_id(0))][..], &policies].concat());
+    assert!(compiler.forgive(&records));
+    assert_eq!(compiler.ruleset(&records), mk_compiler(&records).ruleset(&records));
+    assert_eq!(compiler.errors(), BTreeMap::new());
+}
+
+/// Rules of many policies about the same port, each about other senders, are one lookup; a member that comes to one of them is one element more.
+#[test]
+fn two_hundred_policies_are_one_rule() {
+    let mut records = mk_records();
+    let sets: Vec<SetId> = (0..200).map(|number| SetId(format!("s:many{number}"))).collect();
+    for (number, set) in sets.iter().enumerate() {
+        let members = BTreeSet::from([Member::Net(mk_net(&format!("10.1.{number}.1/32")))]);
+        records.insert(RecordId::IpSet(set.clone()), Record::IpSet(IpSetRecord { kind: MemberKind::Net, members }));
+        let source = SideMatch { sets: vec![set.clone()], ..SideMatch::default() };
+        let destination = SideMatch { ports: vec![PortRange::single(80)], ..SideMatch::default() };
+        let rule = RuleRecord { protocol: Some(Protocol::TCP), source, destination, ..mk_rule(Action::Allow) };
+        let policy = PolicyRecord { ingress: vec![rule], egress: Vec::new() };
+        records.insert(RecordId::Policy(mk_policy_key(100 + number)), Record::Policy(policy));
+    }
+    let (key, addresses) = mk_pod(0);
+    let ingress = (0..200).map(|number| mk_policy_key(100 + number)).collect();
+    let tier = TierBinding { name: "default".to_owned(), default_action: Action::Deny, ingress, egress: Vec::new() };
+    let endpoint =
+        EndpointRecord { interface: interface_name(&key), addresses, tiers: vec![tier], unmatched: Action::Allow };
+    records.insert(RecordId::Endpoint(key), Record::Endpoint(endpoint));
+    let mut compiler = mk_compiler(&records);
+    let fate = |compiler: &Compiler, records: &Records, source: &str| {
+        let packet = Packet { protocol: 6, ports: Some((4000, 80)), ..mk_packet(source, "10.0.0.0") };
+        simulate::run(&compiler.ruleset(records), Hook::Forward, &packet)
+    };
+    let last = fate(&compiler, &records, "10.1.199.1");
+    assert!(last.passed && last.rules < 20, "{last:?}");
+    assert!(!fate(&compiler, &records, "10.1.199.2").passed);
+
+    let member = Member::Net(mk_net("10.1.199.2/32"));
+    let Some(Record::IpSet(set)) = records.get_mut(&RecordId::IpSet(sets[3].clone())) else {
+        panic!("it was put there")
+    };
+    set.members.insert(member.clone());
+    let delta = MemberDelta { added: [member].into(), removed: BTreeSet::new() };
+    let dirty = Dirty { records: BTreeSet::new(), members: BTreeMap::from([(sets[3].clone(), delta)]) };
+    let transaction = compiler.apply(&records, &dirty);
+    assert_eq!(transaction.ops().len(), 2, "{transaction}");
+    assert!(fate(&compiler, &records, "10.1.199.2").passed);
+}

@@ -1,0 +1,393 @@
+//! One node as a namespace with the real agent, pods as namespaces: real packets obey the view that the agent was told.
+//!
+//! That a packet did not pass is known without waiting: a later packet on a way that is always open has arrived.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ipnet::IpNet;
+use margay_api::endpoint::{EndpointKey, interface_name};
+use margay_api::policy::{PolicyKey, PolicyKind};
+use margay_api::rule::{Action, PortRange, Protocol};
+use margay_calc::flush::MemberDelta;
+use margay_calc::model::{
+    EndpointRecord, IpSetRecord, Member, PolicyRecord, Record, RecordId, RuleRecord, SetId, SetKind, SideMatch,
+    TierBinding,
+};
+use margay_node::agent::{self, AgentHandle, Event, Netfilter, Parts, watch_drift};
+use margay_node::cni::ports::Enforcer;
+use margay_node::metrics::Metrics;
+use margay_node::net::netlink::Socket;
+use margay_node::net::pod::{self, PodLink};
+use margay_node::policy::{self, Attached};
+use margay_proto::sync::{Change, Frame, Trailer};
+use margay_tests::namespace::{Namespace, connect};
+use tokio::sync::oneshot;
+
+/// Longest wait for what must happen; it takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Port that every policy of these tests lets in.
+const ALWAYS: u16 = 9;
+const WEB: u16 = 80;
+
+type Records = BTreeMap<RecordId, Record>;
+
+struct Pod {
+    key: EndpointKey,
+    address: Ipv4Addr,
+    namespace: Namespace,
+}
+
+impl Pod {
+    fn interface(&self) -> String {
+        interface_name(&self.key)
+    }
+
+    fn attached(&self) -> Attached {
+        Attached { endpoint: self.key.clone(), addresses: vec![IpAddr::V4(self.address)] }
+    }
+
+    fn socket(&self, port: u16) -> Result<UdpSocket> {
+        let socket = self.namespace.run(|| UdpSocket::bind((self.address, port)))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(socket)
+    }
+}
+
+/// A node with its agent, and pods `p1`, `p2`, ...
+struct Node {
+    host: Namespace,
+    /// Where the node's default route leads: kept, as the link goes with it.
+    #[expect(dead_code, reason = "it lives as long as the node")]
+    outside: Namespace,
+    pods: Vec<Pod>,
+    records: Records,
+    revision: u64,
+    agent: Option<AgentHandle>,
+}
+
+impl Node {
+    fn new(pods: u8) -> Result<Self> {
+        let host = Namespace::new()?;
+        host.command("sysctl", &["-qw", "net.ipv4.ip_forward=1"], "")?;
+        host.command("sysctl", &["-qw", "net.ipv4.conf.all.rp_filter=0"], "")?;
+        // Proxy ARP answers only for what the node has a route to, by another link than the asking one.
+        let outside = Namespace::new()?;
+        connect((&host, "eth0", "172.30.0.1/24"), (&outside, "eth0", "172.30.0.2/24"))?;
+        host.ip("route add default via 172.30.0.2")?;
+        let pods = (1..=pods).map(|number| mk_pod(&host, number)).collect::<Result<Vec<_>>>()?;
+        Ok(Self { host, outside, pods, records: Records::new(), revision: 0, agent: None })
+    }
+
+    /// A new agent in the namespace of the node, in the place of the present one, which ends as if killed.
+    async fn start_agent(&mut self, view: Records) -> Result<()> {
+        self.agent = None;
+        let attached = self.pods.iter().map(|pod| (pod.interface(), pod.attached())).collect();
+        let runtime = tokio::runtime::Handle::current();
+        let handle = self.host.run(|| -> Result<AgentHandle> {
+            let _context = runtime.enter();
+            let kernel = Netfilter::open()?;
+            let monitor = kernel.monitor(policy::table())?;
+            let parts = Parts {
+                node: "n1".to_owned(),
+                view,
+                attached,
+                kernel: Box::new(kernel),
+                routes: None,
+                store: None,
+                metrics: Metrics::new(&mut Default::default()),
+            };
+            let (handle, _) = agent::spawn(parts)?;
+            watch_drift(monitor, handle.clone())?;
+            Ok(handle)
+        })?;
+        self.agent = Some(handle);
+        Ok(())
+    }
+
+    fn agent(&self) -> &AgentHandle {
+        self.agent.as_ref().expect("it was started")
+    }
+
+    /// A new stream that tells everything.
+    async fn connect(&mut self) -> Result<()> {
+        let (hello, held) = oneshot::channel();
+        let (fault, _) = oneshot::channel();
+        self.agent().send(Event::Connected { stream: 1, hello, fault, server: "test".to_owned() }).await;
+        held.await?;
+        let all = self.records.clone().into_iter().map(|(id, record)| Change::Upsert(id, record)).collect();
+        self.tell(all, (0..256).collect()).await
+    }
+
+    /// Tells changes, and returns when they are in the kernel.
+    async fn tell(&mut self, changes: Vec<Change>, restated_buckets: Vec<u32>) -> Result<()> {
+        self.revision += 1;
+        let trailer = Trailer { revision: self.revision, restated_buckets, in_sync: true, ..Trailer::default() };
+        self.agent().send(Event::Frame { stream: 1, frame: Box::new(Frame { changes, trailer }) }).await;
+        let mut acks = self.agent().acks();
+        let revision = self.revision;
+        let acked = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.revision == revision));
+        let ack = tokio::time::timeout(PATIENCE, acked).await.context("no acknowledgement")??;
+        let errors = &ack.as_deref().context("an acknowledgement")?.errors;
+        ensure!(errors.is_empty(), "{errors:?}");
+        Ok(())
+    }
+
+    async fn put(&mut self, id: RecordId, record: Record) -> Result<()> {
+        self.records.insert(id.clone(), record.clone());
+        self.tell(vec![Change::Upsert(id, record)], Vec::new()).await
+    }
+
+    /// Whether UDP packets get from one pod to a port of another.
+    fn passes(&self, from: usize, to: usize, port: u16) -> Result<bool> {
+        let (from, to) = (&self.pods[from], &self.pods[to]);
+        let (sender, receiver, always) = (from.socket(0)?, to.socket(port)?, to.socket(ALWAYS)?);
+        // A refusal of an earlier packet by ICMP is told at the next.
+        let send =
+            |port| sender.send_to(b"x", (to.address, port)).or_else(|_| sender.send_to(b"x", (to.address, port)));
+        send(port)?;
+        send(ALWAYS)?;
+        always.recv(&mut [0; 8]).context("the port that is always open")?;
+        receiver.set_nonblocking(true)?;
+        Ok(receiver.recv(&mut [0; 8]).is_ok())
+    }
+}
+
+fn mk_pod(host: &Namespace, number: u8) -> Result<Pod> {
+    let key = EndpointKey::new("x", format!("p{number}"));
+    let address = Ipv4Addr::new(10, 244, 1, number);
+    let namespace = Namespace::new()?;
+    let net = IpNet::from(IpAddr::V4(address));
+    host.run(|| -> Result<()> {
+        let name = interface_name(&key);
+        let link = PodLink { host: &name, pod: "eth0", namespace: namespace.file(), mtu: 1450 };
+        let mut socket = Socket::open()?;
+        let index = pod::create(&mut socket, &link)?;
+        pod::configure(&link, &[net])?;
+        pod::route(&mut socket, index, &[net])?;
+        Ok(())
+    })?;
+    Ok(Pod { key, address, namespace })
+}
+
+fn mk_key(name: &str) -> PolicyKey {
+    PolicyKey { kind: PolicyKind::NetworkPolicy, namespace: "x".to_owned(), name: name.to_owned() }
+}
+
+fn mk_rule(action: Action, protocol: Protocol, port: u16, sets: Vec<SetId>) -> RuleRecord {
+    RuleRecord {
+        action,
+        ip_version: None,
+        protocol: Some(protocol),
+        not_protocol: None,
+        icmp: None,
+        not_icmp: None,
+        source: SideMatch { sets, ..SideMatch::default() },
+        destination: SideMatch { ports: vec![PortRange::single(port)], ..SideMatch::default() },
+    }
+}
+
+fn friends() -> SetId {
+    SetId("s:friends".to_owned())
+}
+
+fn set_of(addresses: &[Ipv4Addr]) -> Record {
+    let members = addresses.iter().map(|address| Member::Net(IpNet::from(IpAddr::V4(*address)))).collect();
+    Record::IpSet(IpSetRecord { kind: SetKind::Net, members })
+}
+
+fn policy_of(ingress: Vec<RuleRecord>) -> Record {
+    let always = mk_rule(Action::Allow, Protocol::UDP, ALWAYS, Vec::new());
+    Record::Policy(PolicyRecord { ingress: [always].into_iter().chain(ingress).collect(), egress: Vec::new() })
+}
+
+fn endpoint(pod: &Pod, ingress: &[&str]) -> (RecordId, Record) {
+    let tier = TierBinding {
+        name: "default".to_owned(),
+        default_action: Action::Deny,
+        ingress: ingress.iter().map(|name| mk_key(name)).collect(),
+        egress: Vec::new(),
+    };
+    let record = EndpointRecord {
+        interface: pod.interface(),
+        addresses: vec![IpAddr::V4(pod.address)],
+        tiers: if ingress.is_empty() { Vec::new() } else { vec![tier] },
+        unmatched: Action::Allow,
+    };
+    (RecordId::Endpoint(pod.key.clone()), Record::Endpoint(record))
+}
+
+/// Two pods that may do anything, and a third, which the first alone may reach on the web port, and everybody on that which is always open.
+async fn mk_node() -> Result<Node> {
+    let mut node = Node::new(3)?;
+    let friend = node.pods[0].address;
+    node.records = BTreeMap::from([
+        (RecordId::IpSet(friends()), set_of(&[friend])),
+        (
+            RecordId::Policy(mk_key("web")),
+            policy_of(vec![
+                mk_rule(Action::Allow, Protocol::UDP, WEB, vec![friends()]),
+                mk_rule(Action::Allow, Protocol::TCP, WEB, vec![friends()]),
+            ]),
+        ),
+        endpoint(&node.pods[0], &[]),
+        endpoint(&node.pods[1], &[]),
+        endpoint(&node.pods[2], &["web"]),
+    ]);
+    node.start_agent(Records::new()).await?;
+    node.connect().await?;
+    Ok(node)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn packets_obey_members_rules_and_passes() -> Result<()> {
+    let mut node = mk_node().await?;
+    ensure!(node.passes(0, 2, WEB)?, "the friend is let in");
+    ensure!(!node.passes(1, 2, WEB)?, "a stranger is not");
+    ensure!(node.passes(1, 0, WEB)?, "a pod without policy is open");
+
+    let delta = MemberDelta {
+        added: [Member::Net("10.244.1.2/32".parse()?)].into(),
+        removed: [Member::Net("10.244.1.1/32".parse()?)].into(),
+    };
+    node.tell(vec![Change::Members(friends(), SetKind::Net, delta)], Vec::new()).await?;
+    ensure!(!node.passes(0, 2, WEB)?, "no friend any more");
+    ensure!(node.passes(1, 2, WEB)?, "a new friend");
+
+    node.put(
+        RecordId::Policy(mk_key("web")),
+        policy_of(vec![mk_rule(Action::Deny, Protocol::UDP, WEB, vec![friends()])]),
+    )
+    .await?;
+    ensure!(!node.passes(1, 2, WEB)?, "a rule that denies");
+    node.put(
+        RecordId::Policy(mk_key("web")),
+        policy_of(vec![mk_rule(Action::Pass, Protocol::UDP, WEB, vec![friends()])]),
+    )
+    .await?;
+    ensure!(node.passes(1, 2, WEB)?, "a rule that passes, to a profile that allows");
+    ensure!(!node.passes(0, 2, WEB)?, "the end of the tier");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_speaks_for_another_and_nothing_passes_an_unknown_link() -> Result<()> {
+    let mut node = mk_node().await?;
+    let (liar, victim) = (&node.pods[1], &node.pods[0]);
+    liar.namespace.ip(&format!("addr add {}/32 dev lo", victim.address))?;
+    let spoofing = liar.namespace.run(|| UdpSocket::bind((victim.address, 4000)))?;
+    let receiver = node.pods[2].socket(WEB)?;
+    spoofing.send_to(b"x", (node.pods[2].address, WEB))?;
+    ensure!(!node.passes(1, 2, WEB + 1)?, "a packet after it shows that the lie had its time");
+    receiver.set_nonblocking(true)?;
+    ensure!(receiver.recv(&mut [0; 8]).is_err(), "a lie has arrived");
+
+    // A link that the agent knows nothing of, with a route: neither direction carries anything.
+    let newcomer = mk_pod(&node.host, 9)?;
+    let outside = newcomer.socket(0)?;
+    let inside = newcomer.socket(WEB)?;
+    let receiver = node.pods[0].socket(WEB)?;
+    outside.send_to(b"x", (node.pods[0].address, WEB))?;
+    node.pods[0].socket(0)?.send_to(b"x", (newcomer.address, WEB))?;
+    ensure!(node.passes(2, 0, WEB + 1)?, "a packet after them");
+    for socket in [&receiver, &inside] {
+        socket.set_nonblocking(true)?;
+        ensure!(socket.recv(&mut [0; 8]).is_err(), "a packet by an unknown link has arrived");
+    }
+    drop((receiver, inside));
+    let (id, record) = endpoint(&newcomer, &[]);
+    let agent = node.agent().clone();
+    let (key, interface, address) = (newcomer.key.clone(), newcomer.interface(), IpAddr::V4(newcomer.address));
+    let waiting = tokio::spawn(async move { agent.attach(key, interface, vec![address]).await });
+    node.put(id, record).await?;
+    tokio::time::timeout(PATIENCE, waiting).await.context("attach")???;
+    node.pods.push(newcomer);
+    ensure!(node.passes(3, 0, WEB)? && node.passes(0, 3, WEB)?, "an attached pod is open");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_agent_leaves_what_it_enforced_and_its_successor_opens_nothing() -> Result<()> {
+    let mut node = mk_node().await?;
+    let (address, port) = (node.pods[2].address, WEB);
+    let listener = node.pods[2].namespace.run(|| TcpListener::bind((address, port)))?;
+    let mut client = node.pods[0].namespace.run(|| TcpStream::connect(SocketAddr::from((address, port))))?;
+    let (mut server, _) = listener.accept()?;
+    for stream in [&client, &server] {
+        stream.set_read_timeout(Some(PATIENCE))?;
+    }
+
+    let denied = node.pods[2].socket(WEB)?;
+    let flood = node.pods[1].socket(0)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let flooding = std::thread::spawn(move || {
+        let mut sent = 0_u64;
+        while !stopped.load(Ordering::Relaxed) {
+            sent += u64::from(flood.send_to(b"x", (address, WEB)).is_ok());
+            std::thread::yield_now();
+        }
+        sent
+    });
+    for round in 0..10_u8 {
+        node.start_agent(Records::new()).await?;
+        // While nobody enforces, and after somebody does again.
+        for _ in 0..2 {
+            client.write_all(&[round])?;
+            let mut echo = [0; 1];
+            server.read_exact(&mut echo)?;
+            ensure!(echo == [round]);
+            node.connect().await?;
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    let sent = flooding.join().map_err(|_| anyhow::anyhow!("the flood ended early"))?;
+    ensure!(sent > 100, "only {sent} packets had a chance");
+    ensure!(node.passes(0, 2, WEB + 1).is_ok(), "a packet after the flood");
+    denied.set_nonblocking(true)?;
+    ensure!(denied.recv(&mut [0; 8]).is_err(), "a denied packet has arrived");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_do_to_the_table_is_undone() -> Result<()> {
+    let node = mk_node().await?;
+    let before = node.host.command("nft", &["-n", "list", "table", "inet", "margay"], "")?;
+    let mischief =
+        ["flush chain inet margay guard", "add rule inet margay to-workload accept", "delete table inet margay"];
+    for mischief in mischief {
+        node.host.command("nft", &["-f", "-"], mischief)?;
+        let repaired = async {
+            loop {
+                // Each look comes after a commit, which comes after what the monitor has said.
+                node.agent().inspect(|_, _| ()).await;
+                let now = node.host.command("nft", &["-n", "list", "table", "inet", "margay"], "");
+                if now.is_ok_and(|now| without_counters(&now) == without_counters(&before)) {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, repaired).await.with_context(|| format!("{mischief}: not repaired"))?;
+    }
+    Ok(())
+}
+
+/// Counters count, and elements have no order.
+fn without_counters(text: &str) -> Vec<String> {
+    let words = text.lines().map(|line| {
+        let mut words: Vec<&str> = line.split_whitespace().collect();
+        if let Some(at) = words.iter().position(|word| *word == "counter") {
+            words.drain(at + 1..at + 5);
+        }
+        words.join(" ").trim_end_matches(',').to_owned()
+    });
+    let mut lines: Vec<String> = words.collect();
+    lines.sort();
+    lines
+}
