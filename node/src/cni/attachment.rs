@@ -158,7 +158,7 @@ mod tests {
         attachments.put(new.clone()).expect("put");
         let mut restarted = Attachments::load(folder.path()).expect("two files");
         assert_eq!(restarted.iter().cloned().collect::<Vec<_>>(), [new.clone(), old.clone()]);
-        assert_eq!(restarted.rivals(&new), [old.clone()]);
+        assert_eq!(restarted.rivals(&new), std::slice::from_ref(&old));
         restarted.remove(&old.id).expect("remove");
         restarted.remove(&old.id).expect("removing twice is no error");
         let again = Attachments::load(folder.path()).expect("one file");

@@ -66,11 +66,11 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         let _alone = pod.lock().await;
         let mtu = if call.config.mtu == 0 { *self.parts.mtu.borrow() } else { call.config.mtu };
         let present = self.attachments().get(&wanted.id).cloned();
-        if let Some(present) = present.filter(|present| !present.addresses.is_empty() && present.netns == asked.netns) {
-            if self.check_link(&present, namespace.try_clone().map_err(io)?, mtu).await.is_ok() {
-                self.enforce(call, &present).await?;
-                return Ok(result(&present, mtu));
-            }
+        if let Some(present) = present.filter(|present| !present.addresses.is_empty() && present.netns == asked.netns)
+            && self.check_link(&present, namespace.try_clone().map_err(io)?, mtu).await.is_ok()
+        {
+            self.enforce(call, &present).await?;
+            return Ok(result(&present, mtu));
         }
         let rivals = self.attachments().rivals(&wanted);
         for rival in rivals {

@@ -4,7 +4,6 @@
 //! a surprise from the kernel makes it read back and repair.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -64,7 +63,7 @@ impl Network {
         let (progress, seen) = watch::channel(Progress::default());
         let wanted = Arc::new(Mutex::new(Wanted::default()));
         let owner = Owner { driver, wanted: wanted.clone(), progress, plan: None };
-        thread::Builder::new().name("net".to_owned()).spawn(move || owner.run(&woken)).map_err(io::Error::from)?;
+        thread::Builder::new().name("net".to_owned()).spawn(move || owner.run(&woken))?;
         let surprise = wake.clone();
         thread::Builder::new().name("net-monitor".to_owned()).spawn(move || {
             while monitor.wait().is_ok() {
