@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use margay_tests::cluster::layout::Topology;
-use margay_tests::cluster::{Cluster, Options, binaries, forward, init};
+use margay_tests::cluster::{Cluster, Options, binaries, forward, init, preflight};
 use margay_tests::image::{Entry, Image};
 
 #[derive(Debug, Parser)]
@@ -19,6 +19,8 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    /// Install the programs that tests and clusters need, as far as they are missing.
+    Prepare,
     /// Build what a cluster runs, and say where it is.
     Build {
         /// Build the conformance suite e2e.test too.
@@ -112,6 +114,7 @@ fn main() -> ExitCode {
 
 fn run(what: What) -> Result<()> {
     match what {
+        What::Prepare => preflight::prepare(&|line| eprintln!("{line}")),
         What::Build { suite } => {
             let folder = binaries::ensure_built(suite, &|line| eprintln!("{line}"))?;
             println!("{}", folder.display());

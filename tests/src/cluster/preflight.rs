@@ -1,6 +1,7 @@
 //! What the machine must offer. Missing packages are installed, after saying so; a missing feature is an error that
 //! names it.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
+use super::binaries::cache;
 use super::process;
 
 /// A program and the Debian package that has it.
@@ -34,20 +36,37 @@ const FEATURES: [(&str, &str); 4] = [
 
 /// Makes sure that a cluster whose files are in `state` can run here. `tell` gets lines for a person.
 pub fn check(state: &Path, tell: &dyn Fn(&str)) -> Result<()> {
-    let root = nix::unistd::geteuid().is_root();
-    ensure!(root, "a cluster needs root: its nodes are namespaces with mounts and devices of their own");
-    install_missing(tell)?;
+    prepare(tell)?;
     let state = state.to_owned();
     // A thread that has left the machine's namespaces ends with what it made there.
     std::thread::spawn(move || probe(&state)).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn install_missing(tell: &dyn Fn(&str)) -> Result<()> {
+/// Installs the programs that namespaces and clusters are made with, as far as they are missing. Needs root, as all that uses them does.
+pub fn prepare(tell: &dyn Fn(&str)) -> Result<()> {
+    let root = nix::unistd::geteuid().is_root();
+    ensure!(root, "this needs root: nodes and pods are namespaces with mounts and devices of their own");
+    if missing().is_empty() {
+        return Ok(());
+    }
+    // The package manager serves one at a time and refuses the second: harnesses that start together take turns.
+    let cache = cache()?;
+    std::fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
+    let turn = File::create(cache.join("packages.lock"))?;
+    turn.lock().context("cannot wait for another harness that installs packages")?;
+    install(&missing(), tell)
+}
+
+/// Packages whose programs are not there.
+fn missing() -> Vec<&'static str> {
     let lacking = |program: &&(&str, &str)| match find(program.0) {
         Some(path) => program.0 == "busybox" && !is_static(&path),
         None => true,
     };
-    let packages: Vec<&str> = PACKAGES.iter().filter(lacking).map(|(_, package)| *package).collect();
+    PACKAGES.iter().filter(lacking).map(|(_, package)| *package).collect()
+}
+
+fn install(packages: &[&str], tell: &dyn Fn(&str)) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
@@ -61,7 +80,7 @@ fn install_missing(tell: &dyn Fn(&str)) -> Result<()> {
     };
     apt(&["update"])?;
     let install = ["install", "--no-install-recommends"];
-    apt(&[&install, packages.as_slice()].concat())?;
+    apt(&[&install, packages].concat())?;
     Ok(())
 }
 
