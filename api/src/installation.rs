@@ -143,22 +143,22 @@ pub struct CalicoNetworkSpec {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct IpPoolSpec {
-    /// Name of the IPPool object. Default `default-ipv4-ippool` for the first pool, else made from the CIDR.
+    /// Name of the IPPool object. Default `default-ipv4-ippool` and `default-ipv6-ippool` for the first pool of each IP version, else made from the CIDR.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The range, for example `10.244.0.0/16`.
+    /// The range, for example `10.244.0.0/16` or `fd00:10:244::/56`. Pods get an address of each IP version that has a pool.
     pub cidr: String,
     /// `VXLAN` (the default), `VXLANCrossSubnet` or `None`. Calico's own default is `IPIP`, which needs BGP; without BGP VXLAN is what works on
     /// any network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encapsulation: Option<String>,
-    /// `Enabled` (the default) or `Disabled`: whether what leaves the pools gets the node's address.
+    /// `Enabled` (the default for IPv4) or `Disabled` (for IPv6): whether what leaves the pools gets the node's address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nat_outgoing: Option<String>,
     /// Which nodes use the pool. Default `all()`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<String>,
-    /// Prefix length of the blocks that nodes claim, 20 to 32. Default 26.
+    /// Prefix length of the blocks that nodes claim: 20 to 32 for IPv4 (default 26), 116 to 128 for IPv6 (default 122).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_size: Option<i32>,
     /// Whether the pool is kept out of BGP. Default false.

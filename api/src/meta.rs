@@ -55,6 +55,10 @@ pub const ANNOTATION_NODE_IPV6: &str = "projectcalico.org/IPv6Address";
 pub const ANNOTATION_VXLAN_IPV4: &str = "projectcalico.org/IPv4VXLANTunnelAddr";
 /// Node annotation: the MAC address of the node's IPv4 VXLAN device.
 pub const ANNOTATION_VXLAN_MAC: &str = "projectcalico.org/VXLANTunnelMACAddr";
+/// Node annotation: the IPv6 address of the node's VXLAN device for IPv6.
+pub const ANNOTATION_VXLAN_IPV6: &str = "projectcalico.org/IPv6VXLANTunnelAddr";
+/// Node annotation: the MAC address of the node's VXLAN device for IPv6.
+pub const ANNOTATION_VXLAN_MAC_V6: &str = "projectcalico.org/VXLANTunnelMACAddrV6";
 
 /// Labels that say what an object is, and are therefore never taken from where a user can write them.
 const RESERVED: [&str; 3] = [LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_SERVICE_ACCOUNT];

@@ -1,7 +1,7 @@
 //! Pools, blocks, nodes, network sets and settings in parsed form: what routing and membership are computed from.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -77,11 +77,11 @@ impl FromStr for Mac {
     }
 }
 
-/// A node's VXLAN tunnel end point.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Vtep {
+/// A node's VXLAN tunnel end point for one IP version: each has a device of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vtep<A> {
     /// Address of the VXLAN device.
-    pub address: Ipv4Addr,
+    pub address: A,
     /// MAC address of the VXLAN device.
     pub mac: Mac,
 }
@@ -93,8 +93,10 @@ pub struct NodeInfo {
     pub ipv4: Option<ipnet::Ipv4Net>,
     /// IPv6 address with the prefix length of its subnet.
     pub ipv6: Option<ipnet::Ipv6Net>,
-    /// VXLAN tunnel end point, once the node has one.
-    pub vtep: Option<Vtep>,
+    /// VXLAN tunnel end point for IPv4, once the node has one.
+    pub vtep: Option<Vtep<Ipv4Addr>>,
+    /// VXLAN tunnel end point for IPv6, once the node has one.
+    pub vtep6: Option<Vtep<Ipv6Addr>>,
     /// Labels, for selectors over nodes.
     pub labels: Labels,
 }
@@ -131,6 +133,8 @@ pub struct FelixSettings {
     pub vxlan_port: u16,
     /// `vxlanMTU`; 0 means detected.
     pub vxlan_mtu: u32,
+    /// `vxlanMTUV6`; 0 means detected.
+    pub vxlan_mtu_v6: u32,
     /// `natOutgoingExclusions: IPPoolsAndHostIPs`: also leave packets to nodes' own addresses alone.
     pub nat_exclude_hosts: bool,
     /// `disableConntrackInvalidCheck`.
@@ -148,6 +152,7 @@ impl Default for FelixSettings {
             vxlan_vni: 4096,
             vxlan_port: 4789,
             vxlan_mtu: 0,
+            vxlan_mtu_v6: 0,
             nat_exclude_hosts: false,
             allow_conntrack_invalid: false,
             log_prefix: "calico-packet".to_owned(),

@@ -248,6 +248,7 @@ impl Encoder {
             vxlan_vni,
             vxlan_port,
             vxlan_mtu,
+            vxlan_mtu_v6,
             nat_exclude_hosts,
             allow_conntrack_invalid,
             log_prefix,
@@ -265,10 +266,15 @@ impl Encoder {
         self.byte(u8::from(*allow_conntrack_invalid));
         self.text(log_prefix);
         self.byte(u8::from(*ipv6));
+        // Behind what an older version encodes, so that settings which it can have are the same to it.
+        if *vxlan_mtu_v6 != 0 {
+            self.text("vxlan_mtu_v6");
+            self.number(u64::from(*vxlan_mtu_v6));
+        }
     }
 
     fn node(&mut self, node: &NodeInfo) {
-        let NodeInfo { ipv4, ipv6, vtep, labels } = node;
+        let NodeInfo { ipv4, ipv6, vtep, vtep6, labels } = node;
         self.option(*ipv4, |encoder, net| encoder.net(&IpNet::V4(net)));
         self.option(*ipv6, |encoder, net| encoder.net(&IpNet::V6(net)));
         self.option(vtep.as_ref(), |encoder, vtep| {
@@ -279,6 +285,11 @@ impl Encoder {
         for (key, value) in labels {
             self.text(key);
             self.text(value);
+        }
+        // Behind what an older version encodes, so that a node without one is the same to it.
+        if let Some(vtep) = vtep6 {
+            self.address(&IpAddr::V6(vtep.address));
+            self.0.update(vtep.mac.0);
         }
     }
 

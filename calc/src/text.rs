@@ -135,6 +135,7 @@ fn settings_text(settings: &FelixSettings) -> String {
         vxlan_vni,
         vxlan_port,
         vxlan_mtu,
+        vxlan_mtu_v6,
         nat_exclude_hosts,
         allow_conntrack_invalid,
         log_prefix,
@@ -151,17 +152,19 @@ fn settings_text(settings: &FelixSettings) -> String {
         (*ipv6, " ipv6"),
     ];
     let flags: String = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, name)| *name).collect();
-    format!(" to-host {to_host} vxlan vni {vxlan_vni} port {vxlan_port} mtu {vxlan_mtu} log {log_prefix:?}{flags}")
+    let mtu_v6 = if *vxlan_mtu_v6 == 0 { String::new() } else { format!(" mtu-v6 {vxlan_mtu_v6}") };
+    format!(
+        " to-host {to_host} vxlan vni {vxlan_vni} port {vxlan_port} mtu {vxlan_mtu}{mtu_v6} log {log_prefix:?}{flags}"
+    )
 }
 
 fn node_text(node: &NodeInfo) -> String {
-    let NodeInfo { ipv4, ipv6, vtep, labels } = node;
+    let NodeInfo { ipv4, ipv6, vtep, vtep6, labels } = node;
     let mut text = String::new();
     ipv4.iter().for_each(|net| text += &format!(" {net}"));
     ipv6.iter().for_each(|net| text += &format!(" {net}"));
-    if let Some(vtep) = vtep {
-        text += &format!(" vtep {} {}", vtep.address, joined(vtep.mac.0.iter().map(|byte| format!("{byte:02x}")), ":"));
-    }
+    vtep.iter().for_each(|vtep| text += &format!(" vtep {} {}", vtep.address, vtep.mac));
+    vtep6.iter().for_each(|vtep| text += &format!(" vtep {} {}", vtep.address, vtep.mac));
     labels.iter().for_each(|(key, value)| text += &format!(" {key}={value}"));
     text
 }

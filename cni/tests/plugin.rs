@@ -112,18 +112,14 @@ fn result() -> Outcome {
         sandbox: sandbox.to_owned(),
     };
     let ip = |address: &str| Ip { address: address.to_owned(), gateway: String::new(), interface: Some(1) };
+    let route = |dst: &str, gw: &str| Route { dst: dst.to_owned(), gw: gw.to_owned(), mtu: 1450, ..Route::default() };
     Outcome::Result(cni::Result {
         interfaces: vec![
             interface("cali12345678901", "ee:ee:ee:ee:ee:ee", ""),
             interface("eth0", "aa:bb:cc:dd:ee:ff", "/var/run/netns/x"),
         ],
         ips: vec![ip("10.0.0.7/32"), ip("fd00::7/128")],
-        routes: vec![Route {
-            dst: "0.0.0.0/0".to_owned(),
-            gw: "169.254.1.1".to_owned(),
-            mtu: 1450,
-            ..Route::default()
-        }],
+        routes: vec![route("0.0.0.0/0", "169.254.1.1"), route("::/0", "fe80::ecee:eeff:feee:eeee")],
         dns: None,
     })
 }
@@ -132,17 +128,17 @@ fn result() -> Outcome {
 fn add_prints_the_shape_of_each_version() {
     let wanted: [Expect; 4] = [
         expect![[r#"
-        {"cniVersion":"0.3.1","interfaces":[{"name":"cali12345678901","mac":"ee:ee:ee:ee:ee:ee"},{"name":"eth0","mac":"aa:bb:cc:dd:ee:ff","sandbox":"/var/run/netns/x"}],"ips":[{"version":"4","interface":1,"address":"10.0.0.7/32"},{"version":"6","interface":1,"address":"fd00::7/128"}],"routes":[{"dst":"0.0.0.0/0","gw":"169.254.1.1"}],"dns":{}}
-    "#]],
+            {"cniVersion":"0.3.1","interfaces":[{"name":"cali12345678901","mac":"ee:ee:ee:ee:ee:ee"},{"name":"eth0","mac":"aa:bb:cc:dd:ee:ff","sandbox":"/var/run/netns/x"}],"ips":[{"version":"4","interface":1,"address":"10.0.0.7/32"},{"version":"6","interface":1,"address":"fd00::7/128"}],"routes":[{"dst":"0.0.0.0/0","gw":"169.254.1.1"},{"dst":"::/0","gw":"fe80::ecee:eeff:feee:eeee"}],"dns":{}}
+        "#]],
         expect![[r#"
-        {"cniVersion":"0.4.0","interfaces":[{"name":"cali12345678901","mac":"ee:ee:ee:ee:ee:ee"},{"name":"eth0","mac":"aa:bb:cc:dd:ee:ff","sandbox":"/var/run/netns/x"}],"ips":[{"version":"4","interface":1,"address":"10.0.0.7/32"},{"version":"6","interface":1,"address":"fd00::7/128"}],"routes":[{"dst":"0.0.0.0/0","gw":"169.254.1.1"}],"dns":{}}
-    "#]],
+            {"cniVersion":"0.4.0","interfaces":[{"name":"cali12345678901","mac":"ee:ee:ee:ee:ee:ee"},{"name":"eth0","mac":"aa:bb:cc:dd:ee:ff","sandbox":"/var/run/netns/x"}],"ips":[{"version":"4","interface":1,"address":"10.0.0.7/32"},{"version":"6","interface":1,"address":"fd00::7/128"}],"routes":[{"dst":"0.0.0.0/0","gw":"169.254.1.1"},{"dst":"::/0","gw":"fe80::ecee:eeff:feee:eeee"}],"dns":{}}
+        "#]],
         expect![[r#"
-        {"cniVersion":"1.0.0","interfaces":[{"name":"cali12345678901","mac":"ee:ee:ee:ee:ee:ee"},{"name":"eth0","mac":"aa:bb:cc:dd:ee:ff","sandbox":"/var/run/netns/x"}],"ips":[{"interface":1,"address":"10.0.0.7/32"},{"interface":1,"address":"fd00::7/128"}],"routes":[{"dst":"0.0.0.0/0","gw":"169.254.1.1"}],"dns":{}}
-    "#]],
+            {"cniVersion":"1.0.0","interfaces":[{"name":"cali12345678901","mac":"ee:ee:ee:ee:ee:ee"},{"name":"eth0","mac":"aa:bb:cc:dd:ee:ff","sandbox":"/var/run/netns/x"}],"ips":[{"interface":1,"address":"10.0.0.7/32"},{"interface":1,"address":"fd00::7/128"}],"routes":[{"dst":"0.0.0.0/0","gw":"169.254.1.1"},{"dst":"::/0","gw":"fe80::ecee:eeff:feee:eeee"}],"dns":{}}
+        "#]],
         expect![[r#"
-        {"cniVersion":"1.1.0","interfaces":[{"name":"cali12345678901","mac":"ee:ee:ee:ee:ee:ee","mtu":1450},{"name":"eth0","mac":"aa:bb:cc:dd:ee:ff","mtu":1450,"sandbox":"/var/run/netns/x"}],"ips":[{"interface":1,"address":"10.0.0.7/32"},{"interface":1,"address":"fd00::7/128"}],"routes":[{"dst":"0.0.0.0/0","gw":"169.254.1.1","mtu":1450}],"dns":{}}
-    "#]],
+            {"cniVersion":"1.1.0","interfaces":[{"name":"cali12345678901","mac":"ee:ee:ee:ee:ee:ee","mtu":1450},{"name":"eth0","mac":"aa:bb:cc:dd:ee:ff","mtu":1450,"sandbox":"/var/run/netns/x"}],"ips":[{"interface":1,"address":"10.0.0.7/32"},{"interface":1,"address":"fd00::7/128"}],"routes":[{"dst":"0.0.0.0/0","gw":"169.254.1.1","mtu":1450},{"dst":"::/0","gw":"fe80::ecee:eeff:feee:eeee","mtu":1450}],"dns":{}}
+        "#]],
     ];
     for (version, wanted) in VERSIONS.into_iter().zip(wanted) {
         let agent = Agent::answers(Some(result()));

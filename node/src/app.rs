@@ -194,7 +194,7 @@ async fn serve_pods(args: &Args, agent: AgentHandle, attachments: Attachments, n
     let client = kube::Client::try_default().await.context("API server")?;
     let settings = pods::Settings {
         node: args.node_name.clone(),
-        address: args.node_ip,
+        addresses: args.node_ip,
         run_dir: args.run_dir.clone(),
         policy_timeout: Duration::from_secs(args.policy_setup_timeout_seconds),
         mtu: args.mtu,

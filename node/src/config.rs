@@ -1,7 +1,12 @@
 //! What a person can set, parsed once.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
+
+use margay_api::rule::IpVersion;
+
+use crate::net::plan::version_of;
 
 /// Settings of the node agent; each is a flag and an environment variable of the same meaning.
 #[derive(Debug, Clone, clap::Args)]
@@ -9,9 +14,9 @@ pub struct Args {
     /// Name of the node that this agent runs on.
     #[arg(long, env = "NODE_NAME")]
     pub node_name: String,
-    /// Address of the node, on the link that other nodes are reached by.
+    /// Address of the node, on the link that other nodes are reached by; or one of each IP version, with a comma between them.
     #[arg(long, env = "NODE_IP")]
-    pub node_ip: Ipv4Addr,
+    pub node_ip: NodeIps,
     /// Host and port of typha.
     #[arg(long, env = "MARGAY_TYPHA")]
     pub typha: String,
@@ -39,4 +44,62 @@ pub struct Args {
     /// Log filter, such as `margay_node=debug,info`.
     #[arg(long, env = "MARGAY_LOG", default_value = "info")]
     pub log: String,
+}
+
+/// The node's own addresses: one, or one of each IP version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeIps {
+    first: IpAddr,
+    /// Of the other IP version.
+    second: Option<IpAddr>,
+}
+
+impl NodeIps {
+    /// The address that is there in any case.
+    pub fn first(&self) -> IpAddr {
+        self.first
+    }
+
+    /// The address of an IP version.
+    pub fn of(&self, version: IpVersion) -> Option<IpAddr> {
+        [Some(self.first), self.second].into_iter().flatten().find(|address| version_of(*address) == version)
+    }
+}
+
+impl FromStr for NodeIps {
+    type Err = String;
+
+    /// Of several addresses of one IP version the first counts, as with kubelet.
+    fn from_str(text: &str) -> Result<Self, String> {
+        const REMEDY: &str = "write one address, or one of each IP version: 192.0.2.1,fd00::1";
+        let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let parse = |part: &str| part.parse::<IpAddr>().map_err(|_| format!("{part:?} is no IP address; {REMEDY}"));
+        let addresses = parts.map(parse).collect::<Result<Vec<_>, _>>()?;
+        let first = *addresses.first().ok_or_else(|| format!("no address; {REMEDY}"))?;
+        let second = addresses.into_iter().find(|address| version_of(*address) != version_of(first));
+        Ok(Self { first, second })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_one_address_of_each_version() {
+        let table = [
+            ("192.0.2.1", "192.0.2.1: 192.0.2.1 -"),
+            ("fd00::1,192.0.2.1, fd00::2", "fd00::1: 192.0.2.1 fd00::1"),
+            ("fd00::1", "fd00::1: - fd00::1"),
+        ];
+        for (text, wanted) in table {
+            let ips: NodeIps = text.parse().expect("addresses");
+            let of = |version| ips.of(version).map_or("-".to_owned(), |address| address.to_string());
+            assert_eq!(format!("{}: {} {}", ips.first(), of(IpVersion::V4), of(IpVersion::V6)), wanted);
+        }
+        for wrong in ["", ",", "192.0.2.1,here"] {
+            let error = wrong.parse::<NodeIps>().expect_err(wrong);
+            assert!(error.contains("write one address"), "{error}");
+        }
+    }
 }

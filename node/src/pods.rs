@@ -1,18 +1,22 @@
 //! Pods of this node: starts IPAM, the CNI service and what they need of the view, and keeps the node's own annotations true.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
-use margay_api::meta::{ANNOTATION_NODE_IPV4, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_MAC, Labels};
-use margay_api::network::{Encapsulation, Mac, NodeInfo};
+use margay_api::meta::{
+    ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6, ANNOTATION_VXLAN_MAC,
+    ANNOTATION_VXLAN_MAC_V6, Labels,
+};
+use margay_api::network::{Mac, NodeInfo};
+use margay_api::rule::IpVersion;
 use margay_calc::model::{Record, RecordId};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
@@ -22,13 +26,14 @@ use crate::cni::announce::Annotations;
 use crate::cni::attachment::Attachments;
 use crate::cni::server;
 use crate::cni::service::{Parts, Service};
+use crate::config::NodeIps;
 use crate::ipam::addresses::NodeAddresses;
 use crate::ipam::allocator::{Allocator, BlockMap};
 use crate::ipam::objects::Objects;
 use crate::ipam::pools;
 use crate::net::driver::Driver;
 use crate::net::netlink::Socket;
-use crate::net::plan::VXLAN_OVERHEAD;
+use crate::net::plan::{VERSIONS, has_vxlan, vxlan_overhead};
 use crate::net::present;
 use crate::policy::Attached;
 use crate::upstream::notices::{Announce, Notices};
@@ -44,8 +49,8 @@ const SOCKET: &str = "cni.sock";
 pub struct Settings {
     /// Name of the node.
     pub node: String,
-    /// Address of the node.
-    pub address: Ipv4Addr,
+    /// Addresses of the node.
+    pub addresses: NodeIps,
     /// Folder of the CNI socket.
     pub run_dir: PathBuf,
     /// How long an ADD waits for policy.
@@ -62,7 +67,7 @@ pub fn attached(attachments: &Attachments) -> Result<BTreeMap<String, Attached>>
         .filter(|attachment| !attachment.addresses.is_empty() && links.contains_key(&attachment.interface));
     let pod = |attachment: &crate::cni::attachment::Attachment| Attached {
         endpoint: attachment.endpoint(),
-        addresses: attachment.addresses.iter().map(ipnet::IpNet::addr).collect(),
+        addresses: attachment.addresses.iter().map(IpNet::addr).collect(),
     };
     Ok(live.map(|attachment| (attachment.interface.clone(), pod(attachment))).collect())
 }
@@ -72,7 +77,10 @@ pub fn attached(attachments: &Attachments) -> Result<BTreeMap<String, Attached>>
 struct Outlook {
     blocks: BlockMap,
     own: NodeInfo,
-    has_vxlan: bool,
+    /// IP versions in which something is encapsulated.
+    vxlan: Vec<IpVersion>,
+    /// Whether there is a pool of IPv6.
+    has_ipv6: bool,
 }
 
 fn outlook(node: &str, records: &BTreeMap<RecordId, Record>) -> Outlook {
@@ -84,13 +92,11 @@ fn outlook(node: &str, records: &BTreeMap<RecordId, Record>) -> Outlook {
                 drop(blocks.insert(*cidr, route.node.clone()))
             }
             (RecordId::Node(name), Record::Node(info)) if name == node => outlook.own = info.clone(),
-            (RecordId::Pool(_), Record::Pool(pool)) => {
-                outlook.has_vxlan |=
-                    matches!(pool.encapsulation, Encapsulation::Vxlan | Encapsulation::VxlanCrossSubnet);
-            }
+            (RecordId::Pool(range), _) => outlook.has_ipv6 |= range.addr().is_ipv6(),
             _ => {}
         }
     }
+    outlook.vxlan = VERSIONS.into_iter().filter(|version| has_vxlan(records, *version)).collect();
     outlook.blocks = Some(Arc::new(blocks));
     outlook
 }
@@ -103,10 +109,10 @@ pub async fn serve(
     attachments: Attachments,
     notices: Notices,
 ) -> Result<()> {
-    let underlay = Driver::open()?.underlay_mtu(settings.address)?;
+    let underlay = Driver::open()?.underlay_mtu(settings.addresses.first())?;
     let (blocks, blocks_seen) = watch::channel(BlockMap::default());
     let (labels, labels_seen) = watch::channel(Labels::default());
-    let (mtu, mtu_seen) = watch::channel(pod_mtu(settings.mtu, underlay, true));
+    let (mtu, mtu_seen) = watch::channel(pod_mtu(settings.mtu, underlay, &VERSIONS));
     let store = Arc::new(Objects::new(client.clone(), settings.node.clone()));
     let pools = pools::watch(client.clone(), labels_seen);
     let allocator = Allocator::spawn(settings.node.clone(), store, blocks_seen, pools, now);
@@ -124,13 +130,13 @@ pub async fn serve(
 
     let (own, own_seen) = watch::channel(Outlook::default());
     let node = settings.node.clone();
-    tokio::spawn(annotate(settings.node.clone(), settings.address, client, addresses, own_seen));
+    tokio::spawn(annotate(settings.node.clone(), settings.addresses, client, addresses, own_seen));
     tokio::spawn(async move {
         let mut status = agent.watch();
         while status.changed().await.is_ok() {
             let name = node.clone();
             let Some(seen) = agent.inspect(move |state, _| outlook(&name, state.records())).await else { return };
-            mtu.send_if_modified(|present| replace(present, pod_mtu(settings.mtu, underlay, seen.has_vxlan)));
+            mtu.send_if_modified(|present| replace(present, pod_mtu(settings.mtu, underlay, &seen.vxlan)));
             labels.send_if_modified(|present| replace(present, seen.own.labels.clone()));
             blocks.send_if_modified(|present| replace(present, seen.blocks.clone()));
             own.send_if_modified(|present| replace(present, seen));
@@ -148,22 +154,20 @@ fn replace<T: PartialEq>(present: &mut T, wanted: T) -> bool {
     differs
 }
 
-fn pod_mtu(configured: u32, underlay: u32, has_vxlan: bool) -> u32 {
-    match (configured, has_vxlan) {
-        (0, true) => underlay.saturating_sub(VXLAN_OVERHEAD),
-        (0, false) => underlay,
-        (configured, _) => configured,
-    }
+/// Before it is known what is encapsulated, as if everything were: a packet that is too small arrives.
+fn pod_mtu(configured: u32, underlay: u32, vxlan: &[IpVersion]) -> u32 {
+    let overhead = vxlan.iter().map(|version| vxlan_overhead(*version)).max().unwrap_or(0);
+    if configured == 0 { underlay.saturating_sub(overhead) } else { configured }
 }
 
 fn now() -> String {
     Timestamp::now().to_string()
 }
 
-/// Keeps this node's annotations true: its address with its subnet, and its tunnel end point once anything is encapsulated.
+/// Keeps this node's annotations true: its addresses with their subnets, and its tunnel end points once anything is encapsulated.
 async fn annotate(
     node: String,
-    address: Ipv4Addr,
+    own: NodeIps,
     client: Client,
     addresses: NodeAddresses,
     mut outlook: watch::Receiver<Outlook>,
@@ -172,7 +176,7 @@ async fn annotate(
     while outlook.changed().await.is_ok() {
         loop {
             let seen = outlook.borrow_and_update().clone();
-            match put_annotations(&nodes, &node, address, &addresses, &seen).await {
+            match put_annotations(&nodes, &node, own, &addresses, &seen).await {
                 Ok(()) => break,
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "annotations of the node; trying again"),
             }
@@ -184,23 +188,29 @@ async fn annotate(
 async fn put_annotations(
     nodes: &Api<Node>,
     node: &str,
-    address: Ipv4Addr,
+    own: NodeIps,
     addresses: &NodeAddresses,
     seen: &Outlook,
 ) -> Result<()> {
-    let subnet = Driver::open()?.subnet_of(IpAddr::V4(address))?;
     let mut wanted = Map::new();
-    if let Some(ipnet::IpNet::V4(subnet)) = subnet.filter(|_| seen.own.ipv4.map(ipnet::IpNet::V4) != subnet) {
-        wanted.insert(ANNOTATION_NODE_IPV4.to_owned(), json!(subnet));
-    }
-    if seen.has_vxlan && seen.own.vtep.is_none() {
-        let claimed = addresses.tunnel().await.context("address of the VXLAN device")?;
-        if let Some(tunnel) = claimed.first() {
-            wanted.insert(ANNOTATION_VXLAN_IPV4.to_owned(), json!(tunnel.addr()));
-            wanted.insert(
-                ANNOTATION_VXLAN_MAC.to_owned(),
-                json!(tunnel_mac(node).0.map(|byte| format!("{byte:02x}")).join(":")),
-            );
+    for (version, subnet) in subnets(own, seen.has_ipv6)? {
+        let (present, annotation) = match version {
+            IpVersion::V4 => (seen.own.ipv4.map(IpNet::V4), ANNOTATION_NODE_IPV4),
+            IpVersion::V6 => (seen.own.ipv6.map(IpNet::V6), ANNOTATION_NODE_IPV6),
+        };
+        if present != Some(subnet) {
+            wanted.insert(annotation.to_owned(), json!(subnet));
+        }
+        let (is_known, tunnel, mac) = match version {
+            IpVersion::V4 => (seen.own.vtep.is_some(), ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_MAC),
+            IpVersion::V6 => (seen.own.vtep6.is_some(), ANNOTATION_VXLAN_IPV6, ANNOTATION_VXLAN_MAC_V6),
+        };
+        if seen.vxlan.contains(&version) && !is_known {
+            let claimed = addresses.tunnel(version).await.context("address of the VXLAN device")?;
+            if let Some(address) = claimed.first() {
+                wanted.insert(tunnel.to_owned(), json!(address.addr()));
+                wanted.insert(mac.to_owned(), json!(tunnel_mac(node, version).to_string()));
+            }
         }
     }
     if wanted.is_empty() {
@@ -214,9 +224,28 @@ async fn put_annotations(
     Ok(())
 }
 
-/// Calico's MAC address of a node's VXLAN device: 66 and the first five bytes of SHA-1 over the node's name.
-fn tunnel_mac(node: &str) -> Mac {
+/// The node's own addresses with the subnets that they are in. Where there is a pool of IPv6 and kubelet tells of no such address of the node, it is the one on
+/// the link of the other address.
+fn subnets(own: NodeIps, has_ipv6: bool) -> Result<BTreeMap<IpVersion, IpNet>> {
+    let mut driver = Driver::open()?;
+    let mut found = BTreeMap::new();
+    for version in VERSIONS {
+        if let Some(address) = own.of(version) {
+            found.extend(driver.subnet_of(address)?.map(|subnet| (version, subnet)));
+        }
+    }
+    if has_ipv6 && own.of(IpVersion::V6).is_none() {
+        found.extend(driver.ipv6_beside(own.first())?.map(|subnet| (IpVersion::V6, IpNet::V6(subnet))));
+    }
+    Ok(found)
+}
+
+/// Calico's MAC address of a node's VXLAN device: 66 and the first five bytes of SHA-1 over the node's name, for IPv6 with `-v6` behind it.
+fn tunnel_mac(node: &str, version: IpVersion) -> Mac {
     use sha1::{Digest, Sha1};
-    let hash = Sha1::digest(node.as_bytes());
+    let hash = match version {
+        IpVersion::V4 => Sha1::digest(node.as_bytes()),
+        IpVersion::V6 => Sha1::digest(format!("{node}-v6").as_bytes()),
+    };
     Mac([0x66, hash[0], hash[1], hash[2], hash[3], hash[4]])
 }

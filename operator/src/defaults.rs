@@ -3,6 +3,7 @@
 //! What was filled in once stays: it is read back from the spec like a user's own words, so a later version with other defaults changes nothing
 //! that runs.
 
+use ipnet::IpNet;
 use margay_api::installation::{
     CalicoNetworkSpec, CniSpec, InstallationSpec, IpPoolSpec, IpamSpec, NodeUpdateStrategy, RollingUpdate,
 };
@@ -12,12 +13,20 @@ use crate::inputs::{Inputs, PoolFacts};
 
 /// The range of the default pool where the platform declares none.
 pub const DEFAULT_CIDR: &str = "192.168.0.0/16";
-/// Name of the first pool.
-pub const DEFAULT_POOL: &str = "default-ipv4-ippool";
-/// Prefix length of blocks.
-pub const DEFAULT_BLOCK_SIZE: i32 = 26;
+/// Names of the first IPv4 and the first IPv6 pool.
+pub const DEFAULT_POOLS: [&str; 2] = ["default-ipv4-ippool", "default-ipv6-ippool"];
 /// How long a pod's creation waits for its policy, in seconds.
 pub const DEFAULT_POLICY_TIMEOUT: i32 = 30;
+
+/// Prefix length of the blocks of a pool that names none.
+pub fn default_block_size(cidr: &str) -> i32 {
+    if is_ipv6(cidr) { 122 } else { 26 }
+}
+
+/// Whether a range is one of IPv6, as far as its text tells; [`crate::validate`] refuses what is no range.
+fn is_ipv6(cidr: &str) -> bool {
+    cidr.contains(':')
+}
 
 /// The spec with every unset field that has a default filled in. Pools stay unset while it is not known which pools exist.
 pub fn complete(given: &InstallationSpec, inputs: &Inputs) -> InstallationSpec {
@@ -53,45 +62,50 @@ fn set(field: &mut Option<String>, value: &str) {
 fn complete_pools(network: &mut CalicoNetworkSpec, existing: &[PoolFacts], subnets: &[String]) {
     let pools = network.ip_pools.get_or_insert_with(|| {
         if existing.is_empty() {
-            vec![IpPoolSpec { cidr: default_cidr(subnets), ..IpPoolSpec::default() }]
+            let pool = |cidr| IpPoolSpec { cidr, ..IpPoolSpec::default() };
+            default_cidrs(subnets).into_iter().map(pool).collect()
         } else {
             Vec::new()
         }
     });
-    for (index, pool) in pools.iter_mut().enumerate() {
+    let first: Vec<bool> = (0..pools.len())
+        .map(|index| pools[..index].iter().all(|before| is_ipv6(&before.cidr) != is_ipv6(&pools[index].cidr)))
+        .collect();
+    for (pool, is_first) in pools.iter_mut().zip(first) {
         let same = existing.iter().find(|other| other.cidr() == pool.cidr);
         if pool.name.is_none() {
-            pool.name = Some(pool_name(index, &pool.cidr, same, existing));
+            pool.name = Some(pool_name(is_first, &pool.cidr, same, existing));
         }
         let found = same.map(|other| &other.spec).unwrap_or(&Value::Null);
         set(&mut pool.encapsulation, encapsulation_of(found));
         let nat = found["natOutgoing"].as_bool();
-        let nat = nat.unwrap_or(found.is_null());
+        // Addresses of IPv6 are the cluster's own as often as not, and need no translation.
+        let nat = nat.unwrap_or(found.is_null() && !is_ipv6(&pool.cidr));
         set(&mut pool.nat_outgoing, if nat { "Enabled" } else { "Disabled" });
         let selector = found["nodeSelector"].as_str().filter(|s| !s.is_empty());
         set(&mut pool.node_selector, selector.unwrap_or("all()"));
         let size = found["blockSize"].as_i64().and_then(|size| i32::try_from(size).ok());
-        pool.block_size.get_or_insert(size.unwrap_or(DEFAULT_BLOCK_SIZE));
+        pool.block_size.get_or_insert(size.unwrap_or_else(|| default_block_size(&pool.cidr)));
     }
 }
 
-/// The first IPv4 range that the platform declares, else the well-known one.
-fn default_cidr(subnets: &[String]) -> String {
-    subnets
-        .iter()
-        .filter_map(|text| text.parse::<ipnet::Ipv4Net>().ok())
-        .map(|net| net.trunc().to_string())
-        .next()
-        .unwrap_or_else(|| DEFAULT_CIDR.to_owned())
+/// The first range of each IP version that the platform declares, IPv4 first; where it declares none, the well-known one.
+fn default_cidrs(subnets: &[String]) -> Vec<String> {
+    let declared: Vec<IpNet> =
+        subnets.iter().filter_map(|text| text.parse::<IpNet>().ok()).map(|net| net.trunc()).collect();
+    let first = |v6: bool| declared.iter().find(|net| net.addr().is_ipv6() == v6);
+    let found: Vec<String> = [first(false), first(true)].into_iter().flatten().map(IpNet::to_string).collect();
+    if found.is_empty() { vec![DEFAULT_CIDR.to_owned()] } else { found }
 }
 
-/// An existing pool of the range keeps its name; the first pool gets the well-known name unless a pool of another range has it.
-fn pool_name(index: usize, cidr: &str, same: Option<&PoolFacts>, existing: &[PoolFacts]) -> String {
+/// An existing pool of the range keeps its name; the first pool of an IP version gets the well-known name unless a pool of another range has it.
+fn pool_name(is_first: bool, cidr: &str, same: Option<&PoolFacts>, existing: &[PoolFacts]) -> String {
     if let Some(same) = same {
         return same.name.clone();
     }
-    if index == 0 && existing.iter().all(|pool| pool.name != DEFAULT_POOL) {
-        return DEFAULT_POOL.to_owned();
+    let well_known = DEFAULT_POOLS[usize::from(is_ipv6(cidr))];
+    if is_first && existing.iter().all(|pool| pool.name != well_known) {
+        return well_known.to_owned();
     }
     let text: String =
         cidr.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();

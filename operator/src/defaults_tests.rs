@@ -49,17 +49,26 @@ fn completing_twice_is_completing_once() {
 }
 
 #[test]
-fn the_default_pool_is_the_platforms_range() {
-    let table: [(&[&str], &str); 5] = [
-        (&["10.244.0.0/16"], "10.244.0.0/16"),
-        (&["fd00:10::/56", "10.12.0.0/14"], "10.12.0.0/14"),
-        (&["10.244.7.9/16"], "10.244.0.0/16"),
-        (&["nonsense"], "192.168.0.0/16"),
-        (&[], "192.168.0.0/16"),
+fn the_default_pools_are_the_platforms_ranges() {
+    let table: [(&[&str], &[&str]); 6] = [
+        (&["10.244.0.0/16"], &["default-ipv4-ippool 10.244.0.0/16 26 Enabled"]),
+        (
+            &["fd00:10::/56", "10.12.0.0/14", "fd00:11::/56"],
+            &["default-ipv4-ippool 10.12.0.0/14 26 Enabled", "default-ipv6-ippool fd00:10::/56 122 Disabled"],
+        ),
+        (&["fd00:10::7/56"], &["default-ipv6-ippool fd00:10::/56 122 Disabled"]),
+        (&["10.244.7.9/16"], &["default-ipv4-ippool 10.244.0.0/16 26 Enabled"]),
+        (&["nonsense"], &["default-ipv4-ippool 192.168.0.0/16 26 Enabled"]),
+        (&[], &["default-ipv4-ippool 192.168.0.0/16 26 Enabled"]),
     ];
     for (subnets, wanted) in table {
         let pools = pools_of(json!({}), &cluster(subnets, Some(vec![])));
-        assert_eq!(pools[0]["cidr"], wanted, "{subnets:?}");
+        let shown = |pool: &Value| {
+            let field = |name: &str| pool[name].to_string().replace('"', "");
+            ["name", "cidr", "blockSize", "natOutgoing"].map(field).join(" ")
+        };
+        let found: Vec<String> = pools.as_array().unwrap().iter().map(shown).collect();
+        assert_eq!(found, wanted, "{subnets:?}");
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use margay_api::installation::{InstallationSpec, IpPoolSpec, WorkloadOverride};
 use margay_api::selector::Selector;
 use serde_json::Value;
@@ -149,7 +150,7 @@ fn pools(check: &mut Check<'_>, pools: &[IpPoolSpec]) {
         );
     }
     let mut names = BTreeSet::new();
-    let mut ranges: Vec<(usize, Ipv4Net)> = Vec::new();
+    let mut ranges: Vec<(usize, IpNet)> = Vec::new();
     for (index, pool) in pools.iter().enumerate() {
         let at = |field: &str| format!("{LIST}[{index}].{field}");
         if let Some(name) = &pool.name {
@@ -209,19 +210,11 @@ fn node_selector(check: &mut Check<'_>, field: &str, text: &str) {
     }
 }
 
-fn cidr(check: &mut Check<'_>, field: &str, text: &str) -> Option<Ipv4Net> {
-    let net = match text.parse::<IpNet>() {
-        Ok(IpNet::V4(net)) => net,
-        Ok(IpNet::V6(_)) => {
-            let remedy = "remove the pool; pods get IPv4 addresses";
-            check.fail(field, text, "only IPv4 pools are given out", remedy);
-            return None;
-        }
-        Err(_) => {
-            let remedy = "write it like 10.244.0.0/16";
-            check.fail(field, text, "it is not an address range", remedy);
-            return None;
-        }
+fn cidr(check: &mut Check<'_>, field: &str, text: &str) -> Option<IpNet> {
+    let Ok(net) = text.parse::<IpNet>() else {
+        let remedy = "write it like 10.244.0.0/16 or fd00:10:244::/56";
+        check.fail(field, text, "it is not an address range", remedy);
+        return None;
     };
     if net.addr() != net.network() {
         let rule = "host bits have to be zero";
@@ -229,19 +222,28 @@ fn cidr(check: &mut Check<'_>, field: &str, text: &str) -> Option<Ipv4Net> {
         return None;
     }
     let first = net.network();
-    if first.is_link_local() || first.is_loopback() || first.is_multicast() || first.is_unspecified() {
+    let (is_link_local, remedy) = match first {
+        IpAddr::V4(first) => (first.is_link_local(), "take a private range like 10.244.0.0/16"),
+        IpAddr::V6(first) => (first.is_unicast_link_local(), "take a private range like fd00:10:244::/56"),
+    };
+    if is_link_local || first.is_loopback() || first.is_multicast() || first.is_unspecified() {
         let rule = "pods cannot have addresses of that range";
-        check.fail(field, text, rule, "take a private range like 10.244.0.0/16");
+        check.fail(field, text, rule, remedy);
         return None;
     }
     Some(net)
 }
 
-fn block_size(check: &mut Check<'_>, field: &str, size: Option<i32>, net: Ipv4Net) {
+fn block_size(check: &mut Check<'_>, field: &str, size: Option<i32>, net: IpNet) {
     let Some(size) = size else { return };
-    if !(20..=32).contains(&size) {
-        let rule = "blocks of IPv4 pools have prefix lengths from 20 to 32";
-        check.fail(field, size, rule, "set 26 or leave the field out");
+    let (version, lengths, usual) = match net {
+        IpNet::V4(_) => ("IPv4", 20..=32, 26),
+        IpNet::V6(_) => ("IPv6", 116..=128, 122),
+    };
+    if !lengths.contains(&size) {
+        let rule =
+            format!("blocks of {version} pools have prefix lengths from {} to {}", lengths.start(), lengths.end());
+        check.fail(field, size, rule, format!("set {usual} or leave the field out"));
     } else if size < i32::from(net.prefix_len()) {
         check.fail(
             field,

@@ -25,6 +25,8 @@ fn good_installations_have_no_problems() {
         json!({ "nodeUpdateStrategy": { "rollingUpdate": { "maxUnavailable": "10%" } } }),
         json!({ "typhaReplicas": { "minimum": 2, "maximum": 2 } }),
         pool(json!({ "cidr": "10.0.0.0/26", "blockSize": 26, "encapsulation": "None" })),
+        pool(json!({ "cidr": "fd00:10::/56", "encapsulation": "VXLANCrossSubnet", "natOutgoing": "Enabled" })),
+        json!({ "calicoNetwork": { "ipPools": [{ "cidr": "10.0.0.0/16" }, { "cidr": "fd00::/116", "blockSize": 128 }] } }),
         json!({ "calicoNetwork": { "ipPools": [{ "cidr": "10.0.0.0/17" }, { "cidr": "10.0.128.0/17" }] } }),
     ] {
         assert_eq!(problems(spec.clone()), [], "{spec}");
@@ -85,7 +87,28 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
             "spec.calicoNetwork.ipPools[0].cidr is 10.0.0.0/33: it is not an address range",
         ),
         (pool(json!({ "cidr": "" })), "spec.calicoNetwork.ipPools[0].cidr is empty"),
-        (pool(json!({ "cidr": "fd00::/48" })), "spec.calicoNetwork.ipPools[0].cidr is fd00::/48: only IPv4 pools"),
+        (pool(json!({ "cidr": "fd00::1/48" })), "host bits have to be zero; write fd00::/48"),
+        (
+            pool(json!({ "cidr": "fe80::/64" })),
+            "pods cannot have addresses of that range; take a private range like fd00",
+        ),
+        (pool(json!({ "cidr": "ff00::/16" })), "pods cannot have addresses of that range"),
+        (
+            pool(json!({ "cidr": "fd00::/48", "blockSize": 64 })),
+            "spec.calicoNetwork.ipPools[0].blockSize is 64: blocks of IPv6 pools have prefix lengths from 116 to 128; set 122",
+        ),
+        (
+            pool(json!({ "cidr": "fd00::/123" })),
+            "spec.calicoNetwork.ipPools[0].blockSize is 122: one block would be larger than the pool",
+        ),
+        (
+            pool(json!({ "cidr": "fd00::/48", "encapsulation": "IPIP" })),
+            "spec.calicoNetwork.ipPools[0].encapsulation is IPIP",
+        ),
+        (
+            json!({ "calicoNetwork": { "ipPools": [{ "cidr": "fd00::/48" }, { "cidr": "fd00:0:0:1::/64" }] } }),
+            "spec.calicoNetwork.ipPools[1].cidr is fd00:0:0:1::/64: it overlaps ipPools[0] (fd00::/48)",
+        ),
         (pool(json!({ "cidr": "10.0.1.0/16" })), "host bits have to be zero; write 10.0.0.0/16"),
         (pool(json!({ "cidr": "169.254.0.0/16" })), "pods cannot have addresses of that range"),
         (pool(json!({ "cidr": "224.0.0.0/8" })), "pods cannot have addresses of that range"),

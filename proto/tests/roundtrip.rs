@@ -2,7 +2,7 @@
 #![cfg(feature = "sync")]
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytes::BytesMut;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -136,13 +136,14 @@ fn settings() -> impl Strategy<Value = FelixSettings> {
         EndpointToHostAction::Accept,
         EndpointToHostAction::Return,
     ]);
-    let numbers = (any::<u32>(), any::<u16>(), any::<u32>());
+    let numbers = (any::<u32>(), any::<u16>(), any::<u32>(), any::<u32>());
     (to_host, numbers, any::<[bool; 3]>(), "[a-z]{0,5}").prop_map(
-        |(endpoint_to_host, (vxlan_vni, vxlan_port, vxlan_mtu), flags, log_prefix)| FelixSettings {
+        |(endpoint_to_host, (vxlan_vni, vxlan_port, vxlan_mtu, vxlan_mtu_v6), flags, log_prefix)| FelixSettings {
             endpoint_to_host,
             vxlan_vni,
             vxlan_port,
             vxlan_mtu,
+            vxlan_mtu_v6,
             nat_exclude_hosts: flags[0],
             allow_conntrack_invalid: flags[1],
             log_prefix,
@@ -155,10 +156,12 @@ fn node() -> impl Strategy<Value = NodeInfo> {
     let ipv4 = of((any::<u32>(), 0..=32_u8).prop_map(|(bits, len)| Ipv4Net::new(bits.into(), len).expect("length")));
     let ipv6 = of((any::<u128>(), 0..=128_u8).prop_map(|(bits, len)| Ipv6Net::new(bits.into(), len).expect("length")));
     let vtep = of((any::<Ipv4Addr>(), any::<[u8; 6]>()).prop_map(|(address, mac)| Vtep { address, mac: Mac(mac) }));
-    (ipv4, ipv6, vtep, btree_map(name(), name(), 0..3)).prop_map(|(ipv4, ipv6, vtep, labels)| NodeInfo {
+    let vtep6 = of((any::<Ipv6Addr>(), any::<[u8; 6]>()).prop_map(|(address, mac)| Vtep { address, mac: Mac(mac) }));
+    (ipv4, ipv6, vtep, vtep6, btree_map(name(), name(), 0..3)).prop_map(|(ipv4, ipv6, vtep, vtep6, labels)| NodeInfo {
         ipv4,
         ipv6,
         vtep,
+        vtep6,
         labels,
     })
 }
@@ -336,6 +339,17 @@ fn faults_are_named() {
         (
             record(Id::Node("n".into()), Value::Node(wire::Node { vtep_mac: vec![1].into(), ..Default::default() })),
             "node.vtep_mac: 1 bytes, which is not 6",
+        ),
+        (
+            record(
+                Id::Node("n".into()),
+                Value::Node(wire::Node {
+                    vtep6_mac: vec![1; 6].into(),
+                    vtep6_address: vec![1; 4].into(),
+                    ..Default::default()
+                }),
+            ),
+            "node.vtep6_address: 4 bytes, which is not 16",
         ),
         (
             set(wire::Members { net4: vec![10, 0, 0, 1].into(), ..Default::default() }),

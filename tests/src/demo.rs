@@ -122,6 +122,7 @@ pub fn bring_up(name: &str, state: &Path, tell: &dyn Fn(&str)) -> Result<Cluster
         name: name.to_owned(),
         nodes: 3,
         topology: Topology::Routed,
+        dual_stack: false,
         state: state.to_owned(),
         images,
         audit: false,

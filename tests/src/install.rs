@@ -30,6 +30,8 @@ pub struct Options {
     pub block_size: Option<u8>,
     /// `spec.calicoNetwork.ipPools[0].encapsulation`.
     pub encapsulation: String,
+    /// Range and encapsulation of a pool of IPv6 beside it.
+    pub ipv6: Option<(String, String)>,
     /// Collector of traces as the nodes see it, `http://HOST:PORT`.
     pub collector: Option<String>,
 }
@@ -40,6 +42,7 @@ impl Default for Options {
             cidr: "10.244.0.0/16".to_owned(),
             block_size: None,
             encapsulation: "VXLANCrossSubnet".to_owned(),
+            ipv6: None,
             collector: None,
         }
     }
@@ -108,7 +111,10 @@ fn installation(cluster: &Cluster, deploy: &Path, options: &Options) -> Result<S
     let mut object: serde_json::Value = serde_yaml_ng::from_str(&std::fs::read_to_string(&sample)?)?;
     let pool = object.pointer_mut("/spec/calicoNetwork/ipPools/0").context("deploy/installation.yaml has no pool")?;
     let wanted = [("cidr", &options.cidr), ("encapsulation", &options.encapsulation)];
-    if options.block_size.is_none() && wanted.iter().all(|(field, value)| pool[field] == value.as_str()) {
+    if options.block_size.is_none()
+        && options.ipv6.is_none()
+        && wanted.iter().all(|(field, value)| pool[field] == value.as_str())
+    {
         return Ok(sample.display().to_string());
     }
     for (field, value) in wanted {
@@ -116,6 +122,11 @@ fn installation(cluster: &Cluster, deploy: &Path, options: &Options) -> Result<S
     }
     if let Some(size) = options.block_size {
         pool["blockSize"] = size.into();
+    }
+    if let Some((cidr, encapsulation)) = &options.ipv6 {
+        let pools = object.pointer_mut("/spec/calicoNetwork/ipPools").and_then(|pools| pools.as_array_mut());
+        let pool = serde_json::json!({"cidr": cidr, "encapsulation": encapsulation, "natOutgoing": "Enabled"});
+        pools.context("deploy/installation.yaml has no pools")?.push(pool);
     }
     let copy = cluster.folder().join("installation.json");
     std::fs::write(&copy, serde_json::to_string_pretty(&object)?)?;

@@ -200,7 +200,7 @@ pub fn measure(world: &World, cells: &[Cell], into: &mut Matrix) -> Result<()> {
     }
     let mut questions: Vec<(&Place, Vec<Target>)> = Vec::new();
     for (from, cells) in &by_asker {
-        let target = |cell: &&Cell| Ok(Target::new(cell.0.0, world.pod(&cell.2)?.address, cell.0.1));
+        let target = |cell: &&Cell| Ok(Target::new(cell.0.0, world.address(&cell.2)?, cell.0.1));
         questions.push((&world.pod(from)?.place, cells.iter().map(target).collect::<Result<_>>()?));
     }
     for (cells, verdicts) in by_asker.values().zip(ask_all(&questions)?) {

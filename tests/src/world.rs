@@ -1,11 +1,12 @@
 //! The pods that scenarios talk about: nine in two namespaces over the nodes, each serving, each reachable for questions from inside.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use margay_api::rule::IpVersion;
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
@@ -31,6 +32,8 @@ pub struct Pod {
     pub node: String,
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, if it has one.
+    pub address_v6: Option<Ipv6Addr>,
     /// Its network.
     pub place: Place,
 }
@@ -40,6 +43,8 @@ pub struct Pod {
 pub struct World {
     /// In the order of their names.
     pub pods: Vec<Pod>,
+    /// The IP version by which pods ask each other.
+    pub version: IpVersion,
 }
 
 impl World {
@@ -56,7 +61,16 @@ impl World {
     /// Finds pods that run already.
     pub fn find(cluster: &Cluster, names: &[&str]) -> Result<Self> {
         let pods = names.iter().map(|name| Pod::find(cluster, name)).collect::<Result<Vec<_>>>()?;
-        Ok(Self { pods })
+        Ok(Self { pods, version: IpVersion::V4 })
+    }
+
+    /// The address by which a pod is asked.
+    pub fn address(&self, name: &str) -> Result<IpAddr> {
+        let pod = self.pod(name)?;
+        match self.version {
+            IpVersion::V4 => Ok(pod.address.into()),
+            IpVersion::V6 => pod.address_v6.map(IpAddr::V6).with_context(|| format!("{name} has no IPv6 address")),
+        }
     }
 
     /// A pod by name.
@@ -79,9 +93,12 @@ impl Pod {
                 (field("/metadata/uid"), field("/status/podIP"), field("/spec/nodeName"))
                 && let Some(pid) = process_of(uid)
             {
+                let all = object.pointer("/status/podIPs").and_then(Value::as_array);
+                let all = all.into_iter().flatten().filter_map(|entry| entry["ip"].as_str());
                 return Ok(Self {
                     name: name.to_owned(),
                     node: node.to_owned(),
+                    address_v6: all.filter_map(|text| text.parse().ok()).next(),
                     address: address.parse().with_context(|| format!("address of {name}"))?,
                     place: Place::of_process(pid)?,
                 });

@@ -29,6 +29,7 @@ fn mk_options(name: &str, nodes: u8) -> Options {
         name: format!("mgy-{name}"),
         nodes,
         topology: Topology::Routed,
+        dual_stack: false,
         state,
         images: Vec::new(),
         audit: true,

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -40,6 +40,7 @@ type Records = BTreeMap<RecordId, Record>;
 struct Pod {
     key: EndpointKey,
     address: Ipv4Addr,
+    address6: Ipv6Addr,
     namespace: Namespace,
 }
 
@@ -49,11 +50,19 @@ impl Pod {
     }
 
     fn attached(&self) -> Attached {
-        Attached { endpoint: self.key.clone(), addresses: vec![IpAddr::V4(self.address)] }
+        Attached { endpoint: self.key.clone(), addresses: self.addresses().to_vec() }
+    }
+
+    fn addresses(&self) -> [IpAddr; 2] {
+        [self.address.into(), self.address6.into()]
     }
 
     fn socket(&self, port: u16) -> Result<UdpSocket> {
-        let socket = self.namespace.run(|| UdpSocket::bind((self.address, port)))?;
+        self.socket_of(self.address.into(), port)
+    }
+
+    fn socket_of(&self, address: IpAddr, port: u16) -> Result<UdpSocket> {
+        let socket = self.namespace.run(|| UdpSocket::bind((address, port)))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(socket)
     }
@@ -76,6 +85,7 @@ impl Node {
         let host = Namespace::new()?;
         host.command("sysctl", &["-qw", "net.ipv4.ip_forward=1"], "")?;
         host.command("sysctl", &["-qw", "net.ipv4.conf.all.rp_filter=0"], "")?;
+        host.command("sysctl", &["-qw", "net.ipv6.conf.all.forwarding=1"], "")?;
         // Proxy ARP answers only for what the node has a route to, by another link than the asking one.
         let outside = Namespace::new()?;
         connect((&host, "eth0", "172.30.0.1/24"), (&outside, "eth0", "172.30.0.2/24"))?;
@@ -146,10 +156,20 @@ impl Node {
     /// Whether UDP packets get from one pod to a port of another.
     fn passes(&self, from: usize, to: usize, port: u16) -> Result<bool> {
         let (from, to) = (&self.pods[from], &self.pods[to]);
-        let (sender, receiver, always) = (from.socket(0)?, to.socket(port)?, to.socket(ALWAYS)?);
+        Self::passes_between((from, from.address.into()), (to, to.address.into()), port)
+    }
+
+    /// The same by IPv6.
+    fn passes6(&self, from: usize, to: usize, port: u16) -> Result<bool> {
+        let (from, to) = (&self.pods[from], &self.pods[to]);
+        Self::passes_between((from, from.address6.into()), (to, to.address6.into()), port)
+    }
+
+    fn passes_between(from: (&Pod, IpAddr), to: (&Pod, IpAddr), port: u16) -> Result<bool> {
+        let sender = from.0.socket_of(from.1, 0)?;
+        let (receiver, always) = (to.0.socket_of(to.1, port)?, to.0.socket_of(to.1, ALWAYS)?);
         // A refusal of an earlier packet by ICMP is told at the next.
-        let send =
-            |port| sender.send_to(b"x", (to.address, port)).or_else(|_| sender.send_to(b"x", (to.address, port)));
+        let send = |port| sender.send_to(b"x", (to.1, port)).or_else(|_| sender.send_to(b"x", (to.1, port)));
         send(port)?;
         send(ALWAYS)?;
         always.recv(&mut [0; 8]).context("the port that is always open")?;
@@ -161,18 +181,19 @@ impl Node {
 fn mk_pod(host: &Namespace, number: u8) -> Result<Pod> {
     let key = EndpointKey::new("x", format!("p{number}"));
     let address = Ipv4Addr::new(10, 244, 1, number);
+    let address6 = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, number.into());
     let namespace = Namespace::new()?;
-    let net = IpNet::from(IpAddr::V4(address));
+    let nets = [IpNet::from(IpAddr::V4(address)), IpNet::from(IpAddr::V6(address6))];
     host.run(|| -> Result<()> {
         let name = interface_name(&key);
         let link = PodLink { host: &name, pod: "eth0", namespace: namespace.file(), mtu: 1450 };
         let mut socket = Socket::open()?;
         let index = pod::create(&mut socket, &link)?;
-        pod::configure(&link, &[net])?;
-        pod::route(&mut socket, index, &[net])?;
+        pod::configure(&link, &nets)?;
+        pod::route(&mut socket, index, &nets)?;
         Ok(())
     })?;
-    Ok(Pod { key, address, namespace })
+    Ok(Pod { key, address, address6, namespace })
 }
 
 fn mk_key(name: &str) -> PolicyKey {
@@ -215,7 +236,7 @@ fn endpoint(pod: &Pod, ingress: &[&str]) -> (RecordId, Record) {
     };
     let record = EndpointRecord {
         interface: pod.interface(),
-        addresses: vec![IpAddr::V4(pod.address)],
+        addresses: pod.addresses().to_vec(),
         tiers: if ingress.is_empty() { Vec::new() } else { vec![tier] },
         unmatched: Action::Allow,
     };
@@ -302,12 +323,80 @@ async fn nobody_speaks_for_another_and_nothing_passes_an_unknown_link() -> Resul
     drop((receiver, inside));
     let (id, record) = endpoint(&newcomer, &[]);
     let agent = node.agent().clone();
-    let (key, interface, address) = (newcomer.key.clone(), newcomer.interface(), IpAddr::V4(newcomer.address));
-    let waiting = tokio::spawn(async move { agent.attach(key, interface, vec![address]).await });
+    let (key, interface, addresses) = (newcomer.key.clone(), newcomer.interface(), newcomer.addresses().to_vec());
+    let waiting = tokio::spawn(async move { agent.attach(key, interface, addresses).await });
     node.put(id, record).await?;
     tokio::time::timeout(PATIENCE, waiting).await.context("attach")???;
     node.pods.push(newcomer);
     ensure!(node.passes(3, 0, WEB)? && node.passes(0, 3, WEB)?, "an attached pod is open");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ipv6_obeys_the_same_policy_and_nobody_speaks_for_another_there_either() -> Result<()> {
+    let mut node = mk_node().await?;
+    ensure!(!node.passes6(0, 2, WEB)?, "a friend by its IPv4 address alone");
+    ensure!(node.passes6(1, 0, WEB)?, "a pod without policy is open");
+    let delta = MemberDelta {
+        added: [Member::Net(IpNet::from(IpAddr::from(node.pods[0].address6)))].into(),
+        removed: [].into(),
+    };
+    node.tell(vec![Change::Members(friends(), SetKind::Net, delta)], Vec::new()).await?;
+    ensure!(node.passes6(0, 2, WEB)? && node.passes(0, 2, WEB)?, "a friend by both");
+    ensure!(!node.passes6(1, 2, WEB)?, "a stranger is not let in");
+
+    let (liar, victim) = (&node.pods[1], &node.pods[0]);
+    liar.namespace.ip(&format!("addr add {}/128 dev lo nodad", victim.address6))?;
+    let spoofing = liar.namespace.run(|| UdpSocket::bind((victim.address6, 4000)))?;
+    let receiver = node.pods[2].socket_of(node.pods[2].address6.into(), WEB)?;
+    spoofing.send_to(b"x", (node.pods[2].address6, WEB))?;
+    ensure!(!node.passes6(1, 2, WEB + 1)?, "a packet after it shows that the lie had its time");
+    receiver.set_nonblocking(true)?;
+    ensure!(receiver.recv(&mut [0; 8]).is_err(), "a lie has arrived");
+    Ok(())
+}
+
+/// Sends what a router says to all on its link.
+fn pose_as_router(pod: &Pod) -> Result<()> {
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6};
+    use nix::sys::socket::{sendto, setsockopt, socket, sockopt};
+    use std::os::fd::AsRawFd;
+    // Router advertisement: hop limit 64, no flags, a default router for 1800 seconds. The kernel adds the checksum.
+    const ADVERTISEMENT: [u8; 16] = [134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
+    let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    pod.namespace.run(|| -> Result<()> {
+        let scope = nix::net::if_::if_nametoindex("eth0")?;
+        let raw = socket(AddressFamily::Inet6, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::IcmpV6)?;
+        setsockopt(&raw, sockopt::Ipv6MulticastHops, &255)?;
+        let to = SockaddrIn6::from(SocketAddrV6::new(all_nodes, 0, 0, scope));
+        sendto(raw.as_raw_fd(), &ADVERTISEMENT, &to, MsgFlags::empty())?;
+        Ok(())
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_poses_as_a_router_is_not_heard() -> Result<()> {
+    let mut node = Node::new(2)?;
+    node.records = BTreeMap::from([endpoint(&node.pods[0], &[]), endpoint(&node.pods[1], &[])]);
+    // A node that would listen: without the table it does.
+    let parameter = format!("net/ipv6/conf/{}/accept_ra=2", node.pods[0].interface());
+    node.host.command("sysctl", &["-qw", &parameter], "")?;
+    let believed = || node.host.ip("-6 route show default").map(|routes| routes.contains("proto ra"));
+    let heard = async {
+        while !believed()? {
+            pose_as_router(&node.pods[0])?;
+            tokio::task::yield_now().await;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    tokio::time::timeout(PATIENCE, heard).await.context("an advertisement without any table")??;
+    node.host.ip("-6 route flush proto ra")?;
+
+    node.start_agent(Records::new()).await?;
+    node.connect().await?;
+    pose_as_router(&node.pods[0])?;
+    ensure!(node.passes6(0, 1, WEB)?, "a packet after it");
+    ensure!(!node.host.ip("-6 route show default")?.contains("proto ra"), "a pod has become the node's router");
     Ok(())
 }
 

@@ -1,83 +1,153 @@
-//! Two nodes as namespaces, with the real routing driver and pod links: packets cross by VXLAN and without it, and what is removed by hand comes back.
+//! Two nodes as namespaces, with the real routing driver and pod links: packets of both IP versions cross by VXLAN and without it, and what is removed by
+//! hand comes back.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use margay_api::network::{Encapsulation, Mac, NodeInfo, Vtep};
+use margay_api::rule::IpVersion;
 use margay_calc::model::{PoolRecord, Record, RecordId, RouteRecord};
 use margay_node::net::netlink::Socket;
-use margay_node::net::plan::{LocalPods, plan};
+use margay_node::net::plan::{LocalPods, VERSIONS, plan, version_of, vxlan_device_name};
 use margay_node::net::pod::{self, PodLink};
 use margay_node::net::worker::Network;
 use margay_tests::namespace::{Namespace, connect};
 
+const V4: &[IpVersion] = &[IpVersion::V4];
+const V6: &[IpVersion] = &[IpVersion::V6];
+
 struct Node {
     name: &'static str,
+    number: u8,
     host: Namespace,
     pod: Namespace,
-    address: IpAddr,
-    block: IpNet,
+    addresses: Vec<IpNet>,
     network: Network,
 }
 
-/// A node with one pod, and an underlay address on `eth0`.
-fn mk_node(name: &'static str, number: u8) -> Result<Node> {
-    let (host, pod) = (Namespace::new()?, Namespace::new()?);
-    host.command("sysctl", &["-qw", "net.ipv4.ip_forward=1"], "")?;
-    let address: IpNet = format!("10.244.{number}.5/32").parse()?;
-    let network = host.run(|| -> Result<Network> {
-        let link = PodLink { host: "cali1", pod: "eth0", namespace: pod.file(), mtu: 1450 };
-        let mut socket = Socket::open()?;
-        let index = pod::create(&mut socket, &link)?;
-        pod::configure(&link, &[address])?;
-        pod::route(&mut socket, index, &[address])?;
-        pod::check(&mut socket, &link, &[address])?;
-        Ok(Network::spawn()?)
-    })?;
-    Ok(Node { name, host, pod, address: address.addr(), block: format!("10.244.{number}.0/26").parse()?, network })
-}
+impl Node {
+    fn address(&self, version: IpVersion) -> Result<IpAddr> {
+        let found = self.addresses.iter().map(IpNet::addr).find(|address| version_of(*address) == version);
+        found.with_context(|| format!("{} has no address of {version:?}", self.name))
+    }
 
-fn info(number: u8) -> NodeInfo {
-    NodeInfo {
-        ipv4: format!("172.30.0.{number}/24").parse().ok(),
-        vtep: Some(Vtep { address: Ipv4Addr::new(10, 244, number, 0), mac: Mac([0x66, 0, 0, 0, 0, number]) }),
-        ..NodeInfo::default()
+    fn versions(&self) -> impl Iterator<Item = IpVersion> {
+        self.addresses.iter().map(|address| version_of(address.addr()))
+    }
+
+    fn info(&self) -> NodeInfo {
+        let number = self.number;
+        let mut info = NodeInfo::default();
+        for version in self.versions() {
+            match version {
+                IpVersion::V4 => {
+                    info.ipv4 = format!("172.30.0.{number}/24").parse().ok();
+                    let mac = Mac([0x66, 0, 0, 0, 0, number]);
+                    info.vtep = Some(Vtep { address: [10, 244, number, 0].into(), mac });
+                }
+                IpVersion::V6 => {
+                    info.ipv6 = format!("fd01::{number}/64").parse().ok();
+                    let mac = Mac([0x66, 0, 0, 0, 6, number]);
+                    info.vtep6 = Some(Vtep { address: [0xfd00, 0x10, 0x244, number.into(), 0, 0, 0, 0].into(), mac });
+                }
+            }
+        }
+        info
     }
 }
 
-fn records(nodes: &[(&Node, u8)], encapsulation: Encapsulation) -> BTreeMap<RecordId, Record> {
-    let pool: IpNet = "10.244.0.0/16".parse().expect("a range");
-    let mut records =
-        BTreeMap::from([(RecordId::Pool(pool), Record::Pool(PoolRecord { nat_outgoing: false, encapsulation }))]);
-    for (node, number) in nodes {
-        records.insert(RecordId::Node(node.name.to_owned()), Record::Node(info(*number)));
-        records.insert(
-            RecordId::Route(node.block),
-            Record::Route(RouteRecord { node: node.name.to_owned(), encapsulation }),
-        );
+fn block(version: IpVersion, number: u8) -> String {
+    match version {
+        IpVersion::V4 => format!("10.244.{number}.0/26"),
+        IpVersion::V6 => format!("fd00:10:244:{number}::/122"),
+    }
+}
+
+/// A node with one pod that has an address of each of these IP versions.
+fn mk_node(name: &'static str, number: u8, versions: &[IpVersion]) -> Result<Node> {
+    let (host, pod) = (Namespace::new()?, Namespace::new()?);
+    // The node forwards IPv6 without being told to by anybody else.
+    host.command("sysctl", &["-qw", "net.ipv4.ip_forward=1"], "")?;
+    let address = |version: &IpVersion| match version {
+        IpVersion::V4 => format!("10.244.{number}.5/32").parse(),
+        IpVersion::V6 => format!("fd00:10:244:{number}::5/128").parse(),
+    };
+    let addresses = versions.iter().map(address).collect::<Result<Vec<IpNet>, _>>()?;
+    let network = host.run(|| -> Result<Network> {
+        let link = PodLink { host: "cali1", pod: "eth0", namespace: pod.file(), mtu: 1430 };
+        let mut socket = Socket::open()?;
+        let index = pod::create(&mut socket, &link)?;
+        pod::configure(&link, &addresses)?;
+        pod::route(&mut socket, index, &addresses)?;
+        pod::check(&mut socket, &link, &addresses)?;
+        Ok(Network::spawn()?)
+    })?;
+    Ok(Node { name, number, host, pod, addresses, network })
+}
+
+/// Two nodes of these IP versions on one link.
+fn mk_nodes(versions: &[IpVersion]) -> Result<[Node; 2]> {
+    let (one, two) = (mk_node("one", 1, versions)?, mk_node("two", 2, versions)?);
+    connect((&one.host, "eth0", ""), (&two.host, "eth0", ""))?;
+    for node in [&one, &two] {
+        if versions.contains(&IpVersion::V4) {
+            node.host.ip(&format!("addr add 172.30.0.{}/24 dev eth0", node.number))?;
+            // A default route that leads to nobody: proxy ARP answers only for what the node has a route to.
+            node.host.ip("route add default via 172.30.0.254")?;
+        }
+        if versions.contains(&IpVersion::V6) {
+            node.host.ip(&format!("addr add fd01::{}/64 dev eth0 nodad", node.number))?;
+        }
+    }
+    Ok([one, two])
+}
+
+fn records(nodes: &[Node], encapsulation: Encapsulation) -> BTreeMap<RecordId, Record> {
+    let mut records = BTreeMap::new();
+    for pool in ["10.244.0.0/16", "fd00:10:244::/48"] {
+        let pool: IpNet = pool.parse().expect("a range");
+        records.insert(RecordId::Pool(pool), Record::Pool(PoolRecord { nat_outgoing: false, encapsulation }));
+    }
+    for node in nodes {
+        records.insert(RecordId::Node(node.name.to_owned()), Record::Node(node.info()));
+        for version in node.versions() {
+            let block = block(version, node.number).parse().expect("a range");
+            let route = RouteRecord { node: node.name.to_owned(), encapsulation };
+            records.insert(RecordId::Route(block), Record::Route(route));
+        }
     }
     records
 }
 
 /// Whether a datagram from one pod comes to the other and is answered.
-fn reaches(from: &Node, to: &Node) -> Result<bool> {
-    let server = to.pod.run(|| UdpSocket::bind((to.address, 7777)))?;
-    let client = from.pod.run(|| UdpSocket::bind((from.address, 0)))?;
+fn reaches(from: &Node, to: &Node, version: IpVersion) -> Result<bool> {
+    let (source, destination) = (from.address(version)?, to.address(version)?);
+    let server = to.pod.run(|| UdpSocket::bind((destination, 7777)))?;
+    let client = from.pod.run(|| UdpSocket::bind((source, 0)))?;
     server.set_read_timeout(Some(Duration::from_secs(3)))?;
-    client.send_to(b"hello", SocketAddr::new(to.address, 7777))?;
+    client.set_read_timeout(Some(Duration::from_secs(3)))?;
+    client.send_to(b"hello", SocketAddr::new(destination, 7777))?;
     let mut buffer = [0; 16];
-    match server.recv_from(&mut buffer) {
-        Ok((length, source)) => Ok(&buffer[..length] == b"hello" && source.ip() == from.address),
-        Err(_) => Ok(false),
-    }
+    let Ok((length, asker)) = server.recv_from(&mut buffer) else { return Ok(false) };
+    server.send_to(&buffer[..length], asker)?;
+    let answered = client.recv_from(&mut buffer).is_ok();
+    Ok(answered && &buffer[..length] == b"hello" && asker.ip() == source)
 }
 
-fn apply(runtime: &tokio::runtime::Runtime, nodes: &[&Node], records: &BTreeMap<RecordId, Record>) -> Result<()> {
+fn ensure_reaches(nodes: &[Node; 2], why: &str) -> Result<()> {
+    let [one, two] = nodes;
+    for version in one.versions() {
+        ensure!(reaches(one, two, version)? && reaches(two, one, version)?, "no packets of {version:?}: {why}");
+    }
+    Ok(())
+}
+
+fn apply(runtime: &tokio::runtime::Runtime, nodes: &[Node], records: &BTreeMap<RecordId, Record>) -> Result<()> {
     for node in nodes {
-        let pods = LocalPods::from([(node.address, "cali1".to_owned())]);
+        let pods: LocalPods = node.addresses.iter().map(|address| (address.addr(), "cali1".to_owned())).collect();
         let generation = node.network.want(plan(node.name, records, &pods));
         let progress = runtime.block_on(node.network.applied(generation));
         ensure!(progress.failed.is_empty(), "{}: {:?}", node.name, progress.failed);
@@ -85,53 +155,113 @@ fn apply(runtime: &tokio::runtime::Runtime, nodes: &[&Node], records: &BTreeMap<
     Ok(())
 }
 
-fn device(node: &Node) -> Result<String> {
-    node.host.ip("-d link show vxlan.calico")
+fn device(node: &Node, version: IpVersion) -> Result<String> {
+    node.host.ip(&format!("-d link show {}", vxlan_device_name(version)))
+}
+
+fn routes(node: &Node, version: IpVersion) -> Result<String> {
+    let family = if version == IpVersion::V4 { "-4" } else { "-6" };
+    node.host.ip(&format!("{family} route show proto 82"))
+}
+
+/// All that is promised of two nodes whose pods have addresses of these IP versions.
+fn cross(versions: &[IpVersion]) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let nodes = mk_nodes(versions)?;
+    let [one, two] = &nodes;
+    for version in versions {
+        ensure!(!reaches(one, two, *version)?, "pods reach each other before anything was programmed");
+    }
+    for encapsulation in
+        [Encapsulation::Vxlan, Encapsulation::VxlanCrossSubnet, Encapsulation::None, Encapsulation::Vxlan]
+    {
+        apply(&runtime, &nodes, &records(&nodes, encapsulation))?;
+        ensure_reaches(&nodes, &format!("{encapsulation:?}"))?;
+        for version in VERSIONS {
+            let is_used = versions.contains(&version);
+            let found = device(one, version);
+            ensure!(
+                found.is_ok() == (is_used && encapsulation != Encapsulation::None),
+                "{encapsulation:?} {version:?}: {found:?}"
+            );
+            if !is_used {
+                continue;
+            }
+            let (own, other) = (block(version, 1), block(version, 2));
+            let via = other.split_once('/').context("a range")?.0;
+            let routes = routes(one, version)?;
+            let tunnelled = routes.contains(&format!("{other} via {via} dev {}", vxlan_device_name(version)));
+            ensure!(tunnelled == (encapsulation == Encapsulation::Vxlan), "{encapsulation:?}: {routes}");
+            ensure!(routes.contains(&format!("blackhole {own}")), "{routes}");
+        }
+    }
+    for version in versions {
+        let details = device(one, *version)?;
+        let wanted = match version {
+            IpVersion::V4 => ["local 172.30.0.1", "66:00:00:00:00:01", "mtu 1450"],
+            IpVersion::V6 => ["local fd01::1", "66:00:00:00:06:01", "mtu 1430"],
+        };
+        for wanted in wanted.iter().chain(&["vxlan id 4096", "dstport 4789", "nolearning"]) {
+            ensure!(details.contains(wanted), "{wanted} in {details}");
+        }
+    }
+    for version in versions {
+        let (device, other) = (vxlan_device_name(*version), block(*version, 2));
+        let via = other.split_once('/').context("a range")?.0;
+        for removal in
+            [format!("route del {other}"), format!("link del {device}"), format!("neigh del {via} dev {device}")]
+        {
+            let before = one.network.progress().repairs;
+            one.host.ip(&removal)?;
+            runtime.block_on(repaired(&one.network, before)).with_context(|| removal.clone())?;
+            ensure_reaches(&nodes, &format!("after {removal}"))?;
+        }
+    }
+    let foreign = if versions.contains(&IpVersion::V4) { "10.99.0.0/24" } else { "fd99::/64" };
+    let family = if versions.contains(&IpVersion::V4) { "-4" } else { "-6" };
+    one.host.ip(&format!("{family} route add {foreign} dev eth0"))?;
+    apply(&runtime, &nodes, &records(&nodes, Encapsulation::None))?;
+    ensure!(
+        one.host.ip(&format!("{family} route show {foreign}"))?.contains("dev eth0"),
+        "a foreign route was removed"
+    );
+    Ok(())
 }
 
 #[test]
 fn pods_of_two_nodes_reach_each_other_by_vxlan_and_without() -> Result<()> {
+    cross(V4)
+}
+
+#[test]
+fn pods_with_ipv6_alone_reach_each_other_by_vxlan_and_without() -> Result<()> {
+    cross(V6)
+}
+
+#[test]
+fn pods_with_both_versions_reach_each_other_by_vxlan_and_without() -> Result<()> {
+    cross(&VERSIONS)
+}
+
+/// A node that forwards keeps listening to its own router, and pods listen to nobody.
+#[test]
+fn router_advertisements_are_heard_where_they_were_and_never_by_pods() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (one, two) = (mk_node("one", 1)?, mk_node("two", 2)?);
-    connect((&one.host, "eth0", "172.30.0.1/24"), (&two.host, "eth0", "172.30.0.2/24"))?;
-    // A default route that leads to nobody: proxy ARP answers only for what the node has a route to.
-    for node in [&one, &two] {
-        node.host.ip("route add default via 172.30.0.254")?;
+    let nodes = mk_nodes(V6)?;
+    let [one, _] = &nodes;
+    let value = |namespace: &Namespace, parameter: &str| {
+        Ok::<_, anyhow::Error>(namespace.command("sysctl", &["-n", parameter], "")?.trim().to_owned())
+    };
+    one.host.command("sysctl", &["-qw", "net.ipv6.conf.eth0.accept_ra=1"], "")?;
+    apply(&runtime, &nodes, &records(&nodes, Encapsulation::Vxlan))?;
+    ensure!(value(&one.host, "net.ipv6.conf.all.forwarding")? == "1", "the node does not forward");
+    ensure!(value(&one.host, "net.ipv6.conf.eth0.accept_ra")? == "2", "the node does not hear its router any more");
+    for link in ["cali1", vxlan_device_name(IpVersion::V6)] {
+        // `ip` and `sysctl` disagree about dots in names.
+        let parameter = format!("net/ipv6/conf/{link}/accept_ra");
+        ensure!(value(&one.host, &parameter)? == "0", "the node takes routes from {link}");
     }
-    let (both, numbered) = ([&one, &two], [(&one, 1), (&two, 2)]);
-
-    ensure!(!reaches(&one, &two)?, "pods reach each other before anything was programmed");
-    for encapsulation in
-        [Encapsulation::Vxlan, Encapsulation::VxlanCrossSubnet, Encapsulation::None, Encapsulation::Vxlan]
-    {
-        apply(&runtime, &both, &records(&numbered, encapsulation))?;
-        ensure!(reaches(&one, &two)? && reaches(&two, &one)?, "no packets with {encapsulation:?}");
-        let routes = one.host.ip("route show proto 82")?;
-        let tunnelled = routes.contains("10.244.2.0/26 via 10.244.2.0 dev vxlan.calico");
-        ensure!(tunnelled == (encapsulation == Encapsulation::Vxlan), "{encapsulation:?}: {routes}");
-        ensure!(routes.contains("blackhole 10.244.1.0/26"), "{routes}");
-        ensure!(
-            device(&one).is_ok() == (encapsulation != Encapsulation::None),
-            "{encapsulation:?}: {:?}",
-            device(&one)
-        );
-    }
-    let details = device(&one)?;
-    for wanted in ["vxlan id 4096", "local 172.30.0.1", "dstport 4789", "nolearning", "66:00:00:00:00:01", "mtu 1450"] {
-        ensure!(details.contains(wanted), "{wanted} in {details}");
-    }
-
-    let before = one.network.progress().repairs;
-    one.host.ip("route del 10.244.2.0/26")?;
-    runtime.block_on(repaired(&one.network, before))?;
-    ensure!(reaches(&one, &two)?, "a route that was deleted by hand did not come back");
-    one.host.ip("link del vxlan.calico")?;
-    runtime.block_on(repaired(&one.network, before + 1))?;
-    ensure!(reaches(&one, &two)?, "a device that was deleted by hand did not come back");
-
-    one.host.ip("route add 10.99.0.0/24 dev eth0")?;
-    apply(&runtime, &both, &records(&numbered, Encapsulation::None))?;
-    ensure!(one.host.ip("route show 10.99.0.0/24")?.contains("10.99.0.0/24"), "a foreign route was removed");
+    ensure!(value(&one.pod, "net.ipv6.conf.eth0.accept_ra")? == "0", "the pod takes routes from anybody");
     Ok(())
 }
 

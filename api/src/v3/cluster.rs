@@ -30,6 +30,9 @@ pub struct FelixConfigurationSpec {
     /// MTU of the VXLAN device in bytes; 0, the default, takes it from the node's own interface.
     #[serde(default, rename = "vxlanMTU", skip_serializing_if = "Option::is_none")]
     pub vxlan_mtu: Option<i64>,
+    /// MTU of the VXLAN device for IPv6 in bytes; 0, the default, takes it from the node's own interface.
+    #[serde(default, rename = "vxlanMTUV6", skip_serializing_if = "Option::is_none")]
+    pub vxlan_mtu_v6: Option<i64>,
     /// IPPoolsOnly (the default) or IPPoolsAndHostIPs: what outgoing NAT leaves alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nat_outgoing_exclusions: Option<String>,

@@ -399,6 +399,58 @@ flush
 }
 
 #[test]
+fn both_families_have_pools_routes_and_tunnels_of_their_own() {
+    check(
+        "
+node n1 192.0.2.1/24 fd01::1/64 10.0.0.1@66:00:00:00:00:01 fd00::1@66:00:00:00:00:02
+node n2 fd01::2/64
+pool four 10.0.0.0/16 vxlan nat
+pool six fd00::/48 vxlan-cross-subnet
+pool six-near fd00::1:0/112 none
+block 10.0.0.0/26 n1
+block fd00::/122 n1 fd00::5=n2
+block fd00::1:40/122 n2
+flush
+view n1
+node n1 192.0.2.1/24 fd01::1/64 10.0.0.1@66:00:00:00:00:01
+- pool six-near
+flush
+",
+        expect![[r#"
+            > flush
+            settings gained by all
+            pool 10.0.0.0/16 gained by all
+            pool fd00::/48 gained by all
+            pool fd00::1:0/112 gained by all
+            node n1 gained by all
+            node n2 gained by all
+            route 10.0.0.0/26 gained by all
+            route fd00::/122 gained by all
+            route fd00::5/128 gained by all
+            route fd00::1:40/122 gained by all
+
+            > view n1
+            settings to-host accept vxlan vni 4096 port 4789 mtu 0 log "calico-packet" ipv6
+            pool 10.0.0.0/16 vxlan nat
+            pool fd00::/48 vxlan-cross-subnet
+            pool fd00::1:0/112
+            node n1 192.0.2.1/24 fd01::1/64 vtep 10.0.0.1 66:00:00:00:00:01 vtep fd00::1 66:00:00:00:00:02
+            node n2 fd01::2/64
+            route 10.0.0.0/26 via n1 vxlan
+            route fd00::/122 via n1 vxlan-cross-subnet
+            route fd00::5/128 via n2 vxlan-cross-subnet
+            route fd00::1:40/122 via n2
+
+            > flush
+            pool fd00::1:0/112 lost by all
+            node n1 kept by all (value)
+            route fd00::1:40/122 kept by all (value)
+
+        "#]],
+    );
+}
+
+#[test]
 fn an_endpoint_without_node_or_address() {
     check(
         "

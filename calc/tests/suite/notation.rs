@@ -10,15 +10,17 @@
 //!   out deny to net 10.0.0.0/8
 //! ```
 //!
-//! A minus before an object removes it. `flush`, `view NODE`, `digests NODE` and `connect POD POD PROTOCOL PORT` print. In what is printed, a set that
+//! A node may have an IPv6 address behind the IPv4 one, and the ends of its tunnels, as `ADDRESS@MAC`. A minus before an object removes it. `flush`, `view NODE`, `digests NODE` and `connect POD POD PROTOCOL PORT` print. In what is printed, a set that
 //! a selector stands for is named by the selector.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::net::IpAddr;
 
+use ipnet::IpNet;
 use margay_api::endpoint::{EndpointKey, NamedPort, WorkloadEndpoint, interface_name};
 use margay_api::meta::{LABEL_ORCHESTRATOR, Labels, NamespacedName};
-use margay_api::network::{BlockInfo, Encapsulation, NetworkSet, NodeInfo, Pool};
+use margay_api::network::{BlockInfo, Encapsulation, NetworkSet, NodeInfo, Pool, Vtep};
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier};
 use margay_api::rule::{Action, EntityMatch, Port, PortRange, Protocol, Rule};
 use margay_api::selector::Selector;
@@ -229,7 +231,22 @@ fn tier(words: &[&str]) -> Tier {
 }
 
 fn node(words: &[&str]) -> NodeInfo {
-    NodeInfo { ipv4: Some(words[0].parse().expect("an address with its prefix length")), ..NodeInfo::default() }
+    let mut info = NodeInfo::default();
+    for word in words {
+        if let Some((address, mac)) = word.split_once('@') {
+            let mac = mac.parse().expect("a MAC address");
+            match address.parse().expect("an address") {
+                IpAddr::V4(address) => info.vtep = Some(Vtep { address, mac }),
+                IpAddr::V6(address) => info.vtep6 = Some(Vtep { address, mac }),
+            }
+            continue;
+        }
+        match word.parse().expect("an address with its prefix length") {
+            IpNet::V4(net) => info.ipv4 = Some(net),
+            IpNet::V6(net) => info.ipv6 = Some(net),
+        }
+    }
+    info
 }
 
 fn pool(words: &[&str]) -> Pool {

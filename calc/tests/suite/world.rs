@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use margay_api::endpoint::{EndpointKey, NamedPort, WorkloadEndpoint, interface_name};
 use margay_api::meta::{LABEL_ORCHESTRATOR, Labels, NamespacedName};
-use margay_api::network::{BlockInfo, Encapsulation, FelixSettings, NetworkSet, NodeInfo, Pool};
+use margay_api::network::{BlockInfo, Encapsulation, FelixSettings, Mac, NetworkSet, NodeInfo, Pool, Vtep};
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier};
 use margay_api::rule::{Action, EntityMatch, Icmp, IpVersion, Port, PortRange, Protocol, Rule};
 use margay_api::selector::{Node, Selector};
@@ -277,8 +277,15 @@ fn backend() -> impl Strategy<Value = Backend> {
 }
 
 fn node() -> impl Strategy<Value = NodeInfo> {
-    select(&["192.0.2.1/24", "192.0.2.2/24"][..])
-        .prop_map(|text| NodeInfo { ipv4: Some(text.parse().expect("an address")), ..NodeInfo::default() })
+    let ipv4 = select(&["192.0.2.1/24", "192.0.2.2/24"][..]);
+    let ipv6 = option::of(select(&["fd01::1/64", "fd01::2/64"][..]));
+    let vtep6 = option::of(select(&["fd00::1", "fd00::41"][..]));
+    (ipv4, ipv6, vtep6).prop_map(|(ipv4, ipv6, vtep6)| NodeInfo {
+        ipv4: Some(ipv4.parse().expect("an address")),
+        ipv6: ipv6.map(|text| text.parse().expect("an address")),
+        vtep6: vtep6.map(|text| Vtep { address: text.parse().expect("an address"), mac: Mac([0x66, 0, 0, 0, 0, 6]) }),
+        ..NodeInfo::default()
+    })
 }
 
 fn pool() -> impl Strategy<Value = Pool> {

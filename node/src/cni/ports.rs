@@ -41,8 +41,22 @@ pub struct AddressRequest {
     pub handle: String,
     /// The pod.
     pub endpoint: EndpointKey,
-    /// Range names or CIDRs that the network configuration limits the pod to; empty: any.
-    pub ipv4_pools: Vec<String>,
+    /// Whether it needs an IPv4 address.
+    pub ipv4: Demand,
+    /// Whether it needs an IPv6 address.
+    pub ipv6: Demand,
+}
+
+/// Whether an address of one IP version is needed. A pod gets an address of every version that it needs, or none at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Demand {
+    /// It is not.
+    Never,
+    /// If there is a pool of that version which this node may use without naming it.
+    #[default]
+    IfPooled,
+    /// It is, and from one of these pools (names or ranges); empty: from any that need not be named.
+    Always(Vec<String>),
 }
 
 /// Why there is no address.

@@ -10,6 +10,7 @@ use margay_proto::cni::{self, code};
 use serde::Deserialize;
 
 use super::attachment::{Attachment, AttachmentId};
+use super::ports::Demand;
 use crate::net::netns;
 
 /// The longest name of a Linux interface.
@@ -48,12 +49,60 @@ pub struct Config {
     pub ipam: IpamConfig,
 }
 
-/// The `ipam` section.
+/// The `ipam` section, with Calico's fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct IpamConfig {
+    /// Whether pods get an IPv4 address; absent: if there is a pool for it.
+    #[serde(default)]
+    pub assign_ipv4: Option<Switch>,
+    /// Whether pods get an IPv6 address; absent: if there is a pool for it.
+    #[serde(default)]
+    pub assign_ipv6: Option<Switch>,
     /// Names or ranges of the pools that pods may get IPv4 addresses from; empty: all.
     #[serde(default)]
     pub ipv4_pools: Vec<String>,
+    /// Names or ranges of the pools that pods may get IPv6 addresses from; empty: all.
+    #[serde(default)]
+    pub ipv6_pools: Vec<String>,
+}
+
+/// A yes or no; Calico writes it as text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Written")]
+pub struct Switch(pub bool);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Bool(bool),
+    Text(String),
+}
+
+impl TryFrom<Written> for Switch {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Self, String> {
+        match written {
+            Written::Bool(value) => Ok(Self(value)),
+            Written::Text(text) => match text.to_ascii_lowercase().as_str() {
+                "true" => Ok(Self(true)),
+                "false" => Ok(Self(false)),
+                _ => Err(format!("{text:?} has to be true or false")),
+            },
+        }
+    }
+}
+
+impl IpamConfig {
+    /// Whether pods need an IPv4 address, and whether an IPv6 one.
+    pub fn demands(&self) -> [Demand; 2] {
+        let demand = |switch: Option<Switch>, pools: &Vec<String>| match switch {
+            Some(Switch(false)) => Demand::Never,
+            None if pools.is_empty() => Demand::IfPooled,
+            Some(Switch(true)) | None => Demand::Always(pools.clone()),
+        };
+        [demand(self.assign_ipv4, &self.ipv4_pools), demand(self.assign_ipv6, &self.ipv6_pools)]
+    }
 }
 
 impl Config {
@@ -137,4 +186,26 @@ pub fn patience(timeout_millis: u32, configured: Duration) -> Duration {
 
 fn environment(variable: &str, value: &str, rule: &str) -> Refusal {
     Refusal::new(code::INVALID_ENVIRONMENT, format!("{variable} is {value:?}: must be {rule}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_pods_need_is_read_in_calicos_words() {
+        let any = || Demand::Always(Vec::new());
+        let table = [
+            ("{}", [Demand::IfPooled, Demand::IfPooled]),
+            (r#"{"ipam": {"assign_ipv4": "false", "assign_ipv6": "true"}}"#, [Demand::Never, any()]),
+            (r#"{"ipam": {"assign_ipv4": true, "assign_ipv6": false}}"#, [any(), Demand::Never]),
+            (r#"{"ipam": {"ipv6_pools": ["six"]}}"#, [Demand::IfPooled, Demand::Always(vec!["six".to_owned()])]),
+        ];
+        for (text, wanted) in table {
+            assert_eq!(Config::parse(text.as_bytes()).expect("a configuration").ipam.demands(), wanted, "{text}");
+        }
+        let refusal = Config::parse(br#"{"ipam": {"assign_ipv6": "perhaps"}}"#).expect_err("no yes or no");
+        assert_eq!(refusal.code, code::INVALID_CONFIG);
+        assert!(refusal.msg.contains(r#""perhaps" has to be true or false"#), "{refusal}");
+    }
 }

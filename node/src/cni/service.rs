@@ -169,11 +169,9 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     }
 
     async fn plumb(&self, call: &Call, wanted: &mut Attachment, namespace: File, mtu: u32) -> Result<(), Refusal> {
-        let claim = self.parts.addresses.assign(AddressRequest {
-            handle: wanted.handle(),
-            endpoint: wanted.endpoint(),
-            ipv4_pools: call.config.ipam.ipv4_pools.clone(),
-        });
+        let [ipv4, ipv6] = call.config.ipam.demands();
+        let request = AddressRequest { handle: wanted.handle(), endpoint: wanted.endpoint(), ipv4, ipv6 };
+        let claim = self.parts.addresses.assign(request);
         let names = (wanted.interface.clone(), wanted.id.ifname.clone());
         let again = namespace.try_clone().map_err(io)?;
         let link = blocking(move || {
@@ -295,11 +293,14 @@ fn result(attachment: &Attachment, mtu: u32) -> cni::Result {
         sandbox: attachment.netns.clone(),
     };
     let ip = |address: &IpNet| cni::Ip { address: address.to_string(), gateway: String::new(), interface: Some(1) };
-    let default = cni::Route { dst: "0.0.0.0/0".to_owned(), gw: pod::GATEWAY.to_string(), ..cni::Route::default() };
+    let default = |address: &IpNet| {
+        let dst = if address.addr().is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+        cni::Route { dst: dst.to_owned(), gw: pod::gateway(address.addr()).to_string(), ..cni::Route::default() }
+    };
     cni::Result {
         interfaces: vec![host, inside],
         ips: attachment.addresses.iter().map(ip).collect(),
-        routes: vec![default],
+        routes: attachment.addresses.iter().map(default).collect(),
         dns: None,
     }
 }

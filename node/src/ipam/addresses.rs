@@ -3,14 +3,18 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
+use margay_api::rule::IpVersion;
 use margay_api::v3::ipam::AllocationAttribute;
 
 use super::allocator::{Allocator, Wanted};
-use crate::cni::ports::{AddressRequest, Addresses, NoAddress};
+use crate::cni::ports::{AddressRequest, Addresses, Demand, NoAddress};
 
-/// Handle of a node's VXLAN tunnel address, as Calico names it.
-pub fn tunnel_handle(node: &str) -> String {
-    format!("vxlan-tunnel-addr-{node}")
+/// Handle and type of a node's VXLAN tunnel address of an IP version, as Calico names them.
+fn tunnel_names(node: &str, version: IpVersion) -> (String, &'static str) {
+    match version {
+        IpVersion::V4 => (format!("vxlan-tunnel-addr-{node}"), "vxlanTunnelAddress"),
+        IpVersion::V6 => (format!("vxlan-v6-tunnel-addr-{node}"), "vxlanV6TunnelAddress"),
+    }
 }
 
 /// Assigns to pods of this node.
@@ -27,18 +31,17 @@ impl NodeAddresses {
         Self { node, allocator, clock }
     }
 
-    /// The address of this node's VXLAN device; the same one again after a restart.
-    pub async fn tunnel(&self) -> Result<Vec<IpNet>, NoAddress> {
-        let secondary = BTreeMap::from([
-            ("node".to_owned(), self.node.clone()),
-            ("type".to_owned(), "vxlanTunnelAddress".to_owned()),
-        ]);
-        let attribute = AllocationAttribute {
-            handle_id: Some(tunnel_handle(&self.node)),
-            secondary: Some(secondary),
-            released_at: None,
+    /// The address of this node's VXLAN device for an IP version; the same one again after a restart.
+    pub async fn tunnel(&self, version: IpVersion) -> Result<Vec<IpNet>, NoAddress> {
+        let (handle, kind) = tunnel_names(&self.node, version);
+        let secondary = BTreeMap::from([("node".to_owned(), self.node.clone()), ("type".to_owned(), kind.to_owned())]);
+        let attribute = AllocationAttribute { handle_id: Some(handle), secondary: Some(secondary), released_at: None };
+        let any = Demand::Always(Vec::new());
+        let (ipv4, ipv6) = match version {
+            IpVersion::V4 => (any, Demand::Never),
+            IpVersion::V6 => (Demand::Never, any),
         };
-        self.allocator.assign(Wanted { attribute, pools: Vec::new() }).await
+        self.allocator.assign(Wanted { attribute, ipv4, ipv6 }).await
     }
 }
 
@@ -55,7 +58,7 @@ impl Addresses for NodeAddresses {
         );
         let attribute =
             AllocationAttribute { handle_id: Some(request.handle), secondary: Some(secondary), released_at: None };
-        self.allocator.assign(Wanted { attribute, pools: request.ipv4_pools }).await
+        self.allocator.assign(Wanted { attribute, ipv4: request.ipv4, ipv6: request.ipv6 }).await
     }
 
     async fn release(&self, handle: String) -> Result<(), NoAddress> {

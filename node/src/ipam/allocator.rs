@@ -10,13 +10,15 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use margay_api::ipam::block::Block;
+use margay_api::rule::IpVersion;
 use margay_api::v3::ipam::AllocationAttribute;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::claim;
 use super::commit::{self, Operation, Written};
 use super::store::{Store, StoreError, Stored, UsablePool};
-use crate::cni::ports::NoAddress;
+use crate::cni::ports::{Demand, NoAddress};
+use crate::net::plan::{VERSIONS, version_of};
 
 /// Requests that may wait for the owner; more wait in the callers, who are bounded by the CNI socket.
 const QUEUE: usize = 256;
@@ -30,20 +32,40 @@ pub type BlockMap = Option<Arc<BTreeMap<IpNet, String>>>;
 /// The pools that this node may use for workloads, in the order of their names; `None` until they have been listed.
 pub type Pools = Option<Arc<Vec<UsablePool>>>;
 
-/// What is asked for.
+/// What is asked for: an address of each IP version that is needed, all of them or none.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Wanted {
-    /// Handle and attributes to keep the address under.
+    /// Handle and attributes to keep the addresses under.
     pub attribute: AllocationAttribute,
-    /// Names or ranges of pools to take it from; empty: any pool that need not be named.
-    pub pools: Vec<String>,
+    /// Whether an IPv4 address is needed.
+    pub ipv4: Demand,
+    /// Whether an IPv6 address is needed.
+    pub ipv6: Demand,
 }
 
-impl Wanted {
+/// The part of a request that one block can serve.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Part {
+    pub(super) attribute: AllocationAttribute,
+    version: IpVersion,
+    /// Names or ranges of pools to take the address from; empty: any pool that need not be named.
+    pools: Vec<String>,
+    /// Blocks that the handle has to name once the address is claimed. One part of a request says it for all, so that it costs one write.
+    pub(super) recorded: Vec<IpNet>,
+}
+
+impl Part {
     /// The handle.
-    pub fn handle(&self) -> &str {
+    pub(super) fn handle(&self) -> &str {
         self.attribute.handle_id.as_deref().unwrap_or_default()
     }
+}
+
+/// Who waits for room.
+enum Waiting {
+    Request(Wanted, AssignReply),
+    /// A part whose block turned out to be full or lost.
+    Part(Part, AssignReply),
 }
 
 pub(super) type AssignReply = oneshot::Sender<Result<Vec<IpNet>, NoAddress>>;
@@ -53,8 +75,8 @@ pub(super) enum Event {
     Assign(Wanted, AssignReply),
     Release(String, ReleaseReply),
     Written(Written),
-    /// Pools named by the request that the claim was for, and what came of it.
-    Claimed(Vec<String>, Result<Stored<Block>, NoAddress>),
+    /// What the claim was for: IP version and the pools that the request named; and what came of it.
+    Claimed(IpVersion, Vec<String>, Result<Stored<Block>, NoAddress>),
     Located(String, ReleaseReply, Result<Vec<Stored<Block>>, StoreError>),
     Loaded(Vec<Stored<Block>>),
 }
@@ -84,15 +106,15 @@ impl Allocator {
             events: events.downgrade(),
             blocks: BTreeMap::new(),
             waiting: VecDeque::new(),
-            is_claiming: false,
+            claiming: BTreeSet::new(),
             loading: 0,
-            spare_refused: false,
+            spare_refused: BTreeSet::new(),
         };
         tokio::spawn(owner.run(received));
         Self { events }
     }
 
-    /// Assigns one address; asked again with the same handle, the same address.
+    /// Assigns an address of each IP version that is needed, or none; asked again with the same handle, the same addresses.
     pub async fn assign(&self, wanted: Wanted) -> Result<Vec<IpNet>, NoAddress> {
         let (reply, answer) = oneshot::channel();
         self.ask(Event::Assign(wanted, reply), answer).await
@@ -105,7 +127,6 @@ impl Allocator {
     }
 
     async fn ask<T>(&self, event: Event, answer: oneshot::Receiver<Result<T, NoAddress>>) -> Result<T, NoAddress> {
-        let stopping = || NoAddress::Unavailable("the agent is stopping; the runtime will try again".to_owned());
         self.events.send(event).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?
     }
@@ -144,13 +165,13 @@ struct Owner<S> {
     events: mpsc::WeakSender<Event>,
     blocks: BTreeMap<IpNet, Slot>,
     /// Requests that no block of ours has room for, until a claim succeeds.
-    waiting: VecDeque<(Wanted, AssignReply)>,
-    /// Whether a claim is under way; there is one at a time.
-    is_claiming: bool,
+    waiting: VecDeque<Waiting>,
+    /// Claims that are under way; there is one at a time for each IP version.
+    claiming: BTreeSet<IpVersion>,
     /// Reads of this node's blocks that are under way.
     loading: usize,
-    /// No spare block was to be had; not asked for again until the cluster's blocks or pools change.
-    spare_refused: bool,
+    /// No spare block was to be had for these; not asked for again until the cluster's blocks or pools change.
+    spare_refused: BTreeSet<IpVersion>,
 }
 
 impl<S: Store> Owner<S> {
@@ -168,7 +189,7 @@ impl<S: Store> Owner<S> {
                 },
                 changed = self.pools.changed() => match changed {
                     Ok(()) => {
-                        self.spare_refused = false;
+                        self.spare_refused.clear();
                         self.retry();
                     }
                     Err(_) => return,
@@ -182,8 +203,8 @@ impl<S: Store> Owner<S> {
             Event::Assign(wanted, reply) => self.assign(wanted, reply),
             Event::Release(handle, reply) => self.release(handle, reply),
             Event::Written(written) => self.written(written),
-            Event::Claimed(named, result) => self.claimed(&named, result),
-            Event::Located(handle, reply, Ok(blocks)) => self.release_elsewhere(handle, reply, blocks),
+            Event::Claimed(version, named, result) => self.claimed(version, &named, result),
+            Event::Located(handle, reply, Ok(blocks)) => self.release_from(handle, reply, blocks),
             Event::Located(_, reply, Err(error)) => {
                 drop(reply.send(Err(NoAddress::Unavailable(format!("IPAM handle: {error}")))))
             }
@@ -197,7 +218,7 @@ impl<S: Store> Owner<S> {
 
     /// Reads the blocks of this node that are not here yet.
     fn load(&mut self) {
-        self.spare_refused = false;
+        self.spare_refused.clear();
         let missing: Vec<IpNet> = {
             let map = self.map.borrow_and_update();
             let ours = |(cidr, node): &(&IpNet, &String)| **node == self.node && !self.blocks.contains_key(*cidr);
@@ -232,25 +253,88 @@ impl<S: Store> Owner<S> {
         }
     }
 
+    /// Nothing is written before every part of the request has a block with room.
     fn assign(&mut self, wanted: Wanted, reply: AssignReply) {
         if reply.is_closed() {
             return;
         }
-        let holder = self.blocks.iter().find(|(_, slot)| slot.holds(wanted.handle()));
-        let is_oriented = self.is_oriented();
-        let chosen = holder.or_else(|| {
-            let has_room = |(cidr, slot): &(&IpNet, &Slot)| slot.room() > 0 && self.allows(&wanted.pools, **cidr);
-            self.blocks.iter().find(has_room).filter(|_| is_oriented)
-        });
-        match chosen.map(|(cidr, _)| *cidr) {
-            None if !is_oriented => self.waiting.push_back((wanted, reply)),
-            Some(cidr) => self.enqueue(cidr, Operation::Assign(wanted, reply)),
+        if !self.is_oriented() {
+            return self.waiting.push_back(Waiting::Request(wanted, reply));
+        }
+        let mut parts = self.parts(&wanted);
+        if parts.is_empty() {
+            return drop(reply.send(Err(claim::no_pool(None, &[]))));
+        }
+        let blocks: Vec<Option<IpNet>> = parts.iter().map(|part| self.block_for(part)).collect();
+        let Some(blocks) = blocks.iter().copied().collect::<Option<Vec<IpNet>>>() else {
+            let lacking = parts.into_iter().zip(blocks).filter(|(_, block)| block.is_none());
+            let lacking: Vec<Part> = lacking.map(|(part, _)| part).collect();
+            self.waiting.push_back(Waiting::Request(wanted, reply));
+            return lacking.into_iter().for_each(|part| self.claim(part.version, part.pools));
+        };
+        parts[0].recorded.clone_from(&blocks);
+        let mut answers = Vec::new();
+        for (part, block) in parts.into_iter().zip(blocks) {
+            let (told, answer) = oneshot::channel();
+            answers.push(answer);
+            self.enqueue(block, Operation::Assign(part, told));
+        }
+        tokio::spawn(join(answers, reply));
+    }
+
+    /// What the request comes to: what it demands of each IP version, and what it has already.
+    fn parts(&self, wanted: &Wanted) -> Vec<Part> {
+        let handle = wanted.attribute.handle_id.as_deref().unwrap_or_default();
+        let part = |(version, demand): (IpVersion, &Demand)| {
+            let pools = match demand {
+                Demand::Always(pools) => pools.clone(),
+                Demand::IfPooled if self.has_pool(version) || self.holder(version, handle).is_some() => Vec::new(),
+                Demand::Never | Demand::IfPooled => return None,
+            };
+            Some(Part { attribute: wanted.attribute.clone(), version, pools, recorded: Vec::new() })
+        };
+        [(IpVersion::V4, &wanted.ipv4), (IpVersion::V6, &wanted.ipv6)].into_iter().filter_map(part).collect()
+    }
+
+    /// A part that lost its block.
+    fn assign_part(&mut self, mut part: Part, reply: AssignReply) {
+        if reply.is_closed() {
+            return;
+        }
+        match self.block_for(&part).filter(|_| self.is_oriented()) {
+            Some(block) => {
+                part.recorded = vec![block];
+                self.enqueue(block, Operation::Assign(part, reply));
+            }
             None => {
-                let named = wanted.pools.clone();
-                self.waiting.push_back((wanted, reply));
-                self.claim(named);
+                let (version, pools) = (part.version, part.pools.clone());
+                self.waiting.push_back(Waiting::Part(part, reply));
+                if self.is_oriented() {
+                    self.claim(version, pools);
+                }
             }
         }
+    }
+
+    /// The block that has the part already, or one with room.
+    fn block_for(&self, part: &Part) -> Option<IpNet> {
+        let has_room = |(cidr, slot): &(&IpNet, &Slot)| {
+            version_of(cidr.addr()) == part.version && slot.room() > 0 && self.allows(&part.pools, **cidr)
+        };
+        let with_room = || self.blocks.iter().find(has_room).map(|(cidr, _)| *cidr);
+        self.holder(part.version, part.handle()).or_else(with_room)
+    }
+
+    fn holder(&self, version: IpVersion, handle: &str) -> Option<IpNet> {
+        let mut of_version = self.blocks.iter().filter(|(cidr, _)| version_of(cidr.addr()) == version);
+        of_version.find(|(_, slot)| slot.holds(handle)).map(|(cidr, _)| *cidr)
+    }
+
+    /// Whether there is a pool of this IP version that need not be named.
+    fn has_pool(&self, version: IpVersion) -> bool {
+        let pools = self.pools.borrow();
+        let mut pools = pools.iter().flat_map(|pools| pools.iter());
+        pools.any(|pool| version_of(pool.cidr.addr()) == version && pool.serves(&[]))
     }
 
     /// Whether it is known what this node has: before that a claim could be for what is there already.
@@ -261,9 +345,14 @@ impl<S: Store> Owner<S> {
     /// Those who wait try again.
     fn retry(&mut self) {
         if self.is_oriented() {
-            for (wanted, reply) in std::mem::take(&mut self.waiting) {
-                self.assign(wanted, reply);
-            }
+            std::mem::take(&mut self.waiting).into_iter().for_each(|waiting| self.again(waiting));
+        }
+    }
+
+    fn again(&mut self, waiting: Waiting) {
+        match waiting {
+            Waiting::Request(wanted, reply) => self.assign(wanted, reply),
+            Waiting::Part(part, reply) => self.assign_part(part, reply),
         }
     }
 
@@ -274,9 +363,11 @@ impl<S: Store> Owner<S> {
         pools.any(|pool| pool.cidr.contains(&block) && pool.serves(named))
     }
 
+    /// A handle may have addresses in several blocks. While not all blocks of this node are here, its object tells which.
     fn release(&mut self, handle: String, reply: ReleaseReply) {
-        if let Some(cidr) = self.blocks.iter().find(|(_, slot)| slot.holds(&handle)).map(|(cidr, _)| *cidr) {
-            return self.enqueue(cidr, Operation::Release(handle, reply));
+        let is_here = self.blocks.values().any(|slot| slot.holds(&handle));
+        if is_here && self.loading == 0 && self.map.borrow().is_some() {
+            return self.release_from(handle, reply, Vec::new());
         }
         let store = self.store.clone();
         self.background(async move {
@@ -285,18 +376,30 @@ impl<S: Store> Owner<S> {
         });
     }
 
-    /// Releases from blocks that the handle's object names and that are not in the cache, or were not when it was looked for.
-    fn release_elsewhere(&mut self, handle: String, reply: ReleaseReply, blocks: Vec<Stored<Block>>) {
-        let Some(first) = blocks.iter().map(|block| block.value.cidr()).find(|cidr| self.blocks.contains_key(cidr))
-        else {
-            let store = self.store.clone();
-            tokio::spawn(async move {
-                let result = commit::release_from(&*store, &handle, blocks).await;
-                reply.send(result.map_err(|error| NoAddress::Unavailable(format!("IPAM release of {handle}: {error}"))))
-            });
-            return;
-        };
-        self.enqueue(first, Operation::Release(handle, reply));
+    /// Releases from blocks in the cache that have the handle, and from those of `located` that are not in it; then the handle goes.
+    fn release_from(&mut self, handle: String, reply: ReleaseReply, located: Vec<Stored<Block>>) {
+        let (here, elsewhere): (Vec<_>, Vec<_>) =
+            located.into_iter().partition(|block| self.blocks.contains_key(&block.value.cidr()));
+        let mut here: BTreeSet<IpNet> = here.iter().map(|block| block.value.cidr()).collect();
+        here.extend(self.blocks.iter().filter(|(_, slot)| slot.holds(&handle)).map(|(cidr, _)| *cidr));
+        let mut answers = Vec::new();
+        for block in here {
+            let (told, answer) = oneshot::channel();
+            answers.push(answer);
+            self.enqueue(block, Operation::Release(handle.clone(), told));
+        }
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            let failed = |error: StoreError| NoAddress::Unavailable(format!("IPAM release of {handle}: {error}"));
+            let released = async {
+                for answer in answers {
+                    answer.await.map_err(|_| stopping())??;
+                }
+                commit::release_from(&*store, &handle, elsewhere).await.map_err(failed)?;
+                store.delete_handle(handle.clone()).await.map_err(failed)
+            };
+            reply.send(released.await)
+        });
     }
 
     fn enqueue(&mut self, cidr: IpNet, operation: Operation) {
@@ -335,7 +438,7 @@ impl<S: Store> Owner<S> {
         }
         for operation in written.unfinished.into_iter().chain(orphans) {
             match operation {
-                Operation::Assign(wanted, reply) => self.assign(wanted, reply),
+                Operation::Assign(part, reply) => self.assign_part(part, reply),
                 Operation::Release(handle, reply) => self.release(handle, reply),
             }
         }
@@ -345,55 +448,65 @@ impl<S: Store> Owner<S> {
 
     /// Claims another block before it is needed, off anybody's path.
     fn keep_spare(&mut self) {
-        let free: usize = self.blocks.values().map(Slot::room).sum();
-        let sizes = self.blocks.values().map(|slot| slot.stored.value.spec().allocations.len());
-        let low = sizes.max().map_or(0, |size| SPARE.min(size / 4));
-        if free < low && !self.spare_refused {
-            self.claim(Vec::new());
+        for version in VERSIONS {
+            let of_version = || self.blocks.iter().filter(|(cidr, _)| version_of(cidr.addr()) == version);
+            let free: usize = of_version().map(|(_, slot)| slot.room()).sum();
+            let size = of_version().map(|(_, slot)| slot.stored.value.spec().allocations.len()).max();
+            let low = size.map_or(0, |size| SPARE.min(size / 4));
+            if free < low && !self.spare_refused.contains(&version) {
+                self.claim(version, Vec::new());
+            }
         }
     }
 
-    fn claim(&mut self, named: Vec<String>) {
-        if self.is_claiming {
+    fn claim(&mut self, version: IpVersion, named: Vec<String>) {
+        if !self.claiming.insert(version) {
             return;
         }
-        self.is_claiming = true;
         let pools: Vec<UsablePool> = self
             .pools
             .borrow()
             .iter()
             .flat_map(|pools| pools.iter())
-            .filter(|pool| pool.serves(&named))
+            .filter(|pool| version_of(pool.cidr.addr()) == version && pool.serves(&named))
             .cloned()
             .collect();
         let taken: BTreeSet<IpNet> =
             self.map.borrow().iter().flat_map(|map| map.keys()).chain(self.blocks.keys()).copied().collect();
         let (store, node, now) = (self.store.clone(), self.node.clone(), (self.clock)());
         self.background(async move {
-            let result = claim::claim(&*store, &node, &pools, &named, taken, now).await;
-            Event::Claimed(named, result)
+            let result = claim::claim(&*store, &node, version, &pools, &named, taken, now).await;
+            Event::Claimed(version, named, result)
         });
     }
 
     /// Those who waited try again; those for whom nothing could be claimed are told.
-    fn claimed(&mut self, named: &[String], result: Result<Stored<Block>, NoAddress>) {
-        self.is_claiming = false;
+    fn claimed(&mut self, version: IpVersion, named: &[String], result: Result<Stored<Block>, NoAddress>) {
+        self.claiming.remove(&version);
         let failure = match result {
             Ok(block) => {
                 self.keep(block);
                 None
             }
             Err(error) => {
-                self.spare_refused = true;
+                self.spare_refused.insert(version);
                 Some(error)
             }
         };
-        for (wanted, reply) in std::mem::take(&mut self.waiting) {
-            let has_room = self.blocks.iter().any(|(cidr, slot)| slot.room() > 0 && self.allows(&wanted.pools, *cidr));
+        for waiting in std::mem::take(&mut self.waiting) {
             match &failure {
-                Some(error) if wanted.pools == named && !has_room => drop(reply.send(Err(error.clone()))),
-                _ => self.assign(wanted, reply),
+                Some(error) if self.waits_for(&waiting, version, named) => waiting.fail(error.clone()),
+                _ => self.again(waiting),
             }
+        }
+    }
+
+    /// Whether it cannot go on without a new block of this IP version, of one of these pools.
+    fn waits_for(&self, waiting: &Waiting, version: IpVersion, named: &[String]) -> bool {
+        let lacks = |part: &Part| part.version == version && part.pools == named && self.block_for(part).is_none();
+        match waiting {
+            Waiting::Request(wanted, _) => self.parts(wanted).iter().any(lacks),
+            Waiting::Part(part, _) => lacks(part),
         }
     }
 
@@ -407,6 +520,32 @@ impl<S: Store> Owner<S> {
             }
         });
     }
+}
+
+impl Waiting {
+    fn fail(self, error: NoAddress) {
+        let (Self::Request(_, reply) | Self::Part(_, reply)) = self;
+        // Whoever asked may have gone.
+        let _ = reply.send(Err(error));
+    }
+}
+
+fn stopping() -> NoAddress {
+    NoAddress::Unavailable("the agent is stopping; the runtime will try again".to_owned())
+}
+
+/// Answers with all the parts, or with the first failure; what the other parts have claimed then is given back with the handle.
+async fn join(parts: Vec<oneshot::Receiver<Result<Vec<IpNet>, NoAddress>>>, reply: AssignReply) {
+    let mut addresses = Ok(Vec::new());
+    for part in parts {
+        match (part.await.unwrap_or_else(|_| Err(stopping())), &mut addresses) {
+            (Ok(more), Ok(addresses)) => addresses.extend(more),
+            (Err(error), Ok(_)) => addresses = Err(error),
+            (_, Err(_)) => {}
+        }
+    }
+    // Whoever asked may have gone.
+    let _ = reply.send(addresses);
 }
 
 /// The address with its full prefix length.

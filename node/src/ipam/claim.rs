@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 use margay_api::ipam::block::Block;
 use margay_api::ipam::search::candidates;
+use margay_api::rule::IpVersion;
 
 use super::store::{AffinityState, Store, StoreError, Stored, UsablePool};
 use crate::cni::ports::NoAddress;
@@ -12,10 +13,11 @@ use crate::cni::ports::NoAddress;
 /// Blocks that somebody else turns out to have, before giving up. What the cluster knows of blocks lags by milliseconds, so a few are normal.
 const COLLISIONS: usize = 100;
 
-/// Claims the first free block in this node's order. `pools` are those that serve a request which names `named`.
+/// Claims the first free block in this node's order. `pools` are those of the IP version that serve a request which names `named`.
 pub(super) async fn claim<S: Store>(
     store: &S,
     node: &str,
+    version: IpVersion,
     pools: &[UsablePool],
     named: &[String],
     mut taken: BTreeSet<IpNet>,
@@ -24,7 +26,7 @@ pub(super) async fn claim<S: Store>(
     let unavailable =
         |error: StoreError| NoAddress::Unavailable(format!("IPAM block claim: {error}; the runtime will try again"));
     if pools.is_empty() {
-        return Err(no_pool(named));
+        return Err(no_pool(Some(version), named));
     }
     let mut collisions = 0;
     for pool in pools {
@@ -53,10 +55,20 @@ pub(super) async fn claim<S: Store>(
     )))
 }
 
-fn no_pool(named: &[String]) -> NoAddress {
+/// `version`: none when any would have done.
+pub(super) fn no_pool(version: Option<IpVersion>, named: &[String]) -> NoAddress {
+    let (of, field) = match version {
+        None => ("", "ipv4_pools"),
+        Some(IpVersion::V4) => (" of IPv4", "ipv4_pools"),
+        Some(IpVersion::V6) => (" of IPv6", "ipv6_pools"),
+    };
     NoAddress::Exhausted(match named {
-        [] => "no IPPool may be used for pods on this node: there is none, or all are disabled, or their nodeSelector leaves the node out; add one".to_owned(),
-        named => format!("none of the pools {} exists and may be used on this node; correct ipv4_pools", named.join(", ")),
+        [] => format!(
+            "no IPPool{of} may be used for pods on this node: there is none, or all are disabled, or their nodeSelector leaves the node out; add one"
+        ),
+        named => {
+            format!("none of the pools {}{of} exists and may be used on this node; correct {field}", named.join(", "))
+        }
     })
 }
 

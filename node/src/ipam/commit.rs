@@ -6,7 +6,7 @@ use futures::future::join_all;
 use ipnet::IpNet;
 use margay_api::ipam::block::Block;
 
-use super::allocator::{AssignReply, ReleaseReply, Wanted, whole};
+use super::allocator::{AssignReply, Part, ReleaseReply, whole};
 use super::store::{Store, StoreError, Stored};
 use crate::cni::ports::NoAddress;
 
@@ -17,14 +17,14 @@ const DELAY: Duration = Duration::from_millis(100);
 
 /// Something that is asked of a block, and who waits for it.
 pub(super) enum Operation {
-    Assign(Wanted, AssignReply),
+    Assign(Part, AssignReply),
     Release(String, ReleaseReply),
 }
 
 impl Operation {
     pub(super) fn handle(&self) -> &str {
         match self {
-            Self::Assign(wanted, _) => wanted.handle(),
+            Self::Assign(part, _) => part.handle(),
             Self::Release(handle, _) => handle,
         }
     }
@@ -70,7 +70,7 @@ pub(super) async fn commit<S: Store>(store: &S, mut stored: Stored<Block>, opera
             }
         }
         match write(store, &stored, &operations).await {
-            Ok(Done { block, full }) => return answer(store, block, operations, full).await,
+            Ok(Done { block, full }) => return answer(block, operations, full),
             Err(error) => failure = error,
         }
     }
@@ -93,11 +93,13 @@ async fn write<S: Store>(store: &S, stored: &Stored<Block>, operations: &[Operat
     let (mut full, mut handles) = (false, Vec::new());
     for operation in operations {
         match operation {
-            Operation::Assign(wanted, reply) if !reply.is_closed() => {
-                if block.of_handle(wanted.handle()).is_empty() {
-                    full |= block.assign(&wanted.attribute, |_| false).is_none();
+            Operation::Assign(part, reply) if !reply.is_closed() => {
+                if block.of_handle(part.handle()).is_empty() {
+                    full |= block.assign(&part.attribute, |_| false).is_none();
                 }
-                handles.push(store.create_handle(wanted.handle().to_owned(), block.cidr()));
+                if !part.recorded.is_empty() {
+                    handles.push(store.put_handle(part.handle().to_owned(), part.recorded.clone()));
+                }
             }
             Operation::Assign(..) => {}
             Operation::Release(handle, _) => drop(block.release(handle)),
@@ -114,25 +116,18 @@ async fn write<S: Store>(store: &S, stored: &Stored<Block>, operations: &[Operat
     Ok(Done { block, full })
 }
 
-async fn answer<S: Store>(store: &S, block: Stored<Block>, operations: Vec<Operation>, full: bool) -> Written {
+fn answer(block: Stored<Block>, operations: Vec<Operation>, full: bool) -> Written {
     let mut unfinished = Vec::new();
-    let mut released = Vec::new();
     for operation in operations {
         match operation {
-            Operation::Assign(wanted, reply) => match block.value.of_handle(wanted.handle()) {
+            Operation::Assign(part, reply) => match block.value.of_handle(part.handle()) {
                 none if none.is_empty() && full && !reply.is_closed() => {
-                    unfinished.push(Operation::Assign(wanted, reply))
+                    unfinished.push(Operation::Assign(part, reply))
                 }
                 addresses => drop(reply.send(Ok(whole(addresses)))),
             },
-            Operation::Release(handle, reply) => released.push((handle, reply)),
+            Operation::Release(_, reply) => drop(reply.send(Ok(()))),
         }
-    }
-    let deletions = released.iter().map(|(handle, _)| store.delete_handle(handle.clone()));
-    let results = join_all(deletions).await;
-    for ((handle, reply), result) in released.into_iter().zip(results) {
-        let failed = |error: StoreError| NoAddress::Unavailable(format!("IPAM handle {handle}: {error}"));
-        drop(reply.send(result.map_err(failed)));
     }
     Written { cidr: block.value.cidr(), block: Some(block), unfinished }
 }
@@ -156,7 +151,7 @@ pub(super) async fn locate<S: Store>(store: &S, handle: &str) -> Result<Vec<Stor
     Ok(found)
 }
 
-/// Releases a handle's addresses from blocks that are not in the cache, then the handle itself.
+/// Releases a handle's addresses from blocks that are not in the cache.
 pub(super) async fn release_from<S: Store>(
     store: &S,
     handle: &str,
@@ -177,5 +172,5 @@ pub(super) async fn release_from<S: Store>(
             }
         }
     }
-    store.delete_handle(handle.to_owned()).await
+    Ok(())
 }

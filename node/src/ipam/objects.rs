@@ -12,11 +12,6 @@ use margay_api::v3::ipam::{BlockAffinity, BlockAffinitySpec, IPAMBlock, IPAMHand
 
 use super::store::{AffinityState, Store, StoreError, Stored};
 
-/// Label of affinities: `host`.
-const LABEL_AFFINITY_TYPE: &str = "projectcalico.org/affinity-type";
-/// Label of affinities: `4` or `6`.
-const LABEL_IP_VERSION: &str = "projectcalico.org/ip-version";
-
 /// See the module.
 pub struct Objects {
     node: String,
@@ -89,13 +84,12 @@ impl Store for Objects {
             AffinityState::Pending => "pending",
             AffinityState::Confirmed => "confirmed",
         };
-        let version = if cidr.addr().is_ipv4() { "4" } else { "6" };
-        let labels = BTreeMap::from(
-            [(LABEL_AFFINITY_TYPE, "host"), (LABEL_IP_VERSION, version)]
-                .map(|(key, value)| (key.to_owned(), value.to_owned())),
-        );
         let wanted = BlockAffinity {
-            metadata: ObjectMeta { name: Some(name.clone()), labels: Some(labels), ..ObjectMeta::default() },
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                labels: Some(names::affinity_labels(&self.node, cidr)),
+                ..ObjectMeta::default()
+            },
             spec: BlockAffinitySpec {
                 cidr: cidr.to_string(),
                 node: self.node.clone(),
@@ -125,15 +119,26 @@ impl Store for Objects {
         }
     }
 
-    async fn create_handle(&self, handle: String, block: IpNet) -> Result<(), StoreError> {
-        let wanted = IPAMHandle {
-            metadata: ObjectMeta { name: Some(names::handle(&handle)), ..ObjectMeta::default() },
-            spec: IPAMHandleSpec { handle_id: handle, block: BTreeMap::from([(block.to_string(), 1)]), deleted: false },
+    async fn put_handle(&self, handle: String, blocks: Vec<IpNet>) -> Result<(), StoreError> {
+        let name = names::handle(&handle);
+        let wanted: BTreeMap<String, u32> = blocks.iter().map(|block| (block.to_string(), 1)).collect();
+        let object = IPAMHandle {
+            metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
+            spec: IPAMHandleSpec { handle_id: handle, block: wanted.clone(), deleted: false },
         };
-        match self.handles.create(&PostParams::default(), &wanted).await.map_err(error) {
-            Err(StoreError::Conflict) => Ok(()),
-            result => result.map(drop),
+        match self.handles.create(&PostParams::default(), &object).await.map_err(error) {
+            Err(StoreError::Conflict) => {}
+            result => return result.map(drop),
         }
+        let mut present = self.handles.get(&name).await.map_err(error)?;
+        let before = present.spec.block.len();
+        for (block, count) in wanted {
+            present.spec.block.entry(block).or_insert(count);
+        }
+        if present.spec.block.len() == before {
+            return Ok(());
+        }
+        self.handles.replace(&name, &PostParams::default(), &present).await.map(drop).map_err(error)
     }
 
     async fn handle_blocks(&self, handle: String) -> Result<Vec<IpNet>, StoreError> {

@@ -19,6 +19,8 @@ use super::store::UsablePool;
 /// Block sizes of a pool that names none.
 const BLOCK_SIZE_V4: u8 = 26;
 const BLOCK_SIZE_V6: u8 = 122;
+/// Bits of the addresses in the largest block: 4096 of them.
+const LARGEST_BLOCK: u8 = 12;
 
 /// Starts the watch. The first value is empty until the pools have been listed; `labels` are the node's own.
 pub fn watch(client: Client, labels: watch::Receiver<Labels>) -> watch::Receiver<Pools> {
@@ -70,10 +72,9 @@ pub fn usable(pools: &BTreeMap<String, IPPoolSpec>, labels: &Labels) -> Vec<Usab
         let for_workloads =
             spec.allowed_uses.as_ref().is_none_or(|uses| uses.is_empty() || uses.iter().any(|used| used == "Workload"));
         let default = if cidr.addr().is_ipv4() { BLOCK_SIZE_V4 } else { BLOCK_SIZE_V6 };
-        let block_size = spec
-            .block_size
-            .map_or(Some(default), |size| u8::try_from(size).ok())
-            .filter(|size| *size >= cidr.prefix_len() && *size <= cidr.max_prefix_len())?;
+        let block_size = spec.block_size.map_or(Some(default), |size| u8::try_from(size).ok()).filter(|size| {
+            (cidr.max_prefix_len() - LARGEST_BLOCK..=cidr.max_prefix_len()).contains(size) && *size >= cidr.prefix_len()
+        })?;
         let is_usable = !spec.disabled.unwrap_or(false) && for_workloads && selector.matches(labels);
         is_usable.then(|| UsablePool {
             name: name.clone(),
@@ -102,6 +103,11 @@ mod tests {
             ("elsewhere".to_owned(), spec(|spec| spec.node_selector = Some("rack == 'two'".to_owned()))),
             ("here".to_owned(), spec(|spec| spec.node_selector = Some("rack == 'one'".to_owned()))),
             ("manual".to_owned(), spec(|spec| spec.assignment_mode = Some("Manual".to_owned()))),
+            (
+                "huge".to_owned(),
+                IPPoolSpec { cidr: "fd00::/48".to_owned(), block_size: Some(64), ..IPPoolSpec::default() },
+            ),
+            ("six".to_owned(), IPPoolSpec { cidr: "fd01::/48".to_owned(), ..IPPoolSpec::default() }),
             ("tiny".to_owned(), spec(|spec| spec.block_size = Some(12))),
             ("tunnels".to_owned(), spec(|spec| spec.allowed_uses = Some(vec!["Tunnel".to_owned()]))),
             ("wrong".to_owned(), spec(|spec| spec.node_selector = Some("rack ==".to_owned()))),
@@ -111,7 +117,8 @@ mod tests {
             usable(&pools, &labels).into_iter().map(|pool| (pool.name, pool.manual)).collect();
         assert_eq!(
             found,
-            [("default", false), ("here", false), ("manual", true)].map(|(name, manual)| (name.to_owned(), manual))
+            [("default", false), ("here", false), ("manual", true), ("six", false)]
+                .map(|(name, manual)| (name.to_owned(), manual))
         );
     }
 }

@@ -69,8 +69,8 @@ pub trait Store: Send + Sync + 'static {
     fn put_affinity(&self, cidr: IpNet, state: AffinityState) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Takes this node's claim back; one that does not exist is a success.
     fn delete_affinity(&self, cidr: IpNet) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// Records that one address of the block is under the handle; a handle that exists is a success.
-    fn create_handle(&self, handle: String, block: IpNet) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Records that one address of each of these blocks is under the handle; what is recorded already is a success.
+    fn put_handle(&self, handle: String, blocks: Vec<IpNet>) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Blocks that a handle has addresses in; none if there is no such handle.
     fn handle_blocks(&self, handle: String) -> impl Future<Output = Result<Vec<IpNet>, StoreError>> + Send;
     /// Forgets a handle; one that does not exist is a success.

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::allocator::{Allocator, BlockMap, Pools, Wanted};
 use super::store::{AffinityState, Store, StoreError, Stored, UsablePool};
-use crate::cni::ports::NoAddress;
+use crate::cni::ports::{Demand, NoAddress};
 
 #[derive(Default)]
 struct Contents {
@@ -86,8 +86,8 @@ impl Store for Memory {
         Ok(())
     }
 
-    async fn create_handle(&self, handle: String, block: IpNet) -> Result<(), StoreError> {
-        self.with(|contents| contents.handles.entry(handle).or_default().insert(block));
+    async fn put_handle(&self, handle: String, blocks: Vec<IpNet>) -> Result<(), StoreError> {
+        self.with(|contents| contents.handles.entry(handle).or_default().extend(blocks));
         Ok(())
     }
 
@@ -125,7 +125,8 @@ fn mk_node(name: &str, contents: &Arc<Mutex<Contents>>, pools: Vec<UsablePool>) 
 fn wanted(handle: &str) -> Wanted {
     Wanted {
         attribute: AllocationAttribute { handle_id: Some(handle.to_owned()), ..AllocationAttribute::default() },
-        pools: Vec::new(),
+        ipv4: Demand::IfPooled,
+        ipv6: Demand::IfPooled,
     }
 }
 
@@ -231,7 +232,7 @@ async fn without_a_pool_the_error_tells_what_to_do() {
         node.allocator.assign(wanted("h")).await.is_err(),
         "a pool that must be named served a request that names none"
     );
-    let named = Wanted { pools: vec!["default".to_owned()], ..wanted("h") };
+    let named = Wanted { ipv4: Demand::Always(vec!["default".to_owned()]), ..wanted("h") };
     node.allocator.assign(named).await.expect("the named pool");
 }
 
@@ -250,4 +251,80 @@ async fn a_restarted_node_uses_the_blocks_that_it_has() {
         .store
         .with(|contents| contents.blocks.values().flat_map(|(_, block)| block.of_handle("before")).count());
     assert_eq!(left, 0, "{address:?} was not released");
+}
+
+/// Names of the handle's blocks and the addresses that blocks have under it.
+fn held(contents: &Contents, handle: &str) -> (Vec<String>, Vec<String>) {
+    let named = contents.handles.get(handle).into_iter().flatten().map(IpNet::to_string).collect();
+    let addresses = contents.blocks.values().flat_map(|(_, block)| block.of_handle(handle));
+    (named, addresses.map(|address| address.to_string()).collect())
+}
+
+fn dual(node: &str, contents: &Arc<Mutex<Contents>>) -> Node {
+    let six = UsablePool { name: "six".to_owned(), ..pool("fd00::/120", 122) };
+    mk_node(node, contents, vec![pool("10.0.0.0/24", 28), six])
+}
+
+#[tokio::test]
+async fn a_pod_gets_an_address_of_each_pools_version_under_one_handle() {
+    let contents = Arc::new(Mutex::new(Contents::default()));
+    let node = dual("n1", &contents);
+    let asks = (0..20).map(|n| node.allocator.assign(wanted(&format!("h{n}"))));
+    let mut all = BTreeSet::new();
+    for answer in futures::future::join_all(asks).await {
+        let addresses = answer.expect("both versions have room");
+        assert_eq!(addresses.iter().map(|net| net.addr().is_ipv6()).collect::<Vec<_>>(), [false, true]);
+        all.extend(addresses);
+    }
+    assert_eq!(all.len(), 40);
+    let (blocks, addresses) = node.store.with(|contents| held(contents, "h7"));
+    assert_eq!((blocks.len(), addresses.len()), (2, 2), "{blocks:?} {addresses:?}");
+    let again = node.allocator.assign(wanted("h7")).await.expect("the same");
+    assert_eq!(again.iter().map(|net| net.addr().to_string()).collect::<Vec<_>>(), addresses);
+    node.allocator.release("h7".to_owned()).await.expect("release");
+    assert_eq!(node.store.with(|contents| held(contents, "h7")), (vec![], vec![]));
+    assert_eq!(node.store.with(|contents| held(contents, "h8").1.len()), 2);
+}
+
+#[tokio::test]
+async fn what_is_asked_for_by_version_is_given_and_nothing_else() {
+    let contents = Arc::new(Mutex::new(Contents::default()));
+    let node = dual("n1", &contents);
+    let six = Wanted { ipv4: Demand::Never, ..wanted("six") };
+    assert!(node.allocator.assign(six).await.expect("an address")[0].addr().is_ipv6());
+    let named = Wanted { ipv6: Demand::Always(vec!["fd00::/120".to_owned()]), ..wanted("both") };
+    assert_eq!(node.allocator.assign(named).await.expect("two addresses").len(), 2);
+    let nowhere = Wanted { ipv6: Demand::Always(vec!["default".to_owned()]), ..wanted("none") };
+    let error = node.allocator.assign(nowhere).await.expect_err("the pool is of the other version");
+    assert!(matches!(&error, NoAddress::Exhausted(text) if text.contains("ipv6_pools")), "{error:?}");
+    assert_eq!(node.store.with(|contents| held(contents, "none")), (vec![], vec![]), "all or nothing");
+}
+
+#[tokio::test]
+async fn a_pod_that_cannot_have_both_gets_neither() {
+    let contents = Arc::new(Mutex::new(Contents::default()));
+    let six = UsablePool { name: "six".to_owned(), ..pool("fd00::/127", 127) };
+    let node = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 26), six.clone()]);
+    for n in 0..2 {
+        node.allocator.assign(wanted(&format!("h{n}"))).await.expect("both");
+    }
+    let error = node.allocator.assign(wanted("late")).await.expect_err("IPv6 is used up");
+    assert!(matches!(&error, NoAddress::Exhausted(text) if text.contains("six (fd00::/127)")), "{error:?}");
+    assert_eq!(node.store.with(|contents| held(contents, "late")), (vec![], vec![]));
+    node.allocator.release("h0".to_owned()).await.expect("release");
+    assert_eq!(node.allocator.assign(wanted("late")).await.expect("both").len(), 2);
+    node.pools.send_replace(Some(Arc::new(vec![pool("10.0.0.0/24", 26)])));
+    assert_eq!(node.allocator.assign(wanted("four")).await.expect("the pool of IPv6 is gone").len(), 1);
+    assert_eq!(node.allocator.assign(wanted("late")).await.expect("what it has").len(), 2);
+}
+
+#[tokio::test]
+async fn a_restarted_node_gives_back_what_is_in_blocks_that_it_has_not_read_yet() {
+    let contents = Arc::new(Mutex::new(Contents::default()));
+    let node = dual("n1", &contents);
+    node.allocator.assign(wanted("before")).await.expect("two addresses");
+    let restarted = dual("n1", &contents);
+    restarted.map.send_replace(None);
+    restarted.allocator.release("before".to_owned()).await.expect("its object names the blocks");
+    assert_eq!(restarted.store.with(|contents| held(contents, "before")), (vec![], vec![]));
 }

@@ -1,64 +1,66 @@
 //! From what is there and what is wanted to the operations between them. Pure.
 
-use std::net::Ipv4Addr;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
+use margay_api::rule::IpVersion;
 
-use super::plan::{Peer, Plan, Target, VxlanDevice};
+use super::plan::{Peer, Plan, Target, VERSIONS, VxlanDevice, version_of};
 
 /// One change of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// Remove the tunnel device; routes and neighbours on it go with it.
-    RemoveVxlan,
-    /// Create the tunnel device, give it its address and bring it up.
-    CreateVxlan(VxlanDevice),
+    /// Remove a tunnel device; routes and neighbours on it go with it.
+    RemoveVxlan(IpVersion),
+    /// Create a tunnel device, give it its address and bring it up.
+    CreateVxlan(IpVersion, VxlanDevice),
     /// Set how a peer is reached: neighbour and forwarding entry.
-    SetPeer(Ipv4Addr, Peer),
+    SetPeer(IpAddr, Peer),
     /// Forget a peer.
-    RemovePeer(Ipv4Addr, Peer),
+    RemovePeer(IpAddr, Peer),
     /// Set a route, replacing what has the same destination.
     SetRoute(IpNet, Target),
     /// Remove a route.
     RemoveRoute(IpNet, Target),
 }
 
-/// The operations that turn `present` into `wanted`, in an order in which each finds what it needs: device, peers, routes; removals last and reversed.
+/// The operations that turn `present` into `wanted`, in an order in which each finds what it needs: devices, peers, routes; removals last and reversed.
 ///
 /// A tunnel device cannot change its identifier or port in place, so a different device is made anew, and everything on it with it.
 pub fn diff(present: &Plan, wanted: &Plan) -> Vec<Op> {
     let mut ops = Vec::new();
-    let rebuilt = present.vxlan != wanted.vxlan;
-    if rebuilt {
-        if present.vxlan.is_some() {
-            ops.push(Op::RemoveVxlan);
+    let rebuilt: BTreeSet<IpVersion> =
+        VERSIONS.into_iter().filter(|version| present.tunnels.get(version) != wanted.tunnels.get(version)).collect();
+    for version in &rebuilt {
+        if present.tunnels.contains_key(version) {
+            ops.push(Op::RemoveVxlan(*version));
         }
-        if let Some(device) = &wanted.vxlan {
-            ops.push(Op::CreateVxlan(device.clone()));
+        if let Some(device) = wanted.tunnels.get(version) {
+            ops.push(Op::CreateVxlan(*version, device.clone()));
         }
     }
+    let goes_with_device = |destination: &IpNet, target: &Target| {
+        matches!(target, Target::Vxlan { .. }) && rebuilt.contains(&version_of(destination.addr()))
+    };
     for (address, peer) in &wanted.peers {
-        if rebuilt || present.peers.get(address) != Some(peer) {
+        if rebuilt.contains(&version_of(*address)) || present.peers.get(address) != Some(peer) {
             ops.push(Op::SetPeer(*address, peer.clone()));
         }
     }
     for (destination, target) in &wanted.routes {
-        let lost = rebuilt && matches!(target, Target::Vxlan { .. });
-        if lost || present.routes.get(destination) != Some(target) {
+        if goes_with_device(destination, target) || present.routes.get(destination) != Some(target) {
             ops.push(Op::SetRoute(*destination, target.clone()));
         }
     }
     for (destination, target) in present.routes.iter().rev() {
-        let gone_with_device = rebuilt && matches!(target, Target::Vxlan { .. });
-        if !wanted.routes.contains_key(destination) && !gone_with_device {
+        if !wanted.routes.contains_key(destination) && !goes_with_device(destination, target) {
             ops.push(Op::RemoveRoute(*destination, target.clone()));
         }
     }
-    if !rebuilt {
-        for (address, peer) in present.peers.iter().rev() {
-            if !wanted.peers.contains_key(address) {
-                ops.push(Op::RemovePeer(*address, peer.clone()));
-            }
+    for (address, peer) in present.peers.iter().rev() {
+        if !wanted.peers.contains_key(address) && !rebuilt.contains(&version_of(*address)) {
+            ops.push(Op::RemovePeer(*address, peer.clone()));
         }
     }
     ops
@@ -70,27 +72,29 @@ mod tests {
     use margay_api::network::Mac;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
-    use std::net::IpAddr;
 
     /// What the kernel does with an operation, as far as a plan can tell.
     fn exec(kernel: &mut Plan, op: Op) {
+        let on = |version: IpVersion, address: IpAddr| version_of(address) == version;
         match op {
-            Op::RemoveVxlan => {
-                kernel.vxlan = None;
-                kernel.peers.clear();
-                kernel.routes.retain(|_, target| !matches!(target, Target::Vxlan { .. }));
+            Op::RemoveVxlan(version) => {
+                kernel.tunnels.remove(&version);
+                kernel.peers.retain(|address, _| !on(version, *address));
+                kernel.routes.retain(|destination, target| {
+                    !matches!(target, Target::Vxlan { .. }) || !on(version, destination.addr())
+                });
             }
-            Op::CreateVxlan(device) => {
-                assert!(kernel.vxlan.is_none(), "created over an existing device");
-                kernel.vxlan = Some(device);
+            Op::CreateVxlan(version, device) => {
+                assert!(kernel.tunnels.insert(version, device).is_none(), "created over an existing device");
             }
             Op::SetPeer(address, peer) => {
-                assert!(kernel.vxlan.is_some(), "peer without a device");
+                assert!(kernel.tunnels.contains_key(&version_of(address)), "peer without a device");
                 kernel.peers.insert(address, peer);
             }
             Op::RemovePeer(address, _) => assert!(kernel.peers.remove(&address).is_some()),
             Op::SetRoute(destination, target) => {
-                assert!(kernel.vxlan.is_some() || !matches!(target, Target::Vxlan { .. }), "route without its device");
+                let has_device = kernel.tunnels.contains_key(&version_of(destination.addr()));
+                assert!(has_device || !matches!(target, Target::Vxlan { .. }), "route without its device");
                 kernel.routes.insert(destination, target);
             }
             Op::RemoveRoute(destination, _) => {
@@ -99,42 +103,68 @@ mod tests {
         }
     }
 
-    fn target(tunnel: bool) -> BoxedStrategy<Target> {
-        let vxlan = (0u8..4).prop_map(|n| Target::Vxlan { via: [10, 9, 9, n].into() }).boxed();
+    fn address(version: IpVersion, number: u8) -> IpAddr {
+        match version {
+            IpVersion::V4 => IpAddr::from([10, 9, 9, number]),
+            IpVersion::V6 => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 9, u16::from(number)]),
+        }
+    }
+
+    fn target(version: IpVersion, tunnel: bool) -> BoxedStrategy<Target> {
+        let vxlan = (0u8..4).prop_map(move |n| Target::Vxlan { via: address(version, n) }).boxed();
         let plain = prop_oneof![
             (0u8..3).prop_map(|n| Target::Pod { interface: format!("cali{n}") }),
             Just(Target::Blackhole),
-            (0u8..4).prop_map(|n| Target::Gateway { via: IpAddr::from([172, 30, 0, n]) }),
+            (20u8..24).prop_map(move |n| Target::Gateway { via: address(version, n) }),
         ];
         if tunnel { prop_oneof![plain, vxlan].boxed() } else { plain.boxed() }
     }
 
-    fn any_plan() -> impl Strategy<Value = Plan> {
-        proptest::option::of((0u8..2, 4789u16..4791)).prop_flat_map(|device| {
+    /// The half of a plan that is about one IP version.
+    fn half(version: IpVersion) -> impl Strategy<Value = Plan> {
+        proptest::option::of((0u8..2, 4789u16..4791)).prop_flat_map(move |device| {
             let tunnel = device.is_some();
+            let range = move |n: u8| match version {
+                IpVersion::V4 => format!("10.1.{n}.0/26"),
+                IpVersion::V6 => format!("fd00:1:{n}::/122"),
+            };
             let routes = proptest::collection::btree_map(
-                (0u8..6).prop_map(|n| format!("10.1.{n}.0/26").parse().expect("a range")),
-                target(tunnel),
+                (0u8..6).prop_map(move |n| range(n).parse().expect("a range")),
+                target(version, tunnel),
                 0..6,
             );
             let peers = proptest::collection::btree_map(
-                (0u8..4).prop_map(|n| Ipv4Addr::from([10, 9, 9, n])),
-                (0u8..3).prop_map(|n| Peer { mac: Mac([0x66, 0, 0, 0, 0, n]), underlay: [172, 30, 0, n].into() }),
+                (0u8..4).prop_map(move |n| address(version, n)),
+                (0u8..3)
+                    .prop_map(move |n| Peer { mac: Mac([0x66, 0, 0, 0, 0, n]), underlay: address(version, 30 + n) }),
                 0..4,
             );
             (routes, peers).prop_map(move |(routes, peers)| Plan {
                 routes,
-                vxlan: device.map(|(n, port)| VxlanDevice {
-                    address: [10, 9, 8, n].into(),
-                    mac: Mac([0x66; 6]),
-                    local: [172, 30, 0, 9].into(),
-                    vni: 4096,
-                    port,
-                    mtu: 0,
-                }),
+                tunnels: device
+                    .map(|(n, port)| VxlanDevice {
+                        address: address(version, 40 + n),
+                        mac: Mac([0x66; 6]),
+                        local: address(version, 50),
+                        vni: 4096,
+                        port,
+                        mtu: 0,
+                    })
+                    .map(|device| (version, device))
+                    .into_iter()
+                    .collect(),
                 peers: if tunnel { peers } else { BTreeMap::new() },
                 unreachable: BTreeMap::new(),
             })
+        })
+    }
+
+    fn any_plan() -> impl Strategy<Value = Plan> {
+        (half(IpVersion::V4), half(IpVersion::V6)).prop_map(|(mut plan, other)| {
+            plan.routes.extend(other.routes);
+            plan.tunnels.extend(other.tunnels);
+            plan.peers.extend(other.peers);
+            plan
         })
     }
 

@@ -1,11 +1,11 @@
 //! rtnetlink messages for the few things that we make: links, addresses, routes, neighbours and forwarding entries.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 
 use ipnet::IpNet;
 use margay_api::network::Mac;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
@@ -17,7 +17,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::plan::{ROUTE_PROTOCOL, VXLAN_DEVICE, VxlanDevice};
+use super::plan::{ROUTE_PROTOCOL, VxlanDevice, version_of, vxlan_device_name};
 
 /// A veth pair to be made in one request: the host side here, the other end inside the pod's namespace.
 pub struct VethPair<'a> {
@@ -54,11 +54,15 @@ pub fn new_veth(pair: &VethPair<'_>) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewLink(link)
 }
 
-/// Creates the VXLAN device, down. `underlay` is the link that carries the outer packets.
+/// Creates a VXLAN device, down. `underlay` is the link that carries the outer packets.
 pub fn new_vxlan(device: &VxlanDevice, mtu: u32, underlay: u32) -> RouteNetlinkMessage {
+    let local = match device.local {
+        IpAddr::V4(address) => InfoVxlan::Local(address),
+        IpAddr::V6(address) => InfoVxlan::Local6(address),
+    };
     let mut link = LinkMessage::default();
     link.attributes = vec![
-        LinkAttribute::IfName(VXLAN_DEVICE.to_owned()),
+        LinkAttribute::IfName(vxlan_device_name(version_of(device.address)).to_owned()),
         LinkAttribute::Mtu(mtu),
         LinkAttribute::Address(device.mac.0.to_vec()),
         LinkAttribute::LinkInfo(vec![
@@ -66,7 +70,7 @@ pub fn new_vxlan(device: &VxlanDevice, mtu: u32, underlay: u32) -> RouteNetlinkM
             LinkInfo::Data(InfoData::Vxlan(vec![
                 InfoVxlan::Id(device.vni),
                 InfoVxlan::Link(underlay),
-                InfoVxlan::Local(device.local),
+                local,
                 InfoVxlan::Port(device.port),
                 InfoVxlan::Learning(false),
             ])),
@@ -98,12 +102,25 @@ pub fn get_links() -> RouteNetlinkMessage {
 
 /// Gives a link an address that covers nothing but itself.
 pub fn new_host_address(index: u32, address: IpAddr) -> RouteNetlinkMessage {
+    new_address(index, IpNet::from(address), AddressScope::Universe)
+}
+
+/// Gives a link an address with the range of its neighbours on the link alone.
+pub fn new_link_address(index: u32, address: IpNet) -> RouteNetlinkMessage {
+    new_address(index, address, AddressScope::Link)
+}
+
+/// An IPv6 address can be used at once: that nobody else has it is known, and looking for a duplicate would take a second.
+fn new_address(index: u32, net: IpNet, scope: AddressScope) -> RouteNetlinkMessage {
     let mut message = AddressMessage::default();
-    message.header.family = family(address);
-    message.header.prefix_len = IpNet::from(address).max_prefix_len();
-    message.header.scope = AddressScope::Universe;
+    message.header.family = family(net.addr());
+    message.header.prefix_len = net.prefix_len();
+    message.header.scope = scope;
     message.header.index = index;
-    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+    if net.addr().is_ipv6() {
+        message.header.flags = AddressHeaderFlags::Nodad;
+    }
+    message.attributes = vec![AddressAttribute::Local(net.addr()), AddressAttribute::Address(net.addr())];
     RouteNetlinkMessage::NewAddress(message)
 }
 
@@ -175,7 +192,7 @@ pub fn neighbour(index: u32, address: IpAddr, mac: Mac) -> NeighbourMessage {
 }
 
 /// A permanent forwarding entry of a VXLAN device: the node behind a MAC address.
-pub fn forwarding(index: u32, mac: Mac, underlay: Ipv4Addr) -> NeighbourMessage {
+pub fn forwarding(index: u32, mac: Mac, underlay: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
     message.header.ifindex = index;
@@ -183,7 +200,7 @@ pub fn forwarding(index: u32, mac: Mac, underlay: Ipv4Addr) -> NeighbourMessage 
     message.header.flags = NeighbourFlags::Own;
     message.attributes = vec![
         NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(underlay)),
+        NeighbourAttribute::Destination(NeighbourAddress::from(underlay)),
     ];
     message
 }

@@ -1,4 +1,4 @@
-//! Notices when somebody else removes what is ours: routes with our protocol number, our tunnel device, neighbours on it.
+//! Notices when somebody else removes what is ours: routes with our protocol number, our tunnel devices, neighbours on them.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,7 +13,7 @@ use nix::sys::socket::{
 };
 
 use super::netlink::{NetlinkError, parse};
-use super::plan::{ROUTE_PROTOCOL, VXLAN_DEVICE};
+use super::plan::{ROUTE_PROTOCOL, VERSIONS, vxlan_device_name};
 
 /// Multicast groups as bits: links, neighbours, IPv4 and IPv6 routes (`linux/rtnetlink.h`, `RTMGRP_*`).
 const GROUPS: u32 = 0x1 | 0x4 | 0x40 | 0x400;
@@ -55,10 +55,10 @@ impl Monitor {
 fn is_removal(message: &RouteNetlinkMessage) -> bool {
     match message {
         RouteNetlinkMessage::DelRoute(route) => route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL),
-        RouteNetlinkMessage::DelLink(link) => link
-            .attributes
-            .iter()
-            .any(|attribute| matches!(attribute, LinkAttribute::IfName(name) if name == VXLAN_DEVICE)),
+        RouteNetlinkMessage::DelLink(link) => {
+            let is_tunnel = |name: &String| VERSIONS.iter().any(|version| vxlan_device_name(*version) == name);
+            link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::IfName(name) if is_tunnel(name)))
+        }
         RouteNetlinkMessage::DelNeighbour(_) => true,
         _ => false,
     }

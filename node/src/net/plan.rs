@@ -3,18 +3,38 @@
 //! Only objects that carry our route protocol, or sit on our tunnel device, are ever wanted or removed.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use margay_api::network::{Encapsulation, FelixSettings, Mac, NodeInfo};
+use margay_api::rule::IpVersion;
 use margay_calc::model::{Record, RecordId};
 
 /// Protocol number that marks our routes; `ip route` shows it as a number. Calico's own is 80.
 pub const ROUTE_PROTOCOL: u8 = 82;
-/// Name of the VXLAN device, Calico's.
-pub const VXLAN_DEVICE: &str = "vxlan.calico";
-/// Bytes that VXLAN over IPv4 adds to a packet.
-pub const VXLAN_OVERHEAD: u32 = 50;
+/// Both IP versions: each has a tunnel device, peers and routes of its own.
+pub const VERSIONS: [IpVersion; 2] = [IpVersion::V4, IpVersion::V6];
+
+/// Name of the VXLAN device for an IP version, Calico's.
+pub const fn vxlan_device_name(version: IpVersion) -> &'static str {
+    match version {
+        IpVersion::V4 => "vxlan.calico",
+        IpVersion::V6 => "vxlan-v6.calico",
+    }
+}
+
+/// Bytes that VXLAN adds to a packet when the outer one is of that IP version.
+pub const fn vxlan_overhead(version: IpVersion) -> u32 {
+    match version {
+        IpVersion::V4 => 50,
+        IpVersion::V6 => 70,
+    }
+}
+
+/// The IP version of an address.
+pub fn version_of(address: IpAddr) -> IpVersion {
+    if address.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 }
+}
 
 /// Where a route leads.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,22 +51,22 @@ pub enum Target {
         /// The other node's address, on a subnet of this one.
         via: IpAddr,
     },
-    /// Through the VXLAN device.
+    /// Through the VXLAN device of the destination's IP version.
     Vxlan {
         /// Tunnel address of the other node.
-        via: Ipv4Addr,
+        via: IpAddr,
     },
 }
 
-/// The tunnel device of this node.
+/// A tunnel device of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VxlanDevice {
     /// Own tunnel address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Own tunnel MAC address.
     pub mac: Mac,
-    /// Outer source address: the node's own.
-    pub local: Ipv4Addr,
+    /// Outer source address: the node's own, of the same IP version.
+    pub local: IpAddr,
     /// Network identifier.
     pub vni: u32,
     /// Outer UDP port.
@@ -61,7 +81,7 @@ pub struct Peer {
     /// MAC address of its tunnel device.
     pub mac: Mac,
     /// Its own address, where the outer packet goes.
-    pub underlay: Ipv4Addr,
+    pub underlay: IpAddr,
 }
 
 /// Everything that the node's routing is made of.
@@ -69,10 +89,10 @@ pub struct Peer {
 pub struct Plan {
     /// Routes by destination.
     pub routes: BTreeMap<IpNet, Target>,
-    /// The tunnel device, if anything is encapsulated and this node has a tunnel address.
-    pub vxlan: Option<VxlanDevice>,
-    /// Other nodes behind the tunnel, by their tunnel address.
-    pub peers: BTreeMap<Ipv4Addr, Peer>,
+    /// The tunnel devices of the IP versions in which something is encapsulated and this node has a tunnel address.
+    pub tunnels: BTreeMap<IpVersion, VxlanDevice>,
+    /// Other nodes behind the tunnels, by their tunnel address.
+    pub peers: BTreeMap<IpAddr, Peer>,
     /// Destinations that cannot be reached, with the reason.
     pub unreachable: BTreeMap<IpNet, String>,
 }
@@ -106,13 +126,24 @@ pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -
             }
         }
     }
-    plan.vxlan = vxlan_device(me, records);
-    plan.peers = peers(own, &nodes);
-    if plan.vxlan.is_none() {
-        plan.routes.retain(|_, target| !matches!(target, Target::Vxlan { .. }));
-        plan.peers.clear();
+    for version in VERSIONS {
+        plan.tunnels.extend(vxlan_device(me, records, version).map(|device| (version, device)));
     }
+    plan.peers = peers(own, &nodes);
+    let tunnels = &plan.tunnels;
+    plan.routes.retain(|destination, target| {
+        !matches!(target, Target::Vxlan { .. }) || tunnels.contains_key(&version_of(destination.addr()))
+    });
+    plan.peers.retain(|address, _| tunnels.contains_key(&version_of(*address)));
     plan
+}
+
+impl Plan {
+    /// Whether packets of this IP version are forwarded by this plan.
+    pub fn has(&self, version: IpVersion) -> bool {
+        self.tunnels.contains_key(&version)
+            || self.routes.keys().any(|destination| version_of(destination.addr()) == version)
+    }
 }
 
 fn pod_routes(pods: &LocalPods) -> BTreeMap<IpNet, Target> {
@@ -144,10 +175,13 @@ fn remote(
         IpNet::V6(_) => other.ipv6.map(|net| IpAddr::V6(net.addr())),
     };
     let address = address.ok_or("it has no address of that IP version yet")?;
-    let tunnel = || match (destination, &other.vtep) {
-        (IpNet::V6(_), _) => Err("VXLAN for IPv6 is not supported; use encapsulation None for IPv6 pools".to_owned()),
-        (IpNet::V4(_), None) => Err("it has no VXLAN tunnel address yet".to_owned()),
-        (IpNet::V4(_), Some(vtep)) => Ok(Target::Vxlan { via: vtep.address }),
+    let tunnel = || {
+        let via = match destination {
+            IpNet::V4(_) => other.vtep.map(|vtep| IpAddr::V4(vtep.address)),
+            IpNet::V6(_) => other.vtep6.map(|vtep| IpAddr::V6(vtep.address)),
+        };
+        via.map(|via| Target::Vxlan { via })
+            .ok_or_else(|| "it has no VXLAN tunnel address of that IP version yet".to_owned())
     };
     match encapsulation {
         Encapsulation::None if same_subnet(me, address) => Ok(Target::Gateway { via: address }),
@@ -170,34 +204,53 @@ fn same_subnet(me: &NodeInfo, address: IpAddr) -> bool {
     }
 }
 
-fn vxlan_device(me: &NodeInfo, records: &BTreeMap<RecordId, Record>) -> Option<VxlanDevice> {
-    let encapsulated = records.values().any(|record| match record {
-        Record::Pool(pool) => matches!(pool.encapsulation, Encapsulation::Vxlan | Encapsulation::VxlanCrossSubnet),
-        _ => false,
-    });
-    let (vtep, local) = (me.vtep.as_ref()?, me.ipv4?);
+fn vxlan_device(me: &NodeInfo, records: &BTreeMap<RecordId, Record>, version: IpVersion) -> Option<VxlanDevice> {
+    if !has_vxlan(records, version) {
+        return None;
+    }
+    let (address, mac, local) = end_point(me, version)?;
     let defaults = FelixSettings::default();
     let settings = match records.get(&RecordId::Settings) {
         Some(Record::Settings(settings)) => settings,
         _ => &defaults,
     };
-    encapsulated.then(|| VxlanDevice {
-        address: vtep.address,
-        mac: vtep.mac,
-        local: local.addr(),
-        vni: settings.vxlan_vni,
-        port: settings.vxlan_port,
-        mtu: settings.vxlan_mtu,
+    let mtu = match version {
+        IpVersion::V4 => settings.vxlan_mtu,
+        IpVersion::V6 => settings.vxlan_mtu_v6,
+    };
+    Some(VxlanDevice { address, mac, local, vni: settings.vxlan_vni, port: settings.vxlan_port, mtu })
+}
+
+/// Whether any pool of this IP version is encapsulated in VXLAN, at least between subnets.
+pub fn has_vxlan(records: &BTreeMap<RecordId, Record>, version: IpVersion) -> bool {
+    records.iter().any(|(id, record)| match (id, record) {
+        (RecordId::Pool(range), Record::Pool(pool)) => {
+            version_of(range.addr()) == version
+                && matches!(pool.encapsulation, Encapsulation::Vxlan | Encapsulation::VxlanCrossSubnet)
+        }
+        _ => false,
     })
 }
 
-fn peers(own: &str, nodes: &BTreeMap<&str, &NodeInfo>) -> BTreeMap<Ipv4Addr, Peer> {
-    nodes
-        .iter()
-        .filter(|(name, _)| **name != own)
-        .filter_map(|(_, info)| {
-            let (vtep, underlay): (_, Ipv4Net) = (info.vtep.as_ref()?, info.ipv4?);
-            Some((vtep.address, Peer { mac: vtep.mac, underlay: underlay.addr() }))
-        })
+/// Address and MAC address of a node's tunnel device, and the node's own address that the tunnel's packets go to.
+fn end_point(node: &NodeInfo, version: IpVersion) -> Option<(IpAddr, Mac, IpAddr)> {
+    match version {
+        IpVersion::V4 => {
+            let (vtep, own) = (node.vtep?, node.ipv4?);
+            Some((vtep.address.into(), vtep.mac, own.addr().into()))
+        }
+        IpVersion::V6 => {
+            let (vtep, own) = (node.vtep6?, node.ipv6?);
+            Some((vtep.address.into(), vtep.mac, own.addr().into()))
+        }
+    }
+}
+
+fn peers(own: &str, nodes: &BTreeMap<&str, &NodeInfo>) -> BTreeMap<IpAddr, Peer> {
+    let others = nodes.iter().filter(|(name, _)| **name != own);
+    others
+        .flat_map(|(_, info)| VERSIONS.map(|version| end_point(info, version)))
+        .flatten()
+        .map(|(address, mac, underlay)| (address, Peer { mac, underlay }))
         .collect()
 }

@@ -1,24 +1,30 @@
 //! A pod's link: a veth pair, the addresses and routes in the pod, and the kernel parameters of the host side, as Calico's plugin makes them.
 //!
-//! The pod's default route leads to 169.254.1.1, which exists nowhere: the host side answers ARP for it (proxy ARP) and the node routes.
+//! The pod's default route leads to 169.254.1.1, which exists nowhere: the host side answers ARP for it (proxy ARP) and the node routes. For IPv6 it
+//! leads to the host side's own link-local address.
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use margay_api::network::Mac;
 use netlink_packet_route::RouteNetlinkMessage;
 
 use super::message::{self, Route, VethPair};
 use super::netlink::{NetlinkError, Socket, Verb};
 use super::netns;
+use super::plan::{Target, version_of};
 use super::present::{self, Links};
 use super::sysctl;
 
-/// The gateway of every pod.
+/// The IPv4 gateway of every pod.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The IPv6 gateway of every pod: the link-local address that belongs to [`HOST_MAC`].
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
+/// Length of the link-local prefix that the kernel routes on every link.
+const LINK_LOCAL: u8 = 64;
 /// MAC address of the host side of every pod's link.
 pub const HOST_MAC: Mac = Mac([0xee; 6]);
 
@@ -77,9 +83,30 @@ pub fn create(socket: &mut Socket, link: &PodLink<'_>) -> Result<u32, PodError> 
     ] {
         sysctl::set(&format!("ipv4/{}", parameter.replace("{}", link.host)), value)?;
     }
-    sysctl::set(&format!("ipv6/conf/{}/accept_ra", link.host), "0")?;
+    let has_ipv6 = sysctl::has_ipv6();
+    if has_ipv6 {
+        // The only addresses of the host side are those that are given to it here, and at once; 1 is `none`.
+        for (parameter, value) in
+            [("addr_gen_mode", "1"), ("accept_ra", "0"), ("accept_dad", "0"), ("proxy_ndp", "1"), ("forwarding", "1")]
+        {
+            sysctl::set(&format!("ipv6/conf/{}/{parameter}", link.host), value)?;
+        }
+    }
     socket.exec(message::set_up(index), Verb::Change, || format!("bring {} up", link.host))?;
+    if has_ipv6 {
+        let gateway = gateway_v6();
+        socket.exec(message::new_link_address(index, gateway), Verb::Replace, || format!("address {gateway}"))?;
+    }
     Ok(index)
+}
+
+/// The gateway of a pod for packets of the IP version of this address.
+pub fn gateway(address: IpAddr) -> IpAddr {
+    if address.is_ipv4() { IpAddr::V4(GATEWAY) } else { IpAddr::V6(GATEWAY_V6) }
+}
+
+fn gateway_v6() -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(GATEWAY_V6, LINK_LOCAL))
 }
 
 /// Routes the addresses to the host side.
@@ -105,17 +132,34 @@ fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
     if let Some(loopback) = links.get("lo") {
         socket.exec(message::set_up(loopback.index), Verb::Change, || "bring lo up".to_owned())?;
     }
+    let has = |v6: bool| addresses.iter().any(|address| address.addr().is_ipv6() == v6);
+    if has(true) {
+        // Runtimes turn IPv6 off in a new namespace. A pod learns its routes from its node alone, never from what looks like a router.
+        for parameter in ["all/disable_ipv6", "default/disable_ipv6", "lo/disable_ipv6"] {
+            sysctl::set(&format!("ipv6/conf/{parameter}"), "0")?;
+        }
+        for parameter in ["disable_ipv6", "accept_ra", "accept_dad"] {
+            sysctl::set(&format!("ipv6/conf/{name}/{parameter}"), "0")?;
+        }
+    }
+    socket.exec(message::set_up(pod.index), Verb::Change, || format!("bring {name} up"))?;
     for address in addresses {
         let address = address.addr();
         socket.exec(message::new_host_address(pod.index, address), Verb::Replace, || format!("address {address}"))?;
     }
-    socket.exec(message::set_up(pod.index), Verb::Change, || format!("bring {name} up"))?;
-    if addresses.iter().any(|address| address.addr().is_ipv4()) {
+    if has(false) {
         let gateway = Route::direct(IpNet::from(IpAddr::V4(GATEWAY)), pod.index);
         socket.exec(RouteNetlinkMessage::NewRoute(gateway.message()), Verb::Replace, || format!("route {GATEWAY}"))?;
         let default =
             Route { gateway: Some(IpAddr::V4(GATEWAY)), ..Route::direct(IpNet::V4(Ipv4Net::default()), pod.index) };
         socket.exec(RouteNetlinkMessage::NewRoute(default.message()), Verb::Replace, || "default route".to_owned())?;
+    }
+    if has(true) {
+        let default =
+            Route { gateway: Some(IpAddr::V6(GATEWAY_V6)), ..Route::direct(IpNet::V6(Ipv6Net::default()), pod.index) };
+        socket.exec(RouteNetlinkMessage::NewRoute(default.message()), Verb::Replace, || {
+            "default route of IPv6".to_owned()
+        })?;
     }
     pod.mac.ok_or_else(|| missing(name, "MAC address of"))
 }
@@ -136,7 +180,7 @@ pub fn check(socket: &mut Socket, link: &PodLink<'_>, addresses: &[IpNet]) -> Re
     }
     let routes = present::present(socket, &links)?.routes;
     for address in addresses {
-        let wanted = super::plan::Target::Pod { interface: link.host.to_owned() };
+        let wanted = Target::Pod { interface: link.host.to_owned() };
         if routes.get(&IpNet::from(address.addr())) != Some(&wanted) {
             return Err(PodError::Missing(format!(
                 "route {} dev {} is missing on the node",
@@ -156,6 +200,10 @@ fn check_inside(name: &str, addresses: &[IpNet]) -> Result<(), PodError> {
     for address in addresses {
         if !present.iter().any(|(index, net)| *index == pod.index && net.addr() == address.addr()) {
             return Err(PodError::Missing(format!("address {} is missing on {name} in the pod", address.addr())));
+        }
+        let gateway = gateway(address.addr());
+        if present::default_gateway(&mut socket, version_of(gateway), pod.index)? != Some(gateway) {
+            return Err(PodError::Missing(format!("default route via {gateway} dev {name} is missing in the pod")));
         }
     }
     Ok(())

@@ -1,10 +1,11 @@
 //! What the kernel holds now, read back in the terms of a [`Plan`].
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use margay_api::network::Mac;
+use margay_api::rule::IpVersion;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
@@ -13,7 +14,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message;
 use super::netlink::{NetlinkError, Socket};
-use super::plan::{Peer, Plan, ROUTE_PROTOCOL, Target, VXLAN_DEVICE, VxlanDevice};
+use super::plan::{Peer, Plan, ROUTE_PROTOCOL, Target, VERSIONS, VxlanDevice, version_of, vxlan_device_name};
 
 /// A link of this namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,23 +63,58 @@ pub fn addresses(socket: &mut Socket) -> Result<Vec<(u32, IpNet)>, NetlinkError>
 pub fn present(socket: &mut Socket, links: &Links) -> Result<Plan, NetlinkError> {
     let names: BTreeMap<u32, &str> = links.iter().map(|(name, link)| (link.index, name.as_str())).collect();
     let mut plan = Plan::default();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        for found in socket.dump(message::get_routes(family))? {
+    for version in VERSIONS {
+        for found in socket.dump(message::get_routes(family(version)))? {
             if let RouteNetlinkMessage::NewRoute(message) = found {
                 plan.routes.extend(route(&message, &names));
             }
         }
     }
-    if let Some(link) = links.get(VXLAN_DEVICE) {
-        let on_device = |(index, net): (u32, IpNet)| match (index == link.index, net.addr()) {
-            (true, IpAddr::V4(address)) => Some(address),
-            _ => None,
-        };
-        let address = addresses(socket)?.into_iter().find_map(on_device).unwrap_or(Ipv4Addr::UNSPECIFIED);
-        plan.vxlan = Some(device(link, address));
-        plan.peers = peers(socket, link.index)?;
+    for version in VERSIONS {
+        if let Some(link) = links.get(vxlan_device_name(version)) {
+            let own = addresses(socket)?.into_iter().filter(|(index, _)| *index == link.index);
+            let mut own = own.map(|(_, net)| net.addr()).filter(|address| is_global(version, *address));
+            plan.tunnels.insert(version, device(link, own.next().unwrap_or(unspecified(version))));
+            plan.peers.extend(peers(socket, version, link.index)?);
+        }
     }
     Ok(plan)
+}
+
+/// Whether it is an address of that IP version other than the one that the kernel gives to every link.
+fn is_global(version: IpVersion, address: IpAddr) -> bool {
+    let is_of_link = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+    version_of(address) == version && !is_of_link
+}
+
+fn unspecified(version: IpVersion) -> IpAddr {
+    match version {
+        IpVersion::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        IpVersion::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// Gateway of the default route of this IP version that leads out of a link, if there is one; whoever made it.
+pub fn default_gateway(socket: &mut Socket, version: IpVersion, link: u32) -> Result<Option<IpAddr>, NetlinkError> {
+    let gateway = |found: RouteNetlinkMessage| {
+        let RouteNetlinkMessage::NewRoute(message) = found else {
+            return None;
+        };
+        let leads_out = message.attributes.contains(&RouteAttribute::Oif(link));
+        let gateway = message.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(address) => ip(address),
+            _ => None,
+        });
+        gateway.filter(|_| leads_out && message.header.destination_prefix_length == 0)
+    };
+    Ok(socket.dump(message::get_routes(family(version)))?.into_iter().find_map(gateway))
+}
+
+const fn family(version: IpVersion) -> AddressFamily {
+    match version {
+        IpVersion::V4 => AddressFamily::Inet,
+        IpVersion::V6 => AddressFamily::Inet6,
+    }
 }
 
 fn link(message: RouteNetlinkMessage) -> Option<(String, Link)> {
@@ -104,11 +140,11 @@ fn link(message: RouteNetlinkMessage) -> Option<(String, Link)> {
     Some((name?, found))
 }
 
-fn device(link: &Link, address: Ipv4Addr) -> VxlanDevice {
+fn device(link: &Link, address: IpAddr) -> VxlanDevice {
     let mut device = VxlanDevice {
         address,
         mac: link.mac.unwrap_or(Mac([0; 6])),
-        local: Ipv4Addr::UNSPECIFIED,
+        local: unspecified(version_of(address)),
         vni: 0,
         port: 0,
         mtu: link.mtu,
@@ -116,7 +152,8 @@ fn device(link: &Link, address: Ipv4Addr) -> VxlanDevice {
     for info in link.vxlan.iter().flatten() {
         match info {
             InfoVxlan::Id(vni) => device.vni = *vni,
-            InfoVxlan::Local(local) => device.local = *local,
+            InfoVxlan::Local(local) => device.local = IpAddr::V4(*local),
+            InfoVxlan::Local6(local) => device.local = IpAddr::V6(*local),
             InfoVxlan::Port(port) => device.port = *port,
             _ => {}
         }
@@ -141,31 +178,34 @@ pub fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<(IpN
     let destination = IpNet::new(destination?, message.header.destination_prefix_length).ok()?;
     let target = match (message.header.kind, interface, gateway) {
         (RouteType::BlackHole, ..) => Target::Blackhole,
-        (_, Some(VXLAN_DEVICE), Some(IpAddr::V4(via))) => Target::Vxlan { via },
+        (_, Some(name), Some(via)) if name == vxlan_device_name(version_of(destination.addr())) => {
+            Target::Vxlan { via }
+        }
         (_, _, Some(via)) => Target::Gateway { via },
         (_, interface, None) => Target::Pod { interface: interface.unwrap_or_default().to_owned() },
     };
     Some((destination, target))
 }
 
-fn peers(socket: &mut Socket, index: u32) -> Result<BTreeMap<Ipv4Addr, Peer>, NetlinkError> {
+fn peers(socket: &mut Socket, version: IpVersion, index: u32) -> Result<BTreeMap<IpAddr, Peer>, NetlinkError> {
     let mut forwarding = BTreeMap::new();
     for (address, mac) in neighbours(socket, AddressFamily::Bridge, index)? {
         forwarding.insert(mac, address);
     }
-    let complete = |(address, mac): (Ipv4Addr, Mac)| {
+    let complete = |(address, mac): (IpAddr, Mac)| {
         forwarding.get(&mac).map(|underlay| (address, Peer { mac, underlay: *underlay }))
     };
-    Ok(neighbours(socket, AddressFamily::Inet, index)?.into_iter().filter_map(complete).collect())
+    Ok(neighbours(socket, family(version), index)?.into_iter().filter_map(complete).collect())
 }
 
-fn neighbours(socket: &mut Socket, family: AddressFamily, index: u32) -> Result<Vec<(Ipv4Addr, Mac)>, NetlinkError> {
+fn neighbours(socket: &mut Socket, family: AddressFamily, index: u32) -> Result<Vec<(IpAddr, Mac)>, NetlinkError> {
     let parse = |found: RouteNetlinkMessage| {
         let RouteNetlinkMessage::NewNeighbour(NeighbourMessage { header, attributes, .. }) = found else {
             return None;
         };
         let address = attributes.iter().find_map(|attribute| match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
             _ => None,
         })?;
         let mac = attributes.iter().find_map(|attribute| match attribute {

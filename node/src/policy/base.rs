@@ -1,15 +1,16 @@
 //! The fixed part of the table: base chains, and the sets that pools, nodes and settings fill.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv6Net};
-use margay_api::network::{Encapsulation, EndpointToHostAction, FelixSettings};
+use margay_api::network::{EndpointToHostAction, FelixSettings};
+use margay_api::rule::IpVersion;
 use margay_calc::model::{Record, RecordId};
 
 use super::elements;
 use super::names;
-use crate::net::plan::VXLAN_DEVICE;
+use crate::net::plan::{VERSIONS, has_vxlan, version_of, vxlan_device_name};
 use crate::nft::{
     AddressType, Base, Chain, ChainName, ChainType, CtState, Datum, Family, Field, FieldType, Hook, IfName, Key,
     Masquerade, Match, Op, Policy, Proto, Rule, Selector, Set, SetKind, SetName, Side, Statement, Transport, Verdict,
@@ -36,10 +37,10 @@ pub(super) struct Inputs {
     settings: FelixSettings,
     pools: BTreeMap<IpNet, bool>,
     nodes: Vec<IpAddr>,
-    /// Tunnel packets are expected on this UDP port.
-    vxlan: bool,
-    /// Address of the own tunnel device.
-    tunnel: Option<Ipv4Addr>,
+    /// IP versions in which tunnel packets are expected.
+    vxlan: Vec<IpVersion>,
+    /// Addresses of the own tunnel devices.
+    tunnels: Vec<IpAddr>,
 }
 
 /// Chains and sets of the fixed part.
@@ -58,20 +59,20 @@ impl Inputs {
                 (RecordId::Settings, Record::Settings(settings)) => inputs.settings = settings.clone(),
                 (RecordId::Pool(range), Record::Pool(pool)) => {
                     inputs.pools.insert(range.trunc(), pool.nat_outgoing);
-                    inputs.vxlan |=
-                        matches!(pool.encapsulation, Encapsulation::Vxlan | Encapsulation::VxlanCrossSubnet);
                 }
                 (RecordId::Node(name), Record::Node(node)) => {
                     inputs.nodes.extend(node.ipv4.map(|net| IpAddr::V4(net.addr())));
                     inputs.nodes.extend(node.ipv6.map(|net| IpAddr::V6(net.addr())));
                     if name == own {
-                        inputs.tunnel = node.vtep.as_ref().map(|vtep| vtep.address);
+                        inputs.tunnels.extend(node.vtep.map(|vtep| IpAddr::V4(vtep.address)));
+                        inputs.tunnels.extend(node.vtep6.map(|vtep| IpAddr::V6(vtep.address)));
                     }
                 }
                 (RecordId::Route(_), _) => break,
                 _ => {}
             }
         }
+        inputs.vxlan.extend(VERSIONS.into_iter().filter(|version| has_vxlan(records, *version)));
         inputs
     }
 
@@ -115,7 +116,7 @@ impl Inputs {
 
     fn to_host(&self, families: &[Family], fixed: &mut Fixed) {
         let mut rules = Vec::new();
-        if self.vxlan {
+        if !self.vxlan.is_empty() {
             let port = Match::is(Selector::Dport(Transport::Udp), Datum::Port(self.settings.vxlan_port));
             for family in [Family::Ipv4, Family::Ipv6] {
                 fixed.set(&nodes(family), SetKind::of(family.address_type()), self.own_nodes(family).map(Key::from));
@@ -185,15 +186,19 @@ impl Inputs {
             }
             rules.push(rule.then(masquerade.clone()));
         }
-        if let Some(address) = self.tunnel.filter(|_| self.vxlan) {
+        for address in self.tunnels.iter().filter(|address| self.vxlan.contains(&version_of(**address))) {
             // A process of the node that chose another of its addresses would get its answer past the tunnel, where it is dropped as spoofed.
-            let device = IfName::new(VXLAN_DEVICE).expect("a constant name");
+            let device = IfName::new(vxlan_device_name(version_of(*address))).expect("a constant name");
+            let not_own = match address {
+                IpAddr::V4(address) => Match::not(Selector::Saddr4, *address),
+                IpAddr::V6(address) => Match::not(Selector::Saddr6, *address),
+            };
             rules.push(
                 Rule::new()
                     .when(Match::is(Selector::Oifname, device))
-                    .when(Match::not(Selector::Saddr4, address))
+                    .when(not_own)
                     .when(Match::AddressType(Side::Source, Op::Eq, AddressType::Local))
-                    .then(masquerade),
+                    .then(masquerade.clone()),
             );
         }
         fixed.chain(names::MASQUERADE, base(ChainType::Nat, Hook::Postrouting, AFTER_KUBE_PROXY), rules);

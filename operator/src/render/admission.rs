@@ -121,7 +121,7 @@ static GUARDS: &[Guard] = &[
         operations: &["CREATE", "UPDATE", "DELETE"],
         variables: &[("id", "request.operation == 'DELETE' ? oldObject.spec.handleID : object.spec.handleID")],
         rules: &[(
-            "!variables.id.matches('^[a-z]+-tunnel-addr-') || \
+            "!variables.id.matches('^[a-z]+(-v6)?-tunnel-addr-') || \
              variables.id.endsWith('-tunnel-addr-' + variables.node)",
             "an agent writes the handle of its own tunnel only",
         )],

@@ -142,7 +142,7 @@ fn install(context: &Context<'_>) -> Value {
 fn agent(context: &Context<'_>, typha: &str) -> Value {
     let network = context.spec.calico_network.clone().unwrap_or_default();
     let timeout = cni::policy_timeout(&network);
-    let mut environment = vec![field_env("NODE_NAME", "spec.nodeName"), field_env("NODE_IP", "status.hostIP")];
+    let mut environment = vec![field_env("NODE_NAME", "spec.nodeName"), field_env("NODE_IP", "status.hostIPs")];
     environment.extend(context.environment(&[
         ("MARGAY_TYPHA", authority(typha)),
         ("MARGAY_CA_DIR", CA_DIR.to_owned()),

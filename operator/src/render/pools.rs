@@ -1,9 +1,10 @@
 //! Address pools: made and followed where they are ours, adopted where they are the same, never deleted, and never in anybody's way.
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use margay_api::installation::{InstallationSpec, IpPoolSpec};
 use serde_json::{Map, Value, json};
 
+use crate::defaults::default_block_size;
 use crate::inputs::{Inputs, PoolFacts};
 use crate::object::Object;
 
@@ -69,9 +70,9 @@ fn decide(pool: &IpPoolSpec, existing: &[PoolFacts]) -> Result<Option<Object>, S
             pool.cidr
         ));
     }
-    let net: Option<Ipv4Net> = pool.cidr.parse().ok();
+    let net: Option<IpNet> = pool.cidr.parse().ok();
     let overlap = existing.iter().find(|other| {
-        let other: Option<Ipv4Net> = other.cidr().parse().ok();
+        let other: Option<IpNet> = other.cidr().parse().ok();
         matches!((net, other), (Some(a), Some(b)) if a.contains(&b) || b.contains(&a))
     });
     if let Some(other) = overlap {
@@ -124,7 +125,7 @@ fn differing(wanted: &Map<String, Value>, found: &Value) -> Vec<String> {
                 Some(found) if !found.is_null() => found.clone(),
                 _ => match field.as_str() {
                     "vxlanMode" | "ipipMode" => json!("Never"),
-                    "blockSize" => json!(26),
+                    "blockSize" => json!(default_block_size(wanted["cidr"].as_str().unwrap_or_default())),
                     "nodeSelector" => json!("all()"),
                     "allowedUses" => json!(["Workload", "Tunnel"]),
                     "assignmentMode" => json!("Automatic"),

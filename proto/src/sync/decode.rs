@@ -1,6 +1,6 @@
 //! Wire to model. Nothing is defaulted: what the model needs and the message lacks is an [`Error`].
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use margay_api::endpoint::EndpointKey;
@@ -182,6 +182,7 @@ fn settings(value: wire::Settings) -> Result<FelixSettings, Error> {
         vxlan_vni: value.vxlan_vni,
         vxlan_port: port("settings.vxlan_port", value.vxlan_port)?,
         vxlan_mtu: value.vxlan_mtu,
+        vxlan_mtu_v6: value.vxlan_mtu_v6,
         nat_exclude_hosts: value.nat_exclude_hosts,
         allow_conntrack_invalid: value.allow_conntrack_invalid,
         log_prefix: value.log_prefix,
@@ -208,19 +209,30 @@ fn node(value: wire::Node) -> Result<NodeInfo, Error> {
     let optional = |value: String| (!value.is_empty()).then_some(value);
     let ipv4 = optional(value.ipv4);
     let ipv6 = optional(value.ipv6);
-    let vtep = match <[u8; 6]>::try_from(value.vtep_mac.as_ref()) {
-        Ok(mac) => Some(Vtep { address: Ipv4Addr::from_bits(value.vtep_address), mac: Mac(mac) }),
-        Err(_) if value.vtep_mac.is_empty() => None,
-        Err(_) => {
-            return Err(Error::Length { field: "node.vtep_mac", length: value.vtep_mac.len(), rule: "6" });
+    let vtep = mac("node.vtep_mac", &value.vtep_mac)?
+        .map(|mac| Vtep { address: Ipv4Addr::from_bits(value.vtep_address), mac });
+    let vtep6 = match mac("node.vtep6_mac", &value.vtep6_mac)? {
+        Some(mac) => {
+            let bytes = bytes::<16>("node.vtep6_address", &value.vtep6_address, "16")?;
+            Some(Vtep { address: Ipv6Addr::from(bytes), mac })
         }
+        None => None,
     };
     Ok(NodeInfo {
         ipv4: ipv4.map(|net| text("node.ipv4", &net, RANGE)).transpose()?,
         ipv6: ipv6.map(|net| text("node.ipv6", &net, RANGE)).transpose()?,
         vtep,
+        vtep6,
         labels: value.labels.into_iter().collect(),
     })
+}
+
+fn mac(field: &'static str, value: &[u8]) -> Result<Option<Mac>, Error> {
+    if value.is_empty() { Ok(None) } else { bytes::<6>(field, value, "6").map(|mac| Some(Mac(mac))) }
+}
+
+fn bytes<const N: usize>(field: &'static str, value: &[u8], rule: &'static str) -> Result<[u8; N], Error> {
+    value.try_into().map_err(|_| Error::Length { field, length: value.len(), rule })
 }
 
 fn route(value: wire::Route) -> Result<RouteRecord, Error> {

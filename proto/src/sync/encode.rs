@@ -123,6 +123,7 @@ fn settings(value: &FelixSettings) -> wire::Settings {
         vxlan_vni,
         vxlan_port,
         vxlan_mtu,
+        vxlan_mtu_v6,
         nat_exclude_hosts,
         allow_conntrack_invalid,
         log_prefix,
@@ -138,6 +139,7 @@ fn settings(value: &FelixSettings) -> wire::Settings {
         vxlan_vni: *vxlan_vni,
         vxlan_port: (*vxlan_port).into(),
         vxlan_mtu: *vxlan_mtu,
+        vxlan_mtu_v6: *vxlan_mtu_v6,
         nat_exclude_hosts: *nat_exclude_hosts,
         allow_conntrack_invalid: *allow_conntrack_invalid,
         log_prefix: log_prefix.clone(),
@@ -162,12 +164,14 @@ fn pool(value: &PoolRecord) -> wire::Pool {
 }
 
 fn node(value: &NodeInfo) -> wire::Node {
-    let NodeInfo { ipv4, ipv6, vtep, labels } = value;
+    let NodeInfo { ipv4, ipv6, vtep, vtep6, labels } = value;
     wire::Node {
         ipv4: ipv4.map(|net| net.to_string()).unwrap_or_default(),
         ipv6: ipv6.map(|net| net.to_string()).unwrap_or_default(),
         vtep_address: vtep.as_ref().map(|vtep| vtep.address.to_bits()).unwrap_or_default(),
         vtep_mac: vtep.as_ref().map(|vtep| Bytes::copy_from_slice(&vtep.mac.0)).unwrap_or_default(),
+        vtep6_address: vtep6.map(|vtep| Bytes::copy_from_slice(&vtep.address.octets())).unwrap_or_default(),
+        vtep6_mac: vtep6.map(|vtep| Bytes::copy_from_slice(&vtep.mac.0)).unwrap_or_default(),
         labels: labels.clone().into_iter().collect(),
     }
 }

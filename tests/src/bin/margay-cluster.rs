@@ -73,6 +73,9 @@ struct Up {
     /// All nodes in one subnet, instead of the first two in one and the others behind a router.
     #[arg(long)]
     flat: bool,
+    /// IPv6 beside IPv4 for machines, Services and pods.
+    #[arg(long)]
+    dual_stack: bool,
     /// Image archives that every node has before its kubelet starts.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     image: Vec<PathBuf>,
@@ -136,8 +139,8 @@ fn run(what: What) -> Result<()> {
 
 fn bring_up(up: Up) -> Result<()> {
     let topology = if up.flat { Topology::Flat } else { Topology::Routed };
-    let Up { nodes, name, image, audit, suite, folder, .. } = up;
-    let options = Options { name, nodes, topology, state: folder.state, images: image, audit, suite };
+    let Up { nodes, name, dual_stack, image, audit, suite, folder, .. } = up;
+    let options = Options { name, nodes, topology, dual_stack, state: folder.state, images: image, audit, suite };
     let cluster = Cluster::up(&options, &|line| eprintln!("{line}"))?.keep();
     let env = cluster.folder().join("env");
     let text = std::fs::read_to_string(&env).with_context(|| format!("cannot read {}", env.display()))?;

@@ -1,6 +1,6 @@
 //! The program of test pods: serves, or connects from its very first instruction.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -25,7 +25,7 @@ enum Args {
     /// Asks every millisecond for a while, from its first instruction, and says how often it was answered.
     First {
         /// Whom, by TCP.
-        target: SocketAddrV4,
+        target: SocketAddr,
         /// For how long.
         #[arg(long, default_value_t = 2000)]
         milliseconds: u64,
@@ -33,7 +33,7 @@ enum Args {
     /// Asks once, by TCP.
     Connect {
         /// Whom.
-        target: SocketAddrV4,
+        target: SocketAddr,
     },
 }
 
@@ -55,7 +55,7 @@ fn serve(tcp: &[u16], udp: &[u16]) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         for port in tcp {
-            let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).await?;
+            let listener = TcpListener::bind((any(), *port)).await?;
             tokio::spawn(async move {
                 while let Ok((stream, _)) = listener.accept().await {
                     tokio::spawn(echo(stream));
@@ -63,7 +63,7 @@ fn serve(tcp: &[u16], udp: &[u16]) -> Result<()> {
             });
         }
         for port in udp {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, *port)).await?;
+            let socket = UdpSocket::bind((any(), *port)).await?;
             tokio::spawn(async move {
                 let mut buffer = vec![0; 2048];
                 loop {
@@ -80,6 +80,14 @@ fn serve(tcp: &[u16], udp: &[u16]) -> Result<()> {
     })
 }
 
+/// Every address of both IP versions, where the pod has both.
+fn any() -> IpAddr {
+    match std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)) {
+        Ok(_) => Ipv6Addr::UNSPECIFIED.into(),
+        Err(_) => Ipv4Addr::UNSPECIFIED.into(),
+    }
+}
+
 async fn echo(mut stream: TcpStream) {
     let mut buffer = [0; 1024];
     while let Ok(length @ 1..) = stream.read(&mut buffer).await {
@@ -89,7 +97,7 @@ async fn echo(mut stream: TcpStream) {
     }
 }
 
-fn first(target: SocketAddrV4, duration: Duration) {
+fn first(target: SocketAddr, duration: Duration) {
     let begin = Instant::now();
     let target = Target { protocol: Protocol::Tcp, address: target };
     let mut knocker = Knocker::new(target, DENIED_AFTER);
@@ -113,7 +121,7 @@ fn first(target: SocketAddrV4, duration: Duration) {
     println!("{report}");
 }
 
-fn once(target: SocketAddrV4) -> Verdict {
+fn once(target: SocketAddr) -> Verdict {
     let attempt = Attempt::start(Target { protocol: Protocol::Tcp, address: target });
     loop {
         match attempt.look() {

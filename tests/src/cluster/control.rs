@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::layout::{API_SERVICE, Layout, SERVICE_CIDR};
+use super::layout::{API_SERVICE, Layout};
 use super::pki::{Pki, Subject, apiserver_names};
 
 use anyhow::Result;
@@ -36,12 +36,11 @@ pub fn credentials(pki: &Pki, layout: &Layout, state: &Path, port: u16) -> Resul
 
 /// The command of one of [`ROLES`].
 pub fn command(role: &str, layout: &Layout, kube_bin: &Path, state: &Path, audit: bool) -> Command {
-    let address = layout.control_plane().address;
     let pki = |file: &str| state.join("pki").join(file).display().to_string();
     let config = |file: &str| state.join(file).display().to_string();
     let (program, flags) = match role {
         "etcd" => ("etcd", etcd(&state.join("etcd"))),
-        "apiserver" => ("kube-apiserver", apiserver(&address.to_string(), &pki, state, audit)),
+        "apiserver" => ("kube-apiserver", apiserver(layout, &pki, state, audit)),
         "controller-manager" => (
             "kube-controller-manager",
             vec![
@@ -82,16 +81,16 @@ fn etcd(data: &Path) -> Vec<String> {
     ]
 }
 
-fn apiserver(address: &str, pki: &dyn Fn(&str) -> String, state: &Path, audit: bool) -> Vec<String> {
+fn apiserver(layout: &Layout, pki: &dyn Fn(&str) -> String, state: &Path, audit: bool) -> Vec<String> {
     let mut flags = vec![
         "--etcd-servers=http://127.0.0.1:2379".to_owned(),
-        format!("--advertise-address={address}"),
+        format!("--advertise-address={}", layout.control_plane().address),
         "--authorization-mode=Node,RBAC".into(),
         "--allow-privileged".into(),
         format!("--tls-cert-file={}", pki("apiserver.crt")),
         format!("--tls-private-key-file={}", pki("apiserver.key")),
         format!("--client-ca-file={}", pki("ca.crt")),
-        format!("--service-cluster-ip-range={SERVICE_CIDR}"),
+        format!("--service-cluster-ip-range={}", layout.service_cidrs()),
         "--service-account-issuer=https://kubernetes.default.svc".into(),
         format!("--service-account-key-file={}", pki("sa.pub")),
         format!("--service-account-signing-key-file={}", pki("sa.key")),

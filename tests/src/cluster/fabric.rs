@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use super::layout::{Host, Layout, OUTSIDE, Subnet};
+use super::layout::{Host, Layout, OUTSIDE, OUTSIDE_V6, Subnet};
 use super::process;
 
 const FABRIC: &str = "fabric";
@@ -14,8 +14,11 @@ const FABRIC: &str = "fabric";
 pub fn create(layout: &Layout) -> Result<()> {
     let fabric = layout.netns(FABRIC);
     batch(None, &[format!("netns add {fabric}")])?;
-    batch(Some(&fabric), &fabric_plan())?;
+    batch(Some(&fabric), &fabric_plan(layout.dual_stack))?;
     set(&layout.netns_path(FABRIC), "net/ipv4/ip_forward", "1")?;
+    if layout.dual_stack {
+        set(&layout.netns_path(FABRIC), "net/ipv6/conf/all/forwarding", "1")?;
+    }
     for host in layout.hosts() {
         attach(layout, &host)?;
     }
@@ -46,13 +49,19 @@ pub fn remove(layout: &Layout) -> Result<()> {
     batch(None, &commands)
 }
 
-fn fabric_plan() -> Vec<String> {
+fn fabric_plan(dual_stack: bool) -> Vec<String> {
     let mut plan = vec!["link set lo up".to_owned(), format!("address add {OUTSIDE}/32 dev lo")];
     for subnet in Subnet::ALL {
         let bridge = subnet.bridge();
         plan.push(format!("link add {bridge} type bridge"));
         plan.push(format!("link set {bridge} up"));
         plan.push(format!("address add {}/24 dev {bridge}", subnet.gateway()));
+        if dual_stack {
+            plan.push(format!("address add {}/64 dev {bridge} nodad", subnet.address_v6(1)));
+        }
+    }
+    if dual_stack {
+        plan.push(format!("address add {OUTSIDE_V6}/128 dev lo nodad"));
     }
     plan
 }
@@ -70,12 +79,17 @@ fn port_plan(host: &Host) -> Vec<String> {
 }
 
 fn host_plan(host: &Host) -> Vec<String> {
-    vec![
+    let mut plan = vec![
         "link set lo up".to_owned(),
         format!("address add {}/24 dev eth0", host.address),
         "link set eth0 up".to_owned(),
         format!("route add default via {}", host.subnet.gateway()),
-    ]
+    ];
+    if let Some(second) = host.address_v6 {
+        plan.push(format!("address add {second}/64 dev eth0 nodad"));
+        plan.push(format!("route add default via {}", host.subnet.address_v6(1)));
+    }
+    plan
 }
 
 /// Runs `ip` once for several commands, in a network namespace when one is named.

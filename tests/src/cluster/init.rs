@@ -56,7 +56,7 @@ pub fn run(spec: &Path) -> Result<()> {
         format!(
             "kubelet --kubeconfig={kubernetes}/kubelet.kubeconfig --config={kubernetes}/kubelet.yaml \
              --node-ip={} --hostname-override={name}",
-            spec.host.address
+            spec.host.addresses()
         ),
         log("kubelet")?,
     );

@@ -6,10 +6,10 @@
 //!     └───────┴────────┴── br-a ─ .1 router .1 ─ br-b ─┘
 //! ```
 //!
-//! Bridges and router are one network namespace, the fabric; it touches nothing of the machine, so clusters side by
+//! A dual-stack cluster has `fd30:0:0:N::/64` beside `172.30.N.0/24`, with the same numbers of machines. Bridges and router are one network namespace, the fabric; it touches nothing of the machine, so clusters side by
 //! side use the same addresses and differ in name only.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
@@ -17,12 +17,17 @@ use serde::{Deserialize, Serialize};
 
 /// Addresses of Services.
 pub const SERVICE_CIDR: &str = "10.96.0.0/16";
+/// Addresses of Services of a dual-stack cluster, beside [`SERVICE_CIDR`].
+pub const SERVICE_CIDR_V6: &str = "fd96::/112";
 /// The Service address of the API server: the first of [`SERVICE_CIDR`].
 pub const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 /// Where the API server listens.
 pub const API_PORT: u16 = 6443;
 /// An address behind the router that belongs to no subnet and knows no way to pods: the world outside.
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+
+/// [`OUTSIDE`] of a dual-stack cluster, by IPv6.
+pub const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, 1);
 
 /// How the nodes are joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +56,11 @@ impl Subnet {
         Ipv4Addr::new(172, 30, self as u8, host)
     }
 
+    /// The IPv6 address `host` of the subnet, which is a /64.
+    pub fn address_v6(self, host: u8) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd30, 0, 0, self as u16, 0, 0, 0, u16::from(host))
+    }
+
     /// The router's address in the subnet, everybody's default gateway.
     pub fn gateway(self) -> Ipv4Addr {
         self.address(1)
@@ -74,6 +84,19 @@ pub struct Host {
     pub subnet: Subnet,
     /// Its address on eth0.
     pub address: Ipv4Addr,
+    /// Its IPv6 address on eth0, in a dual-stack cluster.
+    #[serde(default)]
+    pub address_v6: Option<Ipv6Addr>,
+}
+
+impl Host {
+    /// Its addresses with commas between them, IPv4 first, as kubelet takes them.
+    pub fn addresses(&self) -> String {
+        match self.address_v6 {
+            Some(second) => format!("{},{second}", self.address),
+            None => self.address.to_string(),
+        }
+    }
 }
 
 /// All machines of a cluster.
@@ -83,6 +106,9 @@ pub struct Layout {
     pub name: String,
     /// Its nodes, `n1` first.
     pub nodes: Vec<Host>,
+    /// Whether machines, Services and pods have IPv6 addresses too.
+    #[serde(default)]
+    pub dual_stack: bool,
 }
 
 impl Layout {
@@ -100,13 +126,29 @@ impl Layout {
             name: format!("n{index}"),
             subnet: place(index),
             address: place(index).address(10 + index),
+            address_v6: None,
         };
-        Ok(Self { name: name.to_owned(), nodes: (1..=nodes).map(host).collect() })
+        Ok(Self { name: name.to_owned(), nodes: (1..=nodes).map(host).collect(), dual_stack: false })
+    }
+
+    /// The same with IPv6 beside IPv4.
+    pub fn with_ipv6(mut self) -> Self {
+        self.dual_stack = true;
+        for (host, number) in self.nodes.iter_mut().zip(11..) {
+            host.address_v6 = Some(host.subnet.address_v6(number));
+        }
+        self
+    }
+
+    /// The addresses of Services, as Kubernetes takes them.
+    pub fn service_cidrs(&self) -> String {
+        if self.dual_stack { format!("{SERVICE_CIDR},{SERVICE_CIDR_V6}") } else { SERVICE_CIDR.to_owned() }
     }
 
     /// The machine of the API server.
     pub fn control_plane(&self) -> Host {
-        Host { name: "cp".into(), subnet: Subnet::A, address: Subnet::A.address(2) }
+        let address_v6 = self.dual_stack.then(|| Subnet::A.address_v6(2));
+        Host { name: "cp".into(), subnet: Subnet::A, address: Subnet::A.address(2), address_v6 }
     }
 
     /// Control plane and nodes.
@@ -146,6 +188,16 @@ mod tests {
             ["cp 172.30.0.2", "n1 172.30.0.11", "n2 172.30.0.12", "n3 172.30.1.13"]
         );
         assert_eq!(addresses(3, Topology::Flat)[3], "n3 172.30.0.13");
+    }
+
+    #[test]
+    fn dual_stack_gives_every_machine_a_second_address() {
+        let layout = Layout::new("demo", 3, Topology::Routed).unwrap().with_ipv6();
+        let shown: Vec<String> = layout.hosts().iter().map(Host::addresses).collect();
+        assert_eq!(
+            shown,
+            ["172.30.0.2,fd30::2", "172.30.0.11,fd30::b", "172.30.0.12,fd30::c", "172.30.1.13,fd30:0:0:1::d"]
+        );
     }
 
     #[test]

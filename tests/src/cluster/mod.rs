@@ -47,6 +47,8 @@ pub struct Options {
     pub nodes: u8,
     /// How they are joined.
     pub topology: Topology,
+    /// Whether machines, Services and pods have IPv6 addresses beside IPv4 ones.
+    pub dual_stack: bool,
     /// Folder of everything the cluster writes; made when missing, emptied when used before.
     pub state: PathBuf,
     /// Image archives that every node has before its kubelet starts.
@@ -63,6 +65,7 @@ impl Default for Options {
             name: "margay".into(),
             nodes: 3,
             topology: Topology::Routed,
+            dual_stack: false,
             state: "target/cluster".into(),
             images: Vec::new(),
             audit: false,
@@ -88,6 +91,7 @@ impl Cluster {
     /// Brings a cluster up and waits until every node is registered. `tell` gets lines for a person.
     pub fn up(options: &Options, tell: &dyn Fn(&str)) -> Result<Self> {
         let layout = Layout::new(&options.name, options.nodes, options.topology)?;
+        let layout = if options.dual_stack { layout.with_ipv6() } else { layout };
         std::fs::create_dir_all(&options.state).with_context(|| format!("cannot make {}", options.state.display()))?;
         let folder = std::fs::canonicalize(&options.state)?;
         preflight::check(&folder, tell)?;

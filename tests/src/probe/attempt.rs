@@ -2,14 +2,16 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::str::FromStr;
 use std::time::Instant;
 
 use anyhow::bail;
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, setsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, connect, setsockopt, socket, sockopt,
+};
 
 use super::Target;
 
@@ -101,19 +103,25 @@ impl Attempt {
 }
 
 /// A connection being made. Closing it sends a reset: neither end keeps an entry for it, so that many questions do not use up the ports.
-fn connecting(to: SocketAddrV4) -> io::Result<TcpStream> {
+fn connecting(to: SocketAddr) -> io::Result<TcpStream> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, SockType::Stream, flags, None)?;
     let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
     setsockopt(&socket, sockopt::Linger, &at_once)?;
-    match connect(socket.as_raw_fd(), &SockaddrIn::from(to)) {
+    let begun = match to {
+        SocketAddr::V4(to) => connect(socket.as_raw_fd(), &SockaddrIn::from(to)),
+        SocketAddr::V6(to) => connect(socket.as_raw_fd(), &SockaddrIn6::from(to)),
+    };
+    match begun {
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(TcpStream::from(socket)),
         Err(error) => Err(error.into()),
     }
 }
 
-fn sent(to: SocketAddrV4) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+fn sent(to: SocketAddr) -> io::Result<UdpSocket> {
+    let any = if to.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    let socket = UdpSocket::bind((any, 0))?;
     socket.set_nonblocking(true)?;
     socket.connect(to)?;
     socket.send(b"who is there")?;

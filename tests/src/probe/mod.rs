@@ -9,7 +9,7 @@ pub mod flow;
 pub mod knock;
 
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -36,13 +36,13 @@ pub struct Target {
     /// How.
     pub protocol: Protocol,
     /// Where.
-    pub address: SocketAddrV4,
+    pub address: SocketAddr,
 }
 
 impl Target {
     /// A port of an address.
-    pub fn new(protocol: Protocol, address: Ipv4Addr, port: u16) -> Self {
-        Self { protocol, address: SocketAddrV4::new(address, port) }
+    pub fn new(protocol: Protocol, address: impl Into<IpAddr>, port: u16) -> Self {
+        Self { protocol, address: SocketAddr::new(address.into(), port) }
     }
 }
 

@@ -20,6 +20,8 @@ pub fn settings_over(base: &FelixSettings, configuration: &FelixConfiguration) -
         vxlan_vni: number(&mut problems, "spec.vxlanVNI", spec.vxlan_vni, 1..=0xff_ffff).unwrap_or(base.vxlan_vni),
         vxlan_port: number(&mut problems, "spec.vxlanPort", spec.vxlan_port, 1..=65535).unwrap_or(base.vxlan_port),
         vxlan_mtu: number(&mut problems, "spec.vxlanMTU", spec.vxlan_mtu, 0..=65535).unwrap_or(base.vxlan_mtu),
+        vxlan_mtu_v6: number(&mut problems, "spec.vxlanMTUV6", spec.vxlan_mtu_v6, 0..=65535)
+            .unwrap_or(base.vxlan_mtu_v6),
         nat_exclude_hosts: nat_exclude_hosts(&mut problems, spec).unwrap_or(base.nat_exclude_hosts),
         allow_conntrack_invalid: spec.disable_conntrack_invalid_check.unwrap_or(base.allow_conntrack_invalid),
         log_prefix: spec.log_prefix.clone().unwrap_or_else(|| base.log_prefix.clone()),

@@ -37,6 +37,18 @@ pub fn pool(pool: &IPPool) -> Result<Pool, Refusal<Pool>> {
             Encapsulation::Vxlan
         }
     };
+    let is_ipip = matches!(encapsulation, Encapsulation::Ipip | Encapsulation::IpipCrossSubnet);
+    let encapsulation = if is_ipip && cidr.addr().is_ipv6() {
+        problems.add(
+            "spec.ipipMode",
+            spec.ipip_mode.as_deref().unwrap_or_default(),
+            "IPIP carries IPv4 only",
+            "set ipipMode to Never, and vxlanMode if the pool's packets need a tunnel",
+        );
+        Encapsulation::Vxlan
+    } else {
+        encapsulation
+    };
     let parsed = Pool { cidr: cidr.trunc(), encapsulation, nat_outgoing: spec.nat_outgoing.unwrap_or(false) };
     problems.finish(parsed, Some)
 }
