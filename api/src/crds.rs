@@ -4,8 +4,10 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
 use kube::CustomResourceExt as _;
+use serde_json::{Map, Value, json};
 
 use crate::installation::{Installation, TigeraStatus};
+use crate::storage::{Kind, Mode, kind};
 use crate::v3;
 
 /// Every definition, in order of group and plural name.
@@ -58,4 +60,67 @@ fn normalise(schema: &mut JSONSchemaProps) {
     if let Some(JSONSchemaPropsOrBool::Schema(values)) = &mut schema.additional_properties {
         normalise(values);
     }
+}
+
+/// The definitions of the older storage, in order of plural name. As Calico's are, they are loose: what is written there has been checked by who
+/// wrote it, and fields of other versions have to survive.
+pub fn stored() -> Vec<CustomResourceDefinition> {
+    let ours = all();
+    kind::ALL.iter().map(|kind| stored_definition(kind, &ours)).collect()
+}
+
+fn stored_definition(kind: &Kind, ours: &[CustomResourceDefinition]) -> CustomResourceDefinition {
+    let same = |definition: &&CustomResourceDefinition| {
+        definition.spec.group == v3::GROUP && definition.spec.names.plural == kind.plural
+    };
+    let strict = ours.iter().find(same).and_then(|definition| definition.spec.versions.first());
+    let strict = strict.and_then(|version| serde_json::to_value(&version.schema).ok()).unwrap_or_default();
+    let mut spec = loose(&strict["openAPIV3Schema"]["properties"]["spec"]);
+    spec["type"] = "object".into();
+    spec["x-kubernetes-preserve-unknown-fields"] = true.into();
+    if kind.kind == "BlockAffinity" {
+        spec["properties"]["deleted"]["type"] = "string".into();
+        spec["required"] = json!(["cidr", "deleted", "node", "state"]);
+    }
+    let names = |name: &str| format!("{name}List");
+    let definition = json!({
+        "metadata": { "name": format!("{}.{}", kind.stored_plural, Mode::V1.group()) },
+        "spec": {
+            "group": Mode::V1.group(),
+            "names": {
+                "kind": kind.stored_kind,
+                "listKind": names(kind.stored_kind),
+                "plural": kind.stored_plural,
+                "singular": kind.stored_kind.to_lowercase(),
+            },
+            "scope": if kind.namespaced { "Namespaced" } else { "Cluster" },
+            "versions": [{
+                "name": Mode::V1.version(),
+                "served": true,
+                "storage": true,
+                "schema": { "openAPIV3Schema": { "type": "object", "properties": { "spec": spec } } },
+            }],
+        },
+    });
+    serde_json::from_value(definition).expect("a definition has the fields of a definition")
+}
+
+/// What of a schema says which type a field has.
+const TYPES: [&str; 3] = ["type", "nullable", "x-kubernetes-int-or-string"];
+
+fn loose(schema: &Value) -> Value {
+    let kept = TYPES.iter().filter_map(|key| Some(((*key).to_owned(), schema.get(*key)?.clone())));
+    let mut kept: Map<String, Value> = kept.collect();
+    if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
+        let properties: Map<String, Value> =
+            properties.iter().map(|(name, schema)| (name.clone(), loose(schema))).collect();
+        kept.insert("properties".to_owned(), Value::Object(properties));
+        kept.insert("x-kubernetes-preserve-unknown-fields".to_owned(), true.into());
+    }
+    for inner in ["items", "additionalProperties"] {
+        if let Some(schema) = schema.get(inner).filter(|schema| schema.is_object()) {
+            kept.insert(inner.to_owned(), loose(schema));
+        }
+    }
+    Value::Object(kept)
 }

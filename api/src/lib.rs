@@ -1,4 +1,4 @@
-//! What users write: CRD types, the selector language, validation, IPAM block arithmetic, Kubernetes kinds to ours.
+//! What users write: CRD types, the selector language, validation, the older storage, IPAM block arithmetic, Kubernetes kinds to ours.
 
 pub mod crds;
 pub mod endpoint;
@@ -11,4 +11,5 @@ pub mod policy;
 pub mod problem;
 pub mod rule;
 pub mod selector;
+pub mod storage;
 pub mod v3;

@@ -1,4 +1,4 @@
-//! The manifests in deploy/crds are what the types say. `BLESS=1` rewrites them.
+//! The manifests in deploy/crds and deploy/crds-v1 are what the types say. `UPDATE_EXPECT=1` rewrites them.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,8 +9,10 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use margay_api::crds;
 use serde_json::Value;
 
-fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds")
+/// Folders under deploy, each with what lies in it.
+fn folders() -> [(PathBuf, Vec<CustomResourceDefinition>); 2] {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    [(deploy.join("crds"), crds::all()), (deploy.join("crds-v1"), crds::stored())]
 }
 
 fn file_of(definition: &CustomResourceDefinition) -> String {
@@ -24,27 +26,29 @@ fn manifest_of(definition: &CustomResourceDefinition) -> String {
 
 #[test]
 fn manifests_are_generated_from_the_types() {
-    let folder = folder();
-    let definitions = crds::all();
-    if std::env::var_os("BLESS").is_some() {
-        std::fs::create_dir_all(&folder).unwrap();
-        for definition in &definitions {
-            std::fs::write(folder.join(file_of(definition)), manifest_of(definition)).unwrap();
+    for (folder, definitions) in folders() {
+        if std::env::var_os("UPDATE_EXPECT").is_some() {
+            std::fs::create_dir_all(&folder).unwrap();
+            for definition in &definitions {
+                std::fs::write(folder.join(file_of(definition)), manifest_of(definition)).unwrap();
+            }
         }
+        for definition in &definitions {
+            let file = folder.join(file_of(definition));
+            let found = std::fs::read_to_string(&file).unwrap_or_default();
+            assert!(
+                found == manifest_of(definition),
+                "{} differs from the types; run `UPDATE_EXPECT=1 cargo test -p margay-api --test crds`",
+                file.display()
+            );
+        }
+        let wanted: BTreeSet<String> = definitions.iter().map(file_of).collect();
+        let found: BTreeSet<String> = std::fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        assert_eq!(found, wanted, "files of {}", folder.display());
     }
-    for definition in &definitions {
-        let file = folder.join(file_of(definition));
-        let found = std::fs::read_to_string(&file).unwrap_or_default();
-        assert!(
-            found == manifest_of(definition),
-            "{} differs from the types; run `BLESS=1 cargo test -p margay-api --test crds`",
-            file.display()
-        );
-    }
-    let wanted: BTreeSet<String> = definitions.iter().map(file_of).collect();
-    let found: BTreeSet<String> =
-        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    assert_eq!(found, wanted, "files of deploy/crds");
 }
 
 /// Visits every schema of a definition with its path.
@@ -62,7 +66,7 @@ fn visit(path: &str, schema: &Value, seen: &mut dyn FnMut(&str, &Value)) {
 
 #[test]
 fn schemas_are_structural_and_small() {
-    for definition in crds::all() {
+    for definition in crds::all().into_iter().chain(crds::stored()) {
         let name = definition.metadata.name.clone().unwrap();
         let value = serde_json::to_value(&definition).unwrap();
         let root = &value["spec"]["versions"][0]["schema"]["openAPIV3Schema"];

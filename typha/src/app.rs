@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use margay_api::storage::mode::{self, Decision, Evidence};
 use margay_proto::debug::debug_server::DebugServer;
 use margay_runtime::grpc::{Admission, Trace};
 use margay_runtime::ready::Readiness;
@@ -15,6 +16,7 @@ use prometheus_client::registry::Registry as Metrics;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
@@ -33,6 +35,8 @@ use crate::server::SyncService;
 
 /// The longest that the end of the process may take; Kubernetes gives 30 seconds by default.
 const END: Duration = Duration::from_secs(20);
+/// Between attempts to find out where Calico's data is stored.
+const DISCOVER: Duration = Duration::from_secs(2);
 /// Streams of one connection: an agent needs one, a person a few.
 const STREAMS: u32 = 32;
 /// Calls that are being set up at once, over all connections; more are told to come again.
@@ -77,13 +81,20 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let tls = Tls::load(Files::in_dirs(&args.tls_dir, &args.ca_dir))?;
     let client = kube::Client::try_default().await.context("API server")?;
 
+    let ask = async || {
+        let groups = client.list_api_groups().await?.groups;
+        Ok::<_, kube::Error>(Evidence { groups: groups.into_iter().map(|group| group.name).collect(), migration: None })
+    };
+    let Decision { mode, reason } = mode::discover(&args.api_group, ask, async || sleep(DISCOVER).await).await?;
+    info!(storage = %mode, reason, "storage of Calico's data");
+
     let (events, inbox) = mpsc::channel(EVENTS);
     let cache = Cache::new(kinds::TABLE.iter().map(|line| line.kind));
     let owner = Owner::new(cache, counters.clone(), registry.clone(), in_sync);
     let owner = tokio::spawn(owner.run(inbox, shutdown.clone()));
     let mut watches = JoinSet::new();
     for line in kinds::TABLE {
-        watches.spawn(line.start(client.clone(), events.clone(), counters.clone()));
+        watches.spawn(line.start(mode, client.clone(), events.clone(), counters.clone()));
     }
 
     let listener = TcpListener::bind(args.listen).await;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use margay_api::meta::NamespacedName;
+use margay_api::storage::name;
 use margay_calc::update::Update;
 use margay_proto::sync::LocalEndpoint;
 
@@ -112,7 +113,8 @@ impl Cache {
         let news = difference(known.as_deref(), wanted.as_deref());
         self.overlays.confirm(&entry.uid, entry.update.as_ref());
         let services = &mut self.services;
-        let news = news.into_iter().filter_map(|update| services.whole(&observed.key, update));
+        let news = news.into_iter().filter_map(|update| of_twins(store, &observed.key, update));
+        let news = news.filter_map(|update| services.whole(&observed.key, update));
         let news = news.collect();
         store.insert(observed.key, entry);
         news
@@ -120,9 +122,10 @@ impl Cache {
 
     /// The object is gone.
     pub fn delete(&mut self, kind: &'static str, key: &ObjectKey) -> Option<Update> {
-        let entry = self.kinds.get_mut(kind)?.remove(key)?;
+        let store = self.kinds.get_mut(kind)?;
+        let entry = store.remove(key)?;
         self.overlays.withdraw(&entry.uid, entry.update.as_ref());
-        let gone = entry.update.as_ref().map(gone)?;
+        let gone = of_twins(store, key, entry.update.as_ref().map(gone)?)?;
         self.services.whole(key, gone)
     }
 
@@ -152,7 +155,7 @@ impl Cache {
                 continue;
             };
             self.overlays.withdraw(&entry.uid, entry.update.as_ref());
-            let gone = entry.update.as_ref().map(gone);
+            let gone = entry.update.as_ref().and_then(|update| of_twins(store, key, gone(update)));
             removed.extend(gone.and_then(|gone| self.services.whole(key, gone)));
         }
         removed
@@ -230,6 +233,22 @@ impl Cache {
     pub fn problems_of(&self, kind: &'static str, key: &ObjectKey) -> &[String] {
         let entry = self.kinds.get(kind).and_then(|store| store.objects.get(key));
         entry.map_or(&[], |entry| entry.problems.as_slice())
+    }
+}
+
+/// What a change of one object means where two can stand for one policy (see [`name`]): nothing while the other one counts, the other one's
+/// meaning when the one that counted is gone.
+fn of_twins(store: &Store, stored: &ObjectKey, update: Update) -> Option<Update> {
+    let Update::Policy(key, policy) = &update else {
+        return Some(update);
+    };
+    let other = ObjectKey::new(stored.namespace.as_str(), name::twin(&key.name, &stored.name));
+    let other = store.objects.get(&other).and_then(|entry| entry.update.as_ref());
+    let other = other.filter(|other| matches!(other, Update::Policy(theirs, Some(_)) if theirs == key));
+    match other {
+        Some(_) if !name::counts(&key.name, &stored.name) => None,
+        Some(other) if policy.is_none() => Some(other.clone()),
+        _ => Some(update),
     }
 }
 

@@ -21,6 +21,9 @@ pub struct Args {
     /// Folder with `ca.crt`, the authorities whose certificates are let in.
     #[arg(long, env = "MARGAY_CA_DIR", default_value = "/etc/margay/ca")]
     pub ca_dir: PathBuf,
+    /// Storage of Calico's data: `projectcalico.org/v3`, `crd.projectcalico.org/v1`, or empty to find out at start.
+    #[arg(long, env = "CALICO_API_GROUP", default_value = "")]
+    pub api_group: String,
     /// Log filter, such as `margay_typha=debug,info`.
     #[arg(long, env = "MARGAY_LOG", default_value = "info")]
     pub log: String,

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use margay_api::meta::NamespacedName;
+use margay_api::storage::{self, Mode};
 use margay_calc::update::Update;
 use margay_runtime::telemetry::Traceparent;
 use serde::Deserialize;
@@ -24,6 +25,15 @@ pub struct Parsed {
     pub update: Option<Update>,
     /// Why it is not used as it is written: field, value, rule and remedy.
     pub problems: Vec<String>,
+}
+
+/// The form in which objects of a kind come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// As users write them.
+    Plain,
+    /// As the older storage keeps them.
+    Stored(&'static storage::Kind),
 }
 
 /// Why a watch must be started again.
@@ -110,6 +120,7 @@ pub enum News {
 #[derive(Debug)]
 pub struct Feed<K> {
     parse: fn(K) -> Parsed,
+    form: Form,
     never_empty: bool,
     /// Version to go on from; none: a list is needed.
     version: Option<String>,
@@ -123,8 +134,8 @@ pub struct Feed<K> {
 
 impl<K: DeserializeOwned> Feed<K> {
     /// A feed that begins with a list.
-    pub fn new(parse: fn(K) -> Parsed, never_empty: bool) -> Self {
-        Self { parse, never_empty, version: None, seen: 0, listing: Vec::new(), traces: BTreeMap::new() }
+    pub fn new(parse: fn(K) -> Parsed, form: Form, never_empty: bool) -> Self {
+        Self { parse, form, never_empty, version: None, seen: 0, listing: Vec::new(), traces: BTreeMap::new() }
     }
 
     /// The version to go on from; none: a list is needed.
@@ -191,14 +202,25 @@ impl<K: DeserializeOwned> Feed<K> {
 
     fn observe(&self, text: &str) -> Result<(Observed, Meta), Fault> {
         let meta = meta(text)?;
-        let (meaning, problems) = match serde_json::from_str(text).map(self.parse) {
+        let (meaning, problems) = match self.parsed(text) {
             Ok(parsed) => (Ok(parsed.update), parsed.problems),
-            Err(error) => {
-                (Err(Unreadable), vec![format!("object: {error}; correct the field that the position points at")])
-            }
+            Err(fault) => (Err(Unreadable), vec![fault.to_string()]),
         };
         let observed = Observed { key: meta.key(), uid: meta.uid.clone(), meaning, problems };
         Ok((observed, meta))
+    }
+
+    /// What the object means, whichever form it has.
+    fn parsed(&self, text: &str) -> Result<Parsed, storage::Fault> {
+        match self.form {
+            Form::Plain => Ok((self.parse)(serde_json::from_str(text)?)),
+            Form::Stored(kind) => {
+                let storage::Read { object, problems } = storage::decode_as(Mode::V1, kind, text.as_bytes())?;
+                let mut parsed = (self.parse)(object);
+                parsed.problems.extend(problems.iter().map(ToString::to_string));
+                Ok(parsed)
+            }
+        }
     }
 
     fn listed(&mut self, version: String) -> Result<News, Fault> {

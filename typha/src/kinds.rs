@@ -9,12 +9,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use margay_api::meta::{Labels, NamespacedName};
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::problem::Refusal;
+use margay_api::storage::{self, Mode};
 use margay_api::{k8s, v3};
 use margay_calc::update::{Backend, Update};
 use tokio::sync::mpsc;
 
 use crate::compute::Event;
-use crate::feed::Parsed;
+use crate::feed::{Form, Parsed};
 use crate::metrics::Counters;
 use crate::watch::Watch;
 
@@ -28,6 +29,7 @@ pub const BLOCK: &str = "IPAMBlock";
 pub struct Line {
     /// Name of the kind.
     pub kind: &'static str,
+    /// Where the API serves it; Calico's kinds in the users' form, wherever they are stored.
     path: &'static str,
     /// In a working cluster there is at least one: what an empty list of it would mean is that the API server errs.
     never_empty: bool,
@@ -37,9 +39,19 @@ pub struct Line {
 type Watching = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Line {
-    /// Watches the kind until the owner task ends.
-    pub fn start(&self, client: kube::Client, events: mpsc::Sender<Event>, counters: Counters) -> Watching {
-        (self.run)(Watch { kind: self.kind, path: self.path, never_empty: self.never_empty, client, events, counters })
+    /// Watches the kind, where `mode` keeps it, until the owner task ends.
+    pub fn start(&self, mode: Mode, client: kube::Client, events: mpsc::Sender<Event>, counters: Counters) -> Watching {
+        let (path, form) = self.place(mode);
+        let never_empty = self.never_empty;
+        (self.run)(Watch { kind: self.kind, path, form, never_empty, client, events, counters })
+    }
+
+    /// Where the kind is served, and in which form.
+    fn place(&self, mode: Mode) -> (String, Form) {
+        match storage::Kind::of_path(self.path).filter(|_| mode == Mode::V1) {
+            Some(kind) => (kind.path(mode), Form::Stored(kind)),
+            None => (self.path.to_owned(), Form::Plain),
+        }
     }
 }
 
@@ -162,5 +174,28 @@ fn taken<T>(parsed: Result<T, Refusal<T>>, update: impl FnOnce(T) -> Update) -> 
             update: refusal.closed.map(update),
             problems: refusal.problems.iter().map(ToString::to_string).collect(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calicos_kinds_are_watched_where_they_are_stored() {
+        let places = |mode: Mode| TABLE.iter().map(move |line| line.place(mode));
+        assert!(places(Mode::V3).zip(TABLE).all(|(place, line)| place == (line.path.to_owned(), Form::Plain)));
+        let (calico, others): (Vec<_>, Vec<_>) =
+            places(Mode::V1).zip(TABLE).partition(|(_, line)| line.path.starts_with("/apis/projectcalico.org/"));
+        assert!(others.iter().all(|((path, form), line)| path == line.path && *form == Form::Plain));
+        assert!(calico.len() >= 8);
+        for ((path, form), line) in calico {
+            assert!(
+                path.starts_with("/apis/crd.projectcalico.org/v1/"),
+                "{} is not known to storage: {path}",
+                line.kind
+            );
+            assert!(matches!(form, Form::Stored(kind) if kind.kind == line.kind), "{}: {form:?}", line.kind);
+        }
     }
 }

@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use crate::cache::{Missing, ObjectKey, Observed};
 use crate::compute::Event;
-use crate::feed::{Fault, Feed, News, Parsed};
+use crate::feed::{Fault, Feed, Form, News, Parsed};
 use crate::hub::Cause;
 use crate::metrics::{Counters, Kind};
 
@@ -42,7 +42,9 @@ pub struct Watch {
     /// Name of the kind, for logs, metrics and the cache.
     pub kind: &'static str,
     /// Where the API serves all objects of the kind.
-    pub path: &'static str,
+    pub path: String,
+    /// The form in which they come.
+    pub form: Form,
     /// In a working cluster there is at least one object of the kind.
     pub never_empty: bool,
     /// Connection to the API.
@@ -84,7 +86,7 @@ pub fn unix_ns() -> u64 {
 impl Watch {
     /// Feeds the owner task until it ends.
     pub async fn run<K: DeserializeOwned>(self, parse: fn(K) -> Parsed) {
-        let mut feed = Feed::new(parse, self.never_empty);
+        let mut feed = Feed::new(parse, self.form, self.never_empty);
         let mut pace = Pace::new(self.kind);
         let mut streamed = true;
         loop {
@@ -124,7 +126,7 @@ impl Watch {
             send_initial_events: listing,
             ..WatchParams::default()
         };
-        let request = Request::new(self.path)
+        let request = Request::new(&self.path)
             .watch(&params, feed.version().unwrap_or_default())
             .map_err(|error| api(kube::Error::BuildRequest(error)))?;
         let opened = answer(self.client.request_stream(request)).await;
@@ -186,7 +188,7 @@ impl Watch {
         let mut params = ListParams::default().limit(PAGE);
         loop {
             let request =
-                Request::new(self.path).list(&params).map_err(|error| api(kube::Error::BuildRequest(error)))?;
+                Request::new(&self.path).list(&params).map_err(|error| api(kube::Error::BuildRequest(error)))?;
             let page = answer(self.client.request_text(request)).await?;
             match feed.page(&page)? {
                 (News::List(objects), _) => return Ok(objects),
@@ -236,7 +238,7 @@ impl Watch {
     }
 
     async fn exists(&self, key: &ObjectKey) -> Result<bool, Fault> {
-        let request = Request::new(object_path(self.path, key))
+        let request = Request::new(object_path(&self.path, key))
             .get_metadata(&key.name, &GetParams::default())
             .map_err(|error| api(kube::Error::BuildRequest(error)))?;
         match answer(self.client.request_text(request)).await {

@@ -279,3 +279,60 @@ proptest! {
         }
     }
 }
+
+/// A policy of the default tier stored with and without that tier's name in front; `order` tells versions of it apart.
+fn mk_stored_policy(stored: &str, order: u8) -> Observed {
+    use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind};
+    let name = stored.strip_prefix("default.").unwrap_or(stored);
+    let key = PolicyKey { kind: PolicyKind::NetworkPolicy, namespace: "ns".to_owned(), name: name.to_owned() };
+    let policy = Policy {
+        tier: "default".to_owned(),
+        order: Order(Some(f64::from(order))),
+        selector: margay_api::selector::Selector::all(),
+        applies_ingress: true,
+        applies_egress: false,
+        ingress: Vec::new(),
+        egress: Vec::new(),
+    };
+    observed(stored, "u", Update::Policy(key, Some(policy)))
+}
+
+const POLICY: &str = "NetworkPolicy";
+
+proptest! {
+    /// Of a policy that is stored twice the form without the prefix counts, whatever happens in which order; never is there none while one is stored.
+    #[test]
+    fn one_policy_stored_twice_is_one(steps in proptest::collection::vec((0..3_u8, any::<bool>(), 0..4_u8), 0..30)) {
+        let mut cache = Cache::new([POLICY]);
+        let mut api: BTreeMap<&str, u8> = BTreeMap::new();
+        let mut told: Option<Update> = None;
+        for (step, prefixed, order) in steps {
+            let stored = if prefixed { "default.p" } else { "p" };
+            let news = match step {
+                0 => {
+                    api.remove(stored);
+                    cache.delete(POLICY, &key(stored)).into_iter().collect()
+                }
+                1 => {
+                    api.insert(stored, order);
+                    cache.apply(POLICY, mk_stored_policy(stored, order))
+                }
+                _ => {
+                    cache.begin(POLICY);
+                    api = BTreeMap::from([(stored, order)]);
+                    let mut news = cache.apply(POLICY, mk_stored_policy(stored, order));
+                    news.extend(cache.sweep(POLICY));
+                    news
+                }
+            };
+            for update in news {
+                let Update::Policy(key, policy) = &update else { unreachable!("only policies") };
+                prop_assert_eq!(key.name.as_str(), "p");
+                told = policy.is_some().then_some(update);
+            }
+            let counts = ["p", "default.p"].into_iter().find_map(|stored| Some((stored, *api.get(stored)?)));
+            let wanted = counts.and_then(|(stored, order)| mk_stored_policy(stored, order).meaning.ok().flatten());
+            prop_assert_eq!(&told, &wanted);
+        }
+    }
+}

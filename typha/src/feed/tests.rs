@@ -12,7 +12,7 @@ fn namespace(namespace: Namespace) -> Parsed {
 }
 
 fn mk_feed() -> Feed<Namespace> {
-    Feed::new(namespace, true)
+    Feed::new(namespace, Form::Plain, true)
 }
 
 fn object(name: &str, version: u64) -> Value {
@@ -158,4 +158,30 @@ fn a_writers_trace_is_continued_once() {
         ],
     );
     assert_eq!(told, ["-", "-", "list a", "object a traced", "object a"]);
+}
+
+#[test]
+fn objects_of_the_older_storage_mean_what_users_wrote() {
+    use margay_api::storage::Kind;
+    use margay_api::v3::GlobalNetworkSet;
+    let parse = |set: GlobalNetworkSet| Parsed {
+        update: None,
+        problems: vec![format!("{:?} {:?}", set.metadata.name, set.metadata.labels)],
+    };
+    let kind = Kind::of("GlobalNetworkSet").expect("a kind of Calico's");
+    let mut feed = Feed::new(parse, Form::Stored(kind), false);
+    let stored = |kept: &str| {
+        json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "GlobalNetworkSet",
+            "metadata": {"name": "s", "uid": "01020304-0506-4708-890a-0b0c0d0e0f10", "resourceVersion": "5",
+                "annotations": {"projectcalico.org/metadata": kept}},
+            "spec": {"nets": null}})
+    };
+    feed.line(&event("ADDED", stored(r#"{"labels":{"role":"db"}}"#))).expect("an object");
+    feed.line(&event("ADDED", stored("{"))).expect("an object");
+    let News::List(objects) = feed.line(&bookmark(5, true)).expect("a list") else { panic!("the list has ended") };
+    assert_eq!(objects[0].problems, [r#"Some("s") Some({"role": "db"})"#]);
+    assert!(objects[1].meaning.is_ok(), "the rest of the object holds");
+    assert!(
+        objects[1].problems[1].contains("projectcalico.org/metadata") && objects[1].problems[1].contains("not JSON")
+    );
 }

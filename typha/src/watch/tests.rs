@@ -86,7 +86,8 @@ async fn play(never_empty: bool, scenes: Vec<Scene>) -> Vec<String> {
     let (events, mut inbox) = mpsc::channel(64);
     let watch = Watch {
         kind: KIND,
-        path: "/api/v1/configmaps",
+        path: "/api/v1/configmaps".to_owned(),
+        form: Form::Plain,
         never_empty,
         client: kube::Client::new(server, "default"),
         events,
