@@ -93,6 +93,8 @@ fn outlook(node: &str, records: &BTreeMap<RecordId, Record>) -> Outlook {
             }
             (RecordId::Node(name), Record::Node(info)) if name == node => outlook.own = info.clone(),
             (RecordId::Pool(range), _) => outlook.has_ipv6 |= range.addr().is_ipv6(),
+            // What follows in the order of dependency is policy.
+            (RecordId::IpSet(_), _) => break,
             _ => {}
         }
     }

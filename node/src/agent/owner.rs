@@ -254,7 +254,6 @@ impl Owner {
         let transaction = self.compiler.apply(self.state.records(), &dirty);
         self.enqueue(&transaction, started);
         self.due.save.get_or_insert_with(|| Instant::now() + SAVE_DELAY);
-        self.count();
     }
 
     fn enqueue(&mut self, transaction: &Transaction, started: Instant) {
@@ -428,6 +427,7 @@ impl Owner {
         }
         if self.due.save.is_some_and(|due| now >= due) {
             self.due.save = None;
+            self.count();
             if self.state.is_in_sync() {
                 self.save();
             } else {
@@ -451,6 +451,7 @@ impl Owner {
         }
     }
 
+    /// Counts what is held: a look at every record, so not at every frame.
     fn count(&self) {
         let mut counts: BTreeMap<&'static str, i64> = KINDS.iter().map(|kind| (*kind, 0)).collect();
         for id in self.state.records().keys() {

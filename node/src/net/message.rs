@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use margay_api::network::Mac;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -95,9 +95,19 @@ pub fn delete_link(name: &str) -> RouteNetlinkMessage {
     RouteNetlinkMessage::DelLink(link)
 }
 
-/// Lists links.
+/// Lists links, without their counters, which are most of an answer.
 pub fn get_links() -> RouteNetlinkMessage {
-    RouteNetlinkMessage::GetLink(LinkMessage::default())
+    let mut link = LinkMessage::default();
+    link.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
+    RouteNetlinkMessage::GetLink(link)
+}
+
+/// Asks for one link by its name.
+pub fn get_link(name: &str) -> RouteNetlinkMessage {
+    let mut link = LinkMessage::default();
+    link.attributes =
+        vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
+    RouteNetlinkMessage::GetLink(link)
 }
 
 /// Gives a link an address that covers nothing but itself.

@@ -155,6 +155,37 @@ impl Socket {
         }
     }
 
+    /// Asks for one object and returns what the kernel says of it. `what` names it in an error.
+    pub fn get(
+        &mut self,
+        request: RouteNetlinkMessage,
+        what: impl FnOnce() -> String,
+    ) -> Result<Option<RouteNetlinkMessage>, NetlinkError> {
+        let mut out = Vec::with_capacity(128);
+        let sequence = self.encode(request, Verb::Change, &mut out);
+        self.send(&out)?;
+        let mut found = None;
+        loop {
+            for message in self.receive()? {
+                if message.header.sequence_number != sequence {
+                    continue;
+                }
+                match message.payload {
+                    NetlinkPayload::InnerMessage(inner) => found = Some(inner),
+                    NetlinkPayload::Error(error) => {
+                        return match error.code {
+                            Some(code) => {
+                                Err(NetlinkError::Refused { what: what(), errno: Errno::from_raw(-code.get()) })
+                            }
+                            None => Ok(found),
+                        };
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
     fn encode(&mut self, request: RouteNetlinkMessage, verb: Verb, out: &mut Vec<u8>) -> u32 {
         self.sequence += 1;
         let mut message = NetlinkMessage::from(request);

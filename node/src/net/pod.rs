@@ -73,7 +73,7 @@ pub fn create(socket: &mut Socket, link: &PodLink<'_>) -> Result<u32, PodError> 
         result => result?,
     }
     let index =
-        present::links(socket)?.get(link.host).map(|found| found.index).ok_or_else(|| missing(link.host, "link"))?;
+        present::named(socket, link.host)?.map(|found| found.index).ok_or_else(|| missing(link.host, "link"))?;
     for (parameter, value) in [
         ("conf/{}/proxy_arp", "1"),
         ("neigh/{}/proxy_delay", "0"),

@@ -39,6 +39,15 @@ pub fn links(socket: &mut Socket) -> Result<Links, NetlinkError> {
     Ok(socket.dump(message::get_links())?.into_iter().filter_map(link).collect())
 }
 
+/// The link of this name, if there is one: costs the same however many links there are.
+pub fn named(socket: &mut Socket, name: &str) -> Result<Option<Link>, NetlinkError> {
+    match socket.get(message::get_link(name), || format!("find {name}")) {
+        Ok(found) => Ok(found.and_then(link).map(|(_, link)| link)),
+        Err(error) if error.is_missing() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Lists the addresses with the index of the link that has each.
 pub fn addresses(socket: &mut Socket) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
     let parse = |message| {

@@ -133,6 +133,7 @@ impl Class {
             let compiled = items.iter().flat_map(|item| match item {
                 Item::Rule(rule) => context.compile(rule),
                 Item::Joined(rule) => context.compile(rule),
+                Item::Crossed(rule, side, set) => context.compile_crossed(rule, *side, set),
                 Item::Closed => vec![Rule::new().drop()],
             });
             let mut own: Vec<Rule> = compiled.collect();

@@ -3,7 +3,9 @@
 //!
 //! The elements of the view's own sets are not kept a second time: they are made from the records when a set is new or the table is written whole.
 
+mod classes;
 mod delta;
+mod sets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,18 +13,16 @@ use std::sync::Arc;
 
 use margay_api::endpoint::EndpointKey;
 use margay_api::policy::PolicyKey;
-use margay_calc::flush::MemberDelta;
-use margay_calc::model::{IpSetRecord, Member, PolicyRecord, Record, RecordId, SetId};
+use margay_calc::model::{IpSetRecord, PolicyRecord, Record, RecordId, SetId};
 
 use super::base::{self, Inputs};
-use super::class::{self, Class, Direction, Plan, Policies};
+use super::class::{Class, Direction, Policies};
 use super::elements::{self, Shape};
-use super::merge::{self, Role, Unions};
+use super::merge::{self, Unions};
 use super::names;
-use super::rule::Context;
 use super::union::Union;
 use crate::nft::{
-    Chain, ChainName, Family, Field, IfName, Key, Ruleset, Set, SetName, Transaction, TransactionOp, Value,
+    Chain, ChainName, Family, Field, IfName, Key, Ruleset, Set, SetName, Transaction, TransactionOp, Value, Verdict,
 };
 use crate::state::Dirty;
 use delta::Delta;
@@ -63,18 +63,32 @@ pub struct Compiler {
     shapes: BTreeMap<SetId, Shape>,
     unions: BTreeMap<SetId, Union>,
     attached: BTreeMap<String, Attached>,
-    endpoints: BTreeMap<EndpointKey, [Class; 2]>,
-    classes: BTreeMap<Class, ClassState>,
+    endpoints: BTreeMap<EndpointKey, [Bound; 2]>,
+    /// Each class once: endpoints refer to the key here.
+    classes: BTreeMap<Arc<Class>, ClassState>,
     /// Parts that the kernel refused: a set is treated as missing, a class drops everything.
     refused: BTreeMap<Part, String>,
+}
+
+/// What decides about an endpoint in a direction, and where that begins.
+#[derive(Clone, Debug)]
+struct Bound {
+    class: Arc<Class>,
+    /// For IPv4 and IPv6; worked out once, as it takes a hash over the whole list of policies.
+    entry: [Verdict; 2],
 }
 
 #[derive(Debug, Default)]
 struct ClassState {
     chains: BTreeSet<ChainName>,
     broken: BTreeMap<PolicyKey, String>,
+    /// Sets that its policies name, also those that are missing.
+    sets: BTreeSet<SetId>,
     unions: Unions,
 }
+
+/// Classes, as endpoints refer to them.
+type Classes = BTreeSet<Arc<Class>>;
 
 impl Policies for &Records {
     fn policy(&self, key: &PolicyKey) -> Option<&PolicyRecord> {
@@ -149,8 +163,9 @@ impl Compiler {
             .iter()
             .filter_map(|id| if let RecordId::Policy(key) = id { Some(key) } else { None })
             .collect();
-        for class in self.classes.keys().filter(|class| class.policies().any(|key| policies.contains(key))) {
-            self.refused.remove(&Part::Class(class.clone()));
+        let names_one = |class: &&Arc<Class>| class.policies().any(|key| policies.contains(key));
+        for class in self.classes.keys().filter(|_| !policies.is_empty()).filter(names_one) {
+            self.refused.remove(&Part::Class(Class::clone(class)));
             stale.insert(class.clone());
         }
         let endpoints = self.endpoints(records, dirty, &mut stale);
@@ -204,7 +219,7 @@ impl Compiler {
         match operation {
             Op::PutChain(name, _) | Op::FlushChain(name) | Op::DeleteChain(name) | Op::AppendRules(name, ..) => {
                 let owner = self.classes.iter().find(|(_, state)| state.chains.contains(name));
-                owner.map(|(class, _)| Part::Class(class.clone()))
+                owner.map(|(class, _)| Part::Class(Class::clone(class)))
             }
             Op::CreateSet(name, _) | Op::DeleteSet(name) | Op::AddElements(name, _) | Op::DeleteElements(name, _) => {
                 let owner = self.shapes.iter().find(|(id, shape)| shape.sets(id).contains_key(name));
@@ -222,7 +237,7 @@ impl Compiler {
     /// Why the pod on this interface is cut off instead of being under its policy, if that is so.
     pub fn refusal(&self, interface: &str) -> Option<String> {
         let classes = self.endpoints.get(&self.attached.get(interface)?.endpoint)?;
-        classes.iter().find_map(|class| self.refused.get(&Part::Class(class.clone())).cloned())
+        classes.iter().find_map(|bound| self.refused.get(&Part::Class(Class::clone(&bound.class))).cloned())
     }
 
     /// Wants the table without a part that the kernel refused: what depends on it is denied.
@@ -231,11 +246,9 @@ impl Compiler {
         match &part {
             Part::Set(id) => {
                 self.shapes.remove(id);
-                stale.extend(self.users(id, records));
+                stale.extend(self.users(id));
             }
-            Part::Class(class) => {
-                stale.insert(class.clone());
-            }
+            Part::Class(class) => stale.extend(self.known(class)),
         }
         self.refused.insert(part, reason);
         let mut unused = Delta::new();
@@ -254,11 +267,9 @@ impl Compiler {
                     if let Some(record) = set_of(records, id).or(union) {
                         self.shapes.insert(id.clone(), Shape::of(record));
                     }
-                    stale.extend(self.users(id, records));
+                    stale.extend(self.users(id));
                 }
-                Part::Class(class) => {
-                    stale.insert(class.clone());
-                }
+                Part::Class(class) => stale.extend(self.known(class)),
             }
         }
         let mut unused = Delta::new();
@@ -267,92 +278,7 @@ impl Compiler {
         !refused.is_empty()
     }
 
-    /// Sets of the view that came, went or have other members.
-    fn sets(&mut self, records: &Records, dirty: &Dirty, delta: &mut Delta, stale: &mut BTreeSet<Class>) {
-        let changed = dirty.records.iter().filter_map(|id| if let RecordId::IpSet(id) = id { Some(id) } else { None });
-        for id in changed {
-            self.refused.remove(&Part::Set(id.clone()));
-            self.reshape(id, set_of(records, id), delta);
-            stale.extend(self.users(id, records));
-        }
-        let mut joined: BTreeMap<SetId, MemberDelta> = BTreeMap::new();
-        for (id, members) in &dirty.members {
-            let Some(record) = set_of(records, id) else { continue };
-            let before = record.members.len() + members.removed.len() - members.added.len();
-            if self.members(id, record, members, delta) || (before > UNION_PART) != (record.members.len() > UNION_PART)
-            {
-                stale.extend(self.users(id, records));
-            }
-            for (union, state) in self.unions.iter_mut().filter(|(_, state)| state.parts.contains(id)) {
-                let own = state.follow(members, records);
-                let all = joined.entry(union.clone()).or_default();
-                all.added.extend(own.added);
-                all.removed.extend(own.removed);
-            }
-        }
-        for (id, members) in joined {
-            let Some(union) = self.unions.remove(&id) else { continue };
-            if self.members(&id, &union.record, &members, delta) {
-                stale.extend(self.users(&id, records));
-            }
-            self.unions.insert(id, union);
-        }
-    }
-
-    /// Follows a change of members; returns whether the shape is another.
-    fn members(&mut self, id: &SetId, record: &IpSetRecord, members: &MemberDelta, delta: &mut Delta) -> bool {
-        let Some(shape) = self.shapes.get(id).copied() else { return false };
-        let ranged = |member: &Member| matches!(member, Member::Net(net) if net.prefix_len() < net.max_prefix_len());
-        let touched = members.added.iter().chain(&members.removed).any(ranged);
-        let kept = shape.sets(id);
-        let reshaped = touched && Shape::of(record) != shape;
-        if reshaped {
-            self.reshape(id, Some(record), delta);
-        }
-        let now = self.shapes.get(id).map(|shape| shape.sets(id)).unwrap_or_default();
-        for (name, keys) in elements::change(id, &record.members, members) {
-            if let (Some(kind), true) = (kept.get(&name), now.contains_key(&name)) {
-                delta.elements.insert(name, (kind.clone(), keys));
-            }
-        }
-        reshaped
-    }
-
-    /// Makes and removes kernel sets so that they fit the record.
-    fn reshape(&mut self, id: &SetId, record: Option<&IpSetRecord>, delta: &mut Delta) {
-        let before = self.shapes.remove(id).map(|shape| shape.sets(id)).unwrap_or_default();
-        let mut wanted = record.map(|record| elements::render(id, record)).unwrap_or_default();
-        for (name, kind) in before {
-            if wanted.remove(&name).is_none() {
-                delta.elements.remove(&name);
-                if delta.new.sets.remove(&name).is_none() {
-                    delta.old.put_set(name, Set::new(kind));
-                }
-            }
-        }
-        for (name, set) in wanted {
-            delta.new.put_set(name, set);
-        }
-        if let Some(record) = record {
-            self.shapes.insert(id.clone(), Shape::of(record));
-        }
-    }
-
-    /// Classes that have a policy which names the set, or that use the union.
-    fn users(&self, id: &SetId, records: &Records) -> Vec<Class> {
-        if merge::is_union(id) {
-            return self
-                .classes
-                .iter()
-                .filter(|(_, state)| state.unions.contains_key(id))
-                .map(|(class, _)| class.clone())
-                .collect();
-        }
-        let names_it = |key: &PolicyKey| records.policy(key).is_some_and(|policy| class::sets_of(policy).contains(id));
-        self.classes.keys().filter(|class| class.policies().any(names_it)).cloned().collect()
-    }
-
-    fn reinput(&mut self, records: &Records, delta: &mut Delta, stale: &mut BTreeSet<Class>) {
+    fn reinput(&mut self, records: &Records, delta: &mut Delta, stale: &mut Classes) {
         let inputs = Inputs::gather(&self.node, records);
         if inputs == self.inputs {
             return;
@@ -404,98 +330,6 @@ impl Compiler {
             || [Family::Ipv4, Family::Ipv6].iter().any(|family| base::pods(*family) == *name)
     }
 
-    /// Endpoints that came, went or have other policies; returns whether any did.
-    fn endpoints(&mut self, records: &Records, dirty: &Dirty, stale: &mut BTreeSet<Class>) -> bool {
-        let changed =
-            dirty.records.iter().filter_map(|id| if let RecordId::Endpoint(key) = id { Some(key) } else { None });
-        let mut any = false;
-        for key in changed {
-            let new = match records.get(&RecordId::Endpoint(key.clone())) {
-                Some(Record::Endpoint(record)) => {
-                    Some([Direction::Ingress, Direction::Egress].map(|direction| Class::of(record, direction)))
-                }
-                _ => None,
-            };
-            if new.as_ref() == self.endpoints.get(key) {
-                continue;
-            }
-            any = true;
-            let old = match new.clone() {
-                Some(classes) => self.endpoints.insert(key.clone(), classes),
-                None => self.endpoints.remove(key),
-            };
-            stale.extend(old.into_iter().flatten().chain(new.into_iter().flatten()));
-        }
-        any
-    }
-
-    /// Compiles these classes anew, and removes those that no endpoint has any more.
-    fn classes(&mut self, records: &Records, stale: &BTreeSet<Class>, delta: &mut Delta) {
-        if stale.is_empty() {
-            return;
-        }
-        let used: BTreeSet<&Class> = self.endpoints.values().flatten().collect();
-        let (kept, gone): (Vec<&Class>, Vec<&Class>) = stale.iter().partition(|class| used.contains(class));
-        let kept: Vec<Class> = kept.into_iter().cloned().collect();
-        for class in gone.into_iter().cloned().collect::<Vec<_>>() {
-            self.refused.remove(&Part::Class(class.clone()));
-            let state = self.classes.remove(&class).unwrap_or_default();
-            state.chains.into_iter().for_each(|name| self.put_chain(name, None, delta));
-        }
-        for class in kept {
-            self.class(class, records, delta);
-        }
-    }
-
-    fn class(&mut self, class: Class, records: &Records, delta: &mut Delta) {
-        let role = |id: &SetId| match (self.shapes.get(id), set_of(records, id)) {
-            (Some(Shape::Net { .. }), Some(record)) if record.members.len() <= UNION_PART => Role::Part,
-            (Some(_), _) => Role::Alone,
-            (None, _) => Role::Missing,
-        };
-        let plan = class.plan(&records, &role);
-        let shape = |id: &SetId| match plan.unions.get(id) {
-            Some(_) if self.refused.contains_key(&Part::Set(id.clone())) => None,
-            Some(parts) => Some(Shape::union(parts.iter().filter_map(|part| self.shapes.get(part)))),
-            None => self.shapes.get(id).copied(),
-        };
-        let mut chains = BTreeMap::new();
-        for family in &self.families {
-            if self.refused.contains_key(&Part::Class(class.clone())) {
-                chains.extend(class.closed(*family));
-                continue;
-            }
-            let context = Context { family: *family, shape: &shape, log_prefix: self.inputs.log_prefix() };
-            chains.extend(class.compile(&plan, &context));
-        }
-        let Plan { unions, broken, .. } = plan;
-        let state = ClassState { chains: chains.keys().cloned().collect(), broken, unions };
-        let before = self.classes.get(&class).map(|state| state.chains.clone()).unwrap_or_default();
-        for name in before.difference(&state.chains) {
-            self.put_chain(name.clone(), None, delta);
-        }
-        self.classes.insert(class, state);
-        chains.into_iter().for_each(|(name, chain)| self.put_chain(name, Some(chain), delta));
-    }
-
-    /// Makes the unions that classes use, and removes the others: once a call, at its end, as one that goes and comes back would keep its old members.
-    fn unions(&mut self, records: &Records, delta: &mut Delta) {
-        let wanted: Unions = self.classes.values().flat_map(|state| state.unions.clone()).collect();
-        let gone: Vec<SetId> = self.unions.keys().filter(|id| !wanted.contains_key(*id)).cloned().collect();
-        for id in gone {
-            self.unions.remove(&id);
-            self.refused.remove(&Part::Set(id.clone()));
-            self.reshape(&id, None, delta);
-        }
-        for (id, parts) in wanted {
-            if !self.unions.contains_key(&id) {
-                let union = Union::new(parts, records);
-                self.reshape(&id, Some(&union.record), delta);
-                self.unions.insert(id, union);
-            }
-        }
-    }
-
     /// Maps from interface to class, and the addresses that each interface may send from.
     fn dispatch(&mut self, delta: &mut Delta) {
         let mut maps = [Direction::Ingress, Direction::Egress].map(|_| Set::new(base::dispatch_kind()));
@@ -512,9 +346,10 @@ impl Compiler {
                 }
             }
             let Some(classes) = self.endpoints.get(&pod.endpoint) else { continue };
-            for (map, class) in maps.iter_mut().zip(classes) {
-                for family in &self.families {
-                    map.elements.insert(base::dispatch_key(*family, interface), Value::Verdict(class.entry(*family)));
+            for (map, bound) in maps.iter_mut().zip(classes) {
+                let entries = [Family::Ipv4, Family::Ipv6].into_iter().zip(&bound.entry);
+                for (family, entry) in entries.filter(|(family, _)| self.families.contains(family)) {
+                    map.elements.insert(base::dispatch_key(family, interface), Value::Verdict(entry.clone()));
                 }
             }
         }

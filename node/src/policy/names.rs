@@ -73,3 +73,9 @@ pub(super) fn ip_set(id: &SetId, holds: Holds, family: Family) -> SetName {
 pub(super) fn hash(bytes: &[u8]) -> String {
     Sha256::digest(bytes)[..10].iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+/// A number that stands for these bytes, the same on every machine.
+pub(super) fn spread(bytes: &[u8]) -> usize {
+    let digest = Sha256::digest(bytes);
+    usize::from(u16::from_be_bytes([digest[0], digest[1]]))
+}

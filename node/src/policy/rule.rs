@@ -58,7 +58,26 @@ impl Context<'_> {
     /// The nftables rules; none if no packet of the family can match. Packets are dropped that would have to be looked up in a set that is not there.
     pub(super) fn compile(&self, rule: &RuleRecord) -> Vec<Rule> {
         let mut demands = Demands { exclusive: rule.action == Action::Log, demands: Vec::new() };
-        let statement = match self.demands(rule, &mut demands) {
+        let outlook = self.demands(rule, &mut demands);
+        self.rules(rule, outlook, demands)
+    }
+
+    /// The same for a rule that also demands that the address of a side, with the protocol and the destination's port, is in a set.
+    pub(super) fn compile_crossed(&self, rule: &RuleRecord, side: Side, set: &SetId) -> Vec<Rule> {
+        let mut demands = Demands { exclusive: false, demands: Vec::new() };
+        let outlook = match self.demands(rule, &mut demands) {
+            Outlook::Possible if (self.shape)(set).is_none() => Outlook::Unknown,
+            outlook => outlook,
+        };
+        let key = vec![address(self.family, side), Selector::L4proto, port(Side::Destination)];
+        if outlook == Outlook::Possible {
+            demands.must(Match::In(key, Op::Eq, SetRef::Named(names::ip_set(set, Holds::Ports, self.family))));
+        }
+        self.rules(rule, outlook, demands)
+    }
+
+    fn rules(&self, rule: &RuleRecord, outlook: Outlook, demands: Demands) -> Vec<Rule> {
+        let statement = match outlook {
             Outlook::Impossible => return Vec::new(),
             Outlook::Unknown => Statement::Verdict(Verdict::Drop),
             Outlook::Possible => match rule.action {

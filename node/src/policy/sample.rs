@@ -166,23 +166,27 @@ pub(crate) fn mk_rule(action: Action) -> RuleRecord {
     }
 }
 
-/// Rules that differ only in whom they are about.
+/// Rules that differ only in whom they are about, or in that and in a port.
 fn run() -> impl Strategy<Value = Vec<RuleRecord>> {
     let action = select(vec![Action::Allow, Action::Deny, Action::Pass]);
     let sets = subsequence((0..NET_SETS).map(mk_set_id).collect::<Vec<_>>(), 2..=NET_SETS);
     let protocol = select(vec![Protocol::TCP, Protocol::UDP]);
-    (action, sets, protocol, ranges(), any::<bool>()).prop_map(|(action, sets, protocol, ports, outward)| {
-        let rule = |set| {
-            let peer = SideMatch { sets: vec![set], ..SideMatch::default() };
-            let (source, destination) = if outward {
-                (SideMatch::default(), SideMatch { ports: ports.clone(), ..peer })
-            } else {
-                (peer, SideMatch { ports: ports.clone(), ..SideMatch::default() })
+    let own_ports = any::<bool>();
+    (action, sets, protocol, ranges(), any::<bool>(), own_ports).prop_map(
+        |(action, sets, protocol, ports, outward, own)| {
+            let rule = |(index, set): (usize, SetId)| {
+                let ports = if own { vec![PortRange::single(PORTS[index % PORTS.len()])] } else { ports.clone() };
+                let peer = SideMatch { sets: vec![set], ..SideMatch::default() };
+                let (source, destination) = if outward {
+                    (SideMatch::default(), SideMatch { ports, ..peer })
+                } else {
+                    (peer, SideMatch { ports, ..SideMatch::default() })
+                };
+                RuleRecord { protocol: Some(protocol), source, destination, ..mk_rule(action) }
             };
-            RuleRecord { protocol: Some(protocol), source, destination, ..mk_rule(action) }
-        };
-        sets.into_iter().map(rule).collect()
-    })
+            sets.into_iter().enumerate().map(rule).collect()
+        },
+    )
 }
 
 fn rules() -> impl Strategy<Value = Vec<RuleRecord>> {

@@ -5,7 +5,10 @@ use margay_api::endpoint::interface_name;
 use margay_api::network::{Encapsulation, FelixSettings, NodeInfo};
 use margay_api::rule::{Action, PortRange, Protocol};
 use margay_calc::evaluate::Direction::{Egress, Ingress};
-use margay_calc::model::{EndpointRecord, PoolRecord, RuleRecord, SetKind as MemberKind, SideMatch, TierBinding};
+use margay_calc::flush::MemberDelta;
+use margay_calc::model::{
+    EndpointRecord, Member, PoolRecord, RuleRecord, SetKind as MemberKind, SideMatch, TierBinding,
+};
 use margay_proto::sync::{Change, Frame, Trailer};
 use proptest::prelude::*;
 
@@ -361,4 +364,113 @@ fn two_hundred_policies_are_one_rule() {
     let transaction = compiler.apply(&records, &dirty);
     assert_eq!(transaction.ops().len(), 2, "{transaction}");
     assert!(fate(&compiler, &records, "10.1.199.2").passed);
+}
+
+/// A pod under `policies` policies of one rule each, and a second pod under one policy.
+fn mk_crowded(policies: usize, port: impl Fn(usize) -> u16) -> Records {
+    let mut records = Records::new();
+    for number in 0..policies {
+        let source = SideMatch { sets: vec![SetId(format!("s:{number}"))], ..SideMatch::default() };
+        let destination = SideMatch { ports: vec![PortRange::single(port(number))], ..SideMatch::default() };
+        let rule = RuleRecord { protocol: Some(Protocol::TCP), source, destination, ..mk_rule(Action::Allow) };
+        let member = Member::Net(mk_net(&format!("10.1.{}.{}/32", number / 256, number % 256)));
+        let set = IpSetRecord { kind: MemberKind::Net, members: BTreeSet::from([member]) };
+        records.insert(RecordId::IpSet(SetId(format!("s:{number}"))), Record::IpSet(set));
+        let policy = PolicyRecord { ingress: vec![rule], egress: Vec::new() };
+        records.insert(RecordId::Policy(mk_policy_key(number)), Record::Policy(policy));
+    }
+    for (number, policies) in [(0, 0..policies), (1, 0..1)] {
+        let (key, addresses) = mk_pod(number);
+        let tier = TierBinding {
+            name: "default".to_owned(),
+            default_action: Action::Deny,
+            ingress: policies.map(mk_policy_key).collect(),
+            egress: Vec::new(),
+        };
+        let interface = interface_name(&key);
+        let record = EndpointRecord { interface, addresses, tiers: vec![tier], unmatched: Action::Allow };
+        records.insert(RecordId::Endpoint(key), Record::Endpoint(record));
+    }
+    records
+}
+
+/// The names that a transaction touches.
+fn touched(transaction: &Transaction) -> BTreeSet<String> {
+    use TransactionOp as Op;
+    let name = |op: &TransactionOp| match op {
+        Op::PutChain(name, _) | Op::FlushChain(name) | Op::DeleteChain(name) | Op::AppendRules(name, ..) => {
+            name.to_string()
+        }
+        Op::CreateSet(name, _) | Op::DeleteSet(name) | Op::AddElements(name, _) | Op::DeleteElements(name, _) => {
+            name.to_string()
+        }
+        Op::CreateTable | Op::DeleteTable => "table".to_owned(),
+    };
+    transaction.ops().iter().map(name).collect()
+}
+
+#[test]
+fn a_changed_rule_touches_its_chain_and_its_piece_of_a_union() {
+    for own_ports in [false, true] {
+        let mut records = mk_crowded(1000, |number| if own_ports { 1000 + number as u16 } else { 80 });
+        let mut compiler = fresh(&records, &[0, 1]);
+        let chains = compiler.ruleset(&records).chains.len();
+        let key = RecordId::Policy(mk_policy_key(500));
+        let Some(Record::Policy(policy)) = records.get_mut(&key) else { panic!("it is there") };
+        policy.ingress[0].source.sets = vec![SetId("s:7".to_owned())];
+        policy.ingress[0].destination.ports = vec![PortRange::single(8443)];
+        let dirty = Dirty { records: BTreeSet::from([key]), members: BTreeMap::new() };
+        let transaction = compiler.apply(&records, &dirty);
+        let (sets, changed): (Vec<_>, Vec<_>) = touched(&transaction).into_iter().partition(|name| {
+            name.starts_with("s4") || name.starts_with("s6") || name.starts_with("p4") || name.starts_with("p6")
+        });
+        // Of each family a chain; of the unions that the rule leaves and enters, the former and the new piece.
+        assert_eq!(changed.len(), 2, "of {chains} chains: {changed:?}");
+        assert!(sets.len() <= 8, "{sets:?}");
+        let elements: usize = transaction
+            .ops()
+            .iter()
+            .map(|op| if let TransactionOp::AddElements(_, set) = op { set.elements.len() } else { 0 })
+            .sum();
+        assert!(elements < 300, "{elements} elements of a thousand");
+    }
+}
+
+#[test]
+fn a_member_of_a_union_costs_an_element_of_each_set() {
+    let mut records = mk_crowded(1000, |number| 1000 + number as u16);
+    let mut compiler = fresh(&records, &[0, 1]);
+    let set = SetId("s:500".to_owned());
+    let member = Member::Net(mk_net("10.9.9.9/32"));
+    let Some(Record::IpSet(record)) = records.get_mut(&RecordId::IpSet(set.clone())) else { panic!("it is there") };
+    record.members.insert(member.clone());
+    let members = MemberDelta { added: BTreeSet::from([member]), removed: BTreeSet::new() };
+    let dirty = Dirty { records: BTreeSet::new(), members: BTreeMap::from([(set, members)]) };
+    let transaction = compiler.apply(&records, &dirty);
+    assert_eq!(transaction.ops().len(), 2, "the set, and the union with its port:\n{transaction}");
+}
+
+#[test]
+fn a_packet_crosses_few_rules_under_a_thousand() {
+    for own_ports in [false, true] {
+        let records = mk_crowded(1000, |number| if own_ports { 1000 + number as u16 } else { 80 });
+        let ruleset = fresh(&records, &[0, 1]).ruleset(&records);
+        let port = if own_ports { 1999 } else { 80 };
+        let packet = Packet {
+            input: sample::interface_of(mk_address("192.0.2.7")),
+            output: sample::interface_of(mk_address("10.0.0.0")),
+            source: mk_address("10.1.3.231"),
+            destination: mk_address("10.0.0.0"),
+            protocol: Protocol::TCP.0,
+            ports: Some((40_000, port)),
+            icmp: None,
+            state: CtState::NEW,
+            from_host: false,
+        };
+        let fate = simulate::run(&ruleset, Hook::Forward, &packet);
+        assert!(fate.passed, "the last rule admits it");
+        assert!(fate.rules <= 32, "{} rules", fate.rules);
+        let other = Packet { source: mk_address("10.1.0.1"), ..packet };
+        assert_eq!(simulate::run(&ruleset, Hook::Forward, &other).passed, !own_ports, "the ports of another rule");
+    }
 }
