@@ -5,9 +5,12 @@ STATE ?= target/cluster
 # One selection of packages and targets for everything: another one would compile the big dependencies once more, with other features.
 BUILD = cargo build --workspace --bins --tests
 BIN = target/*/debug
+# What is shipped and measured.
+RELEASE = cargo build --workspace --release --bin margay --bin margay-cni
+RELEASED = target/*/release
 OURS = --exclude margay-tests
 
-.PHONY: check test bless demo bench image cluster cluster-down
+.PHONY: check test deny bless demo bench image cluster cluster-down
 
 # Format, lints, and every test that needs no cluster. Needs root: rulesets are compared with the kernel in namespaces.
 check:
@@ -23,6 +26,10 @@ test:
 	$(BIN)/margay-cluster prepare
 	cargo test --workspace --no-fail-fast
 
+# Licences, bans and sources of every dependency.
+deny:
+	.ci/deny
+
 # Writes golden texts and generated files anew; look at the diff.
 bless:
 	UPDATE_EXPECT=1 cargo test --workspace $(OURS)
@@ -32,16 +39,18 @@ demo:
 	$(BUILD)
 	$(BIN)/margay-demo $(if $(KEEP),--keep)
 
-# Figures of a real cluster beside their anchors. Needs root, and a quiet machine.
+# Figures of the release build, on a real cluster and without one, beside their anchors; ONLY=name takes some. Needs root, and a quiet machine.
 bench:
+	$(RELEASE) --bin margay-shim
 	$(BUILD)
-	$(BIN)/margay-bench
+	$(BIN)/margay-bench $(if $(ONLY),--only $(ONLY))
 
 # The image of every component as an OCI archive.
 image:
+	$(RELEASE)
 	$(BUILD)
 	$(BIN)/margay-cluster image --name margay.io/margay:v0.1.0 --out target/margay.tar \
-	  $$(echo $(BIN)/margay)=margay $$(echo $(BIN)/margay-cni)=margay-cni -- /margay
+	  $$(echo $(RELEASED)/margay)=margay $$(echo $(RELEASED)/margay-cni)=margay-cni -- /margay
 
 # A real Kubernetes on this machine, its nodes NotReady; `. target/cluster/env` to use it.
 cluster:

@@ -1,6 +1,7 @@
 //! The multi-call binary of the image: `margay operator`, `margay typha`, `margay node`.
 
 use clap::{Parser, Subcommand};
+use margay_runtime::executor;
 
 /// Calico-compatible networking and network policy for Kubernetes.
 #[derive(Debug, Parser)]
@@ -20,15 +21,29 @@ enum Component {
     Node(margay_node::Args),
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+impl Component {
+    /// Threads, at most: typha serves many nodes, the others wait for one server each.
+    const fn workers(&self) -> usize {
+        match self {
+            Self::Operator(_) | Self::Node(_) => 2,
+            Self::Typha(_) => 8,
+        }
+    }
+
+    async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Operator(args) => margay_operator::run(args).await,
+            Self::Typha(args) => margay_typha::run(args).await,
+            Self::Node(args) => margay_node::run(args).await,
+        }
+    }
+}
+
+fn main() -> anyhow::Result<()> {
     // Every TLS connection of the process uses this provider; a second one would be a second implementation to trust.
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider was installed before main"))?;
-    match Cli::parse().component {
-        Component::Operator(args) => margay_operator::run(args).await,
-        Component::Typha(args) => margay_typha::run(args).await,
-        Component::Node(args) => margay_node::run(args).await,
-    }
+    let component = Cli::parse().component;
+    executor::start(component.workers())?.block_on(component.run())
 }

@@ -2,6 +2,7 @@
 //!
 //! Every daemon starts the same way, in this order:
 //!
+//! 0. [`executor::start`], for threads;
 //! 1. [`telemetry::init`], so that whatever fails next is written down;
 //! 2. [`shutdown::Shutdown::on_signals`], so that a signal during start is honoured;
 //! 3. [`ready::Readiness`] with one gate per thing that must be up;
@@ -12,6 +13,7 @@
 
 pub mod admin;
 pub mod backoff;
+pub mod executor;
 pub mod grpc;
 pub mod ready;
 pub mod shutdown;

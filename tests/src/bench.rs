@@ -1,32 +1,35 @@
-//! Figures of a real cluster, beside the anchors that they are measured against: from the API to the packets, pods at once, memory.
+//! Figures of the programs that are shipped, beside their anchors and their budgets: on a real cluster, and without Kubernetes.
 //!
-//! Anchors are Calico's on a cluster of the same harness, with the same probes; they were measured on another day, so only their size
-//! compares, not a percent. API server, kubelets and probes share the cores with what is measured.
+//! Everything is measured on one machine: API server, kubelets and probes share the cores with what is measured, and the sheet says how busy they
+//! were. Anchors and budgets are in [`lines`]; a measurement that is given by name brings up what it needs.
 
-use std::collections::BTreeMap;
+pub mod connect;
+pub mod driver;
+pub mod figure;
+pub mod lines;
+pub mod machine;
+pub mod memory;
+pub mod objects;
+pub mod plugin;
+pub mod pods;
+pub mod policy;
+pub mod restart;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use anyhow::{Context, Result, ensure};
 
 use crate::cluster::Cluster;
-use crate::cluster::process::wait_for;
-use crate::demo::flips;
 use crate::demo::{self, Stage};
 use crate::install;
-use crate::world;
+use crate::world::{self, World};
+use figure::Sheet;
+use machine::Ticks;
+use objects::Objects;
 
-/// Pods on the node whose packets are watched, with the three of the usual world.
-const LOCAL: usize = 100;
-/// Writes per measurement of obedience.
-const FLIPS: usize = 120;
-/// Other policies.
-const BACKGROUND: usize = 1000;
-/// Pods at once.
-const BURST: usize = 60;
-/// How long a crowd of pods may take.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// The longest wait for the machine to come to rest before something is timed.
+const CALM: Duration = Duration::from_secs(60);
 
 /// What is measured, and where.
 #[derive(Debug, Clone)]
@@ -35,119 +38,132 @@ pub struct Options {
     pub state: PathBuf,
     /// Prefix of the cluster's namespaces.
     pub name: String,
+    /// Folder of the programs that are measured.
+    pub programs: PathBuf,
+    /// Names of the measurements; none: all.
+    pub only: Vec<String>,
+    /// Where the table and the values go, as `NAME.md` and `NAME.json`.
+    pub report: PathBuf,
 }
 
-/// Measures everything and prints it.
-pub fn run(options: &Options) -> Result<()> {
-    let stage = demo::stage(&options.name, &options.state, &install::Options::default(), &|line| eprintln!("{line}"))?;
-    let cluster = &stage.cluster;
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    println!("load of the machine at the start: {}", load.trim());
-    memory(cluster, "idle, 3 pods a node")?;
-    burst(cluster)?;
-    crowd(cluster)?;
-    obey(&stage, 0, "send 31 / 145 ms, answer 20 / 102 ms")?;
-    background(cluster)?;
-    obey(&stage, BACKGROUND, "send 54 / 309 ms, answer 36 / 247 ms")?;
-    memory(cluster, "100 pods on n1, 1000 policies")
+type Measure = fn(&mut Bench) -> Result<()>;
+
+/// Measurements in the order in which they are taken: what needs a fresh cluster first, what fills it last.
+const MEASURES: &[(&str, Measure)] = &[
+    ("driver", driver::run),
+    ("install", |bench| bench.stage().map(|_| ())),
+    ("memory", memory::idle),
+    ("pods", pods::serial),
+    ("burst", pods::burst),
+    ("restart", restart::run),
+    ("policy", |bench| policy::run(bench, 0)),
+    ("connect", connect::run),
+    ("policy1000", |bench| policy::run(bench, 1_000)),
+    ("memory1000", memory::full),
+    ("policy10000", |bench| policy::run(bench, 10_000)),
+    ("connect10000", connect::among_many),
+    ("memory10000", memory::crowded),
+];
+
+/// What the measurements share.
+pub struct Bench {
+    options: Options,
+    /// The cluster, once it is up.
+    stage: Option<Stage>,
+    /// What is written through the API.
+    objects: Option<Objects>,
+    /// The cost of few policies while there are no others, over none.
+    few: Option<f64>,
+    /// The figures.
+    pub sheet: Sheet,
 }
 
-fn obey(stage: &Stage, policies: usize, anchor: &str) -> Result<()> {
-    for (from, to, way) in [("x/a", "x/d", "same node"), ("x/b", "x/d", "across nodes")] {
-        let times = flips::measure(&stage.cluster, &stage.world, from, to, FLIPS)?;
-        println!(
-            "policy to packets, {LOCAL} local pods, {policies} other policies, {way}; Calico, same node, p50 / p99: {anchor}"
-        );
-        println!("  from the request    {}", times.from_send);
-        println!("  from the answer     {}", times.from_answer);
+/// Measures and prints; returns whether every budget is kept.
+pub fn run(options: &Options) -> Result<bool> {
+    let known = |name: &String| MEASURES.iter().any(|(own, _)| own == name);
+    let names = || MEASURES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    if let Some(unknown) = options.only.iter().find(|name| !known(name)) {
+        anyhow::bail!("no measurement is named {unknown:?}; there are {}", names());
     }
-    Ok(())
-}
-
-/// Pods created at once on n2, until all are Ready; each from its creation to the condition's own time, which has whole seconds.
-fn burst(cluster: &Cluster) -> Result<()> {
-    let begin = Instant::now();
-    crowd_of(cluster, "burst", "n2", BURST)?;
+    let chosen = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
+    let mut bench = Bench { options: options.clone(), stage: None, objects: None, few: None, sheet: Sheet::default() };
     println!(
-        "{BURST} pods at once on one node, all Ready after {:.1} s; Calico: 35.6 s",
-        begin.elapsed().as_secs_f32()
+        "Programs of this build, API server, etcd, kubelets, containerds and probes on one machine. Anchors were taken on another day."
     );
     let begin = Instant::now();
-    cluster.kubectl(&["delete", "namespace", "burst", "--wait=true"])?;
-    println!("their namespace deleted after {:.1} s", begin.elapsed().as_secs_f32());
-    Ok(())
-}
-
-fn crowd(cluster: &Cluster) -> Result<()> {
-    crowd_of(cluster, "crowd", "n1", LOCAL - 3)
-}
-
-fn crowd_of(cluster: &Cluster, namespace: &str, node: &str, count: usize) -> Result<()> {
-    let mut items = vec![json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})];
-    for index in 0..count {
-        items.push(world::server(&format!("{namespace}/p{index}"), node)?);
+    for (name, measure) in MEASURES.iter().filter(|(name, _)| chosen(name)) {
+        let (ticks, started) = (Ticks::now()?, Instant::now());
+        println!("-- {name}");
+        measure(&mut bench).with_context(|| format!("measurement {name}"))?;
+        println!("   {name}: {}, {:.0} s", machine::state(ticks)?, started.elapsed().as_secs_f32());
+        bench.write()?;
     }
-    apply(cluster, namespace, items)?;
-    wait_for(
-        PATIENCE,
-        || format!("{count} pods of {namespace}"),
-        || {
-            let path = r#"jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}"#;
-            let said = cluster.kubectl(&["get", "pods", "-n", namespace, "-o", path]);
-            said.is_ok_and(|said| said.split_whitespace().filter(|word| *word == "True").count() == count)
-        },
-    )
+    println!("all after {:.0} s; table: {}.md", begin.elapsed().as_secs_f32(), options.report.display());
+    let missed = bench.sheet.missed();
+    missed.iter().for_each(|line| println!("budget missed: {line}"));
+    Ok(missed.is_empty())
 }
 
-/// Policies of one rule each, every one about a pod of its own among the crowd.
-fn background(cluster: &Cluster) -> Result<()> {
-    let policy = |index: usize| {
-        json!({
-            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-            "metadata": {"name": format!("background-{index}"), "namespace": "crowd"},
-            "spec": {
-                "podSelector": {"matchLabels": {"pod": format!("p{}", index % (LOCAL - 3))}},
-                "ingress": [{
-                    "from": [{"podSelector": {"matchLabels": {"pod": format!("p{}", (index / 7) % (LOCAL - 3))}}}],
-                    "ports": [{"protocol": "TCP", "port": 1000 + index}],
-                }],
-            },
-        })
-    };
-    apply(cluster, "background", (0..BACKGROUND).map(policy).collect())
-}
-
-fn apply(cluster: &Cluster, name: &str, items: Vec<Value>) -> Result<()> {
-    let path = cluster.folder().join(format!("{name}.json"));
-    std::fs::write(&path, json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;
-    cluster.kubectl(&["apply", "--server-side", "-f", &path.display().to_string()]).map(|_| ())
-}
-
-fn memory(cluster: &Cluster, when: &str) -> Result<()> {
-    let anchors = BTreeMap::from([
-        ("node", "130 MiB idle, 139 to 168 with 100 pods and 1000 policies"),
-        ("typha", "129 MiB idle"),
-    ]);
-    for component in ["node", "typha", "operator"] {
-        let mut sizes = Vec::new();
-        for node in cluster.nodes()? {
-            for pid in install::processes(&node, component) {
-                sizes.push(format!("{} {:.1} MiB", node.host.name, resident(pid)?));
-            }
+impl Bench {
+    /// The cluster with Margay and the usual pods; brought up at the first call.
+    pub fn stage(&mut self) -> Result<&Stage> {
+        if self.stage.is_none() {
+            let tell = |line: &str| eprintln!("{line}");
+            let Options { name, state, .. } = &self.options;
+            let folder = state.with_file_name(format!("{name}-images"));
+            let images = vec![install::image_of(&|name| self.program(name), &folder)?, world::image(&folder)?];
+            let cluster = demo::bring_up_with(name, state, images, &tell)?;
+            let begin = Instant::now();
+            install::install(&cluster, &install::Options::default(), &|_| {})?;
+            self.sheet.put("install.ready", begin.elapsed().as_secs_f64(), "through pods; images present")?;
+            let world = World::create(&cluster).with_context(|| install::diagnosis(&cluster))?;
+            self.objects = Some(Objects::new(&cluster)?);
+            self.stage = Some(Stage { cluster, world });
         }
-        println!(
-            "memory of {component}, {when}: {}; Calico: {}",
-            sizes.join(", "),
-            anchors.get(component).unwrap_or(&"-")
-        );
+        self.stage.as_ref().context("the stage was made above")
     }
-    Ok(())
-}
 
-/// Resident memory in MiB.
-fn resident(pid: i32) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS of a process")?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kib / 1024.0)
+    /// A program that is measured.
+    pub fn program(&self, name: &str) -> Result<PathBuf> {
+        let path = self.options.programs.join(name);
+        ensure!(path.exists(), "{} is not built: cargo build --release --bin {name}", path.display());
+        Ok(path)
+    }
+
+    /// The cluster.
+    pub fn cluster(&mut self) -> Result<&Cluster> {
+        Ok(&self.stage()?.cluster)
+    }
+
+    /// What is written through the API.
+    pub fn objects(&mut self) -> Result<&Objects> {
+        self.stage()?;
+        self.objects.as_ref().context("objects come with the stage")
+    }
+
+    /// Pids of the agents of all nodes.
+    pub fn agents(&mut self) -> Result<Vec<i32>> {
+        let nodes = self.cluster()?.nodes()?;
+        let pids: Vec<i32> = nodes.iter().flat_map(|node| install::processes(node, "node")).collect();
+        ensure!(pids.len() == nodes.len(), "{} agents run on {} nodes", pids.len(), nodes.len());
+        Ok(pids)
+    }
+
+    /// Says so if the machine does not come to rest.
+    pub fn calm(&self) -> Result<()> {
+        if !machine::calm(CALM)? {
+            println!("   the machine did not come to rest within {CALM:?}");
+        }
+        Ok(())
+    }
+
+    fn write(&self) -> Result<()> {
+        let path = |end: &str| self.options.report.with_extension(end);
+        if let Some(folder) = self.options.report.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        std::fs::write(path("md"), self.sheet.markdown())?;
+        std::fs::write(path("json"), serde_json::to_string_pretty(&self.sheet.json())?)?;
+        Ok(())
+    }
 }

@@ -117,7 +117,11 @@ pub fn run(options: &Options) -> Result<bool> {
 /// A cluster whose nodes have the images of Margay and of the test pods.
 pub fn bring_up(name: &str, state: &Path, tell: &dyn Fn(&str)) -> Result<Cluster> {
     let images = state.with_file_name(format!("{name}-images"));
-    let images = vec![install::image(&images)?, world::image(&images)?];
+    bring_up_with(name, state, vec![install::image(&images)?, world::image(&images)?], tell)
+}
+
+/// A cluster whose nodes have these images.
+pub fn bring_up_with(name: &str, state: &Path, images: Vec<PathBuf>, tell: &dyn Fn(&str)) -> Result<Cluster> {
     let options = cluster::Options {
         name: name.to_owned(),
         nodes: 3,

@@ -54,11 +54,16 @@ pub fn checkout() -> &'static Path {
     own.parent().unwrap_or(own)
 }
 
-/// Writes the image of every component into `folder`.
+/// Writes the image of every component into `folder`, of programs that were built beside this one.
 pub fn image(folder: &Path) -> Result<PathBuf> {
+    image_of(&beside, folder)
+}
+
+/// The same, of programs that are found by their names.
+pub fn image_of(find: &dyn Fn(&str) -> Result<PathBuf>, folder: &Path) -> Result<PathBuf> {
     let entries = ["margay", "margay-cni"]
         .iter()
-        .map(|name| Ok(Entry::File { source: stripped(name, folder)?, dest: (*name).into() }))
+        .map(|name| Ok(Entry::File { source: strip(&find(name)?, folder)?, dest: (*name).into() }))
         .collect::<Result<_>>()?;
     let archive = folder.join("margay.tar");
     let image = Image { name: IMAGE.to_owned(), entries, entrypoint: vec!["/margay".to_owned()] };
@@ -68,13 +73,21 @@ pub fn image(folder: &Path) -> Result<PathBuf> {
 
 /// A copy without symbols of a program that was built beside this one.
 pub fn stripped(name: &str, folder: &Path) -> Result<PathBuf> {
+    strip(&beside(name)?, folder)
+}
+
+/// A program that was built beside this one.
+pub fn beside(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let beside = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.exists());
-    let program = beside
-        .with_context(|| format!("{name} is not beside {}; build it first: cargo build --bins", own.display()))?;
+    beside.with_context(|| format!("{name} is not beside {}; build it first: cargo build --bins", own.display()))
+}
+
+fn strip(program: &Path, folder: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(folder)?;
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
     let copy = folder.join(format!("{name}.stripped"));
-    process::run(Command::new("strip").arg("-o").args([&copy, &program]))?;
+    process::run(Command::new("strip").arg("-o").arg(&copy).arg(program))?;
     Ok(copy)
 }
 
@@ -222,7 +235,8 @@ pub fn node_ready(node: &Node) -> bool {
     conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
 }
 
-fn pod_ready(pod: &Pod) -> bool {
+/// Whether a pod says that it is ready.
+pub fn pod_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
 }

@@ -16,7 +16,7 @@ const MAY_USE: [(&str, &[&str]); 10] = [
     ("margay-node", &["margay-api", "margay-calc", "margay-proto", "margay-runtime"]),
     ("margay-cni", &["margay-proto"]),
     ("margay-operator", &["margay-api", "margay-runtime"]),
-    ("margay", &["margay-node", "margay-operator", "margay-typha"]),
+    ("margay", &["margay-node", "margay-operator", "margay-runtime", "margay-typha"]),
     (
         "margay-tests",
         &[

@@ -1,13 +1,13 @@
 //! `make bench`: see `margay_tests::bench`.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::Parser;
 use margay_tests::bench;
 
 #[derive(Debug, Parser)]
-#[command(version, about = "Figures of Margay on a real Kubernetes on this machine")]
+#[command(version, about = "Figures of Margay on this machine, beside their anchors and budgets")]
 struct Args {
     /// Folder of everything the cluster writes.
     #[arg(long, default_value = "target/bench")]
@@ -15,9 +15,34 @@ struct Args {
     /// Prefix of the cluster's namespaces.
     #[arg(long, default_value = "margay-bench")]
     name: String,
+    /// Folder of the programs that are measured; that of the release build if not given.
+    #[arg(long)]
+    programs: Option<PathBuf>,
+    /// Take only these measurements; an unknown name lists all.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Where the table and the values go, without `.md` and `.json`.
+    #[arg(long, default_value = "target/bench-report")]
+    report: PathBuf,
+    /// Fail when a budget is missed.
+    #[arg(long)]
+    strict: bool,
 }
 
-fn main() -> Result<()> {
-    let Args { state, name } = Args::parse();
-    bench::run(&bench::Options { state, name })
+fn main() -> ExitCode {
+    let Args { state, name, programs, only, report, strict } = Args::parse();
+    let programs = programs.or_else(released).unwrap_or_default();
+    match bench::run(&bench::Options { state, name, programs, only, report }) {
+        Ok(kept) if kept || !strict => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The folder `release` beside that of this program's own profile.
+fn released() -> Option<PathBuf> {
+    Some(std::env::current_exe().ok()?.parent()?.with_file_name("release"))
 }

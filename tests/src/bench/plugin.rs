@@ -1,0 +1,125 @@
+//! The CNI plugin's calls as the runtime makes them, and the API requests behind them.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use crate::cluster::Cluster;
+use crate::cluster::node::Node;
+
+/// Name of the plugin's program.
+const PLUGIN: &str = "margay";
+/// Name of the flow schema whose requests are counted.
+const SCHEMA: &str = "margay-bench";
+
+/// The shim in the place of a node's plugin.
+#[derive(Debug)]
+pub struct Shim {
+    folder: PathBuf,
+}
+
+/// One call of the plugin.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// From its start to its end.
+    pub took: Duration,
+    /// CPU that it used.
+    pub cpu: Duration,
+    /// Its largest memory.
+    pub kib: u64,
+}
+
+impl Shim {
+    /// Puts the shim into the plugin's place.
+    pub fn put(node: &Node, shim: &Path) -> Result<Self> {
+        let own = Self { folder: node.folder.join("cni-bin") };
+        let (plugin, real) = (own.folder.join(PLUGIN), own.folder.join(PLUGIN).with_extension("real"));
+        let _ = std::fs::remove_file(own.log());
+        if !real.exists() {
+            std::fs::hard_link(&plugin, &real).with_context(|| format!("no plugin {}", plugin.display()))?;
+        }
+        let new = own.folder.join("margay.new");
+        std::fs::copy(shim, &new).with_context(|| format!("{} is not built", shim.display()))?;
+        std::fs::rename(&new, &plugin)?;
+        Ok(own)
+    }
+
+    /// Calls so far with this command; one that failed is an error.
+    pub fn calls(&self, command: &str) -> Result<Vec<Call>> {
+        let text = std::fs::read_to_string(self.log()).context("the plugin was not called")?;
+        let mut calls = Vec::new();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [verb, pod, took, cpu, kib, code] = words[..] else { continue };
+            if verb != command {
+                continue;
+            }
+            ensure!(code == "0", "{verb} of {pod} failed");
+            calls.push(Call {
+                took: Duration::from_micros(took.parse()?),
+                cpu: Duration::from_micros(cpu.parse()?),
+                kib: kib.parse()?,
+            });
+        }
+        ensure!(!calls.is_empty(), "no {command} was called");
+        Ok(calls)
+    }
+
+    /// Puts the plugin back.
+    pub fn remove(self) -> Result<()> {
+        let plugin = self.folder.join(PLUGIN);
+        std::fs::rename(plugin.with_extension("real"), plugin).context("put the plugin back")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.join("calls.log")
+    }
+}
+
+/// Gives a service account a flow schema of its own, so that the API server's fairness metrics count its requests.
+pub fn count_requests(cluster: &Cluster, (namespace, name): (&str, &str)) -> Result<()> {
+    let every = json!({
+        "subjects": [{"kind": "ServiceAccount", "serviceAccount": {"namespace": namespace, "name": name}}],
+        "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "namespaces": ["*"], "clusterScope": true}],
+        "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}],
+    });
+    let schema = json!({
+        "apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema", "metadata": {"name": SCHEMA},
+        "spec": {
+            "priorityLevelConfiguration": {"name": "workload-low"}, "matchingPrecedence": 100,
+            "distinguisherMethod": {"type": "ByUser"}, "rules": [every],
+        },
+    });
+    let path = cluster.folder().join("flow-schema.json");
+    std::fs::write(&path, schema.to_string())?;
+    cluster.kubectl(&["apply", "--server-side", "-f", &path.display().to_string()]).map(|_| ())
+}
+
+/// Requests of the account so far.
+pub fn requests(cluster: &Cluster) -> Result<f64> {
+    let text = cluster.kubectl(&["get", "--raw", "/metrics"])?;
+    let label = format!("flow_schema=\"{SCHEMA}\"");
+    let own =
+        |line: &&str| line.starts_with("apiserver_flowcontrol_dispatched_requests_total{") && line.contains(&label);
+    let values = text.lines().filter(own).filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+    Ok(values.sum())
+}
+
+/// Requests of the account once no more come.
+pub fn requests_at_rest(cluster: &Cluster) -> Result<f64> {
+    const REST: Duration = Duration::from_millis(500);
+    const LIMIT: Duration = Duration::from_secs(15);
+    let begin = Instant::now();
+    let mut last = requests(cluster)?;
+    while begin.elapsed() < LIMIT {
+        std::thread::sleep(REST);
+        let now = requests(cluster)?;
+        if now == last {
+            break;
+        }
+        last = now;
+    }
+    Ok(last)
+}
