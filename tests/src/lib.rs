@@ -8,6 +8,7 @@ pub mod install;
 pub mod matrix;
 pub mod namespace;
 pub mod probe;
+pub mod raw;
 pub mod suite;
 pub mod trace;
 pub mod world;

@@ -80,15 +80,26 @@ pub fn create(socket: &mut Socket, link: &PodLink<'_>) -> Result<u32, PodError> 
         ("conf/{}/forwarding", "1"),
         ("conf/{}/route_localnet", "1"),
         ("conf/{}/rp_filter", "1"),
+        ("conf/{}/accept_redirects", "0"),
+        ("conf/{}/accept_source_route", "0"),
+        ("conf/{}/arp_accept", "0"),
     ] {
         sysctl::set(&format!("ipv4/{}", parameter.replace("{}", link.host)), value)?;
     }
     let has_ipv6 = sysctl::has_ipv6();
     if has_ipv6 {
-        // The only addresses of the host side are those that are given to it here, and at once; 1 is `none`.
-        for (parameter, value) in
-            [("addr_gen_mode", "1"), ("accept_ra", "0"), ("accept_dad", "0"), ("proxy_ndp", "1"), ("forwarding", "1")]
-        {
+        // The only addresses of the host side are those that are given to it here, and at once; 1 is `none`. It believes nothing that a pod says about
+        // routes, prefixes and ways.
+        for (parameter, value) in [
+            ("addr_gen_mode", "1"),
+            ("accept_ra", "0"),
+            ("accept_redirects", "0"),
+            ("accept_source_route", "0"),
+            ("autoconf", "0"),
+            ("accept_dad", "0"),
+            ("proxy_ndp", "1"),
+            ("forwarding", "1"),
+        ] {
             sysctl::set(&format!("ipv6/conf/{}/{parameter}", link.host), value)?;
         }
     }

@@ -1,9 +1,9 @@
 //! The fixed part of the table: base chains, and the sets that pools, nodes and settings fill.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use margay_api::network::{EndpointToHostAction, FelixSettings};
 use margay_api::rule::IpVersion;
 use margay_calc::model::{Record, RecordId};
@@ -108,7 +108,7 @@ impl Inputs {
             let link_local: Ipv6Net = "fe80::/10".parse().expect("a constant range");
             let unspecified: Ipv6Net = "::/128".parse().expect("a constant range");
             rules.push(Rule::new().when(Match::is(Selector::Saddr6, link_local)).when(neighbour_discovery()).accept());
-            rules.push(Rule::new().when(Match::is(Selector::Saddr6, unspecified)).when(neighbour_discovery()).accept());
+            rules.push(Rule::new().when(Match::is(Selector::Saddr6, unspecified)).when(solicitation()).accept());
         }
         rules.push(Rule::new().counter().drop());
         fixed.chain(names::GUARD, base(ChainType::Filter, Hook::Prerouting, RAW), rules);
@@ -127,6 +127,7 @@ impl Inputs {
         rules.push(not_from_workload());
         rules.push(tracked());
         rules.extend(self.untracked());
+        rules.push(Rule::new().when(Match::is(Selector::Daddr4, loopback())).counter().drop());
         if families.contains(&Family::Ipv6) {
             rules.push(Rule::new().when(neighbour_discovery()).accept());
         }
@@ -272,9 +273,20 @@ fn tracked() -> Rule {
     Rule::new().inline_vmap(Selector::CtState, states.map(|state| (Key::from(state), Verdict::Accept)))
 }
 
+/// Addresses of the node's own processes, which links of pods route so that ports of the node can lead into pods: only what answers the node comes there.
+fn loopback() -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)
+}
+
 /// What a pod says to find its gateway and its neighbours; never a router's announcement.
 fn neighbour_discovery() -> Match {
     const KINDS: [u8; 3] = [133, 135, 136];
+    Match::any_of(Selector::Icmp6Type, KINDS.map(|kind| Key::from(Datum::Icmp6Type(kind))))
+}
+
+/// What a pod asks before it has an address.
+fn solicitation() -> Match {
+    const KINDS: [u8; 2] = [133, 135];
     Match::any_of(Selector::Icmp6Type, KINDS.map(|kind| Key::from(Datum::Icmp6Type(kind))))
 }
 
