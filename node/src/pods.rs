@@ -1,6 +1,7 @@
 //! Pods of this node: starts IPAM, the CNI service and what they need of the view, and keeps the node's own annotations true.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,17 +21,20 @@ use margay_api::rule::IpVersion;
 use margay_calc::model::{Record, RecordId};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::agent::AgentHandle;
 use crate::cni::announce::Annotations;
 use crate::cni::attachment::Attachments;
+use crate::cni::ports::Announcer;
 use crate::cni::server;
 use crate::cni::service::{Parts, Service};
 use crate::config::NodeIps;
 use crate::ipam::addresses::NodeAddresses;
-use crate::ipam::allocator::{Allocator, BlockMap};
+use crate::ipam::allocator::{Allocator, BlockMap, Pools};
 use crate::ipam::objects::Objects;
 use crate::ipam::pools;
+use crate::ipam::store::Store;
 use crate::net::driver::Driver;
 use crate::net::netlink::Socket;
 use crate::net::plan::{VERSIONS, has_vxlan, vxlan_overhead};
@@ -103,6 +107,25 @@ fn outlook(node: &str, records: &BTreeMap<RecordId, Record>) -> Outlook {
     outlook
 }
 
+/// What the pods' side works with beside the agent.
+pub struct Ports<S, P, N> {
+    /// Storage of IPAM.
+    pub store: Arc<S>,
+    /// Makes the pools that a node with these labels may use.
+    pub pools: P,
+    /// Who is told of addresses after typha.
+    pub announcer: N,
+}
+
+/// The pods' side at work.
+pub struct Pods {
+    /// IPAM, for the node's own needs.
+    pub addresses: NodeAddresses,
+    /// Ends when the socket fails.
+    pub served: JoinHandle<io::Result<()>>,
+    outlook: watch::Receiver<Outlook>,
+}
+
 /// Runs until the socket fails.
 pub async fn serve(
     settings: Settings,
@@ -111,32 +134,51 @@ pub async fn serve(
     attachments: Attachments,
     notices: Notices,
 ) -> Result<()> {
+    let (node, own) = (settings.node.clone(), settings.addresses);
+    let ports = Ports {
+        store: Arc::new(Objects::new(client.clone(), node.clone())),
+        pools: |labels| pools::watch(client.clone(), labels),
+        announcer: Annotations::spawn(client.clone()),
+    };
+    let pods = start(settings, ports, agent, attachments, notices)?;
+    tokio::spawn(annotate(node, own, client, pods.addresses, pods.outlook));
+    pods.served.await?.context("CNI socket")
+}
+
+/// Opens the socket and serves it. Links are made in the network namespace of the runtime's threads.
+pub fn start<S: Store, N: Announcer>(
+    settings: Settings,
+    ports: Ports<S, impl FnOnce(watch::Receiver<Labels>) -> watch::Receiver<Pools>, N>,
+    agent: AgentHandle,
+    attachments: Attachments,
+    notices: Notices,
+) -> Result<Pods> {
     let underlay = Driver::open()?.underlay_mtu(settings.addresses.first())?;
     let (blocks, blocks_seen) = watch::channel(BlockMap::default());
     let (labels, labels_seen) = watch::channel(Labels::default());
     let (mtu, mtu_seen) = watch::channel(pod_mtu(settings.mtu, underlay, &VERSIONS));
-    let store = Arc::new(Objects::new(client.clone(), settings.node.clone()));
-    let pools = pools::watch(client.clone(), labels_seen);
-    let allocator = Allocator::spawn(settings.node.clone(), store, blocks_seen, pools, now);
+    let pools = (ports.pools)(labels_seen);
+    let allocator = Allocator::spawn(settings.node.clone(), ports.store, blocks_seen, pools, now);
     let addresses = NodeAddresses::new(settings.node.clone(), allocator, now);
     let parts = Parts {
         enforcer: agent.clone(),
         addresses: addresses.clone(),
-        announcer: Announce { notices, then: Annotations::spawn(client.clone()) },
+        announcer: Announce { notices, then: ports.announcer },
         mtu: mtu_seen,
         policy_timeout: settings.policy_timeout,
     };
+    let path = settings.run_dir.join(SOCKET);
+    let listener = server::bind(&path).with_context(|| format!("CNI socket {}", path.display()))?;
     let service = Arc::new(Service::new(parts, attachments));
     let recovering = service.clone();
     tokio::spawn(async move { recovering.recover().await });
+    let served = tokio::spawn(server::serve(listener, service));
 
-    let (own, own_seen) = watch::channel(Outlook::default());
-    let node = settings.node.clone();
-    tokio::spawn(annotate(settings.node.clone(), settings.addresses, client, addresses, own_seen));
+    let (own, outlook_seen) = watch::channel(Outlook::default());
     tokio::spawn(async move {
         let mut status = agent.watch();
         while status.changed().await.is_ok() {
-            let name = node.clone();
+            let name = settings.node.clone();
             let Some(seen) = agent.inspect(move |state, _| outlook(&name, state.records())).await else { return };
             mtu.send_if_modified(|present| replace(present, pod_mtu(settings.mtu, underlay, &seen.vxlan)));
             labels.send_if_modified(|present| replace(present, seen.own.labels.clone()));
@@ -145,9 +187,7 @@ pub async fn serve(
             tokio::time::sleep(LOOK).await;
         }
     });
-    let path = settings.run_dir.join(SOCKET);
-    let listener = server::bind(&path).with_context(|| format!("CNI socket {}", path.display()))?;
-    server::serve(listener, service).await.context("CNI socket")
+    Ok(Pods { addresses, served, outlook: outlook_seen })
 }
 
 fn replace<T: PartialEq>(present: &mut T, wanted: T) -> bool {

@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod demo;
 pub mod image;
 pub mod install;
+pub mod lab;
 pub mod matrix;
 pub mod namespace;
 pub mod probe;

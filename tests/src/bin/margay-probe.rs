@@ -1,14 +1,13 @@
 //! The program of test pods: serves, or connects from its very first instruction.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Parser;
 use margay_tests::probe::knock::Knocker;
+use margay_tests::probe::serve::Ports;
 use margay_tests::probe::{Attempt, DENIED_AFTER, Protocol, Target, Verdict};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 /// Serves in a pod, or asks from it.
 #[derive(Debug, Parser)]
@@ -21,6 +20,9 @@ enum Args {
         /// Ports of UDP.
         #[arg(long, value_delimiter = ',')]
         udp: Vec<u16>,
+        /// Ports of SCTP, as far as an association's beginning.
+        #[arg(long, value_delimiter = ',')]
+        sctp: Vec<u16>,
     },
     /// Asks every millisecond for a while, from its first instruction, and says how often it was answered.
     First {
@@ -39,7 +41,11 @@ enum Args {
 
 fn main() -> Result<()> {
     match Args::parse() {
-        Args::Serve { tcp, udp } => serve(&tcp, &udp),
+        Args::Serve { tcp, udp, sctp } => {
+            let of = |protocol, ports: Vec<u16>| ports.into_iter().map(move |port| (protocol, port));
+            let ports = of(Protocol::Tcp, tcp).chain(of(Protocol::Udp, udp)).chain(of(Protocol::Sctp, sctp));
+            serve(&ports.collect::<Vec<_>>())
+        }
         Args::First { target, milliseconds } => {
             first(target, Duration::from_millis(milliseconds));
             Ok(())
@@ -51,50 +57,15 @@ fn main() -> Result<()> {
     }
 }
 
-fn serve(tcp: &[u16], udp: &[u16]) -> Result<()> {
+fn serve(ports: &[(Protocol, u16)]) -> Result<()> {
+    let ports = Ports::open(ports)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        for port in tcp {
-            let listener = TcpListener::bind((any(), *port)).await?;
-            tokio::spawn(async move {
-                while let Ok((stream, _)) = listener.accept().await {
-                    tokio::spawn(echo(stream));
-                }
-            });
-        }
-        for port in udp {
-            let socket = UdpSocket::bind((any(), *port)).await?;
-            tokio::spawn(async move {
-                let mut buffer = vec![0; 2048];
-                loop {
-                    // An error here is about an earlier datagram, whose sender has gone.
-                    if let Ok((length, from)) = socket.recv_from(&mut buffer).await {
-                        let _ = socket.send_to(&buffer[..length], from).await;
-                    }
-                }
-            });
-        }
+        ports.serve()?;
         let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         end.recv().await;
         Ok(())
     })
-}
-
-/// Every address of both IP versions, where the pod has both.
-fn any() -> IpAddr {
-    match std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)) {
-        Ok(_) => Ipv6Addr::UNSPECIFIED.into(),
-        Err(_) => Ipv4Addr::UNSPECIFIED.into(),
-    }
-}
-
-async fn echo(mut stream: TcpStream) {
-    let mut buffer = [0; 1024];
-    while let Ok(length @ 1..) = stream.read(&mut buffer).await {
-        if stream.write_all(&buffer[..length]).await.is_err() {
-            return;
-        }
-    }
 }
 
 fn first(target: SocketAddr, duration: Duration) {

@@ -3,17 +3,17 @@
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::str::FromStr;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, connect, setsockopt, socket, sockopt,
-};
+use nix::poll::PollFlags;
+use socket2::{Domain, Socket, Type};
 
 use super::Target;
+use super::sctp::{self, Chunk, Packet};
 
 /// A transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,6 +22,8 @@ pub enum Protocol {
     Tcp,
     /// Answered when a datagram comes back.
     Udp,
+    /// Answered when an INIT is acknowledged; by raw sockets, see [`sctp`].
+    Sctp,
 }
 
 impl fmt::Display for Protocol {
@@ -29,6 +31,7 @@ impl fmt::Display for Protocol {
         out.write_str(match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Sctp => "sctp",
         })
     }
 }
@@ -40,7 +43,8 @@ impl FromStr for Protocol {
         Ok(match text {
             "tcp" => Self::Tcp,
             "udp" => Self::Udp,
-            _ => bail!("`{text}` is neither tcp nor udp"),
+            "sctp" => Self::Sctp,
+            _ => bail!("`{text}` is none of tcp, udp, sctp"),
         })
     }
 }
@@ -52,7 +56,7 @@ pub enum Verdict {
     Answered,
     /// Nothing came back in time: the packet, or its answer, was dropped.
     Silent,
-    /// Somebody said no: a reset, or an ICMP message.
+    /// Somebody said no: a reset, an ABORT, or an ICMP message.
     Refused,
     /// The question could not even be asked.
     Broken,
@@ -70,16 +74,32 @@ pub struct Attempt {
 enum State {
     Tcp(TcpStream),
     Udp(UdpSocket),
+    Sctp(Init),
     Failed(Verdict),
 }
 
+/// An INIT that waits for its answer.
+#[derive(Debug)]
+struct Init {
+    socket: Socket,
+    sent: Packet,
+    is_ipv4: bool,
+}
+
 impl Attempt {
-    /// Asks, in the network namespace of the calling thread.
+    /// Asks, in the network namespace of the calling thread, from a port that the kernel chooses.
     pub fn start(to: Target) -> Self {
+        Self::start_from(to, 0)
+    }
+
+    /// The same from this source port. A tuple that was used lately may still be tracked, and what is tracked is established: whoever wants to see
+    /// policy at work, and asks often, chooses ports that were not used before.
+    pub fn start_from(to: Target, port: u16) -> Self {
         let start = Instant::now();
         let begun = match to.protocol {
-            Protocol::Tcp => connecting(to.address).map(State::Tcp),
-            Protocol::Udp => sent(to.address).map(State::Udp),
+            Protocol::Tcp => connecting(to.address, port).map(State::Tcp),
+            Protocol::Udp => sent(to.address, port).map(State::Udp),
+            Protocol::Sctp => Init::send(to.address, port).map(State::Sctp),
         };
         let state = begun.unwrap_or_else(|error| State::Failed(judge(&error)));
         Self { start, state }
@@ -98,34 +118,100 @@ impl Attempt {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => None,
                 Err(error) => Some(judge(&error)),
             },
+            State::Sctp(init) => init.look(),
+        }
+    }
+
+    /// What to wait for until another look may say more; none when the verdict is known already.
+    pub fn readiness(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        match &self.state {
+            State::Failed(_) => None,
+            State::Tcp(stream) => Some((stream.as_fd(), PollFlags::POLLOUT)),
+            State::Udp(socket) => Some((socket.as_fd(), PollFlags::POLLIN)),
+            State::Sctp(init) => Some((init.socket.as_fd(), PollFlags::POLLIN)),
         }
     }
 }
 
-/// A connection being made. Closing it sends a reset: neither end keeps an entry for it, so that many questions do not use up the ports.
-fn connecting(to: SocketAddr) -> io::Result<TcpStream> {
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let socket = socket(family, SockType::Stream, flags, None)?;
-    let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
-    setsockopt(&socket, sockopt::Linger, &at_once)?;
-    let begun = match to {
-        SocketAddr::V4(to) => connect(socket.as_raw_fd(), &SockaddrIn::from(to)),
-        SocketAddr::V6(to) => connect(socket.as_raw_fd(), &SockaddrIn6::from(to)),
-    };
-    match begun {
-        Ok(()) | Err(Errno::EINPROGRESS) => Ok(TcpStream::from(socket)),
-        Err(error) => Err(error.into()),
+impl Init {
+    fn send(to: SocketAddr, port: u16) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(to), Type::RAW, Some(sctp::PROTOCOL.into()))?;
+        socket.set_nonblocking(true)?;
+        // Only what comes from there is received. The port of a raw socket is a protocol number or nothing.
+        socket.connect(&SocketAddr::new(to.ip(), 0).into())?;
+        let number = tag();
+        let port = if port == 0 { 1024 + (number % 60_000) as u16 } else { port };
+        let sent = Packet { source: port, destination: to.port(), tag: 0, chunk: Chunk::Init(number) };
+        socket.send(&sent.encode())?;
+        Ok(Self { socket, sent, is_ipv4: to.is_ipv4() })
+    }
+
+    fn look(&self) -> Option<Verdict> {
+        let mut buffer = [0; 256];
+        loop {
+            let length = match io::Read::read(&mut &self.socket, &mut buffer) {
+                Ok(length) => length,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
+                Err(error) => return Some(judge(&error)),
+            };
+            let answer = sctp::payload(&buffer[..length], self.is_ipv4).and_then(Packet::decode);
+            if let Some(verdict) = answer.and_then(|answer| self.judge(answer)) {
+                return Some(verdict);
+            }
+        }
+    }
+
+    /// None: it answers somebody else, or asks.
+    fn judge(&self, answer: Packet) -> Option<Verdict> {
+        let Chunk::Init(own) = self.sent.chunk else { return None };
+        if (answer.source, answer.destination, answer.tag) != (self.sent.destination, self.sent.source, own) {
+            return None;
+        }
+        match answer.chunk {
+            Chunk::InitAck(theirs) => {
+                // Whoever tracks the association forgets it at once; that nobody hears it does no harm.
+                let abort = Packet { tag: theirs, chunk: Chunk::Abort, ..self.sent };
+                let _ = self.socket.send(&abort.encode());
+                Some(Verdict::Answered)
+            }
+            Chunk::Abort => Some(Verdict::Refused),
+            Chunk::Init(_) => None,
+        }
     }
 }
 
-fn sent(to: SocketAddr) -> io::Result<UdpSocket> {
-    let any = if to.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
-    let socket = UdpSocket::bind((any, 0))?;
+/// A tag that no other association of this process has; zero is none.
+fn tag() -> u32 {
+    static LAST: AtomicU32 = AtomicU32::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b1) | 1
+}
+
+/// A connection being made. Closing it sends a reset: neither end keeps an entry for it, so that many questions do not use up the ports.
+fn connecting(to: SocketAddr, port: u16) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.set_linger(Some(Duration::ZERO))?;
+    if port != 0 {
+        socket.set_reuse_address(true)?;
+        socket.bind(&SocketAddr::new(any(to), port).into())?;
+    }
+    match socket.connect(&to.into()) {
+        Ok(()) => Ok(socket.into()),
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(socket.into()),
+        Err(error) => Err(error),
+    }
+}
+
+fn sent(to: SocketAddr, port: u16) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((any(to), port))?;
     socket.set_nonblocking(true)?;
     socket.connect(to)?;
     socket.send(b"who is there")?;
     Ok(socket)
+}
+
+fn any(to: SocketAddr) -> IpAddr {
+    if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
 fn judge(error: &io::Error) -> Verdict {
@@ -134,6 +220,7 @@ fn judge(error: &io::Error) -> Verdict {
         | ErrorKind::ConnectionReset
         | ErrorKind::HostUnreachable
         | ErrorKind::NetworkUnreachable => Verdict::Refused,
+        _ if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Verdict::Refused,
         _ => Verdict::Broken,
     }
 }

@@ -1,19 +1,24 @@
 //! Asks, from inside a pod's network, who answers. No program is started in the pod for it: a socket belongs to the network namespace in
 //! which it was made, so a thread of this process enters the pod's namespace and opens it there.
 //!
-//! [`attempt`] is one question, [`ask`] a whole table at once, [`knock`] the same question again and again with exact times, [`flow`] one
-//! long connection.
+//! [`attempt`] is one question, [`ask`] a whole table at once, [`asker`] many tables from one thread, [`knock`] the same question again and again with
+//! exact times, [`flow`] one long connection. [`serve`] is the other side: who answers. [`sctp`] speaks that protocol where the kernel does not.
 
+pub mod asker;
 pub mod attempt;
 pub mod flow;
 pub mod knock;
+pub mod sctp;
+pub mod serve;
 
 use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+
+use crate::namespace::Namespace;
 
 pub use self::attempt::{Attempt, Protocol, Verdict};
 
@@ -21,8 +26,6 @@ pub use self::attempt::{Attempt, Protocol, Verdict};
 pub const IMAGE: &str = "margay.test/probe:1";
 /// How long a question may stay without an answer until it counts as denied: shorter than the first retransmission of a SYN.
 pub const DENIED_AFTER: Duration = Duration::from_millis(150);
-/// How often open questions are looked at.
-const LOOK: Duration = Duration::from_millis(1);
 
 /// A network namespace to ask from, held open.
 #[derive(Debug)]
@@ -58,6 +61,11 @@ impl Place {
         Ok(Self { file })
     }
 
+    /// A namespace of this process.
+    pub fn of_namespace(namespace: &Namespace) -> Result<Self> {
+        Ok(Self { file: namespace.file().try_clone()? })
+    }
+
     /// Runs `work` in a thread inside.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         margay_node::net::netns::within(&self.file, work).context("cannot enter a pod's network")
@@ -72,21 +80,8 @@ impl Place {
 pub fn ask(place: &Place, targets: &[Target]) -> Result<Vec<Verdict>> {
     place.run(|| {
         let attempts: Vec<Attempt> = targets.iter().map(|target| Attempt::start(*target)).collect();
-        let end = Instant::now() + DENIED_AFTER;
-        let mut verdicts = vec![None; attempts.len()];
-        loop {
-            let late = Instant::now() >= end;
-            for (verdict, attempt) in verdicts.iter_mut().zip(&attempts) {
-                // An answer can be taken only once.
-                *verdict = verdict.or_else(|| attempt.look());
-            }
-            if late || verdicts.iter().all(Option::is_some) {
-                let silent = |verdict: Option<Verdict>| verdict.unwrap_or(Verdict::Silent);
-                return verdicts.into_iter().map(silent).collect();
-            }
-            std::thread::sleep(LOOK);
-        }
-    })
+        asker::judge(&attempts, DENIED_AFTER)
+    })?
 }
 
 /// Asks from many places at the same time.

@@ -1,0 +1,143 @@
+//! typha without an API server: what its watches would tell comes from the lab, and nodes come by the real stream, with certificates.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use margay_node::upstream::SERVER_NAME;
+use margay_runtime::ready::Readiness;
+use margay_runtime::shutdown::Shutdown;
+use margay_runtime::tls::{Connector, Files, Tls};
+use margay_typha::app::{Parts, Patience};
+use margay_typha::cache::{Cache, ObjectKey, Observed};
+use margay_typha::compute::{EVENTS, Event, Owner};
+use margay_typha::hub::Cause;
+use margay_typha::metrics::Counters;
+use margay_typha::registry::Registry;
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+
+/// A typha at work, and the authority of its certificates.
+pub struct Control {
+    authority: Authority,
+    address: SocketAddr,
+    events: mpsc::Sender<Event>,
+    registry: Registry,
+}
+
+/// What a node was told.
+#[derive(Clone, Copy, Debug)]
+pub struct Told {
+    /// Revision of the newest frame that left for it.
+    pub revision: u64,
+    /// Records that it has still to be told.
+    pub pending: usize,
+}
+
+impl Control {
+    /// Starts it, in sync with an empty API, on a port of the loopback.
+    pub async fn start() -> Result<Self> {
+        let authority = Authority::new()?;
+        let registry = Registry::default();
+        let counters = Counters::register(&mut Default::default(), registry.clone());
+        let (readiness, shutdown) = (Readiness::default(), Shutdown::default());
+        let (events, inbox) = mpsc::channel(EVENTS);
+        let gate = readiness.gate("sync", "starting");
+        let owner = Owner::new(Cache::new([]), counters.clone(), registry.clone(), gate);
+        tokio::spawn(owner.run(inbox, shutdown.clone()));
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let tls = authority.tls(SERVER_NAME, "")?;
+        let parts = Parts {
+            events: events.clone(),
+            registry: registry.clone(),
+            counters,
+            readiness,
+            shutdown,
+            patience: Patience::default(),
+        };
+        tokio::spawn(parts.serve(listener, tls));
+        Ok(Self { authority, address, events, registry })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where what happens is told.
+    pub fn events(&self) -> mpsc::Sender<Event> {
+        self.events.clone()
+    }
+
+    /// How a node connects, with the certificate of that node.
+    pub fn connector(&self, node: &str) -> Result<Connector> {
+        let tls = self.authority.tls(&format!("margay:node:{node}"), "margay:nodes")?;
+        Ok(Connector::new(tls, &self.address.to_string(), SERVER_NAME)?)
+    }
+
+    /// The API shows this object.
+    pub async fn observe(&self, kind: &'static str, object: Observed) -> Result<()> {
+        self.tell(Event::Observed { kind, objects: vec![object], cause: Cause::default() }).await
+    }
+
+    /// The API does not have this object any more.
+    pub async fn delete(&self, kind: &'static str, key: ObjectKey) -> Result<()> {
+        self.tell(Event::Deleted { kind, key, cause: Cause::default() }).await
+    }
+
+    /// What a node was told of everything that was observed before this call.
+    pub async fn told(&self, node: &str) -> Result<Told> {
+        let (reply, answer) = oneshot::channel();
+        let (name, registry) = (node.to_owned(), self.registry.clone());
+        let ask = move |owner: &Owner| {
+            let sent = registry.nodes().iter().find(|node| node.name == name).map(|node| node.progress().sent);
+            let told = sent.map(|revision| Told { revision, pending: owner.hub.pending(&name) });
+            // Whoever asked may have given up.
+            let _ = reply.send(told);
+        };
+        self.tell(Event::Query(Box::new(ask))).await?;
+        answer.await?.with_context(|| format!("{node} has no stream"))
+    }
+
+    async fn tell(&self, event: Event) -> Result<()> {
+        ensure!(self.events.send(event).await.is_ok(), "typha has ended");
+        Ok(())
+    }
+}
+
+/// A certificate authority.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn new() -> Result<Self> {
+        let mut params = CertificateParams::new([])?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate()?;
+        let pem = params.self_signed(&key)?.pem();
+        Ok(Self { issuer: Issuer::new(params, key), pem })
+    }
+
+    /// A certificate of this holder, loaded as the components load theirs.
+    fn tls(&self, name: &str, organization: &str) -> Result<Tls> {
+        let mut params = CertificateParams::new([SERVER_NAME.to_owned()])?;
+        params.distinguished_name.push(DnType::CommonName, name);
+        if !organization.is_empty() {
+            params.distinguished_name.push(DnType::OrganizationName, organization);
+        }
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        let folder = TempDir::new()?;
+        let write = |path: &Path, file: &str, text: String| std::fs::write(path.join(file), text);
+        write(folder.path(), "tls.crt", certificate.pem())?;
+        write(folder.path(), "tls.key", key.serialize_pem())?;
+        write(folder.path(), "ca.crt", self.pem.clone())?;
+        Ok(Tls::load(Files::in_dirs(folder.path(), folder.path()))?)
+    }
+}

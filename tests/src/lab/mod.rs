@@ -1,0 +1,223 @@
+//! Test layer 4: nodes and pods as network namespaces, without Kubernetes. Objects as users write them go straight into typha's graph, its frames
+//! over the real stream to real agents, pods are attached by the real CNI binary, and packets are real.
+//!
+//! What is left out is the API server and kubelet: [`Lab::apply`] and [`Lab::delete`] stand for the one (as watches would tell of it), [`Lab::add_pod`]
+//! and [`Lab::remove_pod`] for the other. IPAM works on blocks in memory behind the same trait as those of the API.
+//!
+//! Reading order: [`objects`] (what is applied), [`control`] (typha), [`node`], [`pod`], [`storage`], [`fabric`] (the network between nodes).
+//! It is synchronous, so that a scenario reads from top to bottom: not for use inside an async runtime.
+
+pub mod control;
+pub mod fabric;
+pub mod node;
+pub mod objects;
+pub mod pod;
+pub mod storage;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+use self::control::Control;
+use self::fabric::{Fabric, Topology};
+use self::node::Node;
+use self::pod::Pod;
+use self::storage::Blocks;
+
+/// Longest wait for what must happen; it takes milliseconds.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Name of the pool that a lab has from its start.
+pub const POOL: &str = "lab";
+
+/// What a lab shall be like.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many nodes: `n1`, `n2`, ...
+    pub nodes: u8,
+    /// How they are joined.
+    pub topology: Topology,
+    /// `spec` of the IPPool that pods get addresses from.
+    pub pool: Value,
+}
+
+impl Default for Options {
+    /// Three nodes, `n3` behind a router: packets to it are encapsulated, those between the others are not.
+    fn default() -> Self {
+        let pool = json!({"cidr": "10.65.0.0/16", "vxlanMode": "CrossSubnet", "natOutgoing": true});
+        Self { nodes: 3, topology: Topology::Routed, pool }
+    }
+}
+
+/// Nodes, pods and typha. Everything ends with it.
+pub struct Lab {
+    nodes: BTreeMap<String, Node>,
+    pods: BTreeMap<String, Pod>,
+    control: Control,
+    blocks: Blocks,
+    fabric: Fabric,
+    runtime: Runtime,
+}
+
+impl Lab {
+    /// Brings nodes up that enforce the view of a cluster without pods. Needs root.
+    pub fn new(options: &Options) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let control = runtime.block_on(Control::start())?;
+        let blocks = Blocks::new(&runtime, control.events());
+        let fabric = Fabric::new(options.topology)?;
+        let mut lab = Self { nodes: BTreeMap::new(), pods: BTreeMap::new(), control, blocks, fabric, runtime };
+        for object in objects::ground(&options.pool) {
+            lab.apply(&object)?;
+        }
+        for number in 1..=options.nodes {
+            lab.add_node(number)?;
+        }
+        lab.claim_tunnels()?;
+        lab.settle()?;
+        Ok(lab)
+    }
+
+    /// Creates an object or replaces it, as the API has it: a manifest with `apiVersion`, `kind` and `metadata`. Does not wait until nodes know;
+    /// see [`Lab::settle`]. Returns why it is not used as it is written; one that cannot be read at all is an error.
+    pub fn apply(&self, object: &Value) -> Result<Vec<String>> {
+        let (kind, observed) = objects::observe(object)?;
+        let problems = observed.problems.clone();
+        if object["kind"] == "IPPool" {
+            self.blocks.set_pool(&observed.key.name, Some(serde_json::from_value(object["spec"].clone())?));
+        }
+        self.runtime.block_on(self.control.observe(kind, observed))?;
+        Ok(problems)
+    }
+
+    /// Deletes the object of that `apiVersion`, `kind`, namespace and name. Does not wait.
+    pub fn delete(&self, object: &Value) -> Result<()> {
+        let (kind, key) = objects::identity(object)?;
+        if object["kind"] == "IPPool" {
+            self.blocks.set_pool(&key.name, None);
+        }
+        self.runtime.block_on(self.control.delete(kind, key))
+    }
+
+    /// Waits until every node with an agent has everything that was applied so far in its kernel, routes included.
+    pub fn settle(&self) -> Result<()> {
+        self.runtime.block_on(async {
+            for node in self.nodes.values() {
+                let settled = tokio::time::timeout(PATIENCE, node.settle(&self.control)).await;
+                settled.with_context(|| format!("{} does not enforce what it was told", node.name))??;
+            }
+            Ok(())
+        })
+    }
+
+    /// A node by name.
+    pub fn node(&self, name: &str) -> Result<&Node> {
+        self.nodes.get(name).with_context(|| format!("no node is named {name}"))
+    }
+
+    /// Every node, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// A pod by `namespace/name`.
+    pub fn pod(&self, name: &str) -> Result<&Pod> {
+        self.pods.get(name).with_context(|| format!("no pod is named {name}"))
+    }
+
+    /// Every pod, by name.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.values()
+    }
+
+    /// What IPAM holds.
+    pub fn blocks(&self) -> &Blocks {
+        &self.blocks
+    }
+
+    /// The network between the nodes.
+    pub fn fabric(&self) -> &Fabric {
+        &self.fabric
+    }
+
+    /// Schedules a pod to a node and starts it: when this returns, it has an address and its policy is in force. `object` is its manifest; the
+    /// namespace has to have been applied.
+    pub fn add_pod(&mut self, node: &str, object: &Value) -> Result<&Pod> {
+        let scheduled = pod::scheduled(object, node)?;
+        self.apply(&scheduled)?;
+        let pod = Pod::start(self.node(node)?, &scheduled)?;
+        self.apply(&pod.object())?;
+        let name = pod.name.clone();
+        self.pods.insert(name.clone(), pod);
+        self.pod(&name)
+    }
+
+    /// Gives a pod other labels.
+    pub fn label_pod(&mut self, name: &str, labels: &Value) -> Result<()> {
+        let pod = self.pods.get_mut(name).with_context(|| format!("no pod is named {name}"))?;
+        pod.manifest["metadata"]["labels"] = labels.clone();
+        let object = pod.object();
+        self.apply(&object).map(drop)
+    }
+
+    /// Stops a pod and deletes it.
+    pub fn remove_pod(&mut self, name: &str) -> Result<()> {
+        let pod = self.pods.remove(name).with_context(|| format!("no pod is named {name}"))?;
+        pod.stop(self.node(&pod.node)?)?;
+        self.delete(&pod.object())
+    }
+
+    /// Ends the agent of a node as if it were killed. What it enforced stays in the kernel.
+    pub fn stop_agent(&mut self, node: &str) -> Result<()> {
+        let node = self.nodes.get_mut(node).with_context(|| format!("no node is named {node}"))?;
+        node.stop(&self.runtime)
+    }
+
+    /// Starts the agent of a node anew, on the state folder of its predecessor.
+    pub fn start_agent(&mut self, node: &str) -> Result<()> {
+        let Self { nodes, control, blocks, runtime, .. } = self;
+        let node = nodes.get_mut(node).with_context(|| format!("no node is named {node}"))?;
+        node.start(runtime, control, blocks)
+    }
+
+    fn add_node(&mut self, number: u8) -> Result<()> {
+        let mut node = self.fabric.join(number)?;
+        self.apply(&node.object())?;
+        node.start(&self.runtime, &self.control, &self.blocks)?;
+        self.nodes.insert(node.name.clone(), node);
+        Ok(())
+    }
+
+    /// Every node gets an address for its tunnel, and says so, as agents do it where there is an API to say it to.
+    fn claim_tunnels(&mut self) -> Result<()> {
+        self.settle()?;
+        let mut nodes = std::mem::take(&mut self.nodes);
+        for node in nodes.values_mut() {
+            node.claim_tunnel(&self.runtime)?;
+            self.apply(&node.object())?;
+        }
+        self.nodes = nodes;
+        Ok(())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for node in self.nodes.values_mut() {
+            if let Err(error) = node.stop(&self.runtime) {
+                tracing::warn!(node = node.name, error = format!("{error:#}"), "an agent does not end");
+            }
+        }
+    }
+}
+
+/// Fails with what the nodes could not enforce, if there is something.
+pub fn check_enforced(lab: &Lab) -> Result<()> {
+    for node in lab.nodes() {
+        let errors = node.status().map(|status| status.errors).unwrap_or_default();
+        ensure!(errors.is_empty(), "{} does not enforce everything as it is written: {errors:?}", node.name);
+    }
+    Ok(())
+}

@@ -1,0 +1,245 @@
+//! A node: a network namespace, and an agent in it that starts, ends as if killed, and starts anew.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result, bail};
+use ipnet::Ipv4Net;
+use margay_api::meta::{ANNOTATION_NODE_IPV4, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_MAC};
+use margay_api::rule::IpVersion;
+use margay_node::agent::{self, AgentHandle, Netfilter, Routes, Status, watch_drift};
+use margay_node::cni::attachment::{Attachment, Attachments};
+use margay_node::cni::ports::Announcer;
+use margay_node::ipam::addresses::NodeAddresses;
+use margay_node::metrics::Metrics;
+use margay_node::net::plan::Plan;
+use margay_node::net::worker::Network;
+use margay_node::pods::{self, Ports, Settings};
+use margay_node::policy;
+use margay_node::store::Store;
+use margay_node::upstream::Upstream;
+use margay_node::upstream::notices::Notices;
+use margay_runtime::shutdown::Shutdown;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::PATIENCE;
+use super::control::Control;
+use super::storage::{Blocks, Memory};
+use crate::namespace::Namespace;
+
+/// A node, and its agent if it runs.
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Its network.
+    pub host: Namespace,
+    /// Its address with that of its subnet.
+    pub address: Ipv4Net,
+    /// What its agent keeps on disk, and the CNI socket.
+    folder: TempDir,
+    /// Address of its tunnel, once claimed.
+    tunnel: Option<String>,
+    running: Option<Running>,
+}
+
+/// An agent at work.
+struct Running {
+    /// All its threads are in the node's namespace.
+    runtime: Runtime,
+    agent: AgentHandle,
+    /// Ends with the agent's thread.
+    fatal: oneshot::Receiver<agent::Fatal>,
+    network: Network,
+    /// Generation of the newest plan of routes.
+    planned: Arc<AtomicU64>,
+    addresses: NodeAddresses,
+    upstream: JoinHandle<()>,
+}
+
+/// What is made on a thread in the node's namespace.
+struct Made {
+    agent: AgentHandle,
+    fatal: oneshot::Receiver<agent::Fatal>,
+    network: Network,
+    planned: Arc<AtomicU64>,
+    addresses: NodeAddresses,
+}
+
+impl Node {
+    /// A node whose agent does not run yet.
+    pub(super) fn new(name: String, host: Namespace, address: Ipv4Net) -> Result<Self> {
+        Ok(Self { name, host, address, folder: TempDir::new()?, tunnel: None, running: None })
+    }
+
+    /// The Node object, with the annotations that its agent would have written.
+    pub fn object(&self) -> Value {
+        let mut annotations = json!({ANNOTATION_NODE_IPV4: self.address.to_string()});
+        if let Some(tunnel) = &self.tunnel {
+            annotations[ANNOTATION_VXLAN_IPV4] = json!(tunnel);
+            annotations[ANNOTATION_VXLAN_MAC] = json!(format!("66:00:{}", mac_tail(self.address)));
+        }
+        json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": self.name, "labels": {"kubernetes.io/hostname": self.name}, "annotations": annotations},
+            "status": {"addresses": [{"type": "InternalIP", "address": self.address.addr()}]},
+        })
+    }
+
+    /// Where the CNI plugin finds the agent.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("run/cni.sock")
+    }
+
+    /// How far its agent is; none: it does not run.
+    pub fn status(&self) -> Option<Status> {
+        self.running.as_ref().map(|running| running.agent.status())
+    }
+
+    /// Its agent.
+    pub fn agent(&self) -> Result<&AgentHandle> {
+        self.running.as_ref().map(|running| &running.agent).with_context(|| format!("{} has no agent", self.name))
+    }
+
+    /// What its kernel enforces, as `nft` prints it.
+    pub fn ruleset(&self) -> Result<String> {
+        self.host.command("nft", &["-n", "list", "table", "inet", "margay"], "")
+    }
+
+    pub(super) fn start(&mut self, main: &Runtime, control: &Control, blocks: &Blocks) -> Result<()> {
+        if self.running.is_some() {
+            bail!("the agent of {} runs already", self.name);
+        }
+        // Threads begin in the namespace of the thread that starts them.
+        let runtime = self.host.run(|| Builder::new_multi_thread().worker_threads(1).enable_all().build())?;
+        let notices = Notices::default();
+        let settings = Settings {
+            node: self.name.clone(),
+            addresses: self.address.addr().to_string().parse().map_err(anyhow::Error::msg)?,
+            run_dir: self.folder.path().join("run"),
+            policy_timeout: PATIENCE,
+            mtu: 0,
+        };
+        let folder = self.folder.path().to_owned();
+        let making = runtime.spawn(make(settings, folder, blocks.clone(), notices.clone(), main.handle().clone()));
+        let Made { agent, fatal, network, planned, addresses } = main.block_on(making)??;
+        let upstream = Upstream {
+            connector: control.connector(&self.name)?,
+            server: control.address().to_string(),
+            agent: agent.clone(),
+            notices,
+        };
+        let upstream = main.spawn(upstream.run(Shutdown::default()));
+        self.running = Some(Running { runtime, agent, fatal, network, planned, addresses, upstream });
+        Ok(())
+    }
+
+    /// Ends the agent without a word to anybody; a success when it does not run.
+    pub(super) fn stop(&mut self, main: &Runtime) -> Result<()> {
+        let Some(Running { runtime, agent, fatal, network, addresses, upstream, planned: _ }) = self.running.take()
+        else {
+            return Ok(());
+        };
+        upstream.abort();
+        main.block_on(async {
+            // It ends as aborted.
+            let _ = upstream.await;
+        });
+        drop((agent, network, addresses));
+        runtime.shutdown_timeout(PATIENCE);
+        match main.block_on(async { tokio::time::timeout(PATIENCE, fatal).await }) {
+            Err(_) => bail!("the agent of {} does not end", self.name),
+            Ok(Ok(fatal)) => bail!("the agent of {} had ended: {fatal}", self.name),
+            Ok(Err(_)) => Ok(()),
+        }
+    }
+
+    pub(super) async fn settle(&self, control: &Control) -> Result<()> {
+        let Some(running) = &self.running else { return Ok(()) };
+        let mut acks = running.agent.acks();
+        loop {
+            running.agent.wait_in_sync().await;
+            let told = control.told(&self.name).await?;
+            let committed = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.revision >= told.revision)).await;
+            committed.with_context(|| format!("the agent of {} has ended", self.name))?;
+            if told.pending == 0 {
+                break;
+            }
+        }
+        let progress = running.network.applied(running.planned.load(Ordering::SeqCst)).await;
+        if !progress.failed.is_empty() {
+            bail!("routes of {} are not as wanted: {:?}", self.name, progress.failed);
+        }
+        Ok(())
+    }
+
+    pub(super) fn claim_tunnel(&mut self, main: &Runtime) -> Result<()> {
+        let running = self.running.as_ref().with_context(|| format!("{} has no agent", self.name))?;
+        let addresses = running.addresses.clone();
+        let claimed = main.block_on(running.runtime.spawn(async move { addresses.tunnel(IpVersion::V4).await }))??;
+        self.tunnel = claimed.first().map(|net| net.addr().to_string());
+        Ok(())
+    }
+}
+
+/// Makes what a node runs, in the order in which its parts need each other. The agent's thread has its timers from `timers`, which outlive the
+/// node's runtime: the thread ends when the tasks of that one are gone, and their handles with them.
+async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Notices, timers: Handle) -> Result<Made> {
+    let attachments = Attachments::load(&folder.join("attachments"))?;
+    let store = Store::new(&folder);
+    let kernel = Netfilter::open()?;
+    let monitor = kernel.monitor(policy::table())?;
+    let network = Network::spawn()?;
+    let planned = Arc::new(AtomicU64::new(0));
+    let parts = agent::Parts {
+        node: settings.node.clone(),
+        view: store.load(),
+        attached: pods::attached(&attachments)?,
+        kernel: Box::new(kernel),
+        routes: Some(Box::new(Planner { network: network.clone(), planned: planned.clone() })),
+        store: Some(store),
+        metrics: Metrics::new(&mut Default::default()),
+    };
+    let (agent, fatal) = {
+        let _entered = timers.enter();
+        agent::spawn(parts)?
+    };
+    watch_drift(monitor, agent.clone())?;
+    let ports: Ports<Memory, _, _> = Ports {
+        store: Arc::new(blocks.of_node(&settings.node)),
+        pools: |labels| blocks.pools(labels),
+        announcer: Nobody,
+    };
+    let pods = pods::start(settings, ports, agent.clone(), attachments, notices)?;
+    Ok(Made { agent, fatal, network, planned, addresses: pods.addresses })
+}
+
+/// Remembers which plan is the newest.
+struct Planner {
+    network: Network,
+    planned: Arc<AtomicU64>,
+}
+
+impl Routes for Planner {
+    fn want(&mut self, plan: Plan) {
+        self.planned.store(self.network.want(plan), Ordering::SeqCst);
+    }
+}
+
+/// Pods' annotations are written by the lab, which has the answer of the plugin.
+struct Nobody;
+
+impl Announcer for Nobody {
+    fn announce(&self, _: &Attachment) {}
+
+    fn withdraw(&self, _: &Attachment) {}
+}
+
+/// The bytes of an address, as the end of a MAC address that no other node has.
+fn mac_tail(address: Ipv4Net) -> String {
+    address.addr().octets().map(|byte| format!("{byte:02x}")).join(":")
+}

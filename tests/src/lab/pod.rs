@@ -1,0 +1,134 @@
+//! A pod: a network namespace that the real CNI binary attaches.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use ipnet::IpNet;
+use margay_api::meta::{ANNOTATION_POD_IP, ANNOTATION_POD_IPS};
+use serde_json::{Value, json};
+
+use super::node::Node;
+use crate::install;
+use crate::namespace::Namespace;
+use crate::probe::Place;
+
+/// Key of the network configuration under which runtimes that know it tell the pod's annotations.
+const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+/// Pods of this process so far: their container ids and uids differ.
+static PODS: AtomicU32 = AtomicU32::new(0);
+
+/// A pod that runs.
+pub struct Pod {
+    /// `namespace/name`.
+    pub name: String,
+    /// Where it runs.
+    pub node: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its network.
+    pub namespace: Namespace,
+    pub(super) manifest: Value,
+    container: String,
+}
+
+/// The manifest with what API server and scheduler put into it.
+pub(super) fn scheduled(manifest: &Value, node: &str) -> Result<Value> {
+    let mut object = manifest.clone();
+    for field in ["namespace", "name"] {
+        ensure!(object["metadata"][field].is_string(), "metadata.{field} of the pod is missing");
+    }
+    let number = PODS.fetch_add(1, Ordering::Relaxed);
+    object["apiVersion"] = "v1".into();
+    object["kind"] = "Pod".into();
+    object["metadata"]["uid"] = format!("00000000-0000-4000-8000-{number:012}").into();
+    object["spec"]["nodeName"] = node.into();
+    for (field, default) in [("serviceAccountName", json!("default")), ("containers", json!([]))] {
+        if object["spec"][field].is_null() {
+            object["spec"][field] = default;
+        }
+    }
+    Ok(object)
+}
+
+impl Pod {
+    /// Attaches a pod whose object is there.
+    pub(super) fn start(node: &Node, manifest: &Value) -> Result<Self> {
+        let text = |pointer: &str| manifest.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let name = format!("{}/{}", text("/metadata/namespace"), text("/metadata/name"));
+        let mut pod = Self {
+            container: text("/metadata/uid").replace('-', ""),
+            name,
+            node: node.name.clone(),
+            addresses: Vec::new(),
+            namespace: Namespace::new()?,
+            manifest: manifest.clone(),
+        };
+        let answer = pod.call(node, "ADD").with_context(|| format!("ADD of {}", pod.name))?;
+        let answer: Value = serde_json::from_str(&answer)?;
+        let addresses = answer["ips"].as_array().into_iter().flatten().filter_map(|ip| ip["address"].as_str());
+        pod.addresses = addresses.map(|net| Ok(net.parse::<IpNet>()?.addr())).collect::<Result<_>>()?;
+        ensure!(!pod.addresses.is_empty(), "{} has no address: {answer}", pod.name);
+        Ok(pod)
+    }
+
+    /// Detaches it.
+    pub(super) fn stop(&self, node: &Node) -> Result<()> {
+        self.call(node, "DEL").map(drop).with_context(|| format!("DEL of {}", self.name))
+    }
+
+    /// Calls the plugin for this pod as a container runtime does; gives its standard output.
+    pub fn call(&self, node: &Node, verb: &str) -> Result<String> {
+        let config = json!({
+            "cniVersion": "1.1.0", "name": "k8s-pod-network", "type": "margay", "ipam": {"type": "calico-ipam"},
+            "margay": {"socket": node.socket()},
+            "runtimeConfig": {POD_ANNOTATIONS: self.manifest["metadata"]["annotations"]},
+        });
+        let (namespace, name) = crate::world::split(&self.name)?;
+        let arguments = format!(
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
+            self.container,
+            self.manifest["metadata"]["uid"].as_str().unwrap_or_default(),
+        );
+        let mut child = Command::new(install::beside("margay-cni")?)
+            .env_clear()
+            .envs([
+                ("CNI_COMMAND", verb),
+                ("CNI_CONTAINERID", &self.container),
+                ("CNI_NETNS", &self.namespace.path()),
+                ("CNI_IFNAME", "eth0"),
+                ("CNI_PATH", "/opt/cni/bin"),
+                ("CNI_ARGS", &arguments),
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        child.stdin.take().context("standard input")?.write_all(config.to_string().as_bytes())?;
+        let output = child.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success(), "the plugin refuses: {said}");
+        Ok(said)
+    }
+
+    /// The Pod object as it is once the pod runs.
+    pub fn object(&self) -> Value {
+        let mut object = self.manifest.clone();
+        let join = |separator: &str| {
+            let nets = self.addresses.iter().map(|address| IpNet::from(*address).to_string());
+            nets.collect::<Vec<_>>().join(separator)
+        };
+        object["metadata"]["annotations"][ANNOTATION_POD_IP] =
+            self.addresses.first().map(|address| IpNet::from(*address).to_string()).into();
+        object["metadata"]["annotations"][ANNOTATION_POD_IPS] = join(",").into();
+        let ips: Vec<Value> = self.addresses.iter().map(|address| json!({"ip": address})).collect();
+        object["status"] = json!({"phase": "Running", "podIP": self.addresses.first(), "podIPs": ips});
+        object
+    }
+
+    /// Its network, to ask from.
+    pub fn place(&self) -> Result<Place> {
+        Place::of_namespace(&self.namespace)
+    }
+}

@@ -1,0 +1,186 @@
+//! What IPAM works on in memory: pools, blocks and handles, with the compare-and-swap of the API, for all nodes of a lab. typha is told of blocks as its watch would tell it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use ipnet::IpNet;
+use margay_api::ipam::block::Block;
+use margay_api::ipam::names;
+use margay_api::meta::Labels;
+use margay_api::v3::pool::IPPoolSpec;
+use margay_node::ipam::allocator::Pools;
+use margay_node::ipam::pools::usable;
+use margay_node::ipam::store::{AffinityState, Store, StoreError, Stored};
+use margay_typha::compute::Event;
+use margay_typha::hub::Cause;
+use serde_json::json;
+use tokio::runtime::Runtime;
+use tokio::sync::{Notify, mpsc, watch};
+
+use super::objects;
+
+/// The storage; cheap to clone, every clone is of the same objects.
+#[derive(Clone)]
+pub struct Blocks(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Notify,
+    pools: watch::Sender<BTreeMap<String, IPPoolSpec>>,
+}
+
+#[derive(Default)]
+struct State {
+    revision: u64,
+    blocks: BTreeMap<IpNet, Stored<Block>>,
+    affinities: BTreeMap<(String, IpNet), AffinityState>,
+    handles: BTreeMap<String, BTreeSet<IpNet>>,
+    /// Blocks that typha has not been told of as they are.
+    news: BTreeSet<IpNet>,
+}
+
+impl Blocks {
+    /// Empty storage.
+    pub fn new(runtime: &Runtime, events: mpsc::Sender<Event>) -> Self {
+        let pools = watch::Sender::new(BTreeMap::new());
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Notify::new(), pools });
+        runtime.spawn(tell(shared.clone(), events));
+        Self(shared)
+    }
+
+    /// The storage as a node uses it.
+    pub fn of_node(&self, node: &str) -> Memory {
+        Memory { node: node.to_owned(), blocks: self.clone() }
+    }
+
+    /// Every block as it is now.
+    pub fn all(&self) -> Vec<Block> {
+        self.state().blocks.values().map(|stored| stored.value.clone()).collect()
+    }
+
+    /// Every handle with the blocks that it has addresses in.
+    pub fn handles(&self) -> BTreeMap<String, BTreeSet<IpNet>> {
+        self.state().handles.clone()
+    }
+
+    /// The pool is so, or there is none of the name any more.
+    pub fn set_pool(&self, name: &str, spec: Option<IPPoolSpec>) {
+        self.0.pools.send_modify(|pools| {
+            drop(match spec {
+                Some(spec) => pools.insert(name.to_owned(), spec),
+                None => pools.remove(name),
+            });
+        });
+    }
+
+    /// The pools that a node with these labels may use, as they change.
+    pub fn pools(&self, mut labels: watch::Receiver<Labels>) -> watch::Receiver<Pools> {
+        let mut known = self.0.pools.subscribe();
+        let now = |known: &BTreeMap<String, IPPoolSpec>, labels: &Labels| Some(Arc::new(usable(known, labels)));
+        let (sender, receiver) = watch::channel(now(&known.borrow_and_update(), &labels.borrow_and_update()));
+        tokio::spawn(async move {
+            loop {
+                let changed = tokio::select! {
+                    changed = known.changed() => changed,
+                    changed = labels.changed() => changed,
+                };
+                if changed.is_err() {
+                    return;
+                }
+                let pools = now(&known.borrow_and_update(), &labels.borrow_and_update());
+                sender.send_replace(pools);
+            }
+        });
+        receiver
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn write(
+        &self,
+        block: Block,
+        allowed: impl FnOnce(Option<&Stored<Block>>) -> bool,
+    ) -> Result<Stored<Block>, StoreError> {
+        let mut state = self.state();
+        let cidr = block.cidr();
+        if !allowed(state.blocks.get(&cidr)) {
+            return Err(StoreError::Conflict);
+        }
+        state.revision += 1;
+        let stored = Stored { value: block, revision: state.revision.to_string() };
+        state.blocks.insert(cidr, stored.clone());
+        state.news.insert(cidr);
+        drop(state);
+        self.0.changed.notify_one();
+        Ok(stored)
+    }
+}
+
+/// Tells typha of blocks, one after another, each as it is when its turn comes.
+async fn tell(shared: Arc<Shared>, events: mpsc::Sender<Event>) {
+    loop {
+        let news: Vec<Block> = {
+            let mut state = shared.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let news = std::mem::take(&mut state.news);
+            news.iter().filter_map(|cidr| Some(state.blocks.get(cidr)?.value.clone())).collect()
+        };
+        for block in news {
+            let object = json!({
+                "apiVersion": "projectcalico.org/v3", "kind": "IPAMBlock",
+                "metadata": {"name": names::block(block.cidr())}, "spec": block.spec(),
+            });
+            let (kind, observed) = objects::observe(&object).expect("a block that is sound is an object that is");
+            let event = Event::Observed { kind, objects: vec![observed], cause: Cause::default() };
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
+        shared.changed.notified().await;
+    }
+}
+
+/// The storage as one node uses it.
+pub struct Memory {
+    node: String,
+    blocks: Blocks,
+}
+
+impl Store for Memory {
+    async fn block(&self, cidr: IpNet) -> Result<Option<Stored<Block>>, StoreError> {
+        Ok(self.blocks.state().blocks.get(&cidr).cloned())
+    }
+
+    async fn create_block(&self, block: Block) -> Result<Stored<Block>, StoreError> {
+        self.blocks.write(block, |present| present.is_none())
+    }
+
+    async fn update_block(&self, block: Stored<Block>) -> Result<Stored<Block>, StoreError> {
+        self.blocks.write(block.value, |present| present.is_some_and(|present| present.revision == block.revision))
+    }
+
+    async fn put_affinity(&self, cidr: IpNet, state: AffinityState) -> Result<(), StoreError> {
+        self.blocks.state().affinities.insert((self.node.clone(), cidr), state);
+        Ok(())
+    }
+
+    async fn delete_affinity(&self, cidr: IpNet) -> Result<(), StoreError> {
+        self.blocks.state().affinities.remove(&(self.node.clone(), cidr));
+        Ok(())
+    }
+
+    async fn put_handle(&self, handle: String, blocks: Vec<IpNet>) -> Result<(), StoreError> {
+        self.blocks.state().handles.entry(handle).or_default().extend(blocks);
+        Ok(())
+    }
+
+    async fn handle_blocks(&self, handle: String) -> Result<Vec<IpNet>, StoreError> {
+        Ok(self.blocks.state().handles.get(&handle).into_iter().flatten().copied().collect())
+    }
+
+    async fn delete_handle(&self, handle: String) -> Result<(), StoreError> {
+        self.blocks.state().handles.remove(&handle);
+        Ok(())
+    }
+}

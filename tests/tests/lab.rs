@@ -1,0 +1,128 @@
+//! The lab itself: typha, agents, plugin and IPAM together on three nodes without Kubernetes, seen by packets.
+//!
+//! That a packet did not pass is known without waiting: a later packet on a way that is always open has arrived.
+
+use std::net::UdpSocket;
+
+use anyhow::{Context, Result, ensure};
+use margay_tests::lab::pod::Pod;
+use margay_tests::lab::{Lab, Options, PATIENCE, check_enforced};
+use serde_json::{Value, json};
+
+/// Port that every policy here lets in.
+const ALWAYS: u16 = 9;
+const WEB: u16 = 80;
+
+fn mk_pod(name: &str) -> Value {
+    let ports = json!([{"name": "web", "containerPort": WEB, "protocol": "UDP"}]);
+    json!({
+        "metadata": {"namespace": "x", "name": name, "labels": {"pod": name}},
+        "spec": {"containers": [{"name": "c", "ports": ports}]},
+    })
+}
+
+/// Three nodes with pods `x/a`, `x/b`, `x/c` on `n1`, `n2`, `n3`.
+fn mk_lab() -> Result<Lab> {
+    let mut lab = Lab::new(&Options::default())?;
+    lab.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}))?;
+    for (node, name) in [("n1", "a"), ("n2", "b"), ("n3", "c")] {
+        lab.add_pod(node, &mk_pod(name))?;
+    }
+    lab.settle()?;
+    Ok(lab)
+}
+
+/// Lets the pods of that label in to the web port of `x/c`.
+fn policy(friend: &str) -> Value {
+    let always = json!({"ports": [{"protocol": "UDP", "port": ALWAYS}]});
+    let from = json!([{"podSelector": {"matchLabels": {"pod": friend}}}]);
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "x", "name": "web"},
+        "spec": {
+            "podSelector": {"matchLabels": {"pod": "c"}},
+            "policyTypes": ["Ingress"],
+            "ingress": [always, {"from": from, "ports": [{"protocol": "UDP", "port": "web"}]}],
+        },
+    })
+}
+
+fn socket(pod: &Pod, port: u16) -> Result<UdpSocket> {
+    let socket = pod.namespace.run(|| UdpSocket::bind((pod.addresses[0], port)))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+/// Whether datagrams get from one pod to the web port of another.
+fn passes(lab: &Lab, from: &str, to: &str) -> Result<bool> {
+    let (from, to) = (lab.pod(from)?, lab.pod(to)?);
+    let (sender, receiver, always) = (socket(from, 0)?, socket(to, WEB)?, socket(to, ALWAYS)?);
+    for port in [WEB, ALWAYS] {
+        sender.send_to(b"x", (to.addresses[0], port))?;
+    }
+    always
+        .recv(&mut [0; 8])
+        .with_context(|| format!("{} to the port of {} that is always open", from.name, to.name))?;
+    receiver.set_nonblocking(true)?;
+    Ok(receiver.recv(&mut [0; 8]).is_ok())
+}
+
+#[test]
+fn packets_of_three_nodes_obey_objects() -> Result<()> {
+    let mut lab = mk_lab()?;
+    for (from, to) in [("x/a", "x/b"), ("x/b", "x/a"), ("x/a", "x/c"), ("x/c", "x/a"), ("x/b", "x/c")] {
+        ensure!(passes(&lab, from, to)?, "{from} does not reach {to}, and there is no policy");
+    }
+    ensure!(lab.apply(&policy("a"))?.is_empty(), "the policy is as it should be");
+    lab.settle()?;
+    check_enforced(&lab)?;
+    ensure!(passes(&lab, "x/a", "x/c")?, "the friend is let in");
+    ensure!(!passes(&lab, "x/b", "x/c")?, "a stranger is not");
+    lab.label_pod("x/b", &json!({"pod": "a"}))?;
+    lab.settle()?;
+    ensure!(passes(&lab, "x/b", "x/c")?, "a friend by its new label");
+    lab.add_pod("n2", &mk_pod("d"))?;
+    ensure!(!passes(&lab, "x/d", "x/c")?, "a new stranger");
+    lab.delete(&policy("a"))?;
+    lab.settle()?;
+    ensure!(passes(&lab, "x/d", "x/c")?, "without policy");
+    Ok(())
+}
+
+#[test]
+fn what_is_enforced_outlives_the_agent_and_addresses_come_back() -> Result<()> {
+    let mut lab = mk_lab()?;
+    lab.apply(&policy("a"))?;
+    lab.settle()?;
+    lab.stop_agent("n3")?;
+    ensure!(passes(&lab, "x/a", "x/c")? && !passes(&lab, "x/b", "x/c")?, "without an agent");
+    lab.apply(&policy("b"))?;
+    lab.start_agent("n3")?;
+    lab.settle()?;
+    ensure!(!passes(&lab, "x/a", "x/c")? && passes(&lab, "x/b", "x/c")?, "what changed meanwhile");
+    let handles = lab.blocks().handles().len();
+    lab.remove_pod("x/c")?;
+    ensure!(lab.blocks().handles().len() == handles - 1, "the address of x/c is not given back");
+    Ok(())
+}
+
+/// A policy with a range that is none is reported, and closes whom it selects instead of opening them.
+#[test]
+fn an_object_that_is_refused_says_why_and_opens_nothing() -> Result<()> {
+    let lab = mk_lab()?;
+    let mut refused = policy("a");
+    refused["spec"]["ingress"][1]["from"] = json!([{"ipBlock": {"cidr": "not-a-range"}}]);
+    let problems = lab.apply(&refused)?;
+    ensure!(problems.iter().any(|problem| problem.contains("not-a-range")), "{problems:?}");
+    lab.settle()?;
+    let (to, sender) = (lab.pod("x/c")?, socket(lab.pod("x/a")?, 0)?);
+    let receiver = socket(to, WEB)?;
+    sender.send_to(b"early", (to.addresses[0], WEB))?;
+    ensure!(passes(&lab, "x/a", "x/b")?, "whom it does not select stays open");
+    lab.delete(&refused)?;
+    lab.settle()?;
+    sender.send_to(b"late", (to.addresses[0], WEB))?;
+    let mut buffer = [0; 8];
+    let length = receiver.recv(&mut buffer)?;
+    ensure!(&buffer[..length] == b"late", "a packet passed a policy that was refused");
+    Ok(())
+}
