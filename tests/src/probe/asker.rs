@@ -61,7 +61,7 @@ fn from_fresh_port(target: Target, next: &mut u16) -> Attempt {
         let port = *next;
         *next = if port + 1 < PORTS.end { port + 1 } else { PORTS.start };
         let begun = attempt.insert(Attempt::start_from(target, port));
-        if begun.look() != Some(Verdict::Broken) {
+        if begun.is_asked() {
             break;
         }
     }

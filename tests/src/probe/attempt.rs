@@ -105,6 +105,11 @@ impl Attempt {
         Self { start, state }
     }
 
+    /// Whether the question could be asked. Unlike a look it takes no answer, which may be there already.
+    pub fn is_asked(&self) -> bool {
+        !matches!(self.state, State::Failed(Verdict::Broken))
+    }
+
     /// The verdict, if it is known by now. An answer is taken out, so that a second look does not see it.
     pub fn look(&self) -> Option<Verdict> {
         match &self.state {
