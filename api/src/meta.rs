@@ -45,6 +45,8 @@ pub const LABEL_PARENT_NAME: &str = "projectcalico.org/name";
 pub const ANNOTATION_POD_IP: &str = "cni.projectcalico.org/podIP";
 /// Pod annotation with all addresses of the pod, comma separated, each with its prefix length.
 pub const ANNOTATION_POD_IPS: &str = "cni.projectcalico.org/podIPs";
+/// Pod annotation with the addresses that the pod shall have, a JSON list: one of IPv4, one of IPv6, or one of each.
+pub const ANNOTATION_POD_ADDRESSES: &str = "cni.projectcalico.org/ipAddrs";
 /// Pod annotation with the sandbox id that the addresses belong to.
 pub const ANNOTATION_CONTAINER_ID: &str = "cni.projectcalico.org/containerID";
 /// Node annotation: the node's IPv4 address with the prefix length of its subnet.

@@ -5,6 +5,8 @@
 use std::net::UdpSocket;
 
 use anyhow::{Context, Result, ensure};
+use ipnet::IpNet;
+use margay_api::meta::ANNOTATION_POD_ADDRESSES;
 use margay_tests::lab::pod::Pod;
 use margay_tests::lab::{Lab, Options, PATIENCE, check_enforced};
 use serde_json::{Value, json};
@@ -102,6 +104,35 @@ fn what_is_enforced_outlives_the_agent_and_addresses_come_back() -> Result<()> {
     let handles = lab.blocks().handles().len();
     lab.remove_pod("x/c")?;
     ensure!(lab.blocks().handles().len() == handles - 1, "the address of x/c is not given back");
+    Ok(())
+}
+
+/// The address is out of the block of another node, and whoever has it is reached there and asks from there.
+#[test]
+fn a_pod_has_the_address_that_it_names() -> Result<()> {
+    let mut lab = mk_lab()?;
+    let block = IpNet::new(lab.pod("x/a")?.addresses[0], 26)?;
+    let mut pinned = mk_pod("d");
+    pinned["metadata"]["annotations"] = json!({ANNOTATION_POD_ADDRESSES: json!([block.broadcast()]).to_string()});
+    ensure!(lab.add_pod("n3", &pinned)?.addresses == [block.broadcast()], "x/d has not the address that it names");
+    lab.settle()?;
+    for (from, to) in [("x/d", "x/a"), ("x/a", "x/d"), ("x/b", "x/d"), ("x/d", "x/b"), ("x/c", "x/d")] {
+        ensure!(passes(&lab, from, to)?, "{from} does not reach {to}");
+    }
+    let handles = lab.blocks().handles();
+    for (address, why) in
+        [(block.broadcast().to_string(), "is taken by pod x/d"), ("192.0.2.1".to_owned(), "in no IPPool")]
+    {
+        let mut refused = mk_pod("e");
+        refused["metadata"]["annotations"] = json!({ANNOTATION_POD_ADDRESSES: json!([address]).to_string()});
+        let error = format!("{:#}", lab.add_pod("n2", &refused).err().context(why)?);
+        ensure!(error.contains(why), "{error}");
+    }
+    ensure!(lab.blocks().handles() == handles, "a pod that was refused has left something behind");
+    lab.remove_pod("x/d")?;
+    lab.add_pod("n1", &pinned)?;
+    lab.settle()?;
+    ensure!(passes(&lab, "x/c", "x/d")?, "at the node that has the block");
     Ok(())
 }
 

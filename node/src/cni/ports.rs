@@ -45,6 +45,8 @@ pub struct AddressRequest {
     pub ipv4: Demand,
     /// Whether it needs an IPv6 address.
     pub ipv6: Demand,
+    /// Exactly these addresses instead of what is needed otherwise; empty: any.
+    pub exact: Vec<IpAddr>,
 }
 
 /// Whether an address of one IP version is needed. A pod gets an address of every version that it needs, or none at all.
@@ -65,6 +67,9 @@ pub enum NoAddress {
     /// All pools that the pod may use are full, or there is none.
     #[error("{0}")]
     Exhausted(String),
+    /// An address that the pod names cannot be had.
+    #[error("{0}")]
+    Refused(String),
     /// The API could not be asked; nothing was claimed, or what was claimed is kept under the handle and is given back with it.
     #[error("{0}")]
     Unavailable(String),

@@ -1,11 +1,14 @@
 //! From a request on the socket to values that cannot be wrong.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use margay_api::endpoint::{EndpointKey, interface_name};
+use margay_api::meta::ANNOTATION_POD_ADDRESSES;
 use margay_proto::cni::{self, code};
 use serde::Deserialize;
 
@@ -47,6 +50,17 @@ pub struct Config {
     /// `ipam`.
     #[serde(default)]
     pub ipam: IpamConfig,
+    /// `runtimeConfig`: what the runtime says of the pod, for the capabilities that the configuration has.
+    #[serde(default, rename = "runtimeConfig")]
+    pub runtime: RuntimeConfig,
+}
+
+/// The `runtimeConfig` section.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct RuntimeConfig {
+    /// The pod's annotations; a runtime may say null for none.
+    #[serde(default, rename = "io.kubernetes.cri.pod-annotations")]
+    pub annotations: Option<BTreeMap<String, String>>,
 }
 
 /// The `ipam` section, with Calico's fields.
@@ -115,6 +129,20 @@ impl Config {
             )
         };
         serde_json::from_slice(text).map_err(wrong)
+    }
+
+    /// The addresses that the pod's annotation names; none if it has no such annotation.
+    pub fn requested(&self) -> Result<Vec<IpAddr>, Refusal> {
+        let annotation = self.runtime.annotations.as_ref().and_then(|all| all.get(ANNOTATION_POD_ADDRESSES));
+        let Some(text) = annotation else { return Ok(Vec::new()) };
+        let addresses: Vec<IpAddr> = serde_json::from_str(text).unwrap_or_default();
+        let ipv4 = addresses.iter().filter(|address| address.is_ipv4()).count();
+        if addresses.is_empty() || ipv4 > 1 || addresses.len() - ipv4 > 1 {
+            let rule = r#"a JSON list of one IPv4 address, one IPv6 address or one of each, such as ["10.0.0.7"]"#;
+            let text = format!("annotation {ANNOTATION_POD_ADDRESSES} is {text:?}: must be {rule}; correct the pod");
+            return Err(Refusal::new(code::DECODE, text));
+        }
+        Ok(addresses)
     }
 }
 
@@ -204,8 +232,27 @@ mod tests {
         for (text, wanted) in table {
             assert_eq!(Config::parse(text.as_bytes()).expect("a configuration").ipam.demands(), wanted, "{text}");
         }
+        let none = Config::parse(br#"{"runtimeConfig": {"io.kubernetes.cri.pod-annotations": null}}"#);
+        assert_eq!(none.expect("a configuration").requested(), Ok(Vec::new()));
         let refusal = Config::parse(br#"{"ipam": {"assign_ipv6": "perhaps"}}"#).expect_err("no yes or no");
         assert_eq!(refusal.code, code::INVALID_CONFIG);
         assert!(refusal.msg.contains(r#""perhaps" has to be true or false"#), "{refusal}");
+    }
+
+    #[test]
+    fn addresses_that_a_pod_names_are_one_of_each_version_at_most() {
+        let requested = |text: &str| {
+            let annotations = BTreeMap::from([(ANNOTATION_POD_ADDRESSES.to_owned(), text.to_owned())]);
+            let runtime = RuntimeConfig { annotations: Some(annotations) };
+            Config { runtime, ..Config::default() }.requested()
+        };
+        let addresses = requested(r#"["fd00::7", "10.0.0.7"]"#).expect("one of each");
+        assert_eq!(addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>(), ["fd00::7", "10.0.0.7"]);
+        for wrong in
+            ["", "[]", "10.0.0.7", r#"["10.0.0.7/32"]"#, r#"["10.0.0.7", "10.0.0.8"]"#, r#"["fd00::1", "fd00::2"]"#]
+        {
+            let refusal = requested(wrong).expect_err(wrong);
+            assert!(refusal.code == code::DECODE && refusal.msg.contains("must be a JSON list"), "{refusal}");
+        }
     }
 }

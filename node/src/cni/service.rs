@@ -170,7 +170,8 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
 
     async fn plumb(&self, call: &Call, wanted: &mut Attachment, namespace: File, mtu: u32) -> Result<(), Refusal> {
         let [ipv4, ipv6] = call.config.ipam.demands();
-        let request = AddressRequest { handle: wanted.handle(), endpoint: wanted.endpoint(), ipv4, ipv6 };
+        let (handle, endpoint, exact) = (wanted.handle(), wanted.endpoint(), call.config.requested()?);
+        let request = AddressRequest { handle, endpoint, ipv4, ipv6, exact };
         let claim = self.parts.addresses.assign(request);
         let names = (wanted.interface.clone(), wanted.id.ifname.clone());
         let again = namespace.try_clone().map_err(io)?;
@@ -315,7 +316,7 @@ fn kernel(error: PodError) -> Refusal {
 
 fn no_address(error: NoAddress) -> Refusal {
     match error {
-        NoAddress::Exhausted(_) => Refusal::new(code::NO_ADDRESS, error.to_string()),
+        NoAddress::Exhausted(_) | NoAddress::Refused(_) => Refusal::new(code::NO_ADDRESS, error.to_string()),
         NoAddress::Unavailable(_) => again(error),
     }
 }

@@ -41,7 +41,7 @@ impl NodeAddresses {
             IpVersion::V4 => (any, Demand::Never),
             IpVersion::V6 => (Demand::Never, any),
         };
-        self.allocator.assign(Wanted { attribute, ipv4, ipv6 }).await
+        self.allocator.assign(Wanted { attribute, ipv4, ipv6, exact: Vec::new() }).await
     }
 }
 
@@ -49,16 +49,20 @@ impl Addresses for NodeAddresses {
     async fn assign(&self, request: AddressRequest) -> Result<Vec<IpNet>, NoAddress> {
         let secondary = BTreeMap::from(
             [
-                ("namespace", request.endpoint.namespace),
+                ("namespace", request.endpoint.namespace.clone()),
                 ("node", self.node.clone()),
-                ("pod", request.endpoint.name),
+                ("pod", request.endpoint.name.clone()),
                 ("timestamp", (self.clock)()),
             ]
             .map(|(key, value)| (key.to_owned(), value)),
         );
-        let attribute =
-            AllocationAttribute { handle_id: Some(request.handle), secondary: Some(secondary), released_at: None };
-        self.allocator.assign(Wanted { attribute, ipv4: request.ipv4, ipv6: request.ipv6 }).await
+        let attribute = AllocationAttribute {
+            handle_id: Some(request.handle.clone()),
+            secondary: Some(secondary),
+            released_at: None,
+        };
+        let AddressRequest { ipv4, ipv6, exact, .. } = request;
+        self.allocator.assign(Wanted { attribute, ipv4, ipv6, exact }).await
     }
 
     async fn release(&self, handle: String) -> Result<(), NoAddress> {

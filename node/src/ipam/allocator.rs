@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::claim;
 use super::commit::{self, Operation, Written};
+use super::exact;
 use super::store::{Store, StoreError, Stored, UsablePool};
 use crate::cni::ports::{Demand, NoAddress};
 use crate::net::plan::{VERSIONS, version_of};
@@ -41,6 +42,8 @@ pub struct Wanted {
     pub ipv4: Demand,
     /// Whether an IPv6 address is needed.
     pub ipv6: Demand,
+    /// Exactly these addresses instead; empty: any.
+    pub exact: Vec<IpAddr>,
 }
 
 /// The part of a request that one block can serve.
@@ -77,6 +80,8 @@ pub(super) enum Event {
     Written(Written),
     /// What the claim was for: IP version and the pools that the request named; and what came of it.
     Claimed(IpVersion, Vec<String>, Result<Stored<Block>, NoAddress>),
+    /// Addresses that a pod has named, with the blocks that they are in.
+    Exact(Vec<IpNet>, AssignReply, Result<Vec<Stored<Block>>, NoAddress>),
     Located(String, ReleaseReply, Result<Vec<Stored<Block>>, StoreError>),
     Loaded(Vec<Stored<Block>>),
 }
@@ -204,6 +209,11 @@ impl<S: Store> Owner<S> {
             Event::Release(handle, reply) => self.release(handle, reply),
             Event::Written(written) => self.written(written),
             Event::Claimed(version, named, result) => self.claimed(version, &named, result),
+            Event::Exact(addresses, reply, taken) => {
+                let answer = taken.map(|blocks| blocks.into_iter().for_each(|block| self.keep(block)));
+                // Whoever asked may have gone.
+                let _ = reply.send(answer.map(|()| addresses));
+            }
             Event::Located(handle, reply, Ok(blocks)) => self.release_from(handle, reply, blocks),
             Event::Located(_, reply, Err(error)) => {
                 drop(reply.send(Err(NoAddress::Unavailable(format!("IPAM handle: {error}")))))
@@ -261,6 +271,9 @@ impl<S: Store> Owner<S> {
         if !self.is_oriented() {
             return self.waiting.push_back(Waiting::Request(wanted, reply));
         }
+        if !wanted.exact.is_empty() {
+            return self.assign_exact(wanted, reply);
+        }
         let mut parts = self.parts(&wanted);
         if parts.is_empty() {
             return drop(reply.send(Err(claim::no_pool(None, &[]))));
@@ -280,6 +293,19 @@ impl<S: Store> Owner<S> {
             self.enqueue(block, Operation::Assign(part, told));
         }
         tokio::spawn(join(answers, reply));
+    }
+
+    fn assign_exact(&self, wanted: Wanted, reply: AssignReply) {
+        let pools = self.pools.borrow().clone().unwrap_or_default();
+        let targets = match exact::targets(&wanted.exact, &pools) {
+            Ok(targets) => targets,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let (store, node, now) = (self.store.clone(), self.node.clone(), (self.clock)());
+        self.background(async move {
+            let taken = exact::assign(&*store, &node, wanted.attribute, &targets, &now).await;
+            Event::Exact(whole(targets.into_keys().collect()), reply, taken)
+        });
     }
 
     /// What the request comes to: what it demands of each IP version, and what it has already.
@@ -363,9 +389,11 @@ impl<S: Store> Owner<S> {
         pools.any(|pool| pool.cidr.contains(&block) && pool.serves(named))
     }
 
-    /// A handle may have addresses in several blocks. While not all blocks of this node are here, its object tells which.
+    /// A handle may have addresses in several blocks. While not all blocks of this node are here, and where a pod has named its addresses, its
+    /// object tells which.
     fn release(&mut self, handle: String, reply: ReleaseReply) {
-        let is_here = self.blocks.values().any(|slot| slot.holds(&handle));
+        let is_requested = |slot: &Slot| exact::is_requested(&slot.stored.value, &handle);
+        let is_here = self.blocks.values().any(|slot| slot.holds(&handle)) && !self.blocks.values().any(is_requested);
         if is_here && self.loading == 0 && self.map.borrow().is_some() {
             return self.release_from(handle, reply, Vec::new());
         }

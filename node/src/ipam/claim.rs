@@ -77,7 +77,7 @@ fn overlaps(taken: &BTreeSet<IpNet>, cidr: IpNet) -> bool {
 }
 
 /// `None`: the block is somebody else's.
-async fn try_claim<S: Store>(
+pub(super) async fn try_claim<S: Store>(
     store: &S,
     node: &str,
     cidr: IpNet,

@@ -69,6 +69,10 @@ pub(super) async fn commit<S: Store>(store: &S, mut stored: Stored<Block>, opera
                 }
             }
         }
+        if attempt == 0 && operations.iter().any(|operation| misses(&stored.value, operation)) {
+            failure = StoreError::Conflict;
+            continue;
+        }
         match write(store, &stored, &operations).await {
             Ok(Done { block, full }) => return answer(block, operations, full),
             Err(error) => failure = error,
@@ -80,6 +84,11 @@ pub(super) async fn commit<S: Store>(store: &S, mut stored: Stored<Block>, opera
         )));
     }
     Written { cidr, block: None, unfinished: Vec::new() }
+}
+
+/// Whether what is to be released is not there, as far as the cache knows: an address that a pod names is taken behind its back.
+fn misses(block: &Block, operation: &Operation) -> bool {
+    matches!(operation, Operation::Release(handle, _) if block.of_handle(handle).is_empty())
 }
 
 struct Done {

@@ -4,6 +4,7 @@ pub mod addresses;
 pub mod allocator;
 mod claim;
 mod commit;
+mod exact;
 pub mod objects;
 pub mod pools;
 pub mod store;

@@ -8,7 +8,9 @@ use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
 use margay_api::ipam::block::Block;
 use margay_api::ipam::names;
-use margay_api::v3::ipam::{BlockAffinity, BlockAffinitySpec, IPAMBlock, IPAMHandle, IPAMHandleSpec};
+use margay_api::v3::ipam::{
+    BlockAffinity, BlockAffinitySpec, IPAMBlock, IPAMConfiguration, IPAMHandle, IPAMHandleSpec,
+};
 
 use super::store::{AffinityState, Store, StoreError, Stored};
 
@@ -18,12 +20,19 @@ pub struct Objects {
     blocks: Api<IPAMBlock>,
     affinities: Api<BlockAffinity>,
     handles: Api<IPAMHandle>,
+    configurations: Api<IPAMConfiguration>,
 }
 
 impl Objects {
     /// Storage as seen by one node.
     pub fn new(client: Client, node: String) -> Self {
-        Self { node, blocks: Api::all(client.clone()), affinities: Api::all(client.clone()), handles: Api::all(client) }
+        Self {
+            node,
+            blocks: Api::all(client.clone()),
+            affinities: Api::all(client.clone()),
+            handles: Api::all(client.clone()),
+            configurations: Api::all(client),
+        }
     }
 }
 
@@ -145,6 +154,11 @@ impl Store for Objects {
         let found = self.handles.get_opt(&names::handle(&handle)).await.map_err(error)?;
         let blocks = found.into_iter().flat_map(|object| object.spec.block.into_keys());
         Ok(blocks.filter_map(|cidr| cidr.parse().ok()).collect())
+    }
+
+    async fn strict_affinity(&self) -> Result<bool, StoreError> {
+        let found = self.configurations.get_opt("default").await.map_err(error)?;
+        Ok(found.is_some_and(|configuration| configuration.spec.strict_affinity))
     }
 
     async fn delete_handle(&self, handle: String) -> Result<(), StoreError> {

@@ -73,6 +73,8 @@ pub trait Store: Send + Sync + 'static {
     fn put_handle(&self, handle: String, blocks: Vec<IpNet>) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Blocks that a handle has addresses in; none if there is no such handle.
     fn handle_blocks(&self, handle: String) -> impl Future<Output = Result<Vec<IpNet>, StoreError>> + Send;
+    /// Whether a node takes addresses of its own blocks only (`strictAffinity` of the IPAMConfiguration `default`).
+    fn strict_affinity(&self) -> impl Future<Output = Result<bool, StoreError>> + Send;
     /// Forgets a handle; one that does not exist is a success.
     fn delete_handle(&self, handle: String) -> impl Future<Output = Result<(), StoreError>> + Send;
 }

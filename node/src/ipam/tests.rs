@@ -18,6 +18,7 @@ struct Contents {
     affinities: BTreeMap<(String, IpNet), bool>,
     handles: BTreeMap<String, BTreeSet<IpNet>>,
     writes: u64,
+    strict: bool,
     /// The next so many block writes succeed, but their answers are lost.
     lose_answers: u32,
 }
@@ -95,6 +96,10 @@ impl Store for Memory {
         Ok(self.with(|contents| contents.handles.get(&handle).into_iter().flatten().copied().collect()))
     }
 
+    async fn strict_affinity(&self) -> Result<bool, StoreError> {
+        Ok(self.with(|contents| contents.strict))
+    }
+
     async fn delete_handle(&self, handle: String) -> Result<(), StoreError> {
         self.with(|contents| contents.handles.remove(&handle));
         Ok(())
@@ -127,6 +132,7 @@ fn wanted(handle: &str) -> Wanted {
         attribute: AllocationAttribute { handle_id: Some(handle.to_owned()), ..AllocationAttribute::default() },
         ipv4: Demand::IfPooled,
         ipv6: Demand::IfPooled,
+        exact: Vec::new(),
     }
 }
 
@@ -327,4 +333,86 @@ async fn a_restarted_node_gives_back_what_is_in_blocks_that_it_has_not_read_yet(
     restarted.map.send_replace(None);
     restarted.allocator.release("before".to_owned()).await.expect("its object names the blocks");
     assert_eq!(restarted.store.with(|contents| held(contents, "before")), (vec![], vec![]));
+}
+
+fn exact(handle: &str, addresses: &[&str]) -> Wanted {
+    let secondary = [("namespace", "x"), ("pod", handle)].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let mut wanted = wanted(handle);
+    wanted.attribute.secondary = Some(secondary.into());
+    wanted.exact = addresses.iter().map(|address| address.parse().expect("an address")).collect();
+    wanted
+}
+
+/// `n1` has the block of 10.0.0.0/26 and one of fd00::/120; `n2` has neither.
+async fn owner_and_guest(contents: &Arc<Mutex<Contents>>) -> (Node, Node, [String; 2]) {
+    let (owner, guest) = (dual("n1", contents), dual("n2", contents));
+    owner.allocator.assign(wanted("owner")).await.expect("two addresses");
+    let blocks: Vec<IpNet> = owner.store.with(|contents| contents.blocks.keys().copied().collect());
+    let last = |block: &IpNet| block.broadcast().to_string();
+    (owner, guest, [last(&blocks[0]), last(&blocks[1])])
+}
+
+#[tokio::test]
+async fn a_pod_gets_the_addresses_that_it_names_out_of_whosever_block() {
+    let contents = Arc::new(Mutex::new(Contents::default()));
+    let (owner, guest, [four, six]) = owner_and_guest(&contents).await;
+    let both = || exact("h", &[&six, &four]);
+    for _ in 0..2 {
+        let found = guest.allocator.assign(both()).await.expect("both are free");
+        assert_eq!(found.iter().map(|net| net.addr().to_string()).collect::<Vec<_>>(), [four.as_str(), six.as_str()]);
+    }
+    // The owner, whose cache is old, neither gives them away nor loses its own.
+    let mut others = BTreeSet::new();
+    for n in 0..20 {
+        others.extend(owner.allocator.assign(wanted(&format!("h{n}"))).await.expect("there is room"));
+    }
+    assert_eq!(others.len(), 40);
+    assert!(others.iter().all(|net| ![&four, &six].contains(&&net.addr().to_string())), "{others:?}");
+    assert_eq!(guest.store.with(|contents| held(contents, "h").1), [four.as_str(), six.as_str()]);
+    guest.allocator.release("h".to_owned()).await.expect("release");
+    assert_eq!(guest.store.with(|contents| held(contents, "h")), (vec![], vec![]));
+    owner.allocator.assign(exact("own", &[&four])).await.expect("free again, and of its own block");
+    owner.allocator.release("own".to_owned()).await.expect("release");
+    assert_eq!(guest.store.with(|contents| held(contents, "own")), (vec![], vec![]));
+}
+
+#[tokio::test]
+async fn what_is_half_in_an_own_block_is_given_back_whole_even_after_a_restart() {
+    let contents = Arc::new(Mutex::new(Contents::default()));
+    let (_owner, guest, [four, _]) = owner_and_guest(&contents).await;
+    guest.allocator.assign(wanted("local")).await.expect("blocks of its own");
+    let six = guest.store.with(|contents| held(contents, "local").0.last().cloned()).expect("a block of IPv6");
+    let six = six.parse::<IpNet>().expect("a range").broadcast().to_string();
+    guest.allocator.assign(exact("h", &[&four, &six])).await.expect("both are free");
+    let restarted = dual("n2", &contents);
+    let own: BTreeMap<IpNet, String> = restarted.store.with(|contents| {
+        let blocks = contents.blocks.iter().filter(|(_, (_, block))| block.node() == Some("n2"));
+        blocks.map(|(cidr, _)| (*cidr, "n2".to_owned())).collect()
+    });
+    restarted.map.send_replace(Some(Arc::new(own)));
+    restarted.allocator.assign(wanted("later")).await.expect("its blocks are read");
+    restarted.allocator.release("h".to_owned()).await.expect("release");
+    assert_eq!(restarted.store.with(|contents| held(contents, "h")), (vec![], vec![]));
+}
+
+#[tokio::test]
+async fn an_address_that_cannot_be_had_says_why_and_nothing_is_kept() {
+    let contents = Arc::new(Mutex::new(Contents::default()));
+    let (owner, guest, [four, six]) = owner_and_guest(&contents).await;
+    owner.allocator.assign(exact("first", &[&six])).await.expect("free");
+    let refused = async |addresses: &[&str], why: &str| {
+        let error = guest.allocator.assign(exact("h", addresses)).await.expect_err(why);
+        assert!(matches!(&error, NoAddress::Refused(text) if text.contains(why)), "{error:?}");
+        guest.allocator.release("h".to_owned()).await.expect("what the service does after a failure");
+        assert_eq!(guest.store.with(|contents| held(contents, "h")), (vec![], vec![]), "{why}");
+    };
+    refused(&[&four, &six], "is taken by pod x/first").await;
+    refused(&["192.0.2.1"], "192.0.2.1 is in no IPPool").await;
+    guest.store.with(|contents| contents.strict = true);
+    refused(&[&four], "of host:n1, and IPAMConfiguration default has strictAffinity").await;
+    let own = guest.allocator.assign(wanted("local")).await.expect("a block of its own")[0].network();
+    let block = guest.store.with(|contents| {
+        contents.blocks.keys().find(|cidr| cidr.contains(&own)).copied().expect("the block of an address")
+    });
+    guest.allocator.assign(exact("h", &[&block.broadcast().to_string()])).await.expect("of its own block");
 }

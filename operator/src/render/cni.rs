@@ -16,6 +16,8 @@ pub(super) fn conflist(spec: &InstallationSpec) -> String {
     let mut plugins = vec![json!({
         "type": "margay",
         "policy_setup_timeout_seconds": policy_timeout(&network),
+        // The agent hears of addresses that a pod names without asking the API.
+        "capabilities": { "io.kubernetes.cri.pod-annotations": true },
     })];
     if network.host_ports.as_deref() == Some("Enabled") {
         plugins.push(json!({

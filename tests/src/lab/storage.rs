@@ -179,6 +179,10 @@ impl Store for Memory {
         Ok(self.blocks.state().handles.get(&handle).into_iter().flatten().copied().collect())
     }
 
+    async fn strict_affinity(&self) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
     async fn delete_handle(&self, handle: String) -> Result<(), StoreError> {
         self.blocks.state().handles.remove(&handle);
         Ok(())
