@@ -8,11 +8,12 @@ use serde_json::{Map, Value, json};
 
 use crate::installation::{Installation, TigeraStatus};
 use crate::storage::{Kind, Mode, kind};
-use crate::v3;
+use crate::{k8s, v3};
 
 /// Every definition, in order of group and plural name.
 pub fn all() -> Vec<CustomResourceDefinition> {
     let mut all = vec![
+        k8s::cnp::ClusterNetworkPolicy::crd(),
         Installation::crd(),
         TigeraStatus::crd(),
         v3::BlockAffinity::crd(),
@@ -26,6 +27,9 @@ pub fn all() -> Vec<CustomResourceDefinition> {
         v3::IPPool::crd(),
         v3::NetworkPolicy::crd(),
         v3::NetworkSet::crd(),
+        v3::StagedGlobalNetworkPolicy::crd(),
+        v3::StagedKubernetesNetworkPolicy::crd(),
+        v3::StagedNetworkPolicy::crd(),
         v3::Tier::crd(),
     ];
     for definition in &mut all {

@@ -11,5 +11,6 @@ pub mod policy;
 pub mod problem;
 pub mod rule;
 pub mod selector;
+pub mod settings;
 pub mod storage;
 pub mod v3;

@@ -76,3 +76,21 @@ pub fn without_reserved<'a>(labels: impl IntoIterator<Item = (&'a String, &'a St
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect()
 }
+
+/// Whether Kubernetes takes the text as the key of a label or annotation.
+pub fn is_qualified_name(text: &str) -> bool {
+    let (prefix, name) = match text.split_once('/') {
+        Some((prefix, name)) => (Some(prefix), name),
+        None => (None, text),
+    };
+    let ends_well = |text: &str| {
+        let alphanumeric = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+        alphanumeric(text.chars().next()) && alphanumeric(text.chars().next_back())
+    };
+    let is_label = |label: &str| {
+        ends_well(label) && label.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+    };
+    let is_name =
+        name.len() <= 63 && ends_well(name) && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    is_name && prefix.is_none_or(|prefix| prefix.len() <= 253 && prefix.split('.').all(is_label))
+}

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 
 use crate::meta::Labels;
+use crate::settings::LogRate;
 
 /// How packets travel between nodes for the addresses of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -139,8 +140,12 @@ pub struct FelixSettings {
     pub nat_exclude_hosts: bool,
     /// `disableConntrackInvalidCheck`.
     pub allow_conntrack_invalid: bool,
-    /// `logPrefix`.
+    /// `logPrefix`: what a report of a rule with action Log begins with, as a template; see [`crate::settings::log_prefix`].
     pub log_prefix: String,
+    /// `logActionRateLimit`: how often a rule with action Log reports at most; none is always.
+    pub log_rate: Option<LogRate>,
+    /// `logActionRateLimitBurst`: reports that may come at once under a rate, at least 1.
+    pub log_burst: u16,
     /// `ipv6Support`.
     pub ipv6: bool,
 }
@@ -156,6 +161,8 @@ impl Default for FelixSettings {
             nat_exclude_hosts: false,
             allow_conntrack_invalid: false,
             log_prefix: "calico-packet".to_owned(),
+            log_rate: None,
+            log_burst: LogRate::BURST,
             ipv6: true,
         }
     }

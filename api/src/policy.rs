@@ -36,6 +36,21 @@ impl PolicyKind {
         )
     }
 
+    /// The kind whose policies a staged one is about; every other kind is about its own.
+    pub fn enforced(self) -> Self {
+        match self {
+            Self::StagedNetworkPolicy => Self::NetworkPolicy,
+            Self::StagedGlobalNetworkPolicy => Self::GlobalNetworkPolicy,
+            Self::StagedKubernetesNetworkPolicy => Self::KubernetesNetworkPolicy,
+            enforced => enforced,
+        }
+    }
+
+    /// The kind of staged policies that are about policies of this kind, if there is one.
+    pub fn staged(self) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.is_staged() && kind.enforced() == self)
+    }
+
     /// The name that users and the wire know.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -46,6 +61,19 @@ impl PolicyKind {
             Self::StagedNetworkPolicy => "StagedNetworkPolicy",
             Self::StagedGlobalNetworkPolicy => "StagedGlobalNetworkPolicy",
             Self::StagedKubernetesNetworkPolicy => "StagedKubernetesNetworkPolicy",
+        }
+    }
+
+    /// The name where room is scarce, as in log lines: Calico's.
+    pub fn short_name(self) -> &'static str {
+        match self {
+            Self::NetworkPolicy => "np",
+            Self::GlobalNetworkPolicy => "gnp",
+            Self::KubernetesNetworkPolicy => "knp",
+            Self::KubernetesClusterNetworkPolicy => "kcnp",
+            Self::StagedNetworkPolicy => "snp",
+            Self::StagedGlobalNetworkPolicy => "sgnp",
+            Self::StagedKubernetesNetworkPolicy => "sknp",
         }
     }
 
@@ -142,4 +170,22 @@ pub struct Policy {
     pub ingress: Vec<Rule>,
     /// Rules for packets that leave the endpoint, in order.
     pub egress: Vec<Rule>,
+}
+
+impl Policy {
+    /// Whether it applies to packets in any direction.
+    pub fn applies(&self) -> bool {
+        self.applies_ingress || self.applies_egress
+    }
+}
+
+/// What a staged policy is about: what would become of the enforced policy of the same name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StagedPolicy {
+    /// There would be this one, in its place if there is one now.
+    Set(Policy),
+    /// It would not be there.
+    Delete,
+    /// Nothing: whoever staged it has set it aside.
+    Ignore,
 }

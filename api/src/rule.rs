@@ -105,6 +105,8 @@ pub struct EntityMatch {
     pub ports: Vec<Port>,
     /// The port is none of these.
     pub not_ports: Vec<Port>,
+    /// The address is one of a node whose labels match.
+    pub nodes: Option<Selector>,
     /// The address and port are an endpoint of this Service.
     pub service: Option<NamespacedName>,
 }

@@ -91,7 +91,9 @@ fn schemas_are_structural_and_small() {
 fn policies_are_selectable_by_tier() {
     for definition in crds::all() {
         let plural = definition.spec.names.plural.as_str();
-        let is_policy = ["networkpolicies", "globalnetworkpolicies"].contains(&plural);
+        let is_policy =
+            ["globalnetworkpolicies", "networkpolicies", "stagedglobalnetworkpolicies", "stagednetworkpolicies"]
+                .contains(&plural);
         let fields = definition.spec.versions[0].selectable_fields.iter().flatten();
         let paths: Vec<&str> = fields.map(|field| field.json_path.as_str()).collect();
         assert_eq!(paths, if is_policy { vec![".spec.tier"] } else { vec![] }, "{plural}");

@@ -6,7 +6,10 @@ use expect_test::expect;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use margay_api::k8s;
+use margay_api::meta::Labels;
 use margay_api::network::{Encapsulation, FelixSettings, Mac};
+use margay_api::policy::{PolicyKey, PolicyKind};
+use margay_api::settings::{LogRate, TimeUnit, log_prefix};
 use margay_api::v3::{self, FelixConfiguration, GlobalNetworkSet, IPAMBlock, IPPool, NetworkSet};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -82,7 +85,13 @@ fn a_pod_is_an_endpoint() {
 const ADDRESSES: &[(&str, &str, &[&str])] = &[
     ("", "", &[]),
     ("", "podIP: 10.0.0.5", &["10.0.0.5"]),
-    ("annotations: {cni.projectcalico.org/podIP: 10.0.0.6/32}", "podIP: 10.0.0.5", &["10.0.0.6"]),
+    ("annotations: {cni.projectcalico.org/podIP: 10.0.0.6/32}", "", &["10.0.0.6"]),
+    ("annotations: {cni.projectcalico.org/podIP: 10.0.0.6/32}", "podIP: 10.0.0.5", &["10.0.0.5"]),
+    (
+        "annotations: {cni.projectcalico.org/podIPs: 'fd00::6/128'}",
+        "podIP: 10.0.0.5, podIPs: [{ip: 10.0.0.5}]",
+        &["10.0.0.5"],
+    ),
     (
         "annotations: {cni.projectcalico.org/podIP: 10.0.0.6/32, cni.projectcalico.org/podIPs: '10.0.0.7/32, fd00::7/128'}",
         "",
@@ -245,28 +254,105 @@ fn blocks() {
     .assert_eq(&shown.concat());
 }
 
+fn mk_settings(name: &str, spec: &str) -> FelixConfiguration {
+    mk_v3(&format!("{{metadata: {{name: {name}}}, spec: {{{spec}}}}}"))
+}
+
 #[test]
 fn settings_lie_over_weaker_ones_and_bad_values_count_as_not_given() {
-    let configuration = |spec: &str| mk_v3::<FelixConfiguration>(&format!("{{spec: {{{spec}}}}}"));
-    let defaults = v3::cluster::settings(&configuration("")).unwrap();
-    assert_eq!(defaults, FelixSettings::default());
-    let all = configuration(
+    let overrides = |name: &str, spec: &str| v3::cluster::overrides(&mk_settings(name, spec));
+    let nothing = overrides("default", "").unwrap();
+    assert_eq!(nothing.over(FelixSettings::default()), FelixSettings::default());
+    let all = overrides(
+        "default",
         "vxlanVNI: 7, vxlanPort: 8, vxlanMTU: 1400, natOutgoingExclusions: IPPoolsAndHostIPs, disableConntrackInvalidCheck: true, \
-        logPrefix: x, ipv6Support: false, defaultEndpointToHostAction: Drop, bpfEnabled: true",
+        logPrefix: x, logActionRateLimit: 10/minute, logActionRateLimitBurst: 0, ipv6Support: false, \
+        defaultEndpointToHostAction: Drop, bpfEnabled: true",
     );
-    let all = v3::cluster::settings(&all).unwrap();
-    let node = v3::cluster::settings_over(&all, &configuration("vxlanPort: 9")).unwrap();
+    let all = all.unwrap().over(FelixSettings::default());
+    assert_eq!(all.log_rate, Some(LogRate { count: 10, unit: TimeUnit::Minute }));
+    assert_eq!(all.log_burst, LogRate::BURST);
+    assert_eq!(nothing.over(all.clone()), all);
+    let node = overrides("node.n1", "vxlanPort: 9").unwrap();
+    assert!(node.is_for("n1", None) && !node.is_for("n2", Some(&Labels::new())));
+    let node = node.over(all.clone());
     assert_eq!(node, FelixSettings { vxlan_port: 9, ..all });
-    let bad = configuration(
-        "vxlanVNI: 0, vxlanPort: 65536, defaultEndpointToHostAction: Explode, natOutgoingExclusions: x, vxlanMTU: 1300",
+    let refusal = overrides(
+        "default",
+        "vxlanVNI: 0, vxlanPort: 65536, defaultEndpointToHostAction: Explode, natOutgoingExclusions: x, vxlanMTU: 1300, \
+        logActionRateLimit: 0/day, logActionRateLimitBurst: 10000",
     );
-    let refusal = v3::cluster::settings_over(&node, &bad).unwrap_err();
-    assert_eq!(refusal.closed, Some(FelixSettings { vxlan_mtu: 1300, ..node }));
+    let refusal = refusal.unwrap_err();
+    let closed = refusal.closed.clone().unwrap();
+    assert_eq!(closed.over(node.clone()), FelixSettings { vxlan_mtu: 1300, ..node });
     expect![[r#"
         spec.defaultEndpointToHostAction: "Explode": not an action; use Accept, Drop or Return
         spec.vxlanVNI: "0": not from 1 to 16777215; use a number of that range, or leave the field out
         spec.vxlanPort: "65536": not from 1 to 65535; use a number of that range, or leave the field out
         spec.natOutgoingExclusions: "x": not known; use IPPoolsOnly or IPPoolsAndHostIPs
-    "#]]
-    .assert_eq(&format!("{refusal}\n"));
+        spec.logActionRateLimit: "0/day": not a rate; write it like 10/second, with a number from 1 to 9999 and second, minute, hour or day
+        spec.logActionRateLimitBurst: "10000": not from 0 to 9999; use a number of that range, or leave the field out
+    "#]].assert_eq(&format!("{refusal}\n"));
+}
+
+#[test]
+fn settings_are_for_nodes_by_name_or_label() {
+    let labels = Labels::from([("zone".to_owned(), "a".to_owned())]);
+    let selected = v3::cluster::overrides(&mk_settings("east", "nodeSelector: zone == 'a'")).unwrap();
+    assert!(
+        selected.is_for("n1", Some(&labels))
+            && !selected.is_for("n1", Some(&Labels::new()))
+            && !selected.is_for("n1", None)
+    );
+    let mut shown = String::new();
+    for (name, spec) in [
+        ("east", ""),
+        ("east", "nodeSelector: 'zone = a'"),
+        ("default", "nodeSelector: has(zone)"),
+        ("node.n1", "nodeSelector: has(zone)"),
+    ] {
+        let refusal = v3::cluster::overrides(&mk_settings(name, spec)).unwrap_err();
+        assert_eq!(refusal.closed, None);
+        shown += &format!("{refusal}\n");
+    }
+    expect![[r#"
+        spec.nodeSelector: "": FelixConfiguration east is for no node; give a nodeSelector, or name the object default or node.NAME
+        spec.nodeSelector: "zone = a": not a selector: at character 6: expected an operator after a label, found '='; use ==, !=, in, not in, contains, starts with or ends with, or has(label)
+        spec.nodeSelector: "has(zone)": the names default and node.NAME say for which nodes they are; remove nodeSelector, or give the object another name
+        spec.nodeSelector: "has(zone)": the names default and node.NAME say for which nodes they are; remove nodeSelector, or give the object another name
+    "#]].assert_eq(&shown);
+}
+
+#[test]
+fn rates_of_reports() {
+    for text in ["1/second", "10/minute", "9999/hour", "3/day"] {
+        assert_eq!(text.parse::<LogRate>().unwrap().to_string(), text);
+    }
+    for text in
+        ["", "1", "0/second", "10000/second", "-1/day", "+1/day", "1/week", "1/seconds", "1 /second", "1/second "]
+    {
+        let error = text.parse::<LogRate>().unwrap_err();
+        assert!(error.to_string().contains("write it like 10/second"), "{text}");
+    }
+}
+
+/// A template, and what it stands for in the report of a rule.
+#[test]
+fn templates_of_reports() {
+    let key = |kind, namespace: &str| PolicyKey { kind, namespace: namespace.to_owned(), name: "web".to_owned() };
+    let cases = [
+        ("calico-packet", PolicyKind::NetworkPolicy, "calico-packet"),
+        ("%t %k %n %p", PolicyKind::NetworkPolicy, "tier np web ns/web"),
+        ("%t%k%n%p", PolicyKind::GlobalNetworkPolicy, "tiergnpwebweb"),
+        ("%k", PolicyKind::KubernetesNetworkPolicy, "knp"),
+        ("%k", PolicyKind::KubernetesClusterNetworkPolicy, "kcnp"),
+        ("a%n%%t %k %p", PolicyKind::GlobalNetworkPolicy, "aweb%tier gnp web"),
+        ("100% %x %", PolicyKind::GlobalNetworkPolicy, "100% %x %"),
+        ("%ü", PolicyKind::GlobalNetworkPolicy, "%ü"),
+        ("", PolicyKind::GlobalNetworkPolicy, ""),
+    ];
+    for (template, kind, wanted) in cases {
+        let namespace = if kind == PolicyKind::NetworkPolicy { "ns" } else { "" };
+        assert_eq!(log_prefix(template, "tier", &key(kind, namespace)), wanted, "{template}");
+    }
 }

@@ -252,6 +252,8 @@ impl Encoder {
             nat_exclude_hosts,
             allow_conntrack_invalid,
             log_prefix,
+            log_rate,
+            log_burst,
             ipv6,
         } = settings;
         self.byte(match endpoint_to_host {
@@ -265,6 +267,11 @@ impl Encoder {
         self.byte(u8::from(*nat_exclude_hosts));
         self.byte(u8::from(*allow_conntrack_invalid));
         self.text(log_prefix);
+        self.option(*log_rate, |encoder, rate| {
+            encoder.number(u64::from(rate.count));
+            encoder.text(rate.unit.as_str());
+        });
+        self.number(u64::from(*log_burst));
         self.byte(u8::from(*ipv6));
         // Behind what an older version encodes, so that settings which it can have are the same to it.
         if *vxlan_mtu_v6 != 0 {

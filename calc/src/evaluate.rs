@@ -130,14 +130,14 @@ pub fn evaluate(records: &impl Records, endpoint: &EndpointKey, direction: Direc
 
 /// The verdict on a connection between two endpoints, by their first addresses of one IP version. None if they have none, or are not known.
 pub fn connect(
-    graph: &Graph,
+    records: &impl Records,
     source: &EndpointKey,
     destination: &EndpointKey,
     protocol: Protocol,
     port: u16,
 ) -> Option<Connection> {
     let addresses =
-        |key: &EndpointKey| endpoint_record(graph, key).ok().map(|endpoint| endpoint.into_owned().addresses);
+        |key: &EndpointKey| endpoint_record(records, key).ok().map(|endpoint| endpoint.into_owned().addresses);
     let (from, to) = (addresses(source)?, addresses(destination)?);
     let pairs = from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to)));
     let (from, to) = { pairs }.find(|(from, to)| from.is_ipv4() == to.is_ipv4())?;
@@ -151,8 +151,8 @@ pub fn connect(
         icmp: (8, 0),
     };
     Some(Connection {
-        egress: evaluate(graph, source, Direction::Egress, &packet),
-        ingress: evaluate(graph, destination, Direction::Ingress, &packet),
+        egress: evaluate(records, source, Direction::Egress, &packet),
+        ingress: evaluate(records, destination, Direction::Ingress, &packet),
     })
 }
 

@@ -3,16 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use margay_api::network::{BlockInfo, Encapsulation, FelixSettings, NodeInfo, Pool};
+use margay_api::network::{BlockInfo, Encapsulation, NodeInfo, Pool};
+use margay_api::settings::FelixOverrides;
 
 use crate::digest::{self, Buckets};
 use crate::flush::{Audience, Change, Flush, NodeSet, RecordChange};
 use crate::model::{PoolRecord, Record, RecordId, RouteRecord};
-
-/// Name of the settings for all nodes.
-const DEFAULT_SETTINGS: &str = "default";
-/// What the name of a node's own settings starts with.
-const NODE_SETTINGS: &str = "node.";
+use crate::settings::Settings;
 
 /// Why there is a route; the smallest reason wins. A borrowed address is known better than the block around it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,10 +18,11 @@ enum Reason {
     Block(IpNet),
 }
 
+/// A record and its digest.
 #[derive(Debug)]
-struct Held {
-    record: Record,
-    digest: u64,
+pub(crate) struct Held {
+    pub(crate) record: Record,
+    pub(crate) digest: u64,
 }
 
 /// Objects that every node has to know, and the records made of them.
@@ -43,16 +41,6 @@ pub(crate) struct Globals {
     settings: Settings,
 }
 
-/// Settings: one for all nodes, or a node's own.
-#[derive(Debug, Default)]
-struct Settings {
-    objects: BTreeMap<String, FelixSettings>,
-    /// As of the last flush; none before the first.
-    default: Option<Held>,
-    own: BTreeMap<String, Held>,
-    dirty: bool,
-}
-
 impl Default for Globals {
     fn default() -> Self {
         Self {
@@ -63,7 +51,7 @@ impl Default for Globals {
             held: BTreeMap::new(),
             buckets: [0; digest::BUCKETS],
             dirty: BTreeSet::new(),
-            settings: Settings { dirty: true, ..Settings::default() },
+            settings: Settings::default(),
         }
     }
 }
@@ -84,6 +72,7 @@ impl Globals {
 
     pub(crate) fn set_node(&mut self, name: String, node: Option<NodeInfo>) {
         self.dirty.insert(RecordId::Node(name.clone()));
+        self.settings.touch_node(self.nodes.get(&name), node.as_ref());
         match node {
             Some(node) => self.nodes.insert(name, node),
             None => self.nodes.remove(&name),
@@ -109,12 +98,8 @@ impl Globals {
         self.blocks.extend(block.map(|block| (net, block)));
     }
 
-    pub(crate) fn set_settings(&mut self, name: String, settings: Option<FelixSettings>) {
-        self.settings.dirty = true;
-        match settings {
-            Some(settings) => self.settings.objects.insert(name, settings),
-            None => self.settings.objects.remove(&name),
-        };
+    pub(crate) fn set_settings(&mut self, name: String, overrides: Option<FelixOverrides>) {
+        self.settings.set(name, overrides);
     }
 
     /// Puts what changed into the flush.
@@ -135,11 +120,12 @@ impl Globals {
                 None => self.held.remove(&id),
             };
         }
-        if std::mem::take(&mut self.settings.dirty)
-            && let Some(change) = self.settings.flush()
-        {
-            flush.records.insert(RecordId::Settings, change);
-        }
+        flush.records.extend(self.settings.flush(&self.nodes).map(|change| (RecordId::Settings, change)));
+    }
+
+    /// The nodes by name, as objects.
+    pub(crate) fn nodes(&self) -> &BTreeMap<String, NodeInfo> {
+        &self.nodes
     }
 
     /// The records but for the settings, as of the last flush.
@@ -153,8 +139,7 @@ impl Globals {
 
     /// The settings of a node, as of the last flush.
     pub(crate) fn settings(&self, node: &str) -> Option<(&Record, u64)> {
-        let held = self.settings.own.get(node).or(self.settings.default.as_ref());
-        held.map(|held| (&held.record, held.digest))
+        self.settings.held(node).map(|held| (&held.record, held.digest))
     }
 
     /// Sums of the digests of these records, without settings.
@@ -193,41 +178,6 @@ impl Globals {
     }
 }
 
-impl Settings {
-    fn flush(&mut self) -> Option<RecordChange> {
-        let held = |settings: FelixSettings| {
-            let record = Record::Settings(settings);
-            let digest = digest::digest(&RecordId::Settings, &record);
-            Held { record, digest }
-        };
-        let default = held(self.objects.get(DEFAULT_SETTINGS).cloned().unwrap_or_default());
-        let own = self.objects.iter().filter_map(|(name, settings)| {
-            let node = name.strip_prefix(NODE_SETTINGS)?;
-            Some((node.to_owned(), held(settings.clone())))
-        });
-        let own: BTreeMap<String, Held> = own.collect();
-        let before = self.default.replace(default);
-        let own_before = std::mem::replace(&mut self.own, own);
-        let digest = |own: &BTreeMap<String, Held>, default: &Option<Held>, node: &String| {
-            own.get(node).or(default.as_ref()).map(|held| held.digest)
-        };
-        if before.as_ref().map(|held| held.digest) != self.default.as_ref().map(|held| held.digest) {
-            return Some(for_all(before.is_some(), true));
-        }
-        let named: BTreeSet<&String> = own_before.keys().chain(self.own.keys()).collect();
-        let differ = named
-            .into_iter()
-            .filter(|node| digest(&own_before, &before, node) != digest(&self.own, &self.default, node));
-        let nodes: NodeSet = differ.map(String::as_str).collect();
-        (!nodes.is_empty()).then_some(RecordChange {
-            gained: nobody(),
-            kept: Audience::Nodes(nodes),
-            change: Change::Value,
-            lost: nobody(),
-        })
-    }
-}
-
 /// The routes of a block: itself, and what others borrow from it.
 fn routes(net: IpNet, block: &BlockInfo) -> impl Iterator<Item = (IpNet, Reason, String)> {
     let own = block.node.clone().map(|node| (net.trunc(), Reason::Block(net), node));
@@ -236,7 +186,7 @@ fn routes(net: IpNet, block: &BlockInfo) -> impl Iterator<Item = (IpNet, Reason,
     own.into_iter().chain(borrowed)
 }
 
-fn for_all(had: bool, has: bool) -> RecordChange {
+pub(crate) fn for_all(had: bool, has: bool) -> RecordChange {
     let all = |is: bool| if is { Audience::All } else { nobody() };
     RecordChange {
         gained: all(!had && has),
@@ -246,6 +196,6 @@ fn for_all(had: bool, has: bool) -> RecordChange {
     }
 }
 
-fn nobody() -> Audience {
+pub(crate) fn nobody() -> Audience {
     Audience::Nodes(NodeSet::new())
 }

@@ -24,12 +24,14 @@ use crate::digest;
 use crate::flush::{Audience, Flush, NodeSet};
 use crate::globals::Globals;
 use crate::index::Index;
-use crate::members::{Members, Payload};
+use crate::members::{Endpoint, Members, Payload};
 use crate::model::{EndpointRecord, Member, Record, RecordId, SetId, SetKind};
-use crate::policies::{self, Policies};
+use crate::node_sets::NodeSets;
+use crate::policies::{self, Policies, Policy};
 use crate::selector::Known;
 use crate::selectors::Selectors;
 use crate::sets::Sets;
+use crate::staged::{Pending, Staged};
 use crate::store::Map;
 use crate::texts::{Text, Texts};
 use crate::update::Update;
@@ -45,8 +47,10 @@ pub struct Graph {
     pub(crate) selectors: Selectors,
     pub(crate) members: Members,
     pub(crate) policies: Policies,
+    pub(crate) staged: Staged,
     pub(crate) sets: Sets,
     pub(crate) services: Map<(Text, Text), Service>,
+    pub(crate) node_sets: NodeSets,
     pub(crate) globals: Globals,
 }
 
@@ -83,8 +87,10 @@ impl Default for Graph {
             selectors: Selectors::default(),
             members: Members::default(),
             policies: Policies::default(),
+            staged: Staged::default(),
             sets: Sets::default(),
             services: Map::default(),
+            node_sets: NodeSets::default(),
             globals: Globals::default(),
         }
     }
@@ -98,6 +104,7 @@ impl Graph {
             Update::Namespace(name, labels) => self.take_namespace(&name, labels.as_ref()),
             Update::ServiceAccount(name, labels) => self.take_service_account(&name, labels.as_ref()),
             Update::Policy(name, policy) => self.take_policy(&name, policy),
+            Update::Staged(name, staged) => self.take_staged(&name, staged),
             Update::Tier(name, tier) => {
                 let name = self.texts.intern(&name);
                 self.retier(name, tier);
@@ -107,7 +114,7 @@ impl Graph {
                 let name = key(&name, &mut self.texts);
                 self.reserve(name, backends.unwrap_or_default());
             }
-            Update::Node(name, node) => self.globals.set_node(name, node),
+            Update::Node(name, node) => self.renode(name, node),
             Update::Pool(name, pool) => self.globals.set_pool(name, pool),
             Update::Block(net, block) => self.globals.set_block(net, block),
             Update::Settings(name, settings) => self.globals.set_settings(name, settings),
@@ -202,9 +209,16 @@ impl Graph {
         View { graph: self, node }
     }
 
+    /// The records of every node as they would be if what is staged were enforced; none if nothing is staged.
+    pub fn pending(&self) -> Option<Pending<'_>> {
+        (!self.staged.is_empty()).then_some(Pending(self))
+    }
+
     /// Objects that do not mean what their authors may think, in order.
     pub fn problems(&self) -> BTreeSet<Problem> {
-        let tiers = self.policies.without_tier().map(|(policy, tier)| Problem::TierMissing {
+        let staged = self.staged.policies().map(|policy| (policy.key, policy.binding.tier));
+        let staged = staged.filter(|(_, tier)| !self.policies.has_tier(*tier));
+        let tiers = self.policies.without_tier().chain(staged).map(|(policy, tier)| Problem::TierMissing {
             policy: policies::key(policy, &self.texts),
             tier: self.texts.get(tier).to_owned(),
         });
@@ -217,12 +231,14 @@ impl Graph {
 
     /// Forgets texts that no object uses any more. A flush does it when it is worth its cost.
     pub fn sweep(&mut self) {
-        let Self { texts, index, selectors, members, policies, sets, services, globals: _ } = self;
+        let Self { texts, index, selectors, members, policies, staged, sets, services, node_sets: _, globals: _ } =
+            self;
         texts.sweep(|marks| {
             index.mark(marks);
             selectors.mark(marks);
             members.mark(marks);
             policies.mark(marks);
+            staged.mark(marks);
             sets.mark(marks);
             services.keys().for_each(|(namespace, name)| marks.all([*namespace, *name]));
         });
@@ -250,20 +266,26 @@ impl Graph {
     }
 
     fn resolve(&self, item: u32, endpoint: &crate::members::Endpoint) -> EndpointRecord {
+        let policies = self.policies_of(item).map(|policy| self.policies.get(policy)).collect();
+        self.endpoint_under(endpoint, policies)
+    }
+
+    /// The record of an endpoint to which these policies apply.
+    pub(crate) fn endpoint_under(&self, endpoint: &Endpoint, policies: Vec<&Policy>) -> EndpointRecord {
         let has_profile = self.index.is_parent((endpoint.key.0, None));
         EndpointRecord {
             interface: endpoint.interface.to_string(),
             addresses: endpoint.addresses.to_vec(),
-            tiers: self.policies.bindings(self.policies_of(item).collect(), &self.texts),
+            tiers: self.policies.bindings(policies, &self.texts),
             unmatched: if has_profile { Action::Allow } else { Action::Deny },
         }
     }
 
-    fn pair(&self, namespace: &str, name: &str) -> Option<(Text, Text)> {
+    pub(crate) fn pair(&self, namespace: &str, name: &str) -> Option<(Text, Text)> {
         Some((self.texts.find(namespace)?, self.texts.find(name)?))
     }
 
-    fn policy_key(&self, name: &PolicyKey) -> Option<policies::Key> {
+    pub(crate) fn policy_key(&self, name: &PolicyKey) -> Option<policies::Key> {
         let (namespace, text) = self.pair(&name.namespace, &name.name)?;
         Some((name.kind, namespace, text))
     }

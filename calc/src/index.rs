@@ -227,8 +227,7 @@ impl Index {
                 self.selectors_by_inherited.entry(key).or_default().insert(selector);
             }
         });
-        let selected: Vec<u32> =
-            self.candidates(selector).filter(|item| self.is_selected(selector, *item, texts)).collect();
+        let selected = self.select(selector, texts);
         for item in &selected {
             let selectors = &mut self.items[*item].selectors;
             if let Err(position) = selectors.binary_search(&selector) {
@@ -331,7 +330,13 @@ impl Index {
         parents.flat_map(|parent| self.parents[*parent].labels.iter().flatten())
     }
 
-    fn is_selected(&self, selector: u32, item: u32, texts: &Texts) -> bool {
+    /// Items that a selector selects, whether it is live or not.
+    pub(crate) fn select(&self, selector: u32, texts: &Texts) -> Vec<u32> {
+        self.candidates(selector).filter(|item| self.is_selected(selector, *item, texts)).collect()
+    }
+
+    /// Whether a selector selects the item, whether it is live or not.
+    pub(crate) fn is_selected(&self, selector: u32, item: u32, texts: &Texts) -> bool {
         let own = &self.items[item].labels;
         let label = |key: Text| {
             let own = own.binary_search_by_key(&key, |(key, _)| *key).ok().map(|position| own[position].1);

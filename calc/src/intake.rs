@@ -6,7 +6,7 @@ use margay_api::meta::{
     PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
 };
 use margay_api::network::NetworkSet;
-use margay_api::policy::{Order, Policy, PolicyKey};
+use margay_api::policy::{Order, Policy, PolicyKey, StagedPolicy};
 use margay_api::rule::Rule;
 use margay_api::selector::Selector;
 use sha2::{Digest, Sha256};
@@ -20,6 +20,7 @@ use crate::rules::{End, Reference, StoredRule, store};
 use crate::selector::is_inherited;
 use crate::selectors::Selectors;
 use crate::sets::Spec;
+use crate::staged::Action;
 use crate::texts::{Text, Texts};
 use crate::update::NetworkSetKey;
 use crate::wiring::{Placement, key};
@@ -80,13 +81,37 @@ impl Graph {
     }
 
     pub(crate) fn take_policy(&mut self, name: &PolicyKey, policy: Option<Policy>) {
-        let key = (name.kind, self.texts.intern(&name.namespace), self.texts.intern(&name.name));
+        let key = self.intern_policy_key(name);
         // A policy that is staged, or in force in no direction, decides about no packet.
-        let in_force =
-            policy.filter(|policy| !name.kind.is_staged() && (policy.applies_ingress || policy.applies_egress));
-        let Some(policy) = in_force else {
-            return self.repeal(key);
-        };
+        match policy.filter(|policy| !name.kind.is_staged() && policy.applies()) {
+            Some(policy) => {
+                let policy = self.keep_policy(key, &policy);
+                self.enforce(policy);
+            }
+            None => self.repeal(key),
+        }
+    }
+
+    pub(crate) fn take_staged(&mut self, name: &PolicyKey, staged: Option<StagedPolicy>) {
+        let key = self.intern_policy_key(name);
+        let action = staged.and_then(|staged| match staged {
+            // In force in no direction, it would be as good as gone.
+            StagedPolicy::Set(policy) if policy.applies() => Some(Action::Set(self.keep_policy(key, &policy))),
+            StagedPolicy::Set(_) | StagedPolicy::Delete => Some(Action::Delete),
+            StagedPolicy::Ignore => None,
+        });
+        if let Some(Action::Set(former)) = self.staged.put(key, action) {
+            former.sets.iter().for_each(|set| self.sets.unmention(*set));
+            self.selectors.unmention(former.binding.subject);
+        }
+    }
+
+    fn intern_policy_key(&mut self, name: &PolicyKey) -> policies::Key {
+        (name.kind, self.texts.intern(&name.namespace), self.texts.intern(&name.name))
+    }
+
+    /// The policy as it is kept, with its selectors and sets mentioned.
+    fn keep_policy(&mut self, key: policies::Key, policy: &Policy) -> policies::Policy {
         let mut sets = Vec::new();
         let mut rules = |local: End, applies: bool, rules: &[Rule]| -> Box<[StoredRule]> {
             let rules = rules.iter().filter(|_| applies);
@@ -112,7 +137,7 @@ impl Graph {
             ingress: policy.applies_ingress,
             egress: policy.applies_egress,
         };
-        self.enforce(policies::Policy { key, binding, ingress, egress, sets: once.into(), nodes: Counts::default() });
+        policies::Policy { key, binding, ingress, egress, sets: once.into(), nodes: Counts::default() }
     }
 
     /// The set that a reference means, mentioned once more; noted in `mentioned`.
@@ -126,6 +151,7 @@ impl Graph {
                 let selector = select(selector.unwrap_or(&anybody), &mut self.texts);
                 Spec::NamedPort(selector, protocol, self.texts.intern(name))
             }
+            Reference::Nodes(selector) => Spec::Nodes(self.texts.intern(&selector.to_string())),
             Reference::Service(name) => {
                 let (namespace, service) = key(name, &mut self.texts);
                 Spec::Service(namespace, service)
@@ -155,6 +181,11 @@ fn set_id(spec: Spec, selectors: &Selectors, texts: &mut Texts) -> Text {
             let hash = Sha256::digest(format!("n:{selector},{protocol},{}", texts.get(name)));
             let hex: String = hash[..20].iter().map(|byte| format!("{byte:02x}")).collect();
             format!("n:{hex}")
+        }
+        Spec::Nodes(selector) => {
+            let hash = Sha256::digest(format!("nodes:{}", texts.get(selector)));
+            let hex: String = hash[..20].iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("nodes:{hex}")
         }
         Spec::Service(namespace, name) => {
             format!("svc:{}/{}", texts.get(namespace), texts.get(name))

@@ -71,7 +71,8 @@ impl Payload {
                     endpoint.addresses.iter().for_each(|ip| see(Member::AddressPort(*ip, *protocol, *port)));
                 }
             }
-            (Self::NetworkSet(_), Spec::NamedPort(..)) | (_, Spec::Service(..) | Spec::ServiceAddresses(..)) => {}
+            (Self::NetworkSet(_), Spec::NamedPort(..))
+            | (_, Spec::Nodes(_) | Spec::Service(..) | Spec::ServiceAddresses(..)) => {}
         }
     }
 }

@@ -136,14 +136,19 @@ impl Policies {
     /// Policies that refer to a tier which does not exist, with the tier.
     pub(crate) fn without_tier(&self) -> impl Iterator<Item = (Key, Text)> {
         let policies = self.policies.iter().map(|(_, policy)| (policy.key, policy.binding.tier));
-        policies.filter(|(_, tier)| self.tiers.get(tier).is_none_or(|tier| tier.object.is_none()))
+        policies.filter(|(_, tier)| !self.has_tier(*tier))
+    }
+
+    /// Whether the tier exists as an object.
+    pub(crate) fn has_tier(&self, tier: Text) -> bool {
+        self.tiers.get(&tier).is_some_and(|tier| tier.object.is_some())
     }
 
     /// The tiers of an endpoint that these policies apply to, in order. A tier without object comes behind all others and denies.
-    pub(crate) fn bindings(&self, mut policies: Vec<u32>, texts: &Texts) -> Vec<TierBinding> {
-        policies.sort_by(|a, b| self.compare(&self.policies[*a], &self.policies[*b], texts));
+    pub(crate) fn bindings(&self, mut policies: Vec<&Policy>, texts: &Texts) -> Vec<TierBinding> {
+        policies.sort_by(|a, b| self.compare(a, b, texts));
         let mut tiers: Vec<TierBinding> = Vec::new();
-        for policy in policies.into_iter().map(|policy| &self.policies[policy]) {
+        for policy in policies {
             let name = texts.get(policy.binding.tier);
             if tiers.last().is_none_or(|tier| tier.name != name) {
                 let object = self.tiers.get(&policy.binding.tier).and_then(|tier| tier.object.as_ref());
@@ -250,9 +255,9 @@ impl Policies {
 }
 
 /// What breaks ties: the text `name/namespace/kind`, as in Calico. It is not the same as name, then namespace, then kind: `a-b` comes before
-/// `a`, because a hyphen comes before a slash.
+/// `a`, because a hyphen comes before a slash. A staged policy stands where it would if it were enforced.
 fn spelled((kind, namespace, name): Key, texts: &Texts) -> impl Iterator<Item = u8> + '_ {
-    let parts = [texts.get(name), "/", texts.get(namespace), "/", kind.as_str()];
+    let parts = [texts.get(name), "/", texts.get(namespace), "/", kind.enforced().as_str()];
     parts.into_iter().flat_map(str::bytes)
 }
 
@@ -261,7 +266,7 @@ pub(crate) fn key((kind, namespace, name): Key, texts: &Texts) -> PolicyKey {
     PolicyKey { kind, namespace: texts.get(namespace).to_owned(), name: texts.get(name).to_owned() }
 }
 
-fn record(policy: &Policy, sets: &Sets, texts: &Texts) -> PolicyRecord {
+pub(crate) fn record(policy: &Policy, sets: &Sets, texts: &Texts) -> PolicyRecord {
     let id = |set: u32| SetId(texts.get(sets.id(set)).to_owned());
     let rules = |rules: &[StoredRule]| rules.iter().map(|rule| rule.record(&id)).collect();
     PolicyRecord { ingress: rules(&policy.ingress), egress: rules(&policy.egress) }

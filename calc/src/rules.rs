@@ -14,6 +14,8 @@ pub(crate) enum Reference<'a> {
     Selected(&'a Selector),
     /// The port of this name and protocol at what a selector selects, or at anybody.
     NamedPort(Option<&'a Selector>, Option<Protocol>, &'a str),
+    /// Addresses of the nodes that a selector selects.
+    Nodes(&'a Selector),
     /// Backends of a Service.
     Service(&'a NamespacedName),
     /// Addresses of the backends of a Service.
@@ -78,9 +80,10 @@ fn side(
     protocol: Option<Protocol>,
     set: &mut impl FnMut(Reference<'_>) -> u32,
 ) -> StoredSide {
-    let EntityMatch { nets, not_nets, selector, not_selector, ports, not_ports, service } = entity;
+    let EntityMatch { nets, not_nets, selector, not_selector, ports, not_ports, nodes, service } = entity;
     let mut sets: Vec<u32> = Vec::new();
     sets.extend(selector.iter().map(|selector| set(Reference::Selected(selector))));
+    sets.extend(nodes.iter().map(|selector| set(Reference::Nodes(selector))));
     let mut service_set = None;
     if let Some(service) = service {
         match end {

@@ -22,6 +22,8 @@ pub(crate) enum Spec {
     Selected(u32),
     /// Address, protocol and port of the selected endpoints that declare a port of this name; of any protocol when it is absent.
     NamedPort(u32, Option<Protocol>, Text),
+    /// Addresses of the nodes that the selector of this canonical text selects.
+    Nodes(Text),
     /// Address, protocol and port of the backends of a Service.
     Service(Text, Text),
     /// Addresses of the backends of a Service: what a packet that comes from one carries.
@@ -33,13 +35,14 @@ impl Spec {
     pub(crate) fn selector(self) -> Option<u32> {
         match self {
             Self::Selected(selector) | Self::NamedPort(selector, ..) => Some(selector),
-            Self::Service(..) | Self::ServiceAddresses(..) => None,
+            Self::Nodes(_) | Self::Service(..) | Self::ServiceAddresses(..) => None,
         }
     }
 
-    fn kind(self) -> SetKind {
+    /// The kind of its members.
+    pub(crate) fn kind(self) -> SetKind {
         match self {
-            Self::Selected(_) | Self::ServiceAddresses(..) => SetKind::Net,
+            Self::Selected(_) | Self::Nodes(_) | Self::ServiceAddresses(..) => SetKind::Net,
             Self::NamedPort(..) | Self::Service(..) => SetKind::AddressPort,
         }
     }
@@ -198,6 +201,11 @@ impl Sets {
         (retired, gone)
     }
 
+    /// What the set of this id holds.
+    pub(crate) fn find(&self, id: Text) -> Option<Spec> {
+        Some(self.sets[*self.by_id.get(&id)?].spec)
+    }
+
     /// The record of a live set.
     pub(crate) fn record(&self, id: Text) -> Option<&Record> {
         Some(&self.live(id)?.record)
@@ -219,7 +227,7 @@ impl Sets {
             marks.all(set.live.iter().flat_map(|live| live.told.iter().flatten().copied()));
             match set.spec {
                 Spec::Selected(_) => {}
-                Spec::NamedPort(_, _, name) => marks.mark(name),
+                Spec::NamedPort(_, _, text) | Spec::Nodes(text) => marks.mark(text),
                 Spec::Service(namespace, name) | Spec::ServiceAddresses(namespace, name) => {
                     marks.all([namespace, name])
                 }

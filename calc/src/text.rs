@@ -139,6 +139,8 @@ fn settings_text(settings: &FelixSettings) -> String {
         nat_exclude_hosts,
         allow_conntrack_invalid,
         log_prefix,
+        log_rate,
+        log_burst,
         ipv6,
     } = settings;
     let to_host = match endpoint_to_host {
@@ -153,8 +155,9 @@ fn settings_text(settings: &FelixSettings) -> String {
     ];
     let flags: String = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, name)| *name).collect();
     let mtu_v6 = if *vxlan_mtu_v6 == 0 { String::new() } else { format!(" mtu-v6 {vxlan_mtu_v6}") };
+    let limit = log_rate.map(|rate| format!(" limit {rate} burst {log_burst}")).unwrap_or_default();
     format!(
-        " to-host {to_host} vxlan vni {vxlan_vni} port {vxlan_port} mtu {vxlan_mtu}{mtu_v6} log {log_prefix:?}{flags}"
+        " to-host {to_host} vxlan vni {vxlan_vni} port {vxlan_port} mtu {vxlan_mtu}{mtu_v6} log {log_prefix:?}{limit}{flags}"
     )
 }
 

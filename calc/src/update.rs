@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
 use margay_api::meta::{Labels, NamespacedName};
-use margay_api::network::{BlockInfo, FelixSettings, NetworkSet, NodeInfo, Pool};
-use margay_api::policy::{Policy, PolicyKey, Tier};
+use margay_api::network::{BlockInfo, NetworkSet, NodeInfo, Pool};
+use margay_api::policy::{Policy, PolicyKey, StagedPolicy, Tier};
 use margay_api::rule::Protocol;
+use margay_api::settings::FelixOverrides;
 
 /// Identity of a network set; the namespace is empty for global ones.
 pub type NetworkSetKey = NamespacedName;
@@ -32,8 +33,10 @@ pub enum Update {
     Namespace(String, Option<Labels>),
     /// Labels of a service account.
     ServiceAccount(NamespacedName, Option<Labels>),
-    /// A policy of any kind.
+    /// A policy of any kind that is enforced.
     Policy(PolicyKey, Option<Policy>),
+    /// A policy of a staged kind.
+    Staged(PolicyKey, Option<StagedPolicy>),
     /// A tier.
     Tier(String, Option<Tier>),
     /// A network set, namespaced or global.
@@ -46,6 +49,6 @@ pub enum Update {
     Pool(String, Option<Pool>),
     /// An IPAM block by its range.
     Block(IpNet, Option<BlockInfo>),
-    /// A FelixConfiguration by the name of its object: `default` for all, `node.NAME` for one node.
-    Settings(String, Option<FelixSettings>),
+    /// A FelixConfiguration by the name of its object.
+    Settings(String, Option<FelixOverrides>),
 }

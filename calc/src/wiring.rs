@@ -5,13 +5,15 @@
 //! old ones are released.
 
 use margay_api::meta::NamespacedName;
+use margay_api::network::NodeInfo;
 use margay_api::policy::Tier;
 
 use crate::graph::Graph;
 use crate::index::{LabelList, Matches, ParentName};
 use crate::intake::plain;
 use crate::members::Payload;
-use crate::model::Member;
+use crate::model::{IpSetRecord, Member, Record, SetId};
+use crate::node_sets;
 use crate::policies::{Binding, Key, Policy};
 use crate::sets::{Spec, address};
 use crate::texts::Text;
@@ -101,6 +103,17 @@ impl Graph {
         }
     }
 
+    /// A node is other than it was.
+    pub(crate) fn renode(&mut self, name: String, node: Option<NodeInfo>) {
+        for (set, selector) in self.node_sets.live() {
+            let added = node.iter().flat_map(|node| node_sets::added(selector, node));
+            added.for_each(|member| self.sets.add(set, member));
+            let removed = self.globals.nodes().get(&name).into_iter().flat_map(|node| node_sets::added(selector, node));
+            removed.for_each(|member| self.sets.remove(set, member));
+        }
+        self.globals.set_node(name, node);
+    }
+
     /// A Service has other backends.
     pub(crate) fn reserve(&mut self, key: (Text, Text), backends: Vec<Backend>) {
         let service = self.services.entry(key).or_default();
@@ -118,6 +131,7 @@ impl Graph {
         for (set, spec) in retired {
             match spec {
                 Spec::Selected(selector) | Spec::NamedPort(selector, ..) => self.selectors.remove_set(selector, set),
+                Spec::Nodes(_) => self.node_sets.retire(set),
                 Spec::Service(namespace, name) | Spec::ServiceAddresses(namespace, name) => {
                     if let Some(service) = self.services.get_mut(&(namespace, name)) {
                         service.sets.retain(|known| *known != set);
@@ -240,24 +254,49 @@ impl Graph {
     /// The set becomes live, with all its members.
     fn fill(&mut self, set: u32) {
         let spec = self.sets.spec(set);
-        let mut members = Vec::new();
-        match spec {
+        let members = match spec {
             Spec::Selected(selector) | Spec::NamedPort(selector, ..) => {
                 self.index.enliven(selector, &self.texts);
                 self.selectors.users_mut(selector).sets.push(set);
-                let items = self.index.items_of(selector).iter();
-                for payload in items.filter_map(|item| self.members.get(*item)) {
-                    payload.members(spec, |member| members.push(member));
-                }
+                self.members_of(spec, self.index.items_of(selector).iter().copied())
+            }
+            Spec::Nodes(selector) => {
+                self.node_sets.enliven(set, self.texts.get(selector));
+                self.members_of(spec, [])
             }
             Spec::Service(namespace, name) | Spec::ServiceAddresses(namespace, name) => {
-                let service = self.services.entry((namespace, name)).or_default();
-                service.sets.push(set);
-                let backends = service.backends.iter();
+                self.services.entry((namespace, name)).or_default().sets.push(set);
+                self.members_of(spec, [])
+            }
+        };
+        self.sets.enliven(set, members, &self.texts);
+    }
+
+    /// The record that a set which is not live would have.
+    pub(crate) fn resting_set(&self, id: &SetId) -> Option<Record> {
+        let spec = self.sets.find(self.texts.find(&id.0)?)?;
+        let items = spec.selector().map(|selector| self.index.select(selector, &self.texts)).unwrap_or_default();
+        let members = self.members_of(spec, items).into_iter().collect();
+        Some(Record::IpSet(IpSetRecord { kind: spec.kind(), members }))
+    }
+
+    /// What these items, or the backends of the Service, add to a set of that content.
+    fn members_of(&self, spec: Spec, items: impl IntoIterator<Item = u32>) -> Vec<Member> {
+        let mut members = Vec::new();
+        for payload in items.into_iter().filter_map(|item| self.members.get(item)) {
+            payload.members(spec, |member| members.push(member));
+        }
+        match spec {
+            Spec::Selected(_) | Spec::NamedPort(..) => {}
+            Spec::Nodes(selector) => {
+                members.extend(node_sets::members(self.texts.get(selector), self.globals.nodes()));
+            }
+            Spec::Service(namespace, name) | Spec::ServiceAddresses(namespace, name) => {
+                let backends = self.services.get(&(namespace, name)).into_iter().flat_map(|service| &service.backends);
                 members.extend(backends.map(|backend| backend_member(spec, backend)));
             }
         }
-        self.sets.enliven(set, members, &self.texts);
+        members
     }
 
     fn bind_all(&mut self, policy: u32) {

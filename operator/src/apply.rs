@@ -35,7 +35,11 @@ const WAVES: u8 = 3;
 fn wave(object: &Object) -> u8 {
     match object.key.kind.kind {
         "Namespace" => 0,
-        "ClusterRoleBinding" | "DaemonSet" | "Deployment" | "ValidatingAdmissionPolicyBinding" => 2,
+        "ClusterRoleBinding"
+        | "DaemonSet"
+        | "Deployment"
+        | "MutatingAdmissionPolicyBinding"
+        | "ValidatingAdmissionPolicyBinding" => 2,
         _ => 1,
     }
 }

@@ -91,6 +91,7 @@ fn what_refers_to_others_comes_after_them() {
         ("Namespace", "Secret"),
         ("ClusterRole", "ClusterRoleBinding"),
         ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"),
+        ("MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"),
         ("ServiceAccount", "Deployment"),
         ("Secret", "Deployment"),
         ("ConfigMap", "DaemonSet"),

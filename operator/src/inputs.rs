@@ -86,6 +86,8 @@ pub struct Inputs {
     pub tiers: Option<BTreeSet<String>>,
     /// Spec of ClusterInformation `default`: outer none while the API does not serve the kind.
     pub cluster_information: Option<Option<Value>>,
+    /// Whether the API serves admission policies that mutate.
+    pub mutates: bool,
     /// Cluster IP of typha's Service.
     pub typha_address: Option<String>,
     /// What is stored of certificates.

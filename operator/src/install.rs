@@ -71,6 +71,7 @@ fn api_rules() -> Vec<Value> {
 }
 
 const ADMISSION: [&str; 2] = ["validatingadmissionpolicies", "validatingadmissionpolicybindings"];
+const MUTATION: [&str; 2] = ["mutatingadmissionpolicies", "mutatingadmissionpolicybindings"];
 const ROLES: [&str; 2] = ["clusterrolebindings", "clusterroles"];
 const WORKLOADS: [&str; 2] = ["daemonsets", "deployments"];
 
@@ -82,7 +83,7 @@ fn read_rules() -> Vec<Value> {
         rule("apps", &WORKLOADS, &READ),
         rule("policy", &["poddisruptionbudgets"], &READ),
         rule("rbac.authorization.k8s.io", &ROLES, &READ),
-        rule("admissionregistration.k8s.io", &ADMISSION, &READ),
+        rule("admissionregistration.k8s.io", &[ADMISSION, MUTATION].concat(), &READ),
         named("", &["configmaps"], &[CA_NAME, "kubeadm-config"], &READ),
         named("", &["secrets"], &[READER_SECRET, TYPHA_SECRET], &READ),
     ]
@@ -99,6 +100,7 @@ fn write_rules() -> Vec<Value> {
         named("policy", &["poddisruptionbudgets"], &own, both),
         named("rbac.authorization.k8s.io", &ROLES, &own, both),
         named("admissionregistration.k8s.io", &ADMISSION, &render::guard_names(), both),
+        named("admissionregistration.k8s.io", &MUTATION, &render::mutation_names(), both),
         named("", &["configmaps"], &[CA_NAME], &APPLY),
         named("", &["secrets"], &[READER_SECRET, TYPHA_SECRET], &APPLY),
     ]

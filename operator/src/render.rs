@@ -3,10 +3,12 @@
 mod admission;
 mod cni;
 mod config;
+mod defaulting;
 mod namespace;
 mod node;
 mod overrides;
 mod pools;
+mod protection;
 mod rbac;
 mod typha;
 
@@ -93,6 +95,8 @@ pub fn plan(spec: &InstallationSpec, inputs: &Inputs, owner: &Owner, settings: &
     plan.objects.push(namespace::namespace(&context));
     plan.objects.extend(rbac::objects(&context));
     plan.objects.extend(admission::objects(&context));
+    plan.objects.extend(protection::objects(&context));
+    plan.objects.extend(defaulting::objects(&context));
     plan.objects.extend(config::objects(&context));
     plan.objects.extend(config::bundle(&context));
     plan.objects.extend(typha::objects(&context));
@@ -105,9 +109,14 @@ pub fn pools(spec: &InstallationSpec, inputs: &Inputs) -> PoolPlan {
     pools::plan(spec, inputs)
 }
 
-/// Names of the admission policies, for the operator's own permissions.
+/// Names of the admission policies that refuse, for the operator's own permissions.
 pub(crate) fn guard_names() -> Vec<&'static str> {
-    admission::names()
+    [admission::names(), protection::NAMES.to_vec()].concat()
+}
+
+/// Names of the admission policies that fill in, for the operator's own permissions.
+pub(crate) fn mutation_names() -> Vec<&'static str> {
+    defaulting::NAMES.to_vec()
 }
 
 /// Every rule that is granted to a component, which the operator therefore has to hold.

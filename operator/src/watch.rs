@@ -56,6 +56,8 @@ pub struct World {
 const KUBEADM: &str = "kubeadm-config";
 /// The namespace that every cluster has; its identity is the cluster's.
 const KUBE_SYSTEM: &str = "kube-system";
+/// Kinds of our own that an API server may be too old for.
+const MUTATING_KINDS: [&str; 2] = ["MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"];
 /// Kinds that are looked at whole, wherever their API may not be served yet.
 const V3_KINDS: [&str; 4] = ["IPPool", "FelixConfiguration", "Tier", "ClusterInformation"];
 
@@ -98,7 +100,7 @@ impl World {
         owned
             .chain(others)
             .chain(named)
-            .filter(|(name, store)| !V3_KINDS.contains(name) && !is_read(store))
+            .filter(|(name, store)| !V3_KINDS.contains(name) && !MUTATING_KINDS.contains(name) && !is_read(store))
             .map(|(name, _)| name)
             .collect()
     }
@@ -184,6 +186,8 @@ impl World {
     }
 
     fn gather_owned(&self, inputs: &mut Inputs) {
+        let mut mutating = self.owned.iter().filter(|(kind, _)| MUTATING_KINDS.contains(&kind.kind));
+        inputs.mutates = mutating.all(|(_, store)| is_read(store));
         for (kind, store) in &self.owned {
             let objects = in_order(store);
             match kind.kind {

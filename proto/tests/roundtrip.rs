@@ -10,6 +10,7 @@ use margay_api::meta::NamespacedName;
 use margay_api::network::{Encapsulation, EndpointToHostAction, FelixSettings, Mac, NodeInfo, Vtep};
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
+use margay_api::settings::{LogRate, TimeUnit};
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{
     EndpointRecord, IpSetRecord, Member, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord, RuleRecord, SetId,
@@ -137,8 +138,13 @@ fn settings() -> impl Strategy<Value = FelixSettings> {
         EndpointToHostAction::Return,
     ]);
     let numbers = (any::<u32>(), any::<u16>(), any::<u32>(), any::<u32>());
-    (to_host, numbers, any::<[bool; 3]>(), "[a-z]{0,5}").prop_map(
-        |(endpoint_to_host, (vxlan_vni, vxlan_port, vxlan_mtu, vxlan_mtu_v6), flags, log_prefix)| FelixSettings {
+    let unit = prop::sample::select(TimeUnit::ALL.to_vec());
+    let rate = (1_u16.., unit).prop_map(|(count, unit)| LogRate { count, unit });
+    let log = ("[a-z]{0,5}", of(rate), 1_u16..);
+    (to_host, numbers, any::<[bool; 3]>(), log).prop_map(|(endpoint_to_host, numbers, flags, log)| {
+        let (vxlan_vni, vxlan_port, vxlan_mtu, vxlan_mtu_v6) = numbers;
+        let (log_prefix, log_rate, log_burst) = log;
+        FelixSettings {
             endpoint_to_host,
             vxlan_vni,
             vxlan_port,
@@ -147,9 +153,11 @@ fn settings() -> impl Strategy<Value = FelixSettings> {
             nat_exclude_hosts: flags[0],
             allow_conntrack_invalid: flags[1],
             log_prefix,
+            log_rate,
+            log_burst,
             ipv6: flags[2],
-        },
-    )
+        }
+    })
 }
 
 fn node() -> impl Strategy<Value = NodeInfo> {

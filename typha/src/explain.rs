@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use margay_api::endpoint::EndpointKey;
 use margay_api::rule::{Action, Protocol};
-use margay_calc::evaluate::{Direction, Packet, evaluate};
+use margay_calc::evaluate::{Direction, Packet, Records, evaluate};
 use margay_calc::graph::Graph;
 use margay_calc::model::{Record, RecordId};
 use margay_calc::text;
@@ -28,20 +28,27 @@ pub fn explain(graph: &Graph, question: &ExplainRequest) -> Result<ExplainRespon
     let from = end(graph, "from", question.from.as_ref())?;
     let to = end(graph, "to", question.to.as_ref())?;
     let packet = packet(&from, &to, question)?;
+    let (verdict, steps) = follow(graph, &from, &to, &packet);
+    let (pending_verdict, pending_steps) =
+        graph.pending().map(|pending| follow(&pending, &from, &to, &packet)).unwrap_or_default();
+    Ok(ExplainResponse { verdict, steps, pending_verdict, pending_steps })
+}
+
+/// The verdict of these records, and what led to it.
+fn follow(records: &impl Records, from: &End, to: &End, packet: &Packet) -> (String, Vec<String>) {
     let mut allowed = true;
     let mut steps = Vec::new();
-    for (end, direction, name) in [(&from, Direction::Egress, "egress"), (&to, Direction::Ingress, "ingress")] {
+    for (end, direction, name) in [(from, Direction::Egress, "egress"), (to, Direction::Ingress, "ingress")] {
         let Some(pod) = &end.pod else {
             steps.push(format!("{name}: not a pod, so no policy of a pod applies"));
             continue;
         };
-        let verdict = evaluate(graph, pod, direction, &packet);
+        let verdict = evaluate(records, pod, direction, packet);
         allowed &= verdict.action == Action::Allow;
         let lines = text::verdict(&verdict);
         steps.extend(lines.lines().map(|line| format!("{name} of {pod}: {line}")));
     }
-    let verdict = if allowed { "allow" } else { "deny" };
-    Ok(ExplainResponse { verdict: verdict.to_owned(), steps })
+    (if allowed { "allow" } else { "deny" }.to_owned(), steps)
 }
 
 fn end(graph: &Graph, field: &str, party: Option<&Party>) -> Result<End, Status> {

@@ -91,6 +91,11 @@ impl Fault {
         matches!(self, Self::Older { .. } | Self::Empty | Self::Lacking { .. })
     }
 
+    /// Whether the API server does not know what was asked for.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Api(error) if matches!(&**error, kube::Error::Api(status) if status.code == 404))
+    }
+
     /// Whether the version to go on from is lost, so that a new list is needed.
     pub fn needs_list(&self) -> bool {
         match self {

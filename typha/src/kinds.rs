@@ -25,6 +25,12 @@ pub const POD: &str = "Pod";
 /// The kind whose objects say which node an address belongs to.
 pub const BLOCK: &str = "IPAMBlock";
 
+/// The kind of Kubernetes' cluster-wide policies.
+const CLUSTER_POLICY: &str = "KubernetesClusterNetworkPolicy";
+
+/// Kinds that a cluster may do without, with the definition that would serve them.
+const OPTIONAL: &[(&str, &str)] = &[(CLUSTER_POLICY, k8s::cnp::DEFINITION)];
+
 /// One line of the table.
 pub struct Line {
     /// Name of the kind.
@@ -42,8 +48,9 @@ impl Line {
     /// Watches the kind, where `mode` keeps it, until the owner task ends.
     pub fn start(&self, mode: Mode, client: kube::Client, events: mpsc::Sender<Event>, counters: Counters) -> Watching {
         let (path, form) = self.place(mode);
-        let never_empty = self.never_empty;
-        (self.run)(Watch { kind: self.kind, path, form, never_empty, client, events, counters })
+        let Self { kind, never_empty, run, .. } = *self;
+        let definition = OPTIONAL.iter().find(|(optional, _)| *optional == kind).map(|(_, definition)| *definition);
+        run(Watch { kind, path, form, definition, never_empty, client, events, counters })
     }
 
     /// Where the kind is served, and in which form.
@@ -56,7 +63,8 @@ impl Line {
 }
 
 /// Every kind that policy or routing depends on. All of them must be served: an API server that does not know a kind yet
-/// (it has just started, its CRDs are not installed) must not be taken for one that has no policies.
+/// (it has just started, its CRDs are not installed) must not be taken for one that has no policies. Of [`OPTIONAL`] ones the definition is
+/// asked for, and believed.
 #[rustfmt::skip]
 pub const TABLE: &[Line] = &[
     Line { kind: POD, path: "/api/v1/pods", never_empty: true, run: |watch| Box::pin(watch.run(pod)) },
@@ -65,8 +73,12 @@ pub const TABLE: &[Line] = &[
     Line { kind: "ServiceAccount", path: "/api/v1/serviceaccounts", never_empty: true, run: |watch| Box::pin(watch.run(service_account)) },
     Line { kind: "EndpointSlice", path: "/apis/discovery.k8s.io/v1/endpointslices", never_empty: false, run: |watch| Box::pin(watch.run(endpoint_slice)) },
     Line { kind: "KubernetesNetworkPolicy", path: "/apis/networking.k8s.io/v1/networkpolicies", never_empty: false, run: |watch| Box::pin(watch.run(kubernetes_policy)) },
+    Line { kind: CLUSTER_POLICY, path: "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies", never_empty: false, run: |watch| Box::pin(watch.run(cluster_policy)) },
     Line { kind: "NetworkPolicy", path: "/apis/projectcalico.org/v3/networkpolicies", never_empty: false, run: |watch| Box::pin(watch.run(network_policy)) },
     Line { kind: "GlobalNetworkPolicy", path: "/apis/projectcalico.org/v3/globalnetworkpolicies", never_empty: false, run: |watch| Box::pin(watch.run(global_policy)) },
+    Line { kind: "StagedNetworkPolicy", path: "/apis/projectcalico.org/v3/stagednetworkpolicies", never_empty: false, run: |watch| Box::pin(watch.run(staged_policy)) },
+    Line { kind: "StagedGlobalNetworkPolicy", path: "/apis/projectcalico.org/v3/stagedglobalnetworkpolicies", never_empty: false, run: |watch| Box::pin(watch.run(staged_global_policy)) },
+    Line { kind: "StagedKubernetesNetworkPolicy", path: "/apis/projectcalico.org/v3/stagedkubernetesnetworkpolicies", never_empty: false, run: |watch| Box::pin(watch.run(staged_kubernetes_policy)) },
     Line { kind: "Tier", path: "/apis/projectcalico.org/v3/tiers", never_empty: false, run: |watch| Box::pin(watch.run(tier)) },
     Line { kind: "NetworkSet", path: "/apis/projectcalico.org/v3/networksets", never_empty: false, run: |watch| Box::pin(watch.run(network_set)) },
     Line { kind: "GlobalNetworkSet", path: "/apis/projectcalico.org/v3/globalnetworksets", never_empty: false, run: |watch| Box::pin(watch.run(global_network_set)) },
@@ -110,6 +122,11 @@ fn kubernetes_policy(policy: networking::v1::NetworkPolicy) -> Parsed {
     taken(parsed, |policy| Update::Policy(key, Some(policy)))
 }
 
+fn cluster_policy(policy: k8s::cnp::ClusterNetworkPolicy) -> Parsed {
+    let key = k8s::cnp::key(&policy);
+    taken(k8s::cnp::policy(&policy), |policy| Update::Policy(key, Some(policy)))
+}
+
 fn network_policy(policy: v3::NetworkPolicy) -> Parsed {
     let key = PolicyKey::of(PolicyKind::NetworkPolicy, &policy.metadata);
     taken(v3::policy::network_policy(&policy), |policy| Update::Policy(key, Some(policy)))
@@ -118,6 +135,21 @@ fn network_policy(policy: v3::NetworkPolicy) -> Parsed {
 fn global_policy(policy: v3::GlobalNetworkPolicy) -> Parsed {
     let key = PolicyKey::of(PolicyKind::GlobalNetworkPolicy, &policy.metadata);
     taken(v3::policy::global_network_policy(&policy), |policy| Update::Policy(key, Some(policy)))
+}
+
+fn staged_policy(policy: v3::StagedNetworkPolicy) -> Parsed {
+    let key = PolicyKey::of(PolicyKind::StagedNetworkPolicy, &policy.metadata);
+    taken(v3::policy::staged_network_policy(&policy), |staged| Update::Staged(key, Some(staged)))
+}
+
+fn staged_global_policy(policy: v3::StagedGlobalNetworkPolicy) -> Parsed {
+    let key = PolicyKey::of(PolicyKind::StagedGlobalNetworkPolicy, &policy.metadata);
+    taken(v3::policy::staged_global_network_policy(&policy), |staged| Update::Staged(key, Some(staged)))
+}
+
+fn staged_kubernetes_policy(policy: v3::StagedKubernetesNetworkPolicy) -> Parsed {
+    let key = PolicyKey::of(PolicyKind::StagedKubernetesNetworkPolicy, &policy.metadata);
+    taken(v3::policy::staged_kubernetes_network_policy(&policy), |staged| Update::Staged(key, Some(staged)))
 }
 
 fn tier(tier: v3::Tier) -> Parsed {
@@ -152,9 +184,9 @@ fn block(block: v3::IPAMBlock) -> Parsed {
 }
 
 fn settings(configuration: v3::FelixConfiguration) -> Parsed {
-    let parsed = v3::cluster::settings(&configuration);
+    let parsed = v3::cluster::overrides(&configuration);
     let name = named(configuration.metadata).0.name;
-    taken(parsed, |settings| Update::Settings(name, Some(settings)))
+    taken(parsed, |overrides| Update::Settings(name, Some(overrides)))
 }
 
 fn named(meta: ObjectMeta) -> (NamespacedName, Labels) {

@@ -7,6 +7,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::{AsyncBufRead, AsyncBufReadExt};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{GetParams, ListParams, WatchParams};
 use kube::core::Request;
 use margay_runtime::backoff::{Backoff, jitter};
@@ -33,6 +34,10 @@ const PAGE: u32 = 500;
 const CHUNK: usize = 500;
 /// Missing objects that are asked for by name.
 const SAMPLE: usize = 32;
+/// Where definitions are.
+const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+/// Between looks at a kind that is not served.
+const ABSENT: Duration = Duration::from_secs(10);
 /// Between attempts: at first, and at most, so that an API server that is back is heard soon.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -45,6 +50,8 @@ pub struct Watch {
     pub path: String,
     /// The form in which they come.
     pub form: Form,
+    /// The definition of the kind, if a cluster may do without it.
+    pub definition: Option<&'static str>,
     /// In a working cluster there is at least one object of the kind.
     pub never_empty: bool,
     /// Connection to the API.
@@ -53,6 +60,16 @@ pub struct Watch {
     pub events: mpsc::Sender<Event>,
     /// What is counted.
     pub counters: Counters,
+}
+
+/// What is known about a kind that was not found.
+enum Outlook {
+    /// It is not served, and has no objects.
+    Unserved,
+    /// It is served elsewhere, where it is looked for from now on.
+    Served,
+    /// Nothing, or nothing new.
+    Unknown,
 }
 
 /// The owner task has ended, so there is nobody to watch for.
@@ -85,7 +102,7 @@ pub fn unix_ns() -> u64 {
 
 impl Watch {
     /// Feeds the owner task until it ends.
-    pub async fn run<K: DeserializeOwned>(self, parse: fn(K) -> Parsed) {
+    pub async fn run<K: DeserializeOwned>(mut self, parse: fn(K) -> Parsed) {
         let mut feed = Feed::new(parse, self.form, self.never_empty);
         let mut pace = Pace::new(self.kind);
         let mut streamed = true;
@@ -103,7 +120,47 @@ impl Watch {
             if fault.needs_list() || feed.version().is_none() {
                 feed.restart();
             }
-            tokio::time::sleep(pace.failed(&fault)).await;
+            let pause = match self.look_at_definition(&mut feed, &fault).await {
+                Ok(Outlook::Unserved) => ABSENT,
+                Ok(Outlook::Served) => continue,
+                Ok(Outlook::Unknown) => pace.failed(&fault),
+                Err(End::Fault(fault)) => pace.failed(&fault),
+                Err(End::Stopped) => return,
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Why an optional kind is not found. One without definition has no objects; one that is served at another version is read at that.
+    async fn look_at_definition<K: DeserializeOwned>(
+        &mut self,
+        feed: &mut Feed<K>,
+        fault: &Fault,
+    ) -> Result<Outlook, End> {
+        let Some(name) = self.definition.filter(|_| fault.is_not_found()) else {
+            return Ok(Outlook::Unknown);
+        };
+        feed.restart();
+        let request = Request::new(DEFINITIONS)
+            .get(name, &GetParams::default())
+            .map_err(|error| api(kube::Error::BuildRequest(error)))?;
+        let definition: CustomResourceDefinition = match answer(self.client.request(request)).await {
+            Ok(definition) => definition,
+            Err(fault) if fault.is_not_found() => {
+                self.hand_over(Vec::new()).await?;
+                return Ok(Outlook::Unserved);
+            }
+            Err(fault) => return Err(fault.into()),
+        };
+        let versions = definition.spec.versions.into_iter().filter(|version| version.served);
+        let versions: Vec<String> = versions.map(|version| version.name).collect();
+        match elsewhere(&self.path, &versions) {
+            None => Ok(Outlook::Unknown),
+            Some(path) => {
+                info!(kind = self.kind, path, "read at another version; what this version does not know is refused");
+                self.path = path;
+                Ok(Outlook::Served)
+            }
         }
     }
 
@@ -243,7 +300,7 @@ impl Watch {
             .map_err(|error| api(kube::Error::BuildRequest(error)))?;
         match answer(self.client.request_text(request)).await {
             Ok(_) => Ok(true),
-            Err(Fault::Api(error)) if is_not_found(&error) => Ok(false),
+            Err(fault) if fault.is_not_found() => Ok(false),
             Err(fault) => Err(fault),
         }
     }
@@ -299,8 +356,15 @@ fn object_path(path: &str, key: &ObjectKey) -> String {
     }
 }
 
-fn is_not_found(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 404)
+/// The same path at a version that is served; none if it is at one of them already, which the API server will get to know.
+fn elsewhere(path: &str, served: &[String]) -> Option<String> {
+    let mut parts: Vec<&str> = path.split('/').collect();
+    let version = parts.get_mut(3)?;
+    if served.iter().any(|served| served == version) {
+        return None;
+    }
+    *version = served.first()?;
+    Some(parts.join("/"))
 }
 
 fn api(error: kube::Error) -> Fault {

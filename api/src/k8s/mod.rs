@@ -1,5 +1,6 @@
 //! Kubernetes' own kinds to the parsed forms.
 
+pub mod cnp;
 pub mod labels;
 pub mod netpol;
 pub mod node;

@@ -77,7 +77,7 @@ fn in_namespace(namespace: &str, pods: Selector) -> Selector {
     Selector::and([own.into(), is_pod(), pods])
 }
 
-fn is_pod() -> Selector {
+pub(super) fn is_pod() -> Selector {
     Node::Equals(LABEL_ORCHESTRATOR.to_owned(), ORCHESTRATOR.to_owned()).into()
 }
 
@@ -264,7 +264,7 @@ fn port(problems: &mut Problems, at: &str, found: &NetworkPolicyPort) -> Option<
     Some((protocol, Some(port?)))
 }
 
-fn is_port_name(name: &str) -> bool {
+pub(super) fn is_port_name(name: &str) -> bool {
     name.len() <= 15
         && name.contains(|c: char| c.is_ascii_lowercase())
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')

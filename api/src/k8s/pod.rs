@@ -57,24 +57,24 @@ fn is_finished(pod: &Pod) -> bool {
         || (pod.metadata.deletion_timestamp.is_some() && released)
 }
 
-/// Annotations win over the status, because they are written as soon as the address is given.
+/// What kubelet reports counts. Annotations, which are written as soon as an address is given, count until then: users may come to write
+/// them, and must not give a running pod another's address. What a pod's own node says about it is put over both, by typha.
 fn addresses(pod: &Pod) -> Vec<IpAddr> {
+    let reported = reported(pod);
+    if !reported.is_empty() {
+        return reported;
+    }
     let annotated = [ANNOTATION_POD_IPS, ANNOTATION_POD_IP]
         .into_iter()
         .filter_map(|name| annotation(pod, name))
-        .map(|text| text.split(',').filter_map(address).collect::<Vec<_>>())
-        .find(|addresses| !addresses.is_empty());
-    annotated.unwrap_or_else(|| {
-        let status = pod.status.as_ref();
-        let many = status
-            .and_then(|status| status.pod_ips.as_ref())
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| address(&entry.ip));
-        let many: Vec<IpAddr> = many.collect();
-        let one = status.and_then(|status| address(status.pod_ip.as_deref()?));
-        if many.is_empty() { one.into_iter().collect() } else { many }
-    })
+        .map(|text| text.split(',').filter_map(address).collect::<Vec<_>>());
+    { annotated }.find(|addresses| !addresses.is_empty()).unwrap_or_default()
+}
+
+fn reported(pod: &Pod) -> Vec<IpAddr> {
+    let Some(status) = &pod.status else { return Vec::new() };
+    let many: Vec<IpAddr> = status.pod_ips.iter().flatten().filter_map(|entry| address(&entry.ip)).collect();
+    if many.is_empty() { status.pod_ip.as_deref().and_then(address).into_iter().collect() } else { many }
 }
 
 fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {

@@ -4,9 +4,10 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use super::parse::felix::{settings, settings_over};
+pub use super::parse::felix::overrides;
 
-/// Settings of the data plane: `default` for all nodes, `node.NAME` for one. Fields that nothing here reads are kept as they are.
+/// Settings of the data plane: `default` for all nodes, `node.NAME` for one, any other name for those of its nodeSelector. Where several say
+/// something, that of the node counts, then those by selector (the first by name), then `default`. Fields that nothing here reads are kept.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "projectcalico.org",
@@ -39,9 +40,22 @@ pub struct FelixConfigurationSpec {
     /// Let packets pass that connection tracking calls invalid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disable_conntrack_invalid_check: Option<bool>,
-    /// Prefix of log lines of rules with action Log.
+    /// What log lines of rules with action Log begin with. %t stands for the tier, %k for the short kind, %n for the name of the policy,
+    /// %p for namespace/name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_prefix: Option<String>,
+    /// How often a rule with action Log reports at most, like 10/second or 100/hour; always by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("pattern" = "^[1-9][0-9]{0,3}/(second|minute|hour|day)$"))]
+    pub log_action_rate_limit: Option<String>,
+    /// Reports that may come at once under logActionRateLimit, 5 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 9999))]
+    pub log_action_rate_limit_burst: Option<i64>,
+    /// Nodes that the settings are for, by their labels. Not for the names default and node.NAME.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub node_selector: Option<String>,
     /// Whether IPv6 is programmed; true by default.
     #[serde(default, rename = "ipv6Support", skip_serializing_if = "Option::is_none")]
     pub ipv6_support: Option<bool>,

@@ -35,27 +35,130 @@ pub(super) fn allowed_uses(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// Hints that Calico knows.
+pub(super) fn performance_hints(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "items": { "type": "string", "enum": ["AssumeNeededOnEveryNode"] } })
+}
+
+/// Rules between the fields of a policy of either kind.
+fn policy_rules() -> Vec<Value> {
+    let plain = |field: &str| {
+        json!({
+            "rule": format!("!has(self.{field}) || !self.{field}.contains('global(')"),
+            "message": format!("{field}: global() is only for namespace selectors"),
+        })
+    };
+    let no_service = |list: &str, side: &str, remedy: &str| {
+        json!({
+            "rule": format!("!has(self.{list}) || self.{list}.all(rule, !has(rule.{side}) || !has(rule.{side}.services))"),
+            "message": format!("{list} rules have no services in their {side}: {remedy}"),
+        })
+    };
+    vec![
+        plain("selector"),
+        plain("serviceAccountSelector"),
+        no_service("ingress", "destination", "name them in source"),
+        no_service("egress", "source", "name them in destination"),
+        json!({
+            "rule": "!has(self.egress) || self.egress.all(rule, !has(rule.http))",
+            "message": "http is only for ingress rules",
+        }),
+    ]
+}
+
+/// Rules between the fields of a namespaced policy.
+pub(super) fn namespaced_rules() -> Value {
+    policy_rules().into()
+}
+
+/// Rules between the fields of a staged namespaced policy.
+pub(super) fn staged_rules() -> Value {
+    let others = ["order", "selector", "serviceAccountSelector", "types", "ingress", "egress", "performanceHints"];
+    [policy_rules(), vec![alone(&others)]].concat().into()
+}
+
+/// Rules between the fields of a staged cluster-wide policy.
+pub(super) fn staged_global_rules() -> Value {
+    let others = [
+        "order",
+        "selector",
+        "namespaceSelector",
+        "serviceAccountSelector",
+        "types",
+        "ingress",
+        "egress",
+        "applyOnForward",
+        "doNotTrack",
+        "preDNAT",
+        "performanceHints",
+    ];
+    let mut rules = all_global_rules();
+    rules.push(alone(&others));
+    rules.into()
+}
+
+/// The rule of a staged Kubernetes policy.
+pub(super) fn staged_kubernetes_rules() -> Value {
+    json!([alone(&["podSelector", "ingress", "egress", "policyTypes"])])
+}
+
+/// The deletion of a policy says nothing else.
+fn alone(others: &[&str]) -> Value {
+    let absent: Vec<String> = others.iter().map(|field| format!("!has(self.{field})")).collect();
+    json!({
+        "rule": format!("!has(self.stagedAction) || self.stagedAction != 'Delete' || {}", absent.join(" && ")),
+        "message": "stagedAction Delete stands alone: remove every other field but tier",
+    })
+}
+
 /// Rules between the fields of a cluster-wide policy.
 pub(super) fn global_rules() -> Value {
+    all_global_rules().into()
+}
+
+fn all_global_rules() -> Vec<Value> {
+    let in_namespace = |list: &str, side: &str| {
+        let service = format!("rule.{side}.services");
+        json!({
+            "rule": format!(
+                "!has(self.{list}) || self.{list}.all(rule, !has(rule.{side}) || !has({service}) || has({service}.__namespace__))"
+            ),
+            "message": format!("services in the {side} of {list} rules need their namespace in a cluster-wide policy"),
+        })
+    };
+    let own = vec![
+        json!({
+            "rule": "!has(self.namespaceSelector) || !self.namespaceSelector.contains('global(') \
+                || self.namespaceSelector.matches('^[ \\t]*global\\\\([ \\t]*\\\\)[ \\t]*$')",
+            "message": "namespaceSelector: global() stands alone",
+        }),
+        in_namespace("ingress", "source"),
+        in_namespace("egress", "destination"),
+    ];
+    [policy_rules(), own, host_rules()].concat()
+}
+
+/// Rules between the flags that concern hosts.
+fn host_rules() -> Vec<Value> {
     let set = |field: &str| format!("has(self.{field}) && self.{field}");
-    json!([
-        {
+    vec![
+        json!({
             "rule": format!("!({} && {})", set("doNotTrack"), set("preDNAT")),
             "message": "doNotTrack and preDNAT exclude each other",
-        },
-        {
+        }),
+        json!({
             "rule": format!("!({}) || {}", set("doNotTrack"), set("applyOnForward")),
             "message": "doNotTrack needs applyOnForward: true",
-        },
-        {
+        }),
+        json!({
             "rule": format!("!({}) || {}", set("preDNAT"), set("applyOnForward")),
             "message": "preDNAT needs applyOnForward: true",
-        },
-        {
+        }),
+        json!({
             "rule": format!("!({}) || !has(self.egress) && (!has(self.types) || !('Egress' in self.types))", set("preDNAT")),
             "message": "preDNAT policies have no egress rules and no type Egress",
-        },
-    ])
+        }),
+    ]
 }
 
 /// Names of namespaced policies, as Calico has them: a label, one more behind a dot, or what its converters have made.

@@ -9,10 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::limits;
 use super::rule::RuleSpec;
 
-pub use super::parse::policy::{
-    global_network_policy, network_policy, staged_global_network_policy, staged_kubernetes_network_policy,
-    staged_network_policy,
-};
+pub use super::parse::policy::{global_network_policy, network_policy};
+pub use super::parse::staged::{staged_global_network_policy, staged_kubernetes_network_policy, staged_network_policy};
 
 /// Name of the tier of policies that name none.
 pub const DEFAULT_TIER: &str = "default";
@@ -39,6 +37,7 @@ fn default_tier() -> String {
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = limits::namespaced_rules()))]
 pub struct NetworkPolicySpec {
     /// Tier that the policy belongs to.
     #[serde(default = "default_tier")]
@@ -68,6 +67,7 @@ pub struct NetworkPolicySpec {
     pub egress: Vec<RuleSpec>,
     /// Hints on how to enforce the policy. Not needed here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "limits::performance_hints")]
     pub performance_hints: Vec<String>,
 }
 
@@ -131,6 +131,7 @@ pub struct GlobalNetworkPolicySpec {
     pub pre_dnat: Option<bool>,
     /// Hints on how to enforce the policy. Not needed here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "limits::performance_hints")]
     pub performance_hints: Vec<String>,
 }
 
@@ -140,6 +141,7 @@ pub struct GlobalNetworkPolicySpec {
     group = "projectcalico.org",
     version = "v3",
     kind = "StagedNetworkPolicy",
+    validation = limits::namespaced_name(),
     plural = "stagednetworkpolicies",
     namespaced,
     shortname = "scnp",
@@ -150,6 +152,7 @@ pub struct GlobalNetworkPolicySpec {
     printcolumn = r#"{"name":"Action","type":"string","jsonPath":".spec.stagedAction"}"#
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = limits::staged_rules()))]
 pub struct StagedNetworkPolicySpec {
     /// What would happen to the enforced policy of this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -166,6 +169,7 @@ pub struct StagedNetworkPolicySpec {
     group = "projectcalico.org",
     version = "v3",
     kind = "StagedGlobalNetworkPolicy",
+    validation = limits::global_name(),
     plural = "stagedglobalnetworkpolicies",
     shortname = "sgnp",
     derive = "PartialEq",
@@ -174,6 +178,7 @@ pub struct StagedNetworkPolicySpec {
     printcolumn = r#"{"name":"Action","type":"string","jsonPath":".spec.stagedAction"}"#
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = limits::staged_global_rules()))]
 pub struct StagedGlobalNetworkPolicySpec {
     /// What would happen to the enforced policy of this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -197,6 +202,7 @@ pub struct StagedGlobalNetworkPolicySpec {
     printcolumn = r#"{"name":"Action","type":"string","jsonPath":".spec.stagedAction"}"#
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = limits::staged_kubernetes_rules()))]
 pub struct StagedKubernetesNetworkPolicySpec {
     /// What would happen to the enforced policy of this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]

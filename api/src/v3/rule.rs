@@ -21,6 +21,17 @@ use serde_json::Value;
         "message": "icmp and notICMP need protocol ICMP or ICMPv6",
     },
     {
+        "rule": "!has(self.ipVersion) || !has(self.protocol) || !(self.protocol == 'ICMP' && self.ipVersion == 6) \
+            && !(self.protocol == 'ICMPv6' && self.ipVersion == 4)",
+        "message": "ICMP is for ipVersion 4 and ICMPv6 for 6: leave ipVersion out",
+    },
+    {
+        "rule": "!has(self.protocol) || !(self.protocol == 'ICMP' || self.protocol == 'ICMPv6' || self.protocol == 'UDPLite') \
+            || (!has(self.source) || !has(self.source.ports) && !has(self.source.notPorts)) \
+            && (!has(self.destination) || !has(self.destination.ports) && !has(self.destination.notPorts))",
+        "message": "ports need a protocol that has them: TCP, UDP or SCTP",
+    },
+    {
         "rule": "!has(self.destination) || !has(self.destination.services) || !has(self.destination.ports) && !has(self.destination.notPorts)",
         "message": "destination.ports and notPorts cannot be combined with destination.services: a service has its ports",
     },

@@ -69,6 +69,7 @@ fn show_entity(entity: &EntityMatch) -> Option<String> {
         ("not selector", entity.not_selector.as_ref().map(ToString::to_string).unwrap_or_default()),
         ("ports", ports(&entity.ports)),
         ("not ports", ports(&entity.not_ports)),
+        ("nodes", entity.nodes.as_ref().map(ToString::to_string).unwrap_or_default()),
         ("service", entity.service.as_ref().map(ToString::to_string).unwrap_or_default()),
     ];
     let shown: Vec<String> = parts

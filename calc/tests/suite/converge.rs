@@ -90,6 +90,7 @@ fn removal(update: &Update) -> Update {
         Update::Namespace(key, _) => Update::Namespace(key, None),
         Update::ServiceAccount(key, _) => Update::ServiceAccount(key, None),
         Update::Policy(key, _) => Update::Policy(key, None),
+        Update::Staged(key, _) => Update::Staged(key, None),
         Update::Tier(key, _) => Update::Tier(key, None),
         Update::NetworkSet(key, _) => Update::NetworkSet(key, None),
         Update::Service(key, _) => Update::Service(key, None),

@@ -4,7 +4,7 @@ use expect_test::{Expect, expect};
 
 use crate::notation::run;
 
-fn check(script: &str, expected: Expect) {
+pub fn check(script: &str, expected: Expect) {
     expected.assert_eq(&run(script));
 }
 
@@ -515,7 +515,7 @@ digests n1
             endpoint red/a gained by n1
 
             > digests n1
-            bb4a9bbfbc8c12f4   3 settings
+            00053078af783ab5   3 settings
             f9af71e3d6292561 186 pool 10.0.0.0/8
             6a1bbacd100f5636  45 node n1
             d321b28a728195f2 142 route 10.0.0.0/26

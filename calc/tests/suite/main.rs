@@ -5,4 +5,6 @@ mod golden;
 mod notation;
 mod oracle;
 mod reference;
+mod staged;
+mod tables;
 mod world;

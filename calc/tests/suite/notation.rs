@@ -10,7 +10,8 @@
 //!   out deny to net 10.0.0.0/8
 //! ```
 //!
-//! A node may have an IPv6 address behind the IPv4 one, and the ends of its tunnels, as `ADDRESS@MAC`. A minus before an object removes it. `flush`, `view NODE`, `digests NODE` and `connect POD POD PROTOCOL PORT` print. In what is printed, a set that
+//! A node may have an IPv6 address behind the IPv4 one, and the ends of its tunnels, as `ADDRESS@MAC`. A minus before an object removes it.
+//! `flush`, `view NODE`, `digests NODE`, `connect POD POD PROTOCOL PORT` and `pending POD POD PROTOCOL PORT` print. In what is printed, a set that
 //! a selector stands for is named by the selector.
 
 use std::collections::BTreeMap;
@@ -21,11 +22,11 @@ use ipnet::IpNet;
 use margay_api::endpoint::{EndpointKey, NamedPort, WorkloadEndpoint, interface_name};
 use margay_api::meta::{LABEL_ORCHESTRATOR, Labels, NamespacedName};
 use margay_api::network::{BlockInfo, Encapsulation, NetworkSet, NodeInfo, Pool, Vtep};
-use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier};
+use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Tier};
 use margay_api::rule::{Action, EntityMatch, Port, PortRange, Protocol, Rule};
 use margay_api::selector::Selector;
 use margay_calc::digest;
-use margay_calc::evaluate::connect;
+use margay_calc::evaluate::{Records, connect};
 use margay_calc::graph::Graph;
 use margay_calc::text;
 use margay_calc::update::{Backend, Update};
@@ -42,6 +43,20 @@ pub fn run(script: &str) -> String {
         run.line(line.trim(), &rules);
     }
     run.names.iter().fold(run.printed, |printed, (id, name)| printed.replace(id, name))
+}
+
+fn answer(records: &impl Records, from: &str, words: &[&str]) -> String {
+    let [to, name, port] = words else {
+        panic!("connect POD POD PROTOCOL PORT");
+    };
+    match connect(records, &pair(from), &pair(to), protocol(name), port.parse().expect("a port")) {
+        None => String::from("cannot\n"),
+        Some(connection) => {
+            let answer = if connection.is_allowed() { "allowed" } else { "denied" };
+            let (egress, ingress) = (text::verdict(&connection.egress), text::verdict(&connection.ingress));
+            format!("egress\n{egress}ingress\n{ingress}{answer}\n")
+        }
+    }
 }
 
 #[derive(Default)]
@@ -77,7 +92,7 @@ impl Run {
                 let digests: String = digests.collect();
                 return self.print(line, &digests);
             }
-            "connect" => return self.connect(line, name, &words),
+            "connect" | "pending" => return self.connect(line, name, &words),
             "tier" => Update::Tier(name.to_owned(), is_there.then(|| tier(&words))),
             "node" => Update::Node(name.to_owned(), is_there.then(|| node(&words))),
             "pool" => Update::Pool(name.to_owned(), is_there.then(|| pool(&words))),
@@ -94,7 +109,10 @@ impl Run {
                 let (namespace, of) = name.split_once('/').expect("namespace/name");
                 let kind = PolicyKind::parse(line.split(' ').nth(1).expect("a kind")).expect("a kind of policy");
                 let key = PolicyKey { kind, namespace: namespace.to_owned(), name: of.to_owned() };
-                Update::Policy(key, is_there.then(|| self.policy(rest, rules)))
+                match kind.is_staged() {
+                    true => Update::Staged(key, is_there.then(|| self.staged(rest, rules))),
+                    false => Update::Policy(key, is_there.then(|| self.policy(rest, rules))),
+                }
             }
             other => panic!("unknown object {other:?}"),
         };
@@ -106,20 +124,9 @@ impl Run {
     }
 
     fn connect(&mut self, line: &str, from: &str, words: &[&str]) {
-        let [to, name, port] = words else {
-            panic!("connect POD POD PROTOCOL PORT");
-        };
-        let outcome = connect(&self.graph, &pair(from), &pair(to), protocol(name), port.parse().expect("a port"));
-        let text = match outcome {
-            None => String::from("cannot\n"),
-            Some(connection) => {
-                let answer = if connection.is_allowed() { "allowed" } else { "denied" };
-                format!(
-                    "egress\n{}ingress\n{}{answer}\n",
-                    text::verdict(&connection.egress),
-                    text::verdict(&connection.ingress)
-                )
-            }
+        let text = match line.starts_with("pending") {
+            true => answer(&self.graph.pending().expect("something is staged"), from, words),
+            false => answer(&self.graph, from, words),
         };
         self.print(line, &text);
     }
@@ -128,6 +135,15 @@ impl Run {
         let selector = Selector::parse(text).expect("a selector");
         self.names.insert(selector.id(), format!("{{{text}}}"));
         selector
+    }
+
+    /// `delete`, `ignore`, or a policy.
+    fn staged(&mut self, text: &str, rules: &[&str]) -> StagedPolicy {
+        match text {
+            "delete" => StagedPolicy::Delete,
+            "ignore" => StagedPolicy::Ignore,
+            policy => StagedPolicy::Set(self.policy(policy, rules)),
+        }
     }
 
     /// `TIER ORDER DIRECTIONS SELECTOR`.
@@ -209,7 +225,7 @@ fn action(name: &str) -> Action {
     }
 }
 
-fn protocol(name: &str) -> Protocol {
+pub fn protocol(name: &str) -> Protocol {
     match name {
         "tcp" => Protocol::TCP,
         "udp" => Protocol::UDP,

@@ -8,7 +8,7 @@ use crate::world::{address, endpoint_key, port, protocol, update};
 use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
 use margay_api::meta::{Labels, NamespacedName};
 use margay_api::network::NetworkSet;
-use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind};
+use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy};
 use margay_api::rule::{Action, EntityMatch, IpVersion, Port, Protocol, Rule};
 use margay_api::selector::Selector;
 use margay_calc::evaluate::{Direction, Packet, connect, evaluate};
@@ -40,12 +40,12 @@ impl Naive<'_> {
             return Action::Deny;
         };
         let labels = self.0.labels(key, endpoint);
-        let policies = self.0.policies.iter().filter(|(key, policy)| {
+        let policies = self.0.policies.iter().filter(|(_, policy)| {
             let applies = match direction {
                 Direction::Ingress => policy.applies_ingress,
                 Direction::Egress => policy.applies_egress,
             };
-            applies && !key.kind.is_staged() && policy.selector.matches(&labels)
+            applies && policy.selector.matches(&labels)
         });
         let mut policies: Vec<(&PolicyKey, &Policy)> = policies.collect();
         policies.sort_by_key(|(key, policy)| (order(policy.order), tie(key)));
@@ -153,7 +153,16 @@ impl Naive<'_> {
             && !entity.not_selector.as_ref().is_some_and(|selector| self.selects(selector, address))
             && (entity.ports.is_empty() || entity.ports.iter().any(port_matches))
             && !entity.not_ports.iter().any(port_matches)
+            && entity.nodes.as_ref().is_none_or(|selector| self.is_node(selector, address))
             && service
+    }
+
+    fn is_node(&self, selector: &Selector, address: IpAddr) -> bool {
+        let selected = self.0.nodes.values().filter(|node| selector.matches(&node.labels));
+        { selected }.any(|node| {
+            node.ipv4.is_some_and(|net| IpAddr::V4(net.addr()) == address)
+                || node.ipv6.is_some_and(|net| IpAddr::V6(net.addr()) == address)
+        })
     }
 
     fn selects(&self, selector: &Selector, address: IpAddr) -> bool {
@@ -198,11 +207,19 @@ proptest! {
             objects.apply(update);
         }
         graph.flush();
+        let would_be = objects.with_staged_enforced();
+        let pending = graph.pending();
+        prop_assert_eq!(pending.is_some(), objects.staged.values().any(|staged| *staged != StagedPolicy::Ignore));
         for (key, is_ingress, packet) in packets {
             let direction = if is_ingress { Direction::Ingress } else { Direction::Egress };
             let verdict = evaluate(&graph, &key, direction, &packet);
             let wanted = Naive(&objects).verdict(&key, direction, &packet);
             prop_assert_eq!(verdict.action, wanted, "{} {:?} {:?}\n{}", key, direction, packet, text::verdict(&verdict));
+            if let Some(pending) = pending {
+                let verdict = evaluate(&pending, &key, direction, &packet);
+                let wanted = Naive(&would_be).verdict(&key, direction, &packet);
+                prop_assert_eq!(verdict.action, wanted, "pending {} {:?}\n{}", key, packet, text::verdict(&verdict));
+            }
             // The node that enforces it comes to the same from what it holds.
             if let Some(endpoint) = objects.endpoints.get(&key).filter(|endpoint| !endpoint.node.is_empty()) {
                 let local = evaluate(&graph.view(&endpoint.node), &key, direction, &packet);

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use margay_api::endpoint::{EndpointKey, NamedPort, WorkloadEndpoint, interface_name};
 use margay_api::meta::{LABEL_ORCHESTRATOR, Labels, NamespacedName};
-use margay_api::network::{BlockInfo, Encapsulation, FelixSettings, Mac, NetworkSet, NodeInfo, Pool, Vtep};
-use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier};
+use margay_api::network::{BlockInfo, Encapsulation, Mac, NetworkSet, NodeInfo, Pool, Vtep};
+use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Tier};
 use margay_api::rule::{Action, EntityMatch, Icmp, IpVersion, Port, PortRange, Protocol, Rule};
 use margay_api::selector::{Node, Selector};
+use margay_api::settings::{FelixOverrides, SettingsScope};
 use margay_calc::update::{Backend, Update};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
@@ -54,13 +55,14 @@ pub fn update() -> impl Strategy<Value = Update> {
         3 => (select(&NAMESPACES[..]), option::weighted(0.7, parent_labels())).prop_map(|(name, labels)| Update::Namespace(name.to_owned(), labels)),
         2 => (account_key(), option::weighted(0.7, parent_labels())).prop_map(|(key, labels)| Update::ServiceAccount(key, labels)),
         6 => (policy_key(), option::weighted(0.75, policy())).prop_map(|(key, policy)| Update::Policy(key, policy)),
+        2 => (policy_key(), option::weighted(0.75, staged())).prop_map(|(key, staged)| Update::Staged(PolicyKey { kind: key.kind.staged().expect("each of these kinds has one"), ..key }, staged)),
         1 => (tier_name(), option::weighted(0.7, tier())).prop_map(|(name, tier)| Update::Tier(name, tier)),
         2 => (set_key(), option::weighted(0.7, network_set())).prop_map(|(key, set)| Update::NetworkSet(key, set)),
         1 => (service_key(), option::weighted(0.7, vec(backend(), 0..3))).prop_map(|(key, backends)| Update::Service(key, backends)),
         1 => (select(&NODES[..]), option::weighted(0.7, node())).prop_map(|(name, node)| Update::Node(name.to_owned(), node)),
         1 => (select(&["p1", "p2", "p3"][..]), option::weighted(0.7, pool())).prop_map(|(name, pool)| Update::Pool(name.to_owned(), pool)),
         1 => (block_net(), option::weighted(0.7, block())).prop_map(|(net, block)| Update::Block(net, block)),
-        1 => (select(&["default", "node.n1", "node.n2"][..]), option::weighted(0.7, settings())).prop_map(|(name, settings)| Update::Settings(name.to_owned(), settings)),
+        1 => (select(&["default", "node.n1", "node.n2", "east", "west"][..]), option::weighted(0.7, settings())).prop_map(|(name, settings)| Update::Settings(name.to_owned(), settings.map(|(selector, settings)| scoped(name, selector, settings)))),
     ]
 }
 
@@ -72,7 +74,7 @@ pub fn endpoint_key() -> impl Strategy<Value = EndpointKey> {
 
 /// An address of a pod, or of nobody.
 pub fn address() -> impl Strategy<Value = IpAddr> {
-    let texts = vec!["10.0.0.1", "10.0.0.2", "10.0.0.66", "10.1.0.3", "fd00::1", "fd00::2"];
+    let texts = vec!["10.0.0.1", "10.0.0.2", "10.0.0.66", "10.1.0.3", "192.0.2.1", "fd00::1", "fd00::2"];
     select(texts).prop_map(|text| text.parse().expect("an address"))
 }
 
@@ -98,14 +100,17 @@ fn tier_name() -> impl Strategy<Value = String> {
 }
 
 fn policy_key() -> impl Strategy<Value = PolicyKey> {
-    let kinds = vec![
-        PolicyKind::NetworkPolicy,
-        PolicyKind::KubernetesNetworkPolicy,
-        PolicyKind::GlobalNetworkPolicy,
-        PolicyKind::StagedNetworkPolicy,
-    ];
+    let kinds = vec![PolicyKind::NetworkPolicy, PolicyKind::KubernetesNetworkPolicy, PolicyKind::GlobalNetworkPolicy];
     (select(kinds), select(&["red", "green", ""][..]), select(&["a", "a-b"][..]))
         .prop_map(|(kind, namespace, name)| PolicyKey { kind, namespace: namespace.to_owned(), name: name.to_owned() })
+}
+
+fn staged() -> impl Strategy<Value = StagedPolicy> {
+    prop_oneof![
+        4 => policy().prop_map(StagedPolicy::Set),
+        1 => Just(StagedPolicy::Delete),
+        1 => Just(StagedPolicy::Ignore),
+    ]
 }
 
 fn own_labels() -> impl Strategy<Value = Labels> {
@@ -243,14 +248,16 @@ fn entity() -> impl Strategy<Value = EntityMatch> {
     let selectors = || option::weighted(0.3, selector());
     let ports = || prop_oneof![4 => Just(Vec::new()), 1 => vec(rule_port(), 1..3)];
     let service = option::weighted(0.1, service_key());
-    (nets(), nets(), selectors(), option::weighted(0.1, selector()), ports(), ports(), service).prop_map(
-        |(nets, not_nets, selector, not_selector, ports, not_ports, service)| EntityMatch {
+    let nodes = option::weighted(0.05, node_selector());
+    (nets(), nets(), selectors(), option::weighted(0.1, selector()), ports(), ports(), nodes, service).prop_map(
+        |(nets, not_nets, selector, not_selector, ports, not_ports, nodes, service)| EntityMatch {
             nets,
             not_nets,
             selector,
             not_selector,
             ports,
             not_ports,
+            nodes,
             service,
         },
     )
@@ -280,10 +287,11 @@ fn node() -> impl Strategy<Value = NodeInfo> {
     let ipv4 = select(&["192.0.2.1/24", "192.0.2.2/24"][..]);
     let ipv6 = option::of(select(&["fd01::1/64", "fd01::2/64"][..]));
     let vtep6 = option::of(select(&["fd00::1", "fd00::41"][..]));
-    (ipv4, ipv6, vtep6).prop_map(|(ipv4, ipv6, vtep6)| NodeInfo {
+    (ipv4, ipv6, vtep6, labels(vec!["zone"], vec!["a", "b"])).prop_map(|(ipv4, ipv6, vtep6, labels)| NodeInfo {
         ipv4: Some(ipv4.parse().expect("an address")),
         ipv6: ipv6.map(|text| text.parse().expect("an address")),
         vtep6: vtep6.map(|text| Vtep { address: text.parse().expect("an address"), mac: Mac([0x66, 0, 0, 0, 0, 6]) }),
+        labels,
         ..NodeInfo::default()
     })
 }
@@ -308,6 +316,29 @@ fn block() -> impl Strategy<Value = BlockInfo> {
         .prop_map(|(node, borrowed)| BlockInfo { node, borrowed })
 }
 
-fn settings() -> impl Strategy<Value = FelixSettings> {
-    select(&[0, 1400][..]).prop_map(|vxlan_mtu| FelixSettings { vxlan_mtu, ..FelixSettings::default() })
+fn node_selector() -> impl Strategy<Value = Selector> {
+    select(&["all()", "zone == 'a'", "!has(zone)"][..]).prop_map(|text| Selector::parse(text).expect("a selector"))
+}
+
+/// What an object says, and the nodes that it selects if its name does not say for whom it is.
+fn settings() -> impl Strategy<Value = (Selector, FelixOverrides)> {
+    let fields = (option::of(select(&[0, 1400][..])), option::of(1..3_u16), option::of(select(&["x", "%t"][..])));
+    (node_selector(), fields).prop_map(|(selector, (vxlan_mtu, vxlan_port, log_prefix))| {
+        let overrides = FelixOverrides {
+            vxlan_mtu,
+            vxlan_port,
+            log_prefix: log_prefix.map(str::to_owned),
+            ..FelixOverrides::none(SettingsScope::Cluster)
+        };
+        (selector, overrides)
+    })
+}
+
+fn scoped(name: &str, selector: Selector, overrides: FelixOverrides) -> FelixOverrides {
+    let scope = match name.split_once('.') {
+        Some((_, node)) => SettingsScope::Node(node.to_owned()),
+        None if name == "default" => SettingsScope::Cluster,
+        None => SettingsScope::Selected(selector),
+    };
+    FelixOverrides { scope, ..overrides }
 }

@@ -10,6 +10,7 @@ use margay_calc::model::{Record, RecordId};
 
 use super::elements;
 use super::names;
+use super::rule::Logging;
 use crate::net::plan::{VERSIONS, has_vxlan, version_of, vxlan_device_name};
 use crate::nft::{
     AddressType, Base, Chain, ChainName, ChainType, CtState, Datum, Family, Field, FieldType, Hook, IfName, Key,
@@ -76,9 +77,9 @@ impl Inputs {
         inputs
     }
 
-    /// Put before reports of Log rules.
-    pub(super) fn log_prefix(&self) -> &str {
-        &self.settings.log_prefix
+    /// How rules with action Log report.
+    pub(super) fn logging(&self) -> Logging {
+        Logging::of(&self.settings)
     }
 
     /// Whether pods may have IPv6 addresses.

@@ -8,7 +8,7 @@ use margay_calc::model::{EndpointRecord, PolicyRecord, RuleRecord, SetId};
 
 use super::merge::{self, Item, Role, Unions};
 use super::names;
-use super::rule::{self, Context};
+use super::rule::{self, Compiled, Context, Origin};
 use crate::nft::{Chain, ChainName, Family, Rule, Verdict};
 
 /// Which packets of an endpoint are meant.
@@ -23,6 +23,8 @@ pub enum Direction {
 /// The policies of one tier, in order, and what follows them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tier {
+    /// Name of the tier, which reports give.
+    pub name: String,
     /// Policies that apply in the direction; at least one.
     pub policies: Vec<PolicyKey>,
     /// What happens at the end of the tier.
@@ -61,6 +63,7 @@ impl Class {
     /// The class of an endpoint in a direction.
     pub fn of(endpoint: &EndpointRecord, direction: Direction) -> Self {
         let tiers = endpoint.tiers.iter().map(|tier| Tier {
+            name: tier.name.clone(),
             policies: match direction {
                 Direction::Ingress => tier.ingress.clone(),
                 Direction::Egress => tier.egress.clone(),
@@ -94,7 +97,7 @@ impl Class {
     }
 
     /// Gathers the rules of its policies.
-    pub(super) fn plan<'a>(&self, policies: &'a impl Policies, role: &impl Fn(&SetId) -> Role) -> Plan<'a> {
+    pub(super) fn plan<'a>(&'a self, policies: &'a impl Policies, role: &impl Fn(&SetId) -> Role) -> Plan<'a> {
         let mut plan = Plan::default();
         for tier in &self.tiers {
             let mut items = Vec::new();
@@ -110,7 +113,11 @@ impl Class {
                     let reason = format!("set {set} is not there: what a rule would have to look up in it is denied");
                     plan.broken.insert(key.clone(), reason);
                 }
-                items.extend(rules.iter().map(Item::Rule));
+                let origin = Origin { tier: &tier.name, policy: key };
+                items.extend(rules.iter().map(|rule| match rule.action {
+                    Action::Log => Item::Report(rule, origin),
+                    Action::Allow | Action::Deny | Action::Pass => Item::Rule(rule),
+                }));
             }
             let merged = merge::merge(&items, role, &mut plan.unions);
             plan.tiers.push(merged);
@@ -130,13 +137,20 @@ impl Class {
         let mut rules = Vec::new();
         let mut open = true;
         for (index, (tier, items)) in self.tiers.iter().zip(&plan.tiers).enumerate() {
-            let compiled = items.iter().flat_map(|item| match item {
-                Item::Rule(rule) => context.compile(rule),
-                Item::Joined(rule) => context.compile(rule),
-                Item::Crossed(rule, side, set) => context.compile_crossed(rule, *side, set),
-                Item::Closed => vec![Rule::new().drop()],
-            });
-            let mut own: Vec<Rule> = compiled.collect();
+            let mut own: Vec<Rule> = Vec::new();
+            for (position, item) in items.iter().enumerate() {
+                let compiled = match item {
+                    Item::Rule(rule) => context.decide(rule),
+                    Item::Joined(rule) => context.decide(rule),
+                    Item::Crossed(rule, side, set) => context.decide_crossed(rule, *side, set),
+                    Item::Report(rule, origin) => context.report(rule, *origin),
+                    Item::Closed => Compiled::drop(),
+                };
+                let meeting = || names::chain(&format!("{name}-{index}-{position}"));
+                let (rules, chain) = compiled.into_rules(meeting);
+                own.extend(rules);
+                chains.extend(chain);
+            }
             let passes = own.iter().any(is_pass);
             open = tier.default_action == Action::Pass || passes;
             if tier.default_action != Action::Pass {
@@ -158,6 +172,12 @@ impl Class {
         }
         chains.insert(name, Chain { base: None, rules });
         chains
+    }
+
+    /// Whether a rule of its policies reports.
+    pub(super) fn reports(&self, policies: &impl Policies) -> bool {
+        let known = self.policies().filter_map(|key| policies.policy(key));
+        known.flat_map(|policy| self.rules(policy)).any(|rule| rule.action == Action::Log)
     }
 
     fn rules<'a>(&self, policy: &'a PolicyRecord) -> &'a [RuleRecord] {

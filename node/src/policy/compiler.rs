@@ -283,8 +283,9 @@ impl Compiler {
         if inputs == self.inputs {
             return;
         }
-        if inputs.log_prefix() != self.inputs.log_prefix() {
-            stale.extend(self.classes.keys().cloned());
+        if inputs.logging() != self.inputs.logging() {
+            let reporting = self.classes.iter().filter(|(class, _)| class.reports(&records));
+            stale.extend(reporting.map(|(class, _)| class.clone()));
         }
         self.inputs = inputs;
         self.refamily(records, delta);

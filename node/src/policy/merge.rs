@@ -18,7 +18,7 @@ use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
 use margay_calc::model::{RuleRecord, SetId, SideMatch};
 
 use super::names;
-use super::rule::sets_of_side;
+use super::rule::{Origin, sets_of_side};
 use crate::nft::Side;
 
 /// Fewer lookups than this are done one by one: a union costs memory, and an element more whenever a member comes or goes.
@@ -33,6 +33,8 @@ const PORTS: usize = 16;
 pub(super) enum Item<'a> {
     /// A rule of a policy.
     Rule(&'a RuleRecord),
+    /// A rule of a policy that reports, and so is like no other.
+    Report(&'a RuleRecord, Origin<'a>),
     /// A rule that several were joined into.
     Joined(Box<RuleRecord>),
     /// The same, which also demands that the address of a side together with the protocol and the destination's port is in a union.
@@ -124,7 +126,7 @@ fn joinable(item: &Item<'_>, role: &impl Fn(&SetId) -> Role) -> Option<Action> {
     let Item::Rule(rule) = item else { return None };
     let complete =
         [&rule.source, &rule.destination].into_iter().flat_map(sets_of_side).all(|id| role(id) != Role::Missing);
-    (complete && rule.action != Action::Log).then_some(rule.action)
+    complete.then_some(rule.action)
 }
 
 fn join<'a>(run: &[Item<'a>], role: &impl Fn(&SetId) -> Role, unions: &mut Unions, merged: &mut Vec<Item<'a>>) {

@@ -6,14 +6,17 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use margay_api::network::FelixSettings;
+use margay_api::policy::PolicyKey;
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
+use margay_api::settings::{self, LogRate, TimeUnit};
 use margay_calc::model::{RuleRecord, SetId, SideMatch};
 
 use super::elements::{self, Shape};
 use super::names::{self, Holds};
 use crate::nft::{
-    Datum, Family, Field, Key, Log, LogTarget, Match, Op, Proto, Rule, Selector, Set, SetKind, SetRef, Side, Statement,
-    Transport, Value, Verdict,
+    Chain, ChainName, Datum, Family, Field, Key, Limit, Log, LogTarget, Match, Op, Proto, RateUnit, Rule, Selector,
+    Set, SetKind, SetRef, Side, Statement, Transport, Value, Verdict,
 };
 
 /// Protocols whose first four bytes are source and destination port.
@@ -26,14 +29,107 @@ const LOG_PREFIX_MAX: usize = 127;
 /// All the tests of one nftables rule.
 pub(super) type Tests = Vec<Match>;
 
+/// A rule for one family: what is done with the packets that pass one of the lists of tests.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Compiled {
+    pub(super) alternatives: Vec<Tests>,
+    pub(super) statements: Vec<Statement>,
+}
+
+impl Compiled {
+    /// Drops everything.
+    pub(super) fn drop() -> Self {
+        Self { alternatives: vec![Vec::new()], statements: vec![Statement::Verdict(Verdict::Drop)] }
+    }
+
+    /// As nftables rules. Where a limit has to count the packets of all alternatives, they meet in a chain of this name, which is returned too.
+    pub(super) fn into_rules(self, meeting: impl FnOnce() -> ChainName) -> (Vec<Rule>, Option<(ChainName, Chain)>) {
+        let Self { alternatives, statements } = self;
+        let rule = |tests: Tests, then: &[Statement]| {
+            let tested = tests.into_iter().fold(Rule::new(), Rule::when);
+            then.iter().cloned().fold(tested, Rule::then)
+        };
+        let is_limited = statements.iter().any(|statement| matches!(statement, Statement::Limit(_)));
+        if !is_limited || alternatives.len() < 2 {
+            return (alternatives.into_iter().map(|tests| rule(tests, &statements)).collect(), None);
+        }
+        let name = meeting();
+        let jump = [Statement::Verdict(Verdict::Jump(name.clone()))];
+        let rules = alternatives.into_iter().map(|tests| rule(tests, &jump)).collect();
+        (rules, Some((name, Chain { base: None, rules: vec![Rule { statements }] })))
+    }
+}
+
 /// What a rule can be compiled with.
 pub(super) struct Context<'a> {
     /// Family of the chain.
     pub(super) family: Family,
     /// Shapes of the sets that are there.
     pub(super) shape: &'a dyn Fn(&SetId) -> Option<Shape>,
-    /// Put before reports of Log rules.
-    pub(super) log_prefix: &'a str,
+    /// How Log rules report.
+    pub(super) logging: &'a Logging,
+}
+
+/// How rules with action Log report.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Logging {
+    /// What a report begins with, as a template.
+    pub(super) prefix: String,
+    /// How often a rule reports at most.
+    pub(super) limit: Option<Limit>,
+}
+
+/// Whose rule a rule is, as its reports name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Origin<'a> {
+    /// The tier of the policy.
+    pub(super) tier: &'a str,
+    /// The policy.
+    pub(super) policy: &'a PolicyKey,
+}
+
+impl Logging {
+    /// As these settings say.
+    pub(super) fn of(settings: &FelixSettings) -> Self {
+        let limit = |rate: LogRate| Limit {
+            rate: rate.count.into(),
+            unit: match rate.unit {
+                TimeUnit::Second => RateUnit::Second,
+                TimeUnit::Minute => RateUnit::Minute,
+                TimeUnit::Hour => RateUnit::Hour,
+                TimeUnit::Day => RateUnit::Day,
+            },
+            burst: settings.log_burst.into(),
+            over: false,
+        };
+        Self { prefix: settings.log_prefix.clone(), limit: settings.log_rate.map(limit) }
+    }
+
+    /// What the kernel puts before a report: what it cannot take is left out, and what is too long cut.
+    pub(super) fn prefix(&self, origin: Origin<'_>) -> String {
+        const END: &str = ": ";
+        let printable = |c: &char| c.is_ascii() && !c.is_ascii_control() && *c != '"' && *c != '\\';
+        let text = settings::log_prefix(&self.prefix, origin.tier, origin.policy);
+        let mut kept: String = text.chars().filter(printable).take(LOG_PREFIX_MAX - END.len()).collect();
+        kept += END;
+        kept
+    }
+
+    /// The statements of a report.
+    fn statements(&self, origin: Origin<'_>) -> Vec<Statement> {
+        let log = Log { prefix: self.prefix(origin), target: LogTarget::Syslog(LOG_LEVEL) };
+        self.limit.map(Statement::Limit).into_iter().chain([Statement::Log(log)]).collect()
+    }
+}
+
+/// What decides a packet; a rule that only reports lets it go on.
+const fn verdict(action: Action) -> Verdict {
+    match action {
+        Action::Allow => Verdict::Accept,
+        Action::Deny => Verdict::Drop,
+        Action::Pass => Verdict::Return,
+        Action::Log => Verdict::Continue,
+    }
 }
 
 /// What a rule demands.
@@ -55,46 +151,40 @@ enum Outlook {
 }
 
 impl Context<'_> {
-    /// The nftables rules; none if no packet of the family can match. Packets are dropped that would have to be looked up in a set that is not there.
-    pub(super) fn compile(&self, rule: &RuleRecord) -> Vec<Rule> {
-        let mut demands = Demands { exclusive: rule.action == Action::Log, demands: Vec::new() };
-        let outlook = self.demands(rule, &mut demands);
-        self.rules(rule, outlook, demands)
+    /// The rule, by which these packets are decided.
+    pub(super) fn decide(&self, rule: &RuleRecord) -> Compiled {
+        self.compile(rule, None, vec![Statement::Verdict(verdict(rule.action))])
     }
 
     /// The same for a rule that also demands that the address of a side, with the protocol and the destination's port, is in a set.
-    pub(super) fn compile_crossed(&self, rule: &RuleRecord, side: Side, set: &SetId) -> Vec<Rule> {
-        let mut demands = Demands { exclusive: false, demands: Vec::new() };
-        let outlook = match self.demands(rule, &mut demands) {
-            Outlook::Possible if (self.shape)(set).is_none() => Outlook::Unknown,
-            outlook => outlook,
-        };
-        let key = vec![address(self.family, side), Selector::L4proto, port(Side::Destination)];
-        if outlook == Outlook::Possible {
-            demands.must(Match::In(key, Op::Eq, SetRef::Named(names::ip_set(set, Holds::Ports, self.family))));
+    pub(super) fn decide_crossed(&self, rule: &RuleRecord, side: Side, set: &SetId) -> Compiled {
+        self.compile(rule, Some((side, set)), vec![Statement::Verdict(verdict(rule.action))])
+    }
+
+    /// The rule, by which these packets are reported.
+    pub(super) fn report(&self, rule: &RuleRecord, origin: Origin<'_>) -> Compiled {
+        self.compile(rule, None, self.logging.statements(origin))
+    }
+
+    /// Nothing if no packet of the family can match. Packets are dropped that would have to be looked up in a set that is not there.
+    fn compile(&self, rule: &RuleRecord, crossed: Option<(Side, &SetId)>, statements: Vec<Statement>) -> Compiled {
+        let mut demands = Demands { exclusive: rule.action == Action::Log, demands: Vec::new() };
+        let mut outlook = self.demands(rule, &mut demands);
+        if let (Outlook::Possible, Some((side, set))) = (&outlook, crossed) {
+            let key = vec![address(self.family, side), Selector::L4proto, port(Side::Destination)];
+            match (self.shape)(set) {
+                Some(_) => {
+                    demands.must(Match::In(key, Op::Eq, SetRef::Named(names::ip_set(set, Holds::Ports, self.family))))
+                }
+                None => outlook = Outlook::Unknown,
+            }
         }
-        self.rules(rule, outlook, demands)
-    }
-
-    fn rules(&self, rule: &RuleRecord, outlook: Outlook, demands: Demands) -> Vec<Rule> {
-        let statement = match outlook {
-            Outlook::Impossible => return Vec::new(),
-            Outlook::Unknown => Statement::Verdict(Verdict::Drop),
-            Outlook::Possible => match rule.action {
-                Action::Allow => Statement::Verdict(Verdict::Accept),
-                Action::Deny => Statement::Verdict(Verdict::Drop),
-                Action::Pass => Statement::Verdict(Verdict::Return),
-                Action::Log => Statement::Log(Log { prefix: self.prefix(), target: LogTarget::Syslog(LOG_LEVEL) }),
-            },
+        let statements = match outlook {
+            Outlook::Impossible => return Compiled::default(),
+            Outlook::Unknown => vec![Statement::Verdict(Verdict::Drop)],
+            Outlook::Possible => statements,
         };
-        let rule = |tests: Tests| tests.into_iter().fold(Rule::new(), Rule::when).then(statement.clone());
-        demands.product().into_iter().map(rule).collect()
-    }
-
-    fn prefix(&self) -> String {
-        let printable = |c: &char| c.is_ascii() && !c.is_ascii_control() && *c != '"' && *c != '\\';
-        let kept: String = self.log_prefix.chars().filter(printable).take(LOG_PREFIX_MAX - 2).collect();
-        format!("{kept}: ")
+        Compiled { alternatives: demands.product(), statements }
     }
 
     /// Header first, then source, then destination, so that a missing set denies no packet that the parts before it rule out.

@@ -8,7 +8,8 @@ use margay_api::endpoint::{EndpointKey, interface_name};
 use margay_api::network::{Encapsulation, EndpointToHostAction, FelixSettings, NodeInfo};
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
-use margay_calc::evaluate::{self, Direction};
+use margay_api::settings::{LogRate, TimeUnit};
+use margay_calc::evaluate::{self, Direction, Step};
 use margay_calc::model::{
     EndpointRecord, IpSetRecord, Member, PolicyRecord, PoolRecord, Record, RecordId, RuleRecord, SetId, SetKind,
     SideMatch, TierBinding,
@@ -18,6 +19,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
+use super::rule::{Logging, Origin};
 use super::simulate::Packet;
 use crate::nft::{CtState, IfName};
 
@@ -214,12 +216,16 @@ fn endpoint(number: usize) -> impl Strategy<Value = Record> {
 
 fn settings() -> impl Strategy<Value = Record> {
     use EndpointToHostAction::{Accept, Drop, Return};
-    (select(vec![Accept, Drop, Return]), any::<bool>(), any::<bool>()).prop_map(
-        |(endpoint_to_host, nat_exclude_hosts, allow_conntrack_invalid)| {
+    let rate = LogRate { count: 3, unit: TimeUnit::Hour };
+    let log = (select(vec!["calico-packet", "%t|%k|%n|%p", "100%%x \"%"]), select(vec![None, Some(rate)]));
+    (select(vec![Accept, Drop, Return]), any::<bool>(), any::<bool>(), log).prop_map(
+        |(endpoint_to_host, nat_exclude_hosts, allow_conntrack_invalid, (log_prefix, log_rate))| {
             Record::Settings(FelixSettings {
                 endpoint_to_host,
                 nat_exclude_hosts,
                 allow_conntrack_invalid,
+                log_prefix: log_prefix.to_owned(),
+                log_rate,
                 ..FelixSettings::default()
             })
         },
@@ -294,8 +300,13 @@ pub(crate) fn interface_of(address: IpAddr) -> Option<IfName> {
     IfName::new(&pod.map_or_else(|| "eth0".to_owned(), |(key, _)| interface_name(&key)))
 }
 
-/// What the records say about a packet from or to a pod.
-pub(crate) fn decides(records: &Records, pod: &EndpointKey, direction: Direction, packet: &Packet) -> bool {
+/// What the records say about a packet from or to a pod: whether it may pass, and the prefixes of the reports about it.
+pub(crate) fn decides(
+    records: &Records,
+    pod: &EndpointKey,
+    direction: Direction,
+    packet: &Packet,
+) -> (bool, Vec<String>) {
     let (source_port, destination_port) = packet.ports.unwrap_or_default();
     let seen = evaluate::Packet {
         source: packet.source,
@@ -305,5 +316,15 @@ pub(crate) fn decides(records: &Records, pod: &EndpointKey, direction: Direction
         destination_port,
         icmp: packet.icmp.unwrap_or_default(),
     };
-    evaluate::evaluate(records, pod, direction, &seen).action == Action::Allow
+    let verdict = evaluate::evaluate(records, pod, direction, &seen);
+    let settings = match records.get(&RecordId::Settings) {
+        Some(Record::Settings(settings)) => settings.clone(),
+        _ => FelixSettings::default(),
+    };
+    let logging = Logging::of(&settings);
+    let reports = verdict.trace.iter().filter_map(|step| match step {
+        Step::Rule { tier, policy, action: Action::Log, .. } => Some(logging.prefix(Origin { tier, policy })),
+        _ => None,
+    });
+    (verdict.action == Action::Allow, reports.collect())
 }

@@ -118,7 +118,9 @@ impl Machine<'_> {
                     self.fate.masqueraded = true;
                     return Some(Verdict::Accept);
                 }
-                Statement::Counter => {}
+                // Packets of a test come so seldom that no limit is reached.
+                Statement::Limit(limit) if limit.over => return None,
+                Statement::Counter | Statement::Limit(_) => {}
                 other => unreachable!("the compiler does not emit {other:?}"),
             }
         }

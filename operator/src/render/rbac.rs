@@ -8,7 +8,7 @@ use crate::object::Object;
 const READ: [&str; 3] = ["get", "list", "watch"];
 
 /// Kinds of `projectcalico.org/v3` that typha reads.
-const TYPHA_KINDS: [&str; 11] = [
+const TYPHA_KINDS: [&str; 14] = [
     "blockaffinities",
     "clusterinformations",
     "felixconfigurations",
@@ -19,6 +19,9 @@ const TYPHA_KINDS: [&str; 11] = [
     "ippools",
     "networkpolicies",
     "networksets",
+    "stagedglobalnetworkpolicies",
+    "stagedkubernetesnetworkpolicies",
+    "stagednetworkpolicies",
     "tiers",
 ];
 
@@ -40,7 +43,15 @@ pub(super) fn typha_rules() -> Vec<Value> {
         rule(&[""], &["namespaces", "nodes", "pods", "serviceaccounts"], &READ),
         rule(&["networking.k8s.io"], &["networkpolicies"], &READ),
         rule(&["discovery.k8s.io"], &["endpointslices"], &READ),
+        rule(&["policy.networking.k8s.io"], &["clusternetworkpolicies"], &READ),
         rule(&["projectcalico.org"], &TYPHA_KINDS, &READ),
+        // Whether that kind is served at all, and at which version.
+        json!({
+            "apiGroups": ["apiextensions.k8s.io"],
+            "resources": ["customresourcedefinitions"],
+            "resourceNames": ["clusternetworkpolicies.policy.networking.k8s.io"],
+            "verbs": ["get"],
+        }),
     ]
 }
 

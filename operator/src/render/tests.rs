@@ -40,6 +40,7 @@ fn inputs() -> Inputs {
         felix: Some(Default::default()),
         tiers: Some(Default::default()),
         cluster_information: Some(None),
+        mutates: true,
         typha_address: Some("10.96.0.40".to_owned()),
         certificates: Stored { authority: Some((authority, "1".to_owned())), ..Stored::default() },
         ..Inputs::default()
@@ -231,6 +232,10 @@ fn every_field_is_one_that_kubernetes_knows() {
             "DaemonSet" => survives::<apps::v1::DaemonSet>(object),
             "ValidatingAdmissionPolicy" => {
                 survives::<admissionregistration::v1::ValidatingAdmissionPolicy>(object);
+            }
+            "MutatingAdmissionPolicy" => survives::<admissionregistration::v1::MutatingAdmissionPolicy>(object),
+            "MutatingAdmissionPolicyBinding" => {
+                survives::<admissionregistration::v1::MutatingAdmissionPolicyBinding>(object);
             }
             "ValidatingAdmissionPolicyBinding" => {
                 survives::<admissionregistration::v1::ValidatingAdmissionPolicyBinding>(object);

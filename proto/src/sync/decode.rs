@@ -7,6 +7,7 @@ use margay_api::endpoint::EndpointKey;
 use margay_api::network::{Encapsulation, EndpointToHostAction, FelixSettings, Mac, NodeInfo, Vtep};
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
+use margay_api::settings::{LogRate, TimeUnit};
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{
     EndpointRecord, IpSetRecord, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord, RuleRecord, SetId, SetKind,
@@ -185,9 +186,28 @@ fn settings(value: wire::Settings) -> Result<FelixSettings, Error> {
         vxlan_mtu_v6: value.vxlan_mtu_v6,
         nat_exclude_hosts: value.nat_exclude_hosts,
         allow_conntrack_invalid: value.allow_conntrack_invalid,
+        log_rate: value.log_rate.map(log_rate).transpose()?,
+        log_burst: match value.log_burst {
+            0 => LogRate::BURST,
+            burst => port("settings.log_burst", burst)?,
+        },
         log_prefix: value.log_prefix,
         ipv6: value.ipv6,
     })
+}
+
+fn log_rate(value: wire::LogRate) -> Result<LogRate, Error> {
+    let unit = match value.unit() {
+        wire::TimeUnit::Second => TimeUnit::Second,
+        wire::TimeUnit::Minute => TimeUnit::Minute,
+        wire::TimeUnit::Hour => TimeUnit::Hour,
+        wire::TimeUnit::Day => TimeUnit::Day,
+        wire::TimeUnit::Unspecified => return Err(unknown("settings.log_rate.unit")),
+    };
+    match u16::try_from(value.count) {
+        Ok(count) if count > 0 => Ok(LogRate { count, unit }),
+        _ => Err(number("settings.log_rate.count", value.count, "1..=65535")),
+    }
 }
 
 fn encapsulation(value: i32) -> Result<Encapsulation, Error> {

@@ -6,6 +6,7 @@ use margay_api::endpoint::EndpointKey;
 use margay_api::network::{Encapsulation, EndpointToHostAction, FelixSettings, NodeInfo};
 use margay_api::policy::PolicyKey;
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange};
+use margay_api::settings::TimeUnit;
 use margay_calc::model::{
     EndpointRecord, IpSetRecord, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord, RuleRecord, SetId, SetKind,
     SideMatch, TierBinding,
@@ -127,6 +128,8 @@ fn settings(value: &FelixSettings) -> wire::Settings {
         nat_exclude_hosts,
         allow_conntrack_invalid,
         log_prefix,
+        log_rate,
+        log_burst,
         ipv6,
     } = value;
     let endpoint_to_host = match endpoint_to_host {
@@ -143,8 +146,20 @@ fn settings(value: &FelixSettings) -> wire::Settings {
         nat_exclude_hosts: *nat_exclude_hosts,
         allow_conntrack_invalid: *allow_conntrack_invalid,
         log_prefix: log_prefix.clone(),
+        log_rate: log_rate.map(|rate| wire::LogRate { count: rate.count.into(), unit: time_unit(rate.unit) }),
+        log_burst: (*log_burst).into(),
         ipv6: *ipv6,
     }
+}
+
+fn time_unit(value: TimeUnit) -> i32 {
+    let value = match value {
+        TimeUnit::Second => wire::TimeUnit::Second,
+        TimeUnit::Minute => wire::TimeUnit::Minute,
+        TimeUnit::Hour => wire::TimeUnit::Hour,
+        TimeUnit::Day => wire::TimeUnit::Day,
+    };
+    value.into()
 }
 
 fn encapsulation(value: Encapsulation) -> i32 {

@@ -63,6 +63,16 @@ fn parse(map: ConfigMap) -> Parsed {
 
 /// Plays the scenes up to the first request after them. Gives a line for each event that removed or completed something.
 async fn play(never_empty: bool, scenes: Vec<Scene>) -> Vec<String> {
+    play_at("/api/v1/configmaps", None, never_empty, scenes).await
+}
+
+/// As [`play`], of a kind that is served there, and that a cluster may do without if it names a definition.
+async fn play_at(
+    path: &'static str,
+    definition: Option<&'static str>,
+    never_empty: bool,
+    scenes: Vec<Scene>,
+) -> Vec<String> {
     let script = Arc::new(Mutex::new(VecDeque::from(scenes)));
     let over = Arc::new(Notify::new());
     let at_end = over.clone();
@@ -86,8 +96,9 @@ async fn play(never_empty: bool, scenes: Vec<Scene>) -> Vec<String> {
     let (events, mut inbox) = mpsc::channel(64);
     let watch = Watch {
         kind: KIND,
-        path: "/api/v1/configmaps".to_owned(),
+        path: path.to_owned(),
         form: Form::Plain,
+        definition,
         never_empty,
         client: kube::Client::new(server, "default"),
         events,
@@ -227,4 +238,67 @@ async fn pages_where_lists_are_not_streamed() {
 async fn a_kind_that_is_not_served_is_never_in_sync() {
     let told = play(false, vec![refusal(LIST, 404), refusal(LIST, 404)]).await;
     assert_eq!(told, [] as [String; 0]);
+}
+
+/// The answer to the question for a definition that is served at these versions.
+fn definition(versions: &[&str]) -> Scene {
+    let versions: Vec<Value> =
+        { versions.iter() }.map(|name| json!({"name": name, "served": true, "storage": false})).collect();
+    let body = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "maps.g"},
+        "spec": {"group": "g", "scope": "Cluster", "names": {"kind": "Map", "plural": "maps"}, "versions": versions}});
+    scene(&["customresourcedefinitions/maps.g"], &[body])
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kind_without_definition_has_no_objects_until_it_has_one() {
+    let no_definition = || refusal(&["customresourcedefinitions/maps.g"], 404);
+    let told = play_at(
+        "/apis/g/v1/maps",
+        Some("maps.g"),
+        false,
+        vec![
+            refusal(LIST, 404),
+            no_definition(),
+            scene(LIST, &[added("a", 3), end(5)]),
+            refusal(&["resourceVersion=5"], 404),
+            no_definition(),
+            refusal(&["/apis/g/v1/namespaces/ns/maps/a"], 404),
+        ],
+    )
+    .await;
+    assert_eq!(told, ["in sync with 0, 0 removed", "in sync with 1, 0 removed", "in sync with 0, 1 removed"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kind_whose_definition_is_there_is_waited_for() {
+    let told = play_at(
+        "/apis/g/v1/maps",
+        Some("maps.g"),
+        false,
+        vec![
+            refusal(LIST, 404),
+            definition(&["v2", "v1"]),
+            refusal(LIST, 404),
+            refusal(&["customresourcedefinitions/maps.g"], 500),
+            scene(&["/apis/g/v1/maps", "watch=true"], &[added("a", 3), end(5)]),
+        ],
+    )
+    .await;
+    assert_eq!(told, ["in sync with 1, 0 removed"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kind_is_read_at_the_version_at_which_it_is_served() {
+    let told = play_at(
+        "/apis/g/v1/maps",
+        Some("maps.g"),
+        false,
+        vec![
+            refusal(LIST, 404),
+            definition(&["v2"]),
+            scene(&["/apis/g/v2/maps", "watch=true"], &[added("a", 3), end(5)]),
+        ],
+    )
+    .await;
+    assert_eq!(told, ["in sync with 1, 0 removed"]);
 }

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use margay_api::endpoint::{EndpointKey, WorkloadEndpoint, interface_name};
 use margay_api::meta::{LABEL_NAMESPACE, Labels};
-use margay_api::network::{BlockInfo, Encapsulation, FelixSettings, NodeInfo, Pool};
+use margay_api::network::{BlockInfo, Encapsulation, NodeInfo, Pool};
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier};
 use margay_api::rule::{Action, EntityMatch, Rule};
 use margay_api::selector::{Node as Selection, Selector};
+use margay_api::settings::{FelixOverrides, SettingsScope};
 use margay_calc::digest;
 use margay_calc::update::Update;
 use margay_proto::sync::{Change, Frame};
@@ -108,8 +109,12 @@ fn update() -> impl Strategy<Value = Update> {
             Update::Pool("pool".to_owned(), Some(pool))
         }),
         1 => (prop::sample::select(vec!["default", "node.n0"]), 1400..1402_u32).prop_map(|(name, vxlan_mtu)| {
-            let settings = FelixSettings { vxlan_mtu, ..FelixSettings::default() };
-            Update::Settings(name.to_owned(), Some(settings))
+            let scope = match name.strip_prefix("node.") {
+                Some(node) => SettingsScope::Node(node.to_owned()),
+                None => SettingsScope::Cluster,
+            };
+            let overrides = FelixOverrides { vxlan_mtu: Some(vxlan_mtu), ..FelixOverrides::none(scope) };
+            Update::Settings(name.to_owned(), Some(overrides))
         }),
     ]
 }

@@ -1,33 +1,66 @@
 //! Settings of the data plane.
 
-use crate::network::{EndpointToHostAction, FelixSettings};
+use crate::network::EndpointToHostAction;
 use crate::problem::{Problems, Refusal};
+use crate::settings::{DEFAULT_SETTINGS, FelixOverrides, LogRate, LogRateError, NODE_SETTINGS, SettingsScope};
 use crate::v3::cluster::{FelixConfiguration, FelixConfigurationSpec};
 
-type Parsed = Result<FelixSettings, Refusal<FelixSettings>>;
+type Parsed = Result<FelixOverrides, Refusal<FelixOverrides>>;
 
-/// Settings of an object alone, over the built-in defaults. A bad value counts as not given, and is reported.
-pub fn settings(configuration: &FelixConfiguration) -> Parsed {
-    settings_over(&FelixSettings::default(), configuration)
-}
-
-/// Settings of an object over those of a weaker one: `node.NAME` over `default`.
-pub fn settings_over(base: &FelixSettings, configuration: &FelixConfiguration) -> Parsed {
+/// What an object says. A bad value counts as not given, and is reported; an object that is for nobody counts as not there.
+pub fn overrides(configuration: &FelixConfiguration) -> Parsed {
     let spec = &configuration.spec;
     let mut problems = Problems::default();
-    let settings = FelixSettings {
-        endpoint_to_host: endpoint_to_host(&mut problems, spec).unwrap_or(base.endpoint_to_host),
-        vxlan_vni: number(&mut problems, "spec.vxlanVNI", spec.vxlan_vni, 1..=0xff_ffff).unwrap_or(base.vxlan_vni),
-        vxlan_port: number(&mut problems, "spec.vxlanPort", spec.vxlan_port, 1..=65535).unwrap_or(base.vxlan_port),
-        vxlan_mtu: number(&mut problems, "spec.vxlanMTU", spec.vxlan_mtu, 0..=65535).unwrap_or(base.vxlan_mtu),
-        vxlan_mtu_v6: number(&mut problems, "spec.vxlanMTUV6", spec.vxlan_mtu_v6, 0..=65535)
-            .unwrap_or(base.vxlan_mtu_v6),
-        nat_exclude_hosts: nat_exclude_hosts(&mut problems, spec).unwrap_or(base.nat_exclude_hosts),
-        allow_conntrack_invalid: spec.disable_conntrack_invalid_check.unwrap_or(base.allow_conntrack_invalid),
-        log_prefix: spec.log_prefix.clone().unwrap_or_else(|| base.log_prefix.clone()),
-        ipv6: spec.ipv6_support.unwrap_or(base.ipv6),
+    let Some(scope) = scope(&mut problems, configuration) else {
+        return Err(Refusal { problems: problems.into_vec(), closed: None });
     };
-    problems.finish(settings, Some)
+    let overrides = FelixOverrides {
+        scope,
+        endpoint_to_host: endpoint_to_host(&mut problems, spec),
+        vxlan_vni: number(&mut problems, "spec.vxlanVNI", spec.vxlan_vni, 1..=0xff_ffff),
+        vxlan_port: number(&mut problems, "spec.vxlanPort", spec.vxlan_port, 1..=65535),
+        vxlan_mtu: number(&mut problems, "spec.vxlanMTU", spec.vxlan_mtu, 0..=65535),
+        vxlan_mtu_v6: number(&mut problems, "spec.vxlanMTUV6", spec.vxlan_mtu_v6, 0..=65535),
+        nat_exclude_hosts: nat_exclude_hosts(&mut problems, spec),
+        allow_conntrack_invalid: spec.disable_conntrack_invalid_check,
+        log_prefix: spec.log_prefix.clone().filter(|prefix| !prefix.is_empty()),
+        log_rate: log_rate(&mut problems, spec),
+        log_burst: log_burst(&mut problems, spec),
+        ipv6: spec.ipv6_support,
+    };
+    problems.finish(overrides, Some)
+}
+
+fn scope(problems: &mut Problems, configuration: &FelixConfiguration) -> Option<SettingsScope> {
+    const FIELD: &str = "spec.nodeSelector";
+    let name = configuration.metadata.name.as_deref().unwrap_or_default();
+    let selector = configuration.spec.node_selector.as_deref().filter(|selector| !selector.is_empty());
+    let named = match name.strip_prefix(NODE_SETTINGS) {
+        Some(node) => Some(SettingsScope::Node(node.to_owned())),
+        None => (name == DEFAULT_SETTINGS).then_some(SettingsScope::Cluster),
+    };
+    match (named, selector) {
+        (Some(_), Some(selector)) => {
+            problems.add(
+                FIELD,
+                selector,
+                "the names default and node.NAME say for which nodes they are",
+                "remove nodeSelector, or give the object another name",
+            );
+            None
+        }
+        (Some(scope), None) => Some(scope),
+        (None, Some(selector)) => problems.selector(FIELD, selector).map(SettingsScope::Selected),
+        (None, None) => {
+            problems.add(
+                FIELD,
+                "",
+                format!("FelixConfiguration {name} is for no node"),
+                "give a nodeSelector, or name the object default or node.NAME",
+            );
+            None
+        }
+    }
 }
 
 fn endpoint_to_host(problems: &mut Problems, spec: &FelixConfigurationSpec) -> Option<EndpointToHostAction> {
@@ -53,6 +86,22 @@ fn nat_exclude_hosts(problems: &mut Problems, spec: &FelixConfigurationSpec) -> 
             None
         }
     }
+}
+
+fn log_rate(problems: &mut Problems, spec: &FelixConfigurationSpec) -> Option<LogRate> {
+    let value = spec.log_action_rate_limit.as_deref().filter(|value| !value.is_empty())?;
+    let rate: Result<LogRate, LogRateError> = value.parse();
+    if rate.is_err() {
+        let remedy = "write it like 10/second, with a number from 1 to 9999 and second, minute, hour or day";
+        problems.add("spec.logActionRateLimit", value, "not a rate", remedy);
+    }
+    rate.ok()
+}
+
+/// None at once would be none at all; the kernel takes 0 for its default, as here.
+fn log_burst(problems: &mut Problems, spec: &FelixConfigurationSpec) -> Option<u16> {
+    let burst = number(problems, "spec.logActionRateLimitBurst", spec.log_action_rate_limit_burst, 0..=9999)?;
+    Some(if burst == 0 { LogRate::BURST } else { burst })
 }
 
 fn number<T: TryFrom<i64>>(

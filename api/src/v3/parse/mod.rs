@@ -6,4 +6,5 @@ pub(super) mod policy;
 pub(super) mod pool;
 mod rule;
 mod scope;
+pub(super) mod staged;
 pub(super) mod tier;

@@ -4,10 +4,7 @@ use crate::policy::{Order, Policy};
 use crate::problem::{Problems, Refusal};
 use crate::rule::{Action, Rule};
 use crate::selector::{Node, Selector};
-use crate::v3::policy::{
-    DEFAULT_TIER, GlobalNetworkPolicy, GlobalNetworkPolicySpec, NetworkPolicy, NetworkPolicySpec,
-    StagedGlobalNetworkPolicy, StagedKubernetesNetworkPolicy, StagedNetworkPolicy,
-};
+use crate::v3::policy::{DEFAULT_TIER, GlobalNetworkPolicy, GlobalNetworkPolicySpec, NetworkPolicy, NetworkPolicySpec};
 use crate::v3::rule::RuleSpec;
 
 use super::rule::{Direction, RuleReader};
@@ -23,33 +20,11 @@ pub fn global_network_policy(policy: &GlobalNetworkPolicy) -> Result<Policy, Ref
     global(&policy.spec)
 }
 
-/// Parses a staged namespaced policy as if it were enforced.
-pub fn staged_network_policy(policy: &StagedNetworkPolicy) -> Result<Policy, Refusal> {
-    namespaced(namespace_of(&policy.metadata.namespace), &policy.spec.policy)
-}
-
-/// Parses a staged cluster-wide policy as if it were enforced.
-pub fn staged_global_network_policy(policy: &StagedGlobalNetworkPolicy) -> Result<Policy, Refusal> {
-    global(&policy.spec.policy)
-}
-
-/// Parses a staged Kubernetes policy as if it were enforced.
-pub fn staged_kubernetes_network_policy(policy: &StagedKubernetesNetworkPolicy) -> Result<Policy, Refusal> {
-    let spec = &policy.spec;
-    let kubernetes = k8s_openapi::api::networking::v1::NetworkPolicySpec {
-        pod_selector: spec.pod_selector.clone(),
-        ingress: spec.ingress.clone(),
-        egress: spec.egress.clone(),
-        policy_types: spec.policy_types.clone(),
-    };
-    crate::k8s::netpol::spec(namespace_of(&policy.metadata.namespace), &kubernetes)
-}
-
-fn namespace_of(namespace: &Option<String>) -> &str {
+pub(super) fn namespace_of(namespace: &Option<String>) -> &str {
     namespace.as_deref().unwrap_or_default()
 }
 
-fn namespaced(namespace: &str, spec: &NetworkPolicySpec) -> Result<Policy, Refusal> {
+pub(super) fn namespaced(namespace: &str, spec: &NetworkPolicySpec) -> Result<Policy, Refusal> {
     let mut problems = Problems::default();
     let own = Some(scope::in_namespace(namespace));
     let selector = selector(&mut problems, "spec.selector", &spec.selector);
@@ -66,7 +41,7 @@ fn namespaced(namespace: &str, spec: &NetworkPolicySpec) -> Result<Policy, Refus
     common.parse(problems, parts, true)
 }
 
-fn global(spec: &GlobalNetworkPolicySpec) -> Result<Policy, Refusal> {
+pub(super) fn global(spec: &GlobalNetworkPolicySpec) -> Result<Policy, Refusal> {
     let mut problems = Problems::default();
     let parts = [
         selector(&mut problems, "spec.selector", &spec.selector),

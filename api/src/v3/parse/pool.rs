@@ -49,6 +49,11 @@ pub fn pool(pool: &IPPool) -> Result<Pool, Refusal<Pool>> {
     } else {
         encapsulation
     };
+    for (field, text) in
+        [("spec.nodeSelector", &spec.node_selector), ("spec.namespaceSelector", &spec.namespace_selector)]
+    {
+        problems.selector(field, text.as_deref().unwrap_or_default());
+    }
     let parsed = Pool { cidr: cidr.trunc(), encapsulation, nat_outgoing: spec.nat_outgoing.unwrap_or(false) };
     problems.finish(parsed, Some)
 }

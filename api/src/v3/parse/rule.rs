@@ -3,11 +3,11 @@
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::meta::NamespacedName;
+use crate::meta::{NamespacedName, is_qualified_name};
 use crate::problem::Problems;
 use crate::rule::{Action, EntityMatch, Icmp, IpVersion, Port, PortRange, Protocol, Rule};
 use crate::selector::{Node, Selector};
-use crate::v3::rule::{EntityRule, IcmpSpec, RuleSpec, ServiceMatch};
+use crate::v3::rule::{EntityRule, IcmpSpec, RuleMetadata, RuleSpec, ServiceMatch};
 
 use super::scope;
 
@@ -37,6 +37,9 @@ const PROTOCOLS: [(&str, Protocol); 6] = [
     ("UDPLite", Protocol::UDPLITE),
 ];
 
+/// The most bytes that keys and values of a rule's annotations have together.
+const MAX_NOTES: usize = 256 * 1024;
+
 /// Reads the rules of one direction of one policy.
 pub(super) struct RuleReader<'a> {
     namespace: Option<&'a str>,
@@ -65,6 +68,7 @@ impl<'a> RuleReader<'a> {
                 "remove http, or match by port",
             );
         }
+        self.notes(&at, spec.metadata.as_ref());
         let action = self.action(&at, &spec.action);
         let protocol = self.protocol(format!("{at}.protocol"), spec.protocol.as_ref());
         let rule = Rule {
@@ -80,6 +84,28 @@ impl<'a> RuleReader<'a> {
         self.check_icmp(&at, &rule);
         self.check_families(&at, &rule);
         (self.problems.len() == known).then_some(rule)
+    }
+
+    /// Notes on a rule mean nothing to enforcement, but they are bounded like those on an object.
+    fn notes(&mut self, at: &str, metadata: Option<&RuleMetadata>) {
+        let Some(metadata) = metadata else { return };
+        for key in metadata.annotations.keys().filter(|key| !is_qualified_name(&key.to_ascii_lowercase())) {
+            self.problems.add(
+                format!("{at}.metadata.annotations"),
+                key,
+                "not a name of an annotation",
+                "use letters, digits, '-', '_' and '.', at most 63, with a DNS name and '/' before them if need be",
+            );
+        }
+        let size: usize = metadata.annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+        if size > MAX_NOTES {
+            self.problems.add(
+                format!("{at}.metadata.annotations"),
+                format!("{size} bytes"),
+                format!("more than {MAX_NOTES} bytes in all"),
+                "remove or shorten annotations",
+            );
+        }
     }
 
     fn unknown(&mut self, at: &str, field: &str) {
@@ -174,6 +200,7 @@ impl<'a> RuleReader<'a> {
             not_selector: self.user_selector(&format!("{at}.notSelector"), &spec.not_selector),
             ports: self.ports(&format!("{at}.ports"), &spec.ports, protocol),
             not_ports: self.ports(&format!("{at}.notPorts"), &spec.not_ports, protocol),
+            nodes: None,
             service,
         }
     }

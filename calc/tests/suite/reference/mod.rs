@@ -3,6 +3,7 @@
 mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
@@ -11,9 +12,10 @@ use margay_api::meta::{
     PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
 };
 use margay_api::network::{BlockInfo, Encapsulation, FelixSettings, NetworkSet, NodeInfo, Pool};
-use margay_api::policy::{Order, Policy, PolicyKey, Tier};
+use margay_api::policy::{Order, Policy, PolicyKey, StagedPolicy, Tier};
 use margay_api::rule::{Action, Rule};
 use margay_api::selector::Selector;
+use margay_api::settings::{FelixOverrides, SettingsScope};
 
 use margay_calc::evaluate::Direction;
 use margay_calc::flush::Audience;
@@ -41,13 +43,14 @@ pub struct Objects {
     pub namespaces: BTreeMap<String, Labels>,
     pub service_accounts: BTreeMap<NamespacedName, Labels>,
     pub policies: BTreeMap<PolicyKey, Policy>,
+    pub staged: BTreeMap<PolicyKey, StagedPolicy>,
     pub tiers: BTreeMap<String, Tier>,
     pub network_sets: BTreeMap<NetworkSetKey, NetworkSet>,
     pub services: BTreeMap<NamespacedName, Vec<Backend>>,
     pub nodes: BTreeMap<String, NodeInfo>,
     pub pools: BTreeMap<String, Pool>,
     pub blocks: BTreeMap<IpNet, BlockInfo>,
-    pub settings: BTreeMap<String, FelixSettings>,
+    pub settings: BTreeMap<String, FelixOverrides>,
 }
 
 /// Every record that some node holds.
@@ -67,6 +70,7 @@ impl Objects {
             Update::Namespace(key, value) => put(&mut self.namespaces, key, value),
             Update::ServiceAccount(key, value) => put(&mut self.service_accounts, key, value),
             Update::Policy(key, value) => put(&mut self.policies, key, value),
+            Update::Staged(key, value) => put(&mut self.staged, key, value),
             Update::Tier(key, value) => put(&mut self.tiers, key, value),
             Update::NetworkSet(key, value) => put(&mut self.network_sets, key, value),
             Update::Service(key, value) => put(&mut self.services, key, value),
@@ -77,9 +81,36 @@ impl Objects {
         }
     }
 
+    /// The objects as they would be if what is staged were enforced.
+    pub fn with_staged_enforced(&self) -> Self {
+        let mut objects = self.clone();
+        for (key, staged) in std::mem::take(&mut objects.staged) {
+            let key = PolicyKey { kind: key.kind.enforced(), ..key };
+            match staged {
+                StagedPolicy::Set(policy) => objects.policies.insert(key, policy),
+                StagedPolicy::Delete => objects.policies.remove(&key),
+                StagedPolicy::Ignore => None,
+            };
+        }
+        objects
+    }
+
     pub fn settings(&self, node: &str) -> FelixSettings {
+        let labels = self.nodes.get(node).map(|info| info.labels.clone()).unwrap_or_default();
+        let selected = self.settings.values().filter(
+            |object| matches!(&object.scope, SettingsScope::Selected(selector) if self.nodes.contains_key(node) && selector.matches(&labels)),
+        );
         let own = self.settings.get(&format!("node.{node}"));
-        own.or_else(|| self.settings.get("default")).cloned().unwrap_or_default()
+        // The strongest first: the first that says something about a field decides it.
+        let layers: Vec<&FelixOverrides> =
+            own.into_iter().chain(selected).chain(self.settings.get("default")).collect();
+        let built_in = FelixSettings::default();
+        FelixSettings {
+            vxlan_mtu: layers.iter().find_map(|layer| layer.vxlan_mtu).unwrap_or(built_in.vxlan_mtu),
+            vxlan_port: layers.iter().find_map(|layer| layer.vxlan_port).unwrap_or(built_in.vxlan_port),
+            log_prefix: layers.iter().find_map(|layer| layer.log_prefix.clone()).unwrap_or(built_in.log_prefix),
+            ..FelixSettings::default()
+        }
     }
 
     pub fn compute(&self) -> Computed {
@@ -120,10 +151,7 @@ impl Objects {
     /// The policies that apply to an endpoint, in order within their tiers.
     fn applied(&self, key: &EndpointKey, endpoint: &WorkloadEndpoint) -> Vec<(&PolicyKey, &Policy)> {
         let labels = self.labels(key, endpoint);
-        let in_force = self
-            .policies
-            .iter()
-            .filter(|(key, policy)| !key.kind.is_staged() && (policy.applies_ingress || policy.applies_egress));
+        let in_force = self.policies.iter().filter(|(_, policy)| policy.applies());
         let mut applied: Vec<_> = in_force.filter(|(_, policy)| policy.selector.matches(&labels)).collect();
         applied.sort_by_key(|(key, policy)| (order(policy.order), tie(key)));
         applied
@@ -213,6 +241,14 @@ impl Objects {
                     }
                 }
                 members
+            }
+            SetSpec::Nodes(selector) => {
+                let selected = self.nodes.values().filter(|node| selector.matches(&node.labels));
+                let addresses = selected.flat_map(|node| {
+                    let ipv4 = node.ipv4.map(|net| IpAddr::V4(net.addr()));
+                    ipv4.into_iter().chain(node.ipv6.map(|net| IpAddr::V6(net.addr())))
+                });
+                addresses.map(|address| Member::Net(IpNet::from(address))).collect()
             }
             SetSpec::Service(name) => {
                 let backends = self.services.get(name).into_iter().flatten();

@@ -16,6 +16,8 @@ pub enum SetSpec {
     Selected(Selector),
     /// Address, protocol and port of the selected endpoints that declare a port of this name; of any protocol when it is absent.
     NamedPort(Selector, Option<Protocol>, String),
+    /// Addresses of the nodes that the selector selects.
+    Nodes(Selector),
     /// Address, protocol and port of the backends of a Service.
     Service(NamespacedName),
     /// Addresses of the backends of a Service: what a packet that comes from one carries.
@@ -32,6 +34,7 @@ impl SetSpec {
                 let content = format!("n:{},{protocol},{name}", selector.id());
                 format!("n:{}", hex(content.as_bytes()))
             }
+            Self::Nodes(selector) => format!("nodes:{}", hex(format!("nodes:{selector}").as_bytes())),
             Self::Service(name) => format!("svc:{name}"),
             Self::ServiceAddresses(name) => format!("svcaddr:{name}"),
         })
@@ -40,7 +43,7 @@ impl SetSpec {
     /// What the members are.
     pub fn kind(&self) -> SetKind {
         match self {
-            Self::Selected(_) | Self::ServiceAddresses(_) => SetKind::Net,
+            Self::Selected(_) | Self::Nodes(_) | Self::ServiceAddresses(_) => SetKind::Net,
             Self::NamedPort(..) | Self::Service(_) => SetKind::AddressPort,
         }
     }
@@ -87,7 +90,7 @@ fn side(
     protocol: Option<Protocol>,
     set: &mut impl FnMut(SetSpec) -> SetId,
 ) -> SideMatch {
-    let EntityMatch { nets, not_nets, selector, not_selector, ports, not_ports, service: _ } = entity;
+    let EntityMatch { nets, not_nets, selector, not_selector, ports, not_ports, nodes, service: _ } = entity;
     // A named port is one of the selected endpoints' own; of anybody's when nothing is selected.
     let declared_by = || selector.as_ref().or(local).cloned().unwrap_or_else(Selector::all);
     let mut named = |ports: &[Port]| -> Vec<SetId> {
@@ -98,10 +101,12 @@ fn side(
         names.map(|name| set(SetSpec::NamedPort(declared_by(), protocol, name))).collect()
     };
     let (port_sets, not_port_sets) = (named(ports), named(not_ports));
+    let mut sets: Vec<SetId> = selector.iter().map(|selector| set(SetSpec::Selected(selector.clone()))).collect();
+    sets.extend(nodes.iter().map(|selector| set(SetSpec::Nodes(selector.clone()))));
     SideMatch {
         nets: nets.iter().map(IpNet::trunc).collect(),
         not_nets: not_nets.iter().map(IpNet::trunc).collect(),
-        sets: selector.iter().map(|selector| set(SetSpec::Selected(selector.clone()))).collect(),
+        sets,
         not_sets: not_selector.iter().map(|selector| set(SetSpec::Selected(selector.clone()))).collect(),
         ports: ranges(ports),
         port_sets,

@@ -80,6 +80,7 @@ impl Compiler {
             Some(Parts::Ports(_)) => Some(Shape::AddressPort),
             None => self.shapes.get(id).copied(),
         };
+        let logging = self.inputs.logging();
         let mut chains = BTreeMap::new();
         let is_refused = !self.refused.is_empty() && self.refused.contains_key(&Part::Class(Class::clone(class)));
         for family in &self.families {
@@ -87,7 +88,7 @@ impl Compiler {
                 chains.extend(class.closed(*family));
                 continue;
             }
-            let context = Context { family: *family, shape: &shape, log_prefix: self.inputs.log_prefix() };
+            let context = Context { family: *family, shape: &shape, logging: &logging };
             chains.extend(class.compile(&plan, &context));
         }
         let Plan { unions, broken, .. } = plan;

@@ -64,11 +64,18 @@ fn frame(held: &Records, view: &Records) -> Frame {
     Frame { changes: upserts.chain(gone).collect(), trailer: Trailer { in_sync: true, ..Trailer::default() } }
 }
 
-/// Whether it gets through the guard and the forward hook.
-fn passes(ruleset: &Ruleset, packet: &Packet) -> bool {
+/// Whether it gets through the guard and the forward hook, and what is reported on its way.
+fn fate(ruleset: &Ruleset, packet: &Packet) -> (bool, Vec<String>) {
     let before_routing = Packet { output: None, ..packet.clone() };
-    simulate::run(ruleset, Hook::Prerouting, &before_routing).passed
-        && simulate::run(ruleset, Hook::Forward, packet).passed
+    if !simulate::run(ruleset, Hook::Prerouting, &before_routing).passed {
+        return (false, Vec::new());
+    }
+    let forwarded = simulate::run(ruleset, Hook::Forward, packet);
+    (forwarded.passed, forwarded.logged)
+}
+
+fn passes(ruleset: &Ruleset, packet: &Packet) -> bool {
+    fate(ruleset, packet).0
 }
 
 proptest! {
@@ -80,9 +87,17 @@ proptest! {
         prop_assert_eq!(ruleset.check(), Ok(()));
         for packet in packets {
             let end = |address: IpAddr| (0..3).map(mk_pod).find(|(_, addresses)| addresses.contains(&address));
-            let outgoing = end(packet.source).is_none_or(|(pod, _)| sample::decides(&view, &pod, Egress, &packet));
-            let incoming = end(packet.destination).is_none_or(|(pod, _)| sample::decides(&view, &pod, Ingress, &packet));
-            prop_assert_eq!(passes(&ruleset, &packet), outgoing && incoming, "{:?}\n{}", packet, ruleset);
+            let says = |address, direction| match end(address) {
+                Some((pod, _)) => sample::decides(&view, &pod, direction, &packet),
+                None => (true, Vec::new()),
+            };
+            let (mut allowed, mut reports) = says(packet.source, Egress);
+            if allowed {
+                let (incoming, more) = says(packet.destination, Ingress);
+                allowed = incoming;
+                reports.extend(more);
+            }
+            prop_assert_eq!(fate(&ruleset, &packet), (allowed, reports), "{:?}\n{}", packet, ruleset);
         }
     }
 

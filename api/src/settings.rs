@@ -1,0 +1,192 @@
+//! What each FelixConfiguration says, how they lie over one another for a node, and what their values mean.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::meta::Labels;
+use crate::network::{EndpointToHostAction, FelixSettings};
+use crate::policy::PolicyKey;
+use crate::selector::Selector;
+
+/// Name of the settings for all nodes.
+pub const DEFAULT_SETTINGS: &str = "default";
+/// What the name of one node's own settings starts with.
+pub const NODE_SETTINGS: &str = "node.";
+
+/// Which nodes a FelixConfiguration is for. The later of two lies over the earlier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SettingsScope {
+    /// All of them.
+    Cluster,
+    /// Those whose labels match.
+    Selected(Selector),
+    /// The node of this name.
+    Node(String),
+}
+
+/// What one FelixConfiguration says. A field that it does not give is left to the weaker ones, and at last to the built-in default.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FelixOverrides {
+    /// Nodes that it is for.
+    pub scope: SettingsScope,
+    /// See [`FelixSettings::endpoint_to_host`].
+    pub endpoint_to_host: Option<EndpointToHostAction>,
+    /// See [`FelixSettings::vxlan_vni`].
+    pub vxlan_vni: Option<u32>,
+    /// See [`FelixSettings::vxlan_port`].
+    pub vxlan_port: Option<u16>,
+    /// See [`FelixSettings::vxlan_mtu`].
+    pub vxlan_mtu: Option<u32>,
+    /// See [`FelixSettings::vxlan_mtu_v6`].
+    pub vxlan_mtu_v6: Option<u32>,
+    /// See [`FelixSettings::nat_exclude_hosts`].
+    pub nat_exclude_hosts: Option<bool>,
+    /// See [`FelixSettings::allow_conntrack_invalid`].
+    pub allow_conntrack_invalid: Option<bool>,
+    /// See [`FelixSettings::log_prefix`].
+    pub log_prefix: Option<String>,
+    /// See [`FelixSettings::log_rate`].
+    pub log_rate: Option<LogRate>,
+    /// See [`FelixSettings::log_burst`].
+    pub log_burst: Option<u16>,
+    /// See [`FelixSettings::ipv6`].
+    pub ipv6: Option<bool>,
+}
+
+impl FelixOverrides {
+    /// One that says nothing.
+    pub fn none(scope: SettingsScope) -> Self {
+        Self {
+            scope,
+            endpoint_to_host: None,
+            vxlan_vni: None,
+            vxlan_port: None,
+            vxlan_mtu: None,
+            vxlan_mtu_v6: None,
+            nat_exclude_hosts: None,
+            allow_conntrack_invalid: None,
+            log_prefix: None,
+            log_rate: None,
+            log_burst: None,
+            ipv6: None,
+        }
+    }
+
+    /// Settings in which what this says is as it says, and the rest as in the weaker ones.
+    pub fn over(&self, base: FelixSettings) -> FelixSettings {
+        FelixSettings {
+            endpoint_to_host: self.endpoint_to_host.unwrap_or(base.endpoint_to_host),
+            vxlan_vni: self.vxlan_vni.unwrap_or(base.vxlan_vni),
+            vxlan_port: self.vxlan_port.unwrap_or(base.vxlan_port),
+            vxlan_mtu: self.vxlan_mtu.unwrap_or(base.vxlan_mtu),
+            vxlan_mtu_v6: self.vxlan_mtu_v6.unwrap_or(base.vxlan_mtu_v6),
+            nat_exclude_hosts: self.nat_exclude_hosts.unwrap_or(base.nat_exclude_hosts),
+            allow_conntrack_invalid: self.allow_conntrack_invalid.unwrap_or(base.allow_conntrack_invalid),
+            log_prefix: self.log_prefix.clone().unwrap_or(base.log_prefix),
+            log_rate: self.log_rate.or(base.log_rate),
+            log_burst: self.log_burst.unwrap_or(base.log_burst),
+            ipv6: self.ipv6.unwrap_or(base.ipv6),
+        }
+    }
+
+    /// Whether it is for the node of this name and these labels; none while the node is not known.
+    pub fn is_for(&self, node: &str, labels: Option<&Labels>) -> bool {
+        match &self.scope {
+            SettingsScope::Cluster => true,
+            SettingsScope::Selected(selector) => labels.is_some_and(|labels| selector.matches(labels)),
+            SettingsScope::Node(name) => name == node,
+        }
+    }
+}
+
+/// How often something may happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogRate {
+    /// Times per unit, 1 to 9999.
+    pub count: u16,
+    /// Unit of time.
+    pub unit: TimeUnit,
+}
+
+impl LogRate {
+    /// Reports that may come at once where nothing else is said.
+    pub const BURST: u16 = 5;
+}
+
+/// A unit of time of a rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TimeUnit {
+    /// One second.
+    Second,
+    /// One minute.
+    Minute,
+    /// One hour.
+    Hour,
+    /// One day.
+    Day,
+}
+
+impl TimeUnit {
+    /// Every unit, the shortest first.
+    pub const ALL: [Self; 4] = [Self::Second, Self::Minute, Self::Hour, Self::Day];
+
+    /// Its name in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Second => "second",
+            Self::Minute => "minute",
+            Self::Hour => "hour",
+            Self::Day => "day",
+        }
+    }
+}
+
+/// A text that is not a rate.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a rate; write it like 10/second, with a number from 1 to 9999 and second, minute, hour or day")]
+pub struct LogRateError(String);
+
+impl FromStr for LogRate {
+    type Err = LogRateError;
+
+    fn from_str(text: &str) -> Result<Self, LogRateError> {
+        let parse = || {
+            let (count, unit) = text.split_once('/')?;
+            let is_plain = count.len() <= 4 && count.bytes().all(|byte| byte.is_ascii_digit());
+            let count = is_plain.then(|| count.parse().ok()).flatten().filter(|count| *count > 0)?;
+            let unit = TimeUnit::ALL.into_iter().find(|known| known.as_str() == unit)?;
+            Some(Self { count, unit })
+        };
+        parse().ok_or_else(|| LogRateError(text.to_owned()))
+    }
+}
+
+impl fmt::Display for LogRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.count, self.unit.as_str())
+    }
+}
+
+/// What a report of a rule with action Log begins with, without the `: ` that ends it: the template with `%t` as the tier, `%k` as the short
+/// name of the policy's kind, `%n` as its name, and `%p` as its name behind its namespace if it has one. Everything else stands for itself.
+pub fn log_prefix(template: &str, tier: &str, policy: &PolicyKey) -> String {
+    let mut text = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some(at) = rest.find('%') {
+        text += &rest[..at];
+        let mut after = rest[at + 1..].chars();
+        match after.next() {
+            Some('t') => text += tier,
+            Some('k') => text += policy.kind.short_name(),
+            Some('n') => text += &policy.name,
+            Some('p') if policy.namespace.is_empty() => text += &policy.name,
+            Some('p') => text += &format!("{}/{}", policy.namespace, policy.name),
+            _ => {
+                text.push('%');
+                after = rest[at + 1..].chars();
+            }
+        }
+        rest = after.as_str();
+    }
+    text + rest
+}

@@ -1,0 +1,84 @@
+//! What the API server fills in where it can: defaults of policies, as Calico's own server stores them.
+//!
+//! Nothing here is needed for enforcement, as whoever reads a policy fills in the same; so where filling in fails, the request passes.
+
+use serde_json::{Value, json};
+
+use super::{Context, labels};
+use crate::object::{MANAGER, Object};
+
+/// Defaults of policies.
+const DEFAULTS: &str = "margay-policy-defaults";
+
+/// The policies of Calico's kinds that have a tier.
+const POLICIES: [&str; 4] =
+    ["globalnetworkpolicies", "networkpolicies", "stagedglobalnetworkpolicies", "stagednetworkpolicies"];
+
+/// Names of all policies, which are those of their bindings.
+pub(super) const NAMES: [&str; 1] = [DEFAULTS];
+
+/// Types by the rules there are: egress alone, both, or ingress.
+const TYPES: &str = "size(variables.egress) == 0 ? ['Ingress'] : \
+     size(variables.ingress) == 0 ? ['Egress'] : ['Ingress', 'Egress']";
+
+/// A policy and its binding, where the API serves such.
+pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
+    if !context.inputs.mutates {
+        return Vec::new();
+    }
+    let bound = json!({ "metadata": metadata(DEFAULTS), "spec": { "policyName": DEFAULTS } });
+    vec![context.object("MutatingAdmissionPolicy", defaults()), context.object("MutatingAdmissionPolicyBinding", bound)]
+}
+
+fn metadata(name: &str) -> Value {
+    json!({ "name": name, "labels": labels(MANAGER) })
+}
+
+fn defaults() -> Value {
+    let variable = |name: &str, expression: &str| json!({ "name": name, "expression": expression });
+    let list = |field: &str| format!("has(object.spec.{field}) ? object.spec.{field} : []");
+    let patch = |expression: String| json!({ "patchType": "JSONPatch", "jsonPatch": { "expression": expression } });
+    let label = "'projectcalico.org/tier'";
+    json!({
+        "metadata": metadata(DEFAULTS),
+        "spec": {
+            "failurePolicy": "Ignore",
+            "reinvocationPolicy": "Never",
+            "matchConstraints": {
+                "resourceRules": [{
+                    "apiGroups": ["projectcalico.org"],
+                    "apiVersions": ["v3"],
+                    "operations": ["CREATE", "UPDATE"],
+                    "resources": POLICIES,
+                    "scope": "*",
+                }],
+            },
+            "matchConditions": [{ "name": "has-a-spec", "expression": "has(object.spec)" }],
+            "variables": [
+                variable("ingress", &list("ingress")),
+                variable("egress", &list("egress")),
+                variable("types", &list("types")),
+                variable("tier", "has(object.spec.tier) && object.spec.tier != '' ? object.spec.tier : 'default'"),
+                variable("deletes", "has(object.spec.stagedAction) && object.spec.stagedAction == 'Delete'"),
+                variable("labels", "has(object.metadata.labels) ? object.metadata.labels : {}"),
+            ],
+            "mutations": [
+                patch(format!(
+                    "size(variables.types) > 0 || variables.deletes ? [] : \
+                     [JSONPatch{{op: 'add', path: '/spec/types', value: {TYPES}}}]"
+                )),
+                patch(
+                    "has(object.spec.tier) && object.spec.tier == variables.tier ? [] : \
+                     [JSONPatch{op: 'add', path: '/spec/tier', value: variables.tier}]"
+                        .to_owned(),
+                ),
+                patch(format!(
+                    "{label} in variables.labels && variables.labels[{label}] == variables.tier ? [] : \
+                     !has(object.metadata.labels) ? \
+                     [JSONPatch{{op: 'add', path: '/metadata/labels', value: {{{label}: variables.tier}}}}] : \
+                     [JSONPatch{{op: 'add', path: '/metadata/labels/' + jsonpatch.escapeKey({label}), value: variables.tier}}]"
+                )),
+            ],
+        },
+    })
+}
