@@ -169,9 +169,9 @@ fn block(object: &Value) -> Result<Meaning> {
 
 fn settings(object: &Value) -> Result<Meaning> {
     let configuration: v3::FelixConfiguration = read(object)?;
-    let parsed = v3::cluster::settings(&configuration);
+    let parsed = v3::cluster::overrides(&configuration);
     let name = named(configuration.metadata).0.name;
-    Ok(taken(parsed, |settings| Update::Settings(name, Some(settings))))
+    Ok(taken(parsed, |overrides| Update::Settings(name, Some(overrides))))
 }
 
 fn named(meta: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> (NamespacedName, Labels) {
