@@ -1,6 +1,7 @@
 # Names for commands, and nothing more.
 
 NODES ?= 3
+SECONDS ?= 60
 STATE ?= target/cluster
 # One selection of packages and targets for everything: another one would compile the big dependencies once more, with other features.
 BUILD = cargo build --workspace --bins --tests
@@ -10,7 +11,7 @@ RELEASE = cargo build --workspace --release --bin margay --bin margay-cni
 RELEASED = target/*/release
 OURS = --exclude margay-tests
 
-.PHONY: check test deny bless demo bench image cluster cluster-down
+.PHONY: check test deny bless demo bench image cluster cluster-down fuzz
 
 # Format, lints, and every test that needs no cluster. Needs root: rulesets are compared with the kernel in namespaces.
 check:
@@ -59,3 +60,7 @@ cluster:
 
 cluster-down:
 	$(BIN)/margay-cluster down --state $(STATE)
+
+# Random policies and packets, judged in four ways, from a seed that was not tried before; what is found becomes a case in tests/data/corpus. Needs root.
+fuzz:
+	FUZZ_SECONDS=$(SECONDS) FUZZ_SEED=$$(date +%s) cargo test --workspace --test differential going_on -- --nocapture

@@ -3,6 +3,7 @@
 mod containment;
 mod converge;
 mod golden;
+mod naive;
 mod notation;
 mod oracle;
 mod reference;

@@ -1,15 +1,14 @@
 //! Graph and evaluator give every packet the verdict that the objects themselves demand, and no label that a tenant can write
 //! reaches beyond the tenant's namespace.
 
-use std::net::IpAddr;
-
-use crate::reference::{Objects, order, tie};
-use crate::world::{address, endpoint_key, port, protocol, update};
+use crate::naive::Naive;
+use crate::reference::Objects;
+use crate::world::{address, endpoint_key, icmp_type, port, protocol, update};
 use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
 use margay_api::meta::{Labels, NamespacedName};
 use margay_api::network::NetworkSet;
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy};
-use margay_api::rule::{Action, EntityMatch, IpVersion, Port, Protocol, Rule};
+use margay_api::rule::{Action, EntityMatch, Protocol, Rule};
 use margay_api::selector::Selector;
 use margay_calc::evaluate::{Direction, Packet, connect, evaluate};
 use margay_calc::graph::Graph;
@@ -18,170 +17,9 @@ use margay_calc::text;
 use margay_calc::update::Update;
 use proptest::prelude::*;
 
-/// One side of a packet.
-#[derive(Clone, Copy)]
-struct Side<'a> {
-    address: IpAddr,
-    port: u16,
-    protocol: Protocol,
-    is_destination: bool,
-    /// Protocol that the rule is limited to.
-    limit: Option<Protocol>,
-    /// What selects the endpoint on this side, when it is the policy's own.
-    subject: Option<&'a Selector>,
-}
-
-/// The verdict by the objects: no set, no record, no index.
-struct Naive<'a>(&'a Objects);
-
-impl Naive<'_> {
-    fn verdict(&self, key: &EndpointKey, direction: Direction, packet: &Packet) -> Action {
-        let Some(endpoint) = self.0.endpoints.get(key).filter(|endpoint| !endpoint.node.is_empty()) else {
-            return Action::Deny;
-        };
-        let labels = self.0.labels(key, endpoint);
-        let policies = self.0.policies.iter().filter(|(_, policy)| {
-            let applies = match direction {
-                Direction::Ingress => policy.applies_ingress,
-                Direction::Egress => policy.applies_egress,
-            };
-            applies && policy.selector.matches(&labels)
-        });
-        let mut policies: Vec<(&PolicyKey, &Policy)> = policies.collect();
-        policies.sort_by_key(|(key, policy)| (order(policy.order), tie(key)));
-        let mut existing: Vec<_> = self.0.tiers.iter().collect();
-        existing.sort_by_key(|(name, tier)| (order(tier.order), *name));
-        let mut tiers: Vec<(&str, Action)> =
-            existing.into_iter().map(|(name, tier)| (name.as_str(), tier.default_action)).collect();
-        for name in ["default", "early", "late"] {
-            if !self.0.tiers.contains_key(name) {
-                tiers.push((name, Action::Deny));
-            }
-        }
-        for (tier, default_action) in tiers {
-            let mut policies = policies.iter().filter(|(_, policy)| policy.tier == tier).peekable();
-            if policies.peek().is_none() {
-                continue;
-            }
-            let rules = policies.flat_map(|(_, policy)| {
-                let rules = match direction {
-                    Direction::Ingress => &policy.ingress,
-                    Direction::Egress => &policy.egress,
-                };
-                rules.iter().map(move |rule| (policy, rule))
-            });
-            let decided = rules
-                .filter(|(_, rule)| rule.action != Action::Log)
-                .find(|(policy, rule)| self.matches(rule, (direction, &policy.selector), packet));
-            match decided.map_or(default_action, |(_, rule)| rule.action) {
-                Action::Pass => {}
-                action => return action,
-            }
-        }
-        match self.0.namespaces.contains_key(&key.namespace) {
-            true => Action::Allow,
-            false => Action::Deny,
-        }
-    }
-
-    fn matches(&self, rule: &Rule, local: (Direction, &Selector), packet: &Packet) -> bool {
-        let version = match packet.source {
-            IpAddr::V4(_) => IpVersion::V4,
-            IpAddr::V6(_) => IpVersion::V6,
-        };
-        let is_icmp = packet.protocol == Protocol::ICMP || packet.protocol == Protocol::ICMPV6;
-        let icmp = |icmp: margay_api::rule::Icmp| {
-            is_icmp
-                && icmp.kind.unwrap_or(packet.icmp.0) == packet.icmp.0
-                && icmp.code.unwrap_or(packet.icmp.1) == packet.icmp.1
-        };
-        let (direction, subject) = local;
-        let source = Side {
-            address: packet.source,
-            port: packet.source_port,
-            protocol: packet.protocol,
-            is_destination: false,
-            limit: rule.protocol,
-            subject: (direction == Direction::Egress).then_some(subject),
-        };
-        let destination = Side {
-            address: packet.destination,
-            port: packet.destination_port,
-            is_destination: true,
-            subject: (direction == Direction::Ingress).then_some(subject),
-            ..source
-        };
-        let criteria = [
-            rule.ip_version.unwrap_or(version) == version,
-            rule.protocol.unwrap_or(packet.protocol) == packet.protocol,
-            rule.not_protocol != Some(packet.protocol),
-            rule.icmp.is_none_or(icmp),
-            !rule.not_icmp.is_some_and(icmp),
-            self.meets(&rule.source, source),
-            self.meets(&rule.destination, destination),
-        ];
-        criteria.into_iter().all(|met| met)
-    }
-
-    fn meets(&self, entity: &EntityMatch, side: Side<'_>) -> bool {
-        let Side { address, port, protocol, is_destination, limit, subject } = side;
-        let in_nets = |nets: &[ipnet::IpNet]| nets.iter().any(|net| net.contains(&address));
-        let port_matches = |wanted: &Port| {
-            protocol.has_ports()
-                && match wanted {
-                    Port::Range(range) => range.contains(port),
-                    Port::Named(name) => self.owners(address).any(|(key, endpoint)| {
-                        let selector = entity.selector.as_ref().or(subject);
-                        selector.is_none_or(|selector| selector.matches(&self.0.labels(key, endpoint)))
-                            && limit.is_none_or(|limit| limit == protocol)
-                            && endpoint.ports.iter().any(|declared| {
-                                declared.name == *name && declared.port == port && declared.protocol == protocol
-                            })
-                    }),
-                }
-        };
-        let service = entity.service.as_ref().is_none_or(|service| {
-            let backends = self.0.services.get(service).into_iter().flatten();
-            { backends }.any(|backend| {
-                backend.address == address
-                    && (!is_destination || protocol.has_ports() && (backend.protocol, backend.port) == (protocol, port))
-            })
-        });
-        (entity.nets.is_empty() || in_nets(&entity.nets))
-            && !in_nets(&entity.not_nets)
-            && entity.selector.as_ref().is_none_or(|selector| self.selects(selector, address))
-            && !entity.not_selector.as_ref().is_some_and(|selector| self.selects(selector, address))
-            && (entity.ports.is_empty() || entity.ports.iter().any(port_matches))
-            && !entity.not_ports.iter().any(port_matches)
-            && entity.nodes.as_ref().is_none_or(|selector| self.is_node(selector, address))
-            && service
-    }
-
-    fn is_node(&self, selector: &Selector, address: IpAddr) -> bool {
-        let selected = self.0.nodes.values().filter(|node| selector.matches(&node.labels));
-        { selected }.any(|node| {
-            node.ipv4.is_some_and(|net| IpAddr::V4(net.addr()) == address)
-                || node.ipv6.is_some_and(|net| IpAddr::V6(net.addr()) == address)
-        })
-    }
-
-    fn selects(&self, selector: &Selector, address: IpAddr) -> bool {
-        let endpoint = self.owners(address).any(|(key, endpoint)| selector.matches(&self.0.labels(key, endpoint)));
-        let mut sets = self.0.network_sets.iter();
-        endpoint
-            || sets.any(|(key, set)| {
-                set.nets.iter().any(|net| net.contains(&address)) && selector.matches(&self.0.set_labels(key, set))
-            })
-    }
-
-    fn owners(&self, address: IpAddr) -> impl Iterator<Item = (&EndpointKey, &WorkloadEndpoint)> {
-        self.0.endpoints.iter().filter(move |(_, endpoint)| endpoint.addresses.contains(&address))
-    }
-}
-
 fn packet() -> impl Strategy<Value = Packet> {
     let addresses = (address(), address()).prop_filter("of one version", |(from, to)| from.is_ipv4() == to.is_ipv4());
-    (addresses, protocol(), port(), port(), (0..2_u8, 0..2_u8)).prop_map(
+    (addresses, protocol(), port(), port(), (icmp_type(), 0..2_u8)).prop_map(
         |((source, destination), protocol, source_port, destination_port, icmp)| Packet {
             source,
             destination,
@@ -191,6 +29,20 @@ fn packet() -> impl Strategy<Value = Packet> {
             icmp,
         },
     )
+}
+
+/// The objects as they would be if what is staged were enforced.
+fn staged_enforced(objects: &Objects) -> Objects {
+    let mut objects = objects.clone();
+    for (key, staged) in std::mem::take(&mut objects.staged) {
+        let key = PolicyKey { kind: key.kind.enforced(), ..key };
+        match staged {
+            StagedPolicy::Set(policy) => objects.policies.insert(key, policy),
+            StagedPolicy::Delete => objects.policies.remove(&key),
+            StagedPolicy::Ignore => None,
+        };
+    }
+    objects
 }
 
 proptest! {
@@ -207,7 +59,7 @@ proptest! {
             objects.apply(update);
         }
         graph.flush();
-        let would_be = objects.with_staged_enforced();
+        let would_be = staged_enforced(&objects);
         let pending = graph.pending();
         prop_assert_eq!(pending.is_some(), objects.staged.values().any(|staged| *staged != StagedPolicy::Ignore));
         for (key, is_ingress, packet) in packets {

@@ -78,8 +78,11 @@ pub fn address() -> impl Strategy<Value = IpAddr> {
     select(texts).prop_map(|text| text.parse().expect("an address"))
 }
 
+/// A protocol, with ports or without.
 pub fn protocol() -> impl Strategy<Value = Protocol> {
-    select(&[Protocol::TCP, Protocol::UDP, Protocol::SCTP, Protocol::ICMP][..])
+    let rare = vec![Protocol::ICMPV6, Protocol::UDPLITE, Protocol(47), Protocol(253)];
+    let usual = vec![Protocol::TCP, Protocol::UDP, Protocol::SCTP, Protocol::ICMP];
+    prop_oneof![4 => select(usual), 1 => select(rare)]
 }
 
 fn account_key() -> impl Strategy<Value = NamespacedName> {
@@ -200,7 +203,7 @@ fn tier() -> impl Strategy<Value = Tier> {
 }
 
 fn order() -> impl Strategy<Value = Order> {
-    option::of(select(&[-1e308, -1.0, -0.0, 0.0, 1.0, 1000.0, 1e308][..])).prop_map(Order)
+    option::of(select(&[f64::MIN, -1.0, -0.0, 0.0, 5e-324, 1.0, 1000.0, f64::MAX][..])).prop_map(Order)
 }
 
 fn policy() -> impl Strategy<Value = Policy> {
@@ -224,7 +227,7 @@ fn rule() -> impl Strategy<Value = Rule> {
     let icmp = || {
         option::weighted(
             0.1,
-            (option::of(0..2_u8), option::of(0..2_u8))
+            (option::of(icmp_type()), option::of(0..2_u8))
                 .prop_map(|(kind, code)| Icmp { kind, code: code.filter(|_| kind.is_some()) }),
         )
     };
@@ -263,15 +266,32 @@ fn entity() -> impl Strategy<Value = EntityMatch> {
     )
 }
 
+/// An ICMP type, of requests, answers and errors of either version.
+pub fn icmp_type() -> impl Strategy<Value = u8> {
+    select(&[0_u8, 1, 3, 8, 13, 128, 129, 135, 254][..])
+}
+
 fn rule_port() -> impl Strategy<Value = Port> {
     prop_oneof![
-        (port(), 0..3_u16).prop_map(|(first, more)| Port::Range(PortRange { first, last: first + more })),
-        port_name().prop_map(Port::Named),
+        4 => (port(), 0..3_u16).prop_map(|(first, more)| Port::Range(PortRange { first, last: first + more })),
+        1 => Just(Port::Range(PortRange { first: 1, last: u16::MAX })),
+        4 => port_name().prop_map(Port::Named),
     ]
 }
 
 fn net() -> impl Strategy<Value = IpNet> {
-    let texts = vec!["10.0.0.0/8", "10.0.0.0/24", "10.0.0.1/32", "10.0.0.66/26", "fd00::/64", "0.0.0.0/0"];
+    let texts = vec![
+        "10.0.0.0/8",
+        "10.0.0.0/24",
+        "10.0.0.0/31",
+        "10.0.0.1/32",
+        "10.0.0.66/26",
+        "128.0.0.0/1",
+        "0.0.0.0/0",
+        "fd00::/64",
+        "fd00::2/127",
+        "::/0",
+    ];
     select(texts).prop_map(|text| text.parse().expect("a range"))
 }
 

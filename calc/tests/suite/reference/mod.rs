@@ -81,20 +81,6 @@ impl Objects {
         }
     }
 
-    /// The objects as they would be if what is staged were enforced.
-    pub fn with_staged_enforced(&self) -> Self {
-        let mut objects = self.clone();
-        for (key, staged) in std::mem::take(&mut objects.staged) {
-            let key = PolicyKey { kind: key.kind.enforced(), ..key };
-            match staged {
-                StagedPolicy::Set(policy) => objects.policies.insert(key, policy),
-                StagedPolicy::Delete => objects.policies.remove(&key),
-                StagedPolicy::Ignore => None,
-            };
-        }
-        objects
-    }
-
     pub fn settings(&self, node: &str) -> FelixSettings {
         let labels = self.nodes.get(node).map(|info| info.labels.clone()).unwrap_or_default();
         let selected = self.settings.values().filter(
@@ -108,6 +94,9 @@ impl Objects {
         FelixSettings {
             vxlan_mtu: layers.iter().find_map(|layer| layer.vxlan_mtu).unwrap_or(built_in.vxlan_mtu),
             vxlan_port: layers.iter().find_map(|layer| layer.vxlan_port).unwrap_or(built_in.vxlan_port),
+            allow_conntrack_invalid: { layers.iter() }
+                .find_map(|layer| layer.allow_conntrack_invalid)
+                .unwrap_or(built_in.allow_conntrack_invalid),
             log_prefix: layers.iter().find_map(|layer| layer.log_prefix.clone()).unwrap_or(built_in.log_prefix),
             ..FelixSettings::default()
         }
