@@ -1,0 +1,200 @@
+//! What every input must be good for: it is refused, or what it means can be written down and read again. A panic is a finding.
+
+use std::collections::BTreeMap;
+
+use margay_api::network::parse_net;
+use margay_api::policy::Policy;
+use margay_api::problem::Refusal;
+use margay_api::rule::{Port, Rule};
+use margay_api::selector::Selector;
+use margay_api::{k8s, v3};
+use margay_cni::call::{self, Call};
+use margay_cni::config::{self, Version};
+use margay_cni::{error, result};
+use margay_proto::cni;
+use margay_proto::sync::{self, Change, wire};
+use prost::Message;
+use serde_json::{Value, json};
+
+/// A fuzz target.
+pub type Target = fn(&[u8]);
+
+/// Every target by its name, which is also that of its folder of seeds.
+pub const TARGETS: [(&str, Target); 6] =
+    [("selector", selector), ("rule", rule), ("policy", policy), ("cni", cni), ("frame", frame), ("up", up)];
+
+/// A selector's canonical text parses to the same selector with the same id, and matching it decides something on any labels.
+pub fn selector(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    match Selector::parse(text) {
+        Ok(parsed) => {
+            let canonical = parsed.to_string();
+            let again = Selector::parse(&canonical);
+            assert_eq!(again.as_ref().map(Selector::id), Ok(parsed.id()), "{text:?} is written {canonical:?}");
+            assert_eq!(again, Ok(parsed.clone()), "{text:?} is written {canonical:?}");
+            let label = |value: &str| BTreeMap::from([("app".to_owned(), value.to_owned())]);
+            for labels in [BTreeMap::new(), label("web"), label("")] {
+                let negated = Selector::parse(&format!("!({canonical})"));
+                // A selector that is nested as deeply as it may be cannot be negated.
+                if let Ok(negated) = negated {
+                    assert_ne!(parsed.matches(&labels), negated.matches(&labels), "{canonical:?}");
+                }
+            }
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// Lines as ranges, ports and protocols of a rule.
+pub fn rule(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let lines: Vec<&str> = text.lines().take(8).collect();
+    if let Some(net) = lines.first().and_then(|line| parse_net(line)) {
+        assert_eq!(net, net.trunc());
+        assert_eq!(parse_net(&net.to_string()), Some(net));
+    }
+    let number = |line: &&str| line.parse::<i64>().map_or_else(|_| json!(line), |number| json!(number));
+    let values: Vec<Value> = lines.iter().map(number).collect();
+    let entity = json!({ "nets": lines, "notNets": lines, "ports": values, "notPorts": values });
+    for protocol in values.first().cloned().into_iter().chain([json!("TCP"), json!(132)]) {
+        let rules = json!([{ "action": "Allow", "protocol": protocol, "source": entity, "destination": entity }]);
+        calico_policy(json!({ "ingress": rules, "egress": rules }));
+    }
+    let ports: Vec<Value> = values.iter().map(|port| json!({ "port": port, "endPort": values.last() })).collect();
+    let blocks = json!([{ "ipBlock": { "cidr": lines.first(), "except": lines.get(1..) } }]);
+    kubernetes_policy(json!({ "ingress": [{ "from": blocks, "ports": ports }], "egress": [{ "to": blocks }] }));
+}
+
+/// JSON as the specification of a policy of every kind.
+pub fn policy(data: &[u8]) {
+    let Ok(spec) = serde_json::from_slice::<Value>(data) else { return };
+    calico_policy(spec.clone());
+    kubernetes_policy(spec);
+}
+
+fn object(kind: &str, version: &str, spec: &Value) -> Value {
+    json!({ "apiVersion": version, "kind": kind, "metadata": { "name": "a", "namespace": "red" }, "spec": spec })
+}
+
+fn calico_policy(spec: Value) {
+    let version = "projectcalico.org/v3";
+    if let Ok(policy) = serde_json::from_value::<v3::NetworkPolicy>(object("NetworkPolicy", version, &spec)) {
+        check_policy(v3::policy::network_policy(&policy));
+    }
+    if let Ok(policy) = serde_json::from_value::<v3::GlobalNetworkPolicy>(object("GlobalNetworkPolicy", version, &spec))
+    {
+        check_policy(v3::policy::global_network_policy(&policy));
+    }
+}
+
+fn kubernetes_policy(spec: Value) {
+    let object = object("NetworkPolicy", "networking.k8s.io/v1", &spec);
+    if let Ok(policy) = serde_json::from_value(object) {
+        check_policy(k8s::netpol::policy(&policy).map(|(_, policy)| policy));
+    }
+}
+
+fn check_policy(parsed: Result<Policy, Refusal>) {
+    let enforced = match parsed {
+        Ok(policy) => Some(policy),
+        Err(refusal) => {
+            assert!(!refusal.problems.is_empty(), "refused without a reason");
+            refusal.closed
+        }
+    };
+    let Some(policy) = enforced else { return };
+    for rule in policy.ingress.iter().chain(&policy.egress) {
+        check_rule(rule);
+    }
+    assert_eq!(Selector::parse(&policy.selector.to_string()).as_ref(), Ok(&policy.selector));
+}
+
+fn check_rule(rule: &Rule) {
+    for entity in [&rule.source, &rule.destination] {
+        for net in entity.nets.iter().chain(&entity.not_nets) {
+            assert_eq!(*net, net.trunc());
+        }
+        for port in entity.ports.iter().chain(&entity.not_ports) {
+            match port {
+                Port::Range(range) => assert!(range.first <= range.last, "{range:?}"),
+                Port::Named(name) => assert!(!name.is_empty()),
+            }
+        }
+        for selector in entity.selector.iter().chain(&entity.not_selector) {
+            assert_eq!(Selector::parse(&selector.to_string()).as_ref(), Ok(selector));
+        }
+    }
+}
+
+/// Lines `NAME=VALUE` up to an empty one are the environment, and the rest is standard input of the plugin. The plugin's own answer is always JSON.
+pub fn cni(data: &[u8]) {
+    let end = data.windows(2).position(|pair| pair == b"\n\n");
+    let (head, stdin) = end.map_or((data, &[][..]), |end| (&data[..end], &data[end + 2..]));
+    let head = String::from_utf8_lossy(head);
+    let variables: BTreeMap<&str, &str> = head.lines().filter_map(|line| line.split_once('=')).collect();
+    let env = |name: &str| variables.get(name).map(|value| (*value).to_owned());
+    let answer = |version: Version, error: &error::Error| {
+        let text = result::error(version, error);
+        let value: Value = serde_json::from_str(&text).expect("an error is JSON");
+        assert!(value["code"].as_u64().is_some_and(|code| code > 0), "{text}");
+        assert!(value["msg"].as_str().is_some_and(|message| !message.is_empty()), "{text}");
+    };
+    let version = config::version_in(stdin);
+    serde_json::from_str::<Value>(&result::versions(stdin)).expect("versions are JSON");
+    let parsed = match config::parse(stdin) {
+        Ok(parsed) => parsed,
+        Err(error) => return answer(version, &error),
+    };
+    assert!(parsed.socket.is_absolute());
+    match call::command(&env).and_then(|command| Call::parse(command, &env, &parsed)) {
+        Ok(call) => {
+            let request = cni::Request { verb: Some(call.verb), ..cni::Request::default() };
+            if let Ok(frame) = cni::encode_frame(&request) {
+                assert_eq!(cni::decode::<cni::Request>(&frame[cni::HEADER..]).expect("its own frame"), request);
+            }
+        }
+        Err(error) => answer(version, &error),
+    }
+    if let Ok(response) = cni::read::<cni::Response>(&mut &stdin[..])
+        && let Some(cni::Outcome::Result(found)) = response.outcome
+    {
+        for version in Version::ALL {
+            serde_json::from_str::<Value>(&result::success(version, &found)).expect("a result is JSON");
+        }
+    }
+}
+
+/// What a server may send: a frame that is taken is the same after it was encoded once more.
+pub fn frame(data: &[u8]) {
+    let Ok(frame) = wire::Frame::decode(data) else { return };
+    let Ok(frame) = sync::decode_frame(frame) else { return };
+    let changes = frame.changes.iter().flat_map(|change: &Change| sync::encode_change(change.into()).to_vec());
+    let bytes: Vec<u8> = changes.chain(sync::encode_trailer(&frame.trailer).to_vec()).collect();
+    let again = wire::Frame::decode(&bytes[..]).expect("its own encoding");
+    assert_eq!(sync::decode_frame(again), Ok(frame));
+}
+
+/// What a node may say.
+pub fn up(data: &[u8]) {
+    let Ok(up) = wire::Up::decode(data) else { return };
+    let again = match up.message {
+        Some(wire::up::Message::Ack(ack)) => {
+            let Ok(ack) = sync::decode_ack(ack) else { return };
+            (sync::encode_ack(&ack), Some(ack), None)
+        }
+        Some(wire::up::Message::LocalEndpoint(endpoint)) => {
+            let Ok(endpoint) = sync::decode_local_endpoint(endpoint) else { return };
+            (sync::encode_local_endpoint(&endpoint), None, Some(endpoint))
+        }
+        Some(wire::up::Message::Hello(_)) | None => return,
+    };
+    match again {
+        (wire::Up { message: Some(wire::up::Message::Ack(wire)) }, wanted, _) => {
+            assert_eq!(sync::decode_ack(wire).ok(), wanted);
+        }
+        (wire::Up { message: Some(wire::up::Message::LocalEndpoint(wire)) }, _, wanted) => {
+            assert_eq!(sync::decode_local_endpoint(wire).ok(), wanted);
+        }
+        _ => panic!("it is encoded as something else"),
+    }
+}
