@@ -8,6 +8,7 @@ pub mod install;
 pub mod lab;
 pub mod matrix;
 pub mod namespace;
+pub mod plugin;
 pub mod probe;
 pub mod raw;
 pub mod suite;

@@ -201,7 +201,7 @@ pub fn attachment(network: &str, asked: &cni::Attachment) -> Result<Attachment, 
 pub fn namespace(path: &str) -> Result<File, Refusal> {
     let rule = "the path of a network namespace that exists on this node";
     netns::open(Path::new(path)).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => environment("CNI_NETNS", path, rule),
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => environment("CNI_NETNS", path, rule),
         _ => Refusal::new(code::IO, format!("CNI_NETNS {path:?}: {error}; must be {rule}")),
     })
 }

@@ -95,6 +95,15 @@ impl Node {
         self.folder.path().join("run/cni.sock")
     }
 
+    /// Names of the files of what its agent knows of pods' interfaces.
+    pub fn attachments(&self) -> Result<Vec<String>> {
+        let entries = std::fs::read_dir(self.folder.path().join("attachments"))?;
+        let mut names =
+            entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<Result<Vec<_>>>()?;
+        names.sort();
+        Ok(names)
+    }
+
     /// How far its agent is; none: it does not run.
     pub fn status(&self) -> Option<Status> {
         self.running.as_ref().map(|running| running.agent.status())

@@ -1,8 +1,6 @@
 //! A pod: a network namespace that the real CNI binary attaches.
 
-use std::io::Write;
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
@@ -11,8 +9,8 @@ use margay_api::meta::{ANNOTATION_POD_IP, ANNOTATION_POD_IPS};
 use serde_json::{Value, json};
 
 use super::node::Node;
-use crate::install;
 use crate::namespace::Namespace;
+use crate::plugin::Call;
 use crate::probe::Place;
 
 /// Key of the network configuration under which runtimes that know it tell the pod's annotations.
@@ -66,8 +64,7 @@ impl Pod {
             namespace: Namespace::new()?,
             manifest: manifest.clone(),
         };
-        let answer = pod.call(node, "ADD").with_context(|| format!("ADD of {}", pod.name))?;
-        let answer: Value = serde_json::from_str(&answer)?;
+        let answer = pod.call(node)?.exec("ADD")?.success().with_context(|| format!("ADD of {}", pod.name))?;
         let addresses = answer["ips"].as_array().into_iter().flatten().filter_map(|ip| ip["address"].as_str());
         pod.addresses = addresses.map(|net| Ok(net.parse::<IpNet>()?.addr())).collect::<Result<_>>()?;
         ensure!(!pod.addresses.is_empty(), "{} has no address: {answer}", pod.name);
@@ -76,40 +73,16 @@ impl Pod {
 
     /// Detaches it.
     pub(super) fn stop(&self, node: &Node) -> Result<()> {
-        self.call(node, "DEL").map(drop).with_context(|| format!("DEL of {}", self.name))
+        self.call(node)?.exec("DEL")?.success().map(drop).with_context(|| format!("DEL of {}", self.name))
     }
 
-    /// Calls the plugin for this pod as a container runtime does; gives its standard output.
-    pub fn call(&self, node: &Node, verb: &str) -> Result<String> {
-        let config = json!({
-            "cniVersion": "1.1.0", "name": "k8s-pod-network", "type": "margay", "ipam": {"type": "calico-ipam"},
-            "margay": {"socket": node.socket()},
-            "runtimeConfig": {POD_ANNOTATIONS: self.manifest["metadata"]["annotations"]},
-        });
-        let (namespace, name) = crate::world::split(&self.name)?;
-        let arguments = format!(
-            "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
-            self.container,
-            self.manifest["metadata"]["uid"].as_str().unwrap_or_default(),
-        );
-        let mut child = Command::new(install::beside("margay-cni")?)
-            .env_clear()
-            .envs([
-                ("CNI_COMMAND", verb),
-                ("CNI_CONTAINERID", &self.container),
-                ("CNI_NETNS", &self.namespace.path()),
-                ("CNI_IFNAME", "eth0"),
-                ("CNI_PATH", "/opt/cni/bin"),
-                ("CNI_ARGS", &arguments),
-            ])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        child.stdin.take().context("standard input")?.write_all(config.to_string().as_bytes())?;
-        let output = child.wait_with_output()?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(output.status.success(), "the plugin refuses: {said}");
-        Ok(said)
+    /// The calls of the plugin for this pod.
+    fn call(&self, node: &Node) -> Result<Call> {
+        let mut call = Call::new(&node.socket(), &self.name, &self.container, &self.namespace.path())?;
+        call.config["runtimeConfig"] = json!({POD_ANNOTATIONS: self.manifest["metadata"]["annotations"]});
+        let uid = self.manifest["metadata"]["uid"].as_str().unwrap_or_default();
+        call.arguments = format!("{};K8S_POD_UID={uid}", call.arguments);
+        Ok(call)
     }
 
     /// The Pod object as it is once the pod runs.
