@@ -11,7 +11,7 @@ RELEASE = cargo build --workspace --release --bin margay --bin margay-cni
 RELEASED = target/*/release
 OURS = --exclude margay-tests
 
-.PHONY: check test deny bless demo bench image cluster cluster-down fuzz
+.PHONY: check test deny bless demo bench conformance image cluster cluster-down fuzz
 
 # Format, lints, and every test that needs no cluster. Needs root: rulesets are compared with the kernel in namespaces.
 check:
@@ -45,6 +45,12 @@ bench:
 	$(RELEASE) --bin margay-shim
 	$(BUILD)
 	$(BIN)/margay-bench $(if $(ONLY),--only $(ONLY))
+
+# Tables of verdicts with real packets: CASES is the table, ON=kernel (namespaces) or cluster (a real Kubernetes), ONLY=1,5 takes some cases,
+# ENFORCE=off|deny shows that the table can tell. Needs root.
+conformance:
+	$(BUILD)
+	$(BIN)/margay-conformance --on $(or $(ON),kernel) $(if $(CASES),--cases $(CASES)) $(if $(ONLY),--only $(ONLY)) $(if $(ENFORCE),--enforce $(ENFORCE))
 
 # The image of every component as an OCI archive.
 image:

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod cluster;
+pub mod conformance;
 pub mod demo;
 pub mod image;
 pub mod install;
