@@ -29,6 +29,11 @@ fn every_feature_of_network_policies_has_the_verdicts_of_the_table() -> Result<(
     conform(&table, Enforce::Full)
 }
 
+#[test]
+fn cluster_wide_policies_have_the_verdicts_of_the_table() -> Result<()> {
+    conform(&mk_table("network-policy-api.json")?, Enforce::Full)
+}
+
 /// Without policy every blocked row is found wrong, and every allowed one when everything is denied: a runner that cannot fail shows nothing.
 #[test]
 fn the_runner_sees_that_nothing_or_everything_is_denied() -> Result<()> {

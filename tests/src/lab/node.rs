@@ -83,9 +83,10 @@ impl Node {
             annotations[ANNOTATION_VXLAN_IPV4] = json!(tunnel);
             annotations[ANNOTATION_VXLAN_MAC] = json!(format!("66:00:{}", mac_tail(self.address)));
         }
+        let labels = json!({"kubernetes.io/hostname": self.name, "kubernetes.io/os": "linux"});
         json!({
             "apiVersion": "v1", "kind": "Node",
-            "metadata": {"name": self.name, "labels": {"kubernetes.io/hostname": self.name}, "annotations": annotations},
+            "metadata": {"name": self.name, "labels": labels, "annotations": annotations},
             "status": {"addresses": [{"type": "InternalIP", "address": self.address.addr()}]},
         })
     }

@@ -33,6 +33,7 @@ const TABLE: &[Line] = &[
     ("", "ServiceAccount", "ServiceAccount", service_account),
     ("discovery.k8s.io", "EndpointSlice", "EndpointSlice", endpoint_slice),
     ("networking.k8s.io", "NetworkPolicy", "KubernetesNetworkPolicy", kubernetes_policy),
+    ("policy.networking.k8s.io", "ClusterNetworkPolicy", "KubernetesClusterNetworkPolicy", cluster_policy),
     (CALICO, "NetworkPolicy", "NetworkPolicy", network_policy),
     (CALICO, "GlobalNetworkPolicy", "GlobalNetworkPolicy", global_policy),
     (CALICO, "Tier", "Tier", tier),
@@ -43,11 +44,13 @@ const TABLE: &[Line] = &[
     (CALICO, "FelixConfiguration", "FelixConfiguration", settings),
 ];
 
-/// What is there before anything else: the default tier, settings, and the pool.
+/// What is there before anything else: the tiers that an installation has, settings, and the pool.
 pub fn ground(pool: &Value) -> Vec<Value> {
     let of = |kind: &str, name: &str, spec: Value| json!({"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": {"name": name}, "spec": spec});
     vec![
+        of("Tier", "kube-admin", json!({"order": 1_000, "defaultAction": "Pass"})),
         of("Tier", "default", json!({"order": 1_000_000, "defaultAction": "Deny"})),
+        of("Tier", "kube-baseline", json!({"order": 10_000_000, "defaultAction": "Pass"})),
         of("FelixConfiguration", "default", json!({})),
         of("IPPool", super::POOL, pool.clone()),
     ]
@@ -120,6 +123,12 @@ fn kubernetes_policy(object: &Value) -> Result<Meaning> {
     let key = k8s::netpol::key(&policy);
     let parsed = k8s::netpol::policy(&policy).map(|(_, policy)| policy);
     Ok(taken(parsed, |policy| Update::Policy(key, Some(policy))))
+}
+
+fn cluster_policy(object: &Value) -> Result<Meaning> {
+    let policy: k8s::cnp::ClusterNetworkPolicy = read(object)?;
+    let key = k8s::cnp::key(&policy);
+    Ok(taken(k8s::cnp::policy(&policy), |policy| Update::Policy(key, Some(policy))))
 }
 
 fn network_policy(object: &Value) -> Result<Meaning> {
