@@ -12,6 +12,7 @@ use margay_api::problem::Refusal;
 use margay_api::storage::{self, Mode};
 use margay_api::{k8s, v3};
 use margay_calc::update::{Backend, Update};
+use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::compute::Event;
@@ -40,6 +41,19 @@ pub struct Line {
     /// In a working cluster there is at least one: what an empty list of it would mean is that the API server errs.
     never_empty: bool,
     run: fn(Watch) -> Watching,
+    parse: fn(Value) -> serde_json::Result<Parsed>,
+}
+
+macro_rules! line {
+    ($kind:expr, $path:literal, $never_empty:literal, $parse:path) => {
+        Line {
+            kind: $kind,
+            path: $path,
+            never_empty: $never_empty,
+            run: |watch| Box::pin(watch.run($parse)),
+            parse: |object| serde_json::from_value(object).map($parse),
+        }
+    };
 }
 
 type Watching = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -51,6 +65,11 @@ impl Line {
         let Self { kind, never_empty, run, .. } = *self;
         let definition = OPTIONAL.iter().find(|(optional, _)| *optional == kind).map(|(_, definition)| *definition);
         run(Watch { kind, path, form, definition, never_empty, client, events, counters })
+    }
+
+    /// What an object of the kind means, given in the users' form.
+    pub fn parse(&self, object: Value) -> serde_json::Result<Parsed> {
+        (self.parse)(object)
     }
 
     /// Where the kind is served, and in which form.
@@ -67,24 +86,24 @@ impl Line {
 /// asked for, and believed.
 #[rustfmt::skip]
 pub const TABLE: &[Line] = &[
-    Line { kind: POD, path: "/api/v1/pods", never_empty: true, run: |watch| Box::pin(watch.run(pod)) },
-    Line { kind: "Namespace", path: "/api/v1/namespaces", never_empty: true, run: |watch| Box::pin(watch.run(namespace)) },
-    Line { kind: "Node", path: "/api/v1/nodes", never_empty: true, run: |watch| Box::pin(watch.run(node)) },
-    Line { kind: "ServiceAccount", path: "/api/v1/serviceaccounts", never_empty: true, run: |watch| Box::pin(watch.run(service_account)) },
-    Line { kind: "EndpointSlice", path: "/apis/discovery.k8s.io/v1/endpointslices", never_empty: false, run: |watch| Box::pin(watch.run(endpoint_slice)) },
-    Line { kind: "KubernetesNetworkPolicy", path: "/apis/networking.k8s.io/v1/networkpolicies", never_empty: false, run: |watch| Box::pin(watch.run(kubernetes_policy)) },
-    Line { kind: CLUSTER_POLICY, path: "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies", never_empty: false, run: |watch| Box::pin(watch.run(cluster_policy)) },
-    Line { kind: "NetworkPolicy", path: "/apis/projectcalico.org/v3/networkpolicies", never_empty: false, run: |watch| Box::pin(watch.run(network_policy)) },
-    Line { kind: "GlobalNetworkPolicy", path: "/apis/projectcalico.org/v3/globalnetworkpolicies", never_empty: false, run: |watch| Box::pin(watch.run(global_policy)) },
-    Line { kind: "StagedNetworkPolicy", path: "/apis/projectcalico.org/v3/stagednetworkpolicies", never_empty: false, run: |watch| Box::pin(watch.run(staged_policy)) },
-    Line { kind: "StagedGlobalNetworkPolicy", path: "/apis/projectcalico.org/v3/stagedglobalnetworkpolicies", never_empty: false, run: |watch| Box::pin(watch.run(staged_global_policy)) },
-    Line { kind: "StagedKubernetesNetworkPolicy", path: "/apis/projectcalico.org/v3/stagedkubernetesnetworkpolicies", never_empty: false, run: |watch| Box::pin(watch.run(staged_kubernetes_policy)) },
-    Line { kind: "Tier", path: "/apis/projectcalico.org/v3/tiers", never_empty: false, run: |watch| Box::pin(watch.run(tier)) },
-    Line { kind: "NetworkSet", path: "/apis/projectcalico.org/v3/networksets", never_empty: false, run: |watch| Box::pin(watch.run(network_set)) },
-    Line { kind: "GlobalNetworkSet", path: "/apis/projectcalico.org/v3/globalnetworksets", never_empty: false, run: |watch| Box::pin(watch.run(global_network_set)) },
-    Line { kind: "IPPool", path: "/apis/projectcalico.org/v3/ippools", never_empty: false, run: |watch| Box::pin(watch.run(pool)) },
-    Line { kind: BLOCK, path: "/apis/projectcalico.org/v3/ipamblocks", never_empty: false, run: |watch| Box::pin(watch.run(block)) },
-    Line { kind: "FelixConfiguration", path: "/apis/projectcalico.org/v3/felixconfigurations", never_empty: false, run: |watch| Box::pin(watch.run(settings)) },
+    line!(POD, "/api/v1/pods", true, pod),
+    line!("Namespace", "/api/v1/namespaces", true, namespace),
+    line!("Node", "/api/v1/nodes", true, node),
+    line!("ServiceAccount", "/api/v1/serviceaccounts", true, service_account),
+    line!("EndpointSlice", "/apis/discovery.k8s.io/v1/endpointslices", false, endpoint_slice),
+    line!("KubernetesNetworkPolicy", "/apis/networking.k8s.io/v1/networkpolicies", false, kubernetes_policy),
+    line!(CLUSTER_POLICY, "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies", false, cluster_policy),
+    line!("NetworkPolicy", "/apis/projectcalico.org/v3/networkpolicies", false, network_policy),
+    line!("GlobalNetworkPolicy", "/apis/projectcalico.org/v3/globalnetworkpolicies", false, global_policy),
+    line!("StagedNetworkPolicy", "/apis/projectcalico.org/v3/stagednetworkpolicies", false, staged_policy),
+    line!("StagedGlobalNetworkPolicy", "/apis/projectcalico.org/v3/stagedglobalnetworkpolicies", false, staged_global_policy),
+    line!("StagedKubernetesNetworkPolicy", "/apis/projectcalico.org/v3/stagedkubernetesnetworkpolicies", false, staged_kubernetes_policy),
+    line!("Tier", "/apis/projectcalico.org/v3/tiers", false, tier),
+    line!("NetworkSet", "/apis/projectcalico.org/v3/networksets", false, network_set),
+    line!("GlobalNetworkSet", "/apis/projectcalico.org/v3/globalnetworksets", false, global_network_set),
+    line!("IPPool", "/apis/projectcalico.org/v3/ippools", false, pool),
+    line!(BLOCK, "/apis/projectcalico.org/v3/ipamblocks", false, block),
+    line!("FelixConfiguration", "/apis/projectcalico.org/v3/felixconfigurations", false, settings),
 ];
 
 fn pod(pod: Pod) -> Parsed {
