@@ -1,4 +1,4 @@
-//! `deploy/operator.yaml` is what people apply: every CRD, then the operator's own objects. `BLESS=1` rewrites it.
+//! `deploy/operator.yaml` is what people apply: every CRD, then the operator's own objects. `UPDATE_EXPECT=1` rewrites it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,15 +31,11 @@ fn the_manifest_is_the_crds_and_the_operator() {
     documents.extend(install::objects(VERSION).iter().map(|object| serde_yaml_ng::to_string(&object.body).unwrap()));
     let wanted = documents.join("---\n");
     let file = deploy().join("operator.yaml");
-    if std::env::var_os("BLESS").is_some() {
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
         fs::write(&file, &wanted).expect("a writable manifest");
     }
     let found = fs::read_to_string(&file).unwrap_or_default();
-    assert!(
-        found == wanted,
-        "{} differs from CRDs and operator; run `BLESS=1 cargo test -p margay-operator --test manifest`",
-        file.display()
-    );
+    assert!(found == wanted, "{} differs from CRDs and operator; write it anew with `make bless`", file.display());
 }
 
 #[test]

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod cluster;
 pub mod conformance;
 pub mod demo;
+pub mod e2e;
 pub mod image;
 pub mod install;
 pub mod lab;
