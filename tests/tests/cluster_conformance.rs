@@ -1,0 +1,55 @@
+//! Tables of verdicts on a real Kubernetes: what the API server takes and what the container runtime tells the plugin is in them, which `conformance.rs`
+//! leaves out. All of both tables: `make conformance ON=cluster`.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use margay_tests::cluster::Cluster;
+use margay_tests::conformance::cluster::OnCluster;
+use margay_tests::conformance::table::Table;
+use margay_tests::conformance::{Options, run};
+use margay_tests::suite::Suite;
+use margay_tests::{demo, install};
+
+fn main() -> ExitCode {
+    let mut suite = Suite::from_arguments();
+    if suite.only_lists() {
+        return ExitCode::SUCCESS;
+    }
+    let cluster = match stage() {
+        Ok(cluster) => cluster,
+        Err(error) => {
+            suite.case("a_cluster_with_margay", || Err(error));
+            return suite.finish();
+        }
+    };
+    suite.case("every_feature_of_network_policies_has_the_verdicts_of_the_table", || {
+        let mut table = mk_table("cyclonus.json.gz")?;
+        table.keep_cover();
+        conform(&cluster, &table)
+    });
+    suite.case("cluster_wide_policies_have_the_verdicts_of_the_table", || {
+        conform(&cluster, &mk_table("network-policy-api.json")?)
+    });
+    suite.finish()
+}
+
+fn stage() -> Result<Cluster> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cluster-conformance");
+    // Checkouts side by side test at the same time.
+    let cluster = demo::bring_up(&format!("mgy-conf-{}", std::process::id()), &folder, &|line| println!("{line}"))?;
+    install::install(&cluster, &install::Options::default(), &|line| println!("{line}"))?;
+    Ok(cluster)
+}
+
+fn mk_table(name: &str) -> Result<Table> {
+    Table::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(name))
+}
+
+fn conform(cluster: &Cluster, table: &Table) -> Result<()> {
+    let options = Options { hold: 1, ..Options::default() };
+    let report = run(&mut OnCluster::new(cluster, &table.fixture)?, table, &options, &|line| println!("{line}"))?;
+    ensure!(report.is_good(), "{}", report.text());
+    Ok(())
+}
