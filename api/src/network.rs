@@ -7,6 +7,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 
 use crate::meta::Labels;
+use crate::rule::Protocol;
 use crate::settings::LogRate;
 
 /// How packets travel between nodes for the addresses of a pool.
@@ -123,6 +124,39 @@ pub enum EndpointToHostAction {
     Return,
 }
 
+/// Packets of a host itself that no policy can stop, so that a mistake in one locks nobody out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Failsafe {
+    /// Protocol of the packet; one that has ports.
+    pub protocol: Protocol,
+    /// Port that the packet goes to.
+    pub port: u16,
+    /// Where the other side of the connection has to be; none: anywhere.
+    pub net: Option<IpNet>,
+}
+
+impl Failsafe {
+    /// What a host can be reached by where nothing else is said: SSH, DHCP, BGP, etcd, typha and the API server.
+    pub fn default_inbound() -> Vec<Self> {
+        let tcp = [22, 179, 2379, 2380, 5473, 6443, 6666, 6667];
+        Self::anywhere(&tcp, &[68])
+    }
+
+    /// What a host can reach where nothing else is said: DNS, DHCP, BGP, etcd, typha and the API server.
+    pub fn default_outbound() -> Vec<Self> {
+        let tcp = [179, 2379, 2380, 5473, 6443, 6666, 6667];
+        Self::anywhere(&tcp, &[53, 67])
+    }
+
+    /// In order, as lists of them are.
+    fn anywhere(tcp: &[u16], udp: &[u16]) -> Vec<Self> {
+        let of = |protocol, ports: &[u16]| -> Vec<Self> {
+            ports.iter().map(|port| Self { protocol, port: *port, net: None }).collect()
+        };
+        [of(Protocol::TCP, tcp), of(Protocol::UDP, udp)].concat()
+    }
+}
+
 /// Settings of FelixConfiguration that anything here reads, after defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FelixSettings {
@@ -148,6 +182,10 @@ pub struct FelixSettings {
     pub log_burst: u16,
     /// `ipv6Support`.
     pub ipv6: bool,
+    /// `failsafeInboundHostPorts`, in order, each once.
+    pub failsafe_inbound: Vec<Failsafe>,
+    /// `failsafeOutboundHostPorts`, in order, each once.
+    pub failsafe_outbound: Vec<Failsafe>,
 }
 
 impl Default for FelixSettings {
@@ -164,6 +202,8 @@ impl Default for FelixSettings {
             log_rate: None,
             log_burst: LogRate::BURST,
             ipv6: true,
+            failsafe_inbound: Failsafe::default_inbound(),
+            failsafe_outbound: Failsafe::default_outbound(),
         }
     }
 }

@@ -153,6 +153,27 @@ pub struct Tier {
     pub default_action: Action,
 }
 
+/// Which packets of a host endpoint a policy is about. Policies of namespaces are about none, whatever is written here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Traffic {
+    /// Those of the host itself.
+    #[default]
+    Normal,
+    /// Those of the host itself and those that it forwards: `applyOnForward`.
+    Forwarded,
+    /// All that come in, before their destination is translated: `preDNAT`. Not about workloads.
+    PreDnat,
+    /// All that are not to be tracked: `doNotTrack`. Not about workloads.
+    Untracked,
+}
+
+impl Traffic {
+    /// Whether such a policy applies to workloads too.
+    pub fn is_for_workloads(self) -> bool {
+        matches!(self, Self::Normal | Self::Forwarded)
+    }
+}
+
 /// A policy in parsed form: which endpoints it applies to, in which directions, and its rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -162,6 +183,8 @@ pub struct Policy {
     pub order: Order,
     /// Over effective labels: which endpoints it applies to.
     pub selector: Selector,
+    /// Which packets of host endpoints it applies to.
+    pub traffic: Traffic,
     /// Whether it applies to packets that come to the endpoint.
     pub applies_ingress: bool,
     /// Whether it applies to packets that leave the endpoint.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::meta::Labels;
-use crate::network::{EndpointToHostAction, FelixSettings};
+use crate::network::{EndpointToHostAction, Failsafe, FelixSettings};
 use crate::policy::PolicyKey;
 use crate::selector::Selector;
 
@@ -51,6 +51,10 @@ pub struct FelixOverrides {
     pub log_burst: Option<u16>,
     /// See [`FelixSettings::ipv6`].
     pub ipv6: Option<bool>,
+    /// See [`FelixSettings::failsafe_inbound`]; an empty list says that there are none.
+    pub failsafe_inbound: Option<Vec<Failsafe>>,
+    /// See [`FelixSettings::failsafe_outbound`]; an empty list says that there are none.
+    pub failsafe_outbound: Option<Vec<Failsafe>>,
 }
 
 impl FelixOverrides {
@@ -69,6 +73,8 @@ impl FelixOverrides {
             log_rate: None,
             log_burst: None,
             ipv6: None,
+            failsafe_inbound: None,
+            failsafe_outbound: None,
         }
     }
 
@@ -86,6 +92,8 @@ impl FelixOverrides {
             log_rate: self.log_rate.or(base.log_rate),
             log_burst: self.log_burst.unwrap_or(base.log_burst),
             ipv6: self.ipv6.unwrap_or(base.ipv6),
+            failsafe_inbound: self.failsafe_inbound.clone().unwrap_or(base.failsafe_inbound),
+            failsafe_outbound: self.failsafe_outbound.clone().unwrap_or(base.failsafe_outbound),
         }
     }
 

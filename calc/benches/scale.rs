@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use margay_api::endpoint::{EndpointKey, NamedPort, WorkloadEndpoint};
 use margay_api::meta::{LABEL_ORCHESTRATOR, Labels};
-use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier};
+use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier, Traffic};
 use margay_api::rule::{Action, EntityMatch, Port, PortRange, Protocol, Rule};
 use margay_api::selector::Selector;
 use margay_calc::graph::Graph;
@@ -249,6 +249,7 @@ fn isolate(namespace: &str, pods: &str) -> Policy {
         selector: selector(&format!(
             "projectcalico.org/namespace == '{namespace}' && projectcalico.org/orchestrator == 'k8s' && {pods}"
         )),
+        traffic: Traffic::Normal,
         applies_ingress: true,
         applies_egress: false,
         ingress: Vec::new(),

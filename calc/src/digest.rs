@@ -10,14 +10,14 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use margay_api::network::{Encapsulation, EndpointToHostAction, FelixSettings, NodeInfo};
+use margay_api::network::{Encapsulation, EndpointToHostAction, Failsafe, FelixSettings, NodeInfo};
 use margay_api::policy::PolicyKey;
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange};
 use sha2::{Digest, Sha256};
 
 use crate::model::{
-    EndpointRecord, IpSetRecord, Member, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord, RuleRecord, SetId,
-    SetKind, SideMatch, TierBinding,
+    EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, Member, PolicyRecord, PoolRecord, Record,
+    RecordId, RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
 };
 
 /// Number of buckets: 2 KB of hello, and 1/256 of the view to restate for one difference.
@@ -211,6 +211,10 @@ impl Encoder {
                 self.text(&key.namespace);
                 self.text(&key.name);
             }
+            RecordId::HostEndpoint(name) => {
+                self.byte(7);
+                self.text(name);
+            }
         }
     }
 
@@ -239,6 +243,7 @@ impl Encoder {
                 self.list(egress, Self::rule);
             }
             Record::Endpoint(endpoint) => self.endpoint(endpoint),
+            Record::HostEndpoint(endpoint) => self.host_endpoint(endpoint),
         }
     }
 
@@ -255,6 +260,8 @@ impl Encoder {
             log_rate,
             log_burst,
             ipv6,
+            failsafe_inbound,
+            failsafe_outbound,
         } = settings;
         self.byte(match endpoint_to_host {
             EndpointToHostAction::Drop => 0,
@@ -278,6 +285,21 @@ impl Encoder {
             self.text("vxlan_mtu_v6");
             self.number(u64::from(*vxlan_mtu_v6));
         }
+        if *failsafe_inbound != Failsafe::default_inbound() {
+            self.text("failsafe_inbound");
+            self.list(failsafe_inbound, Self::failsafe);
+        }
+        if *failsafe_outbound != Failsafe::default_outbound() {
+            self.text("failsafe_outbound");
+            self.list(failsafe_outbound, Self::failsafe);
+        }
+    }
+
+    fn failsafe(&mut self, failsafe: &Failsafe) {
+        let Failsafe { protocol, port, net } = failsafe;
+        self.byte(protocol.0);
+        self.0.update(port.to_be_bytes());
+        self.option(net.as_ref(), Self::net);
     }
 
     fn node(&mut self, node: &NodeInfo) {
@@ -347,6 +369,26 @@ impl Encoder {
         self.text(interface);
         self.list(addresses, Self::address);
         self.list(tiers, Self::tier);
+        self.action(*unmatched);
+    }
+
+    fn host_endpoint(&mut self, endpoint: &HostEndpointRecord) {
+        let HostEndpointRecord { interfaces, normal, forward, pre_dnat, untracked, unmatched } = endpoint;
+        match interfaces {
+            HostInterfaces::All => self.byte(0),
+            HostInterfaces::Named(name) => {
+                self.byte(1);
+                self.text(name);
+            }
+            HostInterfaces::WithAddress(addresses) => {
+                self.byte(2);
+                self.number(addresses.len() as u64);
+                addresses.iter().for_each(|address| self.address(address));
+            }
+        }
+        for tiers in [normal, forward, pre_dnat, untracked] {
+            self.list(tiers, Self::tier);
+        }
         self.action(*unmatched);
     }
 

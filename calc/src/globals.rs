@@ -166,7 +166,11 @@ impl Globals {
                 let (_, node) = self.routes.get(net)?.first_key_value()?;
                 Some(Record::Route(RouteRecord { node: node.clone(), encapsulation: self.encapsulation(net) }))
             }
-            RecordId::Settings | RecordId::IpSet(_) | RecordId::Policy(_) | RecordId::Endpoint(_) => None,
+            RecordId::Settings
+            | RecordId::IpSet(_)
+            | RecordId::Policy(_)
+            | RecordId::Endpoint(_)
+            | RecordId::HostEndpoint(_) => None,
         }
     }
 

@@ -157,6 +157,7 @@ impl Graph {
                 self.members.get(item)?.node()?;
                 Some(Cow::Owned(Record::Endpoint(self.endpoint_record(item)?)))
             }
+            RecordId::HostEndpoint(_) => None,
         }
     }
 
@@ -178,6 +179,7 @@ impl Graph {
             RecordId::IpSet(set) => self.sets.digest(self.texts.find(&set.0)?),
             RecordId::Policy(name) => Some(self.policies.told(self.policy_key(name)?)?.digest),
             RecordId::Endpoint(name) => Some(self.members.told(self.pair(&name.namespace, &name.name)?)?.1),
+            RecordId::HostEndpoint(_) => None,
         }
     }
 
@@ -200,6 +202,7 @@ impl Graph {
                 let told = self.pair(&name.namespace, &name.name).and_then(|key| self.members.told(key));
                 told.map(|(node, _)| audience([node], &self.texts))
             }
+            RecordId::HostEndpoint(_) => None,
         };
         nodes.unwrap_or_else(|| Audience::Nodes(NodeSet::new()))
     }

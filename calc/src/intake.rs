@@ -83,7 +83,7 @@ impl Graph {
     pub(crate) fn take_policy(&mut self, name: &PolicyKey, policy: Option<Policy>) {
         let key = self.intern_policy_key(name);
         // A policy that is staged, or in force in no direction, decides about no packet.
-        match policy.filter(|policy| !name.kind.is_staged() && policy.applies()) {
+        match policy.filter(|policy| !name.kind.is_staged() && concerns_workloads(policy)) {
             Some(policy) => {
                 let policy = self.keep_policy(key, &policy);
                 self.enforce(policy);
@@ -96,7 +96,9 @@ impl Graph {
         let key = self.intern_policy_key(name);
         let action = staged.and_then(|staged| match staged {
             // In force in no direction, it would be as good as gone.
-            StagedPolicy::Set(policy) if policy.applies() => Some(Action::Set(self.keep_policy(key, &policy))),
+            StagedPolicy::Set(policy) if concerns_workloads(&policy) => {
+                Some(Action::Set(self.keep_policy(key, &policy)))
+            }
             StagedPolicy::Set(_) | StagedPolicy::Delete => Some(Action::Delete),
             StagedPolicy::Ignore => None,
         });
@@ -195,6 +197,10 @@ fn set_id(spec: Spec, selectors: &Selectors, texts: &mut Texts) -> Text {
         }
     };
     texts.intern(&id)
+}
+
+fn concerns_workloads(policy: &Policy) -> bool {
+    policy.applies() && policy.traffic.is_for_workloads()
 }
 
 /// The order with minus zero as zero: they are the same number, and ties are broken otherwise.

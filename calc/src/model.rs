@@ -30,6 +30,8 @@ pub enum RecordId {
     Policy(PolicyKey),
     /// A workload endpoint. For its own node only.
     Endpoint(EndpointKey),
+    /// A host endpoint by the name of its object. For its own node only.
+    HostEndpoint(String),
 }
 
 /// Value of a record.
@@ -49,6 +51,8 @@ pub enum Record {
     Policy(PolicyRecord),
     /// See [`RecordId::Endpoint`].
     Endpoint(EndpointRecord),
+    /// See [`RecordId::HostEndpoint`].
+    HostEndpoint(HostEndpointRecord),
 }
 
 /// Identity of a set, derived from what it holds: the selector's id (`s:...`), the id of a named port set (`n:...`) or of a Service (`svc:...`).
@@ -150,7 +154,7 @@ pub struct RuleRecord {
     pub destination: SideMatch,
 }
 
-/// A policy as a node enforces it. Which endpoints it applies to is in their [`EndpointRecord`].
+/// A policy as a node enforces it. Which endpoints it applies to is in their [`EndpointRecord`] or [`HostEndpointRecord`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicyRecord {
     /// Rules for packets that come to the endpoint, in order.
@@ -183,4 +187,37 @@ pub struct EndpointRecord {
     pub tiers: Vec<TierBinding>,
     /// What happens to a packet that no tier decided: `Allow` by the profile of the pod's namespace, `Deny` when that is missing.
     pub unmatched: Action,
+}
+
+/// A host endpoint as its node enforces it: packets of the node itself, and those that it forwards, at some of its interfaces.
+///
+/// Each list has the tiers with a policy of that kind, in order. Packets of established connections are past `normal`, `forward` and
+/// `pre_dnat`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostEndpointRecord {
+    /// Which interfaces of the node.
+    pub interfaces: HostInterfaces,
+    /// For packets of the host itself, behind the failsafe ports.
+    pub normal: Vec<TierBinding>,
+    /// For packets that the host forwards. What no tier decides is allowed, and so is what no policy applies to.
+    pub forward: Vec<TierBinding>,
+    /// For all packets that come in, before their destination is translated, behind the failsafe ports. `Allow` spares the packet `normal`
+    /// and `forward`; what no rule decides goes on, as the end of a tier decides nothing here.
+    pub pre_dnat: Vec<TierBinding>,
+    /// For all packets, before connections are tracked, behind the failsafe ports. `Allow` spares the packet all of the others, and being
+    /// tracked; what no rule decides goes on, as the end of a tier decides nothing here.
+    pub untracked: Vec<TierBinding>,
+    /// What happens to a packet of the host itself that no tier of `normal` decided: by the profiles of the endpoint.
+    pub unmatched: Action,
+}
+
+/// Which interfaces of a node a host endpoint stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostInterfaces {
+    /// All of them.
+    All,
+    /// The one of this name.
+    Named(String),
+    /// Those that have one of these addresses.
+    WithAddress(BTreeSet<IpAddr>),
 }

@@ -4,13 +4,16 @@
 
 use std::fmt::{self, Display, Write};
 
-use margay_api::network::{Encapsulation, EndpointToHostAction, FelixSettings, NodeInfo};
+use margay_api::network::{Encapsulation, EndpointToHostAction, Failsafe, FelixSettings, NodeInfo};
 use margay_api::policy::PolicyKey;
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
 
 use crate::evaluate::{Step, Verdict};
 use crate::flush::{Audience, Change, Flush};
-use crate::model::{EndpointRecord, Member, PolicyRecord, Record, RecordId, RuleRecord, SetKind, SideMatch};
+use crate::model::{
+    EndpointRecord, HostEndpointRecord, HostInterfaces, Member, PolicyRecord, Record, RecordId, RuleRecord, SetKind,
+    SideMatch, TierBinding,
+};
 
 /// A record with its id, ending in a line break.
 pub fn record(id: &RecordId, record: &Record) -> String {
@@ -34,6 +37,7 @@ pub fn record(id: &RecordId, record: &Record) -> String {
         }
         Record::Policy(policy) => text += &policy_text(policy),
         Record::Endpoint(endpoint) => text += &endpoint_text(endpoint),
+        Record::HostEndpoint(endpoint) => text += &host_endpoint_text(endpoint),
     }
     text + "\n"
 }
@@ -88,6 +92,7 @@ pub fn id_text(id: &RecordId) -> String {
         RecordId::IpSet(set) => format!("set {set}"),
         RecordId::Policy(key) => format!("policy {key}"),
         RecordId::Endpoint(key) => format!("endpoint {key}"),
+        RecordId::HostEndpoint(name) => format!("host-endpoint {name}"),
     }
 }
 
@@ -142,6 +147,8 @@ fn settings_text(settings: &FelixSettings) -> String {
         log_rate,
         log_burst,
         ipv6,
+        failsafe_inbound,
+        failsafe_outbound,
     } = settings;
     let to_host = match endpoint_to_host {
         EndpointToHostAction::Drop => "drop",
@@ -156,9 +163,23 @@ fn settings_text(settings: &FelixSettings) -> String {
     let flags: String = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, name)| *name).collect();
     let mtu_v6 = if *vxlan_mtu_v6 == 0 { String::new() } else { format!(" mtu-v6 {vxlan_mtu_v6}") };
     let limit = log_rate.map(|rate| format!(" limit {rate} burst {log_burst}")).unwrap_or_default();
+    let failsafes = [
+        ("in", failsafe_inbound, Failsafe::default_inbound()),
+        ("out", failsafe_outbound, Failsafe::default_outbound()),
+    ];
+    let failsafes = failsafes.into_iter().filter(|(_, ports, default)| *ports != default);
+    let failsafes: String = failsafes
+        .map(|(direction, ports, _)| format!(" failsafe-{direction} [{}]", joined(ports.iter().map(failsafe), ", ")))
+        .collect();
     format!(
-        " to-host {to_host} vxlan vni {vxlan_vni} port {vxlan_port} mtu {vxlan_mtu}{mtu_v6} log {log_prefix:?}{limit}{flags}"
+        " to-host {to_host} vxlan vni {vxlan_vni} port {vxlan_port} mtu {vxlan_mtu}{mtu_v6} log {log_prefix:?}{limit}{flags}{failsafes}"
     )
+}
+
+fn failsafe(failsafe: &Failsafe) -> String {
+    let Failsafe { protocol, port, net } = failsafe;
+    let net = net.map(|net| format!(" {net}")).unwrap_or_default();
+    format!("{}:{port}{net}", protocol_text(*protocol))
 }
 
 fn node_text(node: &NodeInfo) -> String {
@@ -205,12 +226,39 @@ fn policy_text(policy: &PolicyRecord) -> String {
 fn endpoint_text(endpoint: &EndpointRecord) -> String {
     let EndpointRecord { interface, addresses, tiers, unmatched } = endpoint;
     let mut text = format!(" {interface} [{}] else {}", joined(addresses.iter(), ", "), action_text(*unmatched));
-    for tier in tiers {
-        text += &format!("\n  tier {} else {}", tier.name, action_text(tier.default_action));
-        let lists: [(&str, &[PolicyKey]); 2] = [("in", &tier.ingress), ("out", &tier.egress)];
-        for (direction, policies) in lists.into_iter().filter(|(_, policies)| !policies.is_empty()) {
-            text += &format!("\n    {direction} {}", joined(policies.iter(), ", "));
-        }
+    tiers.iter().for_each(|tier| text += &tier_text("", tier, true));
+    text
+}
+
+fn host_endpoint_text(endpoint: &HostEndpointRecord) -> String {
+    let HostEndpointRecord { interfaces, normal, forward, pre_dnat, untracked, unmatched } = endpoint;
+    let interfaces = match interfaces {
+        HostInterfaces::All => String::from("*"),
+        HostInterfaces::Named(name) => name.clone(),
+        HostInterfaces::WithAddress(addresses) => format!("[{}]", joined(addresses.iter(), ", ")),
+    };
+    let mut text = format!(" {interfaces} else {}", action_text(*unmatched));
+    let kinds = [
+        ("untracked ", untracked, false),
+        ("pre-dnat ", pre_dnat, false),
+        ("", normal, true),
+        ("forward ", forward, true),
+    ];
+    for (kind, tiers, has_end) in kinds {
+        tiers.iter().for_each(|tier| text += &tier_text(kind, tier, has_end));
+    }
+    text
+}
+
+/// A tier with its policies; `has_end` says whether its end decides.
+fn tier_text(kind: &str, tier: &TierBinding, has_end: bool) -> String {
+    let mut text = format!("\n  {kind}tier {}", tier.name);
+    if has_end {
+        text += &format!(" else {}", action_text(tier.default_action));
+    }
+    let lists: [(&str, &[PolicyKey]); 2] = [("in", &tier.ingress), ("out", &tier.egress)];
+    for (direction, policies) in lists.into_iter().filter(|(_, policies)| !policies.is_empty()) {
+        text += &format!("\n    {direction} {}", joined(policies.iter(), ", "));
     }
     text
 }

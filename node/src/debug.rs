@@ -92,5 +92,6 @@ fn id_text(id: &RecordId) -> String {
         RecordId::IpSet(set) => set.to_string(),
         RecordId::Policy(key) => key.to_string(),
         RecordId::Endpoint(key) => key.to_string(),
+        RecordId::HostEndpoint(name) => name.clone(),
     }
 }

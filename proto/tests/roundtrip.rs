@@ -7,14 +7,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use bytes::BytesMut;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use margay_api::meta::NamespacedName;
-use margay_api::network::{Encapsulation, EndpointToHostAction, FelixSettings, Mac, NodeInfo, Vtep};
+use margay_api::network::{Encapsulation, EndpointToHostAction, Failsafe, FelixSettings, Mac, NodeInfo, Vtep};
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
 use margay_api::settings::{LogRate, TimeUnit};
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{
-    EndpointRecord, IpSetRecord, Member, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord, RuleRecord, SetId,
-    SetKind, SideMatch, TierBinding,
+    EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, Member, PolicyRecord, PoolRecord, Record,
+    RecordId, RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
 };
 use margay_proto::sync::{
     Ack, Change, Error, Frame, LocalEndpoint, Trailer, decode_ack, decode_frame, decode_local_endpoint, encode_ack,
@@ -118,7 +118,7 @@ fn rule() -> impl Strategy<Value = RuleRecord> {
     )
 }
 
-fn endpoint() -> impl Strategy<Value = EndpointRecord> {
+fn tiers() -> impl Strategy<Value = Vec<TierBinding>> {
     let tier = (
         name(),
         prop::sample::select(vec![Action::Deny, Action::Pass]),
@@ -126,9 +126,28 @@ fn endpoint() -> impl Strategy<Value = EndpointRecord> {
         vec(policy_key(), 0..3),
     )
         .prop_map(|(name, default_action, ingress, egress)| TierBinding { name, default_action, ingress, egress });
-    let unmatched = prop::sample::select(vec![Action::Allow, Action::Deny]);
-    (name(), vec(any::<IpAddr>(), 0..3), vec(tier, 0..3), unmatched)
+    vec(tier, 0..3)
+}
+
+fn unmatched() -> impl Strategy<Value = Action> {
+    prop::sample::select(vec![Action::Allow, Action::Deny])
+}
+
+fn endpoint() -> impl Strategy<Value = EndpointRecord> {
+    (name(), vec(any::<IpAddr>(), 0..3), tiers(), unmatched())
         .prop_map(|(interface, addresses, tiers, unmatched)| EndpointRecord { interface, addresses, tiers, unmatched })
+}
+
+fn host_endpoint() -> impl Strategy<Value = HostEndpointRecord> {
+    let interfaces = prop_oneof![
+        Just(HostInterfaces::All),
+        name().prop_map(HostInterfaces::Named),
+        btree_set(any::<IpAddr>(), 0..3).prop_map(HostInterfaces::WithAddress),
+    ];
+    (interfaces, [tiers(), tiers(), tiers(), tiers()], unmatched()).prop_map(|(interfaces, tiers, unmatched)| {
+        let [normal, forward, pre_dnat, untracked] = tiers;
+        HostEndpointRecord { interfaces, normal, forward, pre_dnat, untracked, unmatched }
+    })
 }
 
 fn settings() -> impl Strategy<Value = FelixSettings> {
@@ -141,7 +160,8 @@ fn settings() -> impl Strategy<Value = FelixSettings> {
     let unit = prop::sample::select(TimeUnit::ALL.to_vec());
     let rate = (1_u16.., unit).prop_map(|(count, unit)| LogRate { count, unit });
     let log = ("[a-z]{0,5}", of(rate), 1_u16..);
-    (to_host, numbers, any::<[bool; 3]>(), log).prop_map(|(endpoint_to_host, numbers, flags, log)| {
+    let both = (failsafes(), failsafes());
+    (to_host, numbers, any::<[bool; 3]>(), log, both).prop_map(|(endpoint_to_host, numbers, flags, log, failsafes)| {
         let (vxlan_vni, vxlan_port, vxlan_mtu, vxlan_mtu_v6) = numbers;
         let (log_prefix, log_rate, log_burst) = log;
         FelixSettings {
@@ -156,8 +176,19 @@ fn settings() -> impl Strategy<Value = FelixSettings> {
             log_rate,
             log_burst,
             ipv6: flags[2],
+            failsafe_inbound: failsafes.0,
+            failsafe_outbound: failsafes.1,
         }
     })
+}
+
+fn failsafes() -> impl Strategy<Value = Vec<Failsafe>> {
+    let failsafe = (any::<u8>(), any::<u16>(), of(net())).prop_map(|(protocol, port, net)| Failsafe {
+        protocol: Protocol(protocol),
+        port,
+        net,
+    });
+    prop_oneof![Just(Failsafe::default_inbound()), Just(Failsafe::default_outbound()), vec(failsafe, 0..3)]
 }
 
 fn node() -> impl Strategy<Value = NodeInfo> {
@@ -206,6 +237,9 @@ fn upsert() -> impl Strategy<Value = Change> {
             .prop_map(made),
         (namespaced(), endpoint())
             .prop_map(|(key, value)| (RecordId::Endpoint(key), Record::Endpoint(value)))
+            .prop_map(made),
+        (name(), host_endpoint())
+            .prop_map(|(name, value)| (RecordId::HostEndpoint(name), Record::HostEndpoint(value)))
             .prop_map(made),
     ]
 }

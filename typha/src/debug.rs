@@ -181,6 +181,7 @@ fn kind_of(id: &RecordId) -> &'static str {
         RecordId::IpSet(_) => "ip-set",
         RecordId::Policy(_) => "policy",
         RecordId::Endpoint(_) => "endpoint",
+        RecordId::HostEndpoint(_) => "host-endpoint",
     }
 }
 
@@ -192,5 +193,6 @@ fn name_of(id: &RecordId) -> String {
         RecordId::IpSet(set) => set.to_string(),
         RecordId::Policy(key) => key.to_string(),
         RecordId::Endpoint(key) => key.to_string(),
+        RecordId::HostEndpoint(name) => name.clone(),
     }
 }

@@ -320,7 +320,7 @@ impl Records for Source<'_> {
         let record = self.graph.record_for(self.node, id)?;
         let value = encode_change(ChangeRef::Upsert(id, &record));
         // An endpoint is for one node only, and settings may be.
-        if !matches!(id, RecordId::Endpoint(_) | RecordId::Settings) {
+        if !matches!(id, RecordId::Endpoint(_) | RecordId::HostEndpoint(_) | RecordId::Settings) {
             self.encoded.keep(id, &value);
         }
         Some(value)

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::meta::{LABEL_NAMESPACE, LABEL_ORCHESTRATOR, PREFIX_NAMESPACE};
 use crate::network::parse_net;
-use crate::policy::{Order, Policy, PolicyKey, PolicyKind};
+use crate::policy::{Order, Policy, PolicyKey, PolicyKind, Traffic};
 use crate::problem::{Problems, Refusal};
 use crate::rule::{Action, EntityMatch, Port, PortRange, Protocol, Rule};
 use crate::selector::{Node, Selector};
@@ -63,6 +63,7 @@ pub fn spec(namespace: &str, spec: &NetworkPolicySpec) -> Result<Policy, Refusal
         tier: DEFAULT_TIER.to_owned(),
         order: Order(Some(ORDER)),
         selector: in_namespace(namespace, selector.unwrap_or_else(Selector::none)),
+        traffic: Traffic::Normal,
         applies_ingress,
         applies_egress,
         ingress,

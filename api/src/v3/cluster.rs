@@ -59,6 +59,28 @@ pub struct FelixConfigurationSpec {
     /// Whether IPv6 is programmed; true by default.
     #[serde(default, rename = "ipv6Support", skip_serializing_if = "Option::is_none")]
     pub ipv6_support: Option<bool>,
+    /// What a host with host endpoints can be reached by whatever policies say; an empty list is nothing. By default TCP 22, 179, 2379, 2380,
+    /// 5473, 6443, 6666 and 6667, and UDP 68.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failsafe_inbound_host_ports: Option<Vec<HostPortSpec>>,
+    /// What a host with host endpoints can reach whatever policies say; an empty list is nothing. By default TCP 179, 2379, 2380, 5473, 6443,
+    /// 6666 and 6667, and UDP 53 and 67.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failsafe_outbound_host_ports: Option<Vec<HostPortSpec>>,
+}
+
+/// A port of hosts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct HostPortSpec {
+    /// TCP (the default), UDP, SCTP or UDPLite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+    /// The port that packets go to.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: i64,
+    /// Only with the other side in this range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<String>,
 }
 
 /// What is known about the cluster; the object `default`, written by the system.

@@ -22,7 +22,7 @@ use ipnet::IpNet;
 use margay_api::endpoint::{EndpointKey, NamedPort, WorkloadEndpoint, interface_name};
 use margay_api::meta::{LABEL_ORCHESTRATOR, Labels, NamespacedName};
 use margay_api::network::{BlockInfo, Encapsulation, NetworkSet, NodeInfo, Pool, Vtep};
-use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Tier};
+use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Tier, Traffic};
 use margay_api::rule::{Action, EntityMatch, Port, PortRange, Protocol, Rule};
 use margay_api::selector::Selector;
 use margay_calc::digest;
@@ -164,6 +164,7 @@ impl Run {
             tier: tier.to_owned(),
             order: Order(order.parse().ok()),
             selector,
+            traffic: Traffic::Normal,
             applies_ingress: types.contains("in"),
             applies_egress: types.contains("out"),
             ingress,

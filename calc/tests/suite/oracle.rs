@@ -7,7 +7,7 @@ use crate::world::{address, endpoint_key, icmp_type, port, protocol, update};
 use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
 use margay_api::meta::{Labels, NamespacedName};
 use margay_api::network::NetworkSet;
-use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy};
+use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Traffic};
 use margay_api::rule::{Action, EntityMatch, Protocol, Rule};
 use margay_api::selector::Selector;
 use margay_calc::evaluate::{Direction, Packet, connect, evaluate};
@@ -157,6 +157,7 @@ fn protection() -> Update {
             tier: String::from("default"),
             order: Order(None),
             selector: parse("projectcalico.org/namespace == 'victim'"),
+            traffic: Traffic::Normal,
             applies_ingress: true,
             applies_egress: false,
             ingress: ingress.to_vec(),

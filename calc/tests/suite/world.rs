@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use margay_api::endpoint::{EndpointKey, NamedPort, WorkloadEndpoint, interface_name};
 use margay_api::meta::{LABEL_ORCHESTRATOR, Labels, NamespacedName};
 use margay_api::network::{BlockInfo, Encapsulation, Mac, NetworkSet, NodeInfo, Pool, Vtep};
-use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Tier};
+use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Tier, Traffic};
 use margay_api::rule::{Action, EntityMatch, Icmp, IpVersion, Port, PortRange, Protocol, Rule};
 use margay_api::selector::{Node, Selector};
 use margay_api::settings::{FelixOverrides, SettingsScope};
@@ -213,6 +213,7 @@ fn policy() -> impl Strategy<Value = Policy> {
             tier,
             order,
             selector,
+            traffic: Traffic::Normal,
             applies_ingress,
             applies_egress,
             ingress,

@@ -475,7 +475,7 @@ impl Due {
     }
 }
 
-const KINDS: [&str; 7] = ["settings", "pool", "node", "route", "ip-set", "policy", "endpoint"];
+const KINDS: [&str; 8] = ["settings", "pool", "node", "route", "ip-set", "policy", "endpoint", "host-endpoint"];
 
 /// The name of a record's kind, as the debug service has it.
 pub(crate) const fn kind(id: &RecordId) -> &'static str {
@@ -487,6 +487,7 @@ pub(crate) const fn kind(id: &RecordId) -> &'static str {
         RecordId::IpSet(_) => KINDS[4],
         RecordId::Policy(_) => KINDS[5],
         RecordId::Endpoint(_) => KINDS[6],
+        RecordId::HostEndpoint(_) => KINDS[7],
     }
 }
 

@@ -4,14 +4,14 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use margay_api::endpoint::EndpointKey;
-use margay_api::network::{Encapsulation, EndpointToHostAction, FelixSettings, Mac, NodeInfo, Vtep};
+use margay_api::network::{Encapsulation, EndpointToHostAction, Failsafe, FelixSettings, Mac, NodeInfo, Vtep};
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
 use margay_api::settings::{LogRate, TimeUnit};
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{
-    EndpointRecord, IpSetRecord, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord, RuleRecord, SetId, SetKind,
-    SideMatch, TierBinding,
+    EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, PolicyRecord, PoolRecord, Record, RecordId,
+    RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
 };
 
 use super::members::unpack;
@@ -67,6 +67,7 @@ pub fn decode_record(record: wire::Record) -> Result<(RecordId, Record), Error> 
         (RecordId::IpSet(_), Value::IpSet(value)) => Record::IpSet(ip_set(value)?),
         (RecordId::Policy(_), Value::Policy(value)) => Record::Policy(policy(value)?),
         (RecordId::Endpoint(_), Value::Endpoint(value)) => Record::Endpoint(endpoint(value)?),
+        (RecordId::HostEndpoint(_), Value::HostEndpoint(value)) => Record::HostEndpoint(host_endpoint(value)?),
         _ => {
             return Err(Error::Kind { id: shown(&format!("{id:?}")) });
         }
@@ -88,6 +89,7 @@ pub fn decode_id(id: wire::RecordId) -> Result<RecordId, Error> {
             namespace: filled("record_id.endpoint.namespace", key.namespace)?,
             name: filled("record_id.endpoint.name", key.name)?,
         })),
+        Id::HostEndpoint(name) => Ok(RecordId::HostEndpoint(filled("record_id.host_endpoint", name)?)),
     }
 }
 
@@ -193,7 +195,29 @@ fn settings(value: wire::Settings) -> Result<FelixSettings, Error> {
         },
         log_prefix: value.log_prefix,
         ipv6: value.ipv6,
+        failsafe_inbound: match value.failsafe_inbound {
+            None => Failsafe::default_inbound(),
+            Some(ports) => failsafes(ports)?,
+        },
+        failsafe_outbound: match value.failsafe_outbound {
+            None => Failsafe::default_outbound(),
+            Some(ports) => failsafes(ports)?,
+        },
     })
+}
+
+fn failsafes(value: wire::Failsafes) -> Result<Vec<Failsafe>, Error> {
+    let failsafe = |value: wire::Failsafe| {
+        Ok(Failsafe {
+            protocol: byte("failsafe.protocol", value.protocol).map(Protocol)?,
+            port: port("failsafe.port", value.port)?,
+            net: match value.net.as_str() {
+                "" => None,
+                net => Some(text("failsafe.net", net, RANGE)?),
+            },
+        })
+    };
+    value.ports.into_iter().map(failsafe).collect()
 }
 
 fn log_rate(value: wire::LogRate) -> Result<LogRate, Error> {
@@ -336,17 +360,43 @@ fn port_range(value: &wire::PortRange) -> Result<PortRange, Error> {
 }
 
 fn endpoint(value: wire::Endpoint) -> Result<EndpointRecord, Error> {
-    let tiers: Result<_, Error> = value.tiers.into_iter().map(tier).collect();
-    let unmatched = match action("endpoint.unmatched", value.unmatched)? {
-        decided @ (Action::Allow | Action::Deny) => decided,
-        Action::Log | Action::Pass => return Err(unknown("endpoint.unmatched")),
-    };
     Ok(EndpointRecord {
         addresses: list("endpoint.addresses", &value.addresses, ADDRESS)?,
         interface: filled("endpoint.interface", value.interface)?,
-        tiers: tiers?,
-        unmatched,
+        tiers: tiers(value.tiers)?,
+        unmatched: decided("endpoint.unmatched", value.unmatched)?,
     })
+}
+
+fn host_endpoint(value: wire::HostEndpoint) -> Result<HostEndpointRecord, Error> {
+    use wire::host_endpoint::Interfaces;
+    const INTERFACES: &str = "host_endpoint.interfaces";
+    Ok(HostEndpointRecord {
+        interfaces: match present(INTERFACES, value.interfaces)? {
+            Interfaces::All(_) => HostInterfaces::All,
+            Interfaces::Named(name) => HostInterfaces::Named(filled(INTERFACES, name)?),
+            Interfaces::WithAddress(with) => {
+                HostInterfaces::WithAddress(list(INTERFACES, &with.addresses, ADDRESS)?.into_iter().collect())
+            }
+        },
+        normal: tiers(value.normal)?,
+        forward: tiers(value.forward)?,
+        pre_dnat: tiers(value.pre_dnat)?,
+        untracked: tiers(value.untracked)?,
+        unmatched: decided("host_endpoint.unmatched", value.unmatched)?,
+    })
+}
+
+/// `Allow` or `Deny`.
+fn decided(field: &'static str, value: i32) -> Result<Action, Error> {
+    match action(field, value)? {
+        decided @ (Action::Allow | Action::Deny) => Ok(decided),
+        Action::Log | Action::Pass => Err(unknown(field)),
+    }
+}
+
+fn tiers(value: Vec<wire::Tier>) -> Result<Vec<TierBinding>, Error> {
+    value.into_iter().map(tier).collect()
 }
 
 fn tier(value: wire::Tier) -> Result<TierBinding, Error> {

@@ -3,13 +3,13 @@
 use bytes::{Bytes, BytesMut};
 use ipnet::IpNet;
 use margay_api::endpoint::EndpointKey;
-use margay_api::network::{Encapsulation, EndpointToHostAction, FelixSettings, NodeInfo};
+use margay_api::network::{Encapsulation, EndpointToHostAction, Failsafe, FelixSettings, NodeInfo};
 use margay_api::policy::PolicyKey;
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange};
 use margay_api::settings::TimeUnit;
 use margay_calc::model::{
-    EndpointRecord, IpSetRecord, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord, RuleRecord, SetId, SetKind,
-    SideMatch, TierBinding,
+    EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, PolicyRecord, PoolRecord, Record, RecordId,
+    RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
 };
 use prost::Message;
 
@@ -83,6 +83,7 @@ pub fn encode_id(id: &RecordId) -> wire::RecordId {
         RecordId::IpSet(set) => Id::IpSet(set.0.clone()),
         RecordId::Policy(key) => Id::Policy(policy_key(key)),
         RecordId::Endpoint(key) => Id::Endpoint(endpoint_key(key)),
+        RecordId::HostEndpoint(name) => Id::HostEndpoint(name.clone()),
     };
     wire::RecordId { id: Some(id) }
 }
@@ -98,6 +99,7 @@ pub fn encode_record(id: &RecordId, record: &Record) -> wire::Record {
         Record::IpSet(value) => Value::IpSet(ip_set(value)),
         Record::Policy(value) => Value::Policy(policy(value)),
         Record::Endpoint(value) => Value::Endpoint(endpoint(value)),
+        Record::HostEndpoint(value) => Value::HostEndpoint(host_endpoint(value)),
     };
     wire::Record { id: Some(encode_id(id)), value: Some(value) }
 }
@@ -131,6 +133,8 @@ fn settings(value: &FelixSettings) -> wire::Settings {
         log_rate,
         log_burst,
         ipv6,
+        failsafe_inbound,
+        failsafe_outbound,
     } = value;
     let endpoint_to_host = match endpoint_to_host {
         EndpointToHostAction::Drop => wire::EndpointToHost::Drop,
@@ -149,7 +153,18 @@ fn settings(value: &FelixSettings) -> wire::Settings {
         log_rate: log_rate.map(|rate| wire::LogRate { count: rate.count.into(), unit: time_unit(rate.unit) }),
         log_burst: (*log_burst).into(),
         ipv6: *ipv6,
+        failsafe_inbound: Some(failsafes(failsafe_inbound)),
+        failsafe_outbound: Some(failsafes(failsafe_outbound)),
     }
+}
+
+fn failsafes(value: &[Failsafe]) -> wire::Failsafes {
+    let ports = value.iter().map(|Failsafe { protocol, port, net }| wire::Failsafe {
+        protocol: protocol.0.into(),
+        port: (*port).into(),
+        net: net.map(|net| net.to_string()).unwrap_or_default(),
+    });
+    wire::Failsafes { ports: ports.collect() }
 }
 
 fn time_unit(value: TimeUnit) -> i32 {
@@ -272,6 +287,28 @@ fn endpoint(value: &EndpointRecord) -> wire::Endpoint {
         interface: interface.clone(),
         addresses: texts(addresses),
         tiers: tiers.iter().map(tier).collect(),
+        unmatched: action(*unmatched),
+    }
+}
+
+fn host_endpoint(value: &HostEndpointRecord) -> wire::HostEndpoint {
+    use wire::host_endpoint::Interfaces;
+    let HostEndpointRecord { interfaces, normal, forward, pre_dnat, untracked, unmatched } = value;
+    let interfaces = match interfaces {
+        HostInterfaces::All => Interfaces::All(true),
+        HostInterfaces::Named(name) => Interfaces::Named(name.clone()),
+        HostInterfaces::WithAddress(addresses) => {
+            let addresses = addresses.iter().map(ToString::to_string).collect();
+            Interfaces::WithAddress(wire::Addresses { addresses })
+        }
+    };
+    let tiers = |tiers: &[TierBinding]| tiers.iter().map(tier).collect();
+    wire::HostEndpoint {
+        interfaces: Some(interfaces),
+        normal: tiers(normal),
+        forward: tiers(forward),
+        pre_dnat: tiers(pre_dnat),
+        untracked: tiers(untracked),
         unmatched: action(*unmatched),
     }
 }

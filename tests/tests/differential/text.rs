@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use margay_api::endpoint::{NamedPort, WorkloadEndpoint, interface_name};
 use margay_api::meta::{Labels, NamespacedName};
 use margay_api::network::NetworkSet;
-use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier};
+use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier, Traffic};
 use margay_api::rule::{Action, EntityMatch, Icmp, IpVersion, Port, PortRange, Protocol, Rule};
 use margay_api::selector::Selector;
 use margay_calc::update::{Backend, Update};
@@ -294,6 +294,7 @@ fn parse_policy(words: &[&str]) -> Result<Policy> {
         tier: (*tier).to_owned(),
         order: parse_order(order)?,
         selector: parse_selector(selector)?,
+        traffic: Traffic::Normal,
         applies_ingress: types.split(',').any(|found| found == "in"),
         applies_egress: types.split(',').any(|found| found == "out"),
         ingress: Vec::new(),

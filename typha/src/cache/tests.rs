@@ -282,13 +282,14 @@ proptest! {
 
 /// A policy of the default tier stored with and without that tier's name in front; `order` tells versions of it apart.
 fn mk_stored_policy(stored: &str, order: u8) -> Observed {
-    use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind};
+    use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Traffic};
     let name = stored.strip_prefix("default.").unwrap_or(stored);
     let key = PolicyKey { kind: PolicyKind::NetworkPolicy, namespace: "ns".to_owned(), name: name.to_owned() };
     let policy = Policy {
         tier: "default".to_owned(),
         order: Order(Some(f64::from(order))),
         selector: margay_api::selector::Selector::all(),
+        traffic: Traffic::Normal,
         applies_ingress: true,
         applies_egress: false,
         ingress: Vec::new(),

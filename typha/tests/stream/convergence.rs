@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use margay_api::endpoint::{EndpointKey, WorkloadEndpoint, interface_name};
 use margay_api::meta::{LABEL_NAMESPACE, Labels};
 use margay_api::network::{BlockInfo, Encapsulation, NodeInfo, Pool};
-use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier};
+use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier, Traffic};
 use margay_api::rule::{Action, EntityMatch, Rule};
 use margay_api::selector::{Node as Selection, Selector};
 use margay_api::settings::{FelixOverrides, SettingsScope};
@@ -65,6 +65,7 @@ fn mk_policy(namespace: u8, name: u8, target: u8, peer: u8, action: bool) -> Upd
         tier: "default".to_owned(),
         order: Order(None),
         selector: selector(target),
+        traffic: Traffic::Normal,
         applies_ingress: true,
         applies_egress: false,
         ingress: vec![rule],

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use margay_api::endpoint::{EndpointKey, WorkloadEndpoint, interface_name};
 use margay_api::meta::{LABEL_NAMESPACE, Labels};
-use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier};
+use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier, Traffic};
 use margay_api::rule::{Action, EntityMatch, Rule};
 use margay_api::selector::Selector;
 use margay_calc::model::{Member, Record, RecordId};
@@ -213,6 +213,7 @@ impl Typha {
             tier: "default".to_owned(),
             order: Order(None),
             selector: Selector::all(),
+            traffic: Traffic::Normal,
             applies_ingress: true,
             applies_egress: false,
             ingress: vec![rule],

@@ -7,7 +7,7 @@ use crate::k8s::labels;
 use crate::k8s::netpol::{is_pod, is_port_name};
 use crate::meta::{LABEL_NAMESPACE, PREFIX_NAMESPACE};
 use crate::network::parse_net;
-use crate::policy::{Order, Policy, PolicyKey, PolicyKind};
+use crate::policy::{Order, Policy, PolicyKey, PolicyKind, Traffic};
 use crate::problem::{Problems, Refusal};
 use crate::rule::{Action, EntityMatch, Port, PortRange, Protocol, Rule};
 use crate::selector::{Node, Selector};
@@ -41,6 +41,7 @@ pub fn policy(policy: &ClusterNetworkPolicy) -> Result<Policy, Refusal> {
         tier: tier.unwrap_or_default().to_owned(),
         order: Order(order),
         selector: subject.unwrap_or_else(Selector::none),
+        traffic: Traffic::Normal,
         // The tiers pass at their end, so a direction without rules is as good as none.
         applies_ingress: !ingress.is_empty(),
         applies_egress: !egress.is_empty(),

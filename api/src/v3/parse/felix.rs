@@ -1,9 +1,11 @@
 //! Settings of the data plane.
 
-use crate::network::EndpointToHostAction;
+use crate::network::{EndpointToHostAction, Failsafe, parse_net};
 use crate::problem::{Problems, Refusal};
 use crate::settings::{DEFAULT_SETTINGS, FelixOverrides, LogRate, LogRateError, NODE_SETTINGS, SettingsScope};
-use crate::v3::cluster::{FelixConfiguration, FelixConfigurationSpec};
+use crate::v3::cluster::{FelixConfiguration, FelixConfigurationSpec, HostPortSpec};
+
+use super::rule::port_protocol;
 
 type Parsed = Result<FelixOverrides, Refusal<FelixOverrides>>;
 
@@ -27,6 +29,16 @@ pub fn overrides(configuration: &FelixConfiguration) -> Parsed {
         log_rate: log_rate(&mut problems, spec),
         log_burst: log_burst(&mut problems, spec),
         ipv6: spec.ipv6_support,
+        failsafe_inbound: failsafes(
+            &mut problems,
+            "spec.failsafeInboundHostPorts",
+            spec.failsafe_inbound_host_ports.as_deref(),
+        ),
+        failsafe_outbound: failsafes(
+            &mut problems,
+            "spec.failsafeOutboundHostPorts",
+            spec.failsafe_outbound_host_ports.as_deref(),
+        ),
     };
     problems.finish(overrides, Some)
 }
@@ -102,6 +114,33 @@ fn log_rate(problems: &mut Problems, spec: &FelixConfigurationSpec) -> Option<Lo
 fn log_burst(problems: &mut Problems, spec: &FelixConfigurationSpec) -> Option<u16> {
     let burst = number(problems, "spec.logActionRateLimitBurst", spec.log_action_rate_limit_burst, 0..=9999)?;
     Some(if burst == 0 { LogRate::BURST } else { burst })
+}
+
+/// With a bad entry the list counts as not given: what it would be without it may lock somebody out, or be nothing at all.
+fn failsafes(problems: &mut Problems, field: &str, ports: Option<&[HostPortSpec]>) -> Option<Vec<Failsafe>> {
+    let entries = ports?.iter().enumerate();
+    let entries: Vec<_> = entries.map(|(index, port)| failsafe(problems, &format!("{field}[{index}]"), port)).collect();
+    let mut failsafes = entries.into_iter().collect::<Option<Vec<Failsafe>>>()?;
+    failsafes.sort_unstable();
+    failsafes.dedup();
+    Some(failsafes)
+}
+
+fn failsafe(problems: &mut Problems, at: &str, entry: &HostPortSpec) -> Option<Failsafe> {
+    let protocol = port_protocol(problems, format!("{at}.protocol"), entry.protocol.as_deref());
+    let port = number(problems, &format!("{at}.port"), Some(entry.port), 1..=65535);
+    let net = match entry.net.as_deref().filter(|net| !net.is_empty()) {
+        None => Some(None),
+        Some(text) => {
+            let net = parse_net(text);
+            if net.is_none() {
+                let remedy = "write it like 10.0.0.0/8, 10.1.2.3, fd00::/8 or fd00::1";
+                problems.add(format!("{at}.net"), text, "not an address or range", remedy);
+            }
+            net.map(Some)
+        }
+    };
+    Some(Failsafe { protocol: protocol?, port: port?, net: net? })
 }
 
 fn number<T: TryFrom<i64>>(

@@ -1,6 +1,6 @@
 //! Policies: which endpoints, which directions, which rules; and what is enforced in place of one that is refused.
 
-use crate::policy::{Order, Policy};
+use crate::policy::{Order, Policy, Traffic};
 use crate::problem::{Problems, Refusal};
 use crate::rule::{Action, Rule};
 use crate::selector::{Node, Selector};
@@ -38,7 +38,7 @@ pub(super) fn namespaced(namespace: &str, spec: &NetworkPolicySpec) -> Result<Po
         ingress: &spec.ingress,
         egress: &spec.egress,
     };
-    common.parse(problems, parts, true)
+    common.parse(problems, parts, Traffic::Normal)
 }
 
 pub(super) fn global(spec: &GlobalNetworkPolicySpec) -> Result<Policy, Refusal> {
@@ -48,8 +48,7 @@ pub(super) fn global(spec: &GlobalNetworkPolicySpec) -> Result<Policy, Refusal> 
         namespaces(&mut problems, &spec.namespace_selector),
         accounts(&mut problems, &spec.service_account_selector),
     ];
-    check_host_flags(spec, &mut problems);
-    let is_set = |flag: Option<bool>| flag.unwrap_or(false);
+    let traffic = traffic(spec, &mut problems);
     let common = Common {
         namespace: None,
         tier: &spec.tier,
@@ -58,8 +57,7 @@ pub(super) fn global(spec: &GlobalNetworkPolicySpec) -> Result<Policy, Refusal> 
         ingress: &spec.ingress,
         egress: &spec.egress,
     };
-    let for_workloads = !is_set(spec.do_not_track) && !is_set(spec.pre_dnat);
-    common.parse(problems, parts, for_workloads)
+    common.parse(problems, parts, traffic)
 }
 
 /// What both kinds of policies have, after their selectors.
@@ -73,14 +71,8 @@ struct Common<'a> {
 }
 
 impl Common<'_> {
-    /// `parts` of the selector are `None` where they do not parse. Policies before NAT and without tracking concern host endpoints only, so
-    /// they apply to workloads in no direction.
-    fn parse(
-        self,
-        mut problems: Problems,
-        parts: [Option<Selector>; 3],
-        for_workloads: bool,
-    ) -> Result<Policy, Refusal> {
+    /// `parts` of the selector are `None` where they do not parse.
+    fn parse(self, mut problems: Problems, parts: [Option<Selector>; 3], traffic: Traffic) -> Result<Policy, Refusal> {
         let selector = parts.into_iter().collect::<Option<Vec<_>>>().map(Selector::and);
         let (applies_ingress, applies_egress) = self.directions(&mut problems);
         let mut rules = |specs: &[RuleSpec], direction| {
@@ -96,8 +88,10 @@ impl Common<'_> {
             },
             order: Order(self.order),
             selector: selector.clone().unwrap_or_else(Selector::none),
-            applies_ingress: applies_ingress && for_workloads,
-            applies_egress: applies_egress && for_workloads,
+            traffic,
+            applies_ingress,
+            // Nothing that leaves is before the translation of where it goes.
+            applies_egress: applies_egress && traffic != Traffic::PreDnat,
             ingress: ingress.iter().flatten().cloned().collect(),
             egress: egress.iter().flatten().cloned().collect(),
         };
@@ -178,7 +172,8 @@ fn accounts(problems: &mut Problems, text: &Option<String>) -> Option<Selector> 
     }
 }
 
-fn check_host_flags(spec: &GlobalNetworkPolicySpec, problems: &mut Problems) {
+/// Of flags that exclude each other, the one that sees more counts: what stands for a refused policy may close too much, never too little.
+fn traffic(spec: &GlobalNetworkPolicySpec, problems: &mut Problems) -> Traffic {
     let is_set = |flag: Option<bool>| flag.unwrap_or(false);
     let (untracked, early) = (is_set(spec.do_not_track), is_set(spec.pre_dnat));
     if untracked && early {
@@ -197,5 +192,11 @@ fn check_host_flags(spec: &GlobalNetworkPolicySpec, problems: &mut Problems) {
             "preDNAT policies only see what comes in",
             "remove the egress rules and the type Egress",
         );
+    }
+    match (untracked, early, forward) {
+        (true, _, _) => Traffic::Untracked,
+        (false, true, _) => Traffic::PreDnat,
+        (false, false, true) => Traffic::Forwarded,
+        (false, false, false) => Traffic::Normal,
     }
 }

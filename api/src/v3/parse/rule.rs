@@ -433,6 +433,18 @@ fn text(value: &IntOrString) -> String {
     }
 }
 
+/// The protocol of a port; TCP where none is named.
+pub(super) fn port_protocol(problems: &mut Problems, field: String, value: Option<&str>) -> Option<Protocol> {
+    let Some(name) = value.filter(|name| !name.is_empty()) else {
+        return Some(Protocol::TCP);
+    };
+    let protocol = protocol(&IntOrString::String(name.to_owned())).filter(|protocol| protocol.has_ports());
+    if protocol.is_none() {
+        problems.add(field, name, "not a protocol that has ports", "use TCP, UDP, SCTP or UDPLite");
+    }
+    protocol
+}
+
 fn protocol(value: &IntOrString) -> Option<Protocol> {
     let text = text(value);
     let by_name = PROTOCOLS.iter().find(|(name, _)| name.eq_ignore_ascii_case(&text)).map(|(_, protocol)| *protocol);
