@@ -36,6 +36,47 @@ pub struct WorkloadEndpoint {
     pub interface: String,
 }
 
+/// Interfaces of a node under policy. What its profiles inherit is not here: `calc` adds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostEndpoint {
+    /// Node that has the interfaces.
+    pub node: String,
+    /// Labels that selectors see.
+    pub labels: Labels,
+    /// Which interfaces.
+    pub interface: HostInterface,
+    /// Addresses of the interfaces, in order, each once; not empty with [`HostInterface::ByAddress`].
+    pub addresses: Vec<IpAddr>,
+    /// Ports under names.
+    pub ports: Vec<NamedPort>,
+    /// What decides about packets of the host that no policy decides, in order, each once.
+    pub profiles: Vec<Profile>,
+}
+
+/// How the interfaces of a host endpoint are found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostInterface {
+    /// All of the node's.
+    All,
+    /// By name.
+    Named(String),
+    /// By one of the addresses.
+    ByAddress,
+}
+
+/// Who decides where no policy does, and whose labels are inherited.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Profile {
+    /// Allows everything.
+    Allow,
+    /// That of a namespace, which allows everything if the namespace exists.
+    Namespace(String),
+    /// That of a service account, which leaves it to the next if the account exists.
+    ServiceAccount(NamespacedName),
+    /// None that can exist.
+    Unknown,
+}
+
 /// One backend of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Backend {

@@ -52,9 +52,9 @@ pub struct FelixOverrides {
     /// See [`FelixSettings::ipv6`].
     pub ipv6: Option<bool>,
     /// See [`FelixSettings::failsafe_inbound`]; an empty list says that there are none.
-    pub failsafe_inbound: Option<Vec<Failsafe>>,
+    pub failsafe_inbound: Option<Box<[Failsafe]>>,
     /// See [`FelixSettings::failsafe_outbound`]; an empty list says that there are none.
-    pub failsafe_outbound: Option<Vec<Failsafe>>,
+    pub failsafe_outbound: Option<Box<[Failsafe]>>,
 }
 
 impl FelixOverrides {
@@ -92,8 +92,8 @@ impl FelixOverrides {
             log_rate: self.log_rate.or(base.log_rate),
             log_burst: self.log_burst.unwrap_or(base.log_burst),
             ipv6: self.ipv6.unwrap_or(base.ipv6),
-            failsafe_inbound: self.failsafe_inbound.clone().unwrap_or(base.failsafe_inbound),
-            failsafe_outbound: self.failsafe_outbound.clone().unwrap_or(base.failsafe_outbound),
+            failsafe_inbound: self.failsafe_inbound.as_ref().map_or(base.failsafe_inbound, |ports| ports.to_vec()),
+            failsafe_outbound: self.failsafe_outbound.as_ref().map_or(base.failsafe_outbound, |ports| ports.to_vec()),
         }
     }
 

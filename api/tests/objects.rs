@@ -7,8 +7,9 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use margay_api::k8s;
 use margay_api::meta::Labels;
-use margay_api::network::{Encapsulation, FelixSettings, Mac};
+use margay_api::network::{Encapsulation, Failsafe, FelixSettings, Mac};
 use margay_api::policy::{PolicyKey, PolicyKind};
+use margay_api::rule::Protocol;
 use margay_api::settings::{LogRate, TimeUnit, log_prefix};
 use margay_api::v3::{self, FelixConfiguration, GlobalNetworkSet, IPAMBlock, IPPool, NetworkSet};
 use serde::de::DeserializeOwned;
@@ -293,6 +294,66 @@ fn settings_lie_over_weaker_ones_and_bad_values_count_as_not_given() {
         spec.logActionRateLimit: "0/day": not a rate; write it like 10/second, with a number from 1 to 9999 and second, minute, hour or day
         spec.logActionRateLimitBurst: "10000": not from 0 to 9999; use a number of that range, or leave the field out
     "#]].assert_eq(&format!("{refusal}\n"));
+}
+
+#[test]
+fn failsafe_ports_are_left_alone_turned_off_or_replaced_never_by_mistake() {
+    let of = |spec: &str| match v3::cluster::overrides(&mk_settings("default", spec)) {
+        Ok(overrides) => overrides.over(FelixSettings::default()),
+        Err(refusal) => refusal.closed.unwrap().over(FelixSettings::default()),
+    };
+    let default = FelixSettings::default();
+    assert_eq!(of(""), default);
+    assert_eq!(of("failsafeInboundHostPorts: []").failsafe_inbound, []);
+    assert_eq!(of("failsafeInboundHostPorts: []").failsafe_outbound, default.failsafe_outbound);
+    let ssh = Failsafe { protocol: Protocol::TCP, port: 22, net: None };
+    let dns = Failsafe { protocol: Protocol::UDP, port: 53, net: Some("10.1.0.0/16".parse().unwrap()) };
+    let written = "failsafeOutboundHostPorts: [{protocol: UDP, port: 53, net: 10.1.2.3/16}, {port: 22}, {protocol: tcp, port: 22}]";
+    assert_eq!(of(written).failsafe_outbound, [ssh, dns]);
+    // A list with a bad entry counts as not given.
+    assert_eq!(of("failsafeInboundHostPorts: [{port: 0}]"), default);
+    assert_eq!(of("failsafeInboundHostPorts: [{port: 2222}, {port: 22, net: here}]"), default);
+    for list in [Failsafe::default_inbound(), Failsafe::default_outbound()] {
+        assert!(list.is_sorted(), "as what is written: {list:?}");
+    }
+}
+
+#[test]
+fn a_host_endpoint_with_what_is_wrong_left_out() {
+    let parse = |metadata: &str, spec: &str| {
+        let yaml = format!("{{metadata: {{name: h, {metadata}}}, spec: {{{spec}}}}}");
+        match v3::host::host_endpoint(&mk_v3(&yaml)) {
+            Ok(endpoint) => format!("{endpoint:?}\n"),
+            Err(refusal) => format!("{refusal}\n{:?}\n", refusal.closed),
+        }
+    };
+    let shown = [
+        parse(
+            "labels: {host: a}",
+            "node: n1, interfaceName: '*', expectedIPs: ['fd00::1', 192.0.2.1, 192.0.2.1], profiles: [kns.a, ksa.a.b.c, kns.a, projectcalico-default-allow]",
+        ),
+        parse(
+            "labels: {host: a, projectcalico.org/namespace: kube-system, pcns.team: a}",
+            "node: n1, expectedIPs: [192.0.2.1, x], profiles: [kns., kns.a], ports: [{name: http, protocol: TCP, port: 80}, {name: x, protocol: x, port: 0}]",
+        ),
+        parse("", "node: n1, expectedIPs: [x]"),
+        parse("", "interfaceName: eth0/1"),
+    ];
+    expect![[r#"
+        HostEndpoint { node: "n1", labels: {"host": "a"}, interface: All, addresses: [192.0.2.1, fd00::1], ports: [], profiles: [Namespace("a"), ServiceAccount(NamespacedName { namespace: "a", name: "b.c" }), Allow] }
+        metadata.labels[pcns.team]: "a": this label says what an object is and is set by the system alone; remove the label
+        metadata.labels[projectcalico.org/namespace]: "kube-system": this label says what an object is and is set by the system alone; remove the label
+        spec.expectedIPs[1]: "x": not an address; write it like 192.0.2.1 or 2001:db8::1, without a prefix length
+        spec.ports[1].protocol: "x": not a protocol that has ports; use TCP, UDP, SCTP or UDPLite
+        spec.ports[1].port: "0": not from 1 to 65535; use a number of that range
+        spec.profiles[0]: "kns.": there is no such profile, which denies; use kns.NAMESPACE, ksa.NAMESPACE.SERVICEACCOUNT or projectcalico-default-allow
+        Some(HostEndpoint { node: "n1", labels: {"host": "a"}, interface: ByAddress, addresses: [192.0.2.1], ports: [NamedPort { name: "http", protocol: Protocol(6), port: 80 }], profiles: [Unknown, Namespace("a")] })
+        spec.expectedIPs[0]: "x": not an address; write it like 192.0.2.1 or 2001:db8::1, without a prefix length
+        None
+        spec.node: "": a host endpoint belongs to one node; write the name of the node
+        spec.interfaceName: "eth0/1": an interface has a name of at most 15 letters, digits, '_', '.' and '-'; write the name as the node has it, or * for all interfaces
+        None
+    "#]].assert_eq(&shown.concat());
 }
 
 #[test]

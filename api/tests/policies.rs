@@ -126,20 +126,37 @@ fn defaults_and_selectors_of_policies() {
         "#]],
         ),
         (
+            "{applyOnForward: true}",
+            global,
+            expect![[r#"
+            default None all() Forwarded
+            ingress
+        "#]],
+        ),
+        (
+            "{applyOnForward: true, preDNAT: false, doNotTrack: false}",
+            global,
+            expect![[r#"
+            default None all() Forwarded
+            ingress
+        "#]],
+        ),
+        (
             "{applyOnForward: true, preDNAT: true, ingress: [{action: Deny}]}",
             global,
             expect![[r#"
-            default None all()
-            ingress (does not apply)
-              Deny
-        "#]],
+                default None all() PreDnat
+                ingress
+                  Deny
+            "#]],
         ),
         (
             "{applyOnForward: true, doNotTrack: true}",
             global,
             expect![[r#"
-            default None all()
-        "#]],
+                default None all() Untracked
+                ingress
+            "#]],
         ),
     ]);
 }
@@ -499,14 +516,14 @@ fn refusals_name_everything_and_never_open() {
             "{doNotTrack: true, preDNAT: true, egress: [{action: Deny}]}",
             global,
             expect![[r#"
-            spec.preDNAT: "true": doNotTrack and preDNAT exclude each other; set only one of them
-            spec.doNotTrack: "true": needs applyOnForward: true; set applyOnForward: true
-            spec.preDNAT: "true": needs applyOnForward: true; set applyOnForward: true
-            spec.egress: "Egress": preDNAT policies only see what comes in; remove the egress rules and the type Egress
-            instead: default None all()
-            egress (does not apply)
-              Deny
-        "#]],
+                spec.preDNAT: "true": doNotTrack and preDNAT exclude each other; set only one of them
+                spec.doNotTrack: "true": needs applyOnForward: true; set applyOnForward: true
+                spec.preDNAT: "true": needs applyOnForward: true; set applyOnForward: true
+                spec.egress: "Egress": preDNAT policies only see what comes in; remove the egress rules and the type Egress
+                instead: default None all() Untracked
+                egress
+                  Deny
+            "#]],
         ),
     ]);
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use expect_test::expect_file;
+use kube::CustomResourceExt;
 use kube_cel::Validator;
 use margay_api::problem::Refusal;
 use margay_api::{crds, v3};
@@ -41,9 +42,9 @@ fn what_is_accepted_and_what_is_refused() {
 /// The schemas as the API server gets them, by kind.
 fn schemas() -> BTreeMap<String, Value> {
     let schema = |definition: &Value| definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone();
-    crds::all()
-        .iter()
-        .map(|definition| serde_json::to_value(definition).unwrap())
+    let definitions = crds::all().into_iter().chain([v3::HostEndpoint::crd()]);
+    definitions
+        .map(|definition| serde_json::to_value(&definition).unwrap())
         .map(|definition| (definition["spec"]["names"]["kind"].as_str().unwrap().to_owned(), schema(&definition)))
         .collect()
 }
@@ -61,6 +62,7 @@ fn read(kind: &str, object: &Value) -> Vec<String> {
         "GlobalNetworkSet" => problems(object, v3::netset::global_network_set),
         "IPPool" => problems(object, v3::pool::pool),
         "FelixConfiguration" => problems(object, v3::cluster::overrides),
+        "HostEndpoint" => problems(object, v3::host::host_endpoint),
         other => panic!("no reader of {other}"),
     }
 }

@@ -161,6 +161,20 @@ fn host_rules() -> Vec<Value> {
     ]
 }
 
+/// Rules of a host endpoint: whose it is, and for what.
+pub(super) fn host_endpoint_rules() -> Value {
+    json!([
+        {
+            "rule": "has(self.node) && self.node != ''",
+            "message": "a host endpoint belongs to one node: write the name of the node",
+        },
+        {
+            "rule": "has(self.interfaceName) && self.interfaceName != '' || has(self.expectedIPs) && self.expectedIPs.size() > 0",
+            "message": "name the interface, * for all of them, or give expectedIPs",
+        },
+    ])
+}
+
 /// Names of namespaced policies, as Calico has them: a label, one more behind a dot, or what its converters have made.
 pub(super) fn namespaced_name() -> Rule {
     let label = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";

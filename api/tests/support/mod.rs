@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use margay_api::policy::Policy;
+use margay_api::policy::{Policy, Traffic};
 use margay_api::problem::Refusal;
 use margay_api::rule::{EntityMatch, Port, Rule};
 
@@ -21,7 +21,11 @@ pub fn show(parsed: Result<Policy, Refusal>) -> String {
 }
 
 fn show_policy(policy: &Policy) -> String {
-    let mut text = format!("{} {:?} {}\n", policy.tier, policy.order.0, policy.selector);
+    let mut text = format!("{} {:?} {}", policy.tier, policy.order.0, policy.selector);
+    text += &match policy.traffic {
+        Traffic::Normal => String::from("\n"),
+        other => format!(" {other:?}\n"),
+    };
     for (name, applies, rules) in
         [("ingress", policy.applies_ingress, &policy.ingress), ("egress", policy.applies_egress, &policy.egress)]
     {

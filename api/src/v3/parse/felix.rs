@@ -2,6 +2,7 @@
 
 use crate::network::{EndpointToHostAction, Failsafe, parse_net};
 use crate::problem::{Problems, Refusal};
+use crate::rule::Protocol;
 use crate::settings::{DEFAULT_SETTINGS, FelixOverrides, LogRate, LogRateError, NODE_SETTINGS, SettingsScope};
 use crate::v3::cluster::{FelixConfiguration, FelixConfigurationSpec, HostPortSpec};
 
@@ -117,17 +118,20 @@ fn log_burst(problems: &mut Problems, spec: &FelixConfigurationSpec) -> Option<u
 }
 
 /// With a bad entry the list counts as not given: what it would be without it may lock somebody out, or be nothing at all.
-fn failsafes(problems: &mut Problems, field: &str, ports: Option<&[HostPortSpec]>) -> Option<Vec<Failsafe>> {
+fn failsafes(problems: &mut Problems, field: &str, ports: Option<&[HostPortSpec]>) -> Option<Box<[Failsafe]>> {
     let entries = ports?.iter().enumerate();
     let entries: Vec<_> = entries.map(|(index, port)| failsafe(problems, &format!("{field}[{index}]"), port)).collect();
     let mut failsafes = entries.into_iter().collect::<Option<Vec<Failsafe>>>()?;
     failsafes.sort_unstable();
     failsafes.dedup();
-    Some(failsafes)
+    Some(failsafes.into())
 }
 
 fn failsafe(problems: &mut Problems, at: &str, entry: &HostPortSpec) -> Option<Failsafe> {
-    let protocol = port_protocol(problems, format!("{at}.protocol"), entry.protocol.as_deref());
+    let protocol = match entry.protocol.as_deref().unwrap_or_default() {
+        "" => Some(Protocol::TCP),
+        name => port_protocol(problems, format!("{at}.protocol"), name),
+    };
     let port = number(problems, &format!("{at}.port"), Some(entry.port), 1..=65535);
     let net = match entry.net.as_deref().filter(|net| !net.is_empty()) {
         None => Some(None),

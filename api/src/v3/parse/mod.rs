@@ -1,9 +1,11 @@
 //! From Calico's kinds to the parsed forms: check, default, rewrite.
 
 pub(super) mod felix;
+pub(super) mod host;
 pub(super) mod netset;
 pub(super) mod policy;
 pub(super) mod pool;
+mod reserved;
 mod rule;
 mod scope;
 pub(super) mod staged;

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::meta::{LABEL_NAMESPACE, without_reserved};
+use super::reserved;
+use crate::meta::LABEL_NAMESPACE;
 use crate::network::{self, parse_net};
 use crate::problem::{Problems, Refusal};
 use crate::v3::netset::{GlobalNetworkSet, NetworkSet};
@@ -22,18 +23,8 @@ pub fn global_network_set(set: &GlobalNetworkSet) -> Parsed {
 
 fn parse(written: &Option<BTreeMap<String, String>>, nets: &[String], namespace: Option<String>) -> Parsed {
     let mut problems = Problems::default();
-    let mut labels = without_reserved(written.iter().flatten());
-    for (label, value) in written.iter().flatten() {
-        let is_ours = label == LABEL_NAMESPACE && Some(value) == namespace.as_ref();
-        if !labels.contains_key(label) && !is_ours {
-            problems.add(
-                format!("metadata.labels[{label}]"),
-                value,
-                "this label says what an object is and is set by the system alone",
-                "remove the label",
-            );
-        }
-    }
+    let own: Vec<(&str, &str)> = namespace.iter().map(|namespace| (LABEL_NAMESPACE, namespace.as_str())).collect();
+    let mut labels = reserved::without(&mut problems, written, &own);
     labels.extend(namespace.map(|namespace| (LABEL_NAMESPACE.to_owned(), namespace)));
     let mut members = Vec::with_capacity(nets.len());
     for (index, net) in nets.iter().enumerate() {

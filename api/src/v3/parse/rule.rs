@@ -426,18 +426,15 @@ fn number(version: IpVersion) -> u8 {
     }
 }
 
-fn text(value: &IntOrString) -> String {
+pub(super) fn text(value: &IntOrString) -> String {
     match value {
         IntOrString::Int(number) => number.to_string(),
         IntOrString::String(text) => text.clone(),
     }
 }
 
-/// The protocol of a port; TCP where none is named.
-pub(super) fn port_protocol(problems: &mut Problems, field: String, value: Option<&str>) -> Option<Protocol> {
-    let Some(name) = value.filter(|name| !name.is_empty()) else {
-        return Some(Protocol::TCP);
-    };
+/// The protocol of a port.
+pub(super) fn port_protocol(problems: &mut Problems, field: String, name: &str) -> Option<Protocol> {
     let protocol = protocol(&IntOrString::String(name.to_owned())).filter(|protocol| protocol.has_ports());
     if protocol.is_none() {
         problems.add(field, name, "not a protocol that has ports", "use TCP, UDP, SCTP or UDPLite");
@@ -460,8 +457,12 @@ fn port(value: &IntOrString) -> Option<Port> {
         let (first, last) = (first.parse().ok()?, last.parse().ok()?);
         return (first <= last).then_some(Port::Range(PortRange { first, last }));
     }
-    let is_name = text.len() <= 128
+    is_port_name(&text).then_some(Port::Named(text))
+}
+
+/// Whether a port can have the name.
+pub(super) fn is_port_name(text: &str) -> bool {
+    text.len() <= 128
         && text.contains(|c: char| c.is_ascii_alphabetic())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
-    is_name.then_some(Port::Named(text))
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
 }
