@@ -8,12 +8,14 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use margay_api::endpoint::EndpointKey;
+use margay_api::network::{Failsafe, FelixSettings};
 use margay_api::policy::PolicyKey;
 use margay_api::rule::{Action, Icmp, IpVersion, Protocol};
 
 use crate::graph::{Graph, View};
 use crate::model::{
-    EndpointRecord, IpSetRecord, Member, PolicyRecord, Record, RecordId, RuleRecord, SetId, SideMatch, TierBinding,
+    EndpointRecord, HostEndpointRecord, IpSetRecord, Member, PolicyRecord, Record, RecordId, RuleRecord, SetId,
+    SideMatch, TierBinding,
 };
 
 /// The first packet of a connection, or one that belongs to none.
@@ -31,6 +33,19 @@ pub struct Packet {
     pub destination_port: u16,
     /// ICMP type and code; of ICMP in either version.
     pub icmp: (u8, u8),
+}
+
+/// Where a host endpoint meets a packet. The order is that in which a packet comes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostStage {
+    /// Before connections are tracked.
+    Untracked,
+    /// Before the packet's destination is translated; it comes in.
+    PreDnat,
+    /// It is of the host itself.
+    Normal,
+    /// It is forwarded.
+    Forward,
 }
 
 /// Which way a packet passes its endpoint.
@@ -63,6 +78,8 @@ pub enum Step {
         /// What the tier says.
         action: Action,
     },
+    /// No policy has a say about the packet: a failsafe port.
+    Failsafe(Action),
     /// No tier decided.
     Unmatched(Action),
     /// A record that is referred to does not exist.
@@ -72,7 +89,7 @@ pub enum Step {
 /// What happens to a packet and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// `Allow` or `Deny`.
+    /// `Allow` or `Deny`; at a stage that comes before others also `Pass`: the packet goes on to them.
     pub action: Action,
     /// What led to it; the last step decided.
     pub trace: Vec<Step>,
@@ -128,6 +145,26 @@ pub fn evaluate(records: &impl Records, endpoint: &EndpointKey, direction: Direc
     Verdict { action, trace }
 }
 
+/// The verdict of a host endpoint on a packet at one stage; `Ingress` is to the node.
+pub fn evaluate_host(
+    records: &impl Records,
+    endpoint: &str,
+    stage: HostStage,
+    direction: Direction,
+    packet: &Packet,
+) -> Verdict {
+    if is_failsafe(records, stage, direction, packet) {
+        let action = if stage == HostStage::Normal { Action::Allow } else { Action::Pass };
+        return Verdict { action, trace: vec![Step::Failsafe(action)] };
+    }
+    let mut trace = Vec::new();
+    let action = decide_host(records, endpoint, stage, direction, packet, &mut trace).unwrap_or_else(|missing| {
+        trace.push(Step::Missing(missing));
+        Action::Deny
+    });
+    Verdict { action, trace }
+}
+
 /// The verdict on a connection between two endpoints, by their first addresses of one IP version. None if they have none, or are not known.
 pub fn connect(
     records: &impl Records,
@@ -167,7 +204,7 @@ fn decide(
 ) -> Result<Action, Missing> {
     let endpoint = endpoint_record(records, endpoint)?;
     for tier in &endpoint.tiers {
-        match in_tier(records, tier, direction, packet, trace)? {
+        match in_tier(records, tier, tier.default_action, direction, packet, trace)? {
             Action::Pass | Action::Log => {}
             decided => return Ok(decided),
         }
@@ -176,10 +213,64 @@ fn decide(
     Ok(endpoint.unmatched)
 }
 
-/// `Allow`, `Deny`, or `Pass` to the next tier.
+fn decide_host(
+    records: &impl Records,
+    endpoint: &str,
+    stage: HostStage,
+    direction: Direction,
+    packet: &Packet,
+    trace: &mut Vec<Step>,
+) -> Result<Action, Missing> {
+    let endpoint = host_record(records, endpoint)?;
+    let (tiers, unmatched) = match stage {
+        HostStage::Untracked => (&endpoint.untracked, Action::Pass),
+        HostStage::PreDnat => (&endpoint.pre_dnat, Action::Pass),
+        HostStage::Normal => (&endpoint.normal, endpoint.unmatched),
+        HostStage::Forward => (&endpoint.forward, Action::Allow),
+    };
+    for tier in tiers {
+        let end = if unmatched == Action::Pass { Action::Pass } else { tier.default_action };
+        match in_tier(records, tier, end, direction, packet, trace)? {
+            Action::Pass | Action::Log => {}
+            decided => return Ok(decided),
+        }
+    }
+    trace.push(Step::Unmatched(unmatched));
+    Ok(unmatched)
+}
+
+/// Whether policies have no say. Before connections are tracked nobody knows which packets answer, so there both ways are spared.
+fn is_failsafe(records: &impl Records, stage: HostStage, direction: Direction, packet: &Packet) -> bool {
+    let settings = records.record(&RecordId::Settings);
+    let built_in = FelixSettings::default();
+    let settings = match settings.as_deref() {
+        Some(Record::Settings(settings)) => settings,
+        _ => &built_in,
+    };
+    let spares = |failsafes: &[Failsafe], port: u16, other: IpAddr| {
+        failsafes.iter().any(|Failsafe { protocol, port: spared, net }| {
+            *protocol == packet.protocol && *spared == port && net.is_none_or(|net| net.contains(&other))
+        })
+    };
+    let (inbound, outbound) = (&settings.failsafe_inbound, &settings.failsafe_outbound);
+    let (asked, answered, other) = match direction {
+        Direction::Ingress => (inbound, outbound, packet.source),
+        Direction::Egress => (outbound, inbound, packet.destination),
+    };
+    match stage {
+        HostStage::Forward => false,
+        HostStage::PreDnat | HostStage::Normal => spares(asked, packet.destination_port, other),
+        HostStage::Untracked => {
+            spares(asked, packet.destination_port, other) || spares(answered, packet.source_port, other)
+        }
+    }
+}
+
+/// `Allow`, `Deny`, or `Pass` to the next tier. `end` is what the end of the tier means.
 fn in_tier(
     records: &impl Records,
     tier: &TierBinding,
+    end: Action,
     direction: Direction,
     packet: &Packet,
     trace: &mut Vec<Step>,
@@ -212,8 +303,8 @@ fn in_tier(
             }
         }
     }
-    trace.push(Step::TierEnd { tier: tier.name.clone(), action: tier.default_action });
-    Ok(tier.default_action)
+    trace.push(Step::TierEnd { tier: tier.name.clone(), action: end });
+    Ok(end)
 }
 
 fn matches(records: &impl Records, rule: &RuleRecord, packet: &Packet) -> Result<bool, Missing> {
@@ -299,6 +390,15 @@ fn endpoint_record<'a>(records: &'a impl Records, key: &EndpointKey) -> Result<C
     match records.record(&id) {
         Some(Cow::Borrowed(Record::Endpoint(endpoint))) => Ok(Cow::Borrowed(endpoint)),
         Some(Cow::Owned(Record::Endpoint(endpoint))) => Ok(Cow::Owned(endpoint)),
+        _ => Err(id),
+    }
+}
+
+fn host_record<'a>(records: &'a impl Records, name: &str) -> Result<Cow<'a, HostEndpointRecord>, Missing> {
+    let id = RecordId::HostEndpoint(name.to_owned());
+    match records.record(&id) {
+        Some(Cow::Borrowed(Record::HostEndpoint(endpoint))) => Ok(Cow::Borrowed(endpoint)),
+        Some(Cow::Owned(Record::HostEndpoint(endpoint))) => Ok(Cow::Owned(endpoint)),
         _ => Err(id),
     }
 }

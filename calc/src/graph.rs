@@ -16,7 +16,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use margay_api::policy::PolicyKey;
+use margay_api::policy::{PolicyKey, Traffic};
 use margay_api::rule::Action;
 
 use crate::counts::audience;
@@ -24,8 +24,8 @@ use crate::digest;
 use crate::flush::{Audience, Flush, NodeSet};
 use crate::globals::Globals;
 use crate::index::Index;
-use crate::members::{Endpoint, Members, Payload};
-use crate::model::{EndpointRecord, Member, Record, RecordId, SetId, SetKind};
+use crate::members::{Attachment, Endpoint, Host, Members, Name, Payload, Profile};
+use crate::model::{EndpointRecord, HostEndpointRecord, Member, Record, RecordId, SetId, SetKind};
 use crate::node_sets::NodeSets;
 use crate::policies::{self, Policies, Policy};
 use crate::selector::Known;
@@ -101,6 +101,7 @@ impl Graph {
     pub fn apply(&mut self, update: Update) {
         match update {
             Update::Endpoint(name, endpoint) => self.take_endpoint(&name, endpoint),
+            Update::HostEndpoint(name, endpoint) => self.take_host_endpoint(&name, endpoint),
             Update::Namespace(name, labels) => self.take_namespace(&name, labels.as_ref()),
             Update::ServiceAccount(name, labels) => self.take_service_account(&name, labels.as_ref()),
             Update::Policy(name, policy) => self.take_policy(&name, policy),
@@ -152,12 +153,10 @@ impl Graph {
                 let policy = self.policies.record(self.policy_key(name)?, &self.sets, &self.texts)?;
                 Some(Cow::Owned(Record::Policy(policy)))
             }
-            RecordId::Endpoint(name) => {
-                let item = self.members.find_endpoint(self.pair(&name.namespace, &name.name)?)?;
-                self.members.get(item)?.node()?;
-                Some(Cow::Owned(Record::Endpoint(self.endpoint_record(item)?)))
+            RecordId::Endpoint(_) | RecordId::HostEndpoint(_) => {
+                let (item, endpoint) = self.endpoint(id)?;
+                Some(Cow::Owned(self.resolve(item, endpoint)))
             }
-            RecordId::HostEndpoint(_) => None,
         }
     }
 
@@ -178,8 +177,7 @@ impl Graph {
             }
             RecordId::IpSet(set) => self.sets.digest(self.texts.find(&set.0)?),
             RecordId::Policy(name) => Some(self.policies.told(self.policy_key(name)?)?.digest),
-            RecordId::Endpoint(name) => Some(self.members.told(self.pair(&name.namespace, &name.name)?)?.1),
-            RecordId::HostEndpoint(_) => None,
+            RecordId::Endpoint(_) | RecordId::HostEndpoint(_) => Some(self.members.told(self.endpoint_name(id)?)?.1),
         }
     }
 
@@ -198,11 +196,10 @@ impl Graph {
                 let told = self.policy_key(name).and_then(|key| self.policies.told(key));
                 told.map(|told| audience(told.nodes.iter().copied(), &self.texts))
             }
-            RecordId::Endpoint(name) => {
-                let told = self.pair(&name.namespace, &name.name).and_then(|key| self.members.told(key));
+            RecordId::Endpoint(_) | RecordId::HostEndpoint(_) => {
+                let told = self.endpoint_name(id).and_then(|name| self.members.told(name));
                 told.map(|(node, _)| audience([node], &self.texts))
             }
-            RecordId::HostEndpoint(_) => None,
         };
         nodes.unwrap_or_else(|| Audience::Nodes(NodeSet::new()))
     }
@@ -248,40 +245,86 @@ impl Graph {
     }
 
     /// Policies that apply to an endpoint, in no order.
-    pub(crate) fn policies_of(&self, item: u32) -> impl Iterator<Item = u32> {
+    pub(crate) fn policies_of(&self, item: u32, endpoint: &Endpoint) -> impl Iterator<Item = u32> {
         let selectors = self.index.selectors_of(item).iter();
-        selectors.flat_map(|selector| self.selectors.users(*selector).subjects.iter().copied())
+        let policies = selectors.flat_map(|selector| self.selectors.users(*selector).subjects.iter().copied());
+        let subject = endpoint.subject();
+        policies.filter(move |policy| self.policies.get(*policy).applies_to(subject))
     }
 
     fn flush_endpoints(&mut self, flush: &mut Flush) {
         let mut members = std::mem::take(&mut self.members);
-        members.flush(flush, &self.texts, |item, payload, id| {
-            digest::digest(id, &Record::Endpoint(self.resolve(item, payload)))
-        });
+        members.flush(flush, &self.texts, |item, endpoint, id| digest::digest(id, &self.resolve(item, endpoint)));
         self.members = members;
     }
 
-    fn endpoint_record(&self, item: u32) -> Option<EndpointRecord> {
+    /// An endpoint that is on a node, by the id of its record.
+    pub(crate) fn endpoint(&self, id: &RecordId) -> Option<(u32, &Endpoint)> {
+        let item = self.members.find_endpoint(self.endpoint_name(id)?)?;
         match self.members.get(item)? {
-            Payload::Endpoint(endpoint) => Some(self.resolve(item, endpoint)),
+            Payload::Endpoint(endpoint) => endpoint.node.map(|_| (item, endpoint)),
             Payload::NetworkSet(_) => None,
         }
     }
 
-    fn resolve(&self, item: u32, endpoint: &crate::members::Endpoint) -> EndpointRecord {
-        let policies = self.policies_of(item).map(|policy| self.policies.get(policy)).collect();
+    fn endpoint_name(&self, id: &RecordId) -> Option<Name> {
+        match id {
+            RecordId::Endpoint(name) => self.pair(&name.namespace, &name.name).map(|(a, b)| Name::Pod(a, b)),
+            RecordId::HostEndpoint(name) => self.texts.find(name).map(Name::Host),
+            _ => None,
+        }
+    }
+
+    fn resolve(&self, item: u32, endpoint: &Endpoint) -> Record {
+        let policies = self.policies_of(item, endpoint).map(|policy| self.policies.get(policy)).collect();
         self.endpoint_under(endpoint, policies)
     }
 
     /// The record of an endpoint to which these policies apply.
-    pub(crate) fn endpoint_under(&self, endpoint: &Endpoint, policies: Vec<&Policy>) -> EndpointRecord {
-        let has_profile = self.index.is_parent((endpoint.key.0, None));
-        EndpointRecord {
-            interface: endpoint.interface.to_string(),
-            addresses: endpoint.addresses.to_vec(),
-            tiers: self.policies.bindings(policies, &self.texts),
-            unmatched: if has_profile { Action::Allow } else { Action::Deny },
+    pub(crate) fn endpoint_under(&self, endpoint: &Endpoint, policies: Vec<&Policy>) -> Record {
+        match (&endpoint.attachment, endpoint.name) {
+            (Attachment::Host(host), _) => Record::HostEndpoint(self.host_under(host, &policies)),
+            (Attachment::Pod(interface), name) => {
+                let has_profile = matches!(name, Name::Pod(namespace, _) if self.index.is_parent((namespace, None)));
+                Record::Endpoint(EndpointRecord {
+                    interface: interface.to_string(),
+                    addresses: endpoint.addresses.to_vec(),
+                    tiers: self.policies.bindings(policies, &self.texts),
+                    unmatched: if has_profile { Action::Allow } else { Action::Deny },
+                })
+            }
         }
+    }
+
+    fn host_under(&self, host: &Host, policies: &[&Policy]) -> HostEndpointRecord {
+        let tiers = |kinds: &[Traffic]| {
+            let of_kind = policies.iter().copied().filter(|policy| kinds.contains(&policy.binding.traffic));
+            self.policies.bindings(of_kind.collect(), &self.texts)
+        };
+        HostEndpointRecord {
+            interfaces: host.interfaces.clone(),
+            normal: tiers(&[Traffic::Normal, Traffic::Forwarded]),
+            forward: tiers(&[Traffic::Forwarded]),
+            pre_dnat: tiers(&[Traffic::PreDnat]),
+            untracked: tiers(&[Traffic::Untracked]),
+            unmatched: self.unmatched(&host.profiles),
+        }
+    }
+
+    /// What profiles decide, in order. Those of service accounts decide nothing themselves; one that does not exist denies.
+    fn unmatched(&self, profiles: &[Profile]) -> Action {
+        for profile in profiles {
+            match profile {
+                Profile::Allow => return Action::Allow,
+                Profile::Of(parent) if self.index.is_parent(*parent) => {
+                    if parent.1.is_none() {
+                        return Action::Allow;
+                    }
+                }
+                Profile::Of(_) | Profile::Deny => return Action::Deny,
+            }
+        }
+        Action::Deny
     }
 
     pub(crate) fn pair(&self, namespace: &str, name: &str) -> Option<(Text, Text)> {

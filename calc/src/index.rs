@@ -19,8 +19,8 @@ pub(crate) type LabelList = Box<[(Text, Text)]>;
 #[derive(Debug, Default)]
 struct Item {
     labels: LabelList,
-    /// Namespace and service account.
-    parents: [Option<u32>; 2],
+    /// A pod's namespace and service account, or what a host endpoint's profiles are; of labels that several have, the first's counts.
+    parents: Box<[u32]>,
     /// Live selectors that select it, sorted.
     selectors: Vec<u32>,
 }
@@ -92,13 +92,13 @@ impl Index {
 
     /// Forgets an item. The caller has unlinked it from every selector.
     pub(crate) fn remove_item(&mut self, item: u32) {
-        self.place_item(item, Box::default(), [None, None]);
+        self.place_item(item, Box::default(), &[]);
         self.items.remove(item);
     }
 
-    /// Gives an item other labels and parents. True if they differ from those it had.
-    pub(crate) fn place_item(&mut self, item: u32, labels: LabelList, parents: [Option<ParentName>; 2]) -> bool {
-        let parents = parents.map(|name| name.map(|name| self.parent(name)));
+    /// Gives an item other labels and parents, each of which is there once. True if they differ from those it had.
+    pub(crate) fn place_item(&mut self, item: u32, labels: LabelList, parents: &[ParentName]) -> bool {
+        let parents: Box<[u32]> = parents.iter().map(|name| self.parent(*name)).collect();
         if self.items[item].labels == labels && self.items[item].parents == parents {
             return false;
         }
@@ -113,12 +113,12 @@ impl Index {
                 post(&mut self.items_by_label, *key, *value, item);
             }
         }
-        for parent in before.parents.into_iter().flatten().filter(|parent| !parents.contains(&Some(*parent))) {
-            self.parents[parent].items.remove(&item);
-            self.drop_parent(parent);
+        for parent in before.parents.iter().filter(|parent| !parents.contains(parent)) {
+            self.parents[*parent].items.remove(&item);
+            self.drop_parent(*parent);
         }
-        for parent in parents.into_iter().flatten() {
-            self.parents[parent].items.insert(item);
+        for parent in &parents {
+            self.parents[*parent].items.insert(item);
         }
         self.items[item] = Item { labels, parents, selectors: before.selectors };
         true
@@ -133,7 +133,8 @@ impl Index {
             now.extend(found.filter(|selector| self.is_selected(**selector, item, texts)));
         };
         look(Place::Any);
-        let namespace = entry.parents[0].map(|parent| self.parents[parent].name.0);
+        // Of a host endpoint it is none of its own, which costs a look in vain.
+        let namespace = entry.parents.first().map(|parent| self.parents[*parent].name.0);
         if let Some(namespace) = namespace {
             look(Place::In(namespace));
         }
@@ -326,7 +327,7 @@ impl Index {
     }
 
     fn inherited(&self, item: u32) -> impl Iterator<Item = &(Text, Text)> {
-        let parents = self.items[item].parents.iter().flatten();
+        let parents = self.items[item].parents.iter();
         parents.flat_map(|parent| self.parents[*parent].labels.iter().flatten())
     }
 
@@ -412,7 +413,7 @@ enum Concerned {
     Many,
 }
 
-/// Items that meet a need. Groups within one are disjoint, except children of both kinds of parents, which are never mixed.
+/// Items that meet a need. An item is in one only once, unless it has several parents of a kind, as host endpoints may.
 enum Group<'a> {
     Items(Vec<&'a BTreeSet<u32>>),
     Children(Vec<u32>),

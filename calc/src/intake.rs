@@ -1,6 +1,6 @@
 //! Objects as they are kept: their texts become numbers, their selectors numbers of selectors, what rules refer to numbers of sets.
 
-use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
+use margay_api::endpoint::{EndpointKey, HostEndpoint, Profile as WrittenProfile, WorkloadEndpoint};
 use margay_api::meta::{
     LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_PARENT_NAME, LABEL_SERVICE_ACCOUNT, Labels, NamespacedName,
     PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::counts::Counts;
 use crate::graph::Graph;
 use crate::index::{LabelList, ParentName};
-use crate::members::{Endpoint, Payload};
+use crate::members::{Endpoint, Name, Payload, Profile};
 use crate::policies::{self, Binding};
 use crate::rules::{End, Reference, StoredRule, store};
 use crate::selector::is_inherited;
@@ -28,10 +28,14 @@ use crate::wiring::{Placement, key};
 /// Names of service accounts from this length on are in no label, as a label's value could not hold them.
 const LONG_NAME: usize = 63;
 
+/// The labels that say what an object is, for one that is nothing of it: in no namespace, nobody's workload.
+const NOBODY: [(&str, Option<&str>); 3] =
+    [(LABEL_NAMESPACE, None), (LABEL_SERVICE_ACCOUNT, None), (LABEL_ORCHESTRATOR, None)];
+
 impl Graph {
     pub(crate) fn take_endpoint(&mut self, name: &EndpointKey, endpoint: Option<WorkloadEndpoint>) {
         let key = key(name, &mut self.texts);
-        let known = self.members.find_endpoint(key);
+        let known = self.members.find_endpoint(Name::Pod(key.0, key.1));
         let Some(endpoint) = endpoint else {
             return known.into_iter().for_each(|item| self.displace(item));
         };
@@ -40,10 +44,36 @@ impl Graph {
             (LABEL_NAMESPACE, Some(name.namespace.as_str())),
             (LABEL_SERVICE_ACCOUNT, Some(account).filter(|name| !name.is_empty() && name.len() < LONG_NAME)),
         ];
+        let parent = (!account.is_empty()).then(|| Some(self.texts.intern(account)));
         let placement = Placement {
             labels: own_labels(&endpoint.labels, &reserved, &mut self.texts),
-            parents: [Some((key.0, None)), (!account.is_empty()).then(|| (key.0, Some(self.texts.intern(account))))],
-            payload: Payload::Endpoint(Endpoint::new(key, &endpoint, &mut self.texts)),
+            parents: std::iter::once(None).chain(parent).map(|account| (key.0, account)).collect(),
+            payload: Payload::Endpoint(Endpoint::pod(key, &endpoint, &mut self.texts)),
+        };
+        let item = known.unwrap_or_else(|| self.index.add_item());
+        self.place(item, placement);
+    }
+
+    pub(crate) fn take_host_endpoint(&mut self, name: &str, endpoint: Option<HostEndpoint>) {
+        let name = self.texts.intern(name);
+        let known = self.members.find_endpoint(Name::Host(name));
+        let Some(endpoint) = endpoint else {
+            return known.into_iter().for_each(|item| self.displace(item));
+        };
+        let profiles: Box<[Profile]> =
+            endpoint.profiles.iter().map(|profile| stored_profile(profile, &mut self.texts)).collect();
+        let mut parents: Vec<ParentName> = Vec::with_capacity(profiles.len());
+        for profile in &profiles {
+            if let Profile::Of(parent) = profile
+                && !parents.contains(parent)
+            {
+                parents.push(*parent);
+            }
+        }
+        let placement = Placement {
+            labels: own_labels(&endpoint.labels, &NOBODY, &mut self.texts),
+            parents,
+            payload: Payload::Endpoint(Endpoint::host(name, &endpoint, profiles, &mut self.texts)),
         };
         let item = known.unwrap_or_else(|| self.index.add_item());
         self.place(item, placement);
@@ -57,10 +87,10 @@ impl Graph {
             return known.into_iter().for_each(|item| self.displace(item));
         };
         let namespace = Some(name.namespace.as_str()).filter(|namespace| !namespace.is_empty());
-        let reserved = [(LABEL_NAMESPACE, namespace), (LABEL_SERVICE_ACCOUNT, None), (LABEL_ORCHESTRATOR, None)];
+        let reserved = NOBODY.map(|(label, _)| (label, namespace.filter(|_| label == LABEL_NAMESPACE)));
         let placement = Placement {
             labels: own_labels(&set.labels, &reserved, &mut self.texts),
-            parents: [namespace.map(|_| (key.0, None)), None],
+            parents: namespace.iter().map(|_| (key.0, None)).collect(),
             payload: Payload::NetworkSet(set.nets.iter().map(|net| net.trunc()).collect()),
         };
         let item = known.unwrap_or_else(|| self.index.add_item());
@@ -83,7 +113,7 @@ impl Graph {
     pub(crate) fn take_policy(&mut self, name: &PolicyKey, policy: Option<Policy>) {
         let key = self.intern_policy_key(name);
         // A policy that is staged, or in force in no direction, decides about no packet.
-        match policy.filter(|policy| !name.kind.is_staged() && concerns_workloads(policy)) {
+        match policy.filter(|policy| !name.kind.is_staged() && policy.applies()) {
             Some(policy) => {
                 let policy = self.keep_policy(key, &policy);
                 self.enforce(policy);
@@ -96,9 +126,7 @@ impl Graph {
         let key = self.intern_policy_key(name);
         let action = staged.and_then(|staged| match staged {
             // In force in no direction, it would be as good as gone.
-            StagedPolicy::Set(policy) if concerns_workloads(&policy) => {
-                Some(Action::Set(self.keep_policy(key, &policy)))
-            }
+            StagedPolicy::Set(policy) if policy.applies() => Some(Action::Set(self.keep_policy(key, &policy))),
             StagedPolicy::Set(_) | StagedPolicy::Delete => Some(Action::Delete),
             StagedPolicy::Ignore => None,
         });
@@ -136,6 +164,7 @@ impl Graph {
             tier: self.texts.intern(&policy.tier),
             order: plain(policy.order),
             subject: self.selectors.mention(&policy.selector, &mut self.index, &mut self.texts),
+            traffic: policy.traffic,
             ingress: policy.applies_ingress,
             egress: policy.applies_egress,
         };
@@ -199,13 +228,21 @@ fn set_id(spec: Spec, selectors: &Selectors, texts: &mut Texts) -> Text {
     texts.intern(&id)
 }
 
-fn concerns_workloads(policy: &Policy) -> bool {
-    policy.applies() && policy.traffic.is_for_workloads()
-}
-
 /// The order with minus zero as zero: they are the same number, and ties are broken otherwise.
 pub(crate) fn plain(order: Order) -> Order {
     Order(order.0.map(|order| order + 0.0))
+}
+
+fn stored_profile(profile: &WrittenProfile, texts: &mut Texts) -> Profile {
+    match profile {
+        WrittenProfile::Allow => Profile::Allow,
+        WrittenProfile::Unknown => Profile::Deny,
+        WrittenProfile::Namespace(name) => Profile::Of((texts.intern(name), None)),
+        WrittenProfile::ServiceAccount(name) => {
+            let (namespace, account) = key(name, texts);
+            Profile::Of((namespace, Some(account)))
+        }
+    }
 }
 
 /// Labels that nobody inherits: an object's own, without those that only its namespace, its service account or Margay can give it.

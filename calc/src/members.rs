@@ -1,21 +1,40 @@
 //! Endpoints and network sets as objects: what they add to sets, and the endpoints of each node.
+//!
+//! Pods and host endpoints are endpoints alike; what tells them apart is in their [`Name`] and [`Attachment`].
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
+use margay_api::endpoint::{EndpointKey, HostEndpoint, HostInterface, NamedPort, WorkloadEndpoint};
 use margay_api::rule::Protocol;
 
 use crate::counts::transition;
 use crate::flush::{Change, Flush};
-use crate::model::{Member, RecordId};
+use crate::index::ParentName;
+use crate::model::{HostInterfaces, Member, RecordId};
 use crate::sets::{Spec, address};
 use crate::store::{Column, Map};
 use crate::texts::{Marks, Text, Texts};
 
-/// Identity of an endpoint or network set: namespace and name.
+/// Identity of a network set: namespace and name.
 pub(crate) type Key = (Text, Text);
+
+/// Identity of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Name {
+    /// A pod by namespace and name.
+    Pod(Text, Text),
+    /// A host endpoint.
+    Host(Text),
+}
+
+/// What policies tell apart in endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Subject {
+    Workload,
+    Host,
+}
 
 /// What an item adds to the sets that hold it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,23 +45,101 @@ pub(crate) enum Payload {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Endpoint {
-    pub(crate) key: Key,
+    pub(crate) name: Name,
     /// None: on no node, so no node is told of it.
     pub(crate) node: Option<Text>,
-    pub(crate) interface: Box<str>,
+    pub(crate) attachment: Attachment,
     pub(crate) addresses: Box<[IpAddr]>,
     pub(crate) ports: Box<[(Text, Protocol, u16)]>,
 }
 
+/// Where packets pass an endpoint, and who decides where no policy does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Attachment {
+    /// The host side of a pod's link; its namespace decides.
+    Pod(Box<str>),
+    Host(Box<Host>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Host {
+    pub(crate) interfaces: HostInterfaces,
+    pub(crate) profiles: Box<[Profile]>,
+}
+
+/// Who decides about packets of a host that no policy decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Profile {
+    Allow,
+    Deny,
+    /// A namespace, or a service account.
+    Of(ParentName),
+}
+
+impl Profile {
+    fn mark(&self, marks: &mut Marks) {
+        if let Self::Of((namespace, account)) = *self {
+            marks.mark(namespace);
+            marks.all(account);
+        }
+    }
+}
+
 impl Endpoint {
-    pub(crate) fn new(key: Key, endpoint: &WorkloadEndpoint, texts: &mut Texts) -> Self {
-        let ports = endpoint.ports.iter().map(|port| (texts.intern(&port.name), port.protocol, port.port));
+    pub(crate) fn pod(key: Key, endpoint: &WorkloadEndpoint, texts: &mut Texts) -> Self {
         Self {
-            key,
-            ports: ports.collect(),
-            node: (!endpoint.node.is_empty()).then(|| texts.intern(&endpoint.node)),
-            interface: endpoint.interface.as_str().into(),
+            name: Name::Pod(key.0, key.1),
+            node: node(&endpoint.node, texts),
+            attachment: Attachment::Pod(endpoint.interface.as_str().into()),
             addresses: endpoint.addresses.as_slice().into(),
+            ports: ports(&endpoint.ports, texts),
+        }
+    }
+
+    pub(crate) fn host(name: Text, endpoint: &HostEndpoint, profiles: Box<[Profile]>, texts: &mut Texts) -> Self {
+        let interfaces = match &endpoint.interface {
+            HostInterface::All => HostInterfaces::All,
+            HostInterface::Named(name) => HostInterfaces::Named(name.clone()),
+            HostInterface::ByAddress => HostInterfaces::WithAddress(endpoint.addresses.iter().copied().collect()),
+        };
+        Self {
+            name: Name::Host(name),
+            node: node(&endpoint.node, texts),
+            attachment: Attachment::Host(Box::new(Host { interfaces, profiles })),
+            addresses: endpoint.addresses.as_slice().into(),
+            ports: ports(&endpoint.ports, texts),
+        }
+    }
+
+    pub(crate) fn subject(&self) -> Subject {
+        match self.name {
+            Name::Pod(..) => Subject::Workload,
+            Name::Host(_) => Subject::Host,
+        }
+    }
+}
+
+fn node(name: &str, texts: &mut Texts) -> Option<Text> {
+    (!name.is_empty()).then(|| texts.intern(name))
+}
+
+fn ports(ports: &[NamedPort], texts: &mut Texts) -> Box<[(Text, Protocol, u16)]> {
+    ports.iter().map(|port| (texts.intern(&port.name), port.protocol, port.port)).collect()
+}
+
+impl Name {
+    /// The id of the endpoint's record.
+    pub(crate) fn id(self, texts: &Texts) -> RecordId {
+        match self {
+            Self::Pod(namespace, name) => RecordId::Endpoint(EndpointKey::new(texts.get(namespace), texts.get(name))),
+            Self::Host(name) => RecordId::HostEndpoint(texts.get(name).to_owned()),
+        }
+    }
+
+    fn mark(self, marks: &mut Marks) {
+        match self {
+            Self::Pod(namespace, name) => marks.all([namespace, name]),
+            Self::Host(name) => marks.mark(name),
         }
     }
 }
@@ -51,6 +148,14 @@ impl Payload {
     pub(crate) fn node(&self) -> Option<Text> {
         match self {
             Self::Endpoint(endpoint) => endpoint.node,
+            Self::NetworkSet(_) => None,
+        }
+    }
+
+    /// What policies that select the item apply to; none for network sets.
+    pub(crate) fn subject(&self) -> Option<Subject> {
+        match self {
+            Self::Endpoint(endpoint) => Some(endpoint.subject()),
             Self::NetworkSet(_) => None,
         }
     }
@@ -81,17 +186,17 @@ impl Payload {
 #[derive(Debug, Default)]
 pub(crate) struct Members {
     payloads: Column<Payload>,
-    endpoints: Map<Key, u32>,
+    endpoints: Map<Name, u32>,
     network_sets: Map<Key, u32>,
     by_node: Map<Text, BTreeSet<u32>>,
     /// Endpoints whose record exists: on which node, and its digest.
-    told: Map<Key, (Text, u64)>,
-    dirty: BTreeSet<Key>,
+    told: Map<Name, (Text, u64)>,
+    dirty: BTreeSet<Name>,
 }
 
 impl Members {
-    pub(crate) fn find_endpoint(&self, key: Key) -> Option<u32> {
-        self.endpoints.get(&key).copied()
+    pub(crate) fn find_endpoint(&self, name: Name) -> Option<u32> {
+        self.endpoints.get(&name).copied()
     }
 
     pub(crate) fn find_network_set(&self, key: Key) -> Option<u32> {
@@ -114,15 +219,15 @@ impl Members {
     pub(crate) fn put(&mut self, item: u32, payload: Option<Payload>) -> Option<Payload> {
         let node = payload.as_ref().and_then(Payload::node);
         if let Some(Payload::Endpoint(endpoint)) = &payload {
-            self.endpoints.insert(endpoint.key, item);
-            self.dirty.insert(endpoint.key);
+            self.endpoints.insert(endpoint.name, item);
+            self.dirty.insert(endpoint.name);
         }
         let is_gone = payload.is_none();
         let before = self.payloads.put(item, payload);
         if let Some(Payload::Endpoint(endpoint)) = &before {
-            self.dirty.insert(endpoint.key);
+            self.dirty.insert(endpoint.name);
             if is_gone {
-                self.endpoints.remove(&endpoint.key);
+                self.endpoints.remove(&endpoint.name);
             }
         }
         let was = before.as_ref().and_then(Payload::node);
@@ -145,7 +250,7 @@ impl Members {
     /// The endpoint's record is compared at the next flush.
     pub(crate) fn touch(&mut self, item: u32) {
         if let Some(Payload::Endpoint(endpoint)) = self.payloads.get(item) {
-            self.dirty.insert(endpoint.key);
+            self.dirty.insert(endpoint.name);
         }
     }
 
@@ -160,14 +265,14 @@ impl Members {
         texts: &Texts,
         digest: impl Fn(u32, &Endpoint, &RecordId) -> u64,
     ) {
-        for key in std::mem::take(&mut self.dirty) {
-            let id = RecordId::Endpoint(name(key, texts));
-            let item = self.endpoints.get(&key).copied();
+        for name in std::mem::take(&mut self.dirty) {
+            let id = name.id(texts);
+            let item = self.endpoints.get(&name).copied();
             let now = item.and_then(|item| match self.payloads.get(item)? {
                 Payload::Endpoint(endpoint) => Some((endpoint.node?, digest(item, endpoint, &id))),
                 Payload::NetworkSet(_) => None,
             });
-            let told = self.told.get(&key).copied();
+            let told = self.told.get(&name).copied();
             if now == told {
                 continue;
             }
@@ -177,35 +282,35 @@ impl Members {
                 flush.records.insert(id, change);
             }
             match now {
-                Some(now) => self.told.insert(key, now),
-                None => self.told.remove(&key),
+                Some(now) => self.told.insert(name, now),
+                None => self.told.remove(&name),
             };
         }
     }
 
-    pub(crate) fn told(&self, key: Key) -> Option<(Text, u64)> {
-        self.told.get(&key).copied()
+    pub(crate) fn told(&self, name: Name) -> Option<(Text, u64)> {
+        self.told.get(&name).copied()
     }
 
     /// Marks every text that is kept here.
     pub(crate) fn mark(&self, marks: &mut Marks) {
         for payload in self.payloads.values() {
             if let Payload::Endpoint(endpoint) = payload {
-                marks.all([endpoint.key.0, endpoint.key.1]);
+                endpoint.name.mark(marks);
                 marks.all(endpoint.node);
                 marks.all(endpoint.ports.iter().map(|port| port.0));
+                if let Attachment::Host(host) = &endpoint.attachment {
+                    host.profiles.iter().for_each(|profile| profile.mark(marks));
+                }
             }
         }
-        for (namespace, name) in self.network_sets.keys().chain(&self.dirty) {
+        for (namespace, name) in self.network_sets.keys() {
             marks.all([*namespace, *name]);
         }
-        for ((namespace, name), (node, _)) in &self.told {
-            marks.all([*namespace, *name, *node]);
+        self.dirty.iter().for_each(|name| name.mark(marks));
+        for (name, (node, _)) in &self.told {
+            name.mark(marks);
+            marks.mark(*node);
         }
     }
-}
-
-/// The key as others know it.
-pub(crate) fn name((namespace, name): Key, texts: &Texts) -> EndpointKey {
-    EndpointKey::new(texts.get(namespace), texts.get(name))
 }

@@ -3,12 +3,13 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
-use margay_api::policy::{Order, PolicyKey, PolicyKind, Tier};
+use margay_api::policy::{Order, PolicyKey, PolicyKind, Tier, Traffic};
 use margay_api::rule::Action;
 
 use crate::counts::{Counts, Told, transition};
 use crate::digest;
 use crate::flush::{Change, Flush};
+use crate::members::Subject;
 use crate::model::{PolicyRecord, Record, RecordId, SetId, TierBinding};
 use crate::rules::StoredRule;
 use crate::sets::Sets;
@@ -25,6 +26,8 @@ pub(crate) struct Binding {
     pub(crate) order: Order,
     /// Selector of the endpoints that it applies to.
     pub(crate) subject: u32,
+    /// Which packets of host endpoints it is about; some are about no workload.
+    pub(crate) traffic: Traffic,
     pub(crate) ingress: bool,
     pub(crate) egress: bool,
 }
@@ -39,6 +42,16 @@ pub(crate) struct Policy {
     pub(crate) sets: Box<[u32]>,
     /// Per node, the endpoints that it applies to.
     pub(crate) nodes: Counts,
+}
+
+impl Policy {
+    /// Whether it applies to endpoints of that sort which it selects. No policy of a namespace has a say about a host.
+    pub(crate) fn applies_to(&self, subject: Subject) -> bool {
+        match subject {
+            Subject::Workload => self.binding.traffic.is_for_workloads(),
+            Subject::Host => self.key.0.enforced() == PolicyKind::GlobalNetworkPolicy,
+        }
+    }
 }
 
 #[derive(Debug, Default)]

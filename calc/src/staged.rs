@@ -5,11 +5,8 @@
 
 use std::borrow::Cow;
 
-use margay_api::endpoint::EndpointKey;
-
 use crate::evaluate::Records;
 use crate::graph::Graph;
-use crate::members::Payload;
 use crate::model::{Record, RecordId};
 use crate::policies::{self, Key, Policy};
 use crate::store::Map;
@@ -76,7 +73,7 @@ pub struct Pending<'a>(pub(crate) &'a Graph);
 impl Records for Pending<'_> {
     fn record(&self, id: &RecordId) -> Option<Cow<'_, Record>> {
         match id {
-            RecordId::Endpoint(key) => self.endpoint(key).map(Cow::Owned),
+            RecordId::Endpoint(_) | RecordId::HostEndpoint(_) => self.endpoint(id).map(Cow::Owned),
             RecordId::Policy(key) if key.kind.is_staged() => {
                 let Graph { staged, sets, texts, .. } = self.0;
                 let policy = staged.0.get(&self.0.policy_key(key)?)?.policy()?;
@@ -89,14 +86,13 @@ impl Records for Pending<'_> {
 }
 
 impl Pending<'_> {
-    fn endpoint(&self, key: &EndpointKey) -> Option<Record> {
-        let Graph { members, policies, staged, index, texts, .. } = self.0;
-        let item = members.find_endpoint(self.0.pair(&key.namespace, &key.name)?)?;
-        let Payload::Endpoint(endpoint) = members.get(item)? else { return None };
-        endpoint.node?;
-        let kept = self.0.policies_of(item).map(|policy| policies.get(policy));
+    fn endpoint(&self, id: &RecordId) -> Option<Record> {
+        let Graph { policies, staged, index, texts, .. } = self.0;
+        let (item, endpoint) = self.0.endpoint(id)?;
+        let kept = self.0.policies_of(item, endpoint).map(|policy| policies.get(policy));
         let kept = kept.filter(|policy| !staged.replaces(policy.key));
-        let new = staged.policies().filter(|policy| index.is_selected(policy.binding.subject, item, texts));
-        Some(Record::Endpoint(self.0.endpoint_under(endpoint, kept.chain(new).collect())))
+        let new = staged.policies().filter(|policy| policy.applies_to(endpoint.subject()));
+        let new = new.filter(|policy| index.is_selected(policy.binding.subject, item, texts));
+        Some(self.0.endpoint_under(endpoint, kept.chain(new).collect()))
     }
 }

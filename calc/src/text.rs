@@ -76,6 +76,7 @@ pub fn verdict(verdict: &Verdict) -> String {
             format!("tier {tier}: {policy} rule {rule}: {}\n", action_text(*action))
         }
         Step::TierEnd { tier, action } => format!("tier {tier}: end: {}\n", action_text(*action)),
+        Step::Failsafe(action) => format!("failsafe port: {}\n", action_text(*action)),
         Step::Unmatched(action) => format!("no tier decided: {}\n", action_text(*action)),
         Step::Missing(id) => format!("{} is missing: deny\n", id_text(id)),
     });

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
+use margay_api::endpoint::{EndpointKey, HostEndpoint, WorkloadEndpoint};
 use margay_api::meta::{Labels, NamespacedName};
 use margay_api::network::{BlockInfo, NetworkSet, NodeInfo, Pool};
 use margay_api::policy::{Policy, PolicyKey, StagedPolicy, Tier};
@@ -29,6 +29,8 @@ pub struct Backend {
 pub enum Update {
     /// A pod that is scheduled, not host networked, as endpoint.
     Endpoint(EndpointKey, Option<WorkloadEndpoint>),
+    /// A host endpoint by the name of its object.
+    HostEndpoint(String, Option<HostEndpoint>),
     /// Labels of a namespace.
     Namespace(String, Option<Labels>),
     /// Labels of a service account.

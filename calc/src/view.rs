@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::digest::{self, Buckets};
 use crate::graph::Graph;
-use crate::members::{self, Payload};
+use crate::members::{Payload, Subject};
 use crate::model::{Record, RecordId, SetId};
 use crate::policies;
 
@@ -49,6 +49,18 @@ impl<'a> View<'a> {
         buckets
     }
 
+    /// The host endpoints among the records, with their digests.
+    pub fn host_endpoints(&self) -> impl Iterator<Item = (RecordId, u64)> + use<'a> {
+        let graph = self.graph;
+        let items = graph.texts.find(self.node).into_iter().flat_map(move |node| graph.members.on_node(node));
+        items.filter_map(move |item| match graph.members.get(item)? {
+            Payload::Endpoint(endpoint) if endpoint.subject() == Subject::Host => {
+                Some((endpoint.name.id(&graph.texts), graph.members.told(endpoint.name)?.1))
+            }
+            _ => None,
+        })
+    }
+
     /// The bucket of a record.
     pub fn bucket(&self, id: &RecordId) -> u32 {
         digest::bucket(id)
@@ -59,11 +71,10 @@ impl<'a> View<'a> {
         let graph = self.graph;
         let (mut sets, mut policies, mut own) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
         for item in graph.texts.find(self.node).into_iter().flat_map(|node| graph.members.on_node(node)) {
-            policies.extend(graph.policies_of(item));
-            if let Some(Payload::Endpoint(endpoint)) = graph.members.get(item)
-                && let Some((_, digest)) = graph.members.told(endpoint.key)
-            {
-                own.push((RecordId::Endpoint(members::name(endpoint.key, &graph.texts)), digest));
+            if let Some(Payload::Endpoint(endpoint)) = graph.members.get(item) {
+                policies.extend(graph.policies_of(item, endpoint));
+                let told = graph.members.told(endpoint.name);
+                own.extend(told.map(|(_, digest)| (endpoint.name.id(&graph.texts), digest)));
             }
         }
         for policy in policies.into_iter().map(|policy| graph.policies.get(policy)) {

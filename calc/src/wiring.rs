@@ -11,7 +11,7 @@ use margay_api::policy::Tier;
 use crate::graph::Graph;
 use crate::index::{LabelList, Matches, ParentName};
 use crate::intake::plain;
-use crate::members::Payload;
+use crate::members::{Payload, Subject};
 use crate::model::{IpSetRecord, Member, Record, SetId};
 use crate::node_sets;
 use crate::policies::{Binding, Key, Policy};
@@ -30,7 +30,8 @@ pub(crate) struct Service {
 pub(crate) struct Placement {
     pub(crate) payload: Payload,
     pub(crate) labels: LabelList,
-    pub(crate) parents: [Option<ParentName>; 2],
+    /// Each once.
+    pub(crate) parents: Vec<ParentName>,
 }
 
 impl Graph {
@@ -40,7 +41,7 @@ impl Graph {
         let is_new = self.members.get(item).is_none();
         // What it adds first: then what is counted for a selector that it leaves is what is taken back.
         self.replace(item, payload);
-        if self.index.place_item(item, labels, parents) || is_new {
+        if self.index.place_item(item, labels, &parents) || is_new {
             let matches = self.index.matches(item, &self.texts);
             self.rematch(item, matches);
         }
@@ -56,9 +57,14 @@ impl Graph {
 
     /// A namespace or service account has other labels (with their prefix), or is gone.
     pub(crate) fn relabel(&mut self, name: ParentName, labels: Option<LabelList>) {
-        if self.index.is_parent(name) != labels.is_some() && name.1.is_none() {
-            // Without its namespace an endpoint has no profile.
-            self.index.children(name).for_each(|item| self.members.touch(item));
+        if self.index.is_parent(name) != labels.is_some() {
+            // Without its namespace a pod has no profile, and a host endpoint's may be any of both.
+            let is_account = name.1.is_some();
+            for item in self.index.children(name) {
+                if !is_account || self.members.get(item).and_then(Payload::subject) == Some(Subject::Host) {
+                    self.members.touch(item);
+                }
+            }
         }
         for (item, matches) in self.index.relabel_parent(name, labels, &self.texts) {
             self.rematch(item, matches);
@@ -80,7 +86,7 @@ impl Graph {
             return self.bind_all(handle);
         };
         let before = self.policies.get(known).binding;
-        if before.subject == policy.binding.subject {
+        if (before.subject, before.traffic) == (policy.binding.subject, policy.binding.traffic) {
             self.replace_rules(known, policy);
             self.selectors.unmention(before.subject);
         } else {
@@ -152,7 +158,7 @@ impl Graph {
         if before == Some(&payload) {
             return;
         }
-        let node = payload.node();
+        let (node, subject) = (payload.node(), payload.subject());
         let Some(before) = self.members.put(item, Some(payload)) else {
             return;
         };
@@ -166,7 +172,7 @@ impl Graph {
         }
         if before.node() != node {
             for selector in self.index.selectors_of(item).to_vec() {
-                for policy in self.selectors.users(selector).subjects.clone() {
+                for policy in self.applying(selector, subject) {
                     self.arrive(policy, node);
                     self.depart(policy, before.node());
                 }
@@ -194,13 +200,10 @@ impl Graph {
         for set in &self.selectors.users(selector).sets {
             payload.members(self.sets.spec(*set), |member| self.sets.add(*set, member));
         }
-        if matches!(payload, Payload::Endpoint(_)) {
-            let node = payload.node();
-            for position in 0..self.selectors.users(selector).subjects.len() {
-                let policy = self.selectors.users(selector).subjects[position];
-                self.members.touch(item);
-                self.arrive(policy, node);
-            }
+        let (node, subject) = (payload.node(), payload.subject());
+        for policy in self.applying(selector, subject) {
+            self.members.touch(item);
+            self.arrive(policy, node);
         }
     }
 
@@ -212,14 +215,20 @@ impl Graph {
         for set in &self.selectors.users(selector).sets {
             payload.members(self.sets.spec(*set), |member| self.sets.remove(*set, member));
         }
-        if matches!(payload, Payload::Endpoint(_)) {
-            let node = payload.node();
-            for position in 0..self.selectors.users(selector).subjects.len() {
-                let policy = self.selectors.users(selector).subjects[position];
-                self.members.touch(item);
-                self.depart(policy, node);
-            }
+        let (node, subject) = (payload.node(), payload.subject());
+        for policy in self.applying(selector, subject) {
+            self.members.touch(item);
+            self.depart(policy, node);
         }
+    }
+
+    /// Policies of the selector that apply to what is of that sort.
+    fn applying(&self, selector: u32, subject: Option<Subject>) -> Vec<u32> {
+        let Some(subject) = subject else {
+            return Vec::new();
+        };
+        let policies = self.selectors.users(selector).subjects.iter().copied();
+        policies.filter(|policy| self.policies.get(*policy).applies_to(subject)).collect()
     }
 
     /// The policy applies to one more endpoint on the node.
@@ -303,7 +312,7 @@ impl Graph {
         let subject = self.policies.get(policy).binding.subject;
         self.index.enliven(subject, &self.texts);
         self.selectors.users_mut(subject).subjects.push(policy);
-        for (item, node) in self.endpoints_of(subject) {
+        for (item, node) in self.endpoints_of(policy) {
             self.members.touch(item);
             self.arrive(policy, node);
         }
@@ -311,7 +320,7 @@ impl Graph {
 
     fn unbind_all(&mut self, policy: u32) {
         let subject = self.policies.get(policy).binding.subject;
-        for (item, node) in self.endpoints_of(subject) {
+        for (item, node) in self.endpoints_of(policy) {
             self.members.touch(item);
             self.depart(policy, node);
         }
@@ -349,12 +358,13 @@ impl Graph {
         }
     }
 
-    /// Endpoints that a live selector selects, with their nodes.
-    fn endpoints_of(&self, selector: u32) -> Vec<(u32, Option<Text>)> {
-        let items = self.index.items_of(selector).iter();
-        let endpoints = items.filter_map(|item| match self.members.get(*item)? {
-            Payload::Endpoint(endpoint) => Some((*item, endpoint.node)),
-            Payload::NetworkSet(_) => None,
+    /// Endpoints that a policy applies to, with their nodes. Its selector is live.
+    fn endpoints_of(&self, policy: u32) -> Vec<(u32, Option<Text>)> {
+        let policy = self.policies.get(policy);
+        let items = self.index.items_of(policy.binding.subject).iter();
+        let endpoints = items.filter_map(|item| {
+            let payload = self.members.get(*item)?;
+            policy.applies_to(payload.subject()?).then(|| (*item, payload.node()))
         });
         endpoints.collect()
     }

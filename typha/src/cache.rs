@@ -270,6 +270,7 @@ fn gone(update: &Update) -> Update {
         Update::Namespace(key, _) => Update::Namespace(key.clone(), None),
         Update::ServiceAccount(key, _) => Update::ServiceAccount(key.clone(), None),
         Update::Policy(key, _) => Update::Policy(key.clone(), None),
+        Update::HostEndpoint(key, _) => Update::HostEndpoint(key.clone(), None),
         Update::Staged(key, _) => Update::Staged(key.clone(), None),
         Update::Tier(key, _) => Update::Tier(key.clone(), None),
         Update::NetworkSet(key, _) => Update::NetworkSet(key.clone(), None),

@@ -218,6 +218,7 @@ fn opening(update: Update) -> Update {
 fn gone(update: &Update) -> Option<Update> {
     match update {
         Update::Endpoint(key, Some(_)) => Some(Update::Endpoint(key.clone(), None)),
+        Update::HostEndpoint(name, Some(_)) => Some(Update::HostEndpoint(name.clone(), None)),
         Update::Namespace(name, Some(_)) => Some(Update::Namespace(name.clone(), None)),
         Update::ServiceAccount(key, Some(_)) => Some(Update::ServiceAccount(key.clone(), None)),
         Update::NetworkSet(key, Some(_)) => Some(Update::NetworkSet(key.clone(), None)),

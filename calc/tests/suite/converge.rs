@@ -87,6 +87,7 @@ fn check(graph: &Graph, objects: &Objects, nodes: &Nodes) {
 fn removal(update: &Update) -> Update {
     match update.clone() {
         Update::Endpoint(key, _) => Update::Endpoint(key, None),
+        Update::HostEndpoint(key, _) => Update::HostEndpoint(key, None),
         Update::Namespace(key, _) => Update::Namespace(key, None),
         Update::ServiceAccount(key, _) => Update::ServiceAccount(key, None),
         Update::Policy(key, _) => Update::Policy(key, None),

@@ -3,7 +3,9 @@
 mod containment;
 mod converge;
 mod golden;
+mod hosts;
 mod naive;
+mod naive_host;
 mod notation;
 mod oracle;
 mod reference;

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use crate::reference::{Objects, order, tie};
-use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
-use margay_api::policy::{Policy, PolicyKey};
+use crate::reference::{Objects, Owner, order, tie};
+use margay_api::endpoint::EndpointKey;
+use margay_api::policy::{Policy, PolicyKey, Traffic};
 use margay_api::rule::{Action, EntityMatch, IpVersion, Port, Protocol, Rule};
 use margay_api::selector::Selector;
 use margay_calc::evaluate::{Direction, Packet};
@@ -32,14 +32,25 @@ impl Naive<'_> {
             return Action::Deny;
         };
         let labels = self.0.labels(key, endpoint);
+        let is_for_workloads = |policy: &Policy| matches!(policy.traffic, Traffic::Normal | Traffic::Forwarded);
         let policies = self.0.policies.iter().filter(|(_, policy)| {
-            let applies = match direction {
-                Direction::Ingress => policy.applies_ingress,
-                Direction::Egress => policy.applies_egress,
-            };
-            applies && policy.selector.matches(&labels)
+            is_for_workloads(policy) && applies(policy, direction) && policy.selector.matches(&labels)
         });
-        let mut policies: Vec<(&PolicyKey, &Policy)> = policies.collect();
+        match self.by_tiers(policies.collect(), direction, packet, true) {
+            Some(action) => action,
+            None if self.0.namespaces.contains_key(&key.namespace) => Action::Allow,
+            None => Action::Deny,
+        }
+    }
+
+    /// What the tiers decide; `has_end` says whether the end of one decides anything.
+    pub fn by_tiers(
+        &self,
+        mut policies: Vec<(&PolicyKey, &Policy)>,
+        direction: Direction,
+        packet: &Packet,
+        has_end: bool,
+    ) -> Option<Action> {
         policies.sort_by_key(|(key, policy)| (order(policy.order), tie(key)));
         let mut existing: Vec<_> = self.0.tiers.iter().collect();
         existing.sort_by_key(|(name, tier)| (order(tier.order), *name));
@@ -65,15 +76,13 @@ impl Naive<'_> {
             let decided = rules
                 .filter(|(_, rule)| rule.action != Action::Log)
                 .find(|(policy, rule)| self.matches(rule, (direction, &policy.selector), packet));
-            match decided.map_or(default_action, |(_, rule)| rule.action) {
+            let end = if has_end { default_action } else { Action::Pass };
+            match decided.map_or(end, |(_, rule)| rule.action) {
                 Action::Pass => {}
-                action => return action,
+                action => return Some(action),
             }
         }
-        match self.0.namespaces.contains_key(&key.namespace) {
-            true => Action::Allow,
-            false => Action::Deny,
-        }
+        None
     }
 
     fn matches(&self, rule: &Rule, local: (Direction, &Selector), packet: &Packet) -> bool {
@@ -122,11 +131,11 @@ impl Naive<'_> {
             protocol.has_ports()
                 && match wanted {
                     Port::Range(range) => range.contains(port),
-                    Port::Named(name) => self.owners(address).any(|(key, endpoint)| {
+                    Port::Named(name) => self.owners(address).any(|owner| {
                         let selector = entity.selector.as_ref().or(subject);
-                        selector.is_none_or(|selector| selector.matches(&self.0.labels(key, endpoint)))
+                        selector.is_none_or(|selector| selector.matches(&owner.labels))
                             && limit.is_none_or(|limit| limit == protocol)
-                            && endpoint.ports.iter().any(|declared| {
+                            && owner.ports.iter().any(|declared| {
                                 declared.name == *name && declared.port == port && declared.protocol == protocol
                             })
                     }),
@@ -158,7 +167,7 @@ impl Naive<'_> {
     }
 
     fn selects(&self, selector: &Selector, address: IpAddr) -> bool {
-        let endpoint = self.owners(address).any(|(key, endpoint)| selector.matches(&self.0.labels(key, endpoint)));
+        let endpoint = self.owners(address).any(|owner| selector.matches(&owner.labels));
         let mut sets = self.0.network_sets.iter();
         endpoint
             || sets.any(|(key, set)| {
@@ -166,7 +175,15 @@ impl Naive<'_> {
             })
     }
 
-    fn owners(&self, address: IpAddr) -> impl Iterator<Item = (&EndpointKey, &WorkloadEndpoint)> {
-        self.0.endpoints.iter().filter(move |(_, endpoint)| endpoint.addresses.contains(&address))
+    fn owners(&self, address: IpAddr) -> impl Iterator<Item = Owner<'_>> {
+        self.0.owners().into_iter().filter(move |owner| owner.addresses.contains(&address))
+    }
+}
+
+/// Whether the policy is for packets that pass its endpoint that way.
+pub fn applies(policy: &Policy, direction: Direction) -> bool {
+    match direction {
+        Direction::Ingress => policy.applies_ingress,
+        Direction::Egress => policy.applies_egress,
     }
 }

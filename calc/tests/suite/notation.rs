@@ -4,29 +4,33 @@
 //! tier default 1000 deny                        node n1 192.0.2.1/24            pool main 10.0.0.0/16 vxlan nat
 //! namespace red team=a                          account red/robot role=admin    block 10.0.0.0/26 n1 10.0.0.5=n2
 //! pod red/web n1 10.0.0.1,fd00::1 app=web sa:robot port:http:tcp:8080
+//! host edge n1 eth0 192.0.2.1 role=edge profile:allow port:http:tcp:80
 //! netset red/nets 10.1.0.0/24,10.2.0.0/24 app=web                               service red/svc 10.0.0.1:tcp:80
 //! policy NetworkPolicy red/p default 10 in,out app == 'web'
 //!   in allow tcp from app == 'db' to port 80,http
 //!   out deny to net 10.0.0.0/8
 //! ```
 //!
-//! A node may have an IPv6 address behind the IPv4 one, and the ends of its tunnels, as `ADDRESS@MAC`. A minus before an object removes it.
-//! `flush`, `view NODE`, `digests NODE`, `connect POD POD PROTOCOL PORT` and `pending POD POD PROTOCOL PORT` print. In what is printed, a set that
-//! a selector stands for is named by the selector.
+//! A policy of in,forward (or prednat, or untracked) is about such packets of hosts. The profile of a host is allow, NAMESPACE,
+//! NAMESPACE/ACCOUNT or unknown; without an address it has a minus, without an interface too. A node may have an IPv6 address behind the IPv4 one, and the ends of its tunnels, as `ADDRESS@MAC`. A minus before an object removes it.
+//! `flush`, `view NODE`, `digests NODE`, `connect POD POD PROTOCOL PORT`, `pending POD POD PROTOCOL PORT` and
+//! `meet HOST STAGE in|out SOURCE DESTINATION PROTOCOL PORT` print. In what is printed, a set that a selector stands for is named by the selector.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use margay_api::endpoint::{EndpointKey, NamedPort, WorkloadEndpoint, interface_name};
+use margay_api::endpoint::{
+    EndpointKey, HostEndpoint, HostInterface, NamedPort, Profile, WorkloadEndpoint, interface_name,
+};
 use margay_api::meta::{LABEL_ORCHESTRATOR, Labels, NamespacedName};
 use margay_api::network::{BlockInfo, Encapsulation, NetworkSet, NodeInfo, Pool, Vtep};
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Tier, Traffic};
 use margay_api::rule::{Action, EntityMatch, Port, PortRange, Protocol, Rule};
 use margay_api::selector::Selector;
 use margay_calc::digest;
-use margay_calc::evaluate::{Records, connect};
+use margay_calc::evaluate::{Direction, HostStage, Packet, Records, connect, evaluate_host};
 use margay_calc::graph::Graph;
 use margay_calc::text;
 use margay_calc::update::{Backend, Update};
@@ -93,6 +97,8 @@ impl Run {
                 return self.print(line, &digests);
             }
             "connect" | "pending" => return self.connect(line, name, &words),
+            "meet" => return self.meet(line, name, &words),
+            "host" => Update::HostEndpoint(name.to_owned(), is_there.then(|| host(&words))),
             "tier" => Update::Tier(name.to_owned(), is_there.then(|| tier(&words))),
             "node" => Update::Node(name.to_owned(), is_there.then(|| node(&words))),
             "pool" => Update::Pool(name.to_owned(), is_there.then(|| pool(&words))),
@@ -131,6 +137,30 @@ impl Run {
         self.print(line, &text);
     }
 
+    fn meet(&mut self, line: &str, name: &str, words: &[&str]) {
+        let [stage, way, source, destination, name_of_protocol, port] = words else {
+            panic!("meet HOST STAGE in|out SOURCE DESTINATION PROTOCOL PORT");
+        };
+        let stage = match *stage {
+            "untracked" => HostStage::Untracked,
+            "prednat" => HostStage::PreDnat,
+            "normal" => HostStage::Normal,
+            "forward" => HostStage::Forward,
+            other => panic!("unknown stage {other:?}"),
+        };
+        let packet = Packet {
+            source: source.parse().expect("an address"),
+            destination: destination.parse().expect("an address"),
+            protocol: protocol(name_of_protocol),
+            source_port: 49_152,
+            destination_port: port.parse().expect("a port"),
+            icmp: (8, 0),
+        };
+        let direction = if *way == "in" { Direction::Ingress } else { Direction::Egress };
+        let verdict = evaluate_host(&self.graph, name, stage, direction, &packet);
+        self.print(line, &text::verdict(&verdict));
+    }
+
     fn selector(&mut self, text: &str) -> Selector {
         let selector = Selector::parse(text).expect("a selector");
         self.names.insert(selector.id(), format!("{{{text}}}"));
@@ -164,7 +194,12 @@ impl Run {
             tier: tier.to_owned(),
             order: Order(order.parse().ok()),
             selector,
-            traffic: Traffic::Normal,
+            traffic: match types.rsplit(',').next() {
+                Some("forward") => Traffic::Forwarded,
+                Some("prednat") => Traffic::PreDnat,
+                Some("untracked") => Traffic::Untracked,
+                _ => Traffic::Normal,
+            },
             applies_ingress: types.contains("in"),
             applies_egress: types.contains("out"),
             ingress,
@@ -286,6 +321,39 @@ fn block(words: &[&str]) -> BlockInfo {
 fn pod(key: &EndpointKey, words: &[&str]) -> WorkloadEndpoint {
     let mut labels = labels(words);
     labels.insert(LABEL_ORCHESTRATOR.to_owned(), "k8s".to_owned());
+    WorkloadEndpoint {
+        node: if words[0] == "-" { String::new() } else { words[0].to_owned() },
+        labels,
+        service_account: words.iter().find_map(|word| word.strip_prefix("sa:")).unwrap_or_default().to_owned(),
+        addresses: words[1].split(',').filter_map(|address| address.parse().ok()).collect(),
+        ports: named_ports(words),
+        interface: interface_name(key),
+    }
+}
+
+fn host(words: &[&str]) -> HostEndpoint {
+    let profiles = words.iter().filter_map(|word| word.strip_prefix("profile:"));
+    let profile = |name: &str| match (name, name.contains('/')) {
+        ("allow", _) => Profile::Allow,
+        ("unknown", _) => Profile::Unknown,
+        (account, true) => Profile::ServiceAccount(pair(account)),
+        (namespace, false) => Profile::Namespace(namespace.to_owned()),
+    };
+    HostEndpoint {
+        node: words[0].to_owned(),
+        labels: labels(words),
+        interface: match words[1] {
+            "*" => HostInterface::All,
+            "-" => HostInterface::ByAddress,
+            name => HostInterface::Named(name.to_owned()),
+        },
+        addresses: words[2].split(',').filter_map(|address| address.parse().ok()).collect(),
+        ports: named_ports(words),
+        profiles: profiles.map(profile).collect(),
+    }
+}
+
+fn named_ports(words: &[&str]) -> Vec<NamedPort> {
     let ports = words.iter().filter_map(|word| word.strip_prefix("port:"));
     let named = |text: &str| {
         let [name, proto, port] = text.split(':').collect::<Vec<_>>()[..] else {
@@ -293,14 +361,7 @@ fn pod(key: &EndpointKey, words: &[&str]) -> WorkloadEndpoint {
         };
         NamedPort { name: name.to_owned(), protocol: protocol(proto), port: port.parse().expect("a port") }
     };
-    WorkloadEndpoint {
-        node: if words[0] == "-" { String::new() } else { words[0].to_owned() },
-        labels,
-        service_account: words.iter().find_map(|word| word.strip_prefix("sa:")).unwrap_or_default().to_owned(),
-        addresses: words[1].split(',').filter_map(|address| address.parse().ok()).collect(),
-        ports: ports.map(named).collect(),
-        interface: interface_name(key),
-    }
+    ports.map(named).collect()
 }
 
 fn network_set(words: &[&str]) -> NetworkSet {

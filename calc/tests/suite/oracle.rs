@@ -3,14 +3,14 @@
 
 use crate::naive::Naive;
 use crate::reference::Objects;
-use crate::world::{address, endpoint_key, icmp_type, port, protocol, update};
+use crate::world::{address, endpoint_key, host_name, icmp_type, port, protocol, update};
 use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
 use margay_api::meta::{Labels, NamespacedName};
 use margay_api::network::NetworkSet;
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Traffic};
 use margay_api::rule::{Action, EntityMatch, Protocol, Rule};
 use margay_api::selector::Selector;
-use margay_calc::evaluate::{Direction, Packet, connect, evaluate};
+use margay_calc::evaluate::{Direction, HostStage, Packet, connect, evaluate, evaluate_host};
 use margay_calc::graph::Graph;
 use margay_calc::model::{Record, RecordId};
 use margay_calc::text;
@@ -29,6 +29,10 @@ fn packet() -> impl Strategy<Value = Packet> {
             icmp,
         },
     )
+}
+
+fn stage() -> impl Strategy<Value = HostStage> {
+    prop::sample::select(vec![HostStage::Untracked, HostStage::PreDnat, HostStage::Normal, HostStage::Forward])
 }
 
 /// The objects as they would be if what is staged were enforced.
@@ -76,6 +80,32 @@ proptest! {
             if let Some(endpoint) = objects.endpoints.get(&key).filter(|endpoint| !endpoint.node.is_empty()) {
                 let local = evaluate(&graph.view(&endpoint.node), &key, direction, &packet);
                 prop_assert_eq!(local, verdict);
+            }
+        }
+    }
+
+    #[test]
+    fn verdicts_about_hosts_are_those_of_the_objects(
+        updates in prop::collection::vec(update(), 20..80),
+        packets in prop::collection::vec((host_name(), stage(), any::<bool>(), packet()), 60),
+    ) {
+        let (mut graph, mut objects) = (Graph::default(), Objects::default());
+        for update in updates {
+            graph.apply(update.clone());
+            objects.apply(update);
+        }
+        graph.flush();
+        let would_be = staged_enforced(&objects);
+        for (name, stage, is_ingress, packet) in packets {
+            let direction = if is_ingress { Direction::Ingress } else { Direction::Egress };
+            let node = objects.hosts.get(name).map(|host| host.node.as_str()).unwrap_or_default();
+            let verdict = evaluate_host(&graph.view(node), name, stage, direction, &packet);
+            let wanted = Naive(&objects).host_verdict(name, stage, direction, &packet);
+            prop_assert_eq!(verdict.action, wanted, "{} {:?} {:?} {:?}\n{}", name, stage, direction, packet, text::verdict(&verdict));
+            if let Some(pending) = graph.pending().filter(|_| objects.settings.is_empty()) {
+                let verdict = evaluate_host(&pending, name, stage, direction, &packet);
+                let wanted = Naive(&would_be).host_verdict(name, stage, direction, &packet);
+                prop_assert_eq!(verdict.action, wanted, "pending {} {:?}\n{}", name, packet, text::verdict(&verdict));
             }
         }
     }

@@ -3,9 +3,11 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use margay_api::endpoint::{EndpointKey, NamedPort, WorkloadEndpoint, interface_name};
+use margay_api::endpoint::{
+    EndpointKey, HostEndpoint, HostInterface, NamedPort, Profile, WorkloadEndpoint, interface_name,
+};
 use margay_api::meta::{LABEL_ORCHESTRATOR, Labels, NamespacedName};
-use margay_api::network::{BlockInfo, Encapsulation, Mac, NetworkSet, NodeInfo, Pool, Vtep};
+use margay_api::network::{BlockInfo, Encapsulation, Failsafe, Mac, NetworkSet, NodeInfo, Pool, Vtep};
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Tier, Traffic};
 use margay_api::rule::{Action, EntityMatch, Icmp, IpVersion, Port, PortRange, Protocol, Rule};
 use margay_api::selector::{Node, Selector};
@@ -52,6 +54,7 @@ pub fn update() -> impl Strategy<Value = Update> {
             let value = value.map(|endpoint| WorkloadEndpoint { interface: interface_name(&key), ..endpoint });
             Update::Endpoint(key, value)
         }),
+        3 => (host_name(), option::weighted(0.8, host_endpoint())).prop_map(|(name, value)| Update::HostEndpoint(name.to_owned(), value)),
         3 => (select(&NAMESPACES[..]), option::weighted(0.7, parent_labels())).prop_map(|(name, labels)| Update::Namespace(name.to_owned(), labels)),
         2 => (account_key(), option::weighted(0.7, parent_labels())).prop_map(|(key, labels)| Update::ServiceAccount(key, labels)),
         6 => (policy_key(), option::weighted(0.75, policy())).prop_map(|(key, policy)| Update::Policy(key, policy)),
@@ -70,6 +73,11 @@ pub fn update() -> impl Strategy<Value = Update> {
 pub fn endpoint_key() -> impl Strategy<Value = EndpointKey> {
     (select(&NAMESPACES[..]), select(&["p0", "p1", "p2"][..]))
         .prop_map(|(namespace, name)| EndpointKey::new(namespace, name))
+}
+
+/// A host endpoint of the world.
+pub fn host_name() -> impl Strategy<Value = &'static str> {
+    select(&["h0", "h1", "h2"][..])
 }
 
 /// An address of a pod, or of nobody.
@@ -156,6 +164,25 @@ fn endpoint() -> impl Strategy<Value = WorkloadEndpoint> {
     )
 }
 
+fn host_endpoint() -> impl Strategy<Value = HostEndpoint> {
+    let node = select(&["n1", "n2", ""][..]);
+    let interface = select(vec![HostInterface::All, HostInterface::Named("eth0".to_owned()), HostInterface::ByAddress]);
+    let account = account_key().prop_map(Profile::ServiceAccount);
+    let namespace = select(&NAMESPACES[..]).prop_map(|name| Profile::Namespace(name.to_owned()));
+    let profile = prop_oneof![1 => Just(Profile::Allow), 3 => namespace, 3 => account, 1 => Just(Profile::Unknown)];
+    let addresses = btree_set(address(), 0..3).prop_map(|addresses| addresses.into_iter().collect());
+    (node, own_labels(), interface, addresses, vec(named_port(), 0..3), vec(profile, 0..4)).prop_map(
+        |(node, labels, interface, addresses, ports, profiles)| HostEndpoint {
+            node: node.to_owned(),
+            labels,
+            interface,
+            addresses,
+            ports,
+            profiles,
+        },
+    )
+}
+
 fn named_port() -> impl Strategy<Value = NamedPort> {
     (port_name(), protocol(), port()).prop_map(|(name, protocol, port)| NamedPort { name, protocol, port })
 }
@@ -208,18 +235,27 @@ fn order() -> impl Strategy<Value = Order> {
 
 fn policy() -> impl Strategy<Value = Policy> {
     let rules = || vec(rule(), 0..3);
-    (tier_name(), order(), selector(), any::<(bool, bool)>(), rules(), rules()).prop_map(
-        |(tier, order, selector, (applies_ingress, applies_egress), ingress, egress)| Policy {
+    (tier_name(), order(), selector(), traffic(), any::<(bool, bool)>(), rules(), rules()).prop_map(
+        |(tier, order, selector, traffic, (applies_ingress, applies_egress), ingress, egress)| Policy {
             tier,
             order,
             selector,
-            traffic: Traffic::Normal,
+            traffic,
             applies_ingress,
-            applies_egress,
+            applies_egress: applies_egress && traffic != Traffic::PreDnat,
             ingress,
             egress,
         },
     )
+}
+
+fn traffic() -> impl Strategy<Value = Traffic> {
+    prop_oneof![
+        4 => Just(Traffic::Normal),
+        2 => Just(Traffic::Forwarded),
+        1 => Just(Traffic::PreDnat),
+        1 => Just(Traffic::Untracked),
+    ]
 }
 
 fn rule() -> impl Strategy<Value = Rule> {
@@ -344,15 +380,24 @@ fn node_selector() -> impl Strategy<Value = Selector> {
 /// What an object says, and the nodes that it selects if its name does not say for whom it is.
 fn settings() -> impl Strategy<Value = (Selector, FelixOverrides)> {
     let fields = (option::of(select(&[0, 1400][..])), option::of(1..3_u16), option::of(select(&["x", "%t"][..])));
-    (node_selector(), fields).prop_map(|(selector, (vxlan_mtu, vxlan_port, log_prefix))| {
+    let failsafes = (option::of(failsafes()), option::of(failsafes()));
+    (node_selector(), fields, failsafes).prop_map(|(selector, (vxlan_mtu, vxlan_port, log_prefix), failsafes)| {
         let overrides = FelixOverrides {
             vxlan_mtu,
             vxlan_port,
             log_prefix: log_prefix.map(str::to_owned),
+            failsafe_inbound: failsafes.0,
+            failsafe_outbound: failsafes.1,
             ..FelixOverrides::none(SettingsScope::Cluster)
         };
         (selector, overrides)
     })
+}
+
+fn failsafes() -> impl Strategy<Value = Box<[Failsafe]>> {
+    let failsafe = (protocol(), port(), option::of(net()));
+    let failsafe = failsafe.prop_map(|(protocol, port, net)| Failsafe { protocol, port, net });
+    vec(failsafe, 0..3).prop_map(Vec::into_boxed_slice)
 }
 
 fn scoped(name: &str, selector: Selector, overrides: FelixOverrides) -> FelixOverrides {

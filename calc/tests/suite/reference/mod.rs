@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
+use margay_api::endpoint::{EndpointKey, HostEndpoint, HostInterface, NamedPort, Profile, WorkloadEndpoint};
 use margay_api::meta::{
     LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_PARENT_NAME, LABEL_SERVICE_ACCOUNT, Labels, NamespacedName,
     PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
 };
 use margay_api::network::{BlockInfo, Encapsulation, FelixSettings, NetworkSet, NodeInfo, Pool};
-use margay_api::policy::{Order, Policy, PolicyKey, StagedPolicy, Tier};
+use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Tier, Traffic};
 use margay_api::rule::{Action, Rule};
 use margay_api::selector::Selector;
 use margay_api::settings::{FelixOverrides, SettingsScope};
@@ -20,7 +20,8 @@ use margay_api::settings::{FelixOverrides, SettingsScope};
 use margay_calc::evaluate::Direction;
 use margay_calc::flush::Audience;
 use margay_calc::model::{
-    EndpointRecord, IpSetRecord, Member, PolicyRecord, PoolRecord, Record, RecordId, RouteRecord, SetId, TierBinding,
+    EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, Member, PolicyRecord, PoolRecord, Record,
+    RecordId, RouteRecord, SetId, TierBinding,
 };
 use margay_calc::update::{Backend, NetworkSetKey, Update};
 use rules::{SetSpec, resolve};
@@ -40,6 +41,7 @@ pub fn tie(key: &PolicyKey) -> String {
 #[derive(Clone, Debug, Default)]
 pub struct Objects {
     pub endpoints: BTreeMap<EndpointKey, WorkloadEndpoint>,
+    pub hosts: BTreeMap<String, HostEndpoint>,
     pub namespaces: BTreeMap<String, Labels>,
     pub service_accounts: BTreeMap<NamespacedName, Labels>,
     pub policies: BTreeMap<PolicyKey, Policy>,
@@ -51,6 +53,17 @@ pub struct Objects {
     pub pools: BTreeMap<String, Pool>,
     pub blocks: BTreeMap<IpNet, BlockInfo>,
     pub settings: BTreeMap<String, FelixOverrides>,
+}
+
+/// Somebody who has addresses.
+pub struct Owner<'a> {
+    pub labels: Labels,
+    pub addresses: &'a [IpAddr],
+    pub ports: &'a [NamedPort],
+}
+
+fn is_for_hosts_only(policy: &Policy) -> bool {
+    policy.traffic == Traffic::PreDnat || policy.traffic == Traffic::Untracked
 }
 
 /// Every record that some node holds.
@@ -67,6 +80,7 @@ impl Objects {
     pub fn apply(&mut self, update: Update) {
         match update {
             Update::Endpoint(key, value) => put(&mut self.endpoints, key, value),
+            Update::HostEndpoint(key, value) => put(&mut self.hosts, key, value),
             Update::Namespace(key, value) => put(&mut self.namespaces, key, value),
             Update::ServiceAccount(key, value) => put(&mut self.service_accounts, key, value),
             Update::Policy(key, value) => put(&mut self.policies, key, value),
@@ -98,6 +112,12 @@ impl Objects {
                 .find_map(|layer| layer.allow_conntrack_invalid)
                 .unwrap_or(built_in.allow_conntrack_invalid),
             log_prefix: layers.iter().find_map(|layer| layer.log_prefix.clone()).unwrap_or(built_in.log_prefix),
+            failsafe_inbound: { layers.iter() }
+                .find_map(|layer| layer.failsafe_inbound.clone())
+                .map_or(built_in.failsafe_inbound, Vec::from),
+            failsafe_outbound: { layers.iter() }
+                .find_map(|layer| layer.failsafe_outbound.clone())
+                .map_or(built_in.failsafe_outbound, Vec::from),
             ..FelixSettings::default()
         }
     }
@@ -120,6 +140,13 @@ impl Objects {
             let audience = Audience::Nodes([endpoint.node.as_str()].into_iter().collect());
             records.insert(RecordId::Endpoint(key.clone()), (Record::Endpoint(record), audience));
         }
+        for (name, host) in self.hosts.iter().filter(|(_, host)| !host.node.is_empty()) {
+            for (policy, _) in &self.applied_to_host(host) {
+                policies.entry(policy).or_default().insert(&host.node);
+            }
+            let audience = Audience::Nodes([host.node.as_str()].into_iter().collect());
+            records.insert(RecordId::HostEndpoint(name.clone()), (self.host_record(host), audience));
+        }
         let mut sets: BTreeMap<SetSpec, BTreeSet<&str>> = BTreeMap::new();
         for (key, nodes) in policies {
             let mut set = |spec: SetSpec| {
@@ -140,10 +167,53 @@ impl Objects {
     /// The policies that apply to an endpoint, in order within their tiers.
     fn applied(&self, key: &EndpointKey, endpoint: &WorkloadEndpoint) -> Vec<(&PolicyKey, &Policy)> {
         let labels = self.labels(key, endpoint);
-        let in_force = self.policies.iter().filter(|(_, policy)| policy.applies());
+        let in_force = self.policies.iter().filter(|(_, policy)| policy.applies() && !is_for_hosts_only(policy));
         let mut applied: Vec<_> = in_force.filter(|(_, policy)| policy.selector.matches(&labels)).collect();
         applied.sort_by_key(|(key, policy)| (order(policy.order), tie(key)));
         applied
+    }
+
+    /// The policies that apply to some packets of a host, in order within their tiers.
+    pub fn applied_to_host(&self, host: &HostEndpoint) -> Vec<(&PolicyKey, &Policy)> {
+        let labels = self.host_labels(host);
+        let global = self.policies.iter().filter(|(key, _)| key.kind == PolicyKind::GlobalNetworkPolicy);
+        let mut applied: Vec<_> =
+            global.filter(|(_, policy)| policy.applies() && policy.selector.matches(&labels)).collect();
+        applied.sort_by_key(|(key, policy)| (order(policy.order), tie(key)));
+        applied
+    }
+
+    fn host_record(&self, host: &HostEndpoint) -> Record {
+        let applied = self.applied_to_host(host);
+        let tiers = |kind: fn(Traffic) -> bool| {
+            let of_kind: Vec<_> = applied.iter().copied().filter(|(_, policy)| kind(policy.traffic)).collect();
+            self.bindings(&of_kind)
+        };
+        Record::HostEndpoint(HostEndpointRecord {
+            interfaces: match &host.interface {
+                HostInterface::All => HostInterfaces::All,
+                HostInterface::Named(name) => HostInterfaces::Named(name.clone()),
+                HostInterface::ByAddress => HostInterfaces::WithAddress(host.addresses.iter().copied().collect()),
+            },
+            normal: tiers(|traffic| traffic == Traffic::Normal || traffic == Traffic::Forwarded),
+            forward: tiers(|traffic| traffic == Traffic::Forwarded),
+            pre_dnat: tiers(|traffic| traffic == Traffic::PreDnat),
+            untracked: tiers(|traffic| traffic == Traffic::Untracked),
+            unmatched: self.by_profiles(&host.profiles),
+        })
+    }
+
+    /// What profiles say where no policy does.
+    pub fn by_profiles(&self, profiles: &[Profile]) -> Action {
+        let [first, rest @ ..] = profiles else {
+            return Action::Deny;
+        };
+        match first {
+            Profile::Allow => Action::Allow,
+            Profile::Namespace(name) if self.namespaces.contains_key(name) => Action::Allow,
+            Profile::ServiceAccount(name) if self.service_accounts.contains_key(name) => self.by_profiles(rest),
+            Profile::Namespace(_) | Profile::ServiceAccount(_) | Profile::Unknown => Action::Deny,
+        }
     }
 
     fn global(&self) -> Computed {
@@ -202,9 +272,8 @@ impl Objects {
 
     fn members(&self, spec: &SetSpec) -> BTreeSet<Member> {
         let selected = |selector: &Selector| {
-            let endpoints =
-                self.endpoints.iter().filter(|(key, endpoint)| selector.matches(&self.labels(key, endpoint)));
-            endpoints.map(|(_, endpoint)| endpoint).collect::<Vec<_>>()
+            let owners = self.owners().into_iter();
+            owners.filter(|owner| selector.matches(&owner.labels)).collect::<Vec<_>>()
         };
         match spec {
             SetSpec::Selected(selector) => {
@@ -248,6 +317,43 @@ impl Objects {
                 backends.map(|backend| Member::Net(IpNet::from(backend.address))).collect()
             }
         }
+    }
+
+    /// Whoever has addresses.
+    pub fn owners(&self) -> Vec<Owner<'_>> {
+        let pods = self.endpoints.iter().map(|(key, endpoint)| Owner {
+            labels: self.labels(key, endpoint),
+            addresses: &endpoint.addresses,
+            ports: &endpoint.ports,
+        });
+        let hosts = self.hosts.values().map(|host| Owner {
+            labels: self.host_labels(host),
+            addresses: &host.addresses,
+            ports: &host.ports,
+        });
+        pods.chain(hosts).collect()
+    }
+
+    /// Effective labels of a host endpoint: of what several profiles have, the first's.
+    pub fn host_labels(&self, host: &HostEndpoint) -> Labels {
+        let mut labels = Labels::new();
+        for profile in host.profiles.iter().rev() {
+            match profile {
+                Profile::Namespace(name) => self.inherit(&mut labels, name),
+                Profile::ServiceAccount(name) => {
+                    if let Some(parent) = self.service_accounts.get(name) {
+                        inherit(&mut labels, PREFIX_SERVICE_ACCOUNT, &name.name, parent);
+                    }
+                }
+                Profile::Allow | Profile::Unknown => {}
+            }
+        }
+        let mut own = namespaced(&host.labels, "");
+        for reserved in [LABEL_NAMESPACE, LABEL_SERVICE_ACCOUNT, LABEL_ORCHESTRATOR] {
+            own.remove(reserved);
+        }
+        labels.extend(own);
+        labels
     }
 
     /// Effective labels of an endpoint.
