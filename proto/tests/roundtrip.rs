@@ -17,8 +17,8 @@ use margay_calc::model::{
     RecordId, RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
 };
 use margay_proto::sync::{
-    Ack, Change, Error, Frame, LocalEndpoint, Trailer, decode_ack, decode_frame, decode_local_endpoint, encode_ack,
-    encode_change, encode_local_endpoint, encode_trailer, wire,
+    Ack, Change, Error, Frame, LocalEndpoint, Trailer, decode_ack, decode_frame, decode_local_endpoint, decode_record,
+    encode_ack, encode_change, encode_local_endpoint, encode_trailer, wire,
 };
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option::of;
@@ -347,6 +347,20 @@ fn record(id: wire::record_id::Id, value: wire::record::Value) -> wire::Record {
 }
 
 /// One line per way of being wrong: the message names the field, the value and what it may be.
+#[test]
+fn an_older_server_means_the_failsafe_ports_that_it_had() {
+    let settings = wire::Settings { endpoint_to_host: wire::EndpointToHost::Drop.into(), ..wire::Settings::default() };
+    let id = wire::RecordId { id: Some(wire::record_id::Id::Settings(true)) };
+    let value = |settings| Some(wire::record::Value::Settings(settings));
+    let decode = |settings| match decode_record(wire::Record { id: Some(id.clone()), value: value(settings) }) {
+        Ok((_, Record::Settings(settings))) => (settings.failsafe_inbound, settings.failsafe_outbound),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(decode(settings.clone()), (Failsafe::default_inbound(), Failsafe::default_outbound()));
+    let none = wire::Settings { failsafe_outbound: Some(wire::Failsafes::default()), ..settings };
+    assert_eq!(decode(none), (Failsafe::default_inbound(), Vec::new()));
+}
+
 #[test]
 fn faults_are_named() {
     use wire::record::Value;

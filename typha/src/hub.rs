@@ -42,6 +42,8 @@ pub struct Hello {
     pub agent_version: String,
     /// Digests of what it holds.
     pub buckets: Vec<u64>,
+    /// Whether it enforces host endpoints.
+    pub host_endpoints: bool,
     /// Where its frames go; of capacity one.
     pub slot: Slot,
     /// Set when a frame could not be put into the slot: whoever empties the slot then says so.
@@ -76,6 +78,7 @@ struct Live {
     slot: Slot,
     blocked: Arc<AtomicBool>,
     node: Arc<Node>,
+    host_endpoints: bool,
     /// Behind the oldest news that was not sent yet would be unfair to nobody; behind the newest is what the wire says.
     cause: Cause,
 }
@@ -140,10 +143,15 @@ impl Hub {
     /// Answers a hello with the difference between what the node holds and its view. The graph must be flushed.
     pub fn hello(&mut self, hello: Hello) {
         let view = self.graph.view(&hello.node);
-        let restated = differing(&hello.buckets, &view.buckets());
+        let knows = |id: &RecordId| knows(hello.host_endpoints, id);
+        let mut buckets = view.buckets();
+        for (id, digest) in view.host_endpoints().filter(|(id, _)| !knows(id)) {
+            digest::subtract(&mut buckets, &id, digest);
+        }
+        let restated = differing(&hello.buckets, &buckets);
         let node = self.registry.enter(&hello.node, hello.session, hello.agent_version);
         let mut source = Source { node: &hello.node, graph: &self.graph, encoded: &mut self.encoded };
-        let wanted = view.ids().filter(|id| restated.contains(&digest::bucket(id)));
+        let wanted = view.ids().filter(|id| knows(id) && restated.contains(&digest::bucket(id)));
         let mut pieces: Vec<Bytes> = wanted.filter_map(|id| source.value(&id)).collect();
         self.counters.hellos.inc();
         self.counters.restated.inc_by(restated.len() as u64);
@@ -168,6 +176,7 @@ impl Hub {
             slot: hello.slot,
             blocked: hello.blocked,
             node,
+            host_endpoints: hello.host_endpoints,
             cause: Cause::default(),
         };
         if let Some(former) = self.live.insert(hello.node, live) {
@@ -206,27 +215,29 @@ impl Hub {
 
     fn distribute(&mut self, id: Arc<RecordId>, change: RecordChange, cause: Cause) {
         let RecordChange { gained, kept, change, lost } = change;
-        self.each(&lost, cause, |session| session.lost(&id));
-        self.each(&gained, cause, |session| session.gained(&id));
+        self.each(&id, &lost, cause, |session| session.lost(&id));
+        self.each(&id, &gained, cause, |session| session.gained(&id));
         match change {
             Change::Same => {}
-            Change::Value => self.each(&kept, cause, |session| session.changed(&id)),
+            Change::Value => self.each(&id, &kept, cause, |session| session.changed(&id)),
             Change::Members(delta) => {
                 if let RecordId::IpSet(set) = &*id
                     && let Some((kind, _)) = self.graph.ip_set(set)
                 {
                     let bytes = encode_change(ChangeRef::Members(set, kind, &delta));
                     let shared = Arc::new(SharedDelta { kind, delta, bytes });
-                    self.each(&kept, cause, |session| session.members(&id, &shared));
+                    self.each(&id, &kept, cause, |session| session.members(&id, &shared));
                 }
             }
         }
     }
 
-    fn each(&mut self, audience: &Audience, cause: Cause, mut tell: impl FnMut(&mut Session)) {
+    fn each(&mut self, id: &RecordId, audience: &Audience, cause: Cause, mut tell: impl FnMut(&mut Session)) {
         let mut tell = |live: &mut Live| {
-            live.cause = cause;
-            tell(&mut live.session);
+            if knows(live.host_endpoints, id) {
+                live.cause = cause;
+                tell(&mut live.session);
+            }
         };
         match audience {
             Audience::All => self.live.values_mut().for_each(tell),
@@ -280,6 +291,11 @@ impl Live {
         permit.send(Ok(frame));
         true
     }
+}
+
+/// Whether a node can read the record.
+fn knows(host_endpoints: bool, id: &RecordId) -> bool {
+    host_endpoints || !matches!(id, RecordId::HostEndpoint(_))
 }
 
 /// Values in encoded form, for sessions that need the same ones.

@@ -104,6 +104,7 @@ impl Reader {
                     session: self.session,
                     agent_version: hello.agent_version,
                     buckets: hello.buckets,
+                    host_endpoints: hello.host_endpoints,
                     slot,
                     blocked,
                 };

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use margay_api::endpoint::{EndpointKey, WorkloadEndpoint, interface_name};
+use margay_api::endpoint::{EndpointKey, HostEndpoint, HostInterface, WorkloadEndpoint, interface_name};
 use margay_api::meta::{LABEL_NAMESPACE, Labels};
 use margay_api::network::{BlockInfo, Encapsulation, NodeInfo, Pool};
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier, Traffic};
@@ -12,6 +12,7 @@ use margay_api::rule::{Action, EntityMatch, Rule};
 use margay_api::selector::{Node as Selection, Selector};
 use margay_api::settings::{FelixOverrides, SettingsScope};
 use margay_calc::digest;
+use margay_calc::model::RecordId;
 use margay_calc::update::Update;
 use margay_proto::sync::{Change, Frame};
 use margay_typha::codec::FrameBytes;
@@ -26,6 +27,8 @@ use tonic::Status;
 use crate::held::{Held, apply, buckets, decode};
 
 const NODES: [&str; 2] = ["n0", "n1"];
+/// The node whose agent knows nothing of host endpoints.
+const OLDER: usize = 1;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -74,6 +77,17 @@ fn mk_policy(namespace: u8, name: u8, target: u8, peer: u8, action: bool) -> Upd
     Update::Policy(policy_key(namespace, name), Some(policy))
 }
 
+fn mk_host(node: u8) -> HostEndpoint {
+    HostEndpoint {
+        node: format!("n{node}"),
+        labels: Labels::new(),
+        interface: HostInterface::All,
+        addresses: Vec::new(),
+        ports: Vec::new(),
+        profiles: Vec::new(),
+    }
+}
+
 fn policy_key(namespace: u8, name: u8) -> PolicyKey {
     PolicyKey { kind: PolicyKind::NetworkPolicy, namespace: format!("ns{namespace}"), name: format!("p{name}") }
 }
@@ -88,6 +102,18 @@ fn update() -> impl Strategy<Value = Update> {
         4 => (0..2_u8, 0..3_u8, 0..3_u8, 0..3_u8, any::<bool>())
             .prop_map(|(ns, name, target, peer, action)| mk_policy(ns, name, target, peer, action)),
         1 => (0..2_u8, 0..3_u8).prop_map(|(ns, name)| Update::Policy(policy_key(ns, name), None)),
+        2 => (0..2_u8, 0..2_u8, any::<bool>()).prop_map(|(name, node, there)| {
+            Update::HostEndpoint(format!("h{name}"), there.then(|| mk_host(node)))
+        }),
+        1 => proptest::option::of(0..3_u8).prop_map(|peer| {
+            let key = PolicyKey { kind: PolicyKind::GlobalNetworkPolicy, namespace: String::new(), name: "hosts".to_owned() };
+            match peer.map(|peer| mk_policy(0, 0, 0, peer, true)) {
+                Some(Update::Policy(_, Some(policy))) => {
+                    Update::Policy(key, Some(Policy { selector: Selector::all(), traffic: Traffic::PreDnat, ..policy }))
+                }
+                _ => Update::Policy(key, None),
+            }
+        }),
         1 => (0..2_u8, any::<bool>()).prop_map(|(ns, there)| {
             Update::Namespace(format!("ns{ns}"), there.then(Labels::new))
         }),
@@ -212,6 +238,7 @@ impl World {
             session,
             agent_version: String::new(),
             buckets: buckets.clone(),
+            host_endpoints: node != OLDER,
             slot,
             blocked: blocked.clone(),
         });
@@ -234,8 +261,8 @@ impl World {
 }
 
 fn check_first(hub: &Hub, node: &str, held: &[u64], first: &Frame) {
-    let view = hub.graph.view(node);
-    let wanted = view.buckets();
+    let view = view(hub, node);
+    let wanted = buckets(&view);
     let differ = (0..digest::BUCKETS).filter(|index| held[*index] != wanted[*index]);
     let differ: Vec<u32> = differ.map(|index| index as u32).collect();
     assert_eq!(first.trailer.restated_buckets, differ);
@@ -244,13 +271,14 @@ fn check_first(hub: &Hub, node: &str, held: &[u64], first: &Frame) {
         Change::Upsert(id, _) => id.clone(),
         other => panic!("{other:?} in a first frame"),
     });
-    let in_them = view.ids().filter(|id| differ.contains(&digest::bucket(id)));
-    assert!(told.eq(in_them.map(|id| id.into_owned())));
+    assert!(told.eq(view.into_keys().filter(|id| differ.contains(&digest::bucket(id)))));
 }
 
 fn view(hub: &Hub, node: &str) -> Held {
     let view = hub.graph.view(node);
-    let records = view.ids().map(|id| {
+    let is_older = node == NODES[OLDER];
+    let known = view.ids().filter(|id| !is_older || !matches!(**id, RecordId::HostEndpoint(_)));
+    let records = known.map(|id| {
         let record = view.record(&id).expect("a record of the view");
         (id.into_owned(), record.into_owned())
     });
@@ -283,8 +311,8 @@ proptest! {
         // Both replicas know the same now, so going to the other one costs nothing.
         for (name, agent) in NODES.iter().zip(&world.agents) {
             let other = 1 - agent.stream.as_ref().expect("connected").replica;
-            let wanted = world.replicas[other].graph.view(name).buckets();
-            prop_assert_eq!(buckets(&agent.held), wanted.to_vec());
+            let wanted = view(&world.replicas[other], name);
+            prop_assert_eq!(buckets(&agent.held), buckets(&wanted));
         }
     }
 

@@ -72,6 +72,14 @@ fn check_references(held: &Held, id: &RecordId, record: &Record) {
                 policies.for_each(|key| known(RecordId::Policy(key.clone())));
             }
         }
-        _ => assert!(!matches!(id, RecordId::Policy(_) | RecordId::Endpoint(_))),
+        Record::HostEndpoint(endpoint) => {
+            for tier in
+                [&endpoint.normal, &endpoint.forward, &endpoint.pre_dnat, &endpoint.untracked].into_iter().flatten()
+            {
+                let policies = tier.ingress.iter().chain(&tier.egress);
+                policies.for_each(|key| known(RecordId::Policy(key.clone())));
+            }
+        }
+        _ => assert!(!matches!(id, RecordId::Policy(_) | RecordId::Endpoint(_) | RecordId::HostEndpoint(_))),
     }
 }

@@ -303,7 +303,7 @@ pub struct Agent {
 impl Agent {
     /// Says hello.
     pub async fn open(channel: Channel, buckets: Vec<u64>) -> Result<Self, Status> {
-        let hello = wire::Hello { agent_version: "test".to_owned(), buckets };
+        let hello = wire::Hello { agent_version: "test".to_owned(), buckets, host_endpoints: true };
         let message = Some(wire::up::Message::Hello(hello));
         Self::open_raw(channel, vec![wire::Up { message }]).await
     }
