@@ -2,6 +2,7 @@
 
 pub mod crds;
 pub mod endpoint;
+pub mod hosts;
 pub mod installation;
 pub mod ipam;
 pub mod k8s;

@@ -42,7 +42,7 @@ fn what_is_accepted_and_what_is_refused() {
 /// The schemas as the API server gets them, by kind.
 fn schemas() -> BTreeMap<String, Value> {
     let schema = |definition: &Value| definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone();
-    let definitions = crds::all().into_iter().chain([v3::HostEndpoint::crd()]);
+    let definitions = crds::all().into_iter().chain([v3::HostEndpoint::crd(), v3::KubeControllersConfiguration::crd()]);
     definitions
         .map(|definition| serde_json::to_value(&definition).unwrap())
         .map(|definition| (definition["spec"]["names"]["kind"].as_str().unwrap().to_owned(), schema(&definition)))
@@ -62,6 +62,7 @@ fn read(kind: &str, object: &Value) -> Vec<String> {
         "GlobalNetworkSet" => problems(object, v3::netset::global_network_set),
         "IPPool" => problems(object, v3::pool::pool),
         "FelixConfiguration" => problems(object, v3::cluster::overrides),
+        "KubeControllersConfiguration" => problems(object, v3::controllers::host_endpoints),
         "HostEndpoint" => problems(object, v3::host::host_endpoint),
         other => panic!("no reader of {other}"),
     }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 
+use crate::hosts::HostPlan;
 use crate::inputs::{Inputs, Present};
 use crate::object::{Key, MANAGER, OWNED_KINDS, Object, Owner};
 use crate::status::Failure;
@@ -119,6 +120,27 @@ impl Applier {
         Ok(())
     }
 
+    /// Makes, writes anew and deletes host endpoints of nodes.
+    pub async fn exec_hosts(&mut self, plan: HostPlan) -> Vec<Failure> {
+        let mut failures = Vec::new();
+        for object in &plan.create {
+            failures.extend(told("created", object, self.create(object).await));
+        }
+        for object in &plan.replace {
+            failures.extend(told("replaced", object, self.replace(object).await));
+        }
+        failures.extend(self.sweep(plan.delete).await);
+        failures
+    }
+
+    /// Writes an object whole, in place of the version that its body names.
+    async fn replace(&self, object: &Object) -> Result<(), Error> {
+        let body: DynamicObject = serde_json::from_value(object.body.clone()).map_err(Error::SerdeError)?;
+        let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+        bounded(self.api(&object.key).replace(&object.key.name, &params, &body)).await?;
+        Ok(())
+    }
+
     /// Applies to the status of an object.
     pub async fn apply_status(&self, object: &Object) -> Result<(), Error> {
         let params = PatchParams::apply(MANAGER).force();
@@ -149,6 +171,19 @@ impl Applier {
             self.applied.remove(&key);
         }
         failures
+    }
+}
+
+fn told(verb: &str, object: &Object, outcome: Result<(), Error>) -> Option<Failure> {
+    match outcome {
+        Ok(()) => {
+            info!(object = %object.key, "{verb}");
+            None
+        }
+        Err(error) => {
+            warn!(object = %object.key, %error, "not {verb}");
+            Some(failure(object.key.clone(), &error))
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use crate::object::{Key, Object};
 use crate::render::{self, Plan, Settings};
 use crate::status::{self, Failure, Round};
 use crate::watch::World;
-use crate::{defaults, validate};
+use crate::{defaults, hosts, validate};
 
 /// Changes that come together are answered together.
 const GATHER_PAUSE: Duration = Duration::from_millis(30);
@@ -121,6 +121,10 @@ impl Controller {
             found.waiting.extend(plan.waiting.iter().cloned());
             self.write_back(&request, stored, &mut found).await;
             self.write(spec, &plan, secrets, &inputs, &request, &mut found).await;
+            let hosts = hosts::plan(&inputs);
+            found.hosts.clone_from(&hosts.problems);
+            let failures = self.applier.exec_hosts(hosts).await;
+            found.failures.extend(failures);
         } else {
             // A spec that cannot be acted upon is no reason to let certificates end. Before the first good spec there is no namespace for them.
             let running = inputs.present.keys().any(|key| key.kind.kind == "Namespace");

@@ -1,13 +1,16 @@
 //! What the cluster says, as plain values: everything that later stages decide upon. Filled by [`crate::watch`], never by a request.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::Pod;
 use margay_api::installation::StatusCondition;
+use margay_api::meta::Labels;
 use serde_json::Value;
 
 use crate::certs::Stored;
+use crate::hosts::HostFacts;
 use crate::object::{Key, Owner};
 
 /// The Installation as read.
@@ -32,6 +35,12 @@ pub struct NodeFacts {
     pub name: String,
     /// Whether pods may be scheduled to it and it runs Linux.
     pub usable: bool,
+    /// Whether it runs Linux.
+    pub is_linux: bool,
+    /// Its labels.
+    pub labels: Labels,
+    /// Addresses by which others reach it: its own and those of its tunnels.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// An IPPool as found.
@@ -86,6 +95,10 @@ pub struct Inputs {
     pub tiers: Option<BTreeSet<String>>,
     /// Spec of ClusterInformation `default`: outer none while the API does not serve the kind.
     pub cluster_information: Option<Option<Value>>,
+    /// The KubeControllersConfiguration `default`: outer none while the API does not serve the kind.
+    pub controllers: Option<Option<Value>>,
+    /// All host endpoints; none while the API does not serve the kind.
+    pub host_endpoints: Option<Vec<HostFacts>>,
     /// Whether the API serves admission policies that mutate.
     pub mutates: bool,
     /// Cluster IP of typha's Service.

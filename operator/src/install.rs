@@ -67,6 +67,9 @@ fn api_rules() -> Vec<Value> {
         rule("operator.tigera.io", &["tigerastatuses"], &applied),
         rule("operator.tigera.io", &["tigerastatuses/status"], &["patch"]),
         rule("projectcalico.org", &shared, &applied),
+        // Those of nodes are made, written anew and deleted; whose they are is in a label, which no rule can ask for.
+        rule("projectcalico.org", &["hostendpoints"], &["create", "delete", "get", "list", "update", "watch"]),
+        rule("projectcalico.org", &["kubecontrollersconfigurations"], &READ),
     ]
 }
 

@@ -1,7 +1,7 @@
 //! Reconciles an Installation into every component: gather, default, validate, render, apply, status.
 //!
 //! Read in this order: [`controller`] (the round), [`watch`] and [`inputs`] (what is known), [`defaults`], [`validate`], [`render`], [`apply`],
-//! [`status`]. Beside the round: [`certs`] (own authority and leafs), [`csr`] and [`signer`] (nodes' certificates), [`lease`] (who acts). [`install`] is
+//! [`status`]. Part of it is [`hosts`] (host endpoints of nodes). Beside the round: [`certs`] (own authority and leafs), [`csr`] and [`signer`] (nodes' certificates), [`lease`] (who acts). [`install`] is
 //! what a person applies to get the operator itself.
 
 pub mod apply;
@@ -9,6 +9,7 @@ pub mod certs;
 pub mod controller;
 pub mod csr;
 pub mod defaults;
+pub mod hosts;
 pub mod inputs;
 pub mod install;
 pub mod lease;

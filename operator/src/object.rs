@@ -94,6 +94,8 @@ pub static OTHER_KINDS: &[Kind] = &[
     Kind::new("projectcalico.org", "v3", "FelixConfiguration", "felixconfigurations", false),
     Kind::new("projectcalico.org", "v3", "Tier", "tiers", false),
     Kind::new("projectcalico.org", "v3", "ClusterInformation", "clusterinformations", false),
+    Kind::new("projectcalico.org", "v3", "HostEndpoint", "hostendpoints", false),
+    Kind::new("projectcalico.org", "v3", "KubeControllersConfiguration", "kubecontrollersconfigurations", false),
     Kind::new("certificates.k8s.io", "v1", "CertificateSigningRequest", "certificatesigningrequests", false),
 ];
 

@@ -72,6 +72,8 @@ pub struct Round {
     pub certificates: Option<String>,
     /// Pools that cannot be had.
     pub conflicts: Vec<String>,
+    /// What is wrong about host endpoints of nodes.
+    pub hosts: Vec<String>,
 }
 
 /// State of the whole: TigeraStatus `calico`.
@@ -115,6 +117,9 @@ fn degraded(round: &Round) -> Option<Finding> {
     }
     if let Some(error) = &round.certificates {
         return Some(Finding::new("CertificateError", error.clone()));
+    }
+    if !round.hosts.is_empty() {
+        return Some(Finding::new("ResourceValidationError", some(&round.hosts)));
     }
     let failures: Vec<String> = round
         .failures

@@ -1,6 +1,7 @@
 //! One watch for each kind that decisions depend upon, held in memory. Gathering inputs reads that memory and asks nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures::{FutureExt, StreamExt};
@@ -10,13 +11,15 @@ use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use margay_api::installation::INSTALLATION_NAME;
+use margay_api::meta::{ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
 use crate::apply::version;
 use crate::certs::{CA_NAME, READER_SECRET, Stored, TYPHA_SECRET, secret};
+use crate::hosts::HostFacts;
 use crate::inputs::{Inputs, NodeFacts, PoolFacts, Present, Request};
 use crate::object::{Kind, MANAGED_BY, MANAGER, OWNED_KINDS, Owner, key_of, kind};
 use crate::render::{NAMESPACE, TYPHA};
@@ -59,7 +62,8 @@ const KUBE_SYSTEM: &str = "kube-system";
 /// Kinds of our own that an API server may be too old for.
 const MUTATING_KINDS: [&str; 2] = ["MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"];
 /// Kinds that are looked at whole, wherever their API may not be served yet.
-const V3_KINDS: [&str; 4] = ["IPPool", "FelixConfiguration", "Tier", "ClusterInformation"];
+const V3_KINDS: [&str; 6] =
+    ["IPPool", "FelixConfiguration", "Tier", "ClusterInformation", "HostEndpoint", "KubeControllersConfiguration"];
 
 impl World {
     /// Starts every watch. `namespace` is the operator's own.
@@ -183,6 +187,12 @@ impl World {
         inputs.cluster_information = self.served("ClusterInformation").map(|objects| {
             objects.iter().find(|object| object.name_any() == "default").map(|object| object.data["spec"].clone())
         });
+        inputs.controllers = self.served("KubeControllersConfiguration").map(|objects| {
+            let found = objects.iter().find(|object| object.name_any() == "default");
+            found.and_then(|object| serde_json::to_value(object.as_ref()).ok())
+        });
+        inputs.host_endpoints =
+            self.served("HostEndpoint").map(|hosts| hosts.iter().map(|host| host_facts(host)).collect());
     }
 
     fn gather_owned(&self, inputs: &mut Inputs) {
@@ -260,7 +270,10 @@ fn strip(kind: &str, object: &mut DynamicObject) {
     if kind == "Node"
         && let Some(data) = object.data.as_object_mut()
     {
-        data.remove("status");
+        let addresses = data.remove("status").map(|mut status| status["addresses"].take());
+        if let Some(addresses) = addresses.filter(Value::is_array) {
+            data.insert("status".to_owned(), json!({ "addresses": addresses }));
+        }
     }
 }
 
@@ -320,7 +333,36 @@ fn present(object: &DynamicObject) -> Present {
 fn node_facts(node: &DynamicObject) -> NodeFacts {
     let cordoned = node.data["spec"]["unschedulable"].as_bool() == Some(true);
     let linux = node.labels().get("kubernetes.io/os").is_none_or(|os| os == "linux");
-    NodeFacts { name: node.name_any(), usable: linux && !cordoned }
+    NodeFacts {
+        name: node.name_any(),
+        usable: linux && !cordoned,
+        is_linux: linux,
+        labels: node.labels().clone(),
+        addresses: node_addresses(node),
+    }
+}
+
+/// Annotations of a node that are addresses of it, with a prefix length or without.
+const ADDRESSES: [&str; 4] = [ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6];
+
+/// What kubelet reports as internal, and what the agent has written.
+fn node_addresses(node: &DynamicObject) -> BTreeSet<IpAddr> {
+    let reported = node.data["status"]["addresses"].as_array().into_iter().flatten();
+    let internal = reported.filter(|entry| entry["type"] == "InternalIP").filter_map(|entry| entry["address"].as_str());
+    let written = ADDRESSES.iter().filter_map(|name| node.annotations().get(*name));
+    let written = written.map(|text| text.split_once('/').map_or(text.as_str(), |(address, _)| address));
+    internal.chain(written).filter_map(|text| text.parse().ok()).collect()
+}
+
+fn host_facts(host: &DynamicObject) -> HostFacts {
+    HostFacts {
+        name: host.name_any(),
+        uid: host.uid().unwrap_or_default(),
+        version: host.resource_version().unwrap_or_default(),
+        labels: host.labels().clone(),
+        annotations: host.annotations().clone(),
+        spec: host.data["spec"].clone(),
+    }
 }
 
 fn pool_facts(pool: &DynamicObject) -> PoolFacts {

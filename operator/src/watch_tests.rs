@@ -1,5 +1,3 @@
-use serde_json::json;
-
 use super::*;
 
 fn object(value: Value) -> DynamicObject {
@@ -29,6 +27,27 @@ fn a_node_counts_if_pods_can_run_on_it() {
     assert!(node(json!({}), json!({})).usable);
     assert!(!node(json!({ "kubernetes.io/os": "windows" }), json!({})).usable);
     assert!(!node(json!({}), json!({ "unschedulable": true })).usable);
+}
+
+#[test]
+fn addresses_of_a_node_are_its_own_and_those_of_its_tunnels() {
+    let node = object(json!({
+        "metadata": { "name": "n", "annotations": {
+            "projectcalico.org/IPv4Address": "192.0.2.1/24",
+            "projectcalico.org/IPv4VXLANTunnelAddr": "10.0.0.1",
+            "projectcalico.org/IPv6VXLANTunnelAddr": "none",
+            "other": "10.9.9.9",
+        } },
+        "status": { "addresses": [
+            { "type": "InternalIP", "address": "192.0.2.1" },
+            { "type": "InternalIP", "address": "fd00::1" },
+            { "type": "ExternalIP", "address": "203.0.113.1" },
+            { "type": "Hostname", "address": "n" },
+        ] },
+    }));
+    let facts = node_facts(&node);
+    let wanted = ["10.0.0.1", "192.0.2.1", "fd00::1"].map(|address| address.parse().unwrap());
+    assert_eq!(facts.addresses, BTreeSet::from(wanted));
 }
 
 #[test]
@@ -66,12 +85,13 @@ fn only_what_is_read_is_kept_in_memory() {
         object(json!({
             "metadata": { "name": "a", "managedFields": [{ "manager": "kubelet" }] },
             "spec": { "unschedulable": true },
-            "status": { "images": [1, 2, 3] },
+            "status": { "images": [1, 2, 3], "addresses": [{ "type": "InternalIP", "address": "192.0.2.1" }] },
         }))
     };
     let mut node = full();
     strip("Node", &mut node);
-    assert_eq!(node.data, json!({ "spec": { "unschedulable": true } }));
+    let addresses = json!([{ "type": "InternalIP", "address": "192.0.2.1" }]);
+    assert_eq!(node.data, json!({ "spec": { "unschedulable": true }, "status": { "addresses": addresses } }));
     assert_eq!(node.metadata.managed_fields, None);
     let mut pod = full();
     strip("Pod", &mut pod);

@@ -4,6 +4,7 @@
 //! does not decode would hurt the list that it is in, and one that decodes and does not parse hurts only itself.
 
 pub mod cluster;
+pub mod controllers;
 pub mod host;
 pub mod ipam;
 mod limits;
@@ -15,6 +16,7 @@ pub mod rule;
 pub mod tier;
 
 pub use cluster::{ClusterInformation, FelixConfiguration};
+pub use controllers::KubeControllersConfiguration;
 pub use host::HostEndpoint;
 pub use ipam::{BlockAffinity, IPAMBlock, IPAMConfiguration, IPAMHandle};
 pub use netset::{GlobalNetworkSet, NetworkSet};

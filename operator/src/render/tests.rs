@@ -33,7 +33,9 @@ fn inputs() -> Inputs {
         previous: None,
     };
     Inputs {
-        nodes: ["n1", "n2", "n3"].map(|name| NodeFacts { name: name.to_owned(), usable: true }).to_vec(),
+        nodes: ["n1", "n2", "n3"]
+            .map(|name| NodeFacts { name: name.to_owned(), usable: true, ..NodeFacts::default() })
+            .to_vec(),
         pod_subnets: vec!["10.244.0.0/16".to_owned()],
         cluster_id: "5b0c1b0e-0000-4000-8000-000000000002".to_owned(),
         pools: Some(Vec::new()),

@@ -19,7 +19,8 @@ const ALLOW: &str = "projectcalico-default-allow";
 pub fn host_endpoint(endpoint: &host::HostEndpoint) -> Parsed {
     let spec = &endpoint.spec;
     let mut problems = Problems::default();
-    let labels = reserved::without(&mut problems, &endpoint.metadata.labels, &[]);
+    let labels = endpoint.metadata.labels.clone().unwrap_or_default();
+    let labels = reserved::without(&mut problems, "metadata.labels", &labels, &[]);
     let node = spec.node.clone();
     if node.is_empty() {
         problems.add("spec.node", "", "a host endpoint belongs to one node", "write the name of the node");

@@ -1,5 +1,6 @@
 //! From Calico's kinds to the parsed forms: check, default, rewrite.
 
+pub(super) mod controllers;
 pub(super) mod felix;
 pub(super) mod host;
 pub(super) mod netset;

@@ -24,7 +24,8 @@ pub fn global_network_set(set: &GlobalNetworkSet) -> Parsed {
 fn parse(written: &Option<BTreeMap<String, String>>, nets: &[String], namespace: Option<String>) -> Parsed {
     let mut problems = Problems::default();
     let own: Vec<(&str, &str)> = namespace.iter().map(|namespace| (LABEL_NAMESPACE, namespace.as_str())).collect();
-    let mut labels = reserved::without(&mut problems, written, &own);
+    let written = written.clone().unwrap_or_default();
+    let mut labels = reserved::without(&mut problems, "metadata.labels", &written, &own);
     labels.extend(namespace.map(|namespace| (LABEL_NAMESPACE.to_owned(), namespace)));
     let mut members = Vec::with_capacity(nets.len());
     for (index, net) in nets.iter().enumerate() {

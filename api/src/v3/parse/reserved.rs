@@ -8,14 +8,15 @@ use crate::problem::Problems;
 /// Labels as written without those that say what an object is, each of which is reported unless it says no more than it may.
 pub(super) fn without(
     problems: &mut Problems,
-    written: &Option<BTreeMap<String, String>>,
+    field: &str,
+    written: &BTreeMap<String, String>,
     allowed: &[(&str, &str)],
 ) -> Labels {
-    let labels = without_reserved(written.iter().flatten());
-    for (label, value) in written.iter().flatten() {
+    let labels = without_reserved(written);
+    for (label, value) in written {
         if !labels.contains_key(label) && !allowed.contains(&(label, value)) {
             problems.add(
-                format!("metadata.labels[{label}]"),
+                format!("{field}[{label}]"),
                 value,
                 "this label says what an object is and is set by the system alone",
                 "remove the label",

@@ -1,0 +1,75 @@
+//! Which host endpoints are made for nodes.
+
+use super::reserved;
+use crate::hosts::{AutoHostEndpoints, Template};
+use crate::network::parse_net;
+use crate::problem::{Problems, Refusal};
+use crate::selector::Selector;
+use crate::v3::controllers::{HostEndpointTemplateSpec, KubeControllersConfiguration};
+
+type Parsed = Result<AutoHostEndpoints, Refusal<AutoHostEndpoints>>;
+
+const AT: &str = "spec.controllers.node.hostEndpoint";
+
+/// What is made. While something is wrong nothing stands in its place: what was made before stays as it is.
+pub fn host_endpoints(configuration: &KubeControllersConfiguration) -> Parsed {
+    let node = configuration.spec.controllers.as_ref().and_then(|controllers| controllers.node.as_ref());
+    let Some(spec) = node.and_then(|node| node.host_endpoint.as_ref()) else {
+        return Ok(AutoHostEndpoints::default());
+    };
+    let mut problems = Problems::default();
+    let is_on = switch(&mut problems, "autoCreate", &spec.auto_create, false);
+    let default = switch(&mut problems, "createDefaultHostEndpoint", &spec.create_default_host_endpoint, true);
+    let mut templates: Vec<Template> = Vec::with_capacity(spec.templates.len());
+    for (index, written) in spec.templates.iter().enumerate() {
+        let at = format!("{AT}.templates[{index}]");
+        if templates.iter().any(|other| other.name == written.generate_name) {
+            let rule = "another template makes host endpoints of the same names";
+            problems.add(format!("{at}.generateName"), &written.generate_name, rule, "give each its own");
+        }
+        templates.extend(template(&mut problems, &at, written));
+    }
+    let wanted = if is_on { AutoHostEndpoints { default, templates } } else { AutoHostEndpoints::default() };
+    problems.finish(wanted, |_| None)
+}
+
+fn switch(problems: &mut Problems, field: &str, value: &Option<String>, otherwise: bool) -> bool {
+    match value.as_deref().unwrap_or_default() {
+        "" => otherwise,
+        "Enabled" => true,
+        "Disabled" => false,
+        other => {
+            problems.add(format!("{AT}.{field}"), other, "neither on nor off", "use Enabled or Disabled");
+            otherwise
+        }
+    }
+}
+
+fn template(problems: &mut Problems, at: &str, written: &HostEndpointTemplateSpec) -> Option<Template> {
+    let name = &written.generate_name;
+    let ends_well = !name.is_empty() && !name.starts_with('-') && !name.ends_with('-');
+    if !ends_well || !name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-') {
+        let rule = "a part of a name has lower case letters, digits and '-' between them";
+        problems.add(format!("{at}.generateName"), name, rule, "give the template such a name");
+    }
+    if let Some(pattern) = written.interface_pattern.as_deref().filter(|pattern| !pattern.is_empty()) {
+        let rule = "which interfaces a node has is known to the node alone";
+        problems.add(format!("{at}.interfacePattern"), pattern, rule, "say which by interfaceCIDRs");
+    }
+    let mut nets = Vec::with_capacity(written.interface_cidrs.len());
+    for (index, cidr) in written.interface_cidrs.iter().enumerate() {
+        match parse_net(cidr) {
+            Some(net) => nets.push(net),
+            None => {
+                let remedy = "write it like 10.0.0.0/8 or fd00::/8";
+                problems.add(format!("{at}.interfaceCIDRs[{index}]"), cidr, "not an address range", remedy);
+            }
+        }
+    }
+    let labels = reserved::without(problems, &format!("{at}.labels"), &written.labels, &[]);
+    let nodes = match written.node_selector.as_deref().unwrap_or_default() {
+        "" => Some(Selector::all()),
+        text => problems.selector(&format!("{at}.nodeSelector"), text),
+    };
+    Some(Template { name: name.clone(), nets, labels, annotations: written.annotations.clone(), nodes: nodes? })
+}

@@ -1,0 +1,229 @@
+use expect_test::{Expect, expect};
+use proptest::prelude::*;
+
+use super::*;
+
+fn node(name: &str, labels: &[(&str, &str)], addresses: &[&str]) -> NodeFacts {
+    NodeFacts {
+        name: name.to_owned(),
+        usable: true,
+        is_linux: true,
+        labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+    }
+}
+
+fn nodes() -> Vec<NodeFacts> {
+    vec![
+        node("n1", &[("zone", "a"), ("pcns.team", "a")], &["192.0.2.1", "10.0.0.1", "fd00::1"]),
+        node("n2", &[("zone", "b")], &["192.0.2.2"]),
+        NodeFacts { is_linux: false, ..node("w1", &[], &["192.0.2.3"]) },
+    ]
+}
+
+fn configuration(of_hosts: Value) -> Option<Value> {
+    Some(json!({
+        "apiVersion": "projectcalico.org/v3", "kind": "KubeControllersConfiguration", "metadata": { "name": "default" },
+        "spec": { "healthChecks": "Enabled", "controllers": { "node": { "hostEndpoint": of_hosts } } },
+    }))
+}
+
+fn inputs(of_hosts: Option<Value>, present: Vec<HostFacts>) -> Inputs {
+    Inputs {
+        nodes: nodes(),
+        controllers: Some(of_hosts.and_then(configuration)),
+        host_endpoints: Some(present),
+        ..Inputs::default()
+    }
+}
+
+/// What the API holds after the plan was carried out.
+fn carry_out(plan: &HostPlan, mut present: Vec<HostFacts>) -> Vec<HostFacts> {
+    present.retain(|found| plan.delete.iter().all(|(key, _)| key.name != found.name));
+    present.retain(|found| plan.replace.iter().all(|object| object.key.name != found.name));
+    let written = plan.create.iter().chain(&plan.replace).map(|object| {
+        let metadata = &object.body["metadata"];
+        HostFacts {
+            name: object.key.name.clone(),
+            uid: "u".to_owned(),
+            version: "2".to_owned(),
+            labels: serde_json::from_value(metadata["labels"].clone()).unwrap(),
+            annotations: serde_json::from_value(metadata["annotations"].clone()).unwrap_or_default(),
+            spec: object.body["spec"].clone(),
+        }
+    });
+    present.extend(written);
+    present
+}
+
+fn text(plan: &HostPlan) -> String {
+    let body = |verb: &str, object: &Object| {
+        format!("{verb} {} {} {}\n", object.key, object.body["metadata"], object.body["spec"])
+    };
+    let mut text: String = plan.create.iter().map(|object| body("create", object)).collect();
+    text.extend(plan.replace.iter().map(|object| body("replace", object)));
+    text.extend(plan.delete.iter().map(|(key, _)| format!("delete {key}\n")));
+    text.extend(plan.problems.iter().map(|problem| format!("problem {problem}\n")));
+    text
+}
+
+fn check(plan: &HostPlan, expected: Expect) {
+    expected.assert_eq(&text(plan));
+}
+
+fn templates() -> Value {
+    json!({
+        "autoCreate": "Enabled", "createDefaultHostEndpoint": "Disabled",
+        "templates": [
+            { "generateName": "inner", "interfaceCIDRs": ["10.0.0.0/8", "fd00::/8"], "labels": { "side": "in", "zone": "x" } },
+            { "generateName": "all", "nodeSelector": "zone == 'b'", "annotations": { "note": "b" } },
+        ],
+    })
+}
+
+#[test]
+fn every_node_gets_one_for_all_of_its_interfaces() {
+    let inputs = inputs(Some(json!({ "autoCreate": "Enabled" })), vec![]);
+    let plan = plan(&inputs);
+    check(
+        &plan,
+        expect![[r#"
+        create HostEndpoint n1-auto-hep {"labels":{"projectcalico.org/created-by":"calico-kube-controllers","zone":"a"},"name":"n1-auto-hep"} {"expectedIPs":["10.0.0.1","192.0.2.1","fd00::1"],"interfaceName":"*","node":"n1","profiles":["projectcalico-default-allow"]}
+        create HostEndpoint n2-auto-hep {"labels":{"projectcalico.org/created-by":"calico-kube-controllers","zone":"b"},"name":"n2-auto-hep"} {"expectedIPs":["192.0.2.2"],"interfaceName":"*","node":"n2","profiles":["projectcalico-default-allow"]}
+    "#]],
+    );
+}
+
+#[test]
+fn templates_choose_nodes_and_addresses() {
+    check(
+        &plan(&inputs(Some(templates()), vec![])),
+        expect![[r#"
+        create HostEndpoint n1-inner-auto-hep {"labels":{"projectcalico.org/created-by":"calico-kube-controllers","side":"in","zone":"x"},"name":"n1-inner-auto-hep"} {"expectedIPs":["10.0.0.1","fd00::1"],"node":"n1","profiles":["projectcalico-default-allow"]}
+        create HostEndpoint n2-all-auto-hep {"annotations":{"note":"b"},"labels":{"projectcalico.org/created-by":"calico-kube-controllers","zone":"b"},"name":"n2-all-auto-hep"} {"expectedIPs":["192.0.2.2"],"node":"n2","profiles":["projectcalico-default-allow"]}
+    "#]],
+    );
+}
+
+#[test]
+fn two_of_one_name_are_told() {
+    let mut inputs = inputs(Some(json!({ "autoCreate": "Enabled", "templates": [{ "generateName": "in" }] })), vec![]);
+    inputs.nodes = vec![node("n1", &[], &["192.0.2.1"]), node("n1-in", &[], &[])];
+    check(
+        &plan(&inputs),
+        expect![[r#"
+        create HostEndpoint n1-auto-hep {"labels":{"projectcalico.org/created-by":"calico-kube-controllers"},"name":"n1-auto-hep"} {"expectedIPs":["192.0.2.1"],"interfaceName":"*","node":"n1","profiles":["projectcalico-default-allow"]}
+        create HostEndpoint n1-in-auto-hep {"labels":{"projectcalico.org/created-by":"calico-kube-controllers"},"name":"n1-in-auto-hep"} {"expectedIPs":["192.0.2.1"],"node":"n1","profiles":["projectcalico-default-allow"]}
+        problem HostEndpoint n1-in-auto-hep would be of node n1 and of node n1-in, of one by a template; give the template another generateName
+    "#]],
+    );
+}
+
+#[test]
+fn what_is_not_wanted_any_more_goes_and_what_a_person_made_stays() {
+    let made = carry_out(&plan(&inputs(Some(json!({ "autoCreate": "Enabled" })), vec![])), vec![]);
+    let mut present = made;
+    present[0].labels.insert("zone".to_owned(), "old".to_owned());
+    present[1].labels.remove(LABEL_CREATED_BY);
+    present.push(HostFacts { name: "mine".to_owned(), ..HostFacts::default() });
+    let gone = |name: &str| {
+        let labels = Labels::from([(LABEL_CREATED_BY.to_owned(), CREATED_BY.to_owned())]);
+        HostFacts { name: name.to_owned(), labels, ..HostFacts::default() }
+    };
+    present.push(gone("n3-auto-hep"));
+    check(
+        &plan(&inputs(Some(json!({ "autoCreate": "Enabled" })), present.clone())),
+        expect![[r#"
+        replace HostEndpoint n1-auto-hep {"labels":{"projectcalico.org/created-by":"calico-kube-controllers","zone":"a"},"name":"n1-auto-hep","resourceVersion":"2"} {"expectedIPs":["10.0.0.1","192.0.2.1","fd00::1"],"interfaceName":"*","node":"n1","profiles":["projectcalico-default-allow"]}
+        delete HostEndpoint n3-auto-hep
+        problem HostEndpoint n2-auto-hep was not made for its node but by somebody; rename it, or give it the label projectcalico.org/created-by=calico-kube-controllers
+    "#]],
+    );
+    check(
+        &plan(&inputs(None, present.clone())),
+        expect![[r#"
+        delete HostEndpoint n1-auto-hep
+        delete HostEndpoint n3-auto-hep
+    "#]],
+    );
+    check(
+        &plan(&inputs(Some(json!({ "autoCreate": "Disabled", "templates": [{ "generateName": "a" }] })), present)),
+        expect![[r#"
+            delete HostEndpoint n1-auto-hep
+            delete HostEndpoint n3-auto-hep
+        "#]],
+    );
+}
+
+#[test]
+fn nothing_is_done_for_want_of_knowledge() {
+    let present = || {
+        vec![HostFacts {
+            name: "n9-auto-hep".to_owned(),
+            labels: Labels::from([(LABEL_CREATED_BY.to_owned(), CREATED_BY.to_owned())]),
+            ..HostFacts::default()
+        }]
+    };
+    let known = inputs(None, present());
+    assert_eq!(plan(&known).delete.len(), 1);
+    for unknown in [
+        Inputs { nodes: vec![], ..known.clone() },
+        Inputs { controllers: None, ..known.clone() },
+        Inputs { host_endpoints: None, ..known.clone() },
+    ] {
+        assert_eq!(text(&plan(&unknown)), "");
+    }
+    let bad = json!({
+        "autoCreate": "On", "createDefaultHostEndpoint": "No",
+        "templates": [
+            { "generateName": "-a", "interfaceCIDRs": ["10"], "nodeSelector": "zone =", "interfacePattern": "eth.*" },
+            { "generateName": "b", "labels": { "projectcalico.org/namespace": "kube-system" } },
+            { "generateName": "b" },
+        ],
+    });
+    check(
+        &plan(&inputs(Some(bad), present())),
+        expect![[r#"
+        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.autoCreate: "On": neither on nor off; use Enabled or Disabled
+        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.createDefaultHostEndpoint: "No": neither on nor off; use Enabled or Disabled
+        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[0].generateName: "-a": a part of a name has lower case letters, digits and '-' between them; give the template such a name
+        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[0].interfacePattern: "eth.*": which interfaces a node has is known to the node alone; say which by interfaceCIDRs
+        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[0].interfaceCIDRs[0]: "10": not an address range; write it like 10.0.0.0/8 or fd00::/8
+        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[0].nodeSelector: "zone =": not a selector: at character 6: expected an operator after a label, found '='; use ==, !=, in, not in, contains, starts with or ends with, or has(label)
+        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[1].labels[projectcalico.org/namespace]: "kube-system": this label says what an object is and is set by the system alone; remove the label
+        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[2].generateName: "b": another template makes host endpoints of the same names; give each its own
+    "#]],
+    );
+    check(
+        &plan(&inputs(Some(json!({ "templates": 1 })), present())),
+        expect![[r#"
+        problem KubeControllersConfiguration default: invalid type: integer `1`, expected a sequence
+    "#]],
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_plan_that_is_carried_out_leaves_nothing_to_do(
+        before in 0..4_usize,
+        after in 0..4_usize,
+        labels in proptest::collection::btree_map("[a-c]", "[a-c]", 0..3),
+        absent in 0..3_usize,
+    ) {
+        let settings = [None, Some(json!({ "autoCreate": "Enabled" })), Some(templates()), Some(json!({ "autoCreate": "Disabled" }))];
+        let first = inputs(settings[before].clone(), vec![]);
+        let present = carry_out(&plan(&first), vec![]);
+        let mut second = inputs(settings[after].clone(), present.clone());
+        second.nodes[0].labels = labels;
+        second.nodes.remove(absent);
+        let present = carry_out(&plan(&second), present);
+        second.host_endpoints = Some(present.clone());
+        prop_assert_eq!(text(&plan(&second)), "");
+        // The way to it does not show.
+        let fresh = carry_out(&plan(&Inputs { host_endpoints: Some(vec![]), ..second.clone() }), vec![]);
+        let by_name = |list: Vec<HostFacts>| list.into_iter().map(|found| (found.name.clone(), found)).collect::<BTreeMap<_, _>>();
+        prop_assert_eq!(by_name(present), by_name(fresh));
+    }
+}
