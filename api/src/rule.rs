@@ -45,6 +45,14 @@ impl Protocol {
     /// UDP-Lite.
     pub const UDPLITE: Self = Self(136);
 
+    /// ICMP of an IP version: the number of the other version's is nothing special in a packet.
+    pub fn icmp_of(version: IpVersion) -> Self {
+        match version {
+            IpVersion::V4 => Self::ICMP,
+            IpVersion::V6 => Self::ICMPV6,
+        }
+    }
+
     /// Whether packets of this protocol carry 16-bit source and destination ports in the first four bytes.
     pub fn has_ports(self) -> bool {
         matches!(self, Self::TCP | Self::UDP | Self::SCTP | Self::UDPLITE)
@@ -122,9 +130,9 @@ pub struct Rule {
     pub protocol: Option<Protocol>,
     /// Only packets not of this protocol.
     pub not_protocol: Option<Protocol>,
-    /// Only ICMP packets of this type and code.
+    /// Only packets that are ICMP of their own IP version, of this type and code.
     pub icmp: Option<Icmp>,
-    /// Only packets that are not ICMP of this type and code.
+    /// Only packets that are not; what is no ICMP of its version has no type, and passes.
     pub not_icmp: Option<Icmp>,
     /// Where the packet comes from.
     pub source: EntityMatch,

@@ -313,8 +313,7 @@ fn matches(records: &impl Records, rule: &RuleRecord, packet: &Packet) -> Result
         IpAddr::V6(_) => IpVersion::V6,
     };
     let is_icmp = |icmp: Icmp| {
-        let has_icmp = matches!(packet.protocol, Protocol::ICMP | Protocol::ICMPV6);
-        has_icmp
+        packet.protocol == Protocol::icmp_of(version)
             && icmp.kind.is_none_or(|kind| kind == packet.icmp.0)
             && icmp.code.is_none_or(|code| code == packet.icmp.1)
     };

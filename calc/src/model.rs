@@ -144,9 +144,9 @@ pub struct RuleRecord {
     pub protocol: Option<Protocol>,
     /// Only packets not of this protocol.
     pub not_protocol: Option<Protocol>,
-    /// Only ICMP packets of this type and code.
+    /// Only packets that are ICMP of their own IP version, of this type and code.
     pub icmp: Option<Icmp>,
-    /// Only packets that are not ICMP of this type and code.
+    /// Only packets that are not; what is no ICMP of its version has no type, and passes.
     pub not_icmp: Option<Icmp>,
     /// Where the packet comes from.
     pub source: SideMatch,

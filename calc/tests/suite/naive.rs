@@ -90,7 +90,7 @@ impl Naive<'_> {
             IpAddr::V4(_) => IpVersion::V4,
             IpAddr::V6(_) => IpVersion::V6,
         };
-        let is_icmp = packet.protocol == Protocol::ICMP || packet.protocol == Protocol::ICMPV6;
+        let is_icmp = packet.protocol == if packet.source.is_ipv4() { Protocol(1) } else { Protocol(58) };
         let icmp = |icmp: margay_api::rule::Icmp| {
             is_icmp
                 && icmp.kind.unwrap_or(packet.icmp.0) == packet.icmp.0

@@ -190,7 +190,7 @@ impl Context<'_> {
     /// Header first, then source, then destination, so that a missing set denies no packet that the parts before it rule out.
     fn demands(&self, rule: &RuleRecord, all: &mut Demands) -> Outlook {
         let own = if self.family == Family::Ipv4 { IpVersion::V4 } else { IpVersion::V6 };
-        if rule.ip_version.is_some_and(|version| version != own) || !protocol(rule, all) || !icmp(rule, all) {
+        if rule.ip_version.is_some_and(|version| version != own) || !protocol(rule, all) || !icmp(rule, own, all) {
             return Outlook::Impossible;
         }
         for (which, side) in [(Side::Source, &rule.source), (Side::Destination, &rule.destination)] {
@@ -366,32 +366,24 @@ fn protocol(rule: &RuleRecord, all: &mut Demands) -> bool {
     true
 }
 
-/// ICMP of either version: which one goes with which family is not for the rule to say.
-fn icmp(rule: &RuleRecord, all: &mut Demands) -> bool {
-    let possible: Vec<Protocol> = [Protocol::ICMP, Protocol::ICMPV6]
-        .into_iter()
-        .filter(|own| rule.protocol.is_none_or(|protocol| protocol == *own))
-        .collect();
+/// ICMP of the packets' own version. What is no ICMP of that version has no type, so that it is "not" of any.
+fn icmp(rule: &RuleRecord, version: IpVersion, all: &mut Demands) -> bool {
+    let own = Protocol::icmp_of(version);
+    let possible = rule.protocol.is_none_or(|protocol| protocol == own);
     if let Some(icmp) = rule.icmp {
-        let way = |own: &Protocol| {
-            let (kind, code) = icmp_tests(*own, icmp, Op::Eq);
-            [is_protocol(*own)].into_iter().chain(kind).chain(code).collect()
-        };
-        all.demands.push(possible.iter().map(way).collect());
-        if possible.is_empty() {
+        if !possible {
             return false;
         }
+        let (kind, code) = icmp_tests(own, icmp, Op::Eq);
+        all.demands.push(vec![[is_protocol(own)].into_iter().chain(kind).chain(code).collect()]);
     }
-    if let Some(icmp) = rule.not_icmp {
-        let mut ways =
-            vec![vec![Match::none_of(Selector::L4proto, [Protocol::ICMP, Protocol::ICMPV6].map(|own| Proto(own.0)))]];
-        for own in possible {
-            let (same_kind, _) = icmp_tests(own, icmp, Op::Eq);
-            let (other_kind, other_code) = icmp_tests(own, icmp, Op::Ne);
-            let guard = is_protocol(own);
-            ways.extend(other_kind.map(|test| vec![guard.clone(), test]));
-            ways.extend(other_code.map(|test| [guard].into_iter().chain(same_kind).chain([test]).collect()));
-        }
+    if let Some(icmp) = rule.not_icmp.filter(|_| possible) {
+        let (same_kind, _) = icmp_tests(own, icmp, Op::Eq);
+        let (other_kind, other_code) = icmp_tests(own, icmp, Op::Ne);
+        let guard = is_protocol(own);
+        let mut ways = vec![vec![Match::not(Selector::L4proto, Proto(own.0))]];
+        ways.extend(other_kind.map(|test| vec![guard.clone(), test]));
+        ways.extend(other_code.map(|test| [guard].into_iter().chain(same_kind).chain([test]).collect()));
         all.demands.push(ways);
     }
     true

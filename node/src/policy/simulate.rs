@@ -167,7 +167,11 @@ impl Machine<'_> {
             IpAddr::V4(address) => (Some(Datum::Ipv4(address)), None),
             IpAddr::V6(address) => (None, Some(Datum::Ipv6(address))),
         };
-        let icmp = |protocol: u8| packet.icmp.filter(|_| packet.protocol == protocol);
+        // The encoder puts the version before a test of ICMP, as the kernel reads the bytes of any packet.
+        let icmp = |protocol: u8| {
+            let own = if packet.source.is_ipv4() { 1 } else { 58 };
+            packet.icmp.filter(|_| packet.protocol == protocol && protocol == own)
+        };
         match selector {
             Selector::Iifname => packet.input.map(Datum::Iface),
             Selector::Oifname => packet.output.map(Datum::Iface),

@@ -113,14 +113,15 @@ fn probe() -> impl Strategy<Value = Probe> {
     let protocols = vec![TCP, TCP, UDP, UDP, SCTP, UDPLITE, ICMP, ICMPV6, 47, 253];
     let ports = (world::port(), world::port());
     let icmp = (world::icmp_type(), 0..2_u8);
-    (select(locals), peer, any::<bool>(), select(protocols), ports, icmp)
-        .prop_map(|(own, peer, outward, protocol, ports, icmp)| {
+    let foreign = prop::bool::weighted(0.2);
+    (select(locals), peer, any::<bool>(), (select(protocols), foreign), ports, icmp)
+        .prop_map(|(own, peer, outward, (protocol, foreign), ports, icmp)| {
             let (source, destination) = if outward { (own, peer) } else { (peer, own) };
-            // In a packet of the other version ICMP is nobody's: the kernel's tests of its type never hold there.
-            let protocol = match (protocol, own.is_ipv4()) {
-                (ICMPV6, true) => ICMP,
-                (ICMP, false) => ICMPV6,
-                (protocol, _) => protocol,
+            // Mostly ICMP of the packet's own version; that of the other one is a protocol like any other.
+            let protocol = match (protocol, own.is_ipv4(), foreign) {
+                (ICMPV6, true, false) => ICMP,
+                (ICMP, false, false) => ICMPV6,
+                (protocol, ..) => protocol,
             };
             Probe { source, destination, protocol, ports, icmp }
         })
