@@ -1,14 +1,14 @@
 //! Tables of verdicts on a real Kubernetes: what the API server takes and what the container runtime tells the plugin is in them, which `conformance.rs`
-//! leaves out. All of both tables: `make conformance ON=cluster`.
+//! leaves out. All of the tables: `make conformance ON=cluster`.
 
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use margay_tests::cluster::Cluster;
 use margay_tests::conformance::cluster::OnCluster;
 use margay_tests::conformance::table::Table;
-use margay_tests::conformance::{Options, run};
+use margay_tests::conformance::{Enforce, conform};
 use margay_tests::suite::Suite;
 use margay_tests::{demo, install};
 
@@ -25,12 +25,15 @@ fn main() -> ExitCode {
         }
     };
     suite.case("every_feature_of_network_policies_has_the_verdicts_of_the_table", || {
-        let mut table = mk_table("cyclonus.json.gz")?;
+        let mut table = Table::of_tests("cyclonus.json.gz")?;
         table.keep_cover();
-        conform(&cluster, &table)
+        on_cluster(&cluster, &table)
     });
     suite.case("cluster_wide_policies_have_the_verdicts_of_the_table", || {
-        conform(&cluster, &mk_table("network-policy-api.json")?)
+        on_cluster(&cluster, &Table::of_tests("network-policy-api.json")?)
+    });
+    suite.case("policies_of_calico_have_the_verdicts_of_the_table", || {
+        on_cluster(&cluster, &Table::of_tests("calico.json")?)
     });
     suite.finish()
 }
@@ -43,13 +46,6 @@ fn stage() -> Result<Cluster> {
     Ok(cluster)
 }
 
-fn mk_table(name: &str) -> Result<Table> {
-    Table::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(name))
-}
-
-fn conform(cluster: &Cluster, table: &Table) -> Result<()> {
-    let options = Options { hold: 1, ..Options::default() };
-    let report = run(&mut OnCluster::new(cluster, &table.fixture)?, table, &options, &|line| println!("{line}"))?;
-    ensure!(report.is_good(), "{}", report.text());
-    Ok(())
+fn on_cluster(cluster: &Cluster, table: &Table) -> Result<()> {
+    conform(&mut OnCluster::new(cluster, &table.fixture)?, table, Enforce::Full)
 }

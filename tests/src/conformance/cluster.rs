@@ -76,6 +76,7 @@ impl<'a> OnCluster<'a> {
         let mut pod = world::program(&wanted.key(), &self.node(wanted.node)?, &arguments)?;
         pod["metadata"]["labels"] = wanted.labels.clone();
         pod["metadata"]["annotations"] = wanted.annotations();
+        pod["spec"]["serviceAccountName"] = wanted.service_account.clone().into();
         pod["spec"]["containers"][0]["ports"] = wanted.container_ports();
         Ok(pod)
     }

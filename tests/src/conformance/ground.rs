@@ -19,6 +19,8 @@ pub struct WantedPod {
     pub name: String,
     /// Its labels.
     pub labels: Value,
+    /// Its service account.
+    pub service_account: String,
     /// Its node, from 0.
     pub node: usize,
     /// The address that it must have, if it is not to be any.

@@ -15,7 +15,7 @@ pub mod table;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -89,6 +89,14 @@ pub fn run(ground: &mut dyn Ground, table: &Table, options: &Options, tell: &dyn
     }
     report.seconds = begin.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// Runs every case as tests do, where a table that has matched is asked once more; an error tells what was wrong.
+pub fn conform(ground: &mut dyn Ground, table: &Table, enforce: Enforce) -> Result<()> {
+    let options = Options { enforce, hold: 1, ..Options::default() };
+    let report = run(ground, table, &options, &|line| println!("{line}"))?;
+    ensure!(report.is_good(), "{}", report.text());
+    Ok(())
 }
 
 fn run_case(

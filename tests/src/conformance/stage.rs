@@ -70,11 +70,15 @@ impl Stage {
         let mut wanted = Vec::new();
         for namespace in &fixture.namespaces {
             stage.put_namespace(ground, &namespace.name, &namespace.labels)?;
+            for account in &namespace.service_accounts {
+                ground.apply(&account_object(&namespace.name, &account.name, &account.labels))?;
+            }
             for (index, pod) in namespace.pods.iter().enumerate() {
                 wanted.push(WantedPod {
                     namespace: namespace.name.clone(),
                     name: pod.name.clone(),
                     labels: pod.labels.clone(),
+                    service_account: pod.service_account.clone(),
                     node: pod.node.unwrap_or(index) % NODES,
                     address: stage.pinned(wanted.len()),
                     ports: pod.ports.clone(),
@@ -119,6 +123,7 @@ impl Stage {
                     namespace: namespace.clone(),
                     name: pod.clone(),
                     labels: labels.clone(),
+                    service_account: table::default_account(),
                     node: self.pods.len() % NODES,
                     address: self.pinned(self.pods.len()),
                     ports: table::default_ports(),
@@ -179,6 +184,11 @@ impl Stage {
     pub fn clear(mut self, ground: &mut dyn Ground) -> Result<()> {
         let pods: Vec<String> = self.pods.keys().cloned().collect();
         pods.iter().try_for_each(|name| self.stop(ground, name))?;
+        for namespace in &self.fixture.namespaces {
+            for account in &namespace.service_accounts {
+                ground.remove(&account_object(&namespace.name, &account.name, &json!({})))?;
+            }
+        }
         self.namespaces.keys().try_for_each(|name| ground.remove(&namespace_object(name, &json!({}))))
     }
 
@@ -301,6 +311,11 @@ fn with_kind(object: &Value, (version, kind): (&str, &str)) -> Value {
 
 fn namespace_object(name: &str, labels: &Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+}
+
+fn account_object(namespace: &str, name: &str, labels: &Value) -> Value {
+    let metadata = json!({"namespace": namespace, "name": name, "labels": labels});
+    json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})
 }
 
 fn identity(object: &Value) -> [&str; 4] {

@@ -51,8 +51,22 @@ pub struct FixtureNamespace {
     /// Its labels, beside the one that the API server gives.
     #[serde(default)]
     pub labels: Value,
+    /// Its service accounts beside the one that every namespace has.
+    #[serde(default)]
+    pub service_accounts: Vec<FixtureAccount>,
     /// Its pods.
     pub pods: Vec<FixturePod>,
+}
+
+/// A service account of the fixture.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct FixtureAccount {
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: Value,
 }
 
 /// A pod of the fixture.
@@ -64,6 +78,9 @@ pub struct FixturePod {
     /// Its labels.
     #[serde(default)]
     pub labels: Value,
+    /// Its service account.
+    #[serde(default = "default_account")]
+    pub service_account: String,
     /// On which node it is, from 0; absent: spread.
     pub node: Option<usize>,
     /// What it serves.
@@ -153,7 +170,7 @@ pub enum Target {
     Node(usize),
 }
 
-/// One verdict: `from/pod to/pod PROTO/port allowed|blocked`. The target may be `node:NUMBER`.
+/// One verdict: `from/pod to/pod PROTO/port allowed|blocked`. The target may be `node:NUMBER`; the port of `ICMP` is the type.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Row {
     /// Who asks, `namespace/name`.
@@ -178,6 +195,11 @@ impl Table {
             _ => open()?.read_to_string(&mut text)?,
         };
         Self::parse(&text).with_context(|| format!("{} is not a table", path.display()))
+    }
+
+    /// Reads a table of this repository.
+    pub fn of_tests(name: &str) -> Result<Self> {
+        Self::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(name))
     }
 
     /// Reads the text of a table.
@@ -213,12 +235,14 @@ impl Default for Fixture {
         let pod = |name: &str| FixturePod {
             name: name.to_owned(),
             labels: serde_json::json!({"pod": name}),
+            service_account: default_account(),
             node: None,
             ports: default_ports(),
         };
         let namespace = |name: &str| FixtureNamespace {
             name: name.to_owned(),
             labels: serde_json::json!({"ns": name}),
+            service_accounts: Vec::new(),
             pods: ["a", "b", "c"].map(pod).into(),
         };
         Self { cidr: cidr(), pin: true, namespaces: ["x", "y", "z"].map(namespace).into() }
@@ -230,6 +254,11 @@ pub fn default_ports() -> Vec<Port> {
     let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
     let of = |port: u16| protocols.map(|protocol| Port { name: format!("serve-{port}-{protocol}"), protocol, port });
     [of(80), of(81)].concat()
+}
+
+/// The service account of pods that name none.
+pub fn default_account() -> String {
+    "default".to_owned()
 }
 
 fn cidr() -> Ipv4Net {
@@ -291,7 +320,9 @@ mod tests {
 
     #[test]
     fn rows_are_read_as_they_are_written() {
-        for text in ["x/a y/b TCP/80 allowed", "x/a node:2 UDP/53 blocked", "x/a y/b SCTP/81 blocked"] {
+        for text in
+            ["x/a y/b TCP/80 allowed", "x/a node:2 UDP/53 blocked", "x/a y/b SCTP/81 blocked", "x/a y/b ICMP/8 allowed"]
+        {
             assert_eq!(text.parse::<Row>().unwrap().to_string(), text);
         }
         for (text, said) in [

@@ -13,6 +13,7 @@ use nix::poll::PollFlags;
 use socket2::{Domain, Socket, Type};
 
 use super::Target;
+use super::icmp::Question;
 use super::sctp::{self, Chunk, Packet};
 
 /// A transport.
@@ -24,6 +25,8 @@ pub enum Protocol {
     Udp,
     /// Answered when an INIT is acknowledged; by raw sockets, see [`sctp`].
     Sctp,
+    /// Answered when the reply comes back; the port is the type, see [`icmp`](super::icmp).
+    Icmp,
 }
 
 impl fmt::Display for Protocol {
@@ -32,6 +35,7 @@ impl fmt::Display for Protocol {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
             Self::Sctp => "sctp",
+            Self::Icmp => "icmp",
         })
     }
 }
@@ -44,7 +48,8 @@ impl FromStr for Protocol {
             "tcp" => Self::Tcp,
             "udp" => Self::Udp,
             "sctp" => Self::Sctp,
-            _ => bail!("`{text}` is none of tcp, udp, sctp"),
+            "icmp" => Self::Icmp,
+            _ => bail!("`{text}` is none of tcp, udp, sctp, icmp"),
         })
     }
 }
@@ -75,6 +80,7 @@ enum State {
     Tcp(TcpStream),
     Udp(UdpSocket),
     Sctp(Init),
+    Icmp(Question),
     Failed(Verdict),
 }
 
@@ -100,6 +106,7 @@ impl Attempt {
             Protocol::Tcp => connecting(to.address, port).map(State::Tcp),
             Protocol::Udp => sent(to.address, port).map(State::Udp),
             Protocol::Sctp => Init::send(to.address, port).map(State::Sctp),
+            Protocol::Icmp => Question::send(to.address).map(State::Icmp),
         };
         let state = begun.unwrap_or_else(|error| State::Failed(judge(&error)));
         Self { start, state }
@@ -124,6 +131,10 @@ impl Attempt {
                 Err(error) => Some(judge(&error)),
             },
             State::Sctp(init) => init.look(),
+            State::Icmp(question) => match question.look() {
+                Ok(answered) => answered.then_some(Verdict::Answered),
+                Err(error) => Some(judge(&error)),
+            },
         }
     }
 
@@ -134,6 +145,7 @@ impl Attempt {
             State::Tcp(stream) => Some((stream.as_fd(), PollFlags::POLLOUT)),
             State::Udp(socket) => Some((socket.as_fd(), PollFlags::POLLIN)),
             State::Sctp(init) => Some((init.socket.as_fd(), PollFlags::POLLIN)),
+            State::Icmp(question) => Some((question.as_fd(), PollFlags::POLLIN)),
         }
     }
 }

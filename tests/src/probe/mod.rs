@@ -2,11 +2,13 @@
 //! which it was made, so a thread of this process enters the pod's namespace and opens it there.
 //!
 //! [`attempt`] is one question, [`ask`] a whole table at once, [`asker`] many tables from one thread, [`knock`] the same question again and again with
-//! exact times, [`flow`] one long connection. [`serve`] is the other side: who answers. [`sctp`] speaks that protocol where the kernel does not.
+//! exact times, [`flow`] one long connection. [`serve`] is the other side: who answers. [`sctp`] speaks that protocol where the kernel does not;
+//! [`icmp`] asks what any kernel answers.
 
 pub mod asker;
 pub mod attempt;
 pub mod flow;
+pub mod icmp;
 pub mod knock;
 pub mod sctp;
 pub mod serve;

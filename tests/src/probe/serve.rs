@@ -47,7 +47,7 @@ impl Ports {
                     self.tcp.push(socket.into());
                 }
                 Protocol::Udp => self.udp.push(bound(address, Type::DGRAM)?.into()),
-                Protocol::Sctp => {}
+                Protocol::Sctp | Protocol::Icmp => {}
             }
         }
         if !self.served.is_empty() {
