@@ -23,6 +23,8 @@ pub struct Call {
     pub arguments: String,
     /// The network configuration.
     pub config: Value,
+    /// `TRACEPARENT`; empty: not set.
+    pub traceparent: String,
 }
 
 /// What the plugin has answered.
@@ -45,7 +47,13 @@ impl Call {
             "cniVersion": "1.1.0", "name": NETWORK, "type": "margay", "ipam": {"type": "calico-ipam"},
             "margay": {"socket": socket},
         });
-        Ok(Self { container: container.to_owned(), netns: netns.to_owned(), arguments, config })
+        Ok(Self {
+            container: container.to_owned(),
+            netns: netns.to_owned(),
+            arguments,
+            config,
+            traceparent: String::new(),
+        })
     }
 
     /// Runs the plugin.
@@ -60,6 +68,7 @@ impl Call {
                 ("CNI_PATH", "/opt/cni/bin"),
                 ("CNI_ARGS", &self.arguments),
             ])
+            .envs((!self.traceparent.is_empty()).then_some(("TRACEPARENT", &self.traceparent)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;

@@ -44,6 +44,7 @@ pub struct Span {
 /// Spans that were received, and the server that receives them.
 #[derive(Debug)]
 pub struct Collector {
+    address: SocketAddr,
     spans: Arc<Mutex<Vec<Span>>>,
 }
 
@@ -57,6 +58,7 @@ impl Collector {
             TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))
         })?;
         listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
         let spans = Arc::new(Mutex::new(Vec::new()));
         let receiver = Receiver(spans.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -69,7 +71,18 @@ impl Collector {
                 anyhow::Ok(())
             })
         });
-        Ok(Self { spans })
+        Ok(Self { address, spans })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What has come of a trace.
+    pub fn of(&self, trace: &[u8]) -> Vec<Span> {
+        let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        spans.iter().filter(|span| span.trace == trace).cloned().collect()
     }
 
     /// Waits for a trace whose root did `name`, carries the attribute, and began after `since`, until the program `last` has reported so many

@@ -1,19 +1,23 @@
 //! The agent's CNI service behind the real plugin, in namespaces: what ADD gives, DEL, CHECK, STATUS and GC do with it, and that a failed ADD leaves nothing behind.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use margay_api::endpoint::{EndpointKey, interface_name};
 use margay_proto::cni::code;
+use margay_runtime::telemetry::{self, Format};
 use margay_tests::cluster::process::wait_for;
 use margay_tests::lab::fabric::Topology;
 use margay_tests::lab::node::Node;
 use margay_tests::lab::{Lab, Options, PATIENCE};
 use margay_tests::namespace::Namespace;
 use margay_tests::plugin::{Answer, Call, NETWORK};
+use margay_tests::trace::{Collector, Span};
 use serde_json::{Value, json};
 
 const NODE: &str = "n1";
@@ -365,4 +369,48 @@ fn a_pool_that_is_full_says_so() -> Result<()> {
     sandboxes.pop().context("a pod")?.del()?;
     waiting.add()?;
     Ok(())
+}
+
+/// A runtime that traces says so in the plugin's environment: what the agent does for the call belongs to that trace, below the runtime's own span.
+#[test]
+fn an_add_continues_the_trace_of_its_caller() -> Result<()> {
+    let (trace, parent) = ([0x4b; 16], [0x00, 0xf0, 0x67, 0xaa, 0x0b, 0xa9, 0x02, 0xb7]);
+    let collector = Collector::start(Path::new("/proc/self/ns/net"), (Ipv4Addr::LOCALHOST, 0).into())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    // For the whole process: the calls of other tests are exported too, with traces of their own.
+    let settings = telemetry::Settings {
+        format: Format::Text,
+        service: "margay-node".to_owned(),
+        endpoint: Some(format!("http://{}", collector.address())),
+        certificate: None,
+        timeout: Duration::from_secs(5),
+        attributes: Vec::new(),
+    };
+    let exporting = runtime.block_on(async { telemetry::start(&settings, "off") })?;
+    let lab = mk_lab(usual())?;
+    let traceparent = format!("00-{}-{}-01", hex(&trace), hex(&parent));
+    for (pod, traceparent) in [("a", traceparent.as_str()), ("b", ""), ("c", "00-not-a-parent-01")] {
+        schedule(&lab, pod)?;
+        let mut sandbox = Sandbox::new(&lab, pod, pod)?;
+        sandbox.call.traceparent = traceparent.to_owned();
+        sandbox.add().with_context(|| format!("TRACEPARENT={traceparent:?}"))?;
+    }
+    // The agent's own part ends, and leaves, after the plugin has its answer.
+    let call = || collector.of(&trace).into_iter().find(|span| span.name == "cni");
+    wait_for(PATIENCE, || format!("the collector has {:?}", collector.of(&trace)), || call().is_some())?;
+    runtime.block_on(exporting.shutdown());
+    let (call, spans) = (call().context("a call")?, collector.of(&trace));
+    ensure!(call.parent == parent && call.service == "margay-node", "{call:?}");
+    let below: BTreeSet<&str> =
+        spans.iter().filter(|span| span.parent == call.id).map(|span| span.name.as_str()).collect();
+    for wanted in ["ipam.assign", "link.create", "link.configure", "policy.attach"] {
+        ensure!(below.contains(wanted), "no {wanted} below the call: {spans:?}");
+    }
+    let calls: Vec<&Span> = spans.iter().filter(|span| span.name == "cni").collect();
+    ensure!(calls.len() == 1, "calls without parent, or with one that is none, have traces of their own: {calls:?}");
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
