@@ -1,4 +1,4 @@
-//! Times of the nftables engine against a real kernel, in a network namespace of its own (needs root):
+//! Times of chains in the nftables engine against a real kernel, in a network namespace of its own (needs root; sets are in `make bench`):
 //! `cargo run -p margay-node --example nft_bench`.
 //!
 //! Anchors are the figures of the same operations by other means: a raw netlink program in C, and Felix, which starts
@@ -8,27 +8,12 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use margay_node::nft::{
-    Chain, ChainName, FieldType, Match, Rule, Ruleset, Selector, Set, SetKind, SetName, Socket, TableName, Transaction,
-    diff,
-};
+use margay_node::nft::{Chain, ChainName, Match, Rule, Ruleset, Selector, Socket, TableName, Transaction, diff};
 use nix::sched::{CloneFlags, unshare};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     unshare(CloneFlags::CLONE_NEWNET)?;
     println!("{:<58} {:>10} {:>10}   anchors", "operation", "p50", "p99");
-    for size in [1_000, 10_000, 100_000] {
-        let anchor = match size {
-            1_000 => "raw C 4.8 us, nft program 16.6 ms",
-            10_000 => "raw C 6.3 us, nft program 68 ms, Felix 9 to 22 ms",
-            _ => "raw C 4.8 us, nft program 2580 ms",
-        };
-        report(&format!("one member, set of {size}"), anchor, member(&SetKind::of(FieldType::Ipv4), size, 2_000)?);
-    }
-    for (size, anchor) in [(1_000, "raw C 34 us, nft program 19.9 ms"), (10_000, "raw C 241 us, nft program 103 ms")] {
-        let kind = SetKind::of(FieldType::Ipv4).with_intervals();
-        report(&format!("one member, interval set of {size}"), anchor, member(&kind, size, 500)?);
-    }
     for (chains, anchor) in [
         (100, "raw C 127 us, nft program 16.5 ms"),
         (500, "raw C 182 us, nft program 25.8 ms"),
@@ -41,32 +26,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         report(&format!("read back {chains} chains of 10 rules"), anchor, list);
     }
     Ok(())
-}
-
-/// Adding and removing one member, each change built, encoded and committed.
-fn member(kind: &SetKind, size: u32, rounds: u32) -> Result<Vec<Duration>, Box<dyn std::error::Error>> {
-    let name = SetName::new("members-1")?;
-    // Every other address, so that ranges stay apart.
-    let address = |number: u32| Ipv4Addr::from_bits(0x0a00_0000 + number * 2);
-    let mut ruleset = Ruleset::new(TableName::new("bench-1")?);
-    ruleset.put_set(name.clone(), Set::members(kind.clone(), (0..size).map(address)));
-    let mut socket = Socket::open()?;
-    socket.exec(&Transaction::replace(&ruleset))?;
-    let mut times = Vec::new();
-    for round in 0..rounds {
-        let start = Instant::now();
-        let one = Set::members(kind.clone(), [address(size + round / 2)]);
-        let mut transaction = Transaction::new(ruleset.table.clone());
-        if round % 2 == 0 {
-            transaction.add_elements(&name, one);
-        } else {
-            transaction.delete_elements(&name, one);
-        }
-        socket.exec(&transaction)?;
-        times.push(start.elapsed());
-    }
-    socket.exec(&Transaction::remove(ruleset.table))?;
-    Ok(times)
 }
 
 /// Rewriting a chain, finding that by comparison, and reading everything back.

@@ -2,7 +2,7 @@
 //!
 //! That a packet did not pass is known without waiting: a later packet on a way that is always open has arrived.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -293,6 +293,28 @@ async fn packets_obey_members_rules_and_passes() -> Result<()> {
     .await?;
     ensure!(node.passes(1, 2, WEB)?, "a rule that passes, to a profile that allows");
     ensure!(!node.passes(0, 2, WEB)?, "the end of the tier");
+    Ok(())
+}
+
+/// A hundred thousand addresses and a thousand ranges: they are loaded, they decide, and one more of them is one more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_set_is_loaded_and_decides() -> Result<()> {
+    let mut node = mk_node().await?;
+    let address = |number: u32| Member::Net(IpNet::from(IpAddr::V4(Ipv4Addr::from_bits(0x0b00_0000 + number))));
+    let range =
+        |number: u32| Member::Net(IpNet::new_assert(Ipv4Addr::from_bits(0x0c00_0000 + number * 512).into(), 24));
+    let friend = Member::Net(IpNet::from(IpAddr::V4(node.pods[0].address)));
+    let members: BTreeSet<Member> =
+        (0..100_000).map(address).chain((0..1000).map(range)).chain([friend.clone()]).collect();
+    node.put(RecordId::IpSet(friends()), Record::IpSet(IpSetRecord { kind: SetKind::Net, members })).await?;
+    ensure!(node.passes(0, 2, WEB)? && !node.passes(1, 2, WEB)?, "one pod is among them, the other is not");
+    let around = Member::Net("10.244.1.2/31".parse()?);
+    let delta = MemberDelta { added: [around.clone()].into(), removed: [friend].into() };
+    node.tell(vec![Change::Members(friends(), SetKind::Net, delta)], Vec::new()).await?;
+    ensure!(!node.passes(0, 2, WEB)? && node.passes(1, 2, WEB)?, "an address less, a range more");
+    let delta = MemberDelta { added: [].into(), removed: [around].into() };
+    node.tell(vec![Change::Members(friends(), SetKind::Net, delta)], Vec::new()).await?;
+    ensure!(!node.passes(1, 2, WEB)?, "and that range less");
     Ok(())
 }
 

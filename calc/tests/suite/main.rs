@@ -4,6 +4,7 @@ mod containment;
 mod converge;
 mod golden;
 mod hosts;
+mod large;
 mod naive;
 mod naive_host;
 mod notation;

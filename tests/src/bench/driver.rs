@@ -1,4 +1,4 @@
-//! One member of a set, in the driver alone: built, encoded and committed, in a network namespace of its own.
+//! Sets in the driver alone, built, encoded and committed in a network namespace of their own: a whole one, and one member of it.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -10,33 +10,57 @@ use super::Bench;
 use crate::demo::flips::Quantiles;
 use crate::namespace::Namespace;
 
-/// Changes of each size.
-const ROUNDS: u32 = 2_000;
+/// A kind of set, and how often one member is changed.
+struct Kind {
+    name: &'static str,
+    kind: fn() -> SetKind,
+    rounds: u32,
+}
 
-/// Sets of three sizes.
+const ADDRESSES: Kind = Kind { name: "member", kind: || SetKind::of(FieldType::Ipv4), rounds: 2_000 };
+/// The kernel keeps ranges in a tree that it cleans up with each change.
+const RANGES: Kind = Kind { name: "range", kind: || SetKind::of(FieldType::Ipv4).with_intervals(), rounds: 500 };
+
+/// What is measured: the kind, the size, and the end of the figure's key.
+const SIZES: [(Kind, u32, &str); 5] = [
+    (ADDRESSES, 1_000, "1k"),
+    (ADDRESSES, 10_000, "10k"),
+    (ADDRESSES, 100_000, "100k"),
+    (RANGES, 1_000, "1k"),
+    (RANGES, 10_000, "10k"),
+];
+
+/// Sets of either kind and of several sizes.
 pub fn run(bench: &mut Bench) -> Result<()> {
     let namespace = Namespace::new()?;
-    for (size, key) in [(1_000, "1k"), (10_000, "10k"), (100_000, "100k")] {
-        let times = Quantiles::new(namespace.run(|| member(size))?);
+    for (kind, size, key) in SIZES {
+        let (load, changes) = namespace.run(|| set(&kind, size))?;
+        let times = Quantiles::new(changes);
         let us = |part: f64| times.at(part).as_secs_f64() * 1e6;
-        bench.sheet.put(&format!("driver.member.{key}"), us(0.5), format!("p99 {:.1} us", us(0.99)))?;
+        let note = format!("p99 {:.1} us, loaded in {:.1} ms", us(0.99), load.as_secs_f64() * 1e3);
+        bench.sheet.put(&format!("driver.{}.{key}", kind.name), us(0.5), note)?;
+        if (kind.name, key) == ("member", "100k") {
+            bench.sheet.put("driver.load.100k", load.as_secs_f64() * 1e3, String::new())?;
+        }
     }
     Ok(())
 }
 
-/// Adds and removes one member again and again.
-fn member(size: u32) -> Result<Vec<Duration>> {
-    let kind = SetKind::of(FieldType::Ipv4);
+/// Loads a set, then adds and removes one member again and again.
+fn set(Kind { name: _, kind, rounds }: &Kind, size: u32) -> Result<(Duration, Vec<Duration>)> {
     let name = SetName::new("members-1")?;
-    let address = |number: u32| Ipv4Addr::from_bits(0x0a00_0000 + number);
-    let mut ruleset = Ruleset::new(TableName::new("bench-1")?);
-    ruleset.put_set(name.clone(), Set::members(kind.clone(), (0..size).map(address)));
+    // Every other address, so that ranges stay apart.
+    let address = |number: u32| Ipv4Addr::from_bits(0x0a00_0000 + number * 2);
     let mut socket = Socket::open()?;
+    let begin = Instant::now();
+    let mut ruleset = Ruleset::new(TableName::new("bench-1")?);
+    ruleset.put_set(name.clone(), Set::members(kind(), (0..size).map(address)));
     socket.exec(&Transaction::replace(&ruleset))?;
+    let load = begin.elapsed();
     let mut times = Vec::new();
-    for round in 0..ROUNDS {
+    for round in 0..*rounds {
         let begin = Instant::now();
-        let one = Set::members(kind.clone(), [address(size + round / 2)]);
+        let one = Set::members(kind(), [address(size + round / 2)]);
         let mut transaction = Transaction::new(ruleset.table.clone());
         if round % 2 == 0 {
             transaction.add_elements(&name, one);
@@ -46,5 +70,6 @@ fn member(size: u32) -> Result<Vec<Duration>> {
         socket.exec(&transaction)?;
         times.push(begin.elapsed());
     }
-    Ok(times)
+    socket.exec(&Transaction::remove(ruleset.table))?;
+    Ok((load, times))
 }

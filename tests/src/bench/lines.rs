@@ -7,6 +7,7 @@ use super::figure::Line;
 
 const CALICO: &str = "Calico";
 const FELIX: &str = "Felix's driver";
+const NFT: &str = "the nft program";
 
 const fn line(
     key: &'static str,
@@ -100,5 +101,20 @@ pub const LINES: &[Line] = &[
         "us",
         Some((22_000.0, FELIX)),
         most(1000.0),
+    ),
+    line("driver.load.100k", "a set of 100,000 built, encoded and committed", "ms", None, None),
+    line(
+        "driver.range.1k",
+        "one range of an interval set of 1000 in the driver, p50",
+        "us",
+        Some((19_900.0, NFT)),
+        None,
+    ),
+    line(
+        "driver.range.10k",
+        "one range of an interval set of 10,000 in the driver, p50",
+        "us",
+        Some((103_000.0, NFT)),
+        None,
     ),
 ];

@@ -1,5 +1,7 @@
 //! The compiled table decides as the records say, and following changes ends in the table that a fresh compiler wants.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use expect_test::expect_file;
 use margay_api::endpoint::interface_name;
 use margay_api::network::{Encapsulation, FelixSettings, NodeInfo};
@@ -488,4 +490,31 @@ fn a_packet_crosses_few_rules_under_a_thousand() {
         let other = Packet { source: mk_address("10.1.0.1"), ..packet };
         assert_eq!(simulate::run(&ruleset, Hook::Forward, &other).passed, !own_ports, "the ports of another rule");
     }
+}
+
+/// Addresses go to a hash set and ranges to one of intervals; a change of either is that element, however many there are.
+#[test]
+fn a_member_of_a_large_set_costs_one_element() {
+    let set = SetId("s:0".to_owned());
+    let single = |number: u32| Member::Net(IpAddr::from(Ipv4Addr::from_bits(0x0b00_0000 + number)).into());
+    let range = |number: u32| Member::Net(mk_net(&format!("12.{}.{}.0/24", number / 256, number % 256)));
+    let mut records = mk_crowded(1, |_| 80);
+    let mut members: BTreeSet<Member> = (0..100_000).map(single).chain((0..1000).map(range)).collect();
+    let record =
+        |members: &BTreeSet<Member>| Record::IpSet(IpSetRecord { kind: MemberKind::Net, members: members.clone() });
+    records.insert(RecordId::IpSet(set.clone()), record(&members));
+    let mut compiler = fresh(&records, &[0, 1]);
+    let sizes: Vec<usize> = compiler.ruleset(&records).sets.values().map(|set| set.elements.len()).collect();
+    assert!(sizes.contains(&100_000) && sizes.contains(&1000), "{sizes:?}");
+    for (gone, new) in [(single(7), single(100_000)), (range(7), range(1000))] {
+        members.remove(&gone);
+        members.insert(new.clone());
+        records.insert(RecordId::IpSet(set.clone()), record(&members));
+        let delta = MemberDelta { added: BTreeSet::from([new]), removed: BTreeSet::from([gone]) };
+        let dirty = Dirty { records: BTreeSet::new(), members: BTreeMap::from([(set.clone(), delta)]) };
+        let transaction = compiler.apply(&records, &dirty);
+        assert_eq!(transaction.ops().len(), 2, "one goes, one comes:\n{transaction}");
+        assert!(transaction.to_string().len() < 400, "and no other is named:\n{transaction}");
+    }
+    assert_eq!(compiler.ruleset(&records), fresh(&records, &[0, 1]).ruleset(&records), "as if it had always been so");
 }
