@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 
 use margay_api::endpoint::EndpointKey;
+use margay_api::network::NodeInfo;
 use margay_api::rule::{Action, Protocol};
-use margay_calc::evaluate::{Direction, Packet, Records, evaluate};
+use margay_calc::evaluate::{Direction, HostStage, Packet, Records, Step, evaluate, evaluate_host};
 use margay_calc::graph::Graph;
-use margay_calc::model::{Record, RecordId};
+use margay_calc::model::{HostInterfaces, Record, RecordId};
 use margay_calc::text;
 use margay_proto::debug::{ExplainRequest, ExplainResponse, Party, party};
 use tonic::Status;
@@ -20,7 +21,16 @@ const PING: (u8, u8) = (8, 0);
 struct End {
     /// The pod, when it is one.
     pod: Option<EndpointKey>,
+    /// Host endpoints of the node, when it is one.
+    hosts: Vec<Host>,
     addresses: Vec<IpAddr>,
+}
+
+/// A host endpoint of a node.
+struct Host {
+    name: String,
+    /// Whether the packet passes it for certain. Which interface has an address is known to the node alone.
+    is_certain: bool,
 }
 
 /// Follows a packet through the policies of both of its ends.
@@ -40,7 +50,14 @@ fn follow(records: &impl Records, from: &End, to: &End, packet: &Packet) -> (Str
     let mut steps = Vec::new();
     for (end, direction, name) in [(from, Direction::Egress, "egress"), (to, Direction::Ingress, "ingress")] {
         let Some(pod) = &end.pod else {
-            steps.push(format!("{name}: not a pod, so no policy of a pod applies"));
+            if end.hosts.is_empty() {
+                steps.push(format!("{name}: neither a pod nor a node with host endpoints, so no policy applies"));
+            }
+            for host in &end.hosts {
+                let (may_pass, lines) = at_host(records, host, direction, packet);
+                allowed &= may_pass || !host.is_certain;
+                steps.extend(lines.into_iter().map(|line| format!("{name} at {line}")));
+            }
             continue;
         };
         let verdict = evaluate(records, pod, direction, packet);
@@ -49,6 +66,24 @@ fn follow(records: &impl Records, from: &End, to: &End, packet: &Packet) -> (Str
         steps.extend(lines.lines().map(|line| format!("{name} of {pod}: {line}")));
     }
     (if allowed { "allow" } else { "deny" }.to_owned(), steps)
+}
+
+/// Whether a packet of the host itself passes a host endpoint, and what led to it.
+fn at_host(records: &impl Records, host: &Host, direction: Direction, packet: &Packet) -> (bool, Vec<String>) {
+    let certainty = if host.is_certain { "" } else { ", if it is this one's interface" };
+    let mut lines = Vec::new();
+    for stage in [HostStage::Untracked, HostStage::PreDnat, HostStage::Normal] {
+        let verdict = evaluate_host(records, &host.name, stage, direction, packet);
+        if verdict.trace != [Step::Unmatched(Action::Pass)] {
+            let steps = text::verdict(&verdict);
+            lines
+                .extend(steps.lines().map(|line| format!("host endpoint {}{certainty}: {stage:?}: {line}", host.name)));
+        }
+        if verdict.action != Action::Pass {
+            return (verdict.action == Action::Allow, lines);
+        }
+    }
+    (true, lines)
 }
 
 fn end(graph: &Graph, field: &str, party: Option<&Party>) -> Result<End, Status> {
@@ -70,24 +105,61 @@ fn pod(graph: &Graph, field: &str, name: &str) -> Result<End, Status> {
     };
     let key = EndpointKey::new(namespace, name);
     match graph.record(&RecordId::Endpoint(key.clone())).as_deref() {
-        Some(Record::Endpoint(endpoint)) => Ok(End { pod: Some(key), addresses: endpoint.addresses.clone() }),
+        Some(Record::Endpoint(endpoint)) => {
+            Ok(End { pod: Some(key), hosts: Vec::new(), addresses: endpoint.addresses.clone() })
+        }
         _ => Err(Status::not_found(format!(
             "{field}.pod: there is no endpoint {key}; ListRecords with kind endpoint shows all"
         ))),
     }
 }
 
-/// Who has the address, if it is a pod.
+/// Who has the address, if it is a pod or a node.
 fn of_address(graph: &Graph, address: IpAddr) -> End {
     let ids = crate::debug::all_ids(graph);
-    let pod = ids.into_iter().find_map(|id| match id {
+    let pod = ids.iter().find_map(|id| match id {
         RecordId::Endpoint(key) => match graph.record(&RecordId::Endpoint(key.clone())).as_deref() {
-            Some(Record::Endpoint(endpoint)) if endpoint.addresses.contains(&address) => Some(key),
+            Some(Record::Endpoint(endpoint)) if endpoint.addresses.contains(&address) => Some(key.clone()),
             _ => None,
         },
         _ => None,
     });
-    End { pod, addresses: vec![address] }
+    let node = ids.iter().find_map(|id| match (id, graph.record(id).as_deref()) {
+        (RecordId::Node(name), Some(Record::Node(node))) if has(node, address) => Some(name.as_str()),
+        _ => None,
+    });
+    let hosts = node.filter(|_| pod.is_none()).map(|node| hosts(graph, node, address)).unwrap_or_default();
+    End { pod, hosts, addresses: vec![address] }
+}
+
+fn has(node: &NodeInfo, address: IpAddr) -> bool {
+    let own = [node.ipv4.map(|net| net.addr().into()), node.ipv6.map(|net| net.addr().into())];
+    let tunnels = [node.vtep.map(|vtep| vtep.address.into()), node.vtep6.map(|vtep| vtep.address.into())];
+    own.into_iter().chain(tunnels).flatten().any(|known: IpAddr| known == address)
+}
+
+/// Host endpoints of a node, those that have the address alone if there are any.
+fn hosts(graph: &Graph, node: &str, address: IpAddr) -> Vec<Host> {
+    let (mut with_address, mut all, mut others) = (Vec::new(), Vec::new(), 0);
+    for (id, _) in graph.view(node).host_endpoints() {
+        let record = graph.record(&id);
+        let (RecordId::HostEndpoint(name), Some(Record::HostEndpoint(host))) = (&id, record.as_deref()) else {
+            continue;
+        };
+        match &host.interfaces {
+            HostInterfaces::WithAddress(addresses) if addresses.contains(&address) => {
+                with_address.push(Host { name: name.clone(), is_certain: true });
+            }
+            HostInterfaces::WithAddress(_) => others += 1,
+            HostInterfaces::All | HostInterfaces::Named(_) => all.push((name.clone(), host.interfaces.clone())),
+        }
+    }
+    let is_alone = all.len() + others == 1;
+    let all = all.into_iter().map(|(name, interfaces)| {
+        let is_certain = is_alone && interfaces == HostInterfaces::All;
+        Host { name, is_certain }
+    });
+    if with_address.is_empty() { all.collect() } else { with_address }
 }
 
 fn packet(from: &End, to: &End, question: &ExplainRequest) -> Result<Packet, Status> {

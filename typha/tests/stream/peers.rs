@@ -65,6 +65,11 @@ pub fn address_of(number: u16) -> IpAddr {
     Ipv4Addr::new(10, 0, high, low).into()
 }
 
+/// An object that means this.
+pub fn mk_object(name: &str, update: Update) -> Observed {
+    Observed { key: key(name), uid: String::new(), meaning: Ok(Some(update)), problems: Vec::new() }
+}
+
 /// A pod with one address.
 pub fn mk_pod(name: &str, node: &str, address: u16) -> Observed {
     let key = key(name);
@@ -222,17 +227,11 @@ impl Typha {
         let policy_key =
             PolicyKey { kind: PolicyKind::GlobalNetworkPolicy, namespace: String::new(), name: "all".to_owned() };
         let tier = Tier { order: Order(None), default_action: Action::Deny };
-        let object = |name: &str, update: Update| Observed {
-            key: key(name),
-            uid: String::new(),
-            meaning: Ok(Some(update)),
-            problems: Vec::new(),
-        };
         let namespace = Update::Namespace("ns".to_owned(), Some(Labels::new()));
         self.observe(vec![
-            object("namespace", namespace),
-            object("tier", Update::Tier("default".to_owned(), Some(tier))),
-            object("policy", Update::Policy(policy_key, Some(policy))),
+            mk_object("namespace", namespace),
+            mk_object("tier", Update::Tier("default".to_owned(), Some(tier))),
+            mk_object("policy", Update::Policy(policy_key, Some(policy))),
         ])
         .await;
     }

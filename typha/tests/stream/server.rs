@@ -3,7 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use margay_api::endpoint::{HostEndpoint, HostInterface, Profile};
+use margay_api::meta::Labels;
+use margay_api::network::NodeInfo;
 use margay_calc::model::RecordId;
+use margay_calc::update::Update;
 use margay_proto::debug::debug_client::DebugClient;
 use margay_proto::debug::{
     ExplainRequest, GetRecordRequest, ListNodesRequest, ListRecordsRequest, NodeStatus, Party, ViewRequest, party,
@@ -316,6 +320,48 @@ async fn readers_ask_why() {
         assert_eq!(code, Code::InvalidArgument);
         assert!(words.starts_with(named), "{words}");
     }
+}
+
+#[tokio::test]
+async fn explain_follows_a_packet_through_host_endpoints() {
+    let typha = Typha::start().await;
+    let host = |name: &str, interface: HostInterface, profiles: Vec<Profile>| HostEndpoint {
+        node: "n1".to_owned(),
+        labels: Labels::from([("name".to_owned(), name.to_owned())]),
+        interface,
+        addresses: vec!["192.0.2.7".parse().expect("an address")],
+        ports: Vec::new(),
+        profiles,
+    };
+    let told =
+        |name: &str, host: HostEndpoint| peers::mk_object(name, Update::HostEndpoint(name.to_owned(), Some(host)));
+    let node = NodeInfo { ipv4: Some("192.0.2.1/24".parse().expect("an address")), ..NodeInfo::default() };
+    typha
+        .observe(vec![
+            peers::mk_object("node", Update::Node("n1".to_owned(), Some(node))),
+            told("closed", host("closed", HostInterface::All, vec![])),
+        ])
+        .await;
+    let reader = typha.channel(&typha.authority, "margay:reader", "margay:readers").await;
+    let debug = DebugClient::new(reader.expect("our CA"));
+    let address = |text: &str| Some(Party { party: Some(party::Party::Address(text.to_owned())) });
+    let ask = async |to: &str, port: u32| {
+        let question = ExplainRequest { from: address("198.51.100.1"), to: address(to), protocol: String::new(), port };
+        debug.clone().explain(question).await.expect("an answer").into_inner()
+    };
+    let closed = ask("192.0.2.1", 80).await;
+    assert_eq!(closed.verdict, "deny", "{closed:?}");
+    assert!(
+        closed.steps.iter().any(|step| step.contains("host endpoint closed: Normal: no tier decided")),
+        "{closed:?}"
+    );
+    assert_eq!(ask("192.0.2.1", 22).await.verdict, "allow", "a failsafe port");
+    assert_eq!(ask("192.0.2.9", 80).await.verdict, "allow", "nobody's address");
+    // Of two, which one it is cannot be told from here; the one that names the address can.
+    typha.observe(vec![told("open", host("open", HostInterface::ByAddress, vec![Profile::Allow]))]).await;
+    let unsure = ask("192.0.2.1", 80).await;
+    assert_eq!(unsure.verdict, "allow", "{unsure:?}");
+    assert!(unsure.steps.iter().any(|step| step.contains("host endpoint closed, if it is")), "{unsure:?}");
 }
 
 #[tokio::test]
