@@ -310,3 +310,44 @@ flush
         "#]],
     );
 }
+
+/// See [`margay_calc::digest`]: nodes and servers of different versions compare these.
+#[test]
+fn digests_are_fixed() {
+    check(
+        "
+tier default 1000000 deny
+host a n1 * 192.0.2.1 role=edge profile:allow
+host b n1 eth0 - role=edge
+host c n1 - 192.0.2.1,fd00::1
+policy GlobalNetworkPolicy /own default 10 in,out role == 'edge'
+policy GlobalNetworkPolicy /through default 20 in,forward role == 'edge'
+policy GlobalNetworkPolicy /early default 30 in,prednat role == 'edge'
+policy GlobalNetworkPolicy /raw default 40 in,untracked role == 'edge'
+flush
+digests n1
+",
+        expect![[r#"
+            > flush
+            settings gained by all
+            policy GlobalNetworkPolicy early gained by n1
+            policy GlobalNetworkPolicy own gained by n1
+            policy GlobalNetworkPolicy raw gained by n1
+            policy GlobalNetworkPolicy through gained by n1
+            host-endpoint a gained by n1
+            host-endpoint b gained by n1
+            host-endpoint c gained by n1
+
+            > digests n1
+            00053078af783ab5   3 settings
+            7667deb613273f49 226 policy GlobalNetworkPolicy early
+            4f1de6ed0ea4c537 202 policy GlobalNetworkPolicy own
+            de06a46ccc9cc7ae  84 policy GlobalNetworkPolicy raw
+            0cb30f93fbcab4b6 131 policy GlobalNetworkPolicy through
+            a897c01fda4724bb 106 host-endpoint a
+            71eb1a13cf7301de 198 host-endpoint b
+            60344828f9ad77e0 104 host-endpoint c
+
+        "#]],
+    );
+}
