@@ -78,6 +78,9 @@ fn schemas_are_structural_and_small() {
             for key in ["anyOf", "oneOf", "$ref"] {
                 assert!(schema.get(key).is_none(), "{path} has {key}");
             }
+            // The API server refuses a definition whose default breaks its own pattern.
+            let is_bounded = schema.get("pattern").or(schema.get("enum")).is_some();
+            assert!(schema["default"] != "" || !is_bounded, "{path} is empty by default, which it may not be");
             let may_be_null = path.ends_with(".allocations[]");
             assert_eq!(schema["nullable"] == true, may_be_null, "{path}");
         });

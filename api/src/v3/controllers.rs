@@ -68,7 +68,6 @@ pub struct AutoHostEndpointSpec {
 #[serde(rename_all = "camelCase")]
 pub struct HostEndpointTemplateSpec {
     /// What tells these from others: they are named NODE-GENERATENAME-auto-hep.
-    #[serde(default)]
     #[schemars(length(max = 253), extend("pattern" = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub generate_name: String,
     /// Only interfaces with an address of one of these ranges; without, those with any address of the node.
