@@ -25,6 +25,7 @@ pub fn all() -> Vec<CustomResourceDefinition> {
         v3::IPAMConfiguration::crd(),
         v3::IPAMHandle::crd(),
         v3::IPPool::crd(),
+        v3::IPReservation::crd(),
         v3::NetworkPolicy::crd(),
         v3::NetworkSet::crd(),
         v3::StagedGlobalNetworkPolicy::crd(),

@@ -199,5 +199,6 @@ async fn serve_pods(args: &Args, agent: AgentHandle, attachments: Attachments, n
         policy_timeout: Duration::from_secs(args.policy_setup_timeout_seconds),
         mtu: args.mtu,
     };
-    pods::serve(settings, client, agent, attachments, notices).await
+    let storage = pods::Storage { client, mode: args.api_group };
+    pods::serve(settings, storage, agent, attachments, notices).await
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use margay_api::rule::IpVersion;
+use margay_api::storage::Mode;
 
 use crate::net::plan::version_of;
 
@@ -41,6 +42,9 @@ pub struct Args {
     /// MTU of pods; 0 means that of the node's link less the overhead of the encapsulation in use.
     #[arg(long, env = "MARGAY_MTU", default_value_t = 0)]
     pub mtu: u32,
+    /// Storage of Calico's data: `projectcalico.org/v3` or `crd.projectcalico.org/v1`. The operator says which; an agent does not guess.
+    #[arg(long, env = "CALICO_API_GROUP", default_value_t = Mode::V3)]
+    pub api_group: Mode,
     /// Log filter, such as `margay_node=debug,info`.
     #[arg(long, env = "MARGAY_LOG", default_value = "info")]
     pub log: String,

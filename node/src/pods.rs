@@ -18,6 +18,7 @@ use margay_api::meta::{
 };
 use margay_api::network::{Mac, NodeInfo};
 use margay_api::rule::IpVersion;
+use margay_api::storage::Mode;
 use margay_calc::model::{Record, RecordId};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
@@ -31,7 +32,8 @@ use crate::cni::server;
 use crate::cni::service::{Parts, Service};
 use crate::config::NodeIps;
 use crate::ipam::addresses::NodeAddresses;
-use crate::ipam::allocator::{Allocator, BlockMap, Pools};
+use crate::ipam::allocator::{Allocator, BlockMap, Pools, Terms};
+use crate::ipam::limits;
 use crate::ipam::objects::Objects;
 use crate::ipam::pools;
 use crate::ipam::store::Store;
@@ -113,8 +115,18 @@ pub struct Ports<S, P, N> {
     pub store: Arc<S>,
     /// Makes the pools that a node with these labels may use.
     pub pools: P,
+    /// What bounds it.
+    pub limits: watch::Receiver<limits::Known>,
     /// Who is told of addresses after typha.
     pub announcer: N,
+}
+
+/// The API server, and which of the two storages it holds Calico's data in.
+pub struct Storage {
+    /// Connection.
+    pub client: Client,
+    /// Storage.
+    pub mode: Mode,
 }
 
 /// The pods' side at work.
@@ -129,15 +141,17 @@ pub struct Pods {
 /// Runs until the socket fails.
 pub async fn serve(
     settings: Settings,
-    client: Client,
+    storage: Storage,
     agent: AgentHandle,
     attachments: Attachments,
     notices: Notices,
 ) -> Result<()> {
+    let Storage { client, mode } = storage;
     let (node, own) = (settings.node.clone(), settings.addresses);
     let ports = Ports {
-        store: Arc::new(Objects::new(client.clone(), node.clone())),
-        pools: |labels| pools::watch(client.clone(), labels),
+        store: Arc::new(Objects::new(&client, mode, node.clone())),
+        pools: |labels| pools::watch(&client, mode, labels),
+        limits: limits::watch(&client, mode),
         announcer: Annotations::spawn(client.clone()),
     };
     let pods = start(settings, ports, agent, attachments, notices)?;
@@ -157,8 +171,8 @@ pub fn start<S: Store, N: Announcer>(
     let (blocks, blocks_seen) = watch::channel(BlockMap::default());
     let (labels, labels_seen) = watch::channel(Labels::default());
     let (mtu, mtu_seen) = watch::channel(pod_mtu(settings.mtu, underlay, &VERSIONS));
-    let pools = (ports.pools)(labels_seen);
-    let allocator = Allocator::spawn(settings.node.clone(), ports.store, blocks_seen, pools, now);
+    let terms = Terms { map: blocks_seen, pools: (ports.pools)(labels_seen), limits: ports.limits };
+    let allocator = Allocator::spawn(settings.node.clone(), ports.store, terms, now);
     let addresses = NodeAddresses::new(settings.node.clone(), allocator, now);
     let parts = Parts {
         enforcer: agent.clone(),

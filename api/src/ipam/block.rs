@@ -108,6 +108,11 @@ impl Block {
         self.spec.unallocated.len()
     }
 
+    /// Number of free addresses that are not reserved: how many [`Self::assign`] can give.
+    pub fn available(&self, is_reserved: impl Fn(IpAddr) -> bool) -> usize {
+        self.spec.unallocated.iter().filter(|ordinal| !is_reserved(self.address(**ordinal as usize))).count()
+    }
+
     /// Addresses under a handle, in order.
     pub fn of_handle(&self, handle: &str) -> Vec<IpAddr> {
         self.ordinals_of(handle).into_iter().map(|ordinal| self.address(ordinal)).collect()
@@ -327,6 +332,7 @@ mod tests {
                 }
                 let taken: usize = held.values().map(BTreeSet::len).sum();
                 prop_assert_eq!(block.free() + taken, 16);
+                prop_assert_eq!(block.available(|address| address == reserved) + taken, 15);
                 prop_assert_eq!(&Block::parse(block.spec().clone()), &Ok(block.clone()));
             }
         }

@@ -1,5 +1,6 @@
-//! IPAM as data: block arithmetic, names, and the order in which a node looks for a new block.
+//! IPAM as data: block arithmetic, names, what bounds it, and the order in which a node looks for a new block.
 
 pub mod block;
+pub mod limits;
 pub mod names;
 pub mod search;

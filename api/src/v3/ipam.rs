@@ -1,4 +1,4 @@
-//! IPAM's stored kinds: blocks, affinities, handles and the configuration. Field names and shapes are Calico's to the byte, because
+//! IPAM's stored kinds: blocks, affinities, handles, reservations and the configuration. Field names and shapes are Calico's to the byte, because
 //! `calicoctl` and an existing cluster read the same objects.
 
 use std::collections::BTreeMap;
@@ -56,6 +56,9 @@ pub struct AllocationAttribute {
     /// Node, namespace, pod, type, timestamp.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secondary: Option<BTreeMap<String, String>>,
+    /// Who else may come to use the address: where a virtual machine is about to move.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "alternateOwnerAttrs")]
+    pub alternate_owner_attrs: Option<BTreeMap<String, String>>,
     /// When it was released, while it waits out the cooldown.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "releasedAt")]
     pub released_at: Option<String>,
@@ -107,6 +110,23 @@ pub struct IPAMHandleSpec {
     /// First step of a deletion: readers treat the handle as gone.
     #[serde(default)]
     pub deleted: bool,
+}
+
+/// Addresses that are given to nobody who does not ask for them by name.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "projectcalico.org",
+    version = "v3",
+    kind = "IPReservation",
+    plural = "ipreservations",
+    singular = "ipreservation",
+    derive = "PartialEq"
+)]
+pub struct IPReservationSpec {
+    /// Addresses, and ranges of them.
+    #[serde(default, rename = "reservedCIDRs")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    pub reserved_cidrs: Vec<String>,
 }
 
 /// How addresses are handed out; the object `default`.

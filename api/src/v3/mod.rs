@@ -18,7 +18,7 @@ pub mod tier;
 pub use cluster::{ClusterInformation, FelixConfiguration};
 pub use controllers::KubeControllersConfiguration;
 pub use host::HostEndpoint;
-pub use ipam::{BlockAffinity, IPAMBlock, IPAMConfiguration, IPAMHandle};
+pub use ipam::{BlockAffinity, IPAMBlock, IPAMConfiguration, IPAMHandle, IPReservation};
 pub use netset::{GlobalNetworkSet, NetworkSet};
 pub use policy::{
     GlobalNetworkPolicy, NetworkPolicy, StagedGlobalNetworkPolicy, StagedKubernetesNetworkPolicy, StagedNetworkPolicy,

@@ -8,7 +8,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use margay_api::endpoint::{EndpointKey, interface_name};
-use margay_api::meta::ANNOTATION_POD_ADDRESSES;
+use margay_api::meta::{
+    ANNOTATION_POD_ADDRESSES, ANNOTATION_POD_ADDRESSES_NO_IPAM, ANNOTATION_POD_POOLS_V4, ANNOTATION_POD_POOLS_V6,
+};
 use margay_proto::cni::{self, code};
 use serde::Deserialize;
 
@@ -107,18 +109,6 @@ impl TryFrom<Written> for Switch {
     }
 }
 
-impl IpamConfig {
-    /// Whether pods need an IPv4 address, and whether an IPv6 one.
-    pub fn demands(&self) -> [Demand; 2] {
-        let demand = |switch: Option<Switch>, pools: &Vec<String>| match switch {
-            Some(Switch(false)) => Demand::Never,
-            None if pools.is_empty() => Demand::IfPooled,
-            Some(Switch(true)) | None => Demand::Always(pools.clone()),
-        };
-        [demand(self.assign_ipv4, &self.ipv4_pools), demand(self.assign_ipv6, &self.ipv6_pools)]
-    }
-}
-
 impl Config {
     /// Parses the configuration that came with a request.
     pub fn parse(text: &[u8]) -> Result<Self, Refusal> {
@@ -131,10 +121,38 @@ impl Config {
         serde_json::from_slice(text).map_err(wrong)
     }
 
+    /// Whether the pod needs an IPv4 address, and whether an IPv6 one. The pools that it names come before those of the network configuration.
+    pub fn demands(&self) -> Result<[Demand; 2], Refusal> {
+        let demand = |switch: Option<Switch>, annotation: &str, configured: &[String]| {
+            let named = self.annotation(annotation).map(|text| pools(annotation, text)).transpose()?;
+            let pools = named.unwrap_or_else(|| configured.to_vec());
+            Ok(match switch {
+                Some(Switch(false)) => Demand::Never,
+                None if pools.is_empty() => Demand::IfPooled,
+                Some(Switch(true)) | None => Demand::Always(pools),
+            })
+        };
+        let ipam = &self.ipam;
+        Ok([
+            demand(ipam.assign_ipv4, ANNOTATION_POD_POOLS_V4, &ipam.ipv4_pools)?,
+            demand(ipam.assign_ipv6, ANNOTATION_POD_POOLS_V6, &ipam.ipv6_pools)?,
+        ])
+    }
+
+    fn annotation(&self, name: &str) -> Option<&str> {
+        self.runtime.annotations.as_ref()?.get(name).map(String::as_str)
+    }
+
     /// The addresses that the pod's annotation names; none if it has no such annotation.
     pub fn requested(&self) -> Result<Vec<IpAddr>, Refusal> {
-        let annotation = self.runtime.annotations.as_ref().and_then(|all| all.get(ANNOTATION_POD_ADDRESSES));
-        let Some(text) = annotation else { return Ok(Vec::new()) };
+        if let Some(text) = self.annotation(ANNOTATION_POD_ADDRESSES_NO_IPAM) {
+            let text = format!(
+                "annotation {ANNOTATION_POD_ADDRESSES_NO_IPAM} is {text:?}: addresses that IPAM does not know of are not given, as nothing would keep \
+                 two pods from having the same; name an address of a pool with {ANNOTATION_POD_ADDRESSES}"
+            );
+            return Err(Refusal::new(code::DECODE, text));
+        }
+        let Some(text) = self.annotation(ANNOTATION_POD_ADDRESSES) else { return Ok(Vec::new()) };
         let addresses: Vec<IpAddr> = serde_json::from_str(text).unwrap_or_default();
         let ipv4 = addresses.iter().filter(|address| address.is_ipv4()).count();
         if addresses.is_empty() || ipv4 > 1 || addresses.len() - ipv4 > 1 {
@@ -144,6 +162,17 @@ impl Config {
         }
         Ok(addresses)
     }
+}
+
+/// Pools as an annotation names them.
+fn pools(annotation: &str, text: &str) -> Result<Vec<String>, Refusal> {
+    let named: Vec<String> = serde_json::from_str(text).unwrap_or_default();
+    if named.is_empty() || named.iter().any(String::is_empty) {
+        let rule = r#"a JSON list of names or ranges of IPPools, such as ["pool-a"]"#;
+        let text = format!("annotation {annotation} is {text:?}: must be {rule}; correct the pod or its namespace");
+        return Err(Refusal::new(code::DECODE, text));
+    }
+    Ok(named)
 }
 
 /// The identity in a request, checked: nothing but letters, digits and `_.-`, so that it can be a file name.
@@ -230,7 +259,7 @@ mod tests {
             (r#"{"ipam": {"ipv6_pools": ["six"]}}"#, [Demand::IfPooled, Demand::Always(vec!["six".to_owned()])]),
         ];
         for (text, wanted) in table {
-            assert_eq!(Config::parse(text.as_bytes()).expect("a configuration").ipam.demands(), wanted, "{text}");
+            assert_eq!(Config::parse(text.as_bytes()).expect("a configuration").demands(), Ok(wanted), "{text}");
         }
         let none = Config::parse(br#"{"runtimeConfig": {"io.kubernetes.cri.pod-annotations": null}}"#);
         assert_eq!(none.expect("a configuration").requested(), Ok(Vec::new()));
@@ -239,13 +268,37 @@ mod tests {
         assert!(refusal.msg.contains(r#""perhaps" has to be true or false"#), "{refusal}");
     }
 
+    fn annotated(annotation: &str, text: &str) -> Config {
+        let annotations = BTreeMap::from([(annotation.to_owned(), text.to_owned())]);
+        let ipam = IpamConfig { ipv4_pools: vec!["configured".to_owned()], ..IpamConfig::default() };
+        Config { ipam, runtime: RuntimeConfig { annotations: Some(annotations) }, ..Config::default() }
+    }
+
+    #[test]
+    fn pools_that_a_pod_names_come_before_those_of_the_configuration() {
+        let always = |pools: &[&str]| Demand::Always(pools.iter().map(|pool| (*pool).to_owned()).collect());
+        let four = annotated(ANNOTATION_POD_POOLS_V4, r#"["a", "10.0.0.0/16"]"#).demands();
+        assert_eq!(four, Ok([always(&["a", "10.0.0.0/16"]), Demand::IfPooled]));
+        let six = annotated(ANNOTATION_POD_POOLS_V6, r#"["six"]"#).demands();
+        assert_eq!(six, Ok([always(&["configured"]), always(&["six"])]));
+        for wrong in ["", "a", "[]", r#"[""]"#, "[1]"] {
+            let refusal = annotated(ANNOTATION_POD_POOLS_V4, wrong).demands().expect_err(wrong);
+            assert!(refusal.code == code::DECODE && refusal.msg.contains("must be a JSON list"), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn addresses_without_ipam_are_refused() {
+        let refusal = annotated(ANNOTATION_POD_ADDRESSES_NO_IPAM, r#"["10.0.0.7"]"#).requested().expect_err("refused");
+        assert!(
+            refusal.msg.contains("ipAddrsNoIpam") && refusal.msg.contains("cni.projectcalico.org/ipAddrs"),
+            "{refusal}"
+        );
+    }
+
     #[test]
     fn addresses_that_a_pod_names_are_one_of_each_version_at_most() {
-        let requested = |text: &str| {
-            let annotations = BTreeMap::from([(ANNOTATION_POD_ADDRESSES.to_owned(), text.to_owned())]);
-            let runtime = RuntimeConfig { annotations: Some(annotations) };
-            Config { runtime, ..Config::default() }.requested()
-        };
+        let requested = |text: &str| annotated(ANNOTATION_POD_ADDRESSES, text).requested();
         let addresses = requested(r#"["fd00::7", "10.0.0.7"]"#).expect("one of each");
         assert_eq!(addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>(), ["fd00::7", "10.0.0.7"]);
         for wrong in

@@ -169,7 +169,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     }
 
     async fn plumb(&self, call: &Call, wanted: &mut Attachment, namespace: File, mtu: u32) -> Result<(), Refusal> {
-        let [ipv4, ipv6] = call.config.ipam.demands();
+        let [ipv4, ipv6] = call.config.demands()?;
         let (handle, endpoint, exact) = (wanted.handle(), wanted.endpoint(), call.config.requested()?);
         let request = AddressRequest { handle, endpoint, ipv4, ipv6, exact };
         let claim = self.parts.addresses.assign(request);

@@ -35,7 +35,11 @@ impl NodeAddresses {
     pub async fn tunnel(&self, version: IpVersion) -> Result<Vec<IpNet>, NoAddress> {
         let (handle, kind) = tunnel_names(&self.node, version);
         let secondary = BTreeMap::from([("node".to_owned(), self.node.clone()), ("type".to_owned(), kind.to_owned())]);
-        let attribute = AllocationAttribute { handle_id: Some(handle), secondary: Some(secondary), released_at: None };
+        let attribute = AllocationAttribute {
+            handle_id: Some(handle),
+            secondary: Some(secondary),
+            ..AllocationAttribute::default()
+        };
         let any = Demand::Always(Vec::new());
         let (ipv4, ipv6) = match version {
             IpVersion::V4 => (any, Demand::Never),
@@ -59,7 +63,7 @@ impl Addresses for NodeAddresses {
         let attribute = AllocationAttribute {
             handle_id: Some(request.handle.clone()),
             secondary: Some(secondary),
-            released_at: None,
+            ..AllocationAttribute::default()
         };
         let AddressRequest { ipv4, ipv6, exact, .. } = request;
         self.allocator.assign(Wanted { attribute, ipv4, ipv6, exact }).await

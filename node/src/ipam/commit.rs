@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use ipnet::IpNet;
 use margay_api::ipam::block::Block;
+use margay_api::ipam::limits::Limits;
 
 use super::allocator::{AssignReply, Part, ReleaseReply, whole};
 use super::store::{Store, StoreError, Stored};
@@ -48,7 +49,12 @@ pub(super) struct Written {
 
 /// Does the operations in one write. On a conflict the block is read again and the operations are done anew on what it is now: an assignment
 /// that did get through is found by its handle.
-pub(super) async fn commit<S: Store>(store: &S, mut stored: Stored<Block>, operations: Vec<Operation>) -> Written {
+pub(super) async fn commit<S: Store>(
+    store: &S,
+    mut stored: Stored<Block>,
+    operations: Vec<Operation>,
+    limits: &Limits,
+) -> Written {
     let (cidr, owner) = (stored.value.cidr(), stored.value.node().map(str::to_owned));
     let mut delay = DELAY;
     let mut failure = StoreError::Conflict;
@@ -73,7 +79,7 @@ pub(super) async fn commit<S: Store>(store: &S, mut stored: Stored<Block>, opera
             failure = StoreError::Conflict;
             continue;
         }
-        match write(store, &stored, &operations).await {
+        match write(store, &stored, &operations, limits).await {
             Ok(Done { block, full }) => return answer(block, operations, full),
             Err(error) => failure = error,
         }
@@ -97,14 +103,19 @@ struct Done {
     full: bool,
 }
 
-async fn write<S: Store>(store: &S, stored: &Stored<Block>, operations: &[Operation]) -> Result<Done, StoreError> {
+async fn write<S: Store>(
+    store: &S,
+    stored: &Stored<Block>,
+    operations: &[Operation],
+    limits: &Limits,
+) -> Result<Done, StoreError> {
     let mut block = stored.value.clone();
     let (mut full, mut handles) = (false, Vec::new());
     for operation in operations {
         match operation {
             Operation::Assign(part, reply) if !reply.is_closed() => {
                 if block.of_handle(part.handle()).is_empty() {
-                    full |= block.assign(&part.attribute, |_| false).is_none();
+                    full |= block.assign(&part.attribute, |address| limits.is_reserved(address)).is_none();
                 }
                 if !part.recorded.is_empty() {
                     handles.push(store.put_handle(part.handle().to_owned(), part.recorded.clone()));

@@ -9,11 +9,13 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use margay_api::ipam::block::Block;
 use margay_api::meta::ANNOTATION_POD_ADDRESSES;
+use margay_api::rule::IpVersion;
 use margay_api::v3::ipam::AllocationAttribute;
 
 use super::claim::try_claim;
 use super::store::{Store, StoreError, Stored, UsablePool};
 use crate::cni::ports::NoAddress;
+use crate::net::plan::version_of;
 
 /// Conflicts on one block before the runtime is asked to try again.
 const TRIES: u32 = 10;
@@ -23,7 +25,7 @@ const REQUESTED: &str = "requested";
 /// Each address with the block that it is in, IPv4 first. All of them lie in pools of this node, or it is an error.
 pub(super) fn targets(addresses: &[IpAddr], pools: &[UsablePool]) -> Result<BTreeMap<IpAddr, IpNet>, NoAddress> {
     let target = |address: &IpAddr| {
-        let pool = pools.iter().find(|pool| pool.cidr.contains(address)).ok_or_else(|| {
+        let pool = pools.iter().find(|pool| pool.selected && pool.cidr.contains(address)).ok_or_else(|| {
             refused(
                 *address,
                 "is in no IPPool that may be used for pods on this node; choose one that is, or add a pool",
@@ -47,10 +49,21 @@ pub(super) fn is_requested(block: &Block, handle: &str) -> bool {
     block.allocated().any(|(_, attribute)| marked(attribute))
 }
 
+/// What a node may do for such an address.
+#[derive(Clone, Debug)]
+pub(super) struct Bounds {
+    /// Its name.
+    pub(super) node: String,
+    /// It takes addresses of its own blocks only.
+    pub(super) strict: bool,
+    /// Why it may claim no block of an IP version, if so.
+    pub(super) no_claim: BTreeMap<IpVersion, String>,
+}
+
 /// Takes them all; returns the blocks as they are now. On an error, what was taken before it is under the handle.
 pub(super) async fn assign<S: Store>(
     store: &S,
-    node: &str,
+    bounds: &Bounds,
     mut attribute: AllocationAttribute,
     targets: &BTreeMap<IpAddr, IpNet>,
     now: &str,
@@ -72,12 +85,15 @@ pub(super) async fn assign<S: Store>(
             }
             let present = match store.block(*cidr).await.map_err(unavailable)? {
                 Some(block) => block,
-                None => match try_claim(store, node, *cidr, now.to_owned()).await.map_err(unavailable)? {
-                    Some(block) => block,
-                    None => continue,
+                None => match bounds.no_claim.get(&version_of(*address)) {
+                    Some(why) => return Err(refused(*address, &format!("is in no block yet; {why}"))),
+                    None => match try_claim(store, &bounds.node, *cidr, now.to_owned()).await.map_err(unavailable)? {
+                        Some(block) => block,
+                        None => continue,
+                    },
                 },
             };
-            let Some(wanted) = taken(store, node, &present, *address, &attribute).await? else { break present };
+            let Some(wanted) = taken(bounds, &present, *address, &attribute)? else { break present };
             match store.update_block(wanted).await {
                 Ok(block) => break block,
                 Err(StoreError::Conflict) => {}
@@ -90,9 +106,8 @@ pub(super) async fn assign<S: Store>(
 }
 
 /// The block with the address taken; none if the handle has it already.
-async fn taken<S: Store>(
-    store: &S,
-    node: &str,
+fn taken(
+    bounds: &Bounds,
     present: &Stored<Block>,
     address: IpAddr,
     attribute: &AllocationAttribute,
@@ -106,14 +121,13 @@ async fn taken<S: Store>(
         }
         None => {}
     }
-    if block.node() != Some(node) {
-        let strict = store.strict_affinity().await;
+    if block.node() != Some(bounds.node.as_str()) {
         let owner = block.spec().affinity.as_deref().unwrap_or("nobody");
         if block.spec().deleted {
             let text = format!("block {} of {address} is being given back; the runtime will try again", block.cidr());
             return Err(NoAddress::Unavailable(text));
         }
-        if strict.map_err(|error| NoAddress::Unavailable(format!("IPAMConfiguration default: {error}")))? {
+        if bounds.strict {
             let text = format!(
                 "is in block {} of {owner}, and IPAMConfiguration default has strictAffinity; choose one of this node's blocks",
                 block.cidr()

@@ -3,9 +3,12 @@
 pub mod addresses;
 pub mod allocator;
 mod claim;
+pub mod collection;
 mod commit;
 mod exact;
+pub mod limits;
 pub mod objects;
+mod owner;
 pub mod pools;
 pub mod store;
 #[cfg(test)]

@@ -1,51 +1,36 @@
-//! IPAM storage in the API server: Calico's `projectcalico.org/v3` objects. The only place of the node that writes them.
+//! IPAM storage in the API server: Calico's objects, in whichever storage the cluster has. The only place of the node that writes them.
 
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{DeleteParams, PostParams};
-use kube::{Api, Client};
+use kube::Client;
 use margay_api::ipam::block::Block;
 use margay_api::ipam::names;
-use margay_api::v3::ipam::{
-    BlockAffinity, BlockAffinitySpec, IPAMBlock, IPAMConfiguration, IPAMHandle, IPAMHandleSpec,
-};
+use margay_api::storage::Mode;
+use margay_api::v3::ipam::{BlockAffinity, BlockAffinitySpec, IPAMBlock, IPAMHandle, IPAMHandleSpec};
 
+use super::collection::Collection;
 use super::store::{AffinityState, Store, StoreError, Stored};
 
 /// See the module.
 pub struct Objects {
     node: String,
-    blocks: Api<IPAMBlock>,
-    affinities: Api<BlockAffinity>,
-    handles: Api<IPAMHandle>,
-    configurations: Api<IPAMConfiguration>,
+    blocks: Collection<IPAMBlock>,
+    affinities: Collection<BlockAffinity>,
+    handles: Collection<IPAMHandle>,
 }
 
 impl Objects {
     /// Storage as seen by one node.
-    pub fn new(client: Client, node: String) -> Self {
+    pub fn new(client: &Client, mode: Mode, node: String) -> Self {
         Self {
             node,
-            blocks: Api::all(client.clone()),
-            affinities: Api::all(client.clone()),
-            handles: Api::all(client.clone()),
-            configurations: Api::all(client),
+            blocks: Collection::new(client, mode, "IPAMBlock"),
+            affinities: Collection::new(client, mode, "BlockAffinity"),
+            handles: Collection::new(client, mode, "IPAMHandle"),
         }
     }
-}
-
-fn error(error: kube::Error) -> StoreError {
-    match &error {
-        kube::Error::Api(status) if status.code == 409 => StoreError::Conflict,
-        kube::Error::Api(status) => StoreError::Failed(status.message.clone()),
-        _ => StoreError::Failed(error.to_string()),
-    }
-}
-
-fn is_missing(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
 fn parse(object: IPAMBlock) -> Result<Stored<Block>, StoreError> {
@@ -71,25 +56,29 @@ fn object(block: &Block, revision: Option<String>) -> IPAMBlock {
 }
 
 impl Store for Objects {
+    /// A block that somebody has begun to delete is deleted; where this node may not do that, it is there until its deleter is back.
     async fn block(&self, cidr: IpNet) -> Result<Option<Stored<Block>>, StoreError> {
-        self.blocks.get_opt(&names::block(cidr)).await.map_err(error)?.map(parse).transpose()
+        let Some(found) = self.blocks.get(&names::block(cidr)).await? else {
+            return Ok(None);
+        };
+        if found.spec.deleted && self.blocks.delete(&found.metadata).await.is_ok() {
+            return Ok(None);
+        }
+        parse(found).map(Some)
     }
 
     async fn create_block(&self, block: Block) -> Result<Stored<Block>, StoreError> {
-        let created = self.blocks.create(&PostParams::default(), &object(&block, None)).await;
-        parse(created.map_err(error)?)
+        parse(self.blocks.create(&object(&block, None)).await?)
     }
 
     async fn update_block(&self, block: Stored<Block>) -> Result<Stored<Block>, StoreError> {
         let wanted = object(&block.value, Some(block.revision));
-        let name = names::block(block.value.cidr());
-        let written = self.blocks.replace(&name, &PostParams::default(), &wanted).await;
-        parse(written.map_err(error)?)
+        parse(self.blocks.replace(&names::block(block.value.cidr()), &wanted).await?)
     }
 
     async fn put_affinity(&self, cidr: IpNet, state: AffinityState) -> Result<(), StoreError> {
         let name = names::affinity(&self.node, cidr);
-        let state = match state {
+        let text = match state {
             AffinityState::Pending => "pending",
             AffinityState::Confirmed => "confirmed",
         };
@@ -102,30 +91,35 @@ impl Store for Objects {
             spec: BlockAffinitySpec {
                 cidr: cidr.to_string(),
                 node: self.node.clone(),
-                state: state.to_owned(),
+                state: text.to_owned(),
                 kind: Some("host".to_owned()),
                 deleted: false,
             },
         };
-        if state == "pending" {
-            match self.affinities.create(&PostParams::default(), &wanted).await.map_err(error) {
+        if state == AffinityState::Pending {
+            match self.affinities.create(&wanted).await {
                 Err(StoreError::Conflict) => {}
                 result => return result.map(drop),
             }
         }
-        let mut present = self.affinities.get(&name).await.map_err(error)?;
+        // Gone in between: somebody took it for left over. The claim begins anew.
+        let mut present = self.affinities.get(&name).await?.ok_or(StoreError::Conflict)?;
         present.spec.state = wanted.spec.state;
         present.spec.deleted = false;
-        let written = self.affinities.replace(&name, &PostParams::default(), &present).await;
-        written.map(drop).map_err(error)
+        self.affinities.replace(&name, &present).await.map(drop)
     }
 
+    /// In two steps, as everybody does it who works on this data: the mark, which only one of two can set, then the deletion of what was marked.
     async fn delete_affinity(&self, cidr: IpNet) -> Result<(), StoreError> {
         let name = names::affinity(&self.node, cidr);
-        match self.affinities.delete(&name, &DeleteParams::default()).await {
-            Err(missing) if is_missing(&missing) => Ok(()),
-            result => result.map(drop).map_err(error),
+        let Some(mut present) = self.affinities.get(&name).await? else {
+            return Ok(());
+        };
+        if !present.spec.deleted {
+            present.spec.deleted = true;
+            present = self.affinities.replace(&name, &present).await?;
         }
+        self.affinities.delete(&present.metadata).await
     }
 
     async fn put_handle(&self, handle: String, blocks: Vec<IpNet>) -> Result<(), StoreError> {
@@ -135,36 +129,35 @@ impl Store for Objects {
             metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
             spec: IPAMHandleSpec { handle_id: handle, block: wanted.clone(), deleted: false },
         };
-        match self.handles.create(&PostParams::default(), &object).await.map_err(error) {
+        match self.handles.create(&object).await {
             Err(StoreError::Conflict) => {}
             result => return result.map(drop),
         }
-        let mut present = self.handles.get(&name).await.map_err(error)?;
-        let before = present.spec.block.len();
-        for (block, count) in wanted {
-            present.spec.block.entry(block).or_insert(count);
+        let mut present = self.handles.get(&name).await?.ok_or(StoreError::Conflict)?;
+        if present.spec.deleted {
+            // What a deletion that was not finished has left names nothing any more.
+            present.spec = object.spec;
+        } else {
+            let before = present.spec.block.len();
+            for (block, count) in wanted {
+                present.spec.block.entry(block).or_insert(count);
+            }
+            if present.spec.block.len() == before {
+                return Ok(());
+            }
         }
-        if present.spec.block.len() == before {
-            return Ok(());
-        }
-        self.handles.replace(&name, &PostParams::default(), &present).await.map(drop).map_err(error)
+        self.handles.replace(&name, &present).await.map(drop)
     }
 
     async fn handle_blocks(&self, handle: String) -> Result<Vec<IpNet>, StoreError> {
-        let found = self.handles.get_opt(&names::handle(&handle)).await.map_err(error)?;
+        let found = self.handles.get(&names::handle(&handle)).await?;
         let blocks = found.into_iter().flat_map(|object| object.spec.block.into_keys());
         Ok(blocks.filter_map(|cidr| cidr.parse().ok()).collect())
     }
 
-    async fn strict_affinity(&self) -> Result<bool, StoreError> {
-        let found = self.configurations.get_opt("default").await.map_err(error)?;
-        Ok(found.is_some_and(|configuration| configuration.spec.strict_affinity))
-    }
-
+    /// In one step: nobody but this node writes a handle of one of its pods.
     async fn delete_handle(&self, handle: String) -> Result<(), StoreError> {
-        match self.handles.delete(&names::handle(&handle), &DeleteParams::default()).await {
-            Err(missing) if is_missing(&missing) => Ok(()),
-            result => result.map(drop).map_err(error),
-        }
+        let metadata = ObjectMeta { name: Some(names::handle(&handle)), ..ObjectMeta::default() };
+        self.handles.delete(&metadata).await
     }
 }

@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures::TryStreamExt;
 use ipnet::IpNet;
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client};
+use kube::Client;
 use margay_api::meta::Labels;
 use margay_api::selector::Selector;
+use margay_api::storage::Mode;
 use margay_api::v3::IPPool;
 use margay_api::v3::pool::IPPoolSpec;
 use tokio::sync::watch;
 
 use super::allocator::Pools;
+use super::collection::{Collection, Listed};
 use super::store::UsablePool;
 
 /// Block sizes of a pool that names none.
@@ -23,35 +23,31 @@ const BLOCK_SIZE_V6: u8 = 122;
 const LARGEST_BLOCK: u8 = 12;
 
 /// Starts the watch. The first value is empty until the pools have been listed; `labels` are the node's own.
-pub fn watch(client: Client, labels: watch::Receiver<Labels>) -> watch::Receiver<Pools> {
+pub fn watch(client: &Client, mode: Mode, labels: watch::Receiver<Labels>) -> watch::Receiver<Pools> {
     let (sender, receiver) = watch::channel(Pools::default());
-    tokio::spawn(run(Api::all(client), labels, sender));
+    tokio::spawn(run(Collection::new(client, mode, "IPPool").follow(), labels, sender));
     receiver
 }
 
-async fn run(api: Api<IPPool>, mut labels: watch::Receiver<Labels>, sender: watch::Sender<Pools>) {
-    let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
-    let mut known = None::<BTreeMap<String, IPPoolSpec>>;
-    let mut listed = BTreeMap::new();
+async fn run(
+    mut listed: watch::Receiver<Listed<IPPool>>,
+    mut labels: watch::Receiver<Labels>,
+    sender: watch::Sender<Pools>,
+) {
     loop {
-        tokio::select! {
-            event = events.try_next() => match event {
-                Ok(Some(watcher::Event::Init)) => listed.clear(),
-                Ok(Some(watcher::Event::InitApply(pool))) => drop(listed.insert(name(&pool), pool.spec)),
-                Ok(Some(watcher::Event::InitDone)) => known = Some(std::mem::take(&mut listed)),
-                Ok(Some(watcher::Event::Apply(pool))) => drop(known.get_or_insert_default().insert(name(&pool), pool.spec)),
-                Ok(Some(watcher::Event::Delete(pool))) => drop(known.get_or_insert_default().remove(&name(&pool))),
-                Ok(None) => return,
-                Err(error) => {
-                    tracing::warn!(%error, "watch of IPPools; what is known stays in use");
-                    continue;
-                }
-            },
-            changed = labels.changed() => if changed.is_err() { return },
+        let changed = tokio::select! {
+            changed = listed.changed() => changed,
+            changed = labels.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
         }
-        let labels = labels.borrow_and_update();
-        let pools = known.as_ref().map(|known| Arc::new(usable(known, &labels)));
-        drop(labels);
+        let known = listed.borrow_and_update().clone();
+        let labels = labels.borrow_and_update().clone();
+        let pools = known.map(|known| {
+            let specs = known.iter().map(|(name, pool)| (name.clone(), pool.spec.clone())).collect();
+            Arc::new(usable(&specs, &labels))
+        });
         sender.send_if_modified(|present| {
             let differs = *present != pools;
             *present = pools;
@@ -60,11 +56,8 @@ async fn run(api: Api<IPPool>, mut labels: watch::Receiver<Labels>, sender: watc
     }
 }
 
-fn name(pool: &IPPool) -> String {
-    pool.metadata.name.clone().unwrap_or_default()
-}
-
-/// Those of the pools that a node with these labels may use for workloads. A pool with a selector that does not parse serves nobody.
+/// Those of the pools that workloads may use, and whether a node with these labels is meant. A pool with a selector that does not parse serves
+/// nobody.
 pub fn usable(pools: &BTreeMap<String, IPPoolSpec>, labels: &Labels) -> Vec<UsablePool> {
     let usable = |(name, spec): (&String, &IPPoolSpec)| {
         let cidr: IpNet = spec.cidr.parse().ok()?;
@@ -75,12 +68,13 @@ pub fn usable(pools: &BTreeMap<String, IPPoolSpec>, labels: &Labels) -> Vec<Usab
         let block_size = spec.block_size.map_or(Some(default), |size| u8::try_from(size).ok()).filter(|size| {
             (cidr.max_prefix_len() - LARGEST_BLOCK..=cidr.max_prefix_len()).contains(size) && *size >= cidr.prefix_len()
         })?;
-        let is_usable = !spec.disabled.unwrap_or(false) && for_workloads && selector.matches(labels);
+        let is_usable = !spec.disabled.unwrap_or(false) && for_workloads;
         is_usable.then(|| UsablePool {
             name: name.clone(),
             cidr: cidr.trunc(),
             block_size,
             manual: spec.assignment_mode.as_deref() == Some("Manual"),
+            selected: selector.matches(labels),
         })
     };
     pools.iter().filter_map(usable).collect()
@@ -113,12 +107,18 @@ mod tests {
             ("wrong".to_owned(), spec(|spec| spec.node_selector = Some("rack ==".to_owned()))),
         ]);
         let labels = Labels::from([("rack".to_owned(), "one".to_owned())]);
-        let found: Vec<(String, bool)> =
-            usable(&pools, &labels).into_iter().map(|pool| (pool.name, pool.manual)).collect();
+        let found: Vec<(String, bool, bool)> =
+            usable(&pools, &labels).into_iter().map(|pool| (pool.name, pool.manual, pool.selected)).collect();
         assert_eq!(
             found,
-            [("default", false), ("here", false), ("manual", true), ("six", false)]
-                .map(|(name, manual)| (name.to_owned(), manual))
+            [
+                ("default", false, true),
+                ("elsewhere", false, false),
+                ("here", false, true),
+                ("manual", true, true),
+                ("six", false, true)
+            ]
+            .map(|(name, manual, selected)| (name.to_owned(), manual, selected))
         );
     }
 }

@@ -25,7 +25,7 @@ pub enum StoreError {
     Failed(String),
 }
 
-/// A pool as far as claiming depends on it: one that this node may use for workloads.
+/// A pool as far as claiming depends on it: one that workloads may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsablePool {
     /// Name of the object.
@@ -36,15 +36,22 @@ pub struct UsablePool {
     pub block_size: u8,
     /// Whether only those who name it may use it (`assignmentMode: Manual`).
     pub manual: bool,
+    /// Whether its node selector selects this node; elsewhere it is used by those only who name it.
+    pub selected: bool,
 }
 
 impl UsablePool {
     /// Whether a request that names these pools, by name or range, may use this one. Naming none means any that need not be named.
     pub fn serves(&self, named: &[String]) -> bool {
         match named {
-            [] => !self.manual,
-            named => named.iter().any(|name| *name == self.name || name.parse() == Ok(self.cidr)),
+            [] => !self.manual && self.selected,
+            named => named.iter().any(|name| self.is_named(name)),
         }
+    }
+
+    /// Whether that is its name or its range.
+    pub fn is_named(&self, name: &str) -> bool {
+        name == self.name || name.parse() == Ok(self.cidr)
     }
 }
 
@@ -73,8 +80,6 @@ pub trait Store: Send + Sync + 'static {
     fn put_handle(&self, handle: String, blocks: Vec<IpNet>) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Blocks that a handle has addresses in; none if there is no such handle.
     fn handle_blocks(&self, handle: String) -> impl Future<Output = Result<Vec<IpNet>, StoreError>> + Send;
-    /// Whether a node takes addresses of its own blocks only (`strictAffinity` of the IPAMConfiguration `default`).
-    fn strict_affinity(&self) -> impl Future<Output = Result<bool, StoreError>> + Send;
     /// Forgets a handle; one that does not exist is a success.
     fn delete_handle(&self, handle: String) -> impl Future<Output = Result<(), StoreError>> + Send;
 }

@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex};
 
 use ipnet::IpNet;
 use margay_api::ipam::block::Block;
-use margay_api::v3::ipam::AllocationAttribute;
+use margay_api::ipam::limits::Limits;
+use margay_api::v3::ipam::{AllocationAttribute, IPReservationSpec};
 use tokio::sync::watch;
 
-use super::allocator::{Allocator, BlockMap, Pools, Wanted};
+use super::allocator::{Allocator, BlockMap, Pools, Terms, Wanted};
+use super::limits::Known;
 use super::store::{AffinityState, Store, StoreError, Stored, UsablePool};
 use crate::cni::ports::{Demand, NoAddress};
 
@@ -18,7 +20,6 @@ struct Contents {
     affinities: BTreeMap<(String, IpNet), bool>,
     handles: BTreeMap<String, BTreeSet<IpNet>>,
     writes: u64,
-    strict: bool,
     /// The next so many block writes succeed, but their answers are lost.
     lose_answers: u32,
 }
@@ -96,10 +97,6 @@ impl Store for Memory {
         Ok(self.with(|contents| contents.handles.get(&handle).into_iter().flatten().copied().collect()))
     }
 
-    async fn strict_affinity(&self) -> Result<bool, StoreError> {
-        Ok(self.with(|contents| contents.strict))
-    }
-
     async fn delete_handle(&self, handle: String) -> Result<(), StoreError> {
         self.with(|contents| contents.handles.remove(&handle));
         Ok(())
@@ -111,20 +108,29 @@ struct Node {
     store: Memory,
     map: watch::Sender<BlockMap>,
     pools: watch::Sender<Pools>,
+    limits: watch::Sender<Known>,
+}
+
+impl Node {
+    fn limit(&self, change: impl FnOnce(&mut Limits)) {
+        self.limits.send_modify(|known| change(Arc::make_mut(known.get_or_insert_default())));
+    }
 }
 
 fn pool(cidr: &str, block_size: u8) -> UsablePool {
-    UsablePool { name: "default".to_owned(), cidr: cidr.parse().expect("a range"), block_size, manual: false }
+    let cidr = cidr.parse().expect("a range");
+    UsablePool { name: "default".to_owned(), cidr, block_size, manual: false, selected: true }
 }
 
 fn mk_node(name: &str, contents: &Arc<Mutex<Contents>>, pools: Vec<UsablePool>) -> Node {
     let store = Memory { node: name.to_owned(), contents: contents.clone() };
     let (map, seen) = watch::channel(Some(Arc::default()));
     let (pools, pools_seen) = watch::channel(Some(Arc::new(pools)));
-    let allocator = Allocator::spawn(name.to_owned(), Arc::new(store.clone()), seen, pools_seen, || {
-        "2026-01-01T00:00:00Z".to_owned()
-    });
-    Node { allocator, store, map, pools }
+    let (limits, limits_seen) = watch::channel(Some(Arc::default()));
+    let terms = Terms { map: seen, pools: pools_seen, limits: limits_seen };
+    let allocator =
+        Allocator::spawn(name.to_owned(), Arc::new(store.clone()), terms, || "2026-01-01T00:00:00Z".to_owned());
+    Node { allocator, store, map, pools, limits }
 }
 
 fn wanted(handle: &str) -> Wanted {
@@ -302,7 +308,10 @@ async fn what_is_asked_for_by_version_is_given_and_nothing_else() {
     assert_eq!(node.allocator.assign(named).await.expect("two addresses").len(), 2);
     let nowhere = Wanted { ipv6: Demand::Always(vec!["default".to_owned()]), ..wanted("none") };
     let error = node.allocator.assign(nowhere).await.expect_err("the pool is of the other version");
-    assert!(matches!(&error, NoAddress::Exhausted(text) if text.contains("ipv6_pools")), "{error:?}");
+    assert!(
+        matches!(&error, NoAddress::Refused(text) if text.contains("not of IPv6") && text.contains("ipv6_pools")),
+        "{error:?}"
+    );
     assert_eq!(node.store.with(|contents| held(contents, "none")), (vec![], vec![]), "all or nothing");
 }
 
@@ -408,11 +417,113 @@ async fn an_address_that_cannot_be_had_says_why_and_nothing_is_kept() {
     };
     refused(&[&four, &six], "is taken by pod x/first").await;
     refused(&["192.0.2.1"], "192.0.2.1 is in no IPPool").await;
-    guest.store.with(|contents| contents.strict = true);
+    guest.limit(|limits| limits.strict_affinity = true);
     refused(&[&four], "of host:n1, and IPAMConfiguration default has strictAffinity").await;
     let own = guest.allocator.assign(wanted("local")).await.expect("a block of its own")[0].network();
     let block = guest.store.with(|contents| {
         contents.blocks.keys().find(|cidr| cidr.contains(&own)).copied().expect("the block of an address")
     });
     guest.allocator.assign(exact("h", &[&block.broadcast().to_string()])).await.expect("of its own block");
+}
+
+#[tokio::test]
+async fn reserved_addresses_are_for_those_only_who_name_them() {
+    let contents = Arc::new(Mutex::new(Contents::default()));
+    let node = mk_node("n1", &contents, vec![pool("10.0.0.0/29", 30)]);
+    let reserved = ["10.0.0.1", "10.0.0.2", "10.0.0.4/30"];
+    let spec = IPReservationSpec { reserved_cidrs: reserved.map(str::to_owned).to_vec() };
+    let (wanted_limits, _) = Limits::new(None, &BTreeMap::from([("r".to_owned(), spec)]), None);
+    node.limits.send_replace(Some(Arc::new(wanted_limits)));
+    let mut given = BTreeSet::new();
+    for n in 0..2 {
+        given.extend(node.allocator.assign(wanted(&format!("h{n}"))).await.expect("two are left"));
+    }
+    let given: Vec<String> = given.iter().map(|net| net.addr().to_string()).collect();
+    assert_eq!(given, ["10.0.0.0", "10.0.0.3"]);
+    let full = node.allocator.assign(wanted("late")).await.expect_err("the rest is reserved");
+    assert!(matches!(&full, NoAddress::Exhausted(text) if text.contains("no address is free")), "{full:?}");
+    assert_eq!(
+        contents.lock().expect("no task panicked").blocks.len(),
+        1,
+        "a block that is reserved whole was claimed"
+    );
+    let named = node.allocator.assign(exact("named", &["10.0.0.2"])).await.expect("who names it gets it");
+    assert_eq!(named[0].addr().to_string(), "10.0.0.2");
+    node.limits.send_replace(Some(Arc::default()));
+    node.allocator.assign(wanted("late")).await.expect("reserved no more");
+}
+
+#[tokio::test]
+async fn a_node_claims_as_many_blocks_as_it_may() {
+    let contents = Arc::new(Mutex::new(Contents::default()));
+    let node = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 30)]);
+    node.limit(|limits| limits.max_blocks = 2);
+    for n in 0..8 {
+        node.allocator.assign(wanted(&format!("h{n}"))).await.expect("two blocks serve eight");
+    }
+    let refused = node.allocator.assign(wanted("late")).await.expect_err("a third block");
+    assert!(matches!(&refused, NoAddress::Exhausted(text) if text.contains("maxBlocksPerHost")), "{refused:?}");
+    node.limit(|limits| limits.max_blocks = 3);
+    node.allocator.assign(wanted("late")).await.expect("a third block");
+
+    let other = mk_node("n2", &contents, vec![pool("10.1.0.0/24", 30)]);
+    other.limit(|limits| limits.may_claim = false);
+    let refused = other.allocator.assign(wanted("other")).await.expect_err("no block");
+    assert!(matches!(&refused, NoAddress::Exhausted(text) if text.contains("autoAllocateBlocks")), "{refused:?}");
+    let refused = other.allocator.assign(exact("other", &["10.1.0.255"])).await.expect_err("in no block");
+    assert!(matches!(&refused, NoAddress::Refused(text) if text.contains("autoAllocateBlocks")), "{refused:?}");
+    assert!(contents.lock().expect("no task panicked").blocks.values().all(|(_, block)| block.node() == Some("n1")));
+}
+
+#[tokio::test]
+async fn while_the_data_is_locked_nothing_is_written() {
+    let contents = Arc::new(Mutex::new(Contents::default()));
+    let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
+    node.allocator.assign(wanted("before")).await.expect("an address");
+    node.limit(|limits| limits.is_locked = true);
+    let writes = node.store.with(|contents| contents.writes);
+    let assigned = node.allocator.assign(wanted("late")).await.expect_err("locked");
+    let named = node.allocator.assign(exact("named", &["10.0.0.60"])).await.expect_err("locked");
+    let released = node.allocator.release("before".to_owned()).await.expect_err("locked");
+    for error in [assigned, named, released] {
+        assert!(matches!(&error, NoAddress::Unavailable(text) if text.contains("datastoreReady false")), "{error:?}");
+    }
+    assert_eq!(node.store.with(|contents| contents.writes), writes);
+    node.limit(|limits| limits.is_locked = false);
+    node.allocator.assign(wanted("late")).await.expect("unlocked");
+    node.allocator.release("before".to_owned()).await.expect("unlocked");
+}
+
+#[tokio::test]
+async fn before_the_bounds_are_known_nobody_gets_an_address() {
+    let contents = Arc::new(Mutex::new(Contents::default()));
+    let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
+    node.limits.send_replace(None);
+    let early = node.allocator.assign(wanted("early"));
+    let known = async {
+        tokio::task::yield_now().await;
+        assert_eq!(node.store.with(|contents| contents.writes), 0);
+        node.limits.send_replace(Some(Arc::default()));
+    };
+    tokio::join!(early, known).0.expect("an address, once they are");
+}
+
+#[tokio::test]
+async fn a_pool_that_is_named_must_be_there() {
+    let contents = Arc::new(Mutex::new(Contents::default()));
+    let far = UsablePool { name: "far".to_owned(), selected: false, ..pool("10.9.0.0/26", 26) };
+    let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26), far]);
+    let of = |handle: &str, pools: &[&str]| Wanted {
+        ipv4: Demand::Always(pools.iter().map(|pool| (*pool).to_owned()).collect()),
+        ..wanted(handle)
+    };
+    let error = node.allocator.assign(of("h", &["default", "none"])).await.expect_err("one of them is not there");
+    assert!(matches!(&error, NoAddress::Refused(text) if text.contains("IPPool \"none\" does not exist")), "{error:?}");
+    let near = node.allocator.assign(wanted("near")).await.expect("a pool that selects the node")[0];
+    assert!(near.to_string().starts_with("10.0.0."), "{near}");
+    let far =
+        node.allocator.assign(of("far", &["far"])).await.expect("its selector counts for those who do not name it")[0];
+    assert!(far.to_string().starts_with("10.9.0."), "{far}");
+    let error = node.allocator.assign(exact("exact", &["10.9.0.60"])).await.expect_err("not a pool for this node");
+    assert!(matches!(&error, NoAddress::Refused(text) if text.contains("in no IPPool")), "{error:?}");
 }

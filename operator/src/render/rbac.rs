@@ -68,7 +68,11 @@ pub(super) fn node_rules() -> Vec<Value> {
             &["blockaffinities", "ipamblocks", "ipamhandles"],
             &["get", "list", "watch", "create", "update", "delete"],
         ),
-        rule(&["projectcalico.org"], &["felixconfigurations", "ipamconfigurations", "ippools"], &READ),
+        rule(
+            &["projectcalico.org"],
+            &["clusterinformations", "ipamconfigurations", "ippools", "ipreservations"],
+            &READ,
+        ),
         // Its own certificate.
         rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["create", "get", "watch"]),
     ]

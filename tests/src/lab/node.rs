@@ -222,6 +222,7 @@ async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Noti
     let ports: Ports<Memory, _, _> = Ports {
         store: Arc::new(blocks.of_node(&settings.node)),
         pools: |labels| blocks.pools(labels),
+        limits: blocks.limits(),
         announcer: Nobody,
     };
     let pods = pods::start(settings, ports, agent.clone(), attachments, notices)?;

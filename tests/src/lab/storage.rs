@@ -9,6 +9,7 @@ use margay_api::ipam::names;
 use margay_api::meta::Labels;
 use margay_api::v3::pool::IPPoolSpec;
 use margay_node::ipam::allocator::Pools;
+use margay_node::ipam::limits::Known;
 use margay_node::ipam::pools::usable;
 use margay_node::ipam::store::{AffinityState, Store, StoreError, Stored};
 use margay_typha::compute::Event;
@@ -27,6 +28,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Notify,
     pools: watch::Sender<BTreeMap<String, IPPoolSpec>>,
+    limits: watch::Sender<Known>,
 }
 
 #[derive(Default)]
@@ -43,7 +45,8 @@ impl Blocks {
     /// Empty storage.
     pub fn new(runtime: &Runtime, events: mpsc::Sender<Event>) -> Self {
         let pools = watch::Sender::new(BTreeMap::new());
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Notify::new(), pools });
+        let limits = watch::Sender::new(Some(Arc::default()));
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Notify::new(), pools, limits });
         runtime.spawn(tell(shared.clone(), events));
         Self(shared)
     }
@@ -92,6 +95,11 @@ impl Blocks {
             }
         });
         receiver
+    }
+
+    /// What bounds it, as it changes.
+    pub fn limits(&self) -> watch::Receiver<Known> {
+        self.0.limits.subscribe()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -177,10 +185,6 @@ impl Store for Memory {
 
     async fn handle_blocks(&self, handle: String) -> Result<Vec<IpNet>, StoreError> {
         Ok(self.blocks.state().handles.get(&handle).into_iter().flatten().copied().collect())
-    }
-
-    async fn strict_affinity(&self) -> Result<bool, StoreError> {
-        Ok(false)
     }
 
     async fn delete_handle(&self, handle: String) -> Result<(), StoreError> {

@@ -1,0 +1,151 @@
+//! What bounds the handing out of addresses beside pools: the IPAMConfiguration, reservations, and the lock of the data.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::v3::cluster::ClusterInformationSpec;
+use crate::v3::ipam::{IPAMConfigurationSpec, IPReservationSpec};
+
+/// Blocks that a node may have of one IP version where nothing is said.
+const MAX_BLOCKS: u32 = 20;
+
+/// The bounds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Nobody may write: the data is being moved, or somebody repairs it.
+    pub is_locked: bool,
+    /// A node takes addresses of its own blocks only.
+    pub strict_affinity: bool,
+    /// A node may claim another block when it needs one.
+    pub may_claim: bool,
+    /// Most blocks of one IP version that a node may have.
+    pub max_blocks: u32,
+    /// Given to those only who name them.
+    pub reserved: Vec<IpNet>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::new(None, &BTreeMap::new(), None).0
+    }
+}
+
+impl Limits {
+    /// From the objects as they are, and what of them is not as it should be. A reservation that does not parse reserves nothing.
+    pub fn new(
+        configuration: Option<&IPAMConfigurationSpec>,
+        reservations: &BTreeMap<String, IPReservationSpec>,
+        information: Option<&ClusterInformationSpec>,
+    ) -> (Self, Vec<String>) {
+        let configuration = configuration.cloned().unwrap_or_default();
+        let mut problems = Vec::new();
+        let mut reserved = Vec::new();
+        for (name, spec) in reservations {
+            for text in &spec.reserved_cidrs {
+                match range(text) {
+                    Some(range) => reserved.push(range),
+                    None => problems.push(format!(
+                        "IPReservation {name}: spec.reservedCIDRs: {text:?}: neither an address nor a range; write it like 10.244.0.7 or 10.244.0.0/28"
+                    )),
+                }
+            }
+        }
+        let limits = Self {
+            is_locked: information.and_then(|information| information.datastore_ready) == Some(false),
+            strict_affinity: configuration.strict_affinity,
+            may_claim: configuration.auto_allocate_blocks,
+            max_blocks: match configuration.max_blocks_per_host {
+                0 => MAX_BLOCKS,
+                most => most,
+            },
+            reserved,
+        };
+        (limits, problems)
+    }
+
+    /// Whether the address is given to those only who name it.
+    pub fn is_reserved(&self, address: IpAddr) -> bool {
+        self.reserved.iter().any(|range| range.contains(&address))
+    }
+
+    /// Why a node that has `blocks` of an IP version may not claim another one.
+    pub fn refuse_claim(&self, node: &str, blocks: usize) -> Option<String> {
+        if !self.may_claim {
+            return Some(format!(
+                "node {node} has no free address, and IPAMConfiguration default has autoAllocateBlocks false, so that it claims no other block; \
+                 set it to true, or free addresses of this node"
+            ));
+        }
+        let is_full = u32::try_from(blocks).is_ok_and(|blocks| blocks >= self.max_blocks);
+        is_full.then(|| {
+            format!(
+                "node {node} has no free address, and has {blocks} blocks of the {} that maxBlocksPerHost of IPAMConfiguration default allows; \
+                 raise that, or free addresses of this node",
+                self.max_blocks
+            )
+        })
+    }
+}
+
+/// A range, or an address as the range of itself.
+fn range(text: &str) -> Option<IpNet> {
+    let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
+    text.parse::<IpNet>().ok().map(|range| range.trunc()).or_else(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_said_is_calicos_default() {
+        let wanted = Limits {
+            is_locked: false,
+            strict_affinity: false,
+            may_claim: true,
+            max_blocks: MAX_BLOCKS,
+            reserved: Vec::new(),
+        };
+        assert_eq!(Limits::default(), wanted);
+        let information = |ready| ClusterInformationSpec { datastore_ready: ready, ..Default::default() };
+        for (ready, locked) in [(None, false), (Some(true), false), (Some(false), true)] {
+            assert_eq!(Limits::new(None, &BTreeMap::new(), Some(&information(ready))).0.is_locked, locked, "{ready:?}");
+        }
+    }
+
+    #[test]
+    fn reservations_are_addresses_and_ranges_and_a_wrong_one_hurts_only_itself() {
+        let spec =
+            |cidrs: &[&str]| IPReservationSpec { reserved_cidrs: cidrs.iter().map(|c| (*c).to_owned()).collect() };
+        let reservations = BTreeMap::from([
+            ("a".to_owned(), spec(&["10.0.0.9/30", "10.0.0.x", "fd00::7"])),
+            ("b".to_owned(), spec(&["10.0.1.1"])),
+        ]);
+        let (limits, problems) = Limits::new(None, &reservations, None);
+        assert_eq!(problems.len(), 1);
+        assert!(problems[0].contains("IPReservation a") && problems[0].contains("10.0.0.x"), "{problems:?}");
+        for (address, reserved) in
+            [("10.0.0.8", true), ("10.0.0.12", false), ("fd00::7", true), ("fd00::8", false), ("10.0.1.1", true)]
+        {
+            assert_eq!(limits.is_reserved(address.parse().expect("an address")), reserved, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_claim_that_is_refused_names_the_setting() {
+        let limits = |change: fn(&mut IPAMConfigurationSpec)| {
+            let mut spec = IPAMConfigurationSpec::default();
+            change(&mut spec);
+            Limits::new(Some(&spec), &BTreeMap::new(), None).0
+        };
+        assert_eq!(Limits::default().refuse_claim("n1", 19), None);
+        assert!(Limits::default().refuse_claim("n1", 20).is_some_and(|text| text.contains("maxBlocksPerHost")));
+        let two = limits(|spec| spec.max_blocks_per_host = 2);
+        assert_eq!(two.refuse_claim("n1", 1), None);
+        assert!(two.refuse_claim("n1", 2).is_some_and(|text| text.contains("2 blocks of the 2")));
+        let never = limits(|spec| spec.auto_allocate_blocks = false);
+        assert!(never.refuse_claim("n1", 0).is_some_and(|text| text.contains("autoAllocateBlocks")));
+    }
+}

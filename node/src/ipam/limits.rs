@@ -1,0 +1,71 @@
+//! What bounds the handing out of addresses, kept up to date by watches.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kube::Client;
+use margay_api::ipam::limits::Limits;
+use margay_api::storage::Mode;
+use margay_api::v3::{ClusterInformation, IPAMConfiguration, IPReservation, SINGLETON};
+use tokio::sync::watch;
+
+use super::collection::{Collection, Listed};
+
+/// The bounds; `None` until everything that they come from has been listed.
+pub type Known = Option<Arc<Limits>>;
+
+/// Starts the watches.
+pub fn watch(client: &Client, mode: Mode) -> watch::Receiver<Known> {
+    let sources = Sources {
+        configurations: Collection::new(client, mode, "IPAMConfiguration").follow(),
+        reservations: Collection::new(client, mode, "IPReservation").follow(),
+        informations: Collection::new(client, mode, "ClusterInformation").follow(),
+    };
+    let (sender, receiver) = watch::channel(None);
+    tokio::spawn(run(sources, sender));
+    receiver
+}
+
+struct Sources {
+    configurations: watch::Receiver<Listed<IPAMConfiguration>>,
+    reservations: watch::Receiver<Listed<IPReservation>>,
+    informations: watch::Receiver<Listed<ClusterInformation>>,
+}
+
+async fn run(mut sources: Sources, sender: watch::Sender<Known>) {
+    let mut told = Vec::new();
+    loop {
+        if let Some((limits, problems)) = sources.limits() {
+            problems.iter().filter(|problem| !told.contains(*problem)).for_each(|problem| tracing::warn!("{problem}"));
+            told = problems;
+            sender.send_if_modified(|present| {
+                let differs = present.as_deref() != Some(&limits);
+                if differs {
+                    *present = Some(Arc::new(limits));
+                }
+                differs
+            });
+        }
+        let changed = tokio::select! {
+            changed = sources.configurations.changed() => changed,
+            changed = sources.reservations.changed() => changed,
+            changed = sources.informations.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
+impl Sources {
+    fn limits(&mut self) -> Option<(Limits, Vec<String>)> {
+        let configurations = self.configurations.borrow_and_update().clone()?;
+        let informations = self.informations.borrow_and_update().clone()?;
+        let reservations = self.reservations.borrow_and_update().clone()?;
+        let reservations: BTreeMap<_, _> =
+            reservations.iter().map(|(name, object)| (name.clone(), object.spec.clone())).collect();
+        let configuration = configurations.get(SINGLETON).map(|object| &object.spec);
+        let information = informations.get(SINGLETON).map(|object| &object.spec);
+        Some(Limits::new(configuration, &reservations, information))
+    }
+}
