@@ -74,6 +74,18 @@ pub fn stored() -> Vec<CustomResourceDefinition> {
     kind::ALL.iter().map(|kind| stored_definition(kind, &ours)).collect()
 }
 
+/// Those definitions of the older storage that a cluster may lack because its Calico is older than they are, and that Margay reads.
+pub fn later() -> Vec<CustomResourceDefinition> {
+    let ours = all();
+    let is_read = |kind: &&Kind| {
+        let same = |definition: &CustomResourceDefinition| {
+            definition.spec.group == v3::GROUP && definition.spec.names.plural == kind.plural
+        };
+        !kind.classic && ours.iter().any(same)
+    };
+    kind::ALL.iter().filter(is_read).map(|kind| stored_definition(kind, &ours)).collect()
+}
+
 fn stored_definition(kind: &Kind, ours: &[CustomResourceDefinition]) -> CustomResourceDefinition {
     let same = |definition: &&CustomResourceDefinition| {
         definition.spec.group == v3::GROUP && definition.spec.names.plural == kind.plural

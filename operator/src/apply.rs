@@ -1,4 +1,5 @@
-//! Writes what is wanted: server-side apply with one field manager, and a sweep of what is ours and no longer wanted. All writes are here.
+//! Writes what is wanted: server-side apply with one field manager (to the older storage, where metadata is one text, read and replace), and a sweep
+//! of what is ours and no longer wanted. All writes are here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -6,6 +7,7 @@ use std::time::Duration;
 use futures::{StreamExt, stream};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, Error};
+use margay_api::storage::{self, Mode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tracing::{info, warn};
@@ -14,6 +16,7 @@ use crate::hosts::HostPlan;
 use crate::inputs::{Inputs, Present};
 use crate::object::{Key, MANAGER, OWNED_KINDS, Object, Owner};
 use crate::status::Failure;
+use crate::stored;
 
 /// The longest that one request may take: a connection that has died silently must not stop every later round.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -51,17 +54,18 @@ type Applied = ([u8; 32], String);
 /// Applies objects and remembers what it applied, so that a round in which nothing differs writes nothing.
 pub struct Applier {
     client: Client,
+    mode: Mode,
     applied: BTreeMap<Key, Applied>,
 }
 
 impl Applier {
     /// Nothing is remembered yet: the first round applies everything once.
-    pub fn new(client: Client) -> Self {
-        Self { client, applied: BTreeMap::new() }
+    pub fn new(client: Client, mode: Mode) -> Self {
+        Self { client, mode, applied: BTreeMap::new() }
     }
 
     fn api(&self, key: &Key) -> Api<DynamicObject> {
-        let resource = key.kind.resource();
+        let resource = key.kind.resource(self.mode);
         if key.namespace.is_empty() {
             Api::all_with(self.client.clone(), &resource)
         } else {
@@ -105,6 +109,9 @@ impl Applier {
 
     /// Applies one object and returns its version (see [`version`]).
     pub async fn apply(&self, object: &Object) -> Result<String, Error> {
+        if let Some(kind) = object.key.kind.stored(self.mode) {
+            return self.merge(kind, object).await;
+        }
         let params = PatchParams::apply(MANAGER).force();
         let api = self.api(&object.key);
         let patch = Patch::Apply(&object.body);
@@ -112,9 +119,23 @@ impl Applier {
         Ok(version(&applied))
     }
 
+    /// Applies an object to the older storage: what is there is read, changed and written whole, unless it has changed meanwhile.
+    async fn merge(&self, kind: &storage::Kind, object: &Object) -> Result<String, Error> {
+        let (api, name) = (self.api(&object.key), &object.key.name);
+        let present = bounded(api.get_opt(name)).await?;
+        let wanted = stored::merge(kind, present.as_ref(), &object.body)?;
+        let written = match (present, wanted) {
+            (None, Some(wanted)) => bounded(api.create(&PostParams::default(), &wanted)).await?,
+            (Some(_), Some(wanted)) => bounded(api.replace(name, &PostParams::default(), &wanted)).await?,
+            (Some(present), None) => present,
+            (None, None) => return Ok(String::new()),
+        };
+        Ok(version(&written))
+    }
+
     /// Makes an object that must not exist yet.
     pub async fn create(&self, object: &Object) -> Result<(), Error> {
-        let body: DynamicObject = serde_json::from_value(object.body.clone()).map_err(Error::SerdeError)?;
+        let body = self.body(object)?;
         let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
         bounded(self.api(&object.key).create(&params, &body)).await?;
         Ok(())
@@ -133,9 +154,17 @@ impl Applier {
         failures
     }
 
+    /// The object in the form in which the cluster stores it.
+    fn body(&self, object: &Object) -> Result<DynamicObject, Error> {
+        match object.key.kind.stored(self.mode) {
+            Some(kind) => stored::store(kind, object.body.clone()),
+            None => serde_json::from_value(object.body.clone()).map_err(Error::SerdeError),
+        }
+    }
+
     /// Writes an object whole, in place of the version that its body names.
     async fn replace(&self, object: &Object) -> Result<(), Error> {
-        let body: DynamicObject = serde_json::from_value(object.body.clone()).map_err(Error::SerdeError)?;
+        let body = self.body(object)?;
         let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
         bounded(self.api(&object.key).replace(&object.key.name, &params, &body)).await?;
         Ok(())
@@ -162,7 +191,10 @@ impl Applier {
     /// Deletes what is ours and no longer wanted.
     pub async fn sweep(&mut self, unwanted: Vec<(Key, DeleteParams)>) -> Vec<Failure> {
         let mut failures = Vec::new();
-        for (key, params) in unwanted {
+        for (key, mut params) in unwanted {
+            if key.kind.stored(self.mode).is_some() {
+                stored::unsee(&mut params);
+            }
             match bounded(self.api(&key).delete(&key.name, &params)).await {
                 Ok(_) => info!(object = %key, "deleted: no longer wanted"),
                 Err(Error::Api(status)) if status.code == 404 => {}

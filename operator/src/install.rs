@@ -1,5 +1,9 @@
-//! The operator's own objects: what a person applies to a cluster, beside the CRDs. `deploy/operator.yaml` is made from this; a test compares.
+//! The operator's own objects: what a person applies to a cluster, beside the CRDs. `deploy/operator.yaml` and `deploy/operator-v1.yaml` are made
+//! from this; a test compares.
 
+use kube::ResourceExt;
+use margay_api::crds;
+use margay_api::storage::Mode;
 use serde_json::{Value, json};
 
 use crate::certs::{CA_NAME, READER_SECRET, TYPHA_SECRET};
@@ -16,8 +20,8 @@ const READ: [&str; 3] = ["get", "list", "watch"];
 const APPLY: [&str; 2] = ["create", "patch"];
 const APPLY_AND_SWEEP: [&str; 3] = ["create", "delete", "patch"];
 
-/// Everything but the CRDs, in the order in which it has to exist.
-pub fn objects(version: &str) -> Vec<Object> {
+/// Everything but the CRDs, in the order in which it has to exist, for clusters with that storage.
+pub fn objects(version: &str, mode: Mode) -> Vec<Object> {
     let labels = json!({
         "app.kubernetes.io/name": MANAGER,
         "app.kubernetes.io/part-of": "margay",
@@ -30,7 +34,7 @@ pub fn objects(version: &str) -> Vec<Object> {
     vec![
         Object::new("Namespace", json!({ "metadata": { "name": NAMESPACE, "labels": labels } })),
         Object::new("ServiceAccount", json!({ "metadata": placed })),
-        Object::new("ClusterRole", json!({ "metadata": named, "rules": cluster_rules() })),
+        Object::new("ClusterRole", json!({ "metadata": named, "rules": cluster_rules(mode) })),
         Object::new(
             "ClusterRoleBinding",
             json!({ "metadata": named, "roleRef": role("ClusterRole"), "subjects": subject }),
@@ -53,24 +57,40 @@ fn named(group: &str, resources: &[&str], names: &[&str], verbs: &[&str]) -> Val
 }
 
 /// What the operator does, then what it grants: Kubernetes lets nobody grant what he does not hold.
-fn cluster_rules() -> Vec<Value> {
-    [api_rules(), read_rules(), write_rules(), certificate_rules(), render::granted()].concat()
+fn cluster_rules(mode: Mode) -> Vec<Value> {
+    [api_rules(), storage_rules(mode), read_rules(), write_rules(), certificate_rules(), render::granted(mode)].concat()
 }
 
 /// What users write, and what the operator answers or makes where it is absent.
 fn api_rules() -> Vec<Value> {
     let applied = ["create", "get", "list", "patch", "watch"];
-    let shared = ["clusterinformations", "felixconfigurations", "ippools", "tiers"];
     vec![
         rule("operator.tigera.io", &["installations"], &["get", "list", "patch", "watch"]),
         rule("operator.tigera.io", &["installations/status"], &["patch"]),
         rule("operator.tigera.io", &["tigerastatuses"], &applied),
         rule("operator.tigera.io", &["tigerastatuses/status"], &["patch"]),
-        rule("projectcalico.org", &shared, &applied),
-        // Those of nodes are made, written anew and deleted; whose they are is in a label, which no rule can ask for.
-        rule("projectcalico.org", &["hostendpoints"], &["create", "delete", "get", "list", "update", "watch"]),
-        rule("projectcalico.org", &["kubecontrollersconfigurations"], &READ),
     ]
+}
+
+/// What of Calico's data the operator makes. In the older storage it reads an object, changes it and writes it whole, because an object's metadata
+/// is one text there; and brings the kinds that came after the cluster's Calico.
+fn storage_rules(mode: Mode) -> Vec<Value> {
+    let shared = ["clusterinformations", "felixconfigurations", "ippools", "tiers"];
+    // Whether the data has been moved to the newer storage.
+    let migration = named("migration.projectcalico.org", &["datastoremigrations"], &["v1-to-v3"], &["get"]);
+    // Those of nodes are made, written anew and deleted; whose they are is in a label, which no rule can ask for.
+    let hosts = render::calico(mode, &["hostendpoints"], &["create", "delete", "get", "list", "update", "watch"]);
+    let controllers = render::calico(mode, &["kubecontrollersconfigurations"], &READ);
+    let common = vec![hosts, controllers, migration];
+    if mode == Mode::V3 {
+        let applied = render::calico(mode, &shared, &["create", "get", "list", "patch", "watch"]);
+        return [vec![applied], common].concat();
+    }
+    let definitions: Vec<String> = crds::later().iter().map(|definition| definition.name_any()).collect();
+    let definitions: Vec<&str> = definitions.iter().map(String::as_str).collect();
+    let written = render::calico(mode, &shared, &["create", "get", "list", "update", "watch"]);
+    let brought = named("apiextensions.k8s.io", &["customresourcedefinitions"], &definitions, &APPLY);
+    [vec![written, brought], common].concat()
 }
 
 const ADMISSION: [&str; 2] = ["validatingadmissionpolicies", "validatingadmissionpolicybindings"];

@@ -1,24 +1,31 @@
 //! Reconciles an Installation into every component: gather, default, validate, render, apply, status.
 //!
 //! Read in this order: [`controller`] (the round), [`watch`] and [`inputs`] (what is known), [`defaults`], [`validate`], [`render`], [`apply`],
-//! [`status`]. Part of it is [`hosts`] (host endpoints of nodes). Beside the round: [`certs`] (own authority and leafs), [`csr`] and [`signer`] (nodes' certificates), [`lease`] (who acts). [`install`] is
+//! [`status`]. Part of it is [`hosts`] (host endpoints of nodes).
+//! Before the first round: [`storage`] (where the data is). Beside the round: [`certs`] (own authority and leafs), [`csr`] and [`signer`] (nodes' certificates), [`gc`] and [`collector`] (addresses that nobody
+//! will give back), [`lease`] (who acts). [`install`] is
 //! what a person applies to get the operator itself.
 
 pub mod apply;
 pub mod certs;
+pub mod collector;
 pub mod controller;
 pub mod csr;
 pub mod defaults;
+pub mod gc;
 pub mod hosts;
 pub mod inputs;
 pub mod install;
 pub mod lease;
 pub mod metrics;
 pub mod object;
+pub mod objects;
 pub mod render;
 pub mod scale;
 pub mod signer;
 pub mod status;
+pub mod storage;
+pub mod stored;
 pub mod validate;
 pub mod watch;
 
@@ -28,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use margay_api::storage::Mode;
 use margay_runtime::ready::Readiness;
 use margay_runtime::shutdown::Shutdown;
 use margay_runtime::{admin, telemetry};
@@ -49,6 +57,9 @@ pub struct Args {
     /// Image for every component. Default: made from the Installation's registry and path, and this version.
     #[arg(long, env = "MARGAY_IMAGE", default_value = "")]
     pub image: String,
+    /// Storage of Calico's data: `projectcalico.org/v3`, `crd.projectcalico.org/v1`, or empty to find out at start.
+    #[arg(long, env = "CALICO_API_GROUP", default_value = "")]
+    pub api_group: String,
     /// Address of the admin port (/metrics, /healthz, /readyz).
     #[arg(long, env = "MARGAY_ADMIN_LISTEN", default_value = "127.0.0.1:9097")]
     pub admin_listen: SocketAddr,
@@ -71,22 +82,25 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         .await
         .context("no way to the Kubernetes API: neither a kubeconfig nor a pod's service account")?;
     let client = kube::Client::try_from(config).context("the Kubernetes client cannot be made")?;
+    let mode = storage::find(&client, &args.api_group).await?;
+    storage::prepare(&client, mode).await?;
     let (leading, leads) = tokio::sync::watch::channel(false);
     let (authority, authorities) = tokio::sync::watch::channel(None);
     let controller = controller::Controller {
-        world: Arc::new(watch::World::start(&client, &args.namespace)),
-        applier: apply::Applier::new(client.clone()),
-        settings: settings(&args, std::env::vars()),
+        world: Arc::new(watch::World::start(&client, &args.namespace, mode)),
+        applier: apply::Applier::new(client.clone(), mode),
+        settings: settings(&args, mode, std::env::vars()),
         namespace: args.namespace.clone(),
         authority,
         metrics,
         ignored: Default::default(),
     };
     let signer = signer::run(client.clone(), authorities, leads.clone(), shutdown.clone());
+    let collector = collector::run(client.clone(), mode, leads.clone(), shutdown.clone());
     let lease = lease::hold(client, args.namespace.clone(), identity(&args), leading, shutdown.clone());
     info!(version = VERSION, "operator started");
     let rounds = controller::run(controller, leads, gate, shutdown.clone());
-    tokio::join!(rounds, signer, lease);
+    tokio::join!(rounds, signer, collector, lease);
     telemetry.shutdown().await;
     Ok(())
 }
@@ -103,9 +117,9 @@ fn identity(args: &Args) -> String {
 }
 
 /// Components log and trace as the operator does.
-fn settings(args: &Args, environment: impl Iterator<Item = (String, String)>) -> render::Settings {
+fn settings(args: &Args, mode: Mode, environment: impl Iterator<Item = (String, String)>) -> render::Settings {
     let mut handed: BTreeMap<String, String> =
         environment.filter(|(name, _)| name.starts_with("OTEL_") && name != "OTEL_SERVICE_NAME").collect();
     handed.insert("MARGAY_LOG".to_owned(), args.log.clone());
-    render::Settings { image: args.image.clone(), version: VERSION.to_owned(), environment: handed }
+    render::Settings { image: args.image.clone(), version: VERSION.to_owned(), mode, environment: handed }
 }

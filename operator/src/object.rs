@@ -7,6 +7,8 @@ use std::fmt;
 
 use kube::api::{ApiResource, DynamicObject};
 use kube::core::GroupVersionKind;
+use margay_api::storage::{self, Mode};
+use margay_api::v3;
 use serde_json::Value;
 
 /// The label that marks what is ours, and its value.
@@ -45,9 +47,21 @@ impl Kind {
         if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
     }
 
-    /// The form in which the client wants it.
-    pub fn resource(&self) -> ApiResource {
-        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(self.group, self.version, self.kind), self.plural)
+    /// The form in which the client wants it, on a cluster with that storage.
+    pub fn resource(&self, mode: Mode) -> ApiResource {
+        match self.stored(mode) {
+            Some(kind) => kind.resource(mode),
+            None => {
+                let names = GroupVersionKind::gvk(self.group, self.version, self.kind);
+                ApiResource::from_gvk_with_plural(&names, self.plural)
+            }
+        }
+    }
+
+    /// How the kind is stored, if that is not how users see it.
+    pub fn stored(&self, mode: Mode) -> Option<&'static storage::Kind> {
+        let differs = mode == Mode::V1 && self.group == v3::GROUP;
+        storage::Kind::of(self.kind).filter(|_| differs)
     }
 }
 

@@ -15,6 +15,7 @@ mod typha;
 use std::collections::{BTreeMap, BTreeSet};
 
 use margay_api::installation::InstallationSpec;
+use margay_api::storage::Mode;
 use serde_json::{Value, json};
 
 use crate::inputs::Inputs;
@@ -30,6 +31,8 @@ pub const TYPHA: &str = "margay-typha";
 pub const NODE: &str = "margay-node";
 /// Port of typha's stream.
 pub const TYPHA_PORT: u16 = 5473;
+/// Variable by which components are told where Calico's data is stored.
+pub const STORAGE_VARIABLE: &str = "CALICO_API_GROUP";
 /// Where a pod finds its certificate.
 const TLS_DIR: &str = "/etc/margay/tls";
 /// Where a pod finds the authorities that it trusts.
@@ -42,6 +45,8 @@ pub struct Settings {
     pub image: String,
     /// Version of this build, with the leading `v`.
     pub version: String,
+    /// Storage of Calico's data.
+    pub mode: Mode,
     /// Variables handed on to every component: log filter and OpenTelemetry's.
     pub environment: BTreeMap<String, String>,
 }
@@ -78,6 +83,11 @@ impl Context<'_> {
 
     fn pull_secrets(&self) -> Value {
         json!(self.spec.image_pull_secrets.as_deref().unwrap_or_default())
+    }
+
+    /// The variable that says where Calico's data is stored.
+    fn storage(&self) -> (&'static str, String) {
+        (STORAGE_VARIABLE, self.settings.mode.to_string())
     }
 
     /// Variables with fixed values, then those handed on.
@@ -119,10 +129,12 @@ pub(crate) fn mutation_names() -> Vec<&'static str> {
     defaulting::NAMES.to_vec()
 }
 
+pub(crate) use rbac::calico;
+
 /// Every rule that is granted to a component, which the operator therefore has to hold.
-pub(crate) fn granted() -> Vec<Value> {
-    let mut rules = rbac::typha_rules();
-    rules.extend(rbac::node_rules());
+pub(crate) fn granted(mode: Mode) -> Vec<Value> {
+    let mut rules = rbac::typha_rules(mode);
+    rules.extend(rbac::node_rules(mode));
     rules
 }
 

@@ -12,6 +12,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use margay_api::installation::INSTALLATION_NAME;
 use margay_api::meta::{ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6};
+use margay_api::storage::Mode;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -23,6 +24,7 @@ use crate::hosts::HostFacts;
 use crate::inputs::{Inputs, NodeFacts, PoolFacts, Present, Request};
 use crate::object::{Kind, MANAGED_BY, MANAGER, OWNED_KINDS, Owner, key_of, kind};
 use crate::render::{NAMESPACE, TYPHA};
+use crate::stored;
 
 /// What one watch looks at.
 struct Scope {
@@ -66,10 +68,10 @@ const V3_KINDS: [&str; 6] =
     ["IPPool", "FelixConfiguration", "Tier", "ClusterInformation", "HostEndpoint", "KubeControllersConfiguration"];
 
 impl World {
-    /// Starts every watch. `namespace` is the operator's own.
-    pub fn start(client: &Client, namespace: &str) -> Self {
+    /// Starts every watch. `namespace` is the operator's own; Calico's kinds are read from that storage, and seen as users see them.
+    pub fn start(client: &Client, namespace: &str, mode: Mode) -> Self {
         let changed = Arc::new(Notify::new());
-        let open = |scope: Scope| watch(client, scope, &changed);
+        let open = |scope: Scope| watch(client, scope, mode, &changed);
         let ours = format!("{MANAGED_BY}={MANAGER}");
         let owned = OWNED_KINDS
             .iter()
@@ -224,8 +226,8 @@ impl World {
 }
 
 /// Starts one watch; it reconnects for ever, with pauses.
-fn watch(client: &Client, scope: Scope, changed: &Arc<Notify>) -> Store<DynamicObject> {
-    let resource = scope.kind.resource();
+fn watch(client: &Client, scope: Scope, mode: Mode, changed: &Arc<Notify>) -> Store<DynamicObject> {
+    let resource = scope.kind.resource(mode);
     let api: Api<DynamicObject> = match &scope.namespace {
         Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
         None => Api::all_with(client.clone(), &resource),
@@ -237,8 +239,14 @@ fn watch(client: &Client, scope: Scope, changed: &Arc<Notify>) -> Store<DynamicO
     };
     let writer = reflector::store::Writer::new(resource);
     let store = writer.as_reader();
-    let kind = scope.kind.kind;
-    let stream = watcher(api, config).modify(move |object| strip(kind, object)).default_backoff().reflect(writer);
+    let (kind, stored) = (scope.kind.kind, scope.kind.stored(mode));
+    let take = move |object: &mut DynamicObject| {
+        if let Some(stored) = stored {
+            stored::see(stored, object);
+        }
+        strip(kind, object);
+    };
+    let stream = watcher(api, config).modify(take).default_backoff().reflect(writer);
     let changed = Arc::clone(changed);
     tokio::spawn(async move {
         let mut stream = std::pin::pin!(stream);

@@ -106,7 +106,8 @@ fn the_order_of_events_shows_nowhere() {
     let pods: Vec<DynamicObject> =
         (0..50).map(|i| object(json!({ "metadata": { "name": format!("p{i:02}"), "namespace": "a" } }))).collect();
     let read = |events: Vec<&DynamicObject>| {
-        let mut writer = reflector::store::Writer::<DynamicObject>::new(kind("Pod").resource());
+        let mut writer =
+            reflector::store::Writer::<DynamicObject>::new(kind("Pod").resource(margay_api::storage::Mode::V3));
         let store = writer.as_reader();
         for pod in events {
             writer.apply_watcher_event(&watcher::Event::Apply(pod.clone()));

@@ -1,16 +1,19 @@
-//! `deploy/operator.yaml` is what people apply: every CRD, then the operator's own objects. `UPDATE_EXPECT=1` rewrites it.
+//! `deploy/operator.yaml` is what people apply: every CRD, then the operator's own objects; on a cluster of the older storage `deploy/operator-v1.yaml`,
+//! which has the CRDs of neither storage. `UPDATE_EXPECT=1` rewrites them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use margay_api::installation::Installation;
+use margay_api::storage::Mode;
+use margay_api::v3;
 use margay_operator::{VERSION, install};
 
 fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
 }
 
-fn custom_resource_definitions() -> Vec<String> {
+fn custom_resource_definitions(mode: Mode) -> Vec<String> {
     let folder = deploy().join("crds");
     let mut files: Vec<PathBuf> = fs::read_dir(&folder)
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
@@ -18,6 +21,8 @@ fn custom_resource_definitions() -> Vec<String> {
         .filter(|path| path.extension().is_some_and(|end| end == "yaml"))
         .collect();
     files.sort();
+    let is_data = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(v3::GROUP));
+    files.retain(|path| mode == Mode::V3 || !is_data(path));
     files
         .iter()
         .map(|path| fs::read_to_string(path).expect("a readable CRD"))
@@ -26,16 +31,19 @@ fn custom_resource_definitions() -> Vec<String> {
 }
 
 #[test]
-fn the_manifest_is_the_crds_and_the_operator() {
-    let mut documents = custom_resource_definitions();
-    documents.extend(install::objects(VERSION).iter().map(|object| serde_yaml_ng::to_string(&object.body).unwrap()));
-    let wanted = documents.join("---\n");
-    let file = deploy().join("operator.yaml");
-    if std::env::var_os("UPDATE_EXPECT").is_some() {
-        fs::write(&file, &wanted).expect("a writable manifest");
+fn the_manifests_are_the_crds_and_the_operator() {
+    for (mode, name) in [(Mode::V3, "operator.yaml"), (Mode::V1, "operator-v1.yaml")] {
+        let mut documents = custom_resource_definitions(mode);
+        let objects = install::objects(VERSION, mode);
+        documents.extend(objects.iter().map(|object| serde_yaml_ng::to_string(&object.body).unwrap()));
+        let wanted = documents.join("---\n");
+        let file = deploy().join(name);
+        if std::env::var_os("UPDATE_EXPECT").is_some() {
+            fs::write(&file, &wanted).expect("a writable manifest");
+        }
+        let found = fs::read_to_string(&file).unwrap_or_default();
+        assert!(found == wanted, "{} differs from CRDs and operator; write it anew with `make bless`", file.display());
     }
-    let found = fs::read_to_string(&file).unwrap_or_default();
-    assert!(found == wanted, "{} differs from CRDs and operator; write it anew with `make bless`", file.display());
 }
 
 #[test]

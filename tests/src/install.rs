@@ -11,6 +11,8 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
 
+use margay_api::storage::Mode;
+
 use crate::cluster::{Cluster, process};
 use crate::image::{Entry, Image};
 
@@ -32,6 +34,8 @@ pub struct Options {
     pub encapsulation: String,
     /// Range and encapsulation of a pool of IPv6 beside it.
     pub ipv6: Option<(String, String)>,
+    /// Storage of Calico's data that the cluster has.
+    pub mode: Mode,
     /// Collector of traces as the nodes see it, `http://HOST:PORT`.
     pub collector: Option<String>,
 }
@@ -43,6 +47,7 @@ impl Default for Options {
             block_size: None,
             encapsulation: "VXLANCrossSubnet".to_owned(),
             ipv6: None,
+            mode: Mode::V3,
             collector: None,
         }
     }
@@ -100,7 +105,11 @@ pub fn apply(cluster: &Cluster, options: &Options, tell: &dyn Fn(&str)) -> Resul
         tell(&format!("kubectl {}", arguments.join(" ").replace(&prefix, "")));
         cluster.kubectl(arguments).map(|_| ())
     };
-    kubectl(&["apply", "--server-side", "-f", &path("operator.yaml")])?;
+    let manifest = match options.mode {
+        Mode::V1 => "operator-v1.yaml",
+        Mode::V3 => "operator.yaml",
+    };
+    kubectl(&["apply", "--server-side", "-f", &path(manifest)])?;
     kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
     if let Some(collector) = &options.collector {
         kubectl(&[

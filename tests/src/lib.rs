@@ -13,6 +13,7 @@ pub mod namespace;
 pub mod plugin;
 pub mod probe;
 pub mod raw;
+pub mod scenarios;
 pub mod suite;
 pub mod trace;
 pub mod world;

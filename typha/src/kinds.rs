@@ -62,9 +62,19 @@ impl Line {
     /// Watches the kind, where `mode` keeps it, until the owner task ends.
     pub fn start(&self, mode: Mode, client: kube::Client, events: mpsc::Sender<Event>, counters: Counters) -> Watching {
         let (path, form) = self.place(mode);
+        let definition = self.definition(form);
         let Self { kind, never_empty, run, .. } = *self;
-        let definition = OPTIONAL.iter().find(|(optional, _)| *optional == kind).map(|(_, definition)| *definition);
         run(Watch { kind, path, form, definition, never_empty, client, events, counters })
+    }
+
+    /// The definition without which the kind has no objects: of those that a cluster may do without, and in the older storage of those that came
+    /// after the Calico of some clusters. The operator brings these; they are waited for by nobody.
+    fn definition(&self, form: Form) -> Option<String> {
+        if let Form::Stored(stored) = form {
+            return (!stored.classic).then(|| format!("{}.{}", stored.stored_plural, Mode::V1.group()));
+        }
+        let optional = OPTIONAL.iter().find(|(optional, _)| *optional == self.kind);
+        optional.map(|(_, definition)| (*definition).to_owned())
     }
 
     /// What an object of the kind means, given in the users' form.
@@ -247,6 +257,9 @@ mod tests {
                 line.kind
             );
             assert!(matches!(form, Form::Stored(kind) if kind.kind == line.kind), "{}: {form:?}", line.kind);
+            let wanted = ["Tier", "StagedNetworkPolicy", "StagedGlobalNetworkPolicy", "StagedKubernetesNetworkPolicy"];
+            assert_eq!(line.definition(form).is_some(), wanted.contains(&line.kind), "{}", line.kind);
+            assert_eq!(line.definition(Form::Plain), None, "{}", line.kind);
         }
     }
 }

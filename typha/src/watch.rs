@@ -51,7 +51,7 @@ pub struct Watch {
     /// The form in which they come.
     pub form: Form,
     /// The definition of the kind, if a cluster may do without it.
-    pub definition: Option<&'static str>,
+    pub definition: Option<String>,
     /// In a working cluster there is at least one object of the kind.
     pub never_empty: bool,
     /// Connection to the API.
@@ -120,7 +120,7 @@ impl Watch {
             if fault.needs_list() || feed.version().is_none() {
                 feed.restart();
             }
-            let pause = match self.look_at_definition(&mut feed, &fault).await {
+            let pause = match self.look_at_definition(&mut feed, &mut pace, &fault).await {
                 Ok(Outlook::Unserved) => ABSENT,
                 Ok(Outlook::Served) => continue,
                 Ok(Outlook::Unknown) => pace.failed(&fault),
@@ -135,19 +135,21 @@ impl Watch {
     async fn look_at_definition<K: DeserializeOwned>(
         &mut self,
         feed: &mut Feed<K>,
+        pace: &mut Pace,
         fault: &Fault,
     ) -> Result<Outlook, End> {
-        let Some(name) = self.definition.filter(|_| fault.is_not_found()) else {
+        let Some(name) = self.definition.clone().filter(|_| fault.is_not_found()) else {
             return Ok(Outlook::Unknown);
         };
         feed.restart();
         let request = Request::new(DEFINITIONS)
-            .get(name, &GetParams::default())
+            .get(&name, &GetParams::default())
             .map_err(|error| api(kube::Error::BuildRequest(error)))?;
         let definition: CustomResourceDefinition = match answer(self.client.request(request)).await {
             Ok(definition) => definition,
             Err(fault) if fault.is_not_found() => {
                 self.hand_over(Vec::new()).await?;
+                pace.absent(&name);
                 return Ok(Outlook::Unserved);
             }
             Err(fault) => return Err(fault.into()),
@@ -332,6 +334,15 @@ impl Pace {
             info!(kind = self.kind, "watch goes on");
         }
         self.backoff.reset();
+    }
+
+    /// The kind has no definition, and so no objects.
+    fn absent(&mut self, definition: &str) {
+        let words = format!("no definition {definition}");
+        if self.told.as_ref() != Some(&words) {
+            info!(kind = self.kind, definition, "not served; taken for empty until its definition is there");
+            self.told = Some(words);
+        }
     }
 
     fn failed(&mut self, fault: &Fault) -> Duration {

@@ -7,11 +7,12 @@ use std::fmt;
 use std::str::FromStr;
 
 /// A storage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
     /// `crd.projectcalico.org/v1`: clusters that Calico has been on, users' metadata in an annotation.
     V1,
     /// `projectcalico.org/v3`: the kinds that users know are stored as they are.
+    #[default]
     V3,
 }
 

@@ -1,8 +1,10 @@
 //! What RBAC cannot say: an agent may write what belongs to its own node, and nothing else.
 //!
 //! The API server puts the node that an agent's token is bound to into the request; these policies compare it with what is written. One policy
-//! for each kind, so that each is checked against that kind's schema.
+//! for each kind, so that each is checked against that kind's schema, in the storage that the cluster has: IPAM's kinds have the same names and fields in both.
 
+use margay_api::storage::Mode;
+use margay_api::v3;
 use serde_json::{Value, json};
 
 use super::{Context, NODE, labels};
@@ -154,14 +156,16 @@ pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
         .iter()
         .flat_map(|guard| {
             [
-                context.object("ValidatingAdmissionPolicy", policy(guard)),
+                context.object("ValidatingAdmissionPolicy", policy(guard, context.settings.mode)),
                 context.object("ValidatingAdmissionPolicyBinding", binding(guard.name)),
             ]
         })
         .collect()
 }
 
-fn policy(guard: &Guard) -> Value {
+fn policy(guard: &Guard, mode: Mode) -> Value {
+    let (group, version) =
+        if guard.group == v3::GROUP { (mode.group(), mode.version()) } else { (guard.group, guard.version) };
     let node = format!(
         "has(request.userInfo.extra) && '{NODE_EXTRA}' in request.userInfo.extra ? \
          request.userInfo.extra['{NODE_EXTRA}'][0] : ''"
@@ -182,8 +186,8 @@ fn policy(guard: &Guard) -> Value {
             "failurePolicy": "Fail",
             "matchConstraints": {
                 "resourceRules": [{
-                    "apiGroups": [guard.group],
-                    "apiVersions": [guard.version],
+                    "apiGroups": [group],
+                    "apiVersions": [version],
                     "operations": guard.operations,
                     "resources": guard.resources,
                     "scope": "*",

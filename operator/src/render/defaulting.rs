@@ -2,6 +2,7 @@
 //!
 //! Nothing here is needed for enforcement, as whoever reads a policy fills in the same; so where filling in fails, the request passes.
 
+use margay_api::storage::Mode;
 use serde_json::{Value, json};
 
 use super::{Context, labels};
@@ -21,9 +22,9 @@ pub(super) const NAMES: [&str; 1] = [DEFAULTS];
 const TYPES: &str = "size(variables.egress) == 0 ? ['Ingress'] : \
      size(variables.ingress) == 0 ? ['Egress'] : ['Ingress', 'Egress']";
 
-/// A policy and its binding, where the API serves such.
+/// A policy and its binding, where the API serves such. Objects of the older storage are written by programs, which fill in themselves.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
-    if !context.inputs.mutates {
+    if !context.inputs.mutates || context.settings.mode == Mode::V1 {
         return Vec::new();
     }
     let bound = json!({ "metadata": metadata(DEFAULTS), "spec": { "policyName": DEFAULTS } });

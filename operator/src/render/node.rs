@@ -146,6 +146,7 @@ fn agent(context: &Context<'_>, typha: &str) -> Value {
     environment.extend(context.environment(&[
         ("MARGAY_TYPHA", authority(typha)),
         ("MARGAY_CA_DIR", CA_DIR.to_owned()),
+        context.storage(),
         ("MARGAY_STATE_DIR", "/var/lib/margay".to_owned()),
         ("MARGAY_RUN_DIR", "/var/run/margay".to_owned()),
         ("MARGAY_LISTEN", format!("0.0.0.0:{DEBUG_PORT}")),

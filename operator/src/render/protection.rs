@@ -1,5 +1,6 @@
 //! What nobody may do by the way: delete the tiers that others rely upon, or give a pod another's address.
 
+use margay_api::storage::Mode;
 use serde_json::{Value, json};
 
 use super::{Context, labels};
@@ -15,7 +16,7 @@ pub(super) const NAMES: [&str; 2] = [TIERS, ADDRESSES];
 
 /// A policy and its binding for each.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
-    [(TIERS, tiers()), (ADDRESSES, addresses())]
+    [(TIERS, tiers(context.settings.mode)), (ADDRESSES, addresses())]
         .into_iter()
         .flat_map(|(name, spec)| {
             let metadata = json!({ "name": name, "labels": labels(MANAGER) });
@@ -28,13 +29,13 @@ pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
         .collect()
 }
 
-fn tiers() -> Value {
+fn tiers(mode: Mode) -> Value {
     json!({
         "failurePolicy": "Fail",
         "matchConstraints": {
             "resourceRules": [{
-                "apiGroups": ["projectcalico.org"],
-                "apiVersions": ["v3"],
+                "apiGroups": [mode.group()],
+                "apiVersions": [mode.version()],
                 "operations": ["DELETE"],
                 "resources": ["tiers"],
                 "scope": "*",

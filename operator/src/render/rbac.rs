@@ -1,5 +1,9 @@
 //! Service accounts and what they may do. Each rule is here because a line of the component does exactly that.
 
+use kube::ResourceExt;
+use margay_api::crds;
+use margay_api::k8s::cnp::DEFINITION;
+use margay_api::storage::{Kind, Mode};
 use serde_json::{Value, json};
 
 use super::{Context, NAMESPACE, NODE, TYPHA, labels};
@@ -27,7 +31,8 @@ const TYPHA_KINDS: [&str; 14] = [
 
 /// Service accounts, roles and bindings of both components.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
-    [(TYPHA, typha_rules()), (NODE, node_rules())]
+    let mode = context.settings.mode;
+    [(TYPHA, typha_rules(mode)), (NODE, node_rules(mode))]
         .into_iter()
         .flat_map(|(name, rules)| account(context, name, &rules))
         .collect()
@@ -37,42 +42,56 @@ fn rule(groups: &[&str], resources: &[&str], verbs: &[&str]) -> Value {
     json!({ "apiGroups": groups, "resources": resources, "verbs": verbs })
 }
 
+/// A rule for kinds of Calico, by the names that users know, where that storage has them.
+pub(crate) fn calico(mode: Mode, plurals: &[&str], verbs: &[&str]) -> Value {
+    let resources: Vec<&str> =
+        plurals.iter().map(|plural| Kind::of_plural(plural).map_or(*plural, |kind| kind.plural_in(mode))).collect();
+    rule(&[mode.group()], &resources, verbs)
+}
+
+/// Definitions of kinds that a cluster may do without.
+fn optional(mode: Mode) -> Vec<String> {
+    let mut names = vec![DEFINITION.to_owned()];
+    if mode == Mode::V1 {
+        let later = crds::later().into_iter();
+        let read = later.filter(|definition| TYPHA_KINDS.contains(&definition.spec.names.plural.as_str()));
+        names.extend(read.map(|definition| definition.name_any()));
+    }
+    names
+}
+
 /// Typha reads what the computation takes as input, and writes nothing.
-pub(super) fn typha_rules() -> Vec<Value> {
+pub(super) fn typha_rules(mode: Mode) -> Vec<Value> {
     vec![
         rule(&[""], &["namespaces", "nodes", "pods", "serviceaccounts"], &READ),
         rule(&["networking.k8s.io"], &["networkpolicies"], &READ),
         rule(&["discovery.k8s.io"], &["endpointslices"], &READ),
         rule(&["policy.networking.k8s.io"], &["clusternetworkpolicies"], &READ),
-        rule(&["projectcalico.org"], &TYPHA_KINDS, &READ),
-        // Whether that kind is served at all, and at which version.
+        calico(mode, &TYPHA_KINDS, &READ),
+        // Whether these kinds are served at all, and at which version.
         json!({
             "apiGroups": ["apiextensions.k8s.io"],
             "resources": ["customresourcedefinitions"],
-            "resourceNames": ["clusternetworkpolicies.policy.networking.k8s.io"],
+            "resourceNames": optional(mode),
             "verbs": ["get"],
         }),
     ]
 }
 
 /// The agent writes what is its node's own; that it is its own is checked by the admission policies beside this file.
-pub(super) fn node_rules() -> Vec<Value> {
+pub(super) fn node_rules(mode: Mode) -> Vec<Value> {
     vec![
         // Addresses and tunnel of the node, and the condition that the network is up.
         rule(&[""], &["nodes"], &["get", "patch"]),
         rule(&[""], &["nodes/status"], &["patch"]),
         // Addresses of pods, as annotations.
         rule(&[""], &["pods/status"], &["patch"]),
-        rule(
-            &["projectcalico.org"],
+        calico(
+            mode,
             &["blockaffinities", "ipamblocks", "ipamhandles"],
             &["get", "list", "watch", "create", "update", "delete"],
         ),
-        rule(
-            &["projectcalico.org"],
-            &["clusterinformations", "ipamconfigurations", "ippools", "ipreservations"],
-            &READ,
-        ),
+        calico(mode, &["clusterinformations", "ipamconfigurations", "ippools", "ipreservations"], &READ),
         // Its own certificate.
         rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["create", "get", "watch"]),
     ]

@@ -21,6 +21,7 @@ fn settings() -> Settings {
     Settings {
         image: String::new(),
         version: "v0.1.0".to_owned(),
+        mode: Mode::V3,
         environment: BTreeMap::from([("MARGAY_LOG".to_owned(), "info".to_owned())]),
     }
 }
@@ -72,6 +73,20 @@ fn rendered(spec: Value, inputs: &Inputs) -> Vec<Object> {
 fn an_empty_installation_gives_the_whole_default() {
     let objects = rendered(json!({}), &inputs());
     expect_file!["../../tests/golden/default.yaml"].assert_eq(&text(&objects));
+}
+
+#[test]
+fn the_older_storage_differs_in_rights_guards_and_what_components_are_told() {
+    let spec = completed(json!({}), &inputs());
+    let settings = Settings { mode: Mode::V1, ..settings() };
+    let plan = plan(&spec, &inputs(), &owner(), &settings);
+    let differs =
+        |object: &&Object| ["ClusterRole", "ValidatingAdmissionPolicy", "Deployment"].contains(&object.key.kind.kind);
+    let shown: Vec<Object> = plan.objects.iter().filter(differs).cloned().collect();
+    expect_file!["../../tests/golden/storage-v1.yaml"].assert_eq(&text(&shown));
+    assert!(plan.objects.iter().all(|object| object.key.kind.kind != "MutatingAdmissionPolicy"));
+    let all = text(&plan.objects);
+    assert_eq!(all.matches("value: crd.projectcalico.org/v1").count(), 2, "typha and the agents are told");
 }
 
 #[test]
@@ -218,7 +233,9 @@ fn without_empty(value: &Value) -> Value {
 #[test]
 fn every_field_is_one_that_kubernetes_knows() {
     let mut objects = rendered(json!({}), &inputs());
-    objects.extend(crate::install::objects("v0.1.0"));
+    for mode in [Mode::V1, Mode::V3] {
+        objects.extend(crate::install::objects("v0.1.0", mode));
+    }
     for object in &objects {
         match object.key.kind.kind {
             "Namespace" => survives::<core::v1::Namespace>(object),

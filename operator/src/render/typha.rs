@@ -126,6 +126,7 @@ fn container(context: &Context<'_>) -> Value {
         ("MARGAY_ADMIN_LISTEN", format!("127.0.0.1:{ADMIN_PORT}")),
         ("MARGAY_TLS_DIR", TLS_DIR.to_owned()),
         ("MARGAY_CA_DIR", CA_DIR.to_owned()),
+        context.storage(),
     ]));
     json!({
         "name": TYPHA,

@@ -98,7 +98,7 @@ async fn play_at(
         kind: KIND,
         path: path.to_owned(),
         form: Form::Plain,
-        definition,
+        definition: definition.map(str::to_owned),
         never_empty,
         client: kube::Client::new(server, "default"),
         events,

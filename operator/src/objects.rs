@@ -1,0 +1,91 @@
+//! One kind of Calico's objects, typed, whichever way the cluster stores it.
+
+use std::marker::PhantomData;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams, Preconditions};
+use kube::{Client, Error};
+use margay_api::storage::{self, Fault, Kind, Mode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::apply::bounded;
+
+/// Why something was not read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The API says so.
+    #[error("{0}")]
+    Api(#[from] Error),
+    /// An object is not what its kind says.
+    #[error("{0}; repair or delete it")]
+    Fault(#[from] Fault),
+    /// An object contradicts itself.
+    #[error("{0}; repair or delete it")]
+    Unsound(String),
+}
+
+/// See the module.
+pub struct Objects<K> {
+    kind: &'static Kind,
+    mode: Mode,
+    api: Api<DynamicObject>,
+    of: PhantomData<fn() -> K>,
+}
+
+impl<K: Serialize + DeserializeOwned> Objects<K> {
+    /// The kind that users know by that name.
+    pub fn new(client: &Client, mode: Mode, kind: &str) -> Self {
+        let kind = Kind::of(kind).expect("every kind that is collected is one of Calico's");
+        Self { kind, mode, api: Api::all_with(client.clone(), &kind.resource(mode)), of: PhantomData }
+    }
+
+    /// The object, if there is one.
+    pub async fn get(&self, name: &str) -> Result<Option<K>, StoreError> {
+        bounded(self.api.get_opt(name)).await?.map(|found| self.parse(&found)).transpose()
+    }
+
+    /// All objects that can be read, a page at a time.
+    pub async fn list(&self, page: u32) -> Result<Vec<K>, StoreError> {
+        let mut all = Vec::new();
+        let mut params = ListParams::default().limit(page);
+        loop {
+            let found = bounded(self.api.list(&params)).await?;
+            for object in &found.items {
+                match self.parse(object) {
+                    Ok(object) => all.push(object),
+                    Err(error) => {
+                        tracing::warn!(kind = self.kind.kind, name = object.metadata.name, %error, "left alone")
+                    }
+                }
+            }
+            match found.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = params.continue_token(&token),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// Replaces an object that has not changed since it was read.
+    pub async fn replace(&self, name: &str, object: &K) -> Result<K, StoreError> {
+        let stored = storage::encode(self.mode, self.kind, object)?;
+        let stored: DynamicObject = serde_json::from_value(stored).map_err(Fault::from)?;
+        let written = bounded(self.api.replace(name, &PostParams::default(), &stored)).await?;
+        self.parse(&written)
+    }
+
+    /// Deletes the object that was read; that it is gone, or another one, is a success.
+    pub async fn delete(&self, metadata: &ObjectMeta) -> Result<(), StoreError> {
+        let only = Preconditions { uid: metadata.uid.clone(), resource_version: None };
+        let params = DeleteParams::default().preconditions(only);
+        match bounded(self.api.delete(metadata.name.as_deref().unwrap_or_default(), &params)).await {
+            Err(Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+            outcome => Ok(outcome.map(drop)?),
+        }
+    }
+
+    fn parse(&self, object: &DynamicObject) -> Result<K, StoreError> {
+        let bytes = serde_json::to_vec(object).map_err(Fault::from)?;
+        Ok(storage::decode_as(self.mode, self.kind, &bytes)?.object)
+    }
+}
