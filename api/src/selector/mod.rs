@@ -12,7 +12,7 @@ use sha2::{Digest, Sha224};
 
 use crate::meta::Labels;
 
-pub use parse::{MAX_DEPTH, MAX_LABEL, SelectorError};
+pub use parse::{MAX_DEPTH, MAX_LABEL, SelectorError, is_label_name};
 pub use restrict::Restriction;
 
 /// One operation of a selector.

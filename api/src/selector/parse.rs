@@ -163,7 +163,7 @@ impl<'a> Parser<'a> {
 
     fn label(&mut self) -> Result<String, SelectorError> {
         let rest = self.rest();
-        let length = rest.find(|c: char| !(c.is_ascii_alphanumeric() || "_./-".contains(c))).unwrap_or(rest.len());
+        let length = rest.find(|c: char| !is_of_label(c)).unwrap_or(rest.len());
         if length == 0 {
             return Err(self.error(
                 "expected a label, `has(label)`, `all()`, `global()`, `!` or `(`",
@@ -277,6 +277,15 @@ impl<'a> Parser<'a> {
         };
         SelectorError { position: self.text[..self.at].chars().count() + 1, rule: format!("{rule}, {found}"), remedy }
     }
+}
+
+/// Whether the language has labels of this name.
+pub fn is_label_name(text: &str) -> bool {
+    !text.is_empty() && text.len() <= MAX_LABEL && text.chars().all(is_of_label)
+}
+
+fn is_of_label(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "_./-".contains(c)
 }
 
 fn is_blank(c: char) -> bool {
