@@ -11,7 +11,7 @@ RELEASE = cargo build --workspace --release --bin margay --bin margay-cni
 RELEASED = target/*/release
 OURS = --exclude margay-tests
 
-.PHONY: check test deny bless demo bench conformance e2e-netpol image cluster cluster-down fuzz
+.PHONY: check test deny bless demo bench conformance e2e-netpol image cluster cluster-down fuzz fuzz-targets
 
 # Format, lints, and every test that needs no cluster. Needs root: rulesets are compared with the kernel in namespaces.
 check:
@@ -76,3 +76,7 @@ cluster-down:
 # Random policies and packets, judged in four ways, from a seed that was not tried before; what is found becomes a case in tests/data/corpus. Needs root.
 fuzz:
 	FUZZ_SECONDS=$(SECONDS) FUZZ_SEED=$$(date +%s) cargo test --workspace --test differential going_on -- --nocapture
+
+# Everything that parses what others write, driven by libFuzzer for SECONDS each; what is found becomes a seed in tests/data/fuzz. TARGETS names some.
+fuzz-targets:
+	SECONDS_EACH=$(SECONDS) $(if $(TARGETS),TARGETS="$(TARGETS)") .ci/fuzz

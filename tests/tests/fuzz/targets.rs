@@ -7,6 +7,7 @@ use margay_api::policy::Policy;
 use margay_api::problem::Refusal;
 use margay_api::rule::{Port, Rule};
 use margay_api::selector::Selector;
+use margay_api::storage::{self, Mode, kind};
 use margay_api::{k8s, v3};
 use margay_cni::call::{self, Call};
 use margay_cni::config::{self, Version};
@@ -20,8 +21,15 @@ use serde_json::{Value, json};
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is also that of its folder of seeds.
-pub const TARGETS: [(&str, Target); 6] =
-    [("selector", selector), ("rule", rule), ("policy", policy), ("cni", cni), ("frame", frame), ("up", up)];
+pub const TARGETS: [(&str, Target); 7] = [
+    ("selector", selector),
+    ("rule", rule),
+    ("policy", policy),
+    ("cni", cni),
+    ("frame", frame),
+    ("up", up),
+    ("storage", storage),
+];
 
 /// A selector's canonical text parses to the same selector with the same id, and matching it decides something on any labels.
 pub fn selector(data: &[u8]) {
@@ -196,5 +204,38 @@ pub fn up(data: &[u8]) {
             assert_eq!(sync::decode_local_endpoint(wire).ok(), wanted);
         }
         _ => panic!("it is encoded as something else"),
+    }
+}
+
+/// JSON as an object of the older storage: what is read is written in a form that reads the same.
+pub fn storage(data: &[u8]) {
+    let kind = |named: &str| kind::ALL.iter().find(|kind| kind.stored_kind == named);
+    let named = serde_json::from_slice::<Value>(data).ok().and_then(|object| Some(object["kind"].as_str()?.to_owned()));
+    let Some(kind) = named.as_deref().and_then(kind) else { return };
+    let read = match storage::decode(kind, data) {
+        Ok(read) => read,
+        Err(fault) => return assert!(!fault.to_string().is_empty()),
+    };
+    assert!(read.problems.iter().all(|problem| !problem.to_string().is_empty()));
+    let rewritten = |object: Value| {
+        let stored = storage::write(kind, object).ok()?;
+        Some(storage::decode(kind, stored.to_string().as_bytes()).expect("its own form").object)
+    };
+    // What stands behind a point may be read as its neighbour: that is serde_json's, and is not what is asked here.
+    if !has_fraction(&read.object)
+        && let Some(once) = rewritten(read.object)
+    {
+        assert_eq!(rewritten(once.clone()), Some(once));
+    }
+    if let Ok(read) = storage::decode_as::<v3::NetworkPolicy>(Mode::V1, kind, data) {
+        check_policy(v3::policy::network_policy(&read.object));
+    }
+}
+
+fn has_fraction(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.iter().any(has_fraction),
+        Value::Object(fields) => fields.values().any(has_fraction),
+        other => other.is_f64(),
     }
 }
