@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -368,6 +369,23 @@ fn a_pool_that_is_full_says_so() -> Result<()> {
     ensure!(sandboxes.len() == 3, "{} pods got an address", sandboxes.len());
     sandboxes.pop().context("a pod")?.del()?;
     waiting.add()?;
+    Ok(())
+}
+
+/// Whoever may write to the socket makes interfaces and takes addresses.
+#[test]
+fn the_socket_is_for_root_alone_after_a_restart_too() -> Result<()> {
+    let mut lab = mk_lab(usual())?;
+    let socket = node(&lab)?.socket();
+    for round in 0..2 {
+        let about = std::fs::metadata(&socket)?;
+        let (kind, mode) = (about.file_type(), about.mode() & 0o7777);
+        ensure!(kind.is_socket() && (about.uid(), about.gid(), mode) == (0, 0, 0o600), "{round}: {about:?}");
+        // Somebody has opened it meanwhile.
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666))?;
+        lab.stop_agent(NODE)?;
+        lab.start_agent(NODE)?;
+    }
     Ok(())
 }
 
