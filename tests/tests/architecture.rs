@@ -112,6 +112,26 @@ fn files_can_be_read_at_once() {
     assert!(long.is_empty(), "longer than {MAX_LINES} lines, split by noun: {long:#?}");
 }
 
+/// What CONTRIBUTING.md says is shown by a test is shown by one of that name.
+#[test]
+fn tests_that_are_named_exist() {
+    let root = metadata().workspace_root.into_std_path_buf();
+    let text = fs::read_to_string(root.join("CONTRIBUTING.md")).expect("the page is there");
+    let table = text.lines().skip_while(|line| *line != "| Hole | Shown by |").skip(2);
+    let cells = table.take_while(|line| line.starts_with('|')).filter_map(|line| line.split('|').nth(2));
+    let named: BTreeSet<&str> =
+        cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).filter(|name| !name.is_empty()).collect();
+    assert!(named.len() > 10, "the table is not where it was: {named:?}");
+    let sources: Vec<String> =
+        rust_files(&root).into_iter().map(|path| fs::read_to_string(path).expect("a source file")).collect();
+    let exists = |name: &&str| {
+        let ways = [format!("fn {name}("), format!("\"{name}\"")];
+        sources.iter().any(|source| ways.iter().any(|way| source.contains(way)))
+    };
+    let missing: Vec<&str> = named.into_iter().filter(|name| !exists(name)).collect();
+    assert!(missing.is_empty(), "CONTRIBUTING.md names tests that do not exist: {missing:?}");
+}
+
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).expect("a folder of the tree") {
