@@ -1,5 +1,6 @@
 //! Harness and scenarios: namespaces as nodes and pods, the real cluster, probers, conformance, benches.
 
+pub mod admission;
 pub mod bench;
 pub mod cluster;
 pub mod conformance;

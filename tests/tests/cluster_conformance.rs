@@ -1,5 +1,5 @@
 //! Tables of verdicts on a real Kubernetes: what the API server takes and what the container runtime tells the plugin is in them, which `conformance.rs`
-//! leaves out. All of the tables: `make conformance ON=cluster`.
+//! leaves out; and what that API server refuses and fills in. All of the tables: `make conformance ON=cluster`.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use margay_tests::conformance::cluster::OnCluster;
 use margay_tests::conformance::table::Table;
 use margay_tests::conformance::{Enforce, conform};
 use margay_tests::suite::Suite;
-use margay_tests::{demo, install};
+use margay_tests::{admission, demo, install};
 
 fn main() -> ExitCode {
     let mut suite = Suite::from_arguments();
@@ -34,6 +34,9 @@ fn main() -> ExitCode {
     });
     suite.case("policies_of_calico_have_the_verdicts_of_the_table", || {
         on_cluster(&cluster, &Table::of_tests("calico.json")?)
+    });
+    suite.case("the_api_server_protects_tiers_and_addresses_and_fills_in_what_policies_leave_out", || {
+        admission::check(&cluster)
     });
     suite.finish()
 }

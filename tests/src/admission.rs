@@ -1,0 +1,114 @@
+//! What the API server of an installation refuses and fills in, asked of a real one: definitions, defaults and protections are data of ours that only it
+//! can run.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::cluster::Cluster;
+
+/// Namespace of what is written here.
+const NAMESPACE: &str = "admission";
+/// A user who may do in that namespace what a tenant may.
+const TENANT: [&str; 2] = ["--as", "tenant"];
+
+/// All of it, in a namespace of its own, which is taken away in the end.
+pub fn check(cluster: &Cluster) -> Result<()> {
+    cluster.kubectl(&["create", "namespace", NAMESPACE])?;
+    let binding = ["create", "rolebinding", "tenant", "-n", NAMESPACE, "--clusterrole", "edit", "--user", "tenant"];
+    cluster.kubectl(&binding)?;
+    let checked = addresses_of_pods(cluster)
+        .context("addresses of pods")
+        .and_then(|()| tiers(cluster).context("tiers"))
+        .and_then(|()| defaults(cluster).context("defaults of policies"));
+    cluster.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"])?;
+    checked
+}
+
+/// A tenant writes what he likes into annotations of his pods, but for what stands for their addresses.
+fn addresses_of_pods(cluster: &Cluster) -> Result<()> {
+    const RULE: &str = "are the network's";
+    create(cluster, &pod("plain", &json!({"team": "a"})), &TENANT)?;
+    for name in ["podIP", "podIPs", "containerID"] {
+        let annotation = format!("cni.projectcalico.org/{name}");
+        let posing = pod("posing", &json!({&annotation: "10.0.0.1/32"}));
+        refused(create(cluster, &posing, &TENANT), RULE).with_context(|| format!("a pod that begins with {name}"))?;
+        let value = format!("{annotation}=10.0.0.1/32");
+        let annotate = ["annotate", "pod", "plain", "-n", NAMESPACE, &value];
+        refused(cluster.kubectl(&[&annotate[..], &TENANT].concat()), RULE).with_context(|| name.to_owned())?;
+        // Whoever may write a pod's status, as the network does, may say it.
+        cluster.kubectl(&annotate)?;
+        let removal = format!("{annotation}-");
+        let remove = ["annotate", "pod", "plain", "-n", NAMESPACE, &removal];
+        refused(cluster.kubectl(&[&remove[..], &TENANT].concat()), RULE).context("the removal of it")?;
+        cluster.kubectl(&remove)?;
+    }
+    cluster
+        .kubectl(&[&["annotate", "pod", "plain", "-n", NAMESPACE, "team=b", "--overwrite"][..], &TENANT].concat())?;
+    Ok(())
+}
+
+/// Tiers that others rely upon stay, also for administrators; others go.
+fn tiers(cluster: &Cluster) -> Result<()> {
+    for name in ["default", "kube-admin", "kube-baseline"] {
+        refused(cluster.kubectl(&["delete", "tiers.projectcalico.org", name]), "built in").context(name)?;
+        cluster.kubectl(&["get", "tiers.projectcalico.org", name])?;
+    }
+    create(cluster, &calico("Tier", "admission-own", &json!({"order": 17})), &[])?;
+    cluster.kubectl(&["delete", "tiers.projectcalico.org", "admission-own"])?;
+    Ok(())
+}
+
+/// Directions, tier and label of a policy that says nothing of them; and what it does say stays.
+fn defaults(cluster: &Cluster) -> Result<()> {
+    let rules = json!([{"action": "Allow"}]);
+    let cases = [
+        ("none", json!({}), json!(["Ingress"]), "default"),
+        ("out", json!({"egress": rules}), json!(["Egress"]), "default"),
+        ("both", json!({"egress": rules, "ingress": rules}), json!(["Ingress", "Egress"]), "default"),
+        ("said", json!({"ingress": rules, "types": ["Egress"], "tier": "kube-admin"}), json!(["Egress"]), "kube-admin"),
+    ];
+    for (name, spec, types, tier) in cases {
+        let mut policy = calico("NetworkPolicy", name, &spec);
+        policy["metadata"]["namespace"] = NAMESPACE.into();
+        create(cluster, &policy, &[])?;
+        let text =
+            cluster.kubectl(&["get", "networkpolicies.projectcalico.org", name, "-n", NAMESPACE, "-o", "json"])?;
+        let stored: Value = serde_json::from_str(&text)?;
+        ensure!(stored["spec"]["types"] == types && stored["spec"]["tier"] == tier, "{name}: {}", stored["spec"]);
+        let label = &stored["metadata"]["labels"]["projectcalico.org/tier"];
+        ensure!(label == tier, "{name}: the label of its tier is {label}");
+    }
+    Ok(())
+}
+
+fn calico(kind: &str, name: &str, spec: &Value) -> Value {
+    json!({"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": {"name": name}, "spec": spec})
+}
+
+/// A pod that no node takes: it is only written.
+fn pod(name: &str, annotations: &Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"namespace": NAMESPACE, "name": name, "annotations": annotations},
+        "spec": {
+            "nodeSelector": {"admission": "nowhere"},
+            "containers": [{"name": "c", "image": crate::probe::IMAGE}],
+        },
+    })
+}
+
+fn create(cluster: &Cluster, object: &Value, arguments: &[&str]) -> Result<String> {
+    let path = cluster.folder().join("admission.json");
+    std::fs::write(&path, object.to_string())?;
+    cluster.kubectl(&[&["create", "-f", &path.display().to_string()][..], arguments].concat())
+}
+
+/// That the API server has refused, for this reason.
+fn refused(outcome: Result<String>, reason: &str) -> Result<()> {
+    let said = match outcome {
+        Ok(said) => anyhow::bail!("it is accepted: {said}"),
+        Err(error) => format!("{error:#}"),
+    };
+    ensure!(said.contains(reason), "it is refused, but not because it {reason:?}: {said}");
+    Ok(())
+}
