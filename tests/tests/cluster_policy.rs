@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use margay_api::storage::Mode;
-use margay_tests::scenarios::{Ground, policy};
+use margay_tests::scenarios::{Ground, hosts, policy};
 use margay_tests::suite::Suite;
 use margay_tests::{demo, install};
 
@@ -27,6 +27,8 @@ fn main() -> ExitCode {
         }
     };
     suite.case(INSTALLED, || install::check_status(&stage.cluster));
-    policy::run(&mut suite, &Ground { stage, mode: Mode::V3 });
+    let ground = Ground { stage, mode: Mode::V3 };
+    policy::run(&mut suite, &ground);
+    hosts::run(&mut suite, &ground);
     suite.finish()
 }

@@ -111,6 +111,7 @@ pub const TABLE: &[Line] = &[
     line!("Tier", "/apis/projectcalico.org/v3/tiers", false, tier),
     line!("NetworkSet", "/apis/projectcalico.org/v3/networksets", false, network_set),
     line!("GlobalNetworkSet", "/apis/projectcalico.org/v3/globalnetworksets", false, global_network_set),
+    line!("HostEndpoint", "/apis/projectcalico.org/v3/hostendpoints", false, host_endpoint),
     line!("IPPool", "/apis/projectcalico.org/v3/ippools", false, pool),
     line!(BLOCK, "/apis/projectcalico.org/v3/ipamblocks", false, block),
     line!("FelixConfiguration", "/apis/projectcalico.org/v3/felixconfigurations", false, settings),
@@ -197,6 +198,12 @@ fn global_network_set(set: v3::GlobalNetworkSet) -> Parsed {
     let parsed = v3::netset::global_network_set(&set);
     let key = named(set.metadata).0;
     taken(parsed, |set| Update::NetworkSet(key, Some(set)))
+}
+
+fn host_endpoint(endpoint: v3::HostEndpoint) -> Parsed {
+    let parsed = v3::host::host_endpoint(&endpoint);
+    let name = named(endpoint.metadata).0.name;
+    taken(parsed, |endpoint| Update::HostEndpoint(name, Some(endpoint)))
 }
 
 fn pool(pool: v3::IPPool) -> Parsed {

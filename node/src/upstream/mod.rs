@@ -118,7 +118,7 @@ impl Upstream {
 
         let (up, outgoing) = mpsc::channel(OUTGOING);
         let agent_version = env!("CARGO_PKG_VERSION").to_owned();
-        let hello = wire::Hello { agent_version, buckets, host_endpoints: false };
+        let hello = wire::Hello { agent_version, buckets, host_endpoints: true };
         // The channel is empty and its other end is held here, so this neither waits nor fails.
         let _ = up.send(wire::Up { message: Some(wire::up::Message::Hello(hello)) }).await;
         let frames = client.sync(ReceiverStream::new(outgoing)).await.map_err(Box::new)?.into_inner();

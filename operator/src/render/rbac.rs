@@ -12,12 +12,13 @@ use crate::object::Object;
 const READ: [&str; 3] = ["get", "list", "watch"];
 
 /// Kinds of `projectcalico.org/v3` that typha reads.
-const TYPHA_KINDS: [&str; 14] = [
+const TYPHA_KINDS: [&str; 15] = [
     "blockaffinities",
     "clusterinformations",
     "felixconfigurations",
     "globalnetworkpolicies",
     "globalnetworksets",
+    "hostendpoints",
     "ipamblocks",
     "ipamconfigurations",
     "ippools",

@@ -29,6 +29,7 @@ const TABLE: &[Line] = &[
     (CALICO, "Tier", "Tier"),
     (CALICO, "NetworkSet", "NetworkSet"),
     (CALICO, "GlobalNetworkSet", "GlobalNetworkSet"),
+    (CALICO, "HostEndpoint", "HostEndpoint"),
     (CALICO, "IPPool", "IPPool"),
     (CALICO, "IPAMBlock", kinds::BLOCK),
     (CALICO, "FelixConfiguration", "FelixConfiguration"),

@@ -1,5 +1,6 @@
 //! Scenarios that do not care how Calico's data is stored: every suite of a real cluster runs the same ones.
 
+pub mod hosts;
 pub mod policy;
 
 use std::path::{Path, PathBuf};

@@ -30,7 +30,8 @@ pub fn run(suite: &mut Suite, ground: &Ground) {
     suite.case("an_invalid_policy_opens_nothing_and_hurts_no_other", || invalid(ground));
 }
 
-fn all_open(ground: &Ground) -> Result<()> {
+/// Fails unless everybody comes to reach everybody.
+pub fn all_open(ground: &Ground) -> Result<()> {
     expect(ground, &Matrix::open(&PODS, &demo::ports()))
 }
 
