@@ -18,11 +18,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::cni::ports::{Enforcer, NotEnforced};
 use crate::metrics::Metrics;
 use crate::net::plan::{LocalPods, Plan};
-use crate::policy::{Attached, Compiler};
+use crate::policy::{Attached, Compiler, Links};
 use crate::state::{Fault, State};
 use crate::store::Store;
 
-pub use kernel::{Kernel, Netfilter, watch_drift};
+pub use kernel::{Kernel, Netfilter, watch_drift, watch_links};
 pub use owner::Fatal;
 pub(crate) use owner::kind;
 
@@ -72,6 +72,8 @@ pub enum Event {
         /// Told when nothing of it is in the kernel any more.
         done: oneshot::Sender<()>,
     },
+    /// The node's interfaces have these addresses now.
+    Links(Links),
     /// Somebody changed our table.
     Drift,
     /// Somebody wants to look.
@@ -129,6 +131,8 @@ pub struct Parts {
     pub view: BTreeMap<RecordId, Record>,
     /// Pods that earlier runs have attached, by interface.
     pub attached: BTreeMap<String, Attached>,
+    /// Addresses of the node's interfaces.
+    pub links: Links,
     /// nftables.
     pub kernel: Box<dyn Kernel>,
     /// Links and routes, if this agent plans them.

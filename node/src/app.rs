@@ -18,12 +18,13 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower::ServiceBuilder;
 
-use crate::agent::{self, AgentHandle, Netfilter, Routes, watch_drift};
+use crate::agent::{self, AgentHandle, Netfilter, Routes, watch_drift, watch_links};
 use crate::cni::attachment::Attachments;
 use crate::config::Args;
 use crate::debug::DebugService;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
+use crate::net::addresses::Addresses;
 use crate::net::worker::Network;
 use crate::pods;
 use crate::policy;
@@ -92,10 +93,13 @@ fn start(
     let kernel = Netfilter::open().context("nftables; does the agent have the capability NET_ADMIN?")?;
     let monitor = kernel.monitor(policy::table()).context("changes of nftables")?;
     let network = Network::spawn().context("rtnetlink")?;
+    let mut addresses = Addresses::open().context("addresses of the node")?;
+    let links = addresses.read().context("addresses of the node")?;
     let parts = agent::Parts {
         node: args.node_name.clone(),
         view: store.load(),
         attached: pods::attached(attachments)?,
+        links: links.clone(),
         kernel: Box::new(kernel),
         routes: Some(Box::new(network) as Box<dyn Routes>),
         store: Some(store),
@@ -103,6 +107,7 @@ fn start(
     };
     let (agent, fatal) = agent::spawn(parts).context("thread of the agent")?;
     watch_drift(monitor, agent.clone()).context("thread of the monitor")?;
+    watch_links(addresses, links, agent.clone()).context("thread of the addresses")?;
     Ok((agent, fatal))
 }
 

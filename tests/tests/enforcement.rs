@@ -107,6 +107,7 @@ impl Node {
                 node: "n1".to_owned(),
                 view,
                 attached,
+                links: Default::default(),
                 kernel: Box::new(kernel),
                 routes: None,
                 store: None,

@@ -7,7 +7,9 @@ use std::thread;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::agent::{AgentHandle, Event};
+use crate::net::addresses::Addresses;
 use crate::nft::{ExecError, Monitor, Ruleset, Socket, TableName, Transaction};
+use crate::policy::Links;
 
 /// The table in the kernel.
 pub trait Kernel: Send {
@@ -78,4 +80,29 @@ pub fn watch_drift(mut monitor: Monitor, agent: AgentHandle) -> io::Result<()> {
         }
     };
     thread::Builder::new().name("nft-monitor".to_owned()).spawn(work).map(|_| ())
+}
+
+/// Tells the agent of other addresses of the node, from a thread that ends with the agent. `known` is what it has been told.
+pub fn watch_links(mut addresses: Addresses, mut known: Links, agent: AgentHandle) -> io::Result<()> {
+    let events = agent.events.downgrade();
+    drop(agent);
+    let work = move || loop {
+        let links = addresses.wait().and_then(|()| addresses.read());
+        let links = match links {
+            Ok(links) => links,
+            Err(error) => {
+                tracing::error!(%error, "host endpoints do not follow the node's addresses any more; restart the agent");
+                return;
+            }
+        };
+        let Some(events) = events.upgrade() else { return };
+        if links == known {
+            continue;
+        }
+        known.clone_from(&links);
+        if events.blocking_send(Event::Links(links)).is_err() {
+            return;
+        }
+    };
+    thread::Builder::new().name("addresses".to_owned()).spawn(work).map(|_| ())
 }

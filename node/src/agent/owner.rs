@@ -98,11 +98,12 @@ struct Due {
 
 impl Owner {
     pub(super) fn new(parts: Parts, status: watch::Sender<Status>, acks: watch::Sender<Option<Arc<Ack>>>) -> Self {
-        let Parts { node, view, attached, kernel, routes, store, metrics } = parts;
+        let Parts { node, view, attached, links, kernel, routes, store, metrics } = parts;
         let state = State::with_records(view);
         let mut compiler = Compiler::new(&node);
+        // The whole table is planned at the first commit, so the operations of these are in it.
+        compiler.set_links(links);
         for (interface, pod) in attached {
-            // The whole table is planned at the first commit, so the operations of these are in it.
             compiler.attach(interface, pod, state.records());
         }
         Self {
@@ -206,6 +207,12 @@ impl Owner {
                     self.turn.rerouted = true;
                 }
                 self.leaving.push(done);
+            }
+            Event::Links(links) => {
+                self.plan();
+                let started = Instant::now();
+                let transaction = self.compiler.set_links(links);
+                self.enqueue(&transaction, started);
             }
             Event::Drift => self.unsure = true,
             Event::Inspect(look) => self.looks.push(look),

@@ -57,6 +57,7 @@ impl Rig {
             node: NODE.to_owned(),
             view,
             attached: BTreeMap::new(),
+            links: BTreeMap::new(),
             kernel: Box::new(kernel.clone()),
             routes: None,
             store: None,

@@ -5,6 +5,7 @@
 //!                                       ^ present, read back at start and after any surprise
 //! ```
 
+pub mod addresses;
 pub mod diff;
 pub mod driver;
 pub mod message;

@@ -19,24 +19,26 @@ use super::plan::{ROUTE_PROTOCOL, VERSIONS, vxlan_device_name};
 const GROUPS: u32 = 0x1 | 0x4 | 0x40 | 0x400;
 
 /// A subscription to the kernel's notifications in the namespace of the thread that opened it.
-pub struct Monitor {
+pub(super) struct Subscription {
     fd: OwnedFd,
     buffer: Vec<u8>,
 }
 
-impl Monitor {
-    /// Subscribes.
-    pub fn open() -> Result<Self, NetlinkError> {
+impl Subscription {
+    /// Subscribes to these groups.
+    pub(super) fn open(groups: u32) -> Result<Self, NetlinkError> {
         let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)
             .map_err(io::Error::from)?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, GROUPS)).map_err(io::Error::from)?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups)).map_err(io::Error::from)?;
         setsockopt(&fd, sockopt::RcvBuf, &(1 << 20)).map_err(io::Error::from)?;
         Ok(Self { fd, buffer: vec![0; 64 * 1024] })
     }
 
-    /// Blocks until something of ours may have gone. Our own removals are reported too: only the owner can tell them apart, by what it wants. Lost notifications
-    /// count as a removal.
-    pub fn wait(&mut self) -> Result<(), NetlinkError> {
+    /// Blocks until a notification comes that matters. Lost ones do.
+    pub(super) fn wait(
+        &mut self,
+        matters: impl Fn(&NetlinkPayload<RouteNetlinkMessage>) -> bool,
+    ) -> Result<(), NetlinkError> {
         loop {
             let read = match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
                 Ok(read) => read,
@@ -44,11 +46,25 @@ impl Monitor {
                 Err(Errno::EINTR) => continue,
                 Err(error) => return Err(io::Error::from(error).into()),
             };
-            let ours = |payload: &NetlinkPayload<RouteNetlinkMessage>| matches!(payload, NetlinkPayload::InnerMessage(message) if is_removal(message));
-            if parse(&self.buffer[..read])?.iter().any(|message| ours(&message.payload)) {
+            if parse(&self.buffer[..read])?.iter().any(|message| matters(&message.payload)) {
                 return Ok(());
             }
         }
+    }
+}
+
+/// Notices removals.
+pub struct Monitor(Subscription);
+
+impl Monitor {
+    /// Subscribes.
+    pub fn open() -> Result<Self, NetlinkError> {
+        Subscription::open(GROUPS).map(Self)
+    }
+
+    /// Blocks until something of ours may have gone. Our own removals are reported too: only the owner can tell them apart, by what it wants.
+    pub fn wait(&mut self) -> Result<(), NetlinkError> {
+        self.0.wait(|payload| matches!(payload, NetlinkPayload::InnerMessage(message) if is_removal(message)))
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use margay_api::network::{EndpointToHostAction, FelixSettings};
+use margay_api::network::{EndpointToHostAction, Failsafe, FelixSettings};
 use margay_api::rule::IpVersion;
 use margay_calc::model::{Record, RecordId};
 
@@ -85,6 +85,21 @@ impl Inputs {
     /// Whether pods may have IPv6 addresses.
     pub(super) fn has_ipv6(&self) -> bool {
         self.settings.ipv6 && self.pools.keys().any(|pool| pool.addr().is_ipv6())
+    }
+
+    /// Whether packets of no connection are let by.
+    pub(super) fn allows_invalid(&self) -> bool {
+        self.settings.allow_conntrack_invalid
+    }
+
+    /// Port of the tunnels between nodes, if there are any; their ends are in [`nodes`].
+    pub(super) fn tunnel_port(&self) -> Option<u16> {
+        (!self.vxlan.is_empty()).then_some(self.settings.vxlan_port)
+    }
+
+    /// Ports of the host that no policy closes: inbound and outbound.
+    pub(super) fn failsafes(&self) -> (&[Failsafe], &[Failsafe]) {
+        (&self.settings.failsafe_inbound, &self.settings.failsafe_outbound)
     }
 
     /// The fixed part. The maps that it looks into, [`names::SENDERS`] and [`names::RECEIVERS`], are the compiler's, and so is the set of pods.
@@ -224,11 +239,11 @@ impl Inputs {
 }
 
 impl Fixed {
-    fn chain(&mut self, name: &str, base: Base, rules: Vec<Rule>) {
+    pub(super) fn chain(&mut self, name: &str, base: Base, rules: Vec<Rule>) {
         self.chains.insert(names::chain(name), Chain { base: Some(base), rules });
     }
 
-    fn set(&mut self, name: &SetName, kind: SetKind, keys: impl Iterator<Item = Key>) {
+    pub(super) fn set(&mut self, name: &SetName, kind: SetKind, keys: impl Iterator<Item = Key>) {
         self.sets.insert(name.clone(), Set::members(kind, keys));
     }
 }
@@ -253,7 +268,8 @@ pub(super) fn dispatch_key(family: Family, interface: IfName) -> Key {
     Key::from([Field::from(family), Field::from(interface)])
 }
 
-fn nodes(family: Family) -> SetName {
+/// Name of the set of the nodes' addresses.
+pub(super) fn nodes(family: Family) -> SetName {
     named(NODES, family)
 }
 
@@ -261,7 +277,8 @@ fn named(name: &str, family: Family) -> SetName {
     names::set(&format!("{name}-{}", names::digit(family)))
 }
 
-fn base(kind: ChainType, hook: Hook, priority: i32) -> Base {
+/// A base chain that lets by what it does not decide.
+pub(super) const fn base(kind: ChainType, hook: Hook, priority: i32) -> Base {
     Base { kind, hook, priority, policy: Policy::Accept }
 }
 
@@ -269,7 +286,8 @@ fn not_from_workload() -> Rule {
     Rule::new().when(Match::NamePrefix(Selector::Iifname, Op::Ne, names::workload_prefix())).accept()
 }
 
-fn tracked() -> Rule {
+/// Lets by what belongs to a connection that was allowed.
+pub(super) fn tracked() -> Rule {
     let states = [CtState::ESTABLISHED, CtState::RELATED];
     Rule::new().inline_vmap(Selector::CtState, states.map(|state| (Key::from(state), Verdict::Accept)))
 }
@@ -291,14 +309,16 @@ fn solicitation() -> Match {
     Match::any_of(Selector::Icmp6Type, KINDS.map(|kind| Key::from(Datum::Icmp6Type(kind))))
 }
 
-const fn source(family: Family) -> Selector {
+/// The field of the source address.
+pub(super) const fn source(family: Family) -> Selector {
     match family {
         Family::Ipv4 => Selector::Saddr4,
         Family::Ipv6 => Selector::Saddr6,
     }
 }
 
-const fn destination(family: Family) -> Selector {
+/// The field of the destination address.
+pub(super) const fn destination(family: Family) -> Selector {
     match family {
         Family::Ipv4 => Selector::Daddr4,
         Family::Ipv6 => Selector::Daddr6,

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use margay_api::policy::PolicyKey;
 use margay_api::rule::Action;
-use margay_calc::model::{EndpointRecord, PolicyRecord, RuleRecord, SetId};
+use margay_calc::model::{EndpointRecord, PolicyRecord, RuleRecord, SetId, TierBinding};
 
+use super::host;
 use super::merge::{self, Item, Role, Unions};
 use super::names;
 use super::rule::{self, Compiled, Context, Origin};
-use crate::nft::{Chain, ChainName, Family, Rule, Verdict};
+use crate::nft::{Chain, ChainName, Family, MarkSet, Rule, Statement, Verdict};
 
 /// Which packets of an endpoint are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,6 +19,19 @@ pub enum Direction {
     Ingress,
     /// Packets that leave it.
     Egress,
+}
+
+/// What a class stands before, which is what its `Allow` means and where packets go that it does not decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stage {
+    /// Packets of a pod.
+    Workload,
+    /// Packets of the host, or that it forwards.
+    Host,
+    /// Packets whose destination is not translated yet. `Allow` spares them the host's own policies, and what is undecided goes on.
+    PreDnat,
+    /// Packets whose connection is not known yet. As [`Stage::PreDnat`], and `Allow` keeps them from being tracked.
+    Untracked,
 }
 
 /// The policies of one tier, in order, and what follows them.
@@ -36,6 +50,8 @@ pub struct Tier {
 pub struct Class {
     /// The direction.
     pub direction: Direction,
+    /// What comes after it.
+    pub stage: Stage,
     /// Tiers in order, without those that have no policy in this direction.
     pub tiers: Vec<Tier>,
     /// What happens to a packet that no tier decided.
@@ -62,19 +78,25 @@ pub(super) struct Plan<'a> {
 impl Class {
     /// The class of an endpoint in a direction.
     pub fn of(endpoint: &EndpointRecord, direction: Direction) -> Self {
-        let tiers = endpoint.tiers.iter().map(|tier| Tier {
+        Self::new(Stage::Workload, direction, &endpoint.tiers, endpoint.unmatched)
+    }
+
+    /// The class of these tiers at a stage. Before other stages the end of a tier decides nothing.
+    pub(super) fn new(stage: Stage, direction: Direction, tiers: &[TierBinding], unmatched: Action) -> Self {
+        let tiers = tiers.iter().map(|tier| Tier {
             name: tier.name.clone(),
             policies: match direction {
                 Direction::Ingress => tier.ingress.clone(),
                 Direction::Egress => tier.egress.clone(),
             },
-            default_action: tier.default_action,
+            default_action: if stage.goes_on() { Action::Pass } else { tier.default_action },
         });
-        Self {
-            direction,
-            tiers: tiers.filter(|tier| !tier.policies.is_empty()).collect(),
-            unmatched: endpoint.unmatched,
-        }
+        Self { direction, stage, tiers: tiers.filter(|tier| !tier.policies.is_empty()).collect(), unmatched }
+    }
+
+    /// Families for which it is compiled, on a node whose pods have these: a host has both.
+    pub(super) fn families<'a>(&self, pods: &'a [Family]) -> &'a [Family] {
+        if self.stage == Stage::Workload { pods } else { &[Family::Ipv4, Family::Ipv6] }
     }
 
     /// Every policy it names.
@@ -84,16 +106,27 @@ impl Class {
 
     /// What a packet of the class meets first: without tiers its fate is known.
     pub fn entry(&self, family: Family) -> Verdict {
-        if self.tiers.is_empty() { default(self.unmatched) } else { Verdict::Goto(self.chain(family)) }
+        if self.tiers.is_empty() { self.end() } else { Verdict::Goto(self.chain(family)) }
     }
 
     /// Name of its first chain: stands for the list of policies, not for their rules.
     pub(super) fn chain(&self, family: Family) -> ChainName {
-        let letter = match self.direction {
-            Direction::Ingress => 'i',
-            Direction::Egress => 'e',
+        let Self { direction, stage, tiers, unmatched } = self;
+        let (ingress, egress) = match stage {
+            Stage::Workload => ("i", "e"),
+            Stage::Host => ("hi", "he"),
+            Stage::PreDnat => ("di", "de"),
+            Stage::Untracked => ("ui", "ue"),
         };
-        names::chain(&format!("{letter}{}-{}", names::digit(family), names::hash(format!("{self:?}").as_bytes())))
+        let letters = if *direction == Direction::Ingress { ingress } else { egress };
+        // The letters tell stages apart.
+        let text = format!("Class {{ direction: {direction:?}, tiers: {tiers:?}, unmatched: {unmatched:?} }}");
+        names::chain(&format!("{letters}{}-{}", names::digit(family), names::hash(text.as_bytes())))
+    }
+
+    /// What happens to a packet that nothing decided.
+    const fn end(&self) -> Verdict {
+        if self.stage.goes_on() { Verdict::Accept } else { default(self.unmatched) }
     }
 
     /// Gathers the rules of its policies.
@@ -168,7 +201,7 @@ impl Class {
             }
         }
         if open {
-            rules.push(Rule::new().verdict(default(self.unmatched)));
+            rules.push(Rule::new().verdict(self.end()));
         }
         chains.insert(name, Chain { base: None, rules });
         chains
@@ -193,6 +226,24 @@ impl Class {
     }
 }
 
+impl Stage {
+    /// Whether undecided packets go on to other stages.
+    const fn goes_on(self) -> bool {
+        matches!(self, Self::PreDnat | Self::Untracked)
+    }
+
+    /// What is done with a packet that a rule allows.
+    pub(super) fn grant(self) -> Vec<Statement> {
+        let mark = Statement::MarkSet(MarkSet { mask: host::ACCEPTED, value: host::ACCEPTED });
+        let before = match self {
+            Self::Workload | Self::Host => Vec::new(),
+            Self::PreDnat => vec![mark],
+            Self::Untracked => vec![mark, Statement::Notrack],
+        };
+        before.into_iter().chain([Statement::Verdict(Verdict::Accept)]).collect()
+    }
+}
+
 /// Sets that a policy names.
 pub(super) fn sets_of(policy: &PolicyRecord) -> BTreeSet<&SetId> {
     policy.ingress.iter().chain(&policy.egress).flat_map(sets_of_rule).collect()
@@ -203,7 +254,7 @@ fn sets_of_rule(rule: &RuleRecord) -> impl Iterator<Item = &SetId> {
 }
 
 fn is_pass(rule: &Rule) -> bool {
-    matches!(rule.statements.last(), Some(crate::nft::Statement::Verdict(Verdict::Return)))
+    matches!(rule.statements.last(), Some(Statement::Verdict(Verdict::Return)))
 }
 
 const fn default(action: Action) -> Verdict {

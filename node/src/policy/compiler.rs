@@ -5,6 +5,7 @@
 
 mod classes;
 mod delta;
+mod hosts;
 mod sets;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,7 @@ use margay_calc::model::{IpSetRecord, PolicyRecord, Record, RecordId, SetId};
 use super::base::{self, Inputs};
 use super::class::{Class, Direction, Policies};
 use super::elements::{self, Shape};
+use super::host;
 use super::merge::{self, Unions};
 use super::names;
 use super::union::Union;
@@ -26,6 +28,7 @@ use crate::nft::{
 };
 use crate::state::Dirty;
 use delta::Delta;
+use hosts::Hosts;
 
 /// Sets with more members than this are no part of unions: it would cost more memory than lookups save time.
 const UNION_PART: usize = 1024;
@@ -64,6 +67,7 @@ pub struct Compiler {
     unions: BTreeMap<SetId, Union>,
     attached: BTreeMap<String, Attached>,
     endpoints: BTreeMap<EndpointKey, [Bound; 2]>,
+    hosts: Hosts,
     /// Each class once: endpoints refer to the key here.
     classes: BTreeMap<Arc<Class>, ClassState>,
     /// Parts that the kernel refused: a set is treated as missing, a class drops everything.
@@ -111,6 +115,7 @@ impl Compiler {
             unions: BTreeMap::new(),
             attached: BTreeMap::new(),
             endpoints: BTreeMap::new(),
+            hosts: Hosts::default(),
             classes: BTreeMap::new(),
             refused: BTreeMap::new(),
         };
@@ -169,10 +174,12 @@ impl Compiler {
             stale.insert(class.clone());
         }
         let endpoints = self.endpoints(records, dirty, &mut stale);
+        self.host_endpoints(records, dirty, &mut stale);
         self.classes(records, &stale, &mut delta);
         if endpoints {
             self.dispatch(&mut delta);
         }
+        self.host_hooks(&mut delta);
         self.unions(records, &mut delta);
         delta.into_transaction()
     }
@@ -191,7 +198,9 @@ impl Compiler {
 
     /// Records that are not enforced as they are written, and why.
     pub fn errors(&self) -> BTreeMap<RecordId, String> {
-        let mut errors = BTreeMap::new();
+        let idle = self.hosts.idle();
+        let mut errors: BTreeMap<RecordId, String> =
+            idle.into_iter().map(|(name, reason)| (RecordId::HostEndpoint(name), reason)).collect();
         for state in self.classes.values() {
             errors.extend(state.broken.iter().map(|(key, reason)| (RecordId::Policy(key.clone()), reason.clone())));
         }
@@ -310,14 +319,16 @@ impl Compiler {
         let fixed = self.inputs.render(&self.families);
         let is_base = |chain: &Chain| chain.base.is_some();
         let gone: Vec<ChainName> = (self.wanted.chains.iter())
-            .filter(|(name, chain)| is_base(chain) && !fixed.chains.contains_key(*name))
+            .filter(|(name, chain)| {
+                is_base(chain) && !host::is_host(name.as_str()) && !fixed.chains.contains_key(*name)
+            })
             .map(|(name, _)| name.clone())
             .collect();
         let own: Vec<SetName> = self
             .wanted
             .sets
             .keys()
-            .filter(|name| !self.is_dispatch(name) && !fixed.sets.contains_key(*name))
+            .filter(|name| !self.is_dispatch(name) && !host::is_host(name.as_str()) && !fixed.sets.contains_key(*name))
             .cloned()
             .collect();
         gone.into_iter().for_each(|name| self.put_chain(name, None, delta));
@@ -420,5 +431,7 @@ const fn is_input(id: &RecordId) -> bool {
     matches!(id, RecordId::Settings | RecordId::Pool(_) | RecordId::Node(_))
 }
 
+#[cfg(test)]
+mod host_tests;
 #[cfg(test)]
 mod tests;

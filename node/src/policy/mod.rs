@@ -8,6 +8,18 @@
 //!  postrouting 110   masquerade     packets that leave the pools
 //! ```
 //!
+//! and, where the node has host endpoints (`host.rs`),
+//!
+//! ```text
+//!  prerouting -299   host-untracked-in    doNotTrack policy, before connections are known
+//!  prerouting -150   host-pre-dnat        preDNAT policy, before Services are translated
+//!  input      2      host-in              policy of the host's own packets
+//!  forward    -1, 2  host-forward-in/out  applyOnForward policy of the interface they came from, and of the one they leave by
+//!  output     -300   host-untracked-out   doNotTrack policy
+//!  output     0      host-out             policy of the host's own packets
+//!  postrouting 0     host-leave           the same for packets that a Service has translated, as only here their interface is known
+//! ```
+//!
 //! Egress and ingress are two base chains, so that Allow is `accept` at any depth: it ends the one decision and the packet goes on to the other.
 //! Both begin with the state of the connection, so that an established packet crosses one rule of each.
 //!
@@ -19,6 +31,7 @@ mod base;
 mod class;
 mod compiler;
 mod elements;
+mod host;
 mod merge;
 #[cfg(test)]
 pub(crate) mod model;
@@ -29,6 +42,7 @@ pub(crate) mod sample;
 pub mod simulate;
 mod union;
 
-pub use class::{Class, Direction};
+pub use class::{Class, Direction, Stage};
 pub use compiler::{Attached, Compiler, Part};
+pub use host::{Links, is_workload};
 pub use names::table;

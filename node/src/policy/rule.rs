@@ -12,6 +12,7 @@ use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
 use margay_api::settings::{self, LogRate, TimeUnit};
 use margay_calc::model::{RuleRecord, SetId, SideMatch};
 
+use super::class::Stage;
 use super::elements::{self, Shape};
 use super::names::{self, Holds};
 use crate::nft::{
@@ -68,6 +69,8 @@ pub(super) struct Context<'a> {
     pub(super) shape: &'a dyn Fn(&SetId) -> Option<Shape>,
     /// How Log rules report.
     pub(super) logging: &'a Logging,
+    /// What `Allow` means.
+    pub(super) stage: Stage,
 }
 
 /// How rules with action Log report.
@@ -122,16 +125,6 @@ impl Logging {
     }
 }
 
-/// What decides a packet; a rule that only reports lets it go on.
-const fn verdict(action: Action) -> Verdict {
-    match action {
-        Action::Allow => Verdict::Accept,
-        Action::Deny => Verdict::Drop,
-        Action::Pass => Verdict::Return,
-        Action::Log => Verdict::Continue,
-    }
-}
-
 /// What a rule demands.
 struct Demands {
     /// Whether a packet must take one of a demand's alternatives only.
@@ -153,12 +146,22 @@ enum Outlook {
 impl Context<'_> {
     /// The rule, by which these packets are decided.
     pub(super) fn decide(&self, rule: &RuleRecord) -> Compiled {
-        self.compile(rule, None, vec![Statement::Verdict(verdict(rule.action))])
+        self.compile(rule, None, self.decision(rule.action))
     }
 
     /// The same for a rule that also demands that the address of a side, with the protocol and the destination's port, is in a set.
     pub(super) fn decide_crossed(&self, rule: &RuleRecord, side: Side, set: &SetId) -> Compiled {
-        self.compile(rule, Some((side, set)), vec![Statement::Verdict(verdict(rule.action))])
+        self.compile(rule, Some((side, set)), self.decision(rule.action))
+    }
+
+    /// What decides a packet; a rule that only reports lets it go on.
+    fn decision(&self, action: Action) -> Vec<Statement> {
+        vec![Statement::Verdict(match action {
+            Action::Allow => return self.stage.grant(),
+            Action::Deny => Verdict::Drop,
+            Action::Pass => Verdict::Return,
+            Action::Log => Verdict::Continue,
+        })]
     }
 
     /// The rule, by which these packets are reported.

@@ -5,20 +5,21 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use margay_api::endpoint::{EndpointKey, interface_name};
-use margay_api::network::{Encapsulation, EndpointToHostAction, FelixSettings, NodeInfo};
+use margay_api::network::{Encapsulation, EndpointToHostAction, Failsafe, FelixSettings, NodeInfo};
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
 use margay_api::settings::{LogRate, TimeUnit};
-use margay_calc::evaluate::{self, Direction, Step};
+use margay_calc::evaluate::{self, Direction, HostStage, Step, Verdict};
 use margay_calc::model::{
-    EndpointRecord, IpSetRecord, Member, PolicyRecord, PoolRecord, Record, RecordId, RuleRecord, SetId, SetKind,
-    SideMatch, TierBinding,
+    EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, Member, PolicyRecord, PoolRecord, Record,
+    RecordId, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
+use super::host::Links;
 use super::rule::{Logging, Origin};
 use super::simulate::Packet;
 use crate::nft::{CtState, IfName};
@@ -199,7 +200,7 @@ fn policy() -> impl Strategy<Value = Record> {
     (rules(), rules()).prop_map(|(ingress, egress)| Record::Policy(PolicyRecord { ingress, egress }))
 }
 
-fn endpoint(number: usize) -> impl Strategy<Value = Record> {
+fn tiers() -> impl Strategy<Value = Vec<TierBinding>> {
     let keys = || few((0..POLICIES).map(mk_policy_key).collect());
     let tier = (keys(), keys(), any::<bool>()).prop_map(|(ingress, egress, pass)| TierBinding {
         name: "t".to_owned(),
@@ -207,7 +208,11 @@ fn endpoint(number: usize) -> impl Strategy<Value = Record> {
         ingress,
         egress,
     });
-    (vec(tier, 0..3), any::<bool>()).prop_map(move |(tiers, allow)| {
+    vec(tier, 0..3)
+}
+
+fn endpoint(number: usize) -> impl Strategy<Value = Record> {
+    (tiers(), any::<bool>()).prop_map(move |(tiers, allow)| {
         let (key, addresses) = mk_pod(number);
         let unmatched = if allow { Action::Allow } else { Action::Deny };
         Record::Endpoint(EndpointRecord { interface: interface_name(&key), addresses, tiers, unmatched })
@@ -218,14 +223,25 @@ fn settings() -> impl Strategy<Value = Record> {
     use EndpointToHostAction::{Accept, Drop, Return};
     let rate = LogRate { count: 3, unit: TimeUnit::Hour };
     let log = (select(vec!["calico-packet", "%t|%k|%n|%p", "100%%x \"%"]), select(vec![None, Some(rate)]));
-    (select(vec![Accept, Drop, Return]), any::<bool>(), any::<bool>(), log).prop_map(
-        |(endpoint_to_host, nat_exclude_hosts, allow_conntrack_invalid, (log_prefix, log_rate))| {
+    let spared = |protocol, port, net: Option<&str>| Failsafe { protocol, port, net: net.map(mk_net) };
+    let odd = vec![
+        spared(Protocol::TCP, 80, None),
+        spared(Protocol::UDP, 5353, Some("10.0.0.0/24")),
+        spared(Protocol::TCP, 443, Some("::/0")),
+        spared(Protocol::TCP, 81, Some("192.0.2.0/24")),
+    ];
+    let failsafes = || select(vec![Failsafe::default_inbound(), Vec::new(), odd.clone(), odd[..1].to_vec()]);
+    let failsafes = (failsafes(), failsafes());
+    (select(vec![Accept, Drop, Return]), any::<bool>(), any::<bool>(), log, failsafes).prop_map(
+        |(endpoint_to_host, nat_exclude_hosts, allow_conntrack_invalid, (log_prefix, log_rate), failsafes)| {
             Record::Settings(FelixSettings {
                 endpoint_to_host,
                 nat_exclude_hosts,
                 allow_conntrack_invalid,
                 log_prefix: log_prefix.to_owned(),
                 log_rate,
+                failsafe_inbound: failsafes.0,
+                failsafe_outbound: failsafes.1,
                 ..FelixSettings::default()
             })
         },
@@ -271,6 +287,40 @@ pub(crate) fn view() -> impl Strategy<Value = Records> {
     })
 }
 
+fn host_endpoint() -> impl Strategy<Value = Record> {
+    let named = select(vec!["eth0", "eth1", "lo"]).prop_map(|name| HostInterfaces::Named(name.to_owned()));
+    let address =
+        btree_set(select(["192.0.2.1", "192.0.2.2", "fd00::2:2", "192.0.2.99"].map(mk_address).to_vec()), 1..3);
+    let interfaces = prop_oneof![
+        1 => Just(HostInterfaces::All),
+        2 => named,
+        2 => address.prop_map(HostInterfaces::WithAddress),
+    ];
+    let few = || prop_oneof![1 => Just(Vec::new()), 1 => tiers()];
+    (interfaces, few(), few(), few(), few(), any::<bool>()).prop_map(
+        |(interfaces, normal, forward, pre_dnat, untracked, allow)| {
+            let unmatched = if allow { Action::Allow } else { Action::Deny };
+            Record::HostEndpoint(HostEndpointRecord { interfaces, normal, forward, pre_dnat, untracked, unmatched })
+        },
+    )
+}
+
+/// Addresses of the node's interfaces.
+pub(crate) fn mk_links() -> Links {
+    let links = [("eth0", vec!["192.0.2.1"]), ("eth1", vec!["192.0.2.2", "fd00::2:2"]), ("eth2", vec!["192.0.2.3"])];
+    links.map(|(name, own)| (name.to_owned(), own.into_iter().map(mk_address).collect())).into()
+}
+
+/// As [`view`], and the node has host endpoints.
+pub(crate) fn host_view() -> impl Strategy<Value = Records> {
+    (view(), vec(option::weighted(0.7, host_endpoint()), 3)).prop_map(|(mut records, hosts)| {
+        let named =
+            |(number, host): (usize, Option<Record>)| Some((RecordId::HostEndpoint(format!("h{number}")), host?));
+        records.extend(hosts.into_iter().enumerate().filter_map(named));
+        records
+    })
+}
+
 /// A packet, new in its connection, between any two addresses of the vocabulary of one family.
 pub(crate) fn packet() -> impl Strategy<Value = Packet> {
     let ports = (select(PORTS.to_vec()), select(PORTS.to_vec()));
@@ -290,6 +340,8 @@ pub(crate) fn packet() -> impl Strategy<Value = Packet> {
             icmp: matches!(protocol, Protocol::ICMP | Protocol::ICMPV6).then_some(icmp),
             state: CtState::NEW,
             from_host: false,
+            mark: 0,
+            translated: false,
         },
     )
 }
@@ -307,16 +359,35 @@ pub(crate) fn decides(
     direction: Direction,
     packet: &Packet,
 ) -> (bool, Vec<String>) {
+    let verdict = evaluate::evaluate(records, pod, direction, &seen(packet));
+    (verdict.action == Action::Allow, reports(records, &verdict))
+}
+
+/// What the records say about a packet at a stage of a host endpoint.
+pub(crate) fn decides_at_host(
+    records: &Records,
+    host: &str,
+    stage: HostStage,
+    direction: Direction,
+    packet: &Packet,
+) -> (Action, Vec<String>) {
+    let verdict = evaluate::evaluate_host(records, host, stage, direction, &seen(packet));
+    (verdict.action, reports(records, &verdict))
+}
+
+fn seen(packet: &Packet) -> evaluate::Packet {
     let (source_port, destination_port) = packet.ports.unwrap_or_default();
-    let seen = evaluate::Packet {
+    evaluate::Packet {
         source: packet.source,
         destination: packet.destination,
         protocol: Protocol(packet.protocol),
         source_port,
         destination_port,
         icmp: packet.icmp.unwrap_or_default(),
-    };
-    let verdict = evaluate::evaluate(records, pod, direction, &seen);
+    }
+}
+
+fn reports(records: &Records, verdict: &Verdict) -> Vec<String> {
     let settings = match records.get(&RecordId::Settings) {
         Some(Record::Settings(settings)) => settings.clone(),
         _ => FelixSettings::default(),
@@ -326,5 +397,5 @@ pub(crate) fn decides(
         Step::Rule { tier, policy, action: Action::Log, .. } => Some(logging.prefix(Origin { tier, policy })),
         _ => None,
     });
-    (verdict.action == Action::Allow, reports.collect())
+    reports.collect()
 }

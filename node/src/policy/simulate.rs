@@ -30,6 +30,10 @@ pub struct Packet {
     pub state: CtState,
     /// Whether the source is an address of the host.
     pub from_host: bool,
+    /// Its mark.
+    pub mark: u32,
+    /// Whether its connection has another destination than the sender's.
+    pub translated: bool,
 }
 
 /// What became of a packet.
@@ -41,6 +45,10 @@ pub struct Fate {
     pub logged: Vec<String>,
     /// It was masqueraded.
     pub masqueraded: bool,
+    /// Its mark, behind the hook.
+    pub mark: u32,
+    /// It was exempted from connection tracking.
+    pub untracked: bool,
     /// Rules that it was compared with.
     pub rules: usize,
 }
@@ -54,7 +62,8 @@ pub fn run(ruleset: &Ruleset, hook: Hook, packet: &Packet) -> Fate {
         .filter(|chain| chain.base.is_some_and(|base| base.hook == hook))
         .collect();
     chains.sort_by_key(|chain| chain.base.map(|base| base.priority));
-    let mut fate = Fate { passed: true, logged: Vec::new(), masqueraded: false, rules: 0 };
+    let mut fate =
+        Fate { passed: true, logged: Vec::new(), masqueraded: false, mark: packet.mark, untracked: false, rules: 0 };
     for chain in chains {
         let end = Machine { ruleset, packet, fate: &mut fate }.chain(chain);
         let accepted = match end {
@@ -120,6 +129,8 @@ impl Machine<'_> {
                 }
                 // Packets of a test come so seldom that no limit is reached.
                 Statement::Limit(limit) if limit.over => return None,
+                Statement::MarkSet(set) => self.fate.mark = (self.fate.mark & !set.mask) | set.value,
+                Statement::Notrack => self.fate.untracked = true,
                 Statement::Counter | Statement::Limit(_) => {}
                 other => unreachable!("the compiler does not emit {other:?}"),
             }
@@ -138,6 +149,8 @@ impl Machine<'_> {
             },
             Match::In(key, op, set) => self.find(key, set).is_some_and(|found| is(op, found.is_some())),
             Match::CtState(op, states) => is(op, states.0 & self.packet.state.0 != 0),
+            Match::MarkBits { mask, op, value } => is(op, self.fate.mark & mask == *value),
+            Match::CtDnat(op) => is(op, self.packet.translated),
             Match::AddressType(Side::Source, op, AddressType::Local) => is(op, self.packet.from_host),
             other => unreachable!("the compiler does not emit {other:?}"),
         }

@@ -8,11 +8,12 @@ use anyhow::{Context, Result, bail};
 use ipnet::Ipv4Net;
 use margay_api::meta::{ANNOTATION_NODE_IPV4, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_MAC};
 use margay_api::rule::IpVersion;
-use margay_node::agent::{self, AgentHandle, Netfilter, Routes, Status, watch_drift};
+use margay_node::agent::{self, AgentHandle, Netfilter, Routes, Status, watch_drift, watch_links};
 use margay_node::cni::attachment::{Attachment, Attachments};
 use margay_node::cni::ports::Announcer;
 use margay_node::ipam::addresses::NodeAddresses;
 use margay_node::metrics::Metrics;
+use margay_node::net::addresses::Addresses;
 use margay_node::net::plan::Plan;
 use margay_node::net::worker::Network;
 use margay_node::pods::{self, Ports, Settings};
@@ -205,10 +206,13 @@ async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Noti
     let monitor = kernel.monitor(policy::table())?;
     let network = Network::spawn()?;
     let planned = Arc::new(AtomicU64::new(0));
+    let mut interfaces = Addresses::open()?;
+    let links = interfaces.read()?;
     let parts = agent::Parts {
         node: settings.node.clone(),
         view: store.load(),
         attached: pods::attached(&attachments)?,
+        links: links.clone(),
         kernel: Box::new(kernel),
         routes: Some(Box::new(Planner { network: network.clone(), planned: planned.clone() })),
         store: Some(store),
@@ -219,6 +223,7 @@ async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Noti
         agent::spawn(parts)?
     };
     watch_drift(monitor, agent.clone())?;
+    watch_links(interfaces, links, agent.clone())?;
     let ports: Ports<Memory, _, _> = Ports {
         store: Arc::new(blocks.of_node(&settings.node)),
         pools: |labels| blocks.pools(labels),

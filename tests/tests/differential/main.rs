@@ -175,6 +175,8 @@ fn simulated(ruleset: &Ruleset, probe: &Probe) -> Result<bool> {
         icmp: [Protocol::ICMP, Protocol::ICMPV6].contains(&protocol).then_some(probe.icmp),
         state: CtState::NEW,
         from_host: false,
+        mark: 0,
+        translated: false,
     };
     let arriving = simulate::Packet { output: None, ..packet.clone() };
     Ok(simulate::run(ruleset, Hook::Prerouting, &arriving).passed

@@ -261,6 +261,7 @@ impl Node {
                 node: self.name.to_owned(),
                 view: Records::new(),
                 attached,
+                links: Default::default(),
                 kernel: Box::new(Netfilter::open()?),
                 routes: Some(Box::new(network.clone())),
                 store: None,

@@ -43,7 +43,7 @@ impl Compiler {
     }
 
     /// The class with where it begins; each class is kept once.
-    fn bind(&mut self, class: Class) -> Bound {
+    pub(super) fn bind(&mut self, class: Class) -> Bound {
         let class = self.known(&class).unwrap_or_else(|| Arc::new(class));
         self.classes.entry(class.clone()).or_default();
         let entry = [Family::Ipv4, Family::Ipv6].map(|family| class.entry(family));
@@ -52,7 +52,7 @@ impl Compiler {
 
     /// Compiles these classes anew, and removes those that no endpoint has any more.
     pub(super) fn classes(&mut self, records: &Records, stale: &Classes, delta: &mut Delta) {
-        let bound: Vec<&Bound> = self.endpoints.values().flatten().collect();
+        let bound: Vec<&Bound> = self.endpoints.values().flatten().chain(self.hosts.bound()).collect();
         let is_used = |class: &&Arc<Class>| bound.iter().any(|bound| Arc::ptr_eq(&bound.class, class));
         let (kept, gone): (Vec<&Arc<Class>>, Vec<&Arc<Class>>) = stale.iter().partition(is_used);
         for class in gone {
@@ -83,12 +83,12 @@ impl Compiler {
         let logging = self.inputs.logging();
         let mut chains = BTreeMap::new();
         let is_refused = !self.refused.is_empty() && self.refused.contains_key(&Part::Class(Class::clone(class)));
-        for family in &self.families {
+        for family in class.families(&self.families) {
             if is_refused {
                 chains.extend(class.closed(*family));
                 continue;
             }
-            let context = Context { family: *family, shape: &shape, logging: &logging };
+            let context = Context { family: *family, shape: &shape, logging: &logging, stage: class.stage };
             chains.extend(class.compile(&plan, &context));
         }
         let Plan { unions, broken, .. } = plan;

@@ -17,6 +17,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::agent::Kernel;
 use crate::nft::{CtState, Hook};
+use crate::policy::host::Links;
 use crate::policy::model::Model;
 use crate::policy::sample::{self, NODE, mk_address, mk_net, mk_pod, mk_policy_key, mk_rule, mk_set_id};
 use crate::policy::simulate::{self, Packet};
@@ -48,11 +49,13 @@ enum Step {
     View(Box<Records>),
     Attach(usize),
     Detach(usize),
+    Links(Links),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        2 => sample::view().prop_map(|view| Step::View(Box::new(view))),
+        2 => sample::host_view().prop_map(|view| Step::View(Box::new(view))),
+        1 => prop::sample::select(vec![Links::new(), sample::mk_links()]).prop_map(Step::Links),
         1 => (0..3_usize).prop_map(Step::Attach),
         1 => (0..3_usize).prop_map(Step::Detach),
     ]
@@ -107,7 +110,7 @@ proptest! {
     fn following_changes_ends_where_a_fresh_start_does(history in prop::collection::vec(step(), 1..8)) {
         let (mut state, mut compiler, mut kernel) = (State::default(), Compiler::new(NODE), Model::new());
         kernel.exec(&Transaction::replace(&compiler.ruleset(state.records()))).expect("the empty view");
-        let mut pods = BTreeSet::new();
+        let (mut pods, mut links) = (BTreeSet::new(), Links::new());
         for step in history {
             let transaction = match step {
                 Step::View(view) => {
@@ -124,12 +127,17 @@ proptest! {
                     pods.remove(&number);
                     compiler.detach(&mk_attached(number).0, state.records())
                 }
+                Step::Links(now) => {
+                    links.clone_from(&now);
+                    compiler.set_links(now)
+                }
             };
             kernel.exec(&transaction).map_err(|error| TestCaseError::fail(format!("{error}\n{transaction}")))?;
             let wanted = compiler.ruleset(state.records());
             let held = kernel.table();
             prop_assert_eq!(held.as_ref(), Some(&wanted));
-            let again = fresh(state.records(), &pods.iter().copied().collect::<Vec<_>>());
+            let mut again = fresh(state.records(), &pods.iter().copied().collect::<Vec<_>>());
+            again.set_links(links.clone());
             prop_assert_eq!(&wanted, &again.ruleset(state.records()));
             prop_assert_eq!(compiler.errors(), again.errors());
         }
@@ -259,6 +267,8 @@ fn mk_packet(source: &str, destination: &str) -> Packet {
         icmp: None,
         state: CtState::NEW,
         from_host: false,
+        mark: 0,
+        translated: false,
     }
 }
 
@@ -483,6 +493,8 @@ fn a_packet_crosses_few_rules_under_a_thousand() {
             icmp: None,
             state: CtState::NEW,
             from_host: false,
+            mark: 0,
+            translated: false,
         };
         let fate = simulate::run(&ruleset, Hook::Forward, &packet);
         assert!(fate.passed, "the last rule admits it");

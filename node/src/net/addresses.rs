@@ -1,0 +1,67 @@
+//! Which interface has which addresses, as that changes.
+
+use std::collections::BTreeMap;
+
+use netlink_packet_core::NetlinkPayload;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::link::LinkAttribute;
+
+use super::monitor::Subscription;
+use super::netlink::{NetlinkError, Socket};
+use super::present;
+use crate::policy::{Links, is_workload};
+
+/// Multicast groups as bits: links, IPv4 and IPv6 addresses (`linux/rtnetlink.h`, `RTMGRP_*`).
+const GROUPS: u32 = 0x1 | 0x10 | 0x100;
+
+/// The addresses in the namespace of the thread that opened it. Interfaces of pods are left out, and addresses that are of a link alone.
+pub struct Addresses {
+    subscription: Subscription,
+    socket: Socket,
+}
+
+impl Addresses {
+    /// Subscribes.
+    pub fn open() -> Result<Self, NetlinkError> {
+        Ok(Self { subscription: Subscription::open(GROUPS)?, socket: Socket::open()? })
+    }
+
+    /// What there is now. What comes later ends the next [`Addresses::wait`].
+    pub fn read(&mut self) -> Result<Links, NetlinkError> {
+        let links = present::links(&mut self.socket)?;
+        let names: BTreeMap<u32, String> = links.into_iter().map(|(name, link)| (link.index, name)).collect();
+        let mut addresses = Links::new();
+        for (index, net) in present::addresses(&mut self.socket)? {
+            let name = names.get(&index).filter(|name| !is_workload(name));
+            if let Some(name) = name.filter(|_| !is_of_link(net.addr())) {
+                addresses.entry(name.clone()).or_default().insert(net.addr());
+            }
+        }
+        Ok(addresses)
+    }
+
+    /// Blocks until there may be others.
+    pub fn wait(&mut self) -> Result<(), NetlinkError> {
+        self.subscription.wait(|payload| matches!(payload, NetlinkPayload::InnerMessage(message) if matters(message)))
+    }
+}
+
+/// A pod that comes changes nothing here, and must cost nothing.
+fn matters(message: &RouteNetlinkMessage) -> bool {
+    match message {
+        RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message) => message
+            .attributes
+            .iter()
+            .any(|attribute| matches!(attribute, AddressAttribute::Address(address) if !is_of_link(*address))),
+        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => !link
+            .attributes
+            .iter()
+            .any(|attribute| matches!(attribute, LinkAttribute::IfName(name) if is_workload(name))),
+        _ => false,
+    }
+}
+
+fn is_of_link(address: std::net::IpAddr) -> bool {
+    matches!(address, std::net::IpAddr::V6(address) if address.is_unicast_link_local())
+}
