@@ -42,9 +42,8 @@ demo:
 
 # Figures of the release build, on a real cluster and without one, beside their anchors; ONLY=name takes some. Needs root, and a quiet machine.
 bench:
-	$(RELEASE) --bin margay-shim
-	$(BUILD)
-	$(BIN)/margay-bench $(if $(ONLY),--only $(ONLY))
+	cargo build --workspace --release --bins
+	$(RELEASED)/margay-bench $(if $(ONLY),--only $(ONLY))
 
 # Tables of verdicts with real packets: CASES is the table, ON=kernel (namespaces) or cluster (a real Kubernetes), ONLY=1,5 takes some cases,
 # ENFORCE=off|deny shows that the table can tell. Needs root.

@@ -7,6 +7,7 @@ pub mod connect;
 pub mod driver;
 pub mod figure;
 pub mod lines;
+pub mod local;
 pub mod machine;
 pub mod memory;
 pub mod objects;
@@ -51,6 +52,7 @@ type Measure = fn(&mut Bench) -> Result<()>;
 /// Measurements in the order in which they are taken: what needs a fresh cluster first, what fills it last.
 const MEASURES: &[(&str, Measure)] = &[
     ("driver", driver::run),
+    ("local", local::run),
     ("install", |bench| bench.stage().map(|_| ())),
     ("memory", memory::idle),
     ("pods", pods::serial),

@@ -9,6 +9,9 @@ const CALICO: &str = "Calico";
 const FELIX: &str = "Felix's driver";
 const NFT: &str = "the nft program";
 
+/// ptp with host-local IPAM: no policy, nothing that anybody else is told.
+const PTP: &str = "ptp + host-local";
+
 const fn line(
     key: &'static str,
     what: &'static str,
@@ -30,6 +33,9 @@ const fn most(value: f64) -> Option<f64> {
 /// All of them.
 pub const LINES: &[Line] = &[
     line("install.ready", "manifests applied to every node Ready and enforcing", "s", calico(3.5), most(10.0)),
+    line("local.add.p50", "CNI ADD without Kubernetes, policy in force, p50", "ms", Some((9.8, PTP)), most(4.9)),
+    line("local.del.p50", "CNI DEL without Kubernetes, p50", "ms", None, None),
+    line("local.add.crowd", "CNI ADD without Kubernetes, 16 at once, time per pod", "ms", Some((13.5, PTP)), most(4.5)),
     line("memory.agent.idle", "agent RSS, idle, largest of three", "MiB", calico(130.0), most(20.0)),
     line("memory.agent.full", "agent RSS, 100 pods and 1000 policies", "MiB", calico(139.0), most(30.0)),
     line("memory.agent.10k", "agent RSS, 100 pods and 10,000 policies", "MiB", None, None),

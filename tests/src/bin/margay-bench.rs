@@ -15,7 +15,7 @@ struct Args {
     /// Prefix of the cluster's namespaces.
     #[arg(long, default_value = "margay-bench")]
     name: String,
-    /// Folder of the programs that are measured; that of the release build if not given.
+    /// Folder of the programs that are measured; that of this program if not given.
     #[arg(long)]
     programs: Option<PathBuf>,
     /// Take only these measurements; an unknown name lists all.
@@ -31,7 +31,7 @@ struct Args {
 
 fn main() -> ExitCode {
     let Args { state, name, programs, only, report, strict } = Args::parse();
-    let programs = programs.or_else(released).unwrap_or_default();
+    let programs = programs.or_else(own_folder).unwrap_or_default();
     match bench::run(&bench::Options { state, name, programs, only, report }) {
         Ok(kept) if kept || !strict => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The folder `release` beside that of this program's own profile.
-fn released() -> Option<PathBuf> {
-    Some(std::env::current_exe().ok()?.parent()?.with_file_name("release"))
+/// Where this program is, and what was built with it.
+fn own_folder() -> Option<PathBuf> {
+    Some(std::env::current_exe().ok()?.parent()?.to_owned())
 }
