@@ -49,9 +49,9 @@ pub const ANNOTATION_POD_IPS: &str = "cni.projectcalico.org/podIPs";
 pub const ANNOTATION_POD_ADDRESSES: &str = "cni.projectcalico.org/ipAddrs";
 /// Pod annotation with addresses that the pod shall have without IPAM knowing of them.
 pub const ANNOTATION_POD_ADDRESSES_NO_IPAM: &str = "cni.projectcalico.org/ipAddrsNoIpam";
-/// Pod and namespace annotation with the pools of IPv4 to take addresses from: a JSON list of names and ranges.
+/// Pod annotation with the pools of IPv4 to take addresses from: a JSON list of names and ranges.
 pub const ANNOTATION_POD_POOLS_V4: &str = "cni.projectcalico.org/ipv4pools";
-/// Pod and namespace annotation with the pools of IPv6 to take addresses from: a JSON list of names and ranges.
+/// Pod annotation with the pools of IPv6 to take addresses from: a JSON list of names and ranges.
 pub const ANNOTATION_POD_POOLS_V6: &str = "cni.projectcalico.org/ipv6pools";
 /// Pod annotation with the sandbox id that the addresses belong to.
 pub const ANNOTATION_CONTAINER_ID: &str = "cni.projectcalico.org/containerID";

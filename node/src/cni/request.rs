@@ -169,7 +169,7 @@ fn pools(annotation: &str, text: &str) -> Result<Vec<String>, Refusal> {
     let named: Vec<String> = serde_json::from_str(text).unwrap_or_default();
     if named.is_empty() || named.iter().any(String::is_empty) {
         let rule = r#"a JSON list of names or ranges of IPPools, such as ["pool-a"]"#;
-        let text = format!("annotation {annotation} is {text:?}: must be {rule}; correct the pod or its namespace");
+        let text = format!("annotation {annotation} is {text:?}: must be {rule}; correct the pod");
         return Err(Refusal::new(code::DECODE, text));
     }
     Ok(named)

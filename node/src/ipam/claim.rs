@@ -94,7 +94,7 @@ pub(super) fn unknown_pool(version: IpVersion, name: &str) -> NoAddress {
     };
     NoAddress::Refused(format!(
         "IPPool {name:?} does not exist, or is disabled, not of {of} or not for workloads; correct the pool, or the place that names it: annotation \
-         {annotation} of the pod or its namespace, or {field} of the network configuration"
+         {annotation} of the pod, or {field} of the network configuration"
     ))
 }
 
