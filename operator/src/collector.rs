@@ -9,7 +9,7 @@ use futures::StreamExt;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{Api, ListParams};
+use kube::api::Api;
 use kube::core::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
@@ -24,14 +24,12 @@ use tracing::{info, warn};
 
 use crate::apply::bounded;
 use crate::gc::{self, Claim, Owner, Plan, PodFacts, Release, Seen, Suspicions};
-use crate::objects::{Objects, StoreError};
+use crate::objects::{Objects, StoreError, pages};
 
 /// Between looks when nothing happens.
 const PERIOD: Duration = Duration::from_secs(300);
 /// After a node has left: a little more than what it is given to come back.
 const SOON: Duration = Duration::from_secs(12);
-/// Objects of a page.
-const PAGE: u32 = 500;
 
 /// Looks and takes while this operator leads. Ends with the process.
 pub async fn run(client: Client, mode: Mode, mut leading: watch::Receiver<bool>, shutdown: Shutdown) {
@@ -110,8 +108,8 @@ impl Collector {
     }
 
     async fn look(&self) -> Result<Seen, StoreError> {
-        let blocks = self.blocks.list(PAGE).await?.into_iter();
-        let claims = self.claims.list(PAGE).await?.into_iter();
+        let blocks = self.blocks.list().await?.into_iter();
+        let claims = self.claims.list().await?.into_iter();
         // Nodes and pods after blocks: who got an address meanwhile is seen, and nothing is suspected for want of him.
         let pods = pages(&Api::<Pod>::all(self.client.clone()), pod_facts).await?;
         let nodes = pages(&Api::<Node>::all(self.client.clone()), |node| node.name_any()).await?;
@@ -169,7 +167,7 @@ impl Collector {
         let Some(mut object) = self.blocks.get(&name).await? else {
             return Ok(());
         };
-        let mut block = Block::parse(object.spec.clone()).map_err(|fault| StoreError::Unsound(fault.to_string()))?;
+        let mut block = sound(&object)?;
         let mut handles: BTreeMap<&str, u32> = BTreeMap::new();
         for release in releases {
             if block.release_address(release.address, release.sequence) {
@@ -206,7 +204,7 @@ impl Collector {
         let Some(mut object) = self.blocks.get(&name).await? else {
             return Ok(());
         };
-        let block = Block::parse(object.spec.clone()).map_err(|fault| StoreError::Unsound(fault.to_string()))?;
+        let block = sound(&object)?;
         let is_back = block.node().is_some_and(|node| back.contains(node));
         if is_back || block.allocated().next().is_some() {
             return Ok(());
@@ -230,6 +228,10 @@ impl Collector {
     }
 }
 
+fn sound(object: &IPAMBlock) -> Result<Block, StoreError> {
+    Block::parse(object.spec.clone()).map_err(|fault| StoreError::Unsound(fault.to_string()))
+}
+
 fn is_back(release: &Release, back: &BTreeSet<String>) -> bool {
     matches!(&release.owner, Owner::Node(node) if back.contains(node))
 }
@@ -245,21 +247,4 @@ fn pod_facts(pod: &Pod) -> (String, PodFacts) {
         addresses: reported.chain(annotated).filter_map(|text| text.parse().ok()).collect(),
     };
     (format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()), facts)
-}
-
-/// Everything of a kind, a page at a time; what is not needed of a page is forgotten before the next.
-async fn pages<K, T>(api: &Api<K>, keep: impl Fn(&K) -> T) -> Result<Vec<T>, StoreError>
-where
-    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
-{
-    let mut kept = Vec::new();
-    let mut params = ListParams::default().limit(PAGE);
-    loop {
-        let page = bounded(api.list(&params)).await?;
-        kept.extend(page.items.iter().map(&keep));
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params = params.continue_token(&token),
-            None => return Ok(kept),
-        }
-    }
 }

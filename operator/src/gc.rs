@@ -135,8 +135,9 @@ pub fn plan(seen: &Seen, suspicions: &mut Suspicions, now: Timestamp) -> Plan {
             plan.releases.insert(block.cidr(), releases);
         }
     }
+    let blocks: BTreeMap<IpNet, &Block> = seen.blocks.iter().map(|block| (block.cidr(), block)).collect();
     for claim in &seen.claims {
-        let block = seen.blocks.iter().find(|block| block.cidr() == claim.cidr);
+        let block = blocks.get(&claim.cidr);
         let is_needed =
             block.is_some_and(|block| block.node() == Some(claim.node.as_str()) && !plan.blocks.contains(&claim.cidr));
         if !is_needed && (claim.deleted || judge.has_left(&claim.node)) {

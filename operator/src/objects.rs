@@ -11,6 +11,9 @@ use serde::de::DeserializeOwned;
 
 use crate::apply::bounded;
 
+/// Objects of a page.
+const PAGE: u32 = 500;
+
 /// Why something was not read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -45,25 +48,16 @@ impl<K: Serialize + DeserializeOwned> Objects<K> {
         bounded(self.api.get_opt(name)).await?.map(|found| self.parse(&found)).transpose()
     }
 
-    /// All objects that can be read, a page at a time.
-    pub async fn list(&self, page: u32) -> Result<Vec<K>, StoreError> {
-        let mut all = Vec::new();
-        let mut params = ListParams::default().limit(page);
-        loop {
-            let found = bounded(self.api.list(&params)).await?;
-            for object in &found.items {
-                match self.parse(object) {
-                    Ok(object) => all.push(object),
-                    Err(error) => {
-                        tracing::warn!(kind = self.kind.kind, name = object.metadata.name, %error, "left alone")
-                    }
-                }
+    /// All objects that can be read.
+    pub async fn list(&self) -> Result<Vec<K>, StoreError> {
+        let read = |object: &DynamicObject| match self.parse(object) {
+            Ok(object) => Some(object),
+            Err(error) => {
+                tracing::warn!(kind = self.kind.kind, name = object.metadata.name, %error, "left alone");
+                None
             }
-            match found.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => params = params.continue_token(&token),
-                None => return Ok(all),
-            }
-        }
+        };
+        Ok(pages(&self.api, read).await?.into_iter().flatten().collect())
     }
 
     /// Replaces an object that has not changed since it was read.
@@ -87,5 +81,22 @@ impl<K: Serialize + DeserializeOwned> Objects<K> {
     fn parse(&self, object: &DynamicObject) -> Result<K, StoreError> {
         let bytes = serde_json::to_vec(object).map_err(Fault::from)?;
         Ok(storage::decode_as(self.mode, self.kind, &bytes)?.object)
+    }
+}
+
+/// Everything of a kind, a page at a time; what is not needed of a page is forgotten before the next.
+pub async fn pages<K, T>(api: &Api<K>, keep: impl Fn(&K) -> T) -> Result<Vec<T>, Error>
+where
+    K: Clone + DeserializeOwned + std::fmt::Debug,
+{
+    let mut kept = Vec::new();
+    let mut params = ListParams::default().limit(PAGE);
+    loop {
+        let page = bounded(api.list(&params)).await?;
+        kept.extend(page.items.iter().map(&keep));
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(kept),
+        }
     }
 }
