@@ -395,6 +395,9 @@ impl Datum {
 }
 
 impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Ipv4, Self::Ipv6];
+
     /// Type of the family's addresses.
     pub const fn address_type(self) -> FieldType {
         match self {

@@ -134,7 +134,7 @@ impl Inputs {
         let mut rules = Vec::new();
         if !self.vxlan.is_empty() {
             let port = Match::is(Selector::Dport(Transport::Udp), Datum::Port(self.settings.vxlan_port));
-            for family in [Family::Ipv4, Family::Ipv6] {
+            for family in Family::ALL {
                 fixed.set(&nodes(family), SetKind::of(family.address_type()), self.own_nodes(family).map(Key::from));
                 rules.push(Rule::new().when(port.clone()).when(Match::in_set(source(family), &nodes(family))).accept());
             }

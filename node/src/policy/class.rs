@@ -96,7 +96,7 @@ impl Class {
 
     /// Families for which it is compiled, on a node whose pods have these: a host has both.
     pub(super) fn families<'a>(&self, pods: &'a [Family]) -> &'a [Family] {
-        if self.stage == Stage::Workload { pods } else { &[Family::Ipv4, Family::Ipv6] }
+        if self.stage == Stage::Workload { pods } else { &Family::ALL }
     }
 
     /// Every policy it names.

@@ -16,7 +16,7 @@ use margay_api::endpoint::EndpointKey;
 use margay_api::policy::PolicyKey;
 use margay_calc::model::{IpSetRecord, PolicyRecord, Record, RecordId, SetId};
 
-use super::base::{self, Inputs};
+use super::base::{self, Fixed, Inputs};
 use super::class::{Class, Direction, Policies};
 use super::elements::{self, Shape};
 use super::host;
@@ -305,7 +305,7 @@ impl Compiler {
     fn refamily(&mut self, records: &Records, delta: &mut Delta) {
         let mut addresses = self.attached.values().flat_map(|pod| &pod.addresses);
         let v6 = self.inputs.has_ipv6() || addresses.any(IpAddr::is_ipv6);
-        let families = if v6 { vec![Family::Ipv4, Family::Ipv6] } else { vec![Family::Ipv4] };
+        let families = if v6 { Family::ALL.to_vec() } else { vec![Family::Ipv4] };
         if families != self.families {
             self.families = families;
             self.fixed(delta);
@@ -317,29 +317,31 @@ impl Compiler {
 
     fn fixed(&mut self, delta: &mut Delta) {
         let fixed = self.inputs.render(&self.families);
-        let is_base = |chain: &Chain| chain.base.is_some();
-        let gone: Vec<ChainName> = (self.wanted.chains.iter())
-            .filter(|(name, chain)| {
-                is_base(chain) && !host::is_host(name.as_str()) && !fixed.chains.contains_key(*name)
-            })
-            .map(|(name, _)| name.clone())
-            .collect();
-        let own: Vec<SetName> = self
-            .wanted
-            .sets
-            .keys()
-            .filter(|name| !self.is_dispatch(name) && !host::is_host(name.as_str()) && !fixed.sets.contains_key(*name))
-            .cloned()
-            .collect();
-        gone.into_iter().for_each(|name| self.put_chain(name, None, delta));
-        own.into_iter().for_each(|name| self.put_set(name, None, delta));
-        fixed.chains.into_iter().for_each(|(name, chain)| self.put_chain(name, Some(chain), delta));
-        fixed.sets.into_iter().for_each(|(name, set)| self.put_set(name, Some(set), delta));
+        let is_ours = |name: &str| !host::is_host(name);
+        self.put_fixed(
+            fixed,
+            |name, chain| chain.base.is_some() && is_ours(name.as_str()),
+            |name| !is_dispatch(name) && is_ours(name.as_str()),
+            delta,
+        );
     }
 
-    fn is_dispatch(&self, name: &SetName) -> bool {
-        [names::SENDERS, names::RECEIVERS].contains(&name.as_str())
-            || [Family::Ipv4, Family::Ipv6].iter().any(|family| base::pods(*family) == *name)
+    /// Puts chains and sets in the place of those that were there of the same part.
+    fn put_fixed(
+        &mut self,
+        fixed: Fixed,
+        has_chain: impl Fn(&ChainName, &Chain) -> bool,
+        has_set: impl Fn(&SetName) -> bool,
+        delta: &mut Delta,
+    ) {
+        let present = self.wanted.chains.iter().filter(|(name, chain)| has_chain(name, chain)).map(|(name, _)| name);
+        let chains: Vec<ChainName> = present.filter(|name| !fixed.chains.contains_key(*name)).cloned().collect();
+        let present = self.wanted.sets.keys().filter(|name| has_set(name));
+        let sets: Vec<SetName> = present.filter(|name| !fixed.sets.contains_key(*name)).cloned().collect();
+        chains.into_iter().for_each(|name| self.put_chain(name, None, delta));
+        sets.into_iter().for_each(|name| self.put_set(name, None, delta));
+        fixed.chains.into_iter().for_each(|(name, chain)| self.put_chain(name, Some(chain), delta));
+        fixed.sets.into_iter().for_each(|(name, set)| self.put_set(name, Some(set), delta));
     }
 
     /// Maps from interface to class, and the addresses that each interface may send from.
@@ -359,7 +361,7 @@ impl Compiler {
             }
             let Some(classes) = self.endpoints.get(&pod.endpoint) else { continue };
             for (map, bound) in maps.iter_mut().zip(classes) {
-                let entries = [Family::Ipv4, Family::Ipv6].into_iter().zip(&bound.entry);
+                let entries = Family::ALL.into_iter().zip(&bound.entry);
                 for (family, entry) in entries.filter(|(family, _)| self.families.contains(family)) {
                     map.elements.insert(base::dispatch_key(family, interface), Value::Verdict(entry.clone()));
                 }
@@ -368,7 +370,7 @@ impl Compiler {
         let [receivers, senders] = maps;
         self.put_set(names::set(names::RECEIVERS), Some(receivers), delta);
         self.put_set(names::set(names::SENDERS), Some(senders), delta);
-        for family in [Family::Ipv4, Family::Ipv6] {
+        for family in Family::ALL {
             self.put_set(base::pods(family), pods.remove(&family), delta);
         }
     }
@@ -411,6 +413,12 @@ impl Compiler {
 }
 
 /// The set of this id.
+/// Whether the set is one of those that [`Compiler::dispatch`] fills.
+fn is_dispatch(name: &SetName) -> bool {
+    [names::SENDERS, names::RECEIVERS].contains(&name.as_str())
+        || Family::ALL.iter().any(|family| base::pods(*family) == *name)
+}
+
 fn set_of<'a>(records: &'a Records, id: &SetId) -> Option<&'a IpSetRecord> {
     match records.get(&RecordId::IpSet(id.clone())) {
         Some(Record::IpSet(record)) => Some(record),

@@ -66,7 +66,7 @@ impl Shape {
     /// The kernel sets of this shape, empty.
     pub(super) fn sets(self, id: &SetId) -> BTreeMap<SetName, SetKind> {
         let mut sets = BTreeMap::new();
-        for family in [Family::Ipv4, Family::Ipv6] {
+        for family in Family::ALL {
             let address = family.address_type();
             match self {
                 Self::Net { .. } => {

@@ -32,7 +32,6 @@ const PREFIX: &str = "host-";
 /// Set of interfaces that have a host endpoint.
 const INTERFACES: &str = "host-interfaces";
 const LOOPBACK: &str = "lo";
-const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
 /// ICMPv6 without which a link carries nothing: who listens to which group, routers, neighbours.
 const NEIGHBOURS: [u8; 8] = [130, 131, 132, 133, 134, 135, 136, 143];
 
@@ -233,7 +232,7 @@ impl Hooks<'_> {
     fn map(&self, point: Point, fixed: &mut Fixed) {
         let mut map = Set::new(base::dispatch_kind());
         for (interface, name) in &self.claims.interfaces {
-            for (family, entry) in FAMILIES.into_iter().zip(self.entry(name, point)) {
+            for (family, entry) in Family::ALL.into_iter().zip(self.entry(name, point)) {
                 map.elements.insert(base::dispatch_key(family, *interface), crate::nft::Value::Verdict(entry));
             }
         }
@@ -315,7 +314,7 @@ impl Hooks<'_> {
         if let Some(port) = self.inputs.tunnel_port() {
             let port = Match::is(Selector::Dport(Transport::Udp), Datum::Port(port));
             let from_node = |family| Match::in_set(peer(family), &base::nodes(family));
-            rules.extend(FAMILIES.map(|family| Rule::new().when(port.clone()).when(from_node(family)).accept()));
+            rules.extend(Family::ALL.map(|family| Rule::new().when(port.clone()).when(from_node(family)).accept()));
         }
         let (inbound, outbound) = self.inputs.failsafes();
         let (asked, answered) = match point.direction() {
@@ -335,7 +334,7 @@ impl Hooks<'_> {
         let key = vec![Selector::Nfproto, point.interface()];
         let mut rules = vec![Rule::new().vmap(key, &names::set(point.name()))];
         if let Some(name) = self.claims.others {
-            let entries = FAMILIES.into_iter().zip(self.entry(name, point));
+            let entries = Family::ALL.into_iter().zip(self.entry(name, point));
             let of = |family: Family| Rule::new().when(Match::is(Selector::Nfproto, Field::from(family)));
             rules.extend(entries.map(|(family, entry)| of(family).verdict(entry)));
         }

@@ -46,7 +46,7 @@ impl Compiler {
     pub(super) fn bind(&mut self, class: Class) -> Bound {
         let class = self.known(&class).unwrap_or_else(|| Arc::new(class));
         self.classes.entry(class.clone()).or_default();
-        let entry = [Family::Ipv4, Family::Ipv6].map(|family| class.entry(family));
+        let entry = Family::ALL.map(|family| class.entry(family));
         Bound { class, entry }
     }
 

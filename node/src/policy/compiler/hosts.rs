@@ -6,7 +6,7 @@ use margay_calc::model::{HostInterfaces, Record, RecordId};
 
 use super::delta::Delta;
 use super::{Bound, Classes, Compiler, Records};
-use crate::nft::{ChainName, SetName, Transaction};
+use crate::nft::Transaction;
 use crate::policy::host::{self, Claims, Entries, Hooks, Links, POINTS, Point};
 use crate::state::Dirty;
 
@@ -89,13 +89,6 @@ impl Compiler {
             self.hosts.endpoints.iter().map(|(name, host)| (name.as_str(), entries(host))).collect();
         let hooks = Hooks { inputs: &self.inputs, claims: &claims, entries: &entries, points: &self.hosts.points() };
         let fixed = hooks.render();
-        let is_gone = |name: &&ChainName| host::is_host(name.as_str()) && !fixed.chains.contains_key(*name);
-        let chains: Vec<ChainName> = self.wanted.chains.keys().filter(is_gone).cloned().collect();
-        let is_gone = |name: &&SetName| host::is_host(name.as_str()) && !fixed.sets.contains_key(*name);
-        let sets: Vec<SetName> = self.wanted.sets.keys().filter(is_gone).cloned().collect();
-        chains.into_iter().for_each(|name| self.put_chain(name, None, delta));
-        sets.into_iter().for_each(|name| self.put_set(name, None, delta));
-        fixed.chains.into_iter().for_each(|(name, chain)| self.put_chain(name, Some(chain), delta));
-        fixed.sets.into_iter().for_each(|(name, set)| self.put_set(name, Some(set), delta));
+        self.put_fixed(fixed, |name, _| host::is_host(name.as_str()), |name| host::is_host(name.as_str()), delta);
     }
 }
