@@ -81,8 +81,7 @@ impl Collector {
 
     /// What has come of a trace.
     pub fn of(&self, trace: &[u8]) -> Vec<Span> {
-        let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
-        spans.iter().filter(|span| span.trace == trace).cloned().collect()
+        of_trace(&self.spans.lock().unwrap_or_else(PoisonError::into_inner), trace)
     }
 
     /// Waits for a trace whose root did `name`, carries the attribute, and began after `since`, until the program `last` has reported so many
@@ -118,13 +117,13 @@ impl Collector {
             let attribute = span.attributes.get(key);
             span.name == name && span.start >= since && attribute.is_some_and(|found| found.contains(value))
         };
-        let of = |trace: &[u8]| -> Vec<Span> {
-            let same = spans.iter().filter(|span| span.trace == trace);
-            same.cloned().collect()
-        };
-        let traces = spans.iter().filter(is_root).map(|root| of(&root.trace));
+        let traces = spans.iter().filter(is_root).map(|root| of_trace(&spans, &root.trace));
         traces.max_by_key(Vec::len).unwrap_or_default()
     }
+}
+
+fn of_trace(spans: &[Span], trace: &[u8]) -> Vec<Span> {
+    spans.iter().filter(|span| span.trace == trace).cloned().collect()
 }
 
 /// A trace as a tree: one line a span, with the time from the root's start, how long it took, and a bar.

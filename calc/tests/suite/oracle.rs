@@ -35,6 +35,17 @@ fn stage() -> impl Strategy<Value = HostStage> {
     prop::sample::select(vec![HostStage::Untracked, HostStage::PreDnat, HostStage::Normal, HostStage::Forward])
 }
 
+/// The graph and the objects after these updates.
+fn told(updates: Vec<Update>) -> (Graph, Objects) {
+    let (mut graph, mut objects) = (Graph::default(), Objects::default());
+    for update in updates {
+        graph.apply(update.clone());
+        objects.apply(update);
+    }
+    graph.flush();
+    (graph, objects)
+}
+
 /// The objects as they would be if what is staged were enforced.
 fn staged_enforced(objects: &Objects) -> Objects {
     let mut objects = objects.clone();
@@ -57,12 +68,7 @@ proptest! {
         updates in prop::collection::vec(update(), 20..80),
         packets in prop::collection::vec((endpoint_key(), any::<bool>(), packet()), 60),
     ) {
-        let (mut graph, mut objects) = (Graph::default(), Objects::default());
-        for update in updates {
-            graph.apply(update.clone());
-            objects.apply(update);
-        }
-        graph.flush();
+        let (graph, objects) = told(updates);
         let would_be = staged_enforced(&objects);
         let pending = graph.pending();
         prop_assert_eq!(pending.is_some(), objects.staged.values().any(|staged| *staged != StagedPolicy::Ignore));
@@ -89,12 +95,7 @@ proptest! {
         updates in prop::collection::vec(update(), 20..80),
         packets in prop::collection::vec((host_name(), stage(), any::<bool>(), packet()), 60),
     ) {
-        let (mut graph, mut objects) = (Graph::default(), Objects::default());
-        for update in updates {
-            graph.apply(update.clone());
-            objects.apply(update);
-        }
-        graph.flush();
+        let (graph, objects) = told(updates);
         let would_be = staged_enforced(&objects);
         for (name, stage, is_ingress, packet) in packets {
             let direction = if is_ingress { Direction::Ingress } else { Direction::Egress };
