@@ -1,26 +1,31 @@
-//! Every field of Calico's policy kinds has its line in `data/fields.tsv`, and what the line says of it is so: a served field changes what the object
-//! means, one without effect does not, and a refused one is named in the refusal.
+//! Every field of the kinds that users write policy with, and of those about nodes, has its line in `data/fields.tsv`, and what the line says of
+//! it is so: a served field changes what the object means, one without effect does not, and a refused one is named in the refusal.
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
-use margay_api::problem::Refusal;
+use margay_api::ipam::limits::Limits;
+use margay_api::problem::{Problem, Refusal};
 use margay_api::{crds, v3};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 const TABLE: &str = include_str!("data/fields.tsv");
 
-const KINDS: [&str; 7] = [
+const KINDS: [&str; 11] = [
     "NetworkPolicy",
     "GlobalNetworkPolicy",
     "StagedNetworkPolicy",
     "StagedGlobalNetworkPolicy",
+    "StagedKubernetesNetworkPolicy",
     "Tier",
     "NetworkSet",
     "GlobalNetworkSet",
+    "HostEndpoint",
+    "KubeControllersConfiguration",
+    "IPReservation",
 ];
 
 /// A line of the table for one kind and one place.
@@ -45,10 +50,12 @@ fn places(field: &str) -> Vec<String> {
     };
     let far = [("ingress", "source."), ("egress", "destination.")];
     let own = [("ingress", "destination."), ("egress", "source.")];
+    let peer = [("ingress", "from[]."), ("egress", "to[].")];
     of("rule.", &[("ingress", ""), ("egress", "")])
         .or_else(|| of("side.", &[far, own].concat()))
         .or_else(|| of("far.", &far))
         .or_else(|| of("own.", &own))
+        .or_else(|| of("peer.", &peer))
         .unwrap_or_else(|| vec![field.to_owned()])
 }
 
@@ -61,7 +68,8 @@ fn lines() -> Vec<Line> {
         {
             let kind = *KINDS.iter().find(|known| **known == kind).unwrap_or_else(|| panic!("{kind}: {text:?}"));
             // The side that the field is on.
-            let side = if field.contains("].source.") { "source" } else { "destination" };
+            let is_on = |side: &&str| field.split(['.', '[']).any(|part| part == *side);
+            let side = ["source", "from", "to"].into_iter().find(is_on).unwrap_or("destination");
             let beside = if beside.is_empty() { "{}".to_owned() } else { beside.replace("SIDE", side) };
             let beside = serde_json::from_str(&beside).unwrap_or_else(|error| panic!("{text:?}: {error}"));
             let (becomes, value, why) = (becomes.to_owned(), value.to_owned(), why.to_owned());
@@ -137,7 +145,8 @@ fn objects(line: &Line) -> [Value; 2] {
         ["ingress", "egress"].into_iter().find(|direction| line.field.starts_with(&format!("spec.{direction}[]")));
     match rules {
         Some(direction) => {
-            let mut rule = json!({"action": "Deny"});
+            let is_kubernetes = line.kind == "StagedKubernetesNetworkPolicy";
+            let mut rule = if is_kubernetes { json!({}) } else { json!({"action": "Deny"}) };
             merge(&mut rule, &line.beside);
             object["spec"][direction] = json!([rule]);
         }
@@ -154,7 +163,8 @@ fn meaning(object: &Value) -> Result<String, Vec<String>> {
         object: &Value,
         parse: impl Fn(&K) -> Result<T, Refusal<C>>,
     ) -> Result<String, Vec<String>> {
-        let typed = serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{object}: {error}"));
+        // The API server takes none of a wrong shape.
+        let typed = serde_json::from_value(object.clone()).map_err(|error| vec![format!("shape: {error}")])?;
         let refused = |refusal: Refusal<C>| refusal.problems.into_iter().map(|problem| problem.field).collect();
         parse(&typed).map(|meaning| format!("{meaning:?}")).map_err(refused)
     }
@@ -163,11 +173,23 @@ fn meaning(object: &Value) -> Result<String, Vec<String>> {
         "GlobalNetworkPolicy" => of(object, v3::policy::global_network_policy),
         "StagedNetworkPolicy" => of(object, v3::policy::staged_network_policy),
         "StagedGlobalNetworkPolicy" => of(object, v3::policy::staged_global_network_policy),
+        "StagedKubernetesNetworkPolicy" => of(object, v3::policy::staged_kubernetes_network_policy),
         "Tier" => of(object, v3::tier::tier),
         "NetworkSet" => of(object, v3::netset::network_set),
         "GlobalNetworkSet" => of(object, v3::netset::global_network_set),
+        "HostEndpoint" => of(object, v3::host::host_endpoint),
+        "KubeControllersConfiguration" => of(object, v3::controllers::host_endpoints),
+        "IPReservation" => of(object, reservation),
         other => panic!("{other} is not in KINDS"),
     }
+}
+
+/// What is reserved; those who read reservations read them all at once.
+fn reservation(object: &v3::IPReservation) -> Result<Limits, Refusal<()>> {
+    let (limits, problems) = Limits::new(None, &BTreeMap::from([("a".to_owned(), object.spec.clone())]), None);
+    let of_field = |problem: &String| Problem::new("spec.reservedCIDRs", problem.as_str(), "", "");
+    let problems: Vec<Problem> = problems.iter().map(of_field).collect();
+    if problems.is_empty() { Ok(limits) } else { Err(Refusal { problems, closed: None }) }
 }
 
 #[test]
