@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use margay_calc::model::RecordId;
 use margay_tests::lab::{Lab, Options, PATIENCE, check_enforced};
 use margay_tests::namespace::Namespace;
 use margay_tests::probe::flow::Flow;
@@ -436,6 +437,57 @@ fn a_restart_lets_nothing_in_and_what_stands_stays() -> Result<()> {
     Ok(())
 }
 
+/// A node that has booted has no rules; one whose agent alone has started anew has those of before. Both obey what they know, without typha.
+#[test]
+fn without_typha_a_node_enforces_what_it_had_saved() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let endpoint = host(&eth0(), &[]);
+    let rules = |port| policy("in", "role == 'host'", &json!({"types": ["Ingress"], "ingress": [rule("Allow", port)]}));
+    stage.apply(&[endpoint, rules(WEB)])?;
+    let saved = |stage: &Stage| -> Result<bool> {
+        let records = stage.lab.node("n1")?.saved();
+        let is_host = |id: &RecordId| matches!(id, RecordId::HostEndpoint(name) if name == "n1-host");
+        let is_policy = |id: &RecordId| matches!(id, RecordId::Policy(key) if key.name == "in");
+        Ok(records.keys().any(is_host) && records.keys().any(is_policy))
+    };
+    wait("the view to be saved", || saved(&stage))?;
+    let restricted = [
+        (Outside, Node, WEB, true),
+        (Outside, Node, OTHER, false),
+        (Outside, Node, SSH, true),
+        (Far, Node, OTHER, false),
+        (Node, Outside, WEB, false),
+        (Node, Outside, API, true),
+        (Node, Pod, WEB, true),
+        (Outside, Pod, OTHER, true),
+    ];
+    stage.lab.stop_agent("n1")?;
+    stage.lab.start_agent_alone("n1")?;
+    stage.expect("another agent, without typha", &restricted)?;
+    stage.lab.stop_agent("n1")?;
+    stage.namespace(Node)?.command("nft", &["delete", "table", "inet", "margay"], "")?;
+    stage.expect("no rules", &[(Outside, Node, OTHER, true)])?;
+    stage.lab.start_agent_alone("n1")?;
+    let enforcing = || Ok(stage.lab.node("n1")?.status().context("no agent")?.enforcing);
+    wait("what was saved to be enforced", enforcing)?;
+    stage.expect("booted, without typha", &restricted)?;
+
+    stage.lab.apply(&rules(OTHER))?;
+    stage.lab.stop_agent("n1")?;
+    stage.lab.start_agent("n1")?;
+    stage.lab.settle()?;
+    stage.expect("typha is back", &[(Outside, Node, WEB, false), (Outside, Node, OTHER, true)])
+}
+
+fn wait(what: &str, condition: impl Fn() -> Result<bool>) -> Result<()> {
+    let since = Instant::now();
+    while !condition()? {
+        ensure!(since.elapsed() < PATIENCE, "waited for {what}");
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
 #[test]
 fn an_address_that_comes_and_goes_takes_its_endpoint_with_it() -> Result<()> {
     let stage = Stage::new()?;
@@ -448,11 +500,7 @@ fn an_address_that_comes_and_goes_takes_its_endpoint_with_it() -> Result<()> {
     stage.expect("no interface has it", &[(Outside, Node, WEB, true)])?;
     for (verb, known) in [("add", 0), ("del", 1)] {
         stage.namespace(Node)?.ip(&format!("addr {verb} {moving}/32 dev eth0"))?;
-        let since = Instant::now();
-        while errors(&stage)?.len() != known {
-            ensure!(since.elapsed() < PATIENCE, "addr {verb}: {:?}", errors(&stage)?);
-            std::thread::yield_now();
-        }
+        wait(&format!("addr {verb} to be seen"), || Ok(errors(&stage)?.len() == known))?;
         stage.expect(verb, &[(Outside, Node, WEB, verb == "del"), (Outside, Node, SSH, true)])?;
     }
     Ok(())

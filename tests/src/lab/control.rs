@@ -72,10 +72,10 @@ impl Control {
         self.events.clone()
     }
 
-    /// How a node connects, with the certificate of that node.
-    pub fn connector(&self, node: &str) -> Result<Connector> {
+    /// How a node connects to that address, with the certificate of that node.
+    pub fn connector(&self, node: &str, address: SocketAddr) -> Result<Connector> {
         let tls = self.authority.tls(&format!("margay:node:{node}"), "margay:nodes")?;
-        Ok(Connector::new(tls, &self.address.to_string(), SERVER_NAME)?)
+        Ok(Connector::new(tls, &address.to_string(), SERVER_NAME)?)
     }
 
     /// The API shows this object.

@@ -15,6 +15,7 @@ pub mod pod;
 pub mod storage;
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -29,6 +30,8 @@ use self::storage::Blocks;
 
 /// Longest wait for what must happen; it takes milliseconds.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Nothing listens there.
+const NOBODY: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1));
 /// Name of the pool that a lab has from its start.
 pub const POOL: &str = "lab";
 
@@ -177,15 +180,24 @@ impl Lab {
 
     /// Starts the agent of a node anew, on the state folder of its predecessor.
     pub fn start_agent(&mut self, node: &str) -> Result<()> {
+        self.start_agent_at(node, self.control.address())
+    }
+
+    /// The same while typha is away: nobody answers where the agent looks for it.
+    pub fn start_agent_alone(&mut self, node: &str) -> Result<()> {
+        self.start_agent_at(node, NOBODY)
+    }
+
+    fn start_agent_at(&mut self, node: &str, server: SocketAddr) -> Result<()> {
         let Self { nodes, control, blocks, runtime, .. } = self;
         let node = nodes.get_mut(node).with_context(|| format!("no node is named {node}"))?;
-        node.start(runtime, control, blocks)
+        node.start(runtime, control, server, blocks)
     }
 
     fn add_node(&mut self, number: u8) -> Result<()> {
         let mut node = self.fabric.join(number)?;
         self.apply(&node.object())?;
-        node.start(&self.runtime, &self.control, &self.blocks)?;
+        node.start(&self.runtime, &self.control, self.control.address(), &self.blocks)?;
         self.nodes.insert(node.name.clone(), node);
         Ok(())
     }

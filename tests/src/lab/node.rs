@@ -1,5 +1,7 @@
 //! A node: a network namespace, and an agent in it that starts, ends as if killed, and starts anew.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use ipnet::Ipv4Net;
 use margay_api::meta::{ANNOTATION_NODE_IPV4, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_MAC};
 use margay_api::rule::IpVersion;
+use margay_calc::model::{Record, RecordId};
 use margay_node::agent::{self, AgentHandle, Netfilter, Routes, Status, watch_drift, watch_links};
 use margay_node::cni::attachment::{Attachment, Attachments};
 use margay_node::cni::ports::Announcer;
@@ -121,7 +124,19 @@ impl Node {
         self.host.command("nft", &["-n", "list", "table", "inet", "margay"], "")
     }
 
-    pub(super) fn start(&mut self, main: &Runtime, control: &Control, blocks: &Blocks) -> Result<()> {
+    /// The view that its agent has saved last; empty: none.
+    pub fn saved(&self) -> BTreeMap<RecordId, Record> {
+        Store::new(self.folder.path()).load()
+    }
+
+    /// `server` is where its agent looks for typha.
+    pub(super) fn start(
+        &mut self,
+        main: &Runtime,
+        control: &Control,
+        server: SocketAddr,
+        blocks: &Blocks,
+    ) -> Result<()> {
         if self.running.is_some() {
             bail!("the agent of {} runs already", self.name);
         }
@@ -139,8 +154,8 @@ impl Node {
         let making = runtime.spawn(make(settings, folder, blocks.clone(), notices.clone(), main.handle().clone()));
         let Made { agent, fatal, network, planned, addresses } = main.block_on(making)??;
         let upstream = Upstream {
-            connector: control.connector(&self.name)?,
-            server: control.address().to_string(),
+            connector: control.connector(&self.name, server)?,
+            server: server.to_string(),
             agent: agent.clone(),
             notices,
         };
