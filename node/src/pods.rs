@@ -41,6 +41,7 @@ use crate::net::driver::Driver;
 use crate::net::netlink::Socket;
 use crate::net::plan::{VERSIONS, has_vxlan, vxlan_overhead};
 use crate::net::present;
+use crate::net::removal::Removal;
 use crate::policy::Attached;
 use crate::upstream::notices::{Announce, Notices};
 
@@ -178,6 +179,7 @@ pub fn start<S: Store, N: Announcer>(
         enforcer: agent.clone(),
         addresses: addresses.clone(),
         announcer: Announce { notices, then: ports.announcer },
+        links: Removal::spawn()?,
         mtu: mtu_seen,
         policy_timeout: settings.policy_timeout,
     };

@@ -13,6 +13,7 @@ use margay_calc::model::{PoolRecord, Record, RecordId, RouteRecord};
 use margay_node::net::netlink::Socket;
 use margay_node::net::plan::{LocalPods, VERSIONS, plan, version_of, vxlan_device_name};
 use margay_node::net::pod::{self, PodLink};
+use margay_node::net::removal::Removal;
 use margay_node::net::worker::Network;
 use margay_tests::namespace::{Namespace, connect};
 
@@ -262,6 +263,36 @@ fn router_advertisements_are_heard_where_they_were_and_never_by_pods() -> Result
         ensure!(value(&one.host, &parameter)? == "0", "the node takes routes from {link}");
     }
     ensure!(value(&one.pod, "net.ipv6.conf.eth0.accept_ra")? == "0", "the pod takes routes from anybody");
+    Ok(())
+}
+
+/// Removals that wait for the same turn are one request to the kernel; what is gone already spoils nothing, and nobody else's link goes.
+#[test]
+fn links_are_removed_together() -> Result<()> {
+    let (host, inside) = (Namespace::new()?, Namespace::new()?);
+    let name = |number: usize| format!("cali{number}");
+    let removal = host.run(|| -> Result<Removal> {
+        let mut socket = Socket::open()?;
+        for number in 0..12 {
+            let link = PodLink { host: &name(number), pod: &name(number), namespace: inside.file(), mtu: 1430 };
+            pod::create(&mut socket, &link)?;
+        }
+        let (gone, present) = (["absent".to_owned(), name(2), name(3)], [name(3)]);
+        ensure!(pod::remove_all(&mut socket, &gone).iter().all(Result::is_ok), "a group with a link that is gone");
+        ensure!(pod::remove_all(&mut socket, &present).iter().all(Result::is_ok), "a link that is gone");
+        Ok(Removal::spawn()?)
+    })?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let removals = (0..10).chain(0..10).map(|number| removal.remove(name(number)));
+    for result in runtime.block_on(futures::future::join_all(removals)) {
+        result?;
+    }
+    for namespace in [&host, &inside] {
+        let present = namespace.ip("-o link show type veth")?;
+        let names = present.lines().filter_map(|line| line.split(": ").nth(1)?.split('@').next());
+        let names: Vec<&str> = names.collect();
+        ensure!(names == ["cali10", "cali11"], "left are {names:?}");
+    }
     Ok(())
 }
 

@@ -19,6 +19,7 @@ use super::ports::{AddressRequest, Addresses, Announcer, Enforcer, NoAddress};
 use super::request::{self, Config, Refusal};
 use crate::net::netlink::Socket;
 use crate::net::pod::{self, PodError, PodLink};
+use crate::net::removal::Removal;
 
 /// What the service works with.
 pub struct Parts<E, A, N> {
@@ -28,6 +29,8 @@ pub struct Parts<E, A, N> {
     pub addresses: A,
     /// The rest of the cluster.
     pub announcer: N,
+    /// Takes pods' links away.
+    pub links: Removal,
     /// MTU of pods, unless their network configuration has one.
     pub mtu: watch::Receiver<u32>,
     /// How long an ADD waits for policy, unless the network configuration says.
@@ -159,13 +162,12 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             attachment.network == call.network && !valid.contains(&id)
         };
         let stale: Vec<Attachment> = self.attachments().iter().filter(is_stale).cloned().collect();
-        let mut failed = None;
-        for attachment in stale {
+        let removals = stale.iter().map(|attachment| async {
             let pod = self.pod(&attachment.endpoint());
             let _alone = pod.lock().await;
-            failed = self.remove(&attachment).await.err().or(failed);
-        }
-        failed.map_or(Ok(()), Err)
+            self.remove(attachment).await
+        });
+        futures::future::join_all(removals).await.into_iter().collect()
     }
 
     async fn plumb(&self, call: &Call, wanted: &mut Attachment, namespace: File, mtu: u32) -> Result<(), Refusal> {
@@ -230,13 +232,16 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         }
     }
 
-    /// Takes an attachment back: the link first, so that nothing passes any more, the address last, so that nobody gets it while it is in use.
+    /// Takes an attachment back: the link and the pod's place in the rules first, so that nothing passes any more, the address last, so that nobody gets
+    /// it while it is in use.
     async fn remove(&self, attachment: &Attachment) -> Result<(), Refusal> {
         let shared = self.attachments().rivals(attachment).iter().any(|rival| !rival.addresses.is_empty());
         if !shared {
-            let host = attachment.interface.clone();
-            blocking(move || pod::remove(&mut Socket::open()?, &host)).await.map_err(kernel)?;
-            self.parts.enforcer.detach(attachment.endpoint(), attachment.interface.clone()).await;
+            let (endpoint, host) = (attachment.endpoint(), attachment.interface.clone());
+            let link = self.parts.links.remove(host.clone()).instrument(tracing::info_span!("link.remove"));
+            let policy = self.parts.enforcer.detach(endpoint, host).instrument(tracing::info_span!("policy.detach"));
+            let (removed, ()) = tokio::join!(link, policy);
+            removed.map_err(|error| kernel(error.into()))?;
         }
         self.parts.addresses.release(attachment.handle()).await.map_err(again)?;
         self.attachments().remove(&attachment.id).map_err(io)?;

@@ -95,6 +95,20 @@ pub fn delete_link(name: &str) -> RouteNetlinkMessage {
     RouteNetlinkMessage::DelLink(link)
 }
 
+/// Puts a link into a group, by its name.
+pub fn set_group(name: &str, group: u32) -> RouteNetlinkMessage {
+    let mut link = LinkMessage::default();
+    link.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Group(group)];
+    RouteNetlinkMessage::SetLink(link)
+}
+
+/// Deletes every link of a group.
+pub fn delete_group(group: u32) -> RouteNetlinkMessage {
+    let mut link = LinkMessage::default();
+    link.attributes = vec![LinkAttribute::Group(group)];
+    RouteNetlinkMessage::DelLink(link)
+}
+
 /// Lists links, without their counters, which are most of an answer.
 pub fn get_links() -> RouteNetlinkMessage {
     let mut link = LinkMessage::default();

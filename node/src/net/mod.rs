@@ -15,5 +15,6 @@ pub mod netns;
 pub mod plan;
 pub mod pod;
 pub mod present;
+pub mod removal;
 pub mod sysctl;
 pub mod worker;

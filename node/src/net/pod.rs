@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use margay_api::network::Mac;
 use netlink_packet_route::RouteNetlinkMessage;
+use nix::errno::Errno;
 
 use super::message::{self, Route, VethPair};
 use super::netlink::{NetlinkError, Socket, Verb};
@@ -27,6 +28,9 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 
 const LINK_LOCAL: u8 = 64;
 /// MAC address of the host side of every pod's link.
 pub const HOST_MAC: Mac = Mac([0xee; 6]);
+
+/// The group of links that are about to be deleted together. Nothing else is ever put into it.
+const DOOMED: u32 = 0x6361_6c69;
 
 /// A pod's link as wanted.
 pub struct PodLink<'a> {
@@ -176,10 +180,32 @@ fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
 }
 
 /// Deletes the link by its host side; a link that is gone is a success.
-pub fn remove(socket: &mut Socket, host: &str) -> Result<(), PodError> {
+pub fn remove(socket: &mut Socket, host: &str) -> Result<(), NetlinkError> {
     match socket.exec(message::delete_link(host), Verb::Change, || format!("delete {host}")) {
         Err(error) if error.is_missing() => Ok(()),
-        result => Ok(result?),
+        result => result,
+    }
+}
+
+/// Deletes links by their host sides; the results are in the same order. Several go as one group, because the kernel waits for all its readers once
+/// per request and not once per link.
+pub fn remove_all(socket: &mut Socket, hosts: &[String]) -> Vec<Result<(), NetlinkError>> {
+    if hosts.len() > 1 && remove_group(socket, hosts).is_ok() {
+        return hosts.iter().map(|_| Ok(())).collect();
+    }
+    hosts.iter().map(|host| remove(socket, host)).collect()
+}
+
+/// Nothing is in doubt after an error: the links are removed one by one then.
+fn remove_group(socket: &mut Socket, hosts: &[String]) -> Result<(), NetlinkError> {
+    let requests = hosts.iter().map(|host| (message::set_group(host, DOOMED), Verb::Change)).collect();
+    let refused = socket.exec_all(requests)?;
+    if let Some((position, errno)) = refused.iter().find(|(_, errno)| *errno != Errno::ENODEV) {
+        return Err(NetlinkError::Refused { what: format!("group of {}", hosts[*position]), errno: *errno });
+    }
+    match socket.exec(message::delete_group(DOOMED), Verb::Change, || format!("delete links of group {DOOMED}")) {
+        Err(error) if error.is_missing() => Ok(()),
+        result => result,
     }
 }
 

@@ -36,6 +36,7 @@ pub const LINES: &[Line] = &[
     line("local.add.p50", "CNI ADD without Kubernetes, policy in force, p50", "ms", Some((9.8, PTP)), most(4.9)),
     line("local.del.p50", "CNI DEL without Kubernetes, p50", "ms", None, None),
     line("local.add.crowd", "CNI ADD without Kubernetes, 16 at once, time per pod", "ms", Some((13.5, PTP)), most(4.5)),
+    line("local.del.crowd", "CNI DEL without Kubernetes, 16 at once, time per pod", "ms", None, None),
     line("memory.agent.idle", "agent RSS, idle, largest of three", "MiB", calico(130.0), most(20.0)),
     line("memory.agent.full", "agent RSS, 100 pods and 1000 policies", "MiB", calico(139.0), most(30.0)),
     line("memory.agent.10k", "agent RSS, 100 pods and 10,000 policies", "MiB", None, None),

@@ -40,13 +40,15 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         bench.sheet.put(key, ms(times.at(0.5)), format!("{times}"))?;
     }
     let crowd = wait(&lab, "crowd", CROWD)?;
-    let begin = Instant::now();
-    let times = Quantiles::new(at_once(&crowd, "ADD")?);
-    let each = begin.elapsed() / CROWD as u32;
-    let detail = format!("{:.0} per s; one call {times}", 1.0 / each.as_secs_f64());
-    bench.sheet.put("local.add.crowd", ms(each), detail)?;
-    check_enforced(&lab)?;
-    at_once(&crowd, "DEL").map(drop)
+    for (command, key) in [("ADD", "local.add.crowd"), ("DEL", "local.del.crowd")] {
+        let begin = Instant::now();
+        let times = Quantiles::new(at_once(&crowd, command)?);
+        let each = begin.elapsed() / CROWD as u32;
+        let detail = format!("{:.0} per s; one call {times}", 1.0 / each.as_secs_f64());
+        bench.sheet.put(key, ms(each), detail)?;
+        check_enforced(&lab)?;
+    }
+    Ok(())
 }
 
 fn mk_lab() -> Result<Lab> {
