@@ -412,13 +412,13 @@ impl Compiler {
     }
 }
 
-/// The set of this id.
 /// Whether the set is one of those that [`Compiler::dispatch`] fills.
 fn is_dispatch(name: &SetName) -> bool {
     [names::SENDERS, names::RECEIVERS].contains(&name.as_str())
         || Family::ALL.iter().any(|family| base::pods(*family) == *name)
 }
 
+/// The set of this id.
 fn set_of<'a>(records: &'a Records, id: &SetId) -> Option<&'a IpSetRecord> {
     match records.get(&RecordId::IpSet(id.clone())) {
         Some(Record::IpSet(record)) => Some(record),
