@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
+use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use crate::cluster::process;
@@ -45,11 +46,24 @@ pub struct Span {
 #[derive(Debug)]
 pub struct Collector {
     address: SocketAddr,
-    spans: Arc<Mutex<Vec<Span>>>,
+    received: Receiver,
 }
 
-#[derive(Debug, Clone)]
-struct Receiver(Arc<Mutex<Vec<Span>>>);
+#[derive(Debug, Clone, Default)]
+struct Receiver(Arc<Mutex<Received>>);
+
+#[derive(Debug, Default)]
+struct Received {
+    spans: Vec<Span>,
+    /// Everything as it came, if that is wanted.
+    bytes: Option<Vec<u8>>,
+}
+
+impl Receiver {
+    fn lock(&self) -> MutexGuard<'_, Received> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Collector {
     /// Listens at `address` inside a network namespace, for as long as the process lives.
@@ -59,8 +73,8 @@ impl Collector {
         })?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let spans = Arc::new(Mutex::new(Vec::new()));
-        let receiver = Receiver(spans.clone());
+        let received = Receiver::default();
+        let receiver = received.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::spawn(move || {
             runtime.block_on(async {
@@ -71,7 +85,7 @@ impl Collector {
                 anyhow::Ok(())
             })
         });
-        Ok(Self { address, spans })
+        Ok(Self { address, received })
     }
 
     /// Where it listens.
@@ -81,7 +95,22 @@ impl Collector {
 
     /// What has come of a trace.
     pub fn of(&self, trace: &[u8]) -> Vec<Span> {
-        of_trace(&self.spans.lock().unwrap_or_else(PoisonError::into_inner), trace)
+        of_trace(&self.received.lock().spans, trace)
+    }
+
+    /// From now on everything is kept as it comes, also what a tree does not need.
+    pub fn record(&self) {
+        self.received.lock().bytes.get_or_insert_default();
+    }
+
+    /// What has come since [`record`](Self::record).
+    pub fn recorded(&self) -> Vec<u8> {
+        self.received.lock().bytes.clone().unwrap_or_default()
+    }
+
+    /// Programs that have reported a span.
+    pub fn services(&self) -> BTreeSet<String> {
+        self.received.lock().spans.iter().map(|span| span.service.clone()).collect()
     }
 
     /// Waits for a trace whose root did `name`, carries the attribute, and began after `since`, until the program `last` has reported so many
@@ -112,12 +141,13 @@ impl Collector {
 
     /// Every replica of typha traces a change; the fullest trace is of the one that told a node.
     fn find(&self, (name, key, value): (&str, &str, &str), since: u64) -> Vec<Span> {
-        let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        let received = self.received.lock();
+        let spans = &received.spans;
         let is_root = |span: &&Span| {
             let attribute = span.attributes.get(key);
             span.name == name && span.start >= since && attribute.is_some_and(|found| found.contains(value))
         };
-        let traces = spans.iter().filter(is_root).map(|root| of_trace(&spans, &root.trace));
+        let traces = spans.iter().filter(is_root).map(|root| of_trace(spans, &root.trace));
         traces.max_by_key(Vec::len).unwrap_or_default()
     }
 }
@@ -183,12 +213,14 @@ impl TraceService for Receiver {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let mut received = Vec::new();
-        for resource in request.into_inner().resource_spans {
+        let request = request.into_inner();
+        let bytes = request.encode_to_vec();
+        let mut news = Vec::new();
+        for resource in request.resource_spans {
             let about = resource.resource.map(|resource| attributes(resource.attributes)).unwrap_or_default();
             let service = about.get("service.name").cloned().unwrap_or_default();
             for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
-                received.push(Span {
+                news.push(Span {
                     trace: span.trace_id,
                     id: span.span_id,
                     parent: span.parent_span_id,
@@ -200,10 +232,13 @@ impl TraceService for Receiver {
                 });
             }
         }
-        let mut spans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        spans.extend(received);
-        let excess = spans.len().saturating_sub(KEPT);
-        spans.drain(..excess);
+        let mut received = self.lock();
+        if let Some(kept) = &mut received.bytes {
+            kept.extend(bytes);
+        }
+        received.spans.extend(news);
+        let excess = received.spans.len().saturating_sub(KEPT);
+        received.spans.drain(..excess);
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use margay_api::storage::Mode;
-use margay_tests::scenarios::{Ground, hosts, policy};
+use margay_tests::scenarios::{Ground, hosts, policy, secrets};
 use margay_tests::suite::Suite;
 use margay_tests::{demo, install};
 
@@ -30,5 +30,7 @@ fn main() -> ExitCode {
     let ground = Ground { stage, mode: Mode::V3 };
     policy::run(&mut suite, &ground);
     hosts::run(&mut suite, &ground);
+    // The last: from then on everybody logs everything.
+    secrets::run(&mut suite, &ground);
     suite.finish()
 }

@@ -2,7 +2,9 @@
 
 pub mod hosts;
 pub mod policy;
+pub mod secrets;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -29,6 +31,35 @@ impl Ground {
         self.stage.cluster.kubectl(&["apply", "-f", &path.display().to_string()])?;
         Ok(path)
     }
+
+    /// Deletes an object of a kind of Calico's that has no namespace.
+    pub fn delete(&self, kind: &str, name: &str) -> Result<()> {
+        self.stage.cluster.kubectl(&["delete", &self.resource(kind_of(kind)?), name]).map(drop)
+    }
+
+    /// Every object of a kind of Calico's that has no namespace, by name, as users see it.
+    pub fn objects(&self, kind: &str) -> Result<BTreeMap<String, Value>> {
+        let kind = kind_of(kind)?;
+        let text = self.stage.cluster.kubectl(&["get", &self.resource(kind), "-o", "json"])?;
+        let list: Value = serde_json::from_str(&text)?;
+        let items = list["items"].as_array().cloned().unwrap_or_default().into_iter();
+        let seen = |stored: Value| -> Result<(String, Value)> {
+            let object = match self.mode {
+                Mode::V3 => stored,
+                Mode::V1 => storage::read(kind, stored)?.object,
+            };
+            Ok((object["metadata"]["name"].as_str().unwrap_or_default().to_owned(), object))
+        };
+        items.map(seen).collect()
+    }
+
+    fn resource(&self, kind: &Kind) -> String {
+        format!("{}.{}", kind.plural_in(self.mode), self.mode.group())
+    }
+}
+
+fn kind_of(name: &str) -> Result<&'static Kind> {
+    Kind::of(name).with_context(|| format!("{name} is no kind of Calico"))
 }
 
 /// Writes a manifest's objects into the folder in the form in which that storage keeps them.
@@ -46,6 +77,5 @@ fn store(mode: Mode, object: Value) -> Result<Value> {
         return Ok(object);
     }
     let name = object["kind"].as_str().unwrap_or_default().to_owned();
-    let kind = Kind::of(&name).with_context(|| format!("{name} is no kind of Calico"))?;
-    Ok(storage::write(kind, object)?)
+    Ok(storage::write(kind_of(&name)?, object)?)
 }
