@@ -18,7 +18,7 @@ use margay_tests::demo::{self, Stage};
 use margay_tests::install;
 use margay_tests::matrix::Matrix;
 use margay_tests::probe::Verdict;
-use margay_tests::scenarios::{Ground, policy};
+use margay_tests::scenarios::{Ground, hosts, policy};
 use margay_tests::suite::Suite;
 use margay_tests::world::{self, PODS, World};
 use serde_json::{Value, json};
@@ -55,6 +55,7 @@ fn main() -> ExitCode {
     suite.case("policies_that_calico_left_are_enforced", || old_policies(&ground));
     suite.case("while_the_data_is_locked_no_pod_starts", || locked(cluster));
     policy::run(&mut suite, &ground);
+    hosts::run(&mut suite, &ground);
     suite.case("what_a_node_had_that_left_is_given_back", || departed(cluster));
     suite.finish()
 }

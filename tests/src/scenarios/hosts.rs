@@ -1,6 +1,10 @@
 //! Host endpoints that the operator makes for nodes.
 
-use anyhow::{Result, ensure};
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use margay_api::hosts::{CREATED_BY, LABEL_CREATED_BY};
+use serde_json::{Value, json};
 
 use super::Ground;
 use super::policy::all_open;
@@ -8,7 +12,7 @@ use crate::cluster::process::wait_for;
 use crate::demo::OBEY;
 use crate::suite::Suite;
 
-/// Runs them. Labels are where users see them in the newer storage only.
+/// Runs them.
 pub fn run(suite: &mut Suite, ground: &Ground) {
     suite.case("host_endpoints_of_nodes_come_and_follow_and_go", || come_and_go(ground));
 }
@@ -16,28 +20,47 @@ pub fn run(suite: &mut Suite, ground: &Ground) {
 /// The operator makes a host endpoint of every node, which changes nothing for packets; a person's own it leaves alone.
 fn come_and_go(ground: &Ground) -> Result<()> {
     let cluster = &ground.stage.cluster;
-    let is = |path: &str, wanted: &str| {
-        let said = || cluster.kubectl(&["get", "hostendpoints", "-o", &format!("jsonpath={path}")]).unwrap_or_default();
-        wait_for(OBEY, || format!("{wanted}; there is {}", said()), || said().trim() == wanted)
-    };
-    let names = "{.items[*].metadata.name}";
     ground.apply("mine", MINE)?;
     ground.apply("controllers", &CONTROLLERS.replace("SWITCH", "Enabled"))?;
-    is(names, "mine n1-auto-hep n2-auto-hep n3-auto-hep")?;
-    let of_n1 = |path: &str| format!("{{.items[?(@.metadata.name==\"n1-auto-hep\")]{path}}}");
-    is(&of_n1(".spec.node"), "n1")?;
-    let address = cluster.node("n1")?.host.address.to_string();
-    let addresses = cluster.kubectl(&["get", "hostendpoint", "n1-auto-hep", "-o", "jsonpath={.spec.expectedIPs}"])?;
-    ensure!(addresses.contains(&format!("\"{address}\"")), "{address} is not in {addresses}");
+    let automatic = ["n1-auto-hep", "n2-auto-hep", "n3-auto-hep"];
+    come_to(ground, "one of every node", &|found| {
+        found.keys().eq(["mine"].iter().chain(&automatic)) && automatic.iter().all(|name| is_of_node(one(found, name)))
+    })?;
+    let address = json!(cluster.node("n1")?.host.address);
+    come_to(ground, "all interfaces of n1 at its address", &|found| {
+        let spec = &one(found, "n1-auto-hep")["spec"];
+        let addresses = spec["expectedIPs"].as_array().cloned().unwrap_or_default();
+        spec["node"] == "n1" && spec["interfaceName"] == "*" && addresses.contains(&address)
+    })?;
     cluster.kubectl(&["label", "node", "n1", "place=here"])?;
-    is(&of_n1(".metadata.labels.place"), "here")?;
+    come_to(ground, "the label of n1", &|found| place(found) == "here")?;
     all_open(ground)?;
     cluster.kubectl(&["label", "node", "n1", "place-"])?;
-    is(&of_n1(".metadata.labels.place"), "")?;
+    come_to(ground, "no label", &|found| place(found).is_null())?;
     ground.apply("controllers", &CONTROLLERS.replace("SWITCH", "Disabled"))?;
-    is(names, "mine")?;
-    cluster.kubectl(&["delete", "hostendpoint", "mine"])?;
+    come_to(ground, "a person's alone", &|found| found.keys().eq(["mine"]))?;
+    ground.delete("HostEndpoint", "mine")?;
     all_open(ground)
+}
+
+/// Whether it is marked as made for a node, and lets everything through that no policy denies.
+fn is_of_node(object: &Value) -> bool {
+    let labels = &object["metadata"]["labels"];
+    labels[LABEL_CREATED_BY] == CREATED_BY && object["spec"]["profiles"] == json!(["projectcalico-default-allow"])
+}
+
+fn place(found: &BTreeMap<String, Value>) -> &Value {
+    &one(found, "n1-auto-hep")["metadata"]["labels"]["place"]
+}
+
+fn one<'a>(found: &'a BTreeMap<String, Value>, name: &str) -> &'a Value {
+    found.get(name).unwrap_or(&Value::Null)
+}
+
+/// Waits until the host endpoints are as they should be.
+fn come_to(ground: &Ground, what: &str, is_so: &dyn Fn(&BTreeMap<String, Value>) -> bool) -> Result<()> {
+    let found = || ground.objects("HostEndpoint");
+    wait_for(OBEY, || format!("{what}; there are {:?}", found()), || found().is_ok_and(|found| is_so(&found)))
 }
 
 /// Of an interface that no node has.
