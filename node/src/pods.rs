@@ -12,9 +12,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
+use margay_api::hosts::{NodeInterface, node_interfaces};
 use margay_api::meta::{
-    ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6, ANNOTATION_VXLAN_MAC,
-    ANNOTATION_VXLAN_MAC_V6, Labels,
+    ANNOTATION_NODE_INTERFACES, ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4,
+    ANNOTATION_VXLAN_IPV6, ANNOTATION_VXLAN_MAC, ANNOTATION_VXLAN_MAC_V6, Labels,
 };
 use margay_api::network::{Mac, NodeInfo};
 use margay_api::rule::IpVersion;
@@ -42,7 +43,7 @@ use crate::net::netlink::Socket;
 use crate::net::plan::{VERSIONS, has_vxlan, vxlan_overhead};
 use crate::net::present;
 use crate::net::removal::Removal;
-use crate::policy::Attached;
+use crate::policy::{Attached, Links};
 use crate::upstream::notices::{Announce, Notices};
 
 /// The view is looked at for blocks, labels and pools at most this often.
@@ -88,10 +89,12 @@ struct Outlook {
     vxlan: Vec<IpVersion>,
     /// Whether there is a pool of IPv6.
     has_ipv6: bool,
+    /// Interfaces that lead out of the node.
+    interfaces: Vec<NodeInterface>,
 }
 
-fn outlook(node: &str, records: &BTreeMap<RecordId, Record>) -> Outlook {
-    let mut outlook = Outlook::default();
+fn outlook(node: &str, records: &BTreeMap<RecordId, Record>, links: &Links) -> Outlook {
+    let mut outlook = Outlook { interfaces: node_interfaces(links), ..Outlook::default() };
     let mut blocks = BTreeMap::new();
     for (id, record) in records {
         match (id, record) {
@@ -195,7 +198,11 @@ pub fn start<S: Store, N: Announcer>(
         let mut status = agent.watch();
         while status.changed().await.is_ok() {
             let name = settings.node.clone();
-            let Some(seen) = agent.inspect(move |state, _| outlook(&name, state.records())).await else { return };
+            let Some(seen) =
+                agent.inspect(move |state, compiler| outlook(&name, state.records(), compiler.links())).await
+            else {
+                return;
+            };
             mtu.send_if_modified(|present| replace(present, pod_mtu(settings.mtu, underlay, &seen.vxlan)));
             labels.send_if_modified(|present| replace(present, seen.own.labels.clone()));
             blocks.send_if_modified(|present| replace(present, seen.blocks.clone()));
@@ -222,7 +229,7 @@ fn now() -> String {
     Timestamp::now().to_string()
 }
 
-/// Keeps this node's annotations true: its addresses with their subnets, and its tunnel end points once anything is encapsulated.
+/// Keeps this node's annotations true: its addresses with their subnets, its interfaces, and its tunnel end points once anything is encapsulated.
 async fn annotate(
     node: String,
     own: NodeIps,
@@ -231,11 +238,16 @@ async fn annotate(
     mut outlook: watch::Receiver<Outlook>,
 ) {
     let nodes: Api<Node> = Api::all(client);
+    // Nobody tells what the Node says of them, so they are written once at the start, and then when they change.
+    let mut told = None;
     while outlook.changed().await.is_ok() {
         loop {
             let seen = outlook.borrow_and_update().clone();
-            match put_annotations(&nodes, &node, own, &addresses, &seen).await {
-                Ok(()) => break,
+            match put_annotations(&nodes, &node, own, &addresses, &seen, told.as_ref()).await {
+                Ok(()) => {
+                    told = Some(seen.interfaces);
+                    break;
+                }
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "annotations of the node; trying again"),
             }
             tokio::time::sleep(RETRY).await;
@@ -249,8 +261,12 @@ async fn put_annotations(
     own: NodeIps,
     addresses: &NodeAddresses,
     seen: &Outlook,
+    told: Option<&Vec<NodeInterface>>,
 ) -> Result<()> {
     let mut wanted = Map::new();
+    if told != Some(&seen.interfaces) {
+        wanted.insert(ANNOTATION_NODE_INTERFACES.to_owned(), json!(json!(seen.interfaces).to_string()));
+    }
     for (version, subnet) in subnets(own, seen.has_ipv6)? {
         let (present, annotation) = match version {
             IpVersion::V4 => (seen.own.ipv4.map(IpNet::V4), ANNOTATION_NODE_IPV4),

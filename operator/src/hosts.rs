@@ -7,18 +7,25 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use kube::api::{DeleteParams, Preconditions};
-use margay_api::hosts::{AutoHostEndpoints, CREATED_BY, LABEL_CREATED_BY, Template};
-use margay_api::meta::{Labels, without_reserved};
+use margay_api::hosts::{AutoHostEndpoints, CREATED_BY, InterfacePattern, LABEL_CREATED_BY, Template};
+use margay_api::meta::{ANNOTATION_NODE_INTERFACES, Labels, without_reserved};
 use margay_api::v3::KubeControllersConfiguration;
 use margay_api::v3::controllers::host_endpoints;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::inputs::{Inputs, NodeFacts};
 use crate::object::{Key, Object, kind};
 
 /// The profile that allows what no policy decides, so that making a host endpoint changes nothing.
 const PROFILE: &str = "projectcalico-default-allow";
+/// End of every name, Calico's.
+const SUFFIX: &str = "auto-hep";
+/// The longest name of an object.
+const MAX_NAME: usize = 253;
 
 /// A host endpoint as found.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -67,14 +74,15 @@ pub fn plan(inputs: &Inputs) -> HostPlan {
         return plan;
     }
     let wanted = match settings(configuration.as_ref()) {
-        Ok(settings) => render(&settings, &inputs.nodes, &mut plan.problems),
+        Ok(settings) => render(&settings, &inputs.nodes),
         Err(problems) => {
             plan.problems = problems;
             return plan;
         }
     };
+    plan.problems.clone_from(&wanted.problems);
     let present: BTreeMap<&str, &HostFacts> = present.iter().map(|found| (found.name.as_str(), found)).collect();
-    for (name, object) in &wanted {
+    for (name, object) in &wanted.objects {
         match present.get(name.as_str()) {
             None => plan.create.push(object.clone()),
             Some(found) if !found.is_ours() => plan.problems.push(format!(
@@ -84,7 +92,7 @@ pub fn plan(inputs: &Inputs) -> HostPlan {
             Some(_) => {}
         }
     }
-    let unwanted = present.values().filter(|found| found.is_ours() && !wanted.contains_key(&found.name));
+    let unwanted = present.values().filter(|found| found.is_ours() && !wanted.has(found));
     plan.delete = unwanted.map(|found| (key(&found.name), only(found))).collect();
     plan
 }
@@ -100,41 +108,128 @@ fn settings(configuration: Option<&Value>) -> Result<AutoHostEndpoints, Vec<Stri
     host_endpoints(&decoded).map_err(|refusal| refusal.problems.iter().map(|problem| named(problem)).collect())
 }
 
-/// Every host endpoint that there should be, by name. Of two of one name the first stays: `n1-in` may be a node, or `n1` and a template.
-fn render(settings: &AutoHostEndpoints, nodes: &[NodeFacts], problems: &mut Vec<String>) -> BTreeMap<String, Object> {
-    let mut objects: BTreeMap<String, Object> = BTreeMap::new();
-    let mut add = |object: Object| {
-        match objects.entry(object.key.name.clone()) {
-        Entry::Vacant(free) => {
-            free.insert(object);
-        }
-        Entry::Occupied(taken) => problems.push(format!(
-            "HostEndpoint {} would be of node {} and of node {}, of one by a template; give the template another generateName",
-            taken.key(),
-            taken.get().body["spec"]["node"].as_str().unwrap_or_default(),
-            object.body["spec"]["node"].as_str().unwrap_or_default(),
-        )),
-    }
-    };
+/// What there should be.
+#[derive(Default)]
+struct Wanted {
+    /// Host endpoints by name.
+    objects: BTreeMap<String, Object>,
+    /// Nodes that some should be made for by their interfaces, which are not known: those that were made stay.
+    unsure: BTreeSet<String>,
+    problems: Vec<String>,
+}
+
+fn render(settings: &AutoHostEndpoints, nodes: &[NodeFacts]) -> Wanted {
+    let mut wanted = Wanted::default();
     for node in nodes.iter().filter(|node| node.is_linux) {
         if settings.default {
-            let name = format!("{}-auto-hep", node.name);
+            let name = object_name(&[&node.name]);
             let spec = json!({ "interfaceName": "*" });
-            add(host_endpoint(&name, node, spec, &node.addresses, &Labels::new()));
+            wanted.add(host_endpoint(&name, node, spec, &node.addresses, &Labels::new()));
         }
         for template in settings.templates.iter().filter(|template| template.nodes.matches(&node.labels)) {
-            let addresses = within(&node.addresses, template);
-            if !addresses.is_empty() {
-                let name = format!("{}-{}-auto-hep", node.name, template.name);
-                let mut object = host_endpoint(&name, node, json!({}), &addresses, &template.labels);
-                if !template.annotations.is_empty() {
-                    object.body["metadata"]["annotations"] = json!(template.annotations);
-                }
-                add(object);
+            match &template.interfaces {
+                Some(pattern) => wanted.of_interfaces(node, template, pattern),
+                None => wanted.of_addresses(node, template),
             }
         }
     }
-    objects
+    wanted
+}
+
+impl Wanted {
+    /// One for all the addresses of the node that the template is for.
+    fn of_addresses(&mut self, node: &NodeFacts, template: &Template) {
+        let addresses = within(&node.addresses, template);
+        if !addresses.is_empty() {
+            let name = object_name(&[&node.name, &template.name]);
+            self.add(from_template(&name, node, json!({}), &addresses, template));
+        }
+    }
+
+    /// One for each interface that the pattern matches. Beside the addresses of the interface it has those of the node that the template names, as in Calico.
+    fn of_interfaces(&mut self, node: &NodeFacts, template: &Template, pattern: &InterfacePattern) {
+        let interfaces = match &node.interfaces {
+            Some(Ok(interfaces)) => interfaces,
+            unknown => {
+                self.unsure.insert(node.name.clone());
+                self.problems.extend(unknown.iter().flat_map(|told| told.as_ref().err()).map(|error| {
+                    format!(
+                        "Node {}: annotation {ANNOTATION_NODE_INTERFACES}: {error}; delete it, and the agent there writes it when it starts",
+                        node.name
+                    )
+                }));
+                return;
+            }
+        };
+        let named = if template.nets.is_empty() { BTreeSet::new() } else { within(&node.addresses, template) };
+        for interface in interfaces.iter().filter(|interface| pattern.matches(&interface.name)) {
+            let name = object_name(&[&node.name, &template.name, &interface.name]);
+            if !is_object_name(&name) {
+                self.problems.push(format!(
+                    "HostEndpoint {name} would be of interface {} of node {}: no object can have this name; leave the interface out by \
+                     interfacePattern of template {}, and write one for it",
+                    interface.name, node.name, template.name
+                ));
+                continue;
+            }
+            let addresses = named.union(&interface.addresses).copied().collect();
+            let spec = json!({ "interfaceName": interface.name });
+            self.add(from_template(&name, node, spec, &addresses, template));
+        }
+    }
+
+    /// Of two of one name the first stays: `n1-in` may be a node, or `n1` and a template.
+    fn add(&mut self, object: Object) {
+        match self.objects.entry(object.key.name.clone()) {
+            Entry::Vacant(free) => {
+                free.insert(object);
+            }
+            Entry::Occupied(taken) => self.problems.push(format!(
+                "HostEndpoint {} would be of node {} and of node {}, of one by a template; give the template another generateName",
+                taken.key(),
+                taken.get().body["spec"]["node"].as_str().unwrap_or_default(),
+                object.body["spec"]["node"].as_str().unwrap_or_default(),
+            )),
+        }
+    }
+
+    /// Whether one that was made is to stay.
+    fn has(&self, found: &HostFacts) -> bool {
+        let text = |field: &str| found.spec[field].as_str().unwrap_or_default();
+        let is_of_interface = !["", "*"].contains(&text("interfaceName"));
+        self.objects.contains_key(&found.name) || is_of_interface && self.unsure.contains(text("node"))
+    }
+}
+
+/// Calico's name for one that is made of these: too long a name becomes a hash of itself.
+fn object_name(parts: &[&str]) -> String {
+    let name = format!("{}-{SUFFIX}", parts.join("-"));
+    if name.len() <= MAX_NAME {
+        return name;
+    }
+    let hash = URL_SAFE_NO_PAD.encode(Sha256::digest(name)).replace(['-', '_'], "");
+    format!("{}-{SUFFIX}", hash.to_lowercase())
+}
+
+/// Whether an object may be called so: names of interfaces may have more characters than those of objects.
+fn is_object_name(name: &str) -> bool {
+    let is_inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    name.split('.')
+        .all(|part| !part.is_empty() && part.chars().all(is_inner) && !part.starts_with('-') && !part.ends_with('-'))
+}
+
+fn from_template(
+    name: &str,
+    node: &NodeFacts,
+    spec: Value,
+    addresses: &BTreeSet<IpAddr>,
+    template: &Template,
+) -> Object {
+    let mut object = host_endpoint(name, node, spec, addresses, &template.labels);
+    if !template.annotations.is_empty() {
+        object.body["metadata"]["annotations"] = json!(template.annotations);
+    }
+    object
 }
 
 fn within(addresses: &BTreeSet<IpAddr>, template: &Template) -> BTreeSet<IpAddr> {

@@ -1,4 +1,5 @@
 use expect_test::{Expect, expect};
+use margay_api::hosts::NodeInterface;
 use proptest::prelude::*;
 
 use super::*;
@@ -10,7 +11,20 @@ fn node(name: &str, labels: &[(&str, &str)], addresses: &[&str]) -> NodeFacts {
         is_linux: true,
         labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        interfaces: None,
     }
+}
+
+fn interface(name: &str, addresses: &[&str]) -> NodeInterface {
+    let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+    NodeInterface { name: name.to_owned(), addresses }
+}
+
+fn outer(nets: &[&str]) -> Value {
+    json!({
+        "autoCreate": "Enabled", "createDefaultHostEndpoint": "Disabled",
+        "templates": [{ "generateName": "outer", "interfaceCIDRs": nets, "interfacePattern": "eth|^bond", "annotations": { "note": "b" } }],
+    })
 }
 
 fn nodes() -> Vec<NodeFacts> {
@@ -106,6 +120,63 @@ fn templates_choose_nodes_and_addresses() {
 }
 
 #[test]
+fn each_interface_that_a_pattern_matches_gets_one() {
+    let mut inputs = inputs(Some(outer(&["10.0.0.0/8"])), vec![]);
+    inputs.nodes[0].interfaces = Some(Ok(vec![
+        interface("bond0.100", &["198.51.100.1"]),
+        interface("Eth_0", &[]),
+        interface("eth0", &["192.0.2.1", "fd00::1"]),
+        interface("myeth_1", &[]),
+        interface("wlan0", &["203.0.113.1"]),
+    ]));
+    inputs.nodes[1].interfaces = Some(Ok(vec![interface("eth0", &[])]));
+    check(
+        &plan(&inputs),
+        expect![[r#"
+        create HostEndpoint n1-outer-bond0.100-auto-hep {"annotations":{"note":"b"},"labels":{"projectcalico.org/created-by":"calico-kube-controllers","zone":"a"},"name":"n1-outer-bond0.100-auto-hep"} {"expectedIPs":["10.0.0.1","198.51.100.1"],"interfaceName":"bond0.100","node":"n1","profiles":["projectcalico-default-allow"]}
+        create HostEndpoint n1-outer-eth0-auto-hep {"annotations":{"note":"b"},"labels":{"projectcalico.org/created-by":"calico-kube-controllers","zone":"a"},"name":"n1-outer-eth0-auto-hep"} {"expectedIPs":["10.0.0.1","192.0.2.1","fd00::1"],"interfaceName":"eth0","node":"n1","profiles":["projectcalico-default-allow"]}
+        create HostEndpoint n2-outer-eth0-auto-hep {"annotations":{"note":"b"},"labels":{"projectcalico.org/created-by":"calico-kube-controllers","zone":"b"},"name":"n2-outer-eth0-auto-hep"} {"interfaceName":"eth0","node":"n2","profiles":["projectcalico-default-allow"]}
+        problem HostEndpoint n1-outer-myeth_1-auto-hep would be of interface myeth_1 of node n1: no object can have this name; leave the interface out by interfacePattern of template outer, and write one for it
+    "#]],
+    );
+}
+
+#[test]
+fn of_a_node_whose_interfaces_are_not_known_what_was_made_stays() {
+    let mut inputs = inputs(Some(outer(&[])), vec![]);
+    let eth = || Some(Ok(vec![interface("eth0", &["192.0.2.1"]), interface("eth1", &[])]));
+    (inputs.nodes[0].interfaces, inputs.nodes[1].interfaces) = (eth(), eth());
+    let made = carry_out(&plan(&inputs), vec![]);
+    assert_eq!(made.len(), 4);
+    inputs.host_endpoints = Some(made);
+    inputs.nodes[0].interfaces = None;
+    inputs.nodes[1].interfaces = Some(Err("\"[\": EOF".to_owned()));
+    check(
+        &plan(&inputs),
+        expect![[r#"
+        problem Node n2: annotation projectcalico.org/Interfaces: "[": EOF; delete it, and the agent there writes it when it starts
+    "#]],
+    );
+    inputs.nodes[0].interfaces = Some(Ok(vec![interface("eth1", &[])]));
+    inputs.controllers = Some(configuration(json!({ "autoCreate": "Disabled" })));
+    assert_eq!(plan(&inputs).delete.len(), 4, "nobody wants any");
+}
+
+#[test]
+fn names_are_calicos_also_where_they_would_be_too_long() {
+    assert_eq!(object_name(&["n1", "in", "eth0.5"]), "n1-in-eth0.5-auto-hep");
+    let long = object_name(&["n", &"x".repeat(MAX_NAME)]);
+    // SHA-256 in base64 for URLs, without what is neither letter nor digit, in lower case.
+    assert_eq!(long, "nyz5ig5v2v7s1qwajgy0wfgxrnjmxeeokd3sze3ea-auto-hep");
+    assert!(is_object_name(&long) && is_object_name("n1-in-eth0.5-auto-hep"));
+    for bad in
+        ["n1-in-eth_0-auto-hep", "n1-in-.x-auto-hep", "n1-in-x.-auto-hep", "n1-in-a..b-auto-hep", "n1-in-E-auto-hep"]
+    {
+        assert!(!is_object_name(bad), "{bad}");
+    }
+}
+
+#[test]
 fn two_of_one_name_are_told() {
     let mut inputs = inputs(Some(json!({ "autoCreate": "Enabled", "templates": [{ "generateName": "in" }] })), vec![]);
     inputs.nodes = vec![node("n1", &[], &["192.0.2.1"]), node("n1-in", &[], &[])];
@@ -176,7 +247,7 @@ fn nothing_is_done_for_want_of_knowledge() {
     let bad = json!({
         "autoCreate": "On", "createDefaultHostEndpoint": "No",
         "templates": [
-            { "generateName": "-a", "interfaceCIDRs": ["10"], "nodeSelector": "zone =", "interfacePattern": "eth.*" },
+            { "generateName": "-a", "interfaceCIDRs": ["10"], "nodeSelector": "zone =", "interfacePattern": "eth(" },
             { "generateName": "b", "labels": { "projectcalico.org/namespace": "kube-system" } },
             { "generateName": "b" },
         ],
@@ -187,7 +258,7 @@ fn nothing_is_done_for_want_of_knowledge() {
         problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.autoCreate: "On": neither on nor off; use Enabled or Disabled
         problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.createDefaultHostEndpoint: "No": neither on nor off; use Enabled or Disabled
         problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[0].generateName: "-a": a part of a name has lower case letters, digits and '-' between them; give the template such a name
-        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[0].interfacePattern: "eth.*": which interfaces a node has is known to the node alone; say which by interfaceCIDRs
+        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[0].interfacePattern: "eth(": not a regular expression: unclosed group; write it like ^eth or eth0|eth1
         problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[0].interfaceCIDRs[0]: "10": not an address range; write it like 10.0.0.0/8 or fd00::/8
         problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[0].nodeSelector: "zone =": not a selector: at character 6: expected an operator after a label, found '='; use ==, !=, in, not in, contains, starts with or ends with, or has(label)
         problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[1].labels[projectcalico.org/namespace]: "kube-system": this label says what an object is and is set by the system alone; remove the label
@@ -207,16 +278,26 @@ proptest! {
 
     #[test]
     fn a_plan_that_is_carried_out_leaves_nothing_to_do(
-        before in 0..4_usize,
-        after in 0..4_usize,
+        before in 0..5_usize,
+        after in 0..5_usize,
         labels in proptest::collection::btree_map("[a-c]", "[a-c]", 0..3),
+        interfaces in proptest::collection::vec(proptest::collection::btree_set("eth[0-3]", 0..3), 4),
         absent in 0..3_usize,
     ) {
-        let settings = [None, Some(json!({ "autoCreate": "Enabled" })), Some(templates()), Some(json!({ "autoCreate": "Disabled" }))];
-        let first = inputs(settings[before].clone(), vec![]);
+        let settings = [
+            None,
+            Some(json!({ "autoCreate": "Enabled" })),
+            Some(templates()),
+            Some(json!({ "autoCreate": "Disabled" })),
+            Some(outer(&["10.0.0.0/8"])),
+        ];
+        let told = |at: usize| Some(Ok(interfaces[at].iter().map(|name| interface(name, &["192.0.2.7"])).collect()));
+        let mut first = inputs(settings[before].clone(), vec![]);
+        (first.nodes[0].interfaces, first.nodes[1].interfaces) = (told(0), told(1));
         let present = carry_out(&plan(&first), vec![]);
         let mut second = inputs(settings[after].clone(), present.clone());
         second.nodes[0].labels = labels;
+        (second.nodes[0].interfaces, second.nodes[1].interfaces) = (told(2), told(3));
         second.nodes.remove(absent);
         let present = carry_out(&plan(&second), present);
         second.host_endpoints = Some(present.clone());

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::Pod;
+use margay_api::hosts::NodeInterface;
 use margay_api::installation::StatusCondition;
 use margay_api::meta::Labels;
 use serde_json::Value;
@@ -41,6 +42,8 @@ pub struct NodeFacts {
     pub labels: Labels,
     /// Addresses by which others reach it: its own and those of its tunnels.
     pub addresses: BTreeSet<IpAddr>,
+    /// What its agent tells of its interfaces, or why that cannot be read; none: it has not told yet.
+    pub interfaces: Option<Result<Vec<NodeInterface>, String>>,
 }
 
 /// An IPPool as found.

@@ -10,8 +10,12 @@ use kube::api::{Api, DynamicObject};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
+use margay_api::hosts::NodeInterface;
 use margay_api::installation::INSTALLATION_NAME;
-use margay_api::meta::{ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6};
+use margay_api::meta::{
+    ANNOTATION_NODE_INTERFACES, ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4,
+    ANNOTATION_VXLAN_IPV6,
+};
 use margay_api::storage::Mode;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -347,19 +351,26 @@ fn node_facts(node: &DynamicObject) -> NodeFacts {
         is_linux: linux,
         labels: node.labels().clone(),
         addresses: node_addresses(node),
+        interfaces: node_interfaces(node),
     }
+}
+
+fn node_interfaces(node: &DynamicObject) -> Option<Result<Vec<NodeInterface>, String>> {
+    let text = node.annotations().get(ANNOTATION_NODE_INTERFACES)?;
+    Some(serde_json::from_str(text).map_err(|error| format!("{text:?}: {error}")))
 }
 
 /// Annotations of a node that are addresses of it, with a prefix length or without.
 const ADDRESSES: [&str; 4] = [ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6];
 
-/// What kubelet reports as internal, and what the agent has written.
+/// What kubelet reports as internal, and what the agent has written: of the network's own, and of every interface that leads out of the node.
 fn node_addresses(node: &DynamicObject) -> BTreeSet<IpAddr> {
     let reported = node.data["status"]["addresses"].as_array().into_iter().flatten();
     let internal = reported.filter(|entry| entry["type"] == "InternalIP").filter_map(|entry| entry["address"].as_str());
     let written = ADDRESSES.iter().filter_map(|name| node.annotations().get(*name));
     let written = written.map(|text| text.split_once('/').map_or(text.as_str(), |(address, _)| address));
-    internal.chain(written).filter_map(|text| text.parse().ok()).collect()
+    let of_interfaces = node_interfaces(node).into_iter().flatten().flatten().flat_map(|interface| interface.addresses);
+    internal.chain(written).filter_map(|text| text.parse().ok()).chain(of_interfaces).collect()
 }
 
 fn host_facts(host: &DynamicObject) -> HostFacts {

@@ -36,6 +36,7 @@ fn addresses_of_a_node_are_its_own_and_those_of_its_tunnels() {
             "projectcalico.org/IPv4Address": "192.0.2.1/24",
             "projectcalico.org/IPv4VXLANTunnelAddr": "10.0.0.1",
             "projectcalico.org/IPv6VXLANTunnelAddr": "none",
+            "projectcalico.org/Interfaces": r#"[{"name":"eth0","addresses":["192.0.2.1"]},{"name":"eth1","addresses":["198.51.100.1"]},{"name":"eth2"}]"#,
             "other": "10.9.9.9",
         } },
         "status": { "addresses": [
@@ -46,8 +47,20 @@ fn addresses_of_a_node_are_its_own_and_those_of_its_tunnels() {
         ] },
     }));
     let facts = node_facts(&node);
-    let wanted = ["10.0.0.1", "192.0.2.1", "fd00::1"].map(|address| address.parse().unwrap());
+    let wanted = ["10.0.0.1", "192.0.2.1", "198.51.100.1", "fd00::1"].map(|address| address.parse().unwrap());
     assert_eq!(facts.addresses, BTreeSet::from(wanted));
+    let names = |interfaces: Vec<NodeInterface>| interfaces.into_iter().map(|interface| interface.name).collect();
+    assert_eq!(
+        facts.interfaces.map(|told| told.map(names)),
+        Some(Ok(["eth0", "eth1", "eth2"].map(str::to_owned).to_vec()))
+    );
+    let told = |text: &str| {
+        let annotations = json!({ ANNOTATION_NODE_INTERFACES: text });
+        node_facts(&object(json!({ "metadata": { "name": "n", "annotations": annotations } }))).interfaces
+    };
+    let error = told("[{").expect("it is told").expect_err("half a list");
+    assert!(error.starts_with("\"[{\": EOF"), "{error}");
+    assert_eq!(node_facts(&object(json!({ "metadata": { "name": "n" } }))).interfaces, None);
 }
 
 #[test]

@@ -67,13 +67,13 @@ pub struct AutoHostEndpointSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HostEndpointTemplateSpec {
-    /// What tells these from others: they are named NODE-GENERATENAME-auto-hep.
+    /// What tells these from others: they are named NODE-GENERATENAME-auto-hep, with interfacePattern NODE-GENERATENAME-INTERFACE-auto-hep.
     #[schemars(length(max = 253), extend("pattern" = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub generate_name: String,
     /// Only interfaces with an address of one of these ranges; without, those with any address of the node.
     #[serde(default, rename = "interfaceCIDRs", skip_serializing_if = "Vec::is_empty")]
     pub interface_cidrs: Vec<String>,
-    /// Names of interfaces as a pattern. Not supported here.
+    /// A regular expression: each interface of a node gets one of its own if a part of its name matches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface_pattern: Option<String>,
     /// Labels, beside those of the node and over them.

@@ -213,6 +213,8 @@ impl Owner {
                 let started = Instant::now();
                 let transaction = self.compiler.set_links(links);
                 self.enqueue(&transaction, started);
+                // Who tells others of the interfaces looks when the status changes.
+                self.status.send_modify(|_| ());
             }
             Event::Drift => self.unsure = true,
             Event::Inspect(look) => self.looks.push(look),

@@ -1,6 +1,6 @@
 //! Which interface has which addresses, as that changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -15,7 +15,7 @@ use crate::policy::{Links, is_workload};
 /// Multicast groups as bits: links, IPv4 and IPv6 addresses (`linux/rtnetlink.h`, `RTMGRP_*`).
 const GROUPS: u32 = 0x1 | 0x10 | 0x100;
 
-/// The addresses in the namespace of the thread that opened it. Interfaces of pods are left out, and addresses that are of a link alone.
+/// The interfaces in the namespace of the thread that opened it, with their addresses. Those of pods are left out, and addresses that are of a link alone.
 pub struct Addresses {
     subscription: Subscription,
     socket: Socket,
@@ -31,14 +31,15 @@ impl Addresses {
     pub fn read(&mut self) -> Result<Links, NetlinkError> {
         let links = present::links(&mut self.socket)?;
         let names: BTreeMap<u32, String> = links.into_iter().map(|(name, link)| (link.index, name)).collect();
-        let mut addresses = Links::new();
+        let outer = names.values().filter(|name| !is_workload(name));
+        let mut known: Links = outer.map(|name| (name.clone(), BTreeSet::new())).collect();
         for (index, net) in present::addresses(&mut self.socket)? {
-            let name = names.get(&index).filter(|name| !is_workload(name));
-            if let Some(name) = name.filter(|_| !is_of_link(net.addr())) {
-                addresses.entry(name.clone()).or_default().insert(net.addr());
+            let addresses = names.get(&index).and_then(|name| known.get_mut(name));
+            if let Some(addresses) = addresses.filter(|_| !is_of_link(net.addr())) {
+                addresses.insert(net.addr());
             }
         }
-        Ok(addresses)
+        Ok(known)
     }
 
     /// Blocks until there may be others.

@@ -35,7 +35,7 @@ const LOOPBACK: &str = "lo";
 /// ICMPv6 without which a link carries nothing: who listens to which group, routers, neighbours.
 const NEIGHBOURS: [u8; 8] = [130, 131, 132, 133, 134, 135, 136, 143];
 
-/// Addresses of the node's interfaces, by name.
+/// The node's interfaces by name, with their addresses.
 pub type Links = BTreeMap<String, BTreeSet<IpAddr>>;
 
 /// Where packets meet host endpoints, in the order of a packet's way.

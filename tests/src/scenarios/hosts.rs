@@ -1,4 +1,4 @@
-//! Host endpoints that the operator makes for nodes.
+//! Host endpoints that the operator makes for nodes and their interfaces.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +15,7 @@ use crate::suite::Suite;
 /// Runs them.
 pub fn run(suite: &mut Suite, ground: &Ground) {
     suite.case("host_endpoints_of_nodes_come_and_follow_and_go", || come_and_go(ground));
+    suite.case("each_interface_that_a_template_means_has_a_host_endpoint", || of_interfaces(ground));
 }
 
 /// The operator makes a host endpoint of every node, which changes nothing for packets; a person's own it leaves alone.
@@ -41,6 +42,32 @@ fn come_and_go(ground: &Ground) -> Result<()> {
     come_to(ground, "a person's alone", &|found| found.keys().eq(["mine"]))?;
     ground.delete("HostEndpoint", "mine")?;
     all_open(ground)
+}
+
+/// An interface that comes gets one, with its addresses, and loses it when it goes. Those of pods and of the network itself get none.
+fn of_interfaces(ground: &Ground) -> Result<()> {
+    let cluster = &ground.stage.cluster;
+    let n1 = cluster.node("n1")?;
+    let ip = |arguments: &str| n1.exec(&[&["ip"], &arguments.split(' ').collect::<Vec<_>>()[..]].concat()).map(drop);
+    ground.apply("interfaces", INTERFACES)?;
+    let name = |node: &str, interface: &str| format!("{node}-outer-{interface}-auto-hep");
+    let eth0 = ["n1", "n2", "n3"].map(|node| name(node, "eth0"));
+    come_to(ground, "one of every eth0", &|found| {
+        found.keys().eq(&eth0)
+            && found.values().all(|object| is_of_node(object) && object["spec"]["interfaceName"] == "eth0")
+    })?;
+    let extra = name("n1", "extra9");
+    // Names that begin so are left out.
+    ip("link add extra9 type veth peer name veth9")?;
+    come_to(ground, "one of the new interface", &|found| one(found, &extra)["spec"]["interfaceName"] == "extra9")?;
+    ip("address add 198.18.9.1/24 dev extra9")?;
+    let addresses = json!(["198.18.9.1"]);
+    come_to(ground, "its address", &|found| one(found, &extra)["spec"]["expectedIPs"] == addresses)?;
+    all_open(ground)?;
+    ip("link delete extra9")?;
+    come_to(ground, "none of what is gone", &|found| found.keys().eq(&eth0))?;
+    ground.apply("controllers", &CONTROLLERS.replace("SWITCH", "Disabled"))?;
+    come_to(ground, "none", &|found| found.is_empty())
 }
 
 /// Whether it is marked as made for a node, and lets everything through that no policy denies.
@@ -76,4 +103,17 @@ apiVersion: projectcalico.org/v3
 kind: KubeControllersConfiguration
 metadata: {name: default}
 spec: {controllers: {node: {hostEndpoint: {autoCreate: SWITCH}}}}
+"#;
+
+const INTERFACES: &str = r#"
+apiVersion: projectcalico.org/v3
+kind: KubeControllersConfiguration
+metadata: {name: default}
+spec:
+  controllers:
+    node:
+      hostEndpoint:
+        autoCreate: Enabled
+        createDefaultHostEndpoint: Disabled
+        templates: [{generateName: outer, interfacePattern: "eth0|extra|cali|vxlan|lo"}]
 "#;

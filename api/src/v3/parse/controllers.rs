@@ -1,7 +1,7 @@
 //! Which host endpoints are made for nodes.
 
 use super::reserved;
-use crate::hosts::{AutoHostEndpoints, Template};
+use crate::hosts::{AutoHostEndpoints, InterfacePattern, Template};
 use crate::network::parse_net;
 use crate::problem::{Problems, Refusal};
 use crate::selector::Selector;
@@ -52,10 +52,14 @@ fn template(problems: &mut Problems, at: &str, written: &HostEndpointTemplateSpe
         let rule = "a part of a name has lower case letters, digits and '-' between them";
         problems.add(format!("{at}.generateName"), name, rule, "give the template such a name");
     }
-    if let Some(pattern) = written.interface_pattern.as_deref().filter(|pattern| !pattern.is_empty()) {
-        let rule = "which interfaces a node has is known to the node alone";
-        problems.add(format!("{at}.interfacePattern"), pattern, rule, "say which by interfaceCIDRs");
-    }
+    let pattern = written.interface_pattern.as_deref().filter(|pattern| !pattern.is_empty());
+    let interfaces = pattern.and_then(|pattern| {
+        let refused = |error| {
+            let rule = format!("not a regular expression: {error}");
+            problems.add(format!("{at}.interfacePattern"), pattern, rule, "write it like ^eth or eth0|eth1");
+        };
+        InterfacePattern::parse(pattern).map_err(refused).ok()
+    });
     let mut nets = Vec::with_capacity(written.interface_cidrs.len());
     for (index, cidr) in written.interface_cidrs.iter().enumerate() {
         match parse_net(cidr) {
@@ -71,5 +75,12 @@ fn template(problems: &mut Problems, at: &str, written: &HostEndpointTemplateSpe
         "" => Some(Selector::all()),
         text => problems.selector(&format!("{at}.nodeSelector"), text),
     };
-    Some(Template { name: name.clone(), nets, labels, annotations: written.annotations.clone(), nodes: nodes? })
+    Some(Template {
+        name: name.clone(),
+        nets,
+        interfaces,
+        labels,
+        annotations: written.annotations.clone(),
+        nodes: nodes?,
+    })
 }

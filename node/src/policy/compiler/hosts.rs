@@ -49,6 +49,11 @@ impl Hosts {
 }
 
 impl Compiler {
+    /// The node's interfaces with their addresses.
+    pub fn links(&self) -> &Links {
+        &self.hosts.links
+    }
+
     /// The node has these interfaces with these addresses.
     pub fn set_links(&mut self, links: Links) -> Transaction {
         self.hosts.links = links;
