@@ -54,13 +54,10 @@ pub struct Graph {
     pub(crate) globals: Globals,
 }
 
-/// An object that does not mean what its author may think.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+/// An object that does not mean what its author may think, because of others.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Problem {
     /// A policy of a tier that does not exist.
-    #[error(
-        "{policy}: tier {tier:?} does not exist; the policy is evaluated after all tiers that do, and what it does not allow is denied; create the tier or correct the name"
-    )]
     TierMissing {
         /// The policy.
         policy: PolicyKey,
@@ -68,13 +65,46 @@ pub enum Problem {
         tier: String,
     },
     /// Two pools of one range.
-    #[error("IPPool {pool}: its cidr is also that of IPPool {winner}, which decides; delete one of them")]
     PoolShadowed {
         /// The pool without effect.
         pool: String,
         /// The pool that decides.
         winner: String,
     },
+    /// A host endpoint of a node that does not exist.
+    NodeMissing {
+        /// The host endpoint.
+        endpoint: String,
+        /// The node.
+        node: String,
+    },
+}
+
+impl Problem {
+    /// Kind and name of the object.
+    pub fn object(&self) -> String {
+        match self {
+            Self::TierMissing { policy, .. } => policy.to_string(),
+            Self::PoolShadowed { pool, .. } => format!("IPPool {pool}"),
+            Self::NodeMissing { endpoint, .. } => format!("HostEndpoint {endpoint}"),
+        }
+    }
+
+    /// Field, value, rule and remedy.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::TierMissing { tier, .. } => format!(
+                "spec.tier: {tier:?}: there is no such tier, so the policy comes after those of all tiers, and what it does not allow is denied; \
+                 create the tier or correct the name"
+            ),
+            Self::PoolShadowed { winner, .. } => {
+                format!("spec.cidr: it is also that of IPPool {winner}, which decides; delete one of them")
+            }
+            Self::NodeMissing { node, .. } => format!(
+                "spec.node: {node:?}: there is no such node, so nobody enforces it; correct the name or delete the host endpoint"
+            ),
+        }
+    }
 }
 
 impl Default for Graph {
@@ -226,7 +256,12 @@ impl Graph {
             .globals
             .shadowed_pools()
             .map(|(pool, winner)| Problem::PoolShadowed { pool: pool.clone(), winner: winner.clone() });
-        tiers.chain(pools).collect()
+        let is_known = |node: Text| self.globals.nodes().contains_key(self.texts.get(node));
+        let hosts = self.members.hosts_not_on(is_known).map(|(endpoint, node)| Problem::NodeMissing {
+            endpoint: self.texts.get(endpoint).to_owned(),
+            node: self.texts.get(node).to_owned(),
+        });
+        tiers.chain(pools).chain(hosts).collect()
     }
 
     /// Forgets texts that no object uses any more. A flush does it when it is worth its cost.

@@ -258,6 +258,16 @@ impl Members {
         self.by_node.get(&node).into_iter().flatten().copied()
     }
 
+    /// Host endpoints of other nodes than those, with the node.
+    pub(crate) fn hosts_not_on(&self, is_known: impl Fn(Text) -> bool) -> impl Iterator<Item = (Text, Text)> {
+        let elsewhere = self.by_node.iter().filter(move |(node, _)| !is_known(**node));
+        let items = elsewhere.flat_map(|(node, items)| items.iter().map(move |item| (*node, *item)));
+        items.filter_map(|(node, item)| match self.payloads.get(item)? {
+            Payload::Endpoint(Endpoint { name: Name::Host(name), .. }) => Some((*name, node)),
+            _ => None,
+        })
+    }
+
     /// Puts what changed into the flush. `digest` makes the digest of an endpoint's record.
     pub(crate) fn flush(
         &mut self,

@@ -3,8 +3,10 @@
 //! It never waits for a client and never does I/O. Under load it computes once per [`TICK`]; when it has been idle it computes
 //! at once.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use margay_calc::graph::Problem;
 use margay_calc::update::Update;
 use margay_proto::sync::LocalEndpoint;
 use margay_runtime::ready::Gate;
@@ -22,6 +24,8 @@ use crate::registry::Registry;
 
 /// Between two computations under load.
 pub const TICK: Duration = Duration::from_millis(5);
+/// So long after a change it is looked whether objects are at odds with others: what is written together has come by then.
+const LOOK: Duration = Duration::from_secs(1);
 /// Events that may wait: a few per watch and per node; whoever produces more waits, and loses nothing.
 pub const EVENTS: usize = 1024;
 /// Events taken in one go before looking at the clock.
@@ -105,6 +109,10 @@ pub struct Owner {
     in_sync: bool,
     /// Something was applied or a slot became free.
     dirty: bool,
+    /// Objects that were at odds with others when that was looked at last.
+    odds: BTreeSet<Problem>,
+    /// When it is to be looked at again: something was applied that may have changed it.
+    look: Option<Instant>,
     cause: Cause,
     first_cause: Option<Instant>,
 }
@@ -121,6 +129,8 @@ impl Owner {
             early: Vec::new(),
             in_sync: false,
             dirty: false,
+            odds: BTreeSet::new(),
+            look: None,
             cause: Cause::default(),
             first_cause: None,
         };
@@ -135,6 +145,9 @@ impl Owner {
             let due = last + TICK;
             tokio::select! {
                 () = tokio::time::sleep_until(due), if self.dirty && self.in_sync => {}
+                () = tokio::time::sleep_until(self.look.unwrap_or(due)), if self.look.is_some() && self.in_sync => {
+                    self.report_odds();
+                }
                 event = events.recv() => {
                     let Some(event) = event else { return };
                     self.handle(event);
@@ -238,12 +251,29 @@ impl Owner {
         warn!(kind, object = %observed.key, problems = ?observed.problems, "object is not used as it is written");
     }
 
+    /// Tells of objects that have come to be at odds with others, or are so no more.
+    fn report_odds(&mut self) {
+        self.look = None;
+        let now = self.hub.graph.problems();
+        for problem in now.difference(&self.odds) {
+            warn!(object = problem.object(), problem = problem.reason(), "object does not do what it may seem to");
+        }
+        for problem in self.odds.difference(&now) {
+            info!(object = problem.object(), "object does what it seems to again");
+        }
+        self.odds = now;
+    }
+
     fn apply(&mut self, kind: &'static str, news: impl IntoIterator<Item = Update>, cause: Cause) {
         for update in news {
             self.counters.updates.get_or_create(&Kind { kind }).inc();
             if self.in_sync {
                 self.first_cause.get_or_insert_with(Instant::now);
                 self.cause = Cause { trace: change_span(&update, cause.trace).or(cause.trace), ..cause };
+            }
+            // Pods are at odds with nobody, and they come and go all the time.
+            if !matches!(update, Update::Endpoint(..)) {
+                self.look.get_or_insert_with(|| Instant::now() + LOOK);
             }
             self.hub.graph.apply(update);
             self.dirty = true;

@@ -61,7 +61,8 @@ impl Debug for DebugService {
 
     async fn list_records(&self, request: Request<ListRecordsRequest>) -> Answer<ListRecordsResponse> {
         let wanted = request.into_inner();
-        self.ask(move |owner| records(owner, &wanted)).await.map(Response::new)
+        let registry = self.registry.clone();
+        self.ask(move |owner| records(owner, &registry, &wanted)).await.map(Response::new)
     }
 
     async fn get_record(&self, request: Request<GetRecordRequest>) -> Answer<RecordEntry> {
@@ -113,7 +114,7 @@ fn status(node: &Node) -> NodeStatus {
     }
 }
 
-fn records(owner: &Owner, wanted: &ListRecordsRequest) -> ListRecordsResponse {
+fn records(owner: &Owner, registry: &Registry, wanted: &ListRecordsRequest) -> ListRecordsResponse {
     let mut records = match (wanted.refused_only, wanted.node.as_str()) {
         (true, _) => Vec::new(),
         (false, "") => {
@@ -131,7 +132,23 @@ fn records(owner: &Owner, wanted: &ListRecordsRequest) -> ListRecordsResponse {
         },
         reasons: reasons.to_vec(),
     });
+    let among_others = owner.hub.graph.problems().into_iter();
+    let among_others =
+        among_others.map(|problem| Problem { object: problem.object(), reasons: vec![problem.reason()] });
+    let problems = problems.chain(among_others).chain(not_enforced(registry));
     ListRecordsResponse { records, problems: problems.collect() }
+}
+
+/// What nodes have said that they do not enforce as it is written.
+fn not_enforced(registry: &Registry) -> Vec<Problem> {
+    let of_node = |node: &Node| -> Vec<Problem> {
+        let problem = |(id, message): &(RecordId, String)| Problem {
+            object: format!("{} {} on node {}", kind_of(id), name_of(id), node.name),
+            reasons: vec![message.clone()],
+        };
+        node.progress().errors.iter().map(problem).collect()
+    };
+    registry.nodes().iter().flat_map(|node| of_node(node)).collect()
 }
 
 /// Every record that some node holds.

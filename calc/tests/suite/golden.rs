@@ -528,3 +528,48 @@ digests n1
         "#]],
     );
 }
+
+#[test]
+fn what_is_at_odds_with_other_objects_is_told_until_it_is_not() {
+    check(
+        "
+node n1 192.0.2.1/24
+tier default 1000000 deny
+pool one 10.0.0.0/16
+pool other 10.0.0.0/16
+pod red/web n9 10.0.0.1 app=web
+host edge n1 eth0 192.0.2.1
+problems
+host lost n9 * -
+host edge n8 eth0 192.0.2.1
+policy NetworkPolicy red/late other 10 in app == 'web'
+policy StagedGlobalNetworkPolicy /later other 10 in app == 'web'
+problems
+node n9 192.0.2.9/24
+tier other 5 pass
+- host edge
+problems
+- node n9
+problems
+",
+        expect![[r#"
+            > problems
+            IPPool other: spec.cidr: it is also that of IPPool one, which decides; delete one of them
+
+            > problems
+            NetworkPolicy red/late: spec.tier: "other": there is no such tier, so the policy comes after those of all tiers, and what it does not allow is denied; create the tier or correct the name
+            StagedGlobalNetworkPolicy later: spec.tier: "other": there is no such tier, so the policy comes after those of all tiers, and what it does not allow is denied; create the tier or correct the name
+            IPPool other: spec.cidr: it is also that of IPPool one, which decides; delete one of them
+            HostEndpoint edge: spec.node: "n8": there is no such node, so nobody enforces it; correct the name or delete the host endpoint
+            HostEndpoint lost: spec.node: "n9": there is no such node, so nobody enforces it; correct the name or delete the host endpoint
+
+            > problems
+            IPPool other: spec.cidr: it is also that of IPPool one, which decides; delete one of them
+
+            > problems
+            IPPool other: spec.cidr: it is also that of IPPool one, which decides; delete one of them
+            HostEndpoint lost: spec.node: "n9": there is no such node, so nobody enforces it; correct the name or delete the host endpoint
+
+        "#]],
+    );
+}

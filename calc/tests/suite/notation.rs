@@ -96,6 +96,12 @@ impl Run {
                 let digests: String = digests.collect();
                 return self.print(line, &digests);
             }
+            "problems" => {
+                let problems = self.graph.problems().into_iter();
+                let problems = problems.map(|problem| format!("{}: {}\n", problem.object(), problem.reason()));
+                let problems: String = problems.collect();
+                return self.print(line, &problems);
+            }
             "connect" | "pending" => return self.connect(line, name, &words),
             "meet" => return self.meet(line, name, &words),
             "host" => Update::HostEndpoint(name.to_owned(), is_there.then(|| host(&words))),

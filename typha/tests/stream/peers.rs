@@ -346,6 +346,12 @@ impl Agent {
         self.say(encode_ack(&ack)).await;
     }
 
+    /// The kernel has everything but this.
+    pub async fn refuse(&self, id: RecordId, reason: &str) {
+        let ack = Ack { revision: self.revision, errors: vec![(id, reason.to_owned())], ..Ack::default() };
+        self.say(encode_ack(&ack)).await;
+    }
+
     /// How the stream ends.
     pub async fn end(&mut self) -> Status {
         loop {

@@ -249,6 +249,29 @@ async fn readers_see_records_and_views() {
     assert_eq!(records.records.len(), 2);
     assert_eq!(records.problems.len(), 1);
     assert_eq!(records.problems[0].object, "Pod ns/bad");
+    let lost = HostEndpoint {
+        node: "n9".to_owned(),
+        labels: Labels::new(),
+        interface: HostInterface::All,
+        addresses: Vec::new(),
+        ports: Vec::new(),
+        profiles: Vec::new(),
+    };
+    typha.observe(vec![peers::mk_object("lost", Update::HostEndpoint("lost".to_owned(), Some(lost)))]).await;
+    let mut agent = typha.node("n1").await;
+    agent.frame().await;
+    let taken = "interface eth0 has host endpoint a, which comes first by name: only one is enforced, so remove one";
+    agent.refuse(RecordId::HostEndpoint("b".to_owned()), taken).await;
+    let registry = &typha.registry;
+    until(|| registry.nodes().iter().any(|node| !node.progress().errors.is_empty())).await;
+    let request = ListRecordsRequest { refused_only: true, ..ListRecordsRequest::default() };
+    let found = debug.list_records(request).await.expect("problems").into_inner();
+    let told: Vec<(&str, &str)> =
+        found.problems.iter().map(|problem| (problem.object.as_str(), problem.reasons[0].as_str())).collect();
+    let nobody =
+        "spec.node: \"n9\": there is no such node, so nobody enforces it; correct the name or delete the host endpoint";
+    assert_eq!(told[1..], [("HostEndpoint lost", nobody), ("host-endpoint b on node n1", taken)]);
+    assert!(found.records.is_empty());
     let get = |id: &str| GetRecordRequest { kind: "endpoint".into(), id: id.into() };
     let missing = debug.get_record(get("ns/none")).await.expect_err("not there");
     assert_eq!(missing.code(), Code::NotFound);
