@@ -41,7 +41,8 @@ fn travel(ruleset: &Ruleset, packet: &Packet, way: &[Hook]) -> (bool, Vec<String
         }
         packet.mark = fate.mark;
         if fate.untracked {
-            packet.state = CtState::UNTRACKED;
+            // What has no connection nobody translates.
+            (packet.state, packet.translated) = (CtState::UNTRACKED, false);
         }
     }
     (true, logged)
