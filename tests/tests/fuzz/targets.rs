@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use margay_api::endpoint::HostInterface;
+use margay_api::hosts::{NodeInterface, Template};
 use margay_api::network::parse_net;
 use margay_api::policy::Policy;
 use margay_api::problem::Refusal;
@@ -21,10 +23,11 @@ use serde_json::{Value, json};
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is also that of its folder of seeds.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("selector", selector),
     ("rule", rule),
     ("policy", policy),
+    ("hosts", hosts),
     ("cni", cni),
     ("frame", frame),
     ("up", up),
@@ -131,6 +134,46 @@ fn check_rule(rule: &Rule) {
         for selector in entity.selector.iter().chain(&entity.not_selector) {
             assert_eq!(Selector::parse(&selector.to_string()).as_ref(), Ok(selector));
         }
+    }
+}
+
+/// JSON as the specification of a host endpoint, as the settings of those that are made for nodes, and as what a node tells of its interfaces.
+pub fn hosts(data: &[u8]) {
+    let Ok(value) = serde_json::from_slice::<Value>(data) else { return };
+    let version = "projectcalico.org/v3";
+    if let Ok(endpoint) = serde_json::from_value(object("HostEndpoint", version, &value)) {
+        let parsed = v3::host::host_endpoint(&endpoint);
+        let enforced = match parsed {
+            Ok(endpoint) => Some(endpoint),
+            Err(refusal) => {
+                assert!(!refusal.problems.is_empty(), "refused without a reason");
+                refusal.closed
+            }
+        };
+        if let Some(endpoint) = enforced {
+            assert!(!endpoint.node.is_empty() && endpoint.addresses.is_sorted());
+            assert!(endpoint.interface != HostInterface::ByAddress || !endpoint.addresses.is_empty());
+        }
+    }
+    let settings = json!({ "controllers": { "node": { "hostEndpoint": value } } });
+    if let Ok(settings) = serde_json::from_value(object("KubeControllersConfiguration", version, &settings)) {
+        match v3::controllers::host_endpoints(&settings) {
+            Ok(wanted) => wanted.templates.iter().for_each(check_template),
+            Err(refusal) => assert!(!refusal.problems.is_empty(), "refused without a reason"),
+        }
+    }
+    if let Ok(interfaces) = serde_json::from_value::<Vec<NodeInterface>>(value) {
+        let text = serde_json::to_string(&interfaces).expect("JSON");
+        assert_eq!(serde_json::from_str::<Vec<NodeInterface>>(&text).expect("its own form"), interfaces);
+    }
+}
+
+fn check_template(template: &Template) {
+    assert!(template.nets.iter().all(|net| *net == net.trunc()));
+    assert_eq!(Selector::parse(&template.nodes.to_string()).as_ref(), Ok(&template.nodes));
+    for interface in ["eth0", "", "bond0.100"] {
+        // Whatever the answer is, there is one.
+        template.interfaces.as_ref().map(|pattern| pattern.matches(interface));
     }
 }
 
