@@ -52,7 +52,7 @@ pub enum Error {
     /// The exporter cannot be made.
     #[error("OTLP endpoint {endpoint:?}: {reason}; correct OTEL_EXPORTER_OTLP_ENDPOINT or unset it")]
     Export {
-        /// The endpoint as given.
+        /// The endpoint as given, but for a password in it.
         endpoint: String,
         /// What is wrong with it.
         reason: String,

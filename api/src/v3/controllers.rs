@@ -70,7 +70,7 @@ pub struct HostEndpointTemplateSpec {
     /// What tells these from others: they are named NODE-GENERATENAME-auto-hep, with interfacePattern NODE-GENERATENAME-INTERFACE-auto-hep.
     #[schemars(length(max = 253), extend("pattern" = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub generate_name: String,
-    /// Only interfaces with an address of one of these ranges; without, those with any address of the node.
+    /// Which of the node's addresses it has: those of these ranges, to which interfacePattern adds those of the interface; without either, all.
     #[serde(default, rename = "interfaceCIDRs", skip_serializing_if = "Vec::is_empty")]
     pub interface_cidrs: Vec<String>,
     /// A regular expression: each interface of a node gets one of its own if a part of its name matches.

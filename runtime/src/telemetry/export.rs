@@ -10,6 +10,7 @@ use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
+use super::settings::shown;
 use super::{Error, Settings};
 
 /// The provider for these settings; none if spans go nowhere.
@@ -17,7 +18,7 @@ pub(super) fn provider(settings: &Settings) -> Result<Option<SdkTracerProvider>,
     let Some(endpoint) = &settings.endpoint else {
         return Ok(None);
     };
-    let refused = |reason: String| Error::Export { endpoint: endpoint.clone(), reason };
+    let refused = |reason: String| Error::Export { endpoint: shown(endpoint), reason };
     if tokio::runtime::Handle::try_current().is_err() {
         return Err(refused("spans can be exported only from within a tokio runtime".to_owned()));
     }

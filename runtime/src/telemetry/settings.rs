@@ -120,12 +120,12 @@ impl<F: Fn(&str) -> Option<String>> Env<F> {
         let known = endpoint.starts_with("http://") || endpoint.starts_with("https://");
         if !known || endpoint.parse::<http::Uri>().is_err() {
             let rule = "must be a URL of http or https";
-            return Err(refuse(&name, &value, rule, "write it like http://127.0.0.1:4317"));
+            return Err(refuse(&name, &shown(&value), rule, "write it like http://127.0.0.1:4317"));
         }
         if endpoint.starts_with("https://") && !has_certificate {
             let rule = "https needs the collector's CA, and an image has none of its own";
             let remedy = "set OTEL_EXPORTER_OTLP_CERTIFICATE to a file with it";
-            return Err(refuse(&name, &value, rule, remedy));
+            return Err(refuse(&name, &shown(&value), rule, remedy));
         }
         Ok(Some(endpoint))
     }
@@ -174,6 +174,17 @@ impl<F: Fn(&str) -> Option<String>> Env<F> {
 
 fn refuse(name: &str, value: &str, rule: &'static str, remedy: &'static str) -> SettingsError {
     SettingsError { name: name.to_owned(), value: value.to_owned(), rule, remedy }
+}
+
+/// A URL without what may be a password: what stands before its host.
+pub(super) fn shown(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let authority = rest.split_once('/').map_or(rest, |(authority, _)| authority);
+    match authority.rfind('@') {
+        Some(at) if scheme.is_empty() => format!("(hidden){}", &rest[at..]),
+        Some(at) => format!("{scheme}://(hidden){}", &rest[at..]),
+        None => url.to_owned(),
+    }
 }
 
 /// `a=1,b=2` with percent-encoded values; none if a part has no name or no `=`.
@@ -307,5 +318,22 @@ mod tests {
         let error = read(&[("OTEL_EXPORTER_OTLP_HEADERS", "s3cret")]).expect_err("no pair");
         assert!(!error.contains("s3cret"), "{error}");
         assert!(error.starts_with("OTEL_EXPORTER_OTLP_HEADERS="), "{error}");
+    }
+
+    #[test]
+    fn of_a_url_no_password_is_shown() {
+        let table = [
+            ("http://x:4317/a@b", "http://x:4317/a@b"),
+            ("ftp://u:s3cret@x:1/a@b", "ftp://(hidden)@x:1/a@b"),
+            ("ftp://u:s3@cret@x", "ftp://(hidden)@x"),
+            ("u:s3cret@x:1", "(hidden)@x:1"),
+        ];
+        for (url, wanted) in table {
+            assert_eq!(shown(url), wanted);
+        }
+        for url in ["ftp://u:s3cret@x:1", "https://u:s3cret@x:1", "http://u:s3cret@x y"] {
+            let error = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", url)]).expect_err(url);
+            assert!(!error.contains("s3cret") && error.contains("(hidden)@x"), "{error}");
+        }
     }
 }
