@@ -3,7 +3,7 @@
 //! A node's view is a map from [`RecordId`] to [`Record`]. The order of the ids is the order of dependency: a record only refers to
 //! records with smaller ids, so additions are applied in ascending order and removals in descending order.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -32,6 +32,21 @@ pub enum RecordId {
     Endpoint(EndpointKey),
     /// A host endpoint by the name of its object. For its own node only.
     HostEndpoint(String),
+}
+
+impl RecordId {
+    /// Whether every node has the record. Those come before all others in the order of dependency.
+    pub const fn is_global(&self) -> bool {
+        match self {
+            Self::Settings | Self::Pool(_) | Self::Node(_) | Self::Route(_) => true,
+            Self::IpSet(_) | Self::Policy(_) | Self::Endpoint(_) | Self::HostEndpoint(_) => false,
+        }
+    }
+}
+
+/// The global records of a view; what it has of policy, which may be much more, is not looked at.
+pub fn globals(records: &BTreeMap<RecordId, Record>) -> impl Iterator<Item = (&RecordId, &Record)> {
+    records.iter().take_while(|(id, _)| id.is_global())
 }
 
 /// Value of a record.

@@ -20,7 +20,7 @@ use margay_api::meta::{
 use margay_api::network::{Mac, NodeInfo};
 use margay_api::rule::IpVersion;
 use margay_api::storage::Mode;
-use margay_calc::model::{Record, RecordId};
+use margay_calc::model::{Record, RecordId, globals};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -96,15 +96,13 @@ struct Outlook {
 fn outlook(node: &str, records: &BTreeMap<RecordId, Record>, links: &Links) -> Outlook {
     let mut outlook = Outlook { interfaces: node_interfaces(links), ..Outlook::default() };
     let mut blocks = BTreeMap::new();
-    for (id, record) in records {
+    for (id, record) in globals(records) {
         match (id, record) {
             (RecordId::Route(cidr), Record::Route(route)) if cidr.prefix_len() < cidr.max_prefix_len() => {
                 drop(blocks.insert(*cidr, route.node.clone()))
             }
             (RecordId::Node(name), Record::Node(info)) if name == node => outlook.own = info.clone(),
             (RecordId::Pool(range), _) => outlook.has_ipv6 |= range.addr().is_ipv6(),
-            // What follows in the order of dependency is policy.
-            (RecordId::IpSet(_), _) => break,
             _ => {}
         }
     }

@@ -27,6 +27,8 @@ const BATCH: usize = 64;
 const FULL_CHECK: Duration = Duration::from_secs(120);
 /// A changed view is saved this long after the first change that is not.
 const SAVE_DELAY: Duration = Duration::from_secs(2);
+/// After a save there is none for so many times as long as it took: a large view that changes all the time is not written all the time.
+const SAVE_REST: u32 = 500;
 /// Delays between attempts at a table that the kernel does not take.
 const RETRY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(500));
 /// Attempts in a row before the agent gives up: a fresh start reads everything anew, and what is enforced stays.
@@ -92,6 +94,8 @@ struct Turn {
 struct Due {
     check: Instant,
     save: Option<Instant>,
+    /// No save before this.
+    rested: Instant,
     retry: Option<Instant>,
     forgive: Option<Instant>,
 }
@@ -127,7 +131,7 @@ impl Owner {
             retry: Backoff::new(RETRY.0, RETRY.1),
             attempts: 0,
             forgive: Backoff::new(FORGIVE.0, FORGIVE.1),
-            due: Due { check: Instant::now() + FULL_CHECK, save: None, retry: None, forgive: None },
+            due: Due::new(Instant::now()),
         }
     }
 
@@ -256,13 +260,10 @@ impl Owner {
         let _planning =
             tracing::info_span!(parent: &span, "node.plan", records = dirty.records.len(), sets = dirty.members.len())
                 .entered();
-        let touches = |id: &RecordId| {
-            matches!(id, RecordId::Settings | RecordId::Pool(_) | RecordId::Node(_) | RecordId::Route(_))
-        };
-        self.turn.rerouted |= dirty.records.iter().any(touches);
+        self.turn.rerouted |= dirty.records.iter().any(RecordId::is_global);
         let transaction = self.compiler.apply(self.state.records(), &dirty);
         self.enqueue(&transaction, started);
-        self.due.save.get_or_insert_with(|| Instant::now() + SAVE_DELAY);
+        self.due.save.get_or_insert_with(|| (Instant::now() + SAVE_DELAY).max(self.due.rested));
     }
 
     fn enqueue(&mut self, transaction: &Transaction, started: Instant) {
@@ -439,6 +440,7 @@ impl Owner {
             self.count();
             if self.state.is_in_sync() {
                 self.save();
+                self.due.rested = now + now.elapsed() * SAVE_REST;
             } else {
                 self.due.save = Some(now + SAVE_DELAY);
             }
@@ -479,6 +481,10 @@ impl Turn {
 }
 
 impl Due {
+    fn new(now: Instant) -> Self {
+        Self { check: now + FULL_CHECK, save: None, rested: now, retry: None, forgive: None }
+    }
+
     fn next(&self) -> Instant {
         [self.save, self.retry, self.forgive].into_iter().flatten().fold(self.check, Instant::min)
     }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use margay_api::network::{Encapsulation, FelixSettings, Mac, NodeInfo};
 use margay_api::rule::IpVersion;
-use margay_calc::model::{Record, RecordId};
+use margay_calc::model::{Record, RecordId, globals};
 
 /// Protocol number that marks our routes; `ip route` shows it as a number. Calico's own is 80.
 pub const ROUTE_PROTOCOL: u8 = 82;
@@ -107,7 +107,7 @@ pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -
         return Plan { routes: pod_routes(pods), ..Plan::default() };
     };
     let mut plan = Plan { routes: pod_routes(pods), ..Plan::default() };
-    for (id, record) in records {
+    for (id, record) in globals(records) {
         let (RecordId::Route(destination), Record::Route(route)) = (id, record) else {
             continue;
         };
@@ -153,13 +153,11 @@ fn pod_routes(pods: &LocalPods) -> BTreeMap<IpNet, Target> {
 }
 
 fn nodes(records: &BTreeMap<RecordId, Record>) -> BTreeMap<&str, &NodeInfo> {
-    records
-        .iter()
-        .filter_map(|(id, record)| match (id, record) {
-            (RecordId::Node(name), Record::Node(info)) => Some((name.as_str(), info)),
-            _ => None,
-        })
-        .collect()
+    let nodes = globals(records).filter_map(|(id, record)| match (id, record) {
+        (RecordId::Node(name), Record::Node(info)) => Some((name.as_str(), info)),
+        _ => None,
+    });
+    nodes.collect()
 }
 
 /// How to reach a block of another node. Without encapsulation the other node must share a subnet: a route's gateway has to be on a link.
@@ -223,7 +221,7 @@ fn vxlan_device(me: &NodeInfo, records: &BTreeMap<RecordId, Record>, version: Ip
 
 /// Whether any pool of this IP version is encapsulated in VXLAN, at least between subnets.
 pub fn has_vxlan(records: &BTreeMap<RecordId, Record>, version: IpVersion) -> bool {
-    records.iter().any(|(id, record)| match (id, record) {
+    globals(records).any(|(id, record)| match (id, record) {
         (RecordId::Pool(range), Record::Pool(pool)) => {
             version_of(range.addr()) == version
                 && matches!(pool.encapsulation, Encapsulation::Vxlan | Encapsulation::VxlanCrossSubnet)

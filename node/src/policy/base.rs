@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use margay_api::network::{EndpointToHostAction, Failsafe, FelixSettings};
 use margay_api::rule::IpVersion;
-use margay_calc::model::{Record, RecordId};
+use margay_calc::model::{Record, RecordId, globals};
 
 use super::elements;
 use super::names;
@@ -55,7 +55,7 @@ impl Inputs {
     /// Gathers them from the view of node `own`.
     pub(super) fn gather(own: &str, records: &BTreeMap<RecordId, Record>) -> Self {
         let mut inputs = Self::default();
-        for (id, record) in records {
+        for (id, record) in globals(records) {
             match (id, record) {
                 (RecordId::Settings, Record::Settings(settings)) => inputs.settings = settings.clone(),
                 (RecordId::Pool(range), Record::Pool(pool)) => {
@@ -69,7 +69,6 @@ impl Inputs {
                         inputs.tunnels.extend(node.vtep6.map(|vtep| IpAddr::V6(vtep.address)));
                     }
                 }
-                (RecordId::Route(_), _) => break,
                 _ => {}
             }
         }
