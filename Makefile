@@ -42,7 +42,7 @@ demo:
 
 # Figures of the release build, on a real cluster and without one, beside their anchors; ONLY=name takes some. Needs root, and a quiet machine.
 bench:
-	cargo build --workspace --release --bins
+	$(RELEASE) --bin margay-bench --bin margay-probe --bin margay-pause --bin margay-shim
 	$(RELEASED)/margay-bench $(if $(ONLY),--only $(ONLY))
 
 # Tables of verdicts with real packets: CASES is the table, ON=kernel (namespaces) or cluster (a real Kubernetes), ONLY=1,5 takes some cases,

@@ -1,5 +1,6 @@
 //! The CNI plugin's calls as the runtime makes them, and the API requests behind them.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -46,25 +47,27 @@ impl Shim {
         Ok(own)
     }
 
-    /// Calls so far with this command; one that failed is an error.
-    pub fn calls(&self, command: &str) -> Result<Vec<Call>> {
+    /// The first call so far with this command for each pod of the namespace; one that failed is an error. The runtime repeats DEL for pods that are
+    /// gone, of which there is nothing left to measure.
+    pub fn calls(&self, command: &str, namespace: &str) -> Result<Vec<Call>> {
         let text = std::fs::read_to_string(self.log()).context("the plugin was not called")?;
-        let mut calls = Vec::new();
+        let mut calls = BTreeMap::new();
         for line in text.lines() {
             let words: Vec<&str> = line.split_whitespace().collect();
             let [verb, pod, took, cpu, kib, code] = words[..] else { continue };
-            if verb != command {
+            let is_of = |(own, _): (&str, &str)| own == namespace;
+            if verb != command || !pod.split_once('/').is_some_and(is_of) {
                 continue;
             }
             ensure!(code == "0", "{verb} of {pod} failed");
-            calls.push(Call {
+            calls.entry(pod).or_insert(Call {
                 took: Duration::from_micros(took.parse()?),
                 cpu: Duration::from_micros(cpu.parse()?),
                 kib: kib.parse()?,
             });
         }
         ensure!(!calls.is_empty(), "no {command} was called");
-        Ok(calls)
+        Ok(calls.into_values().collect())
     }
 
     /// Puts the plugin back.

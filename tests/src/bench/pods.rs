@@ -33,7 +33,7 @@ pub fn serial(bench: &mut Bench) -> Result<()> {
     let cpu = machine::cpu(&agent)? - cpu;
     // The annotation of the last pod is off its path.
     let requests = plugin::requests_at_rest(bench.cluster()?)? - requests;
-    let calls = shim.calls("ADD")?;
+    let calls = shim.calls("ADD", namespace)?;
     let adds = Quantiles::new(calls.iter().map(|call| call.took).collect());
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let sheet = &mut bench.sheet;
@@ -64,9 +64,9 @@ pub fn burst(bench: &mut Bench) -> Result<()> {
     let begin = Instant::now();
     let ready = Quantiles::new(objects.pods(namespace, &pods, false)?.into_values().collect());
     let all = begin.elapsed().as_secs_f64();
-    let adds = Quantiles::new(shim.calls("ADD")?.iter().map(|call| call.took).collect());
+    let adds = Quantiles::new(shim.calls("ADD", namespace)?.iter().map(|call| call.took).collect());
     let deleted = objects.drop_namespace(namespace)?;
-    let dels = Quantiles::new(shim.calls("DEL")?.iter().map(|call| call.took).collect());
+    let dels = Quantiles::new(shim.calls("DEL", namespace)?.iter().map(|call| call.took).collect());
     let sheet = &mut bench.sheet;
     sheet.put("pods.burst.ready", all, format!("created to Ready: {ready}"))?;
     sheet.put("pods.burst.add", adds.at(0.5).as_secs_f64() * 1e3, format!("{adds}"))?;

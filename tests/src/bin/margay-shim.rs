@@ -1,5 +1,5 @@
 //! Stands in for a CNI plugin: runs NAME.real in its own place, with its own arguments, input and environment, and appends a line to calls.log
-//! beside it: command, pod, microseconds, CPU microseconds, largest memory in KiB, exit code.
+//! beside it: command, namespace/pod, microseconds, CPU microseconds, largest memory in KiB, exit code.
 
 use std::fs::File;
 use std::io::Write;
@@ -25,9 +25,11 @@ fn main() -> Result<ExitCode> {
     let cpu = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
     let code = status.code().unwrap_or(255);
     let arguments = env("CNI_ARGS");
-    let pod = arguments.split(';').find_map(|pair| pair.strip_prefix("K8S_POD_NAME=")).unwrap_or("-");
+    let argument = |key: &str| arguments.split(';').find_map(|pair| pair.strip_prefix(key)).unwrap_or("-");
+    let (namespace, pod) = (argument("K8S_POD_NAMESPACE="), argument("K8S_POD_NAME="));
     let log = own.parent().unwrap_or(Path::new("/")).join("calls.log");
-    let line = format!("{} {pod} {} {cpu} {} {code}\n", env("CNI_COMMAND"), took.as_micros(), usage.max_rss());
+    let line =
+        format!("{} {namespace}/{pod} {} {cpu} {} {code}\n", env("CNI_COMMAND"), took.as_micros(), usage.max_rss());
     File::options().create(true).append(true).open(log)?.write_all(line.as_bytes())?;
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(255)))
 }
