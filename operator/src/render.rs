@@ -98,6 +98,13 @@ impl Context<'_> {
     }
 }
 
+/// How the C library keeps memory: what was needed for a moment (a whole table, a whole view) goes back to the kernel, and the threads of short calls
+/// do not keep a heap each.
+fn heap() -> (&'static str, String) {
+    let limits = "glibc.malloc.arena_max=2:glibc.malloc.mmap_threshold=131072:glibc.malloc.trim_threshold=131072";
+    ("GLIBC_TUNABLES", limits.to_owned())
+}
+
 /// Everything wanted for the installation but pools and certificates' secrets.
 pub fn plan(spec: &InstallationSpec, inputs: &Inputs, owner: &Owner, settings: &Settings) -> Plan {
     let context = Context { spec, inputs, owner, settings, image: image(spec, settings) };

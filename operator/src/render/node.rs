@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
 use super::overrides::{self, Names};
-use super::{CA_DIR, Context, NAMESPACE, NODE, Plan, TYPHA, TYPHA_PORT, cni, field_env, labels, probe};
+use super::{CA_DIR, Context, NAMESPACE, NODE, Plan, TYPHA, TYPHA_PORT, cni, field_env, heap, labels, probe};
 use crate::certs::CA_NAME;
 use crate::object::{Key, Object, kind};
 use crate::status::deployment_lag;
@@ -147,6 +147,7 @@ fn agent(context: &Context<'_>, typha: &str) -> Value {
         ("MARGAY_TYPHA", authority(typha)),
         ("MARGAY_CA_DIR", CA_DIR.to_owned()),
         context.storage(),
+        heap(),
         ("MARGAY_STATE_DIR", "/var/lib/margay".to_owned()),
         ("MARGAY_RUN_DIR", "/var/run/margay".to_owned()),
         ("MARGAY_LISTEN", format!("0.0.0.0:{DEBUG_PORT}")),

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::overrides::{self, Names};
-use super::{CA_DIR, Context, NAMESPACE, TLS_DIR, TYPHA, TYPHA_PORT, field_env, labels, probe};
+use super::{CA_DIR, Context, NAMESPACE, TLS_DIR, TYPHA, TYPHA_PORT, field_env, heap, labels, probe};
 use crate::certs::{CA_NAME, TYPHA_SECRET};
 use crate::object::Object;
 use crate::scale::typha_replicas;
@@ -127,6 +127,7 @@ fn container(context: &Context<'_>) -> Value {
         ("MARGAY_TLS_DIR", TLS_DIR.to_owned()),
         ("MARGAY_CA_DIR", CA_DIR.to_owned()),
         context.storage(),
+        heap(),
     ]));
     json!({
         "name": TYPHA,
