@@ -28,6 +28,7 @@ use crate::net::addresses::Addresses;
 use crate::net::worker::Network;
 use crate::pods;
 use crate::policy;
+use crate::requests;
 use crate::store::Store;
 use crate::upstream::notices::Notices;
 use crate::upstream::{SERVER_NAME, Upstream};
@@ -196,7 +197,7 @@ async fn serve_debug(
 
 /// Serves the CNI plugin.
 async fn serve_pods(args: &Args, agent: AgentHandle, attachments: Attachments, notices: Notices) -> anyhow::Result<()> {
-    let client = kube::Client::try_default().await.context("API server")?;
+    let client = requests::client().await.context("API server")?;
     let settings = pods::Settings {
         node: args.node_name.clone(),
         addresses: args.node_ip,

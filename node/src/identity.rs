@@ -12,13 +12,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures::StreamExt;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
+use kube::Api;
 use kube::api::{ObjectMeta, PostParams, WatchEvent, WatchParams};
-use kube::{Api, Client};
 use margay_runtime::backoff::{Backoff, jitter};
 use margay_runtime::ready::Gate;
 use margay_runtime::tls::{Files, Leaf, Tls, TlsError};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use sha2::{Digest, Sha256};
+
+use crate::requests::{self, bounded};
 
 /// Who signs: the operator.
 const SIGNER: &str = "margay.io/node";
@@ -194,17 +196,17 @@ impl Identity {
     /// Has a new key certified, and puts both in use.
     async fn request(&self) -> Result<(), IdentityError> {
         let pending = self.pending()?;
-        let client = Client::try_default().await.map_err(Box::new)?;
+        let client = requests::client().await.map_err(Box::new)?;
         let api: Api<CertificateSigningRequest> = Api::all(client);
         let failed = |source| IdentityError::Api { name: pending.name.clone(), source: Box::new(source) };
-        match api.create(&PostParams::default(), &self.object(&pending)?).await {
+        match bounded(api.create(&PostParams::default(), &self.object(&pending)?)).await {
             Ok(_) => tracing::info!(name = pending.name, "certificate asked for"),
             Err(kube::Error::Api(status)) if status.code == 409 => {}
             Err(error) => return Err(failed(error)),
         }
         let only = WatchParams::default().fields(&format!("metadata.name={}", pending.name)).timeout(WATCH_SECONDS);
         // Version 0 begins with the object as it is.
-        let mut events = api.watch(&only, "0").await.map_err(failed)?.boxed();
+        let mut events = bounded(api.watch(&only, "0")).await.map_err(failed)?.boxed();
         while let Some(event) = events.next().await {
             let (WatchEvent::Added(object) | WatchEvent::Modified(object)) = event.map_err(failed)? else { continue };
             if let Some(certificate) = self.verdict(&pending, &object)? {

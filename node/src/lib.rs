@@ -12,6 +12,7 @@ pub mod net;
 pub mod nft;
 pub mod pods;
 pub mod policy;
+pub mod requests;
 pub mod state;
 pub mod store;
 pub mod upstream;

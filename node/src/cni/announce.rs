@@ -17,6 +17,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::attachment::Attachment;
 use super::ports::Announcer;
+use crate::requests::bounded;
 
 /// Patches that are under way at once.
 const AT_ONCE: usize = 8;
@@ -119,7 +120,7 @@ async fn patch(client: Client, endpoint: &EndpointKey, word: &Word) -> Result<()
     }
     let pods: Api<Pod> = Api::namespaced(client, &endpoint.namespace);
     let patch = Patch::Strategic(json!({"metadata": metadata}));
-    match pods.patch_status(&endpoint.name, &PatchParams::default(), &patch).await {
+    match bounded(pods.patch_status(&endpoint.name, &PatchParams::default(), &patch)).await {
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => Ok(()),
         result => result.map(drop),
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use margay_api::ipam::block::Block;
@@ -10,6 +11,7 @@ use margay_api::rule::IpVersion;
 use margay_api::v3::ipam::AllocationAttribute;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::bounded::Bounded;
 use super::commit::Written;
 use super::limits::Known;
 use super::owner::Owner;
@@ -19,6 +21,9 @@ use crate::cni::ports::{Demand, NoAddress};
 /// Requests that may wait for the owner; more wait in the callers, who are bounded by the CNI socket.
 const QUEUE: usize = 256;
 
+/// How long a request waits for what it depends on to become known. The runtime tries again; meanwhile others have its place at the socket.
+const UNKNOWN: Duration = Duration::from_secs(10);
+
 /// Which node has which block, as the cluster knows it. May lag behind; `None` until anything is known.
 pub type BlockMap = Option<Arc<BTreeMap<IpNet, String>>>;
 
@@ -26,6 +31,7 @@ pub type BlockMap = Option<Arc<BTreeMap<IpNet, String>>>;
 pub type Pools = Option<Arc<Vec<UsablePool>>>;
 
 /// What the cluster says, as it changes.
+#[derive(Clone)]
 pub struct Terms {
     /// Who has which block.
     pub map: watch::Receiver<BlockMap>,
@@ -92,19 +98,21 @@ pub(super) enum Event {
 #[derive(Clone)]
 pub struct Allocator {
     events: mpsc::Sender<Event>,
+    terms: Terms,
 }
 
 impl Allocator {
     /// Starts the owner task. Blocks that the map gives to this node are loaded at once and as they appear.
     pub fn spawn<S: Store>(node: String, store: Arc<S>, terms: Terms, clock: fn() -> String) -> Self {
         let (events, received) = mpsc::channel(QUEUE);
-        let owner = Owner::new(node, store, terms, clock, events.downgrade());
+        let owner = Owner::new(node, Arc::new(Bounded(store)), terms.clone(), clock, events.downgrade());
         tokio::spawn(owner.run(received));
-        Self { events }
+        Self { events, terms }
     }
 
     /// Assigns an address of each IP version that is needed, or none; asked again with the same handle, the same addresses.
     pub async fn assign(&self, wanted: Wanted) -> Result<Vec<IpNet>, NoAddress> {
+        tokio::time::timeout(UNKNOWN, self.terms.clone().known()).await.map_err(|_| self.terms.unknown())??;
         let (reply, answer) = oneshot::channel();
         self.ask(Event::Assign(wanted, reply), answer).await
     }
@@ -118,6 +126,30 @@ impl Allocator {
     async fn ask<T>(&self, event: Event, answer: oneshot::Receiver<Result<T, NoAddress>>) -> Result<T, NoAddress> {
         self.events.send(event).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?
+    }
+}
+
+impl Terms {
+    /// Returns once everything is known.
+    async fn known(mut self) -> Result<(), NoAddress> {
+        self.map.wait_for(Option::is_some).await.map_err(|_| stopping())?;
+        self.pools.wait_for(Option::is_some).await.map_err(|_| stopping())?;
+        self.limits.wait_for(Option::is_some).await.map_err(|_| stopping())?;
+        Ok(())
+    }
+
+    /// What is not known yet.
+    pub(super) fn unknown(&self) -> NoAddress {
+        let what = if self.map.borrow().is_none() {
+            "the node's view has not come from margay-typha, or does not have the node"
+        } else if self.pools.borrow().is_none() {
+            "IPPools have not been listed"
+        } else {
+            "what bounds IPAM, or a block of this node, has not been read"
+        };
+        NoAddress::Unavailable(format!(
+            "what addresses this node has is not known yet: {what}; the runtime will try again"
+        ))
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod addresses;
 pub mod allocator;
+mod bounded;
 mod claim;
 pub mod collection;
 mod commit;

@@ -22,6 +22,8 @@ struct Contents {
     writes: u64,
     /// The next so many block writes succeed, but their answers are lost.
     lose_answers: u32,
+    /// Requests about blocks are not answered.
+    is_silent: bool,
 }
 
 /// One storage, seen by one node.
@@ -34,6 +36,13 @@ struct Memory {
 impl Memory {
     fn with<T>(&self, work: impl FnOnce(&mut Contents) -> T) -> T {
         work(&mut self.contents.lock().expect("no test panics with it"))
+    }
+
+    async fn answers(&self) {
+        tokio::task::yield_now().await;
+        if self.with(|contents| contents.is_silent) {
+            std::future::pending().await
+        }
     }
 
     fn put(&self, contents: &mut Contents, block: Block) -> Result<Stored<Block>, StoreError> {
@@ -50,7 +59,7 @@ impl Memory {
 
 impl Store for Memory {
     async fn block(&self, cidr: IpNet) -> Result<Option<Stored<Block>>, StoreError> {
-        tokio::task::yield_now().await;
+        self.answers().await;
         Ok(self.with(|contents| {
             contents
                 .blocks
@@ -60,7 +69,7 @@ impl Store for Memory {
     }
 
     async fn create_block(&self, block: Block) -> Result<Stored<Block>, StoreError> {
-        tokio::task::yield_now().await;
+        self.answers().await;
         self.with(|contents| {
             if contents.blocks.contains_key(&block.cidr()) {
                 Err(StoreError::Conflict)
@@ -71,7 +80,7 @@ impl Store for Memory {
     }
 
     async fn update_block(&self, block: Stored<Block>) -> Result<Stored<Block>, StoreError> {
-        tokio::task::yield_now().await;
+        self.answers().await;
         self.with(|contents| match contents.blocks.get(&block.value.cidr()) {
             Some((revision, _)) if revision.to_string() == block.revision => self.put(contents, block.value),
             _ => Err(StoreError::Conflict),
@@ -192,6 +201,23 @@ async fn a_lost_answer_is_found_again_by_its_handle() {
     let allocated =
         node.store.with(|contents| contents.blocks.values().map(|(_, block)| block.allocated().count()).sum::<usize>());
     assert_eq!(allocated, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn storage_that_never_answers_ends_in_an_error_and_then_everything_goes_on() {
+    let contents = Arc::new(Mutex::new(Contents::default()));
+    let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
+    node.allocator.assign(wanted("first")).await.expect("an address");
+    node.store.with(|contents| contents.is_silent = true);
+    let (second, first) =
+        tokio::join!(node.allocator.assign(wanted("second")), node.allocator.release("first".to_owned()));
+    for error in [second.expect_err("no answer"), first.expect_err("no answer")] {
+        assert!(matches!(&error, NoAddress::Unavailable(text) if text.contains("no answer")), "{error:?}");
+    }
+    node.store.with(|contents| contents.is_silent = false);
+    node.allocator.assign(wanted("third")).await.expect("an address");
+    node.allocator.release("first".to_owned()).await.expect("release");
+    assert_eq!(node.store.with(|contents| held(contents, "first")), (vec![], vec![]));
 }
 
 #[tokio::test]
