@@ -43,7 +43,9 @@ use crate::net::netlink::Socket;
 use crate::net::plan::{VERSIONS, has_vxlan, vxlan_overhead};
 use crate::net::present;
 use crate::net::removal::Removal;
-use crate::policy::{Attached, Links};
+use crate::policy::{Attached, Compiler, Links};
+use crate::requests::bounded;
+use crate::state::State;
 use crate::upstream::notices::{Announce, Notices};
 
 /// The view is looked at for blocks, labels and pools at most this often.
@@ -83,6 +85,7 @@ pub fn attached(attachments: &Attachments) -> Result<BTreeMap<String, Attached>>
 /// What of the view the pods' side needs.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Outlook {
+    /// Known, as the labels in `own`, once the view is whole and has the node itself.
     blocks: BlockMap,
     own: NodeInfo,
     /// IP versions in which something is encapsulated.
@@ -93,21 +96,25 @@ struct Outlook {
     interfaces: Vec<NodeInterface>,
 }
 
-fn outlook(node: &str, records: &BTreeMap<RecordId, Record>, links: &Links) -> Outlook {
+/// Of these records, of which `is_whole` tells whether they are or have been a whole view.
+fn outlook(node: &str, records: &BTreeMap<RecordId, Record>, links: &Links, is_whole: bool) -> Outlook {
     let mut outlook = Outlook { interfaces: node_interfaces(links), ..Outlook::default() };
-    let mut blocks = BTreeMap::new();
+    let (mut blocks, mut has_own) = (BTreeMap::new(), false);
     for (id, record) in globals(records) {
         match (id, record) {
             (RecordId::Route(cidr), Record::Route(route)) if cidr.prefix_len() < cidr.max_prefix_len() => {
                 drop(blocks.insert(*cidr, route.node.clone()))
             }
-            (RecordId::Node(name), Record::Node(info)) if name == node => outlook.own = info.clone(),
+            (RecordId::Node(name), Record::Node(info)) if name == node => {
+                (outlook.own, has_own) = (info.clone(), true);
+            }
             (RecordId::Pool(range), _) => outlook.has_ipv6 |= range.addr().is_ipv6(),
             _ => {}
         }
     }
     outlook.vxlan = VERSIONS.into_iter().filter(|version| has_vxlan(records, *version)).collect();
-    outlook.blocks = Some(Arc::new(blocks));
+    // An own block that a part of a view lacks may be there, and typha may not have seen the node itself yet.
+    outlook.blocks = (is_whole && has_own).then(|| Arc::new(blocks));
     outlook
 }
 
@@ -115,7 +122,7 @@ fn outlook(node: &str, records: &BTreeMap<RecordId, Record>, links: &Links) -> O
 pub struct Ports<S, P, N> {
     /// Storage of IPAM.
     pub store: Arc<S>,
-    /// Makes the pools that a node with these labels may use.
+    /// Makes the pools that a node with these labels may use; labels are none until they are known.
     pub pools: P,
     /// What bounds it.
     pub limits: watch::Receiver<limits::Known>,
@@ -164,14 +171,14 @@ pub async fn serve(
 /// Opens the socket and serves it. Links are made in the network namespace of the runtime's threads.
 pub fn start<S: Store, N: Announcer>(
     settings: Settings,
-    ports: Ports<S, impl FnOnce(watch::Receiver<Labels>) -> watch::Receiver<Pools>, N>,
+    ports: Ports<S, impl FnOnce(watch::Receiver<Option<Labels>>) -> watch::Receiver<Pools>, N>,
     agent: AgentHandle,
     attachments: Attachments,
     notices: Notices,
 ) -> Result<Pods> {
     let underlay = Driver::open()?.underlay_mtu(settings.addresses.first())?;
     let (blocks, blocks_seen) = watch::channel(BlockMap::default());
-    let (labels, labels_seen) = watch::channel(Labels::default());
+    let (labels, labels_seen) = watch::channel(None::<Labels>);
     let (mtu, mtu_seen) = watch::channel(pod_mtu(settings.mtu, underlay, &VERSIONS));
     let terms = Terms { map: blocks_seen, pools: (ports.pools)(labels_seen), limits: ports.limits };
     let allocator = Allocator::spawn(settings.node.clone(), ports.store, terms, now);
@@ -196,13 +203,14 @@ pub fn start<S: Store, N: Announcer>(
         let mut status = agent.watch();
         while status.changed().await.is_ok() {
             let name = settings.node.clone();
-            let Some(seen) =
-                agent.inspect(move |state, compiler| outlook(&name, state.records(), compiler.links())).await
-            else {
-                return;
-            };
+            // Read first: what is looked at afterwards is at least as whole.
+            let is_whole = status.borrow_and_update().enforcing;
+            let look =
+                move |state: &State, compiler: &Compiler| outlook(&name, state.records(), compiler.links(), is_whole);
+            let Some(seen) = agent.inspect(look).await else { return };
             mtu.send_if_modified(|present| replace(present, pod_mtu(settings.mtu, underlay, &seen.vxlan)));
-            labels.send_if_modified(|present| replace(present, seen.own.labels.clone()));
+            let told = seen.blocks.is_some().then(|| seen.own.labels.clone());
+            labels.send_if_modified(|present| replace(present, told));
             blocks.send_if_modified(|present| replace(present, seen.blocks.clone()));
             own.send_if_modified(|present| replace(present, seen));
             tokio::time::sleep(LOOK).await;
@@ -289,8 +297,7 @@ async fn put_annotations(
         return Ok(());
     }
     let patch = json!({"metadata": {"annotations": Value::Object(wanted)}});
-    nodes
-        .patch(node, &PatchParams::default(), &Patch::Merge(patch))
+    bounded(nodes.patch(node, &PatchParams::default(), &Patch::Merge(patch)))
         .await
         .with_context(|| format!("annotate Node {node}"))?;
     Ok(())
@@ -320,4 +327,25 @@ fn tunnel_mac(node: &str, version: IpVersion) -> Mac {
         IpVersion::V6 => Sha1::digest(format!("{node}-v6").as_bytes()),
     };
     Mac([0x66, hash[0], hash[1], hash[2], hash[3], hash[4]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use margay_api::network::Encapsulation;
+    use margay_calc::model::RouteRecord;
+
+    #[test]
+    fn blocks_are_known_once_the_view_is_whole_and_has_the_node_itself() {
+        let block: IpNet = "10.0.0.0/26".parse().expect("a block");
+        let node = |name: &str| (RecordId::Node(name.to_owned()), Record::Node(NodeInfo::default()));
+        let route = Record::Route(RouteRecord { node: "own".to_owned(), encapsulation: Encapsulation::None });
+        let mut records = BTreeMap::from([node("other"), (RecordId::Route(block), route)]);
+        let blocks = |records: &BTreeMap<_, _>, is_whole| outlook("own", records, &Links::new(), is_whole).blocks;
+        assert_eq!(blocks(&BTreeMap::new(), false), None, "nothing has come");
+        assert_eq!(blocks(&records, true), None, "typha has not seen the node");
+        records.extend([node("own")]);
+        assert_eq!(blocks(&records, false), None, "a part has come");
+        assert_eq!(blocks(&records, true).as_deref(), Some(&BTreeMap::from([(block, "own".to_owned())])));
+    }
 }

@@ -22,8 +22,8 @@ const BLOCK_SIZE_V6: u8 = 122;
 /// Bits of the addresses in the largest block: 4096 of them.
 const LARGEST_BLOCK: u8 = 12;
 
-/// Starts the watch. The first value is empty until the pools have been listed; `labels` are the node's own.
-pub fn watch(client: &Client, mode: Mode, labels: watch::Receiver<Labels>) -> watch::Receiver<Pools> {
+/// Starts the watch. There are none until they have been listed and the node's own `labels` are known.
+pub fn watch(client: &Client, mode: Mode, labels: watch::Receiver<Option<Labels>>) -> watch::Receiver<Pools> {
     let (sender, receiver) = watch::channel(Pools::default());
     tokio::spawn(run(Collection::new(client, mode, "IPPool").follow(), labels, sender));
     receiver
@@ -31,7 +31,7 @@ pub fn watch(client: &Client, mode: Mode, labels: watch::Receiver<Labels>) -> wa
 
 async fn run(
     mut listed: watch::Receiver<Listed<IPPool>>,
-    mut labels: watch::Receiver<Labels>,
+    mut labels: watch::Receiver<Option<Labels>>,
     sender: watch::Sender<Pools>,
 ) {
     loop {
@@ -44,7 +44,7 @@ async fn run(
         }
         let known = listed.borrow_and_update().clone();
         let labels = labels.borrow_and_update().clone();
-        let pools = known.map(|known| {
+        let pools = known.zip(labels).map(|(known, labels)| {
             let specs = known.iter().map(|(name, pool)| (name.clone(), pool.spec.clone())).collect();
             Arc::new(usable(&specs, &labels))
         });

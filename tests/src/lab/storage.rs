@@ -77,9 +77,11 @@ impl Blocks {
     }
 
     /// The pools that a node with these labels may use, as they change.
-    pub fn pools(&self, mut labels: watch::Receiver<Labels>) -> watch::Receiver<Pools> {
+    pub fn pools(&self, mut labels: watch::Receiver<Option<Labels>>) -> watch::Receiver<Pools> {
         let mut known = self.0.pools.subscribe();
-        let now = |known: &BTreeMap<String, IPPoolSpec>, labels: &Labels| Some(Arc::new(usable(known, labels)));
+        let now = |known: &BTreeMap<String, IPPoolSpec>, labels: &Option<Labels>| {
+            labels.as_ref().map(|labels| Arc::new(usable(known, labels)))
+        };
         let (sender, receiver) = watch::channel(now(&known.borrow_and_update(), &labels.borrow_and_update()));
         tokio::spawn(async move {
             loop {
