@@ -77,6 +77,8 @@ pub(super) enum Waiting {
     Request(Wanted, AssignReply),
     /// A part whose block turned out to be full or lost.
     Part(Part, AssignReply),
+    /// A handle that is not found, while not all blocks of this node are known.
+    Release(String, ReleaseReply),
 }
 
 pub(super) type AssignReply = oneshot::Sender<Result<Vec<IpNet>, NoAddress>>;
@@ -91,7 +93,8 @@ pub(super) enum Event {
     /// Addresses that a pod has named, with the blocks that they are in.
     Exact(Vec<IpNet>, AssignReply, Result<Vec<Stored<Block>>, NoAddress>),
     Located(String, ReleaseReply, Result<Vec<Stored<Block>>, StoreError>),
-    Loaded(Vec<Stored<Block>>),
+    /// Blocks that were read, and those that could not be.
+    Loaded(Vec<Stored<Block>>, Vec<IpNet>),
 }
 
 /// A handle to the allocator. Cheap to clone.
@@ -120,7 +123,12 @@ impl Allocator {
     /// Releases everything under a handle; an unknown handle is a success.
     pub async fn release(&self, handle: String) -> Result<(), NoAddress> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Event::Release(handle, reply), answer).await
+        let mut asked = std::pin::pin!(self.ask(Event::Release(handle, reply), answer));
+        match tokio::time::timeout(UNKNOWN, &mut asked).await {
+            Ok(released) => released,
+            Err(_) if self.terms.is_known() => asked.await,
+            Err(_) => Err(self.terms.unknown()),
+        }
     }
 
     async fn ask<T>(&self, event: Event, answer: oneshot::Receiver<Result<T, NoAddress>>) -> Result<T, NoAddress> {
@@ -136,6 +144,11 @@ impl Terms {
         self.pools.wait_for(Option::is_some).await.map_err(|_| stopping())?;
         self.limits.wait_for(Option::is_some).await.map_err(|_| stopping())?;
         Ok(())
+    }
+
+    /// Whether everything is known.
+    pub(super) fn is_known(&self) -> bool {
+        self.map.borrow().is_some() && self.pools.borrow().is_some() && self.limits.borrow().is_some()
     }
 
     /// What is not known yet.
@@ -155,9 +168,11 @@ impl Terms {
 
 impl Waiting {
     pub(super) fn fail(self, error: NoAddress) {
-        let (Self::Request(_, reply) | Self::Part(_, reply)) = self;
         // Whoever asked may have gone.
-        let _ = reply.send(Err(error));
+        match self {
+            Self::Request(_, reply) | Self::Part(_, reply) => drop(reply.send(Err(error))),
+            Self::Release(_, reply) => drop(reply.send(Err(error))),
+        }
     }
 }
 

@@ -28,6 +28,8 @@ const SPARE: usize = 8;
 /// A block of this node and what waits for its next write.
 struct Slot {
     stored: Stored<Block>,
+    /// A write has failed that may have been done all the same.
+    is_unsure: bool,
     is_writing: bool,
     /// Handles of the write that is under way.
     writing: BTreeSet<String>,
@@ -40,6 +42,11 @@ impl Slot {
         !self.stored.value.of_handle(handle).is_empty()
             || self.queue.iter().any(|operation| operation.handle() == handle)
             || self.writing.contains(handle)
+    }
+
+    /// Whether something may be under the handle here: a release has to look.
+    fn may_hold(&self, handle: &str) -> bool {
+        self.is_unsure || self.holds(handle)
     }
 
     /// Free addresses that nothing in the queue will take.
@@ -61,12 +68,14 @@ pub(super) struct Owner<S> {
     clock: fn() -> String,
     events: mpsc::WeakSender<Event>,
     blocks: BTreeMap<IpNet, Slot>,
-    /// Requests that no block of ours has room for, until a claim succeeds.
+    /// Requests that no block of ours has room for, until a claim succeeds, and those that came before it was known what this node has.
     waiting: VecDeque<Waiting>,
     /// Claims that are under way; there is one at a time for each IP version.
     claiming: BTreeSet<IpVersion>,
     /// Reads of this node's blocks that are under way.
     loading: usize,
+    /// Blocks of this node that could not be read.
+    unread: BTreeSet<IpNet>,
     /// No spare block was to be had for these; not asked for again until the terms change.
     spare_refused: BTreeSet<IpVersion>,
 }
@@ -90,6 +99,7 @@ impl<S: Store> Owner<S> {
             waiting: VecDeque::new(),
             claiming: BTreeSet::new(),
             loading: 0,
+            unread: BTreeSet::new(),
             spare_refused: BTreeSet::new(),
         }
     }
@@ -136,12 +146,13 @@ impl<S: Store> Owner<S> {
                 // Whoever asked may have gone.
                 let _ = reply.send(answer.map(|()| addresses));
             }
-            Event::Located(handle, reply, Ok(blocks)) => self.release_from(handle, reply, blocks),
+            Event::Located(handle, reply, Ok(blocks)) => self.located(handle, reply, blocks),
             Event::Located(_, reply, Err(error)) => {
                 drop(reply.send(Err(NoAddress::Unavailable(format!("IPAM handle: {error}")))))
             }
-            Event::Loaded(blocks) => {
+            Event::Loaded(blocks, unread) => {
                 self.loading -= 1;
+                self.unread.extend(unread);
                 blocks.into_iter().for_each(|block| self.keep(block));
                 self.retry();
             }
@@ -161,16 +172,20 @@ impl<S: Store> Owner<S> {
             return self.retry();
         }
         self.loading += 1;
+        self.unread.clear();
         let store = self.store.clone();
         self.background(async move {
-            let mut found = Vec::new();
+            let (mut found, mut unread) = (Vec::new(), Vec::new());
             for cidr in missing {
                 match store.block(cidr).await {
                     Ok(block) => found.extend(block),
-                    Err(error) => tracing::warn!(%cidr, %error, "a block of this node could not be read; it is read again when it is needed"),
+                    Err(error) => {
+                        tracing::warn!(%cidr, %error, "a block of this node could not be read; it is read again when it is needed");
+                        unread.push(cidr);
+                    }
                 }
             }
-            Event::Loaded(found)
+            Event::Loaded(found, unread)
         });
     }
 
@@ -178,6 +193,7 @@ impl<S: Store> Owner<S> {
         if stored.value.node() == Some(self.node.as_str()) {
             self.blocks.entry(stored.value.cidr()).or_insert_with(|| Slot {
                 stored,
+                is_unsure: false,
                 is_writing: false,
                 writing: BTreeSet::new(),
                 queue: Vec::new(),
@@ -309,8 +325,7 @@ impl<S: Store> Owner<S> {
 
     /// Whether it is known what this node has, and what it may have: before that a claim could be for what is there already.
     fn is_oriented(&self) -> bool {
-        let Terms { map, pools, limits } = &self.terms;
-        self.loading == 0 && map.borrow().is_some() && pools.borrow().is_some() && limits.borrow().is_some()
+        self.loading == 0 && self.terms.is_known()
     }
 
     fn limits(&self) -> Arc<Limits> {
@@ -344,6 +359,8 @@ impl<S: Store> Owner<S> {
         match waiting {
             Waiting::Request(wanted, reply) => self.assign(wanted, reply),
             Waiting::Part(part, reply) => self.assign_part(part, reply),
+            Waiting::Release(_, reply) if reply.is_closed() => {}
+            Waiting::Release(handle, reply) => self.release(handle, reply),
         }
     }
 
@@ -372,12 +389,25 @@ impl<S: Store> Owner<S> {
         });
     }
 
+    /// A handle that names no blocks may still have addresses: its object and the block are written at the same time. So what is not found counts as released
+    /// once all of this node's blocks have been read.
+    fn located(&mut self, handle: String, reply: ReleaseReply, blocks: Vec<Stored<Block>>) {
+        if blocks.is_empty() && !self.is_oriented() {
+            return self.waiting.push_back(Waiting::Release(handle, reply));
+        }
+        if blocks.is_empty() && self.unread.iter().any(|cidr| !self.blocks.contains_key(cidr)) {
+            drop(reply.send(Err(self.terms.unknown())));
+            return self.load();
+        }
+        self.release_from(handle, reply, blocks);
+    }
+
     /// Releases from blocks in the cache that have the handle, and from those of `located` that are not in it; then the handle goes.
     fn release_from(&mut self, handle: String, reply: ReleaseReply, located: Vec<Stored<Block>>) {
         let (here, elsewhere): (Vec<_>, Vec<_>) =
             located.into_iter().partition(|block| self.blocks.contains_key(&block.value.cidr()));
         let mut here: BTreeSet<IpNet> = here.iter().map(|block| block.value.cidr()).collect();
-        here.extend(self.blocks.iter().filter(|(_, slot)| slot.holds(&handle)).map(|(cidr, _)| *cidr));
+        here.extend(self.blocks.iter().filter(|(_, slot)| slot.may_hold(&handle)).map(|(cidr, _)| *cidr));
         let mut answers = Vec::new();
         for block in here {
             let (told, answer) = oneshot::channel();
@@ -426,6 +456,7 @@ impl<S: Store> Owner<S> {
             return;
         };
         slot.is_writing = false;
+        slot.is_unsure = written.block.is_none();
         slot.writing.clear();
         let mut orphans = Vec::new();
         match written.block {
@@ -514,6 +545,7 @@ impl<S: Store> Owner<S> {
         match waiting {
             Waiting::Request(wanted, _) => self.parts(wanted).iter().any(lacks),
             Waiting::Part(part, _) => lacks(part),
+            Waiting::Release(..) => false,
         }
     }
 
