@@ -199,6 +199,12 @@ pub fn id(attachment: &cni::Attachment) -> Result<AttachmentId, Refusal> {
     Ok(AttachmentId { container: attachment.container_id.clone(), ifname: attachment.ifname.clone() })
 }
 
+/// The pod, if the request says which.
+pub fn endpoint(attachment: &cni::Attachment) -> Option<EndpointKey> {
+    let pod = attachment.pod.as_ref().filter(|pod| !pod.namespace.is_empty() && !pod.name.is_empty())?;
+    Some(EndpointKey::new(&pod.namespace, &pod.name))
+}
+
 /// The attachment that an ADD asks for; no address yet.
 pub fn attachment(network: &str, asked: &cni::Attachment) -> Result<Attachment, Refusal> {
     let id = id(asked)?;

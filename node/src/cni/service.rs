@@ -68,11 +68,14 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         let pod = self.pod(&wanted.endpoint());
         let _alone = pod.lock().await;
         let mtu = if call.config.mtu == 0 { *self.parts.mtu.borrow() } else { call.config.mtu };
+        let is_finished = |present: &Attachment| !present.mac.is_empty() && present.netns == asked.netns;
         let present = self.attachments().get(&wanted.id).cloned();
-        if let Some(present) = present.filter(|present| !present.addresses.is_empty() && present.netns == asked.netns)
+        if let Some(present) = present.filter(is_finished)
             && self.check_link(&present, namespace.try_clone().map_err(io)?, mtu).await.is_ok()
         {
             self.enforce(call, &present).await?;
+            // An agent that ended right after it had made it has told nobody.
+            self.parts.announcer.announce(&present);
             return Ok(result(&present, mtu));
         }
         let rivals = self.attachments().rivals(&wanted);
@@ -97,14 +100,17 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     /// Detaches a pod: on any partial state, and on none at all, with success.
     pub async fn del(&self, call: &Call, asked: &cni::Attachment) -> Result<(), Refusal> {
         let id = request::id(asked)?;
+        let known = self.attachments().get(&id).map(Attachment::endpoint);
+        let pod = known.or_else(|| request::endpoint(asked)).map(|endpoint| self.pod(&endpoint));
+        let _alone = match &pod {
+            Some(pod) => Some(pod.lock().await),
+            None => None,
+        };
+        // Only now: an ADD whose turn came first has made what was not there before.
         let known = self.attachments().get(&id).cloned();
         match known {
-            Some(attachment) => {
-                let pod = self.pod(&attachment.endpoint());
-                let _alone = pod.lock().await;
-                self.remove(&attachment).await
-            }
-            None => self.parts.addresses.release(handle(&call.network, &id)).await.map_err(again),
+            Some(attachment) => self.remove(&attachment).await,
+            None => self.parts.addresses.release(handle(&call.network, &id)).await.map_err(unavailable),
         }
     }
 
@@ -176,9 +182,9 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         let request = AddressRequest { handle, endpoint, ipv4, ipv6, exact };
         let claim = self.parts.addresses.assign(request);
         let names = (wanted.interface.clone(), wanted.id.ifname.clone());
-        let again = namespace.try_clone().map_err(io)?;
+        let same = namespace.try_clone().map_err(io)?;
         let link = blocking(move || {
-            let link = PodLink { host: &names.0, pod: &names.1, namespace: &again, mtu };
+            let link = PodLink { host: &names.0, pod: &names.1, namespace: &same, mtu };
             pod::create(&mut Socket::open()?, &link)
         });
         let (claimed, index) = tokio::join!(
@@ -243,7 +249,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             let (removed, ()) = tokio::join!(link, policy);
             removed.map_err(|error| kernel(error.into()))?;
         }
-        self.parts.addresses.release(attachment.handle()).await.map_err(again)?;
+        self.parts.addresses.release(attachment.handle()).await.map_err(unavailable)?;
         self.attachments().remove(&attachment.id).map_err(io)?;
         if !shared {
             self.parts.announcer.withdraw(attachment);
@@ -322,10 +328,13 @@ fn kernel(error: PodError) -> Refusal {
 fn no_address(error: NoAddress) -> Refusal {
     match error {
         NoAddress::Exhausted(_) | NoAddress::Refused(_) => Refusal::new(code::NO_ADDRESS, error.to_string()),
-        NoAddress::Unavailable(_) => again(error),
+        NoAddress::Unavailable(_) => unavailable(error),
     }
 }
 
-fn again(error: NoAddress) -> Refusal {
+fn unavailable(error: NoAddress) -> Refusal {
     Refusal::new(code::TRY_AGAIN, error.to_string())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! Calls that meet each other, and calls that are repeated: with links in a namespace, and everything else a list of what was asked for.
+
+use std::net::IpAddr;
+
+use nix::sched::{CloneFlags, unshare};
+use tempfile::TempDir;
+
+use super::*;
+use crate::cni::attachment::AttachmentId;
+use crate::cni::ports::NotEnforced;
+
+/// What was asked of the rest of the agent, in order.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    fn note(&self, what: String) {
+        self.0.lock().expect("no test panics with it").push(what);
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock().expect("no test panics with it"))
+    }
+}
+
+impl Enforcer for Log {
+    async fn attach(&self, endpoint: EndpointKey, _: String, _: Vec<IpAddr>) -> Result<(), NotEnforced> {
+        self.note(format!("attach {endpoint}"));
+        Ok(())
+    }
+
+    async fn detach(&self, endpoint: EndpointKey, _: String) {
+        self.note(format!("detach {endpoint}"));
+    }
+
+    fn not_ready(&self) -> Option<String> {
+        None
+    }
+}
+
+impl Addresses for Log {
+    async fn assign(&self, request: AddressRequest) -> Result<Vec<IpNet>, NoAddress> {
+        self.note(format!("assign {}", request.handle));
+        Ok(vec!["10.0.0.1/32".parse().expect("an address")])
+    }
+
+    async fn release(&self, handle: String) -> Result<(), NoAddress> {
+        self.note(format!("release {handle}"));
+        Ok(())
+    }
+}
+
+impl Announcer for Log {
+    fn announce(&self, attachment: &Attachment) {
+        self.note(format!("announce {}", attachment.endpoint()));
+    }
+
+    fn withdraw(&self, attachment: &Attachment) {
+        self.note(format!("withdraw {}", attachment.endpoint()));
+    }
+}
+
+type Tested = Service<Log, Log, Log>;
+
+/// Runs the test in a network namespace of its own, where its links are; given are the service, its log, and the path of the pod's namespace.
+fn run<F: Future<Output = ()>>(test: impl FnOnce(Arc<Tested>, Log, String) -> F + Send) {
+    std::thread::scope(|scope| {
+        let of_pod = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("these tests make network namespaces: run them as root");
+            let path = format!("/proc/self/task/{}/ns/net", nix::unistd::gettid());
+            File::open(path).expect("the namespace of the pod")
+        });
+        let of_pod = of_pod.join().expect("a namespace");
+        let node = scope.spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("these tests make network namespaces: run them as root");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let (folder, log) = (TempDir::new().expect("a folder"), Log::default());
+            let (_mtu, mtu) = watch::channel(1400);
+            let parts = Parts {
+                enforcer: log.clone(),
+                addresses: log.clone(),
+                announcer: log.clone(),
+                links: Removal::spawn().expect("a thread"),
+                mtu,
+                policy_timeout: Duration::from_secs(20),
+            };
+            let attachments = Attachments::load(folder.path()).expect("an empty folder");
+            let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&of_pod));
+            runtime.block_on(test(Arc::new(Service::new(parts, attachments)), log, path));
+        });
+        node.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}
+
+fn mk_call() -> Call {
+    Call { network: "net".to_owned(), config: Config::default(), timeout_millis: 0 }
+}
+
+fn mk_asked(netns: &str) -> cni::Attachment {
+    let pod = cni::Pod { namespace: "x".to_owned(), name: "a".to_owned(), ..cni::Pod::default() };
+    cni::Attachment {
+        container_id: "c1".to_owned(),
+        ifname: "eth0".to_owned(),
+        netns: netns.to_owned(),
+        pod: Some(pod),
+    }
+}
+
+#[test]
+fn a_del_waits_for_the_add_before_it_and_takes_back_what_that_made() {
+    run(|service, log, netns| async move {
+        let asked = mk_asked(&netns);
+        let pod = service.pod(&EndpointKey::new("x", "a"));
+        let add = pod.lock().await;
+        let deleting = {
+            let (service, asked) = (service.clone(), asked.clone());
+            tokio::spawn(async move { service.del(&mk_call(), &asked).await })
+        };
+        tokio::task::yield_now().await;
+        assert_eq!(log.take(), Vec::<String>::new(), "the ADD is not over");
+        let made = request::attachment("net", &asked).expect("a pod");
+        service.attachments().put(made).expect("a file");
+        drop(add);
+        deleting.await.expect("no panic").expect("DEL");
+        let mut done = log.take();
+        done.sort();
+        assert_eq!(done, ["detach x/a", "release net.c1", "withdraw x/a"]);
+        let id = AttachmentId { container: "c1".to_owned(), ifname: "eth0".to_owned() };
+        assert_eq!(service.attachments().get(&id), None);
+    });
+}
+
+#[test]
+fn a_repeated_add_announces_again() {
+    run(|service, log, netns| async move {
+        let asked = mk_asked(&netns);
+        let first = service.add(&mk_call(), &asked).await.expect("ADD");
+        assert_eq!(log.take(), ["assign net.c1", "attach x/a", "announce x/a"]);
+        assert_eq!(service.add(&mk_call(), &asked).await.expect("the same"), first);
+        assert_eq!(log.take(), ["attach x/a", "announce x/a"]);
+        service.del(&mk_call(), &asked).await.expect("DEL");
+    });
+}
