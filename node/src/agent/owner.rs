@@ -287,6 +287,9 @@ impl Owner {
             self.turn.rerouted = true;
         }
         let started = Instant::now();
+        if self.due.retry.is_some_and(|due| started < due) {
+            return Ok(());
+        }
         let pending = std::mem::replace(&mut self.pending, Transaction::new(policy::table()));
         let result = if self.unsure { self.catch_up() } else { self.exec(&pending).map(|()| pending.ops().len()) };
         match result {
@@ -509,3 +512,6 @@ pub(crate) const fn kind(id: &RecordId) -> &'static str {
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

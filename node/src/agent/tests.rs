@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 type Records = BTreeMap<RecordId, Record>;
 
 /// Pods of these numbers, each under a policy of its number, which allows or denies everything.
-fn mk_records(pods: &[(usize, Action)]) -> Records {
+pub(super) fn mk_records(pods: &[(usize, Action)]) -> Records {
     let mut records = Records::new();
     for (number, action) in pods {
         let (key, addresses) = mk_pod(*number);
@@ -39,7 +39,7 @@ fn mk_records(pods: &[(usize, Action)]) -> Records {
     records
 }
 
-fn mk_frame(revision: u64, records: &Records, in_sync: bool) -> Box<Frame> {
+pub(super) fn mk_frame(revision: u64, records: &Records, in_sync: bool) -> Box<Frame> {
     let changes = records.iter().map(|(id, record)| Change::Upsert(id.clone(), record.clone())).collect();
     Box::new(Frame { changes, trailer: Trailer { revision, in_sync, ..Trailer::default() } })
 }

@@ -1,0 +1,60 @@
+//! The owner without its thread: what is done when nothing is due, and what is not.
+
+use margay_api::endpoint::interface_name;
+use margay_api::rule::Action;
+use prometheus_client::registry::Registry;
+
+use super::super::tests::{mk_frame, mk_records};
+use super::*;
+use crate::policy::Attached;
+use crate::policy::model::Model;
+use crate::policy::sample::{NODE, mk_pod};
+
+/// Longer than any test takes.
+const LATER: Duration = Duration::from_secs(3600);
+
+fn mk_owner(kernel: &Model, store: Option<Store>) -> Owner {
+    let parts = Parts {
+        node: NODE.to_owned(),
+        view: BTreeMap::new(),
+        attached: BTreeMap::new(),
+        links: BTreeMap::new(),
+        kernel: Box::new(kernel.clone()),
+        routes: None,
+        store,
+        metrics: Metrics::new(&mut Registry::default()),
+    };
+    Owner::new(parts, watch::channel(Status::default()).0, watch::channel(None).0)
+}
+
+/// Hands it a whole view with one pod.
+fn tell(owner: &mut Owner) {
+    let (hello, fault) = (oneshot::channel().0, oneshot::channel().0);
+    owner.handle(Event::Connected { stream: 1, hello, fault, server: "typha".to_owned() });
+    owner.handle(Event::Frame { stream: 1, frame: mk_frame(1, &mk_records(&[(0, Action::Allow)]), true) });
+}
+
+#[test]
+fn events_do_not_hasten_the_next_attempt_at_what_the_kernel_did_not_take() {
+    let kernel = Model::new();
+    let mut owner = mk_owner(&kernel, None);
+    tell(&mut owner);
+    kernel.lock().outages = 1;
+    owner.commit().expect("one failure is not the end");
+    assert!(owner.due.retry.is_some());
+    owner.due.retry = Some(Instant::now() + LATER);
+    let (done, mut answer) = oneshot::channel();
+    let (endpoint, addresses) = mk_pod(0);
+    let interface = interface_name(&endpoint);
+    owner.handle(Event::Attach { interface, pod: Attached { endpoint, addresses }, done });
+    for _ in 0..2 * ATTEMPTS {
+        owner.handle(Event::Drift);
+        owner.commit().expect("no attempt");
+    }
+    assert_eq!((owner.attempts, kernel.lock().commits), (1, 0));
+    assert!(answer.try_recv().is_err(), "the pod's policy is not in the kernel");
+    owner.due.retry = Some(Instant::now());
+    owner.commit().expect("the kernel is back");
+    assert_eq!((owner.attempts, kernel.lock().commits), (0, 1));
+    assert_eq!(answer.try_recv(), Ok(Ok(())));
+}
