@@ -22,6 +22,8 @@ use super::service::{Call, Service};
 const AT_ONCE: usize = 64;
 /// A plugin sends its request at once; one that does not is cut off.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// Before the next connection is taken when one could not be: what the node lacks then takes a while to come back.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Opens the socket for root alone, in the place of an earlier run's.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
@@ -37,7 +39,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves calls until dropped.
+/// Serves calls until dropped, or until the socket is none any more.
 pub async fn serve<E: Enforcer, A: Addresses, N: Announcer>(
     listener: UnixListener,
     service: Arc<Service<E, A, N>>,
@@ -45,7 +47,7 @@ pub async fn serve<E: Enforcer, A: Addresses, N: Announcer>(
     let places = Arc::new(Semaphore::new(AT_ONCE));
     loop {
         let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-        let (stream, _) = listener.accept().await?;
+        let (stream, _) = next(|| listener.accept()).await?;
         let service = service.clone();
         tokio::spawn(async move {
             if let Err(error) = converse(stream, &service).await {
@@ -54,6 +56,24 @@ pub async fn serve<E: Enforcer, A: Addresses, N: Announcer>(
             drop(place);
         });
     }
+}
+
+/// The next connection; one that cannot be taken, as when the node is out of file descriptors, leaves the others to come.
+async fn next<T, F: Future<Output = io::Result<T>>>(mut accept: impl FnMut() -> F) -> io::Result<T> {
+    loop {
+        match accept().await {
+            Err(error) if !is_lasting(&error) => {
+                tracing::warn!(%error, "a CNI connection could not be taken; the plugin's call fails and the runtime tries again");
+                tokio::time::sleep(PAUSE).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Whether the socket itself is what is wrong.
+fn is_lasting(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP))
 }
 
 /// One request and its answer. The call goes on to its end when the plugin has gone: an ADD nobody heard of is taken back by the DEL that the
@@ -119,5 +139,24 @@ fn name(request: &Request) -> &'static str {
         Some(Verb::Status(_)) => "STATUS",
         Some(Verb::Gc(_)) => "GC",
         None => "none",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_socket_that_is_none_any_more_is_the_end() {
+        let passing = [libc::EMFILE, libc::ENFILE, libc::ECONNABORTED, libc::ENOBUFS, libc::ENOMEM];
+        let mut results: VecDeque<io::Result<u8>> =
+            passing.into_iter().map(|number| Err(io::Error::from_raw_os_error(number))).collect();
+        results.push_back(Ok(1));
+        results.push_back(Err(io::Error::from_raw_os_error(libc::EBADF)));
+        let mut accept = || std::future::ready(results.pop_front().expect("nobody asks after the end"));
+        assert_eq!(next(&mut accept).await.expect("the connection after the failures"), 1);
+        assert_eq!(next(&mut accept).await.expect_err("the end").raw_os_error(), Some(libc::EBADF));
     }
 }
