@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use margay_calc::model::RecordId;
@@ -54,6 +55,8 @@ pub(super) struct Owner {
     routes: Option<Box<dyn Routes>>,
     node: String,
     store: Option<Store>,
+    /// The last save, which may not be over: there is one at a time.
+    saving: Option<JoinHandle<()>>,
     metrics: Metrics,
     status: watch::Sender<Status>,
     acks: watch::Sender<Option<Arc<Ack>>>,
@@ -117,6 +120,7 @@ impl Owner {
             routes,
             node,
             store,
+            saving: None,
             metrics,
             status,
             acks,
@@ -441,7 +445,8 @@ impl Owner {
         if self.due.save.is_some_and(|due| now >= due) {
             self.due.save = None;
             self.count();
-            if self.state.is_in_sync() {
+            let is_saving = self.saving.as_ref().is_some_and(|thread| !thread.is_finished());
+            if self.state.is_in_sync() && !is_saving {
                 self.save();
                 self.due.rested = now + now.elapsed() * SAVE_REST;
             } else {
@@ -451,7 +456,7 @@ impl Owner {
     }
 
     /// Saves the view, which must be whole: half of one would be taken for the whole at the next start.
-    fn save(&self) {
+    fn save(&mut self) {
         let Some(store) = self.store.clone() else { return };
         let encoded = store::encode(self.state.records());
         let write = move || {
@@ -459,9 +464,10 @@ impl Owner {
                 tracing::warn!(%error, "the view could not be saved; a node that boots without typha would enforce an older one");
             }
         };
-        // Writing waits for the disk; the next save comes after at least the delay.
-        if let Err(error) = std::thread::Builder::new().name("save-view".to_owned()).spawn(write) {
-            tracing::warn!(%error, "the view could not be saved");
+        // Writing waits for the disk.
+        match std::thread::Builder::new().name("save-view".to_owned()).spawn(write) {
+            Ok(thread) => self.saving = Some(thread),
+            Err(error) => tracing::warn!(%error, "the view could not be saved"),
         }
     }
 

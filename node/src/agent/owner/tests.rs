@@ -58,3 +58,24 @@ fn events_do_not_hasten_the_next_attempt_at_what_the_kernel_did_not_take() {
     assert_eq!((owner.attempts, kernel.lock().commits), (0, 1));
     assert_eq!(answer.try_recv(), Ok(Ok(())));
 }
+
+#[test]
+fn a_view_is_saved_when_the_save_before_it_is_over() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = Store::new(folder.path());
+    let mut owner = mk_owner(&Model::new(), Some(store.clone()));
+    tell(&mut owner);
+    owner.commit().expect("a commit");
+    let (over, waits) = std::sync::mpsc::channel::<()>();
+    owner.saving = Some(std::thread::spawn(move || waits.recv().unwrap_or_default()));
+    owner.due.save = Some(Instant::now());
+    owner.overdue();
+    assert!(owner.due.save.is_some(), "put off");
+    assert_eq!(store.load(), BTreeMap::new());
+    drop(over);
+    owner.saving.take().expect("a save").join().expect("no panic");
+    owner.due.save = Some(Instant::now());
+    owner.overdue();
+    owner.saving.take().expect("a save").join().expect("no panic");
+    assert_eq!(store.load(), mk_records(&[(0, Action::Allow)]));
+}
