@@ -1,9 +1,9 @@
 //! Writes a pod's addresses into its annotations, where every other agent and tool reads them. Off the pod's path: the address is claimed already.
 //!
-//! One task with a bounded number of patches under way; the newest word on a pod replaces older ones that wait.
+//! One task with a bounded number of patches under way, one of each pod; the newest word on a pod replaces older ones that wait.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -14,6 +14,7 @@ use margay_api::endpoint::EndpointKey;
 use margay_api::meta::{ANNOTATION_CONTAINER_ID, ANNOTATION_POD_IP, ANNOTATION_POD_IPS};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 
 use super::attachment::Attachment;
 use super::ports::Announcer;
@@ -25,33 +26,93 @@ const AT_ONCE: usize = 8;
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
-#[derive(Clone)]
+#[derive(Clone, Debug, PartialEq)]
 struct Word {
     uid: String,
     annotations: Value,
+    /// Not said before.
+    due: Instant,
+    /// Before it is said again if that fails.
     delay: Duration,
+}
+
+impl Word {
+    fn new(uid: &str, annotations: Value) -> Self {
+        Self { uid: uid.to_owned(), annotations, due: Instant::now(), delay: RETRY_MIN }
+    }
+
+    /// The same word after it could not be said.
+    fn later(self, now: Instant) -> Self {
+        Self { due: now + self.delay, delay: (self.delay * 2).min(RETRY_MAX), ..self }
+    }
+}
+
+/// What is to be said: the newest word on each pod.
+#[derive(Default)]
+struct Book {
+    words: BTreeMap<EndpointKey, Word>,
+    /// Pods with a word under way. The next one waits for it: two at once could arrive in either order.
+    under_way: BTreeSet<EndpointKey>,
+}
+
+impl Book {
+    fn say(&mut self, endpoint: EndpointKey, word: Word) {
+        self.words.insert(endpoint, word);
+    }
+
+    /// A word that may be said now.
+    fn take(&mut self, now: Instant) -> Option<(EndpointKey, Word)> {
+        let mut words = self.words.iter();
+        let may_be_said =
+            |(endpoint, word): &(&EndpointKey, &Word)| word.due <= now && !self.under_way.contains(*endpoint);
+        let endpoint = words.find(may_be_said)?.0.clone();
+        self.under_way.insert(endpoint.clone());
+        self.words.remove_entry(&endpoint)
+    }
+
+    /// Notes that a word was said, or failed and is to be said later, unless there is a newer one by now.
+    fn done(&mut self, endpoint: EndpointKey, failed: Option<Word>) {
+        self.under_way.remove(&endpoint);
+        if let Some(word) = failed {
+            self.words.entry(endpoint).or_insert(word);
+        }
+    }
+
+    /// When the next word may be said that waits for nothing else.
+    fn due(&self) -> Option<Instant> {
+        let words = self.words.iter().filter(|(endpoint, _)| !self.under_way.contains(*endpoint));
+        words.map(|(_, word)| word.due).min()
+    }
 }
 
 #[derive(Default)]
 struct Pending {
-    words: Mutex<BTreeMap<EndpointKey, Word>>,
+    book: Mutex<Book>,
     news: Notify,
 }
 
 impl Pending {
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     fn say(&self, endpoint: EndpointKey, word: Word) {
-        self.words.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(endpoint, word);
+        self.book().say(endpoint, word);
         self.news.notify_one();
     }
 
-    /// Says it again unless something newer has been said.
-    fn repeat(&self, endpoint: EndpointKey, word: Word) {
-        self.words.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).entry(endpoint).or_insert(word);
+    fn done(&self, endpoint: EndpointKey, failed: Option<Word>) {
+        self.book().done(endpoint, failed);
         self.news.notify_one();
     }
 
-    fn take(&self) -> Option<(EndpointKey, Word)> {
-        self.words.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).pop_first()
+    /// Returns when there may be a word to say.
+    async fn wait(&self) {
+        let due = self.book().due();
+        match due {
+            Some(due) => drop(tokio::time::timeout_at(due, self.news.notified()).await),
+            None => self.news.notified().await,
+        }
     }
 }
 
@@ -77,12 +138,12 @@ impl Announcer for Annotations {
             ANNOTATION_POD_IP: addresses.first(),
             ANNOTATION_POD_IPS: addresses.join(","),
         });
-        self.pending.say(attachment.endpoint(), Word { uid: attachment.uid.clone(), annotations, delay: RETRY_MIN });
+        self.pending.say(attachment.endpoint(), Word::new(&attachment.uid, annotations));
     }
 
     fn withdraw(&self, attachment: &Attachment) {
         let annotations = json!({ANNOTATION_POD_IP: "", ANNOTATION_POD_IPS: ""});
-        self.pending.say(attachment.endpoint(), Word { uid: attachment.uid.clone(), annotations, delay: RETRY_MIN });
+        self.pending.say(attachment.endpoint(), Word::new(&attachment.uid, annotations));
     }
 }
 
@@ -92,21 +153,21 @@ async fn run(client: Client, pending: Arc<Pending>) {
         let Ok(place) = places.clone().acquire_owned().await else {
             return;
         };
-        let Some((endpoint, word)) = pending.take() else {
+        let taken = pending.book().take(Instant::now());
+        let Some((endpoint, word)) = taken else {
             drop(place);
-            pending.news.notified().await;
+            pending.wait().await;
             continue;
         };
         let (client, pending) = (client.clone(), pending.clone());
         tokio::spawn(async move {
             let failed = patch(client, &endpoint, &word).await.err();
             drop(place);
-            if let Some(error) = failed {
+            let failed = failed.map(|error| {
                 tracing::debug!(pod = %endpoint, %error, "pod annotation; trying again");
-                tokio::time::sleep(word.delay).await;
-                let delay = (word.delay * 2).min(RETRY_MAX);
-                pending.repeat(endpoint, Word { delay, ..word });
-            }
+                word.later(Instant::now())
+            });
+            pending.done(endpoint, failed);
         });
     }
 }
@@ -123,5 +184,48 @@ async fn patch(client: Client, endpoint: &EndpointKey, word: &Word) -> Result<()
     match bounded(pods.patch_status(&endpoint.name, &PatchParams::default(), &patch)).await {
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => Ok(()),
         result => result.map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod() -> EndpointKey {
+        EndpointKey::new("x", "a")
+    }
+
+    fn word(text: &str) -> Word {
+        Word::new("u", json!(text))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_word_on_a_pod_is_under_way_and_the_newest_is_said_last() {
+        let (mut book, now) = (Book::default(), Instant::now());
+        book.say(pod(), word("old"));
+        let old = book.take(now).expect("a word");
+        assert_eq!(old, (pod(), word("old")));
+        book.say(pod(), word("new"));
+        assert_eq!((book.take(now), book.due()), (None, None), "the old one is under way");
+        book.say(EndpointKey::new("x", "b"), word("other"));
+        assert_eq!(book.take(now), Some((EndpointKey::new("x", "b"), word("other"))));
+        book.done(pod(), Some(old.1.later(now)));
+        assert_eq!(book.take(now), Some((pod(), word("new"))), "the old one has failed and is dropped");
+        book.done(pod(), None);
+        assert_eq!((book.take(now + RETRY_MAX), book.due()), (None, None), "nothing is said again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_failed_is_said_again_later_and_a_newer_word_at_once() {
+        let (mut book, now) = (Book::default(), Instant::now());
+        book.say(pod(), word("old"));
+        let (_, old) = book.take(now).expect("a word");
+        book.done(pod(), Some(old.later(now)));
+        assert_eq!((book.take(now), book.due()), (None, Some(now + RETRY_MIN)));
+        let (_, old) = book.take(now + RETRY_MIN).expect("it is due");
+        assert_eq!((&old.annotations, old.delay), (&json!("old"), RETRY_MIN * 2));
+        book.done(pod(), Some(old.later(now)));
+        book.say(pod(), word("new"));
+        assert_eq!(book.take(now), Some((pod(), word("new"))));
     }
 }
