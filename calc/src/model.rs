@@ -70,7 +70,8 @@ pub enum Record {
     HostEndpoint(HostEndpointRecord),
 }
 
-/// Identity of a set, derived from what it holds: the selector's id (`s:...`), the id of a named port set (`n:...`) or of a Service (`svc:...`).
+/// Identity of a set, derived from what it holds: the selector's id (`s:...`), the id of a named port set (`n:...`), of the nodes of a selector
+/// (`nodes:...`), of a Service's endpoints (`svc:...`) or of its addresses (`svcaddr:...`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SetId(pub String);
 

@@ -2,7 +2,7 @@
 //!
 //! Packets of the loopback interface and between the host and its own pods are nobody's business here. What the node cannot live without stands
 //! before every policy, so that a policy that cannot be enforced, and denies therefore, does not cut the node off: neighbours, tunnel packets of
-//! nodes, failsafe ports.
+//! nodes, failsafe ports. Before policies of forwarded packets nothing of it stands, as no node lives by those.
 //!
 //! A packet that a policy has accepted for good carries a bit of its mark past the later chains. The first chain on a way clears it: a packet
 //! that comes out of a tunnel has the mark of the one around it.
