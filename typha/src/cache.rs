@@ -4,13 +4,15 @@
 //! not in a new list is not removed by the list alone: see [`Cache::missing`].
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use margay_api::meta::NamespacedName;
+use margay_api::network::BlockInfo;
 use margay_api::storage::name;
 use margay_calc::update::Update;
 use margay_proto::sync::LocalEndpoint;
 
+use crate::blocks::Blocks;
+use crate::kinds::POD;
 use crate::overlay::{NotTaken, Overlays};
 use crate::services::Services;
 
@@ -49,6 +51,7 @@ pub struct Cache {
     kinds: BTreeMap<&'static str, Store>,
     overlays: Overlays,
     services: Services,
+    blocks: Blocks,
 }
 
 #[derive(Debug, Default)]
@@ -91,6 +94,7 @@ impl Cache {
             kinds: kinds.into_iter().map(|kind| (kind, Store::default())).collect(),
             overlays: Overlays::default(),
             services: Services::default(),
+            blocks: Blocks::default(),
         }
     }
 
@@ -115,8 +119,9 @@ impl Cache {
         let services = &mut self.services;
         let news = news.into_iter().filter_map(|update| of_twins(store, &observed.key, update));
         let news = news.filter_map(|update| services.whole(&observed.key, update));
-        let news = news.collect();
+        let news: Vec<_> = news.collect();
         store.insert(observed.key, entry);
+        self.heed(&news);
         news
     }
 
@@ -126,7 +131,9 @@ impl Cache {
         let entry = store.remove(key)?;
         self.overlays.withdraw(&entry.uid, entry.update.as_ref());
         let gone = of_twins(store, key, entry.update.as_ref().map(gone)?)?;
-        self.services.whole(key, gone)
+        let news = self.services.whole(key, gone);
+        self.heed(news.as_slice());
+        news
     }
 
     /// Objects that the newest list did not hold; at most `limit` are named. A list that lacks objects may be the
@@ -144,7 +151,7 @@ impl Cache {
     /// The newest list of the kind was right: what it did not hold is gone, and the kind is in sync.
     pub fn sweep(&mut self, kind: &'static str) -> Vec<Update> {
         let store = self.kinds.entry(kind).or_default();
-        store.synced = true;
+        let is_first = !std::mem::replace(&mut store.synced, true);
         let generation = store.generation;
         let stale = store.objects.iter();
         let stale = stale.filter(|(_, entry)| entry.generation < generation);
@@ -158,7 +165,27 @@ impl Cache {
             let gone = entry.update.as_ref().and_then(|update| of_twins(store, key, gone(update)));
             removed.extend(gone.and_then(|gone| self.services.whole(key, gone)));
         }
+        if is_first && kind == POD {
+            let pods = &store.objects;
+            self.overlays.retain(|node, said| !said.addresses.is_empty() || has(pods, node, said));
+        }
+        self.heed(&removed);
         removed
+    }
+
+    /// What follows from news in the cache itself.
+    fn heed(&mut self, news: &[Update]) {
+        for update in news {
+            match update {
+                Update::Block(range, info) => self.blocks.set(*range, info.clone()),
+                Update::Node(gone, None) => {
+                    let Some(pods) = self.kinds.get(POD) else { continue };
+                    // Pods of the node that are still there take what it said about them along when they go.
+                    self.overlays.retain(|node, said| node != gone || has(&pods.objects, node, said));
+                }
+                _ => {}
+            }
+        }
     }
 
     /// A node says which addresses a pod of its own has, before the API knows; gives what is news of it. An address counts
@@ -166,7 +193,13 @@ impl Cache {
     pub fn local(&mut self, node: &str, said: LocalEndpoint) -> Result<Vec<Update>, NotTaken> {
         self.check_own(node, &said)?;
         let key = said.key.clone();
-        let pods = self.kinds.get(crate::kinds::POD);
+        let pods = self.kinds.get(POD);
+        let is_over = |pods: &&Store| pods.synced && !has(&pods.objects, node, &said);
+        if said.addresses.is_empty() && pods.filter(is_over).is_some() {
+            // To the API the pod is gone or has ended, so nothing would ever confirm that it has no address.
+            self.overlays.forget(node, &said);
+            return Ok(Vec::new());
+        }
         let Some(entry) = pods.and_then(|pods| pods.objects.get(&key)) else {
             self.overlays.put(node, said)?;
             return Ok(Vec::new());
@@ -181,24 +214,12 @@ impl Cache {
     }
 
     fn check_own(&self, node: &str, said: &LocalEndpoint) -> Result<(), NotTaken> {
-        let Some(blocks) = self.kinds.get(crate::kinds::BLOCK) else {
-            return Ok(());
-        };
-        let blocks = blocks.objects.values().filter_map(|entry| match &entry.update {
-            Some(Update::Block(range, Some(info))) => Some((range, info)),
-            _ => None,
-        });
-        for (range, info) in blocks {
-            let Some(owner) = info.node.as_ref().filter(|owner| *owner != node) else {
-                continue;
-            };
-            let inside = said.addresses.iter().filter(|address| range.contains(*address));
-            let lent = |address: &IpAddr| {
-                let mut borrowed = info.borrowed.iter();
-                borrowed.any(|(lent, user)| lent == address && user == node)
-            };
-            if let Some(address) = inside.copied().find(|address| !lent(address)) {
-                return Err(NotTaken::Foreign { node: node.to_owned(), address, owner: owner.clone() });
+        for address in &said.addresses {
+            let lent = |info: &BlockInfo| info.borrowed.iter().any(|(lent, user)| lent == address && user == node);
+            let foreign = self.blocks.around(*address).filter(|info| !lent(info));
+            let mut owners = foreign.filter_map(|info| info.node.as_ref()).filter(|owner| *owner != node);
+            if let Some(owner) = owners.next() {
+                return Err(NotTaken::Foreign { node: node.to_owned(), address: *address, owner: owner.clone() });
             }
         }
         Ok(())
@@ -234,6 +255,14 @@ impl Cache {
         let entry = self.kinds.get(kind).and_then(|store| store.objects.get(key));
         entry.map_or(&[], |entry| entry.problems.as_slice())
     }
+}
+
+/// Whether the pod that the node speaks of is there, and its own.
+fn has(pods: &BTreeMap<ObjectKey, Entry>, node: &str, said: &LocalEndpoint) -> bool {
+    pods.get(&said.key).is_some_and(|entry| {
+        let is_of_node = matches!(&entry.update, Some(Update::Endpoint(_, Some(endpoint))) if endpoint.node == node);
+        is_of_node && entry.uid == said.uid
+    })
 }
 
 /// What a change of one object means where two can stand for one policy (see [`name`]): nothing while the other one counts, the other one's

@@ -11,6 +11,7 @@
 //! [`debug`] and [`explain`] answer questions, [`metrics`] counts, [`app`] puts it together.
 
 pub mod app;
+mod blocks;
 pub mod cache;
 pub mod codec;
 pub mod compute;

@@ -54,6 +54,22 @@ impl Overlays {
         Ok(())
     }
 
+    /// The node says that a pod has nothing any more, and this is all that there was to say about it.
+    pub fn forget(&mut self, node: &str, said: &LocalEndpoint) {
+        let of_node = self.0.get(node);
+        if of_node.and_then(|of_node| of_node.get(&said.key)).is_some_and(|former| former.uid == said.uid) {
+            self.remove(node, &said.key);
+        }
+    }
+
+    /// Drops what a node said unless `keep` says of node and word that it is still needed.
+    pub fn retain(&mut self, keep: impl Fn(&str, &LocalEndpoint) -> bool) {
+        self.0.retain(|node, of_node| {
+            of_node.retain(|_, said| keep(node, said));
+            !of_node.is_empty()
+        });
+    }
+
     /// The object's meaning with what its node says about it.
     pub fn effective<'a>(&self, uid: &str, update: Option<&'a Update>) -> Option<Cow<'a, Update>> {
         let update = update?;
@@ -79,6 +95,12 @@ impl Overlays {
         if let Some((key, endpoint, _)) = update.and_then(|update| self.find(uid, update)) {
             self.remove(&endpoint.node, key);
         }
+    }
+
+    /// Pods that the node has said something about that counts.
+    #[cfg(test)]
+    pub fn words(&self, node: &str) -> usize {
+        self.0.get(node).map_or(0, BTreeMap::len)
     }
 
     fn find<'a>(

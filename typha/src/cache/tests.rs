@@ -176,6 +176,69 @@ fn a_node_cannot_fill_the_memory() {
     assert!(cache.local("n2", said("a", "u", &["10.0.0.1"])).is_ok());
 }
 
+#[test]
+fn farewells_of_pods_that_the_api_has_forgotten_are_not_kept() {
+    let mut cache = Cache::new([POD]);
+    let farewell = |cache: &mut Cache, node: &str, name: &str, uid: &str| {
+        cache.local(node, said(name, uid, &[])).expect("taken");
+    };
+    // Before the pods are known nobody can tell whether the API has forgotten one.
+    cache.begin(POD);
+    farewell(&mut cache, "n1", "listed", "u1");
+    farewell(&mut cache, "n1", "unlisted", "u1");
+    assert_eq!(cache.overlays.words("n1"), 2);
+    let news = cache.apply(POD, observed("listed", "u1", mk_endpoint("listed", &["10.0.0.1"])));
+    assert_eq!(news, [mk_endpoint("listed", &[])]);
+    cache.sweep(POD);
+    assert_eq!(cache.overlays.words("n1"), 1, "of the pod that is there");
+    cache.delete(POD, &key("listed"));
+    // Deleted in the API first, then on its node; or in the place of another of its name, there or elsewhere.
+    cache.apply(POD, observed("other", "u2", mk_endpoint("other", &["10.0.0.3"])));
+    for pod in 0..5000 {
+        farewell(&mut cache, "n1", &format!("p{pod}"), "u1");
+    }
+    farewell(&mut cache, "n1", "other", "u1");
+    let ended = Observed { meaning: Ok(None), ..observed("ended", "u1", mk_endpoint("ended", &[])) };
+    cache.apply(POD, ended);
+    farewell(&mut cache, "n1", "ended", "u1");
+    farewell(&mut cache, "n2", "other", "u1");
+    // Told before the API showed it, and taken back before that too; not by a farewell of its predecessor.
+    assert_eq!(cache.local("n1", said("a", "u2", &["10.0.0.2"])), Ok(vec![]));
+    farewell(&mut cache, "n1", "a", "u1");
+    assert_eq!(cache.overlays.words("n1"), 1);
+    farewell(&mut cache, "n1", "a", "u2");
+    assert_eq!((cache.overlays.words("n1"), cache.overlays.words("n2")), (0, 0));
+}
+
+#[test]
+fn a_node_that_is_gone_leaves_only_what_its_pods_need() {
+    let node = |name: &str| {
+        let update = Update::Node(name.to_owned(), Some(margay_api::network::NodeInfo::default()));
+        Observed { key: ObjectKey::new("", name), ..observed(name, "u", update) }
+    };
+    for is_swept in [false, true] {
+        let mut cache = Cache::new([POD, "Node"]);
+        for name in ["n1", "n2"] {
+            cache.apply("Node", node(name));
+        }
+        cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.1"])));
+        cache.local("n1", said("a", "u1", &["10.0.0.2"])).expect("taken");
+        cache.local("n1", said("unknown", "u1", &["10.0.0.3"])).expect("taken");
+        cache.local("n2", said("unknown", "u1", &["10.0.0.4"])).expect("taken");
+        if is_swept {
+            cache.begin("Node");
+            cache.apply("Node", node("n2"));
+            cache.sweep("Node");
+        } else {
+            cache.delete("Node", &ObjectKey::new("", "n1"));
+        }
+        assert_eq!((cache.overlays.words("n1"), cache.overlays.words("n2")), (1, 1));
+        assert_eq!(cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.1"]))), []);
+        cache.delete(POD, &key("a"));
+        assert_eq!(cache.overlays.words("n1"), 0);
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Apply(u8, u8),
