@@ -3,7 +3,7 @@
 //! Shared by the owner task (what was sent), the tasks that read from nodes (acks) and the debug service. Nothing here is
 //! needed to decide what a node is sent.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -15,6 +15,10 @@ use margay_runtime::telemetry::Traceparent;
 
 /// Frames without an ack that are remembered per node, for lag and traces; beyond that the oldest are forgotten.
 const IN_FLIGHT: usize = 256;
+/// Records that a node could not enforce that are remembered of one ack.
+const ERRORS: usize = 256;
+/// Characters of the reason that are remembered of each.
+const REASON: usize = 512;
 
 /// The sessions of this replica; cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -54,6 +58,15 @@ pub struct Sent {
     pub trace: Option<Traceparent>,
 }
 
+/// What an ack brought.
+#[derive(Debug, Default)]
+pub struct Acked {
+    /// Frames that are done with it, oldest first.
+    pub done: Vec<Sent>,
+    /// Records that the node cannot enforce, with why, that it did not say before.
+    pub news: Vec<(RecordId, String)>,
+}
+
 /// How far a node has come.
 #[derive(Debug, Clone, Default)]
 pub struct Progress {
@@ -65,7 +78,7 @@ pub struct Progress {
     pub pending: usize,
     /// Bytes of frames.
     pub bytes: u64,
-    /// Records that the node could not enforce, with why, as of its last ack.
+    /// Records that the node could not enforce, with why, as of its last ack: the first of them, where they are very many.
     pub errors: Vec<(RecordId, String)>,
     /// Microseconds that the node planned, of its last ack.
     pub plan_us: u64,
@@ -157,15 +170,18 @@ impl Node {
         self.lock().pending = pending;
     }
 
-    /// The node has committed a revision; gives the frames that are done with it, oldest first.
-    pub fn acked(&self, ack: &Ack) -> Vec<Sent> {
+    /// The node has committed a revision.
+    pub fn acked(&self, ack: &Ack) -> Acked {
         let mut progress = self.lock();
         progress.acked = progress.acked.max(ack.revision).min(progress.sent);
-        progress.errors.clone_from(&ack.errors);
         progress.plan_us = ack.plan_us;
         progress.commit_us = ack.commit_us;
+        let told = ack.errors.iter().take(ERRORS);
+        let told: Vec<_> = told.map(|(id, reason)| (id.clone(), reason.chars().take(REASON).collect())).collect();
+        let former: BTreeSet<_> = std::mem::replace(&mut progress.errors, told.clone()).into_iter().collect();
+        let news = told.into_iter().filter(|error| !former.contains(error)).collect();
         let done = progress.in_flight.partition_point(|sent| sent.revision <= ack.revision);
-        progress.in_flight.drain(..done).collect()
+        Acked { done: progress.in_flight.drain(..done).collect(), news }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Progress> {
@@ -177,5 +193,34 @@ impl Progress {
     /// Whether the node enforces everything that it should.
     pub fn is_current(&self) -> bool {
         self.sent > 0 && self.acked == self.sent && self.pending == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ack(errors: &[(RecordId, String)]) -> Ack {
+        Ack { errors: errors.to_vec(), ..Ack::default() }
+    }
+
+    #[test]
+    fn what_a_node_cannot_enforce_is_news_once_and_of_limited_size() {
+        let node = Registry::default().enter("n1", 1, String::new());
+        let error = |name: &str, reason: &str| (RecordId::HostEndpoint(name.to_owned()), reason.to_owned());
+        let first = [error("a", "x"), error("b", "x")];
+        assert_eq!(node.acked(&ack(&first)).news, first);
+        assert_eq!(node.acked(&ack(&first)).news, []);
+        let second = [error("b", "y"), error("a", "x")];
+        assert_eq!(node.acked(&ack(&second)).news, [error("b", "y")], "for another reason");
+        assert_eq!(node.acked(&ack(&[])).news, []);
+        assert_eq!(node.acked(&ack(&second)).news, second, "again");
+
+        let long = "ä".repeat(10_000);
+        let many: Vec<_> = (0..5000).map(|number| error(&number.to_string(), &long)).collect();
+        assert_eq!(node.acked(&ack(&many)).news.len(), ERRORS);
+        assert_eq!(node.acked(&ack(&many)).news, []);
+        let kept = node.progress().errors;
+        assert_eq!((kept.len(), kept[0].1.chars().count()), (ERRORS, REASON));
     }
 }

@@ -27,11 +27,13 @@ use crate::codec::{FrameBytes, FrameCodec};
 use crate::compute::Event;
 use crate::hub::Hello;
 use crate::metrics::Counters;
-use crate::registry::{Node, Registry, Sent};
+use crate::registry::{Acked, Node, Registry, Sent};
 use crate::watch::unix_ns;
 
 /// CN of a node's certificate, before the node's name.
 const NODE_PREFIX: &str = "margay:node:";
+/// Records of one ack that the log names because they cannot be enforced; the others are counted.
+const LOGGED: usize = 16;
 
 /// The service `margay.sync.v1.Sync`. Written by hand because frames are bytes already.
 #[derive(Clone)]
@@ -175,7 +177,7 @@ impl Reader {
         let Some(node) = self.inner.registry.get(&self.node, self.session) else {
             return;
         };
-        let done = node.acked(ack);
+        let Acked { done, news } = node.acked(ack);
         for sent in &done {
             let counters = &self.inner.counters;
             counters.ack_seconds.observe(sent.at.elapsed().as_secs_f64());
@@ -187,8 +189,11 @@ impl Reader {
         if let Some(last) = done.last() {
             span(&node, last, ack);
         }
-        for (id, message) in &ack.errors {
+        for (id, message) in news.iter().take(LOGGED) {
             warn!(node = %self.node, revision = ack.revision, record = ?id, %message, "node cannot enforce a record");
+        }
+        if let Some(more) = news.len().checked_sub(LOGGED + 1) {
+            warn!(node = %self.node, more = more + 1, "node cannot enforce more records; ListRecords tells which");
         }
     }
 
