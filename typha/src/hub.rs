@@ -79,8 +79,10 @@ struct Live {
     blocked: Arc<AtomicBool>,
     node: Arc<Node>,
     host_endpoints: bool,
-    /// Behind the oldest news that was not sent yet would be unfair to nobody; behind the newest is what the wire says.
+    /// Cause of the newest news not sent yet; the frame carries it.
     cause: Cause,
+    /// The registry knows that records wait here.
+    is_waiting: bool,
 }
 
 impl Hub {
@@ -121,7 +123,9 @@ impl Hub {
         let mut closed = Vec::new();
         for (name, live) in &mut self.live {
             let mut source = Source { node: name, graph: &self.graph, encoded: &mut self.encoded };
-            if live.session.pending() > 0 && !live.send(&mut source, self.revision, &self.counters, traced) {
+            if live.session.pending() == 0 {
+                wait(&live.node, &mut live.is_waiting, 0);
+            } else if !live.send(&mut source, self.revision, &self.counters, traced) {
                 closed.push((name.clone(), live.id));
             }
         }
@@ -178,6 +182,7 @@ impl Hub {
             node,
             host_endpoints: hello.host_endpoints,
             cause: Cause::default(),
+            is_waiting: false,
         };
         if let Some(former) = self.live.insert(hello.node, live) {
             let reason = "the node has opened another stream";
@@ -266,13 +271,14 @@ impl Live {
         let permit = match permit {
             Ok(permit) => permit,
             Err(TrySendError::Full(())) => {
-                self.node.waiting(self.session.pending());
+                wait(&self.node, &mut self.is_waiting, self.session.pending());
                 return true;
             }
             Err(TrySendError::Closed(())) => return false,
         };
         let mut pieces = self.session.take(source);
         if pieces.is_empty() {
+            wait(&self.node, &mut self.is_waiting, 0);
             return true;
         }
         let span = traced.then(|| info_span!("session.send", node = %self.node.name, revision));
@@ -288,8 +294,17 @@ impl Live {
         counters.bytes.inc_by(frame.len() as u64);
         let sent = Sent { revision, at: Instant::now(), event_unix_ns: self.cause.seen_unix_ns, trace };
         self.node.sent(sent, frame.len());
+        self.is_waiting = false;
         permit.send(Ok(frame));
         true
+    }
+}
+
+/// Tells how many records wait, where that is not known: news that have cancelled each other out wait no more.
+fn wait(node: &Node, is_known: &mut bool, pending: usize) {
+    if pending > 0 || *is_known {
+        *is_known = pending > 0;
+        node.waiting(pending);
     }
 }
 

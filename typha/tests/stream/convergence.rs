@@ -171,19 +171,21 @@ struct Stream {
 
 struct World {
     replicas: [Hub; 2],
+    registries: [Registry; 2],
     agents: [Agent; 2],
     sessions: u64,
 }
 
-fn mk_hub() -> Hub {
-    let registry = Registry::default();
+fn mk_hub(registry: &Registry) -> Hub {
     let counters = Counters::register(&mut Metrics::default(), registry.clone());
-    Hub::new(registry, counters)
+    Hub::new(registry.clone(), counters)
 }
 
 impl World {
     fn new() -> Self {
-        Self { replicas: [mk_hub(), mk_hub()], agents: Default::default(), sessions: 0 }
+        let registries: [Registry; 2] = Default::default();
+        let replicas = registries.each_ref().map(mk_hub);
+        Self { replicas, registries, agents: Default::default(), sessions: 0 }
     }
 
     fn run(&mut self, step: Step) {
@@ -199,6 +201,13 @@ impl World {
             }
             Step::Connect(node, replica) => self.connect(node, replica),
         }
+    }
+
+    /// What is said to wait for the node, and what does.
+    fn waiting(&self, node: usize) -> (usize, usize) {
+        let stream = self.agents[node].stream.as_ref().expect("connected");
+        let known = self.registries[stream.replica].get(NODES[node], stream.session).expect("its session");
+        (known.progress().pending, self.replicas[stream.replica].pending(NODES[node]))
     }
 
     /// Takes one frame; false when there is none.
@@ -285,6 +294,20 @@ fn view(hub: &Hub, node: &str) -> Held {
     records.collect()
 }
 
+#[test]
+fn news_that_cancel_each_other_out_keep_no_node_behind() {
+    let mut world = World::new();
+    world.connect(0, 0);
+    let pod = |pod: u8| mk_endpoint(0, pod, 0, 0, Some(pod));
+    let Update::Endpoint(key, _) = pod(2) else { unreachable!("a pod is an endpoint") };
+    // The first one fills the slot, which the node does not read.
+    for (update, waits) in [(pod(1), 0), (pod(2), 1), (Update::Endpoint(key, None), 0)] {
+        world.run(Step::Update(Box::new(update)));
+        world.run(Step::Flush(0));
+        assert_eq!(world.waiting(0), (waits, waits));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(192))]
 
@@ -301,6 +324,10 @@ proptest! {
         world.connect(1, 1);
         for step in steps {
             world.run(step);
+            for (node, name) in NODES.iter().enumerate() {
+                let (said, waits) = world.waiting(node);
+                prop_assert_eq!(said, waits, "{}", name);
+            }
         }
         world.settle();
         for (node, agent) in world.agents.iter().enumerate() {
