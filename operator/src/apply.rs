@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
+use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, Error};
 use margay_api::storage::{self, Mode};
@@ -27,6 +28,12 @@ pub async fn bounded<T>(request: impl Future<Output = Result<T, Error>>) -> Resu
         Ok(outcome) => outcome,
         Err(silence) => Err(Error::Service(Box::new(silence))),
     }
+}
+
+/// Asks for a node by name: the word of the API where a list may be short.
+pub async fn has_node(client: &Client, name: &str) -> Result<bool, Error> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    Ok(bounded(nodes.get_metadata_opt(name)).await?.is_some())
 }
 
 /// How many objects are written at a time.
@@ -151,7 +158,27 @@ impl Applier {
             failures.extend(told("replaced", object, self.replace(object).await));
         }
         failures.extend(self.sweep(plan.delete).await);
+        failures.extend(self.sweep_departed(plan.departed).await);
         failures
+    }
+
+    /// Deletes what is of nodes that were not seen, once none of these is there when it is asked for. If one is, the list of nodes was short, and
+    /// nothing that it lacks is believed to be gone.
+    async fn sweep_departed(&mut self, departed: BTreeMap<String, Vec<(Key, DeleteParams)>>) -> Vec<Failure> {
+        for (node, theirs) in &departed {
+            match has_node(&self.client, node).await {
+                Ok(false) => {}
+                Ok(true) => {
+                    warn!(
+                        node,
+                        "missing in the list of nodes, but there; no host endpoint is deleted for want of its node"
+                    );
+                    return Vec::new();
+                }
+                Err(error) => return theirs.iter().map(|(key, _)| failure(key.clone(), &error)).collect(),
+            }
+        }
+        self.sweep(departed.into_values().flatten().collect()).await
     }
 
     /// The object in the form in which the cluster stores it.
@@ -219,8 +246,8 @@ fn told(verb: &str, object: &Object, outcome: Result<(), Error>) -> Option<Failu
     }
 }
 
-/// What the sweep deletes: objects of owned kinds with our label that belong to this Installation (or to one that is gone) and are neither
-/// wanted nor kept.
+/// What the sweep deletes: objects of owned kinds with our label that belong to this Installation and are neither wanted nor kept. What belonged to
+/// one that is gone the API server's garbage collector takes.
 pub fn unwanted(inputs: &Inputs, objects: &[Object], keep: &BTreeSet<Key>, owner: &Owner) -> Vec<(Key, DeleteParams)> {
     let wanted: BTreeSet<&Key> = objects.iter().map(|object| &object.key).collect();
     let ours = |key: &Key, present: &Present| {

@@ -48,6 +48,14 @@ impl HostFacts {
     fn is_ours(&self) -> bool {
         self.labels.get(LABEL_CREATED_BY).is_some_and(|by| by == CREATED_BY)
     }
+
+    fn text(&self, field: &str) -> &str {
+        self.spec[field].as_str().unwrap_or_default()
+    }
+
+    fn node(&self) -> &str {
+        self.text("node")
+    }
 }
 
 /// What is to be done.
@@ -59,6 +67,9 @@ pub struct HostPlan {
     pub replace: Vec<Object>,
     /// Host endpoints to delete.
     pub delete: Vec<(Key, DeleteParams)>,
+    /// Host endpoints to delete if their nodes, which were not seen, are not there when they are asked for: a list can be short by error, and
+    /// without its host endpoints a node is open.
+    pub departed: BTreeMap<String, Vec<(Key, DeleteParams)>>,
     /// What is wrong: with the settings, or in the way.
     pub problems: Vec<String>,
 }
@@ -92,8 +103,14 @@ pub fn plan(inputs: &Inputs) -> HostPlan {
             Some(_) => {}
         }
     }
-    let unwanted = present.values().filter(|found| found.is_ours() && !wanted.has(found));
-    plan.delete = unwanted.map(|found| (key(&found.name), only(found))).collect();
+    let seen: BTreeSet<&str> = inputs.nodes.iter().map(|node| node.name.as_str()).collect();
+    for found in present.values().filter(|found| found.is_ours() && !wanted.has(found)) {
+        let removal = (key(&found.name), only(found));
+        match found.node() {
+            node if node.is_empty() || seen.contains(node) => plan.delete.push(removal),
+            node => plan.departed.entry(node.to_owned()).or_default().push(removal),
+        }
+    }
     plan
 }
 
@@ -152,12 +169,8 @@ impl Wanted {
             Some(Ok(interfaces)) => interfaces,
             unknown => {
                 self.unsure.insert(node.name.clone());
-                self.problems.extend(unknown.iter().flat_map(|told| told.as_ref().err()).map(|error| {
-                    format!(
-                        "Node {}: annotation {ANNOTATION_NODE_INTERFACES}: {error}; delete it, and the agent there writes it when it starts",
-                        node.name
-                    )
-                }));
+                let fault = unknown.as_ref().and_then(|told| told.as_ref().err());
+                self.problems.extend(fault.map(|error| unreadable(node, error)));
                 return;
             }
         };
@@ -165,11 +178,7 @@ impl Wanted {
         for interface in interfaces.iter().filter(|interface| pattern.matches(&interface.name)) {
             let name = object_name(&[&node.name, &template.name, &interface.name]);
             if !is_object_name(&name) {
-                self.problems.push(format!(
-                    "HostEndpoint {name} would be of interface {} of node {}: no object can have this name; leave the interface out by \
-                     interfacePattern of template {}, and write one for it",
-                    interface.name, node.name, template.name
-                ));
+                self.problems.push(unnameable(&name, &interface.name, node, template));
                 continue;
             }
             let addresses = named.union(&interface.addresses).copied().collect();
@@ -195,10 +204,22 @@ impl Wanted {
 
     /// Whether one that was made is to stay.
     fn has(&self, found: &HostFacts) -> bool {
-        let text = |field: &str| found.spec[field].as_str().unwrap_or_default();
-        let is_of_interface = !["", "*"].contains(&text("interfaceName"));
-        self.objects.contains_key(&found.name) || is_of_interface && self.unsure.contains(text("node"))
+        let is_of_interface = !["", "*"].contains(&found.text("interfaceName"));
+        self.objects.contains_key(&found.name) || is_of_interface && self.unsure.contains(found.node())
     }
+}
+
+fn unreadable(node: &NodeFacts, error: &str) -> String {
+    let remedy = "delete it, and the agent there writes it when it starts";
+    format!("Node {}: annotation {ANNOTATION_NODE_INTERFACES}: {error}; {remedy}", node.name)
+}
+
+fn unnameable(name: &str, interface: &str, node: &NodeFacts, template: &Template) -> String {
+    format!(
+        "HostEndpoint {name} would be of interface {interface} of node {}: no object can have this name; leave the interface out by \
+         interfacePattern of template {}, and write one for it",
+        node.name, template.name
+    )
 }
 
 /// Calico's name for one that is made of these: too long a name becomes a hash of itself.

@@ -53,7 +53,8 @@ fn inputs(of_hosts: Option<Value>, present: Vec<HostFacts>) -> Inputs {
 
 /// What the API holds after the plan was carried out.
 fn carry_out(plan: &HostPlan, mut present: Vec<HostFacts>) -> Vec<HostFacts> {
-    present.retain(|found| plan.delete.iter().all(|(key, _)| key.name != found.name));
+    let gone = plan.delete.iter().chain(plan.departed.values().flatten());
+    present.retain(|found| gone.clone().all(|(key, _)| key.name != found.name));
     present.retain(|found| plan.replace.iter().all(|object| object.key.name != found.name));
     let written = plan.create.iter().chain(&plan.replace).map(|object| {
         let metadata = &object.body["metadata"];
@@ -77,6 +78,9 @@ fn text(plan: &HostPlan) -> String {
     let mut text: String = plan.create.iter().map(|object| body("create", object)).collect();
     text.extend(plan.replace.iter().map(|object| body("replace", object)));
     text.extend(plan.delete.iter().map(|(key, _)| format!("delete {key}\n")));
+    for (node, theirs) in &plan.departed {
+        text.extend(theirs.iter().map(|(key, _)| format!("delete {key} if {node} has left\n")));
+    }
     text.extend(plan.problems.iter().map(|problem| format!("problem {problem}\n")));
     text
 }
@@ -197,16 +201,18 @@ fn what_is_not_wanted_any_more_goes_and_what_a_person_made_stays() {
     present[0].labels.insert("zone".to_owned(), "old".to_owned());
     present[1].labels.remove(LABEL_CREATED_BY);
     present.push(HostFacts { name: "mine".to_owned(), ..HostFacts::default() });
-    let gone = |name: &str| {
+    let gone = |name: &str, spec: Value| {
         let labels = Labels::from([(LABEL_CREATED_BY.to_owned(), CREATED_BY.to_owned())]);
-        HostFacts { name: name.to_owned(), labels, ..HostFacts::default() }
+        HostFacts { name: name.to_owned(), labels, spec, ..HostFacts::default() }
     };
-    present.push(gone("n3-auto-hep"));
+    present.push(gone("n3-auto-hep", json!({ "node": "n3" })));
+    present.push(gone("of-nobody", json!({})));
     check(
         &plan(&inputs(Some(json!({ "autoCreate": "Enabled" })), present.clone())),
         expect![[r#"
         replace HostEndpoint n1-auto-hep {"labels":{"projectcalico.org/created-by":"calico-kube-controllers","zone":"a"},"name":"n1-auto-hep","resourceVersion":"2"} {"expectedIPs":["10.0.0.1","192.0.2.1","fd00::1"],"interfaceName":"*","node":"n1","profiles":["projectcalico-default-allow"]}
-        delete HostEndpoint n3-auto-hep
+        delete HostEndpoint of-nobody
+        delete HostEndpoint n3-auto-hep if n3 has left
         problem HostEndpoint n2-auto-hep was not made for its node but by somebody; rename it, or give it the label projectcalico.org/created-by=calico-kube-controllers
     "#]],
     );
@@ -214,14 +220,16 @@ fn what_is_not_wanted_any_more_goes_and_what_a_person_made_stays() {
         &plan(&inputs(None, present.clone())),
         expect![[r#"
         delete HostEndpoint n1-auto-hep
-        delete HostEndpoint n3-auto-hep
+        delete HostEndpoint of-nobody
+        delete HostEndpoint n3-auto-hep if n3 has left
     "#]],
     );
     check(
         &plan(&inputs(Some(json!({ "autoCreate": "Disabled", "templates": [{ "generateName": "a" }] })), present)),
         expect![[r#"
             delete HostEndpoint n1-auto-hep
-            delete HostEndpoint n3-auto-hep
+            delete HostEndpoint of-nobody
+            delete HostEndpoint n3-auto-hep if n3 has left
         "#]],
     );
 }
