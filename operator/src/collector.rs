@@ -1,5 +1,5 @@
 //! Carries out the verdicts of [`crate::gc`]: looks at all there is from time to time, and soon after a node has left; asks once more for whom something is
-//! taken of; and writes nothing while the data is locked.
+//! taken of; takes nothing that has changed since it was looked at; and writes nothing while the data is locked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use margay_runtime::shutdown::Shutdown;
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
-use crate::apply::bounded;
-use crate::gc::{self, Claim, Owner, Plan, PodFacts, Release, Seen, Suspicions};
+use crate::apply::has_node;
+use crate::gc::{self, Claim, Doomed, Owner, Plan, PodFacts, Release, Seen, Suspicions};
 use crate::objects::{Objects, StoreError, pages};
 
 /// Between looks when nothing happens.
@@ -33,7 +33,7 @@ const SOON: Duration = Duration::from_secs(12);
 
 /// Looks and takes while this operator leads. Ends with the process.
 pub async fn run(client: Client, mode: Mode, mut leading: watch::Receiver<bool>, shutdown: Shutdown) {
-    let collector = Collector::new(client.clone(), mode);
+    let mut collector = Collector::new(client.clone(), mode);
     let mut suspicions = Suspicions::default();
     let left = Arc::new(Notify::new());
     let watched = tokio::spawn(departures(client, left.clone()));
@@ -48,6 +48,7 @@ pub async fn run(client: Client, mode: Mode, mut leading: watch::Receiver<bool>,
         pause = PERIOD;
         if !*leading.borrow_and_update() {
             suspicions = Suspicions::default();
+            collector.owed.clear();
             continue;
         }
         match collector.round(&mut suspicions).await {
@@ -76,6 +77,8 @@ struct Collector {
     claims: Objects<BlockAffinity>,
     handles: Objects<IPAMHandle>,
     informations: Objects<ClusterInformation>,
+    /// Handles that have lost their addresses in a block, and may name it still.
+    owed: BTreeMap<IpNet, BTreeSet<String>>,
 }
 
 impl Collector {
@@ -86,11 +89,12 @@ impl Collector {
             handles: Objects::new(&client, mode, "IPAMHandle"),
             informations: Objects::new(&client, mode, "ClusterInformation"),
             client,
+            owed: BTreeMap::new(),
         }
     }
 
     /// One look. Answers whether a node is suspected, so that the next look should be soon.
-    async fn round(&self, suspicions: &mut Suspicions) -> Result<bool, StoreError> {
+    async fn round(&mut self, suspicions: &mut Suspicions) -> Result<bool, StoreError> {
         let information = self.informations.get(SINGLETON).await?;
         if information.is_some_and(|information| information.spec.datastore_ready == Some(false)) {
             return Ok(false);
@@ -99,7 +103,7 @@ impl Collector {
         let plan = gc::plan(&seen, suspicions, Timestamp::now());
         let mut back = BTreeSet::new();
         for node in plan.nodes() {
-            if !seen.nodes.contains(node) && self.exists(node).await? {
+            if !seen.nodes.contains(node) && has_node(&self.client, node).await? {
                 back.insert(node.to_owned());
             }
         }
@@ -120,26 +124,16 @@ impl Collector {
                 None
             }
         };
-        let claim = |object: BlockAffinity| {
-            let is_of_node = object.spec.kind.as_deref().is_none_or(|kind| matches!(kind, "" | "host"));
-            let cidr = object.spec.cidr.parse().ok().filter(|_| is_of_node)?;
-            Some(Claim { name: object.name_any(), node: object.spec.node, cidr, deleted: object.spec.deleted })
-        };
         Ok(Seen {
             nodes: nodes.into_iter().collect(),
             pods: pods.into_iter().collect(),
             blocks: blocks.filter_map(block).collect(),
-            claims: claims.filter_map(claim).collect(),
+            claims: claims.filter_map(|object| claim(&object)).collect(),
         })
     }
 
-    async fn exists(&self, node: &str) -> Result<bool, StoreError> {
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        Ok(bounded(nodes.get_metadata_opt(node)).await?.is_some())
-    }
-
     /// What fails is tried again after the next look.
-    async fn exec(&self, plan: &Plan, back: &BTreeSet<String>) {
+    async fn exec(&mut self, plan: &Plan, back: &BTreeSet<String>) {
         for (cidr, releases) in &plan.releases {
             let due: Vec<&Release> = releases.iter().filter(|release| !is_back(release, back)).collect();
             match self.release(*cidr, &due).await {
@@ -147,43 +141,77 @@ impl Collector {
                 Err(error) => warn!(block = %cidr, %error, "addresses are not released yet"),
             }
         }
-        for cidr in &plan.blocks {
-            if let Err(error) = self.delete_block(*cidr, back).await {
-                warn!(block = %cidr, %error, "not deleted yet");
+        self.settle().await;
+        for block in plan.blocks.iter().filter(|block| block.node.as_ref().is_none_or(|node| !back.contains(node))) {
+            if let Err(error) = self.delete_block(block).await {
+                warn!(block = %block.cidr, %error, "not deleted yet");
             }
         }
         for claim in plan.claims.iter().filter(|claim| !back.contains(&claim.node)) {
             match self.delete_claim(claim).await {
-                Ok(()) => {
+                Ok(true) => {
                     info!(node = claim.node, block = %claim.cidr, "claim deleted: the node has left, or had begun to give it back")
+                }
+                Ok(false) => {
+                    info!(node = claim.node, block = %claim.cidr, "claim changed since it was looked at, and stays")
                 }
                 Err(error) => warn!(node = claim.node, block = %claim.cidr, %error, "claim not deleted yet"),
             }
         }
     }
 
-    async fn release(&self, cidr: IpNet, releases: &[&Release]) -> Result<(), StoreError> {
-        let name = names::block(cidr);
-        let Some(mut object) = self.blocks.get(&name).await? else {
+    async fn release(&mut self, cidr: IpNet, releases: &[&Release]) -> Result<(), StoreError> {
+        let Some((mut object, mut block)) = self.block(cidr).await? else {
             return Ok(());
         };
-        let mut block = sound(&object)?;
-        let mut handles: BTreeMap<&str, u32> = BTreeMap::new();
+        let mut handles = BTreeSet::new();
         for release in releases {
             if block.release_address(release.address, release.sequence) {
                 info!(address = %release.address, owner = ?release.owner, "released: nobody else will");
-                *handles.entry(&release.handle).or_default() += 1;
+                handles.insert(release.handle.clone());
             }
         }
         if handles.is_empty() {
             return Ok(());
         }
         object.spec = block.spec().clone();
-        self.blocks.replace(&name, &object).await?;
-        for handle in handles.into_keys().filter(|handle| block.of_handle(handle).is_empty()) {
-            self.forget(handle, cidr).await?;
-        }
+        // Before the writing: that may have been done though there is no answer.
+        self.owed.entry(cidr).or_default().extend(handles);
+        self.blocks.replace(&names::block(cidr), &object).await?;
         Ok(())
+    }
+
+    /// Has handles forget the blocks in which they have nothing any more; those that cannot yet are owed it until the next time.
+    async fn settle(&mut self) {
+        for (cidr, handles) in std::mem::take(&mut self.owed) {
+            let block = match self.block(cidr).await {
+                Ok(block) => block.map(|(_, block)| block),
+                Err(error) => {
+                    warn!(block = %cidr, %error, "handles may still name the block; tried again");
+                    self.owed.insert(cidr, handles);
+                    continue;
+                }
+            };
+            for handle in handles {
+                if block.as_ref().is_some_and(|block| !block.of_handle(&handle).is_empty()) {
+                    continue;
+                }
+                if let Err(error) = self.forget(&handle, cidr).await {
+                    warn!(block = %cidr, handle, %error, "handle may still name the block; tried again");
+                    self.owed.entry(cidr).or_default().insert(handle);
+                }
+            }
+        }
+    }
+
+    async fn block(&self, cidr: IpNet) -> Result<Option<(IPAMBlock, Block)>, StoreError> {
+        let Some(object) = self.blocks.get(&names::block(cidr)).await? else {
+            return Ok(None);
+        };
+        match Block::parse(object.spec.clone()) {
+            Ok(block) => Ok(Some((object, block))),
+            Err(fault) => Err(StoreError::Unsound(fault.to_string())),
+        }
     }
 
     /// Takes a block out of a handle, which goes with its last one.
@@ -195,41 +223,55 @@ impl Collector {
         object.spec.block.remove(&cidr.to_string());
         object.spec.deleted = object.spec.block.is_empty();
         let object = self.handles.replace(&name, &object).await?;
-        if object.spec.deleted { self.handles.delete(&object.metadata).await } else { Ok(()) }
+        if object.spec.deleted {
+            // If somebody has used it again meanwhile, it stays.
+            self.handles.delete(&object.metadata).await?;
+        }
+        Ok(())
     }
 
-    /// In two steps: the mark, which is not made when somebody has taken an address meanwhile, then the deletion of what was marked.
-    async fn delete_block(&self, cidr: IpNet, back: &BTreeSet<String>) -> Result<(), StoreError> {
-        let name = names::block(cidr);
-        let Some(mut object) = self.blocks.get(&name).await? else {
+    /// In two steps: the mark, which is not made of a block that is not as it was judged, then the deletion of what was marked.
+    async fn delete_block(&self, judged: &Doomed) -> Result<(), StoreError> {
+        let Some((mut object, block)) = self.block(judged.cidr).await? else {
             return Ok(());
         };
-        let block = sound(&object)?;
-        let is_back = block.node().is_some_and(|node| back.contains(node));
-        if is_back || block.allocated().next().is_some() {
+        if !judged.is_still(&block) {
             return Ok(());
         }
         if !object.spec.deleted {
             object.spec.deleted = true;
-            object = self.blocks.replace(&name, &object).await?;
+            object = self.blocks.replace(&names::block(judged.cidr), &object).await?;
         }
-        self.blocks.delete(&object.metadata).await
+        self.blocks.delete(&object.metadata).await.map(drop)
     }
 
-    async fn delete_claim(&self, claim: &Claim) -> Result<(), StoreError> {
-        let Some(mut object) = self.claims.get(&claim.name).await? else {
-            return Ok(());
+    /// The same for a claim. Answers whether it is gone.
+    async fn delete_claim(&self, judged: &Claim) -> Result<bool, StoreError> {
+        let Some(mut object) = self.claims.get(&judged.name).await? else {
+            return Ok(true);
         };
+        if claim(&object).as_ref() != Some(judged) {
+            return Ok(false);
+        }
         if !object.spec.deleted {
             object.spec.deleted = true;
-            object = self.claims.replace(&claim.name, &object).await?;
+            object = self.claims.replace(&judged.name, &object).await?;
         }
         self.claims.delete(&object.metadata).await
     }
 }
 
-fn sound(object: &IPAMBlock) -> Result<Block, StoreError> {
-    Block::parse(object.spec.clone()).map_err(|fault| StoreError::Unsound(fault.to_string()))
+/// The claim of a node that the object is, if it is one.
+fn claim(object: &BlockAffinity) -> Option<Claim> {
+    let spec = &object.spec;
+    let is_of_node = spec.kind.as_deref().is_none_or(|kind| matches!(kind, "" | "host"));
+    Some(Claim {
+        name: object.name_any(),
+        node: spec.node.clone(),
+        cidr: spec.cidr.parse().ok().filter(|_| is_of_node)?,
+        deleted: spec.deleted,
+        version: object.resource_version().unwrap_or_default(),
+    })
 }
 
 fn is_back(release: &Release, back: &BTreeSet<String>) -> bool {

@@ -37,6 +37,30 @@ pub struct Claim {
     pub cidr: IpNet,
     /// Whether its deletion has begun.
     pub deleted: bool,
+    /// Its version: what has changed since it was judged is judged again.
+    pub version: String,
+}
+
+/// A block that is to be deleted, as it was judged.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Doomed {
+    /// Which.
+    pub cidr: IpNet,
+    /// The node that it is affine to.
+    pub node: Option<String>,
+    /// Whether its deletion had begun.
+    pub deleted: bool,
+}
+
+impl Doomed {
+    fn new(block: &Block) -> Self {
+        Self { cidr: block.cidr(), node: block.node().map(str::to_owned), deleted: block.spec().deleted }
+    }
+
+    /// Whether the block as it is now may go on the ground on which the one that was seen was judged.
+    pub fn is_still(&self, block: &Block) -> bool {
+        *self == Self::new(block) && block.allocated().next().is_none()
+    }
 }
 
 /// What there is.
@@ -99,7 +123,7 @@ pub struct Plan {
     /// What is to be released in each block.
     pub releases: BTreeMap<IpNet, Vec<Release>>,
     /// Blocks that are empty then, and whose node is gone, or whose deletion has begun.
-    pub blocks: BTreeSet<IpNet>,
+    pub blocks: BTreeSet<Doomed>,
     /// Claims that are not needed then.
     pub claims: BTreeSet<Claim>,
 }
@@ -111,7 +135,9 @@ impl Plan {
             Owner::Node(node) => Some(node.as_str()),
             Owner::Pod(_) => None,
         });
-        releases.chain(self.claims.iter().map(|claim| claim.node.as_str())).collect()
+        let blocks = self.blocks.iter().filter_map(|block| block.node.as_deref());
+        let claims = self.claims.iter().map(|claim| claim.node.as_str());
+        releases.chain(blocks).chain(claims).collect()
     }
 }
 
@@ -129,7 +155,7 @@ pub fn plan(seen: &Seen, suspicions: &mut Suspicions, now: Timestamp) -> Plan {
         let is_emptied = releases.len() == block.allocated().count();
         let owner_left = block.node().is_some_and(|node| judge.has_left(node));
         if is_emptied && (owner_left || block.spec().deleted) {
-            plan.blocks.insert(block.cidr());
+            plan.blocks.insert(Doomed::new(block));
         }
         if !releases.is_empty() {
             plan.releases.insert(block.cidr(), releases);
@@ -138,8 +164,9 @@ pub fn plan(seen: &Seen, suspicions: &mut Suspicions, now: Timestamp) -> Plan {
     let blocks: BTreeMap<IpNet, &Block> = seen.blocks.iter().map(|block| (block.cidr(), block)).collect();
     for claim in &seen.claims {
         let block = blocks.get(&claim.cidr);
-        let is_needed =
-            block.is_some_and(|block| block.node() == Some(claim.node.as_str()) && !plan.blocks.contains(&claim.cidr));
+        let is_needed = block.is_some_and(|block| {
+            block.node() == Some(claim.node.as_str()) && !plan.blocks.contains(&Doomed::new(block))
+        });
         if !is_needed && (claim.deleted || judge.has_left(&claim.node)) {
             plan.claims.insert(claim.clone());
         }

@@ -17,7 +17,8 @@ fn attribute(handle: &str, node: &str, pod: Option<&str>) -> AllocationAttribute
 }
 
 fn claim(node: &str, cidr: &str) -> Claim {
-    Claim { name: format!("{node}-claim"), node: node.to_owned(), cidr: cidr.parse().unwrap(), deleted: false }
+    let (name, version) = (format!("{node}-claim"), "1".to_owned());
+    Claim { name, node: node.to_owned(), cidr: cidr.parse().unwrap(), deleted: false, version }
 }
 
 /// n1 has a block with its tunnel, `x/a` and, borrowed, `x/guest` of n2; n2 has one with `x/b`.
@@ -44,7 +45,7 @@ fn seen() -> Seen {
 fn shown(plan: &Plan) -> (Vec<&str>, Vec<String>, Vec<&str>) {
     let handles = plan.releases.values().flatten().map(|release| release.handle.as_str());
     let claims = plan.claims.iter().map(|claim| claim.node.as_str());
-    (handles.collect(), plan.blocks.iter().map(IpNet::to_string).collect(), claims.collect())
+    (handles.collect(), plan.blocks.iter().map(|block| block.cidr.to_string()).collect(), claims.collect())
 }
 
 #[test]
@@ -134,4 +135,32 @@ fn deletions_that_were_begun_are_finished() {
     begun.claims.push(Claim { deleted: true, ..claim("n1", "10.0.0.8/30") });
     let due = plan(&begun, &mut Suspicions::default(), at(0));
     assert_eq!(shown(&due), (vec![], vec!["10.0.0.8/30".to_owned()], vec!["n1"]));
+}
+
+#[test]
+fn a_block_that_is_another_one_by_now_stays() {
+    let block = |node: &str, deleted: bool| {
+        let mut spec = Block::new("10.0.0.8/30".parse().unwrap(), node, String::new()).spec().clone();
+        spec.deleted = deleted;
+        Block::parse(spec).unwrap()
+    };
+    let mut taken = block("n9", false);
+    taken.assign(&attribute("a", "n9", Some("a")), |_| false).unwrap();
+    let judged = Doomed::new(&block("n9", false));
+    assert!(judged.is_still(&block("n9", false)));
+    assert!(!judged.is_still(&taken), "somebody took an address");
+    assert!(!judged.is_still(&block("n1", false)), "claimed by a node that nobody has judged");
+    assert!(!Doomed::new(&block("n9", true)).is_still(&block("n9", false)), "its deletion was taken back");
+}
+
+#[test]
+fn of_every_node_that_loses_something_it_is_asked_again() {
+    let mut left = seen();
+    left.claims.clear();
+    left.blocks.push(Block::new("10.0.0.8/30".parse().unwrap(), "n9", String::new()));
+    let mut suspicions = Suspicions::default();
+    plan(&left, &mut suspicions, at(0));
+    let due = plan(&left, &mut suspicions, at(LATER));
+    assert_eq!(shown(&due), (vec![], vec!["10.0.0.8/30".to_owned()], vec![]));
+    assert_eq!(due.nodes(), ["n9"].into(), "for an empty block without a claim too");
 }

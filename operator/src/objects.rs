@@ -68,13 +68,14 @@ impl<K: Serialize + DeserializeOwned> Objects<K> {
         self.parse(&written)
     }
 
-    /// Deletes the object that was read; that it is gone, or another one, is a success.
-    pub async fn delete(&self, metadata: &ObjectMeta) -> Result<(), StoreError> {
-        let only = Preconditions { uid: metadata.uid.clone(), resource_version: None };
+    /// Deletes the object as it was read. Answers whether it is gone: if somebody has changed it since, it is not.
+    pub async fn delete(&self, metadata: &ObjectMeta) -> Result<bool, StoreError> {
+        let only = Preconditions { uid: metadata.uid.clone(), resource_version: metadata.resource_version.clone() };
         let params = DeleteParams::default().preconditions(only);
         match bounded(self.api.delete(metadata.name.as_deref().unwrap_or_default(), &params)).await {
-            Err(Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-            outcome => Ok(outcome.map(drop)?),
+            Err(Error::Api(status)) if status.code == 404 => Ok(true),
+            Err(Error::Api(status)) if status.code == 409 => Ok(false),
+            outcome => Ok(outcome.map(|_| true)?),
         }
     }
 
