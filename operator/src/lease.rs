@@ -9,6 +9,7 @@ use kube::api::{Api, PostParams};
 use kube::{Client, Error};
 use margay_runtime::shutdown::Shutdown;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{info, warn};
 
 use crate::apply::bounded;
@@ -19,6 +20,8 @@ const NAME: &str = "margay-operator";
 const DURATION: Duration = Duration::from_secs(15);
 /// How often the holder is heard of, and others look.
 const PERIOD: Duration = Duration::from_secs(4);
+/// The longest that an attempt to renew may take: there is time for a second one before the term ends.
+const ATTEMPT: Duration = Duration::from_secs(5);
 
 /// What to do about a lease.
 #[derive(Debug, PartialEq)]
@@ -51,29 +54,49 @@ fn decide(found: Option<&LeaseSpec>, me: &str, now: Timestamp, silent: Duration)
     Move::Write(spec)
 }
 
+/// Until when we may act, by our own clock; none while we may not. Nobody else acts before: they count from when they see the renewal, we from
+/// before it was written.
+#[derive(Debug, Default)]
+struct Term(Option<Instant>);
+
+impl Term {
+    /// When something that begins now and may take so long has to end: with the term, so that it is noticed that this is over.
+    fn limit(&self, now: Instant, longest: Duration) -> Instant {
+        self.0.map_or(now + longest, |end| end.min(now + longest))
+    }
+
+    /// An attempt that began then has held the lease, or found that somebody else does.
+    fn settle(&mut self, began: Instant, held: bool) {
+        self.0 = held.then(|| began + DURATION);
+    }
+
+    /// Whether we may act now.
+    fn runs(&mut self, now: Instant) -> bool {
+        self.0 = self.0.filter(|end| now < *end);
+        self.0.is_some()
+    }
+}
+
 /// Holds, or tries to hold, the lease until shutdown, when it is given up; tells `leading` about it.
 pub async fn hold(client: Client, namespace: String, me: String, leading: watch::Sender<bool>, shutdown: Shutdown) {
     let api: Api<Lease> = Api::namespaced(client, &namespace);
-    let mut seen: (Option<MicroTime>, tokio::time::Instant) = (None, tokio::time::Instant::now());
-    let mut renewed = tokio::time::Instant::now();
+    let mut seen: (Option<MicroTime>, Instant) = (None, Instant::now());
+    let mut term = Term::default();
     loop {
-        match bounded(attempt(&api, &me, &mut seen)).await {
-            Ok(held) => {
-                renewed = tokio::time::Instant::now();
-                set(&leading, held);
-            }
-            Err(error) => {
-                warn!(%error, "the lease cannot be read or written, trying again");
-                // Another operator may act as soon as our term is over.
-                if renewed.elapsed() >= DURATION {
-                    set(&leading, false);
-                }
-            }
+        let began = Instant::now();
+        match timeout_at(term.limit(began, ATTEMPT), attempt(&api, &me, &mut seen)).await {
+            Ok(Ok(held)) => term.settle(began, held),
+            Ok(Err(error)) => warn!(%error, "the lease cannot be read or written, trying again"),
+            Err(_) => warn!("no answer about the lease in time, trying again"),
         }
+        let now = Instant::now();
+        set(&leading, term.runs(now));
         tokio::select! {
             () = shutdown.wait() => break,
-            () = tokio::time::sleep(PERIOD) => {}
+            () = sleep_until(term.limit(now, PERIOD)) => {}
         }
+        // Another operator may act as soon as our term is over.
+        set(&leading, term.runs(Instant::now()));
     }
     if *leading.borrow() {
         set(&leading, false);
@@ -90,16 +113,12 @@ fn set(leading: &watch::Sender<bool>, held: bool) {
     }
 }
 
-async fn attempt(
-    api: &Api<Lease>,
-    me: &str,
-    seen: &mut (Option<MicroTime>, tokio::time::Instant),
-) -> Result<bool, Error> {
+async fn attempt(api: &Api<Lease>, me: &str, seen: &mut (Option<MicroTime>, Instant)) -> Result<bool, Error> {
     let found = api.get_opt(NAME).await?;
     let spec = found.as_ref().and_then(|lease| lease.spec.as_ref());
     let renewal = spec.and_then(|spec| spec.renew_time.clone());
     if seen.0 != renewal {
-        *seen = (renewal, tokio::time::Instant::now());
+        *seen = (renewal, Instant::now());
     }
     let Move::Write(spec) = decide(spec, me, Timestamp::now(), seen.1.elapsed()) else {
         return Ok(false);
@@ -167,5 +186,40 @@ mod tests {
         assert_eq!(written(decide(Some(&held_by("a")), "a", now, short)), ("a".to_owned(), 3));
         assert_eq!(written(decide(None, "a", now, short)), ("a".to_owned(), 1));
         assert_eq!(written(decide(Some(&held_by("")), "a", now, short)), ("a".to_owned(), 4));
+    }
+
+    /// One leads for its term and no longer, whatever attempts take and however they end; and goes on while they succeed.
+    #[test]
+    fn nobody_acts_beyond_the_term() {
+        let start = Instant::now();
+        // What attempts take in seconds, and whether they renew.
+        for (answers, last_renewal) in [
+            (&[(1, true), (60, false)][..], 0),
+            (&[(5, true), (1, true), (0, false), (60, false)][..], 9),
+            (&[(3, true), (4, false)][..], 0),
+        ] {
+            let mut term = Term::default();
+            let (mut now, mut answers) = (start, answers.iter().chain(std::iter::repeat(&(0, false))));
+            let stopped = loop {
+                let (takes, renews) = *answers.next().expect("without end");
+                let (began, limit, ends) = (now, term.limit(now, ATTEMPT), now + Duration::from_secs(takes));
+                if renews && ends <= limit {
+                    term.settle(began, true);
+                }
+                now = ends.min(limit);
+                if !term.runs(now) {
+                    break now;
+                }
+                now = term.limit(now, PERIOD);
+                if !term.runs(now) {
+                    break now;
+                }
+            };
+            assert_eq!(stopped - start, Duration::from_secs(last_renewal) + DURATION);
+        }
+        let mut term = Term::default();
+        term.settle(start, true);
+        term.settle(start, false);
+        assert!(!term.runs(start), "somebody else holds it");
     }
 }
