@@ -160,9 +160,7 @@ impl Compiler {
         let mut delta = Delta::new();
         let mut stale = BTreeSet::new();
         self.sets(records, dirty, &mut delta, &mut stale);
-        if dirty.records.iter().any(is_input) {
-            self.reinput(records, &mut delta, &mut stale);
-        }
+        let inputs = dirty.records.iter().any(is_input) && self.reinput(records, &mut delta, &mut stale);
         let policies: BTreeSet<&PolicyKey> = dirty
             .records
             .iter()
@@ -174,12 +172,14 @@ impl Compiler {
             stale.insert(class.clone());
         }
         let endpoints = self.endpoints(records, dirty, &mut stale);
-        self.host_endpoints(records, dirty, &mut stale);
+        let hosts = self.host_endpoints(records, dirty, &mut stale);
         self.classes(records, &stale, &mut delta);
         if endpoints {
             self.dispatch(&mut delta);
         }
-        self.host_hooks(&mut delta);
+        if inputs || hosts {
+            self.host_hooks(&mut delta);
+        }
         self.unions(records, &mut delta);
         delta.into_transaction()
     }
@@ -287,10 +287,11 @@ impl Compiler {
         !refused.is_empty()
     }
 
-    fn reinput(&mut self, records: &Records, delta: &mut Delta, stale: &mut Classes) {
+    /// Gathers what the fixed part and that of host endpoints depend on; returns whether it is other than it was.
+    fn reinput(&mut self, records: &Records, delta: &mut Delta, stale: &mut Classes) -> bool {
         let inputs = Inputs::gather(&self.node, records);
         if inputs == self.inputs {
-            return;
+            return false;
         }
         if inputs.logging() != self.inputs.logging() {
             let reporting = self.classes.iter().filter(|(class, _)| class.reports(&records));
@@ -299,6 +300,7 @@ impl Compiler {
         self.inputs = inputs;
         self.refamily(records, delta);
         self.fixed(delta);
+        true
     }
 
     /// IPv6 costs nothing where no pod can have such an address.

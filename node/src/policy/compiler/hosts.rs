@@ -62,11 +62,13 @@ impl Compiler {
         delta.into_transaction()
     }
 
-    /// Host endpoints that came, went or have other policies or interfaces.
-    pub(super) fn host_endpoints(&mut self, records: &Records, dirty: &Dirty, stale: &mut Classes) {
+    /// Host endpoints that came, went or have other policies or interfaces; returns whether any did.
+    pub(super) fn host_endpoints(&mut self, records: &Records, dirty: &Dirty, stale: &mut Classes) -> bool {
         let changed =
             dirty.records.iter().filter_map(|id| if let RecordId::HostEndpoint(name) = id { Some(name) } else { None });
+        let mut any = false;
         for name in changed {
+            any = true;
             let new = match records.get(&RecordId::HostEndpoint(name.clone())) {
                 Some(Record::HostEndpoint(record)) => Some(Host {
                     interfaces: record.interfaces.clone(),
@@ -82,6 +84,7 @@ impl Compiler {
             let bound = old.iter().chain(new).flat_map(|host| &host.bound);
             stale.extend(bound.map(|bound| bound.class.clone()));
         }
+        any
     }
 
     /// The base chains of host endpoints, with the maps from interfaces to classes.
