@@ -345,13 +345,15 @@ fn present(object: &DynamicObject) -> Present {
 fn node_facts(node: &DynamicObject) -> NodeFacts {
     let cordoned = node.data["spec"]["unschedulable"].as_bool() == Some(true);
     let linux = node.labels().get("kubernetes.io/os").is_none_or(|os| os == "linux");
+    let interfaces = node_interfaces(node);
+    let told = interfaces.iter().flatten().flatten();
     NodeFacts {
         name: node.name_any(),
         usable: linux && !cordoned,
         is_linux: linux,
         labels: node.labels().clone(),
-        addresses: node_addresses(node),
-        interfaces: node_interfaces(node),
+        addresses: node_addresses(node).chain(told.flat_map(|one| one.addresses.iter().copied())).collect(),
+        interfaces,
     }
 }
 
@@ -363,14 +365,13 @@ fn node_interfaces(node: &DynamicObject) -> Option<Result<Vec<NodeInterface>, St
 /// Annotations of a node that are addresses of it, with a prefix length or without.
 const ADDRESSES: [&str; 4] = [ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6];
 
-/// What kubelet reports as internal, and what the agent has written: of the network's own, and of every interface that leads out of the node.
-fn node_addresses(node: &DynamicObject) -> BTreeSet<IpAddr> {
+/// What kubelet reports as internal, and what the agent has written of the network's own.
+fn node_addresses(node: &DynamicObject) -> impl Iterator<Item = IpAddr> {
     let reported = node.data["status"]["addresses"].as_array().into_iter().flatten();
     let internal = reported.filter(|entry| entry["type"] == "InternalIP").filter_map(|entry| entry["address"].as_str());
     let written = ADDRESSES.iter().filter_map(|name| node.annotations().get(*name));
     let written = written.map(|text| text.split_once('/').map_or(text.as_str(), |(address, _)| address));
-    let of_interfaces = node_interfaces(node).into_iter().flatten().flatten().flat_map(|interface| interface.addresses);
-    internal.chain(written).filter_map(|text| text.parse().ok()).chain(of_interfaces).collect()
+    internal.chain(written).filter_map(|text| text.parse().ok())
 }
 
 fn host_facts(host: &DynamicObject) -> HostFacts {
