@@ -259,10 +259,8 @@ async fn a_restarted_node_uses_the_blocks_that_it_has() {
     let contents = Arc::new(Mutex::new(Contents::default()));
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 26)]);
     let address = node.allocator.assign(wanted("before")).await.expect("an address");
-    let blocks: BTreeMap<IpNet, String> =
-        node.store.with(|contents| contents.blocks.keys().map(|cidr| (*cidr, "n1".to_owned())).collect());
     let restarted = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 26)]);
-    restarted.map.send_replace(Some(Arc::new(blocks)));
+    tell_blocks(&restarted, "n1");
     restarted.allocator.release("before".to_owned()).await.expect("found by its handle, loaded or not");
     restarted.allocator.assign(wanted("after")).await.expect("an address");
     let left = restarted
@@ -276,6 +274,15 @@ fn held(contents: &Contents, handle: &str) -> (Vec<String>, Vec<String>) {
     let named = contents.handles.get(handle).into_iter().flatten().map(IpNet::to_string).collect();
     let addresses = contents.blocks.values().flat_map(|(_, block)| block.of_handle(handle));
     (named, addresses.map(|address| address.to_string()).collect())
+}
+
+/// Tells a node which blocks it has.
+fn tell_blocks(node: &Node, name: &str) {
+    let own = node.store.with(|contents| {
+        let own = contents.blocks.iter().filter(|(_, (_, block))| block.node() == Some(name));
+        own.map(|(cidr, _)| (*cidr, name.to_owned())).collect()
+    });
+    node.map.send_replace(Some(Arc::new(own)));
 }
 
 fn dual(node: &str, contents: &Arc<Mutex<Contents>>) -> Node {
@@ -400,11 +407,7 @@ async fn what_is_half_in_an_own_block_is_given_back_whole_even_after_a_restart()
     let six = six.parse::<IpNet>().expect("a range").broadcast().to_string();
     guest.allocator.assign(exact("h", &[&four, &six])).await.expect("both are free");
     let restarted = dual("n2", &contents);
-    let own: BTreeMap<IpNet, String> = restarted.store.with(|contents| {
-        let blocks = contents.blocks.iter().filter(|(_, (_, block))| block.node() == Some("n2"));
-        blocks.map(|(cidr, _)| (*cidr, "n2".to_owned())).collect()
-    });
-    restarted.map.send_replace(Some(Arc::new(own)));
+    tell_blocks(&restarted, "n2");
     restarted.allocator.assign(wanted("later")).await.expect("its blocks are read");
     restarted.allocator.release("h".to_owned()).await.expect("release");
     assert_eq!(restarted.store.with(|contents| held(contents, "h")), (vec![], vec![]));

@@ -181,7 +181,15 @@ fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
 
 /// Deletes the link by its host side; a link that is gone is a success.
 pub fn remove(socket: &mut Socket, host: &str) -> Result<(), NetlinkError> {
-    match socket.exec(message::delete_link(host), Verb::Change, || format!("delete {host}")) {
+    delete(socket, message::delete_link(host), || format!("delete {host}"))
+}
+
+fn delete(
+    socket: &mut Socket,
+    request: RouteNetlinkMessage,
+    what: impl FnOnce() -> String,
+) -> Result<(), NetlinkError> {
+    match socket.exec(request, Verb::Change, what) {
         Err(error) if error.is_missing() => Ok(()),
         result => result,
     }
@@ -203,10 +211,7 @@ fn remove_group(socket: &mut Socket, hosts: &[String]) -> Result<(), NetlinkErro
     if let Some((position, errno)) = refused.iter().find(|(_, errno)| *errno != Errno::ENODEV) {
         return Err(NetlinkError::Refused { what: format!("group of {}", hosts[*position]), errno: *errno });
     }
-    match socket.exec(message::delete_group(DOOMED), Verb::Change, || format!("delete links of group {DOOMED}")) {
-        Err(error) if error.is_missing() => Ok(()),
-        result => result,
-    }
+    delete(socket, message::delete_group(DOOMED), || format!("delete links of group {DOOMED}"))
 }
 
 /// Compares the link with what it should be; the error names the first difference.

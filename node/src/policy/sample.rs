@@ -346,6 +346,24 @@ pub(crate) fn packet() -> impl Strategy<Value = Packet> {
     )
 }
 
+/// A first packet of UDP to port 53, forwarded between the interfaces of these addresses.
+pub(crate) fn mk_packet(source: &str, destination: &str) -> Packet {
+    let (source, destination) = (mk_address(source), mk_address(destination));
+    Packet {
+        input: interface_of(source),
+        output: interface_of(destination),
+        source,
+        destination,
+        protocol: 17,
+        ports: Some((4000, 53)),
+        icmp: None,
+        state: CtState::NEW,
+        from_host: false,
+        mark: 0,
+        translated: false,
+    }
+}
+
 /// The interface of the pod that has this address, or that of the rest of the world.
 pub(crate) fn interface_of(address: IpAddr) -> Option<IfName> {
     let pod = (0..PODS).map(mk_pod).find(|(_, addresses)| addresses.contains(&address));

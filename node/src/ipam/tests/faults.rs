@@ -36,14 +36,12 @@ async fn what_is_not_found_is_released_once_it_is_known_what_the_node_has() {
     let contents = Arc::new(Mutex::new(Contents::default()));
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
     node.allocator.assign(wanted("h")).await.expect("an address");
-    let blocks: BTreeMap<IpNet, String> =
-        node.store.with(|contents| contents.blocks.keys().map(|cidr| (*cidr, "n1".to_owned())).collect());
     node.store.with(|contents| contents.handles.clear());
     let restarted = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
     restarted.map.send_replace(None);
     let told = async {
         tokio::task::yield_now().await;
-        restarted.map.send_replace(Some(Arc::new(blocks)));
+        tell_blocks(&restarted, "n1");
     };
     tokio::join!(restarted.allocator.release("h".to_owned()), told).0.expect("release");
     assert_eq!(restarted.store.with(|contents| held(contents, "h").1), Vec::<String>::new());
@@ -54,14 +52,12 @@ async fn what_is_not_found_is_not_released_while_a_block_cannot_be_read() {
     let contents = Arc::new(Mutex::new(Contents::default()));
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
     node.allocator.assign(wanted("h")).await.expect("an address");
-    let blocks: BTreeMap<IpNet, String> =
-        node.store.with(|contents| contents.blocks.keys().map(|cidr| (*cidr, "n1".to_owned())).collect());
     node.store.with(|contents| {
         contents.handles.clear();
         contents.is_silent = true;
     });
     let restarted = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
-    restarted.map.send_replace(Some(Arc::new(blocks)));
+    tell_blocks(&restarted, "n1");
     let error = restarted.allocator.release("h".to_owned()).await.expect_err("the block is not read");
     assert!(matches!(&error, NoAddress::Unavailable(text) if text.contains("not been read")), "{error:?}");
     node.store.with(|contents| contents.is_silent = false);

@@ -252,15 +252,9 @@ fn mk_packet(port: u16) -> Packet {
     Packet {
         input: IfName::new("eth0"),
         output: None,
-        source: mk_address("203.0.113.9"),
-        destination: mk_address("192.0.2.1"),
         protocol: 6,
         ports: Some((40_000, port)),
-        icmp: None,
-        state: CtState::NEW,
-        from_host: false,
-        mark: 0,
-        translated: false,
+        ..sample::mk_packet("203.0.113.9", "192.0.2.1")
     }
 }
 

@@ -19,7 +19,7 @@ use crate::agent::Kernel;
 use crate::nft::{CtState, Hook};
 use crate::policy::host::Links;
 use crate::policy::model::Model;
-use crate::policy::sample::{self, NODE, mk_address, mk_net, mk_pod, mk_policy_key, mk_rule, mk_set_id};
+use crate::policy::sample::{self, NODE, mk_address, mk_net, mk_packet, mk_pod, mk_policy_key, mk_rule, mk_set_id};
 use crate::policy::simulate::{self, Packet};
 use crate::state::State;
 
@@ -255,23 +255,6 @@ fn one_member_is_one_element_and_one_rule_is_one_chain() {
     assert_eq!(touched.len(), 1, "{transaction}");
 }
 
-fn mk_packet(source: &str, destination: &str) -> Packet {
-    let (source, destination) = (mk_address(source), mk_address(destination));
-    Packet {
-        input: sample::interface_of(source),
-        output: sample::interface_of(destination),
-        source,
-        destination,
-        protocol: 17,
-        ports: Some((4000, 53)),
-        icmp: None,
-        state: CtState::NEW,
-        from_host: false,
-        mark: 0,
-        translated: false,
-    }
-}
-
 #[test]
 fn what_no_policy_can_allow() {
     let records = mk_records();
@@ -484,17 +467,10 @@ fn a_packet_crosses_few_rules_under_a_thousand() {
         let ruleset = fresh(&records, &[0, 1]).ruleset(&records);
         let port = if own_ports { 1999 } else { 80 };
         let packet = Packet {
-            input: sample::interface_of(mk_address("192.0.2.7")),
-            output: sample::interface_of(mk_address("10.0.0.0")),
             source: mk_address("10.1.3.231"),
-            destination: mk_address("10.0.0.0"),
             protocol: Protocol::TCP.0,
             ports: Some((40_000, port)),
-            icmp: None,
-            state: CtState::NEW,
-            from_host: false,
-            mark: 0,
-            translated: false,
+            ..mk_packet("192.0.2.7", "10.0.0.0")
         };
         let fate = simulate::run(&ruleset, Hook::Forward, &packet);
         assert!(fate.passed, "the last rule admits it");
