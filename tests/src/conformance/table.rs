@@ -119,9 +119,11 @@ pub struct Case {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Step {
-    /// What is done, in order.
+    /// What is done, in order; a table may say null for nothing.
+    #[serde(default, deserialize_with = "list")]
     pub actions: Vec<Action>,
     /// The verdicts; what is not listed is not asked.
+    #[serde(default, deserialize_with = "list")]
     pub rows: Vec<Row>,
 }
 
@@ -297,6 +299,11 @@ impl FromStr for Row {
     }
 }
 
+/// A list, or null for an empty one: what Go writes of a list that was never made.
+fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
 impl<'de> Deserialize<'de> for Row {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
@@ -345,6 +352,8 @@ mod tests {
             {"Name": "dns", "Protocol": "UDP", "Port": 53}]}]}]}, "Cases": []}"#;
         let own = Table::parse(text).unwrap();
         assert_eq!(own.fixture.namespaces[0].pods[0].ports[0].protocol, Protocol::Udp);
+        let none = Table::parse(r#"[{"n": 1, "desc": "d", "steps": [{"Actions": null, "Rows": null}, {}]}]"#).unwrap();
+        assert!(none.cases[0].steps.iter().all(|step| step.actions.is_empty() && step.rows.is_empty()));
         let unknown = r#"[{"n": 1, "desc": "d", "steps": [{"Actions": [{"Explode": {}}], "Rows": []}]}]"#;
         assert!(format!("{:#}", Table::parse(unknown).unwrap_err()).contains("Explode"));
     }
