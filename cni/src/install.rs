@@ -1,21 +1,18 @@
 //! `margay-cni install`: puts the plugin and its configuration where the container runtime of the node looks.
 //!
 //! It runs as an init container of the agent's pod. Both files appear at once or not at all, the configuration last,
-//! because the runtime starts to call the plugin when it sees it.
+//! because the runtime starts to call the plugin when it sees it. What networks before have left in front of it is set aside then.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use margay_proto::conf::{self, CONFLIST, PLUGIN, SAVED, Whose};
 use serde_json::Value;
 
 use crate::config::Version;
 
-/// Name of the plugin in the binary folder, which is its `type` in the configuration.
-const PLUGIN: &str = "margay";
-/// Runtimes take the first configuration by name.
-const CONFLIST: &str = "10-margay.conflist";
 const BIN_DIR: &str = "/host/opt/cni/bin";
 const CONF_DIR: &str = "/host/etc/cni/net.d";
 const BIN_MODE: u32 = 0o755;
@@ -65,7 +62,8 @@ pub fn run(env: &dyn Fn(&str) -> Option<String>) -> Result<Vec<String>, InstallE
     let binary = fs::read(&own).map_err(|source| InstallError::File { path: own, source })?;
     let mut report =
         vec![put(&bin_dir, PLUGIN, &binary, BIN_MODE)?, put(&conf_dir, CONFLIST, conflist.as_bytes(), CONF_MODE)?];
-    report.extend(warnings(&bin_dir, &conf_dir, &types)?);
+    report.extend(clear(&conf_dir)?);
+    report.extend(missing(&bin_dir, &types));
     Ok(report)
 }
 
@@ -142,31 +140,53 @@ fn write_whole(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     file.sync_all()
 }
 
-/// What works but is probably not meant.
-fn warnings(bin_dir: &Path, conf_dir: &Path, types: &[String]) -> Result<Vec<String>, InstallError> {
-    let listed = fs::read_dir(conf_dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-    let listed = listed.map_err(|source| InstallError::File { path: conf_dir.to_owned(), source })?;
-    let mut first: Vec<String> = listed
-        .iter()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| {
-            let known = [".conf", ".conflist", ".json"].iter().any(|suffix| name.ends_with(suffix));
-            known && name.as_str() < CONFLIST
-        })
-        .collect();
+/// Sets aside what networks before have left in front of our configuration, under a name that no runtime reads. What calls our plugin stays, and what
+/// nobody knows: somebody may have put it there on purpose.
+fn clear(conf_dir: &Path) -> Result<Vec<String>, InstallError> {
+    let failed = |source| InstallError::File { path: conf_dir.to_owned(), source };
+    let listed = fs::read_dir(conf_dir).and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(failed)?;
+    let names = listed.iter().filter_map(|entry| entry.file_name().into_string().ok());
+    let mut first: Vec<String> = names.filter(|name| conf::is_read(name) && name.as_str() < CONFLIST).collect();
     first.sort();
-    let before = first.iter().map(|name| {
-        let path = conf_dir.join(name);
-        format!(
-            "warning: {} sorts before {CONFLIST}, so the container runtime uses it instead; remove it to use Margay",
-            path.display()
-        )
-    });
-    let missing = types.iter().filter(|kind| !bin_dir.join(kind).exists()).map(|kind| {
+    let mut report = Vec::new();
+    for name in first {
+        let path = conf_dir.join(&name);
+        match read(&path) {
+            Whose::Ours | Whose::Nobodys => {}
+            Whose::Left(network) => {
+                let aside = conf_dir.join(format!("{name}{SAVED}"));
+                fs::rename(&path, &aside).map_err(|source| InstallError::File { path: path.clone(), source })?;
+                report.push(format!("{} of {network} set aside as {}", path.display(), aside.display()));
+            }
+            Whose::Foreign(what) => report.push(format!(
+                "warning: {} sorts before {CONFLIST}, so the container runtime uses it instead, and it {what}; remove it to use Margay",
+                path.display()
+            )),
+        }
+    }
+    if !report.is_empty() {
+        File::open(conf_dir).and_then(|folder| folder.sync_all()).map_err(failed)?;
+    }
+    Ok(report)
+}
+
+/// Whose a file is; one that cannot be read as text is nobody's that is known.
+fn read(path: &Path) -> Whose {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    match fs::read(path) {
+        Ok(content) => conf::whose(&name, &String::from_utf8_lossy(&content)),
+        Err(error) => Whose::Foreign(format!("cannot be read, {error}")),
+    }
+}
+
+/// Plugins that the configuration calls and the host does not have.
+fn missing(bin_dir: &Path, types: &[String]) -> Vec<String> {
+    let missing = types.iter().filter(|kind| !bin_dir.join(kind).exists());
+    let text = |kind: &String| {
         format!(
             "warning: {CONFLIST} calls the plugin {kind:?}, which is not in {}; install it or pods will not start",
             bin_dir.display()
         )
-    });
-    Ok(before.chain(missing).collect())
+    };
+    missing.map(text).collect()
 }

@@ -109,16 +109,51 @@ fn what_differs_is_replaced() {
 }
 
 #[test]
-fn other_configurations_stay_and_are_warned_of_when_they_win() {
+fn what_networks_before_have_left_is_set_aside() {
     let host = Host::new();
-    for name in ["05-first.conf", "10-calico.conflist", "20-later.conflist", "00-readme.txt"] {
-        fs::write(host.path("net.d").join(name), "{}").expect("write");
+    let calico = r#"{"name":"k8s-pod-network","plugins":[{"type":"calico"},{"type":"portmap"}]}"#;
+    let left = [
+        ("10-calico.conflist", calico),
+        ("10-canal.conflist", calico),
+        ("10-flannel.conflist", r#"{"plugins":[{"type":"flannel"}]}"#),
+        ("10-kindnet.conflist", "{"),
+    ];
+    for (name, text) in left {
+        fs::write(host.path("net.d").join(name), text).expect("write");
+    }
+    let said = host.install(CONFLIST).expect("installs");
+    assert!(!said.contains("warning"), "{said}");
+    for (name, text) in left {
+        assert!(!host.path("net.d").join(name).exists(), "{name}");
+        let aside = fs::read_to_string(host.path("net.d").join(format!("{name}.margay-saved"))).expect("aside");
+        assert_eq!(aside, text);
+    }
+    assert!(said.contains("10-calico.conflist of Calico set aside"), "{said}");
+    assert!(!host.install(CONFLIST).expect("installs").contains("set aside"), "once");
+}
+
+#[test]
+fn what_calls_ours_and_what_nobody_knows_stay_and_the_latter_is_warned_of_when_it_wins() {
+    let host = Host::new();
+    let files = [
+        ("00-multus.conf", r#"{"type":"multus-shim"}"#),
+        ("00-readme.txt", "{}"),
+        ("05-empty.conf", ""),
+        ("05-first.conf", r#"{"type":"bridge"}"#),
+        ("06-bad.conflist", "{"),
+        ("20-calico.conflist", r#"{"plugins":[{"type":"calico"}]}"#),
+    ];
+    for (name, text) in files {
+        fs::write(host.path("net.d").join(name), text).expect("write");
     }
     let said = host.install(CONFLIST).expect("installs");
     let warned: Vec<_> = said.lines().filter(|line| line.contains("warning")).collect();
     assert_eq!(warned.len(), 2, "{said}");
-    assert!(warned[0].contains("05-first.conf") && warned[1].contains("10-calico.conflist"), "{said}");
-    assert_eq!(fs::read_to_string(host.path("net.d/05-first.conf")).expect("read"), "{}");
+    assert!(warned[0].contains("05-first.conf") && warned[0].contains("calls bridge"), "{said}");
+    assert!(warned[1].contains("06-bad.conflist") && warned[1].contains("is not JSON"), "{said}");
+    for (name, text) in files {
+        assert_eq!(fs::read_to_string(host.path("net.d").join(name)).expect("stays"), text);
+    }
 
     let chained = CONFLIST.replace(r#"[{"type":"margay"}]"#, r#"[{"type":"margay"},{"type":"portmap"}]"#);
     let said = host.install(&chained).expect("installs");

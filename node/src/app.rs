@@ -20,6 +20,7 @@ use tower::ServiceBuilder;
 
 use crate::agent::{self, AgentHandle, Netfilter, Routes, watch_drift, watch_links};
 use crate::cni::attachment::Attachments;
+use crate::cni::conf;
 use crate::config::Args;
 use crate::debug::DebugService;
 use crate::identity::Identity;
@@ -73,6 +74,12 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let (agent, fatal) = start(&args, &attachments, metrics)?;
     tokio::spawn(follow(agent.clone(), enforcing));
 
+    if let Some(folder) = args.cni_conf_dir.clone() {
+        tokio::spawn(conf::watch(folder, |wrong| match wrong {
+            Some(wrong) => tracing::error!("{wrong}"),
+            None => tracing::info!("the container runtime calls this network's plugin"),
+        }));
+    }
     let notices = Notices::default();
     let connected = connect(&args, &agent, &notices, &readiness, certified, &shutdown);
     let pods = serve_pods(&args, agent.clone(), attachments, notices.clone());

@@ -30,6 +30,9 @@ pub struct Args {
     /// Folder of the CNI socket.
     #[arg(long, env = "MARGAY_RUN_DIR", default_value = "/var/run/margay")]
     pub run_dir: PathBuf,
+    /// The folder of network configurations that the container runtime reads; it is looked at for what takes pods away from this network. Without, it is not.
+    #[arg(long, env = "MARGAY_CNI_CONF_DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
     /// Where readers look: gRPC with mutual TLS.
     #[arg(long, env = "MARGAY_LISTEN", default_value = "0.0.0.0:5474")]
     pub listen: SocketAddr,

@@ -1,8 +1,9 @@
 //! The wire: .proto files, generated code, and the way between wire and model.
 //!
-//! Without the feature `sync` there is only the exchange between the CNI plugin and the agent, which needs no gRPC.
+//! Without the feature `sync` there is only the exchange between the CNI plugin and the agent, which needs no gRPC, and what both have to agree on.
 
 pub mod cni;
+pub mod conf;
 #[cfg(feature = "sync")]
 pub mod sync;
 

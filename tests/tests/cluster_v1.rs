@@ -29,7 +29,13 @@ const BLOCK: &str = "10.244.7.0/26";
 const TUNNEL: &str = "10.244.7.0";
 const IN_USE: &str = "10.244.7.1";
 /// How long something may take on a busy machine.
+const CONF_DIR: &str = "/etc/cni/net.d";
+/// What Calico leaves there when its DaemonSet is deleted.
+const CALICO_CONFLIST: &str =
+    r#"{"cniVersion":"0.3.1","name":"k8s-pod-network","plugins":[{"type":"calico","ipam":{"type":"calico-ipam"}}]}"#;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Kubernetes keeps the pods of a node that left for up to a minute, and what they have is kept until after that.
+const DEPARTURE: Duration = Duration::from_secs(180);
 
 fn main() -> ExitCode {
     let mut suite = Suite::from_arguments();
@@ -56,6 +62,7 @@ fn main() -> ExitCode {
     suite.case("while_the_data_is_locked_no_pod_starts", || locked(cluster));
     policy::run(&mut suite, &ground);
     hosts::run(&mut suite, &ground);
+    suite.case("the_configuration_that_calico_left_is_set_aside", || aside(cluster));
     suite.case("what_a_node_had_that_left_is_given_back", || departed(cluster));
     suite.finish()
 }
@@ -68,6 +75,10 @@ fn take_over(name: &str, folder: &Path) -> Result<Stage> {
     cluster.kubectl(&["apply", "-f", &file("crds.yaml")])?;
     cluster.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
     cluster.kubectl(&["create", "-f", &file("data.yaml")])?;
+    for node in cluster.nodes()? {
+        let write = format!("mkdir -p {CONF_DIR} && echo '{CALICO_CONFLIST}' > {CONF_DIR}/10-calico.conflist");
+        node.exec(&["sh", "-c", &write])?;
+    }
     let options = install::Options { mode: Mode::V1, ..install::Options::default() };
     install::install(&cluster, &options, &tell)?;
     let world = World::create(&cluster).with_context(|| install::diagnosis(&cluster))?;
@@ -189,6 +200,17 @@ fn old_policies(ground: &Ground) -> Result<()> {
     policy::expect(ground, &Matrix::open(&PODS, &demo::ports()))
 }
 
+/// Pods of the world have started since, so it is ours that the runtime calls.
+fn aside(cluster: &Cluster) -> Result<()> {
+    for node in cluster.nodes()? {
+        let files = node.exec(&["ls", CONF_DIR])?;
+        let mut files: Vec<&str> = files.split_whitespace().collect();
+        files.sort_unstable();
+        ensure!(files == ["10-calico.conflist.margay-saved", "10-margay.conflist"], "{}: {files:?}", node.host.name);
+    }
+    Ok(())
+}
+
 /// The last case: its pods are lost with it.
 fn departed(cluster: &Cluster) -> Result<()> {
     let left = || -> Result<Vec<String>> {
@@ -210,7 +232,7 @@ fn departed(cluster: &Cluster) -> Result<()> {
     ensure!(left()?.len() >= 3, "n3 has a claim, a block and its tunnel's handle: {:?}", left()?);
     cluster.kubectl(&["delete", "node", "n3"])?;
     wait_for(
-        PATIENCE,
+        DEPARTURE,
         || format!("what n3 had to be given back; left: {:?}", left()),
         || left().is_ok_and(|left| left.is_empty()),
     )?;

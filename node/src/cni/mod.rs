@@ -2,6 +2,7 @@
 
 pub mod announce;
 pub mod attachment;
+pub mod conf;
 pub mod ports;
 pub mod request;
 pub mod server;

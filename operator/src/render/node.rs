@@ -150,6 +150,7 @@ fn agent(context: &Context<'_>, typha: &str) -> Value {
         heap(),
         ("MARGAY_STATE_DIR", "/var/lib/margay".to_owned()),
         ("MARGAY_RUN_DIR", "/var/run/margay".to_owned()),
+        ("MARGAY_CNI_CONF_DIR", HOST_CONF.to_owned()),
         ("MARGAY_LISTEN", format!("0.0.0.0:{DEBUG_PORT}")),
         ("MARGAY_ADMIN_LISTEN", format!("127.0.0.1:{ADMIN_PORT}")),
         ("MARGAY_POLICY_SETUP_TIMEOUT_SECONDS", timeout.to_string()),
@@ -180,7 +181,11 @@ fn authority(address: &str) -> String {
 }
 
 fn mounts() -> Vec<Value> {
-    let mut mounts = vec![json!({ "name": "ca", "mountPath": CA_DIR, "readOnly": true })];
+    let mut mounts = vec![
+        json!({ "name": "ca", "mountPath": CA_DIR, "readOnly": true }),
+        // What the container runtime reads is looked at.
+        json!({ "name": "cni-conf", "mountPath": HOST_CONF, "readOnly": true }),
+    ];
     for (name, _, path) in HOST_FOLDERS {
         match name {
             // Container runtimes name namespaces by either path; without a distribution's links they are two.
