@@ -69,7 +69,7 @@ pub struct InstallationSpec {
     /// How the node agents are replaced. Only `RollingUpdate` is allowed; `maxUnavailable` is 1 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_update_strategy: Option<NodeUpdateStrategy>,
-    /// Resources per component (`Node`, `Typha`); the per-workload overrides below win.
+    /// Resources per component (`Node`, `Typha`; there are no others); the per-workload overrides below win.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub component_resources: Option<Vec<ComponentResource>>,
     /// Overrides of the node agent's DaemonSet.
@@ -161,7 +161,7 @@ pub struct IpPoolSpec {
     /// Prefix length of the blocks that nodes claim: 20 to 32 for IPv4 (default 26), 116 to 128 for IPv6 (default 122).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_size: Option<i32>,
-    /// Whether the pool is kept out of BGP. Default false.
+    /// Kept for other versions: there is no BGP here, and no pool is exported.
     #[serde(default, rename = "disableBGPExport", skip_serializing_if = "Option::is_none")]
     pub disable_bgp_export: Option<bool>,
     /// Whether the pool gives out no new addresses. Default false.

@@ -270,9 +270,6 @@ async fn put_annotations(
     told: Option<&Vec<NodeInterface>>,
 ) -> Result<()> {
     let mut wanted = Map::new();
-    if told != Some(&seen.interfaces) {
-        wanted.insert(ANNOTATION_NODE_INTERFACES.to_owned(), json!(json!(seen.interfaces).to_string()));
-    }
     for (version, subnet) in subnets(own, seen.has_ipv6)? {
         let (present, annotation) = match version {
             IpVersion::V4 => (seen.own.ipv4.map(IpNet::V4), ANNOTATION_NODE_IPV4),
@@ -292,6 +289,10 @@ async fn put_annotations(
                 wanted.insert(mac.to_owned(), json!(tunnel_mac(node, version).to_string()));
             }
         }
+    }
+    // A Node without our other annotations may have been deleted and made again, and has lost this one too.
+    if told != Some(&seen.interfaces) || !wanted.is_empty() {
+        wanted.insert(ANNOTATION_NODE_INTERFACES.to_owned(), json!(json!(seen.interfaces).to_string()));
     }
     if wanted.is_empty() {
         return Ok(());

@@ -206,6 +206,15 @@ impl Applier {
         Ok(())
     }
 
+    /// Applies to the status of objects.
+    pub async fn exec_statuses(&self, objects: &[Object]) -> Vec<Failure> {
+        let mut failures = Vec::new();
+        for object in objects {
+            failures.extend(told("judged", object, self.apply_status(object).await));
+        }
+        failures
+    }
+
     /// Writes defaults into the Installation. Without force: a field that a person sets meanwhile is that person's.
     pub async fn write_back(&self, owner: &Owner, spec: Value) -> Result<(), Error> {
         let object = Object::new("Installation", json!({ "metadata": { "name": owner.name }, "spec": spec }));

@@ -1,13 +1,12 @@
 //! Carries out the verdicts of [`crate::gc`]: looks at all there is from time to time, and soon after a node has left; asks once more for whom something is
-//! taken of; takes nothing that has changed since it was looked at; and writes nothing while the data is locked.
+//! taken of, nodes and pods; takes nothing that has changed since it was looked at; and writes nothing while the data is locked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 use ipnet::IpNet;
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::Api;
 use kube::core::PartialObjectMeta;
@@ -17,23 +16,36 @@ use margay_api::ipam::block::Block;
 use margay_api::ipam::names;
 use margay_api::meta::ANNOTATION_POD_IPS;
 use margay_api::storage::Mode;
-use margay_api::v3::{BlockAffinity, ClusterInformation, IPAMBlock, IPAMHandle, SINGLETON};
+use margay_api::v3::controllers::leak_grace;
+use margay_api::v3::{
+    BlockAffinity, ClusterInformation, IPAMBlock, IPAMConfiguration, IPAMHandle, IPPool, KubeControllersConfiguration,
+    SINGLETON,
+};
 use margay_runtime::shutdown::Shutdown;
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
-use crate::apply::has_node;
-use crate::gc::{self, Claim, Doomed, Owner, Plan, PodFacts, Release, Seen, Suspicions};
+use crate::apply::{bounded, has_node};
+use crate::gc::{self, Claim, Doomed, Handle, Plan, PodFacts, Release, Rules, Seen, Suspicions};
 use crate::objects::{Objects, StoreError, pages};
+use crate::overlap;
 
 /// Between looks when nothing happens.
 const PERIOD: Duration = Duration::from_secs(300);
-/// After a node has left: a little more than what it is given to come back.
+/// While a node is absent, or pods are still to be asked for.
 const SOON: Duration = Duration::from_secs(12);
+/// The most pods that are asked for by name in a round, and at a time; what others have waits for the next.
+const ASKED: (usize, usize) = (500, 8);
 
-/// Looks and takes while this operator leads. Ends with the process.
-pub async fn run(client: Client, mode: Mode, mut leading: watch::Receiver<bool>, shutdown: Shutdown) {
-    let mut collector = Collector::new(client.clone(), mode);
+/// Looks and takes while this operator leads; tells of blocks that overlap. Ends with the process.
+pub async fn run(
+    client: Client,
+    mode: Mode,
+    overlaps: watch::Sender<Vec<String>>,
+    mut leading: watch::Receiver<bool>,
+    shutdown: Shutdown,
+) {
+    let mut collector = Collector::new(client.clone(), mode, overlaps);
     let mut suspicions = Suspicions::default();
     let left = Arc::new(Notify::new());
     let watched = tokio::spawn(departures(client, left.clone()));
@@ -77,46 +89,74 @@ struct Collector {
     claims: Objects<BlockAffinity>,
     handles: Objects<IPAMHandle>,
     informations: Objects<ClusterInformation>,
+    pools: Objects<IPPool>,
+    settings: Objects<IPAMConfiguration>,
+    controllers: Objects<KubeControllersConfiguration>,
+    /// Tells of blocks that overlap.
+    overlaps: watch::Sender<Vec<String>>,
+    /// Begin of its clock, which no setting of the time moves.
+    begin: Instant,
     /// Handles that have lost their addresses in a block, and may name it still.
     owed: BTreeMap<IpNet, BTreeSet<String>>,
 }
 
 impl Collector {
-    fn new(client: Client, mode: Mode) -> Self {
+    fn new(client: Client, mode: Mode, overlaps: watch::Sender<Vec<String>>) -> Self {
         Self {
+            overlaps,
             blocks: Objects::new(&client, mode, "IPAMBlock"),
             claims: Objects::new(&client, mode, "BlockAffinity"),
             handles: Objects::new(&client, mode, "IPAMHandle"),
             informations: Objects::new(&client, mode, "ClusterInformation"),
+            pools: Objects::new(&client, mode, "IPPool"),
+            settings: Objects::new(&client, mode, "IPAMConfiguration"),
+            controllers: Objects::new(&client, mode, "KubeControllersConfiguration"),
+            begin: Instant::now(),
             client,
             owed: BTreeMap::new(),
         }
     }
 
-    /// One look. Answers whether a node is suspected, so that the next look should be soon.
+    /// One look. Answers whether the next one should be soon: a node is absent, or not everybody could be asked.
     async fn round(&mut self, suspicions: &mut Suspicions) -> Result<bool, StoreError> {
         let information = self.informations.get(SINGLETON).await?;
         if information.is_some_and(|information| information.spec.datastore_ready == Some(false)) {
             return Ok(false);
         }
+        let rules = self.rules().await?;
         let seen = self.look().await?;
-        let plan = gc::plan(&seen, suspicions, Timestamp::now());
+        let overlapping = overlap::overlaps(&seen.blocks);
+        self.overlaps.send_if_modified(|told| std::mem::replace(told, overlapping.clone()) != overlapping);
+        let mut plan = gc::plan(&seen, rules, suspicions, self.begin.elapsed());
         let mut back = BTreeSet::new();
         for node in plan.nodes() {
             if !seen.nodes.contains(node) && has_node(&self.client, node).await? {
                 back.insert(node.to_owned());
             }
         }
-        self.exec(&plan, &back).await;
-        Ok(suspicions.has_node())
+        let in_doubt: Vec<String> = plan.pods().into_iter().map(str::to_owned).collect();
+        let asked = self.ask(&in_doubt).await;
+        plan.spare(&back, &asked);
+        self.exec(&plan).await;
+        Ok(suspicions.has_node() || asked.len() < in_doubt.len())
+    }
+
+    /// What settings say; a bad value counts as not given.
+    async fn rules(&self) -> Result<Rules, StoreError> {
+        let controllers = self.controllers.get(SINGLETON).await?;
+        let leak = controllers.map_or(Ok(None), |object| leak_grace(&object)).unwrap_or_else(|problem| {
+            warn!(%problem, "counts as not given");
+            None
+        });
+        let settings = self.settings.get(SINGLETON).await?;
+        Ok(Rules {
+            leak: leak.map_or(Some(gc::LEAK_GRACE), |leak| Some(leak).filter(|leak| !leak.is_zero())),
+            gives_back_spare: settings.is_none_or(|settings| settings.spec.auto_allocate_blocks),
+        })
     }
 
     async fn look(&self) -> Result<Seen, StoreError> {
-        let blocks = self.blocks.list().await?.into_iter();
-        let claims = self.claims.list().await?.into_iter();
-        // Nodes and pods after blocks: who got an address meanwhile is seen, and nothing is suspected for want of him.
-        let pods = pages(&Api::<Pod>::all(self.client.clone()), pod_facts).await?;
-        let nodes = pages(&Api::<Node>::all(self.client.clone()), |node| node.name_any()).await?;
+        let handles = self.handles.map(|object| handle(&object)).await?;
         let block = |object: IPAMBlock| match Block::parse(object.spec) {
             Ok(block) => Some(block),
             Err(fault) => {
@@ -124,54 +164,95 @@ impl Collector {
                 None
             }
         };
+        let blocks = self.blocks.map(block).await?;
+        let claims = self.claims.map(|object| claim(&object)).await?;
+        // Nodes, pods and pools after blocks: who got an address meanwhile is seen, and nothing is suspected for want of him.
+        let pods = pages(&Api::<Pod>::all(self.client.clone()), pod_facts).await?;
+        let nodes = pages(&Api::<Node>::all(self.client.clone()), |node| node.name_any()).await?;
+        let pools: Vec<Option<IpNet>> = self.pools.map(|pool| pool.spec.cidr.parse().ok()).await?;
         Ok(Seen {
             nodes: nodes.into_iter().collect(),
             pods: pods.into_iter().collect(),
-            blocks: blocks.filter_map(block).collect(),
-            claims: claims.filter_map(|object| claim(&object)).collect(),
+            blocks: blocks.into_iter().flatten().collect(),
+            claims: claims.into_iter().flatten().collect(),
+            handles,
+            // With a pool that cannot be read nobody knows whose a block is.
+            pools: pools.into_iter().collect(),
         })
     }
 
+    /// Asks for pods by name: what they are, none where they are not there. Those that could not be asked for are left out.
+    async fn ask(&self, pods: &[String]) -> BTreeMap<String, Option<PodFacts>> {
+        let ask = |name: &String| {
+            let name = name.clone();
+            async move {
+                let (namespace, pod) = name.split_once('/')?;
+                let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+                match bounded(api.get_opt(pod)).await {
+                    Ok(found) => Some((name.clone(), found.map(|pod| pod_facts(&pod).1))),
+                    Err(error) => {
+                        warn!(pod = name, %error, "keeps its addresses until it can be asked for");
+                        None
+                    }
+                }
+            }
+        };
+        stream::iter(pods.iter().take(ASKED.0))
+            .map(ask)
+            .buffered(ASKED.1)
+            .filter_map(|answer| async { answer })
+            .collect()
+            .await
+    }
+
     /// What fails is tried again after the next look.
-    async fn exec(&mut self, plan: &Plan, back: &BTreeSet<String>) {
+    async fn exec(&mut self, plan: &Plan) {
         for (cidr, releases) in &plan.releases {
-            let due: Vec<&Release> = releases.iter().filter(|release| !is_back(release, back)).collect();
-            match self.release(*cidr, &due).await {
-                Ok(()) => {}
-                Err(error) => warn!(block = %cidr, %error, "addresses are not released yet"),
+            if let Err(error) = self.release(*cidr, releases).await {
+                warn!(block = %cidr, %error, "addresses are not released yet");
             }
         }
         self.settle().await;
-        for block in plan.blocks.iter().filter(|block| block.node.as_ref().is_none_or(|node| !back.contains(node))) {
-            if let Err(error) = self.delete_block(block).await {
-                warn!(block = %block.cidr, %error, "not deleted yet");
+        let mut claims: BTreeMap<(IpNet, &str), &Claim> =
+            plan.claims.iter().map(|claim| ((claim.cidr, claim.node.as_str()), claim)).collect();
+        for block in &plan.blocks {
+            let claim = block.node.as_deref().and_then(|node| claims.remove(&(block.cidr, node)));
+            match self.give_back(block, claim).await {
+                Ok(true) => info!(block = %block.cidr, node = block.node, "given back: empty, and not needed"),
+                Ok(false) => info!(block = %block.cidr, node = block.node, "changed since it was looked at, and stays"),
+                Err(error) => warn!(block = %block.cidr, node = block.node, %error, "not given back yet"),
             }
         }
-        for claim in plan.claims.iter().filter(|claim| !back.contains(&claim.node)) {
+        for claim in claims.into_values() {
             match self.delete_claim(claim).await {
-                Ok(true) => {
-                    info!(node = claim.node, block = %claim.cidr, "claim deleted: the node has left, or had begun to give it back")
-                }
+                Ok(true) => info!(node = claim.node, block = %claim.cidr, "claim deleted: there is no such block"),
                 Ok(false) => {
                     info!(node = claim.node, block = %claim.cidr, "claim changed since it was looked at, and stays")
                 }
                 Err(error) => warn!(node = claim.node, block = %claim.cidr, %error, "claim not deleted yet"),
             }
         }
+        for handle in &plan.handles {
+            if let Err(error) = self.delete_handle(handle).await {
+                warn!(handle = handle.name, %error, "not deleted yet; no block has an address of it");
+            }
+        }
     }
 
-    async fn release(&mut self, cidr: IpNet, releases: &[&Release]) -> Result<(), StoreError> {
+    async fn release(&mut self, cidr: IpNet, releases: &[Release]) -> Result<(), StoreError> {
         let Some((mut object, mut block)) = self.block(cidr).await? else {
             return Ok(());
         };
         let mut handles = BTreeSet::new();
+        let mut is_changed = false;
         for release in releases {
             if block.release_address(release.address, release.sequence) {
-                info!(address = %release.address, owner = ?release.owner, "released: nobody else will");
-                handles.insert(release.handle.clone());
+                is_changed = true;
+                info!(address = %release.address, node = release.node, pod = release.pod, "released: nobody else will");
+                handles.extend(Some(release.handle.clone()).filter(|handle| !handle.is_empty()));
             }
         }
-        if handles.is_empty() {
+        if !is_changed {
             return Ok(());
         }
         object.spec = block.spec().clone();
@@ -230,19 +311,66 @@ impl Collector {
         Ok(())
     }
 
-    /// In two steps: the mark, which is not made of a block that is not as it was judged, then the deletion of what was marked.
-    async fn delete_block(&self, judged: &Doomed) -> Result<(), StoreError> {
-        let Some((mut object, block)) = self.block(judged.cidr).await? else {
+    /// Deletes a handle that is as it was judged.
+    async fn delete_handle(&self, judged: &Handle) -> Result<(), StoreError> {
+        let Some(object) = self.handles.get(&judged.name).await? else {
             return Ok(());
         };
-        if !judged.is_still(&block) {
+        if handle(&object) != *judged {
             return Ok(());
+        }
+        if self.handles.delete(&object.metadata).await? {
+            info!(handle = judged.name, "handle deleted: no block has an address of it");
+        }
+        Ok(())
+    }
+
+    /// Gives a block back as its node does it: the claim is marked, which tells everybody who works on this data that the block may go, then the block is
+    /// deleted, then the claim. Answers whether the block is gone; if it is not, the claim holds again.
+    async fn give_back(&self, judged: &Doomed, claimed: Option<&Claim>) -> Result<bool, StoreError> {
+        let Some(claimed) = claimed else {
+            return self.delete_block(judged).await;
+        };
+        let Some(marked) = self.mark(claimed, CLAIM_ENDS).await? else {
+            return Ok(false);
+        };
+        if self.delete_block(judged).await? {
+            self.delete_claim(&marked).await?;
+            return Ok(true);
+        }
+        self.mark(&marked, CLAIM_HOLDS).await?;
+        Ok(false)
+    }
+
+    /// Writes the state of a claim; none: it is not as it was judged. Answers with the claim as it is then.
+    async fn mark(&self, judged: &Claim, state: &str) -> Result<Option<Claim>, StoreError> {
+        let Some(mut object) = self.claims.get(&judged.name).await? else {
+            return Ok(None);
+        };
+        if claim(&object).as_ref() != Some(judged) {
+            return Ok(None);
+        }
+        if object.spec.state != state {
+            object.spec.state = state.to_owned();
+            object = self.claims.replace(&judged.name, &object).await?;
+        }
+        Ok(claim(&object))
+    }
+
+    /// In two steps: the mark, which is not made of a block that is not as it was judged, then the deletion of what was marked. Answers whether it is
+    /// gone.
+    async fn delete_block(&self, judged: &Doomed) -> Result<bool, StoreError> {
+        let Some((mut object, block)) = self.block(judged.cidr).await? else {
+            return Ok(true);
+        };
+        if !judged.is_still(&block) {
+            return Ok(false);
         }
         if !object.spec.deleted {
             object.spec.deleted = true;
             object = self.blocks.replace(&names::block(judged.cidr), &object).await?;
         }
-        self.blocks.delete(&object.metadata).await.map(drop)
+        self.blocks.delete(&object.metadata).await
     }
 
     /// The same for a claim. Answers whether it is gone.
@@ -261,6 +389,10 @@ impl Collector {
     }
 }
 
+/// States of a claim, as Calico spells them: the block may go, and the block is the node's.
+const CLAIM_ENDS: &str = "pendingDeletion";
+const CLAIM_HOLDS: &str = "confirmed";
+
 /// The claim of a node that the object is, if it is one.
 fn claim(object: &BlockAffinity) -> Option<Claim> {
     let spec = &object.spec;
@@ -274,8 +406,12 @@ fn claim(object: &BlockAffinity) -> Option<Claim> {
     })
 }
 
-fn is_back(release: &Release, back: &BTreeSet<String>) -> bool {
-    matches!(&release.owner, Owner::Node(node) if back.contains(node))
+fn handle(object: &IPAMHandle) -> Handle {
+    Handle {
+        name: object.name_any(),
+        id: object.spec.handle_id.clone(),
+        version: object.resource_version().unwrap_or_default(),
+    }
 }
 
 fn pod_facts(pod: &Pod) -> (String, PodFacts) {
@@ -287,6 +423,7 @@ fn pod_facts(pod: &Pod) -> (String, PodFacts) {
     let facts = PodFacts {
         node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
         addresses: reported.chain(annotated).filter_map(|text| text.parse().ok()).collect(),
+        is_finished: matches!(status.and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed")),
     };
     (format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()), facts)
 }

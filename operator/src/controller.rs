@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use margay_api::installation::{InstallationSpec, StatusCondition};
+use margay_api::storage::Mode;
 use margay_runtime::backoff::{Backoff, jitter};
 use margay_runtime::ready::Gate;
 use margay_runtime::shutdown::Shutdown;
@@ -21,7 +22,7 @@ use crate::object::{Key, Object};
 use crate::render::{self, Plan, Settings};
 use crate::status::{self, Failure, Round};
 use crate::watch::World;
-use crate::{defaults, hosts, validate};
+use crate::{allocatable, defaults, fields, hosts, validate};
 
 /// Changes that come together are answered together.
 const GATHER_PAUSE: Duration = Duration::from_millis(30);
@@ -40,6 +41,10 @@ pub struct Controller {
     pub namespace: String,
     /// Tells the signer which authority signs.
     pub authority: watch::Sender<Option<Authority>>,
+    /// Blocks that overlap, as the collector has seen them.
+    pub overlapping: watch::Receiver<Vec<String>>,
+    /// Which storage the data is in.
+    pub mode: Mode,
     /// Counters.
     pub metrics: Metrics,
     /// Installations that have been warned about.
@@ -82,6 +87,7 @@ pub async fn run(mut controller: Controller, mut leading: watch::Receiver<bool>,
             () = shutdown.wait() => return,
             () = tokio::time::sleep(pause) => {}
             () = changed.notified() => tokio::time::sleep(GATHER_PAUSE).await,
+            Ok(()) = controller.overlapping.changed() => {}
             _ = leading.changed() => {}
         }
     }
@@ -106,7 +112,7 @@ impl Controller {
             return Next::At(certs::next_look(&inputs.certificates, now));
         };
         self.metrics.rounds.inc();
-        let mut found = Round::default();
+        let mut found = Round { ignored: fields::report(&inputs), ..Round::default() };
         if self.advance(&inputs, now, &mut found).await {
             // Nothing is signed before the authority is read back, and nothing that waits for certificates is started before they are there.
             return Next::At(now);
@@ -133,6 +139,7 @@ impl Controller {
                 found.failures.extend(failures);
             }
         }
+        self.judge_pools(&inputs, now, &mut found).await;
         self.metrics.failures.inc_by(found.failures.len() as u64);
         let told = self.report(&request, &inputs, &found, now).await;
         if found.failures.is_empty() && told {
@@ -161,6 +168,17 @@ impl Controller {
             failures = self.applier.sweep(unwanted).await;
         }
         found.failures.extend(failures);
+    }
+
+    /// Says of every pool whether addresses may be taken from it. The older storage has no place for that, and only overlaps are told.
+    async fn judge_pools(&mut self, inputs: &Inputs, now: Timestamp, found: &mut Round) {
+        let verdicts = allocatable::judge(inputs.pools.as_deref().unwrap_or_default(), now);
+        found.overlaps = verdicts.overlaps;
+        found.overlaps.extend(self.overlapping.borrow_and_update().iter().cloned());
+        if self.mode == Mode::V3 {
+            let failures = self.applier.exec_statuses(&verdicts.statuses).await;
+            found.failures.extend(failures);
+        }
     }
 
     /// Moves the authority on if that is due. Answers whether a new state of it has been stored.
@@ -266,7 +284,7 @@ impl Controller {
         if request.conditions != conditions {
             told &= self.tell_installation(request, &conditions).await;
         }
-        self.metrics.degraded.set(i64::from(state.degraded.is_some()));
+        self.metrics.degraded.set(i64::from(state.degraded.or(state.caution).is_some()));
         told
     }
 

@@ -7,7 +7,7 @@ fn cluster(subnets: &[&str], pools: Option<Vec<PoolFacts>>) -> Inputs {
 }
 
 fn pool(name: &str, spec: Value) -> PoolFacts {
-    PoolFacts { name: name.to_owned(), spec, managed: false }
+    PoolFacts { name: name.to_owned(), spec, ..PoolFacts::default() }
 }
 
 fn pools_of(spec: Value, inputs: &Inputs) -> Value {

@@ -11,7 +11,7 @@ fn node(name: &str, labels: &[(&str, &str)], addresses: &[&str]) -> NodeFacts {
         is_linux: true,
         labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
-        interfaces: None,
+        ..NodeFacts::default()
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Taint};
 use margay_api::hosts::NodeInterface;
 use margay_api::installation::StatusCondition;
 use margay_api::meta::Labels;
@@ -40,6 +40,8 @@ pub struct NodeFacts {
     pub is_linux: bool,
     /// Its labels.
     pub labels: Labels,
+    /// What keeps pods away that do not tolerate it.
+    pub taints: Vec<Taint>,
     /// Addresses by which others reach it: its own and those of its tunnels.
     pub addresses: BTreeSet<IpAddr>,
     /// What its agent tells of its interfaces, or why that cannot be read; none: it has not told yet.
@@ -55,6 +57,12 @@ pub struct PoolFacts {
     pub spec: Value,
     /// Whether it carries our label: it was made or adopted by an operator and follows the Installation.
     pub managed: bool,
+    /// When it was made, as the API writes it: such texts are ordered like their times.
+    pub created: String,
+    /// Whether its deletion has begun.
+    pub terminating: bool,
+    /// The conditions in its status.
+    pub conditions: Vec<Value>,
 }
 
 impl PoolFacts {
@@ -92,8 +100,12 @@ pub struct Inputs {
     pub cluster_id: String,
     /// All pools; none while the API does not serve the kind.
     pub pools: Option<Vec<PoolFacts>>,
-    /// Names of FelixConfigurations; none while the API does not serve the kind.
-    pub felix: Option<BTreeSet<String>>,
+    /// Specs of FelixConfigurations, by name; none while the API does not serve the kind.
+    pub felix: Option<BTreeMap<String, Value>>,
+    /// Spec of IPAMConfiguration `default`, if there is one.
+    pub ipam: Option<Value>,
+    /// Objects of BGP, kind and name, in the storage that has such kinds.
+    pub bgp: BTreeSet<String>,
     /// Names of Tiers; none while the API does not serve the kind.
     pub tiers: Option<BTreeSet<String>>,
     /// Spec of ClusterInformation `default`: outer none while the API does not serve the kind.

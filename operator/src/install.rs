@@ -81,16 +81,23 @@ fn storage_rules(mode: Mode) -> Vec<Value> {
     // Those of nodes are made, written anew and deleted; whose they are is in a label, which no rule can ask for.
     let hosts = render::calico(mode, &["hostendpoints"], &["create", "delete", "get", "list", "update", "watch"]);
     let controllers = render::calico(mode, &["kubecontrollersconfigurations"], &READ);
-    let common = vec![hosts, controllers, migration];
+    // What its collector looks at, takes back and tidies up.
+    let collected = ["blockaffinities", "ipamblocks", "ipamhandles"];
+    let collected = render::calico(mode, &collected, &["delete", "get", "list", "update"]);
+    let settings = render::calico(mode, &["ipamconfigurations"], &READ);
+    let common = vec![hosts, controllers, collected, settings, migration];
     if mode == Mode::V3 {
         let applied = render::calico(mode, &shared, &["create", "get", "list", "patch", "watch"]);
-        return [vec![applied], common].concat();
+        let judged = render::calico(mode, &["ippools/status"], &["patch"]);
+        return [vec![applied, judged], common].concat();
     }
     let definitions: Vec<String> = crds::later().iter().map(|definition| definition.name_any()).collect();
     let definitions: Vec<&str> = definitions.iter().map(String::as_str).collect();
     let written = render::calico(mode, &shared, &["create", "get", "list", "update", "watch"]);
+    // Nobody obeys them, and that is said.
+    let unserved = render::calico(mode, &["bgpconfigurations", "bgpfilters", "bgppeers"], &READ);
     let brought = named("apiextensions.k8s.io", &["customresourcedefinitions"], &definitions, &APPLY);
-    [vec![written, brought], common].concat()
+    [vec![written, unserved, brought], common].concat()
 }
 
 const ADMISSION: [&str; 2] = ["validatingadmissionpolicies", "validatingadmissionpolicybindings"];

@@ -1,17 +1,20 @@
 //! Reconciles an Installation into every component: gather, default, validate, render, apply, status.
 //!
 //! Read in this order: [`controller`] (the round), [`watch`] and [`inputs`] (what is known), [`defaults`], [`validate`], [`render`], [`apply`],
-//! [`status`]. Part of it is [`hosts`] (host endpoints of nodes).
+//! [`status`]. Part of it are [`hosts`] (host endpoints of nodes) [`allocatable`] (pools that addresses may be taken from) and [`fields`]
+//! (what is set and not followed).
 //! Before the first round: [`storage`] (where the data is). Beside the round: [`certs`] (own authority and leafs), [`csr`] and [`signer`] (nodes' certificates), [`gc`] and [`collector`] (addresses that nobody
-//! will give back), [`lease`] (who acts). [`install`] is
+//! will give back; [`overlap`]s of blocks), [`lease`] (who acts). [`install`] is
 //! what a person applies to get the operator itself.
 
+pub mod allocatable;
 pub mod apply;
 pub mod certs;
 pub mod collector;
 pub mod controller;
 pub mod csr;
 pub mod defaults;
+pub mod fields;
 pub mod gc;
 pub mod hosts;
 pub mod inputs;
@@ -20,6 +23,7 @@ pub mod lease;
 pub mod metrics;
 pub mod object;
 pub mod objects;
+pub mod overlap;
 pub mod render;
 pub mod scale;
 pub mod signer;
@@ -86,17 +90,20 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     storage::prepare(&client, mode).await?;
     let (leading, leads) = tokio::sync::watch::channel(false);
     let (authority, authorities) = tokio::sync::watch::channel(None);
+    let (overlaps, overlapping) = tokio::sync::watch::channel(Vec::new());
     let controller = controller::Controller {
         world: Arc::new(watch::World::start(&client, &args.namespace, mode)),
         applier: apply::Applier::new(client.clone(), mode),
         settings: settings(&args, mode, std::env::vars()),
         namespace: args.namespace.clone(),
         authority,
+        overlapping,
+        mode,
         metrics,
         ignored: Default::default(),
     };
     let signer = signer::run(client.clone(), authorities, leads.clone(), shutdown.clone());
-    let collector = collector::run(client.clone(), mode, leads.clone(), shutdown.clone());
+    let collector = collector::run(client.clone(), mode, overlaps, leads.clone(), shutdown.clone());
     let lease = lease::hold(client, args.namespace.clone(), identity(&args), leading, shutdown.clone());
     info!(version = VERSION, "operator started");
     let rounds = controller::run(controller, leads, gate, shutdown.clone());

@@ -110,6 +110,10 @@ pub static OTHER_KINDS: &[Kind] = &[
     Kind::new("projectcalico.org", "v3", "ClusterInformation", "clusterinformations", false),
     Kind::new("projectcalico.org", "v3", "HostEndpoint", "hostendpoints", false),
     Kind::new("projectcalico.org", "v3", "KubeControllersConfiguration", "kubecontrollersconfigurations", false),
+    Kind::new("projectcalico.org", "v3", "IPAMConfiguration", "ipamconfigurations", false),
+    Kind::new("projectcalico.org", "v3", "BGPConfiguration", "bgpconfigurations", false),
+    Kind::new("projectcalico.org", "v3", "BGPPeer", "bgppeers", false),
+    Kind::new("projectcalico.org", "v3", "BGPFilter", "bgpfilters", false),
     Kind::new("certificates.k8s.io", "v1", "CertificateSigningRequest", "certificatesigningrequests", false),
 ];
 

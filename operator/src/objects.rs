@@ -48,10 +48,10 @@ impl<K: Serialize + DeserializeOwned> Objects<K> {
         bounded(self.api.get_opt(name)).await?.map(|found| self.parse(&found)).transpose()
     }
 
-    /// All objects that can be read.
-    pub async fn list(&self) -> Result<Vec<K>, StoreError> {
+    /// What is wanted of each object that can be read; the objects themselves are forgotten a page at a time.
+    pub async fn map<T>(&self, keep: impl Fn(K) -> T) -> Result<Vec<T>, StoreError> {
         let read = |object: &DynamicObject| match self.parse(object) {
-            Ok(object) => Some(object),
+            Ok(object) => Some(keep(object)),
             Err(error) => {
                 tracing::warn!(kind = self.kind.kind, name = object.metadata.name, %error, "left alone");
                 None

@@ -3,10 +3,13 @@
 
 mod pods;
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use margay_api::installation::StatusCondition;
 
+use crate::fields::{self, Ignored};
 use crate::inputs::Inputs;
 use crate::object::Key;
 use crate::render::{NAMESPACE, NODE, TYPHA};
@@ -14,6 +17,8 @@ use crate::validate::Problem;
 
 /// Most examples named in one message.
 const EXAMPLES: usize = 3;
+/// Most fields without effect named in one message: all that anybody has set.
+const LISTED: usize = 40;
 
 /// A reason from Calico's list, and a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +43,10 @@ pub struct State {
     pub degraded: Option<Finding>,
     /// Something is on its way.
     pub progressing: Option<Finding>,
+    /// All works, and yet a person should know it: told as Degraded, beside being available.
+    pub caution: Option<Finding>,
+    /// What else is to be known; told with the first condition.
+    pub notes: String,
 }
 
 impl State {
@@ -74,19 +83,42 @@ pub struct Round {
     pub conflicts: Vec<String>,
     /// What is wrong about host endpoints of nodes.
     pub hosts: Vec<String>,
+    /// Pools and blocks that overlap.
+    pub overlaps: Vec<String>,
+    /// What is set and not followed.
+    pub ignored: fields::Report,
 }
 
 /// State of the whole: TigeraStatus `calico`.
 pub fn calico(inputs: &Inputs, round: &Round) -> State {
     let health = pods::health(inputs);
-    State { degraded: degraded(round).or(health.failing), progressing: progressing(inputs, round, health.waiting) }
+    State {
+        degraded: degraded(round).or(health.failing),
+        progressing: progressing(inputs, round, health.waiting),
+        caution: caution(&round.ignored.calico),
+        notes: notes(&round.ignored.calico),
+    }
+}
+
+/// Fields without effect that somebody may rely on.
+fn caution(ignored: &BTreeSet<Ignored>) -> Option<Finding> {
+    let texts: Vec<String> = ignored.iter().filter(|one| one.is_unsafe).map(Ignored::to_string).collect();
+    (!texts.is_empty()).then(|| Finding::new("InvalidConfigurationError", some_of(&texts, LISTED)))
+}
+
+/// The other fields without effect.
+fn notes(ignored: &BTreeSet<Ignored>) -> String {
+    let texts: Vec<String> = ignored.iter().filter(|one| !one.is_unsafe).map(Ignored::to_string).collect();
+    if texts.is_empty() { String::new() } else { format!("not followed: {}", some_of(&texts, LISTED)) }
 }
 
 /// State of the address pools: TigeraStatus `ippools`.
 pub fn ippools(inputs: &Inputs, round: &Round) -> State {
-    let mut state = State::default();
+    let ignored = &round.ignored.ippools;
+    let mut state = State { caution: caution(ignored), notes: notes(ignored), ..State::default() };
     let failures = round.failures.iter().filter(|f| f.key.kind.kind == "IPPool");
-    let wrong: Vec<String> = round.conflicts.iter().cloned().chain(failures.map(failure_text)).collect();
+    let found = round.conflicts.iter().chain(&round.overlaps).cloned();
+    let wrong: Vec<String> = found.chain(failures.map(failure_text)).collect();
     let bad: Vec<String> =
         round.problems.iter().filter(|problem| problem.field.contains(".ipPools")).map(Problem::to_string).collect();
     if !bad.is_empty() {
@@ -188,8 +220,12 @@ fn daemon_set_lag(found: Option<&DaemonSet>) -> Option<String> {
 
 /// The first few of a list, and how many more there are.
 fn some(list: &[String]) -> String {
-    let shown = list[..list.len().min(EXAMPLES)].join("; ");
-    match list.len().saturating_sub(EXAMPLES) {
+    some_of(list, EXAMPLES)
+}
+
+fn some_of(list: &[String], most: usize) -> String {
+    let shown = list[..list.len().min(most)].join("; ");
+    match list.len().saturating_sub(most) {
         0 => shown,
         more => format!("{shown}; and {more} more"),
     }
@@ -204,9 +240,11 @@ pub fn conditions(
     before: &[StatusCondition],
     now: Timestamp,
 ) -> Vec<StatusCondition> {
-    let all = Finding::new("AllObjectsAvailable", "All objects available");
+    let gap = if state.notes.is_empty() { "" } else { "; " };
+    let all = Finding::new("AllObjectsAvailable", format!("All objects available{gap}{}", state.notes));
     let first = state.is_available().then_some(&all);
-    [(available, first), ("Progressing", state.progressing.as_ref()), ("Degraded", state.degraded.as_ref())]
+    let degraded = state.degraded.as_ref().or(state.caution.as_ref());
+    [(available, first), ("Progressing", state.progressing.as_ref()), ("Degraded", degraded)]
         .into_iter()
         .map(|(kind, finding)| {
             let status = if finding.is_some() { "True" } else { "False" };
@@ -227,13 +265,18 @@ pub fn conditions(
 }
 
 /// A time as the API writes it: whole seconds.
-fn rfc3339(now: Timestamp) -> String {
+pub(crate) fn rfc3339(now: Timestamp) -> String {
     Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
 }
 
 /// The state shown on the Installation: that of the whole, and what is wrong with pools.
 pub fn overall(calico: &State, ippools: &State) -> State {
-    State { degraded: calico.degraded.clone().or(ippools.degraded.clone()), progressing: calico.progressing.clone() }
+    State {
+        degraded: calico.degraded.clone().or(ippools.degraded.clone()),
+        progressing: calico.progressing.clone(),
+        caution: calico.caution.clone().or(ippools.caution.clone()),
+        notes: calico.notes.clone(),
+    }
 }
 
 #[cfg(test)]

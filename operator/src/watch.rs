@@ -68,8 +68,17 @@ const KUBE_SYSTEM: &str = "kube-system";
 /// Kinds of our own that an API server may be too old for.
 const MUTATING_KINDS: [&str; 2] = ["MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"];
 /// Kinds that are looked at whole, wherever their API may not be served yet.
-const V3_KINDS: [&str; 6] =
-    ["IPPool", "FelixConfiguration", "Tier", "ClusterInformation", "HostEndpoint", "KubeControllersConfiguration"];
+const V3_KINDS: [&str; 7] = [
+    "IPPool",
+    "FelixConfiguration",
+    "Tier",
+    "ClusterInformation",
+    "HostEndpoint",
+    "KubeControllersConfiguration",
+    "IPAMConfiguration",
+];
+/// Kinds of the older storage that nobody obeys.
+const BGP_KINDS: [&str; 3] = ["BGPConfiguration", "BGPPeer", "BGPFilter"];
 
 impl World {
     /// Starts every watch. `namespace` is the operator's own; Calico's kinds are read from that storage, and seen as users see them.
@@ -85,7 +94,8 @@ impl World {
             })
             .collect();
         let mut others = BTreeMap::new();
-        for name in ["Installation", "TigeraStatus", "Node"].into_iter().chain(V3_KINDS) {
+        let bgp = BGP_KINDS.into_iter().filter(|_| mode == Mode::V1);
+        for name in ["Installation", "TigeraStatus", "Node"].into_iter().chain(V3_KINDS).chain(bgp) {
             others.insert(name, open(Scope::all(name)));
         }
         let pods = Scope { namespace: Some(NAMESPACE.to_owned()), ..Scope::all("Pod") };
@@ -110,7 +120,7 @@ impl World {
         owned
             .chain(others)
             .chain(named)
-            .filter(|(name, store)| !V3_KINDS.contains(name) && !MUTATING_KINDS.contains(name) && !is_read(store))
+            .filter(|(name, store)| !is_optional(name) && !is_read(store))
             .map(|(name, _)| name)
             .collect()
     }
@@ -188,7 +198,14 @@ impl World {
     fn gather_v3(&self, inputs: &mut Inputs) {
         let names = |objects: Vec<Arc<DynamicObject>>| objects.iter().map(|object| object.name_any()).collect();
         inputs.pools = self.served("IPPool").map(|pools| pools.iter().map(|pool| pool_facts(pool)).collect());
-        inputs.felix = self.served("FelixConfiguration").map(names);
+        let specs = |objects: Vec<Arc<DynamicObject>>| {
+            objects.iter().map(|object| (object.name_any(), object.data["spec"].clone())).collect::<BTreeMap<_, _>>()
+        };
+        inputs.felix = self.served("FelixConfiguration").map(specs);
+        inputs.ipam = self.served("IPAMConfiguration").map(specs).and_then(|mut known| known.remove("default"));
+        for kind in BGP_KINDS {
+            inputs.bgp.extend(self.objects(kind).iter().map(|object| format!("{kind} {}", object.name_any())));
+        }
         inputs.tiers = self.served("Tier").map(names);
         inputs.cluster_information = self.served("ClusterInformation").map(|objects| {
             objects.iter().find(|object| object.name_any() == "default").map(|object| object.data["spec"].clone())
@@ -227,6 +244,11 @@ impl World {
             inputs.present.insert(key, present(&bundle));
         }
     }
+}
+
+/// Whether a kind may not be served.
+fn is_optional(name: &str) -> bool {
+    V3_KINDS.contains(&name) || MUTATING_KINDS.contains(&name) || BGP_KINDS.contains(&name)
 }
 
 /// Starts one watch; it reconnects for ever, with pauses.
@@ -352,6 +374,7 @@ fn node_facts(node: &DynamicObject) -> NodeFacts {
         usable: linux && !cordoned,
         is_linux: linux,
         labels: node.labels().clone(),
+        taints: serde_json::from_value(node.data["spec"]["taints"].clone()).unwrap_or_default(),
         addresses: node_addresses(node).chain(told.flat_map(|one| one.addresses.iter().copied())).collect(),
         interfaces,
     }
@@ -390,6 +413,9 @@ fn pool_facts(pool: &DynamicObject) -> PoolFacts {
         name: pool.name_any(),
         spec: pool.data["spec"].clone(),
         managed: pool.labels().get(MANAGED_BY).is_some_and(|by| by == MANAGER),
+        created: pool.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()).unwrap_or_default(),
+        terminating: pool.metadata.deletion_timestamp.is_some(),
+        conditions: pool.data["status"]["conditions"].as_array().cloned().unwrap_or_default(),
     }
 }
 

@@ -280,6 +280,11 @@ pub fn diagnosis(cluster: &Cluster) -> String {
 /// Pids of a component's processes on a node: `node`, `typha` or `operator`. Components are in the network of their node, and by that told
 /// from those of another cluster on this machine.
 pub fn processes(node: &crate::cluster::node::Node, component: &str) -> Vec<i32> {
+    running(node, &["/margay", component])
+}
+
+/// Pids of processes in the network of a node whose command line begins so.
+fn running(node: &crate::cluster::node::Node, command: &[&str]) -> Vec<i32> {
     let network = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
     let own = network(node.process.pid);
     let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -287,7 +292,7 @@ pub fn processes(node: &crate::cluster::node::Node, component: &str) -> Vec<i32>
         .filter(|pid| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-            words.first() == Some(&&b"/margay"[..]) && words.get(1) == Some(&component.as_bytes())
+            command.iter().enumerate().all(|(index, word)| words.get(index) == Some(&word.as_bytes()))
         })
         .filter(|pid| network(*pid) == own)
         .collect()
@@ -312,15 +317,24 @@ pub fn metric(node: &crate::cluster::node::Node, port: u16, name: &str) -> Resul
 
 /// Kills a component on a node with SIGKILL, and waits until its successor runs.
 pub fn kill(node: &crate::cluster::node::Node, component: &str) -> Result<()> {
-    let old = processes(node, component);
-    ensure!(!old.is_empty(), "no {component} runs on {}", node.host.name);
+    restart(node, &["/margay", component])
+}
+
+/// The same for the node's kubelet, which its init system starts again.
+pub fn restart_kubelet(node: &crate::cluster::node::Node) -> Result<()> {
+    restart(node, &["/margay/bin/kubelet"])
+}
+
+fn restart(node: &crate::cluster::node::Node, command: &[&str]) -> Result<()> {
+    let (old, name) = (running(node, command), command.join(" "));
+    ensure!(!old.is_empty(), "no {name} runs on {}", node.host.name);
     for pid in &old {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL)?;
     }
     process::wait_for(
         PATIENCE,
-        || format!("a new {component} on {}", node.host.name),
-        || processes(node, component).iter().any(|pid| !old.contains(pid)),
+        || format!("a new {name} on {}", node.host.name),
+        || running(node, command).iter().any(|pid| !old.contains(pid)),
     )
 }
 

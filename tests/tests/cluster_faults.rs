@@ -1,6 +1,6 @@
 //! On a real Kubernetes: parts die while packets flow. What was denied stays denied, what was allowed stays allowed, and all of it recovers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +23,8 @@ use serde_json::{Value, json};
 const RECOVERY: Duration = Duration::from_secs(120);
 /// What has not changed for so long has settled: kubelet tries a pod that was refused again within a few seconds.
 const STILL: Duration = Duration::from_secs(4);
+/// How long a Node is absent that comes back: longer than it takes to look at what nodes have twice, shorter than Kubernetes keeps the pods of one.
+const ABSENCE: Duration = Duration::from_secs(26);
 /// The smallest pool that holds the world: four blocks of eight addresses for three nodes, so that exhausting it takes few pods.
 const POOL: (&str, u8) = ("10.244.0.0/27", 29);
 /// Denies everybody's way to these pods, for as long as a case lasts.
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
     suite.case("typha_killed", || typha_killed(&stage));
     suite.case("agent_killed_in_churn", || agent_killed(&stage));
     suite.case("api_server_restarted", || api_restarted(&mut stage));
+    suite.case("node_deleted_and_made_again", || made_again(&stage));
     suite.case("node_rebooted", || rebooted(&mut stage));
     suite.case("pool_exhausted", || exhausted(&stage));
     suite.finish()
@@ -189,6 +192,38 @@ fn rebooted(stage: &mut Stage) -> Result<()> {
     matched.context("after the reboot of n1")?;
     stage.cluster.kubectl(&["delete", "-f", &policy])?;
     settle(&stage.world, &Matrix::open(&PODS, &[(Protocol::Tcp, 80)]))
+}
+
+/// Somebody deletes the Node of a machine that works, and kubelet makes it again when it is restarted: as a label is changed, or by mistake of a cloud.
+fn made_again(stage: &Stage) -> Result<()> {
+    let before = allocations(&stage.cluster)?;
+    stage.cluster.kubectl(&["delete", "node", "n2"])?;
+    let since = Instant::now();
+    while since.elapsed() < ABSENCE {
+        let now = allocations(&stage.cluster)?;
+        ensure!(now == before, "{:?} after n2 left: {now:#?}\nbefore: {before:#?}", since.elapsed());
+        std::thread::sleep(POLL);
+    }
+    install::restart_kubelet(&stage.cluster.node("n2")?)?;
+    stage.cluster.kubectl(&["wait", "--for=create", "node/n2", "--timeout=60s"])?;
+    ready(&stage.cluster, "n2")?;
+    settle(&stage.world, &Matrix::open(&PODS, &[(Protocol::Tcp, 80)]))?;
+    let now = allocations(&stage.cluster)?;
+    ensure!(now == before, "after n2 came back: {now:#?}\nbefore: {before:#?}");
+    let annotations = stage.cluster.kubectl(&["get", "node", "n2", "-o", "jsonpath={.metadata.annotations}"])?;
+    let all = ["IPv4Address", "IPv4VXLANTunnelAddr", "VXLANTunnelMACAddr", "Interfaces"];
+    let lacks = all.iter().find(|name| !annotations.contains(&format!("projectcalico.org/{name}\"")));
+    ensure!(lacks.is_none(), "the new Node lacks {lacks:?}: {annotations}");
+    Ok(())
+}
+
+/// Which node owns a block, and what is allocated in it, by range of blocks.
+fn allocations(cluster: &Cluster) -> Result<BTreeMap<String, Value>> {
+    let list: Value =
+        serde_json::from_str(&cluster.kubectl(&["get", "ipamblocks.projectcalico.org", "-o", "json"])?)?;
+    let blocks = list["items"].as_array().cloned().unwrap_or_default().into_iter();
+    let facts = |spec: &Value| json!([spec["affinity"], spec["allocations"], spec["attributes"]]);
+    Ok(blocks.map(|block| (block["spec"]["cidr"].to_string(), facts(&block["spec"]))).collect())
 }
 
 /// More pods than addresses: what has none waits and says why, and starts when others go.

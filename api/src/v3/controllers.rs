@@ -6,7 +6,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use super::parse::controllers::host_endpoints;
+pub use super::parse::controllers::{host_endpoints, leak_grace};
 
 /// Settings of the cluster's controllers; the object `default` counts.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -44,6 +44,9 @@ pub struct NodeControllerSpec {
     /// Host endpoints that are made for every node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_endpoint: Option<AutoHostEndpointSpec>,
+    /// How long an address has had no pod before it is released, like 15m (the default); with 0s it never is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leak_grace_period: Option<String>,
 }
 
 /// Host endpoints that are made for every node.

@@ -155,7 +155,7 @@ pub struct IPAMConfigurationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1200))]
     pub ip_cooldown_seconds: Option<u32>,
-    /// Whether a virtual machine keeps its address when it moves: Enabled or Disabled.
+    /// Kept for other versions, Enabled or Disabled: a virtual machine gets another address when it moves.
     #[serde(default, rename = "kubeVirtVMAddressPersistence", skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["Enabled", "Disabled"]))]
     pub kube_virt_vm_address_persistence: Option<String>,

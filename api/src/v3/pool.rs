@@ -33,7 +33,7 @@ pub struct IPPoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 128))]
     pub block_size: Option<i32>,
-    /// Whether and when packets travel as IP in IP.
+    /// Never (the default). Other modes are kept for other versions and reported: there is no IPIP here, and packets of such a pool reach no other node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "limits::encapsulation_mode")]
     pub ipip_mode: Option<String>,
@@ -47,7 +47,7 @@ pub struct IPPoolSpec {
     /// Take no new addresses from the pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disabled: Option<bool>,
-    /// Do not export the pool's routes by BGP.
+    /// Kept for other versions: there is no BGP here, and no pool is exported.
     #[serde(default, rename = "disableBGPExport", skip_serializing_if = "Option::is_none")]
     pub disable_bgp_export: Option<bool>,
     /// Nodes that may take addresses; all() by default.

@@ -15,7 +15,7 @@ const TIERS: [(&str, u32, &str); 3] =
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
     let inputs = context.inputs;
     let mut objects = Vec::new();
-    if inputs.felix.as_ref().is_some_and(|names| !names.contains("default")) {
+    if inputs.felix.as_ref().is_some_and(|known| !known.contains_key("default")) {
         objects.push(named("FelixConfiguration", "default", json!({})));
     }
     if let Some(present) = &inputs.tiers {

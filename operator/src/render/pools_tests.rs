@@ -4,7 +4,7 @@ use super::*;
 use crate::defaults;
 
 fn existing(name: &str, spec: Value, managed: bool) -> PoolFacts {
-    PoolFacts { name: name.to_owned(), spec, managed }
+    PoolFacts { name: name.to_owned(), spec, managed, ..PoolFacts::default() }
 }
 
 fn planned(pools: Value, found: Vec<PoolFacts>) -> PoolPlan {

@@ -33,10 +33,12 @@ fn inputs() -> Inputs {
         next: Some(Pair { certificate: "CERTIFICATE 2".to_owned(), key: "KEY 2".to_owned() }),
         previous: None,
     };
+    let labels: BTreeMap<String, String> =
+        [("kubernetes.io/os", "linux"), ("role", "control")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    let node =
+        |name: &str| NodeFacts { name: name.to_owned(), usable: true, labels: labels.clone(), ..NodeFacts::default() };
     Inputs {
-        nodes: ["n1", "n2", "n3"]
-            .map(|name| NodeFacts { name: name.to_owned(), usable: true, ..NodeFacts::default() })
-            .to_vec(),
+        nodes: ["n1", "n2", "n3"].map(node).to_vec(),
         pod_subnets: vec!["10.244.0.0/16".to_owned()],
         cluster_id: "5b0c1b0e-0000-4000-8000-000000000002".to_owned(),
         pools: Some(Vec::new()),
@@ -189,8 +191,9 @@ fn what_users_rely_on_is_not_made_twice_nor_owned() {
             name: "default-ipv4-ippool".to_owned(),
             spec: find("IPPool").body["spec"].clone(),
             managed: true,
+            ..PoolFacts::default()
         }]),
-        felix: Some(["default".to_owned()].into()),
+        felix: Some([("default".to_owned(), json!({}))].into()),
         tiers: Some(["default", "kube-admin", "kube-baseline"].map(str::to_owned).into()),
         cluster_information: Some(Some(find("ClusterInformation").body["spec"].clone())),
         ..inputs()

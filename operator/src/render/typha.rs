@@ -6,7 +6,7 @@ use super::overrides::{self, Names};
 use super::{CA_DIR, Context, NAMESPACE, TLS_DIR, TYPHA, TYPHA_PORT, field_env, heap, labels, probe};
 use crate::certs::{CA_NAME, TYPHA_SECRET};
 use crate::object::Object;
-use crate::scale::typha_replicas;
+use crate::scale;
 
 /// Port of the admin server, on the host's loopback.
 const ADMIN_PORT: u16 = 9098;
@@ -51,11 +51,9 @@ fn budget() -> Value {
 
 fn deployment(context: &Context<'_>) -> Object {
     let spec = context.spec;
-    let replicas = typha_replicas(context.inputs.usable_nodes(), spec.typha_replicas.as_ref());
     let mut body = json!({
         "metadata": metadata(),
         "spec": {
-            "replicas": replicas,
             "revisionHistoryLimit": 2,
             "selector": { "matchLabels": selector() },
             "strategy": {
@@ -71,7 +69,16 @@ fn deployment(context: &Context<'_>) -> Object {
         spec.component_resources.as_deref().unwrap_or_default(),
         &Names { component: "Typha", container: TYPHA, init: "" },
     );
+    body["spec"]["replicas"] = json!(replicas(context, &body));
     context.object("Deployment", body)
+}
+
+/// As many as the cluster wants and have room, by what the pods say after all overrides.
+fn replicas(context: &Context<'_>, body: &Value) -> i32 {
+    let inputs = context.inputs;
+    let pod = serde_json::from_value(body["spec"]["template"]["spec"].clone());
+    let eligible = pod.map_or(inputs.usable_nodes(), |pod| scale::eligible(&inputs.nodes, &pod));
+    scale::typha_replicas(inputs.usable_nodes(), eligible, context.spec.typha_replicas.as_ref())
 }
 
 /// It runs in the host's network and tolerates everything: it has to be there before there is a network. The declared port keeps two

@@ -221,7 +221,7 @@ fn a_conditions_time_moves_with_its_status_only() {
     let same = conditions("Ready", &State::default(), 2, &first, later);
     assert_eq!(same[0].last_transition_time, first[0].last_transition_time);
     assert_eq!(same[0].observed_generation, 2);
-    let broken = State { degraded: Some(Finding::new("PodFailure", "x")), progressing: None };
+    let broken = State { degraded: Some(Finding::new("PodFailure", "x")), ..State::default() };
     let after = conditions("Ready", &broken, 2, &same, later);
     assert_eq!(after[0].status, "False");
     assert_eq!(after[0].last_transition_time, "2026-11-23T10:01:00Z");
@@ -230,10 +230,38 @@ fn a_conditions_time_moves_with_its_status_only() {
 }
 
 #[test]
+fn what_is_not_followed_is_told_and_takes_nothing_away_from_being_available() {
+    let one = |field: &str, is_unsafe| Ignored {
+        is_unsafe,
+        object: "Installation default".to_owned(),
+        field: format!("spec.{field} is x"),
+        meaning: "nothing follows".to_owned(),
+    };
+    let calico_ignored = [one("fine", false), one("bad", true)].into();
+    let ignored = fields::Report { calico: calico_ignored, ..fields::Report::default() };
+    let state = calico(&up(), &Round { ignored, ..Round::default() });
+    let shown = conditions("Available", &state, 7, &[], now());
+    let texts: Vec<String> = shown.iter().map(|c| format!("{}={} {}", c.kind, c.status, c.message)).collect();
+    assert_eq!(
+        texts,
+        [
+            "Available=True All objects available; not followed: Installation default, spec.fine is x: nothing follows",
+            "Progressing=False ",
+            "Degraded=True Installation default, spec.bad is x: nothing follows",
+        ]
+    );
+    assert_eq!(
+        ippools(&up(), &Round { overlaps: vec!["IPPool b: overlaps".to_owned()], ..Round::default() }).degraded,
+        Some(Finding::new("ResourceValidationError", "IPPool b: overlaps"))
+    );
+}
+
+#[test]
 fn the_installation_shows_what_is_wrong_with_pools_too() {
     let pools = State {
         degraded: Some(Finding::new("ResourceValidationError", "pool")),
         progressing: Some(Finding::new("ResourceNotFound", "kind")),
+        ..State::default()
     };
     let shown = overall(&State::default(), &pools);
     assert_eq!(message(shown.degraded), "ResourceValidationError: pool");

@@ -1,9 +1,11 @@
 //! Which host endpoints are made for nodes.
 
+use std::time::Duration;
+
 use super::reserved;
 use crate::hosts::{AutoHostEndpoints, InterfacePattern, Template};
 use crate::network::parse_net;
-use crate::problem::{Problems, Refusal};
+use crate::problem::{Problem, Problems, Refusal};
 use crate::selector::Selector;
 use crate::v3::controllers::{HostEndpointTemplateSpec, KubeControllersConfiguration};
 
@@ -31,6 +33,40 @@ pub fn host_endpoints(configuration: &KubeControllersConfiguration) -> Parsed {
     }
     let wanted = if is_on { AutoHostEndpoints { default, templates } } else { AutoHostEndpoints::default() };
     problems.finish(wanted, |_| None)
+}
+
+/// How long an address has had no pod before it is released: none where nothing is said, zero where it never is.
+pub fn leak_grace(configuration: &KubeControllersConfiguration) -> Result<Option<Duration>, Problem> {
+    let node = configuration.spec.controllers.as_ref().and_then(|controllers| controllers.node.as_ref());
+    let Some(text) = node.and_then(|node| node.leak_grace_period.as_deref()).filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    duration(text).map(Some).ok_or_else(|| {
+        let rule = "not a duration that is not negative";
+        Problem::new("spec.controllers.node.leakGracePeriod", text, rule, "write it like 15m or 1h30m; 0s turns it off")
+    })
+}
+
+/// Parts of a duration as Kubernetes writes it, the longer names first, with their length in nanoseconds.
+const UNITS: [(&str, f64); 7] =
+    [("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
+
+/// A duration as Go writes it: numbers with units, or 0.
+fn duration(text: &str) -> Option<Duration> {
+    let text = text.strip_prefix('+').unwrap_or(text);
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let (mut rest, mut sum) = (text, 0.0);
+    while !rest.is_empty() || text.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let (unit, length) = UNITS.iter().find(|(unit, _)| rest.starts_with(unit))?;
+        rest = &rest[unit.len()..];
+        sum += number * length;
+    }
+    Duration::try_from_secs_f64(sum / 1e9).ok()
 }
 
 fn switch(problems: &mut Problems, field: &str, value: &Option<String>, otherwise: bool) -> bool {
@@ -83,4 +119,28 @@ fn template(problems: &mut Problems, at: &str, written: &HostEndpointTemplateSpe
         annotations: written.annotations.clone(),
         nodes: nodes?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_grace_is_a_duration_as_kubernetes_writes_it() {
+        let grace = |text: &str| {
+            let spec = json!({"controllers": {"node": {"leakGracePeriod": text}}});
+            leak_grace(&KubeControllersConfiguration::new("default", serde_json::from_value(spec).unwrap()))
+        };
+        for (text, seconds) in
+            [("15m", 900.0), ("1h30m", 5400.0), ("0", 0.0), ("0s", 0.0), ("1.5s", 1.5), ("20ms", 0.02)]
+        {
+            assert_eq!(grace(text), Ok(Some(Duration::from_secs_f64(seconds))), "{text}");
+        }
+        assert_eq!(grace(""), Ok(None));
+        for text in ["15", "m", "-5m", "5 m", "5d", "1h x"] {
+            let problem = grace(text).expect_err(text).to_string();
+            assert!(problem.starts_with("spec.controllers.node.leakGracePeriod: "), "{problem}");
+        }
+    }
 }

@@ -1,0 +1,158 @@
+use kube::CustomResourceExt;
+use margay_api::installation::Installation;
+use margay_api::v3::{FelixConfiguration, IPAMConfiguration, IPPool, KubeControllersConfiguration};
+use serde_json::json;
+
+use super::*;
+use crate::inputs::{PoolFacts, Request};
+
+fn tables() -> [(&'static str, &'static Table, Value); 5] {
+    let schema = |crd: Value| crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"].clone();
+    let of = |crd| schema(serde_json::to_value(crd).unwrap());
+    [
+        ("Installation", &*INSTALLATION, of(Installation::crd())),
+        ("FelixConfiguration", &*FELIX, of(FelixConfiguration::crd())),
+        ("IPPool", &*POOL, of(IPPool::crd())),
+        ("IPAMConfiguration", &*IPAM, of(IPAMConfiguration::crd())),
+        ("KubeControllersConfiguration", &*CONTROLLERS, of(KubeControllersConfiguration::crd())),
+    ]
+}
+
+/// Paths of a schema's leaves that no rule covers.
+fn missing(table: &Table, path: &str, schema: &Value, found: &mut Vec<String>) {
+    for (name, schema) in schema["properties"].as_object().into_iter().flatten() {
+        let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        if table.0.contains_key(below.as_str()) || table.0.contains_key(format!("{below}.*").as_str()) {
+            continue;
+        }
+        match (schema["items"]["properties"].is_object(), schema["properties"].is_object()) {
+            (true, _) => missing(table, &format!("{below}[]"), &schema["items"], found),
+            (_, true) => missing(table, &below, schema, found),
+            _ => found.push(below),
+        }
+    }
+}
+
+#[test]
+fn every_field_of_a_definition_has_its_line() {
+    for (kind, table, schema) in tables() {
+        let mut found = Vec::new();
+        missing(table, "", &schema, &mut found);
+        assert_eq!(found, [""; 0], "{kind}");
+    }
+    // Calico's own: what is in none of our definitions.
+    assert!(FELIX.0.len() > 180 && INSTALLATION.0.len() > 100, "{} {}", FELIX.0.len(), INSTALLATION.0.len());
+}
+
+#[test]
+fn what_does_not_act_says_what_that_means() {
+    for (kind, table, _) in tables() {
+        for (field, rule) in &table.0 {
+            assert_eq!(rule.fate == Fate::Acts, rule.meaning.is_empty(), "{kind} {field}");
+            let is_plain = rule.meaning.chars().next().is_none_or(|first| first.is_lowercase() || field.len() > 1);
+            assert!(is_plain && !rule.meaning.ends_with('.'), "{kind} {field}");
+        }
+    }
+}
+
+fn told(spec: Value) -> Vec<String> {
+    let request = Request {
+        spec,
+        owner: crate::object::Owner { name: "default".to_owned(), ..Default::default() },
+        ..Request::default()
+    };
+    let found = report(&Inputs { request: Some(request), ..Inputs::default() }).calico;
+    found.iter().map(|one| format!("{} {one}", if one.is_unsafe { "unsafe" } else { "idle" })).collect()
+}
+
+#[test]
+fn what_is_set_and_not_followed_is_told_with_value_and_meaning() {
+    let spec = json!({
+        "variant": "Calico",
+        "calicoNetwork": {
+            "bgp": "Disabled", "hostPorts": "Enabled", "multiInterfaceMode": "None",
+            "nodeAddressAutodetectionV4": {"interface": "eth7"},
+            "nodeAddressAutodetectionV6": {"kubernetes": "NodeInternalIP"},
+            "sysctl": [{"key": "net.ipv4.tcp_keepalive_time", "value": "40"}],
+            "ipPools": [{"cidr": "10.0.0.0/16", "disableBGPExport": true, "blokSize": 27}],
+        },
+        "controlPlaneNodeSelecter": {"a": "b"},
+        "controlPlaneNodeSelector": {"a": "b"},
+        "calicoNodeDaemonSet": {"spec": {"template": {"spec": {"topologySpreadConstraints": [{"maxSkew": 1}], "tolerations": [{"operator": "Exists"}]}}}},
+        "certificateManagement": {"caCert": "-----BEGIN CERTIFICATE-----MIIBszCCAVmgAwIBAgIUQ0Jc7x0b", "signerName": "a.b/c"},
+        "fipsMode": "Disabled", "flexVolumePath": "None",
+        "somethingOfLater": {"deep": true},
+    });
+    expect_test::expect![[r#"
+        idle Installation default, spec.calicoNetwork.sysctl is [{"key":"net.ipv4.tcp_keepalive_time","value":"40"}]: no sysctl of pods is set; chain the tuning plugin by a configuration of your own
+        idle Installation default, spec.calicoNodeDaemonSet.spec.template.spec.topologySpreadConstraints is [{"maxSkew":1}]: its pods are spread by their own rules
+        idle Installation default, spec.somethingOfLater is {"deep":true}: this version does not know the field, and nothing follows from it
+        unsafe Installation default, spec.calicoNetwork.ipPools[0].blokSize is 27: there is no such field, so nothing follows from it; blockSize may be meant
+        unsafe Installation default, spec.calicoNetwork.nodeAddressAutodetectionV4.interface is eth7: a node's address is the one that kubelet reports, so packets between nodes may take another network than this says; start kubelet with --node-ip
+        unsafe Installation default, spec.certificateManagement is {"caCert":"-----BEGIN CERTIFICATE-----MIIBszCCAVmgAwIBAgIUQ0...: certificates are signed by Margay's own authority, not by this one; leave the field out
+        unsafe Installation default, spec.controlPlaneNodeSelecter is {"a":"b"}: there is no such field, so nothing follows from it; controlPlaneNodeSelector may be meant
+    "#]]
+    .assert_eq(&(told(spec).join("\n") + "\n"));
+}
+
+#[test]
+fn what_other_kinds_say_is_told_where_it_belongs() {
+    let pool = |name: &str, spec: Value| PoolFacts { name: name.to_owned(), spec, ..PoolFacts::default() };
+    let felix = [
+        (
+            "default",
+            json!({"wireguardEnabled": true, "bpfEnabled": false, "vxlanVNI": 4097, "floatingIPs": "Disabled"}),
+        ),
+        ("node.n1", json!({"interfacePrefix": "tap", "natPortRange": "1:2"})),
+    ];
+    let inputs = Inputs {
+        felix: Some(felix.map(|(name, spec)| (name.to_owned(), spec)).into()),
+        controllers: Some(Some(json!({"spec": {"controllers": {
+            "node": {"leakGracePeriod": "5m", "syncLabels": "Enabled", "reconcilerPeriod": "5m"},
+            "loadBalancer": {"assignIPs": "None"},
+        }}}))),
+        bgp: ["BGPPeer rack".to_owned()].into(),
+        pools: Some(vec![
+            pool("a", json!({"cidr": "10.0.0.0/16", "ipipMode": "Always"})),
+            pool("b", json!({"cidr": "10.1.0.0/16", "ipipMode": "Never", "disableBGPExport": false})),
+        ]),
+        ipam: Some(json!({"strictAffinity": true, "kubeVirtVMAddressPersistence": "Enabled"})),
+        ..Inputs::default()
+    };
+    let found = report(&inputs);
+    let shown = |set: &BTreeSet<Ignored>| {
+        set.iter()
+            .map(|one| format!("{} {} {}", one.is_unsafe, one.object, one.field))
+            .map(|line| line.trim_end().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        shown(&found.calico),
+        [
+            "false BGPPeer rack",
+            "false FelixConfiguration node.n1 spec.natPortRange is 1:2",
+            "false KubeControllersConfiguration default spec.controllers.loadBalancer.assignIPs is None",
+            "true FelixConfiguration default spec.wireguardEnabled is true",
+            "true FelixConfiguration node.n1 spec.interfacePrefix is tap",
+        ]
+    );
+    assert_eq!(
+        shown(&found.ippools),
+        [
+            "false IPAMConfiguration default spec.kubeVirtVMAddressPersistence is Enabled",
+            "true IPPool a spec.ipipMode is Always",
+        ]
+    );
+}
+
+#[test]
+fn a_default_installation_has_nothing_to_tell() {
+    let written = json!({
+        "variant": "Calico", "registry": "margay.io/", "cni": {"type": "Calico", "ipam": {"type": "Calico"}, "binDir": "/opt/cni/bin"},
+        "calicoNetwork": {"linuxDataplane": "Nftables", "bgp": "Disabled", "hostPorts": "Disabled", "mtu": 0, "linuxPolicySetupTimeoutSeconds": 30,
+            "ipPools": [{"name": "default-ipv4-ippool", "cidr": "10.244.0.0/16", "encapsulation": "VXLAN", "natOutgoing": "Enabled",
+                "nodeSelector": "all()", "blockSize": 26, "allowedUses": ["Workload", "Tunnel"], "assignmentMode": "Automatic"}]},
+        "nodeUpdateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}},
+    });
+    assert_eq!(told(written), [""; 0]);
+}
