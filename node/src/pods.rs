@@ -37,6 +37,7 @@ use crate::ipam::allocator::{Allocator, BlockMap, Pools, Terms};
 use crate::ipam::limits;
 use crate::ipam::objects::Objects;
 use crate::ipam::pools;
+use crate::ipam::spaces;
 use crate::ipam::store::Store;
 use crate::net::driver::Driver;
 use crate::net::netlink::Socket;
@@ -181,8 +182,9 @@ pub fn start<S: Store, N: Announcer>(
     let (labels, labels_seen) = watch::channel(None::<Labels>);
     let (mtu, mtu_seen) = watch::channel(pod_mtu(settings.mtu, underlay, &VERSIONS));
     let terms = Terms { map: blocks_seen, pools: (ports.pools)(labels_seen), limits: ports.limits };
+    let namespaces = spaces::look(ports.store.clone());
     let allocator = Allocator::spawn(settings.node.clone(), ports.store, terms, now);
-    let addresses = NodeAddresses::new(settings.node.clone(), allocator, now);
+    let addresses = NodeAddresses::new(settings.node.clone(), allocator, namespaces, now);
     let parts = Parts {
         enforcer: agent.clone(),
         addresses: addresses.clone(),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use margay_api::storage::Mode;
-use margay_tests::scenarios::{Ground, hosts, policy, secrets};
+use margay_tests::scenarios::{Ground, hosts, policy, pools, secrets};
 use margay_tests::suite::Suite;
 use margay_tests::{demo, install};
 
@@ -29,6 +29,7 @@ fn main() -> ExitCode {
     suite.case(INSTALLED, || install::check_status(&stage.cluster));
     let ground = Ground { stage, mode: Mode::V3 };
     policy::run(&mut suite, &ground);
+    pools::run(&mut suite, &ground);
     hosts::run(&mut suite, &ground);
     // The last: from then on everybody logs everything.
     secrets::run(&mut suite, &ground);

@@ -118,7 +118,7 @@ impl Block {
         self.ordinals_of(handle).into_iter().map(|ordinal| self.address(ordinal)).collect()
     }
 
-    /// Every allocated address with its attributes, in order.
+    /// Every allocated address with its attributes, in order; also those that rest.
     pub fn allocated(&self) -> impl Iterator<Item = (IpAddr, &AllocationAttribute)> {
         self.spec
             .allocations
@@ -173,6 +173,61 @@ impl Block {
         let ordinals = self.ordinals_of(handle);
         self.free_ordinals(&ordinals);
         ordinals.into_iter().map(|ordinal| self.address(ordinal)).collect()
+    }
+
+    /// Takes everything under a handle from it without freeing it: it rests, and the time of its release says since when. As Calico, which writes nothing
+    /// but that time. Returns the addresses.
+    pub fn rest(&mut self, handle: &str, released_at: &str) -> Vec<IpAddr> {
+        let ordinals = self.ordinals_of(handle);
+        let resting =
+            AllocationAttribute { released_at: Some(released_at.to_owned()), ..AllocationAttribute::default() };
+        for ordinal in &ordinals {
+            self.spec.allocations[*ordinal] = Some(self.attribute_index(&resting));
+        }
+        if !ordinals.is_empty() {
+            self.drop_unused_attributes();
+            self.touch();
+        }
+        ordinals.into_iter().map(|ordinal| self.address(ordinal)).collect()
+    }
+
+    /// The addresses that rest, with the times of their release, in order.
+    pub fn resting(&self) -> impl Iterator<Item = (IpAddr, &str)> {
+        self.allocated().filter_map(|(address, attribute)| Some((address, attribute.released_at.as_deref()?)))
+    }
+
+    /// Frees what has rested for long enough since its release, as `is_over` tells. Returns the addresses.
+    pub fn wake(&mut self, is_over: impl Fn(&str) -> bool) -> Vec<IpAddr> {
+        let mut over: Vec<(&str, usize)> = self
+            .spec
+            .allocations
+            .iter()
+            .enumerate()
+            .filter_map(|(ordinal, index)| Some((self.released_at((*index)?)?, ordinal)))
+            .filter(|(released_at, _)| is_over(released_at))
+            .collect();
+        // What was released first is given first.
+        over.sort_unstable();
+        let ordinals: Vec<usize> = over.into_iter().map(|(_, ordinal)| ordinal).collect();
+        self.free_ordinals(&ordinals);
+        ordinals.into_iter().map(|ordinal| self.address(ordinal)).collect()
+    }
+
+    /// Gives an allocated address to somebody else in one step. False: it is not allocated.
+    pub fn reassign(&mut self, address: IpAddr, attribute: &AllocationAttribute) -> bool {
+        let Some(ordinal) = self.ordinal(address).filter(|ordinal| self.spec.allocations[*ordinal].is_some()) else {
+            return false;
+        };
+        let index = self.attribute_index(attribute);
+        self.spec.allocations[ordinal] = Some(index);
+        self.drop_unused_attributes();
+        self.touch();
+        self.spec.sequence_number_for_allocation.insert(ordinal.to_string(), self.spec.sequence_number);
+        true
+    }
+
+    fn released_at(&self, index: u32) -> Option<&str> {
+        self.spec.attributes[index as usize].released_at.as_deref()
     }
 
     fn free_ordinals(&mut self, ordinals: &[usize]) {
@@ -306,6 +361,39 @@ mod tests {
         assert!(!block.release_address(address, None));
         assert_eq!(block.free(), 4);
         assert!(!block.assign_address("10.0.0.4".parse().expect("an address"), &attribute("x")));
+    }
+
+    #[test]
+    fn what_rests_is_nobodys_and_is_not_given_before_it_is_over() {
+        let mut block = mk_block("10.0.0.0/30");
+        for number in 0..4 {
+            block.assign(&attribute(&format!("h{number}")), |_| false);
+        }
+        let released = block.rest("h1", "2026-01-01T00:00:01Z");
+        block.rest("h2", "2026-01-01T00:00:00Z");
+        assert_eq!(released, block.resting().map(|(address, _)| address).take(1).collect::<Vec<_>>());
+        assert_eq!((block.free(), block.of_handle("h1").len(), block.allocated().count()), (0, 0, 4));
+        assert_eq!(block.rest("h1", "2026-01-01T00:00:09Z"), [] as [IpAddr; 0], "once is enough");
+        assert!(!block.assign_address(released[0], &attribute("x")));
+        assert_eq!(block.assign(&attribute("x"), |_| false), None);
+        assert_eq!(Block::parse(block.spec().clone()).as_ref(), Ok(&block));
+        assert_eq!(block.wake(|since| since < "2026"), [] as [IpAddr; 0]);
+        let woken: Vec<String> = block.wake(|_| true).iter().map(IpAddr::to_string).collect();
+        assert_eq!(woken, ["10.0.0.2", "10.0.0.1"], "the first that was released is the first to be given");
+        assert_eq!(block.spec().unallocated, [2, 1]);
+        assert_eq!(block.spec().sequence_number_for_allocation.len(), 2);
+        assert_eq!(Block::parse(block.spec().clone()).as_ref(), Ok(&block));
+    }
+
+    #[test]
+    fn an_address_changes_hands_in_one_step() {
+        let mut block = mk_block("10.0.0.0/30");
+        let address = block.assign(&attribute("old"), |_| false).expect("room");
+        let before = block.sequence(address);
+        assert!(block.reassign(address, &attribute("new")));
+        assert_eq!((block.of_handle("old"), block.of_handle("new")), (vec![], vec![address]));
+        assert!(!block.release_address(address, before), "whoever saw the old one releases nothing");
+        assert!(!block.reassign("10.0.0.3".parse().expect("an address"), &attribute("new")));
     }
 
     proptest! {

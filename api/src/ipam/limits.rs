@@ -24,6 +24,8 @@ pub struct Limits {
     pub max_blocks: u32,
     /// Given to those only who name them.
     pub reserved: Vec<IpNet>,
+    /// How long a released address rests before it is given again, in seconds.
+    pub cooldown: u32,
 }
 
 impl Default for Limits {
@@ -61,6 +63,7 @@ impl Limits {
                 most => most,
             },
             reserved,
+            cooldown: configuration.ip_cooldown_seconds.unwrap_or_default(),
         };
         (limits, problems)
     }
@@ -70,18 +73,17 @@ impl Limits {
         self.reserved.iter().any(|range| range.contains(&address))
     }
 
-    /// Why a node that has `blocks` of an IP version may not claim another one.
+    /// Why a node that has `blocks` of an IP version that serve it may not claim another one.
     pub fn refuse_claim(&self, node: &str, blocks: usize) -> Option<String> {
         if !self.may_claim {
             return Some(format!(
-                "node {node} has no free address, and IPAMConfiguration default has autoAllocateBlocks false, so that it claims no other block; \
-                 set it to true, or free addresses of this node"
+                "node {node} claims no block, because IPAMConfiguration default has autoAllocateBlocks false; set it to true, or free addresses of this node"
             ));
         }
         let is_full = u32::try_from(blocks).is_ok_and(|blocks| blocks >= self.max_blocks);
         is_full.then(|| {
             format!(
-                "node {node} has no free address, and has {blocks} blocks of the {} that maxBlocksPerHost of IPAMConfiguration default allows; \
+                "node {node} claims no other block, because it has {blocks} blocks of the {} that maxBlocksPerHost of IPAMConfiguration default allows; \
                  raise that, or free addresses of this node",
                 self.max_blocks
             )
@@ -107,6 +109,7 @@ mod tests {
             may_claim: true,
             max_blocks: MAX_BLOCKS,
             reserved: Vec::new(),
+            cooldown: 0,
         };
         assert_eq!(Limits::default(), wanted);
         let information = |ready| ClusterInformationSpec { datastore_ready: ready, ..Default::default() };

@@ -14,6 +14,14 @@ pub fn candidates(pool: IpNet, block_size: u8, node: &str) -> impl Iterator<Item
     (0..count).filter_map(move |step| subnet(pool, block_size, (start + step) % count))
 }
 
+/// Blocks in an order that depends on `seed` alone: those who look for room in others' blocks spread over them, and whoever asks again begins at the same one.
+pub fn shuffled(blocks: impl IntoIterator<Item = IpNet>, seed: &str) -> Vec<IpNet> {
+    let key = |block: &IpNet| Sha256::digest(format!("{seed} {block}"));
+    let mut keyed: Vec<_> = blocks.into_iter().map(|block| (key(&block), block)).collect();
+    keyed.sort_unstable();
+    keyed.into_iter().map(|(_, block)| block).collect()
+}
+
 fn subnet(pool: IpNet, block_size: u8, number: u64) -> Option<IpNet> {
     let shift = u32::from(pool.max_prefix_len() - block_size);
     let address = match pool.network() {
@@ -38,6 +46,16 @@ mod tests {
         assert!(one.iter().all(|block| pool.contains(block)));
         assert_ne!(one[0], order("n2")[0]);
         assert_eq!(candidates(pool, 20, "n1").collect::<Vec<_>>(), [pool]);
+    }
+
+    #[test]
+    fn seeds_give_different_orders_of_the_same_blocks() {
+        let pool: IpNet = "10.244.0.0/22".parse().expect("a range");
+        let order = |seed: &str| shuffled(candidates(pool, 26, "n1"), seed);
+        assert_eq!(order("n1"), shuffled(candidates(pool, 26, "n2"), "n1"), "what comes in does not matter");
+        assert_eq!(order("n1").into_iter().collect::<BTreeSet<_>>(), candidates(pool, 26, "n1").collect());
+        let first: BTreeSet<IpNet> = (0..20).map(|n| order(&format!("n{n}"))[0]).collect();
+        assert!(first.len() > 5, "{first:?}");
     }
 
     #[test]

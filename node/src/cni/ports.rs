@@ -45,6 +45,8 @@ pub struct AddressRequest {
     pub ipv4: Demand,
     /// Whether it needs an IPv6 address.
     pub ipv6: Demand,
+    /// Whether the pod itself names the pools for its IPv4 and its IPv6 address: then what its Namespace names does not count.
+    pub named_by_pod: [bool; 2],
     /// Exactly these addresses instead of what is needed otherwise; empty: any.
     pub exact: Vec<IpAddr>,
 }

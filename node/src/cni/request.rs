@@ -139,6 +139,11 @@ impl Config {
         ])
     }
 
+    /// Whether the pod itself names the pools for its IPv4 and its IPv6 address.
+    pub fn names_pools(&self) -> [bool; 2] {
+        [ANNOTATION_POD_POOLS_V4, ANNOTATION_POD_POOLS_V6].map(|name| self.annotation(name).is_some())
+    }
+
     fn annotation(&self, name: &str) -> Option<&str> {
         self.runtime.annotations.as_ref()?.get(name).map(String::as_str)
     }
@@ -285,6 +290,7 @@ mod tests {
         let always = |pools: &[&str]| Demand::Always(pools.iter().map(|pool| (*pool).to_owned()).collect());
         let four = annotated(ANNOTATION_POD_POOLS_V4, r#"["a", "10.0.0.0/16"]"#).demands();
         assert_eq!(four, Ok([always(&["a", "10.0.0.0/16"]), Demand::IfPooled]));
+        assert_eq!(annotated(ANNOTATION_POD_POOLS_V4, r#"["a"]"#).names_pools(), [true, false]);
         let six = annotated(ANNOTATION_POD_POOLS_V6, r#"["six"]"#).demands();
         assert_eq!(six, Ok([always(&["configured"]), always(&["six"])]));
         for wrong in ["", "a", "[]", r#"[""]"#, "[1]"] {

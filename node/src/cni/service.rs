@@ -179,7 +179,8 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     async fn plumb(&self, call: &Call, wanted: &mut Attachment, namespace: File, mtu: u32) -> Result<(), Refusal> {
         let [ipv4, ipv6] = call.config.demands()?;
         let (handle, endpoint, exact) = (wanted.handle(), wanted.endpoint(), call.config.requested()?);
-        let request = AddressRequest { handle, endpoint, ipv4, ipv6, exact };
+        let named_by_pod = call.config.names_pools();
+        let request = AddressRequest { handle, endpoint, ipv4, ipv6, named_by_pod, exact };
         let claim = self.parts.addresses.assign(request);
         let names = (wanted.interface.clone(), wanted.id.ifname.clone());
         let same = namespace.try_clone().map_err(io)?;

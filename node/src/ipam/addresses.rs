@@ -1,12 +1,14 @@
 //! The CNI service's view of IPAM: which attributes Calico keeps with an address.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use margay_api::rule::IpVersion;
 use margay_api::v3::ipam::AllocationAttribute;
 
 use super::allocator::{Allocator, Wanted};
+use super::spaces::{self, Asked, Known, Look, Relevance};
+use super::store::{Namespace, Use};
 use crate::cni::ports::{AddressRequest, Addresses, Demand, NoAddress};
 
 /// Handle and type of a node's VXLAN tunnel address of an IP version, as Calico names them.
@@ -22,13 +24,15 @@ fn tunnel_names(node: &str, version: IpVersion) -> (String, &'static str) {
 pub struct NodeAddresses {
     node: String,
     allocator: Allocator,
+    namespaces: Look,
+    known: Known,
     clock: fn() -> String,
 }
 
 impl NodeAddresses {
     /// The addresses of a node. `clock` gives the time in RFC 3339, which is kept with each address.
-    pub fn new(node: String, allocator: Allocator, clock: fn() -> String) -> Self {
-        Self { node, allocator, clock }
+    pub fn new(node: String, allocator: Allocator, namespaces: Look, clock: fn() -> String) -> Self {
+        Self { node, allocator, namespaces, known: Known::default(), clock }
     }
 
     /// The address of this node's VXLAN device for an IP version; the same one again after a restart.
@@ -45,7 +49,8 @@ impl NodeAddresses {
             IpVersion::V4 => (any, Demand::Never),
             IpVersion::V6 => (Demand::Never, any),
         };
-        self.allocator.assign(Wanted { attribute, ipv4, ipv6, exact: Vec::new() }).await
+        let (exact, admitted) = (Vec::new(), BTreeSet::new());
+        self.allocator.assign(Wanted { attribute, ipv4, ipv6, exact, usage: Use::Tunnel, admitted }).await
     }
 }
 
@@ -65,11 +70,59 @@ impl Addresses for NodeAddresses {
             secondary: Some(secondary),
             ..AllocationAttribute::default()
         };
-        let AddressRequest { ipv4, ipv6, exact, .. } = request;
-        self.allocator.assign(Wanted { attribute, ipv4, ipv6, exact }).await
+        let AddressRequest { ipv4, ipv6, named_by_pod, exact, .. } = request;
+        let asked = Asked { demands: [ipv4, ipv6], named_by_pod, exact };
+        let name = request.endpoint.namespace;
+        match self.known.relevance(&name, &asked, &self.allocator.pools().await?) {
+            Relevance::None => self.assign_in(attribute, asked, &name, &Namespace::default()).await,
+            Relevance::Likely => self.assign_in(attribute, asked, &name, &self.namespace(&name).await?).await,
+            Relevance::Unlikely => self.assign_meanwhile(attribute, asked, &name).await,
+        }
     }
 
     async fn release(&self, handle: String) -> Result<(), NoAddress> {
         self.allocator.release(handle).await
+    }
+}
+
+impl NodeAddresses {
+    async fn namespace(&self, name: &str) -> Result<Namespace, NoAddress> {
+        let failed = |error| NoAddress::Unavailable(format!("{error}; the runtime will try again"));
+        let namespace = (self.namespaces)(name.to_owned()).await.map_err(failed)?;
+        self.known.learn(name, &namespace);
+        Ok(namespace)
+    }
+
+    async fn assign_in(
+        &self,
+        attribute: AllocationAttribute,
+        asked: Asked,
+        name: &str,
+        namespace: &Namespace,
+    ) -> Result<Vec<IpNet>, NoAddress> {
+        let [ipv4, ipv6] = spaces::demands(&asked, name, namespace)?;
+        let admitted = spaces::admitted(&self.allocator.pools().await?, namespace);
+        self.allocator
+            .assign(Wanted { attribute, ipv4, ipv6, exact: asked.exact, usage: Use::Workload, admitted })
+            .await
+    }
+
+    /// Claims while the namespace is read, as if it said nothing.
+    async fn assign_meanwhile(
+        &self,
+        attribute: AllocationAttribute,
+        asked: Asked,
+        name: &str,
+    ) -> Result<Vec<IpNet>, NoAddress> {
+        let nothing = Namespace::default();
+        let (namespace, given) =
+            tokio::join!(self.namespace(name), self.assign_in(attribute.clone(), asked.clone(), name, &nothing));
+        // Whatever fails here, the caller takes back what is under the handle.
+        let namespace = namespace?;
+        if spaces::demands(&asked, name, &namespace)? == asked.demands {
+            return given;
+        }
+        self.allocator.release(attribute.handle_id.clone().unwrap_or_default()).await?;
+        self.assign_in(attribute, asked, name, &namespace).await
     }
 }

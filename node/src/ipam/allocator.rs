@@ -1,6 +1,6 @@
 //! What is asked of IPAM on a node, and the way to who answers: one task that owns this node's blocks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,11 +11,13 @@ use margay_api::rule::IpVersion;
 use margay_api::v3::ipam::AllocationAttribute;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::back::Returned;
+use super::borrow::Borrowed;
 use super::bounded::Bounded;
 use super::commit::Written;
 use super::limits::Known;
 use super::owner::Owner;
-use super::store::{Store, StoreError, Stored, UsablePool};
+use super::store::{Choice, NodePool, Store, StoreError, Stored, Use};
 use crate::cni::ports::{Demand, NoAddress};
 
 /// Requests that may wait for the owner; more wait in the callers, who are bounded by the CNI socket.
@@ -27,8 +29,8 @@ const UNKNOWN: Duration = Duration::from_secs(10);
 /// Which node has which block, as the cluster knows it. May lag behind; `None` until anything is known.
 pub type BlockMap = Option<Arc<BTreeMap<IpNet, String>>>;
 
-/// The pools that workloads may use, in the order of their names; `None` until they have been listed.
-pub type Pools = Option<Arc<Vec<UsablePool>>>;
+/// The pools as this node sees them, in the order of their names; `None` until they have been listed.
+pub type Pools = Option<Arc<Vec<NodePool>>>;
 
 /// What the cluster says, as it changes.
 #[derive(Clone)]
@@ -52,6 +54,22 @@ pub struct Wanted {
     pub ipv6: Demand,
     /// Exactly these addresses instead; empty: any.
     pub exact: Vec<IpAddr>,
+    /// What they are for.
+    pub usage: Use,
+    /// Pools with a namespaceSelector that selects the namespace of the pod.
+    pub admitted: BTreeSet<String>,
+}
+
+impl Wanted {
+    /// The handle.
+    pub(super) fn handle(&self) -> &str {
+        self.attribute.handle_id.as_deref().unwrap_or_default()
+    }
+
+    /// The choice of pools of a request that names these.
+    pub(super) fn choice(&self, named: Vec<String>) -> Choice {
+        Choice { usage: self.usage, named, admitted: self.admitted.clone() }
+    }
 }
 
 /// The part of a request that one block can serve.
@@ -59,8 +77,8 @@ pub struct Wanted {
 pub(super) struct Part {
     pub(super) attribute: AllocationAttribute,
     pub(super) version: IpVersion,
-    /// Names or ranges of pools to take the address from; empty: any pool that need not be named.
-    pub(super) pools: Vec<String>,
+    /// Pools to take the address from.
+    pub(super) choice: Choice,
     /// Blocks that the handle has to name once the address is claimed. One part of a request says it for all, so that it costs one write.
     pub(super) recorded: Vec<IpNet>,
 }
@@ -88,13 +106,29 @@ pub(super) enum Event {
     Assign(Wanted, AssignReply),
     Release(String, ReleaseReply),
     Written(Written),
-    /// What the claim was for: IP version and the pools that the request named; and what came of it.
-    Claimed(IpVersion, Vec<String>, Result<Stored<Block>, NoAddress>),
+    /// What the claim was for: IP version and choice of pools; and what came of it.
+    Claimed(IpVersion, Choice, Result<Stored<Block>, NoAddress>),
+    /// The blocks in which a handle has been looked for that may have an address from before a restart in another node's.
+    Sought(Wanted, AssignReply, Result<Vec<Stored<Block>>, StoreError>),
+    /// What was borrowed for a request that its own blocks serve in part, or not at all.
+    Borrowed(Wanted, AssignReply, Result<Vec<Borrowed>, NoAddress>),
+    /// A block was to be given back.
+    Returned(IpNet, Returned),
     /// Addresses that a pod has named, with the blocks that they are in.
     Exact(Vec<IpNet>, AssignReply, Result<Vec<Stored<Block>>, NoAddress>),
     Located(String, ReleaseReply, Result<Vec<Stored<Block>>, StoreError>),
-    /// Blocks that were read, and those that could not be.
-    Loaded(Vec<Stored<Block>>, Vec<IpNet>),
+    /// Blocks that were read.
+    Loaded(Loaded),
+}
+
+/// Blocks of this node that were read.
+pub(super) struct Loaded {
+    /// As they are.
+    pub(super) found: Vec<Stored<Block>>,
+    /// Those that could not be read.
+    pub(super) unread: Vec<IpNet>,
+    /// Those that this node has or had, and that the map does not give to it any more.
+    pub(super) left: Vec<IpNet>,
 }
 
 /// A handle to the allocator. Cheap to clone.
@@ -118,6 +152,14 @@ impl Allocator {
         tokio::time::timeout(UNKNOWN, self.terms.clone().known()).await.map_err(|_| self.terms.unknown())??;
         let (reply, answer) = oneshot::channel();
         self.ask(Event::Assign(wanted, reply), answer).await
+    }
+
+    /// The pools as this node sees them, once they are known.
+    pub(super) async fn pools(&self) -> Result<Arc<Vec<NodePool>>, NoAddress> {
+        let mut pools = self.terms.pools.clone();
+        let known = tokio::time::timeout(UNKNOWN, pools.wait_for(Option::is_some)).await;
+        let known = known.map_err(|_| self.terms.unknown())?.map_err(|_| stopping())?;
+        Ok(known.clone().unwrap_or_default())
     }
 
     /// Releases everything under a handle; an unknown handle is a success.
@@ -180,9 +222,13 @@ pub(super) fn stopping() -> NoAddress {
     NoAddress::Unavailable("the agent is stopping; the runtime will try again".to_owned())
 }
 
-/// Answers with all the parts, or with the first failure; what the other parts have claimed then is given back with the handle.
-pub(super) async fn join(parts: Vec<oneshot::Receiver<Result<Vec<IpNet>, NoAddress>>>, reply: AssignReply) {
-    let mut addresses = Ok(Vec::new());
+/// Answers with what is there already and all the parts, IPv4 first, or with the first failure; what the other parts have claimed then is given back with the handle.
+pub(super) async fn join(
+    had: Vec<IpNet>,
+    parts: Vec<oneshot::Receiver<Result<Vec<IpNet>, NoAddress>>>,
+    reply: AssignReply,
+) {
+    let mut addresses = Ok(had);
     for part in parts {
         match (part.await.unwrap_or_else(|_| Err(stopping())), &mut addresses) {
             (Ok(more), Ok(addresses)) => addresses.extend(more),
@@ -190,8 +236,12 @@ pub(super) async fn join(parts: Vec<oneshot::Receiver<Result<Vec<IpNet>, NoAddre
             (_, Err(_)) => {}
         }
     }
+    let ordered = addresses.map(|mut addresses| {
+        addresses.sort_by_key(|address| address.addr().is_ipv6());
+        addresses
+    });
     // Whoever asked may have gone.
-    let _ = reply.send(addresses);
+    let _ = reply.send(ordered);
 }
 
 /// The address with its full prefix length.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use margay_api::ipam::block::Block;
 
-use super::store::{AffinityState, Store, StoreError, Stored};
+use super::store::{AffinityState, Namespace, Store, StoreError, Stored};
 use crate::requests::PATIENCE;
 
 /// See the module.
@@ -29,6 +29,10 @@ impl<S: Store> Store for Bounded<S> {
         bounded(self.0.update_block(block)).await
     }
 
+    async fn delete_block(&self, block: Stored<Block>) -> Result<(), StoreError> {
+        bounded(self.0.delete_block(block)).await
+    }
+
     async fn put_affinity(&self, cidr: IpNet, state: AffinityState) -> Result<(), StoreError> {
         bounded(self.0.put_affinity(cidr, state)).await
     }
@@ -47,5 +51,9 @@ impl<S: Store> Store for Bounded<S> {
 
     async fn delete_handle(&self, handle: String) -> Result<(), StoreError> {
         bounded(self.0.delete_handle(handle)).await
+    }
+
+    async fn namespace(&self, name: String) -> Result<Namespace, StoreError> {
+        bounded(self.0.namespace(name)).await
     }
 }

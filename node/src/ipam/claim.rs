@@ -1,59 +1,80 @@
 //! Claiming a new block: affinity pending, block, affinity confirmed, as Calico does it, so that two nodes can never both believe in a block.
+//!
+//! [`try_claim`] is the only way to a new block, whoever asks: no block is made but a `blockSize` subnet of a pool that takes new ones, and none
+//! that has addresses in common with another block.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use futures::future::try_join_all;
 use ipnet::IpNet;
 use margay_api::ipam::block::Block;
-use margay_api::ipam::limits::Limits;
 use margay_api::ipam::search::candidates;
 use margay_api::meta::{ANNOTATION_POD_POOLS_V4, ANNOTATION_POD_POOLS_V6};
 use margay_api::rule::IpVersion;
 
-use super::store::{AffinityState, Store, StoreError, Stored, UsablePool};
+use super::known::{Blocks, Heed, parents};
+use super::pools::LARGEST_BLOCK;
+use super::store::{AffinityState, Choice, NodePool, Store, StoreError, Stored, Use};
 use crate::cni::ports::NoAddress;
+use crate::net::plan::version_of;
 
 /// Blocks that somebody else turns out to have, before giving up. What the cluster knows of blocks lags by milliseconds, so a few are normal.
 const COLLISIONS: usize = 100;
+
+/// What a claim stands on.
+#[derive(Clone, Debug)]
+pub(super) struct Ground {
+    /// Who claims.
+    pub(super) node: String,
+    /// All pools.
+    pub(super) pools: Arc<Vec<NodePool>>,
+    /// Blocks that are known.
+    pub(super) known: Blocks,
+    /// The time, in RFC 3339.
+    pub(super) now: String,
+}
+
+impl Ground {
+    /// Pools of an IP version that serve the choice, in order.
+    pub(super) fn serving<'a>(&'a self, version: IpVersion, choice: &'a Choice) -> impl Iterator<Item = &'a NodePool> {
+        self.pools.iter().filter(move |pool| version_of(pool.cidr.addr()) == version && pool.serves(choice))
+    }
+
+    /// Whether a block of the range may be made, as far as is known.
+    fn allows(&self, cidr: IpNet) -> bool {
+        let is_block = self.pools.iter().any(|pool| pool.closed.is_none() && pool.has_block(cidr));
+        is_block && self.known.overlapping(cidr).is_empty()
+    }
+}
 
 /// What is claimed for.
 pub(super) struct Want {
     /// IP version.
     pub(super) version: IpVersion,
-    /// The pools that the request names.
-    pub(super) named: Vec<String>,
-    /// Those of the IP version that serve it.
-    pub(super) pools: Vec<UsablePool>,
-    /// What bounds it.
-    pub(super) limits: Arc<Limits>,
+    /// Which pools it may be of.
+    pub(super) choice: Choice,
+    /// What is heeded.
+    pub(super) heed: Heed,
 }
 
 /// Claims the first free block in this node's order.
-pub(super) async fn claim<S: Store>(
-    store: &S,
-    node: &str,
-    want: &Want,
-    mut taken: BTreeSet<IpNet>,
-    now: String,
-) -> Result<Stored<Block>, NoAddress> {
-    let Want { version, named, pools, limits } = want;
+pub(super) async fn claim<S: Store>(store: &S, ground: &Ground, want: &Want) -> Result<Stored<Block>, NoAddress> {
     let unavailable =
         |error: StoreError| NoAddress::Unavailable(format!("IPAM block claim: {error}; the runtime will try again"));
+    let pools: Vec<&NodePool> = ground.serving(want.version, &want.choice).collect();
     if pools.is_empty() {
-        return Err(no_pool(Some(*version), named));
+        return Err(no_pool(Some(want.version), &want.choice, &ground.pools));
     }
     let mut collisions = 0;
-    for pool in pools {
-        for cidr in candidates(pool.cidr, pool.block_size, node) {
-            if overlaps(&taken, cidr) || is_reserved(limits, cidr) {
+    for pool in &pools {
+        for cidr in candidates(pool.cidr, pool.block_size, &ground.node) {
+            if ground.known.contains(&cidr) || !ground.allows(cidr) || is_reserved(&want.heed, cidr) {
                 continue;
             }
-            match try_claim(store, node, cidr, now.clone()).await.map_err(unavailable)? {
+            match try_claim(store, ground, cidr).await.map_err(unavailable)? {
                 Some(block) => return Ok(block),
-                None if collisions < COLLISIONS => {
-                    collisions += 1;
-                    taken.insert(cidr);
-                }
+                None if collisions < COLLISIONS => collisions += 1,
                 None => {
                     return Err(NoAddress::Unavailable(format!(
                         "{COLLISIONS} blocks were taken by other nodes at the same time; the runtime will try again"
@@ -63,64 +84,26 @@ pub(super) async fn claim<S: Store>(
         }
     }
     let names: Vec<String> = pools.iter().map(|pool| format!("{} ({})", pool.name, pool.cidr)).collect();
-    Err(NoAddress::Exhausted(format!(
-        "no address is free: every block of pool {} is taken and those of node {node} are full; add an IPPool, or free addresses",
-        names.join(", ")
-    )))
+    Err(NoAddress::Exhausted(format!("every block of pool {} is taken", names.join(", "))))
 }
 
-/// `version`: none when any would have done.
-pub(super) fn no_pool(version: Option<IpVersion>, named: &[String]) -> NoAddress {
-    let (of, field) = match version {
-        None => ("", "ipv4_pools"),
-        Some(IpVersion::V4) => (" of IPv4", "ipv4_pools"),
-        Some(IpVersion::V6) => (" of IPv6", "ipv6_pools"),
-    };
-    NoAddress::Exhausted(match named {
-        [] => format!(
-            "no IPPool{of} may be used for pods on this node: there is none, or all are disabled, or their nodeSelector leaves the node out; add one"
-        ),
-        named => {
-            format!("none of the pools {}{of} exists and may be used; correct {field}", named.join(", "))
-        }
-    })
-}
-
-/// A pool that a request names, and that there is not.
-pub(super) fn unknown_pool(version: IpVersion, name: &str) -> NoAddress {
-    let (of, field, annotation) = match version {
-        IpVersion::V4 => ("IPv4", "ipv4_pools", ANNOTATION_POD_POOLS_V4),
-        IpVersion::V6 => ("IPv6", "ipv6_pools", ANNOTATION_POD_POOLS_V6),
-    };
-    NoAddress::Refused(format!(
-        "IPPool {name:?} does not exist, or is disabled, not of {of} or not for workloads; correct the pool, or the place that names it: annotation \
-         {annotation} of the pod, or {field} of the network configuration"
-    ))
-}
-
-/// Whether the reservations leave nothing of the block.
-fn is_reserved(limits: &Limits, cidr: IpNet) -> bool {
-    let touches = |range: &IpNet| range.contains(&cidr) || cidr.contains(range);
-    limits.reserved.iter().any(touches)
-        && Block::new(cidr, "", String::new()).available(|address| limits.is_reserved(address)) == 0
-}
-
-fn overlaps(taken: &BTreeSet<IpNet>, cidr: IpNet) -> bool {
-    taken.contains(&cidr) || taken.iter().any(|other| other.contains(&cidr) || cidr.contains(other))
-}
-
-/// `None`: the block is somebody else's.
+/// The one guard before a block is made. `None`: the block, or one that has addresses in common with it, is somebody else's.
+///
+/// Of what the view may not have told yet, larger blocks around this one are looked for by name. Two nodes that make the same block at the same time
+/// are told apart by its creation, which only one of them can do.
 pub(super) async fn try_claim<S: Store>(
     store: &S,
-    node: &str,
+    ground: &Ground,
     cidr: IpNet,
-    now: String,
 ) -> Result<Option<Stored<Block>>, StoreError> {
+    if !ground.allows(cidr) || has_larger(store, cidr).await? {
+        return Ok(None);
+    }
     store.put_affinity(cidr, AffinityState::Pending).await?;
-    let block = match store.create_block(Block::new(cidr, node, now)).await {
+    let block = match store.create_block(Block::new(cidr, &ground.node, ground.now.clone())).await {
         Ok(block) => block,
         Err(StoreError::Conflict) => match store.block(cidr).await? {
-            Some(block) if block.value.node() == Some(node) => block,
+            Some(block) if block.value.node() == Some(ground.node.as_str()) => block,
             _ => {
                 store.delete_affinity(cidr).await?;
                 return Ok(None);
@@ -130,4 +113,57 @@ pub(super) async fn try_claim<S: Store>(
     };
     store.put_affinity(cidr, AffinityState::Confirmed).await?;
     Ok(Some(block))
+}
+
+async fn has_larger<S: Store>(store: &S, cidr: IpNet) -> Result<bool, StoreError> {
+    let found = try_join_all(possible(parents(cidr)).map(|parent| store.block(parent))).await?;
+    Ok(found.iter().any(Option::is_some))
+}
+
+/// Those of the ranges that are small enough to be blocks.
+pub(super) fn possible(ranges: impl Iterator<Item = IpNet>) -> impl Iterator<Item = IpNet> {
+    ranges.filter(|range| range.prefix_len() >= range.max_prefix_len() - LARGEST_BLOCK)
+}
+
+/// Whether the reservations leave nothing of the block.
+fn is_reserved(heed: &Heed, cidr: IpNet) -> bool {
+    let touches = |range: &IpNet| range.contains(&cidr) || cidr.contains(range);
+    heed.limits.reserved.iter().any(touches)
+        && Block::new(cidr, "", String::new()).available(|address| heed.limits.is_reserved(address)) == 0
+}
+
+/// `version`: none when any would have done.
+pub(super) fn no_pool(version: Option<IpVersion>, choice: &Choice, pools: &[NodePool]) -> NoAddress {
+    let of_version = |pool: &&NodePool| version.is_none_or(|version| version_of(pool.cidr.addr()) == version);
+    let reasons: BTreeSet<String> = pools
+        .iter()
+        .filter(of_version)
+        .filter_map(|pool| Some(format!("{} {}", pool.name, pool.refusal(choice)?)))
+        .collect();
+    let whose = match choice.usage {
+        Use::Workload => "this pod",
+        Use::Tunnel => "the tunnel of this node",
+    };
+    let of = version.map_or("", |version| match version {
+        IpVersion::V4 => " of IPv4",
+        IpVersion::V6 => " of IPv6",
+    });
+    let why = match reasons.len() {
+        0 => "there is none".to_owned(),
+        _ => reasons.into_iter().collect::<Vec<_>>().join("; "),
+    };
+    NoAddress::Exhausted(format!("no IPPool{of} may be used for {whose}: {why}; add or correct one"))
+}
+
+/// A pool that a request names, and that it cannot have.
+pub(super) fn unknown_pool(version: IpVersion, name: &str, why: Option<&str>) -> NoAddress {
+    let (of, field, annotation) = match version {
+        IpVersion::V4 => ("IPv4", "ipv4_pools", ANNOTATION_POD_POOLS_V4),
+        IpVersion::V6 => ("IPv6", "ipv6_pools", ANNOTATION_POD_POOLS_V6),
+    };
+    let why = why.map_or_else(|| format!("does not exist, or is not of {of}"), str::to_owned);
+    NoAddress::Refused(format!(
+        "IPPool {name:?} {why}; correct the pool, or the place that names it: annotation {annotation} of the pod or of its Namespace, or {field} of the \
+         network configuration"
+    ))
 }

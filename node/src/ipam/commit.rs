@@ -5,9 +5,9 @@ use std::time::Duration;
 use futures::future::join_all;
 use ipnet::IpNet;
 use margay_api::ipam::block::Block;
-use margay_api::ipam::limits::Limits;
 
 use super::allocator::{AssignReply, Part, ReleaseReply, whole};
+use super::known::Heed;
 use super::store::{Store, StoreError, Stored};
 use crate::cni::ports::NoAddress;
 
@@ -48,12 +48,13 @@ pub(super) struct Written {
 }
 
 /// Does the operations in one write. On a conflict the block is read again and the operations are done anew on what it is now: an assignment
-/// that did get through is found by its handle.
+/// that did get through is found by its handle. What needs no write is answered from a block that has been read for it, as nothing else would tell that the cache
+/// is old.
 pub(super) async fn commit<S: Store>(
     store: &S,
     mut stored: Stored<Block>,
     operations: Vec<Operation>,
-    limits: &Limits,
+    heed: &Heed,
 ) -> Written {
     let (cidr, owner) = (stored.value.cidr(), stored.value.node().map(str::to_owned));
     let mut delay = DELAY;
@@ -79,7 +80,7 @@ pub(super) async fn commit<S: Store>(
             failure = StoreError::Conflict;
             continue;
         }
-        match write(store, &stored, &operations, limits).await {
+        match write(store, &stored, &operations, heed, attempt > 0).await {
             Ok(Done { block, full }) => return answer(block, operations, full),
             Err(error) => failure = error,
         }
@@ -107,25 +108,31 @@ async fn write<S: Store>(
     store: &S,
     stored: &Stored<Block>,
     operations: &[Operation],
-    limits: &Limits,
+    heed: &Heed,
+    is_fresh: bool,
 ) -> Result<Done, StoreError> {
     let mut block = stored.value.clone();
+    block.wake(|since| heed.is_over(since));
     let (mut full, mut handles) = (false, Vec::new());
     for operation in operations {
         match operation {
             Operation::Assign(part, reply) if !reply.is_closed() => {
                 if block.of_handle(part.handle()).is_empty() {
-                    full |= block.assign(&part.attribute, |address| limits.is_reserved(address)).is_none();
+                    full |= block.assign(&part.attribute, |address| heed.is_reserved(address)).is_none();
                 }
                 if !part.recorded.is_empty() {
                     handles.push(store.put_handle(part.handle().to_owned(), part.recorded.clone()));
                 }
             }
             Operation::Assign(..) => {}
+            Operation::Release(handle, _) if heed.limits.cooldown > 0 => drop(block.rest(handle, &heed.now)),
             Operation::Release(handle, _) => drop(block.release(handle)),
         }
     }
     if block == stored.value {
+        if !is_fresh {
+            return Err(StoreError::Conflict);
+        }
         join_all(handles).await.into_iter().collect::<Result<Vec<()>, _>>()?;
         return Ok(Done { block: stored.clone(), full });
     }
@@ -171,15 +178,20 @@ pub(super) async fn locate<S: Store>(store: &S, handle: &str) -> Result<Vec<Stor
     Ok(found)
 }
 
-/// Releases a handle's addresses from blocks that are not in the cache.
+/// Releases a handle's addresses from blocks that are not in the cache. Nothing else changes there.
 pub(super) async fn release_from<S: Store>(
     store: &S,
     handle: &str,
     blocks: Vec<Stored<Block>>,
+    heed: &Heed,
 ) -> Result<(), StoreError> {
     for mut stored in blocks {
         for attempt in 0.. {
-            if stored.value.release(handle).is_empty() {
+            let released = match heed.limits.cooldown {
+                0 => stored.value.release(handle),
+                _ => stored.value.rest(handle, &heed.now),
+            };
+            if released.is_empty() {
                 break;
             }
             match store.update_block(stored.clone()).await {

@@ -1,108 +1,159 @@
-//! Addresses that a pod names itself: each out of the block that it is in, whoever has that, as Calico's AssignIP does it.
+//! Addresses that a pod names itself: each out of the block that it is in, whoever has that and whatever its size, as Calico's AssignIP does it.
 //!
 //! Nothing is taken from the owner's cache and nothing is put there but new blocks: whatever else is written to a block at the same time finds out by
 //! its revision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use futures::future::try_join_all;
 use ipnet::IpNet;
 use margay_api::ipam::block::Block;
 use margay_api::meta::ANNOTATION_POD_ADDRESSES;
 use margay_api::rule::IpVersion;
 use margay_api::v3::ipam::AllocationAttribute;
 
-use super::claim::try_claim;
-use super::store::{Store, StoreError, Stored, UsablePool};
+use super::claim::{Ground, possible, try_claim};
+use super::known::{Heed, parents};
+use super::store::{Choice, Store, StoreError, Stored};
 use crate::cni::ports::NoAddress;
 use crate::net::plan::version_of;
 
 /// Conflicts on one block before the runtime is asked to try again.
 const TRIES: u32 = 10;
-/// Attribute of such an address: its handle may have addresses in blocks of other nodes.
-const REQUESTED: &str = "requested";
-
-/// Each address with the block that it is in, IPv4 first. All of them lie in pools of this node, or it is an error.
-pub(super) fn targets(addresses: &[IpAddr], pools: &[UsablePool]) -> Result<BTreeMap<IpAddr, IpNet>, NoAddress> {
-    let target = |address: &IpAddr| {
-        let pool = pools.iter().find(|pool| pool.selected && pool.cidr.contains(address)).ok_or_else(|| {
-            refused(
-                *address,
-                "is in no IPPool that may be used for pods on this node; choose one that is, or add a pool",
-            )
-        })?;
-        let block = IpNet::new(*address, pool.block_size);
-        Ok((
-            *address,
-            block.map_err(|_| refused(*address, "is in a pool whose blockSize is wrong; correct the pool"))?.trunc(),
-        ))
-    };
-    addresses.iter().map(target).collect()
-}
-
-/// Whether the handle is of a pod that named its addresses.
-pub(super) fn is_requested(block: &Block, handle: &str) -> bool {
-    let marked = |attribute: &AllocationAttribute| {
-        attribute.handle_id.as_deref() == Some(handle)
-            && attribute.secondary.as_ref().is_some_and(|secondary| secondary.contains_key(REQUESTED))
-    };
-    block.allocated().any(|(_, attribute)| marked(attribute))
-}
 
 /// What a node may do for such an address.
 #[derive(Clone, Debug)]
 pub(super) struct Bounds {
-    /// Its name.
-    pub(super) node: String,
-    /// It takes addresses of its own blocks only.
-    pub(super) strict: bool,
+    /// Its name, the pools and the blocks that are known.
+    pub(super) ground: Ground,
+    /// What is heeded; reservations are not.
+    pub(super) heed: Heed,
     /// Why it may claim no block of an IP version, if so.
     pub(super) no_claim: BTreeMap<IpVersion, String>,
+}
+
+/// Each address with the block that a new one would be, IPv4 first. All of them lie in pools of this node, or it is an error.
+pub(super) fn targets(
+    addresses: &[IpAddr],
+    choice: &Choice,
+    ground: &Ground,
+) -> Result<BTreeMap<IpAddr, IpNet>, NoAddress> {
+    let target = |address: &IpAddr| {
+        let around = ground.pools.iter().filter(|pool| pool.cidr.contains(address));
+        // Naming the address is naming its pool; only whether the pool is this node's is not left to the pod.
+        let choice = |name: &str| Choice { named: vec![name.to_owned()], ..choice.clone() };
+        let mut why = "is in no IPPool; choose one that is, or add a pool".to_owned();
+        for pool in around {
+            match pool.refusal(&choice(&pool.name)) {
+                None if pool.selected => {
+                    let block = IpNet::new(*address, pool.block_size);
+                    let wrong = |_| refused(*address, "is in a pool whose blockSize is wrong; correct the pool");
+                    return Ok((*address, block.map_err(wrong)?.trunc()));
+                }
+                None => {
+                    why = format!(
+                        "is in IPPool {}, whose nodeSelector does not select this node; choose another",
+                        pool.name
+                    )
+                }
+                Some(refusal) => why = format!("is in IPPool {}, which {refusal}; choose another", pool.name),
+            }
+        }
+        Err(refused(*address, &why))
+    };
+    addresses.iter().map(target).collect()
 }
 
 /// Takes them all; returns the blocks as they are now. On an error, what was taken before it is under the handle.
 pub(super) async fn assign<S: Store>(
     store: &S,
     bounds: &Bounds,
-    mut attribute: AllocationAttribute,
+    attribute: AllocationAttribute,
     targets: &BTreeMap<IpAddr, IpNet>,
-    now: &str,
 ) -> Result<Vec<Stored<Block>>, NoAddress> {
-    let unavailable = |error: StoreError| {
-        NoAddress::Unavailable(format!("addresses of {ANNOTATION_POD_ADDRESSES}: {error}; the runtime will try again"))
-    };
-    let handle = attribute.handle_id.clone().unwrap_or_default();
-    let list: Vec<String> = targets.keys().map(IpAddr::to_string).collect();
-    attribute.secondary.get_or_insert_default().insert(REQUESTED.to_owned(), list.join(","));
-    // Before any address: whatever happens then, the handle tells where they may be.
-    store.put_handle(handle.clone(), targets.values().copied().collect()).await.map_err(unavailable)?;
     let mut blocks = Vec::new();
     for (address, cidr) in targets {
-        let mut tries = 0..TRIES;
-        let block = loop {
-            if tries.next().is_none() {
-                return Err(unavailable(StoreError::Conflict));
-            }
-            let present = match store.block(*cidr).await.map_err(unavailable)? {
-                Some(block) => block,
-                None => match bounds.no_claim.get(&version_of(*address)) {
-                    Some(why) => return Err(refused(*address, &format!("is in no block yet; {why}"))),
-                    None => match try_claim(store, &bounds.node, *cidr, now.to_owned()).await.map_err(unavailable)? {
-                        Some(block) => block,
-                        None => continue,
-                    },
-                },
-            };
-            let Some(wanted) = taken(bounds, &present, *address, &attribute)? else { break present };
-            match store.update_block(wanted).await {
-                Ok(block) => break block,
-                Err(StoreError::Conflict) => {}
-                Err(error) => return Err(unavailable(error)),
-            }
-        };
-        blocks.push(block);
+        blocks.push(assign_one(store, bounds, &attribute, *address, *cidr).await?);
     }
     Ok(blocks)
+}
+
+async fn assign_one<S: Store>(
+    store: &S,
+    bounds: &Bounds,
+    attribute: &AllocationAttribute,
+    address: IpAddr,
+    new: IpNet,
+) -> Result<Stored<Block>, NoAddress> {
+    let handle = attribute.handle_id.clone().unwrap_or_default();
+    for _ in 0..TRIES {
+        let mut around = around(store, bounds, address, new).await.map_err(unavailable)?;
+        let block = match around.pop() {
+            Some(block) if around.is_empty() => block,
+            Some(block) => return shared(block, around, address, &handle),
+            None => match bounds.no_claim.get(&version_of(address)) {
+                Some(why) => return Err(refused(address, &format!("is in no block yet; {why}"))),
+                None => match try_claim(store, &bounds.ground, new).await.map_err(unavailable)? {
+                    Some(block) => block,
+                    None => continue,
+                },
+            },
+        };
+        let Taken { block: wanted, former } = match taken(bounds, &block, address, attribute)? {
+            Some(taken) => taken,
+            None => return Ok(block),
+        };
+        // Before the address: whatever happens then, the handle tells where it may be.
+        store.put_handle(handle.clone(), vec![block.value.cidr()]).await.map_err(unavailable)?;
+        match store.update_block(wanted).await {
+            Ok(block) => {
+                forget(store, former).await;
+                return Ok(block);
+            }
+            Err(StoreError::Conflict) => {}
+            Err(error) => return Err(unavailable(error)),
+        }
+    }
+    Err(unavailable(StoreError::Conflict))
+}
+
+/// The blocks that the address is in: of the range that a block would have now, as is usual, or those that are known, or any of a size that a block may have.
+async fn around<S: Store>(
+    store: &S,
+    bounds: &Bounds,
+    address: IpAddr,
+    new: IpNet,
+) -> Result<Vec<Stored<Block>>, StoreError> {
+    let mut names: BTreeSet<IpNet> = bounds.ground.known.around(address);
+    if !names.contains(&new) {
+        names.extend(possible(parents(IpNet::from(address)).chain([IpNet::from(address)])));
+    }
+    let found = try_join_all(names.into_iter().map(|cidr| store.block(cidr))).await?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// An address that is in two blocks is given to nobody; who has it keeps it.
+fn shared(
+    block: Stored<Block>,
+    others: Vec<Stored<Block>>,
+    address: IpAddr,
+    handle: &str,
+) -> Result<Stored<Block>, NoAddress> {
+    let all: Vec<Stored<Block>> = others.into_iter().chain([block]).collect();
+    let ranges: Vec<String> = all.iter().map(|block| block.value.cidr().to_string()).collect();
+    let has = |block: &Stored<Block>| block.value.of_handle(handle).contains(&address);
+    all.into_iter().find(has).ok_or_else(|| {
+        let text =
+            format!("is in the blocks {}, which overlap; choose another, or delete one of them", ranges.join(" and "));
+        refused(address, &text)
+    })
+}
+
+struct Taken {
+    block: Stored<Block>,
+    /// The handle that had the address before.
+    former: Option<String>,
 }
 
 /// The block with the address taken; none if the handle has it already.
@@ -111,35 +162,83 @@ fn taken(
     present: &Stored<Block>,
     address: IpAddr,
     attribute: &AllocationAttribute,
-) -> Result<Option<Stored<Block>>, NoAddress> {
+) -> Result<Option<Taken>, NoAddress> {
     let block = &present.value;
+    let mut wanted = present.clone();
+    // What has rested in another node's block is its owner's to free.
+    let is_own = block.node() == Some(bounds.ground.node.as_str());
     let holder = block.allocated().find(|(other, _)| *other == address).map(|(_, attribute)| attribute);
-    match holder {
-        Some(holder) if holder.handle_id == attribute.handle_id => return Ok(None),
+    let former = match holder {
+        Some(holder) if holder.handle_id.is_some() && holder.handle_id == attribute.handle_id => return Ok(None),
+        Some(holder) if is_same_pod(holder, attribute) => holder.handle_id.clone(),
+        Some(AllocationAttribute { released_at: Some(since), .. }) if is_own && bounds.heed.is_over(since) => None,
+        Some(AllocationAttribute { released_at: Some(since), .. }) => {
+            let text = format!(
+                "{address} was released at {since} and rests for the {} seconds of ipCooldownSeconds; the runtime will try again",
+                bounds.heed.limits.cooldown
+            );
+            return Err(NoAddress::Unavailable(text));
+        }
         Some(holder) => {
             return Err(refused(address, &format!("is taken by {}; choose another, or delete that", name(holder))));
         }
-        None => {}
+        None => None,
+    };
+    if !is_own {
+        may_borrow(bounds, block, address)?;
     }
-    if block.node() != Some(bounds.node.as_str()) {
-        let owner = block.spec().affinity.as_deref().unwrap_or("nobody");
-        if block.spec().deleted {
-            let text = format!("block {} of {address} is being given back; the runtime will try again", block.cidr());
-            return Err(NoAddress::Unavailable(text));
-        }
-        if bounds.strict {
-            let text = format!(
-                "is in block {} of {owner}, and IPAMConfiguration default has strictAffinity; choose one of this node's blocks",
-                block.cidr()
-            );
-            return Err(refused(address, &text));
-        }
-    }
-    let mut wanted = present.clone();
-    if !wanted.value.assign_address(address, attribute) {
+    if !wanted.value.reassign(address, attribute) && !wanted.value.assign_address(address, attribute) {
         return Err(refused(address, "is reserved in its block; choose another"));
     }
-    Ok(Some(wanted))
+    Ok(Some(Taken { block: wanted, former }))
+}
+
+/// Whether this node may take an address of another's block.
+fn may_borrow(bounds: &Bounds, block: &Block, address: IpAddr) -> Result<(), NoAddress> {
+    if block.spec().deleted {
+        let text = format!("block {} of {address} is being given back; the runtime will try again", block.cidr());
+        return Err(NoAddress::Unavailable(text));
+    }
+    if bounds.heed.limits.strict_affinity {
+        let owner = block.spec().affinity.as_deref().unwrap_or("nobody");
+        let text = format!(
+            "is in block {} of {owner}, and IPAMConfiguration default has strictAffinity; choose one of this node's blocks",
+            block.cidr()
+        );
+        return Err(refused(address, &text));
+    }
+    Ok(())
+}
+
+/// Whether the address is of an earlier sandbox of the same pod on the same node. No such sandbox is attached any more when a pod asks: an ADD takes back what it finds
+/// of its pod. Another network of the same sandbox is no earlier one.
+fn is_same_pod(holder: &AllocationAttribute, wanted: &AllocationAttribute) -> bool {
+    fn value<'a>(of: &'a AllocationAttribute, key: &str) -> Option<&'a String> {
+        of.secondary.as_ref()?.get(key)
+    }
+    let container = |of: &AllocationAttribute| Some(of.handle_id.as_deref()?.rsplit('.').next()?.to_owned());
+    ["namespace", "pod", "node"]
+        .iter()
+        .all(|key| value(holder, key).is_some() && value(holder, key) == value(wanted, key))
+        && container(holder) != container(wanted)
+}
+
+/// The handle of an earlier sandbox goes once it has no address any more; while it has, the collector finds it by its pod.
+async fn forget<S: Store>(store: &S, former: Option<String>) {
+    let Some(handle) = former else { return };
+    let is_empty = async {
+        let cidrs = store.handle_blocks(handle.clone()).await?;
+        let blocks = try_join_all(cidrs.into_iter().map(|cidr| store.block(cidr))).await?;
+        Ok::<_, StoreError>(blocks.into_iter().flatten().all(|block| block.value.of_handle(&handle).is_empty()))
+    };
+    let forgotten = match is_empty.await {
+        Ok(true) => store.delete_handle(handle.clone()).await,
+        Ok(false) => Ok(()),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = forgotten {
+        tracing::warn!(%handle, %error, "the handle of an earlier sandbox of a pod stays; delete it if it names no address that is in use");
+    }
 }
 
 /// Who has an address, as far as its attributes tell.
@@ -149,6 +248,10 @@ fn name(holder: &AllocationAttribute) -> String {
         (Some(namespace), Some(pod)) => format!("pod {namespace}/{pod}"),
         _ => format!("handle {}", holder.handle_id.as_deref().unwrap_or("(none)")),
     }
+}
+
+fn unavailable(error: StoreError) -> NoAddress {
+    NoAddress::Unavailable(format!("addresses of {ANNOTATION_POD_ADDRESSES}: {error}; the runtime will try again"))
 }
 
 fn refused(address: IpAddr, why: &str) -> NoAddress {

@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Namespace as Core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Client;
+use kube::{Api, Client};
 use margay_api::ipam::block::Block;
 use margay_api::ipam::names;
+use margay_api::meta::{ANNOTATION_POD_POOLS_V4, ANNOTATION_POD_POOLS_V6};
+use margay_api::rule::IpVersion;
 use margay_api::storage::Mode;
 use margay_api::v3::ipam::{BlockAffinity, BlockAffinitySpec, IPAMBlock, IPAMHandle, IPAMHandleSpec};
 
 use super::collection::Collection;
-use super::store::{AffinityState, Store, StoreError, Stored};
+use super::store::{AffinityState, Namespace, Store, StoreError, Stored};
 
 /// See the module.
 pub struct Objects {
@@ -19,6 +22,7 @@ pub struct Objects {
     blocks: Collection<IPAMBlock>,
     affinities: Collection<BlockAffinity>,
     handles: Collection<IPAMHandle>,
+    namespaces: Api<Core>,
 }
 
 impl Objects {
@@ -29,6 +33,7 @@ impl Objects {
             blocks: Collection::new(client, mode, "IPAMBlock"),
             affinities: Collection::new(client, mode, "BlockAffinity"),
             handles: Collection::new(client, mode, "IPAMHandle"),
+            namespaces: Api::all(client.clone()),
         }
     }
 }
@@ -76,11 +81,20 @@ impl Store for Objects {
         parse(self.blocks.replace(&names::block(block.value.cidr()), &wanted).await?)
     }
 
+    /// In two steps, as everybody does it who works on this data: the mark, which only holds if nobody has changed the block, then the deletion of what was marked.
+    async fn delete_block(&self, block: Stored<Block>) -> Result<(), StoreError> {
+        let mut wanted = object(&block.value, Some(block.revision));
+        wanted.spec.deleted = true;
+        let marked = self.blocks.replace(&names::block(block.value.cidr()), &wanted).await?;
+        self.blocks.delete(&marked.metadata).await
+    }
+
     async fn put_affinity(&self, cidr: IpNet, state: AffinityState) -> Result<(), StoreError> {
         let name = names::affinity(&self.node, cidr);
         let text = match state {
             AffinityState::Pending => "pending",
             AffinityState::Confirmed => "confirmed",
+            AffinityState::PendingDeletion => "pendingDeletion",
         };
         let wanted = BlockAffinity {
             metadata: ObjectMeta {
@@ -104,6 +118,9 @@ impl Store for Objects {
         }
         // Gone in between: somebody took it for left over. The claim begins anew.
         let mut present = self.affinities.get(&name).await?.ok_or(StoreError::Conflict)?;
+        if present.spec.state == wanted.spec.state && !present.spec.deleted {
+            return Ok(());
+        }
         present.spec.state = wanted.spec.state;
         present.spec.deleted = false;
         self.affinities.replace(&name, &present).await.map(drop)
@@ -159,5 +176,15 @@ impl Store for Objects {
     async fn delete_handle(&self, handle: String) -> Result<(), StoreError> {
         let metadata = ObjectMeta { name: Some(names::handle(&handle)), ..ObjectMeta::default() };
         self.handles.delete(&metadata).await
+    }
+
+    async fn namespace(&self, name: String) -> Result<Namespace, StoreError> {
+        let found = self.namespaces.get_metadata_opt(&name).await;
+        let metadata = found.map_err(|error| StoreError::Failed(format!("Namespace {name}: {error}")))?;
+        let Some(metadata) = metadata.map(|found| found.metadata) else { return Ok(Namespace::default()) };
+        let annotations = metadata.annotations.unwrap_or_default();
+        let pools = [(IpVersion::V4, ANNOTATION_POD_POOLS_V4), (IpVersion::V6, ANNOTATION_POD_POOLS_V6)];
+        let pools = pools.into_iter().filter_map(|(version, name)| Some((version, annotations.get(name)?.clone())));
+        Ok(Namespace { labels: metadata.labels.unwrap_or_default(), pools: pools.collect() })
     }
 }

@@ -3,6 +3,13 @@
 //! While a block is being written, what is asked of it waits; when the write is done, all that waits goes into the next write. An address is
 //! answered only after its write has succeeded. Everything is kept under a handle, so that an answer that got lost is found again, and given
 //! back with the handle.
+//!
+//! What an agent writes to others' objects, for whoever guards them: one address at a time in a block of another node, which it takes (named by the pod, or
+//! borrowed) or releases; nothing else of that block changes. Everything else is of its own blocks, affinities and handles.
+
+mod assign;
+mod claims;
+mod release;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -11,19 +18,15 @@ use ipnet::IpNet;
 use margay_api::ipam::block::Block;
 use margay_api::ipam::limits::Limits;
 use margay_api::rule::IpVersion;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
-use super::allocator::{AssignReply, Event, Part, ReleaseReply, Terms, Waiting, Wanted, join, stopping, whole};
-use super::claim;
+use super::allocator::{Event, Loaded, Terms, Waiting};
+use super::back::{self, Idle, Returned};
 use super::commit::{self, Operation, Written};
-use super::exact;
-use super::store::{Store, StoreError, Stored, UsablePool};
-use crate::cni::ports::{Demand, NoAddress};
-use crate::net::plan::{VERSIONS, version_of};
-
-/// With fewer free addresses than this, and than a quarter of a block, another block is claimed before it is needed. A quarter, because a spare of a node
-/// that is half empty would be another node's first block.
-const SPARE: usize = 8;
+use super::known::{Blocks, Heed};
+use super::store::{NodePool, Store, Stored};
+use crate::cni::ports::NoAddress;
 
 /// A block of this node and what waits for its next write.
 struct Slot {
@@ -31,12 +34,28 @@ struct Slot {
     /// A write has failed that may have been done all the same.
     is_unsure: bool,
     is_writing: bool,
+    /// It is being given back: nothing new goes into it.
+    is_leaving: bool,
+    /// The map has given it to this node.
+    is_listed: bool,
     /// Handles of the write that is under way.
     writing: BTreeSet<String>,
     queue: Vec<Operation>,
 }
 
 impl Slot {
+    fn new(stored: Stored<Block>) -> Self {
+        Self {
+            stored,
+            is_unsure: false,
+            is_writing: false,
+            is_leaving: false,
+            is_listed: false,
+            writing: BTreeSet::new(),
+            queue: Vec::new(),
+        }
+    }
+
     /// Whether something is, or is about to be, under the handle here.
     fn holds(&self, handle: &str) -> bool {
         !self.stored.value.of_handle(handle).is_empty()
@@ -49,14 +68,16 @@ impl Slot {
         self.is_unsure || self.holds(handle)
     }
 
-    /// Free addresses that nothing in the queue will take.
-    fn room(&self, limits: &Limits) -> usize {
+    /// Whether nothing is in it, but for what has rested for long enough, and nothing is about to be.
+    fn is_empty(&self, heed: &Heed) -> bool {
+        let is_idle = !self.is_writing && !self.is_unsure && self.queue.is_empty();
+        is_idle && heed.is_empty(&self.stored.value)
+    }
+
+    /// Addresses that nothing in the queue will take.
+    fn room(&self, heed: &Heed) -> usize {
         let assigns = self.queue.iter().filter(|operation| matches!(operation, Operation::Assign(..))).count();
-        let available = match limits.reserved.as_slice() {
-            [] => self.stored.value.free(),
-            _ => self.stored.value.available(|address| limits.is_reserved(address)),
-        };
-        available.saturating_sub(assigns)
+        if self.is_leaving { 0 } else { heed.room(&self.stored.value).saturating_sub(assigns) }
     }
 }
 
@@ -78,6 +99,14 @@ pub(super) struct Owner<S> {
     unread: BTreeSet<IpNet>,
     /// No spare block was to be had for these; not asked for again until the terms change.
     spare_refused: BTreeSet<IpVersion>,
+    /// Handles whose addresses are in this node's own blocks, as this process has seen to it: of all others their object tells.
+    local: BTreeSet<String>,
+    /// Blocks of other nodes that handles have borrowed from.
+    borrowed: BTreeMap<String, BTreeSet<IpNet>>,
+    /// Searches of others' blocks that found nothing: the next one looks in another order.
+    fruitless: u64,
+    idle: Idle,
+    started: Instant,
 }
 
 impl<S: Store> Owner<S> {
@@ -101,12 +130,18 @@ impl<S: Store> Owner<S> {
             loading: 0,
             unread: BTreeSet::new(),
             spare_refused: BTreeSet::new(),
+            local: BTreeSet::new(),
+            borrowed: BTreeMap::new(),
+            fruitless: 0,
+            idle: Idle::default(),
+            started: Instant::now(),
         }
     }
 
     /// Answers until nobody can ask any more.
     pub(super) async fn run(mut self, mut received: mpsc::Receiver<Event>) {
         self.load();
+        let mut looks = tokio::time::interval(back::LOOK);
         loop {
             tokio::select! {
                 event = received.recv() => match event {
@@ -125,6 +160,7 @@ impl<S: Store> Owner<S> {
                     Ok(()) => self.anew(),
                     Err(_) => return,
                 },
+                _ = looks.tick() => self.give_back(),
             }
         }
     }
@@ -133,14 +169,17 @@ impl<S: Store> Owner<S> {
     fn anew(&mut self) {
         self.spare_refused.clear();
         self.retry();
+        self.give_back();
     }
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Assign(wanted, reply) => self.assign(wanted, reply),
+            Event::Assign(wanted, reply) => self.seek(wanted, reply),
             Event::Release(handle, reply) => self.release(handle, reply),
             Event::Written(written) => self.written(written),
-            Event::Claimed(version, named, result) => self.claimed(version, &named, result),
+            Event::Claimed(version, choice, result) => self.claimed(version, &choice, result),
+            Event::Sought(wanted, reply, found) => self.sought(wanted, reply, found),
+            Event::Borrowed(wanted, reply, result) => self.has_borrowed(wanted, reply, result),
             Event::Exact(addresses, reply, taken) => {
                 let answer = taken.map(|blocks| blocks.into_iter().for_each(|block| self.keep(block)));
                 // Whoever asked may have gone.
@@ -150,177 +189,79 @@ impl<S: Store> Owner<S> {
             Event::Located(_, reply, Err(error)) => {
                 drop(reply.send(Err(NoAddress::Unavailable(format!("IPAM handle: {error}")))))
             }
-            Event::Loaded(blocks, unread) => {
-                self.loading -= 1;
-                self.unread.extend(unread);
-                blocks.into_iter().for_each(|block| self.keep(block));
-                self.retry();
-            }
+            Event::Loaded(loaded) => self.loaded(loaded),
+            Event::Returned(cidr, returned) => self.returned(cidr, returned),
         }
     }
 
-    /// Reads the blocks of this node that are not here yet.
+    /// Reads the blocks of this node that are not here yet, and those again that the map does not give to it any more.
     fn load(&mut self) {
         self.spare_refused.clear();
+        let mut left = Vec::new();
         let missing: Vec<IpNet> = {
             let map = self.terms.map.borrow_and_update();
+            for (cidr, slot) in &mut self.blocks {
+                let is_listed = map.as_ref().is_some_and(|map| map.get(cidr) == Some(&self.node));
+                if slot.is_listed && !is_listed {
+                    left.push(*cidr);
+                }
+                slot.is_listed = is_listed;
+            }
             let ours = |(cidr, node): &(&IpNet, &String)| **node == self.node && !self.blocks.contains_key(*cidr);
             let known = map.iter().flat_map(|map| map.iter());
             known.filter(ours).map(|(cidr, _)| *cidr).collect()
         };
-        if missing.is_empty() {
+        if missing.is_empty() && left.is_empty() {
             return self.retry();
         }
         self.loading += 1;
         self.unread.clear();
-        let store = self.store.clone();
-        self.background(async move {
-            let (mut found, mut unread) = (Vec::new(), Vec::new());
-            for cidr in missing {
-                match store.block(cidr).await {
-                    Ok(block) => found.extend(block),
-                    Err(error) => {
-                        tracing::warn!(%cidr, %error, "a block of this node could not be read; it is read again when it is needed");
-                        unread.push(cidr);
-                    }
-                }
+        let (store, node) = (self.store.clone(), self.node.clone());
+        self.background(async move { Event::Loaded(read(&*store, &node, missing, left).await) });
+    }
+
+    fn loaded(&mut self, loaded: Loaded) {
+        self.loading -= 1;
+        for cidr in &loaded.left {
+            let is_found = loaded.found.iter().any(|block| block.value.cidr() == *cidr && self.is_ours(block));
+            if !is_found && !loaded.unread.contains(cidr) {
+                self.lose(*cidr);
             }
-            Event::Loaded(found, unread)
-        });
+        }
+        self.unread.extend(loaded.unread);
+        loaded.found.into_iter().for_each(|block| self.keep(block));
+        self.retry();
+    }
+
+    fn is_ours(&self, block: &Stored<Block>) -> bool {
+        block.value.node() == Some(self.node.as_str())
     }
 
     fn keep(&mut self, stored: Stored<Block>) {
-        if stored.value.node() == Some(self.node.as_str()) {
-            self.blocks.entry(stored.value.cidr()).or_insert_with(|| Slot {
-                stored,
-                is_unsure: false,
-                is_writing: false,
-                writing: BTreeSet::new(),
-                queue: Vec::new(),
-            });
+        if self.is_ours(&stored) {
+            let cidr = stored.value.cidr();
+            let is_listed = self.terms.map.borrow().as_ref().is_some_and(|map| map.get(&cidr) == Some(&self.node));
+            self.blocks.entry(cidr).or_insert_with(|| Slot { is_listed, ..Slot::new(stored) });
         }
     }
 
-    /// Nothing is written before every part of the request has a block with room.
-    fn assign(&mut self, wanted: Wanted, reply: AssignReply) {
-        if reply.is_closed() {
+    /// Forgets a block that is this node's no more; what waited for it is asked elsewhere.
+    fn lose(&mut self, cidr: IpNet) {
+        if self.blocks.get(&cidr).is_some_and(|slot| slot.is_writing) {
+            // The write finds out itself.
             return;
         }
-        if !self.is_oriented() {
-            return self.waiting.push_back(Waiting::Request(wanted, reply));
-        }
-        if let Some(locked) = self.locked() {
-            return drop(reply.send(Err(locked)));
-        }
-        if !wanted.exact.is_empty() {
-            return self.assign_exact(wanted, reply);
-        }
-        let mut parts = self.parts(&wanted);
-        if let Some(unknown) = parts.iter().find_map(|part| self.unknown_pool(part)) {
-            return drop(reply.send(Err(unknown)));
-        }
-        if parts.is_empty() {
-            return drop(reply.send(Err(claim::no_pool(None, &[]))));
-        }
-        let blocks: Vec<Option<IpNet>> = parts.iter().map(|part| self.block_for(part)).collect();
-        let Some(blocks) = blocks.iter().copied().collect::<Option<Vec<IpNet>>>() else {
-            let lacking = parts.into_iter().zip(blocks).filter(|(_, block)| block.is_none());
-            let lacking: Vec<Part> = lacking.map(|(part, _)| part).collect();
-            self.waiting.push_back(Waiting::Request(wanted, reply));
-            return lacking.into_iter().for_each(|part| self.claim(part.version, part.pools));
-        };
-        parts[0].recorded.clone_from(&blocks);
-        let mut answers = Vec::new();
-        for (part, block) in parts.into_iter().zip(blocks) {
-            let (told, answer) = oneshot::channel();
-            answers.push(answer);
-            self.enqueue(block, Operation::Assign(part, told));
-        }
-        tokio::spawn(join(answers, reply));
+        let queue = self.blocks.remove(&cidr).map(|slot| slot.queue).unwrap_or_default();
+        self.redo(queue);
     }
 
-    fn assign_exact(&self, wanted: Wanted, reply: AssignReply) {
-        let pools = self.terms.pools.borrow().clone().unwrap_or_default();
-        let targets = match exact::targets(&wanted.exact, &pools) {
-            Ok(targets) => targets,
-            Err(error) => return drop(reply.send(Err(error))),
-        };
-        let refusal = |version| Some((version, self.claim_refusal(version)?));
-        let bounds = exact::Bounds {
-            node: self.node.clone(),
-            strict: self.limits().strict_affinity,
-            no_claim: VERSIONS.into_iter().filter_map(refusal).collect(),
-        };
-        let (store, now) = (self.store.clone(), (self.clock)());
-        self.background(async move {
-            let taken = exact::assign(&*store, &bounds, wanted.attribute, &targets, &now).await;
-            Event::Exact(whole(targets.into_keys().collect()), reply, taken)
-        });
-    }
-
-    /// What the request comes to: what it demands of each IP version, and what it has already.
-    fn parts(&self, wanted: &Wanted) -> Vec<Part> {
-        let handle = wanted.attribute.handle_id.as_deref().unwrap_or_default();
-        let part = |(version, demand): (IpVersion, &Demand)| {
-            let pools = match demand {
-                Demand::Always(pools) => pools.clone(),
-                Demand::IfPooled if self.has_pool(version) || self.holder(version, handle).is_some() => Vec::new(),
-                Demand::Never | Demand::IfPooled => return None,
-            };
-            Some(Part { attribute: wanted.attribute.clone(), version, pools, recorded: Vec::new() })
-        };
-        [(IpVersion::V4, &wanted.ipv4), (IpVersion::V6, &wanted.ipv6)].into_iter().filter_map(part).collect()
-    }
-
-    /// A part that lost its block.
-    fn assign_part(&mut self, mut part: Part, reply: AssignReply) {
-        if reply.is_closed() {
-            return;
-        }
-        match self.block_for(&part).filter(|_| self.is_oriented()) {
-            Some(block) => {
-                part.recorded = vec![block];
-                self.enqueue(block, Operation::Assign(part, reply));
-            }
-            None => {
-                let (version, pools) = (part.version, part.pools.clone());
-                self.waiting.push_back(Waiting::Part(part, reply));
-                if self.is_oriented() {
-                    self.claim(version, pools);
-                }
+    fn redo(&mut self, operations: impl IntoIterator<Item = Operation>) {
+        for operation in operations {
+            match operation {
+                Operation::Assign(part, reply) => self.assign_part(part, reply),
+                Operation::Release(handle, reply) => self.release(handle, reply),
             }
         }
-    }
-
-    /// A pool that the part names, and that there is not.
-    fn unknown_pool(&self, part: &Part) -> Option<NoAddress> {
-        let pools = self.terms.pools.borrow();
-        let of_version = |pool: &&UsablePool| version_of(pool.cidr.addr()) == part.version;
-        let pools: Vec<&UsablePool> = pools.iter().flat_map(|pools| pools.iter()).filter(of_version).collect();
-        let unknown = part.pools.iter().find(|name| !pools.iter().any(|pool| pool.is_named(name)));
-        unknown.map(|name| claim::unknown_pool(part.version, name))
-    }
-
-    /// The block that has the part already, or one with room.
-    fn block_for(&self, part: &Part) -> Option<IpNet> {
-        let limits = self.limits();
-        let has_room = |(cidr, slot): &(&IpNet, &Slot)| {
-            version_of(cidr.addr()) == part.version && slot.room(&limits) > 0 && self.allows(&part.pools, **cidr)
-        };
-        let with_room = || self.blocks.iter().find(has_room).map(|(cidr, _)| *cidr);
-        self.holder(part.version, part.handle()).or_else(with_room)
-    }
-
-    fn holder(&self, version: IpVersion, handle: &str) -> Option<IpNet> {
-        let mut of_version = self.blocks.iter().filter(|(cidr, _)| version_of(cidr.addr()) == version);
-        of_version.find(|(_, slot)| slot.holds(handle)).map(|(cidr, _)| *cidr)
-    }
-
-    /// Whether there is a pool of this IP version that need not be named.
-    fn has_pool(&self, version: IpVersion) -> bool {
-        let pools = self.terms.pools.borrow();
-        let mut pools = pools.iter().flat_map(|pools| pools.iter());
-        pools.any(|pool| version_of(pool.cidr.addr()) == version && pool.serves(&[]))
     }
 
     /// Whether it is known what this node has, and what it may have: before that a claim could be for what is there already.
@@ -332,20 +273,24 @@ impl<S: Store> Owner<S> {
         self.terms.limits.borrow().clone().unwrap_or_default()
     }
 
+    fn pools(&self) -> Arc<Vec<NodePool>> {
+        self.terms.pools.borrow().clone().unwrap_or_default()
+    }
+
+    fn known(&self) -> Blocks {
+        let map = self.terms.map.borrow().clone().unwrap_or_default();
+        Blocks { map, own: self.blocks.keys().copied().collect() }
+    }
+
+    fn heed(&self, known: &Blocks, cidr: IpNet) -> Heed {
+        Heed::new(self.limits(), known, cidr, (self.clock)())
+    }
+
     /// Why nothing may be written now, if so.
     fn locked(&self) -> Option<NoAddress> {
         let text = "the cluster's addresses are locked: ClusterInformation default has datastoreReady false, as while data is moved or repaired; \
                     the runtime will try again";
         self.limits().is_locked.then(|| NoAddress::Unavailable(text.to_owned()))
-    }
-
-    /// Why this node may claim no other block of the IP version, if so.
-    fn claim_refusal(&self, version: IpVersion) -> Option<String> {
-        let map = self.terms.map.borrow();
-        let known = map.iter().flat_map(|map| map.iter()).filter(|(_, node)| **node == self.node);
-        let own: BTreeSet<&IpNet> = known.map(|(cidr, _)| cidr).chain(self.blocks.keys()).collect();
-        let own = own.into_iter().filter(|cidr| version_of(cidr.addr()) == version).count();
-        self.limits().refuse_claim(&self.node, own)
     }
 
     /// Those who wait try again.
@@ -364,70 +309,6 @@ impl<S: Store> Owner<S> {
         }
     }
 
-    /// Whether a request that names these pools may take an address of the block. A block whose pool is gone or disabled serves nobody.
-    fn allows(&self, named: &[String], block: IpNet) -> bool {
-        let pools = self.terms.pools.borrow();
-        let mut pools = pools.iter().flat_map(|pools| pools.iter());
-        pools.any(|pool| pool.cidr.contains(&block) && pool.serves(named))
-    }
-
-    /// A handle may have addresses in several blocks. While not all blocks of this node are here, and where a pod has named its addresses, its
-    /// object tells which.
-    fn release(&mut self, handle: String, reply: ReleaseReply) {
-        if let Some(locked) = self.locked() {
-            return drop(reply.send(Err(locked)));
-        }
-        let is_requested = |slot: &Slot| exact::is_requested(&slot.stored.value, &handle);
-        let is_here = self.blocks.values().any(|slot| slot.holds(&handle)) && !self.blocks.values().any(is_requested);
-        if is_here && self.loading == 0 && self.terms.map.borrow().is_some() {
-            return self.release_from(handle, reply, Vec::new());
-        }
-        let store = self.store.clone();
-        self.background(async move {
-            let found = commit::locate(&*store, &handle).await;
-            Event::Located(handle, reply, found)
-        });
-    }
-
-    /// A handle that names no blocks may still have addresses: its object and the block are written at the same time. So what is not found counts as released
-    /// once all of this node's blocks have been read.
-    fn located(&mut self, handle: String, reply: ReleaseReply, blocks: Vec<Stored<Block>>) {
-        if blocks.is_empty() && !self.is_oriented() {
-            return self.waiting.push_back(Waiting::Release(handle, reply));
-        }
-        if blocks.is_empty() && self.unread.iter().any(|cidr| !self.blocks.contains_key(cidr)) {
-            drop(reply.send(Err(self.terms.unknown())));
-            return self.load();
-        }
-        self.release_from(handle, reply, blocks);
-    }
-
-    /// Releases from blocks in the cache that have the handle, and from those of `located` that are not in it; then the handle goes.
-    fn release_from(&mut self, handle: String, reply: ReleaseReply, located: Vec<Stored<Block>>) {
-        let (here, elsewhere): (Vec<_>, Vec<_>) =
-            located.into_iter().partition(|block| self.blocks.contains_key(&block.value.cidr()));
-        let mut here: BTreeSet<IpNet> = here.iter().map(|block| block.value.cidr()).collect();
-        here.extend(self.blocks.iter().filter(|(_, slot)| slot.may_hold(&handle)).map(|(cidr, _)| *cidr));
-        let mut answers = Vec::new();
-        for block in here {
-            let (told, answer) = oneshot::channel();
-            answers.push(answer);
-            self.enqueue(block, Operation::Release(handle.clone(), told));
-        }
-        let store = self.store.clone();
-        tokio::spawn(async move {
-            let failed = |error: StoreError| NoAddress::Unavailable(format!("IPAM release of {handle}: {error}"));
-            let released = async {
-                for answer in answers {
-                    answer.await.map_err(|_| stopping())??;
-                }
-                commit::release_from(&*store, &handle, elsewhere).await.map_err(failed)?;
-                store.delete_handle(handle.clone()).await.map_err(failed)
-            };
-            reply.send(released.await)
-        });
-    }
-
     fn enqueue(&mut self, cidr: IpNet, operation: Operation) {
         if let Some(slot) = self.blocks.get_mut(&cidr) {
             slot.queue.push(operation);
@@ -437,6 +318,7 @@ impl<S: Store> Owner<S> {
 
     /// Starts the next write of a block, with everything that waits for it.
     fn write(&mut self, cidr: IpNet) {
+        let heed = self.heed(&self.known(), cidr);
         let Some(slot) = self.blocks.get_mut(&cidr) else {
             return;
         };
@@ -446,8 +328,8 @@ impl<S: Store> Owner<S> {
         slot.is_writing = true;
         slot.writing = slot.queue.iter().map(|operation| operation.handle().to_owned()).collect();
         let (stored, queue) = (slot.stored.clone(), std::mem::take(&mut slot.queue));
-        let (store, limits) = (self.store.clone(), self.limits());
-        self.background(async move { Event::Written(commit::commit(&*store, stored, queue, &limits).await) });
+        let store = self.store.clone();
+        self.background(async move { Event::Written(commit::commit(&*store, stored, queue, &heed).await) });
     }
 
     fn written(&mut self, written: Written) {
@@ -464,89 +346,26 @@ impl<S: Store> Owner<S> {
             Some(_) => orphans = self.blocks.remove(&cidr).map(|slot| slot.queue).unwrap_or_default(),
             None => {}
         }
-        for operation in written.unfinished.into_iter().chain(orphans) {
-            match operation {
-                Operation::Assign(part, reply) => self.assign_part(part, reply),
-                Operation::Release(handle, reply) => self.release(handle, reply),
-            }
-        }
+        self.redo(written.unfinished.into_iter().chain(orphans));
         self.write(cidr);
         self.keep_spare();
     }
 
-    /// Claims another block before it is needed, off anybody's path.
-    fn keep_spare(&mut self) {
-        let limits = self.limits();
-        if limits.is_locked {
-            return;
-        }
-        for version in VERSIONS {
-            let of_version = || self.blocks.iter().filter(|(cidr, _)| version_of(cidr.addr()) == version);
-            let free: usize = of_version().map(|(_, slot)| slot.room(&limits)).sum();
-            let size = of_version().map(|(_, slot)| slot.stored.value.spec().allocations.len()).max();
-            let low = size.map_or(0, |size| SPARE.min(size / 4));
-            if free < low && !self.spare_refused.contains(&version) {
-                self.claim(version, Vec::new());
+    fn returned(&mut self, cidr: IpNet, returned: Returned) {
+        let Some(slot) = self.blocks.get_mut(&cidr) else { return };
+        (slot.is_writing, slot.is_leaving) = (false, false);
+        match returned {
+            Returned::Gone => {
+                tracing::info!(%cidr, "an empty block was given back");
+                self.lose(cidr);
+            }
+            Returned::Kept(block) => {
+                slot.is_unsure = block.is_none();
+                slot.stored = block.unwrap_or_else(|| slot.stored.clone());
+                self.write(cidr);
             }
         }
-    }
-
-    fn claim(&mut self, version: IpVersion, named: Vec<String>) {
-        if !self.claiming.insert(version) {
-            return;
-        }
-        let pools: Vec<UsablePool> = self
-            .terms
-            .pools
-            .borrow()
-            .iter()
-            .flat_map(|pools| pools.iter())
-            .filter(|pool| version_of(pool.cidr.addr()) == version && pool.serves(&named))
-            .cloned()
-            .collect();
-        let taken: BTreeSet<IpNet> =
-            self.terms.map.borrow().iter().flat_map(|map| map.keys()).chain(self.blocks.keys()).copied().collect();
-        let (store, node, now) = (self.store.clone(), self.node.clone(), (self.clock)());
-        let refusal = self.claim_refusal(version);
-        let want = claim::Want { version, named, pools, limits: self.limits() };
-        self.background(async move {
-            let result = match refusal {
-                Some(why) if !want.pools.is_empty() => Err(NoAddress::Exhausted(why)),
-                _ => claim::claim(&*store, &node, &want, taken, now).await,
-            };
-            Event::Claimed(version, want.named, result)
-        });
-    }
-
-    /// Those who waited try again; those for whom nothing could be claimed are told.
-    fn claimed(&mut self, version: IpVersion, named: &[String], result: Result<Stored<Block>, NoAddress>) {
-        self.claiming.remove(&version);
-        let failure = match result {
-            Ok(block) => {
-                self.keep(block);
-                None
-            }
-            Err(error) => {
-                self.spare_refused.insert(version);
-                Some(error)
-            }
-        };
-        for waiting in std::mem::take(&mut self.waiting) {
-            match &failure {
-                Some(error) if self.waits_for(&waiting, version, named) => waiting.fail(error.clone()),
-                _ => self.again(waiting),
-            }
-        }
-    }
-
-    /// Whether it cannot go on without a new block of this IP version, of one of these pools.
-    fn waits_for(&self, waiting: &Waiting, version: IpVersion, named: &[String]) -> bool {
-        let lacks = |part: &Part| part.version == version && part.pools == named && self.block_for(part).is_none();
-        match waiting {
-            Waiting::Request(wanted, _) => self.parts(wanted).iter().any(lacks),
-            Waiting::Part(part, _) => lacks(part),
-            Waiting::Release(..) => false,
-        }
+        self.retry();
     }
 
     fn background(&self, work: impl Future<Output = Event> + Send + 'static) {
@@ -559,4 +378,27 @@ impl<S: Store> Owner<S> {
             }
         });
     }
+}
+
+/// Reads blocks of this node; the claims on those that are new to it are made what they should be.
+async fn read<S: Store>(store: &S, node: &str, missing: Vec<IpNet>, left: Vec<IpNet>) -> Loaded {
+    let mut loaded = Loaded { found: Vec::new(), unread: Vec::new(), left: left.clone() };
+    for cidr in missing.iter().chain(&left) {
+        match store.block(*cidr).await {
+            Ok(block) => loaded.found.extend(block),
+            Err(error) => {
+                tracing::warn!(%cidr, %error, "a block of this node could not be read; it is read again when it is needed");
+                loaded.unread.push(*cidr);
+            }
+        }
+    }
+    let new =
+        loaded.found.iter().filter(|block| block.value.node() == Some(node) && missing.contains(&block.value.cidr()));
+    for block in new {
+        let cidr = block.value.cidr();
+        if let Err(error) = back::confirm(store, cidr).await {
+            tracing::warn!(%cidr, %error, "the claim on a block of this node could not be confirmed");
+        }
+    }
+    loaded
 }

@@ -1,9 +1,10 @@
-//! Which pools this node may use, kept up to date by a watch of IPPools.
+//! The pools as this node sees them, kept up to date by a watch of IPPools.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Client;
 use margay_api::meta::Labels;
 use margay_api::selector::Selector;
@@ -14,13 +15,15 @@ use tokio::sync::watch;
 
 use super::allocator::Pools;
 use super::collection::{Collection, Listed};
-use super::store::UsablePool;
+use super::store::NodePool;
 
 /// Block sizes of a pool that names none.
 const BLOCK_SIZE_V4: u8 = 26;
 const BLOCK_SIZE_V6: u8 = 122;
 /// Bits of the addresses in the largest block: 4096 of them.
-const LARGEST_BLOCK: u8 = 12;
+pub(super) const LARGEST_BLOCK: u8 = 12;
+/// Condition of a pool that says whether addresses are taken from it.
+const ALLOCATABLE: &str = "Allocatable";
 
 /// Starts the watch. There are none until they have been listed and the node's own `labels` are known.
 pub fn watch(client: &Client, mode: Mode, labels: watch::Receiver<Option<Labels>>) -> watch::Receiver<Pools> {
@@ -44,10 +47,7 @@ async fn run(
         }
         let known = listed.borrow_and_update().clone();
         let labels = labels.borrow_and_update().clone();
-        let pools = known.zip(labels).map(|(known, labels)| {
-            let specs = known.iter().map(|(name, pool)| (name.clone(), pool.spec.clone())).collect();
-            Arc::new(usable(&specs, &labels))
-        });
+        let pools = known.zip(labels).map(|(known, labels)| Arc::new(of_node(&known, &labels)));
         sender.send_if_modified(|present| {
             let differs = *present != pools;
             *present = pools;
@@ -56,69 +56,186 @@ async fn run(
     }
 }
 
-/// Those of the pools that workloads may use, and whether a node with these labels is meant. A pool with a selector that does not parse serves
-/// nobody.
-pub fn usable(pools: &BTreeMap<String, IPPoolSpec>, labels: &Labels) -> Vec<UsablePool> {
-    let usable = |(name, spec): (&String, &IPPoolSpec)| {
+/// The pools as a node with these labels sees them, by name. One whose range or blockSize is wrong is none: nothing can be said of its blocks.
+pub fn of_node(pools: &BTreeMap<String, IPPool>, labels: &Labels) -> Vec<NodePool> {
+    let pool = |(name, object): (&String, &IPPool)| {
+        let spec = &object.spec;
         let cidr: IpNet = spec.cidr.parse().ok()?;
-        let selector = Selector::parse(spec.node_selector.as_deref().unwrap_or("all()")).ok()?;
-        let for_workloads =
-            spec.allowed_uses.as_ref().is_none_or(|uses| uses.is_empty() || uses.iter().any(|used| used == "Workload"));
-        let default = if cidr.addr().is_ipv4() { BLOCK_SIZE_V4 } else { BLOCK_SIZE_V6 };
-        let block_size = spec.block_size.map_or(Some(default), |size| u8::try_from(size).ok()).filter(|size| {
-            (cidr.max_prefix_len() - LARGEST_BLOCK..=cidr.max_prefix_len()).contains(size) && *size >= cidr.prefix_len()
-        })?;
-        let is_usable = !spec.disabled.unwrap_or(false) && for_workloads;
-        is_usable.then(|| UsablePool {
+        let uses = |wanted: &str| {
+            spec.allowed_uses.as_ref().is_none_or(|uses| uses.is_empty() || uses.iter().any(|used| used == wanted))
+        };
+        let (selects_node, namespaces, selectors) = selectors(spec, labels);
+        Some(NodePool {
             name: name.clone(),
             cidr: cidr.trunc(),
-            block_size,
+            block_size: block_size(spec, cidr)?,
             manual: spec.assignment_mode.as_deref() == Some("Manual"),
-            selected: selector.matches(labels),
+            selected: selects_node,
+            namespaces,
+            workloads: uses("Workload"),
+            tunnels: uses("Tunnel"),
+            closed: closed(name, object, pools).or(selectors),
         })
     };
-    pools.iter().filter_map(usable).collect()
+    pools.iter().filter_map(pool).collect()
+}
+
+fn block_size(spec: &IPPoolSpec, cidr: IpNet) -> Option<u8> {
+    let default = if cidr.addr().is_ipv4() { BLOCK_SIZE_V4 } else { BLOCK_SIZE_V6 };
+    spec.block_size.map_or(Some(default), |size| u8::try_from(size).ok()).filter(|size| {
+        (cidr.max_prefix_len() - LARGEST_BLOCK..=cidr.max_prefix_len()).contains(size) && *size >= cidr.prefix_len()
+    })
+}
+
+/// Whether the node is selected, which namespaces are, and why the pool serves nobody if one of the selectors does not parse.
+fn selectors(spec: &IPPoolSpec, labels: &Labels) -> (bool, Option<Selector>, Option<String>) {
+    let all =
+        |text: &Option<String>| text.as_deref().map(str::trim).is_none_or(|text| text.is_empty() || text == "all()");
+    let parse = |text: &Option<String>| Selector::parse(text.as_deref().unwrap_or("all()"));
+    let wrong = |field: &str, text: &Option<String>| {
+        format!("has a {field} that is no selector: {:?}; correct it", text.as_deref().unwrap_or_default())
+    };
+    match (parse(&spec.node_selector), parse(&spec.namespace_selector)) {
+        (Ok(node), Ok(namespaces)) => {
+            (node.matches(labels), Some(namespaces).filter(|_| !all(&spec.namespace_selector)), None)
+        }
+        (Err(_), _) => (false, None, Some(wrong("nodeSelector", &spec.node_selector))),
+        (_, Err(_)) => (false, None, Some(wrong("namespaceSelector", &spec.namespace_selector))),
+    }
+}
+
+/// Why nothing new is taken from a pool, if so. What its condition says counts; before it says anything, of pools that overlap the oldest one serves.
+fn closed(name: &str, object: &IPPool, pools: &BTreeMap<String, IPPool>) -> Option<String> {
+    if object.spec.disabled.unwrap_or(false) {
+        return Some("is disabled".to_owned());
+    }
+    match allocatable(object) {
+        Some(condition) if condition.status == "False" => {
+            Some(format!("is not allocatable: {}", condition.message.trim_end_matches('.')))
+        }
+        Some(_) => None,
+        None => {
+            let age = |name: &str, object: &IPPool| (object.metadata.creation_timestamp.clone(), name.to_owned());
+            let elder = pools
+                .iter()
+                .find(|(other, pool)| overlap(&pool.spec, &object.spec) && age(other, pool) < age(name, object));
+            elder.map(|(other, _)| format!("overlaps IPPool {other}, which is older; delete one of them"))
+        }
+    }
+}
+
+fn allocatable(pool: &IPPool) -> Option<&Condition> {
+    pool.status.as_ref()?.conditions.iter().find(|condition| condition.type_ == ALLOCATABLE)
+}
+
+fn overlap(one: &IPPoolSpec, other: &IPPoolSpec) -> bool {
+    let range = |spec: &IPPoolSpec| spec.cidr.parse::<IpNet>().ok();
+    range(one).zip(range(other)).is_some_and(|(one, other)| one.contains(&other) || other.contains(&one))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ipam::store::{Choice, Use};
+    use margay_api::v3::pool::IPPoolStatus;
+
+    fn mk_pool(name: &str, cidr: &str, change: impl FnOnce(&mut IPPool)) -> (String, IPPool) {
+        let spec = IPPoolSpec { cidr: cidr.to_owned(), ..IPPoolSpec::default() };
+        let mut pool = IPPool::new(name, spec);
+        change(&mut pool);
+        (name.to_owned(), pool)
+    }
+
+    fn seen(pools: impl IntoIterator<Item = (String, IPPool)>) -> Vec<NodePool> {
+        let labels = Labels::from([("rack".to_owned(), "one".to_owned())]);
+        of_node(&pools.into_iter().collect(), &labels)
+    }
 
     #[test]
-    fn a_pool_serves_where_its_selector_and_its_uses_allow() {
-        let spec = |change: fn(&mut IPPoolSpec)| {
-            let mut spec = IPPoolSpec { cidr: "10.0.0.0/16".to_owned(), ..IPPoolSpec::default() };
-            change(&mut spec);
-            spec
+    fn a_pool_serves_where_its_selectors_its_uses_and_its_condition_allow() {
+        // Name, who it serves: workloads and tunnels that name nothing; workloads that name it; workloads of a namespace that it admits.
+        let table: [(&str, [bool; 4], fn(&mut IPPool)); 11] = [
+            ("default", [true, true, true, true], |_| {}),
+            ("disabled", [false; 4], |pool| pool.spec.disabled = Some(true)),
+            ("elsewhere", [false, false, true, false], |pool| {
+                pool.spec.node_selector = Some("rack == 'two'".to_owned())
+            }),
+            ("here", [true, true, true, true], |pool| pool.spec.node_selector = Some("rack == 'one'".to_owned())),
+            ("manual", [false, false, true, false], |pool| pool.spec.assignment_mode = Some("Manual".to_owned())),
+            ("tunnels", [false, true, false, false], |pool| pool.spec.allowed_uses = Some(vec!["Tunnel".to_owned()])),
+            ("workloads", [true, false, true, true], |pool| pool.spec.allowed_uses = Some(vec!["Workload".to_owned()])),
+            ("wrong", [false; 4], |pool| pool.spec.node_selector = Some("rack ==".to_owned())),
+            ("wrong-namespaces", [false; 4], |pool| pool.spec.namespace_selector = Some("team ==".to_owned())),
+            ("team", [false, false, false, true], |pool| pool.spec.namespace_selector = Some("team == 'a'".to_owned())),
+            ("not-allocatable", [false; 4], |pool| pool.status = Some(condition("False"))),
+        ];
+        for (name, wanted, change) in table {
+            let pools = seen([mk_pool(name, "10.0.0.0/16", change)]);
+            let choice = |usage, named: &[&str], admitted: &[&str]| Choice {
+                usage,
+                named: named.iter().map(|name| (*name).to_owned()).collect(),
+                admitted: admitted.iter().map(|name| (*name).to_owned()).collect(),
+            };
+            let asked = [
+                choice(Use::Workload, &[], &[]),
+                choice(Use::Tunnel, &[], &[]),
+                choice(Use::Workload, &[name], &[]),
+                choice(Use::Workload, &[], &[name]),
+            ];
+            let found = asked.map(|choice| pools.iter().any(|pool| pool.refusal(&choice).is_none()));
+            assert_eq!(found, wanted, "{name}");
+        }
+    }
+
+    fn condition(status: &str) -> IPPoolStatus {
+        let condition = Condition {
+            type_: ALLOCATABLE.to_owned(),
+            status: status.to_owned(),
+            reason: "Overlaps".to_owned(),
+            message: "it overlaps pool x.".to_owned(),
+            last_transition_time: serde_json::from_value("2026-01-01T00:00:00Z".into()).expect("a time"),
+            observed_generation: None,
         };
-        let pools = BTreeMap::from([
-            ("default".to_owned(), spec(|_| {})),
-            ("disabled".to_owned(), spec(|spec| spec.disabled = Some(true))),
-            ("elsewhere".to_owned(), spec(|spec| spec.node_selector = Some("rack == 'two'".to_owned()))),
-            ("here".to_owned(), spec(|spec| spec.node_selector = Some("rack == 'one'".to_owned()))),
-            ("manual".to_owned(), spec(|spec| spec.assignment_mode = Some("Manual".to_owned()))),
-            (
-                "huge".to_owned(),
-                IPPoolSpec { cidr: "fd00::/48".to_owned(), block_size: Some(64), ..IPPoolSpec::default() },
-            ),
-            ("six".to_owned(), IPPoolSpec { cidr: "fd01::/48".to_owned(), ..IPPoolSpec::default() }),
-            ("tiny".to_owned(), spec(|spec| spec.block_size = Some(12))),
-            ("tunnels".to_owned(), spec(|spec| spec.allowed_uses = Some(vec!["Tunnel".to_owned()]))),
-            ("wrong".to_owned(), spec(|spec| spec.node_selector = Some("rack ==".to_owned()))),
-        ]);
-        let labels = Labels::from([("rack".to_owned(), "one".to_owned())]);
-        let found: Vec<(String, bool, bool)> =
-            usable(&pools, &labels).into_iter().map(|pool| (pool.name, pool.manual, pool.selected)).collect();
-        assert_eq!(
-            found,
-            [
-                ("default", false, true),
-                ("elsewhere", false, false),
-                ("here", false, true),
-                ("manual", true, true),
-                ("six", false, true)
-            ]
-            .map(|(name, manual, selected)| (name.to_owned(), manual, selected))
-        );
+        IPPoolStatus { conditions: vec![condition] }
+    }
+
+    #[test]
+    fn ranges_and_block_sizes_that_are_wrong_are_left_out() {
+        let sized = |size: i32| move |pool: &mut IPPool| pool.spec.block_size = Some(size);
+        let pools = [
+            mk_pool("huge", "fd00::/48", sized(64)),
+            mk_pool("nothing", "10.0.0.0", |_| {}),
+            mk_pool("six", "fd01::/48", |_| {}),
+            mk_pool("tiny", "10.0.0.0/16", sized(12)),
+            mk_pool("wide", "10.1.0.0/27", sized(26)),
+        ];
+        let found: Vec<(String, u8)> = seen(pools).into_iter().map(|pool| (pool.name, pool.block_size)).collect();
+        assert_eq!(found, [("six".to_owned(), 122)]);
+    }
+
+    #[test]
+    fn of_pools_that_overlap_one_serves() {
+        let at = |time: &str| {
+            let time: serde_json::Value = time.into();
+            move |pool: &mut IPPool| {
+                pool.metadata.creation_timestamp = Some(serde_json::from_value(time).expect("a time"));
+            }
+        };
+        let old = || mk_pool("z-old", "10.0.0.0/16", at("2026-01-01T00:00:00Z"));
+        let new = |change: fn(&mut IPPool)| {
+            mk_pool("a-new", "10.0.1.0/24", move |pool| {
+                at("2026-01-02T00:00:00Z")(pool);
+                change(pool);
+            })
+        };
+        let open = |pools: [(String, IPPool); 2]| {
+            let open = seen(pools).into_iter().filter(|pool| pool.closed.is_none());
+            open.map(|pool| pool.name).collect::<Vec<_>>()
+        };
+        assert_eq!(open([old(), new(|_| {})]), ["z-old"]);
+        assert_eq!(open([old(), new(|pool| pool.status = Some(condition("True")))]), ["a-new", "z-old"]);
+        assert_eq!(open([old(), new(|pool| pool.spec.cidr = "10.1.0.0/24".to_owned())]), ["a-new", "z-old"]);
+        let text = seen([old(), new(|_| {})])[0].closed.clone();
+        assert_eq!(text.as_deref(), Some("overlaps IPPool z-old, which is older; delete one of them"));
     }
 }

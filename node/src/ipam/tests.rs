@@ -1,6 +1,12 @@
 //! The allocator against a store in memory that other nodes share: races, conflicts, lost answers, exhaustion.
 
+mod back;
 mod faults;
+mod fixture;
+mod guard;
+mod loans;
+mod namespaces;
+mod random;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -13,152 +19,9 @@ use tokio::sync::watch;
 
 use super::allocator::{Allocator, BlockMap, Pools, Terms, Wanted};
 use super::limits::Known;
-use super::store::{AffinityState, Store, StoreError, Stored, UsablePool};
+use super::store::{AffinityState, Namespace, NodePool, Store, StoreError, Stored, Use};
 use crate::cni::ports::{Demand, NoAddress};
-
-#[derive(Default)]
-struct Contents {
-    blocks: BTreeMap<IpNet, (u64, Block)>,
-    affinities: BTreeMap<(String, IpNet), bool>,
-    handles: BTreeMap<String, BTreeSet<IpNet>>,
-    writes: u64,
-    /// The next so many block writes succeed, but their answers are lost.
-    lose_answers: u32,
-    /// Requests about blocks are not answered.
-    is_silent: bool,
-    /// Handles are not written.
-    refuses_handles: bool,
-}
-
-/// One storage, seen by one node.
-#[derive(Clone)]
-struct Memory {
-    node: String,
-    contents: Arc<Mutex<Contents>>,
-}
-
-impl Memory {
-    fn with<T>(&self, work: impl FnOnce(&mut Contents) -> T) -> T {
-        work(&mut self.contents.lock().expect("no test panics with it"))
-    }
-
-    async fn answers(&self) {
-        tokio::task::yield_now().await;
-        if self.with(|contents| contents.is_silent) {
-            std::future::pending().await
-        }
-    }
-
-    fn put(&self, contents: &mut Contents, block: Block) -> Result<Stored<Block>, StoreError> {
-        contents.writes += 1;
-        let revision = contents.writes;
-        contents.blocks.insert(block.cidr(), (revision, block.clone()));
-        if contents.lose_answers > 0 {
-            contents.lose_answers -= 1;
-            return Err(StoreError::Failed("connection reset".to_owned()));
-        }
-        Ok(Stored { value: block, revision: revision.to_string() })
-    }
-}
-
-impl Store for Memory {
-    async fn block(&self, cidr: IpNet) -> Result<Option<Stored<Block>>, StoreError> {
-        self.answers().await;
-        Ok(self.with(|contents| {
-            contents
-                .blocks
-                .get(&cidr)
-                .map(|(revision, block)| Stored { value: block.clone(), revision: revision.to_string() })
-        }))
-    }
-
-    async fn create_block(&self, block: Block) -> Result<Stored<Block>, StoreError> {
-        self.answers().await;
-        self.with(|contents| {
-            if contents.blocks.contains_key(&block.cidr()) {
-                Err(StoreError::Conflict)
-            } else {
-                self.put(contents, block)
-            }
-        })
-    }
-
-    async fn update_block(&self, block: Stored<Block>) -> Result<Stored<Block>, StoreError> {
-        self.answers().await;
-        self.with(|contents| match contents.blocks.get(&block.value.cidr()) {
-            Some((revision, _)) if revision.to_string() == block.revision => self.put(contents, block.value),
-            _ => Err(StoreError::Conflict),
-        })
-    }
-
-    async fn put_affinity(&self, cidr: IpNet, state: AffinityState) -> Result<(), StoreError> {
-        self.with(|contents| contents.affinities.insert((self.node.clone(), cidr), state == AffinityState::Confirmed));
-        Ok(())
-    }
-
-    async fn delete_affinity(&self, cidr: IpNet) -> Result<(), StoreError> {
-        self.with(|contents| contents.affinities.remove(&(self.node.clone(), cidr)));
-        Ok(())
-    }
-
-    async fn put_handle(&self, handle: String, blocks: Vec<IpNet>) -> Result<(), StoreError> {
-        self.with(|contents| match contents.refuses_handles {
-            true => Err(StoreError::Failed("no handles today".to_owned())),
-            false => {
-                contents.handles.entry(handle).or_default().extend(blocks);
-                Ok(())
-            }
-        })
-    }
-
-    async fn handle_blocks(&self, handle: String) -> Result<Vec<IpNet>, StoreError> {
-        Ok(self.with(|contents| contents.handles.get(&handle).into_iter().flatten().copied().collect()))
-    }
-
-    async fn delete_handle(&self, handle: String) -> Result<(), StoreError> {
-        self.with(|contents| contents.handles.remove(&handle));
-        Ok(())
-    }
-}
-
-struct Node {
-    allocator: Allocator,
-    store: Memory,
-    map: watch::Sender<BlockMap>,
-    pools: watch::Sender<Pools>,
-    limits: watch::Sender<Known>,
-}
-
-impl Node {
-    fn limit(&self, change: impl FnOnce(&mut Limits)) {
-        self.limits.send_modify(|known| change(Arc::make_mut(known.get_or_insert_default())));
-    }
-}
-
-fn pool(cidr: &str, block_size: u8) -> UsablePool {
-    let cidr = cidr.parse().expect("a range");
-    UsablePool { name: "default".to_owned(), cidr, block_size, manual: false, selected: true }
-}
-
-fn mk_node(name: &str, contents: &Arc<Mutex<Contents>>, pools: Vec<UsablePool>) -> Node {
-    let store = Memory { node: name.to_owned(), contents: contents.clone() };
-    let (map, seen) = watch::channel(Some(Arc::default()));
-    let (pools, pools_seen) = watch::channel(Some(Arc::new(pools)));
-    let (limits, limits_seen) = watch::channel(Some(Arc::default()));
-    let terms = Terms { map: seen, pools: pools_seen, limits: limits_seen };
-    let allocator =
-        Allocator::spawn(name.to_owned(), Arc::new(store.clone()), terms, || "2026-01-01T00:00:00Z".to_owned());
-    Node { allocator, store, map, pools, limits }
-}
-
-fn wanted(handle: &str) -> Wanted {
-    Wanted {
-        attribute: AllocationAttribute { handle_id: Some(handle.to_owned()), ..AllocationAttribute::default() },
-        ipv4: Demand::IfPooled,
-        ipv6: Demand::IfPooled,
-        exact: Vec::new(),
-    }
-}
+use fixture::*;
 
 #[tokio::test]
 async fn nodes_that_start_together_share_a_pool_and_no_address() {
@@ -177,7 +40,7 @@ async fn nodes_that_start_together_share_a_pool_and_no_address() {
         let owner = value.node().expect("a node's block");
         assert_eq!(
             contents.affinities.get(&(owner.to_owned(), *block)),
-            Some(&true),
+            Some(&AffinityState::Confirmed),
             "{block} has no confirmed affinity of its owner"
         );
     }
@@ -234,7 +97,7 @@ async fn a_full_pool_says_so_and_serves_again_when_space_returns() {
     node.allocator.assign(wanted("late")).await.expect("the released address");
     node.pools.send_replace(Some(Arc::new(vec![
         pool("10.0.0.0/30", 30),
-        UsablePool { name: "more".to_owned(), ..pool("10.1.0.0/30", 30) },
+        NodePool { name: "more".to_owned(), ..pool("10.1.0.0/30", 30) },
     ])));
     node.allocator.assign(wanted("later")).await.expect("the new pool");
 }
@@ -245,7 +108,7 @@ async fn without_a_pool_the_error_tells_what_to_do() {
     let node = mk_node("n1", &contents, Vec::new());
     let error = node.allocator.assign(wanted("h")).await.expect_err("no pool");
     assert!(matches!(&error, NoAddress::Exhausted(text) if text.contains("no IPPool may be used")), "{error:?}");
-    node.pools.send_replace(Some(Arc::new(vec![UsablePool { manual: true, ..pool("10.0.0.0/26", 26) }])));
+    node.pools.send_replace(Some(Arc::new(vec![NodePool { manual: true, ..pool("10.0.0.0/26", 26) }])));
     assert!(
         node.allocator.assign(wanted("h")).await.is_err(),
         "a pool that must be named served a request that names none"
@@ -267,27 +130,6 @@ async fn a_restarted_node_uses_the_blocks_that_it_has() {
         .store
         .with(|contents| contents.blocks.values().flat_map(|(_, block)| block.of_handle("before")).count());
     assert_eq!(left, 0, "{address:?} was not released");
-}
-
-/// Names of the handle's blocks and the addresses that blocks have under it.
-fn held(contents: &Contents, handle: &str) -> (Vec<String>, Vec<String>) {
-    let named = contents.handles.get(handle).into_iter().flatten().map(IpNet::to_string).collect();
-    let addresses = contents.blocks.values().flat_map(|(_, block)| block.of_handle(handle));
-    (named, addresses.map(|address| address.to_string()).collect())
-}
-
-/// Tells a node which blocks it has.
-fn tell_blocks(node: &Node, name: &str) {
-    let own = node.store.with(|contents| {
-        let own = contents.blocks.iter().filter(|(_, (_, block))| block.node() == Some(name));
-        own.map(|(cidr, _)| (*cidr, name.to_owned())).collect()
-    });
-    node.map.send_replace(Some(Arc::new(own)));
-}
-
-fn dual(node: &str, contents: &Arc<Mutex<Contents>>) -> Node {
-    let six = UsablePool { name: "six".to_owned(), ..pool("fd00::/120", 122) };
-    mk_node(node, contents, vec![pool("10.0.0.0/24", 28), six])
 }
 
 #[tokio::test]
@@ -331,7 +173,7 @@ async fn what_is_asked_for_by_version_is_given_and_nothing_else() {
 #[tokio::test]
 async fn a_pod_that_cannot_have_both_gets_neither() {
     let contents = Arc::new(Mutex::new(Contents::default()));
-    let six = UsablePool { name: "six".to_owned(), ..pool("fd00::/127", 127) };
+    let six = NodePool { name: "six".to_owned(), ..pool("fd00::/127", 127) };
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 26), six.clone()]);
     for n in 0..2 {
         node.allocator.assign(wanted(&format!("h{n}"))).await.expect("both");
@@ -355,14 +197,6 @@ async fn a_restarted_node_gives_back_what_is_in_blocks_that_it_has_not_read_yet(
     restarted.map.send_replace(None);
     restarted.allocator.release("before".to_owned()).await.expect("its object names the blocks");
     assert_eq!(restarted.store.with(|contents| held(contents, "before")), (vec![], vec![]));
-}
-
-fn exact(handle: &str, addresses: &[&str]) -> Wanted {
-    let secondary = [("namespace", "x"), ("pod", handle)].map(|(key, value)| (key.to_owned(), value.to_owned()));
-    let mut wanted = wanted(handle);
-    wanted.attribute.secondary = Some(secondary.into());
-    wanted.exact = addresses.iter().map(|address| address.parse().expect("an address")).collect();
-    wanted
 }
 
 /// `n1` has the block of 10.0.0.0/26 and one of fd00::/120; `n2` has neither.
@@ -520,7 +354,7 @@ async fn before_the_bounds_are_known_nobody_gets_an_address() {
 #[tokio::test]
 async fn a_pool_that_is_named_must_be_there() {
     let contents = Arc::new(Mutex::new(Contents::default()));
-    let far = UsablePool { name: "far".to_owned(), selected: false, ..pool("10.9.0.0/26", 26) };
+    let far = NodePool { name: "far".to_owned(), selected: false, ..pool("10.9.0.0/26", 26) };
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26), far]);
     let of = |handle: &str, pools: &[&str]| Wanted {
         ipv4: Demand::Always(pools.iter().map(|pool| (*pool).to_owned()).collect()),
@@ -534,5 +368,8 @@ async fn a_pool_that_is_named_must_be_there() {
         node.allocator.assign(of("far", &["far"])).await.expect("its selector counts for those who do not name it")[0];
     assert!(far.to_string().starts_with("10.9.0."), "{far}");
     let error = node.allocator.assign(exact("exact", &["10.9.0.60"])).await.expect_err("not a pool for this node");
-    assert!(matches!(&error, NoAddress::Refused(text) if text.contains("in no IPPool")), "{error:?}");
+    assert!(
+        matches!(&error, NoAddress::Refused(text) if text.contains("is in IPPool far, whose nodeSelector")),
+        "{error:?}"
+    );
 }

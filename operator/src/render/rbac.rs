@@ -87,6 +87,8 @@ pub(super) fn node_rules(mode: Mode) -> Vec<Value> {
         rule(&[""], &["nodes/status"], &["patch"]),
         // Addresses of pods, as annotations.
         rule(&[""], &["pods/status"], &["patch"]),
+        // Which pools the pods of a namespace may have addresses of.
+        rule(&[""], &["namespaces"], &["get"]),
         calico(
             mode,
             &["blockaffinities", "ipamblocks", "ipamhandles"],

@@ -7,13 +7,16 @@ use ipnet::IpNet;
 use margay_api::ipam::block::Block;
 use margay_api::ipam::names;
 use margay_api::meta::Labels;
+use margay_api::v3::IPPool;
 use margay_api::v3::pool::IPPoolSpec;
 use margay_node::ipam::allocator::Pools;
 use margay_node::ipam::limits::Known;
-use margay_node::ipam::pools::usable;
-use margay_node::ipam::store::{AffinityState, Store, StoreError, Stored};
+use margay_node::ipam::pools::of_node;
+use margay_node::ipam::store::{AffinityState, Namespace, Store, StoreError, Stored};
+use margay_typha::cache::ObjectKey;
 use margay_typha::compute::Event;
 use margay_typha::hub::Cause;
+use margay_typha::kinds::BLOCK;
 use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, mpsc, watch};
@@ -27,7 +30,7 @@ pub struct Blocks(Arc<Shared>);
 struct Shared {
     state: Mutex<State>,
     changed: Notify,
-    pools: watch::Sender<BTreeMap<String, IPPoolSpec>>,
+    pools: watch::Sender<BTreeMap<String, IPPool>>,
     limits: watch::Sender<Known>,
 }
 
@@ -70,17 +73,17 @@ impl Blocks {
     pub fn set_pool(&self, name: &str, spec: Option<IPPoolSpec>) {
         self.0.pools.send_modify(|pools| {
             drop(match spec {
-                Some(spec) => pools.insert(name.to_owned(), spec),
+                Some(spec) => pools.insert(name.to_owned(), IPPool::new(name, spec)),
                 None => pools.remove(name),
             });
         });
     }
 
-    /// The pools that a node with these labels may use, as they change.
+    /// The pools as a node with these labels sees them, as they change.
     pub fn pools(&self, mut labels: watch::Receiver<Option<Labels>>) -> watch::Receiver<Pools> {
         let mut known = self.0.pools.subscribe();
-        let now = |known: &BTreeMap<String, IPPoolSpec>, labels: &Option<Labels>| {
-            labels.as_ref().map(|labels| Arc::new(usable(known, labels)))
+        let now = |known: &BTreeMap<String, IPPool>, labels: &Option<Labels>| {
+            labels.as_ref().map(|labels| Arc::new(of_node(known, labels)))
         };
         let (sender, receiver) = watch::channel(now(&known.borrow_and_update(), &labels.borrow_and_update()));
         tokio::spawn(async move {
@@ -131,12 +134,21 @@ impl Blocks {
 /// Tells typha of blocks, one after another, each as it is when its turn comes.
 async fn tell(shared: Arc<Shared>, events: mpsc::Sender<Event>) {
     loop {
-        let news: Vec<Block> = {
+        let news: Vec<(IpNet, Option<Block>)> = {
             let mut state = shared.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             let news = std::mem::take(&mut state.news);
-            news.iter().filter_map(|cidr| Some(state.blocks.get(cidr)?.value.clone())).collect()
+            let now = |cidr: IpNet| (cidr, state.blocks.get(&cidr).map(|stored| stored.value.clone()));
+            news.into_iter().map(now).collect()
         };
-        for block in news {
+        for (cidr, block) in news {
+            let Some(block) = block else {
+                let key = ObjectKey { namespace: String::new(), name: names::block(cidr) };
+                let event = Event::Deleted { kind: BLOCK, key, cause: Cause::default() };
+                if events.send(event).await.is_err() {
+                    return;
+                }
+                continue;
+            };
             let object = json!({
                 "apiVersion": "projectcalico.org/v3", "kind": "IPAMBlock",
                 "metadata": {"name": names::block(block.cidr())}, "spec": block.spec(),
@@ -170,6 +182,19 @@ impl Store for Memory {
         self.blocks.write(block.value, |present| present.is_some_and(|present| present.revision == block.revision))
     }
 
+    async fn delete_block(&self, block: Stored<Block>) -> Result<(), StoreError> {
+        let mut state = self.blocks.state();
+        let cidr = block.value.cidr();
+        if state.blocks.get(&cidr).is_none_or(|present| present.revision != block.revision) {
+            return Err(StoreError::Conflict);
+        }
+        state.blocks.remove(&cidr);
+        state.news.insert(cidr);
+        drop(state);
+        self.blocks.0.changed.notify_one();
+        Ok(())
+    }
+
     async fn put_affinity(&self, cidr: IpNet, state: AffinityState) -> Result<(), StoreError> {
         self.blocks.state().affinities.insert((self.node.clone(), cidr), state);
         Ok(())
@@ -192,5 +217,10 @@ impl Store for Memory {
     async fn delete_handle(&self, handle: String) -> Result<(), StoreError> {
         self.blocks.state().handles.remove(&handle);
         Ok(())
+    }
+
+    /// Those of a lab have no annotations, and no pool of it asks for their labels.
+    async fn namespace(&self, _: String) -> Result<Namespace, StoreError> {
+        Ok(Namespace::default())
     }
 }

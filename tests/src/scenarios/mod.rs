@@ -2,6 +2,7 @@
 
 pub mod hosts;
 pub mod policy;
+pub mod pools;
 pub mod secrets;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,74 @@
+//! Releasing what is under a handle, wherever that is.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use margay_api::ipam::block::Block;
+use tokio::sync::oneshot;
+
+use super::Owner;
+use crate::cni::ports::NoAddress;
+use crate::ipam::allocator::{Event, ReleaseReply, Waiting, stopping};
+use crate::ipam::commit::{self, Operation};
+use crate::ipam::known::Heed;
+use crate::ipam::store::{Store, StoreError, Stored};
+
+impl<S: Store> Owner<S> {
+    /// A handle may have addresses in several blocks. Where this process has not seen to it that they are in this node's own, its object tells which.
+    pub(super) fn release(&mut self, handle: String, reply: ReleaseReply) {
+        if let Some(locked) = self.locked() {
+            return drop(reply.send(Err(locked)));
+        }
+        let is_here = self.local.contains(&handle) && self.blocks.values().any(|slot| slot.holds(&handle));
+        if is_here && self.loading == 0 && self.terms.map.borrow().is_some() {
+            return self.release_from(handle, reply, Vec::new());
+        }
+        let store = self.store.clone();
+        self.background(async move {
+            let found = commit::locate(&*store, &handle).await;
+            Event::Located(handle, reply, found)
+        });
+    }
+
+    /// A handle that names no blocks may still have addresses: its object and the block are written at the same time. So what is not found counts as released
+    /// once all of this node's blocks have been read.
+    pub(super) fn located(&mut self, handle: String, reply: ReleaseReply, blocks: Vec<Stored<Block>>) {
+        if blocks.is_empty() && !self.is_oriented() {
+            return self.waiting.push_back(Waiting::Release(handle, reply));
+        }
+        if blocks.is_empty() && self.unread.iter().any(|cidr| !self.blocks.contains_key(cidr)) {
+            drop(reply.send(Err(self.terms.unknown())));
+            return self.load();
+        }
+        self.release_from(handle, reply, blocks);
+    }
+
+    /// Releases from blocks in the cache that have the handle, and from those of `located` that are not in it; then the handle goes.
+    fn release_from(&mut self, handle: String, reply: ReleaseReply, located: Vec<Stored<Block>>) {
+        let (here, elsewhere): (Vec<_>, Vec<_>) =
+            located.into_iter().partition(|block| self.blocks.contains_key(&block.value.cidr()));
+        let mut here: BTreeSet<IpNet> = here.iter().map(|block| block.value.cidr()).collect();
+        here.extend(self.blocks.iter().filter(|(_, slot)| slot.may_hold(&handle)).map(|(cidr, _)| *cidr));
+        let mut answers = Vec::new();
+        for block in here {
+            let (told, answer) = oneshot::channel();
+            answers.push(answer);
+            self.enqueue(block, Operation::Release(handle.clone(), told));
+        }
+        self.local.remove(&handle);
+        self.borrowed.remove(&handle);
+        let heed = Heed { limits: self.limits(), shared: BTreeSet::new(), now: (self.clock)() };
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            let failed = |error: StoreError| NoAddress::Unavailable(format!("IPAM release of {handle}: {error}"));
+            let released = async {
+                for answer in answers {
+                    answer.await.map_err(|_| stopping())??;
+                }
+                commit::release_from(&*store, &handle, elsewhere, &heed).await.map_err(failed)?;
+                store.delete_handle(handle.clone()).await.map_err(failed)
+            };
+            reply.send(released.await)
+        });
+    }
+}

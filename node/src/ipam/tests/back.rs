@@ -1,0 +1,180 @@
+//! Blocks that are not needed go back, and whatever ends in the middle leaves nothing that nobody will find.
+
+use std::time::Duration;
+
+use super::*;
+use crate::ipam::back::{GRACE, LOOK};
+
+/// Lets the owner look for what it does not need, and do it.
+async fn wait(time: Duration) {
+    tokio::time::sleep(time).await;
+    tokio::time::sleep(LOOK + Duration::from_secs(1)).await;
+}
+
+fn ranges(node: &Node, name: &str) -> Vec<String> {
+    node.store.with(|contents| {
+        let own = contents.blocks.values().filter(|(_, block)| block.node() == Some(name));
+        own.map(|(_, block)| block.cidr().to_string()).collect()
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_burst_has_claimed_is_others_afterwards() {
+    let contents = Arc::new(Mutex::new(Contents::default()));
+    let pools = vec![pool("10.0.0.0/26", 28)];
+    let (one, two) = (mk_node("n1", &contents, pools.clone()), mk_node("n2", &contents, pools));
+    for number in 0..50 {
+        one.allocator.assign(wanted(&format!("h{number}"))).await.expect("64 addresses");
+    }
+    two.limit(|limits| limits.strict_affinity = true);
+    tell_all(&[&one, &two]);
+    two.allocator.assign(wanted("late")).await.expect_err("n1 has all four blocks");
+    for number in 0..50 {
+        one.allocator.release(format!("h{number}")).await.expect("release");
+    }
+    tell_all(&[&one, &two]);
+    wait(Duration::from_secs(60)).await;
+    assert_eq!(ranges(&one, "n1").len(), 4, "not yet");
+    wait(GRACE).await;
+    assert_eq!(ranges(&one, "n1").len(), 1, "the last one stays");
+    let affinities = one.store.with(|contents| contents.affinities.values().copied().collect::<Vec<_>>());
+    assert_eq!(affinities, [AffinityState::Confirmed]);
+    tell_all(&[&one, &two]);
+    for number in 0..40 {
+        two.allocator.assign(wanted(&format!("late{number}"))).await.expect("three blocks");
+        tell_all(&[&one, &two]);
+    }
+    wait(GRACE).await;
+    assert_eq!(ranges(&two, "n2").len(), 3, "what is in use stays");
+}
+
+#[tokio::test(start_paused = true)]
+async fn blocks_of_pools_that_serve_no_more_go_and_count_no_more() {
+    let contents = Arc::new(Mutex::new(Contents::default()));
+    let node = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 30)]);
+    node.limit(|limits| limits.max_blocks = 20);
+    for number in 0..76 {
+        node.allocator.assign(wanted(&format!("h{number}"))).await.expect("19 blocks and a spare one");
+    }
+    for number in 1..76 {
+        node.allocator.release(format!("h{number}")).await.expect("release");
+    }
+    tell_all(&[&node]);
+    assert!(ranges(&node, "n1").len() >= 19);
+    let disabled = NodePool { closed: Some("is disabled".to_owned()), ..pool("10.0.0.0/24", 30) };
+    let new = named_pool("new", "10.1.0.0/24", 30);
+    node.pools.send_replace(Some(Arc::new(vec![disabled, new.clone()])));
+    let fresh = node.allocator.assign(wanted("fresh")).await.expect("they do not count");
+    assert!(fresh[0].to_string().starts_with("10.1.0."), "{fresh:?}");
+    wait(GRACE).await;
+    let old = |node: &Node| ranges(node, "n1").into_iter().filter(|range| range.starts_with("10.0.0.")).count();
+    assert_eq!(old(&node), 1, "the one that a pod is in");
+    node.pools.send_replace(Some(Arc::new(vec![new])));
+    tell_all(&[&node]);
+    node.allocator.release("h0".to_owned()).await.expect("release");
+    wait(Duration::ZERO).await;
+    assert_eq!(old(&node), 0, "its pool is gone, so it does not wait");
+    assert_eq!(node.store.with(|contents| contents.affinities.len()), ranges(&node, "n1").len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_block_that_somebody_borrows_from_meanwhile_stays() {
+    let contents = Arc::new(Mutex::new(Contents::default()));
+    let node = mk_node("n1", &contents, vec![pool("10.0.0.0/28", 29)]);
+    for number in 0..9 {
+        node.allocator.assign(wanted(&format!("h{number}"))).await.expect("an address");
+    }
+    for number in 0..9 {
+        node.allocator.release(format!("h{number}")).await.expect("release");
+    }
+    node.store.with(|contents| {
+        for (revision, block) in contents.blocks.values_mut() {
+            block.assign(&wanted("guest").attribute, |_| false).expect("room");
+            *revision += 1000;
+        }
+    });
+    wait(GRACE).await;
+    assert_eq!(ranges(&node, "n1").len(), 2);
+    let affinities = node.store.with(|contents| contents.affinities.values().copied().collect::<Vec<_>>());
+    assert_eq!(affinities, [AffinityState::Confirmed; 2]);
+    node.allocator.assign(wanted("pod")).await.expect("it serves on");
+}
+
+/// A node's work from the first block to the last: pods come, one borrows, all go, and blocks go back.
+async fn live(node: &Node, nodes: &[&Node]) {
+    for number in 0..10 {
+        let _ = node.allocator.assign(wanted(&format!("h{number}"))).await;
+        tell_all(nodes);
+    }
+    let _ = node.allocator.assign(exact("exact", &["10.0.0.31"])).await;
+    for number in 0..10 {
+        let _ = node.allocator.release(format!("h{number}")).await;
+    }
+    let _ = node.allocator.release("exact".to_owned()).await;
+    wait(GRACE).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_at_any_step_loses_no_address_and_gives_none_twice() {
+    for steps in 0.. {
+        let contents = Arc::new(Mutex::new(Contents::default()));
+        let pools = vec![pool("10.0.0.0/27", 30)];
+        let other = mk_node("n2", &contents, pools.clone());
+        for number in 0..18 {
+            other.allocator.assign(wanted(&format!("other{number}"))).await.expect("others have most of it");
+        }
+        let end = End::after(steps);
+        let mortal = mk_mortal("n1", &contents, pools.clone(), end.clone());
+        tell_all(&[&mortal, &other]);
+        let all = [&mortal, &other];
+        let lived = live(&mortal, &all);
+        let is_over = async {
+            while !end.has_come() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let has_ended = tokio::select! { biased; () = is_over => true, () = lived => false };
+        drop(mortal);
+        // Started again, it takes back what was not finished, as the service does, and goes on.
+        let node = mk_node("n1", &contents, pools);
+        tell_all(&[&node, &other]);
+        for handle in (0..10).map(|n| format!("h{n}")).chain(["exact".to_owned()]) {
+            node.allocator.release(handle).await.expect("release");
+        }
+        tell_all(&[&node, &other]);
+        node.allocator.assign(wanted("last")).await.expect("it serves");
+        tell_all(&[&node, &other]);
+        wait(GRACE).await;
+        node.allocator.release("last".to_owned()).await.expect("release");
+        wait(GRACE).await;
+        node.store.with(|contents| check(contents, steps));
+        if !has_ended {
+            assert!(steps > 100, "{steps} steps are not the whole of it");
+            return;
+        }
+    }
+}
+
+/// Nothing of `n1` is left but a block or two, whose affinities are what they should be; what has no block is marked as about to go, or was about to be made.
+fn check(contents: &Contents, steps: u32) {
+    let mut addresses = BTreeSet::new();
+    for (cidr, (_, block)) in &contents.blocks {
+        for (address, attribute) in block.allocated() {
+            let handle = attribute.handle_id.clone().unwrap_or_default();
+            assert!(handle.starts_with("other"), "{handle} has {address} for ever after {steps} steps");
+            assert!(addresses.insert(address), "{address} twice after {steps} steps");
+        }
+        let owner = block.node().expect("a node's").to_owned();
+        let affinity = contents.affinities.get(&(owner, *cidr));
+        assert_eq!(affinity, Some(&AffinityState::Confirmed), "{cidr} after {steps} steps");
+    }
+    assert_eq!(addresses.len(), 18);
+    let own = contents.blocks.values().filter(|(_, block)| block.node() == Some("n1")).count();
+    assert!(own <= 1, "{own} blocks of n1 after {steps} steps");
+    for ((node, cidr), state) in &contents.affinities {
+        let is_needed = contents.blocks.get(cidr).is_some_and(|(_, block)| block.node() == Some(node.as_str()));
+        assert!(is_needed || *state != AffinityState::Confirmed, "affinity {node} {cidr} after {steps} steps");
+    }
+    let handles: Vec<&String> = contents.handles.keys().filter(|handle| !handle.starts_with("other")).collect();
+    assert_eq!(handles, Vec::<&String>::new(), "after {steps} steps");
+}
