@@ -427,3 +427,33 @@ fn pod_facts(pod: &Pod) -> (String, PodFacts) {
     };
     (format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()), facts)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_that_has_ended_has_no_address_any_more() {
+        let pod = |phase: &str| -> Pod {
+            serde_json::from_value(json!({
+                "metadata": {"namespace": "x", "name": "a", "annotations": {ANNOTATION_POD_IPS: "10.0.0.1/32,fd00::1/128"}},
+                "spec": {"nodeName": "n1", "containers": []},
+                "status": {"phase": phase, "podIPs": [{"ip": "10.0.0.1"}]},
+            }))
+            .unwrap()
+        };
+        for (phase, is_finished) in
+            [("Pending", false), ("Running", false), ("Unknown", false), ("Succeeded", true), ("Failed", true)]
+        {
+            let (name, facts) = pod_facts(&pod(phase));
+            let addresses = ["10.0.0.1", "fd00::1"].map(|text| text.parse().unwrap()).into();
+            assert_eq!(
+                (name.as_str(), facts),
+                ("x/a", PodFacts { node: "n1".to_owned(), addresses, is_finished }),
+                "{phase}"
+            );
+        }
+    }
+}

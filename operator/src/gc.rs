@@ -204,8 +204,9 @@ impl Plan {
         let kept = self.releases.values().flatten().filter(|release| release.has_left && keeps(release));
         let mut staying: BTreeSet<String> = kept.map(|release| release.node.clone()).collect();
         staying.extend(back.iter().cloned());
+        let stays = |release: &Release| keeps(release) || (release.has_left && staying.contains(&release.node));
         for releases in self.releases.values_mut() {
-            releases.retain(|release| !keeps(release) && !(release.has_left && staying.contains(&release.node)));
+            releases.retain(|release| !stays(release));
         }
         self.releases.retain(|_, releases| !releases.is_empty());
         self.blocks.retain(|block| block.node.as_ref().is_none_or(|node| !staying.contains(node)));

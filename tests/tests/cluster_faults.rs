@@ -65,6 +65,8 @@ fn main() -> ExitCode {
     suite.case("typha_killed", || typha_killed(&stage));
     suite.case("agent_killed_in_churn", || agent_killed(&stage));
     suite.case("api_server_restarted", || api_restarted(&mut stage));
+    suite.case("a_pool_that_overlaps_another_is_kept_out_and_told", || overlapping(&stage.cluster));
+    suite.case("what_is_set_and_not_followed_is_told", || not_followed(&stage.cluster));
     suite.case("node_deleted_and_made_again", || made_again(&stage));
     suite.case("node_rebooted", || rebooted(&mut stage));
     suite.case("pool_exhausted", || exhausted(&stage));
@@ -192,6 +194,59 @@ fn rebooted(stage: &mut Stage) -> Result<()> {
     matched.context("after the reboot of n1")?;
     stage.cluster.kubectl(&["delete", "-f", &policy])?;
     settle(&stage.world, &Matrix::open(&PODS, &[(Protocol::Tcp, 80)]))
+}
+
+fn overlapping(cluster: &Cluster) -> Result<()> {
+    let pool = json!({
+        "apiVersion": "projectcalico.org/v3", "kind": "IPPool",
+        "metadata": {"name": "overlaps"}, "spec": {"cidr": "10.244.0.0/28", "blockSize": 29},
+    });
+    apply(cluster, "overlaps", &[pool])?;
+    let condition = |pool: &str| {
+        let path = r#"jsonpath={.status.conditions[?(@.type=="Allocatable")]}"#;
+        cluster.kubectl(&["get", "ippools.projectcalico.org", pool, "-o", path]).unwrap_or_default()
+    };
+    let told = told_of(cluster, "ippools", |said| said.contains("IPPool overlaps: its range 10.244.0.0/28 overlaps"));
+    let (new, old) = (condition("overlaps"), condition("default-ipv4-ippool"));
+    delete(cluster, &["overlaps"])?;
+    told?;
+    ensure!(new.contains(r#""status":"False""#) && new.contains("CIDROverlap"), "the new pool: {new}");
+    ensure!(old.contains(r#""status":"True""#), "the pool that is in use: {old}");
+    told_of(cluster, "ippools", |said| !said.contains("overlaps"))
+}
+
+fn not_followed(cluster: &Cluster) -> Result<()> {
+    let set = |fields: Value| {
+        let patch = json!({ "spec": fields }).to_string();
+        let object = "felixconfigurations.projectcalico.org";
+        cluster.kubectl(&["patch", object, "default", "--type=merge", "-p", &patch]).map(drop)
+    };
+    set(json!({"wireguardEnabled": true, "natPortRange": "1000:2000"}))?;
+    let is_told = |said: &str| {
+        let clear = "FelixConfiguration default, spec.wireguardEnabled is true: there is no WireGuard";
+        said.contains(clear)
+            && said.contains("not followed: FelixConfiguration default, spec.natPortRange is 1000:2000")
+    };
+    let told = told_of(cluster, "calico", is_told);
+    set(json!({"wireguardEnabled": null, "natPortRange": null}))?;
+    told?;
+    told_of(cluster, "calico", |said| !said.contains("FelixConfiguration"))
+}
+
+/// Waits until the messages of a TigeraStatus are like that.
+fn told_of(cluster: &Cluster, status: &str, is_told: impl Fn(&str) -> bool) -> Result<()> {
+    let messages =
+        || cluster.kubectl(&["get", "tigerastatus", status, "-o", "jsonpath={.status.conditions[*].message}"]);
+    let mut said = String::new();
+    let waited = wait_for(
+        Duration::from_secs(30),
+        || format!("TigeraStatus {status} to say it"),
+        || {
+            said = messages().unwrap_or_default();
+            !said.is_empty() && is_told(&said)
+        },
+    );
+    waited.with_context(|| format!("it says: {said}"))
 }
 
 /// Somebody deletes the Node of a machine that works, and kubelet makes it again when it is restarted: as a label is changed, or by mistake of a cloud.
