@@ -23,6 +23,7 @@ use crate::cni::attachment::Attachments;
 use crate::cni::conf;
 use crate::config::Args;
 use crate::debug::DebugService;
+use crate::features;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::net::addresses::Addresses;
@@ -97,6 +98,9 @@ fn start(
     attachments: &Attachments,
     metrics: Metrics,
 ) -> anyhow::Result<(AgentHandle, tokio::sync::oneshot::Receiver<agent::Fatal>)> {
+    for lack in features::demand(features::probe().context("features of the kernel")?)? {
+        tracing::warn!(feature = lack.feature.name, module = lack.feature.module, "{lack}");
+    }
     let store = Store::new(&args.state_dir);
     let kernel = Netfilter::open().context("nftables; does the agent have the capability NET_ADMIN?")?;
     let monitor = kernel.monitor(policy::table()).context("changes of nftables")?;

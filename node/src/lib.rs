@@ -5,6 +5,7 @@ pub mod app;
 pub mod cni;
 pub mod config;
 pub mod debug;
+pub mod features;
 pub mod identity;
 pub mod ipam;
 pub mod metrics;
