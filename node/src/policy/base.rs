@@ -1,6 +1,6 @@
 //! The fixed part of the table: base chains, and the sets that pools, nodes and settings fill.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -9,6 +9,8 @@ use margay_api::rule::IpVersion;
 use margay_calc::model::{Record, RecordId, globals};
 
 use super::elements;
+use super::host::Links;
+use super::ipvs;
 use super::names;
 use super::rule::Logging;
 use crate::net::plan::{VERSIONS, has_vxlan, version_of, vxlan_device_name};
@@ -42,6 +44,8 @@ pub(super) struct Inputs {
     vxlan: Vec<IpVersion>,
     /// Addresses of the own tunnel devices.
     tunnels: Vec<IpAddr>,
+    /// Addresses of Services, where IPVS serves them.
+    services: Option<BTreeSet<IpAddr>>,
 }
 
 /// Chains and sets of the fixed part.
@@ -52,9 +56,9 @@ pub(super) struct Fixed {
 }
 
 impl Inputs {
-    /// Gathers them from the view of node `own`.
-    pub(super) fn gather(own: &str, records: &BTreeMap<RecordId, Record>) -> Self {
-        let mut inputs = Self::default();
+    /// Gathers them from the view of node `own` and its interfaces.
+    pub(super) fn gather(own: &str, records: &BTreeMap<RecordId, Record>, links: &Links) -> Self {
+        let mut inputs = Self { services: ipvs::services(links), ..Self::default() };
         for (id, record) in globals(records) {
             match (id, record) {
                 (RecordId::Settings, Record::Settings(settings)) => inputs.settings = settings.clone(),
@@ -86,6 +90,24 @@ impl Inputs {
         self.settings.ipv6 && self.pools.keys().any(|pool| pool.addr().is_ipv6())
     }
 
+    /// Follows the node's interfaces; returns whether anything here is other than it was.
+    pub(super) fn set_links(&mut self, links: &Links) -> bool {
+        let services = ipvs::services(links);
+        let differs = services != self.services;
+        self.services = services;
+        differs
+    }
+
+    /// Addresses of Services, where IPVS serves them.
+    pub(super) fn services(&self) -> Option<&BTreeSet<IpAddr>> {
+        self.services.as_ref()
+    }
+
+    /// Whether pods may not talk to their node, whatever policy says.
+    pub(super) fn drops_to_host(&self) -> bool {
+        self.settings.endpoint_to_host == EndpointToHostAction::Drop
+    }
+
     /// Whether packets of no connection are let by.
     pub(super) fn allows_invalid(&self) -> bool {
         self.settings.allow_conntrack_invalid
@@ -107,6 +129,7 @@ impl Inputs {
         self.guard(families, &mut fixed);
         self.to_host(families, &mut fixed);
         self.forward(&mut fixed);
+        self.ipvs(families, &mut fixed);
         self.masquerade(families, &mut fixed);
         fixed
     }
@@ -147,15 +170,17 @@ impl Inputs {
             rules.push(Rule::new().when(neighbour_discovery()).accept());
         }
         rules.extend(self.no_tunnels());
+        rules.extend(self.deferred(families));
         rules.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Iifname], &names::set(names::SENDERS)));
         rules.push(Rule::new().counter().drop());
         fixed.chain(names::TO_HOST, base(ChainType::Filter, Hook::Input, 0), rules);
-        if self.settings.endpoint_to_host == EndpointToHostAction::Drop {
+        if self.drops_to_host() {
             // What egress policy has accepted comes here.
             let mut rules = vec![not_from_workload(), tracked()];
             if families.contains(&Family::Ipv6) {
                 rules.push(Rule::new().when(neighbour_discovery()).accept());
             }
+            rules.extend(self.deferred(families));
             rules.push(Rule::new().counter().drop());
             fixed.chain("to-host-2", base(ChainType::Filter, Hook::Input, 1), rules);
         }
@@ -225,7 +250,7 @@ impl Inputs {
     }
 
     /// Drops packets that belong to no connection, unless configured otherwise.
-    fn untracked(&self) -> Option<Rule> {
+    pub(super) fn untracked(&self) -> Option<Rule> {
         (!self.settings.allow_conntrack_invalid)
             .then(|| Rule::new().when(Match::CtState(Op::Eq, CtState::INVALID)).counter().drop())
     }
@@ -281,7 +306,7 @@ pub(super) const fn base(kind: ChainType, hook: Hook, priority: i32) -> Base {
     Base { kind, hook, priority, policy: Policy::Accept }
 }
 
-fn not_from_workload() -> Rule {
+pub(super) fn not_from_workload() -> Rule {
     Rule::new().when(Match::NamePrefix(Selector::Iifname, Op::Ne, names::workload_prefix())).accept()
 }
 
@@ -297,7 +322,7 @@ fn loopback() -> Ipv4Net {
 }
 
 /// What a pod says to find its gateway and its neighbours; never a router's announcement.
-fn neighbour_discovery() -> Match {
+pub(super) fn neighbour_discovery() -> Match {
     const KINDS: [u8; 3] = [133, 135, 136];
     Match::any_of(Selector::Icmp6Type, KINDS.map(|kind| Key::from(Datum::Icmp6Type(kind))))
 }

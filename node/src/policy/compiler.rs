@@ -20,6 +20,7 @@ use super::base::{self, Fixed, Inputs};
 use super::class::{Class, Direction, Policies};
 use super::elements::{self, Shape};
 use super::host;
+use super::ipvs;
 use super::merge::{self, Unions};
 use super::names;
 use super::union::Union;
@@ -289,7 +290,7 @@ impl Compiler {
 
     /// Gathers what the fixed part and that of host endpoints depend on; returns whether it is other than it was.
     fn reinput(&mut self, records: &Records, delta: &mut Delta, stale: &mut Classes) -> bool {
-        let inputs = Inputs::gather(&self.node, records);
+        let inputs = Inputs::gather(&self.node, records, self.links());
         if inputs == self.inputs {
             return false;
         }
@@ -351,8 +352,15 @@ impl Compiler {
         let mut maps = [Direction::Ingress, Direction::Egress].map(|_| Set::new(base::dispatch_kind()));
         let mut pods: BTreeMap<Family, Set> =
             self.families.iter().map(|family| (*family, Set::new(base::pods_kind(*family)))).collect();
+        let has_ipvs = self.inputs.services().is_some();
+        let mut by_address: BTreeMap<IpAddr, [Verdict; 2]> = BTreeMap::new();
         for (interface, pod) in &self.attached {
             let Some(interface) = IfName::new(interface) else { continue };
+            if has_ipvs {
+                let egress = self.endpoints.get(&pod.endpoint).map(|[_, egress]| egress.entry.clone());
+                let egress = egress.unwrap_or([Verdict::Drop, Verdict::Drop]);
+                by_address.extend(pod.addresses.iter().map(|address| (*address, egress.clone())));
+            }
             for address in &pod.addresses {
                 if let Some(set) = pods.get_mut(&elements::family(*address)) {
                     set.elements.insert(
@@ -374,6 +382,9 @@ impl Compiler {
         self.put_set(names::set(names::SENDERS), Some(senders), delta);
         for family in Family::ALL {
             self.put_set(base::pods(family), pods.remove(&family), delta);
+            let has_map = has_ipvs && self.families.contains(&family);
+            let map = has_map.then(|| ipvs::senders_map(family, &by_address));
+            self.put_set(ipvs::senders(family), map, delta);
         }
     }
 
@@ -417,7 +428,7 @@ impl Compiler {
 /// Whether the set is one of those that [`Compiler::dispatch`] fills.
 fn is_dispatch(name: &SetName) -> bool {
     [names::SENDERS, names::RECEIVERS].contains(&name.as_str())
-        || Family::ALL.iter().any(|family| base::pods(*family) == *name)
+        || Family::ALL.iter().any(|family| [base::pods(*family), ipvs::senders(*family)].contains(name))
 }
 
 /// The set of this id.

@@ -20,6 +20,8 @@
 //!  postrouting 0     host-leave           the same for packets that a Service has translated, as only here their interface is known
 //! ```
 //!
+//! and, where kube-proxy is in IPVS mode, those of `ipvs.rs`.
+//!
 //! Egress and ingress are two base chains, so that Allow is `accept` at any depth: it ends the one decision and the packet goes on to the other.
 //! Both begin with the state of the connection, so that an established packet crosses one rule of each.
 //!
@@ -32,6 +34,7 @@ mod class;
 mod compiler;
 mod elements;
 mod host;
+mod ipvs;
 mod merge;
 #[cfg(test)]
 pub(crate) mod model;
@@ -45,4 +48,5 @@ mod union;
 pub use class::{Class, Direction, Stage};
 pub use compiler::{Attached, Compiler, Part};
 pub use host::{Links, is_workload};
+pub use ipvs::INTERFACE as IPVS_INTERFACE;
 pub use names::table;

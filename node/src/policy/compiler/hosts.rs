@@ -58,6 +58,10 @@ impl Compiler {
     pub fn set_links(&mut self, links: Links) -> Transaction {
         self.hosts.links = links;
         let mut delta = Delta::new();
+        if self.inputs.set_links(&self.hosts.links) {
+            self.fixed(&mut delta);
+            self.dispatch(&mut delta);
+        }
         self.host_hooks(&mut delta);
         delta.into_transaction()
     }
