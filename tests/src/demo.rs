@@ -129,6 +129,7 @@ pub fn bring_up_with(name: &str, state: &Path, images: Vec<PathBuf>, tell: &dyn 
         dual_stack: false,
         state: state.to_owned(),
         images,
+        proxy: cluster::ProxyMode::Nftables,
         audit: false,
         suite: false,
     };

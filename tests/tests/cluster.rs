@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use margay_tests::cluster::layout::Topology;
 use margay_tests::cluster::process::{marked, wait_for};
-use margay_tests::cluster::{Cluster, Options};
+use margay_tests::cluster::{Cluster, Options, ProxyMode};
 use margay_tests::image::Image;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -32,6 +32,7 @@ fn mk_options(name: &str, nodes: u8) -> Options {
         dual_stack: false,
         state,
         images: Vec::new(),
+        proxy: ProxyMode::Nftables,
         audit: true,
         suite: false,
     }

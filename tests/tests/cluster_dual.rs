@@ -1,4 +1,5 @@
-//! On a real Kubernetes of two IP versions: pods have an address of each, and packets of both go and are stopped alike.
+//! On a real Kubernetes of two IP versions, with kube-proxy in its default mode, iptables: pods have an address of each, and packets of both go and are
+//! stopped alike.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
@@ -10,7 +11,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use margay_api::rule::IpVersion;
 use margay_tests::cluster::layout::{OUTSIDE_V6, Topology};
 use margay_tests::cluster::process::wait_for;
-use margay_tests::cluster::{self, Cluster};
+use margay_tests::cluster::{self, Cluster, ProxyMode};
 use margay_tests::demo::{self, OBEY, Stage};
 use margay_tests::install;
 use margay_tests::matrix::{self, Matrix, Port};
@@ -43,7 +44,9 @@ fn main() -> ExitCode {
     suite.case("pods_reach_the_world_behind_their_nodes_ipv6_address", || world_outside(&stage));
     suite.case("a_policy_cuts_both", || policy(&mut stage));
     suite.case("a_range_of_ipv6_cuts_ipv6_alone", || range(&mut stage));
+    suite.case("kube_proxy_is_in_iptables_mode", || iptables(&stage));
     suite.case("a_service_answers_by_both", || service(&stage));
+    suite.case("a_policy_cuts_what_a_service_leads_to", || service_under_policy(&stage));
     suite.case("without_encapsulation_everybody_still_reaches_everybody", || without_encapsulation(&mut stage));
     suite.finish()
 }
@@ -58,6 +61,7 @@ fn stage() -> Result<Stage> {
         nodes: 2,
         topology: Topology::Flat,
         dual_stack: true,
+        proxy: ProxyMode::Iptables,
         state: folder,
         images: vec![install::image(&images)?, world::image(&images)?],
         ..cluster::Options::default()
@@ -167,22 +171,59 @@ fn range(stage: &mut Stage) -> Result<()> {
     with_policy(stage, &EXCEPT_ONE.replace("DENIED", &denied.to_string()), [&open, &expected])
 }
 
+/// What leads to Services is not the table of the other suites.
+fn iptables(stage: &Stage) -> Result<()> {
+    for (node, family) in [("n1", ""), ("n2", "6")] {
+        let node = stage.cluster.node(node)?;
+        let save = format!("ip{family}tables-save");
+        let served = || node.exec(&[save.as_str(), "-t", "nat"]).is_ok_and(|rules| rules.contains(":KUBE-SERVICES"));
+        wait_for(OBEY, || format!("chains of kube-proxy in {save}"), served)?;
+        let tables = node.exec(&["nft", "list", "tables"])?;
+        ensure!(!tables.contains("kube-proxy"), "kube-proxy has a table of its own:\n{tables}");
+    }
+    Ok(())
+}
+
+/// Where the Service of [`SERVICE`] answers: its own addresses, and a port of each node.
+fn service_targets(stage: &Stage) -> Result<Vec<Target>> {
+    let get =
+        |path: &str| stage.cluster.kubectl(&["get", "service", "-n", "x", "both", "-o", &format!("jsonpath={path}")]);
+    let text = get("{.spec.clusterIPs[*]}")?;
+    let addresses = text.split_whitespace().map(str::parse).collect::<Result<Vec<IpAddr>, _>>()?;
+    ensure!(addresses.len() == 2, "a Service of both versions has the addresses {text:?}");
+    let port: u16 = get("{.spec.ports[0].nodePort}")?.trim().parse().context("a port of the nodes")?;
+    let own = addresses.into_iter().map(|address| Target::new(Protocol::Tcp, address, 8080));
+    let node = |node| Ok(Target::new(Protocol::Tcp, stage.cluster.node(node)?.host.address, port));
+    let nodes: [Result<Target>; 2] = ["n1", "n2"].map(node);
+    own.map(Ok).chain(nodes).collect()
+}
+
+fn settle(stage: &Stage, pod: &str, targets: &[Target], wanted: Verdict) -> Result<()> {
+    let place = &stage.world.pod(pod)?.place;
+    let said = || ask(place, targets);
+    let is_so = || said().is_ok_and(|verdicts| verdicts.iter().all(|verdict| *verdict == wanted));
+    wait_for(OBEY, || format!("{wanted:?} for {pod} from each of {targets:?}: {:?}", said()), is_so)
+}
+
 fn service(stage: &Stage) -> Result<()> {
     let path = stage.cluster.folder().join("service.yaml");
     std::fs::write(&path, SERVICE)?;
     stage.cluster.kubectl(&["apply", "-f", &path.display().to_string()])?;
-    let text = stage.cluster.kubectl(&["get", "service", "-n", "x", "both", "-o", "jsonpath={.spec.clusterIPs[*]}"])?;
-    let addresses = text.split_whitespace().map(str::parse).collect::<Result<Vec<IpAddr>, _>>()?;
-    ensure!(addresses.len() == 2, "a Service of both versions has the addresses {text:?}");
-    for pod in ["y/a", "y/b"] {
-        let place = &stage.world.pod(pod)?.place;
-        for address in &addresses {
-            let target = Target::new(Protocol::Tcp, *address, 8080);
-            let answers = || ask(place, &[target]).is_ok_and(|verdicts| verdicts == [Verdict::Answered]);
-            wait_for(OBEY, || format!("{pod} to be answered by {address}"), answers)?;
-        }
-    }
-    Ok(())
+    let targets = service_targets(stage)?;
+    ["y/a", "y/b"].iter().try_for_each(|pod| settle(stage, pod, &targets, Verdict::Answered))
+}
+
+/// The backend knows whom a Service's own address leads to it; who asks a node's port may come as the node, which is not among the allowed either.
+fn service_under_policy(stage: &Stage) -> Result<()> {
+    let path = stage.cluster.folder().join("service-policy.yaml");
+    std::fs::write(&path, ONLY_FROM_A)?;
+    let path = path.display().to_string();
+    stage.cluster.kubectl(&["apply", "-f", &path])?;
+    let targets = service_targets(stage)?;
+    settle(stage, "y/b", &targets, Verdict::Silent)?;
+    settle(stage, "y/a", &targets[..2], Verdict::Answered)?;
+    stage.cluster.kubectl(&["delete", "-f", &path])?;
+    settle(stage, "y/b", &targets, Verdict::Answered)
 }
 
 fn without_encapsulation(stage: &mut Stage) -> Result<()> {
@@ -224,6 +265,7 @@ apiVersion: v1
 kind: Service
 metadata: {name: both, namespace: x}
 spec:
+  type: NodePort
   ipFamilyPolicy: RequireDualStack
   selector: {pod: b}
   ports: [{port: 8080, targetPort: 80, protocol: TCP}]

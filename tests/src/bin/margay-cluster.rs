@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use margay_tests::cluster::layout::Topology;
-use margay_tests::cluster::{Cluster, Options, binaries, forward, init, preflight};
+use margay_tests::cluster::{Cluster, Options, ProxyMode, binaries, forward, init, preflight};
 use margay_tests::image::{Entry, Image};
 
 #[derive(Debug, Parser)]
@@ -79,6 +79,9 @@ struct Up {
     /// Image archives that every node has before its kubelet starts.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     image: Vec<PathBuf>,
+    /// By what kube-proxy leads to Services.
+    #[arg(long, value_enum, default_value = "nftables")]
+    proxy: ProxyMode,
     /// Let the API server write logs/audit.log.
     #[arg(long)]
     audit: bool,
@@ -139,8 +142,9 @@ fn run(what: What) -> Result<()> {
 
 fn bring_up(up: Up) -> Result<()> {
     let topology = if up.flat { Topology::Flat } else { Topology::Routed };
-    let Up { nodes, name, dual_stack, image, audit, suite, folder, .. } = up;
-    let options = Options { name, nodes, topology, dual_stack, state: folder.state, images: image, audit, suite };
+    let Up { nodes, name, dual_stack, image, proxy, audit, suite, folder, .. } = up;
+    let options =
+        Options { name, nodes, topology, dual_stack, state: folder.state, images: image, proxy, audit, suite };
     let cluster = Cluster::up(&options, &|line| eprintln!("{line}"))?.keep();
     let env = cluster.folder().join("env");
     let text = std::fs::read_to_string(&env).with_context(|| format!("cannot read {}", env.display()))?;

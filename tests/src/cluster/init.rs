@@ -47,8 +47,9 @@ pub fn run(spec: &Path) -> Result<()> {
     let proxy = Service::new(
         format!(
             // A network namespace may not set the machine's connection limit.
-            "kube-proxy --kubeconfig={kubernetes}/proxy.kubeconfig --proxy-mode=nftables --conntrack-max-per-core=0 \
-             --hostname-override={name}"
+            "kube-proxy --kubeconfig={kubernetes}/proxy.kubeconfig --proxy-mode={} --conntrack-max-per-core=0 \
+             --hostname-override={name}",
+            spec.proxy.flag()
         ),
         log("kube-proxy")?,
     );

@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde::{Deserialize, Serialize};
 
 use self::cgroup::Group;
 use self::layout::{Layout, Topology};
@@ -53,10 +54,35 @@ pub struct Options {
     pub state: PathBuf,
     /// Image archives that every node has before its kubelet starts.
     pub images: Vec<PathBuf>,
+    /// By what kube-proxy leads to Services.
+    pub proxy: ProxyMode,
     /// Whether the API server writes `logs/audit.log`.
     pub audit: bool,
     /// Whether the conformance suite is built too.
     pub suite: bool,
+}
+
+/// A mode of kube-proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyMode {
+    /// A table of nftables.
+    Nftables,
+    /// Chains of iptables, which are in nftables too where iptables is iptables-nft. What it is where nobody says.
+    Iptables,
+    /// Virtual servers of the kernel.
+    Ipvs,
+}
+
+impl ProxyMode {
+    /// The value of kube-proxy's flag.
+    pub const fn flag(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+            Self::Ipvs => "ipvs",
+        }
+    }
 }
 
 impl Default for Options {
@@ -68,6 +94,7 @@ impl Default for Options {
             dual_stack: false,
             state: "target/cluster".into(),
             images: Vec::new(),
+            proxy: ProxyMode::Nftables,
             audit: false,
             suite: false,
         }
@@ -112,6 +139,7 @@ impl Cluster {
             kube_bin,
             tool,
             port,
+            proxy: options.proxy,
             audit: options.audit,
             groups,
             starting: Some(Process::current()?),

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::ProxyMode;
 use super::cgroup::Group;
 use super::images::PAUSE;
 use super::layout::{API_PORT, Host, Layout};
@@ -60,6 +61,8 @@ pub struct Spec {
     pub logs: PathBuf,
     /// The API server.
     pub api: SocketAddr,
+    /// The mode of kube-proxy.
+    pub proxy: ProxyMode,
 }
 
 /// A node that runs.
@@ -136,6 +139,14 @@ pub fn prepare(state: &Path, layout: &Layout, host: &Host, pki: &Pki) -> Result<
         // Programs fall back on defaults where the machine itself has no such file.
         let _ = std::fs::copy(Path::new("/etc").join(name), etc.join(name));
     }
+    // Whose links in /usr lead here.
+    std::fs::create_dir_all(etc.join("alternatives"))?;
+    for (family, suffix) in ["iptables", "ip6tables"]
+        .into_iter()
+        .flat_map(|family| ["", "-save", "-restore"].map(|suffix| (family, suffix)))
+    {
+        symlink(format!("/usr/sbin/{family}-nft{suffix}"), etc.join(format!("alternatives/{family}{suffix}")))?;
+    }
     let kubernetes = etc.join("kubernetes");
     let user = format!("system:node:{}", host.name);
     let subject = Subject { file: &host.name, name: &user, group: Some("system:nodes") };
@@ -166,6 +177,7 @@ pub fn start(folder: &Path, state: &State, host: &Host) -> Result<Process> {
         images: folder.join("images"),
         logs: folder.join("logs"),
         api: SocketAddr::from((state.layout.control_plane().address, API_PORT)),
+        proxy: state.proxy,
     };
     let path = folder.join(&host.name).join("init.json");
     std::fs::write(&path, serde_json::to_string_pretty(&spec)?)?;

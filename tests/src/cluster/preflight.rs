@@ -13,10 +13,11 @@ use super::binaries::cache;
 use super::process;
 
 /// A program and the Debian package that has it.
-const PACKAGES: [(&str, &str); 7] = [
+const PACKAGES: [(&str, &str); 8] = [
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("conntrack", "conntrack"),
+    ("iptables", "iptables"),
     ("runc", "runc"),
     ("busybox", "busybox-static"),
     ("ethtool", "ethtool"),
@@ -44,9 +45,14 @@ pub fn check(state: &Path, tell: &dyn Fn(&str)) -> Result<()> {
 
 /// Installs the programs that namespaces and clusters are made with, as far as they are missing. Needs root, as all that uses them does.
 pub fn prepare(tell: &dyn Fn(&str)) -> Result<()> {
+    prepare_also(&PACKAGES, tell)
+}
+
+/// Installs programs, each with its package, as far as they are missing.
+pub fn prepare_also(programs: &[(&'static str, &'static str)], tell: &dyn Fn(&str)) -> Result<()> {
     let root = nix::unistd::geteuid().is_root();
     ensure!(root, "this needs root: nodes and pods are namespaces with mounts and devices of their own");
-    if missing().is_empty() {
+    if missing(programs).is_empty() {
         return Ok(());
     }
     // The package manager serves one at a time and refuses the second: harnesses that start together take turns.
@@ -54,16 +60,16 @@ pub fn prepare(tell: &dyn Fn(&str)) -> Result<()> {
     std::fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
     let turn = File::create(cache.join("packages.lock"))?;
     turn.lock().context("cannot wait for another harness that installs packages")?;
-    install(&missing(), tell)
+    install(&missing(programs), tell)
 }
 
 /// Packages whose programs are not there.
-fn missing() -> Vec<&'static str> {
+fn missing(programs: &[(&'static str, &'static str)]) -> Vec<&'static str> {
     let lacking = |program: &&(&str, &str)| match find(program.0) {
         Some(path) => program.0 == "busybox" && !is_static(&path),
         None => true,
     };
-    PACKAGES.iter().filter(lacking).map(|(_, package)| *package).collect()
+    programs.iter().filter(lacking).map(|(_, package)| *package).collect()
 }
 
 fn install(packages: &[&str], tell: &dyn Fn(&str)) -> Result<()> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::ProxyMode;
 use super::cgroup::Group;
 use super::layout::Layout;
 use super::process::Process;
@@ -22,6 +23,8 @@ pub struct State {
     pub tool: PathBuf,
     /// Port on 127.0.0.1 of the machine that leads to the API server.
     pub port: u16,
+    /// The mode of kube-proxy.
+    pub proxy: ProxyMode,
     /// Whether the API server writes an audit log.
     pub audit: bool,
     /// Control group of each node.
