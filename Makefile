@@ -11,7 +11,7 @@ RELEASE = cargo build --workspace --release --bin margay --bin margay-cni
 RELEASED = target/*/release
 OURS = --exclude margay-tests
 
-.PHONY: check test deny bless demo bench conformance e2e-netpol image cluster cluster-down fuzz fuzz-targets
+.PHONY: check test deny bless demo bench conformance e2e-netpol image cluster cluster-down fuzz fuzz-targets kernels
 
 # Format, lints, and every test that needs no cluster. Needs root: rulesets are compared with the kernel in namespaces.
 check:
@@ -26,6 +26,12 @@ test:
 	$(BUILD)
 	$(BIN)/margay-cluster prepare
 	cargo test --workspace --no-fail-fast
+
+# The kernel layers on kernels that people run, in virtual machines that need no KVM: ONLY=6.1 takes some kernels, SUITES=cni,host some suites,
+# QUICK=1 what every run of the CI has, REFRESH=1 newer kernels than those that were fetched before. Needs root, and network once.
+kernels:
+	$(BUILD)
+	$(BIN)/margay-kernels $(if $(ONLY),--only $(ONLY)) $(if $(SUITES),--suites $(SUITES)) $(if $(QUICK),--quick) $(if $(REFRESH),--refresh)
 
 # Licences, bans and sources of every dependency.
 deny:

@@ -10,6 +10,7 @@ pub mod e2e;
 pub mod image;
 pub mod install;
 pub mod lab;
+pub mod machine;
 pub mod matrix;
 pub mod namespace;
 pub mod plugin;

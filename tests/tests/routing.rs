@@ -1,7 +1,7 @@
 //! Two nodes as namespaces, with the real routing driver and pod links: packets of both IP versions cross by VXLAN and without it, and what is removed by
 //! hand comes back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
@@ -212,9 +212,9 @@ fn cross(versions: &[IpVersion]) -> Result<()> {
         for removal in
             [format!("route del {other}"), format!("link del {device}"), format!("neigh del {via} dev {device}")]
         {
-            let before = one.network.progress().repairs;
+            let (before, whole) = (one.network.progress().repairs, programmed(one, *version)?);
             one.host.ip(&removal)?;
-            runtime.block_on(repaired(&one.network, before)).with_context(|| removal.clone())?;
+            runtime.block_on(repaired(one, *version, before, &whole)).with_context(|| removal.clone())?;
             ensure_reaches(&nodes, &format!("after {removal}"))?;
         }
     }
@@ -296,9 +296,24 @@ fn links_are_removed_together() -> Result<()> {
     Ok(())
 }
 
-/// Waits until the node has repaired something once more, and the repair is in force.
-async fn repaired(network: &Network, before: u64) -> Result<()> {
-    let wait = network.until(|progress| progress.repairs > before && progress.failed.is_empty());
-    tokio::time::timeout(Duration::from_secs(5), wait).await.context("nothing was repaired within 5 s")?;
-    Ok(())
+/// Routes and neighbours of a node, as `ip` shows them.
+fn programmed(node: &Node, version: IpVersion) -> Result<[BTreeSet<String>; 2]> {
+    let family = if version == IpVersion::V4 { "-4" } else { "-6" };
+    let sorted = |text: String| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
+    Ok([sorted(routes(node, version)?), sorted(node.host.ip(&format!("{family} neigh show nud permanent"))?)])
+}
+
+/// Waits until the node has repaired something, and all is as it was: what one removal takes along, as a link does, may be repaired in more than one turn, so
+/// that a number of repairs says nothing about the last removal.
+async fn repaired(node: &Node, version: IpVersion, before: u64, whole: &[BTreeSet<String>; 2]) -> Result<()> {
+    let again = async {
+        let mut seen = before;
+        loop {
+            seen = node.network.until(|progress| progress.repairs > seen && progress.failed.is_empty()).await.repairs;
+            if programmed(node, version)? == *whole {
+                return Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), again).await.context("not repaired within 5 s")?
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Enforce;
+use crate::probe::sctp::has_sockets;
 
 /// Rows that were right, of all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -97,7 +98,10 @@ pub struct Summary {
 impl Report {
     /// Nothing was run yet.
     pub fn new(enforce: Enforce) -> Self {
-        let sctp = "raw INIT, INIT-ACK, ABORT; policy and connection tracking, not associations";
+        let sctp = match has_sockets() {
+            true => "sockets of the kernel; associations",
+            false => "raw INIT, INIT-ACK, ABORT; policy and connection tracking, not associations",
+        };
         Self { enforce, sctp, steps: Vec::new(), left_out: 0, seconds: 0.0 }
     }
 

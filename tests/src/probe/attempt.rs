@@ -23,7 +23,7 @@ pub enum Protocol {
     Tcp,
     /// Answered when a datagram comes back.
     Udp,
-    /// Answered when an INIT is acknowledged; by raw sockets, see [`sctp`].
+    /// Answered when the association stands; where the kernel has no sockets for it, when an INIT is acknowledged, see [`sctp`].
     Sctp,
     /// Answered when the reply comes back; the port is the type, see [`icmp`](super::icmp).
     Icmp,
@@ -77,7 +77,8 @@ pub struct Attempt {
 
 #[derive(Debug)]
 enum State {
-    Tcp(TcpStream),
+    /// A connection, or an association of SCTP, which std has no type for.
+    Stream(TcpStream),
     Udp(UdpSocket),
     Sctp(Init),
     Icmp(Question),
@@ -103,8 +104,11 @@ impl Attempt {
     pub fn start_from(to: Target, port: u16) -> Self {
         let start = Instant::now();
         let begun = match to.protocol {
-            Protocol::Tcp => connecting(to.address, port).map(State::Tcp),
+            Protocol::Tcp => connecting(to.address, port, None).map(State::Stream),
             Protocol::Udp => sent(to.address, port).map(State::Udp),
+            Protocol::Sctp if sctp::has_sockets() => {
+                connecting(to.address, port, Some(sctp::PROTOCOL)).map(State::Stream)
+            }
             Protocol::Sctp => Init::send(to.address, port).map(State::Sctp),
             Protocol::Icmp => Question::send(to.address).map(State::Icmp),
         };
@@ -121,7 +125,7 @@ impl Attempt {
     pub fn look(&self) -> Option<Verdict> {
         match &self.state {
             State::Failed(verdict) => Some(*verdict),
-            State::Tcp(stream) => match stream.take_error() {
+            State::Stream(stream) => match stream.take_error() {
                 Ok(None) => stream.peer_addr().is_ok().then_some(Verdict::Answered),
                 Ok(Some(error)) | Err(error) => Some(judge(&error)),
             },
@@ -142,7 +146,7 @@ impl Attempt {
     pub fn readiness(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         match &self.state {
             State::Failed(_) => None,
-            State::Tcp(stream) => Some((stream.as_fd(), PollFlags::POLLOUT)),
+            State::Stream(stream) => Some((stream.as_fd(), PollFlags::POLLOUT)),
             State::Udp(socket) => Some((socket.as_fd(), PollFlags::POLLIN)),
             State::Sctp(init) => Some((init.socket.as_fd(), PollFlags::POLLIN)),
             State::Icmp(question) => Some((question.as_fd(), PollFlags::POLLIN)),
@@ -204,8 +208,8 @@ fn tag() -> u32 {
 }
 
 /// A connection being made. Closing it sends a reset: neither end keeps an entry for it, so that many questions do not use up the ports.
-fn connecting(to: SocketAddr, port: u16) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+fn connecting(to: SocketAddr, port: u16, protocol: Option<i32>) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, protocol.map(Into::into))?;
     socket.set_nonblocking(true)?;
     socket.set_linger(Some(Duration::ZERO))?;
     if port != 0 {

@@ -1,11 +1,21 @@
-//! SCTP without the kernel's: as much of RFC 9260 as shows whether an association could begin. Kernels without SCTP sockets still filter and track
+//! SCTP without the kernel's, where it has none: as much of RFC 9260 as shows whether an association could begin. Kernels without SCTP sockets still filter and track
 //! it, so a raw socket on either side is enough to see what policy does to it.
 //!
 //! A question is an INIT; the answer is an INIT-ACK (yes) or an ABORT (nobody serves the port). Checksums must be right, or connection tracking
 //! calls the packet invalid and everything looks denied.
 
+use std::sync::OnceLock;
+
+use socket2::{Domain, Socket, Type};
+
 /// IP protocol number.
 pub const PROTOCOL: i32 = 132;
+
+/// Whether this kernel has sockets of SCTP. Where it has, they serve: its own stack would answer a raw socket's packets too.
+pub fn has_sockets() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| Socket::new(Domain::IPV4, Type::STREAM, Some(PROTOCOL.into())).is_ok())
+}
 
 const HEADER: usize = 12;
 const INIT: u8 = 1;

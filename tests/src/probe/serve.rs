@@ -1,4 +1,4 @@
-//! Who answers: TCP and UDP echo, and SCTP as far as an INIT-ACK.
+//! Who answers: TCP and UDP echo, and SCTP as far as an association, or as an INIT-ACK where the kernel has no sockets for it.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -16,6 +16,8 @@ use super::sctp::{self, Chunk, Packet};
 pub struct Ports {
     tcp: Vec<std::net::TcpListener>,
     udp: Vec<std::net::UdpSocket>,
+    /// Associations, which std has no type for.
+    associations: Vec<std::net::TcpListener>,
     /// Raw sockets: what they take and give are datagrams too.
     sctp: Vec<std::net::UdpSocket>,
     /// Ports that SCTP is served on; a raw socket receives for all of them.
@@ -26,7 +28,8 @@ impl Ports {
     /// Opens ports in the network namespace of the calling thread, for both families where there are both.
     pub fn open(ports: &[(Protocol, u16)]) -> io::Result<Self> {
         let of = |wanted: Protocol| ports.iter().filter(move |port| port.0 == wanted).map(|port| port.1);
-        let mut opened = Self { served: of(Protocol::Sctp).collect(), ..Self::default() };
+        let raw = if sctp::has_sockets() { Arc::default() } else { of(Protocol::Sctp).collect() };
+        let mut opened = Self { served: raw, ..Self::default() };
         for family in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
             match opened.open_family(family, ports) {
                 // A machine without IPv6.
@@ -42,11 +45,16 @@ impl Ports {
             let address = SocketAddr::new(family, *port);
             match protocol {
                 Protocol::Tcp => {
-                    let socket = bound(address, Type::STREAM)?;
+                    let socket = bound(address, Type::STREAM, None)?;
                     socket.listen(1024)?;
                     self.tcp.push(socket.into());
                 }
-                Protocol::Udp => self.udp.push(bound(address, Type::DGRAM)?.into()),
+                Protocol::Udp => self.udp.push(bound(address, Type::DGRAM, None)?.into()),
+                Protocol::Sctp if self.served.is_empty() => {
+                    let socket = bound(address, Type::STREAM, Some(sctp::PROTOCOL))?;
+                    socket.listen(1024)?;
+                    self.associations.push(socket.into());
+                }
                 Protocol::Sctp | Protocol::Icmp => {}
             }
         }
@@ -68,6 +76,11 @@ impl Ports {
                 }
             });
         }
+        for listener in self.associations {
+            let listener = TcpListener::from_std(listener)?;
+            // That it stood is the answer.
+            tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+        }
         for socket in self.udp {
             let socket = UdpSocket::from_std(socket)?;
             tokio::spawn(async move {
@@ -87,8 +100,8 @@ impl Ports {
     }
 }
 
-fn bound(address: SocketAddr, kind: Type) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), kind, None)?;
+fn bound(address: SocketAddr, kind: Type, protocol: Option<i32>) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), kind, protocol.map(Into::into))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }

@@ -140,7 +140,13 @@ fn maps(ruleset: &mut Ruleset) {
     put("floating-6", floating);
 }
 
-/// Every test.
+/// Tests of a packet that has just come in: older kernels (5.10) take them in a prerouting chain alone.
+fn arrival_tests() -> Vec<Match> {
+    let with_mark = |exists| [true, false].map(|with_mark| Match::ReversePath { exists, with_mark });
+    [true, false].into_iter().flat_map(with_mark).collect()
+}
+
+/// Every test that any chain takes.
 pub fn tests() -> Vec<Match> {
     use Selector::*;
     let mut tests = vec![
@@ -208,9 +214,6 @@ fn state_tests() -> Vec<Match> {
         Match::CtDnat(Op::Eq),
         Match::CtDnat(Op::Ne),
     ];
-    for exists in [true, false] {
-        tests.extend([true, false].map(|with_mark| Match::ReversePath { exists, with_mark }));
-    }
     tests.extend(types.map(|kind| Match::AddressType(Side::Destination, Op::Eq, kind)));
     tests.extend(types.map(|kind| Match::AddressType(Side::Source, Op::Ne, kind)));
     tests
@@ -301,7 +304,9 @@ const fn base(kind: ChainType, hook: Hook, priority: i32, policy: Policy) -> Bas
 fn bases(ruleset: &mut Ruleset) {
     let mut put = |name: &str, base, rules: Vec<Rule>| ruleset.put_chain(chain_name(name), Chain::base(base, rules));
     let notrack = Rule::new().when(Match::is(Selector::Dport(Transport::Udp), port(4789))).then(Statement::Notrack);
-    put("raw-1", base(ChainType::Filter, Hook::Prerouting, -300, Policy::Accept), vec![notrack]);
+    let mut raw = vec![notrack];
+    raw.extend(arrival_tests().into_iter().map(|test| Rule::new().when(test).accept()));
+    put("raw-1", base(ChainType::Filter, Hook::Prerouting, -300, Policy::Accept), raw);
     put("mangle-1", base(ChainType::Filter, Hook::Postrouting, -149, Policy::Accept), vec![]);
     put(
         "input-1",

@@ -1,0 +1,73 @@
+//! One boot of a kernel: a script runs as root in a machine without network, and the machine ends with it.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::initramfs;
+use super::packages::Kernel;
+
+/// How long a boot and an end may take, on a machine that does other things too.
+pub const LIMIT: Duration = Duration::from_secs(120);
+
+/// What powers a machine off without a process that would have to do it.
+const OFF: &str = "\necho o > /proc/sysrq-trigger\nsleep 60\n";
+
+/// A machine that will run a script.
+#[derive(Debug)]
+pub struct Machine<'a> {
+    /// What boots.
+    pub kernel: &'a Kernel,
+    /// What runs in it, by `sh`.
+    pub script: &'a str,
+    /// When it is ended from outside.
+    pub limit: Duration,
+    /// Where its console is kept.
+    pub log: &'a Path,
+}
+
+impl Machine<'_> {
+    /// Boots, and returns when the machine is off; `hear` gets every line of its console.
+    pub fn run(&self, hear: &mut dyn FnMut(&str)) -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let initramfs = initramfs::pack(self.kernel, &format!("{}{OFF}", self.script), folder.path())?;
+        let mut log = File::create(self.log).with_context(|| format!("cannot create {}", self.log.display()))?;
+        let mut child = self.command(&initramfs).spawn().context("cannot start qemu-system-x86_64")?;
+        let console = BufReader::new(child.stdout.take().context("the console")?);
+        for line in console.split(b'\n') {
+            let line = line?;
+            let line = String::from_utf8_lossy(&line);
+            let line = line.trim_end_matches('\r');
+            writeln!(log, "{line}")?;
+            hear(line);
+        }
+        let status = child.wait()?;
+        // What `timeout` says when it had to end it is told by the suites that are missing.
+        if !status.success() && status.code() != Some(124) {
+            bail!("qemu-system-x86_64: {status}; see {}", self.log.display());
+        }
+        Ok(())
+    }
+
+    fn command(&self, initramfs: &Path) -> Command {
+        let mut command = Command::new("timeout");
+        command.arg("--foreground").arg(self.limit.as_secs().to_string()).arg("qemu-system-x86_64");
+        // Two processors of everything that emulation knows; no device but the console and the host's root.
+        command
+            .args(["-cpu", "max", "-smp", "2", "-m", "4096", "-net", "none", "-display", "none", "-monitor", "none"]);
+        command
+            .args(["-no-reboot", "-serial", "stdio"])
+            .arg("-kernel")
+            .arg(&self.kernel.image)
+            .arg("-initrd")
+            .arg(initramfs);
+        command.args(["-append", "console=ttyS0 quiet loglevel=1 panic=-1"]);
+        let root = "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap";
+        command.args(["-virtfs", root]).stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+    }
+}

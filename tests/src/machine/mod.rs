@@ -1,0 +1,93 @@
+//! Kernels that people run: each boots in a virtual machine whose root is this machine's own, read-only under a file system in memory, and runs the
+//! compiled test programs of the kernel layers from their own paths. Without KVM: emulation boots a distribution's kernel in seconds, and is 10 to 20
+//! times slower than the machine, which no test may notice.
+//!
+//! [`packages`] fetches kernels, [`initramfs`] packs what finds the root, [`boot`] runs a script in it, [`programs`] builds and names what runs,
+//! [`results`] reads what the programs say, [`table`] prints it.
+
+pub mod boot;
+pub mod initramfs;
+pub mod packages;
+pub mod programs;
+pub mod results;
+pub mod table;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use self::boot::Machine;
+use self::packages::{Kernel, RELEASES, Release};
+use self::programs::{Program, Selection};
+use self::results::{Results, Verdict};
+use crate::cluster::preflight;
+
+/// Programs beyond those of clusters, and the Debian packages that have them.
+const PACKAGES: [(&str, &str); 4] =
+    [("qemu-system-x86_64", "qemu-system-x86"), ("modprobe", "kmod"), ("xz", "xz-utils"), ("ipvsadm", "ipvsadm")];
+
+/// What is run, and where.
+#[derive(Debug)]
+pub struct Options {
+    /// Names of kernels, as in [`RELEASES`]; all when empty.
+    pub kernels: Vec<String>,
+    /// Parts of the names of suites; all when empty.
+    pub suites: Vec<String>,
+    /// The subset for every run of the CI, with the programs that `cargo test` builds.
+    pub quick: bool,
+    /// Ask for newer kernels than those that are cached.
+    pub refresh: bool,
+    /// Folder for the consoles' logs.
+    pub state: PathBuf,
+}
+
+/// Runs the chosen suites on the chosen kernels and prints a table. True: every suite ran, and nothing failed.
+pub fn run(options: &Options, tell: &dyn Fn(&str)) -> Result<bool> {
+    preflight::prepare(tell)?;
+    preflight::prepare_also(&PACKAGES, tell)?;
+    let releases = chosen(&options.kernels)?;
+    let selection = if options.quick { Selection::Quick } else { Selection::All };
+    let programs = programs::built(selection, &options.suites, tell)?;
+    ensure!(!programs.is_empty(), "no suite has a name with one of {:?}", options.suites);
+    std::fs::create_dir_all(&options.state)?;
+    let mut columns = Vec::new();
+    for release in releases {
+        let kernel = packages::fetch(release, options.refresh, tell)?;
+        columns.push((kernel.version.clone(), run_on(&kernel, &programs, options, tell)?));
+    }
+    println!("{}", table::render(&programs, &columns));
+    Ok(columns.iter().all(|(_, results)| programs.iter().all(|program| results.verdict(program.suite).is_passed())))
+}
+
+fn chosen(names: &[String]) -> Result<Vec<&'static Release>> {
+    let known = || RELEASES.iter().map(|release| release.name).collect::<Vec<_>>().join(", ");
+    let find = |name: &String| {
+        let found = RELEASES.iter().find(|release| release.name == name);
+        found.with_context(|| format!("no kernel {name:?}; there are {}", known()))
+    };
+    if names.is_empty() { Ok(RELEASES.iter().collect()) } else { names.iter().map(find).collect() }
+}
+
+/// Boots one kernel and runs everything on it.
+fn run_on(kernel: &Kernel, programs: &[Program], options: &Options, tell: &dyn Fn(&str)) -> Result<Results> {
+    let begin = Instant::now();
+    let log = options.state.join(format!("{}.log", kernel.release.name));
+    tell(&format!("Linux {} ({}); its console: {}", kernel.version, kernel.release.distribution, log.display()));
+    let limit = programs.iter().map(|program| program.limit).sum::<Duration>() + boot::LIMIT;
+    let mut results = Results::default();
+    let mut hear = |line: &str| {
+        if let Some(news) = results.hear(line) {
+            println!("{news}");
+        }
+    };
+    let script = programs::script(programs);
+    Machine { kernel, script: &script, limit, log: &log }.run(&mut hear)?;
+    for program in programs {
+        if let Verdict::Missing(why) = results.verdict(program.suite) {
+            println!("{}: {why}\ntest result: FAILED. 0 passed; 1 failed;", program.suite);
+        }
+    }
+    tell(&format!("Linux {} took {:.0} s", kernel.version, begin.elapsed().as_secs_f32()));
+    Ok(results)
+}

@@ -1,0 +1,161 @@
+//! What test programs say, as `cargo test` would show it, and what it means.
+
+use std::collections::BTreeMap;
+
+/// What the script says before a suite, followed by its name.
+pub const BEGIN: &str = "@begin ";
+/// What it says after one, followed by its name and the program's status.
+pub const END: &str = "@end ";
+/// The status by which `timeout` says that it ended a program.
+const TIMED_OUT: &str = "124";
+
+/// How a suite went on a kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// So many cases, and none failed.
+    Passed(u32),
+    /// Some failed.
+    Failed {
+        /// How many did not.
+        passed: u32,
+        /// Names of those that did.
+        failed: Vec<String>,
+    },
+    /// It gave no sum, for this reason.
+    Missing(String),
+}
+
+impl Verdict {
+    /// Whether it ran and nothing failed.
+    pub fn is_passed(&self) -> bool {
+        matches!(self, Self::Passed(_))
+    }
+}
+
+/// The suites of one boot.
+#[derive(Debug, Default)]
+pub struct Results {
+    suites: BTreeMap<String, Sum>,
+    current: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Sum {
+    failed: Vec<String>,
+    /// Passed and failed cases, from the program's own sum.
+    counts: Option<(u32, u32)>,
+    status: Option<String>,
+}
+
+impl Results {
+    /// Takes a line of the console; gives back what a person wants to see of it.
+    pub fn hear(&mut self, line: &str) -> Option<String> {
+        if let Some(name) = line.strip_prefix(BEGIN) {
+            self.current = Some(name.to_owned());
+            self.suites.entry(name.to_owned()).or_default();
+            return Some(format!("\n{name}"));
+        }
+        if let Some((name, status)) = line.strip_prefix(END).and_then(|words| words.rsplit_once(' ')) {
+            self.current = None;
+            self.suites.entry(name.to_owned()).or_default().status = Some(status.to_owned());
+            return None;
+        }
+        let sum = self.suites.get_mut(self.current.as_ref()?)?;
+        sum.hear(line);
+        Some(line.to_owned())
+    }
+
+    /// How a suite went.
+    pub fn verdict(&self, suite: &str) -> Verdict {
+        let Some(sum) = self.suites.get(suite) else {
+            return Verdict::Missing("it was not begun; see the console".to_owned());
+        };
+        sum.verdict()
+    }
+}
+
+impl Sum {
+    fn hear(&mut self, line: &str) {
+        if let Some(test) = line.strip_prefix("test ")
+            && let Some((name, verdict)) = test.split_once(" ... ")
+            && verdict.starts_with("FAILED")
+        {
+            self.failed.push(name.to_owned());
+        }
+        if let Some(sum) = line.strip_prefix("test result: ") {
+            self.counts = count(sum, "passed").zip(count(sum, "failed"));
+        }
+    }
+
+    fn verdict(&self) -> Verdict {
+        match (self.counts, self.status.as_deref()) {
+            (Some((0, 0)), _) => Verdict::Missing("it has no case of the names that were asked for".to_owned()),
+            (Some((passed, 0)), Some("0")) => Verdict::Passed(passed),
+            (Some((passed, _)), Some(_)) => Verdict::Failed { passed, failed: self.failed.clone() },
+            (_, Some(TIMED_OUT)) => Verdict::Missing("it did not end in time".to_owned()),
+            (_, Some(status)) => Verdict::Missing(format!("it ended with status {status} and without a sum")),
+            (_, None) => Verdict::Missing("the machine ended before it".to_owned()),
+        }
+    }
+}
+
+/// The number before a word: `13 passed; 0 failed; ...`.
+fn count(sum: &str, word: &str) -> Option<u32> {
+    let words: Vec<&str> = sum.split([' ', ';']).collect();
+    let place = words.iter().position(|each| *each == word)?;
+    words.get(place.checked_sub(1)?)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONSOLE: &str = "\
+noise of the boot
+test result: ok. 9 passed; 0 failed; 0 ignored
+@begin good
+test one ... ok
+test two ... ok
+
+test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s
+@end good 0
+@begin bad
+test one ... ok
+test its::two ... FAILED (0.3 s)
+test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s
+@end bad 101
+@begin dead
+test one ... ok
+@end dead 134
+@begin slow
+@end slow 124
+@begin empty
+test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 5 filtered out; finished in 0.00s
+@end empty 0
+@begin liar
+test result: ok. 1 passed; 0 failed; 0 ignored
+@end liar 1
+@begin cut
+test one ... ok
+";
+
+    #[test]
+    fn what_failed_or_did_not_run_is_no_success() {
+        let mut results = Results::default();
+        CONSOLE.lines().for_each(|line| drop(results.hear(line)));
+        let missing = |why: &str| Verdict::Missing(why.to_owned());
+        let wanted = [
+            ("good", Verdict::Passed(2)),
+            ("bad", Verdict::Failed { passed: 1, failed: vec!["its::two".to_owned()] }),
+            ("dead", missing("it ended with status 134 and without a sum")),
+            ("slow", missing("it did not end in time")),
+            ("empty", missing("it has no case of the names that were asked for")),
+            ("liar", Verdict::Failed { passed: 1, failed: vec![] }),
+            ("cut", missing("the machine ended before it")),
+            ("never", missing("it was not begun; see the console")),
+        ];
+        for (suite, verdict) in wanted {
+            assert_eq!(results.verdict(suite), verdict, "{suite}");
+        }
+    }
+}
