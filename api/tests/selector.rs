@@ -4,8 +4,10 @@
 
 use std::collections::BTreeSet;
 
+use kube_cel::KubeCelExt;
+use kube_cel::cel::{Context, Program, Value};
 use margay_api::meta::Labels;
-use margay_api::selector::{MAX_DEPTH, MAX_LABEL, Node, Restriction, Selector};
+use margay_api::selector::{self, MAX_DEPTH, MAX_LABEL, Node, Restriction, Selector};
 use proptest::prelude::*;
 
 fn mk_labels(text: &str) -> Labels {
@@ -145,6 +147,119 @@ fn length_and_depth_are_bounded() {
     assert!(Selector::parse(&format!("{}has(a)", "!".repeat(1_000_000))).is_ok());
     assert!(Selector::parse(&named(MAX_LABEL)).is_ok());
     assert!(Selector::parse(&named(MAX_LABEL + 1)).is_err());
+}
+
+/// What the API server says to texts.
+struct Admission(Program);
+
+impl Admission {
+    fn new() -> Self {
+        Self(Program::compile(&selector::cel("text")).unwrap())
+    }
+
+    fn takes(&self, text: &str) -> bool {
+        let mut context = Context::default().with_all();
+        context.add_variable("text", text).unwrap();
+        match self.0.execute(&context) {
+            Ok(Value::Bool(takes)) => takes,
+            other => panic!("{text:?}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_api_server_takes_what_the_parser_takes_and_nothing_else() {
+    let admission = Admission::new();
+    for (text, ..) in VERDICTS {
+        assert!(admission.takes(text), "{text:?}");
+    }
+    for (text, _) in INVALID {
+        assert!(!admission.takes(text), "{text:?}");
+    }
+    for depth in [1, 7, 8, 9, 20, MAX_DEPTH] {
+        let (open, close) = ("(".repeat(depth), ")".repeat(depth));
+        assert!(admission.takes(&format!("{open}has(a){close}")), "{depth}");
+        assert!(admission.takes(&format!("({open}has(a){close} || !{open}a == '(('{close})")), "{depth}");
+        assert!(!admission.takes(&format!("{open}has(a){close})")), "{depth}");
+        assert!(!admission.takes(&format!("({open}has(a){close}")), "{depth}");
+        assert!(!admission.takes(&format!("has(a)) && ({open}has(a){close}")), "{depth}");
+    }
+    assert!(admission.takes(&format!("has({})", "a".repeat(MAX_LABEL))));
+}
+
+/// Pieces of which most selectors, and most mistakes in them, are made.
+const SYMBOLS: [&str; 30] = [
+    " ",
+    " ",
+    "\t",
+    "\n",
+    "!",
+    "(",
+    ")",
+    "&&",
+    "||",
+    "&",
+    "all()",
+    "global( )",
+    "has(",
+    "has( a )",
+    "a",
+    "-b./",
+    "==",
+    "!=",
+    "=",
+    " in ",
+    "notin",
+    " not in ",
+    " contains ",
+    " starts with ",
+    "{'x', \"y\",}",
+    "{}",
+    "'v'",
+    "\"(\"",
+    "'",
+    "é",
+];
+
+/// A text that is likely a selector, or one with a piece too many, too few or exchanged.
+fn written() -> impl Strategy<Value = String> {
+    let operand = prop::sample::select(vec![
+        "all()",
+        "has(a)",
+        "a == 'b'",
+        "a!=\"(\"",
+        "a in {'x',}",
+        "a not in {}",
+        "a  contains ')'",
+        "in in {}",
+    ]);
+    let sound = operand.prop_map(str::to_owned).prop_recursive(5, 24, 3, |inner| {
+        prop_oneof![
+            inner.clone().prop_map(|inner| format!("!{inner}")),
+            inner.clone().prop_map(|inner| format!("( {inner})")),
+            (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("{a}&& {b}")),
+            (inner.clone(), inner).prop_map(|(a, b)| format!("{a} ||{b}")),
+        ]
+    });
+    let piece = prop::sample::select(SYMBOLS.to_vec());
+    let spoilt =
+        (sound.clone(), any::<prop::sample::Index>(), piece.clone(), 0..3_usize).prop_map(|(text, at, piece, cut)| {
+            let starts: Vec<usize> = text.char_indices().map(|(at, _)| at).collect();
+            let at = starts[at.index(starts.len())];
+            let rest: String = text[at..].chars().skip(cut).collect();
+            format!("{}{piece}{rest}", &text[..at])
+        });
+    let noise = prop::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat());
+    prop_oneof![2 => sound, 3 => spoilt, 2 => noise]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_api_server_and_the_parser_agree_on_any_text(text in written()) {
+        prop_assert_eq!(Admission::new().takes(&text), Selector::parse(&text).is_ok(), "{:?}", text);
+    }
 }
 
 /// Text and its canonical form.

@@ -10,6 +10,7 @@ mod overrides;
 mod pools;
 mod protection;
 mod rbac;
+mod selectors;
 mod typha;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -113,6 +114,7 @@ pub fn plan(spec: &InstallationSpec, inputs: &Inputs, owner: &Owner, settings: &
     plan.objects.extend(rbac::objects(&context));
     plan.objects.extend(admission::objects(&context));
     plan.objects.extend(protection::objects(&context));
+    plan.objects.extend(selectors::objects(&context));
     plan.objects.extend(defaulting::objects(&context));
     plan.objects.extend(config::objects(&context));
     plan.objects.extend(config::bundle(&context));
@@ -128,7 +130,7 @@ pub fn pools(spec: &InstallationSpec, inputs: &Inputs) -> PoolPlan {
 
 /// Names of the admission policies that refuse, for the operator's own permissions.
 pub(crate) fn guard_names() -> Vec<&'static str> {
-    [admission::names(), protection::NAMES.to_vec()].concat()
+    [admission::names(), protection::NAMES.to_vec(), selectors::NAMES.to_vec()].concat()
 }
 
 /// Names of the admission policies that fill in, for the operator's own permissions.

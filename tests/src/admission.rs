@@ -19,6 +19,7 @@ pub fn check(cluster: &Cluster) -> Result<()> {
     let checked = addresses_of_pods(cluster)
         .context("addresses of pods")
         .and_then(|()| tiers(cluster).context("tiers"))
+        .and_then(|()| selectors(cluster).context("selectors"))
         .and_then(|()| defaults(cluster).context("defaults of policies"));
     cluster.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"])?;
     checked
@@ -55,6 +56,44 @@ fn tiers(cluster: &Cluster) -> Result<()> {
     }
     create(cluster, &calico("Tier", "admission-own", &json!({"order": 17})), &[])?;
     cluster.kubectl(&["delete", "tiers.projectcalico.org", "admission-own"])?;
+    Ok(())
+}
+
+/// What the parser takes is taken wherever a selector may stand; what is none is refused, but by the way of something else it may stay.
+fn selectors(cluster: &Cluster) -> Result<()> {
+    let deep = format!("{}has(a) || b not in {{'(', \"x\",}}{}", "(".repeat(100), ")".repeat(100));
+    let sound = ["", "all( )", "a == 'b' && !(c in {} || d starts with \"x)\")", "!! has(-a_./0)", &deep];
+    let unsound = ["a = 'b'", "a == b", "(has(a)", "has(a))", ")has(a)(", "a == 'b' &&", "a in 'b'", "all", "\n"];
+    let places: [(&str, fn(&str) -> Value); 7] = [
+        ("NetworkPolicy", |text| json!({"selector": text})),
+        ("NetworkPolicy", |text| json!({"ingress": [{"action": "Allow", "source": {"notSelector": text}}]})),
+        ("StagedNetworkPolicy", |text| json!({"serviceAccountSelector": text})),
+        (
+            "GlobalNetworkPolicy",
+            |text| json!({"egress": [{"action": "Deny"}, {"action": "Allow", "destination": {"namespaceSelector": text}}]}),
+        ),
+        (
+            "GlobalNetworkPolicy",
+            |text| json!({"ingress": [{"action": "Allow", "source": {"serviceAccounts": {"selector": text}}}]}),
+        ),
+        ("FelixConfiguration", |text| json!({"nodeSelector": text})),
+        ("IPPool", |text| json!({"cidr": "10.99.0.0/16", "nodeSelector": text})),
+    ];
+    for (kind, spec) in places {
+        let write = |text: &str| {
+            let mut object = calico(kind, "admission-selector", &spec(text));
+            if kind.ends_with("NetworkPolicy") && !kind.contains("Global") {
+                object["metadata"]["namespace"] = NAMESPACE.into();
+            }
+            create(cluster, &object, &["--dry-run=server"])
+        };
+        for text in sound {
+            write(text).with_context(|| format!("{kind}: {text:?}"))?;
+        }
+        for text in unsound {
+            refused(write(text), "not a selector").with_context(|| format!("{kind}: {text:?}"))?;
+        }
+    }
     Ok(())
 }
 

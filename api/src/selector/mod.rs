@@ -1,6 +1,7 @@
 //! Calico's selector language: text to tree, tree to verdict, canonical text and id.
 
 mod parse;
+mod pattern;
 mod print;
 mod restrict;
 
@@ -13,6 +14,7 @@ use sha2::{Digest, Sha224};
 use crate::meta::Labels;
 
 pub use parse::{MAX_DEPTH, MAX_LABEL, SelectorError, is_label_name};
+pub use pattern::cel;
 pub use restrict::Restriction;
 
 /// One operation of a selector.

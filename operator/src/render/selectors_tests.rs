@@ -1,0 +1,73 @@
+use kube_cel::cel::{Context, Program, Value as CelValue};
+use kube_cel::{KubeCelExt, VapEvaluator, VapExpression};
+
+use super::*;
+
+/// The expression with its variables written out, as the evaluator knows none.
+fn whole(spec: &Value, expression: &str) -> String {
+    let mut expression = expression.to_owned();
+    let variables: Vec<&Value> = spec["variables"].as_array().unwrap().iter().collect();
+    for variable in variables.iter().rev() {
+        let name = format!("variables.{}", variable["name"].as_str().unwrap());
+        expression = expression.replace(&name, &format!("({})", variable["expression"].as_str().unwrap()));
+    }
+    // What it is to the type checker is nothing to the evaluator.
+    expression.replace("dyn(object.spec)", "object.spec")
+}
+
+/// What is said to an object: nothing, or why it is refused.
+fn said(policy: &Value, spec: &Value) -> Option<String> {
+    let validation = &policy["validations"][0];
+    let evaluator = VapEvaluator::builder().object(json!({ "metadata": {}, "spec": spec })).build();
+    let expression = VapExpression {
+        expression: whole(policy, validation["expression"].as_str().unwrap()),
+        message: None,
+        message_expression: Some(whole(policy, validation["messageExpression"].as_str().unwrap())),
+    };
+    let result = evaluator.evaluate(&[expression]).remove(0);
+    (!result.passed).then(|| result.message.unwrap_or_default())
+}
+
+/// Policy, spec, and the text that is no selector, if one is none.
+#[test]
+fn a_selector_that_is_none_is_found_wherever_it_stands() {
+    let rule = |side: &str, end: Value| json!({ "ingress": [{ "action": "Deny" }, { "action": "Allow", side: end }] });
+    let table = [
+        (POLICIES, json!({}), None),
+        (POLICIES, json!({ "selector": "a == 'b'", "ingress": [], "egress": [{ "action": "Allow" }] }), None),
+        (POLICIES, json!({ "selector": "a = 'b'" }), Some("a = 'b'")),
+        (POLICIES, json!({ "namespaceSelector": "global()", "serviceAccountSelector": "has(" }), Some("has(")),
+        (POLICIES, rule("source", json!({ "nets": ["10.0.0.0/8"] })), None),
+        (POLICIES, rule("source", json!({ "selector": "has(a)", "notSelector": "x" })), Some("x")),
+        (POLICIES, rule("destination", json!({ "namespaceSelector": "x ==" })), Some("x ==")),
+        (POLICIES, rule("source", json!({ "serviceAccounts": { "names": ["a"] } })), None),
+        (POLICIES, rule("source", json!({ "serviceAccounts": { "selector": "!" } })), Some("!")),
+        (POLICIES, json!({ "egress": [{ "action": "Allow", "destination": { "selector": "(" } }] }), Some("(")),
+        (NODES, json!({ "cidr": "10.0.0.0/16" }), None),
+        (NODES, json!({ "nodeSelector": "all()", "namespaceSelector": "a in {'b',}" }), None),
+        (NODES, json!({ "nodeSelector": "all" }), Some("all")),
+    ];
+    for (name, spec, wrong) in table {
+        let said = said(&specification(Mode::V3, &[], name), &spec);
+        assert_eq!(said.is_some(), wrong.is_some(), "{spec}: {said:?}");
+        if let (Some(said), Some(wrong)) = (said, wrong) {
+            assert!(said.starts_with(&format!("not a selector: {wrong}; write")), "{spec}: {said}");
+        }
+    }
+}
+
+#[test]
+fn only_a_changed_specification_is_looked_at() {
+    let program = Program::compile(CHANGED).unwrap();
+    let looks = |old: Value, new: Value| {
+        let mut context = Context::default().with_all();
+        context.add_variable("oldObject", old).unwrap();
+        context.add_variable("object", new).unwrap();
+        program.execute(&context).unwrap() == CelValue::Bool(true)
+    };
+    let spec = |selector: &str, label: &str| json!({ "metadata": { "labels": { "l": label } }, "spec": { "selector": selector } });
+    assert!(looks(Value::Null, spec("x", "")));
+    assert!(looks(spec("all()", ""), spec("x", "")));
+    assert!(!looks(spec("x", ""), spec("x", "new")), "a label of an object that was stored before");
+    assert!(!looks(spec("x", ""), json!({ "metadata": {} })));
+}
