@@ -10,6 +10,7 @@ pub mod meta;
 pub mod network;
 pub mod policy;
 pub mod problem;
+pub mod report;
 pub mod rule;
 pub mod selector;
 pub mod settings;

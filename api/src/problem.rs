@@ -42,9 +42,24 @@ impl fmt::Display for Problem {
 pub struct Refusal<T = Policy> {
     /// Everything that is wrong, in order of the fields.
     pub problems: Vec<Problem>,
-    /// What is enforced instead, so that a bad object never opens what it meant to close. `None`: what it selects is not known, so it applies
-    /// to nothing.
+    /// What is enforced instead, so that a bad object never opens what it meant to close: where it is not known what the object selects, everything
+    /// that its readable parts leave. `None`: it applies to nothing.
     pub closed: Option<T>,
+    /// What the object said before it was refused, if that is known, is to stay in force rather than `closed`: what cannot be read is whom it is
+    /// about, or what it would be without its bad part could open something.
+    pub prefers_former: bool,
+}
+
+impl<T> Refusal<T> {
+    /// An object of which nothing is in force.
+    pub(crate) fn of_nothing(problems: Problems) -> Self {
+        Self { problems: problems.into_vec(), closed: None, prefers_former: false }
+    }
+
+    /// The same for an object whose former meaning is to stay, if the condition holds.
+    pub(crate) fn or_former(self, condition: bool) -> Self {
+        Self { prefers_former: self.prefers_former || condition, ..self }
+    }
 }
 
 impl<T> fmt::Display for Refusal<T> {
@@ -96,7 +111,7 @@ impl Problems {
         if self.is_empty() {
             return Ok(value);
         }
-        Err(Refusal { problems: self.0, closed: closed(value) })
+        Err(Refusal { problems: self.0, closed: closed(value), prefers_former: false })
     }
 
     /// Parses a selector; `None` if it does not parse, with the reason noted.

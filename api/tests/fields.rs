@@ -189,7 +189,7 @@ fn reservation(object: &v3::IPReservation) -> Result<Limits, Refusal<()>> {
     let (limits, problems) = Limits::new(None, &BTreeMap::from([("a".to_owned(), object.spec.clone())]), None);
     let of_field = |problem: &String| Problem::new("spec.reservedCIDRs", problem.as_str(), "", "");
     let problems: Vec<Problem> = problems.iter().map(of_field).collect();
-    if problems.is_empty() { Ok(limits) } else { Err(Refusal { problems, closed: None }) }
+    if problems.is_empty() { Ok(limits) } else { Err(Refusal { problems, closed: None, prefers_former: false }) }
 }
 
 #[test]

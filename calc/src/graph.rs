@@ -15,7 +15,10 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
+use margay_api::endpoint::EndpointKey;
+use margay_api::network::NodeInfo;
 use margay_api::policy::{PolicyKey, Traffic};
 use margay_api::rule::Action;
 
@@ -232,6 +235,33 @@ impl Graph {
             }
         };
         nodes.unwrap_or_else(|| Audience::Nodes(NodeSet::new()))
+    }
+
+    /// The ids of all records that some node holds, ascending, as of the last flush. Takes time and room for each of them, and no more.
+    pub fn ids(&self) -> Vec<RecordId> {
+        let settings = self.globals.settings("").map(|_| RecordId::Settings);
+        let sets = self.sets.ids().map(|set| RecordId::IpSet(SetId(self.texts.get(set).to_owned())));
+        let policies = self.policies.keys().map(|policy| RecordId::Policy(policies::key(policy, &self.texts)));
+        let endpoints = self.members.names().map(|name| name.id(&self.texts));
+        let globals = self.globals.ids().cloned();
+        let mut ids: Vec<_> =
+            settings.into_iter().chain(globals).chain(sets).chain(policies).chain(endpoints).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// The pod that has the address; of several, the first by name.
+    pub fn pod_at(&self, address: IpAddr) -> Option<EndpointKey> {
+        let pods = self.members.pods_at(address).filter_map(|name| match name.id(&self.texts) {
+            RecordId::Endpoint(key) => Some(key),
+            _ => None,
+        });
+        pods.min()
+    }
+
+    /// The nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = (&str, &NodeInfo)> {
+        self.globals.nodes().iter().map(|(name, node)| (name.as_str(), node))
     }
 
     /// What this node must hold.

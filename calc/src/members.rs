@@ -298,6 +298,22 @@ impl Members {
         }
     }
 
+    /// Endpoints whose record exists, in no order.
+    pub(crate) fn names(&self) -> impl Iterator<Item = Name> {
+        self.told.keys().copied()
+    }
+
+    /// Pods that have the address, in no order.
+    pub(crate) fn pods_at(&self, address: IpAddr) -> impl Iterator<Item = Name> {
+        let pods = self.payloads.values().filter_map(move |payload| match payload {
+            Payload::Endpoint(pod) if pod.subject() == Subject::Workload && pod.addresses.contains(&address) => {
+                Some(pod.name)
+            }
+            _ => None,
+        });
+        pods.filter(|name| self.told.contains_key(name))
+    }
+
     pub(crate) fn told(&self, name: Name) -> Option<(Text, u64)> {
         self.told.get(&name).copied()
     }

@@ -216,6 +216,11 @@ impl Policies {
         (!policy.nodes.is_empty()).then(|| record(policy, sets, texts))
     }
 
+    /// Policies whose record exists, in no order.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = Key> {
+        self.told.keys().copied()
+    }
+
     pub(crate) fn told(&self, key: Key) -> Option<&Told> {
         self.told.get(&key)
     }

@@ -109,6 +109,12 @@ impl Sets {
         self.sets[set].id
     }
 
+    /// Sets whose record exists, in no order.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = Text> {
+        let sets = self.sets.iter().map(|(_, set)| set);
+        sets.filter(|set| set.live.as_ref().is_some_and(|live| live.told.is_some())).map(|set| set.id)
+    }
+
     /// One more policy that refers to it is in force on the node. True if the set must now be filled.
     pub(crate) fn need(&mut self, set: u32, node: Text) -> bool {
         let entry = &mut self.sets[set];

@@ -30,6 +30,7 @@ use crate::net::addresses::Addresses;
 use crate::net::worker::Network;
 use crate::pods;
 use crate::policy;
+use crate::problems::Problems;
 use crate::requests;
 use crate::store::Store;
 use crate::upstream::notices::Notices;
@@ -72,6 +73,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
 
     let folder = args.state_dir.join("attachments");
     let attachments = Attachments::load(&folder).with_context(|| format!("attachments in {}", folder.display()))?;
+    let problems = Problems::default();
     let (agent, fatal) = start(&args, &attachments, metrics)?;
     tokio::spawn(follow(agent.clone(), enforcing));
 
@@ -82,7 +84,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         }));
     }
     let notices = Notices::default();
-    let connected = connect(&args, &agent, &notices, &readiness, certified, &shutdown);
+    let connected = connect(&args, &agent, (&notices, &problems), &readiness, certified, &shutdown);
     let pods = serve_pods(&args, agent.clone(), attachments, notices.clone());
     tokio::select! {
         () = shutdown.wait() => Ok(()),
@@ -142,7 +144,7 @@ async fn follow(agent: AgentHandle, gate: Gate) {
 async fn connect(
     args: &Args,
     agent: &AgentHandle,
-    notices: &Notices,
+    (notices, problems): (&Notices, &Problems),
     readiness: &Readiness,
     certified: Gate,
     shutdown: &Shutdown,
@@ -155,8 +157,14 @@ async fn connect(
         server: args.typha.clone(),
         agent: agent.clone(),
         notices: notices.clone(),
+        problems: problems.clone(),
     };
-    let debug = DebugService { node: args.node_name.clone(), agent: agent.clone(), readiness: readiness.clone() };
+    let debug = DebugService {
+        node: args.node_name.clone(),
+        agent: agent.clone(),
+        readiness: readiness.clone(),
+        problems: problems.clone(),
+    };
     let listener = TcpListener::bind(args.listen).await;
     let listener =
         listener.with_context(|| format!("address {}: choose a free one with MARGAY_LISTEN", args.listen))?;

@@ -6,12 +6,13 @@ use margay_proto::debug::node_debug_server::NodeDebug;
 use margay_proto::debug::{
     KernelRequest, KernelResponse, RecordEntry, StatusRequest, StatusResponse, ViewRequest, ViewResponse,
 };
-use margay_proto::sync::{encode_id, wire};
+use margay_proto::sync::{NodeProblem, encode_id, wire};
 use margay_runtime::ready::Readiness;
 use tonic::{Request, Response, Status};
 
 use crate::agent::{self, AgentHandle, local_pods};
 use crate::net;
+use crate::problems::Problems;
 
 /// See the module.
 pub struct DebugService {
@@ -21,6 +22,8 @@ pub struct DebugService {
     pub agent: AgentHandle,
     /// What is waited for.
     pub readiness: Readiness,
+    /// What is wrong with the node.
+    pub problems: Problems,
 }
 
 impl DebugService {
@@ -45,6 +48,7 @@ impl NodeDebug for DebugService {
             errors: errors.collect(),
             waiting: missing.chain(status.not_ready()).collect(),
             typha: status.server,
+            problems: self.problems.list().into_iter().map(NodeProblem::into_wire).collect(),
         }))
     }
 

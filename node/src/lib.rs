@@ -13,6 +13,7 @@ pub mod net;
 pub mod nft;
 pub mod pods;
 pub mod policy;
+pub mod problems;
 pub mod requests;
 pub mod state;
 pub mod store;

@@ -8,6 +8,7 @@ use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, Error};
+use margay_api::report::CONFIG_MAP;
 use margay_api::storage::{self, Mode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -15,7 +16,8 @@ use tracing::{info, warn};
 
 use crate::hosts::HostPlan;
 use crate::inputs::{Inputs, Present};
-use crate::object::{Key, MANAGER, OWNED_KINDS, Object, Owner};
+use crate::object::{Key, MANAGER, OWNED_KINDS, Object, Owner, kind};
+use crate::render::NAMESPACE;
 use crate::status::Failure;
 use crate::stored;
 
@@ -138,6 +140,16 @@ impl Applier {
             (None, None) => return Ok(String::new()),
         };
         Ok(version(&written))
+    }
+
+    /// Takes away what replicas of typha reported that are gone.
+    pub async fn forget_reports(&self, keys: &[String]) -> Option<Failure> {
+        let key = Key { kind: kind("ConfigMap"), namespace: NAMESPACE.to_owned(), name: CONFIG_MAP.to_owned() };
+        let data: BTreeMap<&String, Value> = keys.iter().map(|key| (key, Value::Null)).collect();
+        let patch = Patch::Merge(json!({ "data": data }));
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let written = bounded(self.api(&key).patch(CONFIG_MAP, &params, &patch)).await;
+        written.err().map(|error| failure(key, &error))
     }
 
     /// Makes an object that must not exist yet.

@@ -140,6 +140,10 @@ impl Controller {
             }
         }
         self.judge_pools(&inputs, now, &mut found).await;
+        if !inputs.stale_reports.is_empty() {
+            let failure = self.applier.forget_reports(&inputs.stale_reports).await;
+            found.failures.extend(failure);
+        }
         self.metrics.failures.inc_by(found.failures.len() as u64);
         let told = self.report(&request, &inputs, &found, now).await;
         if found.failures.is_empty() && told {
@@ -271,7 +275,8 @@ impl Controller {
         let ippools = status::ippools(inputs, found);
         let generation = request.generation;
         let mut told = true;
-        for (name, state) in [("calico", &calico), ("ippools", &ippools)] {
+        let policies = status::policies(inputs);
+        for (name, state) in [("calico", &calico), ("ippools", &ippools), ("policies", &policies)] {
             let before = inputs.statuses.get(name);
             let conditions =
                 status::conditions("Available", state, generation, before.map(Vec::as_slice).unwrap_or_default(), now);

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Pod, Taint};
 use margay_api::hosts::NodeInterface;
 use margay_api::installation::StatusCondition;
 use margay_api::meta::Labels;
+use margay_api::report::Report;
 use serde_json::Value;
 
 use crate::certs::Stored;
@@ -128,6 +129,10 @@ pub struct Inputs {
     pub daemon_sets: Vec<DaemonSet>,
     /// Pods in our namespace.
     pub pods: Vec<Pod>,
+    /// What typha's replicas find wrong with objects and nodes.
+    pub reports: Report,
+    /// Keys of the reports of replicas that are gone.
+    pub stale_reports: Vec<String>,
     /// Conditions of each TigeraStatus.
     pub statuses: BTreeMap<String, Vec<StatusCondition>>,
 }

@@ -3,6 +3,7 @@
 
 use kube::ResourceExt;
 use margay_api::crds;
+use margay_api::report::CONFIG_MAP;
 use margay_api::storage::Mode;
 use serde_json::{Value, json};
 
@@ -114,7 +115,7 @@ fn read_rules() -> Vec<Value> {
         rule("policy", &["poddisruptionbudgets"], &READ),
         rule("rbac.authorization.k8s.io", &ROLES, &READ),
         rule("admissionregistration.k8s.io", &[ADMISSION, MUTATION].concat(), &READ),
-        named("", &["configmaps"], &[CA_NAME, "kubeadm-config"], &READ),
+        named("", &["configmaps"], &[CA_NAME, CONFIG_MAP, "kubeadm-config"], &READ),
         named("", &["secrets"], &[READER_SECRET, TYPHA_SECRET], &READ),
     ]
 }

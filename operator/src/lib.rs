@@ -42,6 +42,7 @@ use anyhow::Context;
 use margay_api::storage::Mode;
 use margay_runtime::ready::Readiness;
 use margay_runtime::shutdown::Shutdown;
+use margay_runtime::tasks::Tasks;
 use margay_runtime::{admin, telemetry};
 use prometheus_client::registry::Registry;
 use tracing::info;
@@ -91,8 +92,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (leading, leads) = tokio::sync::watch::channel(false);
     let (authority, authorities) = tokio::sync::watch::channel(None);
     let (overlaps, overlapping) = tokio::sync::watch::channel(Vec::new());
+    let mut watches = Tasks::default();
     let controller = controller::Controller {
-        world: Arc::new(watch::World::start(&client, &args.namespace, mode)),
+        world: Arc::new(watch::World::start(&client, &args.namespace, mode, &mut watches)),
         applier: apply::Applier::new(client.clone(), mode),
         settings: settings(&args, mode, std::env::vars()),
         namespace: args.namespace.clone(),
@@ -107,9 +109,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let lease = lease::hold(client, args.namespace.clone(), identity(&args), leading, shutdown.clone());
     info!(version = VERSION, "operator started");
     let rounds = controller::run(controller, leads, gate, shutdown.clone());
-    tokio::join!(rounds, signer, collector, lease);
+    let all = async { tokio::join!(rounds, signer, collector, lease) };
+    let ended = tokio::select! {
+        _ = all => Ok(()),
+        // It would go on with what that watch saw last.
+        ended = watches.ended() => Err(ended.into()),
+    };
     telemetry.shutdown().await;
-    Ok(())
+    ended
 }
 
 /// Version of this build, as images are tagged.

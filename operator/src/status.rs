@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use margay_api::installation::StatusCondition;
+use margay_api::report::{Entry, Report};
 
 use crate::fields::{self, Ignored};
 use crate::inputs::Inputs;
@@ -93,7 +94,7 @@ pub struct Round {
 pub fn calico(inputs: &Inputs, round: &Round) -> State {
     let health = pods::health(inputs);
     State {
-        degraded: degraded(round).or(health.failing),
+        degraded: degraded(round).or(health.failing).or_else(|| nodes(inputs)),
         progressing: progressing(inputs, round, health.waiting),
         caution: caution(&round.ignored.calico),
         notes: notes(&round.ignored.calico),
@@ -110,6 +111,36 @@ fn caution(ignored: &BTreeSet<Ignored>) -> Option<Finding> {
 fn notes(ignored: &BTreeSet<Ignored>) -> String {
     let texts: Vec<String> = ignored.iter().filter(|one| !one.is_unsafe).map(Ignored::to_string).collect();
     if texts.is_empty() { String::new() } else { format!("not followed: {}", some_of(&texts, LISTED)) }
+}
+
+/// State of what users write about policy, which is theirs to mend: TigeraStatus `policies`.
+pub fn policies(inputs: &Inputs) -> State {
+    let Report { objects, records, .. } = &inputs.reports;
+    let counts = [
+        (objects.total, "not used as they are written"),
+        (records.total, "not enforced on a node as they are written"),
+    ];
+    let counts = counts.iter().filter(|(count, _)| *count > 0);
+    let counts: Vec<String> = counts.map(|(count, what)| format!("{count} {what}")).collect();
+    let named: Vec<String> = objects.first.iter().chain(&records.first).map(entry_text).collect();
+    let first = named[..named.len().min(EXAMPLES)].join("; ");
+    let message = format!("{}: {first}", counts.join(", "));
+    let degraded = (!counts.is_empty()).then(|| Finding::new("ResourceValidationError", message));
+    State { degraded, ..State::default() }
+}
+
+fn entry_text(entry: &Entry) -> String {
+    format!("{}: {}", entry.subject, entry.reason)
+}
+
+/// What is wrong with nodes, as their agents say.
+fn nodes(inputs: &Inputs) -> Option<Finding> {
+    let nodes = &inputs.reports.nodes;
+    let named: Vec<String> = nodes.first.iter().map(|entry| format!("node {}", entry_text(entry))).collect();
+    let shown = named[..named.len().min(EXAMPLES)].join("; ");
+    let more = nodes.total.saturating_sub(EXAMPLES);
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    (nodes.total > 0).then(|| Finding::new("NodeNotAsWanted", format!("{shown}{more}")))
 }
 
 /// State of the address pools: TigeraStatus `ippools`.

@@ -16,7 +16,9 @@ use margay_api::meta::{
     ANNOTATION_NODE_INTERFACES, ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4,
     ANNOTATION_VXLAN_IPV6,
 };
+use margay_api::report::{CONFIG_MAP, Report};
 use margay_api::storage::Mode;
+use margay_runtime::tasks::Tasks;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -61,6 +63,8 @@ pub struct World {
     pub changed: Arc<Notify>,
 }
 
+/// Reports of replicas that are not there which may be kept.
+const STALE: usize = 8;
 /// Where kubeadm says which range pods have.
 const KUBEADM: &str = "kubeadm-config";
 /// The namespace that every cluster has; its identity is the cluster's.
@@ -81,10 +85,10 @@ const V3_KINDS: [&str; 7] = [
 const BGP_KINDS: [&str; 3] = ["BGPConfiguration", "BGPPeer", "BGPFilter"];
 
 impl World {
-    /// Starts every watch. `namespace` is the operator's own; Calico's kinds are read from that storage, and seen as users see them.
-    pub fn start(client: &Client, namespace: &str, mode: Mode) -> Self {
+    /// Starts every watch as a task that must not end. `namespace` is the operator's own; Calico's kinds are read from that storage, and seen as users see them.
+    pub fn start(client: &Client, namespace: &str, mode: Mode, tasks: &mut Tasks) -> Self {
         let changed = Arc::new(Notify::new());
-        let open = |scope: Scope| watch(client, scope, mode, &changed);
+        let mut open = |scope: Scope| watch(client, scope, mode, &changed, tasks);
         let ours = format!("{MANAGED_BY}={MANAGER}");
         let owned = OWNED_KINDS
             .iter()
@@ -105,6 +109,7 @@ impl World {
             ("Secret", NAMESPACE, TYPHA_SECRET),
             ("Secret", NAMESPACE, READER_SECRET),
             ("ConfigMap", NAMESPACE, CA_NAME),
+            ("ConfigMap", NAMESPACE, CONFIG_MAP),
             ("ConfigMap", "kube-system", KUBEADM),
             ("Namespace", "", KUBE_SYSTEM),
         ]
@@ -138,6 +143,7 @@ impl World {
             pods: decode(&self.objects("Pod")),
             ..Inputs::default()
         };
+        self.gather_reports(&mut inputs);
         self.gather_v3(&mut inputs);
         self.gather_owned(&mut inputs);
         for status in self.objects("TigeraStatus") {
@@ -193,6 +199,21 @@ impl World {
             }
         }
         stored
+    }
+
+    /// What the replicas of typha that there are find wrong, and the keys of those that are gone.
+    fn gather_reports(&self, inputs: &mut Inputs) {
+        let map = self.one("ConfigMap", CONFIG_MAP);
+        let data = map.as_ref().and_then(|map| map.data["data"].as_object());
+        let is_there = |key: &String| inputs.pods.iter().any(|pod| pod.metadata.name.as_ref() == Some(key));
+        let (kept, stale): (Vec<_>, Vec<_>) = data.into_iter().flatten().partition(|(key, _)| is_there(key));
+        // What cannot be read is of another version of typha, which is about to be replaced.
+        let reports = kept.iter().filter_map(|(_, text)| serde_json::from_str::<Report>(text.as_str()?).ok());
+        inputs.reports = Report::joined(reports);
+        // A replica that has just started may be known here by its report first.
+        if stale.len() > STALE {
+            inputs.stale_reports = stale.into_iter().map(|(key, _)| key.clone()).collect();
+        }
     }
 
     fn gather_v3(&self, inputs: &mut Inputs) {
@@ -252,7 +273,7 @@ fn is_optional(name: &str) -> bool {
 }
 
 /// Starts one watch; it reconnects for ever, with pauses.
-fn watch(client: &Client, scope: Scope, mode: Mode, changed: &Arc<Notify>) -> Store<DynamicObject> {
+fn watch(client: &Client, scope: Scope, mode: Mode, changed: &Arc<Notify>, tasks: &mut Tasks) -> Store<DynamicObject> {
     let resource = scope.kind.resource(mode);
     let api: Api<DynamicObject> = match &scope.namespace {
         Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
@@ -274,7 +295,7 @@ fn watch(client: &Client, scope: Scope, mode: Mode, changed: &Arc<Notify>) -> St
     };
     let stream = watcher(api, config).modify(take).default_backoff().reflect(writer);
     let changed = Arc::clone(changed);
-    tokio::spawn(async move {
+    tasks.spawn(&format!("watch of {kind}"), async move {
         let mut stream = std::pin::pin!(stream);
         while let Some(event) = stream.next().await {
             match event {

@@ -7,6 +7,7 @@
 mod decode;
 mod encode;
 mod members;
+mod problem;
 
 use std::net::IpAddr;
 
@@ -14,8 +15,13 @@ use margay_api::endpoint::EndpointKey;
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{Record, RecordId, SetId, SetKind};
 
-pub use decode::{decode_ack, decode_change, decode_frame, decode_id, decode_local_endpoint, decode_record};
-pub use encode::{encode_ack, encode_change, encode_id, encode_local_endpoint, encode_record, encode_trailer};
+pub use decode::{
+    decode_ack, decode_change, decode_frame, decode_id, decode_local_endpoint, decode_problems, decode_record,
+};
+pub use encode::{
+    encode_ack, encode_change, encode_id, encode_local_endpoint, encode_problems, encode_record, encode_trailer,
+};
+pub use problem::NodeProblem;
 
 /// The messages and services as generated.
 pub use crate::generated::sync::v1 as wire;

@@ -17,8 +17,9 @@ use margay_calc::model::{
     RecordId, RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
 };
 use margay_proto::sync::{
-    Ack, Change, Error, Frame, LocalEndpoint, Trailer, decode_ack, decode_frame, decode_local_endpoint, decode_record,
-    encode_ack, encode_change, encode_local_endpoint, encode_trailer, wire,
+    Ack, Change, Error, Frame, LocalEndpoint, NodeProblem, Trailer, decode_ack, decode_frame, decode_local_endpoint,
+    decode_problems, decode_record, encode_ack, encode_change, encode_local_endpoint, encode_problems, encode_trailer,
+    wire,
 };
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option::of;
@@ -333,6 +334,9 @@ proptest! {
         let local = LocalEndpoint { key, addresses, uid: "u".into() };
         let Some(wire::up::Message::LocalEndpoint(said)) = encode_local_endpoint(&local).message else { panic!("not an endpoint") };
         prop_assert_eq!(decode_local_endpoint(said), Ok(local));
+        let problems = vec![NodeProblem::new("routes", "there is none", revision % 2 == 0)];
+        let Some(wire::up::Message::Problems(said)) = encode_problems(&problems).message else { panic!("no problems") };
+        prop_assert_eq!(decode_problems(said), Ok(problems));
     }
 }
 

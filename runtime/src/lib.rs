@@ -17,5 +17,6 @@ pub mod executor;
 pub mod grpc;
 pub mod ready;
 pub mod shutdown;
+pub mod tasks;
 pub mod telemetry;
 pub mod tls;

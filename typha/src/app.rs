@@ -10,12 +10,12 @@ use margay_proto::debug::debug_server::DebugServer;
 use margay_runtime::grpc::{Admission, Trace};
 use margay_runtime::ready::Readiness;
 use margay_runtime::shutdown::Shutdown;
+use margay_runtime::tasks::{Ended, Tasks};
 use margay_runtime::tls::{Files, Tls, incoming};
 use margay_runtime::{admin, telemetry};
 use prometheus_client::registry::Registry as Metrics;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
@@ -30,7 +30,9 @@ use crate::config::Args;
 use crate::debug::DebugService;
 use crate::kinds;
 use crate::metrics::Counters;
+use crate::notices;
 use crate::registry::Registry;
+use crate::reporter::Reporter;
 use crate::server::SyncService;
 
 /// The longest that the end of the process may take; Kubernetes gives 30 seconds by default.
@@ -91,10 +93,17 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let (events, inbox) = mpsc::channel(EVENTS);
     let cache = Cache::new(kinds::TABLE.iter().map(|line| line.kind));
     let owner = Owner::new(cache, counters.clone(), registry.clone(), in_sync);
-    let owner = tokio::spawn(owner.run(inbox, shutdown.clone()));
-    let mut watches = JoinSet::new();
+    let mut tasks = Tasks::default();
+    if !args.pod_name.is_empty() {
+        let (client, registry, events) = (client.clone(), registry.clone(), events.clone());
+        let (instance, namespace) = (args.pod_name, args.pod_namespace);
+        tasks.spawn("events", notices::run(client.clone(), mode, instance.clone(), owner.notices.clone()));
+        tasks.spawn("report", Reporter { client, namespace, instance, events, registry }.run());
+    }
+    tasks.spawn("owner", owner.run(inbox, shutdown.clone()));
     for line in kinds::TABLE {
-        watches.spawn(line.start(mode, client.clone(), events.clone(), counters.clone()));
+        let watch = line.start(mode, client.clone(), events.clone(), counters.clone());
+        tasks.spawn(&format!("watch of {}", line.kind), watch);
     }
 
     let listener = TcpListener::bind(args.listen).await;
@@ -104,12 +113,25 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let parts =
         Parts { events, registry, counters, readiness, shutdown: shutdown.clone(), patience: Patience::default() };
     let ended = shutdown.drain("gRPC", END / 2, parts.serve(listener, tls));
-    match ended.await {
-        Ok(outcome) => outcome?,
-        Err(unfinished) => warn!(%unfinished),
+    tokio::select! {
+        ended = ended => match ended {
+            Ok(outcome) => outcome?,
+            Err(unfinished) => warn!(%unfinished),
+        },
+        fault = fault(&mut tasks, &shutdown) => return Err(fault.into()),
     }
-    watches.shutdown().await;
-    owner.await.context("owner task")
+    tasks.shutdown().await;
+    Ok(())
+}
+
+/// The end of a task that nobody has asked to end. All that this replica knows would stay as it is then, and it would go on as if it were in sync.
+async fn fault(tasks: &mut Tasks, shutdown: &Shutdown) -> Ended {
+    loop {
+        let ended = tasks.ended().await;
+        if !shutdown.is_triggered() {
+            return ended;
+        }
+    }
 }
 
 /// What the gRPC services need.

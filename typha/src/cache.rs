@@ -3,8 +3,9 @@
 //! The parsed form is compared, so a change that policy never reads (a heartbeat, a status) stops here. An object that is
 //! not in a new list is not removed by the list alone: see [`Cache::missing`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use margay_api::endpoint::WorkloadEndpoint;
 use margay_api::meta::NamespacedName;
 use margay_api::network::BlockInfo;
 use margay_api::storage::name;
@@ -26,15 +27,13 @@ pub struct Observed {
     pub key: ObjectKey,
     /// Its uid: a later object of the same name has another one.
     pub uid: String,
-    /// What it means; nothing for a pod in the host's network, say.
-    pub meaning: Result<Option<Update>, Unreadable>,
+    /// What it means, or what stands in its place; nothing for a pod in the host's network, say.
+    pub update: Option<Update>,
+    /// What it meant before, if that was something, stays: it was refused, and `update` stands in its place only where nothing else is known of it.
+    pub prefers_former: bool,
     /// Why it is not used as it is written.
     pub problems: Vec<String>,
 }
-
-/// An object that cannot be read at all. It keeps the meaning that it had: a policy must not open by becoming unreadable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unreadable;
 
 /// What a list did not hold, though the cache does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,22 +59,22 @@ struct Store {
     generation: u64,
     synced: bool,
     objects: BTreeMap<ObjectKey, Entry>,
-    /// How many of them have problems.
-    refused: usize,
+    /// Those of them that have problems.
+    refused: BTreeSet<ObjectKey>,
 }
 
 impl Store {
     fn insert(&mut self, key: ObjectKey, entry: Entry) {
-        self.refused += usize::from(!entry.problems.is_empty());
-        if let Some(former) = self.objects.insert(key, entry) {
-            self.refused -= usize::from(!former.problems.is_empty());
-        }
+        match entry.problems.is_empty() {
+            true => self.refused.remove(&key),
+            false => self.refused.insert(key.clone()),
+        };
+        self.objects.insert(key, entry);
     }
 
     fn remove(&mut self, key: &ObjectKey) -> Option<Entry> {
-        let entry = self.objects.remove(key)?;
-        self.refused -= usize::from(!entry.problems.is_empty());
-        Some(entry)
+        self.refused.remove(key);
+        self.objects.remove(key)
     }
 }
 
@@ -85,6 +84,32 @@ struct Entry {
     uid: String,
     update: Option<Update>,
     problems: Vec<String>,
+}
+
+impl Entry {
+    /// What is kept of an object. One that was refused keeps the meaning that it had; an object of another uid had none.
+    fn of(observed: &Observed, former: Option<&Self>, generation: u64) -> Self {
+        let Observed { uid, update, problems, .. } = observed;
+        let former = former.filter(|former| former.uid == *uid || update.is_none());
+        let former = former.and_then(|former| former.update.as_ref()).filter(|_| observed.prefers_former);
+        let mut problems = problems.clone();
+        if !problems.is_empty() {
+            problems.extend(in_force(former.is_some(), observed).map(str::to_owned));
+        }
+        Self { generation, uid: uid.clone(), update: former.or(update.as_ref()).cloned(), problems }
+    }
+}
+
+/// What is in force while an object is refused, where its problems do not say so.
+fn in_force(is_former: bool, observed: &Observed) -> Option<&'static str> {
+    match &observed.update {
+        _ if is_former => Some("until it is corrected, what it said before stays in force"),
+        None => Some("until it is corrected, nothing of it is in force"),
+        Some(Update::Policy(..)) if observed.prefers_former => {
+            Some("until it is corrected, all that its readable parts may be about is closed in its directions")
+        }
+        Some(_) => None,
+    }
 }
 
 impl Cache {
@@ -107,11 +132,7 @@ impl Cache {
     pub fn apply(&mut self, kind: &'static str, observed: Observed) -> Vec<Update> {
         let store = self.kinds.entry(kind).or_default();
         let former = store.objects.get(&observed.key);
-        let update = match observed.meaning {
-            Ok(update) => update,
-            Err(Unreadable) => former.and_then(|former| former.update.clone()),
-        };
-        let entry = Entry { generation: store.generation, uid: observed.uid, update, problems: observed.problems };
+        let entry = Entry::of(&observed, former, store.generation);
         let wanted = self.overlays.effective(&entry.uid, entry.update.as_ref());
         let known = former.and_then(|former| self.overlays.effective(&former.uid, former.update.as_ref()));
         let news = difference(known.as_deref(), wanted.as_deref());
@@ -213,6 +234,20 @@ impl Cache {
         Ok(news)
     }
 
+    /// The node has had no stream here for a while: what it said is not taken back here if it is not so any more, so the API's word counts again.
+    /// Gives what is news by that.
+    pub fn silence(&mut self, node: &str) -> Vec<Update> {
+        let words = self.overlays.take(node);
+        let pods = self.kinds.get(POD);
+        let told = words.values().filter_map(|said| {
+            let entry = pods?.objects.get(&said.key)?;
+            let api = entry.update.as_ref()?;
+            let former = of_word(node, said, entry)?;
+            Some(difference(Some(&former), Some(api)))
+        });
+        told.flatten().collect()
+    }
+
     fn check_own(&self, node: &str, said: &LocalEndpoint) -> Result<(), NotTaken> {
         for address in &said.addresses {
             let lent = |info: &BlockInfo| info.borrowed.iter().any(|(lent, user)| lent == address && user == node);
@@ -239,21 +274,38 @@ impl Cache {
     /// Objects per kind, and how many of them are not used as they are written.
     pub fn counts(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
         let counts = self.kinds.iter();
-        counts.map(|(kind, store)| (*kind, store.objects.len(), store.refused))
+        counts.map(|(kind, store)| (*kind, store.objects.len(), store.refused.len()))
     }
 
     /// Objects that are not used as they are written, with why.
     pub fn problems(&self) -> impl Iterator<Item = (&'static str, &ObjectKey, &[String])> {
         self.kinds.iter().flat_map(|(kind, store)| {
-            let refused = store.objects.iter().filter(|(_, entry)| !entry.problems.is_empty());
+            let refused = store.refused.iter().filter_map(|key| store.objects.get_key_value(key));
             refused.map(|(key, entry)| (*kind, key, entry.problems.as_slice()))
         })
+    }
+
+    /// The uid of the object when it was last seen; empty if it is not there.
+    pub fn uid_of(&self, kind: &'static str, key: &ObjectKey) -> &str {
+        let entry = self.kinds.get(kind).and_then(|store| store.objects.get(key));
+        entry.map_or("", |entry| entry.uid.as_str())
     }
 
     /// Why the object was not used as it is written when it was last seen.
     pub fn problems_of(&self, kind: &'static str, key: &ObjectKey) -> &[String] {
         let entry = self.kinds.get(kind).and_then(|store| store.objects.get(key));
         entry.map_or(&[], |entry| entry.problems.as_slice())
+    }
+}
+
+/// What the pod is with what its node says, if that is about it.
+fn of_word(node: &str, said: &LocalEndpoint, entry: &Entry) -> Option<Update> {
+    match &entry.update {
+        Some(Update::Endpoint(key, Some(endpoint))) if endpoint.node == node && entry.uid == said.uid => {
+            let endpoint = WorkloadEndpoint { addresses: said.addresses.clone(), ..endpoint.clone() };
+            Some(Update::Endpoint(key.clone(), Some(endpoint)))
+        }
+        _ => None,
     }
 }
 

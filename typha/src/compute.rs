@@ -3,9 +3,10 @@
 //! It never waits for a client and never does I/O. Under load it computes once per [`TICK`]; when it has been idle it computes
 //! at once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use margay_api::report::{Entry, Listing};
 use margay_calc::graph::Problem;
 use margay_calc::update::Update;
 use margay_proto::sync::LocalEndpoint;
@@ -20,6 +21,7 @@ use tracing::{debug, info, info_span, warn};
 use crate::cache::{Cache, Missing, ObjectKey, Observed};
 use crate::hub::{Cause, Hello, Hub};
 use crate::metrics::{Counters, Kind};
+use crate::notices::{Notice, Notices};
 use crate::registry::Registry;
 
 /// Between two computations under load.
@@ -30,6 +32,9 @@ const LOOK: Duration = Duration::from_secs(1);
 pub const EVENTS: usize = 1024;
 /// Events taken in one go before looking at the clock.
 const BURST: usize = 256;
+/// How long the words of a node count when its stream has ended: it may be back soon, and if it speaks to another replica now, the API shows by then
+/// what it said.
+const GRACE: Duration = Duration::from_secs(30);
 /// Nodes that must find another replica are told over this time, so that they do not all arrive there at once.
 const DRAIN: Duration = Duration::from_secs(5);
 /// The longest pause between two of them.
@@ -104,6 +109,8 @@ pub struct Owner {
     counters: Counters,
     registry: Registry,
     gate: Gate,
+    /// What is told about single objects, as events on them.
+    pub notices: Notices,
     /// Nodes that came before the whole API was seen.
     early: Vec<Hello>,
     in_sync: bool,
@@ -115,6 +122,12 @@ pub struct Owner {
     look: Option<Instant>,
     cause: Cause,
     first_cause: Option<Instant>,
+    /// What a node has said of its pods counts so long after its stream has ended.
+    pub grace: Duration,
+    /// When the stream of a node ended last.
+    silent: BTreeMap<String, Instant>,
+    /// When the first of them has been silent for so long.
+    silence_due: Option<Instant>,
 }
 
 impl Owner {
@@ -126,6 +139,7 @@ impl Owner {
             counters,
             registry,
             gate,
+            notices: Notices::default(),
             early: Vec::new(),
             in_sync: false,
             dirty: false,
@@ -133,6 +147,9 @@ impl Owner {
             look: None,
             cause: Cause::default(),
             first_cause: None,
+            grace: GRACE,
+            silent: BTreeMap::new(),
+            silence_due: None,
         };
         owner.look_at_sync();
         owner
@@ -145,6 +162,9 @@ impl Owner {
             let due = last + TICK;
             tokio::select! {
                 () = tokio::time::sleep_until(due), if self.dirty && self.in_sync => {}
+                () = tokio::time::sleep_until(self.silence_due.unwrap_or(due)), if self.silence_due.is_some() => {
+                    self.silence();
+                }
                 () = tokio::time::sleep_until(self.look.unwrap_or(due)), if self.look.is_some() && self.in_sync => {
                     self.report_odds();
                 }
@@ -173,6 +193,9 @@ impl Owner {
             Event::Observed { kind, objects, cause } => self.observed(kind, objects, cause),
             Event::Deleted { kind, key, cause } => {
                 self.counters.events.get_or_create(&Kind { kind }).inc();
+                if !self.cache.problems_of(kind, &key).is_empty() {
+                    self.registry.ring();
+                }
                 let news = self.cache.delete(kind, &key);
                 self.apply(kind, news, cause);
             }
@@ -186,6 +209,7 @@ impl Owner {
                     info!(kind, objects = news.len(), "gone while they were not watched");
                 }
                 self.apply(kind, news, Cause::default());
+                self.registry.ring();
                 self.look_at_sync();
             }
             Event::Hello(hello) if !self.in_sync => {
@@ -204,6 +228,9 @@ impl Owner {
                 self.early.retain(|hello| hello.session != session);
                 self.hub.leave(&node, session);
                 info!(%node, "node disconnected");
+                let now = Instant::now();
+                self.silent.insert(node, now);
+                self.silence_due.get_or_insert(now + self.grace);
             }
             Event::Query(ask) => {
                 self.flush();
@@ -233,28 +260,35 @@ impl Owner {
         let events = self.counters.events.get_or_create(&Kind { kind }).clone();
         events.inc_by(objects.len() as u64);
         for observed in objects {
-            self.report(kind, &observed);
+            let key = observed.key.clone();
+            let known = self.cache.problems_of(kind, &key).to_vec();
             let news = self.cache.apply(kind, observed);
+            self.report(kind, &key, &known);
             self.apply(kind, news, cause);
         }
     }
 
-    fn report(&self, kind: &'static str, observed: &Observed) {
-        let known = self.cache.problems_of(kind, &observed.key);
-        if known == observed.problems {
+    fn report(&self, kind: &'static str, key: &ObjectKey, known: &[String]) {
+        let problems = self.cache.problems_of(kind, key);
+        if known == problems {
             return;
         }
-        if observed.problems.is_empty() {
-            info!(kind, object = %observed.key, "object is used as it is written again");
+        self.registry.ring();
+        if problems.is_empty() {
+            info!(kind, object = %key, "object is used as it is written again");
             return;
         }
-        warn!(kind, object = %observed.key, problems = ?observed.problems, "object is not used as it is written");
+        self.notices.put(Notice::new(kind, key, self.cache.uid_of(kind, key), problems));
+        warn!(kind, object = %key, ?problems, "object is not used as it is written");
     }
 
     /// Tells of objects that have come to be at odds with others, or are so no more.
     fn report_odds(&mut self) {
         self.look = None;
         let now = self.hub.graph.problems();
+        if now != self.odds {
+            self.registry.ring();
+        }
         for problem in now.difference(&self.odds) {
             warn!(object = problem.object(), problem = problem.reason(), "object does not do what it may seem to");
         }
@@ -262,6 +296,13 @@ impl Owner {
             info!(object = problem.object(), "object does what it seems to again");
         }
         self.odds = now;
+    }
+
+    /// Objects that are not used as they are written, or at odds with others.
+    pub fn refused(&self) -> Listing {
+        let refused = self.cache.problems().map(|(kind, key, reasons)| (subject(kind, key), reasons.join("; ")));
+        let odds = self.odds.iter().map(|problem| (problem.object(), problem.reason()));
+        Listing::of(refused.chain(odds), |(subject, reason)| Entry::new(&subject, &reason))
     }
 
     fn apply(&mut self, kind: &'static str, news: impl IntoIterator<Item = Update>, cause: Cause) {
@@ -289,6 +330,21 @@ impl Owner {
                 self.apply(crate::kinds::POD, news, cause);
             }
             Err(error) => warn!(%error, "addresses not taken"),
+        }
+    }
+
+    /// Nodes that have had no stream here for so long do not take back here what they said.
+    fn silence(&mut self) {
+        let (now, grace) = (Instant::now(), self.grace);
+        let over = self.silent.extract_if(.., |_, since| *since + grace <= now);
+        let over: Vec<String> = over.map(|(node, _)| node).collect();
+        self.silence_due = self.silent.values().min().map(|since| *since + grace);
+        for node in over {
+            let is_early = self.early.iter().any(|hello| hello.node == node);
+            if !is_early && !self.hub.has(&node) {
+                let news = self.cache.silence(&node);
+                self.apply(crate::kinds::POD, news, Cause::default());
+            }
         }
     }
 
@@ -338,6 +394,14 @@ impl Owner {
                 },
             }
         }
+    }
+}
+
+/// An object as people name it.
+pub fn subject(kind: &str, key: &ObjectKey) -> String {
+    match key.namespace.as_str() {
+        "" => format!("{kind} {}", key.name),
+        _ => format!("{kind} {key}"),
     }
 }
 

@@ -9,6 +9,12 @@ pub struct Args {
     /// Name of the node that this replica runs on; only for logs.
     #[arg(long, env = "NODE_NAME", default_value = "")]
     pub node_name: String,
+    /// Name of this replica's pod, under which it tells what is wrong; empty: it tells nobody but its log and those who ask.
+    #[arg(long, env = "POD_NAME", default_value = "")]
+    pub pod_name: String,
+    /// Namespace of this replica's pod.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "margay-system")]
+    pub pod_namespace: String,
     /// Where nodes connect to: gRPC with mutual TLS.
     #[arg(long, env = "MARGAY_LISTEN", default_value = "0.0.0.0:5473")]
     pub listen: SocketAddr,

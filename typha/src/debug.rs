@@ -1,12 +1,10 @@
-//! The read-only debug service: every answer is made in the owner task, from the current state.
+//! The read-only debug service: answers are made in the owner task, from the current state, in pieces where they can be large.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
 use std::time::Instant;
 
 use margay_calc::digest;
 use margay_calc::flush::Audience;
-use margay_calc::graph::Graph;
 use margay_calc::model::RecordId;
 use margay_calc::text;
 use margay_proto::debug::debug_server::Debug;
@@ -14,12 +12,19 @@ use margay_proto::debug::{
     ExplainRequest, ExplainResponse, GetRecordRequest, ListNodesRequest, ListNodesResponse, ListRecordsRequest,
     ListRecordsResponse, NodeStatus, Problem, RecordEntry, ViewRequest, ViewResponse,
 };
-use margay_proto::sync::{encode_id, wire};
+use margay_proto::sync::{NodeProblem, encode_id, wire};
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
-use crate::compute::{Event, Owner};
+use crate::compute::{Event, Owner, subject};
 use crate::registry::{Node, Registry};
+
+/// Records that the owner task makes text of in one go.
+const CHUNK: usize = 64;
+/// Bytes of the texts of one answer, from which on there are no more records in it.
+const ANSWER: usize = 64 << 20;
+/// Problems of one answer.
+const PROBLEMS: usize = 10_000;
 
 /// The service `margay.debug.v1.Debug`.
 pub struct DebugService {
@@ -43,6 +48,33 @@ impl DebugService {
         self.events.send(query).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())
     }
+
+    /// The records of these ids, as they are when their turn comes: a few at a time, so that the owner task does not wait for whoever asks. More than
+    /// an answer can hold are left out, and a problem says so.
+    async fn entries(
+        &self,
+        node: &str,
+        ids: Vec<RecordId>,
+        problems: &mut Vec<Problem>,
+    ) -> Result<Vec<RecordEntry>, Status> {
+        let (mut records, mut bytes, all) = (Vec::with_capacity(ids.len()), 0, ids.len());
+        let mut ids = ids.into_iter().peekable();
+        while ids.peek().is_some() {
+            let (node, chunk): (_, Vec<RecordId>) = (node.to_owned(), ids.by_ref().take(CHUNK).collect());
+            let made = self
+                .ask(move |owner| chunk.iter().filter_map(|id| entry(owner, &node, id)).collect::<Vec<RecordEntry>>());
+            let made = made.await?;
+            bytes += made.iter().map(|entry| entry.text.len()).sum::<usize>();
+            records.extend(made);
+            if bytes > ANSWER && ids.peek().is_some() {
+                let left = all - records.len();
+                let reason = format!("{left} more records do not fit into one answer; ask for one kind or one node");
+                problems.push(Problem { object: "ListRecords".to_owned(), reasons: vec![reason] });
+                break;
+            }
+        }
+        Ok(records)
+    }
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -52,7 +84,7 @@ impl Debug for DebugService {
     async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Answer<ListNodesResponse> {
         let nodes = self.registry.nodes();
         Ok(Response::new(ListNodesResponse {
-            nodes: nodes.iter().map(|node| status(node)).collect(),
+            nodes: nodes.iter().map(|node| status(&self.registry, node)).collect(),
             revision: self.registry.revision(),
             realised: self.registry.realised().1 as u32,
             in_sync: self.registry.in_sync(),
@@ -61,23 +93,35 @@ impl Debug for DebugService {
 
     async fn list_records(&self, request: Request<ListRecordsRequest>) -> Answer<ListRecordsResponse> {
         let wanted = request.into_inner();
-        let registry = self.registry.clone();
-        self.ask(move |owner| records(owner, &registry, &wanted)).await.map(Response::new)
+        let mut problems = self.ask(problems).await?;
+        problems.extend(not_enforced(&self.registry));
+        let is_wanted = move |id: &RecordId| wanted.kind.is_empty() || wanted.kind == kind_of(id);
+        let node = wanted.node.clone();
+        let mut ids = match (wanted.refused_only, wanted.node.is_empty()) {
+            (true, _) => Vec::new(),
+            (false, true) => self.ask(|owner| owner.hub.graph.ids()).await?,
+            (false, false) => {
+                self.ask(move |owner| owner.hub.graph.view(&node).ids().map(Cow::into_owned).collect()).await?
+            }
+        };
+        ids.retain(is_wanted);
+        let records = self.entries(&wanted.node, ids, &mut problems).await?;
+        Ok(Response::new(ListRecordsResponse { records, problems }))
     }
 
     async fn get_record(&self, request: Request<GetRecordRequest>) -> Answer<RecordEntry> {
         let GetRecordRequest { kind, id } = request.into_inner();
         let missing = format!("no {kind} record {id:?}; ListRecords shows what there is");
-        let found = self.ask(move |owner| {
-            let ids = all_ids(&owner.hub.graph);
-            let mut same = ids.iter().filter(|found| kind_of(found) == kind && name_of(found) == id);
-            entry(owner, "", same.next()?)
-        });
-        found.await?.map(Response::new).ok_or_else(|| Status::not_found(missing))
+        let ids = self.ask(|owner| owner.hub.graph.ids()).await?;
+        let found = ids.into_iter().find(|found| kind_of(found) == kind && name_of(found) == id);
+        let Some(found) = found else { return Err(Status::not_found(missing)) };
+        let entry = self.ask(move |owner| entry(owner, "", &found)).await?;
+        entry.map(Response::new).ok_or_else(|| Status::not_found(missing))
     }
 
     async fn view(&self, request: Request<ViewRequest>) -> Answer<ViewResponse> {
         let ViewRequest { node } = request.into_inner();
+        // A view is of one moment, so that it is not made in pieces.
         let view = self.ask(move |owner| ViewResponse {
             revision: owner.hub.revision(),
             records: of_node(owner, &node),
@@ -93,7 +137,7 @@ impl Debug for DebugService {
     }
 }
 
-fn status(node: &Node) -> NodeStatus {
+fn status(registry: &Registry, node: &Node) -> NodeStatus {
     let progress = node.progress();
     let error =
         |(id, message): &(RecordId, String)| wire::RecordError { id: Some(encode_id(id)), message: message.clone() };
@@ -111,32 +155,18 @@ fn status(node: &Node) -> NodeStatus {
         commit_us: progress.commit_us,
         errors: progress.errors.iter().map(error).collect(),
         sent_bytes: progress.bytes,
+        problems: registry.problems_of(&node.name).into_iter().map(NodeProblem::into_wire).collect(),
     }
 }
 
-fn records(owner: &Owner, registry: &Registry, wanted: &ListRecordsRequest) -> ListRecordsResponse {
-    let mut records = match (wanted.refused_only, wanted.node.as_str()) {
-        (true, _) => Vec::new(),
-        (false, "") => {
-            let ids = all_ids(&owner.hub.graph);
-            ids.iter().filter_map(|id| entry(owner, "", id)).collect()
-        }
-        (false, node) => of_node(owner, node),
-    };
-    records.retain(|record| wanted.kind.is_empty() || record.kind == wanted.kind);
-    let problems = owner.cache.problems();
-    let problems = problems.map(|(kind, key, reasons)| Problem {
-        object: match key.namespace.as_str() {
-            "" => format!("{kind} {}", key.name),
-            _ => format!("{kind} {key}"),
-        },
-        reasons: reasons.to_vec(),
-    });
+/// Objects that are not used as they are written, or at odds with others: the first of them, where they are very many.
+fn problems(owner: &Owner) -> Vec<Problem> {
+    let refused = owner.cache.problems();
+    let refused = refused.map(|(kind, key, reasons)| Problem { object: subject(kind, key), reasons: reasons.to_vec() });
     let among_others = owner.hub.graph.problems().into_iter();
     let among_others =
         among_others.map(|problem| Problem { object: problem.object(), reasons: vec![problem.reason()] });
-    let problems = problems.chain(among_others).chain(not_enforced(registry));
-    ListRecordsResponse { records, problems: problems.collect() }
+    refused.chain(among_others).take(PROBLEMS).collect()
 }
 
 /// What nodes have said that they do not enforce as it is written.
@@ -149,22 +179,6 @@ fn not_enforced(registry: &Registry) -> Vec<Problem> {
         node.progress().errors.iter().map(problem).collect()
     };
     registry.nodes().iter().flat_map(|node| of_node(node)).collect()
-}
-
-/// Every record that some node holds.
-pub fn all_ids(graph: &Graph) -> BTreeSet<RecordId> {
-    let mut ids: BTreeSet<RecordId> = graph.view("").ids().map(Cow::into_owned).collect();
-    let nodes: Vec<String> = ids
-        .iter()
-        .filter_map(|id| match id {
-            RecordId::Node(name) => Some(name.clone()),
-            _ => None,
-        })
-        .collect();
-    for node in &nodes {
-        ids.extend(graph.view(node).ids().map(Cow::into_owned));
-    }
-    ids
 }
 
 fn of_node(owner: &Owner, node: &str) -> Vec<RecordEntry> {
@@ -189,7 +203,7 @@ fn entry(owner: &Owner, node: &str, id: &RecordId) -> Option<RecordEntry> {
     })
 }
 
-fn kind_of(id: &RecordId) -> &'static str {
+pub(crate) fn kind_of(id: &RecordId) -> &'static str {
     match id {
         RecordId::Settings => "settings",
         RecordId::Pool(_) => "pool",
@@ -202,7 +216,7 @@ fn kind_of(id: &RecordId) -> &'static str {
     }
 }
 
-fn name_of(id: &RecordId) -> String {
+pub(crate) fn name_of(id: &RecordId) -> String {
     match id {
         RecordId::Settings => String::new(),
         RecordId::Pool(range) | RecordId::Route(range) => range.to_string(),

@@ -116,18 +116,8 @@ fn pod(graph: &Graph, field: &str, name: &str) -> Result<End, Status> {
 
 /// Who has the address, if it is a pod or a node.
 fn of_address(graph: &Graph, address: IpAddr) -> End {
-    let ids = crate::debug::all_ids(graph);
-    let pod = ids.iter().find_map(|id| match id {
-        RecordId::Endpoint(key) => match graph.record(&RecordId::Endpoint(key.clone())).as_deref() {
-            Some(Record::Endpoint(endpoint)) if endpoint.addresses.contains(&address) => Some(key.clone()),
-            _ => None,
-        },
-        _ => None,
-    });
-    let node = ids.iter().find_map(|id| match (id, graph.record(id).as_deref()) {
-        (RecordId::Node(name), Some(Record::Node(node))) if has(node, address) => Some(name.as_str()),
-        _ => None,
-    });
+    let pod = graph.pod_at(address);
+    let node = graph.nodes().find(|(_, node)| has(node, address)).map(|(name, _)| name);
     let hosts = node.filter(|_| pod.is_none()).map(|node| hosts(graph, node, address)).unwrap_or_default();
     End { pod, hosts, addresses: vec![address] }
 }

@@ -6,14 +6,16 @@
 use std::collections::BTreeMap;
 
 use margay_api::meta::NamespacedName;
+use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::storage::{self, Mode};
 use margay_calc::update::Update;
 use margay_runtime::telemetry::Traceparent;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
-use crate::cache::{ObjectKey, Observed, Unreadable};
+use crate::cache::{ObjectKey, Observed};
 
 /// The API server has forgotten the version that was asked for.
 const GONE: u16 = 410;
@@ -23,6 +25,8 @@ const GONE: u16 = 410;
 pub struct Parsed {
     /// What `calc` is told; none when the object means nothing to policy and routing.
     pub update: Option<Update>,
+    /// If the object meant something before, that is to stay.
+    pub prefers_former: bool,
     /// Why it is not used as it is written: field, value, rule and remedy.
     pub problems: Vec<String>,
 }
@@ -164,6 +168,8 @@ impl<K: DeserializeOwned> Feed<K> {
                 self.advance(&meta.resource_version);
                 let key = meta.key();
                 self.traces.remove(&key);
+                // In a list that is still coming it would come back.
+                self.listing.retain(|listed| listed.key != key);
                 Ok(News::Deleted(key))
             }
             "BOOKMARK" => {
@@ -207,11 +213,14 @@ impl<K: DeserializeOwned> Feed<K> {
 
     fn observe(&self, text: &str) -> Result<(Observed, Meta), Fault> {
         let meta = meta(text)?;
-        let (meaning, problems) = match self.parsed(text) {
-            Ok(parsed) => (Ok(parsed.update), parsed.problems),
-            Err(fault) => (Err(Unreadable), vec![fault.to_string()]),
-        };
-        let observed = Observed { key: meta.key(), uid: meta.uid.clone(), meaning, problems };
+        let key = meta.key();
+        let Parsed { update, prefers_former, problems } = self.parsed(text).unwrap_or_else(|fault| Parsed {
+            // A policy must not open by becoming unreadable.
+            update: self.stand_in(text),
+            prefers_former: true,
+            problems: vec![fault.to_string()],
+        });
+        let observed = Observed { key, uid: meta.uid.clone(), update, prefers_former, problems };
         Ok((observed, meta))
     }
 
@@ -226,6 +235,14 @@ impl<K: DeserializeOwned> Feed<K> {
                 Ok(parsed)
             }
         }
+    }
+
+    /// What stands in the place of a policy of Calico's that cannot be read and never could: what its readable fields leave is closed.
+    fn stand_in(&self, text: &str) -> Option<Update> {
+        let parsed = self.parsed(&readable_policy(text)?.to_string()).ok()?;
+        let is_calicos =
+            |key: &PolicyKey| matches!(key.kind, PolicyKind::NetworkPolicy | PolicyKind::GlobalNetworkPolicy);
+        parsed.update.filter(|update| matches!(update, Update::Policy(key, _) if is_calicos(key)))
     }
 
     fn listed(&mut self, version: String) -> Result<News, Fault> {
@@ -257,6 +274,31 @@ impl<K: DeserializeOwned> Feed<K> {
         let former = self.traces.insert(key.clone(), trace);
         (former != Some(trace)).then_some(trace)
     }
+}
+
+/// A policy reduced to the fields that have the type which they must have. Its rules are one that denies, in the directions that it has rules of.
+fn readable_policy(text: &str) -> Option<Value> {
+    let object: Value = serde_json::from_str(text).ok()?;
+    let name = &object["metadata"];
+    let mut spec = serde_json::Map::new();
+    for (field, value) in object["spec"].as_object().into_iter().flatten() {
+        let kept = match field.as_str() {
+            "tier" | "selector" | "namespaceSelector" | "serviceAccountSelector" => value.is_string(),
+            "order" => value.is_number(),
+            "applyOnForward" | "doNotTrack" | "preDNAT" => value.is_boolean(),
+            "types" => value.as_array().is_some_and(|types| types.iter().all(Value::is_string)),
+            _ => false,
+        };
+        if kept {
+            spec.insert(field.clone(), value.clone());
+        } else if field == "types" {
+            spec.insert(field.clone(), json!(["Ingress", "Egress"]));
+        } else if ["ingress", "egress"].contains(&field.as_str()) && !value.is_null() && *value != json!([]) {
+            spec.insert(field.clone(), json!([{ "action": "Deny" }]));
+        }
+    }
+    let metadata = json!({ "name": name["name"], "namespace": name["namespace"] });
+    Some(json!({ "apiVersion": object["apiVersion"], "kind": object["kind"], "metadata": metadata, "spec": spec }))
 }
 
 /// Versions grow and can be compared as numbers; one that is no number is never called older.

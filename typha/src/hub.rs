@@ -139,6 +139,11 @@ impl Hub {
         self.live.get(node).map_or(0, |live| live.session.pending())
     }
 
+    /// Whether the node has a session.
+    pub fn has(&self, node: &str) -> bool {
+        self.live.contains_key(node)
+    }
+
     /// Whether a session waits for a frame that could not be sent when it was due.
     pub fn is_waiting(&self, node: &str, session: u64) -> bool {
         self.live.get(node).is_some_and(|live| live.id == session && live.session.pending() > 0)

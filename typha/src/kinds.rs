@@ -8,7 +8,8 @@ use k8s_openapi::api::networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use margay_api::meta::{Labels, NamespacedName};
 use margay_api::policy::{PolicyKey, PolicyKind};
-use margay_api::problem::Refusal;
+use margay_api::problem::{Problem, Refusal};
+use margay_api::report;
 use margay_api::storage::{self, Mode};
 use margay_api::{k8s, v3};
 use margay_calc::update::{Backend, Update};
@@ -31,6 +32,11 @@ const CLUSTER_POLICY: &str = "KubernetesClusterNetworkPolicy";
 
 /// Kinds that a cluster may do without, with the definition that would serve them.
 const OPTIONAL: &[(&str, &str)] = &[(CLUSTER_POLICY, k8s::cnp::DEFINITION)];
+
+/// Problems of one object that are kept.
+const PROBLEMS: usize = 16;
+/// Bytes that are kept of each.
+const PROBLEM: usize = 1024;
 
 /// One line of the table.
 pub struct Line {
@@ -75,6 +81,18 @@ impl Line {
         }
         let optional = OPTIONAL.iter().find(|(optional, _)| *optional == self.kind);
         optional.map(|(_, definition)| (*definition).to_owned())
+    }
+
+    /// Version and kind by which the API knows the kind in that storage.
+    pub fn identity(&self, mode: Mode) -> (String, &'static str) {
+        let (path, form) = self.place(mode);
+        let version = path.trim_start_matches("/apis/").trim_start_matches("/api/");
+        let version = version.rsplit_once('/').map_or(version, |(version, _)| version).to_owned();
+        let kind = match form {
+            Form::Stored(stored) => stored.stored_kind,
+            Form::Plain => self.kind.strip_prefix("Kubernetes").unwrap_or(self.kind),
+        };
+        (version, kind)
     }
 
     /// What an object of the kind means, given in the users' form.
@@ -215,7 +233,7 @@ fn pool(pool: v3::IPPool) -> Parsed {
 fn block(block: v3::IPAMBlock) -> Parsed {
     match v3::pool::block_info(&block) {
         Ok(block) => used(block.map(|(range, info)| Update::Block(range, Some(info)))),
-        Err(fault) => Parsed { update: None, problems: vec![fault.to_string()] },
+        Err(fault) => Parsed { update: None, prefers_former: true, problems: vec![fault.to_string()] },
     }
 }
 
@@ -231,7 +249,7 @@ fn named(meta: ObjectMeta) -> (NamespacedName, Labels) {
 }
 
 fn used(update: Option<Update>) -> Parsed {
-    Parsed { update, problems: Vec::new() }
+    Parsed { update, ..Parsed::default() }
 }
 
 /// What was parsed, or what is enforced in place of what was refused.
@@ -239,10 +257,19 @@ fn taken<T>(parsed: Result<T, Refusal<T>>, update: impl FnOnce(T) -> Update) -> 
     match parsed {
         Ok(value) => used(Some(update(value))),
         Err(refusal) => Parsed {
+            prefers_former: refusal.prefers_former,
             update: refusal.closed.map(update),
-            problems: refusal.problems.iter().map(ToString::to_string).collect(),
+            problems: words(&refusal.problems),
         },
     }
+}
+
+/// Problems as they are kept and shown: the first of them, each of limited size, however many a large object has.
+fn words(problems: &[Problem]) -> Vec<String> {
+    let shown = problems.iter().take(PROBLEMS).map(|problem| report::cut(&problem.to_string(), PROBLEM));
+    let more = problems.len().saturating_sub(PROBLEMS);
+    let more = (more > 0).then(|| format!("and {more} more of its fields are not as they should be"));
+    shown.chain(more).collect()
 }
 
 #[cfg(test)]
@@ -268,5 +295,27 @@ mod tests {
             assert_eq!(line.definition(form).is_some(), wanted.contains(&line.kind), "{}", line.kind);
             assert_eq!(line.definition(Form::Plain), None, "{}", line.kind);
         }
+    }
+
+    #[test]
+    fn the_api_knows_kinds_by_their_own_names() {
+        let identity = |kind: &str, mode| {
+            let line = TABLE.iter().find(|line| line.kind == kind).expect("a kind of the table");
+            let (version, kind) = line.identity(mode);
+            format!("{version} {kind}")
+        };
+        assert_eq!(identity(POD, Mode::V1), "v1 Pod");
+        assert_eq!(identity("KubernetesNetworkPolicy", Mode::V3), "networking.k8s.io/v1 NetworkPolicy");
+        assert_eq!(identity(CLUSTER_POLICY, Mode::V3), "policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy");
+        assert_eq!(identity("NetworkPolicy", Mode::V3), "projectcalico.org/v3 NetworkPolicy");
+        assert_eq!(identity("NetworkPolicy", Mode::V1), "crd.projectcalico.org/v1 NetworkPolicy");
+    }
+
+    #[test]
+    fn what_is_kept_of_problems_is_of_limited_size() {
+        let problems = vec![Problem::new("spec.selector", "x".repeat(1 << 20), "not a selector", "write one"); 5000];
+        let words = words(&problems);
+        assert_eq!(words.len(), PROBLEMS + 1);
+        assert!(words.iter().all(|words| words.len() <= PROBLEM));
     }
 }

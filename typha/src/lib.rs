@@ -8,7 +8,7 @@
 //! 4. [`hub`]: from what changed to who is told; [`session`]: what one node still has to be told;
 //! 5. [`server`], [`codec`]: the stream to a node; [`registry`]: how far each node has come.
 //!
-//! [`debug`] and [`explain`] answer questions, [`metrics`] counts, [`app`] puts it together.
+//! [`notices`] and [`reporter`] tell people what is wrong, [`debug`] and [`explain`] answer questions, [`metrics`] counts, [`app`] puts it together.
 
 pub mod app;
 mod blocks;
@@ -22,8 +22,10 @@ pub mod feed;
 pub mod hub;
 pub mod kinds;
 pub mod metrics;
+pub mod notices;
 pub mod overlay;
 pub mod registry;
+pub mod reporter;
 pub mod server;
 mod services;
 pub mod session;

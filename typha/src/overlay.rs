@@ -97,6 +97,11 @@ impl Overlays {
         }
     }
 
+    /// What the node has said, which counts no more.
+    pub fn take(&mut self, node: &str) -> BTreeMap<EndpointKey, LocalEndpoint> {
+        self.0.remove(node).unwrap_or_default()
+    }
+
     /// Pods that the node has said something about that counts.
     #[cfg(test)]
     pub fn words(&self, node: &str) -> usize {

@@ -3,15 +3,16 @@
 //! Shared by the owner task (what was sent), the tasks that read from nodes (acks) and the debug service. Nothing here is
 //! needed to decide what a node is sent.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use dashmap::DashMap;
 use margay_calc::model::RecordId;
-use margay_proto::sync::Ack;
+use margay_proto::sync::{Ack, NodeProblem};
 use margay_runtime::telemetry::Traceparent;
+use tokio::sync::watch;
 
 /// Frames without an ack that are remembered per node, for lag and traces; beyond that the oldest are forgotten.
 const IN_FLIGHT: usize = 256;
@@ -27,8 +28,12 @@ pub struct Registry(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     nodes: DashMap<String, Arc<Node>>,
+    /// What is wrong with nodes as a whole, with the session that said it: it may be said before the owner task has seen the hello.
+    problems: DashMap<String, (u64, Vec<NodeProblem>)>,
     revision: AtomicU64,
     in_sync: AtomicBool,
+    /// Rings when something has begun or ceased to be wrong.
+    bell: watch::Sender<()>,
 }
 
 /// One node's stream.
@@ -65,6 +70,8 @@ pub struct Acked {
     pub done: Vec<Sent>,
     /// Records that the node cannot enforce, with why, that it did not say before.
     pub news: Vec<(RecordId, String)>,
+    /// It cannot enforce others than before, or fewer.
+    pub is_changed: bool,
 }
 
 /// How far a node has come.
@@ -104,7 +111,51 @@ impl Registry {
 
     /// The session is over; a later one of the same node stays.
     pub fn leave(&self, name: &str, session: u64) {
-        self.0.nodes.remove_if(name, |_, node| node.session == session);
+        let node = self.0.nodes.remove_if(name, |_, node| node.session == session);
+        let problems = self.0.problems.remove_if(name, |_, (of, _)| *of == session);
+        if problems.is_some() || node.is_some_and(|(_, node)| !node.lock().errors.is_empty()) {
+            self.ring();
+        }
+    }
+
+    /// Something has begun or ceased to be wrong, here or with objects.
+    pub fn ring(&self) {
+        self.0.bell.send_replace(());
+    }
+
+    /// Tells when something has begun or ceased to be wrong.
+    pub fn bell(&self) -> watch::Receiver<()> {
+        self.0.bell.subscribe()
+    }
+
+    /// In this session the node says what is wrong with it as a whole; the answer is what it did not say before.
+    pub fn troubled(&self, name: &str, session: u64, problems: Vec<NodeProblem>) -> Vec<NodeProblem> {
+        let former = self.0.problems.get(name).map(|known| known.value().clone());
+        let (newest, former) = former.unwrap_or_default();
+        if session < newest {
+            return Vec::new();
+        }
+        self.0.problems.insert(name.to_owned(), (session, problems.clone()));
+        if former != problems {
+            self.ring();
+        }
+        problems.into_iter().filter(|problem| !former.contains(problem)).collect()
+    }
+
+    /// What is wrong with nodes as a whole, by node.
+    pub fn problems(&self) -> BTreeMap<String, Vec<NodeProblem>> {
+        self.0.problems.iter().map(|node| (node.key().clone(), node.value().1.clone())).collect()
+    }
+
+    /// Records that nodes cannot enforce, with why, by node.
+    pub fn errors(&self) -> BTreeMap<String, Vec<(RecordId, String)>> {
+        let errors = self.0.nodes.iter().map(|node| (node.name.clone(), node.lock().errors.clone()));
+        errors.filter(|(_, errors)| !errors.is_empty()).collect()
+    }
+
+    /// What is wrong with the node as a whole, as it said last.
+    pub fn problems_of(&self, name: &str) -> Vec<NodeProblem> {
+        self.0.problems.get(name).map(|known| known.1.clone()).unwrap_or_default()
     }
 
     /// The node, if this is still its session.
@@ -178,10 +229,11 @@ impl Node {
         progress.commit_us = ack.commit_us;
         let told = ack.errors.iter().take(ERRORS);
         let told: Vec<_> = told.map(|(id, reason)| (id.clone(), reason.chars().take(REASON).collect())).collect();
+        let is_changed = progress.errors != told;
         let former: BTreeSet<_> = std::mem::replace(&mut progress.errors, told.clone()).into_iter().collect();
         let news = told.into_iter().filter(|error| !former.contains(error)).collect();
         let done = progress.in_flight.partition_point(|sent| sent.revision <= ack.revision);
-        Acked { done: progress.in_flight.drain(..done).collect(), news }
+        Acked { done: progress.in_flight.drain(..done).collect(), news, is_changed }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Progress> {
@@ -202,6 +254,22 @@ mod tests {
 
     fn ack(errors: &[(RecordId, String)]) -> Ack {
         Ack { errors: errors.to_vec(), ..Ack::default() }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_node_goes_with_its_session() {
+        let registry = Registry::default();
+        let problem = |code: &str| NodeProblem::new(code, "no route", true);
+        assert_eq!(registry.troubled("n1", 1, vec![problem("a")]), [problem("a")], "before its hello has been seen");
+        registry.enter("n1", 1, String::new());
+        assert_eq!(registry.troubled("n1", 1, vec![problem("a"), problem("b")]), [problem("b")]);
+        registry.enter("n1", 2, String::new());
+        assert_eq!(registry.troubled("n1", 2, vec![problem("b")]), []);
+        assert_eq!(registry.troubled("n1", 1, vec![problem("c")]), [], "a session that is over");
+        registry.leave("n1", 1);
+        assert_eq!(registry.problems_of("n1"), [problem("b")]);
+        registry.leave("n1", 2);
+        assert_eq!(registry.problems_of("n1"), []);
     }
 
     #[test]

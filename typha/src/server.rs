@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use http::{Request, Response};
-use margay_proto::sync::{Ack, MAX_UP, decode_ack, decode_local_endpoint, wire};
+use margay_proto::sync::{Ack, MAX_UP, NodeProblem, decode_ack, decode_local_endpoint, decode_problems, wire};
 use margay_runtime::telemetry::{self, Traceparent};
 use margay_runtime::tls::Peer;
 use tokio::sync::mpsc;
@@ -164,6 +164,7 @@ impl Reader {
                 let node = self.node.clone();
                 self.tell(Event::Local { node, said }).await?;
             }
+            Some(wire::up::Message::Problems(problems)) => self.troubled(decode_problems(problems).map_err(refused)?),
             Some(wire::up::Message::Hello(_)) => {
                 return Err(Status::invalid_argument("hello twice on one stream"));
             }
@@ -177,7 +178,10 @@ impl Reader {
         let Some(node) = self.inner.registry.get(&self.node, self.session) else {
             return;
         };
-        let Acked { done, news } = node.acked(ack);
+        let Acked { done, news, is_changed } = node.acked(ack);
+        if is_changed {
+            self.inner.registry.ring();
+        }
         for sent in &done {
             let counters = &self.inner.counters;
             counters.ack_seconds.observe(sent.at.elapsed().as_secs_f64());
@@ -194,6 +198,13 @@ impl Reader {
         }
         if let Some(more) = news.len().checked_sub(LOGGED + 1) {
             warn!(node = %self.node, more = more + 1, "node cannot enforce more records; ListRecords tells which");
+        }
+    }
+
+    fn troubled(&self, problems: Vec<NodeProblem>) {
+        for NodeProblem { code, message, degraded } in self.inner.registry.troubled(&self.node, self.session, problems)
+        {
+            warn!(node = %self.node, code, degraded, %message, "something is wrong with a node");
         }
     }
 

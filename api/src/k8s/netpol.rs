@@ -25,7 +25,8 @@ pub fn key(policy: &NetworkPolicy) -> PolicyKey {
     PolicyKey::of(PolicyKind::KubernetesNetworkPolicy, &policy.metadata)
 }
 
-/// Parses a policy. In a refusal, what is enforced is the policy without what is wrong in it.
+/// Parses a policy. In a refusal, what is enforced is the policy without what is wrong in it; where the pods that it selects are not known, none of
+/// its rules is, for all pods of its namespace.
 pub fn policy(policy: &NetworkPolicy) -> Result<(PolicyKey, Policy), Refusal> {
     let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
     let parsed = match &policy.spec {
@@ -62,14 +63,19 @@ pub fn spec(namespace: &str, spec: &NetworkPolicySpec) -> Result<Policy, Refusal
     let parsed = Policy {
         tier: DEFAULT_TIER.to_owned(),
         order: Order(Some(ORDER)),
-        selector: in_namespace(namespace, selector.unwrap_or_else(Selector::none)),
+        selector: in_namespace(namespace, selector.unwrap_or_else(Selector::all)),
         traffic: Traffic::Normal,
         applies_ingress,
         applies_egress,
         ingress,
         egress,
     };
-    problems.finish(parsed, |parsed| is_known.then_some(parsed))
+    // All rules allow, and whom they would allow something to is not known.
+    let closed = |parsed| match is_known {
+        true => Some(parsed),
+        false => Some(Policy { ingress: Vec::new(), egress: Vec::new(), ..parsed }),
+    };
+    problems.finish(parsed, closed).map_err(|refusal| refusal.or_former(!is_known))
 }
 
 /// Pods of that namespace that match.

@@ -58,6 +58,7 @@ impl Nodes {
 
 fn check(graph: &Graph, objects: &Objects, nodes: &Nodes) {
     let wanted = objects.compute();
+    assert_eq!(graph.ids(), wanted.keys().cloned().collect::<Vec<_>>());
     for (id, (record, audience)) in &wanted {
         assert_eq!(graph.record(id).as_deref(), Some(record), "{id:?}");
         assert_eq!(&graph.nodes_of(id), audience, "{id:?}");

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::agent::{AgentHandle, Event};
+use crate::problems::Problems;
 use crate::state::Fault;
 use notices::Notices;
 
@@ -58,6 +59,8 @@ pub struct Upstream {
     pub agent: AgentHandle,
     /// What is said about pods.
     pub notices: Notices,
+    /// What is wrong with this node.
+    pub problems: Problems,
 }
 
 impl Upstream {
@@ -127,6 +130,7 @@ impl Upstream {
             ended = self.receive(stream, frames) => Err(ended),
             fault = faults => Err(fault.map_or(Ended::Agent, Ended::Fault)),
             () = report(acks, up.clone()) => Err(Ended::Closed),
+            () = self.problems.tell(up.clone()) => Err(Ended::Closed),
             () = self.notices.tell(up, &self.agent) => Err(Ended::Closed),
         }
     }

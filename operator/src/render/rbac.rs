@@ -3,6 +3,7 @@
 use kube::ResourceExt;
 use margay_api::crds;
 use margay_api::k8s::cnp::DEFINITION;
+use margay_api::report::CONFIG_MAP;
 use margay_api::storage::{Kind, Mode};
 use serde_json::{Value, json};
 
@@ -61,7 +62,7 @@ fn optional(mode: Mode) -> Vec<String> {
     names
 }
 
-/// Typha reads what the computation takes as input, and writes nothing.
+/// Typha reads what the computation takes as input, and writes what it finds wrong: events on objects, and its key of one ConfigMap.
 pub(super) fn typha_rules(mode: Mode) -> Vec<Value> {
     vec![
         rule(&[""], &["namespaces", "nodes", "pods", "serviceaccounts"], &READ),
@@ -69,6 +70,13 @@ pub(super) fn typha_rules(mode: Mode) -> Vec<Value> {
         rule(&["discovery.k8s.io"], &["endpointslices"], &READ),
         rule(&["policy.networking.k8s.io"], &["clusternetworkpolicies"], &READ),
         calico(mode, &TYPHA_KINDS, &READ),
+        rule(&["events.k8s.io"], &["events"], &["create"]),
+        json!({
+            "apiGroups": [""],
+            "resources": ["configmaps"],
+            "resourceNames": [CONFIG_MAP],
+            "verbs": ["create", "patch"],
+        }),
         // Whether these kinds are served at all, and at which version.
         json!({
             "apiGroups": ["apiextensions.k8s.io"],

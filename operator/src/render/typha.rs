@@ -127,7 +127,11 @@ fn pod(context: &Context<'_>) -> Value {
 }
 
 fn container(context: &Context<'_>) -> Value {
-    let mut environment = vec![field_env("NODE_NAME", "spec.nodeName")];
+    let mut environment = vec![
+        field_env("NODE_NAME", "spec.nodeName"),
+        field_env("POD_NAME", "metadata.name"),
+        field_env("POD_NAMESPACE", "metadata.namespace"),
+    ];
     environment.extend(context.environment(&[
         ("MARGAY_LISTEN", format!("0.0.0.0:{TYPHA_PORT}")),
         ("MARGAY_ADMIN_LISTEN", format!("127.0.0.1:{ADMIN_PORT}")),

@@ -267,3 +267,26 @@ fn the_installation_shows_what_is_wrong_with_pools_too() {
     assert_eq!(message(shown.degraded), "ResourceValidationError: pool");
     assert_eq!(shown.progressing, None);
 }
+
+#[test]
+fn what_users_wrote_wrong_and_what_nodes_lack_is_said_with_examples_and_counts() {
+    use margay_api::report::Listing;
+    let listing =
+        |subjects: &[&str]| Listing::of(subjects, |subject| Entry::new(subject, "field: value: rule; remedy"));
+    let with = |objects: &[&str], records: &[&str], nodes: &[&str]| Inputs {
+        reports: Report { objects: listing(objects), records: listing(records), nodes: listing(nodes) },
+        ..up()
+    };
+    assert_eq!(policies(&up()), State::default());
+    let inputs = with(&["NetworkPolicy a/p", "Tier t", "Tier u", "Tier v"], &["policy x on node n1"], &[]);
+    assert_eq!(
+        message(policies(&inputs).degraded),
+        "ResourceValidationError: 4 not used as they are written, 1 not enforced on a node as they are written: \
+         NetworkPolicy a/p: field: value: rule; remedy; Tier t: field: value: rule; remedy; Tier u: field: value: rule; remedy"
+    );
+    assert_eq!(calico(&inputs, &Round::default()), State::default(), "a tenant's bad policy is no fault of the whole");
+    let inputs = with(&[], &[], &["n1", "n2", "n3", "n4"]);
+    assert_eq!(policies(&inputs), State::default());
+    let text = message(calico(&inputs, &Round::default()).degraded);
+    assert!(text.starts_with("NodeNotAsWanted: node n1: field") && text.ends_with("; and 1 more"), "{text}");
+}

@@ -15,7 +15,7 @@ use margay_calc::model::{
 };
 
 use super::members::unpack;
-use super::{Ack, Change, Error, Frame, LocalEndpoint, Trailer, wire};
+use super::{Ack, Change, Error, Frame, LocalEndpoint, NodeProblem, Trailer, wire};
 
 /// The longest piece of a refused text that an error shows.
 const SHOWN: usize = 64;
@@ -116,6 +116,16 @@ pub fn decode_local_endpoint(endpoint: wire::LocalEndpoint) -> Result<LocalEndpo
         addresses: list("local_endpoint.addresses", &endpoint.addresses, ADDRESS)?,
         uid: endpoint.uid,
     })
+}
+
+/// What is wrong with a node, as the server takes it: within the bounds, whatever was sent.
+pub fn decode_problems(problems: wire::NodeProblems) -> Result<Vec<NodeProblem>, Error> {
+    let decode = |problem: wire::NodeProblem| {
+        let code = filled("problems.code", problem.code)?;
+        Ok(NodeProblem { code, message: problem.message, degraded: problem.degraded })
+    };
+    let problems: Result<Vec<_>, Error> = problems.problems.into_iter().map(decode).collect();
+    Ok(NodeProblem::bounded(problems?))
 }
 
 const ADDRESS: &str = "an IP address";

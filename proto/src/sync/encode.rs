@@ -14,7 +14,7 @@ use margay_calc::model::{
 use prost::Message;
 
 use super::members::pack;
-use super::{Ack, ChangeRef, LocalEndpoint, Trailer, wire};
+use super::{Ack, ChangeRef, LocalEndpoint, NodeProblem, Trailer, wire};
 
 /// The bytes of a frame that holds this change and nothing else. Frames' bytes one after another are one frame with all changes.
 pub fn encode_change(change: ChangeRef<'_>) -> Bytes {
@@ -70,6 +70,12 @@ pub fn encode_local_endpoint(endpoint: &LocalEndpoint) -> wire::Up {
         addresses: texts(&endpoint.addresses),
         uid: endpoint.uid.clone(),
     }))
+}
+
+/// What is wrong with a node, as the node sends it.
+pub fn encode_problems(problems: &[NodeProblem]) -> wire::Up {
+    let problems = problems.iter().cloned().map(NodeProblem::into_wire);
+    up(wire::up::Message::Problems(wire::NodeProblems { problems: problems.collect() }))
 }
 
 /// The identity of a record.

@@ -21,6 +21,7 @@ use margay_node::net::plan::Plan;
 use margay_node::net::worker::Network;
 use margay_node::pods::{self, Ports, Settings};
 use margay_node::policy;
+use margay_node::problems::Problems;
 use margay_node::store::Store;
 use margay_node::upstream::Upstream;
 use margay_node::upstream::notices::Notices;
@@ -158,6 +159,7 @@ impl Node {
             server: server.to_string(),
             agent: agent.clone(),
             notices,
+            problems: Problems::default(),
         };
         let upstream = main.spawn(upstream.run(Shutdown::default()));
         self.running = Some(Running { runtime, agent, fatal, network, planned, addresses, upstream });

@@ -59,7 +59,10 @@ pub fn observe(object: &Value) -> Result<(&'static str, Observed)> {
     let line =
         kinds::TABLE.iter().find(|line| line.kind == kind).with_context(|| format!("typha does not watch {kind}"))?;
     let parsed = line.parse(object).with_context(|| format!("{kind} {key:?}: not what its kind is"))?;
-    Ok((kind, Observed { key, uid, meaning: Ok(parsed.update), problems: parsed.problems }))
+    Ok((
+        kind,
+        Observed { key, uid, update: parsed.update, prefers_former: parsed.prefers_former, problems: parsed.problems },
+    ))
 }
 
 /// Which object of which kind it is.

@@ -27,6 +27,7 @@ pub fn run(suite: &mut Suite, ground: &Ground) {
             suite.case("examples", || Err(error));
         }
     }
+    suite.case("a_policy_that_stops_parsing_keeps_what_it_denied", || stops_parsing(ground));
     suite.case("an_invalid_policy_opens_nothing_and_hurts_no_other", || invalid(ground));
 }
 
@@ -105,6 +106,59 @@ fn invalid(ground: &Ground) -> Result<()> {
     reported?;
     expect(ground, &Matrix::open(&PODS, &[(world::PORTS[0].1, world::PORTS[0].2)]))
 }
+
+/// A selector that is none is refused at write. One that gets in all the same, as the API server does not count letters, changes nothing but what is said;
+/// and where the policy has never been read otherwise, all that it may be about is closed.
+fn stops_parsing(ground: &Ground) -> Result<()> {
+    let closed = |is_closed: &dyn Fn(&str) -> bool| {
+        let mut expected = Matrix::open(&PODS, &[(Protocol::Tcp, 80)]);
+        for ((_, _, to), verdict) in &mut expected.cells {
+            if is_closed(to) {
+                *verdict = Verdict::Silent;
+            }
+        }
+        expected
+    };
+    let apply = |selector: &str| ground.apply("stops-parsing", &DENYING.replace("SELECTOR", selector));
+    let unread = format!("pod == 'b' || has({})", "a".repeat(600));
+    let path = apply("pod == 'b'")?.display().to_string();
+    expect(ground, &closed(&|to| to == "x/b")).context("under the sound policy")?;
+    let told = format!("{:#}", apply("pod = 'b'").err().context("the API server takes what is no selector")?);
+    ensure!(told.contains("not a selector"), "it is refused, but not because of its selector: {told}");
+
+    let kubectl = |arguments: &[&str]| ground.stage.cluster.kubectl(arguments);
+    let kept = apply(&unread).and_then(|_| {
+        let status = || kubectl(&["get", "tigerastatus", "policies", "-o", "json"]).unwrap_or_default();
+        let says = || status().contains("label names have at most") && status().contains("what it said before stays");
+        wait_for(Duration::from_secs(30), || format!("TigeraStatus to say it: {}", status()), says)?;
+        let events = || kubectl(&["get", "events.events.k8s.io", "-n", "x", "-o", "json"]).unwrap_or_default();
+        let tells = || events().contains("label names have at most");
+        wait_for(Duration::from_secs(30), || format!("an event that says it: {}", events()), tells)?;
+        expect(ground, &closed(&|to| to == "x/b")).context("when its selector is none")
+    });
+    kubectl(&["delete", "-f", &path])?;
+    kept?;
+    let unheard = apply(&unread).and_then(|_| expect(ground, &closed(&|to| to.starts_with("x/"))));
+    kubectl(&["delete", "-f", &path])?;
+    unheard.context("a policy whose selector never was one")?;
+    let well = || {
+        let available = r#"jsonpath={.status.conditions[?(@.type=="Degraded")].status}"#;
+        kubectl(&["get", "tigerastatus", "policies", "-o", available]).is_ok_and(|status| status.trim() == "False")
+    };
+    wait_for(Duration::from_secs(30), || "TigeraStatus to say that all is well".into(), well)?;
+    expect(ground, &Matrix::open(&PODS, &[(world::PORTS[0].1, world::PORTS[0].2)]))
+}
+
+const DENYING: &str = r#"
+apiVersion: projectcalico.org/v3
+kind: NetworkPolicy
+metadata: {name: stops-parsing, namespace: x}
+spec:
+  selector: "SELECTOR"
+  types: [Ingress]
+  ingress:
+  - action: Deny
+"#;
 
 const INVALID: &str = r#"
 apiVersion: projectcalico.org/v3

@@ -237,6 +237,14 @@ pub fn up(data: &[u8]) {
             let Ok(endpoint) = sync::decode_local_endpoint(endpoint) else { return };
             (sync::encode_local_endpoint(&endpoint), None, Some(endpoint))
         }
+        Some(wire::up::Message::Problems(problems)) => {
+            let Ok(problems) = sync::decode_problems(problems) else { return };
+            let wire::Up { message: Some(wire::up::Message::Problems(again)) } = sync::encode_problems(&problems)
+            else {
+                panic!("it is encoded as something else")
+            };
+            return assert_eq!(sync::decode_problems(again), Ok(problems));
+        }
         Some(wire::up::Message::Hello(_)) | None => return,
     };
     match again {

@@ -32,7 +32,7 @@ fn mk_addresses(addresses: &[&str]) -> Vec<IpAddr> {
 }
 
 fn observed(name: &str, uid: &str, update: Update) -> Observed {
-    Observed { key: key(name), uid: uid.to_owned(), meaning: Ok(Some(update)), problems: Vec::new() }
+    Observed { key: key(name), uid: uid.to_owned(), update: Some(update), prefers_former: false, problems: Vec::new() }
 }
 
 fn mk_namespace(name: &str, label: &str) -> Observed {
@@ -101,14 +101,68 @@ fn a_short_list_removes_nothing_before_the_sweep() {
 fn what_cannot_be_read_keeps_its_meaning() {
     let mut cache = Cache::new([NAMESPACE]);
     cache.apply(NAMESPACE, mk_namespace("a", "1"));
-    let unreadable =
-        Observed { meaning: Err(Unreadable), problems: vec!["spec: a number".to_owned()], ..mk_namespace("a", "1") };
+    let unreadable = Observed {
+        update: None,
+        prefers_former: true,
+        problems: vec!["spec: a number".to_owned()],
+        ..mk_namespace("a", "1")
+    };
     assert_eq!(cache.apply(NAMESPACE, unreadable), []);
     assert_eq!(cache.problems().count(), 1);
     assert_eq!(cache.counts().next(), Some((NAMESPACE, 1, 1)));
     assert_eq!(cache.apply(NAMESPACE, mk_namespace("a", "1")), []);
     assert_eq!(cache.problems().count(), 0);
     assert_eq!(cache.counts().next(), Some((NAMESPACE, 1, 0)));
+}
+
+/// A policy of the namespace, as it is written or as what stands in its place.
+fn mk_policy(order: u8, uid: &str, prefers_former: bool) -> Observed {
+    let problems = if prefers_former { vec!["spec.selector".to_owned()] } else { Vec::new() };
+    Observed { uid: uid.to_owned(), prefers_former, problems, ..mk_stored_policy("p", order) }
+}
+
+#[test]
+fn a_policy_that_is_refused_keeps_its_meaning_until_it_is_another_object() {
+    const POLICY: &str = "NetworkPolicy";
+    let mut cache = Cache::new([POLICY]);
+    let news = |cache: &mut Cache, observed: Observed| cache.apply(POLICY, observed);
+    let (sound, stand_in) = (mk_policy(1, "u", false), mk_policy(9, "u", true));
+    assert_eq!(news(&mut cache, sound.clone()), sound.update.iter().cloned().collect::<Vec<_>>());
+    assert_eq!(news(&mut cache, stand_in.clone()), [], "its former meaning stays");
+    assert!(cache.problems_of(POLICY, &key("p"))[1].contains("what it said before stays"));
+    assert_eq!(news(&mut cache, stand_in.clone()), [], "however often it is seen");
+    cache.begin(POLICY);
+    assert_eq!(news(&mut cache, stand_in.clone()), []);
+    assert_eq!(cache.sweep(POLICY), []);
+    let mended = mk_policy(2, "u", false);
+    assert_eq!(news(&mut cache, mended.clone()).len(), 1);
+    assert_eq!(cache.problems().count(), 0);
+
+    let other = mk_policy(9, "other", true);
+    assert_eq!(news(&mut cache, other.clone()), other.update.iter().cloned().collect::<Vec<_>>(), "another object");
+    assert!(cache.problems_of(POLICY, &key("p"))[1].contains("is closed"));
+    assert!(cache.delete(POLICY, &key("p")).is_some());
+    assert_eq!(news(&mut cache, stand_in.clone()).len(), 1, "never read: what stands in its place");
+
+    let mut fresh = Cache::new([POLICY]);
+    assert_eq!(news(&mut fresh, stand_in.clone()), stand_in.update.into_iter().collect::<Vec<_>>());
+    let nothing = Observed { update: None, ..mk_policy(1, "u", true) };
+    assert_eq!(Cache::new([POLICY]).apply(POLICY, nothing), []);
+}
+
+#[test]
+fn the_words_of_a_node_that_has_gone_elsewhere_give_way_to_the_api() {
+    let mut cache = Cache::new([POD]);
+    cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.1"])));
+    cache.apply(POD, observed("b", "u2", mk_endpoint("b", &[])));
+    assert_eq!(cache.local("n1", said("a", "u1", &[])), Ok(vec![mk_endpoint("a", &[])]), "its sandbox is made anew");
+    assert_eq!(cache.local("n1", said("b", "u2", &["10.0.0.2"])), Ok(vec![mk_endpoint("b", &["10.0.0.2"])]));
+    // What follows it says to another replica.
+    assert_eq!(cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.3"]))), [], "its word counts");
+    let news = cache.silence("n1");
+    assert_eq!(news, [mk_endpoint("a", &["10.0.0.3"]), mk_endpoint("b", &[])], "until it is silent");
+    assert_eq!(cache.silence("n1"), []);
+    assert_eq!(cache.apply(POD, observed("b", "u2", mk_endpoint("b", &["10.0.0.2"]))).len(), 1);
 }
 
 #[test]
@@ -198,7 +252,7 @@ fn farewells_of_pods_that_the_api_has_forgotten_are_not_kept() {
         farewell(&mut cache, "n1", &format!("p{pod}"), "u1");
     }
     farewell(&mut cache, "n1", "other", "u1");
-    let ended = Observed { meaning: Ok(None), ..observed("ended", "u1", mk_endpoint("ended", &[])) };
+    let ended = Observed { update: None, ..observed("ended", "u1", mk_endpoint("ended", &[])) };
     cache.apply(POD, ended);
     farewell(&mut cache, "n1", "ended", "u1");
     farewell(&mut cache, "n2", "other", "u1");
@@ -294,7 +348,7 @@ proptest! {
                     if api.get(&pod) == Some(&address) {
                         overlay.remove(&pod);
                     }
-                    let Observed { meaning: Ok(Some(Update::Endpoint(key, Some(endpoint)))), uid, .. } = mk_pod(pod, address) else {
+                    let Observed { update: Some(Update::Endpoint(key, Some(endpoint))), uid, .. } = mk_pod(pod, address) else {
                         unreachable!("pods are endpoints")
                     };
                     let said = LocalEndpoint { key, addresses: endpoint.addresses, uid };
@@ -334,7 +388,7 @@ proptest! {
                 .iter()
                 .map(|(pod, address)| {
                     let address = overlay.get(pod).unwrap_or(address);
-                    let Ok(Some(update)) = mk_pod(*pod, *address).meaning else { unreachable!("readable") };
+                    let Some(update) = mk_pod(*pod, *address).update else { unreachable!("readable") };
                     (format!("p{pod}"), update)
                 })
                 .collect();
@@ -395,7 +449,7 @@ proptest! {
                 told = policy.is_some().then_some(update);
             }
             let counts = ["p", "default.p"].into_iter().find_map(|stored| Some((stored, *api.get(stored)?)));
-            let wanted = counts.and_then(|(stored, order)| mk_stored_policy(stored, order).meaning.ok().flatten());
+            let wanted = counts.and_then(|(stored, order)| mk_stored_policy(stored, order).update);
             prop_assert_eq!(&told, &wanted);
         }
     }

@@ -7,7 +7,7 @@ fn namespace(namespace: Namespace) -> Parsed {
     let labels = namespace.metadata.labels.unwrap_or_default();
     Parsed {
         update: Some(Update::Namespace(namespace.metadata.name.unwrap_or_default(), Some(labels))),
-        problems: Vec::new(),
+        ..Parsed::default()
     }
 }
 
@@ -120,6 +120,55 @@ fn a_list_that_did_not_end_is_forgotten() {
 }
 
 #[test]
+fn what_is_deleted_during_a_list_does_not_come_back_with_it() {
+    let mut feed = mk_feed();
+    let lines = [
+        event("ADDED", object("a", 3)),
+        event("ADDED", object("b", 4)),
+        event("DELETED", object("a", 6)),
+        bookmark(7, true),
+    ];
+    assert_eq!(script(&mut feed, &lines), ["-", "-", "deleted a", "list b"]);
+}
+
+#[test]
+fn a_policy_that_cannot_be_read_closes_what_its_readable_fields_leave() {
+    use margay_api::policy::Policy;
+    use margay_api::v3::{GlobalNetworkPolicy, policy};
+    fn parse(object: GlobalNetworkPolicy) -> Parsed {
+        let key = PolicyKey::of(PolicyKind::GlobalNetworkPolicy, &object.metadata);
+        let parsed = policy::global_network_policy(&object).ok();
+        Parsed { update: Some(Update::Policy(key, parsed)), ..Parsed::default() }
+    }
+    let mut feed = Feed::new(parse, Form::Plain, false);
+    let mut stands = |spec: Value| -> Option<Policy> {
+        let object = json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy",
+            "metadata": {"name": "p", "resourceVersion": "3", "labels": 7}, "spec": spec});
+        let line = event("ADDED", object);
+        assert!(matches!(feed.line(&line), Ok(News::None)));
+        let News::List(mut objects) = feed.line(&bookmark(7, true)).expect("a list") else { panic!("it has ended") };
+        feed.restart();
+        let observed = objects.remove(0);
+        assert!(observed.prefers_former && !observed.problems.is_empty());
+        match observed.update {
+            Some(Update::Policy(_, policy)) => policy,
+            _ => None,
+        }
+    };
+    let policy =
+        stands(json!({"selector": "a == 'b'", "order": "first", "ingress": [{"action": 7}], "types": ["Ingress"]}));
+    let policy = policy.expect("something stands in its place");
+    assert_eq!(
+        (policy.selector.to_string().as_str(), policy.applies_ingress, policy.applies_egress),
+        ("a == \"b\"", true, false)
+    );
+    assert_eq!(policy.ingress, [margay_api::rule::Rule::any(margay_api::rule::Action::Deny)]);
+    let all = stands(json!({"selector": 7, "types": 7, "tier": "t"})).expect("something stands in its place");
+    assert_eq!((all.selector.to_string().as_str(), all.tier.as_str()), ("all()", "t"));
+    assert!(all.applies_ingress && all.applies_egress);
+}
+
+#[test]
 fn one_bad_object_is_its_own_problem() {
     let mut feed = mk_feed();
     let mut bad = object("bad", 3);
@@ -128,7 +177,8 @@ fn one_bad_object_is_its_own_problem() {
     script(&mut feed, &[event("ADDED", object("a", 3)), bookmark(7, true)]);
     let Ok(News::Object(observed, _)) = feed.line(&line) else { panic!("an object") };
     assert_eq!(observed.key.name, "bad");
-    assert_eq!(observed.meaning, Err(Unreadable));
+    assert!(observed.prefers_former);
+    assert_eq!(observed.update, None);
     assert!(observed.problems[0].contains("invalid type"), "{:?}", observed.problems);
 }
 
@@ -166,6 +216,7 @@ fn objects_of_the_older_storage_mean_what_users_wrote() {
     use margay_api::v3::GlobalNetworkSet;
     let parse = |set: GlobalNetworkSet| Parsed {
         update: None,
+        prefers_former: false,
         problems: vec![format!("{:?} {:?}", set.metadata.name, set.metadata.labels)],
     };
     let kind = Kind::of("GlobalNetworkSet").expect("a kind of Calico's");
@@ -180,7 +231,7 @@ fn objects_of_the_older_storage_mean_what_users_wrote() {
     feed.line(&event("ADDED", stored("{"))).expect("an object");
     let News::List(objects) = feed.line(&bookmark(5, true)).expect("a list") else { panic!("the list has ended") };
     assert_eq!(objects[0].problems, [r#"Some("s") Some({"role": "db"})"#]);
-    assert!(objects[1].meaning.is_ok(), "the rest of the object holds");
+    assert!(!objects[1].prefers_former, "the rest of the object holds");
     assert!(
         objects[1].problems[1].contains("projectcalico.org/metadata") && objects[1].problems[1].contains("not JSON")
     );

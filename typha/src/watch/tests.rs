@@ -58,7 +58,7 @@ const PAGE: &[&str] = &["/api/v1/configmaps?&limit=500"];
 
 fn parse(map: ConfigMap) -> Parsed {
     let name = map.metadata.name.unwrap_or_default();
-    Parsed { update: Some(Update::Namespace(name, Some(Default::default()))), problems: Vec::new() }
+    Parsed { update: Some(Update::Namespace(name, Some(Default::default()))), ..Parsed::default() }
 }
 
 /// Plays the scenes up to the first request after them. Gives a line for each event that removed or completed something.
@@ -301,4 +301,32 @@ async fn a_kind_is_read_at_the_version_at_which_it_is_served() {
     )
     .await;
     assert_eq!(told, ["in sync with 1, 0 removed"]);
+}
+
+#[tokio::test]
+async fn a_parser_that_panics_ends_the_watch_and_whoever_waits_for_that() {
+    fn odd(_: ConfigMap) -> Parsed {
+        panic!("an object that nobody thought of")
+    }
+    let server = tower::service_fn(move |_: Request<Body>| async move {
+        let body = scene(LIST, &[added("a", 3), end(5)]).body;
+        Ok::<_, Infallible>(Response::new(Body::from(body.into_bytes())))
+    });
+    let (events, _inbox) = mpsc::channel(64);
+    let watch = Watch {
+        kind: KIND,
+        path: "/api/v1/configmaps".to_owned(),
+        form: Form::Plain,
+        definition: None,
+        never_empty: false,
+        client: kube::Client::new(server, "default"),
+        events,
+        counters: Counters::register(&mut Metrics::default(), Registry::default()),
+    };
+    let mut tasks = margay_runtime::tasks::Tasks::default();
+    tasks.spawn("owner", std::future::pending());
+    tasks.spawn("watch of ConfigMap", watch.run(odd));
+    let ended = tasks.ended().await;
+    let words = "task watch of ConfigMap has ended: panic: an object that nobody thought of; the process ends too, to be started anew";
+    assert_eq!(ended.to_string(), words);
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use margay_api::endpoint::{EndpointKey, WorkloadEndpoint, interface_name};
 use margay_api::meta::{LABEL_NAMESPACE, Labels};
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier, Traffic};
+use margay_api::report::Report;
 use margay_api::rule::{Action, EntityMatch, Rule};
 use margay_api::selector::Selector;
 use margay_calc::model::{Member, Record, RecordId};
@@ -23,6 +24,7 @@ use margay_typha::compute::{EVENTS, Event, Owner};
 use margay_typha::hub::Cause;
 use margay_typha::metrics::Counters;
 use margay_typha::registry::Registry;
+use margay_typha::reporter;
 use prometheus_client::registry::Registry as Metrics;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
@@ -67,7 +69,7 @@ pub fn address_of(number: u16) -> IpAddr {
 
 /// An object that means this.
 pub fn mk_object(name: &str, update: Update) -> Observed {
-    Observed { key: key(name), uid: String::new(), meaning: Ok(Some(update)), problems: Vec::new() }
+    Observed { key: key(name), uid: String::new(), update: Some(update), prefers_former: false, problems: Vec::new() }
 }
 
 /// A pod with one address.
@@ -84,14 +86,15 @@ pub fn mk_pod(name: &str, node: &str, address: u16) -> Observed {
     Observed {
         key: key.clone(),
         uid: format!("u-{name}"),
-        meaning: Ok(Some(Update::Endpoint(key, Some(endpoint)))),
+        update: Some(Update::Endpoint(key, Some(endpoint))),
+        prefers_former: false,
         problems: Vec::new(),
     }
 }
 
 /// The pod before it has an address.
 pub fn clear_addresses(pod: &mut Observed) {
-    if let Ok(Some(Update::Endpoint(_, Some(endpoint)))) = &mut pod.meaning {
+    if let Some(Update::Endpoint(_, Some(endpoint))) = &mut pod.update {
         endpoint.addresses.clear();
     }
 }
@@ -175,6 +178,15 @@ impl Typha {
 
     /// One that waits for lists of these kinds.
     pub async fn start_with(patience: Patience, kinds: &[&'static str]) -> Self {
+        Self::start_as(patience, kinds, None).await
+    }
+
+    /// One where the words of a node count for this time after its stream has ended.
+    pub async fn start_with_grace(grace: Duration) -> Self {
+        Self::start_as(Patience::default(), &[], Some(grace)).await
+    }
+
+    async fn start_as(patience: Patience, kinds: &[&'static str], grace: Option<Duration>) -> Self {
         let authority = Authority::new();
         let registry = Registry::default();
         let counters = Counters::register(&mut Metrics::default(), registry.clone());
@@ -182,7 +194,8 @@ impl Typha {
         let (events, inbox) = mpsc::channel(EVENTS);
         let cache = Cache::new(kinds.iter().copied());
         let gate = readiness.gate("sync", "starting");
-        let owner = Owner::new(cache, counters.clone(), registry.clone(), gate);
+        let mut owner = Owner::new(cache, counters.clone(), registry.clone(), gate);
+        owner.grace = grace.unwrap_or(owner.grace);
         let owner = tokio::spawn(owner.run(inbox, shutdown.clone()));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -199,6 +212,11 @@ impl Typha {
             parts.serve(listener, tls).await.expect("server");
         });
         Self { authority, address, registry, readiness, shutdown, events, tasks: vec![owner, server] }
+    }
+
+    /// What is wrong now.
+    pub async fn report(&self) -> Report {
+        reporter::report(&self.events, &self.registry).await.expect("the owner lives")
     }
 
     pub async fn tell(&self, event: Event) {

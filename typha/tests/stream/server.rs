@@ -6,13 +6,14 @@ use std::time::Duration;
 use margay_api::endpoint::{HostEndpoint, HostInterface, Profile};
 use margay_api::meta::Labels;
 use margay_api::network::NodeInfo;
+use margay_api::report::Entry;
 use margay_calc::model::RecordId;
 use margay_calc::update::Update;
 use margay_proto::debug::debug_client::DebugClient;
 use margay_proto::debug::{
     ExplainRequest, GetRecordRequest, ListNodesRequest, ListRecordsRequest, NodeStatus, Party, ViewRequest, party,
 };
-use margay_proto::sync::{LocalEndpoint, encode_local_endpoint, wire};
+use margay_proto::sync::{LocalEndpoint, NodeProblem, encode_local_endpoint, encode_problems, wire};
 use margay_typha::app::Patience;
 use margay_typha::compute::Event;
 use tokio::io::AsyncReadExt;
@@ -231,6 +232,32 @@ async fn a_node_tells_its_own_pods_addresses_to_all() {
     two.until(|held| peers::is_member_anywhere(held, address)).await;
 }
 
+/// A node says to one replica that a pod has lost its address, and to the next that it has another one. The first believes the API again after a while.
+#[tokio::test]
+async fn words_of_a_node_end_with_its_stream() {
+    let one = Typha::start_with_grace(Duration::from_millis(50)).await;
+    let two = Typha::start().await;
+    let said = |addresses: Vec<IpAddr>| {
+        encode_local_endpoint(&LocalEndpoint { key: peers::key("a"), addresses, uid: "u-a".to_owned() })
+    };
+    for typha in [&one, &two] {
+        typha.select_everything().await;
+        typha.observe(vec![mk_pod("a", "n1", 1), mk_pod("b", "n2", 2)]).await;
+    }
+    let mut watcher = one.node("n2").await;
+    watcher.until(|held| peers::is_member_anywhere(held, address_of(1))).await;
+    let speaker = one.node("n1").await;
+    speaker.say(said(Vec::new())).await;
+    watcher.until(|held| !peers::is_member_anywhere(held, address_of(1))).await;
+    drop(speaker);
+    let speaker = two.node("n1").await;
+    speaker.say(said(vec![address_of(7)])).await;
+    for typha in [&one, &two] {
+        typha.observe(vec![mk_pod("a", "n1", 7)]).await;
+    }
+    watcher.until(|held| peers::is_member_anywhere(held, address_of(7))).await;
+}
+
 #[tokio::test]
 async fn readers_see_records_and_views() {
     let typha = Typha::start().await;
@@ -275,6 +302,56 @@ async fn readers_see_records_and_views() {
     let get = |id: &str| GetRecordRequest { kind: "endpoint".into(), id: id.into() };
     let missing = debug.get_record(get("ns/none")).await.expect_err("not there");
     assert_eq!(missing.code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn whatever_is_read_in_pieces_is_whole() {
+    let typha = Typha::start().await;
+    typha.select_everything().await;
+    typha.observe((1..=300).map(|number| mk_pod(&format!("p{number}"), "n1", number)).collect()).await;
+    let reader = typha.channel(&typha.authority, "margay:reader", "margay:readers").await;
+    let mut debug = DebugClient::new(reader.expect("our CA"));
+    let all = debug.list_records(ListRecordsRequest::default()).await.expect("records").into_inner();
+    let of = |kind: &str| all.records.iter().filter(|record| record.kind == kind).count();
+    assert_eq!((of("endpoint"), of("policy"), of("ip-set")), (300, 1, 1), "{:?}", all.problems);
+    let view = debug.view(ViewRequest { node: "n1".into() }).await.expect("a view").into_inner();
+    assert_eq!(view.records.iter().filter(|record| record.kind != "settings").count(), 302);
+    let asked = GetRecordRequest { kind: "endpoint".into(), id: "ns/p77".into() };
+    assert!(debug.get_record(asked).await.expect("a record").into_inner().text.contains("10.0.0.77"));
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_in_the_report_while_it_is() {
+    let typha = Typha::start().await;
+    assert!(typha.report().await.is_empty());
+    let mut bell = typha.registry.bell();
+    let mut refused = mk_pod("bad", "n1", 2);
+    refused.problems.push("spec.selector: \"x ==\": is no selector; correct it".to_owned());
+    typha.observe(vec![refused, mk_pod("good", "n1", 3)]).await;
+    bell.changed().await.expect("it rings");
+    let objects = typha.report().await.objects;
+    assert_eq!((objects.total, objects.first.first().expect("one").subject.as_str()), (1, "Pod ns/bad"));
+
+    let mut agent = typha.node("n1").await;
+    // At once, so perhaps before the hello has been answered.
+    let problems = [NodeProblem::new("routes", "there is none", true), NodeProblem::new("kernel", "old", false)];
+    agent.say(encode_problems(&problems)).await;
+    agent.frame().await;
+    agent.refuse(RecordId::HostEndpoint("b".to_owned()), "taken").await;
+    bell.changed().await.expect("it rings");
+    until(|| !typha.registry.errors().is_empty() && !typha.registry.problems().is_empty()).await;
+    let report = typha.report().await;
+    assert_eq!(
+        report.nodes.first,
+        [Entry::new("n1", "routes: there is none")].into(),
+        "hints are told to those who ask"
+    );
+    assert_eq!(report.records.first, [Entry::new("host-endpoint b on node n1", "taken")].into());
+
+    typha.observe(vec![mk_pod("bad", "n1", 2)]).await;
+    drop(agent);
+    until(|| typha.registry.errors().is_empty() && typha.registry.problems().is_empty()).await;
+    assert!(typha.report().await.is_empty());
 }
 
 #[tokio::test]

@@ -13,17 +13,20 @@ use crate::rule::{Action, EntityMatch, Port, PortRange, Protocol, Rule};
 use crate::selector::{Node, Selector};
 
 use super::{
-    ADMIN_TIER, BASELINE_TIER, ClusterNetworkPolicy, EgressRule, IngressRule, NamespacedPods, Peer, PortMatch,
-    ProtocolMatch, TransportMatch,
+    ADMIN_TIER, BASELINE_TIER, ClusterNetworkPolicy, ClusterNetworkPolicySpec, EgressRule, IngressRule, NamespacedPods,
+    Peer, PortMatch, ProtocolMatch, TransportMatch,
 };
+
+/// The place of a policy of which it is not known: before every priority.
+const BEFORE_ALL: f64 = -1.0;
 
 /// Identity of the policy.
 pub fn key(policy: &ClusterNetworkPolicy) -> PolicyKey {
     PolicyKey::of(PolicyKind::KubernetesClusterNetworkPolicy, &policy.metadata)
 }
 
-/// Parses a policy. In a refusal, what is enforced is the policy with what is wrong in it closed; nothing, if its tier, its place or its
-/// subject is not known.
+/// Parses a policy. In a refusal, what is enforced is the policy with what is wrong in it closed. Where its tier, its place or its subject is not
+/// known, that is the first, for all pods, and nothing is allowed by it.
 pub fn policy(policy: &ClusterNetworkPolicy) -> Result<Policy, Refusal> {
     let spec = &policy.spec;
     let mut problems = Problems::default();
@@ -38,9 +41,9 @@ pub fn policy(policy: &ClusterNetworkPolicy) -> Result<Policy, Refusal> {
         .collect();
     let is_known = tier.is_some() && order.is_some() && subject.is_some();
     let parsed = Policy {
-        tier: tier.unwrap_or_default().to_owned(),
-        order: Order(order),
-        selector: subject.unwrap_or_else(Selector::none),
+        tier: tier.unwrap_or(ADMIN_TIER).to_owned(),
+        order: Order(Some(order.unwrap_or(BEFORE_ALL))),
+        selector: subject.unwrap_or_else(is_pod),
         traffic: Traffic::Normal,
         // The tiers pass at their end, so a direction without rules is as good as none.
         applies_ingress: !ingress.is_empty(),
@@ -48,7 +51,19 @@ pub fn policy(policy: &ClusterNetworkPolicy) -> Result<Policy, Refusal> {
         ingress,
         egress,
     };
-    problems.finish(parsed, |parsed| is_known.then_some(parsed))
+    let closed = |parsed: Policy| match is_known {
+        true => Some(parsed),
+        false => Some(without_allowing(spec, parsed)),
+    };
+    problems.finish(parsed, closed).map_err(|refusal| refusal.or_former(!is_known))
+}
+
+/// What stands for a policy of which it is not known whom it is about or when: it denies where a rule does more than accept.
+fn without_allowing(spec: &ClusterNetworkPolicySpec, policy: Policy) -> Policy {
+    let rules = |denies: bool| if denies { vec![Rule::any(Action::Deny)] } else { Vec::new() };
+    let ingress = rules(spec.ingress.iter().any(|rule| rule.action != "Accept"));
+    let egress = rules(spec.egress.iter().any(|rule| rule.action != "Accept"));
+    Policy { applies_ingress: !ingress.is_empty(), applies_egress: !egress.is_empty(), ingress, egress, ..policy }
 }
 
 fn tier(problems: &mut Problems, tier: &str) -> Option<&'static str> {

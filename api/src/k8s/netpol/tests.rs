@@ -108,7 +108,11 @@ fn a_wrong_rule_is_left_out_and_the_rest_stays() {
 }
 
 #[test]
-fn a_wrong_pod_selector_refuses_the_whole() {
-    let refusal = convert(json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "Near"}]}})).expect_err("no such operator");
-    assert_eq!(refusal.closed, None);
+fn a_wrong_pod_selector_closes_all_pods_of_the_namespace() {
+    let spec = json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "Near"}]}, "ingress": [{}]});
+    let refusal = convert(spec).expect_err("no such operator");
+    assert!(refusal.prefers_former);
+    let closed = refusal.closed.expect("something stands in its place");
+    let all = convert(json!({"podSelector": {}})).expect("a policy of all pods").1;
+    assert_eq!(closed, all, "which allows nothing");
 }

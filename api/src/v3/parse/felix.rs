@@ -10,12 +10,13 @@ use super::rule::port_protocol;
 
 type Parsed = Result<FelixOverrides, Refusal<FelixOverrides>>;
 
-/// What an object says. A bad value counts as not given, and is reported; an object that is for nobody counts as not there.
+/// What an object says. While a value is bad, what the object said before stays, as a default may open more than what was written; where it has not
+/// been read before, a bad value counts as not given, and an object that is for nobody as not there.
 pub fn overrides(configuration: &FelixConfiguration) -> Parsed {
     let spec = &configuration.spec;
     let mut problems = Problems::default();
     let Some(scope) = scope(&mut problems, configuration) else {
-        return Err(Refusal { problems: problems.into_vec(), closed: None });
+        return Err(Refusal::of_nothing(problems).or_former(true));
     };
     let overrides = FelixOverrides {
         scope,
@@ -41,7 +42,7 @@ pub fn overrides(configuration: &FelixConfiguration) -> Parsed {
             spec.failsafe_outbound_host_ports.as_deref(),
         ),
     };
-    problems.finish(overrides, Some)
+    problems.finish(overrides, Some).map_err(|refusal| refusal.or_former(true))
 }
 
 fn scope(problems: &mut Problems, configuration: &FelixConfiguration) -> Option<SettingsScope> {

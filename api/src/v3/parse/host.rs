@@ -14,8 +14,9 @@ type Parsed = Result<HostEndpoint, Refusal<HostEndpoint>>;
 /// The profile that allows everything.
 const ALLOW: &str = "projectcalico-default-allow";
 
-/// Parses a host endpoint. Addresses and ports that do not parse are left out and reported, a profile that cannot exist denies and is reported.
-/// Without knowing which interface of which node is meant, nothing stands in its place.
+/// Parses a host endpoint. Ports and, of a named interface, addresses that do not parse are left out and reported, a profile that cannot exist denies
+/// and is reported. Where it is not known which interface is meant, its former meaning stays, and without one it stands for every interface of the
+/// node that has no other endpoint: one that was to be closed is not open. Without a node it stands for nothing.
 pub fn host_endpoint(endpoint: &host::HostEndpoint) -> Parsed {
     let spec = &endpoint.spec;
     let mut problems = Problems::default();
@@ -26,7 +27,9 @@ pub fn host_endpoint(endpoint: &host::HostEndpoint) -> Parsed {
         problems.add("spec.node", "", "a host endpoint belongs to one node", "write the name of the node");
     }
     let interface = interface(&mut problems, spec.interface_name.as_deref().unwrap_or_default());
+    let known = problems.len();
     let addresses = addresses(&mut problems, &spec.expected_ips);
+    let has_bad_address = problems.len() > known;
     if interface == Some(HostInterface::ByAddress) && spec.expected_ips.is_empty() {
         let remedy = "write interfaceName, * for all interfaces, or expectedIPs";
         problems.add("spec.interfaceName", "", "neither the interface is named nor its addresses", remedy);
@@ -35,11 +38,17 @@ pub fn host_endpoint(endpoint: &host::HostEndpoint) -> Parsed {
     let ports = ports.filter_map(|(index, port)| named_port(&mut problems, &format!("spec.ports[{index}]"), port));
     let ports = ports.collect();
     let profiles = profiles(&mut problems, &spec.profiles);
-    let is_known = !node.is_empty() && (interface != Some(HostInterface::ByAddress) || !addresses.is_empty());
-    let is_known = is_known && interface.is_some();
+    let is_by_address = interface == Some(HostInterface::ByAddress);
+    // An interface that has only the address that does not parse would have no endpoint.
+    let may_be_any = interface.is_none() || is_by_address && has_bad_address;
+    let is_nobodys = node.is_empty() || is_by_address && spec.expected_ips.is_empty();
     let interface = interface.unwrap_or(HostInterface::ByAddress);
     let parsed = HostEndpoint { node, labels, interface, addresses, ports, profiles };
-    problems.finish(parsed, |parsed| is_known.then_some(parsed))
+    let closed = |parsed| match may_be_any {
+        true => Some(HostEndpoint { interface: HostInterface::All, ..parsed }).filter(|_| !is_nobodys),
+        false => Some(parsed).filter(|_| !is_nobodys),
+    };
+    problems.finish(parsed, closed).map_err(|refusal| refusal.or_former(may_be_any || is_nobodys))
 }
 
 fn interface(problems: &mut Problems, name: &str) -> Option<HostInterface> {

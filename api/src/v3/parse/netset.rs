@@ -10,13 +10,14 @@ use crate::v3::netset::{GlobalNetworkSet, NetworkSet};
 
 type Parsed = Result<network::NetworkSet, Refusal<network::NetworkSet>>;
 
-/// Parses a namespaced set. Members that do not parse are left out and reported; the others count.
+/// Parses a namespaced set. One with members that do not parse keeps those that it had, because rules that deny may name it as well as rules that
+/// allow; where it has not been read before, the members that parse count.
 pub fn network_set(set: &NetworkSet) -> Parsed {
     let namespace = set.metadata.namespace.clone().unwrap_or_default();
     parse(&set.metadata.labels, &set.spec.nets, Some(namespace))
 }
 
-/// Parses a cluster-wide set. Members that do not parse are left out and reported; the others count.
+/// Parses a cluster-wide set, like [`network_set`].
 pub fn global_network_set(set: &GlobalNetworkSet) -> Parsed {
     parse(&set.metadata.labels, &set.spec.nets, None)
 }
@@ -40,5 +41,6 @@ fn parse(written: &Option<BTreeMap<String, String>>, nets: &[String], namespace:
         }
     }
     let set = network::NetworkSet { labels, nets: members };
-    problems.finish(set, Some)
+    let lacks_members = set.nets.len() < nets.len();
+    problems.finish(set, Some).map_err(|refusal| refusal.or_former(lacks_members))
 }

@@ -71,9 +71,11 @@ struct Common<'a> {
 }
 
 impl Common<'_> {
-    /// `parts` of the selector are `None` where they do not parse.
+    /// `parts` of the selector are `None` where they do not parse. Then the policy may be about any endpoint that the others leave, and what
+    /// stands in its place is about all of them.
     fn parse(self, mut problems: Problems, parts: [Option<Selector>; 3], traffic: Traffic) -> Result<Policy, Refusal> {
-        let selector = parts.into_iter().collect::<Option<Vec<_>>>().map(Selector::and);
+        let is_known = parts.iter().all(Option::is_some);
+        let selector = Selector::and(parts.into_iter().flatten());
         let (applies_ingress, applies_egress) = self.directions(&mut problems);
         let mut rules = |specs: &[RuleSpec], direction| {
             let mut reader = RuleReader::new(self.namespace, direction, &mut problems);
@@ -87,7 +89,7 @@ impl Common<'_> {
                 tier => tier.to_owned(),
             },
             order: Order(self.order),
-            selector: selector.clone().unwrap_or_else(Selector::none),
+            selector,
             traffic,
             applies_ingress,
             // Nothing that leaves is before the translation of where it goes.
@@ -95,13 +97,9 @@ impl Common<'_> {
             ingress: ingress.iter().flatten().cloned().collect(),
             egress: egress.iter().flatten().cloned().collect(),
         };
-        problems.finish(policy, |policy| {
-            selector.is_some().then(|| Policy {
-                ingress: closed_rules(self.ingress),
-                egress: closed_rules(self.egress),
-                ..policy
-            })
-        })
+        let closed =
+            |policy| Some(Policy { ingress: closed_rules(self.ingress), egress: closed_rules(self.egress), ..policy });
+        problems.finish(policy, closed).map_err(|refusal| refusal.or_former(!is_known))
     }
 
     fn directions(&self, problems: &mut Problems) -> (bool, bool) {

@@ -17,7 +17,7 @@ pub fn pool(pool: &IPPool) -> Result<Pool, Refusal<Pool>> {
     let mut problems = Problems::default();
     let Ok(cidr) = spec.cidr.parse::<IpNet>() else {
         problems.add("spec.cidr", &spec.cidr, "not a range", "write it like 10.244.0.0/16");
-        return Err(Refusal { problems: problems.into_vec(), closed: None });
+        return Err(Refusal::of_nothing(problems).or_former(true));
     };
     let vxlan = mode(&mut problems, "spec.vxlanMode", &spec.vxlan_mode);
     let ipip = mode(&mut problems, "spec.ipipMode", &spec.ipip_mode);
@@ -49,13 +49,15 @@ pub fn pool(pool: &IPPool) -> Result<Pool, Refusal<Pool>> {
     } else {
         encapsulation
     };
+    // Whom a pool serves matters to IPAM, where one with a bad selector serves nobody; how its packets travel must not change by a typing error.
+    let is_route_unclear = !problems.is_empty();
     for (field, text) in
         [("spec.nodeSelector", &spec.node_selector), ("spec.namespaceSelector", &spec.namespace_selector)]
     {
         problems.selector(field, text.as_deref().unwrap_or_default());
     }
     let parsed = Pool { cidr: cidr.trunc(), encapsulation, nat_outgoing: spec.nat_outgoing.unwrap_or(false) };
-    problems.finish(parsed, Some)
+    problems.finish(parsed, Some).map_err(|refusal| refusal.or_former(is_route_unclear))
 }
 
 #[derive(Clone, Copy)]

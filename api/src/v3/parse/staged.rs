@@ -43,7 +43,7 @@ fn staged<S: Serialize>(action: &Option<String>, spec: &S, policy: impl FnOnce()
     match action.as_deref().unwrap_or_default() {
         "" | "Set" | "Learn" => match policy() {
             Ok(policy) => return Ok(StagedPolicy::Set(policy)),
-            Err(refusal) => return Err(Refusal { problems: refusal.problems, closed: None }),
+            Err(Refusal { problems, .. }) => return Err(Refusal { problems, closed: None, prefers_former: false }),
         },
         "Ignore" => return Ok(StagedPolicy::Ignore),
         "Delete" => match beside_the_tier(spec) {
@@ -57,7 +57,7 @@ fn staged<S: Serialize>(action: &Option<String>, spec: &S, policy: impl FnOnce()
         },
         other => problems.add(FIELD, other, "not an action", "use Set, Delete, Learn or Ignore"),
     }
-    Err(Refusal { problems: problems.into_vec(), closed: None })
+    Err(Refusal::of_nothing(problems))
 }
 
 /// The first field that says something, other than the tier.
