@@ -3,8 +3,10 @@
 //! It lives on a thread of its own because the kernel's answers block. Events that wait together are committed together: one transaction, one
 //! acknowledgement. Nothing is written before the first whole view, unless the kernel holds nothing of ours and a view was saved.
 
+mod acks;
 mod kernel;
 mod owner;
+mod routing;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::cni::ports::{Enforcer, NotEnforced};
 use crate::metrics::Metrics;
 use crate::net::plan::{LocalPods, Plan};
+use crate::net::worker::{Network, Progress};
 use crate::policy::{Attached, Compiler, Links};
 use crate::state::{Fault, State};
 use crate::store::Store;
@@ -25,6 +28,7 @@ use crate::store::Store;
 pub use kernel::{Kernel, Netfilter, watch_drift, watch_links};
 pub use owner::Fatal;
 pub(crate) use owner::kind;
+pub use routing::RoutingFault;
 
 /// Events that wait at once; whoever has one more waits, and typha with it.
 const QUEUE: usize = 256;
@@ -76,6 +80,8 @@ pub enum Event {
     Links(Links),
     /// Somebody changed our table.
     Drift,
+    /// Routes have come further, or are not as wanted any more.
+    Routed,
     /// Somebody wants to look.
     Inspect(Look),
 }
@@ -96,30 +102,45 @@ pub struct Status {
     pub server: String,
     /// Records that are not enforced as they are written, and why.
     pub errors: BTreeMap<RecordId, String>,
-    /// Why the kernel does not hold what it should, if that is so.
+    /// Why nftables does not hold what it should, if that is so.
     pub failing: Option<String>,
+    /// Why routing is not as wanted, if that has been so for a while.
+    pub routing: Option<RoutingFault>,
 }
 
 impl Status {
-    /// Why no pod could be attached now, if that is so.
+    /// Why the node is not as it should be, if that is so.
     pub fn not_ready(&self) -> Option<String> {
+        self.no_network().or_else(|| self.routing.as_ref().map(|fault| fault.reason.clone()))
+    }
+
+    /// Why no pod could be attached now, or would have no network here, if that is so. Kubernetes takes a node of which this is said out of service.
+    pub fn no_network(&self) -> Option<String> {
         if let Some(reason) = &self.failing {
             return Some(format!("nftables is not as wanted: {reason}"));
         }
-        (!self.enforcing)
-            .then(|| "the node's view has not come from margay-typha yet; is it running and reachable?".to_owned())
+        if !self.enforcing {
+            return Some("the node's view has not come from margay-typha yet; is it running and reachable?".to_owned());
+        }
+        self.routing.as_ref().filter(|fault| fault.is_own).map(|fault| fault.reason.clone())
     }
 }
 
 /// Where routes are planned to.
 pub trait Routes: Send {
-    /// Makes this the wanted plan. Does not wait.
-    fn want(&mut self, plan: Plan);
+    /// Makes this the wanted plan; returns its generation. Does not wait.
+    fn want(&mut self, plan: Plan) -> u64;
+    /// How far the kernel has come, as that changes.
+    fn progress(&self) -> watch::Receiver<Progress>;
 }
 
-impl Routes for crate::net::worker::Network {
-    fn want(&mut self, plan: Plan) {
-        Self::want(self, plan);
+impl Routes for Network {
+    fn want(&mut self, plan: Plan) -> u64 {
+        Self::want(self, plan)
+    }
+
+    fn progress(&self) -> watch::Receiver<Progress> {
+        self.watch()
     }
 }
 
@@ -157,8 +178,12 @@ pub fn spawn(parts: Parts) -> std::io::Result<(AgentHandle, oneshot::Receiver<Fa
     let (status, seen_status) = watch::channel(Status::default());
     let (acks, seen_acks) = watch::channel(None);
     let (fatal, fate) = oneshot::channel();
-    let owner = owner::Owner::new(parts, status, acks);
     let runtime = tokio::runtime::Handle::current();
+    if let Some(routes) = &parts.routes {
+        // Its sender would keep the agent alive.
+        runtime.spawn(follow(routes.progress(), events.downgrade()));
+    }
+    let owner = owner::Owner::new(parts, status, acks);
     std::thread::Builder::new().name("agent".to_owned()).spawn(move || {
         if let Err(error) = owner.run(&runtime, queue) {
             // Nobody listens only when the process is ending already.
@@ -166,6 +191,16 @@ pub fn spawn(parts: Parts) -> std::io::Result<(AgentHandle, oneshot::Receiver<Fa
         }
     })?;
     Ok((AgentHandle { events, status: seen_status, acks: seen_acks }, fate))
+}
+
+/// Tells the owner of every step of the routes.
+async fn follow(mut progress: watch::Receiver<Progress>, events: mpsc::WeakSender<Event>) {
+    while progress.changed().await.is_ok() {
+        let Some(events) = events.upgrade() else { return };
+        if events.send(Event::Routed).await.is_err() {
+            return;
+        }
+    }
 }
 
 impl AgentHandle {
@@ -236,7 +271,7 @@ impl Enforcer for AgentHandle {
     }
 
     fn not_ready(&self) -> Option<String> {
-        self.status.borrow().not_ready()
+        self.status.borrow().no_network()
     }
 }
 

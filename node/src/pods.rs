@@ -44,6 +44,7 @@ use crate::net::netlink::Socket;
 use crate::net::plan::{VERSIONS, has_vxlan, vxlan_overhead};
 use crate::net::present;
 use crate::net::removal::Removal;
+use crate::net::underlay;
 use crate::policy::{Attached, Compiler, Links};
 use crate::requests::bounded;
 use crate::state::State;
@@ -177,10 +178,10 @@ pub fn start<S: Store, N: Announcer>(
     attachments: Attachments,
     notices: Notices,
 ) -> Result<Pods> {
-    let underlay = Driver::open()?.underlay_mtu(settings.addresses.first())?;
+    let mut underlay = underlay::watch(settings.addresses.first())?;
     let (blocks, blocks_seen) = watch::channel(BlockMap::default());
     let (labels, labels_seen) = watch::channel(None::<Labels>);
-    let (mtu, mtu_seen) = watch::channel(pod_mtu(settings.mtu, underlay, &VERSIONS));
+    let (mtu, mtu_seen) = watch::channel(pod_mtu(settings.mtu, *underlay.borrow(), &VERSIONS));
     let terms = Terms { map: blocks_seen, pools: (ports.pools)(labels_seen), limits: ports.limits };
     let namespaces = spaces::look(ports.store.clone());
     let allocator = Allocator::spawn(settings.node.clone(), ports.store, terms, now);
@@ -203,14 +204,19 @@ pub fn start<S: Store, N: Announcer>(
     let (own, outlook_seen) = watch::channel(Outlook::default());
     tokio::spawn(async move {
         let mut status = agent.watch();
-        while status.changed().await.is_ok() {
+        loop {
+            tokio::select! {
+                changed = status.changed() => if changed.is_err() { return },
+                Ok(()) = underlay.changed() => {}
+            }
             let name = settings.node.clone();
             // Read first: what is looked at afterwards is at least as whole.
             let is_whole = status.borrow_and_update().enforcing;
             let look =
                 move |state: &State, compiler: &Compiler| outlook(&name, state.records(), compiler.links(), is_whole);
             let Some(seen) = agent.inspect(look).await else { return };
-            mtu.send_if_modified(|present| replace(present, pod_mtu(settings.mtu, underlay, &seen.vxlan)));
+            let below = *underlay.borrow_and_update();
+            mtu.send_if_modified(|present| replace(present, pod_mtu(settings.mtu, below, &seen.vxlan)));
             let told = seen.blocks.is_some().then(|| seen.own.labels.clone());
             labels.send_if_modified(|present| replace(present, told));
             blocks.send_if_modified(|present| replace(present, seen.blocks.clone()));

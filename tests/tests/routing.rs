@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
-use margay_api::network::{Encapsulation, Mac, NodeInfo, Vtep};
+use margay_api::network::{Encapsulation, FelixSettings, Mac, NodeInfo, Vtep};
 use margay_api::rule::IpVersion;
 use margay_calc::model::{PoolRecord, Record, RecordId, RouteRecord};
+use margay_node::net::driver::Part;
 use margay_node::net::netlink::Socket;
 use margay_node::net::plan::{LocalPods, VERSIONS, plan, version_of, vxlan_device_name};
 use margay_node::net::pod::{self, PodLink};
@@ -70,8 +71,10 @@ fn block(version: IpVersion, number: u8) -> String {
 /// A node with one pod that has an address of each of these IP versions.
 fn mk_node(name: &'static str, number: u8, versions: &[IpVersion]) -> Result<Node> {
     let (host, pod) = (Namespace::new()?, Namespace::new()?);
-    // The node forwards IPv6 without being told to by anybody else.
-    host.command("sysctl", &["-qw", "net.ipv4.ip_forward=1"], "")?;
+    // Nobody else tells the node to forward, and what a host may do to links that come is not what pods need.
+    for parameter in ["ipv4.ip_forward=0", "ipv4.conf.default.rp_filter=2", "ipv6.conf.all.forwarding=0"] {
+        host.command("sysctl", &["-qw", &format!("net.{parameter}")], "")?;
+    }
     let address = |version: &IpVersion| match version {
         IpVersion::V4 => format!("10.244.{number}.5/32").parse(),
         IpVersion::V6 => format!("fd00:10:244:{number}::5/128").parse(),
@@ -95,9 +98,8 @@ fn mk_nodes(versions: &[IpVersion]) -> Result<[Node; 2]> {
     connect((&one.host, "eth0", ""), (&two.host, "eth0", ""))?;
     for node in [&one, &two] {
         if versions.contains(&IpVersion::V4) {
+            // There is no default route.
             node.host.ip(&format!("addr add 172.30.0.{}/24 dev eth0", node.number))?;
-            // A default route that leads to nobody: proxy ARP answers only for what the node has a route to.
-            node.host.ip("route add default via 172.30.0.254")?;
         }
         if versions.contains(&IpVersion::V6) {
             node.host.ip(&format!("addr add fd01::{}/64 dev eth0 nodad", node.number))?;
@@ -206,18 +208,6 @@ fn cross(versions: &[IpVersion]) -> Result<()> {
             ensure!(details.contains(wanted), "{wanted} in {details}");
         }
     }
-    for version in versions {
-        let (device, other) = (vxlan_device_name(*version), block(*version, 2));
-        let via = other.split_once('/').context("a range")?.0;
-        for removal in
-            [format!("route del {other}"), format!("link del {device}"), format!("neigh del {via} dev {device}")]
-        {
-            let (before, whole) = (one.network.progress().repairs, programmed(one, *version)?);
-            one.host.ip(&removal)?;
-            runtime.block_on(repaired(one, *version, before, &whole)).with_context(|| removal.clone())?;
-            ensure_reaches(&nodes, &format!("after {removal}"))?;
-        }
-    }
     let foreign = if versions.contains(&IpVersion::V4) { "10.99.0.0/24" } else { "fd99::/64" };
     let family = if versions.contains(&IpVersion::V4) { "-4" } else { "-6" };
     one.host.ip(&format!("{family} route add {foreign} dev eth0"))?;
@@ -227,6 +217,196 @@ fn cross(versions: &[IpVersion]) -> Result<()> {
         "a foreign route was removed"
     );
     Ok(())
+}
+
+/// What somebody else does to node one, and what undoes it where the node cannot know.
+fn disturbances(version: IpVersion, encapsulation: Encapsulation) -> Vec<String> {
+    let (device, other) = (vxlan_device_name(version), block(version, 2));
+    let via = other.split_once('/').map_or("", |(via, _)| via);
+    let own = block(version, 1);
+    let own = own.split_once('/').map_or("", |(own, _)| own);
+    let (mac, elsewhere) = match version {
+        IpVersion::V4 => ("66:00:00:00:00:02", "172.30.0.77"),
+        IpVersion::V6 => ("66:00:00:00:06:02", "fd01::77"),
+    };
+    let length = if version == IpVersion::V4 { 32 } else { 128 };
+    let any = [
+        format!("ip route del {other}"),
+        format!("ip route replace {other} dev eth0 proto static"),
+        "ip link set cali1 down".to_owned(),
+        "ip link set cali1 down; ip link set cali1 up".to_owned(),
+    ];
+    // IPv6 addresses of a link go when it is set down; those of IPv4 stay. A route of IPv6 outlives the address that its gateway is a neighbour of.
+    let again = "ip link set eth0 up; ip addr replace fd01::1/64 dev eth0 nodad";
+    let mut when_plain = vec![format!("ip link set eth0 down; {again}")];
+    if version == IpVersion::V4 {
+        when_plain.push("ip addr del 172.30.0.1/24 dev eth0; ip addr add 172.30.0.1/24 dev eth0".to_owned());
+    }
+    let when_tunnelled = [
+        format!("ip link del {device}"),
+        format!("ip link set {device} down"),
+        format!("ip link set {device} down; ip link set {device} up"),
+        format!("ip link set {device} mtu 1290"),
+        format!("ip link set {device} address 66:99:99:99:99:99"),
+        format!("ip addr del {own}/{length} dev {device}"),
+        format!("ip neigh del {via} dev {device}"),
+        format!("ip neigh replace {via} lladdr 66:99:99:99:99:99 nud permanent dev {device}"),
+        format!("bridge fdb del {mac} dev {device}"),
+        format!("bridge fdb replace {mac} dst {elsewhere} dev {device}"),
+    ];
+    match encapsulation {
+        Encapsulation::None => any.into_iter().chain(when_plain).collect(),
+        _ => any.into_iter().chain(when_tunnelled).collect(),
+    }
+}
+
+fn undone(versions: &[IpVersion]) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let nodes = mk_nodes(versions)?;
+    let [one, _] = &nodes;
+    for encapsulation in [Encapsulation::None, Encapsulation::Vxlan] {
+        apply(&runtime, &nodes, &records(&nodes, encapsulation))?;
+        ensure_reaches(&nodes, &format!("{encapsulation:?}"))?;
+        let all = versions.iter().map(|version| (*version, disturbances(*version, encapsulation)));
+        for (version, disturbance) in all.flat_map(|(version, all)| all.into_iter().map(move |one| (version, one))) {
+            let (before, whole) = (one.network.progress().repairs, programmed(one, version)?);
+            one.host.command("sh", &["-ec", &disturbance], "")?;
+            runtime.block_on(repaired(one, version, before, &whole)).with_context(|| disturbance.clone())?;
+            ensure_reaches(&nodes, &format!("{encapsulation:?}, after {disturbance}"))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_others_do_to_links_addresses_and_routes_of_ipv4_is_undone() -> Result<()> {
+    undone(V4)
+}
+
+#[test]
+fn what_others_do_to_links_addresses_and_routes_of_ipv6_is_undone() -> Result<()> {
+    undone(V6)
+}
+
+#[test]
+fn what_others_do_to_one_ip_version_is_undone_beside_the_other() -> Result<()> {
+    undone(&VERSIONS)
+}
+
+/// What nobody has changed is not written again, whatever the kernel tells of others' neighbours and links.
+#[test]
+fn what_is_as_wanted_is_left_alone() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let nodes = mk_nodes(&VERSIONS)?;
+    let [one, _] = &nodes;
+    apply(&runtime, &nodes, &records(&nodes, Encapsulation::Vxlan))?;
+    ensure_reaches(&nodes, "before")?;
+    // The link's MTU makes everything be read back, and changes nothing that is read: tunnels have one of their own.
+    let mut plans = records(&nodes, Encapsulation::Vxlan);
+    let settings = FelixSettings { vxlan_mtu: 1300, vxlan_mtu_v6: 1300, ..FelixSettings::default() };
+    plans.insert(RecordId::Settings, Record::Settings(settings));
+    apply(&runtime, &nodes, &plans)?;
+    let before = one.network.progress().repairs;
+    for mtu in [1480, 1490, 1500] {
+        one.host.ip(&format!("link set eth0 mtu {mtu}"))?;
+    }
+    // What is removed after that is repaired after that.
+    one.host.ip(&format!("route del {}", block(IpVersion::V4, 2)))?;
+    runtime.block_on(repaired_once(&one.network, before))?;
+    ensure!(routes(one, IpVersion::V4)?.contains(&block(IpVersion::V4, 2)), "a repair of nothing was counted");
+    ensure!(one.network.progress().repairs == before + 1, "more than one repair");
+    Ok(())
+}
+
+/// Those that the kernel tells of, at once; a host's own programs set them for every link that comes.
+#[test]
+fn kernel_parameters_are_set_again() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let nodes = mk_nodes(&VERSIONS)?;
+    let [one, _] = &nodes;
+    apply(&runtime, &nodes, &records(&nodes, Encapsulation::Vxlan))?;
+    let [tunnel, _] = VERSIONS.map(vxlan_device_name);
+    for (parameter, other, ours) in [
+        ("net/ipv4/ip_forward".to_owned(), "0", "1"),
+        ("net/ipv6/conf/all/forwarding".to_owned(), "0", "1"),
+        ("net/ipv4/conf/cali1/forwarding".to_owned(), "0", "1"),
+        ("net/ipv4/conf/cali1/rp_filter".to_owned(), "2", "1"),
+        ("net/ipv4/conf/cali1/proxy_arp".to_owned(), "0", "1"),
+        ("net/ipv6/conf/cali1/proxy_ndp".to_owned(), "0", "1"),
+        (format!("net/ipv4/conf/{tunnel}/forwarding"), "0", "1"),
+        (format!("net/ipv4/conf/{tunnel}/rp_filter"), "1", "0"),
+        (format!("net/ipv4/conf/{tunnel}/proxy_arp"), "1", "0"),
+    ] {
+        let before = one.network.progress().repairs;
+        one.host.command("sysctl", &["-qw", &format!("{parameter}={other}")], "")?;
+        runtime.block_on(repaired_once(&one.network, before)).with_context(|| parameter.clone())?;
+        let value = one.host.command("sysctl", &["-n", &parameter], "")?;
+        ensure!(value.trim() == ours, "{parameter} is {value}");
+        ensure_reaches(&nodes, &format!("after {parameter}={other}"))?;
+    }
+    Ok(())
+}
+
+/// A host that has turned IPv6 off for every link that comes gets pods of IPv4, and its links stay as they are.
+#[test]
+fn pods_come_up_where_the_host_has_no_ipv6() -> Result<()> {
+    let (host, inside) = (Namespace::new()?, Namespace::new()?);
+    for scope in ["all", "default"] {
+        host.command("sysctl", &["-qw", &format!("net.ipv6.conf.{scope}.disable_ipv6=1")], "")?;
+    }
+    host.run(|| -> Result<()> {
+        let link = PodLink { host: "cali1", pod: "eth0", namespace: inside.file(), mtu: 1430 };
+        let mut socket = Socket::open()?;
+        let (index, addresses) = (pod::create(&mut socket, &link)?, ["10.244.1.5/32".parse()?]);
+        pod::configure(&link, &addresses)?;
+        pod::route(&mut socket, index, &addresses)?;
+        Ok(pod::check(&mut socket, &link, &addresses)?)
+    })?;
+    ensure!(host.command("sysctl", &["-n", "net.ipv6.conf.all.disable_ipv6"], "")?.trim() == "1");
+    Ok(())
+}
+
+/// The tunnel's MTU follows that of the link below it, without a break.
+#[test]
+fn the_tunnel_follows_its_underlay() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let nodes = mk_nodes(&VERSIONS)?;
+    let [one, _] = &nodes;
+    apply(&runtime, &nodes, &records(&nodes, Encapsulation::Vxlan))?;
+    let index = |version| Ok::<_, anyhow::Error>(device(one, version)?.split(':').next().map(str::to_owned));
+    let before = [index(IpVersion::V4)?, index(IpVersion::V6)?];
+    for (mtu, of_v4, of_v6) in [(1400, 1350, 1330), (1500, 1450, 1430)] {
+        let repairs = one.network.progress().repairs;
+        one.host.ip(&format!("link set eth0 mtu {mtu}"))?;
+        runtime.block_on(repaired_once(&one.network, repairs))?;
+        for (version, wanted) in [(IpVersion::V4, of_v4), (IpVersion::V6, of_v6)] {
+            let details = device(one, version)?;
+            ensure!(details.contains(&format!("mtu {wanted} ")), "{wanted} in {details}");
+        }
+        ensure_reaches(&nodes, &format!("MTU {mtu}"))?;
+    }
+    ensure!(before == [index(IpVersion::V4)?, index(IpVersion::V6)?], "a tunnel was made anew");
+    Ok(())
+}
+
+/// Where another VXLAN device has the port, it is said, and done once that has gone.
+#[test]
+fn a_tunnel_that_cannot_be_is_named_and_comes_when_it_can() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let nodes = mk_nodes(V4)?;
+    let [one, _] = &nodes;
+    one.host.ip("link add taken type vxlan external dstport 4789")?;
+    one.host.ip("link set taken up")?;
+    let pods: LocalPods = one.addresses.iter().map(|address| (address.addr(), "cali1".to_owned())).collect();
+    let generation = one.network.want(plan(one.name, &records(&nodes, Encapsulation::Vxlan), &pods));
+    let progress = runtime.block_on(one.network.applied(generation));
+    let reason = progress.failed.get(&Part::Tunnel(IpVersion::V4)).context("the tunnel cannot be")?;
+    ensure!(reason.contains("4789"), "{reason}");
+    ensure!(!progress.failed.contains_key(&Part::Route("10.244.1.5/32".parse()?)), "a pod's own route failed");
+    one.host.ip("link del taken")?;
+    runtime.block_on(one.network.until(|progress| progress.failed.is_empty()));
+    apply(&runtime, &nodes, &records(&nodes, Encapsulation::Vxlan))?;
+    ensure_reaches(&nodes, "after the other device has gone")
 }
 
 #[test]
@@ -316,4 +496,11 @@ async fn repaired(node: &Node, version: IpVersion, before: u64, whole: &[BTreeSe
         }
     };
     tokio::time::timeout(Duration::from_secs(5), again).await.context("not repaired within 5 s")?
+}
+
+/// Waits until the node has repaired something once more, and nothing is wanting.
+async fn repaired_once(network: &Network, before: u64) -> Result<()> {
+    let wait = network.until(|progress| progress.repairs > before && progress.failed.is_empty());
+    tokio::time::timeout(Duration::from_secs(5), wait).await.context("nothing was repaired within 5 s")?;
+    Ok(())
 }

@@ -17,7 +17,7 @@ pub trait Kernel: Send {
     fn exec(&mut self, transaction: &Transaction) -> Result<(), ExecError>;
     /// Whether the table is there, from an earlier run.
     fn is_programmed(&mut self, table: &TableName) -> io::Result<bool>;
-    /// Reads the table back: what leads from there to the wanted one.
+    /// Reads the table back: what leads from there to the wanted one. An error of kind `Interrupted`: others changed nftables meanwhile.
     fn plan(&mut self, wanted: &Ruleset) -> io::Result<Transaction>;
 }
 
@@ -42,11 +42,11 @@ impl Kernel for Netfilter {
     }
 
     fn is_programmed(&mut self, table: &TableName) -> io::Result<bool> {
-        Ok(self.0.list(table)?.exists)
+        self.0.has(table)
     }
 
     fn plan(&mut self, wanted: &Ruleset) -> io::Result<Transaction> {
-        Ok(self.0.list(&wanted.table)?.plan(wanted))
+        Ok(self.0.list_once(&wanted.table)?.plan(wanted))
     }
 }
 

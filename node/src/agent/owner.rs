@@ -13,11 +13,13 @@ use margay_runtime::telemetry;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
-use super::{Event, Kernel, Look, Parts, Routes, Status, local_pods};
+use super::acks::Acks;
+use super::routing::Routing;
+use super::{Event, Kernel, Look, Parts, Status, local_pods};
 use crate::cni::ports::NotEnforced;
 use crate::metrics::{Kind, Metrics};
 use crate::net;
-use crate::nft::{ExecError, Transaction};
+use crate::nft::{ExecError, Ruleset, Transaction};
 use crate::policy::{self, Compiler};
 use crate::state::{Fault, State};
 use crate::store::{self, Store};
@@ -26,6 +28,10 @@ use crate::store::{self, Store};
 const BATCH: usize = 64;
 /// The whole table is read back and compared this often even if nothing was noticed.
 const FULL_CHECK: Duration = Duration::from_secs(120);
+/// A check that could not read the table is made again after this time.
+const CHECK_AGAIN: Duration = Duration::from_secs(10);
+/// Readings of the table that others interrupt before it is replaced without one.
+const READINGS: u32 = 3;
 /// A changed view is saved this long after the first change that is not.
 const SAVE_DELAY: Duration = Duration::from_secs(2);
 /// After a save there is none for so many times as long as it took: a large view that changes all the time is not written all the time.
@@ -52,14 +58,14 @@ pub(super) struct Owner {
     state: State,
     compiler: Compiler,
     kernel: Box<dyn Kernel>,
-    routes: Option<Box<dyn Routes>>,
+    routing: Routing,
     node: String,
     store: Option<Store>,
     /// The last save, which may not be over: there is one at a time.
     saving: Option<JoinHandle<()>>,
     metrics: Metrics,
     status: watch::Sender<Status>,
-    acks: watch::Sender<Option<Arc<Ack>>>,
+    acks: Acks,
     stream: Option<Stream>,
     /// The kernel may be written to.
     active: bool,
@@ -67,6 +73,8 @@ pub(super) struct Owner {
     pending: Transaction,
     /// The kernel may hold something else than was wanted before `pending`.
     unsure: bool,
+    /// The periodic check is due.
+    checking: bool,
     waiters: Waiters,
     leaving: Vec<oneshot::Sender<()>>,
     /// Looks come after the commit of their turn, so that they see what is in force.
@@ -101,6 +109,8 @@ struct Due {
     rested: Instant,
     retry: Option<Instant>,
     forgive: Option<Instant>,
+    /// Routing that is not as wanted until then is a fault.
+    fault: Option<Instant>,
 }
 
 impl Owner {
@@ -117,17 +127,18 @@ impl Owner {
             state,
             compiler,
             kernel,
-            routes,
+            routing: Routing::new(routes),
             node,
             store,
             saving: None,
             metrics,
             status,
-            acks,
+            acks: Acks::new(acks),
             stream: None,
             active: false,
             pending: Transaction::new(policy::table()),
             unsure: true,
+            checking: false,
             waiters: Waiters::new(),
             leaving: Vec::new(),
             looks: Vec::new(),
@@ -184,6 +195,7 @@ impl Owner {
                 self.state.disconnect();
                 // A revision of another stream means nothing to this server.
                 self.turn.frames = false;
+                self.acks.forget();
                 self.stream = Some(Stream { number: stream, fault: Some(fault) });
                 self.status.send_modify(|status| (status.in_sync, status.server) = (false, server));
                 // A stream that has ended meanwhile does not wait for it.
@@ -225,6 +237,8 @@ impl Owner {
                 self.status.send_modify(|_| ());
             }
             Event::Drift => self.unsure = true,
+            // The turn ends with telling how far routes are.
+            Event::Routed => {}
             Event::Inspect(look) => self.looks.push(look),
         }
     }
@@ -296,6 +310,10 @@ impl Owner {
         }
         let pending = std::mem::replace(&mut self.pending, Transaction::new(policy::table()));
         let result = if self.unsure { self.catch_up() } else { self.exec(&pending).map(|()| pending.ops().len()) };
+        let result = result.and_then(|operations| {
+            let is_due = std::mem::take(&mut self.checking);
+            Ok(operations + if is_due { self.check()? } else { 0 })
+        });
         match result {
             Ok(operations) => {
                 self.committed(operations, started.elapsed());
@@ -309,7 +327,7 @@ impl Owner {
     fn catch_up(&mut self) -> Result<usize, ExecError> {
         loop {
             let wanted = self.compiler.ruleset(self.state.records());
-            let transaction = self.kernel.plan(&wanted).map_err(ExecError::Unanswered)?;
+            let transaction = self.read_back(&wanted)?;
             match self.exec(&transaction) {
                 Ok(()) => {
                     self.unsure = false;
@@ -325,6 +343,38 @@ impl Owner {
                     tracing::error!(operation, %source, message, "the kernel refuses a part of the table; what depends on it is denied");
                 }
                 Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// What leads from what the kernel holds to the wanted table. Where others commit all the time the table cannot be read; then it is replaced, which needs
+    /// no reading.
+    fn read_back(&mut self, wanted: &Ruleset) -> Result<Transaction, ExecError> {
+        for _ in 0..READINGS {
+            match self.kernel.plan(wanted) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result.map_err(ExecError::Unanswered),
+            }
+        }
+        tracing::info!("nftables kept changing while our table was read; it is replaced as a whole");
+        Ok(Transaction::replace(wanted))
+    }
+
+    /// Compares the whole table though nothing was noticed; returns the number of operations. A reading that fails changes nothing and is tried later.
+    fn check(&mut self) -> Result<usize, ExecError> {
+        let wanted = self.compiler.ruleset(self.state.records());
+        match self.kernel.plan(&wanted) {
+            Ok(transaction) => {
+                self.exec(&transaction)?;
+                if !transaction.is_empty() {
+                    self.metrics.repairs.inc();
+                }
+                Ok(transaction.ops().len())
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the table could not be compared; trying again later");
+                self.due.check = Instant::now() + CHECK_AGAIN;
+                Ok(0)
             }
         }
     }
@@ -359,38 +409,47 @@ impl Owner {
         if turn.event_unix_ns > 0 {
             self.metrics.realised(since_epoch.saturating_sub(Duration::from_nanos(turn.event_unix_ns)));
         }
-        if turn.rerouted
-            && let Some(routes) = &mut self.routes
-        {
-            routes.want(net::plan::plan(&self.node, self.state.records(), &local_pods(self.compiler.attached())));
+        if turn.rerouted {
+            let (compiler, records) = (&self.compiler, self.state.records());
+            self.routing.want(|| net::plan::plan(&self.node, records, &local_pods(compiler.attached())));
         }
-        let errors = self.compiler.errors();
-        self.metrics.errors.set(errors.len() as i64);
         self.metrics.pods.set(self.compiler.attached().len() as i64);
-        self.report(&errors);
         if turn.frames {
             let traceparent = turn.span.as_ref().and_then(telemetry::of).map(|context| context.to_string());
-            self.acks.send_replace(Some(Arc::new(Ack {
+            let ack = Ack {
                 revision: self.state.revision(),
-                errors: errors.into_iter().collect(),
+                errors: Vec::new(),
                 plan_us: micros(turn.planning),
                 commit_us: micros(took),
                 traceparent: traceparent.unwrap_or_default(),
-            })));
+            };
+            self.acks.push(ack, self.routing.generation());
         }
+        self.report();
         self.answer();
     }
 
-    fn report(&mut self, errors: &BTreeMap<RecordId, String>) {
+    /// Tells what is in force, and what is not.
+    fn report(&mut self) {
+        // Read first: the errors are those of at least this plan.
+        let applied = self.routing.applied();
+        let mut errors = self.compiler.errors();
+        let of_routing = self.routing.errors(&self.node, self.state.records());
+        errors.extend(of_routing.iter().map(|(id, reason)| (id.clone(), reason.clone())));
+        self.acks.tell(applied, &errors);
         let (in_sync, revision) = (self.state.is_in_sync(), self.state.revision());
+        self.metrics.errors.set(errors.len() as i64);
         self.metrics.in_sync.set(i64::from(in_sync));
         self.metrics.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+        let now = Instant::now();
+        let routing = self.routing.fault(now);
+        self.due.fault = self.routing.due(now);
         self.status.send_if_modified(|status| {
             for (id, reason) in errors.iter().filter(|(id, reason)| status.errors.get(*id) != Some(*reason)) {
                 tracing::warn!(record = ?id, reason, "not enforced as it is written");
             }
             let server = std::mem::take(&mut status.server);
-            let new = Status { in_sync, enforcing: true, revision, server, errors: errors.clone(), failing: None };
+            let new = Status { in_sync, enforcing: true, revision, server, errors, failing: None, routing };
             let changed = Status { server: new.server.clone(), ..status.clone() } != new;
             *status = new;
             changed
@@ -436,7 +495,7 @@ impl Owner {
         let now = Instant::now();
         if now >= self.due.check {
             self.due.check = now + FULL_CHECK;
-            self.unsure = true;
+            self.checking = true;
         }
         if self.due.forgive.is_some_and(|due| now >= due) {
             self.due.forgive = None;
@@ -491,11 +550,11 @@ impl Turn {
 
 impl Due {
     fn new(now: Instant) -> Self {
-        Self { check: now + FULL_CHECK, save: None, rested: now, retry: None, forgive: None }
+        Self { check: now + FULL_CHECK, save: None, rested: now, retry: None, forgive: None, fault: None }
     }
 
     fn next(&self) -> Instant {
-        [self.save, self.retry, self.forgive].into_iter().flatten().fold(self.check, Instant::min)
+        [self.save, self.retry, self.forgive, self.fault].into_iter().flatten().fold(self.check, Instant::min)
     }
 }
 

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use margay_api::endpoint::interface_name;
 use margay_api::rule::Action;
-use margay_calc::model::{EndpointRecord, PolicyRecord, TierBinding};
+use margay_calc::model::{EndpointRecord, PolicyRecord, RouteRecord, TierBinding};
 use margay_proto::sync::{Change, Trailer};
 use prometheus_client::registry::Registry;
 
 use super::*;
+use crate::net::driver::Part;
 use crate::nft::TransactionOp;
 use crate::policy::model::Model;
 use crate::policy::sample::{NODE, mk_pod, mk_policy_key, mk_rule};
@@ -51,15 +52,36 @@ struct Rig {
     faults: Option<oneshot::Receiver<Fault>>,
 }
 
+/// Routes that are applied when the test says so.
+struct Slow {
+    wanted: watch::Sender<u64>,
+    progress: watch::Receiver<Progress>,
+}
+
+impl Routes for Slow {
+    fn want(&mut self, _: Plan) -> u64 {
+        self.wanted.send_modify(|generation| *generation += 1);
+        *self.wanted.borrow()
+    }
+
+    fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
+    }
+}
+
 impl Rig {
     fn new(kernel: Model, view: Records) -> Self {
+        Self::with_routes(kernel, view, None)
+    }
+
+    fn with_routes(kernel: Model, view: Records, routes: Option<Box<dyn Routes>>) -> Self {
         let parts = Parts {
             node: NODE.to_owned(),
             view,
             attached: BTreeMap::new(),
             links: BTreeMap::new(),
             kernel: Box::new(kernel.clone()),
-            routes: None,
+            routes,
             store: None,
             metrics: Metrics::new(&mut Registry::default()),
         };
@@ -244,4 +266,35 @@ async fn drift_is_repaired_and_a_frame_that_does_not_fit_ends_its_stream() {
     assert!(!rig.agent.status().in_sync);
     rig.tell(2, mk_frame(3, &mk_records(&[(0, Action::Allow)]), true)).await;
     assert_eq!(rig.acked(3).await.revision, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revision_is_acknowledged_when_its_routes_are_in_the_kernel_or_with_what_they_lack() {
+    let (wanted, mut planned) = watch::channel(0);
+    let (progress, seen) = watch::channel(Progress::default());
+    let routes = Slow { wanted, progress: seen };
+    let mut rig = Rig::with_routes(Model::new(), Records::new(), Some(Box::new(routes)));
+    rig.connect(1).await;
+    let range: ipnet::IpNet = "10.9.9.0/26".parse().expect("a range");
+    let mut records = mk_records(&[(0, Action::Allow)]);
+    let far = RouteRecord { node: "far".to_owned(), encapsulation: margay_api::network::Encapsulation::Vxlan };
+    records.insert(RecordId::Route(range), Record::Route(far));
+    rig.tell(1, mk_frame(1, &records, true)).await;
+    // The pod does not wait for routes of others.
+    assert_eq!(rig.attach(0).await, Ok(()));
+    planned.wait_for(|generation| *generation > 0).await.expect("the agent lives");
+    rig.settle().await;
+    assert!(rig.agent.acks().borrow().is_none(), "the routes of the revision are not in the kernel");
+
+    let failed = BTreeMap::from([(Part::Route(range), "ENETUNREACH".to_owned())]);
+    progress.send_modify(|progress| (progress.generation, progress.failed) = (u64::MAX, failed));
+    let ack = rig.acked(1).await;
+    assert_eq!(ack.errors, [(RecordId::Route(range), format!("route {range}: ENETUNREACH"))]);
+    // A flap does not make it unready, and the end of the failure is told of without another frame.
+    assert_eq!(rig.agent.status().not_ready(), None);
+    progress.send_modify(|progress| progress.failed.clear());
+    let mut acks = rig.agent.acks();
+    let mended = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.errors.is_empty()));
+    let mended = tokio::time::timeout(PATIENCE, mended).await.expect("in time").expect("the agent lives");
+    assert_eq!(mended.as_ref().map(|ack| ack.revision), Some(1));
 }

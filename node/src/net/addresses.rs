@@ -13,7 +13,7 @@ use super::present;
 use crate::policy::{Links, is_workload};
 
 /// Multicast groups as bits: links, IPv4 and IPv6 addresses (`linux/rtnetlink.h`, `RTMGRP_*`).
-const GROUPS: u32 = 0x1 | 0x10 | 0x100;
+pub(super) const GROUPS: u32 = 0x1 | 0x10 | 0x100;
 
 /// The interfaces in the namespace of the thread that opened it, with their addresses. Those of pods are left out, and addresses that are of a link alone.
 pub struct Addresses {
@@ -49,7 +49,7 @@ impl Addresses {
 }
 
 /// A pod that comes changes nothing here, and must cost nothing.
-fn matters(message: &RouteNetlinkMessage) -> bool {
+pub(super) fn matters(message: &RouteNetlinkMessage) -> bool {
     match message {
         RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message) => message
             .attributes

@@ -15,6 +15,10 @@ pub enum Op {
     RemoveVxlan(IpVersion),
     /// Create a tunnel device, give it its address and bring it up.
     CreateVxlan(IpVersion, VxlanDevice),
+    /// Set of a tunnel device what can be set while it is in use: MTU, address, up.
+    AdjustVxlan(IpVersion, VxlanDevice),
+    /// Bring the host side of a pod's link up and give it the pods' gateway of IPv6.
+    SetPod(String),
     /// Set how a peer is reached: neighbour and forwarding entry.
     SetPeer(IpAddr, Peer),
     /// Forget a peer.
@@ -27,19 +31,11 @@ pub enum Op {
 
 /// The operations that turn `present` into `wanted`, in an order in which each finds what it needs: devices, peers, routes; removals last and reversed.
 ///
-/// A tunnel device cannot change its identifier or port in place, so a different device is made anew, and everything on it with it.
+/// A tunnel device that cannot be changed in place is made anew, and everything on it with it.
 pub fn diff(present: &Plan, wanted: &Plan) -> Vec<Op> {
     let mut ops = Vec::new();
-    let rebuilt: BTreeSet<IpVersion> =
-        VERSIONS.into_iter().filter(|version| present.tunnels.get(version) != wanted.tunnels.get(version)).collect();
-    for version in &rebuilt {
-        if present.tunnels.contains_key(version) {
-            ops.push(Op::RemoveVxlan(*version));
-        }
-        if let Some(device) = wanted.tunnels.get(version) {
-            ops.push(Op::CreateVxlan(*version, device.clone()));
-        }
-    }
+    let rebuilt = tunnels(present, wanted, &mut ops);
+    ops.extend(wanted.pods.difference(&present.pods).cloned().map(Op::SetPod));
     let goes_with_device = |destination: &IpNet, target: &Target| {
         matches!(target, Target::Vxlan { .. }) && rebuilt.contains(&version_of(destination.addr()))
     };
@@ -66,6 +62,52 @@ pub fn diff(present: &Plan, wanted: &Plan) -> Vec<Op> {
     ops
 }
 
+impl Plan {
+    /// Takes in what the kernel has done.
+    pub fn follow(&mut self, op: Op) {
+        let on = |version: IpVersion, address: IpAddr| version_of(address) == version;
+        match op {
+            Op::RemoveVxlan(version) => {
+                self.tunnels.remove(&version);
+                self.peers.retain(|address, _| !on(version, *address));
+                self.routes.retain(|destination, target| {
+                    !matches!(target, Target::Vxlan { .. }) || !on(version, destination.addr())
+                });
+            }
+            Op::CreateVxlan(version, device) | Op::AdjustVxlan(version, device) => {
+                self.tunnels.insert(version, device);
+            }
+            Op::SetPod(name) => drop(self.pods.insert(name)),
+            Op::SetPeer(address, peer) => drop(self.peers.insert(address, peer)),
+            Op::RemovePeer(address, _) => drop(self.peers.remove(&address)),
+            Op::SetRoute(destination, target) => drop(self.routes.insert(destination, target)),
+            Op::RemoveRoute(destination, _) => drop(self.routes.remove(&destination)),
+        }
+    }
+}
+
+/// Returns the IP versions whose tunnel device, and all that is on it, is not what it was.
+fn tunnels(present: &Plan, wanted: &Plan, ops: &mut Vec<Op>) -> BTreeSet<IpVersion> {
+    let mut rebuilt = BTreeSet::new();
+    for version in VERSIONS {
+        match (present.tunnels.get(&version), wanted.tunnels.get(&version)) {
+            (None, None) => {}
+            (Some(present), Some(wanted)) if present.can_become(wanted) => {
+                let adjustable = |device: &VxlanDevice| (device.address, device.mtu, device.up);
+                if adjustable(present) != adjustable(wanted) {
+                    ops.push(Op::AdjustVxlan(version, wanted.clone()));
+                }
+            }
+            (present, wanted) => {
+                rebuilt.insert(version);
+                ops.extend(present.map(|_| Op::RemoveVxlan(version)));
+                ops.extend(wanted.map(|device| Op::CreateVxlan(version, device.clone())));
+            }
+        }
+    }
+    rebuilt
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,34 +115,22 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
-    /// What the kernel does with an operation, as far as a plan can tell.
+    /// An operation on a kernel that finds what it needs.
     fn exec(kernel: &mut Plan, op: Op) {
-        let on = |version: IpVersion, address: IpAddr| version_of(address) == version;
-        match op {
-            Op::RemoveVxlan(version) => {
-                kernel.tunnels.remove(&version);
-                kernel.peers.retain(|address, _| !on(version, *address));
-                kernel.routes.retain(|destination, target| {
-                    !matches!(target, Target::Vxlan { .. }) || !on(version, destination.addr())
-                });
+        match &op {
+            Op::CreateVxlan(version, _) => assert!(!kernel.tunnels.contains_key(version), "there is a device"),
+            Op::AdjustVxlan(version, device) => {
+                assert!(kernel.tunnels[version].can_become(device), "changed in place what cannot be");
             }
-            Op::CreateVxlan(version, device) => {
-                assert!(kernel.tunnels.insert(version, device).is_none(), "created over an existing device");
+            Op::SetPeer(address, _) => assert!(kernel.tunnels.contains_key(&version_of(*address)), "no device"),
+            Op::RemovePeer(address, _) => assert!(kernel.peers.contains_key(address)),
+            Op::SetRoute(destination, Target::Vxlan { .. }) => {
+                assert!(kernel.tunnels.contains_key(&version_of(destination.addr())), "route without its device");
             }
-            Op::SetPeer(address, peer) => {
-                assert!(kernel.tunnels.contains_key(&version_of(address)), "peer without a device");
-                kernel.peers.insert(address, peer);
-            }
-            Op::RemovePeer(address, _) => assert!(kernel.peers.remove(&address).is_some()),
-            Op::SetRoute(destination, target) => {
-                let has_device = kernel.tunnels.contains_key(&version_of(destination.addr()));
-                assert!(has_device || !matches!(target, Target::Vxlan { .. }), "route without its device");
-                kernel.routes.insert(destination, target);
-            }
-            Op::RemoveRoute(destination, _) => {
-                assert!(kernel.routes.remove(&destination).is_some())
-            }
+            Op::RemoveRoute(destination, _) => assert!(kernel.routes.contains_key(destination)),
+            Op::RemoveVxlan(_) | Op::SetPod(_) | Op::SetRoute(..) => {}
         }
+        kernel.follow(op);
     }
 
     fn address(version: IpVersion, number: u8) -> IpAddr {
@@ -122,7 +152,7 @@ mod tests {
 
     /// The half of a plan that is about one IP version.
     fn half(version: IpVersion) -> impl Strategy<Value = Plan> {
-        proptest::option::of((0u8..2, 4789u16..4791)).prop_flat_map(move |device| {
+        proptest::option::of((0u8..2, 4789u16..4791, 0u32..2, 3u32..5)).prop_flat_map(move |device| {
             let tunnel = device.is_some();
             let range = move |n: u8| match version {
                 IpVersion::V4 => format!("10.1.{n}.0/26"),
@@ -142,19 +172,21 @@ mod tests {
             (routes, peers).prop_map(move |(routes, peers)| Plan {
                 routes,
                 tunnels: device
-                    .map(|(n, port)| VxlanDevice {
+                    .map(|(n, port, mtu, underlay)| VxlanDevice {
                         address: address(version, 40 + n),
                         mac: Mac([0x66; 6]),
                         local: address(version, 50),
                         vni: 4096,
                         port,
-                        mtu: 0,
+                        mtu,
+                        underlay: Some(underlay),
+                        up: true,
                     })
                     .map(|device| (version, device))
                     .into_iter()
                     .collect(),
                 peers: if tunnel { peers } else { BTreeMap::new() },
-                unreachable: BTreeMap::new(),
+                ..Plan::default()
             })
         })
     }
@@ -164,6 +196,13 @@ mod tests {
             plan.routes.extend(other.routes);
             plan.tunnels.extend(other.tunnels);
             plan.peers.extend(other.peers);
+            plan.pods = plan
+                .routes
+                .values()
+                .filter_map(
+                    |target| if let Target::Pod { interface } = target { Some(interface.clone()) } else { None },
+                )
+                .collect();
             plan
         })
     }
@@ -176,8 +215,13 @@ mod tests {
                 for op in diff(&kernel, &wanted) {
                     exec(&mut kernel, op);
                 }
+                // Links of pods that are gone are removed by who made them.
+                kernel.pods.retain(|name| wanted.pods.contains(name));
                 prop_assert_eq!(&kernel, &wanted);
                 prop_assert!(diff(&kernel, &wanted).is_empty());
+                // What somebody else does to the devices.
+                kernel.tunnels.values_mut().for_each(|device| (device.up, device.mtu) = (false, 9));
+                kernel.pods.clear();
             }
         }
     }

@@ -55,7 +55,7 @@ pub fn new_veth(pair: &VethPair<'_>) -> RouteNetlinkMessage {
 }
 
 /// Creates a VXLAN device, down. `underlay` is the link that carries the outer packets.
-pub fn new_vxlan(device: &VxlanDevice, mtu: u32, underlay: u32) -> RouteNetlinkMessage {
+pub fn new_vxlan(device: &VxlanDevice, underlay: u32) -> RouteNetlinkMessage {
     let local = match device.local {
         IpAddr::V4(address) => InfoVxlan::Local(address),
         IpAddr::V6(address) => InfoVxlan::Local6(address),
@@ -63,7 +63,7 @@ pub fn new_vxlan(device: &VxlanDevice, mtu: u32, underlay: u32) -> RouteNetlinkM
     let mut link = LinkMessage::default();
     link.attributes = vec![
         LinkAttribute::IfName(vxlan_device_name(version_of(device.address)).to_owned()),
-        LinkAttribute::Mtu(mtu),
+        LinkAttribute::Mtu(device.mtu),
         LinkAttribute::Address(device.mac.0.to_vec()),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Vxlan),
@@ -85,6 +85,14 @@ pub fn set_up(index: u32) -> RouteNetlinkMessage {
     link.header.index = index;
     link.header.flags = LinkFlags::Up;
     link.header.change_mask = LinkFlags::Up;
+    RouteNetlinkMessage::SetLink(link)
+}
+
+/// Sets the MTU of a link.
+pub fn set_mtu(index: u32, mtu: u32) -> RouteNetlinkMessage {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.attributes = vec![LinkAttribute::Mtu(mtu)];
     RouteNetlinkMessage::SetLink(link)
 }
 
@@ -193,7 +201,18 @@ impl Route {
         message.attributes.extend(self.link.map(RouteAttribute::Oif));
         message
     }
+
+    /// The message body for a delete request of what stands in the place of this IPv6 route, whoever has set it.
+    pub fn message_of_anybody(&self) -> RouteMessage {
+        let mut message = self.message();
+        message.header.protocol = RouteProtocol::Unspec;
+        message.attributes.push(RouteAttribute::Priority(METRIC_V6));
+        message
+    }
 }
+
+/// Metric of IPv6 routes that are set without one (`IP6_RT_PRIO_USER`).
+const METRIC_V6: u32 = 1024;
 
 /// Lists routes of one family.
 pub fn get_routes(family: AddressFamily) -> RouteNetlinkMessage {
@@ -227,6 +246,19 @@ pub fn forwarding(index: u32, mac: Mac, underlay: IpAddr) -> NeighbourMessage {
         NeighbourAttribute::Destination(NeighbourAddress::from(underlay)),
     ];
     message
+}
+
+/// The address that a neighbour or forwarding entry is about. That of a forwarding entry says its IP version by its length alone.
+pub fn neighbour_address(address: &NeighbourAddress) -> Option<IpAddr> {
+    match address {
+        NeighbourAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        NeighbourAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        NeighbourAddress::Other(bytes) => {
+            let v4 = <[u8; 4]>::try_from(bytes.as_slice()).map(IpAddr::from);
+            v4.or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from)).ok()
+        }
+        _ => None,
+    }
 }
 
 /// Lists neighbours of one family; [`AddressFamily::Bridge`] lists forwarding entries.

@@ -8,13 +8,17 @@
 pub mod addresses;
 pub mod diff;
 pub mod driver;
+pub mod hint;
 pub mod message;
 pub mod monitor;
+mod netconf;
 pub mod netlink;
 pub mod netns;
+pub mod parameters;
 pub mod plan;
 pub mod pod;
 pub mod present;
 pub mod removal;
 pub mod sysctl;
+pub mod underlay;
 pub mod worker;

@@ -6,7 +6,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
@@ -66,8 +67,12 @@ pub struct Socket {
 
 /// Answers of up to this size are read in one call; the kernel caps dump chunks at 32 KiB.
 const RECEIVE: usize = 64 * 1024;
+/// Length of a message's header.
+pub const HEADER: usize = 16;
 /// Requests are collected up to this many bytes before they are sent.
 const BATCH: usize = 32 * 1024;
+/// Readings of a list that changes meanwhile before giving up; a reading takes milliseconds.
+const READINGS: usize = 20;
 
 impl Socket {
     /// Opens a socket in the calling thread's network namespace.
@@ -121,38 +126,34 @@ impl Socket {
         Ok(refused)
     }
 
-    /// Sends a dump request and returns everything that it lists.
+    /// Sends a dump request and returns everything that it lists. A list that changed while it was read may lack what was there all the time, so it is
+    /// read again; one that never stands still is an error (`EINTR`).
     pub fn dump(&mut self, request: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
-        self.sequence += 1;
         let mut message = NetlinkMessage::from(request);
         message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-        message.header.sequence_number = self.sequence;
         message.finalize();
-        let mut out = vec![0; message.buffer_len()];
-        message.serialize(&mut out);
-        self.send(&out)?;
-        let mut found = Vec::new();
-        loop {
-            for message in self.receive()? {
-                if message.header.sequence_number != self.sequence {
-                    continue;
-                }
-                match message.payload {
-                    NetlinkPayload::InnerMessage(inner) => found.push(inner),
-                    NetlinkPayload::Done(_) => return Ok(found),
-                    NetlinkPayload::Error(error) => match error.code {
-                        Some(code) => {
-                            return Err(NetlinkError::Refused {
-                                what: "dump".to_owned(),
-                                errno: Errno::from_raw(-code.get()),
-                            });
-                        }
-                        None => return Ok(found),
-                    },
-                    _ => {}
+        for _ in 0..READINGS {
+            self.sequence += 1;
+            message.header.sequence_number = self.sequence;
+            let mut out = vec![0; message.buffer_len()];
+            message.serialize(&mut out);
+            self.send(&out)?;
+            let mut listing = Listing::default();
+            while !listing.is_whole {
+                for message in self.receive()? {
+                    if message.header.sequence_number == self.sequence {
+                        listing.take(message)?;
+                    }
                 }
             }
+            if !listing.is_interrupted {
+                return Ok(listing.found);
+            }
         }
+        Err(NetlinkError::Refused {
+            what: "list, which kept changing while it was read".to_owned(),
+            errno: Errno::EINTR,
+        })
     }
 
     /// Asks for one object and returns what the kernel says of it. `what` names it in an error.
@@ -205,7 +206,7 @@ impl Socket {
     }
 
     fn send(&self, bytes: &[u8]) -> Result<(), NetlinkError> {
-        send(self.fd.as_raw_fd(), bytes, MsgFlags::empty()).map_err(io::Error::from)?;
+        uninterrupted(|| send(self.fd.as_raw_fd(), bytes, MsgFlags::empty())).map_err(io::Error::from)?;
         Ok(())
     }
 
@@ -222,23 +223,114 @@ impl Socket {
     }
 
     fn receive(&mut self) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, NetlinkError> {
-        let read = recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty()).map_err(io::Error::from)?;
+        let (fd, buffer) = (self.fd.as_raw_fd(), &mut self.buffer);
+        let read = uninterrupted(|| recv(fd, buffer, MsgFlags::empty())).map_err(io::Error::from)?;
         parse(&self.buffer[..read])
+    }
+}
+
+/// A call that a signal interrupts is made again.
+fn uninterrupted(mut call: impl FnMut() -> nix::Result<usize>) -> nix::Result<usize> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}
+
+/// What has come of a list.
+#[derive(Default)]
+struct Listing {
+    found: Vec<RouteNetlinkMessage>,
+    /// The list changed while it was read: something that is there may be missing from it.
+    is_interrupted: bool,
+    is_whole: bool,
+}
+
+impl Listing {
+    fn take(&mut self, message: NetlinkMessage<RouteNetlinkMessage>) -> Result<(), NetlinkError> {
+        self.is_interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
+        match message.payload {
+            NetlinkPayload::InnerMessage(inner) => self.found.push(inner),
+            NetlinkPayload::Done(done) => self.end(done.code)?,
+            NetlinkPayload::Error(error) => self.end(error.code.map_or(0, i32::from))?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// `code` is an errno below zero, or none.
+    fn end(&mut self, code: i32) -> Result<(), NetlinkError> {
+        self.is_whole = true;
+        match Errno::from_raw(-code.min(0)) {
+            Errno::EINTR => self.is_interrupted = true,
+            errno if code < 0 => return Err(NetlinkError::Refused { what: "list".to_owned(), errno }),
+            _ => {}
+        }
+        Ok(())
     }
 }
 
 /// Splits what was read into messages. One that this crate does not know is skipped by its length.
 pub fn parse(mut bytes: &[u8]) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, NetlinkError> {
-    let mut messages = Vec::new();
-    while bytes.len() >= 16 {
-        let length = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
-        if length < 16 || length > bytes.len() {
+    let mut found = Vec::new();
+    while bytes.len() >= HEADER {
+        let length = length(bytes);
+        if length < HEADER || length > bytes.len() {
             return Err(NetlinkError::Decode(format!("length {length} of {} bytes", bytes.len())));
         }
         if let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes[..length]) {
-            messages.push(message);
+            found.push(message);
         }
         bytes = &bytes[length.next_multiple_of(4).min(bytes.len())..];
     }
-    Ok(messages)
+    Ok(found)
+}
+
+/// The messages of what was read, whole, until one is malformed; each with its kind.
+pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let message = bytes.get(..length(bytes)).filter(|message| message.len() >= HEADER)?;
+        bytes = &bytes[message.len().next_multiple_of(4).min(bytes.len())..];
+        Some((u16::from_ne_bytes([message[4], message[5]]), message))
+    })
+}
+
+/// The length that the first message says it has.
+fn length(bytes: &[u8]) -> usize {
+    bytes.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, |bytes| u32::from_ne_bytes(bytes) as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    /// A message without a body but one number.
+    fn mk_message(kind: u16, flags: u16) -> NetlinkMessage<RouteNetlinkMessage> {
+        let mut bytes = Vec::new();
+        bytes.extend(32u32.to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.resize(32, 0);
+        parse(&bytes).expect("a message").pop().expect("a message")
+    }
+
+    #[test]
+    fn a_list_that_changed_while_it_was_read_is_known_by_any_of_its_messages() {
+        // RTM_NEWLINK and NLMSG_DONE.
+        let (links, done) = (|flags| mk_message(16, flags), |flags| mk_message(3, flags));
+        for (flags, is_interrupted) in [
+            ([0, 0, 0], false),
+            ([NLM_F_DUMP_INTR, 0, 0], true),
+            ([0, NLM_F_DUMP_INTR, 0], true),
+            ([0, 0, NLM_F_DUMP_INTR], true),
+        ] {
+            let mut listing = Listing::default();
+            for message in [links(flags[0]), links(flags[1]), done(flags[2])] {
+                assert!(!listing.is_whole);
+                listing.take(message).expect("no error");
+            }
+            assert_eq!((listing.is_whole, listing.is_interrupted, listing.found.len()), (true, is_interrupted, 2));
+        }
+    }
 }

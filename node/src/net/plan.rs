@@ -2,7 +2,7 @@
 //!
 //! Only objects that carry our route protocol, or sit on our tunnel device, are ever wanted or removed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -73,6 +73,20 @@ pub struct VxlanDevice {
     pub port: u16,
     /// MTU; 0 means that of the underlay less the overhead.
     pub mtu: u32,
+    /// Index of the link that carries the outer packets; none: it has to be found out.
+    pub underlay: Option<u32>,
+    /// Whether it is up. A wanted one always is.
+    pub up: bool,
+}
+
+impl VxlanDevice {
+    /// Whether this one can become `wanted` without being made anew. A tunnel device cannot change its identifier, port or own address in place.
+    pub fn can_become(&self, wanted: &Self) -> bool {
+        let is_same = |own: &Self| (own.mac, own.local, own.vni, own.port);
+        let has_address = self.address == wanted.address || self.address.is_unspecified();
+        let is_on_link = self.underlay.is_none() || wanted.underlay.is_none() || self.underlay == wanted.underlay;
+        is_same(self) == is_same(wanted) && has_address && is_on_link
+    }
 }
 
 /// How another node is reached through the tunnel.
@@ -95,6 +109,10 @@ pub struct Plan {
     pub peers: BTreeMap<IpAddr, Peer>,
     /// Destinations that cannot be reached, with the reason.
     pub unreachable: BTreeMap<IpNet, String>,
+    /// Host sides of pods' links, which are up and have the pods' gateway of IPv6.
+    pub pods: BTreeSet<String>,
+    /// IP versions that the node forwards: those of pools and of its pods.
+    pub forwards: BTreeSet<IpVersion>,
 }
 
 /// The pods of this node: host side interface by address.
@@ -103,10 +121,13 @@ pub type LocalPods = BTreeMap<IpAddr, String>;
 /// Computes the plan of node `own` from its records.
 pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -> Plan {
     let nodes = nodes(records);
-    let Some(me) = nodes.get(own) else {
-        return Plan { routes: pod_routes(pods), ..Plan::default() };
+    let mut plan = Plan {
+        routes: pod_routes(pods),
+        pods: pods.values().cloned().collect(),
+        forwards: forwards(records, pods),
+        ..Plan::default()
     };
-    let mut plan = Plan { routes: pod_routes(pods), ..Plan::default() };
+    let Some(me) = nodes.get(own) else { return plan };
     for (id, record) in globals(records) {
         let (RecordId::Route(destination), Record::Route(route)) = (id, record) else {
             continue;
@@ -130,20 +151,30 @@ pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -
         plan.tunnels.extend(vxlan_device(me, records, version).map(|device| (version, device)));
     }
     plan.peers = peers(own, &nodes);
-    let tunnels = &plan.tunnels;
-    plan.routes.retain(|destination, target| {
-        !matches!(target, Target::Vxlan { .. }) || tunnels.contains_key(&version_of(destination.addr()))
-    });
-    plan.peers.retain(|address, _| tunnels.contains_key(&version_of(*address)));
+    leave_out_without_tunnel(&mut plan);
     plan
 }
 
-impl Plan {
-    /// Whether packets of this IP version are forwarded by this plan.
-    pub fn has(&self, version: IpVersion) -> bool {
-        self.tunnels.contains_key(&version)
-            || self.routes.keys().any(|destination| version_of(destination.addr()) == version)
-    }
+/// What needs a tunnel of this node that there is not.
+fn leave_out_without_tunnel(plan: &mut Plan) {
+    let Plan { routes, tunnels, peers, unreachable, .. } = plan;
+    routes.retain(|destination, target| {
+        let is_there = !matches!(target, Target::Vxlan { .. }) || tunnels.contains_key(&version_of(destination.addr()));
+        if !is_there {
+            let reason = "this node has no VXLAN tunnel address of that IP version yet";
+            unreachable.insert(*destination, reason.to_owned());
+        }
+        is_there
+    });
+    peers.retain(|address, _| tunnels.contains_key(&version_of(*address)));
+}
+
+fn forwards(records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -> BTreeSet<IpVersion> {
+    let pools = globals(records).filter_map(|(id, _)| match id {
+        RecordId::Pool(range) => Some(version_of(range.addr())),
+        _ => None,
+    });
+    pools.chain(pods.keys().map(|address| version_of(*address))).collect()
 }
 
 fn pod_routes(pods: &LocalPods) -> BTreeMap<IpNet, Target> {
@@ -216,7 +247,8 @@ fn vxlan_device(me: &NodeInfo, records: &BTreeMap<RecordId, Record>, version: Ip
         IpVersion::V4 => settings.vxlan_mtu,
         IpVersion::V6 => settings.vxlan_mtu_v6,
     };
-    Some(VxlanDevice { address, mac, local, vni: settings.vxlan_vni, port: settings.vxlan_port, mtu })
+    let (vni, port) = (settings.vxlan_vni, settings.vxlan_port);
+    Some(VxlanDevice { address, mac, local, vni, port, mtu, underlay: None, up: true })
 }
 
 /// Whether any pool of this IP version is encapsulated in VXLAN, at least between subnets.

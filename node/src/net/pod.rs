@@ -1,7 +1,9 @@
 //! A pod's link: a veth pair, the addresses and routes in the pod, and the kernel parameters of the host side, as Calico's plugin makes them.
 //!
-//! The pod's default route leads to 169.254.1.1, which exists nowhere: the host side answers ARP for it (proxy ARP) and the node routes. For IPv6 it
-//! leads to the host side's own link-local address.
+//! The pod's default route leads to 169.254.1.1, which exists nowhere: the node routes what is sent to it. Its MAC address, the host side's, is known in the
+//! pod from the start; where that has been forgotten, and in pods that another network has set up, the host side answers ARP for it (proxy ARP). The kernel
+//! does so only while it has a route for that address, which a node without a default route has not. For IPv6 the default route leads to the host side's own
+//! link-local address.
 
 use std::fs::File;
 use std::io;
@@ -16,6 +18,7 @@ use nix::errno::Errno;
 use super::message::{self, Route, VethPair};
 use super::netlink::{NetlinkError, Socket, Verb};
 use super::netns;
+use super::parameters;
 use super::plan::{Target, version_of};
 use super::present::{self, Links};
 use super::sysctl;
@@ -78,41 +81,19 @@ pub fn create(socket: &mut Socket, link: &PodLink<'_>) -> Result<u32, PodError> 
     }
     let index =
         present::named(socket, link.host)?.map(|found| found.index).ok_or_else(|| missing(link.host, "link"))?;
-    for (parameter, value) in [
-        ("conf/{}/proxy_arp", "1"),
-        ("neigh/{}/proxy_delay", "0"),
-        ("conf/{}/forwarding", "1"),
-        ("conf/{}/route_localnet", "1"),
-        ("conf/{}/rp_filter", "1"),
-        ("conf/{}/accept_redirects", "0"),
-        ("conf/{}/accept_source_route", "0"),
-        ("conf/{}/arp_accept", "0"),
-    ] {
-        sysctl::set(&format!("ipv4/{}", parameter.replace("{}", link.host)), value)?;
-    }
-    let has_ipv6 = sysctl::has_ipv6();
-    if has_ipv6 {
-        // The only addresses of the host side are those that are given to it here, and at once; 1 is `none`. It believes nothing that a pod says about
-        // routes, prefixes and ways.
-        for (parameter, value) in [
-            ("addr_gen_mode", "1"),
-            ("accept_ra", "0"),
-            ("accept_redirects", "0"),
-            ("accept_source_route", "0"),
-            ("autoconf", "0"),
-            ("accept_dad", "0"),
-            ("proxy_ndp", "1"),
-            ("forwarding", "1"),
-        ] {
-            sysctl::set(&format!("ipv6/conf/{}/{parameter}", link.host), value)?;
-        }
-    }
-    socket.exec(message::set_up(index), Verb::Change, || format!("bring {} up", link.host))?;
-    if has_ipv6 {
+    parameters::set_of_pod(link.host)?;
+    bring_up(socket, link.host, index)?;
+    Ok(index)
+}
+
+/// Brings the host side up and gives it the pods' gateway of IPv6, which goes when it is set down.
+pub fn bring_up(socket: &mut Socket, host: &str, index: u32) -> Result<(), NetlinkError> {
+    socket.exec(message::set_up(index), Verb::Change, || format!("bring {host} up"))?;
+    if sysctl::has_ipv6() {
         let gateway = gateway_v6();
         socket.exec(message::new_link_address(index, gateway), Verb::Replace, || format!("address {gateway}"))?;
     }
-    Ok(index)
+    Ok(())
 }
 
 /// The gateway of a pod for packets of the IP version of this address.
@@ -168,6 +149,8 @@ fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
         let default =
             Route { gateway: Some(IpAddr::V4(GATEWAY)), ..Route::direct(IpNet::V4(Ipv4Net::default()), pod.index) };
         socket.exec(RouteNetlinkMessage::NewRoute(default.message()), Verb::Replace, || "default route".to_owned())?;
+        let neighbour = message::neighbour(pod.index, IpAddr::V4(GATEWAY), HOST_MAC);
+        socket.exec(RouteNetlinkMessage::NewNeighbour(neighbour), Verb::Replace, || format!("neighbour {GATEWAY}"))?;
     }
     if has(true) {
         let default =

@@ -8,13 +8,15 @@ use margay_api::network::Mac;
 use margay_api::rule::IpVersion;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message;
 use super::netlink::{NetlinkError, Socket};
 use super::plan::{Peer, Plan, ROUTE_PROTOCOL, Target, VERSIONS, VxlanDevice, version_of, vxlan_device_name};
+use super::{pod, sysctl};
+use crate::policy::is_workload;
 
 /// A link of this namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,9 +81,15 @@ pub fn present(socket: &mut Socket, links: &Links) -> Result<Plan, NetlinkError>
             }
         }
     }
+    let addresses = addresses(socket)?;
+    let has_gateway =
+        |link: &Link| addresses.iter().any(|(index, net)| *index == link.index && net.addr() == pod::GATEWAY_V6);
+    let has_ipv6 = sysctl::has_ipv6();
+    let pods = links.iter().filter(|(name, link)| is_workload(name) && link.up && (!has_ipv6 || has_gateway(link)));
+    plan.pods = pods.map(|(name, _)| name.clone()).collect();
     for version in VERSIONS {
         if let Some(link) = links.get(vxlan_device_name(version)) {
-            let own = addresses(socket)?.into_iter().filter(|(index, _)| *index == link.index);
+            let own = addresses.iter().filter(|(index, _)| *index == link.index);
             let mut own = own.map(|(_, net)| net.addr()).filter(|address| is_global(version, *address));
             plan.tunnels.insert(version, device(link, own.next().unwrap_or(unspecified(version))));
             plan.peers.extend(peers(socket, version, link.index)?);
@@ -157,6 +165,8 @@ fn device(link: &Link, address: IpAddr) -> VxlanDevice {
         vni: 0,
         port: 0,
         mtu: link.mtu,
+        underlay: None,
+        up: link.up,
     };
     for info in link.vxlan.iter().flatten() {
         match info {
@@ -164,6 +174,7 @@ fn device(link: &Link, address: IpAddr) -> VxlanDevice {
             InfoVxlan::Local(local) => device.local = IpAddr::V4(*local),
             InfoVxlan::Local6(local) => device.local = IpAddr::V6(*local),
             InfoVxlan::Port(port) => device.port = *port,
+            InfoVxlan::Link(index) => device.underlay = Some(*index).filter(|index| *index != 0),
             _ => {}
         }
     }
@@ -213,15 +224,15 @@ fn neighbours(socket: &mut Socket, family: AddressFamily, index: u32) -> Result<
             return None;
         };
         let address = attributes.iter().find_map(|attribute| match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::V4(*address)),
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+            NeighbourAttribute::Destination(address) => message::neighbour_address(address),
             _ => None,
         })?;
         let mac = attributes.iter().find_map(|attribute| match attribute {
             NeighbourAttribute::LinkLayerAddress(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac),
             _ => None,
         })?;
-        (header.ifindex == index).then_some((address, mac))
+        let is_lasting = matches!(header.state, NeighbourState::Permanent | NeighbourState::Noarp);
+        (header.ifindex == index && is_lasting).then_some((address, mac))
     };
     Ok(socket.dump(message::get_neighbours(family))?.into_iter().filter_map(parse).collect())
 }

@@ -130,7 +130,7 @@ impl Socket {
     fn refusal(&self, transaction: &Transaction, sequence: u32, errno: i32, message: Option<String>) -> ExecError {
         let origin = self.batch.origin(sequence);
         let operation = origin.map_or_else(|| "commit".to_owned(), |origin| describe(transaction, origin));
-        let source = io::Error::from_raw_os_error(errno);
+        let source = explained(errno);
         ExecError::Refused { operation, index: origin.map(|origin| origin.op), source, message }
     }
 
@@ -183,6 +183,17 @@ fn describe(transaction: &Transaction, origin: Origin) -> String {
             format!("add rule {index} to chain {name}: {}", chain.rules[index])
         }
         (op, _) => op.to_string(),
+    }
+}
+
+/// The kernel's error number as an error, in words of its own where what the number usually means would mislead.
+fn explained(errno: i32) -> io::Error {
+    match errno {
+        libc::ENFILE => io::Error::new(
+            io::ErrorKind::StorageFull,
+            "the set is full: it has been given a size, and holds as many elements (ENFILE)",
+        ),
+        errno => io::Error::from_raw_os_error(errno),
     }
 }
 

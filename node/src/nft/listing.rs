@@ -139,21 +139,46 @@ impl Set {
 
 // --- Reading ---
 
+fn changing() -> io::Error {
+    io::Error::new(io::ErrorKind::Interrupted, "the ruleset kept changing while it was read")
+}
+
 impl Socket {
-    /// Reads our table back, as of one generation.
+    /// Reads our table back, as of one generation. An error of kind `Interrupted`: it kept changing.
     pub fn list(&mut self, table: &TableName) -> io::Result<Present> {
-        for _ in 0..ATTEMPTS {
-            let before = self.generation()?;
-            let (present, interrupted) = match self.read(table, before) {
-                // Something listed a moment ago is gone.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
-                read => read?,
-            };
-            if !interrupted && self.generation()? == before {
-                return Ok(present);
+        self.attempts(ATTEMPTS, |socket| socket.list_once(table))
+    }
+
+    /// Reads our table back, as of one generation, without trying again: reading a large one takes long.
+    pub fn list_once(&mut self, table: &TableName) -> io::Result<Present> {
+        let before = self.generation()?;
+        let (present, interrupted) = match self.read(table, before) {
+            // Something listed a moment ago is gone.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Err(changing()),
+            read => read?,
+        };
+        if interrupted || self.generation()? != before { Err(changing()) } else { Ok(present) }
+    }
+
+    /// Whether there is such a table.
+    pub fn has(&mut self, table: &TableName) -> io::Result<bool> {
+        self.attempts(ATTEMPTS, |socket| {
+            let (chains, sets, strange) = Default::default();
+            let generation = Generation(0);
+            let mut present = Present { table: table.clone(), exists: false, generation, chains, sets, strange };
+            let interrupted = socket.read_table(&mut present)?;
+            if interrupted && !present.exists { Err(changing()) } else { Ok(present.exists) }
+        })
+    }
+
+    fn attempts<T>(&mut self, most: usize, read: impl Fn(&mut Self) -> io::Result<T>) -> io::Result<T> {
+        for _ in 1..most {
+            match read(self) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
             }
         }
-        Err(io::Error::other("the ruleset kept changing while it was read"))
+        read(self)
     }
 
     fn read(&mut self, table: &TableName, generation: Generation) -> io::Result<(Present, bool)> {

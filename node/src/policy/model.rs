@@ -21,11 +21,17 @@ pub(crate) struct Inner {
     pub(crate) refuses: Whim,
     /// Requests that fail before they are looked at.
     pub(crate) outages: usize,
+    /// Readings that others interrupt.
+    pub(crate) interruptions: usize,
+    /// Number of readings.
+    pub(crate) readings: usize,
 }
 
 impl Model {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Inner { table: None, commits: 0, refuses: Box::new(|_| false), outages: 0 })))
+        let refuses = Box::new(|_: &Op| false);
+        let inner = Inner { table: None, commits: 0, refuses, outages: 0, interruptions: 0, readings: 0 };
+        Self(Arc::new(Mutex::new(inner)))
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -86,6 +92,11 @@ impl Kernel for Model {
     fn plan(&mut self, wanted: &Ruleset) -> io::Result<Transaction> {
         let mut inner = self.lock();
         inner.outage()?;
+        inner.readings += 1;
+        if let Some(left) = inner.interruptions.checked_sub(1) {
+            inner.interruptions = left;
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         let present = inner.table.clone().unwrap_or_else(|| Ruleset::new(wanted.table.clone()));
         Ok(diff(&present, wanted))
     }

@@ -30,7 +30,8 @@ pub fn attach(layout: &Layout, host: &Host) -> Result<()> {
     batch(None, &attach_plan(layout, host))?;
     batch(Some(&layout.netns(FABRIC)), &port_plan(host))?;
     batch(Some(&layout.netns(&host.name)), &host_plan(host))?;
-    set(&layout.netns_path(&host.name), "net/ipv4/ip_forward", "1")
+    // That a node forwards is its agent's business.
+    set(&layout.netns_path(&host.name), "net/ipv4/ip_forward", "0")
 }
 
 /// Takes a machine's network namespace away, with all that was programmed into it.

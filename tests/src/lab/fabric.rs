@@ -45,8 +45,10 @@ impl Fabric {
     pub fn join(&self, number: u8) -> Result<Node> {
         let subnet = u8::from(self.topology == Topology::Routed && number.is_multiple_of(3));
         let (host, own) = (Namespace::new()?, address(subnet, number));
-        // What a machine that is to be a node of Kubernetes has set.
-        host.command("sysctl", &["-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0"], "")?;
+        // Nothing is prepared for the agent: this is what a machine has that is for something else, with a filter for every link that comes.
+        for parameter in ["ip_forward=0", "conf.all.rp_filter=1", "conf.default.rp_filter=2"] {
+            host.command("sysctl", &["-qw", &format!("net.ipv4.{parameter}")], "")?;
+        }
         let port = format!("n{number}");
         connect((&host, "eth0", &own.to_string()), (&self.namespace, &port, ""))?;
         self.namespace.ip(&format!("link set {port} master br{subnet}"))?;

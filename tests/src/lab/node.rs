@@ -18,7 +18,7 @@ use margay_node::ipam::addresses::NodeAddresses;
 use margay_node::metrics::Metrics;
 use margay_node::net::addresses::Addresses;
 use margay_node::net::plan::Plan;
-use margay_node::net::worker::Network;
+use margay_node::net::worker::{Network, Progress};
 use margay_node::pods::{self, Ports, Settings};
 use margay_node::policy;
 use margay_node::problems::Problems;
@@ -29,7 +29,7 @@ use margay_runtime::shutdown::Shutdown;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::PATIENCE;
@@ -258,8 +258,14 @@ struct Planner {
 }
 
 impl Routes for Planner {
-    fn want(&mut self, plan: Plan) {
-        self.planned.store(self.network.want(plan), Ordering::SeqCst);
+    fn want(&mut self, plan: Plan) -> u64 {
+        let generation = self.network.want(plan);
+        self.planned.store(generation, Ordering::SeqCst);
+        generation
+    }
+
+    fn progress(&self) -> watch::Receiver<Progress> {
+        self.network.watch()
     }
 }
 

@@ -64,7 +64,8 @@ pub struct Node {
     pub host: Namespace,
     /// Its pods.
     pub pods: Vec<Pod>,
-    agent: Option<AgentHandle>,
+    /// With what ends when the agent has.
+    agent: Option<(AgentHandle, oneshot::Receiver<agent::Fatal>)>,
 }
 
 /// Where a packet can come out.
@@ -230,10 +231,19 @@ impl Lab {
         packet::ethernet(GATEWAY, self.liar().mac, packet.ethertype(), &packet.encode())
     }
 
+    /// The first node loses its agent; what is enforced stays.
+    pub async fn leave(&mut self) -> Result<()> {
+        if let Some((agent, fatal)) = self.nodes[0].agent.take() {
+            drop(agent);
+            ensure!(tokio::time::timeout(PATIENCE, fatal).await?.is_err(), "the agent had ended before");
+        }
+        Ok(())
+    }
+
     /// The first node loses its agent and its table: nothing is enforced any more.
-    pub fn disarm(&mut self) -> Result<()> {
+    pub async fn disarm(&mut self) -> Result<()> {
+        self.leave().await?;
         let node = &mut self.nodes[0];
-        node.agent = None;
         node.host.command("nft", &["delete", "table", "inet", "margay"], "")?;
         Ok(())
     }
@@ -254,7 +264,7 @@ impl Node {
             .map(|pod| (pod.interface(), Attached { endpoint: pod.key.clone(), addresses: pod.addresses.to_vec() }));
         let attached = attached.collect();
         let runtime = tokio::runtime::Handle::current();
-        let (handle, network) = self.host.run(|| -> Result<(AgentHandle, Network)> {
+        let ((handle, fatal), network) = self.host.run(|| -> Result<_> {
             let _context = runtime.enter();
             let network = Network::spawn()?;
             let parts = Parts {
@@ -267,7 +277,7 @@ impl Node {
                 store: None,
                 metrics: Metrics::new(&mut Default::default()),
             };
-            Ok((agent::spawn(parts)?.0, network))
+            Ok((agent::spawn(parts)?, network))
         })?;
         let (hello, held) = oneshot::channel();
         let (fault, _) = oneshot::channel();
@@ -285,7 +295,7 @@ impl Node {
         ensure!(errors.is_empty(), "{errors:?}");
         let routed = network.until(|progress| progress.generation > 0 && progress.failed.is_empty());
         tokio::time::timeout(PATIENCE, routed).await.with_context(|| format!("routes: {:?}", network.progress()))?;
-        self.agent = Some(handle);
+        self.agent = Some((handle, fatal));
         Ok(())
     }
 
@@ -297,9 +307,7 @@ impl Node {
 fn mk_node(name: &'static str, number: u8, pods: u8) -> Result<Node> {
     let host = Namespace::new()?;
     // Without this a link can send no neighbour discovery for a second or two.
-    for parameter in ["ipv4.ip_forward=1", "ipv6.conf.all.forwarding=1", "ipv6.conf.default.accept_dad=0"] {
-        host.command("sysctl", &["-qw", &format!("net.{parameter}")], "")?;
-    }
+    host.command("sysctl", &["-qw", "net.ipv6.conf.default.accept_dad=0"], "")?;
     let pods = (1..=pods).map(|pod| mk_pod(&host, number, pod)).collect::<Result<_>>()?;
     let addresses = [IpAddr::V4(Ipv4Addr::new(172, 30, 0, number)), format!("fd10::{number}").parse()?];
     Ok(Node { name, addresses, host, pods, agent: None })

@@ -79,3 +79,53 @@ fn a_view_is_saved_when_the_save_before_it_is_over() {
     owner.saving.take().expect("a save").join().expect("no panic");
     assert_eq!(store.load(), mk_records(&[(0, Action::Allow)]));
 }
+
+#[test]
+fn a_check_that_others_interrupt_changes_nothing_and_is_made_later() {
+    let kernel = Model::new();
+    let mut owner = mk_owner(&kernel, None);
+    tell(&mut owner);
+    owner.commit().expect("a commit");
+    let counts = || {
+        let inner = kernel.lock();
+        (inner.commits, inner.readings)
+    };
+    let (commits, readings) = counts();
+    kernel.lock().interruptions = usize::MAX;
+    owner.due.check = Instant::now();
+    owner.overdue();
+    // What is to be written meanwhile is written without a reading.
+    owner.handle(Event::Frame { stream: 1, frame: mk_frame(2, &mk_records(&[(1, Action::Allow)]), true) });
+    owner.commit().expect("nothing failed");
+    assert_eq!(counts(), (commits + 1, readings + 1));
+    assert_eq!((owner.attempts, owner.unsure, owner.status.borrow().not_ready()), (0, false, None));
+    assert!(owner.due.check < Instant::now() + FULL_CHECK / 2, "it is made again soon");
+
+    let wanted = kernel.table();
+    kernel.lock().interruptions = 0;
+    kernel.lock().table.as_mut().expect("a table").chains.pop_last();
+    owner.due.check = Instant::now();
+    owner.overdue();
+    owner.commit().expect("a repair");
+    assert_eq!(kernel.table(), wanted);
+}
+
+#[test]
+fn a_table_that_cannot_be_read_for_others_is_replaced() {
+    let kernel = Model::new();
+    let mut owner = mk_owner(&kernel, None);
+    tell(&mut owner);
+    owner.commit().expect("a commit");
+    let wanted = kernel.table();
+    kernel.lock().interruptions = usize::MAX;
+    for strange in [false, true] {
+        match strange {
+            true => kernel.lock().table = None,
+            false => drop(kernel.lock().table.as_mut().expect("a table").chains.pop_last()),
+        }
+        owner.handle(Event::Drift);
+        owner.commit().expect("a repair");
+        assert_eq!(kernel.table(), wanted);
+        assert_eq!((owner.attempts, owner.unsure), (0, false));
+    }
+}

@@ -109,6 +109,21 @@ fn a_refused_operation_is_named_and_nothing_happens() {
     });
 }
 
+/// Sets of ours have no size; one that somebody else has made in our table may have one.
+#[test]
+fn a_full_set_is_called_full() {
+    in_namespace(|| {
+        let table = table();
+        load(&format!("add table inet {table}\nadd set inet {table} full-1 {{ type ipv4_addr; size 1; }}\n"));
+        let mut transaction = Transaction::new(table);
+        let members = Set::members(SetKind::of(FieldType::Ipv4), [v4("10.0.0.1"), v4("10.0.0.2")]);
+        transaction.add_elements(&set_name("full-1"), members);
+        let error = Socket::open().expect("root").exec(&transaction).expect_err("one too many").to_string();
+        assert!(error.contains("the set is full"), "{error}");
+        assert!(!error.contains("open files"), "{error}");
+    });
+}
+
 #[test]
 fn generations_count_commits() {
     in_namespace(|| {

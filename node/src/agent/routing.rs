@@ -1,0 +1,236 @@
+//! What the owner has of routes: where they are planned to, how far the kernel has come, and what that means for records and for the node.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+use margay_calc::model::{Record, RecordId, globals};
+use tokio::sync::watch;
+
+use super::Routes;
+use crate::net::driver::Part;
+use crate::net::plan::{Plan, VERSIONS, vxlan_device_name};
+use crate::net::worker::Progress;
+
+/// Routing that is not as wanted for so long is a fault of the node: links that go and come are none.
+const GRACE: Duration = Duration::from_secs(5);
+/// Records with errors of routing that are told of at once; the others are counted.
+const LIMIT: usize = 128;
+/// Parts that failed that are named in one reason.
+const NAMED: usize = 3;
+
+/// Why routing is not as wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoutingFault {
+    /// What failed, with the kernel's reasons.
+    pub reason: String,
+    /// Whether it is about the node itself, so that no pod here has its network: its tunnel devices, its forwarding, netlink. What is about the way to one
+    /// other node is not, because a node must not be able to take another one out of service by what it says of itself.
+    pub is_own: bool,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Routing {
+    routes: Option<(Box<dyn Routes>, watch::Receiver<Progress>)>,
+    /// Generation of the newest plan.
+    generation: u64,
+    /// What that plan leaves out.
+    unreachable: BTreeMap<RecordId, String>,
+    /// Records that are not in force as they are written, as of the progress seen last.
+    errors: BTreeMap<RecordId, String>,
+    /// `errors` have to be worked out again.
+    is_stale: bool,
+    failing_since: Option<Instant>,
+}
+
+impl Routing {
+    pub(super) fn new(routes: Option<Box<dyn Routes>>) -> Self {
+        let routes = routes.map(|routes| {
+            let progress = routes.progress();
+            (routes, progress)
+        });
+        Self { routes, ..Self::default() }
+    }
+
+    /// Generation of the newest plan that was wanted.
+    pub(super) const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Generation of the newest plan that has been applied.
+    pub(super) fn applied(&self) -> u64 {
+        self.routes.as_ref().map_or(u64::MAX, |(_, progress)| progress.borrow().generation)
+    }
+
+    pub(super) fn want(&mut self, plan: impl FnOnce() -> Plan) {
+        let Some((routes, _)) = &mut self.routes else { return };
+        let plan = plan();
+        let unreachable = plan.unreachable.iter().take(LIMIT + 1);
+        self.unreachable = unreachable.map(|(range, reason)| (RecordId::Route(*range), reason.clone())).collect();
+        self.generation = routes.want(plan);
+        self.is_stale = true;
+    }
+
+    /// The records that are not in force as they are written.
+    pub(super) fn errors(&mut self, own: &str, records: &BTreeMap<RecordId, Record>) -> &BTreeMap<RecordId, String> {
+        let Some((_, progress)) = &mut self.routes else { return &self.errors };
+        // It has an end only where nothing more will come.
+        if !progress.has_changed().unwrap_or(false) && !self.is_stale {
+            return &self.errors;
+        }
+        self.is_stale = false;
+        let mut found = self.unreachable.clone();
+        for (part, reason) in progress.borrow_and_update().failed.iter().take(2 * LIMIT) {
+            if let Some(id) = record(part, own, records) {
+                found.insert(id, format!("{part}: {reason}"));
+            }
+        }
+        if let Some((id, _)) = found.iter().nth(LIMIT) {
+            let id = id.clone();
+            drop(found.split_off(&id));
+            if let Some(mut last) = found.last_entry() {
+                last.get_mut().push_str("; and more than can be listed are not in force either, see the agent's log");
+            }
+        }
+        self.errors = found;
+        &self.errors
+    }
+
+    /// Why routing is not as wanted, if that has been so for a while.
+    pub(super) fn fault(&mut self, now: Instant) -> Option<RoutingFault> {
+        let (_, progress) = self.routes.as_ref()?;
+        let progress = progress.borrow();
+        if progress.failed.is_empty() {
+            self.failing_since = None;
+            return None;
+        }
+        let since = *self.failing_since.get_or_insert(now);
+        (now.saturating_duration_since(since) >= GRACE).then(|| fault(&progress.failed))
+    }
+
+    /// When the fault is to be asked for again, if it is not one yet.
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        self.failing_since.map(|since| since + GRACE).filter(|due| *due > now)
+    }
+}
+
+fn fault(failed: &BTreeMap<Part, String>) -> RoutingFault {
+    // What is about the node itself first.
+    let (own, others): (Vec<_>, Vec<_>) = failed.iter().partition(|(part, _)| is_own(part));
+    let mut reason = "routing is not as wanted".to_owned();
+    for (index, (part, why)) in own.iter().chain(&others).take(NAMED).enumerate() {
+        // Writing into a text does not fail.
+        let _ = write!(reason, "{} {part}: {why}", if index == 0 { ':' } else { ';' });
+    }
+    if failed.len() > NAMED {
+        let _ = write!(reason, "; and {} more", failed.len() - NAMED);
+    }
+    RoutingFault { reason, is_own: !own.is_empty() }
+}
+
+fn is_own(part: &Part) -> bool {
+    match part {
+        Part::Netlink | Part::Forwarding(_) | Part::Tunnel(_) => true,
+        Part::Link(name) => VERSIONS.iter().any(|version| vxlan_device_name(*version) == name),
+        Part::Peer(_) | Part::Route(_) => false,
+    }
+}
+
+/// The record that this is about; what is about the node itself is its own.
+fn record(part: &Part, own: &str, records: &BTreeMap<RecordId, Record>) -> Option<RecordId> {
+    match part {
+        part if is_own(part) => Some(RecordId::Node(own.to_owned())),
+        Part::Route(range) => Some(RecordId::Route(*range)).filter(|id| records.contains_key(id)),
+        Part::Peer(address) => globals(records).find_map(|(id, record)| match record {
+            Record::Node(info) => {
+                let tunnels = [info.vtep.map(|vtep| vtep.address.into()), info.vtep6.map(|vtep| vtep.address.into())];
+                tunnels.contains(&Some(*address)).then(|| id.clone())
+            }
+            _ => None,
+        }),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use margay_api::network::{Encapsulation, Mac, NodeInfo, Vtep};
+    use margay_api::rule::IpVersion;
+    use margay_calc::model::RouteRecord;
+
+    struct Fixed(watch::Receiver<Progress>);
+
+    impl Routes for Fixed {
+        fn want(&mut self, _: Plan) -> u64 {
+            1
+        }
+
+        fn progress(&self) -> watch::Receiver<Progress> {
+            self.0.clone()
+        }
+    }
+
+    fn mk_routing() -> (watch::Sender<Progress>, Routing) {
+        let (told, seen) = watch::channel(Progress::default());
+        (told, Routing::new(Some(Box::new(Fixed(seen)))))
+    }
+
+    fn range(text: &str) -> ipnet::IpNet {
+        text.parse().expect("a range")
+    }
+
+    fn mk_records() -> BTreeMap<RecordId, Record> {
+        let vtep = Some(Vtep { address: [10, 1, 2, 0].into(), mac: Mac([0x66; 6]) });
+        let route = RouteRecord { node: "other".to_owned(), encapsulation: Encapsulation::Vxlan };
+        [
+            (RecordId::Node("other".to_owned()), Record::Node(NodeInfo { vtep, ..NodeInfo::default() })),
+            (RecordId::Route(range("10.1.2.0/26")), Record::Route(route)),
+        ]
+        .into()
+    }
+
+    #[test]
+    fn what_fails_is_the_error_of_its_record_and_of_the_node_only_if_it_is_its_own() {
+        let node = |name: &str| Some(RecordId::Node(name.to_owned()));
+        for (part, id, is_own) in [
+            (Part::Netlink, node("own"), true),
+            (Part::Forwarding(IpVersion::V4), node("own"), true),
+            (Part::Tunnel(IpVersion::V6), node("own"), true),
+            (Part::Link("vxlan.calico".to_owned()), node("own"), true),
+            (Part::Link("cali1".to_owned()), None, false),
+            (Part::Peer([10, 1, 2, 0].into()), node("other"), false),
+            (Part::Peer([10, 1, 9, 0].into()), None, false),
+            (Part::Route(range("10.1.2.0/26")), Some(RecordId::Route(range("10.1.2.0/26"))), false),
+            (Part::Route(range("10.1.1.5/32")), None, false),
+        ] {
+            let failed = BTreeMap::from([(part.clone(), "ENETDOWN".to_owned())]);
+            let (told, mut routing) = mk_routing();
+            told.send_modify(|progress| progress.failed.clone_from(&failed));
+            let errors = routing.errors("own", &mk_records());
+            assert_eq!(errors.keys().next(), id.as_ref(), "{part:?}");
+            let start = Instant::now();
+            assert_eq!(routing.fault(start), None, "a flap");
+            assert_eq!(routing.due(start), Some(start + GRACE));
+            let fault = routing.fault(start + GRACE).expect("it lasts");
+            assert_eq!(fault.is_own, is_own, "{part:?}");
+            assert!(fault.reason.contains("ENETDOWN"), "{}", fault.reason);
+            told.send_modify(|progress| progress.failed.clear());
+            assert_eq!((routing.fault(start + GRACE), routing.due(start)), (None, None));
+        }
+    }
+
+    #[test]
+    fn very_many_errors_are_cut_off_and_it_is_said() {
+        let (_told, mut routing) = mk_routing();
+        let unreachable = (0..2 * LIMIT).map(|number| {
+            let range = range(&format!("10.{}.{}.0/26", number / 256, number % 256));
+            (range, "no way".to_owned())
+        });
+        routing.want(|| Plan { unreachable: unreachable.collect(), ..Plan::default() });
+        let errors = routing.errors("own", &BTreeMap::new());
+        assert_eq!(errors.len(), LIMIT);
+        assert!(errors.values().last().is_some_and(|reason| reason.contains("more than can be listed")));
+    }
+}

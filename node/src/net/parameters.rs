@@ -1,0 +1,108 @@
+//! Kernel parameters that the network needs on this node: of the node as a whole, of pods' links and of tunnel devices. A host may have any other value,
+//! and its own programs set them for every link that comes (`sysctl.d`, udev), so they are compared and set again like routes.
+
+use std::io;
+
+use margay_api::rule::IpVersion;
+
+use super::plan::{Plan, VERSIONS, vxlan_device_name};
+use super::sysctl;
+
+/// Of the host side of a pod's link, below `ipv4/`. `{}` stands for the link.
+const POD: [(&str, &str); 8] = [
+    ("conf/{}/proxy_arp", "1"),
+    ("neigh/{}/proxy_delay", "0"),
+    ("conf/{}/forwarding", "1"),
+    ("conf/{}/route_localnet", "1"),
+    ("conf/{}/rp_filter", "1"),
+    ("conf/{}/accept_redirects", "0"),
+    ("conf/{}/accept_source_route", "0"),
+    ("conf/{}/arp_accept", "0"),
+];
+
+/// Of the host side of a pod's link, below `ipv6/`. The only addresses of the host side are those that are given to it, and at once; mode 1 is `none`. It
+/// believes nothing that a pod says about routes, prefixes and ways. A host that has turned IPv6 off keeps it off on its own links.
+const POD_V6: [(&str, &str); 9] = [
+    ("conf/{}/disable_ipv6", "0"),
+    ("conf/{}/addr_gen_mode", "1"),
+    ("conf/{}/accept_ra", "0"),
+    ("conf/{}/accept_redirects", "0"),
+    ("conf/{}/accept_source_route", "0"),
+    ("conf/{}/autoconf", "0"),
+    ("conf/{}/accept_dad", "0"),
+    ("conf/{}/proxy_ndp", "1"),
+    ("conf/{}/forwarding", "1"),
+];
+
+/// Of the tunnel device of IPv4, below `ipv4/`: where packets come from is known by the peers.
+const TUNNEL: [(&str, &str); 3] = [("conf/{}/forwarding", "1"), ("conf/{}/proxy_arp", "0"), ("conf/{}/rp_filter", "0")];
+
+/// Of the tunnel device of IPv6, below `ipv6/`.
+const TUNNEL_V6: [(&str, &str); 2] = [("conf/{}/disable_ipv6", "0"), ("conf/{}/accept_ra", "0")];
+
+/// Sets the parameters of the host side of a pod's link. Returns whether any differed.
+pub fn set_of_pod(link: &str) -> io::Result<bool> {
+    let differed = set_of(link, "ipv4", &POD)?;
+    Ok(sysctl::has_ipv6() && set_of(link, "ipv6", &POD_V6)? || differed)
+}
+
+/// Sets the parameters of a tunnel device. Returns whether any differed.
+pub fn set_of_tunnel(version: IpVersion) -> io::Result<bool> {
+    match version {
+        IpVersion::V4 => set_of(vxlan_device_name(version), "ipv4", &TUNNEL),
+        IpVersion::V6 => set_of(vxlan_device_name(version), "ipv6", &TUNNEL_V6),
+    }
+}
+
+fn set_of(link: &str, family: &str, parameters: &[(&str, &str)]) -> io::Result<bool> {
+    let mut differed = false;
+    for (parameter, value) in parameters {
+        differed |= sysctl::set(&format!("{family}/{}", parameter.replace("{}", link)), value)?;
+    }
+    Ok(differed)
+}
+
+/// Lets the node forward packets of this IP version. Returns whether it did not.
+pub fn set_forwarding(version: IpVersion) -> io::Result<bool> {
+    match version {
+        IpVersion::V4 => sysctl::set("ipv4/ip_forward", "1"),
+        IpVersion::V6 => sysctl::forward_ipv6(),
+    }
+}
+
+/// Sets the parameters of every link of this plan: what failed with the reason, by link, and how many links differed. A link that goes meanwhile needs none.
+pub fn set_of_links(plan: &Plan) -> (usize, Vec<(String, io::Error)>) {
+    let (mut differed, mut failed) = (0, Vec::new());
+    let pods = plan.pods.iter().map(|link| (link.as_str(), set_of_pod(link)));
+    let tunnels = VERSIONS.into_iter().filter(|version| plan.tunnels.contains_key(version));
+    let tunnels = tunnels.map(|version| (vxlan_device_name(version), set_of_tunnel(version)));
+    for (link, result) in pods.chain(tunnels) {
+        match result {
+            Ok(was_other) => differed += usize::from(was_other),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => failed.push((link.to_owned(), error)),
+        }
+    }
+    (differed, failed)
+}
+
+/// Which notification tells of it; see `linux/netconf.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notified {
+    /// `NETCONFA_FORWARDING`.
+    Forwarding,
+    /// `NETCONFA_RP_FILTER`.
+    RpFilter,
+    /// `NETCONFA_PROXY_NEIGH`: `proxy_arp` or `proxy_ndp`.
+    ProxyNeigh,
+}
+
+/// What the kernel should tell of this parameter of a link of ours; none: it does not matter.
+pub fn expected(version: IpVersion, is_pod: bool, what: Notified) -> Option<i32> {
+    match (version, is_pod, what) {
+        (IpVersion::V4, _, Notified::Forwarding) | (IpVersion::V6, true, Notified::Forwarding) => Some(1),
+        (IpVersion::V4, true, Notified::RpFilter) | (_, true, Notified::ProxyNeigh) => Some(1),
+        (IpVersion::V4, false, Notified::RpFilter | Notified::ProxyNeigh) => Some(0),
+        (IpVersion::V6, ..) => None,
+    }
+}
