@@ -436,7 +436,6 @@ impl Owner {
         let mut errors = self.compiler.errors();
         let of_routing = self.routing.errors(&self.node, self.state.records());
         errors.extend(of_routing.iter().map(|(id, reason)| (id.clone(), reason.clone())));
-        self.acks.tell(applied, &errors);
         let (in_sync, revision) = (self.state.is_in_sync(), self.state.revision());
         self.metrics.errors.set(errors.len() as i64);
         self.metrics.in_sync.set(i64::from(in_sync));
@@ -449,11 +448,14 @@ impl Owner {
                 tracing::warn!(record = ?id, reason, "not enforced as it is written");
             }
             let server = std::mem::take(&mut status.server);
+            let errors = errors.clone();
             let new = Status { in_sync, enforcing: true, revision, server, errors, failing: None, routing };
             let changed = Status { server: new.server.clone(), ..status.clone() } != new;
             *status = new;
             changed
         });
+        // Who is told of a revision finds the status as it is with it.
+        self.acks.tell(applied, &errors);
     }
 
     /// Tells those whose pods are decided about now, and those whose pods are gone.

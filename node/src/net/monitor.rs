@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -254,6 +253,8 @@ fn of_route(message: &RouteMessage, is_gone: bool) -> Option<Hint> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
     use netlink_packet_core::NetlinkHeader;
 

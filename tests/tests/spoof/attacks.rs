@@ -243,8 +243,8 @@ fn groups(lab: &mut Lab) -> Vec<Attack> {
                 let packet = udp(own, group, number);
                 vec![packet::ethernet(all, lab.liar().mac, packet.ethertype(), &packet.encode())]
             });
-            // The node itself is among those who are addressed by the groups that it is a member of.
-            let member = ["255.255.255.255", "224.0.0.1", "ff02::1"].contains(&group.to_string().as_str());
+            // The node itself is among those who are addressed by the groups that it is a member of; it is a router.
+            let member = ["255.255.255.255", "224.0.0.1", "ff02::1", "ff05::2"].contains(&group.to_string().as_str());
             attacks.push(attack.harmless(if member { &[Place::Host] } else { &[] }));
         }
     }
