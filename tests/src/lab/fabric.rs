@@ -45,10 +45,8 @@ impl Fabric {
     pub fn join(&self, number: u8) -> Result<Node> {
         let subnet = u8::from(self.topology == Topology::Routed && number.is_multiple_of(3));
         let (host, own) = (Namespace::new()?, address(subnet, number));
-        // Nothing is prepared for the agent: this is what a machine has that is for something else, with a filter for every link that comes.
-        for parameter in ["ip_forward=0", "conf.all.rp_filter=1", "conf.default.rp_filter=2"] {
-            host.command("sysctl", &["-qw", &format!("net.ipv4.{parameter}")], "")?;
-        }
+        // Nothing is prepared for the agent.
+        host.command("sysctl", &["-qw", "net.ipv4.ip_forward=0"], "")?;
         let port = format!("n{number}");
         connect((&host, "eth0", &own.to_string()), (&self.namespace, &port, ""))?;
         self.namespace.ip(&format!("link set {port} master br{subnet}"))?;
