@@ -35,15 +35,30 @@ pub struct Pool {
     pub encapsulation: Encapsulation,
     /// Whether packets from the pool to an address outside all pools are masqueraded.
     pub nat_outgoing: bool,
+    /// Prefix length of the blocks that it is divided into.
+    pub block_size: u8,
+    /// When the object was made, in seconds since 1970; 0 where that is not known.
+    pub created: i64,
+}
+
+impl Pool {
+    /// Prefix length of the blocks of a pool that says nothing of it.
+    pub fn default_block_size(cidr: IpNet) -> u8 {
+        if cidr.addr().is_ipv4() { 26 } else { 122 }
+    }
 }
 
 /// An IPAM block, as far as routes depend on it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BlockInfo {
     /// Node that the block is affine to; none for blocks without a host.
     pub node: Option<String>,
     /// Addresses of the block used by other nodes (borrowed), with the node that uses each.
     pub borrowed: Vec<(IpAddr, String)>,
+    /// Addresses of the block that are ends of tunnels, with the node whose tunnel's handle they are under.
+    pub tunnels: Vec<(IpAddr, String)>,
+    /// When the object was made, in seconds since 1970; 0 where that is not known.
+    pub created: i64,
 }
 
 /// A MAC address.
@@ -88,6 +103,17 @@ pub struct Vtep<A> {
     pub mac: Mac,
 }
 
+/// What decides between two nodes that say that they have one address. Of it nodes are told nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Kubelet reports the IPv4 address as the node's own, too.
+    pub ipv4_reported: bool,
+    /// Kubelet reports the IPv6 address as the node's own, too.
+    pub ipv6_reported: bool,
+    /// When the object was made, in seconds since 1970; 0 where that is not known.
+    pub created: i64,
+}
+
 /// What others need to know about a node.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct NodeInfo {
@@ -101,6 +127,8 @@ pub struct NodeInfo {
     pub vtep6: Option<Vtep<Ipv6Addr>>,
     /// Labels, for selectors over nodes.
     pub labels: Labels,
+    /// How it stands to others that claim its addresses.
+    pub standing: Standing,
 }
 
 /// A NetworkSet (with its namespace) or GlobalNetworkSet (without).

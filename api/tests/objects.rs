@@ -228,7 +228,7 @@ fn pools() {
     let pool: IPPool = mk_v3("{spec: {cidr: 10.0.0.9/16, natOutgoing: true, vxlanMode: Sometimes}}");
     let nonsense: IPPool = mk_v3("{spec: {cidr: nonsense}}");
     expect![[r#"
-        Err(Refusal { problems: [Problem { field: "spec.vxlanMode", value: "Sometimes", rule: "not a mode", remedy: "use Never, Always or CrossSubnet" }], closed: Some(Pool { cidr: 10.0.0.0/16, encapsulation: None, nat_outgoing: true }) })
+        Err(Refusal { problems: [Problem { field: "spec.vxlanMode", value: "Sometimes", rule: "not a mode", remedy: "use Never, Always or CrossSubnet" }], closed: Some(Pool { cidr: 10.0.0.0/16, encapsulation: None, nat_outgoing: true, block_size: 26, created: 0 }) })
         Err(Refusal { problems: [Problem { field: "spec.cidr", value: "nonsense", rule: "not a range", remedy: "write it like 10.244.0.0/16" }], closed: None })
     "#]].assert_eq(&format!("{:?}\n{:?}\n", v3::pool::pool(&pool), v3::pool::pool(&nonsense)));
 }
@@ -236,7 +236,9 @@ fn pools() {
 #[test]
 fn blocks() {
     let block = |spec: &str| {
-        let block: IPAMBlock = mk_v3(&format!("{{spec: {{cidr: 10.0.0.0/30, unallocated: [], {spec}}}}}"));
+        let block: IPAMBlock = mk_v3(&format!(
+            "{{metadata: {{name: 10-0-0-0-30}}, spec: {{cidr: 10.0.0.0/30, unallocated: [], {spec}}}}}"
+        ));
         format!("{:?}\n", v3::pool::block_info(&block))
     };
     let attributes = "attributes: [{handle_id: a, secondary: {node: n1}}, {handle_id: b, secondary: {node: n2}}, {secondary: {node: n3}, releasedAt: '2026-01-01T00:00:00Z'}]";
@@ -247,8 +249,8 @@ fn blocks() {
         block("allocations: [0, null, null, null], attributes: []"),
     ];
     expect![[r#"
-        Ok(Some((10.0.0.0/30, BlockInfo { node: Some("n1"), borrowed: [(10.0.0.1, "n2")] })))
-        Ok(Some((10.0.0.0/30, BlockInfo { node: None, borrowed: [(10.0.0.0, "n1")] })))
+        Ok(Some((10.0.0.0/30, BlockInfo { node: Some("n1"), borrowed: [(10.0.0.1, "n2")], tunnels: [], created: 0 })))
+        Ok(Some((10.0.0.0/30, BlockInfo { node: None, borrowed: [(10.0.0.0, "n1")], tunnels: [], created: 0 })))
         Ok(None)
         Err(Attribute { cidr: 10.0.0.0/30, ordinal: 0, index: 0 })
     "#]]

@@ -303,7 +303,7 @@ impl Encoder {
     }
 
     fn node(&mut self, node: &NodeInfo) {
-        let NodeInfo { ipv4, ipv6, vtep, vtep6, labels } = node;
+        let NodeInfo { ipv4, ipv6, vtep, vtep6, labels, standing: _ } = node;
         self.option(*ipv4, |encoder, net| encoder.net(&IpNet::V4(net)));
         self.option(*ipv6, |encoder, net| encoder.net(&IpNet::V6(net)));
         self.option(vtep.as_ref(), |encoder, vtep| {

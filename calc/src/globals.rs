@@ -6,6 +6,8 @@ use ipnet::IpNet;
 use margay_api::network::{BlockInfo, Encapsulation, NodeInfo, Pool};
 use margay_api::settings::FelixOverrides;
 
+use crate::blocks::{Blocks, Refused};
+use crate::claims::{Claims, Denied};
 use crate::digest::{self, Buckets};
 use crate::flush::{Audience, Change, Flush, NodeSet, RecordChange};
 use crate::model::{PoolRecord, Record, RecordId, RouteRecord};
@@ -28,9 +30,11 @@ pub(crate) struct Held {
 /// Objects that every node has to know, and the records made of them.
 #[derive(Debug)]
 pub(crate) struct Globals {
-    pools: BTreeMap<String, Pool>,
-    blocks: BTreeMap<IpNet, BlockInfo>,
+    blocks: Blocks,
+    /// Blocks that count, and so have routes.
+    routed: BTreeMap<IpNet, BlockInfo>,
     nodes: BTreeMap<String, NodeInfo>,
+    claims: Claims,
     /// Per destination, the nodes that hold it and why.
     routes: BTreeMap<IpNet, BTreeMap<Reason, String>>,
     /// As of the last flush.
@@ -44,9 +48,10 @@ pub(crate) struct Globals {
 impl Default for Globals {
     fn default() -> Self {
         Self {
-            pools: BTreeMap::new(),
-            blocks: BTreeMap::new(),
+            blocks: Blocks::default(),
+            routed: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            claims: Claims::default(),
             routes: BTreeMap::new(),
             held: BTreeMap::new(),
             buckets: [0; digest::BUCKETS],
@@ -58,20 +63,22 @@ impl Default for Globals {
 
 impl Globals {
     pub(crate) fn set_pool(&mut self, name: String, pool: Option<Pool>) {
-        if self.pools.get(&name) == pool.as_ref() {
+        let before = self.blocks.pools().get(&name);
+        if before == pool.as_ref() {
             return;
         }
-        let before = self.pools.remove(&name);
-        for pool in before.iter().chain(&pool) {
+        for pool in before.into_iter().chain(&pool) {
             self.dirty.insert(RecordId::Pool(pool.cidr.trunc()));
             let within = self.routes.keys().filter(|net| pool.cidr.contains(*net));
             self.dirty.extend(within.map(|net| RecordId::Route(*net)));
         }
-        self.pools.extend(pool.map(|pool| (name, pool)));
+        let touched = self.blocks.set_pool(name, pool);
+        self.route(touched);
     }
 
     pub(crate) fn set_node(&mut self, name: String, node: Option<NodeInfo>) {
-        self.dirty.insert(RecordId::Node(name.clone()));
+        let touched = self.claims.set(&name, self.nodes.get(&name), node.as_ref());
+        self.dirty.extend(touched.into_iter().map(RecordId::Node));
         self.settings.touch_node(self.nodes.get(&name), node.as_ref());
         match node {
             Some(node) => self.nodes.insert(name, node),
@@ -80,10 +87,23 @@ impl Globals {
     }
 
     pub(crate) fn set_block(&mut self, net: IpNet, block: Option<BlockInfo>) {
-        if self.blocks.get(&net) == block.as_ref() {
-            return;
+        let touched = self.blocks.set_block(net, block);
+        self.route(touched);
+    }
+
+    /// These blocks may count now, or no longer.
+    fn route(&mut self, blocks: BTreeSet<IpNet>) {
+        for net in blocks {
+            let block = self.blocks.get(&net).cloned();
+            if self.routed.get(&net) != block.as_ref() {
+                self.set_routes(net, block);
+                self.dirty.extend(self.claims.tunnels_in(net).cloned().map(RecordId::Node));
+            }
         }
-        for (destination, reason, _) in self.blocks.remove(&net).iter().flat_map(|block| routes(net, block)) {
+    }
+
+    fn set_routes(&mut self, net: IpNet, block: Option<BlockInfo>) {
+        for (destination, reason, _) in self.routed.remove(&net).iter().flat_map(|block| routes(net, block)) {
             let reasons = self.routes.entry(destination).or_default();
             reasons.remove(&reason);
             if reasons.is_empty() {
@@ -95,7 +115,7 @@ impl Globals {
             self.routes.entry(destination).or_default().entry(reason).or_insert(node);
             self.dirty.insert(RecordId::Route(destination));
         }
-        self.blocks.extend(block.map(|block| (net, block)));
+        self.routed.extend(block.map(|block| (net, block)));
     }
 
     pub(crate) fn set_settings(&mut self, name: String, overrides: Option<FelixOverrides>) {
@@ -149,19 +169,35 @@ impl Globals {
 
     /// Pools whose range another pool has too, which wins by its name; with the other.
     pub(crate) fn shadowed_pools(&self) -> impl Iterator<Item = (&String, &String)> {
-        self.pools.iter().filter_map(|(name, pool)| {
-            let (winner, _) = self.pools.iter().find(|(_, other)| other.cidr.trunc() == pool.cidr.trunc())?;
+        let pools = self.blocks.pools();
+        pools.iter().filter_map(move |(name, pool)| {
+            let (winner, _) = pools.iter().find(|(_, other)| other.cidr.trunc() == pool.cidr.trunc())?;
             (winner != name).then_some((name, winner))
+        })
+    }
+
+    /// Blocks that do not count, with why.
+    pub(crate) fn refused_blocks(&self) -> impl Iterator<Item = (IpNet, &BlockInfo, Refused)> {
+        self.blocks.refused()
+    }
+
+    /// Addresses that nodes say to have and are not believed to.
+    pub(crate) fn denied_addresses(&self) -> impl Iterator<Item = (&String, Denied)> {
+        self.nodes.iter().flat_map(move |(name, info)| {
+            self.claims.denied(name, info, &self.blocks).into_iter().map(move |denied| (name, denied))
         })
     }
 
     fn compute(&self, id: &RecordId) -> Option<Record> {
         match id {
             RecordId::Pool(net) => {
-                let pool = self.pools.values().find(|pool| pool.cidr.trunc() == *net)?;
+                let pool = self.blocks.pools().values().find(|pool| pool.cidr.trunc() == *net)?;
                 Some(Record::Pool(PoolRecord { nat_outgoing: pool.nat_outgoing, encapsulation: pool.encapsulation }))
             }
-            RecordId::Node(name) => self.nodes.get(name).cloned().map(Record::Node),
+            RecordId::Node(name) => {
+                let info = self.nodes.get(name)?;
+                Some(Record::Node(self.claims.believed(name, info, &self.blocks)))
+            }
             RecordId::Route(net) => {
                 let (_, node) = self.routes.get(net)?.first_key_value()?;
                 Some(Record::Route(RouteRecord { node: node.clone(), encapsulation: self.encapsulation(net) }))
@@ -176,7 +212,7 @@ impl Globals {
 
     /// By the smallest pool around the destination; among equal ones the first by name.
     fn encapsulation(&self, net: &IpNet) -> Encapsulation {
-        let covering = self.pools.values().rev().filter(|pool| pool.cidr.contains(net));
+        let covering = self.blocks.pools().values().rev().filter(|pool| pool.cidr.contains(net));
         let smallest = covering.max_by_key(|pool| pool.cidr.prefix_len());
         smallest.map_or(Encapsulation::None, |pool| pool.encapsulation)
     }

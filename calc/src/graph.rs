@@ -17,11 +17,16 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use margay_api::endpoint::EndpointKey;
+use margay_api::ipam::names;
+use margay_api::meta::{ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6};
 use margay_api::network::NodeInfo;
 use margay_api::policy::{PolicyKey, Traffic};
 use margay_api::rule::Action;
 
+use crate::blocks::Refused;
+use crate::claims::{Claim, Denied};
 use crate::counts::audience;
 use crate::digest;
 use crate::flush::{Audience, Flush, NodeSet};
@@ -81,6 +86,26 @@ pub enum Problem {
         /// The node.
         node: String,
     },
+    /// A block that does not count.
+    BlockRefused {
+        /// Its range.
+        range: IpNet,
+        /// The node that it is of, if any.
+        node: Option<String>,
+        /// Why.
+        why: Refused,
+    },
+    /// A node says that it has an address that it is not believed to have.
+    AddressDenied {
+        /// The node.
+        node: String,
+        /// The address.
+        address: IpAddr,
+        /// It is the end of the node's tunnel, not its own address.
+        is_tunnel: bool,
+        /// The node that has it, if any.
+        winner: Option<String>,
+    },
 }
 
 impl Problem {
@@ -90,6 +115,8 @@ impl Problem {
             Self::TierMissing { policy, .. } => policy.to_string(),
             Self::PoolShadowed { pool, .. } => format!("IPPool {pool}"),
             Self::NodeMissing { endpoint, .. } => format!("HostEndpoint {endpoint}"),
+            Self::BlockRefused { range, .. } => format!("IPAMBlock {}", names::block(*range)),
+            Self::AddressDenied { node, .. } => format!("Node {node}"),
         }
     }
 
@@ -106,6 +133,27 @@ impl Problem {
             Self::NodeMissing { node, .. } => format!(
                 "spec.node: {node:?}: there is no such node, so nobody enforces it; correct the name or delete the host endpoint"
             ),
+            Self::BlockRefused { range, node, why } => {
+                format!("spec.cidr: {range} of {}: {why}", node.as_deref().unwrap_or("nobody"))
+            }
+            Self::AddressDenied { address, is_tunnel, winner, .. } => {
+                let annotations = match (is_tunnel, address) {
+                    (true, IpAddr::V4(_)) => ANNOTATION_VXLAN_IPV4,
+                    (true, IpAddr::V6(_)) => ANNOTATION_VXLAN_IPV6,
+                    (false, IpAddr::V4(_)) => ANNOTATION_NODE_IPV4,
+                    (false, IpAddr::V6(_)) => ANNOTATION_NODE_IPV6,
+                };
+                let why = match winner {
+                    Some(winner) => format!("node {winner} has that address"),
+                    None => {
+                        "it is in a block of another node, and not under the handle of this node's tunnel".to_owned()
+                    }
+                };
+                format!(
+                    "{annotations}: {address}: {why}, so that others do not reach this node there; if the node has changed, delete the \
+                     annotation and restart its agent, and find out who has written it"
+                )
+            }
         }
     }
 }
@@ -291,7 +339,21 @@ impl Graph {
             endpoint: self.texts.get(endpoint).to_owned(),
             node: self.texts.get(node).to_owned(),
         });
-        tiers.chain(pools).chain(hosts).collect()
+        tiers.chain(pools).chain(hosts).chain(self.disbelieved()).collect()
+    }
+
+    /// What agents have written that contradicts others.
+    fn disbelieved(&self) -> impl Iterator<Item = Problem> {
+        let blocks = self.globals.refused_blocks();
+        let blocks = blocks.map(|(range, info, why)| Problem::BlockRefused { range, node: info.node.clone(), why });
+        let addresses = self.globals.denied_addresses().map(|(node, Denied { claim, winner })| {
+            let (address, is_tunnel) = match claim {
+                Claim::Own(address) => (address, false),
+                Claim::Tunnel(address) => (address, true),
+            };
+            Problem::AddressDenied { node: node.clone(), address, is_tunnel, winner }
+        });
+        blocks.chain(addresses)
     }
 
     /// Forgets texts that no object uses any more. A flush does it when it is worth its cost.

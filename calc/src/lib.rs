@@ -7,6 +7,8 @@
 //! (which items a selector selects), `sets`, `policies`, `members` and `globals` (what each keeps and compares at a flush), `view` (a node's
 //! part), `digest` (what two sides compare).
 
+pub mod blocks;
+mod claims;
 mod counts;
 pub mod digest;
 pub mod evaluate;

@@ -184,7 +184,7 @@ fn failsafe(failsafe: &Failsafe) -> String {
 }
 
 fn node_text(node: &NodeInfo) -> String {
-    let NodeInfo { ipv4, ipv6, vtep, vtep6, labels } = node;
+    let NodeInfo { ipv4, ipv6, vtep, vtep6, labels, standing: _ } = node;
     let mut text = String::new();
     ipv4.iter().for_each(|net| text += &format!(" {net}"));
     ipv6.iter().for_each(|net| text += &format!(" {net}"));

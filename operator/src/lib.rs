@@ -130,10 +130,46 @@ fn identity(args: &Args) -> String {
     format!("{}-{}", name.trim(), std::process::id())
 }
 
-/// Components log and trace as the operator does.
+/// Components log and trace as the operator does. What authenticates to a collector of traces is not copied into objects that many may read.
 fn settings(args: &Args, mode: Mode, environment: impl Iterator<Item = (String, String)>) -> render::Settings {
-    let mut handed: BTreeMap<String, String> =
-        environment.filter(|(name, _)| name.starts_with("OTEL_") && name != "OTEL_SERVICE_NAME").collect();
+    let telemetry = environment.filter(|(name, _)| name.starts_with("OTEL_") && name != "OTEL_SERVICE_NAME");
+    let (secrets, mut handed): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        telemetry.partition(|(name, _)| name.ends_with("_HEADERS"));
     handed.insert("MARGAY_LOG".to_owned(), args.log.clone());
-    render::Settings { image: args.image.clone(), version: VERSION.to_owned(), mode, environment: handed }
+    let secrets = secrets.into_keys().collect();
+    render::Settings { image: args.image.clone(), version: VERSION.to_owned(), mode, environment: handed, secrets }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args() -> Args {
+        Args {
+            namespace: String::new(),
+            identity: String::new(),
+            image: String::new(),
+            api_group: String::new(),
+            admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            log: "info".to_owned(),
+        }
+    }
+
+    #[test]
+    fn what_authenticates_to_a_collector_is_not_copied() {
+        let given = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4317"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=SECRET"),
+            ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "authorization=SECRET"),
+            ("OTEL_SERVICE_NAME", "operator"),
+            ("PATH", "/"),
+        ];
+        let given = given.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let settings = settings(&args(), Mode::V3, given.into_iter());
+        let handed: Vec<&str> = settings.environment.keys().map(String::as_str).collect();
+        assert_eq!(handed, ["MARGAY_LOG", "OTEL_EXPORTER_OTLP_ENDPOINT"]);
+        assert!(settings.environment.values().all(|value| !value.contains("SECRET")));
+        let secrets: Vec<&str> = settings.secrets.iter().map(String::as_str).collect();
+        assert_eq!(secrets, ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"]);
+    }
 }

@@ -1,6 +1,8 @@
 //! From a completed Installation and what the cluster says to every object wanted, in the order in which they have to exist. Pure.
 
 mod admission;
+#[cfg(test)]
+mod cel;
 mod cni;
 mod config;
 mod defaulting;
@@ -11,6 +13,7 @@ mod pools;
 mod protection;
 mod rbac;
 mod selectors;
+mod tiers;
 mod typha;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +35,8 @@ pub const TYPHA: &str = "margay-typha";
 pub const NODE: &str = "margay-node";
 /// Port of typha's stream.
 pub const TYPHA_PORT: u16 = 5473;
+/// Secret beside the components with those of OpenTelemetry's variables whose values are secrets.
+pub const TELEMETRY_SECRET: &str = "margay-telemetry";
 /// Variable by which components are told where Calico's data is stored.
 pub const STORAGE_VARIABLE: &str = "CALICO_API_GROUP";
 /// Where a pod finds its certificate.
@@ -50,6 +55,8 @@ pub struct Settings {
     pub mode: Mode,
     /// Variables handed on to every component: log filter and OpenTelemetry's.
     pub environment: BTreeMap<String, String>,
+    /// Variables whose values are secrets: components take them from Secret [`TELEMETRY_SECRET`], under the variables' names.
+    pub secrets: BTreeSet<String>,
 }
 
 /// What is wanted.
@@ -95,7 +102,11 @@ impl Context<'_> {
     fn environment(&self, own: &[(&str, String)]) -> Vec<Value> {
         let own = own.iter().map(|(name, value)| json!({ "name": name, "value": value }));
         let handed = self.settings.environment.iter().map(|(name, value)| json!({ "name": name, "value": value }));
-        own.chain(handed).collect()
+        let secrets = self.settings.secrets.iter().map(|name| {
+            let of = json!({ "name": TELEMETRY_SECRET, "key": name, "optional": true });
+            json!({ "name": name, "valueFrom": { "secretKeyRef": of } })
+        });
+        own.chain(handed).chain(secrets).collect()
     }
 }
 
@@ -115,6 +126,7 @@ pub fn plan(spec: &InstallationSpec, inputs: &Inputs, owner: &Owner, settings: &
     plan.objects.extend(admission::objects(&context));
     plan.objects.extend(protection::objects(&context));
     plan.objects.extend(selectors::objects(&context));
+    plan.objects.extend(tiers::objects(&context));
     plan.objects.extend(defaulting::objects(&context));
     plan.objects.extend(config::objects(&context));
     plan.objects.extend(config::bundle(&context));
@@ -130,7 +142,7 @@ pub fn pools(spec: &InstallationSpec, inputs: &Inputs) -> PoolPlan {
 
 /// Names of the admission policies that refuse, for the operator's own permissions.
 pub(crate) fn guard_names() -> Vec<&'static str> {
-    [admission::names(), protection::NAMES.to_vec(), selectors::NAMES.to_vec()].concat()
+    [admission::names(), protection::NAMES.to_vec(), selectors::NAMES.to_vec(), tiers::NAMES.to_vec()].concat()
 }
 
 /// Names of the admission policies that fill in, for the operator's own permissions.

@@ -203,6 +203,7 @@ fn node() -> impl Strategy<Value = NodeInfo> {
         vtep,
         vtep6,
         labels,
+        ..NodeInfo::default()
     })
 }
 

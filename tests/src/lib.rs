@@ -16,6 +16,7 @@ pub mod namespace;
 pub mod plugin;
 pub mod probe;
 pub mod raw;
+pub mod rights;
 pub mod scenarios;
 pub mod suite;
 pub mod trace;

@@ -9,10 +9,10 @@ use margay_api::endpoint::WorkloadEndpoint;
 use margay_api::meta::NamespacedName;
 use margay_api::network::BlockInfo;
 use margay_api::storage::name;
+use margay_calc::blocks::Blocks;
 use margay_calc::update::Update;
 use margay_proto::sync::LocalEndpoint;
 
-use crate::blocks::Blocks;
 use crate::kinds::POD;
 use crate::overlay::{NotTaken, Overlays};
 use crate::services::Services;
@@ -198,7 +198,8 @@ impl Cache {
     fn heed(&mut self, news: &[Update]) {
         for update in news {
             match update {
-                Update::Block(range, info) => self.blocks.set(*range, info.clone()),
+                Update::Block(range, info) => drop(self.blocks.set_block(*range, info.clone())),
+                Update::Pool(name, pool) => drop(self.blocks.set_pool(name.clone(), pool.clone())),
                 Update::Node(gone, None) => {
                     let Some(pods) = self.kinds.get(POD) else { continue };
                     // Pods of the node that are still there take what it said about them along when they go.

@@ -11,7 +11,6 @@
 //! [`notices`] and [`reporter`] tell people what is wrong, [`debug`] and [`explain`] answer questions, [`metrics`] counts, [`app`] puts it together.
 
 pub mod app;
-mod blocks;
 pub mod cache;
 pub mod codec;
 pub mod compute;

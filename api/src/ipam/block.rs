@@ -13,6 +13,14 @@ pub enum BlockFault {
     /// `cidr` does not parse.
     #[error("block range {0:?}: must be a range like 10.0.0.0/26")]
     Cidr(String),
+    /// The object has another name than that of its range.
+    #[error("block {name:?}: the name of its range is {wanted:?}; delete it, and find out who has made it")]
+    Name {
+        /// Name of the object.
+        name: String,
+        /// Name of a block of that range.
+        wanted: String,
+    },
     /// The lists do not belong to the range.
     #[error("block {cidr}: {found} allocations, must be {wanted}, one for each address of the range")]
     Size {

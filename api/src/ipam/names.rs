@@ -68,6 +68,9 @@ pub fn hostname_hash(node: &str) -> String {
     text
 }
 
+/// Annotation of a handle: the node that writes it. Calico's programs pay no heed to it, and what they write has none.
+pub const ANNOTATION_HANDLE_NODE: &str = "margay.io/node";
+
 /// Name of a handle: in lower case, as object names must be.
 pub fn handle(id: &str) -> String {
     limit(id.to_lowercase())

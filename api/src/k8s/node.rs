@@ -1,5 +1,6 @@
 //! Nodes: where they are, and where their tunnels end.
 
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -9,7 +10,7 @@ use crate::meta::{
     ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6, ANNOTATION_VXLAN_MAC,
     ANNOTATION_VXLAN_MAC_V6,
 };
-use crate::network::{NodeInfo, Vtep};
+use crate::network::{NodeInfo, Standing, Vtep};
 
 /// What others need to know about a node. Without the agent's annotations its address is the kubelet's, in a subnet of its own, so that packets
 /// to it are never sent unencapsulated by a guess.
@@ -18,21 +19,33 @@ pub fn node_info(node: &Node) -> NodeInfo {
         let annotations = node.metadata.annotations.as_ref()?;
         annotations.get(name).map(|text| text.trim())
     };
-    let internal = || {
-        let addresses = node.status.iter().flat_map(|status| &status.addresses);
-        addresses.flatten().filter(|address| address.type_ == "InternalIP").map(|address| address.address.as_str())
+    let internal = || addresses(node, "InternalIP");
+    let ipv4 = annotation(ANNOTATION_NODE_IPV4).and_then(ipv4_net).or_else(|| internal().find_map(ipv4_net));
+    let ipv6 = annotation(ANNOTATION_NODE_IPV6).and_then(ipv6_net).or_else(|| internal().find_map(ipv6_net));
+    let reported = |address: Option<IpAddr>| {
+        address.is_some_and(|address| addresses(node, "InternalIP").any(|text| text.parse() == Ok(address)))
     };
-    let ipv4 = annotation(ANNOTATION_NODE_IPV4).and_then(ipv4_net);
-    let ipv6 = annotation(ANNOTATION_NODE_IPV6).and_then(ipv6_net);
+    let standing = Standing {
+        ipv4_reported: reported(ipv4.map(|net| net.addr().into())),
+        ipv6_reported: reported(ipv6.map(|net| net.addr().into())),
+        created: node.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+    };
     let vtep4 = || vtep(annotation(ANNOTATION_VXLAN_IPV4)?, annotation(ANNOTATION_VXLAN_MAC)?);
     let vtep6 = || vtep(annotation(ANNOTATION_VXLAN_IPV6)?, annotation(ANNOTATION_VXLAN_MAC_V6)?);
     NodeInfo {
-        ipv4: ipv4.or_else(|| internal().find_map(ipv4_net)),
-        ipv6: ipv6.or_else(|| internal().find_map(ipv6_net)),
+        ipv4,
+        ipv6,
         vtep: vtep4(),
         vtep6: vtep6(),
         labels: node.metadata.labels.clone().unwrap_or_default(),
+        standing,
     }
+}
+
+/// What kubelet reports, of one type.
+fn addresses<'a>(node: &'a Node, kind: &'a str) -> impl Iterator<Item = &'a str> {
+    let all = node.status.iter().flat_map(|status| &status.addresses).flatten();
+    all.filter(move |address| address.type_ == kind).map(|address| address.address.as_str())
 }
 
 fn vtep<A: FromStr>(address: &str, mac: &str) -> Option<Vtep<A>> {

@@ -1,5 +1,6 @@
 //! What the graph and the evaluator promise, as properties over random objects and as golden texts.
 
+mod belief;
 mod containment;
 mod converge;
 mod golden;

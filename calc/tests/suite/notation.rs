@@ -25,7 +25,7 @@ use margay_api::endpoint::{
     EndpointKey, HostEndpoint, HostInterface, NamedPort, Profile, WorkloadEndpoint, interface_name,
 };
 use margay_api::meta::{LABEL_ORCHESTRATOR, Labels, NamespacedName};
-use margay_api::network::{BlockInfo, Encapsulation, NetworkSet, NodeInfo, Pool, Vtep};
+use margay_api::network::{BlockInfo, Encapsulation, NetworkSet, NodeInfo, Pool, Standing, Vtep};
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Tier, Traffic};
 use margay_api::rule::{Action, EntityMatch, Port, PortRange, Protocol, Rule};
 use margay_api::selector::Selector;
@@ -288,9 +288,16 @@ fn tier(words: &[&str]) -> Tier {
     Tier { order: Order(words[0].parse().ok()), default_action: action(words[1]) }
 }
 
+/// When the object was made.
+fn since(words: &[&str]) -> i64 {
+    words.iter().find_map(|word| word.strip_prefix("since:")).map_or(0, |text| text.parse().expect("a number"))
+}
+
 fn node(words: &[&str]) -> NodeInfo {
-    let mut info = NodeInfo::default();
-    for word in words {
+    let reported = words.contains(&"reported");
+    let standing = Standing { ipv4_reported: reported, ipv6_reported: reported, created: since(words) };
+    let mut info = NodeInfo { standing, ..NodeInfo::default() };
+    for word in words.iter().filter(|word| **word != "reported" && !word.starts_with("since:")) {
         if let Some((address, mac)) = word.split_once('@') {
             let mac = mac.parse().expect("a MAC address");
             match address.parse().expect("an address") {
@@ -313,14 +320,25 @@ fn pool(words: &[&str]) -> Pool {
         Some(&"vxlan-cross-subnet") => Encapsulation::VxlanCrossSubnet,
         _ => Encapsulation::None,
     };
-    Pool { cidr: words[0].parse().expect("a range"), encapsulation, nat_outgoing: words.contains(&"nat") }
+    let cidr = words[0].parse().expect("a range");
+    let size = words.iter().find_map(|word| word.strip_prefix("size:")).map(|text| text.parse().expect("a length"));
+    Pool {
+        cidr,
+        encapsulation,
+        nat_outgoing: words.contains(&"nat"),
+        block_size: size.unwrap_or(Pool::default_block_size(cidr)),
+        created: since(words),
+    }
 }
 
 fn block(words: &[&str]) -> BlockInfo {
     let borrowed = words.iter().filter_map(|word| word.split_once('='));
+    let tunnels = words.iter().filter_map(|word| word.split_once('@'));
     BlockInfo {
-        node: words.first().filter(|word| !word.contains('=')).map(|node| (*node).to_owned()),
+        node: words.first().filter(|word| !word.contains(['=', ':', '@'])).map(|node| (*node).to_owned()),
         borrowed: borrowed.map(|(address, node)| (address.parse().expect("an address"), node.to_owned())).collect(),
+        tunnels: tunnels.map(|(address, node)| (address.parse().expect("an address"), node.to_owned())).collect(),
+        created: since(words),
     }
 }
 

@@ -7,7 +7,7 @@ use margay_api::endpoint::{
     EndpointKey, HostEndpoint, HostInterface, NamedPort, Profile, WorkloadEndpoint, interface_name,
 };
 use margay_api::meta::{LABEL_ORCHESTRATOR, Labels, NamespacedName};
-use margay_api::network::{BlockInfo, Encapsulation, Failsafe, Mac, NetworkSet, NodeInfo, Pool, Vtep};
+use margay_api::network::{BlockInfo, Encapsulation, Failsafe, Mac, NetworkSet, NodeInfo, Pool, Standing, Vtep};
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Tier, Traffic};
 use margay_api::rule::{Action, EntityMatch, Icmp, IpVersion, Port, PortRange, Protocol, Rule};
 use margay_api::selector::{Node, Selector};
@@ -344,21 +344,29 @@ fn node() -> impl Strategy<Value = NodeInfo> {
     let ipv4 = select(&["192.0.2.1/24", "192.0.2.2/24"][..]);
     let ipv6 = option::of(select(&["fd01::1/64", "fd01::2/64"][..]));
     let vtep6 = option::of(select(&["fd00::1", "fd00::41"][..]));
-    (ipv4, ipv6, vtep6, labels(vec!["zone"], vec!["a", "b"])).prop_map(|(ipv4, ipv6, vtep6, labels)| NodeInfo {
+    let standing = (any::<bool>(), any::<bool>(), 0..3_i64);
+    let standing =
+        standing.prop_map(|(ipv4_reported, ipv6_reported, created)| Standing { ipv4_reported, ipv6_reported, created });
+    let labels = labels(vec!["zone"], vec!["a", "b"]);
+    (ipv4, ipv6, vtep6, labels, standing).prop_map(|(ipv4, ipv6, vtep6, labels, standing)| NodeInfo {
         ipv4: Some(ipv4.parse().expect("an address")),
         ipv6: ipv6.map(|text| text.parse().expect("an address")),
         vtep6: vtep6.map(|text| Vtep { address: text.parse().expect("an address"), mac: Mac([0x66, 0, 0, 0, 0, 6]) }),
         labels,
+        standing,
         ..NodeInfo::default()
     })
 }
 
 fn pool() -> impl Strategy<Value = Pool> {
     let encapsulations = vec![Encapsulation::None, Encapsulation::Vxlan, Encapsulation::VxlanCrossSubnet];
-    (net(), select(encapsulations), any::<bool>()).prop_map(|(cidr, encapsulation, nat_outgoing)| Pool {
+    let pool = (net(), select(encapsulations), any::<bool>(), 0..3_i64);
+    pool.prop_map(|(cidr, encapsulation, nat_outgoing, created)| Pool {
         cidr,
         encapsulation,
         nat_outgoing,
+        block_size: Pool::default_block_size(cidr),
+        created,
     })
 }
 
@@ -369,8 +377,13 @@ fn block_net() -> impl Strategy<Value = IpNet> {
 
 fn block() -> impl Strategy<Value = BlockInfo> {
     let node = || select(&NODES[..]).prop_map(str::to_owned);
-    (option::weighted(0.8, node()), vec((address(), node()), 0..3))
-        .prop_map(|(node, borrowed)| BlockInfo { node, borrowed })
+    let uses = || vec((address(), node()), 0..3);
+    (option::weighted(0.8, node()), uses(), uses(), 0..3_i64).prop_map(|(node, borrowed, tunnels, created)| BlockInfo {
+        node,
+        borrowed,
+        tunnels,
+        created,
+    })
 }
 
 fn node_selector() -> impl Strategy<Value = Selector> {

@@ -36,6 +36,11 @@ impl Objects {
             namespaces: Api::all(client.clone()),
         }
     }
+
+    /// What says that a handle is this node's: no other agent may change it then.
+    fn mark(&self) -> BTreeMap<String, String> {
+        [(names::ANNOTATION_HANDLE_NODE.to_owned(), self.node.clone())].into()
+    }
 }
 
 fn parse(object: IPAMBlock) -> Result<Stored<Block>, StoreError> {
@@ -143,7 +148,7 @@ impl Store for Objects {
         let name = names::handle(&handle);
         let wanted: BTreeMap<String, u32> = blocks.iter().map(|block| (block.to_string(), 1)).collect();
         let object = IPAMHandle {
-            metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
+            metadata: ObjectMeta { name: Some(name.clone()), annotations: Some(self.mark()), ..ObjectMeta::default() },
             spec: IPAMHandleSpec { handle_id: handle, block: wanted.clone(), deleted: false },
         };
         match self.handles.create(&object).await {

@@ -139,8 +139,9 @@ pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -
             continue;
         }
         match remote(me, nodes.get(route.node.as_str()).copied(), *destination, route.encapsulation) {
+            // A pod of this node is where its link is, whatever is said of its address.
             Ok(target) => {
-                plan.routes.insert(*destination, target);
+                plan.routes.entry(*destination).or_insert(target);
             }
             Err(reason) => {
                 plan.unreachable.insert(*destination, format!("node {}: {reason}", route.node));
@@ -277,10 +278,18 @@ fn end_point(node: &NodeInfo, version: IpVersion) -> Option<(IpAddr, Mac, IpAddr
 }
 
 fn peers(own: &str, nodes: &BTreeMap<&str, &NodeInfo>) -> BTreeMap<IpAddr, Peer> {
-    let others = nodes.iter().filter(|(name, _)| **name != own);
-    others
-        .flat_map(|(_, info)| VERSIONS.map(|version| end_point(info, version)))
-        .flatten()
-        .map(|(address, mac, underlay)| (address, Peer { mac, underlay }))
-        .collect()
+    let ends = |info: &NodeInfo| VERSIONS.map(|version| end_point(info, version)).into_iter().flatten();
+    let mine: BTreeSet<IpAddr> =
+        nodes.get(own).into_iter().flat_map(|me| ends(me)).map(|(address, ..)| address).collect();
+    let others = nodes.iter().filter(|(name, _)| **name != own).flat_map(|(_, info)| ends(info));
+    let mut peers = BTreeMap::new();
+    // Typha tells of one node for each address; of more than one none takes the place of another.
+    for (address, mac, underlay) in others.filter(|(address, ..)| !mine.contains(address)) {
+        peers.entry(address).or_insert(Peer { mac, underlay });
+    }
+    peers
 }
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -3,12 +3,14 @@
 //! The API server puts the node that an agent's token is bound to into the request; these policies compare it with what is written. One policy
 //! for each kind, so that each is checked against that kind's schema, in the storage that the cluster has: IPAM's kinds have the same names and fields in both.
 
-use margay_api::storage::Mode;
-use margay_api::v3;
+mod ipam;
+
+use margay_api::storage::{Kind, Mode};
+use margay_api::{meta, v3};
 use serde_json::{Value, json};
 
 use super::{Context, NODE, labels};
-use crate::csr::{NODE_EXTRA, REQUESTER};
+use crate::csr::{NODE_EXTRA, REQUESTER, SIGNER};
 use crate::object::Object;
 
 /// One policy: which requests, and what has to hold for them.
@@ -16,143 +18,140 @@ struct Guard {
     name: &'static str,
     group: &'static str,
     version: &'static str,
-    resources: &'static [&'static str],
+    resources: Vec<&'static str>,
     operations: &'static [&'static str],
-    variables: &'static [(&'static str, &'static str)],
-    rules: &'static [(&'static str, &'static str)],
+    variables: Vec<(&'static str, String)>,
+    rules: Vec<(String, &'static str)>,
 }
 
+impl Guard {
+    /// Of a kind of Calico.
+    fn new(name: &'static str, resource: &'static str, operations: &'static [&'static str]) -> Self {
+        let (variables, rules) = (Vec::new(), Vec::new());
+        Self { name, group: v3::GROUP, version: "v3", resources: vec![resource], operations, variables, rules }
+    }
+
+    fn of(self, group: &'static str, version: &'static str) -> Self {
+        Self { group, version, ..self }
+    }
+
+    fn variables(self, variables: Vec<(&'static str, String)>) -> Self {
+        Self { variables, ..self }
+    }
+
+    fn rules(self, rules: Vec<(String, &'static str)>) -> Self {
+        Self { rules, ..self }
+    }
+}
+
+/// The policy that heeds `strictAffinity`.
+const STRICT: &str = "margay-node-strict-affinity";
+
 /// Annotations before and after.
-const ANNOTATIONS: [(&str, &str); 2] = [
-    ("before", "has(oldObject.metadata.annotations) ? oldObject.metadata.annotations : {}"),
-    ("after", "has(object.metadata.annotations) ? object.metadata.annotations : {}"),
-];
+fn annotations() -> Vec<(&'static str, String)> {
+    let of = |object: &str| format!("has({object}.metadata.annotations) ? {object}.metadata.annotations : {{}}");
+    vec![("before", of("oldObject")), ("after", of("object"))]
+}
+
+/// No annotation changes but those of which `is_own` holds, said of `k`.
+fn same_annotations_but(is_own: &str) -> String {
+    format!(
+        "variables.after.all(k, {is_own} || (k in variables.before && variables.before[k] == variables.after[k])) && \
+         variables.before.all(k, {is_own} || k in variables.after)"
+    )
+}
+
 const SAME_LABELS: (&str, &str) = (
     "(has(object.metadata.labels) ? object.metadata.labels : {}) == \
      (has(oldObject.metadata.labels) ? oldObject.metadata.labels : {})",
     "an agent changes no labels",
 );
 
-static GUARDS: &[Guard] = &[
-    Guard {
-        name: "margay-node-nodes",
-        group: "",
-        version: "v1",
-        resources: &["nodes", "nodes/status"],
-        operations: &["UPDATE"],
-        variables: &ANNOTATIONS,
-        rules: &[
-            ("object.metadata.name == variables.node", "an agent writes its own Node only"),
-            SAME_LABELS,
-            ("object.spec == oldObject.spec", "an agent changes no Node's spec"),
+/// Annotations of Nodes that agents write.
+const OF_NODES: [&str; 7] = [
+    meta::ANNOTATION_NODE_IPV4,
+    meta::ANNOTATION_NODE_IPV6,
+    meta::ANNOTATION_VXLAN_IPV4,
+    meta::ANNOTATION_VXLAN_MAC,
+    meta::ANNOTATION_VXLAN_IPV6,
+    meta::ANNOTATION_VXLAN_MAC_V6,
+    meta::ANNOTATION_NODE_INTERFACES,
+];
+
+fn nodes() -> Guard {
+    let own: Vec<String> = OF_NODES.iter().map(|name| format!("'{name}'")).collect();
+    Guard { resources: vec!["nodes", "nodes/status"], ..Guard::new("margay-node-nodes", "nodes", &["UPDATE"]) }
+        .of("", "v1")
+        .variables(annotations())
+        .rules(vec![
+            ("object.metadata.name == variables.node".into(), "an agent writes its own Node only"),
+            (SAME_LABELS.0.into(), SAME_LABELS.1),
+            ("object.spec == oldObject.spec".into(), "an agent changes no Node's spec"),
             (
-                "variables.after.all(k, k.startsWith('projectcalico.org/') || \
-                 (k in variables.before && variables.before[k] == variables.after[k])) && \
-                 variables.before.all(k, k.startsWith('projectcalico.org/') || k in variables.after)",
-                "an agent changes no annotations of a Node but projectcalico.org/*",
+                "(has(object.status) ? object.status : {}) == (has(oldObject.status) ? oldObject.status : {})".into(),
+                "an agent changes no Node's status",
             ),
-        ],
-    },
-    Guard {
-        name: "margay-node-pods",
-        group: "",
-        version: "v1",
-        resources: &["pods/status"],
-        operations: &["UPDATE"],
-        variables: &ANNOTATIONS,
-        rules: &[
             (
-                "has(object.spec.nodeName) && object.spec.nodeName == variables.node",
-                "an agent writes Pods of its own node only",
+                same_annotations_but(&format!("k in [{}]", own.join(", "))),
+                "an agent changes no annotations of a Node but those of its addresses, tunnels and interfaces",
             ),
-            SAME_LABELS,
-            ("object.status == oldObject.status", "an agent changes no Pod's status"),
+        ])
+}
+
+fn pods() -> Guard {
+    Guard::new("margay-node-pods", "pods/status", &["UPDATE"]).of("", "v1").variables(annotations()).rules(vec![
+        (
+            "has(object.spec.nodeName) && object.spec.nodeName == variables.node".into(),
+            "an agent writes Pods of its own node only",
+        ),
+        (SAME_LABELS.0.into(), SAME_LABELS.1),
+        ("object.status == oldObject.status".into(), "an agent changes no Pod's status"),
+        (
+            same_annotations_but("k.startsWith('cni.projectcalico.org/')"),
+            "an agent changes no annotations of a Pod but cni.projectcalico.org/*",
+        ),
+    ])
+}
+
+fn certificates() -> Guard {
+    Guard::new("margay-node-certificates", "certificatesigningrequests", &["CREATE"])
+        .of("certificates.k8s.io", "v1")
+        .rules(vec![
+            (format!("object.spec.signerName == '{SIGNER}'"), "an agent asks the signer margay.io/node only"),
             (
-                "variables.after.all(k, k.startsWith('cni.projectcalico.org/') || \
-                 (k in variables.before && variables.before[k] == variables.after[k])) && \
-                 variables.before.all(k, k.startsWith('cni.projectcalico.org/') || k in variables.after)",
-                "an agent changes no annotations of a Pod but cni.projectcalico.org/*",
-            ),
-        ],
-    },
-    Guard {
-        name: "margay-node-blockaffinities",
-        group: "projectcalico.org",
-        version: "v3",
-        resources: &["blockaffinities"],
-        operations: &["CREATE", "UPDATE", "DELETE"],
-        variables: &[],
-        rules: &[(
-            "(request.operation == 'DELETE' || object.spec.node == variables.node) && \
-             (request.operation == 'CREATE' || oldObject.spec.node == variables.node)",
-            "an agent writes BlockAffinities of its own node only",
-        )],
-    },
-    Guard {
-        name: "margay-node-ipamblocks",
-        group: "projectcalico.org",
-        version: "v3",
-        resources: &["ipamblocks"],
-        operations: &["CREATE", "UPDATE", "DELETE"],
-        variables: &[
-            ("mine", "'host:' + variables.node"),
-            ("before", "request.operation == 'CREATE' || !has(oldObject.spec.affinity) ? '' : oldObject.spec.affinity"),
-            ("after", "request.operation == 'DELETE' || !has(object.spec.affinity) ? '' : object.spec.affinity"),
-        ],
-        rules: &[
-            (
-                "(request.operation == 'UPDATE' && variables.before == variables.after) || \
-                 (variables.before in ['', variables.mine] && variables.after in ['', variables.mine])",
-                "an agent claims, gives up and deletes blocks of its own node only",
-            ),
-            ("request.operation != 'UPDATE' || object.spec.cidr == oldObject.spec.cidr", "a block keeps its range"),
-            (
-                "request.operation != 'UPDATE' || !has(oldObject.spec.attributes) || \
-                 oldObject.spec.attributes.all(a, !has(a.secondary) || !('node' in a.secondary) || \
-                 a.secondary['node'] == variables.node || \
-                 (has(object.spec.attributes) && object.spec.attributes.exists(b, b == a)))",
-                "an agent releases no address of another node",
-            ),
-        ],
-    },
-    Guard {
-        name: "margay-node-ipamhandles",
-        group: "projectcalico.org",
-        version: "v3",
-        resources: &["ipamhandles"],
-        operations: &["CREATE", "UPDATE", "DELETE"],
-        variables: &[("id", "request.operation == 'DELETE' ? oldObject.spec.handleID : object.spec.handleID")],
-        rules: &[(
-            "!variables.id.matches('^[a-z]+(-v6)?-tunnel-addr-') || \
-             variables.id.endsWith('-tunnel-addr-' + variables.node)",
-            "an agent writes the handle of its own tunnel only",
-        )],
-    },
-    Guard {
-        name: "margay-node-certificates",
-        group: "certificates.k8s.io",
-        version: "v1",
-        resources: &["certificatesigningrequests"],
-        operations: &["CREATE"],
-        variables: &[],
-        rules: &[
-            ("object.spec.signerName == 'margay.io/node'", "an agent asks the signer margay.io/node only"),
-            (
-                "object.metadata.name.startsWith('margay-node-' + variables.node + '-')",
+                "object.metadata.name.startsWith('margay-node-' + variables.node + '-')".into(),
                 "a request's name begins with margay-node- and the node's name",
             ),
-        ],
-    },
-];
+        ])
+}
+
+fn guards() -> Vec<Guard> {
+    vec![nodes(), pods(), ipam::affinities(), ipam::blocks(), ipam::handles(), certificates()]
+}
+
+/// Who owns an object decides whether it is collected, and finalizers decide whether it can go: both would reach beyond what the rules look at.
+fn same_owners() -> String {
+    let of =
+        |object: &str, field: &str| format!("(has({object}.metadata.{field}) ? size({object}.metadata.{field}) : 0)");
+    let kept = |field: &str| {
+        format!(
+            "(request.operation == 'CREATE' ? {new} == 0 : {new} == {old} && ({new} == 0 || \
+             object.metadata.{field} == oldObject.metadata.{field}))",
+            new = of("object", field),
+            old = of("oldObject", field),
+        )
+    };
+    format!("request.operation == 'DELETE' || ({} && {})", kept("ownerReferences"), kept("finalizers"))
+}
 
 /// Names of all policies, which are those of their bindings.
 pub(super) fn names() -> Vec<&'static str> {
-    GUARDS.iter().map(|guard| guard.name).collect()
+    guards().iter().map(|guard| guard.name).chain([STRICT]).collect()
 }
 
 /// A policy and its binding for each kind that agents write.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
-    GUARDS
+    guards()
         .iter()
         .flat_map(|guard| {
             [
@@ -160,7 +159,21 @@ pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
                 context.object("ValidatingAdmissionPolicyBinding", binding(guard.name)),
             ]
         })
+        .chain(strict(context))
         .collect()
+}
+
+/// While IPAMConfiguration `default` says `strictAffinity` nobody borrows; what was borrowed before is given back as ever. It is a policy of its own, and what
+/// goes wrong with its parameter refuses nothing, because the setting is no more than an agent's own rule confirmed.
+fn strict(context: &Context<'_>) -> [Object; 2] {
+    let mode = context.settings.mode;
+    let mut guard = policy(&ipam::strict(), mode);
+    let kind = Kind::of("IPAMConfiguration").map_or("IPAMConfiguration", |kind| kind.kind_in(mode));
+    guard["spec"]["failurePolicy"] = "Ignore".into();
+    guard["spec"]["paramKind"] = json!({ "apiVersion": mode.api_version(), "kind": kind });
+    let mut bound = binding(STRICT);
+    bound["spec"]["paramRef"] = json!({ "name": v3::SINGLETON, "parameterNotFoundAction": "Allow" });
+    [context.object("ValidatingAdmissionPolicy", guard), context.object("ValidatingAdmissionPolicyBinding", bound)]
 }
 
 fn policy(guard: &Guard, mode: Mode) -> Value {
@@ -173,13 +186,15 @@ fn policy(guard: &Guard, mode: Mode) -> Value {
     let mut variables = vec![json!({ "name": "node", "expression": node })];
     let own = guard.variables.iter();
     variables.extend(own.map(|(name, text)| json!({ "name": name, "expression": text })));
-    let mut rules = vec![json!({
-        "expression": "variables.node != ''",
-        "message": "the agent's token is not bound to a node; Kubernetes 1.30 or later binds tokens of pods",
-        "reason": "Forbidden",
-    })];
-    let own = guard.rules.iter();
-    rules.extend(own.map(|(text, message)| json!({ "expression": text, "message": message, "reason": "Forbidden" })));
+    let rule = |text: &str, message: &str| json!({ "expression": text, "message": message, "reason": "Forbidden" });
+    let mut rules = vec![
+        rule(
+            "variables.node != ''",
+            "the agent's token is not bound to a node; Kubernetes 1.30 or later binds tokens of pods",
+        ),
+        rule(&same_owners(), "an agent changes no owners and finalizers"),
+    ];
+    rules.extend(guard.rules.iter().map(|(text, message)| rule(text, message)));
     json!({
         "metadata": { "name": guard.name, "labels": labels(NODE) },
         "spec": {
@@ -209,3 +224,7 @@ fn binding(name: &str) -> Value {
         "spec": { "policyName": name, "validationActions": ["Deny"] },
     })
 }
+
+#[cfg(test)]
+#[path = "admission_tests.rs"]
+mod tests;

@@ -1,5 +1,6 @@
 //! The node agent's DaemonSet, with the CNI plugin's installation as its init container.
 
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::PodSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
@@ -8,7 +9,6 @@ use super::overrides::{self, Names};
 use super::{CA_DIR, Context, NAMESPACE, NODE, Plan, TYPHA, TYPHA_PORT, cni, field_env, heap, labels, probe};
 use crate::certs::CA_NAME;
 use crate::object::{Key, Object, kind};
-use crate::status::deployment_lag;
 
 /// Port of the admin server, on the host's loopback.
 const ADMIN_PORT: u16 = 9099;
@@ -21,11 +21,9 @@ const HOST_BIN: &str = "/host/opt/cni/bin";
 const HOST_CONF: &str = "/host/etc/cni/net.d";
 
 /// Folders of the host that agent and installation share with it: volume, path on the host, path in the agent (empty: not mounted there).
-const HOST_FOLDERS: [(&str, &str, &str); 5] = [
+const HOST_FOLDERS: [(&str, &str, &str); 3] = [
     ("state", "/var/lib/margay", "/var/lib/margay"),
     ("run", "/var/run/margay", "/var/run/margay"),
-    ("calico", "/var/lib/calico", "/var/lib/calico"),
-    ("modules", "/lib/modules", "/lib/modules"),
     // Named network namespaces of pods appear here while the agent runs, so mounts have to propagate into it.
     ("netns", "/run/netns", "/run/netns"),
 ];
@@ -45,7 +43,8 @@ pub(super) fn render(context: &Context<'_>, plan: &mut Plan) {
     plan.keep.insert(Key { kind: kind("DaemonSet"), namespace: NAMESPACE.to_owned(), name: NODE.to_owned() });
 }
 
-/// Whether there are agents of another image, and typha has not been rolled out with the wanted one yet.
+/// Whether there are agents of another image, and typha does not serve with the wanted one alone yet. Replicas that are not available, as on a node that
+/// is gone, hold nobody up while another one serves.
 fn is_ahead_of_typha(context: &Context<'_>) -> bool {
     let inputs = context.inputs;
     let runs = |pod: Option<&PodSpec>| {
@@ -58,9 +57,16 @@ fn is_ahead_of_typha(context: &Context<'_>) -> bool {
         return false;
     }
     let typha = inputs.deployments.iter().find(|d| is_named(&d.metadata, TYPHA));
-    let serves =
-        typha.is_some_and(|typha| runs(typha.spec.template.spec.as_ref()) && deployment_lag(Some(typha)).is_none());
-    !serves
+    !typha.is_some_and(|typha| runs(typha.spec.template.spec.as_ref()) && serves_alone(typha))
+}
+
+/// Whether the Deployment has pods of its newest template only, and one of them is available.
+fn serves_alone(deployment: &Deployment) -> bool {
+    let Some(status) = &deployment.status else { return false };
+    let (all, updated) = (status.replicas.unwrap_or(0), status.updated_replicas.unwrap_or(0));
+    status.observed_generation >= deployment.metadata.generation
+        && updated >= all
+        && status.available_replicas.is_some_and(|available| available > 0)
 }
 
 fn is_named(metadata: &ObjectMeta, name: &str) -> bool {
@@ -193,9 +199,6 @@ fn mounts() -> Vec<Value> {
                 [path, "/var/run/netns"]
                     .map(|path| json!({ "name": name, "mountPath": path, "mountPropagation": "HostToContainer" })),
             ),
-            "modules" => {
-                mounts.push(json!({ "name": name, "mountPath": path, "readOnly": true }));
-            }
             _ => mounts.push(json!({ "name": name, "mountPath": path })),
         }
     }

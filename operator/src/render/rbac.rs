@@ -13,15 +13,12 @@ use crate::object::Object;
 const READ: [&str; 3] = ["get", "list", "watch"];
 
 /// Kinds of `projectcalico.org/v3` that typha reads.
-const TYPHA_KINDS: [&str; 15] = [
-    "blockaffinities",
-    "clusterinformations",
+const TYPHA_KINDS: [&str; 12] = [
     "felixconfigurations",
     "globalnetworkpolicies",
     "globalnetworksets",
     "hostendpoints",
     "ipamblocks",
-    "ipamconfigurations",
     "ippools",
     "networkpolicies",
     "networksets",
@@ -90,18 +87,13 @@ pub(super) fn typha_rules(mode: Mode) -> Vec<Value> {
 /// The agent writes what is its node's own; that it is its own is checked by the admission policies beside this file.
 pub(super) fn node_rules(mode: Mode) -> Vec<Value> {
     vec![
-        // Addresses and tunnel of the node, and the condition that the network is up.
-        rule(&[""], &["nodes"], &["get", "patch"]),
-        rule(&[""], &["nodes/status"], &["patch"]),
+        // Addresses, tunnels and interfaces of the node, as annotations.
+        rule(&[""], &["nodes"], &["patch"]),
         // Addresses of pods, as annotations.
         rule(&[""], &["pods/status"], &["patch"]),
         // Which pools the pods of a namespace may have addresses of.
         rule(&[""], &["namespaces"], &["get"]),
-        calico(
-            mode,
-            &["blockaffinities", "ipamblocks", "ipamhandles"],
-            &["get", "list", "watch", "create", "update", "delete"],
-        ),
+        calico(mode, &["blockaffinities", "ipamblocks", "ipamhandles"], &["get", "create", "update", "delete"]),
         calico(mode, &["clusterinformations", "ipamconfigurations", "ippools", "ipreservations"], &READ),
         // Its own certificate.
         rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["create", "get", "watch"]),

@@ -23,6 +23,7 @@ fn settings() -> Settings {
         version: "v0.1.0".to_owned(),
         mode: Mode::V3,
         environment: BTreeMap::from([("MARGAY_LOG".to_owned(), "info".to_owned())]),
+        ..Settings::default()
     }
 }
 
@@ -154,13 +155,21 @@ fn a_new_version_reaches_typha_first() {
         vec![serde_json::from_value(workload(NODE, image, status)).unwrap()]
     };
     let typha = |image: &str, available: i32| {
-        let status = json!({ "observedGeneration": 2, "updatedReplicas": 2, "availableReplicas": available });
+        // Two of the newest template, and one more that is on its way out.
+        let all = if available < 0 { 3 } else { 2 };
+        let available = available.abs();
+        let status = json!({
+            "observedGeneration": 2, "replicas": all, "updatedReplicas": 2, "availableReplicas": available,
+        });
         vec![serde_json::from_value(workload(TYPHA, image, status)).unwrap()]
     };
     let (old, new) = ("margay.io/margay:v0.0.9", "margay.io/margay:v0.1.0");
     let table = [
         (agents(old), typha(old, 2), true),
-        (agents(old), typha(new, 1), true),
+        (agents(old), typha(new, 0), true),
+        (agents(old), typha(new, -2), true),
+        // A node that is gone does not hold the others up.
+        (agents(old), typha(new, 1), false),
         (agents(old), vec![], true),
         (agents(old), typha(new, 2), false),
         (agents(new), typha(new, 0), false),

@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use margay_api::endpoint::EndpointKey;
-use margay_api::network::{Encapsulation, EndpointToHostAction, Failsafe, FelixSettings, Mac, NodeInfo, Vtep};
+use margay_api::network::{
+    Encapsulation, EndpointToHostAction, Failsafe, FelixSettings, Mac, NodeInfo, Standing, Vtep,
+};
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
 use margay_api::settings::{LogRate, TimeUnit};
@@ -278,6 +280,7 @@ fn node(value: wire::Node) -> Result<NodeInfo, Error> {
         vtep,
         vtep6,
         labels: value.labels.into_iter().collect(),
+        standing: Standing::default(),
     })
 }
 

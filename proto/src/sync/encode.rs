@@ -200,7 +200,7 @@ fn pool(value: &PoolRecord) -> wire::Pool {
 }
 
 fn node(value: &NodeInfo) -> wire::Node {
-    let NodeInfo { ipv4, ipv6, vtep, vtep6, labels } = value;
+    let NodeInfo { ipv4, ipv6, vtep, vtep6, labels, standing: _ } = value;
     wire::Node {
         ipv4: ipv4.map(|net| net.to_string()).unwrap_or_default(),
         ipv6: ipv6.map(|net| net.to_string()).unwrap_or_default(),

@@ -2,7 +2,7 @@ use std::net::IpAddr;
 
 use margay_api::endpoint::WorkloadEndpoint;
 use margay_api::meta::Labels;
-use margay_api::network::BlockInfo;
+use margay_api::network::{BlockInfo, Encapsulation, Pool};
 use proptest::prelude::*;
 
 use super::*;
@@ -205,8 +205,17 @@ fn a_node_cannot_take_the_address_of_another() {
     let mut cache = Cache::new([POD, BLOCK]);
     let mut block = |borrowed: &[&str]| {
         let lend = |address: &&str| (address.parse().expect("an address"), "n1".to_owned());
-        let info = BlockInfo { node: Some("n2".to_owned()), borrowed: borrowed.iter().map(lend).collect() };
+        let borrowed = borrowed.iter().map(lend).collect();
+        let info = BlockInfo { node: Some("n2".to_owned()), borrowed, ..BlockInfo::default() };
         let range = "10.0.0.0/26".parse().expect("a range");
+        let pool = Pool {
+            cidr: "10.0.0.0/16".parse().expect("a range"),
+            encapsulation: Encapsulation::None,
+            nat_outgoing: false,
+            block_size: 26,
+            created: 0,
+        };
+        cache.apply("IPPool", observed("pool", "u", Update::Pool("pool".to_owned(), Some(pool))));
         cache.apply(BLOCK, observed("block", "u", Update::Block(range, Some(info))));
         cache.apply(POD, observed("a", "u1", mk_endpoint("a", &[])));
         cache.local("n1", said("a", "u1", &["10.0.0.1"]))

@@ -127,12 +127,12 @@ fn update() -> impl Strategy<Value = Update> {
             Update::Node(format!("n{node}"), Some(info))
         }),
         1 => (0..2_u8, 0..2_u8).prop_map(move |(third, node)| {
-            let info = BlockInfo { node: Some(format!("n{node}")), borrowed: Vec::new() };
+            let info = BlockInfo { node: Some(format!("n{node}")), ..BlockInfo::default() };
             Update::Block(block(third), Some(info))
         }),
         1 => any::<bool>().prop_map(|nat_outgoing| {
             let cidr = "10.0.0.0/16".parse().expect("a range");
-            let pool = Pool { cidr, encapsulation: Encapsulation::Vxlan, nat_outgoing };
+            let pool = Pool { cidr, encapsulation: Encapsulation::Vxlan, nat_outgoing, block_size: 26, created: 0 };
             Update::Pool("pool".to_owned(), Some(pool))
         }),
         1 => (prop::sample::select(vec!["default", "node.n0"]), 1400..1402_u32).prop_map(|(name, vxlan_mtu)| {

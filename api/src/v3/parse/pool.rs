@@ -1,11 +1,13 @@
 //! Pools and blocks, as far as routes depend on them.
 
 use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::ipam::block::{Block, BlockFault};
+use crate::ipam::names;
 use crate::network::{BlockInfo, Encapsulation, Pool};
 use crate::problem::{Problems, Refusal};
-use crate::v3::ipam::IPAMBlock;
+use crate::v3::ipam::{AllocationAttribute, IPAMBlock};
 use crate::v3::pool::IPPool;
 
 /// Attribute of an allocation: the node that uses the address.
@@ -56,7 +58,14 @@ pub fn pool(pool: &IPPool) -> Result<Pool, Refusal<Pool>> {
     {
         problems.selector(field, text.as_deref().unwrap_or_default());
     }
-    let parsed = Pool { cidr: cidr.trunc(), encapsulation, nat_outgoing: spec.nat_outgoing.unwrap_or(false) };
+    let block_size = spec.block_size.and_then(|size| u8::try_from(size).ok()).filter(|size| *size > 0);
+    let parsed = Pool {
+        cidr: cidr.trunc(),
+        encapsulation,
+        nat_outgoing: spec.nat_outgoing.unwrap_or(false),
+        block_size: block_size.unwrap_or(Pool::default_block_size(cidr)),
+        created: seconds(&pool.metadata),
+    };
     problems.finish(parsed, Some).map_err(|refusal| refusal.or_former(is_route_unclear))
 }
 
@@ -79,12 +88,17 @@ fn mode(problems: &mut Problems, field: &str, mode: &Option<String>) -> Mode {
     }
 }
 
-/// What routes need of a block: its range, its node, and who borrowed from it. `Ok(None)`: the block is being deleted.
-pub fn block_info(block: &IPAMBlock) -> Result<Option<(IpNet, BlockInfo)>, BlockFault> {
-    if block.spec.deleted {
+/// What routes need of a block: its range, its node, who borrowed from it, and the ends of tunnels in it. `Ok(None)`: the block is being deleted.
+pub fn block_info(object: &IPAMBlock) -> Result<Option<(IpNet, BlockInfo)>, BlockFault> {
+    if object.spec.deleted {
         return Ok(None);
     }
-    let block = Block::parse(block.spec.clone())?;
+    let block = Block::parse(object.spec.clone())?;
+    // Two objects of one range would take turns.
+    let (name, wanted) = (object.metadata.name.as_deref().unwrap_or_default(), names::block(block.cidr().trunc()));
+    if name != wanted {
+        return Err(BlockFault::Name { name: name.to_owned(), wanted });
+    }
     let node = block.node().map(str::to_owned);
     let borrowed = block
         .allocated()
@@ -93,6 +107,19 @@ pub fn block_info(block: &IPAMBlock) -> Result<Option<(IpNet, BlockInfo)>, Block
             (attribute.released_at.is_none() && node.as_ref() != Some(user)).then(|| (address, user.clone()))
         })
         .collect();
+    let tunnels =
+        block.allocated().filter_map(|(address, attribute)| Some((address, tunnel_of(attribute)?.to_owned())));
+    let tunnels = tunnels.collect();
     let cidr = block.cidr();
-    Ok(Some((cidr, BlockInfo { node, borrowed })))
+    Ok(Some((cidr, BlockInfo { node, borrowed, tunnels, created: seconds(&object.metadata) })))
+}
+
+/// The node whose VXLAN tunnel's handle the allocation is under.
+fn tunnel_of(attribute: &AllocationAttribute) -> Option<&str> {
+    let handle = attribute.handle_id.as_deref().filter(|_| attribute.released_at.is_none())?;
+    ["vxlan-tunnel-addr-", "vxlan-v6-tunnel-addr-"].iter().find_map(|prefix| handle.strip_prefix(prefix))
+}
+
+fn seconds(metadata: &ObjectMeta) -> i64 {
+    metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second())
 }

@@ -224,23 +224,72 @@ impl Objects {
             records.insert(RecordId::Pool(pool.cidr.trunc()), (Record::Pool(record), Audience::All));
         }
         for (name, node) in &self.nodes {
-            records.insert(RecordId::Node(name.clone()), (Record::Node(node.clone()), Audience::All));
+            records.insert(RecordId::Node(name.clone()), (Record::Node(self.believed(name, node)), Audience::All));
         }
         let mut route = |net: IpNet, node: &str| {
             let record = RouteRecord { node: node.to_owned(), encapsulation: self.encapsulation(&net) };
             records.insert(RecordId::Route(net.trunc()), (Record::Route(record), Audience::All));
         };
-        for (net, block) in self.blocks.iter().rev() {
+        let count = self.blocks.iter().filter(|(net, block)| self.counts(net, block));
+        let blocks: Vec<(&IpNet, &BlockInfo)> = count.collect();
+        for (net, block) in blocks.iter().rev() {
             if let Some(node) = &block.node {
-                route(*net, node);
+                route(**net, node);
             }
         }
-        for block in self.blocks.values().rev() {
+        for (_, block) in blocks.iter().rev() {
             for (address, node) in block.borrowed.iter().rev() {
                 route(IpNet::from(*address), node);
             }
         }
         records
+    }
+
+    /// Whether a pool is divided into the block, and none that was there before overlaps it.
+    fn counts(&self, net: &IpNet, block: &BlockInfo) -> bool {
+        let fits = |net: &IpNet, block: &BlockInfo| {
+            let fits = |pool: &Pool| pool.block_size == net.prefix_len() || block.created < pool.created;
+            self.pools.values().any(|pool| pool.cidr.contains(net) && fits(pool))
+        };
+        let overlaps = |other: &IpNet| other.contains(net) || net.contains(other);
+        let is_before = |other: &IpNet, them: &BlockInfo| (them.created, other) < (block.created, net);
+        let mut blocks = self.blocks.iter();
+        fits(net, block) && !blocks.any(|(other, them)| overlaps(other) && is_before(other, them) && fits(other, them))
+    }
+
+    /// The node without the addresses that are others'.
+    fn believed(&self, name: &str, node: &NodeInfo) -> NodeInfo {
+        let first = |claims: &dyn Fn(&str, &NodeInfo) -> bool, reported: fn(&NodeInfo) -> bool| {
+            let claimants = self.nodes.iter().filter(|(name, node)| claims(name, node));
+            claimants
+                .map(|(name, node)| ((!reported(node), node.standing.created), name.as_str()))
+                .min()
+                .map(|(_, name)| name)
+        };
+        let may_end = |name: &str, address: IpAddr| {
+            let around = self.blocks.iter().filter(|(net, block)| net.contains(&address) && self.counts(net, block));
+            around.into_iter().all(|(_, block)| {
+                block.node.as_deref() == Some(name) || block.tunnels.contains(&(address, name.to_owned()))
+            })
+        };
+        let own4 = |_: &str, other: &NodeInfo| other.ipv4.map(|net| net.addr()) == node.ipv4.map(|net| net.addr());
+        let own6 = |_: &str, other: &NodeInfo| other.ipv6.map(|net| net.addr()) == node.ipv6.map(|net| net.addr());
+        let tunnel4 = |name: &str, other: &NodeInfo| {
+            let end = other.vtep.map(|vtep| vtep.address);
+            end == node.vtep.map(|vtep| vtep.address) && end.is_some_and(|end| may_end(name, end.into()))
+        };
+        let tunnel6 = |name: &str, other: &NodeInfo| {
+            let end = other.vtep6.map(|vtep| vtep.address);
+            end == node.vtep6.map(|vtep| vtep.address) && end.is_some_and(|end| may_end(name, end.into()))
+        };
+        NodeInfo {
+            ipv4: node.ipv4.filter(|_| first(&own4, |node| node.standing.ipv4_reported) == Some(name)),
+            ipv6: node.ipv6.filter(|_| first(&own6, |node| node.standing.ipv6_reported) == Some(name)),
+            vtep: node.vtep.filter(|_| first(&tunnel4, |_| true) == Some(name)),
+            vtep6: node.vtep6.filter(|_| first(&tunnel6, |_| true) == Some(name)),
+            labels: node.labels.clone(),
+            ..NodeInfo::default()
+        }
     }
 
     fn encapsulation(&self, net: &IpNet) -> Encapsulation {

@@ -1,0 +1,201 @@
+//! What agents write of their nodes and blocks takes nothing from other nodes.
+
+use expect_test::expect;
+
+use crate::golden::check;
+
+#[test]
+fn a_block_outside_pools_or_over_another_is_no_route_but_a_problem() {
+    check(
+        "
+node n1 192.0.2.1/24
+node n9 192.0.2.9/24
+pool main 10.0.0.0/16 vxlan since:1
+block 10.0.0.0/26 n1 since:3
+flush
+block 10.0.0.5/32 n9 since:4
+block 10.0.0.0/25 n9 since:4
+block 8.8.8.8/32 n9 since:4
+block 0.0.0.0/0 n9 since:0
+block 10.0.0.64/26 n9 since:4
+flush
+problems
+",
+        expect![[r#"
+            > flush
+            settings gained by all
+            pool 10.0.0.0/16 gained by all
+            node n1 gained by all
+            node n9 gained by all
+            route 10.0.0.0/26 gained by all
+
+            > flush
+            route 10.0.0.64/26 gained by all
+
+            > problems
+            IPAMBlock 0-0-0-0-0: spec.cidr: 0.0.0.0/0 of n9: no IPPool has this range, so other nodes have no route to it; create such a pool, or delete the block once nobody uses it
+            IPAMBlock 8-8-8-8-32: spec.cidr: 8.8.8.8/32 of n9: no IPPool has this range, so other nodes have no route to it; create such a pool, or delete the block once nobody uses it
+            IPAMBlock 10-0-0-0-25: spec.cidr: 10.0.0.0/25 of n9: IPPool main is divided into blocks of /26, so this is none of them and gets no route; delete it, and find out who has made it
+            IPAMBlock 10-0-0-5-32: spec.cidr: 10.0.0.5/32 of n9: IPPool main is divided into blocks of /26, so this is none of them and gets no route; delete it, and find out who has made it
+
+        "#]],
+    );
+}
+
+#[test]
+fn blocks_of_a_pool_that_is_gone_have_no_route_and_those_of_another_size_have_theirs_until_they_are_empty() {
+    check(
+        "
+node n1 192.0.2.1/24
+pool main 10.0.0.0/16 vxlan since:1
+block 10.0.0.0/26 n1 since:2 10.0.0.1=n2
+flush
+- pool main
+flush
+problems
+pool again 10.0.0.0/16 vxlan size:28 since:9
+flush
+block 10.0.0.16/28 n2 since:10
+flush
+problems
+- block 10.0.0.0/26
+flush
+problems
+",
+        expect![[r#"
+            > flush
+            settings gained by all
+            pool 10.0.0.0/16 gained by all
+            node n1 gained by all
+            route 10.0.0.0/26 gained by all
+            route 10.0.0.1/32 gained by all
+
+            > flush
+            pool 10.0.0.0/16 lost by all
+            route 10.0.0.0/26 lost by all
+            route 10.0.0.1/32 lost by all
+
+            > problems
+            IPAMBlock 10-0-0-0-26: spec.cidr: 10.0.0.0/26 of n1: no IPPool has this range, so other nodes have no route to it; create such a pool, or delete the block once nobody uses it
+
+            > flush
+            pool 10.0.0.0/16 gained by all
+            route 10.0.0.0/26 gained by all
+            route 10.0.0.1/32 gained by all
+
+            > flush
+
+            > problems
+            IPAMBlock 10-0-0-16-28: spec.cidr: 10.0.0.16/28 of n2: it overlaps block 10.0.0.0/26, which was there before, so that it gets no route; delete it, and make its pods anew
+
+            > flush
+            route 10.0.0.0/26 lost by all
+            route 10.0.0.1/32 lost by all
+            route 10.0.0.16/28 gained by all
+
+            > problems
+
+        "#]],
+    );
+}
+
+#[test]
+fn an_address_is_the_nodes_for_whom_kubelet_reports_it_then_the_older_ones() {
+    check(
+        "
+node n1 192.0.2.1/24 since:5 reported
+node n9 192.0.2.1/24 since:1
+flush
+view n1
+problems
+node n1 192.0.2.1/24 since:5
+flush
+problems
+- node n9
+flush
+problems
+",
+        expect![[r#"
+            > flush
+            settings gained by all
+            node n1 gained by all
+            node n9 gained by all
+
+            > view n1
+            settings to-host accept vxlan vni 4096 port 4789 mtu 0 log "calico-packet" ipv6
+            node n1 192.0.2.1/24
+            node n9
+
+            > problems
+            Node n9: projectcalico.org/IPv4Address: 192.0.2.1: node n1 has that address, so that others do not reach this node there; if the node has changed, delete the annotation and restart its agent, and find out who has written it
+
+            > flush
+            node n1 kept by all (value)
+            node n9 kept by all (value)
+
+            > problems
+            Node n1: projectcalico.org/IPv4Address: 192.0.2.1: node n9 has that address, so that others do not reach this node there; if the node has changed, delete the annotation and restart its agent, and find out who has written it
+
+            > flush
+            node n1 kept by all (value)
+            node n9 lost by all
+
+            > problems
+
+        "#]],
+    );
+}
+
+#[test]
+fn a_tunnel_ends_in_a_block_of_its_node_or_under_its_handle() {
+    check(
+        "
+pool main 10.0.0.0/16 vxlan since:1
+node n1 192.0.2.1/24 since:5 10.0.0.1@66:00:00:00:00:01
+node n2 192.0.2.2/24 since:5 10.0.0.2@66:00:00:00:00:02
+node n9 192.0.2.9/24 since:1 10.0.0.1@66:00:00:00:00:09
+node n10 192.0.2.10/24 since:9 10.0.9.9@66:00:00:00:00:10
+node n11 192.0.2.11/24 since:8 10.0.9.9@66:00:00:00:00:11
+flush
+problems
+block 10.0.0.0/26 n1 since:3 10.0.0.1@n1 10.0.0.2@n2
+flush
+view n3
+problems
+",
+        expect![[r#"
+            > flush
+            settings gained by all
+            pool 10.0.0.0/16 gained by all
+            node n1 gained by all
+            node n10 gained by all
+            node n11 gained by all
+            node n2 gained by all
+            node n9 gained by all
+
+            > problems
+            Node n1: projectcalico.org/IPv4VXLANTunnelAddr: 10.0.0.1: node n9 has that address, so that others do not reach this node there; if the node has changed, delete the annotation and restart its agent, and find out who has written it
+            Node n10: projectcalico.org/IPv4VXLANTunnelAddr: 10.0.9.9: node n11 has that address, so that others do not reach this node there; if the node has changed, delete the annotation and restart its agent, and find out who has written it
+
+            > flush
+            node n1 kept by all (value)
+            node n9 kept by all (value)
+            route 10.0.0.0/26 gained by all
+
+            > view n3
+            settings to-host accept vxlan vni 4096 port 4789 mtu 0 log "calico-packet" ipv6
+            pool 10.0.0.0/16 vxlan
+            node n1 192.0.2.1/24 vtep 10.0.0.1 66:00:00:00:00:01
+            node n10 192.0.2.10/24
+            node n11 192.0.2.11/24 vtep 10.0.9.9 66:00:00:00:00:11
+            node n2 192.0.2.2/24 vtep 10.0.0.2 66:00:00:00:00:02
+            node n9 192.0.2.9/24
+            route 10.0.0.0/26 via n1 vxlan
+
+            > problems
+            Node n10: projectcalico.org/IPv4VXLANTunnelAddr: 10.0.9.9: node n11 has that address, so that others do not reach this node there; if the node has changed, delete the annotation and restart its agent, and find out who has written it
+            Node n9: projectcalico.org/IPv4VXLANTunnelAddr: 10.0.0.1: node n1 has that address, so that others do not reach this node there; if the node has changed, delete the annotation and restart its agent, and find out who has written it
+
+        "#]],
+    );
+}

@@ -1,0 +1,265 @@
+//! What an agent may write of IPAM: blocks, claims and handles of its own node, and of others' blocks what it borrows.
+//!
+//! Attributes of a block are renumbered when one is released, so allocations are compared by what they point to. CEL has no ranges of numbers: the
+//! ordinals of a block are gone through as rows of [`ROW`] numbers each.
+
+use margay_api::ipam::names::ANNOTATION_HANDLE_NODE;
+
+use super::{Guard, STRICT};
+
+/// Ordinals in a row.
+const ROW: usize = 64;
+/// Addresses of the largest block that a pool may have.
+const LARGEST: usize = 4096;
+/// How far one write may raise a block's sequence number: far more than a write has changes, and far less than what is left of 63 bits.
+const STEP: usize = 65_536;
+
+/// The name of a block, of its range.
+const BLOCK_NAME: &str = "object.spec.cidr.replace('.', '-').replace(':', '-').replace('/', '-')";
+
+/// A list of a block that programs leave out, or store as null, when it is empty.
+fn list(of: &str, field: &str) -> String {
+    format!("has({of}.spec.{field}) && dyn({of}.spec.{field}) != null ? {of}.spec.{field} : []")
+}
+
+/// Something that holds for each ordinal `o` of the block as it was.
+fn each_ordinal(holds: &str) -> String {
+    format!(
+        "variables.rows.all(r, r >= size(variables.allocationsBefore) || \
+         variables.columns.all(c, [r + c].all(o, o >= size(variables.allocationsBefore) || {holds})))"
+    )
+}
+
+/// What the address with ordinal `o` is used for is the same as before.
+const SAME: &str = "(dyn(variables.allocationsBefore[o]) == null ? dyn(variables.allocations[o]) == null : \
+     dyn(variables.allocations[o]) != null && \
+     variables.attributesBefore[variables.allocationsBefore[o]] == variables.attributes[variables.allocations[o]])";
+
+/// The node that an attribute `a` names.
+const NODE_OF: &str =
+    "has(a.secondary) && dyn(a.secondary) != null && 'node' in a.secondary ? a.secondary['node'] : ''";
+
+/// Claims of blocks.
+pub(super) fn affinities() -> Guard {
+    Guard::new("margay-node-blockaffinities", "blockaffinities", &["CREATE", "UPDATE", "DELETE"]).rules(vec![
+        (
+            "(request.operation == 'DELETE' || object.spec.node == variables.node) && \
+             (request.operation == 'CREATE' || oldObject.spec.node == variables.node)"
+                .to_owned(),
+            "an agent writes BlockAffinities of its own node only",
+        ),
+        (
+            // A long name is cut and has a hash, which CEL cannot compute.
+            format!(
+                "request.operation == 'DELETE' || \
+                 object.metadata.name == variables.node + '-' + {BLOCK_NAME} || \
+                 size(variables.node) + size(object.spec.cidr) > 240"
+            ),
+            "a BlockAffinity is called by its node and range",
+        ),
+        (
+            "request.operation != 'UPDATE' || object.spec.cidr == oldObject.spec.cidr".to_owned(),
+            "a BlockAffinity keeps its range",
+        ),
+    ])
+}
+
+/// Blocks.
+pub(super) fn blocks() -> Guard {
+    Guard::new("margay-node-ipamblocks", "ipamblocks", &["CREATE", "UPDATE", "DELETE"])
+        .variables(block_variables())
+        .rules([whole_block_rules(), allocation_rules(), foreign_block_rules()].concat())
+}
+
+/// Blocks under `strictAffinity`, which is a parameter.
+pub(super) fn strict() -> Guard {
+    let taken = "dyn(variables.allocationsBefore[o]) != null || dyn(variables.allocations[o]) == null";
+    Guard::new(STRICT, "ipamblocks", &["UPDATE"]).variables(block_variables()).rules(vec![(
+        format!(
+            "!has(params.spec.strictAffinity) || !params.spec.strictAffinity || variables.isOwn || {}",
+            each_ordinal(taken)
+        ),
+        "IPAMConfiguration default has strictAffinity: an agent borrows nothing of another node's block",
+    )])
+}
+
+fn block_variables() -> Vec<(&'static str, String)> {
+    let before = |text: String| format!("request.operation == 'CREATE' ? [] : {text}");
+    let after = |text: String| format!("request.operation == 'DELETE' ? [] : {text}");
+    let numbers = |step: usize, end: usize| {
+        let numbers: Vec<String> = (0..end).step_by(step).map(|number| number.to_string()).collect();
+        format!("[{}]", numbers.join(","))
+    };
+    let own = |text: &str| format!("{text} in ['', 'host:' + variables.node]");
+    vec![
+        (
+            "before",
+            "request.operation == 'CREATE' || !has(oldObject.spec.affinity) ? '' : oldObject.spec.affinity".into(),
+        ),
+        ("after", "request.operation == 'DELETE' || !has(object.spec.affinity) ? '' : object.spec.affinity".into()),
+        ("isOwn", format!("{} && {}", own("variables.before"), own("variables.after"))),
+        ("allocationsBefore", before("oldObject.spec.allocations".into())),
+        ("allocations", after("object.spec.allocations".into())),
+        ("attributesBefore", before(list("oldObject", "attributes"))),
+        ("attributes", after(list("object", "attributes"))),
+        ("unallocatedBefore", before(list("oldObject", "unallocated"))),
+        ("unallocated", after(list("object", "unallocated"))),
+        // Which attributes may go: one's own; and in one's own block also those of no node, and what only rests.
+        (
+            "mayGo",
+            format!(
+                "variables.attributesBefore.map(a, ({NODE_OF}) == variables.node || variables.isOwn && \
+                 (({NODE_OF}) == '' || has(a.releasedAt) && dyn(a.releasedAt) != null))"
+            ),
+        ),
+        // Which may come: one's own, and what rests after it was one's own.
+        (
+            "mayCome",
+            format!(
+                "variables.attributes.map(a, ({NODE_OF}) == variables.node || \
+                 ({NODE_OF}) == '' && has(a.releasedAt) && dyn(a.releasedAt) != null)"
+            ),
+        ),
+        ("rows", numbers(ROW, LARGEST)),
+        ("columns", numbers(1, ROW)),
+    ]
+}
+
+/// A block as a whole: whose it is, what it is called, its range.
+fn whole_block_rules() -> Vec<(String, &'static str)> {
+    vec![
+        (
+            "variables.isOwn || (request.operation == 'UPDATE' && variables.before == variables.after)".to_owned(),
+            "an agent claims, gives up and deletes blocks of its own node only",
+        ),
+        (
+            format!("request.operation == 'DELETE' || object.metadata.name == {BLOCK_NAME}"),
+            "a block is called by its range",
+        ),
+        (
+            "request.operation != 'UPDATE' || (object.spec.cidr == oldObject.spec.cidr && \
+             size(variables.allocations) == size(variables.allocationsBefore))"
+                .to_owned(),
+            "a block keeps its range",
+        ),
+        (
+            "request.operation == 'DELETE' || !has(object.spec.deleted) || !object.spec.deleted || \
+             (request.operation == 'UPDATE' && variables.isOwn && variables.allocations.all(a, dyn(a) == null))"
+                .to_owned(),
+            "an agent marks blocks of its own node as deleted, once nobody has an address of them",
+        ),
+    ]
+}
+
+/// Who has which address.
+fn allocation_rules() -> Vec<(String, &'static str)> {
+    let changed = "(dyn(variables.allocationsBefore[o]) == null || variables.mayGo[variables.allocationsBefore[o]]) && \
+         (dyn(variables.allocations[o]) == null || variables.mayCome[variables.allocations[o]])";
+    vec![
+        (
+            // Mostly all of a block is the node's own, and nothing has to be compared.
+            format!(
+                "request.operation != 'UPDATE' || (variables.mayGo.all(may, may) && variables.mayCome.all(may, may)) || {}",
+                each_ordinal(&format!("{SAME} || ({changed})"))
+            ),
+            "an agent assigns addresses to its own node, and releases those of its own node only",
+        ),
+        (
+            "request.operation != 'CREATE' || \
+             variables.allocations.all(a, dyn(a) == null || variables.mayCome[a])"
+                .to_owned(),
+            "a new block has addresses of the agent's own node only",
+        ),
+        (
+            "request.operation != 'DELETE' || \
+             variables.allocationsBefore.all(a, dyn(a) == null || variables.mayGo[a])"
+                .to_owned(),
+            "an agent deletes no block in which another node has an address",
+        ),
+    ]
+}
+
+/// What an agent that borrows leaves as it is, so that the block stays what its owner can work with.
+fn foreign_block_rules() -> Vec<(String, &'static str)> {
+    let foreign = |rule: &str| format!("request.operation != 'UPDATE' || variables.isOwn || ({rule})");
+    let same = |field: &str| {
+        format!(
+            "(has(object.spec.{field}) ? [dyn(object.spec.{field})] : []) == \
+             (has(oldObject.spec.{field}) ? [dyn(oldObject.spec.{field})] : [])"
+        )
+    };
+    let number = |of: &str| format!("(has({of}.spec.sequenceNumber) ? {of}.spec.sequenceNumber : 0)");
+    let numbers = |of: &str| {
+        format!(
+            "(has({of}.spec.sequenceNumberForAllocation) && dyn({of}.spec.sequenceNumberForAllocation) != null ? \
+             {of}.spec.sequenceNumberForAllocation : {{}})"
+        )
+    };
+    let (old, new) = (numbers("oldObject"), numbers("object"));
+    // Free addresses that stay free keep their order, and what was released is behind them.
+    let kept = "variables.unallocatedBefore.filter(u, dyn(variables.allocations[u]) == null)";
+    let released = each_ordinal(
+        "dyn(variables.allocationsBefore[o]) == null || dyn(variables.allocations[o]) != null || o in variables.unallocated",
+    );
+    vec![
+        (
+            foreign(&format!("{} && {}", same("deleted"), same("affinityClaimTime"))),
+            "an agent changes nothing of another node's block but what it borrows of it",
+        ),
+        (
+            foreign(&format!(
+                "size(variables.unallocated) == size(variables.allocations.filter(a, dyn(a) == null)) && \
+                 [{kept}].all(kept, size(kept) <= size(variables.unallocated) && \
+                 variables.rows.all(r, r >= size(kept) || variables.columns.all(c, r + c >= size(kept) || \
+                 kept[r + c] == variables.unallocated[r + c]))) && {released}"
+            )),
+            "the free addresses of another node's block are those that nobody has, in their order",
+        ),
+        (
+            foreign(&format!(
+                "{after} >= {before} && {after} - {before} <= {STEP} && \
+                 [{old}].all(old, [{new}].all(new, \
+                 old.all(k, [int(k)].all(o, !{SAME} || (k in new && new[k] == old[k]))) && \
+                 new.all(k, [int(k)].all(o, !{SAME} || k in old))))",
+                before = number("oldObject"),
+                after = number("object"),
+            )),
+            "the sequence numbers of another node's block go on, and those of addresses that are not touched stay",
+        ),
+    ]
+}
+
+/// Handles. Which node's one is, its annotation says; those that Calico or an earlier agent has written have none, and are everybody's but for tunnels'.
+pub(super) fn handles() -> Guard {
+    let node_of = |of: &str| {
+        format!(
+            "has({of}.metadata.annotations) && '{ANNOTATION_HANDLE_NODE}' in {of}.metadata.annotations ? \
+             {of}.metadata.annotations['{ANNOTATION_HANDLE_NODE}'] : ''"
+        )
+    };
+    let of_tunnel = "[variables.id, variables.name].all(id, !id.matches('^[a-z]+(-v6)?-tunnel-addr-') || \
+         id.substring(id.indexOf('-tunnel-addr-')) == '-tunnel-addr-' + variables.node)";
+    Guard::new("margay-node-ipamhandles", "ipamhandles", &["CREATE", "UPDATE", "DELETE"])
+        .variables(vec![
+            ("id", "request.operation == 'DELETE' ? oldObject.spec.handleID : object.spec.handleID".into()),
+            ("name", "request.operation == 'DELETE' ? oldObject.metadata.name : object.metadata.name".into()),
+            ("before", format!("request.operation == 'CREATE' ? '' : {}", node_of("oldObject"))),
+            ("after", format!("request.operation == 'DELETE' ? variables.before : {}", node_of("object"))),
+        ])
+        .rules(vec![
+            (of_tunnel.to_owned(), "an agent writes the handle of its own tunnel only"),
+            (
+                "variables.before in ['', variables.node] && (variables.after == variables.before || variables.after == variables.node)".to_owned(),
+                "an agent writes handles of its own node only",
+            ),
+            (
+                // A long name is cut and has a hash, which CEL cannot compute.
+                "request.operation == 'DELETE' || variables.name == variables.id.lowerAscii() || size(variables.id) > 253".to_owned(),
+                "a handle is called by its id",
+            ),
+            (
+                "request.operation != 'UPDATE' || object.spec.handleID == oldObject.spec.handleID".to_owned(),
+                "a handle keeps its id",
+            ),
+        ])
+}
