@@ -155,8 +155,10 @@ impl Feature {
             }
             Trial::Vxlan => {
                 let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
-                let device = VxlanDevice { address: local, mac: Mac([2; 6]), local, vni: 1, port: 4789, mtu: 1450 };
-                make(message::new_vxlan(&device, 1450, LOOPBACK))
+                let (mac, underlay) = (Mac([2; 6]), Some(LOOPBACK));
+                let device =
+                    VxlanDevice { address: local, mac, local, vni: 1, port: 4789, mtu: 1450, underlay, up: true };
+                make(message::new_vxlan(&device, LOOPBACK))
             }
             Trial::Ipv6 if sysctl::has_ipv6() => Ok(()),
             Trial::Ipv6 => Err(io::ErrorKind::Unsupported.into()),
