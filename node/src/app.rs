@@ -78,10 +78,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     tokio::spawn(follow(agent.clone(), enforcing));
 
     if let Some(folder) = args.cni_conf_dir.clone() {
-        tokio::spawn(conf::watch(folder, |wrong| match wrong {
-            Some(wrong) => tracing::error!("{wrong}"),
-            None => tracing::info!("the container runtime calls this network's plugin"),
-        }));
+        let problems = problems.clone();
+        tokio::spawn(conf::watch(folder, move |wrong| problems.report("network-configuration", true, wrong)));
     }
     let notices = Notices::default();
     let connected = connect(&args, &agent, (&notices, &problems), &readiness, certified, &shutdown);

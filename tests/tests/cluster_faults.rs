@@ -67,6 +67,7 @@ fn main() -> ExitCode {
     suite.case("api_server_restarted", || api_restarted(&mut stage));
     suite.case("a_pool_that_overlaps_another_is_kept_out_and_told", || overlapping(&stage.cluster));
     suite.case("what_is_set_and_not_followed_is_told", || not_followed(&stage.cluster));
+    suite.case("a_configuration_that_comes_before_ours_is_told", || bypassed(&stage.cluster));
     suite.case("node_deleted_and_made_again", || made_again(&stage));
     suite.case("node_rebooted", || rebooted(&mut stage));
     suite.case("pool_exhausted", || exhausted(&stage));
@@ -233,13 +234,25 @@ fn not_followed(cluster: &Cluster) -> Result<()> {
     told_of(cluster, "calico", |said| !said.contains("FelixConfiguration"))
 }
 
+fn bypassed(cluster: &Cluster) -> Result<()> {
+    let (n3, file) = (cluster.node("n3")?, "/etc/cni/net.d/05-other.conflist");
+    let other = r#"{"cniVersion":"1.0.0","name":"other","plugins":[{"type":"bridge","ipam":{"type":"host-local"}}]}"#;
+    n3.exec(&["sh", "-c", &format!("echo '{other}' > {file}")])?;
+    let is_told =
+        |said: &str| said.contains("n3") && said.contains("takes 05-other.conflist") && said.contains("bridge");
+    let told = told_of(cluster, "calico", is_told);
+    n3.exec(&["rm", file])?;
+    told?;
+    told_of(cluster, "calico", |said| !said.contains("05-other"))
+}
+
 /// Waits until the messages of a TigeraStatus are like that.
 fn told_of(cluster: &Cluster, status: &str, is_told: impl Fn(&str) -> bool) -> Result<()> {
     let messages =
         || cluster.kubectl(&["get", "tigerastatus", status, "-o", "jsonpath={.status.conditions[*].message}"]);
     let mut said = String::new();
     let waited = wait_for(
-        Duration::from_secs(30),
+        Duration::from_secs(60),
         || format!("TigeraStatus {status} to say it"),
         || {
             said = messages().unwrap_or_default();
