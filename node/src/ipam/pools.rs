@@ -116,9 +116,13 @@ fn closed(name: &str, object: &IPPool, pools: &BTreeMap<String, IPPool>) -> Opti
         Some(_) => None,
         None => {
             let age = |name: &str, object: &IPPool| (object.metadata.creation_timestamp.clone(), name.to_owned());
-            let elder = pools
-                .iter()
-                .find(|(other, pool)| overlap(&pool.spec, &object.spec) && age(other, pool) < age(name, object));
+            let holds = |pool: &IPPool| {
+                !pool.spec.disabled.unwrap_or(false)
+                    && allocatable(pool).is_none_or(|condition| condition.status != "False")
+            };
+            let elder = pools.iter().find(|(other, pool)| {
+                holds(pool) && overlap(&pool.spec, &object.spec) && age(other, pool) < age(name, object)
+            });
             elder.map(|(other, _)| format!("overlaps IPPool {other}, which is older; delete one of them"))
         }
     }
@@ -235,6 +239,13 @@ mod tests {
         assert_eq!(open([old(), new(|_| {})]), ["z-old"]);
         assert_eq!(open([old(), new(|pool| pool.status = Some(condition("True")))]), ["a-new", "z-old"]);
         assert_eq!(open([old(), new(|pool| pool.spec.cidr = "10.1.0.0/24".to_owned())]), ["a-new", "z-old"]);
+        let of_old = |change: fn(&mut IPPool)| {
+            let (name, mut pool) = old();
+            change(&mut pool);
+            (name, pool)
+        };
+        assert_eq!(open([of_old(|pool| pool.spec.disabled = Some(true)), new(|_| {})]), ["a-new"]);
+        assert_eq!(open([of_old(|pool| pool.status = Some(condition("False"))), new(|_| {})]), ["a-new"]);
         let text = seen([old(), new(|_| {})])[0].closed.clone();
         assert_eq!(text.as_deref(), Some("overlaps IPPool z-old, which is older; delete one of them"));
     }
