@@ -65,6 +65,7 @@ spec:
   cidr: 10.250.0.0/29
   blockSize: 29
   vxlanMode: CrossSubnet
+  allowedUses: [Workload]
   namespaceSelector: team == 'a'
 ---
 apiVersion: v1
