@@ -16,7 +16,7 @@ use kube::Api;
 use kube::api::{ObjectMeta, PostParams, WatchEvent, WatchParams};
 use margay_runtime::backoff::{Backoff, jitter};
 use margay_runtime::ready::Gate;
-use margay_runtime::tls::{Files, Leaf, Tls, TlsError};
+use margay_runtime::tls::{Files, Leaf, Material, Tls, TlsError};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use sha2::{Digest, Sha256};
 
@@ -28,8 +28,8 @@ const SIGNER: &str = "margay.io/node";
 const USAGES: [&str; 3] = ["client auth", "digital signature", "server auth"];
 /// Asked for; the signer may give less.
 const LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
-/// The certificate is looked at this often.
-const LOOK: Duration = Duration::from_secs(60);
+/// The certificate and the authorities are looked at this often: three `stat` calls.
+const LOOK: Duration = Duration::from_secs(5);
 /// Delays between attempts.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// A watch ends after this time and is opened again.
@@ -90,6 +90,14 @@ pub enum IdentityError {
         /// End of its life, seconds since 1970.
         not_after: i64,
     },
+    /// None of the authorities has signed the certificate: they are new ones.
+    #[error("the certificate of {name:?} is of none of the authorities in {path}; a new one is asked for", path = authorities.display())]
+    Foreign {
+        /// Its subject's common name.
+        name: String,
+        /// Where the authorities are.
+        authorities: PathBuf,
+    },
     /// The certificate cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -141,12 +149,12 @@ impl Identity {
         }
     }
 
-    /// Asks for a new certificate when two thirds of the present one's life are over; never returns.
+    /// Asks for a new certificate when two thirds of the present one's life are over, or when nobody vouches for it any more; never returns.
     pub async fn renew(&self, tls: &Tls) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
             tokio::time::sleep(LOOK).await;
-            while self.is_due(&tls.current().leaf, now()) {
+            while self.is_due(&tls.current(), now()) {
                 let Err(error) = self.request().await else {
                     backoff.reset();
                     break;
@@ -157,10 +165,11 @@ impl Identity {
         }
     }
 
-    /// What lies in the folder, if it is this node's and in force.
+    /// What lies in the folder, if it is this node's, in force, and of an authority that is known.
     fn load(&self) -> Result<Tls, IdentityError> {
         let tls = Tls::load(Files::in_dirs(&self.folder, &self.ca))?;
-        let leaf = tls.current().leaf.clone();
+        let material = tls.current();
+        let leaf = material.leaf.clone();
         if self.is_unfit(&leaf, now()) {
             return Err(IdentityError::Unfit {
                 name: leaf.peer.common_name,
@@ -168,13 +177,16 @@ impl Identity {
                 not_after: leaf.not_after,
             });
         }
+        if !material.is_vouched_for {
+            return Err(IdentityError::Foreign { name: leaf.peer.common_name, authorities: self.ca.join("ca.crt") });
+        }
         Ok(tls)
     }
 
     /// Whether a new certificate helps: it does not when the authorities are missing.
     fn is_ours_to_mend(&self, error: &IdentityError) -> bool {
         match error {
-            IdentityError::Unfit { .. } => true,
+            IdentityError::Unfit { .. } | IdentityError::Foreign { .. } => true,
             IdentityError::Tls(TlsError::Read { path, .. } | TlsError::Content { path, .. }) => {
                 path.starts_with(&self.folder)
             }
@@ -188,9 +200,9 @@ impl Identity {
         leaf.peer.common_name != self.common_name() || !(leaf.not_before..leaf.not_after).contains(&now)
     }
 
-    /// Whether two thirds of its life are over.
-    fn is_due(&self, leaf: &Leaf, now: i64) -> bool {
-        self.is_unfit(leaf, now) || now >= leaf.not_before + (leaf.not_after - leaf.not_before) / 3 * 2
+    /// Whether two thirds of its life are over, or it is of no authority that is known.
+    fn is_due(&self, material: &Material, now: i64) -> bool {
+        !material.is_vouched_for || self.is_unfit(&material.leaf, now) || now >= material.leaf.renew_at()
     }
 
     /// Has a new key certified, and puts both in use.
@@ -313,27 +325,60 @@ fn now() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use margay_runtime::tls::Peer;
-    use rcgen::CertificateSigningRequestParams;
+    use rcgen::{BasicConstraints, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer};
     use std::os::unix::fs::PermissionsExt;
 
     fn mk_identity(folder: &Path) -> Identity {
         Identity::new("n1", folder, &folder.join("ca"))
     }
 
-    fn mk_leaf(name: &str) -> Leaf {
-        Leaf {
-            peer: Peer { common_name: name.to_owned(), organization: "margay:nodes".to_owned() },
-            not_before: 1000,
-            not_after: 4000,
-        }
+    struct Authority {
+        issuer: Issuer<'static, KeyPair>,
+        pem: String,
+    }
+
+    fn mk_authority() -> Authority {
+        let mut params = CertificateParams::new([]).expect("parameters");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "margay-ca");
+        let key = KeyPair::generate().expect("a key");
+        let pem = params.self_signed(&key).expect("an authority").pem();
+        Authority { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// Puts a certificate of that node into the folder, in force in 1970 from 1000 s to 4000 s, or until 2100.
+    fn issue(identity: &Identity, authority: &Authority, node: &str, ends: bool) {
+        let mut params = CertificateParams::new(["margay-node".to_owned()]).expect("parameters");
+        params.distinguished_name.push(DnType::CommonName, format!("margay:node:{node}"));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let epoch = rcgen::date_time_ymd(1970, 1, 1);
+        params.not_before = epoch + Duration::from_secs(1000);
+        params.not_after = if ends { epoch + Duration::from_secs(4000) } else { rcgen::date_time_ymd(2100, 1, 1) };
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, &authority.issuer).expect("a certificate").pem();
+        fs::create_dir_all(&identity.folder).expect("a folder");
+        fs::write(identity.folder.join("tls.crt"), certificate).expect("write");
+        fs::write(identity.folder.join("tls.key"), key.serialize_pem()).expect("write");
+    }
+
+    fn trust(identity: &Identity, authorities: &[&Authority]) {
+        fs::create_dir_all(&identity.ca).expect("a folder");
+        let text: String = authorities.iter().map(|authority| authority.pem.as_str()).collect();
+        fs::write(identity.ca.join("ca.crt"), text).expect("write");
+    }
+
+    /// What the files are read as, whoever's they are.
+    fn material(identity: &Identity) -> std::sync::Arc<Material> {
+        Tls::load(Files::in_dirs(&identity.folder, &identity.ca)).expect("readable files").current()
     }
 
     #[test]
     fn it_is_renewed_at_two_thirds_of_its_life_and_never_used_outside_of_it() {
         let folder = tempfile::tempdir().expect("a folder");
-        let identity = mk_identity(folder.path());
-        let own = mk_leaf("margay:node:n1");
+        let (identity, authority) = (mk_identity(folder.path()), mk_authority());
+        trust(&identity, &[&authority]);
+        issue(&identity, &authority, "n1", true);
+        let own = material(&identity);
         let table = [
             (999, true, true),
             (1000, false, false),
@@ -343,9 +388,31 @@ mod tests {
             (4000, true, true),
         ];
         for (now, unfit, due) in table {
-            assert_eq!((identity.is_unfit(&own, now), identity.is_due(&own, now)), (unfit, due), "at {now}");
+            assert_eq!((identity.is_unfit(&own.leaf, now), identity.is_due(&own, now)), (unfit, due), "at {now}");
         }
-        assert!(identity.is_unfit(&mk_leaf("margay:node:n2"), 2000));
+        issue(&identity, &authority, "n2", true);
+        assert!(identity.is_unfit(&material(&identity).leaf, 2000));
+    }
+
+    #[test]
+    fn a_certificate_of_an_authority_that_is_no_more_is_due_and_asked_for_anew() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (identity, old, new) = (mk_identity(folder.path()), mk_authority(), mk_authority());
+        issue(&identity, &old, "n1", false);
+        let now = 2000;
+        for (authorities, is_of_one) in [(&[&old][..], true), (&[&new, &old], true), (&[&new], false)] {
+            trust(&identity, authorities);
+            assert_eq!(identity.is_due(&material(&identity), now), !is_of_one);
+            match identity.load() {
+                Ok(_) => assert!(is_of_one, "nobody vouches for it"),
+                Err(error) => {
+                    assert!(!is_of_one && identity.is_ours_to_mend(&error), "{error}");
+                    assert!(error.to_string().contains("of none of the authorities in"), "{error}");
+                }
+            }
+        }
+        issue(&identity, &new, "n1", false);
+        assert!(!identity.is_due(&material(&identity), now) && identity.load().is_ok());
     }
 
     #[test]

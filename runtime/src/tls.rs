@@ -69,6 +69,8 @@ pub struct Material {
     pub client: Arc<ClientConfig>,
     /// Who we are, and until when.
     pub leaf: Leaf,
+    /// Whether one of the authorities has signed our certificate, for a client. Where none has, peers that know the same authorities refuse us.
+    pub is_vouched_for: bool,
 }
 
 /// The certificates of this process; cheap to clone, always the newest that could be read.

@@ -4,14 +4,16 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, ring};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
 use super::{Leaf, Material, TlsError};
 
@@ -56,9 +58,13 @@ impl Files {
         let key = self.key()?;
         let leaf = Leaf::parse(&chain[0]).map_err(|error| content(&self.certificate, error))?;
         let provider = Arc::new(ring::default_provider());
-        let server = self.server(provider.clone(), roots.clone(), chain.clone(), key.clone_key())?;
+        let verifier = self.verifier(provider.clone(), roots.clone())?;
+        // Whether it is in force now is another question, which its own dates answer.
+        let start = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(leaf.not_before).unwrap_or(0)));
+        let is_vouched_for = verifier.verify_client_cert(&chain[0], &chain[1..], start).is_ok();
+        let server = self.server(provider.clone(), verifier, chain.clone(), key.clone_key())?;
         let client = self.client(provider, roots, chain, key)?;
-        Ok(Material { server: Arc::new(server), client: Arc::new(client), leaf })
+        Ok(Material { server: Arc::new(server), client: Arc::new(client), leaf, is_vouched_for })
     }
 
     fn key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
@@ -75,16 +81,23 @@ impl Files {
         Ok(Arc::new(roots))
     }
 
-    fn server(
+    fn verifier(
         &self,
         provider: Arc<CryptoProvider>,
         roots: Arc<RootCertStore>,
+    ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+        WebPkiClientVerifier::builder_with_provider(roots, provider)
+            .build()
+            .map_err(|error| content(&self.authorities, error))
+    }
+
+    fn server(
+        &self,
+        provider: Arc<CryptoProvider>,
+        verifier: Arc<dyn ClientCertVerifier>,
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
     ) -> Result<ServerConfig, TlsError> {
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
-            .build()
-            .map_err(|error| content(&self.authorities, error))?;
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map_err(|error| content(&self.certificate, error))?

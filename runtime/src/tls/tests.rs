@@ -353,3 +353,19 @@ async fn a_grpc_server_knows_its_callers() {
         assert_eq!(status.code(), wanted, "{organization}: {status}");
     }
 }
+
+/// A new authority signs nothing that is there already, and whose certificate is no longer vouched for has to ask for another one.
+#[test]
+fn a_certificate_of_none_of_the_authorities_is_told_from_the_others() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let folder = Folder::new(&old, "margay:node:n1", "margay:nodes");
+    let tls = folder.tls();
+    assert!(tls.current().is_vouched_for);
+    let put = |authorities: String| fs::write(folder.0.path().join("ca.crt"), authorities).expect("write");
+    put(format!("{}{}", old.pem, new.pem));
+    assert!(tls.current().is_vouched_for, "while one is replaced by the other");
+    put(new.pem.clone());
+    assert!(!tls.current().is_vouched_for, "the other has never seen it");
+    folder.write(&new.issue("margay:node:n1", "margay:nodes", 2021), &new.pem);
+    assert!(tls.current().is_vouched_for, "whatever the time is");
+}

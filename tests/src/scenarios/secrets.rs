@@ -33,6 +33,8 @@ use crate::world;
 
 /// How long the programs may take to start anew, one after the other, while they log everything.
 const PATIENCE: Duration = Duration::from_secs(240);
+/// How long a new authority may take to be known everywhere: kubelets bring it to the pods within a minute or so.
+const NEW_AUTHORITY: Duration = Duration::from_secs(120);
 /// Where the collector of traces listens, in the control plane's network.
 const COLLECTOR_PORT: u16 = 4317;
 /// What the collector's keeper might demand of those who report.
@@ -48,6 +50,7 @@ const KEYS: &str = "tls";
 
 /// Runs it. All programs log everything from then on, so it is the last.
 pub fn run(suite: &mut Suite, ground: &Ground) {
+    suite.case("a_new_authority_is_noticed_at_once", || lose_authority(&ground.stage.cluster));
     suite.case("no_secret_shows", || nothing_shows(ground));
 }
 
@@ -170,6 +173,29 @@ fn lose_keys(cluster: &Cluster) -> Result<()> {
         let is_there = || cluster.kubectl(&["get", "secret", "-n", NAMESPACES[1], name]).is_ok();
         wait_for(PATIENCE, || format!("a new {name}"), is_there)?;
     }
+    install::wait(cluster, &|_| ())
+}
+
+/// The authority is lost, with everything that it has signed, as when the operator's namespace goes: every node gets a certificate of the next one without
+/// anybody's help, and is in sync again by it.
+fn lose_authority(cluster: &Cluster) -> Result<()> {
+    let nodes = cluster.nodes()?;
+    let certificate = |node: &Node| std::fs::read(key(node).with_file_name("tls.crt")).unwrap_or_default();
+    let before: Vec<Vec<u8>> = nodes.iter().map(certificate).collect();
+    cluster.kubectl(&["delete", "secret", "-n", NAMESPACES[1], "margay-ca"])?;
+    // Streams that stand ask for no certificate.
+    for node in &nodes {
+        if !install::processes(node, "typha").is_empty() {
+            install::kill(node, "typha")?;
+        }
+    }
+    let is_renewed = || {
+        nodes.iter().zip(&before).all(|(node, before)| {
+            let is_in_sync = install::metric(node, 9099, "margay_node_in_sync").is_ok_and(|value| value >= 1.0);
+            is_in_sync && certificate(node) != *before
+        })
+    };
+    wait_for(NEW_AUTHORITY, || "certificates of the new authority, and streams by them".into(), is_renewed)?;
     install::wait(cluster, &|_| ())
 }
 
