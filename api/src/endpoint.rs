@@ -32,6 +32,8 @@ pub struct WorkloadEndpoint {
     pub addresses: Vec<IpAddr>,
     /// Named ports of all containers.
     pub ports: Vec<NamedPort>,
+    /// The pod's uid, as runtimes are told of it; empty: not known.
+    pub uid: String,
     /// Host side interface, from [`interface_name`].
     pub interface: String,
 }

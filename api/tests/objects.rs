@@ -76,6 +76,7 @@ fn a_pod_is_an_endpoint() {
                     port: 9,
                 },
             ],
+            uid: "",
             interface: "cali0ad56bf5e97",
         }
     "#]]

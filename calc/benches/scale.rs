@@ -237,6 +237,7 @@ fn pod(namespace: &str, number: usize, app: &str) -> Update {
             service_account: String::from("default"),
             addresses: vec![std::net::IpAddr::from([10, a, b, c])],
             ports: vec![NamedPort { name: String::from("http"), protocol: Protocol::TCP, port: 8080 }],
+            uid: String::new(),
             interface: format!("cali{number:011x}"),
         }),
     )

@@ -365,8 +365,12 @@ impl Encoder {
     }
 
     fn endpoint(&mut self, endpoint: &EndpointRecord) {
-        let EndpointRecord { interface, addresses, tiers, unmatched } = endpoint;
+        let EndpointRecord { interface, uid, addresses, tiers, unmatched } = endpoint;
         self.text(interface);
+        // One without it is what servers and agents have that do not know of it.
+        if !uid.is_empty() {
+            self.text(uid);
+        }
         self.list(addresses, Self::address);
         self.list(tiers, Self::tier);
         self.action(*unmatched);

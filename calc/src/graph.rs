@@ -411,10 +411,11 @@ impl Graph {
     pub(crate) fn endpoint_under(&self, endpoint: &Endpoint, policies: Vec<&Policy>) -> Record {
         match (&endpoint.attachment, endpoint.name) {
             (Attachment::Host(host), _) => Record::HostEndpoint(self.host_under(host, &policies)),
-            (Attachment::Pod(interface), name) => {
+            (Attachment::Pod(interface, uid), name) => {
                 let has_profile = matches!(name, Name::Pod(namespace, _) if self.index.is_parent((namespace, None)));
                 Record::Endpoint(EndpointRecord {
                     interface: interface.to_string(),
+                    uid: uid.to_string(),
                     addresses: endpoint.addresses.to_vec(),
                     tiers: self.policies.bindings(policies, &self.texts),
                     unmatched: if has_profile { Action::Allow } else { Action::Deny },

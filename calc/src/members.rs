@@ -56,8 +56,8 @@ pub(crate) struct Endpoint {
 /// Where packets pass an endpoint, and who decides where no policy does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Attachment {
-    /// The host side of a pod's link; its namespace decides.
-    Pod(Box<str>),
+    /// The host side of a pod's link, and the pod's uid; its namespace decides.
+    Pod(Box<str>, Box<str>),
     Host(Box<Host>),
 }
 
@@ -90,7 +90,7 @@ impl Endpoint {
         Self {
             name: Name::Pod(key.0, key.1),
             node: node(&endpoint.node, texts),
-            attachment: Attachment::Pod(endpoint.interface.as_str().into()),
+            attachment: Attachment::Pod(endpoint.interface.as_str().into(), endpoint.uid.as_str().into()),
             addresses: endpoint.addresses.as_slice().into(),
             ports: ports(&endpoint.ports, texts),
         }

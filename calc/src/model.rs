@@ -197,6 +197,8 @@ pub struct TierBinding {
 pub struct EndpointRecord {
     /// Host side interface.
     pub interface: String,
+    /// The pod's uid; empty: not known. It decides for no other pod of that name.
+    pub uid: String,
     /// Addresses that typha knows of; may lag behind the node's own knowledge.
     pub addresses: Vec<IpAddr>,
     /// Tiers that have a policy for it, in order.

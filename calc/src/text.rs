@@ -225,8 +225,11 @@ fn policy_text(policy: &PolicyRecord) -> String {
 }
 
 fn endpoint_text(endpoint: &EndpointRecord) -> String {
-    let EndpointRecord { interface, addresses, tiers, unmatched } = endpoint;
+    let EndpointRecord { interface, uid, addresses, tiers, unmatched } = endpoint;
     let mut text = format!(" {interface} [{}] else {}", joined(addresses.iter(), ", "), action_text(*unmatched));
+    if !uid.is_empty() {
+        text += &format!(" uid {uid}");
+    }
     tiers.iter().for_each(|tier| text += &tier_text("", tier, true));
     text
 }

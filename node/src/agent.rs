@@ -9,7 +9,6 @@ mod owner;
 mod routing;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use margay_api::endpoint::EndpointKey;
@@ -67,14 +66,32 @@ pub enum Event {
         /// Told when its policy and addresses are committed.
         done: oneshot::Sender<Result<(), NotEnforced>>,
     },
-    /// A pod's link is gone.
+    /// A pod is being detached: its policy goes, and its addresses lead to its link for as long as that is there.
     Detach {
         /// Host side interface.
         interface: String,
         /// The pod; another pod's link of this name stays.
         endpoint: EndpointKey,
-        /// Told when nothing of it is in the kernel any more.
-        done: oneshot::Sender<()>,
+        /// Told when nothing of it is in the kernel any more; false if nothing is written there yet.
+        done: oneshot::Sender<bool>,
+    },
+    /// A pod's link is there: its addresses lead to it from now on, whether its policy is known or not.
+    LinkMade {
+        /// Host side interface.
+        interface: String,
+        /// Index of the link.
+        index: u32,
+        /// The pod.
+        pod: Attached,
+        /// Told when that is planned, so that the thread of routes takes none of them away.
+        done: oneshot::Sender<bool>,
+    },
+    /// The link of a pod that was detached is gone.
+    LinkGone {
+        /// Host side interface.
+        interface: String,
+        /// Index of the link; a later link of that name is not meant. None: there was none any more.
+        index: Option<u32>,
     },
     /// The node's interfaces have these addresses now.
     Links(Links),
@@ -249,25 +266,28 @@ impl AgentHandle {
 }
 
 impl Enforcer for AgentHandle {
-    async fn attach(
-        &self,
-        endpoint: EndpointKey,
-        interface: String,
-        addresses: Vec<IpAddr>,
-    ) -> Result<(), NotEnforced> {
+    async fn attach(&self, interface: String, pod: Attached) -> Result<(), NotEnforced> {
         let ended = || NotEnforced::Refused("the agent is ending".to_owned());
         let (done, result) = oneshot::channel();
-        let pod = Attached { endpoint, addresses };
         self.events.send(Event::Attach { interface, pod, done }).await.map_err(|_| ended())?;
         result.await.unwrap_or_else(|_| Err(ended()))
     }
 
-    async fn detach(&self, endpoint: EndpointKey, interface: String) {
+    async fn detach(&self, endpoint: EndpointKey, interface: String) -> bool {
         let (done, result) = oneshot::channel();
-        if self.send(Event::Detach { interface, endpoint, done }).await {
-            // An agent that has ended enforces nothing more for anybody to wait for.
+        self.send(Event::Detach { interface, endpoint, done }).await && result.await.unwrap_or(false)
+    }
+
+    async fn link_made(&self, interface: String, index: u32, pod: Attached) {
+        let (done, result) = oneshot::channel();
+        // An agent that has ended plans no routes.
+        if self.send(Event::LinkMade { interface, index, pod, done }).await {
             let _ = result.await;
         }
+    }
+
+    async fn link_gone(&self, interface: String, index: Option<u32>) {
+        self.send(Event::LinkGone { interface, index }).await;
     }
 
     fn not_ready(&self) -> Option<String> {
@@ -276,10 +296,8 @@ impl Enforcer for AgentHandle {
 }
 
 /// The pods of the node, as routes need them.
-pub(crate) fn local_pods(attached: &BTreeMap<String, Attached>) -> LocalPods {
-    let pods = attached
-        .iter()
-        .flat_map(|(interface, pod)| pod.addresses.iter().map(move |address| (*address, interface.clone())));
+pub(crate) fn local_pods<'a>(pods: impl Iterator<Item = (&'a String, &'a Attached)>) -> LocalPods {
+    let pods = pods.flat_map(|(interface, pod)| pod.addresses.iter().map(move |address| (*address, interface.clone())));
     pods.collect()
 }
 

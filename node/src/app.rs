@@ -73,6 +73,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
 
     let folder = args.state_dir.join("attachments");
     let attachments = Attachments::load(&folder).with_context(|| format!("attachments in {}", folder.display()))?;
+    metrics.damaged.set(i64::try_from(attachments.damaged()).unwrap_or(i64::MAX));
     let problems = Problems::default();
     let (agent, fatal) = start(&args, &attachments, metrics)?;
     tokio::spawn(follow(agent.clone(), enforcing));

@@ -69,7 +69,7 @@ impl NodeDebug for DebugService {
     async fn kernel(&self, _: Request<KernelRequest>) -> Result<Response<KernelResponse>, Status> {
         let node = self.node.clone();
         let look = move |state: &crate::state::State, compiler: &crate::policy::Compiler| {
-            let plan = net::plan::plan(&node, state.records(), &local_pods(compiler.attached()));
+            let plan = net::plan::plan(&node, state.records(), &local_pods(compiler.attached().iter()));
             (compiler.ruleset(state.records()), plan)
         };
         let (ruleset, plan) = self.agent.inspect(look).await.ok_or_else(Self::gone)?;

@@ -149,6 +149,7 @@ impl Feature {
                     pod: "probe1",
                     namespace: own.as_raw_fd(),
                     host_mac: Mac([2; 6]),
+                    mac: Mac([2, 0, 0, 0, 0, 1]),
                     mtu: 1500,
                 };
                 make(message::new_veth(&pair))

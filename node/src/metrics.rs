@@ -39,6 +39,8 @@ pub struct Metrics {
     pub repairs: Counter,
     /// Records that are not enforced as they are written.
     pub errors: Gauge,
+    /// Files about pods' interfaces that could not be read at the start.
+    pub damaged: Gauge,
     plan: Histogram,
     commit: Histogram,
     lag: Histogram,
@@ -60,6 +62,7 @@ impl Metrics {
             failures: Counter::default(),
             repairs: Counter::default(),
             errors: Gauge::default(),
+            damaged: Gauge::default(),
             plan: seconds(),
             commit: seconds(),
             lag: seconds(),
@@ -75,6 +78,11 @@ impl Metrics {
         own.register("failures", "Transactions that the kernel refused or did not answer", metrics.failures.clone());
         own.register("repairs", "Repairs of the table after a change by others", metrics.repairs.clone());
         own.register("errors", "Records that are not enforced as they are written", metrics.errors.clone());
+        own.register(
+            "attachments_damaged",
+            "Files about pods' interfaces that could not be read at the start and were put aside",
+            metrics.damaged.clone(),
+        );
         own.register_with_unit(
             "plan",
             "Time to compute what the kernel must hold",

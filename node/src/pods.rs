@@ -39,6 +39,7 @@ use crate::ipam::objects::Objects;
 use crate::ipam::pools;
 use crate::ipam::spaces;
 use crate::ipam::store::Store;
+use crate::net::conntrack::Conntrack;
 use crate::net::driver::Driver;
 use crate::net::netlink::Socket;
 use crate::net::plan::{VERSIONS, has_vxlan, vxlan_overhead};
@@ -77,11 +78,7 @@ pub fn attached(attachments: &Attachments) -> Result<BTreeMap<String, Attached>>
     let live = attachments
         .iter()
         .filter(|attachment| !attachment.addresses.is_empty() && links.contains_key(&attachment.interface));
-    let pod = |attachment: &crate::cni::attachment::Attachment| Attached {
-        endpoint: attachment.endpoint(),
-        addresses: attachment.addresses.iter().map(IpNet::addr).collect(),
-    };
-    Ok(live.map(|attachment| (attachment.interface.clone(), pod(attachment))).collect())
+    Ok(live.map(|attachment| (attachment.interface.clone(), attachment.attached())).collect())
 }
 
 /// What of the view the pods' side needs.
@@ -191,6 +188,7 @@ pub fn start<S: Store, N: Announcer>(
         addresses: addresses.clone(),
         announcer: Announce { notices, then: ports.announcer },
         links: Removal::spawn()?,
+        conntrack: Conntrack::spawn().context("connection tracking")?,
         mtu: mtu_seen,
         policy_timeout: settings.policy_timeout,
     };

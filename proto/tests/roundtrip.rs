@@ -135,8 +135,16 @@ fn unmatched() -> impl Strategy<Value = Action> {
 }
 
 fn endpoint() -> impl Strategy<Value = EndpointRecord> {
-    (name(), vec(any::<IpAddr>(), 0..3), tiers(), unmatched())
-        .prop_map(|(interface, addresses, tiers, unmatched)| EndpointRecord { interface, addresses, tiers, unmatched })
+    let uid = prop::sample::select(vec!["", "00000000-0000-4000-8000-000000000001"]);
+    (name(), uid, vec(any::<IpAddr>(), 0..3), tiers(), unmatched()).prop_map(
+        |(interface, uid, addresses, tiers, unmatched)| EndpointRecord {
+            interface,
+            uid: uid.to_owned(),
+            addresses,
+            tiers,
+            unmatched,
+        },
+    )
 }
 
 fn host_endpoint() -> impl Strategy<Value = HostEndpointRecord> {

@@ -65,6 +65,10 @@ impl Sandbox {
         self.call.exec("ADD")?.success()
     }
 
+    fn add_refused(&self) -> Result<(u64, String)> {
+        self.call.exec("ADD")?.refusal()
+    }
+
     fn del(&self) -> Result<()> {
         self.call.exec("DEL")?.success().map(drop)
     }
@@ -93,10 +97,17 @@ struct Footprint {
     ruleset: String,
 }
 
+/// Links of pods that were detached go a while after the DEL, and files remember them until then.
 fn footprint(lab: &Lab) -> Result<Footprint> {
     let node = node(lab)?;
+    let is_settled = || node.attachments().is_ok_and(|names| !names.iter().any(|name| name.ends_with(".gone")));
+    wait_for(PATIENCE, || "links of detached pods to go".to_owned(), is_settled)?;
     let of_pods = |text: String| -> Vec<String> {
-        text.lines().filter(|line| line.contains("cali")).map(str::to_owned).collect()
+        // When a link has noticed its other end is the kernel's own time.
+        let lines = text.lines().filter(|line| line.contains("cali"));
+        lines
+            .map(|line| line.replace("NO-CARRIER,", "").replace("state DOWN", "state UP").replace("linkdown ", ""))
+            .collect()
     };
     let allocated = lab
         .blocks()
@@ -195,6 +206,29 @@ fn add_into_no_namespace_is_refused_and_leaves_nothing() -> Result<()> {
     Ok(())
 }
 
+/// As a loss of power leaves it: the agent starts, and the others' attachments are what they were.
+#[test]
+fn an_agent_starts_with_a_file_that_cannot_be_read_and_only_its_pod_pays() -> Result<()> {
+    let mut lab = mk_lab(usual())?;
+    for name in ["a", "b"] {
+        schedule(&lab, name)?;
+    }
+    let (broken, whole) = (Sandbox::new(&lab, "a", "c1")?, Sandbox::new(&lab, "b", "c2")?);
+    broken.add()?;
+    let result = whole.add()?;
+    lab.stop_agent(NODE)?;
+    std::fs::write(node(&lab)?.folder().join("attachments/c1@eth0.json"), "")?;
+    lab.start_agent(NODE)?;
+    lab.settle()?;
+    whole.check(&result)?.success().context("the other pod is as it was")?;
+    ensure!(node(&lab)?.attachments()? == ["c1@eth0.json.damaged", "c2@eth0.json"], "{:?}", node(&lab)?.attachments()?);
+    let held = lab.blocks().handles().len();
+    broken.del().context("DEL of a pod of which nothing is known")?;
+    ensure!(lab.blocks().handles().len() == held - 1, "its address is given back all the same");
+    broken.add().context("and the pod can be made anew")?;
+    Ok(())
+}
+
 #[test]
 fn check_sees_what_is_missing() -> Result<()> {
     let lab = mk_lab(usual())?;
@@ -232,6 +266,40 @@ fn an_add_without_policy_fails_and_leaves_nothing() -> Result<()> {
     assert_eq!(footprint(&lab)?, before);
     schedule(&lab, "unheard-of")?;
     sandbox.add().context("again, once the pod is known")?;
+    Ok(())
+}
+
+/// What is known of a pod is not known of the next one of its name, whose labels and so policies may be others. Of a static pod the API server has a mirror.
+#[test]
+fn a_pod_made_again_waits_for_its_own_policy() -> Result<()> {
+    let lab = mk_lab(usual())?;
+    let known = |uid: &str, annotations: Value| {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": "x", "name": "a", "uid": uid, "annotations": annotations},
+            "spec": {"nodeName": NODE, "containers": []},
+        });
+        lab.apply(&pod).and_then(|_| lab.settle())
+    };
+    let sandbox = |container: &str, uid: &str| -> Result<Sandbox> {
+        let mut sandbox = Sandbox::new(&lab, "a", container)?;
+        sandbox.call.arguments += &format!(";K8S_POD_UID={uid}");
+        sandbox.call.config["policy_setup_timeout_seconds"] = SOON.into();
+        Ok(sandbox)
+    };
+    known("u1", json!({}))?;
+    let first = sandbox("c1", "u1")?;
+    first.add()?;
+    first.del()?;
+    let (nothing, second) = (footprint(&lab)?, sandbox("c2", "u2")?);
+    let (code, message) = second.add_refused()?;
+    ensure!(code == u64::from(code::TRY_AGAIN) && message.contains("uid"), "{code}: {message}");
+    assert_eq!(footprint(&lab)?, nothing);
+    known("u2", json!({}))?;
+    second.add().context("once the new pod is known")?;
+    second.del()?;
+    known("of-the-mirror", json!({"kubernetes.io/config.mirror": "of-the-file"}))?;
+    sandbox("c3", "of-the-file")?.add().context("a static pod")?;
     Ok(())
 }
 
@@ -421,7 +489,9 @@ fn an_add_continues_the_trace_of_its_caller() -> Result<()> {
     ensure!(call.parent == parent && call.service == "margay-node", "{call:?}");
     let below: BTreeSet<&str> =
         spans.iter().filter(|span| span.parent == call.id).map(|span| span.name.as_str()).collect();
-    for wanted in ["ipam.assign", "link.create", "link.configure", "policy.attach"] {
+    for wanted in
+        ["ipam.assign", "link.create", "link.configure", "conntrack.purge", "attachment.sync", "policy.attach"]
+    {
         ensure!(below.contains(wanted), "no {wanted} below the call: {spans:?}");
     }
     let calls: Vec<&Span> = spans.iter().filter(|span| span.name == "cni").collect();

@@ -50,7 +50,7 @@ impl Pod {
     }
 
     fn attached(&self) -> Attached {
-        Attached { endpoint: self.key.clone(), addresses: self.addresses().to_vec() }
+        Attached { endpoint: self.key.clone(), uid: String::new(), addresses: self.addresses().to_vec() }
     }
 
     fn addresses(&self) -> [IpAddr; 2] {
@@ -187,7 +187,8 @@ fn mk_pod(host: &Namespace, number: u8) -> Result<Pod> {
     let nets = [IpNet::from(IpAddr::V4(address)), IpNet::from(IpAddr::V6(address6))];
     host.run(|| -> Result<()> {
         let name = interface_name(&key);
-        let link = PodLink { host: &name, pod: "eth0", namespace: namespace.file(), mtu: 1450 };
+        let link =
+            PodLink { host: &name, pod: "eth0", namespace: namespace.file(), mtu: 1450, mac: pod::mac(&name, "eth0") };
         let mut socket = Socket::open()?;
         let index = pod::create(&mut socket, &link)?;
         pod::configure(&link, &nets)?;
@@ -237,6 +238,7 @@ fn endpoint(pod: &Pod, ingress: &[&str]) -> (RecordId, Record) {
     };
     let record = EndpointRecord {
         interface: pod.interface(),
+        uid: String::new(),
         addresses: pod.addresses().to_vec(),
         tiers: if ingress.is_empty() { Vec::new() } else { vec![tier] },
         unmatched: Action::Allow,
@@ -346,8 +348,8 @@ async fn nobody_speaks_for_another_and_nothing_passes_an_unknown_link() -> Resul
     drop((receiver, inside));
     let (id, record) = endpoint(&newcomer, &[]);
     let agent = node.agent().clone();
-    let (key, interface, addresses) = (newcomer.key.clone(), newcomer.interface(), newcomer.addresses().to_vec());
-    let waiting = tokio::spawn(async move { agent.attach(key, interface, addresses).await });
+    let (interface, pod) = (newcomer.interface(), newcomer.attached());
+    let waiting = tokio::spawn(async move { agent.attach(interface, pod).await });
     node.put(id, record).await?;
     tokio::time::timeout(PATIENCE, waiting).await.context("attach")???;
     node.pods.push(newcomer);

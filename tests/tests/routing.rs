@@ -11,10 +11,11 @@ use margay_api::network::{Encapsulation, FelixSettings, Mac, NodeInfo, Vtep};
 use margay_api::rule::IpVersion;
 use margay_calc::model::{PoolRecord, Record, RecordId, RouteRecord};
 use margay_node::net::driver::Part;
+use margay_node::net::message::LinkRef;
 use margay_node::net::netlink::Socket;
 use margay_node::net::plan::{LocalPods, VERSIONS, plan, version_of, vxlan_device_name};
 use margay_node::net::pod::{self, PodLink};
-use margay_node::net::removal::Removal;
+use margay_node::net::removal::{Removal, index_of};
 use margay_node::net::worker::Network;
 use margay_tests::namespace::{Namespace, connect};
 
@@ -81,7 +82,8 @@ fn mk_node(name: &'static str, number: u8, versions: &[IpVersion]) -> Result<Nod
     };
     let addresses = versions.iter().map(address).collect::<Result<Vec<IpNet>, _>>()?;
     let network = host.run(|| -> Result<Network> {
-        let link = PodLink { host: "cali1", pod: "eth0", namespace: pod.file(), mtu: 1430 };
+        let link =
+            PodLink { host: "cali1", pod: "eth0", namespace: pod.file(), mtu: 1430, mac: pod::mac("cali1", "eth0") };
         let mut socket = Socket::open()?;
         let index = pod::create(&mut socket, &link)?;
         pod::configure(&link, &addresses)?;
@@ -355,7 +357,8 @@ fn pods_come_up_where_the_host_has_no_ipv6() -> Result<()> {
         host.command("sysctl", &["-qw", &format!("net.ipv6.conf.{scope}.disable_ipv6=1")], "")?;
     }
     host.run(|| -> Result<()> {
-        let link = PodLink { host: "cali1", pod: "eth0", namespace: inside.file(), mtu: 1430 };
+        let link =
+            PodLink { host: "cali1", pod: "eth0", namespace: inside.file(), mtu: 1430, mac: pod::mac("cali1", "eth0") };
         let mut socket = Socket::open()?;
         let (index, addresses) = (pod::create(&mut socket, &link)?, ["10.244.1.5/32".parse()?]);
         pod::configure(&link, &addresses)?;
@@ -454,10 +457,17 @@ fn links_are_removed_together() -> Result<()> {
     let removal = host.run(|| -> Result<Removal> {
         let mut socket = Socket::open()?;
         for number in 0..12 {
-            let link = PodLink { host: &name(number), pod: &name(number), namespace: inside.file(), mtu: 1430 };
+            let link = PodLink {
+                host: &name(number),
+                pod: &name(number),
+                namespace: inside.file(),
+                mtu: 1430,
+                mac: pod::mac(&name(number), "eth0"),
+            };
             pod::create(&mut socket, &link)?;
         }
-        let (gone, present) = (["absent".to_owned(), name(2), name(3)], [name(3)]);
+        let link = |name: String| LinkRef::Name(name);
+        let (gone, present) = ([link("absent".to_owned()), link(name(2)), link(name(3))], [link(name(3))]);
         ensure!(pod::remove_all(&mut socket, &gone).iter().all(Result::is_ok), "a group with a link that is gone");
         ensure!(pod::remove_all(&mut socket, &present).iter().all(Result::is_ok), "a link that is gone");
         Ok(Removal::spawn()?)
@@ -473,6 +483,54 @@ fn links_are_removed_together() -> Result<()> {
         let names: Vec<&str> = names.collect();
         ensure!(names == ["cali10", "cali11"], "left are {names:?}");
     }
+    Ok(())
+}
+
+/// A DEL does not wait for its link, and the pod of the same name may have a new one before the old one's turn comes.
+#[test]
+fn a_link_that_is_expected_to_go_goes_and_a_later_one_of_its_name_stays() -> Result<()> {
+    let (host, inside, own) = (Namespace::new()?, Namespace::new()?, Namespace::new()?);
+    let create = |name: &str, namespace: &Namespace| -> Result<()> {
+        let mac = pod::mac(name, "eth0");
+        let link = PodLink { host: name, pod: name, namespace: namespace.file(), mtu: 1430, mac };
+        host.run(|| -> Result<()> { pod::create(&mut Socket::open()?, &link).map(drop).map_err(Into::into) })
+    };
+    for (name, namespace) in [("cali1", &inside), ("cali2", &inside), ("cali3", &own)] {
+        create(name, namespace)?;
+    }
+    let index = |name: &str| index_of(name).expect("it is there");
+    // Names are looked up in the network of the thread that asks.
+    host.run(|| -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let removal = Removal::spawn()?;
+        runtime.block_on(async {
+            let (one, two, three, none) = tokio::join!(
+                removal.expect_gone(index("cali1")),
+                removal.expect_gone(index("cali2")),
+                removal.expect_gone(index("cali3")),
+                removal.expect_gone(u32::MAX >> 1),
+            );
+            [one, two, three, none].into_iter().collect::<Result<Vec<()>, _>>()
+        })?;
+        Ok(())
+    })?;
+    ensure!(host.ip("-o link show type veth")?.is_empty(), "all have gone");
+    create("cali1", &inside)?;
+    let again = host.run(|| -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let removal = Removal::spawn()?;
+        runtime.block_on(async {
+            let later = async {
+                tokio::task::yield_now().await;
+                create("cali1", &inside)
+            };
+            let (gone, created) = tokio::join!(removal.expect_gone(index("cali1")), later);
+            gone?;
+            created
+        })
+    });
+    again?;
+    ensure!(host.ip("-o link show type veth")?.contains("cali1"), "the new one is not the one that was to go");
     Ok(())
 }
 

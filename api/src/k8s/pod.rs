@@ -11,6 +11,8 @@ use crate::meta::{
 };
 use crate::rule::Protocol;
 
+/// On mirrors of static pods: the uid of the static pod.
+const ANNOTATION_MIRROR: &str = "kubernetes.io/config.mirror";
 /// Value of the orchestrator label of pods.
 pub const ORCHESTRATOR: &str = "k8s";
 /// Service account names from this length on are not put into a label, because label values are shorter.
@@ -30,12 +32,19 @@ pub fn workload_endpoint(pod: &Pod) -> Option<(EndpointKey, WorkloadEndpoint)> {
     let endpoint = WorkloadEndpoint {
         labels: labels(pod, &key, &service_account),
         ports: named_ports(containers.chain(&spec.containers)),
+        uid: uid(pod),
         interface: interface_name(&key),
         node,
         service_account,
         addresses,
     };
     Some((key, endpoint))
+}
+
+/// The uid that kubelet gives to the runtime. Of a static pod that is the hash of its file, and what the API server has is a mirror with a uid of its own.
+fn uid(pod: &Pod) -> String {
+    let mirrored = annotation(pod, ANNOTATION_MIRROR).filter(|uid| !uid.is_empty()).map(str::to_owned);
+    mirrored.or_else(|| pod.metadata.uid.clone()).unwrap_or_default()
 }
 
 /// The pod's labels, with those that name what it is: they are ours, whatever a user wrote there.

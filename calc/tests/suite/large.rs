@@ -48,6 +48,7 @@ fn mk_graph() -> Graph {
         service_account: String::new(),
         addresses: vec![Ipv4Addr::new(10, 0, 0, 1).into()],
         ports: Vec::new(),
+        uid: String::new(),
         interface: "cali1".to_owned(),
     };
     let mut graph = Graph::default();

@@ -351,6 +351,7 @@ fn pod(key: &EndpointKey, words: &[&str]) -> WorkloadEndpoint {
         service_account: words.iter().find_map(|word| word.strip_prefix("sa:")).unwrap_or_default().to_owned(),
         addresses: words[1].split(',').filter_map(|address| address.parse().ok()).collect(),
         ports: named_ports(words),
+        uid: words.iter().find_map(|word| word.strip_prefix("uid:")).unwrap_or_default().to_owned(),
         interface: interface_name(key),
     }
 }

@@ -150,6 +150,7 @@ fn pod(graph: &mut Graph, namespace: &str, address: &str, labels: Labels, servic
         service_account: service_account.to_owned(),
         addresses: vec![address.parse().expect("an address")],
         ports: Vec::new(),
+        uid: String::new(),
         interface: String::from("cali0"),
     };
     graph.apply(Update::Endpoint(key.clone(), Some(endpoint)));

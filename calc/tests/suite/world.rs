@@ -149,8 +149,9 @@ fn labels(keys: Vec<&'static str>, values: Vec<&'static str>) -> impl Strategy<V
 fn endpoint() -> impl Strategy<Value = WorkloadEndpoint> {
     let node = select(&["n1", "n2", "n3", ""][..]);
     let account = select(&["", "default", "robot"][..]);
-    (node, own_labels(), account, vec(address(), 0..3), vec(named_port(), 0..3)).prop_map(
-        |(node, mut labels, account, addresses, ports)| {
+    let uid = select(&["", "u1", "u2"][..]);
+    (node, own_labels(), account, vec(address(), 0..3), vec(named_port(), 0..3), uid).prop_map(
+        |(node, mut labels, account, addresses, ports, uid)| {
             labels.insert(LABEL_ORCHESTRATOR.to_owned(), "k8s".to_owned());
             WorkloadEndpoint {
                 node: node.to_owned(),
@@ -158,6 +159,7 @@ fn endpoint() -> impl Strategy<Value = WorkloadEndpoint> {
                 service_account: account.to_owned(),
                 addresses,
                 ports,
+                uid: uid.to_owned(),
                 interface: String::new(),
             }
         },

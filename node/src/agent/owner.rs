@@ -20,7 +20,7 @@ use crate::cni::ports::NotEnforced;
 use crate::metrics::{Kind, Metrics};
 use crate::net;
 use crate::nft::{ExecError, Ruleset, Transaction};
-use crate::policy::{self, Compiler};
+use crate::policy::{self, Attached, Compiler};
 use crate::state::{Fault, State};
 use crate::store::{self, Store};
 
@@ -76,7 +76,9 @@ pub(super) struct Owner {
     /// The periodic check is due.
     checking: bool,
     waiters: Waiters,
-    leaving: Vec<oneshot::Sender<()>>,
+    leaving: Vec<oneshot::Sender<bool>>,
+    /// Pods whose links are there, to which their addresses lead: from before their policy until after it.
+    linked: BTreeMap<String, Linked>,
     /// Looks come after the commit of their turn, so that they see what is in force.
     looks: Vec<Look>,
     /// What the next commit is about.
@@ -85,6 +87,13 @@ pub(super) struct Owner {
     attempts: u32,
     forgive: Backoff,
     due: Due,
+}
+
+/// A pod's link.
+struct Linked {
+    /// Its index, if this run of the agent has made it.
+    index: Option<u32>,
+    pod: Attached,
 }
 
 struct Stream {
@@ -120,7 +129,9 @@ impl Owner {
         let mut compiler = Compiler::new(&node);
         // The whole table is planned at the first commit, so the operations of these are in it.
         compiler.set_links(links);
+        let mut linked = BTreeMap::new();
         for (interface, pod) in attached {
+            linked.insert(interface.clone(), Linked { index: None, pod: pod.clone() });
             compiler.attach(interface, pod, state.records());
         }
         Self {
@@ -141,6 +152,7 @@ impl Owner {
             checking: false,
             waiters: Waiters::new(),
             leaving: Vec::new(),
+            linked,
             looks: Vec::new(),
             turn: Turn::new(),
             retry: Backoff::new(RETRY.0, RETRY.1),
@@ -212,7 +224,10 @@ impl Owner {
             Event::Attach { interface, pod, done } => {
                 self.plan();
                 let started = Instant::now();
-                self.turn.rerouted |= self.compiler.attached().get(&interface) != Some(&pod);
+                if self.linked.get(&interface).is_none_or(|linked| linked.pod != pod) {
+                    self.linked.insert(interface.clone(), Linked { index: None, pod: pod.clone() });
+                    self.turn.rerouted = true;
+                }
                 let transaction = self.compiler.attach(interface.clone(), pod, self.state.records());
                 self.enqueue(&transaction, started);
                 self.waiters.entry(interface).or_default().push(done);
@@ -224,9 +239,21 @@ impl Owner {
                     let transaction = self.compiler.detach(&interface, self.state.records());
                     self.enqueue(&transaction, started);
                     self.waiters.remove(&interface);
-                    self.turn.rerouted = true;
                 }
                 self.leaving.push(done);
+            }
+            Event::LinkMade { interface, index, pod, done } => {
+                self.linked.insert(interface, Linked { index: Some(index), pod });
+                self.turn.rerouted = true;
+                self.leaving.push(done);
+            }
+            Event::LinkGone { interface, index } => {
+                let is_other =
+                    |linked: &Linked| matches!((linked.index, index), (Some(own), Some(gone)) if own != gone);
+                if self.linked.get(&interface).is_some_and(|linked| !is_other(linked)) {
+                    self.linked.remove(&interface);
+                    self.turn.rerouted = true;
+                }
             }
             Event::Links(links) => {
                 self.plan();
@@ -296,8 +323,10 @@ impl Owner {
         self.plan();
         if !self.active {
             if !self.state.is_in_sync() {
-                // Links that are gone need no rules to keep them from anything.
-                self.leaving.drain(..).for_each(|waiter| waiter.send(()).unwrap_or_default());
+                // Who waits has to see to the link itself.
+                for waiter in self.leaving.drain(..) {
+                    let _ = waiter.send(false);
+                }
                 return Ok(());
             }
             self.active = true;
@@ -410,8 +439,9 @@ impl Owner {
             self.metrics.realised(since_epoch.saturating_sub(Duration::from_nanos(turn.event_unix_ns)));
         }
         if turn.rerouted {
-            let (compiler, records) = (&self.compiler, self.state.records());
-            self.routing.want(|| net::plan::plan(&self.node, records, &local_pods(compiler.attached())));
+            let (linked, records) = (&self.linked, self.state.records());
+            let pods = || local_pods(linked.iter().map(|(interface, linked)| (interface, &linked.pod)));
+            self.routing.want(|| net::plan::plan(&self.node, records, &pods()));
         }
         self.metrics.pods.set(self.compiler.attached().len() as i64);
         if turn.frames {
@@ -474,7 +504,7 @@ impl Owner {
             !waiters.is_empty()
         });
         for waiter in self.leaving.drain(..) {
-            let _ = waiter.send(());
+            let _ = waiter.send(true);
         }
     }
 

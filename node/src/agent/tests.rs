@@ -33,8 +33,13 @@ pub(super) fn mk_records(pods: &[(usize, Action)]) -> Records {
             ingress: vec![mk_policy_key(*number)],
             egress: Vec::new(),
         };
-        let endpoint =
-            EndpointRecord { interface: interface_name(&key), addresses, tiers: vec![tier], unmatched: Action::Allow };
+        let endpoint = EndpointRecord {
+            interface: interface_name(&key),
+            uid: String::new(),
+            addresses,
+            tiers: vec![tier],
+            unmatched: Action::Allow,
+        };
         records.insert(RecordId::Endpoint(key), Record::Endpoint(endpoint));
     }
     records
@@ -112,7 +117,8 @@ impl Rig {
     async fn attach(&self, number: usize) -> Result<(), NotEnforced> {
         let (key, addresses) = mk_pod(number);
         let interface = interface_name(&key);
-        tokio::time::timeout(PATIENCE, self.agent.attach(key, interface, addresses)).await.expect("in time")
+        let pod = Attached { endpoint: key, uid: String::new(), addresses };
+        tokio::time::timeout(PATIENCE, self.agent.attach(interface, pod)).await.expect("in time")
     }
 
     /// Returns once everything sent before has been worked off.
@@ -156,7 +162,7 @@ async fn a_pod_is_attached_when_its_record_is_there_and_in_the_kernel() {
     let early = tokio::spawn(async move {
         let (key, addresses) = mk_pod(1);
         let interface = interface_name(&key);
-        agent.attach(key, interface, addresses).await
+        agent.attach(interface, Attached { endpoint: key, uid: String::new(), addresses }).await
     });
     rig.settle().await;
     assert!(!early.is_finished());

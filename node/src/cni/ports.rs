@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use margay_api::endpoint::EndpointKey;
 
 use super::attachment::Attachment;
+use crate::policy::Attached;
 
 /// Why a pod's policy is not in force.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,16 +21,16 @@ pub enum NotEnforced {
 }
 
 /// Puts a pod's policy into the kernel.
-pub trait Enforcer: Send + Sync + 'static {
-    /// Returns once policy and addresses of the endpoint are committed. May wait for as long as the caller lets it.
-    fn attach(
-        &self,
-        endpoint: EndpointKey,
-        interface: String,
-        addresses: Vec<IpAddr>,
-    ) -> impl Future<Output = Result<(), NotEnforced>> + Send;
-    /// Returns once nothing of the endpoint is in the kernel any more; one that was never attached is a success.
-    fn detach(&self, endpoint: EndpointKey, interface: String) -> impl Future<Output = ()> + Send;
+pub trait Enforcer: Clone + Send + Sync + 'static {
+    /// Returns once policy and addresses of the pod are committed. May wait for as long as the caller lets it.
+    fn attach(&self, interface: String, pod: Attached) -> impl Future<Output = Result<(), NotEnforced>> + Send;
+    /// Returns once nothing of the endpoint is among what is enforced any more; one that was never attached is a success. False: nothing is written to the
+    /// kernel now, and what an earlier run has left there may still let its packets by, so its link has to go first.
+    fn detach(&self, endpoint: EndpointKey, interface: String) -> impl Future<Output = bool> + Send;
+    /// The link of a pod is there: its addresses lead to it from now on. Returns once nobody on this node takes their routes for strangers.
+    fn link_made(&self, interface: String, index: u32, pod: Attached) -> impl Future<Output = ()> + Send;
+    /// The link of an endpoint that was detached is gone, and so are its routes. A later link of that name is not meant.
+    fn link_gone(&self, interface: String, index: Option<u32>) -> impl Future<Output = ()> + Send;
     /// Why no pod could be attached now, if that is so.
     fn not_ready(&self) -> Option<String>;
 }

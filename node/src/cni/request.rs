@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use margay_api::endpoint::{EndpointKey, interface_name};
 use margay_api::meta::{
     ANNOTATION_POD_ADDRESSES, ANNOTATION_POD_ADDRESSES_NO_IPAM, ANNOTATION_POD_POOLS_V4, ANNOTATION_POD_POOLS_V6,
@@ -16,7 +17,7 @@ use serde::Deserialize;
 
 use super::attachment::{Attachment, AttachmentId};
 use super::ports::Demand;
-use crate::net::netns;
+use crate::net::{netns, pod};
 
 /// The longest name of a Linux interface.
 const MAX_IFNAME: usize = 15;
@@ -55,6 +56,9 @@ pub struct Config {
     /// `runtimeConfig`: what the runtime says of the pod, for the capabilities that the configuration has.
     #[serde(default, rename = "runtimeConfig")]
     pub runtime: RuntimeConfig,
+    /// `prevResult`: what the runtime remembers of the ADD, or nothing, or something else.
+    #[serde(default, rename = "prevResult")]
+    pub previous: serde_json::Value,
 }
 
 /// The `runtimeConfig` section.
@@ -144,6 +148,13 @@ impl Config {
         [ANNOTATION_POD_POOLS_V4, ANNOTATION_POD_POOLS_V6].map(|name| self.annotation(name).is_some())
     }
 
+    /// The addresses that an earlier ADD gave, as far as the runtime tells of it.
+    pub fn previous_addresses(&self) -> Vec<IpAddr> {
+        let ips = self.previous.get("ips").and_then(serde_json::Value::as_array).into_iter().flatten();
+        let address = |ip: &serde_json::Value| ip.get("address")?.as_str()?.parse::<IpNet>().ok();
+        ips.filter_map(address).map(|net| net.addr()).collect()
+    }
+
     fn annotation(&self, name: &str) -> Option<&str> {
         self.runtime.annotations.as_ref()?.get(name).map(String::as_str)
     }
@@ -213,8 +224,8 @@ pub fn endpoint(attachment: &cni::Attachment) -> Option<EndpointKey> {
 /// The attachment that an ADD asks for; no address yet.
 pub fn attachment(network: &str, asked: &cni::Attachment) -> Result<Attachment, Refusal> {
     let id = id(asked)?;
-    let pod = asked.pod.clone().unwrap_or_default();
-    for (variable, value) in [("K8S_POD_NAMESPACE", &pod.namespace), ("K8S_POD_NAME", &pod.name)] {
+    let asked_pod = asked.pod.clone().unwrap_or_default();
+    for (variable, value) in [("K8S_POD_NAMESPACE", &asked_pod.namespace), ("K8S_POD_NAME", &asked_pod.name)] {
         if value.is_empty() {
             return Err(environment(
                 "CNI_ARGS",
@@ -223,17 +234,19 @@ pub fn attachment(network: &str, asked: &cni::Attachment) -> Result<Attachment, 
             ));
         }
     }
-    let interface = interface_name(&EndpointKey::new(&pod.namespace, &pod.name));
+    let interface = interface_name(&EndpointKey::new(&asked_pod.namespace, &asked_pod.name));
+    let mac = pod::mac(&id.container, &id.ifname).to_string();
     Ok(Attachment {
         id,
         network: network.to_owned(),
-        namespace: pod.namespace,
-        pod: pod.name,
-        uid: pod.uid,
+        namespace: asked_pod.namespace,
+        pod: asked_pod.name,
+        uid: asked_pod.uid,
         netns: asked.netns.clone(),
         interface,
         addresses: Vec::new(),
-        mac: String::new(),
+        mac,
+        is_finished: false,
     })
 }
 
@@ -277,6 +290,25 @@ mod tests {
         let refusal = Config::parse(br#"{"ipam": {"assign_ipv6": "perhaps"}}"#).expect_err("no yes or no");
         assert_eq!(refusal.code, code::INVALID_CONFIG);
         assert!(refusal.msg.contains(r#""perhaps" has to be true or false"#), "{refusal}");
+    }
+
+    #[test]
+    fn addresses_of_an_earlier_add_are_taken_as_far_as_they_can_be_read() {
+        let table: [(&str, &[&str]); 5] = [
+            ("null", &[]),
+            ("7", &[]),
+            (r#"{"ips": 7}"#, &[]),
+            (
+                r#"{"ips": [{"address": "10.0.0.7/32"}, {"address": "x"}, {}, {"address": "fd00::7/128"}]}"#,
+                &["10.0.0.7", "fd00::7"],
+            ),
+            (r#"{"ips": [{"version": "4", "address": "10.0.0.7/24"}]}"#, &["10.0.0.7"]),
+        ];
+        for (text, wanted) in table {
+            let config = Config::parse(format!(r#"{{"prevResult": {text}}}"#).as_bytes()).expect("a configuration");
+            let addresses: Vec<String> = config.previous_addresses().iter().map(IpAddr::to_string).collect();
+            assert_eq!(addresses, wanted, "{text}");
+        }
     }
 
     fn annotated(annotation: &str, text: &str) -> Config {

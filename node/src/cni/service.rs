@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
@@ -14,12 +15,14 @@ use margay_proto::cni::{self, code};
 use tokio::sync::watch;
 use tracing::Instrument;
 
-use super::attachment::{Attachment, Attachments, handle};
+use super::attachment::{Attachment, Attachments, Leftover, handle};
 use super::ports::{AddressRequest, Addresses, Announcer, Enforcer, NoAddress};
 use super::request::{self, Config, Refusal};
+use crate::net::conntrack::{Conntrack, Extent, TableError};
 use crate::net::netlink::Socket;
 use crate::net::pod::{self, PodError, PodLink};
-use crate::net::removal::Removal;
+use crate::net::present;
+use crate::net::removal::{self, Removal};
 
 /// What the service works with.
 pub struct Parts<E, A, N> {
@@ -31,6 +34,8 @@ pub struct Parts<E, A, N> {
     pub announcer: N,
     /// Takes pods' links away.
     pub links: Removal,
+    /// Ends the conversations of addresses that come and go.
+    pub conntrack: Conntrack,
     /// MTU of pods, unless their network configuration has one.
     pub mtu: watch::Receiver<u32>,
     /// How long an ADD waits for policy, unless the network configuration says.
@@ -68,9 +73,10 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         let pod = self.pod(&wanted.endpoint());
         let _alone = pod.lock().await;
         let mtu = if call.config.mtu == 0 { *self.parts.mtu.borrow() } else { call.config.mtu };
-        let is_finished = |present: &Attachment| !present.mac.is_empty() && present.netns == asked.netns;
+        self.check_rivals(&wanted)?;
+        let is_same = |present: &Attachment| present.is_finished && present.netns == asked.netns;
         let present = self.attachments().get(&wanted.id).cloned();
-        if let Some(present) = present.filter(is_finished)
+        if let Some(present) = present.filter(is_same)
             && self.check_link(&present, namespace.try_clone().map_err(io)?, mtu).await.is_ok()
         {
             self.enforce(call, &present).await?;
@@ -82,7 +88,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         for rival in rivals {
             self.remove(&rival).await?;
         }
-        self.attachments().put(wanted.clone()).map_err(io)?;
+        self.reserve(&wanted)?;
         match self.plumb(call, &mut wanted, namespace, mtu).await {
             Ok(()) => {
                 self.parts.announcer.announce(&wanted);
@@ -110,7 +116,15 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         let known = self.attachments().get(&id).cloned();
         match known {
             Some(attachment) => self.remove(&attachment).await,
-            None => self.parts.addresses.release(handle(&call.network, &id)).await.map_err(unavailable),
+            None => {
+                let handle = handle(&call.network, &id);
+                if self.attachments().iter().any(|other| other.handle() == handle) {
+                    // Another interface of the sandbox has what is kept under it; this one was refused.
+                    return Ok(());
+                }
+                self.purge(self.unheld(&call.config.previous_addresses()), Extent::Whole).await?;
+                self.parts.addresses.release(handle).await.map_err(unavailable)
+            }
         }
     }
 
@@ -133,15 +147,18 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         self.enforce(call, &attachment).await
     }
 
-    /// Takes back the ADDs that an earlier run of the agent did not finish: nobody got an answer to them.
+    /// Takes back the ADDs that an earlier run of the agent did not finish: nobody got an answer to them. Ends the conversations of pods that went while no
+    /// agent ran; their DEL is still to come.
     pub async fn recover(&self) {
+        self.recover_leftovers().await;
+        self.forget_gone().await;
         let unfinished: Vec<Attachment> =
-            self.attachments().iter().filter(|attachment| attachment.mac.is_empty()).cloned().collect();
+            self.attachments().iter().filter(|attachment| !attachment.is_finished).cloned().collect();
         for attachment in unfinished {
             let pod = self.pod(&attachment.endpoint());
             let _alone = pod.lock().await;
             let is_still_unfinished =
-                self.attachments().get(&attachment.id).is_some_and(|present| present.mac.is_empty());
+                self.attachments().get(&attachment.id).is_some_and(|present| !present.is_finished);
             if !is_still_unfinished {
                 continue;
             }
@@ -149,6 +166,30 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
                 tracing::warn!(pod = %attachment.endpoint(), %error, "an unfinished ADD could not be taken back; DEL or GC will");
             }
         }
+    }
+
+    /// Ends the conversations of attachments whose links have gone with their pods.
+    async fn forget_gone(&self) {
+        let links = match blocking(|| Ok(present::links(&mut Socket::open()?)?)).await {
+            Ok(links) => links,
+            Err(error) => {
+                return tracing::warn!(%error, "links cannot be listed; DEL ends the conversations of pods that went");
+            }
+        };
+        let gone: Vec<Attachment> = self
+            .attachments()
+            .iter()
+            .filter(|attachment| !attachment.addresses.is_empty() && !links.contains_key(&attachment.interface))
+            .cloned()
+            .collect();
+        let purges = gone.iter().map(|attachment| async {
+            let pod = self.pod(&attachment.endpoint());
+            let _alone = pod.lock().await;
+            if let Err(error) = self.purge(self.left_by(attachment), Extent::Whole).await {
+                tracing::warn!(pod = %attachment.endpoint(), %error, "conversations of a pod that went; DEL ends them");
+            }
+        });
+        futures::future::join_all(purges).await;
     }
 
     /// Whether an ADD would succeed now.
@@ -182,10 +223,11 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         let named_by_pod = call.config.names_pools();
         let request = AddressRequest { handle, endpoint, ipv4, ipv6, named_by_pod, exact };
         let claim = self.parts.addresses.assign(request);
+        let mac = pod::mac(&wanted.id.container, &wanted.id.ifname);
         let names = (wanted.interface.clone(), wanted.id.ifname.clone());
         let same = namespace.try_clone().map_err(io)?;
         let link = blocking(move || {
-            let link = PodLink { host: &names.0, pod: &names.1, namespace: &same, mtu };
+            let link = PodLink { host: &names.0, pod: &names.1, namespace: &same, mtu, mac };
             pod::create(&mut Socket::open()?, &link)
         });
         let (claimed, index) = tokio::join!(
@@ -194,20 +236,62 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         );
         wanted.addresses = claimed.map_err(no_address)?;
         let index = index.map_err(kernel)?;
-        self.attachments().put(wanted.clone()).map_err(io)?;
+        let file = self.attachments().put(wanted.clone()).map_err(io)?;
 
         let (names, addresses) = ((wanted.interface.clone(), wanted.id.ifname.clone()), wanted.addresses.clone());
         let configured = blocking(move || {
-            let link = PodLink { host: &names.0, pod: &names.1, namespace: &namespace, mtu };
-            let mac = pod::configure(&link, &addresses)?;
-            pod::route(&mut Socket::open()?, index, &addresses)?;
-            Ok(mac)
+            pod::configure(&PodLink { host: &names.0, pod: &names.1, namespace: &namespace, mtu, mac }, &addresses)
         });
-        let (configured, enforced) =
-            tokio::join!(configured.instrument(tracing::info_span!("link.configure")), self.enforce(call, wanted));
-        wanted.mac = configured.map_err(kernel)?.0.map(|byte| format!("{byte:02x}")).join(":");
-        enforced?;
-        self.attachments().put(wanted.clone()).map_err(io)
+        let synced = blocking(move || Ok(file.sync_all()?));
+        let (configured, synced, opened) = tokio::join!(
+            configured.instrument(tracing::info_span!("link.configure")),
+            synced.instrument(tracing::info_span!("attachment.sync")),
+            self.open(call, wanted, index)
+        );
+        configured.map_err(kernel)?;
+        synced.map_err(kernel)?;
+        opened?;
+        self.attachments().finish(&wanted.id).map_err(io)
+    }
+
+    /// Refuses what would take the link of another pod, or of the pod's own sandbox, away: names of interfaces are hashes of the pods' names.
+    fn check_rivals(&self, wanted: &Attachment) -> Result<(), Refusal> {
+        stands_in_the_way(&self.attachments(), wanted)
+    }
+
+    /// Notes the attachment before anything is made for it.
+    fn reserve(&self, wanted: &Attachment) -> Result<(), Refusal> {
+        let mut attachments = self.attachments();
+        // Another pod's may have come while earlier sandboxes were taken back.
+        stands_in_the_way(&attachments, wanted)?;
+        attachments.put(wanted.clone()).map(drop).map_err(io)
+    }
+
+    /// Lets the pod's packets pass by its policy. Before that its addresses lead to its link, which carries nothing yet, and the conversations that others
+    /// had with them are ended: a packet meets either no policy and goes no further, or begins anew. Without the route it might go elsewhere meanwhile.
+    async fn open(&self, call: &Call, wanted: &Attachment, index: u32) -> Result<(), Refusal> {
+        self.parts.enforcer.link_made(wanted.interface.clone(), index, wanted.attached()).await;
+        let addresses = wanted.addresses.clone();
+        let routed = blocking(move || pod::route(&mut Socket::open()?, index, &addresses));
+        routed.instrument(tracing::info_span!("link.route")).await.map_err(kernel)?;
+        self.purge(wanted.addresses.iter().map(IpNet::addr).collect(), Extent::Link).await?;
+        self.enforce(call, wanted).await
+    }
+
+    /// Ends the conversations of these addresses, of which none has a pod now.
+    async fn purge(&self, addresses: Vec<IpAddr>, extent: Extent) -> Result<(), Refusal> {
+        let purged = self.parts.conntrack.purge(addresses.clone(), extent);
+        let refusal = |error: TableError| {
+            let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+            Refusal::new(
+                code::TRY_AGAIN,
+                format!(
+                    "earlier conversations of {} could not be ended, and would pass policy: {error}",
+                    addresses.join(" and ")
+                ),
+            )
+        };
+        purged.instrument(tracing::info_span!("conntrack.purge")).await.map_err(refusal)
     }
 
     /// Waits until the pod's policy is in the kernel: fails closed when that takes too long, and the runtime tries again.
@@ -217,17 +301,14 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             seconds => Duration::from_secs(seconds),
         };
         let limit = request::patience(call.timeout_millis, configured);
-        let addresses = attachment.addresses.iter().map(IpNet::addr).collect();
-        let attach = self.parts.enforcer.attach(attachment.endpoint(), attachment.interface.clone(), addresses);
+        let attach = self.parts.enforcer.attach(attachment.interface.clone(), attachment.attached());
         match tokio::time::timeout(limit, attach.instrument(tracing::info_span!("policy.attach"))).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Refusal::new(code::TRY_AGAIN, error.to_string())),
             Err(_) => {
-                let reason = self
-                    .parts
-                    .enforcer
-                    .not_ready()
-                    .unwrap_or_else(|| "nothing is known of the pod's policy yet".to_owned());
+                let reason = self.parts.enforcer.not_ready().unwrap_or_else(|| {
+                    "nothing is known yet of the policy of this pod, which may have a new uid".to_owned()
+                });
                 Err(Refusal::new(
                     code::TRY_AGAIN,
                     format!(
@@ -239,29 +320,92 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         }
     }
 
-    /// Takes an attachment back: the link and the pod's place in the rules first, so that nothing passes any more, the address last, so that nobody gets
-    /// it while it is in use.
+    /// Takes an attachment back: the pod's place in the rules first, so that nothing passes its link any more, then its conversations, which nothing can begin
+    /// anew, and the address last, so that nobody gets it while it is in use. The link may go later: who gets the address on this node takes over the route to it.
     async fn remove(&self, attachment: &Attachment) -> Result<(), Refusal> {
         let shared = self.attachments().rivals(attachment).iter().any(|rival| !rival.addresses.is_empty());
         if !shared {
             let (endpoint, host) = (attachment.endpoint(), attachment.interface.clone());
-            let link = self.parts.links.remove(host.clone()).instrument(tracing::info_span!("link.remove"));
-            let policy = self.parts.enforcer.detach(endpoint, host).instrument(tracing::info_span!("policy.detach"));
-            let (removed, ()) = tokio::join!(link, policy);
-            removed.map_err(|error| kernel(error.into()))?;
+            let policy = self.parts.enforcer.detach(endpoint, host.clone());
+            if !policy.instrument(tracing::info_span!("policy.detach")).await {
+                let link = self.parts.links.remove(host.clone()).instrument(tracing::info_span!("link.remove"));
+                link.await.map_err(|error| kernel(error.into()))?;
+            }
         }
+        self.purge(self.left_by(attachment), Extent::Whole).await?;
         self.parts.addresses.release(attachment.handle()).await.map_err(unavailable)?;
-        self.attachments().remove(&attachment.id).map_err(io)?;
+        let leftover = self.attachments().retire(&attachment.id).map_err(io)?;
         if !shared {
             self.parts.announcer.withdraw(attachment);
         }
+        match leftover {
+            Some(leftover) if shared => leftover.forget().map_err(io),
+            Some(leftover) => self.clear_away(leftover).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Sees to it that the link of a detached pod goes, which carries nothing any more; does not wait for it. Where that fails, the file is there for the
+    /// next start.
+    async fn clear_away(&self, leftover: Leftover) -> Result<(), Refusal> {
+        let (links, enforcer) = (self.parts.links.clone(), self.parts.enforcer.clone());
+        let Some(index) = removal::index_of(&leftover.interface) else {
+            enforcer.link_gone(leftover.interface.clone(), None).await;
+            return leftover.forget().map_err(io);
+        };
+        tokio::spawn(async move {
+            let gone = match links.expect_gone(index).await {
+                Ok(()) => {
+                    enforcer.link_gone(leftover.interface.clone(), Some(index)).await;
+                    leftover.forget().map_err(|error| error.to_string())
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(error) = gone {
+                tracing::warn!(
+                    interface = leftover.interface,
+                    error,
+                    "the link of a detached pod is left; it carries nothing"
+                );
+            }
+        });
         Ok(())
+    }
+
+    /// Links that detached pods have left to an earlier run.
+    async fn recover_leftovers(&self) {
+        let leftovers = self.attachments().take_leftovers();
+        for leftover in leftovers {
+            let interface = leftover.interface.clone();
+            let is_in_use = self.attachments().iter().any(|attachment| attachment.interface == interface);
+            let result = if is_in_use { leftover.forget().map_err(io) } else { self.clear_away(leftover).await };
+            if let Err(error) = result {
+                tracing::warn!(interface, %error, "the file about the link of a detached pod");
+            }
+        }
+    }
+
+    /// The addresses of an attachment that no other one has.
+    fn left_by(&self, attachment: &Attachment) -> Vec<IpAddr> {
+        let attachments = self.attachments();
+        let others = attachments.iter().filter(|other| other.id != attachment.id);
+        let held: BTreeSet<IpNet> = others.flat_map(|other| other.addresses.iter().copied()).collect();
+        attachment.addresses.iter().filter(|address| !held.contains(address)).map(IpNet::addr).collect()
+    }
+
+    /// Those of these addresses that no attachment has.
+    fn unheld(&self, addresses: &[IpAddr]) -> Vec<IpAddr> {
+        let attachments = self.attachments();
+        let held: BTreeSet<IpAddr> =
+            attachments.iter().flat_map(|attachment| attachment.addresses.iter().map(IpNet::addr)).collect();
+        addresses.iter().copied().filter(|address| !held.contains(address)).collect()
     }
 
     async fn check_link(&self, attachment: &Attachment, namespace: File, mtu: u32) -> Result<(), PodError> {
         let attachment = attachment.clone();
         blocking(move || {
-            let link = PodLink { host: &attachment.interface, pod: &attachment.id.ifname, namespace: &namespace, mtu };
+            let (host, pod) = (&attachment.interface, &attachment.id.ifname);
+            let link = PodLink { host, pod, namespace: &namespace, mtu, mac: pod::mac(&attachment.id.container, pod) };
             pod::check(&mut Socket::open()?, &link, &attachment.addresses)
         })
         .await
@@ -281,6 +425,29 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         pods.insert(endpoint.clone(), Arc::downgrade(&lock));
         lock
     }
+}
+
+/// Refuses an attachment whose interface another pod has, or the pod itself in the same sandbox; earlier sandboxes of the pod make way.
+fn stands_in_the_way(attachments: &Attachments, wanted: &Attachment) -> Result<(), Refusal> {
+    for rival in attachments.rivals(wanted) {
+        let (interface, pod) = (&wanted.interface, wanted.endpoint());
+        if rival.endpoint() != pod {
+            let text = format!(
+                "interface {interface} of pod {pod} is that of pod {} on this node too: their names have the same hash; give one of them another name",
+                rival.endpoint()
+            );
+            return Err(Refusal::new(code::TRY_AGAIN, text));
+        }
+        if rival.id.container == wanted.id.container {
+            let text = format!(
+                "CNI_IFNAME is {:?}: pod {pod} is attached by {} already, and this network gives a pod one interface; take it out of the pod's list of \
+                 further networks",
+                wanted.id.ifname, rival.id.ifname
+            );
+            return Err(Refusal::new(code::INVALID_ENVIRONMENT, text));
+        }
+    }
+    Ok(())
 }
 
 async fn blocking<T: Send + 'static>(

@@ -29,6 +29,8 @@ pub struct VethPair<'a> {
     pub namespace: RawFd,
     /// MAC address of the host side.
     pub host_mac: Mac,
+    /// MAC address of the pod's side.
+    pub mac: Mac,
     /// MTU of both.
     pub mtu: u32,
 }
@@ -39,6 +41,7 @@ pub fn new_veth(pair: &VethPair<'_>) -> RouteNetlinkMessage {
     peer.attributes = vec![
         LinkAttribute::IfName(pair.pod.to_owned()),
         LinkAttribute::Mtu(pair.mtu),
+        LinkAttribute::Address(pair.mac.0.to_vec()),
         LinkAttribute::NetNsFd(pair.namespace),
     ];
     let mut link = LinkMessage::default();
@@ -96,18 +99,50 @@ pub fn set_mtu(index: u32, mtu: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::SetLink(link)
 }
 
-/// Deletes a link by name.
-pub fn delete_link(name: &str) -> RouteNetlinkMessage {
-    let mut link = LinkMessage::default();
-    link.attributes = vec![LinkAttribute::IfName(name.to_owned())];
-    RouteNetlinkMessage::DelLink(link)
+/// A link, as requests name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkRef {
+    /// By its name, whichever link has it.
+    Name(String),
+    /// By its index, which no other link gets.
+    Index(u32),
 }
 
-/// Puts a link into a group, by its name.
-pub fn set_group(name: &str, group: u32) -> RouteNetlinkMessage {
-    let mut link = LinkMessage::default();
-    link.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Group(group)];
-    RouteNetlinkMessage::SetLink(link)
+impl LinkRef {
+    fn message(&self) -> LinkMessage {
+        let mut link = LinkMessage::default();
+        match self {
+            Self::Name(name) => link.attributes.push(LinkAttribute::IfName(name.clone())),
+            Self::Index(index) => link.header.index = *index,
+        }
+        link
+    }
+}
+
+impl std::fmt::Display for LinkRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Index(index) => write!(f, "link {index}"),
+        }
+    }
+}
+
+/// Deletes a link.
+pub fn delete(link: &LinkRef) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::DelLink(link.message())
+}
+
+/// Deletes a link by name.
+pub fn delete_link(name: &str) -> RouteNetlinkMessage {
+    delete(&LinkRef::Name(name.to_owned()))
+}
+
+/// Puts a link into a group.
+pub fn set_group(link: &LinkRef, group: u32) -> RouteNetlinkMessage {
+    let mut message = link.message();
+    message.attributes.push(LinkAttribute::Group(group));
+    RouteNetlinkMessage::SetLink(message)
 }
 
 /// Deletes every link of a group.

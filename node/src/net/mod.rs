@@ -6,6 +6,7 @@
 //! ```
 
 pub mod addresses;
+pub mod conntrack;
 pub mod diff;
 pub mod driver;
 pub mod hint;

@@ -15,7 +15,7 @@ use margay_api::network::Mac;
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 
-use super::message::{self, Route, VethPair};
+use super::message::{self, LinkRef, Route, VethPair};
 use super::netlink::{NetlinkError, Socket, Verb};
 use super::netns;
 use super::parameters;
@@ -45,6 +45,8 @@ pub struct PodLink<'a> {
     pub namespace: &'a File,
     /// MTU of both ends.
     pub mtu: u32,
+    /// MAC address of the interface in the pod.
+    pub mac: Mac,
 }
 
 /// Why a link is not as it should be.
@@ -68,6 +70,7 @@ pub fn create(socket: &mut Socket, link: &PodLink<'_>) -> Result<u32, PodError> 
         pod: link.pod,
         namespace: link.namespace.as_raw_fd(),
         host_mac: HOST_MAC,
+        mac: link.mac,
         mtu: link.mtu,
     };
     match socket.exec(message::new_veth(&pair), Verb::Create, || format!("create {}", link.host)) {
@@ -94,6 +97,13 @@ pub fn bring_up(socket: &mut Socket, host: &str, index: u32) -> Result<(), Netli
         socket.exec(message::new_link_address(index, gateway), Verb::Replace, || format!("address {gateway}"))?;
     }
     Ok(())
+}
+
+/// The MAC address of a sandbox's interface: always the same one, so that it is known before the link is there. Of those that nobody has assigned.
+pub fn mac(container: &str, ifname: &str) -> Mac {
+    use sha1::{Digest, Sha1};
+    let hash = Sha1::digest(format!("{container}/{ifname}"));
+    Mac([hash[0] & 0xfc | 0x02, hash[1], hash[2], hash[3], hash[4], hash[5]])
 }
 
 /// The gateway of a pod for packets of the IP version of this address.
@@ -164,7 +174,11 @@ fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
 
 /// Deletes the link by its host side; a link that is gone is a success.
 pub fn remove(socket: &mut Socket, host: &str) -> Result<(), NetlinkError> {
-    delete(socket, message::delete_link(host), || format!("delete {host}"))
+    remove_link(socket, &LinkRef::Name(host.to_owned()))
+}
+
+fn remove_link(socket: &mut Socket, link: &LinkRef) -> Result<(), NetlinkError> {
+    delete(socket, message::delete(link), || format!("delete {link}"))
 }
 
 fn delete(
@@ -180,15 +194,15 @@ fn delete(
 
 /// Deletes links by their host sides; the results are in the same order. Several go as one group, because the kernel waits for all its readers once
 /// per request and not once per link.
-pub fn remove_all(socket: &mut Socket, hosts: &[String]) -> Vec<Result<(), NetlinkError>> {
+pub fn remove_all(socket: &mut Socket, hosts: &[LinkRef]) -> Vec<Result<(), NetlinkError>> {
     if hosts.len() > 1 && remove_group(socket, hosts).is_ok() {
         return hosts.iter().map(|_| Ok(())).collect();
     }
-    hosts.iter().map(|host| remove(socket, host)).collect()
+    hosts.iter().map(|host| remove_link(socket, host)).collect()
 }
 
 /// Nothing is in doubt after an error: the links are removed one by one then.
-fn remove_group(socket: &mut Socket, hosts: &[String]) -> Result<(), NetlinkError> {
+fn remove_group(socket: &mut Socket, hosts: &[LinkRef]) -> Result<(), NetlinkError> {
     let requests = hosts.iter().map(|host| (message::set_group(host, DOOMED), Verb::Change)).collect();
     let refused = socket.exec_all(requests)?;
     if let Some((position, errno)) = refused.iter().find(|(_, errno)| *errno != Errno::ENODEV) {

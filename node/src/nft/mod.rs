@@ -16,10 +16,10 @@ mod monitor;
 mod rule;
 mod ruleset;
 mod set;
-mod sys;
+pub(crate) mod sys;
 mod text;
 mod transaction;
-mod wire;
+pub(crate) mod wire;
 
 pub use check::Fault;
 pub use diff::diff;

@@ -39,6 +39,8 @@ const UNION_PART: usize = 1024;
 pub struct Attached {
     /// The pod.
     pub endpoint: EndpointKey,
+    /// Its uid, as the runtime has it; empty: not known.
+    pub uid: String,
     /// The addresses it may send from.
     pub addresses: Vec<IpAddr>,
 }
@@ -67,12 +69,21 @@ pub struct Compiler {
     shapes: BTreeMap<SetId, Shape>,
     unions: BTreeMap<SetId, Union>,
     attached: BTreeMap<String, Attached>,
-    endpoints: BTreeMap<EndpointKey, [Bound; 2]>,
+    endpoints: BTreeMap<EndpointKey, Known>,
     hosts: Hosts,
     /// Each class once: endpoints refer to the key here.
     classes: BTreeMap<Arc<Class>, ClassState>,
     /// Parts that the kernel refused: a set is treated as missing, a class drops everything.
     refused: BTreeMap<Part, String>,
+}
+
+/// An endpoint of the view.
+#[derive(Clone, Debug)]
+struct Known {
+    /// Uid of its pod; empty: not known.
+    uid: String,
+    /// For ingress and egress.
+    bound: [Bound; 2],
 }
 
 /// What decides about an endpoint in a direction, and where that begins.
@@ -133,7 +144,14 @@ impl Compiler {
 
     /// Whether the pod on this interface has its policy in the wanted table.
     pub fn decides(&self, interface: &str) -> bool {
-        self.attached.get(interface).is_some_and(|pod| self.endpoints.contains_key(&pod.endpoint))
+        self.attached.get(interface).is_some_and(|pod| self.bound(pod).is_some())
+    }
+
+    /// What decides about a pod. A record of the pod that had its name before, or comes after it, decides nothing.
+    fn bound(&self, pod: &Attached) -> Option<&[Bound; 2]> {
+        let known = self.endpoints.get(&pod.endpoint)?;
+        let is_same = known.uid == pod.uid || known.uid.is_empty() || pod.uid.is_empty();
+        is_same.then_some(&known.bound)
     }
 
     /// A pod came, or has other addresses.
@@ -246,7 +264,7 @@ impl Compiler {
 
     /// Why the pod on this interface is cut off instead of being under its policy, if that is so.
     pub fn refusal(&self, interface: &str) -> Option<String> {
-        let classes = self.endpoints.get(&self.attached.get(interface)?.endpoint)?;
+        let classes = self.bound(self.attached.get(interface)?)?;
         classes.iter().find_map(|bound| self.refused.get(&Part::Class(Class::clone(&bound.class))).cloned())
     }
 
@@ -357,7 +375,7 @@ impl Compiler {
         for (interface, pod) in &self.attached {
             let Some(interface) = IfName::new(interface) else { continue };
             if has_ipvs {
-                let egress = self.endpoints.get(&pod.endpoint).map(|[_, egress]| egress.entry.clone());
+                let egress = self.bound(pod).map(|[_, egress]| egress.entry.clone());
                 let egress = egress.unwrap_or([Verdict::Drop, Verdict::Drop]);
                 by_address.extend(pod.addresses.iter().map(|address| (*address, egress.clone())));
             }
@@ -369,7 +387,7 @@ impl Compiler {
                     );
                 }
             }
-            let Some(classes) = self.endpoints.get(&pod.endpoint) else { continue };
+            let Some(classes) = self.bound(pod) else { continue };
             for (map, bound) in maps.iter_mut().zip(classes) {
                 let entries = Family::ALL.into_iter().zip(&bound.entry);
                 for (family, entry) in entries.filter(|(family, _)| self.families.contains(family)) {

@@ -215,7 +215,13 @@ fn endpoint(number: usize) -> impl Strategy<Value = Record> {
     (tiers(), any::<bool>()).prop_map(move |(tiers, allow)| {
         let (key, addresses) = mk_pod(number);
         let unmatched = if allow { Action::Allow } else { Action::Deny };
-        Record::Endpoint(EndpointRecord { interface: interface_name(&key), addresses, tiers, unmatched })
+        Record::Endpoint(EndpointRecord {
+            interface: interface_name(&key),
+            uid: String::new(),
+            addresses,
+            tiers,
+            unmatched,
+        })
     })
 }
 

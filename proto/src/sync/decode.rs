@@ -376,6 +376,7 @@ fn endpoint(value: wire::Endpoint) -> Result<EndpointRecord, Error> {
     Ok(EndpointRecord {
         addresses: list("endpoint.addresses", &value.addresses, ADDRESS)?,
         interface: filled("endpoint.interface", value.interface)?,
+        uid: value.uid,
         tiers: tiers(value.tiers)?,
         unmatched: decided("endpoint.unmatched", value.unmatched)?,
     })

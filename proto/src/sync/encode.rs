@@ -288,9 +288,10 @@ fn port_range(value: &PortRange) -> wire::PortRange {
 }
 
 fn endpoint(value: &EndpointRecord) -> wire::Endpoint {
-    let EndpointRecord { interface, addresses, tiers, unmatched } = value;
+    let EndpointRecord { interface, uid, addresses, tiers, unmatched } = value;
     wire::Endpoint {
         interface: interface.clone(),
+        uid: uid.clone(),
         addresses: texts(addresses),
         tiers: tiers.iter().map(tier).collect(),
         unmatched: action(*unmatched),

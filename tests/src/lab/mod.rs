@@ -172,6 +172,11 @@ impl Lab {
         self.delete(&pod.object())
     }
 
+    /// The network of a pod goes, and nobody tells the agent: what a runtime leaves that ends pods while the agent is away. The object stays.
+    pub fn lose_pod(&mut self, name: &str) -> Result<()> {
+        self.pods.remove(name).map(drop).with_context(|| format!("no pod is named {name}"))
+    }
+
     /// Ends the agent of a node as if it were killed. What it enforced stays in the kernel.
     pub fn stop_agent(&mut self, node: &str) -> Result<()> {
         let node = self.nodes.get_mut(node).with_context(|| format!("no node is named {node}"))?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -99,6 +99,11 @@ impl Node {
     /// Where the CNI plugin finds the agent.
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("run/cni.sock")
+    }
+
+    /// What its agent keeps on disk.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Names of the files of what its agent knows of pods' interfaces.

@@ -67,7 +67,13 @@ impl Kernel {
             let (key, nets) = (pod(name), addresses(&pod(name)).map(IpNet::from));
             let (interface, namespace) = (interface_name(&key), Namespace::new()?);
             let mac = host.run(|| -> Result<Mac> {
-                let link = PodLink { host: &interface, pod: "eth0", namespace: namespace.file(), mtu: 1450 };
+                let link = PodLink {
+                    host: &interface,
+                    pod: "eth0",
+                    namespace: namespace.file(),
+                    mtu: 1450,
+                    mac: pod::mac(&interface, "eth0"),
+                };
                 let mut socket = netlink::Socket::open()?;
                 let index = pod::create(&mut socket, &link)?;
                 let mac = pod::configure(&link, &nets)?;

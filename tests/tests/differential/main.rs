@@ -116,7 +116,7 @@ fn compile(records: &Records) -> Ruleset {
     compiler.apply(records, &Dirty { records: records.keys().cloned().collect(), members: BTreeMap::new() });
     for name in LOCAL {
         let key = pod(name);
-        let attached = Attached { addresses: addresses(&key).to_vec(), endpoint: key.clone() };
+        let attached = Attached { addresses: addresses(&key).to_vec(), uid: String::new(), endpoint: key.clone() };
         compiler.attach(interface_name(&key), attached, records);
     }
     compiler.ruleset(records)

@@ -269,6 +269,7 @@ fn parse_pod(key: &NamespacedName, words: &[&str]) -> Result<WorkloadEndpoint> {
         service_account: rest.iter().find_map(|word| word.strip_prefix("sa:")).unwrap_or_default().to_owned(),
         addresses: list(addresses)?,
         ports,
+        uid: String::new(),
         interface: interface_name(key),
     })
 }

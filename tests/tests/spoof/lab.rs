@@ -258,10 +258,12 @@ impl Pod {
 
 impl Node {
     async fn start_agent(&mut self, records: &Records) -> Result<()> {
-        let attached = self
-            .pods
-            .iter()
-            .map(|pod| (pod.interface(), Attached { endpoint: pod.key.clone(), addresses: pod.addresses.to_vec() }));
+        let attached = self.pods.iter().map(|pod| {
+            (
+                pod.interface(),
+                Attached { endpoint: pod.key.clone(), uid: String::new(), addresses: pod.addresses.to_vec() },
+            )
+        });
         let attached = attached.collect();
         let runtime = tokio::runtime::Handle::current();
         let ((handle, fatal), network) = self.host.run(|| -> Result<_> {
@@ -324,7 +326,8 @@ fn mk_pod(host: &Namespace, node: u8, number: u8) -> Result<Pod> {
     let nets = addresses.map(IpNet::from);
     let mac = host.run(|| -> Result<Mac> {
         let name = interface_name(&key);
-        let link = PodLink { host: &name, pod: "eth0", namespace: namespace.file(), mtu: 1450 };
+        let link =
+            PodLink { host: &name, pod: "eth0", namespace: namespace.file(), mtu: 1450, mac: pod::mac(&name, "eth0") };
         let mut socket = Socket::open()?;
         let index = pod::create(&mut socket, &link)?;
         let mac = pod::configure(&link, &nets)?;
@@ -360,6 +363,7 @@ fn records(nodes: &[Node; 2], policy: impl Fn(&mut Records)) -> Records {
         for pod in &node.pods {
             let endpoint = EndpointRecord {
                 interface: pod.interface(),
+                uid: String::new(),
                 addresses: pod.addresses.to_vec(),
                 tiers: Vec::new(),
                 unmatched: Action::Allow,

@@ -21,6 +21,7 @@ fn mk_endpoint(name: &str, addresses: &[&str]) -> Update {
         service_account: String::new(),
         addresses: mk_addresses(addresses),
         ports: Vec::new(),
+        uid: String::new(),
         interface: "cali".to_owned(),
     };
     Update::Endpoint(key(name), Some(endpoint))

@@ -52,6 +52,7 @@ fn mk_endpoint(namespace: u8, pod: u8, node: u8, app: u8, address: Option<u8>) -
         service_account: String::new(),
         addresses: address.map(|last| IpAddr::from(Ipv4Addr::new(10, 0, 0, last))).into_iter().collect(),
         ports: Vec::new(),
+        uid: String::new(),
         interface: interface_name(&key),
     };
     Update::Endpoint(key, Some(endpoint))

@@ -81,6 +81,7 @@ pub fn mk_pod(name: &str, node: &str, address: u16) -> Observed {
         service_account: String::new(),
         addresses: vec![address_of(address)],
         ports: Vec::new(),
+        uid: String::new(),
         interface: interface_name(&key),
     };
     Observed {

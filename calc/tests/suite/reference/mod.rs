@@ -133,6 +133,7 @@ impl Objects {
             let has_profile = self.namespaces.contains_key(&key.namespace);
             let record = EndpointRecord {
                 interface: endpoint.interface.clone(),
+                uid: endpoint.uid.clone(),
                 addresses: endpoint.addresses.clone(),
                 tiers: self.bindings(&applied),
                 unmatched: if has_profile { Action::Allow } else { Action::Deny },

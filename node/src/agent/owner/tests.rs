@@ -46,7 +46,7 @@ fn events_do_not_hasten_the_next_attempt_at_what_the_kernel_did_not_take() {
     let (done, mut answer) = oneshot::channel();
     let (endpoint, addresses) = mk_pod(0);
     let interface = interface_name(&endpoint);
-    owner.handle(Event::Attach { interface, pod: Attached { endpoint, addresses }, done });
+    owner.handle(Event::Attach { interface, pod: Attached { endpoint, uid: String::new(), addresses }, done });
     for _ in 0..2 * ATTEMPTS {
         owner.handle(Event::Drift);
         owner.commit().expect("no attempt");

@@ -1,13 +1,12 @@
 //! Calls that meet each other, and calls that are repeated: with links in a namespace, and everything else a list of what was asked for.
 
-use std::net::IpAddr;
-
 use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
 
 use super::*;
 use crate::cni::attachment::AttachmentId;
 use crate::cni::ports::NotEnforced;
+use crate::policy::Attached;
 
 /// What was asked of the rest of the agent, in order.
 #[derive(Clone, Default)]
@@ -24,14 +23,19 @@ impl Log {
 }
 
 impl Enforcer for Log {
-    async fn attach(&self, endpoint: EndpointKey, _: String, _: Vec<IpAddr>) -> Result<(), NotEnforced> {
-        self.note(format!("attach {endpoint}"));
+    async fn attach(&self, _: String, pod: Attached) -> Result<(), NotEnforced> {
+        self.note(format!("attach {}", pod.endpoint));
         Ok(())
     }
 
-    async fn detach(&self, endpoint: EndpointKey, _: String) {
+    async fn detach(&self, endpoint: EndpointKey, _: String) -> bool {
         self.note(format!("detach {endpoint}"));
+        true
     }
+
+    async fn link_made(&self, _: String, _: u32, _: Attached) {}
+
+    async fn link_gone(&self, _: String, _: Option<u32>) {}
 
     fn not_ready(&self) -> Option<String> {
         None
@@ -64,6 +68,14 @@ type Tested = Service<Log, Log, Log>;
 
 /// Runs the test in a network namespace of its own, where its links are; given are the service, its log, and the path of the pod's namespace.
 fn run<F: Future<Output = ()>>(test: impl FnOnce(Arc<Tested>, Log, String) -> F + Send) {
+    run_with(Conntrack::spawn, test);
+}
+
+/// The same with this connection tracking.
+fn run_with<F: Future<Output = ()>>(
+    conntrack: impl FnOnce() -> std::io::Result<Conntrack> + Send,
+    test: impl FnOnce(Arc<Tested>, Log, String) -> F + Send,
+) {
     std::thread::scope(|scope| {
         let of_pod = scope.spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("these tests make network namespaces: run them as root");
@@ -81,6 +93,7 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce(Arc<Tested>, Log, String) -> F 
                 addresses: log.clone(),
                 announcer: log.clone(),
                 links: Removal::spawn().expect("a thread"),
+                conntrack: conntrack().expect("a thread"),
                 mtu,
                 policy_timeout: Duration::from_secs(20),
             };
@@ -139,5 +152,74 @@ fn a_repeated_add_announces_again() {
         assert_eq!(service.add(&mk_call(), &asked).await.expect("the same"), first);
         assert_eq!(log.take(), ["attach x/a", "announce x/a"]);
         service.del(&mk_call(), &asked).await.expect("DEL");
+    });
+}
+
+#[test]
+fn an_address_whose_conversations_cannot_be_ended_is_not_given() {
+    run_with(Conntrack::refusing, |service, log, netns| async move {
+        let asked = mk_asked(&netns);
+        let refusal = service.add(&mk_call(), &asked).await.expect_err("old conversations would pass policy");
+        assert_eq!(refusal.code, code::TRY_AGAIN);
+        assert!(refusal.msg.contains("conversations of 10.0.0.1") && refusal.msg.contains("EPERM"), "{refusal}");
+        assert_eq!(
+            log.take(),
+            ["assign net.c1", "detach x/a"],
+            "policy was not opened, and the address is kept until they are"
+        );
+        let refusal = service.del(&mk_call(), &asked).await.expect_err("the runtime tries again");
+        assert_eq!(refusal.code, code::TRY_AGAIN);
+        assert_eq!(log.take(), ["detach x/a"]);
+    });
+}
+
+fn put(service: &Tested, asked: &cni::Attachment, pod: &str) -> Attachment {
+    let mut other = request::attachment("net", asked).expect("a pod");
+    other.pod = pod.to_owned();
+    other.addresses = vec!["10.0.0.2/32".parse().expect("an address")];
+    service.attachments().put(other.clone()).expect("a file");
+    service.attachments().finish(&other.id).expect("a file");
+    other
+}
+
+/// The names of two pods may have the same hash, by chance or because a tenant has looked for it.
+#[test]
+fn a_pod_whose_interface_another_one_has_is_refused_and_the_other_stays() {
+    run(|service, log, netns| async move {
+        let victim = put(&service, &cni::Attachment { container_id: "c0".to_owned(), ..mk_asked(&netns) }, "victim");
+        let refusal = service.add(&mk_call(), &mk_asked(&netns)).await.expect_err("its link is another's");
+        assert!(refusal.msg.contains("x/victim") && refusal.msg.contains("x/a"), "{refusal}");
+        assert_eq!(log.take(), Vec::<String>::new(), "nothing was done");
+        assert!(service.attachments().get(&victim.id).is_some_and(|victim| victim.is_finished));
+        service.del(&mk_call(), &mk_asked(&netns)).await.expect("DEL of what was refused");
+        assert_eq!(log.take(), ["release net.c1"]);
+    });
+}
+
+/// As Multus asks for, whose delegates all get the same pod and sandbox.
+#[test]
+fn a_second_interface_of_a_pod_is_refused_and_the_first_stays() {
+    run(|service, log, netns| async move {
+        let first = service.add(&mk_call(), &mk_asked(&netns)).await.expect("ADD");
+        let second = cni::Attachment { ifname: "net1".to_owned(), ..mk_asked(&netns) };
+        log.take();
+        let refusal = service.add(&mk_call(), &second).await.expect_err("one is enough");
+        assert!(refusal.msg.contains("net1") && refusal.msg.contains("eth0"), "{refusal}");
+        service.del(&mk_call(), &second).await.expect("DEL of what was refused");
+        assert_eq!(log.take(), Vec::<String>::new(), "the address is the first one's");
+        assert_eq!(service.add(&mk_call(), &mk_asked(&netns)).await.expect("it is there"), first);
+        service.check(&mk_call(), &mk_asked(&netns)).await.expect("as it was made");
+    });
+}
+
+#[test]
+fn an_earlier_sandbox_of_the_pod_makes_way() {
+    run(|service, log, netns| async move {
+        let earlier = cni::Attachment { container_id: "c0".to_owned(), ifname: "eth9".to_owned(), ..mk_asked(&netns) };
+        let earlier = put(&service, &earlier, "a");
+        service.add(&mk_call(), &mk_asked(&netns)).await.expect("ADD");
+        let done = log.take();
+        assert_eq!(done[..3], ["detach x/a", "release net.c0", "withdraw x/a"]);
+        assert_eq!(service.attachments().get(&earlier.id), None);
     });
 }

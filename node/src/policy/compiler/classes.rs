@@ -6,7 +6,7 @@ use std::sync::Arc;
 use margay_calc::model::{Record, RecordId, SetId};
 
 use super::delta::Delta;
-use super::{Bound, ClassState, Classes, Compiler, Part, Records, UNION_PART, set_of};
+use super::{Bound, ClassState, Classes, Compiler, Known, Part, Records, UNION_PART, set_of};
 use crate::nft::Family;
 use crate::policy::class::{self, Class, Direction, Plan, Policies};
 use crate::policy::elements::Shape;
@@ -22,14 +22,17 @@ impl Compiler {
         let mut any = false;
         for key in changed {
             let new = match records.get(&RecordId::Endpoint(key.clone())) {
-                Some(Record::Endpoint(record)) => Some(
-                    [Direction::Ingress, Direction::Egress].map(|direction| self.bind(Class::of(record, direction))),
-                ),
+                Some(Record::Endpoint(record)) => {
+                    let bound = [Direction::Ingress, Direction::Egress]
+                        .map(|direction| self.bind(Class::of(record, direction)));
+                    Some(Known { uid: record.uid.clone(), bound })
+                }
                 _ => None,
             };
-            let classes = |bound: &[Bound; 2]| bound.each_ref().map(|bound| bound.class.clone());
+            let classes = |known: &Known| known.bound.each_ref().map(|bound| bound.class.clone());
             let wanted = new.as_ref().map(classes);
-            if wanted == self.endpoints.get(key).map(classes) {
+            let old = self.endpoints.get(key);
+            if wanted == old.map(classes) && new.as_ref().map(|new| &new.uid) == old.map(|old| &old.uid) {
                 continue;
             }
             any = true;
@@ -52,7 +55,8 @@ impl Compiler {
 
     /// Compiles these classes anew, and removes those that no endpoint has any more.
     pub(super) fn classes(&mut self, records: &Records, stale: &Classes, delta: &mut Delta) {
-        let bound: Vec<&Bound> = self.endpoints.values().flatten().chain(self.hosts.bound()).collect();
+        let bound: Vec<&Bound> =
+            self.endpoints.values().flat_map(|known| &known.bound).chain(self.hosts.bound()).collect();
         let is_used = |class: &&Arc<Class>| bound.iter().any(|bound| Arc::ptr_eq(&bound.class, class));
         let (kept, gone): (Vec<&Arc<Class>>, Vec<&Arc<Class>>) = stale.iter().partition(is_used);
         for class in gone {

@@ -21,7 +21,7 @@ fn compile(records: &Records, links: &Links) -> Compiler {
     for number in 0..3 {
         let (endpoint, addresses) = mk_pod(number);
         let interface = margay_api::endpoint::interface_name(&endpoint);
-        compiler.attach(interface, Attached { endpoint, addresses }, records);
+        compiler.attach(interface, Attached { endpoint, uid: String::new(), addresses }, records);
     }
     compiler
 }

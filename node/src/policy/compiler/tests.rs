@@ -29,7 +29,7 @@ fn all_dirty(records: &Records) -> Dirty {
 
 fn mk_attached(number: usize) -> (String, Attached) {
     let (endpoint, addresses) = mk_pod(number);
-    (interface_name(&endpoint), Attached { endpoint, addresses })
+    (interface_name(&endpoint), Attached { endpoint, uid: String::new(), addresses })
 }
 
 /// A compiler that has seen nothing but this.
@@ -164,7 +164,13 @@ fn mk_records() -> Records {
     let policy = |ingress: Vec<RuleRecord>| Record::Policy(PolicyRecord { ingress, egress: Vec::new() });
     let endpoint = |number: usize, tiers: Vec<TierBinding>| {
         let (key, addresses) = mk_pod(number);
-        let record = EndpointRecord { interface: interface_name(&key), addresses, tiers, unmatched: Action::Allow };
+        let record = EndpointRecord {
+            interface: interface_name(&key),
+            uid: String::new(),
+            addresses,
+            tiers,
+            unmatched: Action::Allow,
+        };
         (RecordId::Endpoint(key), Record::Endpoint(record))
     };
     let tier = |name: &str, default_action, policies: &[usize]| TierBinding {
@@ -352,8 +358,13 @@ fn two_hundred_policies_are_one_rule() {
     let (key, addresses) = mk_pod(0);
     let ingress = (0..200).map(|number| mk_policy_key(100 + number)).collect();
     let tier = TierBinding { name: "default".to_owned(), default_action: Action::Deny, ingress, egress: Vec::new() };
-    let endpoint =
-        EndpointRecord { interface: interface_name(&key), addresses, tiers: vec![tier], unmatched: Action::Allow };
+    let endpoint = EndpointRecord {
+        interface: interface_name(&key),
+        uid: String::new(),
+        addresses,
+        tiers: vec![tier],
+        unmatched: Action::Allow,
+    };
     records.insert(RecordId::Endpoint(key), Record::Endpoint(endpoint));
     let mut compiler = mk_compiler(&records);
     let fate = |compiler: &Compiler, records: &Records, source: &str| {
@@ -398,7 +409,8 @@ fn mk_crowded(policies: usize, port: impl Fn(usize) -> u16) -> Records {
             egress: Vec::new(),
         };
         let interface = interface_name(&key);
-        let record = EndpointRecord { interface, addresses, tiers: vec![tier], unmatched: Action::Allow };
+        let record =
+            EndpointRecord { interface, uid: String::new(), addresses, tiers: vec![tier], unmatched: Action::Allow };
         records.insert(RecordId::Endpoint(key), Record::Endpoint(record));
     }
     records
@@ -505,4 +517,38 @@ fn a_member_of_a_large_set_costs_one_element() {
         assert!(transaction.to_string().len() < 400, "and no other is named:\n{transaction}");
     }
     assert_eq!(compiler.ruleset(&records), fresh(&records, &[0, 1]).ruleset(&records), "as if it had always been so");
+}
+
+#[test]
+fn a_record_decides_for_no_other_pod_of_its_name() {
+    let (key, addresses) = mk_pod(0);
+    let interface = interface_name(&key);
+    let record = |uid: &str| {
+        let (interface, uid) = (interface.clone(), uid.to_owned());
+        let record = EndpointRecord {
+            interface,
+            uid,
+            addresses: addresses.clone(),
+            tiers: Vec::new(),
+            unmatched: Action::Allow,
+        };
+        Records::from([(RecordId::Endpoint(key.clone()), Record::Endpoint(record))])
+    };
+    let mut compiler = Compiler::new(NODE);
+    for (known, attached, decides) in [
+        ("u1", "u1", true),
+        ("u1", "u2", false),
+        ("u2", "u2", true),
+        ("", "u1", true),
+        ("u1", "", true),
+        ("", "", true),
+    ] {
+        let records = record(known);
+        compiler.apply(&records, &all_dirty(&records));
+        let pod = Attached { endpoint: key.clone(), uid: attached.to_owned(), addresses: addresses.clone() };
+        compiler.attach(interface.clone(), pod, &records);
+        assert_eq!(compiler.decides(&interface), decides, "{known:?} for {attached:?}");
+        let dispatched = compiler.ruleset(&records).sets[&names::set(names::RECEIVERS)].elements.len();
+        assert_eq!(dispatched > 0, decides, "{known:?} for {attached:?}");
+    }
 }
