@@ -6,6 +6,7 @@ pub mod hosts;
 pub mod installation;
 pub mod ipam;
 pub mod k8s;
+pub mod limits;
 pub mod meta;
 pub mod network;
 pub mod policy;

@@ -74,9 +74,17 @@ impl<T> fmt::Display for Refusal<T> {
 
 impl<T: fmt::Debug> std::error::Error for Refusal<T> {}
 
+/// The most problems that are told of one object, and the most bytes of a value: what is wrong a thousand times in one way need be said once.
+const TOLD: usize = 100;
+const VALUE: usize = 256;
+
 /// Collects problems while an object is read.
 #[derive(Debug, Default)]
-pub(crate) struct Problems(Vec<Problem>);
+pub(crate) struct Problems {
+    told: Vec<Problem>,
+    /// Problems beyond those.
+    more: usize,
+}
 
 impl Problems {
     pub(crate) fn add(
@@ -86,24 +94,32 @@ impl Problems {
         rule: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        self.0.push(Problem {
-            field: field.into(),
-            value: value.to_string(),
-            rule: rule.into(),
-            remedy: remedy.into(),
-        });
+        if self.told.len() >= TOLD {
+            self.more += 1;
+            return;
+        }
+        let mut value = value.to_string();
+        if value.len() > VALUE {
+            value.truncate(value.floor_char_boundary(VALUE));
+            value += "…";
+        }
+        self.told.push(Problem { field: field.into(), value, rule: rule.into(), remedy: remedy.into() });
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.told.len() + self.more
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.told.is_empty()
     }
 
-    pub(crate) fn into_vec(self) -> Vec<Problem> {
-        self.0
+    pub(crate) fn into_vec(mut self) -> Vec<Problem> {
+        if self.more > 0 {
+            let rule = format!("not told, beyond the first {TOLD}");
+            self.told.push(Problem::new("spec", format!("{} more problems", self.more), rule, "mend the others first"));
+        }
+        self.told
     }
 
     /// The object as read if nothing was wrong, or the refusal with what to enforce instead.
@@ -111,7 +127,7 @@ impl Problems {
         if self.is_empty() {
             return Ok(value);
         }
-        Err(Refusal { problems: self.0, closed: closed(value), prefers_former: false })
+        Err(Refusal { problems: self.into_vec(), closed: closed(value), prefers_former: false })
     }
 
     /// Parses a selector; `None` if it does not parse, with the reason noted.

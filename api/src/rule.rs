@@ -1,5 +1,7 @@
 //! Rules in parsed form: what a policy of any kind says, with selectors already rewritten to effective labels.
 
+use std::sync::Arc;
+
 use ipnet::IpNet;
 
 use crate::meta::NamespacedName;
@@ -109,8 +111,8 @@ pub struct EntityMatch {
     pub selector: Option<Selector>,
     /// The address does not belong to one whose effective labels match.
     pub not_selector: Option<Selector>,
-    /// The port is one of these; empty means any.
-    pub ports: Vec<Port>,
+    /// The port is one of these; empty means any. Rules that one rule of Kubernetes' kinds became share the list.
+    pub ports: Arc<[Port]>,
     /// The port is none of these.
     pub not_ports: Vec<Port>,
     /// The address is one of a node whose labels match.

@@ -2,6 +2,7 @@
 //!
 //! `cargo bench -p margay-calc --bench scale`. Figures are wall time of one thread; memory is the process's own, from the system.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use margay_api::endpoint::{EndpointKey, NamedPort, WorkloadEndpoint};
@@ -15,11 +16,12 @@ use margay_calc::update::Update;
 fn main() {
     // Some of the parts, by name; all when none is named.
     let named: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let parts: [(&str, fn()); 4] = [
+    let parts: [(&str, fn()); 5] = [
         ("cluster", cluster),
         ("endpoint", endpoint_updates),
         ("namespace", namespace_updates),
         ("selector", selector_additions),
+        ("limits", beside_large_policies),
     ];
     for (_, part) in parts.iter().filter(|(name, _)| named.is_empty() || named.iter().any(|part| part == name)) {
         part();
@@ -152,6 +154,51 @@ fn selector_additions() {
     }
 }
 
+/// A small policy that changes, beside policies of another namespace that are as large as one may be.
+fn beside_large_policies() {
+    const LARGE: usize = 16;
+    let mut graph = Graph::default();
+    graph.apply(default_tier());
+    for number in 4..8 {
+        graph.apply(pod("small", number, "web"));
+        graph.apply(pod("large", 4 + number, "web"));
+    }
+    graph.flush();
+    let change = |graph: &mut Graph| {
+        let mut times: Vec<Duration> = (0..2000_u16)
+            .map(|round| {
+                let ingress =
+                    vec![allow(selector("projectcalico.org/namespace == 'small' && app == 'job'"), 1 + round)];
+                let policy = Policy { ingress, ..isolate("small", "app == 'web'") };
+                let started = Instant::now();
+                graph.apply(Update::Policy(policy_key("small", "p"), Some(policy)));
+                graph.flush();
+                started.elapsed()
+            })
+            .collect();
+        times.sort_unstable();
+        times[times.len() * 99 / 100]
+    };
+    let (alone, before, started) = (change(&mut graph), resident(), Instant::now());
+    let ports: Arc<[Port]> = (0..300).map(|number| Port::Named(format!("p{number}"))).collect();
+    for number in 0..LARGE {
+        let rule = |peer: usize| Rule {
+            destination: EntityMatch { ports: ports.clone(), ..EntityMatch::default() },
+            ..allow(
+                selector(&format!("projectcalico.org/namespace == 'large' && app == 'a{}'", 200 * number + peer)),
+                1,
+            )
+        };
+        let policy = Policy { ingress: (0..200).map(rule).collect(), ..isolate("large", "app == 'web'") };
+        graph.apply(Update::Policy(policy_key("large", &format!("p{number}")), Some(policy)));
+    }
+    graph.flush();
+    let (took, grown, beside) = (started.elapsed(), resident().saturating_sub(before) >> 20, change(&mut graph));
+    println!("{LARGE} policies of 200 peers x 300 named ports: {took:.2?}, {grown} MB   [budget 50 MB]");
+    let ratio = beside.as_secs_f64() / alone.as_secs_f64();
+    println!("  a small policy's change beside them, p99: {beside:.2?}, {ratio:.2} x without   [budget 1.2 x]");
+}
+
 /// A graph with one pod of its own whose policy refers to this many selectors.
 fn watched(count: usize, shape: fn(usize) -> String) -> Graph {
     let mut graph = Graph::default();
@@ -259,7 +306,7 @@ fn isolate(namespace: &str, pods: &str) -> Policy {
 }
 
 fn allow(from: Selector, port: u16) -> Rule {
-    let ports = vec![Port::Range(PortRange::single(port))];
+    let ports = [Port::Range(PortRange::single(port))].into();
     Rule {
         protocol: Some(Protocol::TCP),
         source: EntityMatch { selector: Some(from), ..EntityMatch::default() },

@@ -350,7 +350,7 @@ impl End {
             met &= !self.is_in(records, set)?;
         }
         let mut wanted = (ports.is_empty() && port_sets.is_empty()) || has_port(ports);
-        for set in port_sets {
+        for set in port_sets.iter() {
             wanted |= self.is_in(records, set)?;
         }
         let mut unwanted = has_port(not_ports);

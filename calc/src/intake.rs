@@ -16,7 +16,7 @@ use crate::graph::Graph;
 use crate::index::{LabelList, ParentName};
 use crate::members::{Endpoint, Name, Payload, Profile};
 use crate::policies::{self, Binding};
-use crate::rules::{End, Reference, StoredRule, store};
+use crate::rules::{End, Lists, Reference, StoredRule, store};
 use crate::selector::is_inherited;
 use crate::selectors::Selectors;
 use crate::sets::Spec;
@@ -143,10 +143,12 @@ impl Graph {
     /// The policy as it is kept, with its selectors and sets mentioned.
     fn keep_policy(&mut self, key: policies::Key, policy: &Policy) -> policies::Policy {
         let mut sets = Vec::new();
+        let mut lists = Lists::default();
         let mut rules = |local: End, applies: bool, rules: &[Rule]| -> Box<[StoredRule]> {
             let rules = rules.iter().filter(|_| applies);
             let local = (local, &policy.selector);
-            let stored = rules.map(|rule| store(rule, local, &mut |reference| self.refer(reference, &mut sets)));
+            let mut refer = |reference: Reference<'_>| self.refer(reference, &mut sets);
+            let stored = rules.map(|rule| store(rule, local, &mut lists, &mut refer));
             stored.collect()
         };
         let ingress = rules(End::Destination, policy.applies_ingress, &policy.ingress);

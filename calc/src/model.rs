@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use margay_api::endpoint::EndpointKey;
@@ -138,9 +139,10 @@ pub struct SideMatch {
     /// The address is in none of these sets.
     pub not_sets: Vec<SetId>,
     /// The port is in one of these ranges, or address, protocol and port are in one of `port_sets`; both empty means any.
-    pub ports: Vec<PortRange>,
-    /// Sets of kind [`SetKind::AddressPort`] for named ports.
-    pub port_sets: Vec<SetId>,
+    /// Rules of a policy share lists that are the same.
+    pub ports: Arc<[PortRange]>,
+    /// Sets of kind [`SetKind::AddressPort`] for named ports; shared as `ports` are.
+    pub port_sets: Arc<[SetId]>,
     /// The port is in none of these ranges.
     pub not_ports: Vec<PortRange>,
     /// Address, protocol and port are in none of these sets.

@@ -11,7 +11,7 @@ use crate::digest;
 use crate::flush::{Change, Flush};
 use crate::members::Subject;
 use crate::model::{PolicyRecord, Record, RecordId, SetId, TierBinding};
-use crate::rules::StoredRule;
+use crate::rules::{SharedSets, StoredRule};
 use crate::sets::Sets;
 use crate::store::{Map, Slab};
 use crate::texts::{Marks, Text, Texts};
@@ -286,6 +286,7 @@ pub(crate) fn key((kind, namespace, name): Key, texts: &Texts) -> PolicyKey {
 
 pub(crate) fn record(policy: &Policy, sets: &Sets, texts: &Texts) -> PolicyRecord {
     let id = |set: u32| SetId(texts.get(sets.id(set)).to_owned());
-    let rules = |rules: &[StoredRule]| rules.iter().map(|rule| rule.record(&id)).collect();
+    let mut shared = SharedSets::new();
+    let mut rules = |rules: &[StoredRule]| rules.iter().map(|rule| rule.record(&id, &mut shared)).collect();
     PolicyRecord { ingress: rules(&policy.ingress), egress: rules(&policy.egress) }
 }

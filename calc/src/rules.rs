@@ -1,5 +1,8 @@
 //! Rules as they are kept: selectors, named ports and Services are sets, sets are numbers, and a side that demands nothing is not there.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
 use ipnet::IpNet;
 use margay_api::meta::NamespacedName;
 use margay_api::rule::{Action, EntityMatch, Icmp, IpVersion, Port, PortRange, Protocol, Rule};
@@ -44,12 +47,22 @@ enum Criterion {
     NotNets(Box<[IpNet]>),
     Sets(Box<[u32]>),
     NotSets(Box<[u32]>),
-    Ports(Box<[PortRange]>),
-    PortSets(Box<[u32]>),
+    Ports(Arc<[PortRange]>),
+    PortSets(Arc<[u32]>),
     NotPorts(Box<[PortRange]>),
     NotPortSets(Box<[u32]>),
     Service(u32),
 }
+
+/// Lists of ports that rules of one policy share: a rule for each of many peers costs the peer.
+#[derive(Debug, Default)]
+pub(crate) struct Lists {
+    ports: BTreeSet<Arc<[PortRange]>>,
+    sets: BTreeSet<Arc<[u32]>>,
+}
+
+/// The records of [`Lists`] of sets, by the place of the list in memory.
+pub(crate) type SharedSets = BTreeMap<*const u32, Arc<[SetId]>>;
 
 /// Which side of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +73,12 @@ pub(crate) enum End {
 
 /// The rule as it is kept. `set` answers every reference with the number of a set; `local` is the side on which the policy's own endpoint
 /// stands, and what selects it.
-pub(crate) fn store(rule: &Rule, local: (End, &Selector), set: &mut impl FnMut(Reference<'_>) -> u32) -> StoredRule {
+pub(crate) fn store(
+    rule: &Rule,
+    local: (End, &Selector),
+    lists: &mut Lists,
+    set: &mut impl FnMut(Reference<'_>) -> u32,
+) -> StoredRule {
     let Rule { action, ip_version, protocol, not_protocol, icmp, not_icmp, source, destination } = rule;
     StoredRule {
         action: *action,
@@ -69,8 +87,8 @@ pub(crate) fn store(rule: &Rule, local: (End, &Selector), set: &mut impl FnMut(R
         not_protocol: *not_protocol,
         icmp: *icmp,
         not_icmp: *not_icmp,
-        source: side(source, (End::Source, local), *protocol, set),
-        destination: side(destination, (End::Destination, local), *protocol, set),
+        source: side(source, (End::Source, local), *protocol, lists, set),
+        destination: side(destination, (End::Destination, local), *protocol, lists, set),
     }
 }
 
@@ -78,6 +96,7 @@ fn side(
     entity: &EntityMatch,
     (end, local): (End, (End, &Selector)),
     protocol: Option<Protocol>,
+    lists: &mut Lists,
     set: &mut impl FnMut(Reference<'_>) -> u32,
 ) -> StoredSide {
     let EntityMatch { nets, not_nets, selector, not_selector, ports, not_ports, nodes, service } = entity;
@@ -95,7 +114,7 @@ fn side(
     let not_sets = not_selector.iter().map(|selector| set(Reference::Selected(selector))).collect();
     // Ports of the policy's own endpoint are its own: a set of its kind, not of everybody who has such a port.
     let declared_by = selector.as_ref().or((end == local.0).then_some(local.1));
-    let mut named = |ports: &[Port]| -> Box<[u32]> {
+    let mut named = |ports: &[Port]| -> Vec<u32> {
         let names = ports.iter().filter_map(|port| match port {
             Port::Named(name) => Some(name.as_str()),
             Port::Range(_) => None,
@@ -107,16 +126,26 @@ fn side(
         Criterion::NotNets(not_nets.iter().map(IpNet::trunc).collect()),
         Criterion::Sets(sets.into()),
         Criterion::NotSets(not_sets),
-        Criterion::Ports(ranges(ports)),
-        Criterion::PortSets(named(ports)),
-        Criterion::NotPorts(ranges(not_ports)),
-        Criterion::NotPortSets(named(not_ports)),
+        Criterion::Ports(shared(&mut lists.ports, ranges(ports))),
+        Criterion::PortSets(shared(&mut lists.sets, named(ports))),
+        Criterion::NotPorts(ranges(not_ports).into()),
+        Criterion::NotPortSets(named(not_ports).into()),
     ];
     let demanded = criteria.into_iter().filter(|criterion| !criterion.is_empty());
     demanded.chain(service_set.map(Criterion::Service)).collect()
 }
 
-fn ranges(ports: &[Port]) -> Box<[PortRange]> {
+/// The list as it is shared.
+fn shared<T: Ord>(lists: &mut BTreeSet<Arc<[T]>>, list: Vec<T>) -> Arc<[T]> {
+    if let Some(known) = lists.get(&*list) {
+        return known.clone();
+    }
+    let new: Arc<[T]> = list.into();
+    lists.insert(new.clone());
+    new
+}
+
+fn ranges(ports: &[Port]) -> Vec<PortRange> {
     let ranges = ports.iter().filter_map(|port| match port {
         Port::Range(range) => Some(*range),
         Port::Named(_) => None,
@@ -128,16 +157,18 @@ impl Criterion {
     fn is_empty(&self) -> bool {
         match self {
             Self::Nets(nets) | Self::NotNets(nets) => nets.is_empty(),
-            Self::Sets(sets) | Self::NotSets(sets) | Self::PortSets(sets) | Self::NotPortSets(sets) => sets.is_empty(),
-            Self::Ports(ports) | Self::NotPorts(ports) => ports.is_empty(),
+            Self::Sets(sets) | Self::NotSets(sets) | Self::NotPortSets(sets) => sets.is_empty(),
+            Self::PortSets(sets) => sets.is_empty(),
+            Self::Ports(ports) => ports.is_empty(),
+            Self::NotPorts(ports) => ports.is_empty(),
             Self::Service(_) => false,
         }
     }
 }
 
 impl StoredRule {
-    /// The rule as a node sees it.
-    pub(crate) fn record(&self, id: &impl Fn(u32) -> SetId) -> RuleRecord {
+    /// The rule as a node sees it. `shared` is for all rules of the policy.
+    pub(crate) fn record(&self, id: &impl Fn(u32) -> SetId, shared: &mut SharedSets) -> RuleRecord {
         RuleRecord {
             action: self.action,
             ip_version: self.ip_version,
@@ -145,14 +176,14 @@ impl StoredRule {
             not_protocol: self.not_protocol,
             icmp: self.icmp,
             not_icmp: self.not_icmp,
-            source: side_record(&self.source, id),
-            destination: side_record(&self.destination, id),
+            source: side_record(&self.source, id, shared),
+            destination: side_record(&self.destination, id, shared),
         }
     }
 }
 
-fn side_record(side: &[Criterion], id: &impl Fn(u32) -> SetId) -> SideMatch {
-    let ids = |sets: &[u32]| sets.iter().map(|set| id(*set)).collect();
+fn side_record(side: &[Criterion], id: &impl Fn(u32) -> SetId, shared: &mut SharedSets) -> SideMatch {
+    let ids = |sets: &[u32]| -> Vec<SetId> { sets.iter().map(|set| id(*set)).collect() };
     let mut record = SideMatch::default();
     for criterion in side {
         match criterion {
@@ -160,8 +191,10 @@ fn side_record(side: &[Criterion], id: &impl Fn(u32) -> SetId) -> SideMatch {
             Criterion::NotNets(nets) => record.not_nets = nets.to_vec(),
             Criterion::Sets(sets) => record.sets = ids(sets),
             Criterion::NotSets(sets) => record.not_sets = ids(sets),
-            Criterion::Ports(ports) => record.ports = ports.to_vec(),
-            Criterion::PortSets(sets) => record.port_sets = ids(sets),
+            Criterion::Ports(ports) => record.ports = ports.clone(),
+            Criterion::PortSets(sets) => {
+                record.port_sets = shared.entry(sets.as_ptr()).or_insert_with(|| ids(sets).into()).clone();
+            }
             Criterion::NotPorts(ports) => record.not_ports = ports.to_vec(),
             Criterion::NotPortSets(sets) => record.not_port_sets = ids(sets),
             Criterion::Service(set) => record.service_set = Some(id(*set)),

@@ -7,6 +7,7 @@
 mod decode;
 mod encode;
 mod members;
+mod parts;
 mod problem;
 
 use std::net::IpAddr;
@@ -19,17 +20,29 @@ pub use decode::{
     decode_ack, decode_change, decode_frame, decode_id, decode_local_endpoint, decode_problems, decode_record,
 };
 pub use encode::{
-    encode_ack, encode_change, encode_id, encode_local_endpoint, encode_problems, encode_record, encode_trailer,
+    encode_ack, encode_change, encode_compact, encode_id, encode_local_endpoint, encode_problems, encode_record,
+    encode_trailer,
 };
+pub use parts::{Joiner, split};
 pub use problem::NodeProblem;
 
 /// The messages and services as generated.
 pub use crate::generated::sync::v1 as wire;
 
-/// The largest frame that a node must take, in bytes. A first frame holds a whole view; a set member is at most 19 bytes.
+/// The largest message that a node must take, in bytes: a server that knows no parts of frames sends a whole view as one. Those that do stay near [`PART`].
 pub const MAX_FRAME: usize = 256 << 20;
-/// The largest message that a server must take, in bytes: an Ack with an error for each of many records.
-pub const MAX_UP: usize = 1 << 20;
+/// A frame is sent in parts of at most so many bytes, but for a change that is larger alone: a policy at its limits is a few times as large.
+pub const PART: usize = 1 << 20;
+/// The largest message that a server must take, in bytes: an Ack with [`ERRORS`] errors of records with long names.
+pub const MAX_UP: usize = 256 << 10;
+/// Errors that an Ack has at most; those of more records are told when these are mended.
+pub const ERRORS: usize = 128;
+/// Bytes of the reason of one, at most.
+pub const REASON: usize = 512;
+/// The longest name of an object, and uid, in bytes.
+pub const NAME: usize = 253;
+/// Addresses that a node tells of one pod, at most: as a rule it has one of each IP version.
+pub const ADDRESSES: usize = 8;
 
 /// One change of what a node holds.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use margay_api::meta::NamespacedName;
 use margay_api::network::{Encapsulation, EndpointToHostAction, Failsafe, FelixSettings, Mac, NodeInfo, Vtep};
@@ -17,9 +17,9 @@ use margay_calc::model::{
     RecordId, RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
 };
 use margay_proto::sync::{
-    Ack, Change, Error, Frame, LocalEndpoint, NodeProblem, Trailer, decode_ack, decode_frame, decode_local_endpoint,
-    decode_problems, decode_record, encode_ack, encode_change, encode_local_endpoint, encode_problems, encode_trailer,
-    wire,
+    Ack, Change, Error, Frame, Joiner, LocalEndpoint, NodeProblem, Trailer, decode_ack, decode_frame,
+    decode_local_endpoint, decode_problems, decode_record, encode_ack, encode_change, encode_compact,
+    encode_local_endpoint, encode_problems, encode_trailer, split, wire,
 };
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option::of;
@@ -88,8 +88,8 @@ fn side() -> impl Strategy<Value = SideMatch> {
             not_nets,
             sets,
             not_sets,
-            ports,
-            port_sets,
+            ports: ports.into(),
+            port_sets: port_sets.into(),
             not_ports,
             not_port_sets,
             service_set,
@@ -289,7 +289,65 @@ fn bytes_of(frame: &Frame) -> BytesMut {
     bytes
 }
 
+/// A policy whose rules have few lists of ports among them, so that they share.
+fn sharing() -> impl Strategy<Value = Change> {
+    let lists = vec((vec(port_range(), 0..5), vec(set_id(), 0..5)), 1..4);
+    (policy_key(), vec(rule(), 0..8), lists, any::<u8>()).prop_map(|(key, mut rules, lists, first)| {
+        for (index, rule) in rules.iter_mut().enumerate() {
+            let (ports, sets) = &lists[(index + usize::from(first)) % lists.len()];
+            rule.destination.ports = ports.clone().into();
+            rule.destination.port_sets = sets.clone().into();
+        }
+        let egress = rules.split_off(rules.len() / 2);
+        Change::Upsert(RecordId::Policy(key), Record::Policy(PolicyRecord { ingress: rules, egress }))
+    })
+}
+
 proptest! {
+    #[test]
+    fn what_is_compact_means_the_same(changes in vec(prop_oneof![1 => change(), 2 => sharing()], 0..5), trailer in trailer()) {
+        let frame = Frame { changes, trailer };
+        let mut bytes = BytesMut::new();
+        frame.changes.iter().for_each(|change| bytes.extend_from_slice(&encode_compact(change.into())));
+        bytes.extend_from_slice(&encode_trailer(&frame.trailer));
+        let wire = wire::Frame::decode(bytes.freeze()).expect("frames are valid protobuf");
+        prop_assert_eq!(decode_frame(wire), Ok(frame));
+    }
+
+    /// Wherever a frame is cut, its parts are the frame, and only a change that is larger alone makes a larger part.
+    #[test]
+    fn parts_of_a_frame_are_the_frame(
+        changes in vec(change(), 0..9),
+        trailer in trailer(),
+        most in 3..400_usize,
+        joined in vec(any::<bool>(), 9),
+    ) {
+        let frame = Frame { changes, trailer };
+        let mut pieces: Vec<Bytes> = Vec::new();
+        let mut longest = encode_trailer(&frame.trailer).len();
+        for (change, joined) in frame.changes.iter().zip(joined) {
+            let bytes = encode_compact(change.into());
+            longest = longest.max(bytes.len());
+            match pieces.last_mut().filter(|_| joined) {
+                Some(last) => *last = [last.as_ref(), bytes.as_ref()].concat().into(),
+                None => pieces.push(bytes),
+            }
+        }
+        pieces.push(encode_trailer(&frame.trailer));
+        let mut joiner = Joiner::default();
+        let parts = split(pieces, most);
+        let count = parts.len();
+        for (index, part) in parts.into_iter().enumerate() {
+            let bytes = part.concat();
+            prop_assert!(bytes.len() <= most.max(longest + 2), "{} of {most}, longest {longest}", bytes.len());
+            let joined = joiner.take(wire::Frame::decode(&*bytes).expect("a frame")).expect("what the model can hold");
+            prop_assert_eq!(joined.is_some(), index + 1 == count);
+            if let Some(joined) = joined {
+                prop_assert_eq!(&joined, &frame);
+            }
+        }
+    }
+
     #[test]
     fn frames_survive(changes in vec(change(), 0..5), trailer in trailer()) {
         let frame = Frame { changes, trailer };
@@ -384,9 +442,12 @@ fn faults_are_named() {
     };
     let policy = |rule: wire::Rule| {
         let key = wire::PolicyKey { kind: "NetworkPolicy".into(), namespace: "a".into(), name: "b".into() };
-        record(Id::Policy(key), Value::Policy(wire::Policy { ingress: vec![rule], egress: vec![] }))
+        record(Id::Policy(key), Value::Policy(wire::Policy { ingress: vec![rule], ..Default::default() }))
     };
     let allow = || wire::Rule { action: wire::Action::Allow.into(), ..Default::default() };
+    let listed = |place| {
+        policy(wire::Rule { source: Some(wire::Side { port_list: Some(place), ..Default::default() }), ..allow() })
+    };
     let ports = |first, last| {
         let ports = vec![wire::PortRange { first, last }];
         policy(wire::Rule { source: Some(wire::Side { ports, ..Default::default() }), ..allow() })
@@ -435,6 +496,7 @@ fn faults_are_named() {
         (policy(wire::Rule::default()), "rule.action: missing, or of a kind that this version does not know"),
         (policy(wire::Rule { ip_version: 5, ..allow() }), "rule.ip_version: 5 is not within 0, 4 or 6"),
         (policy(wire::Rule { protocol: Some(256), ..allow() }), "rule.protocol: 256 is not within 0..=255"),
+        (listed(0), "side.port_list: 0 is not within the lists of the policy, alone"),
         (ports(2, 1), "ports.first: 2 is not within 0..=last"),
         (ports(0, 65536), "ports.last: 65536 is not within 0..=65535"),
     ];

@@ -211,7 +211,7 @@ fn mk_rule(action: Action, protocol: Protocol, port: u16, sets: Vec<SetId>) -> R
         icmp: None,
         not_icmp: None,
         source: SideMatch { sets, ..SideMatch::default() },
-        destination: SideMatch { ports: vec![PortRange::single(port)], ..SideMatch::default() },
+        destination: SideMatch { ports: [PortRange::single(port)].into(), ..SideMatch::default() },
     }
 }
 

@@ -223,6 +223,11 @@ impl Cache {
             return Ok(Vec::new());
         }
         let Some(entry) = pods.and_then(|pods| pods.objects.get(&key)) else {
+            // Before pods are listed none is known.
+            let is_known = |key: &ObjectKey| pods.is_none_or(|pods| !pods.synced || pods.objects.contains_key(key));
+            if !self.overlays.has_room(node, &said, is_known) {
+                return Err(NotTaken::TooManyUnknown { node: node.to_owned() });
+            }
             self.overlays.put(node, said)?;
             return Ok(Vec::new());
         };

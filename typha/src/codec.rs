@@ -1,19 +1,40 @@
 //! A codec for frames that are encoded already: their bytes are shared among nodes and copied once, into the stream's buffer.
 
 use bytes::{BufMut, Bytes};
-use margay_proto::sync::wire;
+use margay_proto::sync::{PART, split, wire};
 use prost::Message;
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
-/// A frame as pieces that follow each other.
+/// A message as pieces that follow each other: a frame, or a part of one.
 #[derive(Debug, Clone, Default)]
-pub struct FrameBytes(pub Vec<Bytes>);
+pub struct FrameBytes {
+    pieces: Vec<Bytes>,
+    in_parts: bool,
+}
 
 impl FrameBytes {
+    /// A frame; `in_parts` for a node that reads it in parts.
+    pub fn new(pieces: Vec<Bytes>, in_parts: bool) -> Self {
+        Self { pieces, in_parts }
+    }
+
+    /// The messages that it is sent as.
+    pub fn into_messages(self) -> Vec<Self> {
+        if !self.in_parts || self.len() <= PART {
+            return vec![self];
+        }
+        split(self.pieces, PART).into_iter().map(|pieces| Self { pieces, in_parts: false }).collect()
+    }
+
+    /// Its bytes, in order.
+    pub fn pieces(&self) -> &[Bytes] {
+        &self.pieces
+    }
+
     /// Length of the whole.
     pub fn len(&self) -> usize {
-        self.0.iter().map(Bytes::len).sum()
+        self.pieces.iter().map(Bytes::len).sum()
     }
 
     /// Whether there is nothing in it.
@@ -47,7 +68,7 @@ impl Encoder for FrameCodec {
 
     fn encode(&mut self, frame: FrameBytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
         buffer.reserve(frame.len());
-        for piece in frame.0 {
+        for piece in frame.pieces {
             buffer.put(piece);
         }
         Ok(())

@@ -13,7 +13,7 @@ use margay_calc::digest;
 use margay_calc::flush::{Audience, Change, MemberDelta, RecordChange};
 use margay_calc::graph::Graph;
 use margay_calc::model::{RecordId, SetKind};
-use margay_proto::sync::{ChangeRef, Trailer, encode_change, encode_trailer};
+use margay_proto::sync::{ChangeRef, Trailer, encode_change, encode_compact, encode_trailer};
 use margay_runtime::telemetry::{self, Traceparent};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
@@ -42,12 +42,21 @@ pub struct Hello {
     pub agent_version: String,
     /// Digests of what it holds.
     pub buckets: Vec<u64>,
-    /// Whether it enforces host endpoints.
-    pub host_endpoints: bool,
+    /// What it can read.
+    pub reads: Reads,
     /// Where its frames go; of capacity one.
     pub slot: Slot,
     /// Set when a frame could not be put into the slot: whoever empties the slot then says so.
     pub blocked: Arc<AtomicBool>,
+}
+
+/// What an agent can read, by its hello.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reads {
+    /// Host endpoints, which it enforces.
+    pub host_endpoints: bool,
+    /// Shared lists of ports, sets in several changes, frames in parts.
+    pub compact: bool,
 }
 
 /// The newest event behind a change.
@@ -78,7 +87,7 @@ struct Live {
     slot: Slot,
     blocked: Arc<AtomicBool>,
     node: Arc<Node>,
-    host_endpoints: bool,
+    reads: Reads,
     /// Cause of the newest news not sent yet; the frame carries it.
     cause: Cause,
     /// The registry knows that records wait here.
@@ -122,7 +131,8 @@ impl Hub {
     fn pump(&mut self, traced: bool) {
         let mut closed = Vec::new();
         for (name, live) in &mut self.live {
-            let mut source = Source { node: name, graph: &self.graph, encoded: &mut self.encoded };
+            let compact = live.reads.compact;
+            let mut source = Source { node: name, graph: &self.graph, encoded: &mut self.encoded, compact };
             if live.session.pending() == 0 {
                 wait(&live.node, &mut live.is_waiting, 0);
             } else if !live.send(&mut source, self.revision, &self.counters, traced) {
@@ -152,14 +162,15 @@ impl Hub {
     /// Answers a hello with the difference between what the node holds and its view. The graph must be flushed.
     pub fn hello(&mut self, hello: Hello) {
         let view = self.graph.view(&hello.node);
-        let knows = |id: &RecordId| knows(hello.host_endpoints, id);
+        let knows = |id: &RecordId| knows(hello.reads, id);
         let mut buckets = view.buckets();
         for (id, digest) in view.host_endpoints().filter(|(id, _)| !knows(id)) {
             digest::subtract(&mut buckets, &id, digest);
         }
         let restated = differing(&hello.buckets, &buckets);
         let node = self.registry.enter(&hello.node, hello.session, hello.agent_version);
-        let mut source = Source { node: &hello.node, graph: &self.graph, encoded: &mut self.encoded };
+        let compact = hello.reads.compact;
+        let mut source = Source { node: &hello.node, graph: &self.graph, encoded: &mut self.encoded, compact };
         let wanted = view.ids().filter(|id| knows(id) && restated.contains(&digest::bucket(id)));
         let mut pieces: Vec<Bytes> = wanted.filter_map(|id| source.value(&id)).collect();
         self.counters.hellos.inc();
@@ -172,7 +183,7 @@ impl Hub {
             in_sync: true,
             ..Trailer::default()
         }));
-        let frame = FrameBytes(pieces);
+        let frame = FrameBytes::new(pieces, compact);
         let sent = Sent { revision: self.revision, at: Instant::now(), event_unix_ns: 0, trace: None };
         self.counters.frames.inc();
         self.counters.bytes.inc_by(frame.len() as u64);
@@ -185,7 +196,7 @@ impl Hub {
             slot: hello.slot,
             blocked: hello.blocked,
             node,
-            host_endpoints: hello.host_endpoints,
+            reads: hello.reads,
             cause: Cause::default(),
             is_waiting: false,
         };
@@ -234,7 +245,8 @@ impl Hub {
                 if let RecordId::IpSet(set) = &*id
                     && let Some((kind, _)) = self.graph.ip_set(set)
                 {
-                    let bytes = encode_change(ChangeRef::Members(set, kind, &delta));
+                    // Whoever reads members reads them in several changes.
+                    let bytes = encode_compact(ChangeRef::Members(set, kind, &delta));
                     let shared = Arc::new(SharedDelta { kind, delta, bytes });
                     self.each(&id, &kept, cause, |session| session.members(&id, &shared));
                 }
@@ -244,7 +256,7 @@ impl Hub {
 
     fn each(&mut self, id: &RecordId, audience: &Audience, cause: Cause, mut tell: impl FnMut(&mut Session)) {
         let mut tell = |live: &mut Live| {
-            if knows(live.host_endpoints, id) {
+            if knows(live.reads, id) {
                 live.cause = cause;
                 tell(&mut live.session);
             }
@@ -294,7 +306,7 @@ impl Live {
             event_unix_ns: self.cause.seen_unix_ns,
             ..Trailer::default()
         }));
-        let frame = FrameBytes(pieces);
+        let frame = FrameBytes::new(pieces, self.reads.compact);
         counters.frames.inc();
         counters.bytes.inc_by(frame.len() as u64);
         let sent = Sent { revision, at: Instant::now(), event_unix_ns: self.cause.seen_unix_ns, trace };
@@ -314,30 +326,33 @@ fn wait(node: &Node, is_known: &mut bool, pending: usize) {
 }
 
 /// Whether a node can read the record.
-fn knows(host_endpoints: bool, id: &RecordId) -> bool {
-    host_endpoints || !matches!(id, RecordId::HostEndpoint(_))
+fn knows(reads: Reads, id: &RecordId) -> bool {
+    reads.host_endpoints || !matches!(id, RecordId::HostEndpoint(_))
 }
 
-/// Values in encoded form, for sessions that need the same ones.
+/// Values in encoded form, for sessions that need the same ones and read the same.
 #[derive(Debug, Default)]
 struct Encoded {
-    values: HashMap<RecordId, Bytes>,
+    /// In full, and compact.
+    values: [HashMap<RecordId, Bytes>; 2],
     bytes: usize,
 }
 
 impl Encoded {
     fn forget(&mut self, id: &RecordId) {
-        if let Some(value) = self.values.remove(id) {
-            self.bytes -= value.len();
+        for values in &mut self.values {
+            if let Some(value) = values.remove(id) {
+                self.bytes -= value.len();
+            }
         }
     }
 
-    fn keep(&mut self, id: &RecordId, value: &Bytes) {
+    fn keep(&mut self, id: &RecordId, compact: bool, value: &Bytes) {
         if self.bytes + value.len() > KEPT {
             *self = Self::default();
         }
         self.bytes += value.len();
-        self.values.insert(id.clone(), value.clone());
+        self.values[usize::from(compact)].insert(id.clone(), value.clone());
     }
 }
 
@@ -346,25 +361,27 @@ struct Source<'a> {
     node: &'a str,
     graph: &'a Graph,
     encoded: &'a mut Encoded,
+    compact: bool,
 }
 
 impl Records for Source<'_> {
     fn value(&mut self, id: &RecordId) -> Option<Bytes> {
-        if let Some(value) = self.encoded.values.get(id) {
+        if let Some(value) = self.encoded.values[usize::from(self.compact)].get(id) {
             return Some(value.clone());
         }
         let record = self.graph.record_for(self.node, id)?;
-        let value = encode_change(ChangeRef::Upsert(id, &record));
+        let change = ChangeRef::Upsert(id, &record);
+        let value = if self.compact { encode_compact(change) } else { encode_change(change) };
         // An endpoint is for one node only, and settings may be.
         if !matches!(id, RecordId::Endpoint(_) | RecordId::HostEndpoint(_) | RecordId::Settings) {
-            self.encoded.keep(id, &value);
+            self.encoded.keep(id, self.compact, &value);
         }
         Some(value)
     }
 
     fn members(&mut self, id: &RecordId, kind: SetKind, delta: &MemberDelta) -> Bytes {
         match id {
-            RecordId::IpSet(set) => encode_change(ChangeRef::Members(set, kind, delta)),
+            RecordId::IpSet(set) => encode_compact(ChangeRef::Members(set, kind, delta)),
             _ => Bytes::new(),
         }
     }

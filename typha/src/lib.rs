@@ -23,6 +23,7 @@ pub mod kinds;
 pub mod metrics;
 pub mod notices;
 pub mod overlay;
+pub mod pace;
 pub mod registry;
 pub mod reporter;
 pub mod server;

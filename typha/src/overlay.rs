@@ -12,7 +12,9 @@ use margay_calc::update::Update;
 use margay_proto::sync::LocalEndpoint;
 
 /// Pods of one node that may differ from the API at the same time: what a node starts within the API's delay, with much room.
-const PER_NODE: usize = 4096;
+const PER_NODE: usize = 1024;
+/// Of those, pods that the API does not know: what is bound to the node and not heard of yet.
+pub const UNKNOWN: usize = 128;
 
 /// What a node says is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,6 +24,14 @@ pub enum NotTaken {
         "node {node:?} has told addresses of {PER_NODE} pods that the API does not confirm; no more are taken before it does"
     )]
     TooMany {
+        /// The node.
+        node: String,
+    },
+    /// A node has said more about pods that the API does not know than can be on their way.
+    #[error(
+        "node {node:?} has told addresses of {UNKNOWN} pods that the API does not know; no more of those are taken before it does"
+    )]
+    TooManyUnknown {
         /// The node.
         node: String,
     },
@@ -52,6 +62,12 @@ impl Overlays {
         }
         of_node.insert(said.key.clone(), said);
         Ok(())
+    }
+
+    /// Whether the node may say something about one more pod that is not known. `is_known` says of which the API knows.
+    pub fn has_room(&self, node: &str, said: &LocalEndpoint, is_known: impl Fn(&EndpointKey) -> bool) -> bool {
+        let Some(of_node) = self.0.get(node) else { return true };
+        of_node.contains_key(&said.key) || of_node.keys().filter(|key| !is_known(key)).count() < UNKNOWN
     }
 
     /// The node says that a pod has nothing any more, and this is all that there was to say about it.

@@ -3,12 +3,13 @@
 //! Two things happen per node, and neither waits for another node: a task reads hello, acks and addresses; the stream gives
 //! the frame in its slot whenever the connection can take one.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
@@ -25,13 +26,16 @@ use tracing::{debug, info_span, warn};
 
 use crate::codec::{FrameBytes, FrameCodec};
 use crate::compute::Event;
-use crate::hub::Hello;
+use crate::hub::{Hello, Reads};
 use crate::metrics::Counters;
+use crate::pace::{Bucket, Hellos, MESSAGES, Turn};
 use crate::registry::{Acked, Node, Registry, Sent};
 use crate::watch::unix_ns;
 
 /// CN of a node's certificate, before the node's name.
 const NODE_PREFIX: &str = "margay:node:";
+/// Characters of an agent's version that are remembered.
+const VERSION: usize = 64;
 /// Records of one ack that the log names because they cannot be enforced; the others are counted.
 const LOGGED: usize = 16;
 
@@ -44,13 +48,15 @@ struct Inner {
     registry: Registry,
     counters: Counters,
     sessions: AtomicU64,
+    hellos: Mutex<Hellos>,
     hello: Duration,
 }
 
 impl SyncService {
     /// A service that feeds the owner task behind `events` and gives a node the time `hello` for its first message.
     pub fn new(events: mpsc::Sender<Event>, registry: Registry, counters: Counters, hello: Duration) -> Self {
-        Self(Arc::new(Inner { events, registry, counters, sessions: AtomicU64::new(1), hello }))
+        let (sessions, hellos) = (AtomicU64::new(1), Mutex::default());
+        Self(Arc::new(Inner { events, registry, counters, sessions, hellos, hello }))
     }
 
     fn begin(&self, node: String, up: Streaming<wire::Up>) -> BoxStream<'static, Frame> {
@@ -60,7 +66,7 @@ impl SyncService {
         let reader = Reader { inner: self.0.clone(), node: node.clone(), session };
         tokio::spawn(reader.run(up, slot, blocked.clone()));
         let events = self.0.events.clone();
-        let outgoing = Outgoing { frames, blocked, events, node, session };
+        let outgoing = Outgoing { frames, parts: VecDeque::new(), blocked, events, node, session };
         stream::unfold(outgoing, Outgoing::next).boxed()
     }
 }
@@ -70,6 +76,8 @@ type Frame = Result<FrameBytes, Status>;
 /// What a node's stream takes frames from.
 struct Outgoing {
     frames: mpsc::Receiver<Frame>,
+    /// What is left of the frame that is being sent.
+    parts: VecDeque<FrameBytes>,
     blocked: Arc<AtomicBool>,
     events: mpsc::Sender<Event>,
     node: String,
@@ -78,13 +86,20 @@ struct Outgoing {
 
 impl Outgoing {
     async fn next(mut self) -> Option<(Frame, Self)> {
+        if let Some(part) = self.parts.pop_front() {
+            return Some((Ok(part), self));
+        }
         let frame = self.frames.recv().await?;
         if self.blocked.swap(false, Ordering::SeqCst) {
             let ready = Event::Ready { node: self.node.clone(), session: self.session };
             // Without an owner task the slot's sender is gone too, and the stream ends.
             let _ = self.events.send(ready).await;
         }
-        Some((frame, self))
+        let first = frame.map(|frame| {
+            self.parts = frame.into_messages().into();
+            self.parts.pop_front().unwrap_or_default()
+        });
+        Some((first, self))
     }
 }
 
@@ -104,9 +119,9 @@ impl Reader {
                 let hello = Hello {
                     node: self.node.clone(),
                     session: self.session,
-                    agent_version: hello.agent_version,
+                    agent_version: hello.agent_version.chars().take(VERSION).collect(),
                     buckets: hello.buckets,
-                    host_endpoints: hello.host_endpoints,
+                    reads: Reads { host_endpoints: hello.host_endpoints, compact: hello.compact },
                     slot,
                     blocked,
                 };
@@ -139,15 +154,36 @@ impl Reader {
         })?;
         let first = first.map_err(|status| ended(status).err())?;
         match first.and_then(|up| up.message) {
-            Some(wire::up::Message::Hello(hello)) => Ok(hello),
+            Some(wire::up::Message::Hello(hello)) => self.turn().await.map(|()| hello),
             _ => Err(Some(Status::invalid_argument("the first message must be hello"))),
+        }
+    }
+
+    /// Waits until the node may say hello again.
+    async fn turn(&self) -> Result<(), Option<Status>> {
+        let hellos = || self.inner.hellos.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turn = hellos().come(&self.node, self.session, Instant::now());
+        loop {
+            match turn {
+                Turn::Now => return Ok(()),
+                Turn::After(wait) => tokio::time::sleep(wait).await,
+                Turn::Never => return Err(Some(Status::aborted("the node has opened another stream"))),
+            }
+            turn = hellos().again(&self.node, self.session, Instant::now());
         }
     }
 
     /// Ends well when the node has closed its side, or the connection has ended.
     async fn read(&self, hello: Hello, up: &mut Streaming<wire::Up>) -> Result<(), Status> {
         self.tell(Event::Hello(hello)).await?;
+        let mut pace = Bucket::new(MESSAGES, Instant::now());
         loop {
+            // Meanwhile the connection holds what the node says.
+            let wait = pace.wait(Instant::now());
+            if wait > Duration::ZERO {
+                tokio::time::sleep(wait).await;
+            }
+            pace.take(Instant::now());
             match up.message().await {
                 Ok(Some(message)) => self.take(message).await?,
                 Ok(None) => return Ok(()),

@@ -1,11 +1,14 @@
 //! Kubernetes network policies. All their rules allow, so leaving out one that is wrong can only close.
 
+use std::sync::Arc;
+
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::{
     IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use crate::limits::{Budget, Declared};
 use crate::meta::{LABEL_NAMESPACE, LABEL_ORCHESTRATOR, PREFIX_NAMESPACE};
 use crate::network::parse_net;
 use crate::policy::{Order, Policy, PolicyKey, PolicyKind, Traffic};
@@ -42,22 +45,35 @@ pub fn spec(namespace: &str, spec: &NetworkPolicySpec) -> Result<Policy, Refusal
     let pods = spec.pod_selector.clone().unwrap_or_default();
     let selector = labels::selector(&mut problems, "spec.podSelector", &pods);
     let (applies_ingress, applies_egress) = directions(&mut problems, spec);
+    let mut budget = Budget::default();
     let mut ingress = Vec::new();
     for (index, rule) in spec.ingress.iter().flatten().enumerate() {
         let at = format!("spec.ingress[{index}]");
+        if !budget.has_room(&mut problems, &at, apart(&rule.from), rule.ports.as_ref().map_or(0, Vec::len)) {
+            continue;
+        }
         let peers = peers(&mut problems, namespace, &format!("{at}.from"), &rule.from);
         let ports = ports(&mut problems, &at, &rule.ports);
-        ingress.extend(product(&peers, &ports, |peer, local| (peer, local)));
+        let lists = ports.iter().map(|ports| &*ports.ports);
+        if budget.takes_pairs(&mut problems, &at, &peers, lists, Declared::ByOwn) {
+            ingress.extend(product(&peers, &ports, |peer, local| (peer, local)));
+        }
     }
     let mut egress = Vec::new();
     for (index, rule) in spec.egress.iter().flatten().enumerate() {
         let at = format!("spec.egress[{index}]");
+        if !budget.has_room(&mut problems, &at, apart(&rule.to), rule.ports.as_ref().map_or(0, Vec::len)) {
+            continue;
+        }
         let peers = peers(&mut problems, namespace, &format!("{at}.to"), &rule.to);
         let ports = ports(&mut problems, &at, &rule.ports);
-        egress.extend(product(&peers, &ports, |peer, local| {
-            let destination = EntityMatch { ports: local.ports, ..peer };
-            (EntityMatch::default(), destination)
-        }));
+        let lists = ports.iter().map(|ports| &*ports.ports);
+        if budget.takes_pairs(&mut problems, &at, &peers, lists, Declared::ByPeers) {
+            egress.extend(product(&peers, &ports, |peer, local| {
+                let destination = EntityMatch { ports: local.ports, ..peer };
+                (EntityMatch::default(), destination)
+            }));
+        }
     }
     let is_known = selector.is_some();
     let parsed = Policy {
@@ -124,7 +140,8 @@ fn product(
     pairs.map(rule).collect()
 }
 
-/// What a rule says about peers: one entry for each that is sound, or one that restricts nothing if none is named.
+/// What a rule says about peers: one entry for each that is sound, or one that restricts nothing if none is named. All ranges without exceptions are one
+/// entry, at the place of the first.
 fn peers(
     problems: &mut Problems,
     namespace: &str,
@@ -133,12 +150,36 @@ fn peers(
 ) -> Vec<EntityMatch> {
     match peers.as_deref() {
         None | Some([]) => vec![EntityMatch::default()],
-        Some(peers) => peers
-            .iter()
-            .enumerate()
-            .filter_map(|(index, found)| peer(problems, namespace, &format!("{at}[{index}]"), found))
-            .collect(),
+        Some(peers) => {
+            let mut sound: Vec<EntityMatch> = Vec::new();
+            let mut ranges: Option<usize> = None;
+            for (index, found) in peers.iter().enumerate() {
+                let Some(found) = peer(problems, namespace, &format!("{at}[{index}]"), found) else { continue };
+                match ranges.filter(|_| is_plain(&found)) {
+                    Some(place) => sound[place].nets.extend(found.nets),
+                    None => {
+                        ranges = ranges.or(is_plain(&found).then_some(sound.len()));
+                        sound.push(found);
+                    }
+                }
+            }
+            sound
+        }
     }
+}
+
+/// Peers that cannot be one with others.
+fn apart(peers: &Option<Vec<NetworkPolicyPeer>>) -> usize {
+    let is_apart = |peer: &&NetworkPolicyPeer| match &peer.ip_block {
+        Some(block) => block.except.as_ref().is_some_and(|except| !except.is_empty()),
+        None => true,
+    };
+    peers.iter().flatten().filter(is_apart).count()
+}
+
+/// Whether the peer is ranges without exceptions.
+fn is_plain(peer: &EntityMatch) -> bool {
+    !peer.nets.is_empty() && peer.not_nets.is_empty()
 }
 
 fn peer(problems: &mut Problems, namespace: &str, at: &str, peer: &NetworkPolicyPeer) -> Option<EntityMatch> {
@@ -206,14 +247,14 @@ fn ip_block_match(problems: &mut Problems, at: &str, block: &IPBlock) -> Option<
 struct Ports {
     protocol: Option<Protocol>,
     /// Empty means any.
-    ports: Vec<Port>,
+    ports: Arc<[Port]>,
 }
 
 /// What a rule says about ports: one entry for each protocol that is named in a sound way, or one that restricts nothing if none is named.
 fn ports(problems: &mut Problems, at: &str, ports: &Option<Vec<NetworkPolicyPort>>) -> Vec<Ports> {
     let ports = match ports.as_deref() {
         None | Some([]) => {
-            return vec![Ports { protocol: None, ports: vec![] }];
+            return vec![Ports { protocol: None, ports: Arc::default() }];
         }
         Some(ports) => ports,
     };
@@ -229,7 +270,7 @@ fn ports(problems: &mut Problems, at: &str, ports: &Option<Vec<NetworkPolicyPort
             of_protocol.peek()?;
             // One entry without a port means all ports of the protocol, whatever the others say.
             let ports: Option<Vec<Port>> = of_protocol.collect();
-            Some(Ports { protocol: Some(protocol), ports: ports.unwrap_or_default() })
+            Some(Ports { protocol: Some(protocol), ports: ports.unwrap_or_default().into() })
         })
         .collect()
 }

@@ -16,12 +16,15 @@ use margay_calc::update::{Backend, Update};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
-use proptest::sample::select;
+use proptest::sample::{select, subsequence};
 
 /// Namespaces of the world.
 pub const NAMESPACES: [&str; 3] = ["red", "green", "blue"];
 /// Nodes of the world.
 pub const NODES: [&str; 3] = ["n1", "n2", "n3"];
+
+/// Names of ports, the usual ones first.
+const PORT_NAMES: [&str; 6] = ["http", "dns", "web", "alt", "admin", "sip"];
 
 /// Selectors as policies have them after parsing, with what tenants may try among them.
 const SELECTORS: [&str; 20] = [
@@ -190,7 +193,13 @@ fn named_port() -> impl Strategy<Value = NamedPort> {
 }
 
 fn port_name() -> impl Strategy<Value = String> {
-    select(&["http", "dns"][..]).prop_map(str::to_owned)
+    prop_oneof![3 => select(&PORT_NAMES[..2]), 1 => select(&PORT_NAMES[..])].prop_map(str::to_owned)
+}
+
+/// Many named ports, as a rule may have on both sides.
+fn many_ports() -> impl Strategy<Value = Vec<Port>> {
+    (subsequence(&PORT_NAMES[..], 4..=PORT_NAMES.len()), option::weighted(0.3, rule_port()))
+        .prop_map(|(names, other)| names.into_iter().map(|name| Port::Named(name.to_owned())).chain(other).collect())
 }
 
 /// A port number; few of them.
@@ -271,8 +280,15 @@ fn rule() -> impl Strategy<Value = Rule> {
         )
     };
     let protocols = (option::weighted(0.4, protocol()), option::weighted(0.1, protocol()));
-    (action, version, protocols, icmp(), icmp(), entity(), entity()).prop_map(
-        |(action, ip_version, (protocol, not_protocol), icmp, not_icmp, source, destination)| Rule {
+    let crowded = option::weighted(0.1, (many_ports(), many_ports()));
+    let sides = (entity(), entity(), crowded).prop_map(|(source, destination, crowded)| match crowded {
+        None => (source, destination),
+        Some((from, to)) => {
+            (EntityMatch { ports: from.into(), ..source }, EntityMatch { ports: to.into(), ..destination })
+        }
+    });
+    (action, version, protocols, icmp(), icmp(), sides).prop_map(
+        |(action, ip_version, (protocol, not_protocol), icmp, not_icmp, (source, destination))| Rule {
             action,
             ip_version,
             protocol,
@@ -297,7 +313,7 @@ fn entity() -> impl Strategy<Value = EntityMatch> {
             not_nets,
             selector,
             not_selector,
-            ports,
+            ports: ports.into(),
             not_ports,
             nodes,
             service,

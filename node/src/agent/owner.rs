@@ -371,6 +371,7 @@ impl Owner {
                 {
                     tracing::error!(operation, %source, message, "the kernel refuses a part of the table; what depends on it is denied");
                 }
+                Err(error) if self.makes_room(&transaction, &error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -406,14 +407,6 @@ impl Owner {
                 Ok(0)
             }
         }
-    }
-
-    fn refuse(&mut self, transaction: &Transaction, index: usize, source: &io::Error) -> bool {
-        let part = transaction.ops().get(index).and_then(|op| self.compiler.part(op));
-        let Some(part) = part.filter(|part| !self.compiler.has_refused(part)) else { return false };
-        self.compiler.refuse(part, format!("the kernel refused it: {source}"), self.state.records());
-        self.due.forgive.get_or_insert_with(|| Instant::now() + self.forgive.next(jitter()));
-        true
     }
 
     fn exec(&mut self, transaction: &Transaction) -> Result<(), ExecError> {
@@ -610,5 +603,6 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
+mod room;
 #[cfg(test)]
 mod tests;

@@ -221,6 +221,28 @@ async fn a_passing_failure_is_tried_again_and_a_lasting_one_is_the_end() {
     assert_eq!(rig.kernel.table(), before);
 }
 
+/// What does not fit is denied, by its largest part, and everything else goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_the_kernel_has_no_room_for_costs_its_largest_class_alone() {
+    for error in [libc::EMSGSIZE, libc::ENOMEM, libc::ENOBUFS] {
+        let mut rig = Rig::new(Model::new(), Records::new());
+        rig.connect(1).await;
+        rig.tell(1, mk_frame(1, &mk_records(&[(1, Action::Allow)]), true)).await;
+        rig.acked(1).await;
+        rig.kernel.lock().room = (200, error);
+        let mut records = mk_records(&[(0, Action::Allow), (1, Action::Deny)]);
+        let large = PolicyRecord { ingress: vec![mk_rule(Action::Log); 300], egress: Vec::new() };
+        records.insert(RecordId::Policy(mk_policy_key(0)), Record::Policy(large));
+        rig.tell(1, mk_frame(2, &records, true)).await;
+        let ack = rig.acked(2).await;
+        let [(RecordId::Policy(key), reason)] = &*ack.errors else { panic!("{ack:?}") };
+        assert_eq!(*key, mk_policy_key(0));
+        assert!(reason.contains("no room"), "{reason}");
+        assert!(matches!(rig.attach(0).await, Err(NotEnforced::Refused(_))), "{error}");
+        assert_eq!(rig.attach(1).await, Ok(()), "{error}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_saved_view_is_enforced_after_a_boot_and_not_after_a_mere_restart() {
     let records = mk_records(&[(0, Action::Allow)]);

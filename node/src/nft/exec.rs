@@ -44,6 +44,18 @@ pub enum ExecError {
     Unanswered(#[source] io::Error),
 }
 
+impl ExecError {
+    /// Whether a smaller transaction would go through, and this one never will.
+    pub fn is_too_long(&self) -> bool {
+        matches!(self, Self::Send(error) if error.raw_os_error() == Some(libc::EMSGSIZE))
+    }
+
+    /// Whether it is about the transaction as a whole, and none of its operations.
+    pub const fn is_of_the_whole(&self) -> bool {
+        matches!(self, Self::Send(_) | Self::Refused { index: None, .. })
+    }
+}
+
 fn detail(message: &Option<String>) -> String {
     message.as_ref().map(|message| format!(" ({message})")).unwrap_or_default()
 }

@@ -4,13 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use margay_api::policy::PolicyKey;
 use margay_api::rule::Action;
-use margay_calc::model::{EndpointRecord, PolicyRecord, RuleRecord, SetId, TierBinding};
+use margay_calc::model::{EndpointRecord, PolicyRecord, RuleRecord, SetId, SideMatch, TierBinding};
 
+use super::demands::Compiled;
 use super::host;
 use super::merge::{self, Item, Role, Unions};
 use super::names;
-use super::rule::{self, Compiled, Context, Origin};
+use super::rule::{self, Context, Origin};
 use crate::nft::{Chain, ChainName, Family, MarkSet, Rule, Statement, Verdict};
+
+/// What the rules of one policy in one direction may list: more than a server lets through (`margay_api::limits`), and little enough that one policy
+/// keeps no node from programming the others.
+const MAX_SIZE: usize = 131_072;
 
 /// Which packets of an endpoint are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -142,6 +147,16 @@ impl Class {
                     continue;
                 };
                 let rules = self.rules(policy);
+                let size = rules.iter().map(size_of_rule).fold(0, usize::saturating_add);
+                if size > MAX_SIZE {
+                    let reason = format!(
+                        "its rules list {size} ranges, sets and ports, more than the {MAX_SIZE} that a node takes of one policy: \
+                         everything is denied where it applies"
+                    );
+                    plan.broken.insert(key.clone(), reason);
+                    items.push(Item::Closed);
+                    continue;
+                }
                 if let Some(set) = rules.iter().flat_map(sets_of_rule).find(|set| role(set) == Role::Missing) {
                     let reason = format!("set {set} is not there: what a rule would have to look up in it is denied");
                     plan.broken.insert(key.clone(), reason);
@@ -179,10 +194,9 @@ impl Class {
                     Item::Report(rule, origin) => context.report(rule, *origin),
                     Item::Closed => Compiled::drop(),
                 };
-                let meeting = || names::chain(&format!("{name}-{index}-{position}"));
-                let (rules, chain) = compiled.into_rules(meeting);
+                let (rules, more) = compiled.into_rules(&names::chain(&format!("{name}-{index}-{position}")));
                 own.extend(rules);
-                chains.extend(chain);
+                chains.extend(more);
             }
             let passes = own.iter().any(is_pass);
             open = tier.default_action == Action::Pass || passes;
@@ -251,6 +265,24 @@ pub(super) fn sets_of(policy: &PolicyRecord) -> BTreeSet<&SetId> {
 
 fn sets_of_rule(rule: &RuleRecord) -> impl Iterator<Item = &SetId> {
     rule::sets_of_side(&rule.source).chain(rule::sets_of_side(&rule.destination))
+}
+
+/// What a rule lists: the nftables rules, tests and elements that it takes are a small multiple of it.
+fn size_of_rule(rule: &RuleRecord) -> usize {
+    let side = |side: &SideMatch| {
+        let SideMatch { nets, not_nets, sets, not_sets, ports, port_sets, not_ports, not_port_sets, service_set } =
+            side;
+        nets.len()
+            + not_nets.len()
+            + sets.len()
+            + not_sets.len()
+            + ports.len()
+            + port_sets.len()
+            + not_ports.len()
+            + not_port_sets.len()
+            + usize::from(service_set.is_some())
+    };
+    1 + side(&rule.source) + side(&rule.destination)
 }
 
 fn is_pass(rule: &Rule) -> bool {

@@ -6,6 +6,7 @@
 mod classes;
 mod delta;
 mod hosts;
+mod room;
 mod sets;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -472,5 +473,7 @@ const fn is_input(id: &RecordId) -> bool {
 
 #[cfg(test)]
 mod host_tests;
+#[cfg(test)]
+mod size_tests;
 #[cfg(test)]
 mod tests;

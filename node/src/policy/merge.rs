@@ -12,6 +12,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
@@ -134,9 +135,10 @@ fn join<'a>(run: &[Item<'a>], role: &impl Fn(&SetId) -> Role, unions: &mut Union
     let entries = rules.enumerate().map(|(place, rule)| Entry { place, rule: Cow::Borrowed(rule) }).collect();
     let ports = |rule: &RuleRecord| Free { ports: has_plain_ports(rule), ..Free::default() };
     let entries = fold(entries, ports, |all, more| {
-        all.destination.ports.extend(&more.destination.ports);
-        all.destination.ports.sort_unstable();
-        all.destination.ports.dedup();
+        let mut ports: Vec<PortRange> = all.destination.ports.iter().chain(&*more.destination.ports).copied().collect();
+        ports.sort_unstable();
+        ports.dedup();
+        all.destination.ports = ports.into();
     });
     let nets = |rule: &RuleRecord| {
         let has_nets = |side: &Side| !of(rule, *side).nets.is_empty();
@@ -214,7 +216,7 @@ fn cross<'a>(
         }
         let mut rest = RuleRecord::clone(&entries[members[0]].rule);
         rest.protocol = None;
-        rest.destination.ports.clear();
+        rest.destination.ports = Arc::default();
         of_mut(&mut rest, side).sets.clear();
         let union = |parts| {
             let parts = Parts::Ports(parts);
@@ -367,7 +369,7 @@ fn key(rule: &RuleRecord, free: Free) -> RuleKey<'_> {
 fn side_key(side: &SideMatch, which: Side, free: Free) -> SideKey<'_> {
     let nets = if free.nets == Some(which) { &[] } else { side.nets.as_slice() };
     let sets = if free.set == Some(which) { &[] } else { side.sets.as_slice() };
-    let ports = if free.ports && which == Side::Destination { &[] } else { side.ports.as_slice() };
+    let ports: &[PortRange] = if free.ports && which == Side::Destination { &[] } else { &side.ports };
     (
         nets,
         &side.not_nets,

@@ -32,6 +32,7 @@
 mod base;
 mod class;
 mod compiler;
+mod demands;
 mod elements;
 mod host;
 mod ipvs;

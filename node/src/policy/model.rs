@@ -25,12 +25,22 @@ pub(crate) struct Inner {
     pub(crate) interruptions: usize,
     /// Number of readings.
     pub(crate) readings: usize,
+    /// Rules and elements that one transaction may bring, and the error of one that brings more.
+    pub(crate) room: (usize, i32),
 }
 
 impl Model {
     pub(crate) fn new() -> Self {
         let refuses = Box::new(|_: &Op| false);
-        let inner = Inner { table: None, commits: 0, refuses, outages: 0, interruptions: 0, readings: 0 };
+        let inner = Inner {
+            table: None,
+            commits: 0,
+            refuses,
+            outages: 0,
+            interruptions: 0,
+            readings: 0,
+            room: (usize::MAX, 0),
+        };
         Self(Arc::new(Mutex::new(inner)))
     }
 
@@ -59,6 +69,15 @@ impl Kernel for Model {
     fn exec(&mut self, transaction: &Transaction) -> Result<(), ExecError> {
         let mut inner = self.lock();
         inner.outage().map_err(ExecError::Send)?;
+        let brings = |op: &Op| match op {
+            Op::AppendRules(_, chain, from) => chain.rules.len() - from,
+            Op::AddElements(_, elements) => elements.elements.len(),
+            _ => 0,
+        };
+        let (room, error) = inner.room;
+        if transaction.ops().iter().map(brings).sum::<usize>() > room {
+            return Err(ExecError::Send(io::Error::from_raw_os_error(error)));
+        }
         let mut table = inner.table.clone();
         for (index, op) in transaction.ops().iter().enumerate() {
             let refused = |why: String| ExecError::Refused {

@@ -1,7 +1,7 @@
 //! One rule of a policy as nftables rules of one family.
 //!
 //! A rule demands several things, and some of them in more than one way (an address is in the hash set or in the interval set of a selector; a port
-//! is listed or belongs to a named port set). Each way is an alternative of its demand, and every combination of alternatives is one nftables rule.
+//! is listed or belongs to a named port set). [`super::demands`] makes rules of them.
 
 use std::sync::Arc;
 
@@ -13,11 +13,12 @@ use margay_api::settings::{self, LogRate, TimeUnit};
 use margay_calc::model::{RuleRecord, SetId, SideMatch};
 
 use super::class::Stage;
+use super::demands::{Compiled, Demands, Tests};
 use super::elements::{self, Shape};
 use super::names::{self, Holds};
 use crate::nft::{
-    Chain, ChainName, Datum, Family, Field, Key, Limit, Log, LogTarget, Match, Op, Proto, RateUnit, Rule, Selector,
-    Set, SetKind, SetRef, Side, Statement, Transport, Value, Verdict,
+    Datum, Family, Field, Key, Limit, Log, LogTarget, Match, Op, Proto, RateUnit, Selector, Set, SetKind, SetRef, Side,
+    Statement, Transport, Value, Verdict,
 };
 
 /// Protocols whose first four bytes are source and destination port.
@@ -26,40 +27,6 @@ const PORTED: [Protocol; 4] = [Protocol::TCP, Protocol::UDP, Protocol::UDPLITE, 
 const LOG_LEVEL: u8 = 5;
 /// The longest prefix that the kernel takes.
 const LOG_PREFIX_MAX: usize = 127;
-
-/// All the tests of one nftables rule.
-pub(super) type Tests = Vec<Match>;
-
-/// A rule for one family: what is done with the packets that pass one of the lists of tests.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Compiled {
-    pub(super) alternatives: Vec<Tests>,
-    pub(super) statements: Vec<Statement>,
-}
-
-impl Compiled {
-    /// Drops everything.
-    pub(super) fn drop() -> Self {
-        Self { alternatives: vec![Vec::new()], statements: vec![Statement::Verdict(Verdict::Drop)] }
-    }
-
-    /// As nftables rules. Where a limit has to count the packets of all alternatives, they meet in a chain of this name, which is returned too.
-    pub(super) fn into_rules(self, meeting: impl FnOnce() -> ChainName) -> (Vec<Rule>, Option<(ChainName, Chain)>) {
-        let Self { alternatives, statements } = self;
-        let rule = |tests: Tests, then: &[Statement]| {
-            let tested = tests.into_iter().fold(Rule::new(), Rule::when);
-            then.iter().cloned().fold(tested, Rule::then)
-        };
-        let is_limited = statements.iter().any(|statement| matches!(statement, Statement::Limit(_)));
-        if !is_limited || alternatives.len() < 2 {
-            return (alternatives.into_iter().map(|tests| rule(tests, &statements)).collect(), None);
-        }
-        let name = meeting();
-        let jump = [Statement::Verdict(Verdict::Jump(name.clone()))];
-        let rules = alternatives.into_iter().map(|tests| rule(tests, &jump)).collect();
-        (rules, Some((name, Chain { base: None, rules: vec![Rule { statements }] })))
-    }
-}
 
 /// What a rule can be compiled with.
 pub(super) struct Context<'a> {
@@ -125,13 +92,6 @@ impl Logging {
     }
 }
 
-/// What a rule demands.
-struct Demands {
-    /// Whether a packet must take one of a demand's alternatives only.
-    exclusive: bool,
-    demands: Vec<Vec<Tests>>,
-}
-
 /// Whether the kernel has all sets that a rule names.
 #[derive(Debug, PartialEq, Eq)]
 enum Outlook {
@@ -171,7 +131,7 @@ impl Context<'_> {
 
     /// Nothing if no packet of the family can match. Packets are dropped that would have to be looked up in a set that is not there.
     fn compile(&self, rule: &RuleRecord, crossed: Option<(Side, &SetId)>, statements: Vec<Statement>) -> Compiled {
-        let mut demands = Demands { exclusive: rule.action == Action::Log, demands: Vec::new() };
+        let mut demands = Demands::new(rule.action == Action::Log);
         let mut outlook = self.demands(rule, &mut demands);
         if let (Outlook::Possible, Some((side, set))) = (&outlook, crossed) {
             let key = vec![address(self.family, side), Selector::L4proto, port(Side::Destination)];
@@ -187,7 +147,7 @@ impl Context<'_> {
             Outlook::Unknown => vec![Statement::Verdict(Verdict::Drop)],
             Outlook::Possible => statements,
         };
-        Compiled { alternatives: demands.product(), statements }
+        demands.compile(statements)
     }
 
     /// Header first, then source, then destination, so that a missing set denies no packet that the parts before it rule out.
@@ -218,10 +178,10 @@ impl Context<'_> {
             if !side.ports.is_empty() {
                 ways.push(guard().into_iter().chain([ranges(port, Op::Eq, &side.ports)]).collect());
             }
-            for set in &side.port_sets {
+            for set in side.port_sets.iter() {
                 ways.push(guard().into_iter().chain([self.in_port_set(set, which, Op::Eq)]).collect());
             }
-            all.demands.push(ways);
+            all.any_of(ways);
             if !possible {
                 return false;
             }
@@ -242,11 +202,11 @@ impl Context<'_> {
         }
         if !none.is_empty() && possible {
             if ported {
-                all.demands.push(vec![none]);
+                all.any_of(vec![none]);
             } else {
                 // A packet without ports has none of them.
                 let with: Tests = [has_ports()].into_iter().chain(none).collect();
-                all.demands.push(vec![vec![without_ports()], with]);
+                all.any_of(vec![vec![without_ports()], with]);
             }
         }
         true
@@ -277,7 +237,7 @@ impl Context<'_> {
         }
         for id in &side.sets {
             let ways = self.net_sets(id).into_iter().map(|set| vec![Match::In(vec![address], Op::Eq, set)]);
-            all.demands.push(ways.collect());
+            all.any_of(ways.collect());
         }
         true
     }
@@ -293,67 +253,12 @@ impl Context<'_> {
 
     /// The ranges of this family that are in no other; none if there are none of this family.
     fn outermost(&self, nets: &[IpNet]) -> Option<Vec<IpNet>> {
-        let own: Vec<IpNet> =
+        let mut own: Vec<IpNet> =
             nets.iter().map(IpNet::trunc).filter(|net| elements::family(net.addr()) == self.family).collect();
-        let mut kept: Vec<IpNet> =
-            own.iter().filter(|net| !own.iter().any(|other| other != *net && other.contains(*net))).copied().collect();
-        kept.sort_unstable();
-        kept.dedup();
-        (!kept.is_empty()).then_some(kept)
-    }
-}
-
-impl Demands {
-    fn must(&mut self, test: Match) {
-        self.demands.push(vec![vec![test]]);
-    }
-
-    /// Every combination of alternatives; what is cheap to test comes first.
-    fn product(mut self) -> Vec<Tests> {
-        self.demands.sort_by_key(|ways| ways.iter().flatten().map(cost).max());
-        let mut combined: Vec<Tests> = vec![Vec::new()];
-        for ways in self.demands {
-            let ways = if self.exclusive { exclude(ways) } else { ways };
-            combined = combined
-                .iter()
-                .flat_map(|tests| ways.iter().map(|way| tests.iter().chain(way).cloned().collect()))
-                .collect();
-        }
-        combined
-    }
-}
-
-/// Makes alternatives exclude each other: each demands that the last test of every former one fails. A packet that a guard keeps from a former
-/// alternative is kept from the later ones' negations by guards of their own, as all guards of a demand are the same or exclude each other.
-fn exclude(ways: Vec<Tests>) -> Vec<Tests> {
-    let mut before: Vec<(Tests, Match)> = Vec::new();
-    let mut exclusive = Vec::new();
-    for way in ways {
-        let Some((last, guards)) = way.split_last() else { continue };
-        let negated = before.iter().filter(|(others, _)| others.iter().all(|guard| guards.contains(guard)));
-        let negated: Vec<Match> = negated.map(|(_, negated)| negated.clone()).collect();
-        before.extend(negate(last).map(|negated| (guards.to_vec(), negated)));
-        exclusive.push(way.into_iter().chain(negated).collect());
-    }
-    exclusive
-}
-
-/// Order of tests by what they cost: a comparison, a lookup in a constant set, a lookup in a set of the table.
-fn cost(test: &Match) -> u8 {
-    match test {
-        Match::In(_, _, SetRef::Named(_)) => 2,
-        Match::In(..) => 1,
-        _ => 0,
-    }
-}
-
-/// The opposite of a test, for those that are alternatives of one demand.
-fn negate(test: &Match) -> Option<Match> {
-    let flip = |op: &Op| if *op == Op::Eq { Op::Ne } else { Op::Eq };
-    match test {
-        Match::In(key, op, set) => Some(Match::In(key.clone(), flip(op), set.clone())),
-        Match::Is(selector, op, field) => Some(Match::Is(*selector, flip(op), *field)),
-        _ => None,
+        own.sort_unstable();
+        // Two ranges nest or are apart, and of those that begin at one address the widest is the first: what is inside another is inside the last.
+        own.dedup_by(|inner, outer| outer.contains(&*inner));
+        (!own.is_empty()).then_some(own)
     }
 }
 
@@ -378,7 +283,7 @@ fn icmp(rule: &RuleRecord, version: IpVersion, all: &mut Demands) -> bool {
             return false;
         }
         let (kind, code) = icmp_tests(own, icmp, Op::Eq);
-        all.demands.push(vec![[is_protocol(own)].into_iter().chain(kind).chain(code).collect()]);
+        all.any_of(vec![[is_protocol(own)].into_iter().chain(kind).chain(code).collect()]);
     }
     if let Some(icmp) = rule.not_icmp.filter(|_| possible) {
         let (same_kind, _) = icmp_tests(own, icmp, Op::Eq);
@@ -387,7 +292,7 @@ fn icmp(rule: &RuleRecord, version: IpVersion, all: &mut Demands) -> bool {
         let mut ways = vec![vec![Match::not(Selector::L4proto, Proto(own.0))]];
         ways.extend(other_kind.map(|test| vec![guard.clone(), test]));
         ways.extend(other_code.map(|test| [guard].into_iter().chain(same_kind).chain([test]).collect()));
-        all.demands.push(ways);
+        all.any_of(ways);
     }
     true
 }
@@ -405,7 +310,7 @@ fn icmp_tests(protocol: Protocol, icmp: Icmp, op: Op) -> (Option<Match>, Option<
 
 /// Sets that one side of a rule names.
 pub(super) fn sets_of_side(side: &SideMatch) -> impl Iterator<Item = &SetId> {
-    let lists = [&side.sets, &side.not_sets, &side.port_sets, &side.not_port_sets];
+    let lists: [&[SetId]; 4] = [&side.sets, &side.not_sets, &side.port_sets, &side.not_port_sets];
     lists.into_iter().flatten().chain(&side.service_set)
 }
 

@@ -32,7 +32,7 @@ const PODS: usize = 3;
 const POLICIES: usize = 4;
 /// Sets of addresses; the sets of ports come after them.
 const NET_SETS: usize = 6;
-const SETS: usize = NET_SETS + 2;
+const SETS: usize = NET_SETS + 6;
 
 pub(crate) fn mk_address(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -115,8 +115,8 @@ fn side() -> impl Strategy<Value = SideMatch> {
             not_nets,
             sets,
             not_sets,
-            ports,
-            port_sets,
+            ports: ports.into(),
+            port_sets: port_sets.into(),
             not_ports,
             not_port_sets,
             service_set,
@@ -147,12 +147,33 @@ fn rule() -> impl Strategy<Value = RuleRecord> {
     });
     let usual = (select(vec![Protocol::TCP, Protocol::UDP]), ranges(), simple_side(), any::<bool>());
     let usual = usual.prop_map(|(protocol, ports, peer, outward)| {
+        let ports = ports.into();
         let own = SideMatch::default();
         let (source, destination) =
             if outward { (own, SideMatch { ports, ..peer }) } else { (peer, SideMatch { ports, ..own }) };
         RuleRecord { protocol: Some(protocol), source, destination, ..mk_rule(Action::Allow) }
     });
-    (action, prop_oneof![1 => broad, 2 => usual]).prop_map(|(action, rule)| RuleRecord { action, ..rule })
+    (action, prop_oneof![2 => broad, 4 => usual, 1 => crowded()])
+        .prop_map(|(action, rule)| RuleRecord { action, ..rule })
+}
+
+/// A rule with many named ports on both sides.
+fn crowded() -> impl Strategy<Value = RuleRecord> {
+    let named = || subsequence((NET_SETS..SETS).map(mk_set_id).collect::<Vec<_>>(), 3..=SETS - NET_SETS);
+    let side = || {
+        (simple_side(), ranges(), named()).prop_map(|(side, ports, named)| SideMatch {
+            ports: ports.into(),
+            port_sets: named.into(),
+            ..side
+        })
+    };
+    let protocol = option::of(select(vec![Protocol::TCP, Protocol::UDP]));
+    (protocol, side(), side()).prop_map(|(protocol, source, destination)| RuleRecord {
+        protocol,
+        source,
+        destination,
+        ..mk_rule(Action::Allow)
+    })
 }
 
 /// A rule that matches every packet.
@@ -179,6 +200,7 @@ fn run() -> impl Strategy<Value = Vec<RuleRecord>> {
         |(action, sets, protocol, ports, outward, own)| {
             let rule = |(index, set): (usize, SetId)| {
                 let ports = if own { vec![PortRange::single(PORTS[index % PORTS.len()])] } else { ports.clone() };
+                let ports = ports.into();
                 let peer = SideMatch { sets: vec![set], ..SideMatch::default() };
                 let (source, destination) = if outward {
                     (SideMatch::default(), SideMatch { ports, ..peer })

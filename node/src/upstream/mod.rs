@@ -7,7 +7,7 @@ pub mod notices;
 use std::time::{Duration, Instant};
 
 use margay_proto::sync::wire::{self, sync_client::SyncClient};
-use margay_proto::sync::{self, MAX_FRAME, decode_frame, encode_ack};
+use margay_proto::sync::{self, Joiner, MAX_FRAME, encode_ack};
 use margay_runtime::backoff::{Backoff, jitter};
 use margay_runtime::shutdown::Shutdown;
 use margay_runtime::tls::Connector;
@@ -121,7 +121,7 @@ impl Upstream {
 
         let (up, outgoing) = mpsc::channel(OUTGOING);
         let agent_version = env!("CARGO_PKG_VERSION").to_owned();
-        let hello = wire::Hello { agent_version, buckets, host_endpoints: true };
+        let hello = wire::Hello { agent_version, buckets, host_endpoints: true, compact: true };
         // The channel is empty and its other end is held here, so this neither waits nor fails.
         let _ = up.send(wire::Up { message: Some(wire::up::Message::Hello(hello)) }).await;
         let frames = client.sync(ReceiverStream::new(outgoing)).await.map_err(Box::new)?.into_inner();
@@ -137,14 +137,16 @@ impl Upstream {
 
     /// Hands frames to the agent; while its queue is full none is read, and the server gathers changes instead of queueing them.
     async fn receive(&self, stream: u64, mut frames: tonic::Streaming<wire::Frame>) -> Ended {
+        let mut parts = Joiner::default();
         loop {
-            let frame = match frames.message().await {
-                Ok(Some(frame)) => frame,
+            let part = match frames.message().await {
+                Ok(Some(part)) => part,
                 Ok(None) => return Ended::Closed,
                 Err(status) => return Box::new(status).into(),
             };
-            let frame = match decode_frame(frame) {
-                Ok(frame) => Box::new(frame),
+            let frame = match parts.take(part) {
+                Ok(Some(frame)) => Box::new(frame),
+                Ok(None) => continue,
                 Err(error) => return error.into(),
             };
             if !self.agent.send(Event::Frame { stream, frame }).await {

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use margay_api::endpoint::EndpointKey;
 use margay_api::network::{
@@ -17,7 +18,7 @@ use margay_calc::model::{
 };
 
 use super::members::unpack;
-use super::{Ack, Change, Error, Frame, LocalEndpoint, NodeProblem, Trailer, wire};
+use super::{ADDRESSES, Ack, Change, ERRORS, Error, Frame, LocalEndpoint, NAME, NodeProblem, REASON, Trailer, wire};
 
 /// The longest piece of a refused text that an error shows.
 const SHOWN: usize = 64;
@@ -95,10 +96,13 @@ pub fn decode_id(id: wire::RecordId) -> Result<RecordId, Error> {
     }
 }
 
-/// An ack as the server takes it.
+/// An ack as the server takes it: so many errors, and so much of each, as a node of this version says at most.
 pub fn decode_ack(ack: wire::Ack) -> Result<Ack, Error> {
-    let error = |error: wire::RecordError| Ok((decode_id(present("ack.errors.id", error.id)?)?, error.message));
-    let errors: Result<_, Error> = ack.errors.into_iter().map(error).collect();
+    let error = |mut error: wire::RecordError| {
+        error.message.truncate(error.message.floor_char_boundary(REASON));
+        Ok((decode_id(present("ack.errors.id", error.id)?)?, error.message))
+    };
+    let errors: Result<_, Error> = ack.errors.into_iter().take(ERRORS).map(error).collect();
     Ok(Ack {
         revision: ack.revision,
         errors: errors?,
@@ -108,15 +112,19 @@ pub fn decode_ack(ack: wire::Ack) -> Result<Ack, Error> {
     })
 }
 
-/// Addresses of a pod as the server takes them.
+/// Addresses of a pod as the server takes them: it keeps them, so none is longer than what it is the name of, and there are few.
 pub fn decode_local_endpoint(endpoint: wire::LocalEndpoint) -> Result<LocalEndpoint, Error> {
+    if endpoint.addresses.len() > ADDRESSES {
+        let count = u32::try_from(endpoint.addresses.len()).unwrap_or(u32::MAX);
+        return Err(number("local_endpoint.addresses", count, "0..=8 addresses"));
+    }
     Ok(LocalEndpoint {
         key: EndpointKey {
-            namespace: filled("local_endpoint.namespace", endpoint.namespace)?,
-            name: filled("local_endpoint.name", endpoint.name)?,
+            namespace: short("local_endpoint.namespace", filled("local_endpoint.namespace", endpoint.namespace)?)?,
+            name: short("local_endpoint.name", filled("local_endpoint.name", endpoint.name)?)?,
         },
         addresses: list("local_endpoint.addresses", &endpoint.addresses, ADDRESS)?,
-        uid: endpoint.uid,
+        uid: short("local_endpoint.uid", endpoint.uid)?,
     })
 }
 
@@ -128,6 +136,13 @@ pub fn decode_problems(problems: wire::NodeProblems) -> Result<Vec<NodeProblem>,
     };
     let problems: Result<Vec<_>, Error> = problems.problems.into_iter().map(decode).collect();
     Ok(NodeProblem::bounded(problems?))
+}
+
+fn short(field: &'static str, value: String) -> Result<String, Error> {
+    if value.len() > NAME {
+        return Err(Error::Length { field, length: value.len(), rule: "0..=253" });
+    }
+    Ok(value)
 }
 
 const ADDRESS: &str = "an IP address";
@@ -309,8 +324,13 @@ fn ip_set(value: wire::IpSet) -> Result<IpSetRecord, Error> {
     Ok(IpSetRecord { kind, members: unpack(kind, &value.members.unwrap_or_default())? })
 }
 
+/// Ports and port sets that rules share.
+type PortList = (Arc<[PortRange]>, Arc<[SetId]>);
+
 fn policy(value: wire::Policy) -> Result<PolicyRecord, Error> {
-    let rules = |rules: Vec<wire::Rule>| rules.into_iter().map(rule).collect::<Result<_, Error>>();
+    let list = |list: wire::PortList| Ok((ranges(&list.ports)?, sets(list.port_sets)?));
+    let lists = value.port_lists.into_iter().map(list).collect::<Result<Vec<PortList>, Error>>()?;
+    let rules = |rules: Vec<wire::Rule>| rules.into_iter().map(|one| rule(one, &lists)).collect::<Result<_, Error>>();
     Ok(PolicyRecord { ingress: rules(value.ingress)?, egress: rules(value.egress)? })
 }
 
@@ -324,7 +344,7 @@ fn action(field: &'static str, value: i32) -> Result<Action, Error> {
     }
 }
 
-fn rule(value: wire::Rule) -> Result<RuleRecord, Error> {
+fn rule(value: wire::Rule, lists: &[PortList]) -> Result<RuleRecord, Error> {
     let protocol = |field, value: Option<u32>| value.map(|value| byte(field, value).map(Protocol)).transpose();
     Ok(RuleRecord {
         action: action("rule.action", value.action)?,
@@ -338,8 +358,8 @@ fn rule(value: wire::Rule) -> Result<RuleRecord, Error> {
         not_protocol: protocol("rule.not_protocol", value.not_protocol)?,
         icmp: value.icmp.as_ref().map(icmp).transpose()?,
         not_icmp: value.not_icmp.as_ref().map(icmp).transpose()?,
-        source: side(value.source.unwrap_or_default())?,
-        destination: side(value.destination.unwrap_or_default())?,
+        source: side(value.source.unwrap_or_default(), lists)?,
+        destination: side(value.destination.unwrap_or_default(), lists)?,
     })
 }
 
@@ -348,17 +368,30 @@ fn icmp(value: &wire::Icmp) -> Result<Icmp, Error> {
     Ok(Icmp { kind: part("icmp.type", value.r#type)?, code: part("icmp.code", value.code)? })
 }
 
-fn side(value: wire::Side) -> Result<SideMatch, Error> {
-    let sets = |sets: Vec<String>| sets.into_iter().map(set_id).collect::<Result<_, Error>>();
-    let ranges = |ranges: Vec<wire::PortRange>| ranges.iter().map(port_range).collect::<Result<_, Error>>();
+fn sets<T: FromIterator<SetId>>(sets: Vec<String>) -> Result<T, Error> {
+    sets.into_iter().map(set_id).collect()
+}
+
+fn ranges<T: FromIterator<PortRange>>(ranges: &[wire::PortRange]) -> Result<T, Error> {
+    ranges.iter().map(port_range).collect()
+}
+
+fn side(value: wire::Side, lists: &[PortList]) -> Result<SideMatch, Error> {
+    let (ports, port_sets) = match value.port_list {
+        None => (ranges(&value.ports)?, sets(value.port_sets)?),
+        Some(place) => {
+            let list = lists.get(place as usize).filter(|_| value.ports.is_empty() && value.port_sets.is_empty());
+            list.cloned().ok_or_else(|| number("side.port_list", place, "the lists of the policy, alone"))?
+        }
+    };
     Ok(SideMatch {
         nets: list("side.nets", &value.nets, RANGE)?,
         not_nets: list("side.not_nets", &value.not_nets, RANGE)?,
         sets: sets(value.sets)?,
         not_sets: sets(value.not_sets)?,
-        ports: ranges(value.ports)?,
-        port_sets: sets(value.port_sets)?,
-        not_ports: ranges(value.not_ports)?,
+        ports,
+        port_sets,
+        not_ports: ranges(&value.not_ports)?,
         not_port_sets: sets(value.not_port_sets)?,
         service_set: value.service_set.map(set_id).transpose()?,
     })

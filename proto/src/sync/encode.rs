@@ -1,5 +1,8 @@
 //! Model to wire. Every field is named where a struct is taken apart, so that a new one cannot be forgotten.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use ipnet::IpNet;
 use margay_api::endpoint::EndpointKey;
@@ -13,25 +16,69 @@ use margay_calc::model::{
 };
 use prost::Message;
 
-use super::members::pack;
-use super::{Ack, ChangeRef, LocalEndpoint, NodeProblem, Trailer, wire};
+use super::members::{pack, pack_pieces};
+use super::{Ack, ChangeRef, ERRORS, LocalEndpoint, NodeProblem, REASON, Trailer, wire};
+
+/// Members that one change of a frame has at most, where they may come in several: far less than a part of a frame.
+const MEMBERS: usize = 16_384;
+/// A list of ports of at least so many entries is worth a place among those that rules share.
+const LISTED: usize = 3;
 
 /// The bytes of a frame that holds this change and nothing else. Frames' bytes one after another are one frame with all changes.
 pub fn encode_change(change: ChangeRef<'_>) -> Bytes {
-    let change = match change {
+    changes([match change {
         ChangeRef::Upsert(id, value) => wire::change::Change::Upsert(encode_record(id, value)),
         ChangeRef::Remove(id) => wire::change::Change::Remove(encode_id(id)),
-        ChangeRef::Members(set, kind, delta) => wire::change::Change::Members(wire::MemberDelta {
-            ip_set: set.0.clone(),
-            kind: set_kind(kind).into(),
-            added: Some(pack(&delta.added)),
-            removed: Some(pack(&delta.removed)),
-        }),
-    };
-    let change = wire::Change { change: Some(change) };
-    // Tag and length of the repeated field, as the frame's encoder would write them.
-    let mut bytes = BytesMut::with_capacity(prost::encoding::message::encoded_len(1, &change));
-    prost::encoding::message::encode(1, &change, &mut bytes);
+        ChangeRef::Members(set, kind, delta) => members(set, kind, pack(&delta.added), pack(&delta.removed)),
+    }])
+}
+
+/// The same for a node that reads what is compact: rules share lists of ports, and many members come in several changes. A few bytes for each rule,
+/// however long its list is, and no change of a set is larger than a part of a frame.
+pub fn encode_compact(change: ChangeRef<'_>) -> Bytes {
+    use wire::change::Change;
+    match change {
+        ChangeRef::Upsert(id, Record::Policy(value)) => {
+            let value = wire::record::Value::Policy(compact(value));
+            changes([Change::Upsert(wire::Record { id: Some(encode_id(id)), value: Some(value) })])
+        }
+        ChangeRef::Upsert(id @ RecordId::IpSet(set), Record::IpSet(IpSetRecord { kind, members: all }))
+            if all.len() > MEMBERS =>
+        {
+            let mut pieces = pack_pieces(all, MEMBERS);
+            let first = wire::IpSet { kind: set_kind(*kind).into(), members: pieces.next() };
+            let value = Some(wire::record::Value::IpSet(first));
+            let first = Change::Upsert(wire::Record { id: Some(encode_id(id)), value });
+            let rest = pieces.map(|piece| members(set, *kind, piece, wire::Members::default()));
+            changes([first].into_iter().chain(rest))
+        }
+        ChangeRef::Members(set, kind, delta) if delta.added.len() + delta.removed.len() > MEMBERS => {
+            let removed = pack_pieces(&delta.removed, MEMBERS);
+            let removed = removed.map(|piece| members(set, kind, wire::Members::default(), piece));
+            let added = pack_pieces(&delta.added, MEMBERS);
+            changes(removed.chain(added.map(|piece| members(set, kind, piece, wire::Members::default()))))
+        }
+        other => encode_change(other),
+    }
+}
+
+fn members(set: &SetId, kind: SetKind, added: wire::Members, removed: wire::Members) -> wire::change::Change {
+    wire::change::Change::Members(wire::MemberDelta {
+        ip_set: set.0.clone(),
+        kind: set_kind(kind).into(),
+        added: Some(added),
+        removed: Some(removed),
+    })
+}
+
+fn changes(changes: impl IntoIterator<Item = wire::change::Change>) -> Bytes {
+    let mut bytes = BytesMut::new();
+    for change in changes {
+        let change = wire::Change { change: Some(change) };
+        bytes.reserve(prost::encoding::message::encoded_len(1, &change));
+        // Tag and length of the repeated field, as the frame's encoder would write them.
+        prost::encoding::message::encode(1, &change, &mut bytes);
+    }
     bytes.freeze()
 }
 
@@ -45,14 +92,18 @@ pub fn encode_trailer(trailer: &Trailer) -> Bytes {
         in_sync: *in_sync,
         traceparent: traceparent.clone(),
         event_unix_ns: *event_unix_ns,
+        more: false,
     };
     frame.encode_to_vec().into()
 }
 
 /// An ack as the node sends it.
 pub fn encode_ack(ack: &Ack) -> wire::Up {
-    let errors =
-        ack.errors.iter().map(|(id, message)| wire::RecordError { id: Some(encode_id(id)), message: message.clone() });
+    let error = |(id, message): &(RecordId, String)| wire::RecordError {
+        id: Some(encode_id(id)),
+        message: message[..message.floor_char_boundary(REASON)].to_owned(),
+    };
+    let errors = ack.errors.iter().take(ERRORS).map(error);
     up(wire::up::Message::Ack(wire::Ack {
         revision: ack.revision,
         errors: errors.collect(),
@@ -229,9 +280,51 @@ fn ip_set(value: &IpSetRecord) -> wire::IpSet {
     wire::IpSet { kind: set_kind(*kind).into(), members: Some(pack(members)) }
 }
 
-fn policy(value: &PolicyRecord) -> wire::Policy {
-    let PolicyRecord { ingress, egress } = value;
-    wire::Policy { ingress: ingress.iter().map(rule).collect(), egress: egress.iter().map(rule).collect() }
+fn policy(PolicyRecord { ingress, egress }: &PolicyRecord) -> wire::Policy {
+    wire::Policy {
+        ingress: ingress.iter().map(rule).collect(),
+        egress: egress.iter().map(rule).collect(),
+        port_lists: Vec::new(),
+    }
+}
+
+/// The policy with each long list of ports once.
+fn compact(PolicyRecord { ingress, egress }: &PolicyRecord) -> wire::Policy {
+    let mut lists = PortLists::default();
+    let ingress = ingress.iter().map(|rule| lists.rule(rule)).collect();
+    let egress = egress.iter().map(|rule| lists.rule(rule)).collect();
+    wire::Policy { ingress, egress, port_lists: lists.finish() }
+}
+
+/// Ports and port sets of sides, with their places.
+#[derive(Default)]
+struct PortLists<'a>(BTreeMap<(&'a [PortRange], &'a [SetId]), u32>);
+
+impl<'a> PortLists<'a> {
+    fn rule(&mut self, value: &'a RuleRecord) -> wire::Rule {
+        sided(value, self.side(&value.source), self.side(&value.destination))
+    }
+
+    fn side(&mut self, value: &'a SideMatch) -> Option<wire::Side> {
+        let list = (&*value.ports, &*value.port_sets);
+        if list.0.len() + list.1.len() < LISTED {
+            return side(value);
+        }
+        let next = u32::try_from(self.0.len()).expect("a policy has fewer rules");
+        let place = *self.0.entry(list).or_insert(next);
+        let rest = SideMatch { ports: Arc::default(), port_sets: Arc::default(), ..value.clone() };
+        Some(wire::Side { port_list: Some(place), ..side(&rest).unwrap_or_default() })
+    }
+
+    fn finish(self) -> Vec<wire::PortList> {
+        let mut lists: Vec<_> = self.0.into_iter().collect();
+        lists.sort_unstable_by_key(|(_, place)| *place);
+        let list = |(ports, sets): (&[PortRange], &[SetId])| wire::PortList {
+            ports: ports.iter().map(port_range).collect(),
+            port_sets: sets.iter().map(|set| set.0.clone()).collect(),
+        };
+        lists.into_iter().map(|(key, _)| list(key)).collect()
+    }
 }
 
 fn action(value: Action) -> i32 {
@@ -245,7 +338,13 @@ fn action(value: Action) -> i32 {
 }
 
 fn rule(value: &RuleRecord) -> wire::Rule {
-    let RuleRecord { action: what, ip_version, protocol, not_protocol, icmp, not_icmp, source, destination } = value;
+    sided(value, side(&value.source), side(&value.destination))
+}
+
+/// The rule with its sides encoded.
+fn sided(value: &RuleRecord, source: Option<wire::Side>, destination: Option<wire::Side>) -> wire::Rule {
+    let RuleRecord { action: what, ip_version, protocol, not_protocol, icmp, not_icmp, source: _, destination: _ } =
+        value;
     let icmp_match = |icmp: &Icmp| wire::Icmp { r#type: icmp.kind.map(u32::from), code: icmp.code.map(u32::from) };
     wire::Rule {
         action: action(*what),
@@ -258,8 +357,8 @@ fn rule(value: &RuleRecord) -> wire::Rule {
         not_protocol: not_protocol.map(|protocol| protocol.0.into()),
         icmp: icmp.as_ref().map(icmp_match),
         not_icmp: not_icmp.as_ref().map(icmp_match),
-        source: side(source),
-        destination: side(destination),
+        source,
+        destination,
     }
 }
 
@@ -280,6 +379,7 @@ fn side(value: &SideMatch) -> Option<wire::Side> {
         not_ports: not_ports.iter().map(port_range).collect(),
         not_port_sets: names(not_port_sets),
         service_set: service_set.as_ref().map(|set| set.0.clone()),
+        port_list: None,
     })
 }
 

@@ -10,7 +10,14 @@ use margay_calc::model::{Member, SetKind};
 
 use super::{Error, wire};
 
-pub(super) fn pack(members: &BTreeSet<Member>) -> wire::Members {
+/// The members in pieces of so many, in order; at least one piece.
+pub(super) fn pack_pieces(members: &BTreeSet<Member>, most: usize) -> impl Iterator<Item = wire::Members> {
+    let mut rest = members.iter();
+    let pieces = members.len().div_ceil(most).max(1);
+    (0..pieces).map(move |_| pack(rest.by_ref().take(most)))
+}
+
+pub(super) fn pack<'a>(members: impl IntoIterator<Item = &'a Member>) -> wire::Members {
     let (mut net4, mut net6, mut port4, mut port6) = (vec![], vec![], vec![], vec![]);
     for member in members {
         match member {

@@ -330,7 +330,7 @@ fn parse_criterion(entity: &mut EntityMatch, name: &str, value: &str) -> Result<
         "!net" => entity.not_nets = list(value)?,
         "sel" => entity.selector = Some(parse_selector(value)?),
         "!sel" => entity.not_selector = Some(parse_selector(value)?),
-        "port" => entity.ports = parse_ports(value),
+        "port" => entity.ports = parse_ports(value).into(),
         "!port" => entity.not_ports = parse_ports(value),
         "node" => entity.nodes = Some(parse_selector(value)?),
         "svc" => entity.service = Some(pod(value)),

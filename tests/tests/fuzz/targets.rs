@@ -15,7 +15,7 @@ use margay_cni::call::{self, Call};
 use margay_cni::config::{self, Version};
 use margay_cni::{error, result};
 use margay_proto::cni;
-use margay_proto::sync::{self, Change, wire};
+use margay_proto::sync::{self, Change, Joiner, wire};
 use prost::Message;
 use serde_json::{Value, json};
 
@@ -219,10 +219,18 @@ pub fn cni(data: &[u8]) {
 pub fn frame(data: &[u8]) {
     let Ok(frame) = wire::Frame::decode(data) else { return };
     let Ok(frame) = sync::decode_frame(frame) else { return };
-    let changes = frame.changes.iter().flat_map(|change: &Change| sync::encode_change(change.into()).to_vec());
-    let bytes: Vec<u8> = changes.chain(sync::encode_trailer(&frame.trailer).to_vec()).collect();
-    let again = wire::Frame::decode(&bytes[..]).expect("its own encoding");
-    assert_eq!(sync::decode_frame(again), Ok(frame));
+    for encode in [sync::encode_change, sync::encode_compact] {
+        let changes = frame.changes.iter().map(|change: &Change| encode(change.into()));
+        let pieces = changes.chain([sync::encode_trailer(&frame.trailer)]).collect();
+        let mut parts = Joiner::default();
+        let mut joined = None;
+        for part in sync::split(pieces, 64) {
+            assert_eq!(joined, None, "the last part is the last");
+            let part = wire::Frame::decode(&*part.concat()).expect("its own encoding");
+            joined = parts.take(part).expect("its own encoding");
+        }
+        assert_eq!(joined.as_ref(), Some(&frame));
+    }
 }
 
 /// What a node may say.

@@ -138,7 +138,7 @@ fn one_port(records: &mut Records) {
         not_icmp: None,
         source: SideMatch::default(),
         destination: SideMatch {
-            ports: vec![PortRange::single(PORT), PortRange::single(ALWAYS)],
+            ports: [PortRange::single(PORT), PortRange::single(ALWAYS)].into(),
             ..SideMatch::default()
         },
     };

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::kinds::{BLOCK, POD};
+use crate::overlay::UNKNOWN;
 
 const NAMESPACE: &str = "Namespace";
 
@@ -236,8 +237,20 @@ fn a_node_cannot_fill_the_memory() {
         let said = said(&format!("p{pod}"), "u", &["10.0.0.1"]);
         refused += usize::from(cache.local("n1", said).is_err());
     }
-    assert_eq!(refused, 5000 - 4096);
+    assert_eq!(refused, 5000 - 1024);
     assert!(cache.local("n2", said("a", "u", &["10.0.0.1"])).is_ok());
+    cache.begin(POD);
+    for pod in 0..1000 {
+        cache.apply(POD, observed(&format!("p{pod}"), "u", mk_endpoint(&format!("p{pod}"), &[])));
+    }
+    cache.sweep(POD);
+    let mut refused = 0;
+    for pod in 0..500 {
+        refused += usize::from(cache.local("n1", said(&format!("q{pod}"), "u", &["10.0.0.1"])).is_err());
+        refused += usize::from(cache.local("n3", said(&format!("q{pod}"), "u", &["10.0.0.1"])).is_err());
+    }
+    assert_eq!(refused, 500 + 500 - UNKNOWN, "one has said all that it may, the other some");
+    assert!(cache.local("n3", said("p7", "u", &["10.0.0.7"])).is_ok(), "the API knows it");
 }
 
 #[test]

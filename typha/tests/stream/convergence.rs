@@ -16,7 +16,7 @@ use margay_calc::model::RecordId;
 use margay_calc::update::Update;
 use margay_proto::sync::{Change, Frame};
 use margay_typha::codec::FrameBytes;
-use margay_typha::hub::{Cause, Hello, Hub};
+use margay_typha::hub::{Cause, Hello, Hub, Reads};
 use margay_typha::metrics::Counters;
 use margay_typha::registry::Registry;
 use prometheus_client::registry::Registry as Metrics;
@@ -248,7 +248,7 @@ impl World {
             session,
             agent_version: String::new(),
             buckets: buckets.clone(),
-            host_endpoints: node != OLDER,
+            reads: Reads { host_endpoints: node != OLDER, compact: node != OLDER },
             slot,
             blocked: blocked.clone(),
         });

@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::BytesMut;
 use margay_calc::digest;
 use margay_calc::model::{Record, RecordId};
-use margay_proto::sync::{Change, Frame, decode_frame, wire};
+use margay_proto::sync::{Change, Frame, Joiner, wire};
 use margay_typha::codec::FrameBytes;
 use prost::Message;
 
@@ -14,10 +13,12 @@ pub type Held = BTreeMap<RecordId, Record>;
 
 /// A frame from its pieces.
 pub fn decode(bytes: &FrameBytes) -> Frame {
-    let mut whole = BytesMut::new();
-    bytes.0.iter().for_each(|piece| whole.extend_from_slice(piece));
-    let frame = wire::Frame::decode(whole.freeze()).expect("a frame");
-    decode_frame(frame).expect("what the model can hold")
+    let mut parts = Joiner::default();
+    let mut frames = bytes.clone().into_messages().into_iter().filter_map(|message| {
+        let part = wire::Frame::decode(&*message.pieces().concat()).expect("a frame");
+        parts.take(part).expect("what the model can hold")
+    });
+    frames.next().expect("its last part")
 }
 
 /// Digests of what is held, as in a hello.

@@ -14,7 +14,7 @@ use margay_api::selector::Selector;
 use margay_calc::model::{Member, Record, RecordId};
 use margay_calc::update::Update;
 use margay_proto::sync::wire::sync_client::SyncClient;
-use margay_proto::sync::{Ack, Frame, MAX_FRAME, decode_frame, encode_ack, wire};
+use margay_proto::sync::{Ack, Frame, Joiner, MAX_FRAME, encode_ack, wire};
 use margay_runtime::ready::Readiness;
 use margay_runtime::shutdown::Shutdown;
 use margay_runtime::tls::{Connector, Files, Tls};
@@ -321,7 +321,7 @@ pub struct Agent {
 impl Agent {
     /// Says hello.
     pub async fn open(channel: Channel, buckets: Vec<u64>) -> Result<Self, Status> {
-        let hello = wire::Hello { agent_version: "test".to_owned(), buckets, host_endpoints: true };
+        let hello = wire::Hello { agent_version: "test".to_owned(), buckets, host_endpoints: true, compact: true };
         let message = Some(wire::up::Message::Hello(hello));
         Self::open_raw(channel, vec![wire::Up { message }]).await
     }
@@ -341,11 +341,22 @@ impl Agent {
         self.up.send(message).await.expect("the stream is open");
     }
 
+    /// Whether a message comes, and not the end of the stream.
+    pub async fn is_answered(&mut self) -> bool {
+        let next = tokio::time::timeout(PATIENCE, self.down.message()).await;
+        matches!(next.expect("neither a frame nor an end comes"), Ok(Some(_)))
+    }
+
     /// The next frame, applied.
     pub async fn frame(&mut self) -> Frame {
-        let next = tokio::time::timeout(PATIENCE, self.down.message()).await;
-        let frame = next.expect("no frame comes").expect("an error");
-        let frame = decode_frame(frame.expect("the stream has ended")).expect("a frame");
+        let mut parts = Joiner::default();
+        let frame = loop {
+            let next = tokio::time::timeout(PATIENCE, self.down.message()).await;
+            let part = next.expect("no frame comes").expect("an error").expect("the stream has ended");
+            if let Some(frame) = parts.take(part).expect("a frame") {
+                break frame;
+            }
+        };
         apply(&mut self.held, &frame);
         self.frames += 1;
         self.revision = frame.trailer.revision;

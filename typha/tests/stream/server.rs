@@ -103,6 +103,29 @@ async fn a_node_that_knows_everything_is_told_nothing() {
 }
 
 #[tokio::test]
+async fn one_that_says_hello_all_the_time_is_answered_seldom_and_costs_the_others_nothing() {
+    let typha = Typha::start().await;
+    typha.observe(vec![mk_pod("a", "bad", 1), mk_pod("b", "good", 2)]).await;
+    let mut good = typha.node("good").await;
+    good.frame().await;
+    let begin = std::time::Instant::now();
+    let channel = typha.channel(&typha.authority, "margay:node:bad", "margay:nodes").await.expect("our CA");
+    let mut streams = Vec::new();
+    for number in 0..40 {
+        // What it claims to hold is wrong everywhere, so that an answer is its whole view.
+        streams.push(Agent::open(channel.clone(), vec![number; 256]).await.expect("a stream"));
+    }
+    typha.observe(vec![mk_pod("c", "good", 3)]).await;
+    good.until(|held| held.contains_key(&RecordId::Endpoint(peers::key("c")))).await;
+    let mut answered = 0;
+    for stream in &mut streams {
+        answered += u64::from(stream.is_answered().await);
+    }
+    assert!(answered > 0, "the newest is heard");
+    assert!(answered <= 5 + begin.elapsed().as_secs(), "{answered} of {} hellos", streams.len());
+}
+
+#[tokio::test]
 async fn one_that_does_not_read_costs_the_others_nothing() {
     let typha = Typha::start().await;
     typha.observe(vec![mk_pod("a", "slow", 0), mk_pod("a0", "quick", 0)]).await;

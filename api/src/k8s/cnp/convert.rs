@@ -3,8 +3,11 @@
 //! A rule that cannot be understood is left out if it would accept, and denies everything in its direction if it would deny or pass: whoever
 //! wrote it meant to keep something from passing here.
 
+use std::sync::Arc;
+
 use crate::k8s::labels;
 use crate::k8s::netpol::{is_pod, is_port_name};
+use crate::limits::{Budget, Declared};
 use crate::meta::{LABEL_NAMESPACE, PREFIX_NAMESPACE};
 use crate::network::parse_net;
 use crate::policy::{Order, Policy, PolicyKey, PolicyKind, Traffic};
@@ -33,11 +36,12 @@ pub fn policy(policy: &ClusterNetworkPolicy) -> Result<Policy, Refusal> {
     let tier = tier(&mut problems, spec.tier.as_deref().unwrap_or_default());
     let order = priority(&mut problems, spec.priority);
     let subject = subject(&mut problems, spec.subject.as_ref());
+    let mut budget = Budget::default();
     let ingress: Vec<Rule> = { spec.ingress.iter().enumerate() }
-        .flat_map(|(index, rule)| ingress_rule(&mut problems, &format!("spec.ingress[{index}]"), rule))
+        .flat_map(|(index, rule)| ingress_rule(&mut problems, &mut budget, &format!("spec.ingress[{index}]"), rule))
         .collect();
     let egress: Vec<Rule> = { spec.egress.iter().enumerate() }
-        .flat_map(|(index, rule)| egress_rule(&mut problems, &format!("spec.egress[{index}]"), rule))
+        .flat_map(|(index, rule)| egress_rule(&mut problems, &mut budget, &format!("spec.egress[{index}]"), rule))
         .collect();
     let is_known = tier.is_some() && order.is_some() && subject.is_some();
     let parsed = Policy {
@@ -103,12 +107,13 @@ fn closed(action: &str) -> Vec<Rule> {
     }
 }
 
-fn ingress_rule(problems: &mut Problems, at: &str, rule: &IngressRule) -> Vec<Rule> {
+fn ingress_rule(problems: &mut Problems, budget: &mut Budget, at: &str, rule: &IngressRule) -> Vec<Rule> {
     let known = problems.len();
     let action = action(problems, at, &rule.action);
     unknown(problems, at, rule.unknown.keys());
     let from = peers(problems, &format!("{at}.from"), &rule.from, false);
     let ports = ports(problems, at, &rule.protocols);
+    budget.takes_pairs(problems, at, &from, ports.iter().map(|ports| &*ports.ports), Declared::ByOwn);
     if problems.len() != known {
         return closed(&rule.action);
     }
@@ -122,12 +127,13 @@ fn ingress_rule(problems: &mut Problems, at: &str, rule: &IngressRule) -> Vec<Ru
     pairs.map(rule).collect()
 }
 
-fn egress_rule(problems: &mut Problems, at: &str, rule: &EgressRule) -> Vec<Rule> {
+fn egress_rule(problems: &mut Problems, budget: &mut Budget, at: &str, rule: &EgressRule) -> Vec<Rule> {
     let known = problems.len();
     let action = action(problems, at, &rule.action);
     unknown(problems, at, rule.unknown.keys());
     let to = peers(problems, &format!("{at}.to"), &rule.to, true);
     let ports = ports(problems, at, &rule.protocols);
+    budget.takes_pairs(problems, at, &to, ports.iter().map(|ports| &*ports.ports), Declared::ByPeers);
     let nobody_declares = |peer: &&EntityMatch| peer.selector.is_none();
     if ports.iter().any(Ports::is_named) && to.iter().find(nobody_declares).is_some() {
         problems.add(
@@ -264,7 +270,7 @@ fn nets(problems: &mut Problems, at: &str, networks: &[String]) -> Option<Vec<ip
 struct Ports {
     protocol: Option<Protocol>,
     /// Empty means any.
-    ports: Vec<Port>,
+    ports: Arc<[Port]>,
 }
 
 impl Ports {
@@ -276,7 +282,7 @@ impl Ports {
 /// One entry for each protocol, with the ports of all its matches, and one for names; one that restricts nothing if there are no matches.
 fn ports(problems: &mut Problems, at: &str, protocols: &[ProtocolMatch]) -> Vec<Ports> {
     if protocols.is_empty() {
-        return vec![Ports { protocol: None, ports: Vec::new() }];
+        return vec![Ports { protocol: None, ports: Arc::default() }];
     }
     let mut found: Vec<(Option<Protocol>, Option<Port>)> = Vec::new();
     for (index, protocol) in protocols.iter().enumerate() {
@@ -289,7 +295,7 @@ fn ports(problems: &mut Problems, at: &str, protocols: &[ProtocolMatch]) -> Vec<
             let of_protocol: Vec<Option<Port>> = of_protocol.collect();
             // One match without a port means all ports of the protocol, whatever the others say.
             let ports: Option<Vec<Port>> = of_protocol.iter().cloned().collect();
-            (!of_protocol.is_empty()).then(|| Ports { protocol, ports: ports.unwrap_or_default() })
+            (!of_protocol.is_empty()).then(|| Ports { protocol, ports: ports.unwrap_or_default().into() })
         })
         .collect()
 }

@@ -1,5 +1,6 @@
 //! Policies: which endpoints, which directions, which rules; and what is enforced in place of one that is refused.
 
+use crate::limits::Budget;
 use crate::policy::{Order, Policy, Traffic};
 use crate::problem::{Problems, Refusal};
 use crate::rule::{Action, Rule};
@@ -77,8 +78,9 @@ impl Common<'_> {
         let is_known = parts.iter().all(Option::is_some);
         let selector = Selector::and(parts.into_iter().flatten());
         let (applies_ingress, applies_egress) = self.directions(&mut problems);
+        let mut budget = Budget::default();
         let mut rules = |specs: &[RuleSpec], direction| {
-            let mut reader = RuleReader::new(self.namespace, direction, &mut problems);
+            let mut reader = RuleReader::new(self.namespace, direction, &mut budget, &mut problems);
             specs.iter().enumerate().map(|(index, spec)| reader.read(index, spec)).collect::<Vec<_>>()
         };
         let ingress = rules(self.ingress, Direction::Ingress);

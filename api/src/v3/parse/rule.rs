@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use crate::limits::Budget;
 use crate::meta::{NamespacedName, is_qualified_name};
 use crate::problem::Problems;
 use crate::rule::{Action, EntityMatch, Icmp, IpVersion, Port, PortRange, Protocol, Rule};
@@ -44,13 +45,19 @@ const MAX_NOTES: usize = 256 * 1024;
 pub(super) struct RuleReader<'a> {
     namespace: Option<&'a str>,
     direction: Direction,
+    budget: &'a mut Budget,
     problems: &'a mut Problems,
 }
 
 impl<'a> RuleReader<'a> {
-    /// `namespace` is that of the policy; none for cluster-wide ones.
-    pub(super) fn new(namespace: Option<&'a str>, direction: Direction, problems: &'a mut Problems) -> Self {
-        Self { namespace, direction, problems }
+    /// `namespace` is that of the policy; none for cluster-wide ones. `budget` is for both directions of it.
+    pub(super) fn new(
+        namespace: Option<&'a str>,
+        direction: Direction,
+        budget: &'a mut Budget,
+        problems: &'a mut Problems,
+    ) -> Self {
+        Self { namespace, direction, budget, problems }
     }
 
     /// The rule, or `None` with the reasons noted.
@@ -83,6 +90,7 @@ impl<'a> RuleReader<'a> {
         };
         self.check_icmp(&at, &rule);
         self.check_families(&at, &rule);
+        self.budget.takes_rule(self.problems, &at, &rule);
         (self.problems.len() == known).then_some(rule)
     }
 
@@ -198,7 +206,7 @@ impl<'a> RuleReader<'a> {
             not_nets: self.not_nets(&format!("{at}.notNets"), &spec.not_nets),
             selector: self.selector(&at, spec),
             not_selector: self.user_selector(&format!("{at}.notSelector"), &spec.not_selector),
-            ports: self.ports(&format!("{at}.ports"), &spec.ports, protocol),
+            ports: self.ports(&format!("{at}.ports"), &spec.ports, protocol).into(),
             not_ports: self.ports(&format!("{at}.notPorts"), &spec.not_ports, protocol),
             nodes: None,
             service,

@@ -203,7 +203,7 @@ fn mk_host(interfaces: HostInterfaces) -> HostEndpointRecord {
 fn mk_records() -> Records {
     let tcp = |port: u16| RuleRecord {
         protocol: Some(Protocol::TCP),
-        destination: SideMatch { ports: vec![PortRange::single(port)], ..SideMatch::default() },
+        destination: SideMatch { ports: [PortRange::single(port)].into(), ..SideMatch::default() },
         ..mk_rule(Action::Allow)
     };
     let policy = |rules: Vec<RuleRecord>| Record::Policy(PolicyRecord { ingress: rules.clone(), egress: rules });

@@ -155,7 +155,7 @@ fn mk_records() -> Records {
         protocol: Some(Protocol::TCP),
         source: from(0),
         destination: SideMatch {
-            ports: vec![PortRange::single(80), PortRange { first: 8000, last: 8080 }],
+            ports: [PortRange::single(80), PortRange { first: 8000, last: 8080 }].into(),
             ..SideMatch::default()
         },
         ..mk_rule(Action::Allow)
@@ -350,7 +350,7 @@ fn two_hundred_policies_are_one_rule() {
         let members = BTreeSet::from([Member::Net(mk_net(&format!("10.1.{number}.1/32")))]);
         records.insert(RecordId::IpSet(set.clone()), Record::IpSet(IpSetRecord { kind: MemberKind::Net, members }));
         let source = SideMatch { sets: vec![set.clone()], ..SideMatch::default() };
-        let destination = SideMatch { ports: vec![PortRange::single(80)], ..SideMatch::default() };
+        let destination = SideMatch { ports: [PortRange::single(80)].into(), ..SideMatch::default() };
         let rule = RuleRecord { protocol: Some(Protocol::TCP), source, destination, ..mk_rule(Action::Allow) };
         let policy = PolicyRecord { ingress: vec![rule], egress: Vec::new() };
         records.insert(RecordId::Policy(mk_policy_key(100 + number)), Record::Policy(policy));
@@ -392,7 +392,7 @@ fn mk_crowded(policies: usize, port: impl Fn(usize) -> u16) -> Records {
     let mut records = Records::new();
     for number in 0..policies {
         let source = SideMatch { sets: vec![SetId(format!("s:{number}"))], ..SideMatch::default() };
-        let destination = SideMatch { ports: vec![PortRange::single(port(number))], ..SideMatch::default() };
+        let destination = SideMatch { ports: [PortRange::single(port(number))].into(), ..SideMatch::default() };
         let rule = RuleRecord { protocol: Some(Protocol::TCP), source, destination, ..mk_rule(Action::Allow) };
         let member = Member::Net(mk_net(&format!("10.1.{}.{}/32", number / 256, number % 256)));
         let set = IpSetRecord { kind: MemberKind::Net, members: BTreeSet::from([member]) };
@@ -440,7 +440,7 @@ fn a_changed_rule_touches_its_chain_and_its_piece_of_a_union() {
         let key = RecordId::Policy(mk_policy_key(500));
         let Some(Record::Policy(policy)) = records.get_mut(&key) else { panic!("it is there") };
         policy.ingress[0].source.sets = vec![SetId("s:7".to_owned())];
-        policy.ingress[0].destination.ports = vec![PortRange::single(8443)];
+        policy.ingress[0].destination.ports = [PortRange::single(8443)].into();
         let dirty = Dirty { records: BTreeSet::from([key]), members: BTreeMap::new() };
         let transaction = compiler.apply(&records, &dirty);
         let (sets, changed): (Vec<_>, Vec<_>) = touched(&transaction).into_iter().partition(|name| {

@@ -11,7 +11,7 @@ fn mk_from(set: SetId, ports: Vec<PortRange>) -> RuleRecord {
     RuleRecord {
         protocol: Some(Protocol::TCP),
         source: SideMatch { sets: vec![set], ..SideMatch::default() },
-        destination: SideMatch { ports, ..SideMatch::default() },
+        destination: SideMatch { ports: ports.into(), ..SideMatch::default() },
         ..mk_rule(Action::Allow)
     }
 }
