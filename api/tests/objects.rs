@@ -229,8 +229,8 @@ fn pools() {
     let pool: IPPool = mk_v3("{spec: {cidr: 10.0.0.9/16, natOutgoing: true, vxlanMode: Sometimes}}");
     let nonsense: IPPool = mk_v3("{spec: {cidr: nonsense}}");
     expect![[r#"
-        Err(Refusal { problems: [Problem { field: "spec.vxlanMode", value: "Sometimes", rule: "not a mode", remedy: "use Never, Always or CrossSubnet" }], closed: Some(Pool { cidr: 10.0.0.0/16, encapsulation: None, nat_outgoing: true, block_size: 26, created: 0 }) })
-        Err(Refusal { problems: [Problem { field: "spec.cidr", value: "nonsense", rule: "not a range", remedy: "write it like 10.244.0.0/16" }], closed: None })
+        Err(Refusal { problems: [Problem { field: "spec.vxlanMode", value: "Sometimes", rule: "not a mode", remedy: "use Never, Always or CrossSubnet" }], closed: Some(Pool { cidr: 10.0.0.0/16, encapsulation: None, nat_outgoing: true, block_size: 26, created: 0 }), prefers_former: true })
+        Err(Refusal { problems: [Problem { field: "spec.cidr", value: "nonsense", rule: "not a range", remedy: "write it like 10.244.0.0/16" }], closed: None, prefers_former: true })
     "#]].assert_eq(&format!("{:?}\n{:?}\n", v3::pool::pool(&pool), v3::pool::pool(&nonsense)));
 }
 
@@ -350,9 +350,9 @@ fn a_host_endpoint_with_what_is_wrong_left_out() {
         spec.ports[1].protocol: "x": not a protocol that has ports; use TCP, UDP, SCTP or UDPLite
         spec.ports[1].port: "0": not from 1 to 65535; use a number of that range
         spec.profiles[0]: "kns.": there is no such profile, which denies; use kns.NAMESPACE, ksa.NAMESPACE.SERVICEACCOUNT or projectcalico-default-allow
-        Some(HostEndpoint { node: "n1", labels: {"host": "a"}, interface: ByAddress, addresses: [192.0.2.1], ports: [NamedPort { name: "http", protocol: Protocol(6), port: 80 }], profiles: [Unknown, Namespace("a")] })
+        Some(HostEndpoint { node: "n1", labels: {"host": "a"}, interface: All, addresses: [192.0.2.1], ports: [NamedPort { name: "http", protocol: Protocol(6), port: 80 }], profiles: [Unknown, Namespace("a")] })
         spec.expectedIPs[0]: "x": not an address; write it like 192.0.2.1 or 2001:db8::1, without a prefix length
-        None
+        Some(HostEndpoint { node: "n1", labels: {}, interface: All, addresses: [], ports: [], profiles: [] })
         spec.node: "": a host endpoint belongs to one node; write the name of the node
         spec.interfaceName: "eth0/1": an interface has a name of at most 15 letters, digits, '_', '.' and '-'; write the name as the node has it, or * for all interfaces
         None

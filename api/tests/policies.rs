@@ -326,25 +326,29 @@ fn refusals_name_everything_and_never_open() {
             "{selector: 'a =', ingress: [{action: Deny}]}",
             namespaced,
             expect![[r#"
-            spec.selector: "a =": not a selector: at character 3: expected an operator after a label, found '='; use ==, !=, in, not in, contains, starts with or ends with, or has(label)
-            instead: nothing
-        "#]],
+                spec.selector: "a =": not a selector: at character 3: expected an operator after a label, found '='; use ==, !=, in, not in, contains, starts with or ends with, or has(label)
+                instead: default None projectcalico.org/namespace == "ns"
+                ingress
+                  Deny
+            "#]],
         ),
         (
             "{selector: global()}",
             global,
             expect![[r#"
-            spec.selector: "global()": global() is only for namespace selectors; use it alone in a namespaceSelector
-            instead: nothing
-        "#]],
+                spec.selector: "global()": global() is only for namespace selectors; use it alone in a namespaceSelector
+                instead: default None all()
+                ingress
+            "#]],
         ),
         (
             "{namespaceSelector: 'global() || has(a)'}",
             global,
             expect![[r#"
-            spec.namespaceSelector: "global() || has(a)": global() combined with something else; use global() alone
-            instead: nothing
-        "#]],
+                spec.namespaceSelector: "global() || has(a)": global() combined with something else; use global() alone
+                instead: default None all()
+                ingress
+            "#]],
         ),
         (
             "{types: [Ingres]}",
