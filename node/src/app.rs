@@ -75,7 +75,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let attachments = Attachments::load(&folder).with_context(|| format!("attachments in {}", folder.display()))?;
     metrics.damaged.set(i64::try_from(attachments.damaged()).unwrap_or(i64::MAX));
     let problems = Problems::default();
-    let (agent, fatal) = start(&args, &attachments, metrics)?;
+    let (agent, fatal) = start(&args, &attachments, metrics, &problems)?;
     tokio::spawn(follow(agent.clone(), enforcing));
 
     if let Some(folder) = args.cni_conf_dir.clone() {
@@ -98,10 +98,10 @@ fn start(
     args: &Args,
     attachments: &Attachments,
     metrics: Metrics,
+    problems: &Problems,
 ) -> anyhow::Result<(AgentHandle, tokio::sync::oneshot::Receiver<agent::Fatal>)> {
-    for lack in features::demand(features::probe().context("features of the kernel")?)? {
-        tracing::warn!(feature = lack.feature.name, module = lack.feature.module, "{lack}");
-    }
+    let lacks = features::demand(features::probe().context("features of the kernel")?)?;
+    problems.report("kernel", false, features::words(&lacks).as_deref());
     let store = Store::new(&args.state_dir);
     let kernel = Netfilter::open().context("nftables; does the agent have the capability NET_ADMIN?")?;
     let monitor = kernel.monitor(policy::table()).context("changes of nftables")?;
@@ -120,7 +120,9 @@ fn start(
     };
     let (agent, fatal) = agent::spawn(parts).context("thread of the agent")?;
     watch_drift(monitor, agent.clone()).context("thread of the monitor")?;
-    watch_links(addresses, links, agent.clone()).context("thread of the addresses")?;
+    let problems = problems.clone();
+    let look = move |links: &policy::Links| problems.report("ipvs", false, policy::ipvs_words(links));
+    watch_links(addresses, links, agent.clone(), look).context("thread of the addresses")?;
     Ok((agent, fatal))
 }
 

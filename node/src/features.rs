@@ -50,7 +50,7 @@ enum Trial {
 #[derive(Debug)]
 pub struct Lack {
     /// Which.
-    pub feature: &'static Feature,
+    feature: &'static Feature,
     error: io::Error,
 }
 
@@ -125,6 +125,12 @@ pub fn probe() -> io::Result<Vec<Lack>> {
 pub fn demand(lacks: Vec<Lack>) -> Result<Vec<Lack>, Unfit> {
     let fatal: Vec<String> = lacks.iter().filter(|lack| lack.feature.without.is_none()).map(Lack::to_string).collect();
     if fatal.is_empty() { Ok(lacks) } else { Err(Unfit(fatal.join("; "))) }
+}
+
+/// What is lacking, in one text; none where nothing is.
+pub fn words(lacks: &[Lack]) -> Option<String> {
+    let each: Vec<String> = lacks.iter().map(Lack::to_string).collect();
+    (!each.is_empty()).then(|| each.join("; "))
 }
 
 fn lacking(mut attempt: impl FnMut(&'static Feature) -> io::Result<()>) -> Vec<Lack> {
@@ -256,6 +262,8 @@ mod tests {
              use a kernel with CONFIG_IPV6, and no ipv6.disable=1 on the kernel's command line",
         ];
         assert_eq!(words, wanted);
+        assert_eq!(super::words(&lacks), Some(wanted.join("; ")));
+        assert_eq!(super::words(&[]), None);
     }
 
     #[test]

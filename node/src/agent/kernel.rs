@@ -82,8 +82,15 @@ pub fn watch_drift(mut monitor: Monitor, agent: AgentHandle) -> io::Result<()> {
     thread::Builder::new().name("nft-monitor".to_owned()).spawn(work).map(|_| ())
 }
 
-/// Tells the agent of other addresses of the node, from a thread that ends with the agent. `known` is what it has been told.
-pub fn watch_links(mut addresses: Addresses, mut known: Links, agent: AgentHandle) -> io::Result<()> {
+/// Tells the agent of other addresses of the node, from a thread that ends with the agent. `known` is what it has been told. `look` sees what it is
+/// told, also at first.
+pub fn watch_links(
+    mut addresses: Addresses,
+    mut known: Links,
+    agent: AgentHandle,
+    look: impl Fn(&Links) + Send + 'static,
+) -> io::Result<()> {
+    look(&known);
     let events = agent.events.downgrade();
     drop(agent);
     let work = move || loop {
@@ -99,6 +106,7 @@ pub fn watch_links(mut addresses: Addresses, mut known: Links, agent: AgentHandl
         if links == known {
             continue;
         }
+        look(&links);
         known.clone_from(&links);
         if events.blocking_send(Event::Links(links)).is_err() {
             return;

@@ -27,7 +27,7 @@ use crate::nft::{
 };
 
 /// The link that has the addresses of Services in that mode, and no other: kube-proxy's `DefaultDummyDevice`.
-pub const INTERFACE: &str = "kube-ipvs0";
+const INTERFACE: &str = "kube-ipvs0";
 /// Bit of the mark: it has come over a link, so it is not the node's own.
 const ARRIVED: u32 = 0x0004_0000;
 /// Addresses of Services.
@@ -37,6 +37,13 @@ const SENDERS: &str = "ipvs-senders";
 /// Before and after IPVS looks at what is for the node (`NF_IP_PRI_NAT_SRC` - 2 and - 1).
 const BEFORE_IPVS: i32 = 50;
 const AFTER_IPVS: i32 = 110;
+
+/// What somebody should know who has kube-proxy in that mode; none where it is in another.
+pub fn ipvs_words(links: &Links) -> Option<&'static str> {
+    const WORDS: &str = "kube-proxy is in IPVS mode (there is a link kube-ipvs0): policies of pods are enforced on what IPVS sends on, but policies of host \
+                         endpoints see such packets as packets to the node and from it; where those matter, use kube-proxy's mode nftables or iptables";
+    links.contains_key(INTERFACE).then_some(WORDS)
+}
 
 /// The addresses of Services, where IPVS serves them.
 pub(super) fn services(links: &Links) -> Option<BTreeSet<IpAddr>> {
@@ -117,4 +124,21 @@ fn arrive() -> Rule {
 /// Lets by what the node's own processes send.
 fn own() -> Rule {
     Rule::new().when(Match::MarkBits { mask: ARRIVED, op: Op::Ne, value: ARRIVED }).accept()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipvs_is_found_by_its_link_and_said() {
+        let links = |name: &str| Links::from([(name.to_owned(), BTreeSet::new())]);
+        assert_eq!(ipvs_words(&links("eth0")), None);
+        assert!(
+            ipvs_words(&links("kube-ipvs0"))
+                .is_some_and(|words| words.len() <= 512 && words.contains("host endpoints"))
+        );
+        assert_eq!(services(&links("eth0")), None);
+        assert_eq!(services(&links("kube-ipvs0")), Some(BTreeSet::new()));
+    }
 }

@@ -49,5 +49,5 @@ mod union;
 pub use class::{Class, Direction, Stage};
 pub use compiler::{Attached, Compiler, Part};
 pub use host::{Links, is_workload};
-pub use ipvs::INTERFACE as IPVS_INTERFACE;
+pub use ipvs::ipvs_words;
 pub use names::table;

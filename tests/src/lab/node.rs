@@ -245,7 +245,7 @@ async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Noti
         agent::spawn(parts)?
     };
     watch_drift(monitor, agent.clone())?;
-    watch_links(interfaces, links, agent.clone())?;
+    watch_links(interfaces, links, agent.clone(), |_| ())?;
     let ports: Ports<Memory, _, _> = Ports {
         store: Arc::new(blocks.of_node(&settings.node)),
         pools: |labels| blocks.pools(labels),

@@ -15,7 +15,7 @@ pub mod table;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use self::boot::Machine;
 use self::packages::{Kernel, RELEASES, Release};
@@ -49,7 +49,6 @@ pub fn run(options: &Options, tell: &dyn Fn(&str)) -> Result<bool> {
     let releases = chosen(&options.kernels)?;
     let selection = if options.quick { Selection::Quick } else { Selection::All };
     let programs = programs::built(selection, &options.suites, tell)?;
-    ensure!(!programs.is_empty(), "no suite has a name with one of {:?}", options.suites);
     std::fs::create_dir_all(&options.state)?;
     let mut columns = Vec::new();
     for release in releases {

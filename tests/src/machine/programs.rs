@@ -66,37 +66,32 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// The suites whose names have one of `names` in them, all when there are none, after cargo has built them.
 pub fn built(selection: Selection, names: &[String], tell: &dyn Fn(&str)) -> Result<Vec<Program>> {
     let of_names = |suite: &&Suite| names.is_empty() || names.iter().any(|name| suite.name.contains(name.as_str()));
-    let chosen = SUITES.iter().filter(|suite| selection == Selection::All || suite.quick.is_some()).filter(of_names);
+    let of_selection = |suite: &&Suite| selection == Selection::All || suite.quick.is_some();
+    let chosen: Vec<&Suite> = SUITES.iter().filter(of_selection).filter(of_names).collect();
+    ensure!(!chosen.is_empty(), "no suite has a name with one of {names:?}");
     tell("building the test programs");
-    let built = build(selection)?;
-    let program = |suite: &Suite| {
-        let (path, folder) =
-            built.get(suite.name).with_context(|| format!("cargo built no test program {}", suite.name))?;
+    let built = build(selection, &chosen)?;
+    let program = |suite: &&Suite| {
+        let found = built.get(suite.name).with_context(|| format!("cargo built no test program {}", suite.name));
+        let (path, folder) = found?;
         let only = suite.quick.filter(|_| selection == Selection::Quick).unwrap_or_default();
         Ok(Program { suite: suite.name, path: path.clone(), folder: folder.clone(), only, limit: LIMIT })
     };
-    chosen.map(program).collect()
+    chosen.iter().map(program).collect()
 }
 
-/// Every test program that cargo has built, with the folder of its package, by name.
-fn build(selection: Selection) -> Result<BTreeMap<String, (PathBuf, PathBuf)>> {
-    const TESTS: [&str; 3] = ["test", "--no-run", "--message-format=json-render-diagnostics"];
-    let said = match selection {
-        // The same as everywhere else: what the other tests need too is not compiled again.
-        Selection::Quick => {
-            cargo(&["build", "--workspace", "--bins"])?;
-            // What only other kernels can run is not among the tests of all.
-            cargo(&[&TESTS[..], &["--workspace", "--bins", "--tests", "--test", "ipvs"]].concat())?
-        }
-        Selection::All => {
-            let packages = ["--profile", "kernels", "-p", "margay-cni", "-p", "margay-node", "-p", "margay-tests"];
-            cargo(&[&["build", "--bin", "margay-cni"][..], &packages].concat())?;
-            let tests =
-                SUITES.iter().filter(|suite| suite.package == "margay-tests").flat_map(|suite| ["--test", suite.name]);
-            let tests: Vec<&str> = tests.collect();
-            cargo(&[&TESTS[..], &packages[..], &["--lib"], &tests[..]].concat())?
-        }
+/// The test programs of suites, each with the folder of its package, by name.
+fn build(selection: Selection, suites: &[&Suite]) -> Result<BTreeMap<String, (PathBuf, PathBuf)>> {
+    // A selection of packages decides about features of what they depend on: that of the other tests compiles nothing again.
+    let packages: &[&str] = match selection {
+        Selection::Quick => &["--workspace"],
+        Selection::All => &["--profile", "kernels", "-p", "margay-cni", "-p", "margay-node", "-p", "margay-tests"],
     };
+    cargo(&[&["build", "--bin", "margay-cni"][..], packages].concat())?;
+    let of = |suite: &&Suite| if suite.package == "margay-tests" { vec!["--test", suite.name] } else { vec!["--lib"] };
+    let targets: Vec<&str> = suites.iter().flat_map(of).collect();
+    let test = ["test", "--no-run", "--message-format=json-render-diagnostics"];
+    let said = cargo(&[&test[..], packages, &targets[..]].concat())?;
     Ok(said.lines().filter_map(artifact).collect())
 }
 
