@@ -178,7 +178,10 @@ fn meaning(object: &Value) -> Result<String, Vec<String>> {
         "NetworkSet" => of(object, v3::netset::network_set),
         "GlobalNetworkSet" => of(object, v3::netset::global_network_set),
         "HostEndpoint" => of(object, v3::host::host_endpoint),
-        "KubeControllersConfiguration" => of(object, v3::controllers::host_endpoints),
+        "KubeControllersConfiguration" => of(object, |settings: &v3::KubeControllersConfiguration| {
+            let hosts = v3::controllers::host_endpoints(settings)?;
+            Ok::<_, Refusal<_>>((hosts, v3::controllers::leak_grace(settings)))
+        }),
         "IPReservation" => of(object, reservation),
         other => panic!("{other} is not in KINDS"),
     }
