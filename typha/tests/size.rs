@@ -128,6 +128,7 @@ fn world(typha: &mut Typha) {
             service_account: String::new(),
             addresses: vec![format!("10.0.0.{number}").parse().expect("an address")],
             ports: Vec::new(),
+            uid: String::new(),
             interface: interface_name(&key),
         };
         typha.observe(&key.name, Some(Update::Endpoint(key.clone(), Some(endpoint))), Vec::new());

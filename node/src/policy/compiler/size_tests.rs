@@ -22,7 +22,8 @@ fn mk_records(rules: Vec<RuleRecord>) -> Records {
             ingress: vec![mk_policy_key(number)],
             egress: Vec::new(),
         }];
-        let endpoint = EndpointRecord { interface: interface_name(&key), addresses, tiers, unmatched: Action::Allow };
+        let (interface, uid) = (interface_name(&key), String::new());
+        let endpoint = EndpointRecord { interface, uid, addresses, tiers, unmatched: Action::Allow };
         records.insert(RecordId::Endpoint(key), Record::Endpoint(endpoint));
     }
     records
@@ -33,7 +34,8 @@ fn mk_compiler(records: &Records) -> Compiler {
     compiler.apply(records, &Dirty { records: records.keys().cloned().collect(), members: BTreeMap::new() });
     for number in 0..2 {
         let (endpoint, addresses) = mk_pod(number);
-        compiler.attach(interface_name(&endpoint), Attached { endpoint, addresses }, records);
+        let (interface, uid) = (interface_name(&endpoint), String::new());
+        compiler.attach(interface, Attached { endpoint, uid, addresses }, records);
     }
     compiler
 }
