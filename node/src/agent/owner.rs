@@ -22,7 +22,7 @@ use crate::net;
 use crate::nft::{ExecError, Ruleset, Transaction};
 use crate::policy::{self, Attached, Compiler};
 use crate::state::{Fault, State};
-use crate::store::{self, Store};
+use crate::store::Store;
 
 /// Events taken together, so that a flood of frames cannot keep a waiting pod from its commit.
 const BATCH: usize = 64;
@@ -539,22 +539,6 @@ impl Owner {
         }
     }
 
-    /// Saves the view, which must be whole: half of one would be taken for the whole at the next start.
-    fn save(&mut self) {
-        let Some(store) = self.store.clone() else { return };
-        let encoded = store::encode(self.state.records());
-        let write = move || {
-            if let Err(error) = store.save(&encoded) {
-                tracing::warn!(%error, "the view could not be saved; a node that boots without typha would enforce an older one");
-            }
-        };
-        // Writing waits for the disk.
-        match std::thread::Builder::new().name("save-view".to_owned()).spawn(write) {
-            Ok(thread) => self.saving = Some(thread),
-            Err(error) => tracing::warn!(%error, "the view could not be saved"),
-        }
-    }
-
     /// Counts what is held: a look at every record, so not at every frame.
     fn count(&self) {
         let mut counts: BTreeMap<&'static str, i64> = KINDS.iter().map(|kind| (*kind, 0)).collect();
@@ -604,5 +588,6 @@ fn micros(duration: Duration) -> u64 {
 }
 
 mod room;
+mod saving;
 #[cfg(test)]
 mod tests;
