@@ -5,6 +5,7 @@
 
 mod acks;
 mod kernel;
+mod linked;
 mod owner;
 mod routing;
 

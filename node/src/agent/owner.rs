@@ -14,13 +14,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
 use super::acks::Acks;
+use super::linked::Linked;
 use super::routing::Routing;
-use super::{Event, Kernel, Look, Parts, Status, local_pods};
+use super::{Event, Kernel, Look, Parts, Status};
 use crate::cni::ports::NotEnforced;
 use crate::metrics::{Kind, Metrics};
 use crate::net;
 use crate::nft::{ExecError, Ruleset, Transaction};
-use crate::policy::{self, Attached, Compiler};
+use crate::policy::{self, Compiler};
 use crate::state::{Fault, State};
 use crate::store::Store;
 
@@ -77,8 +78,7 @@ pub(super) struct Owner {
     checking: bool,
     waiters: Waiters,
     leaving: Vec<oneshot::Sender<bool>>,
-    /// Pods whose links are there, to which their addresses lead: from before their policy until after it.
-    linked: BTreeMap<String, Linked>,
+    linked: Linked,
     /// Looks come after the commit of their turn, so that they see what is in force.
     looks: Vec<Look>,
     /// What the next commit is about.
@@ -87,13 +87,6 @@ pub(super) struct Owner {
     attempts: u32,
     forgive: Backoff,
     due: Due,
-}
-
-/// A pod's link.
-struct Linked {
-    /// Its index, if this run of the agent has made it.
-    index: Option<u32>,
-    pod: Attached,
 }
 
 struct Stream {
@@ -129,9 +122,8 @@ impl Owner {
         let mut compiler = Compiler::new(&node);
         // The whole table is planned at the first commit, so the operations of these are in it.
         compiler.set_links(links);
-        let mut linked = BTreeMap::new();
+        let linked = Linked::of(&attached);
         for (interface, pod) in attached {
-            linked.insert(interface.clone(), Linked { index: None, pod: pod.clone() });
             compiler.attach(interface, pod, state.records());
         }
         Self {
@@ -224,10 +216,7 @@ impl Owner {
             Event::Attach { interface, pod, done } => {
                 self.plan();
                 let started = Instant::now();
-                if self.linked.get(&interface).is_none_or(|linked| linked.pod != pod) {
-                    self.linked.insert(interface.clone(), Linked { index: None, pod: pod.clone() });
-                    self.turn.rerouted = true;
-                }
+                self.turn.rerouted |= self.linked.attached(&interface, &pod);
                 let transaction = self.compiler.attach(interface.clone(), pod, self.state.records());
                 self.enqueue(&transaction, started);
                 self.waiters.entry(interface).or_default().push(done);
@@ -243,18 +232,11 @@ impl Owner {
                 self.leaving.push(done);
             }
             Event::LinkMade { interface, index, pod, done } => {
-                self.linked.insert(interface, Linked { index: Some(index), pod });
+                self.linked.made(interface, index, pod);
                 self.turn.rerouted = true;
                 self.leaving.push(done);
             }
-            Event::LinkGone { interface, index } => {
-                let is_other =
-                    |linked: &Linked| matches!((linked.index, index), (Some(own), Some(gone)) if own != gone);
-                if self.linked.get(&interface).is_some_and(|linked| !is_other(linked)) {
-                    self.linked.remove(&interface);
-                    self.turn.rerouted = true;
-                }
-            }
+            Event::LinkGone { interface, index } => self.turn.rerouted |= self.linked.gone(&interface, index),
             Event::Links(links) => {
                 self.plan();
                 let started = Instant::now();
@@ -433,8 +415,7 @@ impl Owner {
         }
         if turn.rerouted {
             let (linked, records) = (&self.linked, self.state.records());
-            let pods = || local_pods(linked.iter().map(|(interface, linked)| (interface, &linked.pod)));
-            self.routing.want(|| net::plan::plan(&self.node, records, &pods()));
+            self.routing.want(|| net::plan::plan(&self.node, records, &linked.pods()));
         }
         self.metrics.pods.set(self.compiler.attached().len() as i64);
         if turn.frames {

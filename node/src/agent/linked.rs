@@ -1,0 +1,81 @@
+//! Pods whose links are there, to which their addresses lead: from before their policy is known until after it is gone.
+
+use std::collections::BTreeMap;
+
+use super::local_pods;
+use crate::net::plan::LocalPods;
+use crate::policy::Attached;
+
+/// A pod's link.
+#[derive(Debug)]
+struct Link {
+    /// Its index, if this run of the agent has made it.
+    index: Option<u32>,
+    pod: Attached,
+}
+
+/// See the module; by host side interface.
+#[derive(Debug, Default)]
+pub(super) struct Linked(BTreeMap<String, Link>);
+
+impl Linked {
+    /// The pods that earlier runs have attached.
+    pub(super) fn of(attached: &BTreeMap<String, Attached>) -> Self {
+        let links = attached.iter().map(|(name, pod)| (name.clone(), Link { index: None, pod: pod.clone() }));
+        Self(links.collect())
+    }
+
+    /// A link was made.
+    pub(super) fn made(&mut self, interface: String, index: u32, pod: Attached) {
+        self.0.insert(interface, Link { index: Some(index), pod });
+    }
+
+    /// A pod was attached; returns whether its link was not known to lead to it.
+    pub(super) fn attached(&mut self, interface: &str, pod: &Attached) -> bool {
+        let is_new = self.0.get(interface).is_none_or(|link| link.pod != *pod);
+        if is_new {
+            self.0.insert(interface.to_owned(), Link { index: None, pod: pod.clone() });
+        }
+        is_new
+    }
+
+    /// A link is gone; returns whether it was known. A later link of that name stays.
+    pub(super) fn gone(&mut self, interface: &str, index: Option<u32>) -> bool {
+        let is_other = |link: &Link| matches!((link.index, index), (Some(own), Some(gone)) if own != gone);
+        let is_known = self.0.get(interface).is_some_and(|link| !is_other(link));
+        if is_known {
+            self.0.remove(interface);
+        }
+        is_known
+    }
+
+    /// The pods, as routes need them.
+    pub(super) fn pods(&self) -> LocalPods {
+        local_pods(self.0.iter().map(|(interface, link)| (interface, &link.pod)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::sample::mk_pod;
+
+    #[test]
+    fn addresses_lead_to_a_link_until_it_is_gone_and_to_a_later_one_of_its_name() {
+        let (endpoint, addresses) = mk_pod(0);
+        let pod = Attached { endpoint, uid: String::new(), addresses };
+        let count = |linked: &Linked| linked.pods().len();
+        let mut linked = Linked::default();
+        linked.made("cali1".to_owned(), 5, pod.clone());
+        assert!(!linked.attached("cali1", &pod), "it is known already");
+        assert_eq!(count(&linked), pod.addresses.len());
+        linked.made("cali1".to_owned(), 6, pod.clone());
+        assert!(!linked.gone("cali1", Some(5)), "the former one");
+        assert_eq!(count(&linked), pod.addresses.len());
+        assert!(linked.gone("cali1", Some(6)) && !linked.gone("cali1", Some(6)));
+        assert_eq!(count(&linked), 0);
+        let mut earlier = Linked::of(&BTreeMap::from([("cali1".to_owned(), pod.clone())]));
+        assert!(!earlier.attached("cali1", &pod) && earlier.gone("cali1", Some(7)), "its index is not known");
+        assert!(earlier.attached("cali1", &pod) && earlier.gone("cali1", None), "none is there any more");
+    }
+}
