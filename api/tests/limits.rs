@@ -12,18 +12,18 @@ use margay_api::v3::policy as parse;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-fn mk<T: DeserializeOwned>(kind: &str, spec: &Value) -> T {
-    let object =
-        json!({"apiVersion": "x/v1", "kind": kind, "metadata": {"name": "default.p", "namespace": "ns"}, "spec": spec});
+fn mk<T: DeserializeOwned>(version: &str, kind: &str, spec: &Value) -> T {
+    let metadata = json!({"name": "default.p", "namespace": "ns"});
+    let object = json!({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec});
     serde_json::from_value(object).unwrap()
 }
 
 fn kubernetes(spec: &Value) -> Result<Policy, Refusal> {
-    netpol::policy(&mk::<NetworkPolicy>("NetworkPolicy", spec)).map(|(_, policy)| policy)
+    netpol::policy(&mk::<NetworkPolicy>("networking.k8s.io/v1", "NetworkPolicy", spec)).map(|(_, policy)| policy)
 }
 
 fn calico(spec: &Value) -> Result<Policy, Refusal> {
-    parse::network_policy(&mk("NetworkPolicy", spec))
+    parse::network_policy(&mk("projectcalico.org/v3", "NetworkPolicy", spec))
 }
 
 fn peers(count: usize) -> Vec<Value> {
@@ -90,7 +90,11 @@ fn beyond_the_limits_a_policy_is_closed_and_says_why() {
         // What is left are rules that fit: nothing but what is written opens.
         assert!(closed.ingress.len() + closed.egress.len() < 20_000, "{what}");
         let staged = json!({"stagedAction": "Set", "podSelector": {}, "ingress": spec.get("ingress"), "egress": spec.get("egress")});
-        let staged = parse::staged_kubernetes_network_policy(&mk("StagedKubernetesNetworkPolicy", &staged));
+        let staged = parse::staged_kubernetes_network_policy(&mk(
+            "projectcalico.org/v3",
+            "StagedKubernetesNetworkPolicy",
+            &staged,
+        ));
         assert_eq!(staged.map_err(|refusal| refusal.closed), Err(None::<StagedPolicy>), "{what}, staged");
     }
 }
@@ -116,7 +120,7 @@ fn beyond_the_limits_a_cluster_wide_policy_denies_where_it_would_not_accept() {
     for (action, count) in [("Accept", 0), ("Deny", 1), ("Pass", 1)] {
         let spec = json!({"tier": "Admin", "priority": 1, "subject": {"namespaces": {}},
             "egress": [{"action": action, "to": peers, "protocols": protocols}]});
-        let refusal = cnp::policy(&mk("ClusterNetworkPolicy", &spec)).unwrap_err();
+        let refusal = cnp::policy(&mk("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy", &spec)).unwrap_err();
         let instead = refusal.closed.unwrap();
         assert_eq!(instead.egress.len(), count, "{action}");
         assert!(instead.egress.iter().all(|rule| rule.action == Action::Deny));
