@@ -107,7 +107,7 @@ fn refusal() -> Value {
         "expression": "size(variables.wrong) == 0",
         "messageExpression": "'not a selector: ' + variables.wrong[0].substring(0, size(variables.wrong[0]) < 300 ? size(variables.wrong[0]) : 300) + \
             '; write operations like has(a), a == \"b\", a in {\"b\", \"c\"} or all(), joined by && and ||'",
-        "message": "a selector is none: write operations like has(a), a == \"b\", a in {\"b\", \"c\"} or all(), joined by && and ||",
+        "message": "not a selector: write operations like has(a), a == \"b\", a in {\"b\", \"c\"} or all(), joined by && and ||",
         "reason": "Invalid",
     })
 }

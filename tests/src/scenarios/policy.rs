@@ -134,7 +134,7 @@ fn stops_parsing(ground: &Ground) -> Result<()> {
         let events = || kubectl(&["get", "events.events.k8s.io", "-n", "x", "-o", "json"]).unwrap_or_default();
         let tells = || events().contains("label names have at most");
         wait_for(Duration::from_secs(30), || format!("an event that says it: {}", events()), tells)?;
-        expect(ground, &closed(&|to| to == "x/b")).context("when its selector is none")
+        expect(ground, &closed(&|to| to == "x/b")).context("when its selector is not one")
     });
     kubectl(&["delete", "-f", &path])?;
     kept?;
