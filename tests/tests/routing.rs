@@ -17,6 +17,7 @@ use margay_node::net::plan::{LocalPods, VERSIONS, plan, version_of, vxlan_device
 use margay_node::net::pod::{self, PodLink};
 use margay_node::net::removal::{Removal, index_of};
 use margay_node::net::worker::Network;
+use margay_tests::cluster::process::POLL;
 use margay_tests::namespace::{Namespace, connect};
 
 const V4: &[IpVersion] = &[IpVersion::V4];
@@ -545,13 +546,12 @@ fn programmed(node: &Node, version: IpVersion) -> Result<[BTreeSet<String>; 2]> 
 /// that a number of repairs says nothing about the last removal.
 async fn repaired(node: &Node, version: IpVersion, before: u64, whole: &[BTreeSet<String>; 2]) -> Result<()> {
     let again = async {
-        let mut seen = before;
-        loop {
-            seen = node.network.until(|progress| progress.repairs > seen && progress.failed.is_empty()).await.repairs;
-            if programmed(node, version)? == *whole {
-                return Ok(());
-            }
+        node.network.until(|progress| progress.repairs > before && progress.failed.is_empty()).await;
+        // The kernel says of a route too whether its link has a carrier, which comes after the link is up.
+        while programmed(node, version)? != *whole {
+            tokio::time::sleep(POLL).await;
         }
+        Ok(())
     };
     tokio::time::timeout(Duration::from_secs(5), again).await.context("not repaired within 5 s")?
 }
