@@ -64,6 +64,10 @@ const SUITES: [Suite; 9] = [
 
 const LIMIT: Duration = Duration::from_secs(900);
 
+/// What a node has loaded long before a test begins, and a machine that has just booted loads over 9p, in emulation, while a test waits. A kernel need
+/// not have each.
+const MODULES: &str = "veth vxlan dummy nf_tables nft_ct nft_chain_nat nft_masq nft_fib_inet nft_log nft_limit nf_conntrack_netlink sctp ip_vs";
+
 /// The suites whose names have one of `names` in them, all when there are none, after cargo has built them.
 pub fn built(selection: Selection, names: &[String], tell: &dyn Fn(&str)) -> Result<Vec<Program>> {
     let of_names = |suite: &&Suite| names.is_empty() || names.iter().any(|name| suite.name.contains(name.as_str()));
@@ -117,6 +121,7 @@ fn artifact(line: &str) -> Option<(String, (PathBuf, PathBuf))> {
 /// A script that runs them one after the other, each as cargo would, and says what begins and how it ended.
 pub fn script(programs: &[Program]) -> String {
     let mut script = String::from("export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root RUST_BACKTRACE=0\n");
+    let _ = writeln!(script, "modprobe -a {MODULES} 2>/dev/null");
     for Program { suite, path, folder, only, limit } in programs {
         let (path, folder) = (path.display(), folder.display());
         let _ = writeln!(script, "cd {folder}; echo '{BEGIN}{suite}'");
