@@ -76,7 +76,7 @@ impl<T: fmt::Debug> std::error::Error for Refusal<T> {}
 
 /// The most problems that are told of one object, and the most bytes of a value: what is wrong a thousand times in one way need be said once.
 const TOLD: usize = 100;
-const VALUE: usize = 256;
+const VALUE: usize = 96;
 
 /// Collects problems while an object is read.
 #[derive(Debug, Default)]

@@ -182,7 +182,7 @@ fn lose_authority(cluster: &Cluster) -> Result<()> {
     let nodes = cluster.nodes()?;
     let certificate = |node: &Node| std::fs::read(key(node).with_file_name("tls.crt")).unwrap_or_default();
     let before: Vec<Vec<u8>> = nodes.iter().map(certificate).collect();
-    cluster.kubectl(&["delete", "secret", "-n", NAMESPACES[1], "margay-ca"])?;
+    cluster.kubectl(&["delete", "secret", "-n", NAMESPACES[0], "margay-ca"])?;
     // Streams that stand ask for no certificate.
     for node in &nodes {
         if !install::processes(node, "typha").is_empty() {

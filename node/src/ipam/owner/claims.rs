@@ -6,11 +6,12 @@ use ipnet::IpNet;
 use margay_api::ipam::block::Block;
 use margay_api::ipam::search::shuffled;
 use margay_api::rule::IpVersion;
+use margay_api::v3::ipam::AllocationAttribute;
 
-use super::Owner;
+use super::{Owner, Slot};
 use crate::cni::ports::NoAddress;
 use crate::ipam::allocator::{AssignReply, Event, Part, Waiting, Wanted};
-use crate::ipam::back::{Facts, Standing, give_back};
+use crate::ipam::back::{Facts, Returned, Standing, give_back};
 use crate::ipam::borrow::{Borrowed, borrow};
 use crate::ipam::claim;
 use crate::ipam::commit::commit;
@@ -255,9 +256,38 @@ impl<S: Store> Owner<S> {
         for cidr in self.idle.due(&facts, self.started.elapsed()) {
             self.return_block(cidr, &self.heed(&known, cidr));
         }
-        for cidr in facts.iter().map(|facts| facts.cidr) {
-            self.wake_block(cidr, self.heed(&known, cidr));
+        for facts in facts {
+            if facts.standing == Standing::Gone && !facts.is_empty {
+                self.look_for_loans(facts.cidr, self.heed(&known, facts.cidr));
+            }
+            self.wake_block(facts.cidr, self.heed(&known, facts.cidr));
         }
+    }
+
+    /// Reads a block of no pool in which only other nodes have addresses, as far as is known here: they give them back without a word to this node.
+    fn look_for_loans(&mut self, cidr: IpNet, heed: Heed) {
+        let is_lent = |attribute: &AllocationAttribute| {
+            let node = attribute.secondary.as_ref().and_then(|secondary| secondary.get("node"));
+            node.is_some_and(|node| *node != self.node)
+        };
+        let is_idle = |slot: &&mut Slot| {
+            !slot.is_writing
+                && slot.queue.is_empty()
+                && slot.stored.value.allocated().all(|(_, holder)| is_lent(holder))
+        };
+        let Some(slot) = self.blocks.get_mut(&cidr).filter(is_idle) else { return };
+        (slot.is_writing, slot.is_leaving) = (true, true);
+        let (known, node, store) = (slot.stored.clone(), self.node.clone(), self.store.clone());
+        self.background(async move {
+            let returned = match store.block(cidr).await {
+                Ok(Some(block)) if block.value.node() != Some(node.as_str()) => Returned::Gone,
+                Ok(Some(block)) if heed.is_empty(&block.value) => give_back(&*store, block, &node).await,
+                Ok(Some(block)) => Returned::Kept(Some(block)),
+                Ok(None) => Returned::Gone,
+                Err(_) => Returned::Kept(Some(known)),
+            };
+            Event::Returned(cidr, returned)
+        });
     }
 
     fn return_block(&mut self, cidr: IpNet, heed: &Heed) {

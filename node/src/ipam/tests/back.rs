@@ -100,6 +100,28 @@ async fn a_block_that_somebody_borrows_from_meanwhile_stays() {
     node.allocator.assign(wanted("pod")).await.expect("it serves on");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_block_of_no_pool_goes_when_those_who_borrowed_from_it_have_given_back() {
+    let contents = Arc::new(Mutex::new(Contents::default()));
+    let pools = vec![pool("10.0.0.0/29", 29)];
+    let (one, two) = (mk_node("n1", &contents, pools.clone()), mk_node("n2", &contents, pools));
+    one.allocator.assign(wanted("own")).await.expect("an address");
+    tell_all(&[&one, &two]);
+    two.allocator.assign(wanted("guest")).await.expect("a loan");
+    one.allocator.assign(wanted("other")).await.expect("a write that meets the loan");
+    for node in [&one, &two] {
+        node.pools.send_replace(Some(Arc::new(Vec::new())));
+    }
+    for handle in ["own", "other"] {
+        one.allocator.release(handle.to_owned()).await.expect("release");
+    }
+    wait(GRACE).await;
+    assert_eq!(ranges(&one, "n1").len(), 1, "the guest is in it");
+    two.allocator.release("guest".to_owned()).await.expect("release");
+    wait(Duration::ZERO).await;
+    assert_eq!(ranges(&one, "n1").len(), 0);
+}
+
 /// A node's work from the first block to the last: pods come, one borrows, all go, and blocks go back.
 async fn live(node: &Node, nodes: &[&Node]) {
     for number in 0..10 {
