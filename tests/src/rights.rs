@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, TypeMeta};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::ApiResource;
 use kube::{Client, Config, ResourceExt};
@@ -93,9 +93,9 @@ impl Asker {
         Self::new(cluster, mode, |config| config.auth_info.impersonate = Some(name.to_owned())).await
     }
 
-    fn api(&self, object: &Value) -> Api<DynamicObject> {
+    fn resource(&self, object: &Value) -> ApiResource {
         let kind = object["kind"].as_str().unwrap_or_default();
-        let resource = match Kind::of(kind) {
+        match Kind::of(kind) {
             Some(kind) => kind.resource(self.mode),
             None => {
                 let (group, version) = match kind {
@@ -104,7 +104,11 @@ impl Asker {
                 };
                 ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk(group, version, kind))
             }
-        };
+        }
+    }
+
+    fn api(&self, object: &Value) -> Api<DynamicObject> {
+        let resource = self.resource(object);
         match object["metadata"]["namespace"].as_str() {
             Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
             None => Api::all_with(self.client.clone(), &resource),
@@ -117,7 +121,10 @@ impl Asker {
             Some(kind) => storage::encode(self.mode, kind, object)?,
             None => object.clone(),
         };
-        Ok(serde_json::from_value(stored)?)
+        let mut stored: DynamicObject = serde_json::from_value(stored)?;
+        let resource = self.resource(object);
+        stored.types = Some(TypeMeta { api_version: resource.api_version, kind: resource.kind });
+        Ok(stored)
     }
 
     /// Makes the object. What is said against it is the answer.
