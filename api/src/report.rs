@@ -11,7 +11,7 @@ const NAMED: usize = 16;
 /// Bytes of the name of what an entry is about: kind, namespace, name and node.
 const SUBJECT: usize = 640;
 /// Bytes of what an entry says about it.
-const REASON: usize = 480;
+const REASON: usize = 384;
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

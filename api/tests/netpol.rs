@@ -168,16 +168,18 @@ fn what_is_wrong_is_left_out_and_the_rest_stays() {
         (
             "{podSelector: {matchExpressions: [{key: a, operator: Like}]}, ingress: [{}]}",
             expect![[r#"
-            spec.podSelector.matchExpressions[0].operator: "Like": not an operator; use In, NotIn, Exists or DoesNotExist
-            instead: nothing
-        "#]],
+                spec.podSelector.matchExpressions[0].operator: "Like": not an operator; use In, NotIn, Exists or DoesNotExist
+                instead: default Some(1000.0) (projectcalico.org/namespace == "ns" && projectcalico.org/orchestrator == "k8s")
+                ingress
+            "#]],
         ),
         (
             "{podSelector: {matchExpressions: [{key: a, operator: In}]}}",
             expect![[r#"
-            spec.podSelector.matchExpressions[0].values: "": In and NotIn need values; name at least one value
-            instead: nothing
-        "#]],
+                spec.podSelector.matchExpressions[0].values: "": In and NotIn need values; name at least one value
+                instead: default Some(1000.0) (projectcalico.org/namespace == "ns" && projectcalico.org/orchestrator == "k8s")
+                ingress
+            "#]],
         ),
         (
             "{ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/40}}, {podSelector: {}}]}]}",
