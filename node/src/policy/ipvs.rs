@@ -29,7 +29,7 @@ use crate::nft::{
 /// The link that has the addresses of Services in that mode, and no other: kube-proxy's `DefaultDummyDevice`.
 const INTERFACE: &str = "kube-ipvs0";
 /// Bit of the mark: it has come over a link, so it is not the node's own.
-const ARRIVED: u32 = 0x0004_0000;
+const ARRIVED: u32 = 0x0008_0000;
 /// Addresses of Services.
 const SERVICES: &str = "ipvs-services";
 /// Map from a pod's address to the chain of its egress class.

@@ -104,11 +104,16 @@ async fn a_block_that_somebody_borrows_from_meanwhile_stays() {
 async fn a_block_of_no_pool_goes_when_those_who_borrowed_from_it_have_given_back() {
     let contents = Arc::new(Mutex::new(Contents::default()));
     let pools = vec![pool("10.0.0.0/29", 29)];
+    let of = |node: &str, handle: &str| {
+        let mut wanted = wanted(handle);
+        wanted.attribute.secondary = Some(BTreeMap::from([("node".to_owned(), node.to_owned())]));
+        wanted
+    };
     let (one, two) = (mk_node("n1", &contents, pools.clone()), mk_node("n2", &contents, pools));
-    one.allocator.assign(wanted("own")).await.expect("an address");
+    one.allocator.assign(of("n1", "own")).await.expect("an address");
     tell_all(&[&one, &two]);
-    two.allocator.assign(wanted("guest")).await.expect("a loan");
-    one.allocator.assign(wanted("other")).await.expect("a write that meets the loan");
+    two.allocator.assign(of("n2", "guest")).await.expect("a loan");
+    one.allocator.assign(of("n1", "other")).await.expect("a write that meets the loan");
     for node in [&one, &two] {
         node.pools.send_replace(Some(Arc::new(Vec::new())));
     }
