@@ -28,7 +28,7 @@ test:
 	cargo test --workspace --no-fail-fast
 
 # The kernel layers on kernels that people run, in virtual machines that need no KVM: ONLY=6.1 takes some kernels, SUITES=cni,host some suites,
-# QUICK=1 what every run of the CI has, REFRESH=1 newer kernels than those that were fetched before. Needs root, and network once.
+# QUICK=1 what depends on the kernel most, REFRESH=1 newer kernels than those that were fetched before. Needs root, and network once.
 kernels:
 	$(BUILD)
 	$(BIN)/margay-kernels $(if $(ONLY),--only $(ONLY)) $(if $(SUITES),--suites $(SUITES)) $(if $(QUICK),--quick) $(if $(REFRESH),--refresh)
