@@ -59,12 +59,15 @@ fn tiers(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// A kind, and the specification that has a selector there.
+type Place = (&'static str, fn(&str) -> Value);
+
 /// What the parser takes is taken wherever a selector may stand; what is none is refused, but by the way of something else it may stay.
 fn selectors(cluster: &Cluster) -> Result<()> {
     let deep = format!("{}has(a) || b not in {{'(', \"x\",}}{}", "(".repeat(100), ")".repeat(100));
     let sound = ["", "all( )", "a == 'b' && !(c in {} || d starts with \"x)\")", "!! has(-a_./0)", &deep];
     let unsound = ["a = 'b'", "a == b", "(has(a)", "has(a))", ")has(a)(", "a == 'b' &&", "a in 'b'", "all", "\n"];
-    let places: [(&str, fn(&str) -> Value); 7] = [
+    let places: [Place; 7] = [
         ("NetworkPolicy", |text| json!({"selector": text})),
         ("NetworkPolicy", |text| json!({"ingress": [{"action": "Allow", "source": {"notSelector": text}}]})),
         ("StagedNetworkPolicy", |text| json!({"serviceAccountSelector": text})),

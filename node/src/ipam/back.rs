@@ -77,6 +77,7 @@ impl Idle {
 }
 
 /// What became of a block that was to be given back.
+#[allow(clippy::large_enum_variant, reason = "there is one at a time, on its way to the owner")]
 pub(super) enum Returned {
     /// It is this node's no more.
     Gone,
@@ -176,7 +177,7 @@ mod tests {
         assert!(idle.due(&blocks(true), GRACE + 2 * second).is_empty(), "there was a pod in between");
         assert_eq!(idle.due(&blocks(true), 2 * GRACE + 2 * second).len(), 1);
         let gone = facts("10.9.0.0/28", Standing::Gone, true, 16);
-        assert_eq!(Idle::default().due(&[gone.clone()], Duration::ZERO), [gone.cidr]);
+        assert_eq!(Idle::default().due(std::slice::from_ref(&gone), Duration::ZERO), [gone.cidr]);
         let resting = Facts { is_empty: false, ..gone };
         assert!(Idle::default().due(&[resting], Duration::ZERO).is_empty());
     }

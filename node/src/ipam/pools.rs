@@ -143,6 +143,9 @@ mod tests {
     use crate::ipam::store::{Choice, Use};
     use margay_api::v3::pool::IPPoolStatus;
 
+    /// Name, whom it serves, and what makes it so.
+    type Case = (&'static str, [bool; 4], fn(&mut IPPool));
+
     fn mk_pool(name: &str, cidr: &str, change: impl FnOnce(&mut IPPool)) -> (String, IPPool) {
         let spec = IPPoolSpec { cidr: cidr.to_owned(), ..IPPoolSpec::default() };
         let mut pool = IPPool::new(name, spec);
@@ -158,7 +161,7 @@ mod tests {
     #[test]
     fn a_pool_serves_where_its_selectors_its_uses_and_its_condition_allow() {
         // Name, who it serves: workloads and tunnels that name nothing; workloads that name it; workloads of a namespace that it admits.
-        let table: [(&str, [bool; 4], fn(&mut IPPool)); 11] = [
+        let table: [Case; 11] = [
             ("default", [true, true, true, true], |_| {}),
             ("disabled", [false; 4], |pool| pool.spec.disabled = Some(true)),
             ("elsewhere", [false, false, true, false], |pool| {

@@ -129,7 +129,7 @@ impl Demands {
             let most = self.demands.iter().enumerate().max_by_key(|(_, ways)| ways.len());
             let Some((place, most)) = most.map(|(place, ways)| (place, ways.len())) else { break };
             let is_product = combined > COMBINED && combined > most;
-            if !is_product && !(self.exclusive && most > EXCLUDED) {
+            if !(is_product || self.exclusive && most > EXCLUDED) {
                 break;
             }
             stages.push(self.demands.remove(place));

@@ -189,7 +189,9 @@ fn purged(
     left
 }
 
-fn with(table: impl Table) -> Box<dyn FnMut(&BTreeMap<Subject, Extent>)> {
+type Purge = Box<dyn FnMut(&BTreeMap<Subject, Extent>)>;
+
+fn with(table: impl Table) -> Purge {
     let mut purger = Purger::new(table);
     Box::new(move |subjects| purger.purge(subjects).expect("the kernel deletes"))
 }
