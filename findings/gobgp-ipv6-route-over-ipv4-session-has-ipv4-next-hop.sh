@@ -13,7 +13,7 @@
 #
 # Hurts dual-stack clusters whose nodes have one session each with their routers, as is usual: IPv4 works, IPv6 is announced by one side, accepted by none, and no
 # state or counter of the speaker says so.
-# What works: a next hop with each IPv6 route ("nexthop 2001:db8:1::2", or the attribute in the API), or a second session over IPv6.
+# What works: a next hop with each IPv6 route ("nexthop 2001:db8:1::2").
 set -euo pipefail
 changed() { echo "changed: $*" >&2; exit 1; }
 

@@ -56,13 +56,19 @@ advertise() {
   exit 2
 }
 
+solicited() { awk '$1 == "Icmp6OutRouterSolicits" { print $2 }' /proc/net/snmp6; }
+
 advertise
+before=$(solicited)
 sysctl -qw net.ipv6.conf.other.proxy_ndp=1 net.ipv6.conf.other.forwarding=0
 has_route || changed "a write of 0 took the route"
 sysctl -qw net.ipv6.conf.other.forwarding=1
 ! has_route || changed "the default route of eth0 stays: $(ip -6 route show default)"
 [[ $(sysctl -n net.ipv6.conf.eth0.forwarding) = 0 ]] || changed "eth0 forwards"
 [[ $(ip -6 address show dev eth0 scope global) = *2001:db8:5:* ]] || changed "the advertised address went too"
+sleep 10
+[[ $(solicited) = "$before" ]] || changed "routers are solicited"
+! has_route || changed "the default route is back: $(ip -6 route show default)"
 advertise
 sysctl -qw net.ipv6.conf.other.forwarding=1
 ! has_route || changed "a second write of 1 leaves the route"
