@@ -12,10 +12,10 @@ use margay_api::network::Mac;
 use nix::sched::{CloneFlags, unshare};
 
 use crate::net::message::{self, VethPair};
-use crate::net::netlink::{self, NetlinkError, Verb};
+use margay_netlink::route::{NetlinkError, RouteSocket, Verb};
 use crate::net::plan::VxlanDevice;
 use crate::net::sysctl;
-use crate::nft::{
+use margay_nft::{
     AddressType, Base, Chain, ChainName, ChainType, CtState, ExecError, Field, FieldType, Hook, Limit, Log, LogTarget,
     Masquerade, Match, Op, Policy, Proto, RateUnit, Rule, Ruleset, Selector, Set, SetKind, SetName, Side, Socket,
     Statement, Transaction, Transport,
@@ -182,7 +182,7 @@ fn make(request: netlink_packet_route::RouteNetlinkMessage) -> io::Result<()> {
         NetlinkError::Refused { errno, .. } => io::Error::from(errno),
         other => io::Error::other(other),
     };
-    let mut socket = netlink::Socket::open().map_err(error)?;
+    let mut socket = RouteSocket::open().map_err(error)?;
     socket.exec(request, Verb::Create, || "a link".to_owned()).map_err(error)
 }
 

@@ -10,7 +10,6 @@ pub mod identity;
 pub mod ipam;
 pub mod metrics;
 pub mod net;
-pub mod nft;
 pub mod pods;
 pub mod policy;
 pub mod problems;

@@ -41,7 +41,7 @@ use crate::ipam::spaces;
 use crate::ipam::store::Store;
 use crate::net::conntrack::Conntrack;
 use crate::net::driver::Driver;
-use crate::net::netlink::Socket;
+use margay_netlink::route::RouteSocket;
 use crate::net::plan::{VERSIONS, has_vxlan, vxlan_overhead};
 use crate::net::present;
 use crate::net::removal::Removal;
@@ -74,7 +74,7 @@ pub struct Settings {
 
 /// The pods that earlier runs have attached and whose links are still there, by interface. Links that went with a reboot are left to DEL.
 pub fn attached(attachments: &Attachments) -> Result<BTreeMap<String, Attached>> {
-    let links = present::links(&mut Socket::open()?)?;
+    let links = present::links(&mut RouteSocket::open()?)?;
     let live = attachments
         .iter()
         .filter(|attachment| !attachment.addresses.is_empty() && links.contains_key(&attachment.interface));

@@ -22,7 +22,7 @@ use margay_calc::model::{
 use margay_node::agent::{self, AgentHandle, Event, Netfilter, Parts, watch_drift};
 use margay_node::cni::ports::Enforcer;
 use margay_node::metrics::Metrics;
-use margay_node::net::netlink::Socket;
+use margay_netlink::route::RouteSocket;
 use margay_node::net::pod::{self, PodLink};
 use margay_node::policy::{self, Attached};
 use margay_proto::sync::{Change, Frame, Trailer};
@@ -189,7 +189,7 @@ fn mk_pod(host: &Namespace, number: u8) -> Result<Pod> {
         let name = interface_name(&key);
         let link =
             PodLink { host: &name, pod: "eth0", namespace: namespace.file(), mtu: 1450, mac: pod::mac(&name, "eth0") };
-        let mut socket = Socket::open()?;
+        let mut socket = RouteSocket::open()?;
         let index = pod::create(&mut socket, &link)?;
         pod::configure(&link, &nets)?;
         pod::route(&mut socket, index, &nets)?;

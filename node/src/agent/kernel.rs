@@ -8,7 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::agent::{AgentHandle, Event};
 use crate::net::addresses::Addresses;
-use crate::nft::{ExecError, Monitor, Ruleset, Socket, TableName, Transaction};
+use margay_nft::{ExecError, Monitor, Ruleset, Socket, TableName, Transaction};
 use crate::policy::Links;
 
 /// The table in the kernel.

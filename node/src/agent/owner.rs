@@ -20,7 +20,7 @@ use super::{Event, Kernel, Look, Parts, Status};
 use crate::cni::ports::NotEnforced;
 use crate::metrics::{Kind, Metrics};
 use crate::net;
-use crate::nft::{ExecError, Ruleset, Transaction};
+use margay_nft::{ExecError, Ruleset, Transaction};
 use crate::policy::{self, Compiler};
 use crate::state::{Fault, State};
 use crate::store::Store;

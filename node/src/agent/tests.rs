@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 
 use super::*;
 use crate::net::driver::Part;
-use crate::nft::TransactionOp;
+use margay_nft::TransactionOp;
 use crate::policy::model::Model;
 use crate::policy::sample::{NODE, mk_pod, mk_policy_key, mk_rule};
 

@@ -7,8 +7,8 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::LinkAttribute;
 
-use super::monitor::Subscription;
-use super::netlink::{NetlinkError, Socket};
+use margay_netlink::Subscription;
+use margay_netlink::route::{NetlinkError, RouteSocket};
 use super::present;
 use crate::policy::{Links, is_workload};
 
@@ -18,13 +18,13 @@ pub(super) const GROUPS: u32 = 0x1 | 0x10 | 0x100;
 /// The interfaces in the namespace of the thread that opened it, with their addresses. Those of pods are left out, and addresses that are of a link alone.
 pub struct Addresses {
     subscription: Subscription,
-    socket: Socket,
+    socket: RouteSocket,
 }
 
 impl Addresses {
     /// Subscribes.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self { subscription: Subscription::open(GROUPS)?, socket: Socket::open()? })
+        Ok(Self { subscription: Subscription::open(GROUPS)?, socket: RouteSocket::open()? })
     }
 
     /// What there is now. What comes later ends the next [`Addresses::wait`].

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use super::diff::{Op, diff};
 use super::message::{self, Route};
-use super::netlink::{NetlinkError, Socket, Verb};
+use margay_netlink::route::{NetlinkError, RouteSocket, Verb};
 use super::plan::{Peer, Plan, Target, VxlanDevice, version_of, vxlan_device_name, vxlan_overhead};
 use super::present::{self, Link, Links};
 use super::{parameters, pod};
@@ -61,7 +61,7 @@ pub struct Outcome {
 
 /// See the module. Blocking; lives on a thread of its own in the node's network namespace.
 pub struct Driver {
-    socket: Socket,
+    socket: RouteSocket,
     links: Links,
     /// What the kernel holds, as far as we know; `None` when it has to be read.
     present: Option<Plan>,
@@ -72,7 +72,7 @@ pub struct Driver {
 impl Driver {
     /// A driver for the namespace of the calling thread; touches nothing yet.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self { socket: Socket::open()?, links: Links::new(), present: None, missing: BTreeSet::new() })
+        Ok(Self { socket: RouteSocket::open()?, links: Links::new(), present: None, missing: BTreeSet::new() })
     }
 
     /// Makes the kernel forget nothing and ourselves everything: the next apply reads back first.
@@ -204,7 +204,7 @@ impl Driver {
 
     fn set_route(&mut self, destination: IpNet, target: &Target) -> Result<(), NetlinkError> {
         let route = self.route(destination, target)?;
-        let replace = |socket: &mut Socket| {
+        let replace = |socket: &mut RouteSocket| {
             socket
                 .exec(RouteNetlinkMessage::NewRoute(route.message()), Verb::Replace, || format!("route {destination}"))
         };

@@ -13,8 +13,6 @@ pub mod hint;
 pub mod message;
 pub mod monitor;
 mod netconf;
-pub mod netlink;
-pub mod netns;
 pub mod parameters;
 pub mod plan;
 pub mod pod;

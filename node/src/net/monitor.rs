@@ -1,26 +1,20 @@
 //! Notices when somebody else changes what is ours, or what it stands on: routes, tunnel devices, neighbours on them, links, addresses and kernel parameters.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use margay_api::network::Mac;
 use margay_api::rule::IpVersion;
+use margay_netlink::Subscription;
+use margay_netlink::route::{HEADER, NetlinkError, RouteSocket, messages};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily as Domain, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket,
-    sockopt,
-};
 
 use super::hint::Hint;
-use super::netlink::{HEADER, NetlinkError, Socket, messages, parse};
 use super::plan::{ROUTE_PROTOCOL, VERSIONS, vxlan_device_name};
 use super::{message, netconf};
 use crate::policy::is_workload;
@@ -30,48 +24,6 @@ use crate::policy::is_workload;
 const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x100 | 0x40 | 0x400 | 1 << 23 | 1 << 24;
 /// The main table of routes.
 const MAIN: u8 = 254;
-
-/// A subscription to the kernel's notifications in the namespace of the thread that opened it.
-pub(super) struct Subscription {
-    fd: OwnedFd,
-    buffer: Vec<u8>,
-}
-
-impl Subscription {
-    /// Subscribes to these groups.
-    pub(super) fn open(groups: u32) -> Result<Self, NetlinkError> {
-        let fd = socket(Domain::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)
-            .map_err(io::Error::from)?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups)).map_err(io::Error::from)?;
-        setsockopt(&fd, sockopt::RcvBuf, &(1 << 20)).map_err(io::Error::from)?;
-        Ok(Self { fd, buffer: vec![0; 64 * 1024] })
-    }
-
-    /// Blocks until notifications come; none: some were lost.
-    fn read(&mut self) -> Result<Option<&[u8]>, NetlinkError> {
-        loop {
-            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
-                Ok(read) => return Ok(Some(&self.buffer[..read])),
-                Err(Errno::ENOBUFS) => return Ok(None),
-                Err(Errno::EINTR) => {}
-                Err(error) => return Err(io::Error::from(error).into()),
-            }
-        }
-    }
-
-    /// Blocks until a notification comes that matters. Lost ones do, and what cannot be read.
-    pub(super) fn wait(
-        &mut self,
-        matters: impl Fn(&NetlinkPayload<RouteNetlinkMessage>) -> bool,
-    ) -> Result<(), NetlinkError> {
-        loop {
-            let Some(bytes) = self.read()? else { return Ok(()) };
-            if parse(bytes).map_or(true, |found| found.iter().any(|message| matters(&message.payload))) {
-                return Ok(());
-            }
-        }
-    }
-}
 
 /// A link as it was told of last.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,14 +40,14 @@ type Links = BTreeMap<u32, Seen>;
 /// See the module.
 pub struct Monitor {
     subscription: Subscription,
-    socket: Socket,
+    socket: RouteSocket,
     links: Links,
 }
 
 impl Monitor {
     /// Subscribes.
     pub fn open() -> Result<Self, NetlinkError> {
-        let (subscription, socket) = (Subscription::open(GROUPS)?, Socket::open()?);
+        let (subscription, socket) = (Subscription::open(GROUPS)?, RouteSocket::open()?);
         let mut monitor = Self { subscription, socket, links: Links::new() };
         monitor.read_links()?;
         Ok(monitor)

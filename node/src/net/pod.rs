@@ -16,8 +16,8 @@ use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 
 use super::message::{self, LinkRef, Route, VethPair};
-use super::netlink::{NetlinkError, Socket, Verb};
-use super::netns;
+use margay_netlink::route::{NetlinkError, RouteSocket, Verb};
+use margay_netlink::namespace;
 use super::parameters;
 use super::plan::{Target, version_of};
 use super::present::{self, Links};
@@ -64,7 +64,7 @@ pub enum PodError {
 }
 
 /// Makes the veth pair and sets up its host side. What has the host side's name already is a leftover of the same pod's earlier sandbox, and goes.
-pub fn create(socket: &mut Socket, link: &PodLink<'_>) -> Result<u32, PodError> {
+pub fn create(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<u32, PodError> {
     let pair = VethPair {
         host: link.host,
         pod: link.pod,
@@ -90,7 +90,7 @@ pub fn create(socket: &mut Socket, link: &PodLink<'_>) -> Result<u32, PodError> 
 }
 
 /// Brings the host side up and gives it the pods' gateway of IPv6, which goes when it is set down.
-pub fn bring_up(socket: &mut Socket, host: &str, index: u32) -> Result<(), NetlinkError> {
+pub fn bring_up(socket: &mut RouteSocket, host: &str, index: u32) -> Result<(), NetlinkError> {
     socket.exec(message::set_up(index), Verb::Change, || format!("bring {host} up"))?;
     if sysctl::has_ipv6() {
         let gateway = gateway_v6();
@@ -116,7 +116,7 @@ fn gateway_v6() -> IpNet {
 }
 
 /// Routes the addresses to the host side.
-pub fn route(socket: &mut Socket, index: u32, addresses: &[IpNet]) -> Result<(), PodError> {
+pub fn route(socket: &mut RouteSocket, index: u32, addresses: &[IpNet]) -> Result<(), PodError> {
     for address in addresses {
         let route = Route::direct(IpNet::from(address.addr()), index);
         socket.exec(RouteNetlinkMessage::NewRoute(route.message()), Verb::Replace, || {
@@ -128,11 +128,11 @@ pub fn route(socket: &mut Socket, index: u32, addresses: &[IpNet]) -> Result<(),
 
 /// Inside the pod: addresses, the gateway's route, the default route, and both links up. Returns the MAC address of the pod's interface.
 pub fn configure(link: &PodLink<'_>, addresses: &[IpNet]) -> Result<Mac, PodError> {
-    netns::within(link.namespace, || configure_inside(link.pod, addresses))?
+    namespace::within(link.namespace, || configure_inside(link.pod, addresses))?
 }
 
 fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
-    let mut socket = Socket::open()?;
+    let mut socket = RouteSocket::open()?;
     let links = present::links(&mut socket)?;
     let pod = links.get(name).ok_or_else(|| missing(name, "link in the pod"))?;
     if let Some(loopback) = links.get("lo") {
@@ -173,16 +173,16 @@ fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
 }
 
 /// Deletes the link by its host side; a link that is gone is a success.
-pub fn remove(socket: &mut Socket, host: &str) -> Result<(), NetlinkError> {
+pub fn remove(socket: &mut RouteSocket, host: &str) -> Result<(), NetlinkError> {
     remove_link(socket, &LinkRef::Name(host.to_owned()))
 }
 
-fn remove_link(socket: &mut Socket, link: &LinkRef) -> Result<(), NetlinkError> {
+fn remove_link(socket: &mut RouteSocket, link: &LinkRef) -> Result<(), NetlinkError> {
     delete(socket, message::delete(link), || format!("delete {link}"))
 }
 
 fn delete(
-    socket: &mut Socket,
+    socket: &mut RouteSocket,
     request: RouteNetlinkMessage,
     what: impl FnOnce() -> String,
 ) -> Result<(), NetlinkError> {
@@ -194,7 +194,7 @@ fn delete(
 
 /// Deletes links by their host sides; the results are in the same order. Several go as one group, because the kernel waits for all its readers once
 /// per request and not once per link.
-pub fn remove_all(socket: &mut Socket, hosts: &[LinkRef]) -> Vec<Result<(), NetlinkError>> {
+pub fn remove_all(socket: &mut RouteSocket, hosts: &[LinkRef]) -> Vec<Result<(), NetlinkError>> {
     if hosts.len() > 1 && remove_group(socket, hosts).is_ok() {
         return hosts.iter().map(|_| Ok(())).collect();
     }
@@ -202,7 +202,7 @@ pub fn remove_all(socket: &mut Socket, hosts: &[LinkRef]) -> Vec<Result<(), Netl
 }
 
 /// Nothing is in doubt after an error: the links are removed one by one then.
-fn remove_group(socket: &mut Socket, hosts: &[LinkRef]) -> Result<(), NetlinkError> {
+fn remove_group(socket: &mut RouteSocket, hosts: &[LinkRef]) -> Result<(), NetlinkError> {
     let requests = hosts.iter().map(|host| (message::set_group(host, DOOMED), Verb::Change)).collect();
     let refused = socket.exec_all(requests)?;
     if let Some((position, errno)) = refused.iter().find(|(_, errno)| *errno != Errno::ENODEV) {
@@ -212,7 +212,7 @@ fn remove_group(socket: &mut Socket, hosts: &[LinkRef]) -> Result<(), NetlinkErr
 }
 
 /// Compares the link with what it should be; the error names the first difference.
-pub fn check(socket: &mut Socket, link: &PodLink<'_>, addresses: &[IpNet]) -> Result<(), PodError> {
+pub fn check(socket: &mut RouteSocket, link: &PodLink<'_>, addresses: &[IpNet]) -> Result<(), PodError> {
     let links = present::links(socket)?;
     if !links.get(link.host).is_some_and(|found| found.up) {
         return Err(missing(link.host, "host side link that is up:"));
@@ -228,11 +228,11 @@ pub fn check(socket: &mut Socket, link: &PodLink<'_>, addresses: &[IpNet]) -> Re
             )));
         }
     }
-    netns::within(link.namespace, || check_inside(link.pod, addresses))?
+    namespace::within(link.namespace, || check_inside(link.pod, addresses))?
 }
 
 fn check_inside(name: &str, addresses: &[IpNet]) -> Result<(), PodError> {
-    let mut socket = Socket::open()?;
+    let mut socket = RouteSocket::open()?;
     let links: Links = present::links(&mut socket)?;
     let pod = links.get(name).filter(|found| found.up).ok_or_else(|| missing(name, "link in the pod that is up:"))?;
     let present = present::addresses(&mut socket)?;

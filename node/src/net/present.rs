@@ -13,7 +13,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message;
-use super::netlink::{NetlinkError, Socket};
+use margay_netlink::route::{NetlinkError, RouteSocket};
 use super::plan::{Peer, Plan, ROUTE_PROTOCOL, Target, VERSIONS, VxlanDevice, version_of, vxlan_device_name};
 use super::{pod, sysctl};
 use crate::policy::is_workload;
@@ -37,12 +37,12 @@ pub struct Link {
 pub type Links = BTreeMap<String, Link>;
 
 /// Lists the links.
-pub fn links(socket: &mut Socket) -> Result<Links, NetlinkError> {
+pub fn links(socket: &mut RouteSocket) -> Result<Links, NetlinkError> {
     Ok(socket.dump(message::get_links())?.into_iter().filter_map(link).collect())
 }
 
 /// The link of this name, if there is one: costs the same however many links there are.
-pub fn named(socket: &mut Socket, name: &str) -> Result<Option<Link>, NetlinkError> {
+pub fn named(socket: &mut RouteSocket, name: &str) -> Result<Option<Link>, NetlinkError> {
     match socket.get(message::get_link(name), || format!("find {name}")) {
         Ok(found) => Ok(found.and_then(link).map(|(_, link)| link)),
         Err(error) if error.is_missing() => Ok(None),
@@ -51,7 +51,7 @@ pub fn named(socket: &mut Socket, name: &str) -> Result<Option<Link>, NetlinkErr
 }
 
 /// Lists the addresses with the index of the link that has each.
-pub fn addresses(socket: &mut Socket) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
+pub fn addresses(socket: &mut RouteSocket) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
     let parse = |message| {
         let RouteNetlinkMessage::NewAddress(message) = message else {
             return None;
@@ -71,7 +71,7 @@ pub fn addresses(socket: &mut Socket) -> Result<Vec<(u32, IpNet)>, NetlinkError>
 
 /// Reads back everything that could be ours. A route or device in a form that we never make is returned as one that differs from any wanted one, so that
 /// it is replaced.
-pub fn present(socket: &mut Socket, links: &Links) -> Result<Plan, NetlinkError> {
+pub fn present(socket: &mut RouteSocket, links: &Links) -> Result<Plan, NetlinkError> {
     let names: BTreeMap<u32, &str> = links.iter().map(|(name, link)| (link.index, name.as_str())).collect();
     let mut plan = Plan::default();
     for version in VERSIONS {
@@ -112,7 +112,7 @@ fn unspecified(version: IpVersion) -> IpAddr {
 }
 
 /// Gateway of the default route of this IP version that leads out of a link, if there is one; whoever made it.
-pub fn default_gateway(socket: &mut Socket, version: IpVersion, link: u32) -> Result<Option<IpAddr>, NetlinkError> {
+pub fn default_gateway(socket: &mut RouteSocket, version: IpVersion, link: u32) -> Result<Option<IpAddr>, NetlinkError> {
     let gateway = |found: RouteNetlinkMessage| {
         let RouteNetlinkMessage::NewRoute(message) = found else {
             return None;
@@ -207,7 +207,7 @@ pub fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<(IpN
     Some((destination, target))
 }
 
-fn peers(socket: &mut Socket, version: IpVersion, index: u32) -> Result<BTreeMap<IpAddr, Peer>, NetlinkError> {
+fn peers(socket: &mut RouteSocket, version: IpVersion, index: u32) -> Result<BTreeMap<IpAddr, Peer>, NetlinkError> {
     let mut forwarding = BTreeMap::new();
     for (address, mac) in neighbours(socket, AddressFamily::Bridge, index)? {
         forwarding.insert(mac, address);
@@ -218,7 +218,7 @@ fn peers(socket: &mut Socket, version: IpVersion, index: u32) -> Result<BTreeMap
     Ok(neighbours(socket, family(version), index)?.into_iter().filter_map(complete).collect())
 }
 
-fn neighbours(socket: &mut Socket, family: AddressFamily, index: u32) -> Result<Vec<(IpAddr, Mac)>, NetlinkError> {
+fn neighbours(socket: &mut RouteSocket, family: AddressFamily, index: u32) -> Result<Vec<(IpAddr, Mac)>, NetlinkError> {
     let parse = |found: RouteNetlinkMessage| {
         let RouteNetlinkMessage::NewNeighbour(NeighbourMessage { header, attributes, .. }) = found else {
             return None;

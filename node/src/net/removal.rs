@@ -12,7 +12,7 @@ use nix::net::if_::{if_indextoname, if_nametoindex};
 use tokio::sync::{mpsc, oneshot};
 
 use super::message::LinkRef;
-use super::netlink::{NetlinkError, Socket};
+use margay_netlink::route::{NetlinkError, RouteSocket};
 use super::pod;
 
 /// Removals that wait for the thread; who asks for one more waits for a place.
@@ -42,7 +42,7 @@ impl Removal {
     /// Starts the thread in the network namespace of the calling thread. It ends with the last handle.
     pub fn spawn() -> Result<Self, NetlinkError> {
         let (queue, requests) = mpsc::channel(QUEUE);
-        let socket = Socket::open()?;
+        let socket = RouteSocket::open()?;
         thread::Builder::new().name("link-removal".to_owned()).spawn(move || serve(socket, requests))?;
         Ok(Self { queue })
     }
@@ -73,7 +73,7 @@ impl Removal {
     }
 }
 
-fn serve(mut socket: Socket, mut requests: mpsc::Receiver<Request>) {
+fn serve(mut socket: RouteSocket, mut requests: mpsc::Receiver<Request>) {
     let mut waiting = Vec::with_capacity(QUEUE);
     while requests.blocking_recv_many(&mut waiting, QUEUE) > 0 {
         let (links, answers): (Vec<_>, Vec<_>) = waiting.drain(..).map(|request| (request.link, request.done)).unzip();

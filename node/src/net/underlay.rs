@@ -8,8 +8,8 @@ use tokio::sync::watch;
 
 use super::addresses::{self, GROUPS};
 use super::driver::Driver;
-use super::monitor::Subscription;
-use super::netlink::NetlinkError;
+use margay_netlink::Subscription;
+use margay_netlink::route::NetlinkError;
 
 /// Follows it from a thread in the network namespace of the calling thread; the thread ends with the first change that nobody waits for. While no link has
 /// the address, what was found last stays.

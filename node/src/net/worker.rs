@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::driver::{Driver, Outcome, Part};
 use super::hint::{self, Hint, Interest};
 use super::monitor::Monitor;
-use super::netlink::NetlinkError;
+use margay_netlink::route::NetlinkError;
 use super::plan::Plan;
 
 /// Delays between attempts at what failed.

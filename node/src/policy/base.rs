@@ -14,7 +14,7 @@ use super::ipvs;
 use super::names;
 use super::rule::Logging;
 use crate::net::plan::{VERSIONS, has_vxlan, version_of, vxlan_device_name};
-use crate::nft::{
+use margay_nft::{
     AddressType, Base, Chain, ChainName, ChainType, CtState, Datum, Family, Field, FieldType, Hook, IfName, Key,
     Masquerade, Match, Op, Policy, Proto, Rule, Selector, Set, SetKind, SetName, Side, Statement, Transport, Verdict,
 };

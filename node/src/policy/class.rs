@@ -11,7 +11,7 @@ use super::host;
 use super::merge::{self, Item, Role, Unions};
 use super::names;
 use super::rule::{self, Context, Origin};
-use crate::nft::{Chain, ChainName, Family, MarkSet, Rule, Statement, Verdict};
+use margay_nft::{Chain, ChainName, Family, MarkSet, Rule, Statement, Verdict};
 
 /// What the rules of one policy in one direction may list: more than a server lets through (`margay_api::limits`), and little enough that one policy
 /// keeps no node from programming the others.

@@ -25,7 +25,7 @@ use super::ipvs;
 use super::merge::{self, Unions};
 use super::names;
 use super::union::Union;
-use crate::nft::{
+use margay_nft::{
     Chain, ChainName, Family, Field, IfName, Key, Ruleset, Set, SetName, Transaction, TransactionOp, Value, Verdict,
 };
 use crate::state::Dirty;
@@ -383,7 +383,7 @@ impl Compiler {
             for address in &pod.addresses {
                 if let Some(set) = pods.get_mut(&elements::family(*address)) {
                     set.elements.insert(
-                        Key::from([Field::from(interface), Field::from(crate::nft::Datum::from(*address))]),
+                        Key::from([Field::from(interface), Field::from(margay_nft::Datum::from(*address))]),
                         Value::Member,
                     );
                 }

@@ -5,7 +5,7 @@
 //! sides takes as many nftables rules as it has ports, and not their product.
 
 use super::names;
-use crate::nft::{Chain, ChainName, MarkSet, Match, Op, Rule, SetRef, Statement, Verdict};
+use margay_nft::{Chain, ChainName, MarkSet, Match, Op, Rule, SetRef, Statement, Verdict};
 
 /// Combinations that are rules of their own, at most, where there is another way.
 const COMBINED: usize = 16;

@@ -12,7 +12,7 @@ use margay_calc::flush::MemberDelta;
 use margay_calc::model::{IpSetRecord, Member, SetId, SetKind as MemberKind};
 
 use super::names::{self, Holds};
-use crate::nft::{Datum, Family, Field, FieldType, Key, Proto, Set, SetKind, SetName, Value};
+use margay_nft::{Datum, Family, Field, FieldType, Key, Proto, Set, SetKind, SetName, Value};
 
 /// Which kernel sets a set of the view has. Rules depend on this, and on nothing else of its members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

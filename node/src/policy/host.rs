@@ -18,7 +18,7 @@ use margay_calc::model::{HostEndpointRecord, HostInterfaces};
 use super::base::{self, Fixed, Inputs};
 use super::class::{Class, Direction, Stage};
 use super::names;
-use crate::nft::{
+use margay_nft::{
     ChainType, Datum, Family, Field, Hook, IfName, Key, MarkSet, Match, Op, Proto, Rule, Selector, Set, SetKind,
     Statement, Transport, Verdict,
 };
@@ -224,7 +224,7 @@ impl Hooks<'_> {
         fixed.chain("host-leave", leave, self.leave());
         if self.claims.others.is_none() && !self.inputs.allows_invalid() {
             let keys = self.claims.interfaces.keys().map(|interface| Key::from(Datum::Iface(*interface)));
-            fixed.set(&names::set(INTERFACES), SetKind::of(crate::nft::FieldType::Iface), keys);
+            fixed.set(&names::set(INTERFACES), SetKind::of(margay_nft::FieldType::Iface), keys);
         }
         fixed
     }
@@ -233,7 +233,7 @@ impl Hooks<'_> {
         let mut map = Set::new(base::dispatch_kind());
         for (interface, name) in &self.claims.interfaces {
             for (family, entry) in Family::ALL.into_iter().zip(self.entry(name, point)) {
-                map.elements.insert(base::dispatch_key(family, *interface), crate::nft::Value::Verdict(entry));
+                map.elements.insert(base::dispatch_key(family, *interface), margay_nft::Value::Verdict(entry));
             }
         }
         fixed.sets.insert(names::set(point.name()), map);
@@ -300,7 +300,7 @@ impl Hooks<'_> {
             None => Rule::new().when(Match::in_set(interface, &names::set(INTERFACES))),
         };
         (!self.inputs.allows_invalid())
-            .then(|| rule.when(Match::CtState(Op::Eq, crate::nft::CtState::INVALID)).counter().drop())
+            .then(|| rule.when(Match::CtState(Op::Eq, margay_nft::CtState::INVALID)).counter().drop())
     }
 
     /// What no policy has a say about.

@@ -21,7 +21,7 @@ use super::base::{self, Fixed, Inputs};
 use super::elements;
 use super::host::Links;
 use super::names;
-use crate::nft::{
+use margay_nft::{
     ChainType, Datum, Family, Hook, IfName, Key, MarkSet, Match, Op, Rule, Selector, Set, SetKind, SetName, Statement,
     Value, Verdict,
 };

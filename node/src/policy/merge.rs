@@ -20,7 +20,7 @@ use margay_calc::model::{RuleRecord, SetId, SideMatch};
 
 use super::names;
 use super::rule::{Origin, sets_of_side};
-use crate::nft::Side;
+use margay_nft::Side;
 
 /// Fewer lookups than this are done one by one: a union costs memory, and an element more whenever a member comes or goes.
 const WORTHWHILE: usize = 4;

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::agent::Kernel;
-use crate::nft::{Chain, ExecError, Ruleset, Set, TableName, Transaction, TransactionOp as Op, diff};
+use margay_nft::{Chain, ExecError, Ruleset, Set, TableName, Transaction, TransactionOp as Op, diff};
 
 /// What the test decides about an operation.
 pub(crate) type Whim = Box<dyn Fn(&Op) -> bool + Send>;

@@ -3,7 +3,7 @@
 use margay_calc::model::SetId;
 use sha2::{Digest, Sha256};
 
-use crate::nft::{ChainName, Family, IfName, SetName, TableName};
+use margay_nft::{ChainName, Family, IfName, SetName, TableName};
 
 /// The table, which belongs to us alone.
 pub fn table() -> TableName {

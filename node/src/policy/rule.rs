@@ -16,7 +16,7 @@ use super::class::Stage;
 use super::demands::{Compiled, Demands, Tests};
 use super::elements::{self, Shape};
 use super::names::{self, Holds};
-use crate::nft::{
+use margay_nft::{
     Datum, Family, Field, Key, Limit, Log, LogTarget, Match, Op, Proto, RateUnit, Selector, Set, SetKind, SetRef, Side,
     Statement, Transport, Value, Verdict,
 };

@@ -22,7 +22,7 @@ use proptest::sample::{select, subsequence};
 use super::host::Links;
 use super::rule::{Logging, Origin};
 use super::simulate::Packet;
-use crate::nft::{CtState, IfName};
+use margay_nft::{CtState, IfName};
 
 pub(crate) type Records = BTreeMap<RecordId, Record>;
 

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use crate::nft::{
+use margay_nft::{
     AddressType, Chain, CtState, Datum, Family, Field, Hook, IfName, Key, Match, Op, Policy, Proto, Rule, Ruleset,
     Selector, Set, SetRef, Side, Statement, Value, Verdict,
 };
@@ -205,8 +205,8 @@ impl Machine<'_> {
 }
 
 /// The ports as a rule reads them; without a test of the protocol whatever stands there is read, so the compiler never does that unguarded.
-fn ported(packet: &Packet, transport: crate::nft::Transport) -> Option<(u16, u16)> {
-    use crate::nft::Transport;
+fn ported(packet: &Packet, transport: margay_nft::Transport) -> Option<(u16, u16)> {
+    use margay_nft::Transport;
     let protocol = match transport {
         Transport::Any => return packet.ports.or(Some((0xdead, 0xdead))),
         Transport::Tcp => 6,

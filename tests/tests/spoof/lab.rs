@@ -12,7 +12,7 @@ use margay_api::rule::Action;
 use margay_calc::model::{EndpointRecord, PoolRecord, Record, RecordId, RouteRecord};
 use margay_node::agent::{self, AgentHandle, Event, Netfilter, Parts};
 use margay_node::metrics::Metrics;
-use margay_node::net::netlink::Socket;
+use margay_netlink::route::RouteSocket;
 use margay_node::net::pod::{self, PodLink};
 use margay_node::net::worker::Network;
 use margay_node::policy::Attached;
@@ -328,7 +328,7 @@ fn mk_pod(host: &Namespace, node: u8, number: u8) -> Result<Pod> {
         let name = interface_name(&key);
         let link =
             PodLink { host: &name, pod: "eth0", namespace: namespace.file(), mtu: 1450, mac: pod::mac(&name, "eth0") };
-        let mut socket = Socket::open()?;
+        let mut socket = RouteSocket::open()?;
         let index = pod::create(&mut socket, &link)?;
         let mac = pod::configure(&link, &nets)?;
         pod::route(&mut socket, index, &nets)?;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use margay_runtime::backoff::jitter;
 
 use super::Owner;
-use crate::nft::{ExecError, Transaction};
+use margay_nft::{ExecError, Transaction};
 
 /// Attempts in a row before a kernel that has no room is asked for less: until then the room may come back.
 const ROOM: u32 = 10;

@@ -10,7 +10,7 @@ use margay_api::rule::IpVersion;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 
 use crate::net::plan::version_of;
-use crate::nft::wire::{Header, NF_HEADER, Writer, attribute, attribute_u32};
+use margay_netlink::wire::{Header, NF_HEADER, Writer, attribute, attribute_u32};
 
 /// `NFNL_SUBSYS_CTNETLINK`, in the upper half of a message type.
 const SUBSYSTEM: u16 = 1 << 8;

@@ -8,13 +8,11 @@ use netlink_packet_core::{NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR};
 use nix::errno::Errno;
 
 use super::message::{self, Entry, Place, Subject};
-use crate::nft::sys::NetlinkSocket;
-use crate::nft::wire::{messages, u32_ne};
+use margay_netlink::{Buffers, Protocol, Socket};
+use margay_netlink::wire::{messages, u32_ne};
 
-/// Requests are small.
-const SEND_ROOM: usize = 64 << 10;
-/// Room for a part of a list.
-const RECEIVE_ROOM: usize = 1 << 20;
+/// Requests are small; room for a part of a list.
+const BUFFERS: Buffers = Buffers { send: Some(64 << 10), receive: 1 << 20 };
 
 /// Why entries could not be deleted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,14 +51,14 @@ pub trait Table: Send + 'static {
 
 /// The real one.
 pub struct Kernel {
-    socket: NetlinkSocket,
+    socket: Socket,
     sequence: u32,
 }
 
 impl Kernel {
     /// Opens a socket in the calling thread's network namespace; needs CAP_NET_ADMIN.
     pub fn open() -> io::Result<Self> {
-        Ok(Self { socket: NetlinkSocket::open(SEND_ROOM, RECEIVE_ROOM)?, sequence: 0 })
+        Ok(Self { socket: Socket::open(Protocol::Netfilter, 0, BUFFERS)?, sequence: 0 })
     }
 
     /// Sends a request and hands the body of each answer to `each`; returns the kernel's error number, 0 for none, and whether the list was
@@ -71,7 +69,7 @@ impl Kernel {
         self.socket.send(&request(sequence))?;
         let mut interrupted = false;
         // The kernel works within the calls: nothing has to be waited for.
-        while let Some(datagram) = self.socket.receive()? {
+        while let Some(datagram) = self.socket.try_receive()? {
             for (header, body) in messages(datagram).filter(|(header, _)| header.sequence == sequence) {
                 interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
                 match header.kind {

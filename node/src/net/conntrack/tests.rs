@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 
 use margay_api::rule::IpVersion;
+use margay_netlink::wire::{Header, Writer, messages, u32_ne};
+use margay_netlink::{Buffers, Protocol, Socket};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
 use super::message::{Entry, Place};
 use super::*;
-use crate::nft::sys::NetlinkSocket;
-use crate::nft::wire::{Header, Writer, messages, u32_ne};
 
 /// See [`Conntrack::refusing`].
 pub(super) struct Refusing;
@@ -129,7 +129,7 @@ fn put_tuple(writer: &mut Writer, kind: u16, protocol: u8, [source, destination]
 }
 
 /// Makes an entry as if its packets had been seen.
-fn make(socket: &mut NetlinkSocket, (name, protocol, zone, places): &Row) {
+fn make(socket: &mut Socket, (name, protocol, zone, places): &Row) {
     const NEW: u16 = 1 << 8;
     let family = if address(places[0]).is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
@@ -179,7 +179,7 @@ fn purged(
 ) -> BTreeSet<&'static str> {
     let mut left = BTreeSet::new();
     isolated(|| {
-        let mut socket = NetlinkSocket::open(64 << 10, 64 << 10).expect("a socket");
+        let mut socket = Socket::open(Protocol::Netfilter, 0, Buffers { send: None, receive: 64 << 10 }).expect("a socket");
         ROWS.iter().for_each(|row| make(&mut socket, row));
         let mut kernel = Kernel::open().expect("a socket");
         assert_eq!(present(&mut kernel).len(), ROWS.len(), "all are there at first");
@@ -240,7 +240,7 @@ fn no_address_that_means_everything_is_a_subject() {
         assert_eq!(Subject::new(address(everything)), None);
     }
     isolated(|| {
-        let mut socket = NetlinkSocket::open(64 << 10, 64 << 10).expect("a socket");
+        let mut socket = Socket::open(Protocol::Netfilter, 0, Buffers { send: None, receive: 64 << 10 }).expect("a socket");
         make(&mut socket, &ROWS[0]);
         let asked = Kernel::open().expect("a socket").flush(subject("fd00::1"), Place::OriginalSource);
         assert!(!asked.expect("no question"), "for IPv6 the kernel would take all others");

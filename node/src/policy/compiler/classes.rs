@@ -7,7 +7,7 @@ use margay_calc::model::{Record, RecordId, SetId};
 
 use super::delta::Delta;
 use super::{Bound, ClassState, Classes, Compiler, Known, Part, Records, UNION_PART, set_of};
-use crate::nft::Family;
+use margay_nft::Family;
 use crate::policy::class::{self, Class, Direction, Plan, Policies};
 use crate::policy::elements::Shape;
 use crate::policy::merge::{self, Parts, Role};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::nft::{ChainName, Key, Ruleset, Set, SetKind, SetName, Transaction, diff};
+use margay_nft::{ChainName, Key, Ruleset, Set, SetKind, SetName, Transaction, diff};
 use crate::policy::names;
 
 /// What one call replaces: names with their former and their new value.

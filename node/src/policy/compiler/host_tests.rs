@@ -9,7 +9,7 @@ use margay_calc::model::{HostEndpointRecord, HostInterfaces, RuleRecord, SideMat
 use proptest::prelude::*;
 
 use super::*;
-use crate::nft::{CtState, Hook};
+use margay_nft::{CtState, Hook};
 use crate::policy::host::Links;
 use crate::policy::sample::{self, NODE, mk_address, mk_links, mk_net, mk_pod, mk_policy_key, mk_rule, mk_set_id};
 use crate::policy::simulate::{self, Packet};

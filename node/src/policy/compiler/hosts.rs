@@ -6,7 +6,7 @@ use margay_calc::model::{HostInterfaces, Record, RecordId};
 
 use super::delta::Delta;
 use super::{Bound, Classes, Compiler, Records};
-use crate::nft::Transaction;
+use margay_nft::Transaction;
 use crate::policy::host::{self, Claims, Entries, Hooks, Links, POINTS, Point};
 use crate::state::Dirty;
 

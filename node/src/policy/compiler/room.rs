@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::{Compiler, Part};
-use crate::nft::{Chain, Match, Rule, SetRef, Statement, Transaction, TransactionOp};
+use margay_nft::{Chain, Match, Rule, SetRef, Statement, Transaction, TransactionOp};
 
 impl Compiler {
     /// The parts of the table that most of the transaction is about, the largest first, of those that are not refused yet.

@@ -7,7 +7,7 @@ use margay_calc::model::{IpSetRecord, Member, RecordId, SetId};
 
 use super::delta::Delta;
 use super::{Classes, Compiler, Part, Records, UNION_PART, set_of};
-use crate::nft::Set;
+use margay_nft::Set;
 use crate::policy::elements::{self, Shape};
 use crate::policy::merge::Unions;
 use crate::policy::union::Union;

@@ -5,7 +5,7 @@ use margay_api::rule::{Action, PortRange, Protocol};
 use margay_calc::model::{EndpointRecord, Member, RuleRecord, SetKind as MemberKind, SideMatch, TierBinding};
 
 use super::*;
-use crate::nft::Hook;
+use margay_nft::Hook;
 use crate::policy::sample::{NODE, mk_address, mk_net, mk_packet, mk_pod, mk_policy_key, mk_rule};
 use crate::policy::simulate::{self, Packet};
 

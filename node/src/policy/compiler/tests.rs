@@ -16,7 +16,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::agent::Kernel;
-use crate::nft::{CtState, Hook};
+use margay_nft::{CtState, Hook};
 use crate::policy::host::Links;
 use crate::policy::model::Model;
 use crate::policy::sample::{self, NODE, mk_address, mk_net, mk_packet, mk_pod, mk_policy_key, mk_rule, mk_set_id};

@@ -1,9 +1,6 @@
-//! A blocking rtnetlink socket: one request at a time, or a batch that goes out in few system calls.
-//!
-//! The kernel answers inside `send`, so there is nothing to wait for and no reactor to involve: a call takes microseconds.
+//! rtnetlink requests: one at a time, or a batch that goes out in few system calls.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
@@ -11,10 +8,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket,
-    sockopt,
-};
+
+use crate::socket::{Buffers, Protocol, Socket};
 
 /// How an object that exists already is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,15 +53,15 @@ impl NetlinkError {
     }
 }
 
-/// A socket in the network namespace of the thread that opened it; it stays there.
-pub struct Socket {
-    fd: OwnedFd,
+/// An rtnetlink socket in the network namespace of the thread that opened it; it stays there.
+#[derive(Debug)]
+pub struct RouteSocket {
+    socket: Socket,
     sequence: u32,
-    buffer: Vec<u8>,
 }
 
-/// Answers of up to this size are read in one call; the kernel caps dump chunks at 32 KiB.
-const RECEIVE: usize = 64 * 1024;
+/// Answers that wait to be read: those of a batch, 36 bytes each.
+const RECEIVE: usize = 1 << 20;
 /// Length of a message's header.
 pub const HEADER: usize = 16;
 /// Requests are collected up to this many bytes before they are sent.
@@ -74,14 +69,11 @@ const BATCH: usize = 32 * 1024;
 /// Readings of a list that changes meanwhile before giving up; a reading takes milliseconds.
 const READINGS: usize = 20;
 
-impl Socket {
+impl RouteSocket {
     /// Opens a socket in the calling thread's network namespace.
     pub fn open() -> Result<Self, NetlinkError> {
-        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)
-            .map_err(io::Error::from)?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(io::Error::from)?;
-        setsockopt(&fd, sockopt::RcvBuf, &(1 << 20)).map_err(io::Error::from)?;
-        Ok(Self { fd, sequence: 0, buffer: vec![0; RECEIVE] })
+        let buffers = Buffers { send: None, receive: RECEIVE };
+        Ok(Self { socket: Socket::open(Protocol::Route, 0, buffers)?, sequence: 0 })
     }
 
     /// Sends one request and waits for its acknowledgement. `what` names it in an error.
@@ -93,7 +85,7 @@ impl Socket {
     ) -> Result<(), NetlinkError> {
         let mut out = Vec::with_capacity(512);
         let sequence = self.encode(request, verb, &mut out);
-        self.send(&out)?;
+        self.socket.send(&out)?;
         match self.acknowledgement(sequence)? {
             None => Ok(()),
             Some(errno) => Err(NetlinkError::Refused { what: what(), errno }),
@@ -115,7 +107,7 @@ impl Socket {
             if out.len() < BATCH && requests.peek().is_some() {
                 continue;
             }
-            self.send(&out)?;
+            self.socket.send(&out)?;
             out.clear();
             for (index, sequence) in sent.drain(..) {
                 if let Some(errno) = self.acknowledgement(sequence)? {
@@ -137,7 +129,7 @@ impl Socket {
             message.header.sequence_number = self.sequence;
             let mut out = vec![0; message.buffer_len()];
             message.serialize(&mut out);
-            self.send(&out)?;
+            self.socket.send(&out)?;
             let mut listing = Listing::default();
             while !listing.is_whole {
                 for message in self.receive()? {
@@ -164,7 +156,7 @@ impl Socket {
     ) -> Result<Option<RouteNetlinkMessage>, NetlinkError> {
         let mut out = Vec::with_capacity(128);
         let sequence = self.encode(request, Verb::Change, &mut out);
-        self.send(&out)?;
+        self.socket.send(&out)?;
         let mut found = None;
         loop {
             for message in self.receive()? {
@@ -205,11 +197,6 @@ impl Socket {
         self.sequence
     }
 
-    fn send(&self, bytes: &[u8]) -> Result<(), NetlinkError> {
-        uninterrupted(|| send(self.fd.as_raw_fd(), bytes, MsgFlags::empty())).map_err(io::Error::from)?;
-        Ok(())
-    }
-
     fn acknowledgement(&mut self, sequence: u32) -> Result<Option<Errno>, NetlinkError> {
         loop {
             for message in self.receive()? {
@@ -223,19 +210,7 @@ impl Socket {
     }
 
     fn receive(&mut self) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, NetlinkError> {
-        let (fd, buffer) = (self.fd.as_raw_fd(), &mut self.buffer);
-        let read = uninterrupted(|| recv(fd, buffer, MsgFlags::empty())).map_err(io::Error::from)?;
-        parse(&self.buffer[..read])
-    }
-}
-
-/// A call that a signal interrupts is made again.
-fn uninterrupted(mut call: impl FnMut() -> nix::Result<usize>) -> nix::Result<usize> {
-    loop {
-        match call() {
-            Err(Errno::EINTR) => {}
-            result => return result,
-        }
+        parse(self.socket.receive()?)
     }
 }
 

@@ -13,7 +13,7 @@ use super::exec::{Generation, Socket};
 use super::ruleset::{Base, ChainName, Ruleset, SetName, TableName};
 use super::set::Set;
 use super::transaction::Transaction;
-use super::wire::{Writer, attribute_str, attribute_u32};
+use margay_netlink::wire::{Writer, attribute_str, attribute_u32};
 
 mod decode;
 

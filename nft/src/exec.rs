@@ -8,14 +8,12 @@ use std::io;
 
 use super::constants::*;
 use super::encode::{Batch, Origin};
-use super::sys::NetlinkSocket;
+use margay_netlink::{Buffers, Protocol, Socket as NetlinkSocket};
 use super::transaction::{Op, Transaction};
-use super::wire::{Header, attribute_str, attribute_u32, messages, u32_ne};
+use margay_netlink::wire::{Header, attribute_str, attribute_u32, messages, u32_ne};
 
-/// Largest batch: a table of a hundred thousand rules.
-const SEND_ROOM: usize = 64 << 20;
-/// Room for answers; errors of a refused batch come one per operation.
-const RECEIVE_ROOM: usize = 4 << 20;
+/// The largest batch is a table of a hundred thousand rules; errors of a refused batch come one per operation.
+const BUFFERS: Buffers = Buffers { send: Some(64 << 20), receive: 4 << 20 };
 
 /// The kernel's count of commits in this network namespace, ours and others'.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,7 +78,7 @@ struct Outcome {
 impl Socket {
     /// Opens the socket; needs CAP_NET_ADMIN.
     pub fn open() -> io::Result<Self> {
-        let netlink = NetlinkSocket::open(SEND_ROOM, RECEIVE_ROOM)?;
+        let netlink = NetlinkSocket::open(Protocol::Netfilter, 0, BUFFERS)?;
         Ok(Self { netlink, batch: Batch::default(), sequence: 0 })
     }
 
@@ -129,7 +127,7 @@ impl Socket {
     fn outcome(&mut self) -> io::Result<Outcome> {
         let mut outcome = Outcome::default();
         while !outcome.acknowledged || outcome.refused.is_some() {
-            let Some(datagram) = self.netlink.receive()? else {
+            let Some(datagram) = self.netlink.try_receive()? else {
                 break;
             };
             for (header, body) in messages(datagram).filter(|(header, _)| self.batch.holds(header.sequence)) {
@@ -149,7 +147,7 @@ impl Socket {
     /// Throws away answers to earlier requests that nobody waited for. A lost one is of no interest either.
     fn drain(&mut self) -> io::Result<()> {
         loop {
-            match self.netlink.receive() {
+            match self.netlink.try_receive() {
                 Ok(Some(_)) => {}
                 Ok(None) => return Ok(()),
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
@@ -163,7 +161,7 @@ impl Outcome {
     fn read(&mut self, header: Header, body: &[u8], last: u32) {
         if header.kind == NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN {
             self.generation =
-                body.get(super::wire::NF_HEADER..).and_then(|body| attribute_u32(body, NFTA_GEN_ID)).map(Generation);
+                body.get(margay_netlink::wire::NF_HEADER..).and_then(|body| attribute_u32(body, NFTA_GEN_ID)).map(Generation);
         }
         if header.kind != NLMSG_ERROR {
             return;
@@ -181,7 +179,7 @@ impl Outcome {
 pub(super) fn error_of(header: Header, body: &[u8]) -> (i32, Option<String>) {
     let errno = u32_ne(body, 0).map_or(libc::EPROTO, |number| -(number as i32));
     let request = if header.flags & NLM_F_CAPPED != 0 {
-        super::wire::HEADER
+        margay_netlink::wire::HEADER
     } else {
         u32_ne(body, 4).map_or(0, |length| (length as usize).next_multiple_of(4))
     };
@@ -217,18 +215,18 @@ impl Socket {
         &mut self,
         kind: u16,
         flags: u16,
-        body: impl FnOnce(&mut super::wire::Writer),
+        body: impl FnOnce(&mut margay_netlink::wire::Writer),
         mut each: impl FnMut(u16, &[u8]),
     ) -> io::Result<bool> {
         self.drain()?;
         let sequence = self.sequence;
         self.sequence = sequence.wrapping_add(1);
         let header = Header { kind: NFNL_SUBSYS_NFTABLES << 8 | kind, flags: NLM_F_REQUEST | flags, sequence };
-        let mut writer = super::wire::Writer::default();
+        let mut writer = margay_netlink::wire::Writer::default();
         writer.message(header, NFPROTO_INET, 0, body);
         self.netlink.send(writer.bytes())?;
         let mut interrupted = false;
-        while let Some(datagram) = self.netlink.receive()? {
+        while let Some(datagram) = self.netlink.try_receive()? {
             for (header, body) in messages(datagram).filter(|(header, _)| header.sequence == sequence) {
                 interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
                 match header.kind {
@@ -237,7 +235,7 @@ impl Socket {
                         (0, _) => return Ok(interrupted),
                         (errno, _) => return Err(io::Error::from_raw_os_error(errno)),
                     },
-                    kind => each(kind & 0xff, body.get(super::wire::NF_HEADER..).unwrap_or_default()),
+                    kind => each(kind & 0xff, body.get(margay_netlink::wire::NF_HEADER..).unwrap_or_default()),
                 }
             }
             if flags & NLM_F_DUMP != NLM_F_DUMP {

@@ -1,5 +1,5 @@
 //! Times of chains in the nftables engine against a real kernel, in a network namespace of its own (needs root; sets are in `make bench`):
-//! `cargo run -p margay-node --example nft_bench`.
+//! `cargo run -p margay-nft --example bench`.
 //!
 //! Anchors are the figures of the same operations by other means: a raw netlink program in C, and Felix, which starts
 //! the `nft` program for each. Compare shapes and ratios; absolute times are those of the machine they were taken on.
@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use margay_node::nft::{Chain, ChainName, Match, Rule, Ruleset, Selector, Socket, TableName, Transaction, diff};
+use margay_nft::{Chain, ChainName, Match, Rule, Ruleset, Selector, Socket, TableName, Transaction, diff};
 use nix::sched::{CloneFlags, unshare};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -4,7 +4,7 @@ use super::super::constants::*;
 use super::super::rule::{Rule, SetRef, Verdict};
 use super::super::ruleset::TableName;
 use super::super::set::{Datum, Family, Field, FieldType, Key, Set, SetKind, Value, ValueType};
-use super::super::wire::Writer;
+use margay_netlink::wire::Writer;
 use super::{Batch, Origin};
 
 /// Bytes of elements in one message; the attribute that holds them ends at 64 KiB.

@@ -1,10 +1,12 @@
-//! A typed nftables engine on raw netlink: it owns one table of family `inet` and knows nothing of policy.
+//! Typed nftables over netlink: one table of family `inet` as a plain value, and the transactions that change it.
 //!
-//! A [`Ruleset`] is a plain value. It prints as the text that `nft list table` shows ([`Ruleset::to_string`]),
-//! and two of them become the one [`Transaction`] that leads from the first to the second ([`diff`]).
+//! A [`Ruleset`] prints as the text that `nft list table` shows ([`Ruleset::to_string`]), and two of them become the
+//! one [`Transaction`] that leads from the first to the second ([`diff`]). [`Socket::exec`] carries it out whole or
+//! not at all, [`Socket::list`] reads the table back, and [`Monitor`] reports what other programs do to it.
 //!
 //! No program is started and no foreign table is read. Everything that can change often belongs into sets and maps:
 //! a set element costs microseconds, a new jump or verdict makes the kernel validate everything it can reach.
+#![doc = include_str!("../README.md")]
 
 mod check;
 mod constants;
@@ -16,10 +18,8 @@ mod monitor;
 mod rule;
 mod ruleset;
 mod set;
-pub(crate) mod sys;
 mod text;
 mod transaction;
-pub(crate) mod wire;
 
 pub use check::Fault;
 pub use diff::diff;

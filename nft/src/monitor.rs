@@ -10,12 +10,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use super::constants::*;
 use super::exec::Generation;
 use super::ruleset::TableName;
-use super::sys::NetlinkSocket;
-use super::wire::{NF_HEADER, attribute_str, attribute_u32, messages};
+use margay_netlink::{Buffers, Protocol, Socket as NetlinkSocket};
+use margay_netlink::wire::{NF_HEADER, attribute_str, attribute_u32, messages};
 
 /// Room for announcements not read yet: some ten thousand elements changed by others in one go. What does not fit is
 /// reported as [`Event::Lost`].
-const RECEIVE_ROOM: usize = 4 << 20;
+const BUFFERS: Buffers = Buffers { send: None, receive: 4 << 20 };
 
 /// A subscription to changes of one table by others.
 ///
@@ -69,15 +69,15 @@ pub enum Touched {
 impl Monitor {
     /// Subscribes to changes of this table from now on, except those made through sockets with these ports.
     pub fn open(table: TableName, except: &[u32]) -> io::Result<Self> {
-        let netlink = NetlinkSocket::open(0, RECEIVE_ROOM)?;
-        netlink.subscribe(except)?;
+        let netlink = NetlinkSocket::open(Protocol::Netfilter, 0, BUFFERS)?;
+        netlink.subscribe(NFNLGRP_NFTABLES, except)?;
         Ok(Self { netlink, table, touched: BTreeSet::new() })
     }
 
     /// The next event, if there is one yet.
     pub fn try_next(&mut self) -> io::Result<Option<Event>> {
         loop {
-            match self.netlink.receive() {
+            match self.netlink.try_receive() {
                 Ok(Some(datagram)) => {
                     let change = read(datagram, &self.table, &mut self.touched);
                     if let Some(change) = change {

@@ -4,7 +4,7 @@ use super::constants::*;
 use super::ruleset::{Base, Chain, ChainName, ChainType, Hook, Policy, TableName};
 use super::set::SetKind;
 use super::transaction::{Op, Transaction};
-use super::wire::{Header, Writer};
+use margay_netlink::wire::{Header, Writer};
 
 mod rule;
 mod set;

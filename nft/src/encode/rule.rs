@@ -11,7 +11,7 @@ use super::super::rule::{
     Rule, Selector, SetRef, Side, Statement, Transport,
 };
 use super::super::set::{CtState, Datum, Family, Field, IfName, Proto};
-use super::super::wire::Writer;
+use margay_netlink::wire::Writer;
 use super::set::{AnonymousId, Packed, field_width, put_verdict};
 
 /// The first register; four bytes each follow.

@@ -9,7 +9,7 @@ use super::super::encode::{chain_type_name, data_length, field_width, hook_numbe
 use super::super::rule::Verdict;
 use super::super::ruleset::{Base, ChainName, ChainType, Hook, Policy, SetName};
 use super::super::set::{CtState, Datum, Family, Field, FieldType, IfName, Key, Proto, Set, SetKind, Value, ValueType};
-use super::super::wire::{attribute, attribute_str, attribute_u32, attributes, text};
+use margay_netlink::wire::{attribute, attribute_str, attribute_u32, attributes, text};
 
 /// A chain's name and attachment.
 pub fn chain(attributes: &[u8]) -> Result<(ChainName, Option<Base>), String> {
