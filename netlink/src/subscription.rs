@@ -31,10 +31,7 @@ impl Subscription {
     }
 
     /// Blocks until a notification comes that matters. Lost and unreadable ones do.
-    pub fn wait(
-        &mut self,
-        matters: impl Fn(&NetlinkPayload<RouteNetlinkMessage>) -> bool,
-    ) -> Result<(), NetlinkError> {
+    pub fn wait(&mut self, matters: impl Fn(&NetlinkPayload<RouteNetlinkMessage>) -> bool) -> Result<(), NetlinkError> {
         loop {
             let Some(bytes) = self.read()? else { return Ok(()) };
             if parse(bytes).map_or(true, |found| found.iter().any(|message| matters(&message.payload))) {

@@ -8,9 +8,9 @@ use std::io;
 
 use super::constants::*;
 use super::encode::{Batch, Origin};
-use margay_netlink::{Buffers, Protocol, Socket as NetlinkSocket};
 use super::transaction::{Op, Transaction};
 use margay_netlink::wire::{Header, attribute_str, attribute_u32, messages, u32_ne};
+use margay_netlink::{Buffers, Protocol, Socket as NetlinkSocket};
 
 /// The largest batch is a table of a hundred thousand rules; errors of a refused batch come one per operation.
 const BUFFERS: Buffers = Buffers { send: Some(64 << 20), receive: 4 << 20 };
@@ -160,8 +160,10 @@ impl Socket {
 impl Outcome {
     fn read(&mut self, header: Header, body: &[u8], last: u32) {
         if header.kind == NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN {
-            self.generation =
-                body.get(margay_netlink::wire::NF_HEADER..).and_then(|body| attribute_u32(body, NFTA_GEN_ID)).map(Generation);
+            self.generation = body
+                .get(margay_netlink::wire::NF_HEADER..)
+                .and_then(|body| attribute_u32(body, NFTA_GEN_ID))
+                .map(Generation);
         }
         if header.kind != NLMSG_ERROR {
             return;

@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use super::constants::*;
 use super::exec::Generation;
 use super::ruleset::TableName;
-use margay_netlink::{Buffers, Protocol, Socket as NetlinkSocket};
 use margay_netlink::wire::{NF_HEADER, attribute_str, attribute_u32, messages};
+use margay_netlink::{Buffers, Protocol, Socket as NetlinkSocket};
 
 /// Room for announcements not read yet: some ten thousand elements changed by others in one go. What does not fit is
 /// reported as [`Event::Lost`].

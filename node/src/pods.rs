@@ -39,17 +39,17 @@ use crate::ipam::objects::Objects;
 use crate::ipam::pools;
 use crate::ipam::spaces;
 use crate::ipam::store::Store;
-use crate::net::conntrack::Conntrack;
-use crate::net::driver::Driver;
-use margay_netlink::route::RouteSocket;
-use crate::net::plan::{VERSIONS, has_vxlan, vxlan_overhead};
-use crate::net::present;
-use crate::net::removal::Removal;
-use crate::net::underlay;
-use crate::policy::{Attached, Compiler, Links};
 use crate::requests::bounded;
 use crate::state::State;
 use crate::upstream::notices::{Announce, Notices};
+use margay_dataplane::routes::conntrack::Conntrack;
+use margay_dataplane::routes::driver::Driver;
+use margay_dataplane::routes::plan::{VERSIONS, has_vxlan, vxlan_overhead};
+use margay_dataplane::routes::present;
+use margay_dataplane::routes::removal::Removal;
+use margay_dataplane::routes::underlay;
+use margay_dataplane::{Attached, Links};
+use margay_netlink::route::RouteSocket;
 
 /// The view is looked at for blocks, labels and pools at most this often.
 const LOOK: Duration = Duration::from_millis(50);

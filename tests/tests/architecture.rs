@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 
 /// Which of our crates each may use.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("margay-api", &[]),
     ("margay-calc", &["margay-api"]),
     ("margay-proto", &["margay-api", "margay-calc"]),
@@ -15,9 +15,10 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("margay-netlink", &[]),
     ("margay-nft", &["margay-netlink"]),
     ("margay-typha", &["margay-api", "margay-calc", "margay-proto", "margay-runtime"]),
+    ("margay-dataplane", &["margay-api", "margay-calc", "margay-netlink", "margay-nft", "margay-runtime"]),
     (
         "margay-node",
-        &["margay-api", "margay-calc", "margay-netlink", "margay-nft", "margay-proto", "margay-runtime"],
+        &["margay-api", "margay-calc", "margay-dataplane", "margay-netlink", "margay-proto", "margay-runtime"],
     ),
     ("margay-cni", &["margay-proto"]),
     ("margay-operator", &["margay-api", "margay-runtime"]),
@@ -27,6 +28,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
         &[
             "margay-api",
             "margay-calc",
+            "margay-dataplane",
             "margay-netlink",
             "margay-nft",
             "margay-node",

@@ -11,8 +11,8 @@ use super::super::rule::{
     Rule, Selector, SetRef, Side, Statement, Transport,
 };
 use super::super::set::{CtState, Datum, Family, Field, IfName, Proto};
-use margay_netlink::wire::Writer;
 use super::set::{AnonymousId, Packed, field_width, put_verdict};
+use margay_netlink::wire::Writer;
 
 /// The first register; four bytes each follow.
 const FIRST: u32 = NFT_REG32_00;

@@ -4,8 +4,8 @@ use super::super::constants::*;
 use super::super::rule::{Rule, SetRef, Verdict};
 use super::super::ruleset::TableName;
 use super::super::set::{Datum, Family, Field, FieldType, Key, Set, SetKind, Value, ValueType};
-use margay_netlink::wire::Writer;
 use super::{Batch, Origin};
+use margay_netlink::wire::Writer;
 
 /// Bytes of elements in one message; the attribute that holds them ends at 64 KiB.
 const LIST_MAX: usize = 48 * 1024;

@@ -19,7 +19,7 @@ use super::attachment::{Attachment, AttachmentId};
 use super::ports::Demand;
 use margay_netlink::namespace;
 
-use crate::net::pod;
+use margay_dataplane::routes::pod;
 
 /// The longest name of a Linux interface.
 const MAX_IFNAME: usize = 15;

@@ -18,11 +18,11 @@ use tracing::Instrument;
 use super::attachment::{Attachment, Attachments, Leftover, handle};
 use super::ports::{AddressRequest, Addresses, Announcer, Enforcer, NoAddress};
 use super::request::{self, Config, Refusal};
-use crate::net::conntrack::{Conntrack, Extent, TableError};
+use margay_dataplane::routes::conntrack::{Conntrack, Extent, TableError};
+use margay_dataplane::routes::pod::{self, PodError, PodLink};
+use margay_dataplane::routes::present;
+use margay_dataplane::routes::removal::{self, Removal};
 use margay_netlink::route::RouteSocket;
-use crate::net::pod::{self, PodError, PodLink};
-use crate::net::present;
-use crate::net::removal::{self, Removal};
 
 /// What the service works with.
 pub struct Parts<E, A, N> {
