@@ -4,10 +4,10 @@
 //! acknowledgement. Nothing is written before the first whole view, unless the kernel holds nothing of ours and a view was saved.
 
 mod acks;
-mod kernel;
 mod linked;
 mod owner;
 mod routing;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,16 +19,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::cni::ports::{Enforcer, NotEnforced};
 use crate::metrics::Metrics;
-use crate::net::plan::{LocalPods, Plan};
-use crate::net::worker::{Network, Progress};
-use crate::policy::{Attached, Compiler, Links};
 use crate::state::{Fault, State};
 use crate::store::Store;
+use margay_dataplane::routes::plan::{LocalPods, Plan};
+use margay_dataplane::routes::worker::{Network, Progress};
+use margay_dataplane::{Attached, Dataplane, Links};
 
-pub use kernel::{Kernel, Netfilter, watch_drift, watch_links};
 pub use owner::Fatal;
 pub(crate) use owner::kind;
 pub use routing::RoutingFault;
+pub use watch::{watch_drift, watch_links};
 
 /// Events that wait at once; whoever has one more waits, and typha with it.
 const QUEUE: usize = 256;
@@ -105,7 +105,7 @@ pub enum Event {
 }
 
 /// A look at what the owner has.
-pub type Look = Box<dyn FnOnce(&State, &Compiler) + Send>;
+pub type Look = Box<dyn FnOnce(&State, &dyn Dataplane) + Send>;
 
 /// How far the agent is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -148,6 +148,9 @@ impl Status {
 pub trait Routes: Send {
     /// Makes this the wanted plan; returns its generation. Does not wait.
     fn want(&mut self, plan: Plan) -> u64;
+    /// Makes the newest plan one of these pods of the node, and changes nothing else; returns its generation. Does not
+    /// wait.
+    fn want_pods(&mut self, pods: LocalPods) -> u64;
     /// How far the kernel has come, as that changes.
     fn progress(&self) -> watch::Receiver<Progress>;
 }
@@ -155,6 +158,10 @@ pub trait Routes: Send {
 impl Routes for Network {
     fn want(&mut self, plan: Plan) -> u64 {
         Self::want(self, plan)
+    }
+
+    fn want_pods(&mut self, pods: LocalPods) -> u64 {
+        Self::want_pods(self, pods)
     }
 
     fn progress(&self) -> watch::Receiver<Progress> {
@@ -172,8 +179,8 @@ pub struct Parts {
     pub attached: BTreeMap<String, Attached>,
     /// Addresses of the node's interfaces.
     pub links: Links,
-    /// nftables.
-    pub kernel: Box<dyn Kernel>,
+    /// What enforces policy.
+    pub dataplane: Box<dyn Dataplane>,
     /// Links and routes, if this agent plans them.
     pub routes: Option<Box<dyn Routes>>,
     /// Where the view is saved, if it is.
@@ -254,12 +261,12 @@ impl AgentHandle {
     /// Looks at the state.
     pub async fn inspect<T: Send + 'static>(
         &self,
-        look: impl FnOnce(&State, &Compiler) -> T + Send + 'static,
+        look: impl FnOnce(&State, &dyn Dataplane) -> T + Send + 'static,
     ) -> Option<T> {
         let (seen, result) = oneshot::channel();
-        let look = move |state: &State, compiler: &Compiler| {
+        let look = move |state: &State, dataplane: &dyn Dataplane| {
             // The one who asked may have gone.
-            let _ = seen.send(look(state, compiler));
+            let _ = seen.send(look(state, dataplane));
         };
         self.events.send(Event::Inspect(Box::new(look))).await.ok()?;
         result.await.ok()

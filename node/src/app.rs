@@ -4,6 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use margay_dataplane::nftables::{self, Netfilter, Nftables};
+use margay_dataplane::routes::addresses::Addresses;
+use margay_dataplane::routes::worker::Network;
+use margay_dataplane::{Links, probe};
 use margay_proto::debug::node_debug_server::NodeDebugServer;
 use margay_runtime::grpc::{Admission, Trace};
 use margay_runtime::ready::{Gate, Readiness};
@@ -18,18 +22,14 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower::ServiceBuilder;
 
-use crate::agent::{self, AgentHandle, Netfilter, Routes, watch_drift, watch_links};
+use crate::agent::{self, AgentHandle, Routes, watch_drift, watch_links};
 use crate::cni::attachment::Attachments;
 use crate::cni::conf;
 use crate::config::Args;
 use crate::debug::DebugService;
-use crate::features;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
-use crate::net::addresses::Addresses;
-use crate::net::worker::Network;
 use crate::pods;
-use crate::policy;
 use crate::problems::Problems;
 use crate::requests;
 use crate::store::Store;
@@ -100,11 +100,11 @@ fn start(
     metrics: Metrics,
     problems: &Problems,
 ) -> anyhow::Result<(AgentHandle, tokio::sync::oneshot::Receiver<agent::Fatal>)> {
-    let lacks = features::demand(features::probe().context("features of the kernel")?)?;
-    problems.report("kernel", false, features::words(&lacks).as_deref());
+    let lacks = probe::demand(probe::probe().context("features of the kernel")?)?;
+    problems.report("kernel", false, probe::words(&lacks).as_deref());
     let store = Store::new(&args.state_dir);
     let kernel = Netfilter::open().context("nftables; does the agent have the capability NET_ADMIN?")?;
-    let monitor = kernel.monitor(policy::table()).context("changes of nftables")?;
+    let table = kernel.watch().context("changes of nftables")?;
     let network = Network::spawn().context("rtnetlink")?;
     let mut addresses = Addresses::open().context("addresses of the node")?;
     let links = addresses.read().context("addresses of the node")?;
@@ -113,15 +113,15 @@ fn start(
         view: store.load(),
         attached: pods::attached(attachments)?,
         links: links.clone(),
-        kernel: Box::new(kernel),
+        dataplane: Box::new(Nftables::new(&args.node_name, Box::new(kernel))),
         routes: Some(Box::new(network) as Box<dyn Routes>),
         store: Some(store),
         metrics,
     };
     let (agent, fatal) = agent::spawn(parts).context("thread of the agent")?;
-    watch_drift(monitor, agent.clone()).context("thread of the monitor")?;
+    watch_drift(table, agent.clone()).context("thread of the monitor")?;
     let problems = problems.clone();
-    let look = move |links: &policy::Links| problems.report("ipvs", false, policy::ipvs_words(links));
+    let look = move |links: &Links| problems.report("ipvs", false, nftables::ipvs_words(links));
     watch_links(addresses, links, agent.clone(), look).context("thread of the addresses")?;
     Ok((agent, fatal))
 }

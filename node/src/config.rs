@@ -7,7 +7,7 @@ use std::str::FromStr;
 use margay_api::rule::IpVersion;
 use margay_api::storage::Mode;
 
-use crate::net::plan::version_of;
+use margay_dataplane::routes::plan::version_of;
 
 /// Settings of the node agent; each is a flag and an environment variable of the same meaning.
 #[derive(Debug, Clone, clap::Args)]

@@ -2,6 +2,8 @@
 
 use margay_calc::model::{Record, RecordId};
 use margay_calc::{digest, text};
+use margay_dataplane::Dataplane;
+use margay_dataplane::routes::plan;
 use margay_proto::debug::node_debug_server::NodeDebug;
 use margay_proto::debug::{
     KernelRequest, KernelResponse, RecordEntry, StatusRequest, StatusResponse, ViewRequest, ViewResponse,
@@ -11,7 +13,6 @@ use margay_runtime::ready::Readiness;
 use tonic::{Request, Response, Status};
 
 use crate::agent::{self, AgentHandle, local_pods};
-use crate::net;
 use crate::problems::Problems;
 
 /// See the module.
@@ -68,12 +69,12 @@ impl NodeDebug for DebugService {
 
     async fn kernel(&self, _: Request<KernelRequest>) -> Result<Response<KernelResponse>, Status> {
         let node = self.node.clone();
-        let look = move |state: &crate::state::State, compiler: &crate::policy::Compiler| {
-            let plan = net::plan::plan(&node, state.records(), &local_pods(compiler.attached().iter()));
-            (compiler.ruleset(state.records()), plan)
+        let look = move |state: &crate::state::State, dataplane: &dyn Dataplane| {
+            let plan = plan::plan(&node, state.records(), &local_pods(dataplane.attached().iter()));
+            (dataplane.dump(state.records()), plan)
         };
-        let (ruleset, plan) = self.agent.inspect(look).await.ok_or_else(Self::gone)?;
-        Ok(Response::new(KernelResponse { nftables: ruleset.to_string(), network: format!("{plan:#?}") }))
+        let (nftables, plan) = self.agent.inspect(look).await.ok_or_else(Self::gone)?;
+        Ok(Response::new(KernelResponse { nftables, network: format!("{plan:#?}") }))
     }
 }
 

@@ -39,17 +39,17 @@ use crate::ipam::objects::Objects;
 use crate::ipam::pools;
 use crate::ipam::spaces;
 use crate::ipam::store::Store;
-use crate::net::conntrack::Conntrack;
-use crate::net::driver::Driver;
-use crate::net::netlink::Socket;
-use crate::net::plan::{VERSIONS, has_vxlan, vxlan_overhead};
-use crate::net::present;
-use crate::net::removal::Removal;
-use crate::net::underlay;
-use crate::policy::{Attached, Compiler, Links};
 use crate::requests::bounded;
 use crate::state::State;
 use crate::upstream::notices::{Announce, Notices};
+use margay_dataplane::routes::conntrack::Conntrack;
+use margay_dataplane::routes::driver::Driver;
+use margay_dataplane::routes::plan::{VERSIONS, has_vxlan, vxlan_overhead};
+use margay_dataplane::routes::present;
+use margay_dataplane::routes::removal::Removal;
+use margay_dataplane::routes::underlay;
+use margay_dataplane::{Attached, Links};
+use margay_netlink::route::RouteSocket;
 
 /// The view is looked at for blocks, labels and pools at most this often.
 const LOOK: Duration = Duration::from_millis(50);
@@ -74,7 +74,7 @@ pub struct Settings {
 
 /// The pods that earlier runs have attached and whose links are still there, by interface. Links that went with a reboot are left to DEL.
 pub fn attached(attachments: &Attachments) -> Result<BTreeMap<String, Attached>> {
-    let links = present::links(&mut Socket::open()?)?;
+    let links = present::links(&mut RouteSocket::open()?)?;
     let live = attachments
         .iter()
         .filter(|attachment| !attachment.addresses.is_empty() && links.contains_key(&attachment.interface));

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use margay_calc::digest;
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{IpSetRecord, Record, RecordId, SetId, SetKind};
+use margay_dataplane::Dirty;
 use margay_proto::sync::{Change, Frame};
 
 /// A change that cannot be applied to what is held; the stream has to start again with a new hello.
@@ -27,15 +28,6 @@ pub enum Fault {
     },
 }
 
-/// What changed since it was last taken.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Dirty {
-    /// Records that came, went or have another value.
-    pub records: BTreeSet<RecordId>,
-    /// Members that came and went, of sets that are not in `records`: net of what cancelled out.
-    pub members: BTreeMap<SetId, MemberDelta>,
-}
-
 /// See the module.
 #[derive(Clone, Debug, Default)]
 pub struct State {
@@ -53,36 +45,6 @@ pub struct State {
 struct Restating {
     buckets: BTreeSet<u32>,
     told: BTreeSet<RecordId>,
-}
-
-impl Dirty {
-    /// Whether nothing changed.
-    pub fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.members.is_empty()
-    }
-
-    fn mark(&mut self, id: RecordId) {
-        if let RecordId::IpSet(set) = &id {
-            self.members.remove(set);
-        }
-        self.records.insert(id);
-    }
-
-    /// Notes one member that came or went; twice the other way round is nothing.
-    fn member(&mut self, set: &SetId, member: margay_calc::model::Member, came: bool) {
-        if self.records.contains(&RecordId::IpSet(set.clone())) {
-            return;
-        }
-        let delta = self.members.entry(set.clone()).or_default();
-        let (here, there) =
-            if came { (&mut delta.added, &mut delta.removed) } else { (&mut delta.removed, &mut delta.added) };
-        if !there.remove(&member) {
-            here.insert(member);
-        }
-        if delta.added.is_empty() && delta.removed.is_empty() {
-            self.members.remove(set);
-        }
-    }
 }
 
 impl State {
@@ -156,8 +118,8 @@ impl State {
             // A set that is told again differs in few members if any: those are what the kernel is told.
             let set = set.clone();
             let delta = difference(old, new);
-            delta.added.into_iter().for_each(|member| self.dirty.member(&set, member, true));
-            delta.removed.into_iter().for_each(|member| self.dirty.member(&set, member, false));
+            delta.added.into_iter().for_each(|member| self.dirty.mark_member(&set, member, true));
+            delta.removed.into_iter().for_each(|member| self.dirty.mark_member(&set, member, false));
         } else if self.records.get(&id) != Some(&record) {
             self.dirty.mark(id.clone());
         }
@@ -196,12 +158,12 @@ impl State {
         }
         for member in delta.removed {
             if record.members.remove(&member) {
-                self.dirty.member(&set, member, false);
+                self.dirty.mark_member(&set, member, false);
             }
         }
         for member in delta.added {
             if record.members.insert(member.clone()) {
-                self.dirty.member(&set, member, true);
+                self.dirty.mark_member(&set, member, true);
             }
         }
         Ok(())

@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
-use margay_node::net::netns;
+use margay_netlink::namespace;
 use nix::sched::{CloneFlags, unshare};
 
 /// A network namespace, held open.
@@ -44,7 +44,7 @@ impl Namespace {
 
     /// Runs `work` on a thread inside the namespace.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        netns::within(&self.file, work).expect("a namespace that is held open can be entered")
+        namespace::within(&self.file, work).expect("a namespace that is held open can be entered")
     }
 
     /// Runs a program inside, with text on its standard input; fails if the program fails, with its own words.

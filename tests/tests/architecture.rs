@@ -7,13 +7,19 @@ use std::path::{Path, PathBuf};
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 
 /// Which of our crates each may use.
-const MAY_USE: [(&str, &[&str]); 10] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("margay-api", &[]),
     ("margay-calc", &["margay-api"]),
     ("margay-proto", &["margay-api", "margay-calc"]),
     ("margay-runtime", &[]),
+    ("margay-netlink", &[]),
+    ("margay-nft", &["margay-netlink"]),
     ("margay-typha", &["margay-api", "margay-calc", "margay-proto", "margay-runtime"]),
-    ("margay-node", &["margay-api", "margay-calc", "margay-proto", "margay-runtime"]),
+    ("margay-dataplane", &["margay-api", "margay-calc", "margay-netlink", "margay-nft", "margay-runtime"]),
+    (
+        "margay-node",
+        &["margay-api", "margay-calc", "margay-dataplane", "margay-netlink", "margay-proto", "margay-runtime"],
+    ),
     ("margay-cni", &["margay-proto"]),
     ("margay-operator", &["margay-api", "margay-runtime"]),
     ("margay", &["margay-node", "margay-operator", "margay-runtime", "margay-typha"]),
@@ -22,6 +28,9 @@ const MAY_USE: [(&str, &[&str]); 10] = [
         &[
             "margay-api",
             "margay-calc",
+            "margay-dataplane",
+            "margay-netlink",
+            "margay-nft",
             "margay-node",
             "margay-operator",
             "margay-proto",
@@ -32,9 +41,11 @@ const MAY_USE: [(&str, &[&str]); 10] = [
 ];
 
 /// What a crate must not even name, because of what it is for.
-const MUST_NOT: [(&str, &[&str]); 4] = [
+const MUST_NOT: [(&str, &[&str]); 6] = [
     ("margay-api", &["tokio", "tonic", "nix", "rand", "libc", "futures", "jiff", "tracing"]),
     ("margay-calc", &["tokio", "tonic", "kube", "nix", "rand", "libc", "futures", "jiff", "tracing", "serde_json"]),
+    ("margay-netlink", &["tokio", "tonic", "kube", "serde"]),
+    ("margay-nft", &["tokio", "tonic", "kube", "serde", "nix"]),
     ("margay-cni", &["tokio", "tonic", "kube", "clap"]),
     ("margay-typha", &["nix", "libc", "netlink-packet-route"]),
 ];

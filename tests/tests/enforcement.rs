@@ -19,12 +19,13 @@ use margay_calc::model::{
     EndpointRecord, IpSetRecord, Member, PolicyRecord, Record, RecordId, RuleRecord, SetId, SetKind, SideMatch,
     TierBinding,
 };
-use margay_node::agent::{self, AgentHandle, Event, Netfilter, Parts, watch_drift};
+use margay_dataplane::Attached;
+use margay_dataplane::nftables::{Netfilter, Nftables};
+use margay_dataplane::routes::pod::{self, PodLink};
+use margay_netlink::route::RouteSocket;
+use margay_node::agent::{self, AgentHandle, Event, Parts, watch_drift};
 use margay_node::cni::ports::Enforcer;
 use margay_node::metrics::Metrics;
-use margay_node::net::netlink::Socket;
-use margay_node::net::pod::{self, PodLink};
-use margay_node::policy::{self, Attached};
 use margay_proto::sync::{Change, Frame, Trailer};
 use margay_tests::namespace::{Namespace, connect};
 use tokio::sync::oneshot;
@@ -102,19 +103,19 @@ impl Node {
         let handle = self.host.run(|| -> Result<AgentHandle> {
             let _context = runtime.enter();
             let kernel = Netfilter::open()?;
-            let monitor = kernel.monitor(policy::table())?;
+            let table = kernel.watch()?;
             let parts = Parts {
                 node: "n1".to_owned(),
                 view,
                 attached,
                 links: Default::default(),
-                kernel: Box::new(kernel),
+                dataplane: Box::new(Nftables::new("n1", Box::new(kernel))),
                 routes: None,
                 store: None,
                 metrics: Metrics::new(&mut Default::default()),
             };
             let (handle, _) = agent::spawn(parts)?;
-            watch_drift(monitor, handle.clone())?;
+            watch_drift(table, handle.clone())?;
             Ok(handle)
         })?;
         self.agent = Some(handle);
@@ -189,7 +190,7 @@ fn mk_pod(host: &Namespace, number: u8) -> Result<Pod> {
         let name = interface_name(&key);
         let link =
             PodLink { host: &name, pod: "eth0", namespace: namespace.file(), mtu: 1450, mac: pod::mac(&name, "eth0") };
-        let mut socket = Socket::open()?;
+        let mut socket = RouteSocket::open()?;
         let index = pod::create(&mut socket, &link)?;
         pod::configure(&link, &nets)?;
         pod::route(&mut socket, index, &nets)?;

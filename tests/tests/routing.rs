@@ -10,13 +10,13 @@ use ipnet::IpNet;
 use margay_api::network::{Encapsulation, FelixSettings, Mac, NodeInfo, Vtep};
 use margay_api::rule::IpVersion;
 use margay_calc::model::{PoolRecord, Record, RecordId, RouteRecord};
-use margay_node::net::driver::Part;
-use margay_node::net::message::LinkRef;
-use margay_node::net::netlink::Socket;
-use margay_node::net::plan::{LocalPods, VERSIONS, plan, version_of, vxlan_device_name};
-use margay_node::net::pod::{self, PodLink};
-use margay_node::net::removal::{Removal, index_of};
-use margay_node::net::worker::Network;
+use margay_dataplane::routes::driver::Part;
+use margay_dataplane::routes::message::LinkRef;
+use margay_dataplane::routes::plan::{LocalPods, VERSIONS, plan, version_of, vxlan_device_name};
+use margay_dataplane::routes::pod::{self, PodLink};
+use margay_dataplane::routes::removal::{Removal, index_of};
+use margay_dataplane::routes::worker::Network;
+use margay_netlink::route::RouteSocket;
 use margay_tests::cluster::process::POLL;
 use margay_tests::namespace::{Namespace, connect};
 
@@ -85,7 +85,7 @@ fn mk_node(name: &'static str, number: u8, versions: &[IpVersion]) -> Result<Nod
     let network = host.run(|| -> Result<Network> {
         let link =
             PodLink { host: "cali1", pod: "eth0", namespace: pod.file(), mtu: 1430, mac: pod::mac("cali1", "eth0") };
-        let mut socket = Socket::open()?;
+        let mut socket = RouteSocket::open()?;
         let index = pod::create(&mut socket, &link)?;
         pod::configure(&link, &addresses)?;
         pod::route(&mut socket, index, &addresses)?;
@@ -360,7 +360,7 @@ fn pods_come_up_where_the_host_has_no_ipv6() -> Result<()> {
     host.run(|| -> Result<()> {
         let link =
             PodLink { host: "cali1", pod: "eth0", namespace: inside.file(), mtu: 1430, mac: pod::mac("cali1", "eth0") };
-        let mut socket = Socket::open()?;
+        let mut socket = RouteSocket::open()?;
         let (index, addresses) = (pod::create(&mut socket, &link)?, ["10.244.1.5/32".parse()?]);
         pod::configure(&link, &addresses)?;
         pod::route(&mut socket, index, &addresses)?;
@@ -456,7 +456,7 @@ fn links_are_removed_together() -> Result<()> {
     let (host, inside) = (Namespace::new()?, Namespace::new()?);
     let name = |number: usize| format!("cali{number}");
     let removal = host.run(|| -> Result<Removal> {
-        let mut socket = Socket::open()?;
+        let mut socket = RouteSocket::open()?;
         for number in 0..12 {
             let link = PodLink {
                 host: &name(number),
@@ -494,7 +494,7 @@ fn a_link_that_is_expected_to_go_goes_and_a_later_one_of_its_name_stays() -> Res
     let create = |name: &str, namespace: &Namespace| -> Result<()> {
         let mac = pod::mac(name, "eth0");
         let link = PodLink { host: name, pod: name, namespace: namespace.file(), mtu: 1430, mac };
-        host.run(|| -> Result<()> { pod::create(&mut Socket::open()?, &link).map(drop).map_err(Into::into) })
+        host.run(|| -> Result<()> { pod::create(&mut RouteSocket::open()?, &link).map(drop).map_err(Into::into) })
     };
     for (name, namespace) in [("cali1", &inside), ("cali2", &inside), ("cali3", &own)] {
         create(name, namespace)?;

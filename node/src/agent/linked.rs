@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::local_pods;
-use crate::net::plan::LocalPods;
-use crate::policy::Attached;
+use margay_dataplane::Attached;
+use margay_dataplane::routes::plan::LocalPods;
 
 /// A pod's link.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Linked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::sample::mk_pod;
+    use margay_dataplane::nftables::sample::mk_pod;
 
     #[test]
     fn addresses_lead_to_a_link_until_it_is_gone_and_to_a_later_one_of_its_name() {

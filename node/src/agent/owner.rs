@@ -1,12 +1,13 @@
 //! The owner's loop: events to state, state to transaction, transaction to kernel, and who is told of it.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use margay_calc::model::RecordId;
+use margay_dataplane::routes::plan;
+use margay_dataplane::{CommitError, Committed, Dataplane};
 use margay_proto::sync::{Ack, Frame};
 use margay_runtime::backoff::{Backoff, jitter};
 use margay_runtime::telemetry;
@@ -16,12 +17,9 @@ use tracing::Span;
 use super::acks::Acks;
 use super::linked::Linked;
 use super::routing::Routing;
-use super::{Event, Kernel, Look, Parts, Status};
+use super::{Event, Look, Parts, Status};
 use crate::cni::ports::NotEnforced;
 use crate::metrics::{Kind, Metrics};
-use crate::net;
-use crate::nft::{ExecError, Ruleset, Transaction};
-use crate::policy::{self, Compiler};
 use crate::state::{Fault, State};
 use crate::store::Store;
 
@@ -31,8 +29,6 @@ const BATCH: usize = 64;
 const FULL_CHECK: Duration = Duration::from_secs(120);
 /// A check that could not read the table is made again after this time.
 const CHECK_AGAIN: Duration = Duration::from_secs(10);
-/// Readings of the table that others interrupt before it is replaced without one.
-const READINGS: u32 = 3;
 /// A changed view is saved this long after the first change that is not.
 const SAVE_DELAY: Duration = Duration::from_secs(2);
 /// After a save there is none for so many times as long as it took: a large view that changes all the time is not written all the time.
@@ -41,8 +37,6 @@ const SAVE_REST: u32 = 500;
 const RETRY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(500));
 /// Attempts in a row before the agent gives up: a fresh start reads everything anew, and what is enforced stays.
 const ATTEMPTS: u32 = 20;
-/// What the kernel refused is tried again after this time, and then after twice as long.
-const FORGIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
 
 /// The table cannot be brought to what it must be.
 #[derive(Debug, thiserror::Error)]
@@ -57,8 +51,7 @@ type Waiters = BTreeMap<String, Vec<oneshot::Sender<Result<(), NotEnforced>>>>;
 /// See [`super`].
 pub(super) struct Owner {
     state: State,
-    compiler: Compiler,
-    kernel: Box<dyn Kernel>,
+    dataplane: Box<dyn Dataplane>,
     routing: Routing,
     node: String,
     store: Option<Store>,
@@ -70,12 +63,6 @@ pub(super) struct Owner {
     stream: Option<Stream>,
     /// The kernel may be written to.
     active: bool,
-    /// Operations not committed yet.
-    pending: Transaction,
-    /// The kernel may hold something else than was wanted before `pending`.
-    unsure: bool,
-    /// The periodic check is due.
-    checking: bool,
     waiters: Waiters,
     leaving: Vec<oneshot::Sender<bool>>,
     linked: Linked,
@@ -84,8 +71,6 @@ pub(super) struct Owner {
     /// What the next commit is about.
     turn: Turn,
     retry: Backoff,
-    attempts: u32,
-    forgive: Backoff,
     due: Due,
 }
 
@@ -100,7 +85,10 @@ struct Turn {
     planning: Duration,
     event_unix_ns: u64,
     frames: bool,
+    /// Records that routes are planned from have changed.
     rerouted: bool,
+    /// Pods have come to links or left them.
+    relinked: bool,
 }
 
 /// When something is to be done without an event.
@@ -110,26 +98,22 @@ struct Due {
     /// No save before this.
     rested: Instant,
     retry: Option<Instant>,
-    forgive: Option<Instant>,
     /// Routing that is not as wanted until then is a fault.
     fault: Option<Instant>,
 }
 
 impl Owner {
     pub(super) fn new(parts: Parts, status: watch::Sender<Status>, acks: watch::Sender<Option<Arc<Ack>>>) -> Self {
-        let Parts { node, view, attached, links, kernel, routes, store, metrics } = parts;
+        let Parts { node, view, attached, links, mut dataplane, routes, store, metrics } = parts;
         let state = State::with_records(view);
-        let mut compiler = Compiler::new(&node);
-        // The whole table is planned at the first commit, so the operations of these are in it.
-        compiler.set_links(links);
+        dataplane.set_links(links);
         let linked = Linked::of(&attached);
         for (interface, pod) in attached {
-            compiler.attach(interface, pod, state.records());
+            dataplane.attach(interface, pod, state.records());
         }
         Self {
             state,
-            compiler,
-            kernel,
+            dataplane,
             routing: Routing::new(routes),
             node,
             store,
@@ -139,17 +123,12 @@ impl Owner {
             acks: Acks::new(acks),
             stream: None,
             active: false,
-            pending: Transaction::new(policy::table()),
-            unsure: true,
-            checking: false,
             waiters: Waiters::new(),
             leaving: Vec::new(),
             linked,
             looks: Vec::new(),
             turn: Turn::new(),
             retry: Backoff::new(RETRY.0, RETRY.1),
-            attempts: 0,
-            forgive: Backoff::new(FORGIVE.0, FORGIVE.1),
             due: Due::new(Instant::now()),
         }
     }
@@ -162,7 +141,8 @@ impl Owner {
         self.wake_up();
         self.commit()?;
         loop {
-            let deadline = tokio::time::Instant::from_std(self.due.next());
+            let due = self.dataplane.next_retry().map_or_else(|| self.due.next(), |retry| retry.min(self.due.next()));
+            let deadline = tokio::time::Instant::from_std(due);
             match runtime.block_on(async { tokio::time::timeout_at(deadline, queue.recv()).await }) {
                 Ok(None) => return Ok(()),
                 Ok(Some(event)) => {
@@ -177,7 +157,7 @@ impl Owner {
             self.overdue();
             self.commit()?;
             for look in std::mem::take(&mut self.looks) {
-                look(&self.state, &self.compiler);
+                look(&self.state, &*self.dataplane);
             }
         }
     }
@@ -187,7 +167,7 @@ impl Owner {
         if self.state.records().is_empty() {
             return;
         }
-        match self.kernel.is_programmed(&policy::table()) {
+        match self.dataplane.is_programmed() {
             Ok(programmed) => self.active = !programmed,
             Err(error) => tracing::warn!(%error, "nftables cannot be read; the view of typha is waited for"),
         }
@@ -216,36 +196,36 @@ impl Owner {
             Event::Attach { interface, pod, done } => {
                 self.plan();
                 let started = Instant::now();
-                self.turn.rerouted |= self.linked.attached(&interface, &pod);
-                let transaction = self.compiler.attach(interface.clone(), pod, self.state.records());
-                self.enqueue(&transaction, started);
+                self.turn.relinked |= self.linked.attached(&interface, &pod);
+                self.dataplane.attach(interface.clone(), pod, self.state.records());
+                self.turn.planning += started.elapsed();
                 self.waiters.entry(interface).or_default().push(done);
             }
             Event::Detach { interface, endpoint, done } => {
-                if self.compiler.attached().get(&interface).is_some_and(|pod| pod.endpoint == endpoint) {
+                if self.dataplane.attached().get(&interface).is_some_and(|pod| pod.endpoint == endpoint) {
                     self.plan();
                     let started = Instant::now();
-                    let transaction = self.compiler.detach(&interface, self.state.records());
-                    self.enqueue(&transaction, started);
+                    self.dataplane.detach(&interface, self.state.records());
+                    self.turn.planning += started.elapsed();
                     self.waiters.remove(&interface);
                 }
                 self.leaving.push(done);
             }
             Event::LinkMade { interface, index, pod, done } => {
                 self.linked.made(interface, index, pod);
-                self.turn.rerouted = true;
+                self.turn.relinked = true;
                 self.leaving.push(done);
             }
-            Event::LinkGone { interface, index } => self.turn.rerouted |= self.linked.gone(&interface, index),
+            Event::LinkGone { interface, index } => self.turn.relinked |= self.linked.gone(&interface, index),
             Event::Links(links) => {
                 self.plan();
                 let started = Instant::now();
-                let transaction = self.compiler.set_links(links);
-                self.enqueue(&transaction, started);
+                self.dataplane.set_links(links);
+                self.turn.planning += started.elapsed();
                 // Who tells others of the interfaces looks when the status changes.
                 self.status.send_modify(|_| ());
             }
-            Event::Drift => self.unsure = true,
+            Event::Drift => self.dataplane.invalidate(),
             // The turn ends with telling how far routes are.
             Event::Routed => {}
             Event::Inspect(look) => self.looks.push(look),
@@ -288,16 +268,9 @@ impl Owner {
             tracing::info_span!(parent: &span, "node.plan", records = dirty.records.len(), sets = dirty.members.len())
                 .entered();
         self.turn.rerouted |= dirty.records.iter().any(RecordId::is_global);
-        let transaction = self.compiler.apply(self.state.records(), &dirty);
-        self.enqueue(&transaction, started);
-        self.due.save.get_or_insert_with(|| (Instant::now() + SAVE_DELAY).max(self.due.rested));
-    }
-
-    fn enqueue(&mut self, transaction: &Transaction, started: Instant) {
+        self.dataplane.update(self.state.records(), &dirty);
         self.turn.planning += started.elapsed();
-        if self.active && !self.unsure {
-            transaction.ops().iter().for_each(|op| self.pending.push(op.clone()));
-        }
+        self.due.save.get_or_insert_with(|| (Instant::now() + SAVE_DELAY).max(self.due.rested));
     }
 
     /// Brings the kernel to what is wanted, and tells everybody who waits for it.
@@ -312,97 +285,32 @@ impl Owner {
                 return Ok(());
             }
             self.active = true;
-            self.unsure = true;
+            self.dataplane.invalidate();
             self.turn.rerouted = true;
         }
         let started = Instant::now();
         if self.due.retry.is_some_and(|due| started < due) {
             return Ok(());
         }
-        let pending = std::mem::replace(&mut self.pending, Transaction::new(policy::table()));
-        let result = if self.unsure { self.catch_up() } else { self.exec(&pending).map(|()| pending.ops().len()) };
-        let result = result.and_then(|operations| {
-            let is_due = std::mem::take(&mut self.checking);
-            Ok(operations + if is_due { self.check()? } else { 0 })
-        });
+        let span = self.turn.span.clone().unwrap_or_else(Span::none);
+        let result = span.in_scope(|| self.dataplane.commit(self.state.records(), started));
         match result {
-            Ok(operations) => {
-                self.committed(operations, started.elapsed());
+            Ok(committed) => {
+                self.committed(committed, started.elapsed());
                 Ok(())
             }
-            Err(reason) => self.failed(reason),
+            Err(error) => self.failed(error),
         }
     }
 
-    /// Reads the table back and moves it to what is wanted; returns the number of operations.
-    fn catch_up(&mut self) -> Result<usize, ExecError> {
-        loop {
-            let wanted = self.compiler.ruleset(self.state.records());
-            let transaction = self.read_back(&wanted)?;
-            match self.exec(&transaction) {
-                Ok(()) => {
-                    self.unsure = false;
-                    if !transaction.is_empty() && self.status.borrow().enforcing {
-                        self.metrics.repairs.inc();
-                    }
-                    return Ok(transaction.ops().len());
-                }
-                // What the kernel refuses is denied, and everything else enforced.
-                Err(ExecError::Refused { index: Some(index), operation, source, message })
-                    if self.refuse(&transaction, index, &source) =>
-                {
-                    tracing::error!(operation, %source, message, "the kernel refuses a part of the table; what depends on it is denied");
-                }
-                Err(error) if self.makes_room(&transaction, &error) => {}
-                Err(error) => return Err(error),
-            }
+    fn committed(&mut self, committed: Committed, took: Duration) {
+        let Committed { operations, repairs, is_unread } = committed;
+        if self.status.borrow().enforcing {
+            self.metrics.repairs.inc_by(repairs);
         }
-    }
-
-    /// What leads from what the kernel holds to the wanted table. Where others commit all the time the table cannot be read; then it is replaced, which needs
-    /// no reading.
-    fn read_back(&mut self, wanted: &Ruleset) -> Result<Transaction, ExecError> {
-        for _ in 0..READINGS {
-            match self.kernel.plan(wanted) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => return result.map_err(ExecError::Unanswered),
-            }
+        if is_unread {
+            self.due.check = Instant::now() + CHECK_AGAIN;
         }
-        tracing::info!("nftables kept changing while our table was read; it is replaced as a whole");
-        Ok(Transaction::replace(wanted))
-    }
-
-    /// Compares the whole table though nothing was noticed; returns the number of operations. A reading that fails changes nothing and is tried later.
-    fn check(&mut self) -> Result<usize, ExecError> {
-        let wanted = self.compiler.ruleset(self.state.records());
-        match self.kernel.plan(&wanted) {
-            Ok(transaction) => {
-                self.exec(&transaction)?;
-                if !transaction.is_empty() {
-                    self.metrics.repairs.inc();
-                }
-                Ok(transaction.ops().len())
-            }
-            Err(error) => {
-                tracing::debug!(%error, "the table could not be compared; trying again later");
-                self.due.check = Instant::now() + CHECK_AGAIN;
-                Ok(0)
-            }
-        }
-    }
-
-    fn exec(&mut self, transaction: &Transaction) -> Result<(), ExecError> {
-        if transaction.is_empty() {
-            return Ok(());
-        }
-        let span = self.turn.span.clone().unwrap_or_else(Span::none);
-        let _committing =
-            tracing::info_span!(parent: &span, "node.commit", operations = transaction.ops().len()).entered();
-        self.kernel.exec(transaction)
-    }
-
-    fn committed(&mut self, operations: usize, took: Duration) {
-        self.attempts = 0;
         self.retry.reset();
         self.due.retry = None;
         let turn = std::mem::replace(&mut self.turn, Turn::new());
@@ -415,9 +323,12 @@ impl Owner {
         }
         if turn.rerouted {
             let (linked, records) = (&self.linked, self.state.records());
-            self.routing.want(|| net::plan::plan(&self.node, records, &linked.pods()));
+            self.routing.want(|| plan::plan(&self.node, records, &linked.pods()));
+        } else if turn.relinked {
+            // The cluster's routes are thousands where pods are dozens.
+            self.routing.want_pods(self.linked.pods());
         }
-        self.metrics.pods.set(self.compiler.attached().len() as i64);
+        self.metrics.pods.set(self.dataplane.attached().len() as i64);
         if turn.frames {
             let traceparent = turn.span.as_ref().and_then(telemetry::of).map(|context| context.to_string());
             let ack = Ack {
@@ -437,7 +348,7 @@ impl Owner {
     fn report(&mut self) {
         // Read first: the errors are those of at least this plan.
         let applied = self.routing.applied();
-        let mut errors = self.compiler.errors();
+        let mut errors = self.dataplane.errors();
         let of_routing = self.routing.errors(&self.node, self.state.records());
         errors.extend(of_routing.iter().map(|(id, reason)| (id.clone(), reason.clone())));
         let (in_sync, revision) = (self.state.is_in_sync(), self.state.revision());
@@ -465,9 +376,9 @@ impl Owner {
     /// Tells those whose pods are decided about now, and those whose pods are gone.
     fn answer(&mut self) {
         let decided: Vec<String> =
-            self.waiters.keys().filter(|interface| self.compiler.decides(interface)).cloned().collect();
+            self.waiters.keys().filter(|interface| self.dataplane.decides(interface)).cloned().collect();
         for interface in decided {
-            let result = self.compiler.refusal(&interface).map_or(Ok(()), |reason| Err(NotEnforced::Refused(reason)));
+            let result = self.dataplane.refusal(&interface).map_or(Ok(()), |reason| Err(NotEnforced::Refused(reason)));
             for waiter in self.waiters.remove(&interface).into_iter().flatten() {
                 // Who gave up waiting asks again.
                 let _ = waiter.send(result.clone());
@@ -482,15 +393,13 @@ impl Owner {
         }
     }
 
-    fn failed(&mut self, error: ExecError) -> Result<(), Fatal> {
+    fn failed(&mut self, error: CommitError) -> Result<(), Fatal> {
+        let CommitError { attempts, reason } = error;
         self.metrics.failures.inc();
-        self.unsure = true;
-        self.attempts += 1;
-        let reason = error.to_string();
-        tracing::warn!(attempt = self.attempts, reason, "nftables is not as wanted; trying again");
+        tracing::warn!(attempt = attempts, reason, "nftables is not as wanted; trying again");
         self.status.send_modify(|status| status.failing = Some(reason.clone()));
-        if self.attempts >= ATTEMPTS {
-            return Err(Fatal { attempts: self.attempts, reason });
+        if attempts >= ATTEMPTS {
+            return Err(Fatal { attempts, reason });
         }
         self.due.retry = Some(Instant::now() + self.retry.next(jitter()));
         Ok(())
@@ -501,12 +410,9 @@ impl Owner {
         let now = Instant::now();
         if now >= self.due.check {
             self.due.check = now + FULL_CHECK;
-            self.checking = true;
+            self.dataplane.request_comparison();
         }
-        if self.due.forgive.is_some_and(|due| now >= due) {
-            self.due.forgive = None;
-            self.unsure |= self.compiler.forgive(self.state.records());
-        }
+        self.dataplane.retry_refused(self.state.records(), now);
         if self.due.save.is_some_and(|due| now >= due) {
             self.due.save = None;
             self.count();
@@ -534,17 +440,17 @@ impl Owner {
 
 impl Turn {
     const fn new() -> Self {
-        Self { span: None, planning: Duration::ZERO, event_unix_ns: 0, frames: false, rerouted: false }
+        Self { span: None, planning: Duration::ZERO, event_unix_ns: 0, frames: false, rerouted: false, relinked: false }
     }
 }
 
 impl Due {
     fn new(now: Instant) -> Self {
-        Self { check: now + FULL_CHECK, save: None, rested: now, retry: None, forgive: None, fault: None }
+        Self { check: now + FULL_CHECK, save: None, rested: now, retry: None, fault: None }
     }
 
     fn next(&self) -> Instant {
-        [self.save, self.retry, self.forgive, self.fault].into_iter().flatten().fold(self.check, Instant::min)
+        [self.save, self.retry, self.fault].into_iter().flatten().fold(self.check, Instant::min)
     }
 }
 
@@ -568,7 +474,6 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-mod room;
 mod saving;
 #[cfg(test)]
 mod tests;

@@ -8,9 +8,9 @@ use margay_calc::model::{Record, RecordId, globals};
 use tokio::sync::watch;
 
 use super::Routes;
-use crate::net::driver::Part;
-use crate::net::plan::{Plan, VERSIONS, vxlan_device_name};
-use crate::net::worker::Progress;
+use margay_dataplane::routes::driver::Part;
+use margay_dataplane::routes::plan::{LocalPods, Plan, VERSIONS, vxlan_device_name};
+use margay_dataplane::routes::worker::Progress;
 
 /// Routing that is not as wanted for so long is a fault of the node: links that go and come are none.
 const GRACE: Duration = Duration::from_secs(5);
@@ -69,6 +69,13 @@ impl Routing {
         let unreachable = plan.unreachable.iter().take(LIMIT + 1);
         self.unreachable = unreachable.map(|(range, reason)| (RecordId::Route(*range), reason.clone())).collect();
         self.generation = routes.want(plan);
+        self.is_stale = true;
+    }
+
+    /// Wants the newest plan with these pods of the node.
+    pub(super) fn want_pods(&mut self, pods: LocalPods) {
+        let Some((routes, _)) = &mut self.routes else { return };
+        self.generation = routes.want_pods(pods);
         self.is_stale = true;
     }
 
@@ -164,6 +171,10 @@ mod tests {
 
     impl Routes for Fixed {
         fn want(&mut self, _: Plan) -> u64 {
+            1
+        }
+
+        fn want_pods(&mut self, _: LocalPods) -> u64 {
             1
         }
 

@@ -10,10 +10,12 @@ use margay_proto::sync::{Change, Trailer};
 use prometheus_client::registry::Registry;
 
 use super::*;
-use crate::net::driver::Part;
-use crate::nft::TransactionOp;
-use crate::policy::model::Model;
-use crate::policy::sample::{NODE, mk_pod, mk_policy_key, mk_rule};
+use margay_dataplane::nftables::Nftables;
+use margay_dataplane::nftables::model::Model;
+use margay_dataplane::nftables::sample::{NODE, mk_pod, mk_policy_key, mk_rule};
+use margay_dataplane::routes::driver::Part;
+use margay_dataplane::routes::plan::LocalPods;
+use margay_nft::TransactionOp;
 
 /// The longest wait for what must happen; it takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -69,6 +71,11 @@ impl Routes for Slow {
         *self.wanted.borrow()
     }
 
+    fn want_pods(&mut self, _: LocalPods) -> u64 {
+        self.wanted.send_modify(|generation| *generation += 1);
+        *self.wanted.borrow()
+    }
+
     fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
     }
@@ -85,7 +92,7 @@ impl Rig {
             view,
             attached: BTreeMap::new(),
             links: BTreeMap::new(),
-            kernel: Box::new(kernel.clone()),
+            dataplane: Box::new(Nftables::new(NODE, Box::new(kernel.clone()))),
             routes,
             store: None,
             metrics: Metrics::new(&mut Registry::default()),

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use margay_api::endpoint::EndpointKey;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::Attached;
+use margay_dataplane::Attached;
 
 const ADDING: &str = "adding";
 const FINISHED: &str = "json";

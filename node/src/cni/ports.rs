@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use margay_api::endpoint::EndpointKey;
 
 use super::attachment::Attachment;
-use crate::policy::Attached;
+use margay_dataplane::Attached;
 
 /// Why a pod's policy is not in force.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -17,7 +17,9 @@ use serde::Deserialize;
 
 use super::attachment::{Attachment, AttachmentId};
 use super::ports::Demand;
-use crate::net::{netns, pod};
+use margay_netlink::namespace;
+
+use margay_dataplane::routes::pod;
 
 /// The longest name of a Linux interface.
 const MAX_IFNAME: usize = 15;
@@ -253,7 +255,7 @@ pub fn attachment(network: &str, asked: &cni::Attachment) -> Result<Attachment, 
 /// Opens the network namespace of an ADD or CHECK.
 pub fn namespace(path: &str) -> Result<File, Refusal> {
     let rule = "the path of a network namespace that exists on this node";
-    netns::open(Path::new(path)).map_err(|error| match error.kind() {
+    namespace::open(Path::new(path)).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => environment("CNI_NETNS", path, rule),
         _ => Refusal::new(code::IO, format!("CNI_NETNS {path:?}: {error}; must be {rule}")),
     })

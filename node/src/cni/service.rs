@@ -18,11 +18,11 @@ use tracing::Instrument;
 use super::attachment::{Attachment, Attachments, Leftover, handle};
 use super::ports::{AddressRequest, Addresses, Announcer, Enforcer, NoAddress};
 use super::request::{self, Config, Refusal};
-use crate::net::conntrack::{Conntrack, Extent, TableError};
-use crate::net::netlink::Socket;
-use crate::net::pod::{self, PodError, PodLink};
-use crate::net::present;
-use crate::net::removal::{self, Removal};
+use margay_dataplane::routes::conntrack::{Conntrack, Extent, TableError};
+use margay_dataplane::routes::pod::{self, PodError, PodLink};
+use margay_dataplane::routes::present;
+use margay_dataplane::routes::removal::{self, Removal};
+use margay_netlink::route::RouteSocket;
 
 /// What the service works with.
 pub struct Parts<E, A, N> {
@@ -170,7 +170,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
 
     /// Ends the conversations of attachments whose links have gone with their pods.
     async fn forget_gone(&self) {
-        let links = match blocking(|| Ok(present::links(&mut Socket::open()?)?)).await {
+        let links = match blocking(|| Ok(present::links(&mut RouteSocket::open()?)?)).await {
             Ok(links) => links,
             Err(error) => {
                 return tracing::warn!(%error, "links cannot be listed; DEL ends the conversations of pods that went");
@@ -228,7 +228,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         let same = namespace.try_clone().map_err(io)?;
         let link = blocking(move || {
             let link = PodLink { host: &names.0, pod: &names.1, namespace: &same, mtu, mac };
-            pod::create(&mut Socket::open()?, &link)
+            pod::create(&mut RouteSocket::open()?, &link)
         });
         let (claimed, index) = tokio::join!(
             claim.instrument(tracing::info_span!("ipam.assign")),
@@ -272,7 +272,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     async fn open(&self, call: &Call, wanted: &Attachment, index: u32) -> Result<(), Refusal> {
         self.parts.enforcer.link_made(wanted.interface.clone(), index, wanted.attached()).await;
         let addresses = wanted.addresses.clone();
-        let routed = blocking(move || pod::route(&mut Socket::open()?, index, &addresses));
+        let routed = blocking(move || pod::route(&mut RouteSocket::open()?, index, &addresses));
         routed.instrument(tracing::info_span!("link.route")).await.map_err(kernel)?;
         self.purge(wanted.addresses.iter().map(IpNet::addr).collect(), Extent::Link).await?;
         self.enforce(call, wanted).await
@@ -406,7 +406,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         blocking(move || {
             let (host, pod) = (&attachment.interface, &attachment.id.ifname);
             let link = PodLink { host, pod, namespace: &namespace, mtu, mac: pod::mac(&attachment.id.container, pod) };
-            pod::check(&mut Socket::open()?, &link, &attachment.addresses)
+            pod::check(&mut RouteSocket::open()?, &link, &attachment.addresses)
         })
         .await
     }

@@ -17,7 +17,7 @@ use super::known::{Blocks, Heed, parents};
 use super::pools::LARGEST_BLOCK;
 use super::store::{AffinityState, Choice, NodePool, Store, StoreError, Stored, Use};
 use crate::cni::ports::NoAddress;
-use crate::net::plan::version_of;
+use margay_dataplane::routes::plan::version_of;
 
 /// Blocks that somebody else turns out to have, before giving up. What the cluster knows of blocks lags by milliseconds, so a few are normal.
 const COLLISIONS: usize = 100;

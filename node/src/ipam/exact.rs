@@ -17,7 +17,7 @@ use super::claim::{Ground, possible, try_claim};
 use super::known::{Heed, parents};
 use super::store::{Choice, Store, StoreError, Stored};
 use crate::cni::ports::NoAddress;
-use crate::net::plan::version_of;
+use margay_dataplane::routes::plan::version_of;
 
 /// Conflicts on one block before the runtime is asked to try again.
 const TRIES: u32 = 10;

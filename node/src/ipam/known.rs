@@ -10,7 +10,7 @@ use margay_api::ipam::block::Block;
 use margay_api::ipam::limits::Limits;
 use margay_api::rule::IpVersion;
 
-use crate::net::plan::version_of;
+use margay_dataplane::routes::plan::version_of;
 
 /// Blocks by range: those of the cluster's view, and this node's own that the view may lack.
 #[derive(Clone, Debug, Default)]

@@ -15,7 +15,7 @@ use margay_api::rule::IpVersion;
 use super::bounded::Bounded;
 use super::store::{Namespace, NodePool, Store, StoreError};
 use crate::cni::ports::{Demand, NoAddress};
-use crate::net::plan::VERSIONS;
+use margay_dataplane::routes::plan::VERSIONS;
 
 /// Reads a namespace.
 pub type Look = Arc<dyn Fn(String) -> BoxFuture<'static, Result<Namespace, StoreError>> + Send + Sync>;

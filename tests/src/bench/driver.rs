@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use margay_node::nft::{FieldType, Ruleset, Set, SetKind, SetName, Socket, TableName, Transaction};
+use margay_nft::{FieldType, Ruleset, Set, SetKind, SetName, Socket, TableName, Transaction};
 
 use super::Bench;
 use crate::demo::flips::Quantiles;

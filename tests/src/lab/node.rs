@@ -11,16 +11,16 @@ use ipnet::Ipv4Net;
 use margay_api::meta::{ANNOTATION_NODE_IPV4, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_MAC};
 use margay_api::rule::IpVersion;
 use margay_calc::model::{Record, RecordId};
-use margay_node::agent::{self, AgentHandle, Netfilter, Routes, Status, watch_drift, watch_links};
+use margay_dataplane::nftables::{Netfilter, Nftables};
+use margay_dataplane::routes::addresses::Addresses;
+use margay_dataplane::routes::plan::{LocalPods, Plan};
+use margay_dataplane::routes::worker::{Network, Progress};
+use margay_node::agent::{self, AgentHandle, Routes, Status, watch_drift, watch_links};
 use margay_node::cni::attachment::{Attachment, Attachments};
 use margay_node::cni::ports::Announcer;
 use margay_node::ipam::addresses::NodeAddresses;
 use margay_node::metrics::Metrics;
-use margay_node::net::addresses::Addresses;
-use margay_node::net::plan::Plan;
-use margay_node::net::worker::{Network, Progress};
 use margay_node::pods::{self, Ports, Settings};
-use margay_node::policy;
 use margay_node::problems::Problems;
 use margay_node::store::Store;
 use margay_node::upstream::Upstream;
@@ -225,7 +225,7 @@ async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Noti
     let attachments = Attachments::load(&folder.join("attachments"))?;
     let store = Store::new(&folder);
     let kernel = Netfilter::open()?;
-    let monitor = kernel.monitor(policy::table())?;
+    let table = kernel.watch()?;
     let network = Network::spawn()?;
     let planned = Arc::new(AtomicU64::new(0));
     let mut interfaces = Addresses::open()?;
@@ -235,7 +235,7 @@ async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Noti
         view: store.load(),
         attached: pods::attached(&attachments)?,
         links: links.clone(),
-        kernel: Box::new(kernel),
+        dataplane: Box::new(Nftables::new(&settings.node, Box::new(kernel))),
         routes: Some(Box::new(Planner { network: network.clone(), planned: planned.clone() })),
         store: Some(store),
         metrics: Metrics::new(&mut Default::default()),
@@ -244,7 +244,7 @@ async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Noti
         let _entered = timers.enter();
         agent::spawn(parts)?
     };
-    watch_drift(monitor, agent.clone())?;
+    watch_drift(table, agent.clone())?;
     watch_links(interfaces, links, agent.clone(), |_| ())?;
     let ports: Ports<Memory, _, _> = Ports {
         store: Arc::new(blocks.of_node(&settings.node)),
@@ -265,6 +265,12 @@ struct Planner {
 impl Routes for Planner {
     fn want(&mut self, plan: Plan) -> u64 {
         let generation = self.network.want(plan);
+        self.planned.store(generation, Ordering::SeqCst);
+        generation
+    }
+
+    fn want_pods(&mut self, pods: LocalPods) -> u64 {
+        let generation = self.network.want_pods(pods);
         self.planned.store(generation, Ordering::SeqCst);
         generation
     }

@@ -70,7 +70,7 @@ impl Place {
 
     /// Runs `work` in a thread inside.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
-        margay_node::net::netns::within(&self.file, work).context("cannot enter a pod's network")
+        margay_netlink::namespace::within(&self.file, work).context("cannot enter a pod's network")
     }
 
     fn handle(&self) -> Result<File> {

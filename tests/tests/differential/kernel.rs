@@ -9,9 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
 use margay_api::endpoint::interface_name;
 use margay_api::network::Mac;
-use margay_node::net::netlink;
-use margay_node::net::pod::{self, PodLink};
-use margay_node::nft::{Ruleset, Socket, Transaction};
+use margay_dataplane::routes::pod::{self, PodLink};
+use margay_netlink::route::RouteSocket;
+use margay_nft::{Ruleset, Socket, Transaction};
 use margay_tests::namespace::{Namespace, connect};
 use margay_tests::raw::packet::protocol::{ICMP, ICMPV6, SCTP, TCP, UDP, UDPLITE};
 use margay_tests::raw::{Packet, Tap, Transport, packet};
@@ -74,7 +74,7 @@ impl Kernel {
                     mtu: 1450,
                     mac: pod::mac(&interface, "eth0"),
                 };
-                let mut socket = netlink::Socket::open()?;
+                let mut socket = RouteSocket::open()?;
                 let index = pod::create(&mut socket, &link)?;
                 let mac = pod::configure(&link, &nets)?;
                 pod::route(&mut socket, index, &nets)?;

@@ -29,8 +29,9 @@ use margay_calc::graph::Graph;
 use margay_calc::model::{Record, RecordId};
 use margay_calc::text as records_text;
 use margay_calc::update::Update;
-use margay_node::nft::{CtState, Hook, IfName, Ruleset};
-use margay_node::policy::{Attached, Compiler, simulate};
+use margay_dataplane::Attached;
+use margay_dataplane::nftables::{Compiler, simulate};
+use margay_nft::{CtState, Hook, IfName, Ruleset};
 use margay_node::state::Dirty;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 

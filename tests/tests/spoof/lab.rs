@@ -10,12 +10,13 @@ use margay_api::endpoint::{EndpointKey, interface_name};
 use margay_api::network::{Encapsulation, FelixSettings, Mac, NodeInfo, Vtep};
 use margay_api::rule::Action;
 use margay_calc::model::{EndpointRecord, PoolRecord, Record, RecordId, RouteRecord};
-use margay_node::agent::{self, AgentHandle, Event, Netfilter, Parts};
+use margay_dataplane::Attached;
+use margay_dataplane::nftables::{Netfilter, Nftables};
+use margay_dataplane::routes::pod::{self, PodLink};
+use margay_dataplane::routes::worker::Network;
+use margay_netlink::route::RouteSocket;
+use margay_node::agent::{self, AgentHandle, Event, Parts};
 use margay_node::metrics::Metrics;
-use margay_node::net::netlink::Socket;
-use margay_node::net::pod::{self, PodLink};
-use margay_node::net::worker::Network;
-use margay_node::policy::Attached;
 use margay_proto::sync::{Change, Frame, Trailer};
 use margay_tests::namespace::{Namespace, connect};
 use margay_tests::raw::{Packet, Tap, Transport, packet};
@@ -274,7 +275,7 @@ impl Node {
                 view: Records::new(),
                 attached,
                 links: Default::default(),
-                kernel: Box::new(Netfilter::open()?),
+                dataplane: Box::new(Nftables::new(self.name, Box::new(Netfilter::open()?))),
                 routes: Some(Box::new(network.clone())),
                 store: None,
                 metrics: Metrics::new(&mut Default::default()),
@@ -328,7 +329,7 @@ fn mk_pod(host: &Namespace, node: u8, number: u8) -> Result<Pod> {
         let name = interface_name(&key);
         let link =
             PodLink { host: &name, pod: "eth0", namespace: namespace.file(), mtu: 1450, mac: pod::mac(&name, "eth0") };
-        let mut socket = Socket::open()?;
+        let mut socket = RouteSocket::open()?;
         let index = pod::create(&mut socket, &link)?;
         let mac = pod::configure(&link, &nets)?;
         pod::route(&mut socket, index, &nets)?;

@@ -6,9 +6,10 @@ use prometheus_client::registry::Registry;
 
 use super::super::tests::{mk_frame, mk_records};
 use super::*;
-use crate::policy::Attached;
-use crate::policy::model::Model;
-use crate::policy::sample::{NODE, mk_pod};
+use margay_dataplane::Attached;
+use margay_dataplane::nftables::Nftables;
+use margay_dataplane::nftables::model::Model;
+use margay_dataplane::nftables::sample::{NODE, mk_pod};
 
 /// Longer than any test takes.
 const LATER: Duration = Duration::from_secs(3600);
@@ -19,7 +20,7 @@ fn mk_owner(kernel: &Model, store: Option<Store>) -> Owner {
         view: BTreeMap::new(),
         attached: BTreeMap::new(),
         links: BTreeMap::new(),
-        kernel: Box::new(kernel.clone()),
+        dataplane: Box::new(Nftables::new(NODE, Box::new(kernel.clone()))),
         routes: None,
         store,
         metrics: Metrics::new(&mut Registry::default()),
@@ -51,11 +52,12 @@ fn events_do_not_hasten_the_next_attempt_at_what_the_kernel_did_not_take() {
         owner.handle(Event::Drift);
         owner.commit().expect("no attempt");
     }
-    assert_eq!((owner.attempts, kernel.lock().commits), (1, 0));
+    assert!(owner.status.borrow().failing.is_some());
+    assert_eq!(kernel.lock().commits, 0);
     assert!(answer.try_recv().is_err(), "the pod's policy is not in the kernel");
     owner.due.retry = Some(Instant::now());
     owner.commit().expect("the kernel is back");
-    assert_eq!((owner.attempts, kernel.lock().commits), (0, 1));
+    assert_eq!((owner.status.borrow().failing.clone(), kernel.lock().commits), (None, 1));
     assert_eq!(answer.try_recv(), Ok(Ok(())));
 }
 
@@ -98,7 +100,7 @@ fn a_check_that_others_interrupt_changes_nothing_and_is_made_later() {
     owner.handle(Event::Frame { stream: 1, frame: mk_frame(2, &mk_records(&[(1, Action::Allow)]), true) });
     owner.commit().expect("nothing failed");
     assert_eq!(counts(), (commits + 1, readings + 1));
-    assert_eq!((owner.attempts, owner.unsure, owner.status.borrow().not_ready()), (0, false, None));
+    assert_eq!(owner.status.borrow().not_ready(), None);
     assert!(owner.due.check < Instant::now() + FULL_CHECK / 2, "it is made again soon");
 
     let wanted = kernel.table();
@@ -126,6 +128,6 @@ fn a_table_that_cannot_be_read_for_others_is_replaced() {
         owner.handle(Event::Drift);
         owner.commit().expect("a repair");
         assert_eq!(kernel.table(), wanted);
-        assert_eq!((owner.attempts, owner.unsure), (0, false));
+        assert_eq!(owner.status.borrow().not_ready(), None);
     }
 }

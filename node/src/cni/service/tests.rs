@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::cni::attachment::AttachmentId;
 use crate::cni::ports::NotEnforced;
-use crate::policy::Attached;
+use margay_dataplane::Attached;
 
 /// What was asked of the rest of the agent, in order.
 #[derive(Clone, Default)]

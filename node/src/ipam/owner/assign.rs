@@ -12,8 +12,8 @@ use crate::ipam::commit::{self, Operation};
 use crate::ipam::exact;
 use crate::ipam::known::{Blocks, Heed};
 use crate::ipam::store::{Choice, Store, StoreError, Stored, Use};
-use crate::net::plan::{VERSIONS, version_of};
 use margay_api::ipam::block::Block;
+use margay_dataplane::routes::plan::{VERSIONS, version_of};
 
 impl<S: Store> Owner<S> {
     /// A tunnel keeps its address over restarts, so its handle is looked for first: it may have been borrowed.

@@ -17,7 +17,7 @@ use crate::ipam::claim;
 use crate::ipam::commit::commit;
 use crate::ipam::known::Heed;
 use crate::ipam::store::{Choice, Store, StoreError, Stored};
-use crate::net::plan::{VERSIONS, version_of};
+use margay_dataplane::routes::plan::{VERSIONS, version_of};
 
 /// With fewer free addresses than this, and than a quarter of a block, another block is claimed before it is needed. A quarter, because a spare of a node
 /// that is half empty would be another node's first block.

@@ -1,0 +1,354 @@
+//! The fixed part of the table: base chains, and the sets that pools, nodes and settings fill.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use margay_api::network::{EndpointToHostAction, Failsafe, FelixSettings};
+use margay_api::rule::IpVersion;
+use margay_calc::model::{Record, RecordId, globals};
+
+use super::elements;
+use super::ipvs;
+use super::names;
+use super::rule::Logging;
+use crate::Links;
+use crate::routes::plan::{VERSIONS, has_vxlan, version_of, vxlan_device_name};
+use margay_nft::{
+    AddressType, Base, Chain, ChainName, ChainType, CtState, Datum, Family, Field, FieldType, Hook, IfName, Key,
+    Masquerade, Match, Op, Policy, Proto, Rule, Selector, Set, SetKind, SetName, Side, Statement, Transport, Verdict,
+};
+
+/// Addresses of nodes, from which tunnel packets may come.
+const NODES: &str = "nodes";
+/// Ranges whose packets are masqueraded.
+const NAT_POOLS: &str = "nat-pools";
+/// Ranges of all pools.
+const POOLS: &str = "pools";
+/// Interface and source address of every pod of the node.
+const PODS: &str = "pods";
+/// IP in IP, which a workload must not send: the other end would take the inner packet for a node's.
+const IPIP: Proto = Proto(4);
+/// Before connection tracking.
+const RAW: i32 = -300;
+/// After the masquerading of kube-proxy (100): its mark must be used up before a packet is encapsulated.
+const AFTER_KUBE_PROXY: i32 = 110;
+
+/// What the fixed part depends on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Inputs {
+    settings: FelixSettings,
+    pools: BTreeMap<IpNet, bool>,
+    nodes: Vec<IpAddr>,
+    /// IP versions in which tunnel packets are expected.
+    vxlan: Vec<IpVersion>,
+    /// Addresses of the own tunnel devices.
+    tunnels: Vec<IpAddr>,
+    /// Addresses of Services, where IPVS serves them.
+    services: Option<BTreeSet<IpAddr>>,
+}
+
+/// Chains and sets of the fixed part.
+#[derive(Debug, Default)]
+pub(super) struct Fixed {
+    pub(super) chains: BTreeMap<ChainName, Chain>,
+    pub(super) sets: BTreeMap<SetName, Set>,
+}
+
+impl Inputs {
+    /// Gathers them from the view of node `own` and its interfaces.
+    pub(super) fn gather(own: &str, records: &BTreeMap<RecordId, Record>, links: &Links) -> Self {
+        let mut inputs = Self { services: ipvs::services(links), ..Self::default() };
+        for (id, record) in globals(records) {
+            match (id, record) {
+                (RecordId::Settings, Record::Settings(settings)) => inputs.settings = settings.clone(),
+                (RecordId::Pool(range), Record::Pool(pool)) => {
+                    inputs.pools.insert(range.trunc(), pool.nat_outgoing);
+                }
+                (RecordId::Node(name), Record::Node(node)) => {
+                    inputs.nodes.extend(node.ipv4.map(|net| IpAddr::V4(net.addr())));
+                    inputs.nodes.extend(node.ipv6.map(|net| IpAddr::V6(net.addr())));
+                    if name == own {
+                        inputs.tunnels.extend(node.vtep.map(|vtep| IpAddr::V4(vtep.address)));
+                        inputs.tunnels.extend(node.vtep6.map(|vtep| IpAddr::V6(vtep.address)));
+                    }
+                }
+                _ => {}
+            }
+        }
+        inputs.vxlan.extend(VERSIONS.into_iter().filter(|version| has_vxlan(records, *version)));
+        inputs
+    }
+
+    /// How rules with action Log report.
+    pub(super) fn logging(&self) -> Logging {
+        Logging::of(&self.settings)
+    }
+
+    /// Whether pods may have IPv6 addresses.
+    pub(super) fn has_ipv6(&self) -> bool {
+        self.settings.ipv6 && self.pools.keys().any(|pool| pool.addr().is_ipv6())
+    }
+
+    /// Follows the node's interfaces; returns whether anything here is other than it was.
+    pub(super) fn set_links(&mut self, links: &Links) -> bool {
+        let services = ipvs::services(links);
+        let differs = services != self.services;
+        self.services = services;
+        differs
+    }
+
+    /// Addresses of Services, where IPVS serves them.
+    pub(super) fn services(&self) -> Option<&BTreeSet<IpAddr>> {
+        self.services.as_ref()
+    }
+
+    /// Whether pods may not talk to their node, whatever policy says.
+    pub(super) fn drops_to_host(&self) -> bool {
+        self.settings.endpoint_to_host == EndpointToHostAction::Drop
+    }
+
+    /// Whether packets of no connection are let by.
+    pub(super) fn allows_invalid(&self) -> bool {
+        self.settings.allow_conntrack_invalid
+    }
+
+    /// Port of the tunnels between nodes, if there are any; their ends are in [`nodes`].
+    pub(super) fn tunnel_port(&self) -> Option<u16> {
+        (!self.vxlan.is_empty()).then_some(self.settings.vxlan_port)
+    }
+
+    /// Ports of the host that no policy closes: inbound and outbound.
+    pub(super) fn failsafes(&self) -> (&[Failsafe], &[Failsafe]) {
+        (&self.settings.failsafe_inbound, &self.settings.failsafe_outbound)
+    }
+
+    /// The fixed part. The maps that it looks into, [`names::SENDERS`] and [`names::RECEIVERS`], are the compiler's, and so is the set of pods.
+    pub(super) fn render(&self, families: &[Family]) -> Fixed {
+        let mut fixed = Fixed::default();
+        self.guard(families, &mut fixed);
+        self.to_host(families, &mut fixed);
+        self.forward(&mut fixed);
+        self.ipvs(families, &mut fixed);
+        self.masquerade(families, &mut fixed);
+        fixed
+    }
+
+    fn guard(&self, families: &[Family], fixed: &mut Fixed) {
+        let mut rules = vec![not_from_workload()];
+        for family in families {
+            rules.push(
+                Rule::new().when(Match::in_set(vec![Selector::Iifname, source(*family)], &pods(*family))).accept(),
+            );
+        }
+        if families.contains(&Family::Ipv6) {
+            // Neighbour discovery of a pod uses its link-local address, and no address while it looks for a duplicate of its own.
+            let link_local: Ipv6Net = "fe80::/10".parse().expect("a constant range");
+            let unspecified: Ipv6Net = "::/128".parse().expect("a constant range");
+            rules.push(Rule::new().when(Match::is(Selector::Saddr6, link_local)).when(neighbour_discovery()).accept());
+            rules.push(Rule::new().when(Match::is(Selector::Saddr6, unspecified)).when(solicitation()).accept());
+        }
+        rules.push(Rule::new().counter().drop());
+        fixed.chain(names::GUARD, base(ChainType::Filter, Hook::Prerouting, RAW), rules);
+    }
+
+    fn to_host(&self, families: &[Family], fixed: &mut Fixed) {
+        let mut rules = Vec::new();
+        if !self.vxlan.is_empty() {
+            let port = Match::is(Selector::Dport(Transport::Udp), Datum::Port(self.settings.vxlan_port));
+            for family in Family::ALL {
+                fixed.set(&nodes(family), SetKind::of(family.address_type()), self.own_nodes(family).map(Key::from));
+                rules.push(Rule::new().when(port.clone()).when(Match::in_set(source(family), &nodes(family))).accept());
+            }
+            rules.push(Rule::new().when(port).counter().drop());
+        }
+        rules.push(not_from_workload());
+        rules.push(tracked());
+        rules.extend(self.untracked());
+        rules.push(Rule::new().when(Match::is(Selector::Daddr4, loopback())).counter().drop());
+        if families.contains(&Family::Ipv6) {
+            rules.push(Rule::new().when(neighbour_discovery()).accept());
+        }
+        rules.extend(self.no_tunnels());
+        rules.extend(self.deferred(families));
+        rules.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Iifname], &names::set(names::SENDERS)));
+        rules.push(Rule::new().counter().drop());
+        fixed.chain(names::TO_HOST, base(ChainType::Filter, Hook::Input, 0), rules);
+        if self.drops_to_host() {
+            // What egress policy has accepted comes here.
+            let mut rules = vec![not_from_workload(), tracked()];
+            if families.contains(&Family::Ipv6) {
+                rules.push(Rule::new().when(neighbour_discovery()).accept());
+            }
+            rules.extend(self.deferred(families));
+            rules.push(Rule::new().counter().drop());
+            fixed.chain("to-host-2", base(ChainType::Filter, Hook::Input, 1), rules);
+        }
+    }
+
+    fn forward(&self, fixed: &mut Fixed) {
+        let mut from = vec![tracked(), not_from_workload()];
+        from.extend(self.untracked());
+        from.extend(self.no_tunnels());
+        from.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Iifname], &names::set(names::SENDERS)));
+        from.push(Rule::new().counter().drop());
+        fixed.chain(names::FROM_WORKLOAD, base(ChainType::Filter, Hook::Forward, 0), from);
+
+        let elsewhere = Match::NamePrefix(Selector::Oifname, Op::Ne, names::workload_prefix());
+        let mut to = vec![tracked(), Rule::new().when(elsewhere).accept()];
+        to.extend(self.untracked());
+        to.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Oifname], &names::set(names::RECEIVERS)));
+        to.push(Rule::new().counter().drop());
+        fixed.chain(names::TO_WORKLOAD, base(ChainType::Filter, Hook::Forward, 1), to);
+    }
+
+    fn masquerade(&self, families: &[Family], fixed: &mut Fixed) {
+        let masquerade = Statement::Masquerade(Masquerade { ports: None, fully_random: true });
+        let mut rules = Vec::new();
+        for family in families {
+            let ranges = |nat_only: bool| {
+                outermost(
+                    self.pools.iter().filter(move |(_, nat)| **nat || !nat_only).map(|(range, _)| *range),
+                    *family,
+                )
+            };
+            if ranges(true).is_empty() {
+                continue;
+            }
+            let kind = SetKind::of(family.address_type()).with_intervals();
+            fixed.set(&named(NAT_POOLS, *family), kind.clone(), ranges(true).into_iter().map(Key::from));
+            fixed.set(&named(POOLS, *family), kind, ranges(false).into_iter().map(Key::from));
+            let mut rule = Rule::new()
+                .when(Match::in_set(source(*family), &named(NAT_POOLS, *family)))
+                .when(Match::not_in_set(destination(*family), &named(POOLS, *family)));
+            if self.settings.nat_exclude_hosts {
+                fixed.set(&nodes(*family), SetKind::of(family.address_type()), self.own_nodes(*family).map(Key::from));
+                rule = rule.when(Match::not_in_set(destination(*family), &nodes(*family)));
+            }
+            rules.push(rule.then(masquerade.clone()));
+        }
+        for address in self.tunnels.iter().filter(|address| self.vxlan.contains(&version_of(**address))) {
+            // A process of the node that chose another of its addresses would get its answer past the tunnel, where it is dropped as spoofed.
+            let device = IfName::new(vxlan_device_name(version_of(*address))).expect("a constant name");
+            let not_own = match address {
+                IpAddr::V4(address) => Match::not(Selector::Saddr4, *address),
+                IpAddr::V6(address) => Match::not(Selector::Saddr6, *address),
+            };
+            rules.push(
+                Rule::new()
+                    .when(Match::is(Selector::Oifname, device))
+                    .when(not_own)
+                    .when(Match::AddressType(Side::Source, Op::Eq, AddressType::Local))
+                    .then(masquerade.clone()),
+            );
+        }
+        fixed.chain(names::MASQUERADE, base(ChainType::Nat, Hook::Postrouting, AFTER_KUBE_PROXY), rules);
+    }
+
+    fn own_nodes(&self, family: Family) -> impl Iterator<Item = IpAddr> {
+        self.nodes.iter().copied().filter(move |address| elements::family(*address) == family)
+    }
+
+    /// Drops packets that belong to no connection, unless configured otherwise.
+    pub(super) fn untracked(&self) -> Option<Rule> {
+        (!self.settings.allow_conntrack_invalid)
+            .then(|| Rule::new().when(Match::CtState(Op::Eq, CtState::INVALID)).counter().drop())
+    }
+
+    /// Drops packets in which a workload would hide others from policy.
+    fn no_tunnels(&self) -> [Rule; 2] {
+        let port = Match::is(Selector::Dport(Transport::Udp), Datum::Port(self.settings.vxlan_port));
+        [Rule::new().when(Match::is(Selector::L4proto, IPIP)).counter().drop(), Rule::new().when(port).counter().drop()]
+    }
+}
+
+impl Fixed {
+    pub(super) fn chain(&mut self, name: &str, base: Base, rules: Vec<Rule>) {
+        self.chains.insert(names::chain(name), Chain { base: Some(base), rules });
+    }
+
+    pub(super) fn set(&mut self, name: &SetName, kind: SetKind, keys: impl Iterator<Item = Key>) {
+        self.sets.insert(name.clone(), Set::members(kind, keys));
+    }
+}
+
+/// Name of the set of pods' interfaces and addresses.
+pub(super) fn pods(family: Family) -> SetName {
+    named(PODS, family)
+}
+
+/// Kind of the set of pods' interfaces and addresses.
+pub(super) fn pods_kind(family: Family) -> SetKind {
+    SetKind::of(vec![FieldType::Iface, family.address_type()])
+}
+
+/// Kind of the maps from family and interface to class.
+pub(super) fn dispatch_kind() -> SetKind {
+    SetKind::of(vec![FieldType::Family, FieldType::Iface]).to_verdict()
+}
+
+/// Key of the maps from family and interface to class.
+pub(super) fn dispatch_key(family: Family, interface: IfName) -> Key {
+    Key::from([Field::from(family), Field::from(interface)])
+}
+
+/// Name of the set of the nodes' addresses.
+pub(super) fn nodes(family: Family) -> SetName {
+    named(NODES, family)
+}
+
+fn named(name: &str, family: Family) -> SetName {
+    names::set(&format!("{name}-{}", names::digit(family)))
+}
+
+/// A base chain that lets by what it does not decide.
+pub(super) const fn base(kind: ChainType, hook: Hook, priority: i32) -> Base {
+    Base { kind, hook, priority, policy: Policy::Accept }
+}
+
+pub(super) fn not_from_workload() -> Rule {
+    Rule::new().when(Match::NamePrefix(Selector::Iifname, Op::Ne, names::workload_prefix())).accept()
+}
+
+/// Lets by what belongs to a connection that was allowed.
+pub(super) fn tracked() -> Rule {
+    let states = [CtState::ESTABLISHED, CtState::RELATED];
+    Rule::new().inline_vmap(Selector::CtState, states.map(|state| (Key::from(state), Verdict::Accept)))
+}
+
+/// Addresses of the node's own processes, which links of pods route so that ports of the node can lead into pods: only what answers the node comes there.
+fn loopback() -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)
+}
+
+/// What a pod says to find its gateway and its neighbours; never a router's announcement.
+pub(super) fn neighbour_discovery() -> Match {
+    const KINDS: [u8; 3] = [133, 135, 136];
+    Match::any_of(Selector::Icmp6Type, KINDS.map(|kind| Key::from(Datum::Icmp6Type(kind))))
+}
+
+/// What a pod asks before it has an address.
+fn solicitation() -> Match {
+    const KINDS: [u8; 2] = [133, 135];
+    Match::any_of(Selector::Icmp6Type, KINDS.map(|kind| Key::from(Datum::Icmp6Type(kind))))
+}
+
+/// The field of the source address.
+pub(super) const fn source(family: Family) -> Selector {
+    match family {
+        Family::Ipv4 => Selector::Saddr4,
+        Family::Ipv6 => Selector::Saddr6,
+    }
+}
+
+/// The field of the destination address.
+pub(super) const fn destination(family: Family) -> Selector {
+    match family {
+        Family::Ipv4 => Selector::Daddr4,
+        Family::Ipv6 => Selector::Daddr6,
+    }
+}
+
+fn outermost(ranges: impl Iterator<Item = IpNet>, family: Family) -> Vec<IpNet> {
+    IpNet::aggregate(&ranges.filter(|range| elements::family(range.addr()) == family).collect())
+}

@@ -1,0 +1,465 @@
+//! The compiler's memory: the table as wanted, and what of it depends on which record. A change costs what depends on it, and one member of a set
+//! costs one element.
+//!
+//! The elements of the view's own sets are not kept a second time: they are made from the records when a set is new or the table is written whole.
+
+mod classes;
+mod delta;
+mod hosts;
+mod room;
+mod sets;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use margay_api::endpoint::EndpointKey;
+use margay_api::policy::PolicyKey;
+use margay_calc::model::{IpSetRecord, PolicyRecord, Record, RecordId, SetId};
+
+use super::base::{self, Fixed, Inputs};
+use super::class::{Class, Direction, Policies};
+use super::elements::{self, Shape};
+use super::host;
+use super::ipvs;
+use super::merge::{self, Unions};
+use super::names;
+use super::union::Union;
+use crate::{Attached, Dirty, Records};
+use delta::Delta;
+use hosts::Hosts;
+use margay_nft::{
+    Chain, ChainName, Family, Field, IfName, Key, Ruleset, Set, SetName, Transaction, TransactionOp, Value, Verdict,
+};
+
+/// Sets with more members than this are no part of unions: it would cost more memory than lookups save time.
+const UNION_PART: usize = 1024;
+
+/// A part of the table that can fail alone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// A set of the view.
+    Set(SetId),
+    /// The chains of a class.
+    Class(Class),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Compiler {
+    node: String,
+    inputs: Inputs,
+    families: Vec<Family>,
+    /// Chains, and every set that is not a set of the view.
+    wanted: Ruleset,
+    /// Of the view's sets and of unions.
+    shapes: BTreeMap<SetId, Shape>,
+    unions: BTreeMap<SetId, Union>,
+    attached: BTreeMap<String, Attached>,
+    endpoints: BTreeMap<EndpointKey, Known>,
+    hosts: Hosts,
+    /// Each class once: endpoints refer to the key here.
+    classes: BTreeMap<Arc<Class>, ClassState>,
+    /// Parts that the kernel refused: a set is treated as missing, a class drops everything.
+    refused: BTreeMap<Part, String>,
+}
+
+/// An endpoint of the view.
+#[derive(Clone, Debug)]
+struct Known {
+    /// Uid of its pod; empty: not known.
+    uid: String,
+    /// For ingress and egress.
+    bound: [Bound; 2],
+}
+
+/// What decides about an endpoint in a direction, and where that begins.
+#[derive(Clone, Debug)]
+struct Bound {
+    class: Arc<Class>,
+    /// For IPv4 and IPv6; worked out once, as it takes a hash over the whole list of policies.
+    entry: [Verdict; 2],
+}
+
+#[derive(Debug, Default)]
+struct ClassState {
+    chains: BTreeSet<ChainName>,
+    broken: BTreeMap<PolicyKey, String>,
+    /// Sets that its policies name, also those that are missing.
+    sets: BTreeSet<SetId>,
+    unions: Unions,
+}
+
+/// Classes, as endpoints refer to them.
+type Classes = BTreeSet<Arc<Class>>;
+
+impl Policies for &Records {
+    fn policy(&self, key: &PolicyKey) -> Option<&PolicyRecord> {
+        match self.get(&RecordId::Policy(key.clone())) {
+            Some(Record::Policy(policy)) => Some(policy),
+            _ => None,
+        }
+    }
+}
+
+impl Compiler {
+    /// A compiler for this node that wants the table of an empty view.
+    pub fn new(node: &str) -> Self {
+        let mut compiler = Self {
+            node: node.to_owned(),
+            inputs: Inputs::default(),
+            families: vec![Family::Ipv4],
+            wanted: Ruleset::new(names::table()),
+            shapes: BTreeMap::new(),
+            unions: BTreeMap::new(),
+            attached: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            hosts: Hosts::default(),
+            classes: BTreeMap::new(),
+            refused: BTreeMap::new(),
+        };
+        let mut delta = Delta::new();
+        compiler.fixed(&mut delta);
+        compiler.dispatch(&mut delta);
+        compiler
+    }
+
+    /// The pods of this node by interface.
+    pub fn attached(&self) -> &BTreeMap<String, Attached> {
+        &self.attached
+    }
+
+    /// Whether the pod on this interface has its policy in the wanted table.
+    pub fn decides(&self, interface: &str) -> bool {
+        self.attached.get(interface).is_some_and(|pod| self.bound(pod).is_some())
+    }
+
+    /// What decides about a pod. A record of the pod that had its name before, or comes after it, decides nothing.
+    fn bound(&self, pod: &Attached) -> Option<&[Bound; 2]> {
+        let known = self.endpoints.get(&pod.endpoint)?;
+        let is_same = known.uid == pod.uid || known.uid.is_empty() || pod.uid.is_empty();
+        is_same.then_some(&known.bound)
+    }
+
+    /// A pod came, or has other addresses.
+    pub fn attach(&mut self, interface: String, pod: Attached, records: &Records) -> Transaction {
+        self.attached.insert(interface, pod);
+        self.repatch(records)
+    }
+
+    /// A pod went.
+    pub fn detach(&mut self, interface: &str, records: &Records) -> Transaction {
+        self.attached.remove(interface);
+        self.repatch(records)
+    }
+
+    fn repatch(&mut self, records: &Records) -> Transaction {
+        let mut delta = Delta::new();
+        self.refamily(records, &mut delta);
+        self.dispatch(&mut delta);
+        self.unions(records, &mut delta);
+        delta.into_transaction()
+    }
+
+    /// Follows a change of the view.
+    pub fn apply(&mut self, records: &Records, dirty: &Dirty) -> Transaction {
+        let mut delta = Delta::new();
+        let mut stale = BTreeSet::new();
+        self.sets(records, dirty, &mut delta, &mut stale);
+        let inputs = dirty.records.iter().any(is_input) && self.reinput(records, &mut delta, &mut stale);
+        let policies: BTreeSet<&PolicyKey> = dirty
+            .records
+            .iter()
+            .filter_map(|id| if let RecordId::Policy(key) = id { Some(key) } else { None })
+            .collect();
+        let names_one = |class: &&Arc<Class>| class.policies().any(|key| policies.contains(key));
+        for class in self.classes.keys().filter(|_| !policies.is_empty()).filter(names_one) {
+            self.refused.remove(&Part::Class(Class::clone(class)));
+            stale.insert(class.clone());
+        }
+        let endpoints = self.endpoints(records, dirty, &mut stale);
+        let hosts = self.host_endpoints(records, dirty, &mut stale);
+        self.classes(records, &stale, &mut delta);
+        if endpoints {
+            self.dispatch(&mut delta);
+        }
+        if inputs || hosts {
+            self.host_hooks(&mut delta);
+        }
+        self.unions(records, &mut delta);
+        delta.into_transaction()
+    }
+
+    /// The whole table as wanted.
+    pub fn ruleset(&self, records: &Records) -> Ruleset {
+        let mut ruleset = self.wanted.clone();
+        let unions = self.unions.iter().map(|(id, union)| (id, &union.record));
+        for (id, record) in sets(records).chain(unions).filter(|(id, _)| self.shapes.contains_key(id)) {
+            for (name, set) in elements::render(id, record) {
+                ruleset.put_set(name, set);
+            }
+        }
+        ruleset
+    }
+
+    /// Records that are not enforced as they are written, and why.
+    pub fn errors(&self) -> BTreeMap<RecordId, String> {
+        let idle = self.hosts.idle();
+        let mut errors: BTreeMap<RecordId, String> =
+            idle.into_iter().map(|(name, reason)| (RecordId::HostEndpoint(name), reason)).collect();
+        for state in self.classes.values() {
+            errors.extend(state.broken.iter().map(|(key, reason)| (RecordId::Policy(key.clone()), reason.clone())));
+        }
+        for (part, reason) in &self.refused {
+            match part {
+                Part::Set(id) if merge::is_union(id) => {
+                    let users = self.classes.iter().filter(|(_, state)| state.unions.contains_key(id));
+                    let policies = users.flat_map(|(class, _)| class.policies());
+                    errors.extend(policies.map(|key| (RecordId::Policy(key.clone()), reason.clone())));
+                }
+                Part::Set(id) => {
+                    errors.insert(RecordId::IpSet(id.clone()), reason.clone());
+                }
+                Part::Class(class) => {
+                    errors.extend(class.policies().map(|key| (RecordId::Policy(key.clone()), reason.clone())));
+                }
+            }
+        }
+        errors
+    }
+
+    /// The part that an operation is about; none for the fixed part, without which there is no enforcement at all.
+    pub fn part(&self, operation: &TransactionOp) -> Option<Part> {
+        use TransactionOp as Op;
+        match operation {
+            Op::PutChain(name, _) | Op::FlushChain(name) | Op::DeleteChain(name) | Op::AppendRules(name, ..) => {
+                let owner = self.classes.iter().find(|(_, state)| state.chains.contains(name));
+                owner.map(|(class, _)| Part::Class(Class::clone(class)))
+            }
+            Op::CreateSet(name, _) | Op::DeleteSet(name) | Op::AddElements(name, _) | Op::DeleteElements(name, _) => {
+                let owner = self.shapes.iter().find(|(id, shape)| shape.sets(id).contains_key(name));
+                owner.map(|(id, _)| Part::Set(id.clone()))
+            }
+            Op::CreateTable | Op::DeleteTable => None,
+        }
+    }
+
+    /// Whether this part is refused already.
+    pub fn has_refused(&self, part: &Part) -> bool {
+        self.refused.contains_key(part)
+    }
+
+    /// Why the pod on this interface is cut off instead of being under its policy, if that is so.
+    pub fn refusal(&self, interface: &str) -> Option<String> {
+        let classes = self.bound(self.attached.get(interface)?)?;
+        classes.iter().find_map(|bound| self.refused.get(&Part::Class(Class::clone(&bound.class))).cloned())
+    }
+
+    /// Wants the table without a part that the kernel refused: what depends on it is denied.
+    pub fn refuse(&mut self, part: Part, reason: String, records: &Records) {
+        let mut stale = BTreeSet::new();
+        match &part {
+            Part::Set(id) => {
+                self.shapes.remove(id);
+                stale.extend(self.users(id));
+            }
+            Part::Class(class) => stale.extend(self.known(class)),
+        }
+        self.refused.insert(part, reason);
+        let mut unused = Delta::new();
+        self.classes(records, &stale, &mut unused);
+        self.unions(records, &mut unused);
+    }
+
+    /// Wants everything again that was refused; returns whether there was any.
+    pub fn forgive(&mut self, records: &Records) -> bool {
+        let refused = std::mem::take(&mut self.refused);
+        let mut stale = BTreeSet::new();
+        for part in refused.keys() {
+            match part {
+                Part::Set(id) => {
+                    let union = self.unions.get(id).map(|union| &union.record);
+                    if let Some(record) = set_of(records, id).or(union) {
+                        self.shapes.insert(id.clone(), Shape::of(record));
+                    }
+                    stale.extend(self.users(id));
+                }
+                Part::Class(class) => stale.extend(self.known(class)),
+            }
+        }
+        let mut unused = Delta::new();
+        self.classes(records, &stale, &mut unused);
+        self.unions(records, &mut unused);
+        !refused.is_empty()
+    }
+
+    /// Gathers what the fixed part and that of host endpoints depend on; returns whether it is other than it was.
+    fn reinput(&mut self, records: &Records, delta: &mut Delta, stale: &mut Classes) -> bool {
+        let inputs = Inputs::gather(&self.node, records, self.links());
+        if inputs == self.inputs {
+            return false;
+        }
+        if inputs.logging() != self.inputs.logging() {
+            let reporting = self.classes.iter().filter(|(class, _)| class.reports(&records));
+            stale.extend(reporting.map(|(class, _)| class.clone()));
+        }
+        self.inputs = inputs;
+        self.refamily(records, delta);
+        self.fixed(delta);
+        true
+    }
+
+    /// IPv6 costs nothing where no pod can have such an address.
+    fn refamily(&mut self, records: &Records, delta: &mut Delta) {
+        let mut addresses = self.attached.values().flat_map(|pod| &pod.addresses);
+        let v6 = self.inputs.has_ipv6() || addresses.any(IpAddr::is_ipv6);
+        let families = if v6 { Family::ALL.to_vec() } else { vec![Family::Ipv4] };
+        if families != self.families {
+            self.families = families;
+            self.fixed(delta);
+            let all = self.classes.keys().cloned().collect();
+            self.classes(records, &all, delta);
+            self.dispatch(delta);
+        }
+    }
+
+    fn fixed(&mut self, delta: &mut Delta) {
+        let fixed = self.inputs.render(&self.families);
+        let is_ours = |name: &str| !host::is_host(name);
+        self.put_fixed(
+            fixed,
+            |name, chain| chain.base.is_some() && is_ours(name.as_str()),
+            |name| !is_dispatch(name) && is_ours(name.as_str()),
+            delta,
+        );
+    }
+
+    /// Puts chains and sets in the place of those that were there of the same part.
+    fn put_fixed(
+        &mut self,
+        fixed: Fixed,
+        has_chain: impl Fn(&ChainName, &Chain) -> bool,
+        has_set: impl Fn(&SetName) -> bool,
+        delta: &mut Delta,
+    ) {
+        let present = self.wanted.chains.iter().filter(|(name, chain)| has_chain(name, chain)).map(|(name, _)| name);
+        let chains: Vec<ChainName> = present.filter(|name| !fixed.chains.contains_key(*name)).cloned().collect();
+        let present = self.wanted.sets.keys().filter(|name| has_set(name));
+        let sets: Vec<SetName> = present.filter(|name| !fixed.sets.contains_key(*name)).cloned().collect();
+        chains.into_iter().for_each(|name| self.put_chain(name, None, delta));
+        sets.into_iter().for_each(|name| self.put_set(name, None, delta));
+        fixed.chains.into_iter().for_each(|(name, chain)| self.put_chain(name, Some(chain), delta));
+        fixed.sets.into_iter().for_each(|(name, set)| self.put_set(name, Some(set), delta));
+    }
+
+    /// Maps from interface to class, and the addresses that each interface may send from.
+    fn dispatch(&mut self, delta: &mut Delta) {
+        let mut maps = [Direction::Ingress, Direction::Egress].map(|_| Set::new(base::dispatch_kind()));
+        let mut pods: BTreeMap<Family, Set> =
+            self.families.iter().map(|family| (*family, Set::new(base::pods_kind(*family)))).collect();
+        let has_ipvs = self.inputs.services().is_some();
+        let mut by_address: BTreeMap<IpAddr, [Verdict; 2]> = BTreeMap::new();
+        for (interface, pod) in &self.attached {
+            let Some(interface) = IfName::new(interface) else { continue };
+            if has_ipvs {
+                let egress = self.bound(pod).map(|[_, egress]| egress.entry.clone());
+                let egress = egress.unwrap_or([Verdict::Drop, Verdict::Drop]);
+                by_address.extend(pod.addresses.iter().map(|address| (*address, egress.clone())));
+            }
+            for address in &pod.addresses {
+                if let Some(set) = pods.get_mut(&elements::family(*address)) {
+                    set.elements.insert(
+                        Key::from([Field::from(interface), Field::from(margay_nft::Datum::from(*address))]),
+                        Value::Member,
+                    );
+                }
+            }
+            let Some(classes) = self.bound(pod) else { continue };
+            for (map, bound) in maps.iter_mut().zip(classes) {
+                let entries = Family::ALL.into_iter().zip(&bound.entry);
+                for (family, entry) in entries.filter(|(family, _)| self.families.contains(family)) {
+                    map.elements.insert(base::dispatch_key(family, interface), Value::Verdict(entry.clone()));
+                }
+            }
+        }
+        let [receivers, senders] = maps;
+        self.put_set(names::set(names::RECEIVERS), Some(receivers), delta);
+        self.put_set(names::set(names::SENDERS), Some(senders), delta);
+        for family in Family::ALL {
+            self.put_set(base::pods(family), pods.remove(&family), delta);
+            let has_map = has_ipvs && self.families.contains(&family);
+            let map = has_map.then(|| ipvs::senders_map(family, &by_address));
+            self.put_set(ipvs::senders(family), map, delta);
+        }
+    }
+
+    fn put_chain(&mut self, name: ChainName, chain: Option<Chain>, delta: &mut Delta) {
+        let old = match chain {
+            Some(chain) if self.wanted.chains.get(&name).is_some_and(|old| **old == chain) => return,
+            Some(chain) => {
+                let chain = Arc::new(chain);
+                delta.new.chains.insert(name.clone(), chain.clone());
+                self.wanted.chains.insert(name.clone(), chain)
+            }
+            None => {
+                delta.new.chains.remove(&name);
+                self.wanted.chains.remove(&name)
+            }
+        };
+        if delta.chains.insert(name.clone()) {
+            delta.old.chains.extend(old.map(|old| (name, old)));
+        }
+    }
+
+    fn put_set(&mut self, name: SetName, set: Option<Set>, delta: &mut Delta) {
+        let old = match set {
+            Some(set) if self.wanted.sets.get(&name).is_some_and(|old| **old == set) => return,
+            Some(set) => {
+                let set = Arc::new(set);
+                delta.new.sets.insert(name.clone(), set.clone());
+                self.wanted.sets.insert(name.clone(), set)
+            }
+            None => {
+                delta.new.sets.remove(&name);
+                self.wanted.sets.remove(&name)
+            }
+        };
+        if delta.sets.insert(name.clone()) {
+            delta.old.sets.extend(old.map(|old| (name, old)));
+        }
+    }
+}
+
+/// Whether the set is one of those that [`Compiler::dispatch`] fills.
+fn is_dispatch(name: &SetName) -> bool {
+    [names::SENDERS, names::RECEIVERS].contains(&name.as_str())
+        || Family::ALL.iter().any(|family| [base::pods(*family), ipvs::senders(*family)].contains(name))
+}
+
+/// The set of this id.
+fn set_of<'a>(records: &'a Records, id: &SetId) -> Option<&'a IpSetRecord> {
+    match records.get(&RecordId::IpSet(id.clone())) {
+        Some(Record::IpSet(record)) => Some(record),
+        _ => None,
+    }
+}
+
+/// The sets of the view.
+fn sets(records: &Records) -> impl Iterator<Item = (&SetId, &IpSetRecord)> {
+    records.iter().filter_map(|(id, record)| match (id, record) {
+        (RecordId::IpSet(id), Record::IpSet(record)) => Some((id, record)),
+        _ => None,
+    })
+}
+
+/// Whether the fixed part depends on the record.
+const fn is_input(id: &RecordId) -> bool {
+    matches!(id, RecordId::Settings | RecordId::Pool(_) | RecordId::Node(_))
+}
+
+#[cfg(test)]
+mod host_tests;
+#[cfg(test)]
+mod size_tests;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,47 @@
+//! What takes most room, for when the kernel has too little.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use super::{Compiler, Part};
+use margay_nft::{Chain, Match, Rule, SetRef, Statement, Transaction, TransactionOp};
+
+impl Compiler {
+    /// The parts of the table that most of the transaction is about, the largest first, of those that are not refused yet.
+    pub fn largest(&self, transaction: &Transaction, count: usize) -> Vec<Part> {
+        let classes = self.classes.iter().flat_map(|(class, state)| state.chains.iter().map(move |name| (name, class)));
+        let classes: BTreeMap<_, _> = classes.collect();
+        let sets = self.shapes.iter().flat_map(|(id, shape)| shape.sets(id).into_keys().map(move |name| (name, id)));
+        let sets: BTreeMap<_, _> = sets.collect();
+        let mut sizes: BTreeMap<Part, usize> = BTreeMap::new();
+        for operation in transaction.ops() {
+            let (part, size) = match operation {
+                TransactionOp::AppendRules(name, chain, from) => {
+                    (classes.get(name).map(|class| Part::Class((***class).clone())), rules(chain, *from))
+                }
+                TransactionOp::AddElements(name, set) => {
+                    (sets.get(name).map(|id| Part::Set((*id).clone())), set.elements.len())
+                }
+                _ => continue,
+            };
+            if let Some(part) = part.filter(|part| !self.has_refused(part)) {
+                *sizes.entry(part).or_default() += size;
+            }
+        }
+        let mut parts: Vec<(Part, usize)> = sizes.into_iter().collect();
+        parts.sort_by_key(|(_, size)| Reverse(*size));
+        parts.into_iter().take(count).map(|(part, _)| part).collect()
+    }
+}
+
+fn rules(chain: &Chain, from: usize) -> usize {
+    chain.rules.iter().skip(from).map(rule).sum()
+}
+
+fn rule(rule: &Rule) -> usize {
+    let elements = |statement: &Statement| match statement {
+        Statement::Match(Match::In(_, _, SetRef::Anonymous(set))) => set.elements.len(),
+        _ => 0,
+    };
+    rule.statements.len() + rule.statements.iter().map(elements).sum::<usize>()
+}

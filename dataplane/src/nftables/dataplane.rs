@@ -1,0 +1,270 @@
+//! Policy in nftables: the compiler's transactions are collected, and a commit carries them out in one.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::{Duration, Instant};
+
+use margay_calc::model::RecordId;
+use margay_nft::{ExecError, Ruleset, Transaction};
+use margay_runtime::backoff::{Backoff, jitter};
+
+use super::compiler::Compiler;
+use super::kernel::Kernel;
+use super::names;
+use crate::{Attached, CommitError, Committed, Dataplane, Dirty, Links, Records};
+
+/// Readings of the table that others interrupt before it is replaced without one.
+const READINGS: u32 = 3;
+/// Attempts in a row before a kernel that has no room is asked for less: until then the room may come back.
+const ROOM: u32 = 10;
+/// What the kernel refused is tried again after this time, and then after twice as long.
+const FORGIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
+
+/// One table of a node. Owns what is wanted and what is still to be written; the kernel may be any [`Kernel`].
+pub struct Nftables {
+    compiler: Compiler,
+    kernel: Box<dyn Kernel>,
+    /// Operations not committed yet.
+    pending: Transaction,
+    /// The kernel may hold something else than was wanted before `pending`: after a start, a failure, a change by
+    /// others. The next commit reads it back, so nothing is pending meanwhile.
+    needs_resync: bool,
+    /// The next commit compares the whole table.
+    comparing: bool,
+    attempts: u32,
+    retry: Backoff,
+    /// When what was refused is tried again.
+    due: Option<Instant>,
+}
+
+impl Nftables {
+    /// The table of an empty view of this node.
+    pub fn new(node: &str, kernel: Box<dyn Kernel>) -> Self {
+        Self {
+            compiler: Compiler::new(node),
+            kernel,
+            pending: Transaction::new(names::table()),
+            needs_resync: true,
+            comparing: false,
+            attempts: 0,
+            retry: Backoff::new(FORGIVE.0, FORGIVE.1),
+            due: None,
+        }
+    }
+
+    fn enqueue(&mut self, transaction: &Transaction) {
+        if !self.needs_resync {
+            transaction.ops().iter().for_each(|op| self.pending.push(op.clone()));
+        }
+    }
+
+    fn try_commit(&mut self, records: &Records, now: Instant) -> Result<Committed, ExecError> {
+        let pending = std::mem::replace(&mut self.pending, Transaction::new(names::table()));
+        let mut committed = if self.needs_resync {
+            self.resync(records, now)?
+        } else {
+            self.exec(&pending)?;
+            Committed { operations: pending.ops().len(), ..Committed::default() }
+        };
+        if std::mem::take(&mut self.comparing) {
+            self.compare(records, &mut committed)?;
+        }
+        Ok(committed)
+    }
+
+    /// Reads the table back and moves it to what is wanted.
+    fn resync(&mut self, records: &Records, now: Instant) -> Result<Committed, ExecError> {
+        loop {
+            let wanted = self.compiler.ruleset(records);
+            let transaction = self.read_back(&wanted)?;
+            match self.exec(&transaction) {
+                Ok(()) => {
+                    self.needs_resync = false;
+                    let operations = transaction.ops().len();
+                    return Ok(Committed { operations, repairs: u64::from(operations > 0), is_unread: false });
+                }
+                // What the kernel refuses is denied, and everything else enforced.
+                Err(ExecError::Refused { index: Some(index), operation, source, message })
+                    if self.refuse(&transaction, index, &source, records, now) =>
+                {
+                    tracing::error!(operation, %source, message, "the kernel refuses a part of the table; what depends on it is denied");
+                }
+                Err(error) if self.makes_room(&transaction, &error, records, now) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// What leads from what the kernel holds to the wanted table. Where others commit all the time the table cannot
+    /// be read; then it is replaced, which needs no reading.
+    fn read_back(&mut self, wanted: &Ruleset) -> Result<Transaction, ExecError> {
+        for _ in 0..READINGS {
+            match self.kernel.plan(wanted) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result.map_err(ExecError::Unanswered),
+            }
+        }
+        tracing::info!("nftables kept changing while our table was read; it is replaced as a whole");
+        Ok(Transaction::replace(wanted))
+    }
+
+    /// Compares the whole table though nothing was noticed. A reading that fails changes nothing.
+    fn compare(&mut self, records: &Records, committed: &mut Committed) -> Result<(), ExecError> {
+        let wanted = self.compiler.ruleset(records);
+        match self.kernel.plan(&wanted) {
+            Ok(transaction) => {
+                self.exec(&transaction)?;
+                committed.repairs += u64::from(!transaction.is_empty());
+                committed.operations += transaction.ops().len();
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the table could not be compared; trying again later");
+                committed.is_unread = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn exec(&mut self, transaction: &Transaction) -> Result<(), ExecError> {
+        if transaction.is_empty() {
+            return Ok(());
+        }
+        let _committing = tracing::info_span!("node.commit", operations = transaction.ops().len()).entered();
+        self.kernel.exec(transaction)
+    }
+
+    /// Leaves the largest part out of a transaction that the kernel does not take as a whole; returns whether the rest
+    /// is to be tried at once. One that is too long will never be taken; where the kernel lacks memory, attempt after
+    /// attempt twice as many parts are left out.
+    fn makes_room(&mut self, transaction: &Transaction, error: &ExecError, records: &Records, now: Instant) -> bool {
+        if error.is_too_long() {
+            return self.shed(transaction, error, 1, records, now);
+        }
+        if let Some(doublings) = self.attempts.checked_sub(ROOM).filter(|_| error.is_of_the_whole()) {
+            self.shed(transaction, error, 1 << doublings.min(16), records, now);
+        }
+        false
+    }
+
+    /// Refuses the largest parts of what the kernel does not take as a whole, so that everything else is enforced;
+    /// returns whether there was any.
+    fn shed(
+        &mut self,
+        transaction: &Transaction,
+        error: &ExecError,
+        count: usize,
+        records: &Records,
+        now: Instant,
+    ) -> bool {
+        let parts = self.compiler.largest(transaction, count);
+        for part in &parts {
+            tracing::error!(?part, %error, "the kernel has no room for the table; its largest part is left out, and what depends on it is denied");
+            let reason = format!("the kernel has no room for it, and it is the largest part of what changes: {error}");
+            self.compiler.refuse(part.clone(), reason, records);
+        }
+        if !parts.is_empty() {
+            self.retry_later(now);
+        }
+        !parts.is_empty()
+    }
+
+    /// Leaves the part out that an operation is about, which the kernel refuses; returns whether there is such a part.
+    fn refuse(
+        &mut self,
+        transaction: &Transaction,
+        index: usize,
+        source: &io::Error,
+        records: &Records,
+        now: Instant,
+    ) -> bool {
+        let part = transaction.ops().get(index).and_then(|op| self.compiler.part(op));
+        let Some(part) = part.filter(|part| !self.compiler.has_refused(part)) else { return false };
+        self.compiler.refuse(part, format!("the kernel refused it: {source}"), records);
+        self.retry_later(now);
+        true
+    }
+
+    fn retry_later(&mut self, now: Instant) {
+        if self.due.is_none() {
+            self.due = Some(now + self.retry.next(jitter()));
+        }
+    }
+}
+
+impl Dataplane for Nftables {
+    fn is_programmed(&mut self) -> io::Result<bool> {
+        self.kernel.is_programmed(&names::table())
+    }
+
+    fn update(&mut self, records: &Records, dirty: &Dirty) {
+        let transaction = self.compiler.apply(records, dirty);
+        self.enqueue(&transaction);
+    }
+
+    fn attach(&mut self, interface: String, pod: Attached, records: &Records) {
+        let transaction = self.compiler.attach(interface, pod, records);
+        self.enqueue(&transaction);
+    }
+
+    fn detach(&mut self, interface: &str, records: &Records) {
+        let transaction = self.compiler.detach(interface, records);
+        self.enqueue(&transaction);
+    }
+
+    fn set_links(&mut self, links: Links) {
+        let transaction = self.compiler.set_links(links);
+        self.enqueue(&transaction);
+    }
+
+    fn invalidate(&mut self) {
+        self.needs_resync = true;
+    }
+
+    fn request_comparison(&mut self) {
+        self.comparing = true;
+    }
+
+    fn retry_refused(&mut self, records: &Records, now: Instant) {
+        if self.due.take_if(|due| now >= *due).is_some() {
+            self.needs_resync |= self.compiler.forgive(records);
+        }
+    }
+
+    fn next_retry(&self) -> Option<Instant> {
+        self.due
+    }
+
+    fn commit(&mut self, records: &Records, now: Instant) -> Result<Committed, CommitError> {
+        match self.try_commit(records, now) {
+            Ok(committed) => {
+                self.attempts = 0;
+                Ok(committed)
+            }
+            Err(error) => {
+                self.needs_resync = true;
+                self.attempts += 1;
+                Err(CommitError { reason: error.to_string(), attempts: self.attempts })
+            }
+        }
+    }
+
+    fn attached(&self) -> &BTreeMap<String, Attached> {
+        self.compiler.attached()
+    }
+
+    fn decides(&self, interface: &str) -> bool {
+        self.compiler.decides(interface)
+    }
+
+    fn refusal(&self, interface: &str) -> Option<String> {
+        self.compiler.refusal(interface)
+    }
+
+    fn errors(&self) -> BTreeMap<RecordId, String> {
+        self.compiler.errors()
+    }
+
+    fn dump(&self, records: &Records) -> String {
+        self.compiler.ruleset(records).to_string()
+    }
+}

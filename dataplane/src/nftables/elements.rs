@@ -1,0 +1,246 @@
+//! Members of a set of the view as elements of kernel sets.
+//!
+//! Single addresses go into hash sets, ranges into interval sets: a change of a hash set costs the same at any size. An interval set must not
+//! overlap, so it holds the outermost ranges only; two prefixes either nest or are apart, so nothing else has to be looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::ops::Bound;
+
+use ipnet::IpNet;
+use margay_calc::flush::MemberDelta;
+use margay_calc::model::{IpSetRecord, Member, SetId, SetKind as MemberKind};
+
+use super::names::{self, Holds};
+use margay_nft::{Datum, Family, Field, FieldType, Key, Proto, Set, SetKind, SetName, Value};
+
+/// Which kernel sets a set of the view has. Rules depend on this, and on nothing else of its members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Shape {
+    /// Hash sets for both families, and interval sets for the families that have ranges.
+    Net {
+        /// There are IPv4 ranges.
+        ranges4: bool,
+        /// There are IPv6 ranges.
+        ranges6: bool,
+    },
+    /// A hash set of address, protocol and port for each family.
+    AddressPort,
+}
+
+/// By kernel set, the keys that a change is about, and whether each is there after it.
+pub(super) type Elements = BTreeMap<SetName, BTreeMap<Key, bool>>;
+
+impl Shape {
+    /// The shape for these members.
+    pub(super) fn of(record: &IpSetRecord) -> Self {
+        let ranges = |v4: bool| {
+            record
+                .members
+                .iter()
+                .any(|member| matches!(member, Member::Net(net) if net.addr().is_ipv4() == v4 && !is_single(net)))
+        };
+        match record.kind {
+            MemberKind::Net => Self::Net { ranges4: ranges(true), ranges6: ranges(false) },
+            MemberKind::AddressPort => Self::AddressPort,
+        }
+    }
+
+    /// The shape of a union of sets of these shapes.
+    pub(super) fn union<'a>(parts: impl Iterator<Item = &'a Self>) -> Self {
+        parts.fold(Self::Net { ranges4: false, ranges6: false }, |all, part| Self::Net {
+            ranges4: all.has_ranges(Family::Ipv4) || part.has_ranges(Family::Ipv4),
+            ranges6: all.has_ranges(Family::Ipv6) || part.has_ranges(Family::Ipv6),
+        })
+    }
+
+    /// Whether there are ranges of this family.
+    pub(super) fn has_ranges(self, family: Family) -> bool {
+        match (self, family) {
+            (Self::Net { ranges4, .. }, Family::Ipv4) => ranges4,
+            (Self::Net { ranges6, .. }, Family::Ipv6) => ranges6,
+            (Self::AddressPort, _) => false,
+        }
+    }
+
+    /// The kernel sets of this shape, empty.
+    pub(super) fn sets(self, id: &SetId) -> BTreeMap<SetName, SetKind> {
+        let mut sets = BTreeMap::new();
+        for family in Family::ALL {
+            let address = family.address_type();
+            match self {
+                Self::Net { .. } => {
+                    sets.insert(names::ip_set(id, Holds::Addresses, family), SetKind::of(address));
+                    if self.has_ranges(family) {
+                        sets.insert(names::ip_set(id, Holds::Ranges, family), SetKind::of(address).with_intervals());
+                    }
+                }
+                Self::AddressPort => {
+                    let kind = SetKind::of(vec![address, FieldType::Proto, FieldType::Port]);
+                    sets.insert(names::ip_set(id, Holds::Ports, family), kind);
+                }
+            }
+        }
+        sets
+    }
+}
+
+/// The kernel sets of a set of the view with all their elements.
+pub(super) fn render(id: &SetId, record: &IpSetRecord) -> BTreeMap<SetName, Set> {
+    let mut sets: BTreeMap<SetName, Set> =
+        Shape::of(record).sets(id).into_iter().map(|(name, kind)| (name, Set::new(kind))).collect();
+    for member in &record.members {
+        if is_hidden(member, &record.members) {
+            continue;
+        }
+        if let Some(set) = sets.get_mut(&place(id, member)) {
+            set.elements.insert(key(member), Value::Member);
+        }
+    }
+    sets
+}
+
+/// What changes in the kernel when a set whose members are now `members` has changed by `delta`. The shape must be the same before and after.
+pub(super) fn change(id: &SetId, members: &BTreeSet<Member>, delta: &MemberDelta) -> Elements {
+    let mut elements = Elements::default();
+    let plain = |member: &&Member| !matches!(member, Member::Net(net) if !is_single(net));
+    for (side, wanted) in [(&delta.removed, false), (&delta.added, true)] {
+        for member in side.iter().filter(plain) {
+            note(&mut elements, place(id, member), key(member), wanted);
+        }
+    }
+    if delta.added.iter().chain(&delta.removed).any(|member| !plain(&member)) {
+        ranges(id, members, delta, &mut elements);
+    }
+    elements
+}
+
+/// Ranges that came, went, were covered or laid bare.
+fn ranges(id: &SetId, members: &BTreeSet<Member>, delta: &MemberDelta, elements: &mut Elements) {
+    let mut before = members.clone();
+    for member in &delta.added {
+        before.remove(member);
+    }
+    before.extend(delta.removed.iter().cloned());
+    let outermost = |all: &BTreeSet<Member>, touched: &Member| -> BTreeSet<Member> {
+        let Member::Net(net) = touched else { return BTreeSet::new() };
+        let first = Member::Net(*net);
+        let last = Member::Net(widest_key(net));
+        let inside = all.range((Bound::Included(first), Bound::Included(last)));
+        let inside =
+            inside.filter(|member| matches!(member, Member::Net(inner) if net.contains(inner) && !is_single(inner)));
+        inside.filter(|member| !is_hidden(member, all)).cloned().collect()
+    };
+    let touched = delta.added.iter().chain(&delta.removed);
+    for member in touched.filter(|member| matches!(member, Member::Net(net) if !is_single(net))) {
+        let (old, new) = (outermost(&before, member), outermost(members, member));
+        for gone in old.difference(&new) {
+            note(elements, place(id, gone), key(gone), false);
+        }
+        for come in new.difference(&old) {
+            note(elements, place(id, come), key(come), true);
+        }
+    }
+}
+
+fn note(elements: &mut Elements, set: SetName, key: Key, wanted: bool) {
+    elements.entry(set).or_default().insert(key, wanted);
+}
+
+/// Whether the member is a range within another range of the set, which stands for it.
+fn is_hidden(member: &Member, members: &BTreeSet<Member>) -> bool {
+    let Member::Net(net) = member else { return false };
+    if is_single(net) {
+        return false;
+    }
+    (0..net.prefix_len()).any(|length| {
+        let outer = IpNet::new(net.addr(), length).expect("shorter than a valid length").trunc();
+        members.contains(&Member::Net(outer))
+    })
+}
+
+/// The last key that a range within this one can have, in the order of members.
+fn widest_key(net: &IpNet) -> IpNet {
+    IpNet::new(net.broadcast(), net.max_prefix_len()).expect("the longest length is valid")
+}
+
+fn is_single(net: &IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len()
+}
+
+/// The kernel set that a member belongs into.
+fn place(id: &SetId, member: &Member) -> SetName {
+    match member {
+        Member::Net(net) if is_single(net) => names::ip_set(id, Holds::Addresses, family(net.addr())),
+        Member::Net(net) => names::ip_set(id, Holds::Ranges, family(net.addr())),
+        Member::AddressPort(address, ..) => names::ip_set(id, Holds::Ports, family(*address)),
+    }
+}
+
+fn key(member: &Member) -> Key {
+    match member {
+        Member::Net(net) => Key::from(*net),
+        Member::AddressPort(address, protocol, port) => Key::from([
+            Field::from(Datum::from(*address)),
+            Field::from(Proto(protocol.0)),
+            Field::from(Datum::Port(*port)),
+        ]),
+    }
+}
+
+/// The family of an address.
+pub(super) const fn family(address: IpAddr) -> Family {
+    match address {
+        IpAddr::V4(_) => Family::Ipv4,
+        IpAddr::V6(_) => Family::Ipv6,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn mk_members(nets: &[(u32, u8)]) -> BTreeSet<Member> {
+        let net = |(bits, length): &(u32, u8)| {
+            IpNet::new(IpAddr::from(bits.to_be_bytes()), *length).expect("at most 32").trunc()
+        };
+        nets.iter().map(|spec| Member::Net(net(spec))).collect()
+    }
+
+    fn record(members: BTreeSet<Member>) -> IpSetRecord {
+        IpSetRecord { kind: MemberKind::Net, members }
+    }
+
+    proptest! {
+        /// Applying the change to the old elements gives what a render of the new members gives.
+        #[test]
+        fn a_change_of_members_leads_from_one_rendering_to_the_next(
+            old in prop::collection::vec((any::<u32>().prop_map(|bits| bits & 0x0fff_0000 | 0x0a00_0000), 6_u8..=32), 0..12),
+            new in prop::collection::vec((any::<u32>().prop_map(|bits| bits & 0x0fff_0000 | 0x0a00_0000), 6_u8..=32), 0..12),
+        ) {
+            let id = SetId("s:a".to_owned());
+            // One range that stays keeps the shape the same.
+            let fixed = Member::Net("192.0.2.0/24".parse().expect("a range"));
+            let (mut old, mut new) = (mk_members(&old), mk_members(&new));
+            old.insert(fixed.clone());
+            new.insert(fixed);
+            let delta = MemberDelta {
+                added: new.difference(&old).cloned().collect(),
+                removed: old.difference(&new).cloned().collect(),
+            };
+            let mut kernel = render(&id, &record(old));
+            for (name, keys) in change(&id, &new, &delta) {
+                let set = kernel.get_mut(&name).expect("the shape is the same");
+                for (key, wanted) in keys {
+                    if wanted {
+                        prop_assert!(set.elements.insert(key, Value::Member).is_none(), "added twice");
+                    } else {
+                        prop_assert!(set.elements.remove(&key).is_some(), "removed without being there");
+                    }
+                }
+            }
+            prop_assert_eq!(kernel, render(&id, &record(new)));
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! What IPVS sends on, where kube-proxy is in that mode.
+//!
+//! An address of a Service is then one of the node's own, on `kube-ipvs0`. A packet to it goes to the input hook, where IPVS (at 98 and 99) gives it a
+//! backend's address and sends it through the output hook: it is never forwarded. So its addresses are those that policy is about only on its way
+//! out, and there its sender is known by the address, which the guard has compared with the link. A bit of its mark tells it from what the node's own
+//! processes send.
+//!
+//! ```text
+//!  input  50   ipvs-arrived  marks what has come over a link
+//!  input  110  ipvs-left     egress policy of a pod, for what IPVS left to the node or gave to one of its own processes
+//!  output 0    ipvs-from     egress policy of the sender
+//!  output 1    ipvs-to       ingress policy of the receiver
+//! ```
+//!
+//! Policies of host endpoints see such a packet as one to the node, and as one from the node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use super::base::{self, Fixed, Inputs};
+use super::elements;
+use super::names;
+use crate::Links;
+use margay_nft::{
+    ChainType, Datum, Family, Hook, IfName, Key, MarkSet, Match, Op, Rule, Selector, Set, SetKind, SetName, Statement,
+    Value, Verdict,
+};
+
+/// The link that has the addresses of Services in that mode, and no other: kube-proxy's `DefaultDummyDevice`.
+const INTERFACE: &str = "kube-ipvs0";
+/// Bit of the mark: it has come over a link, so it is not the node's own.
+const ARRIVED: u32 = 0x0008_0000;
+/// Addresses of Services.
+const SERVICES: &str = "ipvs-services";
+/// Map from a pod's address to the chain of its egress class.
+const SENDERS: &str = "ipvs-senders";
+/// Before and after IPVS looks at what is for the node (`NF_IP_PRI_NAT_SRC` - 2 and - 1).
+const BEFORE_IPVS: i32 = 50;
+const AFTER_IPVS: i32 = 110;
+
+/// What somebody should know who has kube-proxy in that mode; none where it is in another.
+pub fn ipvs_words(links: &Links) -> Option<&'static str> {
+    const WORDS: &str = "kube-proxy is in IPVS mode (there is a link kube-ipvs0): policies of pods are enforced on what IPVS sends on, but policies of host \
+                         endpoints see such packets as packets to the node and from it; where those matter, use kube-proxy's mode nftables or iptables";
+    links.contains_key(INTERFACE).then_some(WORDS)
+}
+
+/// The addresses of Services, where IPVS serves them.
+pub(super) fn services(links: &Links) -> Option<BTreeSet<IpAddr>> {
+    links.get(INTERFACE).cloned()
+}
+
+/// Name of the map from pods' addresses to their egress classes.
+pub(super) fn senders(family: Family) -> SetName {
+    names::set(&format!("{SENDERS}-{}", names::digit(family)))
+}
+
+/// That map, of what each address of a pod goes to.
+pub(super) fn senders_map(family: Family, entries: &BTreeMap<IpAddr, [Verdict; 2]>) -> Set {
+    let mut map = Set::new(SetKind::of(family.address_type()).to_verdict());
+    for (address, verdicts) in entries.iter().filter(|(address, _)| elements::family(**address) == family) {
+        let [v4, v6] = verdicts;
+        let verdict = if address.is_ipv4() { v4 } else { v6 };
+        map.elements.insert(Key::from(Datum::from(*address)), Value::Verdict(verdict.clone()));
+    }
+    map
+}
+
+impl Inputs {
+    /// Lets by what a pod sends to a Service of IPVS: it is judged when the backend has been chosen.
+    pub(super) fn deferred(&self, families: &[Family]) -> Vec<Rule> {
+        let rule =
+            |family: &Family| Rule::new().when(Match::in_set(base::destination(*family), &set(*family))).accept();
+        if self.services().is_some() { families.iter().map(rule).collect() } else { Vec::new() }
+    }
+
+    /// The chains of the module's drawing; nothing where there is no IPVS.
+    pub(super) fn ipvs(&self, families: &[Family], fixed: &mut Fixed) {
+        let Some(services) = self.services() else { return };
+        for family in families {
+            let addresses = services.iter().copied().filter(|address| elements::family(*address) == *family);
+            fixed.set(&set(*family), SetKind::of(family.address_type()), addresses.map(Key::from));
+        }
+        let filter = |hook, priority| base::base(ChainType::Filter, hook, priority);
+        fixed.chain("ipvs-arrived", filter(Hook::Input, BEFORE_IPVS), vec![arrive()]);
+        fixed.chain("ipvs-left", filter(Hook::Input, AFTER_IPVS), self.left(families));
+        let mut from = vec![own(), base::tracked()];
+        from.extend(self.untracked());
+        from.extend(families.iter().map(|family| Rule::new().vmap(base::source(*family), &senders(*family))));
+        fixed.chain("ipvs-from", filter(Hook::Output, 0), from);
+
+        let elsewhere = Match::NamePrefix(Selector::Oifname, Op::Ne, names::workload_prefix());
+        let mut to = vec![own(), base::tracked(), Rule::new().when(elsewhere).accept()];
+        to.extend(self.untracked());
+        to.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Oifname], &names::set(names::RECEIVERS)));
+        to.push(Rule::new().counter().drop());
+        fixed.chain("ipvs-to", filter(Hook::Output, 1), to);
+    }
+
+    /// What `to-host` has let by as being for a Service, and none took it; or the backend is a process of this node.
+    fn left(&self, families: &[Family]) -> Vec<Rule> {
+        let mut rules = vec![base::not_from_workload(), base::tracked()];
+        if families.contains(&Family::Ipv6) {
+            rules.push(Rule::new().when(base::neighbour_discovery()).accept());
+        }
+        if !self.drops_to_host() {
+            rules.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Iifname], &names::set(names::SENDERS)));
+        }
+        rules.push(Rule::new().counter().drop());
+        rules
+    }
+}
+
+fn set(family: Family) -> SetName {
+    names::set(&format!("{SERVICES}-{}", names::digit(family)))
+}
+
+fn arrive() -> Rule {
+    let loopback = IfName::new("lo").expect("a constant name");
+    let mark = Statement::MarkSet(MarkSet { mask: ARRIVED, value: ARRIVED });
+    Rule::new().when(Match::not(Selector::Iifname, loopback)).then(mark)
+}
+
+/// Lets by what the node's own processes send.
+fn own() -> Rule {
+    Rule::new().when(Match::MarkBits { mask: ARRIVED, op: Op::Ne, value: ARRIVED }).accept()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipvs_is_found_by_its_link_and_said() {
+        let links = |name: &str| Links::from([(name.to_owned(), BTreeSet::new())]);
+        assert_eq!(ipvs_words(&links("eth0")), None);
+        assert!(
+            ipvs_words(&links("kube-ipvs0"))
+                .is_some_and(|words| words.len() <= 512 && words.contains("host endpoints"))
+        );
+        assert_eq!(services(&links("eth0")), None);
+        assert_eq!(services(&links("kube-ipvs0")), Some(BTreeSet::new()));
+    }
+}

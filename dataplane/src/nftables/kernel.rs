@@ -1,0 +1,73 @@
+//! What is needed of nftables, as a trait, so that the dataplane can be driven without a kernel.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use margay_nft::{ExecError, Monitor, Ruleset, Socket, TableName, Transaction};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::names;
+
+/// The table in the kernel.
+pub trait Kernel: Send {
+    /// Applies all of it or nothing.
+    fn exec(&mut self, transaction: &Transaction) -> Result<(), ExecError>;
+    /// Whether the table is there, from an earlier run.
+    fn is_programmed(&mut self, table: &TableName) -> io::Result<bool>;
+    /// Reads the table back: what leads from there to the wanted one. An error of kind `Interrupted`: others changed
+    /// nftables meanwhile.
+    fn plan(&mut self, wanted: &Ruleset) -> io::Result<Transaction>;
+}
+
+/// nftables of the network namespace of the thread that opened it.
+pub struct Netfilter(Socket);
+
+impl Netfilter {
+    /// Opens the socket.
+    pub fn open() -> io::Result<Self> {
+        Socket::open().map(Self)
+    }
+
+    /// Subscribes to changes of our table by others.
+    pub fn watch(&self) -> io::Result<Watch> {
+        Monitor::open(names::table(), &[self.0.port()]).map(Watch)
+    }
+}
+
+impl Kernel for Netfilter {
+    fn exec(&mut self, transaction: &Transaction) -> Result<(), ExecError> {
+        self.0.exec(transaction).map(|_| ())
+    }
+
+    fn is_programmed(&mut self, table: &TableName) -> io::Result<bool> {
+        self.0.has(table)
+    }
+
+    fn plan(&mut self, wanted: &Ruleset) -> io::Result<Transaction> {
+        Ok(self.0.list_once(&wanted.table)?.plan(wanted))
+    }
+}
+
+/// A subscription to changes of our table by others.
+pub struct Watch(Monitor);
+
+impl Watch {
+    /// Blocks until somebody has changed the table.
+    pub fn wait(&mut self) -> io::Result<()> {
+        loop {
+            match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+                Err(errno) if errno != Errno::EINTR => return Err(errno.into()),
+                _ => {}
+            }
+            let mut is_changed = false;
+            while let Some(event) = self.0.try_next()? {
+                tracing::warn!(?event, "somebody changed our nftables table");
+                is_changed = true;
+            }
+            if is_changed {
+                return Ok(());
+            }
+        }
+    }
+}

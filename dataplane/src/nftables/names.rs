@@ -1,0 +1,81 @@
+//! Names in the table. Names of sets and class chains come from what they stand for, so they survive a restart of the agent.
+
+use margay_calc::model::SetId;
+use sha2::{Digest, Sha256};
+
+use margay_nft::{ChainName, Family, IfName, SetName, TableName};
+
+/// The table, which belongs to us alone.
+pub fn table() -> TableName {
+    TableName::new("margay").expect("a constant name is valid")
+}
+
+/// A chain of this constant name.
+pub(super) fn chain(name: &str) -> ChainName {
+    ChainName::new(name).expect("constant names, and hexadecimal digits behind a letter, are valid")
+}
+
+/// A set of this constant name.
+pub(super) fn set(name: &str) -> SetName {
+    SetName::new(name).expect("constant names, and hexadecimal digits behind a letter, are valid")
+}
+
+/// What the host side of every pod's link is called by, before the hash.
+pub(super) fn workload_prefix() -> IfName {
+    IfName::new("cali").expect("a constant name is valid")
+}
+
+/// Base chain against spoofing.
+pub(super) const GUARD: &str = "guard";
+/// Base chain of packets to the node itself.
+pub(super) const TO_HOST: &str = "to-host";
+/// Base chain of egress policy.
+pub(super) const FROM_WORKLOAD: &str = "from-workload";
+/// Base chain of ingress policy.
+pub(super) const TO_WORKLOAD: &str = "to-workload";
+/// Base chain of outgoing NAT.
+pub(super) const MASQUERADE: &str = "masquerade";
+/// Map from family and interface to the chain of the sender's egress class.
+pub(super) const SENDERS: &str = "senders";
+/// Map from family and interface to the chain of the receiver's ingress class.
+pub(super) const RECEIVERS: &str = "receivers";
+
+/// The letter by which names tell the families apart.
+pub(super) const fn digit(family: Family) -> char {
+    match family {
+        Family::Ipv4 => '4',
+        Family::Ipv6 => '6',
+    }
+}
+
+/// What kind of elements one of a set's kernel sets holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Holds {
+    /// Single addresses, in a hash.
+    Addresses,
+    /// Ranges, as intervals.
+    Ranges,
+    /// Address, protocol and port.
+    Ports,
+}
+
+/// Name of a kernel set for a set of the view.
+pub(super) fn ip_set(id: &SetId, holds: Holds, family: Family) -> SetName {
+    let letter = match holds {
+        Holds::Addresses => 's',
+        Holds::Ranges => 'n',
+        Holds::Ports => 'p',
+    };
+    set(&format!("{letter}{}-{}", digit(family), hash(id.0.as_bytes())))
+}
+
+/// Twenty hexadecimal digits that stand for these bytes: collisions need 2^40 names.
+pub(super) fn hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)[..10].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A number that stands for these bytes, the same on every machine.
+pub(super) fn spread(bytes: &[u8]) -> usize {
+    let digest = Sha256::digest(bytes);
+    usize::from(u16::from_be_bytes([digest[0], digest[1]]))
+}

@@ -1,0 +1,283 @@
+//! What the agent needs of the kernel, tried once at start in a network namespace that ends with the trial: kernels are configured in too many ways for
+//! their versions to say anything. What is lacking is named with its option, its module and what happens without it.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsRawFd;
+use std::thread;
+
+use margay_api::network::Mac;
+use nix::sched::{CloneFlags, unshare};
+
+use crate::nftables;
+use crate::routes::message::{self, VethPair};
+use crate::routes::plan::VxlanDevice;
+use crate::routes::sysctl;
+use margay_netlink::route::{NetlinkError, RouteSocket, Verb};
+use margay_nft::{
+    AddressType, Base, Chain, ChainName, ChainType, CtState, ExecError, Field, FieldType, Hook, Limit, Log, LogTarget,
+    Masquerade, Match, Op, Policy, Proto, RateUnit, Rule, Ruleset, Selector, Set, SetKind, SetName, Side, Socket,
+    Statement, Transaction, Transport,
+};
+
+/// Something that a kernel may lack.
+#[derive(Debug)]
+pub struct Feature {
+    /// What to call it.
+    pub name: &'static str,
+    /// Options of the kernel's configuration.
+    pub options: &'static str,
+    /// The module that has it.
+    pub module: &'static str,
+    /// What happens without it; none: nothing can be enforced.
+    pub without: Option<&'static str>,
+    trial: Trial,
+}
+
+/// How it is tried.
+#[derive(Debug, Clone, Copy)]
+enum Trial {
+    /// A table with these rules.
+    Table(fn() -> Ruleset),
+    Veth,
+    Vxlan,
+    Ipv6,
+}
+
+/// A feature that is not there.
+#[derive(Debug)]
+pub struct Lack {
+    /// Which.
+    feature: &'static Feature,
+    error: io::Error,
+}
+
+/// Nothing can be enforced on this kernel.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unfit(String);
+
+/// From what the others are made of to what is needed by some.
+const FEATURES: [Feature; 10] = [
+    always("nftables with tables of the family inet", "CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET", "nf_tables", empty),
+    always("connection tracking in nftables (ct)", "CONFIG_NF_CONNTRACK, CONFIG_NFT_CT", "nft_ct", states),
+    always("sets of ranges over several fields (Linux 5.6 and later)", "CONFIG_NF_TABLES", "nf_tables", ranges),
+    always("source NAT in nftables (masquerade)", "CONFIG_NFT_NAT, CONFIG_NFT_MASQ", "nft_masq", masquerade),
+    always("route lookups in nftables (fib)", "CONFIG_NFT_FIB_INET", "nft_fib_inet", local_source),
+    Feature { trial: Trial::Veth, ..always("pairs of virtual links (veth)", "CONFIG_VETH", "veth", empty) },
+    Feature {
+        without: Some("a list of policies that has a rule with action Log denies everything"),
+        ..always("log messages of nftables (log)", "CONFIG_NFT_LOG", "nft_log", log)
+    },
+    Feature {
+        without: Some(
+            "where logActionRateLimit is set, a list of policies that has a rule with action Log denies everything",
+        ),
+        ..always("rate limits in nftables (limit)", "CONFIG_NFT_LIMIT", "nft_limit", limit)
+    },
+    Feature {
+        without: Some("pods of other nodes are not reached through pools with encapsulation VXLAN"),
+        trial: Trial::Vxlan,
+        ..always("VXLAN links", "CONFIG_VXLAN", "vxlan", empty)
+    },
+    Feature {
+        without: Some("pods have no IPv6 addresses"),
+        trial: Trial::Ipv6,
+        ..always("IPv6", "CONFIG_IPV6, and no ipv6.disable=1 on the kernel's command line", "ipv6", empty)
+    },
+];
+
+const fn always(name: &'static str, options: &'static str, module: &'static str, rules: fn() -> Ruleset) -> Feature {
+    Feature { name, options, module, without: None, trial: Trial::Table(rules) }
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Feature { name, options, module, without, .. } = self.feature;
+        let without = without.unwrap_or("no policy can be enforced");
+        write!(
+            out,
+            "this kernel lacks {name} ({}): {without}; load the module {module} on the node, or use a kernel with {options}",
+            self.error
+        )
+    }
+}
+
+/// Tries everything in a namespace made for it. An error says that it could not be tried.
+pub fn probe() -> io::Result<Vec<Lack>> {
+    let trial = || -> io::Result<Vec<Lack>> {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| {
+            let error = io::Error::from(errno);
+            io::Error::new(error.kind(), format!("no network namespace can be made: {error}; run the agent privileged"))
+        })?;
+        Ok(lacking(Feature::attempt))
+    };
+    thread::Builder::new()
+        .name("features".to_owned())
+        .spawn(trial)?
+        .join()
+        .unwrap_or_else(|_| Err(io::Error::other("the trial panicked")))
+}
+
+/// Fails where something is lacking without which nothing can be enforced, in words about all of it; gives back what is lacking else.
+pub fn demand(lacks: Vec<Lack>) -> Result<Vec<Lack>, Unfit> {
+    let fatal: Vec<String> = lacks.iter().filter(|lack| lack.feature.without.is_none()).map(Lack::to_string).collect();
+    if fatal.is_empty() { Ok(lacks) } else { Err(Unfit(fatal.join("; "))) }
+}
+
+/// What is lacking, in one text; none where nothing is.
+pub fn words(lacks: &[Lack]) -> Option<String> {
+    let each: Vec<String> = lacks.iter().map(Lack::to_string).collect();
+    (!each.is_empty()).then(|| each.join("; "))
+}
+
+fn lacking(mut attempt: impl FnMut(&'static Feature) -> io::Result<()>) -> Vec<Lack> {
+    let lack = |feature: &'static Feature| attempt(feature).err().map(|error| Lack { feature, error });
+    FEATURES.iter().filter_map(lack).collect()
+}
+
+impl Feature {
+    fn attempt(&self) -> io::Result<()> {
+        match self.trial {
+            Trial::Table(ruleset) => {
+                let done = Socket::open()?.exec(&Transaction::replace(&ruleset()));
+                done.map(drop).map_err(|error| match error {
+                    ExecError::Refused { source, .. } => source,
+                    other => io::Error::other(other),
+                })
+            }
+            Trial::Veth => {
+                let own = File::open("/proc/thread-self/ns/net")?;
+                let pair = VethPair {
+                    host: "probe0",
+                    pod: "probe1",
+                    namespace: own.as_raw_fd(),
+                    host_mac: Mac([2; 6]),
+                    mac: Mac([2, 0, 0, 0, 0, 1]),
+                    mtu: 1500,
+                };
+                make(message::new_veth(&pair))
+            }
+            Trial::Vxlan => {
+                let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+                let (mac, underlay) = (Mac([2; 6]), Some(LOOPBACK));
+                let device =
+                    VxlanDevice { address: local, mac, local, vni: 1, port: 4789, mtu: 1450, underlay, up: true };
+                make(message::new_vxlan(&device, LOOPBACK))
+            }
+            Trial::Ipv6 if sysctl::has_ipv6() => Ok(()),
+            Trial::Ipv6 => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+}
+
+/// The index of `lo` in every namespace.
+const LOOPBACK: u32 = 1;
+
+/// Makes a link, which ends with the namespace.
+fn make(request: netlink_packet_route::RouteNetlinkMessage) -> io::Result<()> {
+    let error = |error| match error {
+        NetlinkError::Refused { errno, .. } => io::Error::from(errno),
+        other => io::Error::other(other),
+    };
+    let mut socket = RouteSocket::open().map_err(error)?;
+    socket.exec(request, Verb::Create, || "a link".to_owned()).map_err(error)
+}
+
+// --- Tables ---
+
+fn empty() -> Ruleset {
+    Ruleset::new(nftables::table())
+}
+
+/// A table with one base chain of this rule.
+fn table(kind: ChainType, hook: Hook, rule: Rule) -> Ruleset {
+    let mut ruleset = empty();
+    let base = Base { kind, hook, priority: 0, policy: Policy::Accept };
+    let name = ChainName::new("trial").expect("a constant name is valid");
+    ruleset.put_chain(name, Chain::base(base, vec![rule]));
+    ruleset
+}
+
+fn states() -> Ruleset {
+    let states = [CtState::ESTABLISHED, CtState::RELATED];
+    let known = Rule::new().when(Match::CtState(Op::Eq, states[0] | states[1])).counter().accept();
+    table(ChainType::Filter, Hook::Forward, known)
+}
+
+/// As the sets are of which peers with ports are members.
+fn ranges() -> Ruleset {
+    let name = SetName::new("trial").expect("a constant name is valid");
+    let key = vec![Selector::Saddr4, Selector::L4proto, Selector::Dport(Transport::Any)];
+    let rule = Rule::new().when(Match::in_set(key, &name)).accept();
+    let mut ruleset = table(ChainType::Filter, Hook::Forward, rule);
+    let kind = SetKind::of(vec![FieldType::Ipv4, FieldType::Proto, FieldType::Port]).with_intervals();
+    let net: ipnet::IpNet = "10.0.0.0/8".parse().expect("a constant range");
+    ruleset.put_set(name, Set::members(kind, [[Field::from(net), Field::from(Proto::TCP), Field::from(80..=90)]]));
+    ruleset
+}
+
+fn masquerade() -> Ruleset {
+    let masquerade = Statement::Masquerade(Masquerade { ports: None, fully_random: true });
+    table(ChainType::Nat, Hook::Postrouting, Rule::new().then(masquerade))
+}
+
+fn local_source() -> Ruleset {
+    let local = Match::AddressType(Side::Source, Op::Eq, AddressType::Local);
+    table(ChainType::Nat, Hook::Postrouting, Rule::new().when(local).accept())
+}
+
+fn log() -> Ruleset {
+    let log = Log { prefix: "trial".to_owned(), target: LogTarget::Syslog(5) };
+    table(ChainType::Filter, Hook::Forward, Rule::new().then(Statement::Log(log)))
+}
+
+fn limit() -> Ruleset {
+    let limit = Limit { rate: 1, unit: RateUnit::Second, burst: Limit::DEFAULT_BURST, over: false };
+    table(ChainType::Filter, Hook::Forward, Rule::new().then(Statement::Limit(limit)).accept())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kernel that lacks the features of these modules.
+    fn without(modules: &[&str]) -> Vec<Lack> {
+        lacking(|feature| match modules.contains(&feature.module) {
+            true => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+            false => Ok(()),
+        })
+    }
+
+    #[test]
+    fn what_is_lacking_is_named_with_option_module_and_remedy() {
+        let lacks = demand(without(&["vxlan", "ipv6"])).expect("nothing that is always needed");
+        let words: Vec<String> = lacks.iter().map(Lack::to_string).collect();
+        let wanted = [
+            "this kernel lacks VXLAN links (Operation not supported (os error 95)): pods of other nodes are not reached through pools with \
+             encapsulation VXLAN; load the module vxlan on the node, or use a kernel with CONFIG_VXLAN",
+            "this kernel lacks IPv6 (Operation not supported (os error 95)): pods have no IPv6 addresses; load the module ipv6 on the node, or \
+             use a kernel with CONFIG_IPV6, and no ipv6.disable=1 on the kernel's command line",
+        ];
+        assert_eq!(words, wanted);
+        assert_eq!(super::words(&lacks), Some(wanted.join("; ")));
+        assert_eq!(super::words(&[]), None);
+    }
+
+    #[test]
+    fn nothing_starts_where_nothing_can_be_enforced() {
+        let refused =
+            demand(without(&["nft_ct", "veth", "vxlan"])).expect_err("two that are always needed").to_string();
+        assert!(refused.contains("CONFIG_NFT_CT") && refused.contains("CONFIG_VETH"), "{refused}");
+        assert!(!refused.contains("VXLAN"), "what is not always needed hides what is: {refused}");
+    }
+
+    /// And every trial is one that a kernel can pass.
+    #[test]
+    fn this_kernel_lacks_nothing() {
+        let lacks = probe().expect("root");
+        assert!(lacks.is_empty(), "{:?}", lacks.iter().map(Lack::to_string).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,69 @@
+//! Which interface has which addresses, as that changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use netlink_packet_core::NetlinkPayload;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::link::LinkAttribute;
+
+use super::present;
+use crate::Links;
+use crate::nftables::is_workload;
+use margay_netlink::Subscription;
+use margay_netlink::route::{NetlinkError, RouteSocket};
+
+/// Multicast groups as bits: links, IPv4 and IPv6 addresses (`linux/rtnetlink.h`, `RTMGRP_*`).
+pub(super) const GROUPS: u32 = 0x1 | 0x10 | 0x100;
+
+/// The interfaces in the namespace of the thread that opened it, with their addresses. Those of pods are left out, and addresses that are of a link alone.
+pub struct Addresses {
+    subscription: Subscription,
+    socket: RouteSocket,
+}
+
+impl Addresses {
+    /// Subscribes.
+    pub fn open() -> Result<Self, NetlinkError> {
+        Ok(Self { subscription: Subscription::open(GROUPS)?, socket: RouteSocket::open()? })
+    }
+
+    /// What there is now. What comes later ends the next [`Addresses::wait`].
+    pub fn read(&mut self) -> Result<Links, NetlinkError> {
+        let links = present::links(&mut self.socket)?;
+        let names: BTreeMap<u32, String> = links.into_iter().map(|(name, link)| (link.index, name)).collect();
+        let outer = names.values().filter(|name| !is_workload(name));
+        let mut known: Links = outer.map(|name| (name.clone(), BTreeSet::new())).collect();
+        for (index, net) in present::addresses(&mut self.socket)? {
+            let addresses = names.get(&index).and_then(|name| known.get_mut(name));
+            if let Some(addresses) = addresses.filter(|_| !is_of_link(net.addr())) {
+                addresses.insert(net.addr());
+            }
+        }
+        Ok(known)
+    }
+
+    /// Blocks until there may be others.
+    pub fn wait(&mut self) -> Result<(), NetlinkError> {
+        self.subscription.wait(|payload| matches!(payload, NetlinkPayload::InnerMessage(message) if matters(message)))
+    }
+}
+
+/// A pod that comes changes nothing here, and must cost nothing.
+pub(super) fn matters(message: &RouteNetlinkMessage) -> bool {
+    match message {
+        RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message) => message
+            .attributes
+            .iter()
+            .any(|attribute| matches!(attribute, AddressAttribute::Address(address) if !is_of_link(*address))),
+        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => !link
+            .attributes
+            .iter()
+            .any(|attribute| matches!(attribute, LinkAttribute::IfName(name) if is_workload(name))),
+        _ => false,
+    }
+}
+
+fn is_of_link(address: std::net::IpAddr) -> bool {
+    matches!(address, std::net::IpAddr::V6(address) if address.is_unicast_link_local())
+}

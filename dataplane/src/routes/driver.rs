@@ -1,0 +1,393 @@
+//! The one owner of routes, tunnel devices, neighbours and forwarding entries: keeps what the kernel holds and moves it to the wanted plan.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv6Net};
+use margay_api::rule::IpVersion;
+use netlink_packet_route::RouteNetlinkMessage;
+use nix::errno::Errno;
+
+use super::diff::{Op, diff};
+use super::message::{self, Route};
+use super::plan::{Peer, Plan, Target, VxlanDevice, version_of, vxlan_device_name, vxlan_overhead};
+use super::present::{self, Link, Links};
+use super::{parameters, pod};
+use margay_netlink::route::{NetlinkError, RouteSocket, Verb};
+
+/// MTU where no link says otherwise.
+const ETHERNET_MTU: u32 = 1500;
+
+/// A part of a plan that can fail by itself.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// The kernel cannot be asked at all.
+    Netlink,
+    /// Forwarding of an IP version.
+    Forwarding(IpVersion),
+    /// A tunnel device.
+    Tunnel(IpVersion),
+    /// A link of ours: its state or its parameters.
+    Link(String),
+    /// Another node behind a tunnel, by its tunnel address.
+    Peer(IpAddr),
+    /// A route.
+    Route(IpNet),
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Netlink => f.write_str("netlink"),
+            Self::Forwarding(version) => write!(f, "forwarding of {version:?}"),
+            Self::Tunnel(version) => f.write_str(vxlan_device_name(*version)),
+            Self::Link(name) => write!(f, "link {name}"),
+            Self::Peer(address) => write!(f, "peer {address}"),
+            Self::Route(destination) => write!(f, "route {destination}"),
+        }
+    }
+}
+
+/// What an apply did.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Operations that succeeded, and parameters that were set.
+    pub done: usize,
+    /// What failed, with the reason; it is tried again at the next apply.
+    pub failed: BTreeMap<Part, String>,
+}
+
+/// See the module. Blocking; lives on a thread of its own in the node's network namespace.
+pub struct Driver {
+    socket: RouteSocket,
+    links: Links,
+    /// What the kernel holds, as far as we know; `None` when it has to be read.
+    present: Option<Plan>,
+    /// Pods' links of the last plan that were not there.
+    missing: BTreeSet<String>,
+}
+
+impl Driver {
+    /// A driver for the namespace of the calling thread; touches nothing yet.
+    pub fn open() -> Result<Self, NetlinkError> {
+        Ok(Self { socket: RouteSocket::open()?, links: Links::new(), present: None, missing: BTreeSet::new() })
+    }
+
+    /// Makes the kernel forget nothing and ourselves everything: the next apply reads back first.
+    pub fn mark_stale(&mut self) {
+        self.present = None;
+    }
+
+    /// Pods' links of the last plan that were not there: their routes wait for them.
+    pub const fn missing(&self) -> &BTreeSet<String> {
+        &self.missing
+    }
+
+    /// Moves the kernel to the wanted plan, of which only these routes to own pods have changed since the last call.
+    /// Costs what they do while it is known what the kernel holds.
+    pub fn apply_pods(&mut self, wanted: &Plan, changed: &BTreeSet<IpNet>) -> Result<Outcome, NetlinkError> {
+        let is_forwarding = |known: &Plan| wanted.forwards.is_subset(&known.forwards);
+        let Some(mut present) = self.present.take_if(|known| is_forwarding(known)) else { return self.apply(wanted) };
+        self.links = present::links(&mut self.socket)?;
+        let waiting: BTreeSet<IpNet> = wanted.of_links(&self.missing).collect();
+        self.missing = wanted.pods.iter().filter(|name| !self.links.contains_key(*name)).cloned().collect();
+        present.pods = wanted.pods.difference(&self.missing).cloned().collect();
+        let mut outcome = Outcome::default();
+        for destination in changed.union(&waiting) {
+            let target = wanted.routes.get(destination).filter(|target| self.is_there(target));
+            let op = match (present.routes.get(destination), target) {
+                (old, Some(target)) if old != Some(target) => Op::SetRoute(*destination, target.clone()),
+                (Some(old), None) => Op::RemoveRoute(*destination, old.clone()),
+                _ => continue,
+            };
+            self.carry_out(op, &mut present, &mut outcome);
+        }
+        self.present = Some(present);
+        Ok(outcome)
+    }
+
+    /// Whether the link is there that a route needs.
+    fn is_there(&self, target: &Target) -> bool {
+        match target {
+            Target::Pod { interface } => self.links.contains_key(interface),
+            _ => true,
+        }
+    }
+
+    fn carry_out(&mut self, op: Op, present: &mut Plan, outcome: &mut Outcome) {
+        let (part, result) = (part(&op), self.exec(&op).map(|()| true));
+        if result.is_ok() {
+            present.follow(op);
+        }
+        outcome.took(part, result);
+    }
+
+    /// Moves the kernel to the wanted plan. What fails is left for the next call.
+    pub fn apply(&mut self, wanted: &Plan) -> Result<Outcome, NetlinkError> {
+        self.links = present::links(&mut self.socket)?;
+        let wanted = self.resolve(wanted)?;
+        let mut outcome = Outcome::default();
+        for version in &wanted.forwards {
+            let changed = parameters::set_forwarding(*version);
+            if let Ok(true) = changed {
+                tracing::warn!(?version, "the node did not forward packets; it does now");
+            }
+            outcome.took(Part::Forwarding(*version), changed);
+        }
+        let mut present = match self.present.take() {
+            // A pod's link that is new is as its maker has left it a moment ago.
+            Some(known) => Plan { pods: wanted.pods.clone(), ..known },
+            None => {
+                let (differed, failed) = parameters::set_of_links(&wanted);
+                outcome.done += differed;
+                outcome.failed.extend(failed.into_iter().map(|(link, error)| (Part::Link(link), error.to_string())));
+                present::present(&mut self.socket, &self.links)?
+            }
+        };
+        present.forwards.clone_from(&wanted.forwards);
+        for op in diff(&present, &wanted) {
+            self.carry_out(op, &mut present, &mut outcome);
+        }
+        // Of a link that failed it is not known how far it came.
+        let is_known =
+            outcome.failed.keys().all(|part| matches!(part, Part::Peer(_) | Part::Route(_) | Part::Forwarding(_)));
+        self.present = is_known.then_some(present);
+        Ok(outcome)
+    }
+
+    /// MTU of the link that has the node's own address, or that of Ethernet.
+    pub fn underlay_mtu(&mut self, own: IpAddr) -> Result<u32, NetlinkError> {
+        Ok(self.found_underlay_mtu(own)?.unwrap_or(ETHERNET_MTU))
+    }
+
+    /// MTU of the link that has the node's own address; none: no link has it.
+    pub fn found_underlay_mtu(&mut self, own: IpAddr) -> Result<Option<u32>, NetlinkError> {
+        self.links = present::links(&mut self.socket)?;
+        Ok(self.underlay(own)?.map(|link| link.mtu))
+    }
+
+    /// The node's own address on the link that has it, with the prefix length of its subnet.
+    pub fn subnet_of(&mut self, own: IpAddr) -> Result<Option<IpNet>, NetlinkError> {
+        Ok(present::addresses(&mut self.socket)?.into_iter().map(|(_, net)| net).find(|net| net.addr() == own))
+    }
+
+    /// The first IPv6 address, with the prefix length of its subnet, that others can reach on the link that has this address.
+    pub fn ipv6_beside(&mut self, own: IpAddr) -> Result<Option<Ipv6Net>, NetlinkError> {
+        let present = present::addresses(&mut self.socket)?;
+        let link = present.iter().find(|(_, net)| net.addr() == own).map(|(index, _)| *index);
+        let beside = present.into_iter().filter(|(index, _)| Some(*index) == link);
+        Ok(beside.filter_map(|(_, net)| if let IpNet::V6(net) = net { Some(net) } else { None }).find(|net| {
+            let address = net.addr();
+            !address.is_unicast_link_local() && !address.is_loopback()
+        }))
+    }
+
+    fn underlay(&mut self, own: IpAddr) -> Result<Option<&Link>, NetlinkError> {
+        let index = present::addresses(&mut self.socket)?
+            .into_iter()
+            .find(|(_, net)| net.addr() == own)
+            .map(|(index, _)| index);
+        Ok(self.links.values().find(|link| Some(link.index) == index))
+    }
+
+    /// Fills in what a plan leaves to the links that there are, and leaves out pods whose links are not there: they are being made, or have gone with their
+    /// namespaces.
+    fn resolve(&mut self, wanted: &Plan) -> Result<Plan, NetlinkError> {
+        let mut wanted = wanted.clone();
+        (wanted.unreachable, wanted.base) = Default::default();
+        self.missing = wanted.pods.iter().filter(|name| !self.links.contains_key(*name)).cloned().collect();
+        if !self.missing.is_empty() {
+            wanted.pods.retain(|name| self.links.contains_key(name));
+            wanted.routes.retain(|_, target| self.is_there(target));
+        }
+        for (version, device) in &mut wanted.tunnels {
+            let underlay = self.underlay(device.local)?.map(|link| (link.index, link.mtu));
+            device.underlay = underlay.map(|(index, _)| index);
+            let present = self.links.get(vxlan_device_name(*version)).map(|link| link.mtu);
+            device.mtu = tunnel_mtu(*version, device.mtu, underlay.map(|(_, mtu)| mtu), present);
+        }
+        Ok(wanted)
+    }
+
+    fn exec(&mut self, op: &Op) -> Result<(), NetlinkError> {
+        match op {
+            Op::RemoveVxlan(version) => {
+                let name = vxlan_device_name(*version);
+                self.remove(message::delete_link(name), || format!("delete {name}"))
+            }
+            Op::CreateVxlan(version, device) => self.create_vxlan(*version, device),
+            Op::AdjustVxlan(version, device) => self.adjust_vxlan(vxlan_device_name(*version), device),
+            Op::SetPod(name) => {
+                let index = self.index(name)?;
+                pod::bring_up(&mut self.socket, name, index)
+            }
+            Op::SetPeer(address, peer) => self.set_peer(*address, peer),
+            Op::RemovePeer(address, peer) => self.remove_peer(*address, peer),
+            Op::SetRoute(destination, target) => self.set_route(*destination, target),
+            Op::RemoveRoute(destination, target) => match self.route(*destination, target) {
+                Ok(route) => self
+                    .remove(RouteNetlinkMessage::DelRoute(route.message()), || format!("delete route {destination}")),
+                Err(gone) if gone.is_missing() => Ok(()),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    fn set_route(&mut self, destination: IpNet, target: &Target) -> Result<(), NetlinkError> {
+        let route = self.route(destination, target)?;
+        let replace = |socket: &mut RouteSocket| {
+            socket
+                .exec(RouteNetlinkMessage::NewRoute(route.message()), Verb::Replace, || format!("route {destination}"))
+        };
+        match replace(&mut self.socket) {
+            // The kernel looks a gateway on another link up in the table, where it finds the very route that is to be replaced.
+            Err(NetlinkError::Refused { errno: Errno::EINVAL, .. }) if route.onlink && destination.addr().is_ipv6() => {
+                let old = Route { destination, link: None, gateway: None, onlink: false, blackhole: false };
+                let request = RouteNetlinkMessage::DelRoute(old.message_of_anybody());
+                self.remove(request, || format!("delete route {destination}"))?;
+                replace(&mut self.socket)
+            }
+            result => result,
+        }
+    }
+
+    fn remove(&mut self, request: RouteNetlinkMessage, what: impl FnOnce() -> String) -> Result<(), NetlinkError> {
+        match self.socket.exec(request, Verb::Change, what) {
+            Err(error) if error.is_missing() => Ok(()),
+            result => result,
+        }
+    }
+
+    fn route(&self, destination: IpNet, target: &Target) -> Result<Route, NetlinkError> {
+        let blank = Route { destination, link: None, gateway: None, onlink: false, blackhole: false };
+        Ok(match target {
+            Target::Blackhole => Route { blackhole: true, ..blank },
+            Target::Gateway { via } => Route { gateway: Some(*via), ..blank },
+            Target::Vxlan { via } => {
+                let link = self.index(vxlan_device_name(version_of(*via)))?;
+                Route { link: Some(link), gateway: Some(*via), onlink: true, ..blank }
+            }
+            Target::Pod { interface } => Route::direct(destination, self.index(interface)?),
+        })
+    }
+
+    fn index(&self, name: &str) -> Result<u32, NetlinkError> {
+        let missing = || NetlinkError::Refused { what: format!("link {name}"), errno: Errno::ENODEV };
+        self.links.get(name).map(|link| link.index).ok_or_else(missing)
+    }
+
+    fn create_vxlan(&mut self, version: IpVersion, device: &VxlanDevice) -> Result<(), NetlinkError> {
+        let name = vxlan_device_name(version);
+        let underlay = device.underlay.ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("no link has the node's address {}; is NODE_IP right?", device.local),
+            )
+        })?;
+        self.socket.exec(message::new_vxlan(device, underlay), Verb::Create, || format!("create {name}"))?;
+        self.links = present::links(&mut self.socket)?;
+        parameters::set_of_tunnel(version)?;
+        self.bring_up_vxlan(name, device)
+    }
+
+    fn adjust_vxlan(&mut self, name: &str, device: &VxlanDevice) -> Result<(), NetlinkError> {
+        let index = self.index(name)?;
+        self.socket.exec(message::set_mtu(index, device.mtu), Verb::Change, || format!("MTU of {name}"))?;
+        self.bring_up_vxlan(name, device)
+    }
+
+    fn bring_up_vxlan(&mut self, name: &str, device: &VxlanDevice) -> Result<(), NetlinkError> {
+        let index = self.index(name)?;
+        match self.socket.exec(message::set_up(index), Verb::Change, || format!("bring {name} up")) {
+            Err(NetlinkError::Refused { errno: Errno::EADDRINUSE, .. }) => {
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, taken(name, device)).into());
+            }
+            result => result?,
+        }
+        // An IPv6 address that is there before its link is up goes away with it.
+        self.socket
+            .exec(message::new_host_address(index, device.address), Verb::Replace, || format!("address of {name}"))
+    }
+
+    fn set_peer(&mut self, address: IpAddr, peer: &Peer) -> Result<(), NetlinkError> {
+        let index = self.index(vxlan_device_name(version_of(address)))?;
+        let entry = message::forwarding(index, peer.mac, peer.underlay);
+        self.socket.exec(RouteNetlinkMessage::NewNeighbour(entry), Verb::Replace, || {
+            format!("forwarding entry of {address}")
+        })?;
+        let neighbour = message::neighbour(index, address, peer.mac);
+        self.socket.exec(RouteNetlinkMessage::NewNeighbour(neighbour), Verb::Replace, || format!("neighbour {address}"))
+    }
+
+    fn remove_peer(&mut self, address: IpAddr, peer: &Peer) -> Result<(), NetlinkError> {
+        let index = self.index(vxlan_device_name(version_of(address)))?;
+        let neighbour = message::neighbour(index, address, peer.mac);
+        self.remove(RouteNetlinkMessage::DelNeighbour(neighbour), || format!("delete neighbour {address}"))?;
+        let entry = message::forwarding(index, peer.mac, peer.underlay);
+        self.remove(RouteNetlinkMessage::DelNeighbour(entry), || format!("delete forwarding entry of {address}"))
+    }
+}
+
+impl Outcome {
+    fn took(&mut self, part: Part, result: Result<bool, impl fmt::Display>) {
+        match result {
+            Ok(changed) => self.done += usize::from(changed),
+            Err(error) => drop(self.failed.insert(part, error.to_string())),
+        }
+    }
+}
+
+/// A tunnel carries no more than its underlay, whatever is configured: the kernel does not take more. Where the underlay is not known it stays as it is.
+fn tunnel_mtu(version: IpVersion, configured: u32, underlay: Option<u32>, present: Option<u32>) -> u32 {
+    let fits = underlay.map(|mtu| mtu.saturating_sub(vxlan_overhead(version)));
+    match (configured, fits) {
+        (0, Some(fits)) => fits,
+        (0, None) => present.unwrap_or(ETHERNET_MTU - vxlan_overhead(version)),
+        (configured, Some(fits)) => configured.min(fits),
+        (configured, None) => present.unwrap_or(configured),
+    }
+}
+
+fn taken(name: &str, device: &VxlanDevice) -> String {
+    format!(
+        "{name} cannot be brought up: another VXLAN device of this node has UDP port {} and cannot share it; remove that, or choose another vxlanPort in \
+         FelixConfiguration",
+        device.port
+    )
+}
+
+fn part(op: &Op) -> Part {
+    match op {
+        Op::RemoveVxlan(version) | Op::CreateVxlan(version, _) | Op::AdjustVxlan(version, _) => Part::Tunnel(*version),
+        Op::SetPod(name) => Part::Link(name.clone()),
+        Op::SetPeer(address, _) | Op::RemovePeer(address, _) => Part::Peer(*address),
+        Op::SetRoute(destination, _) | Op::RemoveRoute(destination, _) => Part::Route(*destination),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tunnel_carries_what_its_underlay_leaves_it() {
+        for (configured, underlay, present, mtu) in [
+            (0, Some(1500), None, 1450),
+            (0, Some(9000), Some(1450), 8950),
+            (0, Some(1400), Some(1450), 1350),
+            (1300, Some(1500), Some(1450), 1300),
+            (8950, Some(1500), None, 1450),
+            (0, None, Some(1350), 1350),
+            (0, None, None, 1450),
+            (1300, None, None, 1300),
+        ] {
+            assert_eq!(
+                tunnel_mtu(IpVersion::V4, configured, underlay, present),
+                mtu,
+                "{configured} {underlay:?} {present:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Links, addresses, routes, neighbours and forwarding entries of a node, by rtnetlink.
+//!
+//! ```text
+//!  records, local pods --plan--> Plan --diff--> Op --exec--> kernel
+//!                                       ^ present, read back at start and after any surprise
+//! ```
+
+pub mod addresses;
+pub mod conntrack;
+pub mod diff;
+pub mod driver;
+pub mod hint;
+pub mod message;
+pub mod monitor;
+mod netconf;
+pub mod parameters;
+pub mod plan;
+pub mod pod;
+pub mod present;
+pub mod removal;
+pub mod sysctl;
+pub mod underlay;
+pub mod worker;

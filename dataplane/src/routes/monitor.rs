@@ -1,0 +1,304 @@
+//! Notices when somebody else changes what is ours, or what it stands on: routes, tunnel devices, neighbours on them, links, addresses and kernel parameters.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use margay_api::network::Mac;
+use margay_api::rule::IpVersion;
+use margay_netlink::Subscription;
+use margay_netlink::route::{HEADER, NetlinkError, RouteSocket, messages};
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::hint::Hint;
+use super::plan::{ROUTE_PROTOCOL, VERSIONS, vxlan_device_name};
+use super::{message, netconf};
+use crate::nftables::is_workload;
+
+/// Multicast groups as bits: links, neighbours, IPv4 and IPv6 addresses and routes (`linux/rtnetlink.h`, `RTMGRP_*`), and kernel parameters of links of IPv4
+/// and IPv6 (`RTNLGRP_*_NETCONF`).
+const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x100 | 0x40 | 0x400 | 1 << 23 | 1 << 24;
+/// The main table of routes.
+const MAIN: u8 = 254;
+
+/// A link as it was told of last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Seen {
+    name: String,
+    /// Administratively up, and able to carry packets.
+    up: (bool, bool),
+    mtu: u32,
+}
+
+/// Links by index.
+type Links = BTreeMap<u32, Seen>;
+
+/// See the module.
+pub struct Monitor {
+    subscription: Subscription,
+    socket: RouteSocket,
+    links: Links,
+}
+
+impl Monitor {
+    /// Subscribes.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let (subscription, socket) = (Subscription::open(GROUPS)?, RouteSocket::open()?);
+        let mut monitor = Self { subscription, socket, links: Links::new() };
+        monitor.read_links()?;
+        Ok(monitor)
+    }
+
+    fn read_links(&mut self) -> Result<(), NetlinkError> {
+        let found = self.socket.dump(message::get_links())?;
+        let seen = |message| if let RouteNetlinkMessage::NewLink(link) = message { seen(&link) } else { None };
+        self.links = found.into_iter().filter_map(seen).collect();
+        Ok(())
+    }
+
+    /// Blocks until something may have changed. Our own changes are reported too: only the owner can tell them apart, by what it wants.
+    pub fn wait(&mut self) -> Result<BTreeSet<Hint>, NetlinkError> {
+        loop {
+            let Self { subscription, links, .. } = self;
+            let Some(bytes) = subscription.read()? else {
+                self.read_links()?;
+                return Ok([Hint::Lost].into());
+            };
+            let hints = hints(links, bytes);
+            if !hints.is_empty() {
+                return Ok(hints);
+            }
+        }
+    }
+}
+
+/// What these notifications may mean.
+fn hints(links: &mut Links, bytes: &[u8]) -> BTreeSet<Hint> {
+    let mut hints = BTreeSet::new();
+    for (kind, message) in messages(bytes) {
+        if kind == netconf::NEW {
+            let name = |index| links.get(&index).map(|seen| seen.name.as_str());
+            hints.extend(netconf::is_other(&message[HEADER..], name).then_some(Hint::Parameter));
+        } else if let Ok(message) = NetlinkMessage::deserialize(message)
+            && let NetlinkPayload::InnerMessage(message) = message.payload
+        {
+            hints.extend(hint(links, &message));
+        }
+    }
+    hints
+}
+
+fn hint(links: &mut Links, message: &RouteNetlinkMessage) -> Option<Hint> {
+    match message {
+        RouteNetlinkMessage::NewLink(link) if link.header.interface_family == AddressFamily::Unspec => {
+            let (index, now) = seen(link)?;
+            let before = links.insert(index, now.clone());
+            changed(before.as_ref(), &now)
+        }
+        RouteNetlinkMessage::DelLink(link) if link.header.interface_family == AddressFamily::Unspec => {
+            let gone = links.remove(&link.header.index)?;
+            Some(of_link(&gone.name, Hint::Underlay))
+        }
+        RouteNetlinkMessage::NewAddress(address) => of_address(links, address, true),
+        RouteNetlinkMessage::DelAddress(address) => of_address(links, address, false),
+        RouteNetlinkMessage::NewNeighbour(neighbour) => of_neighbour(links, neighbour, true),
+        RouteNetlinkMessage::DelNeighbour(neighbour) => of_neighbour(links, neighbour, false),
+        RouteNetlinkMessage::NewRoute(route) => of_route(route, false),
+        RouteNetlinkMessage::DelRoute(route) => of_route(route, true),
+        _ => None,
+    }
+}
+
+fn tunnel(name: &str) -> Option<IpVersion> {
+    VERSIONS.into_iter().find(|version| vxlan_device_name(*version) == name)
+}
+
+/// What it means that something happened to this link, if it is not ours.
+fn of_link(name: &str, otherwise: Hint) -> Hint {
+    match tunnel(name) {
+        Some(version) => Hint::Tunnel(version),
+        None if is_workload(name) => Hint::PodGone(name.to_owned()),
+        None => otherwise,
+    }
+}
+
+fn seen(link: &LinkMessage) -> Option<(u32, Seen)> {
+    let (mut name, mut mtu) = (None, 0);
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(value) => name = Some(value.clone()),
+            LinkAttribute::Mtu(value) => mtu = *value,
+            _ => {}
+        }
+    }
+    let up = (link.header.flags.contains(LinkFlags::Up), link.header.flags.contains(LinkFlags::LowerUp));
+    Some((link.header.index, Seen { name: name?, up, mtu }))
+}
+
+/// A tunnel device has more than is compared here.
+fn changed(before: Option<&Seen>, now: &Seen) -> Option<Hint> {
+    if let Some(version) = tunnel(&now.name) {
+        return Some(Hint::Tunnel(version));
+    }
+    match before {
+        None if is_workload(&now.name) => Some(Hint::PodCame(now.name.clone())),
+        Some(before) if before.name != now.name => Some(of_link(&before.name, Hint::Underlay)),
+        Some(before) if is_workload(&now.name) => (before.up.0 && !now.up.0).then(|| Hint::PodGone(now.name.clone())),
+        Some(before) if before != now => Some(Hint::Underlay),
+        _ => None,
+    }
+}
+
+fn of_address(links: &Links, message: &AddressMessage, is_new: bool) -> Option<Hint> {
+    let name = &links.get(&message.header.index)?.name;
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) | AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    })?;
+    match is_new {
+        true if is_workload(name) => None,
+        true => Some(of_link(name, Hint::AddressCame(address))),
+        false => Some(of_link(name, Hint::AddressGone(address))),
+    }
+}
+
+fn of_neighbour(links: &Links, told: &NeighbourMessage, is_new: bool) -> Option<Hint> {
+    tunnel(&links.get(&told.header.ifindex)?.name)?;
+    let (mut address, mut mac) = (None, None);
+    for attribute in &told.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(ip) => address = message::neighbour_address(ip),
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac);
+            }
+            _ => {}
+        }
+    }
+    if told.header.family == AddressFamily::Bridge {
+        return Some(Hint::Forwarding(mac?, address.filter(|_| is_new)));
+    }
+    let is_lasting = is_new && told.header.state == NeighbourState::Permanent;
+    Some(Hint::Neighbour(address?, mac.filter(|_| is_lasting)))
+}
+
+/// Only ours that go matter, and only those of others that come, or that replace: protocols are no part of what tells routes apart.
+fn of_route(message: &RouteMessage, is_gone: bool) -> Option<Hint> {
+    let is_ours = message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
+    if is_ours != is_gone || message.header.table != MAIN {
+        return None;
+    }
+    let length = message.header.destination_prefix_length;
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(ip)) => {
+            Ipv4Net::new(*ip, length).ok().map(IpNet::V4).map(Hint::Route)
+        }
+        RouteAttribute::Destination(RouteAddress::Inet6(ip)) => {
+            Ipv6Net::new(*ip, length).ok().map(IpNet::V6).map(Hint::Route)
+        }
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use netlink_packet_core::NetlinkHeader;
+
+    fn mk_link(index: u32, name: &str, flags: LinkFlags, mtu: u32) -> LinkMessage {
+        let mut link = LinkMessage::default();
+        (link.header.index, link.header.flags) = (index, flags);
+        link.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Mtu(mtu)];
+        link
+    }
+
+    fn told(links: &mut Links, message: RouteNetlinkMessage) -> Vec<Hint> {
+        let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(message));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        hints(links, &bytes).into_iter().collect()
+    }
+
+    #[test]
+    fn what_changes_about_a_link_is_told_and_what_does_not_is_not() {
+        let up = LinkFlags::Up | LinkFlags::LowerUp;
+        let mut links = Links::new();
+        let pod = |name: &str| name.to_owned();
+        for (link, expected) in [
+            (mk_link(2, "eth0", up, 1500), vec![]),
+            (mk_link(2, "eth0", up, 1500), vec![]),
+            (mk_link(2, "eth0", up, 1400), vec![Hint::Underlay]),
+            (mk_link(2, "eth0", LinkFlags::empty(), 1400), vec![Hint::Underlay]),
+            (mk_link(3, "cali1", LinkFlags::empty(), 1450), vec![Hint::PodCame(pod("cali1"))]),
+            (mk_link(3, "cali1", up, 1450), vec![]),
+            (mk_link(3, "cali1", up, 1400), vec![]),
+            (mk_link(3, "cali1", LinkFlags::empty(), 1400), vec![Hint::PodGone(pod("cali1"))]),
+            (mk_link(3, "other", up, 1400), vec![Hint::PodGone(pod("cali1"))]),
+            (mk_link(4, "vxlan.calico", up, 1450), vec![Hint::Tunnel(IpVersion::V4)]),
+            (mk_link(4, "vxlan.calico", up, 1450), vec![Hint::Tunnel(IpVersion::V4)]),
+            (mk_link(5, "vxlan-v6.calico", up, 1430), vec![Hint::Tunnel(IpVersion::V6)]),
+        ] {
+            assert_eq!(told(&mut links, RouteNetlinkMessage::NewLink(link.clone())), expected, "{link:?}");
+        }
+        for (index, expected) in [(4, vec![Hint::Tunnel(IpVersion::V4)]), (2, vec![Hint::Underlay]), (9, vec![])] {
+            let link = mk_link(index, "", LinkFlags::empty(), 0);
+            assert_eq!(told(&mut links, RouteNetlinkMessage::DelLink(link)), expected, "{index}");
+        }
+    }
+
+    #[test]
+    fn a_route_of_ours_that_goes_and_one_of_others_that_comes_may_be_the_same() {
+        let route = |protocol, table| {
+            let link = message::Route::direct("10.1.2.0/26".parse().expect("a range"), 2);
+            let mut message = link.message();
+            (message.header.protocol, message.header.table) = (protocol, table);
+            message
+        };
+        let (ours, other) = (RouteProtocol::Other(ROUTE_PROTOCOL), RouteProtocol::Static);
+        let hint = || vec![Hint::Route("10.1.2.0/26".parse().expect("a range"))];
+        for (protocol, table, when_new, when_gone) in [
+            (ours, MAIN, vec![], hint()),
+            (other, MAIN, hint(), vec![]),
+            (ours, 100, vec![], vec![]),
+            (other, 100, vec![], vec![]),
+        ] {
+            let links = &mut Links::new();
+            assert_eq!(told(links, RouteNetlinkMessage::NewRoute(route(protocol, table))), when_new);
+            assert_eq!(told(links, RouteNetlinkMessage::DelRoute(route(protocol, table))), when_gone);
+        }
+    }
+
+    #[test]
+    fn neighbours_count_on_tunnels_alone_and_only_while_they_last() {
+        let mut links = Links::new();
+        let link = mk_link(4, "vxlan.calico", LinkFlags::Up, 1450);
+        told(&mut links, RouteNetlinkMessage::NewLink(link));
+        let (address, underlay) = (IpAddr::from([10, 1, 2, 0]), IpAddr::from([172, 30, 0, 2]));
+        let mac = Mac([0x66, 0, 0, 0, 0, 2]);
+        let mut passing = message::neighbour(4, address, mac);
+        passing.header.state = NeighbourState::Stale;
+        for (neighbour, when_new, when_gone) in [
+            (
+                message::neighbour(4, address, mac),
+                vec![Hint::Neighbour(address, Some(mac))],
+                vec![Hint::Neighbour(address, None)],
+            ),
+            (passing, vec![Hint::Neighbour(address, None)], vec![Hint::Neighbour(address, None)]),
+            (message::neighbour(2, address, mac), vec![], vec![]),
+            (
+                message::forwarding(4, mac, underlay),
+                vec![Hint::Forwarding(mac, Some(underlay))],
+                vec![Hint::Forwarding(mac, None)],
+            ),
+        ] {
+            assert_eq!(told(&mut links, RouteNetlinkMessage::NewNeighbour(neighbour.clone())), when_new);
+            assert_eq!(told(&mut links, RouteNetlinkMessage::DelNeighbour(neighbour)), when_gone);
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Notifications of kernel parameters of links (`RTM_NEWNETCONF`, `linux/netconf.h`). Only forwarding, reverse path filters and proxies are notified at all;
+//! other parameters are found by the periodic check.
+
+use margay_api::rule::IpVersion;
+
+use super::parameters::{Notified, expected};
+use super::plan::{VERSIONS, vxlan_device_name};
+use crate::nftables::is_workload;
+
+/// Kind of the message.
+pub const NEW: u16 = 80;
+
+const INDEX: u16 = 1;
+const FORWARDING: u16 = 2;
+const RP_FILTER: u16 = 3;
+const PROXY_NEIGH: u16 = 5;
+/// Index that stands for all links.
+const ALL: i32 = -1;
+/// Address families as the header has them.
+const FAMILIES: [(u8, IpVersion); 2] = [(2, IpVersion::V4), (10, IpVersion::V6)];
+/// The header is padded to this size.
+const HEADER: usize = 4;
+
+/// Whether the message says that a parameter of the node or of a link of ours is not as it should be. A message of several parameters is that of a new
+/// link, which whoever makes it sets up.
+pub fn is_other<'a>(body: &[u8], name: impl Fn(u32) -> Option<&'a str>) -> bool {
+    let version = body.first().and_then(|family| FAMILIES.into_iter().find(|(known, _)| known == family));
+    let Some((_, version)) = version else { return false };
+    let (mut index, mut told) = (None, Vec::new());
+    for (kind, value) in attributes(body.get(HEADER..).unwrap_or_default()) {
+        match kind {
+            INDEX => index = Some(value),
+            kind => told.push((kind, value)),
+        }
+    }
+    let (Some(index), [(kind, value)]) = (index, told.as_slice()) else { return false };
+    let what = match *kind {
+        FORWARDING => Notified::Forwarding,
+        RP_FILTER => Notified::RpFilter,
+        PROXY_NEIGH => Notified::ProxyNeigh,
+        _ => return false,
+    };
+    if index == ALL {
+        return what == Notified::Forwarding && *value == 0;
+    }
+    let Some(name) = u32::try_from(index).ok().and_then(name) else { return false };
+    let is_tunnel = VERSIONS.into_iter().any(|of| of == version && vxlan_device_name(of) == name);
+    (is_tunnel || is_workload(name)) && expected(version, !is_tunnel, what).is_some_and(|expected| expected != *value)
+}
+
+/// Attributes that are one number each.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, i32)> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
+        let value = i32::from_ne_bytes(bytes.get(4..8).filter(|_| length >= 8)?.try_into().ok()?);
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mk_message(family: u8, numbers: &[(u16, i32)]) -> Vec<u8> {
+        let mut bytes = vec![family, 0, 0, 0];
+        for (kind, value) in numbers {
+            bytes.extend(8u16.to_ne_bytes());
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend(value.to_ne_bytes());
+        }
+        bytes
+    }
+
+    #[test]
+    fn only_a_value_that_is_not_wanted_of_a_link_of_ours_counts() {
+        let name = |index| [(3, "eth0"), (4, "cali1"), (5, "vxlan.calico")].into_iter().find(|(of, _)| *of == index);
+        for (family, numbers, expected) in [
+            (2, vec![(INDEX, ALL), (FORWARDING, 0)], true),
+            (2, vec![(INDEX, ALL), (FORWARDING, 1)], false),
+            (10, vec![(INDEX, ALL), (FORWARDING, 0)], true),
+            (2, vec![(INDEX, ALL), (RP_FILTER, 2)], false),
+            (2, vec![(INDEX, -2), (FORWARDING, 0)], false),
+            (2, vec![(INDEX, 3), (FORWARDING, 0)], false),
+            (2, vec![(INDEX, 4), (FORWARDING, 0)], true),
+            (2, vec![(INDEX, 4), (RP_FILTER, 1)], false),
+            (2, vec![(INDEX, 4), (RP_FILTER, 2)], true),
+            (2, vec![(INDEX, 4), (PROXY_NEIGH, 0)], true),
+            (10, vec![(INDEX, 4), (PROXY_NEIGH, 1)], false),
+            (10, vec![(INDEX, 4), (PROXY_NEIGH, 0)], true),
+            (2, vec![(INDEX, 5), (RP_FILTER, 1)], true),
+            (10, vec![(INDEX, 5), (FORWARDING, 0)], false),
+            (2, vec![(INDEX, 9), (FORWARDING, 0)], false),
+            (2, vec![(INDEX, 4), (FORWARDING, 0), (RP_FILTER, 0), (PROXY_NEIGH, 0)], false),
+            (7, vec![(INDEX, ALL), (FORWARDING, 0)], false),
+            (2, vec![], false),
+        ] {
+            let found = is_other(&mk_message(family, &numbers), |index| name(index).map(|(_, name)| name));
+            assert_eq!(found, expected, "{family} {numbers:?}");
+        }
+    }
+
+    #[test]
+    fn pieces_of_messages_mean_nothing() {
+        let whole = mk_message(2, &[(INDEX, ALL), (FORWARDING, 0)]);
+        for length in 0..whole.len() {
+            assert!(!is_other(&whole[..length], |_| None), "{length} bytes");
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! A pod's link: a veth pair, the addresses and routes in the pod, and the kernel parameters of the host side, as Calico's plugin makes them.
+//!
+//! The pod's default route leads to 169.254.1.1, which exists nowhere: the node routes what is sent to it. Its MAC address, the host side's, is known in the
+//! pod from the start; where that has been forgotten, and in pods that another network has set up, the host side answers ARP for it (proxy ARP). The kernel
+//! does so only while it has a route for that address, which a node without a default route has not. For IPv6 the default route leads to the host side's own
+//! link-local address.
+
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsRawFd;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use margay_api::network::Mac;
+use netlink_packet_route::RouteNetlinkMessage;
+use nix::errno::Errno;
+
+use super::message::{self, LinkRef, Route, VethPair};
+use super::parameters;
+use super::plan::{Target, version_of};
+use super::present::{self, Links};
+use super::sysctl;
+use margay_netlink::namespace;
+use margay_netlink::route::{NetlinkError, RouteSocket, Verb};
+
+/// The IPv4 gateway of every pod.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The IPv6 gateway of every pod: the link-local address that belongs to [`HOST_MAC`].
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
+/// Length of the link-local prefix that the kernel routes on every link.
+const LINK_LOCAL: u8 = 64;
+/// MAC address of the host side of every pod's link.
+pub const HOST_MAC: Mac = Mac([0xee; 6]);
+
+/// The group of links that are about to be deleted together. Nothing else is ever put into it.
+const DOOMED: u32 = 0x6361_6c69;
+
+/// A pod's link as wanted.
+pub struct PodLink<'a> {
+    /// Host side interface.
+    pub host: &'a str,
+    /// Interface in the pod.
+    pub pod: &'a str,
+    /// The pod's network namespace.
+    pub namespace: &'a File,
+    /// MTU of both ends.
+    pub mtu: u32,
+    /// MAC address of the interface in the pod.
+    pub mac: Mac,
+}
+
+/// Why a link is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum PodError {
+    /// A request was refused.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// A kernel parameter or the namespace could not be used.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// CHECK found something missing.
+    #[error("{0}")]
+    Missing(String),
+}
+
+/// Makes the veth pair and sets up its host side. What has the host side's name already is a leftover of the same pod's earlier sandbox, and goes.
+pub fn create(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<u32, PodError> {
+    let pair = VethPair {
+        host: link.host,
+        pod: link.pod,
+        namespace: link.namespace.as_raw_fd(),
+        host_mac: HOST_MAC,
+        mac: link.mac,
+        mtu: link.mtu,
+    };
+    match socket.exec(message::new_veth(&pair), Verb::Create, || format!("create {}", link.host)) {
+        Err(error) if error.is_existing() => {
+            remove(socket, link.host)?;
+            socket.exec(message::new_veth(&pair), Verb::Create, || {
+                format!("create {} with {} in the pod", link.host, link.pod)
+            })?;
+        }
+        result => result?,
+    }
+    let index =
+        present::named(socket, link.host)?.map(|found| found.index).ok_or_else(|| missing(link.host, "link"))?;
+    parameters::set_of_pod(link.host)?;
+    bring_up(socket, link.host, index)?;
+    Ok(index)
+}
+
+/// Brings the host side up and gives it the pods' gateway of IPv6, which goes when it is set down.
+pub fn bring_up(socket: &mut RouteSocket, host: &str, index: u32) -> Result<(), NetlinkError> {
+    socket.exec(message::set_up(index), Verb::Change, || format!("bring {host} up"))?;
+    if sysctl::has_ipv6() {
+        let gateway = gateway_v6();
+        socket.exec(message::new_link_address(index, gateway), Verb::Replace, || format!("address {gateway}"))?;
+    }
+    Ok(())
+}
+
+/// The MAC address of a sandbox's interface: always the same one, so that it is known before the link is there. Of those that nobody has assigned.
+pub fn mac(container: &str, ifname: &str) -> Mac {
+    use sha1::{Digest, Sha1};
+    let hash = Sha1::digest(format!("{container}/{ifname}"));
+    Mac([hash[0] & 0xfc | 0x02, hash[1], hash[2], hash[3], hash[4], hash[5]])
+}
+
+/// The gateway of a pod for packets of the IP version of this address.
+pub fn gateway(address: IpAddr) -> IpAddr {
+    if address.is_ipv4() { IpAddr::V4(GATEWAY) } else { IpAddr::V6(GATEWAY_V6) }
+}
+
+fn gateway_v6() -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(GATEWAY_V6, LINK_LOCAL))
+}
+
+/// Routes the addresses to the host side.
+pub fn route(socket: &mut RouteSocket, index: u32, addresses: &[IpNet]) -> Result<(), PodError> {
+    for address in addresses {
+        let route = Route::direct(IpNet::from(address.addr()), index);
+        socket.exec(RouteNetlinkMessage::NewRoute(route.message()), Verb::Replace, || {
+            format!("route {}", address.addr())
+        })?;
+    }
+    Ok(())
+}
+
+/// Inside the pod: addresses, the gateway's route, the default route, and both links up. Returns the MAC address of the pod's interface.
+pub fn configure(link: &PodLink<'_>, addresses: &[IpNet]) -> Result<Mac, PodError> {
+    namespace::within(link.namespace, || configure_inside(link.pod, addresses))?
+}
+
+fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
+    let mut socket = RouteSocket::open()?;
+    let links = present::links(&mut socket)?;
+    let pod = links.get(name).ok_or_else(|| missing(name, "link in the pod"))?;
+    if let Some(loopback) = links.get("lo") {
+        socket.exec(message::set_up(loopback.index), Verb::Change, || "bring lo up".to_owned())?;
+    }
+    let has = |v6: bool| addresses.iter().any(|address| address.addr().is_ipv6() == v6);
+    if has(true) {
+        // Runtimes turn IPv6 off in a new namespace. A pod learns its routes from its node alone, never from what looks like a router.
+        for parameter in ["all/disable_ipv6", "default/disable_ipv6", "lo/disable_ipv6"] {
+            sysctl::set(&format!("ipv6/conf/{parameter}"), "0")?;
+        }
+        for parameter in ["disable_ipv6", "accept_ra", "accept_dad"] {
+            sysctl::set(&format!("ipv6/conf/{name}/{parameter}"), "0")?;
+        }
+    }
+    socket.exec(message::set_up(pod.index), Verb::Change, || format!("bring {name} up"))?;
+    for address in addresses {
+        let address = address.addr();
+        socket.exec(message::new_host_address(pod.index, address), Verb::Replace, || format!("address {address}"))?;
+    }
+    if has(false) {
+        let gateway = Route::direct(IpNet::from(IpAddr::V4(GATEWAY)), pod.index);
+        socket.exec(RouteNetlinkMessage::NewRoute(gateway.message()), Verb::Replace, || format!("route {GATEWAY}"))?;
+        let default =
+            Route { gateway: Some(IpAddr::V4(GATEWAY)), ..Route::direct(IpNet::V4(Ipv4Net::default()), pod.index) };
+        socket.exec(RouteNetlinkMessage::NewRoute(default.message()), Verb::Replace, || "default route".to_owned())?;
+        let neighbour = message::neighbour(pod.index, IpAddr::V4(GATEWAY), HOST_MAC);
+        socket.exec(RouteNetlinkMessage::NewNeighbour(neighbour), Verb::Replace, || format!("neighbour {GATEWAY}"))?;
+    }
+    if has(true) {
+        let default =
+            Route { gateway: Some(IpAddr::V6(GATEWAY_V6)), ..Route::direct(IpNet::V6(Ipv6Net::default()), pod.index) };
+        socket.exec(RouteNetlinkMessage::NewRoute(default.message()), Verb::Replace, || {
+            "default route of IPv6".to_owned()
+        })?;
+    }
+    pod.mac.ok_or_else(|| missing(name, "MAC address of"))
+}
+
+/// Deletes the link by its host side; a link that is gone is a success.
+pub fn remove(socket: &mut RouteSocket, host: &str) -> Result<(), NetlinkError> {
+    remove_link(socket, &LinkRef::Name(host.to_owned()))
+}
+
+fn remove_link(socket: &mut RouteSocket, link: &LinkRef) -> Result<(), NetlinkError> {
+    delete(socket, message::delete(link), || format!("delete {link}"))
+}
+
+fn delete(
+    socket: &mut RouteSocket,
+    request: RouteNetlinkMessage,
+    what: impl FnOnce() -> String,
+) -> Result<(), NetlinkError> {
+    match socket.exec(request, Verb::Change, what) {
+        Err(error) if error.is_missing() => Ok(()),
+        result => result,
+    }
+}
+
+/// Deletes links by their host sides; the results are in the same order. Several go as one group, because the kernel waits for all its readers once
+/// per request and not once per link.
+pub fn remove_all(socket: &mut RouteSocket, hosts: &[LinkRef]) -> Vec<Result<(), NetlinkError>> {
+    if hosts.len() > 1 && remove_group(socket, hosts).is_ok() {
+        return hosts.iter().map(|_| Ok(())).collect();
+    }
+    hosts.iter().map(|host| remove_link(socket, host)).collect()
+}
+
+/// Nothing is in doubt after an error: the links are removed one by one then.
+fn remove_group(socket: &mut RouteSocket, hosts: &[LinkRef]) -> Result<(), NetlinkError> {
+    let requests = hosts.iter().map(|host| (message::set_group(host, DOOMED), Verb::Change)).collect();
+    let refused = socket.exec_all(requests)?;
+    if let Some((position, errno)) = refused.iter().find(|(_, errno)| *errno != Errno::ENODEV) {
+        return Err(NetlinkError::Refused { what: format!("group of {}", hosts[*position]), errno: *errno });
+    }
+    delete(socket, message::delete_group(DOOMED), || format!("delete links of group {DOOMED}"))
+}
+
+/// Compares the link with what it should be; the error names the first difference.
+pub fn check(socket: &mut RouteSocket, link: &PodLink<'_>, addresses: &[IpNet]) -> Result<(), PodError> {
+    let links = present::links(socket)?;
+    if !links.get(link.host).is_some_and(|found| found.up) {
+        return Err(missing(link.host, "host side link that is up:"));
+    }
+    let routes = present::present(socket, &links)?.routes;
+    for address in addresses {
+        let wanted = Target::Pod { interface: link.host.to_owned() };
+        if routes.get(&IpNet::from(address.addr())) != Some(&wanted) {
+            return Err(PodError::Missing(format!(
+                "route {} dev {} is missing on the node",
+                address.addr(),
+                link.host
+            )));
+        }
+    }
+    namespace::within(link.namespace, || check_inside(link.pod, addresses))?
+}
+
+fn check_inside(name: &str, addresses: &[IpNet]) -> Result<(), PodError> {
+    let mut socket = RouteSocket::open()?;
+    let links: Links = present::links(&mut socket)?;
+    let pod = links.get(name).filter(|found| found.up).ok_or_else(|| missing(name, "link in the pod that is up:"))?;
+    let present = present::addresses(&mut socket)?;
+    for address in addresses {
+        if !present.iter().any(|(index, net)| *index == pod.index && net.addr() == address.addr()) {
+            return Err(PodError::Missing(format!("address {} is missing on {name} in the pod", address.addr())));
+        }
+        let gateway = gateway(address.addr());
+        if present::default_gateway(&mut socket, version_of(gateway), pod.index)? != Some(gateway) {
+            return Err(PodError::Missing(format!("default route via {gateway} dev {name} is missing in the pod")));
+        }
+    }
+    Ok(())
+}
+
+fn missing(name: &str, what: &str) -> PodError {
+    PodError::Missing(format!("{what} {name} is missing"))
+}

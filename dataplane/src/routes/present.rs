@@ -1,0 +1,250 @@
+//! What the kernel holds now, read back in the terms of a [`Plan`].
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use margay_api::network::Mac;
+use margay_api::rule::IpVersion;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::message;
+use super::plan::{Peer, Plan, ROUTE_PROTOCOL, Target, VERSIONS, VxlanDevice, version_of, vxlan_device_name};
+use super::{pod, sysctl};
+use crate::nftables::is_workload;
+use margay_netlink::route::{NetlinkError, RouteSocket};
+
+/// A link of this namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Interface index.
+    pub index: u32,
+    /// MTU.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// MAC address, where it has one.
+    pub mac: Option<Mac>,
+    /// Settings, if it is a VXLAN device.
+    vxlan: Option<Vec<InfoVxlan>>,
+}
+
+/// Links by name.
+pub type Links = BTreeMap<String, Link>;
+
+/// Lists the links.
+pub fn links(socket: &mut RouteSocket) -> Result<Links, NetlinkError> {
+    Ok(socket.dump(message::get_links())?.into_iter().filter_map(link).collect())
+}
+
+/// The link of this name, if there is one: costs the same however many links there are.
+pub fn named(socket: &mut RouteSocket, name: &str) -> Result<Option<Link>, NetlinkError> {
+    match socket.get(message::get_link(name), || format!("find {name}")) {
+        Ok(found) => Ok(found.and_then(link).map(|(_, link)| link)),
+        Err(error) if error.is_missing() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Lists the addresses with the index of the link that has each.
+pub fn addresses(socket: &mut RouteSocket) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
+    let parse = |message| {
+        let RouteNetlinkMessage::NewAddress(message) = message else {
+            return None;
+        };
+        let local = |attribute: &AddressAttribute| {
+            if let AddressAttribute::Local(address) = attribute { Some(*address) } else { None }
+        };
+        let other = |attribute: &AddressAttribute| {
+            if let AddressAttribute::Address(address) = attribute { Some(*address) } else { None }
+        };
+        let address =
+            message.attributes.iter().find_map(local).or_else(|| message.attributes.iter().find_map(other))?;
+        Some((message.header.index, IpNet::new(address, message.header.prefix_len).ok()?))
+    };
+    Ok(socket.dump(message::get_addresses())?.into_iter().filter_map(parse).collect())
+}
+
+/// Reads back everything that could be ours. A route or device in a form that we never make is returned as one that differs from any wanted one, so that
+/// it is replaced.
+pub fn present(socket: &mut RouteSocket, links: &Links) -> Result<Plan, NetlinkError> {
+    let names: BTreeMap<u32, &str> = links.iter().map(|(name, link)| (link.index, name.as_str())).collect();
+    let mut plan = Plan::default();
+    for version in VERSIONS {
+        for found in socket.dump(message::get_routes(family(version)))? {
+            if let RouteNetlinkMessage::NewRoute(message) = found {
+                plan.routes.extend(route(&message, &names));
+            }
+        }
+    }
+    let addresses = addresses(socket)?;
+    let has_gateway =
+        |link: &Link| addresses.iter().any(|(index, net)| *index == link.index && net.addr() == pod::GATEWAY_V6);
+    let has_ipv6 = sysctl::has_ipv6();
+    let pods = links.iter().filter(|(name, link)| is_workload(name) && link.up && (!has_ipv6 || has_gateway(link)));
+    plan.pods = pods.map(|(name, _)| name.clone()).collect();
+    for version in VERSIONS {
+        if let Some(link) = links.get(vxlan_device_name(version)) {
+            let own = addresses.iter().filter(|(index, _)| *index == link.index);
+            let mut own = own.map(|(_, net)| net.addr()).filter(|address| is_global(version, *address));
+            plan.tunnels.insert(version, device(link, own.next().unwrap_or(unspecified(version))));
+            plan.peers.extend(peers(socket, version, link.index)?);
+        }
+    }
+    Ok(plan)
+}
+
+/// Whether it is an address of that IP version other than the one that the kernel gives to every link.
+fn is_global(version: IpVersion, address: IpAddr) -> bool {
+    let is_of_link = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+    version_of(address) == version && !is_of_link
+}
+
+fn unspecified(version: IpVersion) -> IpAddr {
+    match version {
+        IpVersion::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        IpVersion::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// Gateway of the default route of this IP version that leads out of a link, if there is one; whoever made it.
+pub fn default_gateway(
+    socket: &mut RouteSocket,
+    version: IpVersion,
+    link: u32,
+) -> Result<Option<IpAddr>, NetlinkError> {
+    let gateway = |found: RouteNetlinkMessage| {
+        let RouteNetlinkMessage::NewRoute(message) = found else {
+            return None;
+        };
+        let leads_out = message.attributes.contains(&RouteAttribute::Oif(link));
+        let gateway = message.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(address) => ip(address),
+            _ => None,
+        });
+        gateway.filter(|_| leads_out && message.header.destination_prefix_length == 0)
+    };
+    Ok(socket.dump(message::get_routes(family(version)))?.into_iter().find_map(gateway))
+}
+
+const fn family(version: IpVersion) -> AddressFamily {
+    match version {
+        IpVersion::V4 => AddressFamily::Inet,
+        IpVersion::V6 => AddressFamily::Inet6,
+    }
+}
+
+fn link(message: RouteNetlinkMessage) -> Option<(String, Link)> {
+    let RouteNetlinkMessage::NewLink(message) = message else {
+        return None;
+    };
+    let LinkMessage { header, attributes, .. } = message;
+    let up = header.flags.contains(LinkFlags::Up);
+    let (mut name, mut found) = (None, Link { index: header.index, mtu: 0, up, mac: None, vxlan: None });
+    for attribute in attributes {
+        match attribute {
+            LinkAttribute::IfName(value) => name = Some(value),
+            LinkAttribute::Mtu(value) => found.mtu = value,
+            LinkAttribute::Address(value) => found.mac = <[u8; 6]>::try_from(value.as_slice()).ok().map(Mac),
+            LinkAttribute::LinkInfo(infos) => {
+                found.vxlan = infos
+                    .into_iter()
+                    .find_map(|info| if let LinkInfo::Data(InfoData::Vxlan(data)) = info { Some(data) } else { None });
+            }
+            _ => {}
+        }
+    }
+    Some((name?, found))
+}
+
+fn device(link: &Link, address: IpAddr) -> VxlanDevice {
+    let mut device = VxlanDevice {
+        address,
+        mac: link.mac.unwrap_or(Mac([0; 6])),
+        local: unspecified(version_of(address)),
+        vni: 0,
+        port: 0,
+        mtu: link.mtu,
+        underlay: None,
+        up: link.up,
+    };
+    for info in link.vxlan.iter().flatten() {
+        match info {
+            InfoVxlan::Id(vni) => device.vni = *vni,
+            InfoVxlan::Local(local) => device.local = IpAddr::V4(*local),
+            InfoVxlan::Local6(local) => device.local = IpAddr::V6(*local),
+            InfoVxlan::Port(port) => device.port = *port,
+            InfoVxlan::Link(index) => device.underlay = Some(*index).filter(|index| *index != 0),
+            _ => {}
+        }
+    }
+    device
+}
+
+/// A route of ours as destination and target; `None` for anybody else's.
+pub fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<(IpNet, Target)> {
+    if message.header.protocol != RouteProtocol::Other(ROUTE_PROTOCOL) {
+        return None;
+    }
+    let (mut destination, mut gateway, mut interface) = (None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => destination = ip(address),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::Oif(index) => interface = names.get(index).copied(),
+            _ => {}
+        }
+    }
+    let destination = IpNet::new(destination?, message.header.destination_prefix_length).ok()?;
+    let target = match (message.header.kind, interface, gateway) {
+        (RouteType::BlackHole, ..) => Target::Blackhole,
+        (_, Some(name), Some(via)) if name == vxlan_device_name(version_of(destination.addr())) => {
+            Target::Vxlan { via }
+        }
+        (_, _, Some(via)) => Target::Gateway { via },
+        (_, interface, None) => Target::Pod { interface: interface.unwrap_or_default().to_owned() },
+    };
+    Some((destination, target))
+}
+
+fn peers(socket: &mut RouteSocket, version: IpVersion, index: u32) -> Result<BTreeMap<IpAddr, Peer>, NetlinkError> {
+    let mut forwarding = BTreeMap::new();
+    for (address, mac) in neighbours(socket, AddressFamily::Bridge, index)? {
+        forwarding.insert(mac, address);
+    }
+    let complete = |(address, mac): (IpAddr, Mac)| {
+        forwarding.get(&mac).map(|underlay| (address, Peer { mac, underlay: *underlay }))
+    };
+    Ok(neighbours(socket, family(version), index)?.into_iter().filter_map(complete).collect())
+}
+
+fn neighbours(socket: &mut RouteSocket, family: AddressFamily, index: u32) -> Result<Vec<(IpAddr, Mac)>, NetlinkError> {
+    let parse = |found: RouteNetlinkMessage| {
+        let RouteNetlinkMessage::NewNeighbour(NeighbourMessage { header, attributes, .. }) = found else {
+            return None;
+        };
+        let address = attributes.iter().find_map(|attribute| match attribute {
+            NeighbourAttribute::Destination(address) => message::neighbour_address(address),
+            _ => None,
+        })?;
+        let mac = attributes.iter().find_map(|attribute| match attribute {
+            NeighbourAttribute::LinkLayerAddress(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac),
+            _ => None,
+        })?;
+        let is_lasting = matches!(header.state, NeighbourState::Permanent | NeighbourState::Noarp);
+        (header.ifindex == index && is_lasting).then_some((address, mac))
+    };
+    Ok(socket.dump(message::get_neighbours(family))?.into_iter().filter_map(parse).collect())
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
