@@ -1,21 +1,28 @@
 #!/bin/bash
-# CNI: GC on a network of the reference plugins succeeds and frees no address, though host-local can.
+# CNI: GC on a network of the reference plugins succeeds and releases no address, although
+# host-local supports it.
 #
-# Seen with: reference plugins 1.10.0 (bridge, ptp, host-local, portmap; Go module), CNI 1.1.0, on Linux 6.18.44.
+# Seen with: reference plugins 1.10.0 (bridge, ptp, host-local, portmap; Go module), CNI
+# specification 1.1.0, Linux 6.18.44.
 #
-# The specification (1.1) says that a plugin must forward GC to the plugins that it delegates to, and calls GC the way to clean up what has no DEL any more.
+# The specification requires a plugin to forward GC to the plugins that it delegates to. GC is the
+# way to release what will never get a DEL.
 #
-# We expected: with three attachments made and one of them listed as valid, GC on bridge with host-local frees the addresses of the two others, as host-local 1.10.0
-# has GC, and releases them when it is called itself.
+# We expected: with three attachments made and one of them listed as valid, GC on bridge with
+# host-local releases the addresses of the other two, because host-local 1.10.0 implements GC.
 #
-# What happens: bridge and ptp exit with 0, say nothing, and host-local is not called: all three addresses stay reserved. So they do until somebody calls host-local
-# by hand with the same configuration, which frees them. portmap exits with 0 as well, and the port of an attachment that is not valid still leads to its address.
-# (libcni's own GC hides this where its cache is whole, as it sends DEL first for what it remembers. It cannot for what it does not: a cache in /var/lib/cni that
-# was cleared or restored, a runtime without one.)
+# Observed: bridge and ptp exit with 0, print nothing, and do not call host-local: all three
+# addresses stay reserved. Calling host-local directly, with the same configuration, releases two.
+# portmap exits with 0 as well, and the host port of an attachment that is no longer valid still
+# leads to its address. (libcni hides this while its cache is intact, because its GC first sends DEL
+# for the attachments that it remembers. It cannot do so for those it does not: after /var/lib/cni
+# was cleared or restored, or in a runtime without a cache.)
 #
-# Hurts nodes whose runtime lost track of sandboxes, which is when GC matters: the addresses of a node's range run out, "no IP addresses available in range set"
-# comes after some such losses, and the operator who finds out that GC is implemented and exits with 0 looks elsewhere.
-# What works: to call the IPAM plugin with GC oneself, or to compare the folder of reservations with what runs.
+# Who is hurt: nodes whose runtime lost track of sandboxes, which is when GC matters. The range of a
+# node runs out of addresses after some such losses, and the operator who finds that GC is
+# implemented and exits with 0 looks elsewhere.
+#
+# What works: call the IPAM plugin with GC directly, or compare its reservations with what runs.
 set -euo pipefail
 changed() { echo "changed: $*" >&2; exit 1; }
 
@@ -24,7 +31,8 @@ if [[ $# = 0 ]]; then
   trap 'rm -rf "$work"' EXIT
   (
     cd "$work"
-    apt-get -qq -o APT::Sandbox::User=root download nftables=1.0.6-2+deb12u2 libnftables1=1.0.6-2+deb12u2 libnftnl11=1.2.4-2 libjansson4=2.14-2 \
+    apt-get -qq -o APT::Sandbox::User=root download \
+      nftables=1.0.6-2+deb12u2 libnftables1=1.0.6-2+deb12u2 libnftnl11=1.2.4-2 libjansson4=2.14-2 \
       libmnl0=1.0.4-3 libxtables12=1.8.9-2 libedit2=3.1-20221030-2
     for package in *.deb; do dpkg -x "$package" .; done
     export GOPATH=$work/go GOCACHE=$work/go/cache GOBIN=$work/bin GOFLAGS="-modcacherw -buildvcs=false"
@@ -54,12 +62,17 @@ for plugin in bridge ptp; do
     config net-$plugin $plugin | CNI_COMMAND=ADD CNI_CONTAINERID=$container CNI_NETNS=/run/netns/$plugin-$container "$work/bin/$plugin" >"$work/log" ||
       { cat "$work/log" >&2; exit 2; }
   done
-  [[ $(reserved net-$plugin) = "10.5.0.2 10.5.0.3 10.5.0.4" ]] || { echo "reserved: $(reserved net-$plugin)" >&2; exit 2; }
-  said=$(config net-$plugin $plugin "$valid" | CNI_COMMAND=GC "$work/bin/$plugin" 2>&1) || changed "GC of $plugin fails: $said"
+  [[ $(reserved net-$plugin) = "10.5.0.2 10.5.0.3 10.5.0.4" ]] ||
+    { echo "reserved: $(reserved net-$plugin)" >&2; exit 2; }
+  said=$(config net-$plugin $plugin "$valid" | CNI_COMMAND=GC "$work/bin/$plugin" 2>&1) ||
+    changed "GC of $plugin fails: $said"
   [[ -z $said ]] || changed "GC of $plugin says: $said"
-  [[ $(reserved net-$plugin) = "10.5.0.2 10.5.0.3 10.5.0.4" ]] || changed "GC of $plugin left: $(reserved net-$plugin)"
-  config net-$plugin $plugin "$valid" | CNI_COMMAND=GC "$work/bin/host-local" || changed "GC of host-local fails"
-  [[ $(reserved net-$plugin) = 10.5.0.2 ]] || changed "GC of host-local left: $(reserved net-$plugin)"
+  [[ $(reserved net-$plugin) = "10.5.0.2 10.5.0.3 10.5.0.4" ]] ||
+    changed "GC of $plugin left: $(reserved net-$plugin)"
+  config net-$plugin $plugin "$valid" | CNI_COMMAND=GC "$work/bin/host-local" ||
+    changed "GC of host-local fails"
+  [[ $(reserved net-$plugin) = 10.5.0.2 ]] ||
+    changed "GC of host-local left: $(reserved net-$plugin)"
 done
 
 # portmap in a chain, for the attachment "two", which is not valid later.

@@ -1,18 +1,24 @@
 #!/bin/bash
-# CNI: STATUS of the reference plugins says that a network is ready when its range has no address left.
+# CNI: STATUS of the reference plugins reports a network as ready when no address is left.
 #
-# Seen with: reference plugins 1.10.0 (bridge, host-local; Go module), CNI 1.1.0, on Linux 6.18.44.
+# Seen with: reference plugins 1.10.0 (bridge, host-local; Go module), CNI specification 1.1.0,
+# Linux 6.18.44.
 #
-# The specification (1.1) names the end of addresses as a case for an error from STATUS, and has bridge ask its IPAM plugin.
+# The specification lists exhausted addresses as a case for an error from STATUS, and has a plugin
+# ask its IPAM plugin.
 #
-# We expected: error 50 (not available) from STATUS once each address of host-local's range is taken, as every ADD is refused by then.
+# We expected: an error from STATUS once all addresses of host-local's range are taken, because each
+# ADD fails from then on.
 #
-# What happens: ADD fails with "no IP addresses available in range set", STATUS of bridge and of host-local itself exits with 0. Where host-local cannot be found,
-# STATUS of bridge fails: it does ask.
+# Observed: ADD fails with "no IP addresses available in range set"; STATUS of bridge and of
+# host-local exits with 0. STATUS of bridge fails where host-local cannot be found, so it does ask.
 #
-# Hurts clusters that rely on it: runtimes make STATUS the condition NetworkReady of a node, so a full node stays Ready, the scheduler goes on sending pods to it,
-# and each waits in ContainerCreating for ever, while other nodes have addresses.
-# What works: the number of pods of a node (maxPods) below the size of its range, and an alert on the failing ADDs.
+# Who is hurt: clusters that rely on it. Runtimes derive the NetworkReady condition of a node from
+# STATUS, so a full node stays Ready, the scheduler keeps placing pods on it, and they cannot start
+# while other nodes have free addresses.
+#
+# What works: a pod limit of the node (maxPods) below the size of its range, and an alert on failing
+# ADDs.
 set -euo pipefail
 changed() { echo "changed: $*" >&2; exit 1; }
 
@@ -22,7 +28,8 @@ if [[ $# = 0 ]]; then
   (
     export GOPATH=$work/go GOCACHE=$work/go/cache GOBIN=$work/bin GOFLAGS="-modcacherw -buildvcs=false"
     plugins=github.com/containernetworking/plugins/plugins
-    go install $plugins/main/bridge@v1.10.0 $plugins/ipam/host-local@v1.10.0 2>"$work/log" || { cat "$work/log" >&2; exit 2; }
+    go install $plugins/main/bridge@v1.10.0 $plugins/ipam/host-local@v1.10.0 2>"$work/log" ||
+      { cat "$work/log" >&2; exit 2; }
   )
   unshare --net --mount --pid --fork --kill-child --mount-proc bash "$0" "$work"
   exit
@@ -41,13 +48,16 @@ add() {
 }
 
 for container in one two three; do
-  CNI_COMMAND=STATUS "$work/bin/bridge" <<<"$config" || changed "STATUS fails before the range is full"
+  CNI_COMMAND=STATUS "$work/bin/bridge" <<<"$config" ||
+    changed "STATUS fails before the range is full"
   add $container >"$work/log" || { cat "$work/log" >&2; exit 2; }
 done
 if add four >"$work/log"; then changed "a fourth address: $(<"$work/log")"; fi
-[[ $(<"$work/log") = *"no IP addresses available in range set"* ]] || changed "ADD says: $(<"$work/log")"
+[[ $(<"$work/log") = *"no IP addresses available in range set"* ]] ||
+  changed "ADD says: $(<"$work/log")"
 for plugin in bridge host-local; do
-  said=$(CNI_COMMAND=STATUS "$work/bin/$plugin" <<<"$config") || changed "STATUS of $plugin fails: $said"
+  said=$(CNI_COMMAND=STATUS "$work/bin/$plugin" <<<"$config") ||
+    changed "STATUS of $plugin fails: $said"
   [[ -z $said ]] || changed "STATUS of $plugin says: $said"
 done
 mv "$work/bin/host-local" "$work/"

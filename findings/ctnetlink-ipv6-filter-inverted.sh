@@ -1,20 +1,29 @@
 #!/bin/bash
-# ctnetlink: a filter by IPv6 address finds every entry except those of the address.
+# ctnetlink: a filter by IPv6 address matches every entry except those of that address.
 #
-# Seen on: Linux 6.18.44, entries made by conntrack 1.4.7 (Debian 12), messages written by hand below.
+# Seen with: Linux 6.18.44; entries made by conntrack 1.4.7 (Debian 12), requests built by hand
+# below.
 #
-# CTA_FILTER lets a dump (IPCTNL_MSG_CT_GET) or a deletion (IPCTNL_MSG_CT_DELETE) of connection tracking name one address of a tuple: "all entries whose
-# source is this". It spares a program the dump of a large table, and a deletion of one client's entries takes one message.
+# CTA_FILTER restricts a dump (IPCTNL_MSG_CT_GET) or a deletion (IPCTNL_MSG_CT_DELETE) of connection
+# tracking entries to those with one given address, for example "all entries with this original
+# source". It saves dumping a large table, and deletes all entries of one client with one message.
 #
-# We expected: the same for both families, as it is the same message with a longer address.
+# We expected: the same result for both families; the message is the same, with a longer address.
 #
-# What happens, with three IPv4 and three IPv6 entries:
-#   dump,   source 10.0.0.1: that entry                       dump,   source fd00::1: fd00::2 and fd00::3
-#   delete, source 10.0.0.1: that entry goes                  delete, source fd00::1: fd00::2 and fd00::3 go, fd00::1 stays; the answer is success
+# Observed, with three IPv4 and three IPv6 entries:
+#  dump,   source 10.0.0.1: returns that entry
+#  delete, source 10.0.0.1: deletes that entry
+#  dump,   source fd00::1:  returns the entries of fd00::2 and fd00::3
+#  delete, source fd00::1:  deletes the entries of fd00::2 and fd00::3, keeps that of fd00::1,
+#                           and reports success
 #
-# Hurts whoever ends the conversations of one IPv6 address (a pod that is gone, a Service's endpoint, a client that is blocked): everybody else's translations
-# and established states are lost at once, and the one that was meant lives on. With IPv4, where it is usually tried first, nothing is amiss.
-# What works: dump without a filter, compare in the program, delete each entry by its whole tuple.
+# Who is hurt: anyone who ends the connections of one IPv6 address (a deleted pod, a removed
+# endpoint of a Service, a blocked client). All other clients lose their translations and
+# established state at once, and the intended entries survive. With IPv4, where this is usually
+# tried first, everything is correct.
+#
+# What works: dump without a filter, compare in the program, and delete each entry by its full
+# tuple.
 set -euo pipefail
 changed() { echo "changed: $*" >&2; exit 1; }
 
@@ -23,7 +32,9 @@ if [[ $# = 0 ]]; then
   trap 'rm -rf "$work"' EXIT
   (
     cd "$work"
-    apt-get -qq -o APT::Sandbox::User=root download conntrack=1:1.4.7-1+b2 libnetfilter-conntrack3=1.0.9-3 libnfnetlink0=1.0.2-2 libmnl0=1.0.4-3
+    apt-get -qq -o APT::Sandbox::User=root download \
+      conntrack=1:1.4.7-1+b2 libnetfilter-conntrack3=1.0.9-3 libnfnetlink0=1.0.2-2 \
+      libmnl0=1.0.4-3
     for package in *.deb; do dpkg -x "$package" .; done
   )
   unshare --net --mount --pid --fork --kill-child --mount-proc bash "$0" "$work"
@@ -92,15 +103,19 @@ fill() {
     conntrack -I -s 10.0.0.$i -d 10.1.0.1 -p udp --sport 1000 --dport 53 -t 600 &>"$work/log"
     conntrack -I -s fd00::$i -d fd01::1 -p udp --sport 1000 --dport 53 -t 600 &>"$work/log"
   done
-  [[ $(ask list) = "10.0.0.1 10.0.0.2 10.0.0.3 fd00::1 fd00::2 fd00::3" ]] || { echo "cannot make entries: $(<"$work/log")" >&2; exit 2; }
+  [[ $(ask list) = "10.0.0.1 10.0.0.2 10.0.0.3 fd00::1 fd00::2 fd00::3" ]] ||
+    { echo "cannot make entries: $(<"$work/log")" >&2; exit 2; }
 }
 
 fill
-[[ $(ask dump 10.0.0.1) = "10.0.0.1" ]] || changed "the IPv4 dump is not exact: $(ask dump 10.0.0.1)"
+[[ $(ask dump 10.0.0.1) = "10.0.0.1" ]] ||
+  changed "the IPv4 dump is not exact: $(ask dump 10.0.0.1)"
 [[ $(ask dump fd00::1) = "fd00::2 fd00::3" ]] || changed "the IPv6 dump gave: $(ask dump fd00::1)"
 ask delete 10.0.0.1 >"$work/log"
-[[ $(ask list) = "10.0.0.2 10.0.0.3 fd00::1 fd00::2 fd00::3" ]] || changed "the IPv4 deletion left: $(ask list)"
+[[ $(ask list) = "10.0.0.2 10.0.0.3 fd00::1 fd00::2 fd00::3" ]] ||
+  changed "the IPv4 deletion left: $(ask list)"
 fill
 ask delete fd00::1 >"$work/log"
-[[ $(ask list) = "10.0.0.1 10.0.0.2 10.0.0.3 fd00::1" ]] || changed "the IPv6 deletion left: $(ask list)"
+[[ $(ask list) = "10.0.0.1 10.0.0.2 10.0.0.3 fd00::1" ]] ||
+  changed "the IPv6 deletion left: $(ask list)"
 echo "as described: asked to delete the entries of fd00::1, the kernel deleted fd00::2 and fd00::3 and left fd00::1"

@@ -1,21 +1,30 @@
 #!/bin/bash
-# FRR: when another program deletes its nexthop objects, IPv4 routes are gone for good, and FRR shows them as installed.
+# FRR: when another program deletes FRR's nexthop objects, its IPv4 routes are lost and FRR still
+# shows them as installed.
 #
-# Seen with: FRR 8.4.4 (Debian 12, 8.4.4-1.1~deb12u2; zebra and staticd) on Linux 6.18.44, iproute2 6.1.0.
+# Seen with: FRR 8.4.4 (Debian 12, 8.4.4-1.1~deb12u2; zebra and staticd) on Linux 6.18.44, iproute2
+# 6.1.0.
 #
-# zebra makes an object (ip nexthop) of each next hop and routes that refer to it. When such an object is deleted, the kernel removes the routes that refer to it;
-# it announces that for IPv6 routes (RTM_DELROUTE), and for IPv4 routes it does not: only the object's end (RTM_DELNEXTHOP) is told.
+# zebra creates a kernel object (ip nexthop) for each next hop, and routes that refer to it. When
+# the object is deleted, the kernel removes the routes. It sends RTM_DELROUTE for IPv6 routes; for
+# IPv4 routes only the deletion of the object is notified (RTM_DELNEXTHOP).
 #
-# We expected: zebra, which puts back a route that somebody deletes, puts back the routes of an object too.
+# We expected: zebra, which reinstalls a route that someone deletes, also reinstalls the routes of a
+# deleted object.
 #
-# What happens after "ip nexthop del" of both objects:
-#   both objects are back within a moment, with the same id; zebra logs that it is "sending it back down"
-#   the IPv6 route is back
-#   the IPv4 route is not, 15 seconds later, and "show ip route" has it as best and in the kernel (*).
+# Observed, after "ip nexthop del" of both objects:
+#  both objects are back at once, with the same id; zebra logs "sending it back down"
+#  the IPv6 route is back
+#  the IPv4 route is still missing after 15 seconds, and "show ip route" shows it as best and
+#  installed (*)
 #
-# Hurts a router or node on which anything else manages nexthop objects, "ip nexthop flush" in a script for one: traffic to everything behind FRR's IPv4 routes goes
-# to the default route or nowhere, every check of the daemon and of its sessions is in order, and it lasts until the route or its link changes or FRR is restarted.
-# What works: "no zebra nexthop kernel enable" in zebra's configuration; routes then have their next hop in themselves, and no object is made.
+# Who is hurt: a router or node on which anything else manages nexthop objects, be it "ip nexthop
+# flush" in a script. Traffic for all IPv4 routes of FRR takes the default route or is dropped,
+# every check of the daemon and its sessions passes, and it lasts until the route or its link
+# changes or FRR is restarted.
+#
+# What works: "no zebra nexthop kernel enable" in zebra's configuration; routes then carry their
+# next hop, and no object is created.
 set -euo pipefail
 changed() { echo "changed: $*" >&2; exit 1; }
 
@@ -24,7 +33,9 @@ if [[ $# = 0 ]]; then
   trap 'rm -rf "$work"' EXIT
   (
     cd "$work"
-    apt-get -qq -o APT::Sandbox::User=root download frr=8.4.4-1.1~deb12u2 libyang2=2.1.30-2 libpcre2-8-0=10.42-1 libjson-c5=0.16-2 libreadline8=8.2-1.3
+    apt-get -qq -o APT::Sandbox::User=root download \
+      frr=8.4.4-1.1~deb12u2 libyang2=2.1.30-2 libpcre2-8-0=10.42-1 libjson-c5=0.16-2 \
+      libreadline8=8.2-1.3
     for package in *.deb; do dpkg -x "$package" .; done
   )
   unshare --net --mount --pid --fork --kill-child --mount-proc bash "$0" "$work"
@@ -60,7 +71,8 @@ printf 'ip route 10.9.0.0/16 10.1.0.2\nipv6 route 2001:db8:9::/48 2001:db8:1::2\
 daemon zebra
 until_true test -S "$work/run/zserv.api"
 daemon staticd
-until_true has4 && until_true has6 || { echo "FRR makes no routes: $(cat "$work"/run/*.err "$work"/run/*.log)" >&2; exit 2; }
+until_true has4 && until_true has6 ||
+  { echo "FRR makes no routes: $(cat "$work"/run/*.err "$work"/run/*.log)" >&2; exit 2; }
 
 ip route del 10.9.0.0/16
 until_true has4 || changed "a deleted IPv4 route does not come back"
@@ -68,7 +80,8 @@ before=$(objects)
 for object in $before; do ip nexthop del id "$object"; done
 same() { [[ $(objects) = "$before" ]]; }
 until_true same || changed "nexthop objects were $before, are $(objects)"
-grep -q "sending it back down" "$work/run/zebra.log" || changed "zebra's log: $(<"$work/run/zebra.log")"
+grep -q "sending it back down" "$work/run/zebra.log" ||
+  changed "zebra's log: $(<"$work/run/zebra.log")"
 until_true has6 || changed "the IPv6 route does not come back"
 sleep 15
 ! has4 || changed "the IPv4 route came back"

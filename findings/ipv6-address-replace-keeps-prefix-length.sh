@@ -1,16 +1,21 @@
 #!/bin/bash
-# Replacing an IPv6 address by itself with another prefix length succeeds and keeps the old length.
+# Linux: replacing an IPv6 address by itself with another prefix length succeeds and keeps the old
+# length.
 #
-# Seen on: Linux 6.18.44, iproute2 6.1.0 (Debian 12).
+# Seen with: Linux 6.18.44, iproute2 6.1.0 (Debian 12).
 #
-# We expected: "ip address replace ADDRESS/LENGTH" (RTM_NEWADDR with NLM_F_CREATE and NLM_F_REPLACE) either makes the address as it is given or is refused.
+# We expected: "ip address replace ADDRESS/LENGTH" (RTM_NEWADDR with NLM_F_CREATE and NLM_F_REPLACE)
+# either applies the length or fails.
 #
-# What happens to 2001:db8:1::1/64 when it is replaced by 2001:db8:1::1/128: exit status 0, an RTM_NEWADDR is sent to all listeners, and in it and in the list the
-# address has /64, and its route 2001:db8:1::/64 stays. The preferred lifetime of the same request is taken. Without "replace" it is refused ("File exists").
-# IPv4 does another thing: 10.1.0.1/24 replaced by 10.1.0.1/32 leaves both.
+# Observed, when 2001:db8:1::1/64 is replaced by 2001:db8:1::1/128: exit status 0, an RTM_NEWADDR
+# notification that still has /64, the address is listed with /64, and its route 2001:db8:1::/64
+# stays. The preferred lifetime in the same request is applied. Without "replace" the request fails
+# ("File exists"). IPv4 differs again: replacing 10.1.0.1/24 by 10.1.0.1/32 leaves both.
 #
-# Hurts whoever corrects a prefix length: an address that was given with /64 by mistake makes the machine take a whole /64 for neighbours, and the agent that sets
-# it to /128 each minute is told each minute that it has done so. Routes to other machines of that /64 stay captured by the link.
+# Who is hurt: anyone who corrects a prefix length. An address that was given /64 by mistake makes
+# the machine treat a whole /64 as on-link. The agent that sets it to /128 gets success each time,
+# and routes to other machines in that /64 remain shadowed.
+#
 # What works: delete the address with the length that it has, then add it.
 set -euo pipefail
 changed() { echo "changed: $*" >&2; exit 1; }
@@ -31,9 +36,11 @@ ip address add 10.1.0.1/24 dev eth0
 lengths() { ip -o "$1" address show dev eth0 scope global | awk '{ print $4 }' | sort | xargs; }
 
 if ip -6 address add 2001:db8:1::1/128 dev eth0 nodad 2>"$work/log"; then changed "IPv6 address added with a second length: $(lengths -6)"; fi
-ip -6 address replace 2001:db8:1::1/128 dev eth0 nodad preferred_lft 500 || changed "the replacement is refused"
+ip -6 address replace 2001:db8:1::1/128 dev eth0 nodad preferred_lft 500 ||
+  changed "the replacement is refused"
 [[ $(lengths -6) = 2001:db8:1::1/64 ]] || changed "IPv6 is now: $(lengths -6)"
-[[ $(ip -6 address show dev eth0 scope global) = *"preferred_lft 500sec"* ]] || changed "the preferred lifetime is not taken"
+[[ $(ip -6 address show dev eth0 scope global) = *"preferred_lft 500sec"* ]] ||
+  changed "the preferred lifetime is not taken"
 [[ -n $(ip -6 route show 2001:db8:1::/64) ]] || changed "the route of the old length went"
 ip address replace 10.1.0.1/32 dev eth0
 [[ $(lengths -4) = "10.1.0.1/24 10.1.0.1/32" ]] || changed "IPv4 is now: $(lengths -4)"

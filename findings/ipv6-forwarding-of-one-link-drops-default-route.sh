@@ -1,19 +1,26 @@
 #!/bin/bash
-# Turning IPv6 forwarding on for one link takes the default route of another one away.
+# Linux: enabling IPv6 forwarding on one link removes the default route of another link.
 #
-# Seen on: Linux 6.18.44.
+# Seen with: Linux 6.18.44.
 #
-# We expected: net.ipv6.conf.LINK.forwarding decides about packets that come in on that link, and about that link being a router's. A host that gets its default
-# route by router advertisement on eth0 keeps it when forwarding is set for another link, as eth0 stays a host's link.
+# We expected: net.ipv6.conf.LINK.forwarding applies to packets that arrive on that link, and to
+# that link's role as a router's or a host's. A host that has a default route by router
+# advertisement on eth0 keeps it when forwarding is enabled on another link, because eth0 is still a
+# host's link.
 #
-# What happens: each write of 1, to a link that is down and has no address, and also where the value was 1 before, removes the advertised default routes of all
-# links of the network namespace (RTM_DELROUTE is sent). eth0 itself still has forwarding=0, keeps the address that it got by the same advertisement, and no
-# solicitation is sent: the route is back when the router next advertises by itself, which RFC 4861 lets take up to 30 minutes. Writing 0, or another parameter
-# of the link, does nothing. A link with accept_ra=2 keeps its route.
+# Observed: each write of 1 removes the default routes learned by router advertisement on all links
+# of the network namespace (RTM_DELROUTE is sent). The link written to may be down and have no
+# address, and its value may have been 1 already. eth0 still has forwarding=0 and keeps the address
+# from the same advertisement. No router solicitation is sent, so the route returns with the next
+# unsolicited advertisement, up to 30 minutes later by RFC 4861. Writing 0, or another parameter of
+# the link, has no such effect. A link with accept_ra=2 keeps its route.
 #
-# Hurts whoever sets up links one by one on a machine that has its IPv6 by router advertisement (a network plugin for each new pod, a VPN, a hypervisor for each
-# guest): the machine loses IPv6 to everywhere else with each of them, for minutes, and each looks unrelated.
-# What works: accept_ra=2 on the uplink before any forwarding is turned on, even if that of the uplink stays off.
+# Who is hurt: anyone who configures links one by one on a machine with IPv6 by router
+# advertisement: a network plugin for each new pod, a VPN, a hypervisor for each guest. With each of
+# them the machine loses its IPv6 connectivity for minutes, and nothing points at the cause.
+#
+# What works: accept_ra=2 on the uplink before forwarding is enabled on any link, even if forwarding
+# of the uplink stays off.
 set -euo pipefail
 changed() { echo "changed: $*" >&2; exit 1; }
 
@@ -65,7 +72,8 @@ has_route || changed "a write of 0 took the route"
 sysctl -qw net.ipv6.conf.other.forwarding=1
 ! has_route || changed "the default route of eth0 stays: $(ip -6 route show default)"
 [[ $(sysctl -n net.ipv6.conf.eth0.forwarding) = 0 ]] || changed "eth0 forwards"
-[[ $(ip -6 address show dev eth0 scope global) = *2001:db8:5:* ]] || changed "the advertised address went too"
+[[ $(ip -6 address show dev eth0 scope global) = *2001:db8:5:* ]] ||
+  changed "the advertised address went too"
 sleep 10
 [[ $(solicited) = "$before" ]] || changed "routers are solicited"
 ! has_route || changed "the default route is back: $(ip -6 route show default)"

@@ -1,19 +1,24 @@
 #!/bin/bash
-# A permanent IPv6 address that is given a lifetime loses the route of its subnet within half a minute.
+# Linux: a permanent IPv6 address that is given a lifetime loses its subnet route within 30 seconds.
 #
-# Seen on: Linux 6.18.44, iproute2 6.1.0 (Debian 12), net.ipv6.route.gc_interval 30 (the default).
+# Seen with: Linux 6.18.44, iproute2 6.1.0 (Debian 12), net.ipv6.route.gc_interval 30 (the default).
 #
-# We expected: after "ip address change ADDRESS/64 dev eth0 valid_lft 1000 preferred_lft 0", the usual way to phase out an address, the address and the route of
-# its /64 both end in 1000 seconds.
+# We expected: after "ip address change ADDRESS/64 dev eth0 valid_lft 1000 preferred_lft 0", the
+# usual way to phase out an address, both the address and the route of its /64 expire in 1000
+# seconds.
 #
-# What happens: the address has its 1000 seconds, but the route is listed with a negative rest ("expires -17180980sec" here: the lifetime is stored as if it were a
-# point in time) and is removed by the next collection (RTM_DELROUTE), at most 30 seconds later. From then on packets to the neighbours in the subnet take the
-# default route or are refused. An address that had a lifetime from the start, and gets another one, keeps its route; a second change of the first address,
-# before the collection, repairs it.
+# Observed: the address has 1000 seconds left, but its route is listed with a negative time
+# ("expires -17180980sec": the lifetime appears to be stored as a point in time). The next garbage
+# collection removes it (RTM_DELROUTE), at most 30 seconds later. From then on, packets to
+# neighbours in the subnet take the default route or are refused. An address that had a lifetime
+# from the start keeps its route when the lifetime changes. A second change of the first address,
+# before the collection, repairs its route.
 #
-# Hurts whoever renumbers a network as RFC 4192 says, with addresses that were set by hand or by a program without lifetimes: the machine does not spend the time
-# that it was given on its old connections but is cut off from its old neighbours at once. The list of addresses looks as it should.
-# What works: give the lifetime twice; the second time it becomes right.
+# Who is hurt: anyone who renumbers a network as in RFC 4192 with addresses that were configured
+# without lifetimes. Instead of the grace period for old connections, the machine is cut off from
+# its old neighbours at once, while the list of addresses looks correct.
+#
+# What works: set the lifetime twice; the second time it is stored correctly.
 set -euo pipefail
 changed() { echo "changed: $*" >&2; exit 1; }
 
@@ -34,14 +39,18 @@ for subnet in 1 2 3; do ip -6 address change 2001:db8:$subnet::1/64 dev eth0 nod
 ip -6 address change 2001:db8:2::1/64 dev eth0 nodad valid_lft 1000 preferred_lft 0
 
 rest() { ip -6 route show "2001:db8:$1::/64" | sed -n 's/.*expires \(-\?[0-9]*\)sec.*/\1/p'; }
-(($(rest 1) < 0)) || changed "the route of the permanent address: $(ip -6 route show 2001:db8:1::/64)"
-(($(rest 2) > 900)) || changed "the route of that changed twice: $(ip -6 route show 2001:db8:2::/64)"
-(($(rest 3) > 900)) || changed "the route of that with a lifetime: $(ip -6 route show 2001:db8:3::/64)"
+(($(rest 1) < 0)) ||
+  changed "the route of the permanent address: $(ip -6 route show 2001:db8:1::/64)"
+(($(rest 2) > 900)) ||
+  changed "the route of that changed twice: $(ip -6 route show 2001:db8:2::/64)"
+(($(rest 3) > 900)) ||
+  changed "the route of that with a lifetime: $(ip -6 route show 2001:db8:3::/64)"
 for _ in {1..90}; do # until the collection
   if [[ -z $(rest 1) ]]; then break; fi
   sleep 1
 done
-[[ -z $(ip -6 route show 2001:db8:1::/64) ]] || changed "the route of the subnet is there after 90 seconds"
+[[ -z $(ip -6 route show 2001:db8:1::/64) ]] ||
+  changed "the route of the subnet is there after 90 seconds"
 valid=$(ip -6 address show dev eth0 to 2001:db8:1::1 | sed -n 's/.*valid_lft \([0-9]*\)sec.*/\1/p')
 ((valid > 900)) || changed "the address is valid for: $valid"
 (($(rest 2) > 900 && $(rest 3) > 900)) || changed "the other routes: $(ip -6 route)"

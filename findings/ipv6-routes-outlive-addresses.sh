@@ -1,21 +1,31 @@
 #!/bin/bash
-# When an address goes, IPv4 routes that need it go with it; IPv6 routes stay, and lose their source address without a message.
+# Linux: when an address is removed, IPv4 routes that depend on it are removed too; IPv6 routes
+# stay, and lose their preferred source without a notification.
 #
-# Seen on: Linux 6.18.44.
+# Seen with: Linux 6.18.44.
 #
-# We expected: one rule for both families. IPv4's is known: the routes whose gateway is reached by the address go (unannounced), and those whose preferred source
-# it is go (announced).
+# We expected: the rule of IPv4 for both families. There, routes whose gateway was reachable by the
+# address are removed (without a notification), and routes with the address as their preferred
+# source are removed (with one).
 #
-# What happens when the only global address of eth0, and an address of lo that routes name as their source, are removed:
-#   IPv4  10.80.0.0/16 via 10.1.0.2         gone          10.81.0.0/16 dev eth0 src 10.3.0.1           gone
-#   IPv6  2001:db8:80::/48 via 2001:db8:1::2  stays       2001:db8:81::/48 dev eth0 src 2001:db8:3::1  stays, without "src"
-# For the routes of IPv6 nothing is announced. Adding or replacing the very route that stays is refused ("No route to host"), packets that use it leave with the
-# address of another link as their source, and "src" does not come back with the address.
+# Observed, after removing the only global address of eth0, and an address of lo that other routes
+# name as their source:
+#  IPv4  10.80.0.0/16 via 10.1.0.2                     removed
+#  IPv4  10.81.0.0/16 dev eth0 src 10.3.0.1            removed
+#  IPv6  2001:db8:80::/48 via 2001:db8:1::2            stays
+#  IPv6  2001:db8:81::/48 dev eth0 src 2001:db8:3::1   stays, without "src"
+# No notification is sent for the two IPv6 routes. Replacing the first one by itself is refused ("No
+# route to host"), packets that use it leave with the address of another link as their source, and
+# "src" does not return with its address.
 #
-# Hurts whoever keeps routes by the messages of the kernel: a dual-stack node whose addresses are renewed has half of its routes missing and the other half wrong
-# (filters and return paths see another link's address), while a comparison by prefix and gateway finds IPv6 in order; and after a restart the route that
-# "was there all the time" cannot be made any more.
-# What works: when an RTM_DELADDR of IPv6 comes, read the routes, compare their preferred source too, and make them anew once the address is back.
+# Who is hurt: anyone who maintains routes by the kernel's notifications. When the addresses of a
+# dual-stack node are renewed, half of its routes are missing and the other half have the wrong
+# source, so filters and return paths see the address of another link. A comparison by prefix and
+# gateway finds IPv6 in order. After a restart, the route that was there all the time can no longer
+# be created.
+#
+# What works: on RTM_DELADDR of IPv6, read the routes, compare the preferred source too, and create
+# them again once the address is back.
 set -euo pipefail
 changed() { echo "changed: $*" >&2; exit 1; }
 
@@ -54,7 +64,8 @@ route() { ip "$1" route show "$2" | sed 's/ *$//'; }
 ip address del 10.3.0.1/32 dev lo
 ip -6 address del 2001:db8:3::1/128 dev lo
 [[ -z $(route -4 10.81.0.0/16) ]] || changed "IPv4 with src: $(route -4 10.81.0.0/16)"
-[[ $(route -6 2001:db8:81::/48) = "2001:db8:81::/48 dev eth0 metric 1024 pref medium" ]] || changed "IPv6 with src: $(route -6 2001:db8:81::/48)"
+[[ $(route -6 2001:db8:81::/48) = "2001:db8:81::/48 dev eth0 metric 1024 pref medium" ]] ||
+  changed "IPv6 with src: $(route -6 2001:db8:81::/48)"
 ip -6 address add 2001:db8:3::1/128 dev lo nodad
 [[ $(route -6 2001:db8:81::/48) != *src* ]] || changed "src came back with the address"
 ip -6 address del 2001:db8:3::1/128 dev lo
@@ -62,7 +73,8 @@ ip -6 address del 2001:db8:3::1/128 dev lo
 ip address del 10.1.0.1/24 dev eth0
 ip -6 address del 2001:db8:1::1/64 dev eth0
 [[ -z $(route -4 10.80.0.0/16) ]] || changed "IPv4 by gateway: $(route -4 10.80.0.0/16)"
-[[ $(route -6 2001:db8:80::/48) = "2001:db8:80::/48 via 2001:db8:1::2 dev eth0 metric 1024 pref medium" ]] || changed "IPv6 by gateway: $(route -6 2001:db8:80::/48)"
+[[ $(route -6 2001:db8:80::/48) = "2001:db8:80::/48 via 2001:db8:1::2 dev eth0 metric 1024 pref medium" ]] ||
+  changed "IPv6 by gateway: $(route -6 2001:db8:80::/48)"
 used=$(ip -6 route get 2001:db8:80::1)
 [[ $used = *"via 2001:db8:1::2 dev eth0"*"src 2001:db8:2::1"* ]] || changed "packets: $used"
 if ip -6 route replace 2001:db8:80::/48 via 2001:db8:1::2 2>"$work/log"; then changed "the same route can be made"; fi
@@ -73,6 +85,7 @@ for _ in {1..50}; do # until the end of the messages is there
   if grep -q 2001:db8:fe:: "$work/messages"; then break; fi
   sleep 0.1
 done
-grep -q "^Deleted 2001:db8:1::/64" "$work/messages" || changed "the route of the address itself is not announced"
+grep -q "^Deleted 2001:db8:1::/64" "$work/messages" ||
+  changed "the route of the address itself is not announced"
 if grep -E "2001:db8:8[01]::/48" "$work/messages"; then changed "the routes are announced"; fi
 echo "as described: both routes of IPv4 went, both of IPv6 stayed, one without its source, and nothing was announced"

@@ -1,18 +1,25 @@
 #!/bin/bash
-# nftables: of two base chains with the same hook and priority the one that was loaded last is asked first, so a reload changes which one decides.
+# nftables: of two base chains with the same hook and priority, the one loaded last runs first, so a
+# reload changes which of them decides.
 #
-# Seen with: Linux 6.18.44, nft 1.0.6 (Debian 12, 1.0.6-2+deb12u2). The manual calls the order of equal priorities undefined.
+# Seen with: Linux 6.18.44, nft 1.0.6 (Debian 12, 1.0.6-2+deb12u2). The manual leaves the order of
+# equal priorities undefined.
 #
-# We expected: the order in which they were registered, and as "nft list ruleset" prints them; a table that is replaced within one transaction keeps its place.
+# We expected: chains run in the order of their registration, which is the order of "nft list"; a
+# table that is replaced within one transaction keeps its place.
 #
-# What happens: two tables translate the same destination to different ports, both at priority -100 (dstnat). The second one to be loaded wins, though it is listed
-# second. When the first is loaded anew ("delete table" and the table in one file, the usual way to replace one's rules), it wins, and is now listed last. A flush
-# of the chain, with new rules in it, leaves the order as it is.
+# Observed: two tables translate the same destination to different ports, both at priority -100
+# (dstnat). The one loaded second wins, though it is listed second. When the first is reloaded
+# ("delete table" and the new table in one file, the usual way to replace a program's rules), it
+# wins, and is then listed last. Flushing a table and refilling it keeps the order.
 #
-# Hurts nodes on which two programs translate destinations at the customary priority (a plugin for host ports and a Service proxy, a VPN and a firewall): which of
-# them gets a port that both have depends on which was restarted last. It works after one boot and does not after the next; the listing shows the same rules, and
-# shows them in the wrong order.
-# What works: a priority of one's own (dstnat - 1), or a flush of the chains instead of the deletion of the table.
+# Who is hurt: nodes on which two programs translate destinations at the customary priority, such as
+# a host port plugin and a Service proxy, or a VPN and a firewall. Which one gets a port that both
+# have depends on which was restarted last: it works after one boot and not after the next. The
+# listing shows the same rules, in the opposite order.
+#
+# What works: a priority of one's own (dstnat - 1), or flushing chains instead of deleting the
+# table.
 set -euo pipefail
 changed() { echo "changed: $*" >&2; exit 1; }
 
@@ -21,7 +28,8 @@ if [[ $# = 0 ]]; then
   trap 'rm -rf "$work"' EXIT
   (
     cd "$work"
-    apt-get -qq -o APT::Sandbox::User=root download nftables=1.0.6-2+deb12u2 libnftables1=1.0.6-2+deb12u2 libnftnl11=1.2.4-2 libjansson4=2.14-2 \
+    apt-get -qq -o APT::Sandbox::User=root download \
+      nftables=1.0.6-2+deb12u2 libnftables1=1.0.6-2+deb12u2 libnftnl11=1.2.4-2 libjansson4=2.14-2 \
       libmnl0=1.0.4-3 libxtables12=1.8.9-2 libedit2=3.1-20221030-2
     for package in *.deb; do dpkg -x "$package" .; done
   )
@@ -54,9 +62,11 @@ listed() { nft list tables | awk '{ print $3 }' | xargs; }
 
 rules one 9001 | nft -f -
 rules two 9002 | nft -f -
-[[ $(ask) = two && $(listed) = "one two" ]] || changed "loaded one, two: $(ask) answers, listed $(listed)"
+[[ $(ask) = two && $(listed) = "one two" ]] ||
+  changed "loaded one, two: $(ask) answers, listed $(listed)"
 { echo "delete table ip one"; rules one 9001; } | nft -f -
-[[ $(ask) = one && $(listed) = "two one" ]] || changed "loaded one anew: $(ask) answers, listed $(listed)"
+[[ $(ask) = one && $(listed) = "two one" ]] ||
+  changed "loaded one anew: $(ask) answers, listed $(listed)"
 { echo "flush table ip two"; rules two 9002; } | nft -f -
 [[ $(ask) = one ]] || changed "flushed two: $(ask) answers"
 { echo "delete table ip two"; rules two 9002; } | nft -f -

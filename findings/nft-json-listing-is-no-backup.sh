@@ -1,21 +1,27 @@
 #!/bin/bash
-# nft: what "nft -j list ruleset" writes, "nft -j -f" does not take back, or takes back with pieces missing.
+# nft: the output of "nft -j list ruleset" is rejected by "nft -j -f", or restored incompletely.
 #
 # Seen with: nft 1.0.6 (Debian 12, 1.0.6-2+deb12u2) on Linux 6.18.44.
 #
-# We expected: the JSON list is the list: what is loaded from it is what was listed, as is the case for the text (checked here for the same rules).
+# We expected: loading the JSON listing restores what was listed, as loading the text listing does
+# (checked here for the same rules).
 #
-# What happens, each in a table of its own:
-#   a verdict map with "jump" to a chain of its table             refused: "No such file or directory" (the map stands before the chain in the list)
-#   a set of "typeof vlan id", or of any number without a name     refused: "unqualified type integer specified in set definition"
-#   a map to address ranges (10.0.0.1-10.0.0.9)                    refused: "Value must be a singleton"
-#   a map to "address . port"                                      refused: "Invalid map type"
-#   comments of tables, chains and sets; auto-merge                taken, but missing
-#   counters of elements                                           taken, but 0
-#   a "ct timeout" object: its protocol family and its times       taken, but "l3proto inet" and no times: the kernel's own apply
+# Observed, each in a table of its own:
+#  a verdict map that jumps to a chain of its table     rejected: "No such file or directory"
+#                                                       (the map is listed before the chain)
+#  a set of "typeof vlan id" (an unnamed integer)       rejected: "unqualified type integer"
+#  a map to address ranges (10.0.0.1-10.0.0.9)          rejected: "Value must be a singleton"
+#  a map to "address . port"                            rejected: "Invalid map type"
+#  comments of tables, chains, sets; auto-merge         accepted, but missing
+#  counters of elements                                 accepted, but 0
+#  family and times of a "ct timeout" object            accepted, but "l3proto inet" and no
+#                                                       times: the kernel's defaults apply
 #
-# Hurts whoever saves rules as JSON, or changes them by reading, editing and loading the list (configuration tools, libraries that speak JSON): either the restore
-# after a reboot fails, and with it all tables, as it is one transaction; or it succeeds and accounting, timeouts and merging of ranges have changed without a word.
+# Who is hurt: anyone who saves rules as JSON, or edits them by listing, changing and loading
+# (configuration tools, libraries that use the JSON interface). Either the restore after a reboot
+# fails, and with it all tables, because it is one transaction; or it succeeds, and accounting,
+# timeouts and merging have changed silently.
+#
 # What works: save and restore the text.
 set -euo pipefail
 changed() { echo "changed: $*" >&2; exit 1; }
@@ -25,7 +31,8 @@ if [[ $# = 0 ]]; then
   trap 'rm -rf "$work"' EXIT
   (
     cd "$work"
-    apt-get -qq -o APT::Sandbox::User=root download nftables=1.0.6-2+deb12u2 libnftables1=1.0.6-2+deb12u2 libnftnl11=1.2.4-2 libjansson4=2.14-2 \
+    apt-get -qq -o APT::Sandbox::User=root download \
+      nftables=1.0.6-2+deb12u2 libnftables1=1.0.6-2+deb12u2 libnftnl11=1.2.4-2 libjansson4=2.14-2 \
       libmnl0=1.0.4-3 libxtables12=1.8.9-2 libedit2=3.1-20221030-2
     for package in *.deb; do dpkg -x "$package" .; done
   )
@@ -44,7 +51,8 @@ save() {
   nft -j list ruleset >"$work/json"
   nft flush ruleset
   nft -f "$work/text"
-  nft list ruleset | cmp - "$work/text" || changed "the text restores something else: $(nft list ruleset)"
+  nft list ruleset | cmp - "$work/text" ||
+    changed "the text restores something else: $(nft list ruleset)"
   nft flush ruleset
 }
 refused() { # CONTENT ERROR
