@@ -89,6 +89,8 @@ pub trait Dataplane: Send {
     /// Brings the kernel to what is wanted, whole or not at all. A part that the kernel refuses is left out, what
     /// depends on it is denied, and [`Dataplane::errors`] names it.
     fn commit(&mut self, records: &Records, now: Instant) -> Result<Committed, CommitError>;
+    /// The node's own interfaces, as they were set last.
+    fn links(&self) -> &Links;
     /// The pods of this node by interface.
     fn attached(&self) -> &BTreeMap<String, Attached>;
     /// Whether the pod on this interface has its policy in what is wanted.

@@ -4,10 +4,10 @@
 //! acknowledgement. Nothing is written before the first whole view, unless the kernel holds nothing of ours and a view was saved.
 
 mod acks;
+mod changes;
 mod linked;
 mod owner;
 mod routing;
-mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,10 +25,10 @@ use margay_dataplane::routes::plan::{LocalPods, Plan};
 use margay_dataplane::routes::worker::{Network, Progress};
 use margay_dataplane::{Attached, Dataplane, Links};
 
+pub use changes::{watch_drift, watch_links};
 pub use owner::Fatal;
 pub(crate) use owner::kind;
 pub use routing::RoutingFault;
-pub use watch::{watch_drift, watch_links};
 
 /// Events that wait at once; whoever has one more waits, and typha with it.
 const QUEUE: usize = 256;

@@ -48,7 +48,7 @@ use margay_dataplane::routes::plan::{VERSIONS, has_vxlan, vxlan_overhead};
 use margay_dataplane::routes::present;
 use margay_dataplane::routes::removal::Removal;
 use margay_dataplane::routes::underlay;
-use margay_dataplane::{Attached, Links};
+use margay_dataplane::{Attached, Dataplane, Links};
 use margay_netlink::route::RouteSocket;
 
 /// The view is looked at for blocks, labels and pools at most this often.
@@ -210,8 +210,9 @@ pub fn start<S: Store, N: Announcer>(
             let name = settings.node.clone();
             // Read first: what is looked at afterwards is at least as whole.
             let is_whole = status.borrow_and_update().enforcing;
-            let look =
-                move |state: &State, compiler: &Compiler| outlook(&name, state.records(), compiler.links(), is_whole);
+            let look = move |state: &State, dataplane: &dyn Dataplane| {
+                outlook(&name, state.records(), dataplane.links(), is_whole)
+            };
             let Some(seen) = agent.inspect(look).await else { return };
             let below = *underlay.borrow_and_update();
             mtu.send_if_modified(|present| replace(present, pod_mtu(settings.mtu, below, &seen.vxlan)));

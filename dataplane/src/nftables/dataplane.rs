@@ -248,6 +248,10 @@ impl Dataplane for Nftables {
         }
     }
 
+    fn links(&self) -> &Links {
+        self.compiler.links()
+    }
+
     fn attached(&self) -> &BTreeMap<String, Attached> {
         self.compiler.attached()
     }

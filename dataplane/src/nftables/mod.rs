@@ -40,10 +40,12 @@ mod ipvs;
 pub mod kernel;
 mod merge;
 #[cfg(any(test, feature = "testing"))]
+#[allow(missing_docs, reason = "for tests")]
 pub mod model;
 mod names;
 mod rule;
 #[cfg(any(test, feature = "testing"))]
+#[allow(missing_docs, reason = "for tests")]
 pub mod sample;
 pub mod simulate;
 mod union;

@@ -8,6 +8,8 @@
 
 mod message;
 mod purge;
+#[cfg(any(test, feature = "testing"))]
+mod refusing;
 mod table;
 
 use std::collections::BTreeMap;
@@ -50,9 +52,9 @@ impl Conntrack {
     }
 
     /// A thread whose kernel refuses everything.
-    #[cfg(test)]
-    pub(crate) fn refusing() -> std::io::Result<Self> {
-        Self::over(tests::Refusing)
+    #[cfg(any(test, feature = "testing"))]
+    pub fn refusing() -> std::io::Result<Self> {
+        Self::over(refusing::Refusing)
     }
 
     /// Returns when no entry that was there has one of these addresses any more. Packets may make new ones meanwhile: the caller sees to it that

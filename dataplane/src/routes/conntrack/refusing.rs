@@ -1,0 +1,28 @@
+//! A table whose kernel refuses everything, for tests of those who ask it.
+
+use std::collections::BTreeSet;
+
+use margay_api::rule::IpVersion;
+use nix::errno::Errno;
+
+use super::message::{Entry, Place, Subject};
+use super::table::{Table, TableError};
+
+/// See [`Conntrack::refusing`].
+pub(super) struct Refusing;
+
+pub(super) const REFUSED: TableError = TableError::Refused { what: "list connections", errno: Errno::EPERM };
+
+impl Table for Refusing {
+    fn flush(&mut self, _: Subject, _: Place) -> Result<bool, TableError> {
+        Ok(false)
+    }
+
+    fn find(&mut self, _: IpVersion, _: &BTreeSet<Subject>) -> Result<Vec<Entry>, TableError> {
+        Err(REFUSED)
+    }
+
+    fn delete(&mut self, _: &Entry) -> Result<(), TableError> {
+        Err(REFUSED)
+    }
+}
