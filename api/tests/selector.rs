@@ -184,7 +184,18 @@ fn the_api_server_takes_what_the_parser_takes_and_nothing_else() {
         assert!(!admission.takes(&format!("({open}has(a){close}")), "{depth}");
         assert!(!admission.takes(&format!("has(a)) && ({open}has(a){close}")), "{depth}");
     }
-    assert!(admission.takes(&format!("has({})", "a".repeat(MAX_LABEL))));
+    for (length, takes) in [(MAX_LABEL, true), (MAX_LABEL + 1, false)] {
+        let label = "a".repeat(length);
+        for text in [
+            format!("has({label})"),
+            format!("{label} == 'b'"),
+            format!("{label} in {{'b'}}"),
+            format!("!({label}=='b')"),
+        ] {
+            assert_eq!((Selector::parse(&text).is_ok(), admission.takes(&text)), (takes, takes), "{length}");
+        }
+        assert!(admission.takes(&format!("a == '{label}' && b contains \"{label}\"")), "a value is no label");
+    }
 }
 
 /// Pieces of which most selectors, and most mistakes in them, are made.

@@ -1,5 +1,6 @@
 //! Which blocks of addresses count. A block is an object that the agent of a node writes, so it is believed only as far as it does not contradict what
-//! administrators and other nodes have said before: it is one of the blocks that a pool is divided into, and overlaps none that was there before it.
+//! administrators and other nodes have said before: it is one of the blocks that a pool is divided into, and overlaps none that was there before it. And
+//! what counts of one node is bounded, because every node has a route to each block, and to each address that is borrowed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,6 +8,16 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use margay_api::network::{BlockInfo, Pool};
+use margay_api::rule::IpVersion;
+
+use crate::quota::Quota;
+
+/// Blocks of one node that count, of an IP version, and addresses in others' blocks that it borrows: far more than a node has pods, whatever the blocks' size.
+/// Nothing in the API can count a node's objects when it writes one.
+pub const MOST: usize = 1024;
+
+/// A node and an IP version.
+type Holder = (String, IpVersion);
 
 /// Why a block does not count.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,16 +53,66 @@ impl fmt::Display for Refused {
     }
 }
 
+/// A node has more than counts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Excess {
+    /// The node.
+    pub node: String,
+    /// Of which IP version.
+    pub version: IpVersion,
+    /// It borrows addresses; otherwise it has blocks.
+    pub is_borrowed: bool,
+    /// How many.
+    pub count: usize,
+}
+
+impl fmt::Display for Excess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { is_borrowed, count, .. } = self;
+        let version = match self.version {
+            IpVersion::V4 => "IPv4",
+            IpVersion::V6 => "IPv6",
+        };
+        match is_borrowed {
+            false => write!(
+                f,
+                "it has {count} IPAMBlocks of {version}, of which the {MOST} oldest count and the others have no routes; delete those that nobody uses, \
+                 and find out who has made them"
+            ),
+            true => write!(
+                f,
+                "it has {count} addresses of {version} in IPAMBlocks of other nodes, of which the first {MOST} count and the others have no routes; \
+                 release those that nobody uses, and find out who has taken them"
+            ),
+        }
+    }
+}
+
 /// All pools and blocks, and which of the blocks count.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Blocks {
     pools: BTreeMap<String, Pool>,
     infos: BTreeMap<IpNet, BlockInfo>,
     /// How many blocks there are of each prefix length, of IPv4 (true) and IPv6: a cluster has few lengths.
     lengths: BTreeMap<(bool, u8), usize>,
+    /// Blocks of each node, the oldest first.
+    owned: Quota<Holder, (i64, IpNet)>,
+    /// What each node borrows: the block and the address.
+    borrowed: Quota<Holder, (IpNet, IpAddr)>,
+}
+
+impl Default for Blocks {
+    fn default() -> Self {
+        Self::new(MOST)
+    }
 }
 
 impl Blocks {
+    fn new(most: usize) -> Self {
+        let (pools, infos, lengths) = Default::default();
+        Self { pools, infos, lengths, owned: Quota::new(most), borrowed: Quota::new(most) }
+    }
+
     /// The pool of that name is this one now, or none. Answers with the blocks of which it may depend whether they count.
     pub fn set_pool(&mut self, name: String, pool: Option<Pool>) -> BTreeSet<IpNet> {
         let former = match pool.clone() {
@@ -71,8 +132,40 @@ impl Blocks {
             None => self.infos.remove(&range),
         };
         self.count(range, former.is_some(), is_there);
-        let around = self.lookup(range).map(|(other, _)| other).collect::<Vec<_>>();
-        self.within(range).into_iter().chain(around).chain([range]).collect()
+        let (moved, lent) = self.charge(range, former.as_ref());
+        let mut touched = lent;
+        for range in moved.into_iter().chain([range]) {
+            touched.insert(range);
+            touched.extend(self.lookup(range).map(|(other, _)| other));
+            touched.extend(self.within(range));
+        }
+        touched
+    }
+
+    /// Counts what the block is to its node, and what others borrow of it, in the place of what it was. Answers with other blocks that count now or no more, and with
+    /// those that have other borrowed addresses which count.
+    fn charge(&mut self, range: IpNet, former: Option<&BlockInfo>) -> (BTreeSet<IpNet>, BTreeSet<IpNet>) {
+        let Self { infos, owned, borrowed, .. } = self;
+        let (before, after) = (former.map(Charges::new), infos.get(&range).map(Charges::new));
+        let version = version_of(range);
+        let mut moved = BTreeSet::new();
+        let [had, has] = [&before, &after].map(|charges| charges.as_ref().and_then(|charges| charges.owner));
+        if had != has {
+            let had = had.and_then(|(node, created)| owned.remove(&(node.to_owned(), version), &(created, range)));
+            let has = has.and_then(|(node, created)| owned.add((node.to_owned(), version), (created, range)));
+            moved.extend(had.into_iter().chain(has).map(|(_, range)| range));
+        }
+        let mut lent = BTreeSet::new();
+        let [had, has] = [before, after].map(|charges| charges.map(|charges| charges.borrowed).unwrap_or_default());
+        for (address, node) in had.difference(&has) {
+            let next = borrowed.remove(&((*node).to_owned(), version), &(range, *address));
+            lent.extend(next.map(|(block, _)| block));
+        }
+        for (address, node) in has.difference(&had) {
+            let last = borrowed.add(((*node).to_owned(), version), (range, *address));
+            lent.extend(last.map(|(block, _)| block));
+        }
+        (moved, lent)
     }
 
     fn count(&mut self, range: IpNet, was_there: bool, is_there: bool) {
@@ -94,21 +187,50 @@ impl Blocks {
         &self.pools
     }
 
-    /// The block of that range, if it counts.
-    pub fn get(&self, range: &IpNet) -> Option<&BlockInfo> {
+    /// The block of that range, if it counts, with the borrowed addresses that count.
+    pub fn get(&self, range: &IpNet) -> Option<BlockInfo> {
         let info = self.infos.get(range)?;
-        self.check(*range, info).is_ok().then_some(info)
+        if !self.counts(*range, info) {
+            return None;
+        }
+        let mut info = info.clone();
+        let holder = |node: &String| (node.clone(), version_of(*range));
+        info.borrowed.retain(|(address, node)| self.borrowed.is_within(&holder(node), &(*range, *address)));
+        Some(info)
     }
 
     /// The blocks that the address is in, and that count.
     pub fn around(&self, address: IpAddr) -> impl Iterator<Item = &BlockInfo> {
         let blocks = self.lookup(IpNet::from(address));
-        blocks.filter(move |(range, info)| self.check(*range, info).is_ok()).map(|(_, info)| info)
+        blocks.filter(move |(range, info)| self.counts(*range, info)).map(|(_, info)| info)
     }
 
-    /// The blocks that do not count, with the reason.
+    /// Nodes that have more than counts.
+    pub fn excesses(&self) -> impl Iterator<Item = Excess> {
+        let excess = |is_borrowed: bool| {
+            move |((node, version), count): (&Holder, usize)| Excess {
+                node: node.clone(),
+                version: *version,
+                is_borrowed,
+                count,
+            }
+        };
+        self.owned.exceeded().map(excess(false)).chain(self.borrowed.exceeded().map(excess(true)))
+    }
+
+    /// The blocks that do not count for what they are themselves, with the reason.
     pub fn refused(&self) -> impl Iterator<Item = (IpNet, &BlockInfo, Refused)> {
         self.infos.iter().filter_map(move |(range, info)| Some((*range, info, self.check(*range, info).err()?)))
+    }
+
+    fn counts(&self, range: IpNet, info: &BlockInfo) -> bool {
+        self.is_within(range, info) && self.check(range, info).is_ok()
+    }
+
+    /// Whether the block is within its node's quota.
+    fn is_within(&self, range: IpNet, info: &BlockInfo) -> bool {
+        let holder = info.node.clone().map(|node| (node, version_of(range)));
+        holder.is_none_or(|holder| self.owned.is_within(&holder, &(info.created, range)))
     }
 
     fn check(&self, range: IpNet, info: &BlockInfo) -> Result<(), Refused> {
@@ -118,7 +240,9 @@ impl Blocks {
         let within = self.within(range).into_iter().filter_map(|other| self.infos.get_key_value(&other));
         let others = self.lookup(range).chain(within.map(|(range, info)| (*range, info)));
         let earlier = others.filter(|(other, _)| *other != range);
-        let earlier = earlier.filter(|(other, info)| rank(*other, info) < own && self.in_pool(*other, info).is_ok());
+        let may_count =
+            |other: IpNet, info: &BlockInfo| self.in_pool(other, info).is_ok() && self.is_within(other, info);
+        let earlier = earlier.filter(|(other, info)| rank(*other, info) < own && may_count(*other, info));
         match earlier.map(|(other, _)| other).min() {
             Some(other) => Err(Refused::Overlaps(other)),
             None => Ok(()),
@@ -154,6 +278,25 @@ impl Blocks {
         let blocks = self.infos.range(first..=IpNet::from(range.broadcast()));
         blocks.map(|(block, _)| *block).filter(|block| range.contains(block)).collect()
     }
+}
+
+/// What a block costs its node and those who borrow of it.
+struct Charges<'a> {
+    owner: Option<(&'a str, i64)>,
+    borrowed: BTreeSet<(IpAddr, &'a str)>,
+}
+
+impl<'a> Charges<'a> {
+    fn new(info: &'a BlockInfo) -> Self {
+        Self {
+            owner: info.node.as_deref().map(|node| (node, info.created)),
+            borrowed: info.borrowed.iter().map(|(address, node)| (*address, node.as_str())).collect(),
+        }
+    }
+}
+
+fn version_of(range: IpNet) -> IpVersion {
+    if range.addr().is_ipv4() { IpVersion::V4 } else { IpVersion::V6 }
 }
 
 #[cfg(test)]
@@ -214,47 +357,111 @@ mod tests {
         prop_oneof![v4, v6].prop_map(|range| range.expect("a length of its family").trunc())
     }
 
+    /// A block of one of two nodes, of which the other ones have borrowed.
+    fn info(range: IpNet) -> impl Strategy<Value = BlockInfo> {
+        let borrowed = proptest::collection::btree_map(0..4_usize, 0..2_u8, 0..3);
+        (0..2_u8, 0..4_i64, borrowed).prop_map(move |(node, created, borrowed)| {
+            let loan = |(nth, node): (usize, u8)| Some((range.hosts().nth(nth)?, format!("n{node}")));
+            let borrowed = borrowed.into_iter().filter_map(loan).collect();
+            BlockInfo { borrowed, ..mk_block(&format!("n{node}"), created) }
+        })
+    }
+
+    fn step() -> impl Strategy<Value = (IpNet, Option<BlockInfo>)> {
+        range().prop_flat_map(|range| (Just(range), proptest::option::of(info(range))))
+    }
+
+    /// What counts of these blocks in pools of /28 and /124 made in second 2, by a look at all of them.
+    fn counting(all: &BTreeMap<IpNet, BlockInfo>, most: usize) -> BTreeMap<IpNet, BlockInfo> {
+        let is_v4 = |range: &IpNet| range.addr().is_ipv4();
+        let fits = |range: &IpNet, info: &BlockInfo| {
+            info.created < 2 || range.prefix_len() == if is_v4(range) { 28 } else { 124 }
+        };
+        let is_within = |range: &IpNet, info: &BlockInfo| {
+            let own = all.iter().filter(|(other, them)| them.node == info.node && is_v4(other) == is_v4(range));
+            own.filter(|(other, them)| (them.created, *other) < (info.created, range)).count() < most
+        };
+        let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+        let may = |range: &IpNet, info: &BlockInfo| fits(range, info) && is_within(range, info);
+        let is_first = |range: &IpNet, info: &BlockInfo| {
+            let others = all.iter().filter(|(other, them)| overlap(range, other) && may(other, them));
+            others.filter(|(other, them)| (them.created, *other) < (info.created, range)).count() == 0
+        };
+        let loans = |node: &str, range: &IpNet| {
+            let blocks = all.iter().filter(|(other, _)| is_v4(other) == is_v4(range));
+            let mut loans: Vec<(IpNet, IpAddr)> = blocks
+                .flat_map(|(block, info)| info.borrowed.iter().map(move |(address, by)| (*block, *address, by)))
+                .filter(|(_, _, by)| *by == node)
+                .map(|(block, address, _)| (block, address))
+                .collect();
+            loans.sort();
+            loans.truncate(most);
+            loans
+        };
+        let good = all.iter().filter(|(range, info)| may(range, info) && is_first(range, info));
+        good.map(|(range, info)| {
+            let mut info = info.clone();
+            info.borrowed.retain(|(address, node)| loans(node, range).contains(&(*range, *address)));
+            (*range, info)
+        })
+        .collect()
+    }
+
     proptest! {
         /// Whatever was set in which order: the same blocks as a look at all finds, and whoever's standing changed is named.
         #[test]
-        fn none_is_overlooked(steps in proptest::collection::vec((range(), 0..4_i64, any::<bool>()), 0..40)) {
-            let mut blocks = Blocks::default();
+        fn none_is_overlooked(steps in proptest::collection::vec(step(), 0..40), most in 1..6_usize) {
+            let mut blocks = Blocks::new(most);
             blocks.set_pool("a".to_owned(), Some(mk_pool("10.0.0.0/24", 28, 2)));
             blocks.set_pool("b".to_owned(), Some(mk_pool("fd00::/112", 124, 2)));
             let mut all: BTreeMap<IpNet, BlockInfo> = BTreeMap::new();
-            let counts = |all: &BTreeMap<IpNet, BlockInfo>| -> BTreeSet<IpNet> {
-                let fits = |range: &IpNet, info: &BlockInfo| {
-                    info.created < 2 || range.prefix_len() == if range.addr().is_ipv4() { 28 } else { 124 }
-                };
-                let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
-                let earlier = |(range, info): &(&IpNet, &BlockInfo)| all.iter().any(|(other, them)| {
-                    overlap(range, other) && fits(other, them) && (them.created, other) < (info.created, range)
-                });
-                let good = all.iter().filter(|(range, info)| fits(range, info));
-                good.filter(|one| !earlier(one)).map(|(range, _)| *range).collect()
-            };
-            for (range, created, is_there) in steps {
-                let before = counts(&all);
-                let info = is_there.then(|| mk_block(&range.to_string(), created));
+            for (range, info) in steps {
+                let before = counting(&all, most);
                 match info.clone() {
                     Some(info) => all.insert(range, info),
                     None => all.remove(&range),
                 };
                 let touched = blocks.set_block(range, info);
-                let after = counts(&all);
-                for changed in before.symmetric_difference(&after) {
-                    prop_assert!(touched.contains(changed), "{} is not named", changed);
+                let after = counting(&all, most);
+                for other in before.keys().chain(after.keys()) {
+                    let is_same = before.get(other) == after.get(other);
+                    prop_assert!(is_same || touched.contains(other), "{} is not named", other);
                 }
                 for range in all.keys() {
-                    prop_assert_eq!(blocks.get(range).is_some(), after.contains(range), "{}", range);
+                    prop_assert_eq!(blocks.get(range), after.get(range).cloned(), "{}", range);
                 }
-                let mut found: Vec<_> = blocks.around(range.addr()).filter_map(|info| info.node.clone()).collect();
-                found.sort();
-                let mut wanted: Vec<_> =
-                    after.iter().filter(|around| around.contains(&range.addr())).map(ToString::to_string).collect();
-                wanted.sort();
+                let found: BTreeSet<_> = blocks.around(range.addr()).map(|info| (&info.node, info.created)).collect();
+                let around = after.iter().filter(|(around, _)| around.contains(&range.addr()));
+                let wanted: BTreeSet<_> = around.map(|(_, info)| (&info.node, info.created)).collect();
                 prop_assert_eq!(found, wanted);
             }
         }
+    }
+
+    #[test]
+    fn a_node_has_as_many_blocks_and_loans_as_count_and_the_rest_is_reported() {
+        let mut blocks = Blocks::new(2);
+        blocks.set_pool("main".to_owned(), Some(mk_pool("10.0.0.0/16", 28, 0)));
+        let lent = |by: &str, addresses: [&str; 3]| BlockInfo {
+            borrowed: addresses.map(|address| (address.parse().expect("an address"), by.to_owned())).into(),
+            ..mk_block("n1", 1)
+        };
+        blocks.set_block(net("10.0.1.0/28"), Some(lent("n9", ["10.0.1.3", "10.0.1.1", "10.0.1.2"])));
+        for (range, created) in [("10.0.0.0/28", 7), ("10.0.0.16/28", 9), ("10.0.0.32/28", 8)] {
+            blocks.set_block(net(range), Some(mk_block("n9", created)));
+        }
+        assert!(blocks.get(&net("10.0.0.32/28")).is_some());
+        assert_eq!(blocks.get(&net("10.0.0.16/28")), None, "it is the youngest");
+        assert_eq!(blocks.refused().count(), 0, "nothing is wrong with it but that there are others");
+        let borrowed = blocks.get(&net("10.0.1.0/28")).expect("it counts").borrowed;
+        assert_eq!(
+            borrowed.iter().map(|(address, _)| address.to_string()).collect::<Vec<_>>(),
+            ["10.0.1.1", "10.0.1.2"]
+        );
+        let excess = |is_borrowed| Excess { node: "n9".to_owned(), version: IpVersion::V4, is_borrowed, count: 3 };
+        assert_eq!(blocks.excesses().collect::<Vec<_>>(), [excess(false), excess(true)]);
+        let touched = blocks.set_block(net("10.0.0.0/28"), None);
+        assert!(touched.contains(&net("10.0.0.16/28")) && blocks.get(&net("10.0.0.16/28")).is_some());
+        assert_eq!(blocks.excesses().collect::<Vec<_>>(), [excess(true)]);
     }
 }

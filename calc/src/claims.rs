@@ -1,7 +1,7 @@
 //! Whose an address is that more than one node says to be its own. A node's agent writes what its Node says, so one node could take another's place.
 //!
-//! Of a node's own address the one counts for whom kubelet reports it, then the older Node. The end of a tunnel in a block has to be under the handle of
-//! the node's tunnel there, or the block be the node's; then the older Node counts.
+//! Of a node's own address the one counts for whom kubelet reports it, then the older Node. The end of a tunnel in a block, and an own address there that
+//! kubelet does not report, has to be under the handle of the node's tunnel, or the block be the node's; then the older Node counts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,7 +20,7 @@ pub(crate) enum Claim {
     Tunnel(IpAddr),
 }
 
-/// The order of those who claim one address; the first has it.
+/// The order of those who claim one address, of which the first has it that may: first for whom kubelet reports it (false), then by age, then by name.
 type Rank = (bool, i64, String);
 
 /// Who claims which address.
@@ -58,9 +58,11 @@ impl Claims {
         touched
     }
 
-    /// Nodes that say that their tunnel ends in the range.
-    pub(crate) fn tunnels_in(&self, range: IpNet) -> impl Iterator<Item = &String> {
-        let claims = self.by_address.range(Claim::Tunnel(range.network())..=Claim::Tunnel(range.broadcast()));
+    /// Nodes that say that they, or their tunnels, have an address in the range.
+    pub(crate) fn within(&self, range: IpNet) -> impl Iterator<Item = &String> {
+        let claims = [Claim::Own, Claim::Tunnel]
+            .into_iter()
+            .flat_map(move |claim| self.by_address.range(claim(range.network())..=claim(range.broadcast())));
         claims.flat_map(|(_, claimants)| claimants.iter().map(|(_, _, name)| name))
     }
 
@@ -88,16 +90,17 @@ impl Claims {
     }
 
     fn winner(&self, claim: Claim, blocks: &Blocks) -> Option<&str> {
-        let mut names = self.by_address.get(&claim)?.iter().map(|(_, _, name)| name.as_str());
-        match claim {
-            Claim::Own(_) => names.next(),
-            Claim::Tunnel(address) => names.find(|name| may_end_in(blocks, address, name)),
-        }
+        let mut claimants = self.by_address.get(&claim)?.iter();
+        let may_have = |(is_unreported, _, name): &&Rank| match claim {
+            Claim::Own(address) => !is_unreported || may_be_in(blocks, address, name),
+            Claim::Tunnel(address) => may_be_in(blocks, address, name),
+        };
+        claimants.find(may_have).map(|(_, _, name)| name.as_str())
     }
 }
 
-/// Whether a node's tunnel may end at the address, as far as blocks tell: one outside of all is nobody else's.
-fn may_end_in(blocks: &Blocks, address: IpAddr, node: &str) -> bool {
+/// Whether a node, or its tunnel, may have the address, as far as blocks tell: one outside of all is nobody else's.
+fn may_be_in(blocks: &Blocks, address: IpAddr, node: &str) -> bool {
     blocks.around(address).all(|block| {
         let is_under_handle = block.tunnels.iter().any(|(end, of)| *end == address && of == node);
         is_under_handle || block.node.as_deref() == Some(node)

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use margay_api::network::{BlockInfo, Encapsulation, NodeInfo, Pool};
 use margay_api::settings::FelixOverrides;
 
-use crate::blocks::{Blocks, Refused};
+use crate::blocks::{Blocks, Excess, Refused};
 use crate::claims::{Claims, Denied};
 use crate::digest::{self, Buckets};
 use crate::flush::{Audience, Change, Flush, NodeSet, RecordChange};
@@ -27,14 +27,20 @@ pub(crate) struct Held {
     pub(crate) digest: u64,
 }
 
+/// A node as it was believed and as it is, where these differ.
+pub(crate) type Belief = (Option<NodeInfo>, Option<NodeInfo>);
+
 /// Objects that every node has to know, and the records made of them.
 #[derive(Debug)]
 pub(crate) struct Globals {
     blocks: Blocks,
     /// Blocks that count, and so have routes.
     routed: BTreeMap<IpNet, BlockInfo>,
+    /// As they are written.
     nodes: BTreeMap<String, NodeInfo>,
     claims: Claims,
+    /// Without the addresses that they are not believed to have.
+    believed: BTreeMap<String, NodeInfo>,
     /// Per destination, the nodes that hold it and why.
     routes: BTreeMap<IpNet, BTreeMap<Reason, String>>,
     /// As of the last flush.
@@ -52,6 +58,7 @@ impl Default for Globals {
             routed: BTreeMap::new(),
             nodes: BTreeMap::new(),
             claims: Claims::default(),
+            believed: BTreeMap::new(),
             routes: BTreeMap::new(),
             held: BTreeMap::new(),
             buckets: [0; digest::BUCKETS],
@@ -62,10 +69,10 @@ impl Default for Globals {
 }
 
 impl Globals {
-    pub(crate) fn set_pool(&mut self, name: String, pool: Option<Pool>) {
+    pub(crate) fn set_pool(&mut self, name: String, pool: Option<Pool>) -> Vec<Belief> {
         let before = self.blocks.pools().get(&name);
         if before == pool.as_ref() {
-            return;
+            return Vec::new();
         }
         for pool in before.into_iter().chain(&pool) {
             self.dirty.insert(RecordId::Pool(pool.cidr.trunc()));
@@ -73,33 +80,53 @@ impl Globals {
             self.dirty.extend(within.map(|net| RecordId::Route(*net)));
         }
         let touched = self.blocks.set_pool(name, pool);
-        self.route(touched);
+        self.route(touched)
     }
 
-    pub(crate) fn set_node(&mut self, name: String, node: Option<NodeInfo>) {
+    pub(crate) fn set_node(&mut self, name: String, node: Option<NodeInfo>) -> Vec<Belief> {
         let touched = self.claims.set(&name, self.nodes.get(&name), node.as_ref());
-        self.dirty.extend(touched.into_iter().map(RecordId::Node));
         self.settings.touch_node(self.nodes.get(&name), node.as_ref());
         match node {
             Some(node) => self.nodes.insert(name, node),
             None => self.nodes.remove(&name),
         };
+        self.believe(touched)
     }
 
-    pub(crate) fn set_block(&mut self, net: IpNet, block: Option<BlockInfo>) {
+    pub(crate) fn set_block(&mut self, net: IpNet, block: Option<BlockInfo>) -> Vec<Belief> {
         let touched = self.blocks.set_block(net, block);
-        self.route(touched);
+        self.route(touched)
     }
 
     /// These blocks may count now, or no longer.
-    fn route(&mut self, blocks: BTreeSet<IpNet>) {
+    fn route(&mut self, blocks: BTreeSet<IpNet>) -> Vec<Belief> {
+        let mut touched = BTreeSet::new();
         for net in blocks {
-            let block = self.blocks.get(&net).cloned();
+            let block = self.blocks.get(&net);
             if self.routed.get(&net) != block.as_ref() {
                 self.set_routes(net, block);
-                self.dirty.extend(self.claims.tunnels_in(net).cloned().map(RecordId::Node));
+                touched.extend(self.claims.within(net).cloned());
             }
         }
+        self.believe(touched)
+    }
+
+    /// These nodes may be believed something else. Answers with what changed by that.
+    fn believe(&mut self, nodes: BTreeSet<String>) -> Vec<Belief> {
+        let mut changes = Vec::new();
+        for name in nodes {
+            let info = self.nodes.get(&name);
+            let after = info.map(|info| self.claims.believed(&name, info, &self.blocks));
+            let before = match after.clone() {
+                Some(after) => self.believed.insert(name.clone(), after),
+                None => self.believed.remove(&name),
+            };
+            if before != after {
+                self.dirty.insert(RecordId::Node(name));
+                changes.push((before, after));
+            }
+        }
+        changes
     }
 
     fn set_routes(&mut self, net: IpNet, block: Option<BlockInfo>) {
@@ -143,9 +170,9 @@ impl Globals {
         flush.records.extend(self.settings.flush(&self.nodes).map(|change| (RecordId::Settings, change)));
     }
 
-    /// The nodes by name, as objects.
+    /// The nodes by name, without the addresses that they are not believed to have.
     pub(crate) fn nodes(&self) -> &BTreeMap<String, NodeInfo> {
-        &self.nodes
+        &self.believed
     }
 
     /// The records but for the settings, as of the last flush.
@@ -181,6 +208,11 @@ impl Globals {
         self.blocks.refused()
     }
 
+    /// Nodes that have more than counts.
+    pub(crate) fn excesses(&self) -> impl Iterator<Item = Excess> {
+        self.blocks.excesses()
+    }
+
     /// Addresses that nodes say to have and are not believed to.
     pub(crate) fn denied_addresses(&self) -> impl Iterator<Item = (&String, Denied)> {
         self.nodes.iter().flat_map(move |(name, info)| {
@@ -194,10 +226,7 @@ impl Globals {
                 let pool = self.blocks.pools().values().find(|pool| pool.cidr.trunc() == *net)?;
                 Some(Record::Pool(PoolRecord { nat_outgoing: pool.nat_outgoing, encapsulation: pool.encapsulation }))
             }
-            RecordId::Node(name) => {
-                let info = self.nodes.get(name)?;
-                Some(Record::Node(self.claims.believed(name, info, &self.blocks)))
-            }
+            RecordId::Node(name) => Some(Record::Node(self.believed.get(name)?.clone())),
             RecordId::Route(net) => {
                 let (_, node) = self.routes.get(net)?.first_key_value()?;
                 Some(Record::Route(RouteRecord { node: node.clone(), encapsulation: self.encapsulation(net) }))

@@ -25,7 +25,7 @@ use margay_api::network::NodeInfo;
 use margay_api::policy::{PolicyKey, Traffic};
 use margay_api::rule::Action;
 
-use crate::blocks::Refused;
+use crate::blocks::{Excess, Refused};
 use crate::claims::{Claim, Denied};
 use crate::counts::audience;
 use crate::digest;
@@ -95,6 +95,8 @@ pub enum Problem {
         /// Why.
         why: Refused,
     },
+    /// A node has more blocks, or borrows more addresses, than counts.
+    Excess(Excess),
     /// A node says that it has an address that it is not believed to have.
     AddressDenied {
         /// The node.
@@ -116,7 +118,7 @@ impl Problem {
             Self::PoolShadowed { pool, .. } => format!("IPPool {pool}"),
             Self::NodeMissing { endpoint, .. } => format!("HostEndpoint {endpoint}"),
             Self::BlockRefused { range, .. } => format!("IPAMBlock {}", names::block(*range)),
-            Self::AddressDenied { node, .. } => format!("Node {node}"),
+            Self::AddressDenied { node, .. } | Self::Excess(Excess { node, .. }) => format!("Node {node}"),
         }
     }
 
@@ -136,6 +138,7 @@ impl Problem {
             Self::BlockRefused { range, node, why } => {
                 format!("spec.cidr: {range} of {}: {why}", node.as_deref().unwrap_or("nobody"))
             }
+            Self::Excess(excess) => excess.to_string(),
             Self::AddressDenied { address, is_tunnel, winner, .. } => {
                 let annotations = match (is_tunnel, address) {
                     (true, IpAddr::V4(_)) => ANNOTATION_VXLAN_IPV4,
@@ -196,9 +199,18 @@ impl Graph {
                 let name = key(&name, &mut self.texts);
                 self.reserve(name, backends.unwrap_or_default());
             }
-            Update::Node(name, node) => self.renode(name, node),
-            Update::Pool(name, pool) => self.globals.set_pool(name, pool),
-            Update::Block(net, block) => self.globals.set_block(net, block),
+            Update::Node(name, node) => {
+                let changes = self.globals.set_node(name, node);
+                self.renode(changes);
+            }
+            Update::Pool(name, pool) => {
+                let changes = self.globals.set_pool(name, pool);
+                self.renode(changes);
+            }
+            Update::Block(net, block) => {
+                let changes = self.globals.set_block(net, block);
+                self.renode(changes);
+            }
             Update::Settings(name, settings) => self.globals.set_settings(name, settings),
         }
     }
@@ -307,7 +319,7 @@ impl Graph {
         pods.min()
     }
 
-    /// The nodes, by name.
+    /// The nodes, by name, without the addresses that they are not believed to have.
     pub fn nodes(&self) -> impl Iterator<Item = (&str, &NodeInfo)> {
         self.globals.nodes().iter().map(|(name, node)| (name.as_str(), node))
     }
@@ -353,7 +365,7 @@ impl Graph {
             };
             Problem::AddressDenied { node: node.clone(), address, is_tunnel, winner }
         });
-        blocks.chain(addresses)
+        blocks.chain(self.globals.excesses().map(Problem::Excess)).chain(addresses)
     }
 
     /// Forgets texts that no object uses any more. A flush does it when it is worth its cost.

@@ -5,9 +5,9 @@
 //! old ones are released.
 
 use margay_api::meta::NamespacedName;
-use margay_api::network::NodeInfo;
 use margay_api::policy::Tier;
 
+use crate::globals::Belief;
 use crate::graph::Graph;
 use crate::index::{LabelList, Matches, ParentName};
 use crate::intake::plain;
@@ -109,15 +109,16 @@ impl Graph {
         }
     }
 
-    /// A node is other than it was.
-    pub(crate) fn renode(&mut self, name: String, node: Option<NodeInfo>) {
-        for (set, selector) in self.node_sets.live() {
-            let added = node.iter().flat_map(|node| node_sets::added(selector, node));
-            added.for_each(|member| self.sets.add(set, member));
-            let removed = self.globals.nodes().get(&name).into_iter().flat_map(|node| node_sets::added(selector, node));
-            removed.for_each(|member| self.sets.remove(set, member));
+    /// Nodes are believed to be other than they were.
+    pub(crate) fn renode(&mut self, changes: Vec<Belief>) {
+        for (before, after) in changes {
+            for (set, selector) in self.node_sets.live() {
+                let added = after.iter().flat_map(|node| node_sets::added(selector, node));
+                added.for_each(|member| self.sets.add(set, member));
+                let removed = before.iter().flat_map(|node| node_sets::added(selector, node));
+                removed.for_each(|member| self.sets.remove(set, member));
+            }
         }
-        self.globals.set_node(name, node);
     }
 
     /// A Service has other backends.

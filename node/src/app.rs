@@ -79,8 +79,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     tokio::spawn(follow(agent.clone(), enforcing));
 
     if let Some(folder) = args.cni_conf_dir.clone() {
-        let problems = problems.clone();
-        tokio::spawn(conf::watch(folder, move |wrong| problems.report("network-configuration", true, wrong)));
+        let (problems, own) = (problems.clone(), args.cni_conflist.clone());
+        tokio::spawn(conf::watch(folder, own, move |wrong| problems.report("network-configuration", true, wrong)));
     }
     let notices = Notices::default();
     let connected = connect(&args, &agent, (&notices, &problems), &readiness, certified, &shutdown);

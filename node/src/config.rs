@@ -33,6 +33,9 @@ pub struct Args {
     /// The folder of network configurations that the container runtime reads; it is looked at for what takes pods away from this network. Without, it is not.
     #[arg(long, env = "MARGAY_CNI_CONF_DIR")]
     pub cni_conf_dir: Option<PathBuf>,
+    /// The text of our network configuration, which is put back into that folder where it is gone. Without, that is only reported.
+    #[arg(long, env = "CNI_CONFLIST")]
+    pub cni_conflist: Option<String>,
     /// Where readers look: gRPC with mutual TLS.
     #[arg(long, env = "MARGAY_LISTEN", default_value = "0.0.0.0:5474")]
     pub listen: SocketAddr,

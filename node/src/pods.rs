@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -253,7 +254,16 @@ async fn annotate(
     let nodes: Api<Node> = Api::all(client);
     // Nobody tells what the Node says of them, so they are written once at the start, and then when they change.
     let mut told = None;
-    while outlook.changed().await.is_ok() {
+    let mut pools = addresses.pools();
+    loop {
+        let changed = tokio::select! {
+            changed = outlook.changed() => changed,
+            // The tunnel's address may have to move.
+            changed = pools.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
         loop {
             let seen = outlook.borrow_and_update().clone();
             match put_annotations(&nodes, &node, own, &addresses, &seen, told.as_ref()).await {
@@ -285,11 +295,16 @@ async fn put_annotations(
         if present != Some(subnet) {
             wanted.insert(annotation.to_owned(), json!(subnet));
         }
-        let (is_known, tunnel, mac) = match version {
-            IpVersion::V4 => (seen.own.vtep.is_some(), ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_MAC),
-            IpVersion::V6 => (seen.own.vtep6.is_some(), ANNOTATION_VXLAN_IPV6, ANNOTATION_VXLAN_MAC_V6),
+        let (present, tunnel, mac) = match version {
+            IpVersion::V4 => {
+                (seen.own.vtep.map(|vtep| vtep.address.into()), ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_MAC)
+            }
+            IpVersion::V6 => {
+                (seen.own.vtep6.map(|vtep| vtep.address.into()), ANNOTATION_VXLAN_IPV6, ANNOTATION_VXLAN_MAC_V6)
+            }
         };
-        if seen.vxlan.contains(&version) && !is_known {
+        let is_due = present.is_none_or(|address: IpAddr| addresses.has_to_move(&[address.into()]));
+        if seen.vxlan.contains(&version) && is_due {
             let claimed = addresses.tunnel(version).await.context("address of the VXLAN device")?;
             if let Some(address) = claimed.first() {
                 wanted.insert(tunnel.to_owned(), json!(address.addr()));

@@ -4,10 +4,13 @@
 //! Which of two that overlap comes first: the one that is allocatable already, then one that is being deleted (its blocks are in use until they are
 //! given back), then one that was kept out, then a new one; of these the older one, then by name. A disabled pool is in nobody's way.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::drain::left;
 use crate::inputs::PoolFacts;
 use crate::object::Object;
 
@@ -21,6 +24,8 @@ pub struct Verdicts {
     pub statuses: Vec<Object>,
     /// Pools that are kept out because of another one.
     pub overlaps: Vec<String>,
+    /// Pools that are kept out, or would be if they were not disabled.
+    pub shadowed: BTreeSet<String>,
 }
 
 /// One pool's verdict: whether it is allocatable, Calico's reason, and the message.
@@ -36,23 +41,28 @@ impl Verdict {
     }
 }
 
-/// Judges all pools. One whose range cannot be read has no say and gets no status: it serves nobody.
-pub fn judge(pools: &[PoolFacts], now: Timestamp) -> Verdicts {
+/// Judges all pools. One whose range cannot be read has no say and gets no status: it serves nobody. `blocks` are all blocks, where a pool that is being
+/// deleted has them followed.
+pub fn judge(pools: &[PoolFacts], blocks: Option<&BTreeSet<IpNet>>, now: Timestamp) -> Verdicts {
     let mut ordered: Vec<(&PoolFacts, IpNet)> =
         pools.iter().filter_map(|pool| Some((pool, pool.cidr().parse::<IpNet>().ok()?.trunc()))).collect();
     ordered.sort_by_key(|(pool, _)| (rank(pool), &pool.created, &pool.name));
     let mut verdicts = Verdicts::default();
     let mut holders: Vec<(&PoolFacts, IpNet)> = Vec::new();
-    for (pool, range) in ordered {
-        let holder = holders.iter().find(|(_, other)| other.contains(&range) || range.contains(other));
-        let verdict = verdict(pool, holder.map(|(other, _)| *other));
+    for (pool, range) in &ordered {
+        let holder = holders.iter().find(|(_, other)| other.contains(range) || range.contains(other));
+        let verdict = verdict(pool, holder.map(|(other, _)| *other), blocks);
         if verdict.reason == "CIDROverlap" {
             verdicts.overlaps.push(format!("IPPool {}: {}", pool.name, verdict.message));
         } else if verdict.reason != "Disabled" {
-            holders.push((pool, range));
+            holders.push((pool, *range));
         }
         verdicts.statuses.extend(status(pool, &verdict, now));
     }
+    let holds = |pool: &PoolFacts| holders.iter().any(|(holder, _)| holder.name == pool.name);
+    let meets = |range: &IpNet| holders.iter().any(|(_, other)| other.contains(range) || range.contains(other));
+    let shadowed = ordered.iter().filter(|(pool, range)| !holds(pool) && meets(range));
+    verdicts.shadowed = shadowed.map(|(pool, _)| pool.name.clone()).collect();
     verdicts
 }
 
@@ -70,12 +80,17 @@ fn condition(pool: &PoolFacts) -> Option<&Value> {
     pool.conditions.iter().find(|condition| condition["type"] == ALLOCATABLE)
 }
 
-fn verdict(pool: &PoolFacts, holder: Option<&PoolFacts>) -> Verdict {
+fn verdict(pool: &PoolFacts, holder: Option<&PoolFacts>, blocks: Option<&BTreeSet<IpNet>>) -> Verdict {
     if pool.spec["disabled"] == true {
         return Verdict::not("Disabled", "spec.disabled is true");
     }
     if pool.terminating {
-        return Verdict::not("Terminating", "the pool is being deleted");
+        let left =
+            blocks.map_or_else(|| "its blocks".to_owned(), |blocks| format!("its {} IPAMBlocks", left(pool, blocks)));
+        let message = format!(
+            "the pool is being deleted, and stays until nobody uses {left}; start the pods that do anew to end it"
+        );
+        return Verdict::not("Terminating", message);
     }
     match holder {
         Some(other) => Verdict::not(
@@ -137,7 +152,7 @@ mod tests {
 
     /// What each pool is, in the order of names.
     fn shown(pools: &[PoolFacts]) -> String {
-        let mut reasons: Vec<String> = judge(pools, now())
+        let mut reasons: Vec<String> = judge(pools, None, now())
             .statuses
             .iter()
             .map(|object| {
@@ -198,23 +213,43 @@ mod tests {
 
     #[test]
     fn an_overlap_is_told_with_both_pools_and_what_to_do() {
-        let found = judge(&[pool("a", "10.0.0.0/16", "00"), pool("b", "10.0.3.0/24", "01")], now());
+        let found = judge(&[pool("a", "10.0.0.0/16", "00"), pool("b", "10.0.3.0/24", "01")], None, now());
         let wanted = "IPPool b: its range 10.0.3.0/24 overlaps that of IPPool a (10.0.0.0/16), so no address is taken from it; delete one of the two, or \
                       make this one with another range";
         assert_eq!(found.overlaps, [wanted]);
     }
 
     #[test]
+    fn pools_whose_ranges_others_have_are_shadowed() {
+        let disabled = |mut pool: PoolFacts| {
+            pool.spec["disabled"] = json!(true);
+            pool
+        };
+        let pools = [
+            with(pool("a", "10.0.0.0/16", "00"), "True"),
+            pool("b", "10.0.0.0/24", "01"),
+            disabled(with(pool("c", "10.0.1.0/24", "02"), "False")),
+            disabled(pool("d", "10.1.0.0/24", "03")),
+            PoolFacts { terminating: true, ..pool("e", "10.0.2.0/24", "04") },
+        ];
+        assert_eq!(judge(&pools, None, now()).shadowed, ["b", "c"].map(str::to_owned).into());
+        let blocks = ["10.0.2.0/26", "10.0.3.0/26"].map(|text| text.parse().unwrap()).into();
+        let found = judge(&pools[4..], Some(&blocks), now());
+        let message = found.statuses[0].body["status"]["conditions"][0]["message"].as_str().unwrap();
+        assert!(message.contains("until nobody uses its 1 IPAMBlocks"), "{message}");
+    }
+
+    #[test]
     fn a_status_is_written_when_it_differs_and_keeps_what_others_say() {
         let mut known = with(pool("a", "10.0.0.0/16", "00"), "True");
         known.conditions.insert(0, json!({"type": "Other", "status": "True"}));
-        let first = judge(&[known.clone()], now());
+        let first = judge(&[known.clone()], None, now());
         let conditions = first.statuses[0].body["status"]["conditions"].clone();
         assert_eq!(conditions[0]["type"], "Other");
         assert_eq!(conditions[1]["lastTransitionTime"], "2026-01-02T00:00:00Z", "the status is the same");
         known.conditions = serde_json::from_value(conditions).unwrap();
-        assert_eq!(judge(&[known], now()), Verdicts::default());
-        let fresh = judge(&[pool("a", "10.0.0.0/16", "00")], now());
+        assert_eq!(judge(&[known], None, now()), Verdicts::default());
+        let fresh = judge(&[pool("a", "10.0.0.0/16", "00")], None, now());
         assert_eq!(fresh.statuses[0].body["status"]["conditions"][0]["lastTransitionTime"], "2026-11-23T10:00:00Z");
     }
 }

@@ -14,12 +14,16 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 
+use crate::drain::Finalizers;
 use crate::hosts::HostPlan;
 use crate::inputs::{Inputs, Present};
 use crate::object::{Key, MANAGER, OWNED_KINDS, Object, Owner, kind};
 use crate::render::NAMESPACE;
 use crate::status::Failure;
 use crate::stored;
+
+/// Who writes finalizers, as the API server keeps it: another one than who applies objects.
+const FINALIZER_MANAGER: &str = "margay-operator-finalizers";
 
 /// The longest that one request may take: a connection that has died silently must not stop every later round.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -223,6 +227,23 @@ impl Applier {
         let mut failures = Vec::new();
         for object in objects {
             failures.extend(told("judged", object, self.apply_status(object).await));
+        }
+        failures
+    }
+
+    /// Writes finalizers of pools. They are no part of what is applied, so that applying a pool leaves them alone; of a pool that has changed nothing is written.
+    pub async fn exec_finalizers(&self, changes: &[Finalizers]) -> Vec<Failure> {
+        let mut failures = Vec::new();
+        for Finalizers { pool, version, finalizers } in changes {
+            let patch = json!({ "metadata": { "resourceVersion": version, "finalizers": finalizers } });
+            let object = Object::new("IPPool", json!({ "metadata": { "name": pool } }));
+            let params = PatchParams { field_manager: Some(FINALIZER_MANAGER.to_owned()), ..PatchParams::default() };
+            let written = bounded(self.api(&object.key).patch(pool, &params, &Patch::Merge(patch))).await;
+            match written {
+                // It went with its last finalizer, or has changed and is judged again.
+                Err(Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                written => failures.extend(told("finalizers written", &object, written.map(drop))),
+            }
         }
         failures
     }

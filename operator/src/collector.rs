@@ -36,6 +36,8 @@ const PERIOD: Duration = Duration::from_secs(300);
 const SOON: Duration = Duration::from_secs(12);
 /// The most pods that are asked for by name in a round, and at a time; what others have waits for the next.
 const ASKED: (usize, usize) = (500, 8);
+/// The most handles that are told their owners in a round, and at a time.
+const OWNED: (usize, usize) = (2000, 8);
 
 /// Looks and takes while this operator leads; tells of blocks that overlap. Ends with the process.
 pub async fn run(
@@ -138,7 +140,7 @@ impl Collector {
         let asked = self.ask(&in_doubt).await;
         plan.spare(&back, &asked);
         self.exec(&plan).await;
-        Ok(suspicions.has_node() || asked.len() < in_doubt.len())
+        Ok(suspicions.has_node() || asked.len() < in_doubt.len() || plan.owners.len() > OWNED.0)
     }
 
     /// What settings say; a bad value counts as not given.
@@ -169,7 +171,8 @@ impl Collector {
         // Nodes, pods and pools after blocks: who got an address meanwhile is seen, and nothing is suspected for want of him.
         let pods = pages(&Api::<Pod>::all(self.client.clone()), pod_facts).await?;
         let nodes = pages(&Api::<Node>::all(self.client.clone()), |node| node.name_any()).await?;
-        let pools: Vec<Option<IpNet>> = self.pools.map(|pool| pool.spec.cidr.parse().ok()).await?;
+        let range = |pool: IPPool| (pool.metadata.deletion_timestamp.is_none(), pool.spec.cidr.parse::<IpNet>().ok());
+        let pools = self.pools.map(range).await?.into_iter().filter(|(stays, _)| *stays);
         Ok(Seen {
             nodes: nodes.into_iter().collect(),
             pods: pods.into_iter().collect(),
@@ -177,7 +180,7 @@ impl Collector {
             claims: claims.into_iter().flatten().collect(),
             handles,
             // With a pool that cannot be read nobody knows whose a block is.
-            pools: pools.into_iter().collect(),
+            pools: pools.map(|(_, range)| range).collect(),
         })
     }
 
@@ -207,6 +210,10 @@ impl Collector {
 
     /// What fails is tried again after the next look.
     async fn exec(&mut self, plan: &Plan) {
+        // First: before its owner is known, no agent may touch a handle.
+        stream::iter(plan.owners.iter().take(OWNED.0))
+            .for_each_concurrent(OWNED.1, |(handle, node)| self.own(handle, node))
+            .await;
         for (cidr, releases) in &plan.releases {
             if let Err(error) = self.release(*cidr, releases).await {
                 warn!(block = %cidr, %error, "addresses are not released yet");
@@ -311,6 +318,25 @@ impl Collector {
         Ok(())
     }
 
+    /// Has a handle that is as it was judged say whose it is.
+    async fn own(&self, judged: &Handle, node: &str) {
+        let written = async {
+            let Some(mut object) = self.handles.get(&judged.name).await? else {
+                return Ok(());
+            };
+            if handle(&object) != *judged {
+                return Ok(());
+            }
+            let annotations = object.metadata.annotations.get_or_insert_default();
+            annotations.insert(names::ANNOTATION_HANDLE_NODE.to_owned(), node.to_owned());
+            self.handles.replace(&judged.name, &object).await.map(drop)
+        };
+        if let Err(error) = written.await {
+            let error: StoreError = error;
+            warn!(handle = judged.name, node, %error, "does not say yet whose it is");
+        }
+    }
+
     /// Deletes a handle that is as it was judged.
     async fn delete_handle(&self, judged: &Handle) -> Result<(), StoreError> {
         let Some(object) = self.handles.get(&judged.name).await? else {
@@ -410,6 +436,8 @@ fn handle(object: &IPAMHandle) -> Handle {
     Handle {
         name: object.name_any(),
         id: object.spec.handle_id.clone(),
+        node: object.annotations().get(names::ANNOTATION_HANDLE_NODE).cloned(),
+        blocks: object.spec.block.keys().filter_map(|cidr| cidr.parse().ok()).collect(),
         version: object.resource_version().unwrap_or_default(),
     }
 }

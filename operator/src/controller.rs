@@ -22,7 +22,7 @@ use crate::object::{Key, Object};
 use crate::render::{self, Plan, Settings};
 use crate::status::{self, Failure, Round};
 use crate::watch::World;
-use crate::{allocatable, defaults, fields, hosts, validate};
+use crate::{allocatable, defaults, drain, fields, hosts, validate};
 
 /// Changes that come together are answered together.
 const GATHER_PAUSE: Duration = Duration::from_millis(30);
@@ -43,6 +43,12 @@ pub struct Controller {
     pub authority: watch::Sender<Option<Authority>>,
     /// Blocks that overlap, as the collector has seen them.
     pub overlapping: watch::Receiver<Vec<String>>,
+    /// Whether blocks have to be known, and what is known of them: while a pool is being deleted.
+    pub draining: watch::Sender<bool>,
+    /// See above.
+    pub blocks: watch::Receiver<drain::Blocks>,
+    /// There has been an Installation, so that finalizers of pools are this operator's.
+    pub was_installed: bool,
     /// Which storage the data is in.
     pub mode: Mode,
     /// Counters.
@@ -88,6 +94,7 @@ pub async fn run(mut controller: Controller, mut leading: watch::Receiver<bool>,
             () = tokio::time::sleep(pause) => {}
             () = changed.notified() => tokio::time::sleep(GATHER_PAUSE).await,
             Ok(()) = controller.overlapping.changed() => {}
+            Ok(()) = controller.blocks.changed() => {}
             _ = leading.changed() => {}
         }
     }
@@ -109,8 +116,12 @@ impl Controller {
         self.ignored.clone_from(&inputs.ignored);
         let Some(request) = inputs.request.clone() else {
             self.authority.send_replace(None);
+            if !self.keep_pools(&inputs, &BTreeSet::new(), false).await.is_empty() {
+                return Next::Retry;
+            }
             return Next::At(certs::next_look(&inputs.certificates, now));
         };
+        self.was_installed = true;
         self.metrics.rounds.inc();
         let mut found = Round { ignored: fields::report(&inputs), ..Round::default() };
         if self.advance(&inputs, now, &mut found).await {
@@ -176,13 +187,32 @@ impl Controller {
 
     /// Says of every pool whether addresses may be taken from it. The older storage has no place for that, and only overlaps are told.
     async fn judge_pools(&mut self, inputs: &Inputs, now: Timestamp, found: &mut Round) {
-        let verdicts = allocatable::judge(inputs.pools.as_deref().unwrap_or_default(), now);
+        let blocks = self.blocks.borrow_and_update().clone();
+        let pools = inputs.pools.as_deref().unwrap_or_default();
+        let verdicts = allocatable::judge(pools, blocks.as_deref(), now);
         found.overlaps = verdicts.overlaps;
         found.overlaps.extend(self.overlapping.borrow_and_update().iter().cloned());
         if self.mode == Mode::V3 {
             let failures = self.applier.exec_statuses(&verdicts.statuses).await;
             found.failures.extend(failures);
         }
+        let failures = self.keep_pools(inputs, &verdicts.shadowed, true).await;
+        found.failures.extend(failures);
+    }
+
+    /// Keeps pools that are deleted until their last block is gone.
+    async fn keep_pools(&self, inputs: &Inputs, shadowed: &BTreeSet<String>, is_installed: bool) -> Vec<Failure> {
+        if self.mode != Mode::V3 || !(is_installed || self.was_installed) {
+            return Vec::new();
+        }
+        let pools = inputs.pools.as_deref().unwrap_or_default();
+        let blocks = self.blocks.borrow().clone();
+        let changes = drain::plan(pools, shadowed, blocks.as_deref(), is_installed);
+        self.draining.send_if_modified(|wanted| {
+            let is_waiting = is_installed && drain::is_waiting(pools);
+            std::mem::replace(wanted, is_waiting) != is_waiting
+        });
+        self.applier.exec_finalizers(&changes).await
     }
 
     /// Moves the authority on if that is due. Answers whether a new state of it has been stored.

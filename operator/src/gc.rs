@@ -1,5 +1,6 @@
 //! Addresses and blocks that nobody will give back: of nodes that have left the cluster, of pods that are gone without a word, of pools that are
-//! gone; and handles that name nothing. Pure: what is due, from what is seen and since when it has been so.
+//! gone; and handles that name nothing. Pure: what is due, from what is seen and since when it has been so. Handles that say of no node that they are its own, as
+//! Calico writes them, are found an owner, because agents may touch their own only.
 //!
 //! Nothing is taken at first sight, and nothing when no node is seen at all: a list can be short by error, and an address that is still in use
 //! would be given to another pod. A node that is absent while pods of it are listed may be about to come back (its Node object was deleted and is made
@@ -81,6 +82,10 @@ pub struct Handle {
     pub name: String,
     /// As blocks spell it.
     pub id: String,
+    /// The node whose own it says to be, if any.
+    pub node: Option<String>,
+    /// Blocks that it names.
+    pub blocks: BTreeSet<IpNet>,
     /// Its version: what has changed since it was judged is judged again.
     pub version: String,
 }
@@ -120,7 +125,7 @@ pub struct Seen {
     pub claims: Vec<Claim>,
     /// All handles, listed before blocks: an address is in its block before it is in its handle.
     pub handles: Vec<Handle>,
-    /// Ranges of all pools, also of disabled ones; none while they are not known.
+    /// Ranges of all pools, also of disabled ones, but not of those that are being deleted; none while they are not known.
     pub pools: Option<Vec<IpNet>>,
 }
 
@@ -175,6 +180,8 @@ pub struct Plan {
     pub claims: BTreeSet<Claim>,
     /// Handles that name nothing.
     pub handles: BTreeSet<Handle>,
+    /// Handles that do not say whose they are, with the node that has all of their addresses.
+    pub owners: BTreeMap<Handle, String>,
 }
 
 impl Plan {
@@ -241,8 +248,28 @@ pub fn plan(seen: &Seen, rules: Rules, suspicions: &mut Suspicions, now: Duratio
     }
     plan.claims = judge.claims(&plan.blocks);
     plan.handles = judge.handles();
+    plan.owners = owners(seen);
     suspicions.0 = judge.after;
     plan
+}
+
+/// Owners of handles that say of none: the node that has an address under the handle in the blocks that the handle names. Where two nodes have,
+/// one of them poses as the other, and it is left open which.
+fn owners(seen: &Seen) -> BTreeMap<Handle, String> {
+    let unowned = seen.handles.iter().filter(|handle| handle.node.is_none());
+    let unowned: BTreeMap<&str, &Handle> = unowned.map(|handle| (handle.id.as_str(), handle)).collect();
+    let mut nodes: BTreeMap<&Handle, BTreeSet<&str>> = BTreeMap::new();
+    for block in seen.blocks.iter().filter(|_| !unowned.is_empty()) {
+        for (_, attribute) in block.allocated() {
+            let handle = attribute.handle_id.as_deref().and_then(|id| unowned.get(id));
+            let handle = handle.filter(|handle| handle.blocks.contains(&block.cidr()));
+            if let (Some(handle), Some(node)) = (handle, secondary(attribute, "node")) {
+                nodes.entry(handle).or_default().insert(node);
+            }
+        }
+    }
+    let single = nodes.into_iter().filter(|(_, nodes)| nodes.len() == 1);
+    single.filter_map(|(handle, nodes)| Some((handle.clone(), (*nodes.first()?).to_owned()))).collect()
 }
 
 /// Absent nodes of which a pod is listed that may have an address.
@@ -314,18 +341,20 @@ impl Judge<'_> {
         if block.spec().deleted {
             return true;
         }
+        let is_empty = block.allocated().next().is_none();
+        let suspect = Suspect::Block(block.cidr(), block.spec().sequence_number);
         let Some(node) = block.node() else {
-            return false;
+            // Calico leaves one behind where a pool goes while its addresses are in use. What is not a node's may be for Services.
+            let is_nobodys = block.spec().affinity.as_deref().is_none_or(str::is_empty);
+            return is_empty && is_nobodys && self.is_due(suspect, DRAIN_GRACE);
         };
         if self.has_left(node) {
             return true;
         }
-        let is_empty = block.allocated().next().is_none();
         let has_pool = |pools: &Vec<IpNet>| pools.iter().any(|pool| pool.contains(&block.cidr()));
         let is_stray = self.seen.pools.as_ref().is_some_and(|pools| !has_pool(pools));
         let is_spare = self.rules.gives_back_spare && staying.contains(&(node, is_v4(block)));
         let grace = if is_stray { Some(DRAIN_GRACE) } else { self.rules.leak.filter(|_| is_spare) };
-        let suspect = Suspect::Block(block.cidr(), block.spec().sequence_number);
         is_empty && grace.is_some_and(|grace| self.is_due(suspect, grace))
     }
 

@@ -29,6 +29,12 @@ fn claim(node: &str, cidr: &str) -> Claim {
     Claim { name, node: node.to_owned(), cidr: cidr.parse().unwrap(), deleted: false, version }
 }
 
+fn handle(id: &str, node: Option<&str>) -> Handle {
+    let blocks = ["10.0.0.0/30", "10.0.0.4/30"].map(|text| text.parse().unwrap()).into();
+    let (name, version) = (id.to_owned(), "1".to_owned());
+    Handle { name, id: id.to_owned(), node: node.map(str::to_owned), blocks, version }
+}
+
 /// n1 has a block with its tunnel, `x/a` and, borrowed, `x/guest` of n2; n2 has one with `x/b`.
 fn seen() -> Seen {
     let mut one = Block::new("10.0.0.0/30".parse().unwrap(), "n1", String::new());
@@ -42,7 +48,6 @@ fn seen() -> Seen {
         addresses: [address.parse().unwrap()].into(),
         is_finished: false,
     };
-    let handle = |id: &str| Handle { name: id.to_owned(), id: id.to_owned(), version: "1".to_owned() };
     Seen {
         nodes: ["n1", "n2"].map(str::to_owned).into(),
         pods: [("x/a", pod("n1", "10.0.0.1")), ("x/guest", pod("n2", "10.0.0.2")), ("x/b", pod("n2", "10.0.0.4"))]
@@ -50,7 +55,9 @@ fn seen() -> Seen {
             .into(),
         blocks: vec![one, two],
         claims: vec![claim("n1", "10.0.0.0/30"), claim("n2", "10.0.0.4/30")],
-        handles: ["tunnel", "a", "guest", "b"].map(handle).into(),
+        handles: [("tunnel", "n1"), ("a", "n1"), ("guest", "n2"), ("b", "n2")]
+            .map(|(id, node)| handle(id, Some(node)))
+            .into(),
         pools: Some(vec!["10.0.0.0/24".parse().unwrap()]),
     }
 }
@@ -300,7 +307,7 @@ fn a_block_that_was_used_meanwhile_is_judged_anew() {
 #[test]
 fn a_handle_that_names_nothing_goes_unless_it_is_written() {
     let mut seen = seen();
-    let forgotten = Handle { name: "old".to_owned(), id: "old".to_owned(), version: "1".to_owned() };
+    let forgotten = handle("old", Some("n1"));
     seen.handles.push(forgotten.clone());
     let taken = due_at_last(&seen);
     assert_eq!(taken, Plan { handles: [forgotten].into(), ..Plan::default() });
@@ -347,4 +354,38 @@ fn of_every_node_that_loses_something_it_is_asked_again() {
     let taken = due(&left, &mut suspicions, LATER);
     assert_eq!(shown(&taken), (vec![], vec!["10.0.0.8/30".to_owned()], vec![]));
     assert_eq!(taken.nodes(), ["n9"].into(), "for an empty block without a claim too");
+}
+
+#[test]
+fn a_handle_that_does_not_say_whose_it_is_belongs_to_the_node_that_has_its_addresses() {
+    let owners = |change: fn(&mut Seen)| {
+        let mut seen = seen();
+        seen.handles.iter_mut().for_each(|handle| handle.node = None);
+        change(&mut seen);
+        let plan = due(&seen, &mut Suspicions::default(), Duration::ZERO);
+        plan.owners.into_iter().map(|(handle, node)| format!("{} {node}", handle.id)).collect::<Vec<_>>()
+    };
+    assert_eq!(owners(|_| {}), ["a n1", "b n2", "guest n2", "tunnel n1"]);
+    let posing = |seen: &mut Seen| drop(seen.blocks[1].assign(&attribute("a", "n2", Some("z")), |_| false));
+    assert_eq!(owners(posing), ["b n2", "guest n2", "tunnel n1"], "two say that it is theirs");
+    let elsewhere = |seen: &mut Seen| seen.handles[1].blocks = ["10.0.0.4/30".parse().unwrap()].into();
+    assert_eq!(owners(elsewhere), ["b n2", "guest n2", "tunnel n1"], "it does not name that block");
+    let said = |seen: &mut Seen| {
+        seen.handles.retain_mut(|handle| std::mem::replace(&mut handle.node, Some("n1".to_owned())).is_none())
+    };
+    assert_eq!(owners(said), [""; 0], "who says is believed");
+    assert_eq!(owners(|seen| seen.blocks.clear()), [""; 0]);
+}
+
+#[test]
+fn an_empty_block_of_nobody_goes_and_one_that_is_not_a_nodes_stays() {
+    let left = |affinity: Option<&str>| {
+        let mut spec = Block::new("10.0.0.8/30".parse().unwrap(), "n1", String::new()).spec().clone();
+        spec.affinity = affinity.map(str::to_owned);
+        let mut seen = seen();
+        seen.blocks.push(Block::parse(spec).unwrap());
+        due_at_last(&seen).blocks.len()
+    };
+    assert_eq!(left(None), 1);
+    assert_eq!(left(Some("virtual:load-balancer")), 0);
 }

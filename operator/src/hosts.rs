@@ -17,6 +17,7 @@ use margay_api::v3::controllers::host_endpoints;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::claimed::believed;
 use crate::inputs::{Inputs, NodeFacts};
 use crate::object::{Key, Object, kind};
 
@@ -84,14 +85,18 @@ pub fn plan(inputs: &Inputs) -> HostPlan {
     if inputs.nodes.is_empty() {
         return plan;
     }
+    let (nodes, unbelieved) = believed(&inputs.nodes, inputs.pools.as_deref().unwrap_or_default());
     let wanted = match settings(configuration.as_ref()) {
-        Ok(settings) => render(&settings, &inputs.nodes),
+        Ok(settings) => render(&settings, &nodes),
         Err(problems) => {
             plan.problems = problems;
             return plan;
         }
     };
     plan.problems.clone_from(&wanted.problems);
+    if !wanted.objects.is_empty() {
+        plan.problems.extend(unbelieved);
+    }
     let present: BTreeMap<&str, &HostFacts> = present.iter().map(|found| (found.name.as_str(), found)).collect();
     for (name, object) in &wanted.objects {
         match present.get(name.as_str()) {

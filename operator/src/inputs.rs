@@ -43,8 +43,16 @@ pub struct NodeFacts {
     pub labels: Labels,
     /// What keeps pods away that do not tolerate it.
     pub taints: Vec<Taint>,
-    /// Addresses by which others reach it: its own and those of its tunnels.
+    /// When it was made, as the API writes it: such texts are ordered like their times.
+    pub created: String,
+    /// Addresses by which others reach it: its own, those of its tunnels and those of its interfaces.
     pub addresses: BTreeSet<IpAddr>,
+    /// Those of them that kubelet reports.
+    pub reported: BTreeSet<IpAddr>,
+    /// Those of them that its agent has written as the node's own, or as ends of its tunnels.
+    pub claimed: BTreeSet<IpAddr>,
+    /// Those of them that are ends of its tunnels.
+    pub tunnels: BTreeSet<IpAddr>,
     /// What its agent tells of its interfaces, or why that cannot be read; none: it has not told yet.
     pub interfaces: Option<Result<Vec<NodeInterface>, String>>,
 }
@@ -62,6 +70,10 @@ pub struct PoolFacts {
     pub created: String,
     /// Whether its deletion has begun.
     pub terminating: bool,
+    /// Its finalizers.
+    pub finalizers: Vec<String>,
+    /// Version of the object.
+    pub version: String,
     /// The conditions in its status.
     pub conditions: Vec<Value>,
 }

@@ -10,10 +10,12 @@
 pub mod allocatable;
 pub mod apply;
 pub mod certs;
+pub mod claimed;
 pub mod collector;
 pub mod controller;
 pub mod csr;
 pub mod defaults;
+pub mod drain;
 pub mod fields;
 pub mod gc;
 pub mod hosts;
@@ -92,7 +94,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (leading, leads) = tokio::sync::watch::channel(false);
     let (authority, authorities) = tokio::sync::watch::channel(None);
     let (overlaps, overlapping) = tokio::sync::watch::channel(Vec::new());
+    let (draining, drains) = tokio::sync::watch::channel(false);
+    let (blocks_known, blocks) = tokio::sync::watch::channel(None);
     let mut watches = Tasks::default();
+    watches.spawn("watch of blocks", drain::follow(client.clone(), mode, drains, blocks_known));
     let controller = controller::Controller {
         world: Arc::new(watch::World::start(&client, &args.namespace, mode, &mut watches)),
         applier: apply::Applier::new(client.clone(), mode),
@@ -100,6 +105,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         namespace: args.namespace.clone(),
         authority,
         overlapping,
+        draining,
+        blocks,
+        was_installed: false,
         mode,
         metrics,
         ignored: Default::default(),

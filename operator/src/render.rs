@@ -15,6 +15,7 @@ mod rbac;
 mod selectors;
 mod tiers;
 mod typha;
+mod validation;
 
 use std::collections::{BTreeMap, BTreeSet};
 

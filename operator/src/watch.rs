@@ -389,14 +389,20 @@ fn node_facts(node: &DynamicObject) -> NodeFacts {
     let cordoned = node.data["spec"]["unschedulable"].as_bool() == Some(true);
     let linux = node.labels().get("kubernetes.io/os").is_none_or(|os| os == "linux");
     let interfaces = node_interfaces(node);
-    let told = interfaces.iter().flatten().flatten();
+    let on_links = interfaces.iter().flatten().flatten().flat_map(|one| one.addresses.iter().copied());
+    let (reported, own, tunnels) = (reported(node), written(node, OWN), written(node, TUNNELS));
+    let claimed: BTreeSet<IpAddr> = own.union(&tunnels).copied().collect();
     NodeFacts {
         name: node.name_any(),
         usable: linux && !cordoned,
         is_linux: linux,
         labels: node.labels().clone(),
         taints: serde_json::from_value(node.data["spec"]["taints"].clone()).unwrap_or_default(),
-        addresses: node_addresses(node).chain(told.flat_map(|one| one.addresses.iter().copied())).collect(),
+        created: node.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()).unwrap_or_default(),
+        addresses: reported.iter().chain(&claimed).copied().chain(on_links).collect(),
+        reported,
+        claimed,
+        tunnels,
         interfaces,
     }
 }
@@ -406,16 +412,22 @@ fn node_interfaces(node: &DynamicObject) -> Option<Result<Vec<NodeInterface>, St
     Some(serde_json::from_str(text).map_err(|error| format!("{text:?}: {error}")))
 }
 
-/// Annotations of a node that are addresses of it, with a prefix length or without.
-const ADDRESSES: [&str; 4] = [ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6];
+/// Annotations of a node that are addresses of it, with a prefix length or without: its own, and the ends of its tunnels.
+const OWN: [&str; 2] = [ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6];
+const TUNNELS: [&str; 2] = [ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6];
 
-/// What kubelet reports as internal, and what the agent has written of the network's own.
-fn node_addresses(node: &DynamicObject) -> impl Iterator<Item = IpAddr> {
+/// What kubelet reports as internal.
+fn reported(node: &DynamicObject) -> BTreeSet<IpAddr> {
     let reported = node.data["status"]["addresses"].as_array().into_iter().flatten();
     let internal = reported.filter(|entry| entry["type"] == "InternalIP").filter_map(|entry| entry["address"].as_str());
-    let written = ADDRESSES.iter().filter_map(|name| node.annotations().get(*name));
+    internal.filter_map(|text| text.parse().ok()).collect()
+}
+
+/// What the agent has written there.
+fn written(node: &DynamicObject, annotations: [&str; 2]) -> BTreeSet<IpAddr> {
+    let written = annotations.into_iter().filter_map(|name| node.annotations().get(name));
     let written = written.map(|text| text.split_once('/').map_or(text.as_str(), |(address, _)| address));
-    internal.chain(written).filter_map(|text| text.parse().ok())
+    written.filter_map(|text| text.parse().ok()).collect()
 }
 
 fn host_facts(host: &DynamicObject) -> HostFacts {
@@ -436,6 +448,8 @@ fn pool_facts(pool: &DynamicObject) -> PoolFacts {
         managed: pool.labels().get(MANAGED_BY).is_some_and(|by| by == MANAGER),
         created: pool.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()).unwrap_or_default(),
         terminating: pool.metadata.deletion_timestamp.is_some(),
+        finalizers: pool.finalizers().to_vec(),
+        version: pool.resource_version().unwrap_or_default(),
         conditions: pool.data["status"]["conditions"].as_array().cloned().unwrap_or_default(),
     }
 }

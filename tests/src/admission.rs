@@ -20,6 +20,7 @@ pub fn check(cluster: &Cluster) -> Result<()> {
         .context("addresses of pods")
         .and_then(|()| tiers(cluster).context("tiers"))
         .and_then(|()| selectors(cluster).context("selectors"))
+        .and_then(|()| many_selectors(cluster).context("many selectors"))
         .and_then(|()| defaults(cluster).context("defaults of policies"));
     cluster.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"])?;
     checked
@@ -67,7 +68,7 @@ fn selectors(cluster: &Cluster) -> Result<()> {
     let deep = format!("{}has(a) || b not in {{'(', \"x\",}}{}", "(".repeat(100), ")".repeat(100));
     let sound = ["", "all( )", "a == 'b' && !(c in {} || d starts with \"x)\")", "!! has(-a_./0)", &deep];
     let unsound = ["a = 'b'", "a == b", "(has(a)", "has(a))", ")has(a)(", "a == 'b' &&", "a in 'b'", "all", "\n"];
-    let places: [Place; 7] = [
+    let places: [Place; 8] = [
         ("NetworkPolicy", |text| json!({"selector": text})),
         ("NetworkPolicy", |text| json!({"ingress": [{"action": "Allow", "source": {"notSelector": text}}]})),
         ("StagedNetworkPolicy", |text| json!({"serviceAccountSelector": text})),
@@ -81,6 +82,10 @@ fn selectors(cluster: &Cluster) -> Result<()> {
         ),
         ("FelixConfiguration", |text| json!({"nodeSelector": text})),
         ("IPPool", |text| json!({"cidr": "10.99.0.0/16", "nodeSelector": text})),
+        (
+            "KubeControllersConfiguration",
+            |text| json!({"controllers": {"node": {"hostEndpoint": {"templates": [{"generateName": "t", "nodeSelector": text}]}}}}),
+        ),
     ];
     for (kind, spec) in places {
         let write = |text: &str| {
@@ -98,6 +103,21 @@ fn selectors(cluster: &Cluster) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A policy of many rules is judged too, as long as most of its selectors are plain comparisons.
+fn many_selectors(cluster: &Cluster) -> Result<()> {
+    let policy = |last: &str| {
+        let rule = |number: usize| {
+            let (from, to) = (format!("app == 'client-of-{number}'"), format!("app == 'server-of-{number}'"));
+            json!({"action": "Allow", "source": {"selector": from}, "destination": {"selector": to}})
+        };
+        let mut rules: Vec<Value> = (0..1000).map(rule).collect();
+        rules.push(json!({"action": "Allow", "source": {"selector": last}}));
+        calico("GlobalNetworkPolicy", "admission-many", &json!({"ingress": rules}))
+    };
+    create(cluster, &policy("has(a)"), &["--dry-run=server"])?;
+    refused(create(cluster, &policy("has(a"), &["--dry-run=server"]), "not a selector")
 }
 
 /// Directions, tier and label of a policy that says nothing of them; and what it does say stays.

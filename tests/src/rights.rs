@@ -1,5 +1,7 @@
 //! Requests to a real API server by those who may do only a part: which of them it grants. The tables are data.
 
+mod table;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -11,10 +13,14 @@ use kube::core::ApiResource;
 use kube::{Client, Config, ResourceExt};
 use margay_api::storage::{self, Kind, Mode};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 use crate::install::checkout;
+
+use table::Request;
+pub use table::Requests;
 
 /// How long the API server may take until new rules are in force.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -23,11 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub const GRANTED: &str = "granted";
 
 /// A table of `tests/data`.
-pub fn table<T: for<'a> Deserialize<'a>>(name: &str) -> Result<T> {
+pub fn table<T: DeserializeOwned>(name: &str) -> Result<T> {
     let path = checkout().join("tests/data").join(name);
-    let mut value: serde_yaml_ng::Value = serde_yaml_ng::from_str(&std::fs::read_to_string(&path)?)?;
-    value.apply_merge()?;
-    serde_yaml_ng::from_value(value).with_context(|| path.display().to_string())
+    table::parse(&std::fs::read_to_string(&path)?).with_context(|| path.display().to_string())
 }
 
 /// Applies those objects of a golden file of the operator that say who may do what.
@@ -179,27 +183,6 @@ fn answer<T>(outcome: kube::Result<T>) -> Result<String> {
     }
 }
 
-/// A change of nothing.
-fn nothing() -> Value {
-    json!({})
-}
-
-/// Changes an object as a JSON merge patch says.
-pub fn merge(object: &mut Value, patch: &Value) {
-    let Value::Object(fields) = patch else {
-        return object.clone_from(patch);
-    };
-    if !object.is_object() {
-        *object = json!({});
-    }
-    for (name, change) in fields {
-        match change {
-            Value::Null => drop(object.as_object_mut().map(|fields| fields.remove(name))),
-            change => merge(&mut object[name.as_str()], change),
-        }
-    }
-}
-
 /// Asks until the answer has the part: rules come into force some time after they were written.
 pub async fn until<F: Future<Output = Result<String>>>(part: &str, ask: impl Fn() -> F) -> Result<()> {
     let begin = std::time::Instant::now();
@@ -213,27 +196,6 @@ pub async fn until<F: Future<Output = Result<String>>>(part: &str, ask: impl Fn(
     }
 }
 
-/// The table of `agent-requests.yaml`.
-#[derive(Deserialize)]
-pub struct Requests {
-    objects: BTreeMap<String, Value>,
-    rows: Vec<Request>,
-}
-
-#[derive(Deserialize)]
-struct Request {
-    what: String,
-    verb: String,
-    #[serde(default)]
-    sub: String,
-    object: String,
-    #[serde(default = "nothing", rename = "as")]
-    was: Value,
-    #[serde(default = "nothing")]
-    with: Value,
-    answer: String,
-}
-
 /// Asks every row of the table; the error names those that were answered otherwise.
 pub async fn ask(requests: &Requests, agent: &Asker, administrator: &Asker) -> Result<()> {
     let foreign = &requests.objects["affinity-n1"];
@@ -245,9 +207,7 @@ pub async fn ask(requests: &Requests, agent: &Asker, administrator: &Asker) -> R
     let mut wrong = Vec::new();
     for row in &requests.rows {
         let answer = one(row, requests, agent, administrator).await.with_context(|| row.what.clone())?;
-        if !answer.contains(&row.answer) {
-            wrong.push(format!("{} ({} {}): wanted {:?}, is {answer:?}", row.what, row.verb, row.object, row.answer));
-        }
+        wrong.extend(row.fault(&answer));
     }
     ensure!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), requests.rows.len(), wrong.join("\n"));
     Ok(())
@@ -269,10 +229,7 @@ pub async fn ask_under_strict_affinity(requests: &Requests, agent: &Asker, admin
 }
 
 async fn one(row: &Request, requests: &Requests, agent: &Asker, administrator: &Asker) -> Result<String> {
-    let mut before = requests.objects.get(&row.object).with_context(|| format!("no object {}", row.object))?.clone();
-    merge(&mut before, &row.was);
-    let mut after = before.clone();
-    merge(&mut after, &row.with);
+    let (before, after) = requests.objects_of(row);
     let stays = ["Node", "Pod"].iter().any(|kind| before["kind"] == *kind);
     if !stays {
         administrator.clear(&before).await?;

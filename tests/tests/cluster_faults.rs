@@ -68,6 +68,8 @@ fn main() -> ExitCode {
     suite.case("a_pool_that_overlaps_another_is_kept_out_and_told", || overlapping(&stage.cluster));
     suite.case("what_is_set_and_not_followed_is_told", || not_followed(&stage.cluster));
     suite.case("a_configuration_that_comes_before_ours_is_told", || bypassed(&stage.cluster));
+    suite.case("a_configuration_of_ours_that_is_gone_is_put_back", || put_back(&stage.cluster));
+    suite.case("typha_has_as_many_replicas_as_there_are_nodes_that_may_run_it", || confined(&stage.cluster));
     suite.case("node_deleted_and_made_again", || made_again(&stage));
     suite.case("node_rebooted", || rebooted(&mut stage));
     suite.case("pool_exhausted", || exhausted(&stage));
@@ -244,6 +246,58 @@ fn bypassed(cluster: &Cluster) -> Result<()> {
     n3.exec(&["rm", file])?;
     told?;
     told_of(cluster, "calico", |said| !said.contains("05-other"))
+}
+
+fn put_back(cluster: &Cluster) -> Result<()> {
+    let (n3, file) = (cluster.node("n3")?, "/etc/cni/net.d/10-margay.conflist");
+    let before = n3.exec(&["cat", file])?;
+    n3.exec(&["rm", file])?;
+    let is_back = || n3.exec(&["cat", file]).is_ok_and(|now| now == before);
+    wait_for(Duration::from_secs(30), || "the network configuration of n3 to be there again".into(), is_back)
+}
+
+/// One node may run typha, of three: one replica, which is available, and the rollouts there and back come to their end.
+fn confined(cluster: &Cluster) -> Result<()> {
+    let select = |node: Value| {
+        let selector = json!({"spec": {"controlPlaneNodeSelector": {"kubernetes.io/hostname": node}}});
+        cluster.kubectl(&["patch", "installation", "default", "--type=merge", "-p", &selector.to_string()]).map(drop)
+    };
+    let state = || -> Result<(Value, BTreeSet<String>)> {
+        let get = ["get", "deployment", "margay-typha", "-n", "margay-system", "-o", "json"];
+        let found: Value = serde_json::from_str(&cluster.kubectl(&get)?)?;
+        let status = &found["status"];
+        let is_over = status["observedGeneration"] == found["metadata"]["generation"]
+            && ["replicas", "updatedReplicas", "availableReplicas"]
+                .iter()
+                .all(|field| status[*field] == found["spec"]["replicas"]);
+        let nodes = cluster.kubectl(&[
+            "get",
+            "pods",
+            "-n",
+            "margay-system",
+            "-l",
+            "app.kubernetes.io/name=margay-typha",
+            "-o",
+            "jsonpath={.items[*].spec.nodeName}",
+        ])?;
+        let replicas = if is_over { found["spec"]["replicas"].clone() } else { Value::Null };
+        Ok((replicas, nodes.split_whitespace().map(str::to_owned).collect()))
+    };
+    let (before, _) = state()?;
+    ensure!(before == 2, "replicas for three nodes: {before}");
+    select(json!("n1"))?;
+    let waited = wait_for(
+        RECOVERY,
+        || format!("one replica, on n1: {:?}", state()),
+        || state().is_ok_and(|(replicas, nodes)| replicas == 1 && nodes.iter().eq(["n1"])),
+    );
+    select(Value::Null)?;
+    waited?;
+    wait_for(
+        RECOVERY,
+        || format!("two replicas again: {:?}", state()),
+        || state().is_ok_and(|(replicas, nodes)| replicas == 2 && nodes.len() == 2),
+    )
 }
 
 /// Waits until the messages of a TigeraStatus are like that.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use ipnet::Ipv4Net;
 use margay_api::ipam::block::Block;
+use margay_api::ipam::names::ANNOTATION_HANDLE_NODE;
 use margay_api::meta::ANNOTATION_VXLAN_IPV4;
 use margay_api::storage::{METADATA, Mode};
 use margay_tests::cluster::Cluster;
@@ -172,7 +173,9 @@ fn shapes(stage: &Stage) -> Result<()> {
             let object = one(&handles, &handle.to_lowercase())?;
             ensure!(object["spec"]["handleID"] == handle && object["spec"]["block"][&cidr] == 1, "{object}");
             let of = attribute.secondary.clone().unwrap_or_default();
-            ensure!(of.contains_key("node"), "{address} is of no node: {of:?}");
+            let node = of.get("node").with_context(|| format!("{address} is of no node: {of:?}"))?;
+            // Calico's too: the operator has found out whose they are.
+            ensure!(object["metadata"]["annotations"][ANNOTATION_HANDLE_NODE] == **node, "{node}: {object}");
             if let (Some(namespace), Some(pod)) = (of.get("namespace"), of.get("pod")) {
                 held.insert(format!("{namespace}/{pod}"), address.to_string());
             }

@@ -16,6 +16,14 @@ pub fn block(cidr: IpNet) -> String {
     cidr.to_string().replace(['.', ':', '/'], "-")
 }
 
+/// The range of the block of that name, if it is one.
+pub fn block_range(name: &str) -> Option<IpNet> {
+    let (address, length) = name.rsplit_once('-')?;
+    let v4 = format!("{}/{length}", address.replace('-', ".")).parse();
+    let range: IpNet = v4.or_else(|_| format!("{}/{length}", address.replace('-', ":")).parse()).ok()?;
+    (block(range) == name).then_some(range)
+}
+
 /// Name of a node's claim on a block. Where it would be too long, the node's name is cut and a hash of the whole is put behind.
 pub fn affinity(node: &str, cidr: IpNet) -> String {
     let block = block(cidr);
@@ -105,6 +113,12 @@ mod tests {
         assert_eq!(block(cidr("fd00::40/122")), "fd00--40-122");
         assert_eq!(affinity("n1", cidr("10.244.1.0/26")), "n1-10-244-1-0-26");
         assert_eq!(handle("k8s-pod-network.AB"), "k8s-pod-network.ab");
+        for text in ["10.244.1.0/26", "0.0.0.0/0", "fd00::40/122", "fd00::/64", "::/0", "1:2:3:4:5:6:7:8/128"] {
+            assert_eq!(block_range(&block(cidr(text))), Some(cidr(text)), "{text}");
+        }
+        for name in ["", "x", "10-244-1-26", "10-244-1-0-33", "010-244-1-0-26", "n1-10-244-1-0-26"] {
+            assert_eq!(block_range(name), None, "{name}");
+        }
     }
 
     #[test]

@@ -199,3 +199,64 @@ problems
         "#]],
     );
 }
+
+#[test]
+fn what_a_node_has_beyond_all_measure_has_no_route_and_is_one_problem() {
+    let most = margay_calc::blocks::MOST;
+    let mut script =
+        String::from("node n1 192.0.2.1/24\nnode n9 192.0.2.9/24\npool main 10.0.0.0/8 vxlan size:32 since:1\n");
+    let range = |number: usize| format!("10.0.{}.{}/32", number / 256, number % 256);
+    for number in 0..most + 2 {
+        script += &format!("block {} n9 since:{}\n", range(number), most + 9 - number);
+    }
+    let printed = crate::notation::run(&format!("{script}flush\nproblems\nview n1\n"));
+    assert_eq!(
+        printed.lines().filter(|line| line.starts_with("route ") && line.ends_with("via n9 vxlan")).count(),
+        most
+    );
+    for (number, is_there) in [(0, false), (1, false), (2, true), (most + 1, true)] {
+        assert_eq!(printed.contains(&format!("route {} via", range(number))), is_there, "{number}");
+    }
+    let problems: Vec<&str> = printed.lines().filter(|line| line.starts_with("Node n9: ")).collect();
+    let wanted = format!("Node n9: it has {} IPAMBlocks of IPv4, of which the {most} oldest count", most + 2);
+    assert!(problems.len() == 1 && problems[0].starts_with(&wanted), "{problems:?}");
+}
+
+#[test]
+fn an_address_of_a_pod_is_no_nodes_unless_kubelet_reports_it() {
+    check(
+        "
+pool main 10.0.0.0/16 vxlan since:1
+block 10.0.0.0/26 n1 since:3
+node n9 10.0.0.5/24 since:1
+flush
+view n1
+problems
+node n9 10.0.0.5/24 since:1 reported
+flush
+problems
+",
+        expect![[r#"
+            > flush
+            settings gained by all
+            pool 10.0.0.0/16 gained by all
+            node n9 gained by all
+            route 10.0.0.0/26 gained by all
+
+            > view n1
+            settings to-host accept vxlan vni 4096 port 4789 mtu 0 log "calico-packet" ipv6
+            pool 10.0.0.0/16 vxlan
+            node n9
+            route 10.0.0.0/26 via n1 vxlan
+
+            > problems
+            Node n9: projectcalico.org/IPv4Address: 10.0.0.5: it is in a block of another node, and not under the handle of this node's tunnel, so that others do not reach this node there; if the node has changed, delete the annotation and restart its agent, and find out who has written it
+
+            > flush
+            node n9 kept by all (value)
+
+            > problems
+
+        "#]],
+    );
+}

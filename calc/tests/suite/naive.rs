@@ -159,8 +159,8 @@ impl Naive<'_> {
     }
 
     fn is_node(&self, selector: &Selector, address: IpAddr) -> bool {
-        let selected = self.0.nodes.values().filter(|node| selector.matches(&node.labels));
-        { selected }.any(|node| {
+        let selected = self.0.nodes.iter().filter(|(_, node)| selector.matches(&node.labels));
+        { selected }.map(|(name, node)| self.0.believed(name, node)).any(|node| {
             node.ipv4.is_some_and(|net| IpAddr::V4(net.addr()) == address)
                 || node.ipv6.is_some_and(|net| IpAddr::V6(net.addr()) == address)
         })

@@ -359,8 +359,9 @@ fn backend() -> impl Strategy<Value = Backend> {
 }
 
 fn node() -> impl Strategy<Value = NodeInfo> {
-    let ipv4 = select(&["192.0.2.1/24", "192.0.2.2/24"][..]);
-    let ipv6 = option::of(select(&["fd01::1/64", "fd01::2/64"][..]));
+    // The last of each is a pod's.
+    let ipv4 = select(&["192.0.2.1/24", "192.0.2.2/24", "10.0.0.65/24"][..]);
+    let ipv6 = option::of(select(&["fd01::1/64", "fd01::2/64", "fd00::1/64"][..]));
     let vtep6 = option::of(select(&["fd00::1", "fd00::41"][..]));
     let standing = (any::<bool>(), any::<bool>(), 0..3_i64);
     let standing =

@@ -1,24 +1,30 @@
 //! Whether the container runtime calls our plugin. Another configuration in its folder, or none of ours there, takes pods out of this network and its policy
-//! without a word, so the folder is looked at for as long as the agent runs.
+//! without a word, so the folder is looked at for as long as the agent runs. Ours is put back where it is gone or calls our plugin no more; what others have added
+//! to it, as service meshes do, stays.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use margay_proto::conf;
+use margay_proto::conf::{self, CONFLIST, Whose};
 
 /// Between looks.
 const PERIOD: Duration = Duration::from_secs(10);
 /// What is read of a file, in bytes: far more than any configuration has.
 const LONGEST: u64 = 1 << 20;
+/// As the installer writes it.
+const MODE: u32 = 0o600;
 
-/// Looks at the folder from time to time, for ever; `report` is told what is wrong, or that nothing is, at first and when it changes.
-pub async fn watch(folder: PathBuf, report: impl Fn(Option<&str>)) {
+/// Looks at the folder from time to time, for ever; `report` is told what is wrong, or that nothing is, at first and when it changes. `own` is the text of our
+/// configuration, where this agent is to put it back.
+pub async fn watch(folder: PathBuf, own: Option<String>, report: impl Fn(Option<&str>)) {
     let mut told = None;
     loop {
-        let seen = folder.clone();
-        let looked = tokio::task::spawn_blocking(move || wrong(&seen)).await;
+        let (seen, text) = (folder.clone(), own.clone());
+        let looked = tokio::task::spawn_blocking(move || look(&seen, text.as_deref())).await;
         let now = looked.unwrap_or_else(|error| Some(error.to_string()));
         if told.as_ref() != Some(&now) {
             report(now.as_deref());
@@ -26,6 +32,40 @@ pub async fn watch(folder: PathBuf, report: impl Fn(Option<&str>)) {
         }
         tokio::time::sleep(PERIOD).await;
     }
+}
+
+/// Puts ours back if need be; answers with what is wrong then.
+fn look(folder: &Path, own: Option<&str>) -> Option<String> {
+    match own.map(|text| restore(folder, text)) {
+        Some(Ok(true)) => {
+            tracing::warn!(file = CONFLIST, "the network configuration was gone, or did not call the plugin; put back");
+        }
+        Some(Err(error)) => {
+            tracing::warn!(file = CONFLIST, %error, "the network configuration cannot be put back");
+        }
+        Some(Ok(false)) | None => {}
+    }
+    wrong(folder)
+}
+
+/// Answers whether ours had to be written: whole, so that a runtime reads the former file or this one.
+fn restore(folder: &Path, text: &str) -> io::Result<bool> {
+    let path = folder.join(CONFLIST);
+    match content(&path) {
+        Ok(present) if conf::whose(CONFLIST, &present) == Whose::Ours => return Ok(false),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Hidden and without a known suffix, so that no runtime takes it for a configuration.
+    let draft = folder.join(format!(".{CONFLIST}.agent"));
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).open(&draft)?;
+    // The mode given at creation is cut by the umask.
+    file.set_permissions(fs::Permissions::from_mode(MODE))?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&draft, &path)?;
+    File::open(folder)?.sync_all()?;
+    Ok(true)
 }
 
 fn wrong(folder: &Path) -> Option<String> {
@@ -75,5 +115,36 @@ mod tests {
         std::fs::remove_file(folder.path().join("05-other.conf")).unwrap();
         assert_eq!(wrong(folder.path()), None);
         assert!(wrong(&folder.path().join("gone")).unwrap().contains("cannot be read"));
+    }
+
+    #[test]
+    fn ours_is_put_back_and_what_others_add_to_it_stays() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join(CONFLIST);
+        let own = r#"{"plugins":[{"type":"margay"}]}"#;
+        let extended = r#"{"plugins":[{"type":"margay"},{"type":"istio-cni"}]}"#;
+        let table = [
+            ("gone", None, own),
+            ("as it was", Some(own), own),
+            ("extended", Some(extended), extended),
+            ("of another plugin", Some(r#"{"plugins":[{"type":"bridge"}]}"#), own),
+            ("empty", Some(""), own),
+            ("in pieces", Some("{"), own),
+        ];
+        for (what, before, after) in table {
+            match before {
+                Some(text) => fs::write(&path, text).unwrap(),
+                None => fs::remove_file(&path).unwrap_or_default(),
+            }
+            assert_eq!(look(folder.path(), Some(own)), None, "{what}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), after, "{what}");
+            let is_new = before != Some(after);
+            assert!(!is_new || fs::metadata(&path).unwrap().permissions().mode() & 0o777 == MODE, "{what}");
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "{what}: a draft is left");
+        }
+        fs::remove_file(&path).unwrap();
+        assert!(look(folder.path(), None).unwrap().contains("is not in"), "it is not this agent's to write");
+        fs::create_dir(&path).unwrap();
+        assert!(look(folder.path(), Some(own)).is_some(), "it cannot be written");
     }
 }

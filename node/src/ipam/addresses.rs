@@ -1,14 +1,16 @@
 //! The CNI service's view of IPAM: which attributes Calico keeps with an address.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use margay_api::rule::IpVersion;
 use margay_api::v3::ipam::AllocationAttribute;
+use tokio::sync::watch;
 
-use super::allocator::{Allocator, Wanted};
+use super::allocator::{Allocator, Pools, Wanted};
 use super::spaces::{self, Asked, Known, Look, Relevance};
-use super::store::{Namespace, Use};
+use super::store::{Choice, Namespace, Use};
 use crate::cni::ports::{AddressRequest, Addresses, Demand, NoAddress};
 
 /// Handle and type of a node's VXLAN tunnel address of an IP version, as Calico names them.
@@ -35,8 +37,35 @@ impl NodeAddresses {
         Self { node, allocator, namespaces, known: Known::default(), clock }
     }
 
-    /// The address of this node's VXLAN device for an IP version; the same one again after a restart.
+    /// The address of this node's VXLAN device for an IP version; the same one again after a restart, until its pool goes.
     pub async fn tunnel(&self, version: IpVersion) -> Result<Vec<IpNet>, NoAddress> {
+        let present = self.assign_tunnel(version).await?;
+        if !self.has_to_move(&present) {
+            return Ok(present);
+        }
+        // Nobody else is given it meanwhile: nothing new is taken from such a pool.
+        self.allocator.release(tunnel_names(&self.node, version).0).await?;
+        self.assign_tunnel(version).await
+    }
+
+    /// Whether a tunnel's address is of no pool, or of one that is being deleted, while there is another one that it may come from: the block around it
+    /// would never be given back.
+    pub fn has_to_move(&self, present: &[IpNet]) -> bool {
+        let Some(pools) = self.pools().borrow().clone() else { return false };
+        let choice = Choice { usage: Use::Tunnel, ..Choice::default() };
+        let stays = |address: IpAddr| pools.iter().any(|pool| pool.cidr.contains(&address) && !pool.is_leaving);
+        let may_go = |address: IpAddr| {
+            pools.iter().any(|pool| pool.cidr.addr().is_ipv4() == address.is_ipv4() && pool.serves(&choice))
+        };
+        present.iter().map(IpNet::addr).any(|address| !stays(address) && may_go(address))
+    }
+
+    /// The pools as this node sees them.
+    pub fn pools(&self) -> watch::Receiver<Pools> {
+        self.allocator.watch_pools()
+    }
+
+    async fn assign_tunnel(&self, version: IpVersion) -> Result<Vec<IpNet>, NoAddress> {
         let (handle, kind) = tunnel_names(&self.node, version);
         let secondary = BTreeMap::from([("node".to_owned(), self.node.clone()), ("type".to_owned(), kind.to_owned())]);
         let attribute = AllocationAttribute {

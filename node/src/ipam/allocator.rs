@@ -154,6 +154,11 @@ impl Allocator {
         self.ask(Event::Assign(wanted, reply), answer).await
     }
 
+    /// The pools as this node sees them, as they change.
+    pub(super) fn watch_pools(&self) -> watch::Receiver<Pools> {
+        self.terms.pools.clone()
+    }
+
     /// The pools as this node sees them, once they are known.
     pub(super) async fn pools(&self) -> Result<Arc<Vec<NodePool>>, NoAddress> {
         let mut pools = self.terms.pools.clone();

@@ -16,7 +16,7 @@ pub(super) const LOOK: Duration = Duration::from_secs(30);
 /// What a block is to its node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// It is of no pool.
+    /// It is of no pool, or of one that is being deleted.
     Gone,
     /// Its pool gives this node nothing unless it is named, or nothing at all.
     Idle,

@@ -127,6 +127,7 @@ impl<K: Serialize + DeserializeOwned + Clone + Send + Sync + 'static> Collection
 fn error(error: kube::Error) -> StoreError {
     match &error {
         kube::Error::Api(status) if status.code == 409 => StoreError::Conflict,
+        kube::Error::Api(status) if status.code == 403 => StoreError::Refused(status.message.clone()),
         kube::Error::Api(status) => StoreError::Failed(status.message.clone()),
         _ => StoreError::Failed(error.to_string()),
     }

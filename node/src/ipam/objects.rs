@@ -177,10 +177,17 @@ impl Store for Objects {
         Ok(blocks.filter_map(|cidr| cidr.parse().ok()).collect())
     }
 
-    /// In one step: nobody but this node writes a handle of one of its pods.
+    /// In one step: nobody but this node writes a handle of one of its pods. One of which nobody has said yet that it is this node's, as Calico wrote it, is left to the
+    /// operator, which collects handles without addresses.
     async fn delete_handle(&self, handle: String) -> Result<(), StoreError> {
         let metadata = ObjectMeta { name: Some(names::handle(&handle)), ..ObjectMeta::default() };
-        self.handles.delete(&metadata).await
+        match self.handles.delete(&metadata).await {
+            Err(StoreError::Refused(why)) => {
+                tracing::warn!(handle, why, "a handle may not be deleted by its node, and is left to the operator");
+                Ok(())
+            }
+            result => result,
+        }
     }
 
     async fn namespace(&self, name: String) -> Result<Namespace, StoreError> {

@@ -58,6 +58,7 @@ async fn run(
 
 /// The pools as a node with these labels sees them, by name. One whose range or blockSize is wrong is none: nothing can be said of its blocks.
 pub fn of_node(pools: &BTreeMap<String, IPPool>, labels: &Labels) -> Vec<NodePool> {
+    let kept_out = kept_out(pools);
     let pool = |(name, object): (&String, &IPPool)| {
         let spec = &object.spec;
         let cidr: IpNet = spec.cidr.parse().ok()?;
@@ -74,7 +75,8 @@ pub fn of_node(pools: &BTreeMap<String, IPPool>, labels: &Labels) -> Vec<NodePoo
             namespaces,
             workloads: uses("Workload"),
             tunnels: uses("Tunnel"),
-            closed: closed(name, object, pools).or(selectors),
+            closed: closed(object, kept_out.get(name.as_str()).copied()).or(selectors),
+            is_leaving: object.metadata.deletion_timestamp.is_some(),
         })
     };
     pools.iter().filter_map(pool).collect()
@@ -104,28 +106,41 @@ fn selectors(spec: &IPPoolSpec, labels: &Labels) -> (bool, Option<Selector>, Opt
     }
 }
 
-/// Why nothing new is taken from a pool, if so. What its condition says counts; before it says anything, of pools that overlap the oldest one serves.
-fn closed(name: &str, object: &IPPool, pools: &BTreeMap<String, IPPool>) -> Option<String> {
+/// Why nothing new is taken from a pool, if so. `winner`: the pool that keeps it out, while its condition says nothing.
+fn closed(object: &IPPool, winner: Option<&str>) -> Option<String> {
     if object.spec.disabled.unwrap_or(false) {
         return Some("is disabled".to_owned());
+    }
+    // Before its condition says so.
+    if object.metadata.deletion_timestamp.is_some() {
+        return Some("is being deleted".to_owned());
     }
     match allocatable(object) {
         Some(condition) if condition.status == "False" => {
             Some(format!("is not allocatable: {}", condition.message.trim_end_matches('.')))
         }
         Some(_) => None,
-        None => {
-            let age = |name: &str, object: &IPPool| (object.metadata.creation_timestamp.clone(), name.to_owned());
-            let holds = |pool: &IPPool| {
-                !pool.spec.disabled.unwrap_or(false)
-                    && allocatable(pool).is_none_or(|condition| condition.status != "False")
-            };
-            let elder = pools.iter().find(|(other, pool)| {
-                holds(pool) && overlap(&pool.spec, &object.spec) && age(other, pool) < age(name, object)
-            });
-            elder.map(|(other, _)| format!("overlaps IPPool {other}, which is older; delete one of them"))
+        None => winner.map(|other| format!("overlaps IPPool {other}, which comes first; delete one of them")),
+    }
+}
+
+/// Pools that others keep out, with the other one: as the operator judges them, which in the older storage has no place to write it. Those whose condition says
+/// that they are allocatable come first, then the older ones.
+fn kept_out(pools: &BTreeMap<String, IPPool>) -> BTreeMap<&str, &str> {
+    let may_hold = |pool: &&IPPool| {
+        let is_false = allocatable(pool).is_some_and(|condition| condition.status == "False");
+        !pool.spec.disabled.unwrap_or(false) && (!is_false || pool.metadata.deletion_timestamp.is_some())
+    };
+    let mut ordered: Vec<(&String, &IPPool)> = pools.iter().filter(|(_, pool)| may_hold(pool)).collect();
+    ordered.sort_by_key(|(name, pool)| (allocatable(pool).is_none(), pool.metadata.creation_timestamp.clone(), *name));
+    let (mut holders, mut kept_out): (Vec<(&str, &IPPoolSpec)>, _) = (Vec::new(), BTreeMap::new());
+    for (name, pool) in ordered {
+        match holders.iter().find(|(_, holder)| overlap(holder, &pool.spec)) {
+            Some((holder, _)) => drop(kept_out.insert(name.as_str(), *holder)),
+            None => holders.push((name, &pool.spec)),
         }
     }
+    kept_out
 }
 
 fn allocatable(pool: &IPPool) -> Option<&Condition> {
@@ -141,6 +156,7 @@ fn overlap(one: &IPPoolSpec, other: &IPPoolSpec) -> bool {
 mod tests {
     use super::*;
     use crate::ipam::store::{Choice, Use};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use margay_api::v3::pool::IPPoolStatus;
 
     /// Name, whom it serves, and what makes it so.
@@ -161,7 +177,7 @@ mod tests {
     #[test]
     fn a_pool_serves_where_its_selectors_its_uses_and_its_condition_allow() {
         // Name, who it serves: workloads and tunnels that name nothing; workloads that name it; workloads of a namespace that it admits.
-        let table: [Case; 11] = [
+        let table: [Case; 12] = [
             ("default", [true, true, true, true], |_| {}),
             ("disabled", [false; 4], |pool| pool.spec.disabled = Some(true)),
             ("elsewhere", [false, false, true, false], |pool| {
@@ -175,6 +191,9 @@ mod tests {
             ("wrong-namespaces", [false; 4], |pool| pool.spec.namespace_selector = Some("team ==".to_owned())),
             ("team", [false, false, false, true], |pool| pool.spec.namespace_selector = Some("team == 'a'".to_owned())),
             ("not-allocatable", [false; 4], |pool| pool.status = Some(condition("False"))),
+            ("leaving", [false; 4], |pool| {
+                (pool.status, pool.metadata.deletion_timestamp) = (Some(condition("True")), Some(time()));
+            }),
         ];
         for (name, wanted, change) in table {
             let pools = seen([mk_pool(name, "10.0.0.0/16", change)]);
@@ -194,13 +213,17 @@ mod tests {
         }
     }
 
+    fn time() -> Time {
+        serde_json::from_value("2026-01-01T00:00:00Z".into()).expect("a time")
+    }
+
     fn condition(status: &str) -> IPPoolStatus {
         let condition = Condition {
             type_: ALLOCATABLE.to_owned(),
             status: status.to_owned(),
             reason: "Overlaps".to_owned(),
             message: "it overlaps pool x.".to_owned(),
-            last_transition_time: serde_json::from_value("2026-01-01T00:00:00Z".into()).expect("a time"),
+            last_transition_time: time(),
             observed_generation: None,
         };
         IPPoolStatus { conditions: vec![condition] }
@@ -240,7 +263,7 @@ mod tests {
             open.map(|pool| pool.name).collect::<Vec<_>>()
         };
         assert_eq!(open([old(), new(|_| {})]), ["z-old"]);
-        assert_eq!(open([old(), new(|pool| pool.status = Some(condition("True")))]), ["a-new", "z-old"]);
+        assert_eq!(open([old(), new(|pool| pool.status = Some(condition("True")))]), ["a-new"]);
         assert_eq!(open([old(), new(|pool| pool.spec.cidr = "10.1.0.0/24".to_owned())]), ["a-new", "z-old"]);
         let of_old = |change: fn(&mut IPPool)| {
             let (name, mut pool) = old();
@@ -250,6 +273,13 @@ mod tests {
         assert_eq!(open([of_old(|pool| pool.spec.disabled = Some(true)), new(|_| {})]), ["a-new"]);
         assert_eq!(open([of_old(|pool| pool.status = Some(condition("False"))), new(|_| {})]), ["a-new"]);
         let text = seen([old(), new(|_| {})])[0].closed.clone();
-        assert_eq!(text.as_deref(), Some("overlaps IPPool z-old, which is older; delete one of them"));
+        assert_eq!(text.as_deref(), Some("overlaps IPPool z-old, which comes first; delete one of them"));
+        // What is kept out keeps nobody out.
+        let third = mk_pool("third", "10.0.2.0/24", at("2026-01-03T00:00:00Z"));
+        let wide = new(|pool| pool.spec.cidr = "10.0.0.0/8".to_owned());
+        let first = of_old(|pool| pool.spec.cidr = "10.0.1.0/24".to_owned());
+        let open: Vec<String> =
+            seen([first, wide, third]).into_iter().filter(|pool| pool.closed.is_none()).map(|pool| pool.name).collect();
+        assert_eq!(open, ["third", "z-old"]);
     }
 }

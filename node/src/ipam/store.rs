@@ -24,6 +24,9 @@ pub enum StoreError {
     /// It exists already, or was changed since it was read.
     #[error("changed by somebody else")]
     Conflict,
+    /// The API server does not let this node do it.
+    #[error("{0}")]
+    Refused(String),
     /// It may or may not have been done.
     #[error("{0}")]
     Failed(String),
@@ -50,6 +53,8 @@ pub struct NodePool {
     pub tunnels: bool,
     /// Why nothing new is taken from it, if so; follows its name. What has been taken stays in use.
     pub closed: Option<String>,
+    /// It is being deleted: what is empty of it is given back at once, and a tunnel's address moves to another pool.
+    pub is_leaving: bool,
 }
 
 /// What an address is for.

@@ -9,7 +9,8 @@ use margay_api::storage::{Kind, Mode};
 use margay_api::{meta, v3};
 use serde_json::{Value, json};
 
-use super::{Context, NODE, labels};
+use super::validation::{self, Requests};
+use super::{Context, NODE};
 use crate::csr::{NODE_EXTRA, REQUESTER, SIGNER};
 use crate::object::Object;
 
@@ -151,31 +152,23 @@ pub(super) fn names() -> Vec<&'static str> {
 
 /// A policy and its binding for each kind that agents write.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
-    guards()
-        .iter()
-        .flat_map(|guard| {
-            [
-                context.object("ValidatingAdmissionPolicy", policy(guard, context.settings.mode)),
-                context.object("ValidatingAdmissionPolicyBinding", binding(guard.name)),
-            ]
-        })
-        .chain(strict(context))
-        .collect()
+    let bound = |guard: &Guard| validation::objects(context, guard.name, NODE, policy(guard, context.settings.mode));
+    guards().iter().flat_map(bound).chain(strict(context)).collect()
 }
 
 /// While IPAMConfiguration `default` says `strictAffinity` nobody borrows; what was borrowed before is given back as ever. It is a policy of its own, and what
 /// goes wrong with its parameter refuses nothing, because the setting is no more than an agent's own rule confirmed.
 fn strict(context: &Context<'_>) -> [Object; 2] {
     let mode = context.settings.mode;
-    let mut guard = policy(&ipam::strict(), mode);
+    let mut spec = policy(&ipam::strict(), mode);
     let kind = Kind::of("IPAMConfiguration").map_or("IPAMConfiguration", |kind| kind.kind_in(mode));
-    guard["spec"]["failurePolicy"] = "Ignore".into();
-    guard["spec"]["paramKind"] = json!({ "apiVersion": mode.api_version(), "kind": kind });
-    let mut bound = binding(STRICT);
-    bound["spec"]["paramRef"] = json!({ "name": v3::SINGLETON, "parameterNotFoundAction": "Allow" });
-    [context.object("ValidatingAdmissionPolicy", guard), context.object("ValidatingAdmissionPolicyBinding", bound)]
+    spec["failurePolicy"] = "Ignore".into();
+    spec["paramKind"] = json!({ "apiVersion": mode.api_version(), "kind": kind });
+    let parameter = json!({ "name": v3::SINGLETON, "parameterNotFoundAction": "Allow" });
+    validation::with_parameter(context, STRICT, NODE, spec, parameter)
 }
 
+/// The specification of the guard's policy.
 fn policy(guard: &Guard, mode: Mode) -> Value {
     let (group, version) =
         if guard.group == v3::GROUP { (mode.group(), mode.version()) } else { (guard.group, guard.version) };
@@ -195,33 +188,16 @@ fn policy(guard: &Guard, mode: Mode) -> Value {
         rule(&same_owners(), "an agent changes no owners and finalizers"),
     ];
     rules.extend(guard.rules.iter().map(|(text, message)| rule(text, message)));
+    let requests = Requests { api: (group, version), resources: &guard.resources, operations: guard.operations };
     json!({
-        "metadata": { "name": guard.name, "labels": labels(NODE) },
-        "spec": {
-            "failurePolicy": "Fail",
-            "matchConstraints": {
-                "resourceRules": [{
-                    "apiGroups": [group],
-                    "apiVersions": [version],
-                    "operations": guard.operations,
-                    "resources": guard.resources,
-                    "scope": "*",
-                }],
-            },
-            "matchConditions": [{
-                "name": "by-an-agent",
-                "expression": format!("request.userInfo.username == '{REQUESTER}'"),
-            }],
-            "variables": variables,
-            "validations": rules,
-        },
-    })
-}
-
-fn binding(name: &str) -> Value {
-    json!({
-        "metadata": { "name": name, "labels": labels(NODE) },
-        "spec": { "policyName": name, "validationActions": ["Deny"] },
+        "failurePolicy": "Fail",
+        "matchConstraints": requests.constraints(),
+        "matchConditions": [{
+            "name": "by-an-agent",
+            "expression": format!("request.userInfo.username == '{REQUESTER}'"),
+        }],
+        "variables": variables,
+        "validations": rules,
     })
 }
 

@@ -1,54 +1,16 @@
-use std::collections::BTreeMap;
-
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::cel::{Request, refusal};
 use super::super::rbac;
 use super::*;
 
+#[path = "../../../tests/src/rights/table.rs"]
+mod table;
+
+use table::Requests as Table;
+
 /// The table that a real API server is asked too, by `tests/tests/cluster_rights.rs`; what its fields mean is said there.
 const TABLE: &str = include_str!("../../../tests/data/agent-requests.yaml");
-
-#[derive(Deserialize)]
-struct Table {
-    objects: BTreeMap<String, Value>,
-    rows: Vec<Row>,
-}
-
-#[derive(Deserialize)]
-struct Row {
-    what: String,
-    verb: String,
-    #[serde(default)]
-    sub: String,
-    object: String,
-    #[serde(default = "nothing", rename = "as")]
-    was: Value,
-    #[serde(default = "nothing")]
-    with: Value,
-    answer: String,
-}
-
-/// A change of nothing.
-fn nothing() -> Value {
-    json!({})
-}
-
-fn merge(object: &mut Value, patch: &Value) {
-    let Value::Object(fields) = patch else {
-        return object.clone_from(patch);
-    };
-    if !object.is_object() {
-        *object = json!({});
-    }
-    for (name, change) in fields {
-        match change {
-            Value::Null => drop(object.as_object_mut().map(|fields| fields.remove(name))),
-            change => merge(&mut object[name.as_str()], change),
-        }
-    }
-}
 
 /// As the API server knows the resource of a kind.
 fn resource(kind: &str) -> (String, &'static str) {
@@ -75,11 +37,8 @@ fn granted(verb: &str, resource: &str, group: &str) -> bool {
         .any(|rule| lists(rule, "apiGroups", group) && lists(rule, "resources", resource) && lists(rule, "verbs", verb))
 }
 
-fn answer(row: &Row, objects: &BTreeMap<String, Value>) -> String {
-    let mut before = objects[&row.object].clone();
-    merge(&mut before, &row.was);
-    let mut after = before.clone();
-    merge(&mut after, &row.with);
+fn answer(row: &table::Request, table: &Table) -> String {
+    let (before, after) = table.objects_of(row);
     let (plural, group) = resource(before["kind"].as_str().unwrap());
     let full = if row.sub.is_empty() { plural } else { format!("{plural}/{}", row.sub) };
     if !granted(&row.verb, &full, group) {
@@ -102,19 +61,7 @@ fn answer(row: &Row, objects: &BTreeMap<String, Value>) -> String {
 
 #[test]
 fn an_agent_writes_what_is_its_own_nodes() {
-    let table: Table = {
-        let mut value: serde_yaml_ng::Value = serde_yaml_ng::from_str(TABLE).unwrap();
-        value.apply_merge().unwrap();
-        serde_yaml_ng::from_value(value).unwrap()
-    };
-    let wrong: Vec<String> = table
-        .rows
-        .iter()
-        .map(|row| (row, answer(row, &table.objects)))
-        .filter(|(row, answer)| !answer.contains(&row.answer))
-        .map(|(row, answer)| {
-            format!("{} ({} {}): wanted {:?}, is {answer:?}", row.what, row.verb, row.object, row.answer)
-        })
-        .collect();
+    let table: Table = table::parse(TABLE).unwrap();
+    let wrong: Vec<String> = table.rows.iter().filter_map(|row| row.fault(&answer(row, &table))).collect();
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), table.rows.len(), wrong.join("\n"));
 }

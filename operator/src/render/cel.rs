@@ -18,15 +18,14 @@ pub(crate) struct Request<'a> {
     pub(crate) after: Option<&'a Value>,
 }
 
-/// What the policy says against the request.
-pub(crate) fn refusal(policy: &Value, request: &Request<'_>) -> Option<String> {
+/// What the policy with that specification says against the request.
+pub(crate) fn refusal(spec: &Value, request: &Request<'_>) -> Option<String> {
     let mut context = Context::default().with_all();
     context.add_function("dyn", |value: Cel| -> Result<Cel, ExecutionError> { Ok(value) });
     let mut set = |name: &str, value: &Value| context.add_variable_from_value(name, cel(value));
     set("object", request.after.unwrap_or(&Value::Null));
     set("oldObject", request.before.unwrap_or(&Value::Null));
     set("request", &json!({"operation": request.operation, "userInfo": request.user}));
-    let spec = &policy["spec"];
     let list = |field: &str| spec[field].as_array().cloned().unwrap_or_default();
     for condition in list("matchConditions") {
         if run(&context, &condition["expression"]) != Ok(Cel::Bool(true)) {

@@ -5,7 +5,8 @@
 use margay_api::storage::Mode;
 use serde_json::{Value, json};
 
-use super::{Context, labels};
+use super::Context;
+use super::validation::{Requests, metadata};
 use crate::object::{MANAGER, Object};
 
 /// Defaults of policies.
@@ -27,12 +28,8 @@ pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
     if !context.inputs.mutates || context.settings.mode == Mode::V1 {
         return Vec::new();
     }
-    let bound = json!({ "metadata": metadata(DEFAULTS), "spec": { "policyName": DEFAULTS } });
+    let bound = json!({ "metadata": metadata(DEFAULTS, MANAGER), "spec": { "policyName": DEFAULTS } });
     vec![context.object("MutatingAdmissionPolicy", defaults()), context.object("MutatingAdmissionPolicyBinding", bound)]
-}
-
-fn metadata(name: &str) -> Value {
-    json!({ "name": name, "labels": labels(MANAGER) })
 }
 
 fn defaults() -> Value {
@@ -41,19 +38,11 @@ fn defaults() -> Value {
     let patch = |expression: String| json!({ "patchType": "JSONPatch", "jsonPatch": { "expression": expression } });
     let label = "'projectcalico.org/tier'";
     json!({
-        "metadata": metadata(DEFAULTS),
+        "metadata": metadata(DEFAULTS, MANAGER),
         "spec": {
             "failurePolicy": "Ignore",
             "reinvocationPolicy": "Never",
-            "matchConstraints": {
-                "resourceRules": [{
-                    "apiGroups": ["projectcalico.org"],
-                    "apiVersions": ["v3"],
-                    "operations": ["CREATE", "UPDATE"],
-                    "resources": POLICIES,
-                    "scope": "*",
-                }],
-            },
+            "matchConstraints": Requests::of_calico(Mode::V3, &POLICIES, &["CREATE", "UPDATE"]).constraints(),
             "matchConditions": [{ "name": "has-a-spec", "expression": "has(object.spec)" }],
             "variables": [
                 variable("ingress", &list("ingress")),

@@ -157,6 +157,7 @@ fn agent(context: &Context<'_>, typha: &str) -> Value {
         ("MARGAY_STATE_DIR", "/var/lib/margay".to_owned()),
         ("MARGAY_RUN_DIR", "/var/run/margay".to_owned()),
         ("MARGAY_CNI_CONF_DIR", HOST_CONF.to_owned()),
+        ("CNI_CONFLIST", cni::conflist(context.spec)),
         ("MARGAY_LISTEN", format!("0.0.0.0:{DEBUG_PORT}")),
         ("MARGAY_ADMIN_LISTEN", format!("127.0.0.1:{ADMIN_PORT}")),
         ("MARGAY_POLICY_SETUP_TIMEOUT_SECONDS", timeout.to_string()),
@@ -189,8 +190,8 @@ fn authority(address: &str) -> String {
 fn mounts() -> Vec<Value> {
     let mut mounts = vec![
         json!({ "name": "ca", "mountPath": CA_DIR, "readOnly": true }),
-        // What the container runtime reads is looked at.
-        json!({ "name": "cni-conf", "mountPath": HOST_CONF, "readOnly": true }),
+        // What the container runtime reads is looked at, and put back.
+        json!({ "name": "cni-conf", "mountPath": HOST_CONF }),
     ];
     for (name, _, path) in HOST_FOLDERS {
         match name {

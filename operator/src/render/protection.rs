@@ -3,7 +3,8 @@
 use margay_api::storage::Mode;
 use serde_json::{Value, json};
 
-use super::{Context, labels};
+use super::Context;
+use super::validation::{self, Requests};
 use crate::object::{MANAGER, Object};
 
 /// Protection of the built-in tiers.
@@ -16,31 +17,14 @@ pub(super) const NAMES: [&str; 2] = [TIERS, ADDRESSES];
 
 /// A policy and its binding for each.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
-    [(TIERS, tiers(context.settings.mode)), (ADDRESSES, addresses())]
-        .into_iter()
-        .flat_map(|(name, spec)| {
-            let metadata = json!({ "name": name, "labels": labels(MANAGER) });
-            let bound = json!({ "policyName": name, "validationActions": ["Deny"] });
-            [
-                context.object("ValidatingAdmissionPolicy", json!({ "metadata": metadata, "spec": spec })),
-                context.object("ValidatingAdmissionPolicyBinding", json!({ "metadata": metadata, "spec": bound })),
-            ]
-        })
-        .collect()
+    let both = [(TIERS, tiers(context.settings.mode)), (ADDRESSES, addresses())];
+    both.into_iter().flat_map(|(name, spec)| validation::objects(context, name, MANAGER, spec)).collect()
 }
 
 fn tiers(mode: Mode) -> Value {
     json!({
         "failurePolicy": "Fail",
-        "matchConstraints": {
-            "resourceRules": [{
-                "apiGroups": [mode.group()],
-                "apiVersions": [mode.version()],
-                "operations": ["DELETE"],
-                "resources": ["tiers"],
-                "scope": "*",
-            }],
-        },
+        "matchConstraints": Requests::of_calico(mode, &["tiers"], &["DELETE"]).constraints(),
         "validations": [{
             "expression": "!(oldObject.metadata.name in ['default', 'kube-admin', 'kube-baseline'])",
             "message": "this tier is built in: policies that name no tier, and Kubernetes' cluster-wide policies, are in such tiers; \
@@ -55,17 +39,10 @@ fn tiers(mode: Mode) -> Value {
 fn addresses() -> Value {
     let annotations = |of: &str| format!("has({of}.metadata.annotations) ? {of}.metadata.annotations : {{}}");
     let before = format!("request.operation == 'CREATE' ? {{}} : {}", annotations("oldObject"));
+    let requests = Requests { api: ("", "v1"), resources: &["pods"], operations: &["CREATE", "UPDATE"] };
     json!({
         "failurePolicy": "Fail",
-        "matchConstraints": {
-            "resourceRules": [{
-                "apiGroups": [""],
-                "apiVersions": ["v1"],
-                "operations": ["CREATE", "UPDATE"],
-                "resources": ["pods"],
-                "scope": "*",
-            }],
-        },
+        "matchConstraints": requests.constraints(),
         "variables": [
             { "name": "before", "expression": before },
             { "name": "after", "expression": annotations("object") },

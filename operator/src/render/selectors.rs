@@ -1,14 +1,15 @@
 //! What the API server refuses because nobody could say whom it is about: policies, pools and settings whose selectors are none.
 //!
 //! The code that reads such objects refuses them too, and closes what they may be about; here whoever writes one learns it at once. What is
-//! stored already can still be labelled and deleted: only a changed specification is looked at. A request that cannot be judged, as one of very many
-//! rules, passes.
+//! stored already can still be labelled and deleted: only a changed specification is looked at. A policy that cannot be judged, because it has more than
+//! a thousand selectors that are no plain comparisons, passes: it may be right, and its reader looks. Of the other kinds everything can be judged.
 
 use margay_api::selector;
 use margay_api::storage::{Kind, Mode};
 use serde_json::{Value, json};
 
-use super::{Context, labels};
+use super::Context;
+use super::validation::{self, Requests};
 use crate::object::{MANAGER, Object};
 
 /// Selectors of policies.
@@ -26,18 +27,10 @@ pub(super) const NAMES: [&str; 2] = [POLICIES, NODES];
 /// A policy and its binding for each.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
     let policies = ["NetworkPolicy", "GlobalNetworkPolicy", "StagedNetworkPolicy", "StagedGlobalNetworkPolicy"];
-    [(POLICIES, &policies[..]), (NODES, &["IPPool", "FelixConfiguration"][..])]
-        .into_iter()
-        .flat_map(|(name, kinds)| {
-            let metadata = json!({ "name": name, "labels": labels(MANAGER) });
-            let bound = json!({ "policyName": name, "validationActions": ["Deny"] });
-            let spec = specification(context.settings.mode, kinds, name);
-            [
-                context.object("ValidatingAdmissionPolicy", json!({ "metadata": metadata, "spec": spec })),
-                context.object("ValidatingAdmissionPolicyBinding", json!({ "metadata": metadata, "spec": bound })),
-            ]
-        })
-        .collect()
+    let others = ["IPPool", "FelixConfiguration", "KubeControllersConfiguration"];
+    let both = [(POLICIES, &policies[..]), (NODES, &others[..])].into_iter();
+    let spec = |name, kinds| specification(context.settings.mode, kinds, name);
+    both.flat_map(|(name, kinds)| validation::objects(context, name, MANAGER, spec(name, kinds))).collect()
 }
 
 type Variable = (&'static str, String);
@@ -46,7 +39,9 @@ type Variable = (&'static str, String);
 fn variables(name: &str) -> Vec<Variable> {
     let texts = match name {
         POLICIES => texts_of_policies(),
-        _ => fields("variables.spec", &["nodeSelector", "namespaceSelector"]).join(" + "),
+        _ => [fields("variables.spec", &["nodeSelector", "namespaceSelector"]), vec![texts_of_templates()]]
+            .concat()
+            .join(" + "),
     };
     let rules = if name == POLICIES { rules() } else { Vec::new() };
     let spec = ("spec", "dyn(object.spec)".to_owned());
@@ -59,16 +54,8 @@ fn specification(mode: Mode, kinds: &[&str], name: &str) -> Value {
     let variables = variables(name).into_iter();
     let variables = variables.map(|(name, expression)| json!({ "name": name, "expression": expression }));
     json!({
-        "failurePolicy": "Ignore",
-        "matchConstraints": {
-            "resourceRules": [{
-                "apiGroups": [mode.group()],
-                "apiVersions": [mode.version()],
-                "operations": ["CREATE", "UPDATE"],
-                "resources": resources,
-                "scope": "*",
-            }],
-        },
+        "failurePolicy": if name == POLICIES { "Ignore" } else { "Fail" },
+        "matchConstraints": Requests::of_calico(mode, &resources, &["CREATE", "UPDATE"]).constraints(),
         "matchConditions": [{
             "name": "its-specification-changes",
             "expression": CHANGED,
@@ -100,6 +87,17 @@ fn texts_of_policies() -> String {
     let accounts = "variables.ends.filter(e, has(e.serviceAccounts) && has(e.serviceAccounts.selector))\
          .map(e, e.serviceAccounts.selector)";
     [own, of_ends.to_vec(), vec![accounts.to_owned()]].concat().join(" + ")
+}
+
+/// Selectors of the templates of host endpoints.
+fn texts_of_templates() -> String {
+    let mut path = String::from("variables.spec");
+    let mut there = Vec::new();
+    for field in ["controllers", "node", "hostEndpoint", "templates"] {
+        path = format!("{path}.{field}");
+        there.push(format!("has({path})"));
+    }
+    format!("({} ? {path}.filter(t, has(t.nodeSelector)).map(t, t.nodeSelector) : [])", there.join(" && "))
 }
 
 fn refusal() -> Value {

@@ -32,6 +32,14 @@ fn said(policy: &Value, spec: &Value) -> Option<String> {
 #[test]
 fn a_selector_that_is_none_is_found_wherever_it_stands() {
     let rule = |side: &str, end: Value| json!({ "ingress": [{ "action": "Deny" }, { "action": "Allow", side: end }] });
+    let template = |selector: &Option<&str>| match selector {
+        Some(text) => json!({ "generateName": "t", "nodeSelector": text }),
+        None => json!({ "generateName": "t" }),
+    };
+    let templates = |selectors: &[Option<&str>]| {
+        let templates: Vec<Value> = selectors.iter().map(template).collect();
+        json!({ "controllers": { "node": { "hostEndpoint": { "templates": templates } } } })
+    };
     let table = [
         (POLICIES, json!({}), None),
         (POLICIES, json!({ "selector": "a == 'b'", "ingress": [], "egress": [{ "action": "Allow" }] }), None),
@@ -46,6 +54,9 @@ fn a_selector_that_is_none_is_found_wherever_it_stands() {
         (NODES, json!({ "cidr": "10.0.0.0/16" }), None),
         (NODES, json!({ "nodeSelector": "all()", "namespaceSelector": "a in {'b',}" }), None),
         (NODES, json!({ "nodeSelector": "all" }), Some("all")),
+        (NODES, json!({ "controllers": { "node": {} } }), None),
+        (NODES, templates(&[None, Some("rack == 'a'")]), None),
+        (NODES, templates(&[Some(""), Some("rack = 'a'")]), Some("rack = 'a'")),
     ];
     for (name, spec, wrong) in table {
         let said = said(&specification(Mode::V3, &[], name), &spec);

@@ -7,7 +7,8 @@ use margay_api::storage::Mode;
 use margay_api::v3;
 use serde_json::{Value, json};
 
-use super::{Context, labels};
+use super::Context;
+use super::validation::{self, Requests};
 use crate::object::{MANAGER, Object};
 
 /// Rights on tiers.
@@ -22,15 +23,7 @@ pub(super) const NAMES: [&str; 1] = [RIGHTS];
 
 /// A policy and its binding.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
-    let metadata = json!({ "name": RIGHTS, "labels": labels(MANAGER) });
-    let bound = json!({ "policyName": RIGHTS, "validationActions": ["Deny"] });
-    vec![
-        context.object(
-            "ValidatingAdmissionPolicy",
-            json!({ "metadata": metadata, "spec": rights(context.settings.mode) }),
-        ),
-        context.object("ValidatingAdmissionPolicyBinding", json!({ "metadata": metadata, "spec": bound })),
-    ]
+    validation::objects(context, RIGHTS, MANAGER, rights(context.settings.mode)).into()
 }
 
 /// What is asked of the authorizer about one tier: `side` is the policy before or after the request. A question costs a third of what an expression may
@@ -95,15 +88,7 @@ fn rights(mode: Mode) -> Value {
     variables.extend(["before", "after"].into_iter().flat_map(|side| questions(side, mode)));
     json!({
         "failurePolicy": "Fail",
-        "matchConstraints": {
-            "resourceRules": [{
-                "apiGroups": [mode.group()],
-                "apiVersions": [mode.version()],
-                "operations": ["CREATE", "UPDATE", "DELETE"],
-                "resources": POLICIES,
-                "scope": "*",
-            }],
-        },
+        "matchConstraints": Requests::of_calico(mode, &POLICIES, &["CREATE", "UPDATE", "DELETE"]).constraints(),
         "variables": variables,
         "validations": [{
             "expression": format!("{} && {}", of("before"), of("after")),

@@ -20,6 +20,58 @@ const RANGE: &str = "10.250.0.0/29";
 /// Runs all of them.
 pub fn run(suite: &mut Suite, ground: &Ground) {
     suite.case("a_pool_of_one_namespace_serves_it_on_every_node_and_nobody_else", || of_one_namespace(ground));
+    suite.case("a_pool_that_is_deleted_goes_when_its_pods_have_gone", || deleted_in_use(ground));
+}
+
+/// Who has an address of it keeps it and is reached, nobody else gets one, and what is in the way is said.
+fn deleted_in_use(ground: &Ground) -> Result<()> {
+    const POOL: &str = "ippools.projectcalico.org/leaving";
+    let cluster = &ground.stage.cluster;
+    ground.apply("leaving", LEAVING)?;
+    let start = |name: &str, node: &str| -> Result<()> {
+        let mut pod = server(name, node)?;
+        pod["metadata"]["annotations"] = json!({"cni.projectcalico.org/ipv4pools": r#"["leaving"]"#});
+        let path = cluster.folder().join("leaving-pod.json");
+        std::fs::write(&path, pod.to_string())?;
+        cluster.kubectl(&["apply", "-f", &path.display().to_string()]).map(drop)
+    };
+    start("leaving/one", "n1")?;
+    start("leaving/two", "n3")?;
+    let pods = [Pod::find(cluster, "leaving/one")?, Pod::find(cluster, "leaving/two")?];
+    cluster.kubectl(&["delete", POOL, "--wait=false"])?;
+    let state = |path: &str| cluster.kubectl(&["get", POOL, "-o", &format!("jsonpath={path}")]).unwrap_or_default();
+    let message = || state(r#"{.status.conditions[?(@.type=="Allocatable")].message}"#);
+    wait_for(
+        Duration::from_secs(30),
+        || format!("the pool to say what keeps it; it says {:?}", message()),
+        || message().contains("until nobody uses its 2 IPAMBlocks"),
+    )?;
+    start("leaving/late", "n2")?;
+    let events = || {
+        let late = "--field-selector=involvedObject.name=late";
+        cluster.kubectl(&["get", "events", "-n", "leaving", late]).unwrap_or_default()
+    };
+    wait_for(
+        Duration::from_secs(30),
+        || format!("a pod that names the pool to be refused; {}", events()),
+        || events().contains("is being deleted"),
+    )?;
+    for pod in &pods {
+        for from in ["x/a", "x/b", "x/c"] {
+            let place = &ground.stage.world.pod(from)?.place;
+            let verdicts = ask(place, &[Target::new(Protocol::Tcp, pod.address, 80)])?;
+            ensure!(verdicts == [Verdict::Answered], "{from} asks {} at {}: {verdicts:?}", pod.name, pod.address);
+        }
+    }
+    cluster.kubectl(&["delete", "namespace", "leaving"])?;
+    // Agents look for what is empty every 30 s.
+    cluster.kubectl(&["wait", "--for=delete", POOL, "--timeout=90s"])?;
+    let ranges = ground.objects("IPAMBlock")?;
+    let left = ranges
+        .values()
+        .filter(|block| block["spec"]["cidr"].as_str().is_some_and(|range| range.starts_with("10.251.")));
+    ensure!(left.count() == 0, "blocks of the pool are left");
+    Ok(())
 }
 
 fn of_one_namespace(ground: &Ground) -> Result<()> {
@@ -78,4 +130,15 @@ metadata:
 apiVersion: v1
 kind: Namespace
 metadata: {name: pools-b, labels: {team: b}}
+"#;
+
+const LEAVING: &str = r#"
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: leaving}
+spec: {cidr: 10.251.0.0/26, blockSize: 28, vxlanMode: CrossSubnet, assignmentMode: Manual}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: leaving}
 "#;

@@ -3,7 +3,7 @@
 mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use margay_api::endpoint::{EndpointKey, HostEndpoint, HostInterface, NamedPort, Profile, WorkloadEndpoint};
@@ -259,7 +259,7 @@ impl Objects {
     }
 
     /// The node without the addresses that are others'.
-    fn believed(&self, name: &str, node: &NodeInfo) -> NodeInfo {
+    pub fn believed(&self, name: &str, node: &NodeInfo) -> NodeInfo {
         let first = |claims: &dyn Fn(&str, &NodeInfo) -> bool, reported: fn(&NodeInfo) -> bool| {
             let claimants = self.nodes.iter().filter(|(name, node)| claims(name, node));
             claimants
@@ -267,21 +267,29 @@ impl Objects {
                 .min()
                 .map(|(_, name)| name)
         };
-        let may_end = |name: &str, address: IpAddr| {
+        let may_be = |name: &str, address: IpAddr| {
             let around = self.blocks.iter().filter(|(net, block)| net.contains(&address) && self.counts(net, block));
             around.into_iter().all(|(_, block)| {
                 block.node.as_deref() == Some(name) || block.tunnels.contains(&(address, name.to_owned()))
             })
         };
-        let own4 = |_: &str, other: &NodeInfo| other.ipv4.map(|net| net.addr()) == node.ipv4.map(|net| net.addr());
-        let own6 = |_: &str, other: &NodeInfo| other.ipv6.map(|net| net.addr()) == node.ipv6.map(|net| net.addr());
+        let own4 = |name: &str, other: &NodeInfo| {
+            let own = other.ipv4.map(|net| net.addr());
+            let may = |own: Ipv4Addr| other.standing.ipv4_reported || may_be(name, own.into());
+            own == node.ipv4.map(|net| net.addr()) && own.is_some_and(may)
+        };
+        let own6 = |name: &str, other: &NodeInfo| {
+            let own = other.ipv6.map(|net| net.addr());
+            let may = |own: Ipv6Addr| other.standing.ipv6_reported || may_be(name, own.into());
+            own == node.ipv6.map(|net| net.addr()) && own.is_some_and(may)
+        };
         let tunnel4 = |name: &str, other: &NodeInfo| {
             let end = other.vtep.map(|vtep| vtep.address);
-            end == node.vtep.map(|vtep| vtep.address) && end.is_some_and(|end| may_end(name, end.into()))
+            end == node.vtep.map(|vtep| vtep.address) && end.is_some_and(|end| may_be(name, end.into()))
         };
         let tunnel6 = |name: &str, other: &NodeInfo| {
             let end = other.vtep6.map(|vtep| vtep.address);
-            end == node.vtep6.map(|vtep| vtep.address) && end.is_some_and(|end| may_end(name, end.into()))
+            end == node.vtep6.map(|vtep| vtep.address) && end.is_some_and(|end| may_be(name, end.into()))
         };
         NodeInfo {
             ipv4: node.ipv4.filter(|_| first(&own4, |node| node.standing.ipv4_reported) == Some(name)),
@@ -351,7 +359,8 @@ impl Objects {
                 members
             }
             SetSpec::Nodes(selector) => {
-                let selected = self.nodes.values().filter(|node| selector.matches(&node.labels));
+                let selected = self.nodes.iter().filter(|(_, node)| selector.matches(&node.labels));
+                let selected = selected.map(|(name, node)| self.believed(name, node));
                 let addresses = selected.flat_map(|node| {
                     let ipv4 = node.ipv4.map(|net| IpAddr::V4(net.addr()));
                     ipv4.into_iter().chain(node.ipv6.map(|net| IpAddr::V6(net.addr())))

@@ -1,6 +1,7 @@
 //! Blocks that come and go: claimed when there is no room, given back when they are not needed; and loans where none is to be had.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use margay_api::ipam::block::Block;
@@ -239,10 +240,13 @@ impl<S: Store> Owner<S> {
             return;
         }
         let (pools, known) = (self.pools(), self.known());
-        let standing = |cidr: &IpNet| match pools.iter().find(|pool| pool.cidr.contains(cidr)) {
-            None => Standing::Gone,
-            Some(pool) if pool.is_for_node() => Standing::Used(pool.name.clone()),
-            Some(_) => Standing::Idle,
+        let standing = |cidr: &IpNet| {
+            let mut around = pools.iter().filter(|pool| pool.cidr.contains(cidr) && !pool.is_leaving).peekable();
+            match (around.peek().is_some(), around.find(|pool| pool.is_for_node())) {
+                (_, Some(pool)) => Standing::Used(pool.name.clone()),
+                (true, None) => Standing::Idle,
+                (false, None) => Standing::Gone,
+            }
         };
         let facts: Vec<Facts> = self
             .blocks
@@ -264,7 +268,7 @@ impl<S: Store> Owner<S> {
         }
     }
 
-    /// Reads a block of no pool in which only other nodes have addresses, as far as is known here: they give them back without a word to this node.
+    /// Reads a block of no pool, or of one that is being deleted, in which only other nodes have addresses, as far as is known here: they give them back without a word to this node.
     fn look_for_loans(&mut self, cidr: IpNet, heed: Heed) {
         let is_lent = |attribute: &AllocationAttribute| {
             let node = attribute.secondary.as_ref().and_then(|secondary| secondary.get("node"));
@@ -275,27 +279,37 @@ impl<S: Store> Owner<S> {
                 && slot.queue.is_empty()
                 && slot.stored.value.allocated().all(|(_, holder)| is_lent(holder))
         };
-        let Some(slot) = self.blocks.get_mut(&cidr).filter(is_idle) else { return };
-        (slot.is_writing, slot.is_leaving) = (true, true);
-        let (known, node, store) = (slot.stored.clone(), self.node.clone(), self.store.clone());
-        self.background(async move {
-            let returned = match store.block(cidr).await {
+        if self.blocks.get_mut(&cidr).filter(is_idle).is_none() {
+            return;
+        }
+        self.set_aside(cidr, |known, store, node| async move {
+            match store.block(cidr).await {
                 Ok(Some(block)) if block.value.node() != Some(node.as_str()) => Returned::Gone,
                 Ok(Some(block)) if heed.is_empty(&block.value) => give_back(&*store, block, &node).await,
                 Ok(Some(block)) => Returned::Kept(Some(block)),
                 Ok(None) => Returned::Gone,
                 Err(_) => Returned::Kept(Some(known)),
-            };
-            Event::Returned(cidr, returned)
+            }
         });
     }
 
     fn return_block(&mut self, cidr: IpNet, heed: &Heed) {
+        self.set_aside(cidr, |mut stored, store, node| {
+            stored.value.wake(|since| heed.is_over(since));
+            async move { give_back(&*store, stored, &node).await }
+        });
+    }
+
+    /// Lets nothing new into a block, and has what is asked of it wait, until `work` has found out whether it goes. That starts with the block as it is known,
+    /// the storage and this node's name.
+    fn set_aside<W>(&mut self, cidr: IpNet, work: impl FnOnce(Stored<Block>, Arc<S>, String) -> W)
+    where
+        W: Future<Output = Returned> + Send + 'static,
+    {
         let Some(slot) = self.blocks.get_mut(&cidr) else { return };
         (slot.is_writing, slot.is_leaving) = (true, true);
-        let (mut stored, node, store) = (slot.stored.clone(), self.node.clone(), self.store.clone());
-        stored.value.wake(|since| heed.is_over(since));
-        self.background(async move { Event::Returned(cidr, give_back(&*store, stored, &node).await) });
+        let work = work(slot.stored.clone(), self.store.clone(), self.node.clone());
+        self.background(async move { Event::Returned(cidr, work.await) });
     }
 
     /// Frees what has rested for long enough in a block that nothing else is written to: others may borrow it then.

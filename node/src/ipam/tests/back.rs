@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
+use margay_api::rule::IpVersion;
+
 use super::*;
+use crate::ipam::addresses::NodeAddresses;
 use crate::ipam::back::{GRACE, LOOK};
+use crate::ipam::spaces;
 
 /// Lets the owner look for what it does not need, and do it.
 async fn wait(time: Duration) {
@@ -204,4 +208,31 @@ fn check(contents: &Contents, steps: u32) {
     }
     let handles: Vec<&String> = contents.handles.keys().filter(|handle| !handle.starts_with("other")).collect();
     assert_eq!(handles, Vec::<&String>::new(), "after {steps} steps");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_is_being_deleted_loses_its_tunnels_at_once_and_its_blocks_when_they_are_empty() {
+    let contents = Arc::new(Mutex::new(Contents::default()));
+    let node = mk_node("n1", &contents, vec![named_pool("old", "10.0.0.0/24", 28)]);
+    let look = spaces::look(Arc::new(node.store.clone()));
+    let addresses = NodeAddresses::new("n1".to_owned(), node.allocator.clone(), look, clock);
+    let pod = node.allocator.assign(wanted("pod")).await.expect("an address");
+    let tunnel = addresses.tunnel(IpVersion::V4).await.expect("an address");
+    let closed = Some("is being deleted".to_owned());
+    let leaving = NodePool { closed, is_leaving: true, ..named_pool("old", "10.0.0.0/24", 28) };
+    node.pools.send_replace(Some(Arc::new(vec![leaving.clone()])));
+    assert_eq!(addresses.tunnel(IpVersion::V4).await.expect("the same"), tunnel, "there is no other pool");
+    node.pools.send_replace(Some(Arc::new(vec![leaving, named_pool("new", "10.1.0.0/24", 28)])));
+    assert!(addresses.has_to_move(&tunnel));
+    let moved = addresses.tunnel(IpVersion::V4).await.expect("another one");
+    assert!(moved[0].to_string().starts_with("10.1.0."), "{moved:?}");
+    assert_eq!(addresses.tunnel(IpVersion::V4).await.expect("the same"), moved);
+    assert_eq!(node.allocator.assign(wanted("pod")).await.expect("the same"), pod, "who has an address keeps it");
+    tell_all(&[&node]);
+    wait(GRACE).await;
+    let old = || ranges(&node, "n1").into_iter().filter(|range| range.starts_with("10.0.0.")).count();
+    assert_eq!(old(), 1);
+    node.allocator.release("pod".to_owned()).await.expect("release");
+    wait(Duration::ZERO).await;
+    assert_eq!(old(), 0, "it does not wait for the grace");
 }

@@ -198,6 +198,7 @@ pub(super) fn pool(cidr: &str, block_size: u8) -> NodePool {
         workloads: true,
         tunnels: true,
         closed: None,
+        is_leaving: false,
     }
 }
 

@@ -229,7 +229,8 @@ fn foreign_block_rules() -> Vec<(String, &'static str)> {
     ]
 }
 
-/// Handles. Which node's one is, its annotation says; those that Calico or an earlier agent has written have none, and are everybody's but for tunnels'.
+/// Handles. Which node's one is, its annotation says; those that Calico or an earlier agent has written have none until the operator has found out whose they
+/// are, and are nobody's but for tunnels', whose names say it.
 pub(super) fn handles() -> Guard {
     let node_of = |of: &str| {
         format!(
@@ -237,8 +238,16 @@ pub(super) fn handles() -> Guard {
              {of}.metadata.annotations['{ANNOTATION_HANDLE_NODE}'] : ''"
         )
     };
-    let of_tunnel = "[variables.id, variables.name].all(id, !id.matches('^[a-z]+(-v6)?-tunnel-addr-') || \
-         id.substring(id.indexOf('-tunnel-addr-')) == '-tunnel-addr-' + variables.node)";
+    let is_tunnel = "matches('^[a-z]+(-v6)?-tunnel-addr-')";
+    let of_tunnel = format!(
+        "[variables.id, variables.name].all(id, !id.{is_tunnel} || \
+         id.substring(id.indexOf('-tunnel-addr-')) == '-tunnel-addr-' + variables.node)"
+    );
+    let of_node = format!(
+        "(request.operation == 'CREATE' || variables.before == variables.node || \
+         (variables.before == '' && variables.name.{is_tunnel})) && \
+         (variables.after == variables.before || variables.after == variables.node)"
+    );
     Guard::new("margay-node-ipamhandles", "ipamhandles", &["CREATE", "UPDATE", "DELETE"])
         .variables(vec![
             ("id", "request.operation == 'DELETE' ? oldObject.spec.handleID : object.spec.handleID".into()),
@@ -247,11 +256,8 @@ pub(super) fn handles() -> Guard {
             ("after", format!("request.operation == 'DELETE' ? variables.before : {}", node_of("object"))),
         ])
         .rules(vec![
-            (of_tunnel.to_owned(), "an agent writes the handle of its own tunnel only"),
-            (
-                "variables.before in ['', variables.node] && (variables.after == variables.before || variables.after == variables.node)".to_owned(),
-                "an agent writes handles of its own node only",
-            ),
+            (of_tunnel, "an agent writes the handle of its own tunnel only"),
+            (of_node, "an agent writes handles of its own node only"),
             (
                 // A long name is cut and has a hash, which CEL cannot compute.
                 "request.operation == 'DELETE' || variables.name == variables.id.lowerAscii() || size(variables.id) > 253".to_owned(),
