@@ -54,7 +54,7 @@ bless:
 	UPDATE_EXPECT=1 cargo test --workspace $(OURS)
 	UPDATE_EXPECT=1 cargo test --workspace --test pages
 
-# The book as HTML in target/docs/html.
+# The book as HTML in target/docs.
 docs:
 	$$(.ci/tool mdbook 0.5.4 --no-default-features --features search) build docs
 

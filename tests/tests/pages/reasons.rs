@@ -49,7 +49,7 @@ fn named(source: &Source, (_, before, name): &(&str, &str, &str)) -> BTreeSet<St
     found
 }
 
-/// Words in code type of the first column of tables of reasons, and of the last one of the table of other objects.
+/// Names in code type of the first column of tables of reasons, and of the last one of the table of other objects.
 fn listed(page: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let (mut heading, mut column) = ("", None);
