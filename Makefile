@@ -60,6 +60,7 @@ docs:
 
 # What the image is made of, as CycloneDX.
 sbom:
+	mkdir -p target
 	$$(.ci/tool cargo-sbom 0.10.0) --cargo-package margay --output-format cyclone_dx_json_1_6 > target/sbom.json
 
 # The whole path with a running commentary. KEEP=1 leaves it up. Needs root.
