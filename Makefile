@@ -10,16 +10,28 @@ BIN = target/*/debug
 RELEASE = cargo build --workspace --release --bin margay --bin margay-cni
 RELEASED = target/*/release
 OURS = --exclude margay-tests
+# Modules whose tests make network namespaces, which takes root; and suites that do.
+AS_ROOT = cni::service::tests features::tests net::conntrack::tests nft::tests
+KERNEL = cni conformance conversations differential enforcement host lab routing spoof
 
-.PHONY: check test deny bless demo bench conformance e2e-netpol image cluster cluster-down fuzz fuzz-targets kernels
+.PHONY: check check-kernel test deny bless demo bench conformance e2e-netpol image cluster cluster-down fuzz fuzz-targets kernels \
+  docs sbom
 
-# Format, lints, and every test that needs no cluster. Needs root: rulesets are compared with the kernel in namespaces.
+# Format, lints, documentation, unused dependencies, and every test that needs neither root nor a cluster.
 check:
-	$(BUILD)
-	$(BIN)/margay-cluster prepare
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo test --workspace $(OURS)
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	$$(.ci/tool cargo-machete 0.9.2) --skip-target-dir
+	cargo test --workspace $(OURS) -- $(AS_ROOT:%=--skip %)
+	cargo test --workspace --test architecture --test pages
+
+# What `make check` leaves out and needs no cluster: rulesets, routes and packets in namespaces of this kernel. Needs root.
+check-kernel:
+	$(BUILD)
+	$(BIN)/margay-cluster prepare
+	cargo test --workspace $(OURS) -- $(AS_ROOT)
+	cargo test --workspace $(KERNEL:%=--test %)
 
 # All of it: also the kernel in namespaces and a real Kubernetes of three nodes. Needs root.
 test:
@@ -40,6 +52,16 @@ deny:
 # Writes golden texts and generated files anew; look at the diff.
 bless:
 	UPDATE_EXPECT=1 cargo test --workspace $(OURS)
+	UPDATE_EXPECT=1 cargo test --workspace --test pages
+
+# The book as HTML in target/docs.
+docs:
+	$$(.ci/tool mdbook 0.5.4 --no-default-features --features search) build docs
+
+# What the image is made of, as CycloneDX.
+sbom:
+	mkdir -p target
+	$$(.ci/tool cargo-sbom 0.10.0) --cargo-package margay --output-format cyclone_dx_json_1_6 > target/sbom.json
 
 # The whole path with a running commentary. KEEP=1 leaves it up. Needs root.
 demo:
@@ -68,7 +90,8 @@ image:
 	$(RELEASE)
 	$(BUILD)
 	$(BIN)/margay-cluster image --name margay.io/margay:v0.1.0 --out target/margay.tar \
-	  $$(echo $(RELEASED)/margay)=margay $$(echo $(RELEASED)/margay-cni)=margay-cni -- /margay
+	  $$(echo $(RELEASED)/margay)=margay $$(echo $(RELEASED)/margay-cni)=margay-cni \
+	  LICENSE=licenses/LICENSE deploy/licenses.txt=licenses/dependencies.txt -- /margay
 
 # A real Kubernetes on this machine, its nodes NotReady; `. target/cluster/env` to use it.
 cluster:

@@ -143,14 +143,55 @@ fn tests_that_are_named_exist() {
     assert!(missing.is_empty(), "CONTRIBUTING.md names tests that do not exist: {missing:?}");
 }
 
+/// Files and folders that a page names in code type are there: those below a folder of the tree, and bare names of files.
+#[test]
+fn files_that_are_named_exist() {
+    let root = metadata().workspace_root.into_std_path_buf();
+    let all = files(&root, &|_| true);
+    let mut missing = Vec::new();
+    for page in ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md"] {
+        let text = fs::read_to_string(root.join(page)).expect("the page is there");
+        let outside_blocks = text.split("```").step_by(2);
+        let named = outside_blocks.flat_map(|block| block.split('`').skip(1).step_by(2));
+        let paths: BTreeSet<String> = named.flat_map(expand).filter(|name| is_path(&root, name)).collect();
+        assert!(page == "README.md" || paths.len() > 10, "paths of {page} are not found any more: {paths:?}");
+        let is_there = |path: &String| root.join(path).exists() || all.iter().any(|file| file.ends_with(path));
+        missing.extend(paths.into_iter().filter(|path| !is_there(path)).map(|path| format!("{page}: {path}")));
+    }
+    assert!(missing.is_empty(), "files that do not exist are named: {missing:#?}");
+}
+
+fn is_path(root: &Path, name: &str) -> bool {
+    let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "_-./".contains(c));
+    let is_file = ["rs", "md", "proto", "toml", "tsv", "yaml"].iter().any(|end| name.ends_with(&format!(".{end}")));
+    let is_below = name.split_once('/').is_some_and(|(first, _)| !first.is_empty() && root.join(first).is_dir());
+    is_plain && (is_file || is_below) && !name.starts_with("target/") && !name.starts_with("/")
+}
+
+/// `a/{b,c}.rs` is `a/b.rs` and `a/c.rs`; of `a/*.rs` the folder is meant.
+fn expand(name: &str) -> Vec<String> {
+    if let Some((folder, _)) = name.split_once('*') {
+        return folder.rsplit_once('/').map(|(folder, _)| folder.to_owned()).into_iter().collect();
+    }
+    match name.split_once('{').and_then(|(before, rest)| Some((before, rest.split_once('}')?))) {
+        Some((before, (inside, after))) => inside.split(',').map(|part| format!("{before}{part}{after}")).collect(),
+        None => vec![name.to_owned()],
+    }
+}
+
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    files(folder, &|name| name.ends_with(".rs"))
+}
+
+/// Files below a folder whose names are asked for, but for what is built and what is hidden.
+fn files(folder: &Path, is_wanted: &dyn Fn(&str) -> bool) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).expect("a folder of the tree") {
         let path = entry.expect("an entry").path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if path.is_dir() && name != "target" && !name.starts_with('.') {
-            found.extend(rust_files(&path));
-        } else if name.ends_with(".rs") {
+            found.extend(files(&path, is_wanted));
+        } else if is_wanted(name) {
             found.push(path);
         }
     }
