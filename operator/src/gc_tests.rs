@@ -366,7 +366,9 @@ fn a_handle_that_does_not_say_whose_it_is_belongs_to_the_node_that_has_its_addre
         plan.owners.into_iter().map(|(handle, node)| format!("{} {node}", handle.id)).collect::<Vec<_>>()
     };
     assert_eq!(owners(|_| {}), ["a n1", "b n2", "guest n2", "tunnel n1"]);
-    let posing = |seen: &mut Seen| drop(seen.blocks[1].assign(&attribute("a", "n2", Some("z")), |_| false));
+    let posing = |seen: &mut Seen| {
+        let _ = seen.blocks[1].assign(&attribute("a", "n2", Some("z")), |_| false);
+    };
     assert_eq!(owners(posing), ["b n2", "guest n2", "tunnel n1"], "two say that it is theirs");
     let elsewhere = |seen: &mut Seen| seen.handles[1].blocks = ["10.0.0.4/30".parse().unwrap()].into();
     assert_eq!(owners(elsewhere), ["b n2", "guest n2", "tunnel n1"], "it does not name that block");

@@ -30,9 +30,9 @@ use margay_calc::model::{Record, RecordId};
 use margay_calc::text as records_text;
 use margay_calc::update::Update;
 use margay_dataplane::Attached;
+use margay_dataplane::Dirty;
 use margay_dataplane::nftables::{Compiler, simulate};
 use margay_nft::{CtState, Hook, IfName, Ruleset};
-use margay_node::state::Dirty;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
 use case::{Case, LOCAL, NODE, Probe, addresses, local, pod};
