@@ -236,7 +236,7 @@ impl Node {
 async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Notices, timers: Handle) -> Result<Made> {
     let attachments = Attachments::load(&folder.join("attachments"))?;
     let store = Store::new(&folder);
-    let kernel = Netfilter::open()?;
+    let mut kernel = Netfilter::open()?;
     let table = kernel.watch()?;
     let network = Network::spawn()?;
     let planned = Arc::new(AtomicU64::new(0));
