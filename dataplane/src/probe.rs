@@ -114,6 +114,13 @@ impl fmt::Display for Lack {
     }
 }
 
+impl Lack {
+    /// The module that has the feature.
+    pub const fn module(&self) -> &'static str {
+        self.feature.module
+    }
+}
+
 /// Tries everything in a namespace made for it. An error says that it could not be tried.
 pub fn probe() -> io::Result<Vec<Lack>> {
     let trial = || -> io::Result<Vec<Lack>> {
