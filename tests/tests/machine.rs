@@ -5,9 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use margay_node::features::{self, Lack};
+use margay_dataplane::probe::{self, Lack};
 use margay_tests::machine::boot::PARAMETER;
-use margay_tests::probe::sctp;
+use margay_tests::probe::sctp::has_sockets;
 
 /// Where modprobe is told what not to load.
 const WITHHELD: &str = "/etc/modprobe.d/margay-withheld.conf";
@@ -23,7 +23,7 @@ fn without(withheld: &[&str]) -> Result<Vec<Lack>> {
     }
     let lines: String = withheld.iter().map(|module| format!("install {module} /bin/false\n")).collect();
     fs::write(WITHHELD, lines)?;
-    let lacks = features::probe();
+    let lacks = probe::probe();
     fs::remove_file(WITHHELD)?;
     Ok(lacks?)
 }
@@ -49,7 +49,7 @@ fn what_a_kernel_lacks_is_found_and_told() -> Result<()> {
     let lacks = without(&all[1..])?;
     let found = modules(&lacks);
     ensure!(found == all[1..], "without {:?}: {found:?}", &all[1..]);
-    let refused = features::demand(lacks).err().map(|unfit| unfit.to_string()).unwrap_or_default();
+    let refused = probe::demand(lacks).err().map(|unfit| unfit.to_string()).unwrap_or_default();
     for module in ALWAYS {
         ensure!(
             refused.contains(&format!("load the module {module} ")) == (module != ALWAYS[0]),
@@ -57,17 +57,17 @@ fn what_a_kernel_lacks_is_found_and_told() -> Result<()> {
         );
     }
 
-    let lacks = features::demand(without(&OPTIONAL)?)?;
+    let lacks = probe::demand(without(&OPTIONAL)?)?;
     ensure!(modules(&lacks) == OPTIONAL, "without {OPTIONAL:?}: {:?}", modules(&lacks));
 
     let lacks = without(&[])?;
-    ensure!(lacks.is_empty(), "{:?}", features::words(&lacks));
+    ensure!(lacks.is_empty(), "{:?}", probe::words(&lacks));
     Ok(())
 }
 
-/// Elsewhere what policy does to SCTP is seen by raw packets; see [`sctp`].
+/// Elsewhere what policy does to SCTP is seen by raw packets; see `margay_tests::probe::sctp`.
 #[test]
 fn sctp_is_asked_by_sockets() -> Result<()> {
-    ensure!(sctp::has_sockets(), "the kernel has no sockets of SCTP");
+    ensure!(has_sockets(), "the kernel has no sockets of SCTP");
     Ok(())
 }

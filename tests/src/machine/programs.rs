@@ -61,17 +61,18 @@ const fn suite(name: &'static str, seconds: u64, quick: Option<&'static [&'stati
 /// The suite that finds its kernel as it has booted.
 const FIRST: &str = "machine";
 
-const SUITES: [Suite; 11] = [
+const SUITES: [Suite; 12] = [
     suite(FIRST, 10, Some(&[])),
-    // Unit tests have the name of their crate. Of the agent's, these compare rulesets and routes with the kernel.
+    // Unit tests have the name of their crate. These compare rulesets with the kernel,
     Suite {
-        package: "margay-node",
-        only: &["nft::", "net::", "features::"],
-        ..suite(
-            "margay_node",
-            300,
-            Some(&["messages_and_text", "what_was_written_is_read_back", "conntrack", "worker"]),
-        )
+        package: "margay-nft",
+        ..suite("margay_nft", 300, Some(&["messages_and_text", "what_was_written_is_read_back"]))
+    },
+    // and these ask it for connections, routes and what it lacks.
+    Suite {
+        package: "margay-dataplane",
+        only: &["conntrack::", "worker::", "probe::"],
+        ..suite("margay_dataplane", 20, Some(&["conntrack::", "worker::"]))
     },
     suite("routing", 90, Some(&[])),
     suite("cni", 110, None),
