@@ -11,7 +11,7 @@ RELEASE = cargo build --workspace --release --bin margay --bin margay-cni
 RELEASED = target/*/release
 OURS = --exclude margay-tests
 # Modules whose tests make network namespaces, which takes root; and suites that do.
-AS_ROOT = cni::service::tests features::tests net::conntrack::tests nft::tests
+AS_ROOT = cni::service::tests probe::tests conntrack::tests worker::tests tests::diff tests::drift tests::kernel tests::packets
 KERNEL = cni conformance conversations differential enforcement host lab routing spoof
 
 .PHONY: check check-kernel test deny bless demo bench conformance e2e-netpol image cluster cluster-down fuzz fuzz-targets kernels \

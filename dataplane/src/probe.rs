@@ -12,6 +12,7 @@ use margay_api::network::Mac;
 use nix::sched::{CloneFlags, unshare};
 
 use crate::nftables;
+use crate::routes::conntrack;
 use crate::routes::message::{self, VethPair};
 use crate::routes::plan::VxlanDevice;
 use crate::routes::sysctl;
@@ -41,6 +42,8 @@ pub struct Feature {
 enum Trial {
     /// A table with these rules.
     Table(fn() -> Ruleset),
+    /// The list of connections.
+    Connections,
     Veth,
     Vxlan,
     Ipv6,
@@ -60,13 +63,19 @@ pub struct Lack {
 pub struct Unfit(String);
 
 /// From what the others are made of to what is needed by some.
-const FEATURES: [Feature; 10] = [
+const FEATURES: [Feature; 11] = [
     always("nftables with tables of the family inet", "CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET", "nf_tables", empty),
     always("connection tracking in nftables (ct)", "CONFIG_NF_CONNTRACK, CONFIG_NFT_CT", "nft_ct", states),
     always("sets of ranges over several fields (Linux 5.6 and later)", "CONFIG_NF_TABLES", "nf_tables", ranges),
     always("source NAT in nftables (masquerade)", "CONFIG_NFT_NAT, CONFIG_NFT_MASQ", "nft_masq", masquerade),
     always("route lookups in nftables (fib)", "CONFIG_NFT_FIB_INET", "nft_fib_inet", local_source),
     Feature { trial: Trial::Veth, ..always("pairs of virtual links (veth)", "CONFIG_VETH", "veth", empty) },
+    // What runs stays enforced without it, so the agent starts.
+    Feature {
+        without: Some("no pod starts, because the connections of the former owner of its address cannot be ended"),
+        trial: Trial::Connections,
+        ..always("listing and deleting connections (ctnetlink)", "CONFIG_NF_CT_NETLINK", "nf_conntrack_netlink", empty)
+    },
     Feature {
         without: Some("a list of policies that has a rule with action Log denies everything"),
         ..always("log messages of nftables (log)", "CONFIG_NFT_LOG", "nft_log", log)
@@ -102,6 +111,13 @@ impl fmt::Display for Lack {
             "this kernel lacks {name} ({}): {without}; load the module {module} on the node, or use a kernel with {options}",
             self.error
         )
+    }
+}
+
+impl Lack {
+    /// The module that has the feature.
+    pub const fn module(&self) -> &'static str {
+        self.feature.module
     }
 }
 
@@ -148,6 +164,7 @@ impl Feature {
                     other => io::Error::other(other),
                 })
             }
+            Trial::Connections => conntrack::attempt(),
             Trial::Veth => {
                 let own = File::open("/proc/thread-self/ns/net")?;
                 let pair = VethPair {

@@ -15,5 +15,5 @@ pub mod socket;
 pub mod subscription;
 pub mod wire;
 
-pub use socket::{Buffers, Protocol, Socket};
+pub use socket::{Buffers, Membership, Protocol, Socket};
 pub use subscription::Subscription;

@@ -81,6 +81,11 @@ impl Socket {
         set_netlink_option(&self.fd, libc::NETLINK_ADD_MEMBERSHIP, group)
     }
 
+    /// A handle to the subscription to a group, for another thread.
+    pub fn membership(&self, group: u32) -> io::Result<Membership> {
+        Ok(Membership { fd: self.fd.try_clone()?, group })
+    }
+
     /// Sends to the kernel, which has done the work when this returns.
     pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
         uninterrupted(|| send(self.fd.as_raw_fd(), bytes, MsgFlags::empty()))?;
@@ -105,6 +110,25 @@ impl Socket {
     fn read(&mut self, flags: MsgFlags) -> nix::Result<usize> {
         let (fd, buffer) = (self.fd.as_raw_fd(), &mut self.buffer);
         uninterrupted(|| recv(fd, buffer, flags))
+    }
+}
+
+/// By which another thread than the one that reads a socket leaves a group, and joins it again.
+#[derive(Debug)]
+pub struct Membership {
+    fd: OwnedFd,
+    group: u32,
+}
+
+impl Membership {
+    /// Receives notifications from now on.
+    pub fn join(&self) -> io::Result<()> {
+        set_netlink_option(&self.fd, libc::NETLINK_ADD_MEMBERSHIP, self.group)
+    }
+
+    /// Receives none from now on; what has come stays to be read.
+    pub fn leave(&self) -> io::Result<()> {
+        set_netlink_option(&self.fd, libc::NETLINK_DROP_MEMBERSHIP, self.group)
     }
 }
 

@@ -25,7 +25,7 @@ pub use check::Fault;
 pub use diff::diff;
 pub use exec::{ExecError, Generation, Socket};
 pub use listing::{Drift, Present, PresentChain};
-pub use monitor::{Change, Event, Monitor, Touched};
+pub use monitor::{Change, Event, Monitor, Silence, Touched};
 pub use rule::{
     AddressType, Limit, Log, LogTarget, MarkSet, Masquerade, Match, Nat, NatTarget, NatType, Op, RateUnit, Reject,
     Rule, Selector, SetRef, Side, Statement, Transport, Verdict,

@@ -8,10 +8,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use super::constants::*;
-use super::exec::Generation;
+use super::exec::{ExecError, Generation, Socket};
 use super::ruleset::TableName;
+use super::transaction::Transaction;
 use margay_netlink::wire::{NF_HEADER, attribute_str, attribute_u32, messages};
-use margay_netlink::{Buffers, Protocol, Socket as NetlinkSocket};
+use margay_netlink::{Buffers, Membership, Protocol, Socket as NetlinkSocket};
 
 /// Room for announcements not read yet: some ten thousand elements changed by others in one go. What does not fit is
 /// reported as [`Event::Lost`].
@@ -74,6 +75,11 @@ impl Monitor {
         Ok(Self { netlink, table, touched: BTreeSet::new() })
     }
 
+    /// A way to commit unnoticed by this monitor.
+    pub fn silence(&self) -> io::Result<Silence> {
+        Ok(Silence(self.netlink.membership(NFNLGRP_NFTABLES)?))
+    }
+
     /// The next event, if there is one yet.
     pub fn try_next(&mut self) -> io::Result<Option<Event>> {
         loop {
@@ -92,6 +98,27 @@ impl Monitor {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// Commits while a [`Monitor`] does not listen. A kernel that has a listener makes a message for each element of a commit, all of them before it sends the
+/// first, whatever the listener's filter drops (`nf_tables_setelem_notify`, `nft_commit_notify`), and each takes a page or two: of a hundred thousand
+/// elements, 850 MB and nine tenths of the kernel's time.
+#[derive(Debug)]
+pub struct Silence(Membership);
+
+impl Silence {
+    /// As [`Socket::exec`]. True: others have committed too, and nobody was told what.
+    pub fn exec(&self, socket: &mut Socket, transaction: &Transaction) -> Result<bool, ExecError> {
+        let before = socket.generation().map_err(ExecError::Send)?;
+        self.0.leave().map_err(ExecError::Send)?;
+        let result = socket.exec(transaction);
+        let heard = self.0.join();
+        let made = result?;
+        heard.map_err(ExecError::Unanswered)?;
+        // What others commit from here on is heard of.
+        let after = socket.generation().map_err(ExecError::Unanswered)?;
+        Ok(made != Generation(before.0.wrapping_add(1)) || after != made)
     }
 }
 

@@ -75,6 +75,15 @@ impl Transaction {
         self.ops.is_empty()
     }
 
+    /// How many elements it adds and removes.
+    pub fn elements(&self) -> usize {
+        let elements = |op: &Op| match op {
+            Op::AddElements(_, set) | Op::DeleteElements(_, set) => set.elements.len(),
+            _ => 0,
+        };
+        self.ops.iter().map(elements).sum()
+    }
+
     /// Adds an operation.
     pub fn push(&mut self, op: Op) {
         self.ops.push(op);

@@ -103,7 +103,7 @@ fn start(
     let lacks = probe::demand(probe::probe().context("features of the kernel")?)?;
     problems.report("kernel", false, probe::words(&lacks).as_deref());
     let store = Store::new(&args.state_dir);
-    let kernel = Netfilter::open().context("nftables; does the agent have the capability NET_ADMIN?")?;
+    let mut kernel = Netfilter::open().context("nftables; does the agent have the capability NET_ADMIN?")?;
     let table = kernel.watch().context("changes of nftables")?;
     let network = Network::spawn().context("rtnetlink")?;
     let mut addresses = Addresses::open().context("addresses of the node")?;

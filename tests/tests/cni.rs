@@ -26,7 +26,7 @@ const NODE: &str = "n1";
 const SOON: u64 = 1;
 
 fn mk_lab(pool: Value) -> Result<Lab> {
-    let lab = Lab::new(&Options { nodes: 1, topology: Topology::Flat, pool })?;
+    let lab = Lab::new(&Options { nodes: 1, topology: Topology::Flat, pool, ..Options::default() })?;
     lab.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}))?;
     Ok(lab)
 }

@@ -57,7 +57,7 @@ fn closed() -> Value {
 /// `x/client` and `x/other` on `n1`, the router outside; `x/first` with the shared address on `n1`, without policy.
 fn mk_lab() -> Result<Lab> {
     let pool = json!({"cidr": "10.65.0.0/16", "vxlanMode": "Never", "natOutgoing": true});
-    let mut lab = Lab::new(&Options { nodes: 1, topology: Topology::Flat, pool })?;
+    let mut lab = Lab::new(&Options { nodes: 1, topology: Topology::Flat, pool, ..Options::default() })?;
     lab.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}))?;
     lab.apply(&closed())?;
     let service = format!(

@@ -25,7 +25,11 @@ fn mk_pod(name: &str) -> Value {
 
 /// Three nodes with pods `x/a`, `x/b`, `x/c` on `n1`, `n2`, `n3`.
 fn mk_lab() -> Result<Lab> {
-    let mut lab = Lab::new(&Options::default())?;
+    mk_lab_of(&Options::default())
+}
+
+fn mk_lab_of(options: &Options) -> Result<Lab> {
+    let mut lab = Lab::new(options)?;
     lab.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}))?;
     for (node, name) in [("n1", "a"), ("n2", "b"), ("n3", "c")] {
         lab.add_pod(node, &mk_pod(name))?;
@@ -86,7 +90,19 @@ fn new_pods_have_the_mtu_that_the_nodes_link_has_now() -> Result<()> {
 
 #[test]
 fn packets_of_three_nodes_obey_objects() -> Result<()> {
-    let mut lab = mk_lab()?;
+    obey_objects(mk_lab()?)
+}
+
+#[test]
+fn packets_of_nodes_with_ipv6_alone_obey_objects() -> Result<()> {
+    let lab = mk_lab_of(&Options::ipv6())?;
+    for pod in lab.pods() {
+        ensure!(pod.addresses.len() == 1 && pod.addresses[0].is_ipv6(), "{}: {:?}", pod.name, pod.addresses);
+    }
+    obey_objects(lab)
+}
+
+fn obey_objects(mut lab: Lab) -> Result<()> {
     for (from, to) in [("x/a", "x/b"), ("x/b", "x/a"), ("x/a", "x/c"), ("x/c", "x/a"), ("x/b", "x/c")] {
         ensure!(passes(&lab, from, to)?, "{from} does not reach {to}, and there is no policy");
     }

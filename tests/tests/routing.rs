@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
 use margay_api::network::{Encapsulation, FelixSettings, Mac, NodeInfo, Vtep};
 use margay_api::rule::IpVersion;
@@ -553,7 +553,11 @@ async fn repaired(node: &Node, version: IpVersion, before: u64, whole: &[BTreeSe
         }
         Ok(())
     };
-    tokio::time::timeout(Duration::from_secs(5), again).await.context("not repaired within 5 s")?
+    let Ok(result) = tokio::time::timeout(Duration::from_secs(5), again).await else {
+        let (progress, found) = (node.network.progress(), programmed(node, version)?);
+        bail!("not repaired within 5 s: {before} repairs before, now {progress:?}; found {found:?}, not {whole:?}");
+    };
+    result
 }
 
 /// Waits until the node has repaired something once more, and nothing is wanting.

@@ -66,6 +66,12 @@ impl Nftables {
             self.exec(&pending)?;
             Committed { operations: pending.ops().len(), ..Committed::default() }
         };
+        if self.needs_resync {
+            // Others have committed too, and it was not heard what.
+            let again = self.resync(records, now)?;
+            committed.operations += again.operations;
+            committed.repairs += again.repairs;
+        }
         if std::mem::take(&mut self.comparing) {
             self.compare(records, &mut committed)?;
         }
@@ -77,9 +83,9 @@ impl Nftables {
         loop {
             let wanted = self.compiler.ruleset(records);
             let transaction = self.read_back(&wanted)?;
+            self.needs_resync = false;
             match self.exec(&transaction) {
                 Ok(()) => {
-                    self.needs_resync = false;
                     let operations = transaction.ops().len();
                     return Ok(Committed { operations, repairs: u64::from(operations > 0), is_unread: false });
                 }
@@ -130,7 +136,8 @@ impl Nftables {
             return Ok(());
         }
         let _committing = tracing::info_span!("node.commit", operations = transaction.ops().len()).entered();
-        self.kernel.exec(transaction)
+        self.needs_resync |= self.kernel.exec(transaction)?;
+        Ok(())
     }
 
     /// Leaves the largest part out of a transaction that the kernel does not take as a whole; returns whether the rest

@@ -31,6 +31,12 @@ pub(super) enum Shape {
 /// By kernel set, the keys that a change is about, and whether each is there after it.
 pub(super) type Elements = BTreeMap<SetName, BTreeMap<Key, bool>>;
 
+/// The kernel set of a set of the view that a member belongs into. Its name is a hash, which is not made for each member.
+type Place = (Holds, Family);
+
+/// [`Elements`] before names are made.
+type Placed = BTreeMap<Place, BTreeMap<Key, bool>>;
+
 impl Shape {
     /// The shape for these members.
     pub(super) fn of(record: &IpSetRecord) -> Self {
@@ -65,58 +71,62 @@ impl Shape {
 
     /// The kernel sets of this shape, empty.
     pub(super) fn sets(self, id: &SetId) -> BTreeMap<SetName, SetKind> {
-        let mut sets = BTreeMap::new();
+        self.places().into_iter().map(|(place, kind)| (name(id, place), kind)).collect()
+    }
+
+    fn places(self) -> BTreeMap<Place, SetKind> {
+        let mut places = BTreeMap::new();
         for family in Family::ALL {
             let address = family.address_type();
             match self {
                 Self::Net { .. } => {
-                    sets.insert(names::ip_set(id, Holds::Addresses, family), SetKind::of(address));
+                    places.insert((Holds::Addresses, family), SetKind::of(address));
                     if self.has_ranges(family) {
-                        sets.insert(names::ip_set(id, Holds::Ranges, family), SetKind::of(address).with_intervals());
+                        places.insert((Holds::Ranges, family), SetKind::of(address).with_intervals());
                     }
                 }
                 Self::AddressPort => {
                     let kind = SetKind::of(vec![address, FieldType::Proto, FieldType::Port]);
-                    sets.insert(names::ip_set(id, Holds::Ports, family), kind);
+                    places.insert((Holds::Ports, family), kind);
                 }
             }
         }
-        sets
+        places
     }
 }
 
 /// The kernel sets of a set of the view with all their elements.
 pub(super) fn render(id: &SetId, record: &IpSetRecord) -> BTreeMap<SetName, Set> {
-    let mut sets: BTreeMap<SetName, Set> =
-        Shape::of(record).sets(id).into_iter().map(|(name, kind)| (name, Set::new(kind))).collect();
+    let mut sets: BTreeMap<Place, Set> =
+        Shape::of(record).places().into_iter().map(|(place, kind)| (place, Set::new(kind))).collect();
     for member in &record.members {
         if is_hidden(member, &record.members) {
             continue;
         }
-        if let Some(set) = sets.get_mut(&place(id, member)) {
+        if let Some(set) = sets.get_mut(&place(member)) {
             set.elements.insert(key(member), Value::Member);
         }
     }
-    sets
+    sets.into_iter().map(|(place, set)| (name(id, place), set)).collect()
 }
 
 /// What changes in the kernel when a set whose members are now `members` has changed by `delta`. The shape must be the same before and after.
 pub(super) fn change(id: &SetId, members: &BTreeSet<Member>, delta: &MemberDelta) -> Elements {
-    let mut elements = Elements::default();
+    let mut elements = Placed::new();
     let plain = |member: &&Member| !matches!(member, Member::Net(net) if !is_single(net));
     for (side, wanted) in [(&delta.removed, false), (&delta.added, true)] {
         for member in side.iter().filter(plain) {
-            note(&mut elements, place(id, member), key(member), wanted);
+            note(&mut elements, member, wanted);
         }
     }
     if delta.added.iter().chain(&delta.removed).any(|member| !plain(&member)) {
-        ranges(id, members, delta, &mut elements);
+        ranges(members, delta, &mut elements);
     }
-    elements
+    elements.into_iter().map(|(place, keys)| (name(id, place), keys)).collect()
 }
 
 /// Ranges that came, went, were covered or laid bare.
-fn ranges(id: &SetId, members: &BTreeSet<Member>, delta: &MemberDelta, elements: &mut Elements) {
+fn ranges(members: &BTreeSet<Member>, delta: &MemberDelta, elements: &mut Placed) {
     let mut before = members.clone();
     for member in &delta.added {
         before.remove(member);
@@ -135,16 +145,16 @@ fn ranges(id: &SetId, members: &BTreeSet<Member>, delta: &MemberDelta, elements:
     for member in touched.filter(|member| matches!(member, Member::Net(net) if !is_single(net))) {
         let (old, new) = (outermost(&before, member), outermost(members, member));
         for gone in old.difference(&new) {
-            note(elements, place(id, gone), key(gone), false);
+            note(elements, gone, false);
         }
         for come in new.difference(&old) {
-            note(elements, place(id, come), key(come), true);
+            note(elements, come, true);
         }
     }
 }
 
-fn note(elements: &mut Elements, set: SetName, key: Key, wanted: bool) {
-    elements.entry(set).or_default().insert(key, wanted);
+fn note(elements: &mut Placed, member: &Member, wanted: bool) {
+    elements.entry(place(member)).or_default().insert(key(member), wanted);
 }
 
 /// Whether the member is a range within another range of the set, which stands for it.
@@ -168,13 +178,16 @@ fn is_single(net: &IpNet) -> bool {
     net.prefix_len() == net.max_prefix_len()
 }
 
-/// The kernel set that a member belongs into.
-fn place(id: &SetId, member: &Member) -> SetName {
+fn place(member: &Member) -> Place {
     match member {
-        Member::Net(net) if is_single(net) => names::ip_set(id, Holds::Addresses, family(net.addr())),
-        Member::Net(net) => names::ip_set(id, Holds::Ranges, family(net.addr())),
-        Member::AddressPort(address, ..) => names::ip_set(id, Holds::Ports, family(*address)),
+        Member::Net(net) if is_single(net) => (Holds::Addresses, family(net.addr())),
+        Member::Net(net) => (Holds::Ranges, family(net.addr())),
+        Member::AddressPort(address, ..) => (Holds::Ports, family(*address)),
     }
+}
+
+fn name(id: &SetId, (holds, family): Place) -> SetName {
+    names::ip_set(id, holds, family)
 }
 
 fn key(member: &Member) -> Key {

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use margay_nft::{ExecError, Monitor, Ruleset, Socket, TableName, Transaction};
+use margay_nft::{ExecError, Monitor, Ruleset, Silence, Socket, TableName, Transaction};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -11,8 +11,8 @@ use super::names;
 
 /// The table in the kernel.
 pub trait Kernel: Send {
-    /// Applies all of it or nothing.
-    fn exec(&mut self, transaction: &Transaction) -> Result<(), ExecError>;
+    /// Applies all of it or nothing. True: others have changed nftables meanwhile, and no notification tells what.
+    fn exec(&mut self, transaction: &Transaction) -> Result<bool, ExecError>;
     /// Whether the table is there, from an earlier run.
     fn is_programmed(&mut self, table: &TableName) -> io::Result<bool>;
     /// Reads the table back: what leads from there to the wanted one. An error of kind `Interrupted`: others changed
@@ -20,32 +20,43 @@ pub trait Kernel: Send {
     fn plan(&mut self, wanted: &Ruleset) -> io::Result<Transaction>;
 }
 
+/// Transactions with more elements than this are committed while the monitor does not listen.
+const LOUD: usize = 4096;
+
 /// nftables of the network namespace of the thread that opened it.
-pub struct Netfilter(Socket);
+pub struct Netfilter {
+    socket: Socket,
+    silence: Option<Silence>,
+}
 
 impl Netfilter {
     /// Opens the socket.
     pub fn open() -> io::Result<Self> {
-        Socket::open().map(Self)
+        Ok(Self { socket: Socket::open()?, silence: None })
     }
 
     /// Subscribes to changes of our table by others.
-    pub fn watch(&self) -> io::Result<Watch> {
-        Monitor::open(names::table(), &[self.0.port()]).map(Watch)
+    pub fn watch(&mut self) -> io::Result<Watch> {
+        let monitor = Monitor::open(names::table(), &[self.socket.port()])?;
+        self.silence = Some(monitor.silence()?);
+        Ok(Watch(monitor))
     }
 }
 
 impl Kernel for Netfilter {
-    fn exec(&mut self, transaction: &Transaction) -> Result<(), ExecError> {
-        self.0.exec(transaction).map(|_| ())
+    fn exec(&mut self, transaction: &Transaction) -> Result<bool, ExecError> {
+        match &self.silence {
+            Some(silence) if transaction.elements() > LOUD => silence.exec(&mut self.socket, transaction),
+            _ => self.socket.exec(transaction).map(|_| false),
+        }
     }
 
     fn is_programmed(&mut self, table: &TableName) -> io::Result<bool> {
-        self.0.has(table)
+        self.socket.has(table)
     }
 
     fn plan(&mut self, wanted: &Ruleset) -> io::Result<Transaction> {
-        Ok(self.0.list_once(&wanted.table)?.plan(wanted))
+        Ok(self.socket.list_once(&wanted.table)?.plan(wanted))
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Inner {
     pub refuses: Whim,
     /// Requests that fail before they are looked at.
     pub outages: usize,
+    /// With the next transaction others take a chain away, and nobody is notified.
+    pub unheard: bool,
     /// Readings that others interrupt.
     pub interruptions: usize,
     /// Number of readings.
@@ -37,6 +39,7 @@ impl Model {
             commits: 0,
             refuses,
             outages: 0,
+            unheard: false,
             interruptions: 0,
             readings: 0,
             room: (usize::MAX, 0),
@@ -66,7 +69,7 @@ impl Inner {
 }
 
 impl Kernel for Model {
-    fn exec(&mut self, transaction: &Transaction) -> Result<(), ExecError> {
+    fn exec(&mut self, transaction: &Transaction) -> Result<bool, ExecError> {
         let mut inner = self.lock();
         inner.outage().map_err(ExecError::Send)?;
         let brings = |op: &Op| match op {
@@ -101,7 +104,11 @@ impl Kernel for Model {
         }
         inner.table = table;
         inner.commits += 1;
-        Ok(())
+        let unheard = std::mem::take(&mut inner.unheard);
+        if unheard && let Some(table) = &mut inner.table {
+            table.chains.pop_last();
+        }
+        Ok(unheard)
     }
 
     fn is_programmed(&mut self, _: &TableName) -> io::Result<bool> {

@@ -162,6 +162,8 @@ struct Owner {
     plan: Option<Plan>,
     /// What failed last.
     failed: BTreeMap<Part, String>,
+    /// Whether that was a repair. Its later attempts are too: where the first one comes before a link is up again, they do the work.
+    is_repairing: bool,
     /// The next attempt at what failed, and the delay before it.
     retry: Option<(Instant, Duration)>,
     /// When hints are looked at.
@@ -174,8 +176,19 @@ struct Owner {
 impl Owner {
     fn new(driver: Driver, wanted: Arc<Mutex<Wanted>>, hints: Hints, progress: watch::Sender<Progress>) -> Self {
         let now = Instant::now();
-        let (plan, failed, retry, look) = (None, BTreeMap::new(), None, None);
-        Self { driver, wanted, hints, progress, plan, failed, retry, look, check: now + FULL_CHECK, rested: now }
+        Self {
+            driver,
+            wanted,
+            hints,
+            progress,
+            plan: None,
+            failed: BTreeMap::new(),
+            is_repairing: false,
+            retry: None,
+            look: None,
+            check: now + FULL_CHECK,
+            rested: now,
+        }
     }
 
     fn run(mut self, woken: &mpsc::Receiver<Wake>) {
@@ -217,7 +230,7 @@ impl Owner {
         }
         if self.retry.is_some_and(|(at, _)| at <= now) {
             self.driver.mark_stale();
-            self.apply(false);
+            self.apply(self.is_repairing);
         }
     }
 
@@ -275,11 +288,63 @@ impl Owner {
             let delay = self.retry.map_or(RETRY.0, |(_, delay)| (delay * 2).min(RETRY.1));
             (Instant::now() + delay, delay)
         });
+        self.is_repairing = is_repair && !failed.is_empty();
         self.failed.clone_from(&failed);
         self.progress.send_modify(|progress| {
             progress.generation = generation;
             progress.repairs += u64::from(is_repair && done > 0);
             progress.failed = failed;
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+    use std::process::Command;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+    use crate::routes::plan::Target;
+
+    /// Runs `ip` in the namespace of the calling thread.
+    fn ip(words: &str) {
+        let output = Command::new("ip").args(words.split(' ')).output().expect("ip is installed");
+        assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// The first attempt comes while the gateway cannot be reached, as where somebody needs longer for `down` and `up` than notifications are waited for.
+    fn repair_in_two_attempts() {
+        unshare(CloneFlags::CLONE_NEWNET).expect("these tests make network namespaces: run them as root");
+        ip("link add eth0 type veth peer name other");
+        ip("link set eth0 up");
+        ip("link set other up");
+        ip("address add 172.30.0.1/24 dev eth0");
+        let (progress, seen) = watch::channel(Progress::default());
+        let mut owner = Owner::new(Driver::open().expect("root"), Arc::default(), Hints::default(), progress);
+        let via: IpAddr = "172.30.0.2".parse().expect("an address");
+        let destination = "10.244.2.0/26".parse().expect("a range");
+        owner.plan = Some(Plan { routes: [(destination, Target::Gateway { via })].into(), ..Plan::default() });
+        owner.apply(false);
+        assert_eq!(seen.borrow().clone(), Progress::default(), "a plan is no repair");
+
+        ip("address del 172.30.0.1/24 dev eth0");
+        let own: IpAddr = "172.30.0.1".parse().expect("an address");
+        owner.hints.lock().expect("nobody else has it").insert(Hint::AddressGone(own));
+        owner.look();
+        let early = seen.borrow().clone();
+        assert_eq!((early.failed.len(), early.repairs), (1, 0), "{early:?}");
+
+        ip("address add 172.30.0.1/24 dev eth0");
+        owner.overdue(Instant::now() + RETRY.1);
+        let late = seen.borrow().clone();
+        assert_eq!((late.failed.len(), late.repairs), (0, 1), "{late:?}");
+    }
+
+    #[test]
+    fn a_repair_that_takes_several_attempts_is_counted() {
+        let thread = thread::spawn(repair_in_two_attempts);
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     }
 }

@@ -133,6 +133,44 @@ fn other_tables_are_not_our_business() {
 }
 
 #[test]
+fn a_commit_in_silence_is_not_heard_and_tells_whether_others_committed_too() {
+    in_namespace(|| {
+        let mut socket = Socket::open().expect("root");
+        // It would be told of our own too.
+        let mut monitor = Monitor::open(table(), &[]).expect("root");
+        let silence = monitor.silence().expect("open");
+        let wanted = everything();
+        assert!(!silence.exec(&mut socket, &diff(&Ruleset::new(table()), &wanted)).expect("sound"), "nobody else did");
+        assert_eq!(monitor.try_next().expect("open"), None);
+
+        let other = std::sync::atomic::AtomicBool::new(true);
+        let is_on = || other.load(std::sync::atomic::Ordering::Relaxed);
+        let mut again = || silence.exec(&mut socket, &Transaction::replace(&wanted)).expect("sound");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut socket = Socket::open().expect("root");
+                let table = TableName::new("other").expect("a name");
+                while is_on() {
+                    socket.exec(&Transaction::replace(&Ruleset::new(table.clone()))).expect("sound");
+                }
+            });
+            let noticed = (0..10_000).any(|_| again());
+            other.store(false, std::sync::atomic::Ordering::Relaxed);
+            assert!(noticed, "the other one commits all the time");
+        });
+        // What does not fit may have been lost.
+        while monitor.try_next().expect("open").is_some() {}
+        assert!(!again(), "nobody else does any more");
+        assert_eq!(monitor.try_next().expect("open"), None);
+        load("flush chain inet t-1 forward-1");
+        match monitor.try_next().expect("open") {
+            Some(Event::Changed(change)) => assert_eq!(change.touched, [rules("forward-1")].into()),
+            other => panic!("it goes on afterwards: {other:?}"),
+        }
+    });
+}
+
+#[test]
 fn announcements_that_do_not_fit_are_reported_as_lost() {
     in_namespace(|| {
         let mut monitor = Monitor::open(table(), &[]).expect("root");

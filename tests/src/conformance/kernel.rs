@@ -82,6 +82,6 @@ impl Ground for Kernel {
         let node = self.lab.node(&name)?;
         let (opened, address) = (node.host.run(|| Ports::open(ports))?, node.address.addr());
         self.serve(opened)?;
-        Ok(address.into())
+        Ok(address)
     }
 }

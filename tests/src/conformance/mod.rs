@@ -66,7 +66,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { enforce: Enforce::Full, patience: crate::probe::DENIED_AFTER, hold: 3, limit: Duration::from_secs(20) }
+        Self { enforce: Enforce::Full, patience: crate::probe::denied_after(), hold: 3, limit: Duration::from_secs(20) }
     }
 }
 

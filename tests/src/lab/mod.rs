@@ -19,6 +19,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use margay_api::rule::IpVersion;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -42,6 +43,8 @@ pub struct Options {
     pub nodes: u8,
     /// How they are joined.
     pub topology: Topology,
+    /// The IP version of the nodes' addresses: they have none of the other one.
+    pub version: IpVersion,
     /// `spec` of the IPPool that pods get addresses from.
     pub pool: Value,
 }
@@ -50,7 +53,15 @@ impl Default for Options {
     /// Three nodes, `n3` behind a router: packets to it are encapsulated, those between the others are not.
     fn default() -> Self {
         let pool = json!({"cidr": "10.65.0.0/16", "vxlanMode": "CrossSubnet", "natOutgoing": true});
-        Self { nodes: 3, topology: Topology::Routed, pool }
+        Self { nodes: 3, topology: Topology::Routed, version: IpVersion::V4, pool }
+    }
+}
+
+impl Options {
+    /// The same with addresses of IPv6 alone, of nodes and of pods.
+    pub fn ipv6() -> Self {
+        let pool = json!({"cidr": "fd00:10:65::/56", "vxlanMode": "CrossSubnet", "natOutgoing": true});
+        Self { version: IpVersion::V6, pool, ..Self::default() }
     }
 }
 
@@ -70,7 +81,7 @@ impl Lab {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let control = runtime.block_on(Control::start())?;
         let blocks = Blocks::new(&runtime, control.events());
-        let fabric = Fabric::new(options.topology)?;
+        let fabric = Fabric::new(options.topology, options.version)?;
         let mut lab = Self { nodes: BTreeMap::new(), pods: BTreeMap::new(), control, blocks, fabric, runtime };
         for object in objects::ground(&options.pool) {
             lab.apply(&object)?;

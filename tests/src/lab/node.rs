@@ -1,19 +1,22 @@
 //! A node: a network namespace, and an agent in it that starts, ends as if killed, and starts anew.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
-use ipnet::Ipv4Net;
-use margay_api::meta::{ANNOTATION_NODE_IPV4, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_MAC};
+use ipnet::IpNet;
+use margay_api::meta::{
+    ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6, ANNOTATION_VXLAN_MAC,
+    ANNOTATION_VXLAN_MAC_V6,
+};
 use margay_api::rule::IpVersion;
 use margay_calc::model::{Record, RecordId};
 use margay_dataplane::nftables::{Netfilter, Nftables};
 use margay_dataplane::routes::addresses::Addresses;
-use margay_dataplane::routes::plan::{LocalPods, Plan};
+use margay_dataplane::routes::plan::{LocalPods, Plan, version_of};
 use margay_dataplane::routes::worker::{Network, Progress};
 use margay_node::agent::{self, AgentHandle, Routes, Status, watch_drift, watch_links};
 use margay_node::cni::attachment::{Attachment, Attachments};
@@ -44,7 +47,7 @@ pub struct Node {
     /// Its network.
     pub host: Namespace,
     /// Its address with that of its subnet.
-    pub address: Ipv4Net,
+    pub address: IpNet,
     /// What its agent keeps on disk, and the CNI socket.
     folder: TempDir,
     /// Address of its tunnel, once claimed.
@@ -77,16 +80,20 @@ struct Made {
 
 impl Node {
     /// A node whose agent does not run yet.
-    pub(super) fn new(name: String, host: Namespace, address: Ipv4Net) -> Result<Self> {
+    pub(super) fn new(name: String, host: Namespace, address: IpNet) -> Result<Self> {
         Ok(Self { name, host, address, folder: TempDir::new()?, tunnel: None, running: None })
     }
 
     /// The Node object, with the annotations that its agent would have written.
     pub fn object(&self) -> Value {
-        let mut annotations = json!({ANNOTATION_NODE_IPV4: self.address.to_string()});
+        let [own, inner, mac] = match self.version() {
+            IpVersion::V4 => [ANNOTATION_NODE_IPV4, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_MAC],
+            IpVersion::V6 => [ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV6, ANNOTATION_VXLAN_MAC_V6],
+        };
+        let mut annotations = json!({own: self.address.to_string()});
         if let Some(tunnel) = &self.tunnel {
-            annotations[ANNOTATION_VXLAN_IPV4] = json!(tunnel);
-            annotations[ANNOTATION_VXLAN_MAC] = json!(format!("66:00:{}", mac_tail(self.address)));
+            annotations[inner] = json!(tunnel);
+            annotations[mac] = json!(format!("66:00:{}", mac_tail(self.address)));
         }
         let labels = json!({"kubernetes.io/hostname": self.name, "kubernetes.io/os": "linux"});
         json!({
@@ -94,6 +101,10 @@ impl Node {
             "metadata": {"name": self.name, "labels": labels, "annotations": annotations},
             "status": {"addresses": [{"type": "InternalIP", "address": self.address.addr()}]},
         })
+    }
+
+    fn version(&self) -> IpVersion {
+        version_of(self.address.addr())
     }
 
     /// Where the CNI plugin finds the agent.
@@ -213,7 +224,8 @@ impl Node {
     pub(super) fn claim_tunnel(&mut self, main: &Runtime) -> Result<()> {
         let running = self.running.as_ref().with_context(|| format!("{} has no agent", self.name))?;
         let addresses = running.addresses.clone();
-        let claimed = main.block_on(running.runtime.spawn(async move { addresses.tunnel(IpVersion::V4).await }))??;
+        let version = self.version();
+        let claimed = main.block_on(running.runtime.spawn(async move { addresses.tunnel(version).await }))??;
         self.tunnel = claimed.first().map(|net| net.addr().to_string());
         Ok(())
     }
@@ -224,7 +236,7 @@ impl Node {
 async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Notices, timers: Handle) -> Result<Made> {
     let attachments = Attachments::load(&folder.join("attachments"))?;
     let store = Store::new(&folder);
-    let kernel = Netfilter::open()?;
+    let mut kernel = Netfilter::open()?;
     let table = kernel.watch()?;
     let network = Network::spawn()?;
     let planned = Arc::new(AtomicU64::new(0));
@@ -289,7 +301,15 @@ impl Announcer for Nobody {
     fn withdraw(&self, _: &Attachment) {}
 }
 
-/// The bytes of an address, as the end of a MAC address that no other node has.
-fn mac_tail(address: Ipv4Net) -> String {
-    address.addr().octets().map(|byte| format!("{byte:02x}")).join(":")
+/// Bytes of an address that tell it from those of other nodes, as the end of a MAC address.
+fn mac_tail(address: IpNet) -> String {
+    let bytes = match address.addr() {
+        IpAddr::V4(address) => address.octets(),
+        // Subnet and number: see the addresses of the fabric.
+        IpAddr::V6(address) => {
+            let [.., subnet, _, _, _, number] = address.segments();
+            ((u32::from(subnet) << 16) | u32::from(number)).to_be_bytes()
+        }
+    };
+    bytes.map(|byte| format!("{byte:02x}")).join(":")
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -13,6 +13,9 @@ use super::packages::Kernel;
 
 /// How long a boot and an end may take, on a machine that does other things too.
 pub const LIMIT: Duration = Duration::from_secs(120);
+
+/// A parameter of the kernel that tells a machine of ours from one that must not be changed.
+pub const PARAMETER: &str = "margay.machine";
 
 /// What powers a machine off without a process that would have to do it.
 const OFF: &str = "\necho o > /proc/sysrq-trigger\nsleep 60\n";
@@ -31,11 +34,12 @@ pub struct Machine<'a> {
 }
 
 impl Machine<'_> {
-    /// Boots, and returns when the machine is off; `hear` gets every line of its console.
-    pub fn run(&self, hear: &mut dyn FnMut(&str)) -> Result<()> {
+    /// Boots, and returns when the machine is off; `hear` gets every line of its console with the time since the boot began.
+    pub fn run(&self, hear: &mut dyn FnMut(&str, Duration)) -> Result<()> {
         let folder = tempfile::tempdir()?;
         let initramfs = initramfs::pack(self.kernel, &format!("{}{OFF}", self.script), folder.path())?;
         let mut log = File::create(self.log).with_context(|| format!("cannot create {}", self.log.display()))?;
+        let begin = Instant::now();
         let mut child = self.command(&initramfs).spawn().context("cannot start qemu-system-x86_64")?;
         let console = BufReader::new(child.stdout.take().context("the console")?);
         for line in console.split(b'\n') {
@@ -43,7 +47,7 @@ impl Machine<'_> {
             let line = String::from_utf8_lossy(&line);
             let line = line.trim_end_matches('\r');
             writeln!(log, "{line}")?;
-            hear(line);
+            hear(line, begin.elapsed());
         }
         let status = child.wait()?;
         // What `timeout` says when it had to end it is told by the suites that are missing.
@@ -65,7 +69,7 @@ impl Machine<'_> {
             .arg(&self.kernel.image)
             .arg("-initrd")
             .arg(initramfs);
-        command.args(["-append", "console=ttyS0 quiet loglevel=1 panic=-1"]);
+        command.args(["-append", &format!("console=ttyS0 quiet loglevel=1 panic=-1 {PARAMETER}")]);
         let root = "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap";
         command.args(["-virtfs", root]).stdin(Stdio::null()).stdout(Stdio::piped());
         command

@@ -12,7 +12,8 @@ pub mod programs;
 pub mod results;
 pub mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -68,25 +69,59 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Release>> {
     if names.is_empty() { Ok(RELEASES.iter().collect()) } else { names.iter().map(find).collect() }
 }
 
+/// Machines of one kernel at once, each with a part of the programs: emulation has one processor's work for each.
+const MACHINES: usize = 2;
+
 /// Boots one kernel and runs everything on it.
 fn run_on(kernel: &Kernel, programs: &[Program], options: &Options, tell: &dyn Fn(&str)) -> Result<Results> {
     let begin = Instant::now();
-    let log = options.state.join(format!("{}.log", kernel.release.name));
-    tell(&format!("Linux {} ({}); its console: {}", kernel.version, kernel.release.distribution, log.display()));
-    let limit = programs.iter().map(|program| program.limit).sum::<Duration>() + boot::LIMIT;
-    let mut results = Results::default();
-    let mut hear = |line: &str| {
-        if let Some(news) = results.hear(line) {
-            println!("{news}");
+    let log = |number: usize| options.state.join(format!("{}-{number}.log", kernel.release.name));
+    let (version, distribution) = (&kernel.version, kernel.release.distribution);
+    tell(&format!("Linux {version} ({distribution}); its consoles: {} and so on", log(1).display()));
+    let shares = programs::shares(programs, MACHINES);
+    let ended: Vec<Result<Results>> = thread::scope(|scope| {
+        let mut running = Vec::new();
+        for (index, share) in shares.iter().enumerate() {
+            let log = log(index + 1);
+            running.push(scope.spawn(move || run_share(kernel, share, &log)));
         }
-    };
-    let script = programs::script(programs);
-    Machine { kernel, script: &script, limit, log: &log }.run(&mut hear)?;
+        let joined = running.into_iter().map(|machine| machine.join());
+        joined.map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    let mut results = Results::default();
+    for machine in ended {
+        match machine {
+            Ok(share) => results.merge(share),
+            // Its suites are missing.
+            Err(error) => tell(&format!("error: {error:#}")),
+        }
+    }
     for program in programs {
         if let Verdict::Missing(why) = results.verdict(program.suite) {
             println!("{}: {why}\ntest result: FAILED. 0 passed; 1 failed;", program.suite);
         }
     }
-    tell(&format!("Linux {} took {:.0} s", kernel.version, begin.elapsed().as_secs_f32()));
+    tell(&format!("Linux {version} took {:.0} s", begin.elapsed().as_secs_f32()));
+    Ok(results)
+}
+
+/// Boots one machine, and prints what each program says when it has ended.
+fn run_share(kernel: &Kernel, programs: &[Program], log: &Path) -> Result<Results> {
+    let limit = programs.iter().map(|program| program.limit).sum::<Duration>() + boot::LIMIT;
+    let mut results = Results::default();
+    let mut open: Vec<&str> = programs.iter().map(|program| program.suite).collect();
+    let print = |results: &Results, suite: &str, how: &str| {
+        println!("\n{suite} on Linux {}, {how}:\n{}", kernel.version, results.text(suite));
+    };
+    let mut hear = |line: &str, at: Duration| {
+        results.hear(line, at);
+        open.retain(|suite| {
+            let took = results.took(suite);
+            took.inspect(|took| print(&results, suite, &format!("{:.0} s", took.as_secs_f32()))).is_none()
+        });
+    };
+    let script = programs::script(programs);
+    Machine { kernel, script: &script, limit, log }.run(&mut hear)?;
+    open.iter().for_each(|suite| print(&results, suite, "without an end"));
     Ok(results)
 }

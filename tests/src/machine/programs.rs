@@ -1,6 +1,6 @@
 //! The test programs of the kernel layers: which they are, how cargo builds them, and the script that runs them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,11 +11,12 @@ use serde_json::Value;
 
 use super::results::{BEGIN, END};
 use crate::install;
+use crate::probe::SLOWNESS;
 
 /// Which suites, built how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Selection {
-    /// All, with programs that are built for the purpose.
+    /// All, with our own code compiled to run faster than in `cargo test`: emulation makes the rest slow enough.
     All,
     /// What fits into a run of the CI, with the programs of `cargo test`.
     Quick,
@@ -32,6 +33,10 @@ pub struct Program {
     pub folder: PathBuf,
     /// Parts of the names of its cases that are run; all when empty.
     pub only: &'static [&'static str],
+    /// Whether it runs before anything has loaded the modules that others need.
+    pub is_first: bool,
+    /// About how long it takes.
+    pub weight: Duration,
     /// How long it may take: many times what it takes on a quiet machine.
     pub limit: Duration,
 }
@@ -40,33 +45,55 @@ pub struct Program {
 struct Suite {
     name: &'static str,
     package: &'static str,
-    /// Cases of [`Selection::Quick`]; none: it is not among them.
+    /// Seconds that it took on Linux 6.1.
+    seconds: u64,
+    /// Parts of the names of its cases that are run; all when empty.
+    only: &'static [&'static str],
+    /// Those of [`Selection::Quick`]; none: it is not among them.
     quick: Option<&'static [&'static str]>,
 }
 
-const fn suite(name: &'static str, package: &'static str, quick: Option<&'static [&'static str]>) -> Suite {
-    Suite { name, package, quick }
+/// One of the harness's crate.
+const fn suite(name: &'static str, seconds: u64, quick: Option<&'static [&'static str]>) -> Suite {
+    Suite { name, package: "margay-tests", seconds, only: &[], quick }
 }
 
-/// The unit tests of a package have its name. Those of the agent compare rulesets and routes with the kernel.
-const SUITES: [Suite; 9] = [
-    suite("margay_node", "margay-node", Some(&["features::", "messages_and_text", "what_was_written_is_read_back"])),
-    suite("routing", "margay-tests", Some(&[])),
-    suite("cni", "margay-tests", None),
-    // But for a set so large that a program which is built for debugging takes minutes over it in emulation.
-    suite("enforcement", "margay-tests", Some(&["packets", "nobody", "ipv6", "router", "agent", "others"])),
-    suite("spoof", "margay-tests", Some(&[])),
-    suite("ipvs", "margay-tests", Some(&[])),
-    suite("host", "margay-tests", None),
-    suite("lab", "margay-tests", None),
-    suite("conformance", "margay-tests", None),
+/// The suite that finds its kernel as it has booted.
+const FIRST: &str = "machine";
+
+const SUITES: [Suite; 12] = [
+    suite(FIRST, 10, Some(&[])),
+    // Unit tests have the name of their crate. These compare rulesets with the kernel,
+    Suite {
+        package: "margay-nft",
+        ..suite("margay_nft", 300, Some(&["messages_and_text", "what_was_written_is_read_back"]))
+    },
+    // and these ask it for connections, routes and what it lacks.
+    Suite {
+        package: "margay-dataplane",
+        only: &["conntrack::", "worker::", "probe::"],
+        ..suite("margay_dataplane", 20, Some(&["conntrack::", "worker::"]))
+    },
+    suite("routing", 90, Some(&[])),
+    suite("cni", 110, None),
+    // But for a set so large that a program which is built for debugging takes a minute over it in emulation.
+    suite("enforcement", 35, Some(&["packets", "nobody", "ipv6", "router", "agent", "others"])),
+    suite("spoof", 25, Some(&[])),
+    suite("ipvs", 40, Some(&[])),
+    suite("conversations", 20, Some(&[])),
+    suite("host", 125, None),
+    suite("lab", 70, Some(&["ipv6_alone"])),
+    suite("conformance", 500, None),
 ];
 
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1200);
 
 /// What a node has loaded long before a test begins, and a machine that has just booted loads over 9p, in emulation, while a test waits. A kernel need
 /// not have each.
 const MODULES: &str = "veth vxlan dummy nf_tables nft_ct nft_chain_nat nft_masq nft_fib_inet nft_log nft_limit nf_conntrack_netlink sctp ip_vs";
+
+/// What [`SLOWNESS`] is. Emulation is 10 to 20 times slower in everything, but most answers need not come one after the other.
+const SLOW: u32 = 5;
 
 /// The suites whose names have one of `names` in them, all when there are none, after cargo has built them.
 pub fn built(selection: Selection, names: &[String], tell: &dyn Fn(&str)) -> Result<Vec<Program>> {
@@ -79,31 +106,31 @@ pub fn built(selection: Selection, names: &[String], tell: &dyn Fn(&str)) -> Res
     let program = |suite: &&Suite| {
         let found = built.get(suite.name).with_context(|| format!("cargo built no test program {}", suite.name));
         let (path, folder) = found?;
-        let only = suite.quick.filter(|_| selection == Selection::Quick).unwrap_or_default();
-        Ok(Program { suite: suite.name, path: path.clone(), folder: folder.clone(), only, limit: LIMIT })
+        let only = suite.quick.filter(|_| selection == Selection::Quick).unwrap_or(suite.only);
+        let (path, folder, weight) = (path.clone(), folder.clone(), Duration::from_secs(suite.seconds));
+        Ok(Program { suite: suite.name, path, folder, only, is_first: suite.name == FIRST, weight, limit: LIMIT })
     };
     chosen.iter().map(program).collect()
 }
 
 /// The test programs of suites, each with the folder of its package, by name.
 fn build(selection: Selection, suites: &[&Suite]) -> Result<BTreeMap<String, (PathBuf, PathBuf)>> {
-    // A selection of packages decides about features of what they depend on: that of the other tests compiles nothing again.
-    let packages: &[&str] = match selection {
-        Selection::Quick => &["--workspace"],
-        Selection::All => &["--profile", "kernels", "-p", "margay-cni", "-p", "margay-node", "-p", "margay-tests"],
-    };
-    cargo(&[&["build", "--bin", "margay-cni"][..], packages].concat())?;
+    cargo(selection, &["build", "--workspace", "--bin", "margay-cni"])?;
     let of = |suite: &&Suite| if suite.package == "margay-tests" { vec!["--test", suite.name] } else { vec!["--lib"] };
     let targets: Vec<&str> = suites.iter().flat_map(of).collect();
-    let test = ["test", "--no-run", "--message-format=json-render-diagnostics"];
-    let said = cargo(&[&test[..], packages, &targets[..]].concat())?;
+    let test = ["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"];
+    let said = cargo(selection, &[&test[..], &targets[..]].concat())?;
     Ok(said.lines().filter_map(artifact).collect())
 }
 
-/// Runs cargo in the checkout and gives back what it printed.
-fn cargo(words: &[&str]) -> Result<String> {
+/// Runs cargo in the checkout and gives back what it printed. With another level for our own code, and the same selection of packages, what we depend on is
+/// that of the other tests: nothing of it is compiled again.
+fn cargo(selection: Selection, words: &[&str]) -> Result<String> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     cargo.current_dir(install::checkout()).args(words).stderr(Stdio::inherit());
+    if selection == Selection::All {
+        cargo.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
+    }
     let output = cargo.output().context("cannot run cargo")?;
     ensure!(output.status.success(), "cargo {} failed", words.join(" "));
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -118,26 +145,73 @@ fn artifact(line: &str) -> Option<(String, (PathBuf, PathBuf))> {
     Some((message["target"]["name"].as_str()?.to_owned(), (path.into(), folder.to_owned())))
 }
 
+/// Divides programs among machines that run at once so that these end at about the same time. Each share is in the order of the programs.
+pub fn shares(programs: &[Program], machines: usize) -> Vec<Vec<Program>> {
+    let mut longest: Vec<usize> = (0..programs.len()).collect();
+    longest.sort_by_key(|index| std::cmp::Reverse(programs[*index].weight));
+    let mut shares = vec![(Duration::ZERO, BTreeSet::new()); machines];
+    for index in longest {
+        if let Some((weight, share)) = shares.iter_mut().min_by_key(|(weight, _)| *weight) {
+            *weight += programs[index].weight;
+            share.insert(index);
+        }
+    }
+    let of = |share: BTreeSet<usize>| share.into_iter().map(|index| programs[index].clone()).collect::<Vec<_>>();
+    shares.into_iter().filter(|(_, share)| !share.is_empty()).map(|(_, share)| of(share)).collect()
+}
+
 /// A script that runs them one after the other, each as cargo would, and says what begins and how it ended.
 pub fn script(programs: &[Program]) -> String {
-    let mut script = String::from("export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root RUST_BACKTRACE=0\n");
+    let mut script =
+        format!("export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root RUST_BACKTRACE=0 {SLOWNESS}={SLOW}\n");
+    let (first, others): (Vec<_>, Vec<_>) = programs.iter().partition(|program| program.is_first);
+    first.into_iter().for_each(|program| run(&mut script, program));
     let _ = writeln!(script, "modprobe -a {MODULES} 2>/dev/null");
-    for Program { suite, path, folder, only, limit } in programs {
-        let (path, folder) = (path.display(), folder.display());
-        let _ = writeln!(script, "cd {folder}; echo '{BEGIN}{suite}'");
-        let (limit, only) = (limit.as_secs(), only.join(" "));
-        let _ = writeln!(
-            script,
-            "CARGO_MANIFEST_DIR={folder} timeout {limit} {path} --test-threads=1 --color=never {only} 2>&1"
-        );
-        let _ = writeln!(script, "echo '{END}{suite}' $?");
-    }
+    others.into_iter().for_each(|program| run(&mut script, program));
     script
 }
 
+fn run(script: &mut String, program: &Program) {
+    let Program { suite, path, folder, only, limit, .. } = program;
+    let (path, folder) = (path.display(), folder.display());
+    let _ = writeln!(script, "cd {folder}; echo '{BEGIN}{suite}'");
+    let (limit, only) = (limit.as_secs(), only.join(" "));
+    let _ = writeln!(
+        script,
+        "CARGO_MANIFEST_DIR={folder} timeout {limit} {path} --test-threads=1 --color=never {only} 2>&1"
+    );
+    let _ = writeln!(script, "echo '{END}{suite}' $?");
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// A program that takes so many seconds.
+    pub(in crate::machine) fn mk_program(suite: &'static str, seconds: u64) -> Program {
+        let weight = Duration::from_secs(seconds);
+        let (path, folder) = (PathBuf::from(format!("/{suite}-1")), PathBuf::from("/w"));
+        Program { suite, path, folder, only: &[], is_first: suite == FIRST, weight, limit: 2 * weight }
+    }
+
+    #[test]
+    fn machines_end_at_about_the_same_time() {
+        let programs = [("a", 1), ("b", 5), ("c", 9), ("d", 2), ("e", 3)].map(|(suite, time)| mk_program(suite, time));
+        let names = |machines| {
+            let names = |share: Vec<Program>| share.into_iter().map(|program| program.suite).collect::<String>();
+            shares(&programs, machines).into_iter().map(names).collect::<Vec<_>>()
+        };
+        assert_eq!(names(1), ["abcde"]);
+        assert_eq!(names(2), ["ac", "bde"]);
+        assert_eq!(names(9), ["c", "b", "e", "d", "a"], "no machine without a program");
+    }
+
+    #[test]
+    fn modules_are_loaded_after_the_suite_that_comes_first() {
+        let script = script(&[mk_program("a", 1), mk_program(FIRST, 1)]);
+        let places = ["/machine-1", "modprobe", "/a-1"].map(|word| script.find(word));
+        assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{script}");
+    }
 
     #[test]
     fn test_programs_are_found_in_what_cargo_says() {

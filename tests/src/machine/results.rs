@@ -1,6 +1,7 @@
 //! What test programs say, as `cargo test` would show it, and what it means.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// What the script says before a suite, followed by its name.
 pub const BEGIN: &str = "@begin ";
@@ -32,15 +33,20 @@ impl Verdict {
     }
 }
 
-/// The suites of one boot.
+/// The suites of a kernel.
 #[derive(Debug, Default)]
 pub struct Results {
     suites: BTreeMap<String, Sum>,
     current: Option<String>,
+    /// When the last line came.
+    heard: Duration,
 }
 
 #[derive(Debug, Default)]
 struct Sum {
+    begin: Duration,
+    took: Duration,
+    text: String,
     failed: Vec<String>,
     /// Passed and failed cases, from the program's own sum.
     counts: Option<(u32, u32)>,
@@ -48,21 +54,34 @@ struct Sum {
 }
 
 impl Results {
-    /// Takes a line of the console; gives back what a person wants to see of it.
-    pub fn hear(&mut self, line: &str) -> Option<String> {
+    /// Takes a line of the console, which came so long after the boot began.
+    pub fn hear(&mut self, line: &str, at: Duration) {
+        let took = at.saturating_sub(std::mem::replace(&mut self.heard, at));
         if let Some(name) = line.strip_prefix(BEGIN) {
             self.current = Some(name.to_owned());
-            self.suites.entry(name.to_owned()).or_default();
-            return Some(format!("\n{name}"));
-        }
-        if let Some((name, status)) = line.strip_prefix(END).and_then(|words| words.rsplit_once(' ')) {
+            self.suites.insert(name.to_owned(), Sum { begin: at, ..Sum::default() });
+        } else if let Some((name, status)) = line.strip_prefix(END).and_then(|words| words.rsplit_once(' ')) {
             self.current = None;
-            self.suites.entry(name.to_owned()).or_default().status = Some(status.to_owned());
-            return None;
+            let sum = self.suites.entry(name.to_owned()).or_default();
+            (sum.status, sum.took) = (Some(status.to_owned()), at.saturating_sub(sum.begin));
+        } else if let Some(sum) = self.current.as_ref().and_then(|name| self.suites.get_mut(name)) {
+            sum.hear(line, took);
         }
-        let sum = self.suites.get_mut(self.current.as_ref()?)?;
-        sum.hear(line);
-        Some(line.to_owned())
+    }
+
+    /// Adds those of another machine.
+    pub fn merge(&mut self, other: Self) {
+        self.suites.extend(other.suites);
+    }
+
+    /// What a suite has said, each case with the time that it took.
+    pub fn text(&self, suite: &str) -> &str {
+        self.suites.get(suite).map_or("", |sum| sum.text.as_str())
+    }
+
+    /// How long a suite took; none: it has not ended.
+    pub fn took(&self, suite: &str) -> Option<Duration> {
+        self.suites.get(suite).filter(|sum| sum.status.is_some()).map(|sum| sum.took)
     }
 
     /// How a suite went.
@@ -75,13 +94,18 @@ impl Results {
 }
 
 impl Sum {
-    fn hear(&mut self, line: &str) {
+    fn hear(&mut self, line: &str, took: Duration) {
+        self.text += line;
         if let Some(test) = line.strip_prefix("test ")
             && let Some((name, verdict)) = test.split_once(" ... ")
-            && verdict.starts_with("FAILED")
         {
-            self.failed.push(name.to_owned());
+            // The harness of tests shows nothing of the kind.
+            self.text += &format!(" ({:.1} s)", took.as_secs_f32());
+            if verdict.starts_with("FAILED") {
+                self.failed.push(name.to_owned());
+            }
         }
+        self.text.push('\n');
         if let Some(sum) = line.strip_prefix("test result: ") {
             self.counts = count(sum, "passed").zip(count(sum, "failed"));
         }
@@ -142,7 +166,7 @@ test one ... ok
     #[test]
     fn what_failed_or_did_not_run_is_no_success() {
         let mut results = Results::default();
-        CONSOLE.lines().for_each(|line| drop(results.hear(line)));
+        CONSOLE.lines().for_each(|line| results.hear(line, Duration::ZERO));
         let missing = |why: &str| Verdict::Missing(why.to_owned());
         let wanted = [
             ("good", Verdict::Passed(2)),
@@ -157,5 +181,17 @@ test one ... ok
         for (suite, verdict) in wanted {
             assert_eq!(results.verdict(suite), verdict, "{suite}");
         }
+    }
+
+    #[test]
+    fn a_case_has_the_time_since_the_line_before_it() {
+        let mut results = Results::default();
+        let lines = ["boot", "@begin a", "test one ... ok", "test two ... FAILED", "@end a 101"];
+        for (line, at) in lines.into_iter().zip([1000, 4000, 4500, 6000, 6100]) {
+            results.hear(line, Duration::from_millis(at));
+        }
+        assert_eq!(results.text("a"), "test one ... ok (0.5 s)\ntest two ... FAILED (1.5 s)\n");
+        assert_eq!(results.took("a").map(|took| took.as_millis()), Some(2100));
+        assert_eq!((results.text("b"), results.took("b")), ("", None));
     }
 }

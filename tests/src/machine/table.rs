@@ -45,16 +45,16 @@ fn cell(verdict: &Verdict) -> String {
 mod tests {
     use std::time::Duration;
 
+    use super::super::programs::tests::mk_program;
     use super::*;
 
     #[test]
     fn a_row_for_each_suite() {
-        let program =
-            |suite| Program { suite, path: "/p".into(), folder: "/".into(), only: &[], limit: Duration::ZERO };
+        let program = |suite| mk_program(suite, 1);
         let mut results = Results::default();
         let console = "@begin a\ntest x ... FAILED\ntest result: FAILED. 2 passed; 1 failed;\n@end a 101\n@begin b\n\
                        test result: ok. 4 passed; 0 failed;\n@end b 0";
-        console.lines().for_each(|line| drop(results.hear(line)));
+        console.lines().for_each(|line| results.hear(line, Duration::ZERO));
         let text = render(&[program("a"), program("b"), program("c")], &[("6.1".to_owned(), results)]);
         let wanted = "\n| Suite | 6.1 |\n|---|---|\n| a | 2 of 3 |\n| b | 4 |\n| c | - |\n\n6.1 a: failed: x\n\
                       6.1 c: it was not begun; see the console\n";

@@ -42,7 +42,7 @@ impl Asker {
         Ok(Self { questions, answers })
     }
 
-    /// Begins to ask every target at once; what stays without an answer for `patience` is denied.
+    /// Begins to ask every target at once; what is without an answer when none has come for `patience` is denied.
     pub fn ask(&self, targets: Vec<Target>, patience: Duration) -> Result<()> {
         self.questions.send((targets, patience)).ok().context("the asker has ended")
     }
@@ -68,16 +68,19 @@ fn from_fresh_port(target: Target, next: &mut u16) -> Attempt {
     attempt.unwrap_or_else(|| Attempt::start(target))
 }
 
-/// Waits until every question is judged, or the time is up for those that are not.
+/// Waits until every question is judged, or none has been for so long: while there are answers, others may only be late.
 pub(super) fn judge(attempts: &[Attempt], patience: Duration) -> Result<Vec<Verdict>> {
-    let end = attempts.iter().map(|attempt| attempt.start).max().unwrap_or_else(Instant::now) + patience;
+    let mut last = attempts.iter().map(|attempt| attempt.start).max().unwrap_or_else(Instant::now);
     let mut verdicts: Vec<Option<Verdict>> = vec![None; attempts.len()];
     loop {
-        for (verdict, attempt) in verdicts.iter_mut().zip(attempts) {
-            // An answer can be taken only once.
-            *verdict = verdict.or_else(|| attempt.look());
+        // An answer can be taken only once.
+        for (verdict, attempt) in verdicts.iter_mut().zip(attempts).filter(|(verdict, _)| verdict.is_none()) {
+            *verdict = attempt.look();
+            if verdict.is_some() {
+                last = Instant::now();
+            }
         }
-        let left = end.saturating_duration_since(Instant::now());
+        let left = (last + patience).saturating_duration_since(Instant::now());
         let open = attempts.iter().zip(&verdicts).filter(|(_, verdict)| verdict.is_none());
         let mut waiting: Vec<PollFd<'_>> = open
             .filter_map(|(attempt, _)| attempt.readiness())

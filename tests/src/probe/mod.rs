@@ -28,6 +28,14 @@ pub use self::attempt::{Attempt, Protocol, Verdict};
 pub const IMAGE: &str = "margay.test/probe:1";
 /// How long a question may stay without an answer until it counts as denied: shorter than the first retransmission of a SYN.
 pub const DENIED_AFTER: Duration = Duration::from_millis(150);
+/// Variable of the environment that says how many times slower than other machines this one is, as an emulated one is.
+pub const SLOWNESS: &str = "MARGAY_SLOWNESS";
+
+/// [`DENIED_AFTER`] on this machine.
+pub fn denied_after() -> Duration {
+    let slowness = std::env::var(SLOWNESS).ok().and_then(|value| value.parse::<u32>().ok());
+    DENIED_AFTER * slowness.unwrap_or(1)
+}
 
 /// A network namespace to ask from, held open.
 #[derive(Debug)]
@@ -82,7 +90,7 @@ impl Place {
 pub fn ask(place: &Place, targets: &[Target]) -> Result<Vec<Verdict>> {
     place.run(|| {
         let attempts: Vec<Attempt> = targets.iter().map(|target| Attempt::start(*target)).collect();
-        asker::judge(&attempts, DENIED_AFTER)
+        asker::judge(&attempts, denied_after())
     })?
 }
 

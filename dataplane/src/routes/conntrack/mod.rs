@@ -13,6 +13,7 @@ mod refusing;
 mod table;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::IpAddr;
 use std::thread;
 
@@ -33,6 +34,11 @@ struct Request {
     done: oneshot::Sender<Result<(), TableError>>,
 }
 
+/// Lists the connections of the calling thread's network namespace, of which there may be none. The module that lists them is the one that deletes them.
+pub(crate) fn attempt() -> io::Result<()> {
+    Kernel::open()?.list()
+}
+
 /// A handle to the thread. Cheap to clone.
 #[derive(Clone)]
 pub struct Conntrack {
@@ -41,11 +47,11 @@ pub struct Conntrack {
 
 impl Conntrack {
     /// Starts the thread in the network namespace of the calling thread. It ends with the last handle.
-    pub fn spawn() -> std::io::Result<Self> {
+    pub fn spawn() -> io::Result<Self> {
         Self::over(Kernel::open()?)
     }
 
-    fn over(table: impl Table) -> std::io::Result<Self> {
+    fn over(table: impl Table) -> io::Result<Self> {
         let (queue, requests) = mpsc::channel(QUEUE);
         thread::Builder::new().name("conntrack".to_owned()).spawn(move || serve(Purger::new(table), requests))?;
         Ok(Self { queue })
@@ -53,7 +59,7 @@ impl Conntrack {
 
     /// A thread whose kernel refuses everything.
     #[cfg(any(test, feature = "testing"))]
-    pub fn refusing() -> std::io::Result<Self> {
+    pub fn refusing() -> io::Result<Self> {
         Self::over(refusing::Refusing)
     }
 

@@ -87,6 +87,14 @@ impl Kernel {
 }
 
 impl Kernel {
+    /// Reads the list, and keeps nothing of it.
+    pub fn list(&mut self) -> io::Result<()> {
+        match self.ask(|sequence| message::list(IpVersion::V4, sequence), |_| {})? {
+            (0, _) => Ok(()),
+            (errno, _) => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
     /// Whether the namespace has no entry at all: a list walks over the rows of all namespaces.
     fn is_empty(&mut self) -> Result<bool, TableError> {
         let mut count = None;

@@ -131,3 +131,19 @@ fn a_table_that_cannot_be_read_for_others_is_replaced() {
         assert_eq!(owner.status.borrow().not_ready(), None);
     }
 }
+
+#[test]
+fn what_others_change_unheard_is_undone_at_once() {
+    let kernel = Model::new();
+    let mut owner = mk_owner(&kernel, None);
+    tell(&mut owner);
+    // The first one reads the table back, the second does not.
+    for revision in [2, 3] {
+        kernel.lock().unheard = true;
+        owner.commit().expect("a commit");
+        assert!(!kernel.lock().unheard, "nothing was committed");
+        let table = kernel.table().map(|table| table.to_string());
+        assert_eq!(table, Some(owner.dataplane.dump(owner.state.records())));
+        owner.handle(Event::Frame { stream: 1, frame: mk_frame(revision, &mk_records(&[(1, Action::Allow)]), true) });
+    }
+}

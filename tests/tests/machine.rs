@@ -1,0 +1,73 @@
+//! What other suites rely on in a machine with another kernel, and what is found where a kernel lacks modules: they are kept from being loaded, so it comes
+//! before all others. It changes the machine that it runs on: `make kernels` runs it, `cargo test` does not.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use margay_dataplane::probe::{self, Lack};
+use margay_tests::machine::boot::PARAMETER;
+use margay_tests::probe::sctp::has_sockets;
+
+/// Where modprobe is told what not to load.
+const WITHHELD: &str = "/etc/modprobe.d/margay-withheld.conf";
+/// Modules without which nothing can be enforced, in the order of the trials.
+const ALWAYS: [&str; 5] = ["nf_tables", "nft_ct", "nft_masq", "nft_fib_inet", "veth"];
+/// The others.
+const OPTIONAL: [&str; 4] = ["nf_conntrack_netlink", "nft_log", "nft_limit", "vxlan"];
+
+/// What a kernel without these modules is found to lack, as modules. What has been loaded cannot be withheld any more.
+fn without(withheld: &[&str]) -> Result<Vec<Lack>> {
+    for module in withheld {
+        ensure!(!Path::new("/sys/module").join(module).exists(), "{module} is there already");
+    }
+    let lines: String = withheld.iter().map(|module| format!("install {module} /bin/false\n")).collect();
+    fs::write(WITHHELD, lines)?;
+    let lacks = probe::probe();
+    fs::remove_file(WITHHELD)?;
+    Ok(lacks?)
+}
+
+fn modules(lacks: &[Lack]) -> Vec<&'static str> {
+    let mut modules: Vec<_> = lacks.iter().map(Lack::module).collect();
+    modules.dedup();
+    modules
+}
+
+#[test]
+fn what_a_kernel_lacks_is_found_and_told() -> Result<()> {
+    ensure!(fs::read_to_string("/proc/cmdline")?.contains(PARAMETER), "this is no machine of `make kernels`");
+    let all = [&ALWAYS[..], &OPTIONAL].concat();
+    // What is made of the first one is lacking with it.
+    let mut found = modules(&without(&all)?);
+    found.sort_unstable();
+    found.dedup();
+    let mut wanted = all.clone();
+    wanted.sort_unstable();
+    ensure!(found == wanted, "without {all:?}: {found:?}");
+
+    let lacks = without(&all[1..])?;
+    let found = modules(&lacks);
+    ensure!(found == all[1..], "without {:?}: {found:?}", &all[1..]);
+    let refused = probe::demand(lacks).err().map(|unfit| unfit.to_string()).unwrap_or_default();
+    for module in ALWAYS {
+        ensure!(
+            refused.contains(&format!("load the module {module} ")) == (module != ALWAYS[0]),
+            "{module}: {refused}"
+        );
+    }
+
+    let lacks = probe::demand(without(&OPTIONAL)?)?;
+    ensure!(modules(&lacks) == OPTIONAL, "without {OPTIONAL:?}: {:?}", modules(&lacks));
+
+    let lacks = without(&[])?;
+    ensure!(lacks.is_empty(), "{:?}", probe::words(&lacks));
+    Ok(())
+}
+
+/// Elsewhere what policy does to SCTP is seen by raw packets; see `margay_tests::probe::sctp`.
+#[test]
+fn sctp_is_asked_by_sockets() -> Result<()> {
+    ensure!(has_sockets(), "the kernel has no sockets of SCTP");
+    Ok(())
+}
