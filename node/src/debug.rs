@@ -1,4 +1,4 @@
-//! What a reader may ask of this node. Everything here only reads.
+//! What a reader may ask of this node. Everything here only reads, but for what goes to the log.
 
 use margay_calc::model::{Record, RecordId};
 use margay_calc::{digest, text};
@@ -6,9 +6,11 @@ use margay_dataplane::Dataplane;
 use margay_dataplane::routes::plan;
 use margay_proto::debug::node_debug_server::NodeDebug;
 use margay_proto::debug::{
-    KernelRequest, KernelResponse, RecordEntry, StatusRequest, StatusResponse, ViewRequest, ViewResponse,
+    KernelRequest, KernelResponse, RecordEntry, SetLogRequest, SetLogResponse, StatusRequest, StatusResponse,
+    ViewRequest, ViewResponse,
 };
 use margay_proto::sync::{NodeProblem, encode_id, wire};
+use margay_runtime::grpc;
 use margay_runtime::ready::Readiness;
 use tonic::{Request, Response, Status};
 
@@ -75,6 +77,10 @@ impl NodeDebug for DebugService {
         };
         let (nftables, plan) = self.agent.inspect(look).await.ok_or_else(Self::gone)?;
         Ok(Response::new(KernelResponse { nftables, network: format!("{plan:#?}") }))
+    }
+
+    async fn set_log(&self, request: Request<SetLogRequest>) -> Result<Response<SetLogResponse>, Status> {
+        grpc::set_log(&request.into_inner().filter).map(|former| Response::new(SetLogResponse { former }))
     }
 }
 
