@@ -198,6 +198,8 @@ pub struct FelixSettings {
     pub vxlan_mtu: u32,
     /// `vxlanMTUV6`; 0 means detected.
     pub vxlan_mtu_v6: u32,
+    /// `ChecksumOffloadBroken=true` in `featureDetectOverride`: VXLAN devices leave no checksums to hardware.
+    pub checksum_offload_broken: bool,
     /// `natOutgoingExclusions: IPPoolsAndHostIPs`: also leave packets to nodes' own addresses alone.
     pub nat_exclude_hosts: bool,
     /// `disableConntrackInvalidCheck`.
@@ -224,6 +226,7 @@ impl Default for FelixSettings {
             vxlan_port: 4789,
             vxlan_mtu: 0,
             vxlan_mtu_v6: 0,
+            checksum_offload_broken: false,
             nat_exclude_hosts: false,
             allow_conntrack_invalid: false,
             log_prefix: "calico-packet".to_owned(),

@@ -39,6 +39,8 @@ pub struct FelixOverrides {
     pub vxlan_mtu: Option<u32>,
     /// See [`FelixSettings::vxlan_mtu_v6`].
     pub vxlan_mtu_v6: Option<u32>,
+    /// See [`FelixSettings::checksum_offload_broken`].
+    pub checksum_offload_broken: Option<bool>,
     /// See [`FelixSettings::nat_exclude_hosts`].
     pub nat_exclude_hosts: Option<bool>,
     /// See [`FelixSettings::allow_conntrack_invalid`].
@@ -67,6 +69,7 @@ impl FelixOverrides {
             vxlan_port: None,
             vxlan_mtu: None,
             vxlan_mtu_v6: None,
+            checksum_offload_broken: None,
             nat_exclude_hosts: None,
             allow_conntrack_invalid: None,
             log_prefix: None,
@@ -86,6 +89,7 @@ impl FelixOverrides {
             vxlan_port: self.vxlan_port.unwrap_or(base.vxlan_port),
             vxlan_mtu: self.vxlan_mtu.unwrap_or(base.vxlan_mtu),
             vxlan_mtu_v6: self.vxlan_mtu_v6.unwrap_or(base.vxlan_mtu_v6),
+            checksum_offload_broken: self.checksum_offload_broken.unwrap_or(base.checksum_offload_broken),
             nat_exclude_hosts: self.nat_exclude_hosts.unwrap_or(base.nat_exclude_hosts),
             allow_conntrack_invalid: self.allow_conntrack_invalid.unwrap_or(base.allow_conntrack_invalid),
             log_prefix: self.log_prefix.clone().unwrap_or(base.log_prefix),

@@ -263,6 +263,24 @@ fn mk_settings(name: &str, spec: &str) -> FelixConfiguration {
 }
 
 #[test]
+fn of_features_that_are_overridden_one_is_followed() {
+    for (list, wanted) in [
+        ("", Ok(false)),
+        ("ChecksumOffloadBroken=true", Ok(true)),
+        ("SNATFullyRandom=false, checksumOffloadBroken = TRUE", Ok(true)),
+        ("ChecksumOffloadBroken=true,ChecksumOffloadBroken=false", Ok(false)),
+        ("ChecksumOffloadBroken=,MASQFullyRandom=true", Ok(false)),
+        ("ChecksumOffloadBroken", Err("ChecksumOffloadBroken")),
+        ("SNATFullyRandom=maybe,ChecksumOffloadBroken=true", Err("SNATFullyRandom=maybe")),
+    ] {
+        let parsed = v3::cluster::overrides(&mk_settings("default", &format!("featureDetectOverride: '{list}'")));
+        let found = parsed.map(|overrides| overrides.over(FelixSettings::default()).checksum_offload_broken);
+        let found = found.map_err(|refusal| refusal.problems[0].value.clone());
+        assert_eq!(found, wanted.map_err(str::to_owned), "{list}");
+    }
+}
+
+#[test]
 fn settings_lie_over_weaker_ones_and_bad_values_count_as_not_given() {
     let overrides = |name: &str, spec: &str| v3::cluster::overrides(&mk_settings(name, spec));
     let nothing = overrides("default", "").unwrap();

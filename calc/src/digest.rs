@@ -254,6 +254,7 @@ impl Encoder {
             vxlan_port,
             vxlan_mtu,
             vxlan_mtu_v6,
+            checksum_offload_broken,
             nat_exclude_hosts,
             allow_conntrack_invalid,
             log_prefix,
@@ -284,6 +285,9 @@ impl Encoder {
         if *vxlan_mtu_v6 != 0 {
             self.text("vxlan_mtu_v6");
             self.number(u64::from(*vxlan_mtu_v6));
+        }
+        if *checksum_offload_broken {
+            self.text("checksum_offload_broken");
         }
         if *failsafe_inbound != Failsafe::default_inbound() {
             self.text("failsafe_inbound");

@@ -36,6 +36,7 @@ use crate::members::{Attachment, Endpoint, Host, Members, Name, Payload, Profile
 use crate::model::{EndpointRecord, HostEndpointRecord, Member, Record, RecordId, SetId, SetKind};
 use crate::node_sets::NodeSets;
 use crate::policies::{self, Policies, Policy};
+use crate::port_names::PortNames;
 use crate::selector::Known;
 use crate::selectors::Selectors;
 use crate::sets::Sets;
@@ -57,6 +58,7 @@ pub struct Graph {
     pub(crate) policies: Policies,
     pub(crate) staged: Staged,
     pub(crate) sets: Sets,
+    pub(crate) port_names: PortNames,
     pub(crate) services: Map<(Text, Text), Service>,
     pub(crate) node_sets: NodeSets,
     pub(crate) globals: Globals,
@@ -173,6 +175,7 @@ impl Default for Graph {
             policies: Policies::default(),
             staged: Staged::default(),
             sets: Sets::default(),
+            port_names: PortNames::default(),
             services: Map::default(),
             node_sets: NodeSets::default(),
             globals: Globals::default(),
@@ -370,8 +373,7 @@ impl Graph {
 
     /// Forgets texts that no object uses any more. A flush does it when it is worth its cost.
     pub fn sweep(&mut self) {
-        let Self { texts, index, selectors, members, policies, staged, sets, services, node_sets: _, globals: _ } =
-            self;
+        let Self { texts, index, selectors, members, policies, staged, sets, port_names, services, .. } = self;
         texts.sweep(|marks| {
             index.mark(marks);
             selectors.mark(marks);
@@ -379,6 +381,7 @@ impl Graph {
             policies.mark(marks);
             staged.mark(marks);
             sets.mark(marks);
+            port_names.mark(marks);
             services.keys().for_each(|(namespace, name)| marks.all([*namespace, *name]));
         });
     }

@@ -179,10 +179,10 @@ impl Graph {
             |selector: &Selector, texts: &mut Texts| self.selectors.mention(selector, &mut self.index, texts);
         let spec = match reference {
             Reference::Selected(selector) => Spec::Selected(select(selector, &mut self.texts)),
-            Reference::NamedPort(selector, protocol, name) => {
+            Reference::NamedPorts(selector, protocol, names) => {
                 let anybody = Selector::all();
                 let selector = select(selector.unwrap_or(&anybody), &mut self.texts);
-                Spec::NamedPort(selector, protocol, self.texts.intern(name))
+                Spec::NamedPorts(selector, protocol, self.port_names.hold(names, &mut self.texts))
             }
             Reference::Nodes(selector) => Spec::Nodes(self.texts.intern(&selector.to_string())),
             Reference::Service(name) => {
@@ -195,9 +195,14 @@ impl Graph {
             }
         };
         let (set, is_new) = self.sets.mention(spec, || set_id(spec, &self.selectors, &mut self.texts));
-        // A selector is mentioned by a set once, however many policies mention the set.
-        if let (false, Some(selector)) = (is_new, spec.selector()) {
-            self.selectors.unmention(selector);
+        // A set mentions its selector, and holds its names, once, however many policies mention the set.
+        if !is_new {
+            if let Some(selector) = spec.selector() {
+                self.selectors.unmention(selector);
+            }
+            if let Spec::NamedPorts(_, _, names) = spec {
+                self.port_names.release(names);
+            }
         }
         mentioned.push(set);
         set
@@ -208,10 +213,10 @@ impl Graph {
 fn set_id(spec: Spec, selectors: &Selectors, texts: &mut Texts) -> Text {
     let id = match spec {
         Spec::Selected(selector) => return selectors.users(selector).id,
-        Spec::NamedPort(selector, protocol, name) => {
+        Spec::NamedPorts(selector, protocol, names) => {
             let selector = texts.get(selectors.users(selector).id);
             let protocol = protocol.map_or(String::from("any"), |protocol| protocol.0.to_string());
-            let hash = Sha256::digest(format!("n:{selector},{protocol},{}", texts.get(name)));
+            let hash = Sha256::digest(format!("n:{selector},{protocol},{}", texts.get(names)));
             let hex: String = hash[..20].iter().map(|byte| format!("{byte:02x}")).collect();
             format!("n:{hex}")
         }

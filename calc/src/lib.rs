@@ -21,6 +21,7 @@ mod members;
 pub mod model;
 mod node_sets;
 mod policies;
+mod port_names;
 mod quota;
 mod rules;
 mod selector;

@@ -13,6 +13,7 @@ use crate::counts::transition;
 use crate::flush::{Change, Flush};
 use crate::index::ParentName;
 use crate::model::{HostInterfaces, Member, RecordId};
+use crate::port_names::PortNames;
 use crate::sets::{Spec, address};
 use crate::store::{Column, Map};
 use crate::texts::{Marks, Text, Texts};
@@ -161,22 +162,22 @@ impl Payload {
     }
 
     /// Calls `see` with every member that the item adds to a set of this content; the same one more than once if it has it so.
-    pub(crate) fn members(&self, spec: Spec, mut see: impl FnMut(Member)) {
+    pub(crate) fn members(&self, spec: Spec, lists: &PortNames, mut see: impl FnMut(Member)) {
         match (self, spec) {
             (Self::Endpoint(endpoint), Spec::Selected(_)) => {
                 endpoint.addresses.iter().for_each(|ip| see(address(*ip)));
             }
             (Self::NetworkSet(nets), Spec::Selected(_)) => nets.iter().for_each(|net| see(Member::Net(*net))),
-            (Self::Endpoint(endpoint), Spec::NamedPort(_, protocol, name)) => {
+            (Self::Endpoint(endpoint), Spec::NamedPorts(_, protocol, names)) => {
                 let declared = endpoint
                     .ports
                     .iter()
-                    .filter(|port| port.0 == name && protocol.is_none_or(|protocol| protocol == port.1));
+                    .filter(|port| protocol.is_none_or(|protocol| protocol == port.1) && lists.has(names, port.0));
                 for (_, protocol, port) in declared {
                     endpoint.addresses.iter().for_each(|ip| see(Member::AddressPort(*ip, *protocol, *port)));
                 }
             }
-            (Self::NetworkSet(_), Spec::NamedPort(..))
+            (Self::NetworkSet(_), Spec::NamedPorts(..))
             | (_, Spec::Nodes(_) | Spec::Service(..) | Spec::ServiceAddresses(..)) => {}
         }
     }

@@ -15,8 +15,8 @@ use crate::model::{RuleRecord, SetId, SideMatch};
 pub(crate) enum Reference<'a> {
     /// What a selector selects.
     Selected(&'a Selector),
-    /// The port of this name and protocol at what a selector selects, or at anybody.
-    NamedPort(Option<&'a Selector>, Option<Protocol>, &'a str),
+    /// The ports of these names and this protocol at what a selector selects, or at anybody.
+    NamedPorts(Option<&'a Selector>, Option<Protocol>, &'a [&'a str]),
     /// Addresses of the nodes that a selector selects.
     Nodes(&'a Selector),
     /// Backends of a Service.
@@ -48,21 +48,17 @@ enum Criterion {
     Sets(Box<[u32]>),
     NotSets(Box<[u32]>),
     Ports(Arc<[PortRange]>),
-    PortSets(Arc<[u32]>),
+    PortSet(u32),
     NotPorts(Box<[PortRange]>),
-    NotPortSets(Box<[u32]>),
+    NotPortSet(u32),
     Service(u32),
 }
 
 /// Lists of ports that rules of one policy share: a rule for each of many peers costs the peer.
-#[derive(Debug, Default)]
-pub(crate) struct Lists {
-    ports: BTreeSet<Arc<[PortRange]>>,
-    sets: BTreeSet<Arc<[u32]>>,
-}
+pub(crate) type Lists = BTreeSet<Arc<[PortRange]>>;
 
-/// The records of [`Lists`] of sets, by the place of the list in memory.
-pub(crate) type SharedSets = BTreeMap<*const u32, Arc<[SetId]>>;
+/// Lists of the one set of named ports of a side, by its number, that the records of a policy's rules share.
+pub(crate) type SharedSets = BTreeMap<u32, Arc<[SetId]>>;
 
 /// Which side of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,33 +110,38 @@ fn side(
     let not_sets = not_selector.iter().map(|selector| set(Reference::Selected(selector))).collect();
     // Ports of the policy's own endpoint are its own: a set of its kind, not of everybody who has such a port.
     let declared_by = selector.as_ref().or((end == local.0).then_some(local.1));
-    let mut named = |ports: &[Port]| -> Vec<u32> {
+    let mut named = |ports: &[Port]| -> Option<u32> {
         let names = ports.iter().filter_map(|port| match port {
             Port::Named(name) => Some(name.as_str()),
             Port::Range(_) => None,
         });
-        names.map(|name| set(Reference::NamedPort(declared_by, protocol, name))).collect()
+        let names: Vec<&str> = names.collect();
+        (!names.is_empty()).then(|| set(Reference::NamedPorts(declared_by, protocol, &names)))
     };
+    let (port_set, not_port_set) = (named(ports), named(not_ports));
     let criteria = [
         Criterion::Nets(nets.iter().map(IpNet::trunc).collect()),
         Criterion::NotNets(not_nets.iter().map(IpNet::trunc).collect()),
         Criterion::Sets(sets.into()),
         Criterion::NotSets(not_sets),
-        Criterion::Ports(shared(&mut lists.ports, ranges(ports))),
-        Criterion::PortSets(shared(&mut lists.sets, named(ports))),
+        Criterion::Ports(shared(lists, ranges(ports))),
         Criterion::NotPorts(ranges(not_ports).into()),
-        Criterion::NotPortSets(named(not_ports).into()),
     ];
     let demanded = criteria.into_iter().filter(|criterion| !criterion.is_empty());
-    demanded.chain(service_set.map(Criterion::Service)).collect()
+    let numbers = [
+        port_set.map(Criterion::PortSet),
+        not_port_set.map(Criterion::NotPortSet),
+        service_set.map(Criterion::Service),
+    ];
+    demanded.chain(numbers.into_iter().flatten()).collect()
 }
 
 /// The list as it is shared.
-fn shared<T: Ord>(lists: &mut BTreeSet<Arc<[T]>>, list: Vec<T>) -> Arc<[T]> {
+fn shared(lists: &mut Lists, list: Vec<PortRange>) -> Arc<[PortRange]> {
     if let Some(known) = lists.get(&*list) {
         return known.clone();
     }
-    let new: Arc<[T]> = list.into();
+    let new: Arc<[PortRange]> = list.into();
     lists.insert(new.clone());
     new
 }
@@ -157,11 +158,10 @@ impl Criterion {
     fn is_empty(&self) -> bool {
         match self {
             Self::Nets(nets) | Self::NotNets(nets) => nets.is_empty(),
-            Self::Sets(sets) | Self::NotSets(sets) | Self::NotPortSets(sets) => sets.is_empty(),
-            Self::PortSets(sets) => sets.is_empty(),
+            Self::Sets(sets) | Self::NotSets(sets) => sets.is_empty(),
             Self::Ports(ports) => ports.is_empty(),
             Self::NotPorts(ports) => ports.is_empty(),
-            Self::Service(_) => false,
+            Self::PortSet(_) | Self::NotPortSet(_) | Self::Service(_) => false,
         }
     }
 }
@@ -192,11 +192,11 @@ fn side_record(side: &[Criterion], id: &impl Fn(u32) -> SetId, shared: &mut Shar
             Criterion::Sets(sets) => record.sets = ids(sets),
             Criterion::NotSets(sets) => record.not_sets = ids(sets),
             Criterion::Ports(ports) => record.ports = ports.clone(),
-            Criterion::PortSets(sets) => {
-                record.port_sets = shared.entry(sets.as_ptr()).or_insert_with(|| ids(sets).into()).clone();
+            Criterion::PortSet(set) => {
+                record.port_sets = shared.entry(*set).or_insert_with(|| [id(*set)].into()).clone();
             }
             Criterion::NotPorts(ports) => record.not_ports = ports.to_vec(),
-            Criterion::NotPortSets(sets) => record.not_port_sets = ids(sets),
+            Criterion::NotPortSet(set) => record.not_port_sets = vec![id(*set)],
             Criterion::Service(set) => record.service_set = Some(id(*set)),
         }
     }

@@ -20,8 +20,9 @@ use crate::texts::{Marks, Text, Texts};
 pub(crate) enum Spec {
     /// Addresses of the endpoints and ranges of the network sets that the selector selects.
     Selected(u32),
-    /// Address, protocol and port of the selected endpoints that declare a port of this name; of any protocol when it is absent.
-    NamedPort(u32, Option<Protocol>, Text),
+    /// Address, protocol and port of the selected endpoints that declare a port of a name of this list of [`crate::port_names`]; of any protocol when it
+    /// is absent.
+    NamedPorts(u32, Option<Protocol>, Text),
     /// Addresses of the nodes that the selector of this canonical text selects.
     Nodes(Text),
     /// Address, protocol and port of the backends of a Service.
@@ -34,7 +35,7 @@ impl Spec {
     /// The selector that it depends on.
     pub(crate) fn selector(self) -> Option<u32> {
         match self {
-            Self::Selected(selector) | Self::NamedPort(selector, ..) => Some(selector),
+            Self::Selected(selector) | Self::NamedPorts(selector, ..) => Some(selector),
             Self::Nodes(_) | Self::Service(..) | Self::ServiceAddresses(..) => None,
         }
     }
@@ -43,7 +44,7 @@ impl Spec {
     pub(crate) fn kind(self) -> SetKind {
         match self {
             Self::Selected(_) | Self::Nodes(_) | Self::ServiceAddresses(..) => SetKind::Net,
-            Self::NamedPort(..) | Self::Service(..) => SetKind::AddressPort,
+            Self::NamedPorts(..) | Self::Service(..) => SetKind::AddressPort,
         }
     }
 }
@@ -233,7 +234,7 @@ impl Sets {
             marks.all(set.live.iter().flat_map(|live| live.told.iter().flatten().copied()));
             match set.spec {
                 Spec::Selected(_) => {}
-                Spec::NamedPort(_, _, text) | Spec::Nodes(text) => marks.mark(text),
+                Spec::NamedPorts(_, _, text) | Spec::Nodes(text) => marks.mark(text),
                 Spec::Service(namespace, name) | Spec::ServiceAddresses(namespace, name) => {
                     marks.all([namespace, name])
                 }

@@ -142,6 +142,7 @@ fn settings_text(settings: &FelixSettings) -> String {
         vxlan_port,
         vxlan_mtu,
         vxlan_mtu_v6,
+        checksum_offload_broken,
         nat_exclude_hosts,
         allow_conntrack_invalid,
         log_prefix,
@@ -160,6 +161,7 @@ fn settings_text(settings: &FelixSettings) -> String {
         (*nat_exclude_hosts, " nat-exclude-hosts"),
         (*allow_conntrack_invalid, " allow-conntrack-invalid"),
         (*ipv6, " ipv6"),
+        (*checksum_offload_broken, " checksum-offload-broken"),
     ];
     let flags: String = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, name)| *name).collect();
     let mtu_v6 = if *vxlan_mtu_v6 == 0 { String::new() } else { format!(" mtu-v6 {vxlan_mtu_v6}") };

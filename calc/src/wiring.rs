@@ -137,7 +137,7 @@ impl Graph {
     pub(crate) fn settle(&mut self, retired: Vec<(u32, Spec)>, gone: Vec<Spec>) {
         for (set, spec) in retired {
             match spec {
-                Spec::Selected(selector) | Spec::NamedPort(selector, ..) => self.selectors.remove_set(selector, set),
+                Spec::Selected(selector) | Spec::NamedPorts(selector, ..) => self.selectors.remove_set(selector, set),
                 Spec::Nodes(_) => self.node_sets.retire(set),
                 Spec::Service(namespace, name) | Spec::ServiceAddresses(namespace, name) => {
                     if let Some(service) = self.services.get_mut(&(namespace, name)) {
@@ -147,8 +147,13 @@ impl Graph {
                 }
             }
         }
-        for selector in gone.into_iter().filter_map(Spec::selector) {
-            self.selectors.unmention(selector);
+        for spec in gone {
+            if let Spec::NamedPorts(_, _, names) = spec {
+                self.port_names.release(names);
+            }
+            if let Some(selector) = spec.selector() {
+                self.selectors.unmention(selector);
+            }
         }
         self.selectors.flush(&mut self.index, &self.texts);
     }
@@ -167,8 +172,8 @@ impl Graph {
         for selector in self.index.selectors_of(item) {
             for set in &self.selectors.users(*selector).sets {
                 let spec = self.sets.spec(*set);
-                now.members(spec, |member| self.sets.add(*set, member));
-                before.members(spec, |member| self.sets.remove(*set, member));
+                now.members(spec, &self.port_names, |member| self.sets.add(*set, member));
+                before.members(spec, &self.port_names, |member| self.sets.remove(*set, member));
             }
         }
         if before.node() != node {
@@ -199,7 +204,7 @@ impl Graph {
         };
         // Sets first: one that a policy below makes live is filled with all that is selected, this item included.
         for set in &self.selectors.users(selector).sets {
-            payload.members(self.sets.spec(*set), |member| self.sets.add(*set, member));
+            payload.members(self.sets.spec(*set), &self.port_names, |member| self.sets.add(*set, member));
         }
         let (node, subject) = (payload.node(), payload.subject());
         for policy in self.applying(selector, subject) {
@@ -214,7 +219,7 @@ impl Graph {
             return;
         };
         for set in &self.selectors.users(selector).sets {
-            payload.members(self.sets.spec(*set), |member| self.sets.remove(*set, member));
+            payload.members(self.sets.spec(*set), &self.port_names, |member| self.sets.remove(*set, member));
         }
         let (node, subject) = (payload.node(), payload.subject());
         for policy in self.applying(selector, subject) {
@@ -265,7 +270,7 @@ impl Graph {
     fn fill(&mut self, set: u32) {
         let spec = self.sets.spec(set);
         let members = match spec {
-            Spec::Selected(selector) | Spec::NamedPort(selector, ..) => {
+            Spec::Selected(selector) | Spec::NamedPorts(selector, ..) => {
                 self.index.enliven(selector, &self.texts);
                 self.selectors.users_mut(selector).sets.push(set);
                 self.members_of(spec, self.index.items_of(selector).iter().copied())
@@ -294,10 +299,10 @@ impl Graph {
     fn members_of(&self, spec: Spec, items: impl IntoIterator<Item = u32>) -> Vec<Member> {
         let mut members = Vec::new();
         for payload in items.into_iter().filter_map(|item| self.members.get(item)) {
-            payload.members(spec, |member| members.push(member));
+            payload.members(spec, &self.port_names, |member| members.push(member));
         }
         match spec {
-            Spec::Selected(_) | Spec::NamedPort(..) => {}
+            Spec::Selected(_) | Spec::NamedPorts(..) => {}
             Spec::Nodes(selector) => {
                 members.extend(node_sets::members(self.texts.get(selector), self.globals.nodes()));
             }

@@ -180,8 +180,9 @@ impl Feature {
             Trial::Vxlan => {
                 let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
                 let (mac, underlay) = (Mac([2; 6]), Some(LOOPBACK));
+                let (vni, port, mtu) = (1, 4789, 1450);
                 let device =
-                    VxlanDevice { address: local, mac, local, vni: 1, port: 4789, mtu: 1450, underlay, up: true };
+                    VxlanDevice { address: local, mac, local, vni, port, mtu, underlay, up: true, offloads: true };
                 make(message::new_vxlan(&device, LOOPBACK))
             }
             Trial::Ipv6 if sysctl::has_ipv6() => Ok(()),

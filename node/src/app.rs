@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use margay_dataplane::nftables::{self, Netfilter, Nftables};
 use margay_dataplane::routes::addresses::Addresses;
-use margay_dataplane::routes::worker::Network;
+use margay_dataplane::routes::worker::{Network, Progress};
 use margay_dataplane::{Links, probe};
 use margay_proto::debug::node_debug_server::NodeDebugServer;
 use margay_runtime::grpc::{Admission, Trace};
@@ -16,6 +16,7 @@ use margay_runtime::tls::{Connector, Tls, incoming};
 use margay_runtime::{admin, telemetry};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
@@ -75,7 +76,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let attachments = Attachments::load(&folder).with_context(|| format!("attachments in {}", folder.display()))?;
     metrics.damaged.set(i64::try_from(attachments.damaged()).unwrap_or(i64::MAX));
     let problems = Problems::default();
-    let (agent, fatal) = start(&args, &attachments, metrics, &problems)?;
+    let (agent, routing, fatal) = start(&args, &attachments, metrics, &problems)?;
     tokio::spawn(follow(agent.clone(), enforcing));
 
     if let Some(folder) = args.cni_conf_dir.clone() {
@@ -83,8 +84,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         tokio::spawn(conf::watch(folder, own, move |wrong| problems.report("network-configuration", true, wrong)));
     }
     let notices = Notices::default();
-    let connected = connect(&args, &agent, (&notices, &problems), &readiness, certified, &shutdown);
-    let pods = serve_pods(&args, agent.clone(), attachments, notices.clone());
+    let connected = connect(&args, &agent, routing, (&notices, &problems), &readiness, certified, &shutdown);
+    let pods = serve_pods(&args, agent.clone(), attachments, notices.clone(), problems.clone());
     tokio::select! {
         () = shutdown.wait() => Ok(()),
         reason = fatal => Err(reason.map_or_else(|_| anyhow::anyhow!("the agent's thread has ended"), Into::into)),
@@ -99,13 +100,14 @@ fn start(
     attachments: &Attachments,
     metrics: Metrics,
     problems: &Problems,
-) -> anyhow::Result<(AgentHandle, tokio::sync::oneshot::Receiver<agent::Fatal>)> {
+) -> anyhow::Result<(AgentHandle, watch::Receiver<Progress>, tokio::sync::oneshot::Receiver<agent::Fatal>)> {
     let lacks = probe::demand(probe::probe().context("features of the kernel")?)?;
     problems.report("kernel", false, probe::words(&lacks).as_deref());
     let store = Store::new(&args.state_dir);
     let mut kernel = Netfilter::open().context("nftables; does the agent have the capability NET_ADMIN?")?;
     let table = kernel.watch().context("changes of nftables")?;
     let network = Network::spawn().context("rtnetlink")?;
+    let routing = network.watch();
     let mut addresses = Addresses::open().context("addresses of the node")?;
     let links = addresses.read().context("addresses of the node")?;
     let parts = agent::Parts {
@@ -123,7 +125,7 @@ fn start(
     let problems = problems.clone();
     let look = move |links: &Links| problems.report("ipvs", false, nftables::ipvs_words(links));
     watch_links(addresses, links, agent.clone(), look).context("thread of the addresses")?;
-    Ok((agent, fatal))
+    Ok((agent, routing, fatal))
 }
 
 /// Opens the gate while the kernel holds what it should.
@@ -145,6 +147,7 @@ async fn follow(agent: AgentHandle, gate: Gate) {
 async fn connect(
     args: &Args,
     agent: &AgentHandle,
+    routing: watch::Receiver<Progress>,
     (notices, problems): (&Notices, &Problems),
     readiness: &Readiness,
     certified: Gate,
@@ -163,6 +166,7 @@ async fn connect(
     let debug = DebugService {
         node: args.node_name.clone(),
         agent: agent.clone(),
+        routing,
         readiness: readiness.clone(),
         problems: problems.clone(),
     };
@@ -216,7 +220,13 @@ async fn serve_debug(
 }
 
 /// Serves the CNI plugin.
-async fn serve_pods(args: &Args, agent: AgentHandle, attachments: Attachments, notices: Notices) -> anyhow::Result<()> {
+async fn serve_pods(
+    args: &Args,
+    agent: AgentHandle,
+    attachments: Attachments,
+    notices: Notices,
+    problems: Problems,
+) -> anyhow::Result<()> {
     let client = requests::client().await.context("API server")?;
     let settings = pods::Settings {
         node: args.node_name.clone(),
@@ -224,6 +234,7 @@ async fn serve_pods(args: &Args, agent: AgentHandle, attachments: Attachments, n
         run_dir: args.run_dir.clone(),
         policy_timeout: Duration::from_secs(args.policy_setup_timeout_seconds),
         mtu: args.mtu,
+        problems,
     };
     let storage = pods::Storage { client, mode: args.api_group };
     pods::serve(settings, storage, agent, attachments, notices).await

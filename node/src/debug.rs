@@ -1,15 +1,20 @@
-//! What a reader may ask of this node. Everything here only reads.
+//! What a reader may ask of this node. Everything here only reads, but for what goes to the log.
 
 use margay_calc::model::{Record, RecordId};
 use margay_calc::{digest, text};
 use margay_dataplane::Dataplane;
 use margay_dataplane::routes::plan;
+use margay_dataplane::routes::sysctl::Changed;
+use margay_dataplane::routes::worker::Progress;
 use margay_proto::debug::node_debug_server::NodeDebug;
 use margay_proto::debug::{
-    KernelRequest, KernelResponse, RecordEntry, StatusRequest, StatusResponse, ViewRequest, ViewResponse,
+    HostChange, KernelRequest, KernelResponse, RecordEntry, SetLogRequest, SetLogResponse, StatusRequest,
+    StatusResponse, ViewRequest, ViewResponse,
 };
 use margay_proto::sync::{NodeProblem, encode_id, wire};
+use margay_runtime::grpc;
 use margay_runtime::ready::Readiness;
+use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use crate::agent::{self, AgentHandle, local_pods};
@@ -21,6 +26,8 @@ pub struct DebugService {
     pub node: String,
     /// The owner of the state.
     pub agent: AgentHandle,
+    /// How far routes and kernel parameters are.
+    pub routing: watch::Receiver<Progress>,
     /// What is waited for.
     pub readiness: Readiness,
     /// What is wrong with the node.
@@ -50,6 +57,7 @@ impl NodeDebug for DebugService {
             waiting: missing.chain(status.not_ready()).collect(),
             typha: status.server,
             problems: self.problems.list().into_iter().map(NodeProblem::into_wire).collect(),
+            host_changes: self.routing.borrow().changed.values().cloned().map(host_change).collect(),
         }))
     }
 
@@ -76,6 +84,15 @@ impl NodeDebug for DebugService {
         let (nftables, plan) = self.agent.inspect(look).await.ok_or_else(Self::gone)?;
         Ok(Response::new(KernelResponse { nftables, network: format!("{plan:#?}") }))
     }
+
+    async fn set_log(&self, request: Request<SetLogRequest>) -> Result<Response<SetLogResponse>, Status> {
+        grpc::set_log(&request.into_inner().filter).map(|former| Response::new(SetLogResponse { former }))
+    }
+}
+
+fn host_change(changed: Changed) -> HostChange {
+    let Changed { parameter, former, now } = changed;
+    HostChange { parameter, former, now }
 }
 
 fn entry(id: &RecordId, record: &Record) -> RecordEntry {

@@ -40,12 +40,13 @@ use crate::ipam::objects::Objects;
 use crate::ipam::pools;
 use crate::ipam::spaces;
 use crate::ipam::store::Store;
+use crate::problems::Problems;
 use crate::requests::bounded;
 use crate::state::State;
 use crate::upstream::notices::{Announce, Notices};
 use margay_dataplane::routes::conntrack::Conntrack;
-use margay_dataplane::routes::driver::Driver;
-use margay_dataplane::routes::plan::{VERSIONS, has_vxlan, vxlan_overhead};
+use margay_dataplane::routes::driver::{Driver, tunnel_mtu};
+use margay_dataplane::routes::plan::{VERSIONS, has_vxlan, vxlan_device_name};
 use margay_dataplane::routes::present;
 use margay_dataplane::routes::removal::Removal;
 use margay_dataplane::routes::underlay;
@@ -69,8 +70,10 @@ pub struct Settings {
     pub run_dir: PathBuf,
     /// How long an ADD waits for policy.
     pub policy_timeout: Duration,
-    /// MTU of pods; 0 means that of the underlay, less the overhead of the encapsulation in use.
+    /// MTU of pods; 0 means that of the underlay, or of the tunnels in use.
     pub mtu: u32,
+    /// Problems of the node, where an MTU that does not fit is reported.
+    pub problems: Problems,
 }
 
 /// The pods that earlier runs have attached and whose links are still there, by interface. Links that went with a reboot are left to DEL.
@@ -88,8 +91,8 @@ struct Outlook {
     /// Known, as the labels in `own`, once the view is whole and has the node itself.
     blocks: BlockMap,
     own: NodeInfo,
-    /// IP versions in which something is encapsulated.
-    vxlan: Vec<IpVersion>,
+    /// IP versions in which something is encapsulated, each with the MTU of the tunnel that is configured; 0: none is.
+    vxlan: BTreeMap<IpVersion, u32>,
     /// Whether there is a pool of IPv6.
     has_ipv6: bool,
     /// Interfaces that lead out of the node.
@@ -112,7 +115,13 @@ fn outlook(node: &str, records: &BTreeMap<RecordId, Record>, links: &Links, is_w
             _ => {}
         }
     }
-    outlook.vxlan = VERSIONS.into_iter().filter(|version| has_vxlan(records, *version)).collect();
+    let configured = |version| match (records.get(&RecordId::Settings), version) {
+        (Some(Record::Settings(settings)), IpVersion::V4) => settings.vxlan_mtu,
+        (Some(Record::Settings(settings)), IpVersion::V6) => settings.vxlan_mtu_v6,
+        _ => 0,
+    };
+    let encapsulated = VERSIONS.into_iter().filter(|version| has_vxlan(records, *version));
+    outlook.vxlan = encapsulated.map(|version| (version, configured(version))).collect();
     // An own block that a part of a view lacks may be there, and typha may not have seen the node itself yet.
     outlook.blocks = (is_whole && has_own).then(|| Arc::new(blocks));
     outlook
@@ -179,7 +188,10 @@ pub fn start<S: Store, N: Announcer>(
     let mut underlay = underlay::watch(settings.addresses.first())?;
     let (blocks, blocks_seen) = watch::channel(BlockMap::default());
     let (labels, labels_seen) = watch::channel(None::<Labels>);
-    let (mtu, mtu_seen) = watch::channel(pod_mtu(settings.mtu, *underlay.borrow(), &VERSIONS));
+    // Before it is known what is encapsulated, as if everything were: a packet that is too small arrives.
+    let every = VERSIONS.into_iter().map(|version| (version, 0)).collect();
+    let (mtu, mtu_seen) = watch::channel(pod_mtu(settings.mtu, *underlay.borrow(), &every));
+    let (lasting_mtu, lasting_seen) = watch::channel(None);
     let terms = Terms { map: blocks_seen, pools: (ports.pools)(labels_seen), limits: ports.limits };
     let namespaces = spaces::look(ports.store.clone());
     let allocator = Allocator::spawn(settings.node.clone(), ports.store, terms, now);
@@ -198,6 +210,8 @@ pub fn start<S: Store, N: Announcer>(
     let service = Arc::new(Service::new(parts, attachments));
     let recovering = service.clone();
     tokio::spawn(async move { recovering.recover().await });
+    let following = service.clone();
+    tokio::spawn(async move { following.follow_mtu(lasting_seen).await });
     let served = tokio::spawn(server::serve(listener, service));
 
     let (own, outlook_seen) = watch::channel(Outlook::default());
@@ -216,7 +230,13 @@ pub fn start<S: Store, N: Announcer>(
             };
             let Some(seen) = agent.inspect(look).await else { return };
             let below = *underlay.borrow_and_update();
-            mtu.send_if_modified(|present| replace(present, pod_mtu(settings.mtu, below, &seen.vxlan)));
+            if seen.blocks.is_some() {
+                let wanted = pod_mtu(settings.mtu, below, &seen.vxlan);
+                mtu.send_if_modified(|present| replace(present, wanted));
+                lasting_mtu.send_if_modified(|present| replace(present, Some(wanted)));
+                let problem = mtu_problem(settings.mtu, below, &seen.vxlan);
+                settings.problems.report("mtu", true, problem.as_deref());
+            }
             let told = seen.blocks.is_some().then(|| seen.own.labels.clone());
             labels.send_if_modified(|present| replace(present, told));
             blocks.send_if_modified(|present| replace(present, seen.blocks.clone()));
@@ -233,10 +253,34 @@ fn replace<T: PartialEq>(present: &mut T, wanted: T) -> bool {
     differs
 }
 
-/// Before it is known what is encapsulated, as if everything were: a packet that is too small arrives.
-fn pod_mtu(configured: u32, underlay: u32, vxlan: &[IpVersion]) -> u32 {
-    let overhead = vxlan.iter().map(|version| vxlan_overhead(*version)).max().unwrap_or(0);
-    if configured == 0 { underlay.saturating_sub(overhead) } else { configured }
+/// What is configured, else what every tunnel carries, which have these MTUs configured.
+fn pod_mtu(configured: u32, underlay: u32, vxlan: &BTreeMap<IpVersion, u32>) -> u32 {
+    let carried = vxlan.iter().map(|(version, mtu)| tunnel_mtu(*version, *mtu, Some(underlay), None));
+    if configured == 0 { carried.min().unwrap_or(underlay) } else { configured }
+}
+
+/// Which of the configured MTUs are larger than what the node's link has room for, what follows, and the remedy.
+fn mtu_problem(configured: u32, underlay: u32, vxlan: &BTreeMap<IpVersion, u32>) -> Option<String> {
+    let mut found = Vec::new();
+    for (version, wanted) in vxlan {
+        let carried = tunnel_mtu(*version, *wanted, Some(underlay), None);
+        if *wanted > carried {
+            let field = if *version == IpVersion::V4 { "vxlanMTU" } else { "vxlanMTUV6" };
+            found.push(format!(
+                "{field} of FelixConfiguration is {wanted}, and the node's link with {underlay} leaves {carried} to {}, which has that",
+                vxlan_device_name(*version)
+            ));
+        }
+    }
+    let carried = pod_mtu(0, underlay, vxlan);
+    if configured > carried {
+        found.push(format!(
+            "calicoNetwork.mtu of the Installation is {configured}, and other nodes are reached with {carried}: larger packets are refused on the way, which \
+             slows conversations down and ends those whose programs do not hear of it"
+        ));
+    }
+    let remedy = "write a smaller MTU, or give the node's link a larger one";
+    (!found.is_empty()).then(|| format!("{}; {remedy}", found.join("; ")))
 }
 
 fn now() -> String {
@@ -304,7 +348,7 @@ async fn put_annotations(
             }
         };
         let is_due = present.is_none_or(|address: IpAddr| addresses.has_to_move(&[address.into()]));
-        if seen.vxlan.contains(&version) && is_due {
+        if seen.vxlan.contains_key(&version) && is_due {
             let claimed = addresses.tunnel(version).await.context("address of the VXLAN device")?;
             if let Some(address) = claimed.first() {
                 wanted.insert(tunnel.to_owned(), json!(address.addr()));
@@ -355,8 +399,46 @@ fn tunnel_mac(node: &str, version: IpVersion) -> Mac {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use margay_api::network::Encapsulation;
-    use margay_calc::model::RouteRecord;
+    use margay_api::network::{Encapsulation, FelixSettings};
+    use margay_calc::model::{PoolRecord, RouteRecord};
+
+    #[test]
+    fn pods_have_the_mtu_of_the_smallest_tunnel_and_one_that_does_not_fit_is_a_problem() {
+        let (v4, v6) = (IpVersion::V4, IpVersion::V6);
+        for (configured, underlay, vxlan, mtu, problems) in [
+            (0, 1500, vec![], 1500, vec![]),
+            (0, 1500, vec![(v4, 0)], 1450, vec![]),
+            (0, 1500, vec![(v4, 0), (v6, 0)], 1430, vec![]),
+            (0, 1500, vec![(v4, 1300), (v6, 0)], 1300, vec![]),
+            (0, 1500, vec![(v4, 1450), (v6, 1430)], 1430, vec![]),
+            (0, 1500, vec![(v4, 8950)], 1450, vec!["vxlanMTU of FelixConfiguration is 8950", "1500 leaves 1450"]),
+            (0, 1500, vec![(v6, 1450)], 1430, vec!["vxlanMTUV6 of FelixConfiguration is 1450", "leaves 1430"]),
+            (1400, 1500, vec![(v4, 0)], 1400, vec![]),
+            (1500, 1500, vec![], 1500, vec![]),
+            (1500, 1500, vec![(v4, 0)], 1500, vec!["calicoNetwork.mtu of the Installation is 1500", "1450"]),
+            (9000, 1500, vec![(v4, 8950)], 9000, vec!["vxlanMTU of", "calicoNetwork.mtu of", "smaller MTU"]),
+        ] {
+            let vxlan = vxlan.into_iter().collect();
+            assert_eq!(pod_mtu(configured, underlay, &vxlan), mtu, "{configured} {underlay} {vxlan:?}");
+            let problem = mtu_problem(configured, underlay, &vxlan);
+            assert_eq!(problem.is_some(), !problems.is_empty(), "{configured} {underlay} {vxlan:?}: {problem:?}");
+            for part in problems {
+                assert!(problem.as_ref().is_some_and(|problem| problem.contains(part)), "{part:?} in {problem:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn configured_mtus_are_those_of_the_versions_that_are_encapsulated() {
+        let settings = FelixSettings { vxlan_mtu: 1300, vxlan_mtu_v6: 1280, ..FelixSettings::default() };
+        let pool = PoolRecord { nat_outgoing: false, encapsulation: Encapsulation::Vxlan };
+        let records = BTreeMap::from([
+            (RecordId::Settings, Record::Settings(settings)),
+            (RecordId::Pool("10.0.0.0/16".parse().expect("a range")), Record::Pool(pool)),
+        ]);
+        let outlook = outlook("own", &records, &Links::new(), true);
+        assert_eq!(outlook.vxlan, BTreeMap::from([(IpVersion::V4, 1300)]));
+    }
 
     #[test]
     fn blocks_are_known_once_the_view_is_whole_and_has_the_node_itself() {

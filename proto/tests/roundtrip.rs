@@ -170,7 +170,7 @@ fn settings() -> impl Strategy<Value = FelixSettings> {
     let rate = (1_u16.., unit).prop_map(|(count, unit)| LogRate { count, unit });
     let log = ("[a-z]{0,5}", of(rate), 1_u16..);
     let both = (failsafes(), failsafes());
-    (to_host, numbers, any::<[bool; 3]>(), log, both).prop_map(|(endpoint_to_host, numbers, flags, log, failsafes)| {
+    (to_host, numbers, any::<[bool; 4]>(), log, both).prop_map(|(endpoint_to_host, numbers, flags, log, failsafes)| {
         let (vxlan_vni, vxlan_port, vxlan_mtu, vxlan_mtu_v6) = numbers;
         let (log_prefix, log_rate, log_burst) = log;
         FelixSettings {
@@ -185,6 +185,7 @@ fn settings() -> impl Strategy<Value = FelixSettings> {
             log_rate,
             log_burst,
             ipv6: flags[2],
+            checksum_offload_broken: flags[3],
             failsafe_inbound: failsafes.0,
             failsafe_outbound: failsafes.1,
         }

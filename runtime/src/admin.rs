@@ -1,6 +1,6 @@
-//! The admin port of a daemon: `/metrics`, `/healthz`, `/readyz`, and `PUT /log`.
+//! The admin port of a daemon: `/metrics`, `/healthz` and `/readyz`.
 //!
-//! Plain HTTP, so it belongs on loopback; whatever needs identity is served by gRPC instead.
+//! Plain HTTP, so it belongs on loopback and only reads: every process of the host's network reaches it. Whatever needs identity is served by gRPC instead.
 
 use std::convert::Infallible;
 use std::io;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
@@ -21,16 +21,13 @@ use tracing::{debug, info, warn};
 
 use crate::ready::Readiness;
 use crate::shutdown::Shutdown;
-use crate::telemetry;
 
 /// Connections served at once; more wait in the kernel's queue.
 const CONNECTIONS: usize = 64;
 /// Requests answered at once; more are shed with 503, so that a scrape storm cannot pile up work.
 const REQUESTS: usize = 16;
-/// The longest that a request may take, its header and body included.
+/// The longest that a request may take, its header included.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The largest body read: a log filter.
-const BODY: usize = 4096;
 /// Pause after a failed accept, which is nearly always a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -104,23 +101,20 @@ fn service(state: Arc<State>) -> BoxCloneService<Request<Incoming>, Reply, BoxEr
     let bounded =
         ServiceBuilder::new().load_shed().concurrency_limit(REQUESTS).timeout(PATIENCE).service_fn(move |request| {
             let state = state.clone();
-            async move { Ok::<_, BoxError>(answer(&state, request).await) }
+            async move { Ok::<_, BoxError>(answer(&state, &request)) }
         });
     BoxCloneService::new(bounded)
 }
 
-async fn answer(state: &State, request: Request<Incoming>) -> Reply {
+fn answer(state: &State, request: &Request<Incoming>) -> Reply {
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => metrics(&state.registry),
         (&Method::GET, "/healthz") => text(StatusCode::OK, "ok\n"),
         (&Method::GET, "/readyz") => readyz(&state.readiness),
-        (&Method::PUT, "/log") => set_log(request.into_body()).await,
         (_, "/metrics" | "/healthz" | "/readyz") => refuse_method("GET"),
-        (_, "/log") => refuse_method("PUT"),
-        (_, path) => text(
-            StatusCode::NOT_FOUND,
-            format!("no {path} here; there are GET /metrics, /healthz, /readyz and PUT /log\n"),
-        ),
+        (_, path) => {
+            text(StatusCode::NOT_FOUND, format!("no {path} here; there are GET /metrics, /healthz and /readyz\n"))
+        }
     }
 }
 
@@ -144,26 +138,6 @@ fn readyz(readiness: &Readiness) -> Reply {
     }
     let lines: String = missing.iter().map(|(name, why)| format!("{name}: {why}\n")).collect();
     text(StatusCode::SERVICE_UNAVAILABLE, lines)
-}
-
-async fn set_log(body: Incoming) -> Reply {
-    let bytes = match Limited::new(body, BODY).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) => {
-            return text(
-                StatusCode::BAD_REQUEST,
-                format!("log filter: {error}; send at most {BODY} bytes such as margay_node=debug,info\n"),
-            );
-        }
-    };
-    let wanted = String::from_utf8_lossy(&bytes);
-    match telemetry::set_filter(wanted.trim()) {
-        Ok(former) => {
-            info!(%former, wanted = wanted.trim(), "log filter changed");
-            text(StatusCode::OK, format!("was {former}\n"))
-        }
-        Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
-    }
 }
 
 fn shed(error: BoxError) -> Reply {
@@ -248,12 +222,20 @@ mod tests {
         let put = "PUT /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         let reply = ask(port.address, put).await;
         assert!(reply.starts_with("HTTP/1.1 405") && reply.contains("allow: GET"), "{reply}");
-        let long = "x".repeat(BODY + 1);
-        let put = format!(
-            "PUT /log HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{long}",
-            long.len()
-        );
-        assert!(ask(port.address, &put).await.starts_with("HTTP/1.1 400"));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_changed_by_whoever_reaches_the_port() {
+        let port = open().await;
+        for method in ["PUT", "POST", "PATCH", "DELETE"] {
+            for path in ["/log", "/metrics", "/healthz", "/readyz", "/"] {
+                let request = format!(
+                    "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 5\r\n\r\ntrace"
+                );
+                let reply = ask(port.address, &request).await;
+                assert!(reply.starts_with("HTTP/1.1 40"), "{method} {path}: {reply}");
+            }
+        }
     }
 
     #[tokio::test]

@@ -134,6 +134,27 @@ where
     }
 }
 
+/// The longest log filter, in bytes.
+const FILTER: usize = 4096;
+
+/// Replaces the log filter of the process at the request of an admitted caller; returns the former one.
+pub fn set_log(filter: &str) -> Result<String, Status> {
+    if filter.len() > FILTER {
+        return Err(Status::invalid_argument(format!(
+            "log filter: {} bytes are more than {FILTER}; write it like margay_node=debug,info",
+            filter.len()
+        )));
+    }
+    let wanted = filter.trim();
+    let former = telemetry::set_filter(wanted).map_err(|error| match error {
+        telemetry::Error::NotStarted => Status::failed_precondition(error.to_string()),
+        error => Status::invalid_argument(error.to_string()),
+    })?;
+    // A warning, so that it is seen whatever the filters are.
+    warn!(%former, wanted, "log filter changed");
+    Ok(former)
+}
+
 /// Adds the current span's context to an outgoing call; nothing where nothing is recorded.
 pub fn inject(metadata: &mut MetadataMap) {
     let value = telemetry::current().map(|current| MetadataValue::try_from(current.to_string()));

@@ -113,8 +113,8 @@ pub fn start(settings: &Settings, filter: &str) -> Result<Guard, Error> {
 
 /// Replaces the log filter of the running process and returns the former one. Spans are not affected.
 pub fn set_filter(filter: &str) -> Result<String, Error> {
-    let handle = FILTER.get().ok_or(Error::NotStarted)?;
     let wanted = parse_filter(filter)?;
+    let handle = FILTER.get().ok_or(Error::NotStarted)?;
     let mut former = String::new();
     handle
         .modify(|current| {

@@ -1,25 +1,12 @@
 //! Telemetry belongs to the process, so this file has one process and one test.
 
-use std::sync::Arc;
 use std::time::Duration;
 
+use margay_runtime::grpc;
 use margay_runtime::telemetry::{self, Format, Settings};
-use margay_runtime::{admin, ready::Readiness, shutdown::Shutdown};
-use prometheus_client::registry::Registry;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-
-async fn put_log(address: std::net::SocketAddr, filter: &str) -> String {
-    let mut stream = TcpStream::connect(address).await.expect("connect");
-    let request = format!(
-        "PUT /log HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{filter}",
-        filter.len()
-    );
-    stream.write_all(request.as_bytes()).await.expect("write");
-    let mut reply = String::new();
-    stream.read_to_string(&mut reply).await.expect("read");
-    reply
-}
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_start_filter_change_and_export() {
@@ -40,19 +27,10 @@ async fn one_start_filter_change_and_export() {
     assert!(matches!(telemetry::start(&settings, "warn"), Err(telemetry::Error::Twice(_))));
 
     assert!(tracing::debug_span!(target: "margay_test", "hidden").is_disabled());
-    let address = admin::serve(
-        "127.0.0.1:0".parse().expect("address"),
-        Arc::new(Registry::default()),
-        Readiness::default(),
-        Shutdown::default(),
-    )
-    .await
-    .expect("admin port");
-    let reply = put_log(address, "margay_test=debug\n").await;
-    assert!(reply.starts_with("HTTP/1.1 200") && reply.contains("was warn"), "{reply}");
+    assert_eq!(grpc::set_log("margay_test=debug\n").expect("a filter"), "warn");
     assert!(!tracing::debug_span!(target: "margay_test", "shown").is_disabled());
-    let reply = put_log(address, "a=b=c").await;
-    assert!(reply.starts_with("HTTP/1.1 400") && reply.contains("a=b=c"), "{reply}");
+    let refusal = grpc::set_log("a=b=c").expect_err("no filter");
+    assert!(refusal.code() == Code::InvalidArgument && refusal.message().contains("a=b=c"), "{refusal}");
 
     // A span of ours is carried to the collector when the process ends; one of a library is not recorded.
     let span = tracing::info_span!(target: "margay_test", "work");

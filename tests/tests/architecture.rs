@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
+use margay_api::limits::{MAX_ENTRIES, MAX_REFERENCES};
+use margay_proto::sync;
 
 /// Which of our crates each may use.
 const MAY_USE: [(&str, &[&str]); 13] = [
@@ -177,6 +179,47 @@ fn expand(name: &str) -> Vec<String> {
         Some((before, (inside, after))) => inside.split(',').map(|part| format!("{before}{part}{after}")).collect(),
         None => vec![name.to_owned()],
     }
+}
+
+/// The limits that the pages give are those of the code, and so are those that the definitions give.
+#[test]
+fn limits_in_the_pages_are_those_of_the_code() {
+    let root = metadata().workspace_root.into_std_path_buf();
+    let read = |name: &str| fs::read_to_string(root.join(name)).expect("the page is there");
+    let of_policies =
+        [("rules, ranges and ports", MAX_ENTRIES), ("selectors, Services and named ports", MAX_REFERENCES)];
+    let all = [
+        ("rules, ranges and ports of a policy", MAX_ENTRIES),
+        ("selectors, Services and named ports of a policy", MAX_REFERENCES),
+        ("bytes of a part of a frame", sync::PART),
+        ("bytes of a message of a node", sync::MAX_UP),
+        ("errors in an Ack", sync::ERRORS),
+        ("bytes of the reason of one", sync::REASON),
+        ("addresses of a pod that a node sends", sync::ADDRESSES),
+    ];
+    for (page, rows) in [("docs/src/operate/policy.md", &of_policies[..]), ("ARCHITECTURE.md", &all[..])] {
+        let text = read(page);
+        for (what, limit) in rows {
+            let row = format!("| {what} | {} |", thousands(*limit));
+            assert!(text.contains(&row), "{page} has no row that begins with {row}");
+        }
+    }
+    for kind in ["networkpolicies", "globalnetworkpolicies", "stagednetworkpolicies", "stagedkubernetesnetworkpolicies"]
+    {
+        let text = read(&format!("deploy/crds/projectcalico.org_{kind}.yaml"));
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for (what, limit) in of_policies {
+            let phrase = format!("{} {what}", thousands(limit));
+            assert!(text.contains(&phrase), "the definition of {kind} does not have {phrase:?}");
+        }
+    }
+}
+
+/// The number with commas.
+fn thousands(number: usize) -> String {
+    let digits = number.to_string();
+    let groups = digits.as_bytes().rchunks(3).rev().map(|group| String::from_utf8_lossy(group).into_owned());
+    groups.collect::<Vec<_>>().join(",")
 }
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {

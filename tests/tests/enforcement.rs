@@ -21,13 +21,15 @@ use margay_calc::model::{
 };
 use margay_dataplane::Attached;
 use margay_dataplane::nftables::{Netfilter, Nftables};
+use margay_dataplane::routes::parameters;
+use margay_dataplane::routes::plan::VERSIONS;
 use margay_dataplane::routes::pod::{self, PodLink};
 use margay_netlink::route::RouteSocket;
 use margay_node::agent::{self, AgentHandle, Event, Parts, watch_drift};
 use margay_node::cni::ports::Enforcer;
 use margay_node::metrics::Metrics;
 use margay_proto::sync::{Change, Frame, Trailer};
-use margay_tests::namespace::{Namespace, connect};
+use margay_tests::namespace::Namespace;
 use tokio::sync::oneshot;
 
 /// Longest wait for what must happen; it takes milliseconds.
@@ -72,9 +74,6 @@ impl Pod {
 /// A node with its agent, and pods `p1`, `p2`, ...
 struct Node {
     host: Namespace,
-    /// Where the node's default route leads: kept, as the link goes with it.
-    #[expect(dead_code, reason = "it lives as long as the node")]
-    outside: Namespace,
     pods: Vec<Pod>,
     records: Records,
     revision: u64,
@@ -84,15 +83,13 @@ struct Node {
 impl Node {
     fn new(pods: u8) -> Result<Self> {
         let host = Namespace::new()?;
-        host.command("sysctl", &["-qw", "net.ipv4.ip_forward=1"], "")?;
-        host.command("sysctl", &["-qw", "net.ipv4.conf.all.rp_filter=0"], "")?;
-        host.command("sysctl", &["-qw", "net.ipv6.conf.all.forwarding=1"], "")?;
-        // Proxy ARP answers only for what the node has a route to, by another link than the asking one.
-        let outside = Namespace::new()?;
-        connect((&host, "eth0", "172.30.0.1/24"), (&outside, "eth0", "172.30.0.2/24"))?;
-        host.ip("route add default via 172.30.0.2")?;
+        // A host that is prepared for nothing, and what the thread of routes, which does not run here, does about that.
+        for parameter in ["ipv4.ip_forward", "ipv6.conf.all.forwarding"] {
+            host.command("sysctl", &["-qw", &format!("net.{parameter}=0")], "")?;
+        }
+        host.run(|| VERSIONS.into_iter().try_for_each(|version| parameters::set_forwarding(version).map(drop)))?;
         let pods = (1..=pods).map(|number| mk_pod(&host, number)).collect::<Result<Vec<_>>>()?;
-        Ok(Self { host, outside, pods, records: Records::new(), revision: 0, agent: None })
+        Ok(Self { host, pods, records: Records::new(), revision: 0, agent: None })
     }
 
     /// A new agent in the namespace of the node, in the place of the present one, which ends as if killed.

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use margay_calc::model::RecordId;
-use margay_tests::lab::{Lab, Options, PATIENCE, check_enforced};
+use margay_tests::lab::{Lab, Options, PATIENCE, check_enforced, wait};
 use margay_tests::namespace::Namespace;
 use margay_tests::probe::flow::Flow;
 use margay_tests::probe::serve::Ports;
@@ -477,15 +477,6 @@ fn without_typha_a_node_enforces_what_it_had_saved() -> Result<()> {
     stage.lab.start_agent("n1")?;
     stage.lab.settle()?;
     stage.expect("typha is back", &[(Outside, Node, WEB, false), (Outside, Node, OTHER, true)])
-}
-
-fn wait(what: &str, condition: impl Fn() -> Result<bool>) -> Result<()> {
-    let since = Instant::now();
-    while !condition()? {
-        ensure!(since.elapsed() < PATIENCE, "waited for {what}");
-        std::thread::yield_now();
-    }
-    Ok(())
 }
 
 #[test]

@@ -6,9 +6,10 @@ use std::net::UdpSocket;
 
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
+use margay_api::endpoint::{EndpointKey, interface_name};
 use margay_api::meta::ANNOTATION_POD_ADDRESSES;
 use margay_tests::lab::pod::Pod;
-use margay_tests::lab::{Lab, Options, PATIENCE, check_enforced};
+use margay_tests::lab::{Lab, Options, PATIENCE, check_enforced, wait};
 use serde_json::{Value, json};
 
 /// Port that every policy here lets in.
@@ -85,6 +86,54 @@ fn new_pods_have_the_mtu_that_the_nodes_link_has_now() -> Result<()> {
         }
         ensure!(number < 20, "{found}");
     }
+    Ok(())
+}
+
+/// Both ends of the links of pods that are there, and those that come up while it happens; a larger MTU is for new pods.
+#[test]
+fn pods_follow_an_mtu_that_becomes_smaller() -> Result<()> {
+    let mut lab = mk_lab()?;
+    let mtus = |lab: &Lab| -> Result<Vec<String>> {
+        let (pod, node) = (lab.pod("x/a")?, lab.node("n1")?);
+        let host = interface_name(&EndpointKey::new("x", "a"));
+        let links = [pod.namespace.ip("-o link show eth0")?, node.host.ip(&format!("-o link show {host}"))?];
+        Ok(links.iter().filter_map(|link| link.split_once(" mtu ")?.1.split(' ').next().map(str::to_owned)).collect())
+    };
+    let first = mtus(&lab)?;
+    for (underlay, expected) in [(1400, "1350"), (1350, "1300"), (1500, "1300")] {
+        lab.node("n1")?.host.ip(&format!("link set eth0 mtu {underlay}"))?;
+        wait(&format!("{expected} at both ends, not {first:?}"), || Ok(mtus(&lab)? == [expected, expected]))?;
+        ensure!(passes(&lab, "x/a", "x/c")? && passes(&lab, "x/c", "x/a")?, "no packets with {expected}");
+    }
+    // While the agent is away too.
+    lab.stop_agent("n1")?;
+    lab.node("n1")?.host.ip("link set eth0 mtu 1330")?;
+    lab.start_agent("n1")?;
+    wait("1280 at both ends", || Ok(mtus(&lab)? == ["1280", "1280"]))
+}
+
+/// A tunnel that cannot have the configured MTU has what its link leaves, and the node reports it.
+#[test]
+fn an_mtu_that_does_not_fit_is_reported() -> Result<()> {
+    let mut lab = mk_lab()?;
+    let settings = |mtu: u32| {
+        json!({
+            "apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration",
+            "metadata": {"name": "default"}, "spec": {"vxlanMTU": mtu},
+        })
+    };
+    let problems = |lab: &Lab| -> Result<Vec<String>> {
+        let found = lab.node("n1")?.problems().into_iter().filter(|problem| problem.code == "mtu");
+        Ok(found.map(|problem| problem.message).collect())
+    };
+    lab.apply(&settings(8950))?;
+    wait("the problem", || Ok(problems(&lab)?.iter().any(|problem| problem.contains("vxlanMTU"))))?;
+    ensure!(lab.node("n1")?.host.ip("link show vxlan.calico")?.contains("mtu 1450 "), "the tunnel's MTU");
+    lab.apply(&settings(1400))?;
+    wait("no problem", || Ok(problems(&lab)?.is_empty()))?;
+    let pod = lab.add_pod("n1", &mk_pod("late"))?;
+    let found = pod.namespace.ip("link show eth0")?;
+    ensure!(found.contains("mtu 1400 "), "{found}");
     Ok(())
 }
 

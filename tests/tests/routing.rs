@@ -20,6 +20,9 @@ use margay_netlink::route::RouteSocket;
 use margay_tests::cluster::process::POLL;
 use margay_tests::namespace::{Namespace, connect};
 
+#[path = "routing/parameters.rs"]
+mod parameters;
+
 const V4: &[IpVersion] = &[IpVersion::V4];
 const V6: &[IpVersion] = &[IpVersion::V6];
 
@@ -318,35 +321,6 @@ fn what_is_as_wanted_is_left_alone() -> Result<()> {
     runtime.block_on(repaired_once(&one.network, before))?;
     ensure!(routes(one, IpVersion::V4)?.contains(&block(IpVersion::V4, 2)), "a repair of nothing was counted");
     ensure!(one.network.progress().repairs == before + 1, "more than one repair");
-    Ok(())
-}
-
-/// Those that the kernel tells of, at once; a host's own programs set them for every link that comes.
-#[test]
-fn kernel_parameters_are_set_again() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let nodes = mk_nodes(&VERSIONS)?;
-    let [one, _] = &nodes;
-    apply(&runtime, &nodes, &records(&nodes, Encapsulation::Vxlan))?;
-    let [tunnel, _] = VERSIONS.map(vxlan_device_name);
-    for (parameter, other, ours) in [
-        ("net/ipv4/ip_forward".to_owned(), "0", "1"),
-        ("net/ipv6/conf/all/forwarding".to_owned(), "0", "1"),
-        ("net/ipv4/conf/cali1/forwarding".to_owned(), "0", "1"),
-        ("net/ipv4/conf/cali1/rp_filter".to_owned(), "2", "1"),
-        ("net/ipv4/conf/cali1/proxy_arp".to_owned(), "0", "1"),
-        ("net/ipv6/conf/cali1/proxy_ndp".to_owned(), "0", "1"),
-        (format!("net/ipv4/conf/{tunnel}/forwarding"), "0", "1"),
-        (format!("net/ipv4/conf/{tunnel}/rp_filter"), "1", "0"),
-        (format!("net/ipv4/conf/{tunnel}/proxy_arp"), "1", "0"),
-    ] {
-        let before = one.network.progress().repairs;
-        one.host.command("sysctl", &["-qw", &format!("{parameter}={other}")], "")?;
-        runtime.block_on(repaired_once(&one.network, before)).with_context(|| parameter.clone())?;
-        let value = one.host.command("sysctl", &["-n", &parameter], "")?;
-        ensure!(value.trim() == ours, "{parameter} is {value}");
-        ensure_reaches(&nodes, &format!("after {parameter}={other}"))?;
-    }
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! The read-only debug service: answers are made in the owner task, from the current state, in pieces where they can be large.
+//! The debug service, which only reads, but for what goes to the log: answers are made in the owner task, from the current state, in pieces where they can be large.
 
 use std::borrow::Cow;
 use std::time::Instant;
@@ -10,9 +10,10 @@ use margay_calc::text;
 use margay_proto::debug::debug_server::Debug;
 use margay_proto::debug::{
     ExplainRequest, ExplainResponse, GetRecordRequest, ListNodesRequest, ListNodesResponse, ListRecordsRequest,
-    ListRecordsResponse, NodeStatus, Problem, RecordEntry, ViewRequest, ViewResponse,
+    ListRecordsResponse, NodeStatus, Problem, RecordEntry, SetLogRequest, SetLogResponse, ViewRequest, ViewResponse,
 };
 use margay_proto::sync::{NodeProblem, encode_id, wire};
+use margay_runtime::grpc;
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
@@ -134,6 +135,10 @@ impl Debug for DebugService {
         let question = request.into_inner();
         let answer = self.ask(move |owner| crate::explain::explain(&owner.hub.graph, &question));
         answer.await?.map(Response::new)
+    }
+
+    async fn set_log(&self, request: Request<SetLogRequest>) -> Answer<SetLogResponse> {
+        grpc::set_log(&request.into_inner().filter).map(|former| Response::new(SetLogResponse { former }))
     }
 }
 

@@ -25,7 +25,7 @@ use crate::metrics::Counters;
 use crate::registry::{Node, Registry, Sent};
 use crate::session::{Records, Session, SharedDelta, differing};
 
-/// Encoded values that are kept for the next session that needs them; beyond that all are forgotten and made again.
+/// Encoded values that are kept for the next stream that needs them; beyond that all are forgotten and made again.
 const KEPT: usize = 8 << 20;
 
 /// What fills a session's slot: a frame, or why the stream ends.

@@ -164,7 +164,8 @@ fn endpoint_slice(slice: EndpointSlice) -> Parsed {
     used(service.map(|service| Update::Service(service, Some(backends.collect()))))
 }
 
-fn kubernetes_policy(policy: networking::v1::NetworkPolicy) -> Parsed {
+/// The meaning of a policy of Kubernetes.
+pub fn kubernetes_policy(policy: networking::v1::NetworkPolicy) -> Parsed {
     let key = k8s::netpol::key(&policy);
     let parsed = k8s::netpol::policy(&policy).map(|(_, policy)| policy);
     taken(parsed, |policy| Update::Policy(key, Some(policy)))
@@ -175,7 +176,8 @@ fn cluster_policy(policy: k8s::cnp::ClusterNetworkPolicy) -> Parsed {
     taken(k8s::cnp::policy(&policy), |policy| Update::Policy(key, Some(policy)))
 }
 
-fn network_policy(policy: v3::NetworkPolicy) -> Parsed {
+/// The meaning of a policy of Calico's in a namespace.
+pub fn network_policy(policy: v3::NetworkPolicy) -> Parsed {
     let key = PolicyKey::of(PolicyKind::NetworkPolicy, &policy.metadata);
     taken(v3::policy::network_policy(&policy), |policy| Update::Policy(key, Some(policy)))
 }

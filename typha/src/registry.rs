@@ -128,7 +128,7 @@ impl Registry {
         self.0.bell.subscribe()
     }
 
-    /// In this session the node says what is wrong with it as a whole; the answer is what it did not say before.
+    /// In this stream the node says what is wrong with it as a whole; the answer is what it did not say before.
     pub fn troubled(&self, name: &str, session: u64, problems: Vec<NodeProblem>) -> Vec<NodeProblem> {
         let former = self.0.problems.get(name).map(|known| known.value().clone());
         let (newest, former) = former.unwrap_or_default();

@@ -1,6 +1,5 @@
 //! What policies that multiply cost the others: hardly any memory, and nobody's changes wait. A program of its own, as it looks at the memory of the process.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -25,6 +24,9 @@ use prometheus_client::registry::Registry as Metrics;
 use prost::Message;
 use tokio::sync::mpsc;
 use tonic::Status;
+
+#[path = "stream/large.rs"]
+mod large;
 
 /// What all of it may cost.
 const ROOM: usize = 50 << 20;
@@ -136,45 +138,19 @@ fn world(typha: &mut Typha) {
     typha.told();
 }
 
-fn list(count: usize, item: impl Fn(usize) -> String) -> String {
-    let mut text = String::from("[");
-    for number in 0..count {
-        let separator = if number == 0 { "" } else { "," };
-        write!(text, "{separator}{}", item(number)).expect("room");
-    }
-    text + "]"
-}
-
-fn peers(count: usize) -> String {
-    list(count, |number| format!(r#"{{"podSelector":{{"matchLabels":{{"app":"a{number}"}}}}}}"#))
-}
-
-fn names(count: usize) -> String {
-    list(count, |number| format!(r#"{{"port":"p{number}"}}"#))
-}
-
 /// A policy of Kubernetes as it is stored.
 fn kubernetes(typha: &mut Typha, name: &str, spec: &str) -> bool {
-    let text = format!(r#"{{"metadata":{{"namespace":"x","name":"{name}"}},"spec":{spec}}}"#);
+    let text = large::object("networking.k8s.io/v1", "x", name, spec);
     let object: NetworkPolicy = serde_json::from_str(&text).expect("a policy");
     typha.policy(k8s::netpol::key(&object), k8s::netpol::policy(&object).map(|(_, policy)| policy))
 }
 
 /// A policy of Calico as it is stored.
 fn calico(typha: &mut Typha, name: &str, spec: &str) -> bool {
-    let text = format!(
-        r#"{{"apiVersion":"projectcalico.org/v3","kind":"NetworkPolicy","metadata":{{"namespace":"x","name":"{name}"}},"spec":{spec}}}"#
-    );
+    let text = large::object("projectcalico.org/v3", "x", name, spec);
     let object: v3::NetworkPolicy = serde_json::from_str(&text).expect("a policy");
     let key = PolicyKey::of(PolicyKind::NetworkPolicy, &object.metadata);
     typha.policy(key, v3::policy::network_policy(&object))
-}
-
-fn multiplied() -> String {
-    let ports = list(50, |number| format!(r#""p{number}""#));
-    let side = |label: &str| format!(r#"{{"selector":"app == '{label}'","ports":{ports}}}"#);
-    let rule = format!(r#"{{"action":"Allow","protocol":"TCP","source":{},"destination":{}}}"#, side("a1"), side("a2"));
-    format!(r#"{{"selector":"all()","types":["Ingress"],"ingress":{}}}"#, list(1024, |_| rule.clone()))
 }
 
 fn change_of<'a>(told: &'a [Frame], name: &str) -> Option<&'a Change> {
@@ -188,19 +164,12 @@ fn policies_that_multiply_cost_little_and_the_others_are_told() {
     let mut typha = Typha::new();
     world(&mut typha);
     for number in 0..100 {
-        let spec = format!(r#"{{"podSelector":{{}},"ingress":[{{"from":{}}}]}}"#, peers(1 + number % 7));
+        let spec = format!(r#"{{"podSelector":{{}},"ingress":[{{"from":{}}}]}}"#, large::peers(1 + number % 7));
         assert!(!kubernetes(&mut typha, &format!("small{number}"), &spec));
     }
     typha.told();
-    let inwards =
-        format!(r#"{{"podSelector":{{}},"ingress":[{{"from":{},"ports":{}}}]}}"#, peers(20_000), names(20_000));
-    let outwards = format!(
-        r#"{{"podSelector":{{}},"policyTypes":["Egress"],"egress":[{{"to":{},"ports":{}}}]}}"#,
-        peers(20_000),
-        names(20_000)
-    );
-    let largest = format!(r#"{{"podSelector":{{}},"ingress":[{{"from":{},"ports":{}}}]}}"#, peers(200), names(300));
-    let multiplied = multiplied();
+    let (inwards, outwards) = (large::inwards(20_000, 20_000), large::outwards(20_000, 20_000));
+    let (largest, multiplied) = (large::inwards(200, 300), large::multiplied());
     let mut round = 0;
     for (what, policy, is_beyond) in [
         ("inwards", &inwards, true),
@@ -225,7 +194,7 @@ fn policies_that_multiply_cost_little_and_the_others_are_told() {
         }
         // Somebody else's policy changes.
         round += 1;
-        let spec = format!(r#"{{"podSelector":{{}},"ingress":[{{"from":{}}}]}}"#, peers(10 + round));
+        let spec = format!(r#"{{"podSelector":{{}},"ingress":[{{"from":{}}}]}}"#, large::peers(10 + round));
         assert!(!kubernetes(&mut typha, "small7", &spec));
         for told in typha.told() {
             assert!(change_of(&told, "small7").is_some(), "{what}: the others are told");

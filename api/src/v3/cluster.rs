@@ -34,6 +34,10 @@ pub struct FelixConfigurationSpec {
     /// MTU of the VXLAN device for IPv6 in bytes; 0, the default, takes it from the node's own interface.
     #[serde(default, rename = "vxlanMTUV6", skip_serializing_if = "Option::is_none")]
     pub vxlan_mtu_v6: Option<i64>,
+    /// Features that are taken to be there or not, whatever the agent finds, as NAME=true or NAME=false parted by commas. Of them ChecksumOffloadBroken is
+    /// followed: with true, VXLAN devices leave no checksums to hardware.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feature_detect_override: Option<String>,
     /// IPPoolsOnly (the default) or IPPoolsAndHostIPs: what outgoing NAT leaves alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nat_outgoing_exclusions: Option<String>,

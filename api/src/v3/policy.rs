@@ -57,7 +57,8 @@ pub struct NetworkPolicySpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "limits::directions")]
     pub types: Vec<String>,
-    /// Rules for packets that come to the workload, in order.
+    /// Rules for packets that come to the workload, in order. Both directions together: at most 65,536 rules, ranges and ports, and 16,384 selectors, Services
+    /// and named ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1024))]
     pub ingress: Vec<RuleSpec>,
@@ -112,7 +113,8 @@ pub struct GlobalNetworkPolicySpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "limits::directions")]
     pub types: Vec<String>,
-    /// Rules for packets that come to the endpoint, in order.
+    /// Rules for packets that come to the endpoint, in order. Both directions together: at most 65,536 rules, ranges and ports, and 16,384 selectors, Services
+    /// and named ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1024))]
     pub ingress: Vec<RuleSpec>,
@@ -211,7 +213,7 @@ pub struct StagedKubernetesNetworkPolicySpec {
     /// Which pods of the namespace; empty is all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<LabelSelector>,
-    /// Rules for packets that come to the pod.
+    /// Rules for packets that come to the pod. Both directions together: at most 65,536 rules, ranges and ports, and 16,384 selectors, Services and named ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress: Option<Vec<NetworkPolicyIngressRule>>,
     /// Rules for packets that leave the pod.

@@ -94,7 +94,7 @@ fn tunnels(present: &Plan, wanted: &Plan, ops: &mut Vec<Op>) -> BTreeSet<IpVersi
             (None, None) => {}
             (Some(present), Some(wanted)) if present.can_become(wanted) => {
                 let adjustable = |device: &VxlanDevice| (device.address, device.mtu, device.up);
-                if adjustable(present) != adjustable(wanted) {
+                if adjustable(present) != adjustable(wanted) || present.offloads && !wanted.offloads {
                     ops.push(Op::AdjustVxlan(version, wanted.clone()));
                 }
             }
@@ -181,6 +181,7 @@ mod tests {
                         mtu,
                         underlay: Some(underlay),
                         up: true,
+                        offloads: n == 0,
                     })
                     .map(|device| (version, device))
                     .into_iter()
@@ -217,10 +218,16 @@ mod tests {
                 }
                 // Links of pods that are gone are removed by who made them.
                 kernel.pods.retain(|name| wanted.pods.contains(name));
+                // A device that leaves no checksums to hardware is as good.
+                for (version, device) in &mut kernel.tunnels {
+                    let wanted = &wanted.tunnels[version];
+                    prop_assert!(wanted.offloads || !device.offloads);
+                    device.offloads = wanted.offloads;
+                }
                 prop_assert_eq!(&kernel, &wanted);
                 prop_assert!(diff(&kernel, &wanted).is_empty());
                 // What somebody else does to the devices.
-                kernel.tunnels.values_mut().for_each(|device| (device.up, device.mtu) = (false, 9));
+                kernel.tunnels.values_mut().for_each(|device| (device.up, device.mtu, device.offloads) = (false, 9, true));
                 kernel.pods.clear();
             }
         }

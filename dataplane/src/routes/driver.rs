@@ -14,7 +14,8 @@ use super::diff::{Op, diff};
 use super::message::{self, Route};
 use super::plan::{Peer, Plan, Target, VxlanDevice, version_of, vxlan_device_name, vxlan_overhead};
 use super::present::{self, Link, Links};
-use super::{parameters, pod};
+use super::sysctl::Changed;
+use super::{ethtool, parameters, pod};
 use margay_netlink::route::{NetlinkError, RouteSocket, Verb};
 
 /// MTU where no link says otherwise.
@@ -57,6 +58,8 @@ pub struct Outcome {
     pub done: usize,
     /// What failed, with the reason; it is tried again at the next apply.
     pub failed: BTreeMap<Part, String>,
+    /// Parameters of the host itself that were other.
+    pub changed: Vec<Changed>,
 }
 
 /// See the module. Blocking; lives on a thread of its own in the node's network namespace.
@@ -130,10 +133,11 @@ impl Driver {
         let wanted = self.resolve(wanted)?;
         let mut outcome = Outcome::default();
         for version in &wanted.forwards {
-            let changed = parameters::set_forwarding(*version);
-            if let Ok(true) = changed {
-                tracing::warn!(?version, "the node did not forward packets; it does now");
-            }
+            let changed = parameters::set_forwarding(*version).map(|changed| {
+                let is_changed = !changed.is_empty();
+                outcome.changed.extend(changed);
+                is_changed
+            });
             outcome.took(Part::Forwarding(*version), changed);
         }
         let mut present = match self.present.take() {
@@ -300,6 +304,9 @@ impl Driver {
 
     fn bring_up_vxlan(&mut self, name: &str, device: &VxlanDevice) -> Result<(), NetlinkError> {
         let index = self.index(name)?;
+        if !device.offloads {
+            ethtool::turn_checksum_offload_off(name)?;
+        }
         match self.socket.exec(message::set_up(index), Verb::Change, || format!("bring {name} up")) {
             Err(NetlinkError::Refused { errno: Errno::EADDRINUSE, .. }) => {
                 return Err(io::Error::new(io::ErrorKind::AddrInUse, taken(name, device)).into());
@@ -340,7 +347,7 @@ impl Outcome {
 }
 
 /// A tunnel carries no more than its underlay, whatever is configured: the kernel does not take more. Where the underlay is not known it stays as it is.
-fn tunnel_mtu(version: IpVersion, configured: u32, underlay: Option<u32>, present: Option<u32>) -> u32 {
+pub fn tunnel_mtu(version: IpVersion, configured: u32, underlay: Option<u32>, present: Option<u32>) -> u32 {
     let fits = underlay.map(|mtu| mtu.saturating_sub(vxlan_overhead(version)));
     match (configured, fits) {
         (0, Some(fits)) => fits,

@@ -118,6 +118,7 @@ mod tests {
             mtu: 0,
             underlay: None,
             up: true,
+            offloads: true,
         };
         Plan {
             routes: [

@@ -9,6 +9,7 @@ pub mod addresses;
 pub mod conntrack;
 pub mod diff;
 pub mod driver;
+mod ethtool;
 pub mod hint;
 pub mod message;
 pub mod monitor;

@@ -1,12 +1,13 @@
 //! Kernel parameters that the network needs on this node: of the node as a whole, of pods' links and of tunnel devices. A host may have any other value,
-//! and its own programs set them for every link that comes (`sysctl.d`, udev), so they are compared and set again like routes.
+//! and its own programs set them for every link that comes (`sysctl.d`, udev), so they are compared and set again like routes. The kernel tells of few of
+//! them ([`super::netconf`]), so all are read every few seconds.
 
 use std::io;
 
 use margay_api::rule::IpVersion;
 
 use super::plan::{Plan, VERSIONS, vxlan_device_name};
-use super::sysctl;
+use super::sysctl::{self, Changed};
 
 /// Of the host side of a pod's link, below `ipv4/`. `{}` stands for the link.
 const POD: [(&str, &str); 8] = [
@@ -43,7 +44,7 @@ const TUNNEL_V6: [(&str, &str); 2] = [("conf/{}/disable_ipv6", "0"), ("conf/{}/a
 /// Sets the parameters of the host side of a pod's link. Returns whether any differed.
 pub fn set_of_pod(link: &str) -> io::Result<bool> {
     let differed = set_of(link, "ipv4", &POD)?;
-    Ok(sysctl::has_ipv6() && set_of(link, "ipv6", &POD_V6)? || differed)
+    Ok(sysctl::has_ipv6_on(link) && set_of(link, "ipv6", &POD_V6)? || differed)
 }
 
 /// Sets the parameters of a tunnel device. Returns whether any differed.
@@ -62,12 +63,41 @@ fn set_of(link: &str, family: &str, parameters: &[(&str, &str)]) -> io::Result<b
     Ok(differed)
 }
 
-/// Lets the node forward packets of this IP version. Returns whether it did not.
-pub fn set_forwarding(version: IpVersion) -> io::Result<bool> {
+/// Lets the node forward packets of this IP version. Returns what that took, of the host's own parameters.
+pub fn set_forwarding(version: IpVersion) -> io::Result<Vec<Changed>> {
     match version {
-        IpVersion::V4 => sysctl::set("ipv4/ip_forward", "1"),
+        IpVersion::V4 => sysctl::forward_ipv4(),
         IpVersion::V6 => sysctl::forward_ipv6(),
     }
+}
+
+/// Whether any parameter of this plan is other than it should be, or cannot be read. A link that is not there needs none.
+pub fn differ(plan: &Plan) -> bool {
+    let forwarding = plan.forwards.iter().map(|version| match version {
+        IpVersion::V4 => sysctl::is(sysctl::FORWARDING, "1"),
+        IpVersion::V6 => sysctl::is(sysctl::FORWARDING_V6, "1"),
+    });
+    let is_pods = |link: &String| -> io::Result<bool> {
+        Ok(is_of(link, "ipv4", &POD)? && (!sysctl::has_ipv6_on(link) || is_of(link, "ipv6", &POD_V6)?))
+    };
+    let are_tunnels = |version: &IpVersion| match version {
+        IpVersion::V4 => is_of(vxlan_device_name(*version), "ipv4", &TUNNEL),
+        IpVersion::V6 => is_of(vxlan_device_name(*version), "ipv6", &TUNNEL_V6),
+    };
+    let mut all = forwarding.chain(plan.pods.iter().map(is_pods)).chain(plan.tunnels.keys().map(are_tunnels));
+    all.any(|is_so| match is_so {
+        Ok(is_so) => !is_so,
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    })
+}
+
+fn is_of(link: &str, family: &str, parameters: &[(&str, &str)]) -> io::Result<bool> {
+    for (parameter, value) in parameters {
+        if !sysctl::is(&format!("{family}/{}", parameter.replace("{}", link)), value)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Sets the parameters of every link of this plan: what failed with the reason, by link, and how many links differed. A link that goes meanwhile needs none.

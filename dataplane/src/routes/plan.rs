@@ -77,6 +77,8 @@ pub struct VxlanDevice {
     pub underlay: Option<u32>,
     /// Whether it is up. A wanted one always is.
     pub up: bool,
+    /// Whether checksums of what is sent may be left to hardware. A wanted one for which they may is content with one that does not.
+    pub offloads: bool,
 }
 
 impl VxlanDevice {
@@ -293,7 +295,8 @@ fn vxlan_device(me: &NodeInfo, records: &BTreeMap<RecordId, Record>, version: Ip
         IpVersion::V6 => settings.vxlan_mtu_v6,
     };
     let (vni, port) = (settings.vxlan_vni, settings.vxlan_port);
-    Some(VxlanDevice { address, mac, local, vni, port, mtu, underlay: None, up: true })
+    let offloads = !settings.checksum_offload_broken;
+    Some(VxlanDevice { address, mac, local, vni, port, mtu, underlay: None, up: true, offloads })
 }
 
 /// Whether any pool of this IP version is encapsulated in VXLAN, at least between subnets.

@@ -92,11 +92,24 @@ pub fn create(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<u32, PodEr
 /// Brings the host side up and gives it the pods' gateway of IPv6, which goes when it is set down.
 pub fn bring_up(socket: &mut RouteSocket, host: &str, index: u32) -> Result<(), NetlinkError> {
     socket.exec(message::set_up(index), Verb::Change, || format!("bring {host} up"))?;
-    if sysctl::has_ipv6() {
+    if sysctl::has_ipv6_on(host) {
         let gateway = gateway_v6();
         socket.exec(message::new_link_address(index, gateway), Verb::Replace, || format!("address {gateway}"))?;
     }
     Ok(())
+}
+
+/// Gives both ends of a pod's link this MTU where theirs is larger; an end that is not there needs none. The pod's first, as the other one drops what is
+/// larger than itself. Returns whether any was.
+pub fn lower_mtu(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<bool, PodError> {
+    let inside = namespace::within(link.namespace, || lower_end(&mut RouteSocket::open()?, link.pod, link.mtu))??;
+    Ok(lower_end(socket, link.host, link.mtu)? || inside)
+}
+
+fn lower_end(socket: &mut RouteSocket, name: &str, mtu: u32) -> Result<bool, NetlinkError> {
+    let Some(found) = present::named(socket, name)?.filter(|found| found.mtu > mtu) else { return Ok(false) };
+    socket.exec(message::set_mtu(found.index, mtu), Verb::Change, || format!("MTU of {name}"))?;
+    Ok(true)
 }
 
 /// The MAC address of a sandbox's interface: always the same one, so that it is known before the link is there. Of those that nobody has assigned.
@@ -128,6 +141,13 @@ pub fn route(socket: &mut RouteSocket, index: u32, addresses: &[IpNet]) -> Resul
 
 /// Inside the pod: addresses, the gateway's route, the default route, and both links up. Returns the MAC address of the pod's interface.
 pub fn configure(link: &PodLink<'_>, addresses: &[IpNet]) -> Result<Mac, PodError> {
+    if link.mtu < sysctl::IPV6_MTU && addresses.iter().any(|address| address.addr().is_ipv6()) {
+        let (mtu, least) = (link.mtu, sysctl::IPV6_MTU);
+        let why = format!(
+            "MTU {mtu} is less than the {least} of IPv6; give the node's link a larger one, or the pod no address of IPv6"
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why).into());
+    }
     namespace::within(link.namespace, || configure_inside(link.pod, addresses))?
 }
 

@@ -14,7 +14,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message;
 use super::plan::{Peer, Plan, ROUTE_PROTOCOL, Target, VERSIONS, VxlanDevice, version_of, vxlan_device_name};
-use super::{pod, sysctl};
+use super::{ethtool, pod, sysctl};
 use crate::nftables::is_workload;
 use margay_netlink::route::{NetlinkError, RouteSocket};
 
@@ -84,14 +84,16 @@ pub fn present(socket: &mut RouteSocket, links: &Links) -> Result<Plan, NetlinkE
     let addresses = addresses(socket)?;
     let has_gateway =
         |link: &Link| addresses.iter().any(|(index, net)| *index == link.index && net.addr() == pod::GATEWAY_V6);
-    let has_ipv6 = sysctl::has_ipv6();
-    let pods = links.iter().filter(|(name, link)| is_workload(name) && link.up && (!has_ipv6 || has_gateway(link)));
+    let is_whole = |name: &str, link: &Link| link.up && (has_gateway(link) || !sysctl::has_ipv6_on(name));
+    let pods = links.iter().filter(|(name, link)| is_workload(name) && is_whole(name, link));
     plan.pods = pods.map(|(name, _)| name.clone()).collect();
     for version in VERSIONS {
         if let Some(link) = links.get(vxlan_device_name(version)) {
             let own = addresses.iter().filter(|(index, _)| *index == link.index);
             let mut own = own.map(|(_, net)| net.addr()).filter(|address| is_global(version, *address));
-            plan.tunnels.insert(version, device(link, own.next().unwrap_or(unspecified(version))));
+            let address = own.next().unwrap_or(unspecified(version));
+            let offloads = ethtool::has_checksum_offload(vxlan_device_name(version))?;
+            plan.tunnels.insert(version, VxlanDevice { offloads, ..device(link, address) });
             plan.peers.extend(peers(socket, version, link.index)?);
         }
     }
@@ -171,6 +173,7 @@ fn device(link: &Link, address: IpAddr) -> VxlanDevice {
         mtu: link.mtu,
         underlay: None,
         up: link.up,
+        offloads: true,
     };
     for info in link.vxlan.iter().flatten() {
         match info {

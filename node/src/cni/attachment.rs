@@ -51,6 +51,9 @@ pub struct Attachment {
     pub addresses: Vec<IpNet>,
     /// MAC address in the pod.
     pub mac: String,
+    /// MTU that its network configuration has; 0: that of the node. Former agents did not note it.
+    #[serde(default)]
+    pub mtu: u32,
     /// Whether its ADD was answered with success; the file's ending says it.
     #[serde(skip)]
     pub is_finished: bool,
@@ -262,6 +265,7 @@ mod tests {
             interface: "cali0".to_owned(),
             addresses: vec!["10.0.0.1/32".parse().expect("an address")],
             mac: "02:00:00:00:00:01".to_owned(),
+            mtu: 0,
             is_finished: false,
         }
     }

@@ -248,6 +248,7 @@ pub fn attachment(network: &str, asked: &cni::Attachment) -> Result<Attachment, 
         interface,
         addresses: Vec::new(),
         mac,
+        mtu: 0,
         is_finished: false,
     })
 }

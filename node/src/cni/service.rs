@@ -69,6 +69,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     /// Attaches a pod. Asked again for the same attachment, the same answer.
     pub async fn add(&self, call: &Call, asked: &cni::Attachment) -> Result<cni::Result, Refusal> {
         let mut wanted = request::attachment(&call.network, asked)?;
+        wanted.mtu = call.config.mtu;
         let namespace = request::namespace(&asked.netns)?;
         let pod = self.pod(&wanted.endpoint());
         let _alone = pod.lock().await;
@@ -504,5 +505,6 @@ fn unavailable(error: NoAddress) -> Refusal {
     Refusal::new(code::TRY_AGAIN, error.to_string())
 }
 
+mod mtu;
 #[cfg(test)]
 mod tests;

@@ -213,6 +213,7 @@ fn settings(value: wire::Settings) -> Result<FelixSettings, Error> {
         vxlan_port: port("settings.vxlan_port", value.vxlan_port)?,
         vxlan_mtu: value.vxlan_mtu,
         vxlan_mtu_v6: value.vxlan_mtu_v6,
+        checksum_offload_broken: value.checksum_offload_broken,
         nat_exclude_hosts: value.nat_exclude_hosts,
         allow_conntrack_invalid: value.allow_conntrack_invalid,
         log_rate: value.log_rate.map(log_rate).transpose()?,

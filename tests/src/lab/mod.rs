@@ -16,7 +16,7 @@ pub mod storage;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use margay_api::rule::IpVersion;
@@ -35,6 +35,16 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 const NOBODY: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1));
 /// Name of the pool that a lab has from its start.
 pub const POOL: &str = "lab";
+
+/// Waits until the condition holds.
+pub fn wait(what: &str, condition: impl Fn() -> Result<bool>) -> Result<()> {
+    let since = Instant::now();
+    while !condition()? {
+        ensure!(since.elapsed() < PATIENCE, "waited for {what}");
+        std::thread::yield_now();
+    }
+    Ok(())
+}
 
 /// What a lab shall be like.
 #[derive(Clone, Debug)]

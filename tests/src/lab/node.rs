@@ -28,6 +28,7 @@ use margay_node::problems::Problems;
 use margay_node::store::Store;
 use margay_node::upstream::Upstream;
 use margay_node::upstream::notices::Notices;
+use margay_proto::sync::NodeProblem;
 use margay_runtime::shutdown::Shutdown;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -66,6 +67,7 @@ struct Running {
     /// Generation of the newest plan of routes.
     planned: Arc<AtomicU64>,
     addresses: NodeAddresses,
+    problems: Problems,
     upstream: JoinHandle<()>,
 }
 
@@ -131,6 +133,11 @@ impl Node {
         self.running.as_ref().map(|running| running.agent.status())
     }
 
+    /// Problems that its agent reports.
+    pub fn problems(&self) -> Vec<NodeProblem> {
+        self.running.as_ref().map(|running| running.problems.list()).unwrap_or_default()
+    }
+
     /// Its agent.
     pub fn agent(&self) -> Result<&AgentHandle> {
         self.running.as_ref().map(|running| &running.agent).with_context(|| format!("{} has no agent", self.name))
@@ -159,13 +166,14 @@ impl Node {
         }
         // Threads begin in the namespace of the thread that starts them.
         let runtime = self.host.run(|| Builder::new_multi_thread().worker_threads(1).enable_all().build())?;
-        let notices = Notices::default();
+        let (notices, problems) = (Notices::default(), Problems::default());
         let settings = Settings {
             node: self.name.clone(),
             addresses: self.address.addr().to_string().parse().map_err(anyhow::Error::msg)?,
             run_dir: self.folder.path().join("run"),
             policy_timeout: PATIENCE,
             mtu: 0,
+            problems: problems.clone(),
         };
         let folder = self.folder.path().to_owned();
         let making = runtime.spawn(make(settings, folder, blocks.clone(), notices.clone(), main.handle().clone()));
@@ -175,16 +183,17 @@ impl Node {
             server: server.to_string(),
             agent: agent.clone(),
             notices,
-            problems: Problems::default(),
+            problems: problems.clone(),
         };
         let upstream = main.spawn(upstream.run(Shutdown::default()));
-        self.running = Some(Running { runtime, agent, fatal, network, planned, addresses, upstream });
+        self.running = Some(Running { runtime, agent, fatal, network, planned, addresses, problems, upstream });
         Ok(())
     }
 
     /// Ends the agent without a word to anybody; a success when it does not run.
     pub(super) fn stop(&mut self, main: &Runtime) -> Result<()> {
-        let Some(Running { runtime, agent, fatal, network, addresses, upstream, planned: _ }) = self.running.take()
+        let Some(Running { runtime, agent, fatal, network, addresses, upstream, planned: _, problems: _ }) =
+            self.running.take()
         else {
             return Ok(());
         };

@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
 use margay_api::endpoint::interface_name;
 use margay_api::network::Mac;
+use margay_dataplane::routes::parameters;
+use margay_dataplane::routes::plan::VERSIONS;
 use margay_dataplane::routes::pod::{self, PodLink};
 use margay_netlink::route::RouteSocket;
 use margay_nft::{Ruleset, Socket, Transaction};
@@ -46,11 +48,13 @@ impl Kernel {
     /// A node without a table.
     pub fn new() -> Result<Self> {
         let (host, outside, far) = (Namespace::new()?, Namespace::new()?, Namespace::new()?);
-        let parameters = ["ipv4.ip_forward=1", "ipv4.conf.all.rp_filter=0", "ipv4.conf.default.rp_filter=0"];
-        let parameters = parameters.into_iter().chain(["ipv6.conf.all.forwarding=1", "ipv6.conf.default.accept_dad=0"]);
-        for parameter in parameters {
+        // The table judges what comes by the other links, whatever its source; pods' links are as their maker has left them.
+        for parameter in
+            ["ipv4.conf.all.rp_filter=0", "ipv4.conf.default.rp_filter=0", "ipv6.conf.default.accept_dad=0"]
+        {
             host.command("sysctl", &["-qw", &format!("net.{parameter}")], "")?;
         }
+        host.run(|| VERSIONS.into_iter().try_for_each(|version| parameters::set_forwarding(version).map(drop)))?;
         connect((&host, "eth0", "172.30.0.1/24"), (&outside, "eth0", ""))?;
         connect((&host, "eth1", "198.18.0.1/24"), (&far, "eth0", ""))?;
         let mut commands = vec![

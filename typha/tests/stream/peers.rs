@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use margay_api::endpoint::{EndpointKey, WorkloadEndpoint, interface_name};
-use margay_api::meta::{LABEL_NAMESPACE, Labels};
+use margay_api::meta::{LABEL_NAMESPACE, LABEL_ORCHESTRATOR, Labels};
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Tier, Traffic};
 use margay_api::report::Report;
 use margay_api::rule::{Action, EntityMatch, Rule};
@@ -77,7 +77,9 @@ pub fn mk_pod(name: &str, node: &str, address: u16) -> Observed {
     let key = key(name);
     let endpoint = WorkloadEndpoint {
         node: node.to_owned(),
-        labels: Labels::from([(LABEL_NAMESPACE.to_owned(), key.namespace.clone())]),
+        labels: [(LABEL_NAMESPACE, key.namespace.as_str()), (LABEL_ORCHESTRATOR, "k8s")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
         service_account: String::new(),
         addresses: vec![address_of(address)],
         ports: Vec::new(),

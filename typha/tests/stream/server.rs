@@ -11,7 +11,8 @@ use margay_calc::model::RecordId;
 use margay_calc::update::Update;
 use margay_proto::debug::debug_client::DebugClient;
 use margay_proto::debug::{
-    ExplainRequest, GetRecordRequest, ListNodesRequest, ListRecordsRequest, NodeStatus, Party, ViewRequest, party,
+    ExplainRequest, GetRecordRequest, ListNodesRequest, ListRecordsRequest, NodeStatus, Party, SetLogRequest,
+    ViewRequest, party,
 };
 use margay_proto::sync::{LocalEndpoint, NodeProblem, encode_local_endpoint, encode_problems, wire};
 use margay_typha::app::Patience;
@@ -52,6 +53,10 @@ async fn the_certificate_decides_who_may_do_what() {
         let answer = DebugClient::new(channel).list_nodes(ListNodesRequest {}).await;
         answer.map(|_| ()).map_err(|status| status.code())
     };
+    // In a test nothing has been started that a filter could be changed of.
+    let log = |channel, filter: String| async move {
+        DebugClient::new(channel).set_log(SetLogRequest { filter }).await.expect_err("no log").code()
+    };
     let health = |channel| async move {
         let request = HealthCheckRequest { service: String::new() };
         let answer = HealthClient::new(channel).check(request).await;
@@ -71,6 +76,14 @@ async fn the_certificate_decides_who_may_do_what() {
         let sync = Agent::open(channel.clone(), vec![]).await;
         assert_eq!(sync.map(|_| ()).map_err(|status| status.code()), may_sync, "{name}");
         assert_eq!(debug(channel.clone()).await, may_debug, "{name} {organization}");
+        for (filter, refusal) in [
+            ("margay_typha=debug", Code::FailedPrecondition),
+            ("a=b=c", Code::InvalidArgument),
+            (&*"x".repeat(5000), Code::InvalidArgument),
+        ] {
+            let wanted = may_debug.map_or_else(|denied| denied, |()| refusal);
+            assert_eq!(log(channel.clone(), filter.to_owned()).await, wanted, "{name} {organization} {filter}");
+        }
         assert_eq!(health(channel).await, may_health, "{name} {organization}");
     }
     let stranger = Authority::new();

@@ -25,6 +25,7 @@ pub fn overrides(configuration: &FelixConfiguration) -> Parsed {
         vxlan_port: number(&mut problems, "spec.vxlanPort", spec.vxlan_port, 1..=65535),
         vxlan_mtu: number(&mut problems, "spec.vxlanMTU", spec.vxlan_mtu, 0..=65535),
         vxlan_mtu_v6: number(&mut problems, "spec.vxlanMTUV6", spec.vxlan_mtu_v6, 0..=65535),
+        checksum_offload_broken: checksum_offload_broken(&mut problems, spec),
         nat_exclude_hosts: nat_exclude_hosts(&mut problems, spec),
         allow_conntrack_invalid: spec.disable_conntrack_invalid_check,
         log_prefix: spec.log_prefix.clone().filter(|prefix| !prefix.is_empty()),
@@ -88,6 +89,26 @@ fn endpoint_to_host(problems: &mut Problems, spec: &FelixConfigurationSpec) -> O
             None
         }
     }
+}
+
+/// Of the features that are overridden, the one that matters here; without a value it is to be found out, as if it were not there.
+fn checksum_offload_broken(problems: &mut Problems, spec: &FelixConfigurationSpec) -> Option<bool> {
+    let list = spec.feature_detect_override.as_deref()?;
+    let mut found = None;
+    for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+        let (feature, value) = entry.split_once('=').map_or((entry, None), |(feature, value)| (feature, Some(value)));
+        let is_followed = feature.trim().eq_ignore_ascii_case("ChecksumOffloadBroken");
+        match value.map(|value| value.trim().to_ascii_lowercase()).as_deref() {
+            Some("true") if is_followed => found = Some(true),
+            Some("false") if is_followed => found = Some(false),
+            Some("" | "true" | "false") => {}
+            _ => {
+                let remedy = "write it like ChecksumOffloadBroken=true, with true or false, and commas between several";
+                problems.add("spec.featureDetectOverride", entry, "not a feature with a value", remedy);
+            }
+        }
+    }
+    found
 }
 
 fn nat_exclude_hosts(problems: &mut Problems, spec: &FelixConfigurationSpec) -> Option<bool> {

@@ -340,13 +340,12 @@ impl Objects {
                 let addresses = selected(selector).into_iter().flat_map(|endpoint| endpoint.addresses.iter());
                 nets.chain(addresses.map(|address| Member::Net(IpNet::from(*address)))).collect()
             }
-            SetSpec::NamedPort(selector, protocol, name) => {
+            SetSpec::NamedPorts(selector, protocol, names) => {
                 let mut members = BTreeSet::new();
                 for endpoint in selected(selector) {
-                    let ports = endpoint
-                        .ports
-                        .iter()
-                        .filter(|port| port.name == *name && protocol.is_none_or(|protocol| protocol == port.protocol));
+                    let ports = endpoint.ports.iter().filter(|port| {
+                        names.contains(&port.name) && protocol.is_none_or(|protocol| protocol == port.protocol)
+                    });
                     for port in ports {
                         members.extend(
                             endpoint

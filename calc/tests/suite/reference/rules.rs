@@ -1,5 +1,7 @@
 //! Rules with selectors become rules with sets: which sets a rule refers to, and the rule as a node sees it.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 use margay_api::meta::NamespacedName;
 use margay_api::rule::{EntityMatch, Port, PortRange, Protocol, Rule};
@@ -14,8 +16,8 @@ use margay_calc::model::{RuleRecord, SetId, SetKind, SideMatch};
 pub enum SetSpec {
     /// Addresses of the endpoints and ranges of the network sets that the selector selects.
     Selected(Selector),
-    /// Address, protocol and port of the selected endpoints that declare a port of this name; of any protocol when it is absent.
-    NamedPort(Selector, Option<Protocol>, String),
+    /// Address, protocol and port of the selected endpoints that declare a port of one of these names; of any protocol when it is absent.
+    NamedPorts(Selector, Option<Protocol>, BTreeSet<String>),
     /// Addresses of the nodes that the selector selects.
     Nodes(Selector),
     /// Address, protocol and port of the backends of a Service.
@@ -29,9 +31,10 @@ impl SetSpec {
     pub fn id(&self) -> SetId {
         SetId(match self {
             Self::Selected(selector) => selector.id(),
-            Self::NamedPort(selector, protocol, name) => {
+            Self::NamedPorts(selector, protocol, names) => {
                 let protocol = protocol.map_or(String::from("any"), |protocol| protocol.0.to_string());
-                let content = format!("n:{},{protocol},{name}", selector.id());
+                let names = names.iter().map(String::as_str).collect::<Vec<_>>().join(",");
+                let content = format!("n:{},{protocol},{names}", selector.id());
                 format!("n:{}", hex(content.as_bytes()))
             }
             Self::Nodes(selector) => format!("nodes:{}", hex(format!("nodes:{selector}").as_bytes())),
@@ -44,7 +47,7 @@ impl SetSpec {
     pub fn kind(&self) -> SetKind {
         match self {
             Self::Selected(_) | Self::Nodes(_) | Self::ServiceAddresses(_) => SetKind::Net,
-            Self::NamedPort(..) | Self::Service(_) => SetKind::AddressPort,
+            Self::NamedPorts(..) | Self::Service(_) => SetKind::AddressPort,
         }
     }
 }
@@ -93,12 +96,13 @@ fn side(
     let EntityMatch { nets, not_nets, selector, not_selector, ports, not_ports, nodes, service: _ } = entity;
     // A named port is one of the selected endpoints' own; of anybody's when nothing is selected.
     let declared_by = || selector.as_ref().or(local).cloned().unwrap_or_else(Selector::all);
-    let mut named = |ports: &[Port]| -> Vec<SetId> {
+    let mut named = |ports: &[Port]| -> Option<SetId> {
         let names = ports.iter().filter_map(|port| match port {
             Port::Named(name) => Some(name.clone()),
             Port::Range(_) => None,
         });
-        names.map(|name| set(SetSpec::NamedPort(declared_by(), protocol, name))).collect()
+        let names: BTreeSet<String> = names.collect();
+        (!names.is_empty()).then(|| set(SetSpec::NamedPorts(declared_by(), protocol, names)))
     };
     let (port_sets, not_port_sets) = (named(ports), named(not_ports));
     let mut sets: Vec<SetId> = selector.iter().map(|selector| set(SetSpec::Selected(selector.clone()))).collect();
@@ -109,9 +113,9 @@ fn side(
         sets,
         not_sets: not_selector.iter().map(|selector| set(SetSpec::Selected(selector.clone()))).collect(),
         ports: ranges(ports).into(),
-        port_sets: port_sets.into(),
+        port_sets: port_sets.into_iter().collect(),
         not_ports: ranges(not_ports),
-        not_port_sets,
+        not_port_sets: not_port_sets.into_iter().collect(),
         service_set: None,
     }
 }

@@ -1,8 +1,15 @@
 //! What large rules and large policies take, and what becomes of those that take too much.
 
-use margay_api::endpoint::interface_name;
-use margay_api::rule::{Action, PortRange, Protocol};
+use std::borrow::Cow;
+
+use margay_api::endpoint::{NamedPort, WorkloadEndpoint, interface_name};
+use margay_api::meta::Labels;
+use margay_api::policy::{Order, Policy, Tier, Traffic};
+use margay_api::rule::{Action, EntityMatch, Port, PortRange, Protocol, Rule};
+use margay_api::selector::Selector;
+use margay_calc::graph::Graph;
 use margay_calc::model::{EndpointRecord, Member, RuleRecord, SetKind as MemberKind, SideMatch, TierBinding};
+use margay_calc::update::Update;
 
 use super::*;
 use crate::nftables::sample::{NODE, mk_address, mk_net, mk_packet, mk_pod, mk_policy_key, mk_rule};
@@ -108,6 +115,86 @@ fn named_ports_of_both_sides_take_as_many_rules_as_there_are_ports() {
                 assert_eq!(fate.passed, wanted, "{action:?} {packet:?}\n{ruleset}");
                 assert_eq!(fate.logged.len(), usize::from(meets && action == Action::Log), "{action:?} {packet:?}");
             }
+        }
+    }
+}
+
+/// What node `n1` gets for a policy whose rules are for so many peers in a direction, each rule with so many named ports. Each peer is a pod elsewhere that
+/// has one of the ports; the policy's own pod has all.
+fn mk_view(direction: Direction, peers: usize, names: usize) -> Records {
+    let select = |app: &str| Selector::parse(&format!("app == '{app}'")).expect("a selector");
+    let ports: Arc<[Port]> = (0..names).map(|number| Port::Named(format!("p{number}"))).collect();
+    let rule = |number: usize| {
+        let peer = EntityMatch { selector: Some(select(&format!("a{number}"))), ..EntityMatch::default() };
+        let (source, destination) = match direction {
+            Direction::Ingress => (peer, EntityMatch { ports: ports.clone(), ..EntityMatch::default() }),
+            Direction::Egress => (EntityMatch::default(), EntityMatch { ports: ports.clone(), ..peer }),
+        };
+        Rule { protocol: Some(Protocol::TCP), source, destination, ..Rule::any(Action::Allow) }
+    };
+    let rules: Vec<Rule> = (0..peers).map(rule).collect();
+    let is_ingress = direction == Direction::Ingress;
+    let (ingress, egress) = if is_ingress { (rules, Vec::new()) } else { (Vec::new(), rules) };
+    let policy = Policy {
+        tier: "t".to_owned(),
+        order: Order(None),
+        selector: select("own"),
+        traffic: Traffic::Normal,
+        applies_ingress: is_ingress,
+        applies_egress: !is_ingress,
+        ingress,
+        egress,
+    };
+    let mut graph = Graph::default();
+    let tier = Tier { order: Order(None), default_action: Action::Deny };
+    graph.apply(Update::Tier(policy.tier.clone(), Some(tier)));
+    graph.apply(Update::Namespace("x".to_owned(), Some(Labels::new())));
+    graph.apply(Update::Policy(mk_policy_key(0), Some(policy)));
+    let port = |number: usize| {
+        let port = 1000 + u16::try_from(number).expect("few");
+        NamedPort { name: format!("p{number}"), protocol: Protocol::TCP, port }
+    };
+    let mut pod = |number: usize, node: &str, app: String, ports: Vec<NamedPort>| {
+        let (key, addresses) = mk_pod(number);
+        let labels = Labels::from([("app".to_owned(), app)]);
+        let (interface, uid, service_account) = (interface_name(&key), String::new(), String::new());
+        let endpoint =
+            WorkloadEndpoint { node: node.to_owned(), labels, service_account, addresses, ports, uid, interface };
+        graph.apply(Update::Endpoint(key, Some(endpoint)));
+    };
+    pod(0, NODE, "own".to_owned(), (0..names).map(port).collect());
+    for number in 0..peers {
+        pod(1 + number, "elsewhere", format!("a{number}"), vec![port(number % names)]);
+    }
+    graph.flush();
+    let view = graph.view(NODE);
+    let record = |id: Cow<'_, RecordId>| Some((id.clone().into_owned(), view.record(&id)?.into_owned()));
+    view.ids().filter_map(record).collect()
+}
+
+/// Named ports are one set of each side of a rule, so that neither rules nor sets nor elements are as many as peers times ports.
+#[test]
+fn peers_and_named_ports_are_added_and_not_multiplied() {
+    for direction in [Direction::Ingress, Direction::Egress] {
+        for (peers, names) in [(1, 1), (1, 60), (60, 1), (30, 30), (60, 60)] {
+            let records = mk_view(direction, peers, names);
+            let sets = records.values().filter(|record| matches!(record, Record::IpSet(_))).count();
+            let mut compiler = Compiler::new(NODE);
+            let all = Dirty { records: records.keys().cloned().collect(), members: BTreeMap::new() };
+            compiler.apply(&records, &all);
+            let (endpoint, addresses) = mk_pod(0);
+            compiler.attach(interface_name(&endpoint), Attached { endpoint, uid: String::new(), addresses }, &records);
+            let rules = rules_of_classes(&compiler);
+            let ruleset = compiler.ruleset(&records);
+            let elements: usize = ruleset.sets.values().map(|set| set.elements.len()).sum();
+            let what = format!("{direction:?} of {peers} peers and {names} ports");
+            // Each peer is a set of addresses, and of the ports that it has where traffic goes out to it.
+            assert!(sets <= 2 * peers + 1, "{what}: {sets} sets in the view");
+            // For each of two families, with those that end a chain.
+            assert!(rules <= 4 * peers + 20, "{what}: {rules} rules");
+            assert!(ruleset.sets.len() <= 4 * peers + 20, "{what}: {} sets", ruleset.sets.len());
+            // An address of each family.
+            assert!(elements <= 8 * (peers + names) + 40, "{what}: {elements} elements");
         }
     }
 }
