@@ -1,13 +1,13 @@
-//! Compiles the .proto files without protoc. The descriptor set is kept for gRPC reflection.
+//! Compiles the .proto files without protoc, and keeps the descriptor set for gRPC reflection.
 
 use std::error::Error;
 use std::path::PathBuf;
 
 use prost::Message;
 
-/// Messages of the CNI exchange: plain prost, so that the plugin needs no gRPC.
+/// Messages of the CNI exchange: plain prost, because the plugin does not use gRPC.
 const PLAIN: &[&str] = &["cni/v1/cni.proto"];
-/// The gRPC services, behind the feature `sync`.
+/// gRPC services, behind the feature `sync`.
 const SERVICES: &[&str] = &["sync/v1/sync.proto", "debug/v1/debug.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -1,6 +1,7 @@
-//! How long the graph takes and how much it keeps, at scale; beside each figure what others need for the same.
+//! Time and memory of the graph at scale, beside figures of others for the same work.
 //!
-//! `cargo bench -p margay-calc --bench scale`. Figures are wall time of one thread; memory is the process's own, from the system.
+//! `cargo bench -p margay-calc --bench scale`. Times are wall time of one thread; memory is the
+//! resident size of the process.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use margay_calc::graph::Graph;
 use margay_calc::update::Update;
 
 fn main() {
-    // Some of the parts, by name; all when none is named.
+    // Names select parts; without names all parts run.
     let named: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let parts: [(&str, fn()); 5] = [
         ("cluster", cluster),
@@ -32,7 +33,7 @@ fn main() {
 fn cluster() {
     const NAMESPACES: usize = 25_000;
     let before = resident();
-    let (started, used) = (Instant::now(), processor());
+    let (started, used) = (Instant::now(), cpu_time());
     let mut graph = Graph::default();
     let mut worked = Duration::ZERO;
     let mut apply = |graph: &mut Graph, update: Update| {
@@ -62,7 +63,7 @@ fn cluster() {
     drop(flush);
     println!("25k namespaces, 100k pods, 75k policies on 1000 nodes ({records} records)");
     println!("  apply {worked:.2?}, flush {flushed:.2?}   [budget 3 s; Antrea 6 s]");
-    println!("  with making the objects {:.2?}, of processor time {:.2?}", started.elapsed(), processor() - used);
+    println!("  with making the objects {:.2?}, of CPU time {:.2?}", started.elapsed(), cpu_time() - used);
     println!(
         "  memory {} MB with the flush, {} MB without   [budget 400 MB; Antrea 1500 to 1700 MB]",
         (held - before) >> 20,
@@ -74,17 +75,17 @@ fn cluster() {
 
 /// One change in the whole cluster.
 fn changes(graph: &mut Graph) {
-    let view = timed(20, |round| {
-        graph.view(&format!("node{round}")).buckets();
+    let view = timed(20, |iteration| {
+        graph.view(&format!("node{iteration}")).buckets();
     });
     println!("  digests of one node's view: {view:.2?}");
-    let change = timed(200, |round| {
-        graph.apply(pod(&namespace(round), 4 * round, ["db", "web"][round % 2]));
+    let change = timed(200, |iteration| {
+        graph.apply(pod(&namespace(iteration), 4 * iteration, ["db", "web"][iteration % 2]));
         graph.flush();
     });
     println!("  one pod's labels change, flushed: {change:.2?}");
-    let policy = timed(200, |round| {
-        let name = namespace(round);
+    let policy = timed(200, |iteration| {
+        let name = namespace(iteration);
         let policy = Policy {
             ingress: vec![allow(selector(&format!("projectcalico.org/namespace == '{name}' && app == 'job'")), 99)],
             ..isolate(&name, "app == 'db'")
@@ -109,8 +110,8 @@ fn endpoint_updates() {
     for (name, shape) in shapes {
         let times = [10, 100, 1_000, 10_000].map(|count| {
             let mut graph = watched(count, shape);
-            timed(200, |round| {
-                graph.apply(pod("here", 1, ["app1", "app2"][round % 2]));
+            timed(200, |iteration| {
+                graph.apply(pod("here", 1, ["app1", "app2"][iteration % 2]));
                 graph.flush();
             })
         });
@@ -118,14 +119,17 @@ fn endpoint_updates() {
     }
 }
 
-/// A namespace whose labels change, with one pod, against selectors of which one cares.
+/// A namespace with one pod whose labels change, against selectors of which one uses them.
 fn namespace_updates() {
     println!("namespace update against 100 / 10k / 100k selectors   [Felix 8 to 17 us]");
     let times = [100, 10_000, 100_000].map(|count| {
         let mut graph = watched(count, |number| format!("pcns.team == 'team{number}'"));
         graph.apply(pod("here", 1, "web"));
-        timed(200, |round| {
-            graph.apply(Update::Namespace(String::from("here"), Some(labels(&[("team", ["team1", "x"][round % 2])]))));
+        timed(200, |iteration| {
+            graph.apply(Update::Namespace(
+                String::from("here"),
+                Some(labels(&[("team", ["team1", "x"][iteration % 2])])),
+            ));
             graph.flush();
         })
     });
@@ -148,13 +152,13 @@ fn selector_additions() {
                 graph.apply(pod(&format!("n{}", number / 64), number, &format!("app{}", number % 64)));
             }
             graph.flush();
-            timed(8, |round| graph.apply(watch(round, &[shape(round)])))
+            timed(8, |iteration| graph.apply(watch(iteration, &[shape(iteration)])))
         });
         println!("  {name}: {times:.2?}");
     }
 }
 
-/// A small policy that changes, beside policies of another namespace that are as large as one may be.
+/// A small policy that changes, beside policies of another namespace of the maximal size.
 fn beside_large_policies() {
     const LARGE: usize = 16;
     let mut graph = Graph::default();
@@ -166,9 +170,9 @@ fn beside_large_policies() {
     graph.flush();
     let change = |graph: &mut Graph| {
         let mut times: Vec<Duration> = (0..2000_u16)
-            .map(|round| {
+            .map(|iteration| {
                 let ingress =
-                    vec![allow(selector("projectcalico.org/namespace == 'small' && app == 'job'"), 1 + round)];
+                    vec![allow(selector("projectcalico.org/namespace == 'small' && app == 'job'"), 1 + iteration)];
                 let policy = Policy { ingress, ..isolate("small", "app == 'web'") };
                 let started = Instant::now();
                 graph.apply(Update::Policy(policy_key("small", "p"), Some(policy)));
@@ -199,7 +203,7 @@ fn beside_large_policies() {
     println!("  a small policy's change beside them, p99: {beside:.2?}, {ratio:.2} x without   [budget 1.2 x]");
 }
 
-/// A graph with one pod of its own whose policy refers to this many selectors.
+/// A graph with one pod whose policy refers to this many selectors.
 fn watched(count: usize, shape: fn(usize) -> String) -> Graph {
     let mut graph = Graph::default();
     graph.apply(pod("watch", 999_999, "watcher"));
@@ -217,23 +221,24 @@ fn watch(number: usize, selectors: &[String]) -> Update {
     Update::Policy(policy_key("watch", &format!("watch{number}")), Some(policy))
 }
 
-/// The median of so many rounds.
-fn timed(rounds: usize, mut work: impl FnMut(usize)) -> Duration {
-    let mut times: Vec<Duration> = (0..rounds)
-        .map(|round| {
+/// Median over iterations.
+fn timed(iterations: usize, mut work: impl FnMut(usize)) -> Duration {
+    let mut times: Vec<Duration> = (0..iterations)
+        .map(|iteration| {
             let started = Instant::now();
-            work(round);
+            work(iteration);
             started.elapsed()
         })
         .collect();
     times.sort_unstable();
-    times[rounds / 2]
+    times[iterations / 2]
 }
 
-/// Processor time of this process: what counts when others keep the machine busy.
-fn processor() -> Duration {
-    let status = std::fs::read_to_string("/proc/self/stat").expect("the system says how long it has run");
-    // Behind the name in parentheses: user and system time are the 12th and 13th, in hundredths of a second.
+/// CPU time of this process, which does not depend on the load of the machine.
+fn cpu_time() -> Duration {
+    let status = std::fs::read_to_string("/proc/self/stat").expect("the kernel reports CPU time");
+    // Fields after the name in parentheses: user and system time are the 12th and 13th, in
+    // hundredths of a second (proc(5)).
     let fields = status.rsplit(") ").next().unwrap_or_default().split(' ').skip(11).take(2);
     let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
     Duration::from_millis(10 * ticks)
@@ -241,7 +246,7 @@ fn processor() -> Duration {
 
 /// Resident memory of this process, in bytes.
 fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/statm").expect("the system says how much memory it gave");
+    let status = std::fs::read_to_string("/proc/self/statm").expect("the kernel reports memory");
     let pages = status.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok());
     pages.expect("the second field is the resident size in pages") * 4096
 }
@@ -315,7 +320,8 @@ fn allow(from: Selector, port: u16) -> Rule {
     }
 }
 
-/// Three policies of a namespace: all pods isolated, one by its own pods, one by another namespace and a team.
+/// Three policies of a namespace: isolate all pods; allow its own pods; allow another namespace and
+/// a team.
 fn policies(number: usize) -> [(&'static str, Policy); 3] {
     let name = namespace(number);
     let own = selector(&format!(

@@ -1,6 +1,7 @@
-//! Which blocks of addresses count. A block is an object that the agent of a node writes, so it is believed only as far as it does not contradict what
-//! administrators and other nodes have said before: it is one of the blocks that a pool is divided into, and overlaps none that was there before it. And
-//! what counts of one node is bounded, because every node has a route to each block, and to each address that is borrowed.
+//! IPAM blocks that are accepted. Agents write block objects, so one is accepted only as far as it
+//! does not contradict administrators and other nodes: it must be one of the blocks that a pool is
+//! divided into, and overlap none that is older. The number of accepted blocks and borrowed
+//! addresses per node is limited, because every node has a route to each of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,57 +13,58 @@ use margay_api::rule::IpVersion;
 
 use crate::quota::Quota;
 
-/// Blocks of one node that count, of an IP version, and addresses in others' blocks that it borrows: far more than a node has pods, whatever the blocks' size.
-/// Nothing in the API can count a node's objects when it writes one.
-pub const MOST: usize = 1024;
+/// Maximal number of accepted blocks of a node per IP version, and of addresses that it borrows:
+/// far more than a node has pods, whatever the size of blocks. The API server cannot count a node's
+/// objects when it writes one.
+pub const MAX_PER_NODE: usize = 1024;
 
 /// A node and an IP version.
 type Holder = (String, IpVersion);
 
-/// Why a block does not count.
+/// Reason why a block is refused.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Refused {
-    /// No pool has its range.
+pub enum BlockRefusal {
+    /// It is in no pool.
     Unpooled,
-    /// The pool around it is divided in another way, and was when the block was made.
+    /// The pool around it is divided into blocks of another size, and was when the block was made.
     Size {
         /// Prefix length of the pool's blocks.
         wanted: u8,
         /// Name of the pool.
         pool: String,
     },
-    /// It overlaps another one, which was there before.
+    /// It overlaps an older block.
     Overlaps(IpNet),
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for BlockRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unpooled => {
-                f.write_str("no IPPool has this range, so other nodes have no route to it; create such a pool, or delete the block once nobody uses it")
+                f.write_str("no IPPool has this range, so other nodes have no route to it; create such a pool, or delete the block once no pod uses it")
             }
             Self::Size { wanted, pool } => write!(
                 f,
-                "IPPool {pool} is divided into blocks of /{wanted}, so this is none of them and gets no route; delete it, and find out who has made it"
+                "IPPool {pool} is divided into blocks of /{wanted}, and this is not one of them, so it gets no route; delete it, and find out what created it"
             ),
             Self::Overlaps(other) => write!(
                 f,
-                "it overlaps block {other}, which was there before, so that it gets no route; delete it, and make its pods anew"
+                "it overlaps the older block {other}, so it gets no route; delete it, and recreate its pods"
             ),
         }
     }
 }
 
-/// A node has more than counts.
+/// A node exceeds its quota.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Excess {
     /// The node.
     pub node: String,
-    /// Of which IP version.
+    /// IP version.
     pub version: IpVersion,
-    /// It borrows addresses; otherwise it has blocks.
+    /// True for borrowed addresses, false for blocks.
     pub is_borrowed: bool,
-    /// How many.
+    /// The actual number.
     pub count: usize,
 }
 
@@ -76,34 +78,35 @@ impl fmt::Display for Excess {
         match is_borrowed {
             false => write!(
                 f,
-                "it has {count} IPAMBlocks of {version}, of which the {MOST} oldest count and the others have no routes; delete those that nobody uses, \
-                 and find out who has made them"
+                "it has {count} IPAMBlocks of {version}, of which the {MAX_PER_NODE} oldest are accepted and the others get no routes; delete unused \
+                 ones, and find out what created them"
             ),
             true => write!(
                 f,
-                "it has {count} addresses of {version} in IPAMBlocks of other nodes, of which the first {MOST} count and the others have no routes; \
-                 release those that nobody uses, and find out who has taken them"
+                "it has {count} addresses of {version} in IPAMBlocks of other nodes, of which the first {MAX_PER_NODE} are accepted and the others get no \
+                 routes; release unused ones, and find out what took them"
             ),
         }
     }
 }
 
-/// All pools and blocks, and which of the blocks count.
+/// All pools and blocks, and which of the blocks are accepted.
 #[derive(Debug)]
 pub struct Blocks {
     pools: BTreeMap<String, Pool>,
     infos: BTreeMap<IpNet, BlockInfo>,
-    /// How many blocks there are of each prefix length, of IPv4 (true) and IPv6: a cluster has few lengths.
+    /// Number of blocks per prefix length, of IPv4 (true) and IPv6: a cluster has few different
+    /// lengths.
     lengths: BTreeMap<(bool, u8), usize>,
-    /// Blocks of each node, the oldest first.
+    /// Blocks of each node, oldest first.
     owned: Quota<Holder, (i64, IpNet)>,
-    /// What each node borrows: the block and the address.
+    /// Addresses that each node borrows, by block.
     borrowed: Quota<Holder, (IpNet, IpAddr)>,
 }
 
 impl Default for Blocks {
     fn default() -> Self {
-        Self::new(MOST)
+        Self::new(MAX_PER_NODE)
     }
 }
 
@@ -113,7 +116,7 @@ impl Blocks {
         Self { pools, infos, lengths, owned: Quota::new(most), borrowed: Quota::new(most) }
     }
 
-    /// The pool of that name is this one now, or none. Answers with the blocks of which it may depend whether they count.
+    /// Sets or removes a pool. Returns the blocks that may become accepted or refused by that.
     pub fn set_pool(&mut self, name: String, pool: Option<Pool>) -> BTreeSet<IpNet> {
         let former = match pool.clone() {
             Some(pool) => self.pools.insert(name, pool),
@@ -123,7 +126,8 @@ impl Blocks {
         ranges.into_iter().flat_map(|range| self.within(range)).collect()
     }
 
-    /// The block of the range is this one now, or none. Answers with the blocks of which it may depend whether they count.
+    /// Sets or removes a block. Returns the blocks that may become accepted or refused by that, or
+    /// whose accepted borrowed addresses may change.
     pub fn set_block(&mut self, range: IpNet, info: Option<BlockInfo>) -> BTreeSet<IpNet> {
         let range = range.trunc();
         let is_there = info.is_some();
@@ -131,19 +135,20 @@ impl Blocks {
             Some(info) => self.infos.insert(range, info),
             None => self.infos.remove(&range),
         };
-        self.count(range, former.is_some(), is_there);
+        self.count_length(range, former.is_some(), is_there);
         let (moved, lent) = self.charge(range, former.as_ref());
         let mut touched = lent;
         for range in moved.into_iter().chain([range]) {
             touched.insert(range);
-            touched.extend(self.lookup(range).map(|(other, _)| other));
+            touched.extend(self.blocks_around(range).map(|(other, _)| other));
             touched.extend(self.within(range));
         }
         touched
     }
 
-    /// Counts what the block is to its node, and what others borrow of it, in the place of what it was. Answers with other blocks that count now or no more, and with
-    /// those that have other borrowed addresses which count.
+    /// Charges the block to its node, and borrowed addresses to their nodes, instead of the former
+    /// value. Returns other blocks that moved into or out of a quota, and blocks with borrowed
+    /// addresses that did.
     fn charge(&mut self, range: IpNet, former: Option<&BlockInfo>) -> (BTreeSet<IpNet>, BTreeSet<IpNet>) {
         let Self { infos, owned, borrowed, .. } = self;
         let (before, after) = (former.map(Charges::new), infos.get(&range).map(Charges::new));
@@ -168,7 +173,7 @@ impl Blocks {
         (moved, lent)
     }
 
-    fn count(&mut self, range: IpNet, was_there: bool, is_there: bool) {
+    fn count_length(&mut self, range: IpNet, was_there: bool, is_there: bool) {
         let length = (range.addr().is_ipv4(), range.prefix_len());
         match (was_there, is_there) {
             (false, true) => *self.lengths.entry(length).or_default() += 1,
@@ -182,15 +187,15 @@ impl Blocks {
         }
     }
 
-    /// The pools by name.
+    /// Pools by name.
     pub fn pools(&self) -> &BTreeMap<String, Pool> {
         &self.pools
     }
 
-    /// The block of that range, if it counts, with the borrowed addresses that count.
+    /// The block with this range, if it is accepted, with the accepted borrowed addresses.
     pub fn get(&self, range: &IpNet) -> Option<BlockInfo> {
         let info = self.infos.get(range)?;
-        if !self.counts(*range, info) {
+        if !self.is_accepted(*range, info) {
             return None;
         }
         let mut info = info.clone();
@@ -199,13 +204,13 @@ impl Blocks {
         Some(info)
     }
 
-    /// The blocks that the address is in, and that count.
-    pub fn around(&self, address: IpAddr) -> impl Iterator<Item = &BlockInfo> {
-        let blocks = self.lookup(IpNet::from(address));
-        blocks.filter(move |(range, info)| self.counts(*range, info)).map(|(_, info)| info)
+    /// Accepted blocks that contain the address.
+    pub fn containing(&self, address: IpAddr) -> impl Iterator<Item = &BlockInfo> {
+        let blocks = self.blocks_around(IpNet::from(address));
+        blocks.filter(move |(range, info)| self.is_accepted(*range, info)).map(|(_, info)| info)
     }
 
-    /// Nodes that have more than counts.
+    /// Nodes that exceed their quota.
     pub fn excesses(&self) -> impl Iterator<Item = Excess> {
         let excess = |is_borrowed: bool| {
             move |((node, version), count): (&Holder, usize)| Excess {
@@ -218,52 +223,54 @@ impl Blocks {
         self.owned.exceeded().map(excess(false)).chain(self.borrowed.exceeded().map(excess(true)))
     }
 
-    /// The blocks that do not count for what they are themselves, with the reason.
-    pub fn refused(&self) -> impl Iterator<Item = (IpNet, &BlockInfo, Refused)> {
+    /// Blocks that are refused for reasons other than the quota, with the reason.
+    pub fn refused(&self) -> impl Iterator<Item = (IpNet, &BlockInfo, BlockRefusal)> {
         self.infos.iter().filter_map(move |(range, info)| Some((*range, info, self.check(*range, info).err()?)))
     }
 
-    fn counts(&self, range: IpNet, info: &BlockInfo) -> bool {
+    fn is_accepted(&self, range: IpNet, info: &BlockInfo) -> bool {
         self.is_within(range, info) && self.check(range, info).is_ok()
     }
 
-    /// Whether the block is within its node's quota.
+    /// Returns true if the block is within its node's quota.
     fn is_within(&self, range: IpNet, info: &BlockInfo) -> bool {
         let holder = info.node.clone().map(|node| (node, version_of(range)));
         holder.is_none_or(|holder| self.owned.is_within(&holder, &(info.created, range)))
     }
 
-    fn check(&self, range: IpNet, info: &BlockInfo) -> Result<(), Refused> {
+    fn check(&self, range: IpNet, info: &BlockInfo) -> Result<(), BlockRefusal> {
         self.in_pool(range, info)?;
+        // Ties are broken by range, so that every replica refuses the same block.
         let rank = |range: IpNet, info: &BlockInfo| (info.created, range);
         let own = rank(range, info);
         let within = self.within(range).into_iter().filter_map(|other| self.infos.get_key_value(&other));
-        let others = self.lookup(range).chain(within.map(|(range, info)| (*range, info)));
+        let others = self.blocks_around(range).chain(within.map(|(range, info)| (*range, info)));
         let earlier = others.filter(|(other, _)| *other != range);
-        let may_count =
+        let may_be_accepted =
             |other: IpNet, info: &BlockInfo| self.in_pool(other, info).is_ok() && self.is_within(other, info);
-        let earlier = earlier.filter(|(other, info)| rank(*other, info) < own && may_count(*other, info));
+        let earlier = earlier.filter(|(other, info)| rank(*other, info) < own && may_be_accepted(*other, info));
         match earlier.map(|(other, _)| other).min() {
-            Some(other) => Err(Refused::Overlaps(other)),
+            Some(other) => Err(BlockRefusal::Overlaps(other)),
             None => Ok(()),
         }
     }
 
-    /// A block that is older than the pool is of an earlier pool of that range, which may have been divided in another way: its pods run on.
-    fn in_pool(&self, range: IpNet, info: &BlockInfo) -> Result<(), Refused> {
+    /// A block older than the pool belongs to an earlier pool of that range, which may have been
+    /// divided differently: its pods keep their routes.
+    fn in_pool(&self, range: IpNet, info: &BlockInfo) -> Result<(), BlockRefusal> {
         let around = || self.pools.iter().filter(move |(_, pool)| pool.cidr.contains(&range));
         let fits = |pool: &Pool| pool.block_size == range.prefix_len() || info.created < pool.created;
         if around().any(|(_, pool)| fits(pool)) {
             return Ok(());
         }
         match around().next() {
-            Some((name, pool)) => Err(Refused::Size { wanted: pool.block_size, pool: name.clone() }),
-            None => Err(Refused::Unpooled),
+            Some((name, pool)) => Err(BlockRefusal::Size { wanted: pool.block_size, pool: name.clone() }),
+            None => Err(BlockRefusal::Unpooled),
         }
     }
 
-    /// Blocks that hold the range, itself included.
-    fn lookup(&self, range: IpNet) -> impl Iterator<Item = (IpNet, &BlockInfo)> {
+    /// Blocks that contain the range, including itself.
+    fn blocks_around(&self, range: IpNet) -> impl Iterator<Item = (IpNet, &BlockInfo)> {
         let is_wider =
             move |(is_v4, length): &&(bool, u8)| *is_v4 == range.addr().is_ipv4() && *length <= range.prefix_len();
         self.lengths.keys().filter(is_wider).filter_map(move |(_, length)| {
@@ -272,7 +279,7 @@ impl Blocks {
         })
     }
 
-    /// Blocks in the range, itself included. Ranges are in the order of their first addresses.
+    /// Blocks within the range, including itself. Ranges are ordered by their first address.
     fn within(&self, range: IpNet) -> Vec<IpNet> {
         let first = IpNet::new(range.network(), 0).unwrap_or(range);
         let blocks = self.infos.range(first..=IpNet::from(range.broadcast()));
@@ -280,7 +287,7 @@ impl Blocks {
     }
 }
 
-/// What a block costs its node and those who borrow of it.
+/// Use of quotas by a block: of its node, and of the nodes that borrow from it.
 struct Charges<'a> {
     owner: Option<(&'a str, i64)>,
     borrowed: BTreeSet<(IpAddr, &'a str)>,
@@ -319,13 +326,14 @@ mod tests {
         text.parse().expect("a range")
     }
 
-    /// What a block made in second 20 is told beside the pool 10.0.0.0/16 of second 10 and the block 10.0.0.0/26 of second 15.
+    /// Refusals of a block made at second 20, beside the pool 10.0.0.0/16 of second 10 and the
+    /// block 10.0.0.0/26 of second 15.
     #[test]
-    fn a_block_counts_as_one_of_a_pool_that_overlaps_none_before_it() {
+    fn a_block_is_accepted_if_a_pool_is_divided_into_it_and_no_older_one_overlaps() {
         let mut blocks = Blocks::default();
         blocks.set_pool("main".to_owned(), Some(mk_pool("10.0.0.0/16", 26, 10)));
         blocks.set_block(net("10.0.0.0/26"), Some(mk_block("n1", 15)));
-        let size = || Some(Refused::Size { wanted: 26, pool: "main".to_owned() });
+        let size = || Some(BlockRefusal::Size { wanted: 26, pool: "main".to_owned() });
         let table = [
             ("10.0.0.64/26", 20, None),
             ("10.0.0.5/32", 20, size()),
@@ -333,16 +341,16 @@ mod tests {
             ("10.0.0.0/16", 20, size()),
             ("10.0.1.0/27", 5, None),
             ("10.0.0.32/27", 5, None),
-            ("0.0.0.0/0", 20, Some(Refused::Unpooled)),
-            ("8.8.8.8/32", 20, Some(Refused::Unpooled)),
-            ("fd00::/122", 20, Some(Refused::Unpooled)),
+            ("0.0.0.0/0", 20, Some(BlockRefusal::Unpooled)),
+            ("8.8.8.8/32", 20, Some(BlockRefusal::Unpooled)),
+            ("fd00::/122", 20, Some(BlockRefusal::Unpooled)),
         ];
         for (range, created, wanted) in table {
             let range = net(range);
             blocks.set_block(range, Some(mk_block("n9", created)));
-            let refused: BTreeMap<IpNet, Refused> = blocks.refused().map(|(range, _, why)| (range, why)).collect();
+            let refused: BTreeMap<IpNet, BlockRefusal> = blocks.refused().map(|(range, _, why)| (range, why)).collect();
             assert_eq!(refused.get(&range), wanted.as_ref(), "{range}");
-            // The one that was there before loses to one that was there earlier still, and to no other.
+            // The older block loses only to one that is older still.
             assert_eq!(refused.contains_key(&net("10.0.0.0/26")), range == net("10.0.0.32/27"), "{range}");
             blocks.set_block(range, None);
         }
@@ -357,7 +365,7 @@ mod tests {
         prop_oneof![v4, v6].prop_map(|range| range.expect("a length of its family").trunc())
     }
 
-    /// A block of one of two nodes, of which the other ones have borrowed.
+    /// A block of one of two nodes, with addresses borrowed by both.
     fn info(range: IpNet) -> impl Strategy<Value = BlockInfo> {
         let borrowed = proptest::collection::btree_map(0..4_usize, 0..2_u8, 0..3);
         (0..2_u8, 0..4_i64, borrowed).prop_map(move |(node, created, borrowed)| {
@@ -371,8 +379,9 @@ mod tests {
         range().prop_flat_map(|range| (Just(range), proptest::option::of(info(range))))
     }
 
-    /// What counts of these blocks in pools of /28 and /124 made in second 2, by a look at all of them.
-    fn counting(all: &BTreeMap<IpNet, BlockInfo>, most: usize) -> BTreeMap<IpNet, BlockInfo> {
+    /// Accepted blocks of these in pools of /28 and /124 made at second 2, computed from all of
+    /// them.
+    fn accepted_blocks(all: &BTreeMap<IpNet, BlockInfo>, most: usize) -> BTreeMap<IpNet, BlockInfo> {
         let is_v4 = |range: &IpNet| range.addr().is_ipv4();
         let fits = |range: &IpNet, info: &BlockInfo| {
             info.created < 2 || range.prefix_len() == if is_v4(range) { 28 } else { 124 }
@@ -408,29 +417,30 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever was set in which order: the same blocks as a look at all finds, and whoever's standing changed is named.
+        /// After any sequence of changes the accepted blocks equal those that a check of all blocks
+        /// finds, and every block whose state changed is returned.
         #[test]
-        fn none_is_overlooked(steps in proptest::collection::vec(step(), 0..40), most in 1..6_usize) {
+        fn every_change_is_returned(steps in proptest::collection::vec(step(), 0..40), most in 1..6_usize) {
             let mut blocks = Blocks::new(most);
             blocks.set_pool("a".to_owned(), Some(mk_pool("10.0.0.0/24", 28, 2)));
             blocks.set_pool("b".to_owned(), Some(mk_pool("fd00::/112", 124, 2)));
             let mut all: BTreeMap<IpNet, BlockInfo> = BTreeMap::new();
             for (range, info) in steps {
-                let before = counting(&all, most);
+                let before = accepted_blocks(&all, most);
                 match info.clone() {
                     Some(info) => all.insert(range, info),
                     None => all.remove(&range),
                 };
                 let touched = blocks.set_block(range, info);
-                let after = counting(&all, most);
+                let after = accepted_blocks(&all, most);
                 for other in before.keys().chain(after.keys()) {
                     let is_same = before.get(other) == after.get(other);
-                    prop_assert!(is_same || touched.contains(other), "{} is not named", other);
+                    prop_assert!(is_same || touched.contains(other), "{} is not returned", other);
                 }
                 for range in all.keys() {
                     prop_assert_eq!(blocks.get(range), after.get(range).cloned(), "{}", range);
                 }
-                let found: BTreeSet<_> = blocks.around(range.addr()).map(|info| (&info.node, info.created)).collect();
+                let found: BTreeSet<_> = blocks.containing(range.addr()).map(|info| (&info.node, info.created)).collect();
                 let around = after.iter().filter(|(around, _)| around.contains(&range.addr()));
                 let wanted: BTreeSet<_> = around.map(|(_, info)| (&info.node, info.created)).collect();
                 prop_assert_eq!(found, wanted);
@@ -439,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_has_as_many_blocks_and_loans_as_count_and_the_rest_is_reported() {
+    fn blocks_and_borrowed_addresses_of_a_node_are_limited_and_the_rest_is_reported() {
         let mut blocks = Blocks::new(2);
         blocks.set_pool("main".to_owned(), Some(mk_pool("10.0.0.0/16", 28, 0)));
         let lent = |by: &str, addresses: [&str; 3]| BlockInfo {
@@ -452,8 +462,8 @@ mod tests {
         }
         assert!(blocks.get(&net("10.0.0.32/28")).is_some());
         assert_eq!(blocks.get(&net("10.0.0.16/28")), None, "it is the youngest");
-        assert_eq!(blocks.refused().count(), 0, "nothing is wrong with it but that there are others");
-        let borrowed = blocks.get(&net("10.0.1.0/28")).expect("it counts").borrowed;
+        assert_eq!(blocks.refused().count(), 0, "refused for its quota only");
+        let borrowed = blocks.get(&net("10.0.1.0/28")).expect("accepted").borrowed;
         assert_eq!(
             borrowed.iter().map(|(address, _)| address.to_string()).collect::<Vec<_>>(),
             ["10.0.1.1", "10.0.1.2"]

@@ -1,7 +1,10 @@
-//! Whose an address is that more than one node says to be its own. A node's agent writes what its Node says, so one node could take another's place.
+//! Conflicting claims of nodes to an address. A node's agent writes its Node object, so without
+//! these rules one node could take over the address of another.
 //!
-//! Of a node's own address the one counts for whom kubelet reports it, then the older Node. The end of a tunnel in a block, and an own address there that
-//! kubelet does not report, has to be under the handle of the node's tunnel, or the block be the node's; then the older Node counts.
+//! A node's own address belongs to the node that kubelet reports with it, else to the older Node. A
+//! tunnel address in a block, and an own address there that kubelet does not report, must be
+//! allocated under the handle of the node's tunnel, or the block must be affine to the node; of
+//! several such nodes the oldest wins.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,34 +14,36 @@ use margay_api::network::NodeInfo;
 
 use crate::blocks::Blocks;
 
-/// What a node says of an address.
+/// An address that a Node object claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Claim {
-    /// It is the node's own.
+    /// As the node's own address.
     Own(IpAddr),
-    /// It is the end of the node's tunnel.
+    /// As the address of its tunnel device (VTEP).
     Tunnel(IpAddr),
 }
 
-/// The order of those who claim one address, of which the first has it that may: first for whom kubelet reports it (false), then by age, then by name.
+/// Priority among the claimants of an address; the smallest that may have it wins. Reported by
+/// kubelet (false) first, then older, then by name.
 type Rank = (bool, i64, String);
 
-/// Who claims which address.
+/// Claimants by address.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
     by_address: BTreeMap<Claim, BTreeSet<Rank>>,
 }
 
-/// An address that a node says to have and is not believed to.
+/// A claim that is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Denied {
+pub(crate) struct RejectedClaim {
     pub(crate) claim: Claim,
-    /// The node that has it, if any.
+    /// The node that has the address, if any.
     pub(crate) winner: Option<String>,
 }
 
 impl Claims {
-    /// The node is this one now, or none. Answers with the nodes of which it may depend what is believed of them.
+    /// Sets or removes a node. Returns the nodes whose claims may become accepted or rejected by
+    /// that.
     pub(crate) fn set(&mut self, name: &str, former: Option<&NodeInfo>, info: Option<&NodeInfo>) -> BTreeSet<String> {
         let mut touched = BTreeSet::from([name.to_owned()]);
         for (claim, rank) in former.into_iter().flat_map(|info| ranks(name, info)) {
@@ -58,7 +63,7 @@ impl Claims {
         touched
     }
 
-    /// Nodes that say that they, or their tunnels, have an address in the range.
+    /// Nodes that claim an address in the range.
     pub(crate) fn within(&self, range: IpNet) -> impl Iterator<Item = &String> {
         let claims = [Claim::Own, Claim::Tunnel]
             .into_iter()
@@ -66,10 +71,10 @@ impl Claims {
         claims.flat_map(|(_, claimants)| claimants.iter().map(|(_, _, name)| name))
     }
 
-    /// The node without what it is not believed.
-    pub(crate) fn believed(&self, name: &str, info: &NodeInfo, blocks: &Blocks) -> NodeInfo {
+    /// The node without its rejected claims.
+    pub(crate) fn accepted(&self, name: &str, info: &NodeInfo, blocks: &Blocks) -> NodeInfo {
         let mut info = info.clone();
-        for Denied { claim, .. } in self.denied(name, &info, blocks) {
+        for RejectedClaim { claim, .. } in self.rejected(name, &info, blocks) {
             match claim {
                 Claim::Own(IpAddr::V4(_)) => info.ipv4 = None,
                 Claim::Own(IpAddr::V6(_)) => info.ipv6 = None,
@@ -80,28 +85,29 @@ impl Claims {
         NodeInfo { standing: Default::default(), ..info }
     }
 
-    /// What the node is not believed.
-    pub(crate) fn denied(&self, name: &str, info: &NodeInfo, blocks: &Blocks) -> Vec<Denied> {
-        let denied = ranks(name, info).filter_map(|(claim, _)| {
+    /// Rejected claims of the node.
+    pub(crate) fn rejected(&self, name: &str, info: &NodeInfo, blocks: &Blocks) -> Vec<RejectedClaim> {
+        let rejected = ranks(name, info).filter_map(|(claim, _)| {
             let winner = self.winner(claim, blocks);
-            (winner != Some(name)).then(|| Denied { claim, winner: winner.map(str::to_owned) })
+            (winner != Some(name)).then(|| RejectedClaim { claim, winner: winner.map(str::to_owned) })
         });
-        denied.collect()
+        rejected.collect()
     }
 
     fn winner(&self, claim: Claim, blocks: &Blocks) -> Option<&str> {
         let mut claimants = self.by_address.get(&claim)?.iter();
-        let may_have = |(is_unreported, _, name): &&Rank| match claim {
-            Claim::Own(address) => !is_unreported || may_be_in(blocks, address, name),
-            Claim::Tunnel(address) => may_be_in(blocks, address, name),
+        let is_eligible = |(is_unreported, _, name): &&Rank| match claim {
+            Claim::Own(address) => !is_unreported || may_have(blocks, address, name),
+            Claim::Tunnel(address) => may_have(blocks, address, name),
         };
-        claimants.find(may_have).map(|(_, _, name)| name.as_str())
+        claimants.find(is_eligible).map(|(_, _, name)| name.as_str())
     }
 }
 
-/// Whether a node, or its tunnel, may have the address, as far as blocks tell: one outside of all is nobody else's.
-fn may_be_in(blocks: &Blocks, address: IpAddr, node: &str) -> bool {
-    blocks.around(address).all(|block| {
+/// Returns true if the node, or its tunnel, may have the address, according to the blocks; an
+/// address outside of all blocks is not restricted.
+fn may_have(blocks: &Blocks, address: IpAddr, node: &str) -> bool {
+    blocks.containing(address).all(|block| {
         let is_under_handle = block.tunnels.iter().any(|(end, of)| *end == address && of == node);
         is_under_handle || block.node.as_deref() == Some(node)
     })
@@ -116,6 +122,7 @@ fn ranks<'a>(name: &'a str, info: &'a NodeInfo) -> impl Iterator<Item = (Claim, 
     let tunnels = [info.vtep.map(|vtep| IpAddr::from(vtep.address)), info.vtep6.map(|vtep| vtep.address.into())];
     let rank = move |is_reported: bool| (!is_reported, standing.created, name.to_owned());
     let own = own.into_iter().flatten().map(move |(address, reported)| (Claim::Own(address), rank(reported)));
+    // Kubelet reports no tunnel addresses, so only age counts.
     let tunnels = tunnels.into_iter().flatten().map(move |address| (Claim::Tunnel(address), rank(true)));
     own.chain(tunnels)
 }

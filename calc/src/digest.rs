@@ -1,11 +1,14 @@
-//! Digests of records: what two sides compare to find out where they differ. Both compute them from content alone.
+//! Digests of records: server and agent compare them to find differences. Both compute them from
+//! content alone.
 //!
-//! A record's digest is the start of SHA-256 over an encoding in which every part has a length or a tag before it, so no two
-//! records share one. A set's digest is the digest of its id and kind plus the sum of its members' digests, so a change of
-//! members costs what the members cost. Digests of a bucket's records add up to the bucket's digest.
+//! A record's digest is the first 8 bytes of SHA-256 over an encoding in which every part is tagged
+//! or preceded by its length, so different records have different encodings. A set's digest is the
+//! digest of its id and kind plus the sum of its members' digests, so the cost of a change is
+//! proportional to the members that change. The digest of a bucket is the sum of its records'
+//! digests.
 //!
-//! The two sides may be of different versions, so the encoding is fixed: what is encoded otherwise than before must be encoded under a
-//! domain of another letter, or one side would take the other's meaning for its own.
+//! Server and agent may be of different versions, so the encoding is fixed: a changed encoding
+//! needs another domain letter, or one side would take a different record for the same.
 
 use std::net::IpAddr;
 
@@ -20,43 +23,44 @@ use crate::model::{
     RecordId, RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
 };
 
-/// Number of buckets: 2 KB of hello, and 1/256 of the view to restate for one difference.
+/// Number of buckets: 2 KB of hello, and 1/256 of the view to resend for one difference.
 pub const BUCKETS: usize = 256;
 
-/// The digests of a view's buckets.
+/// Digests of a view's buckets.
 pub type Buckets = [u64; BUCKETS];
 
-/// The bucket of a record, below [`BUCKETS`].
+/// Bucket of a record, below [`BUCKETS`].
 pub fn bucket(id: &RecordId) -> u32 {
-    let mut encoder = Encoder::new(b'b');
-    encoder.id(id);
+    let mut encoder = DigestEncoder::new(b'b');
+    encoder.put_id(id);
     (encoder.finish() % BUCKETS as u64) as u32
 }
 
-/// The digest of a record.
+/// Digest of a record.
 pub fn digest(id: &RecordId, record: &Record) -> u64 {
     if let (RecordId::IpSet(set), Record::IpSet(IpSetRecord { kind, members })) = (id, record) {
         let members = members.iter().map(member);
         return members.fold(empty_set(set, *kind), u64::wrapping_add);
     }
-    let mut encoder = Encoder::new(b'r');
-    encoder.id(id);
-    encoder.record(record);
+    let mut encoder = DigestEncoder::new(b'r');
+    encoder.put_id(id);
+    encoder.put_record(record);
     encoder.finish()
 }
 
-/// The digest of a set without members. Adding [`member`] of each (wrapping) gives the digest of the whole set.
+/// Digest of a set without members. Adding [`member`] of each (wrapping) gives the digest of the
+/// whole set.
 pub fn empty_set(id: &SetId, kind: SetKind) -> u64 {
-    let mut encoder = Encoder::new(b's');
-    encoder.text(&id.0);
-    encoder.kind(kind);
+    let mut encoder = DigestEncoder::new(b's');
+    encoder.put_text(&id.0);
+    encoder.put_kind(kind);
     encoder.finish()
 }
 
-/// What a member adds to the digest of its set.
+/// Contribution of a member to the digest of its set.
 pub fn member(member: &Member) -> u64 {
-    let mut encoder = Encoder::new(b'm');
-    encoder.member(member);
+    let mut encoder = DigestEncoder::new(b'm');
+    encoder.put_member(member);
     encoder.finish()
 }
 
@@ -69,24 +73,24 @@ pub fn buckets<'a>(records: impl IntoIterator<Item = (&'a RecordId, &'a Record)>
     buckets
 }
 
-/// Puts a record's digest into its bucket.
+/// Adds a record's digest to its bucket.
 pub fn add(buckets: &mut Buckets, id: &RecordId, digest: u64) {
     let sum = &mut buckets[bucket(id) as usize];
     *sum = sum.wrapping_add(digest);
 }
 
-/// Takes a record's digest out of its bucket.
+/// Subtracts a record's digest from its bucket.
 pub fn subtract(buckets: &mut Buckets, id: &RecordId, digest: u64) {
     let sum = &mut buckets[bucket(id) as usize];
     *sum = sum.wrapping_sub(digest);
 }
 
-struct Encoder(Sha256);
+struct DigestEncoder(Sha256);
 
-impl Encoder {
+impl DigestEncoder {
     fn new(domain: u8) -> Self {
         let mut encoder = Self(Sha256::new());
-        encoder.byte(domain);
+        encoder.put_byte(domain);
         encoder
     }
 
@@ -97,60 +101,60 @@ impl Encoder {
         u64::from_be_bytes(first)
     }
 
-    fn byte(&mut self, byte: u8) {
+    fn put_byte(&mut self, byte: u8) {
         self.0.update([byte]);
     }
 
-    fn number(&mut self, number: u64) {
+    fn put_number(&mut self, number: u64) {
         self.0.update(number.to_be_bytes());
     }
 
-    fn text(&mut self, text: &str) {
-        self.number(text.len() as u64);
+    fn put_text(&mut self, text: &str) {
+        self.put_number(text.len() as u64);
         self.0.update(text.as_bytes());
     }
 
-    fn option<T>(&mut self, value: Option<T>, encode: impl FnOnce(&mut Self, T)) {
-        self.byte(u8::from(value.is_some()));
+    fn put_option<T>(&mut self, value: Option<T>, encode: impl FnOnce(&mut Self, T)) {
+        self.put_byte(u8::from(value.is_some()));
         if let Some(value) = value {
             encode(self, value);
         }
     }
 
-    fn list<T>(&mut self, values: &[T], mut encode: impl FnMut(&mut Self, &T)) {
-        self.number(values.len() as u64);
+    fn put_list<T>(&mut self, values: &[T], mut encode: impl FnMut(&mut Self, &T)) {
+        self.put_number(values.len() as u64);
         for value in values {
             encode(self, value);
         }
     }
 
-    fn address(&mut self, address: &IpAddr) {
+    fn put_address(&mut self, address: &IpAddr) {
         match address {
             IpAddr::V4(address) => {
-                self.byte(4);
+                self.put_byte(4);
                 self.0.update(address.octets());
             }
             IpAddr::V6(address) => {
-                self.byte(6);
+                self.put_byte(6);
                 self.0.update(address.octets());
             }
         }
     }
 
-    fn net(&mut self, net: &IpNet) {
-        self.address(&net.addr());
-        self.byte(net.prefix_len());
+    fn put_net(&mut self, net: &IpNet) {
+        self.put_address(&net.addr());
+        self.put_byte(net.prefix_len());
     }
 
-    fn kind(&mut self, kind: SetKind) {
-        self.byte(match kind {
+    fn put_kind(&mut self, kind: SetKind) {
+        self.put_byte(match kind {
             SetKind::Net => 0,
             SetKind::AddressPort => 1,
         });
     }
 
-    fn encapsulation(&mut self, encapsulation: Encapsulation) {
-        self.byte(match encapsulation {
+    fn put_encapsulation(&mut self, encapsulation: Encapsulation) {
+        self.put_byte(match encapsulation {
             Encapsulation::None => 0,
             Encapsulation::Vxlan => 1,
             Encapsulation::VxlanCrossSubnet => 2,
@@ -159,8 +163,8 @@ impl Encoder {
         });
     }
 
-    fn action(&mut self, action: Action) {
-        self.byte(match action {
+    fn put_action(&mut self, action: Action) {
+        self.put_byte(match action {
             Action::Allow => 0,
             Action::Deny => 1,
             Action::Log => 2,
@@ -168,86 +172,86 @@ impl Encoder {
         });
     }
 
-    fn member(&mut self, member: &Member) {
+    fn put_member(&mut self, member: &Member) {
         match member {
             Member::Net(net) => {
-                self.byte(0);
-                self.net(net);
+                self.put_byte(0);
+                self.put_net(net);
             }
             Member::AddressPort(address, protocol, port) => {
-                self.byte(1);
-                self.address(address);
-                self.byte(protocol.0);
+                self.put_byte(1);
+                self.put_address(address);
+                self.put_byte(protocol.0);
                 self.0.update(port.to_be_bytes());
             }
         }
     }
 
-    fn id(&mut self, id: &RecordId) {
+    fn put_id(&mut self, id: &RecordId) {
         match id {
-            RecordId::Settings => self.byte(0),
+            RecordId::Settings => self.put_byte(0),
             RecordId::Pool(net) => {
-                self.byte(1);
-                self.net(net);
+                self.put_byte(1);
+                self.put_net(net);
             }
             RecordId::Node(name) => {
-                self.byte(2);
-                self.text(name);
+                self.put_byte(2);
+                self.put_text(name);
             }
             RecordId::Route(net) => {
-                self.byte(3);
-                self.net(net);
+                self.put_byte(3);
+                self.put_net(net);
             }
             RecordId::IpSet(set) => {
-                self.byte(4);
-                self.text(&set.0);
+                self.put_byte(4);
+                self.put_text(&set.0);
             }
             RecordId::Policy(key) => {
-                self.byte(5);
-                self.policy_key(key);
+                self.put_byte(5);
+                self.put_policy_key(key);
             }
             RecordId::Endpoint(key) => {
-                self.byte(6);
-                self.text(&key.namespace);
-                self.text(&key.name);
+                self.put_byte(6);
+                self.put_text(&key.namespace);
+                self.put_text(&key.name);
             }
             RecordId::HostEndpoint(name) => {
-                self.byte(7);
-                self.text(name);
+                self.put_byte(7);
+                self.put_text(name);
             }
         }
     }
 
-    fn policy_key(&mut self, key: &PolicyKey) {
-        self.text(key.kind.as_str());
-        self.text(&key.namespace);
-        self.text(&key.name);
+    fn put_policy_key(&mut self, key: &PolicyKey) {
+        self.put_text(key.kind.as_str());
+        self.put_text(&key.namespace);
+        self.put_text(&key.name);
     }
 
-    fn record(&mut self, record: &Record) {
+    fn put_record(&mut self, record: &Record) {
         match record {
-            Record::Settings(settings) => self.settings(settings),
+            Record::Settings(settings) => self.put_settings(settings),
             Record::Pool(PoolRecord { nat_outgoing, encapsulation }) => {
-                self.byte(u8::from(*nat_outgoing));
-                self.encapsulation(*encapsulation);
+                self.put_byte(u8::from(*nat_outgoing));
+                self.put_encapsulation(*encapsulation);
             }
-            Record::Node(node) => self.node(node),
+            Record::Node(node) => self.put_node(node),
             Record::Route(RouteRecord { node, encapsulation }) => {
-                self.text(node);
-                self.encapsulation(*encapsulation);
+                self.put_text(node);
+                self.put_encapsulation(*encapsulation);
             }
-            // Only when id and record disagree in kind: a set's digest is made in `digest`.
-            Record::IpSet(set) => self.kind(set.kind),
+            // Only if id and record disagree in kind: `digest` handles sets.
+            Record::IpSet(set) => self.put_kind(set.kind),
             Record::Policy(PolicyRecord { ingress, egress }) => {
-                self.list(ingress, Self::rule);
-                self.list(egress, Self::rule);
+                self.put_list(ingress, Self::put_rule);
+                self.put_list(egress, Self::put_rule);
             }
-            Record::Endpoint(endpoint) => self.endpoint(endpoint),
-            Record::HostEndpoint(endpoint) => self.host_endpoint(endpoint),
+            Record::Endpoint(endpoint) => self.put_endpoint(endpoint),
+            Record::HostEndpoint(endpoint) => self.put_host_endpoint(endpoint),
         }
     }
 
-    fn settings(&mut self, settings: &FelixSettings) {
+    fn put_settings(&mut self, settings: &FelixSettings) {
         let FelixSettings {
             endpoint_to_host,
             vxlan_vni,
@@ -264,147 +268,149 @@ impl Encoder {
             failsafe_inbound,
             failsafe_outbound,
         } = settings;
-        self.byte(match endpoint_to_host {
+        self.put_byte(match endpoint_to_host {
             EndpointToHostAction::Drop => 0,
             EndpointToHostAction::Accept => 1,
             EndpointToHostAction::Return => 2,
         });
-        self.number(u64::from(*vxlan_vni));
-        self.number(u64::from(*vxlan_port));
-        self.number(u64::from(*vxlan_mtu));
-        self.byte(u8::from(*nat_exclude_hosts));
-        self.byte(u8::from(*allow_conntrack_invalid));
-        self.text(log_prefix);
-        self.option(*log_rate, |encoder, rate| {
-            encoder.number(u64::from(rate.count));
-            encoder.text(rate.unit.as_str());
+        self.put_number(u64::from(*vxlan_vni));
+        self.put_number(u64::from(*vxlan_port));
+        self.put_number(u64::from(*vxlan_mtu));
+        self.put_byte(u8::from(*nat_exclude_hosts));
+        self.put_byte(u8::from(*allow_conntrack_invalid));
+        self.put_text(log_prefix);
+        self.put_option(*log_rate, |encoder, rate| {
+            encoder.put_number(u64::from(rate.count));
+            encoder.put_text(rate.unit.as_str());
         });
-        self.number(u64::from(*log_burst));
-        self.byte(u8::from(*ipv6));
-        // Behind what an older version encodes, so that settings which it can have are the same to it.
+        self.put_number(u64::from(*log_burst));
+        self.put_byte(u8::from(*ipv6));
+        // Appended to the encoding of older versions, and only if set, so that settings which they
+        // support keep their digest.
         if *vxlan_mtu_v6 != 0 {
-            self.text("vxlan_mtu_v6");
-            self.number(u64::from(*vxlan_mtu_v6));
+            self.put_text("vxlan_mtu_v6");
+            self.put_number(u64::from(*vxlan_mtu_v6));
         }
         if *checksum_offload_broken {
             self.text("checksum_offload_broken");
         }
         if *failsafe_inbound != Failsafe::default_inbound() {
-            self.text("failsafe_inbound");
-            self.list(failsafe_inbound, Self::failsafe);
+            self.put_text("failsafe_inbound");
+            self.put_list(failsafe_inbound, Self::put_failsafe);
         }
         if *failsafe_outbound != Failsafe::default_outbound() {
-            self.text("failsafe_outbound");
-            self.list(failsafe_outbound, Self::failsafe);
+            self.put_text("failsafe_outbound");
+            self.put_list(failsafe_outbound, Self::put_failsafe);
         }
     }
 
-    fn failsafe(&mut self, failsafe: &Failsafe) {
+    fn put_failsafe(&mut self, failsafe: &Failsafe) {
         let Failsafe { protocol, port, net } = failsafe;
-        self.byte(protocol.0);
+        self.put_byte(protocol.0);
         self.0.update(port.to_be_bytes());
-        self.option(net.as_ref(), Self::net);
+        self.put_option(net.as_ref(), Self::put_net);
     }
 
-    fn node(&mut self, node: &NodeInfo) {
+    fn put_node(&mut self, node: &NodeInfo) {
         let NodeInfo { ipv4, ipv6, vtep, vtep6, labels, standing: _ } = node;
-        self.option(*ipv4, |encoder, net| encoder.net(&IpNet::V4(net)));
-        self.option(*ipv6, |encoder, net| encoder.net(&IpNet::V6(net)));
-        self.option(vtep.as_ref(), |encoder, vtep| {
-            encoder.address(&IpAddr::V4(vtep.address));
+        self.put_option(*ipv4, |encoder, net| encoder.put_net(&IpNet::V4(net)));
+        self.put_option(*ipv6, |encoder, net| encoder.put_net(&IpNet::V6(net)));
+        self.put_option(vtep.as_ref(), |encoder, vtep| {
+            encoder.put_address(&IpAddr::V4(vtep.address));
             encoder.0.update(vtep.mac.0);
         });
-        self.number(labels.len() as u64);
+        self.put_number(labels.len() as u64);
         for (key, value) in labels {
-            self.text(key);
-            self.text(value);
+            self.put_text(key);
+            self.put_text(value);
         }
-        // Behind what an older version encodes, so that a node without one is the same to it.
+        // Appended to the encoding of older versions, and only if set, so that a node without it
+        // keeps its digest.
         if let Some(vtep) = vtep6 {
-            self.address(&IpAddr::V6(vtep.address));
+            self.put_address(&IpAddr::V6(vtep.address));
             self.0.update(vtep.mac.0);
         }
     }
 
-    fn rule(&mut self, rule: &RuleRecord) {
+    fn put_rule(&mut self, rule: &RuleRecord) {
         let RuleRecord { action, ip_version, protocol, not_protocol, icmp, not_icmp, source, destination } = rule;
-        self.action(*action);
-        self.option(*ip_version, |encoder, version| {
-            encoder.byte(match version {
+        self.put_action(*action);
+        self.put_option(*ip_version, |encoder, version| {
+            encoder.put_byte(match version {
                 IpVersion::V4 => 4,
                 IpVersion::V6 => 6,
             });
         });
-        self.option(*protocol, |encoder, protocol| encoder.byte(protocol.0));
-        self.option(*not_protocol, |encoder, protocol| encoder.byte(protocol.0));
-        self.option(*icmp, Self::icmp);
-        self.option(*not_icmp, Self::icmp);
-        self.side(source);
-        self.side(destination);
+        self.put_option(*protocol, |encoder, protocol| encoder.put_byte(protocol.0));
+        self.put_option(*not_protocol, |encoder, protocol| encoder.put_byte(protocol.0));
+        self.put_option(*icmp, Self::put_icmp);
+        self.put_option(*not_icmp, Self::put_icmp);
+        self.put_side(source);
+        self.put_side(destination);
     }
 
-    fn icmp(&mut self, icmp: Icmp) {
-        self.option(icmp.kind, Self::byte);
-        self.option(icmp.code, Self::byte);
+    fn put_icmp(&mut self, icmp: Icmp) {
+        self.put_option(icmp.kind, Self::put_byte);
+        self.put_option(icmp.code, Self::put_byte);
     }
 
-    fn side(&mut self, side: &SideMatch) {
+    fn put_side(&mut self, side: &SideMatch) {
         let SideMatch { nets, not_nets, sets, not_sets, ports, port_sets, not_ports, not_port_sets, service_set } =
             side;
-        let set = |encoder: &mut Self, set: &SetId| encoder.text(&set.0);
-        self.list(nets, Self::net);
-        self.list(not_nets, Self::net);
-        self.list(sets, set);
-        self.list(not_sets, set);
-        self.list(ports, Self::ports);
-        self.list(port_sets, set);
-        self.list(not_ports, Self::ports);
-        self.list(not_port_sets, set);
-        self.option(service_set.as_ref(), set);
+        let set = |encoder: &mut Self, set: &SetId| encoder.put_text(&set.0);
+        self.put_list(nets, Self::put_net);
+        self.put_list(not_nets, Self::put_net);
+        self.put_list(sets, set);
+        self.put_list(not_sets, set);
+        self.put_list(ports, Self::put_ports);
+        self.put_list(port_sets, set);
+        self.put_list(not_ports, Self::put_ports);
+        self.put_list(not_port_sets, set);
+        self.put_option(service_set.as_ref(), set);
     }
 
-    fn ports(&mut self, ports: &PortRange) {
+    fn put_ports(&mut self, ports: &PortRange) {
         self.0.update(ports.first.to_be_bytes());
         self.0.update(ports.last.to_be_bytes());
     }
 
-    fn endpoint(&mut self, endpoint: &EndpointRecord) {
+    fn put_endpoint(&mut self, endpoint: &EndpointRecord) {
         let EndpointRecord { interface, uid, addresses, tiers, unmatched } = endpoint;
-        self.text(interface);
-        // One without it is what servers and agents have that do not know of it.
+        self.put_text(interface);
+        // Omitted if empty, so that records from and for versions without uids keep their digest.
         if !uid.is_empty() {
-            self.text(uid);
+            self.put_text(uid);
         }
-        self.list(addresses, Self::address);
-        self.list(tiers, Self::tier);
-        self.action(*unmatched);
+        self.put_list(addresses, Self::put_address);
+        self.put_list(tiers, Self::put_tier);
+        self.put_action(*unmatched);
     }
 
-    fn host_endpoint(&mut self, endpoint: &HostEndpointRecord) {
+    fn put_host_endpoint(&mut self, endpoint: &HostEndpointRecord) {
         let HostEndpointRecord { interfaces, normal, forward, pre_dnat, untracked, unmatched } = endpoint;
         match interfaces {
-            HostInterfaces::All => self.byte(0),
+            HostInterfaces::All => self.put_byte(0),
             HostInterfaces::Named(name) => {
-                self.byte(1);
-                self.text(name);
+                self.put_byte(1);
+                self.put_text(name);
             }
             HostInterfaces::WithAddress(addresses) => {
-                self.byte(2);
-                self.number(addresses.len() as u64);
-                addresses.iter().for_each(|address| self.address(address));
+                self.put_byte(2);
+                self.put_number(addresses.len() as u64);
+                addresses.iter().for_each(|address| self.put_address(address));
             }
         }
         for tiers in [normal, forward, pre_dnat, untracked] {
-            self.list(tiers, Self::tier);
+            self.put_list(tiers, Self::put_tier);
         }
-        self.action(*unmatched);
+        self.put_action(*unmatched);
     }
 
-    fn tier(&mut self, tier: &TierBinding) {
+    fn put_tier(&mut self, tier: &TierBinding) {
         let TierBinding { name, default_action, ingress, egress } = tier;
-        self.text(name);
-        self.action(*default_action);
-        self.list(ingress, Self::policy_key);
-        self.list(egress, Self::policy_key);
+        self.put_text(name);
+        self.put_action(*default_action);
+        self.put_list(ingress, Self::put_policy_key);
+        self.put_list(egress, Self::put_policy_key);
     }
 }

@@ -1,6 +1,8 @@
-//! What happens to a packet, from the records alone: the meaning that every compiled form must have.
+//! Reference evaluator: the verdict on a packet, from records alone. Every compiled form must agree
+//! with it.
 //!
-//! Whatever cannot be looked up denies: an endpoint without record, a policy or set that a record refers to and that is not there.
+//! A failed lookup denies: an endpoint without a record, or a policy or set that is referred to and
+//! missing.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,43 +14,42 @@ use margay_api::network::{Failsafe, FelixSettings};
 use margay_api::policy::PolicyKey;
 use margay_api::rule::{Action, Icmp, IpVersion, Protocol};
 
-use crate::graph::{Graph, View};
 use crate::model::{
     EndpointRecord, HostEndpointRecord, IpSetRecord, Member, PolicyRecord, Record, RecordId, RuleRecord, SetId,
     SideMatch, TierBinding,
 };
 
-/// The first packet of a connection, or one that belongs to none.
+/// First packet of a connection, or one that belongs to none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// Where it comes from.
+    /// Source address.
     pub source: IpAddr,
-    /// Where it goes to; of the same IP version.
+    /// Destination address; of the same IP version.
     pub destination: IpAddr,
-    /// Its protocol.
+    /// IP protocol.
     pub protocol: Protocol,
-    /// Port that it comes from; of protocols that have ports.
+    /// Source port; ignored for protocols without ports.
     pub source_port: u16,
-    /// Port that it goes to; of protocols that have ports.
+    /// Destination port; ignored for protocols without ports.
     pub destination_port: u16,
-    /// ICMP type and code; of ICMP in either version.
+    /// ICMP type and code; ignored for other protocols.
     pub icmp: (u8, u8),
 }
 
-/// Where a host endpoint meets a packet. The order is that in which a packet comes by.
+/// Stages at which a host endpoint's policies see a packet, in the order in which it passes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostStage {
-    /// Before connections are tracked.
+    /// Before connection tracking.
     Untracked,
-    /// Before the packet's destination is translated; it comes in.
+    /// Before DNAT; incoming packets only.
     PreDnat,
-    /// It is of the host itself.
+    /// Packets from or to the host itself.
     Normal,
-    /// It is forwarded.
+    /// Forwarded packets.
     Forward,
 }
 
-/// Which way a packet passes its endpoint.
+/// Direction of a packet as seen from its endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// To the endpoint.
@@ -57,7 +58,7 @@ pub enum Direction {
     Egress,
 }
 
-/// What decided, or took part in it.
+/// One step of an evaluation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// A rule that matched.
@@ -68,17 +69,17 @@ pub enum Step {
         policy: PolicyKey,
         /// Position of the rule among those of its direction, from 0.
         rule: usize,
-        /// What the rule says.
+        /// Action of the rule.
         action: Action,
     },
-    /// A tier had policies for the packet, and none decided.
+    /// The tier has policies for the packet, and none of them decided.
     TierEnd {
         /// The tier.
         tier: String,
-        /// What the tier says.
+        /// Default action of the tier.
         action: Action,
     },
-    /// No policy has a say about the packet: a failsafe port.
+    /// A failsafe port, which no policy applies to.
     Failsafe(Action),
     /// No tier decided.
     Unmatched(Action),
@@ -86,47 +87,36 @@ pub enum Step {
     Missing(RecordId),
 }
 
-/// What happens to a packet and why.
+/// Verdict on a packet, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// `Allow` or `Deny`; at a stage that comes before others also `Pass`: the packet goes on to them.
+    /// `Allow` or `Deny`; at a stage that precedes others also `Pass`: the packet continues to
+    /// them.
     pub action: Action,
-    /// What led to it; the last step decided.
+    /// Steps of the evaluation; the last one decided.
     pub trace: Vec<Step>,
 }
 
-/// What happens to a connection between two endpoints.
+/// Verdicts on a connection between two endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
-    /// Where the packet leaves.
+    /// Verdict at the source.
     pub egress: Verdict,
-    /// Where the packet arrives.
+    /// Verdict at the destination.
     pub ingress: Verdict,
 }
 
 impl Connection {
-    /// Whether both ends allow it.
+    /// Returns true if both ends allow it.
     pub fn is_allowed(&self) -> bool {
         self.egress.action == Action::Allow && self.ingress.action == Action::Allow
     }
 }
 
-/// Where records are looked up.
+/// Source of records.
 pub trait Records {
     /// The value of a record.
     fn record(&self, id: &RecordId) -> Option<Cow<'_, Record>>;
-}
-
-impl Records for View<'_> {
-    fn record(&self, id: &RecordId) -> Option<Cow<'_, Record>> {
-        View::record(self, id)
-    }
-}
-
-impl Records for Graph {
-    fn record(&self, id: &RecordId) -> Option<Cow<'_, Record>> {
-        Graph::record(self, id)
-    }
 }
 
 impl Records for BTreeMap<RecordId, Record> {
@@ -135,7 +125,7 @@ impl Records for BTreeMap<RecordId, Record> {
     }
 }
 
-/// The verdict of an endpoint's policies on a packet that passes it.
+/// Verdict of an endpoint's policies on a packet that passes it.
 pub fn evaluate(records: &impl Records, endpoint: &EndpointKey, direction: Direction, packet: &Packet) -> Verdict {
     let mut trace = Vec::new();
     let action = decide(records, endpoint, direction, packet, &mut trace).unwrap_or_else(|missing| {
@@ -145,7 +135,7 @@ pub fn evaluate(records: &impl Records, endpoint: &EndpointKey, direction: Direc
     Verdict { action, trace }
 }
 
-/// The verdict of a host endpoint on a packet at one stage; `Ingress` is to the node.
+/// Verdict of a host endpoint on a packet at one stage; `Ingress` is to the node.
 pub fn evaluate_host(
     records: &impl Records,
     endpoint: &str,
@@ -165,7 +155,8 @@ pub fn evaluate_host(
     Verdict { action, trace }
 }
 
-/// The verdict on a connection between two endpoints, by their first addresses of one IP version. None if they have none, or are not known.
+/// Verdict on a connection between two endpoints, by their first addresses of a common IP version.
+/// `None` if there is none, or an endpoint is missing.
 pub fn connect(
     records: &impl Records,
     source: &EndpointKey,
@@ -182,7 +173,7 @@ pub fn connect(
         source: from,
         destination: to,
         protocol,
-        // Out of the range that systems choose from.
+        // First port of the dynamic range (RFC 6335, section 6), as a client would use.
         source_port: 49_152,
         destination_port: port,
         icmp: (8, 0),
@@ -193,7 +184,7 @@ pub fn connect(
     })
 }
 
-type Missing = RecordId;
+type MissingRecord = RecordId;
 
 fn decide(
     records: &impl Records,
@@ -201,7 +192,7 @@ fn decide(
     direction: Direction,
     packet: &Packet,
     trace: &mut Vec<Step>,
-) -> Result<Action, Missing> {
+) -> Result<Action, MissingRecord> {
     let endpoint = endpoint_record(records, endpoint)?;
     for tier in &endpoint.tiers {
         match in_tier(records, tier, tier.default_action, direction, packet, trace)? {
@@ -220,7 +211,7 @@ fn decide_host(
     direction: Direction,
     packet: &Packet,
     trace: &mut Vec<Step>,
-) -> Result<Action, Missing> {
+) -> Result<Action, MissingRecord> {
     let endpoint = host_record(records, endpoint)?;
     let (tiers, unmatched) = match stage {
         HostStage::Untracked => (&endpoint.untracked, Action::Pass),
@@ -239,7 +230,8 @@ fn decide_host(
     Ok(unmatched)
 }
 
-/// Whether policies have no say. Before connections are tracked nobody knows which packets answer, so there both ways are spared.
+/// Returns true for failsafe ports. Before connection tracking replies cannot be recognised, so
+/// both directions are exempt there.
 fn is_failsafe(records: &impl Records, stage: HostStage, direction: Direction, packet: &Packet) -> bool {
     let settings = records.record(&RecordId::Settings);
     let built_in = FelixSettings::default();
@@ -266,7 +258,7 @@ fn is_failsafe(records: &impl Records, stage: HostStage, direction: Direction, p
     }
 }
 
-/// `Allow`, `Deny`, or `Pass` to the next tier. `end` is what the end of the tier means.
+/// Returns `Allow`, `Deny`, or `Pass` to the next tier. `end` is the action at the end of the tier.
 fn in_tier(
     records: &impl Records,
     tier: &TierBinding,
@@ -274,7 +266,7 @@ fn in_tier(
     direction: Direction,
     packet: &Packet,
     trace: &mut Vec<Step>,
-) -> Result<Action, Missing> {
+) -> Result<Action, MissingRecord> {
     let policies = match direction {
         Direction::Ingress => &tier.ingress,
         Direction::Egress => &tier.egress,
@@ -289,7 +281,7 @@ fn in_tier(
             Direction::Egress => &policy.egress,
         };
         for (position, rule) in rules.iter().enumerate() {
-            if !matches(records, rule, packet)? {
+            if !matches_rule(records, rule, packet)? {
                 continue;
             }
             trace.push(Step::Rule {
@@ -307,7 +299,7 @@ fn in_tier(
     Ok(end)
 }
 
-fn matches(records: &impl Records, rule: &RuleRecord, packet: &Packet) -> Result<bool, Missing> {
+fn matches_rule(records: &impl Records, rule: &RuleRecord, packet: &Packet) -> Result<bool, MissingRecord> {
     let version = match packet.destination {
         IpAddr::V4(_) => IpVersion::V4,
         IpAddr::V6(_) => IpVersion::V6,
@@ -322,20 +314,21 @@ fn matches(records: &impl Records, rule: &RuleRecord, packet: &Packet) -> Result
         && rule.not_protocol.is_none_or(|unwanted| unwanted != packet.protocol)
         && rule.icmp.is_none_or(is_icmp)
         && !rule.not_icmp.is_some_and(is_icmp);
-    let source = End { address: packet.source, port: packet.source_port, protocol: packet.protocol };
-    let destination = End { address: packet.destination, port: packet.destination_port, protocol: packet.protocol };
-    Ok(header && source.meets(records, &rule.source)? && destination.meets(records, &rule.destination)?)
+    let source = PacketSide { address: packet.source, port: packet.source_port, protocol: packet.protocol };
+    let destination =
+        PacketSide { address: packet.destination, port: packet.destination_port, protocol: packet.protocol };
+    Ok(header && source.matches(records, &rule.source)? && destination.matches(records, &rule.destination)?)
 }
 
 /// One side of a packet.
-struct End {
+struct PacketSide {
     address: IpAddr,
     port: u16,
     protocol: Protocol,
 }
 
-impl End {
-    fn meets(&self, records: &impl Records, side: &SideMatch) -> Result<bool, Missing> {
+impl PacketSide {
+    fn matches(&self, records: &impl Records, side: &SideMatch) -> Result<bool, MissingRecord> {
         let SideMatch { nets, not_nets, sets, not_sets, ports, port_sets, not_ports, not_port_sets, service_set } =
             side;
         let is_within = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&self.address));
@@ -363,14 +356,15 @@ impl End {
         Ok(met && wanted && !unwanted)
     }
 
-    /// Whether a set holds the address, or address, protocol and port.
-    fn is_in(&self, records: &impl Records, id: &SetId) -> Result<bool, Missing> {
+    /// Returns true if the set contains the address, or address, protocol and port.
+    fn is_in(&self, records: &impl Records, id: &SetId) -> Result<bool, MissingRecord> {
         let id = RecordId::IpSet(id.clone());
         let record = records.record(&id);
         let Some(Record::IpSet(IpSetRecord { kind: _, members })) = record.as_deref() else {
             return Err(id);
         };
         let with_port = Member::AddressPort(self.address, self.protocol, self.port);
+        // Sets contain ranges, so the address is looked up with every prefix length.
         let mut around = IpNet::from(self.address);
         loop {
             if members.contains(&Member::Net(around)) {
@@ -384,7 +378,7 @@ impl End {
     }
 }
 
-fn endpoint_record<'a>(records: &'a impl Records, key: &EndpointKey) -> Result<Cow<'a, EndpointRecord>, Missing> {
+fn endpoint_record<'a>(records: &'a impl Records, key: &EndpointKey) -> Result<Cow<'a, EndpointRecord>, MissingRecord> {
     let id = RecordId::Endpoint(key.clone());
     match records.record(&id) {
         Some(Cow::Borrowed(Record::Endpoint(endpoint))) => Ok(Cow::Borrowed(endpoint)),
@@ -393,7 +387,7 @@ fn endpoint_record<'a>(records: &'a impl Records, key: &EndpointKey) -> Result<C
     }
 }
 
-fn host_record<'a>(records: &'a impl Records, name: &str) -> Result<Cow<'a, HostEndpointRecord>, Missing> {
+fn host_record<'a>(records: &'a impl Records, name: &str) -> Result<Cow<'a, HostEndpointRecord>, MissingRecord> {
     let id = RecordId::HostEndpoint(name.to_owned());
     match records.record(&id) {
         Some(Cow::Borrowed(Record::HostEndpoint(endpoint))) => Ok(Cow::Borrowed(endpoint)),
@@ -402,7 +396,7 @@ fn host_record<'a>(records: &'a impl Records, name: &str) -> Result<Cow<'a, Host
     }
 }
 
-fn policy_record<'a>(records: &'a impl Records, key: &PolicyKey) -> Result<Cow<'a, PolicyRecord>, Missing> {
+fn policy_record<'a>(records: &'a impl Records, key: &PolicyKey) -> Result<Cow<'a, PolicyRecord>, MissingRecord> {
     let id = RecordId::Policy(key.clone());
     match records.record(&id) {
         Some(Cow::Borrowed(Record::Policy(policy))) => Ok(Cow::Borrowed(policy)),

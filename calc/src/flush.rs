@@ -1,36 +1,36 @@
-//! What a flush hands over: per changed record, who must be told what.
+//! Result of a flush: per changed record, the nodes that gain, keep or lose it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::model::{Member, RecordId};
 
-/// Nodes, by name. Names are shared: a flush may say who holds each of a hundred thousand records.
+/// Nodes, by name. Names are shared, as a flush may list the nodes of a hundred thousand records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeSet(Box<[Arc<str>]>);
 
 impl NodeSet {
-    /// No nodes.
+    /// Returns the empty set.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Whether the node is one of them.
+    /// Returns true if the node is in the set.
     pub fn contains(&self, node: &str) -> bool {
         self.0.binary_search_by(|known| (**known).cmp(node)).is_ok()
     }
 
-    /// How many they are.
+    /// Number of nodes.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are none.
+    /// Returns true if the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Their names, ascending.
+    /// Names, ascending.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|node| &**node)
     }
@@ -63,7 +63,7 @@ impl IntoIterator for NodeSet {
     }
 }
 
-/// Who holds a record.
+/// Nodes that hold a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Audience {
     /// Every node: global records.
@@ -73,7 +73,7 @@ pub enum Audience {
 }
 
 impl Audience {
-    /// Whether the node is in it.
+    /// Returns true if the node holds the record.
     pub fn contains(&self, node: &str) -> bool {
         match self {
             Self::All => true,
@@ -81,13 +81,13 @@ impl Audience {
         }
     }
 
-    /// Whether nobody is in it.
+    /// Returns true if no node holds the record.
     pub fn is_empty(&self) -> bool {
         matches!(self, Self::Nodes(nodes) if nodes.is_empty())
     }
 }
 
-/// Members that came and went since the last flush.
+/// Members added and removed since the last flush.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemberDelta {
     /// Members that are new.
@@ -96,14 +96,14 @@ pub struct MemberDelta {
     pub removed: BTreeSet<Member>,
 }
 
-/// What a node that already held a record must be told.
+/// Change of a record for the nodes that already held it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Nothing: the value is as it was.
+    /// Unchanged value.
     Same,
     /// The whole new value.
     Value,
-    /// Only these members of a set.
+    /// Only these members of a set changed.
     Members(MemberDelta),
 }
 
@@ -114,13 +114,13 @@ pub struct RecordChange {
     pub gained: Audience,
     /// Nodes that held it and still do.
     pub kept: Audience,
-    /// What those in `kept` must be told.
+    /// Change for those in `kept`.
     pub change: Change,
     /// Nodes that held it and must drop it.
     pub lost: Audience,
 }
 
-/// Everything that changed since the last flush, in order of dependency.
+/// Everything that changed since the last flush, in dependency order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Flush {
     /// The changed records.

@@ -1,4 +1,4 @@
-//! Records that every node holds: settings, pools, nodes and routes.
+//! Global records, which every node holds: settings, pools, nodes and routes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,49 +6,44 @@ use ipnet::IpNet;
 use margay_api::network::{BlockInfo, Encapsulation, NodeInfo, Pool};
 use margay_api::settings::FelixOverrides;
 
-use crate::blocks::{Blocks, Excess, Refused};
-use crate::claims::{Claims, Denied};
+use crate::blocks::{BlockRefusal, Blocks, Excess};
+use crate::claims::{Claims, RejectedClaim};
 use crate::digest::{self, Buckets};
-use crate::flush::{Audience, Change, Flush, NodeSet, RecordChange};
+use crate::flush::Flush;
 use crate::model::{PoolRecord, Record, RecordId, RouteRecord};
-use crate::settings::Settings;
+use crate::refcount::{Digested, change_for_all};
+use crate::settings::EffectiveSettings;
 
-/// Why there is a route; the smallest reason wins. A borrowed address is known better than the block around it.
+/// Reason for a route; the smallest one wins, so a borrowed address takes precedence over its
+/// block.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Reason {
+enum RouteReason {
     Borrowed(IpNet),
     Block(IpNet),
 }
 
-/// A record and its digest.
-#[derive(Debug)]
-pub(crate) struct Held {
-    pub(crate) record: Record,
-    pub(crate) digest: u64,
-}
+/// Change of a node's accepted addresses and labels: before and after.
+pub(crate) type NodeChange = (Option<NodeInfo>, Option<NodeInfo>);
 
-/// A node as it was believed and as it is, where these differ.
-pub(crate) type Belief = (Option<NodeInfo>, Option<NodeInfo>);
-
-/// Objects that every node has to know, and the records made of them.
+/// Objects that every node needs, and the records made of them.
 #[derive(Debug)]
 pub(crate) struct Globals {
     blocks: Blocks,
-    /// Blocks that count, and so have routes.
+    /// Accepted blocks, which have routes.
     routed: BTreeMap<IpNet, BlockInfo>,
-    /// As they are written.
+    /// As written.
     nodes: BTreeMap<String, NodeInfo>,
     claims: Claims,
-    /// Without the addresses that they are not believed to have.
-    believed: BTreeMap<String, NodeInfo>,
-    /// Per destination, the nodes that hold it and why.
-    routes: BTreeMap<IpNet, BTreeMap<Reason, String>>,
+    /// Without rejected addresses.
+    accepted: BTreeMap<String, NodeInfo>,
+    /// Per destination, the reasons for a route with the node of each.
+    routes: BTreeMap<IpNet, BTreeMap<RouteReason, String>>,
     /// As of the last flush.
-    held: BTreeMap<RecordId, Held>,
-    /// Sum of what is in `held`.
+    held: BTreeMap<RecordId, Digested>,
+    /// Sum of the digests in `held`, per bucket.
     buckets: Buckets,
     dirty: BTreeSet<RecordId>,
-    settings: Settings,
+    settings: EffectiveSettings,
 }
 
 impl Default for Globals {
@@ -58,18 +53,18 @@ impl Default for Globals {
             routed: BTreeMap::new(),
             nodes: BTreeMap::new(),
             claims: Claims::default(),
-            believed: BTreeMap::new(),
+            accepted: BTreeMap::new(),
             routes: BTreeMap::new(),
             held: BTreeMap::new(),
             buckets: [0; digest::BUCKETS],
             dirty: BTreeSet::new(),
-            settings: Settings::default(),
+            settings: EffectiveSettings::default(),
         }
     }
 }
 
 impl Globals {
-    pub(crate) fn set_pool(&mut self, name: String, pool: Option<Pool>) -> Vec<Belief> {
+    pub(crate) fn set_pool(&mut self, name: String, pool: Option<Pool>) -> Vec<NodeChange> {
         let before = self.blocks.pools().get(&name);
         if before == pool.as_ref() {
             return Vec::new();
@@ -80,26 +75,28 @@ impl Globals {
             self.dirty.extend(within.map(|net| RecordId::Route(*net)));
         }
         let touched = self.blocks.set_pool(name, pool);
-        self.route(touched)
+        self.update_routes(touched)
     }
 
-    pub(crate) fn set_node(&mut self, name: String, node: Option<NodeInfo>) -> Vec<Belief> {
+    pub(crate) fn set_node(&mut self, name: String, node: Option<NodeInfo>) -> Vec<NodeChange> {
+        // Before the node is replaced: claims and settings need the former value.
         let touched = self.claims.set(&name, self.nodes.get(&name), node.as_ref());
-        self.settings.touch_node(self.nodes.get(&name), node.as_ref());
+        self.settings.update_node(self.nodes.get(&name), node.as_ref());
         match node {
             Some(node) => self.nodes.insert(name, node),
             None => self.nodes.remove(&name),
         };
-        self.believe(touched)
+        self.update_accepted(touched)
     }
 
-    pub(crate) fn set_block(&mut self, net: IpNet, block: Option<BlockInfo>) -> Vec<Belief> {
+    pub(crate) fn set_block(&mut self, net: IpNet, block: Option<BlockInfo>) -> Vec<NodeChange> {
         let touched = self.blocks.set_block(net, block);
-        self.route(touched)
+        self.update_routes(touched)
     }
 
-    /// These blocks may count now, or no longer.
-    fn route(&mut self, blocks: BTreeSet<IpNet>) -> Vec<Belief> {
+    /// Updates the routes of blocks that may have been accepted or refused. Returns the nodes that
+    /// changed by that.
+    fn update_routes(&mut self, blocks: BTreeSet<IpNet>) -> Vec<NodeChange> {
         let mut touched = BTreeSet::new();
         for net in blocks {
             let block = self.blocks.get(&net);
@@ -108,18 +105,18 @@ impl Globals {
                 touched.extend(self.claims.within(net).cloned());
             }
         }
-        self.believe(touched)
+        self.update_accepted(touched)
     }
 
-    /// These nodes may be believed something else. Answers with what changed by that.
-    fn believe(&mut self, nodes: BTreeSet<String>) -> Vec<Belief> {
+    /// Updates nodes whose claims may have been accepted or rejected. Returns those that changed.
+    fn update_accepted(&mut self, nodes: BTreeSet<String>) -> Vec<NodeChange> {
         let mut changes = Vec::new();
         for name in nodes {
             let info = self.nodes.get(&name);
-            let after = info.map(|info| self.claims.believed(&name, info, &self.blocks));
+            let after = info.map(|info| self.claims.accepted(&name, info, &self.blocks));
             let before = match after.clone() {
-                Some(after) => self.believed.insert(name.clone(), after),
-                None => self.believed.remove(&name),
+                Some(after) => self.accepted.insert(name.clone(), after),
+                None => self.accepted.remove(&name),
             };
             if before != after {
                 self.dirty.insert(RecordId::Node(name));
@@ -149,7 +146,7 @@ impl Globals {
         self.settings.set(name, overrides);
     }
 
-    /// Puts what changed into the flush.
+    /// Adds what changed to the flush.
     pub(crate) fn flush(&mut self, flush: &mut Flush) {
         for id in std::mem::take(&mut self.dirty) {
             let record = self.compute(&id);
@@ -159,9 +156,9 @@ impl Globals {
             }
             let had = held.map(|held| held.digest);
             had.into_iter().for_each(|digest| digest::subtract(&mut self.buckets, &id, digest));
-            let has = record.map(|record| Held { digest: digest::digest(&id, &record), record });
+            let has = record.map(|record| Digested { digest: digest::digest(&id, &record), record });
             has.iter().for_each(|held| digest::add(&mut self.buckets, &id, held.digest));
-            flush.records.insert(id.clone(), for_all(had.is_some(), has.is_some()));
+            flush.records.insert(id.clone(), change_for_all(had.is_some(), has.is_some()));
             match has {
                 Some(has) => self.held.insert(id, has),
                 None => self.held.remove(&id),
@@ -170,12 +167,12 @@ impl Globals {
         flush.records.extend(self.settings.flush(&self.nodes).map(|change| (RecordId::Settings, change)));
     }
 
-    /// The nodes by name, without the addresses that they are not believed to have.
+    /// Nodes by name, without rejected addresses.
     pub(crate) fn nodes(&self) -> &BTreeMap<String, NodeInfo> {
-        &self.believed
+        &self.accepted
     }
 
-    /// The records but for the settings, as of the last flush.
+    /// Ids of the records except settings, as of the last flush.
     pub(crate) fn ids(&self) -> impl Iterator<Item = &RecordId> {
         self.held.keys()
     }
@@ -184,17 +181,17 @@ impl Globals {
         self.held.get(id).map(|held| (&held.record, held.digest))
     }
 
-    /// The settings of a node, as of the last flush.
+    /// Settings of a node, as of the last flush.
     pub(crate) fn settings(&self, node: &str) -> Option<(&Record, u64)> {
-        self.settings.held(node).map(|held| (&held.record, held.digest))
+        self.settings.get(node).map(|held| (&held.record, held.digest))
     }
 
-    /// Sums of the digests of these records, without settings.
+    /// Digests of these records per bucket, without settings.
     pub(crate) fn buckets(&self) -> Buckets {
         self.buckets
     }
 
-    /// Pools whose range another pool has too, which wins by its name; with the other.
+    /// Pools with the CIDR of another pool, which comes first by name; with that one.
     pub(crate) fn shadowed_pools(&self) -> impl Iterator<Item = (&String, &String)> {
         let pools = self.blocks.pools();
         pools.iter().filter_map(move |(name, pool)| {
@@ -203,20 +200,20 @@ impl Globals {
         })
     }
 
-    /// Blocks that do not count, with why.
-    pub(crate) fn refused_blocks(&self) -> impl Iterator<Item = (IpNet, &BlockInfo, Refused)> {
+    /// Refused blocks, with the reason.
+    pub(crate) fn refused_blocks(&self) -> impl Iterator<Item = (IpNet, &BlockInfo, BlockRefusal)> {
         self.blocks.refused()
     }
 
-    /// Nodes that have more than counts.
+    /// Nodes that exceed their quota.
     pub(crate) fn excesses(&self) -> impl Iterator<Item = Excess> {
         self.blocks.excesses()
     }
 
-    /// Addresses that nodes say to have and are not believed to.
-    pub(crate) fn denied_addresses(&self) -> impl Iterator<Item = (&String, Denied)> {
+    /// Addresses that nodes claim and do not have.
+    pub(crate) fn rejected_claims(&self) -> impl Iterator<Item = (&String, RejectedClaim)> {
         self.nodes.iter().flat_map(move |(name, info)| {
-            self.claims.denied(name, info, &self.blocks).into_iter().map(move |denied| (name, denied))
+            self.claims.rejected(name, info, &self.blocks).into_iter().map(move |rejected| (name, rejected))
         })
     }
 
@@ -226,7 +223,7 @@ impl Globals {
                 let pool = self.blocks.pools().values().find(|pool| pool.cidr.trunc() == *net)?;
                 Some(Record::Pool(PoolRecord { nat_outgoing: pool.nat_outgoing, encapsulation: pool.encapsulation }))
             }
-            RecordId::Node(name) => Some(Record::Node(self.believed.get(name)?.clone())),
+            RecordId::Node(name) => Some(Record::Node(self.accepted.get(name)?.clone())),
             RecordId::Route(net) => {
                 let (_, node) = self.routes.get(net)?.first_key_value()?;
                 Some(Record::Route(RouteRecord { node: node.clone(), encapsulation: self.encapsulation(net) }))
@@ -239,7 +236,8 @@ impl Globals {
         }
     }
 
-    /// By the smallest pool around the destination; among equal ones the first by name.
+    /// Encapsulation of the smallest pool around the destination; among equal ones the first by
+    /// name.
     fn encapsulation(&self, net: &IpNet) -> Encapsulation {
         let covering = self.blocks.pools().values().rev().filter(|pool| pool.cidr.contains(net));
         let smallest = covering.max_by_key(|pool| pool.cidr.prefix_len());
@@ -247,24 +245,12 @@ impl Globals {
     }
 }
 
-/// The routes of a block: itself, and what others borrow from it.
-fn routes(net: IpNet, block: &BlockInfo) -> impl Iterator<Item = (IpNet, Reason, String)> {
-    let own = block.node.clone().map(|node| (net.trunc(), Reason::Block(net), node));
-    let borrowed =
-        block.borrowed.iter().map(move |(address, node)| (IpNet::from(*address), Reason::Borrowed(net), node.clone()));
+/// Routes of a block: the block itself, and addresses that other nodes borrow from it.
+fn routes(net: IpNet, block: &BlockInfo) -> impl Iterator<Item = (IpNet, RouteReason, String)> {
+    let own = block.node.clone().map(|node| (net.trunc(), RouteReason::Block(net), node));
+    let borrowed = block
+        .borrowed
+        .iter()
+        .map(move |(address, node)| (IpNet::from(*address), RouteReason::Borrowed(net), node.clone()));
     own.into_iter().chain(borrowed)
-}
-
-pub(crate) fn for_all(had: bool, has: bool) -> RecordChange {
-    let all = |is: bool| if is { Audience::All } else { nobody() };
-    RecordChange {
-        gained: all(!had && has),
-        kept: all(had && has),
-        change: if had && has { Change::Value } else { Change::Same },
-        lost: all(had && !has),
-    }
-}
-
-pub(crate) fn nobody() -> Audience {
-    Audience::Nodes(NodeSet::new())
 }

@@ -1,17 +1,18 @@
 //! The graph: objects in, records out, computed once for the whole cluster.
 //!
 //! ```text
-//!  Endpoint, NetworkSet ---> index: items <--select--> selectors --+--> policy applies to endpoint ---> endpoint record
-//!  Namespace, Account -----> index: inherited labels               |        | in force on a node -----> policy record
-//!  Policy, Tier -----------> policies: subject, order, rules       |        v
-//!                                                                  +--> set is live: members ---------> set record
-//!  Service ------------------------------------------------------------> set is live: members ---------> set record
-//!  Node, Pool, Block, Settings --> globals -----------------------------------------------------------> global records
+//! Endpoint, NetworkSet -> index: items <-select-> selectors -+-> policy applies -> endpoint record
+//! Namespace, Account ---> index: inherited labels            |     | in force ---> policy record
+//! Policy, Tier ---------> policies: subject, order, rules    |     v
+//!                                                            +-> set is live ----> set record
+//! Service ------------------------------------------------------> set is live ----> set record
+//! Node, Pool, Block, Settings -> globals -----------------------------------------> global records
 //! ```
 //!
-//! A change walks this from left to right at once, in [`Graph::apply`] (the steps are in `wiring`): it adds and takes reasons (an address in
-//! a set, a node of a policy) and marks what it reaches. [`Graph::flush`] compares what is marked with what was told, so what is told
-//! depends on the objects alone, not on the way to them.
+//! [`Graph::apply`] propagates a change from left to right at once (the steps are in `update`): it
+//! adjusts reference counts (an address in a set, a node of a policy) and marks records dirty.
+//! [`Graph::flush`] compares dirty records with what was last flushed, so what is sent depends on
+//! the objects alone, not on the path to them.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -19,159 +20,67 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use margay_api::endpoint::EndpointKey;
-use margay_api::ipam::names;
-use margay_api::meta::{ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6};
 use margay_api::network::NodeInfo;
 use margay_api::policy::{PolicyKey, Traffic};
 use margay_api::rule::Action;
 
-use crate::blocks::{Excess, Refused};
-use crate::claims::{Claim, Denied};
-use crate::counts::audience;
+use crate::claims::{Claim, RejectedClaim};
+use crate::conflict::Conflict;
 use crate::digest;
+use crate::evaluate::Records;
 use crate::flush::{Audience, Flush, NodeSet};
 use crate::globals::Globals;
 use crate::index::Index;
-use crate::members::{Attachment, Endpoint, Host, Members, Name, Payload, Profile};
+use crate::interner::{Interner, NamePair, Symbol};
+use crate::items::{Attachment, Endpoint, EndpointName, Host, Items, Payload, StoredProfile};
 use crate::model::{EndpointRecord, HostEndpointRecord, Member, Record, RecordId, SetId, SetKind};
 use crate::node_sets::NodeSets;
-use crate::policies::{self, Policies, Policy};
+use crate::policies::{self, Policies, StoredPolicy};
 use crate::port_names::PortNames;
-use crate::selector::Known;
+use crate::refcount::audience;
+use crate::selector::WellKnown;
 use crate::selectors::Selectors;
+use crate::services::ServiceEntry;
 use crate::sets::Sets;
-use crate::staged::{Pending, Staged};
 use crate::store::Map;
-use crate::texts::{Text, Texts};
 use crate::update::Update;
-use crate::wiring::{Service, key};
 
-pub use crate::view::View;
+use self::staged::Staged;
 
-/// Every object of the cluster and what follows from it. What it puts out depends on the objects alone, never on their history.
+mod ingest;
+mod staged;
+mod update;
+mod view;
+
+pub use self::staged::StagedView;
+pub use self::view::View;
+
+/// Every object of the cluster and the records derived from them. Output depends on the current
+/// objects alone, never on their history.
 #[derive(Debug)]
 pub struct Graph {
-    pub(crate) texts: Texts,
+    pub(crate) interner: Interner,
     pub(crate) index: Index,
     pub(crate) selectors: Selectors,
-    pub(crate) members: Members,
+    pub(crate) items: Items,
     pub(crate) policies: Policies,
     pub(crate) staged: Staged,
     pub(crate) sets: Sets,
     pub(crate) port_names: PortNames,
-    pub(crate) services: Map<(Text, Text), Service>,
+    pub(crate) services: Map<NamePair, ServiceEntry>,
     pub(crate) node_sets: NodeSets,
     pub(crate) globals: Globals,
 }
 
-/// An object that does not mean what its author may think, because of others.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Problem {
-    /// A policy of a tier that does not exist.
-    TierMissing {
-        /// The policy.
-        policy: PolicyKey,
-        /// The tier.
-        tier: String,
-    },
-    /// Two pools of one range.
-    PoolShadowed {
-        /// The pool without effect.
-        pool: String,
-        /// The pool that decides.
-        winner: String,
-    },
-    /// A host endpoint of a node that does not exist.
-    NodeMissing {
-        /// The host endpoint.
-        endpoint: String,
-        /// The node.
-        node: String,
-    },
-    /// A block that does not count.
-    BlockRefused {
-        /// Its range.
-        range: IpNet,
-        /// The node that it is of, if any.
-        node: Option<String>,
-        /// Why.
-        why: Refused,
-    },
-    /// A node has more blocks, or borrows more addresses, than counts.
-    Excess(Excess),
-    /// A node says that it has an address that it is not believed to have.
-    AddressDenied {
-        /// The node.
-        node: String,
-        /// The address.
-        address: IpAddr,
-        /// It is the end of the node's tunnel, not its own address.
-        is_tunnel: bool,
-        /// The node that has it, if any.
-        winner: Option<String>,
-    },
-}
-
-impl Problem {
-    /// Kind and name of the object.
-    pub fn object(&self) -> String {
-        match self {
-            Self::TierMissing { policy, .. } => policy.to_string(),
-            Self::PoolShadowed { pool, .. } => format!("IPPool {pool}"),
-            Self::NodeMissing { endpoint, .. } => format!("HostEndpoint {endpoint}"),
-            Self::BlockRefused { range, .. } => format!("IPAMBlock {}", names::block(*range)),
-            Self::AddressDenied { node, .. } | Self::Excess(Excess { node, .. }) => format!("Node {node}"),
-        }
-    }
-
-    /// Field, value, rule and remedy.
-    pub fn reason(&self) -> String {
-        match self {
-            Self::TierMissing { tier, .. } => format!(
-                "spec.tier: {tier:?}: there is no such tier, so the policy comes after those of all tiers, and what it does not allow is denied; \
-                 create the tier or correct the name"
-            ),
-            Self::PoolShadowed { winner, .. } => {
-                format!("spec.cidr: it is also that of IPPool {winner}, which decides; delete one of them")
-            }
-            Self::NodeMissing { node, .. } => format!(
-                "spec.node: {node:?}: there is no such node, so nobody enforces it; correct the name or delete the host endpoint"
-            ),
-            Self::BlockRefused { range, node, why } => {
-                format!("spec.cidr: {range} of {}: {why}", node.as_deref().unwrap_or("nobody"))
-            }
-            Self::Excess(excess) => excess.to_string(),
-            Self::AddressDenied { address, is_tunnel, winner, .. } => {
-                let annotations = match (is_tunnel, address) {
-                    (true, IpAddr::V4(_)) => ANNOTATION_VXLAN_IPV4,
-                    (true, IpAddr::V6(_)) => ANNOTATION_VXLAN_IPV6,
-                    (false, IpAddr::V4(_)) => ANNOTATION_NODE_IPV4,
-                    (false, IpAddr::V6(_)) => ANNOTATION_NODE_IPV6,
-                };
-                let why = match winner {
-                    Some(winner) => format!("node {winner} has that address"),
-                    None => {
-                        "it is in a block of another node, and not under the handle of this node's tunnel".to_owned()
-                    }
-                };
-                format!(
-                    "{annotations}: {address}: {why}, so that others do not reach this node there; if the node has changed, delete the \
-                     annotation and restart its agent, and find out who has written it"
-                )
-            }
-        }
-    }
-}
-
 impl Default for Graph {
     fn default() -> Self {
-        let mut texts = Texts::default();
-        let index = Index::new(Known::new(&mut texts));
+        let mut interner = Interner::default();
+        let index = Index::new(WellKnown::new(&mut interner));
         Self {
-            texts,
+            interner,
             index,
             selectors: Selectors::default(),
-            members: Members::default(),
+            items: Items::default(),
             policies: Policies::default(),
             staged: Staged::default(),
             sets: Sets::default(),
@@ -183,101 +92,110 @@ impl Default for Graph {
     }
 }
 
+impl Records for Graph {
+    fn record(&self, id: &RecordId) -> Option<Cow<'_, Record>> {
+        Graph::record(self, id)
+    }
+}
+
 impl Graph {
-    /// Takes the latest state of an object. Ask nothing before the next [`Graph::flush`]: answers may be half old, half new.
+    /// Applies the latest state of an object. Queries return mixed old and new state until the next
+    /// [`Graph::flush`].
     pub fn apply(&mut self, update: Update) {
         match update {
-            Update::Endpoint(name, endpoint) => self.take_endpoint(&name, endpoint),
-            Update::HostEndpoint(name, endpoint) => self.take_host_endpoint(&name, endpoint),
-            Update::Namespace(name, labels) => self.take_namespace(&name, labels.as_ref()),
-            Update::ServiceAccount(name, labels) => self.take_service_account(&name, labels.as_ref()),
-            Update::Policy(name, policy) => self.take_policy(&name, policy),
-            Update::Staged(name, staged) => self.take_staged(&name, staged),
+            Update::Endpoint(name, endpoint) => self.apply_endpoint(&name, endpoint),
+            Update::HostEndpoint(name, endpoint) => self.apply_host_endpoint(&name, endpoint),
+            Update::Namespace(name, labels) => self.apply_namespace(&name, labels.as_ref()),
+            Update::ServiceAccount(name, labels) => self.apply_service_account(&name, labels.as_ref()),
+            Update::Policy(name, policy) => self.apply_policy(&name, policy),
+            Update::Staged(name, staged) => self.apply_staged(&name, staged),
             Update::Tier(name, tier) => {
-                let name = self.texts.intern(&name);
-                self.retier(name, tier);
+                let name = self.interner.intern(&name);
+                self.update_tier(name, tier);
             }
-            Update::NetworkSet(name, set) => self.take_network_set(&name, set),
+            Update::NetworkSet(name, set) => self.apply_network_set(&name, set),
             Update::Service(name, backends) => {
-                let name = key(&name, &mut self.texts);
-                self.reserve(name, backends.unwrap_or_default());
+                let name = self.interner.intern_pair(&name);
+                self.update_service(name, backends.unwrap_or_default());
             }
             Update::Node(name, node) => {
                 let changes = self.globals.set_node(name, node);
-                self.renode(changes);
+                self.update_nodes(changes);
             }
             Update::Pool(name, pool) => {
                 let changes = self.globals.set_pool(name, pool);
-                self.renode(changes);
+                self.update_nodes(changes);
             }
             Update::Block(net, block) => {
                 let changes = self.globals.set_block(net, block);
-                self.renode(changes);
+                self.update_nodes(changes);
             }
             Update::Settings(name, settings) => self.globals.set_settings(name, settings),
         }
     }
 
-    /// What changed since the last flush.
+    /// Returns the records that changed since the last flush.
     pub fn flush(&mut self) -> Flush {
         let mut flush = Flush::default();
         self.globals.flush(&mut flush);
         self.flush_endpoints(&mut flush);
-        self.policies.flush(&mut flush, &self.sets, &self.texts);
-        let (retired, gone) = self.sets.flush(&mut flush, &self.texts);
-        self.settle(retired, gone);
-        if self.texts.is_sweep_due() {
+        self.policies.flush(&mut flush, &self.sets, &self.interner);
+        let (deactivated, gone) = self.sets.flush(&mut flush, &self.interner);
+        self.free_unused(deactivated, gone);
+        if self.interner.is_sweep_due() {
             self.sweep();
         }
         flush
     }
 
-    /// The value of a record; of the settings, that for nodes without settings of their own. Sets are borrowed, never copied.
+    /// Returns a record; of the settings, those of nodes that no object other than `default`
+    /// selects. Sets are borrowed, never copied.
     pub fn record(&self, id: &RecordId) -> Option<Cow<'_, Record>> {
         self.record_for("", id)
     }
 
-    /// The value of a record for this node. It differs from [`Graph::record`] for [`RecordId::Settings`] only.
+    /// Returns a record as this node holds it. Differs from [`Graph::record`] for
+    /// [`RecordId::Settings`] only.
     pub fn record_for(&self, node: &str, id: &RecordId) -> Option<Cow<'_, Record>> {
         match id {
             RecordId::Settings => self.globals.settings(node).map(|(record, _)| Cow::Borrowed(record)),
             RecordId::Pool(_) | RecordId::Node(_) | RecordId::Route(_) => {
                 self.globals.record(id).map(|(record, _)| Cow::Borrowed(record))
             }
-            RecordId::IpSet(set) => self.sets.record(self.texts.find(&set.0)?).map(Cow::Borrowed),
+            RecordId::IpSet(set) => self.sets.record(self.interner.find(&set.0)?).map(Cow::Borrowed),
             RecordId::Policy(name) => {
-                let policy = self.policies.record(self.policy_key(name)?, &self.sets, &self.texts)?;
+                let policy = self.policies.record(self.policy_key(name)?, &self.sets, &self.interner)?;
                 Some(Cow::Owned(Record::Policy(policy)))
             }
             RecordId::Endpoint(_) | RecordId::HostEndpoint(_) => {
                 let (item, endpoint) = self.endpoint(id)?;
-                Some(Cow::Owned(self.resolve(item, endpoint)))
+                Some(Cow::Owned(self.compute_endpoint(item, endpoint)))
             }
         }
     }
 
     /// Kind and members of a set.
     pub fn ip_set(&self, id: &SetId) -> Option<(SetKind, &BTreeSet<Member>)> {
-        match self.sets.record(self.texts.find(&id.0)?)? {
+        match self.sets.record(self.interner.find(&id.0)?)? {
             Record::IpSet(set) => Some((set.kind, &set.members)),
             _ => None,
         }
     }
 
-    /// The digest of a record, as [`Graph::record`] has it.
+    /// Digest of a record, as returned by [`Graph::record`].
     pub fn digest(&self, id: &RecordId) -> Option<u64> {
         match id {
             RecordId::Settings => self.globals.settings("").map(|(_, digest)| digest),
             RecordId::Pool(_) | RecordId::Node(_) | RecordId::Route(_) => {
                 self.globals.record(id).map(|(_, digest)| digest)
             }
-            RecordId::IpSet(set) => self.sets.digest(self.texts.find(&set.0)?),
-            RecordId::Policy(name) => Some(self.policies.told(self.policy_key(name)?)?.digest),
-            RecordId::Endpoint(_) | RecordId::HostEndpoint(_) => Some(self.members.told(self.endpoint_name(id)?)?.1),
+            RecordId::IpSet(set) => self.sets.digest(self.interner.find(&set.0)?),
+            RecordId::Policy(name) => Some(self.policies.sent(self.policy_key(name)?)?.digest),
+            RecordId::Endpoint(_) | RecordId::HostEndpoint(_) => Some(self.items.sent(self.endpoint_name(id)?)?.1),
         }
     }
 
-    /// Who holds the record.
+    /// Nodes that hold the record.
     pub fn nodes_of(&self, id: &RecordId) -> Audience {
         let nodes = match id {
             RecordId::Settings => self.globals.settings("").map(|_| Audience::All),
@@ -285,27 +203,28 @@ impl Graph {
                 self.globals.record(id).map(|_| Audience::All)
             }
             RecordId::IpSet(set) => {
-                let nodes = self.texts.find(&set.0).and_then(|set| self.sets.nodes(set));
-                nodes.map(|nodes| audience(nodes.nodes(), &self.texts))
+                let nodes = self.interner.find(&set.0).and_then(|set| self.sets.nodes(set));
+                nodes.map(|nodes| audience(nodes.nodes(), &self.interner))
             }
             RecordId::Policy(name) => {
-                let told = self.policy_key(name).and_then(|key| self.policies.told(key));
-                told.map(|told| audience(told.nodes.iter().copied(), &self.texts))
+                let sent = self.policy_key(name).and_then(|key| self.policies.sent(key));
+                sent.map(|sent| audience(sent.nodes.iter().copied(), &self.interner))
             }
             RecordId::Endpoint(_) | RecordId::HostEndpoint(_) => {
-                let told = self.endpoint_name(id).and_then(|name| self.members.told(name));
-                told.map(|(node, _)| audience([node], &self.texts))
+                let sent = self.endpoint_name(id).and_then(|name| self.items.sent(name));
+                sent.map(|(node, _)| audience([node], &self.interner))
             }
         };
         nodes.unwrap_or_else(|| Audience::Nodes(NodeSet::new()))
     }
 
-    /// The ids of all records that some node holds, ascending, as of the last flush. Takes time and room for each of them, and no more.
+    /// Ids of all records that some node holds, ascending, as of the last flush. Costs time and
+    /// memory proportional to their number.
     pub fn ids(&self) -> Vec<RecordId> {
         let settings = self.globals.settings("").map(|_| RecordId::Settings);
-        let sets = self.sets.ids().map(|set| RecordId::IpSet(SetId(self.texts.get(set).to_owned())));
-        let policies = self.policies.keys().map(|policy| RecordId::Policy(policies::key(policy, &self.texts)));
-        let endpoints = self.members.names().map(|name| name.id(&self.texts));
+        let sets = self.sets.ids().map(|set| RecordId::IpSet(SetId(self.interner.get(set).to_owned())));
+        let policies = self.policies.keys().map(|policy| RecordId::Policy(policies::key(policy, &self.interner)));
+        let endpoints = self.items.names().map(|name| name.id(&self.interner));
         let globals = self.globals.ids().cloned();
         let mut ids: Vec<_> =
             settings.into_iter().chain(globals).chain(sets).chain(policies).chain(endpoints).collect();
@@ -315,74 +234,74 @@ impl Graph {
 
     /// The pod that has the address; of several, the first by name.
     pub fn pod_at(&self, address: IpAddr) -> Option<EndpointKey> {
-        let pods = self.members.pods_at(address).filter_map(|name| match name.id(&self.texts) {
+        let pods = self.items.pods_at(address).filter_map(|name| match name.id(&self.interner) {
             RecordId::Endpoint(key) => Some(key),
             _ => None,
         });
         pods.min()
     }
 
-    /// The nodes, by name, without the addresses that they are not believed to have.
+    /// Nodes by name, without rejected addresses.
     pub fn nodes(&self) -> impl Iterator<Item = (&str, &NodeInfo)> {
         self.globals.nodes().iter().map(|(name, node)| (name.as_str(), node))
     }
 
-    /// What this node must hold.
+    /// View of a node: the records that it must hold.
     pub fn view<'a>(&'a self, node: &'a str) -> View<'a> {
         View { graph: self, node }
     }
 
-    /// The records of every node as they would be if what is staged were enforced; none if nothing is staged.
-    pub fn pending(&self) -> Option<Pending<'_>> {
-        (!self.staged.is_empty()).then_some(Pending(self))
+    /// Records of every node as if staged policies were enforced; `None` if nothing is staged.
+    pub fn staged_view(&self) -> Option<StagedView<'_>> {
+        (!self.staged.is_empty()).then_some(StagedView(self))
     }
 
-    /// Objects that do not mean what their authors may think, in order.
-    pub fn problems(&self) -> BTreeSet<Problem> {
+    /// Objects that have no effect as written, in order.
+    pub fn conflicts(&self) -> BTreeSet<Conflict> {
         let staged = self.staged.policies().map(|policy| (policy.key, policy.binding.tier));
         let staged = staged.filter(|(_, tier)| !self.policies.has_tier(*tier));
-        let tiers = self.policies.without_tier().chain(staged).map(|(policy, tier)| Problem::TierMissing {
-            policy: policies::key(policy, &self.texts),
-            tier: self.texts.get(tier).to_owned(),
+        let tiers = self.policies.without_tier().chain(staged).map(|(policy, tier)| Conflict::TierMissing {
+            policy: policies::key(policy, &self.interner),
+            tier: self.interner.get(tier).to_owned(),
         });
         let pools = self
             .globals
             .shadowed_pools()
-            .map(|(pool, winner)| Problem::PoolShadowed { pool: pool.clone(), winner: winner.clone() });
-        let is_known = |node: Text| self.globals.nodes().contains_key(self.texts.get(node));
-        let hosts = self.members.hosts_not_on(is_known).map(|(endpoint, node)| Problem::NodeMissing {
-            endpoint: self.texts.get(endpoint).to_owned(),
-            node: self.texts.get(node).to_owned(),
+            .map(|(pool, winner)| Conflict::PoolShadowed { pool: pool.clone(), winner: winner.clone() });
+        let is_known = |node: Symbol| self.globals.nodes().contains_key(self.interner.get(node));
+        let hosts = self.items.hosts_not_on(is_known).map(|(endpoint, node)| Conflict::NodeMissing {
+            endpoint: self.interner.get(endpoint).to_owned(),
+            node: self.interner.get(node).to_owned(),
         });
-        tiers.chain(pools).chain(hosts).chain(self.disbelieved()).collect()
+        tiers.chain(pools).chain(hosts).chain(self.rejected_claims()).collect()
     }
 
-    /// What agents have written that contradicts others.
-    fn disbelieved(&self) -> impl Iterator<Item = Problem> {
+    /// Blocks and addresses that agents wrote and that contradict other objects.
+    fn rejected_claims(&self) -> impl Iterator<Item = Conflict> {
         let blocks = self.globals.refused_blocks();
-        let blocks = blocks.map(|(range, info, why)| Problem::BlockRefused { range, node: info.node.clone(), why });
-        let addresses = self.globals.denied_addresses().map(|(node, Denied { claim, winner })| {
+        let blocks = blocks.map(|(range, info, why)| Conflict::BlockRefused { range, node: info.node.clone(), why });
+        let addresses = self.globals.rejected_claims().map(|(node, RejectedClaim { claim, winner })| {
             let (address, is_tunnel) = match claim {
                 Claim::Own(address) => (address, false),
                 Claim::Tunnel(address) => (address, true),
             };
-            Problem::AddressDenied { node: node.clone(), address, is_tunnel, winner }
+            Conflict::AddressRejected { node: node.clone(), address, is_tunnel, winner }
         });
-        blocks.chain(self.globals.excesses().map(Problem::Excess)).chain(addresses)
+        blocks.chain(self.globals.excesses().map(Conflict::Excess)).chain(addresses)
     }
 
-    /// Forgets texts that no object uses any more. A flush does it when it is worth its cost.
+    /// Drops symbols that no object uses any more. A flush calls this when it is worth its cost.
     pub fn sweep(&mut self) {
-        let Self { texts, index, selectors, members, policies, staged, sets, port_names, services, .. } = self;
-        texts.sweep(|marks| {
+        let Self { interner, index, selectors, items, policies, staged, sets, port_names, services, .. } = self;
+        interner.sweep(|marks| {
             index.mark(marks);
             selectors.mark(marks);
-            members.mark(marks);
+            items.mark(marks);
             policies.mark(marks);
             staged.mark(marks);
             sets.mark(marks);
             port_names.mark(marks);
-            services.keys().for_each(|(namespace, name)| marks.all([*namespace, *name]));
+            services.keys().for_each(|(namespace, name)| marks.mark_all([*namespace, *name]));
         });
     }
 
@@ -395,54 +314,60 @@ impl Graph {
     }
 
     fn flush_endpoints(&mut self, flush: &mut Flush) {
-        let mut members = std::mem::take(&mut self.members);
-        members.flush(flush, &self.texts, |item, endpoint, id| digest::digest(id, &self.resolve(item, endpoint)));
-        self.members = members;
+        // Moved out for the call: the digest of an endpoint is computed from the rest of the graph.
+        let mut items = std::mem::take(&mut self.items);
+        items.flush(flush, &self.interner, |item, endpoint, id| {
+            digest::digest(id, &self.compute_endpoint(item, endpoint))
+        });
+        self.items = items;
     }
 
-    /// An endpoint that is on a node, by the id of its record.
+    /// Looks up an endpoint that is on a node, by the id of its record.
     pub(crate) fn endpoint(&self, id: &RecordId) -> Option<(u32, &Endpoint)> {
-        let item = self.members.find_endpoint(self.endpoint_name(id)?)?;
-        match self.members.get(item)? {
+        let item = self.items.find_endpoint(self.endpoint_name(id)?)?;
+        match self.items.get(item)? {
             Payload::Endpoint(endpoint) => endpoint.node.map(|_| (item, endpoint)),
             Payload::NetworkSet(_) => None,
         }
     }
 
-    fn endpoint_name(&self, id: &RecordId) -> Option<Name> {
+    fn endpoint_name(&self, id: &RecordId) -> Option<EndpointName> {
         match id {
-            RecordId::Endpoint(name) => self.pair(&name.namespace, &name.name).map(|(a, b)| Name::Pod(a, b)),
-            RecordId::HostEndpoint(name) => self.texts.find(name).map(Name::Host),
+            RecordId::Endpoint(name) => {
+                self.interner.find_pair(&name.namespace, &name.name).map(|(a, b)| EndpointName::Pod(a, b))
+            }
+            RecordId::HostEndpoint(name) => self.interner.find(name).map(EndpointName::Host),
             _ => None,
         }
     }
 
-    fn resolve(&self, item: u32, endpoint: &Endpoint) -> Record {
+    fn compute_endpoint(&self, item: u32, endpoint: &Endpoint) -> Record {
         let policies = self.policies_of(item, endpoint).map(|policy| self.policies.get(policy)).collect();
-        self.endpoint_under(endpoint, policies)
+        self.build_endpoint(endpoint, policies)
     }
 
-    /// The record of an endpoint to which these policies apply.
-    pub(crate) fn endpoint_under(&self, endpoint: &Endpoint, policies: Vec<&Policy>) -> Record {
+    /// Builds the record of an endpoint to which these policies apply.
+    pub(crate) fn build_endpoint(&self, endpoint: &Endpoint, policies: Vec<&StoredPolicy>) -> Record {
         match (&endpoint.attachment, endpoint.name) {
-            (Attachment::Host(host), _) => Record::HostEndpoint(self.host_under(host, &policies)),
+            (Attachment::Host(host), _) => Record::HostEndpoint(self.build_host_endpoint(host, &policies)),
             (Attachment::Pod(interface, uid), name) => {
-                let has_profile = matches!(name, Name::Pod(namespace, _) if self.index.is_parent((namespace, None)));
+                let has_profile =
+                    matches!(name, EndpointName::Pod(namespace, _) if self.index.is_parent((namespace, None)));
                 Record::Endpoint(EndpointRecord {
                     interface: interface.to_string(),
                     uid: uid.to_string(),
                     addresses: endpoint.addresses.to_vec(),
-                    tiers: self.policies.bindings(policies, &self.texts),
+                    tiers: self.policies.bindings(policies, &self.interner),
                     unmatched: if has_profile { Action::Allow } else { Action::Deny },
                 })
             }
         }
     }
 
-    fn host_under(&self, host: &Host, policies: &[&Policy]) -> HostEndpointRecord {
+    fn build_host_endpoint(&self, host: &Host, policies: &[&StoredPolicy]) -> HostEndpointRecord {
         let tiers = |kinds: &[Traffic]| {
             let of_kind = policies.iter().copied().filter(|policy| kinds.contains(&policy.binding.traffic));
-            self.policies.bindings(of_kind.collect(), &self.texts)
+            self.policies.bindings(of_kind.collect(), &self.interner)
         };
         HostEndpointRecord {
             interfaces: host.interfaces.clone(),
@@ -454,28 +379,25 @@ impl Graph {
         }
     }
 
-    /// What profiles decide, in order. Those of service accounts decide nothing themselves; one that does not exist denies.
-    fn unmatched(&self, profiles: &[Profile]) -> Action {
+    /// Action for packets that no policy decides: the first profile that exists and decides.
+    /// Profiles of service accounts never decide; one that does not exist denies.
+    fn unmatched(&self, profiles: &[StoredProfile]) -> Action {
         for profile in profiles {
             match profile {
-                Profile::Allow => return Action::Allow,
-                Profile::Of(parent) if self.index.is_parent(*parent) => {
+                StoredProfile::Allow => return Action::Allow,
+                StoredProfile::Of(parent) if self.index.is_parent(*parent) => {
                     if parent.1.is_none() {
                         return Action::Allow;
                     }
                 }
-                Profile::Of(_) | Profile::Deny => return Action::Deny,
+                StoredProfile::Of(_) | StoredProfile::Deny => return Action::Deny,
             }
         }
         Action::Deny
     }
 
-    pub(crate) fn pair(&self, namespace: &str, name: &str) -> Option<(Text, Text)> {
-        Some((self.texts.find(namespace)?, self.texts.find(name)?))
-    }
-
-    pub(crate) fn policy_key(&self, name: &PolicyKey) -> Option<policies::Key> {
-        let (namespace, text) = self.pair(&name.namespace, &name.name)?;
+    pub(crate) fn policy_key(&self, name: &PolicyKey) -> Option<policies::PolicyId> {
+        let (namespace, text) = self.interner.find_pair(&name.namespace, &name.name)?;
         Some((name.kind, namespace, text))
     }
 }

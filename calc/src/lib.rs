@@ -1,37 +1,40 @@
-//! What it means: the graph from objects to each node's view, the model, and the reference evaluator.
+//! Computes from API objects what each node must enforce: the graph, the record model and the
+//! reference evaluator.
 //!
-//! Objects come in as [`update::Update`], what nodes enforce goes out as [`model::Record`], and [`graph`] has the drawing of what lies
-//! between. It is pure: what comes out depends on the objects alone, not on order, time or chance, and the tests hold it to that.
+//! Objects enter as [`update::Update`], nodes receive [`model::Record`]s, and [`graph`] has a
+//! drawing of what lies between. The crate is pure: its output depends on the current objects
+//! alone, not on order, time or randomness, and its tests check that.
 //!
-//! To read it, follow a change: `intake` (texts and selectors become numbers), `wiring` (every step of what follows from what), `index`
-//! (which items a selector selects), `sets`, `policies`, `members` and `globals` (what each keeps and compares at a flush), `view` (a node's
-//! part), `digest` (what two sides compare).
+//! To read it, follow a change: `graph/ingest` (names and labels become symbols, selectors and sets
+//! become handles), `graph/update` (propagates a change through the indexes), `index` (items by
+//! selector), `sets`, `policies`, `items` and `globals` (what each holds and compares at a flush),
+//! `graph/view` (the records of one node), `digest` (what server and agent compare).
 
 pub mod blocks;
 mod claims;
-mod counts;
+pub mod conflict;
 pub mod digest;
 pub mod evaluate;
+pub mod explain;
 pub mod flush;
 mod globals;
 pub mod graph;
 mod index;
-mod intake;
-mod members;
+pub mod ingest;
+mod interner;
+mod items;
 pub mod model;
 mod node_sets;
 mod policies;
 mod port_names;
 mod quota;
+mod refcount;
 mod rules;
 mod selector;
 mod selectors;
+mod services;
 mod sets;
 mod settings;
-pub mod staged;
 mod store;
 pub mod text;
-mod texts;
 pub mod update;
-mod view;
-mod wiring;

@@ -1,7 +1,9 @@
-//! The vocabulary of the result: the records that a node enforces. `typha` sends exactly these, `node` compiles exactly these.
+//! Model of the result: the records that a node enforces. `typha` sends exactly these, `node`
+//! compiles exactly these.
 //!
-//! A node's view is a map from [`RecordId`] to [`Record`]. The order of the ids is the order of dependency: a record only refers to
-//! records with smaller ids, so additions are applied in ascending order and removals in descending order.
+//! A node's view is a map from [`RecordId`] to [`Record`]. Ids are in dependency order: a record
+//! refers only to records with smaller ids, so additions are applied in ascending order and
+//! removals in descending order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,7 +19,7 @@ use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
 /// Identity of a record.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RecordId {
-    /// Settings for the node. Global.
+    /// Felix settings of the node. Global.
     Settings,
     /// A pool. Global.
     Pool(IpNet),
@@ -25,27 +27,53 @@ pub enum RecordId {
     Node(String),
     /// A route to a block or to a borrowed address. Global.
     Route(IpNet),
-    /// A set of addresses. For the nodes that have a policy that refers to it.
+    /// A set of addresses. Held by nodes with a policy that refers to it.
     IpSet(SetId),
-    /// A policy. For the nodes that have an endpoint that it applies to.
+    /// A policy. Held by nodes with an endpoint that it applies to.
     Policy(PolicyKey),
-    /// A workload endpoint. For its own node only.
+    /// A workload endpoint. Held by its own node only.
     Endpoint(EndpointKey),
-    /// A host endpoint by the name of its object. For its own node only.
+    /// A host endpoint by the name of its object. Held by its own node only.
     HostEndpoint(String),
 }
 
 impl RecordId {
-    /// Whether every node has the record. Those come before all others in the order of dependency.
+    /// Returns true if every node holds the record. Global records come first in dependency order.
     pub const fn is_global(&self) -> bool {
         match self {
             Self::Settings | Self::Pool(_) | Self::Node(_) | Self::Route(_) => true,
             Self::IpSet(_) | Self::Policy(_) | Self::Endpoint(_) | Self::HostEndpoint(_) => false,
         }
     }
+
+    /// Kind of the record, as the debug services name it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Settings => "settings",
+            Self::Pool(_) => "pool",
+            Self::Node(_) => "node",
+            Self::Route(_) => "route",
+            Self::IpSet(_) => "ip-set",
+            Self::Policy(_) => "policy",
+            Self::Endpoint(_) => "endpoint",
+            Self::HostEndpoint(_) => "host-endpoint",
+        }
+    }
+
+    /// Name of the record within its kind; empty for settings.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Settings => String::new(),
+            Self::Pool(range) | Self::Route(range) => range.to_string(),
+            Self::Node(name) | Self::HostEndpoint(name) => name.clone(),
+            Self::IpSet(set) => set.to_string(),
+            Self::Policy(key) => key.to_string(),
+            Self::Endpoint(key) => key.to_string(),
+        }
+    }
 }
 
-/// The global records of a view; what it has of policy, which may be much more, is not looked at.
+/// Global records of a view, without visiting the possibly many other ones.
 pub fn globals(records: &BTreeMap<RecordId, Record>) -> impl Iterator<Item = (&RecordId, &Record)> {
     records.iter().take_while(|(id, _)| id.is_global())
 }
@@ -71,8 +99,9 @@ pub enum Record {
     HostEndpoint(HostEndpointRecord),
 }
 
-/// Identity of a set, derived from what it holds: the selector's id (`s:...`), the id of a named port set (`n:...`), of the nodes of a selector
-/// (`nodes:...`), of a Service's endpoints (`svc:...`) or of its addresses (`svcaddr:...`).
+/// Identity of a set, derived from its content: id of a selector (`s:...`), of a named port
+/// (`n:...`), of a selector of nodes (`nodes:...`), of the endpoints of a Service (`svc:...`) or of
+/// their addresses (`svcaddr:...`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SetId(pub String);
 
@@ -82,25 +111,25 @@ impl fmt::Display for SetId {
     }
 }
 
-/// What NAT needs to know of a pool.
+/// Properties of a pool that NAT and routing use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolRecord {
-    /// Masquerade packets that leave the pools from an address of this one.
+    /// Masquerades packets from an address of this pool to destinations outside of all pools.
     pub nat_outgoing: bool,
-    /// How packets of the pool travel between nodes.
+    /// Encapsulation of packets between nodes.
     pub encapsulation: Encapsulation,
 }
 
-/// Where the addresses of a block are.
+/// Next hop of a block or borrowed address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteRecord {
-    /// Node that holds them.
+    /// Node that holds the addresses.
     pub node: String,
-    /// How to get there, from the pool; `None` also when no pool covers the block.
+    /// Encapsulation of the pool; `None` also when no pool covers the block.
     pub encapsulation: Encapsulation,
 }
 
-/// What the members of a set are; fixed for the life of a set id.
+/// Type of the members of a set; fixed for the lifetime of a set id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SetKind {
     /// Addresses and ranges.
@@ -121,16 +150,16 @@ pub enum Member {
 /// A set of addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IpSetRecord {
-    /// What the members are.
+    /// Type of the members.
     pub kind: SetKind,
     /// The members. Ranges may overlap.
     pub members: BTreeSet<Member>,
 }
 
-/// What a rule demands of one side of a packet. All criteria that are present must hold.
+/// Criteria of a rule for one side of a packet. All that are present must match.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SideMatch {
-    /// The address is in one of these; empty means any.
+    /// The address is in one of these; empty matches any.
     pub nets: Vec<IpNet>,
     /// The address is in none of these.
     pub not_nets: Vec<IpNet>,
@@ -138,10 +167,10 @@ pub struct SideMatch {
     pub sets: Vec<SetId>,
     /// The address is in none of these sets.
     pub not_sets: Vec<SetId>,
-    /// The port is in one of these ranges, or address, protocol and port are in one of `port_sets`; both empty means any.
-    /// Rules of a policy share lists that are the same.
+    /// The port is in one of these ranges, or address, protocol and port are in one of `port_sets`;
+    /// both empty match any. Equal lists are shared by the rules of a policy.
     pub ports: Arc<[PortRange]>,
-    /// Sets of kind [`SetKind::AddressPort`] for named ports; shared as `ports` are.
+    /// Sets of kind [`SetKind::AddressPort`] for named ports; shared like `ports`.
     pub port_sets: Arc<[SetId]>,
     /// The port is in none of these ranges.
     pub not_ports: Vec<PortRange>,
@@ -151,10 +180,10 @@ pub struct SideMatch {
     pub service_set: Option<SetId>,
 }
 
-/// A rule whose selectors have become sets.
+/// A rule whose selectors are resolved to sets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleRecord {
-    /// What to do.
+    /// Action on a match.
     pub action: Action,
     /// Only packets of this IP version.
     pub ip_version: Option<IpVersion>,
@@ -162,22 +191,23 @@ pub struct RuleRecord {
     pub protocol: Option<Protocol>,
     /// Only packets not of this protocol.
     pub not_protocol: Option<Protocol>,
-    /// Only packets that are ICMP of their own IP version, of this type and code.
+    /// Only ICMP packets of their own IP version, of this type and code.
     pub icmp: Option<Icmp>,
-    /// Only packets that are not; what is no ICMP of its version has no type, and passes.
+    /// Excludes such packets. What is not ICMP of its IP version has no type, and matches.
     pub not_icmp: Option<Icmp>,
-    /// Where the packet comes from.
+    /// Criteria for the source.
     pub source: SideMatch,
-    /// Where the packet goes to.
+    /// Criteria for the destination.
     pub destination: SideMatch,
 }
 
-/// A policy as a node enforces it. Which endpoints it applies to is in their [`EndpointRecord`] or [`HostEndpointRecord`].
+/// A policy as a node enforces it. The endpoints that it applies to list it in their
+/// [`EndpointRecord`] or [`HostEndpointRecord`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicyRecord {
-    /// Rules for packets that come to the endpoint, in order.
+    /// Rules for packets to the endpoint, in order.
     pub ingress: Vec<RuleRecord>,
-    /// Rules for packets that leave the endpoint, in order.
+    /// Rules for packets from the endpoint, in order.
     pub egress: Vec<RuleRecord>,
 }
 
@@ -186,11 +216,13 @@ pub struct PolicyRecord {
 pub struct TierBinding {
     /// Name of the tier.
     pub name: String,
-    /// What happens at the end of the tier: `Deny` or `Pass`.
+    /// Action at the end of the tier: `Deny` or `Pass`.
     pub default_action: Action,
-    /// Enforced policies that apply to packets to the endpoint, in order. Empty: the tier is skipped in this direction.
+    /// Enforced policies for packets to the endpoint, in order. Empty: the tier is skipped in this
+    /// direction.
     pub ingress: Vec<PolicyKey>,
-    /// Enforced policies that apply to packets from the endpoint, in order. Empty: the tier is skipped in this direction.
+    /// Enforced policies for packets from the endpoint, in order. Empty: the tier is skipped in
+    /// this direction.
     pub egress: Vec<PolicyKey>,
 }
 
@@ -199,39 +231,44 @@ pub struct TierBinding {
 pub struct EndpointRecord {
     /// Host side interface.
     pub interface: String,
-    /// The pod's uid; empty: not known. It decides for no other pod of that name.
+    /// Uid of the pod; empty: not known. The record applies to no other pod of that name.
     pub uid: String,
-    /// Addresses that typha knows of; may lag behind the node's own knowledge.
+    /// Addresses that typha knows; may lag behind what the node itself knows.
     pub addresses: Vec<IpAddr>,
-    /// Tiers that have a policy for it, in order.
+    /// Tiers with a policy that applies to it, in order.
     pub tiers: Vec<TierBinding>,
-    /// What happens to a packet that no tier decided: `Allow` by the profile of the pod's namespace, `Deny` when that is missing.
+    /// Action for packets that no tier decides: `Allow` by the profile of the pod's namespace,
+    /// `Deny` when that is missing.
     pub unmatched: Action,
 }
 
-/// A host endpoint as its node enforces it: packets of the node itself, and those that it forwards, at some of its interfaces.
+/// A host endpoint as its node enforces it: for packets of the node itself, and forwarded ones, at
+/// some of its interfaces.
 ///
-/// Each list has the tiers with a policy of that kind, in order. Packets of established connections are past `normal`, `forward` and
-/// `pre_dnat`.
+/// Each list has the tiers with a policy of that kind, in order. Packets of established connections
+/// skip `normal`, `forward` and `pre_dnat`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostEndpointRecord {
-    /// Which interfaces of the node.
+    /// Interfaces of the node that it covers.
     pub interfaces: HostInterfaces,
-    /// For packets of the host itself, behind the failsafe ports.
+    /// For packets of the host itself, after the failsafe ports.
     pub normal: Vec<TierBinding>,
-    /// For packets that the host forwards. What no tier decides is allowed, and so is what no policy applies to.
+    /// For forwarded packets. They are allowed if no tier decides or no policy applies.
     pub forward: Vec<TierBinding>,
-    /// For all packets that come in, before their destination is translated, behind the failsafe ports. `Allow` spares the packet `normal`
-    /// and `forward`; what no rule decides goes on, as the end of a tier decides nothing here.
+    /// For all incoming packets before DNAT, after the failsafe ports. `Allow` makes a packet skip
+    /// `normal` and `forward`; the end of a tier does not drop here, so a packet that no rule
+    /// decides continues.
     pub pre_dnat: Vec<TierBinding>,
-    /// For all packets, before connections are tracked, behind the failsafe ports. `Allow` spares the packet all of the others, and being
-    /// tracked; what no rule decides goes on, as the end of a tier decides nothing here.
+    /// For all packets before connection tracking, after the failsafe ports. `Allow` makes a packet
+    /// skip all other lists and connection tracking; the end of a tier does not drop here, so a
+    /// packet that no rule decides continues.
     pub untracked: Vec<TierBinding>,
-    /// What happens to a packet of the host itself that no tier of `normal` decided: by the profiles of the endpoint.
+    /// Action for packets of the host itself that no tier of `normal` decides, from the endpoint's
+    /// profiles.
     pub unmatched: Action,
 }
 
-/// Which interfaces of a node a host endpoint stands for.
+/// Interfaces of a node that a host endpoint covers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostInterfaces {
     /// All of them.

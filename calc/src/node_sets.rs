@@ -1,4 +1,5 @@
-//! Sets of nodes' addresses. Nodes are few and no items of the label index, where every selector of endpoints would meet them.
+//! Sets of node addresses. Nodes are few and not in the label index, where selectors for endpoints
+//! would match them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -9,18 +10,18 @@ use margay_api::selector::Selector;
 use crate::model::Member;
 use crate::sets::address;
 
-/// Live sets of nodes' addresses, with what selects the nodes.
+/// Live sets of node addresses, with the selectors of their nodes.
 #[derive(Debug, Default)]
 pub(crate) struct NodeSets(BTreeMap<u32, Selector>);
 
 impl NodeSets {
-    /// From now on the set follows the nodes.
-    pub(crate) fn enliven(&mut self, set: u32, canonical: &str) {
+    /// Starts maintaining the set.
+    pub(crate) fn activate(&mut self, set: u32, canonical: &str) {
         self.0.insert(set, parse(canonical));
     }
 
-    /// Nobody needs the set any more.
-    pub(crate) fn retire(&mut self, set: u32) {
+    /// Stops maintaining the set.
+    pub(crate) fn deactivate(&mut self, set: u32) {
         self.0.remove(&set);
     }
 
@@ -29,13 +30,13 @@ impl NodeSets {
     }
 }
 
-/// Members of the set of this selector.
+/// Members of the set of a selector.
 pub(crate) fn members(canonical: &str, nodes: &BTreeMap<String, NodeInfo>) -> Vec<Member> {
     let selector = parse(canonical);
     nodes.values().flat_map(|node| added(&selector, node)).collect()
 }
 
-/// What a node adds to the set of a selector.
+/// Members that a node contributes to the set of a selector.
 pub(crate) fn added(selector: &Selector, node: &NodeInfo) -> impl Iterator<Item = Member> + use<> {
     let ipv4 = node.ipv4.map(|net| IpAddr::V4(net.addr()));
     let ipv6 = node.ipv6.map(|net| IpAddr::V6(net.addr()));
@@ -44,5 +45,5 @@ pub(crate) fn added(selector: &Selector, node: &NodeInfo) -> impl Iterator<Item 
 }
 
 fn parse(canonical: &str) -> Selector {
-    Selector::parse(canonical).expect("what a selector prints is a selector")
+    Selector::parse(canonical).expect("a printed selector parses")
 }

@@ -1,4 +1,5 @@
-//! Policies in force and tiers: what each policy refers to, where it is in force, and in which order policies apply.
+//! Enforced policies and tiers: what each policy refers to, on which nodes it is in force, and the
+//! order of evaluation.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -6,46 +7,47 @@ use std::collections::BTreeSet;
 use margay_api::policy::{Order, PolicyKey, PolicyKind, Tier, Traffic};
 use margay_api::rule::Action;
 
-use crate::counts::{Counts, Told, transition};
 use crate::digest;
 use crate::flush::{Change, Flush};
-use crate::members::Subject;
+use crate::interner::{Interner, Marks, Symbol};
+use crate::items::Subject;
 use crate::model::{PolicyRecord, Record, RecordId, SetId, TierBinding};
+use crate::refcount::{RefCounts, Sent, transition};
 use crate::rules::{SharedSets, StoredRule};
 use crate::sets::Sets;
 use crate::store::{Map, Slab};
-use crate::texts::{Marks, Text, Texts};
 
 /// Identity of a policy: kind, namespace, name.
-pub(crate) type Key = (PolicyKind, Text, Text);
+pub(crate) type PolicyId = (PolicyKind, Symbol, Symbol);
 
-/// What decides which endpoints a policy is bound to, and where it stands among their policies.
+/// Determines which endpoints a policy applies to, and its place among their policies.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Binding {
-    pub(crate) tier: Text,
+    pub(crate) tier: Symbol,
     pub(crate) order: Order,
-    /// Selector of the endpoints that it applies to.
+    /// Handle of the selector of the endpoints that it applies to.
     pub(crate) subject: u32,
-    /// Which packets of host endpoints it is about; some are about no workload.
+    /// Which packets of host endpoints it applies to; only some kinds apply to workloads.
     pub(crate) traffic: Traffic,
     pub(crate) ingress: bool,
     pub(crate) egress: bool,
 }
 
 #[derive(Debug)]
-pub(crate) struct Policy {
-    pub(crate) key: Key,
+pub(crate) struct StoredPolicy {
+    pub(crate) key: PolicyId,
     pub(crate) binding: Binding,
     pub(crate) ingress: Box<[StoredRule]>,
     pub(crate) egress: Box<[StoredRule]>,
-    /// Sets that the rules refer to, each once, sorted.
+    /// Sets that the rules refer to, without duplicates, sorted.
     pub(crate) sets: Box<[u32]>,
-    /// Per node, the endpoints that it applies to.
-    pub(crate) nodes: Counts,
+    /// Per node, the number of endpoints that it applies to.
+    pub(crate) nodes: RefCounts,
 }
 
-impl Policy {
-    /// Whether it applies to endpoints of that sort which it selects. No policy of a namespace has a say about a host.
+impl StoredPolicy {
+    /// Returns true if it applies to endpoints of that kind which it selects. Namespaced policies
+    /// never apply to host endpoints.
     pub(crate) fn applies_to(&self, subject: Subject) -> bool {
         match subject {
             Subject::Workload => self.binding.traffic.is_for_workloads(),
@@ -55,7 +57,7 @@ impl Policy {
 }
 
 #[derive(Debug, Default)]
-struct TierEntry {
+struct StoredTier {
     object: Option<Tier>,
     policies: BTreeSet<u32>,
 }
@@ -63,15 +65,15 @@ struct TierEntry {
 /// All policies that are enforced, and all tiers.
 #[derive(Debug, Default)]
 pub(crate) struct Policies {
-    policies: Slab<Policy>,
-    by_key: Map<Key, u32>,
-    tiers: Map<Text, TierEntry>,
-    told: Map<Key, Told>,
-    dirty: BTreeSet<Key>,
+    policies: Slab<StoredPolicy>,
+    by_key: Map<PolicyId, u32>,
+    tiers: Map<Symbol, StoredTier>,
+    sent: Map<PolicyId, Sent>,
+    dirty: BTreeSet<PolicyId>,
 }
 
 impl Policies {
-    pub(crate) fn insert(&mut self, policy: Policy) -> u32 {
+    pub(crate) fn insert(&mut self, policy: StoredPolicy) -> u32 {
         let (key, tier) = (policy.key, policy.binding.tier);
         let handle = self.policies.insert(policy);
         self.by_key.insert(key, handle);
@@ -80,8 +82,8 @@ impl Policies {
         handle
     }
 
-    /// Forgets a policy; the caller has unbound it from every endpoint.
-    pub(crate) fn remove(&mut self, handle: u32) -> Option<Policy> {
+    /// Removes a policy; the caller has unbound it from every endpoint.
+    pub(crate) fn remove(&mut self, handle: u32) -> Option<StoredPolicy> {
         let policy = self.policies.remove(handle)?;
         self.by_key.remove(&policy.key);
         self.leave_tier(handle, policy.binding.tier);
@@ -89,7 +91,7 @@ impl Policies {
         Some(policy)
     }
 
-    /// Gives a policy another place.
+    /// Changes tier, order or subject of a policy.
     pub(crate) fn rebind(&mut self, handle: u32, binding: Binding) {
         let before = std::mem::replace(&mut self.policies[handle].binding, binding);
         if before.tier != binding.tier {
@@ -98,23 +100,23 @@ impl Policies {
         }
     }
 
-    pub(crate) fn find(&self, key: Key) -> Option<u32> {
+    pub(crate) fn find(&self, key: PolicyId) -> Option<u32> {
         self.by_key.get(&key).copied()
     }
 
-    pub(crate) fn get(&self, handle: u32) -> &Policy {
+    pub(crate) fn get(&self, handle: u32) -> &StoredPolicy {
         &self.policies[handle]
     }
 
-    /// For changing rules, sets and nodes; the record is compared at the next flush.
-    pub(crate) fn touch(&mut self, handle: u32) -> &mut Policy {
+    /// Returns a policy for a change of rules, sets or nodes, and marks its record dirty.
+    pub(crate) fn touch(&mut self, handle: u32) -> &mut StoredPolicy {
         let policy = &mut self.policies[handle];
         self.dirty.insert(policy.key);
         policy
     }
 
-    /// Counts one more endpoint on the node. True if it is the policy's first there.
-    pub(crate) fn bind(&mut self, handle: u32, node: Text) -> bool {
+    /// Counts one more endpoint on the node. Returns true if it is the policy's first there.
+    pub(crate) fn bind(&mut self, handle: u32, node: Symbol) -> bool {
         let policy = &mut self.policies[handle];
         let is_first = policy.nodes.add(node);
         if is_first {
@@ -123,8 +125,8 @@ impl Policies {
         is_first
     }
 
-    /// Counts one endpoint less. True if it was the policy's last there.
-    pub(crate) fn unbind(&mut self, handle: u32, node: Text) -> bool {
+    /// Counts one endpoint less. Returns true if it was the policy's last there.
+    pub(crate) fn unbind(&mut self, handle: u32, node: Symbol) -> bool {
         let policy = &mut self.policies[handle];
         let is_last = policy.nodes.remove(node);
         if is_last {
@@ -133,36 +135,37 @@ impl Policies {
         is_last
     }
 
-    /// Takes a tier. Answers with its policies if their endpoints see a difference.
-    pub(crate) fn set_tier(&mut self, name: Text, object: Option<Tier>) -> Vec<u32> {
+    /// Sets or removes a tier. Returns its policies if their endpoints must be computed anew.
+    pub(crate) fn set_tier(&mut self, name: Symbol, object: Option<Tier>) -> Vec<u32> {
         let tier = self.tiers.entry(name).or_default();
         if tier.object == object {
-            self.drop_tier(name);
+            self.free_tier(name);
             return Vec::new();
         }
         tier.object = object;
         let policies = tier.policies.iter().copied().collect();
-        self.drop_tier(name);
+        self.free_tier(name);
         policies
     }
 
-    /// Policies that refer to a tier which does not exist, with the tier.
-    pub(crate) fn without_tier(&self) -> impl Iterator<Item = (Key, Text)> {
+    /// Policies whose tier does not exist, with the tier.
+    pub(crate) fn without_tier(&self) -> impl Iterator<Item = (PolicyId, Symbol)> {
         let policies = self.policies.iter().map(|(_, policy)| (policy.key, policy.binding.tier));
         policies.filter(|(_, tier)| !self.has_tier(*tier))
     }
 
-    /// Whether the tier exists as an object.
-    pub(crate) fn has_tier(&self, tier: Text) -> bool {
+    /// Returns true if the tier exists as an object.
+    pub(crate) fn has_tier(&self, tier: Symbol) -> bool {
         self.tiers.get(&tier).is_some_and(|tier| tier.object.is_some())
     }
 
-    /// The tiers of an endpoint that these policies apply to, in order. A tier without object comes behind all others and denies.
-    pub(crate) fn bindings(&self, mut policies: Vec<&Policy>, texts: &Texts) -> Vec<TierBinding> {
-        policies.sort_by(|a, b| self.compare(a, b, texts));
+    /// Tiers of an endpoint to which these policies apply, in order. A missing tier comes after all
+    /// others and denies.
+    pub(crate) fn bindings(&self, mut policies: Vec<&StoredPolicy>, interner: &Interner) -> Vec<TierBinding> {
+        policies.sort_by(|a, b| self.compare(a, b, interner));
         let mut tiers: Vec<TierBinding> = Vec::new();
         for policy in policies {
-            let name = texts.get(policy.binding.tier);
+            let name = interner.get(policy.binding.tier);
             if tiers.last().is_none_or(|tier| tier.name != name) {
                 let object = self.tiers.get(&policy.binding.tier).and_then(|tier| tier.object.as_ref());
                 tiers.push(TierBinding {
@@ -176,7 +179,7 @@ impl Policies {
                 let lists = [(policy.binding.ingress, &mut tier.ingress), (policy.binding.egress, &mut tier.egress)];
                 for (applies, list) in lists {
                     if applies {
-                        list.push(key(policy.key, texts));
+                        list.push(key(policy.key, interner));
                     }
                 }
             }
@@ -184,108 +187,115 @@ impl Policies {
         tiers
     }
 
-    /// Puts what changed into the flush.
-    pub(crate) fn flush(&mut self, flush: &mut Flush, sets: &Sets, texts: &Texts) {
+    /// Adds what changed to the flush.
+    pub(crate) fn flush(&mut self, flush: &mut Flush, sets: &Sets, interner: &Interner) {
         for name in std::mem::take(&mut self.dirty) {
-            let id = RecordId::Policy(key(name, texts));
+            let id = RecordId::Policy(key(name, interner));
             let now = self.by_key.get(&name).map(|handle| &self.policies[*handle]);
-            let now = now.filter(|policy| !policy.nodes.is_empty()).map(|policy| Told {
-                digest: digest::digest(&id, &Record::Policy(record(policy, sets, texts))),
+            let now = now.filter(|policy| !policy.nodes.is_empty()).map(|policy| Sent {
+                digest: digest::digest(&id, &Record::Policy(record(policy, sets, interner))),
                 nodes: policy.nodes.nodes().collect(),
             });
-            let told = self.told.get(&name);
-            let differs = now.as_ref().map(|now| now.digest) != told.map(|told| told.digest);
+            let sent = self.sent.get(&name);
+            let differs = now.as_ref().map(|now| now.digest) != sent.map(|sent| sent.digest);
             let change = if differs { Change::Value } else { Change::Same };
-            let was = told.map(|told| &*told.nodes).unwrap_or_default();
+            let was = sent.map(|sent| &*sent.nodes).unwrap_or_default();
             let is = now.as_ref().map(|now| &*now.nodes).unwrap_or_default();
             if (differs || was != is)
-                && let Some(change) = transition(was, is, change, texts)
+                && let Some(change) = transition(was, is, change, interner)
             {
                 flush.records.insert(id, change);
             }
             match now {
-                Some(now) => self.told.insert(name, now),
-                None => self.told.remove(&name),
+                Some(now) => self.sent.insert(name, now),
+                None => self.sent.remove(&name),
             };
         }
     }
 
-    /// The record of a policy that is in force somewhere.
-    pub(crate) fn record(&self, key: Key, sets: &Sets, texts: &Texts) -> Option<PolicyRecord> {
+    /// Record of a policy that is in force on a node.
+    pub(crate) fn record(&self, key: PolicyId, sets: &Sets, interner: &Interner) -> Option<PolicyRecord> {
         let policy = &self.policies[self.find(key)?];
-        (!policy.nodes.is_empty()).then(|| record(policy, sets, texts))
+        (!policy.nodes.is_empty()).then(|| record(policy, sets, interner))
     }
 
     /// Policies whose record exists, in no order.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = Key> {
-        self.told.keys().copied()
+    pub(crate) fn keys(&self) -> impl Iterator<Item = PolicyId> {
+        self.sent.keys().copied()
     }
 
-    pub(crate) fn told(&self, key: Key) -> Option<&Told> {
-        self.told.get(&key)
+    pub(crate) fn sent(&self, key: PolicyId) -> Option<&Sent> {
+        self.sent.get(&key)
     }
 
-    /// Marks every text that is kept here.
+    /// Marks the symbols in use.
     pub(crate) fn mark(&self, marks: &mut Marks) {
         for (_, policy) in self.policies.iter() {
-            marks.all([policy.key.1, policy.key.2, policy.binding.tier]);
-            marks.all(policy.nodes.nodes());
+            marks.mark_all([policy.key.1, policy.key.2, policy.binding.tier]);
+            marks.mark_all(policy.nodes.nodes());
         }
         self.tiers.keys().for_each(|tier| marks.mark(*tier));
         for (_, namespace, name) in &self.dirty {
-            marks.all([*namespace, *name]);
+            marks.mark_all([*namespace, *name]);
         }
-        for ((_, namespace, name), told) in &self.told {
-            marks.all([*namespace, *name]);
-            marks.all(told.nodes.iter().copied());
+        for ((_, namespace, name), sent) in &self.sent {
+            marks.mark_all([*namespace, *name]);
+            marks.mark_all(sent.nodes.iter().copied());
         }
     }
 
-    fn leave_tier(&mut self, handle: u32, tier: Text) {
+    fn leave_tier(&mut self, handle: u32, tier: Symbol) {
         if let Some(entry) = self.tiers.get_mut(&tier) {
             entry.policies.remove(&handle);
         }
-        self.drop_tier(tier);
+        self.free_tier(tier);
     }
 
-    fn drop_tier(&mut self, name: Text) {
+    fn free_tier(&mut self, name: Symbol) {
         if self.tiers.get(&name).is_some_and(|tier| tier.object.is_none() && tier.policies.is_empty()) {
             self.tiers.remove(&name);
         }
     }
 
-    /// By tier (those that exist first, then by order and name), then by order, then by what [`spelled`] spells.
-    fn compare(&self, a: &Policy, b: &Policy, texts: &Texts) -> Ordering {
+    /// Orders by tier (existing ones first, then by order and name), then by order, then by
+    /// [`tie_break`].
+    fn compare(&self, a: &StoredPolicy, b: &StoredPolicy, interner: &Interner) -> Ordering {
         let by_tier = || {
             if a.binding.tier == b.binding.tier {
                 return Ordering::Equal;
             }
-            let rank = |policy: &Policy| {
+            let rank = |policy: &StoredPolicy| {
                 let object = self.tiers.get(&policy.binding.tier).and_then(|tier| tier.object.as_ref());
                 (object.is_none(), object.map(|tier| tier.order))
             };
-            let name = |policy: &Policy| texts.get(policy.binding.tier);
+            let name = |policy: &StoredPolicy| interner.get(policy.binding.tier);
             rank(a).cmp(&rank(b)).then_with(|| name(a).cmp(name(b)))
         };
-        let by_key = || spelled(a.key, texts).cmp(spelled(b.key, texts));
+        let by_key = || tie_break(a.key, interner).cmp(tie_break(b.key, interner));
         by_tier().then_with(|| a.binding.order.cmp(&b.binding.order)).then_with(by_key)
     }
 }
 
-/// What breaks ties: the text `name/namespace/kind`, as in Calico. It is not the same as name, then namespace, then kind: `a-b` comes before
-/// `a`, because a hyphen comes before a slash. A staged policy stands where it would if it were enforced.
-fn spelled((kind, namespace, name): Key, texts: &Texts) -> impl Iterator<Item = u8> + '_ {
-    let parts = [texts.get(name), "/", texts.get(namespace), "/", kind.enforced().as_str()];
+/// Bytes that break ties: `name/namespace/kind`, as Calico does. This is not the order of name,
+/// then namespace, then kind: `a-b` comes before `a`, because a hyphen comes before a slash. A
+/// staged policy is placed as if it were enforced.
+fn tie_break((kind, namespace, name): PolicyId, interner: &Interner) -> impl Iterator<Item = u8> + '_ {
+    let parts = [interner.get(name), "/", interner.get(namespace), "/", kind.enforced().as_str()];
     parts.into_iter().flat_map(str::bytes)
 }
 
-/// The key as others know it.
-pub(crate) fn key((kind, namespace, name): Key, texts: &Texts) -> PolicyKey {
-    PolicyKey { kind, namespace: texts.get(namespace).to_owned(), name: texts.get(name).to_owned() }
+/// Normalises minus zero to zero: the two are equal as numbers, so the tie must be broken by name.
+pub(crate) fn normalise_order(order: Order) -> Order {
+    Order(order.0.map(|order| order + 0.0))
 }
 
-pub(crate) fn record(policy: &Policy, sets: &Sets, texts: &Texts) -> PolicyRecord {
-    let id = |set: u32| SetId(texts.get(sets.id(set)).to_owned());
+/// Key with its symbols resolved.
+pub(crate) fn key((kind, namespace, name): PolicyId, interner: &Interner) -> PolicyKey {
+    PolicyKey { kind, namespace: interner.get(namespace).to_owned(), name: interner.get(name).to_owned() }
+}
+
+pub(crate) fn record(policy: &StoredPolicy, sets: &Sets, interner: &Interner) -> PolicyRecord {
+    let id = |set: u32| SetId(interner.get(sets.id(set)).to_owned());
     let mut shared = SharedSets::new();
     let mut rules = |rules: &[StoredRule]| rules.iter().map(|rule| rule.record(&id, &mut shared)).collect();
     PolicyRecord { ingress: rules(&policy.ingress), egress: rules(&policy.egress) }

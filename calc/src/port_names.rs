@@ -1,59 +1,59 @@
-//! Names of ports that rules list: a list is kept once, and is one set for each selector, so that many names are looked up like one.
+//! Lists of named ports. Rules that list the same names share one list, and for each selector one
+//! set, so that many names cost a lookup like a single one.
 
+use crate::interner::{Interner, Marks, Symbol};
 use crate::store::Map;
-use crate::texts::{Marks, Text, Texts};
 
-/// What stands between the names in the text of a list; no name contains it.
+/// Separator of the names in the text of a list. No port name contains it.
 const SEPARATOR: &str = ",";
 
-/// All lists that some set is of, by their text.
+/// Lists that sets refer to, by their text.
 #[derive(Debug, Default)]
-pub(crate) struct PortNames(Map<Text, List>);
+pub(crate) struct PortNames(Map<Symbol, NameList>);
 
 #[derive(Debug)]
-struct List {
-    /// How often it is held.
-    held: u32,
-    /// The names, in the order of their numbers.
-    names: Box<[Text]>,
+struct NameList {
+    ref_count: u32,
+    /// Sorted by symbol, for binary search.
+    names: Box<[Symbol]>,
 }
 
 impl PortNames {
-    /// The list of these names in any order, held once more.
-    pub(crate) fn hold(&mut self, names: &[&str], texts: &mut Texts) -> Text {
+    /// Takes a reference to the list of these names, in any order, and returns its symbol.
+    pub(crate) fn acquire(&mut self, names: &[&str], interner: &mut Interner) -> Symbol {
         let mut sorted = names.to_vec();
         sorted.sort_unstable();
         sorted.dedup();
-        let text = texts.intern(&sorted.join(SEPARATOR));
+        let text = interner.intern(&sorted.join(SEPARATOR));
         let list = self.0.entry(text).or_insert_with(|| {
-            let mut names: Box<[Text]> = sorted.iter().map(|name| texts.intern(name)).collect();
+            let mut names: Box<[Symbol]> = sorted.iter().map(|name| interner.intern(name)).collect();
             names.sort_unstable();
-            List { held: 0, names }
+            NameList { ref_count: 0, names }
         });
-        list.held += 1;
+        list.ref_count += 1;
         text
     }
 
-    /// Held once less.
-    pub(crate) fn release(&mut self, list: Text) {
+    /// Drops a reference, and with the last one the list.
+    pub(crate) fn release(&mut self, list: Symbol) {
         if let Some(known) = self.0.get_mut(&list) {
-            known.held -= 1;
-            if known.held == 0 {
+            known.ref_count -= 1;
+            if known.ref_count == 0 {
                 self.0.remove(&list);
             }
         }
     }
 
-    /// Whether the list has this name.
-    pub(crate) fn has(&self, list: Text, name: Text) -> bool {
+    /// Returns true if the list contains the name.
+    pub(crate) fn contains(&self, list: Symbol, name: Symbol) -> bool {
         self.0.get(&list).is_some_and(|list| list.names.binary_search(&name).is_ok())
     }
 
-    /// Marks every text that is kept here.
+    /// Marks every symbol in use.
     pub(crate) fn mark(&self, marks: &mut Marks) {
         for (text, list) in &self.0 {
             marks.mark(*text);
-            marks.all(list.names.iter().copied());
+            marks.mark_all(list.names.iter().copied());
         }
     }
 }

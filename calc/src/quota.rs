@@ -1,15 +1,16 @@
-//! How much one party may have, whatever it writes: the first of what it has, in order, count.
+//! Quotas: of the things that a holder has, the first ones in order are within its quota, whatever
+//! it writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What each holder has, of which the first `most` are within its quota.
+/// Things of each holder, of which the first `most` are within its quota.
 #[derive(Debug)]
 pub(crate) struct Quota<H, T> {
     most: usize,
     holders: BTreeMap<H, Ranked<T>>,
 }
 
-/// All in `within` come before all in `beyond`, where nothing is unless `within` is full.
+/// All in `within` come before all in `beyond`, which is empty unless `within` is full.
 #[derive(Debug)]
 struct Ranked<T> {
     within: BTreeSet<T>,
@@ -21,7 +22,8 @@ impl<H: Ord, T: Ord + Clone> Quota<H, T> {
         Self { most, holders: BTreeMap::new() }
     }
 
-    /// The holder has this too. Answers with what went beyond its quota by that, unless it is the thing itself.
+    /// Adds a thing of the holder. Returns the one that this moved out of the quota, unless it is
+    /// the thing itself.
     pub(crate) fn add(&mut self, holder: H, thing: T) -> Option<T> {
         let empty = || Ranked { within: BTreeSet::new(), beyond: BTreeSet::new() };
         let Ranked { within, beyond } = self.holders.entry(holder).or_insert_with(empty);
@@ -35,7 +37,7 @@ impl<H: Ord, T: Ord + Clone> Quota<H, T> {
         last
     }
 
-    /// The holder has it no more. Answers with what comes within its quota by that.
+    /// Removes a thing of the holder. Returns the one that this moved into the quota.
     pub(crate) fn remove(&mut self, holder: &H, thing: &T) -> Option<T> {
         let Ranked { within, beyond } = self.holders.get_mut(holder)?;
         let next = if within.remove(thing) {
@@ -51,12 +53,12 @@ impl<H: Ord, T: Ord + Clone> Quota<H, T> {
         next
     }
 
-    /// Whether what the holder has is within its quota.
+    /// Returns true if the holder's thing is within its quota.
     pub(crate) fn is_within(&self, holder: &H, thing: &T) -> bool {
         self.holders.get(holder).is_some_and(|ranked| ranked.within.contains(thing))
     }
 
-    /// Holders that have more than they may, with how much they have.
+    /// Holders that exceed their quota, with the number of their things.
     pub(crate) fn exceeded(&self) -> impl Iterator<Item = (&H, usize)> {
         let all = self.holders.iter().filter(|(_, ranked)| !ranked.beyond.is_empty());
         all.map(|(holder, ranked)| (holder, ranked.within.len() + ranked.beyond.len()))
@@ -70,7 +72,8 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Whatever came and went in which order: the first ones are within, and whatever changed sides is named.
+        /// After any sequence of changes the first ones are within, and every one that moved is
+        /// returned.
         #[test]
         fn the_first_are_within(steps in proptest::collection::vec((0..2_u8, 0..12_u8, any::<bool>()), 0..80), most in 0..5_usize) {
             let mut quota = Quota::new(most);

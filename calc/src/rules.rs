@@ -1,4 +1,5 @@
-//! Rules as they are kept: selectors, named ports and Services are sets, sets are numbers, and a side that demands nothing is not there.
+//! Rules as stored: selectors, named ports and Services become sets, sets become handles, and
+//! criteria that are absent use no memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,14 +11,15 @@ use margay_api::selector::Selector;
 
 use crate::model::{RuleRecord, SetId, SideMatch};
 
-/// What a rule refers to.
+/// Reference of a rule to a set.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Reference<'a> {
-    /// What a selector selects.
+    /// Endpoints and network sets that a selector matches.
     Selected(&'a Selector),
-    /// The ports of these names and this protocol at what a selector selects, or at anybody.
+    /// Ports with these names and this protocol at the endpoints that a selector matches, or at any
+    /// endpoint.
     NamedPorts(Option<&'a Selector>, Option<Protocol>, &'a [&'a str]),
-    /// Addresses of the nodes that a selector selects.
+    /// Addresses of the nodes that a selector matches.
     Nodes(&'a Selector),
     /// Backends of a Service.
     Service(&'a NamespacedName),
@@ -37,10 +39,10 @@ pub(crate) struct StoredRule {
     destination: StoredSide,
 }
 
-/// What one side of a packet has to meet: only what is demanded takes room, as most rules demand one or two things.
+/// Criteria of one side of a packet; most rules have one or two.
 type StoredSide = Box<[Criterion]>;
 
-/// One list of a [`SideMatch`].
+/// One field of a [`SideMatch`].
 #[derive(Debug, PartialEq, Eq)]
 enum Criterion {
     Nets(Box<[IpNet]>),
@@ -54,25 +56,27 @@ enum Criterion {
     Service(u32),
 }
 
-/// Lists of ports that rules of one policy share: a rule for each of many peers costs the peer.
-pub(crate) type Lists = BTreeSet<Arc<[PortRange]>>;
+/// Port lists that rules of one policy share, so that a rule per peer does not cost a list per
+/// peer.
+pub(crate) type SharedLists = BTreeSet<Arc<[PortRange]>>;
 
-/// Lists of the one set of named ports of a side, by its number, that the records of a policy's rules share.
+/// Set id of the named ports of a side, as the list that the records of a policy's rules share, by
+/// the handle of the set.
 pub(crate) type SharedSets = BTreeMap<u32, Arc<[SetId]>>;
 
-/// Which side of a packet.
+/// Side of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum Side {
     Source,
     Destination,
 }
 
-/// The rule as it is kept. `set` answers every reference with the number of a set; `local` is the side on which the policy's own endpoint
-/// stands, and what selects it.
-pub(crate) fn store(
+/// Converts a rule to its stored form. `set` returns the handle of the set for a reference; `local`
+/// is the side of the policy's own endpoint, and its selector.
+pub(crate) fn store_rule(
     rule: &Rule,
-    local: (End, &Selector),
-    lists: &mut Lists,
+    local: (Side, &Selector),
+    lists: &mut SharedLists,
     set: &mut impl FnMut(Reference<'_>) -> u32,
 ) -> StoredRule {
     let Rule { action, ip_version, protocol, not_protocol, icmp, not_icmp, source, destination } = rule;
@@ -83,16 +87,16 @@ pub(crate) fn store(
         not_protocol: *not_protocol,
         icmp: *icmp,
         not_icmp: *not_icmp,
-        source: side(source, (End::Source, local), *protocol, lists, set),
-        destination: side(destination, (End::Destination, local), *protocol, lists, set),
+        source: side(source, (Side::Source, local), *protocol, lists, set),
+        destination: side(destination, (Side::Destination, local), *protocol, lists, set),
     }
 }
 
 fn side(
     entity: &EntityMatch,
-    (end, local): (End, (End, &Selector)),
+    (end, local): (Side, (Side, &Selector)),
     protocol: Option<Protocol>,
-    lists: &mut Lists,
+    lists: &mut SharedLists,
     set: &mut impl FnMut(Reference<'_>) -> u32,
 ) -> StoredSide {
     let EntityMatch { nets, not_nets, selector, not_selector, ports, not_ports, nodes, service } = entity;
@@ -102,13 +106,15 @@ fn side(
     let mut service_set = None;
     if let Some(service) = service {
         match end {
-            // A packet from a Service carries a backend's address, and a port of the client's choice.
-            End::Source => sets.push(set(Reference::ServiceAddresses(service))),
-            End::Destination => service_set = Some(set(Reference::Service(service))),
+            // A packet from a Service has a backend's address, but a source port of the client's
+            // choice.
+            Side::Source => sets.push(set(Reference::ServiceAddresses(service))),
+            Side::Destination => service_set = Some(set(Reference::Service(service))),
         }
     }
     let not_sets = not_selector.iter().map(|selector| set(Reference::Selected(selector))).collect();
-    // Ports of the policy's own endpoint are its own: a set of its kind, not of everybody who has such a port.
+    // A named port of the policy's own endpoint is one that its subject declares, not one that any
+    // endpoint declares.
     let declared_by = selector.as_ref().or((end == local.0).then_some(local.1));
     let mut named = |ports: &[Port]| -> Option<u32> {
         let names = ports.iter().filter_map(|port| match port {
@@ -128,16 +134,16 @@ fn side(
         Criterion::NotPorts(ranges(not_ports).into()),
     ];
     let demanded = criteria.into_iter().filter(|criterion| !criterion.is_empty());
-    let numbers = [
+    let of_handles = [
         port_set.map(Criterion::PortSet),
         not_port_set.map(Criterion::NotPortSet),
         service_set.map(Criterion::Service),
     ];
-    demanded.chain(numbers.into_iter().flatten()).collect()
+    demanded.chain(of_handles.into_iter().flatten()).collect()
 }
 
-/// The list as it is shared.
-fn shared(lists: &mut Lists, list: Vec<PortRange>) -> Arc<[PortRange]> {
+/// Returns the shared copy of the list.
+fn shared(lists: &mut SharedLists, list: Vec<PortRange>) -> Arc<[PortRange]> {
     if let Some(known) = lists.get(&*list) {
         return known.clone();
     }
@@ -167,7 +173,7 @@ impl Criterion {
 }
 
 impl StoredRule {
-    /// The rule as a node sees it. `shared` is for all rules of the policy.
+    /// Converts to the form that nodes get. `shared` is common to all rules of the policy.
     pub(crate) fn record(&self, id: &impl Fn(u32) -> SetId, shared: &mut SharedSets) -> RuleRecord {
         RuleRecord {
             action: self.action,

@@ -1,4 +1,5 @@
-//! Selectors over numbered texts: the test of an item, and where in the index a selector is found.
+//! Selectors compiled to symbols: the test of an item's labels, and the keys under which the index
+//! finds a selector.
 
 use std::collections::BTreeMap;
 
@@ -7,100 +8,102 @@ use margay_api::meta::{
 };
 use margay_api::selector::{Node, Selector};
 
-use crate::texts::{Marks, Text, Texts};
+use crate::interner::{Interner, Marks, Symbol};
 
-/// One operation of a selector; the values of lists are sorted.
+/// One operation of a selector; lists of values are sorted.
 #[derive(Debug)]
 pub(crate) enum Test {
     All,
-    Has(Text),
-    Is(Text, Text),
-    In(Text, Box<[Text]>),
-    NotIn(Text, Box<[Text]>),
-    Contains(Text, Box<str>),
-    StartsWith(Text, Box<str>),
-    EndsWith(Text, Box<str>),
+    Has(Symbol),
+    Is(Symbol, Symbol),
+    In(Symbol, Box<[Symbol]>),
+    NotIn(Symbol, Box<[Symbol]>),
+    Contains(Symbol, Box<str>),
+    StartsWith(Symbol, Box<str>),
+    EndsWith(Symbol, Box<str>),
     Not(Box<Test>),
     And(Box<[Test]>),
     Or(Box<[Test]>),
 }
 
-/// What the labels of an item that matches must hold at least.
+/// Necessary condition on one label of the items that match.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Need {
+pub(crate) enum Requirement {
     /// The label, with any value.
     Present,
     /// The label with one of these values, sorted.
-    OneOf(Vec<Text>),
+    OneOf(Vec<Symbol>),
 }
 
-/// Per label what is needed. No entry: nothing is known.
-pub(crate) type Needs = BTreeMap<Text, Need>;
+/// Requirements by label. Without an entry nothing is known about the label.
+pub(crate) type Requirements = BTreeMap<Symbol, Requirement>;
 
-/// Place in the index under which a selector is found. An item looks at the few places that its labels lead to.
+/// Key under which the index finds a selector. An item looks up the few keys that its labels give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Place {
+pub(crate) enum IndexKey {
     /// Every item.
     Any,
     /// Items with this label.
-    Key(Text),
+    Key(Symbol),
     /// Items with this label and value.
-    Pair(Text, Text),
+    Pair(Symbol, Symbol),
     /// Items of this namespace.
-    In(Text),
+    In(Symbol),
     /// Items of this namespace with this label and value of their own.
-    InPair(Text, Text, Text),
+    InPair(Symbol, Symbol, Symbol),
 }
 
-/// A selector that would have to be put into more places than this is put into fewer that are looked at more often.
-const PLACES: usize = 64;
+/// Maximal number of index keys of one selector. With more it is indexed under fewer keys that are
+/// looked up more often.
+const MAX_INDEX_KEYS: usize = 64;
 
-/// Numbers of the labels that have a part of their own here.
+/// Symbols of the labels with special treatment.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Known {
-    pub(crate) namespace: Text,
-    pub(crate) orchestrator: Text,
+pub(crate) struct WellKnown {
+    pub(crate) namespace: Symbol,
+    pub(crate) orchestrator: Symbol,
 }
 
-impl Known {
-    pub(crate) fn new(texts: &mut Texts) -> Self {
-        Self { namespace: texts.intern(LABEL_NAMESPACE), orchestrator: texts.intern(LABEL_ORCHESTRATOR) }
+impl WellKnown {
+    pub(crate) fn new(interner: &mut Interner) -> Self {
+        Self { namespace: interner.intern(LABEL_NAMESPACE), orchestrator: interner.intern(LABEL_ORCHESTRATOR) }
     }
 }
 
-/// The test of a selector.
-pub(crate) fn compile(selector: &Selector, texts: &mut Texts) -> Test {
-    node(&selector.root, texts)
+/// Compiles a selector.
+pub(crate) fn compile(selector: &Selector, interner: &mut Interner) -> Test {
+    node(&selector.root, interner)
 }
 
-fn node(root: &Node, texts: &mut Texts) -> Test {
-    let one = |texts: &mut Texts, value: &str| -> Box<[Text]> { Box::new([texts.intern(value)]) };
+fn node(root: &Node, interner: &mut Interner) -> Test {
+    let one = |interner: &mut Interner, value: &str| -> Box<[Symbol]> { Box::new([interner.intern(value)]) };
     match root {
         Node::All | Node::Global => Test::All,
-        Node::Has(label) => Test::Has(texts.intern(label)),
-        Node::Equals(label, value) => Test::Is(texts.intern(label), texts.intern(value)),
-        Node::NotEquals(label, value) => Test::NotIn(texts.intern(label), one(texts, value)),
-        Node::In(label, values) => Test::In(texts.intern(label), list(values, texts)),
-        Node::NotIn(label, values) => Test::NotIn(texts.intern(label), list(values, texts)),
-        Node::Contains(label, part) => Test::Contains(texts.intern(label), part.as_str().into()),
-        Node::StartsWith(label, part) => Test::StartsWith(texts.intern(label), part.as_str().into()),
-        Node::EndsWith(label, part) => Test::EndsWith(texts.intern(label), part.as_str().into()),
-        Node::Not(operand) => Test::Not(Box::new(node(operand, texts))),
-        Node::And(operands) => Test::And(operands.iter().map(|operand| node(operand, texts)).collect()),
-        Node::Or(operands) => Test::Or(operands.iter().map(|operand| node(operand, texts)).collect()),
+        Node::Has(label) => Test::Has(interner.intern(label)),
+        Node::Equals(label, value) => Test::Is(interner.intern(label), interner.intern(value)),
+        Node::NotEquals(label, value) => Test::NotIn(interner.intern(label), one(interner, value)),
+        Node::In(label, values) => Test::In(interner.intern(label), list(values, interner)),
+        Node::NotIn(label, values) => Test::NotIn(interner.intern(label), list(values, interner)),
+        Node::Contains(label, part) => Test::Contains(interner.intern(label), part.as_str().into()),
+        Node::StartsWith(label, part) => Test::StartsWith(interner.intern(label), part.as_str().into()),
+        Node::EndsWith(label, part) => Test::EndsWith(interner.intern(label), part.as_str().into()),
+        Node::Not(operand) => Test::Not(Box::new(node(operand, interner))),
+        Node::And(operands) => Test::And(operands.iter().map(|operand| node(operand, interner)).collect()),
+        Node::Or(operands) => Test::Or(operands.iter().map(|operand| node(operand, interner)).collect()),
     }
 }
 
-fn list<'a>(values: impl IntoIterator<Item = &'a String>, texts: &mut Texts) -> Box<[Text]> {
-    let mut values: Vec<Text> = values.into_iter().map(|value| texts.intern(value)).collect();
+fn list<'a>(values: impl IntoIterator<Item = &'a String>, interner: &mut Interner) -> Box<[Symbol]> {
+    let mut values: Vec<Symbol> = values.into_iter().map(|value| interner.intern(value)).collect();
     values.sort_unstable();
     values.into()
 }
 
 impl Test {
-    /// Whether an item matches whose value of a label is what `label` says.
-    pub(crate) fn matches(&self, texts: &Texts, label: &impl Fn(Text) -> Option<Text>) -> bool {
-        let part = |key: &Text, test: &dyn Fn(&str) -> bool| label(*key).is_some_and(|value| test(texts.get(value)));
+    /// Returns true if an item matches; `label` returns the item's value of a label.
+    pub(crate) fn matches(&self, interner: &Interner, label: &impl Fn(Symbol) -> Option<Symbol>) -> bool {
+        let part =
+            |key: &Symbol, test: &dyn Fn(&str) -> bool| label(*key).is_some_and(|value| test(interner.get(value)));
         match self {
             Self::All => true,
             Self::Has(key) => label(*key).is_some(),
@@ -110,32 +113,32 @@ impl Test {
             Self::Contains(key, wanted) => part(key, &|value| value.contains(&**wanted)),
             Self::StartsWith(key, wanted) => part(key, &|value| value.starts_with(&**wanted)),
             Self::EndsWith(key, wanted) => part(key, &|value| value.ends_with(&**wanted)),
-            Self::Not(operand) => !operand.matches(texts, label),
-            Self::And(operands) => operands.iter().all(|operand| operand.matches(texts, label)),
-            Self::Or(operands) => operands.iter().any(|operand| operand.matches(texts, label)),
+            Self::Not(operand) => !operand.matches(interner, label),
+            Self::And(operands) => operands.iter().all(|operand| operand.matches(interner, label)),
+            Self::Or(operands) => operands.iter().any(|operand| operand.matches(interner, label)),
         }
     }
 
-    /// What every item that matches must hold.
-    pub(crate) fn needs(&self) -> Needs {
+    /// Requirements that every matching item meets.
+    pub(crate) fn requirements(&self) -> Requirements {
         match self {
             Self::Has(key) | Self::Contains(key, _) | Self::StartsWith(key, _) | Self::EndsWith(key, _) => {
-                Needs::from([(*key, Need::Present)])
+                Requirements::from([(*key, Requirement::Present)])
             }
-            Self::Is(key, value) => Needs::from([(*key, Need::OneOf(vec![*value]))]),
-            Self::In(key, values) => Needs::from([(*key, Need::OneOf(values.to_vec()))]),
-            Self::And(operands) => operands.iter().map(Self::needs).fold(Needs::new(), both),
-            Self::Or(operands) => operands.iter().map(Self::needs).reduce(either).unwrap_or_default(),
+            Self::Is(key, value) => Requirements::from([(*key, Requirement::OneOf(vec![*value]))]),
+            Self::In(key, values) => Requirements::from([(*key, Requirement::OneOf(values.to_vec()))]),
+            Self::And(operands) => operands.iter().map(Self::requirements).fold(Requirements::new(), both),
+            Self::Or(operands) => operands.iter().map(Self::requirements).reduce(either).unwrap_or_default(),
             Self::Not(operand) => match &**operand {
-                Self::NotIn(key, values) => Needs::from([(*key, Need::OneOf(values.to_vec()))]),
-                _ => Needs::new(),
+                Self::NotIn(key, values) => Requirements::from([(*key, Requirement::OneOf(values.to_vec()))]),
+                _ => Requirements::new(),
             },
-            Self::All | Self::NotIn(..) => Needs::new(),
+            Self::All | Self::NotIn(..) => Requirements::new(),
         }
     }
 
-    /// Calls `see` with every label that the test looks at.
-    pub(crate) fn keys(&self, see: &mut impl FnMut(Text)) {
+    /// Calls `visit` with every label that the test uses.
+    pub(crate) fn keys(&self, visit: &mut impl FnMut(Symbol)) {
         match self {
             Self::All => {}
             Self::Has(key)
@@ -144,18 +147,18 @@ impl Test {
             | Self::NotIn(key, _)
             | Self::Contains(key, _)
             | Self::StartsWith(key, _)
-            | Self::EndsWith(key, _) => see(*key),
-            Self::Not(operand) => operand.keys(see),
-            Self::And(operands) | Self::Or(operands) => operands.iter().for_each(|operand| operand.keys(see)),
+            | Self::EndsWith(key, _) => visit(*key),
+            Self::Not(operand) => operand.keys(visit),
+            Self::And(operands) | Self::Or(operands) => operands.iter().for_each(|operand| operand.keys(visit)),
         }
     }
 
-    /// Marks the texts that the test keeps.
+    /// Marks the symbols in use.
     pub(crate) fn mark(&self, marks: &mut Marks) {
         self.keys(&mut |key| marks.mark(key));
         match self {
             Self::Is(_, value) => marks.mark(*value),
-            Self::In(_, values) | Self::NotIn(_, values) => marks.all(values.iter().copied()),
+            Self::In(_, values) | Self::NotIn(_, values) => marks.mark_all(values.iter().copied()),
             Self::Not(operand) => operand.mark(marks),
             Self::And(operands) | Self::Or(operands) => operands.iter().for_each(|operand| operand.mark(marks)),
             _ => {}
@@ -163,93 +166,96 @@ impl Test {
     }
 }
 
-/// Both have to hold.
-fn both(mut first: Needs, second: Needs) -> Needs {
-    for (key, need) in second {
-        let merged = match (first.remove(&key), need) {
-            (Some(Need::OneOf(first)), Need::OneOf(second)) => {
-                Need::OneOf(first.into_iter().filter(|value| second.contains(value)).collect())
+/// Conjunction: both must be met.
+fn both(mut first: Requirements, second: Requirements) -> Requirements {
+    for (key, requirement) in second {
+        let merged = match (first.remove(&key), requirement) {
+            (Some(Requirement::OneOf(first)), Requirement::OneOf(second)) => {
+                Requirement::OneOf(first.into_iter().filter(|value| second.contains(value)).collect())
             }
-            (Some(Need::OneOf(values)), Need::Present) | (_, Need::OneOf(values)) => Need::OneOf(values),
-            (_, Need::Present) => Need::Present,
+            (Some(Requirement::OneOf(values)), Requirement::Present) | (_, Requirement::OneOf(values)) => {
+                Requirement::OneOf(values)
+            }
+            (_, Requirement::Present) => Requirement::Present,
         };
         first.insert(key, merged);
     }
     first
 }
 
-/// One of the two has to hold, so only what both demand is demanded.
-fn either(first: Needs, mut second: Needs) -> Needs {
-    let common = first.into_iter().filter_map(|(key, need)| {
-        let merged = match (need, second.remove(&key)?) {
-            (Need::OneOf(mut first), Need::OneOf(second)) => {
+/// Disjunction: one of the two must be met, so only what both require is required.
+fn either(first: Requirements, mut second: Requirements) -> Requirements {
+    let common = first.into_iter().filter_map(|(key, requirement)| {
+        let merged = match (requirement, second.remove(&key)?) {
+            (Requirement::OneOf(mut first), Requirement::OneOf(second)) => {
                 first.extend(second);
                 first.sort_unstable();
                 first.dedup();
-                Need::OneOf(first)
+                Requirement::OneOf(first)
             }
-            _ => Need::Present,
+            _ => Requirement::Present,
         };
         Some((key, merged))
     });
     common.collect()
 }
 
-/// The places under which a selector with these needs is found: every item that matches looks at one of them.
-pub(crate) fn places(needs: &Needs, known: &Known, texts: &Texts) -> Vec<Place> {
-    let namespaces = match needs.get(&known.namespace) {
-        Some(Need::OneOf(values)) => Some(values),
+/// Index keys of a selector with these requirements: every item that matches looks up one of them.
+pub(crate) fn index_keys(requirements: &Requirements, well_known: &WellKnown, interner: &Interner) -> Vec<IndexKey> {
+    let namespaces = match requirements.get(&well_known.namespace) {
+        Some(Requirement::OneOf(values)) => Some(values),
         _ => None,
     };
-    let best = needs
+    let best = requirements
         .iter()
-        .filter(|(key, _)| **key != known.namespace)
-        .min_by_key(|(key, need)| (cost(**key, need, known, texts), **key));
-    let own = |key: Text| !is_inherited(texts.get(key));
+        .filter(|(key, _)| **key != well_known.namespace)
+        .min_by_key(|(key, requirement)| (cost(**key, requirement, well_known, interner), **key));
+    let own = |key: Symbol| !is_inherited(interner.get(key));
     match (namespaces, best) {
-        (Some(namespaces), Some((key, Need::OneOf(values))))
-            if own(*key) && namespaces.len().saturating_mul(values.len()) <= PLACES =>
+        (Some(namespaces), Some((key, Requirement::OneOf(values))))
+            if own(*key) && namespaces.len().saturating_mul(values.len()) <= MAX_INDEX_KEYS =>
         {
             let pairs = namespaces
                 .iter()
-                .flat_map(|namespace| values.iter().map(|value| Place::InPair(*namespace, *key, *value)));
+                .flat_map(|namespace| values.iter().map(|value| IndexKey::InPair(*namespace, *key, *value)));
             pairs.collect()
         }
-        (Some(namespaces), _) if namespaces.len() <= PLACES => {
-            namespaces.iter().map(|namespace| Place::In(*namespace)).collect()
+        (Some(namespaces), _) if namespaces.len() <= MAX_INDEX_KEYS => {
+            namespaces.iter().map(|namespace| IndexKey::In(*namespace)).collect()
         }
-        (_, Some((key, Need::OneOf(values)))) if values.len() <= PLACES => {
-            values.iter().map(|value| Place::Pair(*key, *value)).collect()
+        (_, Some((key, Requirement::OneOf(values)))) if values.len() <= MAX_INDEX_KEYS => {
+            values.iter().map(|value| IndexKey::Pair(*key, *value)).collect()
         }
-        (_, Some((key, _))) => vec![Place::Key(*key)],
-        (_, None) if needs.contains_key(&known.namespace) => vec![Place::Key(known.namespace)],
-        (_, None) => vec![Place::Any],
+        (_, Some((key, _))) => vec![IndexKey::Key(*key)],
+        (_, None) if requirements.contains_key(&well_known.namespace) => vec![IndexKey::Key(well_known.namespace)],
+        (_, None) => vec![IndexKey::Any],
     }
 }
 
-/// How many items a need is expected to leave, as a rank: names of namespaces leave few, what every pod carries leaves all.
-fn cost(key: Text, need: &Need, known: &Known, texts: &Texts) -> usize {
-    let text = texts.get(key);
-    let rank = match need {
-        _ if key == known.orchestrator => 4,
-        Need::Present => 3,
-        Need::OneOf(_) if is_name(text) => 0,
-        Need::OneOf(_) if !is_inherited(text) => 1,
-        Need::OneOf(_) => 2,
+/// Rank by the number of items that a requirement is expected to leave: few for the name of a
+/// namespace, all for what every pod has.
+fn cost(key: Symbol, requirement: &Requirement, well_known: &WellKnown, interner: &Interner) -> usize {
+    let text = interner.get(key);
+    let rank = match requirement {
+        _ if key == well_known.orchestrator => 4,
+        Requirement::Present => 3,
+        Requirement::OneOf(_) if is_name(text) => 0,
+        Requirement::OneOf(_) if !is_inherited(text) => 1,
+        Requirement::OneOf(_) => 2,
     };
-    let values = match need {
-        Need::OneOf(values) => values.len(),
-        Need::Present => 0,
+    let values = match requirement {
+        Requirement::OneOf(values) => values.len(),
+        Requirement::Present => 0,
     };
     rank * 1_000_000 + values.min(999_999)
 }
 
-/// Whether items have the label from their namespace or service account only.
+/// Returns true for labels that items only inherit from their namespace or service account.
 pub(crate) fn is_inherited(key: &str) -> bool {
     key.starts_with(PREFIX_NAMESPACE) || key.starts_with(PREFIX_SERVICE_ACCOUNT)
 }
 
-/// Whether the label is the name of one namespace.
+/// Returns true for labels whose value is the name of a namespace.
 fn is_name(key: &str) -> bool {
     key.strip_prefix(PREFIX_NAMESPACE)
         .is_some_and(|key| key == "kubernetes.io/metadata.name" || key == LABEL_PARENT_NAME)

@@ -1,38 +1,40 @@
-//! IP sets: what each holds, how often each member is held, and what changed since the last flush.
+//! IP sets: members with their reference counts, and the changes since the last flush.
 //!
-//! A set exists while some policy mentions it; it is *live*, that is it has members, while such a policy is in force on a node. A set
-//! that is not needed any more stays live until the next flush, so that coming back costs nothing and shows nothing.
+//! A set exists while some policy mentions it. It is *live*, which means that its members are
+//! maintained, while such a policy is in force on a node. A set that is no longer needed stays live
+//! until the next flush, so releasing and acquiring it in one batch costs nothing and sends
+//! nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use margay_api::rule::Protocol;
 
-use crate::counts::{Counts, transition};
 use crate::digest;
 use crate::flush::{Change, Flush, MemberDelta};
+use crate::interner::{Interner, Marks, Symbol};
 use crate::model::{IpSetRecord, Member, Record, RecordId, SetId, SetKind};
+use crate::refcount::{RefCounts, transition};
 use crate::store::{Map, Slab};
-use crate::texts::{Marks, Text, Texts};
 
-/// What a set holds.
+/// Content of a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Spec {
+pub(crate) enum SetSpec {
     /// Addresses of the endpoints and ranges of the network sets that the selector selects.
     Selected(u32),
-    /// Address, protocol and port of the selected endpoints that declare a port of a name of this list of [`crate::port_names`]; of any protocol when it
-    /// is absent.
-    NamedPorts(u32, Option<Protocol>, Text),
-    /// Addresses of the nodes that the selector of this canonical text selects.
-    Nodes(Text),
+    /// Address, protocol and port of the selected endpoints that declare a port with a name of this
+    /// list of [`crate::port_names`]; `None`: of any protocol.
+    NamedPorts(u32, Option<Protocol>, Symbol),
+    /// Addresses of the nodes that the selector with this canonical text matches.
+    Nodes(Symbol),
     /// Address, protocol and port of the backends of a Service.
-    Service(Text, Text),
-    /// Addresses of the backends of a Service: what a packet that comes from one carries.
-    ServiceAddresses(Text, Text),
+    Service(Symbol, Symbol),
+    /// Addresses of the backends of a Service: the source of packets that come from one.
+    ServiceAddresses(Symbol, Symbol),
 }
 
-impl Spec {
-    /// The selector that it depends on.
+impl SetSpec {
+    /// Handle of the selector that it depends on.
     pub(crate) fn selector(self) -> Option<u32> {
         match self {
             Self::Selected(selector) | Self::NamedPorts(selector, ..) => Some(selector),
@@ -40,7 +42,7 @@ impl Spec {
         }
     }
 
-    /// The kind of its members.
+    /// Kind of the members.
     pub(crate) fn kind(self) -> SetKind {
         match self {
             Self::Selected(_) | Self::Nodes(_) | Self::ServiceAddresses(..) => SetKind::Net,
@@ -51,73 +53,74 @@ impl Spec {
 
 #[derive(Debug)]
 struct Set {
-    id: Text,
-    spec: Spec,
-    /// Policies that mention it.
+    id: Symbol,
+    spec: SetSpec,
+    /// Number of policies that refer to it.
     mentions: u32,
-    /// Per node, the policies in force that refer to it.
-    nodes: Counts,
+    /// Per node, the number of policies in force that refer to it.
+    nodes: RefCounts,
     live: Option<Box<Live>>,
 }
 
 #[derive(Debug)]
 struct Live {
-    /// Always [`Record::IpSet`]: kept as it is asked for.
+    /// Always [`Record::IpSet`]: stored in the form in which it is returned.
     record: Record,
-    /// How much more often than once a member is held.
+    /// Per member that is contributed more than once, the number of further contributions.
     extra: BTreeMap<Member, u32>,
     digest: u64,
-    /// Against what was told; empty while nobody was.
+    /// Relative to what was last flushed; empty while nothing was.
     delta: MemberDelta,
-    /// Who was told; none: it did not exist.
-    told: Option<Box<[Text]>>,
+    /// Nodes that held it at the last flush; `None`: it did not exist.
+    sent: Option<Box<[Symbol]>>,
 }
 
 /// All sets.
 #[derive(Debug, Default)]
 pub(crate) struct Sets {
     sets: Slab<Set>,
-    by_spec: Map<Spec, u32>,
-    by_id: Map<Text, u32>,
+    by_spec: Map<SetSpec, u32>,
+    by_id: Map<Symbol, u32>,
     dirty: BTreeSet<u32>,
 }
 
 impl Sets {
-    /// The set of this content, mentioned once more. `id` makes its id if it is new; true says that it is.
-    pub(crate) fn mention(&mut self, spec: Spec, id: impl FnOnce() -> Text) -> (u32, bool) {
+    /// Takes a reference to the set with this content, creating it with an id from `id`. Returns
+    /// its handle, and true if it is new.
+    pub(crate) fn mention(&mut self, spec: SetSpec, id: impl FnOnce() -> Symbol) -> (u32, bool) {
         if let Some(known) = self.by_spec.get(&spec) {
             self.sets[*known].mentions += 1;
             return (*known, false);
         }
         let id = id();
-        let set = self.sets.insert(Set { id, spec, mentions: 1, nodes: Counts::default(), live: None });
+        let set = self.sets.insert(Set { id, spec, mentions: 1, nodes: RefCounts::default(), live: None });
         self.by_spec.insert(spec, set);
         self.by_id.insert(id, set);
         (set, true)
     }
 
-    /// One mention less.
+    /// Drops a reference.
     pub(crate) fn unmention(&mut self, set: u32) {
         self.sets[set].mentions -= 1;
         self.dirty.insert(set);
     }
 
-    pub(crate) fn spec(&self, set: u32) -> Spec {
+    pub(crate) fn spec(&self, set: u32) -> SetSpec {
         self.sets[set].spec
     }
 
-    pub(crate) fn id(&self, set: u32) -> Text {
+    pub(crate) fn id(&self, set: u32) -> Symbol {
         self.sets[set].id
     }
 
     /// Sets whose record exists, in no order.
-    pub(crate) fn ids(&self) -> impl Iterator<Item = Text> {
+    pub(crate) fn ids(&self) -> impl Iterator<Item = Symbol> {
         let sets = self.sets.iter().map(|(_, set)| set);
-        sets.filter(|set| set.live.as_ref().is_some_and(|live| live.told.is_some())).map(|set| set.id)
+        sets.filter(|set| set.live.as_ref().is_some_and(|live| live.sent.is_some())).map(|set| set.id)
     }
 
-    /// One more policy that refers to it is in force on the node. True if the set must now be filled.
-    pub(crate) fn need(&mut self, set: u32, node: Text) -> bool {
+    /// Counts one more policy in force on the node. Returns true if the set must now be made live.
+    pub(crate) fn need(&mut self, set: u32, node: Symbol) -> bool {
         let entry = &mut self.sets[set];
         if entry.nodes.add(node) {
             self.dirty.insert(set);
@@ -125,18 +128,19 @@ impl Sets {
         entry.live.is_none()
     }
 
-    /// One policy less.
-    pub(crate) fn release(&mut self, set: u32, node: Text) {
+    /// Counts one policy less in force on the node.
+    pub(crate) fn release(&mut self, set: u32, node: Symbol) {
         if self.sets[set].nodes.remove(node) {
             self.dirty.insert(set);
         }
     }
 
-    /// The set becomes live, with these members; a member is there once for each reason.
-    pub(crate) fn enliven(&mut self, set: u32, mut members: Vec<Member>, texts: &Texts) {
+    /// Makes the set live with these members; one that is contributed several times occurs as
+    /// often.
+    pub(crate) fn activate(&mut self, set: u32, mut members: Vec<Member>, interner: &Interner) {
         let entry = &mut self.sets[set];
         let kind = entry.spec.kind();
-        let id = SetId(texts.get(entry.id).to_owned());
+        let id = SetId(interner.get(entry.id).to_owned());
         members.sort_unstable();
         let mut extra = BTreeMap::new();
         members.dedup_by(|again, member| {
@@ -153,12 +157,12 @@ impl Sets {
             extra,
             digest,
             delta: MemberDelta::default(),
-            told: None,
+            sent: None,
         }));
         self.dirty.insert(set);
     }
 
-    /// One more reason for a member.
+    /// Counts one more contribution of a member.
     pub(crate) fn add(&mut self, set: u32, member: Member) {
         if let Some(live) = &mut self.sets[set].live
             && live.add(member)
@@ -167,7 +171,7 @@ impl Sets {
         }
     }
 
-    /// One reason less.
+    /// Counts one contribution less.
     pub(crate) fn remove(&mut self, set: u32, member: Member) {
         if let Some(live) = &mut self.sets[set].live
             && live.remove(member)
@@ -176,26 +180,28 @@ impl Sets {
         }
     }
 
-    /// Puts what changed into the flush. Answers with the sets that are not live any more, and those that are gone altogether.
-    pub(crate) fn flush(&mut self, flush: &mut Flush, texts: &Texts) -> (Vec<(u32, Spec)>, Vec<Spec>) {
-        let (mut retired, mut gone) = (Vec::new(), Vec::new());
+    /// Adds what changed to the flush. Returns the sets that are not live any more, and the content
+    /// of those that were freed.
+    pub(crate) fn flush(&mut self, flush: &mut Flush, interner: &Interner) -> (Vec<(u32, SetSpec)>, Vec<SetSpec>) {
+        let (mut deactivated, mut gone) = (Vec::new(), Vec::new());
         for set in std::mem::take(&mut self.dirty) {
             let entry = &mut self.sets[set];
             if let Some(live) = &mut entry.live {
-                let was = live.told.as_deref().unwrap_or_default();
-                let is: Box<[Text]> = entry.nodes.nodes().collect();
+                let was = live.sent.as_deref().unwrap_or_default();
+                let is: Box<[Symbol]> = entry.nodes.nodes().collect();
                 let delta = std::mem::take(&mut live.delta);
                 let change = match delta.added.is_empty() && delta.removed.is_empty() {
                     true => Change::Same,
                     false => Change::Members(delta),
                 };
-                if let Some(change) = transition(was, &is, change, texts) {
-                    flush.records.insert(RecordId::IpSet(SetId(texts.get(entry.id).to_owned())), change);
+                if let Some(change) = transition(was, &is, change, interner) {
+                    flush.records.insert(RecordId::IpSet(SetId(interner.get(entry.id).to_owned())), change);
                 }
-                live.told = Some(is);
+                live.sent = Some(is);
+                // Only after its removal is in the flush.
                 if entry.nodes.is_empty() {
                     entry.live = None;
-                    retired.push((set, entry.spec));
+                    deactivated.push((set, entry.spec));
                 }
             }
             if entry.mentions == 0 {
@@ -205,44 +211,44 @@ impl Sets {
                 self.sets.remove(set);
             }
         }
-        (retired, gone)
+        (deactivated, gone)
     }
 
-    /// What the set of this id holds.
-    pub(crate) fn find(&self, id: Text) -> Option<Spec> {
+    /// Content of the set with this id.
+    pub(crate) fn find(&self, id: Symbol) -> Option<SetSpec> {
         Some(self.sets[*self.by_id.get(&id)?].spec)
     }
 
-    /// The record of a live set.
-    pub(crate) fn record(&self, id: Text) -> Option<&Record> {
+    /// Record of a live set.
+    pub(crate) fn record(&self, id: Symbol) -> Option<&Record> {
         Some(&self.live(id)?.record)
     }
 
-    pub(crate) fn digest(&self, id: Text) -> Option<u64> {
+    pub(crate) fn digest(&self, id: Symbol) -> Option<u64> {
         Some(self.live(id)?.digest)
     }
 
-    pub(crate) fn nodes(&self, id: Text) -> Option<&Counts> {
+    pub(crate) fn nodes(&self, id: Symbol) -> Option<&RefCounts> {
         Some(&self.sets[*self.by_id.get(&id)?].nodes)
     }
 
-    /// Marks every text that is kept here.
+    /// Marks the symbols in use.
     pub(crate) fn mark(&self, marks: &mut Marks) {
         for (_, set) in self.sets.iter() {
             marks.mark(set.id);
-            marks.all(set.nodes.nodes());
-            marks.all(set.live.iter().flat_map(|live| live.told.iter().flatten().copied()));
+            marks.mark_all(set.nodes.nodes());
+            marks.mark_all(set.live.iter().flat_map(|live| live.sent.iter().flatten().copied()));
             match set.spec {
-                Spec::Selected(_) => {}
-                Spec::NamedPorts(_, _, text) | Spec::Nodes(text) => marks.mark(text),
-                Spec::Service(namespace, name) | Spec::ServiceAddresses(namespace, name) => {
-                    marks.all([namespace, name])
+                SetSpec::Selected(_) => {}
+                SetSpec::NamedPorts(_, _, text) | SetSpec::Nodes(text) => marks.mark(text),
+                SetSpec::Service(namespace, name) | SetSpec::ServiceAddresses(namespace, name) => {
+                    marks.mark_all([namespace, name])
                 }
             }
         }
     }
 
-    fn live(&self, id: Text) -> Option<&Live> {
+    fn live(&self, id: Symbol) -> Option<&Live> {
         self.sets[*self.by_id.get(&id)?].live.as_deref()
     }
 }
@@ -255,20 +261,21 @@ impl Live {
         }
     }
 
-    /// True if the member is new.
+    /// Returns true if the member is new.
     fn add(&mut self, member: Member) -> bool {
         if !self.members().insert(member.clone()) {
             *self.extra.entry(member).or_default() += 1;
             return false;
         }
         self.digest = self.digest.wrapping_add(digest::member(&member));
-        if self.told.is_some() && !self.delta.removed.remove(&member) {
+        // Before the first flush there is no delta: the whole set is sent.
+        if self.sent.is_some() && !self.delta.removed.remove(&member) {
             self.delta.added.insert(member);
         }
         true
     }
 
-    /// True if the member is gone.
+    /// Returns true if the member is gone.
     fn remove(&mut self, member: Member) -> bool {
         if let Some(extra) = self.extra.get_mut(&member) {
             *extra -= 1;
@@ -281,14 +288,14 @@ impl Live {
             return false;
         }
         self.digest = self.digest.wrapping_sub(digest::member(&member));
-        if self.told.is_some() && !self.delta.added.remove(&member) {
+        if self.sent.is_some() && !self.delta.added.remove(&member) {
             self.delta.removed.insert(member);
         }
         true
     }
 }
 
-/// A whole address as a member.
+/// Converts an address to a member of full prefix length.
 pub(crate) fn address(address: std::net::IpAddr) -> Member {
     Member::Net(IpNet::from(address))
 }

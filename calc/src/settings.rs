@@ -1,4 +1,5 @@
-//! Settings: what lies over what for which node.
+//! Effective FelixConfiguration per node: `node.NAME` overrides selector-scoped objects, which
+//! override `default`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,28 +9,29 @@ use margay_api::settings::{FelixOverrides, SettingsScope};
 
 use crate::digest;
 use crate::flush::{Audience, Change, NodeSet, RecordChange};
-use crate::globals::{Held, for_all, nobody};
 use crate::model::{Record, RecordId};
+use crate::refcount::{Digested, change_for_all, no_nodes};
 
-/// All objects, and the record that each node has.
+/// All FelixConfigurations, and the effective record of each node.
 #[derive(Debug)]
-pub(crate) struct Settings {
+pub(crate) struct EffectiveSettings {
     objects: BTreeMap<String, FelixOverrides>,
-    /// As of the last flush, of the nodes that have no other; none before the first.
-    default: Option<Held>,
-    /// As of the last flush, of the nodes that an object other than `default` is for.
-    own: BTreeMap<String, Held>,
+    /// As of the last flush, for nodes without settings of their own; `None` before the first
+    /// flush.
+    default: Option<Digested>,
+    /// As of the last flush, for nodes that an object other than `default` applies to.
+    own: BTreeMap<String, Digested>,
     dirty: bool,
 }
 
-impl Default for Settings {
+impl Default for EffectiveSettings {
     fn default() -> Self {
-        // There are settings, the built-in ones, before there is an object.
+        // The built-in settings apply before there is any object.
         Self { objects: BTreeMap::new(), default: None, own: BTreeMap::new(), dirty: true }
     }
 }
 
-impl Settings {
+impl EffectiveSettings {
     pub(crate) fn set(&mut self, name: String, overrides: Option<FelixOverrides>) {
         self.dirty = true;
         match overrides {
@@ -38,34 +40,34 @@ impl Settings {
         };
     }
 
-    /// A node is other than it was, which matters if its labels do.
-    pub(crate) fn touch_node(&mut self, before: Option<&NodeInfo>, now: Option<&NodeInfo>) {
-        self.dirty |= before.map(|node| &node.labels) != now.map(|node| &node.labels) && self.selects();
+    /// Applies a changed Node; only its labels matter, and only to selectors.
+    pub(crate) fn update_node(&mut self, before: Option<&NodeInfo>, now: Option<&NodeInfo>) {
+        self.dirty |= before.map(|node| &node.labels) != now.map(|node| &node.labels) && self.has_selectors();
     }
 
-    /// The record of a node, as of the last flush.
-    pub(crate) fn held(&self, node: &str) -> Option<&Held> {
+    /// Record of a node, as of the last flush.
+    pub(crate) fn get(&self, node: &str) -> Option<&Digested> {
         self.own.get(node).or(self.default.as_ref())
     }
 
-    /// What changed since the last flush.
+    /// Returns the change since the last flush.
     pub(crate) fn flush(&mut self, nodes: &BTreeMap<String, NodeInfo>) -> Option<RecordChange> {
         if !std::mem::take(&mut self.dirty) {
             return None;
         }
-        let default = held(self.of_cluster());
-        let own = self.special(nodes).into_iter().map(|node| {
-            let settings = self.of_node(&node, nodes.get(&node).map(|info| &info.labels));
-            (node, held(settings))
+        let default = with_digest(self.cluster_settings());
+        let own = self.nodes_with_own(nodes).into_iter().map(|node| {
+            let settings = self.node_settings(&node, nodes.get(&node).map(|info| &info.labels));
+            (node, with_digest(settings))
         });
-        let own: BTreeMap<String, Held> = own.collect();
+        let own: BTreeMap<String, Digested> = own.collect();
         let before = self.default.replace(default);
         let own_before = std::mem::replace(&mut self.own, own);
-        let digest = |own: &BTreeMap<String, Held>, default: &Option<Held>, node: &String| {
+        let digest = |own: &BTreeMap<String, Digested>, default: &Option<Digested>, node: &String| {
             own.get(node).or(default.as_ref()).map(|held| held.digest)
         };
         if before.as_ref().map(|held| held.digest) != self.default.as_ref().map(|held| held.digest) {
-            return Some(for_all(before.is_some(), true));
+            return Some(change_for_all(before.is_some(), true));
         }
         let named: BTreeSet<&String> = own_before.keys().chain(self.own.keys()).collect();
         let differ = named
@@ -73,19 +75,19 @@ impl Settings {
             .filter(|node| digest(&own_before, &before, node) != digest(&self.own, &self.default, node));
         let nodes: NodeSet = differ.map(String::as_str).collect();
         (!nodes.is_empty()).then_some(RecordChange {
-            gained: nobody(),
+            gained: no_nodes(),
             kept: Audience::Nodes(nodes),
             change: Change::Value,
-            lost: nobody(),
+            lost: no_nodes(),
         })
     }
 
-    fn selects(&self) -> bool {
+    fn has_selectors(&self) -> bool {
         self.objects.values().any(|object| matches!(object.scope, SettingsScope::Selected(_)))
     }
 
-    /// Nodes that an object other than `default` is for.
-    fn special(&self, nodes: &BTreeMap<String, NodeInfo>) -> BTreeSet<String> {
+    /// Nodes that an object other than `default` applies to.
+    fn nodes_with_own(&self, nodes: &BTreeMap<String, NodeInfo>) -> BTreeSet<String> {
         let mut special = BTreeSet::new();
         for object in self.objects.values() {
             match &object.scope {
@@ -102,16 +104,17 @@ impl Settings {
         special
     }
 
-    fn of_cluster(&self) -> FelixSettings {
+    fn cluster_settings(&self) -> FelixSettings {
         let objects = self.objects.values().filter(|object| object.scope == SettingsScope::Cluster);
         objects.fold(FelixSettings::default(), |settings, object| object.over(settings))
     }
 
-    /// From the weakest: `default`, those by selector (of which the first by name is the strongest), the node's own.
-    fn of_node(&self, node: &str, labels: Option<&Labels>) -> FelixSettings {
+    /// Applies the layers from the weakest on: `default`, selector-scoped objects (the first by
+    /// name is the strongest), the node's own.
+    fn node_settings(&self, node: &str, labels: Option<&Labels>) -> FelixSettings {
         let of = |rank: u8| self.objects.values().rev().filter(move |object| weight(&object.scope) == rank);
         let layers = (1..=2).flat_map(of).filter(|object| object.is_for(node, labels));
-        layers.fold(self.of_cluster(), |settings, object| object.over(settings))
+        layers.fold(self.cluster_settings(), |settings, object| object.over(settings))
     }
 }
 
@@ -123,8 +126,8 @@ const fn weight(scope: &SettingsScope) -> u8 {
     }
 }
 
-fn held(settings: FelixSettings) -> Held {
+fn with_digest(settings: FelixSettings) -> Digested {
     let record = Record::Settings(settings);
     let digest = digest::digest(&RecordId::Settings, &record);
-    Held { record, digest }
+    Digested { record, digest }
 }

@@ -1,18 +1,19 @@
-//! Containers for values under numbers of our own.
+//! Containers indexed by small integers.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// A hash map whose order depends on nothing random. It is never iterated where order can show.
+/// Hash map without randomness. It is never iterated where the order could show.
 pub(crate) type Map<K, V> = HashMap<K, V, BuildHasherDefault<Mix>>;
 
-/// Mixes a few small numbers. For keys made of numbers that are ours; texts of users have a better one.
+/// Hasher for a few small integers that this crate assigns itself. Strings of users need one that
+/// withstands collisions.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Mix(u64);
 
 impl Hasher for Mix {
     fn finish(&self) -> u64 {
-        // The table takes its buckets from the low bits and its tags from the high ones.
+        // The table takes its bucket from the low bits and its tag from the high ones.
         self.0 ^ (self.0 >> 29)
     }
 
@@ -43,7 +44,7 @@ impl Hasher for Mix {
     }
 }
 
-/// Values under small numbers that are reused.
+/// Values by handle; handles are reused.
 #[derive(Debug)]
 pub(crate) struct Slab<T> {
     values: Vec<Option<T>>,
@@ -65,7 +66,7 @@ impl<T> Slab<T> {
             }
             None => {
                 self.values.push(Some(value));
-                u32::try_from(self.values.len() - 1).expect("memory ends before four billion values")
+                u32::try_from(self.values.len() - 1).expect("fewer than 2^32 values fit into memory")
             }
         }
     }
@@ -78,7 +79,7 @@ impl<T> Slab<T> {
         value
     }
 
-    /// All values, in the order of their numbers.
+    /// All values, in the order of their handles.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         let values = self.values.iter().enumerate();
         values.filter_map(|(index, value)| Some((index as u32, value.as_ref()?)))
@@ -89,17 +90,17 @@ impl<T> std::ops::Index<u32> for Slab<T> {
     type Output = T;
 
     fn index(&self, index: u32) -> &T {
-        self.values[index as usize].as_ref().expect("numbers of values that are gone are kept by nobody")
+        self.values[index as usize].as_ref().expect("no handle outlives its value")
     }
 }
 
 impl<T> std::ops::IndexMut<u32> for Slab<T> {
     fn index_mut(&mut self, index: u32) -> &mut T {
-        self.values[index as usize].as_mut().expect("numbers of values that are gone are kept by nobody")
+        self.values[index as usize].as_mut().expect("no handle outlives its value")
     }
 }
 
-/// Values under the numbers of somebody else's [`Slab`].
+/// Values by the handles of another [`Slab`].
 #[derive(Debug)]
 pub(crate) struct Column<T>(Vec<Option<T>>);
 
@@ -118,7 +119,7 @@ impl<T> Column<T> {
         self.0.get_mut(index as usize)?.as_mut()
     }
 
-    /// Puts a value, or none. Answers with the former one.
+    /// Sets or removes a value. Returns the previous one.
     pub(crate) fn put(&mut self, index: u32, value: Option<T>) -> Option<T> {
         let index = index as usize;
         if index >= self.0.len() {
@@ -127,7 +128,7 @@ impl<T> Column<T> {
         std::mem::replace(&mut self.0[index], value)
     }
 
-    /// All values, in the order of their numbers.
+    /// All values, in the order of their handles.
     pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
         self.0.iter().flatten()
     }

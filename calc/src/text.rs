@@ -1,6 +1,6 @@
-//! Records as text that people read: golden tests, dumps of a node's view, what a failing test prints.
+//! Records as text for people: golden tests, dumps of a node's view, messages of failing tests.
 //!
-//! One record is one line, or a line with its parts indented below it. A criterion that is absent is not printed.
+//! A record is one line, or a line with indented parts below it. Absent criteria are not printed.
 
 use std::fmt::{self, Display, Write};
 
@@ -42,7 +42,7 @@ pub fn record(id: &RecordId, record: &Record) -> String {
     text + "\n"
 }
 
-/// What a flush says, one line per record.
+/// A flush, one line per record.
 pub fn flush(flush: &Flush) -> String {
     let mut text = String::new();
     for (id, change) in &flush.records {
@@ -69,7 +69,7 @@ pub fn flush(flush: &Flush) -> String {
     text
 }
 
-/// A verdict with the steps to it, one line each.
+/// A verdict, one line per step.
 pub fn verdict(verdict: &Verdict) -> String {
     let steps = verdict.trace.iter().map(|step| match step {
         Step::Rule { tier, policy, rule, action } => {
@@ -83,7 +83,7 @@ pub fn verdict(verdict: &Verdict) -> String {
     steps.collect()
 }
 
-/// An id: what it is, and which.
+/// An id: kind and name.
 pub fn id_text(id: &RecordId) -> String {
     match id {
         RecordId::Settings => String::from("settings"),
@@ -222,7 +222,7 @@ fn policy_text(policy: &PolicyRecord) -> String {
     let PolicyRecord { ingress, egress } = policy;
     let ingress = ingress.iter().map(|rule| ("in", rule));
     let egress = egress.iter().map(|rule| ("out", rule));
-    let rules = ingress.chain(egress).map(|(direction, rule)| format!("\n  {direction} {}", Rule(rule)));
+    let rules = ingress.chain(egress).map(|(direction, rule)| format!("\n  {direction} {}", RuleText(rule)));
     rules.collect()
 }
 
@@ -256,7 +256,7 @@ fn host_endpoint_text(endpoint: &HostEndpointRecord) -> String {
     text
 }
 
-/// A tier with its policies; `has_end` says whether its end decides.
+/// A tier with its policies; `has_end` is true if its end decides.
 fn tier_text(kind: &str, tier: &TierBinding, has_end: bool) -> String {
     let mut text = format!("\n  {kind}tier {}", tier.name);
     if has_end {
@@ -269,10 +269,10 @@ fn tier_text(kind: &str, tier: &TierBinding, has_end: bool) -> String {
     text
 }
 
-/// A rule: its action, then what it demands.
-struct Rule<'a>(&'a RuleRecord);
+/// A rule: its action, then its criteria.
+struct RuleText<'a>(&'a RuleRecord);
 
-impl Display for Rule<'_> {
+impl Display for RuleText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let RuleRecord { action, ip_version, protocol, not_protocol, icmp, not_icmp, source, destination } = self.0;
         f.write_str(action_text(*action))?;

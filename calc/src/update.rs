@@ -1,4 +1,4 @@
-//! What `calc` is fed: the latest state of one object, or that it is gone.
+//! Input of `calc`: the latest state of one object, or its absence.
 
 use std::net::IpAddr;
 
@@ -24,10 +24,11 @@ pub struct Backend {
     pub port: u16,
 }
 
-/// The latest state of one object; `None` means that it does not exist. Feeding the same twice changes nothing.
+/// The latest state of one object; `None` means that it does not exist. Applying the same update
+/// twice has no further effect.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Update {
-    /// A pod that is scheduled, not host networked, as endpoint.
+    /// A pod that is scheduled and not host-networked, as an endpoint.
     Endpoint(EndpointKey, Option<WorkloadEndpoint>),
     /// A host endpoint by the name of its object.
     HostEndpoint(String, Option<HostEndpoint>),
@@ -35,7 +36,7 @@ pub enum Update {
     Namespace(String, Option<Labels>),
     /// Labels of a service account.
     ServiceAccount(NamespacedName, Option<Labels>),
-    /// A policy of any kind that is enforced.
+    /// An enforced policy of any kind.
     Policy(PolicyKey, Option<Policy>),
     /// A policy of a staged kind.
     Staged(PolicyKey, Option<StagedPolicy>),

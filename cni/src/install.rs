@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use margay_proto::conf::{self, CONFLIST, PLUGIN, SAVED, Whose};
+use margay_proto::conf::{self, CONFLIST, ConfOwner, PLUGIN, SAVED};
 use serde_json::Value;
 
 use crate::config::Version;
@@ -152,13 +152,13 @@ fn clear(conf_dir: &Path) -> Result<Vec<String>, InstallError> {
     for name in first {
         let path = conf_dir.join(&name);
         match read(&path) {
-            Whose::Ours | Whose::Nobodys => {}
-            Whose::Left(network) => {
+            ConfOwner::Ours | ConfOwner::Empty => {}
+            ConfOwner::LeftBehind(network) => {
                 let aside = conf_dir.join(format!("{name}{SAVED}"));
                 fs::rename(&path, &aside).map_err(|source| InstallError::File { path: path.clone(), source })?;
                 report.push(format!("{} of {network} set aside as {}", path.display(), aside.display()));
             }
-            Whose::Foreign(what) => report.push(format!(
+            ConfOwner::Foreign(what) => report.push(format!(
                 "warning: {} sorts before {CONFLIST}, so the container runtime uses it instead, and it {what}; remove it to use Margay",
                 path.display()
             )),
@@ -171,11 +171,11 @@ fn clear(conf_dir: &Path) -> Result<Vec<String>, InstallError> {
 }
 
 /// Whose a file is; one that cannot be read as text is nobody's that is known.
-fn read(path: &Path) -> Whose {
+fn read(path: &Path) -> ConfOwner {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     match fs::read(path) {
-        Ok(content) => conf::whose(&name, &String::from_utf8_lossy(&content)),
-        Err(error) => Whose::Foreign(format!("cannot be read, {error}")),
+        Ok(content) => conf::owner_of(&name, &String::from_utf8_lossy(&content)),
+        Err(error) => ConfOwner::Foreign(format!("cannot be read, {error}")),
     }
 }
 

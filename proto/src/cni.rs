@@ -1,8 +1,8 @@
-//! The exchange between the CNI plugin and the agent: messages, and the frame that each travels in.
+//! Exchange between the CNI plugin and the agent: messages and their framing.
 //!
-//! A frame is the message's length in four bytes, big end first, and the message. The plugin uses [`write`] and
-//! [`read`]; an agent on an async runtime reads [`HEADER`] bytes, asks [`length`], reads that many and calls
-//! [`decode`].
+//! A frame is the length of the message in four bytes, big-endian, followed by the message. The
+//! plugin uses [`write`] and [`read`]; an agent on an async runtime reads [`HEADER`] bytes, gets
+//! the [`length`], reads as many bytes and calls [`decode`].
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -20,16 +20,18 @@ mod v1 {
     include!(concat!(env!("OUT_DIR"), "/margay.cni.v1.rs"));
 }
 
-/// Where the agent listens unless the configuration says otherwise.
+/// Default path of the agent's socket.
 pub const SOCKET: &str = "/var/run/margay/cni.sock";
 /// Bytes before each message.
 pub const HEADER: usize = 4;
-/// The longest message: far above any configuration, and small enough that a wrong length costs nothing.
+/// Maximal length of a message: far above any configuration, and small enough to allocate for a
+/// wrong length.
 pub const MAX_MESSAGE: usize = 1 << 20;
 
-/// Error codes of the CNI specification that plugin or agent answer with.
+/// Error codes of the CNI specification (section "Error") that plugin or agent return, and our own
+/// from 100 on.
 pub mod code {
-    /// The configuration's cniVersion is not supported, or does not have the command.
+    /// The cniVersion of the configuration is not supported, or does not have the command.
     pub const INCOMPATIBLE_VERSION: u32 = 1;
     /// A field of the configuration is not supported; the message has its key and value.
     pub const UNSUPPORTED_FIELD: u32 = 2;
@@ -39,30 +41,30 @@ pub mod code {
     pub const INVALID_ENVIRONMENT: u32 = 4;
     /// Reading or writing failed.
     pub const IO: u32 = 5;
-    /// Something does not parse.
+    /// Content does not parse.
     pub const DECODE: u32 = 6;
     /// The configuration is invalid.
     pub const INVALID_CONFIG: u32 = 7;
-    /// The same call will work later.
+    /// Transient: the same call will work later.
     pub const TRY_AGAIN: u32 = 11;
     /// STATUS: no ADD would succeed now.
     pub const NOT_AVAILABLE: u32 = 50;
     /// STATUS: no ADD would succeed now, and existing containers may have limited connectivity.
     pub const LIMITED: u32 = 51;
-    /// Ours: plugin and agent do not understand each other.
+    /// Ours: plugin and agent do not understand each other's messages.
     pub const MISUNDERSTOOD: u32 = 100;
     /// Ours: no address is free in the pools that the pod may use.
     pub const NO_ADDRESS: u32 = 101;
-    /// Ours: the kernel has refused something.
+    /// Ours: the kernel refused an operation.
     pub const KERNEL: u32 = 102;
 }
 
-/// A message that cannot travel.
+/// Error of encoding or decoding a frame.
 #[derive(Debug)]
 pub enum FrameError {
-    /// Its length is above [`MAX_MESSAGE`].
+    /// The length is above [`MAX_MESSAGE`].
     TooLong(usize),
-    /// It is not the message that it should be.
+    /// The body is not a message of the expected type.
     Malformed(prost::DecodeError),
 }
 
@@ -85,7 +87,7 @@ impl From<FrameError> for io::Error {
     }
 }
 
-/// The message with its length before it, ready to be written.
+/// Encodes a message with its length before it.
 pub fn encode_frame(message: &impl Message) -> std::result::Result<Vec<u8>, FrameError> {
     let length = message.encoded_len();
     if length > MAX_MESSAGE {
@@ -97,13 +99,13 @@ pub fn encode_frame(message: &impl Message) -> std::result::Result<Vec<u8>, Fram
     Ok(frame)
 }
 
-/// How many bytes follow this header.
+/// Number of bytes that follow this header.
 pub fn length(header: [u8; HEADER]) -> std::result::Result<usize, FrameError> {
     let length = u32::from_be_bytes(header) as usize;
     if length > MAX_MESSAGE { Err(FrameError::TooLong(length)) } else { Ok(length) }
 }
 
-/// The message in a frame, without its header.
+/// Decodes the message of a frame, without its header.
 pub fn decode<M: Message + Default>(body: &[u8]) -> std::result::Result<M, FrameError> {
     M::decode(body).map_err(FrameError::Malformed)
 }
@@ -113,10 +115,11 @@ pub fn write(writer: &mut impl Write, message: &impl Message) -> io::Result<()> 
     writer.write_all(&encode_frame(message)?)
 }
 
-/// Reads one frame; an end within it is an error of kind `UnexpectedEof`.
+/// Reads one frame; end of file within it is an error of kind `UnexpectedEof`.
 pub fn read<M: Message + Default>(reader: &mut impl Read) -> io::Result<M> {
     let mut header = [0; HEADER];
     reader.read_exact(&mut header)?;
+    // The length is checked before memory is allocated.
     let mut body = vec![0; length(header)?];
     reader.read_exact(&mut body)?;
     Ok(decode(&body)?)
@@ -146,7 +149,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn there_and_back(
+        fn encoding_is_reversible(
             container in "[a-z0-9]{0,64}",
             config in proptest::collection::vec(any::<u8>(), 0..512),
             valid in proptest::collection::vec("[a-z0-9]{1,8}", 0..5),
@@ -168,7 +171,7 @@ mod tests {
         }
 
         #[test]
-        fn noise_is_an_error_or_a_message_and_never_a_panic(noise in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn noise_never_panics(noise in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = read::<Response>(&mut &noise[..]);
         }
     }

@@ -1,17 +1,18 @@
-//! The wire: .proto files, generated code, and the way between wire and model.
+//! Wire formats: .proto files, generated code, and conversion between wire and model.
 //!
-//! Without the feature `sync` there is only the exchange between the CNI plugin and the agent, which needs no gRPC, and what both have to agree on.
+//! Without the feature `sync` there is only the exchange between the CNI plugin and the agent,
+//! which needs no gRPC, and what both must agree on.
 
 pub mod cni;
 pub mod conf;
 #[cfg(feature = "sync")]
 pub mod sync;
 
-/// The read-only debug services, as generated.
+/// Generated code of the read-only debug services.
 #[cfg(feature = "sync")]
 pub use generated::debug::v1 as debug;
 
-// Nested as the packages are, because generated code refers to other packages that way.
+// Nested like the proto packages, because generated code refers to other packages by relative path.
 #[cfg(feature = "sync")]
 #[allow(missing_docs, clippy::all)]
 mod generated {

@@ -1,8 +1,8 @@
-//! The stream between typha and a node: wire to model and back.
+//! Stream between typha and a node agent: conversion between wire and model.
 //!
-//! The server encodes each change once, with [`encode_change`], and a frame is the changes' bytes one after another with
-//! [`encode_trailer`] behind them. Decoding accepts nothing that the model cannot hold and fills in nothing: whatever is
-//! missing or out of range is named by [`Error`]. Fields that are not known are ignored.
+//! The server encodes each change once, with [`encode_change`]; a frame is the concatenation of its
+//! changes' bytes and an [`encode_trailer`]. Decoding accepts only what the model can hold and sets
+//! no defaults: [`Error`] names what is missing or out of range. Unknown fields are ignored.
 
 mod decode;
 mod encode;
@@ -26,36 +26,41 @@ pub use encode::{
 pub use parts::{Joiner, split};
 pub use problem::NodeProblem;
 
-/// The messages and services as generated.
+/// Generated messages and services.
 pub use crate::generated::sync::v1 as wire;
 
-/// The largest message that a node must take, in bytes: a server that knows no parts of frames sends a whole view as one. Those that do stay near [`PART`].
+/// Maximal message that a node must accept, in bytes: a server without partial frames sends a whole
+/// view in one message. Others stay near [`PART_SIZE`].
 pub const MAX_FRAME: usize = 256 << 20;
-/// A frame is sent in parts of at most so many bytes, but for a change that is larger alone: a policy at its limits is a few times as large.
-pub const PART: usize = 1 << 20;
-/// The largest message that a server must take, in bytes: an Ack with [`ERRORS`] errors of records with long names.
+/// Size above which a frame is sent in parts, in bytes. A single change may be larger: a policy at
+/// its limits is a few times as large.
+pub const PART_SIZE: usize = 1 << 20;
+/// Maximal message that a server must accept, in bytes: an Ack with [`MAX_ERRORS`] errors of
+/// records with long names.
 pub const MAX_UP: usize = 256 << 10;
-/// Errors that an Ack has at most; those of more records are told when these are mended.
-pub const ERRORS: usize = 128;
-/// Bytes of the reason of one, at most.
-pub const REASON: usize = 512;
-/// The longest name of an object, and uid, in bytes.
-pub const NAME: usize = 253;
-/// Addresses that a node tells of one pod, at most: as a rule it has one of each IP version.
-pub const ADDRESSES: usize = 8;
+/// Maximal number of errors in an Ack; errors of further records are reported once these are
+/// resolved.
+pub const MAX_ERRORS: usize = 128;
+/// Maximal length of the reason of an error, in bytes.
+pub const MAX_REASON: usize = 512;
+/// Maximal length of an object's name, and of a uid, in bytes.
+pub const MAX_NAME: usize = 253;
+/// Maximal number of addresses that a node reports for one pod; usually there is one per IP
+/// version.
+pub const MAX_ADDRESSES: usize = 8;
 
-/// One change of what a node holds.
+/// Change of a record that a node holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The record has this value.
+    /// Sets the value of a record.
     Upsert(RecordId, Record),
-    /// The record is not in the view any more.
+    /// Removes a record from the view.
     Remove(RecordId),
-    /// Members of a set that the node holds came and went.
+    /// Adds and removes members of a set that the node holds.
     Members(SetId, SetKind, MemberDelta),
 }
 
-/// A [`Change`] whose parts belong to somebody else.
+/// A [`Change`] with borrowed parts.
 #[derive(Clone, Copy, Debug)]
 pub enum ChangeRef<'a> {
     /// See [`Change::Upsert`].
@@ -76,96 +81,98 @@ impl<'a> From<&'a Change> for ChangeRef<'a> {
     }
 }
 
-/// What a frame says beside its changes.
+/// Fields of a frame besides its changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trailer {
-    /// Revision of the server that the node has reached with this frame.
+    /// Revision of the server that the node has after this frame.
     pub revision: u64,
-    /// Buckets that are restated in full, ascending; at `in_sync` the node drops what it holds in them and was not told again.
+    /// Buckets that are resent in full, ascending; at `in_sync` the node drops records in them that
+    /// were not resent.
     pub restated_buckets: Vec<u32>,
-    /// The node now holds its whole view.
+    /// The node now has its whole view.
     pub in_sync: bool,
-    /// Trace context of the newest event that contributed; may be empty.
+    /// Trace context of the latest event that contributed; may be empty.
     pub traceparent: String,
-    /// When the server saw that event, in nanoseconds since the epoch; 0 when there is none.
+    /// Time at which the server received that event, in nanoseconds since the epoch; 0 if there is
+    /// none.
     pub event_unix_ns: u64,
 }
 
 /// A frame.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Frame {
-    /// Changes in the order in which they are to be applied.
+    /// Changes in the order in which they must be applied.
     pub changes: Vec<Change>,
-    /// The rest.
+    /// The other fields.
     pub trailer: Trailer,
 }
 
-/// The node has committed a revision, and all before it, to the kernel.
+/// Acknowledges that a revision, and all before it, are committed to the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ack {
     /// The revision.
     pub revision: u64,
-    /// Records that could not be enforced, and why.
+    /// Records that could not be enforced, with the reason.
     pub errors: Vec<(RecordId, String)>,
-    /// How long it took to compute what the kernel must hold, in microseconds.
+    /// Time to compute the wanted kernel state, in microseconds.
     pub plan_us: u64,
-    /// How long the kernel took, in microseconds.
+    /// Time to commit it to the kernel, in microseconds.
     pub commit_us: u64,
     /// Trace context of the node's work; may be empty.
     pub traceparent: String,
 }
 
-/// Addresses that a node gave to one of its pods, before the API knows.
+/// Addresses that a node assigned to one of its pods, before they are in the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalEndpoint {
     /// The pod.
     pub key: EndpointKey,
-    /// Its addresses; none: it has none any more.
+    /// Its addresses; empty: the pod has none any more.
     pub addresses: Vec<IpAddr>,
-    /// The pod's uid, so that a later pod of the same name is not mistaken for it.
+    /// Uid of the pod, to distinguish it from a later pod of the same name.
     pub uid: String,
 }
 
-/// A message that the model cannot hold.
+/// Error of a message that the model cannot hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A field that must be there is not, or is of a kind that this version does not know.
+    /// A required field is missing, or is of a kind that this version does not know.
     #[error("{field}: missing, or of a kind that this version does not know")]
     Missing {
         /// The field.
         field: &'static str,
     },
-    /// A number is outside what it may be.
+    /// A number is out of range.
     #[error("{field}: {value} is not within {rule}")]
     Number {
         /// The field.
         field: &'static str,
         /// The number.
         value: u64,
-        /// What it may be.
+        /// Its range.
         rule: &'static str,
     },
-    /// A text is not what it must be.
+    /// A string is malformed.
     #[error("{field}: {value:?} is not {rule}")]
     Text {
         /// The field.
         field: &'static str,
-        /// The text, cut to a length that can be logged.
+        /// The string, cut to a length that can be logged.
         value: String,
-        /// What it must be.
+        /// Its required form.
         rule: &'static str,
     },
-    /// Bytes are not of the length that they must have.
+    /// A byte field has the wrong length.
     #[error("{field}: {length} bytes, which is not {rule}")]
     Length {
         /// The field.
         field: &'static str,
-        /// The length found.
+        /// The actual length.
         length: usize,
-        /// The length demanded.
+        /// The required length.
         rule: &'static str,
     },
-    /// The id of a record says one kind and its value is of another.
+    /// Id and value of a record are of different kinds.
     #[error("record {id}: its value is of another kind than its id")]
     Kind {
         /// The id.

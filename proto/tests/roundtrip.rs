@@ -1,4 +1,5 @@
-//! There and back is identity; what is not known is ignored; what is malformed is refused without a panic.
+//! Decoding inverts encoding; unknown fields are ignored; malformed messages are refused
+//! without a panic.
 #![cfg(feature = "sync")]
 
 use std::collections::BTreeSet;
@@ -290,7 +291,7 @@ fn bytes_of(frame: &Frame) -> BytesMut {
     bytes
 }
 
-/// A policy whose rules have few lists of ports among them, so that they share.
+/// A policy whose rules use few distinct port lists, so that they are shared.
 fn sharing() -> impl Strategy<Value = Change> {
     let lists = vec((vec(port_range(), 0..5), vec(set_id(), 0..5)), 1..4);
     (policy_key(), vec(rule(), 0..8), lists, any::<u8>()).prop_map(|(key, mut rules, lists, first)| {
@@ -306,7 +307,7 @@ fn sharing() -> impl Strategy<Value = Change> {
 
 proptest! {
     #[test]
-    fn what_is_compact_means_the_same(changes in vec(prop_oneof![1 => change(), 2 => sharing()], 0..5), trailer in trailer()) {
+    fn the_compact_form_means_the_same(changes in vec(prop_oneof![1 => change(), 2 => sharing()], 0..5), trailer in trailer()) {
         let frame = Frame { changes, trailer };
         let mut bytes = BytesMut::new();
         frame.changes.iter().for_each(|change| bytes.extend_from_slice(&encode_compact(change.into())));
@@ -315,7 +316,8 @@ proptest! {
         prop_assert_eq!(decode_frame(wire), Ok(frame));
     }
 
-    /// Wherever a frame is cut, its parts are the frame, and only a change that is larger alone makes a larger part.
+    /// Wherever a frame is split, joining its parts restores it, and only a single larger change
+    /// makes a larger part.
     #[test]
     fn parts_of_a_frame_are_the_frame(
         changes in vec(change(), 0..9),
@@ -341,7 +343,7 @@ proptest! {
         for (index, part) in parts.into_iter().enumerate() {
             let bytes = part.concat();
             prop_assert!(bytes.len() <= most.max(longest + 2), "{} of {most}, longest {longest}", bytes.len());
-            let joined = joiner.take(wire::Frame::decode(&*bytes).expect("a frame")).expect("what the model can hold");
+            let joined = joiner.push(wire::Frame::decode(&*bytes).expect("a frame")).expect("what the model can hold");
             prop_assert_eq!(joined.is_some(), index + 1 == count);
             if let Some(joined) = joined {
                 prop_assert_eq!(&joined, &frame);
@@ -365,7 +367,8 @@ proptest! {
         prop_assert_eq!(decode_frame(wire), Ok(frame));
     }
 
-    /// Damage of one byte is refused by protobuf, refused by name, or is a different value; it never panics.
+    /// One damaged byte is refused by protobuf, refused with an error that names the field, or
+    /// gives a different value; it never panics.
     #[test]
     fn damage_never_panics(changes in vec(change(), 1..4), at in any::<prop::sample::Index>(), with in any::<u8>()) {
         let frame = Frame { changes, trailer: Trailer::default() };
@@ -388,7 +391,7 @@ proptest! {
     }
 
     #[test]
-    fn what_nodes_say_survives(
+    fn messages_of_nodes_survive(
         change in upsert(),
         revision in any::<u64>(),
         message in "[a-z]{0,5}",
@@ -397,14 +400,14 @@ proptest! {
     ) {
         let Change::Upsert(id, _) = change else { unreachable!("upsert makes upserts") };
         let ack = Ack { revision, errors: vec![(id, message)], plan_us: 1, commit_us: 2, traceparent: "t".into() };
-        let Some(wire::up::Message::Ack(said)) = encode_ack(&ack).message else { panic!("not an ack") };
-        prop_assert_eq!(decode_ack(said), Ok(ack));
+        let Some(wire::up::Message::Ack(sent)) = encode_ack(&ack).message else { panic!("not an ack") };
+        prop_assert_eq!(decode_ack(sent), Ok(ack));
         let local = LocalEndpoint { key, addresses, uid: "u".into() };
-        let Some(wire::up::Message::LocalEndpoint(said)) = encode_local_endpoint(&local).message else { panic!("not an endpoint") };
-        prop_assert_eq!(decode_local_endpoint(said), Ok(local));
+        let Some(wire::up::Message::LocalEndpoint(sent)) = encode_local_endpoint(&local).message else { panic!("not an endpoint") };
+        prop_assert_eq!(decode_local_endpoint(sent), Ok(local));
         let problems = vec![NodeProblem::new("routes", "there is none", revision % 2 == 0)];
-        let Some(wire::up::Message::Problems(said)) = encode_problems(&problems).message else { panic!("no problems") };
-        prop_assert_eq!(decode_problems(said), Ok(problems));
+        let Some(wire::up::Message::Problems(sent)) = encode_problems(&problems).message else { panic!("no problems") };
+        prop_assert_eq!(decode_problems(sent), Ok(problems));
     }
 }
 
@@ -418,7 +421,7 @@ fn record(id: wire::record_id::Id, value: wire::record::Value) -> wire::Record {
     wire::Record { id: Some(wire::RecordId { id: Some(id) }), value: Some(value) }
 }
 
-/// One line per way of being wrong: the message names the field, the value and what it may be.
+/// One line per kind of error: the message names the field, the value and the rule.
 #[test]
 fn an_older_server_means_the_failsafe_ports_that_it_had() {
     let settings = wire::Settings { endpoint_to_host: wire::EndpointToHost::Drop.into(), ..wire::Settings::default() };

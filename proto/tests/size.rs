@@ -1,4 +1,4 @@
-//! How large messages are.
+//! Sizes of messages.
 #![cfg(feature = "sync")]
 
 use std::collections::BTreeSet;
@@ -12,7 +12,7 @@ use margay_api::rule::{Action, PortRange, Protocol};
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{IpSetRecord, Member, PolicyRecord, Record, RecordId, RuleRecord, SetId, SetKind, SideMatch};
 use margay_proto::sync::{
-    Ack, Change, MAX_UP, PART, decode_frame, decode_local_endpoint, encode_ack, encode_compact, split, wire,
+    Ack, Change, MAX_UP, PART_SIZE, decode_frame, decode_local_endpoint, encode_ack, encode_compact, split, wire,
 };
 use prost::Message;
 
@@ -51,10 +51,10 @@ fn a_large_set_comes_in_several_changes() {
     let delta = MemberDelta { added: members(0, 50_000), removed: members(60_000, 99_000) };
     for change in [Change::Upsert(RecordId::IpSet(set.clone()), record), Change::Members(set, SetKind::Net, delta)] {
         let bytes = encode_compact((&change).into());
-        let mut part = split(vec![bytes.clone(), Bytes::new()], PART / 8)
+        let mut part = split(vec![bytes.clone(), Bytes::new()], PART_SIZE / 8)
             .into_iter()
             .map(|part| part.iter().map(Bytes::len).sum::<usize>());
-        assert!(part.all(|length| length <= PART / 8));
+        assert!(part.all(|length| length <= PART_SIZE / 8));
         let frame = decode_frame(wire::Frame::decode(bytes).expect("a frame")).expect("what the model can hold");
         assert!(frame.changes.len() > 3);
         let mut all = MemberDelta::default();
@@ -77,22 +77,22 @@ fn a_large_set_comes_in_several_changes() {
 }
 
 #[test]
-fn what_nodes_say_is_short() {
-    let said = |name: &str, addresses: usize, uid: &str| wire::LocalEndpoint {
+fn messages_of_nodes_are_short() {
+    let message = |name: &str, addresses: usize, uid: &str| wire::LocalEndpoint {
         namespace: "x".into(),
         name: name.into(),
         addresses: vec!["10.0.0.1".into(); addresses],
         uid: uid.into(),
     };
     let long = "x".repeat(254);
-    for (said, fits) in [
-        (said("a", 8, "u"), true),
-        (said("a", 9, "u"), false),
-        (said(&long[1..], 1, "u"), true),
-        (said(&long, 1, "u"), false),
-        (said("a", 1, &long), false),
+    for (endpoint, fits) in [
+        (message("a", 8, "u"), true),
+        (message("a", 9, "u"), false),
+        (message(&long[1..], 1, "u"), true),
+        (message(&long, 1, "u"), false),
+        (message("a", 1, &long), false),
     ] {
-        assert_eq!(decode_local_endpoint(said.clone()).is_ok(), fits, "{said:?}");
+        assert_eq!(decode_local_endpoint(endpoint.clone()).is_ok(), fits, "{endpoint:?}");
     }
     let key = |number: usize| PolicyKey {
         kind: PolicyKind::StagedGlobalNetworkPolicy,

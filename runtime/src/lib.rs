@@ -13,6 +13,7 @@
 
 pub mod admin;
 pub mod backoff;
+pub mod clock;
 pub mod executor;
 pub mod grpc;
 pub mod ready;

@@ -191,11 +191,11 @@ fn limits_in_the_pages_are_those_of_the_code() {
     let all = [
         ("rules, ranges and ports of a policy", MAX_ENTRIES),
         ("selectors, Services and named ports of a policy", MAX_REFERENCES),
-        ("bytes of a part of a frame", sync::PART),
+        ("bytes of a part of a frame", sync::PART_SIZE),
         ("bytes of a message of a node", sync::MAX_UP),
-        ("errors in an Ack", sync::ERRORS),
-        ("bytes of the reason of one", sync::REASON),
-        ("addresses of a pod that a node sends", sync::ADDRESSES),
+        ("errors in an Ack", sync::MAX_ERRORS),
+        ("bytes of the reason of one", sync::MAX_REASON),
+        ("addresses of a pod that a node sends", sync::MAX_ADDRESSES),
     ];
     for (page, rows) in [("docs/src/operate/policy.md", &of_policies[..]), ("ARCHITECTURE.md", &all[..])] {
         let text = read(page);

@@ -137,9 +137,9 @@ fn resumed_with_the_difference_only(cluster: &Cluster) -> Result<()> {
         let of = |node| install::metric(node, install::TYPHA_ADMIN, metric).unwrap_or_default();
         nodes.iter().map(of).sum()
     };
-    let back = || sum("margay_typha_hellos_total") >= nodes.len() as f64;
+    let back = || sum("margay_typha_sessions_opened_total") >= nodes.len() as f64;
     wait_for(RECOVERY, || "every node to be back at a typha".into(), back)?;
-    let restated = sum("margay_typha_restated_buckets_total");
+    let restated = sum("margay_typha_resent_buckets_total");
     ensure!(restated <= 3.0, "{restated} buckets were told again to nodes that held them");
     Ok(())
 }

@@ -1,8 +1,8 @@
-//! How soon a pod's change reaches a node beside the largest policies: alone, with them in force, and while they are
-//! written all the time; beside each figure how much longer that is than alone.
+//! Latency of a pod's change to a node beside the largest policies: alone, with them in force, and
+//! while they are written continuously; each with its ratio to the latency alone.
 //!
-//! `cargo bench -p margay-typha --bench beside`. Wall time from the event of the watch to the frame at the node, through
-//! the real server.
+//! `cargo bench -p margay-typha --bench beside`. Wall time from the event of the watch to the frame
+//! at the node, through the real server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use margay_api::v3;
-use margay_typha::cache::Observed;
-use margay_typha::compute::Event;
-use margay_typha::feed::{Feed, Form, News, Parsed};
-use margay_typha::hub::Cause;
-use margay_typha::kinds;
+use margay_calc::ingest::{self, Ingested};
+use margay_typha::cause::Cause;
+use margay_typha::event::Event;
+use margay_typha::feed::{Feed, Form, WatchEvent};
+use margay_typha::object::Observed;
 use serde::de::DeserializeOwned;
 
 use crate::peers::{Agent, Typha, address_of, is_member_anywhere, mk_pod};
@@ -29,59 +29,61 @@ mod large;
 #[path = "../tests/stream/peers.rs"]
 mod peers;
 
-/// Changes that are timed.
+/// Number of timed changes.
 const CHANGES: u16 = 2000;
-/// Between two writes of a policy: faster than anybody writes by hand.
+/// Time between two writes of a policy.
 const PAUSE: Duration = Duration::from_millis(100);
-/// What others may take longer beside the policies.
+/// Limit for the ratio.
 const BUDGET: f64 = 1.2;
 
-fn observed<K: DeserializeOwned>(parse: fn(K) -> Parsed, object: &str) -> Observed {
-    let mut feed = Feed::new(parse, Form::Plain, false);
+fn observe<K: DeserializeOwned>(ingest: fn(K) -> Ingested, object: &str) -> Observed {
+    let mut feed = Feed::new(ingest, Form::Plain, false);
     let end = r#"{"metadata":{"resourceVersion":"1","annotations":{"k8s.io/initial-events-end":"true"}}}"#;
-    feed.line(format!(r#"{{"type":"BOOKMARK","object":{end}}}"#).as_bytes()).expect("a list without objects");
-    match feed.line(format!(r#"{{"type":"MODIFIED","object":{object}}}"#).as_bytes()) {
-        Ok(News::Object(object, _)) => *object,
+    feed.decode_line(format!(r#"{{"type":"BOOKMARK","object":{end}}}"#).as_bytes()).expect("a list without objects");
+    match feed.decode_line(format!(r#"{{"type":"MODIFIED","object":{object}}}"#).as_bytes()) {
+        Ok(WatchEvent::Applied(object, _)) => *object,
         other => panic!("{other:?}"),
     }
 }
 
-/// A policy as the API server sends it.
 #[derive(Clone, Copy)]
-enum Kind {
+enum PolicySource {
     Kubernetes,
     Calico,
 }
 
-struct Written {
+/// A policy as the API server sends it.
+struct WrittenPolicy {
     name: &'static str,
-    kind: Kind,
+    source: PolicySource,
     object: String,
 }
 
-impl Written {
-    fn new(name: &'static str, kind: Kind, spec: &str) -> Self {
-        let version = match kind {
-            Kind::Kubernetes => "networking.k8s.io/v1",
-            Kind::Calico => "projectcalico.org/v3",
+impl WrittenPolicy {
+    fn new(name: &'static str, source: PolicySource, spec: &str) -> Self {
+        let version = match source {
+            PolicySource::Kubernetes => "networking.k8s.io/v1",
+            PolicySource::Calico => "projectcalico.org/v3",
         };
-        Self { name, kind, object: large::object(version, "ns", name, spec) }
+        Self { name, source, object: large::object(version, "ns", name, spec) }
     }
 
-    /// What its watch does with it.
+    /// Event that its watch sends.
     fn event(&self) -> Event {
-        let (kind, observed) = match self.kind {
-            Kind::Kubernetes => {
-                ("KubernetesNetworkPolicy", observed::<NetworkPolicy>(kinds::kubernetes_policy, &self.object))
+        let (kind, observed) = match self.source {
+            PolicySource::Kubernetes => {
+                ("KubernetesNetworkPolicy", observe::<NetworkPolicy>(ingest::kubernetes_policy, &self.object))
             }
-            Kind::Calico => ("NetworkPolicy", observed::<v3::NetworkPolicy>(kinds::network_policy, &self.object)),
+            PolicySource::Calico => {
+                ("NetworkPolicy", observe::<v3::NetworkPolicy>(ingest::network_policy, &self.object))
+            }
         };
         Event::Observed { kind, objects: vec![observed], cause: Cause::default() }
     }
 }
 
-/// Median and 99th percentile of the changes of a pod, until a node has each.
-async fn changes(typha: &Typha, node: &mut Agent) -> (Duration, Duration) {
+/// Median and 99th percentile of the latency of a pod's changes to a node.
+async fn measure_changes(typha: &Typha, node: &mut Agent) -> (Duration, Duration) {
     let mut times = Vec::with_capacity(CHANGES.into());
     for number in 0..CHANGES {
         let address = 1000 + number;
@@ -111,38 +113,39 @@ async fn main() {
     let mut node = typha.node("n1").await;
     node.until(|held| is_member_anywhere(held, address_of(999))).await;
     println!("a pod's change, from the watch to a node, beside the largest policies");
-    changes(&typha, &mut node).await;
-    let alone = changes(&typha, &mut node).await;
+    // Warms up.
+    measure_changes(&typha, &mut node).await;
+    let alone = measure_changes(&typha, &mut node).await;
     report("alone", alone, alone);
     let policies = [
-        Written::new("inwards", Kind::Kubernetes, &large::inwards(20_000, 20_000)),
-        Written::new("outwards", Kind::Kubernetes, &large::outwards(20_000, 20_000)),
-        Written::new("multiplied", Kind::Calico, &large::multiplied()),
-        Written::new("largest-in", Kind::Kubernetes, &large::inwards(200, 300)),
-        Written::new("largest-out", Kind::Kubernetes, &large::outwards(100, 150)),
+        WrittenPolicy::new("inwards", PolicySource::Kubernetes, &large::inwards(20_000, 20_000)),
+        WrittenPolicy::new("outwards", PolicySource::Kubernetes, &large::outwards(20_000, 20_000)),
+        WrittenPolicy::new("multiplied", PolicySource::Calico, &large::multiplied()),
+        WrittenPolicy::new("largest-in", PolicySource::Kubernetes, &large::inwards(200, 300)),
+        WrittenPolicy::new("largest-out", PolicySource::Kubernetes, &large::outwards(100, 150)),
     ];
     for policy in &policies {
         let started = Instant::now();
         let event = policy.event();
-        println!("  {}: read in {:.2?}", policy.name, started.elapsed());
-        typha.tell(event).await;
+        println!("  {}: ingested in {:.2?}", policy.name, started.elapsed());
+        typha.send(event).await;
     }
-    changes(&typha, &mut node).await;
-    report("beside them", changes(&typha, &mut node).await, alone);
-    let is_over = Arc::new(AtomicBool::new(false));
-    let writing = tokio::spawn({
-        let (typha, is_over) = (typha.clone(), is_over.clone());
+    measure_changes(&typha, &mut node).await;
+    report("beside them", measure_changes(&typha, &mut node).await, alone);
+    let is_done = Arc::new(AtomicBool::new(false));
+    let writer = tokio::spawn({
+        let (typha, is_done) = (typha.clone(), is_done.clone());
         async move {
             for policy in policies.iter().cycle() {
-                if is_over.load(Ordering::Relaxed) {
+                if is_done.load(Ordering::Relaxed) {
                     return;
                 }
-                typha.tell(policy.event()).await;
+                typha.send(policy.event()).await;
                 tokio::time::sleep(PAUSE).await;
             }
         }
     });
-    report(&format!("while one is written every {PAUSE:?}"), changes(&typha, &mut node).await, alone);
-    is_over.store(true, Ordering::Relaxed);
-    writing.await.expect("it ends");
+    report(&format!("while one is written every {PAUSE:?}"), measure_changes(&typha, &mut node).await, alone);
+    is_done.store(true, Ordering::Relaxed);
+    writer.await.expect("the writer panicked");
 }

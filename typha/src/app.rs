@@ -1,4 +1,4 @@
-//! Makes the parts in the order in which they need each other, and ends them the other way round.
+//! Starts the parts in order of dependency, and stops them in reverse.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,28 +25,30 @@ use tower::ServiceBuilder;
 use tracing::{info, warn};
 
 use crate::cache::Cache;
-use crate::compute::{EVENTS, Event, Owner};
+use crate::compute::{EVENT_QUEUE, GraphOwner};
 use crate::config::Args;
 use crate::debug::DebugService;
+use crate::event::Event;
 use crate::kinds;
 use crate::metrics::Counters;
-use crate::notices;
+use crate::object_events;
 use crate::registry::Registry;
 use crate::reporter::Reporter;
 use crate::server::SyncService;
 
-/// The longest that the end of the process may take; Kubernetes gives 30 seconds by default.
-const END: Duration = Duration::from_secs(20);
-/// Between attempts to find out where Calico's data is stored.
-const DISCOVER: Duration = Duration::from_secs(2);
-/// Streams of one connection: an agent needs one, a person a few.
-const STREAMS: u32 = 32;
-/// Calls that are being set up at once, over all connections; more are told to come again.
-const CALLS: usize = 1024;
-/// The longest time until a call is set up; streams live on.
-const CALL: Duration = Duration::from_secs(15);
+/// Maximal duration of shutdown; Kubernetes allows 30 seconds by default.
+const SHUTDOWN: Duration = Duration::from_secs(20);
+/// Time between attempts to detect where Calico's data is stored.
+const DETECT_INTERVAL: Duration = Duration::from_secs(2);
+/// Streams per connection: an agent needs one, a person a few.
+const MAX_STREAMS: u32 = 32;
+/// Calls that are being set up at the same time, over all connections; further ones are refused as
+/// retryable.
+const MAX_CALLS: usize = 1024;
+/// Maximal time to set up a call; streams live on.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Nodes have a stream; whoever looks does not.
+/// Services by group (O of the client certificate): agents may open a stream, readers may ask.
 const MAY_CALL: [(&str, &[&str]); 2] = [
     ("margay:nodes", &["margay.sync.v1.Sync"]),
     (
@@ -60,17 +62,17 @@ const MAY_CALL: [(&str, &[&str]); 2] = [
     ),
 ];
 
-/// Runs typha until it is told to end.
+/// Runs typha until a termination signal.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let telemetry = telemetry::init("margay-typha", &args.log)?;
-    info!(?args, "typha starts");
+    info!(?args, "typha starting");
     let served = serve(args).await;
     telemetry.shutdown().await;
     served
 }
 
 async fn serve(args: Args) -> anyhow::Result<()> {
-    let shutdown = Shutdown::on_signals(END).context("signals")?;
+    let shutdown = Shutdown::on_signals(SHUTDOWN).context("signals")?;
     let readiness = Readiness::default();
     let listening = readiness.gate("listen", "the port is not open yet");
     let in_sync = readiness.gate("sync", "nothing listed yet");
@@ -87,45 +89,52 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         let groups = client.list_api_groups().await?.groups;
         Ok::<_, kube::Error>(Evidence { groups: groups.into_iter().map(|group| group.name).collect(), migration: None })
     };
-    let Decision { mode, reason } = mode::discover(&args.api_group, ask, async || sleep(DISCOVER).await).await?;
+    let Decision { mode, reason } = mode::discover(&args.api_group, ask, async || sleep(DETECT_INTERVAL).await).await?;
     info!(storage = %mode, reason, "storage of Calico's data");
 
-    let (events, inbox) = mpsc::channel(EVENTS);
-    let cache = Cache::new(kinds::TABLE.iter().map(|line| line.kind));
-    let owner = Owner::new(cache, counters.clone(), registry.clone(), in_sync);
+    let (events, inbox) = mpsc::channel(EVENT_QUEUE);
+    let cache = Cache::new(kinds::KINDS.iter().map(|kind| kind.name));
+    let owner = GraphOwner::new(cache, counters.clone(), registry.clone(), in_sync);
     let mut tasks = Tasks::default();
     if !args.pod_name.is_empty() {
         let (client, registry, events) = (client.clone(), registry.clone(), events.clone());
         let (instance, namespace) = (args.pod_name, args.pod_namespace);
-        tasks.spawn("events", notices::run(client.clone(), mode, instance.clone(), owner.notices.clone()));
+        tasks.spawn("events", object_events::run(client.clone(), mode, instance.clone(), owner.warnings.clone()));
         tasks.spawn("report", Reporter { client, namespace, instance, events, registry }.run());
     }
     tasks.spawn("owner", owner.run(inbox, shutdown.clone()));
-    for line in kinds::TABLE {
-        let watch = line.start(mode, client.clone(), events.clone(), counters.clone());
-        tasks.spawn(&format!("watch of {}", line.kind), watch);
+    for kind in kinds::KINDS {
+        let watch = kind.start(mode, client.clone(), events.clone(), counters.clone());
+        tasks.spawn(&format!("watch of {}", kind.name), watch);
     }
 
     let listener = TcpListener::bind(args.listen).await;
     let listener =
         listener.with_context(|| format!("address {}: choose a free one with MARGAY_LISTEN", args.listen))?;
     listening.open();
-    let parts =
-        Parts { events, registry, counters, readiness, shutdown: shutdown.clone(), patience: Patience::default() };
-    let ended = shutdown.drain("gRPC", END / 2, parts.serve(listener, tls));
+    let services = GrpcServices {
+        events,
+        registry,
+        counters,
+        readiness,
+        shutdown: shutdown.clone(),
+        timeouts: Timeouts::default(),
+    };
+    let ended = shutdown.drain("gRPC", SHUTDOWN / 2, services.serve(listener, tls));
     tokio::select! {
         ended = ended => match ended {
             Ok(outcome) => outcome?,
             Err(unfinished) => warn!(%unfinished),
         },
-        fault = fault(&mut tasks, &shutdown) => return Err(fault.into()),
+        ended = unexpected_end(&mut tasks, &shutdown) => return Err(ended.into()),
     }
     tasks.shutdown().await;
     Ok(())
 }
 
-/// The end of a task that nobody has asked to end. All that this replica knows would stay as it is then, and it would go on as if it were in sync.
-async fn fault(tasks: &mut Tasks, shutdown: &Shutdown) -> Ended {
+/// Waits for a task that ends without shutdown. Without it this replica's state would become stale
+/// while it still seems in sync, so the process must end.
+async fn unexpected_end(tasks: &mut Tasks, shutdown: &Shutdown) -> Ended {
     loop {
         let ended = tasks.ended().await;
         if !shutdown.is_triggered() {
@@ -134,62 +143,62 @@ async fn fault(tasks: &mut Tasks, shutdown: &Shutdown) -> Ended {
     }
 }
 
-/// What the gRPC services need.
-pub struct Parts {
+/// Dependencies of the gRPC services.
+pub struct GrpcServices {
     /// The owner task.
     pub events: mpsc::Sender<Event>,
     /// The sessions.
     pub registry: Registry,
-    /// What is counted.
+    /// Metrics.
     pub counters: Counters,
-    /// What health tells.
+    /// Source of the health service.
     pub readiness: Readiness,
-    /// The end.
+    /// Shutdown signal.
     pub shutdown: Shutdown,
-    /// How long peers are waited for.
-    pub patience: Patience,
+    /// Timeouts for peers.
+    pub timeouts: Timeouts,
 }
 
-/// How long a peer may keep typha waiting.
+/// Timeouts for peers of typha.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
-    /// Until a node says hello.
+pub struct Timeouts {
+    /// From the start of a stream to its hello.
     pub hello: Duration,
-    /// Between HTTP/2 pings, which find peers that are gone without a word.
+    /// Between HTTP/2 pings, which detect peers that disappeared.
     pub ping: Duration,
-    /// For an answer to a ping.
+    /// From a ping to its response.
     pub pong: Duration,
 }
 
-impl Default for Patience {
+impl Default for Timeouts {
     fn default() -> Self {
         Self { hello: Duration::from_secs(10), ping: Duration::from_secs(10), pong: Duration::from_secs(10) }
     }
 }
 
-impl Parts {
+impl GrpcServices {
     /// Serves every gRPC service on `listener` until shutdown and until the last stream has ended.
     pub async fn serve(self, listener: TcpListener, tls: Tls) -> anyhow::Result<()> {
         let address: SocketAddr = listener.local_addr()?;
         info!(%address, "gRPC port open");
         let sync =
-            SyncService::new(self.events.clone(), self.registry.clone(), self.counters.clone(), self.patience.hello);
+            SyncService::new(self.events.clone(), self.registry.clone(), self.counters.clone(), self.timeouts.hello);
         let debug = DebugServer::new(DebugService::new(self.events, self.registry));
         let reporter = HealthReporter::new();
         let health = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
-        let reporting = tokio::spawn(report(reporter, self.readiness, self.shutdown.clone()));
-        // From the outside in: a span for everything, then who it is, then whether there is room.
+        let reporting = tokio::spawn(mirror_readiness(reporter, self.readiness, self.shutdown.clone()));
+        // From the outside in: tracing, then authorisation, then load limits.
         let layers = ServiceBuilder::new()
             .layer(Trace)
             .layer(Admission::new(MAY_CALL))
             .load_shed()
-            .concurrency_limit(CALLS)
-            .timeout(CALL);
+            .concurrency_limit(MAX_CALLS)
+            .timeout(CALL_TIMEOUT);
         let shutdown = self.shutdown.clone();
         Server::builder()
-            .http2_keepalive_interval(Some(self.patience.ping))
-            .http2_keepalive_timeout(Some(self.patience.pong))
-            .max_concurrent_streams(STREAMS)
+            .http2_keepalive_interval(Some(self.timeouts.ping))
+            .http2_keepalive_timeout(Some(self.timeouts.pong))
+            .max_concurrent_streams(MAX_STREAMS)
             .layer(layers)
             .add_service(sync)
             .add_service(debug)
@@ -211,8 +220,8 @@ fn reflection<'a>() -> anyhow::Result<tonic_reflection::server::Builder<'a>> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET))
 }
 
-/// Health says what readiness says; the empty name is the whole server.
-async fn report(reporter: HealthReporter, readiness: Readiness, shutdown: Shutdown) {
+/// Mirrors readiness in the health service; the empty name is the whole server.
+async fn mirror_readiness(reporter: HealthReporter, readiness: Readiness, shutdown: Shutdown) {
     let names = ["", "margay.sync.v1.Sync", "margay.debug.v1.Debug"];
     for name in names {
         reporter.set_service_status(name, ServingStatus::NotServing).await;

@@ -1,70 +1,43 @@
-//! The latest state of every watched object in parsed form, and what of it is news.
+//! Latest state of every watched object in parsed form, and the resulting changes.
 //!
-//! The parsed form is compared, so a change that policy never reads (a heartbeat, a status) stops here. An object that is
-//! not in a new list is not removed by the list alone: see [`Cache::missing`].
+//! Objects are compared in parsed form, so a change that policy does not depend on (a heartbeat, a
+//! status) ends here. An object that a new list lacks is not removed without confirmation: see
+//! [`Cache::missing`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use margay_api::endpoint::WorkloadEndpoint;
-use margay_api::meta::NamespacedName;
 use margay_api::network::BlockInfo;
 use margay_api::storage::name;
 use margay_calc::blocks::Blocks;
 use margay_calc::update::Update;
 use margay_proto::sync::LocalEndpoint;
 
-use crate::kinds::POD;
-use crate::overlay::{NotTaken, Overlays};
+use crate::object::{Missing, ObjectKey, Observed, POD};
+use crate::overlay::{Overlays, ReportRejected};
 use crate::services::Services;
 
-/// Name and namespace of an object; the namespace is empty for cluster-wide kinds.
-pub type ObjectKey = NamespacedName;
-
-/// One object as a watch saw it.
-#[derive(Clone, Debug)]
-pub struct Observed {
-    /// The object.
-    pub key: ObjectKey,
-    /// Its uid: a later object of the same name has another one.
-    pub uid: String,
-    /// What it means, or what stands in its place; nothing for a pod in the host's network, say.
-    pub update: Option<Update>,
-    /// What it meant before, if that was something, stays: it was refused, and `update` stands in its place only where nothing else is known of it.
-    pub prefers_former: bool,
-    /// Why it is not used as it is written.
-    pub problems: Vec<String>,
-}
-
-/// What a list did not hold, though the cache does.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Missing {
-    /// How many.
-    pub total: usize,
-    /// Some of them, spread over all.
-    pub sample: Vec<ObjectKey>,
-}
-
-/// Owner of the latest state.
+/// Latest state of all kinds.
 #[derive(Debug)]
 pub struct Cache {
-    kinds: BTreeMap<&'static str, Store>,
+    kinds: BTreeMap<&'static str, KindStore>,
     overlays: Overlays,
     services: Services,
     blocks: Blocks,
 }
 
 #[derive(Debug, Default)]
-struct Store {
-    /// Number of the newest list.
+struct KindStore {
+    /// Incremented by every list.
     generation: u64,
     synced: bool,
-    objects: BTreeMap<ObjectKey, Entry>,
-    /// Those of them that have problems.
+    objects: BTreeMap<ObjectKey, CachedObject>,
+    /// Objects with problems.
     refused: BTreeSet<ObjectKey>,
 }
 
-impl Store {
-    fn insert(&mut self, key: ObjectKey, entry: Entry) {
+impl KindStore {
+    fn insert(&mut self, key: ObjectKey, entry: CachedObject) {
         match entry.problems.is_empty() {
             true => self.refused.remove(&key),
             false => self.refused.insert(key.clone()),
@@ -72,22 +45,23 @@ impl Store {
         self.objects.insert(key, entry);
     }
 
-    fn remove(&mut self, key: &ObjectKey) -> Option<Entry> {
+    fn remove(&mut self, key: &ObjectKey) -> Option<CachedObject> {
         self.refused.remove(key);
         self.objects.remove(key)
     }
 }
 
 #[derive(Debug)]
-struct Entry {
+struct CachedObject {
     generation: u64,
     uid: String,
     update: Option<Update>,
     problems: Vec<String>,
 }
 
-impl Entry {
-    /// What is kept of an object. One that was refused keeps the meaning that it had; an object of another uid had none.
+impl CachedObject {
+    /// Creates the entry of an object. A refused one keeps its former value, if it is the same
+    /// object (by uid).
     fn of(observed: &Observed, former: Option<&Self>, generation: u64) -> Self {
         let Observed { uid, update, problems, .. } = observed;
         let former = former.filter(|former| former.uid == *uid || update.is_none());
@@ -100,65 +74,67 @@ impl Entry {
     }
 }
 
-/// What is in force while an object is refused, where its problems do not say so.
+/// States what is in force while an object is refused, unless its problems state that.
 fn in_force(is_former: bool, observed: &Observed) -> Option<&'static str> {
     match &observed.update {
-        _ if is_former => Some("until it is corrected, what it said before stays in force"),
-        None => Some("until it is corrected, nothing of it is in force"),
+        _ if is_former => Some("until it is corrected, its previous version stays in force"),
+        None => Some("until it is corrected, it has no effect"),
         Some(Update::Policy(..)) if observed.prefers_former => {
-            Some("until it is corrected, all that its readable parts may be about is closed in its directions")
+            Some("until it is corrected, everything that its readable fields may select is denied in its directions")
         }
         Some(_) => None,
     }
 }
 
 impl Cache {
-    /// A cache that is in sync once each of `kinds` has been listed.
+    /// Creates a cache that is in sync once each of `kinds` has been listed.
     pub fn new(kinds: impl IntoIterator<Item = &'static str>) -> Self {
         Self {
-            kinds: kinds.into_iter().map(|kind| (kind, Store::default())).collect(),
+            kinds: kinds.into_iter().map(|kind| (kind, KindStore::default())).collect(),
             overlays: Overlays::default(),
             services: Services::default(),
             blocks: Blocks::default(),
         }
     }
 
-    /// A new list of the kind begins: what is not seen until its end is [`Cache::missing`].
-    pub fn begin(&mut self, kind: &'static str) {
+    /// Starts a new list: objects not observed until its end are [`Cache::missing`].
+    pub fn start_list(&mut self, kind: &'static str) {
         self.kinds.entry(kind).or_default().generation += 1;
     }
 
-    /// Takes the state of one object; gives what is news of it.
+    /// Applies the state of one object; returns the resulting updates.
     pub fn apply(&mut self, kind: &'static str, observed: Observed) -> Vec<Update> {
         let store = self.kinds.entry(kind).or_default();
         let former = store.objects.get(&observed.key);
-        let entry = Entry::of(&observed, former, store.generation);
+        let entry = CachedObject::of(&observed, former, store.generation);
         let wanted = self.overlays.effective(&entry.uid, entry.update.as_ref());
         let known = former.and_then(|former| self.overlays.effective(&former.uid, former.update.as_ref()));
-        let news = difference(known.as_deref(), wanted.as_deref());
+        let updates = difference(known.as_deref(), wanted.as_deref());
+        // Only now: the comparison above needs the report that this may remove.
         self.overlays.confirm(&entry.uid, entry.update.as_ref());
         let services = &mut self.services;
-        let news = news.into_iter().filter_map(|update| of_twins(store, &observed.key, update));
-        let news = news.filter_map(|update| services.whole(&observed.key, update));
-        let news: Vec<_> = news.collect();
+        let updates = updates.into_iter().filter_map(|update| resolve_duplicate(store, &observed.key, update));
+        let updates = updates.filter_map(|update| services.merge_slice(&observed.key, update));
+        let updates: Vec<_> = updates.collect();
         store.insert(observed.key, entry);
-        self.heed(&news);
-        news
+        self.update_indexes(&updates);
+        updates
     }
 
-    /// The object is gone.
+    /// Applies the deletion of an object; returns the resulting update.
     pub fn delete(&mut self, kind: &'static str, key: &ObjectKey) -> Option<Update> {
         let store = self.kinds.get_mut(kind)?;
         let entry = store.remove(key)?;
         self.overlays.withdraw(&entry.uid, entry.update.as_ref());
-        let gone = of_twins(store, key, entry.update.as_ref().map(gone)?)?;
-        let news = self.services.whole(key, gone);
-        self.heed(news.as_slice());
-        news
+        let gone = resolve_duplicate(store, key, entry.update.as_ref().map(removal)?)?;
+        let update = self.services.merge_slice(key, gone);
+        self.update_indexes(update.as_slice());
+        update
     }
 
-    /// Objects that the newest list did not hold; at most `limit` are named. A list that lacks objects may be the
-    /// API server's error, so whoever calls this asks for some of them by name before [`Cache::sweep`].
+    /// Objects that the latest list lacks, at most `limit` of them by name. An incomplete list may
+    /// be an error of the API server, so the caller must confirm some of them by name before
+    /// [`Cache::sweep`].
     pub fn missing(&self, kind: &'static str, limit: usize) -> Missing {
         let Some(store) = self.kinds.get(kind) else {
             return Missing::default();
@@ -169,7 +145,8 @@ impl Cache {
         Missing { total, sample: stale().step_by(step).map(|(key, _)| key.clone()).collect() }
     }
 
-    /// The newest list of the kind was right: what it did not hold is gone, and the kind is in sync.
+    /// Removes what the latest list lacks and marks the kind as in sync; returns the resulting
+    /// updates.
     pub fn sweep(&mut self, kind: &'static str) -> Vec<Update> {
         let store = self.kinds.entry(kind).or_default();
         let is_first = !std::mem::replace(&mut store.synced, true);
@@ -183,90 +160,93 @@ impl Cache {
                 continue;
             };
             self.overlays.withdraw(&entry.uid, entry.update.as_ref());
-            let gone = entry.update.as_ref().and_then(|update| of_twins(store, key, gone(update)));
-            removed.extend(gone.and_then(|gone| self.services.whole(key, gone)));
+            let gone = entry.update.as_ref().and_then(|update| resolve_duplicate(store, key, removal(update)));
+            removed.extend(gone.and_then(|gone| self.services.merge_slice(key, gone)));
         }
+        // Until now it was not known which pods exist, so reports of no address were kept for all.
         if is_first && kind == POD {
             let pods = &store.objects;
-            self.overlays.retain(|node, said| !said.addresses.is_empty() || has(pods, node, said));
+            self.overlays.retain(|node, report| !report.addresses.is_empty() || is_pod_of(pods, node, report));
         }
-        self.heed(&removed);
+        self.update_indexes(&removed);
         removed
     }
 
-    /// What follows from news in the cache itself.
-    fn heed(&mut self, news: &[Update]) {
-        for update in news {
+    /// Updates the indexes derived from accepted changes: blocks, pools and node overlays.
+    fn update_indexes(&mut self, updates: &[Update]) {
+        for update in updates {
             match update {
                 Update::Block(range, info) => drop(self.blocks.set_block(*range, info.clone())),
                 Update::Pool(name, pool) => drop(self.blocks.set_pool(name.clone(), pool.clone())),
                 Update::Node(gone, None) => {
                     let Some(pods) = self.kinds.get(POD) else { continue };
-                    // Pods of the node that are still there take what it said about them along when they go.
-                    self.overlays.retain(|node, said| node != gone || has(&pods.objects, node, said));
+                    // Reports about pods that still exist are removed together with the pods.
+                    self.overlays.retain(|node, report| node != gone || is_pod_of(&pods.objects, node, report));
                 }
                 _ => {}
             }
         }
     }
 
-    /// A node says which addresses a pod of its own has, before the API knows; gives what is news of it. An address counts
-    /// only if it is not in a block of another node, so that no node can put another's addresses into a set.
-    pub fn local(&mut self, node: &str, said: LocalEndpoint) -> Result<Vec<Update>, NotTaken> {
-        self.check_own(node, &said)?;
-        let key = said.key.clone();
+    /// Applies a node's report of a pod's addresses, ahead of the API; returns the resulting
+    /// updates. Addresses in blocks of other nodes are rejected, so that no node can add another
+    /// node's addresses to a set.
+    pub fn apply_local(&mut self, node: &str, report: LocalEndpoint) -> Result<Vec<Update>, ReportRejected> {
+        self.check_ownership(node, &report)?;
+        let key = report.key.clone();
         let pods = self.kinds.get(POD);
-        let is_over = |pods: &&Store| pods.synced && !has(&pods.objects, node, &said);
-        if said.addresses.is_empty() && pods.filter(is_over).is_some() {
-            // To the API the pod is gone or has ended, so nothing would ever confirm that it has no address.
-            self.overlays.forget(node, &said);
+        let is_over = |pods: &&KindStore| pods.synced && !is_pod_of(&pods.objects, node, &report);
+        if report.addresses.is_empty() && pods.filter(is_over).is_some() {
+            // The pod has ended or is deleted in the API, so nothing would ever confirm that it has
+            // no address.
+            self.overlays.forget(node, &report);
             return Ok(Vec::new());
         }
         let Some(entry) = pods.and_then(|pods| pods.objects.get(&key)) else {
-            // Before pods are listed none is known.
+            // Before the first list of pods every pod counts as known.
             let is_known = |key: &ObjectKey| pods.is_none_or(|pods| !pods.synced || pods.objects.contains_key(key));
-            if !self.overlays.has_room(node, &said, is_known) {
-                return Err(NotTaken::TooManyUnknown { node: node.to_owned() });
+            if !self.overlays.has_room(node, &report, is_known) {
+                return Err(ReportRejected::TooManyUnknown { node: node.to_owned() });
             }
-            self.overlays.put(node, said)?;
+            self.overlays.set(node, report)?;
             return Ok(Vec::new());
         };
         let api = entry.update.as_ref();
         let former = self.overlays.effective(&entry.uid, api);
-        self.overlays.put(node, said)?;
+        self.overlays.set(node, report)?;
         let wanted = self.overlays.effective(&entry.uid, api);
-        let news = difference(former.as_deref(), wanted.as_deref());
+        let updates = difference(former.as_deref(), wanted.as_deref());
         self.overlays.confirm(&entry.uid, api);
-        Ok(news)
+        Ok(updates)
     }
 
-    /// The node has had no stream here for a while: what it said is not taken back here if it is not so any more, so the API's word counts again.
-    /// Gives what is news by that.
-    pub fn silence(&mut self, node: &str) -> Vec<Update> {
-        let words = self.overlays.take(node);
+    /// Drops the reports of a node without a stream, which it cannot revoke here, so that the API's
+    /// addresses apply again. Returns the resulting updates.
+    pub fn expire_reports(&mut self, node: &str) -> Vec<Update> {
+        let reports = self.overlays.remove_node(node);
         let pods = self.kinds.get(POD);
-        let told = words.values().filter_map(|said| {
-            let entry = pods?.objects.get(&said.key)?;
+        let updates = reports.values().filter_map(|report| {
+            let entry = pods?.objects.get(&report.key)?;
             let api = entry.update.as_ref()?;
-            let former = of_word(node, said, entry)?;
+            let former = with_report(node, report, entry)?;
             Some(difference(Some(&former), Some(api)))
         });
-        told.flatten().collect()
+        updates.flatten().collect()
     }
 
-    fn check_own(&self, node: &str, said: &LocalEndpoint) -> Result<(), NotTaken> {
-        for address in &said.addresses {
+    fn check_ownership(&self, node: &str, report: &LocalEndpoint) -> Result<(), ReportRejected> {
+        for address in &report.addresses {
             let lent = |info: &BlockInfo| info.borrowed.iter().any(|(lent, user)| lent == address && user == node);
-            let foreign = self.blocks.around(*address).filter(|info| !lent(info));
+            let foreign = self.blocks.containing(*address).filter(|info| !lent(info));
             let mut owners = foreign.filter_map(|info| info.node.as_ref()).filter(|owner| *owner != node);
             if let Some(owner) = owners.next() {
-                return Err(NotTaken::Foreign { node: node.to_owned(), address: *address, owner: owner.clone() });
+                return Err(ReportRejected::Foreign { node: node.to_owned(), address: *address, owner: owner.clone() });
             }
         }
         Ok(())
     }
 
-    /// Whether every kind has been listed once.
+    /// Returns true once every kind has been listed.
     pub fn is_synced(&self) -> bool {
         self.kinds.values().all(|store| store.synced)
     }
@@ -277,13 +257,13 @@ impl Cache {
         unsynced.map(|(kind, _)| *kind).collect()
     }
 
-    /// Objects per kind, and how many of them are not used as they are written.
+    /// Number of objects per kind, and how many of them have problems.
     pub fn counts(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
         let counts = self.kinds.iter();
         counts.map(|(kind, store)| (*kind, store.objects.len(), store.refused.len()))
     }
 
-    /// Objects that are not used as they are written, with why.
+    /// Objects that are not enforced as written, with the reasons.
     pub fn problems(&self) -> impl Iterator<Item = (&'static str, &ObjectKey, &[String])> {
         self.kinds.iter().flat_map(|(kind, store)| {
             let refused = store.refused.iter().filter_map(|key| store.objects.get_key_value(key));
@@ -291,41 +271,42 @@ impl Cache {
         })
     }
 
-    /// The uid of the object when it was last seen; empty if it is not there.
+    /// Uid of the object; empty if it does not exist.
     pub fn uid_of(&self, kind: &'static str, key: &ObjectKey) -> &str {
         let entry = self.kinds.get(kind).and_then(|store| store.objects.get(key));
         entry.map_or("", |entry| entry.uid.as_str())
     }
 
-    /// Why the object was not used as it is written when it was last seen.
+    /// Reasons why the object is not enforced as written.
     pub fn problems_of(&self, kind: &'static str, key: &ObjectKey) -> &[String] {
         let entry = self.kinds.get(kind).and_then(|store| store.objects.get(key));
         entry.map_or(&[], |entry| entry.problems.as_slice())
     }
 }
 
-/// What the pod is with what its node says, if that is about it.
-fn of_word(node: &str, said: &LocalEndpoint, entry: &Entry) -> Option<Update> {
+/// Overlays the pod with the node's report, if that is about it.
+fn with_report(node: &str, report: &LocalEndpoint, entry: &CachedObject) -> Option<Update> {
     match &entry.update {
-        Some(Update::Endpoint(key, Some(endpoint))) if endpoint.node == node && entry.uid == said.uid => {
-            let endpoint = WorkloadEndpoint { addresses: said.addresses.clone(), ..endpoint.clone() };
+        Some(Update::Endpoint(key, Some(endpoint))) if endpoint.node == node && entry.uid == report.uid => {
+            let endpoint = WorkloadEndpoint { addresses: report.addresses.clone(), ..endpoint.clone() };
             Some(Update::Endpoint(key.clone(), Some(endpoint)))
         }
         _ => None,
     }
 }
 
-/// Whether the pod that the node speaks of is there, and its own.
-fn has(pods: &BTreeMap<ObjectKey, Entry>, node: &str, said: &LocalEndpoint) -> bool {
-    pods.get(&said.key).is_some_and(|entry| {
+/// Returns true if the reported pod exists and is on that node.
+fn is_pod_of(pods: &BTreeMap<ObjectKey, CachedObject>, node: &str, report: &LocalEndpoint) -> bool {
+    pods.get(&report.key).is_some_and(|entry| {
         let is_of_node = matches!(&entry.update, Some(Update::Endpoint(_, Some(endpoint))) if endpoint.node == node);
-        is_of_node && entry.uid == said.uid
+        is_of_node && entry.uid == report.uid
     })
 }
 
-/// What a change of one object means where two can stand for one policy (see [`name`]): nothing while the other one counts, the other one's
-/// meaning when the one that counted is gone.
-fn of_twins(store: &Store, stored: &ObjectKey, update: Update) -> Option<Update> {
+/// Resolves a policy that v1 storage holds as both `x` and `default.x` (see [`name`]); the
+/// unprefixed one wins. Returns nothing for the other one while the winner exists, and the other
+/// one's value when the winner is deleted.
+fn resolve_duplicate(store: &KindStore, stored: &ObjectKey, update: Update) -> Option<Update> {
     let Update::Policy(key, policy) = &update else {
         return Some(update);
     };
@@ -339,19 +320,19 @@ fn of_twins(store: &Store, stored: &ObjectKey, update: Update) -> Option<Update>
     }
 }
 
-/// What turns `former` into `wanted`.
+/// Updates that change `former` to `wanted`.
 fn difference(former: Option<&Update>, wanted: Option<&Update>) -> Vec<Update> {
     if former == wanted {
         return Vec::new();
     }
-    let removed = former.map(gone);
-    let replaced = removed.is_some() && removed == wanted.map(gone);
+    let removed = former.map(removal);
+    let replaced = removed.is_some() && removed == wanted.map(removal);
     let removed = removed.filter(|_| !replaced);
     removed.into_iter().chain(wanted.cloned()).collect()
 }
 
-/// The same key without a value.
-fn gone(update: &Update) -> Update {
+/// Update that removes the object.
+fn removal(update: &Update) -> Update {
     match update {
         Update::Endpoint(key, _) => Update::Endpoint(key.clone(), None),
         Update::Namespace(key, _) => Update::Namespace(key.clone(), None),

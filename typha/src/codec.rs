@@ -1,49 +1,50 @@
-//! A codec for frames that are encoded already: their bytes are shared among nodes and copied once, into the stream's buffer.
+//! Codec for frames that are encoded already: their bytes are shared among nodes and copied once,
+//! into the stream's buffer.
 
 use bytes::{BufMut, Bytes};
-use margay_proto::sync::{PART, split, wire};
+use margay_proto::sync::{PART_SIZE, split, wire};
 use prost::Message;
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
-/// A message as pieces that follow each other: a frame, or a part of one.
+/// An encoded message in chunks: a frame, or a part of one.
 #[derive(Debug, Clone, Default)]
 pub struct FrameBytes {
-    pieces: Vec<Bytes>,
+    chunks: Vec<Bytes>,
     in_parts: bool,
 }
 
 impl FrameBytes {
-    /// A frame; `in_parts` for a node that reads it in parts.
-    pub fn new(pieces: Vec<Bytes>, in_parts: bool) -> Self {
-        Self { pieces, in_parts }
+    /// Creates a frame; `in_parts` is true for an agent that reads partial frames.
+    pub fn new(chunks: Vec<Bytes>, in_parts: bool) -> Self {
+        Self { chunks, in_parts }
     }
 
-    /// The messages that it is sent as.
+    /// Splits the frame into the messages that are sent.
     pub fn into_messages(self) -> Vec<Self> {
-        if !self.in_parts || self.len() <= PART {
+        if !self.in_parts || self.len() <= PART_SIZE {
             return vec![self];
         }
-        split(self.pieces, PART).into_iter().map(|pieces| Self { pieces, in_parts: false }).collect()
+        split(self.chunks, PART_SIZE).into_iter().map(|chunks| Self { chunks, in_parts: false }).collect()
     }
 
-    /// Its bytes, in order.
-    pub fn pieces(&self) -> &[Bytes] {
-        &self.pieces
+    /// Chunks, in order.
+    pub fn chunks(&self) -> &[Bytes] {
+        &self.chunks
     }
 
-    /// Length of the whole.
+    /// Total length in bytes.
     pub fn len(&self) -> usize {
-        self.pieces.iter().map(Bytes::len).sum()
+        self.chunks.iter().map(Bytes::len).sum()
     }
 
-    /// Whether there is nothing in it.
+    /// Returns true if the length is zero.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// Frames out, what nodes say in.
+/// Codec that sends frames and receives messages of nodes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FrameCodec;
 
@@ -68,8 +69,8 @@ impl Encoder for FrameCodec {
 
     fn encode(&mut self, frame: FrameBytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
         buffer.reserve(frame.len());
-        for piece in frame.pieces {
-            buffer.put(piece);
+        for chunk in frame.chunks {
+            buffer.put(chunk);
         }
         Ok(())
     }
@@ -80,7 +81,7 @@ impl Decoder for FrameCodec {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<wire::Up>, Status> {
-        let said = wire::Up::decode(buffer);
-        said.map(Some).map_err(|error| Status::invalid_argument(format!("Up: {error}")))
+        let message = wire::Up::decode(buffer);
+        message.map(Some).map_err(|error| Status::invalid_argument(format!("Up: {error}")))
     }
 }

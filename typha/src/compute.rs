@@ -1,137 +1,83 @@
-//! The owner task: everything that changes the graph or asks it comes here as an [`Event`].
+//! GraphOwner task: every change and query of the graph arrives here as an [`Event`].
 //!
-//! It never waits for a client and never does I/O. Under load it computes once per [`TICK`]; when it has been idle it computes
-//! at once.
+//! It never waits for a client and does no I/O. Under load it flushes once per [`TICK`]; after
+//! being idle it flushes at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use margay_api::report::{Entry, Listing};
-use margay_calc::graph::Problem;
+use margay_calc::conflict::Conflict;
 use margay_calc::update::Update;
 use margay_proto::sync::LocalEndpoint;
+use margay_runtime::clock::unix_ns;
 use margay_runtime::ready::Gate;
 use margay_runtime::shutdown::Shutdown;
 use margay_runtime::telemetry::{self, Traceparent};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::Status;
 use tracing::{debug, info, info_span, warn};
 
-use crate::cache::{Cache, Missing, ObjectKey, Observed};
-use crate::hub::{Cause, Hello, Hub};
+use crate::cache::Cache;
+use crate::cause::Cause;
+use crate::event::{Event, Snapshot};
+use crate::hello::Hello;
+use crate::hub::Hub;
 use crate::metrics::{Counters, Kind};
-use crate::notices::{Notice, Notices};
+use crate::object::{ObjectKey, Observed, POD};
+use crate::object_events::{ObjectWarning, WarningQueue};
 use crate::registry::Registry;
 
-/// Between two computations under load.
+/// Minimal time between two flushes under load.
 pub const TICK: Duration = Duration::from_millis(5);
-/// So long after a change it is looked whether objects are at odds with others: what is written together has come by then.
-const LOOK: Duration = Duration::from_secs(1);
-/// Events that may wait: a few per watch and per node; whoever produces more waits, and loses nothing.
-pub const EVENTS: usize = 1024;
-/// Events taken in one go before looking at the clock.
+/// Delay from a change to the check for conflicts, so that objects applied together have all
+/// arrived.
+const CONFLICT_CHECK: Duration = Duration::from_secs(1);
+/// Capacity of the event queue: a few per watch and per node. A full queue makes senders wait.
+pub const EVENT_QUEUE: usize = 1024;
+/// Maximal number of events handled before looking at the clock.
 const BURST: usize = 256;
-/// How long the words of a node count when its stream has ended: it may be back soon, and if it speaks to another replica now, the API shows by then
-/// what it said.
+/// Time for which a node's reports remain valid after its stream has ended. It may reconnect soon,
+/// and if it is connected to another replica, the API has caught up by then.
 const GRACE: Duration = Duration::from_secs(30);
-/// Nodes that must find another replica are told over this time, so that they do not all arrive there at once.
+/// Time over which connected nodes are sent to other replicas at shutdown, so that they do not
+/// arrive there all at once.
 const DRAIN: Duration = Duration::from_secs(5);
-/// The longest pause between two of them.
+/// Maximal pause between two of them.
 const DRAIN_STEP: Duration = Duration::from_millis(100);
 
-/// What the owner task is told.
-pub enum Event {
-    /// A list of the kind begins.
-    Begin(&'static str),
-    /// Objects of the kind were seen.
-    Observed {
-        /// The kind.
-        kind: &'static str,
-        /// The objects.
-        objects: Vec<Observed>,
-        /// When they were seen, and the trace that their writer began.
-        cause: Cause,
-    },
-    /// An object of the kind is gone.
-    Deleted {
-        /// The kind.
-        kind: &'static str,
-        /// The object.
-        key: ObjectKey,
-        /// When it was seen.
-        cause: Cause,
-    },
-    /// A list of the kind is complete; the answer is what it lacks. Nothing is removed yet.
-    Listed {
-        /// The kind.
-        kind: &'static str,
-        /// How many of the missing are to be named.
-        limit: usize,
-        /// Where to answer.
-        reply: oneshot::Sender<Missing>,
-    },
-    /// What the newest list of the kind lacks is gone.
-    Sweep(&'static str),
-    /// A node wants its view.
-    Hello(Hello),
-    /// A node's slot was full when it had news, and is free now.
-    Ready {
-        /// The node.
-        node: String,
-        /// Its session.
-        session: u64,
-    },
-    /// A node tells the addresses of a pod of its own.
-    Local {
-        /// The node, by its certificate.
-        node: String,
-        /// What it says.
-        said: LocalEndpoint,
-    },
-    /// A session is over.
-    Gone {
-        /// The node.
-        node: String,
-        /// Its session.
-        session: u64,
-    },
-    /// Somebody asks something of the current state.
-    Query(Box<dyn FnOnce(&Owner) + Send>),
-}
-
-/// Owner of cache, graph and sessions.
-pub struct Owner {
-    /// The latest state of the API.
+/// GraphOwner of cache, graph and sessions.
+pub struct GraphOwner {
+    /// Latest state of the API.
     pub cache: Cache,
-    /// What it means, and who is told.
+    /// Graph and sessions.
     pub hub: Hub,
     counters: Counters,
     registry: Registry,
     gate: Gate,
-    /// What is told about single objects, as events on them.
-    pub notices: Notices,
-    /// Nodes that came before the whole API was seen.
+    /// Queue of Events on objects.
+    pub warnings: WarningQueue,
+    /// Hellos that arrived before this replica was in sync.
     early: Vec<Hello>,
     in_sync: bool,
-    /// Something was applied or a slot became free.
+    /// There are changes to flush, or a slot became free.
     dirty: bool,
-    /// Objects that were at odds with others when that was looked at last.
-    odds: BTreeSet<Problem>,
-    /// When it is to be looked at again: something was applied that may have changed it.
-    look: Option<Instant>,
+    /// Conflicts as of the last check.
+    conflicts: BTreeSet<Conflict>,
+    /// Time of the next check for conflicts; set when a change may affect them.
+    check_at: Option<Instant>,
     cause: Cause,
     first_cause: Option<Instant>,
-    /// What a node has said of its pods counts so long after its stream has ended.
+    /// Validity of a node's reports after its stream has ended.
     pub grace: Duration,
-    /// When the stream of a node ended last.
-    silent: BTreeMap<String, Instant>,
-    /// When the first of them has been silent for so long.
-    silence_due: Option<Instant>,
+    /// Nodes without a stream, and since when.
+    disconnected: BTreeMap<String, Instant>,
+    /// Time at which the reports of the first of them expire.
+    expiry_due: Option<Instant>,
 }
 
-impl Owner {
-    /// An owner that is ready, and opens `gate`, once every kind of `cache` is in sync.
+impl GraphOwner {
+    /// Creates an owner that opens `gate` once every kind of `cache` is in sync.
     pub fn new(cache: Cache, counters: Counters, registry: Registry, gate: Gate) -> Self {
         let mut owner = Self {
             cache,
@@ -139,38 +85,40 @@ impl Owner {
             counters,
             registry,
             gate,
-            notices: Notices::default(),
+            warnings: WarningQueue::default(),
             early: Vec::new(),
             in_sync: false,
             dirty: false,
-            odds: BTreeSet::new(),
-            look: None,
+            conflicts: BTreeSet::new(),
+            check_at: None,
             cause: Cause::default(),
             first_cause: None,
             grace: GRACE,
-            silent: BTreeMap::new(),
-            silence_due: None,
+            disconnected: BTreeMap::new(),
+            expiry_due: None,
         };
-        owner.look_at_sync();
+        owner.check_sync();
         owner
     }
 
-    /// Takes events until shutdown, then sends the nodes away and ends when all have gone.
+    /// Handles events until shutdown, then disconnects all nodes and ends when the last one is
+    /// gone.
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>, shutdown: Shutdown) {
         let mut last = Instant::now() - TICK;
         loop {
             let due = last + TICK;
             tokio::select! {
                 () = tokio::time::sleep_until(due), if self.dirty && self.in_sync => {}
-                () = tokio::time::sleep_until(self.silence_due.unwrap_or(due)), if self.silence_due.is_some() => {
-                    self.silence();
+                () = tokio::time::sleep_until(self.expiry_due.unwrap_or(due)), if self.expiry_due.is_some() => {
+                    self.expire_reports();
                 }
-                () = tokio::time::sleep_until(self.look.unwrap_or(due)), if self.look.is_some() && self.in_sync => {
-                    self.report_odds();
+                () = tokio::time::sleep_until(self.check_at.unwrap_or(due)), if self.check_at.is_some() && self.in_sync => {
+                    self.report_conflicts();
                 }
                 event = events.recv() => {
                     let Some(event) = event else { return };
                     self.handle(event);
+                    // Everything that is queued, so that a burst costs one flush.
                     for _ in 0..BURST {
                         let Ok(event) = events.try_recv() else { break };
                         self.handle(event);
@@ -186,60 +134,66 @@ impl Owner {
         self.drain(events).await;
     }
 
-    /// Takes one event. What follows from it is computed by the next [`Owner::flush`].
+    /// Handles one event. Its consequences are computed by the next [`GraphOwner::flush`].
     pub fn handle(&mut self, event: Event) {
         match event {
-            Event::Begin(kind) => self.cache.begin(kind),
-            Event::Observed { kind, objects, cause } => self.observed(kind, objects, cause),
+            Event::ListStarted(kind) => self.cache.start_list(kind),
+            Event::Observed { kind, objects, cause } => self.apply_observed(kind, objects, cause),
             Event::Deleted { kind, key, cause } => {
                 self.counters.events.get_or_create(&Kind { kind }).inc();
+                // Before the deletion, which forgets the problems.
                 if !self.cache.problems_of(kind, &key).is_empty() {
-                    self.registry.ring();
+                    self.registry.notify_problems();
                 }
-                let news = self.cache.delete(kind, &key);
-                self.apply(kind, news, cause);
+                let updates = self.cache.delete(kind, &key);
+                self.apply(kind, updates, cause);
             }
-            Event::Listed { kind, limit, reply } => {
-                // Whoever asked may have been told to stop meanwhile.
+            Event::ListCompleted { kind, limit, reply } => {
+                // The receiver may have been dropped at shutdown.
                 let _ = reply.send(self.cache.missing(kind, limit));
             }
             Event::Sweep(kind) => {
-                let news = self.cache.sweep(kind);
-                if !news.is_empty() {
-                    info!(kind, objects = news.len(), "gone while they were not watched");
+                let updates = self.cache.sweep(kind);
+                if !updates.is_empty() {
+                    info!(
+                        kind,
+                        objects = updates.len(),
+                        "removed objects that were deleted while the watch was interrupted"
+                    );
                 }
-                self.apply(kind, news, Cause::default());
-                self.registry.ring();
-                self.look_at_sync();
+                self.apply(kind, updates, Cause::default());
+                self.registry.notify_problems();
+                self.check_sync();
             }
             Event::Hello(hello) if !self.in_sync => {
-                // A node has one stream; dropping the former hello ends the former stream.
+                // A node has one stream: dropping the former hello ends the former stream.
                 self.early.retain(|early| early.node != hello.node);
                 self.early.push(hello);
             }
             Event::Hello(hello) => {
+                // The digests of the view must be those of the current state.
                 self.flush();
                 info!(node = %hello.node, version = %hello.agent_version, "node connected");
-                self.hub.hello(hello);
+                self.hub.open_session(hello);
             }
-            Event::Ready { node, session } => self.dirty |= self.hub.is_waiting(&node, session),
-            Event::Local { node, said } => self.local(&node, said),
-            Event::Gone { node, session } => {
+            Event::SlotFree { node, session } => self.dirty |= self.hub.is_waiting(&node, session),
+            Event::LocalEndpoint { node, report } => self.apply_local(&node, report),
+            Event::Disconnected { node, session } => {
                 self.early.retain(|hello| hello.session != session);
-                self.hub.leave(&node, session);
+                self.hub.close_session(&node, session);
                 info!(%node, "node disconnected");
                 let now = Instant::now();
-                self.silent.insert(node, now);
-                self.silence_due.get_or_insert(now + self.grace);
+                self.disconnected.insert(node, now);
+                self.expiry_due.get_or_insert(now + self.grace);
             }
-            Event::Query(ask) => {
+            Event::Query(query) => {
                 self.flush();
-                ask(self);
+                query(Snapshot { cache: &self.cache, hub: &self.hub, conflicts: &self.conflicts });
             }
         }
     }
 
-    /// Computes what follows from everything that was handled, and tells the nodes.
+    /// Computes the consequences of all handled events and sends them to the nodes.
     pub fn flush(&mut self) {
         if !self.dirty || !self.in_sync {
             return;
@@ -256,15 +210,15 @@ impl Owner {
         }
     }
 
-    fn observed(&mut self, kind: &'static str, objects: Vec<Observed>, cause: Cause) {
+    fn apply_observed(&mut self, kind: &'static str, objects: Vec<Observed>, cause: Cause) {
         let events = self.counters.events.get_or_create(&Kind { kind }).clone();
         events.inc_by(objects.len() as u64);
         for observed in objects {
             let key = observed.key.clone();
             let known = self.cache.problems_of(kind, &key).to_vec();
-            let news = self.cache.apply(kind, observed);
+            let updates = self.cache.apply(kind, observed);
             self.report(kind, &key, &known);
-            self.apply(kind, news, cause);
+            self.apply(kind, updates, cause);
         }
     }
 
@@ -273,82 +227,80 @@ impl Owner {
         if known == problems {
             return;
         }
-        self.registry.ring();
+        self.registry.notify_problems();
         if problems.is_empty() {
-            info!(kind, object = %key, "object is used as it is written again");
+            info!(kind, object = %key, "object is enforced as written again");
             return;
         }
-        self.notices.put(Notice::new(kind, key, self.cache.uid_of(kind, key), problems));
-        warn!(kind, object = %key, ?problems, "object is not used as it is written");
+        self.warnings.push(ObjectWarning::new(kind, key, self.cache.uid_of(kind, key), problems));
+        warn!(kind, object = %key, ?problems, "object is not enforced as written");
     }
 
-    /// Tells of objects that have come to be at odds with others, or are so no more.
-    fn report_odds(&mut self) {
-        self.look = None;
-        let now = self.hub.graph.problems();
-        if now != self.odds {
-            self.registry.ring();
+    /// Logs conflicts that appeared or disappeared.
+    fn report_conflicts(&mut self) {
+        self.check_at = None;
+        let now = self.hub.graph.conflicts();
+        if now != self.conflicts {
+            self.registry.notify_problems();
         }
-        for problem in now.difference(&self.odds) {
-            warn!(object = problem.object(), problem = problem.reason(), "object does not do what it may seem to");
+        for conflict in now.difference(&self.conflicts) {
+            warn!(
+                object = conflict.object(),
+                problem = conflict.reason(),
+                "object has no effect as written: missing or conflicting reference"
+            );
         }
-        for problem in self.odds.difference(&now) {
-            info!(object = problem.object(), "object does what it seems to again");
+        for conflict in self.conflicts.difference(&now) {
+            info!(object = conflict.object(), "conflict of object resolved");
         }
-        self.odds = now;
+        self.conflicts = now;
     }
 
-    /// Objects that are not used as they are written, or at odds with others.
-    pub fn refused(&self) -> Listing {
-        let refused = self.cache.problems().map(|(kind, key, reasons)| (subject(kind, key), reasons.join("; ")));
-        let odds = self.odds.iter().map(|problem| (problem.object(), problem.reason()));
-        Listing::of(refused.chain(odds), |(subject, reason)| Entry::new(&subject, &reason))
-    }
-
-    fn apply(&mut self, kind: &'static str, news: impl IntoIterator<Item = Update>, cause: Cause) {
-        for update in news {
+    fn apply(&mut self, kind: &'static str, updates: impl IntoIterator<Item = Update>, cause: Cause) {
+        for update in updates {
             self.counters.updates.get_or_create(&Kind { kind }).inc();
             if self.in_sync {
                 self.first_cause.get_or_insert_with(Instant::now);
                 self.cause = Cause { trace: change_span(&update, cause.trace).or(cause.trace), ..cause };
             }
-            // Pods are at odds with nobody, and they come and go all the time.
+            // Pods have no conflicts, and change all the time.
             if !matches!(update, Update::Endpoint(..)) {
-                self.look.get_or_insert_with(|| Instant::now() + LOOK);
+                self.check_at.get_or_insert_with(|| Instant::now() + CONFLICT_CHECK);
             }
             self.hub.graph.apply(update);
             self.dirty = true;
         }
     }
 
-    fn local(&mut self, node: &str, said: LocalEndpoint) {
-        debug!(node, endpoint = %said.key, addresses = ?said.addresses, "node tells addresses");
-        match self.cache.local(node, said) {
-            Ok(news) => {
-                let seen_unix_ns = crate::watch::unix_ns();
+    fn apply_local(&mut self, node: &str, report: LocalEndpoint) {
+        debug!(node, endpoint = %report.key, addresses = ?report.addresses, "node reports addresses");
+        match self.cache.apply_local(node, report) {
+            Ok(updates) => {
+                let seen_unix_ns = unix_ns();
                 let cause = Cause { seen_unix_ns, trace: None };
-                self.apply(crate::kinds::POD, news, cause);
+                self.apply(POD, updates, cause);
             }
-            Err(error) => warn!(%error, "addresses not taken"),
+            Err(error) => warn!(%error, "reported addresses rejected"),
         }
     }
 
-    /// Nodes that have had no stream here for so long do not take back here what they said.
-    fn silence(&mut self) {
+    /// Drops the reports of nodes without a stream for the whole grace period.
+    fn expire_reports(&mut self) {
         let (now, grace) = (Instant::now(), self.grace);
-        let over = self.silent.extract_if(.., |_, since| *since + grace <= now);
+        let over = self.disconnected.extract_if(.., |_, since| *since + grace <= now);
         let over: Vec<String> = over.map(|(node, _)| node).collect();
-        self.silence_due = self.silent.values().min().map(|since| *since + grace);
+        self.expiry_due = self.disconnected.values().min().map(|since| *since + grace);
         for node in over {
+            // A node that has reconnected meanwhile keeps its reports.
             let is_early = self.early.iter().any(|hello| hello.node == node);
-            if !is_early && !self.hub.has(&node) {
-                let news = self.cache.silence(&node);
-                self.apply(crate::kinds::POD, news, Cause::default());
+            if !is_early && !self.hub.has_session(&node) {
+                let updates = self.cache.expire_reports(&node);
+                self.apply(POD, updates, Cause::default());
             }
         }
     }
 
-    fn look_at_sync(&mut self) {
+    fn check_sync(&mut self) {
         if self.in_sync {
             return;
         }
@@ -371,7 +323,7 @@ impl Owner {
 
     async fn drain(mut self, mut events: mpsc::Receiver<Event>) {
         self.gate.close("shutting down");
-        let away = || Status::unavailable("this replica goes away; say hello to another one");
+        let away = || Status::unavailable("this replica shuts down; connect to another one");
         for hello in self.early.drain(..) {
             let _ = hello.slot.try_send(Err(away()));
         }
@@ -384,7 +336,7 @@ impl Owner {
         let mut steps = tokio::time::interval(step.max(Duration::from_micros(1)));
         loop {
             tokio::select! {
-                _ = steps.tick() => if !self.hub.dismiss(away()) { return },
+                _ = steps.tick() => if !self.hub.close_next(away()) { return },
                 event = events.recv() => match event {
                     None => return,
                     Some(Event::Hello(hello)) => {
@@ -397,15 +349,7 @@ impl Owner {
     }
 }
 
-/// An object as people name it.
-pub fn subject(kind: &str, key: &ObjectKey) -> String {
-    match key.namespace.as_str() {
-        "" => format!("{kind} {}", key.name),
-        _ => format!("{kind} {key}"),
-    }
-}
-
-/// The first span of a change's trace; it continues the trace that the object's writer began.
+/// First span of a change's trace; it continues the trace of the object's writer.
 fn change_span(update: &Update, writer: Option<Traceparent>) -> Option<Traceparent> {
     let span = match update {
         Update::Policy(key, _) => info_span!("policy.change", policy = %key),

@@ -1,31 +1,35 @@
-//! The debug service, which only reads, but for what goes to the log: answers are made in the owner task, from the current state, in pieces where they can be large.
+//! Debug service, which is read-only except for the log filter. Responses are computed in the owner
+//! task from its current state, in chunks where they can be large.
 
 use std::borrow::Cow;
 use std::time::Instant;
 
 use margay_calc::digest;
+use margay_calc::explain::{ExplainError, Explanation, Outcome, Party, Question, explain};
 use margay_calc::flush::Audience;
 use margay_calc::model::RecordId;
 use margay_calc::text;
 use margay_proto::debug::debug_server::Debug;
 use margay_proto::debug::{
-    ExplainRequest, ExplainResponse, GetRecordRequest, ListNodesRequest, ListNodesResponse, ListRecordsRequest,
-    ListRecordsResponse, NodeStatus, Problem, RecordEntry, SetLogRequest, SetLogResponse, ViewRequest, ViewResponse,
+    self as wire_debug, ExplainRequest, ExplainResponse, GetRecordRequest, ListNodesRequest, ListNodesResponse,
+    ListRecordsRequest, ListRecordsResponse, NodeStatus, Problem, RecordEntry, SetLogRequest, SetLogResponse,
+    ViewRequest, ViewResponse,
 };
 use margay_proto::sync::{NodeProblem, encode_id, wire};
 use margay_runtime::grpc;
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
-use crate::compute::{Event, Owner, subject};
-use crate::registry::{Node, Registry};
+use crate::event::{Event, Snapshot};
+use crate::object::subject;
+use crate::registry::{NodeSession, Registry};
 
-/// Records that the owner task makes text of in one go.
+/// Records that the owner task formats at once.
 const CHUNK: usize = 64;
-/// Bytes of the texts of one answer, from which on there are no more records in it.
-const ANSWER: usize = 64 << 20;
-/// Problems of one answer.
-const PROBLEMS: usize = 10_000;
+/// Length of the texts in a response, in bytes, after which further records are omitted.
+const MAX_RESPONSE_BYTES: usize = 64 << 20;
+/// Maximal number of problems in a response.
+const MAX_PROBLEMS: usize = 10_000;
 
 /// The service `margay.debug.v1.Debug`.
 pub struct DebugService {
@@ -34,24 +38,27 @@ pub struct DebugService {
 }
 
 impl DebugService {
-    /// A service that asks the owner task behind `events`.
+    /// Creates a service that queries the owner task through `events`.
     pub fn new(events: mpsc::Sender<Event>, registry: Registry) -> Self {
         Self { events, registry }
     }
 
-    async fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Owner) -> T + Send + 'static) -> Result<T, Status> {
+    async fn query<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(Snapshot<'_>) -> T + Send + 'static,
+    ) -> Result<T, Status> {
         let (reply, answer) = oneshot::channel();
-        let query = Event::Query(Box::new(move |owner| {
-            // Whoever asked may not wait any more.
-            let _ = reply.send(question(owner));
+        let query = Event::Query(Box::new(move |state| {
+            // The caller may have given up.
+            let _ = reply.send(question(state));
         }));
-        let gone = || Status::unavailable("this replica goes away; ask another one");
+        let gone = || Status::unavailable("this replica shuts down; ask another one");
         self.events.send(query).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())
     }
 
-    /// The records of these ids, as they are when their turn comes: a few at a time, so that the owner task does not wait for whoever asks. More than
-    /// an answer can hold are left out, and a problem says so.
+    /// Formats the records of these ids, a few at a time so that the owner task handles other
+    /// events in between. If a response cannot hold all of them, a problem states that.
     async fn entries(
         &self,
         node: &str,
@@ -62,12 +69,13 @@ impl DebugService {
         let mut ids = ids.into_iter().peekable();
         while ids.peek().is_some() {
             let (node, chunk): (_, Vec<RecordId>) = (node.to_owned(), ids.by_ref().take(CHUNK).collect());
-            let made = self
-                .ask(move |owner| chunk.iter().filter_map(|id| entry(owner, &node, id)).collect::<Vec<RecordEntry>>());
+            let made = self.query(move |state| {
+                chunk.iter().filter_map(|id| record_entry(state, &node, id)).collect::<Vec<RecordEntry>>()
+            });
             let made = made.await?;
             bytes += made.iter().map(|entry| entry.text.len()).sum::<usize>();
             records.extend(made);
-            if bytes > ANSWER && ids.peek().is_some() {
+            if bytes > MAX_RESPONSE_BYTES && ids.peek().is_some() {
                 let left = all - records.len();
                 let reason = format!("{left} more records do not fit into one answer; ask for one kind or one node");
                 problems.push(Problem { object: "ListRecords".to_owned(), reasons: vec![reason] });
@@ -78,31 +86,31 @@ impl DebugService {
     }
 }
 
-type Answer<T> = Result<Response<T>, Status>;
+type RpcResult<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl Debug for DebugService {
-    async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Answer<ListNodesResponse> {
-        let nodes = self.registry.nodes();
+    async fn list_nodes(&self, _: Request<ListNodesRequest>) -> RpcResult<ListNodesResponse> {
+        let nodes = self.registry.sessions();
         Ok(Response::new(ListNodesResponse {
-            nodes: nodes.iter().map(|node| status(&self.registry, node)).collect(),
+            nodes: nodes.iter().map(|node| node_status(&self.registry, node)).collect(),
             revision: self.registry.revision(),
-            realised: self.registry.realised().1 as u32,
+            realised: self.registry.count_current().1 as u32,
             in_sync: self.registry.in_sync(),
         }))
     }
 
-    async fn list_records(&self, request: Request<ListRecordsRequest>) -> Answer<ListRecordsResponse> {
+    async fn list_records(&self, request: Request<ListRecordsRequest>) -> RpcResult<ListRecordsResponse> {
         let wanted = request.into_inner();
-        let mut problems = self.ask(problems).await?;
+        let mut problems = self.query(object_problems).await?;
         problems.extend(not_enforced(&self.registry));
-        let is_wanted = move |id: &RecordId| wanted.kind.is_empty() || wanted.kind == kind_of(id);
+        let is_wanted = move |id: &RecordId| wanted.kind.is_empty() || wanted.kind == id.kind();
         let node = wanted.node.clone();
         let mut ids = match (wanted.refused_only, wanted.node.is_empty()) {
             (true, _) => Vec::new(),
-            (false, true) => self.ask(|owner| owner.hub.graph.ids()).await?,
+            (false, true) => self.query(|state| state.hub.graph.ids()).await?,
             (false, false) => {
-                self.ask(move |owner| owner.hub.graph.view(&node).ids().map(Cow::into_owned).collect()).await?
+                self.query(move |state| state.hub.graph.view(&node).ids().map(Cow::into_owned).collect()).await?
             }
         };
         ids.retain(is_wanted);
@@ -110,39 +118,64 @@ impl Debug for DebugService {
         Ok(Response::new(ListRecordsResponse { records, problems }))
     }
 
-    async fn get_record(&self, request: Request<GetRecordRequest>) -> Answer<RecordEntry> {
+    async fn get_record(&self, request: Request<GetRecordRequest>) -> RpcResult<RecordEntry> {
         let GetRecordRequest { kind, id } = request.into_inner();
         let missing = format!("no {kind} record {id:?}; ListRecords shows what there is");
-        let ids = self.ask(|owner| owner.hub.graph.ids()).await?;
-        let found = ids.into_iter().find(|found| kind_of(found) == kind && name_of(found) == id);
+        let ids = self.query(|state| state.hub.graph.ids()).await?;
+        let found = ids.into_iter().find(|found| found.kind() == kind && found.name() == id);
         let Some(found) = found else { return Err(Status::not_found(missing)) };
-        let entry = self.ask(move |owner| entry(owner, "", &found)).await?;
+        let entry = self.query(move |state| record_entry(state, "", &found)).await?;
         entry.map(Response::new).ok_or_else(|| Status::not_found(missing))
     }
 
-    async fn view(&self, request: Request<ViewRequest>) -> Answer<ViewResponse> {
+    async fn view(&self, request: Request<ViewRequest>) -> RpcResult<ViewResponse> {
         let ViewRequest { node } = request.into_inner();
-        // A view is of one moment, so that it is not made in pieces.
-        let view = self.ask(move |owner| ViewResponse {
-            revision: owner.hub.revision(),
-            records: of_node(owner, &node),
+        // A view is a consistent snapshot, so it is not computed in chunks.
+        let view = self.query(move |state| ViewResponse {
+            revision: state.hub.revision(),
+            records: view_entries(state, &node),
             node,
         });
         view.await.map(Response::new)
     }
 
-    async fn explain(&self, request: Request<ExplainRequest>) -> Answer<ExplainResponse> {
-        let question = request.into_inner();
-        let answer = self.ask(move |owner| crate::explain::explain(&owner.hub.graph, &question));
-        answer.await?.map(Response::new)
+    async fn explain(&self, request: Request<ExplainRequest>) -> RpcResult<ExplainResponse> {
+        let ExplainRequest { from, to, protocol, port } = request.into_inner();
+        let question = Question { from: party_from_wire(from), to: party_from_wire(to), protocol, port };
+        let answer = self.query(move |state| explain(&state.hub.graph, &question)).await?;
+        let Explanation { enforced, staged } = answer.map_err(explain_status)?;
+        let (verdict, steps) = outcome_to_wire(enforced);
+        let (pending_verdict, pending_steps) = staged.map(outcome_to_wire).unwrap_or_default();
+        Ok(Response::new(ExplainResponse { verdict, steps, pending_verdict, pending_steps }))
     }
 
-    async fn set_log(&self, request: Request<SetLogRequest>) -> Answer<SetLogResponse> {
+    async fn set_log(&self, request: Request<SetLogRequest>) -> RpcResult<SetLogResponse> {
         grpc::set_log(&request.into_inner().filter).map(|former| Response::new(SetLogResponse { former }))
     }
 }
 
-fn status(registry: &Registry, node: &Node) -> NodeStatus {
+fn party_from_wire(party: Option<wire_debug::Party>) -> Option<Party> {
+    match party?.party? {
+        wire_debug::party::Party::Pod(name) => Some(Party::Pod(name)),
+        wire_debug::party::Party::Address(address) => Some(Party::Address(address)),
+    }
+}
+
+fn outcome_to_wire(outcome: Outcome) -> (String, Vec<String>) {
+    (if outcome.is_allowed { "allow" } else { "deny" }.to_owned(), outcome.steps)
+}
+
+fn explain_status(error: ExplainError) -> Status {
+    match &error {
+        ExplainError::Invalid(_) => Status::invalid_argument(error.to_string()),
+        ExplainError::NoEndpoint { .. } => {
+            Status::not_found(format!("{error}; ListRecords with kind endpoint shows all"))
+        }
+        ExplainError::NoCommonVersion => Status::failed_precondition(error.to_string()),
+    }
+}
+
+fn node_status(registry: &Registry, node: &NodeSession) -> NodeStatus {
     let progress = node.progress();
     let error =
         |(id, message): &(RecordId, String)| wire::RecordError { id: Some(encode_id(id)), message: message.clone() };
@@ -164,71 +197,45 @@ fn status(registry: &Registry, node: &Node) -> NodeStatus {
     }
 }
 
-/// Objects that are not used as they are written, or at odds with others: the first of them, where they are very many.
-fn problems(owner: &Owner) -> Vec<Problem> {
-    let refused = owner.cache.problems();
+/// Objects that are refused or conflict with others; limited in number.
+fn object_problems(state: Snapshot<'_>) -> Vec<Problem> {
+    let refused = state.cache.problems();
     let refused = refused.map(|(kind, key, reasons)| Problem { object: subject(kind, key), reasons: reasons.to_vec() });
-    let among_others = owner.hub.graph.problems().into_iter();
-    let among_others =
-        among_others.map(|problem| Problem { object: problem.object(), reasons: vec![problem.reason()] });
-    refused.chain(among_others).take(PROBLEMS).collect()
+    let conflicts = state.hub.graph.conflicts().into_iter();
+    let conflicts = conflicts.map(|conflict| Problem { object: conflict.object(), reasons: vec![conflict.reason()] });
+    refused.chain(conflicts).take(MAX_PROBLEMS).collect()
 }
 
-/// What nodes have said that they do not enforce as it is written.
+/// Records that nodes reported as not enforceable.
 fn not_enforced(registry: &Registry) -> Vec<Problem> {
-    let of_node = |node: &Node| -> Vec<Problem> {
+    let of_node = |node: &NodeSession| -> Vec<Problem> {
         let problem = |(id, message): &(RecordId, String)| Problem {
-            object: format!("{} {} on node {}", kind_of(id), name_of(id), node.name),
+            object: format!("{} {} on node {}", id.kind(), id.name(), node.name),
             reasons: vec![message.clone()],
         };
         node.progress().errors.iter().map(problem).collect()
     };
-    registry.nodes().iter().flat_map(|node| of_node(node)).collect()
+    registry.sessions().iter().flat_map(|node| of_node(node)).collect()
 }
 
-fn of_node(owner: &Owner, node: &str) -> Vec<RecordEntry> {
-    let view = owner.hub.graph.view(node);
-    view.ids().filter_map(|id| entry(owner, node, &id)).collect()
+fn view_entries(state: Snapshot<'_>, node: &str) -> Vec<RecordEntry> {
+    let view = state.hub.graph.view(node);
+    view.ids().filter_map(|id| record_entry(state, node, &id)).collect()
 }
 
-fn entry(owner: &Owner, node: &str, id: &RecordId) -> Option<RecordEntry> {
-    let graph = &owner.hub.graph;
+fn record_entry(state: Snapshot<'_>, node: &str, id: &RecordId) -> Option<RecordEntry> {
+    let graph = &state.hub.graph;
     let record = graph.record_for(node, id)?;
     let (all_nodes, nodes) = match graph.nodes_of(id) {
         Audience::All => (true, Vec::new()),
         Audience::Nodes(nodes) => (false, nodes.into_iter().collect()),
     };
     Some(RecordEntry {
-        kind: kind_of(id).to_owned(),
-        id: name_of(id),
+        kind: id.kind().to_owned(),
+        id: id.name(),
         text: text::record(id, &record),
         digest: digest::digest(id, &record),
         all_nodes,
         nodes,
     })
-}
-
-pub(crate) fn kind_of(id: &RecordId) -> &'static str {
-    match id {
-        RecordId::Settings => "settings",
-        RecordId::Pool(_) => "pool",
-        RecordId::Node(_) => "node",
-        RecordId::Route(_) => "route",
-        RecordId::IpSet(_) => "ip-set",
-        RecordId::Policy(_) => "policy",
-        RecordId::Endpoint(_) => "endpoint",
-        RecordId::HostEndpoint(_) => "host-endpoint",
-    }
-}
-
-pub(crate) fn name_of(id: &RecordId) -> String {
-    match id {
-        RecordId::Settings => String::new(),
-        RecordId::Pool(range) | RecordId::Route(range) => range.to_string(),
-        RecordId::Node(name) => name.clone(),
-        RecordId::IpSet(set) => set.to_string(),
-        RecordId::Policy(key) => key.to_string(),
-        RecordId::Endpoint(key) => key.to_string(),
-        RecordId::HostEndpoint(name) => name.clone(),
-    }
 }

@@ -1,13 +1,14 @@
-//! What the API server says about one kind, line by line, as a state machine without I/O.
+//! Decoder of one kind's list and watch, line by line: a state machine without I/O.
 //!
-//! A list counts only when it is complete, and not when it is older than what was seen before. What it lacks is not decided
-//! here: see [`crate::watch`].
+//! A list is used only if it is complete and not older than what was received before. What it lacks
+//! is handled in [`crate::watch`].
 
 use std::collections::BTreeMap;
 
 use margay_api::meta::NamespacedName;
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::storage::{self, Mode};
+use margay_calc::ingest::Ingested;
 use margay_calc::update::Update;
 use margay_runtime::telemetry::Traceparent;
 use serde::Deserialize;
@@ -15,41 +16,30 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::cache::{ObjectKey, Observed};
+use crate::object::{ObjectKey, Observed};
 
-/// The API server has forgotten the version that was asked for.
+/// HTTP status 410: the requested resource version has expired.
 const GONE: u16 = 410;
 
-/// What an object of a kind means.
-#[derive(Debug, Default)]
-pub struct Parsed {
-    /// What `calc` is told; none when the object means nothing to policy and routing.
-    pub update: Option<Update>,
-    /// If the object meant something before, that is to stay.
-    pub prefers_former: bool,
-    /// Why it is not used as it is written: field, value, rule and remedy.
-    pub problems: Vec<String>,
-}
-
-/// The form in which objects of a kind come.
+/// Encoding of the objects of a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// As users write them.
     Plain,
-    /// As the older storage keeps them.
+    /// As the older storage holds them.
     Stored(&'static storage::Kind),
 }
 
-/// Why a watch must be started again.
+/// Reason for restarting a watch.
 #[derive(Debug, thiserror::Error)]
-pub enum Fault {
+pub enum WatchError {
     /// The connection or the request failed.
     #[error("API server: {0}")]
     Api(Box<kube::Error>),
     /// The stream broke.
     #[error("API server: stream broke: {0}")]
     Broken(std::io::Error),
-    /// The API server answered, but not in time.
+    /// No data arrived in time.
     #[error("API server: silent for {0} s")]
     Silent(u64),
     /// The API server ended the watch with an error.
@@ -57,30 +47,30 @@ pub enum Fault {
     Status {
         /// HTTP status.
         code: u16,
-        /// Its words.
+        /// Message of the API server.
         message: String,
     },
-    /// A line is not what the API server should say.
+    /// A line is not a watch event.
     #[error("API server: not a watch event: {0}")]
     Line(serde_json::Error),
     /// A streamed list ended without its end mark.
     #[error("API server: streamed list ended early")]
     Unfinished,
-    /// The list is older than what was seen before.
+    /// The list is older than what was received before.
     #[error(
-        "list is of version {list}, but {seen} was seen before; it is not used (was the cluster restored from a backup? then restart typha)"
+        "list is of version {list}, but {seen} was received before; it is ignored (was the cluster restored from a backup? then restart typha)"
     )]
     Older {
         /// Version of the list.
         list: u64,
-        /// Newest version seen.
+        /// Latest version received.
         seen: u64,
     },
     /// A kind that is never empty was listed as empty.
-    #[error("list is empty, which this kind never is in a working cluster; it is not used")]
+    #[error("list is empty, which this kind never is in a working cluster; it is ignored")]
     Empty,
     /// The list lacks an object that exists.
-    #[error("list lacks {missing} objects, of which {example} exists when asked for by name; nothing is removed")]
+    #[error("list lacks {missing} objects, of which {example} exists when requested by name; nothing is removed")]
     Lacking {
         /// How many objects the list lacks.
         missing: usize,
@@ -89,18 +79,18 @@ pub enum Fault {
     },
 }
 
-impl Fault {
-    /// Whether it is a list that was not believed.
+impl WatchError {
+    /// Returns true if a list was refused.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Older { .. } | Self::Empty | Self::Lacking { .. })
     }
 
-    /// Whether the API server does not know what was asked for.
+    /// Returns true if the API server does not know the kind or object.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Api(error) if matches!(&**error, kube::Error::Api(status) if status.code == 404))
     }
 
-    /// Whether the version to go on from is lost, so that a new list is needed.
+    /// Returns true if the watch cannot resume, so that a new list is needed.
     pub fn needs_list(&self) -> bool {
         match self {
             Self::Status { code, .. } => *code == GONE,
@@ -112,111 +102,111 @@ impl Fault {
     }
 }
 
-/// What a line brings.
+/// A decoded watch event.
 #[derive(Debug)]
-pub enum News {
-    /// Nothing for others.
-    None,
-    /// An object as it is now, and the trace that its writer began.
-    Object(Box<Observed>, Option<Traceparent>),
-    /// An object is gone.
+pub enum WatchEvent {
+    /// Nothing to apply: a bookmark, or an object of a list in progress.
+    Bookmark,
+    /// Current state of an object, and the trace of its writer.
+    Applied(Box<Observed>, Option<Traceparent>),
+    /// An object was deleted.
     Deleted(ObjectKey),
-    /// The list is complete.
-    List(Vec<Observed>),
+    /// A list is complete.
+    ListComplete(Vec<Observed>),
 }
 
-/// The state of one kind's watch.
+/// State of one kind's watch.
 #[derive(Debug)]
 pub struct Feed<K> {
-    parse: fn(K) -> Parsed,
+    ingest: fn(K) -> Ingested,
     form: Form,
     never_empty: bool,
-    /// Version to go on from; none: a list is needed.
+    /// Resource version to resume from; `None`: a list is needed.
     version: Option<String>,
-    /// Newest version ever seen.
+    /// Latest version ever received.
     seen: u64,
     /// Objects of the list in progress.
     listing: Vec<Observed>,
-    /// Traces that were continued, so that a later change of the object does not continue them again.
+    /// Traces already continued, so that a later change of the object does not continue them again.
     traces: BTreeMap<ObjectKey, Traceparent>,
 }
 
 impl<K: DeserializeOwned> Feed<K> {
-    /// A feed that begins with a list.
-    pub fn new(parse: fn(K) -> Parsed, form: Form, never_empty: bool) -> Self {
-        Self { parse, form, never_empty, version: None, seen: 0, listing: Vec::new(), traces: BTreeMap::new() }
+    /// Creates a feed that starts with a list.
+    pub fn new(ingest: fn(K) -> Ingested, form: Form, never_empty: bool) -> Self {
+        Self { ingest, form, never_empty, version: None, seen: 0, listing: Vec::new(), traces: BTreeMap::new() }
     }
 
-    /// The version to go on from; none: a list is needed.
+    /// Resource version to resume from; `None`: a list is needed.
     pub fn version(&self) -> Option<&str> {
         self.version.as_deref()
     }
 
-    /// A list begins; a former one that did not end is forgotten.
+    /// Starts a new list; an incomplete one is dropped.
     pub fn restart(&mut self) {
         self.version = None;
         self.listing.clear();
     }
 
-    /// One line of a watch, which may begin with a streamed list.
-    pub fn line(&mut self, line: &[u8]) -> Result<News, Fault> {
-        let event: Line<'_> = serde_json::from_slice(line).map_err(Fault::Line)?;
+    /// Decodes one line of a watch, which may start with a streamed list.
+    pub fn decode_line(&mut self, line: &[u8]) -> Result<WatchEvent, WatchError> {
+        let event: RawEvent<'_> = serde_json::from_slice(line).map_err(WatchError::Line)?;
         match event.kind {
-            "ADDED" | "MODIFIED" => self.object(event.object.get()),
+            "ADDED" | "MODIFIED" => self.decode_object(event.object.get()),
             "DELETED" => {
-                let meta = meta(event.object.get())?;
+                let meta = object_meta(event.object.get())?;
                 self.advance(&meta.resource_version);
                 let key = meta.key();
                 self.traces.remove(&key);
-                // In a list that is still coming it would come back.
+                // The list in progress may contain the object; it must not bring it back.
                 self.listing.retain(|listed| listed.key != key);
-                Ok(News::Deleted(key))
+                Ok(WatchEvent::Deleted(key))
             }
             "BOOKMARK" => {
-                let meta = meta(event.object.get())?;
+                let meta = object_meta(event.object.get())?;
                 if self.version.is_none() && meta.annotations.list_end.is_some() {
-                    return self.listed(meta.resource_version);
+                    return self.complete_list(meta.resource_version);
                 }
                 self.advance(&meta.resource_version);
-                Ok(News::None)
+                Ok(WatchEvent::Bookmark)
             }
             _ => {
-                let status: Status = serde_json::from_str(event.object.get()).map_err(Fault::Line)?;
-                Err(Fault::Status { code: status.code, message: status.message })
+                let status: RawStatus = serde_json::from_str(event.object.get()).map_err(WatchError::Line)?;
+                Err(WatchError::Status { code: status.code, message: status.message })
             }
         }
     }
 
-    /// One page of a list that is not streamed; gives the token of the next page.
-    pub fn page(&mut self, page: &str) -> Result<(News, Option<String>), Fault> {
-        let page: Page<'_> = serde_json::from_str(page).map_err(Fault::Line)?;
+    /// Decodes one page of a paged list; returns the token of the next page.
+    pub fn decode_page(&mut self, page: &str) -> Result<(WatchEvent, Option<String>), WatchError> {
+        let page: RawPage<'_> = serde_json::from_str(page).map_err(WatchError::Line)?;
         for item in page.items {
             let (observed, _) = self.observe(item.get())?;
             self.listing.push(observed);
         }
         match page.metadata.next.filter(|next| !next.is_empty()) {
-            Some(next) => Ok((News::None, Some(next))),
-            None => Ok((self.listed(page.metadata.resource_version)?, None)),
+            Some(next) => Ok((WatchEvent::Bookmark, Some(next))),
+            None => Ok((self.complete_list(page.metadata.resource_version)?, None)),
         }
     }
 
-    fn object(&mut self, text: &str) -> Result<News, Fault> {
+    fn decode_object(&mut self, text: &str) -> Result<WatchEvent, WatchError> {
         let (observed, meta) = self.observe(text)?;
         if self.version.is_none() {
             self.listing.push(observed);
-            return Ok(News::None);
+            return Ok(WatchEvent::Bookmark);
         }
         self.advance(&meta.resource_version);
-        let trace = self.trace(&observed.key, meta.annotations.trace.as_deref());
-        Ok(News::Object(Box::new(observed), trace))
+        let trace = self.new_trace(&observed.key, meta.annotations.trace.as_deref());
+        Ok(WatchEvent::Applied(Box::new(observed), trace))
     }
 
-    fn observe(&self, text: &str) -> Result<(Observed, Meta), Fault> {
-        let meta = meta(text)?;
+    fn observe(&self, text: &str) -> Result<(Observed, RawMeta), WatchError> {
+        let meta = object_meta(text)?;
         let key = meta.key();
-        let Parsed { update, prefers_former, problems } = self.parsed(text).unwrap_or_else(|fault| Parsed {
+        let Ingested { update, prefers_former, problems } = self.ingest_text(text).unwrap_or_else(|fault| Ingested {
             // A policy must not open by becoming unreadable.
-            update: self.stand_in(text),
+            update: self.closed_policy(text),
             prefers_former: true,
             problems: vec![fault.to_string()],
         });
@@ -224,72 +214,74 @@ impl<K: DeserializeOwned> Feed<K> {
         Ok((observed, meta))
     }
 
-    /// What the object means, whichever form it has.
-    fn parsed(&self, text: &str) -> Result<Parsed, storage::Fault> {
+    /// Parses an object of either form.
+    fn ingest_text(&self, text: &str) -> Result<Ingested, storage::Fault> {
         match self.form {
-            Form::Plain => Ok((self.parse)(serde_json::from_str(text)?)),
+            Form::Plain => Ok((self.ingest)(serde_json::from_str(text)?)),
             Form::Stored(kind) => {
                 let storage::Read { object, problems } = storage::decode_as(Mode::V1, kind, text.as_bytes())?;
-                let mut parsed = (self.parse)(object);
-                parsed.problems.extend(problems.iter().map(ToString::to_string));
-                Ok(parsed)
+                let mut ingested = (self.ingest)(object);
+                ingested.problems.extend(problems.iter().map(ToString::to_string));
+                Ok(ingested)
             }
         }
     }
 
-    /// What stands in the place of a policy of Calico's that cannot be read and never could: what its readable fields leave is closed.
-    fn stand_in(&self, text: &str) -> Option<Update> {
-        let parsed = self.parsed(&readable_policy(text)?.to_string()).ok()?;
-        let is_calicos =
+    /// Substitute for an unreadable policy of Calico's kinds without a former value: closed for
+    /// everything that its readable fields select.
+    fn closed_policy(&self, text: &str) -> Option<Update> {
+        let ingested = self.ingest_text(&readable_policy(text)?.to_string()).ok()?;
+        let is_of_calico =
             |key: &PolicyKey| matches!(key.kind, PolicyKind::NetworkPolicy | PolicyKind::GlobalNetworkPolicy);
-        parsed.update.filter(|update| matches!(update, Update::Policy(key, _) if is_calicos(key)))
+        ingested.update.filter(|update| matches!(update, Update::Policy(key, _) if is_of_calico(key)))
     }
 
-    fn listed(&mut self, version: String) -> Result<News, Fault> {
+    fn complete_list(&mut self, version: String) -> Result<WatchEvent, WatchError> {
         let objects = std::mem::take(&mut self.listing);
-        if let Some(list) = number(&version)
+        if let Some(list) = version_number(&version)
             && list < self.seen
         {
-            return Err(Fault::Older { list, seen: self.seen });
+            return Err(WatchError::Older { list, seen: self.seen });
         }
         if self.never_empty && objects.is_empty() {
-            return Err(Fault::Empty);
+            return Err(WatchError::Empty);
         }
         self.advance(&version);
         self.version = Some(version);
-        Ok(News::List(objects))
+        Ok(WatchEvent::ListComplete(objects))
     }
 
     fn advance(&mut self, version: &str) {
         if let Some(current) = &mut self.version {
             version.clone_into(current);
         }
-        if let Some(version) = number(version) {
+        if let Some(version) = version_number(version) {
             self.seen = self.seen.max(version);
         }
     }
 
-    fn trace(&mut self, key: &ObjectKey, text: Option<&str>) -> Option<Traceparent> {
+    fn new_trace(&mut self, key: &ObjectKey, text: Option<&str>) -> Option<Traceparent> {
         let trace: Traceparent = text?.parse().ok()?;
         let former = self.traces.insert(key.clone(), trace);
         (former != Some(trace)).then_some(trace)
     }
 }
 
-/// A policy reduced to the fields that have the type which they must have. Its rules are one that denies, in the directions that it has rules of.
+/// Reduces a policy to the fields of the correct type. Its rules become one that denies, in the
+/// directions in which it has rules.
 fn readable_policy(text: &str) -> Option<Value> {
     let object: Value = serde_json::from_str(text).ok()?;
     let name = &object["metadata"];
     let mut spec = serde_json::Map::new();
     for (field, value) in object["spec"].as_object().into_iter().flatten() {
-        let kept = match field.as_str() {
+        let is_kept = match field.as_str() {
             "tier" | "selector" | "namespaceSelector" | "serviceAccountSelector" => value.is_string(),
             "order" => value.is_number(),
             "applyOnForward" | "doNotTrack" | "preDNAT" => value.is_boolean(),
             "types" => value.as_array().is_some_and(|types| types.iter().all(Value::is_string)),
             _ => false,
         };
-        if kept {
+        if is_kept {
             spec.insert(field.clone(), value.clone());
         } else if field == "types" {
             spec.insert(field.clone(), json!(["Ingress", "Egress"]));
@@ -301,22 +293,23 @@ fn readable_policy(text: &str) -> Option<Value> {
     Some(json!({ "apiVersion": object["apiVersion"], "kind": object["kind"], "metadata": metadata, "spec": spec }))
 }
 
-/// Versions grow and can be compared as numbers; one that is no number is never called older.
-fn number(version: &str) -> Option<u64> {
+/// Resource versions are compared as numbers (Kubernetes 1.35, KEP-5504); one that is not a number
+/// never counts as older.
+fn version_number(version: &str) -> Option<u64> {
     version.parse().ok()
 }
 
-fn meta(text: &str) -> Result<Meta, Fault> {
+fn object_meta(text: &str) -> Result<RawMeta, WatchError> {
     #[derive(Deserialize)]
-    struct Object {
-        metadata: Meta,
+    struct WithMeta {
+        metadata: RawMeta,
     }
-    let object: Object = serde_json::from_str(text).map_err(Fault::Line)?;
+    let object: WithMeta = serde_json::from_str(text).map_err(WatchError::Line)?;
     Ok(object.metadata)
 }
 
 #[derive(Deserialize)]
-struct Line<'a> {
+struct RawEvent<'a> {
     #[serde(rename = "type")]
     kind: &'a str,
     #[serde(borrow)]
@@ -324,22 +317,22 @@ struct Line<'a> {
 }
 
 #[derive(Deserialize)]
-struct Page<'a> {
-    metadata: PageMeta,
+struct RawPage<'a> {
+    metadata: RawPageMeta,
     #[serde(borrow)]
     items: Vec<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct PageMeta {
+struct RawPageMeta {
     resource_version: String,
     #[serde(rename = "continue")]
     next: Option<String>,
 }
 
 #[derive(Deserialize)]
-struct Status {
+struct RawStatus {
     #[serde(default)]
     code: u16,
     #[serde(default)]
@@ -348,7 +341,7 @@ struct Status {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Meta {
+struct RawMeta {
     #[serde(default)]
     name: String,
     #[serde(default)]
@@ -360,18 +353,18 @@ struct Meta {
     annotations: Annotations,
 }
 
-/// The only annotations that matter to every kind.
+/// Annotations that are used for every kind.
 #[derive(Deserialize, Default)]
 struct Annotations {
-    /// By it whoever writes an object has its change traced as part of their own trace.
+    /// Trace context of the writer, whose trace the change continues.
     #[serde(rename = "margay.io/traceparent")]
     trace: Option<String>,
-    /// On the bookmark that ends a streamed list.
+    /// Marks the bookmark that ends a streamed list.
     #[serde(rename = "k8s.io/initial-events-end")]
     list_end: Option<String>,
 }
 
-impl Meta {
+impl RawMeta {
     fn key(&self) -> ObjectKey {
         NamespacedName::new(self.namespace.as_str(), self.name.as_str())
     }

@@ -1,7 +1,8 @@
-//! The graph and the sessions that it feeds: who is told what, as which bytes. No I/O except into the sessions' slots.
+//! Graph and sessions: distributes the records of a flush to the sessions of the nodes concerned,
+//! in encoded form. No I/O except into the sessions' slots.
 //!
-//! A session has a slot for one frame. When the slot is free and the session has news, a frame is made from what is true
-//! now. A change that many nodes are told is encoded once.
+//! A session has a slot for one frame. When the slot is free and the session has pending changes, a
+//! frame is built from the current state. A change that many nodes get is encoded once.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,100 +15,62 @@ use margay_calc::flush::{Audience, Change, MemberDelta, RecordChange};
 use margay_calc::graph::Graph;
 use margay_calc::model::{RecordId, SetKind};
 use margay_proto::sync::{ChangeRef, Trailer, encode_change, encode_compact, encode_trailer};
-use margay_runtime::telemetry::{self, Traceparent};
-use tokio::sync::mpsc;
+use margay_runtime::telemetry;
 use tokio::sync::mpsc::error::TrySendError;
 use tonic::Status;
 use tracing::info_span;
 
+use crate::cause::Cause;
 use crate::codec::FrameBytes;
+use crate::hello::{Capabilities, Hello, Slot};
 use crate::metrics::Counters;
-use crate::registry::{Node, Registry, Sent};
-use crate::session::{Records, Session, SharedDelta, differing};
+use crate::registry::{NodeSession, Registry, SentFrame};
+use crate::session::{RecordSource, Session, SharedDelta, differing_buckets};
 
-/// Encoded values that are kept for the next stream that needs them; beyond that all are forgotten and made again.
-const KEPT: usize = 8 << 20;
-
-/// What fills a session's slot: a frame, or why the stream ends.
-pub type Slot = mpsc::Sender<Result<FrameBytes, Status>>;
-
-/// A node that wants its view.
-#[derive(Debug)]
-pub struct Hello {
-    /// The node, by its certificate.
-    pub node: String,
-    /// Number of the session in this process.
-    pub session: u64,
-    /// What the agent calls its version.
-    pub agent_version: String,
-    /// Digests of what it holds.
-    pub buckets: Vec<u64>,
-    /// What it can read.
-    pub reads: Reads,
-    /// Where its frames go; of capacity one.
-    pub slot: Slot,
-    /// Set when a frame could not be put into the slot: whoever empties the slot then says so.
-    pub blocked: Arc<AtomicBool>,
-}
-
-/// What an agent can read, by its hello.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Reads {
-    /// Host endpoints, which it enforces.
-    pub host_endpoints: bool,
-    /// Shared lists of ports, sets in several changes, frames in parts.
-    pub compact: bool,
-}
-
-/// The newest event behind a change.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Cause {
-    /// When typha saw it, in nanoseconds since the epoch.
-    pub seen_unix_ns: u64,
-    /// The trace that it belongs to.
-    pub trace: Option<Traceparent>,
-}
+/// Maximal size of encoded values cached for other sessions, in bytes; beyond that the cache is
+/// cleared.
+const MAX_CACHED_BYTES: usize = 8 << 20;
 
 /// Owner of graph and sessions.
 #[derive(Debug)]
 pub struct Hub {
-    /// What every node must enforce.
+    /// Graph with the view of every node.
     pub graph: Graph,
     revision: u64,
-    live: BTreeMap<String, Live>,
-    encoded: Encoded,
+    live: BTreeMap<String, LiveSession>,
+    encoded: EncodeCache,
     registry: Registry,
     counters: Counters,
 }
 
 #[derive(Debug)]
-struct Live {
+struct LiveSession {
     session: Session,
     id: u64,
     slot: Slot,
     blocked: Arc<AtomicBool>,
-    node: Arc<Node>,
-    reads: Reads,
-    /// Cause of the newest news not sent yet; the frame carries it.
+    node: Arc<NodeSession>,
+    capabilities: Capabilities,
+    /// Cause of the latest pending change; the frame carries it.
     cause: Cause,
-    /// The registry knows that records wait here.
+    /// The registry knows that records are pending here.
     is_waiting: bool,
 }
 
 impl Hub {
-    /// A hub without sessions.
+    /// Creates a hub without sessions.
     pub fn new(registry: Registry, counters: Counters) -> Self {
         Self {
             graph: Graph::default(),
             revision: 0,
             live: BTreeMap::new(),
-            encoded: Encoded::default(),
+            encoded: EncodeCache::default(),
             registry,
             counters,
         }
     }
 
-    /// Computes what changed and tells every session that can be told.
+    /// Flushes the graph and sends frames to every session with a free slot.
     pub fn flush(&mut self, cause: Cause) {
         let flush = self.graph.flush();
         if !flush.records.is_empty() {
@@ -121,152 +84,159 @@ impl Hub {
         }
         let _entered = span.enter();
         for (id, change) in flush.records {
-            self.encoded.forget(&id);
+            // The cached encoding is that of the former value.
+            self.encoded.remove(&id);
             self.distribute(Arc::new(id), change, cause);
         }
         self.pump(telemetry::of(&span).is_some());
     }
 
-    /// Gives a frame to every session that has news and a free slot.
+    /// Sends a frame to every session with pending changes and a free slot.
     fn pump(&mut self, traced: bool) {
         let mut closed = Vec::new();
         for (name, live) in &mut self.live {
-            let compact = live.reads.compact;
-            let mut source = Source { node: name, graph: &self.graph, encoded: &mut self.encoded, compact };
+            let compact = live.capabilities.compact;
+            let mut source = ValueEncoder { node: name, graph: &self.graph, encoded: &mut self.encoded, compact };
             if live.session.pending() == 0 {
-                wait(&live.node, &mut live.is_waiting, 0);
+                record_pending(&live.node, &mut live.is_waiting, 0);
             } else if !live.send(&mut source, self.revision, &self.counters, traced) {
                 closed.push((name.clone(), live.id));
             }
         }
         for (name, id) in closed {
-            self.leave(&name, id);
+            self.close_session(&name, id);
         }
     }
 
-    /// Records that the node does not know the latest of.
+    /// Number of records with pending changes for the node.
     pub fn pending(&self, node: &str) -> usize {
         self.live.get(node).map_or(0, |live| live.session.pending())
     }
 
-    /// Whether the node has a session.
-    pub fn has(&self, node: &str) -> bool {
+    /// Returns true if the node has a session.
+    pub fn has_session(&self, node: &str) -> bool {
         self.live.contains_key(node)
     }
 
-    /// Whether a session waits for a frame that could not be sent when it was due.
+    /// Returns true if a session has pending changes that could not be sent when they were due.
     pub fn is_waiting(&self, node: &str, session: u64) -> bool {
         self.live.get(node).is_some_and(|live| live.id == session && live.session.pending() > 0)
     }
 
-    /// Answers a hello with the difference between what the node holds and its view. The graph must be flushed.
-    pub fn hello(&mut self, hello: Hello) {
+    /// Answers a hello with the difference between the node's records and its view. The graph must
+    /// be flushed.
+    pub fn open_session(&mut self, hello: Hello) {
         let view = self.graph.view(&hello.node);
-        let knows = |id: &RecordId| knows(hello.reads, id);
+        let supports = |id: &RecordId| supports(hello.capabilities, id);
         let mut buckets = view.buckets();
-        for (id, digest) in view.host_endpoints().filter(|(id, _)| !knows(id)) {
+        // An agent without support holds none of these, so its digests lack them too.
+        for (id, digest) in view.host_endpoints().filter(|(id, _)| !supports(id)) {
             digest::subtract(&mut buckets, &id, digest);
         }
-        let restated = differing(&hello.buckets, &buckets);
-        let node = self.registry.enter(&hello.node, hello.session, hello.agent_version);
-        let compact = hello.reads.compact;
-        let mut source = Source { node: &hello.node, graph: &self.graph, encoded: &mut self.encoded, compact };
-        let wanted = view.ids().filter(|id| knows(id) && restated.contains(&digest::bucket(id)));
-        let mut pieces: Vec<Bytes> = wanted.filter_map(|id| source.value(&id)).collect();
-        self.counters.hellos.inc();
-        self.counters.restated.inc_by(restated.len() as u64);
+        let differing = differing_buckets(&hello.buckets, &buckets);
+        let node = self.registry.add(&hello.node, hello.session, hello.agent_version);
+        let compact = hello.capabilities.compact;
+        let mut source = ValueEncoder { node: &hello.node, graph: &self.graph, encoded: &mut self.encoded, compact };
+        let wanted = view.ids().filter(|id| supports(id) && differing.contains(&digest::bucket(id)));
+        let mut chunks: Vec<Bytes> = wanted.filter_map(|id| source.encode_value(&id)).collect();
+        self.counters.sessions_opened.inc();
+        self.counters.resent_buckets.inc_by(differing.len() as u64);
+        // A node at revision 0 would never count as current.
         self.revision = self.revision.max(1);
         self.registry.set_revision(self.revision);
-        pieces.push(encode_trailer(&Trailer {
+        chunks.push(encode_trailer(&Trailer {
             revision: self.revision,
-            restated_buckets: restated,
+            restated_buckets: differing,
             in_sync: true,
             ..Trailer::default()
         }));
-        let frame = FrameBytes::new(pieces, compact);
-        let sent = Sent { revision: self.revision, at: Instant::now(), event_unix_ns: 0, trace: None };
+        let frame = FrameBytes::new(chunks, compact);
+        let sent = SentFrame { revision: self.revision, at: Instant::now(), event_unix_ns: 0, trace: None };
         self.counters.frames.inc();
         self.counters.bytes.inc_by(frame.len() as u64);
-        node.sent(sent, frame.len());
-        // The slot is new, so it is free unless the node has gone already; then its reader tells.
+        node.record_sent(sent, frame.len());
+        // The slot is new, so it can only be closed: the node has disconnected, and its reader
+        // sends an event.
         let _ = hello.slot.try_send(Ok(frame));
-        let live = Live {
+        let live = LiveSession {
             session: Session::default(),
             id: hello.session,
             slot: hello.slot,
             blocked: hello.blocked,
             node,
-            reads: hello.reads,
+            capabilities: hello.capabilities,
             cause: Cause::default(),
             is_waiting: false,
         };
         if let Some(former) = self.live.insert(hello.node, live) {
+            // If its slot is full, the stream ends after the frame in it.
             let reason = "the node has opened another stream";
             let _ = former.slot.try_send(Err(Status::aborted(reason)));
         }
     }
 
-    /// The session is over.
-    pub fn leave(&mut self, node: &str, session: u64) {
+    /// Closes a session.
+    pub fn close_session(&mut self, node: &str, session: u64) {
         if self.live.get(node).is_some_and(|live| live.id == session) {
             self.live.remove(node);
         }
-        self.registry.leave(node, session);
+        self.registry.remove(node, session);
     }
 
-    /// Ends one session with this status, and says whether there are more.
-    pub fn dismiss(&mut self, status: Status) -> bool {
+    /// Closes one session with this status; returns true if there are more.
+    pub fn close_next(&mut self, status: Status) -> bool {
         if let Some((node, live)) = self.live.pop_first() {
-            // With a frame in the slot the stream ends behind it, for want of a sender.
+            // If the slot holds a frame, the stream ends after it, because its sender is dropped
+            // here.
             let _ = live.slot.try_send(Err(status));
-            self.registry.leave(&node, live.id);
+            self.registry.remove(&node, live.id);
         }
         !self.live.is_empty()
     }
 
-    /// Nodes with a session.
+    /// Number of sessions.
     pub fn sessions(&self) -> usize {
         self.live.len()
     }
 
-    /// Number of the newest flush that changed something.
+    /// Revision: incremented by every flush with changes.
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
     fn distribute(&mut self, id: Arc<RecordId>, change: RecordChange, cause: Cause) {
         let RecordChange { gained, kept, change, lost } = change;
-        self.each(&id, &lost, cause, |session| session.lost(&id));
-        self.each(&id, &gained, cause, |session| session.gained(&id));
+        self.for_each(&id, &lost, cause, |session| session.mark_lost(&id));
+        self.for_each(&id, &gained, cause, |session| session.mark_gained(&id));
         match change {
             Change::Same => {}
-            Change::Value => self.each(&id, &kept, cause, |session| session.changed(&id)),
+            Change::Value => self.for_each(&id, &kept, cause, |session| session.mark_changed(&id)),
             Change::Members(delta) => {
                 if let RecordId::IpSet(set) = &*id
                     && let Some((kind, _)) = self.graph.ip_set(set)
                 {
-                    // Whoever reads members reads them in several changes.
+                    // An agent that applies a change of members also applies several of them.
                     let bytes = encode_compact(ChangeRef::Members(set, kind, &delta));
                     let shared = Arc::new(SharedDelta { kind, delta, bytes });
-                    self.each(&id, &kept, cause, |session| session.members(&id, &shared));
+                    self.for_each(&id, &kept, cause, |session| session.add_members(&id, &shared));
                 }
             }
         }
     }
 
-    fn each(&mut self, id: &RecordId, audience: &Audience, cause: Cause, mut tell: impl FnMut(&mut Session)) {
-        let mut tell = |live: &mut Live| {
-            if knows(live.reads, id) {
+    fn for_each(&mut self, id: &RecordId, audience: &Audience, cause: Cause, mut apply: impl FnMut(&mut Session)) {
+        let mut apply = |live: &mut LiveSession| {
+            if supports(live.capabilities, id) {
                 live.cause = cause;
-                tell(&mut live.session);
+                apply(&mut live.session);
             }
         };
         match audience {
-            Audience::All => self.live.values_mut().for_each(tell),
+            Audience::All => self.live.values_mut().for_each(apply),
             Audience::Nodes(nodes) => {
                 for node in nodes {
                     if let Some(live) = self.live.get_mut(node) {
-                        tell(live);
+                        apply(live);
                     }
                 }
             }
@@ -274,12 +244,13 @@ impl Hub {
     }
 }
 
-impl Live {
-    /// Sends what is pending if the slot is free; false when the stream has ended.
-    fn send(&mut self, source: &mut Source<'_>, revision: u64, counters: &Counters, traced: bool) -> bool {
+impl LiveSession {
+    /// Sends pending changes if the slot is free; returns false if the stream has ended.
+    fn send(&mut self, source: &mut ValueEncoder<'_>, revision: u64, counters: &Counters, traced: bool) -> bool {
         let permit = match self.slot.try_reserve() {
             Err(TrySendError::Full(())) => {
-                // Whoever empties the slot looks at the flag afterwards, so one of the two sees the other.
+                // The receiver checks the flag after emptying the slot, and this checks the slot
+                // after setting the flag, so one of the two notices.
                 self.blocked.store(true, Ordering::SeqCst);
                 self.slot.try_reserve()
             }
@@ -288,58 +259,59 @@ impl Live {
         let permit = match permit {
             Ok(permit) => permit,
             Err(TrySendError::Full(())) => {
-                wait(&self.node, &mut self.is_waiting, self.session.pending());
+                record_pending(&self.node, &mut self.is_waiting, self.session.pending());
                 return true;
             }
             Err(TrySendError::Closed(())) => return false,
         };
-        let mut pieces = self.session.take(source);
-        if pieces.is_empty() {
-            wait(&self.node, &mut self.is_waiting, 0);
+        let mut chunks = self.session.drain(source);
+        if chunks.is_empty() {
+            record_pending(&self.node, &mut self.is_waiting, 0);
             return true;
         }
         let span = traced.then(|| info_span!("session.send", node = %self.node.name, revision));
         let trace = span.as_ref().and_then(telemetry::of).or(self.cause.trace);
-        pieces.push(encode_trailer(&Trailer {
+        chunks.push(encode_trailer(&Trailer {
             revision,
             traceparent: trace.map(|trace| trace.to_string()).unwrap_or_default(),
             event_unix_ns: self.cause.seen_unix_ns,
             ..Trailer::default()
         }));
-        let frame = FrameBytes::new(pieces, self.reads.compact);
+        let frame = FrameBytes::new(chunks, self.capabilities.compact);
         counters.frames.inc();
         counters.bytes.inc_by(frame.len() as u64);
-        let sent = Sent { revision, at: Instant::now(), event_unix_ns: self.cause.seen_unix_ns, trace };
-        self.node.sent(sent, frame.len());
+        let sent = SentFrame { revision, at: Instant::now(), event_unix_ns: self.cause.seen_unix_ns, trace };
+        self.node.record_sent(sent, frame.len());
         self.is_waiting = false;
         permit.send(Ok(frame));
         true
     }
 }
 
-/// Tells how many records wait, where that is not known: news that have cancelled each other out wait no more.
-fn wait(node: &Node, is_known: &mut bool, pending: usize) {
+/// Records the number of pending records in the registry; zero only if it recorded more before, as
+/// changes may have cancelled each other out.
+fn record_pending(node: &NodeSession, is_known: &mut bool, pending: usize) {
     if pending > 0 || *is_known {
         *is_known = pending > 0;
-        node.waiting(pending);
+        node.set_pending(pending);
     }
 }
 
-/// Whether a node can read the record.
-fn knows(reads: Reads, id: &RecordId) -> bool {
-    reads.host_endpoints || !matches!(id, RecordId::HostEndpoint(_))
+/// Returns true if the agent supports the record.
+fn supports(capabilities: Capabilities, id: &RecordId) -> bool {
+    capabilities.host_endpoints || !matches!(id, RecordId::HostEndpoint(_))
 }
 
-/// Values in encoded form, for sessions that need the same ones and read the same.
+/// Cache of encoded values for sessions that need the same ones in the same form.
 #[derive(Debug, Default)]
-struct Encoded {
+struct EncodeCache {
     /// In full, and compact.
     values: [HashMap<RecordId, Bytes>; 2],
     bytes: usize,
 }
 
-impl Encoded {
-    fn forget(&mut self, id: &RecordId) {
+impl EncodeCache {
+    fn remove(&mut self, id: &RecordId) {
         for values in &mut self.values {
             if let Some(value) = values.remove(id) {
                 self.bytes -= value.len();
@@ -347,8 +319,8 @@ impl Encoded {
         }
     }
 
-    fn keep(&mut self, id: &RecordId, compact: bool, value: &Bytes) {
-        if self.bytes + value.len() > KEPT {
+    fn insert(&mut self, id: &RecordId, compact: bool, value: &Bytes) {
+        if self.bytes + value.len() > MAX_CACHED_BYTES {
             *self = Self::default();
         }
         self.bytes += value.len();
@@ -356,37 +328,37 @@ impl Encoded {
     }
 }
 
-/// Gives sessions the bytes that they need.
-struct Source<'a> {
+/// Encodes values for one session.
+struct ValueEncoder<'a> {
     node: &'a str,
     graph: &'a Graph,
-    encoded: &'a mut Encoded,
+    encoded: &'a mut EncodeCache,
     compact: bool,
 }
 
-impl Records for Source<'_> {
-    fn value(&mut self, id: &RecordId) -> Option<Bytes> {
+impl RecordSource for ValueEncoder<'_> {
+    fn encode_value(&mut self, id: &RecordId) -> Option<Bytes> {
         if let Some(value) = self.encoded.values[usize::from(self.compact)].get(id) {
             return Some(value.clone());
         }
         let record = self.graph.record_for(self.node, id)?;
         let change = ChangeRef::Upsert(id, &record);
         let value = if self.compact { encode_compact(change) } else { encode_change(change) };
-        // An endpoint is for one node only, and settings may be.
+        // Endpoints are for one node only, and settings may be.
         if !matches!(id, RecordId::Endpoint(_) | RecordId::HostEndpoint(_) | RecordId::Settings) {
-            self.encoded.keep(id, self.compact, &value);
+            self.encoded.insert(id, self.compact, &value);
         }
         Some(value)
     }
 
-    fn members(&mut self, id: &RecordId, kind: SetKind, delta: &MemberDelta) -> Bytes {
+    fn encode_members(&mut self, id: &RecordId, kind: SetKind, delta: &MemberDelta) -> Bytes {
         match id {
             RecordId::IpSet(set) => encode_compact(ChangeRef::Members(set, kind, delta)),
             _ => Bytes::new(),
         }
     }
 
-    fn removal(&mut self, id: &RecordId) -> Bytes {
+    fn encode_removal(&mut self, id: &RecordId) -> Bytes {
         encode_change(ChangeRef::Remove(id))
     }
 }

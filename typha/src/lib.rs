@@ -1,27 +1,34 @@
 //! Watches the API once, computes what each node must enforce, and streams deltas.
 //!
-//! In the order in which a change passes through:
+//! A change passes through:
 //!
-//! 1. [`kinds`]: the table of what is watched; [`feed`] and [`watch`]: one watch for every line of it;
-//! 2. [`cache`]: the latest state in parsed form, what of it is news; [`overlay`]: what nodes know earlier than the API;
-//! 3. [`compute`]: the owner task, which feeds the graph and computes at most once per tick;
-//! 4. [`hub`]: from what changed to who is told; [`session`]: what one node still has to be told;
-//! 5. [`server`], [`codec`]: the stream to a node; [`registry`]: how far each node has come.
+//! 1. [`kinds`]: table of the watched kinds; [`watch`] and [`feed`]: list and watch of each;
+//! 2. [`cache`]: latest state in parsed form, and its changes; [`overlay`]: pod addresses that
+//!    nodes report ahead of the API; `services`: EndpointSlices merged per Service;
+//! 3. [`compute`]: the owner task, which applies changes to the graph and flushes once per tick;
+//! 4. [`hub`]: from a flush to the sessions that it concerns; [`session`]: pending changes of a
+//!    node;
+//! 5. [`server`], [`codec`]: the stream to a node; [`registry`]: progress of each node.
 //!
-//! [`notices`] and [`reporter`] tell people what is wrong, [`debug`] and [`explain`] answer questions, [`metrics`] counts, [`app`] puts it together.
+//! [`object`], [`cause`], [`hello`] and [`event`] are the messages between these. [`object_events`]
+//! and [`reporter`] report problems, [`debug`] answers questions, [`metrics`] counts, [`app`] starts
+//! all.
 
 pub mod app;
 pub mod cache;
+pub mod cause;
 pub mod codec;
 pub mod compute;
 pub mod config;
 pub mod debug;
-pub mod explain;
+pub mod event;
 pub mod feed;
+pub mod hello;
 pub mod hub;
 pub mod kinds;
 pub mod metrics;
-pub mod notices;
+pub mod object;
+pub mod object_events;
 pub mod overlay;
 pub mod pace;
 pub mod registry;

@@ -1,4 +1,4 @@
-//! Counters, gauges and latencies. Names of objects and nodes are never labels.
+//! Counters, gauges and histograms. Names of objects and nodes are never labels.
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -17,7 +17,7 @@ pub struct Kind {
     pub kind: &'static str,
 }
 
-/// Handles that the parts count with.
+/// Metrics that the parts of typha update.
 #[derive(Debug, Clone)]
 pub struct Counters {
     /// Events from the API, by kind.
@@ -26,13 +26,13 @@ pub struct Counters {
     pub updates: Family<Kind, Counter>,
     /// Watches that failed and were started again, by kind.
     pub watch_failures: Family<Kind, Counter>,
-    /// Lists that were not believed, by kind.
+    /// Lists that were refused, by kind.
     pub lists_refused: Family<Kind, Counter>,
     /// Objects held, by kind.
     pub objects: Family<Kind, Gauge>,
-    /// Objects that are not used as they are written, by kind.
+    /// Objects that are not enforced as written, by kind.
     pub refused: Family<Kind, Gauge>,
-    /// Times that changes were computed.
+    /// Flushes of the graph that changed something.
     pub flushes: Counter,
     /// Seconds from the first update of a flush to its frames.
     pub flush_seconds: Histogram,
@@ -40,20 +40,20 @@ pub struct Counters {
     pub frames: Counter,
     /// Bytes of frames sent.
     pub bytes: Counter,
-    /// Sessions begun.
-    pub hellos: Counter,
-    /// Buckets restated at hello.
-    pub restated: Counter,
-    /// Streams ended because of what the node sent or did not send.
-    pub faults: Counter,
-    /// Seconds from an API event to the ack of a node.
-    pub realised_seconds: Histogram,
+    /// Sessions opened.
+    pub sessions_opened: Counter,
+    /// Buckets resent when sessions opened.
+    pub resent_buckets: Counter,
+    /// Streams ended because of an error of the node.
+    pub stream_errors: Counter,
+    /// Seconds from an API event to the ack of a node that enforces it.
+    pub enforcement_seconds: Histogram,
     /// Seconds from a frame to its ack.
     pub ack_seconds: Histogram,
 }
 
 impl Counters {
-    /// Registers everything, also what is read from the registry of nodes when it is asked for.
+    /// Registers all metrics, including those computed on demand from the registry of nodes.
     pub fn register(metrics: &mut Metrics, nodes: Registry) -> Self {
         let counters = Self {
             events: Family::default(),
@@ -66,10 +66,10 @@ impl Counters {
             flush_seconds: latencies(),
             frames: Counter::default(),
             bytes: Counter::default(),
-            hellos: Counter::default(),
-            restated: Counter::default(),
-            faults: Counter::default(),
-            realised_seconds: latencies(),
+            sessions_opened: Counter::default(),
+            resent_buckets: Counter::default(),
+            stream_errors: Counter::default(),
+            enforcement_seconds: latencies(),
             ack_seconds: latencies(),
         };
         counters.register_api(metrics);
@@ -82,29 +82,29 @@ impl Counters {
         metrics.register("margay_typha_api_events", "Events from the API", self.events.clone());
         metrics.register(
             "margay_typha_api_updates",
-            "Events from the API that changed something",
+            "Updates that events from the API resulted in",
             self.updates.clone(),
         );
         metrics.register(
             "margay_typha_watch_failures",
-            "Watches that failed and were started again",
+            "Watches that failed and were restarted",
             self.watch_failures.clone(),
         );
         metrics.register(
             "margay_typha_lists_refused",
-            "Lists that lacked objects which exist, or were older than what was known",
+            "Lists refused because they lacked existing objects or were older than known state",
             self.lists_refused.clone(),
         );
-        metrics.register("margay_typha_objects", "Objects held", self.objects.clone());
+        metrics.register("margay_typha_objects", "Objects in the cache", self.objects.clone());
         metrics.register(
             "margay_typha_objects_refused",
-            "Objects that are not used as they are written",
+            "Objects that are not enforced as written",
             self.refused.clone(),
         );
     }
 
     fn register_stream(&self, metrics: &mut Metrics) {
-        metrics.register("margay_typha_flushes", "Times that changes were computed", self.flushes.clone());
+        metrics.register("margay_typha_flushes", "Flushes of the graph", self.flushes.clone());
         metrics.register(
             "margay_typha_flush_seconds",
             "From the first update of a flush to its frames",
@@ -112,42 +112,42 @@ impl Counters {
         );
         metrics.register("margay_typha_frames", "Frames sent to nodes", self.frames.clone());
         metrics.register("margay_typha_frame_bytes", "Bytes sent to nodes", self.bytes.clone());
-        metrics.register("margay_typha_hellos", "Sessions begun", self.hellos.clone());
+        metrics.register("margay_typha_sessions_opened", "Sessions opened", self.sessions_opened.clone());
         metrics.register(
-            "margay_typha_restated_buckets",
-            "Buckets restated when sessions began",
-            self.restated.clone(),
+            "margay_typha_resent_buckets",
+            "Buckets resent when sessions opened",
+            self.resent_buckets.clone(),
         );
         metrics.register(
-            "margay_typha_stream_faults",
-            "Streams ended because of what the node sent or did not send",
-            self.faults.clone(),
+            "margay_typha_stream_errors",
+            "Streams ended because of an error of the node",
+            self.stream_errors.clone(),
         );
         metrics.register(
-            "margay_typha_realised_seconds",
+            "margay_typha_enforcement_seconds",
             "From an API event to the ack of a node that enforces it",
-            self.realised_seconds.clone(),
+            self.enforcement_seconds.clone(),
         );
         metrics.register("margay_typha_ack_seconds", "From a frame to its ack", self.ack_seconds.clone());
     }
 }
 
-/// 0.25 ms to 8 s, doubling.
+/// Buckets from 0.25 ms to 8 s, doubling.
 fn latencies() -> Histogram {
     Histogram::new(exponential_buckets(0.000_25, 2.0, 16))
 }
 
-/// Gauges that are counted when somebody looks.
+/// Gauges computed on demand.
 #[derive(Debug)]
 struct Nodes(Registry);
 
 impl Collector for Nodes {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let (all, current) = self.0.realised();
+        let (all, current) = self.0.count_current();
         let gauges = [
             ("margay_typha_nodes", "Nodes with a stream", all),
-            ("margay_typha_nodes_current", "Nodes that enforce everything that this replica knows", current),
-            ("margay_typha_in_sync", "Whether this replica has seen the whole API", usize::from(self.0.in_sync())),
+            ("margay_typha_nodes_current", "Nodes that enforce the latest revision of this replica", current),
+            ("margay_typha_in_sync", "1 if this replica is in sync with the API", usize::from(self.0.in_sync())),
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(value as i64);

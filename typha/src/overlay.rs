@@ -1,7 +1,8 @@
-//! Addresses that a node has given to its pods and that the API does not show yet.
+//! Overlay of pod addresses that nodes report ahead of the API.
 //!
-//! A pod's peers may talk to it as soon as its node has plumbed it; waiting for the API would cost a round trip through
-//! kubelet. What a node says holds for its own pods only, and only until the API says the same.
+//! Peers of a pod may talk to it as soon as its node has set up its network; waiting for the API
+//! would cost the way through kubelet. A node's report applies only to its own pods, and only
+//! until the API shows the same.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,116 +12,118 @@ use margay_api::endpoint::{EndpointKey, WorkloadEndpoint};
 use margay_calc::update::Update;
 use margay_proto::sync::LocalEndpoint;
 
-/// Pods of one node that may differ from the API at the same time: what a node starts within the API's delay, with much room.
-const PER_NODE: usize = 1024;
-/// Of those, pods that the API does not know: what is bound to the node and not heard of yet.
-pub const UNKNOWN: usize = 128;
+/// Pods of one node that may differ from the API at the same time: far more than a node starts
+/// within the API's delay.
+const MAX_PER_NODE: usize = 1024;
+/// Of these, pods that are not in the cache yet: bound to the node, but not received from the API.
+pub const MAX_UNKNOWN: usize = 128;
 
-/// What a node says is not taken.
+/// Reason for rejecting a report.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotTaken {
-    /// A node has said more than it can have pods.
+pub enum ReportRejected {
+    /// More reports than the node can have pods.
     #[error(
-        "node {node:?} has told addresses of {PER_NODE} pods that the API does not confirm; no more are taken before it does"
+        "node {node:?} has reported addresses of {MAX_PER_NODE} pods that the API does not confirm yet; further reports are rejected until it does"
     )]
     TooMany {
         /// The node.
         node: String,
     },
-    /// A node has said more about pods that the API does not know than can be on their way.
+    /// More reports about pods that the API does not know than can be starting.
     #[error(
-        "node {node:?} has told addresses of {UNKNOWN} pods that the API does not know; no more of those are taken before it does"
+        "node {node:?} has reported addresses of {MAX_UNKNOWN} pods that the API does not have yet; further ones are rejected until it does"
     )]
     TooManyUnknown {
         /// The node.
         node: String,
     },
-    /// The address is in a block of another node, which has not lent it.
+    /// The address is in a block of another node and not borrowed.
     #[error(
-        "node {node:?} tells address {address} of a block of node {owner:?}; it is taken once the block shows that it was lent"
+        "node {node:?} reports address {address} in a block of node {owner:?}; it is rejected until the block shows it as borrowed"
     )]
     Foreign {
         /// The node.
         node: String,
         /// The address.
         address: IpAddr,
-        /// The node that the block belongs to.
+        /// The node that the block is affine to.
         owner: String,
     },
 }
 
-/// Owner of what nodes have said: by node, as a node's word counts for its own pods only.
+/// Reports by node, because a node's report applies only to its own pods.
 #[derive(Debug, Default)]
 pub struct Overlays(BTreeMap<String, BTreeMap<EndpointKey, LocalEndpoint>>);
 
 impl Overlays {
-    /// What `node` (by its certificate) says replaces what it said about the same pod.
-    pub fn put(&mut self, node: &str, said: LocalEndpoint) -> Result<(), NotTaken> {
+    /// Replaces the report of `node` (by its certificate) about the same pod.
+    pub fn set(&mut self, node: &str, report: LocalEndpoint) -> Result<(), ReportRejected> {
         let of_node = self.0.entry(node.to_owned()).or_default();
-        if of_node.len() >= PER_NODE && !of_node.contains_key(&said.key) {
-            return Err(NotTaken::TooMany { node: node.to_owned() });
+        if of_node.len() >= MAX_PER_NODE && !of_node.contains_key(&report.key) {
+            return Err(ReportRejected::TooMany { node: node.to_owned() });
         }
-        of_node.insert(said.key.clone(), said);
+        of_node.insert(report.key.clone(), report);
         Ok(())
     }
 
-    /// Whether the node may say something about one more pod that is not known. `is_known` says of which the API knows.
-    pub fn has_room(&self, node: &str, said: &LocalEndpoint, is_known: impl Fn(&EndpointKey) -> bool) -> bool {
+    /// Returns true if the node may report one more unknown pod. `is_known` returns true for pods
+    /// that the API knows.
+    pub fn has_room(&self, node: &str, report: &LocalEndpoint, is_known: impl Fn(&EndpointKey) -> bool) -> bool {
         let Some(of_node) = self.0.get(node) else { return true };
-        of_node.contains_key(&said.key) || of_node.keys().filter(|key| !is_known(key)).count() < UNKNOWN
+        of_node.contains_key(&report.key) || of_node.keys().filter(|key| !is_known(key)).count() < MAX_UNKNOWN
     }
 
-    /// The node says that a pod has nothing any more, and this is all that there was to say about it.
-    pub fn forget(&mut self, node: &str, said: &LocalEndpoint) {
+    /// Removes the node's report about a pod that has ended.
+    pub fn forget(&mut self, node: &str, report: &LocalEndpoint) {
         let of_node = self.0.get(node);
-        if of_node.and_then(|of_node| of_node.get(&said.key)).is_some_and(|former| former.uid == said.uid) {
-            self.remove(node, &said.key);
+        if of_node.and_then(|of_node| of_node.get(&report.key)).is_some_and(|former| former.uid == report.uid) {
+            self.remove(node, &report.key);
         }
     }
 
-    /// Drops what a node said unless `keep` says of node and word that it is still needed.
+    /// Keeps the reports for which `keep` returns true, called with node and report.
     pub fn retain(&mut self, keep: impl Fn(&str, &LocalEndpoint) -> bool) {
         self.0.retain(|node, of_node| {
-            of_node.retain(|_, said| keep(node, said));
+            of_node.retain(|_, report| keep(node, report));
             !of_node.is_empty()
         });
     }
 
-    /// The object's meaning with what its node says about it.
+    /// Overlays the object with the report of its node.
     pub fn effective<'a>(&self, uid: &str, update: Option<&'a Update>) -> Option<Cow<'a, Update>> {
         let update = update?;
-        let Some((key, endpoint, said)) = self.find(uid, update) else {
+        let Some((key, endpoint, report)) = self.find(uid, update) else {
             return Some(Cow::Borrowed(update));
         };
         let mut endpoint = endpoint.clone();
-        endpoint.addresses.clone_from(&said.addresses);
+        endpoint.addresses.clone_from(&report.addresses);
         Some(Cow::Owned(Update::Endpoint(key.clone(), Some(endpoint))))
     }
 
-    /// The API shows the object like this: what its node says is not needed any more if it is the same.
+    /// Removes the report of the object's node if the API now shows the same.
     pub fn confirm(&mut self, uid: &str, update: Option<&Update>) {
-        if let Some((key, endpoint, said)) = update.and_then(|update| self.find(uid, update))
-            && said.addresses == endpoint.addresses
+        if let Some((key, endpoint, report)) = update.and_then(|update| self.find(uid, update))
+            && report.addresses == endpoint.addresses
         {
             self.remove(&endpoint.node, key);
         }
     }
 
-    /// The object is gone, and with it what its node said about it; not what it said about a successor.
+    /// Removes the report about a deleted object, unless it is about a successor of the same name.
     pub fn withdraw(&mut self, uid: &str, update: Option<&Update>) {
         if let Some((key, endpoint, _)) = update.and_then(|update| self.find(uid, update)) {
             self.remove(&endpoint.node, key);
         }
     }
 
-    /// What the node has said, which counts no more.
-    pub fn take(&mut self, node: &str) -> BTreeMap<EndpointKey, LocalEndpoint> {
+    /// Removes all reports of a node and returns them.
+    pub fn remove_node(&mut self, node: &str) -> BTreeMap<EndpointKey, LocalEndpoint> {
         self.0.remove(node).unwrap_or_default()
     }
 
-    /// Pods that the node has said something about that counts.
+    /// Number of reports of the node.
     #[cfg(test)]
-    pub fn words(&self, node: &str) -> usize {
+    pub fn reports(&self, node: &str) -> usize {
         self.0.get(node).map_or(0, BTreeMap::len)
     }
 
@@ -132,8 +135,8 @@ impl Overlays {
         let Update::Endpoint(key, Some(endpoint)) = update else {
             return None;
         };
-        let said = self.0.get(&endpoint.node)?.get(key)?;
-        (said.uid == uid).then_some((key, endpoint, said))
+        let report = self.0.get(&endpoint.node)?.get(key)?;
+        (report.uid == uid).then_some((key, endpoint, report))
     }
 
     fn remove(&mut self, node: &str, key: &EndpointKey) {

@@ -1,19 +1,21 @@
-//! Services from their EndpointSlices: an object of the API holds a part, `calc` is told the whole.
+//! Services from their EndpointSlices: each slice has a part of the backends, `calc` needs all of
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use margay_api::meta::NamespacedName;
 use margay_calc::update::{Backend, Update};
 
-use crate::cache::ObjectKey;
+use crate::object::ObjectKey;
 
-/// The parts of every Service.
+/// Backends of every Service, by slice.
 #[derive(Debug, Default)]
 pub struct Services(BTreeMap<NamespacedName, BTreeMap<ObjectKey, Vec<Backend>>>);
 
 impl Services {
-    /// What a change of one object means: of a slice, the whole of its Service; of anything else, the change itself.
-    pub fn whole(&mut self, slice: &ObjectKey, update: Update) -> Option<Update> {
+    /// Merges a changed slice into its Service and returns all backends of that, if they changed.
+    /// Updates of other kinds are returned as they are.
+    pub fn merge_slice(&mut self, slice: &ObjectKey, update: Update) -> Option<Update> {
         let (service, backends) = match update {
             Update::Service(service, backends) => (service, backends),
             other => return Some(other),
@@ -49,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_make_a_whole() {
+    fn slices_are_merged() {
         let mut services = Services::default();
         let service = NamespacedName::new("ns", "s");
         let steps = [
@@ -65,9 +67,9 @@ mod tests {
         ];
         for (slice, part, wanted) in steps {
             let update = Update::Service(service.clone(), part);
-            let whole = services.whole(&NamespacedName::new("ns", slice), update);
+            let merged = services.merge_slice(&NamespacedName::new("ns", slice), update);
             let wanted = wanted.map(|whole| Update::Service(service.clone(), whole));
-            assert_eq!(whole, wanted, "{slice}");
+            assert_eq!(merged, wanted, "{slice}");
         }
     }
 }

@@ -1,8 +1,9 @@
-//! What one node still has to be told: a state machine without I/O.
+//! Pending changes for one node, coalesced per record: a state machine without I/O.
 //!
-//! A session keeps no queue. It keeps, per record that the node does not know the latest of, what kind of news there is;
-//! when the node can take a frame it gets current values. So a node that does not read costs at most its own view, and
-//! when it reads again it is one frame behind.
+//! A session has no queue. For each record of which the node does not have the latest value it
+//! holds the kind of change; when the node can receive a frame, it gets current values. A node that
+//! does not read therefore costs at most its own view, and when it reads again it is one frame
+//! behind.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -13,152 +14,154 @@ use margay_calc::digest::Buckets;
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{RecordId, SetKind};
 
-/// Members that may be pending for one set before the whole set is sent instead: keeps a session that does not read small.
-const MEMBERS: usize = 4096;
+/// Maximal number of pending members of one set; with more the whole set is sent instead. Limits
+/// the memory of a session that does not read.
+const MAX_PENDING_MEMBERS: usize = 4096;
 
-/// A change of members, encoded once for all nodes that are told exactly this.
+/// A change of members, encoded once for all nodes that get exactly this change.
 #[derive(Debug)]
 pub struct SharedDelta {
-    /// What the members are.
+    /// Type of the members.
     pub kind: SetKind,
-    /// The members.
+    /// Members added and removed.
     pub delta: MemberDelta,
-    /// The change as it travels.
+    /// The encoded change.
     pub bytes: Bytes,
 }
 
-/// News of one record.
+/// Pending change of one record.
 #[derive(Debug, Clone)]
-enum Pending {
+enum PendingChange {
     /// The node does not hold the record and needs its value.
     Gained,
-    /// The node holds a former value and needs the current one.
+    /// The node holds an old value and needs the current one.
     Value,
-    /// The node holds the set as it was before these members changed.
+    /// The node holds the set as it was before this change of members.
     Members(Arc<SharedDelta>),
-    /// The same, from several flushes; encoded when it is sent.
+    /// Changes of members from several flushes; encoded when sent.
     Merged(SetKind, Box<MemberDelta>),
     /// The node holds the record and must drop it.
     Lost,
 }
 
-/// What a session needs from whoever knows the records.
-pub trait Records {
-    /// The current value of a record as a change, if it exists.
-    fn value(&mut self, id: &RecordId) -> Option<Bytes>;
-    /// The change of these members.
-    fn members(&mut self, id: &RecordId, kind: SetKind, delta: &MemberDelta) -> Bytes;
-    /// The removal of a record.
-    fn removal(&mut self, id: &RecordId) -> Bytes;
+/// Encodes changes from the current state of the graph.
+pub trait RecordSource {
+    /// Encodes the current value of a record, if it exists.
+    fn encode_value(&mut self, id: &RecordId) -> Option<Bytes>;
+    /// Encodes a change of members.
+    fn encode_members(&mut self, id: &RecordId, kind: SetKind, delta: &MemberDelta) -> Bytes;
+    /// Encodes the removal of a record.
+    fn encode_removal(&mut self, id: &RecordId) -> Bytes;
 }
 
-/// What one node still has to be told.
+/// Pending changes for one node.
 #[derive(Debug, Default)]
 pub struct Session {
-    pending: BTreeMap<Arc<RecordId>, Pending>,
+    pending: BTreeMap<Arc<RecordId>, PendingChange>,
 }
 
 impl Session {
-    /// The record is new in the node's view.
-    pub fn gained(&mut self, id: &Arc<RecordId>) {
+    /// Marks a record that was added to the node's view.
+    pub fn mark_gained(&mut self, id: &Arc<RecordId>) {
         match self.pending.entry(id.clone()) {
-            Entry::Vacant(none) => {
-                none.insert(Pending::Gained);
+            Entry::Vacant(vacant) => {
+                vacant.insert(PendingChange::Gained);
             }
-            Entry::Occupied(mut news) => {
-                if !matches!(news.get(), Pending::Gained) {
-                    news.insert(Pending::Value);
+            Entry::Occupied(mut entry) => {
+                // Lost and gained again before it was sent: the node still holds an old value.
+                if !matches!(entry.get(), PendingChange::Gained) {
+                    entry.insert(PendingChange::Value);
                 }
             }
         }
     }
 
-    /// The record has another value.
-    pub fn changed(&mut self, id: &Arc<RecordId>) {
-        self.gained_or(id, Pending::Value);
-    }
-
-    /// The set has other members.
-    pub fn members(&mut self, id: &Arc<RecordId>, change: &Arc<SharedDelta>) {
-        let Entry::Occupied(mut news) = self.pending.entry(id.clone()) else {
-            self.pending.insert(id.clone(), Pending::Members(change.clone()));
-            return;
-        };
-        let merged = match news.get_mut() {
-            Pending::Gained | Pending::Value => return,
-            Pending::Lost => Pending::Value,
-            Pending::Members(first) => {
-                let mut merged = Box::new(first.delta.clone());
-                merge(&mut merged, &change.delta);
-                Pending::Merged(change.kind, merged)
-            }
-            Pending::Merged(kind, merged) => {
-                merge(merged, &change.delta);
-                Pending::Merged(*kind, std::mem::take(merged))
-            }
-        };
-        let long = matches!(&merged, Pending::Merged(_, delta) if delta.added.len() + delta.removed.len() > MEMBERS);
-        news.insert(if long { Pending::Value } else { merged });
-    }
-
-    /// The record is not in the node's view any more.
-    pub fn lost(&mut self, id: &Arc<RecordId>) {
+    /// Marks a record whose value changed.
+    pub fn mark_changed(&mut self, id: &Arc<RecordId>) {
         match self.pending.entry(id.clone()) {
-            Entry::Vacant(none) => {
-                none.insert(Pending::Lost);
+            Entry::Occupied(entry) if matches!(entry.get(), PendingChange::Gained) => {}
+            Entry::Occupied(mut entry) => {
+                entry.insert(PendingChange::Value);
             }
-            Entry::Occupied(news) if matches!(news.get(), Pending::Gained) => {
-                news.remove();
-            }
-            Entry::Occupied(mut news) => {
-                news.insert(Pending::Lost);
+            Entry::Vacant(vacant) => {
+                vacant.insert(PendingChange::Value);
             }
         }
     }
 
-    /// Records that the node does not know the latest of.
+    /// Adds a change of members.
+    pub fn add_members(&mut self, id: &Arc<RecordId>, change: &Arc<SharedDelta>) {
+        let Entry::Occupied(mut entry) = self.pending.entry(id.clone()) else {
+            self.pending.insert(id.clone(), PendingChange::Members(change.clone()));
+            return;
+        };
+        let merged = match entry.get_mut() {
+            PendingChange::Gained | PendingChange::Value => return,
+            // The node still holds the members that it had before.
+            PendingChange::Lost => PendingChange::Value,
+            PendingChange::Members(first) => {
+                let mut merged = Box::new(first.delta.clone());
+                merge(&mut merged, &change.delta);
+                PendingChange::Merged(change.kind, merged)
+            }
+            PendingChange::Merged(kind, merged) => {
+                merge(merged, &change.delta);
+                PendingChange::Merged(*kind, std::mem::take(merged))
+            }
+        };
+        let is_too_long = |delta: &MemberDelta| delta.added.len() + delta.removed.len() > MAX_PENDING_MEMBERS;
+        let is_replaced = matches!(&merged, PendingChange::Merged(_, delta) if is_too_long(delta));
+        entry.insert(if is_replaced { PendingChange::Value } else { merged });
+    }
+
+    /// Marks a record that was removed from the node's view.
+    pub fn mark_lost(&mut self, id: &Arc<RecordId>) {
+        match self.pending.entry(id.clone()) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(PendingChange::Lost);
+            }
+            Entry::Occupied(entry) if matches!(entry.get(), PendingChange::Gained) => {
+                // Never sent, so there is nothing to remove.
+                entry.remove();
+            }
+            Entry::Occupied(mut entry) => {
+                entry.insert(PendingChange::Lost);
+            }
+        }
+    }
+
+    /// Number of records with pending changes.
     pub fn pending(&self) -> usize {
         self.pending.len()
     }
 
-    /// Everything that the node does not know, in the order in which it may be applied: what is referred to first, then
-    /// what refers to it, removals the other way round. Afterwards nothing is pending.
-    pub fn take(&mut self, records: &mut impl Records) -> Vec<Bytes> {
+    /// Drains all pending changes in the order in which they must be applied: a record after those
+    /// that it refers to, removals last and in reverse order.
+    pub fn drain(&mut self, records: &mut impl RecordSource) -> Vec<Bytes> {
         let mut removals = Vec::new();
         let mut changes = Vec::with_capacity(self.pending.len());
-        for (id, news) in std::mem::take(&mut self.pending) {
-            let change = match news {
-                Pending::Gained | Pending::Value => records.value(&id),
-                Pending::Members(shared) => Some(shared.bytes.clone()),
-                Pending::Merged(_, delta) if delta.added.is_empty() && delta.removed.is_empty() => {
+        for (id, change) in std::mem::take(&mut self.pending) {
+            let bytes = match change {
+                // `None` if the record has been removed since: it becomes a removal.
+                PendingChange::Gained | PendingChange::Value => records.encode_value(&id),
+                PendingChange::Members(shared) => Some(shared.bytes.clone()),
+                PendingChange::Merged(_, delta) if delta.added.is_empty() && delta.removed.is_empty() => {
                     continue;
                 }
-                Pending::Merged(kind, delta) => Some(records.members(&id, kind, &delta)),
-                Pending::Lost => None,
+                PendingChange::Merged(kind, delta) => Some(records.encode_members(&id, kind, &delta)),
+                PendingChange::Lost => None,
             };
-            match change {
-                Some(change) => changes.push(change),
-                None => removals.push(records.removal(&id)),
+            match bytes {
+                Some(bytes) => changes.push(bytes),
+                None => removals.push(records.encode_removal(&id)),
             }
         }
         changes.extend(removals.into_iter().rev());
         changes
     }
-
-    fn gained_or(&mut self, id: &Arc<RecordId>, news: Pending) {
-        match self.pending.entry(id.clone()) {
-            Entry::Occupied(known) if matches!(known.get(), Pending::Gained) => {}
-            Entry::Occupied(mut known) => {
-                known.insert(news);
-            }
-            Entry::Vacant(none) => {
-                none.insert(news);
-            }
-        }
-    }
 }
 
-/// `first`, then `second`.
+/// Appends `second` to `first`.
 fn merge(first: &mut MemberDelta, second: &MemberDelta) {
     for member in &second.added {
         if !first.removed.remove(member) {
@@ -172,9 +175,9 @@ fn merge(first: &mut MemberDelta, second: &MemberDelta) {
     }
 }
 
-/// Which buckets a node must be told in full, given what it says it holds and what it should hold.
-/// A node that speaks of another number of buckets is told everything.
-pub fn differing(held: &[u64], wanted: &Buckets) -> Vec<u32> {
+/// Buckets that differ between a node's hello and its view, and must be sent in full. With another
+/// number of buckets all of them differ.
+pub fn differing_buckets(held: &[u64], wanted: &Buckets) -> Vec<u32> {
     let all = held.len() != wanted.len();
     let buckets = wanted.iter().enumerate();
     let differ = buckets.filter(|(index, digest)| all || held[*index] != **digest);

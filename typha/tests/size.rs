@@ -1,4 +1,5 @@
-//! What policies that multiply cost the others: hardly any memory, and nobody's changes wait. A program of its own, as it looks at the memory of the process.
+//! Cost of policies that multiply: hardly any memory, and changes of others are not delayed. A
+//! program of its own, because it measures the memory of the process.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -12,13 +13,16 @@ use margay_api::rule::Action;
 use margay_api::{k8s, v3};
 use margay_calc::model::{Record, RecordId};
 use margay_calc::update::Update;
-use margay_proto::sync::{Change, Frame, Joiner, PART, wire};
+use margay_proto::sync::{Change, Frame, Joiner, PART_SIZE, wire};
 use margay_runtime::ready::Readiness;
-use margay_typha::cache::{Cache, Observed};
+use margay_typha::cache::Cache;
+use margay_typha::cause::Cause;
 use margay_typha::codec::FrameBytes;
-use margay_typha::compute::{Event, Owner};
-use margay_typha::hub::{Cause, Hello, Reads};
+use margay_typha::compute::GraphOwner;
+use margay_typha::event::Event;
+use margay_typha::hello::{Capabilities, Hello};
 use margay_typha::metrics::Counters;
+use margay_typha::object::Observed;
 use margay_typha::registry::Registry;
 use prometheus_client::registry::Registry as Metrics;
 use prost::Message;
@@ -28,19 +32,19 @@ use tonic::Status;
 #[path = "stream/large.rs"]
 mod large;
 
-/// What all of it may cost.
-const ROOM: usize = 50 << 20;
+/// Limit for each of them.
+const MEMORY_LIMIT: usize = 50 << 20;
 
-/// A field of the process's status, in bytes.
+/// A field of `/proc/self/status`, in bytes.
 fn memory(field: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("a status");
     let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
     line.trim_matches(|c: char| !c.is_ascii_digit()).parse::<usize>().expect("a number") * 1024
 }
 
-/// By how much the process's memory grows at most while this is done.
+/// Growth of the peak memory of the process during `work`, in bytes.
 fn growth(work: impl FnOnce()) -> usize {
-    std::fs::write("/proc/self/clear_refs", "5").expect("the peak is forgotten");
+    std::fs::write("/proc/self/clear_refs", "5").expect("the peak is reset");
     let before = memory("VmRSS:");
     work();
     memory("VmHWM:").saturating_sub(before)
@@ -48,7 +52,7 @@ fn growth(work: impl FnOnce()) -> usize {
 
 /// A typha whose API is the test, and the frames of its nodes.
 struct Typha {
-    owner: Owner,
+    owner: GraphOwner,
     nodes: Vec<mpsc::Receiver<Result<FrameBytes, Status>>>,
 }
 
@@ -57,7 +61,7 @@ impl Typha {
         let registry = Registry::default();
         let counters = Counters::register(&mut Metrics::default(), registry.clone());
         let gate = Readiness::default().gate("sync", "starting");
-        let mut owner = Owner::new(Cache::new([]), counters, registry, gate);
+        let mut owner = GraphOwner::new(Cache::new([]), counters, registry, gate);
         let nodes = (1..=2).map(|number| {
             let (slot, frames) = mpsc::channel(1);
             owner.handle(Event::Hello(Hello {
@@ -65,7 +69,7 @@ impl Typha {
                 session: number,
                 agent_version: String::new(),
                 buckets: Vec::new(),
-                reads: Reads { host_endpoints: true, compact: true },
+                capabilities: Capabilities { host_endpoints: true, compact: true },
                 slot,
                 blocked: Arc::new(AtomicBool::new(false)),
             }));
@@ -81,7 +85,7 @@ impl Typha {
         self.owner.handle(Event::Observed { kind: "Pod", objects: vec![object], cause: Cause::default() });
     }
 
-    /// What is read from an object, as the watch of its kind has it.
+    /// Applies a policy as parsed by the watch of its kind; returns true if it was refused.
     fn policy(&mut self, key: PolicyKey, parsed: Result<Policy, Refusal>) -> bool {
         let is_refused = parsed.is_err();
         let policy = parsed.or_else(|refusal| refusal.closed.ok_or(())).expect("its selector is known");
@@ -89,34 +93,35 @@ impl Typha {
         is_refused
     }
 
-    /// What each node is told; no message is larger than a part of a frame and one record may be.
-    fn told(&mut self) -> Vec<Vec<Frame>> {
-        let mut told = vec![Vec::new(); self.nodes.len()];
+    /// Drains the frames of each node, checking that no message is larger than a part and one
+    /// record.
+    fn drain_frames(&mut self) -> Vec<Vec<Frame>> {
+        let mut frames = vec![Vec::new(); self.nodes.len()];
         for session in 1..=2 {
-            self.owner.handle(Event::Ready { node: format!("n{session}"), session });
+            self.owner.handle(Event::SlotFree { node: format!("n{session}"), session });
         }
         self.owner.flush();
         let mut is_over = true;
-        for (frames, told) in self.nodes.iter_mut().zip(&mut told) {
+        for (slot, frames) in self.nodes.iter_mut().zip(&mut frames) {
             let mut parts = Joiner::default();
-            while let Ok(frame) = frames.try_recv() {
+            while let Ok(frame) = slot.try_recv() {
                 is_over = false;
                 for message in frame.expect("the stream is open").into_messages() {
-                    assert!(message.len() <= 2 * PART, "{} bytes", message.len());
-                    let part = wire::Frame::decode(&*message.pieces().concat()).expect("a frame");
-                    told.extend(parts.take(part).expect("what the model can hold"));
+                    assert!(message.len() <= 2 * PART_SIZE, "{} bytes", message.len());
+                    let part = wire::Frame::decode(&*message.chunks().concat()).expect("a frame");
+                    frames.extend(parts.push(part).expect("a valid frame"));
                 }
             }
         }
         if !is_over {
-            let more = self.told();
-            told.iter_mut().zip(more).for_each(|(told, more)| told.extend(more));
+            let more = self.drain_frames();
+            frames.iter_mut().zip(more).for_each(|(frames, more)| frames.extend(more));
         }
-        told
+        frames
     }
 }
 
-/// One pod on each node, of one namespace.
+/// One pod of one namespace on each node.
 fn world(typha: &mut Typha) {
     typha.observe("ns", Some(Update::Namespace("x".to_owned(), Some(Labels::new()))), Vec::new());
     let tier = Tier { order: Order(None), default_action: Action::Deny };
@@ -135,17 +140,17 @@ fn world(typha: &mut Typha) {
         };
         typha.observe(&key.name, Some(Update::Endpoint(key.clone(), Some(endpoint))), Vec::new());
     }
-    typha.told();
+    typha.drain_frames();
 }
 
-/// A policy of Kubernetes as it is stored.
+/// Applies a Kubernetes NetworkPolicy.
 fn kubernetes(typha: &mut Typha, name: &str, spec: &str) -> bool {
     let text = large::object("networking.k8s.io/v1", "x", name, spec);
     let object: NetworkPolicy = serde_json::from_str(&text).expect("a policy");
     typha.policy(k8s::netpol::key(&object), k8s::netpol::policy(&object).map(|(_, policy)| policy))
 }
 
-/// A policy of Calico as it is stored.
+/// Applies a NetworkPolicy of Calico.
 fn calico(typha: &mut Typha, name: &str, spec: &str) -> bool {
     let text = large::object("projectcalico.org/v3", "x", name, spec);
     let object: v3::NetworkPolicy = serde_json::from_str(&text).expect("a policy");
@@ -153,51 +158,51 @@ fn calico(typha: &mut Typha, name: &str, spec: &str) -> bool {
     typha.policy(key, v3::policy::network_policy(&object))
 }
 
-fn change_of<'a>(told: &'a [Frame], name: &str) -> Option<&'a Change> {
+fn change_of<'a>(frames: &'a [Frame], name: &str) -> Option<&'a Change> {
     let is = |id: &RecordId| matches!(id, RecordId::Policy(key) if key.name == name);
-    let mut changes = told.iter().flat_map(|frame| &frame.changes);
+    let mut changes = frames.iter().flat_map(|frame| &frame.changes);
     changes.find(|change| matches!(change, Change::Upsert(id, _) if is(id)))
 }
 
 #[test]
-fn policies_that_multiply_cost_little_and_the_others_are_told() {
+fn policies_that_multiply_cost_little_and_do_not_delay_others() {
     let mut typha = Typha::new();
     world(&mut typha);
     for number in 0..100 {
         let spec = format!(r#"{{"podSelector":{{}},"ingress":[{{"from":{}}}]}}"#, large::peers(1 + number % 7));
         assert!(!kubernetes(&mut typha, &format!("small{number}"), &spec));
     }
-    typha.told();
+    typha.drain_frames();
     let (inwards, outwards) = (large::inwards(20_000, 20_000), large::outwards(20_000, 20_000));
     let (largest, multiplied) = (large::inwards(200, 300), large::multiplied());
-    let mut round = 0;
+    let mut changes = 0;
     for (what, policy, is_beyond) in [
         ("inwards", &inwards, true),
         ("outwards", &outwards, true),
         ("largest", &largest, false),
         ("multiplied", &multiplied, true),
     ] {
-        let mut told = Vec::new();
+        let mut frames = Vec::new();
         let grown = growth(|| {
             let is_refused = match what {
                 "multiplied" => calico(&mut typha, what, policy),
                 _ => kubernetes(&mut typha, what, policy),
             };
             assert_eq!(is_refused, is_beyond, "{what}");
-            told = typha.told();
+            frames = typha.drain_frames();
         });
-        assert!(grown < ROOM, "{what}: {grown} bytes");
-        for told in &told {
-            let Some(Change::Upsert(_, Record::Policy(policy))) = change_of(told, what) else { panic!("{what}") };
+        assert!(grown < MEMORY_LIMIT, "{what}: {grown} bytes");
+        for frames in &frames {
+            let Some(Change::Upsert(_, Record::Policy(policy))) = change_of(frames, what) else { panic!("{what}") };
             let rules = policy.ingress.len() + policy.egress.len();
-            assert_eq!(rules, if is_beyond { 0 } else { 200 }, "{what}: what is refused is closed");
+            assert_eq!(rules, if is_beyond { 0 } else { 200 }, "{what}: a refused policy is closed");
         }
-        // Somebody else's policy changes.
-        round += 1;
-        let spec = format!(r#"{{"podSelector":{{}},"ingress":[{{"from":{}}}]}}"#, large::peers(10 + round));
+        // A small policy changes beside it.
+        changes += 1;
+        let spec = format!(r#"{{"podSelector":{{}},"ingress":[{{"from":{}}}]}}"#, large::peers(10 + changes));
         assert!(!kubernetes(&mut typha, "small7", &spec));
-        for told in typha.told() {
-            assert!(change_of(&told, "small7").is_some(), "{what}: the others are told");
+        for frames in typha.drain_frames() {
+            assert!(change_of(&frames, "small7").is_some(), "{what}: changes of others are sent");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What tenants write stays among tenants, and what is missing opens nothing.
+//! What a tenant writes affects no other tenant, and missing objects open nothing.
 
 use std::cell::Cell;
 use std::net::IpAddr;
@@ -18,11 +18,11 @@ use proptest::test_runner::{Config, TestRunner};
 
 use crate::world::{NAMESPACES, port, protocol, update};
 
-/// Namespace of the tenant who would like to reach others.
+/// Namespace of the tenant that tries to reach others.
 const TENANT: &str = "green";
 const STRANGER: &str = "203.0.113.7";
 
-/// Of every pod's two addresses the one of the packet's version; nobody who writes labels chooses it.
+/// The pod's address of the packet's IP version; labels have no influence on it.
 fn address(key: &EndpointKey, is_ipv6: bool) -> IpAddr {
     let namespace = NAMESPACES.iter().position(|name| *name == key.namespace).unwrap_or_default();
     let pod = key.name.trim_start_matches('p');
@@ -44,7 +44,8 @@ fn within(restriction: Node, selector: Selector) -> Selector {
     Selector { root: Node::And(vec![restriction, selector.root]) }
 }
 
-/// What others and the cluster's administrator write. Their rules speak of each other, not of the tenant's.
+/// Keeps updates by other tenants and the administrator, with rules that do not refer to the
+/// tenant's objects.
 fn of_others(update: Update) -> Option<Update> {
     let of_tenant = |namespace: &str| namespace == TENANT;
     let kept = match &update {
@@ -75,7 +76,8 @@ fn of_others(update: Update) -> Option<Update> {
     })
 }
 
-/// The same, as the tenant writes it: in its namespace, with selectors as the parser leaves them.
+/// The same update as the tenant could write it: in its namespace, with selectors as the parser
+/// scopes them.
 fn of_tenant(update: Update) -> Option<Update> {
     let own = || TENANT.to_owned();
     match update {
@@ -103,7 +105,7 @@ fn graph_of(updates: impl IntoIterator<Item = Update>) -> Graph {
     graph
 }
 
-/// What happens at a pod to a packet to or from a peer, `None` being somebody outside.
+/// Verdict at a pod on a packet to or from a peer; `None` is an address outside of the cluster.
 #[derive(Clone, Debug)]
 struct Question {
     pod: EndpointKey,
@@ -136,7 +138,8 @@ fn answer(graph: &Graph, question: &Question) -> Action {
     evaluate(graph, &question.pod, question.direction, &question.packet).action
 }
 
-/// Runs a property that tells for each case how often its subject came up.
+/// Runs a property that returns for each case how often it checked something, and fails if that was
+/// too rare.
 fn often<S: Strategy>(strategy: &S, property: impl Fn(S::Value) -> Result<usize, TestCaseError>) {
     let config = Config { cases: 400, failure_persistence: None, ..Config::default() };
     let sum = Cell::new(0);
@@ -145,7 +148,7 @@ fn often<S: Strategy>(strategy: &S, property: impl Fn(S::Value) -> Result<usize,
         Ok(())
     });
     result.unwrap_or_else(|error| panic!("{error}"));
-    // Where nothing is ever allowed nothing is shown.
+    // A property that never sees an allowed packet shows nothing.
     assert!(sum.get() > 200, "it came up {} times only", sum.get());
 }
 
@@ -170,7 +173,7 @@ fn nothing_that_a_tenant_writes_changes_what_happens_among_others() {
     });
 }
 
-/// Whether a selector is met only by what there is, and by no more the less there is.
+/// Returns true if a selector matches by what exists, so that fewer labels never match more.
 fn is_positive(node: &Node) -> bool {
     match node {
         Node::Has(_) | Node::Equals(..) | Node::In(..) => true,
@@ -180,7 +183,7 @@ fn is_positive(node: &Node) -> bool {
     }
 }
 
-/// Policies of one tier for all pods which only allow, and only what is named.
+/// Policies of one tier for all pods that only allow, and only by positive criteria.
 fn opening(update: Update) -> Update {
     let positive = |entity: &mut EntityMatch| {
         (entity.not_nets, entity.not_selector, entity.not_ports) = (Vec::new(), None, Vec::new());
@@ -214,7 +217,7 @@ fn opening(update: Update) -> Update {
     }
 }
 
-/// What the objects are called that rules speak of.
+/// Update that removes the objects that rules refer to.
 fn gone(update: &Update) -> Option<Update> {
     match update {
         Update::Endpoint(key, Some(_)) => Some(Update::Endpoint(key.clone(), None)),

@@ -1,5 +1,5 @@
-//! Whatever the way, the end is the same: after any updates, split in any way, the graph holds what a plain computation from the final
-//! objects gives, and nodes that did what every flush said hold their views.
+//! Convergence: after any updates, split into flushes in any way, the graph equals a plain
+//! computation from the final objects, and nodes that applied every flush hold their views.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use margay_calc::model::{Record, RecordId};
 use margay_calc::update::Update;
 use proptest::prelude::*;
 
-/// What the nodes hold who only ever did what flushes said.
+/// Records of nodes that only ever applied flushes.
 #[derive(Default)]
 struct Nodes(BTreeMap<&'static str, BTreeMap<RecordId, Record>>);
 
@@ -23,7 +23,7 @@ impl Nodes {
             for (id, change) in &flush.records {
                 let audiences = [&change.gained, &change.kept, &change.lost];
                 let parts = audiences.iter().filter(|audience| audience.contains(node)).count();
-                assert!(parts <= 1, "{id:?}: {node} is told in two ways: {change:?}");
+                assert!(parts <= 1, "{id:?}: {node} gets two changes: {change:?}");
                 if change.lost.contains(node) {
                     assert!(held.remove(id).is_some(), "{id:?}: {node} never had what it loses");
                 }
@@ -103,7 +103,7 @@ fn removal(update: &Update) -> Update {
     }
 }
 
-/// What happens besides an update itself.
+/// Event besides an update itself.
 #[derive(Clone, Copy, Debug)]
 enum Around {
     Nothing,
@@ -153,7 +153,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_history_ends_in_what_the_objects_say(steps in prop::collection::vec((update(), around()), 1..60)) {
+    fn any_history_ends_in_the_state_of_its_final_objects(steps in prop::collection::vec((update(), around()), 1..60)) {
         let mut run = Run::new();
         for (update, around) in &steps {
             match around {
@@ -196,11 +196,11 @@ proptest! {
     }
 
     #[test]
-    fn a_resync_says_nothing_new(updates in prop::collection::vec(update(), 1..40).prop_map(latest)) {
+    fn a_resync_changes_nothing(updates in prop::collection::vec(update(), 1..40).prop_map(latest)) {
         let mut run = Run::new();
         updates.iter().for_each(|update| run.apply(update));
         run.flush();
-        // Everything goes and comes back between two flushes, in another order.
+        // Removes and restores everything between two flushes, in another order.
         updates.iter().for_each(|update| run.apply(&removal(update)));
         updates.iter().rev().for_each(|update| run.apply(update));
         let flush = run.graph.flush();
@@ -208,7 +208,7 @@ proptest! {
     }
 }
 
-/// The last update of each object.
+/// Last update of each object.
 fn latest(updates: Vec<Update>) -> Vec<Update> {
     let mut seen = BTreeMap::new();
     for update in updates {

@@ -1,4 +1,5 @@
-//! Objects in, records and verdicts out, as text. `UPDATE_EXPECT=1 cargo test -p margay-calc` rewrites what is expected.
+//! Records and verdicts for given objects, as text. `UPDATE_EXPECT=1 cargo test -p margay-calc`
+//! rewrites the expected texts.
 
 use expect_test::{Expect, expect};
 
@@ -84,7 +85,7 @@ connect red/db blue/web tcp 80
 }
 
 #[test]
-fn only_what_changed_is_told_and_only_to_whom_it_concerns() {
+fn a_flush_has_changed_records_and_affected_nodes_only() {
     check(
         "
 namespace red
@@ -482,8 +483,9 @@ view n1
     );
 }
 
-/// Both sides compute digests and may be of different versions. If this changes, nodes of the former version are told everything again;
-/// it must never be that a record with another meaning has the digest of a former one.
+/// Server and agent compute digests and may be of different versions. If this changes, nodes of the
+/// former version get everything again; a record must never have the digest of a former record with
+/// another meaning.
 #[test]
 fn digests_are_fixed() {
     check(
@@ -530,7 +532,7 @@ digests n1
 }
 
 #[test]
-fn what_is_at_odds_with_other_objects_is_told_until_it_is_not() {
+fn conflicts_are_reported_until_they_are_resolved() {
     check(
         "
 node n1 192.0.2.1/24
@@ -554,21 +556,21 @@ problems
 ",
         expect![[r#"
             > problems
-            IPPool other: spec.cidr: it is also that of IPPool one, which decides; delete one of them
+            IPPool other: spec.cidr: IPPool one has the same range and is used instead; delete one of them
 
             > problems
-            NetworkPolicy red/late: spec.tier: "other": there is no such tier, so the policy comes after those of all tiers, and what it does not allow is denied; create the tier or correct the name
-            StagedGlobalNetworkPolicy later: spec.tier: "other": there is no such tier, so the policy comes after those of all tiers, and what it does not allow is denied; create the tier or correct the name
-            IPPool other: spec.cidr: it is also that of IPPool one, which decides; delete one of them
-            HostEndpoint edge: spec.node: "n8": there is no such node, so nobody enforces it; correct the name or delete the host endpoint
-            HostEndpoint lost: spec.node: "n9": there is no such node, so nobody enforces it; correct the name or delete the host endpoint
+            NetworkPolicy red/late: spec.tier: "other": there is no such tier, so the policy comes after all tiers and denies what it does not allow; create the tier or correct the name
+            StagedGlobalNetworkPolicy later: spec.tier: "other": there is no such tier, so the policy comes after all tiers and denies what it does not allow; create the tier or correct the name
+            IPPool other: spec.cidr: IPPool one has the same range and is used instead; delete one of them
+            HostEndpoint edge: spec.node: "n8": there is no such node, so it is not enforced; correct the name or delete the host endpoint
+            HostEndpoint lost: spec.node: "n9": there is no such node, so it is not enforced; correct the name or delete the host endpoint
 
             > problems
-            IPPool other: spec.cidr: it is also that of IPPool one, which decides; delete one of them
+            IPPool other: spec.cidr: IPPool one has the same range and is used instead; delete one of them
 
             > problems
-            IPPool other: spec.cidr: it is also that of IPPool one, which decides; delete one of them
-            HostEndpoint lost: spec.node: "n9": there is no such node, so nobody enforces it; correct the name or delete the host endpoint
+            IPPool other: spec.cidr: IPPool one has the same range and is used instead; delete one of them
+            HostEndpoint lost: spec.node: "n9": there is no such node, so it is not enforced; correct the name or delete the host endpoint
 
         "#]],
     );

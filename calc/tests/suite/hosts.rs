@@ -1,11 +1,12 @@
-//! Host endpoints: which policies take hold of them, what becomes of their packets, and who hears of them.
+//! Host endpoints: policies that apply to them, verdicts on their packets, and the nodes that hold
+//! them.
 
 use expect_test::expect;
 
 use crate::golden::check;
 
 #[test]
-fn policies_of_the_cluster_take_hold_of_hosts_each_for_its_packets() {
+fn global_policies_apply_to_hosts_each_to_its_kind_of_traffic() {
     check(
         "
 namespace red team=a
@@ -162,7 +163,7 @@ meet nobody normal in 192.0.2.9 192.0.2.1 tcp 80
 }
 
 #[test]
-fn profiles_decide_in_order_where_no_policy_does_and_give_their_labels() {
+fn profiles_decide_in_order_after_policies_and_contribute_labels() {
     check(
         "
 tier default 1000000 deny
@@ -264,7 +265,7 @@ view n1
 }
 
 #[test]
-fn a_policy_that_comes_to_be_about_other_packets_leaves_where_it_does_not_apply() {
+fn a_policy_that_changes_its_kind_of_traffic_is_unbound_where_it_no_longer_applies() {
     check(
         "
 namespace red

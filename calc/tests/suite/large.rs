@@ -1,4 +1,4 @@
-//! Sets of the size that users give them: what changes in one is told, not the set.
+//! Large sets: a change is flushed as a delta, not as the whole set.
 
 use std::net::Ipv4Addr;
 
@@ -27,7 +27,8 @@ fn set(name: &str, nets: impl Iterator<Item = IpNet>) -> Update {
     Update::NetworkSet(NamespacedName::new("", name), Some(NetworkSet { labels, nets: nets.collect() }))
 }
 
-/// A pod on n1 that whatever is listed may reach, and two sets that list the same address once.
+/// A graph with a pod on n1 that the listed addresses may reach, and two sets with one address in
+/// common.
 fn mk_graph() -> Graph {
     let source = Selector::parse("kind == 'listed'").expect("a selector");
     let source = EntityMatch { selector: Some(source), ..EntityMatch::default() };
@@ -60,13 +61,13 @@ fn mk_graph() -> Graph {
     graph
 }
 
-/// The members that the only changed record gains and loses.
-fn told(graph: &mut Graph) -> (Vec<Member>, Vec<Member>) {
+/// Flushes, and returns the members that the only changed record gained and lost.
+fn flush_delta(graph: &mut Graph) -> (Vec<Member>, Vec<Member>) {
     let flush = graph.flush();
     let changes: Vec<_> = flush.records.iter().collect();
     let [(RecordId::IpSet(_), change)] = changes[..] else { panic!("{changes:?}") };
     assert!(change.gained.is_empty() && change.lost.is_empty() && change.kept.contains("n1"), "{change:?}");
-    let Change::Members(delta) = &change.change else { panic!("the whole set is told") };
+    let Change::Members(delta) = &change.change else { panic!("a delta is flushed") };
     (delta.added.iter().cloned().collect(), delta.removed.iter().cloned().collect())
 }
 
@@ -75,13 +76,13 @@ fn members(numbers: std::ops::Range<u32>) -> Vec<Member> {
 }
 
 #[test]
-fn one_member_of_many_is_told_alone() {
+fn a_change_of_a_large_set_is_flushed_as_a_delta() {
     let mut graph = mk_graph();
     graph.apply(set("large", nets(1..MANY + 1)));
-    // The first is in the other set still.
-    assert_eq!(told(&mut graph), (members(MANY..MANY + 1), Vec::new()));
+    // The first one is still in the other set.
+    assert_eq!(flush_delta(&mut graph), (members(MANY..MANY + 1), Vec::new()));
     graph.apply(set("other", [].into_iter()));
-    assert_eq!(told(&mut graph), (Vec::new(), members(0..1)));
+    assert_eq!(flush_delta(&mut graph), (Vec::new(), members(0..1)));
     graph.apply(set("large", nets(1..MANY + 1).collect::<Vec<_>>().into_iter().rev()));
     assert!(graph.flush().records.is_empty(), "another order of the same members is no change");
 }

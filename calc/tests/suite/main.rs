@@ -1,6 +1,6 @@
-//! What the graph and the evaluator promise, as properties over random objects and as golden texts.
+//! Properties over random objects and golden texts for the graph and the evaluator.
 
-mod belief;
+mod claims;
 mod containment;
 mod converge;
 mod golden;

@@ -1,4 +1,4 @@
-//! The verdict on a packet straight from the objects: slow, plain, and written apart from what it is compared with.
+//! Verdicts straight from the objects: slow, simple, and independent of the code under test.
 
 use std::net::IpAddr;
 
@@ -16,17 +16,17 @@ struct Side<'a> {
     port: u16,
     protocol: Protocol,
     is_destination: bool,
-    /// Protocol that the rule is limited to.
+    /// Protocol of the rule, if it has one.
     limit: Option<Protocol>,
-    /// What selects the endpoint on this side, when it is the policy's own.
+    /// The policy's selector, if this is the side of its own endpoint.
     subject: Option<&'a Selector>,
 }
 
-/// The verdict by the objects: no set, no record, no index.
+/// Computes verdicts from objects, without sets, records or indexes.
 pub struct Naive<'a>(pub &'a Objects);
 
 impl Naive<'_> {
-    /// What happens to a packet that passes the endpoint.
+    /// Verdict on a packet that passes the endpoint.
     pub fn verdict(&self, key: &EndpointKey, direction: Direction, packet: &Packet) -> Action {
         let Some(endpoint) = self.0.endpoints.get(key).filter(|endpoint| !endpoint.node.is_empty()) else {
             return Action::Deny;
@@ -43,7 +43,7 @@ impl Naive<'_> {
         }
     }
 
-    /// What the tiers decide; `has_end` says whether the end of one decides anything.
+    /// Verdict of the tiers; `has_end` is true if the end of a tier decides.
     pub fn by_tiers(
         &self,
         mut policies: Vec<(&PolicyKey, &Policy)>,
@@ -180,7 +180,7 @@ impl Naive<'_> {
     }
 }
 
-/// Whether the policy is for packets that pass its endpoint that way.
+/// Returns true if the policy applies to packets in that direction.
 pub fn applies(policy: &Policy, direction: Direction) -> bool {
     match direction {
         Direction::Ingress => policy.applies_ingress,

@@ -1,4 +1,4 @@
-//! The verdict of a host endpoint straight from the objects.
+//! Verdicts of host endpoints straight from the objects.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ use margay_api::rule::Action;
 use margay_calc::evaluate::{Direction, HostStage, Packet};
 
 impl Naive<'_> {
-    /// What happens to a packet at a stage of a host endpoint; `Pass` if it goes on to the next.
+    /// Verdict on a packet at a stage of a host endpoint; `Pass` if it continues to the next one.
     pub fn host_verdict(&self, name: &str, stage: HostStage, direction: Direction, packet: &Packet) -> Action {
         let (host, settings) = match self.0.hosts.get(name).filter(|host| !host.node.is_empty()) {
             Some(host) => (Some(host), self.0.settings(&host.node)),
@@ -39,7 +39,7 @@ impl Naive<'_> {
     }
 }
 
-/// Whether a packet to or from the host is to or from a failsafe port.
+/// Returns true if the packet uses a failsafe port.
 fn is_spared(settings: &FelixSettings, stage: HostStage, direction: Direction, packet: &Packet) -> bool {
     let spared = |list: &[Failsafe], port: u16, other: IpAddr| {
         let mut of_protocol = list.iter().filter(|failsafe| failsafe.protocol == packet.protocol);

@@ -1,20 +1,28 @@
-//! Objects as compact text, and a script of them: what golden tests are written in.
+//! Compact notation for objects, and scripts of them, for golden tests.
 //!
 //! ```text
-//! tier default 1000 deny                        node n1 192.0.2.1/24            pool main 10.0.0.0/16 vxlan nat
-//! namespace red team=a                          account red/robot role=admin    block 10.0.0.0/26 n1 10.0.0.5=n2
+//! tier default 1000 deny
+//! node n1 192.0.2.1/24
+//! pool main 10.0.0.0/16 vxlan nat
+//! block 10.0.0.0/26 n1 10.0.0.5=n2
+//! namespace red team=a
+//! account red/robot role=admin
 //! pod red/web n1 10.0.0.1,fd00::1 app=web sa:robot port:http:tcp:8080
 //! host edge n1 eth0 192.0.2.1 role=edge profile:allow port:http:tcp:80
-//! netset red/nets 10.1.0.0/24,10.2.0.0/24 app=web                               service red/svc 10.0.0.1:tcp:80
+//! netset red/nets 10.1.0.0/24,10.2.0.0/24 app=web
+//! service red/svc 10.0.0.1:tcp:80
 //! policy NetworkPolicy red/p default 10 in,out app == 'web'
 //!   in allow tcp from app == 'db' to port 80,http
 //!   out deny to net 10.0.0.0/8
 //! ```
 //!
-//! A policy of in,forward (or prednat, or untracked) is about such packets of hosts. The profile of a host is allow, NAMESPACE,
-//! NAMESPACE/ACCOUNT or unknown; without an address it has a minus, without an interface too. A node may have an IPv6 address behind the IPv4 one, and the ends of its tunnels, as `ADDRESS@MAC`. A minus before an object removes it.
-//! `flush`, `view NODE`, `digests NODE`, `connect POD POD PROTOCOL PORT`, `pending POD POD PROTOCOL PORT` and
-//! `meet HOST STAGE in|out SOURCE DESTINATION PROTOCOL PORT` print. In what is printed, a set that a selector stands for is named by the selector.
+//! Directions of a policy may include forward, prednat or untracked for such packets of host
+//! endpoints. The profile of a host endpoint is allow, NAMESPACE, NAMESPACE/ACCOUNT or unknown; a
+//! minus stands for no address or no interface. A node may have an IPv6 address after the IPv4 one,
+//! and tunnel addresses as `ADDRESS@MAC`. A minus before an object removes it. `flush`, `view
+//! NODE`, `digests NODE`, `connect POD POD PROTOCOL PORT`, `pending POD POD PROTOCOL PORT` and `meet HOST
+//! STAGE in|out SOURCE DESTINATION PROTOCOL PORT` print. Printed sets of a selector are named by
+//! the selector.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -35,7 +43,7 @@ use margay_calc::graph::Graph;
 use margay_calc::text;
 use margay_calc::update::{Backend, Update};
 
-/// Runs a script and answers with what it printed.
+/// Runs a script and returns what it printed.
 pub fn run(script: &str) -> String {
     let mut run = Run::default();
     let mut lines = script.lines().filter(|line| !line.trim().is_empty()).peekable();
@@ -49,8 +57,8 @@ pub fn run(script: &str) -> String {
     run.names.iter().fold(run.printed, |printed, (id, name)| printed.replace(id, name))
 }
 
-fn answer(records: &impl Records, from: &str, words: &[&str]) -> String {
-    let [to, name, port] = words else {
+fn verdicts(records: &impl Records, from: &str, args: &[&str]) -> String {
+    let [to, name, port] = args else {
         panic!("connect POD POD PROTOCOL PORT");
     };
     match connect(records, &pair(from), &pair(to), protocol(name), port.parse().expect("a port")) {
@@ -76,7 +84,7 @@ impl Run {
         let (is_there, line) = line.strip_prefix("- ").map_or((true, line), |line| (false, line));
         let (kind, rest) = line.split_once(' ').unwrap_or((line, ""));
         let (name, rest) = rest.split_once(' ').unwrap_or((rest, ""));
-        let words: Vec<&str> = rest.split(' ').filter(|word| !word.is_empty()).collect();
+        let args: Vec<&str> = rest.split(' ').filter(|arg| !arg.is_empty()).collect();
         let update = match kind {
             "flush" => {
                 let flush = self.graph.flush();
@@ -97,25 +105,23 @@ impl Run {
                 return self.print(line, &digests);
             }
             "problems" => {
-                let problems = self.graph.problems().into_iter();
-                let problems = problems.map(|problem| format!("{}: {}\n", problem.object(), problem.reason()));
-                let problems: String = problems.collect();
-                return self.print(line, &problems);
+                let conflicts = self.graph.conflicts().into_iter();
+                let conflicts = conflicts.map(|problem| format!("{}: {}\n", problem.object(), problem.reason()));
+                let conflicts: String = conflicts.collect();
+                return self.print(line, &conflicts);
             }
-            "connect" | "pending" => return self.connect(line, name, &words),
-            "meet" => return self.meet(line, name, &words),
-            "host" => Update::HostEndpoint(name.to_owned(), is_there.then(|| host(&words))),
-            "tier" => Update::Tier(name.to_owned(), is_there.then(|| tier(&words))),
-            "node" => Update::Node(name.to_owned(), is_there.then(|| node(&words))),
-            "pool" => Update::Pool(name.to_owned(), is_there.then(|| pool(&words))),
-            "block" => Update::Block(name.parse().expect("a range"), is_there.then(|| block(&words))),
-            "namespace" => Update::Namespace(name.to_owned(), is_there.then(|| labels(&words))),
-            "account" => Update::ServiceAccount(pair(name), is_there.then(|| labels(&words))),
-            "pod" => Update::Endpoint(pair(name), is_there.then(|| pod(&pair(name), &words))),
-            "netset" => Update::NetworkSet(pair(name), is_there.then(|| network_set(&words))),
-            "service" => {
-                Update::Service(pair(name), is_there.then(|| words.iter().map(|word| backend(word)).collect()))
-            }
+            "connect" | "pending" => return self.connect(line, name, &args),
+            "meet" => return self.meet(line, name, &args),
+            "host" => Update::HostEndpoint(name.to_owned(), is_there.then(|| host(&args))),
+            "tier" => Update::Tier(name.to_owned(), is_there.then(|| tier(&args))),
+            "node" => Update::Node(name.to_owned(), is_there.then(|| node(&args))),
+            "pool" => Update::Pool(name.to_owned(), is_there.then(|| pool(&args))),
+            "block" => Update::Block(name.parse().expect("a range"), is_there.then(|| block(&args))),
+            "namespace" => Update::Namespace(name.to_owned(), is_there.then(|| labels(&args))),
+            "account" => Update::ServiceAccount(pair(name), is_there.then(|| labels(&args))),
+            "pod" => Update::Endpoint(pair(name), is_there.then(|| pod(&pair(name), &args))),
+            "netset" => Update::NetworkSet(pair(name), is_there.then(|| network_set(&args))),
+            "service" => Update::Service(pair(name), is_there.then(|| args.iter().map(|arg| backend(arg)).collect())),
             "policy" => {
                 let (name, rest) = rest.split_once(' ').unwrap_or((rest, ""));
                 let (namespace, of) = name.split_once('/').expect("namespace/name");
@@ -135,16 +141,16 @@ impl Run {
         writeln!(self.printed, "> {line}\n{text}").expect("writing to a string");
     }
 
-    fn connect(&mut self, line: &str, from: &str, words: &[&str]) {
+    fn connect(&mut self, line: &str, from: &str, args: &[&str]) {
         let text = match line.starts_with("pending") {
-            true => answer(&self.graph.pending().expect("something is staged"), from, words),
-            false => answer(&self.graph, from, words),
+            true => verdicts(&self.graph.staged_view().expect("something is staged"), from, args),
+            false => verdicts(&self.graph, from, args),
         };
         self.print(line, &text);
     }
 
-    fn meet(&mut self, line: &str, name: &str, words: &[&str]) {
-        let [stage, way, source, destination, name_of_protocol, port] = words else {
+    fn meet(&mut self, line: &str, name: &str, args: &[&str]) {
+        let [stage, way, source, destination, name_of_protocol, port] = args else {
             panic!("meet HOST STAGE in|out SOURCE DESTINATION PROTOCOL PORT");
         };
         let stage = match *stage {
@@ -230,10 +236,10 @@ impl Run {
     fn side(&mut self, text: &str) -> EntityMatch {
         let mut entity = EntityMatch::default();
         let mut rest = text;
-        while let Some((word, after)) = rest.split_once(' ') {
+        while let Some((arg, after)) = rest.split_once(' ') {
             let (value, after) = after.split_once(' ').unwrap_or((after, ""));
             let nets = || value.split(',').map(|net| net.parse().expect("a range")).collect();
-            match word {
+            match arg {
                 "net" => entity.nets = nets(),
                 "!net" => entity.not_nets = nets(),
                 "service" => entity.service = Some(pair(value)),
@@ -252,8 +258,8 @@ fn pair(name: &str) -> NamespacedName {
     NamespacedName::new(namespace, name)
 }
 
-fn labels(words: &[&str]) -> Labels {
-    let pairs = words.iter().filter_map(|word| word.split_once('='));
+fn labels(args: &[&str]) -> Labels {
+    let pairs = args.iter().filter_map(|arg| arg.split_once('='));
     pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
@@ -284,21 +290,21 @@ fn port(text: &str) -> Port {
     }
 }
 
-fn tier(words: &[&str]) -> Tier {
-    Tier { order: Order(words[0].parse().ok()), default_action: action(words[1]) }
+fn tier(args: &[&str]) -> Tier {
+    Tier { order: Order(args[0].parse().ok()), default_action: action(args[1]) }
 }
 
-/// When the object was made.
-fn since(words: &[&str]) -> i64 {
-    words.iter().find_map(|word| word.strip_prefix("since:")).map_or(0, |text| text.parse().expect("a number"))
+/// Creation time of the object.
+fn since(args: &[&str]) -> i64 {
+    args.iter().find_map(|arg| arg.strip_prefix("since:")).map_or(0, |text| text.parse().expect("a number"))
 }
 
-fn node(words: &[&str]) -> NodeInfo {
-    let reported = words.contains(&"reported");
-    let standing = Standing { ipv4_reported: reported, ipv6_reported: reported, created: since(words) };
+fn node(args: &[&str]) -> NodeInfo {
+    let reported = args.contains(&"reported");
+    let standing = Standing { ipv4_reported: reported, ipv6_reported: reported, created: since(args) };
     let mut info = NodeInfo { standing, ..NodeInfo::default() };
-    for word in words.iter().filter(|word| **word != "reported" && !word.starts_with("since:")) {
-        if let Some((address, mac)) = word.split_once('@') {
+    for arg in args.iter().filter(|arg| **arg != "reported" && !arg.starts_with("since:")) {
+        if let Some((address, mac)) = arg.split_once('@') {
             let mac = mac.parse().expect("a MAC address");
             match address.parse().expect("an address") {
                 IpAddr::V4(address) => info.vtep = Some(Vtep { address, mac }),
@@ -306,7 +312,7 @@ fn node(words: &[&str]) -> NodeInfo {
             }
             continue;
         }
-        match word.parse().expect("an address with its prefix length") {
+        match arg.parse().expect("an address with its prefix length") {
             IpNet::V4(net) => info.ipv4 = Some(net),
             IpNet::V6(net) => info.ipv6 = Some(net),
         }
@@ -314,50 +320,50 @@ fn node(words: &[&str]) -> NodeInfo {
     info
 }
 
-fn pool(words: &[&str]) -> Pool {
-    let encapsulation = match words.get(1) {
+fn pool(args: &[&str]) -> Pool {
+    let encapsulation = match args.get(1) {
         Some(&"vxlan") => Encapsulation::Vxlan,
         Some(&"vxlan-cross-subnet") => Encapsulation::VxlanCrossSubnet,
         _ => Encapsulation::None,
     };
-    let cidr = words[0].parse().expect("a range");
-    let size = words.iter().find_map(|word| word.strip_prefix("size:")).map(|text| text.parse().expect("a length"));
+    let cidr = args[0].parse().expect("a range");
+    let size = args.iter().find_map(|arg| arg.strip_prefix("size:")).map(|text| text.parse().expect("a length"));
     Pool {
         cidr,
         encapsulation,
-        nat_outgoing: words.contains(&"nat"),
+        nat_outgoing: args.contains(&"nat"),
         block_size: size.unwrap_or(Pool::default_block_size(cidr)),
-        created: since(words),
+        created: since(args),
     }
 }
 
-fn block(words: &[&str]) -> BlockInfo {
-    let borrowed = words.iter().filter_map(|word| word.split_once('='));
-    let tunnels = words.iter().filter_map(|word| word.split_once('@'));
+fn block(args: &[&str]) -> BlockInfo {
+    let borrowed = args.iter().filter_map(|arg| arg.split_once('='));
+    let tunnels = args.iter().filter_map(|arg| arg.split_once('@'));
     BlockInfo {
-        node: words.first().filter(|word| !word.contains(['=', ':', '@'])).map(|node| (*node).to_owned()),
+        node: args.first().filter(|arg| !arg.contains(['=', ':', '@'])).map(|node| (*node).to_owned()),
         borrowed: borrowed.map(|(address, node)| (address.parse().expect("an address"), node.to_owned())).collect(),
         tunnels: tunnels.map(|(address, node)| (address.parse().expect("an address"), node.to_owned())).collect(),
-        created: since(words),
+        created: since(args),
     }
 }
 
-fn pod(key: &EndpointKey, words: &[&str]) -> WorkloadEndpoint {
-    let mut labels = labels(words);
+fn pod(key: &EndpointKey, args: &[&str]) -> WorkloadEndpoint {
+    let mut labels = labels(args);
     labels.insert(LABEL_ORCHESTRATOR.to_owned(), "k8s".to_owned());
     WorkloadEndpoint {
-        node: if words[0] == "-" { String::new() } else { words[0].to_owned() },
+        node: if args[0] == "-" { String::new() } else { args[0].to_owned() },
         labels,
-        service_account: words.iter().find_map(|word| word.strip_prefix("sa:")).unwrap_or_default().to_owned(),
-        addresses: words[1].split(',').filter_map(|address| address.parse().ok()).collect(),
-        ports: named_ports(words),
-        uid: words.iter().find_map(|word| word.strip_prefix("uid:")).unwrap_or_default().to_owned(),
+        service_account: args.iter().find_map(|arg| arg.strip_prefix("sa:")).unwrap_or_default().to_owned(),
+        addresses: args[1].split(',').filter_map(|address| address.parse().ok()).collect(),
+        ports: named_ports(args),
+        uid: args.iter().find_map(|arg| arg.strip_prefix("uid:")).unwrap_or_default().to_owned(),
         interface: interface_name(key),
     }
 }
 
-fn host(words: &[&str]) -> HostEndpoint {
-    let profiles = words.iter().filter_map(|word| word.strip_prefix("profile:"));
+fn host(args: &[&str]) -> HostEndpoint {
+    let profiles = args.iter().filter_map(|arg| arg.strip_prefix("profile:"));
     let profile = |name: &str| match (name, name.contains('/')) {
         ("allow", _) => Profile::Allow,
         ("unknown", _) => Profile::Unknown,
@@ -365,21 +371,21 @@ fn host(words: &[&str]) -> HostEndpoint {
         (namespace, false) => Profile::Namespace(namespace.to_owned()),
     };
     HostEndpoint {
-        node: words[0].to_owned(),
-        labels: labels(words),
-        interface: match words[1] {
+        node: args[0].to_owned(),
+        labels: labels(args),
+        interface: match args[1] {
             "*" => HostInterface::All,
             "-" => HostInterface::ByAddress,
             name => HostInterface::Named(name.to_owned()),
         },
-        addresses: words[2].split(',').filter_map(|address| address.parse().ok()).collect(),
-        ports: named_ports(words),
+        addresses: args[2].split(',').filter_map(|address| address.parse().ok()).collect(),
+        ports: named_ports(args),
         profiles: profiles.map(profile).collect(),
     }
 }
 
-fn named_ports(words: &[&str]) -> Vec<NamedPort> {
-    let ports = words.iter().filter_map(|word| word.strip_prefix("port:"));
+fn named_ports(args: &[&str]) -> Vec<NamedPort> {
+    let ports = args.iter().filter_map(|arg| arg.strip_prefix("port:"));
     let named = |text: &str| {
         let [name, proto, port] = text.split(':').collect::<Vec<_>>()[..] else {
             panic!("port:NAME:PROTOCOL:PORT");
@@ -389,12 +395,12 @@ fn named_ports(words: &[&str]) -> Vec<NamedPort> {
     ports.map(named).collect()
 }
 
-fn network_set(words: &[&str]) -> NetworkSet {
-    NetworkSet { labels: labels(words), nets: words[0].split(',').map(|net| net.parse().expect("a range")).collect() }
+fn network_set(args: &[&str]) -> NetworkSet {
+    NetworkSet { labels: labels(args), nets: args[0].split(',').map(|net| net.parse().expect("a range")).collect() }
 }
 
-fn backend(word: &str) -> Backend {
-    let [address, proto, port] = word.split(':').collect::<Vec<_>>()[..] else {
+fn backend(arg: &str) -> Backend {
+    let [address, proto, port] = arg.split(':').collect::<Vec<_>>()[..] else {
         panic!("ADDRESS:PROTOCOL:PORT");
     };
     Backend {

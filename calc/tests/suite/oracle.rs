@@ -1,5 +1,5 @@
-//! Graph and evaluator give every packet the verdict that the objects themselves demand, and no label that a tenant can write
-//! reaches beyond the tenant's namespace.
+//! Graph and evaluator agree with the objects on every packet, and no label that a tenant can write
+//! reaches beyond its namespace.
 
 use crate::naive::Naive;
 use crate::reference::Objects;
@@ -35,8 +35,8 @@ fn stage() -> impl Strategy<Value = HostStage> {
     prop::sample::select(vec![HostStage::Untracked, HostStage::PreDnat, HostStage::Normal, HostStage::Forward])
 }
 
-/// The graph and the objects after these updates.
-fn told(updates: Vec<Update>) -> (Graph, Objects) {
+/// Graph and objects after these updates.
+fn apply_all(updates: Vec<Update>) -> (Graph, Objects) {
     let (mut graph, mut objects) = (Graph::default(), Objects::default());
     for update in updates {
         graph.apply(update.clone());
@@ -46,7 +46,7 @@ fn told(updates: Vec<Update>) -> (Graph, Objects) {
     (graph, objects)
 }
 
-/// The objects as they would be if what is staged were enforced.
+/// The objects as if staged policies were enforced.
 fn staged_enforced(objects: &Objects) -> Objects {
     let mut objects = objects.clone();
     for (key, staged) in std::mem::take(&mut objects.staged) {
@@ -68,9 +68,9 @@ proptest! {
         updates in prop::collection::vec(update(), 20..80),
         packets in prop::collection::vec((endpoint_key(), any::<bool>(), packet()), 60),
     ) {
-        let (graph, objects) = told(updates);
+        let (graph, objects) = apply_all(updates);
         let would_be = staged_enforced(&objects);
-        let pending = graph.pending();
+        let pending = graph.staged_view();
         prop_assert_eq!(pending.is_some(), objects.staged.values().any(|staged| *staged != StagedPolicy::Ignore));
         for (key, is_ingress, packet) in packets {
             let direction = if is_ingress { Direction::Ingress } else { Direction::Egress };
@@ -82,7 +82,7 @@ proptest! {
                 let wanted = Naive(&would_be).verdict(&key, direction, &packet);
                 prop_assert_eq!(verdict.action, wanted, "pending {} {:?}\n{}", key, packet, text::verdict(&verdict));
             }
-            // The node that enforces it comes to the same from what it holds.
+            // A node evaluating the records it holds gets the same verdict.
             if let Some(endpoint) = objects.endpoints.get(&key).filter(|endpoint| !endpoint.node.is_empty()) {
                 let local = evaluate(&graph.view(&endpoint.node), &key, direction, &packet);
                 prop_assert_eq!(local, verdict);
@@ -95,7 +95,7 @@ proptest! {
         updates in prop::collection::vec(update(), 20..80),
         packets in prop::collection::vec((host_name(), stage(), any::<bool>(), packet()), 60),
     ) {
-        let (graph, objects) = told(updates);
+        let (graph, objects) = apply_all(updates);
         let would_be = staged_enforced(&objects);
         for (name, stage, is_ingress, packet) in packets {
             let direction = if is_ingress { Direction::Ingress } else { Direction::Egress };
@@ -103,7 +103,7 @@ proptest! {
             let verdict = evaluate_host(&graph.view(node), name, stage, direction, &packet);
             let wanted = Naive(&objects).host_verdict(name, stage, direction, &packet);
             prop_assert_eq!(verdict.action, wanted, "{} {:?} {:?} {:?}\n{}", name, stage, direction, packet, text::verdict(&verdict));
-            if let Some(pending) = graph.pending().filter(|_| objects.settings.is_empty()) {
+            if let Some(pending) = graph.staged_view().filter(|_| objects.settings.is_empty()) {
                 let verdict = evaluate_host(&pending, name, stage, direction, &packet);
                 let wanted = Naive(&would_be).host_verdict(name, stage, direction, &packet);
                 prop_assert_eq!(verdict.action, wanted, "pending {} {:?}\n{}", name, packet, text::verdict(&verdict));
@@ -125,7 +125,7 @@ proptest! {
         graph.apply(Update::Namespace(String::from("victim"), Some(Labels::new())));
         graph.apply(Update::Namespace(String::from("friend"), Some(label("team", "trusted"))));
         graph.apply(Update::ServiceAccount(NamespacedName::new("friend", "robot"), Some(label("role", "admin"))));
-        // A tenant may write network sets too, of any range.
+        // A tenant may also write network sets with any CIDR.
         let nets = vec!["10.0.0.1/32".parse().expect("a range")];
         graph.apply(Update::NetworkSet(NamespacedName::new("tenant", "nets"), Some(NetworkSet { labels: set_labels, nets })));
         graph.apply(protection());
@@ -161,7 +161,7 @@ fn label(key: &str, value: &str) -> Labels {
     Labels::from([(key.to_owned(), value.to_owned())])
 }
 
-/// The victim lets in itself and its friends, in every way in which they can be named.
+/// A policy that admits the victim itself and its friends, referred to in every possible way.
 fn protection() -> Update {
     let parse = |text: &str| Selector::parse(text).expect("a selector");
     let sources = [
@@ -198,7 +198,7 @@ fn protection() -> Update {
     )
 }
 
-/// Labels that a tenant may come to write: reserved keys with the values that would open something.
+/// Labels that a tenant may write: reserved keys with values that would open something.
 fn tenant_labels() -> impl Strategy<Value = Labels> {
     let keys = vec![
         "projectcalico.org/namespace",

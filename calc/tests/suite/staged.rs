@@ -1,11 +1,11 @@
-//! Staged policies in, records and verdicts out, as text.
+//! Records and verdicts with staged policies, as text.
 
 use expect_test::expect;
 
 use crate::golden::check;
 
 #[test]
-fn what_is_staged_is_told_to_nobody_and_answers_what_if() {
+fn staged_policies_are_sent_to_no_node_and_can_be_evaluated() {
     check(
         "
 namespace red

@@ -1,4 +1,5 @@
-//! Tables of cases, told by their actions and by what must pass and what must not: here for the graph and the evaluator, elsewhere for packets.
+//! Tables of cases: actions, and packets that must or must not pass. Here for the graph and the
+//! evaluator, elsewhere with real packets.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -139,7 +140,7 @@ impl World {
         self.graph.apply(Update::Policy(key, None));
     }
 
-    /// The object with `{{ip NAMESPACE/POD}}` as the pod's address.
+    /// Replaces `{{ip NAMESPACE/POD}}` with the pod's address.
     fn with_addresses(&self, object: &Value) -> Value {
         let mut written = object.to_string();
         for (key, address) in &self.addresses {
@@ -149,7 +150,7 @@ impl World {
         serde_json::from_str(&written).expect("JSON")
     }
 
-    /// Whether a packet gets there, and what led to it.
+    /// Returns whether a packet arrives, and the trace.
     fn ask(&self, from: &str, to: &str, port: &str) -> (bool, String) {
         let (protocol_name, port) = port.split_once('/').expect("PROTOCOL/port");
         let (protocol, port) = (protocol(&protocol_name.to_lowercase()), port.parse().expect("a port"));

@@ -1,4 +1,4 @@
-//! A small world in which much collides: few names, few labels, few addresses, so that random updates meet one another.
+//! A small world with few names, labels and addresses, so that random updates interact.
 
 use std::net::IpAddr;
 
@@ -23,10 +23,10 @@ pub const NAMESPACES: [&str; 3] = ["red", "green", "blue"];
 /// Nodes of the world.
 pub const NODES: [&str; 3] = ["n1", "n2", "n3"];
 
-/// Names of ports, the usual ones first.
+/// Port names, common ones first.
 const PORT_NAMES: [&str; 6] = ["http", "dns", "web", "alt", "admin", "sip"];
 
-/// Selectors as policies have them after parsing, with what tenants may try among them.
+/// Selectors as parsed from policies, including some that tenants may try.
 const SELECTORS: [&str; 20] = [
     "all()",
     "app == 'web'",
@@ -83,7 +83,7 @@ pub fn host_name() -> impl Strategy<Value = &'static str> {
     select(&["h0", "h1", "h2"][..])
 }
 
-/// An address of a pod, or of nobody.
+/// An address of a pod, or of none.
 pub fn address() -> impl Strategy<Value = IpAddr> {
     let texts = vec!["10.0.0.1", "10.0.0.2", "10.0.0.66", "10.1.0.3", "192.0.2.1", "fd00::1", "fd00::2"];
     select(texts).prop_map(|text| text.parse().expect("an address"))
@@ -196,13 +196,13 @@ fn port_name() -> impl Strategy<Value = String> {
     prop_oneof![3 => select(&PORT_NAMES[..2]), 1 => select(&PORT_NAMES[..])].prop_map(str::to_owned)
 }
 
-/// Many named ports, as a rule may have on both sides.
+/// A list of many named ports, as a rule may have on both sides.
 fn many_ports() -> impl Strategy<Value = Vec<Port>> {
     (subsequence(&PORT_NAMES[..], 4..=PORT_NAMES.len()), option::weighted(0.3, rule_port()))
         .prop_map(|(names, other)| names.into_iter().map(|name| Port::Named(name.to_owned())).chain(other).collect())
 }
 
-/// A port number; few of them.
+/// One of a few port numbers.
 pub fn port() -> impl Strategy<Value = u16> {
     select(&[53, 80, 81, 8080][..])
 }
@@ -212,7 +212,7 @@ fn selector() -> impl Strategy<Value = Selector> {
     prop_oneof![3 => written, 1 => tree().prop_map(|root| Selector { root })]
 }
 
-/// Any tree of operations over few labels, so that demands meet on the same label.
+/// A tree of operations over few labels, so that several apply to the same label.
 fn tree() -> impl Strategy<Value = Node> {
     let label = || {
         let labels = vec!["app", "tier", "pcns.team", "projectcalico.org/namespace"];
@@ -321,7 +321,7 @@ fn entity() -> impl Strategy<Value = EntityMatch> {
     )
 }
 
-/// An ICMP type, of requests, answers and errors of either version.
+/// An ICMP type: requests, replies and errors of both versions.
 pub fn icmp_type() -> impl Strategy<Value = u8> {
     select(&[0_u8, 1, 3, 8, 13, 128, 129, 135, 254][..])
 }
@@ -409,7 +409,7 @@ fn node_selector() -> impl Strategy<Value = Selector> {
     select(&["all()", "zone == 'a'", "!has(zone)"][..]).prop_map(|text| Selector::parse(text).expect("a selector"))
 }
 
-/// What an object says, and the nodes that it selects if its name does not say for whom it is.
+/// Settings, and a selector of nodes for those whose name gives no scope.
 fn settings() -> impl Strategy<Value = (Selector, FelixOverrides)> {
     let fields = (option::of(select(&[0, 1400][..])), option::of(1..3_u16), option::of(select(&["x", "%t"][..])));
     let failsafes = (option::of(failsafes()), option::of(failsafes()));

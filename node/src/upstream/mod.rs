@@ -144,7 +144,7 @@ impl Upstream {
                 Ok(None) => return Ended::Closed,
                 Err(status) => return Box::new(status).into(),
             };
-            let frame = match parts.take(part) {
+            let frame = match parts.push(part) {
                 Ok(Some(frame)) => Box::new(frame),
                 Ok(None) => continue,
                 Err(error) => return error.into(),

@@ -1,4 +1,5 @@
-//! Model to wire. Every field is named where a struct is taken apart, so that a new one cannot be forgotten.
+//! Conversion from model to wire. Structs are destructured field by field, so that a new field
+//! cannot be forgotten.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,73 +17,75 @@ use margay_calc::model::{
 };
 use prost::Message;
 
-use super::members::{pack, pack_pieces};
-use super::{Ack, ChangeRef, ERRORS, LocalEndpoint, NodeProblem, REASON, Trailer, wire};
+use super::members::{pack, pack_chunks};
+use super::{Ack, ChangeRef, LocalEndpoint, MAX_ERRORS, MAX_REASON, NodeProblem, Trailer, wire};
 
-/// Members that one change of a frame has at most, where they may come in several: far less than a part of a frame.
-const MEMBERS: usize = 16_384;
-/// A list of ports of at least so many entries is worth a place among those that rules share.
-const LISTED: usize = 3;
+/// Maximal number of members in one change of a frame for agents that accept several changes per
+/// set: far less than [`super::PART_SIZE`].
+const MAX_MEMBERS: usize = 16_384;
+/// Minimal length of a port list that is worth an entry in the policy's shared lists.
+const MIN_SHARED_LIST: usize = 3;
 
-/// The bytes of a frame that holds this change and nothing else. Frames' bytes one after another are one frame with all changes.
+/// Encodes a frame with this change only. Concatenated frames are one frame with all changes.
 pub fn encode_change(change: ChangeRef<'_>) -> Bytes {
-    changes([match change {
+    encode_changes([match change {
         ChangeRef::Upsert(id, value) => wire::change::Change::Upsert(encode_record(id, value)),
         ChangeRef::Remove(id) => wire::change::Change::Remove(encode_id(id)),
-        ChangeRef::Members(set, kind, delta) => members(set, kind, pack(&delta.added), pack(&delta.removed)),
+        ChangeRef::Members(set, kind, delta) => encode_members(set, kind, pack(&delta.added), pack(&delta.removed)),
     }])
 }
 
-/// The same for a node that reads what is compact: rules share lists of ports, and many members come in several changes. A few bytes for each rule,
-/// however long its list is, and no change of a set is larger than a part of a frame.
+/// Encodes a change for an agent that reads the compact form: rules share port lists, and large
+/// sets come in several changes. Costs a few bytes per rule however long its list is, and no change
+/// of a set exceeds the size of a part.
 pub fn encode_compact(change: ChangeRef<'_>) -> Bytes {
     use wire::change::Change;
     match change {
         ChangeRef::Upsert(id, Record::Policy(value)) => {
-            let value = wire::record::Value::Policy(compact(value));
-            changes([Change::Upsert(wire::Record { id: Some(encode_id(id)), value: Some(value) })])
+            let value = wire::record::Value::Policy(encode_compact_policy(value));
+            encode_changes([Change::Upsert(wire::Record { id: Some(encode_id(id)), value: Some(value) })])
         }
         ChangeRef::Upsert(id @ RecordId::IpSet(set), Record::IpSet(IpSetRecord { kind, members: all }))
-            if all.len() > MEMBERS =>
+            if all.len() > MAX_MEMBERS =>
         {
-            let mut pieces = pack_pieces(all, MEMBERS);
-            let first = wire::IpSet { kind: set_kind(*kind).into(), members: pieces.next() };
+            let mut pieces = pack_chunks(all, MAX_MEMBERS);
+            let first = wire::IpSet { kind: encode_set_kind(*kind).into(), members: pieces.next() };
             let value = Some(wire::record::Value::IpSet(first));
             let first = Change::Upsert(wire::Record { id: Some(encode_id(id)), value });
-            let rest = pieces.map(|piece| members(set, *kind, piece, wire::Members::default()));
-            changes([first].into_iter().chain(rest))
+            let rest = pieces.map(|piece| encode_members(set, *kind, piece, wire::Members::default()));
+            encode_changes([first].into_iter().chain(rest))
         }
-        ChangeRef::Members(set, kind, delta) if delta.added.len() + delta.removed.len() > MEMBERS => {
-            let removed = pack_pieces(&delta.removed, MEMBERS);
-            let removed = removed.map(|piece| members(set, kind, wire::Members::default(), piece));
-            let added = pack_pieces(&delta.added, MEMBERS);
-            changes(removed.chain(added.map(|piece| members(set, kind, piece, wire::Members::default()))))
+        ChangeRef::Members(set, kind, delta) if delta.added.len() + delta.removed.len() > MAX_MEMBERS => {
+            let removed = pack_chunks(&delta.removed, MAX_MEMBERS);
+            let removed = removed.map(|piece| encode_members(set, kind, wire::Members::default(), piece));
+            let added = pack_chunks(&delta.added, MAX_MEMBERS);
+            encode_changes(removed.chain(added.map(|piece| encode_members(set, kind, piece, wire::Members::default()))))
         }
         other => encode_change(other),
     }
 }
 
-fn members(set: &SetId, kind: SetKind, added: wire::Members, removed: wire::Members) -> wire::change::Change {
+fn encode_members(set: &SetId, kind: SetKind, added: wire::Members, removed: wire::Members) -> wire::change::Change {
     wire::change::Change::Members(wire::MemberDelta {
         ip_set: set.0.clone(),
-        kind: set_kind(kind).into(),
+        kind: encode_set_kind(kind).into(),
         added: Some(added),
         removed: Some(removed),
     })
 }
 
-fn changes(changes: impl IntoIterator<Item = wire::change::Change>) -> Bytes {
+fn encode_changes(changes: impl IntoIterator<Item = wire::change::Change>) -> Bytes {
     let mut bytes = BytesMut::new();
     for change in changes {
         let change = wire::Change { change: Some(change) };
         bytes.reserve(prost::encoding::message::encoded_len(1, &change));
-        // Tag and length of the repeated field, as the frame's encoder would write them.
+        // Tag and length of the repeated field, as the encoder of a frame writes them.
         prost::encoding::message::encode(1, &change, &mut bytes);
     }
     bytes.freeze()
 }
 
-/// The bytes of a frame without changes.
+/// Encodes a frame without changes.
 pub fn encode_trailer(trailer: &Trailer) -> Bytes {
     let Trailer { revision, restated_buckets, in_sync, traceparent, event_unix_ns } = trailer;
     let frame = wire::Frame {
@@ -97,13 +100,13 @@ pub fn encode_trailer(trailer: &Trailer) -> Bytes {
     frame.encode_to_vec().into()
 }
 
-/// An ack as the node sends it.
+/// Encodes an ack.
 pub fn encode_ack(ack: &Ack) -> wire::Up {
     let error = |(id, message): &(RecordId, String)| wire::RecordError {
         id: Some(encode_id(id)),
-        message: message[..message.floor_char_boundary(REASON)].to_owned(),
+        message: message[..message.floor_char_boundary(MAX_REASON)].to_owned(),
     };
-    let errors = ack.errors.iter().take(ERRORS).map(error);
+    let errors = ack.errors.iter().take(MAX_ERRORS).map(error);
     up(wire::up::Message::Ack(wire::Ack {
         revision: ack.revision,
         errors: errors.collect(),
@@ -113,23 +116,23 @@ pub fn encode_ack(ack: &Ack) -> wire::Up {
     }))
 }
 
-/// Addresses of a pod as the node sends them.
+/// Encodes addresses of a pod.
 pub fn encode_local_endpoint(endpoint: &LocalEndpoint) -> wire::Up {
     up(wire::up::Message::LocalEndpoint(wire::LocalEndpoint {
         namespace: endpoint.key.namespace.clone(),
         name: endpoint.key.name.clone(),
-        addresses: texts(&endpoint.addresses),
+        addresses: to_strings(&endpoint.addresses),
         uid: endpoint.uid.clone(),
     }))
 }
 
-/// What is wrong with a node, as the node sends it.
+/// Encodes problems of a node.
 pub fn encode_problems(problems: &[NodeProblem]) -> wire::Up {
     let problems = problems.iter().cloned().map(NodeProblem::into_wire);
     up(wire::up::Message::Problems(wire::NodeProblems { problems: problems.collect() }))
 }
 
-/// The identity of a record.
+/// Encodes the id of a record.
 pub fn encode_id(id: &RecordId) -> wire::RecordId {
     use wire::record_id::Id;
     let id = match id {
@@ -138,25 +141,25 @@ pub fn encode_id(id: &RecordId) -> wire::RecordId {
         RecordId::Node(name) => Id::Node(name.clone()),
         RecordId::Route(range) => Id::Route(range.to_string()),
         RecordId::IpSet(set) => Id::IpSet(set.0.clone()),
-        RecordId::Policy(key) => Id::Policy(policy_key(key)),
-        RecordId::Endpoint(key) => Id::Endpoint(endpoint_key(key)),
+        RecordId::Policy(key) => Id::Policy(encode_policy_key(key)),
+        RecordId::Endpoint(key) => Id::Endpoint(encode_endpoint_key(key)),
         RecordId::HostEndpoint(name) => Id::HostEndpoint(name.clone()),
     };
     wire::RecordId { id: Some(id) }
 }
 
-/// A record with its identity.
+/// Encodes a record with its id.
 pub fn encode_record(id: &RecordId, record: &Record) -> wire::Record {
     use wire::record::Value;
     let value = match record {
-        Record::Settings(value) => Value::Settings(settings(value)),
-        Record::Pool(value) => Value::Pool(pool(value)),
-        Record::Node(value) => Value::Node(node(value)),
-        Record::Route(value) => Value::Route(route(value)),
-        Record::IpSet(value) => Value::IpSet(ip_set(value)),
-        Record::Policy(value) => Value::Policy(policy(value)),
-        Record::Endpoint(value) => Value::Endpoint(endpoint(value)),
-        Record::HostEndpoint(value) => Value::HostEndpoint(host_endpoint(value)),
+        Record::Settings(value) => Value::Settings(encode_settings(value)),
+        Record::Pool(value) => Value::Pool(encode_pool(value)),
+        Record::Node(value) => Value::Node(encode_node(value)),
+        Record::Route(value) => Value::Route(encode_route(value)),
+        Record::IpSet(value) => Value::IpSet(encode_ip_set(value)),
+        Record::Policy(value) => Value::Policy(encode_policy(value)),
+        Record::Endpoint(value) => Value::Endpoint(encode_endpoint(value)),
+        Record::HostEndpoint(value) => Value::HostEndpoint(encode_host_endpoint(value)),
     };
     wire::Record { id: Some(encode_id(id)), value: Some(value) }
 }
@@ -165,19 +168,19 @@ fn up(message: wire::up::Message) -> wire::Up {
     wire::Up { message: Some(message) }
 }
 
-fn texts<T: ToString>(values: &[T]) -> Vec<String> {
+fn to_strings<T: ToString>(values: &[T]) -> Vec<String> {
     values.iter().map(T::to_string).collect()
 }
 
-fn endpoint_key(key: &EndpointKey) -> wire::EndpointKey {
+fn encode_endpoint_key(key: &EndpointKey) -> wire::EndpointKey {
     wire::EndpointKey { namespace: key.namespace.clone(), name: key.name.clone() }
 }
 
-fn policy_key(key: &PolicyKey) -> wire::PolicyKey {
+fn encode_policy_key(key: &PolicyKey) -> wire::PolicyKey {
     wire::PolicyKey { kind: key.kind.as_str().to_owned(), namespace: key.namespace.clone(), name: key.name.clone() }
 }
 
-fn settings(value: &FelixSettings) -> wire::Settings {
+fn encode_settings(value: &FelixSettings) -> wire::Settings {
     let FelixSettings {
         endpoint_to_host,
         vxlan_vni,
@@ -209,15 +212,15 @@ fn settings(value: &FelixSettings) -> wire::Settings {
         nat_exclude_hosts: *nat_exclude_hosts,
         allow_conntrack_invalid: *allow_conntrack_invalid,
         log_prefix: log_prefix.clone(),
-        log_rate: log_rate.map(|rate| wire::LogRate { count: rate.count.into(), unit: time_unit(rate.unit) }),
+        log_rate: log_rate.map(|rate| wire::LogRate { count: rate.count.into(), unit: encode_time_unit(rate.unit) }),
         log_burst: (*log_burst).into(),
         ipv6: *ipv6,
-        failsafe_inbound: Some(failsafes(failsafe_inbound)),
-        failsafe_outbound: Some(failsafes(failsafe_outbound)),
+        failsafe_inbound: Some(encode_failsafes(failsafe_inbound)),
+        failsafe_outbound: Some(encode_failsafes(failsafe_outbound)),
     }
 }
 
-fn failsafes(value: &[Failsafe]) -> wire::Failsafes {
+fn encode_failsafes(value: &[Failsafe]) -> wire::Failsafes {
     let ports = value.iter().map(|Failsafe { protocol, port, net }| wire::Failsafe {
         protocol: protocol.0.into(),
         port: (*port).into(),
@@ -226,7 +229,7 @@ fn failsafes(value: &[Failsafe]) -> wire::Failsafes {
     wire::Failsafes { ports: ports.collect() }
 }
 
-fn time_unit(value: TimeUnit) -> i32 {
+fn encode_time_unit(value: TimeUnit) -> i32 {
     let value = match value {
         TimeUnit::Second => wire::TimeUnit::Second,
         TimeUnit::Minute => wire::TimeUnit::Minute,
@@ -236,7 +239,7 @@ fn time_unit(value: TimeUnit) -> i32 {
     value.into()
 }
 
-fn encapsulation(value: Encapsulation) -> i32 {
+fn encode_encapsulation(value: Encapsulation) -> i32 {
     let value = match value {
         Encapsulation::None => wire::Encapsulation::None,
         Encapsulation::Vxlan => wire::Encapsulation::Vxlan,
@@ -247,12 +250,12 @@ fn encapsulation(value: Encapsulation) -> i32 {
     value.into()
 }
 
-fn pool(value: &PoolRecord) -> wire::Pool {
+fn encode_pool(value: &PoolRecord) -> wire::Pool {
     let PoolRecord { nat_outgoing, encapsulation: travel } = value;
-    wire::Pool { nat_outgoing: *nat_outgoing, encapsulation: encapsulation(*travel) }
+    wire::Pool { nat_outgoing: *nat_outgoing, encapsulation: encode_encapsulation(*travel) }
 }
 
-fn node(value: &NodeInfo) -> wire::Node {
+fn encode_node(value: &NodeInfo) -> wire::Node {
     let NodeInfo { ipv4, ipv6, vtep, vtep6, labels, standing: _ } = value;
     wire::Node {
         ipv4: ipv4.map(|net| net.to_string()).unwrap_or_default(),
@@ -265,71 +268,71 @@ fn node(value: &NodeInfo) -> wire::Node {
     }
 }
 
-fn route(value: &RouteRecord) -> wire::Route {
+fn encode_route(value: &RouteRecord) -> wire::Route {
     let RouteRecord { node, encapsulation: travel } = value;
-    wire::Route { node: node.clone(), encapsulation: encapsulation(*travel) }
+    wire::Route { node: node.clone(), encapsulation: encode_encapsulation(*travel) }
 }
 
-fn set_kind(value: SetKind) -> wire::SetKind {
+fn encode_set_kind(value: SetKind) -> wire::SetKind {
     match value {
         SetKind::Net => wire::SetKind::Net,
         SetKind::AddressPort => wire::SetKind::AddressPort,
     }
 }
 
-fn ip_set(value: &IpSetRecord) -> wire::IpSet {
+fn encode_ip_set(value: &IpSetRecord) -> wire::IpSet {
     let IpSetRecord { kind, members } = value;
-    wire::IpSet { kind: set_kind(*kind).into(), members: Some(pack(members)) }
+    wire::IpSet { kind: encode_set_kind(*kind).into(), members: Some(pack(members)) }
 }
 
-fn policy(PolicyRecord { ingress, egress }: &PolicyRecord) -> wire::Policy {
+fn encode_policy(PolicyRecord { ingress, egress }: &PolicyRecord) -> wire::Policy {
     wire::Policy {
-        ingress: ingress.iter().map(rule).collect(),
-        egress: egress.iter().map(rule).collect(),
+        ingress: ingress.iter().map(encode_rule).collect(),
+        egress: egress.iter().map(encode_rule).collect(),
         port_lists: Vec::new(),
     }
 }
 
-/// The policy with each long list of ports once.
-fn compact(PolicyRecord { ingress, egress }: &PolicyRecord) -> wire::Policy {
+/// Encodes a policy with each long port list once.
+fn encode_compact_policy(PolicyRecord { ingress, egress }: &PolicyRecord) -> wire::Policy {
     let mut lists = PortLists::default();
-    let ingress = ingress.iter().map(|rule| lists.rule(rule)).collect();
-    let egress = egress.iter().map(|rule| lists.rule(rule)).collect();
-    wire::Policy { ingress, egress, port_lists: lists.finish() }
+    let ingress = ingress.iter().map(|rule| lists.add_rule(rule)).collect();
+    let egress = egress.iter().map(|rule| lists.add_rule(rule)).collect();
+    wire::Policy { ingress, egress, port_lists: lists.into_lists() }
 }
 
-/// Ports and port sets of sides, with their places.
+/// Ports and port sets of sides, with their index.
 #[derive(Default)]
 struct PortLists<'a>(BTreeMap<(&'a [PortRange], &'a [SetId]), u32>);
 
 impl<'a> PortLists<'a> {
-    fn rule(&mut self, value: &'a RuleRecord) -> wire::Rule {
-        sided(value, self.side(&value.source), self.side(&value.destination))
+    fn add_rule(&mut self, value: &'a RuleRecord) -> wire::Rule {
+        encode_rule_with_sides(value, self.add_side(&value.source), self.add_side(&value.destination))
     }
 
-    fn side(&mut self, value: &'a SideMatch) -> Option<wire::Side> {
+    fn add_side(&mut self, value: &'a SideMatch) -> Option<wire::Side> {
         let list = (&*value.ports, &*value.port_sets);
-        if list.0.len() + list.1.len() < LISTED {
-            return side(value);
+        if list.0.len() + list.1.len() < MIN_SHARED_LIST {
+            return encode_side(value);
         }
         let next = u32::try_from(self.0.len()).expect("a policy has fewer rules");
-        let place = *self.0.entry(list).or_insert(next);
+        let index = *self.0.entry(list).or_insert(next);
         let rest = SideMatch { ports: Arc::default(), port_sets: Arc::default(), ..value.clone() };
-        Some(wire::Side { port_list: Some(place), ..side(&rest).unwrap_or_default() })
+        Some(wire::Side { port_list: Some(index), ..encode_side(&rest).unwrap_or_default() })
     }
 
-    fn finish(self) -> Vec<wire::PortList> {
+    fn into_lists(self) -> Vec<wire::PortList> {
         let mut lists: Vec<_> = self.0.into_iter().collect();
-        lists.sort_unstable_by_key(|(_, place)| *place);
+        lists.sort_unstable_by_key(|(_, index)| *index);
         let list = |(ports, sets): (&[PortRange], &[SetId])| wire::PortList {
-            ports: ports.iter().map(port_range).collect(),
+            ports: ports.iter().map(encode_port_range).collect(),
             port_sets: sets.iter().map(|set| set.0.clone()).collect(),
         };
         lists.into_iter().map(|(key, _)| list(key)).collect()
     }
 }
 
-fn action(value: Action) -> i32 {
+fn encode_action(value: Action) -> i32 {
     let value = match value {
         Action::Allow => wire::Action::Allow,
         Action::Deny => wire::Action::Deny,
@@ -339,17 +342,21 @@ fn action(value: Action) -> i32 {
     value.into()
 }
 
-fn rule(value: &RuleRecord) -> wire::Rule {
-    sided(value, side(&value.source), side(&value.destination))
+fn encode_rule(value: &RuleRecord) -> wire::Rule {
+    encode_rule_with_sides(value, encode_side(&value.source), encode_side(&value.destination))
 }
 
-/// The rule with its sides encoded.
-fn sided(value: &RuleRecord, source: Option<wire::Side>, destination: Option<wire::Side>) -> wire::Rule {
+/// Encodes a rule whose sides are encoded already.
+fn encode_rule_with_sides(
+    value: &RuleRecord,
+    source: Option<wire::Side>,
+    destination: Option<wire::Side>,
+) -> wire::Rule {
     let RuleRecord { action: what, ip_version, protocol, not_protocol, icmp, not_icmp, source: _, destination: _ } =
         value;
     let icmp_match = |icmp: &Icmp| wire::Icmp { r#type: icmp.kind.map(u32::from), code: icmp.code.map(u32::from) };
     wire::Rule {
-        action: action(*what),
+        action: encode_action(*what),
         ip_version: match ip_version {
             None => 0,
             Some(IpVersion::V4) => 4,
@@ -364,43 +371,43 @@ fn sided(value: &RuleRecord, source: Option<wire::Side>, destination: Option<wir
     }
 }
 
-/// Absent when it demands nothing, which is what most sides do.
-fn side(value: &SideMatch) -> Option<wire::Side> {
+/// Encodes a side; `None` without criteria, as most sides are.
+fn encode_side(value: &SideMatch) -> Option<wire::Side> {
     if *value == SideMatch::default() {
         return None;
     }
     let SideMatch { nets, not_nets, sets, not_sets, ports, port_sets, not_ports, not_port_sets, service_set } = value;
     let names = |sets: &[SetId]| sets.iter().map(|set| set.0.clone()).collect();
     Some(wire::Side {
-        nets: texts::<IpNet>(nets),
-        not_nets: texts::<IpNet>(not_nets),
+        nets: to_strings::<IpNet>(nets),
+        not_nets: to_strings::<IpNet>(not_nets),
         sets: names(sets),
         not_sets: names(not_sets),
-        ports: ports.iter().map(port_range).collect(),
+        ports: ports.iter().map(encode_port_range).collect(),
         port_sets: names(port_sets),
-        not_ports: not_ports.iter().map(port_range).collect(),
+        not_ports: not_ports.iter().map(encode_port_range).collect(),
         not_port_sets: names(not_port_sets),
         service_set: service_set.as_ref().map(|set| set.0.clone()),
         port_list: None,
     })
 }
 
-fn port_range(value: &PortRange) -> wire::PortRange {
+fn encode_port_range(value: &PortRange) -> wire::PortRange {
     wire::PortRange { first: value.first.into(), last: value.last.into() }
 }
 
-fn endpoint(value: &EndpointRecord) -> wire::Endpoint {
+fn encode_endpoint(value: &EndpointRecord) -> wire::Endpoint {
     let EndpointRecord { interface, uid, addresses, tiers, unmatched } = value;
     wire::Endpoint {
         interface: interface.clone(),
         uid: uid.clone(),
-        addresses: texts(addresses),
-        tiers: tiers.iter().map(tier).collect(),
-        unmatched: action(*unmatched),
+        addresses: to_strings(addresses),
+        tiers: tiers.iter().map(encode_tier).collect(),
+        unmatched: encode_action(*unmatched),
     }
 }
 
-fn host_endpoint(value: &HostEndpointRecord) -> wire::HostEndpoint {
+fn encode_host_endpoint(value: &HostEndpointRecord) -> wire::HostEndpoint {
     use wire::host_endpoint::Interfaces;
     let HostEndpointRecord { interfaces, normal, forward, pre_dnat, untracked, unmatched } = value;
     let interfaces = match interfaces {
@@ -411,23 +418,23 @@ fn host_endpoint(value: &HostEndpointRecord) -> wire::HostEndpoint {
             Interfaces::WithAddress(wire::Addresses { addresses })
         }
     };
-    let tiers = |tiers: &[TierBinding]| tiers.iter().map(tier).collect();
+    let tiers = |tiers: &[TierBinding]| tiers.iter().map(encode_tier).collect();
     wire::HostEndpoint {
         interfaces: Some(interfaces),
         normal: tiers(normal),
         forward: tiers(forward),
         pre_dnat: tiers(pre_dnat),
         untracked: tiers(untracked),
-        unmatched: action(*unmatched),
+        unmatched: encode_action(*unmatched),
     }
 }
 
-fn tier(value: &TierBinding) -> wire::Tier {
+fn encode_tier(value: &TierBinding) -> wire::Tier {
     let TierBinding { name, default_action, ingress, egress } = value;
     wire::Tier {
         name: name.clone(),
-        default_action: action(*default_action),
-        ingress: ingress.iter().map(policy_key).collect(),
-        egress: egress.iter().map(policy_key).collect(),
+        default_action: encode_action(*default_action),
+        ingress: ingress.iter().map(encode_policy_key).collect(),
+        egress: egress.iter().map(encode_policy_key).collect(),
     }
 }

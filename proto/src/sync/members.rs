@@ -1,4 +1,4 @@
-//! Members of sets in entries of fixed length: 5 bytes for an IPv4 address instead of a message of 9.
+//! Set members as entries of fixed length: 5 bytes for an IPv4 address instead of a message of 9.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,8 +10,8 @@ use margay_calc::model::{Member, SetKind};
 
 use super::{Error, wire};
 
-/// The members in pieces of so many, in order; at least one piece.
-pub(super) fn pack_pieces(members: &BTreeSet<Member>, most: usize) -> impl Iterator<Item = wire::Members> {
+/// Packs the members in chunks of at most `most`, in order; at least one chunk.
+pub(super) fn pack_chunks(members: &BTreeSet<Member>, most: usize) -> impl Iterator<Item = wire::Members> {
     let mut rest = members.iter();
     let pieces = members.len().div_ceil(most).max(1);
     (0..pieces).map(move |_| pack(rest.by_ref().take(most)))

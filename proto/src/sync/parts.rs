@@ -1,17 +1,18 @@
-//! Frames in parts: a message of bounded size is taken and freed by everybody on the way, however large a view is.
+//! Frames in parts: every hop handles and frees messages of bounded size, however large a view is.
 //!
-//! A part is a frame that says `more`, and the parts of a frame are put together again before anybody looks at it. So where a frame is cut changes nothing:
-//! no half of one is ever in force.
+//! A part is a frame with `more` set. The parts of a frame are joined before it is used, so it
+//! makes no difference where it is cut: no half of a frame is ever in force.
 
 use bytes::{Buf, Bytes};
 
 use super::{Change, Error, Frame, decode_frame, wire};
 
-/// Tag and value of `Frame.more`.
+/// Encoded `Frame.more = true`: tag and value.
 const MORE: &[u8] = &[7 << 3, 1];
 
-/// Cuts a frame, given as its bytes in pieces of which the last is its trailer, into parts of at most `most` bytes where it can be cut: between two
-/// changes. The trailer stays whole.
+/// Splits a frame into parts of at most `most` bytes, as far as it can be split between two
+/// changes. The frame is given as chunks, the last of which is its trailer; the trailer stays
+/// whole.
 pub fn split(frame: Vec<Bytes>, most: usize) -> Vec<Vec<Bytes>> {
     let mut parts = Vec::new();
     let (mut part, mut used) = (Vec::new(), MORE.len());
@@ -27,6 +28,7 @@ pub fn split(frame: Vec<Bytes>, most: usize) -> Vec<Vec<Bytes>> {
     };
     let last = frame.len().saturating_sub(1);
     for (place, piece) in frame.into_iter().enumerate() {
+        // The last chunk is the trailer, which stays whole.
         if place == last || piece.len() + MORE.len() <= most {
             put(piece);
         } else {
@@ -37,7 +39,7 @@ pub fn split(frame: Vec<Bytes>, most: usize) -> Vec<Vec<Bytes>> {
     parts
 }
 
-/// A message as its fields, one by one. What cannot be read as one stays whole.
+/// Splits a message into its encoded fields. Bytes that are not a field stay together.
 fn fields(mut rest: Bytes) -> impl Iterator<Item = Bytes> {
     std::iter::from_fn(move || {
         if rest.is_empty() {
@@ -48,7 +50,7 @@ fn fields(mut rest: Bytes) -> impl Iterator<Item = Bytes> {
     })
 }
 
-/// Length of the first field.
+/// Length of the first field, in bytes.
 fn field(mut message: &[u8]) -> Option<usize> {
     let whole = message.len();
     let (tag, kind) = prost::encoding::decode_key(&mut message).ok()?;
@@ -63,15 +65,16 @@ fn field(mut message: &[u8]) -> Option<usize> {
     Some(whole - message.len())
 }
 
-/// Puts parts together again.
+/// Joins the parts of frames.
 #[derive(Debug, Default)]
 pub struct Joiner {
     changes: Vec<Change>,
 }
 
 impl Joiner {
-    /// Takes a message; gives the frame whose last part it is. What restates buckets or is in sync is said by the last part alone.
-    pub fn take(&mut self, part: wire::Frame) -> Result<Option<Frame>, Error> {
+    /// Adds a message; returns the frame if it is its last part. Only the last part has the
+    /// trailer's fields.
+    pub fn push(&mut self, part: wire::Frame) -> Result<Option<Frame>, Error> {
         let more = part.more;
         let Frame { changes, trailer } = decode_frame(part)?;
         self.changes.extend(changes);

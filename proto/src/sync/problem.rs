@@ -1,43 +1,45 @@
-//! What is wrong with a node as a whole, in a form whose size is bounded.
+//! Problems of a node as a whole, limited in size.
 
 use margay_api::report::cut;
 
 use super::wire;
 
-/// Problems of one node that are told; more are left out.
-const PER_NODE: usize = 32;
-/// Bytes of a code.
-const CODE: usize = 64;
-/// Bytes of a message.
-const MESSAGE: usize = 512;
+/// Maximal number of reported problems of one node; further ones are dropped.
+const MAX_PER_NODE: usize = 32;
+/// Maximal length of a code, in bytes.
+const MAX_CODE: usize = 64;
+/// Maximal length of a message, in bytes.
+const MAX_MESSAGE_BYTES: usize = 512;
 
-/// Something that is wrong with a node and that no record shows: a route that cannot be made, a kernel that lacks something.
+/// A problem of the node that no record shows: a route that cannot be programmed, a missing kernel
+/// feature.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NodeProblem {
-    /// Names it among the node's problems, `routes` say; a node has at most one of each.
+    /// Identifies the problem among those of the node, such as `routes`; a node has at most one of
+    /// each.
     pub code: String,
-    /// What is wrong, what follows from it and the remedy.
+    /// The problem, its consequence and the remedy.
     pub message: String,
-    /// Something that was asked for is not so; otherwise it is a hint.
+    /// True if something does not work as requested; false for a hint.
     pub degraded: bool,
 }
 
 impl NodeProblem {
-    /// A problem whose texts are cut to what may be told.
+    /// Creates a problem, cutting its strings to their maximal lengths.
     pub fn new(code: &str, message: &str, degraded: bool) -> Self {
-        Self { code: cut(code, CODE), message: cut(message, MESSAGE), degraded }
+        Self { code: cut(code, MAX_CODE), message: cut(message, MAX_MESSAGE_BYTES), degraded }
     }
 
-    /// The problem as it is sent.
+    /// Converts to wire form.
     pub fn into_wire(self) -> wire::NodeProblem {
         let Self { code, message, degraded } = self;
         wire::NodeProblem { code, message, degraded }
     }
 
-    /// As many of the problems as are told of a node, within the bounds whoever made them.
+    /// Limits problems in number and length, whatever their source.
     pub fn bounded(problems: impl IntoIterator<Item = Self>) -> Vec<Self> {
-        let told = problems.into_iter().take(PER_NODE);
-        told.map(|problem| Self::new(&problem.code, &problem.message, problem.degraded)).collect()
+        let kept = problems.into_iter().take(MAX_PER_NODE);
+        kept.map(|problem| Self::new(&problem.code, &problem.message, problem.degraded)).collect()
     }
 }
 
@@ -46,13 +48,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_node_says_of_itself_is_of_limited_size_and_on_one_line() {
+    fn problems_of_a_node_are_limited_in_size_and_on_one_line() {
         let long = "ä\n".repeat(10_000);
         let many = (0..500).map(|_| NodeProblem { code: long.clone(), message: long.clone(), degraded: true });
-        let told = NodeProblem::bounded(many);
-        assert_eq!(told.len(), PER_NODE);
-        assert!(told.iter().all(|problem| problem.code.len() <= CODE && problem.message.len() <= MESSAGE));
-        assert!(told.iter().all(|problem| problem.message.ends_with('…') && !problem.message.contains('\n')));
+        let kept = NodeProblem::bounded(many);
+        assert_eq!(kept.len(), MAX_PER_NODE);
+        assert!(
+            kept.iter().all(|problem| problem.code.len() <= MAX_CODE && problem.message.len() <= MAX_MESSAGE_BYTES)
+        );
+        assert!(kept.iter().all(|problem| problem.message.ends_with('…') && !problem.message.contains('\n')));
         let short = NodeProblem::new("routes", "no route", false);
         assert_eq!(NodeProblem::bounded([short.clone()]), [short]);
     }

@@ -8,11 +8,13 @@ use margay_node::upstream::SERVER_NAME;
 use margay_runtime::ready::Readiness;
 use margay_runtime::shutdown::Shutdown;
 use margay_runtime::tls::{Connector, Files, Tls};
-use margay_typha::app::{Parts, Patience};
-use margay_typha::cache::{Cache, ObjectKey, Observed};
-use margay_typha::compute::{EVENTS, Event, Owner};
-use margay_typha::hub::Cause;
+use margay_typha::app::{GrpcServices, Timeouts};
+use margay_typha::cache::Cache;
+use margay_typha::cause::Cause;
+use margay_typha::compute::{EVENT_QUEUE, GraphOwner};
+use margay_typha::event::{Event, Snapshot};
 use margay_typha::metrics::Counters;
+use margay_typha::object::{ObjectKey, Observed};
 use margay_typha::registry::Registry;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
@@ -43,22 +45,22 @@ impl Control {
         let registry = Registry::default();
         let counters = Counters::register(&mut Default::default(), registry.clone());
         let (readiness, shutdown) = (Readiness::default(), Shutdown::default());
-        let (events, inbox) = mpsc::channel(EVENTS);
+        let (events, inbox) = mpsc::channel(EVENT_QUEUE);
         let gate = readiness.gate("sync", "starting");
-        let owner = Owner::new(Cache::new([]), counters.clone(), registry.clone(), gate);
+        let owner = GraphOwner::new(Cache::new([]), counters.clone(), registry.clone(), gate);
         tokio::spawn(owner.run(inbox, shutdown.clone()));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let tls = authority.tls(SERVER_NAME, "")?;
-        let parts = Parts {
+        let services = GrpcServices {
             events: events.clone(),
             registry: registry.clone(),
             counters,
             readiness,
             shutdown,
-            patience: Patience::default(),
+            timeouts: Timeouts::default(),
         };
-        tokio::spawn(parts.serve(listener, tls));
+        tokio::spawn(services.serve(listener, tls));
         Ok(Self { authority, address, events, registry })
     }
 
@@ -92,9 +94,9 @@ impl Control {
     pub async fn told(&self, node: &str) -> Result<Told> {
         let (reply, answer) = oneshot::channel();
         let (name, registry) = (node.to_owned(), self.registry.clone());
-        let ask = move |owner: &Owner| {
-            let sent = registry.nodes().iter().find(|node| node.name == name).map(|node| node.progress().sent);
-            let told = sent.map(|revision| Told { revision, pending: owner.hub.pending(&name) });
+        let ask = move |state: Snapshot<'_>| {
+            let sent = registry.sessions().iter().find(|node| node.name == name).map(|node| node.progress().sent);
+            let told = sent.map(|revision| Told { revision, pending: state.hub.pending(&name) });
             // Whoever asked may have given up.
             let _ = reply.send(told);
         };

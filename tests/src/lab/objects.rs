@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, bail};
 use margay_api::meta::NamespacedName;
-use margay_typha::cache::{ObjectKey, Observed};
-use margay_typha::kinds;
+use margay_typha::kinds::KINDS;
+use margay_typha::object::{self, ObjectKey, Observed};
 use serde_json::{Value, json};
 
 /// A kind: API group (empty for the core), name, name in typha's cache.
@@ -14,7 +14,7 @@ const CALICO: &str = "projectcalico.org";
 
 #[rustfmt::skip]
 const TABLE: &[Line] = &[
-    ("", "Pod", kinds::POD),
+    ("", "Pod", object::POD),
     ("", "Namespace", "Namespace"),
     ("", "Node", "Node"),
     ("", "ServiceAccount", "ServiceAccount"),
@@ -31,7 +31,7 @@ const TABLE: &[Line] = &[
     (CALICO, "GlobalNetworkSet", "GlobalNetworkSet"),
     (CALICO, "HostEndpoint", "HostEndpoint"),
     (CALICO, "IPPool", "IPPool"),
-    (CALICO, "IPAMBlock", kinds::BLOCK),
+    (CALICO, "IPAMBlock", object::BLOCK),
     (CALICO, "FelixConfiguration", "FelixConfiguration"),
 ];
 
@@ -56,9 +56,8 @@ pub fn observe(object: &Value) -> Result<(&'static str, Observed)> {
         object["metadata"]["labels"]["kubernetes.io/metadata.name"] = key.name.clone().into();
     }
     let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
-    let line =
-        kinds::TABLE.iter().find(|line| line.kind == kind).with_context(|| format!("typha does not watch {kind}"))?;
-    let parsed = line.parse(object).with_context(|| format!("{kind} {key:?}: not what its kind is"))?;
+    let spec = KINDS.iter().find(|spec| spec.name == kind).with_context(|| format!("typha does not watch {kind}"))?;
+    let parsed = spec.ingest(object).with_context(|| format!("{kind} {key:?}: not what its kind is"))?;
     Ok((
         kind,
         Observed { key, uid, update: parsed.update, prefers_former: parsed.prefers_former, problems: parsed.problems },

@@ -129,7 +129,7 @@ fn stops_parsing(ground: &Ground) -> Result<()> {
     let kubectl = |arguments: &[&str]| ground.stage.cluster.kubectl(arguments);
     let kept = apply(&unread).and_then(|_| {
         let status = || kubectl(&["get", "tigerastatus", "policies", "-o", "json"]).unwrap_or_default();
-        let says = || status().contains("label names have at most") && status().contains("what it said before stays");
+        let says = || status().contains("label names have at most") && status().contains("its previous version stays");
         wait_for(Duration::from_secs(30), || format!("TigeraStatus to say it: {}", status()), says)?;
         let events = || kubectl(&["get", "events.events.k8s.io", "-n", "x", "-o", "json"]).unwrap_or_default();
         let tells = || events().contains("label names have at most");

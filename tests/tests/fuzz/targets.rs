@@ -227,7 +227,7 @@ pub fn frame(data: &[u8]) {
         for part in sync::split(pieces, 64) {
             assert_eq!(joined, None, "the last part is the last");
             let part = wire::Frame::decode(&*part.concat()).expect("its own encoding");
-            joined = parts.take(part).expect("its own encoding");
+            joined = parts.push(part).expect("its own encoding");
         }
         assert_eq!(joined.as_ref(), Some(&frame));
     }

@@ -6,8 +6,8 @@ use margay_api::network::{BlockInfo, Encapsulation, Pool};
 use proptest::prelude::*;
 
 use super::*;
-use crate::kinds::{BLOCK, POD};
-use crate::overlay::UNKNOWN;
+use crate::object::{BLOCK, POD};
+use crate::overlay::MAX_UNKNOWN;
 
 const NAMESPACE: &str = "Namespace";
 
@@ -43,12 +43,12 @@ fn mk_namespace(name: &str, label: &str) -> Observed {
     observed(name, "u", update)
 }
 
-fn said(name: &str, uid: &str, addresses: &[&str]) -> LocalEndpoint {
+fn report(name: &str, uid: &str, addresses: &[&str]) -> LocalEndpoint {
     LocalEndpoint { key: key(name), addresses: mk_addresses(addresses), uid: uid.to_owned() }
 }
 
 #[test]
-fn only_news_passes() {
+fn only_changes_pass() {
     let mut cache = Cache::new([NAMESPACE]);
     let first = mk_namespace("a", "1");
     assert_eq!(cache.apply(NAMESPACE, first.clone()).len(), 1);
@@ -62,11 +62,11 @@ fn only_news_passes() {
 #[test]
 fn in_sync_when_every_kind_was_listed() {
     let mut cache = Cache::new([POD, NAMESPACE]);
-    cache.begin(POD);
+    cache.start_list(POD);
     cache.sweep(POD);
     assert!(!cache.is_synced());
     assert_eq!(cache.unsynced(), [NAMESPACE]);
-    cache.begin(NAMESPACE);
+    cache.start_list(NAMESPACE);
     cache.apply(NAMESPACE, mk_namespace("a", "1"));
     assert!(!cache.is_synced(), "the list has not ended");
     cache.sweep(NAMESPACE);
@@ -76,31 +76,31 @@ fn in_sync_when_every_kind_was_listed() {
 #[test]
 fn a_short_list_removes_nothing_before_the_sweep() {
     let mut cache = Cache::new([NAMESPACE]);
-    cache.begin(NAMESPACE);
+    cache.start_list(NAMESPACE);
     for name in ["a", "b", "c", "d", "e"] {
         cache.apply(NAMESPACE, mk_namespace(name, "1"));
     }
     assert_eq!(cache.missing(NAMESPACE, 2), Missing::default());
     cache.sweep(NAMESPACE);
-    cache.begin(NAMESPACE);
+    cache.start_list(NAMESPACE);
     cache.apply(NAMESPACE, mk_namespace("c", "1"));
     let missing = cache.missing(NAMESPACE, 2);
     assert_eq!(missing.total, 4);
     assert_eq!(missing.sample, [key("a"), key("d")], "spread over all");
     let counts: Vec<_> = cache.counts().collect();
     assert_eq!(counts, [(NAMESPACE, 5, 0)]);
-    // The list was wrong: the next one is complete, and nothing ever left.
-    cache.begin(NAMESPACE);
+    // The incomplete list was an error: the next one is complete, and nothing was removed.
+    cache.start_list(NAMESPACE);
     for name in ["a", "b", "c", "d", "e"] {
         assert_eq!(cache.apply(NAMESPACE, mk_namespace(name, "1")), []);
     }
     assert_eq!(cache.sweep(NAMESPACE), []);
-    cache.begin(NAMESPACE);
+    cache.start_list(NAMESPACE);
     assert_eq!(cache.sweep(NAMESPACE).len(), 5, "confirmed");
 }
 
 #[test]
-fn what_cannot_be_read_keeps_its_meaning() {
+fn an_unreadable_object_keeps_its_former_value() {
     let mut cache = Cache::new([NAMESPACE]);
     cache.apply(NAMESPACE, mk_namespace("a", "1"));
     let unreadable = Observed {
@@ -117,53 +117,57 @@ fn what_cannot_be_read_keeps_its_meaning() {
     assert_eq!(cache.counts().next(), Some((NAMESPACE, 1, 0)));
 }
 
-/// A policy of the namespace, as it is written or as what stands in its place.
+/// A policy of the namespace, or the substitute for a refused one.
 fn mk_policy(order: u8, uid: &str, prefers_former: bool) -> Observed {
     let problems = if prefers_former { vec!["spec.selector".to_owned()] } else { Vec::new() };
     Observed { uid: uid.to_owned(), prefers_former, problems, ..mk_stored_policy("p", order) }
 }
 
 #[test]
-fn a_policy_that_is_refused_keeps_its_meaning_until_it_is_another_object() {
+fn a_refused_policy_keeps_its_former_value_unless_it_is_another_object() {
     const POLICY: &str = "NetworkPolicy";
     let mut cache = Cache::new([POLICY]);
-    let news = |cache: &mut Cache, observed: Observed| cache.apply(POLICY, observed);
-    let (sound, stand_in) = (mk_policy(1, "u", false), mk_policy(9, "u", true));
-    assert_eq!(news(&mut cache, sound.clone()), sound.update.iter().cloned().collect::<Vec<_>>());
-    assert_eq!(news(&mut cache, stand_in.clone()), [], "its former meaning stays");
-    assert!(cache.problems_of(POLICY, &key("p"))[1].contains("what it said before stays"));
-    assert_eq!(news(&mut cache, stand_in.clone()), [], "however often it is seen");
-    cache.begin(POLICY);
-    assert_eq!(news(&mut cache, stand_in.clone()), []);
+    let updates = |cache: &mut Cache, observed: Observed| cache.apply(POLICY, observed);
+    let (sound, substitute) = (mk_policy(1, "u", false), mk_policy(9, "u", true));
+    assert_eq!(updates(&mut cache, sound.clone()), sound.update.iter().cloned().collect::<Vec<_>>());
+    assert_eq!(updates(&mut cache, substitute.clone()), [], "its former value stays");
+    assert!(cache.problems_of(POLICY, &key("p"))[1].contains("its previous version stays"));
+    assert_eq!(updates(&mut cache, substitute.clone()), [], "however often it is received");
+    cache.start_list(POLICY);
+    assert_eq!(updates(&mut cache, substitute.clone()), []);
     assert_eq!(cache.sweep(POLICY), []);
-    let mended = mk_policy(2, "u", false);
-    assert_eq!(news(&mut cache, mended.clone()).len(), 1);
+    let corrected = mk_policy(2, "u", false);
+    assert_eq!(updates(&mut cache, corrected.clone()).len(), 1);
     assert_eq!(cache.problems().count(), 0);
 
     let other = mk_policy(9, "other", true);
-    assert_eq!(news(&mut cache, other.clone()), other.update.iter().cloned().collect::<Vec<_>>(), "another object");
-    assert!(cache.problems_of(POLICY, &key("p"))[1].contains("is closed"));
+    assert_eq!(updates(&mut cache, other.clone()), other.update.iter().cloned().collect::<Vec<_>>(), "another object");
+    assert!(cache.problems_of(POLICY, &key("p"))[1].contains("is denied"));
     assert!(cache.delete(POLICY, &key("p")).is_some());
-    assert_eq!(news(&mut cache, stand_in.clone()).len(), 1, "never read: what stands in its place");
+    assert_eq!(updates(&mut cache, substitute.clone()).len(), 1, "never read: the substitute");
 
     let mut fresh = Cache::new([POLICY]);
-    assert_eq!(news(&mut fresh, stand_in.clone()), stand_in.update.into_iter().collect::<Vec<_>>());
+    assert_eq!(updates(&mut fresh, substitute.clone()), substitute.update.into_iter().collect::<Vec<_>>());
     let nothing = Observed { update: None, ..mk_policy(1, "u", true) };
     assert_eq!(Cache::new([POLICY]).apply(POLICY, nothing), []);
 }
 
 #[test]
-fn the_words_of_a_node_that_has_gone_elsewhere_give_way_to_the_api() {
+fn reports_of_a_disconnected_node_expire() {
     let mut cache = Cache::new([POD]);
     cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.1"])));
     cache.apply(POD, observed("b", "u2", mk_endpoint("b", &[])));
-    assert_eq!(cache.local("n1", said("a", "u1", &[])), Ok(vec![mk_endpoint("a", &[])]), "its sandbox is made anew");
-    assert_eq!(cache.local("n1", said("b", "u2", &["10.0.0.2"])), Ok(vec![mk_endpoint("b", &["10.0.0.2"])]));
-    // What follows it says to another replica.
-    assert_eq!(cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.3"]))), [], "its word counts");
-    let news = cache.silence("n1");
-    assert_eq!(news, [mk_endpoint("a", &["10.0.0.3"]), mk_endpoint("b", &[])], "until it is silent");
-    assert_eq!(cache.silence("n1"), []);
+    assert_eq!(
+        cache.apply_local("n1", report("a", "u1", &[])),
+        Ok(vec![mk_endpoint("a", &[])]),
+        "its sandbox is made anew"
+    );
+    assert_eq!(cache.apply_local("n1", report("b", "u2", &["10.0.0.2"])), Ok(vec![mk_endpoint("b", &["10.0.0.2"])]));
+    // Further reports go to another replica.
+    assert_eq!(cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.3"]))), [], "the report applies");
+    let updates = cache.expire_reports("n1");
+    assert_eq!(updates, [mk_endpoint("a", &["10.0.0.3"]), mk_endpoint("b", &[])], "until it expires");
+    assert_eq!(cache.expire_reports("n1"), []);
     assert_eq!(cache.apply(POD, observed("b", "u2", mk_endpoint("b", &["10.0.0.2"]))).len(), 1);
 }
 
@@ -171,35 +175,35 @@ fn the_words_of_a_node_that_has_gone_elsewhere_give_way_to_the_api() {
 fn a_node_is_ahead_of_the_api_for_its_own_pods() {
     let mut cache = Cache::new([POD]);
     cache.apply(POD, observed("a", "u1", mk_endpoint("a", &[])));
-    let news = cache.local("n1", said("a", "u1", &["10.0.0.1"]));
-    assert_eq!(news, Ok(vec![mk_endpoint("a", &["10.0.0.1"])]));
-    let news = cache.local("n2", said("a", "u1", &["10.0.0.2"]));
-    assert_eq!(news, Ok(vec![]), "it is not the pod of n2");
-    // The API knows another thing of the pod, not yet its address: what the node says stays.
+    let updates = cache.apply_local("n1", report("a", "u1", &["10.0.0.1"]));
+    assert_eq!(updates, Ok(vec![mk_endpoint("a", &["10.0.0.1"])]));
+    let updates = cache.apply_local("n2", report("a", "u1", &["10.0.0.2"]));
+    assert_eq!(updates, Ok(vec![]), "it is not the pod of n2");
+    // The API shows another change of the pod, but not yet its address: the report stays.
     assert_eq!(cache.apply(POD, observed("a", "u1", mk_endpoint("a", &[]))), []);
-    // Now it knows, and from here on it is believed.
+    // Now the API shows it, and the API applies from here on.
     assert_eq!(cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.1"]))), []);
-    let news = cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.3"])));
-    assert_eq!(news, [mk_endpoint("a", &["10.0.0.3"])]);
+    let updates = cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.3"])));
+    assert_eq!(updates, [mk_endpoint("a", &["10.0.0.3"])]);
 }
 
 #[test]
-fn what_a_node_says_is_about_one_pod_and_not_its_successor() {
+fn a_report_applies_to_one_pod_and_not_to_its_successor() {
     let mut cache = Cache::new([POD]);
-    // Said before the API shows the pod.
-    assert_eq!(cache.local("n1", said("a", "u2", &["10.0.0.2"])), Ok(vec![]));
-    let news = cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.1"])));
-    assert_eq!(news, [mk_endpoint("a", &["10.0.0.1"])], "this is its predecessor");
+    // Reported before the API shows the pod.
+    assert_eq!(cache.apply_local("n1", report("a", "u2", &["10.0.0.2"])), Ok(vec![]));
+    let updates = cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.1"])));
+    assert_eq!(updates, [mk_endpoint("a", &["10.0.0.1"])], "this is its predecessor");
     cache.delete(POD, &key("a"));
-    let news = cache.apply(POD, observed("a", "u2", mk_endpoint("a", &[])));
-    assert_eq!(news, [mk_endpoint("a", &["10.0.0.2"])]);
+    let updates = cache.apply(POD, observed("a", "u2", mk_endpoint("a", &[])));
+    assert_eq!(updates, [mk_endpoint("a", &["10.0.0.2"])]);
     // No address any more, while the API still shows one.
     cache.apply(POD, observed("a", "u2", mk_endpoint("a", &["10.0.0.2"])));
-    let news = cache.local("n1", said("a", "u2", &[]));
-    assert_eq!(news, Ok(vec![mk_endpoint("a", &[])]));
+    let updates = cache.apply_local("n1", report("a", "u2", &[]));
+    assert_eq!(updates, Ok(vec![mk_endpoint("a", &[])]));
     cache.delete(POD, &key("a"));
-    let news = cache.apply(POD, observed("a", "u2", mk_endpoint("a", &["10.0.0.2"])));
-    assert_eq!(news, [mk_endpoint("a", &["10.0.0.2"])], "forgotten with the pod");
+    let updates = cache.apply(POD, observed("a", "u2", mk_endpoint("a", &["10.0.0.2"])));
+    assert_eq!(updates, [mk_endpoint("a", &["10.0.0.2"])], "removed with the pod");
 }
 
 #[test]
@@ -220,12 +224,12 @@ fn a_node_cannot_take_the_address_of_another() {
         cache.apply("IPPool", observed("pool", "u", Update::Pool("pool".to_owned(), Some(pool))));
         cache.apply(BLOCK, observed("block", "u", Update::Block(range, Some(info))));
         cache.apply(POD, observed("a", "u1", mk_endpoint("a", &[])));
-        cache.local("n1", said("a", "u1", &["10.0.0.1"]))
+        cache.apply_local("n1", report("a", "u1", &["10.0.0.1"]))
     };
     let refused = block(&[]).expect_err("the block is of n2").to_string();
-    assert!(refused.contains("10.0.0.1 of a block of node \"n2\""), "{refused}");
+    assert!(refused.contains("10.0.0.1 in a block of node \"n2\""), "{refused}");
     assert_eq!(block(&["10.0.0.1"]), Ok(vec![mk_endpoint("a", &["10.0.0.1"])]));
-    let elsewhere = cache.local("n1", said("a", "u1", &["10.0.0.64"]));
+    let elsewhere = cache.apply_local("n1", report("a", "u1", &["10.0.0.64"]));
     assert_eq!(elsewhere, Ok(vec![mk_endpoint("a", &["10.0.0.64"])]));
 }
 
@@ -234,61 +238,63 @@ fn a_node_cannot_fill_the_memory() {
     let mut cache = Cache::new([POD]);
     let mut refused = 0;
     for pod in 0..5000 {
-        let said = said(&format!("p{pod}"), "u", &["10.0.0.1"]);
-        refused += usize::from(cache.local("n1", said).is_err());
+        let addresses = report(&format!("p{pod}"), "u", &["10.0.0.1"]);
+        refused += usize::from(cache.apply_local("n1", addresses).is_err());
     }
     assert_eq!(refused, 5000 - 1024);
-    assert!(cache.local("n2", said("a", "u", &["10.0.0.1"])).is_ok());
-    cache.begin(POD);
+    assert!(cache.apply_local("n2", report("a", "u", &["10.0.0.1"])).is_ok());
+    cache.start_list(POD);
     for pod in 0..1000 {
         cache.apply(POD, observed(&format!("p{pod}"), "u", mk_endpoint(&format!("p{pod}"), &[])));
     }
     cache.sweep(POD);
     let mut refused = 0;
     for pod in 0..500 {
-        refused += usize::from(cache.local("n1", said(&format!("q{pod}"), "u", &["10.0.0.1"])).is_err());
-        refused += usize::from(cache.local("n3", said(&format!("q{pod}"), "u", &["10.0.0.1"])).is_err());
+        refused += usize::from(cache.apply_local("n1", report(&format!("q{pod}"), "u", &["10.0.0.1"])).is_err());
+        refused += usize::from(cache.apply_local("n3", report(&format!("q{pod}"), "u", &["10.0.0.1"])).is_err());
     }
-    assert_eq!(refused, 500 + 500 - UNKNOWN, "one has said all that it may, the other some");
-    assert!(cache.local("n3", said("p7", "u", &["10.0.0.7"])).is_ok(), "the API knows it");
+    assert_eq!(refused, 500 + 500 - MAX_UNKNOWN, "one has reached its limit, the other part of it");
+    assert!(cache.apply_local("n3", report("p7", "u", &["10.0.0.7"])).is_ok(), "the API knows it");
 }
 
 #[test]
-fn farewells_of_pods_that_the_api_has_forgotten_are_not_kept() {
+fn reports_without_address_about_unknown_pods_are_not_kept() {
     let mut cache = Cache::new([POD]);
-    let farewell = |cache: &mut Cache, node: &str, name: &str, uid: &str| {
-        cache.local(node, said(name, uid, &[])).expect("taken");
+    let report_end = |cache: &mut Cache, node: &str, name: &str, uid: &str| {
+        cache.apply_local(node, report(name, uid, &[])).expect("accepted");
     };
-    // Before the pods are known nobody can tell whether the API has forgotten one.
-    cache.begin(POD);
-    farewell(&mut cache, "n1", "listed", "u1");
-    farewell(&mut cache, "n1", "unlisted", "u1");
-    assert_eq!(cache.overlays.words("n1"), 2);
-    let news = cache.apply(POD, observed("listed", "u1", mk_endpoint("listed", &["10.0.0.1"])));
-    assert_eq!(news, [mk_endpoint("listed", &[])]);
+    // Before the first list every pod counts as known.
+    cache.start_list(POD);
+    report_end(&mut cache, "n1", "listed", "u1");
+    report_end(&mut cache, "n1", "unlisted", "u1");
+    assert_eq!(cache.overlays.reports("n1"), 2);
+    let updates = cache.apply(POD, observed("listed", "u1", mk_endpoint("listed", &["10.0.0.1"])));
+    assert_eq!(updates, [mk_endpoint("listed", &[])]);
     cache.sweep(POD);
-    assert_eq!(cache.overlays.words("n1"), 1, "of the pod that is there");
+    assert_eq!(cache.overlays.reports("n1"), 1, "of the pod that is there");
     cache.delete(POD, &key("listed"));
-    // Deleted in the API first, then on its node; or in the place of another of its name, there or elsewhere.
+    // Deleted in the API first, then on its node; or replaced by another of the same name, on the
+    // same node or elsewhere.
     cache.apply(POD, observed("other", "u2", mk_endpoint("other", &["10.0.0.3"])));
     for pod in 0..5000 {
-        farewell(&mut cache, "n1", &format!("p{pod}"), "u1");
+        report_end(&mut cache, "n1", &format!("p{pod}"), "u1");
     }
-    farewell(&mut cache, "n1", "other", "u1");
+    report_end(&mut cache, "n1", "other", "u1");
     let ended = Observed { update: None, ..observed("ended", "u1", mk_endpoint("ended", &[])) };
     cache.apply(POD, ended);
-    farewell(&mut cache, "n1", "ended", "u1");
-    farewell(&mut cache, "n2", "other", "u1");
-    // Told before the API showed it, and taken back before that too; not by a farewell of its predecessor.
-    assert_eq!(cache.local("n1", said("a", "u2", &["10.0.0.2"])), Ok(vec![]));
-    farewell(&mut cache, "n1", "a", "u1");
-    assert_eq!(cache.overlays.words("n1"), 1);
-    farewell(&mut cache, "n1", "a", "u2");
-    assert_eq!((cache.overlays.words("n1"), cache.overlays.words("n2")), (0, 0));
+    report_end(&mut cache, "n1", "ended", "u1");
+    report_end(&mut cache, "n2", "other", "u1");
+    // Reported and revoked before the API shows it; a report about its predecessor does not revoke
+    // it.
+    assert_eq!(cache.apply_local("n1", report("a", "u2", &["10.0.0.2"])), Ok(vec![]));
+    report_end(&mut cache, "n1", "a", "u1");
+    assert_eq!(cache.overlays.reports("n1"), 1);
+    report_end(&mut cache, "n1", "a", "u2");
+    assert_eq!((cache.overlays.reports("n1"), cache.overlays.reports("n2")), (0, 0));
 }
 
 #[test]
-fn a_node_that_is_gone_leaves_only_what_its_pods_need() {
+fn reports_of_a_deleted_node_are_kept_for_existing_pods_only() {
     let node = |name: &str| {
         let update = Update::Node(name.to_owned(), Some(margay_api::network::NodeInfo::default()));
         Observed { key: ObjectKey::new("", name), ..observed(name, "u", update) }
@@ -299,20 +305,20 @@ fn a_node_that_is_gone_leaves_only_what_its_pods_need() {
             cache.apply("Node", node(name));
         }
         cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.1"])));
-        cache.local("n1", said("a", "u1", &["10.0.0.2"])).expect("taken");
-        cache.local("n1", said("unknown", "u1", &["10.0.0.3"])).expect("taken");
-        cache.local("n2", said("unknown", "u1", &["10.0.0.4"])).expect("taken");
+        cache.apply_local("n1", report("a", "u1", &["10.0.0.2"])).expect("accepted");
+        cache.apply_local("n1", report("unknown", "u1", &["10.0.0.3"])).expect("accepted");
+        cache.apply_local("n2", report("unknown", "u1", &["10.0.0.4"])).expect("accepted");
         if is_swept {
-            cache.begin("Node");
+            cache.start_list("Node");
             cache.apply("Node", node("n2"));
             cache.sweep("Node");
         } else {
             cache.delete("Node", &ObjectKey::new("", "n1"));
         }
-        assert_eq!((cache.overlays.words("n1"), cache.overlays.words("n2")), (1, 1));
+        assert_eq!((cache.overlays.reports("n1"), cache.overlays.reports("n2")), (1, 1));
         assert_eq!(cache.apply(POD, observed("a", "u1", mk_endpoint("a", &["10.0.0.1"]))), []);
         cache.delete(POD, &key("a"));
-        assert_eq!(cache.overlays.words("n1"), 0);
+        assert_eq!(cache.overlays.reports("n1"), 0);
     }
 }
 
@@ -346,16 +352,17 @@ fn mk_pod(pod: u8, address: u8) -> Observed {
 }
 
 proptest! {
-    /// The news, applied one after another, always give what the last of each object gives, and never tell the same twice.
+    /// The updates, applied in order, always give the latest state of each object, and none repeats
+    /// the previous one.
     #[test]
-    fn news_add_up(steps in proptest::collection::vec(step(), 0..40)) {
+    fn updates_add_up(steps in proptest::collection::vec(step(), 0..40)) {
         let mut cache = Cache::new([POD]);
         let mut api: BTreeMap<u8, u8> = BTreeMap::new();
         let mut overlay: BTreeMap<u8, u8> = BTreeMap::new();
-        let mut told: BTreeMap<String, Update> = BTreeMap::new();
+        let mut state: BTreeMap<String, Update> = BTreeMap::new();
         for step in steps {
             let mut seen = Vec::new();
-            let news = match step {
+            let updates = match step {
                 Step::Apply(pod, address) => {
                     seen.push((pod, address));
                     cache.apply(POD, mk_pod(pod, address))
@@ -374,23 +381,23 @@ proptest! {
                     let Observed { update: Some(Update::Endpoint(key, Some(endpoint))), uid, .. } = mk_pod(pod, address) else {
                         unreachable!("pods are endpoints")
                     };
-                    let said = LocalEndpoint { key, addresses: endpoint.addresses, uid };
-                    cache.local("n1", said).expect("few")
+                    let report = LocalEndpoint { key, addresses: endpoint.addresses, uid };
+                    cache.apply_local("n1", report).expect("few")
                 }
                 Step::Relist(pods) => {
-                    cache.begin(POD);
+                    cache.start_list(POD);
                     let listed: BTreeMap<u8, u8> = pods.iter().copied().collect();
-                    let mut news = Vec::new();
+                    let mut updates = Vec::new();
                     for (pod, address) in &listed {
                         seen.push((*pod, *address));
-                        news.extend(cache.apply(POD, mk_pod(*pod, *address)));
+                        updates.extend(cache.apply(POD, mk_pod(*pod, *address)));
                     }
-                    news.extend(cache.sweep(POD));
+                    updates.extend(cache.sweep(POD));
                     for gone in api.keys().filter(|pod| !listed.contains_key(pod)) {
                         overlay.remove(gone);
                     }
                     api.retain(|pod, _| listed.contains_key(pod));
-                    news
+                    updates
                 }
             };
             for (pod, address) in seen {
@@ -399,11 +406,11 @@ proptest! {
                     overlay.remove(&pod);
                 }
             }
-            for update in news {
+            for update in updates {
                 let Update::Endpoint(key, value) = &update else { unreachable!("only pods") };
                 let former = match value {
-                    Some(_) => told.insert(key.name.clone(), update.clone()),
-                    None => told.remove(&key.name),
+                    Some(_) => state.insert(key.name.clone(), update.clone()),
+                    None => state.remove(&key.name),
                 };
                 prop_assert_ne!(former, Some(update));
             }
@@ -415,12 +422,13 @@ proptest! {
                     (format!("p{pod}"), update)
                 })
                 .collect();
-            prop_assert_eq!(&told, &wanted);
+            prop_assert_eq!(&state, &wanted);
         }
     }
 }
 
-/// A policy of the default tier stored with and without that tier's name in front; `order` tells versions of it apart.
+/// A policy of the default tier, stored with or without the prefix of that tier; `order`
+/// distinguishes versions.
 fn mk_stored_policy(stored: &str, order: u8) -> Observed {
     use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, Traffic};
     let name = stored.strip_prefix("default.").unwrap_or(stored);
@@ -441,15 +449,16 @@ fn mk_stored_policy(stored: &str, order: u8) -> Observed {
 const POLICY: &str = "NetworkPolicy";
 
 proptest! {
-    /// Of a policy that is stored twice the form without the prefix counts, whatever happens in which order; never is there none while one is stored.
+    /// Of a policy that is stored twice the unprefixed one wins, in whatever order they change, and
+    /// while one is stored there is never none.
     #[test]
     fn one_policy_stored_twice_is_one(steps in proptest::collection::vec((0..3_u8, any::<bool>(), 0..4_u8), 0..30)) {
         let mut cache = Cache::new([POLICY]);
         let mut api: BTreeMap<&str, u8> = BTreeMap::new();
-        let mut told: Option<Update> = None;
+        let mut state: Option<Update> = None;
         for (step, prefixed, order) in steps {
             let stored = if prefixed { "default.p" } else { "p" };
-            let news = match step {
+            let updates = match step {
                 0 => {
                     api.remove(stored);
                     cache.delete(POLICY, &key(stored)).into_iter().collect()
@@ -459,21 +468,21 @@ proptest! {
                     cache.apply(POLICY, mk_stored_policy(stored, order))
                 }
                 _ => {
-                    cache.begin(POLICY);
+                    cache.start_list(POLICY);
                     api = BTreeMap::from([(stored, order)]);
-                    let mut news = cache.apply(POLICY, mk_stored_policy(stored, order));
-                    news.extend(cache.sweep(POLICY));
-                    news
+                    let mut updates = cache.apply(POLICY, mk_stored_policy(stored, order));
+                    updates.extend(cache.sweep(POLICY));
+                    updates
                 }
             };
-            for update in news {
+            for update in updates {
                 let Update::Policy(key, policy) = &update else { unreachable!("only policies") };
                 prop_assert_eq!(key.name.as_str(), "p");
-                told = policy.is_some().then_some(update);
+                state = policy.is_some().then_some(update);
             }
             let counts = ["p", "default.p"].into_iter().find_map(|stored| Some((stored, *api.get(stored)?)));
             let wanted = counts.and_then(|(stored, order)| mk_stored_policy(stored, order).update);
-            prop_assert_eq!(&told, &wanted);
+            prop_assert_eq!(&state, &wanted);
         }
     }
 }

@@ -3,11 +3,11 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn namespace(namespace: Namespace) -> Parsed {
+fn namespace(namespace: Namespace) -> Ingested {
     let labels = namespace.metadata.labels.unwrap_or_default();
-    Parsed {
+    Ingested {
         update: Some(Update::Namespace(namespace.metadata.name.unwrap_or_default(), Some(labels))),
-        ..Parsed::default()
+        ..Ingested::default()
     }
 }
 
@@ -32,31 +32,31 @@ fn bookmark(version: u64, end: bool) -> Vec<u8> {
     )
 }
 
-/// One word for each line: what came of it.
+/// Decodes lines, one text per result.
 fn script(feed: &mut Feed<Namespace>, lines: &[Vec<u8>]) -> Vec<String> {
-    let told = lines.iter().map(|line| match feed.line(line) {
-        Ok(News::None) => "-".to_owned(),
-        Ok(News::Object(object, trace)) => {
+    let results = lines.iter().map(|line| match feed.decode_line(line) {
+        Ok(WatchEvent::Bookmark) => "-".to_owned(),
+        Ok(WatchEvent::Applied(object, trace)) => {
             let trace = if trace.is_some() { " traced" } else { "" };
             format!("object {}{trace}", object.key.name)
         }
-        Ok(News::Deleted(key)) => format!("deleted {}", key.name),
-        Ok(News::List(objects)) => {
+        Ok(WatchEvent::Deleted(key)) => format!("deleted {}", key.name),
+        Ok(WatchEvent::ListComplete(objects)) => {
             let names: Vec<_> = objects.iter().map(|object| object.key.name.as_str()).collect();
             format!("list {}", names.join(","))
         }
-        Err(fault) => {
-            let list = if fault.needs_list() { " (list)" } else { "" };
-            format!("{fault}{list}")
+        Err(error) => {
+            let list = if error.needs_list() { " (list)" } else { "" };
+            format!("{error}{list}")
         }
     });
-    told.collect()
+    results.collect()
 }
 
 #[test]
 fn a_streamed_list_then_changes() {
     let mut feed = mk_feed();
-    let told = script(
+    let results = script(
         &mut feed,
         &[
             event("ADDED", object("a", 3)),
@@ -67,20 +67,20 @@ fn a_streamed_list_then_changes() {
             bookmark(20, false),
         ],
     );
-    assert_eq!(told, ["-", "-", "list a,b", "object a", "deleted b", "-"]);
-    assert_eq!(feed.version(), Some("20"), "bookmarks count");
+    assert_eq!(results, ["-", "-", "list a,b", "object a", "deleted b", "-"]);
+    assert_eq!(feed.version(), Some("20"), "bookmarks advance the version");
 }
 
 #[test]
 fn a_list_in_pages() {
     let mut feed = mk_feed();
     let page = json!({"metadata": {"resourceVersion": "7", "continue": "more"}, "items": [object("a", 3)]});
-    let (news, next) = feed.page(&page.to_string()).expect("a page");
-    assert!(matches!(news, News::None));
+    let (event, next) = feed.decode_page(&page.to_string()).expect("a page");
+    assert!(matches!(event, WatchEvent::Bookmark));
     assert_eq!(next.as_deref(), Some("more"));
     let page = json!({"metadata": {"resourceVersion": "7", "continue": ""}, "items": [object("b", 5)]});
-    let (news, next) = feed.page(&page.to_string()).expect("a page");
-    let News::List(objects) = news else { panic!("{news:?}") };
+    let (event, next) = feed.decode_page(&page.to_string()).expect("a page");
+    let WatchEvent::ListComplete(objects) = event else { panic!("{event:?}") };
     assert_eq!((objects.len(), next), (2, None));
     assert_eq!(feed.version(), Some("7"));
 }
@@ -88,10 +88,10 @@ fn a_list_in_pages() {
 #[test]
 fn a_forgotten_version_needs_a_new_list_and_other_errors_do_not() {
     let mut feed = mk_feed();
-    let status = |code: u16| event("ERROR", json!({"kind": "Status", "code": code, "message": "words"}));
-    let told = script(&mut feed, &[event("ADDED", object("a", 3)), bookmark(7, true), status(500), status(410)]);
-    assert_eq!(told[2..], ["API server: 500 words", "API server: 410 words (list)"]);
-    assert_eq!(feed.version(), Some("7"), "kept until the list is asked for");
+    let status = |code: u16| event("ERROR", json!({"kind": "Status", "code": code, "message": "text"}));
+    let results = script(&mut feed, &[event("ADDED", object("a", 3)), bookmark(7, true), status(500), status(410)]);
+    assert_eq!(results[2..], ["API server: 500 text", "API server: 410 text (list)"]);
+    assert_eq!(feed.version(), Some("7"), "kept until the list is requested");
 }
 
 #[test]
@@ -99,28 +99,28 @@ fn lists_that_cannot_be_right_are_refused() {
     let mut feed = mk_feed();
     script(&mut feed, &[event("ADDED", object("a", 30)), bookmark(40, true)]);
     feed.restart();
-    let told = script(&mut feed, &[event("ADDED", object("a", 3)), bookmark(10, true)]);
-    assert!(told[1].starts_with("list is of version 10, but 40 was seen"), "{told:?}");
+    let results = script(&mut feed, &[event("ADDED", object("a", 3)), bookmark(10, true)]);
+    assert!(results[1].starts_with("list is of version 10, but 40 was received"), "{results:?}");
     feed.restart();
-    let told = script(&mut feed, &[bookmark(50, true)]);
-    assert!(told[0].starts_with("list is empty"), "{told:?}");
+    let results = script(&mut feed, &[bookmark(50, true)]);
+    assert!(results[0].starts_with("list is empty"), "{results:?}");
     feed.restart();
-    let told = script(&mut feed, &[event("ADDED", object("a", 3)), bookmark(60, true)]);
-    assert_eq!(told, ["-", "list a"]);
+    let results = script(&mut feed, &[event("ADDED", object("a", 3)), bookmark(60, true)]);
+    assert_eq!(results, ["-", "list a"]);
     assert_eq!(feed.version(), Some("60"));
 }
 
 #[test]
-fn a_list_that_did_not_end_is_forgotten() {
+fn an_incomplete_list_is_dropped() {
     let mut feed = mk_feed();
     script(&mut feed, &[event("ADDED", object("a", 3))]);
     feed.restart();
-    let told = script(&mut feed, &[event("ADDED", object("b", 3)), bookmark(7, true)]);
-    assert_eq!(told, ["-", "list b"]);
+    let results = script(&mut feed, &[event("ADDED", object("b", 3)), bookmark(7, true)]);
+    assert_eq!(results, ["-", "list b"]);
 }
 
 #[test]
-fn what_is_deleted_during_a_list_does_not_come_back_with_it() {
+fn an_object_deleted_during_a_list_does_not_come_back_with_it() {
     let mut feed = mk_feed();
     let lines = [
         event("ADDED", object("a", 3)),
@@ -132,21 +132,23 @@ fn what_is_deleted_during_a_list_does_not_come_back_with_it() {
 }
 
 #[test]
-fn a_policy_that_cannot_be_read_closes_what_its_readable_fields_leave() {
+fn an_unreadable_policy_closes_what_its_readable_fields_select() {
     use margay_api::policy::Policy;
     use margay_api::v3::{GlobalNetworkPolicy, policy};
-    fn parse(object: GlobalNetworkPolicy) -> Parsed {
+    fn parse(object: GlobalNetworkPolicy) -> Ingested {
         let key = PolicyKey::of(PolicyKind::GlobalNetworkPolicy, &object.metadata);
         let parsed = policy::global_network_policy(&object).ok();
-        Parsed { update: Some(Update::Policy(key, parsed)), ..Parsed::default() }
+        Ingested { update: Some(Update::Policy(key, parsed)), ..Ingested::default() }
     }
     let mut feed = Feed::new(parse, Form::Plain, false);
-    let mut stands = |spec: Value| -> Option<Policy> {
+    let mut substitute = |spec: Value| -> Option<Policy> {
         let object = json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy",
             "metadata": {"name": "p", "resourceVersion": "3", "labels": 7}, "spec": spec});
         let line = event("ADDED", object);
-        assert!(matches!(feed.line(&line), Ok(News::None)));
-        let News::List(mut objects) = feed.line(&bookmark(7, true)).expect("a list") else { panic!("it has ended") };
+        assert!(matches!(feed.decode_line(&line), Ok(WatchEvent::Bookmark)));
+        let WatchEvent::ListComplete(mut objects) = feed.decode_line(&bookmark(7, true)).expect("a list") else {
+            panic!("it has ended")
+        };
         feed.restart();
         let observed = objects.remove(0);
         assert!(observed.prefers_former && !observed.problems.is_empty());
@@ -156,26 +158,26 @@ fn a_policy_that_cannot_be_read_closes_what_its_readable_fields_leave() {
         }
     };
     let policy =
-        stands(json!({"selector": "a == 'b'", "order": "first", "ingress": [{"action": 7}], "types": ["Ingress"]}));
-    let policy = policy.expect("something stands in its place");
+        substitute(json!({"selector": "a == 'b'", "order": "first", "ingress": [{"action": 7}], "types": ["Ingress"]}));
+    let policy = policy.expect("a substitute");
     assert_eq!(
         (policy.selector.to_string().as_str(), policy.applies_ingress, policy.applies_egress),
         ("a == \"b\"", true, false)
     );
     assert_eq!(policy.ingress, [margay_api::rule::Rule::any(margay_api::rule::Action::Deny)]);
-    let all = stands(json!({"selector": 7, "types": 7, "tier": "t"})).expect("something stands in its place");
+    let all = substitute(json!({"selector": 7, "types": 7, "tier": "t"})).expect("a substitute");
     assert_eq!((all.selector.to_string().as_str(), all.tier.as_str()), ("all()", "t"));
     assert!(all.applies_ingress && all.applies_egress);
 }
 
 #[test]
-fn one_bad_object_is_its_own_problem() {
+fn a_bad_object_affects_no_other() {
     let mut feed = mk_feed();
     let mut bad = object("bad", 3);
     bad["spec"]["finalizers"] = json!(7);
     let line = event("ADDED", bad);
     script(&mut feed, &[event("ADDED", object("a", 3)), bookmark(7, true)]);
-    let Ok(News::Object(observed, _)) = feed.line(&line) else { panic!("an object") };
+    let Ok(WatchEvent::Applied(observed, _)) = feed.decode_line(&line) else { panic!("an object") };
     assert_eq!(observed.key.name, "bad");
     assert!(observed.prefers_former);
     assert_eq!(observed.update, None);
@@ -183,11 +185,11 @@ fn one_bad_object_is_its_own_problem() {
 }
 
 #[test]
-fn noise_is_a_fault() {
+fn noise_is_an_error() {
     let lines: [&[u8]; 4] = [b"", b"{}", b"{\"type\":\"ADDED\",\"object\":{}}", b"\xff\xfe"];
     for line in lines {
         let mut feed = mk_feed();
-        assert!(matches!(feed.line(line), Err(Fault::Line(_))), "{line:?}");
+        assert!(matches!(feed.decode_line(line), Err(WatchError::Line(_))), "{line:?}");
     }
 }
 
@@ -197,7 +199,7 @@ fn a_writers_trace_is_continued_once() {
     let mut traced = object("a", 8);
     let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     traced["metadata"]["annotations"] = json!({"margay.io/traceparent": parent, "other": "x"});
-    let told = script(
+    let results = script(
         &mut feed,
         &[
             bookmark(6, false),
@@ -207,14 +209,14 @@ fn a_writers_trace_is_continued_once() {
             event("MODIFIED", traced),
         ],
     );
-    assert_eq!(told, ["-", "-", "list a", "object a traced", "object a"]);
+    assert_eq!(results, ["-", "-", "list a", "object a traced", "object a"]);
 }
 
 #[test]
-fn objects_of_the_older_storage_mean_what_users_wrote() {
+fn objects_of_the_older_storage_have_the_metadata_of_users() {
     use margay_api::storage::Kind;
     use margay_api::v3::GlobalNetworkSet;
-    let parse = |set: GlobalNetworkSet| Parsed {
+    let parse = |set: GlobalNetworkSet| Ingested {
         update: None,
         prefers_former: false,
         problems: vec![format!("{:?} {:?}", set.metadata.name, set.metadata.labels)],
@@ -227,9 +229,11 @@ fn objects_of_the_older_storage_mean_what_users_wrote() {
                 "annotations": {"projectcalico.org/metadata": kept}},
             "spec": {"nets": null}})
     };
-    feed.line(&event("ADDED", stored(r#"{"labels":{"role":"db"}}"#))).expect("an object");
-    feed.line(&event("ADDED", stored("{"))).expect("an object");
-    let News::List(objects) = feed.line(&bookmark(5, true)).expect("a list") else { panic!("the list has ended") };
+    feed.decode_line(&event("ADDED", stored(r#"{"labels":{"role":"db"}}"#))).expect("an object");
+    feed.decode_line(&event("ADDED", stored("{"))).expect("an object");
+    let WatchEvent::ListComplete(objects) = feed.decode_line(&bookmark(5, true)).expect("a list") else {
+        panic!("the list has ended")
+    };
     assert_eq!(objects[0].problems, [r#"Some("s") Some({"role": "db"})"#]);
     assert!(!objects[1].prefers_former, "the rest of the object holds");
     assert!(

@@ -1,4 +1,4 @@
-//! Answers of an API server, one after another, and what the owner task hears of them.
+//! Scripted responses of an API server, and the resulting events to the owner task.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -18,22 +18,22 @@ use crate::registry::Registry;
 
 const KIND: &str = "ConfigMap";
 
-/// One request that must come, by words of its path and query, and the answer.
+/// An expected request, by parts of its path and query, and its response.
 struct Scene {
-    asked: &'static [&'static str],
+    request: &'static [&'static str],
     code: u16,
     body: String,
 }
 
-fn scene(asked: &'static [&'static str], lines: &[Value]) -> Scene {
+fn scene(request: &'static [&'static str], lines: &[Value]) -> Scene {
     let body = lines.iter().map(|line| format!("{line}\n")).collect();
-    Scene { asked, code: 200, body }
+    Scene { request, code: 200, body }
 }
 
-fn refusal(asked: &'static [&'static str], code: u16) -> Scene {
+fn refusal(request: &'static [&'static str], code: u16) -> Scene {
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": "words", "reason": "Reason", "code": code});
-    Scene { asked, code, body: status.to_string() }
+        "message": "text", "reason": "Reason", "code": code});
+    Scene { request, code, body: status.to_string() }
 }
 
 fn object(name: &str, version: u64) -> Value {
@@ -54,19 +54,20 @@ fn gone() -> Value {
 }
 
 const LIST: &[&str] = &["watch=true", "sendInitialEvents=true"];
-const PAGE: &[&str] = &["/api/v1/configmaps?&limit=500"];
+const PAGED_LIST: &[&str] = &["/api/v1/configmaps?&limit=500"];
 
-fn parse(map: ConfigMap) -> Parsed {
+fn parse(map: ConfigMap) -> Ingested {
     let name = map.metadata.name.unwrap_or_default();
-    Parsed { update: Some(Update::Namespace(name, Some(Default::default()))), ..Parsed::default() }
+    Ingested { update: Some(Update::Namespace(name, Some(Default::default()))), ..Ingested::default() }
 }
 
-/// Plays the scenes up to the first request after them. Gives a line for each event that removed or completed something.
+/// Plays the scenes up to the first request after them. Returns a line for each event that removed
+/// or completed something.
 async fn play(never_empty: bool, scenes: Vec<Scene>) -> Vec<String> {
     play_at("/api/v1/configmaps", None, never_empty, scenes).await
 }
 
-/// As [`play`], of a kind that is served there, and that a cluster may do without if it names a definition.
+/// Like [`play`], for a kind at that path; with a definition it is an optional kind.
 async fn play_at(
     path: &'static str,
     definition: Option<&'static str>,
@@ -85,8 +86,8 @@ async fn play_at(
                 at_end.notify_one();
                 return std::future::pending().await;
             };
-            for words in scene.asked {
-                assert!(uri.contains(words), "{uri} was asked, and not {words}");
+            for part in scene.request {
+                assert!(uri.contains(part), "expected {part}, got {uri}");
             }
             let response = Response::builder().status(scene.code);
             let body = Body::from(scene.body.into_bytes());
@@ -106,22 +107,22 @@ async fn play_at(
     };
     let task = tokio::spawn(watch.run(parse));
     let mut cache = Cache::new([KIND]);
-    let mut told = Vec::new();
-    // What came of the last scene is in the inbox when the next request is made.
+    let mut results = Vec::new();
+    // Events of the last scene are in the queue when the next request is made.
     loop {
         tokio::select! {
             biased;
-            Some(event) = inbox.recv() => told.extend(hear(&mut cache, event)),
+            Some(event) = inbox.recv() => results.extend(apply(&mut cache, event)),
             () = over.notified() => break,
         }
     }
     task.abort();
-    told
+    results
 }
 
-fn hear(cache: &mut Cache, event: Event) -> Option<String> {
+fn apply(cache: &mut Cache, event: Event) -> Option<String> {
     match event {
-        Event::Begin(kind) => cache.begin(kind),
+        Event::ListStarted(kind) => cache.start_list(kind),
         Event::Observed { kind, objects, .. } => {
             for object in objects {
                 cache.apply(kind, object);
@@ -132,8 +133,8 @@ fn hear(cache: &mut Cache, event: Event) -> Option<String> {
             cache.delete(kind, &key);
             return Some(format!("deleted {key}"));
         }
-        Event::Listed { kind, limit, reply } => {
-            reply.send(cache.missing(kind, limit)).expect("somebody asked");
+        Event::ListCompleted { kind, limit, reply } => {
+            reply.send(cache.missing(kind, limit)).expect("a receiver");
         }
         Event::Sweep(kind) => {
             let removed = cache.sweep(kind).len();
@@ -146,8 +147,8 @@ fn hear(cache: &mut Cache, event: Event) -> Option<String> {
 }
 
 #[tokio::test]
-async fn a_watch_goes_on_from_where_it_was() {
-    let told = play(
+async fn a_watch_resumes_from_its_version() {
+    let results = play(
         false,
         vec![
             scene(LIST, &[added("a", 3), end(5)]),
@@ -157,12 +158,12 @@ async fn a_watch_goes_on_from_where_it_was() {
         ],
     )
     .await;
-    assert_eq!(told, ["in sync with 1, 0 removed", "deleted ns/a"]);
+    assert_eq!(results, ["in sync with 1, 0 removed", "deleted ns/a"]);
 }
 
 #[tokio::test]
-async fn a_new_list_removes_what_is_gone_and_is_asked_for() {
-    let told = play(
+async fn a_new_list_removes_what_is_confirmed_to_be_gone() {
+    let results = play(
         false,
         vec![
             scene(LIST, &[added("a", 3), added("b", 4), end(5)]),
@@ -172,31 +173,31 @@ async fn a_new_list_removes_what_is_gone_and_is_asked_for() {
         ],
     )
     .await;
-    assert_eq!(told, ["in sync with 2, 0 removed", "in sync with 1, 1 removed"]);
+    assert_eq!(results, ["in sync with 2, 0 removed", "in sync with 1, 1 removed"]);
 }
 
 #[tokio::test]
 async fn a_list_that_lacks_what_exists_removes_nothing() {
-    let told = play(
+    let results = play(
         false,
         vec![
             scene(LIST, &[added("a", 3), added("b", 4), end(5)]),
             scene(&["resourceVersion=5"], &[gone()]),
             scene(LIST, &[end(9)]),
             scene(&["/api/v1/namespaces/ns/configmaps/a"], &[object("a", 3)]),
-            // Neither does one whose objects cannot be asked for.
+            // A list whose missing objects cannot be requested removes nothing either.
             scene(LIST, &[end(10)]),
             refusal(&["/api/v1/namespaces/ns/configmaps/a"], 500),
             scene(LIST, &[added("a", 3), added("b", 4), end(11)]),
         ],
     )
     .await;
-    assert_eq!(told, ["in sync with 2, 0 removed", "in sync with 2, 0 removed"]);
+    assert_eq!(results, ["in sync with 2, 0 removed", "in sync with 2, 0 removed"]);
 }
 
 #[tokio::test]
-async fn an_old_list_is_not_used() {
-    let told = play(
+async fn an_old_list_is_ignored() {
+    let results = play(
         false,
         vec![
             scene(LIST, &[added("a", 30), end(50)]),
@@ -206,41 +207,41 @@ async fn an_old_list_is_not_used() {
         ],
     )
     .await;
-    assert_eq!(told, ["in sync with 1, 0 removed", "in sync with 1, 0 removed"]);
+    assert_eq!(results, ["in sync with 1, 0 removed", "in sync with 1, 0 removed"]);
 }
 
 #[tokio::test]
-async fn a_first_list_is_not_empty_where_that_cannot_be() {
+async fn an_empty_first_list_is_refused_where_that_cannot_be() {
     let scenes = || vec![scene(LIST, &[end(5)]), scene(LIST, &[added("a", 3), end(6)])];
     assert_eq!(play(true, scenes()).await, ["in sync with 1, 0 removed"]);
 }
 
 #[tokio::test]
-async fn pages_where_lists_are_not_streamed() {
+async fn lists_are_paged_where_streaming_is_not_supported() {
     let page =
         |items: Value, next: &str| json!({"metadata": {"resourceVersion": "5", "continue": next}, "items": items});
     for not_streamed in [refusal(LIST, 422), scene(LIST, &[added("a", 3)])] {
-        let told = play(
+        let results = play(
             false,
             vec![
                 not_streamed,
-                scene(PAGE, &[page(json!([object("a", 3)]), "more")]),
+                scene(PAGED_LIST, &[page(json!([object("a", 3)]), "more")]),
                 scene(&["continue=more"], &[page(json!([object("b", 4)]), "")]),
                 scene(&["watch=true", "resourceVersion=5"], &[]),
             ],
         )
         .await;
-        assert_eq!(told, ["in sync with 2, 0 removed"]);
+        assert_eq!(results, ["in sync with 2, 0 removed"]);
     }
 }
 
 #[tokio::test]
 async fn a_kind_that_is_not_served_is_never_in_sync() {
-    let told = play(false, vec![refusal(LIST, 404), refusal(LIST, 404)]).await;
-    assert_eq!(told, [] as [String; 0]);
+    let results = play(false, vec![refusal(LIST, 404), refusal(LIST, 404)]).await;
+    assert_eq!(results, [] as [String; 0]);
 }
 
-/// The answer to the question for a definition that is served at these versions.
+/// Response to the request for a definition that is served at these versions.
 fn definition(versions: &[&str]) -> Scene {
     let versions: Vec<Value> =
         { versions.iter() }.map(|name| json!({"name": name, "served": true, "storage": false})).collect();
@@ -252,7 +253,7 @@ fn definition(versions: &[&str]) -> Scene {
 #[tokio::test(start_paused = true)]
 async fn a_kind_without_definition_has_no_objects_until_it_has_one() {
     let no_definition = || refusal(&["customresourcedefinitions/maps.g"], 404);
-    let told = play_at(
+    let results = play_at(
         "/apis/g/v1/maps",
         Some("maps.g"),
         false,
@@ -266,12 +267,12 @@ async fn a_kind_without_definition_has_no_objects_until_it_has_one() {
         ],
     )
     .await;
-    assert_eq!(told, ["in sync with 0, 0 removed", "in sync with 1, 0 removed", "in sync with 0, 1 removed"]);
+    assert_eq!(results, ["in sync with 0, 0 removed", "in sync with 1, 0 removed", "in sync with 0, 1 removed"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_kind_whose_definition_is_there_is_waited_for() {
-    let told = play_at(
+async fn a_kind_whose_definition_exists_is_retried() {
+    let results = play_at(
         "/apis/g/v1/maps",
         Some("maps.g"),
         false,
@@ -284,12 +285,12 @@ async fn a_kind_whose_definition_is_there_is_waited_for() {
         ],
     )
     .await;
-    assert_eq!(told, ["in sync with 1, 0 removed"]);
+    assert_eq!(results, ["in sync with 1, 0 removed"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_kind_is_read_at_the_version_at_which_it_is_served() {
-    let told = play_at(
+    let results = play_at(
         "/apis/g/v1/maps",
         Some("maps.g"),
         false,
@@ -300,13 +301,13 @@ async fn a_kind_is_read_at_the_version_at_which_it_is_served() {
         ],
     )
     .await;
-    assert_eq!(told, ["in sync with 1, 0 removed"]);
+    assert_eq!(results, ["in sync with 1, 0 removed"]);
 }
 
 #[tokio::test]
-async fn a_parser_that_panics_ends_the_watch_and_whoever_waits_for_that() {
-    fn odd(_: ConfigMap) -> Parsed {
-        panic!("an object that nobody thought of")
+async fn a_parser_that_panics_ends_the_watch_and_its_waiter() {
+    fn panicking(_: ConfigMap) -> Ingested {
+        panic!("an unexpected object")
     }
     let server = tower::service_fn(move |_: Request<Body>| async move {
         let body = scene(LIST, &[added("a", 3), end(5)]).body;
@@ -325,8 +326,9 @@ async fn a_parser_that_panics_ends_the_watch_and_whoever_waits_for_that() {
     };
     let mut tasks = margay_runtime::tasks::Tasks::default();
     tasks.spawn("owner", std::future::pending());
-    tasks.spawn("watch of ConfigMap", watch.run(odd));
+    tasks.spawn("watch of ConfigMap", watch.run(panicking));
     let ended = tasks.ended().await;
-    let words = "task watch of ConfigMap has ended: panic: an object that nobody thought of; the process ends too, to be started anew";
-    assert_eq!(ended.to_string(), words);
+    let expected =
+        "task watch of ConfigMap has ended: panic: an unexpected object; the process ends too, to be started anew";
+    assert_eq!(ended.to_string(), expected);
 }

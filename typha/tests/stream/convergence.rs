@@ -1,4 +1,5 @@
-//! Whatever a node misses, in whatever pieces it reads, whichever replica it asks: it ends with exactly its view.
+//! Convergence: whatever a node misses, in whatever order it reads and whichever replica it
+//! connects to, it ends with exactly its view.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -15,8 +16,10 @@ use margay_calc::digest;
 use margay_calc::model::RecordId;
 use margay_calc::update::Update;
 use margay_proto::sync::{Change, Frame};
+use margay_typha::cause::Cause;
 use margay_typha::codec::FrameBytes;
-use margay_typha::hub::{Cause, Hello, Hub, Reads};
+use margay_typha::hello::{Capabilities, Hello};
+use margay_typha::hub::Hub;
 use margay_typha::metrics::Counters;
 use margay_typha::registry::Registry;
 use prometheus_client::registry::Registry as Metrics;
@@ -27,18 +30,18 @@ use tonic::Status;
 use crate::held::{Held, apply, buckets, decode};
 
 const NODES: [&str; 2] = ["n0", "n1"];
-/// The node whose agent knows nothing of host endpoints.
+/// The node whose agent does not support host endpoints.
 const OLDER: usize = 1;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Both replicas hear of an object.
+    /// Both replicas receive an update.
     Update(Box<Update>),
-    /// One replica computes.
+    /// A replica flushes.
     Flush(usize),
-    /// A node takes what is in its slot.
+    /// A node reads the frame in its slot.
     Read(usize),
-    /// A node loses its stream and says hello to a replica.
+    /// A node loses its stream and connects to a replica.
     Connect(usize, usize),
 }
 
@@ -156,7 +159,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A node: what it holds, and its stream.
+/// A node: its records and its stream.
 #[derive(Default)]
 struct Agent {
     held: Held,
@@ -204,14 +207,14 @@ impl World {
         }
     }
 
-    /// What is said to wait for the node, and what does.
-    fn waiting(&self, node: usize) -> (usize, usize) {
+    /// Pending records of the node, as the registry reports them and as they are.
+    fn pending(&self, node: usize) -> (usize, usize) {
         let stream = self.agents[node].stream.as_ref().expect("connected");
         let known = self.registries[stream.replica].get(NODES[node], stream.session).expect("its session");
         (known.progress().pending, self.replicas[stream.replica].pending(NODES[node]))
     }
 
-    /// Takes one frame; false when there is none.
+    /// Applies one frame; returns false if there is none.
     fn read(&mut self, node: usize) -> bool {
         let agent = &mut self.agents[node];
         let Some(stream) = &mut agent.stream else {
@@ -230,12 +233,13 @@ impl World {
         true
     }
 
-    /// Hello carries what the agent holds; the answer restates only buckets that differ.
+    /// Sends hello with the digests of the agent's records; the first frame must resend only
+    /// buckets that differ.
     fn connect(&mut self, node: usize, replica: usize) {
         self.sessions += 1;
         let session = self.sessions;
         if let Some(former) = self.agents[node].stream.take() {
-            self.replicas[former.replica].leave(NODES[node], former.session);
+            self.replicas[former.replica].close_session(NODES[node], former.session);
         }
         let (slot, frames) = mpsc::channel(1);
         let blocked = Arc::new(AtomicBool::new(false));
@@ -243,12 +247,12 @@ impl World {
         let buckets = buckets(&agent.held);
         let hub = &mut self.replicas[replica];
         hub.flush(Cause::default());
-        hub.hello(Hello {
+        hub.open_session(Hello {
             node: NODES[node].to_owned(),
             session,
             agent_version: String::new(),
             buckets: buckets.clone(),
-            reads: Reads { host_endpoints: node != OLDER, compact: node != OLDER },
+            capabilities: Capabilities { host_endpoints: node != OLDER, compact: node != OLDER },
             slot,
             blocked: blocked.clone(),
         });
@@ -260,7 +264,7 @@ impl World {
         assert_eq!(agent.held, view(hub, NODES[node]), "after hello");
     }
 
-    fn settle(&mut self) {
+    fn converge(&mut self) {
         for replica in &mut self.replicas {
             replica.flush(Cause::default());
         }
@@ -277,11 +281,11 @@ fn check_first(hub: &Hub, node: &str, held: &[u64], first: &Frame) {
     let differ: Vec<u32> = differ.map(|index| index as u32).collect();
     assert_eq!(first.trailer.restated_buckets, differ);
     assert!(first.trailer.in_sync);
-    let told = first.changes.iter().map(|change| match change {
+    let sent = first.changes.iter().map(|change| match change {
         Change::Upsert(id, _) => id.clone(),
         other => panic!("{other:?} in a first frame"),
     });
-    assert!(told.eq(view.into_keys().filter(|id| differ.contains(&digest::bucket(id)))));
+    assert!(sent.eq(view.into_keys().filter(|id| differ.contains(&digest::bucket(id)))));
 }
 
 fn view(hub: &Hub, node: &str) -> Held {
@@ -296,7 +300,7 @@ fn view(hub: &Hub, node: &str) -> Held {
 }
 
 #[test]
-fn news_that_cancel_each_other_out_keep_no_node_behind() {
+fn changes_that_cancel_each_other_out_are_not_pending() {
     let mut world = World::new();
     world.connect(0, 0);
     let pod = |pod: u8| mk_endpoint(0, pod, 0, 0, Some(pod));
@@ -305,7 +309,7 @@ fn news_that_cancel_each_other_out_keep_no_node_behind() {
     for (update, waits) in [(pod(1), 0), (pod(2), 1), (Update::Endpoint(key, None), 0)] {
         world.run(Step::Update(Box::new(update)));
         world.run(Step::Flush(0));
-        assert_eq!(world.waiting(0), (waits, waits));
+        assert_eq!(world.pending(0), (waits, waits));
     }
 }
 
@@ -326,17 +330,18 @@ proptest! {
         for step in steps {
             world.run(step);
             for (node, name) in NODES.iter().enumerate() {
-                let (said, waits) = world.waiting(node);
-                prop_assert_eq!(said, waits, "{}", name);
+                let (reported, pending) = world.pending(node);
+                prop_assert_eq!(reported, pending, "{}", name);
             }
         }
-        world.settle();
+        world.converge();
         for (node, agent) in world.agents.iter().enumerate() {
             let stream = agent.stream.as_ref().expect("connected");
             let wanted = view(&world.replicas[stream.replica], NODES[node]);
             prop_assert_eq!(&agent.held, &wanted, "{}", NODES[node]);
         }
-        // Both replicas know the same now, so going to the other one costs nothing.
+        // Both replicas have the same state now, so connecting to the other one would resend
+        // nothing.
         for (name, agent) in NODES.iter().zip(&world.agents) {
             let other = 1 - agent.stream.as_ref().expect("connected").replica;
             let wanted = view(&world.replicas[other], name);
@@ -344,9 +349,9 @@ proptest! {
         }
     }
 
-    /// A node that never reads costs at most its view and what it was told: the frame in its slot, and nothing before that.
+    /// A node that never reads costs at most its view and the records of the frame in its slot.
     #[test]
-    fn silence_is_bounded(updates in proptest::collection::vec(update(), 0..80)) {
+    fn a_session_that_does_not_read_is_bounded(updates in proptest::collection::vec(update(), 0..80)) {
         let mut world = World::new();
         world.connect(0, 0);
         for update in updates {
@@ -360,6 +365,6 @@ proptest! {
             Ok(frame) => decode(&frame.expect("a frame")).changes.len(),
             Err(_) => 0,
         };
-        prop_assert!(pending <= view + in_slot, "{} pending, {} in the view, {} told", pending, view, in_slot);
+        prop_assert!(pending <= view + in_slot, "{} pending, {} in the view, {} in the slot", pending, view, in_slot);
     }
 }

@@ -1,4 +1,4 @@
-//! What a node holds, and what a frame does to it.
+//! Records of a simulated node, and the effect of a frame on them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,32 +8,32 @@ use margay_proto::sync::{Change, Frame, Joiner, wire};
 use margay_typha::codec::FrameBytes;
 use prost::Message;
 
-/// The records that a node holds.
+/// Records of a node.
 pub type Held = BTreeMap<RecordId, Record>;
 
-/// A frame from its pieces.
+/// Decodes a frame.
 pub fn decode(bytes: &FrameBytes) -> Frame {
     let mut parts = Joiner::default();
     let mut frames = bytes.clone().into_messages().into_iter().filter_map(|message| {
-        let part = wire::Frame::decode(&*message.pieces().concat()).expect("a frame");
-        parts.take(part).expect("what the model can hold")
+        let part = wire::Frame::decode(&*message.chunks().concat()).expect("a frame");
+        parts.push(part).expect("a valid frame")
     });
     frames.next().expect("its last part")
 }
 
-/// Digests of what is held, as in a hello.
+/// Digests of records, as in a hello.
 pub fn buckets(held: &Held) -> Vec<u64> {
     digest::buckets(held.iter()).to_vec()
 }
 
-/// Does what the frame says, and checks that it says nothing that makes no sense.
+/// Applies a frame, checking that its changes are consistent.
 pub fn apply(held: &mut Held, frame: &Frame) {
-    let mut told = BTreeSet::new();
+    let mut sent = BTreeSet::new();
     for change in &frame.changes {
         match change {
             Change::Upsert(id, record) => {
                 check_references(held, id, record);
-                told.insert(id.clone());
+                sent.insert(id.clone());
                 held.insert(id.clone(), record.clone());
             }
             Change::Remove(id) => {
@@ -42,7 +42,7 @@ pub fn apply(held: &mut Held, frame: &Frame) {
             Change::Members(set, _, delta) => {
                 let id = RecordId::IpSet(set.clone());
                 let Some(Record::IpSet(record)) = held.get_mut(&id) else {
-                    panic!("members of {id:?}, which was never told");
+                    panic!("members of {id:?}, which was never sent");
                 };
                 assert!(delta.added.is_disjoint(&record.members), "added twice");
                 assert!(delta.removed.is_subset(&record.members), "removed twice");
@@ -52,12 +52,12 @@ pub fn apply(held: &mut Held, frame: &Frame) {
         }
     }
     if frame.trailer.in_sync {
-        let restated = &frame.trailer.restated_buckets;
-        held.retain(|id, _| told.contains(id) || !restated.contains(&digest::bucket(id)));
+        let resent = &frame.trailer.restated_buckets;
+        held.retain(|id, _| sent.contains(id) || !resent.contains(&digest::bucket(id)));
     }
 }
 
-/// What a record refers to has come before it.
+/// Checks that the records which a record refers to are present.
 fn check_references(held: &Held, id: &RecordId, record: &Record) {
     let known = |id: RecordId| assert!(held.contains_key(&id), "{id:?} is missing");
     match record {

@@ -1,4 +1,4 @@
-//! The way from objects to what a node holds, with a node that is simulated: [`held`] is how it treats a frame.
+//! Streams to simulated nodes, from objects to the records of a node; [`held`] applies frames.
 
 mod convergence;
 mod held;

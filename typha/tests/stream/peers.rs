@@ -1,4 +1,4 @@
-//! A typha without an API server, its authority, and nodes that connect to it.
+//! A typha without an API server, its certificate authority, and nodes that connect to it.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -18,11 +18,13 @@ use margay_proto::sync::{Ack, Frame, Joiner, MAX_FRAME, encode_ack, wire};
 use margay_runtime::ready::Readiness;
 use margay_runtime::shutdown::Shutdown;
 use margay_runtime::tls::{Connector, Files, Tls};
-use margay_typha::app::{Parts, Patience};
-use margay_typha::cache::{Cache, Observed};
-use margay_typha::compute::{EVENTS, Event, Owner};
-use margay_typha::hub::Cause;
+use margay_typha::app::{GrpcServices, Timeouts};
+use margay_typha::cache::Cache;
+use margay_typha::cause::Cause;
+use margay_typha::compute::{EVENT_QUEUE, GraphOwner};
+use margay_typha::event::Event;
 use margay_typha::metrics::Counters;
+use margay_typha::object::Observed;
 use margay_typha::registry::Registry;
 use margay_typha::reporter;
 use prometheus_client::registry::Registry as Metrics;
@@ -40,8 +42,8 @@ use crate::held::{Held, apply, buckets};
 
 /// The name in typha's certificate.
 const SERVER: &str = "margay-typha";
-/// The longest that anything here may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout of everything here.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Waits for a condition that another task brings about.
 pub async fn until(condition: impl Fn() -> bool) {
@@ -50,7 +52,7 @@ pub async fn until(condition: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    let held = tokio::time::timeout(PATIENCE, wait).await;
+    let held = tokio::time::timeout(TIMEOUT, wait).await;
     held.expect("the condition never held");
 }
 
@@ -67,7 +69,7 @@ pub fn address_of(number: u16) -> IpAddr {
     Ipv4Addr::new(10, 0, high, low).into()
 }
 
-/// An object that means this.
+/// An object with this value.
 pub fn mk_object(name: &str, update: Update) -> Observed {
     Observed { key: key(name), uid: String::new(), update: Some(update), prefers_former: false, problems: Vec::new() }
 }
@@ -95,14 +97,14 @@ pub fn mk_pod(name: &str, node: &str, address: u16) -> Observed {
     }
 }
 
-/// The pod before it has an address.
+/// The pod as it is before it has an address.
 pub fn clear_addresses(pod: &mut Observed) {
     if let Some(Update::Endpoint(_, Some(endpoint))) = &mut pod.update {
         endpoint.addresses.clear();
     }
 }
 
-/// Addresses of a pod, as a node knows them.
+/// Addresses of a pod, according to a node's records.
 pub fn addresses<'a>(held: &'a Held, name: &str) -> &'a [IpAddr] {
     match held.get(&RecordId::Endpoint(key(name))) {
         Some(Record::Endpoint(endpoint)) => &endpoint.addresses,
@@ -110,7 +112,7 @@ pub fn addresses<'a>(held: &'a Held, name: &str) -> &'a [IpAddr] {
     }
 }
 
-/// Whether some set holds the address.
+/// Returns true if a set contains the address.
 pub fn is_member_anywhere(held: &Held, address: IpAddr) -> bool {
     held.values().any(|record| match record {
         Record::IpSet(set) => set.members.contains(&Member::Net(address.into())),
@@ -174,64 +176,65 @@ pub struct Typha {
 }
 
 impl Typha {
-    /// One that is in sync with an empty API.
+    /// Starts one that is in sync with an empty API.
     pub async fn start() -> Self {
-        Self::start_with(Patience::default(), &[]).await
+        Self::start_with(Timeouts::default(), &[]).await
     }
 
-    /// One that waits for lists of these kinds.
-    pub async fn start_with(patience: Patience, kinds: &[&'static str]) -> Self {
-        Self::start_as(patience, kinds, None).await
+    /// Starts one that waits for lists of these kinds.
+    pub async fn start_with(timeouts: Timeouts, kinds: &[&'static str]) -> Self {
+        Self::start_as(timeouts, kinds, None).await
     }
 
-    /// One where the words of a node count for this time after its stream has ended.
+    /// Starts one where reports of a node expire after this time without a stream.
     pub async fn start_with_grace(grace: Duration) -> Self {
-        Self::start_as(Patience::default(), &[], Some(grace)).await
+        Self::start_as(Timeouts::default(), &[], Some(grace)).await
     }
 
-    async fn start_as(patience: Patience, kinds: &[&'static str], grace: Option<Duration>) -> Self {
+    async fn start_as(timeouts: Timeouts, kinds: &[&'static str], grace: Option<Duration>) -> Self {
         let authority = Authority::new();
         let registry = Registry::default();
         let counters = Counters::register(&mut Metrics::default(), registry.clone());
         let (readiness, shutdown) = (Readiness::default(), Shutdown::default());
-        let (events, inbox) = mpsc::channel(EVENTS);
+        let (events, inbox) = mpsc::channel(EVENT_QUEUE);
         let cache = Cache::new(kinds.iter().copied());
         let gate = readiness.gate("sync", "starting");
-        let mut owner = Owner::new(cache, counters.clone(), registry.clone(), gate);
+        let mut owner = GraphOwner::new(cache, counters.clone(), registry.clone(), gate);
         owner.grace = grace.unwrap_or(owner.grace);
         let owner = tokio::spawn(owner.run(inbox, shutdown.clone()));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let parts = Parts {
+        let services = GrpcServices {
             events: events.clone(),
             registry: registry.clone(),
             counters,
             readiness: readiness.clone(),
             shutdown: shutdown.clone(),
-            patience,
+            timeouts,
         };
         let tls = authority.tls(SERVER, "");
         let server = tokio::spawn(async move {
-            parts.serve(listener, tls).await.expect("server");
+            services.serve(listener, tls).await.expect("server");
         });
         Self { authority, address, registry, readiness, shutdown, events, tasks: vec![owner, server] }
     }
 
-    /// What is wrong now.
+    /// Current problems.
     pub async fn report(&self) -> Report {
         reporter::report(&self.events, &self.registry).await.expect("the owner lives")
     }
 
-    pub async fn tell(&self, event: Event) {
+    pub async fn send(&self, event: Event) {
         assert!(self.events.send(event).await.is_ok(), "the owner has ended");
     }
 
-    /// The API shows these pods.
+    /// Delivers these objects, as a watch would.
     pub async fn observe(&self, objects: Vec<Observed>) {
-        self.tell(Event::Observed { kind: "Pod", objects, cause: Cause::default() }).await;
+        self.send(Event::Observed { kind: "Pod", objects, cause: Cause::default() }).await;
     }
 
-    /// A policy for all pods that names all pods, so that every node has a set of all addresses.
+    /// A policy that selects all pods and refers to all pods, so that every node has a set of all
+    /// addresses.
     pub async fn select_everything(&self) {
         let mut rule = Rule::any(Action::Allow);
         rule.source = EntityMatch { selector: Some(Selector::all()), ..EntityMatch::default() };
@@ -273,23 +276,23 @@ impl Typha {
         name: &str,
         organization: &str,
     ) -> Result<Channel, tonic::transport::Error> {
-        // A stranger shows a certificate of another authority and yet trusts typha.
+        // A stranger has a certificate of another authority, but trusts typha's.
         let folder = TempDir::new().expect("folder");
         authority.write(folder.path(), name, organization);
         std::fs::write(folder.path().join("ca.crt"), &self.authority.pem).expect("write");
         let tls = Tls::load(Files::in_dirs(folder.path(), folder.path())).expect("certificates");
         let connector = Connector::new(tls, &address.to_string(), SERVER).expect("a name");
-        // As small as HTTP/2 has it by default, so that a stream that is not read fills soon.
+        // The HTTP/2 default, so that a stream that is not read is full soon.
         let endpoint = connector.endpoint().initial_stream_window_size(65_535).initial_connection_window_size(65_535);
         endpoint.connect_with_connector(connector).await
     }
 
-    /// A node that holds nothing.
+    /// Connects a node that holds nothing.
     pub async fn node(&self, name: &str) -> Agent {
         self.node_holding(name, Held::new()).await
     }
 
-    /// A node that comes back.
+    /// Connects a node that holds these records.
     pub async fn node_holding(&self, name: &str, held: Held) -> Agent {
         let name = format!("margay:node:{name}");
         let channel = self.channel(&self.authority, &name, "margay:nodes").await;
@@ -299,10 +302,10 @@ impl Typha {
         agent
     }
 
-    /// Returns when every part has ended.
+    /// Returns when all tasks have ended.
     pub async fn ended(self) {
         for task in self.tasks {
-            let ended = tokio::time::timeout(PATIENCE, task).await;
+            let ended = tokio::time::timeout(TIMEOUT, task).await;
             ended.expect("a part does not end").expect("a part panicked");
         }
     }
@@ -313,7 +316,7 @@ impl Typha {
 /// The stream of one node.
 pub struct Agent {
     pub held: Held,
-    /// Frames taken.
+    /// Number of frames applied.
     pub frames: usize,
     up: mpsc::Sender<wire::Up>,
     down: Streaming<wire::Frame>,
@@ -321,17 +324,17 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Says hello.
+    /// Sends hello.
     pub async fn open(channel: Channel, buckets: Vec<u64>) -> Result<Self, Status> {
         let hello = wire::Hello { agent_version: "test".to_owned(), buckets, host_endpoints: true, compact: true };
         let message = Some(wire::up::Message::Hello(hello));
         Self::open_raw(channel, vec![wire::Up { message }]).await
     }
 
-    /// Says whatever it likes.
-    pub async fn open_raw(channel: Channel, said: Vec<wire::Up>) -> Result<Self, Status> {
+    /// Sends arbitrary messages.
+    pub async fn open_raw(channel: Channel, first: Vec<wire::Up>) -> Result<Self, Status> {
         let (up, messages) = mpsc::channel(16);
-        for message in said {
+        for message in first {
             up.send(message).await.expect("room for a few");
         }
         let mut client = SyncClient::new(channel).max_decoding_message_size(MAX_FRAME);
@@ -339,23 +342,23 @@ impl Agent {
         Ok(Self { held: Held::new(), frames: 0, up, down, revision: 0 })
     }
 
-    pub async fn say(&self, message: wire::Up) {
+    pub async fn send(&self, message: wire::Up) {
         self.up.send(message).await.expect("the stream is open");
     }
 
-    /// Whether a message comes, and not the end of the stream.
+    /// Returns true if a message arrives, false if the stream ends.
     pub async fn is_answered(&mut self) -> bool {
-        let next = tokio::time::timeout(PATIENCE, self.down.message()).await;
-        matches!(next.expect("neither a frame nor an end comes"), Ok(Some(_)))
+        let next = tokio::time::timeout(TIMEOUT, self.down.message()).await;
+        matches!(next.expect("neither a frame nor an end arrives"), Ok(Some(_)))
     }
 
-    /// The next frame, applied.
+    /// Applies the next frame.
     pub async fn frame(&mut self) -> Frame {
         let mut parts = Joiner::default();
         let frame = loop {
-            let next = tokio::time::timeout(PATIENCE, self.down.message()).await;
-            let part = next.expect("no frame comes").expect("an error").expect("the stream has ended");
-            if let Some(frame) = parts.take(part).expect("a frame") {
+            let next = tokio::time::timeout(TIMEOUT, self.down.message()).await;
+            let part = next.expect("no frame arrives").expect("an error").expect("the stream has ended");
+            if let Some(frame) = parts.push(part).expect("a frame") {
                 break frame;
             }
         };
@@ -365,29 +368,29 @@ impl Agent {
         frame
     }
 
-    /// Takes frames until it holds what is wanted.
+    /// Applies frames until the records are as wanted.
     pub async fn until(&mut self, wanted: impl Fn(&Held) -> bool) {
         while !wanted(&self.held) {
             self.frame().await;
         }
     }
 
-    /// The kernel has everything.
+    /// Acknowledges everything.
     pub async fn ack(&self) {
         let ack = Ack { revision: self.revision, ..Ack::default() };
-        self.say(encode_ack(&ack)).await;
+        self.send(encode_ack(&ack)).await;
     }
 
-    /// The kernel has everything but this.
+    /// Acknowledges everything but one record.
     pub async fn refuse(&self, id: RecordId, reason: &str) {
         let ack = Ack { revision: self.revision, errors: vec![(id, reason.to_owned())], ..Ack::default() };
-        self.say(encode_ack(&ack)).await;
+        self.send(encode_ack(&ack)).await;
     }
 
-    /// How the stream ends.
+    /// Status with which the stream ends.
     pub async fn end(&mut self) -> Status {
         loop {
-            let next = tokio::time::timeout(PATIENCE, self.down.message()).await;
+            let next = tokio::time::timeout(TIMEOUT, self.down.message()).await;
             match next.expect("the stream does not end") {
                 Ok(Some(_)) => {}
                 Ok(None) => return Status::ok(""),
@@ -399,7 +402,7 @@ impl Agent {
 
 // ---- a network that fails
 
-/// Forwards bytes until it is frozen: then it takes nothing and gives nothing, and closes nothing.
+/// Forwards bytes until it is frozen: then it neither reads nor writes nor closes.
 pub struct Proxy {
     pub address: SocketAddr,
     frozen: Arc<watch::Sender<bool>>,

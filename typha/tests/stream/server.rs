@@ -1,4 +1,4 @@
-//! The gRPC side over real TLS: who may do what, what a node gets, and what a bad peer costs the others.
+//! gRPC side over real TLS: authorisation, views, and the cost of a bad peer to others.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -15,8 +15,8 @@ use margay_proto::debug::{
     ViewRequest, party,
 };
 use margay_proto::sync::{LocalEndpoint, NodeProblem, encode_local_endpoint, encode_problems, wire};
-use margay_typha::app::Patience;
-use margay_typha::compute::Event;
+use margay_typha::app::Timeouts;
+use margay_typha::event::Event;
 use tokio::io::AsyncReadExt;
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
@@ -42,7 +42,7 @@ async fn a_node_gets_its_view_and_nothing_else() {
     one.ack().await;
     let (nodes, current) = (&typha.registry, 2);
     two.ack().await;
-    until(|| nodes.realised() == (2, current)).await;
+    until(|| nodes.count_current() == (2, current)).await;
     assert_eq!(two.frames, 1, "a change that does not concern a node is not sent to it");
 }
 
@@ -53,8 +53,8 @@ async fn the_certificate_decides_who_may_do_what() {
         let answer = DebugClient::new(channel).list_nodes(ListNodesRequest {}).await;
         answer.map(|_| ()).map_err(|status| status.code())
     };
-    // In a test nothing has been started that a filter could be changed of.
-    let log = |channel, filter: String| async move {
+    // Tests have no log whose filter could be replaced.
+    let set_log = |channel, filter: String| async move {
         DebugClient::new(channel).set_log(SetLogRequest { filter }).await.expect_err("no log").code()
     };
     let health = |channel| async move {
@@ -76,13 +76,13 @@ async fn the_certificate_decides_who_may_do_what() {
         let sync = Agent::open(channel.clone(), vec![]).await;
         assert_eq!(sync.map(|_| ()).map_err(|status| status.code()), may_sync, "{name}");
         assert_eq!(debug(channel.clone()).await, may_debug, "{name} {organization}");
-        for (filter, refusal) in [
+        for (filter, expected) in [
             ("margay_typha=debug", Code::FailedPrecondition),
             ("a=b=c", Code::InvalidArgument),
             (&*"x".repeat(5000), Code::InvalidArgument),
         ] {
-            let wanted = may_debug.map_or_else(|denied| denied, |()| refusal);
-            assert_eq!(log(channel.clone(), filter.to_owned()).await, wanted, "{name} {organization} {filter}");
+            let expected = may_debug.map_or_else(|denied| denied, |()| expected);
+            assert_eq!(set_log(channel.clone(), filter.to_owned()).await, expected, "{name} {organization} {filter}");
         }
         assert_eq!(health(channel).await, may_health, "{name} {organization}");
     }
@@ -97,7 +97,7 @@ async fn the_certificate_decides_who_may_do_what() {
 }
 
 #[tokio::test]
-async fn a_node_that_knows_everything_is_told_nothing() {
+async fn a_node_that_has_everything_is_sent_nothing() {
     let typha = Typha::start().await;
     let pods = (0..40).map(|i| mk_pod(&format!("p{i}"), "n1", i));
     typha.observe(pods.collect()).await;
@@ -116,7 +116,7 @@ async fn a_node_that_knows_everything_is_told_nothing() {
 }
 
 #[tokio::test]
-async fn one_that_says_hello_all_the_time_is_answered_seldom_and_costs_the_others_nothing() {
+async fn a_node_that_repeats_hello_is_answered_seldom_and_costs_the_others_nothing() {
     let typha = Typha::start().await;
     typha.observe(vec![mk_pod("a", "bad", 1), mk_pod("b", "good", 2)]).await;
     let mut good = typha.node("good").await;
@@ -125,7 +125,7 @@ async fn one_that_says_hello_all_the_time_is_answered_seldom_and_costs_the_other
     let channel = typha.channel(&typha.authority, "margay:node:bad", "margay:nodes").await.expect("our CA");
     let mut streams = Vec::new();
     for number in 0..40 {
-        // What it claims to hold is wrong everywhere, so that an answer is its whole view.
+        // Digests that differ everywhere, so that the response is the whole view.
         streams.push(Agent::open(channel.clone(), vec![number; 256]).await.expect("a stream"));
     }
     typha.observe(vec![mk_pod("c", "good", 3)]).await;
@@ -134,7 +134,7 @@ async fn one_that_says_hello_all_the_time_is_answered_seldom_and_costs_the_other
     for stream in &mut streams {
         answered += u64::from(stream.is_answered().await);
     }
-    assert!(answered > 0, "the newest is heard");
+    assert!(answered > 0, "the latest one is answered");
     assert!(answered <= 5 + begin.elapsed().as_secs(), "{answered} of {} hellos", streams.len());
 }
 
@@ -146,7 +146,7 @@ async fn one_that_does_not_read_costs_the_others_nothing() {
     slow.frame().await;
     let mut quick = typha.node("quick").await;
     quick.frame().await;
-    // Far more than HTTP/2 lets through to a stream that is not read.
+    // Far more than HTTP/2 flow control lets through to a stream that is not read.
     let (pods, flips) = (200_u16, 60_u16);
     let last = address_of(flips);
     for flip in 1..=flips {
@@ -169,32 +169,32 @@ async fn one_that_does_not_read_costs_the_others_nothing() {
     assert!(stalled.pending_records <= u32::from(pods), "more than its view: {stalled:?}");
     let read = by_name(&nodes, "quick");
     assert_eq!((read.pending_records, read.acked_revision), (0, read.sent_revision));
-    // It reads again: what is in the pipe, then one frame with everything that it missed.
+    // It reads again: the buffered frames, then one frame with everything that it missed.
     slow.until(|held| peers::addresses(held, "a7") == [last]).await;
     assert!(slow.frames < usize::from(flips) / 2, "{} frames", slow.frames);
     slow.ack().await;
-    let caught_up = || typha.registry.realised() == (2, 2);
+    let caught_up = || typha.registry.count_current() == (2, 2);
     until(caught_up).await;
 }
 
 #[tokio::test]
-async fn a_peer_that_is_gone_without_a_word_is_noticed() {
+async fn a_peer_that_disappears_is_noticed() {
     let ping = Duration::from_millis(100);
-    let patience = Patience { ping, pong: ping, ..Patience::default() };
-    let typha = Typha::start_with(patience, &[]).await;
+    let timeouts = Timeouts { ping, pong: ping, ..Timeouts::default() };
+    let typha = Typha::start_with(timeouts, &[]).await;
     let proxy = peers::Proxy::start(typha.address).await;
     let channel = typha.channel_at(proxy.address, &typha.authority, "margay:node:n1", "margay:nodes");
     let mut agent = Agent::open(channel.await.expect("our CA"), vec![]).await.expect("a stream");
     agent.frame().await;
-    assert_eq!(typha.registry.nodes().len(), 1);
+    assert_eq!(typha.registry.sessions().len(), 1);
     proxy.freeze();
-    until(|| typha.registry.nodes().is_empty()).await;
+    until(|| typha.registry.sessions().is_empty()).await;
 }
 
 #[tokio::test]
 async fn silent_and_malformed_peers_are_cut_off() {
-    let patience = Patience { hello: Duration::from_millis(100), ..Patience::default() };
-    let typha = Typha::start_with(patience, &[]).await;
+    let timeouts = Timeouts { hello: Duration::from_millis(100), ..Timeouts::default() };
+    let typha = Typha::start_with(timeouts, &[]).await;
     let open = async |first: Vec<wire::Up>| {
         let channel = typha.channel(&typha.authority, "margay:node:n1", "margay:nodes").await;
         Agent::open_raw(channel.expect("our CA"), first).await.expect("a stream")
@@ -212,34 +212,34 @@ async fn silent_and_malformed_peers_are_cut_off() {
         (vec![hello(), hello()], Code::InvalidArgument, "hello twice"),
         (vec![hello(), ack(None)], Code::InvalidArgument, "ack.errors.id: missing"),
     ];
-    for (said, code, words) in table {
-        let mut agent = open(said).await;
+    for (messages, code, text) in table {
+        let mut agent = open(messages).await;
         let status = agent.end().await;
         assert_eq!(status.code(), code, "{status:?}");
-        assert!(status.message().contains(words), "{status:?}");
-        until(|| typha.registry.nodes().is_empty()).await;
+        assert!(status.message().contains(text), "{status:?}");
+        until(|| typha.registry.sessions().is_empty()).await;
     }
     // What a later version adds is ignored.
     let mut agent = open(vec![hello(), wire::Up { message: None }]).await;
     agent.frame().await;
-    // Bytes that are no TLS at all: the connection ends, and everybody else is served.
+    // Not TLS: the connection ends, and all others are served.
     let mut noise = tokio::net::TcpStream::connect(typha.address).await.expect("connect");
     tokio::io::AsyncWriteExt::write_all(&mut noise, &[0_u8; 64]).await.expect("write");
     let mut end = Vec::new();
     let _ = noise.read_to_end(&mut end).await;
-    assert_eq!(typha.registry.nodes().len(), 1);
+    assert_eq!(typha.registry.sessions().len(), 1);
 }
 
 #[tokio::test]
-async fn before_the_api_is_known_nothing_is_said() {
-    let typha = Typha::start_with(Patience::default(), &["Pod"]).await;
+async fn nothing_is_sent_before_the_api_is_in_sync() {
+    let typha = Typha::start_with(Timeouts::default(), &["Pod"]).await;
     let mut early = typha.node("n1").await;
-    typha.tell(Event::Begin("Pod")).await;
+    typha.send(Event::ListStarted("Pod")).await;
     typha.observe(vec![mk_pod("a", "n1", 1)]).await;
     let answered = tokio::time::timeout(Duration::from_millis(50), early.frame()).await;
-    assert!(answered.is_err(), "half of the API is no view");
+    assert!(answered.is_err(), "no view from half of the API");
     assert!(!typha.readiness.is_ready());
-    typha.tell(Event::Sweep("Pod")).await;
+    typha.send(Event::Sweep("Pod")).await;
     let first = early.frame().await;
     assert!(first.trailer.in_sync);
     assert_eq!(peers::addresses(&early.held, "a"), [address_of(1)]);
@@ -247,7 +247,7 @@ async fn before_the_api_is_known_nothing_is_said() {
 }
 
 #[tokio::test]
-async fn a_node_tells_its_own_pods_addresses_to_all() {
+async fn a_node_reports_addresses_of_its_own_pods_to_all() {
     let typha = Typha::start().await;
     typha.select_everything().await;
     let mut without = mk_pod("a", "n1", 0);
@@ -258,22 +258,23 @@ async fn a_node_tells_its_own_pods_addresses_to_all() {
     two.frame().await;
     let address = IpAddr::from(Ipv4Addr::new(10, 9, 9, 9));
     assert!(!peers::is_member_anywhere(&two.held, address));
-    let said = |uid: &str| {
+    let report = |uid: &str| {
         encode_local_endpoint(&LocalEndpoint { key: peers::key("a"), addresses: vec![address], uid: uid.to_owned() })
     };
-    // Another node's word does not count, nor a word about another pod of that name.
-    two.say(said("u-a")).await;
-    one.say(said("u-other")).await;
-    one.say(said("u-a")).await;
+    // Reports of other nodes, or about another pod of that name, are rejected.
+    two.send(report("u-a")).await;
+    one.send(report("u-other")).await;
+    one.send(report("u-a")).await;
     two.until(|held| peers::is_member_anywhere(held, address)).await;
 }
 
-/// A node says to one replica that a pod has lost its address, and to the next that it has another one. The first believes the API again after a while.
+/// A node reports to one replica that a pod has lost its address, and to the next one that it has
+/// another. The first one returns to the API's state after a while.
 #[tokio::test]
-async fn words_of_a_node_end_with_its_stream() {
+async fn reports_of_a_node_expire_after_its_stream() {
     let one = Typha::start_with_grace(Duration::from_millis(50)).await;
     let two = Typha::start().await;
-    let said = |addresses: Vec<IpAddr>| {
+    let report = |addresses: Vec<IpAddr>| {
         encode_local_endpoint(&LocalEndpoint { key: peers::key("a"), addresses, uid: "u-a".to_owned() })
     };
     for typha in [&one, &two] {
@@ -282,12 +283,12 @@ async fn words_of_a_node_end_with_its_stream() {
     }
     let mut watcher = one.node("n2").await;
     watcher.until(|held| peers::is_member_anywhere(held, address_of(1))).await;
-    let speaker = one.node("n1").await;
-    speaker.say(said(Vec::new())).await;
+    let reporter = one.node("n1").await;
+    reporter.send(report(Vec::new())).await;
     watcher.until(|held| !peers::is_member_anywhere(held, address_of(1))).await;
-    drop(speaker);
-    let speaker = two.node("n1").await;
-    speaker.say(said(vec![address_of(7)])).await;
+    drop(reporter);
+    let reporter = two.node("n1").await;
+    reporter.send(report(vec![address_of(7)])).await;
     for typha in [&one, &two] {
         typha.observe(vec![mk_pod("a", "n1", 7)]).await;
     }
@@ -326,14 +327,14 @@ async fn readers_see_records_and_views() {
     let taken = "interface eth0 has host endpoint a, which comes first by name: only one is enforced, so remove one";
     agent.refuse(RecordId::HostEndpoint("b".to_owned()), taken).await;
     let registry = &typha.registry;
-    until(|| registry.nodes().iter().any(|node| !node.progress().errors.is_empty())).await;
+    until(|| registry.sessions().iter().any(|node| !node.progress().errors.is_empty())).await;
     let request = ListRecordsRequest { refused_only: true, ..ListRecordsRequest::default() };
     let found = debug.list_records(request).await.expect("problems").into_inner();
-    let told: Vec<(&str, &str)> =
+    let reported: Vec<(&str, &str)> =
         found.problems.iter().map(|problem| (problem.object.as_str(), problem.reasons[0].as_str())).collect();
-    let nobody =
-        "spec.node: \"n9\": there is no such node, so nobody enforces it; correct the name or delete the host endpoint";
-    assert_eq!(told[1..], [("HostEndpoint lost", nobody), ("host-endpoint b on node n1", taken)]);
+    let missing_node =
+        "spec.node: \"n9\": there is no such node, so it is not enforced; correct the name or delete the host endpoint";
+    assert_eq!(reported[1..], [("HostEndpoint lost", missing_node), ("host-endpoint b on node n1", taken)]);
     assert!(found.records.is_empty());
     let get = |id: &str| GetRecordRequest { kind: "endpoint".into(), id: id.into() };
     let missing = debug.get_record(get("ns/none")).await.expect_err("not there");
@@ -341,7 +342,7 @@ async fn readers_see_records_and_views() {
 }
 
 #[tokio::test]
-async fn whatever_is_read_in_pieces_is_whole() {
+async fn large_responses_are_complete() {
     let typha = Typha::start().await;
     typha.select_everything().await;
     typha.observe((1..=300).map(|number| mk_pod(&format!("p{number}"), "n1", number)).collect()).await;
@@ -357,30 +358,30 @@ async fn whatever_is_read_in_pieces_is_whole() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_in_the_report_while_it_is() {
+async fn problems_are_in_the_report_while_they_last() {
     let typha = Typha::start().await;
     assert!(typha.report().await.is_empty());
-    let mut bell = typha.registry.bell();
+    let mut changes = typha.registry.subscribe();
     let mut refused = mk_pod("bad", "n1", 2);
     refused.problems.push("spec.selector: \"x ==\": is no selector; correct it".to_owned());
     typha.observe(vec![refused, mk_pod("good", "n1", 3)]).await;
-    bell.changed().await.expect("it rings");
+    changes.changed().await.expect("a change is notified");
     let objects = typha.report().await.objects;
     assert_eq!((objects.total, objects.first.first().expect("one").subject.as_str()), (1, "Pod ns/bad"));
 
     let mut agent = typha.node("n1").await;
-    // At once, so perhaps before the hello has been answered.
+    // At once, so possibly before the hello is answered.
     let problems = [NodeProblem::new("routes", "there is none", true), NodeProblem::new("kernel", "old", false)];
-    agent.say(encode_problems(&problems)).await;
+    agent.send(encode_problems(&problems)).await;
     agent.frame().await;
     agent.refuse(RecordId::HostEndpoint("b".to_owned()), "taken").await;
-    bell.changed().await.expect("it rings");
+    changes.changed().await.expect("a change is notified");
     until(|| !typha.registry.errors().is_empty() && !typha.registry.problems().is_empty()).await;
     let report = typha.report().await;
     assert_eq!(
         report.nodes.first,
         [Entry::new("n1", "routes: there is none")].into(),
-        "hints are told to those who ask"
+        "hints are only in the debug service"
     );
     assert_eq!(report.records.first, [Entry::new("host-endpoint b on node n1", "taken")].into());
 
@@ -391,7 +392,7 @@ async fn what_is_wrong_is_in_the_report_while_it_is() {
 }
 
 #[tokio::test]
-async fn reflection_tells_every_service() {
+async fn reflection_lists_every_service() {
     let typha = Typha::start().await;
     let reader = typha.channel(&typha.authority, "margay:reader", "margay:readers").await.expect("our CA");
     let wanted = ["grpc.health.v1.Health", "margay.debug.v1.Debug", "margay.sync.v1.Sync"];
@@ -413,7 +414,7 @@ async fn reflection_tells_every_service() {
             }
         }};
     }
-    // grpcurl of Debian's age speaks only v1alpha.
+    // grpcurl of Debian supports only v1alpha.
     let listed: [Vec<String>; 2] = [services!(v1), services!(v1alpha)];
     for services in listed {
         for name in wanted {
@@ -423,7 +424,7 @@ async fn reflection_tells_every_service() {
 }
 
 #[tokio::test]
-async fn readers_ask_why() {
+async fn readers_can_explain_a_verdict() {
     let typha = Typha::start().await;
     typha.select_everything().await;
     typha.observe(vec![mk_pod("a", "n1", 1), mk_pod("b", "n2", 2)]).await;
@@ -445,16 +446,16 @@ async fn readers_ask_why() {
     assert_eq!(denied.verdict, "deny", "{denied:?}");
     let found = ask(address("10.0.0.1"), pod("ns/b"), "6").await.expect("an answer");
     assert_eq!(found.verdict, "allow", "an address of a pod is that pod: {found:?}");
-    let (code, words) = ask(pod("ns/none"), pod("ns/b"), "").await.expect_err("no such pod");
-    assert_eq!(code, Code::NotFound, "{words}");
+    let (code, text) = ask(pod("ns/none"), pod("ns/b"), "").await.expect_err("no such pod");
+    assert_eq!(code, Code::NotFound, "{text}");
     for (from, to, protocol, named) in [
         (pod("none"), pod("ns/b"), "", "from.pod"),
         (pod("ns/a"), address("x"), "", "to.address"),
         (pod("ns/a"), pod("ns/b"), "gre", "protocol"),
     ] {
-        let (code, words) = ask(from, to, protocol).await.expect_err("a bad question");
+        let (code, text) = ask(from, to, protocol).await.expect_err("a bad question");
         assert_eq!(code, Code::InvalidArgument);
-        assert!(words.starts_with(named), "{words}");
+        assert!(text.starts_with(named), "{text}");
     }
 }
 
@@ -469,13 +470,13 @@ async fn explain_follows_a_packet_through_host_endpoints() {
         ports: Vec::new(),
         profiles,
     };
-    let told =
+    let mk_host_object =
         |name: &str, host: HostEndpoint| peers::mk_object(name, Update::HostEndpoint(name.to_owned(), Some(host)));
     let node = NodeInfo { ipv4: Some("192.0.2.1/24".parse().expect("an address")), ..NodeInfo::default() };
     typha
         .observe(vec![
             peers::mk_object("node", Update::Node("n1".to_owned(), Some(node))),
-            told("closed", host("closed", HostInterface::All, vec![])),
+            mk_host_object("closed", host("closed", HostInterface::All, vec![])),
         ])
         .await;
     let reader = typha.channel(&typha.authority, "margay:reader", "margay:readers").await;
@@ -492,9 +493,9 @@ async fn explain_follows_a_packet_through_host_endpoints() {
         "{closed:?}"
     );
     assert_eq!(ask("192.0.2.1", 22).await.verdict, "allow", "a failsafe port");
-    assert_eq!(ask("192.0.2.9", 80).await.verdict, "allow", "nobody's address");
-    // Of two, which one it is cannot be told from here; the one that names the address can.
-    typha.observe(vec![told("open", host("open", HostInterface::ByAddress, vec![Profile::Allow]))]).await;
+    assert_eq!(ask("192.0.2.9", 80).await.verdict, "allow", "an address of no pod or node");
+    // Only the node knows which of the two applies; the one that names the address is certain.
+    typha.observe(vec![mk_host_object("open", host("open", HostInterface::ByAddress, vec![Profile::Allow]))]).await;
     let unsure = ask("192.0.2.1", 80).await;
     assert_eq!(unsure.verdict, "allow", "{unsure:?}");
     assert!(unsure.steps.iter().any(|step| step.contains("host endpoint closed, if it is")), "{unsure:?}");
@@ -510,11 +511,11 @@ async fn a_second_stream_replaces_the_first() {
     assert_eq!(first.end().await.code(), Code::Aborted);
     typha.observe(vec![mk_pod("a", "n1", 1)]).await;
     second.frame().await;
-    assert_eq!(typha.registry.nodes().len(), 1);
+    assert_eq!(typha.registry.sessions().len(), 1);
 }
 
 #[tokio::test]
-async fn at_the_end_nodes_are_sent_elsewhere() {
+async fn at_shutdown_nodes_are_sent_to_other_replicas() {
     let typha = Typha::start().await;
     let mut agents = Vec::new();
     for name in ["n1", "n2", "n3"] {

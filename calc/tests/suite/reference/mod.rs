@@ -1,4 +1,5 @@
-//! Everything from the objects, in one go: no index, no history. Slow and plain: what the graph is compared with.
+//! Reference computation of everything from the objects at once: no index, no history. Slow and
+//! simple; the graph is compared with it.
 
 mod rules;
 
@@ -26,13 +27,13 @@ use margay_calc::model::{
 use margay_calc::update::{Backend, NetworkSetKey, Update};
 use rules::{SetSpec, resolve};
 
-/// The order, with one zero.
+/// Normalises minus zero to zero.
 pub fn order(order: Order) -> Order {
     let is_zero = order.0.is_some_and(|number| number == 0.0);
     if is_zero { Order(Some(0.0)) } else { order }
 }
 
-/// What breaks ties among policies.
+/// Breaks ties among policies.
 pub fn tie(key: &PolicyKey) -> String {
     format!("{}/{}/{}", key.name, key.namespace, key.kind.as_str())
 }
@@ -55,7 +56,7 @@ pub struct Objects {
     pub settings: BTreeMap<String, FelixOverrides>,
 }
 
-/// Somebody who has addresses.
+/// An object with addresses.
 pub struct Owner<'a> {
     pub labels: Labels,
     pub addresses: &'a [IpAddr],
@@ -101,7 +102,7 @@ impl Objects {
             |object| matches!(&object.scope, SettingsScope::Selected(selector) if self.nodes.contains_key(node) && selector.matches(&labels)),
         );
         let own = self.settings.get(&format!("node.{node}"));
-        // The strongest first: the first that says something about a field decides it.
+        // From the strongest layer: the first that sets a field decides it.
         let layers: Vec<&FelixOverrides> =
             own.into_iter().chain(selected).chain(self.settings.get("default")).collect();
         let built_in = FelixSettings::default();
@@ -165,7 +166,7 @@ impl Objects {
         records
     }
 
-    /// The policies that apply to an endpoint, in order within their tiers.
+    /// Policies that apply to an endpoint, in order within their tiers.
     fn applied(&self, key: &EndpointKey, endpoint: &WorkloadEndpoint) -> Vec<(&PolicyKey, &Policy)> {
         let labels = self.labels(key, endpoint);
         let in_force = self.policies.iter().filter(|(_, policy)| policy.applies() && !is_for_hosts_only(policy));
@@ -174,7 +175,7 @@ impl Objects {
         applied
     }
 
-    /// The policies that apply to some packets of a host, in order within their tiers.
+    /// Policies that apply to some packets of a host endpoint, in order within their tiers.
     pub fn applied_to_host(&self, host: &HostEndpoint) -> Vec<(&PolicyKey, &Policy)> {
         let labels = self.host_labels(host);
         let global = self.policies.iter().filter(|(key, _)| key.kind == PolicyKind::GlobalNetworkPolicy);
@@ -204,7 +205,7 @@ impl Objects {
         })
     }
 
-    /// What profiles say where no policy does.
+    /// Action of the profiles for packets that no policy decides.
     pub fn by_profiles(&self, profiles: &[Profile]) -> Action {
         let [first, rest @ ..] = profiles else {
             return Action::Deny;
@@ -246,7 +247,7 @@ impl Objects {
         records
     }
 
-    /// Whether a pool is divided into the block, and none that was there before overlaps it.
+    /// Returns true if a pool is divided into the block, and no older block overlaps it.
     fn counts(&self, net: &IpNet, block: &BlockInfo) -> bool {
         let fits = |net: &IpNet, block: &BlockInfo| {
             let fits = |pool: &Pool| pool.block_size == net.prefix_len() || block.created < pool.created;
@@ -258,7 +259,7 @@ impl Objects {
         fits(net, block) && !blocks.any(|(other, them)| overlaps(other) && is_before(other, them) && fits(other, them))
     }
 
-    /// The node without the addresses that are others'.
+    /// The node without addresses that other nodes have.
     pub fn believed(&self, name: &str, node: &NodeInfo) -> NodeInfo {
         let first = |claims: &dyn Fn(&str, &NodeInfo) -> bool, reported: fn(&NodeInfo) -> bool| {
             let claimants = self.nodes.iter().filter(|(name, node)| claims(name, node));
@@ -377,7 +378,7 @@ impl Objects {
         }
     }
 
-    /// Whoever has addresses.
+    /// Objects with addresses.
     pub fn owners(&self) -> Vec<Owner<'_>> {
         let pods = self.endpoints.iter().map(|(key, endpoint)| Owner {
             labels: self.labels(key, endpoint),
@@ -392,7 +393,7 @@ impl Objects {
         pods.chain(hosts).collect()
     }
 
-    /// Effective labels of a host endpoint: of what several profiles have, the first's.
+    /// Effective labels of a host endpoint; where several profiles define one, the first wins.
     pub fn host_labels(&self, host: &HostEndpoint) -> Labels {
         let mut labels = Labels::new();
         for profile in host.profiles.iter().rev() {

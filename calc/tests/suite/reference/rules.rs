@@ -1,4 +1,5 @@
-//! Rules with selectors become rules with sets: which sets a rule refers to, and the rule as a node sees it.
+//! Converts rules with selectors to rules with sets: the sets that a rule refers to, and the rule
+//! as a node gets it.
 
 use std::collections::BTreeSet;
 
@@ -11,23 +12,25 @@ use sha2::{Digest, Sha256};
 use margay_calc::evaluate::Direction;
 use margay_calc::model::{RuleRecord, SetId, SetKind, SideMatch};
 
-/// What a set holds. Its id is made from it, so the same content has the same id whichever policy it came with.
+/// Content of a set. The id is derived from it, so equal content has the same id whichever policy
+/// refers to it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SetSpec {
     /// Addresses of the endpoints and ranges of the network sets that the selector selects.
     Selected(Selector),
-    /// Address, protocol and port of the selected endpoints that declare a port of one of these names; of any protocol when it is absent.
+    /// Address, protocol and port of the selected endpoints that declare a port with one of these
+    /// names; `None`: of any protocol.
     NamedPorts(Selector, Option<Protocol>, BTreeSet<String>),
     /// Addresses of the nodes that the selector selects.
     Nodes(Selector),
     /// Address, protocol and port of the backends of a Service.
     Service(NamespacedName),
-    /// Addresses of the backends of a Service: what a packet that comes from one carries.
+    /// Addresses of the backends of a Service: the source of packets that come from one.
     ServiceAddresses(NamespacedName),
 }
 
 impl SetSpec {
-    /// The id of the set.
+    /// Id of the set.
     pub fn id(&self) -> SetId {
         SetId(match self {
             Self::Selected(selector) => selector.id(),
@@ -43,7 +46,7 @@ impl SetSpec {
         })
     }
 
-    /// What the members are.
+    /// Type of the members.
     pub fn kind(&self) -> SetKind {
         match self {
             Self::Selected(_) | Self::Nodes(_) | Self::ServiceAddresses(_) => SetKind::Net,
@@ -52,13 +55,14 @@ impl SetSpec {
     }
 }
 
-/// The first 20 bytes of SHA-256, as text.
+/// The first 20 bytes of SHA-256, in hexadecimal.
 fn hex(content: &[u8]) -> String {
     let hash = Sha256::digest(content);
     hash[..20].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The rule as a node sees it. `set` is told of every set that the rule refers to and answers with its id.
+/// The rule as a node gets it. `set` is called with every set that the rule refers to and returns
+/// its id.
 pub fn resolve(
     rule: &Rule,
     direction: Direction,
@@ -66,7 +70,7 @@ pub fn resolve(
     set: &mut impl FnMut(SetSpec) -> SetId,
 ) -> RuleRecord {
     let Rule { action, ip_version, protocol, not_protocol, icmp, not_icmp, source, destination } = rule;
-    // Where the policy's own endpoint stands, its ports are meant.
+    // On the side of the policy's own endpoint, named ports are those that its subject declares.
     let (local_source, local_destination) = match direction {
         Direction::Ingress => (None, Some(subject)),
         Direction::Egress => (Some(subject), None),
@@ -94,7 +98,7 @@ fn side(
     set: &mut impl FnMut(SetSpec) -> SetId,
 ) -> SideMatch {
     let EntityMatch { nets, not_nets, selector, not_selector, ports, not_ports, nodes, service: _ } = entity;
-    // A named port is one of the selected endpoints' own; of anybody's when nothing is selected.
+    // A named port is declared by the selected endpoints; without a selector, by any endpoint.
     let declared_by = || selector.as_ref().or(local).cloned().unwrap_or_else(Selector::all);
     let mut named = |ports: &[Port]| -> Option<SetId> {
         let names = ports.iter().filter_map(|port| match port {

@@ -1,15 +1,17 @@
-//! What one node must hold.
+//! View of one node: the records that it must hold.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use crate::digest::{self, Buckets};
-use crate::graph::Graph;
-use crate::members::{Payload, Subject};
+use crate::evaluate::Records;
+use crate::items::{Payload, Subject};
 use crate::model::{Record, RecordId, SetId};
 use crate::policies;
 
-/// What one node must hold, as of the last flush.
+use super::Graph;
+
+/// Records that one node must hold, as of the last flush.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     pub(crate) graph: &'a Graph,
@@ -17,19 +19,19 @@ pub struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// The ids, ascending: what is referred to before what refers to it.
+    /// Ids, ascending: a record comes after those that it refers to.
     pub fn ids(&self) -> impl Iterator<Item = Cow<'a, RecordId>> + use<'a> {
         let settings = self.record(&RecordId::Settings).map(|_| Cow::Owned(RecordId::Settings));
         let own = self.own().into_iter().map(|(id, _)| Cow::Owned(id));
         settings.into_iter().chain(self.graph.globals.ids().map(Cow::Borrowed)).chain(own)
     }
 
-    /// The value of a record of the view.
+    /// Value of a record of the view.
     pub fn record(&self, id: &RecordId) -> Option<Cow<'a, Record>> {
         self.graph.record_for(self.node, id)
     }
 
-    /// The digest of a record of the view.
+    /// Digest of a record of the view.
     pub fn digest(&self, id: &RecordId) -> Option<u64> {
         match id {
             RecordId::Settings => self.graph.globals.settings(self.node).map(|(_, digest)| digest),
@@ -37,7 +39,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The digests of the view's buckets.
+    /// Digests of the view's buckets.
     pub fn buckets(&self) -> Buckets {
         let mut buckets = self.graph.globals.buckets();
         if let Some(digest) = self.digest(&RecordId::Settings) {
@@ -49,19 +51,19 @@ impl<'a> View<'a> {
         buckets
     }
 
-    /// The host endpoints among the records, with their digests.
+    /// Host endpoints of the view, with their digests.
     pub fn host_endpoints(&self) -> impl Iterator<Item = (RecordId, u64)> + use<'a> {
         let graph = self.graph;
-        let items = graph.texts.find(self.node).into_iter().flat_map(move |node| graph.members.on_node(node));
-        items.filter_map(move |item| match graph.members.get(item)? {
+        let items = graph.interner.find(self.node).into_iter().flat_map(move |node| graph.items.on_node(node));
+        items.filter_map(move |item| match graph.items.get(item)? {
             Payload::Endpoint(endpoint) if endpoint.subject() == Subject::Host => {
-                Some((endpoint.name.id(&graph.texts), graph.members.told(endpoint.name)?.1))
+                Some((endpoint.name.id(&graph.interner), graph.items.sent(endpoint.name)?.1))
             }
             _ => None,
         })
     }
 
-    /// The bucket of a record.
+    /// Bucket of a record.
     pub fn bucket(&self, id: &RecordId) -> u32 {
         digest::bucket(id)
     }
@@ -70,22 +72,22 @@ impl<'a> View<'a> {
     fn own(&self) -> Vec<(RecordId, u64)> {
         let graph = self.graph;
         let (mut sets, mut policies, mut own) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
-        for item in graph.texts.find(self.node).into_iter().flat_map(|node| graph.members.on_node(node)) {
-            if let Some(Payload::Endpoint(endpoint)) = graph.members.get(item) {
+        for item in graph.interner.find(self.node).into_iter().flat_map(|node| graph.items.on_node(node)) {
+            if let Some(Payload::Endpoint(endpoint)) = graph.items.get(item) {
                 policies.extend(graph.policies_of(item, endpoint));
-                let told = graph.members.told(endpoint.name);
-                own.extend(told.map(|(_, digest)| (endpoint.name.id(&graph.texts), digest)));
+                let sent = graph.items.sent(endpoint.name);
+                own.extend(sent.map(|(_, digest)| (endpoint.name.id(&graph.interner), digest)));
             }
         }
         for policy in policies.into_iter().map(|policy| graph.policies.get(policy)) {
             sets.extend(policy.sets.iter().copied());
-            if let Some(told) = graph.policies.told(policy.key) {
-                own.push((RecordId::Policy(policies::key(policy.key, &graph.texts)), told.digest));
+            if let Some(sent) = graph.policies.sent(policy.key) {
+                own.push((RecordId::Policy(policies::key(policy.key, &graph.interner)), sent.digest));
             }
         }
         for set in sets.into_iter().map(|set| graph.sets.id(set)) {
             if let Some(digest) = graph.sets.digest(set) {
-                own.push((RecordId::IpSet(SetId(graph.texts.get(set).to_owned())), digest));
+                own.push((RecordId::IpSet(SetId(graph.interner.get(set).to_owned())), digest));
             }
         }
         own.sort_unstable();
@@ -99,5 +101,11 @@ impl<'a> IntoIterator for View<'a> {
 
     fn into_iter(self) -> Self::IntoIter {
         Box::new(self.ids())
+    }
+}
+
+impl Records for View<'_> {
+    fn record(&self, id: &RecordId) -> Option<Cow<'_, Record>> {
+        View::record(self, id)
     }
 }

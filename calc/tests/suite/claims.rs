@@ -1,4 +1,4 @@
-//! What agents write of their nodes and blocks takes nothing from other nodes.
+//! What agents write about their nodes and blocks takes nothing from other nodes.
 
 use expect_test::expect;
 
@@ -33,10 +33,10 @@ problems
             route 10.0.0.64/26 gained by all
 
             > problems
-            IPAMBlock 0-0-0-0-0: spec.cidr: 0.0.0.0/0 of n9: no IPPool has this range, so other nodes have no route to it; create such a pool, or delete the block once nobody uses it
-            IPAMBlock 8-8-8-8-32: spec.cidr: 8.8.8.8/32 of n9: no IPPool has this range, so other nodes have no route to it; create such a pool, or delete the block once nobody uses it
-            IPAMBlock 10-0-0-0-25: spec.cidr: 10.0.0.0/25 of n9: IPPool main is divided into blocks of /26, so this is none of them and gets no route; delete it, and find out who has made it
-            IPAMBlock 10-0-0-5-32: spec.cidr: 10.0.0.5/32 of n9: IPPool main is divided into blocks of /26, so this is none of them and gets no route; delete it, and find out who has made it
+            IPAMBlock 0-0-0-0-0: spec.cidr: 0.0.0.0/0 of n9: no IPPool has this range, so other nodes have no route to it; create such a pool, or delete the block once no pod uses it
+            IPAMBlock 8-8-8-8-32: spec.cidr: 8.8.8.8/32 of n9: no IPPool has this range, so other nodes have no route to it; create such a pool, or delete the block once no pod uses it
+            IPAMBlock 10-0-0-0-25: spec.cidr: 10.0.0.0/25 of n9: IPPool main is divided into blocks of /26, and this is not one of them, so it gets no route; delete it, and find out what created it
+            IPAMBlock 10-0-0-5-32: spec.cidr: 10.0.0.5/32 of n9: IPPool main is divided into blocks of /26, and this is not one of them, so it gets no route; delete it, and find out what created it
 
         "#]],
     );
@@ -76,7 +76,7 @@ problems
             route 10.0.0.1/32 lost by all
 
             > problems
-            IPAMBlock 10-0-0-0-26: spec.cidr: 10.0.0.0/26 of n1: no IPPool has this range, so other nodes have no route to it; create such a pool, or delete the block once nobody uses it
+            IPAMBlock 10-0-0-0-26: spec.cidr: 10.0.0.0/26 of n1: no IPPool has this range, so other nodes have no route to it; create such a pool, or delete the block once no pod uses it
 
             > flush
             pool 10.0.0.0/16 gained by all
@@ -86,7 +86,7 @@ problems
             > flush
 
             > problems
-            IPAMBlock 10-0-0-16-28: spec.cidr: 10.0.0.16/28 of n2: it overlaps block 10.0.0.0/26, which was there before, so that it gets no route; delete it, and make its pods anew
+            IPAMBlock 10-0-0-16-28: spec.cidr: 10.0.0.16/28 of n2: it overlaps the older block 10.0.0.0/26, so it gets no route; delete it, and recreate its pods
 
             > flush
             route 10.0.0.0/26 lost by all
@@ -100,7 +100,7 @@ problems
 }
 
 #[test]
-fn an_address_is_the_nodes_for_whom_kubelet_reports_it_then_the_older_ones() {
+fn an_address_belongs_to_the_node_that_kubelet_reports_with_it_else_to_the_older_one() {
     check(
         "
 node n1 192.0.2.1/24 since:5 reported
@@ -127,14 +127,14 @@ problems
             node n9
 
             > problems
-            Node n9: projectcalico.org/IPv4Address: 192.0.2.1: node n1 has that address, so that others do not reach this node there; if the node has changed, delete the annotation and restart its agent, and find out who has written it
+            Node n9: projectcalico.org/IPv4Address: 192.0.2.1: node n1 has that address, so other nodes do not use it for this node; if the node has changed, delete the annotation and restart its agent; else find out what wrote it
 
             > flush
             node n1 kept by all (value)
             node n9 kept by all (value)
 
             > problems
-            Node n1: projectcalico.org/IPv4Address: 192.0.2.1: node n9 has that address, so that others do not reach this node there; if the node has changed, delete the annotation and restart its agent, and find out who has written it
+            Node n1: projectcalico.org/IPv4Address: 192.0.2.1: node n9 has that address, so other nodes do not use it for this node; if the node has changed, delete the annotation and restart its agent; else find out what wrote it
 
             > flush
             node n1 kept by all (value)
@@ -174,8 +174,8 @@ problems
             node n9 gained by all
 
             > problems
-            Node n1: projectcalico.org/IPv4VXLANTunnelAddr: 10.0.0.1: node n9 has that address, so that others do not reach this node there; if the node has changed, delete the annotation and restart its agent, and find out who has written it
-            Node n10: projectcalico.org/IPv4VXLANTunnelAddr: 10.0.9.9: node n11 has that address, so that others do not reach this node there; if the node has changed, delete the annotation and restart its agent, and find out who has written it
+            Node n1: projectcalico.org/IPv4VXLANTunnelAddr: 10.0.0.1: node n9 has that address, so other nodes do not use it for this node; if the node has changed, delete the annotation and restart its agent; else find out what wrote it
+            Node n10: projectcalico.org/IPv4VXLANTunnelAddr: 10.0.9.9: node n11 has that address, so other nodes do not use it for this node; if the node has changed, delete the annotation and restart its agent; else find out what wrote it
 
             > flush
             node n1 kept by all (value)
@@ -193,16 +193,16 @@ problems
             route 10.0.0.0/26 via n1 vxlan
 
             > problems
-            Node n10: projectcalico.org/IPv4VXLANTunnelAddr: 10.0.9.9: node n11 has that address, so that others do not reach this node there; if the node has changed, delete the annotation and restart its agent, and find out who has written it
-            Node n9: projectcalico.org/IPv4VXLANTunnelAddr: 10.0.0.1: node n1 has that address, so that others do not reach this node there; if the node has changed, delete the annotation and restart its agent, and find out who has written it
+            Node n10: projectcalico.org/IPv4VXLANTunnelAddr: 10.0.9.9: node n11 has that address, so other nodes do not use it for this node; if the node has changed, delete the annotation and restart its agent; else find out what wrote it
+            Node n9: projectcalico.org/IPv4VXLANTunnelAddr: 10.0.0.1: node n1 has that address, so other nodes do not use it for this node; if the node has changed, delete the annotation and restart its agent; else find out what wrote it
 
         "#]],
     );
 }
 
 #[test]
-fn what_a_node_has_beyond_all_measure_has_no_route_and_is_one_problem() {
-    let most = margay_calc::blocks::MOST;
+fn blocks_beyond_the_quota_of_a_node_have_no_route_and_are_one_problem() {
+    let most = margay_calc::blocks::MAX_PER_NODE;
     let mut script =
         String::from("node n1 192.0.2.1/24\nnode n9 192.0.2.9/24\npool main 10.0.0.0/8 vxlan size:32 since:1\n");
     let range = |number: usize| format!("10.0.{}.{}/32", number / 256, number % 256);
@@ -218,7 +218,7 @@ fn what_a_node_has_beyond_all_measure_has_no_route_and_is_one_problem() {
         assert_eq!(printed.contains(&format!("route {} via", range(number))), is_there, "{number}");
     }
     let problems: Vec<&str> = printed.lines().filter(|line| line.starts_with("Node n9: ")).collect();
-    let wanted = format!("Node n9: it has {} IPAMBlocks of IPv4, of which the {most} oldest count", most + 2);
+    let wanted = format!("Node n9: it has {} IPAMBlocks of IPv4, of which the {most} oldest are accepted", most + 2);
     assert!(problems.len() == 1 && problems[0].starts_with(&wanted), "{problems:?}");
 }
 
@@ -250,7 +250,7 @@ problems
             route 10.0.0.0/26 via n1 vxlan
 
             > problems
-            Node n9: projectcalico.org/IPv4Address: 10.0.0.5: it is in a block of another node, and not under the handle of this node's tunnel, so that others do not reach this node there; if the node has changed, delete the annotation and restart its agent, and find out who has written it
+            Node n9: projectcalico.org/IPv4Address: 10.0.0.5: it is in a block of another node, and not under the handle of this node's tunnel, so other nodes do not use it for this node; if the node has changed, delete the annotation and restart its agent; else find out what wrote it
 
             > flush
             node n9 kept by all (value)

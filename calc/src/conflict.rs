@@ -1,0 +1,110 @@
+//! Objects that have no effect as written, because of other objects.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use margay_api::ipam::names;
+use margay_api::meta::{ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6};
+use margay_api::policy::PolicyKey;
+
+use crate::blocks::{BlockRefusal, Excess};
+
+/// An object that has no effect as written: a missing reference, or a conflict with another object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Conflict {
+    /// A policy whose tier does not exist.
+    TierMissing {
+        /// The policy.
+        policy: PolicyKey,
+        /// The tier.
+        tier: String,
+    },
+    /// Two pools with the same CIDR.
+    PoolShadowed {
+        /// The pool that has no effect.
+        pool: String,
+        /// The pool that is used.
+        winner: String,
+    },
+    /// A host endpoint whose node does not exist.
+    NodeMissing {
+        /// The host endpoint.
+        endpoint: String,
+        /// The node.
+        node: String,
+    },
+    /// An IPAM block that gets no route.
+    BlockRefused {
+        /// CIDR of the block.
+        range: IpNet,
+        /// The node that the block is affine to, if any.
+        node: Option<String>,
+        /// The reason.
+        why: BlockRefusal,
+    },
+    /// A node with more blocks, or more borrowed addresses, than its quota.
+    Excess(Excess),
+    /// An address that a Node object claims, but another node has.
+    AddressRejected {
+        /// The node that claims it.
+        node: String,
+        /// The address.
+        address: IpAddr,
+        /// True for a tunnel (VTEP) address, false for the node's own address.
+        is_tunnel: bool,
+        /// The node that has it, if any.
+        winner: Option<String>,
+    },
+}
+
+impl Conflict {
+    /// Kind and name of the object.
+    pub fn object(&self) -> String {
+        match self {
+            Self::TierMissing { policy, .. } => policy.to_string(),
+            Self::PoolShadowed { pool, .. } => format!("IPPool {pool}"),
+            Self::NodeMissing { endpoint, .. } => format!("HostEndpoint {endpoint}"),
+            Self::BlockRefused { range, .. } => format!("IPAMBlock {}", names::block(*range)),
+            Self::AddressRejected { node, .. } | Self::Excess(Excess { node, .. }) => format!("Node {node}"),
+        }
+    }
+
+    /// Explains the conflict: field, value, rule and remedy.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::TierMissing { tier, .. } => format!(
+                "spec.tier: {tier:?}: there is no such tier, so the policy comes after all tiers and denies what it does \
+                 not allow; create the tier or correct the name"
+            ),
+            Self::PoolShadowed { winner, .. } => {
+                format!("spec.cidr: IPPool {winner} has the same range and is used instead; delete one of them")
+            }
+            Self::NodeMissing { node, .. } => format!(
+                "spec.node: {node:?}: there is no such node, so it is not enforced; correct the name or delete the host \
+                 endpoint"
+            ),
+            Self::BlockRefused { range, node, why } => {
+                format!("spec.cidr: {range} of {}: {why}", node.as_deref().unwrap_or("no node"))
+            }
+            Self::Excess(excess) => excess.to_string(),
+            Self::AddressRejected { address, is_tunnel, winner, .. } => {
+                let annotations = match (is_tunnel, address) {
+                    (true, IpAddr::V4(_)) => ANNOTATION_VXLAN_IPV4,
+                    (true, IpAddr::V6(_)) => ANNOTATION_VXLAN_IPV6,
+                    (false, IpAddr::V4(_)) => ANNOTATION_NODE_IPV4,
+                    (false, IpAddr::V6(_)) => ANNOTATION_NODE_IPV6,
+                };
+                let why = match winner {
+                    Some(winner) => format!("node {winner} has that address"),
+                    None => {
+                        "it is in a block of another node, and not under the handle of this node's tunnel".to_owned()
+                    }
+                };
+                format!(
+                    "{annotations}: {address}: {why}, so other nodes do not use it for this node; if the node has \
+                     changed, delete the annotation and restart its agent; else find out what wrote it"
+                )
+            }
+        }
+    }
+}
