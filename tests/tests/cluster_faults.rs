@@ -241,7 +241,7 @@ fn bypassed(cluster: &Cluster) -> Result<()> {
     let other = r#"{"cniVersion":"1.0.0","name":"other","plugins":[{"type":"bridge","ipam":{"type":"host-local"}}]}"#;
     n3.exec(&["sh", "-c", &format!("echo '{other}' > {file}")])?;
     let is_told =
-        |said: &str| said.contains("n3") && said.contains("takes 05-other.conflist") && said.contains("bridge");
+        |said: &str| said.contains("n3") && said.contains("uses 05-other.conflist") && said.contains("bridge");
     let told = told_of(cluster, "calico", is_told);
     n3.exec(&["rm", file])?;
     told?;

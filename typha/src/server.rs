@@ -272,7 +272,7 @@ fn record_ack_span(node: &NodeSession, sent: &SentFrame, ack: &Ack) {
         errors = ack.errors.len(),
     );
     telemetry::set_parent(&span, parent);
-    span.in_scope(|| debug!(node = %node.name, revision = ack.revision, "realised"));
+    span.in_scope(|| debug!(node = %node.name, revision = ack.revision, "revision enforced"));
 }
 
 /// Name of the node that a certificate identifies: its stream gets the view of this node and no

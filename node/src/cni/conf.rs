@@ -9,7 +9,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use margay_proto::conf::{self, CONFLIST, Whose};
+use margay_proto::conf::{self, CONFLIST, ConfOwner};
 
 /// Between looks.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -52,7 +52,7 @@ fn look(folder: &Path, own: Option<&str>) -> Option<String> {
 fn restore(folder: &Path, text: &str) -> io::Result<bool> {
     let path = folder.join(CONFLIST);
     match content(&path) {
-        Ok(present) if conf::whose(CONFLIST, &present) == Whose::Ours => return Ok(false),
+        Ok(present) if conf::owner_of(CONFLIST, &present) == ConfOwner::Ours => return Ok(false),
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
@@ -106,12 +106,12 @@ mod tests {
     fn a_file_that_comes_before_ours_is_found_and_so_is_ours_that_is_gone() {
         let folder = tempfile::TempDir::new().unwrap();
         let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
-        assert!(wrong(folder.path()).unwrap().contains("10-margay.conflist is not in"));
+        assert!(wrong(folder.path()).unwrap().contains("10-margay.conflist is missing"));
         write("10-margay.conflist", r#"{"plugins":[{"type":"margay"}]}"#);
         write("05-notes.txt", "{}");
         assert_eq!(wrong(folder.path()), None);
         write("05-other.conf", r#"{"type":"bridge"}"#);
-        assert!(wrong(folder.path()).unwrap().contains("takes 05-other.conf"));
+        assert!(wrong(folder.path()).unwrap().contains("uses 05-other.conf"));
         std::fs::remove_file(folder.path().join("05-other.conf")).unwrap();
         assert_eq!(wrong(folder.path()), None);
         assert!(wrong(&folder.path().join("gone")).unwrap().contains("cannot be read"));
@@ -143,7 +143,7 @@ mod tests {
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "{what}: a draft is left");
         }
         fs::remove_file(&path).unwrap();
-        assert!(look(folder.path(), None).unwrap().contains("is not in"), "it is not this agent's to write");
+        assert!(look(folder.path(), None).unwrap().contains("is missing"), "it is not this agent's to write");
         fs::create_dir(&path).unwrap();
         assert!(look(folder.path(), Some(own)).is_some(), "it cannot be written");
     }
