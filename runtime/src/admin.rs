@@ -27,7 +27,7 @@ use crate::telemetry;
 const CONNECTIONS: usize = 64;
 /// Requests answered at once; more are shed with 503, so that a scrape storm cannot pile up work.
 const REQUESTS: usize = 16;
-/// The longest that a request may take, its header and body included.
+/// Time limit of a request, its header and body included.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The largest body read: a log filter.
 const BODY: usize = 4096;
@@ -44,7 +44,7 @@ pub struct ListenError {
     source: io::Error,
 }
 
-/// Opens the admin port, serves it until `shutdown`, and returns the address it has (port 0 asks for any).
+/// Opens the admin port, serves it until `shutdown`, and returns its address (port 0 picks any).
 pub async fn serve(
     address: SocketAddr,
     registry: Arc<Registry>,
@@ -117,10 +117,9 @@ async fn answer(state: &State, request: Request<Incoming>) -> Reply {
         (&Method::PUT, "/log") => set_log(request.into_body()).await,
         (_, "/metrics" | "/healthz" | "/readyz") => refuse_method("GET"),
         (_, "/log") => refuse_method("PUT"),
-        (_, path) => text(
-            StatusCode::NOT_FOUND,
-            format!("no {path} here; there are GET /metrics, /healthz, /readyz and PUT /log\n"),
-        ),
+        (_, path) => {
+            text(StatusCode::NOT_FOUND, format!("no {path} here; use GET /metrics, /healthz, /readyz or PUT /log\n"))
+        }
     }
 }
 
@@ -241,7 +240,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn wrong_requests_say_what_there_is() {
+    async fn wrong_requests_are_answered_with_the_valid_ones() {
         let port = open().await;
         let reply = get(port.address, "/nothing").await;
         assert!(reply.starts_with("HTTP/1.1 404") && reply.contains("/readyz"), "{reply}");
@@ -257,7 +256,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_silent_client_holds_up_nobody() {
+    async fn a_silent_client_does_not_block_others() {
         let port = open().await;
         let _silent = TcpStream::connect(port.address).await.expect("connect");
         assert!(get(port.address, "/healthz").await.starts_with("HTTP/1.1 200"));

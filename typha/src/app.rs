@@ -127,7 +127,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
 /// The end of a task that nobody has asked to end. All that this replica knows would stay as it is then, and it would go on as if it were in sync.
 async fn fault(tasks: &mut Tasks, shutdown: &Shutdown) -> Ended {
     loop {
-        let ended = tasks.ended().await;
+        let ended = tasks.wait_for_end().await;
         if !shutdown.is_triggered() {
             return ended;
         }

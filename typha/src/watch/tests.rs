@@ -326,7 +326,7 @@ async fn a_parser_that_panics_ends_the_watch_and_whoever_waits_for_that() {
     let mut tasks = margay_runtime::tasks::Tasks::default();
     tasks.spawn("owner", std::future::pending());
     tasks.spawn("watch of ConfigMap", watch.run(odd));
-    let ended = tasks.ended().await;
-    let words = "task watch of ConfigMap has ended: panic: an object that nobody thought of; the process ends too, to be started anew";
+    let ended = tasks.wait_for_end().await;
+    let words = "task watch of ConfigMap has ended: panic: an object that nobody thought of; the process exits and must be restarted";
     assert_eq!(ended.to_string(), words);
 }
