@@ -1,4 +1,4 @@
-//! What the API server accepts and refuses by the CEL rules of the definitions, with the message that the user reads.
+//! Verdicts of the API server by the CEL rules of the CRDs, with the messages that users read.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,7 +8,7 @@ use kube_cel::Validator;
 use margay_api::crds;
 use serde_json::{Value, json};
 
-/// The schemas as the API server gets them, by kind.
+/// Schemas as the API server has them, by kind.
 fn schemas() -> BTreeMap<String, Value> {
     let schema = |definition: &Value| definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone();
     crds::all()
@@ -102,7 +102,7 @@ fn check(what: &str, schema: &Value, new: &Value, old: Option<&Value>, wanted: &
 }
 
 #[test]
-fn what_may_be_created() {
+fn creations_are_accepted_or_refused_by_the_rules() {
     let schemas = schemas();
     for (kind, name, spec, wanted) in CREATED {
         check(&format!("{kind} {name} {spec}"), &schemas[*kind], &mk(name, spec), None, wanted);
@@ -110,7 +110,7 @@ fn what_may_be_created() {
 }
 
 #[test]
-fn what_may_be_changed() {
+fn changes_are_accepted_or_refused_by_the_rules() {
     let schemas = schemas();
     for (kind, before, after, wanted) in CHANGED {
         let what = format!("{kind} {before} to {after}");

@@ -122,7 +122,7 @@ fn addresses_of_pods() {
 }
 
 #[test]
-fn pods_without_a_network_of_their_own_are_no_endpoints() {
+fn pods_of_the_host_network_are_no_endpoints() {
     assert!(k8s::pod::workload_endpoint(&mk_pod("", "hostNetwork: true", "")).is_none());
     assert!(k8s::pod::workload_endpoint(&mk_pod("", "nodeName: ''", "")).is_none());
 }
@@ -138,7 +138,7 @@ fn names_of_parents_are_the_true_ones() {
     .assert_eq(&format!("{:?}\n{:?}\n", k8s::namespace(&namespace), k8s::service_account(&account)));
 }
 
-/// Annotations and addresses of a node, and what others know of it.
+/// Annotations and addresses of a node, and its parsed form.
 #[test]
 fn nodes() {
     let node = |annotations: &str, addresses: &str| {
@@ -191,7 +191,7 @@ fn slices_are_backends_of_their_service() {
 }
 
 #[test]
-fn network_sets_keep_what_is_sound() {
+fn network_sets_keep_valid_members() {
     let set: NetworkSet = mk_v3(
         "{metadata: {namespace: ns, name: s, labels: {a: b, projectcalico.org/namespace: other, pcns.x: y}}, spec: {nets: [10.1.2.3/8, 10.0.0.1, nonsense, 'fd00::1']}}",
     );
@@ -210,7 +210,7 @@ fn network_sets_keep_what_is_sound() {
     ));
 }
 
-/// A pool's spec and how its packets travel.
+/// A pool's spec and its encapsulation.
 const ENCAPSULATIONS: &[(&str, Encapsulation)] = &[
     ("", Encapsulation::None),
     ("vxlanMode: Never, ipipMode: Never", Encapsulation::None),
@@ -263,7 +263,7 @@ fn mk_settings(name: &str, spec: &str) -> FelixConfiguration {
 }
 
 #[test]
-fn settings_lie_over_weaker_ones_and_bad_values_count_as_not_given() {
+fn settings_override_weaker_ones_and_invalid_values_count_as_unset() {
     let overrides = |name: &str, spec: &str| v3::cluster::overrides(&mk_settings(name, spec));
     let nothing = overrides("default", "").unwrap();
     assert_eq!(nothing.over(FelixSettings::default()), FelixSettings::default());
@@ -300,7 +300,7 @@ fn settings_lie_over_weaker_ones_and_bad_values_count_as_not_given() {
 }
 
 #[test]
-fn failsafe_ports_are_left_alone_turned_off_or_replaced_never_by_mistake() {
+fn failsafe_ports_are_kept_disabled_or_replaced_but_not_by_mistake() {
     let of = |spec: &str| match v3::cluster::overrides(&mk_settings("default", spec)) {
         Ok(overrides) => overrides.over(FelixSettings::default()),
         Err(refusal) => refusal.closed.unwrap().over(FelixSettings::default()),
@@ -313,7 +313,7 @@ fn failsafe_ports_are_left_alone_turned_off_or_replaced_never_by_mistake() {
     let dns = Failsafe { protocol: Protocol::UDP, port: 53, net: Some("10.1.0.0/16".parse().unwrap()) };
     let written = "failsafeOutboundHostPorts: [{protocol: UDP, port: 53, net: 10.1.2.3/16}, {port: 22}, {protocol: tcp, port: 22}]";
     assert_eq!(of(written).failsafe_outbound, [ssh, dns]);
-    // A list with a bad entry counts as not given.
+    // A list with an invalid entry counts as unset.
     assert_eq!(of("failsafeInboundHostPorts: [{port: 0}]"), default);
     assert_eq!(of("failsafeInboundHostPorts: [{port: 2222}, {port: 22, net: here}]"), default);
     for list in [Failsafe::default_inbound(), Failsafe::default_outbound()] {
@@ -322,7 +322,7 @@ fn failsafe_ports_are_left_alone_turned_off_or_replaced_never_by_mistake() {
 }
 
 #[test]
-fn a_host_endpoint_with_what_is_wrong_left_out() {
+fn invalid_parts_of_a_host_endpoint_are_left_out() {
     let parse = |metadata: &str, spec: &str| {
         let yaml = format!("{{metadata: {{name: h, {metadata}}}, spec: {{{spec}}}}}");
         match v3::host::host_endpoint(&mk_v3(&yaml)) {
@@ -360,7 +360,7 @@ fn a_host_endpoint_with_what_is_wrong_left_out() {
 }
 
 #[test]
-fn settings_are_for_nodes_by_name_or_label() {
+fn settings_apply_to_nodes_by_name_or_label() {
     let labels = Labels::from([("zone".to_owned(), "a".to_owned())]);
     let selected = v3::cluster::overrides(&mk_settings("east", "nodeSelector: zone == 'a'")).unwrap();
     assert!(
@@ -388,7 +388,7 @@ fn settings_are_for_nodes_by_name_or_label() {
 }
 
 #[test]
-fn rates_of_reports() {
+fn rate_limits_of_log_lines() {
     for text in ["1/second", "10/minute", "9999/hour", "3/day"] {
         assert_eq!(text.parse::<LogRate>().unwrap().to_string(), text);
     }
@@ -400,9 +400,9 @@ fn rates_of_reports() {
     }
 }
 
-/// A template, and what it stands for in the report of a rule.
+/// A template, and the prefix that it results in.
 #[test]
-fn templates_of_reports() {
+fn templates_of_log_prefixes() {
     let key = |kind, namespace: &str| PolicyKey { kind, namespace: namespace.to_owned(), name: "web".to_owned() };
     let cases = [
         ("calico-packet", PolicyKind::NetworkPolicy, "calico-packet"),

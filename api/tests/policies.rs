@@ -1,4 +1,4 @@
-//! What policies of Calico's kinds become, as tables of text: rewrites of selectors, defaults, refusals.
+//! Conversion of Calico's policies, as tables of text: rewritten selectors, defaults, refusals.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,7 +11,7 @@ mod support;
 
 use support::show;
 
-/// A policy of namespace `ns` from its `spec` as YAML.
+/// Makes a policy of namespace `ns` from its `spec` as YAML.
 fn mk_namespaced(spec: &str) -> NetworkPolicy {
     mk("NetworkPolicy", json!({ "name": "p", "namespace": "ns" }), spec)
 }
@@ -29,7 +29,7 @@ fn mk<T: serde::de::DeserializeOwned>(kind: &str, metadata: Value, spec: &str) -
     .unwrap()
 }
 
-/// A policy's spec, how it is parsed, and what comes out.
+/// A policy's spec, its parser, and the result.
 type Case<'a> = (&'a str, fn(&str) -> String, Expect);
 
 fn check(cases: &[Case]) {
@@ -162,7 +162,7 @@ fn defaults_and_selectors_of_policies() {
 }
 
 #[test]
-fn sides_of_rules_reach_only_where_they_say() {
+fn sides_of_rules_reach_only_the_namespaces_that_they_select() {
     check(&[
         (
             "{ingress: [{action: Allow, source: {selector: has(a)}}]}",
@@ -533,7 +533,7 @@ fn refusals_name_everything_and_never_open() {
 }
 
 #[test]
-fn an_entity_that_restricts_nothing_says_nothing() {
+fn an_entity_that_restricts_nothing_is_empty() {
     let parsed =
         v3::policy::network_policy(&mk_namespaced("{ingress: [{action: Allow, source: {}, destination: {}}]}"))
             .unwrap();
@@ -541,7 +541,7 @@ fn an_entity_that_restricts_nothing_says_nothing() {
 }
 
 #[test]
-fn what_is_written_is_kept() {
+fn specs_round_trip_unchanged() {
     let text = r#"{"tier":"t","order":1.5,"selector":"has(a)","types":["Ingress"],"ingress":[{"action":"Allow","ipVersion":4,"protocol":"TCP","source":{"nets":["10.0.0.0/8"],"selector":"x"},"destination":{"ports":[80,"http","1:2"],"serviceAccounts":{"names":["a"]},"services":{"name":"s"}},"metadata":{"annotations":{"a":"b"}}},{"action":"Deny","notICMP":{"type":1}}]}"#;
     let spec: v3::policy::NetworkPolicySpec = serde_json::from_str(text).unwrap();
     assert_eq!(serde_json::to_string(&spec).unwrap(), text);

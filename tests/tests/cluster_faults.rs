@@ -228,7 +228,7 @@ fn not_followed(cluster: &Cluster) -> Result<()> {
     let is_told = |said: &str| {
         let clear = "FelixConfiguration default, spec.wireguardEnabled is true: there is no WireGuard";
         said.contains(clear)
-            && said.contains("not followed: FelixConfiguration default, spec.natPortRange is 1000:2000")
+            && said.contains("without effect: FelixConfiguration default, spec.natPortRange is 1000:2000")
     };
     let told = told_of(cluster, "calico", is_told);
     set(json!({"wireguardEnabled": null, "natPortRange": null}))?;

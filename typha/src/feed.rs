@@ -225,11 +225,11 @@ impl<K: DeserializeOwned> Feed<K> {
     }
 
     /// What the object means, whichever form it has.
-    fn parsed(&self, text: &str) -> Result<Parsed, storage::Fault> {
+    fn parsed(&self, text: &str) -> Result<Parsed, storage::StorageError> {
         match self.form {
             Form::Plain => Ok((self.parse)(serde_json::from_str(text)?)),
             Form::Stored(kind) => {
-                let storage::Read { object, problems } = storage::decode_as(Mode::V1, kind, text.as_bytes())?;
+                let storage::Decoded { object, problems } = storage::decode_as(Mode::V1, kind, text.as_bytes())?;
                 let mut parsed = (self.parse)(object);
                 parsed.problems.extend(problems.iter().map(ToString::to_string));
                 Ok(parsed)
