@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::drain::left;
 use crate::inputs::PoolFacts;
-use crate::object::Object;
+use crate::manifest::Object;
 
 /// Type of the condition.
 const ALLOCATABLE: &str = "Allocatable";

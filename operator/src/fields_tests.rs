@@ -58,7 +58,7 @@ fn what_does_not_act_says_what_that_means() {
 fn told(spec: Value) -> Vec<String> {
     let request = Request {
         spec,
-        owner: crate::object::Owner { name: "default".to_owned(), ..Default::default() },
+        owner: crate::manifest::Owner { name: "default".to_owned(), ..Default::default() },
         ..Request::default()
     };
     let found = report(&Inputs { request: Some(request), ..Inputs::default() }).calico;

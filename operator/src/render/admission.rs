@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use super::validation::{self, Requests};
 use super::{Context, NODE};
-use crate::csr::{NODE_EXTRA, REQUESTER, SIGNER};
-use crate::object::Object;
+use crate::csr_policy::{NODE_EXTRA, REQUESTER, SIGNER};
+use crate::manifest::Object;
 
 /// One policy: which requests, and what has to hold for them.
 struct Guard {

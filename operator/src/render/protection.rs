@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::validation::{self, Requests};
-use crate::object::{MANAGER, Object};
+use crate::manifest::{MANAGER, Object};
 
 /// Protection of the built-in tiers.
 const TIERS: &str = "protect-builtin-tiers";

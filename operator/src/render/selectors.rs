@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::validation::{self, Requests};
-use crate::object::{MANAGER, Object};
+use crate::manifest::{MANAGER, Object};
 
 /// Selectors of policies.
 const POLICIES: &str = "margay-policy-selectors";

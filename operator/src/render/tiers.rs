@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::validation::{self, Requests};
-use crate::object::{MANAGER, Object};
+use crate::manifest::{MANAGER, Object};
 
 /// Rights on tiers.
 const RIGHTS: &str = "margay-tier-rights";

@@ -4,7 +4,7 @@ use margay_api::storage::Mode;
 use serde_json::{Value, json};
 
 use super::{Context, labels};
-use crate::object::Object;
+use crate::manifest::Object;
 
 /// Which requests a policy is about.
 pub(super) struct Requests<'a> {
