@@ -51,7 +51,7 @@ const CREATED: &[(&str, &str, &str, &[&str])] = &[
     ("NetworkPolicy", "p", "{ingress: [{action: Deny, http: {methods: [GET]}}]}", &["only allowed in rules with action Allow"]),
     ("NetworkPolicy", "p", "{ingress: [{action: Allow, source: {services: {name: s}, selector: has(a)}}]}", &["services cannot be combined"]),
     ("NetworkPolicy", "p", "{ingress: [{action: Allow, protocol: TCP, source: {services: {name: s}}, destination: {ports: [1]}}]}", &[]),
-    ("NetworkPolicy", "p", "{egress: [{action: Allow, protocol: TCP, destination: {services: {name: s}, ports: [1]}}]}", &["a service has its ports"]),
+    ("NetworkPolicy", "p", "{egress: [{action: Allow, protocol: TCP, destination: {services: {name: s}, ports: [1]}}]}", &["the Service determines its ports"]),
 
     ("GlobalNetworkPolicy", "p", "{applyOnForward: true, preDNAT: true, ingress: [{action: Deny}]}", &[]),
     ("GlobalNetworkPolicy", "p", "{preDNAT: true}", &["preDNAT needs applyOnForward"]),
@@ -74,7 +74,7 @@ const CREATED: &[(&str, &str, &str, &[&str])] = &[
     ("IPPool", "p", "{cidr: 10.0.0.0/16, ipipMode: Always, vxlanMode: CrossSubnet}", &["exclude each other"]),
     ("IPPool", "p", "{cidr: 10.0.0.0/16, ipipMode: Never, vxlanMode: CrossSubnet}", &[]),
     ("IPPool", "p", "{cidr: 10.0.0.0/16, allowedUses: [LoadBalancer], nodeSelector: all()}", &[]),
-    ("IPPool", "p", "{cidr: 10.0.0.0/16, allowedUses: [LoadBalancer, Workload]}", &["stands alone"]),
+    ("IPPool", "p", "{cidr: 10.0.0.0/16, allowedUses: [LoadBalancer, Workload]}", &["must be set alone"]),
     ("IPPool", "p", "{cidr: 10.0.0.0/16, allowedUses: [LoadBalancer], vxlanMode: Always}", &["a pool for LoadBalancer has"]),
     ("IPPool", "p", "{cidr: 10.0.0.0/16, allowedUses: [LoadBalancer], disableBGPExport: true}", &["a pool for LoadBalancer has"]),
     ("IPPool", "p", "{cidr: 10.0.0.0/16, namespaceSelector: has(a)}", &["cannot have the use Tunnel"]),

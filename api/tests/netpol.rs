@@ -201,7 +201,7 @@ fn invalid_rules_are_left_out_and_the_rest_stays() {
         (
             "{ingress: [{from: [{}]}]}",
             expect![[r#"
-            spec.ingress[0].from[0]: "{}": a peer that names nobody; give a podSelector, namespaceSelector or ipBlock
+            spec.ingress[0].from[0]: "{}": a peer without selectors or ranges; give a podSelector, namespaceSelector or ipBlock
             instead: default Some(1000.0) (projectcalico.org/namespace == "ns" && projectcalico.org/orchestrator == "k8s")
             ingress
         "#]],

@@ -198,8 +198,8 @@ fn network_sets_keep_valid_members() {
     let refusal = v3::netset::network_set(&set).unwrap_err();
     let global: GlobalNetworkSet = mk_v3("{metadata: {name: s, labels: {a: b}}, spec: {}}");
     expect![[r#"
-        metadata.labels[pcns.x]: "y": this label says what an object is and is set by the system alone; remove the label
-        metadata.labels[projectcalico.org/namespace]: "other": this label says what an object is and is set by the system alone; remove the label
+        metadata.labels[pcns.x]: "y": this label identifies the object and is set by the system only; remove the label
+        metadata.labels[projectcalico.org/namespace]: "other": this label identifies the object and is set by the system only; remove the label
         spec.nets[2]: "nonsense": not an address or range; write it like 10.0.0.0/8, 10.1.2.3, fd00::/8 or fd00::1
         Some(NetworkSet { labels: {"a": "b", "projectcalico.org/namespace": "ns"}, nets: [10.0.0.0/8, 10.0.0.1/32, fd00::1/128] })
         Ok(NetworkSet { labels: {"a": "b"}, nets: [] })
@@ -291,11 +291,11 @@ fn settings_override_weaker_ones_and_invalid_values_count_as_unset() {
     assert_eq!(closed.over(node.clone()), FelixSettings { vxlan_mtu: 1300, ..node });
     expect![[r#"
         spec.defaultEndpointToHostAction: "Explode": not an action; use Accept, Drop or Return
-        spec.vxlanVNI: "0": not from 1 to 16777215; use a number of that range, or leave the field out
-        spec.vxlanPort: "65536": not from 1 to 65535; use a number of that range, or leave the field out
-        spec.natOutgoingExclusions: "x": not known; use IPPoolsOnly or IPPoolsAndHostIPs
+        spec.vxlanVNI: "0": not from 1 to 16777215; use a number in that range, or remove the field
+        spec.vxlanPort: "65536": not from 1 to 65535; use a number in that range, or remove the field
+        spec.natOutgoingExclusions: "x": not a known value; use IPPoolsOnly or IPPoolsAndHostIPs
         spec.logActionRateLimit: "0/day": not a rate; write it like 10/second, with a number from 1 to 9999 and second, minute, hour or day
-        spec.logActionRateLimitBurst: "10000": not from 0 to 9999; use a number of that range, or leave the field out
+        spec.logActionRateLimitBurst: "10000": not from 0 to 9999; use a number in that range, or remove the field
     "#]].assert_eq(&format!("{refusal}\n"));
 }
 
@@ -344,17 +344,17 @@ fn invalid_parts_of_a_host_endpoint_are_left_out() {
     ];
     expect![[r#"
         HostEndpoint { node: "n1", labels: {"host": "a"}, interface: All, addresses: [192.0.2.1, fd00::1], ports: [], profiles: [Namespace("a"), ServiceAccount(NamespacedName { namespace: "a", name: "b.c" }), Allow] }
-        metadata.labels[pcns.team]: "a": this label says what an object is and is set by the system alone; remove the label
-        metadata.labels[projectcalico.org/namespace]: "kube-system": this label says what an object is and is set by the system alone; remove the label
+        metadata.labels[pcns.team]: "a": this label identifies the object and is set by the system only; remove the label
+        metadata.labels[projectcalico.org/namespace]: "kube-system": this label identifies the object and is set by the system only; remove the label
         spec.expectedIPs[1]: "x": not an address; write it like 192.0.2.1 or 2001:db8::1, without a prefix length
         spec.ports[1].protocol: "x": not a protocol that has ports; use TCP, UDP, SCTP or UDPLite
-        spec.ports[1].port: "0": not from 1 to 65535; use a number of that range
+        spec.ports[1].port: "0": not from 1 to 65535; use a number in that range
         spec.profiles[0]: "kns.": there is no such profile, which denies; use kns.NAMESPACE, ksa.NAMESPACE.SERVICEACCOUNT or projectcalico-default-allow
         Some(HostEndpoint { node: "n1", labels: {"host": "a"}, interface: All, addresses: [192.0.2.1], ports: [NamedPort { name: "http", protocol: Protocol(6), port: 80 }], profiles: [Unknown, Namespace("a")] })
         spec.expectedIPs[0]: "x": not an address; write it like 192.0.2.1 or 2001:db8::1, without a prefix length
         Some(HostEndpoint { node: "n1", labels: {}, interface: All, addresses: [], ports: [], profiles: [] })
         spec.node: "": a host endpoint belongs to one node; write the name of the node
-        spec.interfaceName: "eth0/1": an interface has a name of at most 15 letters, digits, '_', '.' and '-'; write the name as the node has it, or * for all interfaces
+        spec.interfaceName: "eth0/1": an interface has a name of at most 15 letters, digits, '_', '.' and '-'; write the name of the interface on the node, or * for all interfaces
         None
     "#]].assert_eq(&shown.concat());
 }
@@ -380,10 +380,10 @@ fn settings_apply_to_nodes_by_name_or_label() {
         shown += &format!("{refusal}\n");
     }
     expect![[r#"
-        spec.nodeSelector: "": FelixConfiguration east is for no node; give a nodeSelector, or name the object default or node.NAME
+        spec.nodeSelector: "": FelixConfiguration east applies to no node; give a nodeSelector, or name the object default or node.NAME
         spec.nodeSelector: "zone = a": not a selector: at character 6: expected an operator after a label, found '='; use ==, !=, in, not in, contains, starts with or ends with, or has(label)
-        spec.nodeSelector: "has(zone)": the names default and node.NAME say for which nodes they are; remove nodeSelector, or give the object another name
-        spec.nodeSelector: "has(zone)": the names default and node.NAME say for which nodes they are; remove nodeSelector, or give the object another name
+        spec.nodeSelector: "has(zone)": the names default and node.NAME already determine the nodes; remove nodeSelector, or give the object another name
+        spec.nodeSelector: "has(zone)": the names default and node.NAME already determine the nodes; remove nodeSelector, or give the object another name
     "#]].assert_eq(&shown);
 }
 

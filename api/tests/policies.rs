@@ -447,7 +447,7 @@ fn refusals_name_everything_and_never_open() {
             namespaced,
             expect![[r#"
             spec.ingress[0].icmp: "icmp": ICMP types need the protocol; set protocol to ICMP or ICMPv6
-            spec.ingress[1].icmp.code: "1": an ICMP code needs an ICMP type; give the type too
+            spec.ingress[1].icmp.code: "1": an ICMP code needs an ICMP type; set the type, too
             spec.ingress[1].ipVersion: "6": does not go with the protocol; ICMP is for ipVersion 4, ICMPv6 for 6; leave ipVersion out
             spec.ingress[2].icmp.type: "255": not an ICMP type; use a number from 0 to 254
             spec.ingress[2].icmp.code: "256": not an ICMP code; use a number from 0 to 255
@@ -499,7 +499,7 @@ fn refusals_name_everything_and_never_open() {
             "{ingress: [{action: Allow, destination: {services: {name: s}}}, {action: Allow, source: {services: {name: ''}, selector: has(a)}}]}",
             namespaced,
             expect![[r#"
-            spec.ingress[0].destination.services: "s": on a side where no Service can be; name Services in the source of ingress rules and the destination of egress rules
+            spec.ingress[0].destination.services: "s": not allowed on this side of the rule; use Services in the source of ingress rules and the destination of egress rules
             spec.ingress[1].source.services: "": combined with selectors, serviceAccounts, nets or notNets; put them in a rule of their own
             spec.ingress[1].source.services.name: "": empty; give the name of the Service
             instead: default None projectcalico.org/namespace == "ns"
@@ -510,7 +510,7 @@ fn refusals_name_everything_and_never_open() {
             "{egress: [{action: Allow, protocol: TCP, destination: {services: {name: s}, ports: [80]}}]}",
             global,
             expect![[r#"
-            spec.egress[0].destination.services: "s": combined with ports, which the Service has already; remove ports and notPorts
+            spec.egress[0].destination.services: "s": combined with ports, which the Service determines; remove ports and notPorts
             spec.egress[0].destination.services.namespace: "": needed in a cluster-wide policy; give the namespace of the Service
             instead: default None all()
             egress
@@ -523,7 +523,7 @@ fn refusals_name_everything_and_never_open() {
                 spec.preDNAT: "true": doNotTrack and preDNAT exclude each other; set only one of them
                 spec.doNotTrack: "true": needs applyOnForward: true; set applyOnForward: true
                 spec.preDNAT: "true": needs applyOnForward: true; set applyOnForward: true
-                spec.egress: "Egress": preDNAT policies only see what comes in; remove the egress rules and the type Egress
+                spec.egress: "Egress": preDNAT policies apply to incoming packets only; remove the egress rules and the type Egress
                 instead: default None all() Untracked
                 egress
                   Deny

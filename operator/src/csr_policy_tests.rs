@@ -8,7 +8,7 @@ use k8s_openapi::api::certificates::v1::{
 use rcgen::{BasicConstraints, DistinguishedName, KeyPair};
 
 use super::*;
-use crate::certs::{CertificateFacts, Step, sign};
+use crate::certs::{CertificateFacts, Step, issue};
 
 fn params(common: &str, organization: &str, names: &[&str]) -> CertificateParams {
     let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
@@ -141,8 +141,8 @@ fn a_request_for_anything_but_a_nodes_certificate_is_denied() {
         (params("margay:node:n1", "margay:nodes", &["10.0.0.1"]), "alternative names"),
         (edited(|p| p.distinguished_name.push(DnType::CountryName, "DE")), "nothing else"),
         (edited(|p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)), "must not be a CA"),
-        (edited(|p| p.key_usages = vec![KeyUsagePurpose::KeyCertSign]), "no other usages"),
-        (edited(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning]), "no other usages"),
+        (edited(|p| p.key_usages = vec![KeyUsagePurpose::KeyCertSign]), "no usages other than"),
+        (edited(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning]), "no usages other than"),
     ];
     for (params, wanted) in table {
         let rule = denied(&request(&params));

@@ -158,7 +158,7 @@ fn host_endpoints_of_a_node_with_unknown_interfaces_stay() {
     check(
         &plan(&inputs),
         expect![[r#"
-        problem Node n2: annotation projectcalico.org/Interfaces: "[": EOF; delete it, and the agent there writes it when it starts
+        problem Node n2: annotation projectcalico.org/Interfaces: "[": EOF; delete it, and the node's agent writes it again when it starts
     "#]],
     );
     inputs.nodes[0].interfaces = Some(Ok(vec![interface("eth1", &[])]));
@@ -213,7 +213,7 @@ fn unwanted_host_endpoints_are_deleted_and_those_of_users_stay() {
         replace HostEndpoint n1-auto-hep {"labels":{"projectcalico.org/created-by":"calico-kube-controllers","zone":"a"},"name":"n1-auto-hep","resourceVersion":"2"} {"expectedIPs":["10.0.0.1","192.0.2.1","fd00::1"],"interfaceName":"*","node":"n1","profiles":["projectcalico-default-allow"]}
         delete HostEndpoint of-nobody
         delete HostEndpoint n3-auto-hep if n3 has left
-        problem HostEndpoint n2-auto-hep was not made for its node but by somebody; rename it, or give it the label projectcalico.org/created-by=calico-kube-controllers
+        problem HostEndpoint n2-auto-hep was not created by the operator; rename it, or add the label projectcalico.org/created-by=calico-kube-controllers
     "#]],
     );
     check(
@@ -263,14 +263,14 @@ fn nothing_is_changed_before_the_inputs_are_known() {
     check(
         &plan(&inputs(Some(bad), present())),
         expect![[r#"
-        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.autoCreate: "On": neither on nor off; use Enabled or Disabled
-        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.createDefaultHostEndpoint: "No": neither on nor off; use Enabled or Disabled
-        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[0].generateName: "-a": a part of a name has lower case letters, digits and '-' between them; give the template such a name
+        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.autoCreate: "On": neither Enabled nor Disabled; use Enabled or Disabled
+        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.createDefaultHostEndpoint: "No": neither Enabled nor Disabled; use Enabled or Disabled
+        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[0].generateName: "-a": must have lower case letters, digits and '-', and not begin or end with '-'; rename the template
         problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[0].interfacePattern: "eth(": not a regular expression: unclosed group; write it like ^eth or eth0|eth1
         problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[0].interfaceCIDRs[0]: "10": not an address range; write it like 10.0.0.0/8 or fd00::/8
         problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[0].nodeSelector: "zone =": not a selector: at character 6: expected an operator after a label, found '='; use ==, !=, in, not in, contains, starts with or ends with, or has(label)
-        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[1].labels[projectcalico.org/namespace]: "kube-system": this label says what an object is and is set by the system alone; remove the label
-        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[2].generateName: "b": another template makes host endpoints of the same names; give each its own
+        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[1].labels[projectcalico.org/namespace]: "kube-system": this label identifies the object and is set by the system only; remove the label
+        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[2].generateName: "b": another template creates host endpoints of the same names; give each template a different one
     "#]],
     );
     check(

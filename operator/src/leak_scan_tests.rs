@@ -65,7 +65,7 @@ fn state() -> IpamState {
 /// Handles that are released, and blocks and affinities that are deleted.
 fn shown(plan: &CollectionPlan) -> (Vec<&str>, Vec<String>, Vec<&str>) {
     let handles = plan.releases.values().flatten().map(|release| release.handle.as_str());
-    let affinities = plan.affinities.iter().map(|claim| claim.node.as_str());
+    let affinities = plan.affinities.iter().map(|affinity| affinity.node.as_str());
     (handles.collect(), plan.blocks.iter().map(|block| block.cidr.to_string()).collect(), affinities.collect())
 }
 
@@ -105,7 +105,7 @@ fn a_node_that_is_absent_while_its_pods_are_listed_keeps_everything() {
         for moment in [Duration::ZERO, LATER, MUCH_LATER, 9 * MUCH_LATER] {
             assert_eq!(due(&absent, &mut candidates, moment), CollectionPlan::default(), "{node}");
         }
-        assert!(candidates.has_node(), "it is looked at soon");
+        assert!(candidates.has_node(), "the next scan is soon");
     }
 }
 
@@ -190,14 +190,14 @@ fn the_grace_period_of_an_address_follows_the_settings() {
 
 #[test]
 fn nodes_and_pods_that_exist_when_read_by_name_keep_everything() {
-    let left = |spare: &dyn Fn(&mut CollectionPlan)| {
+    let left = |retain: &dyn Fn(&mut CollectionPlan)| {
         let mut without = state();
         without.nodes.remove("n2");
         without.pods.retain(|_, pod| pod.node != "n2");
         without.pods.remove("x/a");
         let mut plan = due_at_last(&without);
         assert_eq!(shown(&plan).0, vec!["a", "guest", "b"]);
-        spare(&mut plan);
+        retain(&mut plan);
         let (handles, blocks, affinities) = shown(&plan);
         (handles.join(" "), blocks.len(), affinities.len())
     };
@@ -214,7 +214,7 @@ fn nodes_and_pods_that_exist_when_read_by_name_keep_everything() {
     assert_eq!(
         left(&|plan| plan.retain_confirmed(&none, &gone(&["x/b", "x/guest"]))).0,
         "guest b",
-        "x/a could not be asked for"
+        "x/a could not be read"
     );
     let mut one = all.clone();
     one.extend(there("x/a", "n1"));
@@ -276,7 +276,7 @@ fn an_empty_block_without_a_pool_is_deleted_with_its_affinity() {
     assert_eq!(due(&stray, &mut candidates, Duration::ZERO), CollectionPlan::default());
     let taken = due(&stray, &mut candidates, DRAIN_GRACE);
     assert_eq!(shown(&taken), (vec![], vec!["10.9.0.0/30".to_owned()], vec!["n1"]));
-    assert_eq!(taken.affinities.first().map(|claim| claim.cidr), Some("10.9.0.0/30".parse().unwrap()));
+    assert_eq!(taken.affinities.first().map(|affinity| affinity.cidr), Some("10.9.0.0/30".parse().unwrap()));
 
     let unknown = IpamState { pools: None, ..with_empty("10.9.0.0/30") };
     assert_eq!(shown(&due_at_last(&unknown)).1, vec!["10.9.0.0/30"], "as a spare one, later");
@@ -361,7 +361,7 @@ fn every_node_that_loses_objects_is_read_by_name() {
     due(&left, &mut candidates, Duration::ZERO);
     let taken = due(&left, &mut candidates, LATER);
     assert_eq!(shown(&taken), (vec![], vec!["10.0.0.8/30".to_owned()], vec![]));
-    assert_eq!(taken.nodes(), ["n9"].into(), "for an empty block without a claim too");
+    assert_eq!(taken.nodes(), ["n9"].into(), "for an empty block without an affinity too");
 }
 
 #[test]

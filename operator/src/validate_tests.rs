@@ -37,7 +37,7 @@ fn good_installations_have_no_problems() {
 fn each_bad_field_is_named_with_value_rule_and_remedy() {
     let table = [
         (json!({ "variant": "TigeraSecureEnterprise" }), "spec.variant is TigeraSecureEnterprise"),
-        (json!({ "registry": "a.example" }), "spec.registry is a.example: it has to end with /; set a.example/"),
+        (json!({ "registry": "a.example" }), "spec.registry is a.example: it must end with /; set a.example/"),
         (
             json!({ "imagePullPolicy": "Sometimes" }),
             "spec.imagePullPolicy is Sometimes: it must be IfNotPresent or Always or Never",
@@ -90,9 +90,9 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
         (pool(json!({ "cidr": "fd00::1/48" })), "host bits must be zero; write fd00::/48"),
         (
             pool(json!({ "cidr": "fe80::/64" })),
-            "pods cannot have addresses of that range; take a private range like fd00",
+            "pods cannot have addresses in that range; use a private range like fd00",
         ),
-        (pool(json!({ "cidr": "ff00::/16" })), "pods cannot have addresses of that range"),
+        (pool(json!({ "cidr": "ff00::/16" })), "pods cannot have addresses in that range"),
         (
             pool(json!({ "cidr": "fd00::/48", "blockSize": 64 })),
             "spec.calicoNetwork.ipPools[0].blockSize is 64: blocks of IPv6 pools have prefix lengths from 116 to 128; set 122",
@@ -110,8 +110,8 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
             "spec.calicoNetwork.ipPools[1].cidr is fd00:0:0:1::/64: it overlaps ipPools[0] (fd00::/48)",
         ),
         (pool(json!({ "cidr": "10.0.1.0/16" })), "host bits must be zero; write 10.0.0.0/16"),
-        (pool(json!({ "cidr": "169.254.0.0/16" })), "pods cannot have addresses of that range"),
-        (pool(json!({ "cidr": "224.0.0.0/8" })), "pods cannot have addresses of that range"),
+        (pool(json!({ "cidr": "169.254.0.0/16" })), "pods cannot have addresses in that range"),
+        (pool(json!({ "cidr": "224.0.0.0/8" })), "pods cannot have addresses in that range"),
         (
             pool(json!({ "cidr": "10.0.0.0/16", "blockSize": 19 })),
             "spec.calicoNetwork.ipPools[0].blockSize is 19: blocks of IPv4 pools have prefix lengths from 20 to 32",

@@ -35,8 +35,8 @@ problems
             > problems
             IPAMBlock 0-0-0-0-0: spec.cidr: 0.0.0.0/0 of n9: no IPPool has this range, so other nodes have no route to it; create such a pool, or delete the block once nobody uses it
             IPAMBlock 8-8-8-8-32: spec.cidr: 8.8.8.8/32 of n9: no IPPool has this range, so other nodes have no route to it; create such a pool, or delete the block once nobody uses it
-            IPAMBlock 10-0-0-0-25: spec.cidr: 10.0.0.0/25 of n9: IPPool main is divided into blocks of /26, so this is none of them and gets no route; delete it, and find out who has made it
-            IPAMBlock 10-0-0-5-32: spec.cidr: 10.0.0.5/32 of n9: IPPool main is divided into blocks of /26, so this is none of them and gets no route; delete it, and find out who has made it
+            IPAMBlock 10-0-0-0-25: spec.cidr: 10.0.0.0/25 of n9: IPPool main is divided into blocks of /26, so this is none of them and gets no route; find out what created it and delete it
+            IPAMBlock 10-0-0-5-32: spec.cidr: 10.0.0.5/32 of n9: IPPool main is divided into blocks of /26, so this is none of them and gets no route; find out what created it and delete it
 
         "#]],
     );

@@ -66,13 +66,13 @@ fn a_leaf_is_issued_again_when_it_is_due() {
     let reader = issue::leaf(&authority, &READER, start()).unwrap().certificate;
     let foreign = issue::leaf(&other, &TYPHA, start()).unwrap().certificate;
     let table = [
-        (None, 0, Some("there is none")),
+        (None, 0, Some("it is missing")),
         (Some("nonsense"), 0, Some("it cannot be read")),
-        (Some(foreign.as_str()), 0, Some("another authority signed it")),
+        (Some(foreign.as_str()), 0, Some("it was signed by another CA")),
         (Some(reader.as_str()), 0, Some("it is for other names")),
         (Some(typha.as_str()), 0, None),
         (Some(typha.as_str()), 59, None),
-        (Some(typha.as_str()), 61, Some("less than a third of its life is left")),
+        (Some(typha.as_str()), 61, Some("less than a third of its validity is left")),
     ];
     for (stored, days, wanted) in table {
         assert_eq!(due(&TYPHA, stored, &facts, start() + DAY * days), wanted, "day {days}");
