@@ -15,11 +15,11 @@ use tracing::{info, warn};
 
 use crate::advice::{Failure, failure};
 use crate::client::{bounded, has_node};
-use crate::drain::Finalizers;
 use crate::hosts::HostPlan;
 use crate::inputs::{Inputs, Present};
 use crate::manifest::{Key, MANAGER, OWNED_KINDS, Object, Owner, kind, version_of};
 use crate::names::NAMESPACE;
+use crate::pool_finalizer::FinalizerChange;
 use crate::storage_v1;
 
 /// Field manager of finalizers, other than the one that applies objects.
@@ -220,9 +220,9 @@ impl Applier {
 
     /// Writes finalizers of pools. They are not part of the applied object, so that applying a pool
     /// leaves them alone. A pool that has changed since the reconcile began is left alone.
-    pub async fn exec_finalizers(&self, changes: &[Finalizers]) -> Vec<Failure> {
+    pub async fn exec_finalizers(&self, changes: &[FinalizerChange]) -> Vec<Failure> {
         let mut failures = Vec::new();
-        for Finalizers { pool, version, finalizers } in changes {
+        for FinalizerChange { pool, version, finalizers } in changes {
             let patch = json!({ "metadata": { "resourceVersion": version, "finalizers": finalizers } });
             let object = Object::new("IPPool", json!({ "metadata": { "name": pool } }));
             let params = PatchParams { field_manager: Some(FINALIZER_MANAGER.to_owned()), ..PatchParams::default() };

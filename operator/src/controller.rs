@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::render::{self, Plan, Settings};
 use crate::status::{self, Findings, SpecError};
 use crate::watch::Reflectors;
-use crate::{allocatable, defaults, drain, fields, hosts, validate};
+use crate::{allocatable, defaults, fields, hosts, pool_finalizer, validate};
 
 /// Pause after a change, in which further changes are collected.
 const GATHER_PAUSE: Duration = Duration::from_millis(30);
@@ -50,10 +50,10 @@ pub struct Controller {
     pub authority: watch::Sender<Option<Authority>>,
     /// Overlapping blocks, from the collector.
     pub overlapping: watch::Receiver<Vec<String>>,
-    /// True while a pool is being deleted: then blocks must be watched.
-    pub draining: watch::Sender<bool>,
+    /// True while a pool is being deleted, so that blocks must be watched.
+    pub watch_blocks: watch::Sender<bool>,
     /// Blocks, while they are watched.
-    pub blocks: watch::Receiver<drain::Blocks>,
+    pub blocks: watch::Receiver<pool_finalizer::BlockRanges>,
     /// True when there has been an Installation, so that the finalizers of pools are this operator's.
     pub was_installed: bool,
     /// Storage of Calico's data.
@@ -213,14 +213,14 @@ impl Controller {
     async fn write_pool_statuses(&mut self, inputs: &Inputs, now: Timestamp) -> (Vec<String>, Vec<Failure>) {
         let blocks = self.blocks.borrow_and_update().clone();
         let pools = inputs.pools.as_deref().unwrap_or_default();
-        let verdicts = allocatable::judge(pools, blocks.as_deref(), now);
-        let mut overlaps = verdicts.overlaps;
+        let evaluation = allocatable::evaluate(pools, blocks.as_deref(), now);
+        let mut overlaps = evaluation.overlaps;
         overlaps.extend(self.overlapping.borrow_and_update().iter().cloned());
         let mut failures = match self.mode {
-            Mode::V3 => self.applier.exec_statuses(&verdicts.statuses).await,
+            Mode::V3 => self.applier.exec_statuses(&evaluation.statuses).await,
             Mode::V1 => Vec::new(),
         };
-        failures.extend(self.update_pool_finalizers(inputs, &verdicts.shadowed, true).await);
+        failures.extend(self.update_pool_finalizers(inputs, &evaluation.shadowed, true).await);
         (overlaps, failures)
     }
 
@@ -236,10 +236,10 @@ impl Controller {
         }
         let pools = inputs.pools.as_deref().unwrap_or_default();
         let blocks = self.blocks.borrow().clone();
-        let changes = drain::plan(pools, shadowed, blocks.as_deref(), is_installed);
-        self.draining.send_if_modified(|wanted| {
-            let is_waiting = is_installed && drain::is_waiting(pools);
-            std::mem::replace(wanted, is_waiting) != is_waiting
+        let changes = pool_finalizer::plan(pools, shadowed, blocks.as_deref(), is_installed);
+        self.watch_blocks.send_if_modified(|wanted| {
+            let is_needed = is_installed && pool_finalizer::needs_blocks(pools);
+            std::mem::replace(wanted, is_needed) != is_needed
         });
         self.applier.exec_finalizers(&changes).await
     }

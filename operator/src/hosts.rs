@@ -18,7 +18,7 @@ use margay_api::v3::controllers::host_endpoints;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::claimed::believed;
+use crate::address_claims;
 use crate::inputs::{HostFacts, Inputs, NodeFacts};
 use crate::manifest::{Key, Object, kind};
 
@@ -71,7 +71,7 @@ pub fn plan(inputs: &Inputs) -> HostPlan {
     if inputs.nodes.is_empty() {
         return plan;
     }
-    let (nodes, rejected) = believed(&inputs.nodes, inputs.pools.as_deref().unwrap_or_default());
+    let (nodes, rejected) = address_claims::resolve(&inputs.nodes, inputs.pools.as_deref().unwrap_or_default());
     let wanted = match settings(configuration.as_ref()) {
         Ok(settings) => render(&settings, &nodes),
         Err(problems) => {

@@ -2,26 +2,26 @@
 //!
 //! Read in this order: [`controller`] (the reconcile loop), [`watch`] and [`inputs`] (the state of
 //! the cluster), [`defaults`], [`validate`], [`render`], [`apply`], [`status`]. Parts of it are
-//! [`hosts`] (automatic host endpoints), [`allocatable`] (pools that addresses may be assigned
-//! from) and [`fields`] (settings without effect). Before the first reconcile: [`storage_mode`]
-//! (storage of Calico's data). Beside the reconcile: [`certs`] (the cluster's CA and its
-//! certificates), [`csr_policy`] and [`csr_controller`] (nodes' certificates), [`leak_scan`] and
-//! [`collector`] (IPAM garbage collection; [`overlap`]s of blocks), [`lease`] (leader election).
-//! [`install`] has the objects to install the operator itself.
+//! [`hosts`] (automatic host endpoints, with the addresses that [`address_claims`] accepts),
+//! [`allocatable`] (pools that addresses may be assigned from), [`pool_finalizer`] (deletion of
+//! pools in use) and [`fields`] (settings without effect). Before the first reconcile:
+//! [`storage_mode`] (storage of Calico's data). Beside the reconcile: [`certs`] (the cluster's CA
+//! and its certificates), [`csr_policy`] and [`csr_controller`] (nodes' certificates),
+//! [`leak_scan`] and [`collector`] (IPAM garbage collection; [`overlap`]s of blocks), [`lease`]
+//! (leader election). [`install`] has the objects to install the operator itself.
 
+pub mod address_claims;
 pub mod advice;
 pub mod allocatable;
 pub mod apply;
 pub mod calico_objects;
 pub mod certs;
-pub mod claimed;
 pub mod client;
 pub mod collector;
 pub mod controller;
 pub mod csr_controller;
 pub mod csr_policy;
 pub mod defaults;
-pub mod drain;
 pub mod facts;
 pub mod fields;
 pub mod hosts;
@@ -34,6 +34,7 @@ pub mod manifest;
 pub mod metrics;
 pub mod names;
 pub mod overlap;
+pub mod pool_finalizer;
 pub mod render;
 pub mod scale;
 pub mod status;
@@ -103,10 +104,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (leading, leads) = tokio::sync::watch::channel(false);
     let (authority, authorities) = tokio::sync::watch::channel(None);
     let (overlaps, overlapping) = tokio::sync::watch::channel(Vec::new());
-    let (draining, drains) = tokio::sync::watch::channel(false);
-    let (blocks_known, blocks) = tokio::sync::watch::channel(None);
+    let (watch_blocks, wanted) = tokio::sync::watch::channel(false);
+    let (ranges, blocks) = tokio::sync::watch::channel(None);
     let mut watches = Tasks::default();
-    watches.spawn("watch of blocks", drain::follow(client.clone(), mode, drains, blocks_known));
+    watches.spawn("watch of blocks", pool_finalizer::watch_blocks(client.clone(), mode, wanted, ranges));
     let controller = controller::Controller {
         reflectors: Arc::new(watch::Reflectors::start(&client, &args.namespace, mode, &mut watches)),
         applier: apply::Applier::new(client.clone(), mode),
@@ -114,7 +115,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         namespace: args.namespace.clone(),
         authority,
         overlapping,
-        draining,
+        watch_blocks,
         blocks,
         was_installed: false,
         mode,

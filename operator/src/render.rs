@@ -16,7 +16,7 @@ mod rbac;
 mod selectors;
 mod tiers;
 mod typha;
-mod validation;
+mod validating_policy;
 
 use std::collections::{BTreeMap, BTreeSet};
 

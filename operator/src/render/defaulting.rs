@@ -8,7 +8,7 @@ use margay_api::storage::Mode;
 use serde_json::{Value, json};
 
 use super::Context;
-use super::validation::{Requests, metadata};
+use super::validating_policy::{Requests, metadata};
 use crate::manifest::{MANAGER, Object};
 
 /// Name of the policy.
