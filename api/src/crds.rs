@@ -1,4 +1,4 @@
-//! The custom resource definitions of every kind that Margay serves, as they are installed.
+//! Definitions (CustomResourceDefinitions) of every kind that Margay serves, as they are installed.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
@@ -10,7 +10,7 @@ use crate::installation::{Installation, TigeraStatus};
 use crate::storage::{Kind, Mode, kind};
 use crate::{k8s, v3};
 
-/// Every definition, in order of group and plural name.
+/// Returns every definition, in order of group and plural name.
 pub fn all() -> Vec<CustomResourceDefinition> {
     let mut all = vec![
         k8s::cnp::ClusterNetworkPolicy::crd(),
@@ -47,8 +47,10 @@ pub fn all() -> Vec<CustomResourceDefinition> {
     all
 }
 
-/// Takes out of a derived schema what only looks right: `nullable` on optional fields (without it the API server drops an explicit null, and
-/// defaults apply), formats of numbers that the API server does not know, and a description that every port would repeat.
+/// Removes from a derived schema what the API server rejects or misreads: `nullable` on optional
+/// fields (without it the API server drops an explicit null, and defaults apply), formats of
+/// numbers that it does not know, and the description that schemars repeats for every
+/// `IntOrString`.
 fn normalise(schema: &mut JSONSchemaProps) {
     if schema.x_kubernetes_int_or_string == Some(true) {
         let of_field = |text: &String| !text.starts_with("IntOrString");
@@ -69,14 +71,16 @@ fn normalise(schema: &mut JSONSchemaProps) {
     }
 }
 
-/// The definitions of the older storage, in order of plural name. As Calico's are, they are loose: what is written there has been checked by who
-/// wrote it, and fields of other versions have to survive.
+/// Returns the definitions of `crd.projectcalico.org/v1`, in order of plural name. They are loose,
+/// as Calico's are: objects there were validated by the program that wrote them, and fields of
+/// other versions must survive.
 pub fn stored() -> Vec<CustomResourceDefinition> {
     let ours = all();
     kind::ALL.iter().map(|kind| stored_definition(kind, &ours)).collect()
 }
 
-/// Those definitions of the older storage that a cluster may lack because its Calico is older than they are, and that Margay reads.
+/// Returns those definitions of `crd.projectcalico.org/v1` that a cluster may lack because its
+/// Calico is older than the kind, and that Margay reads.
 pub fn later() -> Vec<CustomResourceDefinition> {
     let ours = all();
     let is_read = |kind: &&Kind| {
@@ -124,7 +128,7 @@ fn stored_definition(kind: &Kind, ours: &[CustomResourceDefinition]) -> CustomRe
     serde_json::from_value(definition).expect("a definition has the fields of a definition")
 }
 
-/// What of a schema says which type a field has.
+/// Keywords of a schema that state the type of a field.
 const TYPES: [&str; 3] = ["type", "nullable", "x-kubernetes-int-or-string"];
 
 fn loose(schema: &Value) -> Value {

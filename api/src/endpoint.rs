@@ -1,4 +1,4 @@
-//! Workload endpoints: what a pod is to the network.
+//! Workload and host endpoints in parsed form.
 
 use std::net::IpAddr;
 
@@ -19,7 +19,8 @@ pub struct NamedPort {
     pub port: u16,
 }
 
-/// A pod as an endpoint. Labels of namespace and service account are not here: `calc` adds them.
+/// A pod as an endpoint. Labels inherited from namespace and service account are not included:
+/// `calc` adds them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkloadEndpoint {
     /// Node that the pod is scheduled on.
@@ -32,33 +33,34 @@ pub struct WorkloadEndpoint {
     pub addresses: Vec<IpAddr>,
     /// Named ports of all containers.
     pub ports: Vec<NamedPort>,
-    /// The pod's uid, as runtimes are told of it; empty: not known.
+    /// The pod's uid as the container runtime knows it; empty: not known.
     pub uid: String,
     /// Host side interface, from [`interface_name`].
     pub interface: String,
 }
 
-/// Interfaces of a node under policy. What its profiles inherit is not here: `calc` adds it.
+/// A HostEndpoint: interfaces of a node to which policy applies. Labels inherited from its profiles
+/// are not included: `calc` adds them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostEndpoint {
     /// Node that has the interfaces.
     pub node: String,
     /// Labels that selectors see.
     pub labels: Labels,
-    /// Which interfaces.
+    /// Interfaces that it covers.
     pub interface: HostInterface,
     /// Addresses of the interfaces, in order, each once; not empty with [`HostInterface::ByAddress`].
     pub addresses: Vec<IpAddr>,
-    /// Ports under names.
+    /// Named ports.
     pub ports: Vec<NamedPort>,
-    /// What decides about packets of the host that no policy decides, in order, each once.
+    /// Profiles, which decide about packets that no policy decides about, in order, each once.
     pub profiles: Vec<Profile>,
 }
 
-/// How the interfaces of a host endpoint are found.
+/// Selection of the interfaces of a host endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostInterface {
-    /// All of the node's.
+    /// All interfaces of the node.
     All,
     /// By name.
     Named(String),
@@ -66,16 +68,17 @@ pub enum HostInterface {
     ByAddress,
 }
 
-/// Who decides where no policy does, and whose labels are inherited.
+/// A profile: it decides about packets that no policy decides about, and its labels are inherited.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Profile {
     /// Allows everything.
     Allow,
-    /// That of a namespace, which allows everything if the namespace exists.
+    /// Profile of a namespace (`kns.NAME`), which allows everything if the namespace exists.
     Namespace(String),
-    /// That of a service account, which leaves it to the next if the account exists.
+    /// Profile of a service account (`ksa.NAMESPACE.NAME`), which passes to the next profile if the
+    /// account exists.
     ServiceAccount(NamespacedName),
-    /// None that can exist.
+    /// A name that no profile can have.
     Unknown,
 }
 
@@ -90,7 +93,8 @@ pub struct Backend {
     pub port: u16,
 }
 
-/// Calico's name for the host side of a pod's link: `cali` and the first 11 hex digits of SHA-1 over `namespace.pod`.
+/// Returns Calico's name for the host side of a pod's veth pair: `cali` and the first 11 hex digits
+/// of SHA-1 over `namespace.pod`.
 pub fn interface_name(key: &EndpointKey) -> String {
     use sha1::{Digest, Sha1};
     let hash = Sha1::digest(format!("{}.{}", key.namespace, key.name));

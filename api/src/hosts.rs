@@ -1,4 +1,5 @@
-//! Host endpoints that are made for nodes, in parsed form, and what nodes tell of their interfaces.
+//! Automatic host endpoints in parsed form, and the interfaces that agents report in an annotation
+//! of their Node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,49 +11,52 @@ use serde::{Deserialize, Serialize};
 use crate::meta::Labels;
 use crate::selector::Selector;
 
-/// Label of a host endpoint that was made for a node: by whom.
+/// Label of an automatic host endpoint: the controller that created it.
 pub const LABEL_CREATED_BY: &str = "projectcalico.org/created-by";
-/// The value of [`LABEL_CREATED_BY`]: Calico's, so that those of a cluster that is taken over are ours.
+/// Value of [`LABEL_CREATED_BY`]: Calico's, so that automatic host endpoints of a cluster that is
+/// taken over are ours.
 pub const CREATED_BY: &str = "calico-kube-controllers";
 
-/// What is made.
+/// Automatic host endpoints to create.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AutoHostEndpoints {
-    /// Of every node one for all of its interfaces.
+    /// One for each node that covers all of its interfaces.
     pub default: bool,
-    /// More of them.
+    /// Further ones, by template.
     pub templates: Vec<Template>,
 }
 
 /// Host endpoints for some interfaces of some nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
-    /// What tells these from others.
+    /// Name of the template, which becomes part of the host endpoints' names.
     pub name: String,
     /// Ranges of the interfaces' addresses; empty is any.
     pub nets: Vec<IpNet>,
-    /// Names of interfaces, each of which gets one of its own; none: one for all addresses.
+    /// Names of interfaces, each of which gets a host endpoint of its own; none: one for all
+    /// addresses.
     pub interfaces: Option<InterfacePattern>,
-    /// Labels over those of the node.
+    /// Labels added to those of the node; these win.
     pub labels: Labels,
     /// Annotations.
     pub annotations: BTreeMap<String, String>,
-    /// Nodes that get one, over their labels.
+    /// Nodes that get one, by their labels.
     pub nodes: Selector,
 }
 
-/// The most memory that a pattern may take when it is compiled.
+/// Limit of the memory of a compiled pattern, in bytes.
 const PATTERN_SIZE: usize = 1 << 20;
 
-/// A regular expression over names of interfaces. As in Calico it may match anywhere in a name, and its classes are those of ASCII.
+/// Regular expression over names of interfaces. As in Calico it may match anywhere in a name, and
+/// its classes are those of ASCII.
 #[derive(Clone, Debug)]
 pub struct InterfacePattern(Regex);
 
 impl InterfacePattern {
-    /// Compiles it, or says what is wrong.
+    /// Compiles the pattern; the error is one line of text.
     pub fn parse(text: &str) -> Result<Self, String> {
         let compiled = RegexBuilder::new(text).unicode(false).size_limit(PATTERN_SIZE).build();
-        // A syntax error is drawn over many lines, of which the last says it in words.
+        // The regex crate draws a syntax error over many lines, of which the last has the message.
         compiled.map(Self).map_err(|error| {
             let text = error.to_string();
             let last = text.lines().last().unwrap_or_default().trim();
@@ -60,7 +64,7 @@ impl InterfacePattern {
         })
     }
 
-    /// Whether it matches.
+    /// Returns true when the pattern matches the name.
     pub fn matches(&self, interface: &str) -> bool {
         self.0.is_match(interface.as_bytes())
     }
@@ -74,19 +78,19 @@ impl PartialEq for InterfacePattern {
 
 impl Eq for InterfacePattern {}
 
-/// An interface of a node, in Calico's form, as the node's agent tells of it in
+/// An interface of a node in Calico's form, as the node's agent reports it in
 /// [`ANNOTATION_NODE_INTERFACES`](crate::meta::ANNOTATION_NODE_INTERFACES).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInterface {
-    /// Its name.
+    /// Name of the interface.
     pub name: String,
-    /// Its addresses, in order.
+    /// Addresses of the interface, in order.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub addresses: BTreeSet<IpAddr>,
 }
 
-/// Beginnings of the names of interfaces that are not told of, because they lead to pods and to what else is on the node, or belong to the
-/// network itself. They are Calico's.
+/// Prefixes of the names of interfaces that are not reported, because they lead to workloads of the
+/// node or belong to the network itself. From Calico v3.32 (default of autodetection's exclusions).
 const INNER: [&str; 17] = [
     "cali",
     "cbr",
@@ -107,7 +111,7 @@ const INNER: [&str; 17] = [
     "wireguard.cali",
 ];
 
-/// What a node tells of its interfaces: those that lead out of it.
+/// Returns the interfaces to report: those that lead out of the node.
 pub fn node_interfaces(all: &BTreeMap<String, BTreeSet<IpAddr>>) -> Vec<NodeInterface> {
     let outer = all.iter().filter(|(name, _)| !INNER.iter().any(|inner| name.starts_with(inner)));
     outer.map(|(name, addresses)| NodeInterface { name: name.clone(), addresses: addresses.clone() }).collect()
@@ -118,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pattern_matches_a_part_of_a_name_unless_it_says_otherwise() {
+    fn a_pattern_matches_a_part_of_a_name_unless_it_is_anchored() {
         let table = [
             ("eth0|eth1", "eth1", true),
             ("eth0|eth1", "eth10", true),
@@ -140,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_pattern_is_said_in_one_line() {
+    fn the_error_of_a_pattern_is_one_line() {
         for (pattern, wanted) in [
             ("eth(", "unclosed group"),
             ("*", "repetition operator missing expression"),
@@ -151,16 +155,16 @@ mod tests {
     }
 
     #[test]
-    fn a_node_tells_of_the_interfaces_that_lead_out_of_it_in_calicos_form() {
+    fn interfaces_that_lead_out_of_a_node_are_reported_in_calicos_form() {
         let address = |text: &str| text.parse::<IpAddr>().expect("an address");
         let mut all: BTreeMap<String, BTreeSet<IpAddr>> =
             INNER.iter().map(|inner| (format!("{inner}0"), BTreeSet::from([address("192.0.2.9")]))).collect();
         all.insert("wlan0".to_owned(), [address("2001:db8::1"), address("192.0.2.1")].into());
         all.insert("eth1".to_owned(), BTreeSet::new());
-        let told = node_interfaces(&all);
-        let text = serde_json::to_string(&told).expect("JSON");
+        let reported = node_interfaces(&all);
+        let text = serde_json::to_string(&reported).expect("JSON");
         assert_eq!(text, r#"[{"name":"eth1"},{"name":"wlan0","addresses":["192.0.2.1","2001:db8::1"]}]"#);
         let read: Vec<NodeInterface> = serde_json::from_str(&text).expect("what was written");
-        assert_eq!(read, told);
+        assert_eq!(read, reported);
     }
 }

@@ -1,8 +1,11 @@
-//! What a user says about the whole installation (`operator.tigera.io/v1`): `Installation` and `TigeraStatus`.
+//! Configuration and status of the installation (`operator.tigera.io/v1`): `Installation` and
+//! `TigeraStatus`.
 //!
-//! Group, kinds and field names are Calico's, so that an existing object keeps working. Enumerated fields are plain text here and carry no
-//! `enum` in the schema: the operator answers a bad value with a Degraded condition that names field, value, rule and remedy, which says more
-//! than the API server's refusal, and an object written for a newer version still decodes. Fields that Margay does not read are preserved.
+//! Group, kinds and field names are Calico's, so that an existing object keeps working. Enumerated
+//! fields are plain text here and carry no `enum` in the schema: the operator answers a bad value
+//! with a Degraded condition that names field, value, rule and remedy, which is more helpful than
+//! the API server's refusal, and an object written for a newer version still decodes. Fields that
+//! Margay does not read are preserved.
 
 use std::collections::BTreeMap;
 
@@ -12,11 +15,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// The one Installation name that is acted upon.
+/// Name of the only Installation that the operator acts on.
 pub const INSTALLATION_NAME: &str = "default";
 
-/// What is to be installed. Unset fields are filled in by the operator and written back, so that a newer operator with other defaults does not
-/// change a running cluster.
+/// Configuration of the installation. The operator fills in unset fields and writes them back, so
+/// that a newer operator with other defaults does not change a running cluster.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "operator.tigera.io",
@@ -33,43 +36,45 @@ pub const INSTALLATION_NAME: &str = "default";
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct InstallationSpec {
-    /// Product variant. Only `Calico` (the default) is known.
+    /// Product variant. Only `Calico` (the default) is supported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
-    /// Registry of all images, ending with `/`. Unset or `UseDefault` is the built-in one.
+    /// Registry of all images, ending with `/`. Unset or `UseDefault` means the built-in one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry: Option<String>,
-    /// Replaces the path between registry and image name. Unset or `UseDefault` is none.
+    /// Path between registry and image name. Unset or `UseDefault` means the built-in one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_path: Option<String>,
-    /// Put before the image name. Unset or `UseDefault` is none.
+    /// Prefix of image names. Unset or `UseDefault` means none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_prefix: Option<String>,
-    /// Secrets of the component namespace with which images are pulled.
+    /// Secrets in the components' namespace that are used to pull images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_pull_secrets: Option<Vec<LocalObjectReference>>,
-    /// `Always`, `IfNotPresent` (the default) or `Never`, for all containers.
+    /// Pull policy of all containers: `Always`, `IfNotPresent` (the default) or `Never`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_pull_policy: Option<String>,
-    /// Platform. Informative: nothing depends on it yet.
+    /// Kubernetes platform. For information only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes_provider: Option<String>,
-    /// Which CNI plugin and IPAM.
+    /// CNI plugin and IPAM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cni: Option<CniSpec>,
-    /// Data plane and addressing.
+    /// Dataplane and addressing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calico_network: Option<CalicoNetworkSpec>,
-    /// Where control plane components (typha) may run.
+    /// Labels that a node must have to run control plane components (typha).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control_plane_node_selector: Option<BTreeMap<String, String>>,
-    /// Added to the built-in tolerations of control plane components.
+    /// Tolerations added to the built-in ones of control plane components.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control_plane_tolerations: Option<Vec<Toleration>>,
-    /// How the node agents are replaced. Only `RollingUpdate` is allowed; `maxUnavailable` is 1 by default.
+    /// Update strategy of the node agents. Only `RollingUpdate` is supported; `maxUnavailable` is 1
+    /// by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_update_strategy: Option<NodeUpdateStrategy>,
-    /// Resources per component (`Node`, `Typha`; there are no others); the per-workload overrides below win.
+    /// Resources per component (`Node` or `Typha`); the overrides per workload below take
+    /// precedence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub component_resources: Option<Vec<ComponentResource>>,
     /// Overrides of the node agent's DaemonSet.
@@ -78,67 +83,73 @@ pub struct InstallationSpec {
     /// Overrides of typha's Deployment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub typha_deployment: Option<WorkloadOverride>,
-    /// Bounds for the number of typha replicas, which otherwise follows the number of nodes. Margay's own field.
+    /// Bounds of the number of typha replicas, which otherwise follows the number of nodes. A field
+    /// of Margay's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub typha_replicas: Option<ReplicaBounds>,
 }
 
-/// Which CNI plugin and IPAM, and where the host keeps its plugins.
+/// CNI plugin, IPAM, and the host's folders of plugins and network configurations.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct CniSpec {
-    /// Only `Calico` (the default).
+    /// CNI plugin. Only `Calico` (the default) is supported.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// Who gives out addresses.
+    /// IPAM plugin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipam: Option<IpamSpec>,
-    /// The host's folder of plugin binaries, absolute. Default `/opt/cni/bin`.
+    /// Absolute path of the host's folder of plugin binaries. Default `/opt/cni/bin`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bin_dir: Option<String>,
-    /// The host's folder of network configurations, absolute. Default `/etc/cni/net.d`.
+    /// Absolute path of the host's folder of network configurations. Default `/etc/cni/net.d`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conf_dir: Option<String>,
 }
 
-/// Who gives out addresses.
+/// IPAM plugin.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct IpamSpec {
-    /// Only `Calico` (the default).
+    /// Only `Calico` (the default) is supported.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
 }
 
-/// Data plane and addressing.
+/// Dataplane and addressing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct CalicoNetworkSpec {
-    /// `Nftables` (the default) or `Iptables`, both of which program nftables over netlink.
+    /// Dataplane: `Nftables` (the default) or `Iptables`, both of which program nftables over
+    /// netlink.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub linux_dataplane: Option<String>,
-    /// Only `Disabled` (the default): routes between nodes come from the overlay or the shared segment.
+    /// BGP. Only `Disabled` (the default) is supported: pods of other nodes are reached through the
+    /// overlay or a shared subnet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bgp: Option<String>,
-    /// Address pools, at most 25. Unset: one IPv4 pool from the cluster's pod CIDR, or none if pools exist already. Empty: none is made.
+    /// Address pools, at most 25. Unset: one IPv4 pool of the cluster's pod CIDR, or none if pools
+    /// exist already. Empty: no pool is created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["cidr"]))]
     pub ip_pools: Option<Vec<IpPoolSpec>>,
-    /// MTU of pods and tunnel in bytes; 0 or unset takes it from the node's own interface.
+    /// MTU of pods and tunnels in bytes; 0 or unset: derived from the interface of each node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<i32>,
-    /// `Disabled` (the default) or `Enabled`. Enabled chains the `portmap` plugin, which the host has to have.
+    /// Host ports of pods: `Disabled` (the default) or `Enabled`. Enabled chains the `portmap`
+    /// plugin, which must be installed on the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_ports: Option<String>,
-    /// How long creating a pod waits for its policy to be in force, in seconds, before it fails and is tried again. Default 30.
+    /// Time that creating a pod waits for its policy to be enforced, in seconds, before it fails
+    /// and is retried. Default 30.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub linux_policy_setup_timeout_seconds: Option<i32>,
 }
 
-/// One address pool as written in an Installation.
+/// An address pool as specified in an Installation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
@@ -146,41 +157,43 @@ pub struct IpPoolSpec {
     /// Name of the IPPool object. Default `default-ipv4-ippool` and `default-ipv6-ippool` for the first pool of each IP version, else made from the CIDR.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The range, for example `10.244.0.0/16` or `fd00:10:244::/56`. Pods get an address of each IP version that has a pool.
+    /// Range of the pool, for example `10.244.0.0/16` or `fd00:10:244::/56`. Pods get an address of
+    /// each IP version that has a pool.
     pub cidr: String,
-    /// `VXLAN` (the default), `VXLANCrossSubnet` or `None`. Calico's own default is `IPIP`, which needs BGP; without BGP VXLAN is what works on
-    /// any network.
+    /// Encapsulation of traffic between nodes: `VXLAN` (the default), `VXLANCrossSubnet` or `None`.
+    /// Calico's default is `IPIP`, which needs BGP; without BGP only VXLAN works on any network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encapsulation: Option<String>,
-    /// `Enabled` (the default for IPv4) or `Disabled` (for IPv6): whether what leaves the pools gets the node's address.
+    /// Masquerading of traffic from the pool to addresses outside of all pools: `Enabled` (the
+    /// default for IPv4) or `Disabled` (the default for IPv6).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nat_outgoing: Option<String>,
-    /// Which nodes use the pool. Default `all()`.
+    /// Selector of the nodes that use the pool. Default `all()`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<String>,
     /// Prefix length of the blocks that nodes claim: 20 to 32 for IPv4 (default 26), 116 to 128 for IPv6 (default 122).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_size: Option<i32>,
-    /// Kept for other versions: there is no BGP here, and no pool is exported.
+    /// Accepted and ignored: without BGP no pool is exported.
     #[serde(default, rename = "disableBGPExport", skip_serializing_if = "Option::is_none")]
     pub disable_bgp_export: Option<bool>,
-    /// Whether the pool gives out no new addresses. Default false.
+    /// True stops allocations of new addresses from the pool. Default false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disable_new_allocations: Option<bool>,
-    /// `Workload` and `Tunnel` (the default).
+    /// Uses of the pool's addresses: `Workload` and `Tunnel` (the default is both).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allowed_uses: Option<Vec<String>>,
-    /// `Automatic` (the default) or `Manual`.
+    /// `Automatic` (the default), or `Manual` for addresses that are assigned only by request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub assignment_mode: Option<String>,
 }
 
-/// How the node agents are replaced.
+/// Update strategy of the node agents.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct NodeUpdateStrategy {
-    /// Only `RollingUpdate`.
+    /// Only `RollingUpdate` is supported.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// Bounds of the rolling update.
@@ -193,7 +206,8 @@ pub struct NodeUpdateStrategy {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct RollingUpdate {
-    /// How many nodes may be without an agent at once, as a number or per cent. Default 1.
+    /// Maximum number of nodes without an agent at the same time, as a number or a percentage.
+    /// Default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "int_or_string")]
     pub max_unavailable: Option<Value>,
@@ -204,14 +218,14 @@ pub struct RollingUpdate {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct ComponentResource {
-    /// `Node` or `Typha`.
+    /// Component: `Node` or `Typha`.
     pub component_name: String,
     /// Requests and limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resource_requirements: Option<ResourceRequirements>,
 }
 
-/// What may be overridden on a workload.
+/// Overrides of a workload.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
@@ -219,12 +233,12 @@ pub struct WorkloadOverride {
     /// Labels and annotations added to the workload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<MetadataOverride>,
-    /// The workload itself.
+    /// Overrides of the workload's spec.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec: Option<WorkloadSpecOverride>,
 }
 
-/// Labels and annotations to add. Those that the operator sets itself win.
+/// Labels and annotations to add. Those that the operator sets itself take precedence.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MetadataOverride {
@@ -236,15 +250,15 @@ pub struct MetadataOverride {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Overrides below `spec` of a workload.
+/// Overrides of a workload's spec.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct WorkloadSpecOverride {
-    /// How long a pod has to be ready before it counts as available, in seconds.
+    /// Time that a pod must be ready before it counts as available, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_ready_seconds: Option<i32>,
-    /// The pods.
+    /// Overrides of the pod template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<PodTemplateOverride>,
 }
@@ -257,12 +271,12 @@ pub struct PodTemplateOverride {
     /// Labels and annotations added to the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<MetadataOverride>,
-    /// The pods' own fields.
+    /// Overrides of the pods' spec.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec: Option<PodSpecOverride>,
 }
 
-/// Overrides of a pod's fields.
+/// Overrides of a pod's spec.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
@@ -277,7 +291,7 @@ pub struct PodSpecOverride {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_object")]
     pub affinity: Option<Value>,
-    /// Labels that a node must have, besides the built-in operating system.
+    /// Labels that a node must have, in addition to the built-in ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<BTreeMap<String, String>>,
     /// Replaces the built-in tolerations.
@@ -296,46 +310,47 @@ pub struct PodSpecOverride {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct ContainerOverride {
-    /// The container's name; Calico's names (`calico-node`, `calico-typha`, `install-cni`) mean ours.
+    /// Name of the container; Calico's names (`calico-node`, `calico-typha`, `install-cni`) are
+    /// accepted too.
     pub name: String,
     /// Requests and limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
 }
 
-/// Bounds for a replica count.
+/// Bounds of a replica count.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReplicaBounds {
-    /// At least so many. Default 1.
+    /// Minimum. Default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minimum: Option<i32>,
-    /// At most so many. Default: no bound.
+    /// Maximum. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maximum: Option<i32>,
 }
 
-/// What the operator says about the installation.
+/// Observed state of the installation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct InstallationStatus {
-    /// The variant that is installed.
+    /// Installed variant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
-    /// The MTU in use; absent where every node finds its own.
+    /// MTU in use; absent when each node detects its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<i32>,
-    /// The version that is installed, under the name that Calico's tools read.
+    /// Installed version, under the name that Calico's tools read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calico_version: Option<String>,
-    /// `Ready`, `Progressing`, `Degraded`.
+    /// Conditions: `Ready`, `Progressing`, `Degraded`.
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<StatusCondition>,
 }
 
-/// The state of one part of the installation: `calico` or `ippools`.
+/// Status of one part of the installation: `calico`, `ippools` or `policies`.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "operator.tigera.io",
@@ -352,11 +367,11 @@ pub struct InstallationStatus {
 )]
 pub struct TigeraStatusSpec {}
 
-/// The conditions of one part.
+/// Conditions of one part of the installation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TigeraStatusStatus {
-    /// `Available`, `Progressing`, `Degraded`.
+    /// Conditions: `Available`, `Progressing`, `Degraded`.
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<StatusCondition>,
@@ -366,21 +381,22 @@ pub struct TigeraStatusStatus {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StatusCondition {
-    /// Which one.
+    /// Type of the condition.
     #[serde(rename = "type")]
     pub kind: String,
     /// `True`, `False` or `Unknown`.
     pub status: String,
-    /// When `status` last changed (RFC 3339).
+    /// Time when `status` last changed (RFC 3339).
     #[schemars(extend("format" = "date-time"))]
     pub last_transition_time: String,
-    /// One word for machines, from Calico's list (for example `AllObjectsAvailable`, `InvalidConfigurationError`).
+    /// Reason in CamelCase, from Calico's list (for example `AllObjectsAvailable`,
+    /// `InvalidConfigurationError`).
     #[serde(default)]
     pub reason: String,
-    /// What, where and what to do about it.
+    /// Explanation for people: the object, the cause and the remedy.
     #[serde(default)]
     pub message: String,
-    /// The generation of the Installation that this is about.
+    /// Generation of the Installation that the condition was computed from.
     #[serde(default)]
     pub observed_generation: i64,
 }

@@ -1,4 +1,5 @@
-//! What users write: CRD types, the selector language, validation, the older storage, IPAM block arithmetic, Kubernetes kinds to ours.
+//! User-facing objects: CRD types, the selector language, validation, Calico's older storage, IPAM
+//! block arithmetic, and conversion of Kubernetes kinds to parsed forms.
 
 pub mod crds;
 pub mod endpoint;

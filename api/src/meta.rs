@@ -16,7 +16,7 @@ pub struct NamespacedName {
 }
 
 impl NamespacedName {
-    /// The name `namespace/name`.
+    /// Creates the name `namespace/name`.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
@@ -30,7 +30,7 @@ impl fmt::Display for NamespacedName {
 
 /// Label that every workload endpoint and namespaced network set carries: its namespace.
 pub const LABEL_NAMESPACE: &str = "projectcalico.org/namespace";
-/// Label of workload endpoints: who orchestrates them; `k8s` for pods.
+/// Label of workload endpoints: the orchestrator; `k8s` for pods.
 pub const LABEL_ORCHESTRATOR: &str = "projectcalico.org/orchestrator";
 /// Label of workload endpoints: the service account's name, if it is shorter than 63 characters.
 pub const LABEL_SERVICE_ACCOUNT: &str = "projectcalico.org/serviceaccount";
@@ -41,19 +41,23 @@ pub const PREFIX_SERVICE_ACCOUNT: &str = "pcsa.";
 /// Inherited label (behind a prefix) that carries the name of the namespace or service account.
 pub const LABEL_PARENT_NAME: &str = "projectcalico.org/name";
 
-/// Pod annotation with the pod's first address, written by the CNI side before kubelet reports a status.
+/// Pod annotation with the pod's first address, written by the CNI plugin's agent before kubelet
+/// reports a status.
 pub const ANNOTATION_POD_IP: &str = "cni.projectcalico.org/podIP";
 /// Pod annotation with all addresses of the pod, comma separated, each with its prefix length.
 pub const ANNOTATION_POD_IPS: &str = "cni.projectcalico.org/podIPs";
-/// Pod annotation with the addresses that the pod shall have, a JSON list: one of IPv4, one of IPv6, or one of each.
+/// Pod annotation that requests addresses for the pod, a JSON list: one of IPv4, one of IPv6, or
+/// one of each.
 pub const ANNOTATION_POD_ADDRESSES: &str = "cni.projectcalico.org/ipAddrs";
-/// Pod annotation with addresses that the pod shall have without IPAM knowing of them.
+/// Pod annotation that requests addresses for the pod that IPAM does not manage.
 pub const ANNOTATION_POD_ADDRESSES_NO_IPAM: &str = "cni.projectcalico.org/ipAddrsNoIpam";
-/// Pod annotation with the pools of IPv4 to take addresses from: a JSON list of names and ranges.
+/// Pod annotation that restricts the IPv4 pools of the pod's address: a JSON list of names and
+/// ranges.
 pub const ANNOTATION_POD_POOLS_V4: &str = "cni.projectcalico.org/ipv4pools";
-/// Pod annotation with the pools of IPv6 to take addresses from: a JSON list of names and ranges.
+/// Pod annotation that restricts the IPv6 pools of the pod's address: a JSON list of names and
+/// ranges.
 pub const ANNOTATION_POD_POOLS_V6: &str = "cni.projectcalico.org/ipv6pools";
-/// Pod annotation with the sandbox id that the addresses belong to.
+/// Pod annotation with the id of the sandbox that has the addresses.
 pub const ANNOTATION_CONTAINER_ID: &str = "cni.projectcalico.org/containerID";
 /// Node annotation: the node's IPv4 address with the prefix length of its subnet.
 pub const ANNOTATION_NODE_IPV4: &str = "projectcalico.org/IPv4Address";
@@ -70,10 +74,11 @@ pub const ANNOTATION_VXLAN_MAC_V6: &str = "projectcalico.org/VXLANTunnelMACAddrV
 /// Node annotation: the node's interfaces with their addresses, as JSON; see [`NodeInterface`](crate::hosts::NodeInterface).
 pub const ANNOTATION_NODE_INTERFACES: &str = "projectcalico.org/Interfaces";
 
-/// Labels that say what an object is, and are therefore never taken from where a user can write them.
+/// Labels that identify an object, and are therefore never taken from where a user can write them.
 const RESERVED: [&str; 3] = [LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_SERVICE_ACCOUNT];
 
-/// A user's labels without those that would make the object pose as one of another namespace, service account or kind.
+/// Removes those of a user's labels that would make the object pose as one of another namespace,
+/// service account or kind.
 pub fn without_reserved<'a>(labels: impl IntoIterator<Item = (&'a String, &'a String)>) -> Labels {
     let is_reserved = |name: &str| {
         RESERVED.contains(&name) || name.starts_with(PREFIX_NAMESPACE) || name.starts_with(PREFIX_SERVICE_ACCOUNT)
@@ -85,7 +90,7 @@ pub fn without_reserved<'a>(labels: impl IntoIterator<Item = (&'a String, &'a St
         .collect()
 }
 
-/// Whether Kubernetes takes the text as the key of a label or annotation.
+/// Returns true when Kubernetes accepts the text as the key of a label or annotation.
 pub fn is_qualified_name(text: &str) -> bool {
     let (prefix, name) = match text.split_once('/') {
         Some((prefix, name)) => (Some(prefix), name),

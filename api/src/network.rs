@@ -1,4 +1,4 @@
-//! Pools, blocks, nodes, network sets and settings in parsed form: what routing and membership are computed from.
+//! Pools, blocks, nodes and network sets in parsed form: the inputs of routing and membership.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,10 +10,10 @@ use crate::meta::Labels;
 use crate::rule::Protocol;
 use crate::settings::LogRate;
 
-/// How packets travel between nodes for the addresses of a pool.
+/// Encapsulation of packets between nodes to and from addresses of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Encapsulation {
-    /// Plain routes by the nodes' addresses.
+    /// No encapsulation: plain routes through the nodes' addresses.
     #[default]
     None,
     /// VXLAN between all nodes.
@@ -31,18 +31,18 @@ pub enum Encapsulation {
 pub struct Pool {
     /// Range of the pool.
     pub cidr: IpNet,
-    /// How its packets travel.
+    /// Encapsulation of its packets.
     pub encapsulation: Encapsulation,
-    /// Whether packets from the pool to an address outside all pools are masqueraded.
+    /// True when packets from the pool to an address outside of all pools are masqueraded.
     pub nat_outgoing: bool,
     /// Prefix length of the blocks that it is divided into.
     pub block_size: u8,
-    /// When the object was made, in seconds since 1970; 0 where that is not known.
+    /// Creation time of the object, in seconds since 1970; 0: not known.
     pub created: i64,
 }
 
 impl Pool {
-    /// Prefix length of the blocks of a pool that says nothing of it.
+    /// Default prefix length of blocks, from Calico.
     pub fn default_block_size(cidr: IpNet) -> u8 {
         if cidr.addr().is_ipv4() { 26 } else { 122 }
     }
@@ -55,9 +55,10 @@ pub struct BlockInfo {
     pub node: Option<String>,
     /// Addresses of the block used by other nodes (borrowed), with the node that uses each.
     pub borrowed: Vec<(IpAddr, String)>,
-    /// Addresses of the block that are ends of tunnels, with the node whose tunnel's handle they are under.
+    /// Addresses of the block that are tunnel endpoints, with the node whose tunnel's handle they
+    /// are under.
     pub tunnels: Vec<(IpAddr, String)>,
-    /// When the object was made, in seconds since 1970; 0 where that is not known.
+    /// Creation time of the object, in seconds since 1970; 0: not known.
     pub created: i64,
 }
 
@@ -94,7 +95,7 @@ impl FromStr for Mac {
     }
 }
 
-/// A node's VXLAN tunnel end point for one IP version: each has a device of its own.
+/// VXLAN tunnel endpoint (VTEP) of a node for one IP version: each has a device of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vtep<A> {
     /// Address of the VXLAN device.
@@ -103,31 +104,31 @@ pub struct Vtep<A> {
     pub mac: Mac,
 }
 
-/// What decides between two nodes that say that they have one address. Of it nodes are told nothing.
+/// Tie-breaker between nodes that report the same address. It is not sent to nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
     /// Kubelet reports the IPv4 address as the node's own, too.
     pub ipv4_reported: bool,
     /// Kubelet reports the IPv6 address as the node's own, too.
     pub ipv6_reported: bool,
-    /// When the object was made, in seconds since 1970; 0 where that is not known.
+    /// Creation time of the object, in seconds since 1970; 0: not known.
     pub created: i64,
 }
 
-/// What others need to know about a node.
+/// Addresses and tunnel of a node, as other nodes need them.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct NodeInfo {
     /// IPv4 address with the prefix length of its subnet.
     pub ipv4: Option<ipnet::Ipv4Net>,
     /// IPv6 address with the prefix length of its subnet.
     pub ipv6: Option<ipnet::Ipv6Net>,
-    /// VXLAN tunnel end point for IPv4, once the node has one.
+    /// VXLAN tunnel endpoint for IPv4, once the node has one.
     pub vtep: Option<Vtep<Ipv4Addr>>,
-    /// VXLAN tunnel end point for IPv6, once the node has one.
+    /// VXLAN tunnel endpoint for IPv6, once the node has one.
     pub vtep6: Option<Vtep<Ipv6Addr>>,
     /// Labels, for selectors over nodes.
     pub labels: Labels,
-    /// How it stands to others that claim its addresses.
+    /// Precedence over other nodes that report the same addresses.
     pub standing: Standing,
 }
 
@@ -140,43 +141,46 @@ pub struct NetworkSet {
     pub nets: Vec<IpNet>,
 }
 
-/// What a workload may send to its own node once its egress policy has allowed it.
+/// Action on packets from a workload to its own node that its egress policy has allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum EndpointToHostAction {
-    /// Drop it: Felix's own default.
+    /// Drop: Felix's own default.
     Drop,
-    /// Accept it: what Calico's operator and manifests set.
+    /// Accept: the value that Calico's operator and manifests set.
     #[default]
     Accept,
-    /// Leave it to the host's own rules.
+    /// Continue with the host's own rules.
     Return,
 }
 
-/// Packets of a host itself that no policy can stop, so that a mistake in one locks nobody out.
+/// Failsafe port: traffic of a host that no policy can block, so that a mistake in one locks nobody
+/// out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Failsafe {
-    /// Protocol of the packet; one that has ports.
+    /// Protocol of the packet, which must have ports.
     pub protocol: Protocol,
-    /// Port that the packet goes to.
+    /// Destination port.
     pub port: u16,
-    /// Where the other side of the connection has to be; none: anywhere.
+    /// Range of the other end of the connection; none: any.
     pub net: Option<IpNet>,
 }
 
 impl Failsafe {
-    /// What a host can be reached by where nothing else is said: SSH, DHCP, BGP, etcd, typha and the API server.
+    /// Default inbound failsafes (Calico's FelixConfiguration): SSH, DHCP, BGP, etcd, typha and the
+    /// API server.
     pub fn default_inbound() -> Vec<Self> {
         let tcp = [22, 179, 2379, 2380, 5473, 6443, 6666, 6667];
         Self::anywhere(&tcp, &[68])
     }
 
-    /// What a host can reach where nothing else is said: DNS, DHCP, BGP, etcd, typha and the API server.
+    /// Default outbound failsafes (Calico's FelixConfiguration): DNS, DHCP, BGP, etcd, typha and
+    /// the API server.
     pub fn default_outbound() -> Vec<Self> {
         let tcp = [179, 2379, 2380, 5473, 6443, 6666, 6667];
         Self::anywhere(&tcp, &[53, 67])
     }
 
-    /// In order, as lists of them are.
+    /// Returns them in order, as lists of failsafes are.
     fn anywhere(tcp: &[u16], udp: &[u16]) -> Vec<Self> {
         let of = |protocol, ports: &[u16]| -> Vec<Self> {
             ports.iter().map(|port| Self { protocol, port: *port, net: None }).collect()
@@ -185,7 +189,7 @@ impl Failsafe {
     }
 }
 
-/// Settings of FelixConfiguration that anything here reads, after defaults.
+/// Settings of FelixConfiguration that Margay reads, with defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FelixSettings {
     /// `defaultEndpointToHostAction`.
@@ -194,21 +198,23 @@ pub struct FelixSettings {
     pub vxlan_vni: u32,
     /// `vxlanPort`.
     pub vxlan_port: u16,
-    /// `vxlanMTU`; 0 means detected.
+    /// `vxlanMTU`; 0: detected.
     pub vxlan_mtu: u32,
-    /// `vxlanMTUV6`; 0 means detected.
+    /// `vxlanMTUV6`; 0: detected.
     pub vxlan_mtu_v6: u32,
     /// `ChecksumOffloadBroken=true` in `featureDetectOverride`: VXLAN devices leave no checksums to hardware.
     pub checksum_offload_broken: bool,
-    /// `natOutgoingExclusions: IPPoolsAndHostIPs`: also leave packets to nodes' own addresses alone.
+    /// `natOutgoingExclusions: IPPoolsAndHostIPs`: packets to nodes' own addresses are not
+    /// masqueraded either.
     pub nat_exclude_hosts: bool,
     /// `disableConntrackInvalidCheck`.
     pub allow_conntrack_invalid: bool,
-    /// `logPrefix`: what a report of a rule with action Log begins with, as a template; see [`crate::settings::log_prefix`].
+    /// `logPrefix`: template of the prefix of log lines of rules with action Log; see
+    /// [`crate::settings::log_prefix`].
     pub log_prefix: String,
-    /// `logActionRateLimit`: how often a rule with action Log reports at most; none is always.
+    /// `logActionRateLimit`: limit of the log lines of a rule with action Log; none: no limit.
     pub log_rate: Option<LogRate>,
-    /// `logActionRateLimitBurst`: reports that may come at once under a rate, at least 1.
+    /// `logActionRateLimitBurst`: burst of log lines that the rate limit allows, at least 1.
     pub log_burst: u16,
     /// `ipv6Support`.
     pub ipv6: bool,
@@ -239,7 +245,8 @@ impl Default for FelixSettings {
     }
 }
 
-/// An address or range; an address is the range that holds it alone, and bits behind the prefix are cleared.
+/// Parses an address or range; an address is the range that holds it alone, and bits behind the
+/// prefix are cleared.
 pub fn parse_net(text: &str) -> Option<IpNet> {
     match text.parse::<IpNet>() {
         Ok(net) => Some(net.trunc()),

@@ -1,4 +1,4 @@
-//! Policies and tiers in parsed form, whatever kind of object they were written as.
+//! Policies and tiers in parsed form, whatever kind of object they come from.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -8,7 +8,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use crate::rule::{Action, Rule};
 use crate::selector::Selector;
 
-/// The kind of object that a policy was written as; part of its identity, as two kinds may share a name.
+/// Kind of the object that a policy was read from; part of its identity, as two kinds may share a
+/// name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PolicyKind {
     /// projectcalico.org/v3 NetworkPolicy.
@@ -28,7 +29,7 @@ pub enum PolicyKind {
 }
 
 impl PolicyKind {
-    /// Staged policies are evaluated for reports and never enforced.
+    /// Returns true for staged kinds, which are evaluated for reports and never enforced.
     pub fn is_staged(self) -> bool {
         matches!(
             self,
@@ -36,7 +37,7 @@ impl PolicyKind {
         )
     }
 
-    /// The kind whose policies a staged one is about; every other kind is about its own.
+    /// Kind of the policies that a staged kind previews; every other kind is returned unchanged.
     pub fn enforced(self) -> Self {
         match self {
             Self::StagedNetworkPolicy => Self::NetworkPolicy,
@@ -46,12 +47,12 @@ impl PolicyKind {
         }
     }
 
-    /// The kind of staged policies that are about policies of this kind, if there is one.
+    /// Staged kind that previews policies of this kind, if there is one.
     pub fn staged(self) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.is_staged() && kind.enforced() == self)
     }
 
-    /// The name that users and the wire know.
+    /// Name in the API and on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NetworkPolicy => "NetworkPolicy",
@@ -64,7 +65,7 @@ impl PolicyKind {
         }
     }
 
-    /// The name where room is scarce, as in log lines: Calico's.
+    /// Short name for log lines, from Calico.
     pub fn short_name(self) -> &'static str {
         match self {
             Self::NetworkPolicy => "np",
@@ -88,7 +89,7 @@ impl PolicyKind {
         Self::StagedKubernetesNetworkPolicy,
     ];
 
-    /// The kind of that name.
+    /// Returns the kind of that name.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == name)
     }
@@ -125,7 +126,7 @@ impl fmt::Display for PolicyKey {
     }
 }
 
-/// Position in a list of tiers or policies: a number, or last. Not-a-number cannot be written in the API.
+/// Position among tiers or policies: a number, or last. The API cannot express a NaN.
 #[derive(Clone, Copy, Debug, PartialEq, Default)]
 pub struct Order(pub Option<f64>);
 
@@ -149,66 +150,67 @@ impl Ord for Order {
 pub struct Tier {
     /// Position among the tiers.
     pub order: Order,
-    /// What happens at the end of the tier to a packet that a policy of it applies to: `Deny` or `Pass`.
+    /// Action at the end of the tier on packets that a policy of it applies to: `Deny` or `Pass`.
     pub default_action: Action,
 }
 
-/// Which packets of a host endpoint a policy is about. Policies of namespaces are about none, whatever is written here.
+/// Packets of a host endpoint that a policy applies to. Policies of namespaced kinds apply to no
+/// host endpoints, whatever is written here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Traffic {
-    /// Those of the host itself.
+    /// Packets from and to the host itself.
     #[default]
     Normal,
-    /// Those of the host itself and those that it forwards: `applyOnForward`.
+    /// Packets of the host itself and forwarded ones: `applyOnForward`.
     Forwarded,
-    /// All that come in, before their destination is translated: `preDNAT`. Not about workloads.
+    /// All incoming packets, before DNAT: `preDNAT`. Does not apply to workloads.
     PreDnat,
-    /// All that are not to be tracked: `doNotTrack`. Not about workloads.
+    /// Packets without connection tracking: `doNotTrack`. Does not apply to workloads.
     Untracked,
 }
 
 impl Traffic {
-    /// Whether such a policy applies to workloads too.
+    /// Returns true when such a policy applies to workloads too.
     pub fn is_for_workloads(self) -> bool {
         matches!(self, Self::Normal | Self::Forwarded)
     }
 }
 
-/// A policy in parsed form: which endpoints it applies to, in which directions, and its rules.
+/// A policy in parsed form: the endpoints and directions that it applies to, and its rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// Name of its tier.
     pub tier: String,
     /// Position within the tier; ties are broken by name, namespace and kind.
     pub order: Order,
-    /// Over effective labels: which endpoints it applies to.
+    /// Endpoints that it applies to, over effective labels.
     pub selector: Selector,
-    /// Which packets of host endpoints it applies to.
+    /// Packets of host endpoints that it applies to.
     pub traffic: Traffic,
-    /// Whether it applies to packets that come to the endpoint.
+    /// True when it applies to packets to the endpoint.
     pub applies_ingress: bool,
-    /// Whether it applies to packets that leave the endpoint.
+    /// True when it applies to packets from the endpoint.
     pub applies_egress: bool,
-    /// Rules for packets that come to the endpoint, in order.
+    /// Rules for packets to the endpoint, in order.
     pub ingress: Vec<Rule>,
-    /// Rules for packets that leave the endpoint, in order.
+    /// Rules for packets from the endpoint, in order.
     pub egress: Vec<Rule>,
 }
 
 impl Policy {
-    /// Whether it applies to packets in any direction.
+    /// Returns true when it applies in at least one direction.
     pub fn applies(&self) -> bool {
         self.applies_ingress || self.applies_egress
     }
 }
 
-/// What a staged policy is about: what would become of the enforced policy of the same name.
+/// Change that a staged policy previews for the enforced policy of the same name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StagedPolicy {
-    /// There would be this one, in its place if there is one now.
+    /// The enforced policy would be created or replaced.
     Set(Policy),
-    /// It would not be there.
+    /// The enforced policy would be deleted.
     Delete,
-    /// Nothing: whoever staged it has set it aside.
+    /// No change: the staged policy has been set aside.
     Ignore,
 }

@@ -1,25 +1,25 @@
-//! Why an object is not taken as it is: field, value, rule and remedy, for status, logs and counters.
+//! Problems of an object: field, value, rule and remedy, for status, logs and counters.
 
 use std::fmt;
 
 use crate::policy::Policy;
 use crate::selector::{Selector, SelectorError};
 
-/// One thing that is wrong with an object.
+/// One problem of an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// Where: a path like `spec.ingress[0].protocol`.
+    /// Path of the field, such as `spec.ingress[0].protocol`.
     pub field: String,
-    /// What is there.
+    /// The value found.
     pub value: String,
-    /// What is demanded, as a phrase that follows the value.
+    /// The violated rule, as a phrase that follows the value.
     pub rule: String,
-    /// What to do.
+    /// Action for the user.
     pub remedy: String,
 }
 
 impl Problem {
-    /// A problem of a field.
+    /// Creates a problem of a field.
     pub fn new(
         field: impl Into<String>,
         value: impl Into<String>,
@@ -37,26 +37,27 @@ impl fmt::Display for Problem {
     }
 }
 
-/// An object that is refused, and what holds in its place.
+/// A refused object, and what is enforced in its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal<T = Policy> {
-    /// Everything that is wrong, in order of the fields.
+    /// Every problem, in order of the fields.
     pub problems: Vec<Problem>,
-    /// What is enforced instead, so that a bad object never opens what it meant to close: where it is not known what the object selects, everything
-    /// that its readable parts leave. `None`: it applies to nothing.
+    /// Replacement that is enforced, so that a bad object never opens what it meant to close: if it
+    /// is not known what the object selects, it applies to everything that its readable parts
+    /// leave. `None`: it applies to nothing.
     pub closed: Option<T>,
-    /// What the object said before it was refused, if that is known, is to stay in force rather than `closed`: what cannot be read is whom it is
-    /// about, or what it would be without its bad part could open something.
+    /// True when the last valid version of the object, if known, stays in force rather than
+    /// `closed`: the unreadable part is the selection, or leaving it out could open something.
     pub prefers_former: bool,
 }
 
 impl<T> Refusal<T> {
-    /// An object of which nothing is in force.
-    pub(crate) fn of_nothing(problems: Problems) -> Self {
+    /// A refusal without a replacement.
+    pub(crate) fn without_replacement(problems: Problems) -> Self {
         Self { problems: problems.into_vec(), closed: None, prefers_former: false }
     }
 
-    /// The same for an object whose former meaning is to stay, if the condition holds.
+    /// Marks the refusal as preferring the last valid version if the condition holds.
     pub(crate) fn or_former(self, condition: bool) -> Self {
         Self { prefers_former: self.prefers_former || condition, ..self }
     }
@@ -74,15 +75,16 @@ impl<T> fmt::Display for Refusal<T> {
 
 impl<T: fmt::Debug> std::error::Error for Refusal<T> {}
 
-/// The most problems that are told of one object, and the most bytes of a value: what is wrong a thousand times in one way need be said once.
-const TOLD: usize = 100;
+/// Limits of the problems that are listed for one object, and of the bytes of a value: a mistake
+/// that is repeated a thousand times need be reported once.
+const LISTED: usize = 100;
 const VALUE: usize = 96;
 
 /// Collects problems while an object is read.
 #[derive(Debug, Default)]
 pub(crate) struct Problems {
-    told: Vec<Problem>,
-    /// Problems beyond those.
+    listed: Vec<Problem>,
+    /// Problems beyond these.
     more: usize,
 }
 
@@ -94,7 +96,7 @@ impl Problems {
         rule: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        if self.told.len() >= TOLD {
+        if self.listed.len() >= LISTED {
             self.more += 1;
             return;
         }
@@ -103,26 +105,32 @@ impl Problems {
             value.truncate(value.floor_char_boundary(VALUE));
             value += "…";
         }
-        self.told.push(Problem { field: field.into(), value, rule: rule.into(), remedy: remedy.into() });
+        self.listed.push(Problem { field: field.into(), value, rule: rule.into(), remedy: remedy.into() });
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.told.len() + self.more
+        self.listed.len() + self.more
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.told.is_empty()
+        self.listed.is_empty()
     }
 
     pub(crate) fn into_vec(mut self) -> Vec<Problem> {
         if self.more > 0 {
-            let rule = format!("not told, beyond the first {TOLD}");
-            self.told.push(Problem::new("spec", format!("{} more problems", self.more), rule, "mend the others first"));
+            let rule = format!("not listed, beyond the first {LISTED}");
+            self.listed.push(Problem::new(
+                "spec",
+                format!("{} more problems", self.more),
+                rule,
+                "correct the listed ones first",
+            ));
         }
-        self.told
+        self.listed
     }
 
-    /// The object as read if nothing was wrong, or the refusal with what to enforce instead.
+    /// Returns the object if there are no problems, else the refusal with the replacement that
+    /// `closed` makes.
     pub(crate) fn finish<T>(self, value: T, closed: impl FnOnce(T) -> Option<T>) -> Result<T, Refusal<T>> {
         if self.is_empty() {
             return Ok(value);
@@ -130,7 +138,7 @@ impl Problems {
         Err(Refusal { problems: self.into_vec(), closed: closed(value), prefers_former: false })
     }
 
-    /// Parses a selector; `None` if it does not parse, with the reason noted.
+    /// Parses a selector; `None` if it does not parse, with the problem recorded.
     pub(crate) fn selector(&mut self, field: &str, text: &str) -> Option<Selector> {
         match Selector::parse(text) {
             Ok(selector) => Some(selector),

@@ -1,4 +1,5 @@
-//! What typha finds wrong and the operator tells people: a text of bounded size for each replica of typha, under its pod's name in one ConfigMap.
+//! Problem reports from typha to the operator: a text of bounded size for each replica of typha,
+//! under its pod's name in one ConfigMap.
 
 use std::collections::BTreeSet;
 
@@ -6,40 +7,40 @@ use serde::{Deserialize, Serialize};
 
 /// Name of the ConfigMap, in the namespace of typha.
 pub const CONFIG_MAP: &str = "margay-problems";
-/// Entries of a list that are named; the others are counted.
+/// Entries of a list that are included; the others are only counted.
 const NAMED: usize = 16;
-/// Bytes of the name of what an entry is about: kind, namespace, name and node.
+/// Limit of the subject of an entry in bytes: kind, namespace, name and node.
 const SUBJECT: usize = 640;
-/// Bytes of what an entry says about it.
+/// Limit of the reason of an entry in bytes.
 const REASON: usize = 384;
 
-/// One thing that is wrong.
+/// One problem.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Entry {
-    /// What it is about: kind, namespace and name of an object, or a node.
+    /// The object (kind, namespace and name) or node that has the problem.
     pub subject: String,
     /// Field, value, rule and remedy.
     pub reason: String,
 }
 
 impl Entry {
-    /// An entry whose texts are cut to what may be told.
+    /// Creates an entry; texts beyond the limits are cut.
     pub fn new(subject: &str, reason: &str) -> Self {
         Self { subject: cut(subject, SUBJECT), reason: cut(reason, REASON) }
     }
 }
 
-/// A list of which only the first are named.
+/// A list of which only the first entries are included.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listing {
-    /// How many there are.
+    /// Number of all entries.
     pub total: usize,
-    /// The first of them.
+    /// The first entries.
     pub first: BTreeSet<Entry>,
 }
 
 impl Listing {
-    /// The list of these, of which the first are made entries.
+    /// Creates a list of which only the first items are converted to entries.
     pub fn of<T>(found: impl IntoIterator<Item = T>, entry: impl Fn(T) -> Entry) -> Self {
         let mut found = found.into_iter();
         let first: BTreeSet<Entry> = found.by_ref().take(NAMED).map(entry).collect();
@@ -53,25 +54,25 @@ impl Listing {
     }
 }
 
-/// What one replica of typha finds, or all of them together.
+/// Problems that one replica of typha reports, or all of them together.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Report {
-    /// Objects that are not used as they are written, or at odds with others. Every replica sees the same.
+    /// Objects that are invalid or in conflict with others. Every replica reports the same.
     pub objects: Listing,
-    /// What nodes cannot enforce as it is written, of the nodes of this replica.
+    /// Records that nodes of this replica cannot enforce as written.
     pub records: Listing,
-    /// What is wrong with nodes as a whole, of the nodes of this replica.
+    /// Problems of nodes of this replica as a whole.
     pub nodes: Listing,
 }
 
 impl Report {
-    /// Whether nothing is wrong.
+    /// Returns true when there are no problems.
     pub fn is_empty(&self) -> bool {
         self.objects.total + self.records.total + self.nodes.total == 0
     }
 
-    /// What all replicas find together.
+    /// Merges the reports of all replicas.
     pub fn joined(reports: impl IntoIterator<Item = Self>) -> Self {
         let mut joined = Self::default();
         for Self { objects, records, nodes } in reports {
@@ -83,7 +84,7 @@ impl Report {
     }
 }
 
-/// The text, or as much of it as fits, without control characters: it is shown to people on one line.
+/// Cuts the text to the limit and replaces control characters: it is displayed on one line.
 pub fn cut(text: &str, limit: usize) -> String {
     const MORE: char = '…';
     let printable = |c: char| if c.is_control() { ' ' } else { c };

@@ -1,4 +1,5 @@
-//! Rules in parsed form: what a policy of any kind says, with selectors already rewritten to effective labels.
+//! Rules in parsed form, common to policies of every kind, with selectors already rewritten to
+//! effective labels.
 
 use std::sync::Arc;
 
@@ -7,16 +8,16 @@ use ipnet::IpNet;
 use crate::meta::NamespacedName;
 use crate::selector::Selector;
 
-/// What a rule does with a packet that it matches.
+/// Action of a rule on a packet that it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Action {
     /// Accept and stop.
     Allow,
     /// Drop and stop.
     Deny,
-    /// Write a log line and go on with the next rule.
+    /// Write a log line and continue with the next rule.
     Log,
-    /// Leave this tier and go on with the next.
+    /// Leave this tier and continue with the next.
     Pass,
 }
 
@@ -47,7 +48,7 @@ impl Protocol {
     /// UDP-Lite.
     pub const UDPLITE: Self = Self(136);
 
-    /// ICMP of an IP version: the number of the other version's is nothing special in a packet.
+    /// ICMP of an IP version. In packets of the other version the number has no special meaning.
     pub fn icmp_of(version: IpVersion) -> Self {
         match version {
             IpVersion::V4 => Self::ICMP,
@@ -55,7 +56,8 @@ impl Protocol {
         }
     }
 
-    /// Whether packets of this protocol carry 16-bit source and destination ports in the first four bytes.
+    /// Returns true when packets of this protocol carry 16-bit source and destination ports in the
+    /// first four bytes.
     pub fn has_ports(self) -> bool {
         matches!(self, Self::TCP | Self::UDP | Self::SCTP | Self::UDPLITE)
     }
@@ -71,12 +73,12 @@ pub struct PortRange {
 }
 
 impl PortRange {
-    /// The range that holds one port.
+    /// Returns the range that holds one port.
     pub fn single(port: u16) -> Self {
         Self { first: port, last: port }
     }
 
-    /// Whether the port is inside.
+    /// Returns true when the port is inside.
     pub fn contains(self, port: u16) -> bool {
         (self.first..=self.last).contains(&port)
     }
@@ -100,7 +102,7 @@ pub struct Icmp {
     pub code: Option<u8>,
 }
 
-/// What a rule demands of one side of a packet. All criteria that are present must hold; each list is "any of".
+/// Match of one side of a packet. All criteria that are present must hold; each list is "any of".
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EntityMatch {
     /// The address is in one of these; empty means any.
@@ -111,7 +113,8 @@ pub struct EntityMatch {
     pub selector: Option<Selector>,
     /// The address does not belong to one whose effective labels match.
     pub not_selector: Option<Selector>,
-    /// The port is one of these; empty means any. Rules that one rule of Kubernetes' kinds became share the list.
+    /// The port is one of these; empty means any. Rules made from one rule of a Kubernetes kind
+    /// share the list.
     pub ports: Arc<[Port]>,
     /// The port is none of these.
     pub not_ports: Vec<Port>,
@@ -121,10 +124,10 @@ pub struct EntityMatch {
     pub service: Option<NamespacedName>,
 }
 
-/// One rule. All criteria that are present must hold.
+/// A rule. All criteria that are present must hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// What to do.
+    /// Action on a match.
     pub action: Action,
     /// Only packets of this IP version.
     pub ip_version: Option<IpVersion>,
@@ -132,18 +135,18 @@ pub struct Rule {
     pub protocol: Option<Protocol>,
     /// Only packets not of this protocol.
     pub not_protocol: Option<Protocol>,
-    /// Only packets that are ICMP of their own IP version, of this type and code.
+    /// Only ICMP packets of the rule's IP version, of this type and code.
     pub icmp: Option<Icmp>,
-    /// Only packets that are not; what is no ICMP of its version has no type, and passes.
+    /// Only packets that are not; packets of other protocols have no type, and match.
     pub not_icmp: Option<Icmp>,
-    /// Where the packet comes from.
+    /// Match of the packet's source.
     pub source: EntityMatch,
-    /// Where the packet goes to.
+    /// Match of the packet's destination.
     pub destination: EntityMatch,
 }
 
 impl Rule {
-    /// A rule that matches every packet.
+    /// Returns a rule that matches every packet.
     pub fn any(action: Action) -> Self {
         Self {
             action,

@@ -1,4 +1,5 @@
-//! What each FelixConfiguration says, how they lie over one another for a node, and what their values mean.
+//! Effective settings of a node: FelixConfigurations, their precedence, and the formats of their
+//! values.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,26 +9,27 @@ use crate::network::{EndpointToHostAction, Failsafe, FelixSettings};
 use crate::policy::PolicyKey;
 use crate::selector::Selector;
 
-/// Name of the settings for all nodes.
+/// Name of the FelixConfiguration for all nodes.
 pub const DEFAULT_SETTINGS: &str = "default";
-/// What the name of one node's own settings starts with.
+/// Prefix of the name of the FelixConfiguration of a single node.
 pub const NODE_SETTINGS: &str = "node.";
 
-/// Which nodes a FelixConfiguration is for. The later of two lies over the earlier.
+/// Nodes that a FelixConfiguration applies to, in ascending order of precedence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SettingsScope {
-    /// All of them.
+    /// All nodes.
     Cluster,
-    /// Those whose labels match.
+    /// Nodes whose labels match.
     Selected(Selector),
     /// The node of this name.
     Node(String),
 }
 
-/// What one FelixConfiguration says. A field that it does not give is left to the weaker ones, and at last to the built-in default.
+/// Fields that one FelixConfiguration sets. Unset fields come from one of lower precedence, or from
+/// the built-in default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FelixOverrides {
-    /// Nodes that it is for.
+    /// Nodes that it applies to.
     pub scope: SettingsScope,
     /// See [`FelixSettings::endpoint_to_host`].
     pub endpoint_to_host: Option<EndpointToHostAction>,
@@ -53,14 +55,14 @@ pub struct FelixOverrides {
     pub log_burst: Option<u16>,
     /// See [`FelixSettings::ipv6`].
     pub ipv6: Option<bool>,
-    /// See [`FelixSettings::failsafe_inbound`]; an empty list says that there are none.
+    /// See [`FelixSettings::failsafe_inbound`]; an empty list means none.
     pub failsafe_inbound: Option<Box<[Failsafe]>>,
-    /// See [`FelixSettings::failsafe_outbound`]; an empty list says that there are none.
+    /// See [`FelixSettings::failsafe_outbound`]; an empty list means none.
     pub failsafe_outbound: Option<Box<[Failsafe]>>,
 }
 
 impl FelixOverrides {
-    /// One that says nothing.
+    /// Returns overrides that set nothing.
     pub fn none(scope: SettingsScope) -> Self {
         Self {
             scope,
@@ -81,7 +83,7 @@ impl FelixOverrides {
         }
     }
 
-    /// Settings in which what this says is as it says, and the rest as in the weaker ones.
+    /// Returns `base` with the fields that are set here replaced.
     pub fn over(&self, base: FelixSettings) -> FelixSettings {
         FelixSettings {
             endpoint_to_host: self.endpoint_to_host.unwrap_or(base.endpoint_to_host),
@@ -101,7 +103,8 @@ impl FelixOverrides {
         }
     }
 
-    /// Whether it is for the node of this name and these labels; none while the node is not known.
+    /// Returns true when it applies to the node of this name and these labels; none: labels not
+    /// known yet.
     pub fn is_for(&self, node: &str, labels: Option<&Labels>) -> bool {
         match &self.scope {
             SettingsScope::Cluster => true,
@@ -111,21 +114,21 @@ impl FelixOverrides {
     }
 }
 
-/// How often something may happen.
+/// Rate limit of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LogRate {
-    /// Times per unit, 1 to 9999.
+    /// Number of lines per unit, 1 to 9999.
     pub count: u16,
     /// Unit of time.
     pub unit: TimeUnit,
 }
 
 impl LogRate {
-    /// Reports that may come at once where nothing else is said.
+    /// Default burst (Calico's `logActionRateLimitBurst`).
     pub const BURST: u16 = 5;
 }
 
-/// A unit of time of a rate.
+/// Unit of time of a rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TimeUnit {
     /// One second.
@@ -142,7 +145,7 @@ impl TimeUnit {
     /// Every unit, the shortest first.
     pub const ALL: [Self; 4] = [Self::Second, Self::Minute, Self::Hour, Self::Day];
 
-    /// Its name in the API.
+    /// Name in the API.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Second => "second",
@@ -153,7 +156,7 @@ impl TimeUnit {
     }
 }
 
-/// A text that is not a rate.
+/// A text that is not a rate limit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a rate; write it like 10/second, with a number from 1 to 9999 and second, minute, hour or day")]
 pub struct LogRateError(String);
@@ -179,8 +182,10 @@ impl fmt::Display for LogRate {
     }
 }
 
-/// What a report of a rule with action Log begins with, without the `: ` that ends it: the template with `%t` as the tier, `%k` as the short
-/// name of the policy's kind, `%n` as its name, and `%p` as its name behind its namespace if it has one. Everything else stands for itself.
+/// Returns the prefix of log lines of rules with action Log, without the `: ` that ends it: the
+/// template with `%t` replaced by the tier, `%k` by the short name of the policy's kind, `%n` by
+/// its name, and `%p` by `namespace/name`, or the name of a cluster-scoped policy. Other text is
+/// kept.
 pub fn log_prefix(template: &str, tier: &str, policy: &PolicyKey) -> String {
     let mut text = String::with_capacity(template.len());
     let mut rest = template;

@@ -1,4 +1,4 @@
-//! What the API server accepts and refuses by the CEL rules of the definitions, with the message that the user reads.
+//! Verdicts of the API server by the CEL rules of the CRDs, with the messages that users read.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,7 +8,7 @@ use kube_cel::Validator;
 use margay_api::crds;
 use serde_json::{Value, json};
 
-/// The schemas as the API server gets them, by kind.
+/// Schemas as the API server has them, by kind.
 fn schemas() -> BTreeMap<String, Value> {
     let schema = |definition: &Value| definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone();
     crds::all()
@@ -51,7 +51,7 @@ const CREATED: &[(&str, &str, &str, &[&str])] = &[
     ("NetworkPolicy", "p", "{ingress: [{action: Deny, http: {methods: [GET]}}]}", &["only allowed in rules with action Allow"]),
     ("NetworkPolicy", "p", "{ingress: [{action: Allow, source: {services: {name: s}, selector: has(a)}}]}", &["services cannot be combined"]),
     ("NetworkPolicy", "p", "{ingress: [{action: Allow, protocol: TCP, source: {services: {name: s}}, destination: {ports: [1]}}]}", &[]),
-    ("NetworkPolicy", "p", "{egress: [{action: Allow, protocol: TCP, destination: {services: {name: s}, ports: [1]}}]}", &["a service has its ports"]),
+    ("NetworkPolicy", "p", "{egress: [{action: Allow, protocol: TCP, destination: {services: {name: s}, ports: [1]}}]}", &["the Service determines its ports"]),
 
     ("GlobalNetworkPolicy", "p", "{applyOnForward: true, preDNAT: true, ingress: [{action: Deny}]}", &[]),
     ("GlobalNetworkPolicy", "p", "{preDNAT: true}", &["preDNAT needs applyOnForward"]),
@@ -74,7 +74,7 @@ const CREATED: &[(&str, &str, &str, &[&str])] = &[
     ("IPPool", "p", "{cidr: 10.0.0.0/16, ipipMode: Always, vxlanMode: CrossSubnet}", &["exclude each other"]),
     ("IPPool", "p", "{cidr: 10.0.0.0/16, ipipMode: Never, vxlanMode: CrossSubnet}", &[]),
     ("IPPool", "p", "{cidr: 10.0.0.0/16, allowedUses: [LoadBalancer], nodeSelector: all()}", &[]),
-    ("IPPool", "p", "{cidr: 10.0.0.0/16, allowedUses: [LoadBalancer, Workload]}", &["stands alone"]),
+    ("IPPool", "p", "{cidr: 10.0.0.0/16, allowedUses: [LoadBalancer, Workload]}", &["must be set alone"]),
     ("IPPool", "p", "{cidr: 10.0.0.0/16, allowedUses: [LoadBalancer], vxlanMode: Always}", &["a pool for LoadBalancer has"]),
     ("IPPool", "p", "{cidr: 10.0.0.0/16, allowedUses: [LoadBalancer], disableBGPExport: true}", &["a pool for LoadBalancer has"]),
     ("IPPool", "p", "{cidr: 10.0.0.0/16, namespaceSelector: has(a)}", &["cannot have the use Tunnel"]),
@@ -102,7 +102,7 @@ fn check(what: &str, schema: &Value, new: &Value, old: Option<&Value>, wanted: &
 }
 
 #[test]
-fn what_may_be_created() {
+fn creations_are_accepted_or_refused_by_the_rules() {
     let schemas = schemas();
     for (kind, name, spec, wanted) in CREATED {
         check(&format!("{kind} {name} {spec}"), &schemas[*kind], &mk(name, spec), None, wanted);
@@ -110,7 +110,7 @@ fn what_may_be_created() {
 }
 
 #[test]
-fn what_may_be_changed() {
+fn changes_are_accepted_or_refused_by_the_rules() {
     let schemas = schemas();
     for (kind, before, after, wanted) in CHANGED {
         let what = format!("{kind} {before} to {after}");

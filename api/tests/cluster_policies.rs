@@ -1,4 +1,4 @@
-//! What Kubernetes' cluster-wide policies become: cases as text, what comes of each beside it.
+//! Conversion of Kubernetes' cluster-wide policies: cases as text, with the result beside each.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 mod support;
 
-/// Cases in `data/cluster-policies.yaml`: one specification each, with a comment of what it shows.
+/// Cases in `data/cluster-policies.yaml`: one spec each, with a comment on its purpose.
 #[test]
 fn cluster_wide_policies() {
     let cases = include_str!("data/cluster-policies.yaml");

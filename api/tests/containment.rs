@@ -1,4 +1,5 @@
-//! A policy of a namespace takes hold of, and lets in by its selectors, nobody outside it: whatever its author writes into them.
+//! Containment: whatever selectors its author writes, a policy of a namespace neither applies to
+//! endpoints of other namespaces nor is widened by their labels.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Value, json};
 
-/// Pieces that close what the translation opens, or speak of others' labels.
+/// Fragments that close what the rewrite opens, or refer to labels of other namespaces.
 const PIECES: [&str; 26] = [
     "all()",
     "global()",
@@ -44,7 +45,7 @@ const PIECES: [&str; 26] = [
     "\u{0}",
 ];
 
-/// A selector as somebody writes it who wants out: mostly sound ones, joined in every way, and broken ones.
+/// A selector of an attacker: mostly valid ones, joined in every way, and broken ones.
 fn selector() -> impl Strategy<Value = String> {
     let term = || {
         (any::<bool>(), select(&PIECES[..14]))
@@ -56,7 +57,7 @@ fn selector() -> impl Strategy<Value = String> {
     prop_oneof![3 => sound, 1 => vec(select(&PIECES[..]), 0..7).prop_map(|pieces| pieces.concat())]
 }
 
-/// Labels as pods of another namespace come to have them.
+/// Labels that pods of another namespace can have.
 fn foreign() -> impl Strategy<Value = Labels> {
     let keys = select(vec!["app", "pcns.team", "pcsa.role", "pcns.projectcalico.org/name"]).prop_map(str::to_owned);
     let values = select(vec!["web", "db", "a", "admin", "own", "victim"]).prop_map(str::to_owned);
@@ -74,7 +75,7 @@ fn parsed<T: serde::de::DeserializeOwned>(version: &str, spec: &Value) -> Result
     serde_json::from_value(object).map_err(|error| TestCaseError::fail(error.to_string()))
 }
 
-/// What is enforced of it, also when it is refused.
+/// Returns the policy that is enforced, also for a refused object.
 fn enforced(result: Result<Policy, Refusal>) -> Option<Policy> {
     result.map_or_else(|refusal| refusal.closed, Some)
 }
@@ -99,7 +100,7 @@ proptest! {
             json!({ "serviceAccounts": { "selector": account } }),
         ];
         let sources: Vec<Value> = entities.iter().filter(|entity| {
-            // A field that says nothing is as good as none, and then no selector limits the rule.
+            // An empty field counts as unset, and then no selector restricts the rule.
             entity.as_object().is_some_and(|fields| fields.values().all(|value| value.as_str() != Some("")))
                 && *entity != &json!({ "serviceAccounts": { "selector": "" } })
         }).map(|entity| json!({ "action": "Allow", "source": entity })).collect();
@@ -146,7 +147,7 @@ proptest! {
 }
 
 #[test]
-fn a_policy_still_takes_hold_of_its_own() {
+fn a_policy_applies_to_its_own_namespace() {
     let own = |app: &str| {
         BTreeMap::from([
             (LABEL_NAMESPACE.to_owned(), "own".to_owned()),

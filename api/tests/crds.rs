@@ -1,4 +1,5 @@
-//! The manifests in deploy/crds and deploy/crds-v1 are what the types say. `UPDATE_EXPECT=1` rewrites them.
+//! The manifests in deploy/crds and deploy/crds-v1 are generated from the types. `UPDATE_EXPECT=1`
+//! rewrites them.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,7 +10,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use margay_api::crds;
 use serde_json::Value;
 
-/// Folders under deploy, each with what lies in it.
+/// Folders under deploy, each with its definitions.
 fn folders() -> [(PathBuf, Vec<CustomResourceDefinition>); 2] {
     let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
     [(deploy.join("crds"), crds::all()), (deploy.join("crds-v1"), crds::stored())]

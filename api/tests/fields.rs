@@ -1,5 +1,6 @@
-//! Every field of the kinds that users write policy with, and of those about nodes, has its line in `data/fields.tsv`, and what the line says of
-//! it is so: a served field changes what the object means, one without effect does not, and a refused one is named in the refusal.
+//! Every field of the policy and node kinds has its line in `data/fields.tsv`, and the line is true: a
+//! served field changes the meaning of the object, one without effect does not, and a refused one is
+//! named in the refusal.
 
 #![allow(clippy::unwrap_used)]
 
@@ -36,12 +37,12 @@ struct Line {
     field: String,
     becomes: String,
     value: String,
-    /// What else there is, beside the field: of the rule it is in, or of the specification.
+    /// Further fields: of the rule that the field is in, or of the spec.
     beside: Value,
     why: String,
 }
 
-/// Where a short form stands for.
+/// Expands a short form of a path.
 fn places(field: &str) -> Vec<String> {
     let of = |prefix: &str, sides: &[(&str, &str)]| -> Option<Vec<String>> {
         let rest = field.strip_prefix(prefix)?;
@@ -157,13 +158,13 @@ fn objects(line: &Line) -> [Value; 2] {
     [object, with]
 }
 
-/// What an object means, or which fields are refused.
+/// Returns the meaning of an object, or its refused fields.
 fn meaning(object: &Value) -> Result<String, Vec<String>> {
     fn of<K: DeserializeOwned, T: Debug, C>(
         object: &Value,
         parse: impl Fn(&K) -> Result<T, Refusal<C>>,
     ) -> Result<String, Vec<String>> {
-        // The API server takes none of a wrong shape.
+        // The API server refuses objects that do not match the schema.
         let typed = serde_json::from_value(object.clone()).map_err(|error| vec![format!("shape: {error}")])?;
         let refused = |refusal: Refusal<C>| refusal.problems.into_iter().map(|problem| problem.field).collect();
         parse(&typed).map(|meaning| format!("{meaning:?}")).map_err(refused)
@@ -187,7 +188,7 @@ fn meaning(object: &Value) -> Result<String, Vec<String>> {
     }
 }
 
-/// What is reserved; those who read reservations read them all at once.
+/// Returns the reserved ranges; reservations are read all at once.
 fn reservation(object: &v3::IPReservation) -> Result<Limits, Refusal<()>> {
     let (limits, problems) = Limits::new(None, &BTreeMap::from([("a".to_owned(), object.spec.clone())]), None);
     let of_field = |problem: &String| Problem::new("spec.reservedCIDRs", problem.as_str(), "", "");
@@ -196,7 +197,7 @@ fn reservation(object: &v3::IPReservation) -> Result<Limits, Refusal<()>> {
 }
 
 #[test]
-fn every_field_is_what_its_line_says() {
+fn every_field_behaves_as_its_line_states() {
     for line in lines() {
         if line.becomes == "status" {
             assert!(line.field.starts_with("status.") && !line.why.is_empty(), "{line:?}");
@@ -206,7 +207,7 @@ fn every_field_is_what_its_line_says() {
         let context = format!("{line:?}\n{}\n{:?}", with.1, with.0);
         match line.becomes.as_str() {
             "served" => {
-                // Half a service is refused with it or without.
+                // An incomplete service is refused with the field or without.
                 assert!(with.0.is_ok(), "{context}");
                 assert_ne!(without.0, with.0, "{context}");
             }
@@ -218,7 +219,7 @@ fn every_field_is_what_its_line_says() {
                 let named = line.field.replace("[]", "[0]");
                 let fields = with.0.expect_err(&context);
                 assert!(!line.why.is_empty(), "{context}");
-                // The problem may be with what the field is a part of.
+                // The problem may be reported for the parent of the field.
                 assert!(fields.iter().any(|field| named.starts_with(field.as_str())), "{context}");
             }
             other => panic!("{other:?} is none of served, without effect, refused, status"),

@@ -1,4 +1,5 @@
-//! Policies that are too large: refused before they are multiplied, closed, and said with what is wrong.
+//! Policies that are too large are refused before they are multiplied, closed, and reported with the
+//! limit.
 
 #![allow(clippy::unwrap_used)]
 
@@ -71,7 +72,7 @@ fn ranges_of_one_rule_are_one_peer_and_ports_are_shared() {
 }
 
 #[test]
-fn beyond_the_limits_a_policy_is_closed_and_says_why() {
+fn a_policy_beyond_the_limits_is_closed_and_reports_why() {
     for (what, spec) in [
         ("peers times ports", json!({"ingress": [{"from": peers(20_000), "ports": names(20_000)}, {}]})),
         ("the same, outwards", json!({"egress": [{"to": peers(20_000), "ports": names(20_000)}]})),
@@ -87,7 +88,7 @@ fn beyond_the_limits_a_policy_is_closed_and_says_why() {
         );
         let closed = refusal.closed.unwrap();
         assert!(closed.applies_ingress || closed.applies_egress, "{what}");
-        // What is left are rules that fit: nothing but what is written opens.
+        // Only rules that fit are left: nothing is opened that is not written.
         assert!(closed.ingress.len() + closed.egress.len() < 20_000, "{what}");
         let staged = json!({"stagedAction": "Set", "podSelector": {}, "ingress": spec.get("ingress"), "egress": spec.get("egress")});
         let staged = parse::staged_kubernetes_network_policy(&mk(
@@ -128,7 +129,7 @@ fn beyond_the_limits_a_cluster_wide_policy_denies_where_it_would_not_accept() {
 }
 
 #[test]
-fn a_thousand_mistakes_are_told_as_a_hundred_and_none_is_long() {
+fn of_a_thousand_mistakes_a_hundred_are_listed_and_none_is_long() {
     let bad: Vec<Value> = (0..5000).map(|_| json!({"port": "x".repeat(4000)})).collect();
     let refusal = kubernetes(&json!({"ingress": [{"ports": bad}]})).unwrap_err();
     assert_eq!(refusal.problems.len(), 101);

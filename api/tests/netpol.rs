@@ -1,4 +1,4 @@
-//! What Kubernetes network policies become, as tables of text.
+//! Conversion of Kubernetes network policies, as tables of text.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,7 +11,7 @@ mod support;
 
 use support::show;
 
-/// A policy of namespace `ns` from its `spec` as YAML.
+/// Makes a policy of namespace `ns` from its `spec` as YAML.
 fn mk(spec: &str) -> NetworkPolicy {
     let spec: Value = serde_yaml_ng::from_str(spec).unwrap();
     serde_json::from_value(json!({ "metadata": { "name": "p", "namespace": "ns" }, "spec": spec })).unwrap()
@@ -24,7 +24,7 @@ fn check(cases: &[(&str, Expect)]) {
 }
 
 #[test]
-fn which_pods_and_directions() {
+fn pods_and_directions() {
     check(&[
         (
             "{}",
@@ -163,7 +163,7 @@ fn ports() {
 }
 
 #[test]
-fn what_is_wrong_is_left_out_and_the_rest_stays() {
+fn invalid_rules_are_left_out_and_the_rest_stays() {
     check(&[
         (
             "{podSelector: {matchExpressions: [{key: a, operator: Like}]}, ingress: [{}]}",
@@ -201,7 +201,7 @@ fn what_is_wrong_is_left_out_and_the_rest_stays() {
         (
             "{ingress: [{from: [{}]}]}",
             expect![[r#"
-            spec.ingress[0].from[0]: "{}": a peer that names nobody; give a podSelector, namespaceSelector or ipBlock
+            spec.ingress[0].from[0]: "{}": a peer without selectors or ranges; give a podSelector, namespaceSelector or ipBlock
             instead: default Some(1000.0) (projectcalico.org/namespace == "ns" && projectcalico.org/orchestrator == "k8s")
             ingress
         "#]],

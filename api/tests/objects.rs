@@ -122,7 +122,7 @@ fn addresses_of_pods() {
 }
 
 #[test]
-fn pods_without_a_network_of_their_own_are_no_endpoints() {
+fn pods_of_the_host_network_are_no_endpoints() {
     assert!(k8s::pod::workload_endpoint(&mk_pod("", "hostNetwork: true", "")).is_none());
     assert!(k8s::pod::workload_endpoint(&mk_pod("", "nodeName: ''", "")).is_none());
 }
@@ -138,7 +138,7 @@ fn names_of_parents_are_the_true_ones() {
     .assert_eq(&format!("{:?}\n{:?}\n", k8s::namespace(&namespace), k8s::service_account(&account)));
 }
 
-/// Annotations and addresses of a node, and what others know of it.
+/// Annotations and addresses of a node, and its parsed form.
 #[test]
 fn nodes() {
     let node = |annotations: &str, addresses: &str| {
@@ -191,15 +191,15 @@ fn slices_are_backends_of_their_service() {
 }
 
 #[test]
-fn network_sets_keep_what_is_sound() {
+fn network_sets_keep_valid_members() {
     let set: NetworkSet = mk_v3(
         "{metadata: {namespace: ns, name: s, labels: {a: b, projectcalico.org/namespace: other, pcns.x: y}}, spec: {nets: [10.1.2.3/8, 10.0.0.1, nonsense, 'fd00::1']}}",
     );
     let refusal = v3::netset::network_set(&set).unwrap_err();
     let global: GlobalNetworkSet = mk_v3("{metadata: {name: s, labels: {a: b}}, spec: {}}");
     expect![[r#"
-        metadata.labels[pcns.x]: "y": this label says what an object is and is set by the system alone; remove the label
-        metadata.labels[projectcalico.org/namespace]: "other": this label says what an object is and is set by the system alone; remove the label
+        metadata.labels[pcns.x]: "y": this label identifies the object and is set by the system only; remove the label
+        metadata.labels[projectcalico.org/namespace]: "other": this label identifies the object and is set by the system only; remove the label
         spec.nets[2]: "nonsense": not an address or range; write it like 10.0.0.0/8, 10.1.2.3, fd00::/8 or fd00::1
         Some(NetworkSet { labels: {"a": "b", "projectcalico.org/namespace": "ns"}, nets: [10.0.0.0/8, 10.0.0.1/32, fd00::1/128] })
         Ok(NetworkSet { labels: {"a": "b"}, nets: [] })
@@ -210,7 +210,7 @@ fn network_sets_keep_what_is_sound() {
     ));
 }
 
-/// A pool's spec and how its packets travel.
+/// A pool's spec and its encapsulation.
 const ENCAPSULATIONS: &[(&str, Encapsulation)] = &[
     ("", Encapsulation::None),
     ("vxlanMode: Never, ipipMode: Never", Encapsulation::None),
@@ -281,7 +281,7 @@ fn of_features_that_are_overridden_one_is_followed() {
 }
 
 #[test]
-fn settings_lie_over_weaker_ones_and_bad_values_count_as_not_given() {
+fn settings_override_weaker_ones_and_invalid_values_count_as_unset() {
     let overrides = |name: &str, spec: &str| v3::cluster::overrides(&mk_settings(name, spec));
     let nothing = overrides("default", "").unwrap();
     assert_eq!(nothing.over(FelixSettings::default()), FelixSettings::default());
@@ -309,16 +309,16 @@ fn settings_lie_over_weaker_ones_and_bad_values_count_as_not_given() {
     assert_eq!(closed.over(node.clone()), FelixSettings { vxlan_mtu: 1300, ..node });
     expect![[r#"
         spec.defaultEndpointToHostAction: "Explode": not an action; use Accept, Drop or Return
-        spec.vxlanVNI: "0": not from 1 to 16777215; use a number of that range, or leave the field out
-        spec.vxlanPort: "65536": not from 1 to 65535; use a number of that range, or leave the field out
-        spec.natOutgoingExclusions: "x": not known; use IPPoolsOnly or IPPoolsAndHostIPs
+        spec.vxlanVNI: "0": not from 1 to 16777215; use a number in that range, or remove the field
+        spec.vxlanPort: "65536": not from 1 to 65535; use a number in that range, or remove the field
+        spec.natOutgoingExclusions: "x": not a known value; use IPPoolsOnly or IPPoolsAndHostIPs
         spec.logActionRateLimit: "0/day": not a rate; write it like 10/second, with a number from 1 to 9999 and second, minute, hour or day
-        spec.logActionRateLimitBurst: "10000": not from 0 to 9999; use a number of that range, or leave the field out
+        spec.logActionRateLimitBurst: "10000": not from 0 to 9999; use a number in that range, or remove the field
     "#]].assert_eq(&format!("{refusal}\n"));
 }
 
 #[test]
-fn failsafe_ports_are_left_alone_turned_off_or_replaced_never_by_mistake() {
+fn failsafe_ports_are_kept_disabled_or_replaced_but_not_by_mistake() {
     let of = |spec: &str| match v3::cluster::overrides(&mk_settings("default", spec)) {
         Ok(overrides) => overrides.over(FelixSettings::default()),
         Err(refusal) => refusal.closed.unwrap().over(FelixSettings::default()),
@@ -331,7 +331,7 @@ fn failsafe_ports_are_left_alone_turned_off_or_replaced_never_by_mistake() {
     let dns = Failsafe { protocol: Protocol::UDP, port: 53, net: Some("10.1.0.0/16".parse().unwrap()) };
     let written = "failsafeOutboundHostPorts: [{protocol: UDP, port: 53, net: 10.1.2.3/16}, {port: 22}, {protocol: tcp, port: 22}]";
     assert_eq!(of(written).failsafe_outbound, [ssh, dns]);
-    // A list with a bad entry counts as not given.
+    // A list with an invalid entry counts as unset.
     assert_eq!(of("failsafeInboundHostPorts: [{port: 0}]"), default);
     assert_eq!(of("failsafeInboundHostPorts: [{port: 2222}, {port: 22, net: here}]"), default);
     for list in [Failsafe::default_inbound(), Failsafe::default_outbound()] {
@@ -340,7 +340,7 @@ fn failsafe_ports_are_left_alone_turned_off_or_replaced_never_by_mistake() {
 }
 
 #[test]
-fn a_host_endpoint_with_what_is_wrong_left_out() {
+fn invalid_parts_of_a_host_endpoint_are_left_out() {
     let parse = |metadata: &str, spec: &str| {
         let yaml = format!("{{metadata: {{name: h, {metadata}}}, spec: {{{spec}}}}}");
         match v3::host::host_endpoint(&mk_v3(&yaml)) {
@@ -362,23 +362,23 @@ fn a_host_endpoint_with_what_is_wrong_left_out() {
     ];
     expect![[r#"
         HostEndpoint { node: "n1", labels: {"host": "a"}, interface: All, addresses: [192.0.2.1, fd00::1], ports: [], profiles: [Namespace("a"), ServiceAccount(NamespacedName { namespace: "a", name: "b.c" }), Allow] }
-        metadata.labels[pcns.team]: "a": this label says what an object is and is set by the system alone; remove the label
-        metadata.labels[projectcalico.org/namespace]: "kube-system": this label says what an object is and is set by the system alone; remove the label
+        metadata.labels[pcns.team]: "a": this label identifies the object and is set by the system only; remove the label
+        metadata.labels[projectcalico.org/namespace]: "kube-system": this label identifies the object and is set by the system only; remove the label
         spec.expectedIPs[1]: "x": not an address; write it like 192.0.2.1 or 2001:db8::1, without a prefix length
         spec.ports[1].protocol: "x": not a protocol that has ports; use TCP, UDP, SCTP or UDPLite
-        spec.ports[1].port: "0": not from 1 to 65535; use a number of that range
+        spec.ports[1].port: "0": not from 1 to 65535; use a number in that range
         spec.profiles[0]: "kns.": there is no such profile, which denies; use kns.NAMESPACE, ksa.NAMESPACE.SERVICEACCOUNT or projectcalico-default-allow
         Some(HostEndpoint { node: "n1", labels: {"host": "a"}, interface: All, addresses: [192.0.2.1], ports: [NamedPort { name: "http", protocol: Protocol(6), port: 80 }], profiles: [Unknown, Namespace("a")] })
         spec.expectedIPs[0]: "x": not an address; write it like 192.0.2.1 or 2001:db8::1, without a prefix length
         Some(HostEndpoint { node: "n1", labels: {}, interface: All, addresses: [], ports: [], profiles: [] })
         spec.node: "": a host endpoint belongs to one node; write the name of the node
-        spec.interfaceName: "eth0/1": an interface has a name of at most 15 letters, digits, '_', '.' and '-'; write the name as the node has it, or * for all interfaces
+        spec.interfaceName: "eth0/1": an interface has a name of at most 15 letters, digits, '_', '.' and '-'; write the name of the interface on the node, or * for all interfaces
         None
     "#]].assert_eq(&shown.concat());
 }
 
 #[test]
-fn settings_are_for_nodes_by_name_or_label() {
+fn settings_apply_to_nodes_by_name_or_label() {
     let labels = Labels::from([("zone".to_owned(), "a".to_owned())]);
     let selected = v3::cluster::overrides(&mk_settings("east", "nodeSelector: zone == 'a'")).unwrap();
     assert!(
@@ -398,15 +398,15 @@ fn settings_are_for_nodes_by_name_or_label() {
         shown += &format!("{refusal}\n");
     }
     expect![[r#"
-        spec.nodeSelector: "": FelixConfiguration east is for no node; give a nodeSelector, or name the object default or node.NAME
+        spec.nodeSelector: "": FelixConfiguration east applies to no node; give a nodeSelector, or name the object default or node.NAME
         spec.nodeSelector: "zone = a": not a selector: at character 6: expected an operator after a label, found '='; use ==, !=, in, not in, contains, starts with or ends with, or has(label)
-        spec.nodeSelector: "has(zone)": the names default and node.NAME say for which nodes they are; remove nodeSelector, or give the object another name
-        spec.nodeSelector: "has(zone)": the names default and node.NAME say for which nodes they are; remove nodeSelector, or give the object another name
+        spec.nodeSelector: "has(zone)": the names default and node.NAME already determine the nodes; remove nodeSelector, or give the object another name
+        spec.nodeSelector: "has(zone)": the names default and node.NAME already determine the nodes; remove nodeSelector, or give the object another name
     "#]].assert_eq(&shown);
 }
 
 #[test]
-fn rates_of_reports() {
+fn rate_limits_of_log_lines() {
     for text in ["1/second", "10/minute", "9999/hour", "3/day"] {
         assert_eq!(text.parse::<LogRate>().unwrap().to_string(), text);
     }
@@ -418,9 +418,9 @@ fn rates_of_reports() {
     }
 }
 
-/// A template, and what it stands for in the report of a rule.
+/// A template, and the prefix that it results in.
 #[test]
-fn templates_of_reports() {
+fn templates_of_log_prefixes() {
     let key = |kind, namespace: &str| PolicyKey { kind, namespace: namespace.to_owned(), name: "web".to_owned() };
     let cases = [
         ("calico-packet", PolicyKind::NetworkPolicy, "calico-packet"),

@@ -1,4 +1,4 @@
-//! What policies of Calico's kinds become, as tables of text: rewrites of selectors, defaults, refusals.
+//! Conversion of Calico's policies, as tables of text: rewritten selectors, defaults, refusals.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,7 +11,7 @@ mod support;
 
 use support::show;
 
-/// A policy of namespace `ns` from its `spec` as YAML.
+/// Makes a policy of namespace `ns` from its `spec` as YAML.
 fn mk_namespaced(spec: &str) -> NetworkPolicy {
     mk("NetworkPolicy", json!({ "name": "p", "namespace": "ns" }), spec)
 }
@@ -29,7 +29,7 @@ fn mk<T: serde::de::DeserializeOwned>(kind: &str, metadata: Value, spec: &str) -
     .unwrap()
 }
 
-/// A policy's spec, how it is parsed, and what comes out.
+/// A policy's spec, its parser, and the result.
 type Case<'a> = (&'a str, fn(&str) -> String, Expect);
 
 fn check(cases: &[Case]) {
@@ -162,7 +162,7 @@ fn defaults_and_selectors_of_policies() {
 }
 
 #[test]
-fn sides_of_rules_reach_only_where_they_say() {
+fn sides_of_rules_reach_only_the_namespaces_that_they_select() {
     check(&[
         (
             "{ingress: [{action: Allow, source: {selector: has(a)}}]}",
@@ -447,7 +447,7 @@ fn refusals_name_everything_and_never_open() {
             namespaced,
             expect![[r#"
             spec.ingress[0].icmp: "icmp": ICMP types need the protocol; set protocol to ICMP or ICMPv6
-            spec.ingress[1].icmp.code: "1": an ICMP code needs an ICMP type; give the type too
+            spec.ingress[1].icmp.code: "1": an ICMP code needs an ICMP type; set the type, too
             spec.ingress[1].ipVersion: "6": does not go with the protocol; ICMP is for ipVersion 4, ICMPv6 for 6; leave ipVersion out
             spec.ingress[2].icmp.type: "255": not an ICMP type; use a number from 0 to 254
             spec.ingress[2].icmp.code: "256": not an ICMP code; use a number from 0 to 255
@@ -499,7 +499,7 @@ fn refusals_name_everything_and_never_open() {
             "{ingress: [{action: Allow, destination: {services: {name: s}}}, {action: Allow, source: {services: {name: ''}, selector: has(a)}}]}",
             namespaced,
             expect![[r#"
-            spec.ingress[0].destination.services: "s": on a side where no Service can be; name Services in the source of ingress rules and the destination of egress rules
+            spec.ingress[0].destination.services: "s": not allowed on this side of the rule; use Services in the source of ingress rules and the destination of egress rules
             spec.ingress[1].source.services: "": combined with selectors, serviceAccounts, nets or notNets; put them in a rule of their own
             spec.ingress[1].source.services.name: "": empty; give the name of the Service
             instead: default None projectcalico.org/namespace == "ns"
@@ -510,7 +510,7 @@ fn refusals_name_everything_and_never_open() {
             "{egress: [{action: Allow, protocol: TCP, destination: {services: {name: s}, ports: [80]}}]}",
             global,
             expect![[r#"
-            spec.egress[0].destination.services: "s": combined with ports, which the Service has already; remove ports and notPorts
+            spec.egress[0].destination.services: "s": combined with ports, which the Service determines; remove ports and notPorts
             spec.egress[0].destination.services.namespace: "": needed in a cluster-wide policy; give the namespace of the Service
             instead: default None all()
             egress
@@ -523,7 +523,7 @@ fn refusals_name_everything_and_never_open() {
                 spec.preDNAT: "true": doNotTrack and preDNAT exclude each other; set only one of them
                 spec.doNotTrack: "true": needs applyOnForward: true; set applyOnForward: true
                 spec.preDNAT: "true": needs applyOnForward: true; set applyOnForward: true
-                spec.egress: "Egress": preDNAT policies only see what comes in; remove the egress rules and the type Egress
+                spec.egress: "Egress": preDNAT policies apply to incoming packets only; remove the egress rules and the type Egress
                 instead: default None all() Untracked
                 egress
                   Deny
@@ -533,7 +533,7 @@ fn refusals_name_everything_and_never_open() {
 }
 
 #[test]
-fn an_entity_that_restricts_nothing_says_nothing() {
+fn an_entity_that_restricts_nothing_is_empty() {
     let parsed =
         v3::policy::network_policy(&mk_namespaced("{ingress: [{action: Allow, source: {}, destination: {}}]}"))
             .unwrap();
@@ -541,7 +541,7 @@ fn an_entity_that_restricts_nothing_says_nothing() {
 }
 
 #[test]
-fn what_is_written_is_kept() {
+fn specs_round_trip_unchanged() {
     let text = r#"{"tier":"t","order":1.5,"selector":"has(a)","types":["Ingress"],"ingress":[{"action":"Allow","ipVersion":4,"protocol":"TCP","source":{"nets":["10.0.0.0/8"],"selector":"x"},"destination":{"ports":[80,"http","1:2"],"serviceAccounts":{"names":["a"]},"services":{"name":"s"}},"metadata":{"annotations":{"a":"b"}}},{"action":"Deny","notICMP":{"type":1}}]}"#;
     let spec: v3::policy::NetworkPolicySpec = serde_json::from_str(text).unwrap();
     assert_eq!(serde_json::to_string(&spec).unwrap(), text);

@@ -1,4 +1,4 @@
-//! What stands in the place of an object that is refused never lets through what the object as written might have stopped.
+//! The replacement of a refused object never allows what the object as written might have denied.
 
 #![allow(clippy::unwrap_used)]
 
@@ -27,8 +27,8 @@ fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
-/// One of each sort of thing that policies of the table may be about.
-fn everybody() -> Vec<(&'static str, BTreeMap<String, String>)> {
+/// Labels of one endpoint of each sort that policies of the table may select.
+fn endpoints() -> Vec<(&'static str, BTreeMap<String, String>)> {
     let own = ("projectcalico.org/namespace", "ns");
     vec![
         ("db of ns", labels(&[own, ("role", "db"), ("projectcalico.org/serviceaccount", "default")])),
@@ -39,12 +39,13 @@ fn everybody() -> Vec<(&'static str, BTreeMap<String, String>)> {
 }
 
 fn closes(policy: &Policy) -> Vec<&'static str> {
-    everybody().into_iter().filter(|(_, labels)| policy.selector.matches(labels)).map(|(name, _)| name).collect()
+    endpoints().into_iter().filter(|(_, labels)| policy.selector.matches(labels)).map(|(name, _)| name).collect()
 }
 
-/// The selectors of a policy, and whom what stands in its place is about: all that the parts that can be read leave.
+/// The selectors of a policy, and the endpoints that its replacement applies to: all that the readable
+/// parts select.
 #[test]
-fn a_policy_of_which_a_selector_cannot_be_read_closes_what_the_others_leave() {
+fn a_policy_with_an_unreadable_selector_closes_what_the_others_select() {
     let all = ["db of ns", "web of ns", "db of other", "host"];
     let global: [(Value, &[&str]); 5] = [
         (json!({ "selector": "role = 'db'" }), &all),
@@ -86,19 +87,20 @@ fn a_policy_of_which_a_selector_cannot_be_read_closes_what_the_others_leave() {
     }
     let known = json!({ "selector": "role == 'db'", "ingress": [{ "action": "Forbid" }] });
     let refusal = refused(v3::policy::network_policy(&mk::<NetworkPolicy>("NetworkPolicy", &known)));
-    assert!(!refusal.prefers_former, "whom it is about is known, so what stands in its place is as near as can be");
+    assert!(!refusal.prefers_former, "its selectors are known, so the replacement is as close as possible");
 }
 
 #[test]
-fn a_staged_policy_that_cannot_be_read_would_change_nothing() {
+fn an_unreadable_staged_policy_has_no_replacement() {
     let staged: v3::StagedNetworkPolicy = mk("StagedNetworkPolicy", &json!({ "selector": "role = 'db'" }));
     let refusal = refused(v3::policy::staged_network_policy(&staged));
     assert!(refusal.closed.is_none() && !refusal.prefers_former);
 }
 
-/// A host endpoint's spec, which interfaces stand for it when it has never been read, and whether what it said before stays.
+/// A host endpoint's spec, its interfaces without a last valid version, and whether that version is
+/// preferred.
 #[test]
-fn a_host_endpoint_whose_interface_is_not_known_stands_for_all_that_have_none() {
+fn a_host_endpoint_with_an_unknown_interface_applies_to_all_interfaces_without_one() {
     use HostInterface::{All, ByAddress, Named};
     let table = [
         (json!({ "node": "n1", "interfaceName": "eth 0" }), Some(All), true),
@@ -121,7 +123,7 @@ fn a_host_endpoint_whose_interface_is_not_known_stands_for_all_that_have_none() 
 }
 
 #[test]
-fn what_would_change_its_meaning_by_a_typing_error_keeps_what_it_said() {
+fn a_typing_error_does_not_change_the_meaning_of_an_object() {
     let set = json!({ "nets": ["10.0.0.0/88", "10.1.0.0/16"] });
     let refusal = refused(v3::netset::network_set(&mk::<NetworkSet>("NetworkSet", &set)));
     assert!(refusal.prefers_former && refusal.closed.unwrap().nets.len() == 1);
@@ -132,7 +134,10 @@ fn what_would_change_its_meaning_by_a_typing_error_keeps_what_it_said() {
     assert!(pool("cidr: 10.0.0.0").prefers_former);
     assert!(pool("{cidr: 10.0.0.0/16, vxlanMode: Allways}").prefers_former);
     let unserving = pool("{cidr: 10.0.0.0/16, nodeSelector: a = b}");
-    assert!(!unserving.prefers_former && unserving.closed.is_some(), "its routes do not depend on whom it serves");
+    assert!(
+        !unserving.prefers_former && unserving.closed.is_some(),
+        "its routes do not depend on the nodes that it serves"
+    );
     for spec in [json!({ "nodeSelector": "a = b" }), json!({ "nodeSelector": "has(a)", "vxlanVNI": 0 })] {
         assert!(refused(v3::cluster::overrides(&mk("FelixConfiguration", &spec))).prefers_former, "{spec}");
     }
@@ -147,9 +152,10 @@ fn spoilt() -> impl Strategy<Value = &'static str> {
 }
 
 proptest! {
-    /// Whatever part of a policy's selectors is spoilt: what stands in its place takes hold of all that the sound policy would.
+    /// Whatever part of a policy's selectors is broken: the replacement applies to all endpoints that the
+    /// intact policy would apply to.
     #[test]
-    fn who_was_selected_is_closed(
+    fn selected_endpoints_are_closed(
         parts in [part(), part(), part()],
         spoil in spoilt(),
         which in 0..3_usize,

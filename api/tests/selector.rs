@@ -1,4 +1,4 @@
-//! The selector language as tables, and the properties that tie text, tree, verdict and index together.
+//! The selector language as tables, and properties that relate text, tree, verdict and index.
 
 #![allow(clippy::unwrap_used)]
 
@@ -83,7 +83,7 @@ fn verdicts() {
     }
 }
 
-/// Text that is not a selector, with the position of the fault.
+/// Text that is not a selector, with the position of the error.
 const INVALID: &[(&str, usize)] = &[
     ("b == b", 6),
     ("'b' == b", 1),
@@ -149,7 +149,7 @@ fn length_and_depth_are_bounded() {
     assert!(Selector::parse(&named(MAX_LABEL + 1)).is_err());
 }
 
-/// What the API server says to texts.
+/// Verdict of the API server on texts.
 struct Admission(Program);
 
 impl Admission {
@@ -168,7 +168,7 @@ impl Admission {
 }
 
 #[test]
-fn the_api_server_takes_what_the_parser_takes_and_nothing_else() {
+fn the_api_server_accepts_exactly_what_the_parser_accepts() {
     let admission = Admission::new();
     for (text, ..) in VERDICTS {
         assert!(admission.takes(text), "{text:?}");
@@ -198,7 +198,7 @@ fn the_api_server_takes_what_the_parser_takes_and_nothing_else() {
     }
 }
 
-/// Pieces of which most selectors, and most mistakes in them, are made.
+/// Tokens of which most selectors, and most mistakes in them, consist.
 const SYMBOLS: [&str; 30] = [
     " ",
     " ",
@@ -232,7 +232,7 @@ const SYMBOLS: [&str; 30] = [
     "é",
 ];
 
-/// A text that is likely a selector, or one with a piece too many, too few or exchanged.
+/// A text that is probably a selector, or one with a token added, removed or exchanged.
 fn written() -> impl Strategy<Value = String> {
     let operand = prop::sample::select(vec![
         "all()",
@@ -316,7 +316,7 @@ fn prefixes_reach_every_label() {
 }
 
 #[test]
-fn conjunctions_are_flat_and_say_nothing_twice() {
+fn conjunctions_are_flat_and_without_duplicates() {
     let and = |parts: &[&str]| Selector::and(parts.iter().map(|text| parse(text))).to_string();
     assert_eq!(and(&[]), "all()");
     assert_eq!(and(&["all()", ""]), "all()");
@@ -325,7 +325,7 @@ fn conjunctions_are_flat_and_say_nothing_twice() {
     assert_eq!(and(&["has(a)", "has(b) || has(c)"]), "(has(a) && (has(b) || has(c)))");
 }
 
-/// Selector and what it demands of labels: `+` present, `-` absent, else the values.
+/// Selector and its restrictions of labels: `+` present, `-` absent, else the values.
 const RESTRICTIONS: &[(&str, &[(&str, &str)])] = &[
     ("all()", &[]),
     ("has(a)", &[("a", "+")]),

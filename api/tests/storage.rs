@@ -1,7 +1,8 @@
-//! The older storage: objects as clusters of several releases hold them, what users see of them, and what is written back.
+//! The older storage: objects as clusters of several releases hold them, the user's form of them, and
+//! the form that is written back.
 //!
-//! `storage/NAME.stored.yaml` is what the API server holds; `NAME.seen.yaml` is what users see, then what lies in storage once it is written
-//! again. `UPDATE_EXPECT=1` rewrites the latter.
+//! `storage/NAME.stored.yaml` is the object that the API server holds; `NAME.seen.yaml` is the user's
+//! form, then the object that is written back. `UPDATE_EXPECT=1` rewrites the latter.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use expect_test::expect_file;
-use margay_api::storage::{self, Kind, METADATA, Mode, Read, kind};
+use margay_api::storage::{self, Decoded, Kind, METADATA, Mode, kind};
 use proptest::collection::btree_map;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -34,7 +35,7 @@ fn stored_objects_of_several_releases() {
         let text = fs::read_to_string(folder().join(format!("{name}.stored.yaml"))).unwrap();
         let stored: Value = serde_yaml_ng::from_str(&text).unwrap();
         let kind = kind_of(&stored);
-        let Read { object, problems } = storage::decode(kind, stored.to_string().as_bytes()).unwrap();
+        let Decoded { object, problems } = storage::decode(kind, stored.to_string().as_bytes()).unwrap();
         let written = storage::write(kind, object.clone()).unwrap();
         let problems: String = problems.iter().map(|problem| format!("# {problem}\n")).collect();
         let yaml = |value: &Value| serde_yaml_ng::to_string(value).unwrap();
@@ -55,8 +56,8 @@ fn typed_objects_are_read_from_either_storage() {
         storage::decode_as::<BlockAffinity>(Mode::V1, Kind::of("BlockAffinity").unwrap(), stored.to_string().as_bytes())
             .map(|read| read.object)
     };
-    for (word, deleted) in [(json!("true"), true), (json!("false"), false), (json!(""), false), (json!(true), true)] {
-        assert_eq!(affinity(word.clone()).unwrap().spec.deleted, deleted, "{word}");
+    for (text, deleted) in [(json!("true"), true), (json!("false"), false), (json!(""), false), (json!(true), true)] {
+        assert_eq!(affinity(text.clone()).unwrap().spec.deleted, deleted, "{text}");
     }
     let error = affinity(json!("perhaps")).unwrap_err().to_string();
     assert_eq!(error, "spec.deleted: \"perhaps\": neither true nor false; use \"true\" or \"false\"");
@@ -94,7 +95,7 @@ fn every_kind_of_the_classic_manifest_is_known() {
     assert!(kind::ALL.windows(2).all(|pair| pair[0].kind < pair[1].kind), "in order");
 }
 
-fn words() -> impl Strategy<Value = Map<String, Value>> {
+fn pairs() -> impl Strategy<Value = Map<String, Value>> {
     let key = prop_oneof![
         "[a-z]{1,6}",
         "projectcalico.org/[a-z]{1,6}",
@@ -102,7 +103,7 @@ fn words() -> impl Strategy<Value = Map<String, Value>> {
         "x.projectcalico.org/[a-z]"
     ];
     btree_map(key, "\\PC{0,8}", 0..4)
-        .prop_map(|words| words.into_iter().map(|(key, value)| (key, Value::from(value))).collect())
+        .prop_map(|pairs| pairs.into_iter().map(|(key, value)| (key, Value::from(value))).collect())
 }
 
 fn uid() -> impl Strategy<Value = String> {
@@ -113,8 +114,8 @@ prop_compose! {
     fn metadata(kind: &'static Kind)(
         name in "[a-z][a-z0-9-]{0,8}(\\.[a-z]{1,4})?",
         uid in proptest::option::of(uid()),
-        labels in words(),
-        annotations in words(),
+        labels in pairs(),
+        annotations in pairs(),
         owner in proptest::option::of((uid(), prop_oneof![Just("projectcalico.org/v3"), Just("apps/v1")])),
         time in proptest::option::of(Just("2026-01-01T00:00:00Z")),
         version in proptest::option::of(Just("17")),
@@ -159,7 +160,7 @@ proptest! {
     fn what_is_written_is_read_as_it_was((kind, object) in object()) {
         let stored = storage::write(kind, object.clone()).unwrap();
         prop_assert_eq!(&stored["apiVersion"], "crd.projectcalico.org/v1");
-        let Read { object: seen, problems } = storage::read(kind, stored.clone()).unwrap();
+        let Decoded { object: seen, problems } = storage::read(kind, stored.clone()).unwrap();
         prop_assert_eq!(problems, vec![]);
         prop_assert_eq!(&seen, &object);
         prop_assert_eq!(storage::write(kind, seen).unwrap(), stored);
@@ -182,7 +183,7 @@ proptest! {
             json!({"metadata": {"annotations": text, "labels": [text]}, "spec": {"ipip": text, "types": text}}),
             json!({"metadata": {"annotations": {METADATA: json!({"labels": text, "ownerReferences": [text, {"uid": text}], "name": 1}).to_string()}}, "spec": text}),
         ] {
-            if let Ok(Read { object, .. }) = storage::decode(kind, stored.to_string().as_bytes()) {
+            if let Ok(Decoded { object, .. }) = storage::decode(kind, stored.to_string().as_bytes()) {
                 let _any = storage::write(kind, object);
             }
         }

@@ -1,4 +1,5 @@
-//! What is accepted and what is refused, by the rules of the definitions or by the code that reads the objects, and in which words.
+//! Objects that are accepted or refused, by the rules of the CRDs or by the code that parses the
+//! objects, with the messages.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,7 +12,7 @@ use margay_api::{crds, v3};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-/// Rows of `data/validation.txt`: a sign, kind, name and specification. The sign says whether the object is accepted.
+/// Rows of `data/validation.txt`: a sign, kind, name and specification. The sign shows whether the object is accepted.
 #[test]
 fn what_is_accepted_and_what_is_refused() {
     let schemas = schemas();
@@ -48,7 +49,7 @@ fn schemas() -> BTreeMap<String, Value> {
         .collect()
 }
 
-/// What the code that reads objects of the kind has to say.
+/// Problems that the code that parses objects of the kind reports.
 fn read(kind: &str, object: &Value) -> Vec<String> {
     match kind {
         "NetworkPolicy" => problems(object, v3::policy::network_policy),

@@ -1,4 +1,4 @@
-//! One question to the agent of this node, and its answer, within a bounded time.
+//! Client of the node's agent: one request and its answer, within a bounded time.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -14,59 +14,57 @@ use crate::error::Error;
 /// Pause between two attempts to connect while the agent is away.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// How long the plugin waits.
+/// Time limits of a call.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
-    /// The end of the call.
+pub struct TimeLimits {
+    /// Deadline of the call.
     pub until: Instant,
-    /// The time that the whole call has, for messages.
+    /// Time limit of the whole call, for messages.
     pub whole: Duration,
-    /// How long the socket may be away: an agent that is being restarted is back within this time, and the caller
-    /// would come back only after many seconds.
+    /// Time that the socket may be absent: an agent that is being restarted is back within this time,
+    /// while the runtime would retry only after many seconds.
     pub grace: Duration,
 }
 
-impl Patience {
-    /// What is left of the call.
+impl TimeLimits {
+    /// Returns the time until the deadline.
     pub fn left(&self) -> Duration {
         self.until.saturating_duration_since(Instant::now())
     }
 }
 
-/// Asks the agent that listens at `socket`.
+/// Sends a request to the agent that listens at `socket`, and returns its answer.
 ///
-/// When it is not there, the answer is always "try again": for DEL and GC too, because only the agent can free
-/// an address, and a success would lose it for ever. The caller repeats DEL until it succeeds.
-pub fn ask(socket: &Path, request: Request, patience: Patience) -> Result<Outcome, Error> {
-    let (answers, answer) = mpsc::sync_channel(1);
+/// If it cannot be reached, the error is always "try again", also for DEL and GC, because only the
+/// agent can free an address and a success would leak it. The caller retries DEL until it succeeds.
+pub fn call(socket: &Path, request: Request, limits: TimeLimits) -> Result<Outcome, Error> {
+    let (sender, receiver) = mpsc::sync_channel(1);
     let path = socket.to_owned();
-    // Connecting to a unix socket blocks without limit when its queue is full, and nothing in std bounds it; so the
-    // exchange has a thread of its own, which ends with the process.
+    // Connecting to a unix socket blocks without limit when its backlog is full, and std has no timeout
+    // for it; so the exchange has a thread of its own, which ends with the process.
     thread::spawn(move || {
-        // Fails only if nobody waits any more.
-        let _ = answers.send(exchange(path, &request, patience));
+        // Fails only if the caller has timed out.
+        let _ = sender.send(exchange(path, &request, limits));
     });
-    match answer.recv_timeout(patience.left()) {
+    match receiver.recv_timeout(limits.left()) {
         Ok(answer) => answer,
-        Err(RecvTimeoutError::Timeout) => {
-            Err(Error::AgentSilent { socket: socket.to_owned(), patience: patience.whole })
-        }
-        Err(RecvTimeoutError::Disconnected) => Err(Error::Misunderstood("a panic of the plugin")),
+        Err(RecvTimeoutError::Timeout) => Err(Error::AgentSilent { socket: socket.to_owned(), timeout: limits.whole }),
+        Err(RecvTimeoutError::Disconnected) => Err(Error::UnexpectedAnswer("the plugin panicked")),
     }
 }
 
-fn exchange(socket: PathBuf, request: &Request, patience: Patience) -> Result<Outcome, Error> {
-    let mut stream = connect(&socket, patience)?;
+fn exchange(socket: PathBuf, request: &Request, limits: TimeLimits) -> Result<Outcome, Error> {
+    let mut stream = connect(&socket, limits)?;
     let answer = cni::write(&mut stream, request).and_then(|()| cni::read(&mut stream));
     let response: Response = answer.map_err(|source| match source.kind() {
-        io::ErrorKind::InvalidData => Error::Misunderstood("bytes that are no answer"),
+        io::ErrorKind::InvalidData => Error::UnexpectedAnswer("not a valid message"),
         _ => Error::AgentGone { socket, source },
     })?;
-    response.outcome.ok_or(Error::Misunderstood("an outcome that this plugin does not know"))
+    response.outcome.ok_or(Error::UnexpectedAnswer("an unknown outcome"))
 }
 
-fn connect(socket: &Path, patience: Patience) -> Result<UnixStream, Error> {
-    let give_up = patience.until.min(Instant::now() + patience.grace);
+fn connect(socket: &Path, limits: TimeLimits) -> Result<UnixStream, Error> {
+    let give_up = limits.until.min(Instant::now() + limits.grace);
     loop {
         let source = match UnixStream::connect(socket) {
             Ok(stream) => return Ok(stream),

@@ -1,4 +1,4 @@
-//! The call: which command, for which container. Everything here is in the environment.
+//! Validation of a call: its command and its container, both from the environment.
 
 use margay_proto::cni::{Add, Attachment, Check, Del, Gc, Pod, Status, Verb};
 
@@ -10,22 +10,22 @@ type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// `CNI_COMMAND`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
-    /// Give a container an interface.
+    /// Adds an interface to a container.
     Add,
-    /// Take it away again.
+    /// Removes it.
     Del,
-    /// See that it is as it was made.
+    /// Checks that it is as it was created.
     Check,
-    /// See that ADD would work.
+    /// Checks that ADD would work.
     Status,
-    /// Remove what no longer belongs to any container.
+    /// Removes attachments that belong to no container any more.
     Gc,
-    /// Say which versions of the specification are spoken.
+    /// Lists the supported versions of the specification.
     Version,
 }
 
 impl Command {
-    /// As it is written, and the first version of the specification that has it.
+    /// Returns its name and the first version of the specification that has it.
     fn description(self) -> (&'static str, Version) {
         match self {
             Self::Add => ("ADD", Version::V031),
@@ -38,14 +38,7 @@ impl Command {
     }
 }
 
-/// A checked call, as it is put to the agent.
-#[derive(Debug)]
-pub struct Call {
-    /// What to do, for whom.
-    pub verb: Verb,
-}
-
-/// The command, before anything else is looked at.
+/// Reads the command, before anything else.
 pub fn command(env: Env<'_>) -> Result<Command, Error> {
     use Command::{Add, Check, Del, Gc, Status, Version};
     let name = "CNI_COMMAND";
@@ -56,45 +49,42 @@ pub fn command(env: Env<'_>) -> Result<Command, Error> {
     found.ok_or(Error::Environment { name, value, rule })
 }
 
-impl Call {
-    /// Checks what `command` needs.
-    pub fn parse(command: Command, env: Env<'_>, config: &Config) -> Result<Self, Error> {
-        let (name, since) = command.description();
-        if config.version < since {
-            let (needs, found) = (since.as_str(), config.version.as_str());
-            return Err(Error::TooOld { command: name, needs, found });
-        }
-        let prev_result = config.prev_result.clone();
-        let verb = match command {
-            Command::Add => {
-                let attachment = attachment(env, true)?;
-                named(attachment.pod.as_ref())?;
-                Verb::Add(Add { attachment: Some(attachment), prev_result })
-            }
-            Command::Del => Verb::Del(Del { attachment: Some(attachment(env, false)?), prev_result }),
-            Command::Check if prev_result.is_empty() => {
-                return Err(missing("prevResult", "must hold the result of the ADD"));
-            }
-            Command::Check => Verb::Check(Check { attachment: Some(attachment(env, true)?), prev_result }),
-            Command::Gc => {
-                // Without the key every attachment would be removed: it must be said, not assumed.
-                let key = "cni.dev/valid-attachments";
-                let valid = config.valid.clone();
-                let valid = valid
-                    .ok_or_else(|| missing(key, "must list the attachments that stay; an empty list removes all"))?;
-                Verb::Gc(Gc { valid })
-            }
-            Command::Status | Command::Version => Verb::Status(Status {}),
-        };
-        Ok(Self { verb })
+/// Validates a call and builds the request to the agent.
+pub fn parse(command: Command, env: Env<'_>, config: &Config) -> Result<Verb, Error> {
+    let (name, since) = command.description();
+    if config.version < since {
+        let (needs, found) = (since.as_str(), config.version.as_str());
+        return Err(Error::TooOld { command: name, needs, found });
     }
+    let prev_result = config.prev_result.clone();
+    Ok(match command {
+        Command::Add => {
+            let attachment = attachment(env, true)?;
+            require_pod(attachment.pod.as_ref())?;
+            Verb::Add(Add { attachment: Some(attachment), prev_result })
+        }
+        Command::Del => Verb::Del(Del { attachment: Some(attachment(env, false)?), prev_result }),
+        Command::Check if prev_result.is_empty() => {
+            return Err(missing("prevResult", "must hold the result of the ADD"));
+        }
+        Command::Check => Verb::Check(Check { attachment: Some(attachment(env, true)?), prev_result }),
+        Command::Gc => {
+            // Defaulting the key to an empty list would remove every attachment.
+            let key = "cni.dev/valid-attachments";
+            let valid = config.valid.clone();
+            let valid =
+                valid.ok_or_else(|| missing(key, "must list the attachments that stay; an empty list removes all"))?;
+            Verb::Gc(Gc { valid })
+        }
+        Command::Status | Command::Version => Verb::Status(Status {}),
+    })
 }
 
 fn missing(field: &'static str, rule: &'static str) -> Error {
     Error::Config { field, value: "null".to_owned(), rule }
 }
 
-/// An empty variable is as good as none.
+/// Reads a variable; an empty one counts as unset.
 fn given(env: Env<'_>, name: &str) -> Option<String> {
     env(name).filter(|value| !value.is_empty())
 }
@@ -131,14 +121,15 @@ fn attachment(env: Env<'_>, needs_netns: bool) -> Result<Attachment, Error> {
     Ok(Attachment { container_id, ifname, netns, pod: Some(pod(env)?) })
 }
 
-/// The kernel's rule for names of interfaces, which the specification has taken over.
+/// Returns true for valid names of interfaces (dev_valid_name of net/core/dev.c, adopted by the CNI
+/// specification).
 fn is_interface_name(name: &str) -> bool {
     name.len() < 16
         && ![".", ".."].contains(&name)
         && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace())
 }
 
-/// `CNI_ARGS` is `KEY=VALUE;KEY=VALUE`; keys of other plugins may be among them.
+/// Parses `CNI_ARGS`, which is `KEY=VALUE;KEY=VALUE`; keys of other plugins are ignored.
 fn pod(env: Env<'_>) -> Result<Pod, Error> {
     let name = "CNI_ARGS";
     let mut pod = Pod::default();
@@ -162,8 +153,8 @@ fn pod(env: Env<'_>) -> Result<Pod, Error> {
     Ok(pod)
 }
 
-/// An interface without a pod would have no policy.
-fn named(pod: Option<&Pod>) -> Result<(), Error> {
+/// Requires the name of the pod: an interface without a pod would have no policy.
+fn require_pod(pod: Option<&Pod>) -> Result<(), Error> {
     let Some(pod) = pod else { return Ok(()) };
     for (name, value) in [("K8S_POD_NAMESPACE", &pod.namespace), ("K8S_POD_NAME", &pod.name)] {
         if value.is_empty() {

@@ -1,4 +1,4 @@
-//! The network configuration: what the plugin itself must know of it. The agent gets all of it.
+//! Network configuration: the fields that the plugin itself reads. The agent gets all of it.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -9,16 +9,17 @@ use serde_json::{Map, Value};
 
 use crate::error::Error;
 
-/// The longest configuration: half of what a message may hold, so that the previous result fits beside it.
+/// Maximum length of the configuration: half of a message, so that the previous result fits beside
+/// it.
 const LONGEST: usize = MAX_MESSAGE / 2;
-/// How long the agent waits for policy unless `policy_setup_timeout_seconds` says otherwise.
+/// Default of `policy_setup_timeout_seconds`: time that the agent waits for policy.
 const SETUP: Duration = Duration::from_secs(30);
-/// What the plugin waits beyond that, for everything else that the agent does.
+/// Time that the plugin waits beyond that, for everything else that the agent does.
 const SLACK: Duration = Duration::from_secs(30);
-/// The longest `policy_setup_timeout_seconds`: kubelet gives up on a sandbox after four minutes.
+/// Maximum of `policy_setup_timeout_seconds`: kubelet gives up on a sandbox after four minutes.
 const LONGEST_SETUP: u64 = 180;
 
-/// A version of the CNI specification that we speak.
+/// Supported version of the CNI specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
     /// 0.3.1: addresses carry their family.
@@ -32,14 +33,14 @@ pub enum Version {
 }
 
 impl Version {
-    /// What errors are printed as when the configuration does not say.
+    /// Version of errors when the configuration does not specify one.
     pub const NEWEST: Self = Self::V110;
     /// Oldest first.
     pub const ALL: [Self; 4] = [Self::V031, Self::V040, Self::V100, Self::V110];
     /// For messages.
     pub(crate) const LIST: &'static str = "0.3.1, 0.4.0, 1.0.0, 1.1.0";
 
-    /// As it is written.
+    /// Returns the version as it is written.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::V031 => "0.3.1",
@@ -49,22 +50,22 @@ impl Version {
         }
     }
 
-    /// None if we do not speak it.
+    /// Parses a version; `None` if it is not supported.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|version| version.as_str() == text)
     }
 }
 
-/// What the plugin itself reads.
+/// Fields that the plugin itself reads.
 #[derive(Debug)]
 pub struct Config {
-    /// cniVersion.
+    /// `cniVersion`.
     pub version: Version,
     /// Name of the network.
     pub name: String,
     /// `margay.socket`, where the agent listens.
     pub socket: PathBuf,
-    /// How long one call may take, from `policy_setup_timeout_seconds`.
+    /// Time limit of a call, from `policy_setup_timeout_seconds`.
     pub timeout: Duration,
     /// `prevResult` as JSON; empty if there is none.
     pub prev_result: Vec<u8>,
@@ -82,14 +83,14 @@ pub fn read(stdin: &mut dyn Read) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-/// The version to answer in, even if the rest is wrong.
+/// Returns the version to answer in, even if other fields are invalid.
 pub fn version_in(bytes: &[u8]) -> Version {
     let value: Option<Value> = serde_json::from_slice(bytes).ok();
     let text = value.as_ref().and_then(|value| value.get("cniVersion")).and_then(Value::as_str);
     text.and_then(Version::parse).unwrap_or(Version::NEWEST)
 }
 
-/// Reads and checks what the plugin itself needs.
+/// Parses and validates the fields that the plugin itself needs.
 pub fn parse(bytes: &[u8]) -> Result<Config, Error> {
     let value: Value = serde_json::from_slice(bytes).map_err(|error| Error::Decode(error.to_string()))?;
     let Value::Object(fields) = value else {
@@ -133,7 +134,7 @@ fn name(fields: &Map<String, Value>) -> Result<String, Error> {
     Ok(name.to_owned())
 }
 
-/// The form that the specification has for container ids and network names.
+/// Returns true for the form of container ids and network names in the specification.
 pub(crate) fn is_identifier(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
@@ -164,7 +165,8 @@ fn timeout(fields: &Map<String, Value>) -> Result<Duration, Error> {
     }
 }
 
-/// Addresses come from the agent; another allocator beside it would hand them out twice.
+/// Refuses other IPAM plugins: addresses come from the agent, and a second allocator would assign
+/// them twice.
 fn check_ipam(fields: &Map<String, Value>) -> Result<(), Error> {
     let kind = fields.get("ipam").and_then(|ipam| ipam.get("type"));
     match kind {
@@ -173,12 +175,13 @@ fn check_ipam(fields: &Map<String, Value>) -> Result<(), Error> {
         Some(other) => Err(Error::UnsupportedField {
             key: "ipam.type",
             value: other.to_string(),
-            rule: "must be calico-ipam, which the agent itself is",
+            rule: "must be calico-ipam, which the agent implements",
         }),
     }
 }
 
-/// The key of the specification; callers exist that write only the name that a draft of it had.
+/// Reads the attachments that stay. Some callers write only the key of a draft of the
+/// specification, `cni.dev/attachments`.
 fn valid(fields: &Map<String, Value>) -> Result<Option<Vec<ValidAttachment>>, Error> {
     let key = "cni.dev/valid-attachments";
     let rule = "must be a list of objects with containerID and ifname";

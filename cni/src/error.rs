@@ -1,4 +1,4 @@
-//! Everything that can be wrong with a call, with the code that the CNI specification has for it.
+//! Errors of a call, with their codes in the CNI specification.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,33 +8,33 @@ use margay_proto::cni::code;
 use crate::call::Command;
 use crate::config::Version;
 
-/// Why a call failed; [`Error::code`] is from the specification, section "Error".
+/// Reason why a call failed; [`Error::code`] is from the specification, section "Error".
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The configuration's version is not ours.
+    /// The configuration's version is not supported.
     #[error("cniVersion {found:?}: must be one of {}; change it in the network configuration", Version::LIST)]
     Version {
-        /// As given; empty if it is missing.
+        /// As specified; empty if it is missing.
         found: String,
     },
-    /// The command came with a later version than the configuration's.
+    /// The command requires a later version than the configuration's.
     #[error("cniVersion {found:?}: {command} needs {needs:?} or later; change it in the network configuration")]
     TooOld {
         /// The command.
         command: &'static str,
         /// The first version that has it.
         needs: &'static str,
-        /// The configuration's.
+        /// The configuration's version.
         found: &'static str,
     },
-    /// A field of the configuration that we cannot honour.
+    /// A field of the configuration that is not supported.
     #[error("{key}={value}: {rule}; remove it from the network configuration")]
     UnsupportedField {
         /// Path of the field.
         key: &'static str,
-        /// As given.
+        /// As specified.
         value: String,
-        /// What we support.
+        /// Supported values.
         rule: &'static str,
     },
     /// An environment variable that the caller must set is not set.
@@ -42,76 +42,76 @@ pub enum Error {
     Unset {
         /// The variable.
         name: &'static str,
-        /// What it should hold.
+        /// Its required content.
         rule: &'static str,
     },
-    /// An environment variable has a value that cannot be meant.
+    /// An environment variable has an invalid value.
     #[error("{name}={value:?}: {rule}; the container runtime sets it when it calls a plugin")]
     Environment {
         /// The variable.
         name: &'static str,
-        /// As given.
+        /// As specified.
         value: String,
-        /// What it should hold.
+        /// Its required content.
         rule: &'static str,
     },
     /// Standard input cannot be read.
     #[error("network configuration on standard input: {0}; the caller must write it and close its end")]
     Stdin(std::io::Error),
-    /// Standard input is not JSON, or not of the form that it should have.
+    /// Standard input is not a JSON object.
     #[error("network configuration on standard input: {0}; it must be one JSON object of the CNI specification")]
     Decode(String),
-    /// A field of the configuration has a value that cannot be meant.
+    /// A field of the configuration has an invalid value.
     #[error("{field}={value}: {rule}; correct it in the network configuration")]
     Config {
         /// Path of the field.
         field: &'static str,
-        /// As given, as JSON.
+        /// As specified, as JSON.
         value: String,
-        /// What it should hold.
+        /// Its required content.
         rule: &'static str,
     },
     /// The agent does not listen.
     #[error(
-        "agent socket {socket}: {source}; see that the margay-node pod of this node runs (kubectl -n margay-system get pods -o wide)",
+        "agent socket {socket}: {source}; check that the margay-node pod of this node is running (kubectl -n margay-system get pods -o wide)",
         socket = socket.display()
     )]
     AgentAway {
-        /// Where it should.
+        /// Path of the socket.
         socket: PathBuf,
-        /// What the system says.
+        /// Error of the system call.
         source: std::io::Error,
     },
-    /// The socket is not ours to open.
+    /// The process may not open the socket.
     #[error("agent socket {socket}: {source}; the plugin must run as root", socket = socket.display())]
     Forbidden {
-        /// Where it is.
+        /// Path of the socket.
         socket: PathBuf,
-        /// What the system says.
+        /// Error of the system call.
         source: std::io::Error,
     },
-    /// The agent took the request and went away.
-    #[error("agent socket {socket}: the agent went away before it answered ({source}); the next call asks again", socket = socket.display())]
+    /// The agent closed the connection before it answered.
+    #[error("agent socket {socket}: the agent closed the connection before it answered ({source}); retry the call", socket = socket.display())]
     AgentGone {
-        /// Where it was.
+        /// Path of the socket.
         socket: PathBuf,
-        /// What the system says.
+        /// Error of the system call.
         source: std::io::Error,
     },
     /// The agent did not answer in time.
-    #[error("agent socket {socket}: no answer within {patience:?}; the log of this node's margay-node pod says what it waits for", socket = socket.display())]
+    #[error("agent socket {socket}: no answer within {timeout:?}; the log of this node's margay-node pod shows what it is waiting for", socket = socket.display())]
     AgentSilent {
-        /// Where it listens.
+        /// Path of the socket.
         socket: PathBuf,
-        /// The time that it had.
-        patience: Duration,
+        /// Time limit.
+        timeout: Duration,
     },
-    /// The agent said what it must not say.
+    /// The agent's answer does not match the request.
     #[error(
-        "the agent has answered with {0}; plugin and agent are of different versions: restart the margay-node pod of this node"
+        "unexpected answer of the agent: {0}; plugin and agent have different versions: restart the margay-node pod of this node"
     )]
-    Misunderstood(&'static str),
-    /// The agent has refused, and says why.
+    UnexpectedAnswer(&'static str),
+    /// The agent refused the request.
     #[error("{msg}")]
     Refused {
         /// Its code.
@@ -121,13 +121,13 @@ pub enum Error {
         /// Its details.
         details: String,
     },
-    /// STATUS, when there is nobody to ask.
+    /// STATUS, when the agent cannot be reached.
     #[error("{0}")]
     NotAvailable(Box<Error>),
 }
 
 impl Error {
-    /// The number that callers act upon.
+    /// Returns the code that callers act upon.
     pub fn code(&self) -> u32 {
         match self {
             Self::Version { .. } | Self::TooOld { .. } => code::INCOMPATIBLE_VERSION,
@@ -137,13 +137,13 @@ impl Error {
             Self::Decode(_) => code::DECODE,
             Self::Config { .. } => code::INVALID_CONFIG,
             Self::AgentAway { .. } | Self::AgentGone { .. } | Self::AgentSilent { .. } => code::TRY_AGAIN,
-            Self::Misunderstood(_) => code::MISUNDERSTOOD,
+            Self::UnexpectedAnswer(_) => code::MISUNDERSTOOD,
             Self::Refused { code, .. } => *code,
             Self::NotAvailable(_) => code::NOT_AVAILABLE,
         }
     }
 
-    /// More for the reader, if there is more.
+    /// Returns further details, if there are any.
     pub fn details(&self) -> &str {
         match self {
             Self::Refused { details, .. } => details,
@@ -152,8 +152,9 @@ impl Error {
         }
     }
 
-    /// STATUS has a code of its own for an agent that cannot be asked. Pods that run keep what they have without
-    /// it, so it is the one that says nothing about them.
+    /// Replaces the error of an agent that cannot be reached by STATUS's own code for that. Running
+    /// pods keep their network without the agent, so it is the code that makes no statement about
+    /// them.
     pub(crate) fn for_command(self, command: Command) -> Self {
         match self {
             Self::AgentAway { .. } | Self::AgentGone { .. } | Self::AgentSilent { .. }

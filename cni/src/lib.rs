@@ -1,8 +1,9 @@
-//! The CNI plugin: parse, ask the agent, print; and its installer.
+//! The CNI plugin, a client of the node's agent; and its installer.
 //!
-//! The plugin is started by the container runtime for every pod, so it is small, single-purpose and holds no
-//! state: [`call`] checks what the CNI specification demands, [`agent`] asks the node's agent over its socket,
-//! [`result`] prints the answer in the shape of the version that was asked for.
+//! The container runtime starts the plugin for every pod, so it is small, single-purpose and
+//! stateless: [`call`] validates what the CNI specification requires, [`agent`] sends the request
+//! to the node's agent over its socket, [`result`] prints the answer in the format of the requested
+//! version.
 
 pub mod agent;
 pub mod call;
@@ -14,24 +15,23 @@ pub mod result;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use margay_proto::cni::{Outcome, Request};
+use margay_proto::cni::{Outcome, Request, Verb};
 
-use agent::Patience;
-use call::Call;
+use agent::TimeLimits;
 use config::Version;
 use error::Error;
 
-/// What the plugin says to its caller.
+/// Output of the plugin.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Reply {
     /// Standard output: a result, an error, or nothing.
     pub stdout: String,
-    /// Whether the process exits with 0.
+    /// True when the process exits with 0.
     pub success: bool,
 }
 
-/// One run of the plugin. `env` is the environment; `stdin` the network configuration; `grace` how long the agent's
-/// socket may be away, for an agent that is being restarted.
+/// Runs the plugin once. `env` is the environment; `stdin` the network configuration; `grace` the
+/// time that the agent's socket may be absent, for an agent that is being restarted.
 pub fn run(env: &dyn Fn(&str) -> Option<String>, stdin: &mut dyn Read, grace: Duration) -> Reply {
     let started = Instant::now();
     let (version, outcome) = answer(env, stdin, started, grace);
@@ -41,7 +41,7 @@ pub fn run(env: &dyn Fn(&str) -> Option<String>, stdin: &mut dyn Read, grace: Du
     }
 }
 
-/// With the version in which an error is to be printed.
+/// Returns the outcome with the version in which an error is to be printed.
 fn answer(
     env: &dyn Fn(&str) -> Option<String>,
     stdin: &mut dyn Read,
@@ -65,22 +65,22 @@ fn answer(
         Err(error) => return (config::version_in(&bytes), Err(error)),
     };
     let version = config.version;
-    let limits = Patience { until: started + config.timeout, whole: config.timeout, grace };
-    let asked = Call::parse(command, env, &config).and_then(|call| {
-        let request = request(call, &config, bytes, env, limits);
-        let outcome = agent::ask(&config.socket, request, limits);
+    let limits = TimeLimits { until: started + config.timeout, whole: config.timeout, grace };
+    let outcome = call::parse(command, env, &config).and_then(|verb| {
+        let request = request(verb, &config, bytes, env, limits);
+        let outcome = agent::call(&config.socket, request, limits);
         let outcome = outcome.map_err(|error| error.for_command(command))?;
         printed(command, version, outcome)
     });
-    (version, asked)
+    (version, outcome)
 }
 
 fn request(
-    call: Call,
+    verb: Verb,
     config: &config::Config,
     bytes: Vec<u8>,
     env: &dyn Fn(&str) -> Option<String>,
-    limits: Patience,
+    limits: TimeLimits,
 ) -> Request {
     Request {
         cni_version: config.version.as_str().to_owned(),
@@ -88,11 +88,11 @@ fn request(
         timeout_millis: limits.left().as_millis().try_into().unwrap_or(u32::MAX),
         config: bytes,
         network: config.name.clone(),
-        verb: Some(call.verb),
+        verb: Some(verb),
     }
 }
 
-/// ADD is answered by a result, everything else by nothing.
+/// Formats the outcome: ADD prints a result, other commands nothing.
 fn printed(command: call::Command, version: Version, outcome: Outcome) -> Result<String, Error> {
     match outcome {
         Outcome::Result(result) if command == call::Command::Add => Ok(result::success(version, &result)),
@@ -100,7 +100,7 @@ fn printed(command: call::Command, version: Version, outcome: Outcome) -> Result
         Outcome::Error(refused) => {
             Err(Error::Refused { code: refused.code, msg: refused.msg, details: refused.details })
         }
-        Outcome::Result(_) => Err(Error::Misunderstood("a result where none was asked for")),
-        Outcome::Done(_) => Err(Error::Misunderstood("no result to an ADD")),
+        Outcome::Result(_) => Err(Error::UnexpectedAnswer("a result to a command other than ADD")),
+        Outcome::Done(_) => Err(Error::UnexpectedAnswer("no result to ADD")),
     }
 }

@@ -1,10 +1,10 @@
-//! `margay-cni`: the plugin, and `margay-cni install`.
+//! `margay-cni`: the plugin, and its installer `margay-cni install`.
 
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// An agent that is being restarted is back within this time.
+/// Time in which an agent that is being restarted is back.
 const GRACE: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {

@@ -1,4 +1,4 @@
-//! What is printed, in the shape of each version of the specification.
+//! Output of the plugin, in the format of each version of the specification.
 
 use margay_proto::cni;
 use serde::Serialize;
@@ -85,7 +85,7 @@ struct Versions {
     supported: [&'static str; Version::ALL.len()],
 }
 
-/// The result of ADD.
+/// Formats the result of ADD.
 pub fn success(version: Version, result: &cni::Result) -> String {
     // Callers of older versions may refuse fields that these did not have.
     let since_110 = |value: u32| (value != 0 && version >= Version::V110).then_some(value);
@@ -126,12 +126,12 @@ pub fn success(version: Version, result: &cni::Result) -> String {
     })
 }
 
-/// An error, for standard output.
+/// Formats an error for standard output.
 pub fn error(version: Version, error: &Error) -> String {
     text(&Failure { version: version.as_str(), code: error.code(), msg: error.to_string(), details: error.details() })
 }
 
-/// The answer to VERSION, which never fails: callers ask it to find out what they may say.
+/// Formats the answer to VERSION, which never fails: callers use it to negotiate.
 pub fn versions(config: &[u8]) -> String {
     let version = version_in(config).as_str();
     text(&Versions { version, supported: Version::ALL.map(Version::as_str) })

@@ -1,4 +1,4 @@
-//! `margay-cni install`, as the init container runs it.
+//! `margay-cni install` as the init container runs it.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -39,7 +39,7 @@ impl Host {
         if output.status.success() { Ok(text) } else { Err(text) }
     }
 
-    /// Everything in both folders, with what would change if a file were written again.
+    /// Lists both folders, with the attributes that change when a file is written again.
     fn listing(&self) -> Vec<(PathBuf, u64, u32, i64, i64)> {
         let mut found: Vec<_> = ["bin", "net.d"]
             .iter()
@@ -58,8 +58,8 @@ impl Host {
 #[test]
 fn both_files_are_written_with_their_modes() {
     let host = Host::new();
-    let said = host.install(CONFLIST).expect("installs");
-    assert!(!said.contains("warning"), "{said}");
+    let report = host.install(CONFLIST).expect("installs");
+    assert!(!report.contains("warning"), "{report}");
     let modes: Vec<_> = host.listing().into_iter().map(|(path, _, mode, ..)| (path, mode)).collect();
     assert_eq!(modes, [(host.path("bin/margay"), 0o755), (host.path("net.d/10-margay.conflist"), 0o600)]);
     let own = fs::read(env!("CARGO_BIN_EXE_margay-cni")).expect("read");
@@ -74,9 +74,9 @@ fn the_second_time_changes_nothing() {
     let host = Host::new();
     host.install(CONFLIST).expect("installs");
     let before = host.listing();
-    let said = host.install(CONFLIST).expect("installs");
+    let report = host.install(CONFLIST).expect("installs");
     assert_eq!(host.listing(), before);
-    assert_eq!(said.matches("is up to date").count(), 2, "{said}");
+    assert_eq!(report.matches("is up to date").count(), 2, "{report}");
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn what_differs_is_replaced() {
     assert_ne!(meta.ino(), former, "replaced, not written in place");
 
     fs::write(host.path("bin/margay"), "half of an old plugin").expect("write");
-    // What an interrupted run has left behind is in nobody's way.
+    // Leftovers of an interrupted run do no harm.
     fs::write(host.path("bin/.margay.new"), "x").expect("write");
     let other = host.path("bin/elsewhere");
     fs::write(&other, CONFLIST).expect("write");
@@ -109,7 +109,7 @@ fn what_differs_is_replaced() {
 }
 
 #[test]
-fn what_networks_before_have_left_is_set_aside() {
+fn configurations_of_former_networks_are_set_aside() {
     let host = Host::new();
     let calico = r#"{"name":"k8s-pod-network","plugins":[{"type":"calico"},{"type":"portmap"}]}"#;
     let left = [
@@ -121,19 +121,19 @@ fn what_networks_before_have_left_is_set_aside() {
     for (name, text) in left {
         fs::write(host.path("net.d").join(name), text).expect("write");
     }
-    let said = host.install(CONFLIST).expect("installs");
-    assert!(!said.contains("warning"), "{said}");
+    let report = host.install(CONFLIST).expect("installs");
+    assert!(!report.contains("warning"), "{report}");
     for (name, text) in left {
         assert!(!host.path("net.d").join(name).exists(), "{name}");
         let aside = fs::read_to_string(host.path("net.d").join(format!("{name}.margay-saved"))).expect("aside");
         assert_eq!(aside, text);
     }
-    assert!(said.contains("10-calico.conflist of Calico set aside"), "{said}");
+    assert!(report.contains("10-calico.conflist of Calico set aside"), "{report}");
     assert!(!host.install(CONFLIST).expect("installs").contains("set aside"), "once");
 }
 
 #[test]
-fn what_calls_ours_and_what_nobody_knows_stay_and_the_latter_is_warned_of_when_it_wins() {
+fn configurations_that_call_our_plugin_and_unknown_ones_stay_with_a_warning_about_the_latter() {
     let host = Host::new();
     let files = [
         ("00-multus.conf", r#"{"type":"multus-shim"}"#),
@@ -146,18 +146,18 @@ fn what_calls_ours_and_what_nobody_knows_stay_and_the_latter_is_warned_of_when_i
     for (name, text) in files {
         fs::write(host.path("net.d").join(name), text).expect("write");
     }
-    let said = host.install(CONFLIST).expect("installs");
-    let warned: Vec<_> = said.lines().filter(|line| line.contains("warning")).collect();
-    assert_eq!(warned.len(), 2, "{said}");
-    assert!(warned[0].contains("05-first.conf") && warned[0].contains("calls bridge"), "{said}");
-    assert!(warned[1].contains("06-bad.conflist") && warned[1].contains("is not JSON"), "{said}");
+    let report = host.install(CONFLIST).expect("installs");
+    let warned: Vec<_> = report.lines().filter(|line| line.contains("warning")).collect();
+    assert_eq!(warned.len(), 2, "{report}");
+    assert!(warned[0].contains("05-first.conf") && warned[0].contains("calls bridge"), "{report}");
+    assert!(warned[1].contains("06-bad.conflist") && warned[1].contains("is not JSON"), "{report}");
     for (name, text) in files {
         assert_eq!(fs::read_to_string(host.path("net.d").join(name)).expect("stays"), text);
     }
 
     let chained = CONFLIST.replace(r#"[{"type":"margay"}]"#, r#"[{"type":"margay"},{"type":"portmap"}]"#);
-    let said = host.install(&chained).expect("installs");
-    assert!(said.contains(r#"calls the plugin "portmap""#), "{said}");
+    let report = host.install(&chained).expect("installs");
+    assert!(report.contains(r#"calls the plugin "portmap""#), "{report}");
 }
 
 #[test]

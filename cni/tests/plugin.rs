@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use expect_test::{Expect, expect, expect_file};
-use margay_cni::agent::{self, Patience};
+use margay_cni::agent::{self, TimeLimits};
 use margay_cni::{Reply, run};
 use margay_proto::cni::{self, Done, Ip, Outcome, Request, Response, Route, Verb};
 use proptest::prelude::*;
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-/// What a runtime sets for a pod.
+/// Environment that a runtime sets for a pod.
 fn env(command: &str) -> Vec<(String, String)> {
     let pairs = [
         ("CNI_COMMAND", command),
@@ -47,7 +47,7 @@ fn config(version: &str, socket: &Path) -> Value {
     })
 }
 
-/// One run of the binary.
+/// Runs the binary once.
 fn plugin(env: &[(String, String)], stdin: &str) -> (String, i32) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_margay-cni"))
         .env_clear()
@@ -62,7 +62,7 @@ fn plugin(env: &[(String, String)], stdin: &str) -> (String, i32) {
     (stdout, output.status.code().expect("no signal"))
 }
 
-/// The same within this process, with no patience for an agent that is away.
+/// Runs the same code within this process, without waiting for an absent agent.
 fn call(env: &[(String, String)], stdin: &str) -> Reply {
     let lookup = |name: &str| env.iter().find(|(key, _)| key == name).map(|(_, v)| v.clone());
     run(&lookup, &mut stdin.as_bytes(), Duration::ZERO)
@@ -74,7 +74,7 @@ fn code(reply: &Reply) -> u64 {
     error["code"].as_u64().expect("code")
 }
 
-/// An agent that answers one question.
+/// An agent that answers one request.
 struct Agent {
     folder: TempDir,
     asked: JoinHandle<Request>,
@@ -149,7 +149,7 @@ fn add_prints_the_shape_of_each_version() {
 }
 
 #[test]
-fn the_agent_is_told_everything() {
+fn the_agent_gets_the_whole_call() {
     let agent = Agent::answers(Some(result()));
     let text = config("1.1.0", &agent.socket()).to_string();
     assert_eq!(plugin(&env("ADD"), &text).1, 0);
@@ -231,7 +231,7 @@ fn version_is_answered_without_an_agent() {
     }
 }
 
-/// Environment and standard input of calls that cannot be meant; the answers are in golden/refused.jsonl.
+/// Environment and standard input of invalid calls; the answers are in golden/refused.jsonl.
 fn bad_calls() -> Vec<(Vec<(String, String)>, String)> {
     let good = config("1.1.0", Path::new("/nowhere/cni.sock"));
     let with = |key: &str, value: Value| {
@@ -293,7 +293,7 @@ fn bad_calls_are_refused_with_code_name_value_and_remedy() {
         })
         .collect();
     expect_file!["golden/refused.jsonl"].assert_eq(&replies);
-    // The process says the same and exits with 1.
+    // The process prints the same and exits with 1.
     let (env, stdin) = &calls[16];
     assert_eq!(plugin(env, stdin), (call(env, stdin).stdout, 1));
 }
@@ -361,7 +361,7 @@ fn what_the_agent_refuses_is_passed_on() {
 }
 
 #[test]
-fn an_answer_that_does_not_fit_is_an_error() {
+fn an_answer_that_does_not_match_the_request_is_an_error() {
     let table = [("ADD", Some(Outcome::Done(Done {}))), ("DEL", Some(result())), ("ADD", None)];
     for (command, outcome) in table {
         let agent = Agent::answers(outcome);
@@ -386,20 +386,20 @@ fn an_agent_that_dies_before_it_answers_is_a_reason_to_try_again() {
 }
 
 #[test]
-fn a_silent_agent_is_not_waited_for_without_end() {
+fn a_silent_agent_times_out() {
     let folder = TempDir::new().expect("folder");
     let socket = folder.path().join("cni.sock");
     let _silent = UnixListener::bind(&socket).expect("bind");
     let whole = Duration::from_millis(50);
-    let patience = Patience { until: Instant::now() + whole, whole, grace: Duration::ZERO };
-    let error = agent::ask(&socket, Request::default(), patience).expect_err("no answer");
+    let limits = TimeLimits { until: Instant::now() + whole, whole, grace: Duration::ZERO };
+    let error = agent::call(&socket, Request::default(), limits).expect_err("no answer");
     assert_eq!(error.code(), 11);
     assert!(error.to_string().contains("50ms"), "{error}");
-    assert!(patience.left().is_zero());
+    assert!(limits.left().is_zero());
 }
 
 proptest! {
-    /// Whatever comes in, the caller gets an exit status and JSON that it can read.
+    /// Whatever the input, the caller gets an exit status and valid JSON.
     #[test]
     fn noise_is_answered_in_form(
         command in "(ADD|DEL|CHECK|STATUS|GC|VERSION|.{0,4})",

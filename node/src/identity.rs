@@ -177,7 +177,7 @@ impl Identity {
                 not_after: leaf.not_after,
             });
         }
-        if !material.is_vouched_for {
+        if !material.is_trusted {
             return Err(IdentityError::Foreign { name: leaf.peer.common_name, authorities: self.ca.join("ca.crt") });
         }
         Ok(tls)
@@ -202,7 +202,7 @@ impl Identity {
 
     /// Whether two thirds of its life are over, or it is of no authority that is known.
     fn is_due(&self, material: &Material, now: i64) -> bool {
-        !material.is_vouched_for || self.is_unfit(&material.leaf, now) || now >= material.leaf.renew_at()
+        !material.is_trusted || self.is_unfit(&material.leaf, now) || now >= material.leaf.renew_at()
     }
 
     /// Has a new key certified, and puts both in use.

@@ -2,7 +2,7 @@ use kube::core::response::Status;
 use serde_json::json;
 
 use super::*;
-use crate::object::kind;
+use crate::manifest::kind;
 
 fn owner() -> Owner {
     Owner { name: "default".to_owned(), uid: "ours".to_owned() }
@@ -17,7 +17,7 @@ fn present(owner: &str) -> Present {
 }
 
 #[test]
-fn the_sweep_takes_what_is_ours_and_neither_wanted_nor_kept() {
+fn owned_objects_that_are_neither_wanted_nor_kept_are_swept() {
     let leaving = Present { terminating: true, ..present("ours") };
     let inputs = Inputs {
         present: BTreeMap::from([
@@ -42,7 +42,7 @@ fn the_sweep_takes_what_is_ours_and_neither_wanted_nor_kept() {
 }
 
 #[test]
-fn nothing_is_written_where_nothing_differs() {
+fn objects_that_are_up_to_date_are_not_written() {
     let print = fingerprint(&json!({ "a": 1 }));
     let other = fingerprint(&json!({ "a": 2 }));
     let applied = (print, "1".to_owned());
@@ -57,7 +57,7 @@ fn nothing_is_written_where_nothing_differs() {
         (None, &print, Some(present("ours")), false),
     ];
     for (applied, print, present, wanted) in table {
-        assert_eq!(is_settled(applied, print, present.as_ref()), wanted, "{present:?}");
+        assert_eq!(is_up_to_date(applied, print, present.as_ref()), wanted, "{present:?}");
     }
 }
 
@@ -66,7 +66,7 @@ fn refused(code: u16, message: &str) -> Error {
 }
 
 #[test]
-fn errors_are_told_by_whether_trying_again_helps() {
+fn errors_are_transient_if_a_retry_can_help() {
     let table = [
         (409, "modified", true, "modified"),
         (429, "slow down", true, "slow down"),
@@ -84,7 +84,7 @@ fn errors_are_told_by_whether_trying_again_helps() {
 }
 
 #[test]
-fn what_refers_to_others_comes_after_them() {
+fn objects_are_applied_after_those_that_they_refer_to() {
     let turn = |kind: &str| wave(&Object::new(kind, json!({ "metadata": { "name": "a" } })));
     for (first, then) in [
         ("Namespace", "ServiceAccount"),

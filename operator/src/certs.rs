@@ -1,30 +1,28 @@
-//! Our own certificate authority: what is stored of it, and when which certificate is due. Pure; [`sign`] makes keys and signatures.
+//! The cluster's certificate authority (CA): its stored form, and the times at which it or a
+//! certificate must be renewed. Pure; [`issue`] makes keys and signatures.
 //!
-//! A new authority is trusted by everybody before anything is signed with it, and the old one stays trusted until it ends, so that no rotation
-//! breaks a connection. Daemons read their files again when they change; nothing is restarted.
+//! A new CA is trusted everywhere before it signs anything, and the old one stays trusted until it
+//! expires, so that no rotation breaks a connection. Daemons reload changed files; nothing is
+//! restarted.
 
+pub mod issue;
 pub mod secret;
-pub mod sign;
 
 use jiff::{SignedDuration, Timestamp};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::pem::parse_x509_pem;
 
-/// Life of an authority.
-pub const CA_LIFE: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
-/// Life of a component's certificate.
-pub const LEAF_LIFE: SignedDuration = SignedDuration::from_hours(90 * 24);
-/// Longest life of a node's certificate; the agent renews it at two thirds.
-pub const NODE_LIFE: SignedDuration = SignedDuration::from_hours(30 * 24);
-/// How long a new authority is only trusted before it signs: a day, many times what a ConfigMap takes to reach every pod.
-const SPREAD: SignedDuration = SignedDuration::from_hours(24);
+use crate::names::{READER_SECRET, TYPHA_SECRET};
 
-/// Secret (in the operator's namespace) and ConfigMap (in the components' namespace) of the authority.
-pub const CA_NAME: &str = "margay-ca";
-/// Name of the Secret with typha's certificate.
-pub const TYPHA_SECRET: &str = "margay-typha-tls";
-/// Name of the Secret with the certificate for debugging by hand.
-pub const READER_SECRET: &str = "margay-reader-tls";
+/// Validity of a CA.
+pub const CA_LIFE: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
+/// Validity of a component's certificate.
+pub const LEAF_LIFE: SignedDuration = SignedDuration::from_hours(90 * 24);
+/// Maximum validity of a node's certificate; the agent renews it at two thirds.
+pub const NODE_LIFE: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// Time in which a new CA is trusted before it signs: a day, many times what a ConfigMap takes to
+/// reach every pod.
+const SPREAD: SignedDuration = SignedDuration::from_hours(24);
 
 /// A certificate and its key, both PEM. Debug output shows neither.
 #[derive(Clone, PartialEq, Eq)]
@@ -41,19 +39,19 @@ impl std::fmt::Debug for Pair {
     }
 }
 
-/// What the Secret of the authority holds.
+/// Contents of the CA's Secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authority {
-    /// Signs.
+    /// The CA that signs.
     pub current: Pair,
-    /// Trusted already, signs later.
+    /// The next CA: trusted, but does not sign yet.
     pub next: Option<Pair>,
-    /// Signs no more, trusted still (certificate only).
+    /// The former CA (certificate only): still trusted, but does not sign any more.
     pub previous: Option<String>,
 }
 
 impl Authority {
-    /// Everything that is trusted, as one PEM text.
+    /// Returns all trusted certificates as one PEM text.
     pub fn bundle(&self) -> String {
         let next = self.next.as_ref().map(|pair| pair.certificate.as_str());
         [Some(self.current.certificate.as_str()), next, self.previous.as_deref()]
@@ -64,12 +62,12 @@ impl Authority {
     }
 }
 
-/// What is stored of certificates.
+/// Certificates as stored in the cluster.
 #[derive(Clone, Debug, Default)]
 pub struct Stored {
-    /// The authority and the version of its Secret; none if there is no Secret.
+    /// The CA and the version of its Secret; none if there is no Secret.
     pub authority: Option<(Authority, String)>,
-    /// The Secret of the authority is there and cannot be used: why.
+    /// Reason why the CA's Secret cannot be used.
     pub broken: Option<String>,
     /// Certificate in typha's Secret.
     pub typha: Option<String>,
@@ -77,7 +75,7 @@ pub struct Stored {
     pub reader: Option<String>,
 }
 
-/// A certificate that a component should have.
+/// Certificate of a component.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leaf {
     /// Name of its Secret.
@@ -98,18 +96,18 @@ pub const TYPHA: Leaf = Leaf {
     dns_names: &["margay-typha", "margay-typha.margay-system.svc"],
 };
 
-/// The certificate of a person or tool that reads debug services.
+/// Certificate of a person or tool that uses the debug services.
 pub const READER: Leaf =
     Leaf { secret: READER_SECRET, common_name: "margay:reader", organization: Some("margay:readers"), dns_names: &[] };
 
-/// A PEM text that is no certificate.
+/// A PEM text that is not a certificate.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("not a certificate in PEM: {0}")]
-pub struct Unreadable(String);
+pub struct CertificateError(String);
 
-/// What decisions need to know of a certificate.
+/// Fields of a certificate that decisions depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Facts {
+pub struct CertificateFacts {
     /// Valid from.
     pub not_before: Timestamp,
     /// Valid until.
@@ -126,12 +124,12 @@ pub struct Facts {
     pub authority_key: Vec<u8>,
 }
 
-impl Facts {
+impl CertificateFacts {
     /// Reads the first certificate of a PEM text.
-    pub fn parse(pem: &str) -> Result<Self, Unreadable> {
-        let (_, block) = parse_x509_pem(pem.as_bytes()).map_err(|error| Unreadable(error.to_string()))?;
-        let certificate = block.parse_x509().map_err(|error| Unreadable(error.to_string()))?;
-        let time = |seconds| Timestamp::from_second(seconds).map_err(|error| Unreadable(error.to_string()));
+    pub fn parse(pem: &str) -> Result<Self, CertificateError> {
+        let (_, block) = parse_x509_pem(pem.as_bytes()).map_err(|error| CertificateError(error.to_string()))?;
+        let certificate = block.parse_x509().map_err(|error| CertificateError(error.to_string()))?;
+        let time = |seconds| Timestamp::from_second(seconds).map_err(|error| CertificateError(error.to_string()));
         let mut facts = Self {
             not_before: time(certificate.validity().not_before.timestamp())?,
             not_after: time(certificate.validity().not_after.timestamp())?,
@@ -158,12 +156,12 @@ impl Facts {
         Ok(facts)
     }
 
-    /// Whether less than a third of its life is left.
+    /// Returns true when less than a third of its validity is left.
     fn is_ending(&self, now: Timestamp) -> bool {
         now >= self.renewal()
     }
 
-    /// When two thirds of its life are over.
+    /// Time of renewal, when two thirds of its validity are over.
     fn renewal(&self) -> Timestamp {
         let life = self.not_after.duration_since(self.not_before);
         self.not_after.checked_sub(life / 3).unwrap_or(self.not_after)
@@ -181,27 +179,27 @@ fn dns_name(name: &GeneralName<'_>) -> Option<String> {
     }
 }
 
-/// The next change of the authority.
+/// Next step of the CA's rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// None is due.
+    /// No step is due.
     Keep,
-    /// There is none, or it has ended: make one.
+    /// Create a CA: there is none, or it has expired.
     Create,
-    /// It ends in a while: make its successor, which is trusted from now on.
+    /// Create the next CA, which is trusted from now on.
     Prepare,
-    /// The successor is known everywhere: it signs from now on.
+    /// Let the next CA sign: it is known everywhere.
     Promote,
-    /// The predecessor has ended: trust it no more.
+    /// Remove the former CA, which has expired.
     Retire,
 }
 
-/// Which step is due now.
-pub fn step(authority: Option<&Authority>, now: Timestamp) -> Result<Step, Unreadable> {
+/// Returns the step that is due.
+pub fn step(authority: Option<&Authority>, now: Timestamp) -> Result<Step, CertificateError> {
     let Some(authority) = authority else {
         return Ok(Step::Create);
     };
-    let current = Facts::parse(&authority.current.certificate)?;
+    let current = CertificateFacts::parse(&authority.current.certificate)?;
     if current.not_after <= now {
         return Ok(match &authority.next {
             Some(_) => Step::Promote,
@@ -209,13 +207,13 @@ pub fn step(authority: Option<&Authority>, now: Timestamp) -> Result<Step, Unrea
         });
     }
     if let Some(previous) = &authority.previous
-        && Facts::parse(previous)?.not_after <= now
+        && CertificateFacts::parse(previous)?.not_after <= now
     {
         return Ok(Step::Retire);
     }
     match &authority.next {
         Some(next) => {
-            let known = Facts::parse(&next.certificate)?.not_before + SPREAD;
+            let known = CertificateFacts::parse(&next.certificate)?.not_before + SPREAD;
             Ok(if known <= now { Step::Promote } else { Step::Keep })
         }
         None if current.is_ending(now) => Ok(Step::Prepare),
@@ -223,16 +221,16 @@ pub fn step(authority: Option<&Authority>, now: Timestamp) -> Result<Step, Unrea
     }
 }
 
-/// Why a certificate has to be made (again), if it has to.
-pub fn due(leaf: &Leaf, stored: Option<&str>, authority: &Facts, now: Timestamp) -> Option<&'static str> {
+/// Returns the reason why a certificate must be issued (again), if it must.
+pub fn due(leaf: &Leaf, stored: Option<&str>, authority: &CertificateFacts, now: Timestamp) -> Option<&'static str> {
     let Some(pem) = stored else {
-        return Some("there is none");
+        return Some("it is missing");
     };
-    let Ok(facts) = Facts::parse(pem) else {
+    let Ok(facts) = CertificateFacts::parse(pem) else {
         return Some("it cannot be read");
     };
     if facts.authority_key != authority.subject_key {
-        return Some("another authority signed it");
+        return Some("it was signed by another CA");
     }
     if facts.common_name != leaf.common_name
         || facts.organization != leaf.organization.unwrap_or_default()
@@ -240,24 +238,24 @@ pub fn due(leaf: &Leaf, stored: Option<&str>, authority: &Facts, now: Timestamp)
     {
         return Some("it is for other names");
     }
-    facts.is_ending(now).then_some("less than a third of its life is left")
+    facts.is_ending(now).then_some("less than a third of its validity is left")
 }
 
-/// When to look again: the earliest moment at which a step or a renewal can become due.
-pub fn next_look(stored: &Stored, now: Timestamp) -> Timestamp {
+/// Returns the time of the next check: the earliest at which a step or a renewal can become due.
+pub fn next_check(stored: &Stored, now: Timestamp) -> Timestamp {
     let mut moments = vec![now + SignedDuration::from_hours(24)];
     if let Some((authority, _)) = &stored.authority {
-        let current = Facts::parse(&authority.current.certificate);
+        let current = CertificateFacts::parse(&authority.current.certificate);
         moments.extend(current.map(|facts| facts.renewal()));
         if let Some(next) = &authority.next {
-            moments.extend(Facts::parse(&next.certificate).map(|facts| facts.not_before + SPREAD));
+            moments.extend(CertificateFacts::parse(&next.certificate).map(|facts| facts.not_before + SPREAD));
         }
         if let Some(previous) = &authority.previous {
-            moments.extend(Facts::parse(previous).map(|facts| facts.not_after));
+            moments.extend(CertificateFacts::parse(previous).map(|facts| facts.not_after));
         }
     }
     for pem in [&stored.typha, &stored.reader].into_iter().flatten() {
-        moments.extend(Facts::parse(pem).map(|facts| facts.renewal()));
+        moments.extend(CertificateFacts::parse(pem).map(|facts| facts.renewal()));
     }
     moments.into_iter().filter(|moment| *moment > now).min().unwrap_or(now)
 }

@@ -1,5 +1,7 @@
-//! Carries out the verdicts of [`crate::gc`]: looks at all there is from time to time, and soon after a node has left; asks once more for whom something is
-//! taken of, nodes and pods; takes nothing that has changed since it was looked at; and writes nothing while the data is locked.
+//! IPAM garbage collector: carries out the plans of [`crate::leak_scan`]. It scans periodically,
+//! and soon after a node has been deleted; reads nodes and pods by name before it releases their
+//! addresses; changes nothing that has changed since the scan; and writes nothing while the
+//! datastore is locked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -25,21 +27,25 @@ use margay_runtime::shutdown::Shutdown;
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
-use crate::apply::{bounded, has_node};
-use crate::gc::{self, Claim, Doomed, Handle, Plan, PodFacts, Release, Rules, Seen, Suspicions};
-use crate::objects::{Objects, StoreError, pages};
+use crate::calico_objects::{CalicoObjects, StoreError, pages};
+use crate::client::{bounded, has_node};
+use crate::leak_scan::{
+    self, Affinity, BlockToDelete, CollectionPlan, Handle, IpamState, LeakCandidates, PodFacts, Release, ScanRules,
+};
 use crate::overlap;
 
-/// Between looks when nothing happens.
+/// Interval of scans.
 const PERIOD: Duration = Duration::from_secs(300);
-/// While a node is absent, or pods are still to be asked for.
-const SOON: Duration = Duration::from_secs(12);
-/// The most pods that are asked for by name in a round, and at a time; what others have waits for the next.
-const ASKED: (usize, usize) = (500, 8);
-/// The most handles that are told their owners in a round, and at a time.
-const OWNED: (usize, usize) = (2000, 8);
+/// Interval while a node is absent, or pods or handles are left for the next scan.
+const SHORT_PERIOD: Duration = Duration::from_secs(12);
+/// Maximum number of pods that are read by name in one scan, and concurrently; the others wait for
+/// the next scan.
+const VERIFIED_PODS: (usize, usize) = (500, 8);
+/// Maximum number of handles that get the annotation of their node in one scan, and concurrently.
+const ANNOTATED_HANDLES: (usize, usize) = (2000, 8);
 
-/// Looks and takes while this operator leads; tells of blocks that overlap. Ends with the process.
+/// Scans and collects while this operator leads; publishes overlapping blocks. Ends with the
+/// process.
 pub async fn run(
     client: Client,
     mode: Mode,
@@ -48,145 +54,149 @@ pub async fn run(
     shutdown: Shutdown,
 ) {
     let mut collector = Collector::new(client.clone(), mode, overlaps);
-    let mut suspicions = Suspicions::default();
-    let left = Arc::new(Notify::new());
-    let watched = tokio::spawn(departures(client, left.clone()));
+    let mut candidates = LeakCandidates::default();
+    let node_deleted = Arc::new(Notify::new());
+    let watched = tokio::spawn(notify_deletions(client, node_deleted.clone()));
     let mut pause = Duration::ZERO;
     loop {
         tokio::select! {
             () = shutdown.wait() => break,
             () = tokio::time::sleep(pause) => {}
-            () = left.notified() => {}
+            () = node_deleted.notified() => {}
             _ = leading.changed() => {}
         }
         pause = PERIOD;
         if !*leading.borrow_and_update() {
-            suspicions = Suspicions::default();
-            collector.owed.clear();
+            candidates = LeakCandidates::default();
+            collector.stale_handles.clear();
             continue;
         }
-        match collector.round(&mut suspicions).await {
-            Ok(true) => pause = SOON,
+        match collector.collect(&mut candidates).await {
+            Ok(true) => pause = SHORT_PERIOD,
             Ok(false) => {}
-            Err(error) => warn!(%error, "addresses that nobody will give back are not looked for now; tried again"),
+            Err(error) => warn!(%error, "IPAM garbage collection failed, retrying later"),
         }
     }
     watched.abort();
 }
 
-/// Rings whenever a node has left.
-async fn departures(client: Client, bell: Arc<Notify>) {
+/// Notifies of every deletion of a node.
+async fn notify_deletions(client: Client, deleted: Arc<Notify>) {
     let nodes: Api<PartialObjectMeta<Node>> = Api::all(client);
     let mut events = std::pin::pin!(watcher(nodes, watcher::Config::default()).default_backoff());
     while let Some(event) = events.next().await {
         if matches!(event, Ok(watcher::Event::Delete(_))) {
-            bell.notify_one();
+            deleted.notify_one();
         }
     }
 }
 
 struct Collector {
     client: Client,
-    blocks: Objects<IPAMBlock>,
-    claims: Objects<BlockAffinity>,
-    handles: Objects<IPAMHandle>,
-    informations: Objects<ClusterInformation>,
-    pools: Objects<IPPool>,
-    settings: Objects<IPAMConfiguration>,
-    controllers: Objects<KubeControllersConfiguration>,
-    /// Tells of blocks that overlap.
+    blocks: CalicoObjects<IPAMBlock>,
+    affinities: CalicoObjects<BlockAffinity>,
+    handles: CalicoObjects<IPAMHandle>,
+    informations: CalicoObjects<ClusterInformation>,
+    pools: CalicoObjects<IPPool>,
+    settings: CalicoObjects<IPAMConfiguration>,
+    controllers: CalicoObjects<KubeControllersConfiguration>,
+    /// Publishes overlapping blocks.
     overlaps: watch::Sender<Vec<String>>,
-    /// Begin of its clock, which no setting of the time moves.
+    /// Origin of the scans' clock, which is monotonic.
     begin: Instant,
-    /// Handles that have lost their addresses in a block, and may name it still.
-    owed: BTreeMap<IpNet, BTreeSet<String>>,
+    /// Handles whose addresses in a block have been released, but which may still list the block.
+    stale_handles: BTreeMap<IpNet, BTreeSet<String>>,
 }
 
 impl Collector {
     fn new(client: Client, mode: Mode, overlaps: watch::Sender<Vec<String>>) -> Self {
         Self {
             overlaps,
-            blocks: Objects::new(&client, mode, "IPAMBlock"),
-            claims: Objects::new(&client, mode, "BlockAffinity"),
-            handles: Objects::new(&client, mode, "IPAMHandle"),
-            informations: Objects::new(&client, mode, "ClusterInformation"),
-            pools: Objects::new(&client, mode, "IPPool"),
-            settings: Objects::new(&client, mode, "IPAMConfiguration"),
-            controllers: Objects::new(&client, mode, "KubeControllersConfiguration"),
+            blocks: CalicoObjects::new(&client, mode, "IPAMBlock"),
+            affinities: CalicoObjects::new(&client, mode, "BlockAffinity"),
+            handles: CalicoObjects::new(&client, mode, "IPAMHandle"),
+            informations: CalicoObjects::new(&client, mode, "ClusterInformation"),
+            pools: CalicoObjects::new(&client, mode, "IPPool"),
+            settings: CalicoObjects::new(&client, mode, "IPAMConfiguration"),
+            controllers: CalicoObjects::new(&client, mode, "KubeControllersConfiguration"),
             begin: Instant::now(),
             client,
-            owed: BTreeMap::new(),
+            stale_handles: BTreeMap::new(),
         }
     }
 
-    /// One look. Answers whether the next one should be soon: a node is absent, or not everybody could be asked.
-    async fn round(&mut self, suspicions: &mut Suspicions) -> Result<bool, StoreError> {
+    /// Runs one scan and collects. Returns true when the next one should be soon: a node is absent,
+    /// or not every pod could be read.
+    async fn collect(&mut self, candidates: &mut LeakCandidates) -> Result<bool, StoreError> {
         let information = self.informations.get(SINGLETON).await?;
         if information.is_some_and(|information| information.spec.datastore_ready == Some(false)) {
             return Ok(false);
         }
         let rules = self.rules().await?;
-        let seen = self.look().await?;
-        let overlapping = overlap::overlaps(&seen.blocks);
-        self.overlaps.send_if_modified(|told| std::mem::replace(told, overlapping.clone()) != overlapping);
-        let mut plan = gc::plan(&seen, rules, suspicions, self.begin.elapsed());
-        let mut back = BTreeSet::new();
+        let state = self.read_state().await?;
+        let overlapping = overlap::overlaps(&state.blocks);
+        self.overlaps.send_if_modified(|published| std::mem::replace(published, overlapping.clone()) != overlapping);
+        let mut plan = leak_scan::plan(&state, rules, candidates, self.begin.elapsed());
+        let mut existing = BTreeSet::new();
         for node in plan.nodes() {
-            if !seen.nodes.contains(node) && has_node(&self.client, node).await? {
-                back.insert(node.to_owned());
+            if !state.nodes.contains(node) && has_node(&self.client, node).await? {
+                existing.insert(node.to_owned());
             }
         }
-        let in_doubt: Vec<String> = plan.pods().into_iter().map(str::to_owned).collect();
-        let asked = self.ask(&in_doubt).await;
-        plan.spare(&back, &asked);
+        let to_verify: Vec<String> = plan.pods().into_iter().map(str::to_owned).collect();
+        let verified = self.read_pods(&to_verify).await;
+        plan.retain_confirmed(&existing, &verified);
         self.exec(&plan).await;
-        Ok(suspicions.has_node() || asked.len() < in_doubt.len() || plan.owners.len() > OWNED.0)
+        let has_more = verified.len() < to_verify.len() || plan.handle_nodes.len() > ANNOTATED_HANDLES.0;
+        Ok(candidates.has_node() || has_more)
     }
 
-    /// What settings say; a bad value counts as not given.
-    async fn rules(&self) -> Result<Rules, StoreError> {
+    /// Reads the settings; an invalid value counts as unset.
+    async fn rules(&self) -> Result<ScanRules, StoreError> {
         let controllers = self.controllers.get(SINGLETON).await?;
         let leak = controllers.map_or(Ok(None), |object| leak_grace(&object)).unwrap_or_else(|problem| {
-            warn!(%problem, "counts as not given");
+            warn!(%problem, "setting is invalid and ignored");
             None
         });
         let settings = self.settings.get(SINGLETON).await?;
-        Ok(Rules {
-            leak: leak.map_or(Some(gc::LEAK_GRACE), |leak| Some(leak).filter(|leak| !leak.is_zero())),
-            gives_back_spare: settings.is_none_or(|settings| settings.spec.auto_allocate_blocks),
+        Ok(ScanRules {
+            leak: leak.map_or(Some(leak_scan::LEAK_GRACE), |leak| Some(leak).filter(|leak| !leak.is_zero())),
+            releases_spare_blocks: settings.is_none_or(|settings| settings.spec.auto_allocate_blocks),
         })
     }
 
-    async fn look(&self) -> Result<Seen, StoreError> {
+    async fn read_state(&self) -> Result<IpamState, StoreError> {
         let handles = self.handles.map(|object| handle(&object)).await?;
         let block = |object: IPAMBlock| match Block::parse(object.spec) {
             Ok(block) => Some(block),
-            Err(fault) => {
-                warn!(%fault, "left alone");
+            Err(error) => {
+                warn!(%error, "block is invalid and skipped");
                 None
             }
         };
         let blocks = self.blocks.map(block).await?;
-        let claims = self.claims.map(|object| claim(&object)).await?;
-        // Nodes, pods and pools after blocks: who got an address meanwhile is seen, and nothing is suspected for want of him.
+        let affinities = self.affinities.map(|object| affinity(&object)).await?;
+        // Nodes, pods and pools are read after blocks: a pod that gets an address meanwhile is
+        // seen, and its address is no candidate.
         let pods = pages(&Api::<Pod>::all(self.client.clone()), pod_facts).await?;
         let nodes = pages(&Api::<Node>::all(self.client.clone()), |node| node.name_any()).await?;
         let range = |pool: IPPool| (pool.metadata.deletion_timestamp.is_none(), pool.spec.cidr.parse::<IpNet>().ok());
         let pools = self.pools.map(range).await?.into_iter().filter(|(stays, _)| *stays);
-        Ok(Seen {
+        Ok(IpamState {
             nodes: nodes.into_iter().collect(),
             pods: pods.into_iter().collect(),
             blocks: blocks.into_iter().flatten().collect(),
-            claims: claims.into_iter().flatten().collect(),
+            affinities: affinities.into_iter().flatten().collect(),
             handles,
-            // With a pool that cannot be read nobody knows whose a block is.
+            // Without the range of every pool it is unknown which blocks have none.
             pools: pools.map(|(_, range)| range).collect(),
         })
     }
 
-    /// Asks for pods by name: what they are, none where they are not there. Those that could not be asked for are left out.
-    async fn ask(&self, pods: &[String]) -> BTreeMap<String, Option<PodFacts>> {
-        let ask = |name: &String| {
+    /// Reads pods by name: their facts, or none if they do not exist. Pods that could not be read
+    /// are left out.
+    async fn read_pods(&self, pods: &[String]) -> BTreeMap<String, Option<PodFacts>> {
+        let read = |name: &String| {
             let name = name.clone();
             async move {
                 let (namespace, pod) = name.split_once('/')?;
@@ -194,60 +204,66 @@ impl Collector {
                 match bounded(api.get_opt(pod)).await {
                     Ok(found) => Some((name.clone(), found.map(|pod| pod_facts(&pod).1))),
                     Err(error) => {
-                        warn!(pod = name, %error, "keeps its addresses until it can be asked for");
+                        warn!(pod = name, %error, "pod cannot be read and keeps its addresses");
                         None
                     }
                 }
             }
         };
-        stream::iter(pods.iter().take(ASKED.0))
-            .map(ask)
-            .buffered(ASKED.1)
-            .filter_map(|answer| async { answer })
+        stream::iter(pods.iter().take(VERIFIED_PODS.0))
+            .map(read)
+            .buffered(VERIFIED_PODS.1)
+            .filter_map(|pod| async { pod })
             .collect()
             .await
     }
 
-    /// What fails is tried again after the next look.
-    async fn exec(&mut self, plan: &Plan) {
-        // First: before its owner is known, no agent may touch a handle.
-        stream::iter(plan.owners.iter().take(OWNED.0))
-            .for_each_concurrent(OWNED.1, |(handle, node)| self.own(handle, node))
+    /// Carries out a plan. Failures are retried with the next scan.
+    async fn exec(&mut self, plan: &CollectionPlan) {
+        // First, because agents may not write a handle before its node is known.
+        stream::iter(plan.handle_nodes.iter().take(ANNOTATED_HANDLES.0))
+            .for_each_concurrent(ANNOTATED_HANDLES.1, |(handle, node)| self.annotate_handle(handle, node))
             .await;
         for (cidr, releases) in &plan.releases {
             if let Err(error) = self.release(*cidr, releases).await {
-                warn!(block = %cidr, %error, "addresses are not released yet");
+                warn!(block = %cidr, %error, "addresses cannot be released, retrying later");
             }
         }
-        self.settle().await;
-        let mut claims: BTreeMap<(IpNet, &str), &Claim> =
-            plan.claims.iter().map(|claim| ((claim.cidr, claim.node.as_str()), claim)).collect();
+        self.update_stale_handles().await;
+        let mut affinities: BTreeMap<(IpNet, &str), &Affinity> =
+            plan.affinities.iter().map(|affinity| ((affinity.cidr, affinity.node.as_str()), affinity)).collect();
         for block in &plan.blocks {
-            let claim = block.node.as_deref().and_then(|node| claims.remove(&(block.cidr, node)));
-            match self.give_back(block, claim).await {
-                Ok(true) => info!(block = %block.cidr, node = block.node, "given back: empty, and not needed"),
-                Ok(false) => info!(block = %block.cidr, node = block.node, "changed since it was looked at, and stays"),
-                Err(error) => warn!(block = %block.cidr, node = block.node, %error, "not given back yet"),
+            let affinity = block.node.as_deref().and_then(|node| affinities.remove(&(block.cidr, node)));
+            match self.delete_block_with_affinity(block, affinity).await {
+                Ok(true) => info!(block = %block.cidr, node = block.node, "block deleted: empty and not needed"),
+                Ok(false) => {
+                    info!(block = %block.cidr, node = block.node, "block has changed since the scan and stays")
+                }
+                Err(error) => {
+                    warn!(block = %block.cidr, node = block.node, %error, "block cannot be deleted, retrying later")
+                }
             }
         }
-        for claim in claims.into_values() {
-            match self.delete_claim(claim).await {
-                Ok(true) => info!(node = claim.node, block = %claim.cidr, "claim deleted: there is no such block"),
+        for affinity in affinities.into_values() {
+            match self.delete_affinity(affinity).await {
+                Ok(true) => info!(node = affinity.node, block = %affinity.cidr, "affinity deleted: it has no block"),
                 Ok(false) => {
-                    info!(node = claim.node, block = %claim.cidr, "claim changed since it was looked at, and stays")
+                    info!(node = affinity.node, block = %affinity.cidr, "affinity has changed since the scan and stays")
                 }
-                Err(error) => warn!(node = claim.node, block = %claim.cidr, %error, "claim not deleted yet"),
+                Err(error) => {
+                    warn!(node = affinity.node, block = %affinity.cidr, %error, "affinity cannot be deleted, retrying later")
+                }
             }
         }
         for handle in &plan.handles {
             if let Err(error) = self.delete_handle(handle).await {
-                warn!(handle = handle.name, %error, "not deleted yet; no block has an address of it");
+                warn!(handle = handle.name, %error, "handle without addresses cannot be deleted, retrying later");
             }
         }
     }
 
     async fn release(&mut self, cidr: IpNet, releases: &[Release]) -> Result<(), StoreError> {
-        let Some((mut object, mut block)) = self.block(cidr).await? else {
+        let Some((mut object, mut block)) = self.read_block(cidr).await? else {
             return Ok(());
         };
         let mut handles = BTreeSet::new();
@@ -255,7 +271,7 @@ impl Collector {
         for release in releases {
             if block.release_address(release.address, release.sequence) {
                 is_changed = true;
-                info!(address = %release.address, node = release.node, pod = release.pod, "released: nobody else will");
+                info!(address = %release.address, node = release.node, pod = release.pod, "leaked address released");
                 handles.extend(Some(release.handle.clone()).filter(|handle| !handle.is_empty()));
             }
         }
@@ -263,20 +279,21 @@ impl Collector {
             return Ok(());
         }
         object.spec = block.spec().clone();
-        // Before the writing: that may have been done though there is no answer.
-        self.owed.entry(cidr).or_default().extend(handles);
+        // Recorded before the write: it may take effect although there is no answer.
+        self.stale_handles.entry(cidr).or_default().extend(handles);
         self.blocks.replace(&names::block(cidr), &object).await?;
         Ok(())
     }
 
-    /// Has handles forget the blocks in which they have nothing any more; those that cannot yet are owed it until the next time.
-    async fn settle(&mut self) {
-        for (cidr, handles) in std::mem::take(&mut self.owed) {
-            let block = match self.block(cidr).await {
+    /// Removes blocks from the handles that have no more addresses in them; failures are kept for
+    /// the next scan.
+    async fn update_stale_handles(&mut self) {
+        for (cidr, handles) in std::mem::take(&mut self.stale_handles) {
+            let block = match self.read_block(cidr).await {
                 Ok(block) => block.map(|(_, block)| block),
                 Err(error) => {
-                    warn!(block = %cidr, %error, "handles may still name the block; tried again");
-                    self.owed.insert(cidr, handles);
+                    warn!(block = %cidr, %error, "handles may still list the block, retrying later");
+                    self.stale_handles.insert(cidr, handles);
                     continue;
                 }
             };
@@ -284,26 +301,26 @@ impl Collector {
                 if block.as_ref().is_some_and(|block| !block.of_handle(&handle).is_empty()) {
                     continue;
                 }
-                if let Err(error) = self.forget(&handle, cidr).await {
-                    warn!(block = %cidr, handle, %error, "handle may still name the block; tried again");
-                    self.owed.entry(cidr).or_default().insert(handle);
+                if let Err(error) = self.remove_block_from_handle(&handle, cidr).await {
+                    warn!(block = %cidr, handle, %error, "handle may still list the block, retrying later");
+                    self.stale_handles.entry(cidr).or_default().insert(handle);
                 }
             }
         }
     }
 
-    async fn block(&self, cidr: IpNet) -> Result<Option<(IPAMBlock, Block)>, StoreError> {
+    async fn read_block(&self, cidr: IpNet) -> Result<Option<(IPAMBlock, Block)>, StoreError> {
         let Some(object) = self.blocks.get(&names::block(cidr)).await? else {
             return Ok(None);
         };
         match Block::parse(object.spec.clone()) {
             Ok(block) => Ok(Some((object, block))),
-            Err(fault) => Err(StoreError::Unsound(fault.to_string())),
+            Err(error) => Err(StoreError::Unsound(error.to_string())),
         }
     }
 
-    /// Takes a block out of a handle, which goes with its last one.
-    async fn forget(&self, handle: &str, cidr: IpNet) -> Result<(), StoreError> {
+    /// Removes a block from a handle; the handle is deleted with its last block.
+    async fn remove_block_from_handle(&self, handle: &str, cidr: IpNet) -> Result<(), StoreError> {
         let name = names::handle(handle);
         let Some(mut object) = self.handles.get(&name).await? else {
             return Ok(());
@@ -312,118 +329,125 @@ impl Collector {
         object.spec.deleted = object.spec.block.is_empty();
         let object = self.handles.replace(&name, &object).await?;
         if object.spec.deleted {
-            // If somebody has used it again meanwhile, it stays.
+            // If it has been used again meanwhile, it stays.
             self.handles.delete(&object.metadata).await?;
         }
         Ok(())
     }
 
-    /// Has a handle that is as it was judged say whose it is.
-    async fn own(&self, judged: &Handle, node: &str) {
+    /// Writes the node of a handle that has not changed since the scan into its annotation.
+    async fn annotate_handle(&self, scanned: &Handle, node: &str) {
         let written = async {
-            let Some(mut object) = self.handles.get(&judged.name).await? else {
+            let Some(mut object) = self.handles.get(&scanned.name).await? else {
                 return Ok(());
             };
-            if handle(&object) != *judged {
+            if handle(&object) != *scanned {
                 return Ok(());
             }
             let annotations = object.metadata.annotations.get_or_insert_default();
             annotations.insert(names::ANNOTATION_HANDLE_NODE.to_owned(), node.to_owned());
-            self.handles.replace(&judged.name, &object).await.map(drop)
+            self.handles.replace(&scanned.name, &object).await.map(drop)
         };
         if let Err(error) = written.await {
             let error: StoreError = error;
-            warn!(handle = judged.name, node, %error, "does not say yet whose it is");
+            warn!(handle = scanned.name, node, %error, "cannot annotate the handle with its node");
         }
     }
 
-    /// Deletes a handle that is as it was judged.
-    async fn delete_handle(&self, judged: &Handle) -> Result<(), StoreError> {
-        let Some(object) = self.handles.get(&judged.name).await? else {
+    /// Deletes a handle that has not changed since the scan.
+    async fn delete_handle(&self, scanned: &Handle) -> Result<(), StoreError> {
+        let Some(object) = self.handles.get(&scanned.name).await? else {
             return Ok(());
         };
-        if handle(&object) != *judged {
+        if handle(&object) != *scanned {
             return Ok(());
         }
         if self.handles.delete(&object.metadata).await? {
-            info!(handle = judged.name, "handle deleted: no block has an address of it");
+            info!(handle = scanned.name, "handle deleted: no block has an address of it");
         }
         Ok(())
     }
 
-    /// Gives a block back as its node does it: the claim is marked, which tells everybody who works on this data that the block may go, then the block is
-    /// deleted, then the claim. Answers whether the block is gone; if it is not, the claim holds again.
-    async fn give_back(&self, judged: &Doomed, claimed: Option<&Claim>) -> Result<bool, StoreError> {
-        let Some(claimed) = claimed else {
-            return self.delete_block(judged).await;
+    /// Deletes a block in Calico's order, as its node does: the affinity is marked
+    /// `pendingDeletion`, which lets others know that the block may go, then the block is deleted,
+    /// then the affinity. Returns true when the block is gone; otherwise the affinity is confirmed
+    /// again.
+    async fn delete_block_with_affinity(
+        &self,
+        scanned: &BlockToDelete,
+        affinity: Option<&Affinity>,
+    ) -> Result<bool, StoreError> {
+        let Some(affinity) = affinity else {
+            return self.delete_block(scanned).await;
         };
-        let Some(marked) = self.mark(claimed, CLAIM_ENDS).await? else {
+        let Some(marked) = self.set_state(affinity, PENDING_DELETION).await? else {
             return Ok(false);
         };
-        if self.delete_block(judged).await? {
-            self.delete_claim(&marked).await?;
+        if self.delete_block(scanned).await? {
+            self.delete_affinity(&marked).await?;
             return Ok(true);
         }
-        self.mark(&marked, CLAIM_HOLDS).await?;
+        self.set_state(&marked, CONFIRMED).await?;
         Ok(false)
     }
 
-    /// Writes the state of a claim; none: it is not as it was judged. Answers with the claim as it is then.
-    async fn mark(&self, judged: &Claim, state: &str) -> Result<Option<Claim>, StoreError> {
-        let Some(mut object) = self.claims.get(&judged.name).await? else {
+    /// Writes the state of an affinity and returns it; none if it has changed since the scan.
+    async fn set_state(&self, scanned: &Affinity, state: &str) -> Result<Option<Affinity>, StoreError> {
+        let Some(mut object) = self.affinities.get(&scanned.name).await? else {
             return Ok(None);
         };
-        if claim(&object).as_ref() != Some(judged) {
+        if affinity(&object).as_ref() != Some(scanned) {
             return Ok(None);
         }
         if object.spec.state != state {
             object.spec.state = state.to_owned();
-            object = self.claims.replace(&judged.name, &object).await?;
+            object = self.affinities.replace(&scanned.name, &object).await?;
         }
-        Ok(claim(&object))
+        Ok(affinity(&object))
     }
 
-    /// In two steps: the mark, which is not made of a block that is not as it was judged, then the deletion of what was marked. Answers whether it is
-    /// gone.
-    async fn delete_block(&self, judged: &Doomed) -> Result<bool, StoreError> {
-        let Some((mut object, block)) = self.block(judged.cidr).await? else {
+    /// Deletes a block in two steps: the mark `deleted`, unless the block has changed since the
+    /// scan, then the deletion at that version, so that an address assigned in between keeps the
+    /// block. Returns true when it is gone.
+    async fn delete_block(&self, scanned: &BlockToDelete) -> Result<bool, StoreError> {
+        let Some((mut object, block)) = self.read_block(scanned.cidr).await? else {
             return Ok(true);
         };
-        if !judged.is_still(&block) {
+        if !scanned.is_unchanged(&block) {
             return Ok(false);
         }
         if !object.spec.deleted {
             object.spec.deleted = true;
-            object = self.blocks.replace(&names::block(judged.cidr), &object).await?;
+            object = self.blocks.replace(&names::block(scanned.cidr), &object).await?;
         }
         self.blocks.delete(&object.metadata).await
     }
 
-    /// The same for a claim. Answers whether it is gone.
-    async fn delete_claim(&self, judged: &Claim) -> Result<bool, StoreError> {
-        let Some(mut object) = self.claims.get(&judged.name).await? else {
+    /// Deletes an affinity in the same way. Returns true when it is gone.
+    async fn delete_affinity(&self, scanned: &Affinity) -> Result<bool, StoreError> {
+        let Some(mut object) = self.affinities.get(&scanned.name).await? else {
             return Ok(true);
         };
-        if claim(&object).as_ref() != Some(judged) {
+        if affinity(&object).as_ref() != Some(scanned) {
             return Ok(false);
         }
         if !object.spec.deleted {
             object.spec.deleted = true;
-            object = self.claims.replace(&judged.name, &object).await?;
+            object = self.affinities.replace(&scanned.name, &object).await?;
         }
-        self.claims.delete(&object.metadata).await
+        self.affinities.delete(&object.metadata).await
     }
 }
 
-/// States of a claim, as Calico spells them: the block may go, and the block is the node's.
-const CLAIM_ENDS: &str = "pendingDeletion";
-const CLAIM_HOLDS: &str = "confirmed";
+/// States of an affinity in Calico: the block may be deleted, and the block is the node's.
+const PENDING_DELETION: &str = "pendingDeletion";
+const CONFIRMED: &str = "confirmed";
 
-/// The claim of a node that the object is, if it is one.
-fn claim(object: &BlockAffinity) -> Option<Claim> {
+/// Converts a BlockAffinity, if it is one of a node.
+fn affinity(object: &BlockAffinity) -> Option<Affinity> {
     let spec = &object.spec;
     let is_of_node = spec.kind.as_deref().is_none_or(|kind| matches!(kind, "" | "host"));
-    Some(Claim {
+    Some(Affinity {
         name: object.name_any(),
         node: spec.node.clone(),
         cidr: spec.cidr.parse().ok().filter(|_| is_of_node)?,
@@ -463,7 +487,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_that_has_ended_has_no_address_any_more() {
+    fn a_finished_pod_has_no_addresses() {
         let pod = |phase: &str| -> Pod {
             serde_json::from_value(json!({
                 "metadata": {"namespace": "x", "name": "a", "annotations": {ANNOTATION_POD_IPS: "10.0.0.1/32,fd00::1/128"}},

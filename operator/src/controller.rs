@@ -1,4 +1,5 @@
-//! The round: gather, default, validate, render, apply, status. Pure but for the first and the last two.
+//! The reconcile loop: gather, default, validate, render, apply, status. Only the first step and the
+//! last two have side effects.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,42 +15,48 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::{info, instrument, warn};
 
+use crate::advice::Failure;
 use crate::apply::{self, Applier};
-use crate::certs::{self, Authority, Step, secret, sign};
+use crate::certs::{self, Authority, Step, issue, secret};
+use crate::client::is_transient;
 use crate::inputs::{Inputs, Request};
+use crate::manifest::{Key, Object};
 use crate::metrics::Metrics;
-use crate::object::{Key, Object};
 use crate::render::{self, Plan, Settings};
-use crate::status::{self, Failure, Round};
-use crate::watch::World;
-use crate::{allocatable, defaults, drain, fields, hosts, validate};
+use crate::status::{self, Findings, SpecError};
+use crate::watch::Reflectors;
+use crate::{allocatable, defaults, fields, hosts, pool_finalizer, validate};
 
-/// Changes that come together are answered together.
+/// Pause after a change, in which further changes are collected.
 const GATHER_PAUSE: Duration = Duration::from_millis(30);
-/// Delays after a round in which something could not be written.
+/// Delays after a reconcile in which something could not be written: first and maximum.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+/// Pause between checks whether every kind has been read.
+const START_PERIOD: Duration = Duration::from_secs(1);
+/// Pause of an operator that does not lead; a change of leadership ends it.
+const IDLE_PERIOD: Duration = Duration::from_secs(3600);
 
-/// Everything that a round uses.
+/// Everything that a reconcile uses.
 pub struct Controller {
-    /// What is known.
-    pub world: Arc<World>,
-    /// Who writes.
+    /// State of the cluster.
+    pub reflectors: Arc<Reflectors>,
+    /// Writer of objects.
     pub applier: Applier,
-    /// What this process contributes.
+    /// Settings from the operator's own process.
     pub settings: Settings,
-    /// The operator's own namespace, where the authority's Secret is.
+    /// The operator's own namespace, where the CA's Secret is.
     pub namespace: String,
-    /// Tells the signer which authority signs.
+    /// CA that signs, for the CSR controller.
     pub authority: watch::Sender<Option<Authority>>,
-    /// Blocks that overlap, as the collector has seen them.
+    /// Overlapping blocks, from the collector.
     pub overlapping: watch::Receiver<Vec<String>>,
-    /// Whether blocks have to be known, and what is known of them: while a pool is being deleted.
-    pub draining: watch::Sender<bool>,
-    /// See above.
-    pub blocks: watch::Receiver<drain::Blocks>,
-    /// There has been an Installation, so that finalizers of pools are this operator's.
+    /// True while a pool is being deleted, so that blocks must be watched.
+    pub watch_blocks: watch::Sender<bool>,
+    /// Blocks, while they are watched.
+    pub blocks: watch::Receiver<pool_finalizer::BlockRanges>,
+    /// True when there has been an Installation, so that the finalizers of pools are this operator's.
     pub was_installed: bool,
-    /// Which storage the data is in.
+    /// Storage of Calico's data.
     pub mode: Mode,
     /// Counters.
     pub metrics: Metrics,
@@ -57,7 +64,7 @@ pub struct Controller {
     pub ignored: BTreeSet<String>,
 }
 
-/// When the next round is due if nothing changes.
+/// Time of the next reconcile if nothing changes.
 #[derive(Debug, PartialEq)]
 enum Next {
     /// At the latest then.
@@ -66,19 +73,19 @@ enum Next {
     Retry,
 }
 
-/// Runs rounds whenever something has changed, while this operator leads.
+/// Reconciles whenever something has changed, while this operator leads.
 pub async fn run(mut controller: Controller, mut leading: watch::Receiver<bool>, gate: Gate, shutdown: Shutdown) {
     let mut retry = Backoff::new(RETRY.0, RETRY.1);
-    let changed = Arc::clone(&controller.world.changed);
+    let changed = Arc::clone(&controller.reflectors.changed);
     loop {
-        let missing = controller.world.missing();
+        let missing = controller.reflectors.missing();
         let pause = if !missing.is_empty() {
             gate.close(format!("{} not read from the API yet", missing.join(", ")));
-            Duration::from_secs(1)
+            START_PERIOD
         } else {
             gate.open();
             if *leading.borrow_and_update() {
-                match controller.round(Timestamp::now()).await {
+                match controller.reconcile(Timestamp::now()).await {
                     Next::At(moment) => {
                         retry.reset();
                         until(moment)
@@ -86,7 +93,7 @@ pub async fn run(mut controller: Controller, mut leading: watch::Receiver<bool>,
                     Next::Retry => retry.next(jitter()),
                 }
             } else {
-                Duration::from_secs(3600)
+                IDLE_PERIOD
             }
         };
         tokio::select! {
@@ -105,140 +112,161 @@ fn until(moment: Timestamp) -> Duration {
     Duration::try_from(left).unwrap_or_default() + Duration::from_secs(1)
 }
 
+/// Result of a step of the CA's rotation.
+enum Rotation {
+    /// The CA is as stored; an error of the rotation is reported and does not stop the reconcile.
+    Unchanged(Result<(), RotationError>),
+    /// A new state of it has been stored.
+    Stored,
+}
+
+/// Reasons why the CA could not be rotated.
+enum RotationError {
+    /// A certificate is invalid or could not be issued.
+    Certificate(String),
+    /// The Secret could not be written.
+    Write(Failure),
+}
+
 impl Controller {
-    /// One round.
+    /// Reconciles once.
     #[instrument(skip_all)]
-    async fn round(&mut self, now: Timestamp) -> Next {
-        let inputs = self.world.gather();
+    async fn reconcile(&mut self, now: Timestamp) -> Next {
+        let inputs = self.reflectors.gather();
         for name in inputs.ignored.difference(&self.ignored) {
-            warn!(installation = name, "ignored: only the Installation named default counts");
+            warn!(installation = name, "Installation ignored: only the one named default is used");
         }
         self.ignored.clone_from(&inputs.ignored);
         let Some(request) = inputs.request.clone() else {
             self.authority.send_replace(None);
-            if !self.keep_pools(&inputs, &BTreeSet::new(), false).await.is_empty() {
+            if !self.update_pool_finalizers(&inputs, &BTreeSet::new(), false).await.is_empty() {
                 return Next::Retry;
             }
-            return Next::At(certs::next_look(&inputs.certificates, now));
+            return Next::At(certs::next_check(&inputs.certificates, now));
         };
         self.was_installed = true;
-        self.metrics.rounds.inc();
-        let mut found = Round { ignored: fields::report(&inputs), ..Round::default() };
-        if self.advance(&inputs, now, &mut found).await {
-            // Nothing is signed before the authority is read back, and nothing that waits for certificates is started before they are there.
-            return Next::At(now);
+        self.metrics.reconciles.inc();
+        let mut findings = Findings { ignored: fields::report(&inputs), ..Findings::default() };
+        match self.rotate_authority(&inputs, now).await {
+            // Nothing may be signed before the new CA is read back from the API, and nothing that needs
+            // certificates may start before they exist: the next reconcile continues from there.
+            Rotation::Stored => return Next::At(now),
+            Rotation::Unchanged(Ok(())) => {}
+            Rotation::Unchanged(Err(RotationError::Certificate(error))) => findings.certificates = Some(error),
+            Rotation::Unchanged(Err(RotationError::Write(failure))) => findings.failures.push(failure),
         }
-        let completed = complete(&request, &inputs, &mut found);
-        let secrets = self.leafs(&request, &inputs, now, &mut found);
-        let plan = match &completed {
-            Some((spec, _)) => render::plan(spec, &inputs, &request.owner, &self.settings),
-            None => Plan::default(),
-        };
-        if let Some((spec, stored)) = &completed {
-            found.waiting.extend(plan.waiting.iter().cloned());
-            self.write_back(&request, stored, &mut found).await;
-            self.write(spec, &plan, secrets, &inputs, &request, &mut found).await;
-            let hosts = hosts::plan(&inputs);
-            found.hosts.clone_from(&hosts.problems);
-            let failures = self.applier.exec_hosts(hosts).await;
-            found.failures.extend(failures);
-        } else {
-            // A spec that cannot be acted upon is no reason to let certificates end. Before the first good spec there is no namespace for them.
-            let running = inputs.present.keys().any(|key| key.kind.kind == "Namespace");
-            if running {
-                let failures = self.applier.exec(&secrets, &inputs.present).await;
-                found.failures.extend(failures);
+        let secrets = self.renew_leaf_secrets(&request, &inputs, now).unwrap_or_else(|error| {
+            findings.certificates = Some(error.to_string());
+            Vec::new()
+        });
+        match complete(&request, &inputs) {
+            Ok(spec) => {
+                let plan = render::plan(&spec, &inputs, &request.owner, &self.settings);
+                findings.waiting.clone_from(&plan.waiting);
+                findings.failures.extend(self.write_back(&request, &json!(spec)).await);
+                let pools = render::pools(&spec, &inputs);
+                let objects = [plan.objects.as_slice(), secrets.as_slice(), pools.objects.as_slice()].concat();
+                findings.conflicts = pools.conflicts;
+                findings.failures.extend(self.write(&objects, &plan, &inputs, &request).await);
+                let hosts = hosts::plan(&inputs);
+                findings.hosts.clone_from(&hosts.problems);
+                findings.failures.extend(self.applier.exec_hosts(hosts).await);
+            }
+            Err(error) => {
+                findings.spec = Some(error);
+                // An invalid spec is no reason to let certificates expire. Before the first valid one there
+                // is no namespace for them.
+                let has_namespace = inputs.present.keys().any(|key| key.kind.kind == "Namespace");
+                if has_namespace {
+                    findings.failures.extend(self.applier.exec(&secrets, &inputs.present).await);
+                }
             }
         }
-        self.judge_pools(&inputs, now, &mut found).await;
+        let (overlaps, failures) = self.write_pool_statuses(&inputs, now).await;
+        findings.overlaps = overlaps;
+        findings.failures.extend(failures);
         if !inputs.stale_reports.is_empty() {
-            let failure = self.applier.forget_reports(&inputs.stale_reports).await;
-            found.failures.extend(failure);
+            findings.failures.extend(self.applier.delete_reports(&inputs.stale_reports).await);
         }
-        self.metrics.failures.inc_by(found.failures.len() as u64);
-        let told = self.report(&request, &inputs, &found, now).await;
-        if found.failures.is_empty() && told {
-            Next::At(certs::next_look(&inputs.certificates, now))
+        self.metrics.failures.inc_by(findings.failures.len() as u64);
+        let is_reported = self.write_statuses(&request, &inputs, &findings, now).await;
+        if findings.failures.is_empty() && is_reported {
+            Next::At(certs::next_check(&inputs.certificates, now))
         } else {
             Next::Retry
         }
     }
 
-    /// Writes everything wanted, then sweeps. Nothing is swept while something could not be written.
-    async fn write(
-        &mut self,
-        spec: &InstallationSpec,
-        plan: &Plan,
-        secrets: Vec<Object>,
-        inputs: &Inputs,
-        request: &Request,
-        found: &mut Round,
-    ) {
-        let pools = render::pools(spec, inputs);
-        found.conflicts = pools.conflicts;
-        let objects: Vec<Object> = plan.objects.iter().chain(&secrets).chain(&pools.objects).cloned().collect();
-        let mut failures = self.applier.exec(&objects, &inputs.present).await;
-        if failures.is_empty() {
-            let unwanted = apply::unwanted(inputs, &plan.objects, &plan.keep, &request.owner);
-            failures = self.applier.sweep(unwanted).await;
+    /// Writes wanted objects, then sweeps. While something could not be written, nothing is swept: it
+    /// may still be in use by what was not replaced.
+    async fn write(&mut self, objects: &[Object], plan: &Plan, inputs: &Inputs, request: &Request) -> Vec<Failure> {
+        let failures = self.applier.exec(objects, &inputs.present).await;
+        if !failures.is_empty() {
+            return failures;
         }
-        found.failures.extend(failures);
+        let unwanted = apply::unwanted(inputs, &plan.objects, &plan.keep, &request.owner);
+        self.applier.sweep(unwanted).await
     }
 
-    /// Says of every pool whether addresses may be taken from it. The older storage has no place for that, and only overlaps are told.
-    async fn judge_pools(&mut self, inputs: &Inputs, now: Timestamp, found: &mut Round) {
+    /// Writes the condition `Allocatable` and the finalizer of every pool, and returns overlapping
+    /// pools and blocks. The older storage has neither; there overlaps are only returned.
+    async fn write_pool_statuses(&mut self, inputs: &Inputs, now: Timestamp) -> (Vec<String>, Vec<Failure>) {
         let blocks = self.blocks.borrow_and_update().clone();
         let pools = inputs.pools.as_deref().unwrap_or_default();
-        let verdicts = allocatable::judge(pools, blocks.as_deref(), now);
-        found.overlaps = verdicts.overlaps;
-        found.overlaps.extend(self.overlapping.borrow_and_update().iter().cloned());
-        if self.mode == Mode::V3 {
-            let failures = self.applier.exec_statuses(&verdicts.statuses).await;
-            found.failures.extend(failures);
-        }
-        let failures = self.keep_pools(inputs, &verdicts.shadowed, true).await;
-        found.failures.extend(failures);
+        let evaluation = allocatable::evaluate(pools, blocks.as_deref(), now);
+        let mut overlaps = evaluation.overlaps;
+        overlaps.extend(self.overlapping.borrow_and_update().iter().cloned());
+        let mut failures = match self.mode {
+            Mode::V3 => self.applier.exec_statuses(&evaluation.statuses).await,
+            Mode::V1 => Vec::new(),
+        };
+        failures.extend(self.update_pool_finalizers(inputs, &evaluation.shadowed, true).await);
+        (overlaps, failures)
     }
 
-    /// Keeps pools that are deleted until their last block is gone.
-    async fn keep_pools(&self, inputs: &Inputs, shadowed: &BTreeSet<String>, is_installed: bool) -> Vec<Failure> {
+    /// Adds and removes the finalizers that keep deleted pools until their last block is gone.
+    async fn update_pool_finalizers(
+        &self,
+        inputs: &Inputs,
+        shadowed: &BTreeSet<String>,
+        is_installed: bool,
+    ) -> Vec<Failure> {
         if self.mode != Mode::V3 || !(is_installed || self.was_installed) {
             return Vec::new();
         }
         let pools = inputs.pools.as_deref().unwrap_or_default();
         let blocks = self.blocks.borrow().clone();
-        let changes = drain::plan(pools, shadowed, blocks.as_deref(), is_installed);
-        self.draining.send_if_modified(|wanted| {
-            let is_waiting = is_installed && drain::is_waiting(pools);
-            std::mem::replace(wanted, is_waiting) != is_waiting
+        let changes = pool_finalizer::plan(pools, shadowed, blocks.as_deref(), is_installed);
+        self.watch_blocks.send_if_modified(|wanted| {
+            let is_needed = is_installed && pool_finalizer::needs_blocks(pools);
+            std::mem::replace(wanted, is_needed) != is_needed
         });
         self.applier.exec_finalizers(&changes).await
     }
 
-    /// Moves the authority on if that is due. Answers whether a new state of it has been stored.
-    async fn advance(&self, inputs: &Inputs, now: Timestamp, found: &mut Round) -> bool {
+    /// Takes the step of the CA's rotation that is due.
+    async fn rotate_authority(&self, inputs: &Inputs, now: Timestamp) -> Rotation {
         let stored = &inputs.certificates;
+        let failed = |error: String| Rotation::Unchanged(Err(RotationError::Certificate(error)));
         if let Some(broken) = &stored.broken {
-            found.certificates = Some(broken.clone());
-            return false;
+            return failed(broken.clone());
         }
         let authority = stored.authority.as_ref().map(|(authority, _)| authority);
-        let advanced = match certs::step(authority, now) {
-            Ok(Step::Keep) => return false,
+        let rotated = match certs::step(authority, now) {
+            Ok(Step::Keep) => return Rotation::Unchanged(Ok(())),
             Ok(step) => {
-                info!(?step, "the authority moves on");
-                sign::advance(authority, step, now)
+                info!(?step, "rotating the CA");
+                issue::advance(authority, step, now)
             }
             Err(error) => Err(error.into()),
         };
-        match advanced {
+        match rotated {
             Ok(next) => match self.store_authority(&next, inputs).await {
-                None => return true,
-                Some(failure) => found.failures.push(failure),
+                None => Rotation::Stored,
+                Some(failure) => Rotation::Unchanged(Err(RotationError::Write(failure))),
             },
-            Err(error) => found.certificates = Some(error.to_string()),
+            Err(error) => failed(error.to_string()),
         }
-        false
     }
 
     async fn store_authority(&self, authority: &Authority, inputs: &Inputs) -> Option<Failure> {
@@ -251,79 +279,77 @@ impl Controller {
         written.err().map(|error| Failure {
             key: object.key,
             message: error.to_string(),
-            transient: apply::is_transient(&error),
+            transient: is_transient(&error),
         })
     }
 
-    /// Secrets of the leafs that are due.
-    fn leafs(&self, request: &Request, inputs: &Inputs, now: Timestamp, found: &mut Round) -> Vec<Object> {
+    /// Publishes the CA to the CSR controller, and returns the Secrets of the leaf certificates that are
+    /// due.
+    fn renew_leaf_secrets(
+        &self,
+        request: &Request,
+        inputs: &Inputs,
+        now: Timestamp,
+    ) -> Result<Vec<Object>, issue::IssueError> {
         let stored = &inputs.certificates;
         let Some((authority, _)) = &stored.authority else {
-            return Vec::new();
+            return Ok(Vec::new());
         };
-        self.authority.send_if_modified(|told| {
-            let news = told.as_ref() != Some(authority);
-            if news {
-                *told = Some(authority.clone());
+        self.authority.send_if_modified(|published| {
+            let is_new = published.as_ref() != Some(authority);
+            if is_new {
+                *published = Some(authority.clone());
             }
-            news
+            is_new
         });
-        let leafs = [(certs::TYPHA, &stored.typha), (certs::READER, &stored.reader)];
-        let made: Result<Vec<_>, sign::Error> = leafs
+        [(certs::TYPHA, &stored.typha), (certs::READER, &stored.reader)]
             .iter()
             .filter_map(|(leaf, present)| renewed(authority, leaf, present.as_deref(), now).transpose())
-            .collect();
-        match made {
-            Ok(secrets) => secrets.into_iter().map(|secret| secret.owned_by(&request.owner)).collect(),
-            Err(error) => {
-                found.certificates = Some(error.to_string());
-                Vec::new()
-            }
-        }
+            .map(|secret| secret.map(|secret| secret.owned_by(&request.owner)))
+            .collect()
     }
 
-    async fn write_back(&self, request: &Request, completed: &Value, found: &mut Round) {
-        let Some(spec) = defaults::write_back(&request.spec, completed, &request.written) else {
-            return;
-        };
+    async fn write_back(&self, request: &Request, completed: &Value) -> Option<Failure> {
+        let spec = defaults::write_back(&request.spec, completed, &request.written)?;
         match self.applier.write_back(&request.owner, spec).await {
-            Ok(()) => info!("defaults written back"),
-            Err(error) => {
-                let transient = apply::is_transient(&error);
-                found.failures.push(Failure {
-                    key: installation_key(request),
-                    message: format!("defaults not written back: {error}"),
-                    transient,
-                });
+            Ok(()) => {
+                info!("defaults written to the Installation");
+                None
             }
+            Err(error) => Some(Failure {
+                key: installation_key(request),
+                message: format!("cannot write defaults: {error}"),
+                transient: is_transient(&error),
+            }),
         }
     }
 
-    /// Tells what was found. Answers whether everybody knows it now.
-    async fn report(&self, request: &Request, inputs: &Inputs, found: &Round, now: Timestamp) -> bool {
-        let calico = status::calico(inputs, found);
-        let ippools = status::ippools(inputs, found);
-        let generation = request.generation;
-        let mut told = true;
+    /// Writes the conditions of every TigeraStatus and of the Installation that have changed. Returns
+    /// true when all of them are written.
+    async fn write_statuses(&self, request: &Request, inputs: &Inputs, findings: &Findings, now: Timestamp) -> bool {
+        let calico = status::calico(inputs, findings);
+        let ippools = status::ippools(inputs, findings);
         let policies = status::policies(inputs);
+        let generation = request.generation;
+        let mut is_written = true;
         for (name, state) in [("calico", &calico), ("ippools", &ippools), ("policies", &policies)] {
             let before = inputs.statuses.get(name);
             let conditions =
                 status::conditions("Available", state, generation, before.map(Vec::as_slice).unwrap_or_default(), now);
             if before != Some(&conditions) {
-                told &= self.tell(name, request, &conditions).await;
+                is_written &= self.write_tigera_status(name, request, &conditions).await;
             }
         }
         let state = status::overall(&calico, &ippools);
         let conditions = status::conditions("Ready", &state, generation, &request.conditions, now);
         if request.conditions != conditions {
-            told &= self.tell_installation(request, &conditions).await;
+            is_written &= self.write_installation_status(request, &conditions).await;
         }
         self.metrics.degraded.set(i64::from(state.degraded.or(state.caution).is_some()));
-        told
+        is_written
     }
 
-    async fn tell(&self, name: &str, request: &Request, conditions: &[StatusCondition]) -> bool {
+    async fn write_tigera_status(&self, name: &str, request: &Request, conditions: &[StatusCondition]) -> bool {
         let identity = json!({ "metadata": { "name": name }, "spec": {} });
         let object = Object::new("TigeraStatus", identity).owned_by(&request.owner);
         let with_status = Object::new(
@@ -338,7 +364,7 @@ impl Controller {
         logged(name, outcome)
     }
 
-    async fn tell_installation(&self, request: &Request, conditions: &[StatusCondition]) -> bool {
+    async fn write_installation_status(&self, request: &Request, conditions: &[StatusCondition]) -> bool {
         let mtu = request.spec["calicoNetwork"]["mtu"].as_i64();
         let mut body = json!({
             "metadata": { "name": request.owner.name },
@@ -358,27 +384,18 @@ impl Controller {
 
 fn logged(name: &str, outcome: Result<(), kube::Error>) -> bool {
     if let Err(error) = &outcome {
-        warn!(object = name, %error, "status not written, trying again");
+        warn!(object = name, %error, "cannot write the status, retrying");
     }
     outcome.is_ok()
 }
 
-/// The completed spec and its JSON, unless it cannot be acted upon; then `found` says why.
-fn complete(request: &Request, inputs: &Inputs, found: &mut Round) -> Option<(InstallationSpec, Value)> {
-    let given: InstallationSpec = match serde_json::from_value(spec_or_empty(&request.spec)) {
-        Ok(given) => given,
-        Err(error) => {
-            found.undecodable = Some(error.to_string());
-            return None;
-        }
-    };
+/// Returns the completed spec, or why it is invalid.
+fn complete(request: &Request, inputs: &Inputs) -> Result<InstallationSpec, SpecError> {
+    let given: InstallationSpec = serde_json::from_value(spec_or_empty(&request.spec))
+        .map_err(|error| SpecError::Undecodable(error.to_string()))?;
     let completed = defaults::complete(&given, inputs);
-    found.problems = validate::installation(&completed);
-    if !found.problems.is_empty() {
-        return None;
-    }
-    let stored = json!(completed);
-    Some((completed, stored))
+    let problems = validate::installation(&completed);
+    if problems.is_empty() { Ok(completed) } else { Err(SpecError::Invalid(problems)) }
 }
 
 fn spec_or_empty(spec: &Value) -> Value {
@@ -386,21 +403,21 @@ fn spec_or_empty(spec: &Value) -> Value {
 }
 
 fn installation_key(request: &Request) -> Key {
-    Key { kind: crate::object::kind("Installation"), namespace: String::new(), name: request.owner.name.clone() }
+    Key { kind: crate::manifest::kind("Installation"), namespace: String::new(), name: request.owner.name.clone() }
 }
 
-/// The Secret of a leaf, if it has to be made (again).
+/// Returns the Secret of a leaf certificate, if it must be issued (again).
 fn renewed(
     authority: &Authority,
     leaf: &certs::Leaf,
     present: Option<&str>,
     now: Timestamp,
-) -> Result<Option<Object>, sign::Error> {
-    let facts = certs::Facts::parse(&authority.current.certificate)?;
+) -> Result<Option<Object>, issue::IssueError> {
+    let facts = certs::CertificateFacts::parse(&authority.current.certificate)?;
     let Some(reason) = certs::due(leaf, present, &facts, now) else {
         return Ok(None);
     };
-    info!(secret = leaf.secret, reason, "certificate made");
-    let pair = sign::leaf(authority, leaf, now)?;
+    info!(secret = leaf.secret, reason, "certificate issued");
+    let pair = issue::leaf(authority, leaf, now)?;
     Ok(Some(secret::leaf(leaf, &pair)))
 }

@@ -1,7 +1,7 @@
-//! Completes an Installation's spec, and says what of it has to be written back.
+//! Default values of an Installation's spec, and the patch that writes them back.
 //!
-//! What was filled in once stays: it is read back from the spec like a user's own words, so a later version with other defaults changes nothing
-//! that runs.
+//! A default that was filled in once stays: it is read back from the spec like a user's own value,
+//! so a later version with other defaults changes nothing that runs.
 
 use ipnet::IpNet;
 use margay_api::installation::{
@@ -11,24 +11,25 @@ use serde_json::{Map, Value, json};
 
 use crate::inputs::{Inputs, PoolFacts};
 
-/// The range of the default pool where the platform declares none.
+/// Range of the default pool if the platform declares none.
 pub const DEFAULT_CIDR: &str = "192.168.0.0/16";
 /// Names of the first IPv4 and the first IPv6 pool.
 pub const DEFAULT_POOLS: [&str; 2] = ["default-ipv4-ippool", "default-ipv6-ippool"];
-/// How long a pod's creation waits for its policy, in seconds.
+/// Time that a pod's creation waits for its policy, in seconds.
 pub const DEFAULT_POLICY_TIMEOUT: i32 = 30;
 
-/// Prefix length of the blocks of a pool that names none.
+/// Default prefix length of the blocks of a pool.
 pub fn default_block_size(cidr: &str) -> i32 {
     if is_ipv6(cidr) { 122 } else { 26 }
 }
 
-/// Whether a range is one of IPv6, as far as its text tells; [`crate::validate`] refuses what is no range.
+/// Returns true for text that looks like an IPv6 range; [`crate::validate`] refuses invalid ranges.
 fn is_ipv6(cidr: &str) -> bool {
     cidr.contains(':')
 }
 
-/// The spec with every unset field that has a default filled in. Pools stay unset while it is not known which pools exist.
+/// Returns the spec with the default of every unset field. Pools stay unset while the existing
+/// pools are not known.
 pub fn complete(given: &InstallationSpec, inputs: &Inputs) -> InstallationSpec {
     let mut spec = given.clone();
     set(&mut spec.variant, "Calico");
@@ -79,7 +80,7 @@ fn complete_pools(network: &mut CalicoNetworkSpec, existing: &[PoolFacts], subne
         let found = same.map(|other| &other.spec).unwrap_or(&Value::Null);
         set(&mut pool.encapsulation, encapsulation_of(found));
         let nat = found["natOutgoing"].as_bool();
-        // Addresses of IPv6 are the cluster's own as often as not, and need no translation.
+        // IPv6 addresses are often routable, and need no translation.
         let nat = nat.unwrap_or(found.is_null() && !is_ipv6(&pool.cidr));
         set(&mut pool.nat_outgoing, if nat { "Enabled" } else { "Disabled" });
         let selector = found["nodeSelector"].as_str().filter(|s| !s.is_empty());
@@ -89,7 +90,8 @@ fn complete_pools(network: &mut CalicoNetworkSpec, existing: &[PoolFacts], subne
     }
 }
 
-/// The first range of each IP version that the platform declares, IPv4 first; where it declares none, the well-known one.
+/// Returns the first range of each IP version that the platform declares, IPv4 first; the
+/// well-known one if it declares none.
 fn default_cidrs(subnets: &[String]) -> Vec<String> {
     let declared: Vec<IpNet> =
         subnets.iter().filter_map(|text| text.parse::<IpNet>().ok()).map(|net| net.trunc()).collect();
@@ -98,7 +100,8 @@ fn default_cidrs(subnets: &[String]) -> Vec<String> {
     if found.is_empty() { vec![DEFAULT_CIDR.to_owned()] } else { found }
 }
 
-/// An existing pool of the range keeps its name; the first pool of an IP version gets the well-known name unless a pool of another range has it.
+/// Returns the name of a pool: an existing pool of the same range keeps its name; the first pool of
+/// an IP version gets the well-known name unless a pool of another range has it.
 fn pool_name(is_first: bool, cidr: &str, same: Option<&PoolFacts>, existing: &[PoolFacts]) -> String {
     if let Some(same) = same {
         return same.name.clone();
@@ -112,7 +115,7 @@ fn pool_name(is_first: bool, cidr: &str, same: Option<&PoolFacts>, existing: &[P
     format!("ippool-{text}")
 }
 
-/// The Installation's word for the modes of an existing pool; the default for none.
+/// Returns the Installation's value for the modes of an existing pool; the default for none.
 fn encapsulation_of(pool: &Value) -> &'static str {
     let mode = |field: &str| pool[field].as_str().unwrap_or("Never");
     match (mode("vxlanMode"), mode("ipipMode")) {
@@ -125,15 +128,16 @@ fn encapsulation_of(pool: &Value) -> &'static str {
     }
 }
 
-/// What has to be applied to the Installation under our field manager so that the completed spec is stored: what was filled in now, and what we
-/// wrote earlier (leaving that out would take it away). None where everything is stored already.
+/// Returns the patch that must be applied to the Installation under our field manager so that the
+/// completed spec is stored: the fields filled in now, and those that we wrote earlier (leaving
+/// them out would remove them). None if everything is stored already.
 pub fn write_back(given: &Value, completed: &Value, written: &Value) -> Option<Value> {
     let added = missing(given, completed)?;
     let kept = owned(given, written).unwrap_or_else(|| json!({}));
     Some(merge(kept, added))
 }
 
-/// The parts of `completed` that `given` lacks, or none.
+/// Returns the parts of `completed` that `given` lacks, or none.
 fn missing(given: &Value, completed: &Value) -> Option<Value> {
     match (given, completed) {
         (Value::Null, Value::Null) => None,
@@ -164,8 +168,8 @@ fn missing(given: &Value, completed: &Value) -> Option<Value> {
     }
 }
 
-/// The parts of `value` that a managed-fields trie names. Lists of pools are keyed by CIDR; of a list that is named only as a whole (we once
-/// wrote it empty) nothing but its being there is ours.
+/// Returns the parts of `value` that a managed-fields trie lists. Lists of pools are keyed by CIDR;
+/// of a list that is owned only as a whole (we once wrote it empty) only its presence is ours.
 fn owned(value: &Value, trie: &Value) -> Option<Value> {
     let fields = trie.as_object()?;
     let nested = |prefix| fields.keys().any(|key| key.starts_with(prefix));

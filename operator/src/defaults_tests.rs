@@ -42,7 +42,7 @@ fn everything_that_has_a_default_gets_it() {
 }
 
 #[test]
-fn completing_twice_is_completing_once() {
+fn completion_is_idempotent() {
     let inputs = cluster(&["10.244.0.0/16"], Some(vec![]));
     let once = complete(&InstallationSpec::default(), &inputs);
     assert_eq!(complete(&once, &inputs), once);
@@ -73,7 +73,7 @@ fn the_default_pools_are_the_platforms_ranges() {
 }
 
 #[test]
-fn pools_that_exist_are_left_alone() {
+fn existing_pools_are_not_changed() {
     let existing = pool("theirs", json!({ "cidr": "10.9.0.0/16" }));
     let inputs = cluster(&["10.244.0.0/16"], Some(vec![existing]));
     assert_eq!(pools_of(json!({}), &inputs), json!([]));
@@ -87,7 +87,7 @@ fn nothing_is_decided_about_pools_before_they_are_known() {
 }
 
 #[test]
-fn a_pool_takes_after_the_existing_one_of_its_range() {
+fn a_pool_gets_its_defaults_from_the_existing_one_of_its_range() {
     let existing = pool(
         "old",
         json!({ "cidr": "10.9.0.0/16", "vxlanMode": "CrossSubnet", "blockSize": 28, "nodeSelector": "a == 'b'" }),
@@ -154,7 +154,7 @@ fn what_was_written_earlier_is_written_again_with_what_is_new() {
 }
 
 #[test]
-fn a_list_once_written_empty_claims_nothing_that_a_person_puts_in() {
+fn a_list_once_written_empty_does_not_own_later_entries() {
     let given = json!({ "calicoNetwork": { "ipPools": [{ "cidr": "10.1.0.0/16" }] } });
     let mut completed = given.clone();
     completed["variant"] = json!("Calico");
@@ -165,7 +165,7 @@ fn a_list_once_written_empty_claims_nothing_that_a_person_puts_in() {
     );
 }
 
-/// What the API server does with an apply, as far as pools and plain fields go.
+/// Applies a patch as the API server does, as far as pools and plain fields go.
 fn applied(stored: &Value, body: &Value) -> Value {
     merge(stored.clone(), body.clone())
 }

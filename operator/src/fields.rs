@@ -1,5 +1,6 @@
-//! Fields that are accepted and not followed. The API keeps every field that a user writes, because objects of other versions have to stay whole; so what
-//! becomes of each is said here, field by field, in one table per kind (`fields/*.tsv`), and what is set and does not act is told in TigeraStatus. Pure.
+//! Settings without effect. The API keeps every field that a user writes, because objects of other
+//! versions must stay complete; so the effect of each field is listed in one table per kind
+//! (`fields/*.tsv`), and fields that are set and have no effect are reported in TigeraStatus. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,27 +11,27 @@ use serde_json::Value;
 
 use crate::inputs::Inputs;
 
-/// The longest value that is shown whole, in characters.
+/// Maximum length of a value in a message, in characters.
 const SHOWN: usize = 60;
-/// How many edits make a misspelling of a name.
+/// Maximum number of edits in a misspelt name.
 const MISSPELT: usize = 2;
 
-/// What becomes of a field.
+/// Effect of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    /// It acts, or a bad value of it is told elsewhere.
+enum Effect {
+    /// It has an effect, or an invalid value of it is reported elsewhere.
     Acts,
-    /// Nothing follows from it.
+    /// It has no effect.
     Idle,
-    /// Nothing follows from it, and who relies on it is worse protected than he thinks.
+    /// It has no effect, and a user who relies on it is less protected than he thinks.
     Unsafe,
 }
 
 /// One line of a table.
 #[derive(Debug)]
 struct Rule {
-    fate: Fate,
-    /// Values that say what happens anyway.
+    effect: Effect,
+    /// Values that equal Margay's behaviour.
     harmless: Vec<&'static str>,
     meaning: &'static str,
 }
@@ -50,16 +51,16 @@ pub static IPAM: LazyLock<Table> = LazyLock::new(|| Table::parse(include_str!("f
 /// Fields of KubeControllersConfiguration.
 pub static CONTROLLERS: LazyLock<Table> = LazyLock::new(|| Table::parse(include_str!("fields/controllers.tsv")));
 
-/// A field that is set and not followed, or an object.
+/// A field or an object without effect.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ignored {
-    /// Whether somebody is worse protected than he thinks, or has misspelt something.
+    /// True when somebody is less protected than he thinks, or has misspelt a name.
     pub is_unsafe: bool,
     /// Kind and name.
     pub object: String,
-    /// The field from `spec`, and its value; empty where it is the object itself.
+    /// Field below `spec` with its value; empty for the object itself.
     pub field: String,
-    /// What that means.
+    /// Consequence for the user.
     pub meaning: String,
 }
 
@@ -70,16 +71,16 @@ impl fmt::Display for Ignored {
     }
 }
 
-/// What of the cluster's settings is not followed: of the installation and its data plane, and of address pools. In order.
+/// Settings without effect: of the installation and its dataplane, and of address pools. In order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
-    /// Told with TigeraStatus `calico`.
+    /// Reported in TigeraStatus `calico`.
     pub calico: BTreeSet<Ignored>,
-    /// Told with TigeraStatus `ippools`.
+    /// Reported in TigeraStatus `ippools`.
     pub ippools: BTreeSet<Ignored>,
 }
 
-/// Looks at everything that is set.
+/// Returns the settings without effect.
 pub fn report(inputs: &Inputs) -> Report {
     let mut report = Report::default();
     if let Some(request) = &inputs.request {
@@ -89,7 +90,7 @@ pub fn report(inputs: &Inputs) -> Report {
         is_unsafe: false,
         object: format!("Installation {name}"),
         field: String::new(),
-        meaning: "only the Installation named default counts; write what it says there".to_owned(),
+        meaning: "only the Installation named default is used; move its settings there".to_owned(),
     }));
     for (name, spec) in inputs.felix.iter().flatten() {
         FELIX.look(&format!("FelixConfiguration {name}"), spec, &mut report.calico);
@@ -101,7 +102,8 @@ pub fn report(inputs: &Inputs) -> Report {
         is_unsafe: false,
         object: object.clone(),
         field: String::new(),
-        meaning: "there is no BGP: nobody outside is told of routes, nodes make theirs among themselves".to_owned(),
+        meaning:
+            "there is no BGP: routes are not advertised outside of the cluster, and nodes program their own".to_owned(),
     }));
     for pool in inputs.pools.iter().flatten() {
         POOL.look(&format!("IPPool {}", pool.name), &pool.spec, &mut report.ippools);
@@ -118,31 +120,32 @@ impl Table {
         let rule = |line: &'static str| {
             let mut columns = line.split('\t');
             let mut column = || columns.next().unwrap_or_default();
-            let (field, fate, harmless, meaning) = (column(), column(), column(), column());
-            let fate = match fate {
-                "acts" => Fate::Acts,
-                "idle" => Fate::Idle,
-                "unsafe" => Fate::Unsafe,
+            let (field, effect, harmless, meaning) = (column(), column(), column(), column());
+            let effect = match effect {
+                "acts" => Effect::Acts,
+                "idle" => Effect::Idle,
+                "unsafe" => Effect::Unsafe,
                 other => panic!("{field}: {other:?}: must be acts, idle or unsafe"),
             };
             let harmless = harmless.split(',').filter(|value| !value.is_empty()).collect();
-            (field, Rule { fate, harmless, meaning })
+            (field, Rule { effect, harmless, meaning })
         };
         Self(text.lines().filter(|line| !line.starts_with('#')).map(rule).collect())
     }
 
-    /// Adds what of an object's spec is not followed.
+    /// Adds the fields of an object's spec that have no effect.
     fn look(&self, object: &str, spec: &Value, found: &mut BTreeSet<Ignored>) {
         self.descend(&mut Look { object, found }, "", "spec", spec);
     }
 
-    /// `path` is as in the table, with `[]` for every element of a list; `shown` as a user finds it.
+    /// `path` is as in the table, with `[]` for every element of a list; `shown` is the path for
+    /// the user.
     fn descend(&self, look: &mut Look<'_>, path: &str, shown: &str, value: &Value) {
         for (name, value) in value.as_object().into_iter().flatten().filter(|(_, value)| !is_unset(value)) {
             let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
             let shown = format!("{shown}.{name}");
             if let Some(rule) = self.0.get(below.as_str()).or_else(|| self.0.get(format!("{below}.*").as_str())) {
-                look.judge(rule, &shown, value);
+                look.check(rule, &shown, value);
             } else if self.has_below(&format!("{below}[].")) {
                 for (index, element) in value.as_array().into_iter().flatten().enumerate() {
                     self.descend(look, &format!("{below}[]"), &format!("{shown}[{index}]"), element);
@@ -150,7 +153,7 @@ impl Table {
             } else if self.has_below(&format!("{below}.")) {
                 self.descend(look, &below, &shown, value);
             } else {
-                look.unknown(self.nearest(path, name), &shown, value);
+                look.add_unknown(self.nearest(path, name), &shown, value);
             }
         }
     }
@@ -162,7 +165,7 @@ impl Table {
             .is_some_and(|(field, _)| field.starts_with(prefix))
     }
 
-    /// The name beside this one in the table that it is probably meant to be.
+    /// Returns the similar name beside this one in the table, which is probably meant.
     fn nearest(&self, path: &str, name: &str) -> Option<&'static str> {
         let prefix = if path.is_empty() { String::new() } else { format!("{path}.") };
         let siblings = self.0.keys().copied().filter_map(|field| field.strip_prefix(prefix.as_str()));
@@ -176,23 +179,23 @@ impl Table {
     }
 }
 
-/// Where findings about one object go.
+/// Collects findings about one object.
 struct Look<'a> {
     object: &'a str,
     found: &'a mut BTreeSet<Ignored>,
 }
 
 impl Look<'_> {
-    fn judge(&mut self, rule: &Rule, field: &str, value: &Value) {
-        if rule.fate != Fate::Acts && !rule.harmless.contains(&text(value).as_str()) {
-            self.add(rule.fate == Fate::Unsafe, field, value, rule.meaning.to_owned());
+    fn check(&mut self, rule: &Rule, field: &str, value: &Value) {
+        if rule.effect != Effect::Acts && !rule.harmless.contains(&text(value).as_str()) {
+            self.add(rule.effect == Effect::Unsafe, field, value, rule.meaning.to_owned());
         }
     }
 
-    fn unknown(&mut self, nearest: Option<&str>, field: &str, value: &Value) {
+    fn add_unknown(&mut self, nearest: Option<&str>, field: &str, value: &Value) {
         let meaning = match nearest {
-            Some(name) => format!("there is no such field, so nothing follows from it; {name} may be meant"),
-            None => "this version does not know the field, and nothing follows from it".to_owned(),
+            Some(name) => format!("there is no such field, so it has no effect; did you mean {name}?"),
+            None => "this version does not know the field, and it has no effect".to_owned(),
         };
         self.add(nearest.is_some(), field, value, meaning);
     }
@@ -213,7 +216,7 @@ fn is_unset(value: &Value) -> bool {
     }
 }
 
-/// A text as it is, everything else as JSON.
+/// Formats a value: text as it is, everything else as JSON.
 fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }

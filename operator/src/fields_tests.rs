@@ -18,7 +18,7 @@ fn tables() -> [(&'static str, &'static Table, Value); 5] {
     ]
 }
 
-/// Paths of a schema's leaves that no rule covers.
+/// Collects paths of a schema's leaves that no rule covers.
 fn missing(table: &Table, path: &str, schema: &Value, found: &mut Vec<String>) {
     for (name, schema) in schema["properties"].as_object().into_iter().flatten() {
         let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
@@ -34,31 +34,31 @@ fn missing(table: &Table, path: &str, schema: &Value, found: &mut Vec<String>) {
 }
 
 #[test]
-fn every_field_of_a_definition_has_its_line() {
+fn every_field_of_a_definition_is_in_its_table() {
     for (kind, table, schema) in tables() {
         let mut found = Vec::new();
         missing(table, "", &schema, &mut found);
         assert_eq!(found, [""; 0], "{kind}");
     }
-    // Calico's own: what is in none of our definitions.
+    // Including Calico's fields that our definitions lack.
     assert!(FELIX.0.len() > 180 && INSTALLATION.0.len() > 100, "{} {}", FELIX.0.len(), INSTALLATION.0.len());
 }
 
 #[test]
-fn what_does_not_act_says_what_that_means() {
+fn fields_without_effect_have_a_consequence() {
     for (kind, table, _) in tables() {
         for (field, rule) in &table.0 {
-            assert_eq!(rule.fate == Fate::Acts, rule.meaning.is_empty(), "{kind} {field}");
+            assert_eq!(rule.effect == Effect::Acts, rule.meaning.is_empty(), "{kind} {field}");
             let is_plain = rule.meaning.chars().next().is_none_or(|first| first.is_lowercase() || field.len() > 1);
             assert!(is_plain && !rule.meaning.ends_with('.'), "{kind} {field}");
         }
     }
 }
 
-fn told(spec: Value) -> Vec<String> {
+fn reported(spec: Value) -> Vec<String> {
     let request = Request {
         spec,
-        owner: crate::object::Owner { name: "default".to_owned(), ..Default::default() },
+        owner: crate::manifest::Owner { name: "default".to_owned(), ..Default::default() },
         ..Request::default()
     };
     let found = report(&Inputs { request: Some(request), ..Inputs::default() }).calico;
@@ -66,7 +66,7 @@ fn told(spec: Value) -> Vec<String> {
 }
 
 #[test]
-fn what_is_set_and_not_followed_is_told_with_value_and_meaning() {
+fn fields_without_effect_are_reported_with_value_and_consequence() {
     let spec = json!({
         "variant": "Calico",
         "calicoNetwork": {
@@ -81,22 +81,22 @@ fn what_is_set_and_not_followed_is_told_with_value_and_meaning() {
         "calicoNodeDaemonSet": {"spec": {"template": {"spec": {"topologySpreadConstraints": [{"maxSkew": 1}], "tolerations": [{"operator": "Exists"}]}}}},
         "certificateManagement": {"caCert": "-----BEGIN CERTIFICATE-----MIIBszCCAVmgAwIBAgIUQ0Jc7x0b", "signerName": "a.b/c"},
         "fipsMode": "Disabled", "flexVolumePath": "None",
-        "somethingOfLater": {"deep": true},
+        "someFutureField": {"deep": true},
     });
     expect_test::expect![[r#"
-        idle Installation default, spec.calicoNetwork.sysctl is [{"key":"net.ipv4.tcp_keepalive_time","value":"40"}]: no sysctl of pods is set; chain the tuning plugin by a configuration of your own
-        idle Installation default, spec.calicoNodeDaemonSet.spec.template.spec.topologySpreadConstraints is [{"maxSkew":1}]: its pods are spread by their own rules
-        idle Installation default, spec.somethingOfLater is {"deep":true}: this version does not know the field, and nothing follows from it
-        unsafe Installation default, spec.calicoNetwork.ipPools[0].blokSize is 27: there is no such field, so nothing follows from it; blockSize may be meant
-        unsafe Installation default, spec.calicoNetwork.nodeAddressAutodetectionV4.interface is eth7: a node's address is the one that kubelet reports, so packets between nodes may take another network than this says; start kubelet with --node-ip
-        unsafe Installation default, spec.certificateManagement is {"caCert":"-----BEGIN CERTIFICATE-----MIIBszCCAVmgAwIBAgIUQ0...: certificates are signed by Margay's own authority, not by this one; leave the field out
-        unsafe Installation default, spec.controlPlaneNodeSelecter is {"a":"b"}: there is no such field, so nothing follows from it; controlPlaneNodeSelector may be meant
+        idle Installation default, spec.calicoNetwork.sysctl is [{"key":"net.ipv4.tcp_keepalive_time","value":"40"}]: no sysctls of pods are set; chain the tuning plugin in your own CNI configuration
+        idle Installation default, spec.calicoNodeDaemonSet.spec.template.spec.topologySpreadConstraints is [{"maxSkew":1}]: the operator sets the spread of its pods
+        idle Installation default, spec.someFutureField is {"deep":true}: this version does not know the field, and it has no effect
+        unsafe Installation default, spec.calicoNetwork.ipPools[0].blokSize is 27: there is no such field, so it has no effect; did you mean blockSize?
+        unsafe Installation default, spec.calicoNetwork.nodeAddressAutodetectionV4.interface is eth7: a node's address is the one that kubelet reports, so packets between nodes may use another network than configured here; start kubelet with --node-ip
+        unsafe Installation default, spec.certificateManagement is {"caCert":"-----BEGIN CERTIFICATE-----MIIBszCCAVmgAwIBAgIUQ0...: certificates are signed by Margay's own CA, not by this one; remove the field
+        unsafe Installation default, spec.controlPlaneNodeSelecter is {"a":"b"}: there is no such field, so it has no effect; did you mean controlPlaneNodeSelector?
     "#]]
-    .assert_eq(&(told(spec).join("\n") + "\n"));
+    .assert_eq(&(reported(spec).join("\n") + "\n"));
 }
 
 #[test]
-fn what_other_kinds_say_is_told_where_it_belongs() {
+fn settings_of_other_kinds_are_reported_in_their_status() {
     let pool = |name: &str, spec: Value| PoolFacts { name: name.to_owned(), spec, ..PoolFacts::default() };
     let felix = [
         (
@@ -146,7 +146,7 @@ fn what_other_kinds_say_is_told_where_it_belongs() {
 }
 
 #[test]
-fn a_default_installation_has_nothing_to_tell() {
+fn nothing_is_reported_for_a_default_installation() {
     let written = json!({
         "variant": "Calico", "registry": "margay.io/", "cni": {"type": "Calico", "ipam": {"type": "Calico"}, "binDir": "/opt/cni/bin"},
         "calicoNetwork": {"linuxDataplane": "Nftables", "bgp": "Disabled", "hostPorts": "Disabled", "mtu": 0, "linuxPolicySetupTimeoutSeconds": 30,
@@ -154,5 +154,5 @@ fn a_default_installation_has_nothing_to_tell() {
                 "nodeSelector": "all()", "blockSize": 26, "allowedUses": ["Workload", "Tunnel"], "assignmentMode": "Automatic"}]},
         "nodeUpdateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}},
     });
-    assert_eq!(told(written), [""; 0]);
+    assert_eq!(reported(written), [""; 0]);
 }

@@ -1,7 +1,8 @@
-//! Host endpoints that are made for nodes: what there should be, and what is to be done for it. Pure.
+//! Automatic host endpoints of nodes: compares the wanted ones with the existing ones. Pure.
 //!
-//! They are known by their label; one without it is a person's and left alone, whatever its name. They are written whole, because labels that
-//! a node has lost have to go from them as well.
+//! They are recognised by their label; one without it is a user's and left alone, whatever its
+//! name. They are replaced whole, because labels that a node has lost must be removed from them
+//! too.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,33 +18,17 @@ use margay_api::v3::controllers::host_endpoints;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::claimed::believed;
-use crate::inputs::{Inputs, NodeFacts};
-use crate::object::{Key, Object, kind};
+use crate::address_claims;
+use crate::inputs::{HostFacts, Inputs, NodeFacts};
+use crate::manifest::{Key, Object, kind};
 
-/// The profile that allows what no policy decides, so that making a host endpoint changes nothing.
+/// Profile that allows packets that no policy decides about, so that creating a host endpoint
+/// changes nothing.
 const PROFILE: &str = "projectcalico-default-allow";
-/// End of every name, Calico's.
+/// Suffix of every name, from Calico (kube-controllers).
 const SUFFIX: &str = "auto-hep";
-/// The longest name of an object.
+/// Maximum length of an object's name.
 const MAX_NAME: usize = 253;
-
-/// A host endpoint as found.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct HostFacts {
-    /// Its name.
-    pub name: String,
-    /// Identity of the object.
-    pub uid: String,
-    /// Its version, which a replacement has to name.
-    pub version: String,
-    /// Its labels.
-    pub labels: Labels,
-    /// Its annotations.
-    pub annotations: BTreeMap<String, String>,
-    /// Its spec.
-    pub spec: Value,
-}
 
 impl HostFacts {
     fn is_ours(&self) -> bool {
@@ -59,24 +44,25 @@ impl HostFacts {
     }
 }
 
-/// What is to be done.
+/// Changes of host endpoints.
 #[derive(Clone, Debug, Default)]
 pub struct HostPlan {
-    /// Host endpoints to make.
+    /// Host endpoints to create.
     pub create: Vec<Object>,
-    /// Host endpoints to write anew.
+    /// Host endpoints to replace.
     pub replace: Vec<Object>,
     /// Host endpoints to delete.
     pub delete: Vec<(Key, DeleteParams)>,
-    /// Host endpoints to delete if their nodes, which were not seen, are not there when they are asked for: a list can be short by error, and
-    /// without its host endpoints a node is open.
-    pub departed: BTreeMap<String, Vec<(Key, DeleteParams)>>,
-    /// What is wrong: with the settings, or in the way.
+    /// Host endpoints to delete by absent node, once a read by name confirms that the node is gone:
+    /// a list may be incomplete, and without its host endpoints a node is open.
+    pub of_absent_nodes: BTreeMap<String, Vec<(Key, DeleteParams)>>,
+    /// Problems with the settings, or conflicting objects.
     pub problems: Vec<String>,
 }
 
-/// Compares what there should be with what there is. Nothing is done while either is not known, and nothing is deleted when there are no nodes
-/// at all: no cluster is without any, whatever the API says.
+/// Compares wanted and existing host endpoints. Nothing is changed while either is not known, and
+/// nothing is deleted when no node is listed: no cluster is without nodes, whatever the API
+/// returns.
 pub fn plan(inputs: &Inputs) -> HostPlan {
     let mut plan = HostPlan::default();
     let (Some(present), Some(configuration)) = (&inputs.host_endpoints, &inputs.controllers) else {
@@ -85,7 +71,7 @@ pub fn plan(inputs: &Inputs) -> HostPlan {
     if inputs.nodes.is_empty() {
         return plan;
     }
-    let (nodes, unbelieved) = believed(&inputs.nodes, inputs.pools.as_deref().unwrap_or_default());
+    let (nodes, rejected) = address_claims::resolve(&inputs.nodes, inputs.pools.as_deref().unwrap_or_default());
     let wanted = match settings(configuration.as_ref()) {
         Ok(settings) => render(&settings, &nodes),
         Err(problems) => {
@@ -95,14 +81,14 @@ pub fn plan(inputs: &Inputs) -> HostPlan {
     };
     plan.problems.clone_from(&wanted.problems);
     if !wanted.objects.is_empty() {
-        plan.problems.extend(unbelieved);
+        plan.problems.extend(rejected);
     }
     let present: BTreeMap<&str, &HostFacts> = present.iter().map(|found| (found.name.as_str(), found)).collect();
     for (name, object) in &wanted.objects {
         match present.get(name.as_str()) {
             None => plan.create.push(object.clone()),
             Some(found) if !found.is_ours() => plan.problems.push(format!(
-                "HostEndpoint {name} was not made for its node but by somebody; rename it, or give it the label {LABEL_CREATED_BY}={CREATED_BY}"
+                "HostEndpoint {name} was not created by the operator; rename it, or add the label {LABEL_CREATED_BY}={CREATED_BY}"
             )),
             Some(found) if differs(object, found) => plan.replace.push(over(object, found)),
             Some(_) => {}
@@ -113,13 +99,13 @@ pub fn plan(inputs: &Inputs) -> HostPlan {
         let removal = (key(&found.name), only(found));
         match found.node() {
             node if node.is_empty() || seen.contains(node) => plan.delete.push(removal),
-            node => plan.departed.entry(node.to_owned()).or_default().push(removal),
+            node => plan.of_absent_nodes.entry(node.to_owned()).or_default().push(removal),
         }
     }
     plan
 }
 
-/// What is to be made; nothing while there are no settings.
+/// Reads the settings; nothing is wanted without any.
 fn settings(configuration: Option<&Value>) -> Result<AutoHostEndpoints, Vec<String>> {
     let Some(configuration) = configuration else {
         return Ok(AutoHostEndpoints::default());
@@ -130,13 +116,14 @@ fn settings(configuration: Option<&Value>) -> Result<AutoHostEndpoints, Vec<Stri
     host_endpoints(&decoded).map_err(|refusal| refusal.problems.iter().map(|problem| named(problem)).collect())
 }
 
-/// What there should be.
+/// Wanted host endpoints.
 #[derive(Default)]
 struct Wanted {
     /// Host endpoints by name.
     objects: BTreeMap<String, Object>,
-    /// Nodes that some should be made for by their interfaces, which are not known: those that were made stay.
-    unsure: BTreeSet<String>,
+    /// Nodes that should have host endpoints by interface, but whose interfaces are not known:
+    /// existing ones stay.
+    unknown_interfaces: BTreeSet<String>,
     problems: Vec<String>,
 }
 
@@ -150,8 +137,8 @@ fn render(settings: &AutoHostEndpoints, nodes: &[NodeFacts]) -> Wanted {
         }
         for template in settings.templates.iter().filter(|template| template.nodes.matches(&node.labels)) {
             match &template.interfaces {
-                Some(pattern) => wanted.of_interfaces(node, template, pattern),
-                None => wanted.of_addresses(node, template),
+                Some(pattern) => wanted.add_by_interface(node, template, pattern),
+                None => wanted.add_by_address(node, template),
             }
         }
     }
@@ -159,8 +146,8 @@ fn render(settings: &AutoHostEndpoints, nodes: &[NodeFacts]) -> Wanted {
 }
 
 impl Wanted {
-    /// One for all the addresses of the node that the template is for.
-    fn of_addresses(&mut self, node: &NodeFacts, template: &Template) {
+    /// Adds one for all addresses of the node that the template selects.
+    fn add_by_address(&mut self, node: &NodeFacts, template: &Template) {
         let addresses = within(&node.addresses, template);
         if !addresses.is_empty() {
             let name = object_name(&[&node.name, &template.name]);
@@ -168,14 +155,15 @@ impl Wanted {
         }
     }
 
-    /// One for each interface that the pattern matches. Beside the addresses of the interface it has those of the node that the template names, as in Calico.
-    fn of_interfaces(&mut self, node: &NodeFacts, template: &Template, pattern: &InterfacePattern) {
+    /// Adds one for each interface that the pattern matches. It has the addresses of the interface
+    /// and those of the node that the template selects, as in Calico.
+    fn add_by_interface(&mut self, node: &NodeFacts, template: &Template, pattern: &InterfacePattern) {
         let interfaces = match &node.interfaces {
             Some(Ok(interfaces)) => interfaces,
             unknown => {
-                self.unsure.insert(node.name.clone());
-                let fault = unknown.as_ref().and_then(|told| told.as_ref().err());
-                self.problems.extend(fault.map(|error| unreadable(node, error)));
+                self.unknown_interfaces.insert(node.name.clone());
+                let error = unknown.as_ref().and_then(|reported| reported.as_ref().err());
+                self.problems.extend(error.map(|error| unreadable(node, error)));
                 return;
             }
         };
@@ -192,14 +180,14 @@ impl Wanted {
         }
     }
 
-    /// Of two of one name the first stays: `n1-in` may be a node, or `n1` and a template.
+    /// Adds one unless the name is taken: `n1-in` may be a node, or `n1` and a template.
     fn add(&mut self, object: Object) {
         match self.objects.entry(object.key.name.clone()) {
             Entry::Vacant(free) => {
                 free.insert(object);
             }
             Entry::Occupied(taken) => self.problems.push(format!(
-                "HostEndpoint {} would be of node {} and of node {}, of one by a template; give the template another generateName",
+                "HostEndpoint {} would belong to node {} and, by a template, to node {}; give the template another generateName",
                 taken.key(),
                 taken.get().body["spec"]["node"].as_str().unwrap_or_default(),
                 object.body["spec"]["node"].as_str().unwrap_or_default(),
@@ -207,27 +195,28 @@ impl Wanted {
         }
     }
 
-    /// Whether one that was made is to stay.
+    /// Returns true when an existing one stays.
     fn has(&self, found: &HostFacts) -> bool {
         let is_of_interface = !["", "*"].contains(&found.text("interfaceName"));
-        self.objects.contains_key(&found.name) || is_of_interface && self.unsure.contains(found.node())
+        self.objects.contains_key(&found.name) || is_of_interface && self.unknown_interfaces.contains(found.node())
     }
 }
 
 fn unreadable(node: &NodeFacts, error: &str) -> String {
-    let remedy = "delete it, and the agent there writes it when it starts";
+    let remedy = "delete it, and the node's agent writes it again when it starts";
     format!("Node {}: annotation {ANNOTATION_NODE_INTERFACES}: {error}; {remedy}", node.name)
 }
 
 fn unnameable(name: &str, interface: &str, node: &NodeFacts, template: &Template) -> String {
     format!(
-        "HostEndpoint {name} would be of interface {interface} of node {}: no object can have this name; leave the interface out by \
-         interfacePattern of template {}, and write one for it",
+        "HostEndpoint {name} would belong to interface {interface} of node {}: it is not a valid name; exclude the interface by \
+         interfacePattern of template {}, and create one for it",
         node.name, template.name
     )
 }
 
-/// Calico's name for one that is made of these: too long a name becomes a hash of itself.
+/// Returns Calico's name for one made of these parts: a name that is too long becomes a hash of
+/// itself.
 fn object_name(parts: &[&str]) -> String {
     let name = format!("{}-{SUFFIX}", parts.join("-"));
     if name.len() <= MAX_NAME {
@@ -237,7 +226,8 @@ fn object_name(parts: &[&str]) -> String {
     format!("{}-{SUFFIX}", hash.to_lowercase())
 }
 
-/// Whether an object may be called so: names of interfaces may have more characters than those of objects.
+/// Returns true for valid names of objects: names of interfaces may have characters that those of
+/// objects may not.
 fn is_object_name(name: &str) -> bool {
     let is_inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     name.split('.')
@@ -284,7 +274,7 @@ fn differs(wanted: &Object, found: &HostFacts) -> bool {
         || wanted.body["spec"] != found.spec
 }
 
-/// The object in place of just the one that was seen.
+/// Returns the object as a replacement of exactly the version that was read.
 fn over(wanted: &Object, found: &HostFacts) -> Object {
     let mut object = wanted.clone();
     object.body["metadata"]["resourceVersion"] = json!(found.version);

@@ -51,9 +51,9 @@ fn inputs(of_hosts: Option<Value>, present: Vec<HostFacts>) -> Inputs {
     }
 }
 
-/// What the API holds after the plan was carried out.
-fn carry_out(plan: &HostPlan, mut present: Vec<HostFacts>) -> Vec<HostFacts> {
-    let gone = plan.delete.iter().chain(plan.departed.values().flatten());
+/// Returns the objects in the API after the plan.
+fn execute(plan: &HostPlan, mut present: Vec<HostFacts>) -> Vec<HostFacts> {
+    let gone = plan.delete.iter().chain(plan.of_absent_nodes.values().flatten());
     present.retain(|found| gone.clone().all(|(key, _)| key.name != found.name));
     present.retain(|found| plan.replace.iter().all(|object| object.key.name != found.name));
     let written = plan.create.iter().chain(&plan.replace).map(|object| {
@@ -78,7 +78,7 @@ fn text(plan: &HostPlan) -> String {
     let mut text: String = plan.create.iter().map(|object| body("create", object)).collect();
     text.extend(plan.replace.iter().map(|object| body("replace", object)));
     text.extend(plan.delete.iter().map(|(key, _)| format!("delete {key}\n")));
-    for (node, theirs) in &plan.departed {
+    for (node, theirs) in &plan.of_absent_nodes {
         text.extend(theirs.iter().map(|(key, _)| format!("delete {key} if {node} has left\n")));
     }
     text.extend(plan.problems.iter().map(|problem| format!("problem {problem}\n")));
@@ -146,11 +146,11 @@ fn each_interface_that_a_pattern_matches_gets_one() {
 }
 
 #[test]
-fn of_a_node_whose_interfaces_are_not_known_what_was_made_stays() {
+fn host_endpoints_of_a_node_with_unknown_interfaces_stay() {
     let mut inputs = inputs(Some(outer(&[])), vec![]);
     let eth = || Some(Ok(vec![interface("eth0", &["192.0.2.1"]), interface("eth1", &[])]));
     (inputs.nodes[0].interfaces, inputs.nodes[1].interfaces) = (eth(), eth());
-    let made = carry_out(&plan(&inputs), vec![]);
+    let made = execute(&plan(&inputs), vec![]);
     assert_eq!(made.len(), 4);
     inputs.host_endpoints = Some(made);
     inputs.nodes[0].interfaces = None;
@@ -158,19 +158,19 @@ fn of_a_node_whose_interfaces_are_not_known_what_was_made_stays() {
     check(
         &plan(&inputs),
         expect![[r#"
-        problem Node n2: annotation projectcalico.org/Interfaces: "[": EOF; delete it, and the agent there writes it when it starts
+        problem Node n2: annotation projectcalico.org/Interfaces: "[": EOF; delete it, and the node's agent writes it again when it starts
     "#]],
     );
     inputs.nodes[0].interfaces = Some(Ok(vec![interface("eth1", &[])]));
     inputs.controllers = Some(configuration(json!({ "autoCreate": "Disabled" })));
-    assert_eq!(plan(&inputs).delete.len(), 4, "nobody wants any");
+    assert_eq!(plan(&inputs).delete.len(), 4, "none are wanted");
 }
 
 #[test]
 fn names_are_calicos_also_where_they_would_be_too_long() {
     assert_eq!(object_name(&["n1", "in", "eth0.5"]), "n1-in-eth0.5-auto-hep");
     let long = object_name(&["n", &"x".repeat(MAX_NAME)]);
-    // SHA-256 in base64 for URLs, without what is neither letter nor digit, in lower case.
+    // URL-safe base64 of SHA-256, letters and digits only, in lower case.
     assert_eq!(long, "nyz5ig5v2v7s1qwajgy0wfgxrnjmxeeokd3sze3ea-auto-hep");
     assert!(is_object_name(&long) && is_object_name("n1-in-eth0.5-auto-hep"));
     for bad in
@@ -181,7 +181,7 @@ fn names_are_calicos_also_where_they_would_be_too_long() {
 }
 
 #[test]
-fn two_of_one_name_are_told() {
+fn two_host_endpoints_of_one_name_are_reported() {
     let mut inputs = inputs(Some(json!({ "autoCreate": "Enabled", "templates": [{ "generateName": "in" }] })), vec![]);
     inputs.nodes = vec![node("n1", &[], &["192.0.2.1"]), node("n1-in", &[], &[])];
     check(
@@ -195,8 +195,8 @@ fn two_of_one_name_are_told() {
 }
 
 #[test]
-fn what_is_not_wanted_any_more_goes_and_what_a_person_made_stays() {
-    let made = carry_out(&plan(&inputs(Some(json!({ "autoCreate": "Enabled" })), vec![])), vec![]);
+fn unwanted_host_endpoints_are_deleted_and_those_of_users_stay() {
+    let made = execute(&plan(&inputs(Some(json!({ "autoCreate": "Enabled" })), vec![])), vec![]);
     let mut present = made;
     present[0].labels.insert("zone".to_owned(), "old".to_owned());
     present[1].labels.remove(LABEL_CREATED_BY);
@@ -213,7 +213,7 @@ fn what_is_not_wanted_any_more_goes_and_what_a_person_made_stays() {
         replace HostEndpoint n1-auto-hep {"labels":{"projectcalico.org/created-by":"calico-kube-controllers","zone":"a"},"name":"n1-auto-hep","resourceVersion":"2"} {"expectedIPs":["10.0.0.1","192.0.2.1","fd00::1"],"interfaceName":"*","node":"n1","profiles":["projectcalico-default-allow"]}
         delete HostEndpoint of-nobody
         delete HostEndpoint n3-auto-hep if n3 has left
-        problem HostEndpoint n2-auto-hep was not made for its node but by somebody; rename it, or give it the label projectcalico.org/created-by=calico-kube-controllers
+        problem HostEndpoint n2-auto-hep was not created by the operator; rename it, or add the label projectcalico.org/created-by=calico-kube-controllers
     "#]],
     );
     check(
@@ -235,7 +235,7 @@ fn what_is_not_wanted_any_more_goes_and_what_a_person_made_stays() {
 }
 
 #[test]
-fn nothing_is_done_for_want_of_knowledge() {
+fn nothing_is_changed_before_the_inputs_are_known() {
     let present = || {
         vec![HostFacts {
             name: "n9-auto-hep".to_owned(),
@@ -263,14 +263,14 @@ fn nothing_is_done_for_want_of_knowledge() {
     check(
         &plan(&inputs(Some(bad), present())),
         expect![[r#"
-        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.autoCreate: "On": neither on nor off; use Enabled or Disabled
-        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.createDefaultHostEndpoint: "No": neither on nor off; use Enabled or Disabled
-        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[0].generateName: "-a": a part of a name has lower case letters, digits and '-' between them; give the template such a name
+        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.autoCreate: "On": neither Enabled nor Disabled; use Enabled or Disabled
+        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.createDefaultHostEndpoint: "No": neither Enabled nor Disabled; use Enabled or Disabled
+        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[0].generateName: "-a": must have lower case letters, digits and '-', and not begin or end with '-'; rename the template
         problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[0].interfacePattern: "eth(": not a regular expression: unclosed group; write it like ^eth or eth0|eth1
         problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[0].interfaceCIDRs[0]: "10": not an address range; write it like 10.0.0.0/8 or fd00::/8
         problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[0].nodeSelector: "zone =": not a selector: at character 6: expected an operator after a label, found '='; use ==, !=, in, not in, contains, starts with or ends with, or has(label)
-        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[1].labels[projectcalico.org/namespace]: "kube-system": this label says what an object is and is set by the system alone; remove the label
-        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[2].generateName: "b": another template makes host endpoints of the same names; give each its own
+        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[1].labels[projectcalico.org/namespace]: "kube-system": this label identifies the object and is set by the system only; remove the label
+        problem KubeControllersConfiguration default: spec.controllers.node.hostEndpoint.templates[2].generateName: "b": another template creates host endpoints of the same names; give each template a different one
     "#]],
     );
     check(
@@ -285,7 +285,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_plan_that_is_carried_out_leaves_nothing_to_do(
+    fn after_a_plan_there_is_nothing_to_do(
         before in 0..5_usize,
         after in 0..5_usize,
         labels in proptest::collection::btree_map("[a-c]", "[a-c]", 0..3),
@@ -299,19 +299,19 @@ proptest! {
             Some(json!({ "autoCreate": "Disabled" })),
             Some(outer(&["10.0.0.0/8"])),
         ];
-        let told = |at: usize| Some(Ok(interfaces[at].iter().map(|name| interface(name, &["192.0.2.7"])).collect()));
+        let reported = |at: usize| Some(Ok(interfaces[at].iter().map(|name| interface(name, &["192.0.2.7"])).collect()));
         let mut first = inputs(settings[before].clone(), vec![]);
-        (first.nodes[0].interfaces, first.nodes[1].interfaces) = (told(0), told(1));
-        let present = carry_out(&plan(&first), vec![]);
+        (first.nodes[0].interfaces, first.nodes[1].interfaces) = (reported(0), reported(1));
+        let present = execute(&plan(&first), vec![]);
         let mut second = inputs(settings[after].clone(), present.clone());
         second.nodes[0].labels = labels;
-        (second.nodes[0].interfaces, second.nodes[1].interfaces) = (told(2), told(3));
+        (second.nodes[0].interfaces, second.nodes[1].interfaces) = (reported(2), reported(3));
         second.nodes.remove(absent);
-        let present = carry_out(&plan(&second), present);
+        let present = execute(&plan(&second), present);
         second.host_endpoints = Some(present.clone());
         prop_assert_eq!(text(&plan(&second)), "");
-        // The way to it does not show.
-        let fresh = carry_out(&plan(&Inputs { host_endpoints: Some(vec![]), ..second.clone() }), vec![]);
+        // The former state does not matter.
+        let fresh = execute(&plan(&Inputs { host_endpoints: Some(vec![]), ..second.clone() }), vec![]);
         let by_name = |list: Vec<HostFacts>| list.into_iter().map(|found| (found.name.clone(), found)).collect::<BTreeMap<_, _>>();
         prop_assert_eq!(by_name(present), by_name(fresh));
     }

@@ -1,4 +1,5 @@
-//! What the cluster says, as plain values: everything that later stages decide upon. Filled by [`crate::watch`], never by a request.
+//! State of the cluster, as plain values: the inputs of every later stage. Filled by
+//! [`crate::watch`], never by a request.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,104 +13,123 @@ use margay_api::report::Report;
 use serde_json::Value;
 
 use crate::certs::Stored;
-use crate::hosts::HostFacts;
-use crate::object::{Key, Owner};
+use crate::manifest::{Key, Owner};
 
 /// The Installation as read.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
-    /// Name and identity.
+    /// Name and UID.
     pub owner: Owner,
-    /// Counts changes of the spec; conditions say which one they are about.
+    /// Generation of the spec, which conditions refer to.
     pub generation: i64,
     /// The spec as stored, unknown fields included.
     pub spec: Value,
-    /// Which fields of the spec were written by us (managed fields of our field manager), as the API's own trie; null where none are.
+    /// Fields of the spec that were written by us (managed fields of our field manager), as the
+    /// API's own trie; null if there are none.
     pub written: Value,
-    /// The conditions in its status.
+    /// Conditions in its status.
     pub conditions: Vec<StatusCondition>,
 }
 
-/// A node as far as an operator needs to know it.
+/// Facts of a node that the operator depends on.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeFacts {
-    /// Its name.
+    /// Name of the node.
     pub name: String,
-    /// Whether pods may be scheduled to it and it runs Linux.
+    /// True when pods may be scheduled to it and it runs Linux.
     pub usable: bool,
-    /// Whether it runs Linux.
+    /// True when it runs Linux.
     pub is_linux: bool,
-    /// Its labels.
+    /// Labels of the node.
     pub labels: Labels,
-    /// What keeps pods away that do not tolerate it.
+    /// Taints of the node.
     pub taints: Vec<Taint>,
-    /// When it was made, as the API writes it: such texts are ordered like their times.
+    /// Creation time as the API writes it: such texts have the order of their times.
     pub created: String,
-    /// Addresses by which others reach it: its own, those of its tunnels and those of its interfaces.
+    /// Addresses at which others reach it: its own, those of its tunnels and those of its interfaces.
     pub addresses: BTreeSet<IpAddr>,
-    /// Those of them that kubelet reports.
+    /// The addresses that kubelet reports.
     pub reported: BTreeSet<IpAddr>,
-    /// Those of them that its agent has written as the node's own, or as ends of its tunnels.
+    /// The addresses that its agent has written as the node's own or its tunnels'.
     pub claimed: BTreeSet<IpAddr>,
-    /// Those of them that are ends of its tunnels.
+    /// The addresses of its tunnels.
     pub tunnels: BTreeSet<IpAddr>,
-    /// What its agent tells of its interfaces, or why that cannot be read; none: it has not told yet.
+    /// Interfaces that its agent reports, or why the report cannot be read; none: not reported yet.
     pub interfaces: Option<Result<Vec<NodeInterface>, String>>,
 }
 
-/// An IPPool as found.
+/// An IPPool as read.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PoolFacts {
-    /// Its name.
+    /// Name of the pool.
     pub name: String,
-    /// Its spec.
+    /// Spec of the pool.
     pub spec: Value,
-    /// Whether it carries our label: it was made or adopted by an operator and follows the Installation.
+    /// True when it has our label: it was created or adopted by an operator and follows the
+    /// Installation.
     pub managed: bool,
-    /// When it was made, as the API writes it: such texts are ordered like their times.
+    /// Creation time as the API writes it: such texts have the order of their times.
     pub created: String,
-    /// Whether its deletion has begun.
+    /// True when its deletion has begun.
     pub terminating: bool,
-    /// Its finalizers.
+    /// Finalizers of the pool.
     pub finalizers: Vec<String>,
     /// Version of the object.
     pub version: String,
-    /// The conditions in its status.
+    /// Conditions in its status.
     pub conditions: Vec<Value>,
 }
 
 impl PoolFacts {
-    /// The range, as text.
+    /// Returns the range, as text.
     pub fn cidr(&self) -> &str {
         self.spec["cidr"].as_str().unwrap_or_default()
     }
 }
 
-/// An object of ours as found.
+/// A host endpoint as read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HostFacts {
+    /// Name of the object.
+    pub name: String,
+    /// UID of the object.
+    pub uid: String,
+    /// Version of the object, which a replacement must have.
+    pub version: String,
+    /// Labels of the object.
+    pub labels: Labels,
+    /// Annotations of the object.
+    pub annotations: BTreeMap<String, String>,
+    /// Spec of the object.
+    pub spec: Value,
+}
+
+/// An owned object as read.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Present {
-    /// Generation where the kind counts it, else the resource version: changes when the object does, not when its status does.
+    /// Generation where the kind has it, else the resource version: changes with the object but not
+    /// with its status.
     pub version: String,
-    /// Identity of the object.
+    /// UID of the object.
     pub uid: String,
-    /// Identity of the Installation that owns it; empty where none does.
+    /// UID of the Installation that owns it; empty if none does.
     pub owner: String,
-    /// Whether its deletion has begun.
+    /// True when its deletion has begun.
     pub terminating: bool,
 }
 
 /// Everything that was gathered.
 #[derive(Clone, Debug, Default)]
 pub struct Inputs {
-    /// The Installation `default`, if there is one.
+    /// The Installation `default`, if it exists.
     pub request: Option<Request>,
-    /// Names of Installations that are ignored because of their name.
+    /// Names of Installations that are ignored because they have another name.
     pub ignored: BTreeSet<String>,
     /// All nodes.
     pub nodes: Vec<NodeFacts>,
     /// Pod CIDRs that the platform declares, as text.
     pub pod_subnets: Vec<String>,
-    /// Identity of the cluster (of its kube-system namespace).
+    /// UID of the kube-system namespace, which identifies the cluster.
     pub cluster_id: String,
     /// All pools; none while the API does not serve the kind.
     pub pools: Option<Vec<PoolFacts>>,
@@ -117,7 +137,7 @@ pub struct Inputs {
     pub felix: Option<BTreeMap<String, Value>>,
     /// Spec of IPAMConfiguration `default`, if there is one.
     pub ipam: Option<Value>,
-    /// Objects of BGP, kind and name, in the storage that has such kinds.
+    /// BGP objects, kind and name, in the storage that has such kinds.
     pub bgp: BTreeSet<String>,
     /// Names of Tiers; none while the API does not serve the kind.
     pub tiers: Option<BTreeSet<String>>,
@@ -127,13 +147,13 @@ pub struct Inputs {
     pub controllers: Option<Option<Value>>,
     /// All host endpoints; none while the API does not serve the kind.
     pub host_endpoints: Option<Vec<HostFacts>>,
-    /// Whether the API serves admission policies that mutate.
+    /// True when the API serves MutatingAdmissionPolicies.
     pub mutates: bool,
     /// Cluster IP of typha's Service.
     pub typha_address: Option<String>,
-    /// What is stored of certificates.
+    /// Certificates as stored.
     pub certificates: Stored,
-    /// Objects that carry our label.
+    /// Objects with our label.
     pub present: BTreeMap<Key, Present>,
     /// Deployments in our namespace.
     pub deployments: Vec<Deployment>,
@@ -141,16 +161,16 @@ pub struct Inputs {
     pub daemon_sets: Vec<DaemonSet>,
     /// Pods in our namespace.
     pub pods: Vec<Pod>,
-    /// What typha's replicas find wrong with objects and nodes.
+    /// Problems that typha's replicas report.
     pub reports: Report,
-    /// Keys of the reports of replicas that are gone.
+    /// Keys of reports of replicas that are gone.
     pub stale_reports: Vec<String>,
     /// Conditions of each TigeraStatus.
     pub statuses: BTreeMap<String, Vec<StatusCondition>>,
 }
 
 impl Inputs {
-    /// How many nodes can run components.
+    /// Number of nodes that can run components.
     pub fn usable_nodes(&self) -> usize {
         self.nodes.iter().filter(|node| node.usable).count()
     }

@@ -1,5 +1,5 @@
-//! The operator's own objects: what a person applies to a cluster, beside the CRDs. `deploy/operator.yaml` and `deploy/operator-v1.yaml` are made
-//! from this; a test compares.
+//! The operator's own objects, which are applied by hand, beside the CRDs. `deploy/operator.yaml`
+//! and `deploy/operator-v1.yaml` are generated from this; a test compares them.
 
 use kube::ResourceExt;
 use margay_api::crds;
@@ -7,9 +7,9 @@ use margay_api::report::CONFIG_MAP;
 use margay_api::storage::Mode;
 use serde_json::{Value, json};
 
-use crate::certs::{CA_NAME, READER_SECRET, TYPHA_SECRET};
-use crate::csr::SIGNER;
-use crate::object::{MANAGER, Object};
+use crate::csr_policy::SIGNER;
+use crate::manifest::{MANAGER, Object};
+use crate::names::{self, CA_NAME, READER_SECRET, TYPHA_SECRET};
 use crate::render;
 
 /// Namespace of the operator.
@@ -17,11 +17,11 @@ const NAMESPACE: &str = "margay-operator";
 /// Port of the admin server, on the host's loopback.
 const ADMIN_PORT: u16 = 9097;
 const READ: [&str; 3] = ["get", "list", "watch"];
-/// Server-side apply makes what is absent, so it needs both.
+/// Server-side apply creates objects that are absent, so it needs both verbs.
 const APPLY: [&str; 2] = ["create", "patch"];
 const APPLY_AND_SWEEP: [&str; 3] = ["create", "delete", "patch"];
 
-/// Everything but the CRDs, in the order in which it has to exist, for clusters with that storage.
+/// Returns everything but the CRDs, in the order of creation, for clusters with that storage.
 pub fn objects(version: &str, mode: Mode) -> Vec<Object> {
     let labels = json!({
         "app.kubernetes.io/name": MANAGER,
@@ -50,19 +50,21 @@ fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> Value {
     json!({ "apiGroups": [group], "resources": resources, "verbs": verbs })
 }
 
-/// A rule for objects of these names only. Server-side apply checks `create` with the name, so that verb can be bounded too.
+/// Returns a rule for objects of these names only. Server-side apply checks `create` with the name,
+/// so that verb can be restricted too.
 fn named(group: &str, resources: &[&str], names: &[&str], verbs: &[&str]) -> Value {
     let mut rule = rule(group, resources, verbs);
     rule["resourceNames"] = json!(names);
     rule
 }
 
-/// What the operator does, then what it grants: Kubernetes lets nobody grant what he does not hold.
+/// Rules that the operator needs itself, then those that it grants: Kubernetes allows nobody to
+/// grant permissions that he does not have (escalation prevention).
 fn cluster_rules(mode: Mode) -> Vec<Value> {
     [api_rules(), storage_rules(mode), read_rules(), write_rules(), certificate_rules(), render::granted(mode)].concat()
 }
 
-/// What users write, and what the operator answers or makes where it is absent.
+/// Rules for the Installation and its status.
 fn api_rules() -> Vec<Value> {
     let applied = ["create", "get", "list", "patch", "watch"];
     vec![
@@ -73,32 +75,34 @@ fn api_rules() -> Vec<Value> {
     ]
 }
 
-/// What of Calico's data the operator makes. In the older storage it reads an object, changes it and writes it whole, because an object's metadata
-/// is one text there; and brings the kinds that came after the cluster's Calico.
+/// Rules for Calico's objects that the operator writes. In the older storage it reads an object,
+/// changes it and writes it whole, because an object's metadata is one text there; and it installs
+/// the kinds that are newer than the cluster's Calico.
 fn storage_rules(mode: Mode) -> Vec<Value> {
     let shared = ["clusterinformations", "felixconfigurations", "ippools", "tiers"];
-    // Whether the data has been moved to the newer storage.
+    // Shows whether the data has been migrated to the newer storage.
     let migration = named("migration.projectcalico.org", &["datastoremigrations"], &["v1-to-v3"], &["get"]);
-    // Those of nodes are made, written anew and deleted; whose they are is in a label, which no rule can ask for.
+    // Automatic host endpoints are created, replaced and deleted; a label tells them from others,
+    // and RBAC cannot select by label.
     let hosts = render::calico(mode, &["hostendpoints"], &["create", "delete", "get", "list", "update", "watch"]);
     let controllers = render::calico(mode, &["kubecontrollersconfigurations"], &READ);
-    // What its collector looks at, takes back and tidies up.
-    let collected = ["blockaffinities", "ipamblocks", "ipamhandles"];
-    let collected = render::calico(mode, &collected, &["delete", "get", "list", "update"]);
+    // Objects that the IPAM garbage collector reads, releases and deletes.
+    let ipam = ["blockaffinities", "ipamblocks", "ipamhandles"];
+    let ipam = render::calico(mode, &ipam, &["delete", "get", "list", "update"]);
     let settings = render::calico(mode, &["ipamconfigurations"], &READ);
-    let common = vec![hosts, controllers, collected, settings, migration];
+    let common = vec![hosts, controllers, ipam, settings, migration];
     if mode == Mode::V3 {
         let applied = render::calico(mode, &shared, &["create", "get", "list", "patch", "watch"]);
-        let judged = render::calico(mode, &["ippools/status"], &["patch"]);
-        return [vec![applied, judged], common].concat();
+        let statuses = render::calico(mode, &["ippools/status"], &["patch"]);
+        return [vec![applied, statuses], common].concat();
     }
     let definitions: Vec<String> = crds::later().iter().map(|definition| definition.name_any()).collect();
     let definitions: Vec<&str> = definitions.iter().map(String::as_str).collect();
     let written = render::calico(mode, &shared, &["create", "get", "list", "update", "watch"]);
-    // Nobody obeys them, and that is said.
+    // Not supported; their presence is reported.
     let unserved = render::calico(mode, &["bgpconfigurations", "bgpfilters", "bgppeers"], &READ);
-    let brought = named("apiextensions.k8s.io", &["customresourcedefinitions"], &definitions, &APPLY);
-    [vec![written, unserved, brought], common].concat()
+    let installed = named("apiextensions.k8s.io", &["customresourcedefinitions"], &definitions, &APPLY);
+    [vec![written, unserved, installed], common].concat()
 }
 
 const ADMISSION: [&str; 2] = ["validatingadmissionpolicies", "validatingadmissionpolicybindings"];
@@ -106,7 +110,8 @@ const MUTATION: [&str; 2] = ["mutatingadmissionpolicies", "mutatingadmissionpoli
 const ROLES: [&str; 2] = ["clusterrolebindings", "clusterroles"];
 const WORKLOADS: [&str; 2] = ["daemonsets", "deployments"];
 
-/// What it watches: whole kinds, because what is ours is found by label; Secrets and ConfigMaps by name only.
+/// Rules for watches: whole kinds, because owned objects are found by label; Secrets and ConfigMaps
+/// by name only.
 fn read_rules() -> Vec<Value> {
     let core = ["namespaces", "nodes", "pods", "serviceaccounts", "services"];
     vec![
@@ -120,24 +125,25 @@ fn read_rules() -> Vec<Value> {
     ]
 }
 
-/// What it makes, changes and sweeps: objects of its own names only.
+/// Rules for owned objects, which the operator creates, changes and sweeps: objects of its own
+/// names only.
 fn write_rules() -> Vec<Value> {
-    let own = [render::NODE, render::TYPHA];
+    let own = [names::NODE, names::TYPHA];
     let both = &APPLY_AND_SWEEP;
     vec![
-        named("", &["namespaces"], &[render::NAMESPACE], both),
+        named("", &["namespaces"], &[names::NAMESPACE], both),
         named("", &["serviceaccounts", "services"], &own, both),
         named("apps", &WORKLOADS, &own, both),
         named("policy", &["poddisruptionbudgets"], &own, both),
         named("rbac.authorization.k8s.io", &ROLES, &own, both),
-        named("admissionregistration.k8s.io", &ADMISSION, &render::guard_names(), both),
-        named("admissionregistration.k8s.io", &MUTATION, &render::mutation_names(), both),
+        named("admissionregistration.k8s.io", &ADMISSION, &render::validating_policy_names(), both),
+        named("admissionregistration.k8s.io", &MUTATION, &render::mutating_policy_names(), both),
         named("", &["configmaps"], &[CA_NAME], &APPLY),
         named("", &["secrets"], &[READER_SECRET, TYPHA_SECRET], &APPLY),
     ]
 }
 
-/// Nodes' certificates.
+/// Rules for nodes' certificates.
 fn certificate_rules() -> Vec<Value> {
     const GROUP: &str = "certificates.k8s.io";
     const REQUESTS: &str = "certificatesigningrequests";
@@ -149,12 +155,12 @@ fn certificate_rules() -> Vec<Value> {
     ]
 }
 
-/// In its own namespace: the authority and the lease.
+/// Rules in the operator's own namespace: the CA and the Lease.
 fn own_rules() -> Vec<Value> {
     vec![
         named("", &["secrets"], &[CA_NAME], &["get", "list", "patch", "watch"]),
         named("coordination.k8s.io", &["leases"], &[MANAGER], &["get", "update"]),
-        // Names cannot bound a plain create.
+        // RBAC cannot restrict a plain create by name.
         rule("", &["secrets"], &["create"]),
         rule("coordination.k8s.io", &["leases"], &["create"]),
     ]
@@ -170,7 +176,8 @@ fn deployment(version: &str) -> Value {
     })
 }
 
-/// In the host's network, on any node: it is there before the network is.
+/// Returns the pod spec: in the host's network, on any node, because it runs before the network
+/// works.
 fn pod(version: &str) -> Value {
     json!({
         "serviceAccountName": MANAGER,

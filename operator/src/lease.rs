@@ -1,4 +1,4 @@
-//! Which of several operators acts: the holder of the Lease `margay-operator`.
+//! Leader election: of several operators only the holder of the Lease `margay-operator` acts.
 
 use std::time::Duration;
 
@@ -12,28 +12,29 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{info, warn};
 
-use crate::apply::bounded;
+use crate::client::bounded;
 
 /// Name of the Lease.
 const NAME: &str = "margay-operator";
-/// How long a holder that is not heard of keeps the lease.
+/// Time after which a holder that does not renew loses the lease.
 const DURATION: Duration = Duration::from_secs(15);
-/// How often the holder is heard of, and others look.
+/// Interval of renewals, and of checks by others.
 const PERIOD: Duration = Duration::from_secs(4);
-/// The longest that an attempt to renew may take: there is time for a second one before the term ends.
+/// Time limit of a renewal, so that there is time for a second attempt before the term ends.
 const ATTEMPT: Duration = Duration::from_secs(5);
 
-/// What to do about a lease.
+/// Next step on a lease.
 #[derive(Debug, PartialEq)]
-enum Move {
-    /// It is free, ours, or its holder has been silent for too long: write this.
+enum LeaseStep {
+    /// Write this spec: the lease is free, ours, or expired.
     Write(LeaseSpec),
-    /// Somebody else holds it.
+    /// Wait: another operator holds it.
     Wait,
 }
 
-/// Decides on the lease as found. Silence is measured by our own clock since `seen`, when this renewal was first seen: clocks of machines differ.
-fn decide(found: Option<&LeaseSpec>, me: &str, now: Timestamp, silent: Duration) -> Move {
+/// Decides on the lease as read. `silent` is measured by our own clock since this renewal was first
+/// seen, because clocks of machines differ.
+fn decide(found: Option<&LeaseSpec>, me: &str, now: Timestamp, silent: Duration) -> LeaseStep {
     let holder = found.and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default();
     let theirs = !holder.is_empty() && holder != me;
     let term = found
@@ -41,7 +42,7 @@ fn decide(found: Option<&LeaseSpec>, me: &str, now: Timestamp, silent: Duration)
         .and_then(|seconds| u64::try_from(seconds).ok())
         .map_or(DURATION, Duration::from_secs);
     if theirs && silent < term {
-        return Move::Wait;
+        return LeaseStep::Wait;
     }
     let mut spec = found.cloned().unwrap_or_default();
     if holder != me {
@@ -51,33 +52,37 @@ fn decide(found: Option<&LeaseSpec>, me: &str, now: Timestamp, silent: Duration)
     spec.holder_identity = Some(me.to_owned());
     spec.lease_duration_seconds = i32::try_from(DURATION.as_secs()).ok();
     spec.renew_time = Some(MicroTime(now));
-    Move::Write(spec)
+    LeaseStep::Write(spec)
 }
 
-/// Until when we may act, by our own clock; none while we may not. Nobody else acts before: they count from when they see the renewal, we from
-/// before it was written.
+/// End of our leadership by our own clock; none while we do not lead. No other operator leads
+/// before: it counts from when it sees the renewal, and we count from before the renewal is
+/// written.
 #[derive(Debug, Default)]
 struct Term(Option<Instant>);
 
 impl Term {
-    /// When something that begins now and may take so long has to end: with the term, so that it is noticed that this is over.
+    /// Returns the deadline of an action that begins now and may take `longest`: at most the end of the
+    /// term, so that its end is noticed.
     fn limit(&self, now: Instant, longest: Duration) -> Instant {
         self.0.map_or(now + longest, |end| end.min(now + longest))
     }
 
-    /// An attempt that began then has held the lease, or found that somebody else does.
-    fn settle(&mut self, began: Instant, held: bool) {
+    /// Records the result of an attempt that began at `began`: the lease is held, or another
+    /// operator holds it.
+    fn record(&mut self, began: Instant, held: bool) {
         self.0 = held.then(|| began + DURATION);
     }
 
-    /// Whether we may act now.
-    fn runs(&mut self, now: Instant) -> bool {
+    /// Returns true while we lead.
+    fn check(&mut self, now: Instant) -> bool {
         self.0 = self.0.filter(|end| now < *end);
         self.0.is_some()
     }
 }
 
-/// Holds, or tries to hold, the lease until shutdown, when it is given up; tells `leading` about it.
+/// Acquires and renews the lease until shutdown, then releases it; publishes leadership in
+/// `leading`.
 pub async fn hold(client: Client, namespace: String, me: String, leading: watch::Sender<bool>, shutdown: Shutdown) {
     let api: Api<Lease> = Api::namespaced(client, &namespace);
     let mut seen: (Option<MicroTime>, Instant) = (None, Instant::now());
@@ -85,23 +90,23 @@ pub async fn hold(client: Client, namespace: String, me: String, leading: watch:
     loop {
         let began = Instant::now();
         match timeout_at(term.limit(began, ATTEMPT), attempt(&api, &me, &mut seen)).await {
-            Ok(Ok(held)) => term.settle(began, held),
-            Ok(Err(error)) => warn!(%error, "the lease cannot be read or written, trying again"),
-            Err(_) => warn!("no answer about the lease in time, trying again"),
+            Ok(Ok(held)) => term.record(began, held),
+            Ok(Err(error)) => warn!(%error, "cannot read or write the lease, retrying"),
+            Err(_) => warn!("timeout of a request for the lease, retrying"),
         }
         let now = Instant::now();
-        set(&leading, term.runs(now));
+        set(&leading, term.check(now));
         tokio::select! {
             () = shutdown.wait() => break,
             () = sleep_until(term.limit(now, PERIOD)) => {}
         }
         // Another operator may act as soon as our term is over.
-        set(&leading, term.runs(Instant::now()));
+        set(&leading, term.check(Instant::now()));
     }
     if *leading.borrow() {
         set(&leading, false);
         if let Err(error) = bounded(release(&api, &me)).await {
-            warn!(%error, "the lease was not given up; it ends by itself");
+            warn!(%error, "the lease was not released; it expires");
         }
     }
 }
@@ -120,7 +125,7 @@ async fn attempt(api: &Api<Lease>, me: &str, seen: &mut (Option<MicroTime>, Inst
     if seen.0 != renewal {
         *seen = (renewal, Instant::now());
     }
-    let Move::Write(spec) = decide(spec, me, Timestamp::now(), seen.1.elapsed()) else {
+    let LeaseStep::Write(spec) = decide(spec, me, Timestamp::now(), seen.1.elapsed()) else {
         return Ok(false);
     };
     let params = PostParams::default();
@@ -169,30 +174,31 @@ mod tests {
         }
     }
 
-    fn written(decision: Move) -> (String, i32) {
-        let Move::Write(spec) = decision else {
-            panic!("the lease should be written");
+    fn written(decision: LeaseStep) -> (String, i32) {
+        let LeaseStep::Write(spec) = decision else {
+            panic!("must write the lease");
         };
         (spec.holder_identity.unwrap_or_default(), spec.lease_transitions.unwrap_or_default())
     }
 
     #[test]
-    fn a_lease_is_taken_when_it_is_free_or_silent() {
+    fn a_lease_is_acquired_when_it_is_free_or_expired() {
         let now = Timestamp::UNIX_EPOCH;
         let short = Duration::from_secs(14);
         let long = Duration::from_secs(15);
-        assert_eq!(decide(Some(&held_by("b")), "a", now, short), Move::Wait);
+        assert_eq!(decide(Some(&held_by("b")), "a", now, short), LeaseStep::Wait);
         assert_eq!(written(decide(Some(&held_by("b")), "a", now, long)), ("a".to_owned(), 4));
         assert_eq!(written(decide(Some(&held_by("a")), "a", now, short)), ("a".to_owned(), 3));
         assert_eq!(written(decide(None, "a", now, short)), ("a".to_owned(), 1));
         assert_eq!(written(decide(Some(&held_by("")), "a", now, short)), ("a".to_owned(), 4));
     }
 
-    /// One leads for its term and no longer, whatever attempts take and however they end; and goes on while they succeed.
+    /// A leader leads for its term and no longer, whatever attempts take and however they end, and
+    /// continues while they succeed.
     #[test]
-    fn nobody_acts_beyond_the_term() {
+    fn leadership_ends_with_the_term() {
         let start = Instant::now();
-        // What attempts take in seconds, and whether they renew.
+        // Durations of attempts in seconds, and whether they renew.
         for (answers, last_renewal) in [
             (&[(1, true), (60, false)][..], 0),
             (&[(5, true), (1, true), (0, false), (60, false)][..], 9),
@@ -204,22 +210,22 @@ mod tests {
                 let (takes, renews) = *answers.next().expect("without end");
                 let (began, limit, ends) = (now, term.limit(now, ATTEMPT), now + Duration::from_secs(takes));
                 if renews && ends <= limit {
-                    term.settle(began, true);
+                    term.record(began, true);
                 }
                 now = ends.min(limit);
-                if !term.runs(now) {
+                if !term.check(now) {
                     break now;
                 }
                 now = term.limit(now, PERIOD);
-                if !term.runs(now) {
+                if !term.check(now) {
                     break now;
                 }
             };
             assert_eq!(stopped - start, Duration::from_secs(last_renewal) + DURATION);
         }
         let mut term = Term::default();
-        term.settle(start, true);
-        term.settle(start, false);
-        assert!(!term.runs(start), "somebody else holds it");
+        term.record(start, true);
+        term.record(start, false);
+        assert!(!term.check(start), "another operator holds it");
     }
 }

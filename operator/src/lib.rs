@@ -1,37 +1,45 @@
 //! Reconciles an Installation into every component: gather, default, validate, render, apply, status.
 //!
-//! Read in this order: [`controller`] (the round), [`watch`] and [`inputs`] (what is known), [`defaults`], [`validate`], [`render`], [`apply`],
-//! [`status`]. Part of it are [`hosts`] (host endpoints of nodes) [`allocatable`] (pools that addresses may be taken from) and [`fields`]
-//! (what is set and not followed).
-//! Before the first round: [`storage`] (where the data is). Beside the round: [`certs`] (own authority and leafs), [`csr`] and [`signer`] (nodes' certificates), [`gc`] and [`collector`] (addresses that nobody
-//! will give back; [`overlap`]s of blocks), [`lease`] (who acts). [`install`] is
-//! what a person applies to get the operator itself.
+//! Read in this order: [`controller`] (the reconcile loop), [`watch`] and [`inputs`] (the state of
+//! the cluster), [`defaults`], [`validate`], [`render`], [`apply`], [`status`]. Parts of it are
+//! [`hosts`] (automatic host endpoints, with the addresses that [`address_claims`] accepts),
+//! [`allocatable`] (pools that addresses may be assigned from), [`pool_finalizer`] (deletion of
+//! pools in use) and [`fields`] (settings without effect). Before the first reconcile:
+//! [`storage_mode`] (storage of Calico's data). Beside the reconcile: [`certs`] (the cluster's CA
+//! and its certificates), [`csr_policy`] and [`csr_controller`] (nodes' certificates),
+//! [`leak_scan`] and [`collector`] (IPAM garbage collection; [`overlap`]s of blocks), [`lease`]
+//! (leader election). [`install`] has the objects to install the operator itself.
 
+pub mod address_claims;
+pub mod advice;
 pub mod allocatable;
 pub mod apply;
+pub mod calico_objects;
 pub mod certs;
-pub mod claimed;
+pub mod client;
 pub mod collector;
 pub mod controller;
-pub mod csr;
+pub mod csr_controller;
+pub mod csr_policy;
 pub mod defaults;
-pub mod drain;
+pub mod facts;
 pub mod fields;
-pub mod gc;
 pub mod hosts;
 pub mod inputs;
 pub mod install;
+pub mod kubeadm;
+pub mod leak_scan;
 pub mod lease;
+pub mod manifest;
 pub mod metrics;
-pub mod object;
-pub mod objects;
+pub mod names;
 pub mod overlap;
+pub mod pool_finalizer;
 pub mod render;
 pub mod scale;
-pub mod signer;
 pub mod status;
-pub mod storage;
-pub mod stored;
+pub mod storage_mode;
+pub mod storage_v1;
 pub mod validate;
 pub mod watch;
 
@@ -49,28 +57,30 @@ use margay_runtime::{admin, telemetry};
 use prometheus_client::registry::Registry;
 use tracing::info;
 
-/// The longest that the operator takes to end: one request under way.
+/// Time limit of the shutdown: one request in progress.
 const END: Duration = Duration::from_secs(10);
 
-/// Settings of the operator's process.
+/// Command line of the operator.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Namespace of the operator itself, where the authority's Secret and the Lease are.
+    /// Namespace of the operator itself, where the CA's Secret and the Lease are.
     #[arg(long, env = "NAMESPACE", default_value = "margay-operator")]
     pub namespace: String,
-    /// Identity in the Lease; unique among operators. Default: the host's name.
+    /// Identity in the Lease, unique among operators. Default: host name and process id.
     #[arg(long, env = "POD_NAME", default_value = "")]
     pub identity: String,
-    /// Image for every component. Default: made from the Installation's registry and path, and this version.
+    /// Image of every component. Default: from the Installation's registry and path, and this
+    /// version.
     #[arg(long, env = "MARGAY_IMAGE", default_value = "")]
     pub image: String,
-    /// Storage of Calico's data: `projectcalico.org/v3`, `crd.projectcalico.org/v1`, or empty to find out at start.
+    /// Storage of Calico's data: `projectcalico.org/v3`, `crd.projectcalico.org/v1`, or empty to
+    /// detect it at start.
     #[arg(long, env = "CALICO_API_GROUP", default_value = "")]
     pub api_group: String,
     /// Address of the admin port (/metrics, /healthz, /readyz).
     #[arg(long, env = "MARGAY_ADMIN_LISTEN", default_value = "127.0.0.1:9097")]
     pub admin_listen: SocketAddr,
-    /// Log filter, handed on to every component.
+    /// Log filter, also of every component.
     #[arg(long, env = "MARGAY_LOG", default_value = "info")]
     pub log: String,
 }
@@ -87,47 +97,47 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
     let config = kube::Config::infer()
         .await
-        .context("no way to the Kubernetes API: neither a kubeconfig nor a pod's service account")?;
-    let client = kube::Client::try_from(config).context("the Kubernetes client cannot be made")?;
-    let mode = storage::find(&client, &args.api_group).await?;
-    storage::prepare(&client, mode).await?;
+        .context("cannot configure the Kubernetes client: neither a kubeconfig nor a pod's service account")?;
+    let client = kube::Client::try_from(config).context("cannot create the Kubernetes client")?;
+    let mode = storage_mode::find(&client, &args.api_group).await?;
+    storage_mode::prepare(&client, mode).await?;
     let (leading, leads) = tokio::sync::watch::channel(false);
     let (authority, authorities) = tokio::sync::watch::channel(None);
     let (overlaps, overlapping) = tokio::sync::watch::channel(Vec::new());
-    let (draining, drains) = tokio::sync::watch::channel(false);
-    let (blocks_known, blocks) = tokio::sync::watch::channel(None);
+    let (watch_blocks, wanted) = tokio::sync::watch::channel(false);
+    let (ranges, blocks) = tokio::sync::watch::channel(None);
     let mut watches = Tasks::default();
-    watches.spawn("watch of blocks", drain::follow(client.clone(), mode, drains, blocks_known));
+    watches.spawn("watch of blocks", pool_finalizer::watch_blocks(client.clone(), mode, wanted, ranges));
     let controller = controller::Controller {
-        world: Arc::new(watch::World::start(&client, &args.namespace, mode, &mut watches)),
+        reflectors: Arc::new(watch::Reflectors::start(&client, &args.namespace, mode, &mut watches)),
         applier: apply::Applier::new(client.clone(), mode),
         settings: settings(&args, mode, std::env::vars()),
         namespace: args.namespace.clone(),
         authority,
         overlapping,
-        draining,
+        watch_blocks,
         blocks,
         was_installed: false,
         mode,
         metrics,
         ignored: Default::default(),
     };
-    let signer = signer::run(client.clone(), authorities, leads.clone(), shutdown.clone());
+    let signer = csr_controller::run(client.clone(), authorities, leads.clone(), shutdown.clone());
     let collector = collector::run(client.clone(), mode, overlaps, leads.clone(), shutdown.clone());
     let lease = lease::hold(client, args.namespace.clone(), identity(&args), leading, shutdown.clone());
     info!(version = VERSION, "operator started");
-    let rounds = controller::run(controller, leads, gate, shutdown.clone());
-    let all = async { tokio::join!(rounds, signer, collector, lease) };
+    let reconciles = controller::run(controller, leads, gate, shutdown.clone());
+    let all = async { tokio::join!(reconciles, signer, collector, lease) };
     let ended = tokio::select! {
         _ = all => Ok(()),
-        // It would go on with what that watch saw last.
-        ended = watches.ended() => Err(ended.into()),
+        // Without that watch it would reconcile outdated state.
+        ended = watches.wait_for_end() => Err(ended.into()),
     };
     telemetry.shutdown().await;
     ended
 }
 
-/// Version of this build, as images are tagged.
+/// Version of this build, which is the tag of images.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 
 fn identity(args: &Args) -> String {
@@ -138,7 +148,8 @@ fn identity(args: &Args) -> String {
     format!("{}-{}", name.trim(), std::process::id())
 }
 
-/// Components log and trace as the operator does. What authenticates to a collector of traces is not copied into objects that many may read.
+/// Settings of components: they log and trace as the operator does. Credentials for a collector of
+/// traces are not copied into objects that many may read.
 fn settings(args: &Args, mode: Mode, environment: impl Iterator<Item = (String, String)>) -> render::Settings {
     let telemetry = environment.filter(|(name, _)| name.starts_with("OTEL_") && name != "OTEL_SERVICE_NAME");
     let (secrets, mut handed): (BTreeMap<_, _>, BTreeMap<_, _>) =
@@ -164,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_authenticates_to_a_collector_is_not_copied() {
+    fn credentials_for_a_collector_are_not_copied() {
         let given = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4317"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=SECRET"),

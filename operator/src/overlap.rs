@@ -1,14 +1,15 @@
-//! Blocks that overlap: found and told, not mended, because which pods have to move is a person's decision. None is ever made here; a cluster that is taken
-//! over may have some.
+//! Finds overlapping blocks. They are reported and not repaired, because a person must decide which
+//! pods move. Margay never creates any; a cluster that is taken over may have some.
 
 use margay_api::ipam::block::Block;
 
-/// One text for each pair of blocks that overlap, in order: both blocks, their nodes, what comes of it, and what to do.
+/// Returns one text for each pair of overlapping blocks, in order: both blocks with their nodes,
+/// the consequence and the remedy.
 pub fn overlaps<'a>(blocks: impl IntoIterator<Item = &'a Block>) -> Vec<String> {
     let mut ordered: Vec<&Block> = blocks.into_iter().filter(|block| !block.spec().deleted).collect();
     ordered.sort_by_key(|block| (block.cidr().network(), block.cidr().prefix_len()));
     let mut texts = Vec::new();
-    // Ranges lie in each other or apart, so those that may contain the next one are a stack.
+    // Ranges are nested or disjoint, so those that may contain the next one form a stack.
     let mut around: Vec<&Block> = Vec::new();
     for block in ordered {
         while around.last().is_some_and(|outer| !outer.cidr().contains(&block.cidr())) {
@@ -26,8 +27,8 @@ fn text(outer: &Block, inner: &Block) -> String {
         format!("{} {node} ({} addresses in use)", block.cidr(), block.allocated().count())
     };
     format!(
-        "IPAMBlock {} lies in IPAMBlock {}: an address can be given twice, and routes of the larger one lead to the node of the smaller one; start the \
-         pods of one of the two anew elsewhere, then delete its IPAMBlock and BlockAffinity",
+        "IPAMBlock {} lies in IPAMBlock {}: an address can be assigned twice, and routes of the larger one lead to the node of the smaller one; recreate the \
+         pods of one of the two elsewhere, then delete its IPAMBlock and BlockAffinity",
         named(inner),
         named(outer)
     )
@@ -44,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_that_overlap_are_told_with_their_nodes() {
+    fn overlapping_blocks_are_reported_with_their_nodes() {
         let mut taken = block("10.244.82.192/28", "n1");
         taken.assign(&AllocationAttribute::default(), |_| false).unwrap();
         let blocks = [
@@ -62,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_is_being_deleted_is_in_nobodys_way() {
+    fn a_block_that_is_being_deleted_is_ignored() {
         let mut spec = block("10.0.0.0/24", "n1").spec().clone();
         spec.deleted = true;
         assert_eq!(overlaps(&[Block::parse(spec).unwrap(), block("10.0.0.0/26", "n2")]), [""; 0]);

@@ -1,4 +1,5 @@
-//! From a completed Installation and what the cluster says to every object wanted, in the order in which they have to exist. Pure.
+//! Renders every wanted object, in the order of creation, from a completed Installation and the
+//! state of the cluster. Pure.
 
 mod admission;
 #[cfg(test)]
@@ -15,7 +16,7 @@ mod rbac;
 mod selectors;
 mod tiers;
 mod typha;
-mod validation;
+mod validating_policy;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,54 +25,46 @@ use margay_api::storage::Mode;
 use serde_json::{Value, json};
 
 use crate::inputs::Inputs;
-use crate::object::{Key, Object, Owner};
+use crate::manifest::{Key, Object, Owner};
+use crate::names::{NAMESPACE, NODE, STORAGE_VARIABLE, TELEMETRY_SECRET, TYPHA};
 
 pub use pools::PoolPlan;
 
-/// Namespace of every component but the operator.
-pub const NAMESPACE: &str = "margay-system";
-/// Name of typha's objects.
-pub const TYPHA: &str = "margay-typha";
-/// Name of the node agent's objects.
-pub const NODE: &str = "margay-node";
 /// Port of typha's stream.
 pub const TYPHA_PORT: u16 = 5473;
-/// Secret beside the components with those of OpenTelemetry's variables whose values are secrets.
-pub const TELEMETRY_SECRET: &str = "margay-telemetry";
-/// Variable by which components are told where Calico's data is stored.
-pub const STORAGE_VARIABLE: &str = "CALICO_API_GROUP";
-/// Where a pod finds its certificate.
+/// Folder of a pod's certificate.
 const TLS_DIR: &str = "/etc/margay/tls";
-/// Where a pod finds the authorities that it trusts.
+/// Folder of the CAs that a pod trusts.
 const CA_DIR: &str = "/etc/margay/ca";
 
-/// What the operator's own process contributes.
+/// Settings from the operator's own process.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// Image for every component; empty: made from the Installation.
+    /// Image of every component; empty: from the Installation.
     pub image: String,
     /// Version of this build, with the leading `v`.
     pub version: String,
     /// Storage of Calico's data.
     pub mode: Mode,
-    /// Variables handed on to every component: log filter and OpenTelemetry's.
+    /// Variables passed on to every component: log filter and OpenTelemetry's.
     pub environment: BTreeMap<String, String>,
-    /// Variables whose values are secrets: components take them from Secret [`TELEMETRY_SECRET`], under the variables' names.
+    /// Variables whose values are secrets: components get them from Secret [`TELEMETRY_SECRET`],
+    /// under the variables' names.
     pub secrets: BTreeSet<String>,
 }
 
-/// What is wanted.
+/// Objects to apply.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// Objects to apply, in order.
     pub objects: Vec<Object>,
-    /// Objects that stay as they are: they cannot be rendered yet, or not be rendered again.
+    /// Objects that stay as they are: they cannot be rendered yet, or must not be rendered again.
     pub keep: BTreeSet<Key>,
-    /// What is waited for, for people.
+    /// Prerequisites that are not there yet, for the condition Progressing.
     pub waiting: Vec<String>,
 }
 
-/// Everything a renderer needs.
+/// Inputs of a renderer.
 pub(crate) struct Context<'a> {
     pub(crate) spec: &'a InstallationSpec,
     pub(crate) inputs: &'a Inputs,
@@ -81,7 +74,7 @@ pub(crate) struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// An object that belongs to the Installation.
+    /// Makes an object that belongs to the Installation.
     fn object(&self, kind: &str, body: Value) -> Object {
         Object::new(kind, body).owned_by(self.owner)
     }
@@ -94,31 +87,32 @@ impl Context<'_> {
         json!(self.spec.image_pull_secrets.as_deref().unwrap_or_default())
     }
 
-    /// The variable that says where Calico's data is stored.
+    /// Variable with the storage of Calico's data.
     fn storage(&self) -> (&'static str, String) {
         (STORAGE_VARIABLE, self.settings.mode.to_string())
     }
 
-    /// Variables with fixed values, then those handed on.
+    /// Returns variables with fixed values, then those passed on.
     fn environment(&self, own: &[(&str, String)]) -> Vec<Value> {
         let own = own.iter().map(|(name, value)| json!({ "name": name, "value": value }));
-        let handed = self.settings.environment.iter().map(|(name, value)| json!({ "name": name, "value": value }));
+        let passed = self.settings.environment.iter().map(|(name, value)| json!({ "name": name, "value": value }));
         let secrets = self.settings.secrets.iter().map(|name| {
             let of = json!({ "name": TELEMETRY_SECRET, "key": name, "optional": true });
             json!({ "name": name, "valueFrom": { "secretKeyRef": of } })
         });
-        own.chain(handed).chain(secrets).collect()
+        own.chain(passed).chain(secrets).collect()
     }
 }
 
-/// How the C library keeps memory: what was needed for a moment (a whole table, a whole view) goes back to the kernel, and the threads of short calls
-/// do not keep a heap each.
+/// Settings of the C library's memory allocator: memory that was needed for a moment (a whole
+/// table, a whole view) goes back to the kernel, and short-lived threads do not keep an arena each
+/// (glibc tunables).
 fn heap() -> (&'static str, String) {
     let limits = "glibc.malloc.arena_max=2:glibc.malloc.mmap_threshold=131072:glibc.malloc.trim_threshold=131072";
     ("GLIBC_TUNABLES", limits.to_owned())
 }
 
-/// Everything wanted for the installation but pools and certificates' secrets.
+/// Renders everything wanted for the installation but pools and Secrets of certificates.
 pub fn plan(spec: &InstallationSpec, inputs: &Inputs, owner: &Owner, settings: &Settings) -> Plan {
     let context = Context { spec, inputs, owner, settings, image: image(spec, settings) };
     let mut plan = Plan::default();
@@ -136,31 +130,32 @@ pub fn plan(spec: &InstallationSpec, inputs: &Inputs, owner: &Owner, settings: &
     plan
 }
 
-/// Pools wanted, and those that cannot be had.
+/// Returns pools to write, and those that cannot be created or changed.
 pub fn pools(spec: &InstallationSpec, inputs: &Inputs) -> PoolPlan {
     pools::plan(spec, inputs)
 }
 
-/// Names of the admission policies that refuse, for the operator's own permissions.
-pub(crate) fn guard_names() -> Vec<&'static str> {
+/// Names of the validating admission policies, for the operator's own permissions.
+pub(crate) fn validating_policy_names() -> Vec<&'static str> {
     [admission::names(), protection::NAMES.to_vec(), selectors::NAMES.to_vec(), tiers::NAMES.to_vec()].concat()
 }
 
-/// Names of the admission policies that fill in, for the operator's own permissions.
-pub(crate) fn mutation_names() -> Vec<&'static str> {
+/// Names of the mutating admission policies, for the operator's own permissions.
+pub(crate) fn mutating_policy_names() -> Vec<&'static str> {
     defaulting::NAMES.to_vec()
 }
 
 pub(crate) use rbac::calico;
 
-/// Every rule that is granted to a component, which the operator therefore has to hold.
+/// Returns every rule that is granted to a component, which the operator itself must therefore
+/// have.
 pub(crate) fn granted(mode: Mode) -> Vec<Value> {
     let mut rules = rbac::typha_rules(mode);
     rules.extend(rbac::node_rules(mode));
     rules
 }
 
-/// Name of the image for every component.
+/// Returns the image of every component.
 fn image(spec: &InstallationSpec, settings: &Settings) -> String {
     if !settings.image.is_empty() {
         return settings.image.clone();
@@ -172,7 +167,7 @@ fn image(spec: &InstallationSpec, settings: &Settings) -> String {
     format!("{registry}{path}{prefix}margay:{}", settings.version)
 }
 
-/// Labels of a component's objects and pods.
+/// Returns the labels of a component's objects and pods.
 fn labels(name: &str) -> Value {
     json!({
         "app.kubernetes.io/name": name,
@@ -180,12 +175,12 @@ fn labels(name: &str) -> Value {
     })
 }
 
-/// A variable from a field of the pod.
+/// Returns a variable with the value of a field of the pod.
 pub(crate) fn field_env(name: &str, path: &str) -> Value {
     json!({ "name": name, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": path } } })
 }
 
-/// An HTTP probe of the admin port, which listens on the host's loopback only.
+/// Returns an HTTP probe of the admin port, which listens on the host's loopback only.
 pub(crate) fn probe(path: &str, port: u16, period: u32, failures: u32) -> Value {
     json!({
         "httpGet": { "host": "127.0.0.1", "path": path, "port": port, "scheme": "HTTP" },

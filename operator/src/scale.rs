@@ -1,13 +1,16 @@
-//! How many typha replicas a cluster gets: by its size, and no more than nodes that may run one, because each takes its node's port.
+//! Number of typha replicas: it follows the size of the cluster, and is at most the number of nodes
+//! that may run one, because each replica takes a port of its node.
 
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration};
 use margay_api::installation::ReplicaBounds;
 
 use crate::inputs::NodeFacts;
 
-/// Replicas for `nodes` usable nodes, of which `eligible` may run typha: 1 up to two nodes, 2 up to four, else one for 200 nodes and two more, at least
-/// three; then clamped to the bounds, of which the lower one wins, and to what has room. The formula is Calico's, so that a taken-over cluster keeps its
-/// size. Where no node may run typha there is one replica, whose pod says why it waits.
+/// Returns the replicas for `nodes` usable nodes, of which `eligible` may run typha: 1 up to two
+/// nodes, 2 up to four, else one for 200 nodes and two more, at least three; then clamped to the
+/// bounds, of which the lower one takes precedence, and to the eligible nodes. The formula is
+/// Calico's (tigera/operator), so that a cluster that is taken over keeps its size. If no node may
+/// run typha there is one replica, whose pending pod reports why.
 pub fn typha_replicas(nodes: usize, eligible: usize, bounds: Option<&ReplicaBounds>) -> i32 {
     let wanted = match nodes {
         0..=2 => 1,
@@ -20,7 +23,8 @@ pub fn typha_replicas(nodes: usize, eligible: usize, bounds: Option<&ReplicaBoun
     wanted.min(maximum).max(minimum).min(room)
 }
 
-/// How many of the usable nodes a pod like this may be scheduled to, by its selector, its required affinity to nodes and its tolerations.
+/// Counts the usable nodes that a pod like this may be scheduled to, by its selector, its required
+/// node affinity and its tolerations.
 pub fn eligible(nodes: &[NodeFacts], pod: &PodSpec) -> usize {
     nodes.iter().filter(|node| node.usable && is_eligible(node, pod)).count()
 }
@@ -34,22 +38,24 @@ fn is_eligible(node: &NodeFacts, pod: &PodSpec) -> bool {
         .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
     let tolerations = pod.tolerations.as_deref().unwrap_or_default();
     pod.node_selector.iter().flatten().all(selects)
-        && required.is_none_or(|required| required.node_selector_terms.iter().any(|term| is_meant(node, term)))
+        && required.is_none_or(|required| required.node_selector_terms.iter().any(|term| matches_term(node, term)))
         && node.taints.iter().all(|taint| tolerations.iter().any(|toleration| tolerates(toleration, taint)))
 }
 
-/// A term without requirements means no node.
-fn is_meant(node: &NodeFacts, term: &NodeSelectorTerm) -> bool {
+/// Returns true when the node matches the term. A term without requirements matches no node.
+fn matches_term(node: &NodeFacts, term: &NodeSelectorTerm) -> bool {
     let labels = term.match_expressions.as_deref().unwrap_or_default();
     let fields = term.match_fields.as_deref().unwrap_or_default();
-    let label = |wanted: &NodeSelectorRequirement| holds(wanted, node.labels.get(&wanted.key).map(String::as_str));
+    let label = |wanted: &NodeSelectorRequirement| {
+        matches_requirement(wanted, node.labels.get(&wanted.key).map(String::as_str))
+    };
     let field = |wanted: &NodeSelectorRequirement| {
-        holds(wanted, Some(node.name.as_str()).filter(|_| wanted.key == "metadata.name"))
+        matches_requirement(wanted, Some(node.name.as_str()).filter(|_| wanted.key == "metadata.name"))
     };
     (!labels.is_empty() || !fields.is_empty()) && labels.iter().all(label) && fields.iter().all(field)
 }
 
-fn holds(wanted: &NodeSelectorRequirement, found: Option<&str>) -> bool {
+fn matches_requirement(wanted: &NodeSelectorRequirement, found: Option<&str>) -> bool {
     let values = wanted.values.as_deref().unwrap_or_default();
     let listed = found.is_some_and(|found| values.iter().any(|value| value == found));
     let number = |text: &str| text.parse::<i64>().ok();
@@ -65,12 +71,13 @@ fn holds(wanted: &NodeSelectorRequirement, found: Option<&str>) -> bool {
     }
 }
 
-/// Whether a taint keeps nobody away who tolerates that; one of `PreferNoSchedule` never does.
+/// Returns true when the toleration allows scheduling in spite of the taint; one of
+/// `PreferNoSchedule` never prevents it.
 fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     let key = toleration.key.as_deref().unwrap_or_default();
     let effect = toleration.effect.as_deref().unwrap_or_default();
-    let is_meant = (key.is_empty() || key == taint.key) && (effect.is_empty() || effect == taint.effect);
-    let is_met = match toleration.operator.as_deref().unwrap_or_default() {
+    let is_selected = (key.is_empty() || key == taint.key) && (effect.is_empty() || effect == taint.effect);
+    let has_value = match toleration.operator.as_deref().unwrap_or_default() {
         "Exists" => true,
         "" | "Equal" => {
             !key.is_empty()
@@ -78,7 +85,7 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
         }
         _ => false,
     };
-    taint.effect == "PreferNoSchedule" || (is_meant && is_met)
+    taint.effect == "PreferNoSchedule" || (is_selected && has_value)
 }
 
 #[cfg(test)]
@@ -107,7 +114,7 @@ mod tests {
         }
     }
 
-    /// n1 is the control plane, n2 and n3 are workers, of which n3 is kept for somebody, and n4 is cordoned.
+    /// n1 is the control plane, n2 and n3 are workers, of which n3 is tainted, and n4 is cordoned.
     fn nodes() -> Vec<NodeFacts> {
         let node = |name: &str, label: (&str, &str), taints: Value| NodeFacts {
             name: name.to_owned(),

@@ -1,5 +1,5 @@
-//! What is said about the installation: `Available`, `Progressing`, `Degraded`, each with reason and a message that names object, node and
-//! remedy. Pure.
+//! Conditions of the installation: `Available`, `Progressing`, `Degraded`, each with reason and a
+//! message that names object, node and remedy. Pure.
 
 mod pods;
 
@@ -10,43 +10,43 @@ use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use margay_api::installation::StatusCondition;
 use margay_api::report::{Entry, Report};
 
+use crate::advice::Failure;
 use crate::fields::{self, Ignored};
 use crate::inputs::Inputs;
-use crate::object::Key;
-use crate::render::{NAMESPACE, NODE, TYPHA};
+use crate::names::{NAMESPACE, NODE, TYPHA};
 use crate::validate::Problem;
 
-/// Most examples named in one message.
+/// Maximum number of examples in one message.
 const EXAMPLES: usize = 3;
-/// Most fields without effect named in one message: all that anybody has set.
+/// Maximum number of fields without effect in one message: more than anybody sets.
 const LISTED: usize = 40;
 
-/// A reason from Calico's list, and a message.
+/// Reason and message of a condition; reasons are from Calico's list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// One word.
+    /// Reason in CamelCase.
     pub reason: &'static str,
-    /// What, where, what to do.
+    /// Object, cause and remedy.
     pub message: String,
 }
 
 impl Finding {
-    /// A finding with that reason.
+    /// Creates a finding with that reason.
     pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
     }
 }
 
-/// The state of one part.
+/// State of one part of the installation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
-    /// Something is wrong and needs a person.
+    /// A problem that a person must solve.
     pub degraded: Option<Finding>,
-    /// Something is on its way.
+    /// Work in progress.
     pub progressing: Option<Finding>,
-    /// All works, and yet a person should know it: told as Degraded, beside being available.
+    /// All works, but a person should know this: reported as Degraded beside Available.
     pub caution: Option<Finding>,
-    /// What else is to be known; told with the first condition.
+    /// Further information, which is appended to the first condition.
     pub notes: String,
 }
 
@@ -56,70 +56,65 @@ impl State {
     }
 }
 
-/// An object that could not be written.
+/// Reasons why the Installation's spec cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// Which.
-    pub key: Key,
-    /// The API's words.
-    pub message: String,
-    /// Whether trying again later can help without a change by a person.
-    pub transient: bool,
+pub enum SpecError {
+    /// It cannot be decoded.
+    Undecodable(String),
+    /// Fields are invalid.
+    Invalid(Vec<Problem>),
 }
 
-/// What the round found, beside the inputs.
+/// Results of one reconcile, beside its inputs.
 #[derive(Clone, Debug, Default)]
-pub struct Round {
-    /// Problems of the Installation.
-    pub problems: Vec<Problem>,
-    /// Why its spec could not be decoded.
-    pub undecodable: Option<String>,
-    /// What is waited for.
+pub struct Findings {
+    /// Reason why the Installation's spec cannot be used.
+    pub spec: Option<SpecError>,
+    /// Prerequisites that are not there yet.
     pub waiting: Vec<String>,
-    /// What could not be written.
+    /// Objects that could not be written.
     pub failures: Vec<Failure>,
-    /// What is wrong with certificates.
+    /// Problem with certificates.
     pub certificates: Option<String>,
-    /// Pools that cannot be had.
+    /// Pools of the Installation that cannot be created or changed.
     pub conflicts: Vec<String>,
-    /// What is wrong about host endpoints of nodes.
+    /// Problems with automatic host endpoints.
     pub hosts: Vec<String>,
     /// Pools and blocks that overlap.
     pub overlaps: Vec<String>,
-    /// What is set and not followed.
+    /// Settings without effect.
     pub ignored: fields::Report,
 }
 
-/// State of the whole: TigeraStatus `calico`.
-pub fn calico(inputs: &Inputs, round: &Round) -> State {
+/// State of the installation as a whole: TigeraStatus `calico`.
+pub fn calico(inputs: &Inputs, findings: &Findings) -> State {
     let health = pods::health(inputs);
     State {
-        degraded: degraded(round).or(health.failing).or_else(|| nodes(inputs)),
-        progressing: progressing(inputs, round, health.waiting),
-        caution: caution(&round.ignored.calico),
-        notes: notes(&round.ignored.calico),
+        degraded: degraded(findings).or(health.failing).or_else(|| nodes(inputs)),
+        progressing: progressing(inputs, findings, health.waiting),
+        caution: caution(&findings.ignored.calico),
+        notes: notes(&findings.ignored.calico),
     }
 }
 
 /// Fields without effect that somebody may rely on.
 fn caution(ignored: &BTreeSet<Ignored>) -> Option<Finding> {
     let texts: Vec<String> = ignored.iter().filter(|one| one.is_unsafe).map(Ignored::to_string).collect();
-    (!texts.is_empty()).then(|| Finding::new("InvalidConfigurationError", some_of(&texts, LISTED)))
+    (!texts.is_empty()).then(|| Finding::new("InvalidConfigurationError", first_of(&texts, LISTED)))
 }
 
 /// The other fields without effect.
 fn notes(ignored: &BTreeSet<Ignored>) -> String {
     let texts: Vec<String> = ignored.iter().filter(|one| !one.is_unsafe).map(Ignored::to_string).collect();
-    if texts.is_empty() { String::new() } else { format!("not followed: {}", some_of(&texts, LISTED)) }
+    if texts.is_empty() { String::new() } else { format!("without effect: {}", first_of(&texts, LISTED)) }
 }
 
-/// State of what users write about policy, which is theirs to mend: TigeraStatus `policies`.
+/// State of the objects with which users write policy, which only users can correct: TigeraStatus
+/// `policies`.
 pub fn policies(inputs: &Inputs) -> State {
     let Report { objects, records, .. } = &inputs.reports;
-    let counts = [
-        (objects.total, "not used as they are written"),
-        (records.total, "not enforced on a node as they are written"),
-    ];
+    let counts =
+        [(objects.total, "objects not used as written"), (records.total, "records not enforced on a node as written")];
     let counts = counts.iter().filter(|(count, _)| *count > 0);
     let counts: Vec<String> = counts.map(|(count, what)| format!("{count} {what}")).collect();
     let named: Vec<String> = objects.first.iter().chain(&records.first).map(entry_text).collect();
@@ -133,7 +128,7 @@ fn entry_text(entry: &Entry) -> String {
     format!("{}: {}", entry.subject, entry.reason)
 }
 
-/// What is wrong with nodes, as their agents say.
+/// Problems that agents report of their nodes.
 fn nodes(inputs: &Inputs) -> Option<Finding> {
     let nodes = &inputs.reports.nodes;
     let named: Vec<String> = nodes.first.iter().map(|entry| format!("node {}", entry_text(entry))).collect();
@@ -144,19 +139,23 @@ fn nodes(inputs: &Inputs) -> Option<Finding> {
 }
 
 /// State of the address pools: TigeraStatus `ippools`.
-pub fn ippools(inputs: &Inputs, round: &Round) -> State {
-    let ignored = &round.ignored.ippools;
+pub fn ippools(inputs: &Inputs, findings: &Findings) -> State {
+    let ignored = &findings.ignored.ippools;
     let mut state = State { caution: caution(ignored), notes: notes(ignored), ..State::default() };
-    let failures = round.failures.iter().filter(|f| f.key.kind.kind == "IPPool");
-    let found = round.conflicts.iter().chain(&round.overlaps).cloned();
+    let failures = findings.failures.iter().filter(|f| f.key.kind.kind == "IPPool");
+    let found = findings.conflicts.iter().chain(&findings.overlaps).cloned();
     let wrong: Vec<String> = found.chain(failures.map(failure_text)).collect();
+    let problems = match &findings.spec {
+        Some(SpecError::Invalid(problems)) => problems.as_slice(),
+        _ => &[],
+    };
     let bad: Vec<String> =
-        round.problems.iter().filter(|problem| problem.field.contains(".ipPools")).map(Problem::to_string).collect();
+        problems.iter().filter(|problem| problem.field.contains(".ipPools")).map(Problem::to_string).collect();
     if !bad.is_empty() {
-        let message = some(&bad);
+        let message = examples(&bad);
         state.degraded = Some(Finding::new("InvalidConfigurationError", message));
     } else if !wrong.is_empty() {
-        state.degraded = Some(Finding::new("ResourceValidationError", some(&wrong)));
+        state.degraded = Some(Finding::new("ResourceValidationError", examples(&wrong)));
     }
     if inputs.pools.is_none() {
         state.progressing = Some(Finding::new(
@@ -167,40 +166,43 @@ pub fn ippools(inputs: &Inputs, round: &Round) -> State {
     state
 }
 
-fn degraded(round: &Round) -> Option<Finding> {
-    if let Some(error) = &round.undecodable {
-        return Some(Finding::new(
-            "InvalidConfigurationError",
-            format!("Installation spec: {error}; correct the field's type, nothing was changed meanwhile"),
-        ));
+fn degraded(findings: &Findings) -> Option<Finding> {
+    match &findings.spec {
+        Some(SpecError::Undecodable(error)) => {
+            return Some(Finding::new(
+                "InvalidConfigurationError",
+                format!("Installation spec: {error}; correct the type of the field; until then nothing is changed"),
+            ));
+        }
+        Some(SpecError::Invalid(problems)) => {
+            let problems: Vec<String> = problems.iter().map(Problem::to_string).collect();
+            return Some(Finding::new("InvalidConfigurationError", examples(&problems)));
+        }
+        None => {}
     }
-    if !round.problems.is_empty() {
-        let problems: Vec<String> = round.problems.iter().map(Problem::to_string).collect();
-        return Some(Finding::new("InvalidConfigurationError", some(&problems)));
-    }
-    if let Some(error) = &round.certificates {
+    if let Some(error) = &findings.certificates {
         return Some(Finding::new("CertificateError", error.clone()));
     }
-    if !round.hosts.is_empty() {
-        return Some(Finding::new("ResourceValidationError", some(&round.hosts)));
+    if !findings.hosts.is_empty() {
+        return Some(Finding::new("ResourceValidationError", examples(&findings.hosts)));
     }
-    let failures: Vec<String> = round
+    let failures: Vec<String> = findings
         .failures
         .iter()
         .filter(|failure| failure.key.kind.kind != "IPPool" && !failure.transient)
         .map(failure_text)
         .collect();
-    (!failures.is_empty()).then(|| Finding::new("ResourceUpdateError", some(&failures)))
+    (!failures.is_empty()).then(|| Finding::new("ResourceUpdateError", examples(&failures)))
 }
 
 fn failure_text(failure: &Failure) -> String {
     format!("{} cannot be applied: {}", failure.key, failure.message)
 }
 
-fn progressing(inputs: &Inputs, round: &Round, pods: Vec<String>) -> Option<Finding> {
-    let mut waiting = round.waiting.clone();
-    let retried = round.failures.iter().filter(|failure| failure.transient);
-    waiting.extend(retried.map(|failure| format!("{}, trying again", failure_text(failure))));
+fn progressing(inputs: &Inputs, findings: &Findings, pods: Vec<String>) -> Option<Finding> {
+    let mut waiting = findings.waiting.clone();
+    let retried = findings.failures.iter().filter(|failure| failure.transient);
+    waiting.extend(retried.map(|failure| format!("{}, retrying", failure_text(failure))));
     let deployment = inputs.deployments.iter().find(|d| d.metadata.name.as_deref() == Some(TYPHA));
     waiting.extend(deployment_lag(deployment));
     let daemon_set = inputs.daemon_sets.iter().find(|d| d.metadata.name.as_deref() == Some(NODE));
@@ -209,10 +211,10 @@ fn progressing(inputs: &Inputs, round: &Round, pods: Vec<String>) -> Option<Find
         return None;
     }
     waiting.extend(pods);
-    Some(Finding::new("ResourceNotReady", some(&waiting)))
+    Some(Finding::new("ResourceNotReady", examples(&waiting)))
 }
 
-/// How far a rollout of typha is from its end, if it is.
+/// Describes how far the rollout of typha is; none when it is complete.
 pub(crate) fn deployment_lag(found: Option<&Deployment>) -> Option<String> {
     let name = format!("Deployment {NAMESPACE}/{TYPHA}");
     let Some(found) = found else {
@@ -226,7 +228,7 @@ pub(crate) fn deployment_lag(found: Option<&Deployment>) -> Option<String> {
     let updated = status.updated_replicas.unwrap_or(0);
     let available = status.available_replicas.unwrap_or(0);
     if updated < wanted {
-        return Some(format!("{name}: {updated} of {wanted} replicas are of the newest revision"));
+        return Some(format!("{name}: {updated} of {wanted} replicas have the newest revision"));
     }
     (available < wanted).then(|| format!("{name}: {available} of {wanted} replicas are available"))
 }
@@ -244,17 +246,17 @@ fn daemon_set_lag(found: Option<&DaemonSet>) -> Option<String> {
     let updated = status.updated_number_scheduled.unwrap_or(0);
     let available = status.number_available.unwrap_or(0);
     if updated < wanted {
-        return Some(format!("{name}: {updated} of {wanted} agents are of the newest revision"));
+        return Some(format!("{name}: {updated} of {wanted} agents have the newest revision"));
     }
     (available < wanted).then(|| format!("{name}: {available} of {wanted} agents are available"))
 }
 
-/// The first few of a list, and how many more there are.
-fn some(list: &[String]) -> String {
-    some_of(list, EXAMPLES)
+/// Joins the first few of a list, and counts the others.
+fn examples(list: &[String]) -> String {
+    first_of(list, EXAMPLES)
 }
 
-fn some_of(list: &[String], most: usize) -> String {
+fn first_of(list: &[String], most: usize) -> String {
     let shown = list[..list.len().min(most)].join("; ");
     match list.len().saturating_sub(most) {
         0 => shown,
@@ -262,8 +264,9 @@ fn some_of(list: &[String], most: usize) -> String {
     }
 }
 
-/// The three conditions, of which the first is called `available` (`Available`, or `Ready` on the Installation). The time of a condition moves
-/// only with its status.
+/// Builds the three conditions, of which the first is called `available` (`Available`, or `Ready`
+/// on the Installation). The transition time of a condition changes only with its status, as
+/// Kubernetes requires.
 pub fn conditions(
     available: &str,
     state: &State,
@@ -295,12 +298,12 @@ pub fn conditions(
         .collect()
 }
 
-/// A time as the API writes it: whole seconds.
+/// Formats a time as the API does: in whole seconds.
 pub(crate) fn rfc3339(now: Timestamp) -> String {
     Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
 }
 
-/// The state shown on the Installation: that of the whole, and what is wrong with pools.
+/// State shown on the Installation: that of the whole, with the problems of pools.
 pub fn overall(calico: &State, ippools: &State) -> State {
     State {
         degraded: calico.degraded.clone().or(ippools.degraded.clone()),

@@ -1,4 +1,5 @@
-//! Checks a completed Installation. Every problem is found, not only the first; while there is one, nothing that runs is changed.
+//! Validation of a completed Installation. Every problem is reported, not only the first; while
+//! there is one, nothing that runs is changed.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,19 +10,20 @@ use margay_api::installation::{InstallationSpec, IpPoolSpec, WorkloadOverride};
 use margay_api::selector::Selector;
 use serde_json::Value;
 
-/// Longest wait for policy, in seconds: kubelet gives up on a pod's sandbox after four minutes.
+/// Maximum time to wait for policy, in seconds: kubelet gives up on a pod's sandbox after four
+/// minutes.
 const LONGEST_POLICY_TIMEOUT: i32 = 180;
 
-/// A field that cannot be acted upon.
+/// An invalid field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// Path of the field, from `spec`.
     pub field: String,
     /// The value found, as text.
     pub value: String,
-    /// What holds for the field.
+    /// The violated rule.
     pub rule: String,
-    /// What to do.
+    /// Action for the user.
     pub remedy: String,
 }
 
@@ -31,12 +33,12 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Collects problems below one path.
-struct Check<'a> {
+/// Collects problems.
+struct Validator<'a> {
     problems: &'a mut Vec<Problem>,
 }
 
-impl Check<'_> {
+impl Validator<'_> {
     fn fail(&mut self, field: &str, value: impl fmt::Display, rule: impl Into<String>, remedy: impl Into<String>) {
         let value = value.to_string();
         self.problems.push(Problem {
@@ -47,105 +49,105 @@ impl Check<'_> {
         });
     }
 
-    /// `value` has to be one of `allowed`, of which the first is the default.
-    fn one_of(&mut self, field: &str, value: Option<&String>, allowed: &[&str]) {
+    /// Checks that `value` is one of `allowed`, of which the first is the default.
+    fn check_one_of(&mut self, field: &str, value: Option<&String>, allowed: &[&str]) {
         let Some(value) = value else { return };
         if !allowed.contains(&value.as_str()) {
             self.fail(
                 field,
                 value,
-                format!("it has to be {}", allowed.join(" or ")),
+                format!("it must be {}", allowed.join(" or ")),
                 format!("set {} or leave the field out", allowed[0]),
             );
         }
     }
 
-    fn absolute(&mut self, field: &str, value: Option<&String>) {
+    fn check_absolute(&mut self, field: &str, value: Option<&String>) {
         let Some(value) = value else { return };
         if !value.starts_with('/') || value.split('/').any(|part| part == "..") {
             self.fail(
                 field,
                 value,
-                "it has to be an absolute path without `..`",
+                "it must be an absolute path without `..`",
                 "give the full path on the host or leave the field out",
             );
         }
     }
 
-    fn range(&mut self, field: &str, value: Option<i32>, low: i32, high: i32, zero: bool) {
+    fn check_range(&mut self, field: &str, value: Option<i32>, low: i32, high: i32, zero: bool) {
         let Some(value) = value else { return };
         let good = (low..=high).contains(&value) || (zero && value == 0);
         if !good {
             let rule = if zero {
-                format!("it has to be 0 or from {low} to {high}")
+                format!("it must be 0 or from {low} to {high}")
             } else {
-                format!("it has to be from {low} to {high}")
+                format!("it must be from {low} to {high}")
             };
-            self.fail(field, value, rule, "set a value of that range or leave the field out");
+            self.fail(field, value, rule, "set a value in that range or leave the field out");
         }
     }
 }
 
-/// All problems of a spec.
+/// Returns all problems of a spec.
 pub fn installation(spec: &InstallationSpec) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let mut check = Check { problems: &mut problems };
-    images(&mut check, spec);
-    cni(&mut check, spec);
-    network(&mut check, spec);
-    workloads(&mut check, spec);
+    let mut validator = Validator { problems: &mut problems };
+    images(&mut validator, spec);
+    cni(&mut validator, spec);
+    network(&mut validator, spec);
+    workloads(&mut validator, spec);
     problems
 }
 
-fn images(check: &mut Check<'_>, spec: &InstallationSpec) {
-    check.one_of("variant", spec.variant.as_ref(), &["Calico"]);
-    check.one_of("imagePullPolicy", spec.image_pull_policy.as_ref(), &["IfNotPresent", "Always", "Never"]);
+fn images(validator: &mut Validator<'_>, spec: &InstallationSpec) {
+    validator.check_one_of("variant", spec.variant.as_ref(), &["Calico"]);
+    validator.check_one_of("imagePullPolicy", spec.image_pull_policy.as_ref(), &["IfNotPresent", "Always", "Never"]);
     if let Some(registry) = &spec.registry
         && registry != "UseDefault"
         && !registry.is_empty()
         && !registry.ends_with('/')
     {
-        check.fail("registry", registry, "it has to end with /", format!("set {registry}/"));
+        validator.fail("registry", registry, "it must end with /", format!("set {registry}/"));
     }
 }
 
-fn cni(check: &mut Check<'_>, spec: &InstallationSpec) {
+fn cni(validator: &mut Validator<'_>, spec: &InstallationSpec) {
     let Some(cni) = &spec.cni else { return };
-    check.one_of("cni.type", cni.kind.as_ref(), &["Calico"]);
+    validator.check_one_of("cni.type", cni.kind.as_ref(), &["Calico"]);
     let ipam = cni.ipam.as_ref().and_then(|ipam| ipam.kind.as_ref());
-    check.one_of("cni.ipam.type", ipam, &["Calico"]);
-    check.absolute("cni.binDir", cni.bin_dir.as_ref());
-    check.absolute("cni.confDir", cni.conf_dir.as_ref());
+    validator.check_one_of("cni.ipam.type", ipam, &["Calico"]);
+    validator.check_absolute("cni.binDir", cni.bin_dir.as_ref());
+    validator.check_absolute("cni.confDir", cni.conf_dir.as_ref());
 }
 
-fn network(check: &mut Check<'_>, spec: &InstallationSpec) {
+fn network(validator: &mut Validator<'_>, spec: &InstallationSpec) {
     let Some(network) = &spec.calico_network else {
         return;
     };
-    check.one_of("calicoNetwork.linuxDataplane", network.linux_dataplane.as_ref(), &["Nftables", "Iptables"]);
-    check.one_of("calicoNetwork.bgp", network.bgp.as_ref(), &["Disabled"]);
-    check.one_of("calicoNetwork.hostPorts", network.host_ports.as_ref(), &["Disabled", "Enabled"]);
-    check.range("calicoNetwork.mtu", network.mtu, 576, 65535, true);
-    check.range(
+    validator.check_one_of("calicoNetwork.linuxDataplane", network.linux_dataplane.as_ref(), &["Nftables", "Iptables"]);
+    validator.check_one_of("calicoNetwork.bgp", network.bgp.as_ref(), &["Disabled"]);
+    validator.check_one_of("calicoNetwork.hostPorts", network.host_ports.as_ref(), &["Disabled", "Enabled"]);
+    validator.check_range("calicoNetwork.mtu", network.mtu, 576, 65535, true);
+    validator.check_range(
         "calicoNetwork.linuxPolicySetupTimeoutSeconds",
         network.linux_policy_setup_timeout_seconds,
         1,
         LONGEST_POLICY_TIMEOUT,
         true,
     );
-    pools(check, network.ip_pools.as_deref().unwrap_or_default());
+    pools(validator, network.ip_pools.as_deref().unwrap_or_default());
 }
 
-/// Most pools in one Installation, as in Calico.
-const MOST_POOLS: usize = 25;
+/// Maximum number of pools in one Installation, as in Calico.
+const MAX_POOLS: usize = 25;
 
-fn pools(check: &mut Check<'_>, pools: &[IpPoolSpec]) {
+fn pools(validator: &mut Validator<'_>, pools: &[IpPoolSpec]) {
     const LIST: &str = "calicoNetwork.ipPools";
-    if pools.len() > MOST_POOLS {
-        check.fail(
+    if pools.len() > MAX_POOLS {
+        validator.fail(
             LIST,
             format!("{} pools long", pools.len()),
-            format!("at most {MOST_POOLS} pools are made from an Installation"),
+            format!("an Installation has at most {MAX_POOLS} pools"),
             "create the others as IPPool objects",
         );
     }
@@ -155,15 +157,15 @@ fn pools(check: &mut Check<'_>, pools: &[IpPoolSpec]) {
         let at = |field: &str| format!("{LIST}[{index}].{field}");
         if let Some(name) = &pool.name {
             if !is_object_name(name) {
-                check.fail(
+                validator.fail(
                     &at("name"),
                     name,
-                    "it has to be a name of an object (lower-case letters, digits, - and .)",
+                    "it must be a name of an object (lower-case letters, digits, - and .)",
                     "rename it or leave the field out",
                 );
             }
             if !names.insert(name) {
-                check.fail(
+                validator.fail(
                     &at("name"),
                     name,
                     "another pool of the list has the same name",
@@ -171,70 +173,70 @@ fn pools(check: &mut Check<'_>, pools: &[IpPoolSpec]) {
                 );
             }
         }
-        if let Some(net) = cidr(check, &at("cidr"), &pool.cidr) {
+        if let Some(net) = cidr(validator, &at("cidr"), &pool.cidr) {
             let overlap = ranges.iter().find(|(_, other)| other.contains(&net) || net.contains(other));
             if let Some((other, range)) = overlap {
-                check.fail(
+                validator.fail(
                     &at("cidr"),
                     net,
                     format!("it overlaps ipPools[{other}] ({range})"),
-                    "give each address to one pool only",
+                    "change one of the two ranges",
                 );
             }
             ranges.push((index, net));
-            block_size(check, &at("blockSize"), pool.block_size, net);
+            block_size(validator, &at("blockSize"), pool.block_size, net);
         }
-        pool_words(check, pool, at);
+        pool_settings(validator, pool, at);
     }
 }
 
-fn pool_words(check: &mut Check<'_>, pool: &IpPoolSpec, at: impl Fn(&str) -> String) {
-    check.one_of(&at("encapsulation"), pool.encapsulation.as_ref(), &["VXLAN", "VXLANCrossSubnet", "None"]);
-    check.one_of(&at("natOutgoing"), pool.nat_outgoing.as_ref(), &["Enabled", "Disabled"]);
-    check.one_of(&at("assignmentMode"), pool.assignment_mode.as_ref(), &["Automatic", "Manual"]);
+fn pool_settings(validator: &mut Validator<'_>, pool: &IpPoolSpec, at: impl Fn(&str) -> String) {
+    validator.check_one_of(&at("encapsulation"), pool.encapsulation.as_ref(), &["VXLAN", "VXLANCrossSubnet", "None"]);
+    validator.check_one_of(&at("natOutgoing"), pool.nat_outgoing.as_ref(), &["Enabled", "Disabled"]);
+    validator.check_one_of(&at("assignmentMode"), pool.assignment_mode.as_ref(), &["Automatic", "Manual"]);
     for usage in pool.allowed_uses.iter().flatten() {
-        check.one_of(&at("allowedUses"), Some(usage), &["Workload", "Tunnel"]);
+        validator.check_one_of(&at("allowedUses"), Some(usage), &["Workload", "Tunnel"]);
     }
     if let Some(selector) = &pool.node_selector {
-        node_selector(check, &at("nodeSelector"), selector);
+        node_selector(validator, &at("nodeSelector"), selector);
     }
 }
 
-fn node_selector(check: &mut Check<'_>, field: &str, text: &str) {
+fn node_selector(validator: &mut Validator<'_>, field: &str, text: &str) {
     if text.trim().is_empty() {
         let remedy = "set all() or leave the field out";
-        check.fail(field, "", "it has to select nodes", remedy);
+        validator.fail(field, "", "it must select nodes", remedy);
     } else if let Err(error) = Selector::parse(text) {
         let rule = format!("{} (at {})", error.rule, error.position);
-        check.fail(field, text, rule, error.remedy);
+        validator.fail(field, text, rule, error.remedy);
     }
 }
 
-fn cidr(check: &mut Check<'_>, field: &str, text: &str) -> Option<IpNet> {
+fn cidr(validator: &mut Validator<'_>, field: &str, text: &str) -> Option<IpNet> {
     let Ok(net) = text.parse::<IpNet>() else {
         let remedy = "write it like 10.244.0.0/16 or fd00:10:244::/56";
-        check.fail(field, text, "it is not an address range", remedy);
+        validator.fail(field, text, "it is not an address range", remedy);
         return None;
     };
     if net.addr() != net.network() {
-        let rule = "host bits have to be zero";
-        check.fail(field, text, rule, format!("write {}", net.trunc()));
+        let rule = "host bits must be zero";
+        validator.fail(field, text, rule, format!("write {}", net.trunc()));
         return None;
     }
     let first = net.network();
     let (is_link_local, remedy) = match first {
-        IpAddr::V4(first) => (first.is_link_local(), "take a private range like 10.244.0.0/16"),
-        IpAddr::V6(first) => (first.is_unicast_link_local(), "take a private range like fd00:10:244::/56"),
+        IpAddr::V4(first) => (first.is_link_local(), "use a private range like 10.244.0.0/16"),
+        IpAddr::V6(first) => (first.is_unicast_link_local(), "use a private range like fd00:10:244::/56"),
     };
     if is_link_local || first.is_loopback() || first.is_multicast() || first.is_unspecified() {
-        let rule = "pods cannot have addresses of that range";
-        check.fail(field, text, rule, remedy);
+        let rule = "pods cannot have addresses in that range";
+        validator.fail(field, text, rule, remedy);
         return None;
     }
     Some(net)
 }
 
-fn block_size(check: &mut Check<'_>, field: &str, size: Option<i32>, net: IpNet) {
+fn block_size(validator: &mut Validator<'_>, field: &str, size: Option<i32>, net: IpNet) {
     let Some(size) = size else { return };
     let (version, lengths, usual) = match net {
         IpNet::V4(_) => ("IPv4", 20..=32, 26),
@@ -243,9 +245,9 @@ fn block_size(check: &mut Check<'_>, field: &str, size: Option<i32>, net: IpNet)
     if !lengths.contains(&size) {
         let rule =
             format!("blocks of {version} pools have prefix lengths from {} to {}", lengths.start(), lengths.end());
-        check.fail(field, size, rule, format!("set {usual} or leave the field out"));
+        validator.fail(field, size, rule, format!("set {usual} or leave the field out"));
     } else if size < i32::from(net.prefix_len()) {
-        check.fail(
+        validator.fail(
             field,
             size,
             format!("one block would be larger than the pool {net}"),
@@ -254,51 +256,57 @@ fn block_size(check: &mut Check<'_>, field: &str, size: Option<i32>, net: IpNet)
     }
 }
 
-fn workloads(check: &mut Check<'_>, spec: &InstallationSpec) {
+fn workloads(validator: &mut Validator<'_>, spec: &InstallationSpec) {
     if let Some(strategy) = &spec.node_update_strategy {
-        check.one_of("nodeUpdateStrategy.type", strategy.kind.as_ref(), &["RollingUpdate"]);
+        validator.check_one_of("nodeUpdateStrategy.type", strategy.kind.as_ref(), &["RollingUpdate"]);
         let most = strategy.rolling_update.as_ref().and_then(|update| update.max_unavailable.as_ref());
         if let Some(most) = most
             && !is_count_or_share(most)
         {
-            check.fail(
+            validator.fail(
                 "nodeUpdateStrategy.rollingUpdate.maxUnavailable",
                 most,
-                "it has to be a number above 0 or per cent from 1% to 100%",
+                "it must be a number above 0 or a percentage from 1% to 100%",
                 "set 1 or leave the field out",
             );
         }
     }
     if let Some(bounds) = &spec.typha_replicas {
-        check.range("typhaReplicas.minimum", bounds.minimum, 1, 1000, false);
+        validator.check_range("typhaReplicas.minimum", bounds.minimum, 1, 1000, false);
         let low = bounds.minimum.unwrap_or(1);
         if let Some(high) = bounds.maximum.filter(|high| *high < low) {
-            check.fail(
+            validator.fail(
                 "typhaReplicas.maximum",
                 high,
-                format!("it has to be at least the minimum, {low}"),
+                format!("it must be at least the minimum, {low}"),
                 "raise it or leave it out",
             );
         }
     }
     for (index, resource) in spec.component_resources.iter().flatten().enumerate() {
-        check.one_of(
+        validator.check_one_of(
             &format!("componentResources[{index}].componentName"),
             Some(&resource.component_name),
             &["Node", "Typha", "KubeControllers"],
         );
     }
     containers(
-        check,
+        validator,
         "calicoNodeDaemonSet",
         spec.calico_node_daemon_set.as_ref(),
         &["margay-node", "calico-node"],
         &["install-cni"],
     );
-    containers(check, "typhaDeployment", spec.typha_deployment.as_ref(), &["margay-typha", "calico-typha"], &[]);
+    containers(validator, "typhaDeployment", spec.typha_deployment.as_ref(), &["margay-typha", "calico-typha"], &[]);
 }
 
-fn containers(check: &mut Check<'_>, field: &str, over: Option<&WorkloadOverride>, main: &[&str], init: &[&str]) {
+fn containers(
+    validator: &mut Validator<'_>,
+    field: &str,
+    over: Option<&WorkloadOverride>,
+    main: &[&str],
+    init: &[&str],
+) {
     let pod = over.and_then(|o| o.spec.as_ref()).and_then(|s| s.template.as_ref()).and_then(|t| t.spec.as_ref());
     let Some(pod) = pod else { return };
     for (list, found, known) in [("containers", &pod.containers, main), ("initContainers", &pod.init_containers, init)]
@@ -309,7 +317,7 @@ fn containers(check: &mut Check<'_>, field: &str, over: Option<&WorkloadOverride
                     Some(name) => format!("name {name}"),
                     None => "remove it".to_owned(),
                 };
-                check.fail(
+                validator.fail(
                     &format!("{field}.spec.template.spec.{list}[{index}].name"),
                     &container.name,
                     "the workload has no such container",

@@ -37,20 +37,20 @@ fn good_installations_have_no_problems() {
 fn each_bad_field_is_named_with_value_rule_and_remedy() {
     let table = [
         (json!({ "variant": "TigeraSecureEnterprise" }), "spec.variant is TigeraSecureEnterprise"),
-        (json!({ "registry": "a.example" }), "spec.registry is a.example: it has to end with /; set a.example/"),
+        (json!({ "registry": "a.example" }), "spec.registry is a.example: it must end with /; set a.example/"),
         (
             json!({ "imagePullPolicy": "Sometimes" }),
-            "spec.imagePullPolicy is Sometimes: it has to be IfNotPresent or Always or Never",
+            "spec.imagePullPolicy is Sometimes: it must be IfNotPresent or Always or Never",
         ),
         (json!({ "cni": { "type": "AmazonVPC" } }), "spec.cni.type is AmazonVPC"),
         (json!({ "cni": { "ipam": { "type": "HostLocal" } } }), "spec.cni.ipam.type is HostLocal"),
-        (json!({ "cni": { "binDir": "opt/cni" } }), "spec.cni.binDir is opt/cni: it has to be an absolute path"),
+        (json!({ "cni": { "binDir": "opt/cni" } }), "spec.cni.binDir is opt/cni: it must be an absolute path"),
         (json!({ "cni": { "confDir": "/etc/../x" } }), "spec.cni.confDir is /etc/../x"),
         (json!({ "calicoNetwork": { "linuxDataplane": "BPF" } }), "spec.calicoNetwork.linuxDataplane is BPF"),
         (json!({ "calicoNetwork": { "bgp": "Enabled" } }), "spec.calicoNetwork.bgp is Enabled"),
         (
             json!({ "calicoNetwork": { "mtu": 100 } }),
-            "spec.calicoNetwork.mtu is 100: it has to be 0 or from 576 to 65535",
+            "spec.calicoNetwork.mtu is 100: it must be 0 or from 576 to 65535",
         ),
         (
             json!({ "calicoNetwork": { "linuxPolicySetupTimeoutSeconds": -1 } }),
@@ -68,7 +68,7 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
         (json!({ "typhaReplicas": { "minimum": 0 } }), "spec.typhaReplicas.minimum is 0"),
         (
             json!({ "typhaReplicas": { "minimum": 3, "maximum": 2 } }),
-            "spec.typhaReplicas.maximum is 2: it has to be at least the minimum, 3",
+            "spec.typhaReplicas.maximum is 2: it must be at least the minimum, 3",
         ),
         (
             json!({ "componentResources": [{ "componentName": "Node" }, { "componentName": "Whisker" }] }),
@@ -87,12 +87,12 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
             "spec.calicoNetwork.ipPools[0].cidr is 10.0.0.0/33: it is not an address range",
         ),
         (pool(json!({ "cidr": "" })), "spec.calicoNetwork.ipPools[0].cidr is empty"),
-        (pool(json!({ "cidr": "fd00::1/48" })), "host bits have to be zero; write fd00::/48"),
+        (pool(json!({ "cidr": "fd00::1/48" })), "host bits must be zero; write fd00::/48"),
         (
             pool(json!({ "cidr": "fe80::/64" })),
-            "pods cannot have addresses of that range; take a private range like fd00",
+            "pods cannot have addresses in that range; use a private range like fd00",
         ),
-        (pool(json!({ "cidr": "ff00::/16" })), "pods cannot have addresses of that range"),
+        (pool(json!({ "cidr": "ff00::/16" })), "pods cannot have addresses in that range"),
         (
             pool(json!({ "cidr": "fd00::/48", "blockSize": 64 })),
             "spec.calicoNetwork.ipPools[0].blockSize is 64: blocks of IPv6 pools have prefix lengths from 116 to 128; set 122",
@@ -109,9 +109,9 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
             json!({ "calicoNetwork": { "ipPools": [{ "cidr": "fd00::/48" }, { "cidr": "fd00:0:0:1::/64" }] } }),
             "spec.calicoNetwork.ipPools[1].cidr is fd00:0:0:1::/64: it overlaps ipPools[0] (fd00::/48)",
         ),
-        (pool(json!({ "cidr": "10.0.1.0/16" })), "host bits have to be zero; write 10.0.0.0/16"),
-        (pool(json!({ "cidr": "169.254.0.0/16" })), "pods cannot have addresses of that range"),
-        (pool(json!({ "cidr": "224.0.0.0/8" })), "pods cannot have addresses of that range"),
+        (pool(json!({ "cidr": "10.0.1.0/16" })), "host bits must be zero; write 10.0.0.0/16"),
+        (pool(json!({ "cidr": "169.254.0.0/16" })), "pods cannot have addresses in that range"),
+        (pool(json!({ "cidr": "224.0.0.0/8" })), "pods cannot have addresses in that range"),
         (
             pool(json!({ "cidr": "10.0.0.0/16", "blockSize": 19 })),
             "spec.calicoNetwork.ipPools[0].blockSize is 19: blocks of IPv4 pools have prefix lengths from 20 to 32",
@@ -122,7 +122,7 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
         ),
         (
             pool(json!({ "cidr": "10.0.0.0/16", "encapsulation": "IPIP" })),
-            "spec.calicoNetwork.ipPools[0].encapsulation is IPIP: it has to be VXLAN or VXLANCrossSubnet or None",
+            "spec.calicoNetwork.ipPools[0].encapsulation is IPIP: it must be VXLAN or VXLANCrossSubnet or None",
         ),
         (
             pool(json!({ "cidr": "10.0.0.0/16", "natOutgoing": "true" })),
@@ -168,7 +168,7 @@ fn all_problems_are_found_at_once() {
 }
 
 #[test]
-fn a_list_of_pools_has_an_end() {
+fn the_number_of_pools_is_limited() {
     let pools: Vec<Value> = (0..26).map(|i| json!({ "cidr": format!("10.{i}.0.0/16") })).collect();
     let found = problems(json!({ "calicoNetwork": { "ipPools": pools } }));
     assert_eq!(found.len(), 1);

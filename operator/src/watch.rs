@@ -1,7 +1,7 @@
-//! One watch for each kind that decisions depend upon, held in memory. Gathering inputs reads that memory and asks nobody.
+//! Reflectors: one watch per kind that decisions depend on, with its objects in memory. Gathering
+//! the inputs reads that memory and sends no request.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures::{FutureExt, StreamExt};
@@ -10,12 +10,7 @@ use kube::api::{Api, DynamicObject};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
-use margay_api::hosts::NodeInterface;
 use margay_api::installation::INSTALLATION_NAME;
-use margay_api::meta::{
-    ANNOTATION_NODE_INTERFACES, ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4,
-    ANNOTATION_VXLAN_IPV6,
-};
 use margay_api::report::{CONFIG_MAP, Report};
 use margay_api::storage::Mode;
 use margay_runtime::tasks::Tasks;
@@ -24,15 +19,15 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
-use crate::apply::version;
-use crate::certs::{CA_NAME, READER_SECRET, Stored, TYPHA_SECRET, secret};
-use crate::hosts::HostFacts;
-use crate::inputs::{Inputs, NodeFacts, PoolFacts, Present, Request};
-use crate::object::{Kind, MANAGED_BY, MANAGER, OWNED_KINDS, Owner, key_of, kind};
-use crate::render::{NAMESPACE, TYPHA};
-use crate::stored;
+use crate::certs::{Stored, secret};
+use crate::facts::{host_facts, node_facts, pool_facts, present, request_of};
+use crate::inputs::{Inputs, Request};
+use crate::kubeadm;
+use crate::manifest::{Kind, MANAGED_BY, MANAGER, OWNED_KINDS, key_of, kind};
+use crate::names::{CA_NAME, NAMESPACE, READER_SECRET, TYPHA, TYPHA_SECRET};
+use crate::storage_v1;
 
-/// What one watch looks at.
+/// Selection of the objects of one watch.
 struct Scope {
     kind: &'static Kind,
     namespace: Option<String>,
@@ -54,24 +49,22 @@ impl Scope {
     }
 }
 
-/// What is known of the cluster, and the bell that rings when it changes.
-pub struct World {
+/// State of the cluster in memory, with a notification of changes.
+pub struct Reflectors {
     owned: Vec<(&'static Kind, Store<DynamicObject>)>,
     others: BTreeMap<&'static str, Store<DynamicObject>>,
     named: Vec<(&'static Kind, &'static str, Store<DynamicObject>)>,
-    /// Rings on every change.
+    /// Notified on every change.
     pub changed: Arc<Notify>,
 }
 
-/// Reports of replicas that are not there which may be kept.
+/// Number of reports of absent replicas that are kept.
 const STALE: usize = 8;
-/// Where kubeadm says which range pods have.
-const KUBEADM: &str = "kubeadm-config";
-/// The namespace that every cluster has; its identity is the cluster's.
+/// Namespace that every cluster has; its UID identifies the cluster.
 const KUBE_SYSTEM: &str = "kube-system";
-/// Kinds of our own that an API server may be too old for.
+/// Owned kinds that an old API server may not serve.
 const MUTATING_KINDS: [&str; 2] = ["MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"];
-/// Kinds that are looked at whole, wherever their API may not be served yet.
+/// Kinds that are watched whole, although their API may not be served yet.
 const V3_KINDS: [&str; 7] = [
     "IPPool",
     "FelixConfiguration",
@@ -81,11 +74,12 @@ const V3_KINDS: [&str; 7] = [
     "KubeControllersConfiguration",
     "IPAMConfiguration",
 ];
-/// Kinds of the older storage that nobody obeys.
+/// BGP kinds of the older storage, which have no effect.
 const BGP_KINDS: [&str; 3] = ["BGPConfiguration", "BGPPeer", "BGPFilter"];
 
-impl World {
-    /// Starts every watch as a task that must not end. `namespace` is the operator's own; Calico's kinds are read from that storage, and seen as users see them.
+impl Reflectors {
+    /// Starts every watch as a critical task. `namespace` is the operator's own; Calico's kinds are
+    /// read from that storage, and kept in the users' form.
     pub fn start(client: &Client, namespace: &str, mode: Mode, tasks: &mut Tasks) -> Self {
         let changed = Arc::new(Notify::new());
         let mut open = |scope: Scope| watch(client, scope, mode, &changed, tasks);
@@ -110,7 +104,7 @@ impl World {
             ("Secret", NAMESPACE, READER_SECRET),
             ("ConfigMap", NAMESPACE, CA_NAME),
             ("ConfigMap", NAMESPACE, CONFIG_MAP),
-            ("ConfigMap", "kube-system", KUBEADM),
+            ("ConfigMap", KUBE_SYSTEM, kubeadm::CONFIG_MAP),
             ("Namespace", "", KUBE_SYSTEM),
         ]
         .map(|(of, space, name)| (kind(of), name, open(Scope::named(of, space, name))));
@@ -130,7 +124,7 @@ impl World {
             .collect()
     }
 
-    /// Everything known now, as values.
+    /// Returns the inputs as known now.
     pub fn gather(&self) -> Inputs {
         let (request, ignored) = self.request();
         let mut inputs = Inputs {
@@ -162,7 +156,7 @@ impl World {
         self.others.get(name).map(in_order).unwrap_or_default()
     }
 
-    /// Objects of a kind whose API may not be served: none while it has not been read.
+    /// Returns the objects of a kind whose API may not be served: none while it has not been read.
     fn served(&self, name: &str) -> Option<Vec<Arc<DynamicObject>>> {
         self.others.get(name).filter(|store| is_read(store)).map(in_order)
     }
@@ -176,9 +170,9 @@ impl World {
     }
 
     fn pod_subnets(&self) -> Vec<String> {
-        let found = self.one("ConfigMap", KUBEADM);
+        let found = self.one("ConfigMap", kubeadm::CONFIG_MAP);
         let text = found.as_ref().and_then(|map| map.data["data"]["ClusterConfiguration"].as_str());
-        text.map(pod_subnets_of).unwrap_or_default()
+        text.map(kubeadm::pod_subnets).unwrap_or_default()
     }
 
     fn certificates(&self) -> Stored {
@@ -201,16 +195,17 @@ impl World {
         stored
     }
 
-    /// What the replicas of typha that there are find wrong, and the keys of those that are gone.
+    /// Collects the reports of the present replicas of typha, and the keys of those that are gone.
     fn gather_reports(&self, inputs: &mut Inputs) {
         let map = self.one("ConfigMap", CONFIG_MAP);
         let data = map.as_ref().and_then(|map| map.data["data"].as_object());
         let is_there = |key: &String| inputs.pods.iter().any(|pod| pod.metadata.name.as_ref() == Some(key));
         let (kept, stale): (Vec<_>, Vec<_>) = data.into_iter().flatten().partition(|(key, _)| is_there(key));
-        // What cannot be read is of another version of typha, which is about to be replaced.
+        // A report that cannot be read is of another version of typha, which is about to be
+        // replaced.
         let reports = kept.iter().filter_map(|(_, text)| serde_json::from_str::<Report>(text.as_str()?).ok());
         inputs.reports = Report::joined(reports);
-        // A replica that has just started may be known here by its report first.
+        // The report of a replica that has just started may be read before its pod.
         if stale.len() > STALE {
             inputs.stale_reports = stale.into_iter().map(|(key, _)| key.clone()).collect();
         }
@@ -267,12 +262,12 @@ impl World {
     }
 }
 
-/// Whether a kind may not be served.
+/// Returns true for kinds that may not be served.
 fn is_optional(name: &str) -> bool {
     V3_KINDS.contains(&name) || MUTATING_KINDS.contains(&name) || BGP_KINDS.contains(&name)
 }
 
-/// Starts one watch; it reconnects for ever, with pauses.
+/// Starts a watch; it reconnects for ever, with backoff.
 fn watch(client: &Client, scope: Scope, mode: Mode, changed: &Arc<Notify>, tasks: &mut Tasks) -> Store<DynamicObject> {
     let resource = scope.kind.resource(mode);
     let api: Api<DynamicObject> = match &scope.namespace {
@@ -287,13 +282,13 @@ fn watch(client: &Client, scope: Scope, mode: Mode, changed: &Arc<Notify>, tasks
     let writer = reflector::store::Writer::new(resource);
     let store = writer.as_reader();
     let (kind, stored) = (scope.kind.kind, scope.kind.stored(mode));
-    let take = move |object: &mut DynamicObject| {
+    let convert = move |object: &mut DynamicObject| {
         if let Some(stored) = stored {
-            stored::see(stored, object);
+            storage_v1::from_storage(stored, object);
         }
         strip(kind, object);
     };
-    let stream = watcher(api, config).modify(take).default_backoff().reflect(writer);
+    let stream = watcher(api, config).modify(convert).default_backoff().reflect(writer);
     let changed = Arc::clone(changed);
     tasks.spawn(&format!("watch of {kind}"), async move {
         let mut stream = std::pin::pin!(stream);
@@ -302,7 +297,7 @@ fn watch(client: &Client, scope: Scope, mode: Mode, changed: &Arc<Notify>, tasks
                 Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
                 Ok(_) => changed.notify_one(),
                 Err(error) if is_unserved(&error) => debug!(kind, %error, "not served yet"),
-                Err(error) => warn!(kind, %error, "watch interrupted, trying again"),
+                Err(error) => warn!(kind, %error, "watch interrupted, retrying"),
             }
         }
     });
@@ -317,7 +312,8 @@ fn is_unserved(error: &watcher::Error) -> bool {
     }
 }
 
-/// Keeps of an object only what is read here; nodes' statuses are most of a large cluster's bytes.
+/// Drops the fields of an object that are not read: statuses of nodes are most of a large cluster's
+/// bytes.
 fn strip(kind: &str, object: &mut DynamicObject) {
     if kind != "Installation" {
         object.metadata.managed_fields = None;
@@ -336,7 +332,7 @@ fn is_read(store: &Store<DynamicObject>) -> bool {
     matches!(store.wait_until_ready().now_or_never(), Some(Ok(())))
 }
 
-/// By name, so that equal contents give equal decisions and messages.
+/// Returns the objects in order of names, so that equal contents give equal decisions and messages.
 fn in_order(store: &Store<DynamicObject>) -> Vec<Arc<DynamicObject>> {
     let mut objects = store.state();
     objects.sort_by(|a, b| {
@@ -351,118 +347,6 @@ fn decode<T: DeserializeOwned>(objects: &[Arc<DynamicObject>]) -> Vec<T> {
         .iter()
         .filter_map(|object| serde_json::to_value(object.as_ref()).ok())
         .filter_map(|value| serde_json::from_value(value).ok())
-        .collect()
-}
-
-fn request_of(object: &DynamicObject) -> Request {
-    let written = object
-        .managed_fields()
-        .iter()
-        .find(|entry| {
-            entry.manager.as_deref() == Some(MANAGER)
-                && entry.operation.as_deref() == Some("Apply")
-                && entry.subresource.as_deref().unwrap_or_default().is_empty()
-        })
-        .and_then(|entry| entry.fields_v1.as_ref())
-        .map(|fields| fields.0["f:spec"].clone());
-    let conditions = &object.data["status"]["conditions"];
-    Request {
-        owner: Owner { name: object.name_any(), uid: object.uid().unwrap_or_default() },
-        generation: object.metadata.generation.unwrap_or_default(),
-        spec: object.data["spec"].clone(),
-        written: written.unwrap_or(Value::Null),
-        conditions: serde_json::from_value(conditions.clone()).unwrap_or_default(),
-    }
-}
-
-fn present(object: &DynamicObject) -> Present {
-    let owner = object.owner_references().first().map(|o| o.uid.clone());
-    Present {
-        version: version(object),
-        uid: object.uid().unwrap_or_default(),
-        owner: owner.unwrap_or_default(),
-        terminating: object.metadata.deletion_timestamp.is_some(),
-    }
-}
-
-fn node_facts(node: &DynamicObject) -> NodeFacts {
-    let cordoned = node.data["spec"]["unschedulable"].as_bool() == Some(true);
-    let linux = node.labels().get("kubernetes.io/os").is_none_or(|os| os == "linux");
-    let interfaces = node_interfaces(node);
-    let on_links = interfaces.iter().flatten().flatten().flat_map(|one| one.addresses.iter().copied());
-    let (reported, own, tunnels) = (reported(node), written(node, OWN), written(node, TUNNELS));
-    let claimed: BTreeSet<IpAddr> = own.union(&tunnels).copied().collect();
-    NodeFacts {
-        name: node.name_any(),
-        usable: linux && !cordoned,
-        is_linux: linux,
-        labels: node.labels().clone(),
-        taints: serde_json::from_value(node.data["spec"]["taints"].clone()).unwrap_or_default(),
-        created: node.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()).unwrap_or_default(),
-        addresses: reported.iter().chain(&claimed).copied().chain(on_links).collect(),
-        reported,
-        claimed,
-        tunnels,
-        interfaces,
-    }
-}
-
-fn node_interfaces(node: &DynamicObject) -> Option<Result<Vec<NodeInterface>, String>> {
-    let text = node.annotations().get(ANNOTATION_NODE_INTERFACES)?;
-    Some(serde_json::from_str(text).map_err(|error| format!("{text:?}: {error}")))
-}
-
-/// Annotations of a node that are addresses of it, with a prefix length or without: its own, and the ends of its tunnels.
-const OWN: [&str; 2] = [ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6];
-const TUNNELS: [&str; 2] = [ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6];
-
-/// What kubelet reports as internal.
-fn reported(node: &DynamicObject) -> BTreeSet<IpAddr> {
-    let reported = node.data["status"]["addresses"].as_array().into_iter().flatten();
-    let internal = reported.filter(|entry| entry["type"] == "InternalIP").filter_map(|entry| entry["address"].as_str());
-    internal.filter_map(|text| text.parse().ok()).collect()
-}
-
-/// What the agent has written there.
-fn written(node: &DynamicObject, annotations: [&str; 2]) -> BTreeSet<IpAddr> {
-    let written = annotations.into_iter().filter_map(|name| node.annotations().get(name));
-    let written = written.map(|text| text.split_once('/').map_or(text.as_str(), |(address, _)| address));
-    written.filter_map(|text| text.parse().ok()).collect()
-}
-
-fn host_facts(host: &DynamicObject) -> HostFacts {
-    HostFacts {
-        name: host.name_any(),
-        uid: host.uid().unwrap_or_default(),
-        version: host.resource_version().unwrap_or_default(),
-        labels: host.labels().clone(),
-        annotations: host.annotations().clone(),
-        spec: host.data["spec"].clone(),
-    }
-}
-
-fn pool_facts(pool: &DynamicObject) -> PoolFacts {
-    PoolFacts {
-        name: pool.name_any(),
-        spec: pool.data["spec"].clone(),
-        managed: pool.labels().get(MANAGED_BY).is_some_and(|by| by == MANAGER),
-        created: pool.metadata.creation_timestamp.as_ref().map(|time| time.0.to_string()).unwrap_or_default(),
-        terminating: pool.metadata.deletion_timestamp.is_some(),
-        finalizers: pool.finalizers().to_vec(),
-        version: pool.resource_version().unwrap_or_default(),
-        conditions: pool.data["status"]["conditions"].as_array().cloned().unwrap_or_default(),
-    }
-}
-
-/// `networking.podSubnet` of kubeadm's ClusterConfiguration: one range, or several with commas between. It is a scalar on a line of its own in
-/// what kubeadm writes, so no YAML parser is needed.
-fn pod_subnets_of(configuration: &str) -> Vec<String> {
-    configuration
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("podSubnet:"))
-        .flat_map(|value| value.split(','))
-        .map(|part| part.trim().trim_matches(['"', '\'']).to_owned())
-        .filter(|part| !part.is_empty())
         .collect()
 }
 

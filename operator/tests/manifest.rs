@@ -1,5 +1,5 @@
-//! `deploy/operator.yaml` is what people apply: every CRD, then the operator's own objects; on a cluster of the older storage `deploy/operator-v1.yaml`,
-//! which has the CRDs of neither storage. `UPDATE_EXPECT=1` rewrites them.
+//! `deploy/operator.yaml` has every CRD, then the operator's own objects; `deploy/operator-v1.yaml`, for
+//! clusters with the older storage, has the CRDs of neither storage. `UPDATE_EXPECT=1` rewrites them.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -26,7 +26,7 @@ use crate::shutdown::Shutdown;
 const CONNECTIONS: usize = 64;
 /// Requests answered at once; more are shed with 503, so that a scrape storm cannot pile up work.
 const REQUESTS: usize = 16;
-/// The longest that a request may take, its header included.
+/// Time limit of a request, its header included.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Pause after a failed accept, which is nearly always a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -41,7 +41,7 @@ pub struct ListenError {
     source: io::Error,
 }
 
-/// Opens the admin port, serves it until `shutdown`, and returns the address it has (port 0 asks for any).
+/// Opens the admin port, serves it until `shutdown`, and returns its address (port 0 picks any).
 pub async fn serve(
     address: SocketAddr,
     registry: Arc<Registry>,
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn wrong_requests_say_what_there_is() {
+    async fn wrong_requests_are_answered_with_the_valid_ones() {
         let port = open().await;
         let reply = get(port.address, "/nothing").await;
         assert!(reply.starts_with("HTTP/1.1 404") && reply.contains("/readyz"), "{reply}");
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_silent_client_holds_up_nobody() {
+    async fn a_silent_client_does_not_block_others() {
         let port = open().await;
         let _silent = TcpStream::connect(port.address).await.expect("connect");
         assert!(get(port.address, "/healthz").await.starts_with("HTTP/1.1 200"));

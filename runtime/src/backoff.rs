@@ -1,4 +1,4 @@
-//! How long to wait before trying again, as a value.
+//! Exponential backoff as a value.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
@@ -15,12 +15,12 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The first delay is at most `base`, and no delay is above `ceiling`.
+    /// Creates a backoff whose first delay is at most `base` and none above `ceiling`.
     pub fn new(base: Duration, ceiling: Duration) -> Self {
         Self { base, ceiling: ceiling.max(base), attempt: 0 }
     }
 
-    /// The next delay; it counts as one failed attempt. `jitter` is in `0.0..1.0` (see [`jitter`]).
+    /// Returns the next delay and counts one failed attempt. `jitter` is in `0.0..1.0` (see [`jitter`]).
     pub fn next(&mut self, jitter: f64) -> Duration {
         let factor = 1_u32.checked_shl(self.attempt).unwrap_or(u32::MAX);
         let whole = self.base.saturating_mul(factor).min(self.ceiling);
@@ -31,13 +31,13 @@ impl Backoff {
         half + (whole - half).mul_f64(jitter.clamp(0.0, 1.0))
     }
 
-    /// What was tried has worked: the next failure starts with a short delay again.
+    /// Records a success: the next failure starts with a short delay again.
     pub fn reset(&mut self) {
         self.attempt = 0;
     }
 }
 
-/// A random value in `0.0..1.0` for [`Backoff::next`]; not for secrets.
+/// Returns a random value in `0.0..1.0` for [`Backoff::next`]; not for secrets.
 pub fn jitter() -> f64 {
     let bits = RandomState::new().hash_one(0_u8) >> 11;
     bits as f64 / (1_u64 << 53) as f64

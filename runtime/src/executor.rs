@@ -1,4 +1,4 @@
-//! Threads of a process: as many as it can use, not as many as the machine has.
+//! Tokio runtime of a process, with as many threads as it can use instead of one per CPU.
 
 use std::io;
 use std::thread::available_parallelism;
@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 
-/// Threads for calls that block; what needs more waits for one of them.
+/// Threads for blocking calls; more calls than that wait.
 const BLOCKING: usize = 32;
-/// A thread that has nothing to do ends after this time, and its stack with it.
+/// Idle time after which a blocking thread ends.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// Starts at most `most` workers: a thread more is a stack and a share of the allocator's memory, also on a machine of a hundred cores.
+/// Starts a runtime with at most `most` workers: each costs a stack and an arena of the allocator,
+/// also on a machine with a hundred CPUs.
 pub fn start(most: usize) -> io::Result<Runtime> {
     let workers = available_parallelism().map_or(1, usize::from).clamp(1, most.max(1));
     Builder::new_multi_thread()

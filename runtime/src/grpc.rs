@@ -1,7 +1,7 @@
-//! Layers for every gRPC server: who may call what, and the trace that a call belongs to.
+//! Layers for every gRPC server: authorization by client certificate, and trace propagation.
 //!
-//! They act on the HTTP request, before any service sees it, so that a service added later cannot forget them. The
-//! peer comes from [`crate::tls::incoming`].
+//! They act on the HTTP request, before any service sees it, so that a service added later cannot
+//! forget them. The peer comes from [`crate::tls::incoming`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,14 +22,14 @@ use crate::tls::Peer;
 /// Name of the metadata entry that carries the trace context, from W3C Trace Context.
 const TRACEPARENT: &str = "traceparent";
 
-/// What each organization may call; whatever is not in it is refused.
+/// Services that each organization may call; everything else is refused.
 ///
 /// A service is named as in its .proto file with its package: `grpc.health.v1.Health`.
 #[derive(Debug, Clone, Default)]
 pub struct Admission(Arc<BTreeMap<&'static str, Vec<&'static str>>>);
 
 impl Admission {
-    /// From pairs of an organization and the services that its members may call.
+    /// Builds the table from pairs of an organization and the services that its members may call.
     pub fn new(rules: impl IntoIterator<Item = (&'static str, &'static [&'static str])>) -> Self {
         let mut table: BTreeMap<&'static str, Vec<&'static str>> = BTreeMap::new();
         for (organization, services) in rules {
@@ -38,7 +38,7 @@ impl Admission {
         Self(Arc::new(table))
     }
 
-    /// Whether this peer may make a request with this path (`/package.Service/Method`).
+    /// Checks that this peer may send a request with this path (`/package.Service/Method`).
     fn check(&self, peer: Option<&Peer>, path: &str) -> Result<(), Status> {
         let Some(peer) = peer else {
             return Err(Status::unauthenticated("the connection has no client certificate"));
@@ -49,7 +49,7 @@ impl Admission {
             return Ok(());
         }
         let Peer { common_name, organization } = peer;
-        warn!(%common_name, %organization, path, "call refused");
+        warn!(%common_name, %organization, path, "call denied");
         Err(Status::permission_denied(format!(
             "{common_name:?} of {organization:?} may not call {path}; it may call {allowed:?}"
         )))

@@ -1,9 +1,9 @@
-//! How a process lives: telemetry, admin port, readiness, shutdown, TLS reload, backoff.
+//! Process lifecycle: telemetry, admin port, readiness, shutdown, TLS reload, backoff.
 //!
 //! Every daemon starts the same way, in this order:
 //!
 //! 0. [`executor::start`], for threads;
-//! 1. [`telemetry::init`], so that whatever fails next is written down;
+//! 1. [`telemetry::init`], so that later failures are logged;
 //! 2. [`shutdown::Shutdown::on_signals`], so that a signal during start is honoured;
 //! 3. [`ready::Readiness`] with one gate per thing that must be up;
 //! 4. [`admin::serve`], so that kubelet can ask while the rest comes up;

@@ -14,9 +14,10 @@ struct State {
     closed: BTreeMap<Key, String>,
 }
 
-/// Everything that must be up before this process says that it is ready.
+/// Conditions that must hold before this process reports ready.
 ///
-/// A process without gates is ready: whoever needs a wait adds a gate before the admin port opens.
+/// A process without gates is ready: a part that must be waited for adds its gate before the admin
+/// port opens.
 #[derive(Debug, Clone)]
 pub struct Readiness(Arc<watch::Sender<State>>);
 
@@ -27,7 +28,7 @@ impl Default for Readiness {
 }
 
 impl Readiness {
-    /// Adds a closed gate. `reason` says what is waited for, to the person who reads `/readyz`.
+    /// Adds a closed gate. `reason` names what is missing; `/readyz` prints it.
     pub fn gate(&self, name: &'static str, reason: impl Into<String>) -> Gate {
         let mut key = (name, 0);
         self.0.send_modify(|state| {
@@ -38,12 +39,12 @@ impl Readiness {
         Gate { key, state: self.0.clone() }
     }
 
-    /// Whether every gate is open.
+    /// Returns true when every gate is open.
     pub fn is_ready(&self) -> bool {
         self.0.borrow().closed.is_empty()
     }
 
-    /// The closed gates and what each waits for, by name.
+    /// The closed gates with their reasons, in order of names.
     pub fn missing(&self) -> Vec<(&'static str, String)> {
         self.0.borrow().closed.iter().map(|((name, _), why)| (*name, why.clone())).collect()
     }
@@ -64,18 +65,20 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// The thing is up.
+    /// Opens the gate.
     pub fn open(&self) {
         self.state.send_if_modified(|state| state.closed.remove(&self.key).is_some());
     }
 
-    /// The thing is not up, or is down again; `reason` replaces the former one.
+    /// Closes the gate; `reason` replaces that of a gate that is closed already.
     pub fn close(&self, reason: impl Into<String>) {
         let reason = reason.into();
         self.state.send_if_modified(|state| state.closed.insert(self.key, reason.clone()).as_ref() != Some(&reason));
     }
 }
 
+// A part that ends normally no longer holds readiness back; one that panics must keep the process
+// not ready, or a broken process would receive traffic.
 impl Drop for Gate {
     fn drop(&mut self) {
         if std::thread::panicking() {

@@ -11,7 +11,7 @@ use tracing::{error, info};
 /// Exit status when parts did not finish in time.
 const FORCED: i32 = 1;
 
-/// Told to every part of a process; cheap to clone.
+/// Shutdown request shared by every part of a process; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Shutdown(Arc<watch::Sender<bool>>);
 
@@ -21,13 +21,13 @@ impl Default for Shutdown {
     }
 }
 
-/// What did not end within the deadline given to [`Shutdown::drain`].
+/// A part that did not finish within the deadline given to [`Shutdown::drain`].
 #[derive(Debug, thiserror::Error)]
 #[error("{what} did not finish within {deadline:?} of the shutdown; it was cut off")]
 pub struct Unfinished {
     /// The part, as named by the caller.
     pub what: &'static str,
-    /// The time that it had.
+    /// The deadline that it missed.
     pub deadline: Duration,
 }
 
@@ -63,19 +63,19 @@ impl Shutdown {
         self.0.send_if_modified(|asked| !std::mem::replace(asked, true));
     }
 
-    /// Whether every part has been asked to finish.
+    /// Returns true once every part has been asked to finish.
     pub fn is_triggered(&self) -> bool {
         *self.0.borrow()
     }
 
-    /// Returns when the parts are asked to finish; at once if they were already.
+    /// Waits until the parts are asked to finish; returns at once if they already were.
     pub async fn wait(&self) {
         let mut asked = self.0.subscribe();
         // The sender is `self`, so the channel cannot close meanwhile.
         let _ = asked.wait_for(|asked| *asked).await;
     }
 
-    /// Runs `part` to its end, but not longer than `deadline` after the shutdown was asked for.
+    /// Runs `part` to its end, but not longer than `deadline` after the shutdown request.
     pub async fn drain<T>(
         &self,
         what: &'static str,
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn everybody_hears_it_also_later() {
+    async fn every_waiter_is_woken_also_a_later_one() {
         let shutdown = Shutdown::default();
         let early = tokio::spawn({
             let shutdown = shutdown.clone();

@@ -1,22 +1,22 @@
-//! Tasks without which a process must not go on: when one of them ends, by a panic or otherwise, the process is to end and to be started anew.
-//! One that lived on would serve the state of that moment for ever.
+//! Critical tasks: when one of them ends, by a panic or otherwise, the process must exit and be
+//! restarted. A process that went on would serve its last state for ever.
 
 use std::any::Any;
 use std::collections::BTreeMap;
 
 use tokio::task::{Id, JoinError, JoinSet};
 
-/// A task that must not end has ended.
+/// A critical task has ended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("task {task} has ended: {reason}; the process ends too, to be started anew")]
+#[error("task {task} has ended: {reason}; the process exits and must be restarted")]
 pub struct Ended {
     /// Its name.
     pub task: String,
-    /// The words of its panic, or that it had none.
+    /// Panic message, or how the task ended.
     pub reason: String,
 }
 
-/// Owner of such tasks; they end with it.
+/// Owner of critical tasks; they end with it.
 #[derive(Debug, Default)]
 pub struct Tasks {
     set: JoinSet<()>,
@@ -30,35 +30,35 @@ impl Tasks {
         self.names.insert(handle.id(), name.to_owned());
     }
 
-    /// Returns when one of the tasks has ended; not while there are none. Can be dropped and called again.
-    pub async fn ended(&mut self) -> Ended {
+    /// Waits until one of the tasks ends; pends for ever without tasks. Cancel safe.
+    pub async fn wait_for_end(&mut self) -> Ended {
         match self.set.join_next_with_id().await {
-            Some(Ok((id, ()))) => self.of(id, "it returned, which it never should".to_owned()),
-            Some(Err(error)) => self.of(error.id(), reason(error)),
+            Some(Ok((id, ()))) => self.describe(id, "it returned, which it never should".to_owned()),
+            Some(Err(error)) => self.describe(error.id(), reason(error)),
             None => std::future::pending().await,
         }
     }
 
-    /// Ends the tasks that are still there.
+    /// Aborts the remaining tasks and waits for them.
     pub async fn shutdown(&mut self) {
         self.set.shutdown().await;
     }
 
-    fn of(&self, id: Id, reason: String) -> Ended {
+    fn describe(&self, id: Id, reason: String) -> Ended {
         Ended { task: self.names.get(&id).cloned().unwrap_or_default(), reason }
     }
 }
 
 fn reason(error: JoinError) -> String {
     match error.try_into_panic() {
-        Ok(panic) => format!("panic: {}", words(&*panic)),
+        Ok(panic) => format!("panic: {}", panic_message(&*panic)),
         Err(error) => error.to_string(),
     }
 }
 
-fn words(panic: &(dyn Any + Send)) -> &str {
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without words")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 #[cfg(test)]
@@ -66,14 +66,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_first_end_of_a_task_is_told_with_its_reason() {
+    async fn the_first_task_to_end_is_reported_with_its_reason() {
         let mut tasks = Tasks::default();
         tasks.spawn("lives", std::future::pending());
         tasks.spawn("panics", async { panic!("object {} is odd", 7) });
-        let ended = tasks.ended().await;
+        let ended = tasks.wait_for_end().await;
         assert_eq!((ended.task.as_str(), ended.reason.as_str()), ("panics", "panic: object 7 is odd"));
         tasks.spawn("returns", async {});
-        assert_eq!(tasks.ended().await.task, "returns");
+        assert_eq!(tasks.wait_for_end().await.task, "returns");
         tasks.shutdown().await;
     }
 }

@@ -41,12 +41,12 @@ pub enum Error {
     /// The filter does not parse.
     #[error("log filter {filter:?}: {source}; write it like margay_node=debug,info (MARGAY_LOG)")]
     Filter {
-        /// The text as given.
+        /// The filter as given.
         filter: String,
-        /// What is wrong with it.
+        /// Parse error.
         source: ParseError,
     },
-    /// An environment variable has a value that cannot be meant.
+    /// An environment variable has an invalid value.
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// The exporter cannot be made.
@@ -54,7 +54,7 @@ pub enum Error {
     Export {
         /// The endpoint as given, but for a password in it.
         endpoint: String,
-        /// What is wrong with it.
+        /// Cause.
         reason: String,
     },
     /// Telemetry belongs to the process and starts once.
@@ -94,7 +94,7 @@ pub fn init(service: &str, filter: &str) -> Result<Guard, Error> {
     start(&settings, filter)
 }
 
-/// The same with settings that do not come from the environment.
+/// Starts telemetry with settings that do not come from the environment.
 pub fn start(settings: &Settings, filter: &str) -> Result<Guard, Error> {
     let (filter, handle) = reload::Layer::new(parse_filter(filter)?);
     let provider = export::provider(settings)?;

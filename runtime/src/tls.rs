@@ -1,9 +1,9 @@
-//! Mutual TLS from files that change: certificates are renewed while connections come and go.
+//! Mutual TLS from files that change: certificates are renewed while the process runs.
 //!
-//! Identity is the certificate. A server demands a client certificate of the cluster's CA and hands the peer's name
-//! to the service as [`Peer`]; a client checks the server's name. Files are looked at again when a connection is
-//! made, at most once a second, so a renewal needs no restart and no watcher; a half-written or wrong
-//! renewal is logged and the former certificate stays in use.
+//! Identity is the certificate. A server demands a client certificate of the cluster's CA and hands
+//! the peer's name to the service as [`Peer`]; a client checks the server's name. Files are checked
+//! again when a connection is made, at most once a second, so a renewal needs no restart and no
+//! watcher; a half-written or wrong renewal is logged and the former certificate stays in use.
 
 mod connector;
 mod files;
@@ -26,12 +26,12 @@ pub use leaf::{Leaf, Peer, peer};
 
 use files::Stamp;
 
-/// How often files are looked at, at most: three `stat` calls.
+/// Interval of checks of the files, at least: three `stat` calls.
 const CHECK: Duration = Duration::from_secs(1);
-/// The longest that a handshake may take, on both sides.
+/// Limit of a handshake, on both sides.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// Why certificates cannot be used.
+/// Reasons why certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
@@ -40,7 +40,7 @@ pub enum TlsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// Error of the system call.
         source: std::io::Error,
     },
     /// A file does not hold what it should.
@@ -49,28 +49,29 @@ pub enum TlsError {
     Content {
         /// The file.
         path: PathBuf,
-        /// What it should hold.
+        /// The rule that it breaks.
         rule: String,
     },
-    /// A certificate names its holder in a way that we do not accept.
+    /// A certificate names its holder ambiguously or not at all.
     #[error("certificate: {0}")]
     Leaf(String),
-    /// A name that no certificate can hold.
+    /// A server name that is not a DNS name.
     #[error("server name {0:?} is not a DNS name")]
     ServerName(String),
 }
 
-/// What one reading of the files gave.
+/// Configuration built from one reading of the files.
 #[derive(Debug)]
 pub struct Material {
     /// Demands a client certificate of our CA.
     pub server: Arc<ServerConfig>,
     /// Shows our certificate and trusts only our CA.
     pub client: Arc<ClientConfig>,
-    /// Who we are, and until when.
+    /// Our own certificate.
     pub leaf: Leaf,
-    /// Whether one of the authorities has signed our certificate, for a client. Where none has, peers that know the same authorities refuse us.
-    pub is_vouched_for: bool,
+    /// True when one of the authorities has signed our certificate for client use. If none has,
+    /// peers that trust the same authorities refuse us.
+    pub is_trusted: bool,
 }
 
 /// The certificates of this process; cheap to clone, always the newest that could be read.
@@ -88,7 +89,7 @@ struct Inner {
 struct State {
     checked: Instant,
     material: Arc<Material>,
-    /// What `material` was read from.
+    /// Stamp of the files that `material` was read from.
     stamp: Stamp,
     /// A state of the files that was refused, so that it is logged once.
     refused: Option<Stamp>,
@@ -107,7 +108,7 @@ impl Tls {
         Ok(Self(Arc::new(Inner { files, interval, state: Mutex::new(state) })))
     }
 
-    /// What connections made from now on use.
+    /// Returns the material for new connections, reading changed files again.
     pub fn current(&self) -> Arc<Material> {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.checked.elapsed() >= self.0.interval {

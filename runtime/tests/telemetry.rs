@@ -32,7 +32,7 @@ async fn one_start_filter_change_and_export() {
     let refusal = grpc::set_log("a=b=c").expect_err("no filter");
     assert!(refusal.code() == Code::InvalidArgument && refusal.message().contains("a=b=c"), "{refusal}");
 
-    // A span of ours is carried to the collector when the process ends; one of a library is not recorded.
+    // A span of ours reaches the collector at shutdown; one of a library is not recorded.
     let span = tracing::info_span!(target: "margay_test", "work");
     assert!(telemetry::of(&span).is_some());
     assert_eq!(telemetry::of(&tracing::info_span!(target: "h2", "frame")), None);

@@ -66,7 +66,7 @@ fn main() -> ExitCode {
     suite.case("agent_killed_in_churn", || agent_killed(&stage));
     suite.case("api_server_restarted", || api_restarted(&mut stage));
     suite.case("a_pool_that_overlaps_another_is_kept_out_and_told", || overlapping(&stage.cluster));
-    suite.case("what_is_set_and_not_followed_is_told", || not_followed(&stage.cluster));
+    suite.case("fields_without_effect_are_reported", || not_followed(&stage.cluster));
     suite.case("a_configuration_that_comes_before_ours_is_told", || bypassed(&stage.cluster));
     suite.case("a_configuration_of_ours_that_is_gone_is_put_back", || put_back(&stage.cluster));
     suite.case("typha_has_as_many_replicas_as_there_are_nodes_that_may_run_it", || confined(&stage.cluster));
@@ -228,7 +228,7 @@ fn not_followed(cluster: &Cluster) -> Result<()> {
     let is_told = |said: &str| {
         let clear = "FelixConfiguration default, spec.wireguardEnabled is true: there is no WireGuard";
         said.contains(clear)
-            && said.contains("not followed: FelixConfiguration default, spec.natPortRange is 1000:2000")
+            && said.contains("without effect: FelixConfiguration default, spec.natPortRange is 1000:2000")
     };
     let told = told_of(cluster, "calico", is_told);
     set(json!({"wireguardEnabled": null, "natPortRange": null}))?;

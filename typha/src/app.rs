@@ -136,7 +136,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
 /// while it still seems in sync, so the process must end.
 async fn unexpected_end(tasks: &mut Tasks, shutdown: &Shutdown) -> Ended {
     loop {
-        let ended = tasks.ended().await;
+        let ended = tasks.wait_for_end().await;
         if !shutdown.is_triggered() {
             return ended;
         }

@@ -310,11 +310,11 @@ fn resolve_duplicate(store: &KindStore, stored: &ObjectKey, update: Update) -> O
     let Update::Policy(key, policy) = &update else {
         return Some(update);
     };
-    let other = ObjectKey::new(stored.namespace.as_str(), name::twin(&key.name, &stored.name));
+    let other = ObjectKey::new(stored.namespace.as_str(), name::other_stored_name(&key.name, &stored.name));
     let other = store.objects.get(&other).and_then(|entry| entry.update.as_ref());
     let other = other.filter(|other| matches!(other, Update::Policy(theirs, Some(_)) if theirs == key));
     match other {
-        Some(_) if !name::counts(&key.name, &stored.name) => None,
+        Some(_) if !name::takes_precedence(&key.name, &stored.name) => None,
         Some(other) if policy.is_none() => Some(other.clone()),
         _ => Some(update),
     }

@@ -1,4 +1,5 @@
-//! Arithmetic on one block: assign, release, look up. Pure; a change counts only once the block has been written with its revision unchanged.
+//! Arithmetic on one IPAM block: assign, release, look up. Pure: a change takes effect only when
+//! the block has been written at an unchanged resourceVersion.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -7,21 +8,21 @@ use ipnet::IpNet;
 
 use crate::v3::ipam::{AllocationAttribute, IPAMBlockSpec};
 
-/// Why a stored block cannot be used.
+/// Reasons why a stored block cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BlockFault {
+pub enum BlockError {
     /// `cidr` does not parse.
     #[error("block range {0:?}: must be a range like 10.0.0.0/26")]
     Cidr(String),
-    /// The object has another name than that of its range.
-    #[error("block {name:?}: the name of its range is {wanted:?}; delete it, and find out who has made it")]
+    /// The object's name is not that of its range.
+    #[error("block {name:?}: the name of its range is {wanted:?}; find out what created it and delete it")]
     Name {
         /// Name of the object.
         name: String,
         /// Name of a block of that range.
         wanted: String,
     },
-    /// The lists do not belong to the range.
+    /// The length of `allocations` is not the size of the range.
     #[error("block {cidr}: {found} allocations, must be {wanted}, one for each address of the range")]
     Size {
         /// Range of the block.
@@ -31,7 +32,8 @@ pub enum BlockFault {
         /// Addresses in the range.
         wanted: usize,
     },
-    /// The free list and the allocations contradict each other: taking from it could give an address twice.
+    /// The free list and the allocations contradict each other: assigning from it could give an
+    /// address twice.
     #[error("block {cidr}: ordinal {ordinal} in the free list is not free, not in the range, or there twice")]
     Free {
         /// Range of the block.
@@ -51,7 +53,7 @@ pub enum BlockFault {
     },
 }
 
-/// A block that is sound: its lists belong to its range.
+/// A block whose lists are consistent with its range.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Block {
     cidr: IpNet,
@@ -59,7 +61,8 @@ pub struct Block {
 }
 
 impl Block {
-    /// A new block of a node, all free, in Calico's shape. `claimed` is the time in RFC 3339.
+    /// Creates a block of a node with all addresses free, in Calico's form. `claimed` is the time
+    /// in RFC 3339.
     pub fn new(cidr: IpNet, node: &str, claimed: String) -> Self {
         let size = size(cidr);
         let spec = IPAMBlockSpec {
@@ -74,29 +77,29 @@ impl Block {
     }
 
     /// Checks a stored block.
-    pub fn parse(spec: IPAMBlockSpec) -> Result<Self, BlockFault> {
-        let cidr: IpNet = spec.cidr.parse().map_err(|_| BlockFault::Cidr(spec.cidr.clone()))?;
+    pub fn parse(spec: IPAMBlockSpec) -> Result<Self, BlockError> {
+        let cidr: IpNet = spec.cidr.parse().map_err(|_| BlockError::Cidr(spec.cidr.clone()))?;
         let wanted = size(cidr);
         if spec.allocations.len() != wanted {
-            return Err(BlockFault::Size { cidr, found: spec.allocations.len(), wanted });
+            return Err(BlockError::Size { cidr, found: spec.allocations.len(), wanted });
         }
         let lost = |(ordinal, index): (usize, &Option<u32>)| {
             index.filter(|index| *index as usize >= spec.attributes.len()).map(|index| (ordinal, index))
         };
         if let Some((ordinal, index)) = spec.allocations.iter().enumerate().find_map(lost) {
-            return Err(BlockFault::Attribute { cidr, ordinal, index });
+            return Err(BlockError::Attribute { cidr, ordinal, index });
         }
         let mut seen = BTreeSet::new();
         for ordinal in &spec.unallocated {
             let is_free = spec.allocations.get(*ordinal as usize) == Some(&None);
             if !is_free || !seen.insert(*ordinal) {
-                return Err(BlockFault::Free { cidr, ordinal: *ordinal });
+                return Err(BlockError::Free { cidr, ordinal: *ordinal });
             }
         }
         Ok(Self { cidr, spec })
     }
 
-    /// The stored form.
+    /// Returns the stored form.
     pub fn spec(&self) -> &IPAMBlockSpec {
         &self.spec
     }
@@ -116,17 +119,17 @@ impl Block {
         self.spec.unallocated.len()
     }
 
-    /// Number of free addresses that are not reserved: how many [`Self::assign`] can give.
+    /// Number of free addresses that are not reserved, which [`Self::assign`] can give.
     pub fn available(&self, is_reserved: impl Fn(IpAddr) -> bool) -> usize {
         self.spec.unallocated.iter().filter(|ordinal| !is_reserved(self.address(**ordinal as usize))).count()
     }
 
-    /// Addresses under a handle, in order.
+    /// Returns the addresses of a handle, in order.
     pub fn of_handle(&self, handle: &str) -> Vec<IpAddr> {
         self.ordinals_of(handle).into_iter().map(|ordinal| self.address(ordinal)).collect()
     }
 
-    /// Every allocated address with its attributes, in order; also those that rest.
+    /// Returns every allocated address with its attributes, in order, including those in cooldown.
     pub fn allocated(&self) -> impl Iterator<Item = (IpAddr, &AllocationAttribute)> {
         self.spec
             .allocations
@@ -135,36 +138,39 @@ impl Block {
             .filter_map(|(ordinal, index)| Some((self.address(ordinal), &self.spec.attributes[(*index)? as usize])))
     }
 
-    /// Assigns the address that has been free for longest and is not reserved. `None`: there is none.
+    /// Assigns the address that has been free for longest and is not reserved. `None`: there is
+    /// none.
     pub fn assign(&mut self, attribute: &AllocationAttribute, is_reserved: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
         let position =
             self.spec.unallocated.iter().position(|ordinal| !is_reserved(self.address(*ordinal as usize)))?;
-        Some(self.take(position, attribute))
+        Some(self.assign_position(position, attribute))
     }
 
-    /// Assigns that address. False: it is not free, or not of this block.
+    /// Assigns a given address. False: it is not free, or not in this block.
     pub fn assign_address(&mut self, address: IpAddr, attribute: &AllocationAttribute) -> bool {
         let position = self.spec.unallocated.iter().position(|ordinal| self.address(*ordinal as usize) == address);
-        position.map(|position| self.take(position, attribute)).is_some()
+        position.map(|position| self.assign_position(position, attribute)).is_some()
     }
 
-    fn take(&mut self, position: usize, attribute: &AllocationAttribute) -> IpAddr {
+    fn assign_position(&mut self, position: usize, attribute: &AllocationAttribute) -> IpAddr {
         let ordinal = self.spec.unallocated.remove(position) as usize;
-        let index = self.attribute_index(attribute);
+        let index = self.find_or_add_attribute(attribute);
         self.spec.allocations[ordinal] = Some(index);
-        self.touch();
+        self.bump_sequence();
         self.spec.sequence_number_for_allocation.insert(ordinal.to_string(), self.spec.sequence_number);
         self.address(ordinal)
     }
 
-    /// The number that tells this allocation of an address from earlier and later ones; old blocks have none.
+    /// Sequence number that tells this allocation of an address from earlier and later ones; blocks
+    /// of older Calico versions have none.
     pub fn sequence(&self, address: IpAddr) -> Option<u64> {
         let ordinal = self.ordinal(address)?;
         let numbers = &self.spec.sequence_number_for_allocation;
         numbers.get(&ordinal.to_string()).copied()
     }
 
-    /// Releases one address if its allocation is still the one with that number. What was assigned anew meanwhile stays.
+    /// Releases one address if its allocation still has that sequence number. A later allocation of
+    /// the same address stays.
     pub fn release_address(&mut self, address: IpAddr, sequence: Option<u64>) -> bool {
         let Some(ordinal) = self.ordinal(address) else {
             return false;
@@ -176,36 +182,38 @@ impl Block {
         true
     }
 
-    /// Releases everything under a handle; returns the addresses. They go to the end of the free list.
+    /// Releases all addresses of a handle and returns them. They go to the end of the free list.
     pub fn release(&mut self, handle: &str) -> Vec<IpAddr> {
         let ordinals = self.ordinals_of(handle);
         self.free_ordinals(&ordinals);
         ordinals.into_iter().map(|ordinal| self.address(ordinal)).collect()
     }
 
-    /// Takes everything under a handle from it without freeing it: it rests, and the time of its release says since when. As Calico, which writes nothing
-    /// but that time. Returns the addresses.
-    pub fn rest(&mut self, handle: &str, released_at: &str) -> Vec<IpAddr> {
+    /// Starts the cooldown of all addresses of a handle: they stay allocated, with the time of
+    /// their release as the only attribute, as Calico writes them for `ipCooldownSeconds`. Returns
+    /// the addresses.
+    pub fn start_cooldown(&mut self, handle: &str, released_at: &str) -> Vec<IpAddr> {
         let ordinals = self.ordinals_of(handle);
         let resting =
             AllocationAttribute { released_at: Some(released_at.to_owned()), ..AllocationAttribute::default() };
         for ordinal in &ordinals {
-            self.spec.allocations[*ordinal] = Some(self.attribute_index(&resting));
+            self.spec.allocations[*ordinal] = Some(self.find_or_add_attribute(&resting));
         }
         if !ordinals.is_empty() {
             self.drop_unused_attributes();
-            self.touch();
+            self.bump_sequence();
         }
         ordinals.into_iter().map(|ordinal| self.address(ordinal)).collect()
     }
 
-    /// The addresses that rest, with the times of their release, in order.
-    pub fn resting(&self) -> impl Iterator<Item = (IpAddr, &str)> {
+    /// Returns the addresses in cooldown with the times of their release, in order.
+    pub fn cooling_down(&self) -> impl Iterator<Item = (IpAddr, &str)> {
         self.allocated().filter_map(|(address, attribute)| Some((address, attribute.released_at.as_deref()?)))
     }
 
-    /// Frees what has rested for long enough since its release, as `is_over` tells. Returns the addresses.
-    pub fn wake(&mut self, is_over: impl Fn(&str) -> bool) -> Vec<IpAddr> {
+    /// Frees the addresses whose cooldown is over, as `is_over` decides from the time of their
+    /// release. Returns the addresses.
+    pub fn end_cooldown(&mut self, is_over: impl Fn(&str) -> bool) -> Vec<IpAddr> {
         let mut over: Vec<(&str, usize)> = self
             .spec
             .allocations
@@ -214,22 +222,22 @@ impl Block {
             .filter_map(|(ordinal, index)| Some((self.released_at((*index)?)?, ordinal)))
             .filter(|(released_at, _)| is_over(released_at))
             .collect();
-        // What was released first is given first.
+        // First released, first assigned again.
         over.sort_unstable();
         let ordinals: Vec<usize> = over.into_iter().map(|(_, ordinal)| ordinal).collect();
         self.free_ordinals(&ordinals);
         ordinals.into_iter().map(|ordinal| self.address(ordinal)).collect()
     }
 
-    /// Gives an allocated address to somebody else in one step. False: it is not allocated.
+    /// Assigns an allocated address to another owner in one step. False: it is not allocated.
     pub fn reassign(&mut self, address: IpAddr, attribute: &AllocationAttribute) -> bool {
         let Some(ordinal) = self.ordinal(address).filter(|ordinal| self.spec.allocations[*ordinal].is_some()) else {
             return false;
         };
-        let index = self.attribute_index(attribute);
+        let index = self.find_or_add_attribute(attribute);
         self.spec.allocations[ordinal] = Some(index);
         self.drop_unused_attributes();
-        self.touch();
+        self.bump_sequence();
         self.spec.sequence_number_for_allocation.insert(ordinal.to_string(), self.spec.sequence_number);
         true
     }
@@ -246,7 +254,7 @@ impl Block {
         }
         if !ordinals.is_empty() {
             self.drop_unused_attributes();
-            self.touch();
+            self.bump_sequence();
         }
     }
 
@@ -254,7 +262,7 @@ impl Block {
         (0..self.spec.allocations.len()).find(|ordinal| self.address(*ordinal) == address)
     }
 
-    fn touch(&mut self) {
+    fn bump_sequence(&mut self) {
         self.spec.sequence_number += 1;
     }
 
@@ -265,7 +273,7 @@ impl Block {
         self.spec.allocations.iter().enumerate().filter(|(_, index)| has(index)).map(|(ordinal, _)| ordinal).collect()
     }
 
-    fn attribute_index(&mut self, attribute: &AllocationAttribute) -> u32 {
+    fn find_or_add_attribute(&mut self, attribute: &AllocationAttribute) -> u32 {
         let found = self.spec.attributes.iter().position(|present| present == attribute);
         let index = found.unwrap_or_else(|| {
             self.spec.attributes.push(attribute.clone());
@@ -297,7 +305,7 @@ impl Block {
     }
 }
 
-/// Number of addresses of a range that is small enough to be a block (at most 4096).
+/// Number of addresses of a range, at most 4096.
 fn size(cidr: IpNet) -> usize {
     1 << (cidr.max_prefix_len() - cidr.prefix_len()).min(12)
 }
@@ -329,16 +337,16 @@ mod tests {
     #[test]
     fn unsound_blocks_are_refused_with_the_reason() {
         let sound = mk_block("10.0.0.0/30").spec().clone();
-        let fault = |spec| Block::parse(spec).err().map(|fault| fault.to_string());
-        assert_eq!(fault(sound.clone()), None);
+        let error = |spec| Block::parse(spec).err().map(|error| error.to_string());
+        assert_eq!(error(sound.clone()), None);
         let short = IPAMBlockSpec { allocations: vec![None; 3], ..sound.clone() };
         assert_eq!(
-            fault(short),
+            error(short),
             Some("block 10.0.0.0/30: 3 allocations, must be 4, one for each address of the range".to_owned())
         );
         let lost = IPAMBlockSpec { allocations: vec![Some(0), None, None, None], ..sound };
         assert_eq!(
-            fault(lost),
+            error(lost),
             Some("block 10.0.0.0/30: ordinal 0 points to attribute 0, which does not exist".to_owned())
         );
     }
@@ -349,7 +357,7 @@ mod tests {
         block.assign(&attribute("h1"), |_| false);
         for free in [vec![0, 1], vec![1, 1], vec![4]] {
             let spec = IPAMBlockSpec { unallocated: free.clone(), ..block.spec().clone() };
-            assert!(matches!(Block::parse(spec), Err(BlockFault::Free { .. })), "{free:?}");
+            assert!(matches!(Block::parse(spec), Err(BlockError::Free { .. })), "{free:?}");
         }
     }
 
@@ -372,22 +380,22 @@ mod tests {
     }
 
     #[test]
-    fn what_rests_is_nobodys_and_is_not_given_before_it_is_over() {
+    fn an_address_in_cooldown_has_no_owner_and_is_not_assigned_before_its_end() {
         let mut block = mk_block("10.0.0.0/30");
         for number in 0..4 {
             block.assign(&attribute(&format!("h{number}")), |_| false);
         }
-        let released = block.rest("h1", "2026-01-01T00:00:01Z");
-        block.rest("h2", "2026-01-01T00:00:00Z");
-        assert_eq!(released, block.resting().map(|(address, _)| address).take(1).collect::<Vec<_>>());
+        let released = block.start_cooldown("h1", "2026-01-01T00:00:01Z");
+        block.start_cooldown("h2", "2026-01-01T00:00:00Z");
+        assert_eq!(released, block.cooling_down().map(|(address, _)| address).take(1).collect::<Vec<_>>());
         assert_eq!((block.free(), block.of_handle("h1").len(), block.allocated().count()), (0, 0, 4));
-        assert_eq!(block.rest("h1", "2026-01-01T00:00:09Z"), [] as [IpAddr; 0], "once is enough");
+        assert_eq!(block.start_cooldown("h1", "2026-01-01T00:00:09Z"), [] as [IpAddr; 0], "once is enough");
         assert!(!block.assign_address(released[0], &attribute("x")));
         assert_eq!(block.assign(&attribute("x"), |_| false), None);
         assert_eq!(Block::parse(block.spec().clone()).as_ref(), Ok(&block));
-        assert_eq!(block.wake(|since| since < "2026"), [] as [IpAddr; 0]);
-        let woken: Vec<String> = block.wake(|_| true).iter().map(IpAddr::to_string).collect();
-        assert_eq!(woken, ["10.0.0.2", "10.0.0.1"], "the first that was released is the first to be given");
+        assert_eq!(block.end_cooldown(|since| since < "2026"), [] as [IpAddr; 0]);
+        let freed: Vec<String> = block.end_cooldown(|_| true).iter().map(IpAddr::to_string).collect();
+        assert_eq!(freed, ["10.0.0.2", "10.0.0.1"], "the first that was released is the first to be given");
         assert_eq!(block.spec().unallocated, [2, 1]);
         assert_eq!(block.spec().sequence_number_for_allocation.len(), 2);
         assert_eq!(Block::parse(block.spec().clone()).as_ref(), Ok(&block));
@@ -400,7 +408,7 @@ mod tests {
         let before = block.sequence(address);
         assert!(block.reassign(address, &attribute("new")));
         assert_eq!((block.of_handle("old"), block.of_handle("new")), (vec![], vec![address]));
-        assert!(!block.release_address(address, before), "whoever saw the old one releases nothing");
+        assert!(!block.release_address(address, before), "the former sequence number releases nothing");
         assert!(!block.reassign("10.0.0.3".parse().expect("an address"), &attribute("new")));
     }
 

@@ -1,4 +1,4 @@
-//! What bounds the handing out of addresses beside pools: the IPAMConfiguration, reservations, and the lock of the data.
+//! Limits of IPAM beside pools: IPAMConfiguration, IPReservations, and the lock of the datastore.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,23 +8,24 @@ use ipnet::IpNet;
 use crate::v3::cluster::ClusterInformationSpec;
 use crate::v3::ipam::{IPAMConfigurationSpec, IPReservationSpec};
 
-/// Blocks that a node may have of one IP version where nothing is said.
+/// Default of `maxBlocksPerHost`: blocks of one IP version per node (libcalico-go's ipam.go).
 const MAX_BLOCKS: u32 = 20;
 
-/// The bounds.
+/// Limits that apply to every node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Nobody may write: the data is being moved, or somebody repairs it.
+    /// Writes are not allowed: the datastore is being migrated or repaired (`datastoreReady:
+    /// false`).
     pub is_locked: bool,
-    /// A node takes addresses of its own blocks only.
+    /// `strictAffinity`: a node assigns addresses from its own blocks only.
     pub strict_affinity: bool,
-    /// A node may claim another block when it needs one.
+    /// `autoAllocateBlocks`: a node claims another block when it needs one.
     pub may_claim: bool,
-    /// Most blocks of one IP version that a node may have.
+    /// `maxBlocksPerHost`: maximum number of blocks of one IP version per node.
     pub max_blocks: u32,
-    /// Given to those only who name them.
+    /// Ranges of IPReservations: their addresses are assigned only by explicit request.
     pub reserved: Vec<IpNet>,
-    /// How long a released address rests before it is given again, in seconds.
+    /// `ipCooldownSeconds`: time before a released address is assigned again, in seconds.
     pub cooldown: u32,
 }
 
@@ -35,7 +36,8 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// From the objects as they are, and what of them is not as it should be. A reservation that does not parse reserves nothing.
+    /// Reads the objects, and lists what is invalid in them. A reservation that does not parse
+    /// reserves nothing.
     pub fn new(
         configuration: Option<&IPAMConfigurationSpec>,
         reservations: &BTreeMap<String, IPReservationSpec>,
@@ -68,12 +70,13 @@ impl Limits {
         (limits, problems)
     }
 
-    /// Whether the address is given to those only who name it.
+    /// Returns true when the address is assigned only by explicit request.
     pub fn is_reserved(&self, address: IpAddr) -> bool {
         self.reserved.iter().any(|range| range.contains(&address))
     }
 
-    /// Why a node that has `blocks` of an IP version that serve it may not claim another one.
+    /// Reason why a node that has `blocks` blocks of an IP version may not claim another one; none
+    /// if it may.
     pub fn refuse_claim(&self, node: &str, blocks: usize) -> Option<String> {
         if !self.may_claim {
             return Some(format!(
@@ -91,7 +94,7 @@ impl Limits {
     }
 }
 
-/// A range, or an address as the range of itself.
+/// Parses a range, or an address as the range that holds it alone.
 fn range(text: &str) -> Option<IpNet> {
     let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
     text.parse::<IpNet>().ok().map(|range| range.trunc()).or_else(address)
@@ -102,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_said_is_calicos_default() {
+    fn without_objects_calicos_defaults_apply() {
         let wanted = Limits {
             is_locked: false,
             strict_affinity: false,

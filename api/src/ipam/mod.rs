@@ -1,4 +1,4 @@
-//! IPAM as data: block arithmetic, names, what bounds it, and the order in which a node looks for a new block.
+//! IPAM data: block arithmetic, names, limits, and the order in which a node looks for a new block.
 
 pub mod block;
 pub mod limits;

@@ -1,4 +1,4 @@
-//! Names of IPAM objects. They encode ranges and can never change: every reader computes them.
+//! Names of IPAM objects. They encode ranges and must never change: every reader computes them.
 
 use std::collections::BTreeMap;
 
@@ -6,9 +6,9 @@ use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 use sha3::Sha3_256;
 
-/// The longest name of a Kubernetes object.
+/// Maximum length of an object's name (Kubernetes, DNS subdomain).
 const MAX_NAME: usize = 253;
-/// Hex digits of the hash that replaces the end of a name that is too long.
+/// Length of the hash that replaces the end of a name that is too long.
 const HASH_DIGITS: usize = 11;
 
 /// Name of a block: its range with `.`, `:` and `/` as `-`.
@@ -16,7 +16,7 @@ pub fn block(cidr: IpNet) -> String {
     cidr.to_string().replace(['.', ':', '/'], "-")
 }
 
-/// The range of the block of that name, if it is one.
+/// Returns the range of the block of that name, if it is one.
 pub fn block_range(name: &str) -> Option<IpNet> {
     let (address, length) = name.rsplit_once('-')?;
     let v4 = format!("{}/{length}", address.replace('-', ".")).parse();
@@ -24,7 +24,8 @@ pub fn block_range(name: &str) -> Option<IpNet> {
     (block(range) == name).then_some(range)
 }
 
-/// Name of a node's claim on a block. Where it would be too long, the node's name is cut and a hash of the whole is put behind.
+/// Name of a node's affinity to a block. If it would be too long, the node's name is cut and a hash
+/// of the whole is appended.
 pub fn affinity(node: &str, cidr: IpNet) -> String {
     let block = block(cidr);
     let name = format!("{node}-{block}");
@@ -35,8 +36,8 @@ pub fn affinity(node: &str, cidr: IpNet) -> String {
     format!("{kept}-{block}-{}", short_hash(&format!("{node}+{block}")))
 }
 
-/// Labels of a node's claim on a block, by which a node finds its own without listing everybody's. Names of nodes can be longer than label
-/// values, so the label has a hash.
+/// Labels of a node's affinity to a block, by which a node finds its own without listing all. Names
+/// of nodes can be longer than label values, so the label holds a hash.
 pub fn affinity_labels(node: &str, cidr: IpNet) -> BTreeMap<String, String> {
     let version = match cidr {
         IpNet::V4(_) => "4",
@@ -76,7 +77,8 @@ pub fn hostname_hash(node: &str) -> String {
     text
 }
 
-/// Annotation of a handle: the node that writes it. Calico's programs pay no heed to it, and what they write has none.
+/// Annotation of a handle: the node that wrote it. Calico ignores it, and handles written by Calico
+/// have none.
 pub const ANNOTATION_HANDLE_NODE: &str = "margay.io/node";
 
 /// Name of a handle: in lower case, as object names must be.
@@ -129,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn long_claims_keep_the_range_readable() {
+    fn long_affinities_keep_the_range_readable() {
         let cidr: IpNet = "10.244.1.0/26".parse().expect("a range");
         let name = affinity(&"n".repeat(250), cidr);
         assert_eq!(name.len(), MAX_NAME - 1);
@@ -140,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_are_found_by_the_hash_of_the_node() {
+    fn affinities_are_found_by_the_hash_of_the_node() {
         let labels = affinity_labels("n1", "10.244.1.0/26".parse().expect("a range"));
         let shown: Vec<String> = labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
         assert_eq!(

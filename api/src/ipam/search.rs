@@ -1,11 +1,13 @@
-//! Which block a node claims next: the ranges of a pool in an order of the node's own, so that nodes that start together do not race for the same one.
+//! Order in which a node looks for blocks to claim: the ranges of a pool from a start that depends
+//! on the node's name, so that nodes that start together do not race for the same block.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
-/// The block-sized ranges of a pool, beginning at a place that depends on the node's name and wrapping around.
+/// Returns the block-sized ranges of a pool, from a start that depends on the node's name and
+/// wrapping around.
 pub fn candidates(pool: IpNet, block_size: u8, node: &str) -> impl Iterator<Item = IpNet> {
     let bits = u32::from(block_size.saturating_sub(pool.prefix_len())).min(63);
     let count = 1u64 << bits;
@@ -14,7 +16,8 @@ pub fn candidates(pool: IpNet, block_size: u8, node: &str) -> impl Iterator<Item
     (0..count).filter_map(move |step| subnet(pool, block_size, (start + step) % count))
 }
 
-/// Blocks in an order that depends on `seed` alone: those who look for room in others' blocks spread over them, and whoever asks again begins at the same one.
+/// Returns blocks in an order that depends on `seed` alone: nodes that borrow spread over the
+/// blocks of others, and a node that retries begins at the same one.
 pub fn shuffled(blocks: impl IntoIterator<Item = IpNet>, seed: &str) -> Vec<IpNet> {
     let key = |block: &IpNet| Sha256::digest(format!("{seed} {block}"));
     let mut keyed: Vec<_> = blocks.into_iter().map(|block| (key(&block), block)).collect();
@@ -52,7 +55,7 @@ mod tests {
     fn seeds_give_different_orders_of_the_same_blocks() {
         let pool: IpNet = "10.244.0.0/22".parse().expect("a range");
         let order = |seed: &str| shuffled(candidates(pool, 26, "n1"), seed);
-        assert_eq!(order("n1"), shuffled(candidates(pool, 26, "n2"), "n1"), "what comes in does not matter");
+        assert_eq!(order("n1"), shuffled(candidates(pool, 26, "n2"), "n1"), "the order of the input does not matter");
         assert_eq!(order("n1").into_iter().collect::<BTreeSet<_>>(), candidates(pool, 26, "n1").collect());
         let first: BTreeSet<IpNet> = (0..20).map(|n| order(&format!("n{n}"))[0]).collect();
         assert!(first.len() > 5, "{first:?}");

@@ -1,7 +1,9 @@
-//! Kubernetes' cluster-wide policies, `policy.networking.k8s.io` ClusterNetworkPolicy: the objects as users write them.
+//! Kubernetes' cluster-wide policies, `policy.networking.k8s.io` ClusterNetworkPolicy, as users
+//! write them.
 //!
-//! Their schema is that of the network-policy-api project, with its experimental fields for named ports and nodes. Types decode whatever an API
-//! server may hold, also one that serves a newer version of the kind; [`convert`] closes what is not understood.
+//! The schema is that of the network-policy-api project, with its experimental fields for named
+//! ports and nodes. Types decode whatever an API server may hold, including one that serves a newer
+//! version of the kind; [`convert`] fails closed on what it does not recognise.
 
 mod convert;
 
@@ -18,12 +20,12 @@ pub use convert::{key, policy};
 /// Name of the definition of the kind.
 pub const DEFINITION: &str = "clusternetworkpolicies.policy.networking.k8s.io";
 
-/// Tier of policies that nobody else's can overrule.
+/// Tier of policies that no other policy can override.
 pub const ADMIN_TIER: &str = "kube-admin";
-/// Tier of policies that every namespaced policy overrules.
+/// Tier of policies that every namespaced policy overrides.
 pub const BASELINE_TIER: &str = "kube-baseline";
 
-/// A policy of the whole cluster.
+/// Network policy for the whole cluster.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "policy.networking.k8s.io",
@@ -48,21 +50,21 @@ pub struct ClusterNetworkPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
     pub priority: Option<i32>,
-    /// Pods that the policy applies to: exactly one field is given.
+    /// Pods that the policy applies to: exactly one field must be set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "subject")]
     pub subject: Option<Peer>,
-    /// Rules for packets that come to the pods, in order. Without any, the policy says nothing about such packets.
+    /// Rules for packets to the pods, in order. Without any, the policy does not affect them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 25))]
     pub ingress: Vec<IngressRule>,
-    /// Rules for packets that leave the pods, in order. Without any, the policy says nothing about such packets.
+    /// Rules for packets from the pods, in order. Without any, the policy does not affect them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 25))]
     pub egress: Vec<EgressRule>,
 }
 
-/// What became of a policy.
+/// Observed state of the policy.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ClusterNetworkPolicyStatus {
     /// Conditions by type.
@@ -70,11 +72,11 @@ pub struct ClusterNetworkPolicyStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// A rule for packets that come to a pod.
+/// Rule for packets to a pod.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(extend("required" = ["action", "from"]))]
 pub struct IngressRule {
-    /// Name of the rule, for those who read about it.
+    /// Name of the rule, for information.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 100))]
     pub name: String,
@@ -82,11 +84,11 @@ pub struct IngressRule {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(extend("enum" = ["Accept", "Deny", "Pass"]))]
     pub action: String,
-    /// Where the packet comes from: any of these.
+    /// Sources of the packet: any of these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "ingress_peers")]
     pub from: Vec<Peer>,
-    /// What the packet is: any of these; without, anything.
+    /// Protocols and ports of the packet: any of these; unset means all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 25))]
     pub protocols: Vec<ProtocolMatch>,
@@ -96,7 +98,7 @@ pub struct IngressRule {
     pub unknown: BTreeMap<String, Value>,
 }
 
-/// A rule for packets that leave a pod.
+/// Rule for packets from a pod.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(extend("required" = ["action", "to"], "x-kubernetes-validations" = [{
     "rule": "!(self.to.exists(peer, has(peer.networks) || has(peer.nodes)) && has(self.protocols) \
@@ -104,7 +106,7 @@ pub struct IngressRule {
     "message": "networks and nodes have no named ports: give destinationPort in protocols, or write a rule of its own",
 }]))]
 pub struct EgressRule {
-    /// Name of the rule, for those who read about it.
+    /// Name of the rule, for information.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 100))]
     pub name: String,
@@ -112,11 +114,11 @@ pub struct EgressRule {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(extend("enum" = ["Accept", "Deny", "Pass"]))]
     pub action: String,
-    /// Where the packet goes to: any of these.
+    /// Destinations of the packet: any of these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "egress_peers")]
     pub to: Vec<Peer>,
-    /// What the packet is: any of these; without, anything.
+    /// Protocols and ports of the packet: any of these; unset means all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 25))]
     pub protocols: Vec<ProtocolMatch>,
@@ -126,7 +128,7 @@ pub struct EgressRule {
     pub unknown: BTreeMap<String, Value>,
 }
 
-/// Who: exactly one field is given. Subjects and sources are namespaces or pods only.
+/// Peer of a rule: exactly one field must be set. Subjects and sources are namespaces or pods only.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
 pub struct Peer {
@@ -139,7 +141,7 @@ pub struct Peer {
     /// Addresses of the nodes that match.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<LabelSelector>,
-    /// Ranges of addresses, of pods too.
+    /// Address ranges, which may include pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "networks")]
     pub networks: Option<Vec<String>>,
@@ -166,7 +168,7 @@ pub struct NamespacedPods {
     pub unknown: BTreeMap<String, Value>,
 }
 
-/// What a packet is: exactly one field is given.
+/// Protocol and port of a packet: exactly one field must be set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
@@ -180,7 +182,7 @@ pub struct ProtocolMatch {
     /// SCTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sctp: Option<TransportMatch>,
-    /// The port that the receiving pod declares under this name, with its protocol.
+    /// Named port of the receiving pod, with its protocol.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination_named_port: Option<String>,
     /// Fields that this version does not know.
@@ -194,7 +196,7 @@ pub struct ProtocolMatch {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("minProperties" = 1))]
 pub struct TransportMatch {
-    /// The port that the packet goes to.
+    /// Destination port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination_port: Option<PortMatch>,
     /// Fields that this version does not know.
@@ -203,15 +205,15 @@ pub struct TransportMatch {
     pub unknown: BTreeMap<String, Value>,
 }
 
-/// One port or several: exactly one field is given.
+/// One port or a range: exactly one field must be set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
 pub struct PortMatch {
-    /// This port.
+    /// A single port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub number: Option<i32>,
-    /// These ports.
+    /// A range of ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub range: Option<RangeMatch>,
     /// Fields that this version does not know.
@@ -253,7 +255,7 @@ fn networks(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// The schema of a peer with these fields only.
+/// Returns the schema of a peer with these fields only.
 fn peer(generator: &mut SchemaGenerator, fields: &[&str]) -> Value {
     let mut schema = Peer::json_schema(generator).to_value();
     if let Some(properties) = schema["properties"].as_object_mut() {

@@ -1,4 +1,4 @@
-//! Labels of namespaces and service accounts, as the endpoints in them inherit them, and label selectors.
+//! Labels of namespaces and service accounts as their endpoints inherit them, and label selectors.
 
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta};
@@ -7,13 +7,15 @@ use crate::meta::{LABEL_PARENT_NAME, Labels, NamespacedName};
 use crate::problem::Problems;
 use crate::selector::{Node, Selector, is_label_name};
 
-/// Name and labels of a namespace; the label with its name is always the true one, whatever a user wrote there.
+/// Returns name and labels of a namespace; the label with its name is always the true one, whatever
+/// a user wrote there.
 pub fn namespace(namespace: &Namespace) -> (String, Labels) {
     let name = namespace.metadata.name.clone().unwrap_or_default();
     (name, inherited(&namespace.metadata))
 }
 
-/// Name and labels of a service account; the label with its name is always the true one, whatever a user wrote there.
+/// Returns name and labels of a service account; the label with its name is always the true one,
+/// whatever a user wrote there.
 pub fn service_account(account: &ServiceAccount) -> (NamespacedName, Labels) {
     let metadata = &account.metadata;
     let key =
@@ -28,7 +30,8 @@ fn inherited(metadata: &ObjectMeta) -> Labels {
     labels
 }
 
-/// A Kubernetes label selector as one of ours; empty matches everything. `None`: it is not valid, with the reasons noted.
+/// Converts a Kubernetes label selector; empty matches everything. `None`: it is not valid, and the
+/// problems recorded.
 pub(crate) fn selector(problems: &mut Problems, field: &str, selector: &LabelSelector) -> Option<Selector> {
     let known = problems.len();
     let mut operands = Vec::new();
@@ -69,8 +72,9 @@ fn expression(problems: &mut Problems, at: &str, requirement: &LabelSelectorRequ
     }
 }
 
-/// Whether a selector of these has a text of its own. Sets are known by the text of their selector: a key that reads like a piece of one would
-/// make its set another's. The API server sees to it for its own kinds, and not for those that a definition describes.
+/// Returns true when a selector of these has an unambiguous text. IP sets are named by the text of
+/// their selector: a key that reads like a piece of one would turn its set into another's. The API
+/// server ensures this for built-in kinds, but not for those of a CRD.
 fn can_be_written<'a>(
     problems: &mut Problems,
     at: &str,

@@ -1,4 +1,4 @@
-//! Kubernetes' own kinds to the parsed forms.
+//! Conversion of Kubernetes' own kinds to the parsed forms.
 
 pub mod cnp;
 pub mod labels;

@@ -1,4 +1,5 @@
-//! Kubernetes network policies. All their rules allow, so leaving out one that is wrong can only close.
+//! Kubernetes network policies. All their rules allow, so leaving out an invalid one can only
+//! close.
 
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use k8s_openapi::api::networking::v1::{
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::limits::{Budget, Declared};
+use crate::limits::{Budget, PortOwner};
 use crate::meta::{LABEL_NAMESPACE, LABEL_ORCHESTRATOR, PREFIX_NAMESPACE};
 use crate::network::parse_net;
 use crate::policy::{Order, Policy, PolicyKey, PolicyKind, Traffic};
@@ -20,16 +21,16 @@ use crate::v3::policy::DEFAULT_TIER;
 use super::labels;
 use super::pod::{ORCHESTRATOR, protocol};
 
-/// Place of Kubernetes policies in the default tier, as Calico has it.
+/// Order of Kubernetes policies in the default tier (libcalico-go's conversion package, 1000).
 pub const ORDER: f64 = 1000.0;
 
-/// Identity of the policy.
+/// Returns the identity of the policy.
 pub fn key(policy: &NetworkPolicy) -> PolicyKey {
     PolicyKey::of(PolicyKind::KubernetesNetworkPolicy, &policy.metadata)
 }
 
-/// Parses a policy. In a refusal, what is enforced is the policy without what is wrong in it; where the pods that it selects are not known, none of
-/// its rules is, for all pods of its namespace.
+/// Parses a policy. A refusal carries the policy without its invalid parts; if the pods that it
+/// selects are not known, it carries no rules and applies to all pods of its namespace.
 pub fn policy(policy: &NetworkPolicy) -> Result<(PolicyKey, Policy), Refusal> {
     let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
     let parsed = match &policy.spec {
@@ -39,7 +40,7 @@ pub fn policy(policy: &NetworkPolicy) -> Result<(PolicyKey, Policy), Refusal> {
     parsed.map(|parsed| (key(policy), parsed))
 }
 
-/// Parses the specification of a policy of that namespace.
+/// Parses the spec of a policy of that namespace.
 pub fn spec(namespace: &str, spec: &NetworkPolicySpec) -> Result<Policy, Refusal> {
     let mut problems = Problems::default();
     let pods = spec.pod_selector.clone().unwrap_or_default();
@@ -49,26 +50,27 @@ pub fn spec(namespace: &str, spec: &NetworkPolicySpec) -> Result<Policy, Refusal
     let mut ingress = Vec::new();
     for (index, rule) in spec.ingress.iter().flatten().enumerate() {
         let at = format!("spec.ingress[{index}]");
-        if !budget.has_room(&mut problems, &at, apart(&rule.from), rule.ports.as_ref().map_or(0, Vec::len)) {
+        if !budget.has_room(&mut problems, &at, count_unmergeable(&rule.from), rule.ports.as_ref().map_or(0, Vec::len))
+        {
             continue;
         }
         let peers = peers(&mut problems, namespace, &format!("{at}.from"), &rule.from);
         let ports = ports(&mut problems, &at, &rule.ports);
         let lists = ports.iter().map(|ports| &*ports.ports);
-        if budget.takes_pairs(&mut problems, &at, &peers, lists, Declared::ByOwn) {
+        if budget.charge_pairs(&mut problems, &at, &peers, lists, PortOwner::Endpoint) {
             ingress.extend(product(&peers, &ports, |peer, local| (peer, local)));
         }
     }
     let mut egress = Vec::new();
     for (index, rule) in spec.egress.iter().flatten().enumerate() {
         let at = format!("spec.egress[{index}]");
-        if !budget.has_room(&mut problems, &at, apart(&rule.to), rule.ports.as_ref().map_or(0, Vec::len)) {
+        if !budget.has_room(&mut problems, &at, count_unmergeable(&rule.to), rule.ports.as_ref().map_or(0, Vec::len)) {
             continue;
         }
         let peers = peers(&mut problems, namespace, &format!("{at}.to"), &rule.to);
         let ports = ports(&mut problems, &at, &rule.ports);
         let lists = ports.iter().map(|ports| &*ports.ports);
-        if budget.takes_pairs(&mut problems, &at, &peers, lists, Declared::ByPeers) {
+        if budget.charge_pairs(&mut problems, &at, &peers, lists, PortOwner::Peer) {
             egress.extend(product(&peers, &ports, |peer, local| {
                 let destination = EntityMatch { ports: local.ports, ..peer };
                 (EntityMatch::default(), destination)
@@ -86,7 +88,7 @@ pub fn spec(namespace: &str, spec: &NetworkPolicySpec) -> Result<Policy, Refusal
         ingress,
         egress,
     };
-    // All rules allow, and whom they would allow something to is not known.
+    // All rules allow, and without the selector it is not known for which pods.
     let closed = |parsed| match is_known {
         true => Some(parsed),
         false => Some(Policy { ingress: Vec::new(), egress: Vec::new(), ..parsed }),
@@ -94,7 +96,7 @@ pub fn spec(namespace: &str, spec: &NetworkPolicySpec) -> Result<Policy, Refusal
     problems.finish(parsed, closed).map_err(|refusal| refusal.or_former(!is_known))
 }
 
-/// Pods of that namespace that match.
+/// Selects the pods of that namespace that match.
 fn in_namespace(namespace: &str, pods: Selector) -> Selector {
     let own = Node::Equals(LABEL_NAMESPACE.to_owned(), namespace.to_owned());
     Selector::and([own.into(), is_pod(), pods])
@@ -124,8 +126,9 @@ fn directions(problems: &mut Problems, spec: &NetworkPolicySpec) -> (bool, bool)
     applies
 }
 
-/// The rules of all pairs of a peer and the ports of a protocol. `sides` makes source and destination from the peer and from an entity that has
-/// the ports: ports are always those of the destination.
+/// Returns the rules of all pairs of a peer and the ports of a protocol. `sides` makes source and
+/// destination from the peer and from an entity that has the ports: ports are always those of the
+/// destination.
 fn product(
     peers: &[EntityMatch],
     ports: &[Ports],
@@ -140,8 +143,8 @@ fn product(
     pairs.map(rule).collect()
 }
 
-/// What a rule says about peers: one entry for each that is sound, or one that restricts nothing if none is named. All ranges without exceptions are one
-/// entry, at the place of the first.
+/// Converts the peers of a rule: one entry for each valid one, or one that matches everything if
+/// none is listed. All ranges without exceptions become one entry, at the position of the first.
 fn peers(
     problems: &mut Problems,
     namespace: &str,
@@ -168,16 +171,16 @@ fn peers(
     }
 }
 
-/// Peers that cannot be one with others.
-fn apart(peers: &Option<Vec<NetworkPolicyPeer>>) -> usize {
-    let is_apart = |peer: &&NetworkPolicyPeer| match &peer.ip_block {
+/// Counts peers that cannot be merged with others.
+fn count_unmergeable(peers: &Option<Vec<NetworkPolicyPeer>>) -> usize {
+    let is_unmergeable = |peer: &&NetworkPolicyPeer| match &peer.ip_block {
         Some(block) => block.except.as_ref().is_some_and(|except| !except.is_empty()),
         None => true,
     };
-    peers.iter().flatten().filter(is_apart).count()
+    peers.iter().flatten().filter(is_unmergeable).count()
 }
 
-/// Whether the peer is ranges without exceptions.
+/// Returns true for ranges without exceptions.
 fn is_plain(peer: &EntityMatch) -> bool {
     !peer.nets.is_empty() && peer.not_nets.is_empty()
 }
@@ -197,7 +200,12 @@ fn peer(problems: &mut Problems, namespace: &str, at: &str, peer: &NetworkPolicy
         return ip_block_match(problems, &format!("{at}.ipBlock"), block);
     }
     if namespace_selector.is_none() && pod_selector.is_none() {
-        problems.add(at, "{}", "a peer that names nobody", "give a podSelector, namespaceSelector or ipBlock");
+        problems.add(
+            at,
+            "{}",
+            "a peer without selectors or ranges",
+            "give a podSelector, namespaceSelector or ipBlock",
+        );
         return None;
     }
     let namespaces = match namespace_selector {
@@ -250,7 +258,8 @@ struct Ports {
     ports: Arc<[Port]>,
 }
 
-/// What a rule says about ports: one entry for each protocol that is named in a sound way, or one that restricts nothing if none is named.
+/// Converts the ports of a rule: one entry for each protocol that is listed validly, or one that
+/// matches everything if none is listed.
 fn ports(problems: &mut Problems, at: &str, ports: &Option<Vec<NetworkPolicyPort>>) -> Vec<Ports> {
     let ports = match ports.as_deref() {
         None | Some([]) => {
@@ -268,7 +277,8 @@ fn ports(problems: &mut Problems, at: &str, ports: &Option<Vec<NetworkPolicyPort
             let mut of_protocol =
                 sound.iter().filter(|(found, _)| *found == protocol).map(|(_, port)| port.clone()).peekable();
             of_protocol.peek()?;
-            // One entry without a port means all ports of the protocol, whatever the others say.
+            // One entry without a port means all ports of the protocol, whatever the other entries
+            // list.
             let ports: Option<Vec<Port>> = of_protocol.collect();
             Some(Ports { protocol: Some(protocol), ports: ports.unwrap_or_default().into() })
         })

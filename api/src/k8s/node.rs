@@ -1,4 +1,4 @@
-//! Nodes: where they are, and where their tunnels end.
+//! Nodes: their addresses and VXLAN tunnel endpoints.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -12,8 +12,9 @@ use crate::meta::{
 };
 use crate::network::{NodeInfo, Standing, Vtep};
 
-/// What others need to know about a node. Without the agent's annotations its address is the kubelet's, in a subnet of its own, so that packets
-/// to it are never sent unencapsulated by a guess.
+/// Reads the addresses and the tunnel of a node. Without the agent's annotations its address is the
+/// one that kubelet reports, with a full prefix, so that packets to it are never sent
+/// unencapsulated because of a guessed subnet.
 pub fn node_info(node: &Node) -> NodeInfo {
     let annotation = |name: &str| {
         let annotations = node.metadata.annotations.as_ref()?;
@@ -42,7 +43,7 @@ pub fn node_info(node: &Node) -> NodeInfo {
     }
 }
 
-/// What kubelet reports, of one type.
+/// Returns the addresses of one type that kubelet reports.
 fn addresses<'a>(node: &'a Node, kind: &'a str) -> impl Iterator<Item = &'a str> {
     let all = node.status.iter().flat_map(|status| &status.addresses).flatten();
     all.filter(move |address| address.type_ == kind).map(|address| address.address.as_str())

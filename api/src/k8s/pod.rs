@@ -1,4 +1,4 @@
-//! Pods as workload endpoints.
+//! Conversion of pods to workload endpoints.
 
 use std::net::IpAddr;
 
@@ -11,14 +11,15 @@ use crate::meta::{
 };
 use crate::rule::Protocol;
 
-/// On mirrors of static pods: the uid of the static pod.
+/// Annotation of the mirror pod of a static pod: the uid that kubelet uses.
 const ANNOTATION_MIRROR: &str = "kubernetes.io/config.mirror";
 /// Value of the orchestrator label of pods.
 pub const ORCHESTRATOR: &str = "k8s";
-/// Service account names from this length on are not put into a label, because label values are shorter.
+/// Names of service accounts of at least this length are not put into a label, because label values
+/// are shorter (Kubernetes: 63).
 const MAX_ACCOUNT_LABEL: usize = 63;
 
-/// The pod as an endpoint; `None` if it has no network of its own or is not scheduled yet.
+/// Converts a pod; `None` if it uses the host's network or is not scheduled yet.
 pub fn workload_endpoint(pod: &Pod) -> Option<(EndpointKey, WorkloadEndpoint)> {
     let spec = pod.spec.as_ref()?;
     let node = spec.node_name.clone().filter(|node| !node.is_empty())?;
@@ -41,13 +42,15 @@ pub fn workload_endpoint(pod: &Pod) -> Option<(EndpointKey, WorkloadEndpoint)> {
     Some((key, endpoint))
 }
 
-/// The uid that kubelet gives to the runtime. Of a static pod that is the hash of its file, and what the API server has is a mirror with a uid of its own.
+/// Returns the uid that kubelet passes to the container runtime. For a static pod that is the hash
+/// of its file; the object in the API is a mirror with a uid of its own.
 fn uid(pod: &Pod) -> String {
     let mirrored = annotation(pod, ANNOTATION_MIRROR).filter(|uid| !uid.is_empty()).map(str::to_owned);
     mirrored.or_else(|| pod.metadata.uid.clone()).unwrap_or_default()
 }
 
-/// The pod's labels, with those that name what it is: they are ours, whatever a user wrote there.
+/// Returns the pod's labels and those that identify it; the latter are ours, whatever a user wrote
+/// there.
 fn labels(pod: &Pod, key: &EndpointKey, service_account: &str) -> Labels {
     let mut labels = without_reserved(pod.metadata.labels.iter().flatten());
     labels.insert(LABEL_NAMESPACE.to_owned(), key.namespace.clone());
@@ -58,7 +61,7 @@ fn labels(pod: &Pod, key: &EndpointKey, service_account: &str) -> Labels {
     labels
 }
 
-/// A finished pod keeps its object but no longer its addresses: somebody else may have them.
+/// A finished pod keeps its object but not its addresses: another pod may have them.
 fn is_finished(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     let released = annotation(pod, ANNOTATION_POD_IP).is_some_and(str::is_empty);
@@ -66,8 +69,9 @@ fn is_finished(pod: &Pod) -> bool {
         || (pod.metadata.deletion_timestamp.is_some() && released)
 }
 
-/// What kubelet reports counts. Annotations, which are written as soon as an address is given, count until then: users may come to write
-/// them, and must not give a running pod another's address. What a pod's own node says about it is put over both, by typha.
+/// Kubelet's report takes precedence. Annotations, which are written as soon as an address is
+/// assigned, count until then: users may be able to write them, and must not give a running pod the
+/// address of another one. The report of the pod's own node overrides both, in typha.
 fn addresses(pod: &Pod) -> Vec<IpAddr> {
     let reported = reported(pod);
     if !reported.is_empty() {
@@ -91,7 +95,7 @@ fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
     annotations.get(name).map(String::as_str)
 }
 
-/// An address with or without a prefix length.
+/// Parses an address with or without a prefix length.
 fn address(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let address = text.split_once('/').map_or(text, |(address, _)| address);
@@ -113,7 +117,7 @@ fn named_ports<'a>(containers: impl Iterator<Item = &'a Container>) -> Vec<Named
     ports
 }
 
-/// A transport protocol as Kubernetes names it; TCP if it names none.
+/// Parses a transport protocol by its name in Kubernetes; TCP if there is none.
 pub(super) fn protocol(name: Option<&str>) -> Option<Protocol> {
     match name.unwrap_or("TCP") {
         "" | "TCP" => Some(Protocol::TCP),

@@ -1,4 +1,4 @@
-//! Endpoint slices as backends of Services.
+//! Conversion of EndpointSlices to backends of Services.
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
@@ -10,15 +10,15 @@ use super::pod::protocol;
 /// Label of a slice: its Service.
 const LABEL_SERVICE: &str = "kubernetes.io/service-name";
 
-/// The Service that a slice belongs to; `None` for slices of nobody.
+/// Returns the Service that a slice belongs to; `None` if it belongs to none.
 pub fn service_of(slice: &EndpointSlice) -> Option<NamespacedName> {
     let name = slice.metadata.labels.as_ref()?.get(LABEL_SERVICE)?;
     let namespace = slice.metadata.namespace.clone()?;
     (!name.is_empty()).then(|| NamespacedName::new(namespace, name))
 }
 
-/// Backends in a slice, whether ready or not: a policy does not follow readiness, or connections would break when it flaps.
-/// Slices of names instead of addresses have none.
+/// Returns the backends of a slice, ready or not: if policies followed readiness, a flapping probe
+/// would break established connections. Slices of host names have none.
 pub fn backends(slice: &EndpointSlice) -> Vec<Backend> {
     let ports = || {
         slice.ports.iter().flatten().filter_map(|port| {

@@ -1,4 +1,4 @@
-//! Calico's selector language: text to tree, tree to verdict, canonical text and id.
+//! Calico's selector language: parser, evaluation, canonical text and id.
 
 mod parse;
 mod pattern;
@@ -17,12 +17,13 @@ pub use parse::{MAX_DEPTH, MAX_LABEL, SelectorError, is_label_name};
 pub use pattern::cel;
 pub use restrict::Restriction;
 
-/// One operation of a selector.
+/// A node of a selector's expression tree.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Node {
     /// `all()`.
     All,
-    /// `global()`: true; what it means for namespaces comes from the rewrite when a policy is parsed.
+    /// `global()`: always true; its meaning for namespaces comes from the rewrite when a policy is
+    /// parsed.
     Global,
     /// `has(label)`.
     Has(String),
@@ -51,38 +52,41 @@ pub enum Node {
 /// A parsed selector. Its `Display` is the canonical text, which parses to the same selector.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Selector {
-    /// The tree, as written: the order of operands is kept because ids depend on it.
+    /// Expression tree as written: the order of operands is kept because ids depend on it.
     pub root: Node,
 }
 
 impl Selector {
-    /// The selector that matches everything.
+    /// Returns the selector that matches everything.
     pub fn all() -> Self {
         Self { root: Node::All }
     }
 
-    /// The selector that matches nothing: what a reference that cannot be resolved becomes.
+    /// Returns the selector that matches nothing, used for references that cannot be resolved.
     pub fn none() -> Self {
         Self { root: Node::Not(Box::new(Node::All)) }
     }
 
-    /// Whether something with these labels matches.
+    /// Returns true when an object with these labels matches.
     pub fn matches(&self, labels: &Labels) -> bool {
         self.root.matches(labels)
     }
 
-    /// The id that Calico derives names of IP sets from: `s:` and SHA-224 of the canonical text, as unpadded URL-safe base64.
+    /// Returns the id from which Calico derives names of IP sets: `s:` and SHA-224 of the canonical
+    /// text, as unpadded URL-safe base64.
     pub fn id(&self) -> String {
         let hash = Sha224::digest(format!("s:{self}"));
         format!("s:{}", URL_SAFE_NO_PAD.encode(hash))
     }
 
-    /// The same selector over labels that carry `prefix`: how inherited labels of namespaces and service accounts are asked for.
+    /// Returns the same selector over labels with `prefix`, as labels inherited from namespaces and
+    /// service accounts have it.
     pub fn with_prefix(&self, prefix: &str) -> Self {
         Self { root: self.root.with_prefix(prefix) }
     }
 
-    /// The conjunction: parts that say nothing are dropped and conjunctions are flattened, so that equal meanings share an id more often.
+    /// Returns the conjunction. `all()` is dropped and conjunctions are flattened, so that equal
+    /// meanings share an id more often.
     pub fn and(parts: impl IntoIterator<Item = Selector>) -> Self {
         let mut operands: Vec<Node> = Vec::new();
         for part in parts {
@@ -113,7 +117,7 @@ impl From<Node> for Selector {
 }
 
 impl Node {
-    /// Whether something with these labels matches.
+    /// Returns true when an object with these labels matches.
     pub fn matches(&self, labels: &Labels) -> bool {
         let value = |label: &String| labels.get(label);
         match self {
@@ -132,7 +136,7 @@ impl Node {
         }
     }
 
-    /// Whether `global()` occurs anywhere.
+    /// Returns true when `global()` occurs anywhere.
     pub fn uses_global(&self) -> bool {
         match self {
             Self::Global => true,

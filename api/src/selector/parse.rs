@@ -1,24 +1,25 @@
-//! Text to tree. One pass, no separate token list: what a word means depends on whether a label stands before it.
+//! Recursive descent parser without a token list: the meaning of a keyword depends on whether a
+//! label precedes it.
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
 use super::{Node, Selector};
 
-/// Longest label name, in characters.
+/// Maximum length of a label name, in characters.
 pub const MAX_LABEL: usize = 512;
-/// Deepest nesting of parentheses; bounds the stack that hostile text can use.
+/// Maximum nesting of parentheses, which bounds the stack that hostile text can use.
 pub const MAX_DEPTH: usize = 128;
 
-/// Why a text is not a selector.
+/// Syntax error of a selector.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("at character {position}: {rule}; {remedy}")]
 pub struct SelectorError {
-    /// Where, in characters, counted from 1.
+    /// Position in characters, counted from 1.
     pub position: usize,
-    /// What is demanded there, and what was found.
+    /// Expected syntax, and what was found instead.
     pub rule: String,
-    /// What to write instead.
+    /// Correction for the user.
     pub remedy: &'static str,
 }
 
@@ -30,7 +31,7 @@ impl Selector {
         if parser.rest().is_empty() {
             return Ok(Self::all());
         }
-        let root = parser.or()?;
+        let root = parser.parse_or()?;
         if !parser.rest().is_empty() {
             return Err(parser.error(
                 "expected `&&`, `||` or the end",
@@ -61,8 +62,8 @@ enum Operator {
     EndsWith,
 }
 
-/// Word operators; the parts may be written with or without blanks between them.
-const WORD_OPERATORS: [(&[&str], Operator); 5] = [
+/// Operators that are keywords; their parts may be written with or without blanks in between.
+const KEYWORD_OPERATORS: [(&[&str], Operator); 5] = [
     (&["not", "in"], Operator::NotIn),
     (&["in"], Operator::In),
     (&["contains"], Operator::Contains),
@@ -78,15 +79,15 @@ struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
-    fn or(&mut self) -> Result<Node, SelectorError> {
-        self.chain("||", Self::and, Node::Or)
+    fn parse_or(&mut self) -> Result<Node, SelectorError> {
+        self.parse_chain("||", Self::parse_and, Node::Or)
     }
 
-    fn and(&mut self) -> Result<Node, SelectorError> {
-        self.chain("&&", Self::unary, Node::And)
+    fn parse_and(&mut self) -> Result<Node, SelectorError> {
+        self.parse_chain("&&", Self::parse_unary, Node::And)
     }
 
-    fn chain(
+    fn parse_chain(
         &mut self,
         operator: &str,
         operand: fn(&mut Self) -> Result<Node, SelectorError>,
@@ -103,37 +104,37 @@ impl<'a> Parser<'a> {
         Ok(group(operands))
     }
 
-    fn unary(&mut self) -> Result<Node, SelectorError> {
+    fn parse_unary(&mut self) -> Result<Node, SelectorError> {
         let mut negated = false;
         while self.take("!") {
             negated = !negated;
         }
-        Ok(match (self.primary()?, negated) {
+        Ok(match (self.parse_primary()?, negated) {
             (node, false) => node,
             (Node::Not(operand), true) => *operand,
             (node, true) => Node::Not(Box::new(node)),
         })
     }
 
-    fn primary(&mut self) -> Result<Node, SelectorError> {
+    fn parse_primary(&mut self) -> Result<Node, SelectorError> {
         if self.rest().starts_with('(') {
-            return self.group();
+            return self.parse_group();
         }
-        for (word, node) in [("all(", Node::All), ("global(", Node::Global)] {
-            if self.take(word) {
-                self.close()?;
+        for (keyword, node) in [("all(", Node::All), ("global(", Node::Global)] {
+            if self.take(keyword) {
+                self.expect_close()?;
                 return Ok(node);
             }
         }
         if self.take("has(") {
-            let label = self.label()?;
-            self.close()?;
+            let label = self.parse_label()?;
+            self.expect_close()?;
             return Ok(Node::Has(label));
         }
-        self.operation()
+        self.parse_operation()
     }
 
-    fn group(&mut self) -> Result<Node, SelectorError> {
+    fn parse_group(&mut self) -> Result<Node, SelectorError> {
         if self.depth == MAX_DEPTH {
             return Err(self.error(
                 &format!("parentheses nest at most {MAX_DEPTH} deep"),
@@ -142,26 +143,26 @@ impl<'a> Parser<'a> {
         }
         self.take("(");
         self.depth += 1;
-        let node = self.or()?;
-        self.close()?;
+        let node = self.parse_or()?;
+        self.expect_close()?;
         self.depth -= 1;
         Ok(node)
     }
 
-    fn operation(&mut self) -> Result<Node, SelectorError> {
-        let label = self.label()?;
-        Ok(match self.operator()? {
-            Operator::Equals => Node::Equals(label, self.literal()?),
-            Operator::NotEquals => Node::NotEquals(label, self.literal()?),
-            Operator::Contains => Node::Contains(label, self.literal()?),
-            Operator::StartsWith => Node::StartsWith(label, self.literal()?),
-            Operator::EndsWith => Node::EndsWith(label, self.literal()?),
-            Operator::In => Node::In(label, self.set()?),
-            Operator::NotIn => Node::NotIn(label, self.set()?),
+    fn parse_operation(&mut self) -> Result<Node, SelectorError> {
+        let label = self.parse_label()?;
+        Ok(match self.parse_operator()? {
+            Operator::Equals => Node::Equals(label, self.parse_literal()?),
+            Operator::NotEquals => Node::NotEquals(label, self.parse_literal()?),
+            Operator::Contains => Node::Contains(label, self.parse_literal()?),
+            Operator::StartsWith => Node::StartsWith(label, self.parse_literal()?),
+            Operator::EndsWith => Node::EndsWith(label, self.parse_literal()?),
+            Operator::In => Node::In(label, self.parse_set()?),
+            Operator::NotIn => Node::NotIn(label, self.parse_set()?),
         })
     }
 
-    fn label(&mut self) -> Result<String, SelectorError> {
+    fn parse_label(&mut self) -> Result<String, SelectorError> {
         let rest = self.rest();
         let length = rest.find(|c: char| !is_of_label(c)).unwrap_or(rest.len());
         if length == 0 {
@@ -179,15 +180,15 @@ impl<'a> Parser<'a> {
         Ok(rest[..length].to_owned())
     }
 
-    fn operator(&mut self) -> Result<Operator, SelectorError> {
+    fn parse_operator(&mut self) -> Result<Operator, SelectorError> {
         if self.take("==") {
             return Ok(Operator::Equals);
         }
         if self.take("!=") {
             return Ok(Operator::NotEquals);
         }
-        for (words, operator) in WORD_OPERATORS {
-            if self.take_words(words) {
+        for (keywords, operator) in KEYWORD_OPERATORS {
+            if self.take_keywords(keywords) {
                 return Ok(operator);
             }
         }
@@ -197,14 +198,14 @@ impl<'a> Parser<'a> {
         ))
     }
 
-    fn set(&mut self) -> Result<BTreeSet<String>, SelectorError> {
+    fn parse_set(&mut self) -> Result<BTreeSet<String>, SelectorError> {
         let remedy = "write a set as {\"one\", \"other\"}";
         if !self.take("{") {
             return Err(self.error("expected `{` after `in`", remedy));
         }
         let mut values = BTreeSet::new();
         while !self.take("}") {
-            values.insert(self.literal()?);
+            values.insert(self.parse_literal()?);
             if !self.take(",") && !self.rest().starts_with('}') {
                 return Err(self.error("expected `,` or `}` in a set", remedy));
             }
@@ -212,7 +213,7 @@ impl<'a> Parser<'a> {
         Ok(values)
     }
 
-    fn literal(&mut self) -> Result<String, SelectorError> {
+    fn parse_literal(&mut self) -> Result<String, SelectorError> {
         let rest = self.rest();
         let remedy = "put values in single or double quotes; there are no escapes";
         let quote = match rest.chars().next() {
@@ -226,18 +227,19 @@ impl<'a> Parser<'a> {
         Ok(rest[1..=length].to_owned())
     }
 
-    fn close(&mut self) -> Result<(), SelectorError> {
+    fn expect_close(&mut self) -> Result<(), SelectorError> {
         if self.take(")") {
             return Ok(());
         }
         Err(self.error("expected `)`", "close every parenthesis that was opened"))
     }
 
-    /// Takes the words if they stand here, with any blanks between them and none of their kind of character behind.
-    fn take_words(&mut self, words: &[&str]) -> bool {
+    /// Consumes the keywords if they stand here, with any blanks in between and no further letter,
+    /// digit or underscore behind.
+    fn take_keywords(&mut self, keywords: &[&str]) -> bool {
         let mut rest = self.rest();
-        for word in words {
-            match rest.trim_start_matches(is_blank).strip_prefix(word) {
+        for keyword in keywords {
+            match rest.trim_start_matches(is_blank).strip_prefix(keyword) {
                 Some(behind) => rest = behind,
                 None => return false,
             }
@@ -279,7 +281,7 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// Whether the language has labels of this name.
+/// Returns true when the language allows a label of this name.
 pub fn is_label_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= MAX_LABEL && text.chars().all(is_of_label)
 }

@@ -1,45 +1,52 @@
-//! The selector language as a condition in CEL, so that the API server refuses at write what is not a selector.
+//! The selector language as a CEL expression, by which the API server refuses text that is not a
+//! selector when it is written.
 //!
-//! Without its parentheses the language is regular: operands and operators take turns, `!` and `(` stand before an operand, `)` behind one.
-//! What is left to check is that parentheses are balanced; those in values do not count. Everything that [`Selector::parse`](super::Selector::parse)
-//! takes meets the condition. What it refuses does not, but for parentheses that are out of order inside others, [`PASSES`] deep.
+//! Without parentheses the language is regular: operands and operators alternate, `!` and `(`
+//! precede an operand, `)` follows one. What remains is that parentheses must balance, except those
+//! in values. Every text that [`Selector::parse`](super::Selector::parse) accepts meets the
+//! condition. Text that it refuses does not, except for parentheses in the wrong order that are
+//! nested more than [`PASSES`] deep.
 //!
-//! An expression may cost a million units in Kubernetes 1.37 (`PerCallLimit` of apiserver/pkg/apis/cel), and a match costs a tenth of the text's length times a
-//! quarter of the pattern's. So most selectors, which compare one label with one value, are tried with a short pattern first.
+//! An expression may cost a million units in Kubernetes 1.37 (`PerCallLimit` of
+//! apiserver/pkg/apis/cel), and a match costs a tenth of the text's length times a quarter of the
+//! pattern's. Most selectors compare one label with one value, so a short pattern is tried first.
 
 use super::MAX_LABEL;
 
-/// Times that pairs of parentheses are taken out of each other.
+/// Number of times that innermost pairs of parentheses are removed.
 const PASSES: usize = 8;
 
-/// Blanks, of which there may be any number between two symbols.
+/// Blanks, any number of which may stand between two symbols.
 const BLANKS: &str = r"[ \t]*";
-/// A value in quotes, which are written by number, as the whole stands in quotes itself.
+/// A quoted value. Quotes are written by number, because the whole expression is quoted itself.
 const VALUE: &str = r"(?:\x27[^\x27]*\x27|\x22[^\x22]*\x22)";
 
+/// Returns a regular expression for a label name.
 fn label() -> String {
     format!("[A-Za-z0-9_./-]{{1,{MAX_LABEL}}}")
 }
 
-/// A regular expression for the comparison of one label with one value.
+/// Returns a regular expression for the comparison of one label with one value.
 fn comparison() -> String {
     let (w, label, value) = (BLANKS, label(), VALUE);
     format!("^{w}{label}{w}[=!]={w}{value}{w}$")
 }
 
-/// A regular expression in RE2's syntax for the language without the balance of parentheses.
+/// Returns a regular expression in RE2's syntax for the language without the balance of
+/// parentheses.
 fn expression() -> String {
     let (w, label, value) = (BLANKS, label(), VALUE);
     let set = format!(r"\{{{w}(?:{value}{w}(?:,{w}{value}{w})*(?:,{w})?)?\}}");
-    let word = format!(r"(?:not{w})?in{w}{set}|(?:contains|starts{w}with|ends{w}with){w}{value}");
-    // Names of labels are as long as can be, so that a word stands behind a blank.
-    let operation = format!(r"{label}(?:{w}[=!]={w}{value}|[ \t]+(?:{word}))");
+    let keyword = format!(r"(?:not{w})?in{w}{set}|(?:contains|starts{w}with|ends{w}with){w}{value}");
+    // Label names are greedy, so a keyword must follow a blank.
+    let operation = format!(r"{label}(?:{w}[=!]={w}{value}|[ \t]+(?:{keyword}))");
     let operand = format!(r"(?:(?:all|global)\({w}\)|has\({w}{label}{w}\)|{operation})");
     let term = format!(r"(?:[!(]{w})*{operand}{w}(?:\){w})*");
     format!(r"^{w}(?:{term}(?:(?:&&|\|\|){w}{term})*)?$")
 }
 
-/// A condition in CEL, with the string extensions and `findAll` of the API server, that holds where the string `text`, a variable, is a selector.
+/// Returns a CEL condition, with the string extensions and `findAll` of the API server, that holds
+/// when the variable `text` is a selector.
 pub fn cel(text: &str) -> String {
     let (comparison, expression) = (comparison(), expression());
     let pairs = ".replace('()', '')".repeat(PASSES);

@@ -1,4 +1,4 @@
-//! Canonical text of a selector. Ids are hashes of it, so it can never change.
+//! Canonical text of a selector. Ids are hashes of it, so it must never change.
 
 use std::fmt;
 

@@ -1,30 +1,32 @@
-//! What a selector demands of single labels: a necessary condition, from which indexes find candidates without trying every object.
+//! Restrictions of single labels: a necessary condition of a selector, from which indexes find
+//! candidates without trying every object.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Node, Selector};
 
-/// What must hold of one label wherever the selector matches.
+/// Condition on one label that holds wherever the selector matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Restriction {
-    /// The label is there.
+    /// The label is present.
     Present,
-    /// The label is not there.
+    /// The label is absent.
     Absent,
-    /// The label is there with one of these values; with none of them, the selector matches nothing.
+    /// The label has one of these values; an empty set means that the selector matches nothing.
     OneOf(BTreeSet<String>),
 }
 
 type Restrictions = BTreeMap<String, Restriction>;
 
 impl Selector {
-    /// What the selector demands of each label. Labels that are not in the map are free; an empty map restricts nothing.
+    /// Returns the restriction of each label. Labels that are not in the map are free; an empty map
+    /// restricts nothing.
     pub fn restrictions(&self) -> BTreeMap<String, Restriction> {
         of(&self.root, false)
     }
 }
 
-/// Restrictions of a node, or of its negation.
+/// Returns the restrictions of a node, or of its negation.
 fn of(node: &Node, negated: bool) -> Restrictions {
     use Restriction::{Absent, OneOf, Present};
     let single = |label: &String, restriction| Restrictions::from([(label.clone(), restriction)]);

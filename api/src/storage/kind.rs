@@ -1,36 +1,37 @@
-//! The kinds of Calico's data and what they are called in each storage.
+//! Kinds of Calico's data and their names in each storage.
 
 use kube::core::{ApiResource, GroupVersionKind};
 
 use super::Mode;
 
-/// How a kind's metadata is stored.
+/// Form in which a kind's metadata is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// In the annotation, without the name.
     Plain,
     /// In the annotation with the name, because the stored name can have a prefix.
     Policy,
-    /// As it is: programs only write it, users have no form of their own.
+    /// Unchanged: only programs write these kinds, and there is no user form.
     Ipam,
 }
 
-/// One kind.
+/// A kind of Calico's data.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Kind {
-    /// Name of the kind as users know it.
+    /// Kind in `projectcalico.org/v3`.
     pub kind: &'static str,
-    /// Name of the collection as users know it.
+    /// Plural in `projectcalico.org/v3`.
     pub plural: &'static str,
-    /// Name of the kind in the older storage.
+    /// Kind in `crd.projectcalico.org/v1`.
     pub stored_kind: &'static str,
-    /// Name of the collection in the older storage.
+    /// Plural in `crd.projectcalico.org/v1`.
     pub stored_plural: &'static str,
-    /// Whether its objects live in namespaces.
+    /// True for namespaced kinds.
     pub namespaced: bool,
-    /// Whether clusters have it since Calico v3.16 (of 2020), whose manifest installs fifteen kinds; the others came later.
+    /// True for the fifteen kinds that clusters have had since Calico v3.16 (2020); the others came
+    /// later.
     pub classic: bool,
-    /// How its metadata is stored.
+    /// Form in which its metadata is stored.
     pub class: Class,
 }
 
@@ -74,22 +75,22 @@ pub static ALL: &[Kind] = &[
 ];
 
 impl Kind {
-    /// The kind that users know by that name.
+    /// Returns the kind of that name in `projectcalico.org/v3`.
     pub fn of(name: &str) -> Option<&'static Self> {
         ALL.iter().find(|kind| kind.kind == name)
     }
 
-    /// The kind whose collection users know by that name.
+    /// Returns the kind of that plural in `projectcalico.org/v3`.
     pub fn of_plural(plural: &str) -> Option<&'static Self> {
         ALL.iter().find(|kind| kind.plural == plural)
     }
 
-    /// The kind that is served at a path of the users' form, such as `/apis/projectcalico.org/v3/ippools`.
+    /// Returns the kind served at a path such as `/apis/projectcalico.org/v3/ippools`.
     pub fn of_path(path: &str) -> Option<&'static Self> {
         Self::of_plural(path.strip_prefix("/apis/")?.strip_prefix(&*Mode::V3.api_version())?.strip_prefix('/')?)
     }
 
-    /// Name of the collection in that storage.
+    /// Returns its plural in that storage.
     pub fn plural_in(&self, mode: Mode) -> &'static str {
         match mode {
             Mode::V1 => self.stored_plural,
@@ -97,7 +98,7 @@ impl Kind {
         }
     }
 
-    /// Name of the kind in that storage.
+    /// Returns its kind in that storage.
     pub fn kind_in(&self, mode: Mode) -> &'static str {
         match mode {
             Mode::V1 => self.stored_kind,
@@ -105,12 +106,12 @@ impl Kind {
         }
     }
 
-    /// Where the API serves all objects of the kind.
+    /// Returns the API path of all objects of the kind.
     pub fn path(&self, mode: Mode) -> String {
         format!("/apis/{}/{}", mode.api_version(), self.plural_in(mode))
     }
 
-    /// The kind as a client of the API names it.
+    /// Returns the resource for an API client.
     pub fn resource(&self, mode: Mode) -> ApiResource {
         let names = GroupVersionKind::gvk(mode.group(), mode.version(), self.kind_in(mode));
         ApiResource::from_gvk_with_plural(&names, self.plural_in(mode))

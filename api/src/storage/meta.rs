@@ -1,12 +1,12 @@
-//! Metadata: kept as text in one annotation, with a few parts outside.
+//! Metadata of the older storage: text in one annotation, except for a few fields.
 
 use serde_json::{Map, Value};
 
 use super::kind::{Class, Kind};
-use super::{Fault, Mode, fault, name, uid};
+use super::{Mode, StorageError, error, name, uid};
 use crate::problem::Problem;
 
-/// Annotation of the older storage with the users' metadata as JSON.
+/// Annotation with the user's metadata as JSON (libcalico-go, `projectcalico.org/metadata`).
 pub const METADATA: &str = "projectcalico.org/metadata";
 
 /// Fields in the order in which they are written, so that equal metadata is equal text.
@@ -26,18 +26,18 @@ const ORDER: [&str; 12] = [
 ];
 /// Fields that stay outside the annotation.
 const OUTSIDE: [&str; 3] = ["namespace", "resourceVersion", "uid"];
-/// The time that a program writes which knows none.
+/// Go's zero time, which Calico writes where it knows no time.
 const NO_TIME: &str = "0001-01-01T00:00:00Z";
 
 type Fields = Map<String, Value>;
 
-/// Replaces the stored metadata by what users see.
+/// Replaces the stored metadata by the user's.
 pub(super) fn read(
     kind: &Kind,
     tier: Option<&str>,
     metadata: &mut Fields,
     problems: &mut Vec<Problem>,
-) -> Result<(), Fault> {
+) -> Result<(), StorageError> {
     if kind.class == Class::Ipam {
         return Ok(());
     }
@@ -53,7 +53,7 @@ pub(super) fn read(
     let stored_name = metadata.get("name").and_then(Value::as_str).unwrap_or_default();
     let named = kept.as_ref().and_then(|kept| kept.get("name")).and_then(Value::as_str);
     let name = match kind.class {
-        Class::Policy => name::seen(stored_name, named, tier),
+        Class::Policy => name::user_name(stored_name, named, tier),
         _ => stored_name.to_owned(),
     };
     if let Some(kept) = kept {
@@ -66,7 +66,7 @@ pub(super) fn read(
     Ok(())
 }
 
-/// The annotation's fields; nothing, and a problem, when it is not JSON of the right shape.
+/// Parses the annotation; nothing, and a problem, when it is not a JSON object.
 fn parse(text: &Value, problems: &mut Vec<Problem>) -> Option<Fields> {
     let why = match text.as_str().map(serde_json::from_str::<Value>) {
         Some(Ok(Value::Object(fields))) => return Some(fields),
@@ -76,16 +76,16 @@ fn parse(text: &Value, problems: &mut Vec<Problem>) -> Option<Fields> {
     };
     problems.push(Problem::new(
         format!("metadata.annotations[{METADATA}]"),
-        fault::cut(text.as_str().map_or_else(|| text.to_string(), str::to_owned)),
-        format!("{why}; labels and annotations in it are not seen"),
+        error::cut(text.as_str().map_or_else(|| text.to_string(), str::to_owned)),
+        format!("{why}; labels and annotations in it are ignored"),
         "write the object again with calicoctl, or delete the annotation",
     ));
     None
 }
 
-/// Puts the annotation's metadata in the place of the stored one, but for what lies outside of it. Labels and annotations of both are seen;
-/// the annotation wins.
-fn restore(metadata: &mut Fields, mut kept: Fields) -> Result<(), Fault> {
+/// Replaces the stored metadata by that of the annotation, except for the fields outside of it.
+/// Labels and annotations are merged; the annotation takes precedence.
+fn restore(metadata: &mut Fields, mut kept: Fields) -> Result<(), StorageError> {
     for reference in kept.get_mut("ownerReferences").and_then(Value::as_array_mut).into_iter().flatten() {
         rewrite(reference, &[&Mode::V1.api_version(), &Mode::V3.api_version()], Mode::V3)?;
     }
@@ -112,8 +112,8 @@ fn restore(metadata: &mut Fields, mut kept: Fields) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Replaces the users' metadata by the stored one.
-pub(super) fn write(kind: &Kind, metadata: &mut Fields) -> Result<(), Fault> {
+/// Replaces the user's metadata by the stored form.
+pub(super) fn write(kind: &Kind, metadata: &mut Fields) -> Result<(), StorageError> {
     if kind.class == Class::Ipam {
         return Ok(());
     }
@@ -145,8 +145,8 @@ pub(super) fn write(kind: &Kind, metadata: &mut Fields) -> Result<(), Fault> {
     Ok(())
 }
 
-/// An owner of the one form, where it is of one of those versions, as one of the other.
-fn rewrite(reference: &mut Value, of: &[&str], into: Mode) -> Result<(), Fault> {
+/// Translates an owner reference to one of the given versions into the other storage's form.
+fn rewrite(reference: &mut Value, of: &[&str], into: Mode) -> Result<(), StorageError> {
     let Some(fields) = reference.as_object_mut() else {
         return Ok(());
     };
@@ -162,7 +162,7 @@ fn rewrite(reference: &mut Value, of: &[&str], into: Mode) -> Result<(), Fault> 
     Ok(())
 }
 
-/// The metadata as text, fields in a fixed order, those that nobody knows at the end.
+/// Returns the metadata as text: known fields in a fixed order, then unknown ones.
 fn text(kept: &Fields) -> String {
     let known = ORDER.iter().filter_map(|field| kept.get_key_value(*field));
     let others = kept.iter().filter(|(field, _)| !ORDER.contains(&field.as_str()));
@@ -171,7 +171,7 @@ fn text(kept: &Fields) -> String {
     format!("{{{}}}", parts.join(","))
 }
 
-/// Labels or annotations that Calico's programs read in the older storage too.
+/// Returns the labels or annotations that Calico's programs read outside of the annotation too.
 fn ours(kept: &Fields, field: &str) -> Fields {
     let is_ours = |key: &str| key.contains("projectcalico.org/") || key.contains("operator.tigera.io/");
     let all = kept.get(field).and_then(Value::as_object).into_iter().flatten();

@@ -1,17 +1,19 @@
-//! Which of the two storages a cluster uses.
+//! Choice of the storage of a cluster.
 //!
-//! Decided once, when a program starts: what the API server says later, or fails to say, never moves a running program from one storage to the
-//! other, because two programs that write to different ones would hand out addresses twice.
+//! It is made once, when a program starts: later answers of the API server, or their absence, never
+//! move a running program to the other storage, because two programs that write to different ones
+//! would assign addresses twice.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A storage.
+/// Storage of Calico's data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
-    /// `crd.projectcalico.org/v1`: clusters that Calico has been on, users' metadata in an annotation.
+    /// `crd.projectcalico.org/v1`: clusters on which Calico has run, with users' metadata in an
+    /// annotation.
     V1,
-    /// `projectcalico.org/v3`: the kinds that users know are stored as they are.
+    /// `projectcalico.org/v3`: objects are stored as users write them.
     #[default]
     V3,
 }
@@ -33,7 +35,7 @@ impl Mode {
         }
     }
 
-    /// `group/version`; also the value of the setting `CALICO_API_GROUP`.
+    /// Returns `group/version`, which is also the value of the setting `CALICO_API_GROUP`.
     pub fn api_version(self) -> String {
         format!("{}/{}", self.group(), self.version())
     }
@@ -48,39 +50,41 @@ impl fmt::Display for Mode {
 /// A setting that names no storage.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?}: not a storage of Calico's data; use projectcalico.org/v3 or crd.projectcalico.org/v1, or leave it out to have it found"
+    "{0:?}: not a storage of Calico's data; use projectcalico.org/v3 or crd.projectcalico.org/v1, or leave it unset for detection"
 )]
-pub struct NoMode(String);
+pub struct ModeError(String);
 
 impl FromStr for Mode {
-    type Err = NoMode;
+    type Err = ModeError;
 
-    fn from_str(text: &str) -> Result<Self, NoMode> {
+    fn from_str(text: &str) -> Result<Self, ModeError> {
         let all = [Self::V1, Self::V3];
-        all.into_iter().find(|mode| mode.api_version() == text).ok_or_else(|| NoMode(text.to_owned()))
+        all.into_iter().find(|mode| mode.api_version() == text).ok_or_else(|| ModeError(text.to_owned()))
     }
 }
 
-/// A storage, and why it is that one.
+/// The chosen storage and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
     /// The storage.
     pub mode: Mode,
-    /// Why, for the log.
+    /// Reason, for the log.
     pub reason: String,
 }
 
-/// What is known when the decision is made.
+/// Facts that the choice depends on.
 #[derive(Clone, Debug, Default)]
 pub struct Evidence {
     /// Names of all API groups that the API server serves.
     pub groups: Vec<String>,
-    /// Phase of the DatastoreMigration, if there is one. Only the operator looks: it tells the others by their setting.
+    /// Phase of the DatastoreMigration, if there is one. Only the operator reads it; the others get
+    /// the result as a setting.
     pub migration: Option<String>,
 }
 
-/// Decides as Calico does: the newer storage only where it is served and the older one is not; where both are served the data is in the older
-/// one, unless a migration has moved it. A cluster with neither is a fresh one, whose definitions are being installed: the newer.
+/// Chooses as Calico does: the newer storage only where it alone is served; where both are served
+/// the data is in the older one, unless a migration has moved it. A cluster that serves neither is
+/// a new one whose CRDs are being installed: the newer.
 pub fn decide(evidence: &Evidence) -> Decision {
     let serves = |mode: Mode| evidence.groups.iter().any(|group| group == mode.group());
     let phase = evidence.migration.as_deref().unwrap_or_default();
@@ -94,25 +98,26 @@ pub fn decide(evidence: &Evidence) -> Decision {
     Decision { mode, reason }
 }
 
-/// How often the API server is asked before its silence counts as an answer.
+/// Number of requests to the API server before the fallback applies.
 const TRIES: usize = 10;
 
-/// Finds the storage: the setting decides, else what `ask` finds out. An API server that cannot say which groups it serves, asked several
-/// times with a `pause` between, has been configured by somebody, so there is a cluster with data: the older storage, as with Calico.
+/// Determines the storage: the setting if there is one, else from the facts that `ask` returns.
+/// `pause` is awaited between requests. If the API server cannot list its groups, the fallback is
+/// the older storage, as with Calico: such a cluster has been configured by somebody and has data.
 pub async fn discover<E: fmt::Display>(
     setting: &str,
     mut ask: impl AsyncFnMut() -> Result<Evidence, E>,
     mut pause: impl AsyncFnMut(),
-) -> Result<Decision, NoMode> {
+) -> Result<Decision, ModeError> {
     if !setting.is_empty() {
-        return Ok(Decision { mode: setting.parse()?, reason: "it is set".to_owned() });
+        return Ok(Decision { mode: setting.parse()?, reason: "configured by CALICO_API_GROUP".to_owned() });
     }
     let mut tries = 1;
     loop {
         match ask().await {
             Ok(evidence) => return Ok(decide(&evidence)),
             Err(error) if tries == TRIES => {
-                let reason = format!("which groups are served could not be found out: {error}");
+                let reason = format!("the API groups could not be listed: {error}");
                 return Ok(Decision { mode: Mode::V1, reason });
             }
             Err(_) => tries += 1,
@@ -158,16 +163,16 @@ mod tests {
     }
 
     #[test]
-    fn the_setting_decides_and_asks_nobody() {
+    fn with_the_setting_the_api_server_is_not_asked() {
         let never = async || -> Result<Evidence, String> { panic!("asked") };
         let found = run(discover("projectcalico.org/v3", never, async || {})).expect("a storage");
         assert_eq!(found.mode, Mode::V3);
         let wrong = run(discover("calico", never, async || {})).expect_err("no storage").to_string();
-        assert!(wrong.starts_with("\"calico\": not a storage") && wrong.contains("leave it out"), "{wrong}");
+        assert!(wrong.starts_with("\"calico\": not a storage") && wrong.contains("leave it unset"), "{wrong}");
     }
 
     #[test]
-    fn an_error_is_asked_again_and_silence_is_the_older_storage() {
+    fn errors_are_retried_and_then_the_older_storage_is_used() {
         let mut left = 3;
         let ask = async || {
             left -= 1;

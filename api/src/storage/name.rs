@@ -1,12 +1,15 @@
-//! Names of policies: until Calico v3.31 a policy of the default tier was stored with that tier's name in front.
+//! Names of policies: until Calico v3.31 a policy of the default tier was stored with the prefix
+//! `default.`.
 //!
-//! Both forms can lie in one cluster, even of one policy: Calico's own migration writes the new object before it deletes the old one.
+//! Both forms can be in one cluster, even of one policy: Calico's own migration writes the new
+//! object before it deletes the old one.
 
 use crate::v3::policy::DEFAULT_TIER;
 
-/// The name that users see of a policy stored as `stored`, whose metadata annotation says `kept` and whose spec says `tier`. The annotation's
-/// word counts only if it names the same policy: nobody poses as another policy by an annotation.
-pub fn seen(stored: &str, kept: Option<&str>, tier: Option<&str>) -> String {
+/// Returns the user's name of a policy from its stored name, the name in its metadata annotation
+/// and the tier in its spec. The annotation counts only if it names the same policy: no policy may
+/// pose as another one by an annotation.
+pub fn user_name(stored: &str, kept: Option<&str>, tier: Option<&str>) -> String {
     let bare = prefixless(stored);
     match kept {
         Some(kept) if kept == stored || Some(kept) == bare => kept.to_owned(),
@@ -17,13 +20,14 @@ pub fn seen(stored: &str, kept: Option<&str>, tier: Option<&str>) -> String {
     }
 }
 
-/// The other name that a policy may be stored under, given its name and how it is stored here.
-pub fn twin(name: &str, stored: &str) -> String {
+/// Returns the other name that a policy may be stored under, from its name and its stored name.
+pub fn other_stored_name(name: &str, stored: &str) -> String {
     if stored == name { format!("{DEFAULT_TIER}.{name}") } else { name.to_owned() }
 }
 
-/// Whether an object stored so is the one that counts where both forms exist: the one without the prefix, which is what Calico writes now.
-pub fn counts(name: &str, stored: &str) -> bool {
+/// Returns true for the form that takes precedence where both exist: the one without the prefix,
+/// which Calico writes now.
+pub fn takes_precedence(name: &str, stored: &str) -> bool {
     name == stored
 }
 
@@ -35,7 +39,7 @@ fn prefixless(stored: &str) -> Option<&str> {
 mod tests {
     use super::*;
 
-    /// Stored name, name in the annotation, tier: the name that users see. By release of the writer.
+    /// Stored name, name in the annotation, tier, and the user's name. By release of the writer.
     #[test]
     fn names_of_every_release() {
         let table = [
@@ -60,14 +64,14 @@ mod tests {
             ("default.p", Some("other"), None, "p"),
         ];
         for (stored, kept, tier, expected) in table {
-            assert_eq!(seen(stored, kept, tier), expected, "{stored} {kept:?} {tier:?}");
+            assert_eq!(user_name(stored, kept, tier), expected, "{stored} {kept:?} {tier:?}");
         }
     }
 
     #[test]
-    fn the_form_without_the_prefix_counts() {
-        assert_eq!(twin("p", "default.p"), "p");
-        assert_eq!(twin("p", "p"), "default.p");
-        assert!(counts("p", "p") && !counts("p", "default.p"));
+    fn the_form_without_the_prefix_takes_precedence() {
+        assert_eq!(other_stored_name("p", "default.p"), "p");
+        assert_eq!(other_stored_name("p", "p"), "default.p");
+        assert!(takes_precedence("p", "p") && !takes_precedence("p", "default.p"));
     }
 }

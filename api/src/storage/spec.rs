@@ -1,25 +1,28 @@
-//! Fields that the two storages write differently.
+//! Fields of specs that the two storages represent differently.
 
 use serde_json::{Map, Value};
 
-use super::{Fault, Kind, fault};
+use super::{Kind, StorageError, error};
 
-/// From the stored fields to the users'.
-pub(super) fn read(kind: &Kind, spec: &mut Map<String, Value>) -> Result<(), Fault> {
+/// Translates stored fields into the user's.
+pub(super) fn read(kind: &Kind, spec: &mut Map<String, Value>) -> Result<(), StorageError> {
     without_nulls(spec);
     if kind.kind == "BlockAffinity" {
         let deleted = match spec.get("deleted") {
             None => false,
             Some(Value::Bool(deleted)) => *deleted,
             Some(other) => {
-                let told = other.as_str().and_then(truth);
-                told.ok_or_else(|| Fault::Truth { field: "spec.deleted".to_owned(), value: fault::shown(other) })?
+                let parsed = other.as_str().and_then(truth);
+                parsed.ok_or_else(|| StorageError::Truth {
+                    field: "spec.deleted".to_owned(),
+                    value: error::shown(other),
+                })?
             }
         };
         spec.insert("deleted".to_owned(), deleted.into());
     }
     if kind.kind == "IPAMConfiguration" {
-        // The older storage has no defaults: what it leaves out is off.
+        // The older storage has no CRD defaults: an unset field is false.
         for field in ["strictAffinity", "autoAllocateBlocks"] {
             spec.entry(field).or_insert(Value::Bool(false));
         }
@@ -27,7 +30,7 @@ pub(super) fn read(kind: &Kind, spec: &mut Map<String, Value>) -> Result<(), Fau
     Ok(())
 }
 
-/// From the users' fields to the stored.
+/// Translates the user's fields into the stored ones.
 pub(super) fn write(kind: &Kind, spec: &mut Map<String, Value>) {
     if kind.kind == "BlockAffinity" {
         let deleted = spec.get("deleted").and_then(Value::as_bool).unwrap_or(false);
@@ -35,7 +38,7 @@ pub(super) fn write(kind: &Kind, spec: &mut Map<String, Value>) {
     }
 }
 
-/// Words for true and false that Calico's programs accept.
+/// Parses the texts for true and false that Calico accepts (Go's strconv.ParseBool).
 fn truth(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
@@ -44,8 +47,8 @@ fn truth(text: &str) -> Option<bool> {
     }
 }
 
-/// A field that is null is a field that is not there: CRDs of older manifests have no schema, and store a program's empty lists so. Nulls in
-/// lists mean something (a free address of a block).
+/// Removes null fields: CRDs of older manifests have no schema, and a program's empty lists are
+/// stored as null. Nulls within lists are kept, as they mean something (a free address of a block).
 fn without_nulls(fields: &mut Map<String, Value>) {
     fields.retain(|_, value| !value.is_null());
     fields.values_mut().for_each(inside);

@@ -1,17 +1,18 @@
-//! UIDs: what users see must differ from what is stored, or the garbage collector would take two objects for one.
+//! UIDs: the user's must differ from the stored one, or the garbage collector would take the two
+//! objects for the same.
 
-use super::Fault;
+use super::StorageError;
 
-/// Bytes of a UID whose bits stay: they say which kind of UUID it is.
+/// Bytes of a UID that stay unchanged: they hold version and variant of the UUID (RFC 9562).
 const KEPT: [usize; 2] = [6, 8];
-/// Where a UID has its dashes.
+/// Positions of dashes in a UID.
 const DASHES: [usize; 4] = [8, 13, 18, 23];
 
-/// The UID in the other form: the bits of each byte reversed, except for those that say which kind of UUID it is. Its own inverse. `field`
-/// is where the UID is, for the error.
-pub fn flip(uid: &str, field: &str) -> Result<String, Fault> {
-    let fault = || Fault::Uid { field: field.to_owned(), value: uid.chars().take(64).collect() };
-    let bytes = parse(uid).ok_or_else(fault)?;
+/// Converts a UID to the other form: the bits of each byte are reversed, except in those with
+/// version and variant. Its own inverse. `field` is the path of the UID, for the error.
+pub fn flip(uid: &str, field: &str) -> Result<String, StorageError> {
+    let error = || StorageError::Uid { field: field.to_owned(), value: uid.chars().take(64).collect() };
+    let bytes = parse(uid).ok_or_else(error)?;
     let mut text = String::with_capacity(36);
     for (index, byte) in bytes.into_iter().enumerate() {
         if matches!(index, 4 | 6 | 8 | 10) {
@@ -49,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_uid_is_named() {
+    fn a_value_that_is_not_a_uid_is_named() {
         for text in [
             "",
             "abc",

@@ -1,4 +1,4 @@
-//! Host endpoints as users write them: interfaces of nodes under policy.
+//! HostEndpoint as users write it.
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::CustomResource;
@@ -9,7 +9,7 @@ use super::limits;
 
 pub use super::parse::host::host_endpoint;
 
-/// Interfaces of a node under policy.
+/// Attaches policy to one or all network interfaces of a node.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "projectcalico.org",
@@ -29,32 +29,33 @@ pub struct HostEndpointSpec {
     /// Name of the node.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub node: String,
-    /// Name of the interface; * is all of them. Without: the interface that has one of expectedIPs.
+    /// Name of the interface; * means all interfaces. Unset: the interface with one of expectedIPs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("pattern" = "^([*]|[a-zA-Z0-9_.-]{0,15})$"))]
     pub interface_name: Option<String>,
-    /// Addresses of the interface: how it is found where it is not named, and what selectors of rules stand for that match this object.
+    /// Addresses of the interface: used to find it if it is not named, and matched by the selectors
+    /// of rules.
     #[serde(default, rename = "expectedIPs", skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub expected_ips: Vec<String>,
-    /// What decides about packets of the host that no policy decides: profiles of namespaces and service accounts, or
-    /// projectcalico-default-allow. Without any, such packets are denied.
+    /// Profiles, which decide about packets that no policy decides about: those of namespaces and
+    /// service accounts, or projectcalico-default-allow. Without any, such packets are denied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub profiles: Vec<String>,
-    /// Ports by name, for the rules that name them.
+    /// Named ports, to which rules can refer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<EndpointPortSpec>,
 }
 
-/// A port under a name.
+/// Named port.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EndpointPortSpec {
-    /// The name.
+    /// Name of the port.
     #[schemars(extend("pattern" = "^[a-zA-Z0-9_.-]{1,128}$"))]
     pub name: String,
     /// Protocol of the port: a name or a number.
     pub protocol: IntOrString,
-    /// The port.
+    /// Port number, 1 to 65535.
     #[schemars(range(min = 1, max = 65535))]
     pub port: i64,
 }

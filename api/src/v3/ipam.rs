@@ -1,5 +1,6 @@
-//! IPAM's stored kinds: blocks, affinities, handles, reservations and the configuration. Field names and shapes are Calico's to the byte, because
-//! `calicoctl` and an existing cluster read the same objects.
+//! IPAM kinds: blocks, affinities, handles, reservations and the configuration. Field names and
+//! formats are exactly Calico's, because `calicoctl` and the programs of an existing cluster read
+//! the same objects.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +8,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A block of addresses and who has each of them.
+/// IPAM block: a range of addresses and their allocations.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "projectcalico.org",
@@ -21,19 +22,19 @@ use serde::{Deserialize, Serialize};
 pub struct IPAMBlockSpec {
     /// Range of the block.
     pub cidr: String,
-    /// Owner: `host:NODE`, or `virtual:NAME`.
+    /// Owner of the block: `host:NODE` or `virtual:NAME`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity: Option<String>,
-    /// When the owner claimed it.
+    /// Time when the owner claimed the block.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity_claim_time: Option<String>,
-    /// One entry for each address (ordinal): an index into `attributes`, or null when it is free.
+    /// One entry per address (ordinal): an index into `attributes`, or null when it is free.
     pub allocations: Vec<Option<u32>>,
-    /// Free ordinals, the one that has been free for longest first.
+    /// Free ordinals, in the order in which they became free.
     pub unallocated: Vec<u32>,
-    /// Who has the addresses.
+    /// Attributes of the allocations.
     pub attributes: Vec<AllocationAttribute>,
-    /// Grows with every write.
+    /// Incremented by every change.
     #[serde(default)]
     pub sequence_number: u64,
     /// Value of `sequence_number` when each allocated ordinal was assigned; the key is the ordinal.
@@ -47,7 +48,7 @@ pub struct IPAMBlockSpec {
     pub deleted: bool,
 }
 
-/// Who has an address.
+/// Attributes of an allocation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AllocationAttribute {
     /// Handle of the allocation.
@@ -56,15 +57,15 @@ pub struct AllocationAttribute {
     /// Node, namespace, pod, type, timestamp.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secondary: Option<BTreeMap<String, String>>,
-    /// Who else may come to use the address: where a virtual machine is about to move.
+    /// Attributes of the next owner, while a virtual machine migrates.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "alternateOwnerAttrs")]
     pub alternate_owner_attrs: Option<BTreeMap<String, String>>,
-    /// When it was released, while it waits out the cooldown.
+    /// Time of its release, during the cooldown.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "releasedAt")]
     pub released_at: Option<String>,
 }
 
-/// A node's claim on a block.
+/// Affinity of a node to a block: the node assigns addresses from it.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "projectcalico.org",
@@ -78,7 +79,7 @@ pub struct AllocationAttribute {
 pub struct BlockAffinitySpec {
     /// Range of the block.
     pub cidr: String,
-    /// Node that claims it.
+    /// Node that has the affinity.
     pub node: String,
     /// `pending`, `confirmed` or `pendingDeletion`.
     pub state: String,
@@ -90,7 +91,7 @@ pub struct BlockAffinitySpec {
     pub deleted: bool,
 }
 
-/// The addresses that were assigned under one handle, counted by block.
+/// Addresses assigned under one handle, counted by block.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "projectcalico.org",
@@ -102,7 +103,7 @@ pub struct BlockAffinitySpec {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct IPAMHandleSpec {
-    /// The handle, in its own spelling.
+    /// The handle in its original spelling.
     #[serde(rename = "handleID")]
     pub handle_id: String,
     /// Number of addresses by block range.
@@ -112,7 +113,7 @@ pub struct IPAMHandleSpec {
     pub deleted: bool,
 }
 
-/// Addresses that are given to nobody who does not ask for them by name.
+/// Reserved addresses, which are assigned only by explicit request.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "projectcalico.org",
@@ -123,13 +124,13 @@ pub struct IPAMHandleSpec {
     derive = "PartialEq"
 )]
 pub struct IPReservationSpec {
-    /// Addresses, and ranges of them.
+    /// Addresses and address ranges.
     #[serde(default, rename = "reservedCIDRs")]
     #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub reserved_cidrs: Vec<String>,
 }
 
-/// How addresses are handed out; the object `default`.
+/// Settings of IPAM, in the object `default`.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "projectcalico.org",
@@ -141,21 +142,22 @@ pub struct IPReservationSpec {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct IPAMConfigurationSpec {
-    /// A node takes addresses of its own blocks only, never of others'.
+    /// A node assigns addresses from its own blocks only.
     #[serde(default)]
     pub strict_affinity: bool,
-    /// A node that runs out may claim another block.
+    /// A node claims another block when it needs one.
     #[serde(default = "yes")]
     pub auto_allocate_blocks: bool,
-    /// Most blocks that one node may claim; 0 means 20.
+    /// Maximum number of blocks per node; 0 means 20.
     #[serde(default)]
     #[schemars(range(min = 0, max = 1_000_000))]
     pub max_blocks_per_host: u32,
-    /// How long a released address rests, in seconds.
+    /// Time before a released address is assigned again, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1200))]
     pub ip_cooldown_seconds: Option<u32>,
-    /// Kept for other versions, Enabled or Disabled: a virtual machine gets another address when it moves.
+    /// Accepted and ignored: Enabled or Disabled. Margay does not persist addresses of virtual
+    /// machines.
     #[serde(default, rename = "kubeVirtVMAddressPersistence", skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["Enabled", "Disabled"]))]
     pub kube_virt_vm_address_persistence: Option<String>,

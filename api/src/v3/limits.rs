@@ -1,10 +1,10 @@
-//! Pieces of schema that several kinds share.
+//! Parts of schemas that several kinds share.
 
 use kube::core::Rule;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
-/// A set of one or both directions.
+/// Schema of a set of one or both directions.
 pub(super) fn directions(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
@@ -15,17 +15,17 @@ pub(super) fn directions(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// What a staged policy would do.
+/// Schema of the action of a staged policy.
 pub(super) fn staged_action(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "enum": ["Set", "Delete", "Learn", "Ignore"], "default": "Set" })
 }
 
-/// How a pool's packets are encapsulated.
+/// Schema of an encapsulation mode.
 pub(super) fn encapsulation_mode(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "enum": ["Never", "Always", "CrossSubnet"] })
 }
 
-/// What only pools for certain uses may say.
+/// Schema of the uses of a pool.
 pub(super) fn allowed_uses(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
@@ -35,12 +35,12 @@ pub(super) fn allowed_uses(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// Hints that Calico knows.
+/// Schema of Calico's performance hints.
 pub(super) fn performance_hints(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "array", "items": { "type": "string", "enum": ["AssumeNeededOnEveryNode"] } })
 }
 
-/// Rules between the fields of a policy of either kind.
+/// Rules across the fields of a policy of either kind.
 fn policy_rules() -> Vec<Value> {
     let plain = |field: &str| {
         json!({
@@ -66,18 +66,18 @@ fn policy_rules() -> Vec<Value> {
     ]
 }
 
-/// Rules between the fields of a namespaced policy.
+/// Rules across the fields of a namespaced policy.
 pub(super) fn namespaced_rules() -> Value {
     policy_rules().into()
 }
 
-/// Rules between the fields of a staged namespaced policy.
+/// Rules across the fields of a staged namespaced policy.
 pub(super) fn staged_rules() -> Value {
     let others = ["order", "selector", "serviceAccountSelector", "types", "ingress", "egress", "performanceHints"];
     [policy_rules(), vec![alone(&others)]].concat().into()
 }
 
-/// Rules between the fields of a staged cluster-wide policy.
+/// Rules across the fields of a staged cluster-wide policy.
 pub(super) fn staged_global_rules() -> Value {
     let others = [
         "order",
@@ -97,21 +97,21 @@ pub(super) fn staged_global_rules() -> Value {
     rules.into()
 }
 
-/// The rule of a staged Kubernetes policy.
+/// Rule of a staged Kubernetes policy.
 pub(super) fn staged_kubernetes_rules() -> Value {
     json!([alone(&["podSelector", "ingress", "egress", "policyTypes"])])
 }
 
-/// The deletion of a policy says nothing else.
+/// Rule that the deletion of a policy sets no other field.
 fn alone(others: &[&str]) -> Value {
     let absent: Vec<String> = others.iter().map(|field| format!("!has(self.{field})")).collect();
     json!({
         "rule": format!("!has(self.stagedAction) || self.stagedAction != 'Delete' || {}", absent.join(" && ")),
-        "message": "stagedAction Delete stands alone: remove every other field but tier",
+        "message": "stagedAction Delete must be set alone: remove all other fields but tier",
     })
 }
 
-/// Rules between the fields of a cluster-wide policy.
+/// Rules across the fields of a cluster-wide policy.
 pub(super) fn global_rules() -> Value {
     all_global_rules().into()
 }
@@ -130,7 +130,7 @@ fn all_global_rules() -> Vec<Value> {
         json!({
             "rule": "!has(self.namespaceSelector) || !self.namespaceSelector.contains('global(') \
                 || self.namespaceSelector.matches('^[ \\t]*global\\\\([ \\t]*\\\\)[ \\t]*$')",
-            "message": "namespaceSelector: global() stands alone",
+            "message": "namespaceSelector: global() must be used alone",
         }),
         in_namespace("ingress", "source"),
         in_namespace("egress", "destination"),
@@ -138,7 +138,7 @@ fn all_global_rules() -> Vec<Value> {
     [policy_rules(), own, host_rules()].concat()
 }
 
-/// Rules between the flags that concern hosts.
+/// Rules across the fields for host endpoints.
 fn host_rules() -> Vec<Value> {
     let set = |field: &str| format!("has(self.{field}) && self.{field}");
     vec![
@@ -161,7 +161,7 @@ fn host_rules() -> Vec<Value> {
     ]
 }
 
-/// Rules of a host endpoint: whose it is, and for what.
+/// Rules of a host endpoint: node and interface.
 pub(super) fn host_endpoint_rules() -> Value {
     json!([
         {
@@ -175,14 +175,15 @@ pub(super) fn host_endpoint_rules() -> Value {
     ])
 }
 
-/// Names of namespaced policies, as Calico has them: a label, one more behind a dot, or what its converters have made.
+/// Names of namespaced policies, as in Calico: one DNS label, two with a dot in between, or a name
+/// made by its converters.
 pub(super) fn namespaced_name() -> Rule {
     let label = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
     let made = r"(knp|ossg)\\.default\\.[a-z0-9]([-.a-z0-9]*[a-z0-9])?";
     name_rule(&format!(r"^({label}(\\.{label})?|{made})$"))
 }
 
-/// Names of cluster-wide policies, as Calico has them: a label, or two with a dot between them.
+/// Names of cluster-wide policies, as in Calico: one DNS label, or two with a dot in between.
 pub(super) fn global_name() -> Rule {
     let label = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
     name_rule(&format!(r"^{label}(\\.{label})?$"))
@@ -193,7 +194,7 @@ fn name_rule(pattern: &str) -> Rule {
         .message("the name of a policy is a DNS label, or two with a dot between them")
 }
 
-/// Rules of a pool that depend on its range or bind several fields.
+/// Rules of a pool that depend on its range or on several fields.
 pub(super) fn pool_rules() -> Value {
     let is_v4 = "cidr(self.cidr).ip().family() == 4";
     let size = format!("(has(self.blockSize) ? self.blockSize : ({is_v4} ? 26 : 122))");
@@ -203,11 +204,11 @@ pub(super) fn pool_rules() -> Value {
     json!([
         {
             "rule": "self.cidr == oldSelf.cidr",
-            "message": "cidr cannot change: make a new pool",
+            "message": "cidr cannot change: create a new pool",
         },
         {
             "rule": "!has(oldSelf.blockSize) || has(self.blockSize) && self.blockSize == oldSelf.blockSize",
-            "message": "blockSize cannot change: make a new pool",
+            "message": "blockSize cannot change: create a new pool",
         },
         {
             "rule": "cidr(self.cidr) == cidr(self.cidr).masked()",
@@ -235,7 +236,7 @@ pub(super) fn pool_rules() -> Value {
         },
         {
             "rule": format!("!({for_balancers}) || self.allowedUses.size() == 1"),
-            "message": "the use LoadBalancer stands alone: make a pool of its own for it",
+            "message": "the use LoadBalancer must be set alone: create a separate pool for it",
         },
         {
             "rule": format!(
@@ -246,7 +247,7 @@ pub(super) fn pool_rules() -> Value {
         },
         {
             "rule": "!has(self.namespaceSelector) || self.namespaceSelector == '' || has(self.allowedUses) && !('Tunnel' in self.allowedUses)",
-            "message": "a pool with a namespaceSelector cannot have the use Tunnel: tunnels are in no namespace; set allowedUses to [Workload]",
+            "message": "a pool with a namespaceSelector cannot have the use Tunnel: tunnels belong to no namespace; set allowedUses to [Workload]",
         },
     ])
 }

@@ -1,7 +1,9 @@
-//! Calico's own kinds, `projectcalico.org/v3`, as users and storage have them, and the way from them to the parsed forms.
+//! Calico's own kinds, `projectcalico.org/v3`: types as users write them, and their conversion to
+//! the parsed forms.
 //!
-//! Types decode whatever the API server may hold: enumerated values are plain text and checked by the parse functions, because an object that
-//! does not decode would hurt the list that it is in, and one that decodes and does not parse hurts only itself.
+//! Types decode whatever the API server may hold: enumerated values are plain text and checked by
+//! the parse functions, because an object that does not decode would break the whole list, and one
+//! that decodes and does not parse affects only itself.
 
 pub mod cluster;
 pub mod controllers;
@@ -30,5 +32,5 @@ pub use tier::Tier;
 pub const GROUP: &str = "projectcalico.org";
 /// Version of Calico's kinds.
 pub const VERSION: &str = "v3";
-/// Name of the one object of every kind that exists once.
+/// Name of the object of kinds that exist once.
 pub const SINGLETON: &str = "default";

@@ -1,4 +1,5 @@
-//! Network sets as users write them: addresses outside the cluster that selectors can match by label.
+//! Network sets as users write them: addresses outside of the cluster that selectors can match by
+//! label.
 
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -6,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::parse::netset::{global_network_set, network_set};
 
-/// Addresses that policies of one namespace can select.
+/// Set of addresses that policies of one namespace can select.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "projectcalico.org",
@@ -18,13 +19,13 @@ pub use super::parse::netset::{global_network_set, network_set};
     derive = "PartialEq"
 )]
 pub struct NetworkSetSpec {
-    /// Addresses and ranges.
+    /// Addresses and address ranges.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub nets: Vec<String>,
 }
 
-/// Addresses that cluster-wide policies, and others by `global()`, can select.
+/// Set of addresses that cluster-wide policies, and others by `global()`, can select.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "projectcalico.org",
@@ -35,7 +36,7 @@ pub struct NetworkSetSpec {
     derive = "PartialEq"
 )]
 pub struct GlobalNetworkSetSpec {
-    /// Addresses and ranges.
+    /// Addresses and address ranges.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub nets: Vec<String>,

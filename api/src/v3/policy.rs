@@ -1,4 +1,5 @@
-//! Policies as users write them: namespaced, cluster-wide, and the staged forms of both and of Kubernetes' own.
+//! Policies as users write them: namespaced, cluster-wide, and the staged forms of both and of
+//! Kubernetes' own kind.
 
 use k8s_openapi::api::networking::v1::{NetworkPolicyEgressRule, NetworkPolicyIngressRule};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -12,14 +13,14 @@ use super::rule::RuleSpec;
 pub use super::parse::policy::{global_network_policy, network_policy};
 pub use super::parse::staged::{staged_global_network_policy, staged_kubernetes_network_policy, staged_network_policy};
 
-/// Name of the tier of policies that name none.
+/// Name of the tier of policies that do not specify one.
 pub const DEFAULT_TIER: &str = "default";
 
 fn default_tier() -> String {
     DEFAULT_TIER.to_owned()
 }
 
-/// A policy for the workloads of one namespace.
+/// Network policy for the workloads of one namespace.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "projectcalico.org",
@@ -42,37 +43,38 @@ pub struct NetworkPolicySpec {
     /// Tier that the policy belongs to.
     #[serde(default = "default_tier")]
     pub tier: String,
-    /// Position in the tier; lower is earlier, none is last.
+    /// Position in the tier; lower is earlier, unset is last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<f64>,
-    /// Which workloads of the namespace; empty is all.
+    /// Workloads of the namespace that the policy applies to. Default: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub selector: Option<String>,
-    /// Only workloads that run under a service account with matching labels.
+    /// Restricts the policy to workloads whose service account has matching labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub service_account_selector: Option<String>,
-    /// Directions that the policy applies to. Without: Egress if there are only egress rules, both if there are both, else Ingress.
+    /// Directions that the policy applies to. Default: Egress if there are only egress rules, both
+    /// if there are both, else Ingress.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "limits::directions")]
     pub types: Vec<String>,
-    /// Rules for packets that come to the workload, in order. Both directions together: at most 65,536 rules, ranges and ports, and 16,384 selectors, Services
-    /// and named ports.
+    /// Rules for packets to the workload, in order. Both directions together: at most 65,536 rules,
+    /// ranges and ports, and 16,384 selectors, Services and named ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1024))]
     pub ingress: Vec<RuleSpec>,
-    /// Rules for packets that leave the workload, in order.
+    /// Rules for packets from the workload, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1024))]
     pub egress: Vec<RuleSpec>,
-    /// Hints on how to enforce the policy. Not needed here.
+    /// Performance hints. Accepted and ignored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "limits::performance_hints")]
     pub performance_hints: Vec<String>,
 }
 
-/// A policy for endpoints of the whole cluster.
+/// Network policy for endpoints of the whole cluster.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "projectcalico.org",
@@ -94,50 +96,52 @@ pub struct GlobalNetworkPolicySpec {
     /// Tier that the policy belongs to.
     #[serde(default = "default_tier")]
     pub tier: String,
-    /// Position in the tier; lower is earlier, none is last.
+    /// Position in the tier; lower is earlier, unset is last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<f64>,
-    /// Which endpoints; empty is all.
+    /// Endpoints that the policy applies to. Default: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub selector: Option<String>,
-    /// Only endpoints in namespaces with matching labels.
+    /// Restricts the policy to endpoints in namespaces with matching labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub namespace_selector: Option<String>,
-    /// Only workloads that run under a service account with matching labels.
+    /// Restricts the policy to workloads whose service account has matching labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub service_account_selector: Option<String>,
-    /// Directions that the policy applies to. Without: Egress if there are only egress rules, both if there are both, else Ingress.
+    /// Directions that the policy applies to. Default: Egress if there are only egress rules, both
+    /// if there are both, else Ingress.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "limits::directions")]
     pub types: Vec<String>,
-    /// Rules for packets that come to the endpoint, in order. Both directions together: at most 65,536 rules, ranges and ports, and 16,384 selectors, Services
-    /// and named ports.
+    /// Rules for packets to the endpoint, in order. Both directions together: at most 65,536 rules,
+    /// ranges and ports, and 16,384 selectors, Services and named ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1024))]
     pub ingress: Vec<RuleSpec>,
-    /// Rules for packets that leave the endpoint, in order.
+    /// Rules for packets from the endpoint, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1024))]
     pub egress: Vec<RuleSpec>,
-    /// Also for packets that a host endpoint forwards.
+    /// Applies the policy to packets that a host endpoint forwards, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub apply_on_forward: Option<bool>,
-    /// Only for host endpoints, before connection tracking.
+    /// Applies the policy before connection tracking, to host endpoints only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub do_not_track: Option<bool>,
-    /// Only for host endpoints, before destination NAT.
+    /// Applies the policy before DNAT, to host endpoints only.
     #[serde(default, rename = "preDNAT", skip_serializing_if = "Option::is_none")]
     pub pre_dnat: Option<bool>,
-    /// Hints on how to enforce the policy. Not needed here.
+    /// Performance hints. Accepted and ignored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "limits::performance_hints")]
     pub performance_hints: Vec<String>,
 }
 
-/// A policy for the workloads of one namespace that is evaluated and never enforced.
+/// Preview of a network policy for the workloads of one namespace: it is evaluated but not
+/// enforced.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "projectcalico.org",
@@ -156,16 +160,17 @@ pub struct GlobalNetworkPolicySpec {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = limits::staged_rules()))]
 pub struct StagedNetworkPolicySpec {
-    /// What would happen to the enforced policy of this name.
+    /// Change to preview for the enforced policy of this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "limits::staged_action")]
     pub staged_action: Option<String>,
-    /// The policy.
+    /// The policy to preview.
     #[serde(flatten)]
     pub policy: NetworkPolicySpec,
 }
 
-/// A policy for endpoints of the whole cluster that is evaluated and never enforced.
+/// Preview of a network policy for endpoints of the whole cluster: it is evaluated but not
+/// enforced.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "projectcalico.org",
@@ -182,16 +187,16 @@ pub struct StagedNetworkPolicySpec {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = limits::staged_global_rules()))]
 pub struct StagedGlobalNetworkPolicySpec {
-    /// What would happen to the enforced policy of this name.
+    /// Change to preview for the enforced policy of this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "limits::staged_action")]
     pub staged_action: Option<String>,
-    /// The policy.
+    /// The policy to preview.
     #[serde(flatten)]
     pub policy: GlobalNetworkPolicySpec,
 }
 
-/// A Kubernetes network policy that is evaluated and never enforced.
+/// Preview of a Kubernetes network policy: it is evaluated but not enforced.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "projectcalico.org",
@@ -206,17 +211,18 @@ pub struct StagedGlobalNetworkPolicySpec {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = limits::staged_kubernetes_rules()))]
 pub struct StagedKubernetesNetworkPolicySpec {
-    /// What would happen to the enforced policy of this name.
+    /// Change to preview for the enforced policy of this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "limits::staged_action")]
     pub staged_action: Option<String>,
-    /// Which pods of the namespace; empty is all.
+    /// Pods of the namespace that the policy applies to; empty means all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<LabelSelector>,
-    /// Rules for packets that come to the pod. Both directions together: at most 65,536 rules, ranges and ports, and 16,384 selectors, Services and named ports.
+    /// Rules for packets to the pod. Both directions together: at most 65,536 rules, ranges and
+    /// ports, and 16,384 selectors, Services and named ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress: Option<Vec<NetworkPolicyIngressRule>>,
-    /// Rules for packets that leave the pod.
+    /// Rules for packets from the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<Vec<NetworkPolicyEgressRule>>,
     /// Directions that the policy applies to.

@@ -9,7 +9,8 @@ use super::limits;
 
 pub use super::parse::pool::{block_info, pool};
 
-/// A range that addresses of pods and tunnels are taken from, and how packets travel for it.
+/// Range from which addresses of pods and tunnels are assigned, and the encapsulation of their
+/// packets.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "projectcalico.org",
@@ -29,49 +30,51 @@ pub struct IPPoolSpec {
     /// Range of the pool.
     #[schemars(length(max = 48), extend("format" = "cidr"))]
     pub cidr: String,
-    /// Prefix length of blocks: 20 to 32 for IPv4 (26 by default), 116 to 128 for IPv6 (122).
+    /// Prefix length of blocks: 20 to 32 for IPv4 (default 26), 116 to 128 for IPv6 (default 122).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 128))]
     pub block_size: Option<i32>,
-    /// Never (the default). Other modes are kept for other versions and reported: there is no IPIP here, and packets of such a pool reach no other node.
+    /// Never (the default). Other modes are preserved and reported: Margay has no IPIP, and packets
+    /// of such a pool reach no other node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "limits::encapsulation_mode")]
     pub ipip_mode: Option<String>,
-    /// Whether and when packets travel by VXLAN.
+    /// VXLAN encapsulation: Never (the default), Always, or CrossSubnet for packets to nodes of
+    /// other subnets only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "limits::encapsulation_mode")]
     pub vxlan_mode: Option<String>,
-    /// Masquerade packets to addresses outside all pools.
+    /// Masquerade packets to addresses outside of all pools.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nat_outgoing: Option<bool>,
-    /// Take no new addresses from the pool.
+    /// Assign no new addresses from the pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disabled: Option<bool>,
-    /// Kept for other versions: there is no BGP here, and no pool is exported.
+    /// Accepted and ignored: without BGP no pool is exported.
     #[serde(default, rename = "disableBGPExport", skip_serializing_if = "Option::is_none")]
     pub disable_bgp_export: Option<bool>,
-    /// Nodes that may take addresses; all() by default.
+    /// Nodes that may assign addresses from the pool. Default all().
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub node_selector: Option<String>,
-    /// Namespaces whose pods may get addresses; all by default.
+    /// Namespaces whose pods may get addresses from the pool. Default: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub namespace_selector: Option<String>,
-    /// What addresses may be used for: Workload and Tunnel by default.
+    /// Uses of the addresses. Default: Workload and Tunnel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "limits::allowed_uses")]
     pub allowed_uses: Option<Vec<String>>,
-    /// Whether addresses are taken without being asked for by name: Automatic (the default) or Manual.
+    /// Automatic (the default), or Manual for addresses that are assigned only by request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["Automatic", "Manual"]))]
     pub assignment_mode: Option<String>,
 }
 
-/// What became of a pool.
+/// Observed state of a pool.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct IPPoolStatus {
-    /// `Allocatable`.
+    /// Conditions: `Allocatable`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }

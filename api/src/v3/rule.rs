@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// One rule. All criteria that are given must hold.
+/// Rule of a policy. All criteria that are set must match.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
@@ -33,48 +33,48 @@ use serde_json::Value;
     },
     {
         "rule": "!has(self.destination) || !has(self.destination.services) || !has(self.destination.ports) && !has(self.destination.notPorts)",
-        "message": "destination.ports and notPorts cannot be combined with destination.services: a service has its ports",
+        "message": "destination.ports and notPorts cannot be combined with destination.services: the Service determines its ports",
     },
 ]))]
 pub struct RuleSpec {
-    /// What to do with a packet that matches: Allow, Deny, Log (and go on) or Pass (to the next tier).
+    /// Action on a packet that matches: Allow, Deny, Log (and continue) or Pass (to the next tier).
     #[schemars(extend("enum" = ["Allow", "Deny", "Log", "Pass"]))]
     pub action: String,
-    /// Only packets of this IP version.
+    /// Matches packets of this IP version only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = [4, 6]))]
     pub ip_version: Option<i32>,
-    /// Only packets of this protocol: a name or a number.
+    /// Matches packets of this protocol only: a name or a number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<IntOrString>,
-    /// Only packets not of this protocol.
+    /// Matches packets of other protocols only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_protocol: Option<IntOrString>,
-    /// Only ICMP packets of this type and code.
+    /// Matches ICMP packets of this type and code only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub icmp: Option<IcmpSpec>,
-    /// Only packets that are not ICMP of this type and code.
+    /// Does not match ICMP packets of this type and code.
     #[serde(default, rename = "notICMP", skip_serializing_if = "Option::is_none")]
     pub not_icmp: Option<IcmpSpec>,
-    /// Where the packet comes from.
+    /// Match of the packet's source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<EntityRule>,
-    /// Where the packet goes to.
+    /// Match of the packet's destination.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination: Option<EntityRule>,
-    /// Only HTTP requests like this. Not supported.
+    /// Match of HTTP requests. Not supported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpMatch>,
-    /// Notes of the user on the rule.
+    /// Annotations of the rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<RuleMetadata>,
-    /// Criteria that this version does not know: the rule is refused, because ignoring one would widen it.
+    /// Unknown criteria: the rule is refused, because ignoring one would widen it.
     #[serde(flatten)]
     #[schemars(skip)]
     pub unknown: BTreeMap<String, Value>,
 }
 
-/// What a rule demands of one side of a packet.
+/// Match of one side of a packet.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{
@@ -117,32 +117,32 @@ pub struct EntityRule {
     /// The address and port are an endpoint of this Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub services: Option<ServiceMatch>,
-    /// Criteria that this version does not know.
+    /// Unknown criteria.
     #[serde(flatten)]
     #[schemars(skip)]
     pub unknown: BTreeMap<String, Value>,
 }
 
-/// Which service accounts: by name and by label; both must hold if both are given.
+/// Service accounts by name and by label; both must match if both are set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceAccountMatch {
     /// Names; empty means any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub names: Vec<String>,
-    /// Over labels of the service account.
+    /// Selector over labels of the service account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub selector: Option<String>,
 }
 
-/// Which Service.
+/// A Service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceMatch {
-    /// Name.
+    /// Name of the Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Namespace; a namespaced policy means its own if it gives none.
+    /// Namespace of the Service. Default: that of the policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
 }
@@ -154,17 +154,17 @@ pub struct ServiceMatch {
     "message": "an ICMP code needs an ICMP type",
 }]))]
 pub struct IcmpSpec {
-    /// Type.
+    /// ICMP type.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 254))]
     pub kind: Option<i32>,
-    /// Code; only with a type.
+    /// ICMP code; requires a type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 255))]
     pub code: Option<i32>,
 }
 
-/// Which HTTP requests.
+/// Match of HTTP requests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HttpMatch {
     /// Methods.
@@ -177,23 +177,23 @@ pub struct HttpMatch {
     pub paths: Vec<HttpPath>,
 }
 
-/// Which HTTP paths: one of the two.
+/// Match of HTTP paths: one of the two fields.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HttpPath {
     /// The whole path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub exact: Option<String>,
-    /// How the path begins.
+    /// Prefix of the path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub prefix: Option<String>,
 }
 
-/// Notes on a rule.
+/// Metadata of a rule.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RuleMetadata {
-    /// Notes by name.
+    /// Annotations.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }

@@ -11,7 +11,7 @@ fn default_action() -> String {
     "Deny".to_owned()
 }
 
-/// A group of policies with a place in the order of groups.
+/// Tier: a group of policies with a position among the tiers.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "projectcalico.org",
@@ -31,24 +31,24 @@ fn default_action() -> String {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TierSpec {
-    /// Position among the tiers; lower is earlier, none is last.
+    /// Position among the tiers; lower is earlier, unset is last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<f64>,
-    /// What happens at the end of the tier to packets that a policy of it applied to.
+    /// Action at the end of the tier on packets that a policy of it applied to.
     #[serde(default = "default_action")]
     #[schemars(extend("enum" = ["Pass", "Deny"]))]
     pub default_action: String,
 }
 
-/// What became of a tier.
+/// Observed state of a tier.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 pub struct TierStatus {
-    /// `Ready`.
+    /// Conditions: `Ready`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }
 
-/// Built-in tiers cannot be redefined: others rely on where they are.
+/// Rule that a built-in tier is not redefined: other policies rely on its position.
 fn pinned(name: &str, action: &str, order: u32) -> Rule {
     Rule::new(format!(
         "self.metadata.name != '{name}' || self.spec.defaultAction == '{action}' && has(self.spec.order) && double(self.spec.order) == {order}.0"

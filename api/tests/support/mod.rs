@@ -6,7 +6,7 @@ use margay_api::policy::{Policy, Traffic};
 use margay_api::problem::Refusal;
 use margay_api::rule::{EntityMatch, Port, Rule};
 
-/// A parse as text: the policy, or problems and what holds in its place.
+/// Formats a parse result: the policy, or the problems and the replacement.
 pub fn show(parsed: Result<Policy, Refusal>) -> String {
     match parsed {
         Ok(policy) => show_policy(&policy),

@@ -112,7 +112,7 @@ async fn write<S: Store>(
     is_fresh: bool,
 ) -> Result<Done, StoreError> {
     let mut block = stored.value.clone();
-    block.wake(|since| heed.is_over(since));
+    block.end_cooldown(|since| heed.is_over(since));
     let (mut full, mut handles) = (false, Vec::new());
     for operation in operations {
         match operation {
@@ -125,7 +125,7 @@ async fn write<S: Store>(
                 }
             }
             Operation::Assign(..) => {}
-            Operation::Release(handle, _) if heed.limits.cooldown > 0 => drop(block.rest(handle, &heed.now)),
+            Operation::Release(handle, _) if heed.limits.cooldown > 0 => drop(block.start_cooldown(handle, &heed.now)),
             Operation::Release(handle, _) => drop(block.release(handle)),
         }
     }
@@ -189,7 +189,7 @@ pub(super) async fn release_from<S: Store>(
         for attempt in 0.. {
             let released = match heed.limits.cooldown {
                 0 => stored.value.release(handle),
-                _ => stored.value.rest(handle, &heed.now),
+                _ => stored.value.start_cooldown(handle, &heed.now),
             };
             if released.is_empty() {
                 break;

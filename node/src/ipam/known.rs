@@ -100,7 +100,7 @@ impl Heed {
             (true, true) => block.free(),
             _ => block.available(|address| self.is_reserved(address)),
         };
-        let rested = block.resting().filter(|(address, since)| self.is_over(since) && !self.is_reserved(*address));
+        let rested = block.cooling_down().filter(|(address, since)| self.is_over(since) && !self.is_reserved(*address));
         free + rested.count()
     }
 
@@ -113,7 +113,7 @@ impl Heed {
 
     /// How many addresses of the block rest and cannot be given yet.
     pub(super) fn resting(&self, block: &Block) -> usize {
-        block.resting().filter(|(_, since)| !self.is_over(since)).count()
+        block.cooling_down().filter(|(_, since)| !self.is_over(since)).count()
     }
 }
 
@@ -160,7 +160,7 @@ mod tests {
         let attribute =
             margay_api::v3::ipam::AllocationAttribute { handle_id: Some("h".to_owned()), ..Default::default() };
         block.assign(&attribute, |_| false).expect("room");
-        block.rest("h", "2026-01-01T00:00:00Z");
+        block.start_cooldown("h", "2026-01-01T00:00:00Z");
         assert_eq!((early.room(&block), early.resting(&block)), (11, 1));
         assert_eq!((late.room(&block), late.resting(&block)), (12, 0));
         assert_eq!((early.is_empty(&block), late.is_empty(&block)), (false, true));

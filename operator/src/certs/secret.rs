@@ -1,16 +1,17 @@
-//! Secrets of the authority and of components, as objects and back.
+//! Secrets of the CA and of components.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
 
-use super::{Authority, CA_NAME, Leaf, Pair};
-use crate::object::Object;
-use crate::render::NAMESPACE;
+use super::{Authority, Leaf, Pair};
+use crate::manifest::Object;
+use crate::names::{CA_NAME, NAMESPACE};
 
-/// The Secret of the authority. It belongs to the operator's namespace and not to the Installation, so that nodes' certificates stay valid when
-/// the Installation is made anew. `version` makes the write fail if somebody else was faster.
+/// Returns the Secret of the CA. It is in the operator's namespace and not owned by the
+/// Installation, so that nodes' certificates stay valid when the Installation is recreated.
+/// `version` makes the write fail if another one was faster.
 pub fn authority(authority: &Authority, namespace: &str, version: Option<&String>) -> Object {
     let mut data = json!({
         "tls.crt": encoded(&authority.current.certificate),
@@ -30,7 +31,7 @@ pub fn authority(authority: &Authority, namespace: &str, version: Option<&String
     object
 }
 
-/// The Secret of a component.
+/// Returns the Secret of a component.
 pub fn leaf(leaf: &Leaf, pair: &Pair) -> Object {
     let data = json!({ "tls.crt": encoded(&pair.certificate), "tls.key": encoded(&pair.key) });
     object(leaf.secret, NAMESPACE, data)
@@ -47,19 +48,19 @@ fn object(name: &str, namespace: &str, data: Value) -> Object {
     )
 }
 
-/// As a Secret's `data` wants it. (`stringData` would leave keys behind that are applied no more.)
+/// Encodes text for a Secret's `data`. (`stringData` would keep keys that are no longer applied.)
 fn encoded(text: &str) -> Value {
     json!(STANDARD.encode(text))
 }
 
-/// One text of a Secret; none if it is absent, empty or no text.
+/// Returns one value of a Secret; none if it is absent, empty or not UTF-8.
 pub fn text(secret: &DynamicObject, key: &str) -> Option<String> {
     let encoded = secret.data["data"][key].as_str()?;
     let bytes = STANDARD.decode(encoded).ok()?;
     String::from_utf8(bytes).ok().filter(|text| !text.is_empty())
 }
 
-/// The authority that a Secret holds; none if certificate or key is missing.
+/// Returns the CA that a Secret holds; none if certificate or key is missing.
 pub fn authority_of(secret: &DynamicObject) -> Option<Authority> {
     let pair =
         |certificate: &str, key: &str| Some(Pair { certificate: text(secret, certificate)?, key: text(secret, key)? });

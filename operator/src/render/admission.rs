@@ -1,7 +1,9 @@
-//! What RBAC cannot say: an agent may write what belongs to its own node, and nothing else.
+//! Restricts agents beyond RBAC: an agent may write objects of its own node, and no others.
 //!
-//! The API server puts the node that an agent's token is bound to into the request; these policies compare it with what is written. One policy
-//! for each kind, so that each is checked against that kind's schema, in the storage that the cluster has: IPAM's kinds have the same names and fields in both.
+//! The API server adds the node that an agent's token is bound to to the request; these admission
+//! policies compare it with the object. There is one policy per kind, so that each is checked
+//! against that kind's schema, in the storage that the cluster has: IPAM's kinds have the same
+//! names and fields in both.
 
 mod ipam;
 
@@ -9,12 +11,12 @@ use margay_api::storage::{Kind, Mode};
 use margay_api::{meta, v3};
 use serde_json::{Value, json};
 
-use super::validation::{self, Requests};
+use super::validating_policy::{self, Requests};
 use super::{Context, NODE};
-use crate::csr::{NODE_EXTRA, REQUESTER, SIGNER};
-use crate::object::Object;
+use crate::csr_policy::{NODE_EXTRA, REQUESTER, SIGNER};
+use crate::manifest::Object;
 
-/// One policy: which requests, and what has to hold for them.
+/// An admission policy: the requests that it matches, and its rules.
 struct Guard {
     name: &'static str,
     group: &'static str,
@@ -26,7 +28,7 @@ struct Guard {
 }
 
 impl Guard {
-    /// Of a kind of Calico.
+    /// Creates a policy for a kind of Calico.
     fn new(name: &'static str, resource: &'static str, operations: &'static [&'static str]) -> Self {
         let (variables, rules) = (Vec::new(), Vec::new());
         Self { name, group: v3::GROUP, version: "v3", resources: vec![resource], operations, variables, rules }
@@ -45,16 +47,16 @@ impl Guard {
     }
 }
 
-/// The policy that heeds `strictAffinity`.
+/// Name of the policy for `strictAffinity`.
 const STRICT: &str = "margay-node-strict-affinity";
 
-/// Annotations before and after.
+/// Annotations before and after the request.
 fn annotations() -> Vec<(&'static str, String)> {
     let of = |object: &str| format!("has({object}.metadata.annotations) ? {object}.metadata.annotations : {{}}");
     vec![("before", of("oldObject")), ("after", of("object"))]
 }
 
-/// No annotation changes but those of which `is_own` holds, said of `k`.
+/// Requires that no annotation changes except those for whose key `k` `is_own` holds.
 fn same_annotations_but(is_own: &str) -> String {
     format!(
         "variables.after.all(k, {is_own} || (k in variables.before && variables.before[k] == variables.after[k])) && \
@@ -130,7 +132,8 @@ fn guards() -> Vec<Guard> {
     vec![nodes(), pods(), ipam::affinities(), ipam::blocks(), ipam::handles(), certificates()]
 }
 
-/// Who owns an object decides whether it is collected, and finalizers decide whether it can go: both would reach beyond what the rules look at.
+/// Requires unchanged owners and finalizers: owners determine garbage collection, and finalizers
+/// prevent deletion, so both would have effects beyond what the rules check.
 fn same_owners() -> String {
     let of =
         |object: &str, field: &str| format!("(has({object}.metadata.{field}) ? size({object}.metadata.{field}) : 0)");
@@ -145,19 +148,21 @@ fn same_owners() -> String {
     format!("request.operation == 'DELETE' || ({} && {})", kept("ownerReferences"), kept("finalizers"))
 }
 
-/// Names of all policies, which are those of their bindings.
+/// Names of all policies, which their bindings share.
 pub(super) fn names() -> Vec<&'static str> {
     guards().iter().map(|guard| guard.name).chain([STRICT]).collect()
 }
 
-/// A policy and its binding for each kind that agents write.
+/// Returns a policy and its binding for each kind that agents write.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
-    let bound = |guard: &Guard| validation::objects(context, guard.name, NODE, policy(guard, context.settings.mode));
+    let bound =
+        |guard: &Guard| validating_policy::objects(context, guard.name, NODE, policy(guard, context.settings.mode));
     guards().iter().flat_map(bound).chain(strict(context)).collect()
 }
 
-/// While IPAMConfiguration `default` says `strictAffinity` nobody borrows; what was borrowed before is given back as ever. It is a policy of its own, and what
-/// goes wrong with its parameter refuses nothing, because the setting is no more than an agent's own rule confirmed.
+/// Forbids borrowing while IPAMConfiguration `default` has `strictAffinity`; borrowed addresses are
+/// released as ever. It is a separate policy, and an error of its parameter refuses nothing,
+/// because agents obey the setting themselves.
 fn strict(context: &Context<'_>) -> [Object; 2] {
     let mode = context.settings.mode;
     let mut spec = policy(&ipam::strict(), mode);
@@ -165,10 +170,10 @@ fn strict(context: &Context<'_>) -> [Object; 2] {
     spec["failurePolicy"] = "Ignore".into();
     spec["paramKind"] = json!({ "apiVersion": mode.api_version(), "kind": kind });
     let parameter = json!({ "name": v3::SINGLETON, "parameterNotFoundAction": "Allow" });
-    validation::with_parameter(context, STRICT, NODE, spec, parameter)
+    validating_policy::with_parameter(context, STRICT, NODE, spec, parameter)
 }
 
-/// The specification of the guard's policy.
+/// Returns the spec of a guard's policy.
 fn policy(guard: &Guard, mode: Mode) -> Value {
     let (group, version) =
         if guard.group == v3::GROUP { (mode.group(), mode.version()) } else { (guard.group, guard.version) };

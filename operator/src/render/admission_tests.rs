@@ -9,10 +9,11 @@ mod table;
 
 use table::Requests as Table;
 
-/// The table that a real API server is asked too, by `tests/tests/cluster_rights.rs`; what its fields mean is said there.
+/// Table of requests, which `tests/tests/cluster_rights.rs` also sends to a real API server; it
+/// documents the fields.
 const TABLE: &str = include_str!("../../../tests/data/agent-requests.yaml");
 
-/// As the API server knows the resource of a kind.
+/// Returns plural and group of a kind.
 fn resource(kind: &str) -> (String, &'static str) {
     let plural = match kind {
         "BlockAffinity" => "blockaffinities".to_owned(),
@@ -27,7 +28,7 @@ fn resource(kind: &str) -> (String, &'static str) {
     (plural, group)
 }
 
-/// Whether RBAC grants the verb to agents.
+/// Returns true when RBAC grants the verb to agents.
 fn granted(verb: &str, resource: &str, group: &str) -> bool {
     let lists = |rule: &Value, field: &str, wanted: &str| {
         rule[field].as_array().is_some_and(|list| list.iter().any(|one| one == wanted))
@@ -55,8 +56,8 @@ fn answer(row: &table::Request, table: &Table) -> String {
     let of_kind = guards.iter().filter(|guard| {
         guard.group == group && guard.resources.contains(&full.as_str()) && guard.operations.contains(&operation)
     });
-    let said = of_kind.map(|guard| refusal(&policy(guard, Mode::V3), &request));
-    said.flatten().next().unwrap_or_else(|| "granted".to_owned())
+    let refusals = of_kind.map(|guard| refusal(&policy(guard, Mode::V3), &request));
+    refusals.flatten().next().unwrap_or_else(|| "granted".to_owned())
 }
 
 #[test]

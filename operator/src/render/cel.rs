@@ -1,4 +1,5 @@
-//! Admission policies as the API server runs them, for tests: the matching, variables and rules of one policy against one request.
+//! Evaluates admission policies as the API server does, for tests: match conditions, variables and
+//! validations of one policy against one request.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ pub(crate) struct Request<'a> {
     pub(crate) after: Option<&'a Value>,
 }
 
-/// What the policy with that specification says against the request.
+/// Returns the message with which the policy of that spec refuses the request.
 pub(crate) fn refusal(spec: &Value, request: &Request<'_>) -> Option<String> {
     let mut context = Context::default().with_all();
     context.add_function("dyn", |value: Cel| -> Result<Cel, ExecutionError> { Ok(value) });
@@ -34,7 +35,7 @@ pub(crate) fn refusal(spec: &Value, request: &Request<'_>) -> Option<String> {
     }
     let mut variables = HashMap::new();
     for variable in list("variables") {
-        // One that fails is an error for those only that use it.
+        // A variable that fails is an error only where it is used.
         if let Ok(value) = run(&context, &variable["expression"]) {
             variables.insert(key(variable["name"].as_str().unwrap_or_default()), value);
             let known = Map { map: Arc::new(variables.clone()) };

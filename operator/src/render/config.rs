@@ -1,17 +1,18 @@
-//! Cluster-wide configuration that has to exist: made where it is absent, never changed afterwards, never owned. It outlives an Installation.
+//! Cluster-wide configuration: created where it is absent, never changed afterwards, never owned.
+//! It outlives an Installation.
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Context, NAMESPACE};
-use crate::certs::CA_NAME;
-use crate::object::Object;
+use crate::manifest::Object;
+use crate::names::CA_NAME;
 
-/// Tiers that Kubernetes' own policy kinds are put into, with Calico's order and default action.
+/// Tiers of Kubernetes' own policy kinds, with Calico's order and default action.
 const TIERS: [(&str, u32, &str); 3] =
     [("kube-admin", 1_000, "Pass"), ("default", 1_000_000, "Deny"), ("kube-baseline", 10_000_000, "Pass")];
 
-/// Configuration that is absent now.
+/// Returns the configuration that is absent.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
     let inputs = context.inputs;
     let mut objects = Vec::new();
@@ -30,7 +31,7 @@ pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
     objects
 }
 
-/// The authorities that everybody trusts.
+/// Returns the ConfigMap with the trusted CAs.
 pub(super) fn bundle(context: &Context<'_>) -> Option<Object> {
     let (authority, _) = context.inputs.certificates.authority.as_ref()?;
     Some(context.object(
@@ -42,7 +43,8 @@ pub(super) fn bundle(context: &Context<'_>) -> Option<Object> {
     ))
 }
 
-/// The cluster's identity, made from Kubernetes' own so that it comes out the same again; one that is there is kept.
+/// Returns the cluster's identity, derived from Kubernetes' own so that it is reproducible; an
+/// existing one is kept.
 fn cluster_information(context: &Context<'_>, present: Option<&Value>) -> Option<Object> {
     let has_guid = present.and_then(|spec| spec["clusterGUID"].as_str()).is_some_and(|guid| !guid.is_empty());
     if has_guid || context.inputs.cluster_id.is_empty() {

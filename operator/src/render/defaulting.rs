@@ -1,29 +1,32 @@
-//! What the API server fills in where it can: defaults of policies, as Calico's own server stores them.
+//! Mutating admission policy with defaults of Calico's policies, as Calico's own API server stores
+//! them.
 //!
-//! Nothing here is needed for enforcement, as whoever reads a policy fills in the same; so where filling in fails, the request passes.
+//! Enforcement does not depend on it, as every reader of a policy applies the same defaults; so the
+//! request passes if it fails.
 
 use margay_api::storage::Mode;
 use serde_json::{Value, json};
 
 use super::Context;
-use super::validation::{Requests, metadata};
-use crate::object::{MANAGER, Object};
+use super::validating_policy::{Requests, metadata};
+use crate::manifest::{MANAGER, Object};
 
-/// Defaults of policies.
+/// Name of the policy.
 const DEFAULTS: &str = "margay-policy-defaults";
 
-/// The policies of Calico's kinds that have a tier.
+/// Kinds of Calico's policies that have a tier.
 const POLICIES: [&str; 4] =
     ["globalnetworkpolicies", "networkpolicies", "stagedglobalnetworkpolicies", "stagednetworkpolicies"];
 
-/// Names of all policies, which are those of their bindings.
+/// Names of all policies, which their bindings share.
 pub(super) const NAMES: [&str; 1] = [DEFAULTS];
 
-/// Types by the rules there are: egress alone, both, or ingress.
+/// Default of `types` from the rules: egress alone, both, or ingress.
 const TYPES: &str = "size(variables.egress) == 0 ? ['Ingress'] : \
      size(variables.ingress) == 0 ? ['Egress'] : ['Ingress', 'Egress']";
 
-/// A policy and its binding, where the API serves such. Objects of the older storage are written by programs, which fill in themselves.
+/// Returns the policy and its binding, if the API serves them. Objects of the older storage are
+/// written by programs, which set defaults themselves.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
     if !context.inputs.mutates || context.settings.mode == Mode::V1 {
         return Vec::new();

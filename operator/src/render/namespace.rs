@@ -3,9 +3,9 @@
 use serde_json::json;
 
 use super::{Context, NAMESPACE};
-use crate::object::Object;
+use crate::manifest::Object;
 
-/// Agents are privileged, so pod security has to allow that there.
+/// Agents are privileged, so pod security admission must allow that in the namespace.
 pub(super) fn namespace(context: &Context<'_>) -> Object {
     context.object(
         "Namespace",

@@ -1,4 +1,4 @@
-//! The node agent's DaemonSet, with the CNI plugin's installation as its init container.
+//! DaemonSet of the node agent, with the installation of the CNI plugin as its init container.
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::PodSpec;
@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::overrides::{self, Names};
 use super::{CA_DIR, Context, NAMESPACE, NODE, Plan, TYPHA, TYPHA_PORT, cni, field_env, heap, labels, probe};
-use crate::certs::CA_NAME;
-use crate::object::{Key, Object, kind};
+use crate::manifest::{Key, Object, kind};
+use crate::names::CA_NAME;
 
 /// Port of the admin server, on the host's loopback.
 const ADMIN_PORT: u16 = 9099;
@@ -16,7 +16,7 @@ const ADMIN_PORT: u16 = 9099;
 const DEBUG_PORT: u16 = 5474;
 /// Name of the init container, as in Calico.
 const INSTALL: &str = "install-cni";
-/// Where the init container sees the host's folders.
+/// Mounts of the host's folders in the init container.
 const HOST_BIN: &str = "/host/opt/cni/bin";
 const HOST_CONF: &str = "/host/etc/cni/net.d";
 
@@ -24,27 +24,30 @@ const HOST_CONF: &str = "/host/etc/cni/net.d";
 const HOST_FOLDERS: [(&str, &str, &str); 3] = [
     ("state", "/var/lib/margay", "/var/lib/margay"),
     ("run", "/var/run/margay", "/var/run/margay"),
-    // Named network namespaces of pods appear here while the agent runs, so mounts have to propagate into it.
+    // Network namespaces of pods appear here while the agent runs, so mounts must propagate into
+    // its container.
     ("netns", "/run/netns", "/run/netns"),
 ];
 
-/// Adds the DaemonSet, or says why it stays as it is. The agent runs before cluster DNS does, so it is given typha's address itself; and a new
-/// version reaches typha first, so that no agent asks a server older than itself.
+/// Adds the DaemonSet, or the reason why it stays as it is. The agent starts before cluster DNS
+/// works, so it gets typha's address. A new version is rolled out to typha first, so that no agent
+/// has a server older than itself.
 pub(super) fn render(context: &Context<'_>, plan: &mut Plan) {
     let reason = match &context.inputs.typha_address {
         Some(address) if !is_ahead_of_typha(context) => {
             plan.objects.push(daemon_set(context, address));
             return;
         }
-        Some(_) => format!("agents get image {} when Deployment {NAMESPACE}/{TYPHA} runs it", context.image),
-        None => format!("Service {NAMESPACE}/{TYPHA} has no cluster IP yet; agents are started when it has"),
+        Some(_) => format!("agents get image {} after Deployment {NAMESPACE}/{TYPHA}", context.image),
+        None => format!("Service {NAMESPACE}/{TYPHA} has no cluster IP yet; agents start when it has one"),
     };
     plan.waiting.push(reason);
     plan.keep.insert(Key { kind: kind("DaemonSet"), namespace: NAMESPACE.to_owned(), name: NODE.to_owned() });
 }
 
-/// Whether there are agents of another image, and typha does not serve with the wanted one alone yet. Replicas that are not available, as on a node that
-/// is gone, hold nobody up while another one serves.
+/// Returns true while there are agents of another image, and typha does not serve with the wanted
+/// one alone yet. Unavailable replicas, as on a node that is gone, do not block while another one
+/// serves.
 fn is_ahead_of_typha(context: &Context<'_>) -> bool {
     let inputs = context.inputs;
     let runs = |pod: Option<&PodSpec>| {
@@ -60,7 +63,8 @@ fn is_ahead_of_typha(context: &Context<'_>) -> bool {
     !typha.is_some_and(|typha| runs(typha.spec.template.spec.as_ref()) && serves_alone(typha))
 }
 
-/// Whether the Deployment has pods of its newest template only, and one of them is available.
+/// Returns true when the Deployment has pods of its newest template only, and one of them is
+/// available.
 fn serves_alone(deployment: &Deployment) -> bool {
     let Some(status) = &deployment.status else { return false };
     let (all, updated) = (status.replicas.unwrap_or(0), status.updated_replicas.unwrap_or(0));
@@ -118,7 +122,7 @@ fn pod(context: &Context<'_>, typha: &str) -> Value {
     })
 }
 
-/// Writes the plugin's binary and network configuration; root, but without any capability.
+/// Installs the plugin's binary and network configuration; runs as root, but without capabilities.
 fn install(context: &Context<'_>) -> Value {
     let environment = context.environment(&[
         ("CNI_BIN_DIR", HOST_BIN.to_owned()),
@@ -144,7 +148,8 @@ fn install(context: &Context<'_>) -> Value {
     })
 }
 
-/// Privileged, because it enters pods' network namespaces and writes /proc/sys, which is read-only for others.
+/// Privileged, because it enters pods' network namespaces and writes /proc/sys, which is read-only
+/// for unprivileged containers.
 fn agent(context: &Context<'_>, typha: &str) -> Value {
     let network = context.spec.calico_network.clone().unwrap_or_default();
     let timeout = cni::policy_timeout(&network);
@@ -182,7 +187,7 @@ fn agent(context: &Context<'_>, typha: &str) -> Value {
     })
 }
 
-/// `host:port`, with brackets around an IPv6 address.
+/// Formats `host:port`, with brackets around an IPv6 address.
 fn authority(address: &str) -> String {
     if address.contains(':') { format!("[{address}]:{TYPHA_PORT}") } else { format!("{address}:{TYPHA_PORT}") }
 }
@@ -190,12 +195,13 @@ fn authority(address: &str) -> String {
 fn mounts() -> Vec<Value> {
     let mut mounts = vec![
         json!({ "name": "ca", "mountPath": CA_DIR, "readOnly": true }),
-        // What the container runtime reads is looked at, and put back.
+        // The agent checks which configuration the container runtime reads, and restores its own.
         json!({ "name": "cni-conf", "mountPath": HOST_CONF }),
     ];
     for (name, _, path) in HOST_FOLDERS {
         match name {
-            // Container runtimes name namespaces by either path; without a distribution's links they are two.
+            // Container runtimes use either path for namespaces; without a distribution's symbolic
+            // link they differ.
             "netns" => mounts.extend(
                 [path, "/var/run/netns"]
                     .map(|path| json!({ "name": name, "mountPath": path, "mountPropagation": "HostToContainer" })),

@@ -1,21 +1,21 @@
-//! What an Installation may change on a workload.
+//! Overrides of workloads by an Installation.
 
 use margay_api::installation::{
     ComponentResource, ContainerOverride, MetadataOverride, PodSpecOverride, WorkloadOverride,
 };
 use serde_json::{Map, Value, json};
 
-/// How overrides name the parts of a workload.
+/// Names by which overrides refer to the parts of a workload.
 pub(super) struct Names {
-    /// In `componentResources`.
+    /// Component in `componentResources`.
     pub(super) component: &'static str,
-    /// The main container; overrides may also use Calico's name for it.
+    /// Main container; overrides may also use Calico's name for it.
     pub(super) container: &'static str,
-    /// The init container, or empty.
+    /// Init container, or empty.
     pub(super) init: &'static str,
 }
 
-/// Applies component resources, then the workload's own overrides, which win.
+/// Applies component resources, then the workload's own overrides, which take precedence.
 pub(super) fn apply(body: &mut Value, over: Option<&WorkloadOverride>, resources: &[ComponentResource], names: &Names) {
     for resource in resources {
         if resource.component_name == names.component
@@ -73,7 +73,7 @@ fn add_resources(containers: &mut Value, overrides: &[ContainerOverride], name: 
     }
 }
 
-/// Adds labels and annotations; what is there already stays.
+/// Adds labels and annotations; existing ones take precedence.
 fn add_metadata(wanted: &mut Value, over: Option<&MetadataOverride>) {
     let Some(over) = over else { return };
     for (field, added) in [("labels", &over.labels), ("annotations", &over.annotations)] {

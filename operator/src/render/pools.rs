@@ -1,4 +1,5 @@
-//! Address pools: made and followed where they are ours, adopted where they are the same, never deleted, and never in anybody's way.
+//! Address pools: created and updated where they are ours, adopted where they are equal, never
+//! deleted, and never in conflict with existing ones.
 
 use ipnet::IpNet;
 use margay_api::installation::{InstallationSpec, IpPoolSpec};
@@ -6,18 +7,18 @@ use serde_json::{Map, Value, json};
 
 use crate::defaults::default_block_size;
 use crate::inputs::{Inputs, PoolFacts};
-use crate::object::Object;
+use crate::manifest::Object;
 
-/// What is to be done about pools.
+/// Changes of pools.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PoolPlan {
-    /// Pools to make, change or adopt.
+    /// Pools to create, update or adopt.
     pub objects: Vec<Object>,
-    /// Why a pool of the Installation cannot be had: what, where and what to do.
+    /// Pools of the Installation that cannot be created or updated: object, cause and remedy.
     pub conflicts: Vec<String>,
 }
 
-/// Compares the Installation's pools with those that exist.
+/// Compares the Installation's pools with the existing ones.
 pub(super) fn plan(spec: &InstallationSpec, inputs: &Inputs) -> PoolPlan {
     let mut plan = PoolPlan::default();
     let wanted = spec.calico_network.as_ref().and_then(|n| n.ip_pools.as_deref());
@@ -40,7 +41,7 @@ fn decide(pool: &IpPoolSpec, existing: &[PoolFacts]) -> Result<Option<Object>, S
         let differing = differing(&fields, &found.spec);
         if found.name != name {
             return Err(format!(
-                "IPPool {} has the range {} that the Installation names {name}; use the existing name or leave it out",
+                "IPPool {} has the range {} that the Installation calls {name}; use the existing name or remove the name",
                 found.name, pool.cidr
             ));
         }
@@ -53,14 +54,14 @@ fn decide(pool: &IpPoolSpec, existing: &[PoolFacts]) -> Result<Option<Object>, S
         }
         if !found.managed && !differing.is_empty() {
             return Err(format!(
-                "IPPool {name} ({}) exists, was not made from the Installation, and differs in {}; make the two agree, \
-                 or take the pool out of spec.calicoNetwork.ipPools",
+                "IPPool {name} ({}) exists, was not created from the Installation, and differs in {}; make them equal, \
+                 or remove the pool from spec.calicoNetwork.ipPools",
                 pool.cidr,
                 differing.join(", ")
             ));
         }
-        let settled = found.managed && differing.is_empty();
-        return Ok((!settled).then(|| object(name, fields)));
+        let is_up_to_date = found.managed && differing.is_empty();
+        return Ok((!is_up_to_date).then(|| object(name, fields)));
     }
     if let Some(other) = existing.iter().find(|other| other.name == name) {
         return Err(format!(
@@ -86,7 +87,7 @@ fn decide(pool: &IpPoolSpec, existing: &[PoolFacts]) -> Result<Option<Object>, S
     Ok(Some(object(name, fields)))
 }
 
-/// Fields of the IPPool that the Installation decides.
+/// Returns the fields of the IPPool that the Installation determines.
 fn fields(pool: &IpPoolSpec) -> Map<String, Value> {
     let vxlan = match pool.encapsulation.as_deref() {
         Some("VXLAN") => "Always",
@@ -116,7 +117,8 @@ fn fields(pool: &IpPoolSpec) -> Map<String, Value> {
     fields
 }
 
-/// Names of the fields in which an existing pool differs from what is wanted; an absent field has its default.
+/// Returns the names of fields in which an existing pool differs from the wanted one; an absent
+/// field has its default.
 fn differing(wanted: &Map<String, Value>, found: &Value) -> Vec<String> {
     wanted
         .iter()

@@ -35,8 +35,8 @@ fn an_identical_pool_is_adopted_and_then_left_alone() {
     assert_eq!(adopted.objects[0].key.name, "theirs");
     let labels = &adopted.objects[0].body["metadata"]["labels"];
     assert_eq!(labels["app.kubernetes.io/managed-by"], "margay-operator");
-    let settled = planned(json!([{ "cidr": "10.0.0.0/16" }]), vec![existing("theirs", ours(), true)]);
-    assert_eq!(settled, PoolPlan::default());
+    let unchanged = planned(json!([{ "cidr": "10.0.0.0/16" }]), vec![existing("theirs", ours(), true)]);
+    assert_eq!(unchanged, PoolPlan::default());
 }
 
 #[test]
@@ -50,13 +50,13 @@ fn our_pool_follows_the_installation() {
 }
 
 #[test]
-fn what_cannot_be_had_is_named_and_blocks_no_other_pool() {
+fn an_impossible_pool_is_reported_and_blocks_no_other_one() {
     let good = json!({ "cidr": "10.7.0.0/16" });
     let table = [
         (
             json!([{ "cidr": "10.0.0.0/16", "natOutgoing": "Disabled" }, good]),
             existing("theirs", ours(), false),
-            "IPPool theirs (10.0.0.0/16) exists, was not made from the Installation, and differs in natOutgoing",
+            "IPPool theirs (10.0.0.0/16) exists, was not created from the Installation, and differs in natOutgoing",
         ),
         (
             json!([{ "cidr": "10.0.0.0/16", "blockSize": 28 }, good]),

@@ -1,4 +1,5 @@
-//! Service accounts and what they may do. Each rule is here because a line of the component does exactly that.
+//! Service accounts and their permissions. Each rule is here because the component sends exactly
+//! that request.
 
 use kube::ResourceExt;
 use margay_api::crds;
@@ -8,11 +9,11 @@ use margay_api::storage::{Kind, Mode};
 use serde_json::{Value, json};
 
 use super::{Context, NAMESPACE, NODE, TYPHA, labels};
-use crate::object::Object;
+use crate::manifest::Object;
 
 const READ: [&str; 3] = ["get", "list", "watch"];
 
-/// Kinds of `projectcalico.org/v3` that typha reads.
+/// Kinds of `projectcalico.org/v3` that typha watches.
 const TYPHA_KINDS: [&str; 12] = [
     "felixconfigurations",
     "globalnetworkpolicies",
@@ -28,7 +29,7 @@ const TYPHA_KINDS: [&str; 12] = [
     "tiers",
 ];
 
-/// Service accounts, roles and bindings of both components.
+/// Returns service accounts, roles and bindings of both components.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
     let mode = context.settings.mode;
     [(TYPHA, typha_rules(mode)), (NODE, node_rules(mode))]
@@ -41,14 +42,14 @@ fn rule(groups: &[&str], resources: &[&str], verbs: &[&str]) -> Value {
     json!({ "apiGroups": groups, "resources": resources, "verbs": verbs })
 }
 
-/// A rule for kinds of Calico, by the names that users know, where that storage has them.
+/// Returns a rule for kinds of Calico, by their plural in `projectcalico.org/v3`, in that storage.
 pub(crate) fn calico(mode: Mode, plurals: &[&str], verbs: &[&str]) -> Value {
     let resources: Vec<&str> =
         plurals.iter().map(|plural| Kind::of_plural(plural).map_or(*plural, |kind| kind.plural_in(mode))).collect();
     rule(&[mode.group()], &resources, verbs)
 }
 
-/// Definitions of kinds that a cluster may do without.
+/// Names of definitions (CRDs) of kinds that a cluster may lack.
 fn optional(mode: Mode) -> Vec<String> {
     let mut names = vec![DEFINITION.to_owned()];
     if mode == Mode::V1 {
@@ -59,7 +60,8 @@ fn optional(mode: Mode) -> Vec<String> {
     names
 }
 
-/// Typha reads what the computation takes as input, and writes what it finds wrong: events on objects, and its key of one ConfigMap.
+/// Typha reads the inputs of its computation, and reports problems: as events on objects, and in
+/// its key of one ConfigMap.
 pub(super) fn typha_rules(mode: Mode) -> Vec<Value> {
     vec![
         rule(&[""], &["namespaces", "nodes", "pods", "serviceaccounts"], &READ),
@@ -74,7 +76,7 @@ pub(super) fn typha_rules(mode: Mode) -> Vec<Value> {
             "resourceNames": [CONFIG_MAP],
             "verbs": ["create", "patch"],
         }),
-        // Whether these kinds are served at all, and at which version.
+        // Shows whether these kinds are served, and at which version.
         json!({
             "apiGroups": ["apiextensions.k8s.io"],
             "resources": ["customresourcedefinitions"],
@@ -84,14 +86,15 @@ pub(super) fn typha_rules(mode: Mode) -> Vec<Value> {
     ]
 }
 
-/// The agent writes what is its node's own; that it is its own is checked by the admission policies beside this file.
+/// The agent writes objects of its own node; the admission policies in this folder check that they
+/// are.
 pub(super) fn node_rules(mode: Mode) -> Vec<Value> {
     vec![
         // Addresses, tunnels and interfaces of the node, as annotations.
         rule(&[""], &["nodes"], &["patch"]),
         // Addresses of pods, as annotations.
         rule(&[""], &["pods/status"], &["patch"]),
-        // Which pools the pods of a namespace may have addresses of.
+        // Restrictions of the pools for the pods of a namespace.
         rule(&[""], &["namespaces"], &["get"]),
         calico(mode, &["blockaffinities", "ipamblocks", "ipamhandles"], &["get", "create", "update", "delete"]),
         calico(mode, &["clusterinformations", "ipamconfigurations", "ippools", "ipreservations"], &READ),

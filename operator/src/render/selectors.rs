@@ -1,41 +1,43 @@
-//! What the API server refuses because nobody could say whom it is about: policies, pools and settings whose selectors are none.
+//! Refuses policies, pools and settings whose selectors do not parse, at the API server.
 //!
-//! The code that reads such objects refuses them too, and closes what they may be about; here whoever writes one learns it at once. What is
-//! stored already can still be labelled and deleted: only a changed specification is looked at. A policy that cannot be judged, because it has more than
-//! a thousand selectors that are no plain comparisons, passes: it may be right, and its reader looks. Of the other kinds everything can be judged.
+//! Readers of such objects refuse them too, and fail closed; here the user sees the error at once.
+//! Stored objects can still be labelled and deleted: only a changed spec is checked. A policy that
+//! exceeds CEL's cost limit, because it has more than a thousand selectors that are not plain
+//! comparisons, passes: it may be valid, and its readers check it. The other kinds never exceed the
+//! limit.
 
 use margay_api::selector;
 use margay_api::storage::{Kind, Mode};
 use serde_json::{Value, json};
 
 use super::Context;
-use super::validation::{self, Requests};
-use crate::object::{MANAGER, Object};
+use super::validating_policy::{self, Requests};
+use crate::manifest::{MANAGER, Object};
 
-/// Selectors of policies.
+/// Name of the policy for selectors of policies.
 const POLICIES: &str = "margay-policy-selectors";
-/// Selectors of nodes and namespaces.
+/// Name of the policy for selectors of nodes and namespaces.
 const NODES: &str = "margay-node-selectors";
 
-/// Whether the request changes what is looked at.
+/// Matches requests that change the spec.
 const CHANGED: &str =
     "has(object.spec) && (oldObject == null || !has(oldObject.spec) || object.spec != oldObject.spec)";
 
-/// Names of all policies, which are those of their bindings.
+/// Names of all policies, which their bindings share.
 pub(super) const NAMES: [&str; 2] = [POLICIES, NODES];
 
-/// A policy and its binding for each.
+/// Returns the policies and their bindings.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
     let policies = ["NetworkPolicy", "GlobalNetworkPolicy", "StagedNetworkPolicy", "StagedGlobalNetworkPolicy"];
     let others = ["IPPool", "FelixConfiguration", "KubeControllersConfiguration"];
     let both = [(POLICIES, &policies[..]), (NODES, &others[..])].into_iter();
     let spec = |name, kinds| specification(context.settings.mode, kinds, name);
-    both.flat_map(|(name, kinds)| validation::objects(context, name, MANAGER, spec(name, kinds))).collect()
+    both.flat_map(|(name, kinds)| validating_policy::objects(context, name, MANAGER, spec(name, kinds))).collect()
 }
 
 type Variable = (&'static str, String);
 
-/// What the policy of that name works out, one from the other.
+/// Returns the variables of the policy of that name, each computed from earlier ones.
 fn variables(name: &str) -> Vec<Variable> {
     let texts = match name {
         POLICIES => texts_of_policies(),
@@ -65,12 +67,13 @@ fn specification(mode: Mode, kinds: &[&str], name: &str) -> Value {
     })
 }
 
-/// A list of the text in each of these fields, or of none where it is not there.
+/// Returns expressions for a list with the text of each of these fields, or an empty list where it
+/// is unset.
 fn fields(of: &str, names: &[&str]) -> Vec<String> {
     names.iter().map(|name| format!("(has({of}.{name}) ? [{of}.{name}] : [])")).collect()
 }
 
-/// Rules of both directions, and what they say about either end of a packet.
+/// Variables for the rules of both directions, and for their sources and destinations.
 fn rules() -> Vec<Variable> {
     let list = |field: &str| format!("(has(variables.spec.{field}) ? variables.spec.{field} : [])");
     let ends = |side: &str| format!("variables.rules.filter(r, has(r.{side})).map(r, r.{side})");
@@ -89,15 +92,15 @@ fn texts_of_policies() -> String {
     [own, of_ends.to_vec(), vec![accounts.to_owned()]].concat().join(" + ")
 }
 
-/// Selectors of the templates of host endpoints.
+/// Returns an expression for the selectors in templates of host endpoints.
 fn texts_of_templates() -> String {
     let mut path = String::from("variables.spec");
-    let mut there = Vec::new();
+    let mut conditions = Vec::new();
     for field in ["controllers", "node", "hostEndpoint", "templates"] {
         path = format!("{path}.{field}");
-        there.push(format!("has({path})"));
+        conditions.push(format!("has({path})"));
     }
-    format!("({} ? {path}.filter(t, has(t.nodeSelector)).map(t, t.nodeSelector) : [])", there.join(" && "))
+    format!("({} ? {path}.filter(t, has(t.nodeSelector)).map(t, t.nodeSelector) : [])", conditions.join(" && "))
 }
 
 fn refusal() -> Value {

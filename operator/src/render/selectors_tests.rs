@@ -3,7 +3,7 @@ use kube_cel::{KubeCelExt, VapEvaluator, VapExpression};
 
 use super::*;
 
-/// The expression with its variables written out, as the evaluator knows none.
+/// Returns the expression with its variables substituted, as the evaluator has none.
 fn whole(spec: &Value, expression: &str) -> String {
     let mut expression = expression.to_owned();
     let variables: Vec<&Value> = spec["variables"].as_array().unwrap().iter().collect();
@@ -11,12 +11,12 @@ fn whole(spec: &Value, expression: &str) -> String {
         let name = format!("variables.{}", variable["name"].as_str().unwrap());
         expression = expression.replace(&name, &format!("({})", variable["expression"].as_str().unwrap()));
     }
-    // What it is to the type checker is nothing to the evaluator.
+    // `dyn` matters to the type checker only.
     expression.replace("dyn(object.spec)", "object.spec")
 }
 
-/// What is said to an object: nothing, or why it is refused.
-fn said(policy: &Value, spec: &Value) -> Option<String> {
+/// Returns the refusal of an object, if it is refused.
+fn refusal_of(policy: &Value, spec: &Value) -> Option<String> {
     let validation = &policy["validations"][0];
     let evaluator = VapEvaluator::builder().object(json!({ "metadata": {}, "spec": spec })).build();
     let expression = VapExpression {
@@ -28,9 +28,9 @@ fn said(policy: &Value, spec: &Value) -> Option<String> {
     (!result.passed).then(|| result.message.unwrap_or_default())
 }
 
-/// Policy, spec, and the text that is no selector, if one is none.
+/// Policy, spec, and the text that is not a selector, if there is one.
 #[test]
-fn a_selector_that_is_none_is_found_wherever_it_stands() {
+fn an_invalid_selector_is_found_in_every_field() {
     let rule = |side: &str, end: Value| json!({ "ingress": [{ "action": "Deny" }, { "action": "Allow", side: end }] });
     let template = |selector: &Option<&str>| match selector {
         Some(text) => json!({ "generateName": "t", "nodeSelector": text }),
@@ -59,26 +59,26 @@ fn a_selector_that_is_none_is_found_wherever_it_stands() {
         (NODES, templates(&[Some(""), Some("rack = 'a'")]), Some("rack = 'a'")),
     ];
     for (name, spec, wrong) in table {
-        let said = said(&specification(Mode::V3, &[], name), &spec);
-        assert_eq!(said.is_some(), wrong.is_some(), "{spec}: {said:?}");
-        if let (Some(said), Some(wrong)) = (said, wrong) {
-            assert!(said.starts_with(&format!("not a selector: {wrong}; write")), "{spec}: {said}");
+        let found = refusal_of(&specification(Mode::V3, &[], name), &spec);
+        assert_eq!(found.is_some(), wrong.is_some(), "{spec}: {found:?}");
+        if let (Some(found), Some(wrong)) = (found, wrong) {
+            assert!(found.starts_with(&format!("not a selector: {wrong}; write")), "{spec}: {found}");
         }
     }
 }
 
 #[test]
-fn only_a_changed_specification_is_looked_at() {
+fn only_a_changed_spec_is_checked() {
     let program = Program::compile(CHANGED).unwrap();
-    let looks = |old: Value, new: Value| {
+    let is_checked = |old: Value, new: Value| {
         let mut context = Context::default().with_all();
         context.add_variable("oldObject", old).unwrap();
         context.add_variable("object", new).unwrap();
         program.execute(&context).unwrap() == CelValue::Bool(true)
     };
     let spec = |selector: &str, label: &str| json!({ "metadata": { "labels": { "l": label } }, "spec": { "selector": selector } });
-    assert!(looks(Value::Null, spec("x", "")));
-    assert!(looks(spec("all()", ""), spec("x", "")));
-    assert!(!looks(spec("x", ""), spec("x", "new")), "a label of an object that was stored before");
-    assert!(!looks(spec("x", ""), json!({ "metadata": {} })));
+    assert!(is_checked(Value::Null, spec("x", "")));
+    assert!(is_checked(spec("all()", ""), spec("x", "")));
+    assert!(!is_checked(spec("x", ""), spec("x", "new")), "a label of an object that was stored before");
+    assert!(!is_checked(spec("x", ""), json!({ "metadata": {} })));
 }

@@ -27,7 +27,7 @@ fn settings() -> Settings {
     }
 }
 
-/// A cluster of three nodes on which nothing of ours has been made but authority and Service.
+/// A cluster of three nodes with no objects of ours but the CA and typha's Service.
 fn inputs() -> Inputs {
     let authority = Authority {
         current: Pair { certificate: "CERTIFICATE 1".to_owned(), key: "KEY 1".to_owned() },
@@ -79,7 +79,7 @@ fn an_empty_installation_gives_the_whole_default() {
 }
 
 #[test]
-fn the_older_storage_differs_in_rights_guards_and_what_components_are_told() {
+fn the_older_storage_differs_in_rights_admission_and_environment() {
     let spec = completed(json!({}), &inputs());
     let settings = Settings { mode: Mode::V1, ..settings() };
     let plan = plan(&spec, &inputs(), &owner(), &settings);
@@ -89,7 +89,7 @@ fn the_older_storage_differs_in_rights_guards_and_what_components_are_told() {
     expect_file!["../../tests/golden/storage-v1.yaml"].assert_eq(&text(&shown));
     assert!(plan.objects.iter().all(|object| object.key.kind.kind != "MutatingAdmissionPolicy"));
     let all = text(&plan.objects);
-    assert_eq!(all.matches("value: crd.projectcalico.org/v1").count(), 2, "typha and the agents are told");
+    assert_eq!(all.matches("value: crd.projectcalico.org/v1").count(), 2, "typha and the agents have the variable");
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn a_new_version_reaches_typha_first() {
         vec![serde_json::from_value(workload(NODE, image, status)).unwrap()]
     };
     let typha = |image: &str, available: i32| {
-        // Two of the newest template, and one more that is on its way out.
+        // Two of the newest template, and one more that is terminating.
         let all = if available < 0 { 3 } else { 2 };
         let available = available.abs();
         let status = json!({
@@ -168,7 +168,7 @@ fn a_new_version_reaches_typha_first() {
         (agents(old), typha(old, 2), true),
         (agents(old), typha(new, 0), true),
         (agents(old), typha(new, -2), true),
-        // A node that is gone does not hold the others up.
+        // A node that is gone does not block the others.
         (agents(old), typha(new, 1), false),
         (agents(old), vec![], true),
         (agents(old), typha(new, 2), false),
@@ -186,7 +186,7 @@ fn a_new_version_reaches_typha_first() {
 }
 
 #[test]
-fn what_users_rely_on_is_not_made_twice_nor_owned() {
+fn shared_configuration_is_neither_created_twice_nor_owned() {
     let first = rendered(json!({}), &inputs());
     let shared = ["IPPool", "FelixConfiguration", "Tier", "ClusterInformation"];
     let made: Vec<&Object> = first.iter().filter(|object| shared.contains(&object.key.kind.kind)).collect();
@@ -219,7 +219,7 @@ fn kinds_that_are_not_served_block_nothing_else() {
     assert!(objects.iter().any(|o| o.key.kind.kind == "DaemonSet"));
 }
 
-/// Decodes into the typed form and back: a field that the type does not know is lost on the way.
+/// Decodes into the typed form and back, which drops unknown fields.
 fn survives<T: DeserializeOwned + Serialize>(object: &Object) {
     let typed: T =
         serde_json::from_value(object.body.clone()).unwrap_or_else(|error| panic!("{}: {error}", object.key));
@@ -227,7 +227,7 @@ fn survives<T: DeserializeOwned + Serialize>(object: &Object) {
     assert_eq!(without_empty(&back), without_empty(&object.body), "{}", object.key);
 }
 
-/// Typed forms do not tell empty lists and objects from absent ones, nor 1 from 1.0.
+/// Removes empty lists and objects and unifies 1 with 1.0, which typed forms do not distinguish.
 fn without_empty(value: &Value) -> Value {
     match value {
         Value::Object(map) => Value::Object(

@@ -1,40 +1,43 @@
-//! Who may write the policies of a tier: those to whom RBAC gives it in Calico's words.
+//! Requires Calico's RBAC permissions for writing policies of a tier.
 //!
-//! Calico's API server asks for `get` on the tier, and for the verb on `tier.networkpolicies` (`tier.globalnetworkpolicies` and so on) under the policy's
-//! name or `TIER.*`. Here the same is asked of the authorizer by an admission policy, which sees writes only: reading is for those who may read the kind.
+//! Calico's API server requires `get` on the tier, and the verb on `tier.networkpolicies`
+//! (`tier.globalnetworkpolicies` and so on) for the policy's name or `TIER.*`. Here an admission
+//! policy checks the same with the authorizer. It sees writes only: reading requires only
+//! permission to read the kind.
 
 use margay_api::storage::Mode;
 use margay_api::v3;
 use serde_json::{Value, json};
 
 use super::Context;
-use super::validation::{self, Requests};
-use crate::object::{MANAGER, Object};
+use super::validating_policy::{self, Requests};
+use crate::manifest::{MANAGER, Object};
 
-/// Rights on tiers.
+/// Name of the policy.
 const RIGHTS: &str = "margay-tier-rights";
 
-/// The kinds of policies that have a tier.
+/// Kinds of policies that have a tier.
 const POLICIES: [&str; 4] =
     ["globalnetworkpolicies", "networkpolicies", "stagedglobalnetworkpolicies", "stagednetworkpolicies"];
 
-/// Names of all policies, which are those of their bindings.
+/// Names of all policies, which their bindings share.
 pub(super) const NAMES: [&str; 1] = [RIGHTS];
 
-/// A policy and its binding.
+/// Returns the policy and its binding.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
-    validation::objects(context, RIGHTS, MANAGER, rights(context.settings.mode)).into()
+    validating_policy::objects(context, RIGHTS, MANAGER, rights(context.settings.mode)).into()
 }
 
-/// What is asked of the authorizer about one tier: `side` is the policy before or after the request. A question costs a third of what an expression may
-/// cost, so each expression has two at most. Admission does not tell an update from a patch: the right to either will do.
-fn questions(side: &str, mode: Mode) -> Vec<Value> {
+/// Returns the checks of the authorizer for one tier: `side` is the policy before or after the
+/// request. A check costs a third of the limit of an expression, so each expression has at most
+/// two. Admission does not distinguish updates from patches: permission for either is sufficient.
+fn authorizer_checks(side: &str, mode: Mode) -> Vec<Value> {
     let variable =
         |name: &str, expression: String| json!({ "name": format!("{side}{name}"), "expression": expression });
     let reads = |group: &str| {
         format!("authorizer.group('{group}').resource('tiers').name(variables.{side}Tier).check('get').allowed()")
     };
-    // In the older storage a tier may also be read as it is stored.
+    // In the older storage a tier may also be read in its stored group.
     let reads = match mode {
         Mode::V1 => format!("({} || {})", reads(v3::GROUP), reads(mode.group())),
         Mode::V3 => reads(v3::GROUP),
@@ -59,7 +62,8 @@ fn questions(side: &str, mode: Mode) -> Vec<Value> {
     ]
 }
 
-/// Tiers and pseudo-resources are those of the group that users know, in the older storage too.
+/// Builds the policy. Tiers and pseudo-resources are in the group `projectcalico.org`, also with
+/// the older storage.
 fn rights(mode: Mode) -> Value {
     let variable = |name: &str, expression: &str| json!({ "name": name, "expression": expression });
     let tier = |of: &str| format!("(has({of}.spec.tier) && {of}.spec.tier != '' ? {of}.spec.tier : 'default')");
@@ -70,7 +74,7 @@ fn rights(mode: Mode) -> Value {
     };
     let mut variables = vec![
         variable("afterTier", &format!("request.operation == 'DELETE' ? '' : {}", tier("object"))),
-        // Only where it is another one.
+        // Only if it is a different one.
         variable(
             "beforeTier",
             &format!(
@@ -85,16 +89,16 @@ fn rights(mode: Mode) -> Value {
             "request.operation == 'CREATE' ? 'create' : request.operation == 'DELETE' ? 'delete' : 'update'",
         ),
     ];
-    variables.extend(["before", "after"].into_iter().flat_map(|side| questions(side, mode)));
+    variables.extend(["before", "after"].into_iter().flat_map(|side| authorizer_checks(side, mode)));
     json!({
         "failurePolicy": "Fail",
         "matchConstraints": Requests::of_calico(mode, &POLICIES, &["CREATE", "UPDATE", "DELETE"]).constraints(),
         "variables": variables,
         "validations": [{
             "expression": format!("{} && {}", of("before"), of("after")),
-            "message": "writing the policies of a tier takes the right to get the tier, and that to the verb on tier.networkpolicies (or \
-                tier.globalnetworkpolicies, tier.stagednetworkpolicies, tier.stagedglobalnetworkpolicies) of projectcalico.org under the name \
-                TIER.* or the policy's own; grant it by a role",
+            "message": "writing policies of a tier requires permission to get the tier, and for the verb on tier.networkpolicies (or \
+                tier.globalnetworkpolicies, tier.stagednetworkpolicies, tier.stagedglobalnetworkpolicies) of projectcalico.org for the name \
+                TIER.* or the policy's name; grant it with a Role or ClusterRole",
             "reason": "Forbidden",
         }],
     })

@@ -4,16 +4,16 @@ use serde_json::{Value, json};
 
 use super::overrides::{self, Names};
 use super::{CA_DIR, Context, NAMESPACE, TLS_DIR, TYPHA, TYPHA_PORT, field_env, heap, labels, probe};
-use crate::certs::{CA_NAME, TYPHA_SECRET};
-use crate::object::Object;
+use crate::manifest::Object;
+use crate::names::{CA_NAME, TYPHA_SECRET};
 use crate::scale;
 
 /// Port of the admin server, on the host's loopback.
 const ADMIN_PORT: u16 = 9098;
-/// Typha needs no privilege at all.
+/// User id of typha, which needs no privileges.
 const USER: u32 = 65532;
 
-/// Everything of typha but its account.
+/// Returns typha's objects except its account.
 pub(super) fn objects(context: &Context<'_>) -> [Object; 3] {
     [context.object("Service", service()), context.object("PodDisruptionBudget", budget()), deployment(context)]
 }
@@ -73,7 +73,7 @@ fn deployment(context: &Context<'_>) -> Object {
     context.object("Deployment", body)
 }
 
-/// As many as the cluster wants and have room, by what the pods say after all overrides.
+/// Returns the number of replicas, from the pod spec after all overrides.
 fn replicas(context: &Context<'_>, body: &Value) -> i32 {
     let inputs = context.inputs;
     let pod = serde_json::from_value(body["spec"]["template"]["spec"].clone());
@@ -81,8 +81,8 @@ fn replicas(context: &Context<'_>, body: &Value) -> i32 {
     scale::typha_replicas(inputs.usable_nodes(), eligible, context.spec.typha_replicas.as_ref())
 }
 
-/// It runs in the host's network and tolerates everything: it has to be there before there is a network. The declared port keeps two
-/// replicas from one node.
+/// Returns the pod spec. Typha runs in the host's network and tolerates everything, because it must
+/// run before there is a network. The host port keeps two replicas off the same node.
 fn pod(context: &Context<'_>) -> Value {
     let spec = context.spec;
     let mut tolerations = vec![json!({ "operator": "Exists" })];

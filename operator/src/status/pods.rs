@@ -1,11 +1,11 @@
-//! What pods of the components say about themselves.
+//! Health of the components' pods.
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
-use super::{Finding, some};
+use super::{Finding, examples};
 use crate::inputs::Inputs;
 
-/// Reasons of a waiting container that do not pass by themselves.
+/// Reasons of a waiting container that do not go away by themselves.
 const STUCK: [&str; 8] = [
     "CrashLoopBackOff",
     "CreateContainerConfigError",
@@ -17,16 +17,16 @@ const STUCK: [&str; 8] = [
     "RunContainerError",
 ];
 
-/// What is found over all pods.
+/// Health of all pods.
 #[derive(Default)]
 pub(super) struct Health {
-    /// Something that needs a person.
+    /// A problem that a person must solve.
     pub(super) failing: Option<Finding>,
-    /// Pods that are not ready, and why.
+    /// Pods that are not ready, with the reason.
     pub(super) waiting: Vec<String>,
 }
 
-/// Looks at every pod that is not on its way out.
+/// Checks every pod that is not terminating.
 pub(super) fn health(inputs: &Inputs) -> Health {
     let mut failing = Vec::new();
     let mut waiting = Vec::new();
@@ -38,7 +38,7 @@ pub(super) fn health(inputs: &Inputs) -> Health {
             waiting.extend(unready(pod));
         }
     }
-    Health { failing: (!failing.is_empty()).then(|| Finding::new("PodFailure", some(&failing))), waiting }
+    Health { failing: (!failing.is_empty()).then(|| Finding::new("PodFailure", examples(&failing))), waiting }
 }
 
 fn containers(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
@@ -48,7 +48,7 @@ fn containers(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
     init.unwrap_or_default().iter().chain(main.unwrap_or_default())
 }
 
-/// `pod NAME on node NODE`.
+/// Formats `pod NAME on node NODE`.
 fn title(pod: &Pod) -> String {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     match pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) {
@@ -76,7 +76,7 @@ fn stuck(pod: &Pod, container: &ContainerStatus) -> Option<String> {
     ))
 }
 
-/// The beginning of a runtime's message, which may be pages long.
+/// Returns the beginning of a runtime's message, which may be pages long.
 fn brief(message: &str) -> String {
     const LONGEST: usize = 160;
     match message.char_indices().nth(LONGEST) {
@@ -90,7 +90,7 @@ fn remedy(pod: &Pod, container: &ContainerStatus, reason: &str) -> String {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     if reason.contains("Image") {
         format!(
-            "put image {} within the node's reach, or set spec.registry, imagePath and imagePullSecrets",
+            "make image {} available to the node, or set spec.registry, imagePath and imagePullSecrets",
             container.image
         )
     } else if reason == "CrashLoopBackOff" {

@@ -2,7 +2,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::object::kind;
+use crate::manifest::{Key, kind};
 
 fn now() -> Timestamp {
     "2026-11-23T10:00:00.75Z".parse().unwrap()
@@ -47,9 +47,9 @@ fn message(finding: Option<Finding>) -> String {
 
 #[test]
 fn a_whole_installation_is_available_and_nothing_else() {
-    let state = calico(&up(), &Round::default());
+    let state = calico(&up(), &Findings::default());
     assert_eq!(state, State::default());
-    assert_eq!(ippools(&up(), &Round::default()), State::default());
+    assert_eq!(ippools(&up(), &Findings::default()), State::default());
     let conditions = conditions("Available", &state, 7, &[], now());
     let texts: Vec<String> =
         conditions.iter().map(|c| format!("{}={} {} {}", c.kind, c.status, c.reason, c.observed_generation)).collect();
@@ -61,7 +61,7 @@ fn a_whole_installation_is_available_and_nothing_else() {
 }
 
 #[test]
-fn a_rollout_is_progress_and_says_how_far_it_is() {
+fn a_rollout_is_progressing_with_its_counts() {
     let with_deployment = |status: Value| Inputs { deployments: vec![deployment(status)], ..up() };
     let with_daemon_set = |status: Value| Inputs { daemon_sets: vec![daemon_set(status)], ..up() };
     let table = [
@@ -70,7 +70,7 @@ fn a_rollout_is_progress_and_says_how_far_it_is() {
         (with_deployment(json!({ "observedGeneration": 1 })), "its rollout has not begun"),
         (
             with_deployment(json!({ "observedGeneration": 2, "updatedReplicas": 1, "availableReplicas": 2 })),
-            "margay-typha: 1 of 2 replicas are of the newest revision",
+            "margay-typha: 1 of 2 replicas have the newest revision",
         ),
         (
             with_deployment(json!({ "observedGeneration": 2, "updatedReplicas": 2, "availableReplicas": 1 })),
@@ -79,7 +79,7 @@ fn a_rollout_is_progress_and_says_how_far_it_is() {
         (with_daemon_set(json!({ "observedGeneration": 1 })), "its rollout has not begun"),
         (
             with_daemon_set(json!({ "observedGeneration": 2, "updatedNumberScheduled": 2, "numberAvailable": 3 })),
-            "margay-node: 2 of 3 agents are of the newest revision",
+            "margay-node: 2 of 3 agents have the newest revision",
         ),
         (
             with_daemon_set(json!({ "observedGeneration": 2, "updatedNumberScheduled": 3, "numberAvailable": 0 })),
@@ -87,7 +87,7 @@ fn a_rollout_is_progress_and_says_how_far_it_is() {
         ),
     ];
     for (inputs, wanted) in table {
-        let state = calico(&inputs, &Round::default());
+        let state = calico(&inputs, &Findings::default());
         assert_eq!(state.degraded, None);
         let text = message(state.progressing);
         assert!(text.starts_with("ResourceNotReady: ") && text.contains(wanted), "{text}");
@@ -111,7 +111,7 @@ fn waiting(reason: &str, last: Value) -> Value {
 }
 
 #[test]
-fn a_pod_that_needs_a_person_degrades_and_names_node_container_and_remedy() {
+fn a_stuck_pod_degrades_with_node_container_and_remedy() {
     let ended = json!({ "terminated": { "exitCode": 101 } });
     let table = [
         (
@@ -121,17 +121,17 @@ fn a_pod_that_needs_a_person_degrades_and_names_node_container_and_remedy() {
         ),
         (
             waiting("ErrImageNeverPull", json!({})),
-            "ErrImageNeverPull: the message; put image margay.io/margay:v9 within the node's reach",
+            "ErrImageNeverPull: the message; make image margay.io/margay:v9 available to the node",
         ),
         (waiting("CreateContainerConfigError", json!({})), "see kubectl describe pod -n margay-system p1"),
     ];
     for (status, wanted) in table {
         let inputs = Inputs { pods: vec![pod("p1", "n1", status)], ..up() };
-        let text = message(calico(&inputs, &Round::default()).degraded);
+        let text = message(calico(&inputs, &Findings::default()).degraded);
         assert!(text.starts_with("PodFailure: ") && text.contains(wanted), "{text}");
     }
     let starting = Inputs { pods: vec![pod("p1", "n1", waiting("ContainerCreating", json!({})))], ..up() };
-    assert_eq!(calico(&starting, &Round::default()).degraded, None);
+    assert_eq!(calico(&starting, &Findings::default()).degraded, None);
 }
 
 #[test]
@@ -139,26 +139,26 @@ fn a_runtimes_long_message_is_cut() {
     let mut status = waiting("ErrImagePull", json!({}));
     status["containerStatuses"][0]["state"]["waiting"]["message"] = json!("ü".repeat(1000));
     let inputs = Inputs { pods: vec![pod("p1", "n1", status)], ..up() };
-    let text = message(calico(&inputs, &Round::default()).degraded);
-    assert!(text.contains("ü...; put image") && text.chars().count() < 400, "{text}");
+    let text = message(calico(&inputs, &Findings::default()).degraded);
+    assert!(text.contains("ü...; make image") && text.chars().count() < 400, "{text}");
 }
 
 #[test]
 fn examples_are_few_and_counted() {
     let pods = (0..5).map(|i| pod(&format!("p{i}"), "n1", waiting("ErrImagePull", json!({})))).collect();
-    let text = message(calico(&Inputs { pods, ..up() }, &Round::default()).degraded);
+    let text = message(calico(&Inputs { pods, ..up() }, &Findings::default()).degraded);
     assert!(text.contains("pod p2") && !text.contains("pod p3"), "{text}");
     assert!(text.ends_with("; and 2 more"), "{text}");
 }
 
 #[test]
-fn why_a_pod_is_not_ready_is_told_while_something_progresses() {
+fn the_reason_of_an_unready_pod_is_reported_during_progress() {
     let unscheduled = json!({
         "phase": "Pending",
         "conditions": [{ "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no node" }],
     });
     let inputs = Inputs { daemon_sets: vec![], pods: vec![pod("p1", "n1", unscheduled)], ..up() };
-    let text = message(calico(&inputs, &Round::default()).progressing);
+    let text = message(calico(&inputs, &Findings::default()).progressing);
     assert!(text.contains("pod p1 on node n1 is Pending and not ready (Unschedulable: no node)"), "{text}");
 }
 
@@ -169,20 +169,24 @@ fn problem(field: &str) -> Problem {
 fn failed(kind_name: &str, transient: bool) -> Failure {
     Failure {
         key: Key { kind: kind(kind_name), namespace: String::new(), name: "x".to_owned() },
-        message: "words".to_owned(),
+        message: "reason".to_owned(),
         transient,
     }
 }
 
 #[test]
-fn what_a_person_has_to_mend_degrades_the_right_part() {
-    let bad_mtu = Round { problems: vec![problem("spec.calicoNetwork.mtu")], ..Round::default() };
-    let bad_pool = Round { problems: vec![problem("spec.calicoNetwork.ipPools[0].cidr")], ..Round::default() };
-    let conflict = Round { conflicts: vec!["IPPool a differs".to_owned()], ..Round::default() };
-    let undecodable = Round { undecodable: Some("invalid type".to_owned()), ..Round::default() };
-    let certificates = Round { certificates: Some("broken".to_owned()), ..Round::default() };
-    let refused = Round { failures: vec![failed("ClusterRole", false)], ..Round::default() };
-    let busy = Round { failures: vec![failed("ClusterRole", true)], ..Round::default() };
+fn problems_for_a_person_degrade_the_right_part() {
+    let bad_mtu =
+        Findings { spec: Some(SpecError::Invalid(vec![problem("spec.calicoNetwork.mtu")])), ..Findings::default() };
+    let bad_pool = Findings {
+        spec: Some(SpecError::Invalid(vec![problem("spec.calicoNetwork.ipPools[0].cidr")])),
+        ..Findings::default()
+    };
+    let conflict = Findings { conflicts: vec!["IPPool a differs".to_owned()], ..Findings::default() };
+    let undecodable = Findings { spec: Some(SpecError::Undecodable("invalid type".to_owned())), ..Findings::default() };
+    let certificates = Findings { certificates: Some("broken".to_owned()), ..Findings::default() };
+    let refused = Findings { failures: vec![failed("ClusterRole", false)], ..Findings::default() };
+    let busy = Findings { failures: vec![failed("ClusterRole", true)], ..Findings::default() };
     let table = [
         (bad_mtu, "InvalidConfigurationError: spec.calicoNetwork.mtu is 5: rule; remedy", ""),
         (
@@ -193,29 +197,29 @@ fn what_a_person_has_to_mend_degrades_the_right_part() {
         (conflict, "", "ResourceValidationError: IPPool a differs"),
         (undecodable, "InvalidConfigurationError: Installation spec: invalid type", ""),
         (certificates, "CertificateError: broken", ""),
-        (refused, "ResourceUpdateError: ClusterRole x cannot be applied: words", ""),
+        (refused, "ResourceUpdateError: ClusterRole x cannot be applied: reason", ""),
         (busy, "", ""),
     ];
-    for (round, whole, pools) in table {
-        let text = message(calico(&up(), &round).degraded);
+    for (findings, whole, pools) in table {
+        let text = message(calico(&up(), &findings).degraded);
         assert!(text.starts_with(whole) && text.is_empty() == whole.is_empty(), "{text}");
-        let text = message(ippools(&up(), &round).degraded);
+        let text = message(ippools(&up(), &findings).degraded);
         assert!(text.starts_with(pools) && text.is_empty() == pools.is_empty(), "{text}");
     }
-    let trying = Round { failures: vec![failed("ClusterRole", true)], ..Round::default() };
+    let trying = Findings { failures: vec![failed("ClusterRole", true)], ..Findings::default() };
     assert!(message(calico(&up(), &trying).progressing).contains("trying again"));
 }
 
 #[test]
 fn pools_whose_kind_is_not_served_are_waited_for() {
     let inputs = Inputs { pools: None, ..up() };
-    let text = message(ippools(&inputs, &Round::default()).progressing);
+    let text = message(ippools(&inputs, &Findings::default()).progressing);
     assert!(text.contains("does not serve IPPool"), "{text}");
-    assert_eq!(calico(&inputs, &Round::default()), State::default());
+    assert_eq!(calico(&inputs, &Findings::default()), State::default());
 }
 
 #[test]
-fn a_conditions_time_moves_with_its_status_only() {
+fn a_conditions_transition_time_changes_only_with_its_status() {
     let first = conditions("Ready", &State::default(), 1, &[], now());
     let later = now() + jiff::SignedDuration::from_secs(60);
     let same = conditions("Ready", &State::default(), 2, &first, later);
@@ -230,7 +234,7 @@ fn a_conditions_time_moves_with_its_status_only() {
 }
 
 #[test]
-fn what_is_not_followed_is_told_and_takes_nothing_away_from_being_available() {
+fn settings_without_effect_are_reported_beside_available() {
     let one = |field: &str, is_unsafe| Ignored {
         is_unsafe,
         object: "Installation default".to_owned(),
@@ -239,25 +243,25 @@ fn what_is_not_followed_is_told_and_takes_nothing_away_from_being_available() {
     };
     let calico_ignored = [one("fine", false), one("bad", true)].into();
     let ignored = fields::Report { calico: calico_ignored, ..fields::Report::default() };
-    let state = calico(&up(), &Round { ignored, ..Round::default() });
+    let state = calico(&up(), &Findings { ignored, ..Findings::default() });
     let shown = conditions("Available", &state, 7, &[], now());
     let texts: Vec<String> = shown.iter().map(|c| format!("{}={} {}", c.kind, c.status, c.message)).collect();
     assert_eq!(
         texts,
         [
-            "Available=True All objects available; not followed: Installation default, spec.fine is x: nothing follows",
+            "Available=True All objects available; without effect: Installation default, spec.fine is x: nothing follows",
             "Progressing=False ",
             "Degraded=True Installation default, spec.bad is x: nothing follows",
         ]
     );
     assert_eq!(
-        ippools(&up(), &Round { overlaps: vec!["IPPool b: overlaps".to_owned()], ..Round::default() }).degraded,
+        ippools(&up(), &Findings { overlaps: vec!["IPPool b: overlaps".to_owned()], ..Findings::default() }).degraded,
         Some(Finding::new("ResourceValidationError", "IPPool b: overlaps"))
     );
 }
 
 #[test]
-fn the_installation_shows_what_is_wrong_with_pools_too() {
+fn the_installation_shows_problems_of_pools_too() {
     let pools = State {
         degraded: Some(Finding::new("ResourceValidationError", "pool")),
         progressing: Some(Finding::new("ResourceNotFound", "kind")),
@@ -269,7 +273,7 @@ fn the_installation_shows_what_is_wrong_with_pools_too() {
 }
 
 #[test]
-fn what_users_wrote_wrong_and_what_nodes_lack_is_said_with_examples_and_counts() {
+fn problems_of_objects_and_nodes_are_reported_with_examples_and_counts() {
     use margay_api::report::Listing;
     let listing =
         |subjects: &[&str]| Listing::of(subjects, |subject| Entry::new(subject, "field: value: rule; remedy"));
@@ -281,12 +285,16 @@ fn what_users_wrote_wrong_and_what_nodes_lack_is_said_with_examples_and_counts()
     let inputs = with(&["NetworkPolicy a/p", "Tier t", "Tier u", "Tier v"], &["policy x on node n1"], &[]);
     assert_eq!(
         message(policies(&inputs).degraded),
-        "ResourceValidationError: 4 not used as they are written, 1 not enforced on a node as they are written: \
+        "ResourceValidationError: 4 objects not used as written, 1 records not enforced on a node as written: \
          NetworkPolicy a/p: field: value: rule; remedy; Tier t: field: value: rule; remedy; Tier u: field: value: rule; remedy"
     );
-    assert_eq!(calico(&inputs, &Round::default()), State::default(), "a tenant's bad policy is no fault of the whole");
+    assert_eq!(
+        calico(&inputs, &Findings::default()),
+        State::default(),
+        "a tenant's bad policy is no fault of the whole"
+    );
     let inputs = with(&[], &[], &["n1", "n2", "n3", "n4"]);
     assert_eq!(policies(&inputs), State::default());
-    let text = message(calico(&inputs, &Round::default()).degraded);
+    let text = message(calico(&inputs, &Findings::default()).degraded);
     assert!(text.starts_with("NodeNotAsWanted: node n1: field") && text.ends_with("; and 1 more"), "{text}");
 }

@@ -79,12 +79,12 @@ fn hex(part: &str, digits: usize) -> Option<&str> {
     (part.len() == digits && part.bytes().all(lower)).then_some(part)
 }
 
-/// The context of the current span; none where nothing is recorded.
+/// Returns the context of the current span; none where nothing is recorded.
 pub fn current() -> Option<Traceparent> {
     of(&Span::current())
 }
 
-/// The context of `span`, to be handed to another process; none where nothing is recorded.
+/// Returns the context of `span`, to send to another process; none where nothing is recorded.
 pub fn of(span: &Span) -> Option<Traceparent> {
     Traceparent::from_context(span.context().span().span_context())
 }
@@ -95,7 +95,7 @@ pub fn set_parent(span: &Span, parent: Traceparent) {
     let _ = span.set_parent(Context::new().with_remote_span_context(parent.context()));
 }
 
-/// Notes on `span` that `cause` contributed to it, where there are several causes and so no one parent.
+/// Links `span` to `cause`, where there are several causes and so no single parent.
 pub fn add_link(span: &Span, cause: Traceparent) {
     span.add_link(cause.context());
 }

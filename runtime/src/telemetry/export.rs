@@ -13,7 +13,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 use super::settings::shown;
 use super::{Error, Settings};
 
-/// The provider for these settings; none if spans go nowhere.
+/// Builds the provider for these settings; none if spans are not exported.
 pub(super) fn provider(settings: &Settings) -> Result<Option<SdkTracerProvider>, Error> {
     let Some(endpoint) = &settings.endpoint else {
         return Ok(None);
@@ -48,7 +48,7 @@ pub(super) fn provider(settings: &Settings) -> Result<Option<SdkTracerProvider>,
     ))
 }
 
-/// Says once in the log that spans do not arrive, and once that they do again: a wrong endpoint must be seen,
+/// Logs once that spans do not arrive, and once that they do again: a wrong endpoint must be seen,
 /// and a collector that is down for a day must not fill the log.
 #[derive(Debug)]
 struct Reporting<E> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 /// Time for one export, from the OTLP specification.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How log lines are written.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// One JSON object a line, for machines.
@@ -15,7 +15,7 @@ pub enum Format {
     Text,
 }
 
-/// Where telemetry goes. Read from:
+/// Destinations of telemetry. Read from:
 ///
 /// - `MARGAY_LOG_FORMAT`: `json` or `text`;
 /// - `OTEL_EXPORTER_OTLP_ENDPOINT` (`http://HOST:4317`, or `https` with `OTEL_EXPORTER_OTLP_CERTIFICATE`);
@@ -27,13 +27,14 @@ pub enum Format {
 /// `OTEL_TRACES_SAMPLER` and `OTEL_BSP_*` are read by the SDK itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// How log lines are written.
+    /// Format of log lines.
     pub format: Format,
     /// Name of this process for the collector.
     pub service: String,
     /// The collector, with its scheme; none: nothing is exported.
     pub endpoint: Option<String>,
-    /// The CA that the collector's certificate must be of; needed for `https`, as an image has no roots of its own.
+    /// CA of the collector's certificate; needed for `https`, as the image has no root
+    /// certificates.
     pub certificate: Option<PathBuf>,
     /// Time for one export.
     pub timeout: Duration,
@@ -41,7 +42,7 @@ pub struct Settings {
     pub attributes: Vec<(String, String)>,
 }
 
-/// An environment variable has a value that cannot be meant. Header values may be secrets and are never shown.
+/// An environment variable has an invalid value. Header values may be secrets and are never shown.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{name}={value:?}: {rule}; {remedy}")]
 pub struct SettingsError {
@@ -123,7 +124,7 @@ impl<F: Fn(&str) -> Option<String>> Env<F> {
             return Err(refuse(&name, &shown(&value), rule, "write it like http://127.0.0.1:4317"));
         }
         if endpoint.starts_with("https://") && !has_certificate {
-            let rule = "https needs the collector's CA, and an image has none of its own";
+            let rule = "https needs the collector's CA, and the image has no root certificates";
             let remedy = "set OTEL_EXPORTER_OTLP_CERTIFICATE to a file with it";
             return Err(refuse(&name, &shown(&value), rule, remedy));
         }
@@ -143,8 +144,8 @@ impl<F: Fn(&str) -> Option<String>> Env<F> {
     fn check_protocol(&self) -> Result<(), SettingsError> {
         match self.otlp("PROTOCOL") {
             Some((name, value)) if value != "grpc" => {
-                let remedy = "unset it, and point the endpoint at the collector's gRPC port (4317)";
-                Err(refuse(&name, &value, "only grpc is spoken", remedy))
+                let remedy = "unset it and point the endpoint at the collector's gRPC port (4317)";
+                Err(refuse(&name, &value, "only grpc is supported", remedy))
             }
             _ => Ok(()),
         }
@@ -176,7 +177,7 @@ fn refuse(name: &str, value: &str, rule: &'static str, remedy: &'static str) -> 
     SettingsError { name: name.to_owned(), value: value.to_owned(), rule, remedy }
 }
 
-/// A URL without what may be a password: what stands before its host.
+/// Hides a URL's user information, which may hold a password.
 pub(super) fn shown(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let authority = rest.split_once('/').map_or(rest, |(authority, _)| authority);
@@ -187,7 +188,7 @@ pub(super) fn shown(url: &str) -> String {
     }
 }
 
-/// `a=1,b=2` with percent-encoded values; none if a part has no name or no `=`.
+/// Parses `a=1,b=2` with percent-encoded values; none if a part has no name or no `=`.
 fn pairs(text: &str) -> Option<Vec<(String, String)>> {
     let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
     parts
@@ -292,14 +293,14 @@ mod tests {
             (
                 "OTEL_EXPORTER_OTLP_ENDPOINT",
                 "https://x:1",
-                "https needs the collector's CA, and an image has none of its own; \
+                "https needs the collector's CA, and the image has no root certificates; \
                  set OTEL_EXPORTER_OTLP_CERTIFICATE to a file with it",
             ),
             ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "10s", "must be milliseconds, above 0; unset it for 10000"),
             (
                 "OTEL_EXPORTER_OTLP_PROTOCOL",
                 "http/protobuf",
-                "only grpc is spoken; unset it, and point the endpoint at the collector's gRPC port (4317)",
+                "only grpc is supported; unset it and point the endpoint at the collector's gRPC port (4317)",
             ),
             ("OTEL_TRACES_EXPORTER", "zipkin", "must be otlp or none; unset it for otlp"),
             (

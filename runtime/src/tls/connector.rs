@@ -17,40 +17,41 @@ use tower::Service;
 
 use super::{HANDSHAKE, Tls, TlsError};
 
-/// Why there is no connection.
+/// Reasons why a connection fails.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Nothing listens there, or no way leads there.
+    /// Nothing listens there, or there is no route.
     #[error("{address}: {source}")]
     Tcp {
-        /// Where to.
+        /// The server's address.
         address: Arc<str>,
-        /// What the system says.
+        /// Error of the system call.
         source: io::Error,
     },
-    /// Something listens, but it is not the server that we look for, or it does not accept us.
+    /// The peer is not the server that we expect, or it does not accept us.
     #[error(
         "{address}: TLS handshake with {name:?}: {source}; both certificates must be of the cluster's CA and in force"
     )]
     Handshake {
-        /// Where to.
+        /// The server's address.
         address: Arc<str>,
-        /// The name that its certificate should have.
+        /// Server name expected in its certificate.
         name: String,
-        /// What TLS says.
+        /// TLS error.
         source: io::Error,
     },
-    /// Something accepts connections and says nothing.
+    /// The peer accepts the connection and does not answer.
     #[error("{address}: no connection within {patience:?}")]
     Timeout {
-        /// Where to.
+        /// The server's address.
         address: Arc<str>,
-        /// The time that it had.
+        /// Time limit.
         patience: Duration,
     },
 }
 
-/// Connects to one address, checks the server's name, and shows our newest certificate each time.
+/// Connects to one address, checks the server's name, and presents our newest certificate each
+/// time.
 #[derive(Debug, Clone)]
 pub struct Connector {
     tls: Tls,
@@ -59,7 +60,8 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// `address` is `HOST:PORT`; `server_name` is what the server's certificate must be for, whatever its address.
+    /// `address` is `HOST:PORT`; the server's certificate must be valid for `server_name`, whatever
+    /// its address.
     pub fn new(tls: Tls, address: &str, server_name: &str) -> Result<Self, TlsError> {
         let name =
             ServerName::try_from(server_name.to_owned()).map_err(|_| TlsError::ServerName(server_name.to_owned()))?;
@@ -74,7 +76,7 @@ impl Connector {
             .tcp_nodelay(true)
     }
 
-    /// One connection.
+    /// Connects and completes the handshake.
     pub async fn connect(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
         let connected = tokio::time::timeout(HANDSHAKE, self.shake()).await;
         connected.unwrap_or_else(|_| Err(ConnectError::Timeout { address: self.address.clone(), patience: HANDSHAKE }))

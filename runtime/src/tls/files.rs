@@ -1,4 +1,4 @@
-//! From PEM files to what rustls wants.
+//! Reads PEM files into rustls configurations.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -42,7 +42,7 @@ impl Files {
         }
     }
 
-    /// Files that are not there have no stamp.
+    /// Returns identity and age of each file; none for a file that does not exist.
     pub(super) fn stamp(&self) -> Stamp {
         [&self.certificate, &self.key, &self.authorities].map(|path| {
             let meta = fs::metadata(path).ok()?;
@@ -59,12 +59,13 @@ impl Files {
         let leaf = Leaf::parse(&chain[0]).map_err(|error| content(&self.certificate, error))?;
         let provider = Arc::new(ring::default_provider());
         let verifier = self.verifier(provider.clone(), roots.clone())?;
-        // Whether it is in force now is another question, which its own dates answer.
+        // Validity at the present time is a separate question, which the certificate's own dates
+        // answer.
         let start = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(leaf.not_before).unwrap_or(0)));
-        let is_vouched_for = verifier.verify_client_cert(&chain[0], &chain[1..], start).is_ok();
+        let is_trusted = verifier.verify_client_cert(&chain[0], &chain[1..], start).is_ok();
         let server = self.server(provider.clone(), verifier, chain.clone(), key.clone_key())?;
         let client = self.client(provider, roots, chain, key)?;
-        Ok(Material { server: Arc::new(server), client: Arc::new(client), leaf, is_vouched_for })
+        Ok(Material { server: Arc::new(server), client: Arc::new(client), leaf, is_trusted })
     }
 
     fn key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
@@ -130,7 +131,7 @@ impl Files {
     }
 }
 
-/// At least one certificate.
+/// Reads at least one certificate.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem = read(path)?;
     let found: Vec<_> =

@@ -1,7 +1,8 @@
-//! Connections whose peer is known, for a gRPC server.
+//! Server side of mutual TLS: connections with a verified peer, for a gRPC server.
 //!
-//! Handshakes run beside each other and beside what is served, so a peer that connects and stays silent costs one
-//! slot for ten seconds. When slots run out, the address that holds the most loses its oldest.
+//! Handshakes run concurrently and do not block served connections, so a peer that connects and
+//! stays silent costs one slot for ten seconds. When slots run out, the oldest handshake of the
+//! address that holds the most is dropped.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -74,7 +75,7 @@ pub fn incoming(listener: TcpListener, tls: Tls) -> Incoming {
 
 pub(super) fn start(listener: TcpListener, tls: Tls, handshakes: usize, patience: Duration) -> Incoming {
     let (done, ready) = mpsc::channel(READY);
-    let door = Door {
+    let acceptor = Acceptor {
         tls,
         done,
         patience,
@@ -83,11 +84,11 @@ pub(super) fn start(listener: TcpListener, tls: Tls, handshakes: usize, patience
         pending: Vec::new(),
         refusals: Refusals::default(),
     };
-    let accepting = tokio::spawn(door.accept(listener)).abort_handle();
+    let accepting = tokio::spawn(acceptor.accept(listener)).abort_handle();
     Incoming { ready, accepting }
 }
 
-/// Why a peer was not let in.
+/// Reasons why a peer is refused.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
     #[error("{0}")]
@@ -99,7 +100,7 @@ enum Refused {
 }
 
 /// Owner of the handshakes in progress.
-struct Door {
+struct Acceptor {
     tls: Tls,
     done: mpsc::Sender<Connection>,
     patience: Duration,
@@ -110,7 +111,7 @@ struct Door {
     refusals: Refusals,
 }
 
-impl Door {
+impl Acceptor {
     async fn accept(mut self, listener: TcpListener) {
         loop {
             tokio::select! {
@@ -125,7 +126,7 @@ impl Door {
                     let id = match &ended { Ok((id, _)) => *id, Err(error) => error.id() };
                     self.pending.retain(|(pending, ..)| *pending != id);
                     if let Ok((_, Err((address, refused)))) = ended {
-                        self.refusals.note(address, &refused);
+                        self.refusals.log(address, &refused);
                     }
                 }
             }
@@ -152,7 +153,7 @@ impl Door {
         self.pending.push((task.id(), address.ip(), task));
     }
 
-    /// Gives up the oldest handshake of the address that has the most of them.
+    /// Drops the oldest handshake of the address that has the most of them.
     fn evict(&mut self) {
         let mut held: BTreeMap<IpAddr, usize> = BTreeMap::new();
         for (_, ip, _) in &self.pending {
@@ -164,7 +165,7 @@ impl Door {
         if let Some(oldest) = self.pending.iter().position(|(_, ip, _)| *ip == greedy) {
             let (_, _, task) = self.pending.remove(oldest);
             task.abort();
-            debug!(address = %greedy, "too many handshakes in progress; its oldest is given up");
+            debug!(address = %greedy, "too many handshakes in progress; dropping this address's oldest");
         }
     }
 }
@@ -179,24 +180,24 @@ async fn shake(acceptor: TlsAcceptor, stream: TcpStream) -> Result<Connection, R
     Ok(Connection { stream, peer })
 }
 
-/// Tells of refused peers without letting them fill the log.
+/// Logs refused peers without letting them fill the log.
 #[derive(Debug, Default)]
 struct Refusals {
-    told: Option<Instant>,
-    untold: u64,
+    logged: Option<Instant>,
+    suppressed: u64,
 }
 
 impl Refusals {
-    fn note(&mut self, address: SocketAddr, refused: &Refused) {
-        if self.told.is_some_and(|told| told.elapsed() < QUIET) {
-            self.untold += 1;
+    fn log(&mut self, address: SocketAddr, refused: &Refused) {
+        if self.logged.is_some_and(|logged| logged.elapsed() < QUIET) {
+            self.suppressed += 1;
             return;
         }
         warn!(
-            %address, reason = %refused, untold = self.untold,
+            %address, reason = %refused, suppressed = self.suppressed,
             "peer refused; it needs a certificate of the cluster's CA"
         );
-        *self = Self { told: Some(Instant::now()), untold: 0 };
+        *self = Self { logged: Some(Instant::now()), suppressed: 0 };
     }
 }
 

@@ -1,4 +1,4 @@
-//! Who a certificate says that its holder is.
+//! Identity and validity of a certificate.
 
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -15,19 +15,19 @@ pub struct Peer {
     pub organization: String,
 }
 
-/// What we read of a certificate.
+/// Holder and validity of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaf {
     /// The holder.
     pub peer: Peer,
-    /// Start of its life, seconds since 1970.
+    /// Start of its validity, in seconds since 1970.
     pub not_before: i64,
-    /// End of its life, seconds since 1970.
+    /// End of its validity, in seconds since 1970.
     pub not_after: i64,
 }
 
 impl Leaf {
-    /// Reads a certificate; this is no check of its signature, which the handshake has made.
+    /// Reads a certificate without checking its signature: the handshake has done that.
     pub fn parse(certificate: &CertificateDer<'_>) -> Result<Self, TlsError> {
         let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| TlsError::Leaf(error.to_string()))?;
         let subject = parsed.subject();
@@ -40,18 +40,19 @@ impl Leaf {
         Ok(Self { peer, not_before: life.not_before.timestamp(), not_after: life.not_after.timestamp() })
     }
 
-    /// When two thirds of its life are over, seconds since 1970: the time to ask for the next one.
+    /// Time of renewal, when two thirds of its validity are over, in seconds since 1970.
     pub fn renew_at(&self) -> i64 {
         self.not_before + self.not_after.saturating_sub(self.not_before) / 3 * 2
     }
 }
 
-/// The holder of a certificate that the handshake has verified.
+/// Returns the holder of a certificate that the handshake has verified.
 pub fn peer(certificate: &CertificateDer<'_>) -> Result<Peer, TlsError> {
     Leaf::parse(certificate).map(|leaf| leaf.peer)
 }
 
-/// Two values of one attribute would let two readers see two identities, so they are refused.
+/// Returns the only value of an attribute. Two values would let two readers see two identities, so
+/// they are refused.
 fn single<'a>(
     name: &str,
     mut values: impl Iterator<Item = &'a AttributeTypeAndValue<'a>>,

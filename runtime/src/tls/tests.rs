@@ -87,12 +87,12 @@ fn connector(tls: Tls, address: SocketAddr) -> Connector {
     Connector::new(tls, &address.to_string(), SERVER).expect("name")
 }
 
-/// With TLS 1.3 a client learns of its refusal when it reads.
+/// Returns the refusal, of which a client learns when it reads (TLS 1.3, RFC 8446 section 4.4).
 async fn refusal(connector: &Connector) -> String {
     match connector.connect().await {
         Err(error) => error.to_string(),
         Ok(mut stream) => match stream.read_u8().await {
-            Ok(_) => panic!("the server has spoken to a peer that it must refuse"),
+            Ok(_) => panic!("the server accepted a peer that it must refuse"),
             Err(error) => error.to_string(),
         },
     }
@@ -171,7 +171,7 @@ async fn a_client_refuses_a_server_of_another_name_or_ca() {
 }
 
 #[tokio::test]
-async fn half_open_peers_hold_up_nobody() {
+async fn half_open_peers_do_not_block_others() {
     let ca = Authority::new();
     let server = Folder::new(&ca, SERVER, "");
     let client = Folder::new(&ca, "margay:node:n1", "margay:nodes");
@@ -338,7 +338,7 @@ async fn a_grpc_server_knows_its_callers() {
         .add_routes(tonic::service::Routes::default())
         .serve_with_incoming(incoming);
     tokio::spawn(serving);
-    // There is no service behind the rules: who gets through is told so.
+    // There is no service behind the rules, so an admitted call is answered Unimplemented.
     let table = [("margay:readers", Code::Unimplemented), ("margay:nodes", Code::PermissionDenied)];
     for (organization, wanted) in table {
         let client = Folder::new(&ca, "someone", organization);
@@ -354,18 +354,19 @@ async fn a_grpc_server_knows_its_callers() {
     }
 }
 
-/// A new authority signs nothing that is there already, and whose certificate is no longer vouched for has to ask for another one.
+/// A new CA has signed none of the existing certificates: a holder that is no longer trusted must
+/// request another one.
 #[test]
-fn a_certificate_of_none_of_the_authorities_is_told_from_the_others() {
+fn a_certificate_that_no_authority_signed_is_recognised() {
     let (old, new) = (Authority::new(), Authority::new());
     let folder = Folder::new(&old, "margay:node:n1", "margay:nodes");
     let tls = folder.tls();
-    assert!(tls.current().is_vouched_for);
+    assert!(tls.current().is_trusted);
     let put = |authorities: String| fs::write(folder.0.path().join("ca.crt"), authorities).expect("write");
     put(format!("{}{}", old.pem, new.pem));
-    assert!(tls.current().is_vouched_for, "while one is replaced by the other");
+    assert!(tls.current().is_trusted, "while one is replaced by the other");
     put(new.pem.clone());
-    assert!(!tls.current().is_vouched_for, "the other has never seen it");
+    assert!(!tls.current().is_trusted, "the other has never seen it");
     folder.write(&new.issue("margay:node:n1", "margay:nodes", 2021), &new.pem);
-    assert!(tls.current().is_vouched_for, "whatever the time is");
+    assert!(tls.current().is_trusted, "whatever the time is");
 }

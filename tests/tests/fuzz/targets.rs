@@ -11,7 +11,7 @@ use margay_api::rule::{Port, Rule};
 use margay_api::selector::Selector;
 use margay_api::storage::{self, Mode, kind};
 use margay_api::{k8s, v3};
-use margay_cni::call::{self, Call};
+use margay_cni::call;
 use margay_cni::config::{self, Version};
 use margay_cni::{error, result};
 use margay_proto::cni;
@@ -197,9 +197,9 @@ pub fn cni(data: &[u8]) {
         Err(error) => return answer(version, &error),
     };
     assert!(parsed.socket.is_absolute());
-    match call::command(&env).and_then(|command| Call::parse(command, &env, &parsed)) {
-        Ok(call) => {
-            let request = cni::Request { verb: Some(call.verb), ..cni::Request::default() };
+    match call::command(&env).and_then(|command| call::parse(command, &env, &parsed)) {
+        Ok(verb) => {
+            let request = cni::Request { verb: Some(verb), ..cni::Request::default() };
             if let Ok(frame) = cni::encode_frame(&request) {
                 assert_eq!(cni::decode::<cni::Request>(&frame[cni::HEADER..]).expect("its own frame"), request);
             }

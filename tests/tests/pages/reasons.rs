@@ -11,7 +11,7 @@ use crate::source::{self, Source};
 /// Calls whose first argument is a reason or a code, by what is before the name and in which crate.
 const CALLS: [(&str, &str, &str); 4] = [
     ("margay-operator", "Finding", "new"),
-    ("margay-operator", "Verdict", "not"),
+    ("margay-operator", "PoolCondition", "not"),
     ("margay-node", "problems", "report"),
     ("margay-node", "problems", "set"),
 ];

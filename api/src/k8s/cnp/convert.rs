@@ -1,13 +1,13 @@
-//! From a cluster-wide policy to the parsed form.
+//! Conversion of a ClusterNetworkPolicy to the parsed form.
 //!
-//! A rule that cannot be understood is left out if it would accept, and denies everything in its direction if it would deny or pass: whoever
-//! wrote it meant to keep something from passing here.
+//! A rule that is not recognised is left out if it would accept, and denies everything in its
+//! direction if it would deny or pass, because its author meant to stop something here.
 
 use std::sync::Arc;
 
 use crate::k8s::labels;
 use crate::k8s::netpol::{is_pod, is_port_name};
-use crate::limits::{Budget, Declared};
+use crate::limits::{Budget, PortOwner};
 use crate::meta::{LABEL_NAMESPACE, PREFIX_NAMESPACE};
 use crate::network::parse_net;
 use crate::policy::{Order, Policy, PolicyKey, PolicyKind, Traffic};
@@ -20,16 +20,17 @@ use super::{
     Peer, PortMatch, ProtocolMatch, TransportMatch,
 };
 
-/// The place of a policy of which it is not known: before every priority.
+/// Order of a policy whose priority is not valid: before every priority.
 const BEFORE_ALL: f64 = -1.0;
 
-/// Identity of the policy.
+/// Returns the identity of the policy.
 pub fn key(policy: &ClusterNetworkPolicy) -> PolicyKey {
     PolicyKey::of(PolicyKind::KubernetesClusterNetworkPolicy, &policy.metadata)
 }
 
-/// Parses a policy. In a refusal, what is enforced is the policy with what is wrong in it closed. Where its tier, its place or its subject is not
-/// known, that is the first, for all pods, and nothing is allowed by it.
+/// Parses a policy. A refusal carries the policy with its unreadable parts closed. If its tier,
+/// priority or subject is not valid, that is the first policy of the first tier, for all pods,
+/// without what allows.
 pub fn policy(policy: &ClusterNetworkPolicy) -> Result<Policy, Refusal> {
     let spec = &policy.spec;
     let mut problems = Problems::default();
@@ -49,7 +50,7 @@ pub fn policy(policy: &ClusterNetworkPolicy) -> Result<Policy, Refusal> {
         order: Order(Some(order.unwrap_or(BEFORE_ALL))),
         selector: subject.unwrap_or_else(is_pod),
         traffic: Traffic::Normal,
-        // The tiers pass at their end, so a direction without rules is as good as none.
+        // Both tiers pass at their end, so a direction without rules has no effect.
         applies_ingress: !ingress.is_empty(),
         applies_egress: !egress.is_empty(),
         ingress,
@@ -62,7 +63,8 @@ pub fn policy(policy: &ClusterNetworkPolicy) -> Result<Policy, Refusal> {
     problems.finish(parsed, closed).map_err(|refusal| refusal.or_former(!is_known))
 }
 
-/// What stands for a policy of which it is not known whom it is about or when: it denies where a rule does more than accept.
+/// Replacement of a policy whose tier, priority or subject is not valid: denies in each direction
+/// in which a rule does more than accept.
 fn without_allowing(spec: &ClusterNetworkPolicySpec, policy: Policy) -> Policy {
     let rules = |denies: bool| if denies { vec![Rule::any(Action::Deny)] } else { Vec::new() };
     let ingress = rules(spec.ingress.iter().any(|rule| rule.action != "Accept"));
@@ -99,7 +101,7 @@ fn subject(problems: &mut Problems, subject: Option<&Peer>) -> Option<Selector> 
     subject
 }
 
-/// What stands for a rule that is not understood.
+/// Replacement of a rule that is not recognised.
 fn closed(action: &str) -> Vec<Rule> {
     match action {
         "Accept" => Vec::new(),
@@ -113,7 +115,7 @@ fn ingress_rule(problems: &mut Problems, budget: &mut Budget, at: &str, rule: &I
     unknown(problems, at, rule.unknown.keys());
     let from = peers(problems, &format!("{at}.from"), &rule.from, false);
     let ports = ports(problems, at, &rule.protocols);
-    budget.takes_pairs(problems, at, &from, ports.iter().map(|ports| &*ports.ports), Declared::ByOwn);
+    budget.charge_pairs(problems, at, &from, ports.iter().map(|ports| &*ports.ports), PortOwner::Endpoint);
     if problems.len() != known {
         return closed(&rule.action);
     }
@@ -133,7 +135,7 @@ fn egress_rule(problems: &mut Problems, budget: &mut Budget, at: &str, rule: &Eg
     unknown(problems, at, rule.unknown.keys());
     let to = peers(problems, &format!("{at}.to"), &rule.to, true);
     let ports = ports(problems, at, &rule.protocols);
-    budget.takes_pairs(problems, at, &to, ports.iter().map(|ports| &*ports.ports), Declared::ByPeers);
+    budget.charge_pairs(problems, at, &to, ports.iter().map(|ports| &*ports.ports), PortOwner::Peer);
     let nobody_declares = |peer: &&EntityMatch| peer.selector.is_none();
     if ports.iter().any(Ports::is_named) && to.iter().find(nobody_declares).is_some() {
         problems.add(
@@ -178,10 +180,10 @@ fn unknown<'a>(problems: &mut Problems, at: &str, fields: impl IntoIterator<Item
     }
 }
 
-/// One entry for each peer; a rule without any names nobody.
+/// Returns one entry for each peer; a rule without peers matches nothing and is a problem.
 fn peers(problems: &mut Problems, at: &str, peers: &[Peer], outward: bool) -> Vec<EntityMatch> {
     if peers.is_empty() {
-        problems.add(at, "", "names nobody", "give at least one peer");
+        problems.add(at, "", "has no peers", "give at least one peer");
     }
     let read = |(index, found): (usize, &Peer)| peer(problems, &format!("{at}[{index}]"), found, outward);
     peers.iter().enumerate().filter_map(read).collect()
@@ -202,19 +204,20 @@ fn peer(problems: &mut Problems, at: &str, peer: &Peer, outward: bool) -> Option
         }
         _ => {
             let remedy = if outward { "give namespaces, pods, nodes or networks" } else { "give namespaces or pods" };
-            problems.add(at, "{}", "a peer that names nobody", remedy);
+            problems.add(at, "{}", "a peer without selectors or ranges", remedy);
             None
         }
     }
 }
 
-/// What `namespaces` or `pods` select; `Some(None)`: neither is there. `None`: something is wrong, and noted.
+/// Returns the selector of `namespaces` or `pods`; `Some(None)`: neither is set. `None`: one is
+/// invalid, and the problem recorded.
 fn pods(problems: &mut Problems, at: &str, peer: &Peer) -> Option<Option<Selector>> {
     let known = problems.len();
     unknown(problems, at, peer.unknown.keys());
     let given = [peer.namespaces.is_some(), peer.pods.is_some(), peer.nodes.is_some(), peer.networks.is_some()];
     if given.into_iter().filter(|given| *given).count() > 1 {
-        problems.add(at, "several", "exactly one field says who is meant", "write a peer for each");
+        problems.add(at, "several", "exactly one field must be set", "write a peer for each");
     }
     if problems.len() != known {
         return None;
@@ -265,7 +268,7 @@ fn nets(problems: &mut Problems, at: &str, networks: &[String]) -> Option<Vec<ip
     (problems.len() == known).then_some(nets)
 }
 
-/// Ports of one protocol; without a protocol, everything or what is named.
+/// Ports of one protocol; without a protocol, everything or a named port.
 #[derive(Clone, Debug)]
 struct Ports {
     protocol: Option<Protocol>,
@@ -279,7 +282,8 @@ impl Ports {
     }
 }
 
-/// One entry for each protocol, with the ports of all its matches, and one for names; one that restricts nothing if there are no matches.
+/// Returns one entry for each protocol, with the ports of all its matches, and one for named ports;
+/// an unrestricted one if there are no matches.
 fn ports(problems: &mut Problems, at: &str, protocols: &[ProtocolMatch]) -> Vec<Ports> {
     if protocols.is_empty() {
         return vec![Ports { protocol: None, ports: Arc::default() }];
@@ -293,14 +297,16 @@ fn ports(problems: &mut Problems, at: &str, protocols: &[ProtocolMatch]) -> Vec<
         .filter_map(|protocol| {
             let of_protocol = found.iter().filter(|(of, _)| *of == protocol).map(|(_, port)| port.clone());
             let of_protocol: Vec<Option<Port>> = of_protocol.collect();
-            // One match without a port means all ports of the protocol, whatever the others say.
+            // One match without a port means all ports of the protocol, whatever the other matches
+            // list.
             let ports: Option<Vec<Port>> = of_protocol.iter().cloned().collect();
             (!of_protocol.is_empty()).then(|| Ports { protocol, ports: ports.unwrap_or_default().into() })
         })
         .collect()
 }
 
-/// Protocol and port, of which only a name stands without protocol; or `None` with the reasons noted.
+/// Returns protocol and port, of which a named port has no protocol; or `None` with the problems
+/// recorded.
 fn protocol_match(
     problems: &mut Problems,
     at: &str,
@@ -328,7 +334,7 @@ fn protocol_match(
             problems.add(
                 at,
                 "{}",
-                "exactly one field says which packets are meant",
+                "exactly one field must be set",
                 "give tcp, udp, sctp or destinationNamedPort, and write a match for each",
             );
             return None;
@@ -337,7 +343,7 @@ fn protocol_match(
     (problems.len() == known).then_some(read)
 }
 
-/// The port or range; none is any.
+/// Returns the port or range; none is any.
 fn port(problems: &mut Problems, at: &str, transport: &TransportMatch) -> Option<Port> {
     unknown(problems, at, transport.unknown.keys());
     let PortMatch { number, range, unknown: others } = transport.destination_port.as_ref()?;

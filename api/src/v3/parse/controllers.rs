@@ -1,4 +1,4 @@
-//! Which host endpoints are made for nodes.
+//! Parses the settings of automatic host endpoints and of leaked addresses.
 
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ type Parsed = Result<AutoHostEndpoints, Refusal<AutoHostEndpoints>>;
 
 const AT: &str = "spec.controllers.node.hostEndpoint";
 
-/// What is made. While something is wrong nothing stands in its place: what was made before stays as it is.
+/// Parses the settings of automatic host endpoints. A refusal has no replacement: existing host
+/// endpoints stay as they are.
 pub fn host_endpoints(configuration: &KubeControllersConfiguration) -> Parsed {
     let node = configuration.spec.controllers.as_ref().and_then(|controllers| controllers.node.as_ref());
     let Some(spec) = node.and_then(|node| node.host_endpoint.as_ref()) else {
@@ -26,8 +27,13 @@ pub fn host_endpoints(configuration: &KubeControllersConfiguration) -> Parsed {
     for (index, written) in spec.templates.iter().enumerate() {
         let at = format!("{AT}.templates[{index}]");
         if templates.iter().any(|other| other.name == written.generate_name) {
-            let rule = "another template makes host endpoints of the same names";
-            problems.add(format!("{at}.generateName"), &written.generate_name, rule, "give each its own");
+            let rule = "another template creates host endpoints of the same names";
+            problems.add(
+                format!("{at}.generateName"),
+                &written.generate_name,
+                rule,
+                "give each template a different one",
+            );
         }
         templates.extend(template(&mut problems, &at, written));
     }
@@ -35,7 +41,8 @@ pub fn host_endpoints(configuration: &KubeControllersConfiguration) -> Parsed {
     problems.finish(wanted, |_| None)
 }
 
-/// How long an address has had no pod before it is released: none where nothing is said, zero where it never is.
+/// Parses the time without a pod after which an address is released: none if unset, zero if
+/// disabled.
 pub fn leak_grace(configuration: &KubeControllersConfiguration) -> Result<Option<Duration>, Problem> {
     let node = configuration.spec.controllers.as_ref().and_then(|controllers| controllers.node.as_ref());
     let Some(text) = node.and_then(|node| node.leak_grace_period.as_deref()).filter(|text| !text.is_empty()) else {
@@ -47,11 +54,12 @@ pub fn leak_grace(configuration: &KubeControllersConfiguration) -> Result<Option
     })
 }
 
-/// Parts of a duration as Kubernetes writes it, the longer names first, with their length in nanoseconds.
+/// Units of a duration (Go's time.ParseDuration), longer names first, with their length in
+/// nanoseconds.
 const UNITS: [(&str, f64); 7] =
     [("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
 
-/// A duration as Go writes it: numbers with units, or 0.
+/// Parses a duration as Go writes it: numbers with units, or 0.
 fn duration(text: &str) -> Option<Duration> {
     let text = text.strip_prefix('+').unwrap_or(text);
     if text == "0" {
@@ -75,7 +83,7 @@ fn switch(problems: &mut Problems, field: &str, value: &Option<String>, otherwis
         "Enabled" => true,
         "Disabled" => false,
         other => {
-            problems.add(format!("{AT}.{field}"), other, "neither on nor off", "use Enabled or Disabled");
+            problems.add(format!("{AT}.{field}"), other, "neither Enabled nor Disabled", "use Enabled or Disabled");
             otherwise
         }
     }
@@ -85,8 +93,8 @@ fn template(problems: &mut Problems, at: &str, written: &HostEndpointTemplateSpe
     let name = &written.generate_name;
     let ends_well = !name.is_empty() && !name.starts_with('-') && !name.ends_with('-');
     if !ends_well || !name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-') {
-        let rule = "a part of a name has lower case letters, digits and '-' between them";
-        problems.add(format!("{at}.generateName"), name, rule, "give the template such a name");
+        let rule = "must have lower case letters, digits and '-', and not begin or end with '-'";
+        problems.add(format!("{at}.generateName"), name, rule, "rename the template");
     }
     let pattern = written.interface_pattern.as_deref().filter(|pattern| !pattern.is_empty());
     let interfaces = pattern.and_then(|pattern| {

@@ -1,4 +1,4 @@
-//! Settings of the data plane.
+//! Parses FelixConfigurations.
 
 use crate::network::{EndpointToHostAction, Failsafe, parse_net};
 use crate::problem::{Problems, Refusal};
@@ -10,13 +10,14 @@ use super::rule::port_protocol;
 
 type Parsed = Result<FelixOverrides, Refusal<FelixOverrides>>;
 
-/// What an object says. While a value is bad, what the object said before stays, as a default may open more than what was written; where it has not
-/// been read before, a bad value counts as not given, and an object that is for nobody as not there.
+/// Parses the fields that an object sets. While a value is invalid, the last valid version of the
+/// object stays in force, because a default may open more than the value would; without such a
+/// version an invalid value counts as unset, and an object that applies to no node as absent.
 pub fn overrides(configuration: &FelixConfiguration) -> Parsed {
     let spec = &configuration.spec;
     let mut problems = Problems::default();
     let Some(scope) = scope(&mut problems, configuration) else {
-        return Err(Refusal::of_nothing(problems).or_former(true));
+        return Err(Refusal::without_replacement(problems).or_former(true));
     };
     let overrides = FelixOverrides {
         scope,
@@ -59,7 +60,7 @@ fn scope(problems: &mut Problems, configuration: &FelixConfiguration) -> Option<
             problems.add(
                 FIELD,
                 selector,
-                "the names default and node.NAME say for which nodes they are",
+                "the names default and node.NAME already determine the nodes",
                 "remove nodeSelector, or give the object another name",
             );
             None
@@ -70,7 +71,7 @@ fn scope(problems: &mut Problems, configuration: &FelixConfiguration) -> Option<
             problems.add(
                 FIELD,
                 "",
-                format!("FelixConfiguration {name} is for no node"),
+                format!("FelixConfiguration {name} applies to no node"),
                 "give a nodeSelector, or name the object default or node.NAME",
             );
             None
@@ -117,7 +118,12 @@ fn nat_exclude_hosts(problems: &mut Problems, spec: &FelixConfigurationSpec) -> 
         "IPPoolsOnly" => Some(false),
         "IPPoolsAndHostIPs" => Some(true),
         _ => {
-            problems.add("spec.natOutgoingExclusions", value, "not known", "use IPPoolsOnly or IPPoolsAndHostIPs");
+            problems.add(
+                "spec.natOutgoingExclusions",
+                value,
+                "not a known value",
+                "use IPPoolsOnly or IPPoolsAndHostIPs",
+            );
             None
         }
     }
@@ -133,13 +139,15 @@ fn log_rate(problems: &mut Problems, spec: &FelixConfigurationSpec) -> Option<Lo
     rate.ok()
 }
 
-/// None at once would be none at all; the kernel takes 0 for its default, as here.
+/// A burst of 0 would allow no lines at all. The kernel replaces 0 by its default
+/// (net/netfilter/nft_limit.c), so 0 is replaced here, too.
 fn log_burst(problems: &mut Problems, spec: &FelixConfigurationSpec) -> Option<u16> {
     let burst = number(problems, "spec.logActionRateLimitBurst", spec.log_action_rate_limit_burst, 0..=9999)?;
     Some(if burst == 0 { LogRate::BURST } else { burst })
 }
 
-/// With a bad entry the list counts as not given: what it would be without it may lock somebody out, or be nothing at all.
+/// With an invalid entry the list counts as unset: without that entry it could lock somebody out,
+/// or allow nothing at all.
 fn failsafes(problems: &mut Problems, field: &str, ports: Option<&[HostPortSpec]>) -> Option<Box<[Failsafe]>> {
     let entries = ports?.iter().enumerate();
     let entries: Vec<_> = entries.map(|(index, port)| failsafe(problems, &format!("{field}[{index}]"), port)).collect();
@@ -179,7 +187,7 @@ fn number<T: TryFrom<i64>>(
     let number = T::try_from(value).ok().filter(|_| range.contains(&value));
     if number.is_none() {
         let rule = format!("not from {} to {}", range.start(), range.end());
-        problems.add(field, value, rule, "use a number of that range, or leave the field out");
+        problems.add(field, value, rule, "use a number in that range, or remove the field");
     }
     number
 }

@@ -1,4 +1,4 @@
-//! Host endpoints.
+//! Parses host endpoints.
 
 use std::net::IpAddr;
 
@@ -11,12 +11,14 @@ use crate::v3::host::{self, EndpointPortSpec};
 
 type Parsed = Result<HostEndpoint, Refusal<HostEndpoint>>;
 
-/// The profile that allows everything.
+/// Name of the profile that allows everything (Calico).
 const ALLOW: &str = "projectcalico-default-allow";
 
-/// Parses a host endpoint. Ports and, of a named interface, addresses that do not parse are left out and reported, a profile that cannot exist denies
-/// and is reported. Where it is not known which interface is meant, its former meaning stays, and without one it stands for every interface of the
-/// node that has no other endpoint: one that was to be closed is not open. Without a node it stands for nothing.
+/// Parses a host endpoint. Ports and, of a named interface, addresses that do not parse are left
+/// out and reported; a profile that cannot exist denies and is reported. If the interface is not
+/// known, the last valid version stays in force; without one the endpoint applies to every
+/// interface of the node that has no other endpoint, so that one that was to be closed is not open.
+/// Without a node it applies to nothing.
 pub fn host_endpoint(endpoint: &host::HostEndpoint) -> Parsed {
     let spec = &endpoint.spec;
     let mut problems = Problems::default();
@@ -32,14 +34,14 @@ pub fn host_endpoint(endpoint: &host::HostEndpoint) -> Parsed {
     let has_bad_address = problems.len() > known;
     if interface == Some(HostInterface::ByAddress) && spec.expected_ips.is_empty() {
         let remedy = "write interfaceName, * for all interfaces, or expectedIPs";
-        problems.add("spec.interfaceName", "", "neither the interface is named nor its addresses", remedy);
+        problems.add("spec.interfaceName", "", "neither the interface nor its addresses are set", remedy);
     }
     let ports = spec.ports.iter().enumerate();
     let ports = ports.filter_map(|(index, port)| named_port(&mut problems, &format!("spec.ports[{index}]"), port));
     let ports = ports.collect();
     let profiles = profiles(&mut problems, &spec.profiles);
     let is_by_address = interface == Some(HostInterface::ByAddress);
-    // An interface that has only the address that does not parse would have no endpoint.
+    // The interface that has only the invalid address would be left without an endpoint.
     let may_be_any = interface.is_none() || is_by_address && has_bad_address;
     let is_nobodys = node.is_empty() || is_by_address && spec.expected_ips.is_empty();
     let interface = interface.unwrap_or(HostInterface::ByAddress);
@@ -63,14 +65,14 @@ fn interface(problems: &mut Problems, name: &str) -> Option<HostInterface> {
                 "spec.interfaceName",
                 name,
                 rule,
-                "write the name as the node has it, or * for all interfaces",
+                "write the name of the interface on the node, or * for all interfaces",
             );
             None
         }
     }
 }
 
-/// In order, each once: which comes first says nothing.
+/// Returns them in order, each once: their order has no meaning.
 fn addresses(problems: &mut Problems, written: &[String]) -> Vec<IpAddr> {
     let mut addresses = Vec::with_capacity(written.len());
     for (index, address) in written.iter().enumerate() {
@@ -90,13 +92,13 @@ fn addresses(problems: &mut Problems, written: &[String]) -> Vec<IpAddr> {
 fn named_port(problems: &mut Problems, at: &str, port: &EndpointPortSpec) -> Option<NamedPort> {
     let is_name = is_port_name(&port.name);
     if !is_name {
-        let rule = "not a name of at most 128 letters, digits, '_', '.' and '-', a letter among them";
-        problems.add(format!("{at}.name"), &port.name, rule, "give it such a name");
+        let rule = "must have at most 128 letters, digits, '_', '.' and '-', and at least one letter";
+        problems.add(format!("{at}.name"), &port.name, rule, "rename the port");
     }
     let protocol = port_protocol(problems, format!("{at}.protocol"), &text(&port.protocol));
     let number = u16::try_from(port.port).ok().filter(|number| *number > 0);
     if number.is_none() {
-        problems.add(format!("{at}.port"), port.port, "not from 1 to 65535", "use a number of that range");
+        problems.add(format!("{at}.port"), port.port, "not from 1 to 65535", "use a number in that range");
     }
     Some(NamedPort { name: port.name.clone(), protocol: protocol?, port: number? }).filter(|_| is_name)
 }
@@ -116,7 +118,7 @@ fn profiles(problems: &mut Problems, names: &[String]) -> Vec<Profile> {
     profiles
 }
 
-/// Names of namespaces have no dot, those of service accounts may.
+/// Parses the name of a profile. Names of namespaces have no dot, those of service accounts may.
 fn profile(name: &str) -> Profile {
     let account = || name.strip_prefix("ksa.")?.split_once('.');
     match (name.strip_prefix("kns."), account()) {

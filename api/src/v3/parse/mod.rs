@@ -1,4 +1,4 @@
-//! From Calico's kinds to the parsed forms: check, default, rewrite.
+//! Conversion of Calico's kinds to the parsed forms: validate, default, rewrite selectors.
 
 pub(super) mod controllers;
 pub(super) mod felix;

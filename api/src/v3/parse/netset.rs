@@ -1,4 +1,4 @@
-//! Network sets.
+//! Parses network sets.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,9 @@ use crate::v3::netset::{GlobalNetworkSet, NetworkSet};
 
 type Parsed = Result<network::NetworkSet, Refusal<network::NetworkSet>>;
 
-/// Parses a namespaced set. One with members that do not parse keeps those that it had, because rules that deny may name it as well as rules that
-/// allow; where it has not been read before, the members that parse count.
+/// Parses a namespaced set. If a member does not parse, the last valid version stays in force,
+/// because rules that deny may use the set as well as rules that allow; without one the members
+/// that parse count.
 pub fn network_set(set: &NetworkSet) -> Parsed {
     let namespace = set.metadata.namespace.clone().unwrap_or_default();
     parse(&set.metadata.labels, &set.spec.nets, Some(namespace))

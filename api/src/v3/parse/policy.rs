@@ -1,4 +1,4 @@
-//! Policies: which endpoints, which directions, which rules; and what is enforced in place of one that is refused.
+//! Parses policies: endpoints, directions and rules, and the replacement of a refused policy.
 
 use crate::limits::Budget;
 use crate::policy::{Order, Policy, Traffic};
@@ -61,7 +61,7 @@ pub(super) fn global(spec: &GlobalNetworkPolicySpec) -> Result<Policy, Refusal> 
     common.parse(problems, parts, traffic)
 }
 
-/// What both kinds of policies have, after their selectors.
+/// Fields that both kinds of policies have, besides their selectors.
 struct Common<'a> {
     namespace: Option<&'a str>,
     tier: &'a str,
@@ -72,8 +72,8 @@ struct Common<'a> {
 }
 
 impl Common<'_> {
-    /// `parts` of the selector are `None` where they do not parse. Then the policy may be about any endpoint that the others leave, and what
-    /// stands in its place is about all of them.
+    /// `parts` of the selector are `None` if they do not parse. Then the policy may apply to any
+    /// endpoint that the other parts select, and its replacement applies to all of them.
     fn parse(self, mut problems: Problems, parts: [Option<Selector>; 3], traffic: Traffic) -> Result<Policy, Refusal> {
         let is_known = parts.iter().all(Option::is_some);
         let selector = Selector::and(parts.into_iter().flatten());
@@ -94,7 +94,7 @@ impl Common<'_> {
             selector,
             traffic,
             applies_ingress,
-            // Nothing that leaves is before the translation of where it goes.
+            // Packets that leave have no DNAT before them, so preDNAT policies have no egress.
             applies_egress: applies_egress && traffic != Traffic::PreDnat,
             ingress: ingress.iter().flatten().cloned().collect(),
             egress: egress.iter().flatten().cloned().collect(),
@@ -124,8 +124,8 @@ impl Common<'_> {
     }
 }
 
-/// What stands for the rules of a refused policy. Leaving out Allow and Log can only close; where a rule would have denied, or passed to a tier
-/// that might, nothing passes.
+/// Replacement of the rules of a refused policy. Leaving out Allow and Log can only close; if a
+/// rule would deny, or pass to a tier that might, everything is denied.
 fn closed_rules(specs: &[RuleSpec]) -> Vec<Rule> {
     let opens_only = |spec: &RuleSpec| ["Allow", "Log"].contains(&spec.action.as_str());
     match specs.iter().all(opens_only) {
@@ -172,7 +172,8 @@ fn accounts(problems: &mut Problems, text: &Option<String>) -> Option<Selector> 
     }
 }
 
-/// Of flags that exclude each other, the one that sees more counts: what stands for a refused policy may close too much, never too little.
+/// Reads the flags for host endpoints. Of flags that exclude each other, the one that sees more
+/// packets is used: a replacement may close too much, never too little.
 fn traffic(spec: &GlobalNetworkPolicySpec, problems: &mut Problems) -> Traffic {
     let is_set = |flag: Option<bool>| flag.unwrap_or(false);
     let (untracked, early) = (is_set(spec.do_not_track), is_set(spec.pre_dnat));
@@ -189,7 +190,7 @@ fn traffic(spec: &GlobalNetworkPolicySpec, problems: &mut Problems) -> Traffic {
         problems.add(
             "spec.egress",
             "Egress",
-            "preDNAT policies only see what comes in",
+            "preDNAT policies apply to incoming packets only",
             "remove the egress rules and the type Egress",
         );
     }

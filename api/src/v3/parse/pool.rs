@@ -1,25 +1,26 @@
-//! Pools and blocks, as far as routes depend on them.
+//! Parses pools and blocks, as far as routes depend on them.
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::ipam::block::{Block, BlockFault};
+use crate::ipam::block::{Block, BlockError};
 use crate::ipam::names;
 use crate::network::{BlockInfo, Encapsulation, Pool};
 use crate::problem::{Problems, Refusal};
 use crate::v3::ipam::{AllocationAttribute, IPAMBlock};
 use crate::v3::pool::IPPool;
 
-/// Attribute of an allocation: the node that uses the address.
+/// Key of an allocation's attribute with the node that uses the address (libcalico-go's ipam
+/// package).
 const ATTRIBUTE_NODE: &str = "node";
 
-/// Parses a pool. Disabled pools count: their addresses are still in use.
+/// Parses a pool. Disabled pools are included: their addresses are still in use.
 pub fn pool(pool: &IPPool) -> Result<Pool, Refusal<Pool>> {
     let spec = &pool.spec;
     let mut problems = Problems::default();
     let Ok(cidr) = spec.cidr.parse::<IpNet>() else {
         problems.add("spec.cidr", &spec.cidr, "not a range", "write it like 10.244.0.0/16");
-        return Err(Refusal::of_nothing(problems).or_former(true));
+        return Err(Refusal::without_replacement(problems).or_former(true));
     };
     let vxlan = mode(&mut problems, "spec.vxlanMode", &spec.vxlan_mode);
     let ipip = mode(&mut problems, "spec.ipipMode", &spec.ipip_mode);
@@ -51,7 +52,8 @@ pub fn pool(pool: &IPPool) -> Result<Pool, Refusal<Pool>> {
     } else {
         encapsulation
     };
-    // Whom a pool serves matters to IPAM, where one with a bad selector serves nobody; how its packets travel must not change by a typing error.
+    // A bad selector matters to IPAM only, where such a pool serves no node. The encapsulation of
+    // its packets must not change because of a typing error.
     let is_route_unclear = !problems.is_empty();
     for (field, text) in
         [("spec.nodeSelector", &spec.node_selector), ("spec.namespaceSelector", &spec.namespace_selector)]
@@ -88,16 +90,17 @@ fn mode(problems: &mut Problems, field: &str, mode: &Option<String>) -> Mode {
     }
 }
 
-/// What routes need of a block: its range, its node, who borrowed from it, and the ends of tunnels in it. `Ok(None)`: the block is being deleted.
-pub fn block_info(object: &IPAMBlock) -> Result<Option<(IpNet, BlockInfo)>, BlockFault> {
+/// Parses what routes need of a block: range, node, borrowers, and tunnel endpoints. `Ok(None)`:
+/// the block is being deleted.
+pub fn block_info(object: &IPAMBlock) -> Result<Option<(IpNet, BlockInfo)>, BlockError> {
     if object.spec.deleted {
         return Ok(None);
     }
     let block = Block::parse(object.spec.clone())?;
-    // Two objects of one range would take turns.
+    // Two objects of one range would replace each other in turn.
     let (name, wanted) = (object.metadata.name.as_deref().unwrap_or_default(), names::block(block.cidr().trunc()));
     if name != wanted {
-        return Err(BlockFault::Name { name: name.to_owned(), wanted });
+        return Err(BlockError::Name { name: name.to_owned(), wanted });
     }
     let node = block.node().map(str::to_owned);
     let borrowed = block
@@ -114,7 +117,7 @@ pub fn block_info(object: &IPAMBlock) -> Result<Option<(IpNet, BlockInfo)>, Bloc
     Ok(Some((cidr, BlockInfo { node, borrowed, tunnels, created: seconds(&object.metadata) })))
 }
 
-/// The node whose VXLAN tunnel's handle the allocation is under.
+/// Returns the node whose VXLAN tunnel's handle the allocation is under.
 fn tunnel_of(attribute: &AllocationAttribute) -> Option<&str> {
     let handle = attribute.handle_id.as_deref().filter(|_| attribute.released_at.is_none())?;
     ["vxlan-tunnel-addr-", "vxlan-v6-tunnel-addr-"].iter().find_map(|prefix| handle.strip_prefix(prefix))

@@ -1,11 +1,12 @@
-//! Labels that only the system sets.
+//! Labels that only the system may set.
 
 use std::collections::BTreeMap;
 
 use crate::meta::{Labels, without_reserved};
 use crate::problem::Problems;
 
-/// Labels as written without those that say what an object is, each of which is reported unless it says no more than it may.
+/// Removes labels that identify an object from those that a user wrote; each is reported unless it
+/// has an allowed value.
 pub(super) fn without(
     problems: &mut Problems,
     field: &str,
@@ -18,7 +19,7 @@ pub(super) fn without(
             problems.add(
                 format!("{field}[{label}]"),
                 value,
-                "this label says what an object is and is set by the system alone",
+                "this label identifies the object and is set by the system only",
                 "remove the label",
             );
         }

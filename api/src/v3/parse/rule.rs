@@ -1,4 +1,5 @@
-//! One rule: every criterion checked alone and against the others, selectors rewritten to effective labels.
+//! Parses rules: every criterion is checked by itself and against the others, selectors are
+//! rewritten to effective labels.
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -12,7 +13,7 @@ use crate::v3::rule::{EntityRule, IcmpSpec, RuleMetadata, RuleSpec, ServiceMatch
 
 use super::scope;
 
-/// Which of a policy's two lists a rule stands in.
+/// The list of a policy that a rule belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Direction {
     Ingress,
@@ -28,7 +29,7 @@ impl Direction {
     }
 }
 
-/// Names of protocols; any case is accepted.
+/// Names of protocols, in any case.
 const PROTOCOLS: [(&str, Protocol); 6] = [
     ("TCP", Protocol::TCP),
     ("UDP", Protocol::UDP),
@@ -38,7 +39,7 @@ const PROTOCOLS: [(&str, Protocol); 6] = [
     ("UDPLite", Protocol::UDPLITE),
 ];
 
-/// The most bytes that keys and values of a rule's annotations have together.
+/// Limit of the keys and values of a rule's annotations together, in bytes.
 const MAX_NOTES: usize = 256 * 1024;
 
 /// Reads the rules of one direction of one policy.
@@ -50,7 +51,8 @@ pub(super) struct RuleReader<'a> {
 }
 
 impl<'a> RuleReader<'a> {
-    /// `namespace` is that of the policy; none for cluster-wide ones. `budget` is for both directions of it.
+    /// `namespace` is that of the policy; none for cluster-wide ones. `budget` is shared by both
+    /// directions.
     pub(super) fn new(
         namespace: Option<&'a str>,
         direction: Direction,
@@ -60,12 +62,12 @@ impl<'a> RuleReader<'a> {
         Self { namespace, direction, budget, problems }
     }
 
-    /// The rule, or `None` with the reasons noted.
+    /// Parses a rule; `None` with the problems recorded.
     pub(super) fn read(&mut self, index: usize, spec: &RuleSpec) -> Option<Rule> {
         let known = self.problems.len();
         let at = format!("spec.{}[{index}]", self.direction.as_str());
         for field in spec.unknown.keys() {
-            self.unknown(&at, field);
+            self.report_unknown(&at, field);
         }
         if spec.http.is_some() {
             self.problems.add(
@@ -75,27 +77,28 @@ impl<'a> RuleReader<'a> {
                 "remove http, or match by port",
             );
         }
-        self.notes(&at, spec.metadata.as_ref());
-        let action = self.action(&at, &spec.action);
-        let protocol = self.protocol(format!("{at}.protocol"), spec.protocol.as_ref());
+        self.check_annotations(&at, spec.metadata.as_ref());
+        let action = self.parse_action(&at, &spec.action);
+        let protocol = self.parse_protocol(format!("{at}.protocol"), spec.protocol.as_ref());
         let rule = Rule {
             action: action?,
-            ip_version: self.ip_version(&at, spec.ip_version),
+            ip_version: self.parse_ip_version(&at, spec.ip_version),
             protocol,
-            not_protocol: self.protocol(format!("{at}.notProtocol"), spec.not_protocol.as_ref()),
-            icmp: self.icmp(format!("{at}.icmp"), spec.icmp.as_ref()),
-            not_icmp: self.icmp(format!("{at}.notICMP"), spec.not_icmp.as_ref()),
-            source: self.entity(&at, Direction::Ingress, spec.source.as_ref(), protocol),
-            destination: self.entity(&at, Direction::Egress, spec.destination.as_ref(), protocol),
+            not_protocol: self.parse_protocol(format!("{at}.notProtocol"), spec.not_protocol.as_ref()),
+            icmp: self.parse_icmp(format!("{at}.icmp"), spec.icmp.as_ref()),
+            not_icmp: self.parse_icmp(format!("{at}.notICMP"), spec.not_icmp.as_ref()),
+            source: self.parse_entity(&at, Direction::Ingress, spec.source.as_ref(), protocol),
+            destination: self.parse_entity(&at, Direction::Egress, spec.destination.as_ref(), protocol),
         };
         self.check_icmp(&at, &rule);
         self.check_families(&at, &rule);
-        self.budget.takes_rule(self.problems, &at, &rule);
+        self.budget.charge_rule(self.problems, &at, &rule);
         (self.problems.len() == known).then_some(rule)
     }
 
-    /// Notes on a rule mean nothing to enforcement, but they are bounded like those on an object.
-    fn notes(&mut self, at: &str, metadata: Option<&RuleMetadata>) {
+    /// Checks the annotations of a rule. They do not affect enforcement, but are bounded like those
+    /// of an object.
+    fn check_annotations(&mut self, at: &str, metadata: Option<&RuleMetadata>) {
         let Some(metadata) = metadata else { return };
         for key in metadata.annotations.keys().filter(|key| !is_qualified_name(&key.to_ascii_lowercase())) {
             self.problems.add(
@@ -116,7 +119,7 @@ impl<'a> RuleReader<'a> {
         }
     }
 
-    fn unknown(&mut self, at: &str, field: &str) {
+    fn report_unknown(&mut self, at: &str, field: &str) {
         self.problems.add(
             format!("{at}.{field}"),
             field,
@@ -125,7 +128,7 @@ impl<'a> RuleReader<'a> {
         );
     }
 
-    fn action(&mut self, at: &str, action: &str) -> Option<Action> {
+    fn parse_action(&mut self, at: &str, action: &str) -> Option<Action> {
         match action {
             "Allow" => Some(Action::Allow),
             "Deny" => Some(Action::Deny),
@@ -138,7 +141,7 @@ impl<'a> RuleReader<'a> {
         }
     }
 
-    fn ip_version(&mut self, at: &str, version: Option<i32>) -> Option<IpVersion> {
+    fn parse_ip_version(&mut self, at: &str, version: Option<i32>) -> Option<IpVersion> {
         match version? {
             4 => Some(IpVersion::V4),
             6 => Some(IpVersion::V6),
@@ -149,7 +152,7 @@ impl<'a> RuleReader<'a> {
         }
     }
 
-    fn protocol(&mut self, field: String, value: Option<&IntOrString>) -> Option<Protocol> {
+    fn parse_protocol(&mut self, field: String, value: Option<&IntOrString>) -> Option<Protocol> {
         let value = value?;
         let protocol = protocol(value);
         if protocol.is_none() {
@@ -163,7 +166,7 @@ impl<'a> RuleReader<'a> {
         protocol
     }
 
-    fn icmp(&mut self, field: String, spec: Option<&IcmpSpec>) -> Option<Icmp> {
+    fn parse_icmp(&mut self, field: String, spec: Option<&IcmpSpec>) -> Option<Icmp> {
         let spec = spec?;
         let byte = |number: i32, last: u8| u8::try_from(number).ok().filter(|byte| *byte <= last);
         let kind = spec.kind.map(|kind| byte(kind, 254));
@@ -177,13 +180,14 @@ impl<'a> RuleReader<'a> {
             self.problems.add(format!("{field}.code"), value, "not an ICMP code", "use a number from 0 to 255");
         }
         if let (Some(code), None) = (spec.code, spec.kind) {
-            self.problems.add(format!("{field}.code"), code, "an ICMP code needs an ICMP type", "give the type too");
+            self.problems.add(format!("{field}.code"), code, "an ICMP code needs an ICMP type", "set the type, too");
         }
         Some(Icmp { kind: kind.flatten(), code: code.flatten() })
     }
 
-    /// `side`: Ingress for the source, Egress for the destination; the side on which a rule of that direction may name a Service.
-    fn entity(
+    /// `side` is Ingress for the source and Egress for the destination: rules of that direction may
+    /// have a Service on this side.
+    fn parse_entity(
         &mut self,
         at: &str,
         side: Direction,
@@ -198,22 +202,22 @@ impl<'a> RuleReader<'a> {
             Direction::Egress => format!("{at}.destination"),
         };
         for field in spec.unknown.keys() {
-            self.unknown(&at, field);
+            self.report_unknown(&at, field);
         }
-        let service = spec.services.as_ref().and_then(|service| self.service(&at, side, spec, service));
+        let service = spec.services.as_ref().and_then(|service| self.parse_service(&at, side, spec, service));
         EntityMatch {
-            nets: self.nets(&format!("{at}.nets"), &spec.nets),
-            not_nets: self.not_nets(&format!("{at}.notNets"), &spec.not_nets),
-            selector: self.selector(&at, spec),
-            not_selector: self.user_selector(&format!("{at}.notSelector"), &spec.not_selector),
-            ports: self.ports(&format!("{at}.ports"), &spec.ports, protocol).into(),
-            not_ports: self.ports(&format!("{at}.notPorts"), &spec.not_ports, protocol),
+            nets: self.parse_nets(&format!("{at}.nets"), &spec.nets),
+            not_nets: self.parse_not_nets(&format!("{at}.notNets"), &spec.not_nets),
+            selector: self.parse_selector(&at, spec),
+            not_selector: self.parse_own_selector(&format!("{at}.notSelector"), &spec.not_selector),
+            ports: self.parse_ports(&format!("{at}.ports"), &spec.ports, protocol).into(),
+            not_ports: self.parse_ports(&format!("{at}.notPorts"), &spec.not_ports, protocol),
             nodes: None,
             service,
         }
     }
 
-    fn nets(&mut self, field: &str, nets: &[String]) -> Vec<IpNet> {
+    fn parse_nets(&mut self, field: &str, nets: &[String]) -> Vec<IpNet> {
         let mut parsed = Vec::with_capacity(nets.len());
         for (index, net) in nets.iter().enumerate() {
             match crate::network::parse_net(net) {
@@ -229,16 +233,16 @@ impl<'a> RuleReader<'a> {
         parsed
     }
 
-    fn not_nets(&mut self, field: &str, nets: &[String]) -> Vec<IpNet> {
-        let parsed = self.nets(field, nets);
+    fn parse_not_nets(&mut self, field: &str, nets: &[String]) -> Vec<IpNet> {
+        let parsed = self.parse_nets(field, nets);
         if let Some(all) = parsed.iter().find(|net| net.prefix_len() == 0) {
             self.problems.add(field, all, "leaves no address to match", "remove the rule, or name smaller ranges");
         }
         parsed
     }
 
-    /// The user's selector over its own labels; `global()` has no place in it.
-    fn user_selector(&mut self, field: &str, text: &Option<String>) -> Option<Selector> {
+    /// Parses a selector over the peer's own labels, in which `global()` is not allowed.
+    fn parse_own_selector(&mut self, field: &str, text: &Option<String>) -> Option<Selector> {
         let text = text.as_deref().filter(|text| !text.is_empty())?;
         let selector = self.problems.selector(field, text)?;
         if selector.root.uses_global() {
@@ -252,17 +256,17 @@ impl<'a> RuleReader<'a> {
         Some(selector)
     }
 
-    fn selector(&mut self, at: &str, spec: &EntityRule) -> Option<Selector> {
+    fn parse_selector(&mut self, at: &str, spec: &EntityRule) -> Option<Selector> {
         let mut parts = Vec::new();
         if let Some(accounts) = &spec.service_accounts {
             let field = format!("{at}.serviceAccounts.selector");
-            let selector = self.user_selector(&field, &accounts.selector);
+            let selector = self.parse_own_selector(&field, &accounts.selector);
             parts.extend(selector.as_ref().map(scope::of_accounts));
             if !accounts.names.is_empty() {
                 parts.push(scope::under_accounts(&accounts.names));
             }
         }
-        parts.extend(self.user_selector(&format!("{at}.selector"), &spec.selector));
+        parts.extend(self.parse_own_selector(&format!("{at}.selector"), &spec.selector));
         let is_used = !parts.is_empty() || is_given(&spec.not_selector);
         match spec.namespace_selector.as_deref() {
             Some(text) if !text.is_empty() => {
@@ -282,7 +286,7 @@ impl<'a> RuleReader<'a> {
         (!parts.is_empty()).then(|| Selector::and(parts))
     }
 
-    fn ports(&mut self, field: &str, ports: &[IntOrString], protocol: Option<Protocol>) -> Vec<Port> {
+    fn parse_ports(&mut self, field: &str, ports: &[IntOrString], protocol: Option<Protocol>) -> Vec<Port> {
         let carries = |protocol| [Protocol::TCP, Protocol::UDP, Protocol::SCTP].contains(&protocol);
         let mut parsed = Vec::with_capacity(ports.len());
         for (index, value) in ports.iter().enumerate() {
@@ -314,7 +318,7 @@ impl<'a> RuleReader<'a> {
         parsed
     }
 
-    fn service(
+    fn parse_service(
         &mut self,
         at: &str,
         side: Direction,
@@ -327,8 +331,8 @@ impl<'a> RuleReader<'a> {
             self.problems.add(
                 &field,
                 name,
-                "on a side where no Service can be",
-                "name Services in the source of ingress rules and the destination of egress rules",
+                "not allowed on this side of the rule",
+                "use Services in the source of ingress rules and the destination of egress rules",
             );
         }
         let others = !spec.nets.is_empty()
@@ -349,7 +353,7 @@ impl<'a> RuleReader<'a> {
             self.problems.add(
                 &field,
                 name,
-                "combined with ports, which the Service has already",
+                "combined with ports, which the Service determines",
                 "remove ports and notPorts",
             );
         }
@@ -441,7 +445,7 @@ pub(super) fn text(value: &IntOrString) -> String {
     }
 }
 
-/// The protocol of a port.
+/// Parses a protocol that has ports.
 pub(super) fn port_protocol(problems: &mut Problems, field: String, name: &str) -> Option<Protocol> {
     let protocol = protocol(&IntOrString::String(name.to_owned())).filter(|protocol| protocol.has_ports());
     if protocol.is_none() {
@@ -468,7 +472,7 @@ fn port(value: &IntOrString) -> Option<Port> {
     is_port_name(&text).then_some(Port::Named(text))
 }
 
-/// Whether a port can have the name.
+/// Returns true when a port can have the name.
 pub(super) fn is_port_name(text: &str) -> bool {
     text.len() <= 128
         && text.contains(|c: char| c.is_ascii_alphabetic())

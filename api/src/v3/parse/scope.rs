@@ -1,30 +1,33 @@
-//! How selectors of the API become selectors over effective labels: which namespaces and service accounts they may reach.
+//! Rewriting of selectors to effective labels: the namespaces and service accounts that they may
+//! reach.
 
 use crate::meta::{LABEL_NAMESPACE, LABEL_SERVICE_ACCOUNT, PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT};
 use crate::selector::{Node, Selector};
 
-/// Everything of one namespace.
+/// Selects everything in one namespace.
 pub(super) fn in_namespace(namespace: &str) -> Selector {
     Node::Equals(LABEL_NAMESPACE.to_owned(), namespace.to_owned()).into()
 }
 
-/// Everything that runs under one of these service accounts.
+/// Selects everything that runs under one of these service accounts.
 pub(super) fn under_accounts(names: &[String]) -> Selector {
     let names = names.iter().cloned().collect();
     Node::In(LABEL_SERVICE_ACCOUNT.to_owned(), names).into()
 }
 
-/// A namespace selector over effective labels: `all()` is whatever is in a namespace, `global()` whatever is in none.
+/// Rewrites a namespace selector to effective labels: `all()` is everything in a namespace,
+/// `global()` everything outside of namespaces.
 pub(super) fn of_namespaces(selector: &Selector) -> Selector {
     namespaced(selector.with_prefix(PREFIX_NAMESPACE).root).into()
 }
 
-/// A service account selector over effective labels.
+/// Rewrites a service account selector to effective labels.
 pub(super) fn of_accounts(selector: &Selector) -> Selector {
     selector.with_prefix(PREFIX_SERVICE_ACCOUNT)
 }
 
-/// A policy's own service account selector: there `all()` is whatever runs under a service account.
+/// Rewrites the service account selector of a policy itself: there `all()` is everything that runs
+/// under a service account.
 pub(super) fn of_policy_accounts(selector: &Selector) -> Selector {
     match selector.root {
         Node::All => Node::Has(LABEL_SERVICE_ACCOUNT.to_owned()).into(),

@@ -1,11 +1,11 @@
-//! Tiers.
+//! Parses tiers.
 
 use crate::policy::{self, Order};
 use crate::problem::{Problems, Refusal};
 use crate::rule::Action;
 use crate::v3::tier::Tier;
 
-/// Parses a tier. One that says something unknown at its end denies there.
+/// Parses a tier. A tier whose default action is not known denies.
 pub fn tier(tier: &Tier) -> Result<policy::Tier, Refusal<policy::Tier>> {
     let mut problems = Problems::default();
     let default_action = match tier.spec.default_action.as_str() {

@@ -295,7 +295,7 @@ impl<S: Store> Owner<S> {
 
     fn return_block(&mut self, cidr: IpNet, heed: &Heed) {
         self.set_aside(cidr, |mut stored, store, node| {
-            stored.value.wake(|since| heed.is_over(since));
+            stored.value.end_cooldown(|since| heed.is_over(since));
             async move { give_back(&*store, stored, &node).await }
         });
     }
@@ -315,7 +315,7 @@ impl<S: Store> Owner<S> {
     /// Frees what has rested for long enough in a block that nothing else is written to: others may borrow it then.
     fn wake_block(&mut self, cidr: IpNet, heed: Heed) {
         let Some(slot) = self.blocks.get_mut(&cidr).filter(|slot| !slot.is_writing) else { return };
-        if !slot.stored.value.resting().any(|(_, since)| heed.is_over(since)) {
+        if !slot.stored.value.cooling_down().any(|(_, since)| heed.is_over(since)) {
             return;
         }
         slot.is_writing = true;

@@ -1,28 +1,31 @@
-//! What an agent may write of IPAM: blocks, claims and handles of its own node, and of others' blocks what it borrows.
+//! Restricts what an agent may write of IPAM: blocks, affinities and handles of its own node, and
+//! borrowed addresses in blocks of others.
 //!
-//! Attributes of a block are renumbered when one is released, so allocations are compared by what they point to. CEL has no ranges of numbers: the
-//! ordinals of a block are gone through as rows of [`ROW`] numbers each.
+//! Attributes of a block are renumbered when one is released, so allocations are compared by the
+//! attributes that they refer to. CEL has no ranges of numbers: the ordinals of a block are
+//! iterated as rows of [`ROW`] numbers.
 
 use margay_api::ipam::names::ANNOTATION_HANDLE_NODE;
 
 use super::{Guard, STRICT};
 
-/// Ordinals in a row.
+/// Ordinals per row.
 const ROW: usize = 64;
-/// Addresses of the largest block that a pool may have.
+/// Number of addresses of the largest block that a pool may have.
 const LARGEST: usize = 4096;
-/// How far one write may raise a block's sequence number: far more than a write has changes, and far less than what is left of 63 bits.
+/// Maximum increase of a block's sequence number by one write: far more than a write has changes,
+/// and far less than what is left of 63 bits.
 const STEP: usize = 65_536;
 
-/// The name of a block, of its range.
+/// Name of a block, derived from its range.
 const BLOCK_NAME: &str = "object.spec.cidr.replace('.', '-').replace(':', '-').replace('/', '-')";
 
-/// A list of a block that programs leave out, or store as null, when it is empty.
+/// Returns a list of a block, which programs leave out, or store as null, when it is empty.
 fn list(of: &str, field: &str) -> String {
     format!("has({of}.spec.{field}) && dyn({of}.spec.{field}) != null ? {of}.spec.{field} : []")
 }
 
-/// Something that holds for each ordinal `o` of the block as it was.
+/// Returns a condition for each ordinal `o` of the block before the request.
 fn each_ordinal(holds: &str) -> String {
     format!(
         "variables.rows.all(r, r >= size(variables.allocationsBefore) || \
@@ -30,16 +33,16 @@ fn each_ordinal(holds: &str) -> String {
     )
 }
 
-/// What the address with ordinal `o` is used for is the same as before.
+/// The allocation of ordinal `o` is unchanged.
 const SAME: &str = "(dyn(variables.allocationsBefore[o]) == null ? dyn(variables.allocations[o]) == null : \
      dyn(variables.allocations[o]) != null && \
      variables.attributesBefore[variables.allocationsBefore[o]] == variables.attributes[variables.allocations[o]])";
 
-/// The node that an attribute `a` names.
+/// Node of an attribute `a`.
 const NODE_OF: &str =
     "has(a.secondary) && dyn(a.secondary) != null && 'node' in a.secondary ? a.secondary['node'] : ''";
 
-/// Claims of blocks.
+/// Rules for affinities.
 pub(super) fn affinities() -> Guard {
     Guard::new("margay-node-blockaffinities", "blockaffinities", &["CREATE", "UPDATE", "DELETE"]).rules(vec![
         (
@@ -55,7 +58,7 @@ pub(super) fn affinities() -> Guard {
                  object.metadata.name == variables.node + '-' + {BLOCK_NAME} || \
                  size(variables.node) + size(object.spec.cidr) > 240"
             ),
-            "a BlockAffinity is called by its node and range",
+            "a BlockAffinity is named after its node and range",
         ),
         (
             "request.operation != 'UPDATE' || object.spec.cidr == oldObject.spec.cidr".to_owned(),
@@ -64,14 +67,14 @@ pub(super) fn affinities() -> Guard {
     ])
 }
 
-/// Blocks.
+/// Rules for blocks.
 pub(super) fn blocks() -> Guard {
     Guard::new("margay-node-ipamblocks", "ipamblocks", &["CREATE", "UPDATE", "DELETE"])
         .variables(block_variables())
         .rules([whole_block_rules(), allocation_rules(), foreign_block_rules()].concat())
 }
 
-/// Blocks under `strictAffinity`, which is a parameter.
+/// Rules for blocks under `strictAffinity`, which is a parameter.
 pub(super) fn strict() -> Guard {
     let taken = "dyn(variables.allocationsBefore[o]) != null || dyn(variables.allocations[o]) == null";
     Guard::new(STRICT, "ipamblocks", &["UPDATE"]).variables(block_variables()).rules(vec![(
@@ -79,7 +82,7 @@ pub(super) fn strict() -> Guard {
             "!has(params.spec.strictAffinity) || !params.spec.strictAffinity || variables.isOwn || {}",
             each_ordinal(taken)
         ),
-        "IPAMConfiguration default has strictAffinity: an agent borrows nothing of another node's block",
+        "IPAMConfiguration default has strictAffinity: an agent borrows no addresses from another node's block",
     )])
 }
 
@@ -104,7 +107,8 @@ fn block_variables() -> Vec<(&'static str, String)> {
         ("attributes", after(list("object", "attributes"))),
         ("unallocatedBefore", before(list("oldObject", "unallocated"))),
         ("unallocated", after(list("object", "unallocated"))),
-        // Which attributes may go: one's own; and in one's own block also those of no node, and what only rests.
+        // Attributes that may be removed: those of the agent's node; and in its own block also
+        // those without a node, and those in cooldown.
         (
             "mayGo",
             format!(
@@ -112,7 +116,7 @@ fn block_variables() -> Vec<(&'static str, String)> {
                  (({NODE_OF}) == '' || has(a.releasedAt) && dyn(a.releasedAt) != null))"
             ),
         ),
-        // Which may come: one's own, and what rests after it was one's own.
+        // Attributes that may be added: those of the agent's node, and those that go into cooldown.
         (
             "mayCome",
             format!(
@@ -125,16 +129,16 @@ fn block_variables() -> Vec<(&'static str, String)> {
     ]
 }
 
-/// A block as a whole: whose it is, what it is called, its range.
+/// Rules for a block as a whole: owner, name and range.
 fn whole_block_rules() -> Vec<(String, &'static str)> {
     vec![
         (
             "variables.isOwn || (request.operation == 'UPDATE' && variables.before == variables.after)".to_owned(),
-            "an agent claims, gives up and deletes blocks of its own node only",
+            "an agent claims, releases and deletes blocks of its own node only",
         ),
         (
             format!("request.operation == 'DELETE' || object.metadata.name == {BLOCK_NAME}"),
-            "a block is called by its range",
+            "a block is named after its range",
         ),
         (
             "request.operation != 'UPDATE' || (object.spec.cidr == oldObject.spec.cidr && \
@@ -146,18 +150,18 @@ fn whole_block_rules() -> Vec<(String, &'static str)> {
             "request.operation == 'DELETE' || !has(object.spec.deleted) || !object.spec.deleted || \
              (request.operation == 'UPDATE' && variables.isOwn && variables.allocations.all(a, dyn(a) == null))"
                 .to_owned(),
-            "an agent marks blocks of its own node as deleted, once nobody has an address of them",
+            "an agent marks blocks of its own node as deleted, once none of their addresses is allocated",
         ),
     ]
 }
 
-/// Who has which address.
+/// Rules for allocations.
 fn allocation_rules() -> Vec<(String, &'static str)> {
     let changed = "(dyn(variables.allocationsBefore[o]) == null || variables.mayGo[variables.allocationsBefore[o]]) && \
          (dyn(variables.allocations[o]) == null || variables.mayCome[variables.allocations[o]])";
     vec![
         (
-            // Mostly all of a block is the node's own, and nothing has to be compared.
+            // Usually the whole block is the node's own, and no allocation needs to be compared.
             format!(
                 "request.operation != 'UPDATE' || (variables.mayGo.all(may, may) && variables.mayCome.all(may, may)) || {}",
                 each_ordinal(&format!("{SAME} || ({changed})"))
@@ -179,7 +183,8 @@ fn allocation_rules() -> Vec<(String, &'static str)> {
     ]
 }
 
-/// What an agent that borrows leaves as it is, so that the block stays what its owner can work with.
+/// Rules for blocks of other nodes: what an agent that borrows must leave unchanged, so that the
+/// owner can work with the block.
 fn foreign_block_rules() -> Vec<(String, &'static str)> {
     let foreign = |rule: &str| format!("request.operation != 'UPDATE' || variables.isOwn || ({rule})");
     let same = |field: &str| {
@@ -196,7 +201,7 @@ fn foreign_block_rules() -> Vec<(String, &'static str)> {
         )
     };
     let (old, new) = (numbers("oldObject"), numbers("object"));
-    // Free addresses that stay free keep their order, and what was released is behind them.
+    // Free addresses that stay free keep their order, and released ones are behind them.
     let kept = "variables.unallocatedBefore.filter(u, dyn(variables.allocations[u]) == null)";
     let released = each_ordinal(
         "dyn(variables.allocationsBefore[o]) == null || dyn(variables.allocations[o]) != null || o in variables.unallocated",
@@ -204,7 +209,7 @@ fn foreign_block_rules() -> Vec<(String, &'static str)> {
     vec![
         (
             foreign(&format!("{} && {}", same("deleted"), same("affinityClaimTime"))),
-            "an agent changes nothing of another node's block but what it borrows of it",
+            "an agent changes nothing in another node's block but the addresses that it borrows",
         ),
         (
             foreign(&format!(
@@ -213,7 +218,7 @@ fn foreign_block_rules() -> Vec<(String, &'static str)> {
                  variables.rows.all(r, r >= size(kept) || variables.columns.all(c, r + c >= size(kept) || \
                  kept[r + c] == variables.unallocated[r + c]))) && {released}"
             )),
-            "the free addresses of another node's block are those that nobody has, in their order",
+            "the free list of another node's block has its unallocated addresses, in their order",
         ),
         (
             foreign(&format!(
@@ -224,13 +229,14 @@ fn foreign_block_rules() -> Vec<(String, &'static str)> {
                 before = number("oldObject"),
                 after = number("object"),
             )),
-            "the sequence numbers of another node's block go on, and those of addresses that are not touched stay",
+            "the sequence number of another node's block increases, and those of unchanged addresses stay",
         ),
     ]
 }
 
-/// Handles. Which node's one is, its annotation says; those that Calico or an earlier agent has written have none until the operator has found out whose they
-/// are, and are nobody's but for tunnels', whose names say it.
+/// Rules for handles. An annotation has a handle's node. Handles that Calico or an earlier agent has
+/// written get it from the operator; until then agents may write only those of tunnels, whose names
+/// have the node.
 pub(super) fn handles() -> Guard {
     let node_of = |of: &str| {
         format!(
@@ -259,9 +265,9 @@ pub(super) fn handles() -> Guard {
             (of_tunnel, "an agent writes the handle of its own tunnel only"),
             (of_node, "an agent writes handles of its own node only"),
             (
-                // A long name is cut and has a hash, which CEL cannot compute.
+                // A long name is cut and ends with a hash, which CEL cannot compute.
                 "request.operation == 'DELETE' || variables.name == variables.id.lowerAscii() || size(variables.id) > 253".to_owned(),
-                "a handle is called by its id",
+                "a handle is named after its id",
             ),
             (
                 "request.operation != 'UPDATE' || object.spec.handleID == oldObject.spec.handleID".to_owned(),

@@ -1,4 +1,5 @@
-//! Carries out the verdicts of [`crate::csr`]: approves, denies, signs.
+//! Carries out the decisions of [`crate::csr_policy`]: approves, denies and signs
+//! CertificateSigningRequests.
 
 use std::time::Duration;
 
@@ -15,28 +16,29 @@ use margay_runtime::shutdown::Shutdown;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::apply::bounded;
-use crate::certs::{Authority, sign};
-use crate::csr::{SIGNER, Verdict, decide};
+use crate::certs::{Authority, issue};
+use crate::client::bounded;
+use crate::csr_policy::{CsrDecision, SIGNER, decide};
 
-/// Why a verdict was not carried out.
+/// Reasons why a decision was not carried out.
 #[derive(Debug, thiserror::Error)]
-enum Failed {
+enum CsrError {
     #[error("{0}")]
     Api(#[from] kube::Error),
     #[error("{0}")]
-    Sign(#[from] sign::Error),
+    Issue(#[from] issue::IssueError),
 }
 
-/// What happened to a request.
-enum Outcome {
-    /// Nothing more is to be done now.
+/// Outcome of one step.
+enum Progress {
+    /// Nothing more to do now.
     Done,
-    /// It changed; decide again.
+    /// The request has changed: decide again.
     Changed(Box<CertificateSigningRequest>),
 }
 
-/// Watches requests and answers each, while there is an authority and this operator leads. Ends with the process.
+/// Watches requests and handles each, while there is a CA and this operator leads. Ends with the
+/// process.
 pub async fn run(
     client: Client,
     authority: watch::Receiver<Option<Authority>>,
@@ -51,7 +53,7 @@ pub async fn run(
     }
 }
 
-/// One term: from the moment that this operator leads and has an authority to the moment that either changes.
+/// Serves one term: from the moment that this operator leads and has a CA until either changes.
 async fn serve(client: &Client, mut authority: watch::Receiver<Option<Authority>>, mut leading: watch::Receiver<bool>) {
     let Some(current) = ready(&mut authority, &mut leading).await else {
         std::future::pending::<()>().await;
@@ -66,8 +68,8 @@ async fn serve(client: &Client, mut authority: watch::Receiver<Option<Authority>
             _ = authority.changed() => return,
             _ = leading.changed() => return,
             request = requests.next() => match request {
-                Some(Ok(request)) => answer(&api, &current, request).await,
-                Some(Err(error)) => warn!(%error, "watch of requests interrupted, trying again"),
+                Some(Ok(request)) => handle(&api, &current, request).await,
+                Some(Err(error)) => warn!(%error, "watch of CertificateSigningRequests interrupted, retrying"),
                 None => return,
             },
         }
@@ -84,18 +86,19 @@ async fn ready(
     current.clone()
 }
 
-/// Brings one request to its end. A failure is tried again a few times; after that the next event or term does.
-async fn answer(api: &Api<CertificateSigningRequest>, authority: &Authority, mut request: CertificateSigningRequest) {
+/// Handles one request to its end. A failure is retried a few times; after that the next event or
+/// term does.
+async fn handle(api: &Api<CertificateSigningRequest>, authority: &Authority, mut request: CertificateSigningRequest) {
     let mut pause = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     let name = request.name_any();
     for _ in 0..5 {
-        match act(api, authority, &request).await {
-            Ok(Outcome::Done) => return,
-            Ok(Outcome::Changed(changed)) => request = *changed,
+        match step(api, authority, &request).await {
+            Ok(Progress::Done) => return,
+            Ok(Progress::Changed(changed)) => request = *changed,
             Err(error) => {
-                // The watch is often behind what was just decided here; then there is nothing left to do.
+                // The watch often lags behind our own writes; then there is nothing left to do.
                 if !is_conflict(&error) {
-                    warn!(request = name, %error, "request not answered, trying again");
+                    warn!(request = name, %error, "request not handled, retrying");
                 }
                 tokio::time::sleep(pause.next(jitter())).await;
                 match bounded(api.get_opt(&name)).await {
@@ -108,45 +111,45 @@ async fn answer(api: &Api<CertificateSigningRequest>, authority: &Authority, mut
     }
 }
 
-fn is_conflict(error: &Failed) -> bool {
-    matches!(error, Failed::Api(kube::Error::Api(status)) if status.code == 409)
+fn is_conflict(error: &CsrError) -> bool {
+    matches!(error, CsrError::Api(kube::Error::Api(status)) if status.code == 409)
 }
 
-async fn act(
+async fn step(
     api: &Api<CertificateSigningRequest>,
     authority: &Authority,
     request: &CertificateSigningRequest,
-) -> Result<Outcome, Failed> {
+) -> Result<Progress, CsrError> {
     let name = request.name_any();
     let params = PostParams::default();
     match decide(request) {
-        Verdict::Ignore => Ok(Outcome::Done),
-        Verdict::Approve => {
+        CsrDecision::Ignore => Ok(Progress::Done),
+        CsrDecision::Approve => {
             let reason = "NodeOfToken";
-            let message = "names the node that the requester's token is bound to";
+            let message = "the node is the one that the requester's token is bound to";
             let decided = with_condition(request, "Approved", reason, message);
             let changed = api.replace_subresource("approval", &name, &params, &decided);
-            Ok(Outcome::Changed(Box::new(bounded(changed).await?)))
+            Ok(Progress::Changed(Box::new(bounded(changed).await?)))
         }
-        Verdict::Deny(rule) => {
+        CsrDecision::Deny(rule) => {
             warn!(request = name, rule, "request denied");
             let decided = with_condition(request, "Denied", "RuleBroken", &rule);
             bounded(api.replace_subresource("approval", &name, &params, &decided)).await?;
-            Ok(Outcome::Done)
+            Ok(Progress::Done)
         }
-        Verdict::Fail(rule) => {
+        CsrDecision::Fail(rule) => {
             warn!(request = name, rule, "approved request refused");
             let decided = with_condition(request, "Failed", "RuleBroken", &rule);
             bounded(api.replace_subresource("status", &name, &params, &decided)).await?;
-            Ok(Outcome::Done)
+            Ok(Progress::Done)
         }
-        Verdict::Sign(grant) => {
-            let pem = sign::node(authority, &grant.node, &grant.key, grant.life, Timestamp::now())?;
+        CsrDecision::Sign(grant) => {
+            let pem = issue::node(authority, &grant.node, &grant.key, grant.life, Timestamp::now())?;
             let mut signed = request.clone();
             signed.status.get_or_insert_default().certificate = Some(ByteString(pem.into_bytes()));
             bounded(api.replace_subresource("status", &name, &params, &signed)).await?;
             info!(request = name, node = grant.node, "certificate signed");
-            Ok(Outcome::Done)
+            Ok(Progress::Done)
         }
     }
 }

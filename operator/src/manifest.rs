@@ -1,7 +1,8 @@
-//! The kinds that the operator writes, and one object of such a kind: JSON with an identity.
+//! The kinds that the operator writes, and manifests of such kinds: JSON with an identity.
 //!
-//! Objects are JSON and not typed structs because server-side apply claims exactly the fields that are sent; a test decodes every rendered
-//! object into its typed form, so that a misspelt field is found.
+//! Manifests are JSON and not typed structs because server-side apply owns exactly the fields that
+//! are sent; a test decodes every rendered manifest into its typed form, so that a misspelt field
+//! is found.
 
 use std::fmt;
 
@@ -11,12 +12,12 @@ use margay_api::storage::{self, Mode};
 use margay_api::v3;
 use serde_json::Value;
 
-/// The label that marks what is ours, and its value.
+/// Label of objects that the operator owns.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Field manager of every server-side apply, and the value of [`MANAGED_BY`].
 pub const MANAGER: &str = "margay-operator";
 
-/// One kind of object.
+/// Kind of a Kubernetes object.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Kind {
     /// API group, empty for the core group.
@@ -25,9 +26,9 @@ pub struct Kind {
     pub version: &'static str,
     /// Kind as written in manifests.
     pub kind: &'static str,
-    /// Name of the collection in URLs and RBAC rules.
+    /// Plural, as in URLs and RBAC rules.
     pub plural: &'static str,
-    /// Whether its objects live in namespaces.
+    /// True for namespaced kinds.
     pub namespaced: bool,
 }
 
@@ -42,12 +43,12 @@ impl Kind {
         Self { group, version, kind, plural, namespaced }
     }
 
-    /// `group/version`, or `version` for the core group.
+    /// Returns `group/version`, or `version` for the core group.
     pub fn api_version(&self) -> String {
         if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
     }
 
-    /// The form in which the client wants it, on a cluster with that storage.
+    /// Returns the resource for an API client, on a cluster with that storage.
     pub fn resource(&self, mode: Mode) -> ApiResource {
         match self.stored(mode) {
             Some(kind) => kind.resource(mode),
@@ -58,14 +59,15 @@ impl Kind {
         }
     }
 
-    /// How the kind is stored, if that is not how users see it.
+    /// Returns the stored kind where it differs from the users' kind.
     pub fn stored(&self, mode: Mode) -> Option<&'static storage::Kind> {
         let differs = mode == Mode::V1 && self.group == v3::GROUP;
         storage::Kind::of(self.kind).filter(|_| differs)
     }
 }
 
-/// Kinds that the operator owns: it labels them, watches them and sweeps those that are no longer wanted. In the order of first need.
+/// Kinds that the operator owns: it labels them, watches them and sweeps those that are no longer
+/// wanted. In the order of creation.
 pub static OWNED_KINDS: &[Kind] = &[
     Kind::new("", "v1", "Namespace", "namespaces", false),
     Kind::new("", "v1", "ServiceAccount", "serviceaccounts", true),
@@ -93,8 +95,9 @@ pub static OWNED_KINDS: &[Kind] = &[
     Kind::new("apps", "v1", "DaemonSet", "daemonsets", true),
 ];
 
-/// Kinds that the operator never sweeps: it knows their objects by name (it may not list others' Secrets and ConfigMaps), only reads them, or
-/// they hold what users rely on and outlive an Installation.
+/// Kinds that the operator never sweeps: it knows their objects by name (it may not list others'
+/// Secrets and ConfigMaps), only reads them, or they hold data that users rely on and that outlives
+/// an Installation.
 pub static OTHER_KINDS: &[Kind] = &[
     Kind::new("", "v1", "Secret", "secrets", true),
     Kind::new("", "v1", "ConfigMap", "configmaps", true),
@@ -117,7 +120,7 @@ pub static OTHER_KINDS: &[Kind] = &[
     Kind::new("certificates.k8s.io", "v1", "CertificateSigningRequest", "certificatesigningrequests", false),
 ];
 
-/// The entry of the tables above for a kind that is known to be there.
+/// Returns the entry of the tables above for a kind that is known to be there.
 pub fn kind(name: &str) -> &'static Kind {
     OWNED_KINDS
         .iter()
@@ -147,17 +150,18 @@ impl fmt::Display for Key {
     }
 }
 
-/// A wanted object.
+/// An object to apply.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Object {
-    /// Which.
+    /// Identity of the object.
     pub key: Key,
-    /// The fields that are claimed, `apiVersion` and `kind` included.
+    /// Fields that are applied, `apiVersion` and `kind` included.
     pub body: Value,
 }
 
 impl Object {
-    /// An object of a kind of the tables; `body` needs no `apiVersion` and `kind`, but a `metadata.name`.
+    /// Creates an object of a kind in the tables; `body` needs no `apiVersion` and `kind`, but a
+    /// `metadata.name`.
     pub fn new(name: &str, mut body: Value) -> Self {
         let kind = kind(name);
         body["apiVersion"] = kind.api_version().into();
@@ -166,13 +170,13 @@ impl Object {
         Self { key: Key { kind, namespace: text("namespace"), name: text("name") }, body }
     }
 
-    /// The same object with the label that says whose it is.
+    /// Adds the label of owned objects.
     pub fn managed(mut self) -> Self {
         self.body["metadata"]["labels"][MANAGED_BY] = MANAGER.into();
         self
     }
 
-    /// The same object, ours and removed by the garbage collector together with the Installation.
+    /// Makes the Installation its owner: the garbage collector removes both together.
     pub fn owned_by(self, owner: &Owner) -> Self {
         let mut object = self.managed();
         object.body["metadata"]["ownerReferences"] = serde_json::json!([{
@@ -187,20 +191,28 @@ impl Object {
     }
 }
 
-/// The Installation as owner of what is made for it.
+/// The Installation as owner of other objects.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Owner {
-    /// Its name.
+    /// Name of the Installation.
     pub name: String,
-    /// Its identity; another object of the same name is another owner.
+    /// UID of the Installation; another object of the same name is another owner.
     pub uid: String,
 }
 
-/// Key of an object that was read.
+/// Returns the key of an object that was read.
 pub fn key_of(kind: &'static Kind, object: &DynamicObject) -> Key {
     Key {
         kind,
         namespace: object.metadata.namespace.clone().unwrap_or_default(),
         name: object.metadata.name.clone().unwrap_or_default(),
+    }
+}
+
+/// Returns the generation where the kind has it, else the resource version.
+pub fn version_of(object: &DynamicObject) -> String {
+    match object.metadata.generation {
+        Some(generation) => format!("generation {generation}"),
+        None => object.metadata.resource_version.clone().unwrap_or_default(),
     }
 }

@@ -1,28 +1,28 @@
-//! The form of a policy by which the API server validates requests, and of its binding, which has its name.
+//! Builds ValidatingAdmissionPolicies and their bindings, which have the same name.
 
 use margay_api::storage::Mode;
 use serde_json::{Value, json};
 
 use super::{Context, labels};
-use crate::object::Object;
+use crate::manifest::Object;
 
-/// Which requests a policy is about.
+/// Requests that a policy matches.
 pub(super) struct Requests<'a> {
-    /// Group and version of the API.
+    /// API group and version.
     pub(super) api: (&'a str, &'a str),
-    /// Collections.
+    /// Plural names of the kinds.
     pub(super) resources: &'a [&'a str],
-    /// `CREATE`, `UPDATE`, `DELETE`.
+    /// Any of `CREATE`, `UPDATE`, `DELETE`.
     pub(super) operations: &'a [&'a str],
 }
 
 impl<'a> Requests<'a> {
-    /// Of kinds of Calico, in that storage.
+    /// Creates requests for kinds of Calico, in that storage.
     pub(super) fn of_calico(mode: Mode, resources: &'a [&'a str], operations: &'a [&'a str]) -> Self {
         Self { api: (mode.group(), mode.version()), resources, operations }
     }
 
-    /// As `matchConstraints` of a policy.
+    /// Returns `matchConstraints` of a policy.
     pub(super) fn constraints(&self) -> Value {
         let (group, version) = self.api;
         json!({
@@ -37,17 +37,17 @@ impl<'a> Requests<'a> {
     }
 }
 
-/// The metadata of a policy of that component, and of its binding.
+/// Returns the metadata of a component's policy, and of its binding.
 pub(super) fn metadata(name: &str, component: &str) -> Value {
     json!({ "name": name, "labels": labels(component) })
 }
 
-/// A policy that refuses what it says, everywhere.
+/// Returns a policy and a binding that refuses its requests in every namespace.
 pub(super) fn objects(context: &Context<'_>, name: &str, component: &str, spec: Value) -> [Object; 2] {
     bound(context, name, component, spec, json!({}))
 }
 
-/// The same with a parameter, which `parameter` refers to as the field `paramRef` of a binding does.
+/// Returns a policy and a binding with a parameter; `parameter` is the binding's `paramRef`.
 pub(super) fn with_parameter(
     context: &Context<'_>,
     name: &str,

@@ -1,4 +1,5 @@
-//! Which of the two storages this cluster's data is in, found once; and what the older one lacks.
+//! Detection of the storage of this cluster's data, once at start; and installation of the CRDs
+//! that `crd.projectcalico.org/v1` lacks.
 
 use anyhow::{Context, bail};
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -11,35 +12,37 @@ use margay_api::storage::mode::{self, Decision, Evidence};
 use margay_api::storage::{Kind, Mode};
 use tracing::info;
 
-use crate::apply::bounded;
-use crate::object::MANAGER;
-use crate::render::{NAMESPACE, NODE, STORAGE_VARIABLE};
+use crate::client::bounded;
+use crate::manifest::MANAGER;
+use crate::names::{NAMESPACE, NODE, STORAGE_VARIABLE};
 
-/// Between attempts to find out what is served.
+/// Pause between attempts to list the API groups.
 const PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
-/// The object that moves a cluster's data from the older storage to the newer one.
+/// Name of the object that migrates a cluster's data from the older storage to the newer one.
 const MIGRATION: &str = "v1-to-v3";
 
-/// Finds the storage: what is set, else what agents were started with, because they have written there; else what the API server serves.
+/// Determines the storage: the setting, else the one that running agents have, because they have
+/// written there; else from the API groups that are served.
 pub async fn find(client: &Client, setting: &str) -> anyhow::Result<Mode> {
     let agents: Api<DaemonSet> = Api::namespaced(client.clone(), NAMESPACE);
     let running = bounded(agents.get_opt(NODE)).await.with_context(|| format!("DaemonSet {NAMESPACE}/{NODE}"))?;
     let earlier = running.as_ref().map(written_to).unwrap_or_default();
-    let ask = async || evidence(client).await;
+    let list = async || evidence(client).await;
     let setting = if setting.is_empty() { &earlier } else { setting };
-    let Decision { mode, reason } = mode::discover(setting, ask, async || tokio::time::sleep(PAUSE).await).await?;
+    let Decision { mode, reason } = mode::discover(setting, list, async || tokio::time::sleep(PAUSE).await).await?;
     info!(storage = %mode, reason, "storage of Calico's data");
     Ok(mode)
 }
 
-/// The storage that agents write to; those that were not told write to the newer one.
+/// Returns the storage that running agents write to; those without the variable write to the newer
+/// one.
 fn written_to(agents: &DaemonSet) -> String {
     let pod = agents.spec.template.spec.as_ref();
     let variables =
         pod.into_iter().flat_map(|pod| &pod.containers).flat_map(|container| container.env.iter().flatten());
-    let mut told =
+    let mut values =
         variables.filter(|variable| variable.name == STORAGE_VARIABLE).filter_map(|found| found.value.clone());
-    told.next().unwrap_or_else(|| Mode::V3.api_version())
+    values.next().unwrap_or_else(|| Mode::V3.api_version())
 }
 
 async fn evidence(client: &Client) -> Result<Evidence, Error> {
@@ -56,36 +59,37 @@ async fn evidence(client: &Client) -> Result<Evidence, Error> {
     Ok(Evidence { groups, migration })
 }
 
-/// Makes sure that the storage can be worked with: that the operator may read it, and that it has every kind that components wait for. Kinds that are
-/// there are left as they are, whoever has made them.
+/// Makes sure that the storage is usable: that the operator may read it, and that it has every kind
+/// that components wait for. Existing CRDs are left as they are.
 pub async fn prepare(client: &Client, mode: Mode) -> anyhow::Result<()> {
     if mode == Mode::V1 {
         let served = bounded(client.list_api_group_resources(&mode.api_version())).await;
         let served =
-            served.with_context(|| format!("{mode} is not served; install the definitions of the cluster's Calico"))?;
+            served.with_context(|| format!("{mode} is not served; install the CRDs of the cluster's Calico"))?;
         let served: Vec<String> = served.resources.into_iter().map(|resource| resource.name).collect();
         for definition in missing(&served) {
             let name = definition.name_any();
             install(client, &definition).await.map_err(|error| refused(error, &name))?;
-            info!(definition = name, "made: the cluster's Calico is older than this kind");
+            info!(definition = name, "CRD installed: the cluster's Calico is older than this kind");
         }
     }
     let kind = Kind::of("IPPool").expect("pools are one of Calico's kinds");
     let pools: Api<DynamicObject> = Api::all_with(client.clone(), &kind.resource(mode));
     match bounded(pools.list(&ListParams::default().limit(1))).await {
         Err(Error::Api(status)) if status.code == 403 => bail!(refused(Error::Api(status), &mode.to_string())),
-        // What else may be wrong with it is told by the watches.
+        // The watches report other errors.
         _ => Ok(()),
     }
 }
 
-/// The definitions of the older storage that are not served and that components need.
+/// Returns the definitions of the older storage that are not served and that components need.
 fn missing(served: &[String]) -> Vec<CustomResourceDefinition> {
     let is_served = |definition: &CustomResourceDefinition| served.contains(&definition.spec.names.plural);
     crds::later().into_iter().filter(|definition| !is_served(definition)).collect()
 }
 
-/// By server-side apply, because a right to create can be bounded to names only so; what exists is not among these.
+/// Uses server-side apply, because only with it RBAC can restrict the creation by name; existing
+/// CRDs are not among these.
 async fn install(client: &Client, definition: &CustomResourceDefinition) -> Result<(), Error> {
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
     let patch = Patch::Apply(definition);
@@ -108,19 +112,19 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn agents_that_run_decide_where_data_is() {
+    fn running_agents_determine_the_storage() {
         let agents = |env: serde_json::Value| -> DaemonSet {
             let containers = json!([{ "name": NODE, "env": env }]);
             let spec = json!({ "selector": {}, "template": { "spec": { "containers": containers } } });
             serde_json::from_value(json!({ "metadata": { "name": NODE }, "spec": spec })).unwrap()
         };
-        let told = json!([{ "name": STORAGE_VARIABLE, "value": "crd.projectcalico.org/v1" }]);
-        assert_eq!(written_to(&agents(told)), "crd.projectcalico.org/v1");
+        let env = json!([{ "name": STORAGE_VARIABLE, "value": "crd.projectcalico.org/v1" }]);
+        assert_eq!(written_to(&agents(env)), "crd.projectcalico.org/v1");
         assert_eq!(written_to(&agents(json!([]))), "projectcalico.org/v3");
     }
 
     #[test]
-    fn what_an_older_calico_lacks_is_made_and_nothing_else() {
+    fn only_missing_definitions_are_installed() {
         let names = |served: &[&str]| {
             let served: Vec<String> = served.iter().map(|name| (*name).to_owned()).collect();
             missing(&served).iter().map(|definition| definition.spec.names.plural.clone()).collect::<Vec<_>>()

@@ -1,7 +1,9 @@
-//! Pools that are deleted while addresses of theirs are in use stay until their last block is gone, by Calico's finalizer: their packets travel as ever, and
-//! nothing new is taken from them. Calico has it in the newer storage only, and so has this.
+//! Keeps pools that are deleted while their addresses are in use until their last block is gone, by
+//! Calico's finalizer: their routes and tunnels stay, and no new addresses are assigned from them.
+//! With the newer storage only, like Calico.
 //!
-//! Blocks are many, so they are watched only while a pool is being deleted, and only their names are kept, which are their ranges.
+//! There are many blocks, so they are watched only while a pool is being deleted, and only their
+//! names are kept, which encode their ranges.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,45 +21,46 @@ use tracing::warn;
 
 use crate::inputs::PoolFacts;
 
-/// The finalizer, of Calico's kube-controllers.
+/// Finalizer of Calico's kube-controllers.
 pub const FINALIZER: &str = "projectcalico.org/ippool-finalizer";
 
-/// Ranges of all blocks; none while they are not followed or not listed yet.
-pub type Blocks = Option<Arc<BTreeSet<IpNet>>>;
+/// Ranges of all blocks; none while they are not watched or not listed yet.
+pub type BlockRanges = Option<Arc<BTreeSet<IpNet>>>;
 
-/// Objects of which nothing is read but their metadata.
-type Names = PartialObjectMeta<DynamicObject>;
+/// Objects of which only the metadata is read.
+type Metadata = PartialObjectMeta<DynamicObject>;
 
-/// A pool that is to have these finalizers.
+/// A change of a pool's finalizers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finalizers {
+pub struct FinalizerChange {
     /// Name of the pool.
     pub pool: String,
-    /// Its version when that was decided.
+    /// Version of the pool that the change is based on.
     pub version: String,
-    /// All of them.
+    /// All finalizers of the pool after the change.
     pub finalizers: Vec<String>,
 }
 
-/// Pools whose finalizers are to change. `shadowed` are those whose ranges another one has, so that blocks there are no reason to keep them; while nothing is
-/// installed there is none, because nobody would be left to take it away.
+/// Returns the changes of finalizers. `shadowed` are pools whose range another pool serves, so that
+/// blocks there do not keep them. While nothing is installed the finalizer is removed, because no
+/// operator may be left to remove it later.
 pub fn plan(
     pools: &[PoolFacts],
     shadowed: &BTreeSet<String>,
     blocks: Option<&BTreeSet<IpNet>>,
     is_installed: bool,
-) -> Vec<Finalizers> {
+) -> Vec<FinalizerChange> {
     let change = |pool: &PoolFacts| {
-        let has = holds(pool);
+        let has = has_finalizer(pool);
         let wants = is_installed
             && match pool.terminating {
-                // Nobody may add one then.
-                true => has && blocks.is_none_or(|blocks| left(pool, blocks) > 0),
+                // The API refuses new finalizers on an object that is being deleted.
+                true => has && blocks.is_none_or(|blocks| count_blocks(pool, blocks) > 0),
                 false => !shadowed.contains(&pool.name),
             };
         let others = pool.finalizers.iter().filter(|finalizer| *finalizer != FINALIZER).cloned();
         let own = wants.then(|| FINALIZER.to_owned());
-        (has != wants).then(|| Finalizers {
+        (has != wants).then(|| FinalizerChange {
             pool: pool.name.clone(),
             version: pool.version.clone(),
             finalizers: others.chain(own).collect(),
@@ -66,35 +69,40 @@ pub fn plan(
     pools.iter().filter_map(change).collect()
 }
 
-/// How many of the blocks are of the pool's range.
-pub fn left(pool: &PoolFacts, blocks: &BTreeSet<IpNet>) -> usize {
+/// Returns the number of blocks in the pool's range.
+pub fn count_blocks(pool: &PoolFacts, blocks: &BTreeSet<IpNet>) -> usize {
     let range: Option<IpNet> = pool.cidr().parse().ok();
     range.map_or(0, |range| blocks.iter().filter(|block| range.contains(*block)).count())
 }
 
-/// Whether blocks have to be known.
-pub fn is_waiting(pools: &[PoolFacts]) -> bool {
-    pools.iter().any(|pool| pool.terminating && holds(pool))
+/// Returns true when a pool is being deleted, so that blocks must be watched.
+pub fn needs_blocks(pools: &[PoolFacts]) -> bool {
+    pools.iter().any(|pool| pool.terminating && has_finalizer(pool))
 }
 
-fn holds(pool: &PoolFacts) -> bool {
+fn has_finalizer(pool: &PoolFacts) -> bool {
     pool.finalizers.iter().any(|finalizer| finalizer == FINALIZER)
 }
 
-/// Follows blocks while `wanted`. Ends with whoever wants them.
-pub async fn follow(client: Client, mode: Mode, mut wanted: watch::Receiver<bool>, blocks: watch::Sender<Blocks>) {
+/// Watches blocks while `wanted` is true. Ends with the sender of `wanted`.
+pub async fn watch_blocks(
+    client: Client,
+    mode: Mode,
+    mut wanted: watch::Receiver<bool>,
+    blocks: watch::Sender<BlockRanges>,
+) {
     let kind = Kind::of("IPAMBlock").expect("a kind of Calico");
-    let api: Api<Names> = Api::all_with(client, &kind.resource(mode));
+    let api: Api<Metadata> = Api::all_with(client, &kind.resource(mode));
     while wanted.wait_for(|wanted| *wanted).await.is_ok() {
         tokio::select! {
-            () = stream(api.clone(), &blocks) => {}
+            () = follow_events(api.clone(), &blocks) => {}
             _ = wanted.wait_for(|wanted| !wanted) => {}
         }
         blocks.send_replace(None);
     }
 }
 
-async fn stream(api: Api<Names>, blocks: &watch::Sender<Blocks>) {
+async fn follow_events(api: Api<Metadata>, blocks: &watch::Sender<BlockRanges>) {
     let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
     let (mut known, mut listed) = (BTreeSet::new(), BTreeSet::new());
     while let Some(event) = events.next().await {
@@ -118,7 +126,7 @@ async fn stream(api: Api<Names>, blocks: &watch::Sender<Blocks>) {
                 names::block_range(&block.name_any()).is_some_and(|range| known.remove(&range))
             }
             Err(error) => {
-                warn!(%error, "watch of blocks interrupted, trying again");
+                warn!(%error, "watch of blocks interrupted, retrying");
                 false
             }
         };
@@ -145,7 +153,7 @@ mod tests {
         }
     }
 
-    /// The finalizers that the pool gets, if others than it has.
+    /// Returns the pool's new finalizers, if they change.
     fn change(pool: PoolFacts, shadowed: bool, blocks: Option<&[&str]>, is_installed: bool) -> Option<Vec<String>> {
         let shadowed = shadowed.then(|| pool.name.clone()).into_iter().collect();
         let blocks = blocks.map(|blocks| blocks.iter().map(|text| text.parse().unwrap()).collect());
@@ -160,26 +168,26 @@ mod tests {
         let outside: Option<&[&str]> = Some(&["10.1.0.0/26"]);
         let own = [FINALIZER];
         let both = ["other.org/a", FINALIZER];
-        // The pool, whether another one has its range, the blocks, whether anything is installed; and what comes of it.
+        // Name, pool, shadowed, blocks, installed, and the new finalizers.
         let table: [(&str, PoolFacts, bool, Option<&[&str]>, bool, Option<&[&str]>); 12] = [
-            ("a new one gets it", pool("p", &[], false), false, None, true, Some(&own)),
-            ("beside those of others", pool("p", &["other.org/a"], false), false, None, true, Some(&both)),
+            ("a new pool gets it", pool("p", &[], false), false, None, true, Some(&own)),
+            ("in addition to others", pool("p", &["other.org/a"], false), false, None, true, Some(&both)),
             ("and keeps it", pool("p", &own, false), false, outside, true, None),
-            ("not for others' blocks", pool("p", &own, false), true, inside, true, Some(&[])),
-            ("nor gets it for them", pool("p", &[], false), true, inside, true, None),
+            ("a shadowed pool loses it", pool("p", &own, false), true, inside, true, Some(&[])),
+            ("and does not get it", pool("p", &[], false), true, inside, true, None),
             ("while blocks are left", pool("p", &own, true), false, inside, true, None),
-            ("while they are not known", pool("p", &own, true), false, None, true, None),
+            ("while blocks are not known", pool("p", &own, true), false, None, true, None),
             ("until none is left", pool("p", &both, true), false, outside, true, Some(&["other.org/a"])),
-            ("too late", pool("p", &["other.org/a"], true), false, inside, true, None),
+            ("the API would refuse it", pool("p", &["other.org/a"], true), false, inside, true, None),
             ("nothing is installed", pool("p", &both, false), false, None, false, Some(&["other.org/a"])),
-            ("nor was", pool("p", &[], false), false, None, false, None),
-            ("and it is being deleted", pool("p", &own, true), false, inside, false, Some(&[])),
+            ("nor ever was", pool("p", &[], false), false, None, false, None),
+            ("nothing is installed, deletion has begun", pool("p", &own, true), false, inside, false, Some(&[])),
         ];
         for (what, pool, shadowed, blocks, is_installed, wanted) in table {
             let wanted = wanted.map(|wanted| wanted.iter().map(|text| (*text).to_owned()).collect());
             assert_eq!(change(pool, shadowed, blocks, is_installed), wanted, "{what}");
         }
-        assert!(is_waiting(&[pool("p", &own, true)]));
-        assert!(!is_waiting(&[pool("p", &own, false), pool("q", &["other.org/a"], true)]));
+        assert!(needs_blocks(&[pool("p", &own, true)]));
+        assert!(!needs_blocks(&[pool("p", &own, false), pool("q", &["other.org/a"], true)]));
     }
 }

@@ -8,7 +8,7 @@ use k8s_openapi::api::certificates::v1::{
 use rcgen::{BasicConstraints, DistinguishedName, KeyPair};
 
 use super::*;
-use crate::certs::{Facts, Step, sign};
+use crate::certs::{CertificateFacts, Step, issue};
 
 fn params(common: &str, organization: &str, names: &[&str]) -> CertificateParams {
     let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
@@ -28,7 +28,7 @@ fn pem(params: &CertificateParams) -> Vec<u8> {
     params.serialize_request(&key).unwrap().pem().unwrap().into_bytes()
 }
 
-/// A request as the agent of node n1 makes it.
+/// A request as the agent of node n1 sends it.
 fn request(params: &CertificateParams) -> CertificateSigningRequest {
     CertificateSigningRequest {
         spec: CertificateSigningRequestSpec {
@@ -63,7 +63,7 @@ fn with_status(
 
 fn denied(request: &CertificateSigningRequest) -> String {
     match decide(request) {
-        Verdict::Deny(rule) => rule,
+        CsrDecision::Deny(rule) => rule,
         other => panic!("{other:?} instead of a denial"),
     }
 }
@@ -71,23 +71,23 @@ fn denied(request: &CertificateSigningRequest) -> String {
 #[test]
 fn an_agents_own_request_is_approved_then_signed() {
     let request = request(&good_params());
-    assert_eq!(decide(&request), Verdict::Approve);
-    let Verdict::Sign(grant) = decide(&with_status(request, Some("Approved"), None)) else {
+    assert_eq!(decide(&request), CsrDecision::Approve);
+    let CsrDecision::Sign(grant) = decide(&with_status(request, Some("Approved"), None)) else {
         panic!("an approved request is signed");
     };
     assert_eq!((grant.node.as_str(), grant.life), ("n1", NODE_LIFE));
 }
 
 #[test]
-fn what_is_decided_or_not_ours_is_left_alone() {
+fn decided_requests_and_those_of_other_signers_are_ignored() {
     let good = request(&good_params());
     for (condition, certificate) in [(Some("Denied"), None), (Some("Failed"), None), (Some("Approved"), Some("PEM"))] {
         let request = with_status(good.clone(), condition, certificate);
-        assert_eq!(decide(&request), Verdict::Ignore, "{condition:?}");
+        assert_eq!(decide(&request), CsrDecision::Ignore, "{condition:?}");
     }
     let mut other = good;
     other.spec.signer_name = "kubernetes.io/kubelet-serving".to_owned();
-    assert_eq!(decide(&other), Verdict::Ignore);
+    assert_eq!(decide(&other), CsrDecision::Ignore);
 }
 
 #[test]
@@ -98,8 +98,8 @@ fn a_requester_other_than_an_agent_bound_to_the_node_is_denied() {
         denied(&request)
     };
     let table = [
-        (change(|s| s.username = Some("admin".to_owned())), "only node agents may ask"),
-        (change(|s| s.username = None), "only node agents may ask"),
+        (change(|s| s.username = Some("admin".to_owned())), "only node agents may request certificates"),
+        (change(|s| s.username = None), "only node agents may request certificates"),
         (change(|s| s.extra = None), "not bound to a node"),
         (
             change(|s| {
@@ -111,7 +111,7 @@ fn a_requester_other_than_an_agent_bound_to_the_node_is_denied() {
             change(|s| {
                 s.extra = Some(BTreeMap::from([(NODE_EXTRA.to_owned(), vec!["n2".to_owned()])]));
             }),
-            "common name \"margay:node:n1\" has to be \"margay:node:n2\"",
+            "common name \"margay:node:n1\" must be \"margay:node:n2\"",
         ),
         (change(|s| s.usages = Some(vec!["client auth".to_owned()])), "usages"),
         (change(|s| s.usages = None), "usages"),
@@ -140,9 +140,9 @@ fn a_request_for_anything_but_a_nodes_certificate_is_denied() {
         (params("margay:node:n1", "margay:nodes", &["margay-node", "x"]), "alternative names"),
         (params("margay:node:n1", "margay:nodes", &["10.0.0.1"]), "alternative names"),
         (edited(|p| p.distinguished_name.push(DnType::CountryName, "DE")), "nothing else"),
-        (edited(|p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)), "authority"),
-        (edited(|p| p.key_usages = vec![KeyUsagePurpose::KeyCertSign]), "no other usages"),
-        (edited(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning]), "no other usages"),
+        (edited(|p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)), "must not be a CA"),
+        (edited(|p| p.key_usages = vec![KeyUsagePurpose::KeyCertSign]), "no usages other than"),
+        (edited(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning]), "no usages other than"),
     ];
     for (params, wanted) in table {
         let rule = denied(&request(&params));
@@ -155,7 +155,7 @@ fn usages_inside_the_request_may_be_the_right_ones() {
     let mut params = good_params();
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
-    assert_eq!(decide(&request(&params)), Verdict::Approve);
+    assert_eq!(decide(&request(&params)), CsrDecision::Approve);
 }
 
 #[test]
@@ -174,36 +174,36 @@ fn a_signature_that_is_not_the_keys_is_denied() {
 }
 
 #[test]
-fn a_persons_approval_does_not_bend_the_rules() {
+fn an_approval_by_a_person_does_not_override_the_rules() {
     let params = params("margay:node:n2", "margay:nodes", &["margay-node"]);
     let request = with_status(request(&params), Some("Approved"), None);
-    assert!(matches!(decide(&request), Verdict::Fail(rule) if rule.contains("common name")));
+    assert!(matches!(decide(&request), CsrDecision::Fail(rule) if rule.contains("common name")));
 }
 
 #[test]
-fn a_shorter_life_is_granted_a_longer_one_is_not() {
+fn a_shorter_validity_is_granted_but_not_a_longer_one() {
     for (asked, wanted) in [(Some(3600), SignedDuration::from_hours(1)), (Some(i32::MAX), NODE_LIFE), (None, NODE_LIFE)]
     {
         let mut request = with_status(request(&good_params()), Some("Approved"), None);
         request.spec.expiration_seconds = asked;
-        assert!(matches!(decide(&request), Verdict::Sign(grant) if grant.life == wanted));
+        assert!(matches!(decide(&request), CsrDecision::Sign(grant) if grant.life == wanted));
     }
 }
 
 #[test]
-fn what_is_signed_is_the_nodes_certificate_and_nothing_of_the_request() {
+fn a_certificate_has_nothing_of_the_request_but_the_key() {
     let now: Timestamp = "2026-11-23T00:00:00Z".parse().unwrap();
-    let authority = sign::advance(None, Step::Create, now).unwrap();
+    let authority = issue::advance(None, Step::Create, now).unwrap();
     let request = with_status(request(&good_params()), Some("Approved"), None);
-    let Verdict::Sign(grant) = decide(&request) else {
+    let CsrDecision::Sign(grant) = decide(&request) else {
         panic!("an approved request is signed");
     };
-    let pem = sign::node(&authority, &grant.node, &grant.key, grant.life, now).unwrap();
-    let facts = Facts::parse(&pem).unwrap();
+    let pem = issue::node(&authority, &grant.node, &grant.key, grant.life, now).unwrap();
+    let facts = CertificateFacts::parse(&pem).unwrap();
     assert_eq!(facts.common_name, "margay:node:n1");
     assert_eq!(facts.organization, "margay:nodes");
     assert_eq!(facts.dns_names, ["margay-node"]);
     assert_eq!(facts.not_after, now + NODE_LIFE);
-    let issuer = Facts::parse(&authority.current.certificate).unwrap();
+    let issuer = CertificateFacts::parse(&authority.current.certificate).unwrap();
     assert_eq!(facts.authority_key, issuer.subject_key);
 }

@@ -1,4 +1,5 @@
-//! Objects of the older storage, read as users see them and changed without losing what others have put there.
+//! Objects of `crd.projectcalico.org/v1`: translated to the users' form, and changed without losing
+//! what other writers have put there.
 
 use kube::Error;
 use kube::api::{DeleteParams, DynamicObject};
@@ -6,29 +7,31 @@ use margay_api::storage::{self, Kind};
 use serde::de::Error as _;
 use serde_json::Value;
 
-/// Bookkeeping of the API server, which is no part of what users say.
+/// Fields that the API server sets, which are not part of the user's object.
 const BOOKKEEPING: [&str; 3] = ["managedFields", "generation", "selfLink"];
 
-/// Puts what users see in the place of what is stored; an object that cannot be read stays as it is, and that is logged.
-pub fn see(kind: &Kind, object: &mut DynamicObject) {
-    let seen = serde_json::to_value(&*object).map_err(storage::Fault::from).and_then(|stored| {
+/// Replaces a stored object by the user's form; one that cannot be translated stays as it is and is
+/// logged.
+pub fn from_storage(kind: &Kind, object: &mut DynamicObject) {
+    let seen = serde_json::to_value(&*object).map_err(storage::StorageError::from).and_then(|stored| {
         let mut read = storage::read(kind, stored)?;
         storage::complete(kind, &mut read.object);
         Ok(serde_json::from_value(read.object)?)
     });
     match seen {
         Ok(seen) => *object = seen,
-        Err(fault) => {
+        Err(error) => {
             let name = object.metadata.name.as_deref().unwrap_or_default();
-            tracing::warn!(kind = kind.kind, name, %fault, "not understood");
+            tracing::warn!(kind = kind.kind, name, %error, "stored object cannot be translated");
         }
     }
 }
 
-/// What has to be stored so that an object has the fields of `wanted`, in the users' form; none if it has. Everything else of it stays.
+/// Returns the object to store so that it has the fields of `wanted`, which is in the users' form;
+/// none if it has them already. Other fields stay.
 pub fn merge(kind: &Kind, present: Option<&DynamicObject>, wanted: &Value) -> Result<Option<DynamicObject>, Error> {
     let Some(present) = present else {
-        return store(kind, wanted.clone()).map(Some);
+        return to_storage(kind, wanted.clone()).map(Some);
     };
     let stored = serde_json::to_value(present).map_err(Error::SerdeError)?;
     let seen = storage::read(kind, stored).map_err(wrong)?;
@@ -37,11 +40,11 @@ pub fn merge(kind: &Kind, present: Option<&DynamicObject>, wanted: &Value) -> Re
     }
     let mut merged = seen.object.clone();
     overlay(&mut merged, wanted);
-    if merged == seen.object { Ok(None) } else { store(kind, merged).map(Some) }
+    if merged == seen.object { Ok(None) } else { to_storage(kind, merged).map(Some) }
 }
 
-/// An object that users see in the form in which it is stored.
-pub fn store(kind: &Kind, mut object: Value) -> Result<DynamicObject, Error> {
+/// Translates an object in the users' form to the stored form.
+pub fn to_storage(kind: &Kind, mut object: Value) -> Result<DynamicObject, Error> {
     if let Some(metadata) = object["metadata"].as_object_mut() {
         metadata.retain(|field, _| !BOOKKEEPING.contains(&field.as_str()));
     }
@@ -49,8 +52,8 @@ pub fn store(kind: &Kind, mut object: Value) -> Result<DynamicObject, Error> {
     serde_json::from_value(stored).map_err(Error::SerdeError)
 }
 
-/// The identity that users see is not the stored one, which a deletion has to name.
-pub fn unsee(params: &mut DeleteParams) {
+/// Replaces the UID of a precondition by the stored one, which differs from the user's.
+pub fn uid_to_storage(params: &mut DeleteParams) {
     let uid = params.preconditions.as_mut().and_then(|only| only.uid.as_mut());
     if let Some(uid) = uid
         && let Ok(stored) = storage::uid::flip(uid, "metadata.uid")
@@ -83,7 +86,8 @@ mod tests {
         Kind::of("IPPool").unwrap()
     }
 
-    /// A pool as Calico leaves it: labels of users in the annotation, a field that nothing here knows.
+    /// A pool as Calico stores it: labels of users in the annotation, and a field that Margay does
+    /// not know.
     fn stored() -> DynamicObject {
         let metadata = json!({
             "name": "p", "resourceVersion": "7", "uid": "7d0e4a52-91c1-4c56-b8a7-5b4b9fcb3a13",
@@ -98,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_have_put_there_stays() {
+    fn fields_of_other_writers_stay() {
         let wanted = json!({
             "apiVersion": "projectcalico.org/v3", "kind": "IPPool",
             "metadata": {"name": "p", "labels": {"app.kubernetes.io/managed-by": "margay-operator"}},
@@ -122,9 +126,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_is_what_users_see() {
+    fn objects_are_read_in_the_users_form() {
         let mut object = stored();
-        see(pool(), &mut object);
+        from_storage(pool(), &mut object);
         assert_eq!(object.metadata.labels.unwrap()["team"], "red");
         assert_eq!(
             (&object.data["spec"]["blockSize"], &object.data["spec"]["nodeSelector"]),
@@ -133,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_that_cannot_be_read_is_not_written_over() {
+    fn unreadable_metadata_is_not_overwritten() {
         let mut broken = stored();
         broken.metadata.annotations.as_mut().unwrap().insert("projectcalico.org/metadata".to_owned(), "{".to_owned());
         let error = merge(pool(), Some(&broken), &json!({"spec": {"natOutgoing": true}})).unwrap_err().to_string();

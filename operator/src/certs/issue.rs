@@ -1,4 +1,4 @@
-//! Makes keys and signs certificates.
+//! Makes keys and issues certificates.
 
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{
@@ -8,31 +8,31 @@ use rcgen::{
 use sha2::{Digest, Sha256};
 use x509_parser::time::ASN1Time;
 
-use super::{Authority, CA_LIFE, Facts, LEAF_LIFE, Leaf, NODE_LIFE, Pair, Step};
+use super::{Authority, CA_LIFE, CertificateFacts, LEAF_LIFE, Leaf, NODE_LIFE, Pair, Step};
 
-/// Clocks of nodes may be behind ours by so much.
+/// Tolerance for clocks of nodes that are behind ours.
 const SKEW: SignedDuration = SignedDuration::from_mins(5);
 
-/// Why nothing was signed.
+/// Reasons why no certificate was issued.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The library refused.
+pub enum IssueError {
+    /// Error of the library.
     #[error("certificate {name}: {source}")]
     Library {
         /// Common name.
         name: String,
-        /// Why.
+        /// Cause.
         source: rcgen::Error,
     },
-    /// The authority cannot be read.
-    #[error("the authority in Secret margay-operator/margay-ca: {0}; delete the Secret to have a new one made")]
-    Authority(#[from] super::Unreadable),
-    /// A moment that X.509 cannot express.
+    /// The CA cannot be read.
+    #[error("CA in Secret margay-operator/margay-ca: {0}; delete the Secret to create a new CA")]
+    Authority(#[from] super::CertificateError),
+    /// A time that X.509 cannot express.
     #[error("time {0} does not fit in a certificate; correct the clock of this machine")]
     Time(Timestamp),
 }
 
-/// What goes into a certificate besides the key.
+/// Contents of a certificate besides the key.
 struct Contents<'a> {
     common_name: &'a str,
     organization: Option<&'a str>,
@@ -41,8 +41,8 @@ struct Contents<'a> {
     not_after: Timestamp,
 }
 
-/// Carries out a step on the stored authority. [`Step::Keep`] gives the same value again.
-pub fn advance(stored: Option<&Authority>, step: Step, now: Timestamp) -> Result<Authority, Error> {
+/// Applies a step to the stored CA. [`Step::Keep`] returns it unchanged.
+pub fn advance(stored: Option<&Authority>, step: Step, now: Timestamp) -> Result<Authority, IssueError> {
     let Some(stored) = stored.filter(|_| step != Step::Create) else {
         return Ok(Authority { current: new_authority(now)?, next: None, previous: None });
     };
@@ -61,8 +61,8 @@ pub fn advance(stored: Option<&Authority>, step: Step, now: Timestamp) -> Result
     Ok(authority)
 }
 
-/// Makes a self-signed authority, valid from now.
-fn new_authority(now: Timestamp) -> Result<Pair, Error> {
+/// Makes a self-signed CA, valid from now.
+fn new_authority(now: Timestamp) -> Result<Pair, IssueError> {
     let key = new_key("margay")?;
     let contents = Contents {
         common_name: "margay",
@@ -80,7 +80,7 @@ fn new_authority(now: Timestamp) -> Result<Pair, Error> {
 }
 
 /// Makes a key and a certificate for a component.
-pub fn leaf(authority: &Authority, leaf: &Leaf, now: Timestamp) -> Result<Pair, Error> {
+pub fn leaf(authority: &Authority, leaf: &Leaf, now: Timestamp) -> Result<Pair, IssueError> {
     let key = new_key(leaf.common_name)?;
     let contents = Contents {
         common_name: leaf.common_name,
@@ -92,26 +92,26 @@ pub fn leaf(authority: &Authority, leaf: &Leaf, now: Timestamp) -> Result<Pair, 
     Ok(Pair { certificate: end_entity(authority, &contents, &key)?, key: key.serialize_pem() })
 }
 
-/// Signs a node's key. Nothing of the request but the key goes into the certificate.
+/// Signs a node's key. Only the key is taken from the request.
 pub fn node(
     authority: &Authority,
     name: &str,
     key: &impl PublicKeyData,
     life: SignedDuration,
     now: Timestamp,
-) -> Result<String, Error> {
+) -> Result<String, IssueError> {
     let contents = Contents {
-        common_name: &format!("{}{name}", crate::csr::COMMON_NAME_PREFIX),
-        organization: Some(crate::csr::ORGANIZATION),
-        dns_names: &[crate::csr::DNS_NAME],
+        common_name: &format!("{}{name}", crate::names::COMMON_NAME_PREFIX),
+        organization: Some(crate::names::ORGANIZATION),
+        dns_names: &[crate::names::DNS_NAME],
         not_before: now - SKEW,
         not_after: now + life.min(NODE_LIFE),
     };
     end_entity(authority, &contents, key)
 }
 
-fn end_entity(authority: &Authority, contents: &Contents<'_>, key: &impl PublicKeyData) -> Result<String, Error> {
-    let end = Facts::parse(&authority.current.certificate)?.not_after;
+fn end_entity(authority: &Authority, contents: &Contents<'_>, key: &impl PublicKeyData) -> Result<String, IssueError> {
+    let end = CertificateFacts::parse(&authority.current.certificate)?.not_after;
     let name = contents.common_name;
     let ca_key = KeyPair::from_pem(&authority.current.key).map_err(library("margay"))?;
     let issuer = Issuer::from_ca_cert_pem(&authority.current.certificate, ca_key).map_err(library("margay"))?;
@@ -125,7 +125,7 @@ fn end_entity(authority: &Authority, contents: &Contents<'_>, key: &impl PublicK
     Ok(certificate.pem())
 }
 
-fn params(contents: &Contents<'_>, key: &impl PublicKeyData) -> Result<CertificateParams, Error> {
+fn params(contents: &Contents<'_>, key: &impl PublicKeyData) -> Result<CertificateParams, IssueError> {
     let names: Vec<String> = contents.dns_names.iter().map(|n| (*n).to_owned()).collect();
     let mut params = CertificateParams::new(names).map_err(library(contents.common_name))?;
     params.distinguished_name = DistinguishedName::new();
@@ -134,7 +134,9 @@ fn params(contents: &Contents<'_>, key: &impl PublicKeyData) -> Result<Certifica
     }
     params.distinguished_name.push(DnType::CommonName, contents.common_name);
     let time = |moment: Timestamp| {
-        ASN1Time::from_timestamp(moment.as_second()).map(|time| time.to_datetime()).map_err(|_| Error::Time(moment))
+        ASN1Time::from_timestamp(moment.as_second())
+            .map(|time| time.to_datetime())
+            .map_err(|_| IssueError::Time(moment))
     };
     params.not_before = time(contents.not_before)?;
     params.not_after = time(contents.not_after)?;
@@ -142,7 +144,7 @@ fn params(contents: &Contents<'_>, key: &impl PublicKeyData) -> Result<Certifica
     Ok(params)
 }
 
-/// A serial number that differs wherever key or time do: 127 bits of a digest.
+/// Returns a serial number that differs whenever key or time does: 127 bits of a digest.
 fn serial(contents: &Contents<'_>, key: &[u8]) -> SerialNumber {
     let digest = Sha256::new()
         .chain_update(key)
@@ -154,11 +156,11 @@ fn serial(contents: &Contents<'_>, key: &[u8]) -> SerialNumber {
     SerialNumber::from_slice(&bytes)
 }
 
-fn new_key(name: &str) -> Result<KeyPair, Error> {
+fn new_key(name: &str) -> Result<KeyPair, IssueError> {
     KeyPair::generate().map_err(library(name))
 }
 
-fn library(name: &str) -> impl FnOnce(rcgen::Error) -> Error {
+fn library(name: &str) -> impl FnOnce(rcgen::Error) -> IssueError {
     let name = name.to_owned();
-    |source| Error::Library { name, source }
+    |source| IssueError::Library { name, source }
 }
