@@ -23,7 +23,7 @@ const POD: [(&str, &str); 8] = [
 
 /// Of the host side of a pod's link, below `ipv6/`. The only addresses of the host side are those that are given to it, and at once; mode 1 is `none`. It
 /// believes nothing that a pod says about routes, prefixes and ways. A host that has turned IPv6 off keeps it off on its own links.
-const POD_V6: [(&str, &str); 9] = [
+const POD_V6: [(&str, &str); 8] = [
     ("conf/{}/disable_ipv6", "0"),
     ("conf/{}/addr_gen_mode", "1"),
     ("conf/{}/accept_ra", "0"),
@@ -32,8 +32,11 @@ const POD_V6: [(&str, &str); 9] = [
     ("conf/{}/autoconf", "0"),
     ("conf/{}/accept_dad", "0"),
     ("conf/{}/proxy_ndp", "1"),
-    ("conf/{}/forwarding", "1"),
 ];
+
+/// The same where the node forwards IPv6. Elsewhere it stays as it is: each write of it, to whichever link, takes from all links the default routes that
+/// routers advertise (Linux 6.18, `addrconf_fixup_forwarding`), and a node without IPv6 pods lives on those.
+const FORWARDING_POD_V6: [(&str, &str); 1] = [("conf/{}/forwarding", "1")];
 
 /// Of the tunnel device of IPv4, below `ipv4/`: where packets come from is known by the peers.
 const TUNNEL: [(&str, &str); 3] = [("conf/{}/forwarding", "1"), ("conf/{}/proxy_arp", "0"), ("conf/{}/rp_filter", "0")];
@@ -43,8 +46,14 @@ const TUNNEL_V6: [(&str, &str); 2] = [("conf/{}/disable_ipv6", "0"), ("conf/{}/a
 
 /// Sets the parameters of the host side of a pod's link. Returns whether any differed.
 pub fn set_of_pod(link: &str) -> io::Result<bool> {
-    let differed = set_of(link, "ipv4", &POD)?;
-    Ok(sysctl::has_ipv6_on(link) && set_of(link, "ipv6", &POD_V6)? || differed)
+    let mut differed = set_of(link, "ipv4", &POD)?;
+    if sysctl::has_ipv6_on(link) {
+        differed |= set_of(link, "ipv6", &POD_V6)?;
+        if sysctl::is(sysctl::FORWARDING_V6, "1")? {
+            differed |= set_of(link, "ipv6", &FORWARDING_POD_V6)?;
+        }
+    }
+    Ok(differed)
 }
 
 /// Sets the parameters of a tunnel device. Returns whether any differed.
@@ -78,7 +87,11 @@ pub fn differ(plan: &Plan) -> bool {
         IpVersion::V6 => sysctl::is(sysctl::FORWARDING_V6, "1"),
     });
     let is_pods = |link: &String| -> io::Result<bool> {
-        Ok(is_of(link, "ipv4", &POD)? && (!sysctl::has_ipv6_on(link) || is_of(link, "ipv6", &POD_V6)?))
+        let is_forwarding = || -> io::Result<bool> {
+            Ok(!plan.forwards.contains(&IpVersion::V6) || is_of(link, "ipv6", &FORWARDING_POD_V6)?)
+        };
+        let is_v6 = || -> io::Result<bool> { Ok(is_of(link, "ipv6", &POD_V6)? && is_forwarding()?) };
+        Ok(is_of(link, "ipv4", &POD)? && (!sysctl::has_ipv6_on(link) || is_v6()?))
     };
     let are_tunnels = |version: &IpVersion| match version {
         IpVersion::V4 => is_of(vxlan_device_name(*version), "ipv4", &TUNNEL),

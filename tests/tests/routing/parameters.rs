@@ -157,3 +157,19 @@ fn a_tunnel_leaves_no_checksums_to_hardware_where_that_is_broken() -> Result<()>
     }
     ensure_reaches(&nodes, "with checksums by software")
 }
+
+/// Each write of a link's forwarding takes the default routes that routers advertise from all links of the node.
+#[test]
+fn a_node_without_ipv6_pods_stays_a_host_of_ipv6() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let nodes = mk_nodes(&[IpVersion::V4])?;
+    let mut records = records(&nodes, Encapsulation::Vxlan);
+    records.retain(|id, _| !matches!(id, RecordId::Pool(IpNet::V6(_))));
+    apply(&runtime, &nodes, &records)?;
+    let [one, _] = &nodes;
+    for link in ["all", "default", "eth0", "cali1"] {
+        let value = one.host.command("sysctl", &["-n", &format!("net/ipv6/conf/{link}/forwarding")], "")?;
+        ensure!(value.trim() == "0", "forwarding of {link} is {value}");
+    }
+    Ok(())
+}
