@@ -292,7 +292,7 @@ impl DigestEncoder {
             self.put_number(u64::from(*vxlan_mtu_v6));
         }
         if *checksum_offload_broken {
-            self.text("checksum_offload_broken");
+            self.put_text("checksum_offload_broken");
         }
         if *failsafe_inbound != Failsafe::default_inbound() {
             self.put_text("failsafe_inbound");

@@ -18,7 +18,6 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use margay_api::endpoint::EndpointKey;
 use margay_api::network::NodeInfo;
 use margay_api::policy::{PolicyKey, Traffic};

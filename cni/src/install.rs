@@ -1,7 +1,9 @@
-//! `margay-cni install`: puts the plugin and its configuration where the container runtime of the node looks.
+//! `margay-cni install`: installs the plugin and its configuration where the container runtime of
+//! the node looks.
 //!
-//! It runs as an init container of the agent's pod. Both files appear at once or not at all, the configuration last,
-//! because the runtime starts to call the plugin when it sees it. What networks before have left in front of it is set aside then.
+//! It runs as an init container of the agent's pod. Each file is replaced atomically, the
+//! configuration last, because the runtime starts to call the plugin when it sees it. Then
+//! configurations of former networks that sort before ours are renamed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -16,22 +18,22 @@ use crate::config::Version;
 const BIN_DIR: &str = "/host/opt/cni/bin";
 const CONF_DIR: &str = "/host/etc/cni/net.d";
 const BIN_MODE: u32 = 0o755;
-/// It names a socket that only root can open, and may come to hold more.
+/// Restrictive, as it names a socket that only root can open, and may come to hold more.
 const CONF_MODE: u32 = 0o600;
 
-/// Why nothing, or not everything, was installed.
+/// Reasons why the installation failed or is incomplete.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
-    /// The configuration is not given.
+    /// The configuration is not set.
     #[error("CNI_CONFLIST is not set: must hold the text of {CONFLIST}; the operator sets it in the DaemonSet")]
     Unset,
-    /// The configuration would not be usable.
+    /// The configuration would not work.
     #[error("CNI_CONFLIST: {rule}; correct the operator's Installation, which it is rendered from")]
     Conflist {
-        /// What it should be.
+        /// The violated rule.
         rule: String,
     },
-    /// A folder that should be the host's is not there.
+    /// A folder of the host is missing.
     #[error("{path}: not a folder; mount the host's folder there (hostPath of type DirectoryOrCreate)", path = path.display())]
     Folder {
         /// The folder.
@@ -42,12 +44,13 @@ pub enum InstallError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// Error of the system call.
         source: io::Error,
     },
 }
 
-/// Installs, and returns what it has to say. `env` is the environment: `CNI_BIN_DIR`, `CNI_CONF_DIR`, `CNI_CONFLIST`.
+/// Installs both files and returns a report. `env` is the environment: `CNI_BIN_DIR`,
+/// `CNI_CONF_DIR`, `CNI_CONFLIST`.
 pub fn run(env: &dyn Fn(&str) -> Option<String>) -> Result<Vec<String>, InstallError> {
     let folder = |name: &str, default: &str| {
         let path = PathBuf::from(env(name).filter(|v| !v.is_empty()).unwrap_or(default.to_owned()));
@@ -62,7 +65,7 @@ pub fn run(env: &dyn Fn(&str) -> Option<String>) -> Result<Vec<String>, InstallE
     let binary = fs::read(&own).map_err(|source| InstallError::File { path: own, source })?;
     let mut report =
         vec![put(&bin_dir, PLUGIN, &binary, BIN_MODE)?, put(&conf_dir, CONFLIST, conflist.as_bytes(), CONF_MODE)?];
-    report.extend(clear(&conf_dir)?);
+    report.extend(set_aside(&conf_dir)?);
     report.extend(missing(&bin_dir, &types));
     Ok(report)
 }
@@ -92,8 +95,9 @@ fn validate(conflist: &str) -> Result<Vec<String>, InstallError> {
     Ok(types)
 }
 
-/// Writes a file so that a reader sees the former or the new one, whole, also after a loss of power. An equal file is
-/// left alone, because runtimes load the configuration anew whenever it is written.
+/// Writes a file atomically and durably: readers see the former or the new content, also after a
+/// power loss. An equal file is left alone, because runtimes reload the configuration whenever it
+/// is written.
 fn put(folder: &Path, name: &str, content: &[u8], mode: u32) -> Result<String, InstallError> {
     let path = folder.join(name);
     let failed = |source| InstallError::File { path: path.clone(), source };
@@ -101,13 +105,13 @@ fn put(folder: &Path, name: &str, content: &[u8], mode: u32) -> Result<String, I
         return Ok(format!("{} is up to date", path.display()));
     }
     // Hidden and without a known suffix, so that no runtime takes it for a configuration.
-    let draft = folder.join(format!(".{name}.new"));
-    write_whole(&draft, content, mode)
-        .and_then(|()| fs::rename(&draft, &path))
+    let temporary = folder.join(format!(".{name}.new"));
+    write_whole(&temporary, content, mode)
+        .and_then(|()| fs::rename(&temporary, &path))
         .and_then(|()| File::open(folder)?.sync_all())
         .map_err(|source| {
-            // The draft may not be there; the error that matters is the first one.
-            let _ = fs::remove_file(&draft);
+            // The temporary file may not exist; the error that matters is the first one.
+            let _ = fs::remove_file(&temporary);
             failed(source)
         })?;
     Ok(format!("{} written", path.display()))
@@ -134,15 +138,15 @@ fn write_whole(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-    // The mode given at creation is cut by the umask.
+    // The umask restricts the mode given at creation.
     file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(content)?;
     file.sync_all()
 }
 
-/// Sets aside what networks before have left in front of our configuration, under a name that no runtime reads. What calls our plugin stays, and what
-/// nobody knows: somebody may have put it there on purpose.
-fn clear(conf_dir: &Path) -> Result<Vec<String>, InstallError> {
+/// Renames configurations of former networks that sort before ours, to a name that no runtime
+/// reads. Those that call our plugin stay, and so do unknown ones, which may be there on purpose.
+fn set_aside(conf_dir: &Path) -> Result<Vec<String>, InstallError> {
     let failed = |source| InstallError::File { path: conf_dir.to_owned(), source };
     let listed = fs::read_dir(conf_dir).and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(failed)?;
     let names = listed.iter().filter_map(|entry| entry.file_name().into_string().ok());
@@ -170,7 +174,7 @@ fn clear(conf_dir: &Path) -> Result<Vec<String>, InstallError> {
     Ok(report)
 }
 
-/// Whose a file is; one that cannot be read as text is nobody's that is known.
+/// Classifies a file; one that cannot be read is of an unknown network.
 fn read(path: &Path) -> ConfOwner {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     match fs::read(path) {
@@ -179,7 +183,7 @@ fn read(path: &Path) -> ConfOwner {
     }
 }
 
-/// Plugins that the configuration calls and the host does not have.
+/// Returns a warning for each plugin that the configuration calls and the host does not have.
 fn missing(bin_dir: &Path, types: &[String]) -> Vec<String> {
     let missing = types.iter().filter(|kind| !bin_dir.join(kind).exists());
     let text = |kind: &String| {

@@ -215,11 +215,11 @@ impl<K: DeserializeOwned> Feed<K> {
     }
 
     /// Parses an object of either form.
-    fn ingest_text(&self, text: &str) -> Result<Ingested, storage::Fault> {
+    fn ingest_text(&self, text: &str) -> Result<Ingested, storage::StorageError> {
         match self.form {
             Form::Plain => Ok((self.ingest)(serde_json::from_str(text)?)),
             Form::Stored(kind) => {
-                let storage::Read { object, problems } = storage::decode_as(Mode::V1, kind, text.as_bytes())?;
+                let storage::Decoded { object, problems } = storage::decode_as(Mode::V1, kind, text.as_bytes())?;
                 let mut ingested = (self.ingest)(object);
                 ingested.problems.extend(problems.iter().map(ToString::to_string));
                 Ok(ingested)

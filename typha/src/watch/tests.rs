@@ -327,8 +327,8 @@ async fn a_parser_that_panics_ends_the_watch_and_its_waiter() {
     let mut tasks = margay_runtime::tasks::Tasks::default();
     tasks.spawn("owner", std::future::pending());
     tasks.spawn("watch of ConfigMap", watch.run(panicking));
-    let ended = tasks.ended().await;
+    let ended = tasks.wait_for_end().await;
     let expected =
-        "task watch of ConfigMap has ended: panic: an unexpected object; the process ends too, to be started anew";
+        "task watch of ConfigMap has ended: panic: an unexpected object; the process exits and must be restarted";
     assert_eq!(ended.to_string(), expected);
 }
