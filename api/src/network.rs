@@ -202,7 +202,8 @@ pub struct FelixSettings {
     pub vxlan_mtu: u32,
     /// `vxlanMTUV6`; 0: detected.
     pub vxlan_mtu_v6: u32,
-    /// `ChecksumOffloadBroken=true` in `featureDetectOverride`: VXLAN devices leave no checksums to hardware.
+    /// `ChecksumOffloadBroken=true` in `featureDetectOverride`: VXLAN devices leave no checksums to
+    /// hardware.
     pub checksum_offload_broken: bool,
     /// `natOutgoingExclusions: IPPoolsAndHostIPs`: packets to nodes' own addresses are not
     /// masqueraded either.

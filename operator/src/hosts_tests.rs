@@ -140,7 +140,7 @@ fn each_interface_that_a_pattern_matches_gets_one() {
         create HostEndpoint n1-outer-bond0.100-auto-hep {"annotations":{"note":"b"},"labels":{"projectcalico.org/created-by":"calico-kube-controllers","zone":"a"},"name":"n1-outer-bond0.100-auto-hep"} {"expectedIPs":["10.0.0.1","198.51.100.1"],"interfaceName":"bond0.100","node":"n1","profiles":["projectcalico-default-allow"]}
         create HostEndpoint n1-outer-eth0-auto-hep {"annotations":{"note":"b"},"labels":{"projectcalico.org/created-by":"calico-kube-controllers","zone":"a"},"name":"n1-outer-eth0-auto-hep"} {"expectedIPs":["10.0.0.1","192.0.2.1","fd00::1"],"interfaceName":"eth0","node":"n1","profiles":["projectcalico-default-allow"]}
         create HostEndpoint n2-outer-eth0-auto-hep {"annotations":{"note":"b"},"labels":{"projectcalico.org/created-by":"calico-kube-controllers","zone":"b"},"name":"n2-outer-eth0-auto-hep"} {"interfaceName":"eth0","node":"n2","profiles":["projectcalico-default-allow"]}
-        problem HostEndpoint n1-outer-myeth_1-auto-hep would be of interface myeth_1 of node n1: no object can have this name; leave the interface out by interfacePattern of template outer, and write one for it
+        problem HostEndpoint n1-outer-myeth_1-auto-hep would belong to interface myeth_1 of node n1: it is not a valid name; exclude the interface by interfacePattern of template outer, and create one for it
     "#]],
     );
 }
@@ -189,7 +189,7 @@ fn two_host_endpoints_of_one_name_are_reported() {
         expect![[r#"
         create HostEndpoint n1-auto-hep {"labels":{"projectcalico.org/created-by":"calico-kube-controllers"},"name":"n1-auto-hep"} {"expectedIPs":["192.0.2.1"],"interfaceName":"*","node":"n1","profiles":["projectcalico-default-allow"]}
         create HostEndpoint n1-in-auto-hep {"labels":{"projectcalico.org/created-by":"calico-kube-controllers"},"name":"n1-in-auto-hep"} {"expectedIPs":["192.0.2.1"],"node":"n1","profiles":["projectcalico-default-allow"]}
-        problem HostEndpoint n1-in-auto-hep would be of node n1 and of node n1-in, of one by a template; give the template another generateName
+        problem HostEndpoint n1-in-auto-hep would belong to node n1 and, by a template, to node n1-in; give the template another generateName
     "#]],
     );
 }

@@ -1,6 +1,7 @@
 //! The admin port of a daemon: `/metrics`, `/healthz` and `/readyz`.
 //!
-//! Plain HTTP, so it belongs on loopback and only reads: every process of the host's network reaches it. Whatever needs identity is served by gRPC instead.
+//! Plain HTTP, so it listens on loopback and is read-only: every process in the host's network
+//! namespace can reach it. Requests that need an identity are served by gRPC instead.
 
 use std::convert::Infallible;
 use std::io;
@@ -112,9 +113,7 @@ fn answer(state: &State, request: &Request<Incoming>) -> Reply {
         (&Method::GET, "/healthz") => text(StatusCode::OK, "ok\n"),
         (&Method::GET, "/readyz") => readyz(&state.readiness),
         (_, "/metrics" | "/healthz" | "/readyz") => refuse_method("GET"),
-        (_, path) => {
-            text(StatusCode::NOT_FOUND, format!("no {path} here; there are GET /metrics, /healthz and /readyz\n"))
-        }
+        (_, path) => text(StatusCode::NOT_FOUND, format!("no {path} here; use GET /metrics, /healthz or /readyz\n")),
     }
 }
 

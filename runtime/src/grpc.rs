@@ -134,14 +134,15 @@ where
     }
 }
 
-/// The longest log filter, in bytes.
-const FILTER: usize = 4096;
+/// Maximal length of a log filter, in bytes.
+const MAX_FILTER_BYTES: usize = 4096;
 
-/// Replaces the log filter of the process at the request of an admitted caller; returns the former one.
+/// Replaces the log filter of the process at the request of an admitted caller; returns the former
+/// one.
 pub fn set_log(filter: &str) -> Result<String, Status> {
-    if filter.len() > FILTER {
+    if filter.len() > MAX_FILTER_BYTES {
         return Err(Status::invalid_argument(format!(
-            "log filter: {} bytes are more than {FILTER}; write it like margay_node=debug,info",
+            "log filter: {} bytes are more than {MAX_FILTER_BYTES}; write it like margay_node=debug,info",
             filter.len()
         )));
     }
@@ -150,7 +151,7 @@ pub fn set_log(filter: &str) -> Result<String, Status> {
         telemetry::Error::NotStarted => Status::failed_precondition(error.to_string()),
         error => Status::invalid_argument(error.to_string()),
     })?;
-    // A warning, so that it is seen whatever the filters are.
+    // A warning, so that it is logged with almost any filter.
     warn!(%former, wanted, "log filter changed");
     Ok(former)
 }

@@ -38,8 +38,9 @@ pub struct FelixConfigurationSpec {
     /// interface.
     #[serde(default, rename = "vxlanMTUV6", skip_serializing_if = "Option::is_none")]
     pub vxlan_mtu_v6: Option<i64>,
-    /// Features that are taken to be there or not, whatever the agent finds, as NAME=true or NAME=false parted by commas. Of them ChecksumOffloadBroken is
-    /// followed: with true, VXLAN devices leave no checksums to hardware.
+    /// Features considered present or absent regardless of detection, as NAME=true or NAME=false
+    /// separated by commas. Only ChecksumOffloadBroken is applied: with true, VXLAN devices leave
+    /// no checksums to hardware.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub feature_detect_override: Option<String>,
     /// Destinations that outgoing NAT excludes: IPPoolsOnly (the default) or IPPoolsAndHostIPs.

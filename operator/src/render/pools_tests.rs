@@ -66,7 +66,7 @@ fn an_impossible_pool_is_reported_and_blocks_no_other_one() {
         (
             json!([{ "cidr": "10.0.0.0/16", "name": "other" }, good]),
             existing("mine", ours(), true),
-            "IPPool mine has the range 10.0.0.0/16 that the Installation names other",
+            "IPPool mine has the range 10.0.0.0/16 that the Installation calls other",
         ),
         (
             json!([{ "cidr": "10.0.0.0/8", "name": "mine" }]),

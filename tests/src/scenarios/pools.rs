@@ -44,7 +44,7 @@ fn deleted_in_use(ground: &Ground) -> Result<()> {
     wait_for(
         Duration::from_secs(30),
         || format!("the pool to say what keeps it; it says {:?}", message()),
-        || message().contains("until nobody uses its 2 IPAMBlocks"),
+        || message().contains("until its IPAMBlocks (2) are unused"),
     )?;
     start("leaving/late", "n2")?;
     let events = || {

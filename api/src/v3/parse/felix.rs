@@ -92,7 +92,8 @@ fn endpoint_to_host(problems: &mut Problems, spec: &FelixConfigurationSpec) -> O
     }
 }
 
-/// Of the features that are overridden, the one that matters here; without a value it is to be found out, as if it were not there.
+/// Value of ChecksumOffloadBroken in the list of overridden features; `None`: to be detected, also
+/// where the list has it without a value.
 fn checksum_offload_broken(problems: &mut Problems, spec: &FelixConfigurationSpec) -> Option<bool> {
     let list = spec.feature_detect_override.as_deref()?;
     let mut found = None;
