@@ -338,7 +338,8 @@ fn pods_come_up_where_the_host_has_no_ipv6() -> Result<()> {
         let (index, addresses) = (pod::create(&mut socket, &link)?, ["10.244.1.5/32".parse()?]);
         pod::configure(&link, &addresses)?;
         pod::route(&mut socket, index, &addresses)?;
-        Ok(pod::check(&mut socket, &link, &addresses)?)
+        pod::check(&mut socket, &link, &addresses)?;
+        Ok(())
     })?;
     ensure!(host.command("sysctl", &["-n", "net.ipv6.conf.all.disable_ipv6"], "")?.trim() == "1");
     Ok(())

@@ -231,12 +231,12 @@ fn remove_group(socket: &mut RouteSocket, hosts: &[LinkRef]) -> Result<(), Netli
     delete(socket, message::delete_group(DOOMED), || format!("delete links of group {DOOMED}"))
 }
 
-/// Compares the link with what it should be; the error names the first difference.
-pub fn check(socket: &mut RouteSocket, link: &PodLink<'_>, addresses: &[IpNet]) -> Result<(), PodError> {
+/// Compares the link with what it should be; the error names the first difference. Returns the MTU that it has, which
+/// may be another than new links get.
+pub fn check(socket: &mut RouteSocket, link: &PodLink<'_>, addresses: &[IpNet]) -> Result<u32, PodError> {
     let links = present::links(socket)?;
-    if !links.get(link.host).is_some_and(|found| found.up) {
-        return Err(missing(link.host, "host side link that is up:"));
-    }
+    let host = links.get(link.host).filter(|found| found.up);
+    let mtu = host.ok_or_else(|| missing(link.host, "host side link that is up:"))?.mtu;
     let routes = present::present(socket, &links)?.routes;
     for address in addresses {
         let wanted = Target::Pod { interface: link.host.to_owned() };
@@ -248,7 +248,8 @@ pub fn check(socket: &mut RouteSocket, link: &PodLink<'_>, addresses: &[IpNet]) 
             )));
         }
     }
-    namespace::within(link.namespace, || check_inside(link.pod, addresses))?
+    namespace::within(link.namespace, || check_inside(link.pod, addresses))??;
+    Ok(mtu)
 }
 
 fn check_inside(name: &str, addresses: &[IpNet]) -> Result<(), PodError> {

@@ -78,7 +78,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         let is_same = |present: &Attachment| present.is_finished && present.netns == asked.netns;
         let present = self.attachments().get(&wanted.id).cloned();
         if let Some(present) = present.filter(is_same)
-            && self.check_link(&present, namespace.try_clone().map_err(io)?, mtu).await.is_ok()
+            && let Ok(mtu) = self.check_link(&present, namespace.try_clone().map_err(io)?, mtu).await
         {
             self.enforce(call, &present).await?;
             // An agent that ended right after it had made it has told nobody.
@@ -402,7 +402,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         addresses.iter().copied().filter(|address| !held.contains(address)).collect()
     }
 
-    async fn check_link(&self, attachment: &Attachment, namespace: File, mtu: u32) -> Result<(), PodError> {
+    async fn check_link(&self, attachment: &Attachment, namespace: File, mtu: u32) -> Result<u32, PodError> {
         let attachment = attachment.clone();
         blocking(move || {
             let (host, pod) = (&attachment.interface, &attachment.id.ifname);

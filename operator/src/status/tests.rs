@@ -207,7 +207,7 @@ fn problems_for_a_person_degrade_the_right_part() {
         assert!(text.starts_with(pools) && text.is_empty() == pools.is_empty(), "{text}");
     }
     let trying = Findings { failures: vec![failed("ClusterRole", true)], ..Findings::default() };
-    assert!(message(calico(&up(), &trying).progressing).contains("trying again"));
+    assert!(message(calico(&up(), &trying).progressing).contains("retrying"));
 }
 
 #[test]
