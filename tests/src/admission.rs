@@ -28,7 +28,7 @@ pub fn check(cluster: &Cluster) -> Result<()> {
 
 /// A tenant writes what he likes into annotations of his pods, but for what stands for their addresses.
 fn addresses_of_pods(cluster: &Cluster) -> Result<()> {
-    const RULE: &str = "are the network's";
+    const RULE: &str = "are set by the network";
     create(cluster, &pod("plain", &json!({"team": "a"})), &TENANT)?;
     for name in ["podIP", "podIPs", "containerID"] {
         let annotation = format!("cni.projectcalico.org/{name}");

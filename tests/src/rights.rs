@@ -272,7 +272,7 @@ struct TierRow {
 }
 
 /// What the refusal of a tier says.
-const TIER: &str = "the right to get the tier";
+const TIER: &str = "permission to get the tier";
 
 /// Gives each user of the table his roles, and asks every row.
 pub async fn ask_of_tiers(tiers: &Tiers, cluster: &Cluster, mode: Mode, namespace: &str) -> Result<()> {
