@@ -9,6 +9,8 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 
+pub use crate::wire::HEADER;
+
 use crate::socket::{Buffers, Protocol, Socket};
 
 /// How an object that exists already is treated.
@@ -62,8 +64,6 @@ pub struct RouteSocket {
 
 /// Answers that wait to be read: those of a batch, 36 bytes each.
 const RECEIVE: usize = 1 << 20;
-/// Length of a message's header.
-pub const HEADER: usize = 16;
 /// Requests are collected up to this many bytes before they are sent.
 const BATCH: usize = 32 * 1024;
 /// Readings of a list that changes meanwhile before giving up; a reading takes milliseconds.

@@ -27,7 +27,6 @@ use margay_dataplane::{Attached, Dataplane, Links};
 
 pub use changes::{watch_drift, watch_links};
 pub use owner::Fatal;
-pub(crate) use owner::kind;
 pub use routing::RoutingFault;
 
 /// Events that wait at once; whoever has one more waits, and typha with it.

@@ -17,7 +17,7 @@ use margay_runtime::ready::Readiness;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use crate::agent::{self, AgentHandle, local_pods};
+use crate::agent::{AgentHandle, local_pods};
 use crate::problems::Problems;
 
 /// See the module.
@@ -97,23 +97,11 @@ fn host_change(changed: Changed) -> HostChange {
 
 fn entry(id: &RecordId, record: &Record) -> RecordEntry {
     RecordEntry {
-        kind: agent::kind(id).to_owned(),
-        id: id_text(id),
+        kind: id.kind().to_owned(),
+        id: id.name(),
         text: text::record(id, record),
         digest: digest::digest(id, record),
         all_nodes: false,
         nodes: Vec::new(),
-    }
-}
-
-fn id_text(id: &RecordId) -> String {
-    match id {
-        RecordId::Settings => String::new(),
-        RecordId::Pool(range) | RecordId::Route(range) => range.to_string(),
-        RecordId::Node(name) => name.clone(),
-        RecordId::IpSet(set) => set.to_string(),
-        RecordId::Policy(key) => key.to_string(),
-        RecordId::Endpoint(key) => key.to_string(),
-        RecordId::HostEndpoint(name) => name.clone(),
     }
 }

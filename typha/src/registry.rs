@@ -132,7 +132,7 @@ impl Registry {
         self.0.problems_changed.subscribe()
     }
 
-    /// Replaces the problems that a node reported in this session; returns those that it did not
+    /// Replaces the problems that a node reported on this stream; returns those that it did not
     /// report before.
     pub fn set_problems(&self, name: &str, session: u64, problems: Vec<NodeProblem>) -> Vec<NodeProblem> {
         let former = self.0.problems.get(name).map(|known| known.value().clone());

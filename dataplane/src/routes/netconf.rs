@@ -2,6 +2,7 @@
 //! other parameters are found by the periodic check.
 
 use margay_api::rule::IpVersion;
+use margay_netlink::wire;
 
 use super::parameters::{Notified, expected};
 use super::plan::{VERSIONS, vxlan_device_name};
@@ -49,14 +50,10 @@ pub fn is_other<'a>(body: &[u8], name: impl Fn(u32) -> Option<&'a str>) -> bool 
 }
 
 /// Attributes that are one number each.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, i32)> {
-    std::iter::from_fn(move || {
-        let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
-        let value = i32::from_ne_bytes(bytes.get(4..8).filter(|_| length >= 8)?.try_into().ok()?);
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
+/// The numbers of a message, which are all that it has.
+fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, i32)> {
+    let number = |value: &[u8]| Some(i32::from_ne_bytes(value.get(..4)?.try_into().ok()?));
+    wire::attributes(bytes).map_while(move |(kind, value)| Some((kind, number(value)?)))
 }
 
 #[cfg(test)]

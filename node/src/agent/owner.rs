@@ -430,7 +430,7 @@ impl Owner {
     fn count(&self) {
         let mut counts: BTreeMap<&'static str, i64> = KINDS.iter().map(|kind| (*kind, 0)).collect();
         for id in self.state.records().keys() {
-            *counts.entry(kind(id)).or_default() += 1;
+            *counts.entry(id.kind()).or_default() += 1;
         }
         for (kind, count) in counts {
             self.metrics.records.get_or_create(&Kind { kind: kind.to_owned() }).set(count);
@@ -455,20 +455,6 @@ impl Due {
 }
 
 const KINDS: [&str; 8] = ["settings", "pool", "node", "route", "ip-set", "policy", "endpoint", "host-endpoint"];
-
-/// The name of a record's kind, as the debug service has it.
-pub(crate) const fn kind(id: &RecordId) -> &'static str {
-    match id {
-        RecordId::Settings => KINDS[0],
-        RecordId::Pool(_) => KINDS[1],
-        RecordId::Node(_) => KINDS[2],
-        RecordId::Route(_) => KINDS[3],
-        RecordId::IpSet(_) => KINDS[4],
-        RecordId::Policy(_) => KINDS[5],
-        RecordId::Endpoint(_) => KINDS[6],
-        RecordId::HostEndpoint(_) => KINDS[7],
-    }
-}
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
