@@ -14,7 +14,7 @@ OURS = --exclude margay-tests
 AS_ROOT = cni::service::tests probe::tests conntrack::tests worker::tests tests::diff tests::drift tests::kernel tests::packets
 KERNEL = cni conformance conversations differential enforcement host lab routing spoof
 
-.PHONY: check check-kernel test deny bless demo bench conformance e2e-netpol image cluster cluster-down fuzz fuzz-targets kernels \
+.PHONY: check check-kernel test kubernetes deny bless demo bench conformance e2e-netpol image cluster cluster-down fuzz fuzz-targets kernels \
   docs sbom
 
 # Format, lints, documentation, unused dependencies, and every test that needs neither root nor a cluster.
@@ -38,6 +38,11 @@ test:
 	$(BUILD)
 	$(BIN)/margay-cluster prepare
 	cargo test --workspace --no-fail-fast
+
+# The programs of a cluster, built from their Go modules into the user's cache, once.
+kubernetes:
+	$(BUILD)
+	$(BIN)/margay-cluster build
 
 # The kernel layers on kernels that people run, in virtual machines that need no KVM: ONLY=6.1 takes some kernels, SUITES=cni,host some suites,
 # QUICK=1 what depends on the kernel most, REFRESH=1 newer kernels than those that were fetched before. Needs root, and network once.

@@ -35,9 +35,13 @@ const FEATURES: [(&str, &str); 4] = [
     ),
 ];
 
+/// What a cluster of three nodes writes into its state folder in a test, images included, with room for two beside it.
+const ROOM: u64 = 2 << 30;
+
 /// Makes sure that a cluster whose files are in `state` can run here. `tell` gets lines for a person.
 pub fn check(state: &Path, tell: &dyn Fn(&str)) -> Result<()> {
     prepare(tell)?;
+    has_room(state, ROOM)?;
     let state = state.to_owned();
     // A thread that has left the machine's namespaces ends with what it made there.
     std::thread::spawn(move || probe(&state)).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -90,6 +94,22 @@ fn install(packages: &[&str], tell: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
+/// Fails where fewer than `bytes` are free: a node whose disk is full ends without a word, because there is no room for one.
+fn has_room(folder: &Path, bytes: u64) -> Result<()> {
+    let found =
+        nix::sys::statvfs::statvfs(folder).with_context(|| format!("cannot ask for room in {}", folder.display()))?;
+    let free = found.blocks_available() * found.fragment_size();
+    let mebibytes = |bytes: u64| bytes >> 20;
+    ensure!(
+        free >= bytes,
+        "{} MiB are free in {}, and a cluster needs {}: free some, or put --state on another disk",
+        mebibytes(free),
+        folder.display(),
+        mebibytes(bytes)
+    );
+    Ok(())
+}
+
 fn probe(state: &Path) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
         .context("cannot make network and mount namespaces; in a container, run it privileged")?;
@@ -132,4 +152,17 @@ fn is_static(program: &Path) -> bool {
     let mut head = Vec::new();
     let read = std::fs::File::open(program).and_then(|file| file.take(4096).read_to_end(&mut head));
     read.is_ok() && !head.windows(8).any(|window| window == b"ld-linux")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_is_too_full_is_refused_with_both_figures() {
+        let folder = tempfile::tempdir().unwrap();
+        has_room(folder.path(), 1).unwrap();
+        let error = has_room(folder.path(), u64::MAX).unwrap_err().to_string();
+        assert!(error.contains("MiB are free in") && error.contains("17592186044415"), "{error}");
+    }
 }
