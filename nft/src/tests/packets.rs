@@ -1,4 +1,4 @@
-//! Packets between two namespaces through a third, which has the table.
+//! Packets between two network namespaces, forwarded by a third one that has the table.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 
-use super::super::*;
 use super::sample::{port, v4};
 use super::support::{chain_name, ifname, in_namespace, run, set_name, table};
+use crate::*;
 
 /// Longest wait for a packet that must arrive; an arrival takes microseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -94,7 +94,7 @@ impl Path {
 /// Forwarding as on a node: a verdict map by interface, and nothing for an interface that is not in it.
 fn node_rules() -> Ruleset {
     let mut ruleset = Ruleset::new(table());
-    let base = Base { kind: ChainType::Filter, hook: Hook::Forward, priority: 0, policy: Policy::Drop };
+    let base = Base { kind: ChainType::Filter, hook: Hook::Forward, priority: 0, policy: ChainPolicy::Drop };
     let udp = |to| Match::is(Selector::Dport(Transport::Udp), port(to));
     ruleset.put_chain(
         chain_name("forward-1"),
@@ -116,7 +116,7 @@ fn node_rules() -> Ruleset {
     ];
     ruleset.put_chain(chain_name("from-1"), Chain::regular(policy));
     ruleset.put_set(set_name("members-1"), Set::new(SetKind::of(FieldType::Ipv4)));
-    ruleset.put_set(set_name("dispatch-1"), Set::new(SetKind::of(FieldType::Iface).to_verdict()));
+    ruleset.put_set(set_name("dispatch-1"), Set::new(SetKind::of(FieldType::Iface).with_verdicts()));
     ruleset
 }
 
@@ -128,7 +128,7 @@ fn packets_obey_maps_sets_and_chains() {
         plug(&sender, "cali1", SENDER);
         plug(&receiver, "cali2", RECEIVER);
         let path = Path::new(&sender, &receiver);
-        let mut socket = Socket::open().expect("root");
+        let mut socket = NftSocket::open().expect("root");
         let mut present = Ruleset::new(table());
         let mut wanted = node_rules();
         let mut apply = |wanted: &Ruleset, expected: &[u16], why: &str| {
@@ -169,5 +169,5 @@ fn packets_obey_maps_sets_and_chains() {
 }
 
 fn dispatch(interface: &str, verdict: Verdict) -> Set {
-    Set::verdicts(SetKind::of(FieldType::Iface).to_verdict(), [(ifname(interface), verdict)])
+    Set::verdicts(SetKind::of(FieldType::Iface).with_verdicts(), [(ifname(interface), verdict)])
 }
