@@ -11,8 +11,8 @@ use nix::sys::socket::{
 
 use crate::filter::{Filter, drop_ports};
 
-/// Buffer for one datagram. The kernel fills at most 32 KiB with part of a dump (`netlink_dump`, net/netlink/af_netlink.c),
-/// and a notification has attributes of at most 64 KiB.
+/// Buffer for one datagram. Part of a dump fills at most 32 KiB (`netlink_dump` in net/netlink/af_netlink.c), and a
+/// notification has attributes of at most 64 KiB.
 const DATAGRAM: usize = 128 << 10;
 
 /// A netlink protocol.

@@ -181,7 +181,11 @@ fn every_table_found_is_led_to_the_wanted_one() {
             load(&found.to_string());
             let mut socket = NftSocket::open().expect("root");
             let plan = socket.list(&table()).expect("a listing").diff(&wanted);
-            prop_assert_eq!(&plan, &diff(&found, &wanted), "the transaction is the same for a table read back and for its ruleset");
+            prop_assert_eq!(
+                &plan,
+                &diff(&found, &wanted),
+                "the transaction is the same for a table read back and for its ruleset"
+            );
             let done = socket.exec(&plan);
             prop_assert!(done.is_ok(), "{}\n{plan}", done.expect_err("not done"));
             prop_assert_eq!(socket.list(&table()).expect("a listing").drift(&wanted), vec![]);
