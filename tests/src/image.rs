@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
+use data_encoding::HEXLOWER;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -190,7 +191,7 @@ fn digest(data: &[u8]) -> String {
 }
 
 fn spell(hash: &[u8]) -> String {
-    hash.iter().fold("sha256:".to_owned(), |text, byte| format!("{text}{byte:02x}"))
+    format!("sha256:{}", HEXLOWER.encode(hash))
 }
 
 fn blob(digest: &str) -> String {

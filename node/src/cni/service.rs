@@ -463,7 +463,7 @@ async fn blocking<T: Send + 'static>(
 fn result(attachment: &Attachment, mtu: u32) -> cni::Result {
     let host = cni::Interface {
         name: attachment.interface.clone(),
-        mac: pod::HOST_MAC.0.map(|byte| format!("{byte:02x}")).join(":"),
+        mac: pod::HOST_MAC.to_string(),
         mtu,
         sandbox: String::new(),
     };
