@@ -4,11 +4,12 @@
 //! and at once when links or addresses change; what the kernel tells of and is not as wanted makes it read back and repair.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::driver::{Driver, Outcome, Part};
@@ -109,7 +110,7 @@ impl Network {
     }
 
     fn change(&self, change: impl FnOnce(&mut Wanted)) -> u64 {
-        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wanted = self.wanted.lock();
         wanted.generation += 1;
         change(&mut wanted);
         let generation = wanted.generation;
@@ -148,7 +149,7 @@ impl Network {
 fn listen(mut monitor: Monitor, hints: &Hints, wake: &SyncSender<Wake>) {
     loop {
         match monitor.wait() {
-            Ok(new) => hint::merge(&mut hints.lock().unwrap_or_else(PoisonError::into_inner), new),
+            Ok(new) => hint::merge(&mut hints.lock(), new),
             Err(error) => {
                 tracing::error!(%error, "what others do to routes is found by the periodic check only; restart the agent");
                 return;
@@ -216,13 +217,13 @@ impl Owner {
 
     fn wake_up(&mut self) {
         let is_new = {
-            let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            let wanted = self.wanted.lock();
             wanted.plan.is_some() || wanted.pods.is_some()
         };
         if is_new {
             self.apply(false);
         }
-        if !self.hints.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+        if !self.hints.lock().is_empty() {
             let soon = (Instant::now() + SETTLE).max(self.rested);
             self.look.get_or_insert(soon);
         }
@@ -254,7 +255,7 @@ impl Owner {
 
     /// Reads back and repairs, if the kernel told of anything that is not as wanted.
     fn look(&mut self) {
-        let hints = std::mem::take(&mut *self.hints.lock().unwrap_or_else(PoisonError::into_inner));
+        let hints = std::mem::take(&mut *self.hints.lock());
         let Some(plan) = &self.plan else { return };
         let interest = Interest { plan, missing: self.driver.missing(), is_failing: !self.failed.is_empty() };
         if interest.is_touched(&hints) {
@@ -269,7 +270,7 @@ impl Owner {
     /// Brings the kernel to the newest plan. What is done though the plan is not new is a repair.
     fn apply(&mut self, is_repair: bool) {
         let (generation, newer, pods) = {
-            let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut wanted = self.wanted.lock();
             (wanted.generation, wanted.plan.take(), wanted.pods.take())
         };
         let is_repair = is_repair && newer.is_none() && pods.is_none();
@@ -357,7 +358,7 @@ mod tests {
 
         ip("address del 172.30.0.1/24 dev eth0");
         let own: IpAddr = "172.30.0.1".parse().expect("an address");
-        owner.hints.lock().expect("nobody else has it").insert(Hint::AddressGone(own));
+        owner.hints.lock().insert(Hint::AddressGone(own));
         owner.look();
         let early = seen.borrow().clone();
         assert_eq!((early.failed.len(), early.repairs), (1, 0), "{early:?}");

@@ -3,7 +3,7 @@
 //! One task with a bounded number of patches under way, one of each pod; the newest word on a pod replaces older ones that wait.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -12,6 +12,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use margay_api::endpoint::EndpointKey;
 use margay_api::meta::{ANNOTATION_CONTAINER_ID, ANNOTATION_POD_IP, ANNOTATION_POD_IPS};
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
@@ -93,7 +94,7 @@ struct Pending {
 
 impl Pending {
     fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.book.lock()
     }
 
     fn say(&self, endpoint: EndpointKey, word: Word) {
