@@ -97,7 +97,7 @@ impl Image {
         let (mut layer, layer_digest, layer_size) = layer.finish()?;
 
         let config = serde_json::to_vec(&json!({
-            "architecture": "amd64",
+            "architecture": architecture(),
             "os": "linux",
             "config": {"Entrypoint": self.entrypoint, "Env": ["PATH=/usr/bin:/bin"]},
             "rootfs": {"type": "layers", "diff_ids": [layer_digest]},
@@ -184,6 +184,15 @@ fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
 fn append(tar: &mut tar::Builder<impl Write>, path: &str, size: u64, data: &mut impl Read) -> Result<()> {
     tar.append_data(&mut header(tar::EntryType::Regular, 0o644, size), path, data)?;
     Ok(())
+}
+
+/// The architecture of the programs in the image, which are built for this machine, by Go's name as OCI wants it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
 }
 
 fn digest(data: &[u8]) -> String {
