@@ -19,6 +19,7 @@ use super::parameters;
 use super::plan::{LocalPods, Plan};
 use super::sysctl::Changed;
 use margay_netlink::route::NetlinkError;
+use margay_runtime::backoff::{Backoff, jitter};
 
 /// Delays between attempts at what failed.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
@@ -172,8 +173,9 @@ struct Owner {
     failed: BTreeMap<Part, String>,
     /// Whether that was a repair. Its later attempts are too: where the first one comes before a link is up again, they do the work.
     is_repairing: bool,
-    /// The next attempt at what failed, and the delay before it.
-    retry: Option<(Instant, Duration)>,
+    /// The next attempt at what failed.
+    retry: Option<Instant>,
+    backoff: Backoff,
     /// When hints are looked at.
     look: Option<Instant>,
     check: Instant,
@@ -195,6 +197,7 @@ impl Owner {
             failed: BTreeMap::new(),
             is_repairing: false,
             retry: None,
+            backoff: Backoff::new(RETRY.0, RETRY.1),
             look: None,
             check: now + FULL_CHECK,
             parameters: now + PARAMETERS,
@@ -205,7 +208,7 @@ impl Owner {
     fn run(mut self, woken: &mpsc::Receiver<Wake>) {
         loop {
             let periodic = self.check.min(self.parameters);
-            let due = [self.retry.map(|(at, _)| at), self.look].into_iter().flatten().fold(periodic, Instant::min);
+            let due = [self.retry, self.look].into_iter().flatten().fold(periodic, Instant::min);
             match woken.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(Wake::Work) => self.wake_up(),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -247,7 +250,7 @@ impl Owner {
             self.driver.mark_stale();
             self.apply(true);
         }
-        if self.retry.is_some_and(|(at, _)| at <= now) {
+        if self.retry.is_some_and(|at| at <= now) {
             self.driver.mark_stale();
             self.apply(self.is_repairing);
         }
@@ -262,7 +265,7 @@ impl Owner {
             tracing::debug!(?hints, "the kernel told of changes by others");
             self.driver.mark_stale();
             // Whatever hindered may be gone.
-            self.retry = None;
+            self.backoff.reset();
             self.apply(true);
         }
     }
@@ -308,10 +311,10 @@ impl Owner {
         if !self.failed.is_empty() && failed.is_empty() {
             tracing::info!("routing is as wanted again");
         }
-        self.retry = (!failed.is_empty()).then(|| {
-            let delay = self.retry.map_or(RETRY.0, |(_, delay)| (delay * 2).min(RETRY.1));
-            (Instant::now() + delay, delay)
-        });
+        self.retry = (!failed.is_empty()).then(|| Instant::now() + self.backoff.next(jitter()));
+        if self.retry.is_none() {
+            self.backoff.reset();
+        }
         self.is_repairing = is_repair && !failed.is_empty();
         self.failed.clone_from(&failed);
         self.progress.send_modify(|progress| {
