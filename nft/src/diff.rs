@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::listing::TableListing;
-use crate::ruleset::{Base, Chain, ChainName, Ruleset, SetName};
+use crate::ruleset::{Base, Chain, ChainName, ChainPolicy, Ruleset, SetName};
 use crate::set::Set;
 use crate::transaction::{Transaction, TransactionOp};
 
@@ -194,7 +194,7 @@ impl Delta {
 
 /// The part of a base chain that cannot change while it exists: everything but its policy.
 fn fixed_part(base: Option<Base>) -> Option<Base> {
-    base.map(|base| Base { policy: crate::ruleset::Policy::Accept, ..base })
+    base.map(|base| Base { policy: ChainPolicy::Accept, ..base })
 }
 
 /// The elements to delete from `old` and to add to it to get `new`, by walking both in key order.
