@@ -137,14 +137,17 @@ fn other_tables_are_not_our_business() {
 }
 
 #[test]
-fn a_commit_in_silence_is_not_heard_and_tells_whether_others_committed_too() {
+fn a_commit_while_the_monitor_is_paused_returns_whether_others_committed_too() {
     in_namespace(|| {
         let mut socket = NftSocket::open().expect("root");
         // Not even our own changes are filtered out.
         let mut monitor = Monitor::open(table(), &[]).expect("root");
         let pause = monitor.pause().expect("open");
         let wanted = everything();
-        assert!(!pause.exec(&mut socket, &diff(&Ruleset::new(table()), &wanted)).expect("sound"), "nobody else did");
+        assert!(
+            !pause.exec(&mut socket, &diff(&Ruleset::new(table()), &wanted)).expect("sound"),
+            "no other program committed"
+        );
         assert_eq!(monitor.try_next().expect("open"), None);
 
         let other = std::sync::atomic::AtomicBool::new(true);
@@ -164,12 +167,12 @@ fn a_commit_in_silence_is_not_heard_and_tells_whether_others_committed_too() {
         });
         // Discards the events of the other program.
         while monitor.try_next().expect("open").is_some() {}
-        assert!(!again(), "nobody else does any more");
+        assert!(!again(), "no other program commits any more");
         assert_eq!(monitor.try_next().expect("open"), None);
         load("flush chain inet t-1 forward-1");
         match monitor.try_next().expect("open") {
             Some(MonitorEvent::Changed(change)) => assert_eq!(change.changed, [rules("forward-1")].into()),
-            other => panic!("it goes on afterwards: {other:?}"),
+            other => panic!("the monitor has resumed: {other:?}"),
         }
     });
 }
@@ -191,7 +194,7 @@ fn announcements_that_do_not_fit_are_reported_as_lost() {
         let generation = socket.exec(&transaction).expect("sound");
         match monitor.try_next().expect("open") {
             Some(MonitorEvent::Changed(change)) => {
-                assert_eq!(change.generation, generation, "it goes on afterwards")
+                assert_eq!(change.generation, generation, "events after the loss are reported")
             }
             other => panic!("{other:?}"),
         }

@@ -62,7 +62,7 @@ struct Path {
     receivers: [(u16, UdpSocket); 3],
 }
 
-/// Port that every ruleset of the test lets through, so that its packet tells when those before it had their chance.
+/// A port that every ruleset of the test accepts: when its packet arrives, those sent before it have been judged.
 const ALWAYS: u16 = 9;
 
 impl Path {
@@ -155,7 +155,7 @@ fn packets_obey_maps_sets_and_chains() {
         let udp = Match::is(Selector::Dport(Transport::Udp), port(1));
         let rule = Rule::new().when(Match::any_of(Selector::Daddr4, nets)).when(udp).accept();
         *chain = Arc::new(Chain::regular(vec![rule, Rule::new().drop()]));
-        apply(&wanted, &[1], "the chain, written anew");
+        apply(&wanted, &[1], "the chain, rewritten");
         let range = Match::is(Selector::Dport(Transport::Udp), 2..=3);
         let source = Match::is(Selector::Saddr4, Field::range(v4("10.65.1.0").into(), v4("10.65.1.2").into()));
         let rules = vec![Rule::new().when(source).when(range).accept(), Rule::new().drop()];
