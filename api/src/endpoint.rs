@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use data_encoding::HEXLOWER;
+
 use crate::meta::{Labels, NamespacedName};
 use crate::rule::Protocol;
 
@@ -97,7 +99,6 @@ pub struct Backend {
 /// of SHA-1 over `namespace.pod`.
 pub fn interface_name(key: &EndpointKey) -> String {
     use sha1::{Digest, Sha1};
-    let hash = Sha1::digest(format!("{}.{}", key.namespace, key.name));
-    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = HEXLOWER.encode(&Sha1::digest(format!("{}.{}", key.namespace, key.name)));
     format!("cali{}", &hex[..11])
 }

@@ -45,6 +45,8 @@ impl Hasher for Mix {
 }
 
 /// Values by handle; handles are reused.
+// Not the crate `slab`: its keys are twice as large, and indexes hold many of them; and its vacant
+// entries hold a number, so it cannot use the niche that makes `Option` free for most values.
 #[derive(Debug)]
 pub(crate) struct Slab<T> {
     values: Vec<Option<T>>,

@@ -16,11 +16,11 @@ use crate::routes::conntrack;
 use crate::routes::message::{self, VethPair};
 use crate::routes::plan::VxlanDevice;
 use crate::routes::sysctl;
-use margay_netlink::route::{NetlinkError, RouteSocket, Verb};
+use margay_netlink::route::{NetlinkError, RequestMode, RouteSocket};
 use margay_nft::{
-    AddressType, Base, Chain, ChainName, ChainType, CtState, ExecError, Field, FieldType, Hook, Limit, Log, LogTarget,
-    Masquerade, Match, Op, Policy, Proto, RateUnit, Rule, Ruleset, Selector, Set, SetKind, SetName, Side, Socket,
-    Statement, Transaction, Transport,
+    AddressType, Base, Chain, ChainName, ChainPolicy, ChainType, CmpOp, CtState, ExecError, Field, FieldType, Hook,
+    Limit, Log, LogTarget, Masquerade, Match, NftSocket, Proto, RateUnit, Rule, Ruleset, Selector, Set, SetKind,
+    SetName, Side, Statement, Transaction, Transport,
 };
 
 /// Something that a kernel may lack.
@@ -158,7 +158,7 @@ impl Feature {
     fn attempt(&self) -> io::Result<()> {
         match self.trial {
             Trial::Table(ruleset) => {
-                let done = Socket::open()?.exec(&Transaction::replace(&ruleset()));
+                let done = NftSocket::open()?.exec(&Transaction::replace(&ruleset()));
                 done.map(drop).map_err(|error| match error {
                     ExecError::Refused { source, .. } => source,
                     other => io::Error::other(other),
@@ -201,7 +201,7 @@ fn make(request: netlink_packet_route::RouteNetlinkMessage) -> io::Result<()> {
         other => io::Error::other(other),
     };
     let mut socket = RouteSocket::open().map_err(error)?;
-    socket.exec(request, Verb::Create, || "a link".to_owned()).map_err(error)
+    socket.exec(request, RequestMode::Create, || "a link".to_owned()).map_err(error)
 }
 
 // --- Tables ---
@@ -213,7 +213,7 @@ fn empty() -> Ruleset {
 /// A table with one base chain of this rule.
 fn table(kind: ChainType, hook: Hook, rule: Rule) -> Ruleset {
     let mut ruleset = empty();
-    let base = Base { kind, hook, priority: 0, policy: Policy::Accept };
+    let base = Base { kind, hook, priority: 0, policy: ChainPolicy::Accept };
     let name = ChainName::new("trial").expect("a constant name is valid");
     ruleset.put_chain(name, Chain::base(base, vec![rule]));
     ruleset
@@ -221,7 +221,7 @@ fn table(kind: ChainType, hook: Hook, rule: Rule) -> Ruleset {
 
 fn states() -> Ruleset {
     let states = [CtState::ESTABLISHED, CtState::RELATED];
-    let known = Rule::new().when(Match::CtState(Op::Eq, states[0] | states[1])).counter().accept();
+    let known = Rule::new().when(Match::CtState(CmpOp::Eq, states[0] | states[1])).counter().accept();
     table(ChainType::Filter, Hook::Forward, known)
 }
 
@@ -243,7 +243,7 @@ fn masquerade() -> Ruleset {
 }
 
 fn local_source() -> Ruleset {
-    let local = Match::AddressType(Side::Source, Op::Eq, AddressType::Local);
+    let local = Match::AddressType(Side::Source, CmpOp::Eq, AddressType::Local);
     table(ChainType::Nat, Hook::Postrouting, Rule::new().when(local).accept())
 }
 

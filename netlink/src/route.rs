@@ -1,4 +1,4 @@
-//! rtnetlink requests: one at a time, or a batch that goes out in few system calls.
+//! rtnetlink requests: one at a time, in batches, or as dumps.
 
 use std::io;
 
@@ -9,100 +9,109 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 
-pub use crate::wire::HEADER;
-
 use crate::socket::{Buffers, Protocol, Socket};
+use crate::wire::{self, HEADER_LEN, u32_ne};
 
-/// How an object that exists already is treated.
+/// What a request does if the object exists, as `ip` has it in `add`, `replace` and `change`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verb {
-    /// Fail if it exists.
+pub enum RequestMode {
+    /// Create the object; fail if it exists (`NLM_F_CREATE | NLM_F_EXCL`).
     Create,
-    /// Create it, or replace what exists.
+    /// Create the object, or replace the one that exists (`NLM_F_CREATE | NLM_F_REPLACE`).
     Replace,
-    /// Change or delete what exists.
+    /// Change, delete or read the object that exists (no flag).
     Change,
 }
 
-/// A refused request, with the kernel's errno.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
     /// The kernel refused the request.
     #[error("{what}: {errno}")]
     Refused {
-        /// What was asked for.
+        /// The request.
         what: String,
-        /// Why it was refused.
+        /// The kernel's errno.
         errno: Errno,
     },
-    /// The socket itself failed.
+    /// The socket failed.
     #[error("netlink socket: {0}")]
     Socket(#[from] io::Error),
-    /// The kernel's answer could not be understood.
-    #[error("netlink answer: {0}")]
+    /// The kernel's reply could not be decoded.
+    #[error("netlink reply: {0}")]
     Decode(String),
 }
 
 impl NetlinkError {
-    /// Whether the object was missing or already gone.
+    /// Whether the object does not exist.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Refused { errno: Errno::ENODEV | Errno::ESRCH | Errno::ENOENT | Errno::EADDRNOTAVAIL, .. })
     }
 
-    /// Whether the object existed already.
+    /// Whether the object already exists.
     pub fn is_existing(&self) -> bool {
         matches!(self, Self::Refused { errno: Errno::EEXIST, .. })
     }
 }
 
-/// An rtnetlink socket in the network namespace of the thread that opened it; it stays there.
+/// An rtnetlink socket in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct RouteSocket {
     socket: Socket,
     sequence: u32,
 }
 
-/// Answers that wait to be read: those of a batch, 36 bytes each.
-const RECEIVE: usize = 1 << 20;
-/// Requests are collected up to this many bytes before they are sent.
+/// Receive buffer: room for the acknowledgements of a batch, 36 bytes each.
+const RECEIVE_BUFFER: usize = 1 << 20;
+/// Length in bytes at which a batch is sent.
 const BATCH: usize = 32 * 1024;
-/// Readings of a list that changes meanwhile before giving up; a reading takes milliseconds.
-const READINGS: usize = 20;
+/// Attempts to dump before giving up because each was interrupted. A dump takes milliseconds.
+const DUMP_ATTEMPTS: usize = 20;
 
 impl RouteSocket {
     /// Opens a socket in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// If the process has no file descriptor left.
     pub fn open() -> Result<Self, NetlinkError> {
-        let buffers = Buffers { send: None, receive: RECEIVE };
+        let buffers = Buffers { send: None, receive: RECEIVE_BUFFER };
         Ok(Self { socket: Socket::open(Protocol::Route, 0, buffers)?, sequence: 0 })
     }
 
-    /// Sends one request and waits for its acknowledgement. `what` names it in an error.
+    /// Sends one request and waits for its acknowledgement. `what` names the request in an error.
+    ///
+    /// # Errors
+    /// The kernel's refusal, or a failure of the socket.
     pub fn exec(
         &mut self,
         request: RouteNetlinkMessage,
-        verb: Verb,
+        mode: RequestMode,
         what: impl FnOnce() -> String,
     ) -> Result<(), NetlinkError> {
         let mut out = Vec::with_capacity(512);
-        let sequence = self.encode(request, verb, &mut out);
+        let sequence = self.encode(request, mode, &mut out);
         self.socket.send(&out)?;
-        match self.acknowledgement(sequence)? {
+        match self.read_acknowledgement(sequence)? {
             None => Ok(()),
             Some(errno) => Err(NetlinkError::Refused { what: what(), errno }),
         }
     }
 
-    /// Sends many requests; returns the error of each that was refused, by its position. One refusal does not stop the rest.
+    /// Sends many requests in few system calls. Returns the position and the errno of each that the kernel refused,
+    /// which does not stop the others.
+    ///
+    /// # Errors
+    /// A failure of the socket.
     pub fn exec_all(
         &mut self,
-        requests: Vec<(RouteNetlinkMessage, Verb)>,
+        requests: Vec<(RouteNetlinkMessage, RequestMode)>,
     ) -> Result<Vec<(usize, Errno)>, NetlinkError> {
         let mut refused = Vec::new();
         let (mut out, mut sent) = (Vec::with_capacity(BATCH + 512), Vec::new());
         let mut position = 0;
         let mut requests = requests.into_iter().peekable();
-        while let Some((request, verb)) = requests.next() {
-            sent.push((position, self.encode(request, verb, &mut out)));
+        while let Some((request, mode)) = requests.next() {
+            sent.push((position, self.encode(request, mode, &mut out)));
             position += 1;
             if out.len() < BATCH && requests.peek().is_some() {
                 continue;
@@ -110,7 +119,7 @@ impl RouteSocket {
             self.socket.send(&out)?;
             out.clear();
             for (index, sequence) in sent.drain(..) {
-                if let Some(errno) = self.acknowledgement(sequence)? {
+                if let Some(errno) = self.read_acknowledgement(sequence)? {
                     refused.push((index, errno));
                 }
             }
@@ -118,44 +127,47 @@ impl RouteSocket {
         Ok(refused)
     }
 
-    /// Sends a dump request and returns everything that it lists. A list that changed while it was read may lack what was there all the time, so it is
-    /// read again; one that never stands still is an error (`EINTR`).
+    /// Sends a dump request and returns all objects. A dump that was interrupted by a change (`NLM_F_DUMP_INTR`) may
+    /// miss objects that existed all the time, so it is repeated.
+    ///
+    /// # Errors
+    /// The kernel's refusal or a failure of the socket; `EINTR` if every attempt was interrupted.
     pub fn dump(&mut self, request: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
         let mut message = NetlinkMessage::from(request);
         message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
         message.finalize();
-        for _ in 0..READINGS {
+        for _ in 0..DUMP_ATTEMPTS {
             self.sequence += 1;
             message.header.sequence_number = self.sequence;
             let mut out = vec![0; message.buffer_len()];
             message.serialize(&mut out);
             self.socket.send(&out)?;
-            let mut listing = Listing::default();
-            while !listing.is_whole {
+            let mut dump = Dump::default();
+            while !dump.is_complete {
                 for message in self.receive()? {
                     if message.header.sequence_number == self.sequence {
-                        listing.take(message)?;
+                        dump.add(message)?;
                     }
                 }
             }
-            if !listing.is_interrupted {
-                return Ok(listing.found);
+            if !dump.is_interrupted {
+                return Ok(dump.found);
             }
         }
-        Err(NetlinkError::Refused {
-            what: "list, which kept changing while it was read".to_owned(),
-            errno: Errno::EINTR,
-        })
+        Err(NetlinkError::Refused { what: "dump, which changes kept interrupting".to_owned(), errno: Errno::EINTR })
     }
 
-    /// Asks for one object and returns what the kernel says of it. `what` names it in an error.
+    /// Reads one object. `what` names the request in an error.
+    ///
+    /// # Errors
+    /// The kernel's refusal, or a failure of the socket.
     pub fn get(
         &mut self,
         request: RouteNetlinkMessage,
         what: impl FnOnce() -> String,
     ) -> Result<Option<RouteNetlinkMessage>, NetlinkError> {
         let mut out = Vec::with_capacity(128);
-        let sequence = self.encode(request, Verb::Change, &mut out);
+        let sequence = self.encode(request, RequestMode::Change, &mut out);
         self.socket.send(&out)?;
         let mut found = None;
         loop {
@@ -179,15 +191,15 @@ impl RouteSocket {
         }
     }
 
-    fn encode(&mut self, request: RouteNetlinkMessage, verb: Verb, out: &mut Vec<u8>) -> u32 {
+    fn encode(&mut self, request: RouteNetlinkMessage, mode: RequestMode, out: &mut Vec<u8>) -> u32 {
         self.sequence += 1;
         let mut message = NetlinkMessage::from(request);
         message.header.flags = NLM_F_REQUEST
             | NLM_F_ACK
-            | match verb {
-                Verb::Create => NLM_F_CREATE | NLM_F_EXCL,
-                Verb::Replace => NLM_F_CREATE | NLM_F_REPLACE,
-                Verb::Change => 0,
+            | match mode {
+                RequestMode::Create => NLM_F_CREATE | NLM_F_EXCL,
+                RequestMode::Replace => NLM_F_CREATE | NLM_F_REPLACE,
+                RequestMode::Change => 0,
             };
         message.header.sequence_number = self.sequence;
         message.finalize();
@@ -197,7 +209,7 @@ impl RouteSocket {
         self.sequence
     }
 
-    fn acknowledgement(&mut self, sequence: u32) -> Result<Option<Errno>, NetlinkError> {
+    fn read_acknowledgement(&mut self, sequence: u32) -> Result<Option<Errno>, NetlinkError> {
         loop {
             for message in self.receive()? {
                 if let (true, NetlinkPayload::Error(error)) =
@@ -214,73 +226,60 @@ impl RouteSocket {
     }
 }
 
-/// What has come of a list.
+/// The replies to a dump so far.
 #[derive(Default)]
-struct Listing {
+struct Dump {
     found: Vec<RouteNetlinkMessage>,
-    /// The list changed while it was read: something that is there may be missing from it.
+    /// A change interrupted the dump: it may miss objects.
     is_interrupted: bool,
-    is_whole: bool,
+    is_complete: bool,
 }
 
-impl Listing {
-    fn take(&mut self, message: NetlinkMessage<RouteNetlinkMessage>) -> Result<(), NetlinkError> {
+impl Dump {
+    fn add(&mut self, message: NetlinkMessage<RouteNetlinkMessage>) -> Result<(), NetlinkError> {
         self.is_interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
         match message.payload {
             NetlinkPayload::InnerMessage(inner) => self.found.push(inner),
-            NetlinkPayload::Done(done) => self.end(done.code)?,
-            NetlinkPayload::Error(error) => self.end(error.code.map_or(0, i32::from))?,
+            NetlinkPayload::Done(done) => self.finish(done.code)?,
+            NetlinkPayload::Error(error) => self.finish(error.code.map_or(0, i32::from))?,
             _ => {}
         }
         Ok(())
     }
 
-    /// `code` is an errno below zero, or none.
-    fn end(&mut self, code: i32) -> Result<(), NetlinkError> {
-        self.is_whole = true;
+    /// Ends the dump with a code of the kernel: a negative errno, or 0.
+    fn finish(&mut self, code: i32) -> Result<(), NetlinkError> {
+        self.is_complete = true;
         match Errno::from_raw(-code.min(0)) {
             Errno::EINTR => self.is_interrupted = true,
-            errno if code < 0 => return Err(NetlinkError::Refused { what: "list".to_owned(), errno }),
+            errno if code < 0 => return Err(NetlinkError::Refused { what: "dump".to_owned(), errno }),
             _ => {}
         }
         Ok(())
     }
 }
 
-/// Splits what was read into messages. One that this crate does not know is skipped by its length.
-pub fn parse(mut bytes: &[u8]) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, NetlinkError> {
-    let mut found = Vec::new();
-    while bytes.len() >= HEADER {
-        let length = length(bytes);
-        if length < HEADER || length > bytes.len() {
-            return Err(NetlinkError::Decode(format!("length {length} of {} bytes", bytes.len())));
+/// Decodes a received datagram. Messages of types that netlink-packet-route does not know are skipped.
+///
+/// # Errors
+/// If the length of a message is malformed.
+pub fn parse(datagram: &[u8]) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, NetlinkError> {
+    let mut messages = wire::messages(datagram);
+    let found = messages.by_ref().filter_map(|message| NetlinkMessage::deserialize(message.bytes).ok()).collect();
+    match messages.rest() {
+        rest if rest.len() < HEADER_LEN => Ok(found),
+        rest => {
+            let length = u32_ne(rest, 0).unwrap_or_default();
+            Err(NetlinkError::Decode(format!("a message of length {length} in {} bytes", rest.len())))
         }
-        if let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes[..length]) {
-            found.push(message);
-        }
-        bytes = &bytes[length.next_multiple_of(4).min(bytes.len())..];
     }
-    Ok(found)
-}
-
-/// The messages of what was read, whole, until one is malformed; each with its kind.
-pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let message = bytes.get(..length(bytes)).filter(|message| message.len() >= HEADER)?;
-        bytes = &bytes[message.len().next_multiple_of(4).min(bytes.len())..];
-        Some((u16::from_ne_bytes([message[4], message[5]]), message))
-    })
-}
-
-/// The length that the first message says it has.
-fn length(bytes: &[u8]) -> usize {
-    bytes.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, |bytes| u32::from_ne_bytes(bytes) as usize)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    /// A message without a body but one number.
+
+    /// A message with an empty body.
     fn mk_message(kind: u16, flags: u16) -> NetlinkMessage<RouteNetlinkMessage> {
         let mut bytes = Vec::new();
         bytes.extend(32u32.to_ne_bytes());
@@ -300,12 +299,12 @@ mod tests {
             ([0, NLM_F_DUMP_INTR, 0], true),
             ([0, 0, NLM_F_DUMP_INTR], true),
         ] {
-            let mut listing = Listing::default();
+            let mut dump = Dump::default();
             for message in [links(flags[0]), links(flags[1]), done(flags[2])] {
-                assert!(!listing.is_whole);
-                listing.take(message).expect("no error");
+                assert!(!dump.is_complete);
+                dump.add(message).expect("no error");
             }
-            assert_eq!((listing.is_whole, listing.is_interrupted, listing.found.len()), (true, is_interrupted, 2));
+            assert_eq!((dump.is_complete, dump.is_interrupted, dump.found.len()), (true, is_interrupted, 2));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A bound netlink socket: the one place with unsafe code, for socket options that no safe wrapper knows.
+//! A bound netlink socket. The only module with unsafe code, for socket options that nix does not wrap.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -11,10 +11,11 @@ use nix::sys::socket::{
 
 use crate::filter::{Filter, drop_ports};
 
-/// Room for one datagram from the kernel: part of a list fills at most 32 KiB (`NLMSG_GOODSIZE`), and one notification has at most a 64 KiB attribute.
+/// Buffer for one datagram. Part of a dump fills at most 32 KiB (`netlink_dump` in net/netlink/af_netlink.c), and a
+/// notification has attributes of at most 64 KiB.
 const DATAGRAM: usize = 128 << 10;
 
-/// Which part of the kernel is spoken to.
+/// A netlink protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// `NETLINK_ROUTE`: links, addresses, routes, neighbours.
@@ -32,16 +33,16 @@ impl From<Protocol> for SockProtocol {
     }
 }
 
-/// Sizes of a socket's buffers in bytes, beyond the system's limits if the caller has CAP_NET_ADMIN.
+/// Sizes of a socket's buffers in bytes. With CAP_NET_ADMIN they may exceed the system's limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Buffers {
-    /// Longest batch that can be sent in one call; `None` leaves the system's default.
+    /// Send buffer, which limits a batch sent in one call; `None` for the system's default.
     pub send: Option<usize>,
-    /// Answers and notifications that wait to be read.
+    /// Receive buffer, for unread replies and notifications.
     pub receive: usize,
 }
 
-/// A bound netlink socket in the network namespace of the thread that opened it; it stays there.
+/// A bound netlink socket in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
@@ -50,55 +51,70 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Opens a socket that hears the multicast groups of this mask (`RTMGRP_*`, or bit N-1 for group N up to 32).
+    /// Opens a socket that joins the multicast groups of a mask (`RTMGRP_*`, or bit N-1 for group N up to 32).
     ///
     /// # Errors
-    /// The kernel's, when the protocol is not there or a limit of the process is reached.
+    /// If the kernel lacks the protocol, or the process has no file descriptor left.
     pub fn open(protocol: Protocol, groups: u32, buffers: Buffers) -> io::Result<Self> {
         let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::from(protocol))?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         if let Some(send) = buffers.send {
-            allowed(setsockopt(&fd, sockopt::SndBufForce, &send), || setsockopt(&fd, sockopt::SndBuf, &send))?;
+            or_limited(setsockopt(&fd, sockopt::SndBufForce, &send), || setsockopt(&fd, sockopt::SndBuf, &send))?;
         }
         let receive = buffers.receive;
-        allowed(setsockopt(&fd, sockopt::RcvBufForce, &receive), || setsockopt(&fd, sockopt::RcvBuf, &receive))?;
+        or_limited(setsockopt(&fd, sockopt::RcvBufForce, &receive), || setsockopt(&fd, sockopt::RcvBuf, &receive))?;
         set_netlink_option(&fd, libc::NETLINK_EXT_ACK, 1)?;
         set_netlink_option(&fd, libc::NETLINK_CAP_ACK, 1)?;
         let port = getsockname::<NetlinkAddr>(fd.as_raw_fd())?.pid();
         Ok(Self { fd, port, buffer: vec![0; DATAGRAM] })
     }
 
-    /// The port by which the kernel names this socket as the cause of a change.
+    /// The netlink port ID, by which notifications name this socket as the origin of a change.
     pub const fn port(&self) -> u32 {
         self.port
     }
 
-    /// Receives the notifications of a group from now on, except those that one of these ports caused: the kernel
-    /// drops them before they wake anyone.
+    /// Joins a multicast group, except for notifications of changes through these ports: the kernel drops them before
+    /// they wake the reader.
+    ///
+    /// # Errors
+    /// The kernel's, if it refuses the filter or the group.
     pub fn subscribe(&self, group: u32, except: &[u32]) -> io::Result<()> {
         let instructions = drop_ports(except);
         set_option(&self.fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, Filter::new(&instructions).program())?;
         set_netlink_option(&self.fd, libc::NETLINK_ADD_MEMBERSHIP, group)
     }
 
-    /// A handle to the subscription to a group, for another thread.
+    /// A handle to leave and rejoin a multicast group, usable from another thread.
+    ///
+    /// # Errors
+    /// If the process has no file descriptor left.
     pub fn membership(&self, group: u32) -> io::Result<Membership> {
         Ok(Membership { fd: self.fd.try_clone()?, group })
     }
 
-    /// Sends to the kernel, which has done the work when this returns.
+    /// Sends messages to the kernel, which has processed them when this returns.
+    ///
+    /// # Errors
+    /// The kernel's; `EMSGSIZE` if they exceed the send buffer.
     pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        uninterrupted(|| send(self.fd.as_raw_fd(), bytes, MsgFlags::empty()))?;
+        retry_on_eintr(|| send(self.fd.as_raw_fd(), bytes, MsgFlags::empty()))?;
         Ok(())
     }
 
-    /// The next datagram; blocks until there is one. `ENOBUFS` says that notifications were lost.
+    /// Reads the next datagram, and blocks until there is one.
+    ///
+    /// # Errors
+    /// The kernel's; `ENOBUFS` if notifications were lost.
     pub fn receive(&mut self) -> io::Result<&[u8]> {
         let length = self.read(MsgFlags::empty())?;
         Ok(&self.buffer[..length])
     }
 
-    /// The next datagram; `None` if there is none yet.
+    /// Reads the next datagram; `None` if there is none yet.
+    ///
+    /// # Errors
+    /// The kernel's; `ENOBUFS` if notifications were lost.
     pub fn try_receive(&mut self) -> io::Result<Option<&[u8]>> {
         match self.read(MsgFlags::MSG_DONTWAIT) {
             Ok(length) => Ok(Some(&self.buffer[..length])),
@@ -109,11 +125,11 @@ impl Socket {
 
     fn read(&mut self, flags: MsgFlags) -> nix::Result<usize> {
         let (fd, buffer) = (self.fd.as_raw_fd(), &mut self.buffer);
-        uninterrupted(|| recv(fd, buffer, flags))
+        retry_on_eintr(|| recv(fd, buffer, flags))
     }
 }
 
-/// By which another thread than the one that reads a socket leaves a group, and joins it again.
+/// A socket's membership of a multicast group, which may be left and rejoined from another thread than the reader's.
 #[derive(Debug)]
 pub struct Membership {
     fd: OwnedFd,
@@ -121,12 +137,18 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Receives notifications from now on.
+    /// Joins the group.
+    ///
+    /// # Errors
+    /// The kernel's.
     pub fn join(&self) -> io::Result<()> {
         set_netlink_option(&self.fd, libc::NETLINK_ADD_MEMBERSHIP, self.group)
     }
 
-    /// Receives none from now on; what has come stays to be read.
+    /// Leaves the group. Notifications that have arrived can still be read.
+    ///
+    /// # Errors
+    /// The kernel's.
     pub fn leave(&self) -> io::Result<()> {
         set_netlink_option(&self.fd, libc::NETLINK_DROP_MEMBERSHIP, self.group)
     }
@@ -144,13 +166,13 @@ impl AsRawFd for Socket {
     }
 }
 
-/// Does with less what only the privileged may do: the system's limit then applies.
-fn allowed(forced: nix::Result<()>, limited: impl FnOnce() -> nix::Result<()>) -> nix::Result<()> {
+/// Falls back to a buffer within the system's limit if the caller may not exceed it.
+fn or_limited(forced: nix::Result<()>, limited: impl FnOnce() -> nix::Result<()>) -> nix::Result<()> {
     if forced == Err(Errno::EPERM) { limited() } else { forced }
 }
 
-/// Repeats a call that a signal interrupted.
-fn uninterrupted(mut call: impl FnMut() -> nix::Result<usize>) -> nix::Result<usize> {
+/// Repeats a call while signals interrupt it.
+fn retry_on_eintr(mut call: impl FnMut() -> nix::Result<usize>) -> nix::Result<usize> {
     loop {
         match call() {
             Err(Errno::EINTR) => {}
@@ -163,11 +185,11 @@ fn set_netlink_option(fd: &OwnedFd, option: libc::c_int, value: u32) -> io::Resu
     set_option(fd, libc::SOL_NETLINK, option, &value)
 }
 
-#[expect(unsafe_code, reason = "setsockopt takes a pointer; the values passed are plain and outlive the call")]
+#[expect(unsafe_code, reason = "setsockopt takes a pointer to a plain value that outlives the call")]
 fn set_option<T>(fd: &OwnedFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
-    // SAFETY: the pointer and length describe one `T`, which the kernel only reads; a filter's instructions are
-    // borrowed by the value that describes them.
+    // SAFETY: pointer and length describe one `T`, which the kernel only reads. A `sock_fprog` points to instructions
+    // that `Filter` borrows for at least as long as the call.
     let result = unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, std::ptr::from_ref(value).cast(), length) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

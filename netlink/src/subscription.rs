@@ -1,4 +1,4 @@
-//! Notifications of rtnetlink's multicast groups.
+//! Multicast notifications of rtnetlink.
 
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -6,22 +6,29 @@ use netlink_packet_route::RouteNetlinkMessage;
 use crate::route::{NetlinkError, parse};
 use crate::socket::{Buffers, Protocol, Socket};
 
-/// Notifications that wait to be read: a few thousand links and their addresses.
-const RECEIVE: usize = 1 << 20;
+/// Receive buffer: room for unread notifications of a few thousand links and their addresses.
+const RECEIVE_BUFFER: usize = 1 << 20;
 
-/// A subscription to the kernel's notifications in the network namespace of the thread that opened it.
+/// A subscription to notifications in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Subscription {
     socket: Socket,
 }
 
 impl Subscription {
-    /// Subscribes to these groups (`RTMGRP_*`, or bit N-1 for group N).
+    /// Subscribes to multicast groups, given as a mask (`RTMGRP_*`, or bit N-1 for group N).
+    ///
+    /// # Errors
+    /// If the process has no file descriptor left.
     pub fn open(groups: u32) -> Result<Self, NetlinkError> {
-        Ok(Self { socket: Socket::open(Protocol::Route, groups, Buffers { send: None, receive: RECEIVE })? })
+        Ok(Self { socket: Socket::open(Protocol::Route, groups, Buffers { send: None, receive: RECEIVE_BUFFER })? })
     }
 
-    /// Blocks until notifications come. `None` says that some were lost: whatever they told must be read anew.
+    /// Blocks until notifications arrive and returns one datagram of them. `None` if some were lost (`ENOBUFS`): the
+    /// caller must dump what it follows again.
+    ///
+    /// # Errors
+    /// The socket's.
     pub fn read(&mut self) -> Result<Option<&[u8]>, NetlinkError> {
         match self.socket.receive() {
             Ok(datagram) => Ok(Some(datagram)),
@@ -30,7 +37,10 @@ impl Subscription {
         }
     }
 
-    /// Blocks until a notification comes that matters. Lost and unreadable ones do.
+    /// Blocks until a notification arrives that matters. Those that were lost or are malformed always do.
+    ///
+    /// # Errors
+    /// The socket's.
     pub fn wait(&mut self, matters: impl Fn(&NetlinkPayload<RouteNetlinkMessage>) -> bool) -> Result<(), NetlinkError> {
         loop {
             let Some(bytes) = self.read()? else { return Ok(()) };

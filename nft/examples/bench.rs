@@ -1,14 +1,14 @@
-//! Times of chains in the nftables engine against a real kernel, in a network namespace of its own (needs root; sets are in `make bench`):
-//! `cargo run -p margay-nft --example bench`.
+//! Benchmark of changes to chains in a network namespace of its own; sets are in `make bench`.
+//! Needs root: `cargo run -p margay-nft --example bench`.
 //!
-//! Anchors are the figures of the same operations by other means: a raw netlink program in C, and Felix, which starts
-//! the `nft` program for each. Compare shapes and ratios; absolute times are those of the machine they were taken on.
+//! The anchors are the same operations by other means: a netlink program in C, and the `nft` program, started for each.
+//! Compare ratios: absolute times depend on the machine.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use margay_nft::{Chain, ChainName, Match, Rule, Ruleset, Selector, Socket, TableName, Transaction, diff};
+use margay_nft::{Chain, ChainName, Match, NftSocket, Rule, Ruleset, Selector, TableName, Transaction, diff};
 use nix::sched::{CloneFlags, unshare};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -39,7 +39,7 @@ fn chains_of_ten(count: u32) -> Result<[Vec<Duration>; 3], Box<dyn std::error::E
     for number in 0..count {
         ruleset.put_chain(ChainName::new(&format!("chain-{number}"))?, rules(number));
     }
-    let mut socket = Socket::open()?;
+    let mut socket = NftSocket::open()?;
     socket.exec(&Transaction::replace(&ruleset))?;
     let [mut rewrites, mut compares, mut lists] = [vec![], vec![], vec![]];
     for round in 0..200 {

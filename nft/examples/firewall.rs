@@ -4,24 +4,24 @@
 use std::net::Ipv4Addr;
 
 use margay_nft::{
-    Base, Chain, ChainName, ChainType, FieldType, Hook, Match, Policy, Rule, Ruleset, Selector, Set, SetKind, SetName,
-    Socket, TableName, diff,
+    Base, Chain, ChainName, ChainPolicy, ChainType, FieldType, Hook, Match, NftSocket, Rule, Ruleset, Selector, Set,
+    SetKind, SetName, TableName, diff,
 };
 use nix::sched::{CloneFlags, unshare};
 
 fn firewall(blocked: &[Ipv4Addr]) -> Result<Ruleset, Box<dyn std::error::Error>> {
-    let name = SetName::new("blocked")?;
-    let mut ruleset = Ruleset::new(TableName::new("example")?);
+    let name = SetName::new("blocked-1")?;
+    let mut ruleset = Ruleset::new(TableName::new("example-1")?);
     let rule = Rule::new().when(Match::in_set(Selector::Saddr4, &name)).counter().drop();
-    let input = Base { kind: ChainType::Filter, hook: Hook::Input, priority: 0, policy: Policy::Accept };
-    ruleset.put_chain(ChainName::new("input")?, Chain::base(input, [rule]));
+    let input = Base { kind: ChainType::Filter, hook: Hook::Input, priority: 0, policy: ChainPolicy::Accept };
+    ruleset.put_chain(ChainName::new("input-1")?, Chain::base(input, [rule]));
     ruleset.put_set(name, Set::members(SetKind::of(FieldType::Ipv4), blocked.iter().copied()));
     Ok(ruleset)
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     unshare(CloneFlags::CLONE_NEWNET)?;
-    let mut socket = Socket::open()?;
+    let mut socket = NftSocket::open()?;
     let first = firewall(&[Ipv4Addr::new(192, 0, 2, 1)])?;
     socket.exec(&diff(&Ruleset::new(first.table.clone()), &first))?;
     println!("{first}");

@@ -1,120 +1,124 @@
-//! Finding what is wrong with a ruleset before the kernel does.
+//! Validation of a ruleset before it is sent.
 //!
-//! The kernel names the operation it refuses, not the reason; and some mistakes it accepts.
+//! The kernel says which operation it refuses, rarely why, and it accepts some mistakes.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::rule::{Log, MarkSet, Match, Nat, NatTarget, Rule, Selector, SetRef, Statement, Verdict};
-use super::ruleset::{ChainName, Ruleset, SetName};
-use super::set::{CtState, Datum, Field, FieldType, Key, Set, SetKind, Value, ValueType};
+use crate::rule::{Log, MarkSet, Match, Nat, NatTarget, Rule, Selector, SetRef, Statement, Verdict};
+use crate::ruleset::{ChainName, Ruleset, SetName};
+use crate::set::{CtState, Datum, Field, FieldType, Key, Set, SetKind, Value, ValueType};
 
-/// Something that the kernel would refuse, or that cannot mean what it says.
+/// An error in a ruleset: the kernel would refuse it, or accept something that can never match.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    /// A verdict leads nowhere.
+pub enum CheckError {
+    /// A jump to a chain that does not exist.
     #[error("{place}: chain {target:?} does not exist")]
     UnknownChain {
-        /// Where the verdict stands.
+        /// The rule or set with the verdict.
         place: String,
         /// The missing chain.
         target: ChainName,
     },
-    /// A verdict leads to a base chain.
-    #[error("{place}: chain {target:?} is attached to a hook and cannot be called")]
-    CallOfBase {
-        /// Where the verdict stands.
+    /// A jump to a base chain.
+    #[error("{place}: chain {target:?} is a base chain, which is no target of jump or goto")]
+    JumpToBaseChain {
+        /// The rule or set with the verdict.
         place: String,
         /// The base chain.
         target: ChainName,
     },
-    /// Chains call each other in a circle.
-    #[error("chain {chain:?} calls itself")]
-    Loop {
-        /// One chain of the circle.
+    /// Chains that jump to each other in a loop.
+    #[error("chain {chain:?} jumps to itself, directly or through other chains")]
+    JumpLoop {
+        /// One chain of the loop.
         chain: ChainName,
     },
-    /// A rule looks into a set that is not there.
+    /// A lookup in a set that does not exist.
     #[error("{place}: set {set:?} does not exist")]
     UnknownSet {
-        /// Where the lookup stands.
+        /// The rule with the lookup.
         place: String,
         /// The missing set.
         set: SetName,
     },
-    /// A lookup, a comparison or an element has the wrong types.
-    #[error("{place}: {found} where {expected} is expected")]
-    WrongType {
-        /// Where it stands.
+    /// A lookup, comparison or element of the wrong types.
+    #[error("{place}: expected {expected}, found {found}")]
+    TypeMismatch {
+        /// The rule or set.
         place: String,
-        /// What the place needs.
+        /// The expected types.
         expected: String,
-        /// What was given.
+        /// The types found.
         found: String,
     },
-    /// A range in a set without intervals.
-    #[error("{place}: {key} is a range, but the set holds single values only")]
-    RangeInPlainSet {
+    /// A range in a set without `flags interval`.
+    #[error("{place}: {key} is a range, but the set has no intervals")]
+    RangeWithoutIntervals {
         /// The set.
         place: String,
         /// The element.
         key: Key,
     },
-    /// Something that has no meaning, or never the one it seems to have.
-    #[error("{place}: {what}")]
-    Senseless {
-        /// Where it stands.
+    /// A value that can never match, or that the kernel would cut off.
+    #[error("{place}: {reason}")]
+    Meaningless {
+        /// The rule or set.
         place: String,
-        /// What is wrong with it.
-        what: String,
+        /// What is wrong.
+        reason: String,
     },
-    /// Two elements of an interval set share a value.
+    /// Two elements of an interval set overlap.
     #[error("{place}: {first} and {second} overlap")]
-    Overlap {
+    OverlappingElements {
         /// The set.
         place: String,
         /// The lower element.
         first: Key,
-        /// The element that begins within the lower one.
+        /// The element that starts within the lower one.
         second: Key,
     },
 }
 
 impl Ruleset {
-    /// Every reason why the kernel would refuse this table, most of them bugs of whoever made it.
+    /// Validates the ruleset: references, types, values and jump loops.
     ///
-    /// Costs time in proportion to the whole table: for tests and for a full rewrite, not for each change.
-    pub fn check(&self) -> Result<(), Vec<Fault>> {
-        let mut faults = Vec::new();
+    /// Takes time proportional to the size of the table: call it in tests and before a full rewrite, not for each
+    /// change.
+    ///
+    /// # Errors
+    /// Everything that is wrong, each a bug in the program that built the ruleset.
+    pub fn check(&self) -> Result<(), Vec<CheckError>> {
+        let mut errors = Vec::new();
         for (name, set) in &self.sets {
-            self.check_set(&format!("set {name}"), set, &mut faults);
+            self.check_set(&format!("set {name}"), set, &mut errors);
         }
         for (name, chain) in &self.chains {
             for (index, rule) in chain.rules.iter().enumerate() {
-                self.check_rule(&format!("chain {name}, rule {index}"), rule, &mut faults);
+                self.check_rule(&format!("chain {name}, rule {index}"), rule, &mut errors);
             }
         }
-        if let Some(chain) = self.find_loop() {
-            faults.push(Fault::Loop { chain });
+        if let Some(chain) = self.find_jump_loop() {
+            errors.push(CheckError::JumpLoop { chain });
         }
-        if faults.is_empty() { Ok(()) } else { Err(faults) }
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
-    fn check_set(&self, place: &str, set: &Set, faults: &mut Vec<Fault>) {
+    fn check_set(&self, place: &str, set: &Set, errors: &mut Vec<CheckError>) {
         for (key, value) in &set.elements {
             let types: Vec<FieldType> = key.fields().iter().map(|field| field.first().field_type()).collect();
             if types != set.kind.key {
-                faults.push(wrong_type(place, &set.kind.key, &types));
+                errors.push(type_mismatch(place, &set.kind.key, &types));
             }
-            key.fields().iter().for_each(|field| check_field(place, field, faults));
+            key.fields().iter().for_each(|field| check_field(place, field, errors));
             if !set.kind.interval && !key.is_single() {
-                faults.push(Fault::RangeInPlainSet { place: place.to_owned(), key: key.clone() });
+                errors.push(CheckError::RangeWithoutIntervals { place: place.to_owned(), key: key.clone() });
             }
-            self.check_value(place, &set.kind.value, value, faults);
+            self.check_value(place, &set.kind.value, value, errors);
         }
         if set.kind.interval {
             let overlaps = overlaps(set).into_iter();
-            faults.extend(overlaps.map(|(first, second)| Fault::Overlap {
+            errors.extend(overlaps.map(|(first, second)| CheckError::OverlappingElements {
                 place: place.to_owned(),
                 first: first.clone(),
                 second: second.clone(),
@@ -122,38 +126,38 @@ impl Ruleset {
         }
     }
 
-    fn check_value(&self, place: &str, expected: &ValueType, value: &Value, faults: &mut Vec<Fault>) {
+    fn check_value(&self, place: &str, expected: &ValueType, value: &Value, errors: &mut Vec<CheckError>) {
         match (expected, value) {
             (ValueType::Member, Value::Member) => {}
-            (ValueType::Verdict, Value::Verdict(verdict)) => self.check_verdict(place, verdict, faults),
+            (ValueType::Verdict, Value::Verdict(verdict)) => self.check_verdict(place, verdict, errors),
             (ValueType::Data(types), Value::Data(data))
                 if types.iter().copied().eq(data.iter().map(Datum::field_type)) => {}
-            _ => faults.push(wrong_type(place, expected, value)),
+            _ => errors.push(type_mismatch(place, expected, value)),
         }
     }
 
-    fn check_verdict(&self, place: &str, verdict: &Verdict, faults: &mut Vec<Fault>) {
+    fn check_verdict(&self, place: &str, verdict: &Verdict, errors: &mut Vec<CheckError>) {
         let Some(target) = verdict.target() else {
             return;
         };
         let place = place.to_owned();
         let target = target.clone();
         match self.chains.get(&target) {
-            None => faults.push(Fault::UnknownChain { place, target }),
-            Some(chain) if chain.base.is_some() => faults.push(Fault::CallOfBase { place, target }),
+            None => errors.push(CheckError::UnknownChain { place, target }),
+            Some(chain) if chain.base.is_some() => errors.push(CheckError::JumpToBaseChain { place, target }),
             Some(_) => {}
         }
     }
 
-    fn check_rule(&self, place: &str, rule: &Rule, faults: &mut Vec<Fault>) {
+    fn check_rule(&self, place: &str, rule: &Rule, errors: &mut Vec<CheckError>) {
         for statement in &rule.statements {
             if let Statement::Verdict(verdict) = statement {
-                self.check_verdict(place, verdict, faults);
+                self.check_verdict(place, verdict, errors);
             }
             if let Some((key, set)) = statement.lookup() {
-                self.check_lookup(place, statement, key, set, faults);
+                self.check_lookup(place, statement, key, set, errors);
             }
-            check_values(place, statement, faults);
+            check_values(place, statement, errors);
         }
     }
 
@@ -163,36 +167,36 @@ impl Ruleset {
         statement: &Statement,
         key: &[Selector],
         set: &SetRef,
-        faults: &mut Vec<Fault>,
+        errors: &mut Vec<CheckError>,
     ) {
         let kind = match set {
             SetRef::Named(name) => match self.sets.get(name) {
                 Some(set) => &set.kind,
                 None => {
-                    return faults.push(Fault::UnknownSet { place: place.to_owned(), set: name.clone() });
+                    return errors.push(CheckError::UnknownSet { place: place.to_owned(), set: name.clone() });
                 }
             },
             SetRef::Anonymous(set) => {
-                self.check_set(place, set, faults);
+                self.check_set(place, set, errors);
                 &set.kind
             }
         };
         let types: Vec<FieldType> = key.iter().map(Selector::field_type).collect();
         if types != kind.key {
-            faults.push(wrong_type(place, &types, &kind.key));
+            errors.push(type_mismatch(place, &types, &kind.key));
         }
-        if !yields(statement, kind) {
-            faults.push(wrong_type(place, statement, &kind.value));
+        if !has_values_for(statement, kind) {
+            errors.push(type_mismatch(place, statement, &kind.value));
         }
     }
 
-    /// A chain on a circle of calls, through rules and maps alike.
-    fn find_loop(&self) -> Option<ChainName> {
+    /// A chain of a jump loop, through rules and verdict maps alike.
+    fn find_jump_loop(&self) -> Option<ChainName> {
         let mut finished = BTreeSet::new();
-        self.chains.keys().find_map(|name| self.walk_calls(name, &mut Vec::new(), &mut finished))
+        self.chains.keys().find_map(|name| self.find_jump_loop_from(name, &mut Vec::new(), &mut finished))
     }
 
-    fn walk_calls<'a>(
+    fn find_jump_loop_from<'a>(
         &'a self,
         name: &'a ChainName,
         path: &mut Vec<&'a ChainName>,
@@ -206,15 +210,15 @@ impl Ruleset {
         }
         path.push(name);
         let rules = self.chains.get(name).map(|chain| chain.rules.as_slice()).unwrap_or_default();
-        let targets = rules.iter().flat_map(|rule| self.targets(rule));
-        let found = targets.into_iter().find_map(|target| self.walk_calls(target, path, finished));
+        let targets = rules.iter().flat_map(|rule| self.jump_targets(rule));
+        let found = targets.into_iter().find_map(|target| self.find_jump_loop_from(target, path, finished));
         path.pop();
         finished.insert(name);
         found
     }
 
-    /// Chains that a rule may lead to.
-    fn targets<'a>(&'a self, rule: &'a Rule) -> Vec<&'a ChainName> {
+    /// The chains that a rule may jump or go to.
+    fn jump_targets<'a>(&'a self, rule: &'a Rule) -> Vec<&'a ChainName> {
         let mut targets = Vec::new();
         for statement in &rule.statements {
             if let Statement::Verdict(verdict) = statement {
@@ -225,67 +229,70 @@ impl Ruleset {
                 Statement::Vmap(_, SetRef::Anonymous(set)) => Some(set.as_ref()),
                 _ => None,
             };
-            targets.extend(map.into_iter().flat_map(Set::targets));
+            targets.extend(map.into_iter().flat_map(Set::jump_targets));
         }
         targets
     }
 }
 
-/// Checks the values written in a statement.
-fn check_values(place: &str, statement: &Statement, faults: &mut Vec<Fault>) {
+/// Checks the constants in a statement.
+fn check_values(place: &str, statement: &Statement, errors: &mut Vec<CheckError>) {
     match statement {
         Statement::Match(Match::Is(selector, _, field)) => {
             let found = field.first().field_type();
             if selector.field_type() != found {
-                faults.push(wrong_type(place, &selector.field_type(), &found));
+                errors.push(type_mismatch(place, &selector.field_type(), &found));
             }
-            check_field(place, field, faults);
+            check_field(place, field, errors);
         }
         Statement::Match(Match::NamePrefix(selector, ..)) if selector.field_type() != FieldType::Iface => {
-            faults.push(wrong_type(place, &FieldType::Iface, &selector.field_type()));
+            errors.push(type_mismatch(place, &FieldType::Iface, &selector.field_type()));
         }
         Statement::MarkSet(MarkSet { mask, value }) | Statement::Match(Match::MarkBits { mask, value, .. })
             if value & !mask != 0 =>
         {
-            faults.push(senseless(place, format!("mark {value:#x} has bits outside of its mask {mask:#x}")));
+            errors.push(meaningless(place, format!("mark {value:#x} has bits outside its mask {mask:#x}")));
         }
         Statement::Log(Log { prefix, .. }) if prefix.len() > LOG_PREFIX_MAX || prefix.contains(['"', '\n']) => {
-            faults.push(senseless(place, format!("log prefix {prefix:?} is longer than {LOG_PREFIX_MAX} or quoted")));
+            errors.push(meaningless(
+                place,
+                format!("log prefix {prefix:?} is longer than {LOG_PREFIX_MAX} bytes, or has a quote or line break"),
+            ));
         }
         _ => {}
     }
 }
 
-/// Checks that a field can be met by a packet: types in the order of the host have no ranges, and a packet has one
-/// state, which a comparison or a map compares as a whole.
-fn check_field(place: &str, field: &Field, faults: &mut Vec<Fault>) {
-    let ordered = !matches!(
+/// Checks that a packet can match a field. The kernel compares bytes from left to right, so values in host byte order
+/// have no ranges; and a packet has exactly one conntrack state, so a comparison with several at once never matches.
+fn check_field(place: &str, field: &Field, errors: &mut Vec<CheckError>) {
+    let has_ranges = !matches!(
         field.first().field_type(),
         FieldType::Mark | FieldType::CtState | FieldType::Iface | FieldType::Family
     );
-    if !ordered && !field.is_single() {
-        faults.push(senseless(place, format!("{field} is a range of a type without an order")));
+    if !has_ranges && !field.is_single() {
+        errors.push(meaningless(place, format!("{field} is a range of a type that has no ranges")));
     }
     if let Datum::CtState(CtState(bits)) = field.first()
         && bits.count_ones() != 1
     {
-        faults.push(senseless(place, format!("a packet is never in the states {field} at once")));
+        errors.push(meaningless(place, format!("a packet never has the states {field} at once")));
     }
 }
 
-fn senseless(place: &str, what: String) -> Fault {
-    Fault::Senseless { place: place.to_owned(), what }
+fn meaningless(place: &str, reason: String) -> CheckError {
+    CheckError::Meaningless { place: place.to_owned(), reason }
 }
 
-/// Longest prefix of a log message, in bytes, that the kernel keeps.
+/// Longest log prefix in bytes: `NF_LOG_PREFIXLEN` - 1 (`linux/netfilter/nf_log.h`).
 const LOG_PREFIX_MAX: usize = 127;
 
-/// Pairs of keys that share a value: what the kernel refuses, depending on the order in which they come.
+/// Pairs of keys that overlap. Whether the kernel refuses them depends on the order in which they are added.
 fn overlaps(set: &Set) -> Vec<(&Key, &Key)> {
     let keys: Vec<&Key> = set.elements.keys().collect();
     let mut found = Vec::new();
     for (index, low) in keys.iter().enumerate() {
-        // Keys are in the order of where their first field begins.
+        // Keys are sorted by the start of their first field, so the rest cannot overlap.
         let last = low.fields()[0].last();
         let near = keys[index + 1..].iter().take_while(|high| high.fields()[0].first() <= last);
         found.extend(near.filter(|high| low.overlaps(high)).map(|high| (*low, *high)));
@@ -293,8 +300,8 @@ fn overlaps(set: &Set) -> Vec<(&Key, &Key)> {
     found
 }
 
-/// Whether a set of this kind gives what the statement needs.
-fn yields(statement: &Statement, kind: &SetKind) -> bool {
+/// Whether a set of this kind has the values that the statement needs.
+fn has_values_for(statement: &Statement, kind: &SetKind) -> bool {
     match (statement, &kind.value) {
         (Statement::Match(_), value) => *value == ValueType::Member,
         (Statement::Vmap(..), value) => *value == ValueType::Verdict,
@@ -306,6 +313,6 @@ fn yields(statement: &Statement, kind: &SetKind) -> bool {
     }
 }
 
-fn wrong_type(place: &str, expected: &(impl fmt::Debug + ?Sized), found: &(impl fmt::Debug + ?Sized)) -> Fault {
-    Fault::WrongType { place: place.to_owned(), expected: format!("{expected:?}"), found: format!("{found:?}") }
+fn type_mismatch(place: &str, expected: &(impl fmt::Debug + ?Sized), found: &(impl fmt::Debug + ?Sized)) -> CheckError {
+    CheckError::TypeMismatch { place: place.to_owned(), expected: format!("{expected:?}"), found: format!("{found:?}") }
 }

@@ -1,56 +1,71 @@
-//! What leads from one ruleset to another: as few operations as possible, in an order the kernel accepts.
+//! The difference between two rulesets: as few operations as possible, in an order that the kernel accepts.
 //!
-//! Everything that goes away goes first and everything new comes after, so that a set or chain may be made anew under
-//! its old name within one transaction. Packets see none of the steps between.
+//! Deletions come before additions, so one transaction can delete a set or chain and recreate it under the same name.
+//! Packets never see an intermediate state.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::listing::Present;
-use super::ruleset::{Base, Chain, ChainName, Ruleset, SetName};
-use super::set::Set;
-use super::transaction::{Op, Transaction};
+use crate::listing::TableListing;
+use crate::ruleset::{Base, Chain, ChainName, ChainPolicy, Ruleset, SetName};
+use crate::set::Set;
+use crate::transaction::{Transaction, TransactionOp};
 
-/// The transaction from `present` to `wanted`; empty if they are equal. Both must be about the same table, and the
-/// table must exist unless `present` is empty.
+/// The transaction from `present` to `wanted`; empty if they are equal.
+///
+/// Both must describe the same table, and the table must exist unless `present` is empty.
+///
+/// ```
+/// use margay_nft::{Chain, ChainName, Rule, Ruleset, TableName, diff};
+///
+/// let empty = Ruleset::new(TableName::new("example-1")?);
+/// let mut wanted = empty.clone();
+/// wanted.put_chain(ChainName::new("chain-1")?, Chain::regular([Rule::new().counter().drop()]));
+///
+/// let transaction = diff(&empty, &wanted);
+/// assert_eq!(transaction.to_string(), "create the table\ncreate chain chain-1\nadd 1 rule(s) to chain chain-1\n");
+/// assert!(diff(&wanted, &wanted).is_empty());
+/// # Ok::<(), margay_nft::NameError>(())
+/// ```
 pub fn diff(present: &Ruleset, wanted: &Ruleset) -> Transaction {
     let mut delta = Delta::default();
-    let replaced = delta.sets(&present.sets, &wanted.sets);
-    let known = |chain: &Arc<Chain>, wanted: &Arc<Chain>| {
+    let replaced = delta.diff_sets(&present.sets, &wanted.sets);
+    let kept = |chain: &Arc<Chain>, wanted: &Arc<Chain>| {
         if Arc::ptr_eq(chain, wanted) {
             return wanted.rules.len();
         }
-        common_start(&chain.rules, &wanted.rules, |old, new| old == new)
+        common_prefix_len(&chain.rules, &wanted.rules, |old, new| old == new)
     };
     for (name, chain) in &present.chains {
-        delta.old_chain(name, chain.base, chain.rules.len(), wanted.chains.get(name), &replaced, |new| {
-            known(chain, new)
+        delta.diff_chain(name, chain.base, chain.rules.len(), wanted.chains.get(name), &replaced, |new| {
+            kept(chain, new)
         });
     }
-    delta.new_chains(wanted, |name| present.chains.contains_key(name));
+    delta.add_new_chains(wanted, |name| present.chains.contains_key(name));
     delta.into_transaction(wanted, present.chains.is_empty() && present.sets.is_empty())
 }
 
-/// The same from what was read back from the kernel, where rules are known by their fingerprints.
-pub(super) fn diff_present(present: &Present, wanted: &Ruleset) -> Transaction {
+/// The transaction from a table read back from the kernel, whose rules are known by fingerprint only.
+pub(crate) fn diff_listing(present: &TableListing, wanted: &Ruleset) -> Transaction {
     let mut delta = Delta::default();
-    let replaced = delta.sets(&present.sets, &wanted.sets);
+    let replaced = delta.diff_sets(&present.sets, &wanted.sets);
     for (name, chain) in &present.chains {
-        let known =
-            |new: &Arc<Chain>| common_start(&chain.rules, &new.rules, |old, new| *old == Some(new.fingerprint()));
-        delta.old_chain(name, chain.base, chain.rules.len(), wanted.chains.get(name), &replaced, known);
+        let kept =
+            |new: &Arc<Chain>| common_prefix_len(&chain.rules, &new.rules, |old, new| *old == Some(new.fingerprint()));
+        delta.diff_chain(name, chain.base, chain.rules.len(), wanted.chains.get(name), &replaced, kept);
     }
-    delta.new_chains(wanted, |name| present.chains.contains_key(name));
+    delta.add_new_chains(wanted, |name| present.chains.contains_key(name));
     delta.into_transaction(wanted, !present.exists)
 }
 
-/// How many items at the start are equal.
-fn common_start<A, B>(old: &[A], new: &[B], equal: impl Fn(&A, &B) -> bool) -> usize {
+/// Number of leading items that are equal.
+fn common_prefix_len<A, B>(old: &[A], new: &[B], equal: impl Fn(&A, &B) -> bool) -> usize {
     old.iter().zip(new).take_while(|(old, new)| equal(old, new)).count()
 }
 
-/// Operations by kind, in the order in which they become a transaction.
+/// Operations by kind, in the order in which they join the transaction. The kernel checks references at each step:
+/// rules go before the sets and chains they refer to, and come after them.
 #[derive(Default)]
 struct Delta {
     flushed: Vec<ChainName>,
@@ -64,8 +79,9 @@ struct Delta {
 }
 
 impl Delta {
-    /// Compares the sets; returns those deleted or made anew, which no rule may refer to meanwhile.
-    fn sets(
+    /// Compares the sets. Returns those to delete or recreate: the kernel refuses to delete a set while a rule refers
+    /// to it, so chains that do must be flushed first.
+    fn diff_sets(
         &mut self,
         present: &BTreeMap<SetName, Arc<Set>>,
         wanted: &BTreeMap<SetName, Arc<Set>>,
@@ -73,7 +89,7 @@ impl Delta {
         let mut replaced = BTreeSet::new();
         for (name, old) in present {
             match wanted.get(name) {
-                Some(new) if new.kind == old.kind => self.elements(name, old, new),
+                Some(new) if new.kind == old.kind => self.diff_elements(name, old, new),
                 _ => {
                     self.deleted_sets.push(name.clone());
                     replaced.insert(name.clone());
@@ -85,12 +101,13 @@ impl Delta {
         replaced
     }
 
-    /// Compares the elements of two sets of one kind. A changed value is removed and added.
-    fn elements(&mut self, name: &SetName, old: &Arc<Set>, new: &Arc<Set>) {
+    /// Compares the elements of two sets of the same kind. The kernel cannot update a value in place, so an element
+    /// whose value changed is deleted and added.
+    fn diff_elements(&mut self, name: &SetName, old: &Arc<Set>, new: &Arc<Set>) {
         if Arc::ptr_eq(old, new) {
             return;
         }
-        let (gone, added) = element_changes(old, new);
+        let (gone, added) = diff_of_elements(old, new);
         if !gone.elements.is_empty() {
             self.deleted_elements.push((name.clone(), Arc::new(gone)));
         }
@@ -99,52 +116,52 @@ impl Delta {
         }
     }
 
-    /// Decides about a chain that is there with `count` rules; `known` tells how many of them may stay at the start.
-    fn old_chain(
+    /// Compares a chain that exists with `count` rules; `kept` tells how many leading rules are already as wanted.
+    fn diff_chain(
         &mut self,
         name: &ChainName,
         base: Option<Base>,
         count: usize,
         wanted: Option<&Arc<Chain>>,
         replaced: &BTreeSet<SetName>,
-        known: impl FnOnce(&Arc<Chain>) -> usize,
+        kept: impl FnOnce(&Arc<Chain>) -> usize,
     ) {
         let Some(new) = wanted else {
-            self.flush(name, count);
+            self.push_flush(name, count);
             return self.deleted_chains.push(name.clone());
         };
-        if attachment(base) != attachment(new.base) {
-            self.flush(name, count);
+        if fixed_part(base) != fixed_part(new.base) {
+            self.push_flush(name, count);
             self.deleted_chains.push(name.clone());
             self.put_chains.push((name.clone(), new.base));
-            return self.append(name, new, 0);
+            return self.push_append(name, new, 0);
         }
         if base != new.base {
             self.put_chains.push((name.clone(), new.base));
         }
-        let kept = if new.refers_to(replaced) { 0 } else { known(new) };
+        let kept = if new.refers_to(replaced) { 0 } else { kept(new) };
         if kept == count {
-            self.append(name, new, kept);
+            self.push_append(name, new, kept);
         } else {
-            self.flush(name, count);
-            self.append(name, new, 0);
+            self.push_flush(name, count);
+            self.push_append(name, new, 0);
         }
     }
 
-    fn new_chains(&mut self, wanted: &Ruleset, is_present: impl Fn(&ChainName) -> bool) {
+    fn add_new_chains(&mut self, wanted: &Ruleset, is_present: impl Fn(&ChainName) -> bool) {
         for (name, chain) in wanted.chains.iter().filter(|(name, _)| !is_present(name)) {
             self.put_chains.push((name.clone(), chain.base));
-            self.append(name, chain, 0);
+            self.push_append(name, chain, 0);
         }
     }
 
-    fn flush(&mut self, name: &ChainName, count: usize) {
+    fn push_flush(&mut self, name: &ChainName, count: usize) {
         if count > 0 {
             self.flushed.push(name.clone());
         }
     }
 
-    fn append(&mut self, name: &ChainName, chain: &Arc<Chain>, from: usize) {
+    fn push_append(&mut self, name: &ChainName, chain: &Arc<Chain>, from: usize) {
         if from < chain.rules.len() {
             self.appended.push((name.clone(), chain.clone(), from));
         }
@@ -153,34 +170,35 @@ impl Delta {
     fn into_transaction(self, wanted: &Ruleset, create_table: bool) -> Transaction {
         let mut transaction = Transaction::new(wanted.table.clone());
         if create_table {
-            transaction.push(Op::CreateTable);
+            transaction.push(TransactionOp::CreateTable);
         }
-        let created = self.created_sets.iter().map(|(name, set)| Op::CreateSet(name.clone(), set.kind.clone()));
-        let created: Vec<Op> = created.collect();
-        let ops = (self.flushed.into_iter().map(Op::FlushChain))
-            .chain(self.deleted_elements.into_iter().map(|(name, set)| Op::DeleteElements(name, set)))
-            .chain(self.deleted_sets.into_iter().map(Op::DeleteSet))
-            .chain(self.deleted_chains.into_iter().map(Op::DeleteChain))
-            .chain(self.put_chains.into_iter().map(|(name, base)| Op::PutChain(name, base)))
+        let created =
+            self.created_sets.iter().map(|(name, set)| TransactionOp::CreateSet(name.clone(), set.kind.clone()));
+        let created: Vec<TransactionOp> = created.collect();
+        let ops = (self.flushed.into_iter().map(TransactionOp::FlushChain))
+            .chain(self.deleted_elements.into_iter().map(|(name, set)| TransactionOp::DeleteElements(name, set)))
+            .chain(self.deleted_sets.into_iter().map(TransactionOp::DeleteSet))
+            .chain(self.deleted_chains.into_iter().map(TransactionOp::DeleteChain))
+            .chain(self.put_chains.into_iter().map(|(name, base)| TransactionOp::PutChain(name, base)))
             .chain(created);
         ops.for_each(|op| transaction.push(op));
         for (name, set) in self.created_sets.into_iter().chain(self.added_elements) {
             transaction.add_elements(&name, set);
         }
         for (name, chain, from) in self.appended {
-            transaction.push(Op::AppendRules(name, chain, from));
+            transaction.push(TransactionOp::AppendRules(name, chain, from));
         }
         transaction
     }
 }
 
-/// What cannot change while a chain exists; its policy can.
-fn attachment(base: Option<Base>) -> Option<Base> {
-    base.map(|base| Base { policy: super::ruleset::Policy::Accept, ..base })
+/// The part of a base chain that cannot change while it exists: everything but its policy.
+fn fixed_part(base: Option<Base>) -> Option<Base> {
+    base.map(|base| Base { policy: ChainPolicy::Accept, ..base })
 }
 
-/// Elements to remove from `old` and to add to it to make `new`; one walk along both.
-fn element_changes(old: &Set, new: &Set) -> (Set, Set) {
+/// The elements to delete from `old` and to add to it to get `new`, by walking both in key order.
+fn diff_of_elements(old: &Set, new: &Set) -> (Set, Set) {
     let (mut gone, mut added) = (Set::new(old.kind.clone()), Set::new(new.kind.clone()));
     let mut olds = old.elements.iter().peekable();
     let mut news = new.elements.iter().peekable();
@@ -201,7 +219,7 @@ fn element_changes(old: &Set, new: &Set) -> (Set, Set) {
 }
 
 impl Chain {
-    /// Whether a rule looks into one of these sets.
+    /// Whether a rule does a lookup in one of these sets.
     fn refers_to(&self, sets: &BTreeSet<SetName>) -> bool {
         let lookups = self.rules.iter().flat_map(|rule| &rule.statements).filter_map(|statement| statement.lookup());
         !sets.is_empty() && lookups.into_iter().filter_map(|(_, set)| set.name()).any(|name| sets.contains(name))

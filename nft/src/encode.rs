@@ -1,95 +1,100 @@
-//! A transaction as netlink messages: one batch, one buffer, one send.
+//! Encoding of transactions: one nfnetlink batch, one buffer, one `send`.
 
-use super::constants::*;
-use super::ruleset::{Base, Chain, ChainName, ChainType, Hook, Policy, TableName};
-use super::set::SetKind;
-use super::transaction::{Op, Transaction};
+use crate::constants::*;
+use crate::ruleset::{Base, Chain, ChainName, ChainPolicy, ChainType, Hook, TableName};
+use crate::set::SetKind;
+use crate::transaction::{Transaction, TransactionOp};
 use margay_netlink::wire::{Header, Writer};
 
 mod rule;
 mod set;
 
-pub(super) use set::{data_length, field_width, nft_type};
+pub(crate) use set::{data_length, field_width, nft_type};
 
-/// Memory kept for the next batch; a full rewrite of a large table needs megabytes once.
+/// Buffer memory kept for the next batch. A full rewrite of a large table takes many megabytes, but only once.
 const KEPT: usize = 1 << 20;
 
-/// The messages of one transaction, and where each came from.
+/// The messages of a transaction, and the operation that each came from.
 #[derive(Debug, Default)]
 pub struct Batch {
     writer: Writer,
-    /// Sequence number of the opening message; the others follow without a gap.
+    /// Sequence number of `NFNL_MSG_BATCH_BEGIN`; the others follow without a gap.
     first: u32,
-    /// Where each message between the opening and the closing one came from; `None` for that which asks for the
-    /// generation.
+    /// Origin of each message between the begin and end messages; `None` for the one that asks for the generation.
     origins: Vec<Option<Origin>>,
     last_message: usize,
     next_set_id: u32,
 }
 
-/// Where a message came from.
+/// The operation that a message came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// Index of the operation in its transaction.
     pub op: usize,
-    /// Index of the rule in its chain, for operations with several.
+    /// Index of the rule in its chain, for an operation with several rules.
     pub rule: Option<usize>,
 }
 
 impl Batch {
-    /// Encodes the transaction, whose messages get the sequence numbers from `first` on.
+    /// Encodes a transaction, numbering its messages from `first` on.
     pub fn encode(&mut self, transaction: &Transaction, first: u32) {
         self.writer.reset(KEPT);
         self.origins.clear();
         self.first = first;
         self.next_set_id = 0;
-        self.frame(NFNL_MSG_BATCH_BEGIN, first);
-        // The kernel answers an echo flag on the first message with the generation that the commit made. The message
-        // itself changes nothing when the table is there, and then has no other echo.
-        self.message(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_ECHO, None, |w| {
+        self.put_batch_message(NFNL_MSG_BATCH_BEGIN, first);
+        // The kernel answers `NLM_F_ECHO` with the generation that the commit made. Creating a table that exists
+        // changes nothing and is echoed in no other way, so this message costs one reply.
+        self.put_message(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_ECHO, None, |w| {
             w.put_str(NFTA_TABLE_NAME, transaction.table().as_str());
         });
         for (index, op) in transaction.ops().iter().enumerate() {
-            self.op(transaction.table(), op, index);
+            self.put_op(transaction.table(), op, index);
         }
+        // Only the last operation asks for an acknowledgement; the kernel reports errors of the others unasked.
         self.writer.add_flags(self.last_message, NLM_F_ACK);
-        self.frame(NFNL_MSG_BATCH_END, self.last_sequence().wrapping_add(1));
+        self.put_batch_message(NFNL_MSG_BATCH_END, self.last_sequence().wrapping_add(1));
     }
 
-    /// The bytes to send.
+    /// The encoded batch.
     pub fn bytes(&self) -> &[u8] {
         self.writer.bytes()
     }
 
-    /// Sequence number of the last operation, the one that is acknowledged.
+    /// Sequence number of the last operation, which is acknowledged.
     pub fn last_sequence(&self) -> u32 {
         self.first.wrapping_add(self.origins.len() as u32)
     }
 
-    /// Number of sequence numbers used.
-    pub fn sequences(&self) -> u32 {
+    /// Number of messages, begin and end included.
+    pub fn sequence_count(&self) -> u32 {
         self.origins.len() as u32 + 2
     }
 
-    /// Whether a reply with this number belongs to this batch.
-    pub fn holds(&self, sequence: u32) -> bool {
-        sequence.wrapping_sub(self.first) < self.sequences()
+    /// Whether a reply with this sequence number belongs to this batch.
+    pub fn contains(&self, sequence: u32) -> bool {
+        sequence.wrapping_sub(self.first) < self.sequence_count()
     }
 
-    /// Where the message with this number came from; `None` for those that belong to
-    /// none of the operations.
+    /// The operation that the message with this sequence number came from; `None` if it came from none.
     pub fn origin(&self, sequence: u32) -> Option<Origin> {
         let index = sequence.wrapping_sub(self.first).checked_sub(1)?;
         self.origins.get(index as usize).copied().flatten()
     }
 
-    fn frame(&mut self, kind: u16, sequence: u32) {
+    fn put_batch_message(&mut self, kind: u16, sequence: u32) {
         let header = Header { kind, flags: NLM_F_REQUEST, sequence };
-        self.writer.message(header, 0, NFNL_SUBSYS_NFTABLES, |_| {});
+        self.writer.put_message(header, 0, NFNL_SUBSYS_NFTABLES, |_| {});
     }
 
-    /// Adds one message about our table.
-    fn message(&mut self, kind: u16, flags: u16, origin: impl Into<Option<Origin>>, body: impl FnOnce(&mut Writer)) {
+    /// Appends one nf_tables message.
+    fn put_message(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        origin: impl Into<Option<Origin>>,
+        body: impl FnOnce(&mut Writer),
+    ) {
         self.last_message = self.writer.bytes().len();
         self.origins.push(origin.into());
         let header = Header {
@@ -97,65 +102,65 @@ impl Batch {
             flags: NLM_F_REQUEST | flags,
             sequence: self.last_sequence(),
         };
-        self.writer.message(header, NFPROTO_INET, 0, body);
+        self.writer.put_message(header, NFPROTO_INET, 0, body);
     }
 
-    fn op(&mut self, table: &TableName, op: &Op, index: usize) {
+    fn put_op(&mut self, table: &TableName, op: &TransactionOp, index: usize) {
         let origin = Origin { op: index, rule: None };
         match op {
-            Op::CreateTable => self.message(NFT_MSG_NEWTABLE, NLM_F_CREATE, origin, |w| {
+            TransactionOp::CreateTable => self.put_message(NFT_MSG_NEWTABLE, NLM_F_CREATE, origin, |w| {
                 w.put_str(NFTA_TABLE_NAME, table.as_str());
             }),
-            Op::DeleteTable => self.message(NFT_MSG_DELTABLE, 0, origin, |w| {
+            TransactionOp::DeleteTable => self.put_message(NFT_MSG_DELTABLE, 0, origin, |w| {
                 w.put_str(NFTA_TABLE_NAME, table.as_str());
             }),
-            Op::PutChain(name, base) => self.message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, origin, |w| {
+            TransactionOp::PutChain(name, base) => self.put_message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, origin, |w| {
                 w.put_str(NFTA_CHAIN_TABLE, table.as_str());
                 w.put_str(NFTA_CHAIN_NAME, name.as_str());
                 base.iter().for_each(|base| put_base(w, base));
             }),
-            Op::FlushChain(name) => self.message(NFT_MSG_DELRULE, 0, origin, |w| {
+            TransactionOp::FlushChain(name) => self.put_message(NFT_MSG_DELRULE, 0, origin, |w| {
                 w.put_str(NFTA_RULE_TABLE, table.as_str());
                 w.put_str(NFTA_RULE_CHAIN, name.as_str());
             }),
-            Op::DeleteChain(name) => self.message(NFT_MSG_DELCHAIN, 0, origin, |w| {
+            TransactionOp::DeleteChain(name) => self.put_message(NFT_MSG_DELCHAIN, 0, origin, |w| {
                 w.put_str(NFTA_CHAIN_TABLE, table.as_str());
                 w.put_str(NFTA_CHAIN_NAME, name.as_str());
             }),
-            Op::CreateSet(name, kind) => self.create_set(table, name.as_str(), kind, origin),
-            Op::DeleteSet(name) => self.message(NFT_MSG_DELSET, 0, origin, |w| {
+            TransactionOp::CreateSet(name, kind) => self.put_set_creation(table, name.as_str(), kind, origin),
+            TransactionOp::DeleteSet(name) => self.put_message(NFT_MSG_DELSET, 0, origin, |w| {
                 w.put_str(NFTA_SET_TABLE, table.as_str());
                 w.put_str(NFTA_SET_NAME, name.as_str());
             }),
-            Op::AddElements(name, set) => {
-                let list = set::List { table, name: name.as_str(), id: None };
-                self.elements(NFT_MSG_NEWSETELEM, list, set, origin);
+            TransactionOp::AddElements(name, set) => {
+                let list = set::ElementList { table, name: name.as_str(), id: None };
+                self.put_elements(NFT_MSG_NEWSETELEM, list, set, origin);
             }
-            Op::DeleteElements(name, set) => {
-                let list = set::List { table, name: name.as_str(), id: None };
-                self.elements(NFT_MSG_DELSETELEM, list, set, origin);
+            TransactionOp::DeleteElements(name, set) => {
+                let list = set::ElementList { table, name: name.as_str(), id: None };
+                self.put_elements(NFT_MSG_DELSETELEM, list, set, origin);
             }
-            Op::AppendRules(name, chain, from) => self.rules(table, name, chain, *from, index),
+            TransactionOp::AppendRules(name, chain, from) => self.put_rules(table, name, chain, *from, index),
         }
     }
 
-    fn create_set(&mut self, table: &TableName, name: &str, kind: &SetKind, origin: Origin) {
-        let id = self.new_set_id();
-        self.message(NFT_MSG_NEWSET, NLM_F_CREATE, origin, |w| {
-            set::put_set(w, table, set::Creation { name, kind, id, extra_flags: 0, size: None });
+    fn put_set_creation(&mut self, table: &TableName, name: &str, kind: &SetKind, origin: Origin) {
+        let id = self.take_set_id();
+        self.put_message(NFT_MSG_NEWSET, NLM_F_CREATE, origin, |w| {
+            set::put_set_attributes(w, table, set::SetCreation { name, kind, id, extra_flags: 0, size: None });
         });
     }
 
-    fn new_set_id(&mut self) -> u32 {
+    fn take_set_id(&mut self) -> u32 {
         self.next_set_id += 1;
         self.next_set_id
     }
 
-    fn rules(&mut self, table: &TableName, name: &ChainName, chain: &Chain, from: usize, op: usize) {
+    fn put_rules(&mut self, table: &TableName, name: &ChainName, chain: &Chain, from: usize, op: usize) {
         for (index, rule) in chain.rules.iter().enumerate().skip(from) {
             let origin = Origin { op, rule: Some(index) };
-            let ids = self.anonymous_sets(table, rule, origin);
-            self.message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, origin, |w| {
+            let ids = self.put_anonymous_sets(table, rule, origin);
+            self.put_message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, origin, |w| {
                 w.put_str(NFTA_RULE_TABLE, table.as_str());
                 w.put_str(NFTA_RULE_CHAIN, name.as_str());
                 w.nest(NFTA_RULE_EXPRESSIONS, |w| rule::put_expressions(w, rule, &ids));
@@ -165,7 +170,7 @@ impl Batch {
     }
 }
 
-/// A comment in the form in which nft keeps it: type, length, text, zero.
+/// A comment as a libnftnl user data record: type, length, text and a zero byte.
 fn comment_record(comment: &str) -> Vec<u8> {
     let length = u8::try_from(comment.len() + 1).expect("a fingerprint has 16 digits");
     let mut record = vec![UDATA_RULE_COMMENT, length];
@@ -179,11 +184,11 @@ fn put_base(w: &mut Writer, base: &Base) {
         w.put_u32(NFTA_HOOK_HOOKNUM, hook_number(base.hook));
         w.put(NFTA_HOOK_PRIORITY, &base.priority.to_be_bytes());
     });
-    w.put_u32(NFTA_CHAIN_POLICY, (base.policy == Policy::Accept).into());
+    w.put_u32(NFTA_CHAIN_POLICY, (base.policy == ChainPolicy::Accept).into());
     w.put_str(NFTA_CHAIN_TYPE, chain_type_name(base.kind));
 }
 
-pub(super) const fn hook_number(hook: Hook) -> u32 {
+pub(crate) const fn hook_number(hook: Hook) -> u32 {
     match hook {
         Hook::Prerouting => 0,
         Hook::Input => 1,
@@ -193,7 +198,7 @@ pub(super) const fn hook_number(hook: Hook) -> u32 {
     }
 }
 
-pub(super) const fn chain_type_name(kind: ChainType) -> &'static str {
+pub(crate) const fn chain_type_name(kind: ChainType) -> &'static str {
     match kind {
         ChainType::Filter => "filter",
         ChainType::Nat => "nat",

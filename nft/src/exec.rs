@@ -1,55 +1,57 @@
-//! Carrying transactions out: one socket for the life of the agent.
+//! The nf_tables socket, which executes transactions.
 //!
-//! The socket is never closed between transactions: closing one after a deletion waits for a grace period of the
-//! kernel, 5 to 30 ms. Every call blocks for as long as the kernel works (microseconds for an element, a few hundred
-//! milliseconds for a whole table of ten thousand rules) and belongs on a thread of its own.
+//! Keep one socket for the life of the program: closing it after a deletion waits for an RCU grace period of the
+//! kernel, 5 to 30 ms. Every call blocks while the kernel works (microseconds for one element, a few hundred
+//! milliseconds for a table of ten thousand rules), so it belongs on a thread of its own.
 
 use std::io;
 
-use super::constants::*;
-use super::encode::{Batch, Origin};
-use super::transaction::{Op, Transaction};
-use margay_netlink::wire::{Header, attribute_str, attribute_u32, messages, u32_ne};
-use margay_netlink::{Buffers, Protocol, Socket as NetlinkSocket};
+use crate::constants::*;
+use crate::encode::{Batch, Origin};
+use crate::transaction::{Transaction, TransactionOp};
+use margay_netlink::wire::{
+    HEADER_LEN, Header, Message, NF_HEADER_LEN, Writer, attribute_str, attribute_u32, messages, u32_ne,
+};
+use margay_netlink::{Buffers, Protocol, Socket};
 
-/// The largest batch is a table of a hundred thousand rules; errors of a refused batch come one per operation.
+/// Room to send a table of a hundred thousand rules, and to receive an error for every operation of a refused batch.
 const BUFFERS: Buffers = Buffers { send: Some(64 << 20), receive: 4 << 20 };
 
-/// The kernel's count of commits in this network namespace, ours and others'.
+/// The kernel's generation counter: the number of nf_tables commits in this network namespace, by any program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u32);
 
-/// Why a transaction did not happen, or may not have.
+/// Why a transaction was not committed, or may not have been.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    /// The kernel refused it; nothing has changed.
+    /// The kernel refused it and changed nothing.
     #[error("the kernel refused to {operation}: {source}{}", detail(.message))]
     Refused {
-        /// The first operation refused.
+        /// The first operation that the kernel refused.
         operation: String,
         /// Its index in the transaction; `None` when the batch as a whole failed.
         index: Option<usize>,
-        /// The kernel's error number.
+        /// The kernel's errno.
         source: io::Error,
-        /// The kernel's own words.
+        /// The kernel's extended acknowledgement message, if it sent one.
         message: Option<String>,
     },
-    /// The socket failed before anything was done.
+    /// The socket failed before the kernel did anything.
     #[error("netlink: {0}")]
     Send(#[source] io::Error),
-    /// The answer was lost: the transaction may have happened. The table must be read back.
-    #[error("no answer from the kernel to a transaction: {0}; the table must be read back")]
+    /// The acknowledgement was lost. The transaction may have been committed, so the table must be read back.
+    #[error("no acknowledgement of a transaction: {0}; the table must be read back")]
     Unanswered(#[source] io::Error),
 }
 
 impl ExecError {
-    /// Whether a smaller transaction would go through, and this one never will.
-    pub fn is_too_long(&self) -> bool {
+    /// Whether the transaction exceeds the socket's send buffer (`EMSGSIZE`): split it, since a retry fails as well.
+    pub fn is_oversized(&self) -> bool {
         matches!(self, Self::Send(error) if error.raw_os_error() == Some(libc::EMSGSIZE))
     }
 
-    /// Whether it is about the transaction as a whole, and none of its operations.
-    pub const fn is_of_the_whole(&self) -> bool {
+    /// Whether the error is about the transaction as a whole rather than one of its operations.
+    pub const fn is_batch_error(&self) -> bool {
         matches!(self, Self::Send(_) | Self::Refused { index: None, .. })
     }
 }
@@ -58,58 +60,79 @@ fn detail(message: &Option<String>) -> String {
     message.as_ref().map(|message| format!(" ({message})")).unwrap_or_default()
 }
 
-/// The agent's connection to nf_tables, in the network namespace of the thread that opened it.
+/// A connection to nf_tables in the network namespace of the thread that opened it.
+///
+/// ```no_run
+/// use margay_nft::{Chain, ChainName, NftSocket, Rule, Ruleset, TableName, Transaction};
+///
+/// let mut wanted = Ruleset::new(TableName::new("example-1")?);
+/// wanted.put_chain(ChainName::new("chain-1")?, Chain::regular([Rule::new().counter().drop()]));
+///
+/// let mut socket = NftSocket::open()?;
+/// socket.exec(&Transaction::replace(&wanted))?;
+/// assert!(socket.list(&wanted.table)?.drift(&wanted).is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
-pub struct Socket {
-    netlink: NetlinkSocket,
+pub struct NftSocket {
+    netlink: Socket,
     batch: Batch,
     sequence: u32,
 }
 
-/// What the kernel said to a batch.
+/// The kernel's replies to a batch.
 #[derive(Default)]
 struct Outcome {
     generation: Option<Generation>,
     acknowledged: bool,
-    /// First error by position in the batch.
+    /// The first error: sequence number, errno and message.
     refused: Option<(u32, i32, Option<String>)>,
 }
 
-impl Socket {
-    /// Opens the socket; needs CAP_NET_ADMIN.
+impl NftSocket {
+    /// Opens the socket.
+    ///
+    /// # Errors
+    /// The kernel's, if it has no nfnetlink. Executing and listing need CAP_NET_ADMIN.
     pub fn open() -> io::Result<Self> {
-        let netlink = NetlinkSocket::open(Protocol::Netfilter, 0, BUFFERS)?;
+        let netlink = Socket::open(Protocol::Netfilter, 0, BUFFERS)?;
         Ok(Self { netlink, batch: Batch::default(), sequence: 0 })
     }
 
-    /// The port by which the kernel names this socket as the cause of a change.
+    /// The netlink port ID, by which notifications name this socket as the origin of a change.
     pub const fn port(&self) -> u32 {
         self.netlink.port()
     }
 
-    /// Applies all of it or nothing, and returns the generation it made. An empty transaction asks nothing of the
-    /// kernel but the present generation.
+    /// Commits a transaction, all of it or nothing, and returns the resulting generation. An empty transaction only
+    /// reads the current generation.
+    ///
+    /// # Errors
+    /// See [`ExecError`]: the transaction was refused, was not sent, or may have been committed.
     pub fn exec(&mut self, transaction: &Transaction) -> Result<Generation, ExecError> {
         if transaction.is_empty() {
-            return self.generation().map_err(ExecError::Unanswered);
+            return self.read_generation().map_err(ExecError::Unanswered);
         }
-        self.drain().map_err(ExecError::Send)?;
+        self.discard_replies().map_err(ExecError::Send)?;
         let first = self.sequence;
         self.batch.encode(transaction, first);
-        self.sequence = first.wrapping_add(self.batch.sequences());
+        self.sequence = first.wrapping_add(self.batch.sequence_count());
         self.netlink.send(self.batch.bytes()).map_err(ExecError::Send)?;
-        let outcome = self.outcome().map_err(ExecError::Unanswered)?;
+        let outcome = self.read_outcome().map_err(ExecError::Unanswered)?;
         match (outcome.refused, outcome.generation) {
             (Some((sequence, errno, message)), _) => Err(self.refusal(transaction, sequence, errno, message)),
             (None, Some(generation)) if outcome.acknowledged => Ok(generation),
-            // What is true already makes no generation.
-            (None, None) if outcome.acknowledged => self.generation().map_err(ExecError::Unanswered),
+            // A transaction that changes nothing makes no new generation.
+            (None, None) if outcome.acknowledged => self.read_generation().map_err(ExecError::Unanswered),
             _ => Err(ExecError::Unanswered(io::ErrorKind::UnexpectedEof.into())),
         }
     }
 
-    /// The present generation.
-    pub fn generation(&mut self) -> io::Result<Generation> {
+    /// Reads the current generation (`NFT_MSG_GETGEN`).
+    ///
+    /// # Errors
+    /// The socket's or the kernel's.
+    pub fn read_generation(&mut self) -> io::Result<Generation> {
         let mut found = None;
         self.request(
             NFT_MSG_GETGEN,
@@ -122,16 +145,16 @@ impl Socket {
         found.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
-    /// Collects answers until the last operation is acknowledged or, after an error, until there are no more. They
-    /// are all there already: the kernel works within the sending call.
-    fn outcome(&mut self) -> io::Result<Outcome> {
+    /// Reads replies until the last operation is acknowledged or, after an error, until there are none left. This
+    /// never waits: the kernel processes a batch, and queues every reply, inside the `send` call.
+    fn read_outcome(&mut self) -> io::Result<Outcome> {
         let mut outcome = Outcome::default();
         while !outcome.acknowledged || outcome.refused.is_some() {
             let Some(datagram) = self.netlink.try_receive()? else {
                 break;
             };
-            for (header, body) in messages(datagram).filter(|(header, _)| self.batch.holds(header.sequence)) {
-                outcome.read(header, body, self.batch.last_sequence());
+            for message in messages(datagram).filter(|message| self.batch.contains(message.header.sequence)) {
+                outcome.add(message, self.batch.last_sequence());
             }
         }
         Ok(outcome)
@@ -140,12 +163,12 @@ impl Socket {
     fn refusal(&self, transaction: &Transaction, sequence: u32, errno: i32, message: Option<String>) -> ExecError {
         let origin = self.batch.origin(sequence);
         let operation = origin.map_or_else(|| "commit".to_owned(), |origin| describe(transaction, origin));
-        let source = explained(errno);
+        let source = io_error(errno);
         ExecError::Refused { operation, index: origin.map(|origin| origin.op), source, message }
     }
 
-    /// Throws away answers to earlier requests that nobody waited for. A lost one is of no interest either.
-    fn drain(&mut self) -> io::Result<()> {
+    /// Discards unread replies to earlier requests. Lost ones (`ENOBUFS`) do not matter either.
+    fn discard_replies(&mut self) -> io::Result<()> {
         loop {
             match self.netlink.try_receive() {
                 Ok(Some(_)) => {}
@@ -158,12 +181,11 @@ impl Socket {
 }
 
 impl Outcome {
-    fn read(&mut self, header: Header, body: &[u8], last: u32) {
+    fn add(&mut self, message: Message<'_>, last: u32) {
+        let Message { header, body, .. } = message;
         if header.kind == NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN {
-            self.generation = body
-                .get(margay_netlink::wire::NF_HEADER..)
-                .and_then(|body| attribute_u32(body, NFTA_GEN_ID))
-                .map(Generation);
+            self.generation =
+                body.get(NF_HEADER_LEN..).and_then(|body| attribute_u32(body, NFTA_GEN_ID)).map(Generation);
         }
         if header.kind != NLMSG_ERROR {
             return;
@@ -177,11 +199,11 @@ impl Outcome {
     }
 }
 
-/// Error number (positive, 0 for an acknowledgement) and text of an error message.
-pub(super) fn error_of(header: Header, body: &[u8]) -> (i32, Option<String>) {
+/// The errno (positive; 0 for an acknowledgement) and the extended message of an `NLMSG_ERROR`.
+fn error_of(header: Header, body: &[u8]) -> (i32, Option<String>) {
     let errno = u32_ne(body, 0).map_or(libc::EPROTO, |number| -(number as i32));
     let request = if header.flags & NLM_F_CAPPED != 0 {
-        margay_netlink::wire::HEADER
+        HEADER_LEN
     } else {
         u32_ne(body, 4).map_or(0, |length| (length as usize).next_multiple_of(4))
     };
@@ -191,45 +213,46 @@ pub(super) fn error_of(header: Header, body: &[u8]) -> (i32, Option<String>) {
 
 fn describe(transaction: &Transaction, origin: Origin) -> String {
     match (&transaction.ops()[origin.op], origin.rule) {
-        (Op::AppendRules(name, chain, _), Some(index)) => {
+        (TransactionOp::AppendRules(name, chain, _), Some(index)) => {
             format!("add rule {index} to chain {name}: {}", chain.rules[index])
         }
         (op, _) => op.to_string(),
     }
 }
 
-/// The kernel's error number as an error, in words of its own where what the number usually means would mislead.
-fn explained(errno: i32) -> io::Error {
+/// An errno as an error, with a text of its own where the usual one would mislead: `ENFILE` from nf_tables is about a
+/// set, not about open files.
+fn io_error(errno: i32) -> io::Error {
     match errno {
-        libc::ENFILE => io::Error::new(
-            io::ErrorKind::StorageFull,
-            "the set is full: it has been given a size, and holds as many elements (ENFILE)",
-        ),
+        libc::ENFILE => {
+            io::Error::new(io::ErrorKind::StorageFull, "the set is full: it was created with a maximum size (ENFILE)")
+        }
         errno => io::Error::from_raw_os_error(errno),
     }
 }
 
-/// Requests with an answer, for reading back.
-impl Socket {
-    /// Sends one request and hands each answer to `each`, with the netfilter header taken off. Returns whether the
-    /// kernel changed the list while it was read.
-    pub(super) fn request(
+/// Requests with replies, for reading back.
+impl NftSocket {
+    /// Sends one request and calls `each` with the type and the attributes of each reply. Returns whether the ruleset
+    /// changed during the dump (`NLM_F_DUMP_INTR`).
+    pub(crate) fn request(
         &mut self,
         kind: u16,
         flags: u16,
-        body: impl FnOnce(&mut margay_netlink::wire::Writer),
+        body: impl FnOnce(&mut Writer),
         mut each: impl FnMut(u16, &[u8]),
     ) -> io::Result<bool> {
-        self.drain()?;
+        self.discard_replies()?;
         let sequence = self.sequence;
         self.sequence = sequence.wrapping_add(1);
         let header = Header { kind: NFNL_SUBSYS_NFTABLES << 8 | kind, flags: NLM_F_REQUEST | flags, sequence };
-        let mut writer = margay_netlink::wire::Writer::default();
-        writer.message(header, NFPROTO_INET, 0, body);
+        let mut writer = Writer::default();
+        writer.put_message(header, NFPROTO_INET, 0, body);
         self.netlink.send(writer.bytes())?;
         let mut interrupted = false;
         while let Some(datagram) = self.netlink.try_receive()? {
-            for (header, body) in messages(datagram).filter(|(header, _)| header.sequence == sequence) {
+            let replies = messages(datagram).filter(|message| message.header.sequence == sequence);
+            for Message { header, body, .. } in replies {
                 interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
                 match header.kind {
                     NLMSG_DONE => return Ok(interrupted),
@@ -237,7 +260,7 @@ impl Socket {
                         (0, _) => return Ok(interrupted),
                         (errno, _) => return Err(io::Error::from_raw_os_error(errno)),
                     },
-                    kind => each(kind & 0xff, body.get(margay_netlink::wire::NF_HEADER..).unwrap_or_default()),
+                    kind => each(kind & 0xff, body.get(NF_HEADER_LEN..).unwrap_or_default()),
                 }
             }
             if flags & NLM_F_DUMP != NLM_F_DUMP {

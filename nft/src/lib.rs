@@ -1,12 +1,10 @@
-//! Typed nftables over netlink: one table of family `inet` as a plain value, and the transactions that change it.
-//!
-//! A [`Ruleset`] prints as the text that `nft list table` shows ([`Ruleset::to_string`]), and two of them become the
-//! one [`Transaction`] that leads from the first to the second ([`diff`]). [`Socket::exec`] carries it out whole or
-//! not at all, [`Socket::list`] reads the table back, and [`Monitor`] reports what other programs do to it.
-//!
-//! No program is started and no foreign table is read. Everything that can change often belongs into sets and maps:
-//! a set element costs microseconds, a new jump or verdict makes the kernel validate everything it can reach.
 #![doc = include_str!("../README.md")]
+//!
+//! # Modules
+//!
+//! In reading order: `ruleset`, `rule` and `set` (the value), `text` (the value as nft prints it), `check`, `diff` and
+//! `transaction` (from one value to another), `encode` and `exec` (to the kernel), `listing` and `monitor` (from the
+//! kernel).
 
 mod check;
 mod constants;
@@ -21,18 +19,18 @@ mod set;
 mod text;
 mod transaction;
 
-pub use check::Fault;
+pub use check::CheckError;
 pub use diff::diff;
-pub use exec::{ExecError, Generation, Socket};
-pub use listing::{Drift, Present, PresentChain};
-pub use monitor::{Change, Event, Monitor, Silence, Touched};
+pub use exec::{ExecError, Generation, NftSocket};
+pub use listing::{Drift, ListedChain, TableListing};
+pub use monitor::{ChangedObject, ForeignCommit, Monitor, MonitorEvent, MonitorPause};
 pub use rule::{
-    AddressType, Limit, Log, LogTarget, MarkSet, Masquerade, Match, Nat, NatTarget, NatType, Op, RateUnit, Reject,
+    AddressType, CmpOp, Limit, Log, LogTarget, MarkSet, Masquerade, Match, Nat, NatTarget, NatType, RateUnit, Reject,
     Rule, Selector, SetRef, Side, Statement, Transport, Verdict,
 };
-pub use ruleset::{Base, Chain, ChainName, ChainType, Hook, NameError, Policy, Ruleset, SetName, TableName};
+pub use ruleset::{Base, Chain, ChainName, ChainPolicy, ChainType, Hook, NameError, Ruleset, SetName, TableName};
 pub use set::{CtState, Datum, Family, Field, FieldType, IfName, Key, Proto, Set, SetKind, Value, ValueType};
-pub use transaction::{Op as TransactionOp, Transaction};
+pub use transaction::{Transaction, TransactionOp};
 
 #[cfg(test)]
 mod tests;

@@ -1,103 +1,104 @@
-//! Our own table as the kernel has it: read back to adopt it after a restart, and to find what others did to it.
+//! Reading a table back from the kernel: to adopt it after a restart, and to find what other programs changed.
 //!
-//! Rules are not decoded. Each carries a fingerprint of what it means as its comment; a rule without one, or with
-//! another, is not ours and its chain is written anew. Foreign tables are never read.
+//! Rules are not decoded. Each has its fingerprint as a comment; a rule without one, or with another, is foreign, and
+//! its chain is rewritten. The contents of other tables are never used.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use super::constants::*;
-use super::diff::diff_present;
-use super::exec::{Generation, Socket};
-use super::ruleset::{Base, ChainName, Ruleset, SetName, TableName};
-use super::set::Set;
-use super::transaction::Transaction;
+use crate::constants::*;
+use crate::diff::diff_listing;
+use crate::exec::{Generation, NftSocket};
+use crate::ruleset::{Base, ChainName, Ruleset, SetName, TableName};
+use crate::set::Set;
+use crate::transaction::Transaction;
 use margay_netlink::wire::{Writer, attribute_str, attribute_u32};
 
 mod decode;
 
 use decode::SetReader;
 
-/// Readings of a ruleset that changes meanwhile before giving up; others commit to their tables every few seconds
-/// at most, a reading takes milliseconds.
+/// Attempts to read a table before giving up because each was interrupted. Other programs usually commit every few
+/// seconds at most, and reading takes milliseconds.
 const ATTEMPTS: usize = 10;
 
-/// What is in the kernel under our table's name.
+/// A table as the kernel has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Present {
+pub struct TableListing {
     /// Name of the table.
     pub table: TableName,
-    /// Whether there is such a table.
+    /// Whether the table exists.
     pub exists: bool,
-    /// The generation that this is the state of.
+    /// The generation that was read.
     pub generation: Generation,
     /// Chains by name.
-    pub chains: BTreeMap<ChainName, PresentChain>,
+    pub chains: BTreeMap<ChainName, ListedChain>,
     /// Named sets by name.
     pub sets: BTreeMap<SetName, Arc<Set>>,
-    /// What is there and cannot have come from us, in words. If there is any, only the whole table can be replaced.
-    pub strange: Vec<String>,
+    /// Descriptions of what this crate never writes and cannot decode. If there is any, only replacing the whole table
+    /// repairs it.
+    pub unrecognised: Vec<String>,
 }
 
 /// A chain in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PresentChain {
-    /// Where it is attached.
+pub struct ListedChain {
+    /// Its hook, if it is a base chain.
     pub base: Option<Base>,
-    /// Fingerprints of its rules in order; `None` for a rule that carries none.
+    /// Fingerprints of its rules, in order; `None` for a rule that has none.
     pub rules: Vec<Option<u64>>,
 }
 
-/// A difference between what is in the kernel and what we believe is there.
+/// A difference between the table in the kernel and the expected ruleset.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Drift {
-    /// The table is gone.
+    /// The table does not exist.
     MissingTable,
-    /// A chain is gone.
+    /// A chain is missing.
     MissingChain(ChainName),
-    /// A chain is not ours.
+    /// A chain is not in the ruleset.
     ForeignChain(ChainName),
-    /// A chain is attached elsewhere, or has another policy.
-    Attachment(ChainName),
-    /// A chain's rules are not ours, or not in our order.
+    /// A chain has another type, hook, priority or policy.
+    BaseChain(ChainName),
+    /// A chain has other rules, or has them in another order.
     Rules(ChainName),
-    /// A set is gone.
+    /// A set is missing.
     MissingSet(SetName),
-    /// A set is not ours.
+    /// A set is not in the ruleset.
     ForeignSet(SetName),
-    /// A set has another type.
-    Kind(SetName),
-    /// A set lacks elements, or has some that are not ours.
+    /// A set has another kind.
+    SetKind(SetName),
+    /// A set has other elements.
     Elements {
         /// The set.
         set: SetName,
-        /// Number of elements missing.
+        /// Number of missing elements.
         missing: usize,
-        /// Number of elements that are not ours.
+        /// Number of elements that are not in the ruleset.
         foreign: usize,
     },
-    /// Something that cannot have come from us.
-    Strange(String),
+    /// Something that this crate never writes and cannot decode.
+    Unrecognised(String),
 }
 
-impl Present {
-    /// The transaction that makes this the wanted table; it replaces the whole table if that holds something we
-    /// cannot understand.
-    pub fn plan(&self, wanted: &Ruleset) -> Transaction {
-        if self.strange.is_empty() { diff_present(self, wanted) } else { Transaction::replace(wanted) }
+impl TableListing {
+    /// The transaction from this table to the wanted one. It replaces the whole table if that has anything
+    /// unrecognised.
+    pub fn diff(&self, wanted: &Ruleset) -> Transaction {
+        if self.unrecognised.is_empty() { diff_listing(self, wanted) } else { Transaction::replace(wanted) }
     }
 
-    /// Every difference to what we believe; none exactly if [`Present::plan`] has nothing to do.
-    pub fn drift(&self, believed: &Ruleset) -> Vec<Drift> {
+    /// All differences from the expected ruleset; none if and only if [`TableListing::diff`] is empty.
+    pub fn drift(&self, expected: &Ruleset) -> Vec<Drift> {
         if !self.exists {
             return vec![Drift::MissingTable];
         }
-        let mut drift: Vec<Drift> = self.strange.iter().cloned().map(Drift::Strange).collect();
-        for (name, chain) in &believed.chains {
+        let mut drift: Vec<Drift> = self.unrecognised.iter().cloned().map(Drift::Unrecognised).collect();
+        for (name, chain) in &expected.chains {
             match self.chains.get(name) {
                 None => drift.push(Drift::MissingChain(name.clone())),
-                Some(present) if present.base != chain.base => drift.push(Drift::Attachment(name.clone())),
+                Some(present) if present.base != chain.base => drift.push(Drift::BaseChain(name.clone())),
                 Some(present) => {
                     let ours = chain.rules.iter().map(|rule| Some(rule.fingerprint()));
                     if !ours.eq(present.rules.iter().copied()) {
@@ -106,73 +107,85 @@ impl Present {
                 }
             }
         }
-        let foreign = self.chains.keys().filter(|name| !believed.chains.contains_key(*name));
+        let foreign = self.chains.keys().filter(|name| !expected.chains.contains_key(*name));
         drift.extend(foreign.cloned().map(Drift::ForeignChain));
-        self.set_drift(believed, &mut drift);
+        self.add_set_drift(expected, &mut drift);
         drift
     }
 
-    fn set_drift(&self, believed: &Ruleset, drift: &mut Vec<Drift>) {
-        for (name, set) in &believed.sets {
+    fn add_set_drift(&self, expected: &Ruleset, drift: &mut Vec<Drift>) {
+        for (name, set) in &expected.sets {
             match self.sets.get(name) {
                 None => drift.push(Drift::MissingSet(name.clone())),
-                Some(present) if present.kind != set.kind => drift.push(Drift::Kind(name.clone())),
+                Some(present) if present.kind != set.kind => drift.push(Drift::SetKind(name.clone())),
                 Some(present) => {
-                    let (missing, foreign) = (set.count_beyond(present), present.count_beyond(set));
+                    let (missing, foreign) = (set.count_missing_from(present), present.count_missing_from(set));
                     if missing + foreign > 0 {
                         drift.push(Drift::Elements { set: name.clone(), missing, foreign });
                     }
                 }
             }
         }
-        let foreign = self.sets.keys().filter(|name| !believed.sets.contains_key(*name));
+        let foreign = self.sets.keys().filter(|name| !expected.sets.contains_key(*name));
         drift.extend(foreign.cloned().map(Drift::ForeignSet));
     }
 }
 
 impl Set {
-    /// Number of elements that `other` has not, or not with the same value.
-    fn count_beyond(&self, other: &Self) -> usize {
+    /// Number of elements that `other` lacks or has with another value.
+    fn count_missing_from(&self, other: &Self) -> usize {
         self.elements.iter().filter(|(key, value)| other.elements.get(*key) != Some(*value)).count()
     }
 }
 
 // --- Reading ---
 
-fn changing() -> io::Error {
+fn interrupted_error() -> io::Error {
     io::Error::new(io::ErrorKind::Interrupted, "the ruleset kept changing while it was read")
 }
 
-impl Socket {
-    /// Reads our table back, as of one generation. An error of kind `Interrupted`: it kept changing.
-    pub fn list(&mut self, table: &TableName) -> io::Result<Present> {
-        self.attempts(ATTEMPTS, |socket| socket.list_once(table))
+impl NftSocket {
+    /// Reads a table, as of one generation.
+    ///
+    /// # Errors
+    /// The socket's or the kernel's; of kind `Interrupted` if other programs kept committing while it was read.
+    pub fn list(&mut self, table: &TableName) -> io::Result<TableListing> {
+        self.retry(ATTEMPTS, |socket| socket.list_once(table))
     }
 
-    /// Reads our table back, as of one generation, without trying again: reading a large one takes long.
-    pub fn list_once(&mut self, table: &TableName) -> io::Result<Present> {
-        let before = self.generation()?;
+    /// Like [`NftSocket::list`], but does not retry when interrupted: reading a large table takes long.
+    ///
+    /// # Errors
+    /// As [`NftSocket::list`].
+    pub fn list_once(&mut self, table: &TableName) -> io::Result<TableListing> {
+        let before = self.read_generation()?;
         let (present, interrupted) = match self.read(table, before) {
-            // Something listed a moment ago is gone.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Err(changing()),
+            // Another program deleted something that was listed a moment ago.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Err(interrupted_error()),
             read => read?,
         };
-        if interrupted || self.generation()? != before { Err(changing()) } else { Ok(present) }
+        // Each dump is consistent in itself, but a commit between two of them leaves no `NLM_F_DUMP_INTR`: only the
+        // generation tells.
+        if interrupted || self.read_generation()? != before { Err(interrupted_error()) } else { Ok(present) }
     }
 
-    /// Whether there is such a table.
-    pub fn has(&mut self, table: &TableName) -> io::Result<bool> {
-        self.attempts(ATTEMPTS, |socket| {
-            let (chains, sets, strange) = Default::default();
+    /// Whether the table exists.
+    ///
+    /// # Errors
+    /// As [`NftSocket::list`].
+    pub fn table_exists(&mut self, table: &TableName) -> io::Result<bool> {
+        self.retry(ATTEMPTS, |socket| {
+            let (chains, sets, unrecognised) = Default::default();
             let generation = Generation(0);
-            let mut present = Present { table: table.clone(), exists: false, generation, chains, sets, strange };
+            let mut present =
+                TableListing { table: table.clone(), exists: false, generation, chains, sets, unrecognised };
             let interrupted = socket.read_table(&mut present)?;
-            if interrupted && !present.exists { Err(changing()) } else { Ok(present.exists) }
+            if interrupted && !present.exists { Err(interrupted_error()) } else { Ok(present.exists) }
         })
     }
 
-    fn attempts<T>(&mut self, most: usize, read: impl Fn(&mut Self) -> io::Result<T>) -> io::Result<T> {
-        for _ in 1..most {
+    fn retry<T>(&mut self, attempts: usize, read: impl Fn(&mut Self) -> io::Result<T>) -> io::Result<T> {
+        for _ in 1..attempts {
             match read(self) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => return result,
@@ -181,9 +194,9 @@ impl Socket {
         read(self)
     }
 
-    fn read(&mut self, table: &TableName, generation: Generation) -> io::Result<(Present, bool)> {
-        let (chains, sets, strange) = Default::default();
-        let mut present = Present { table: table.clone(), exists: false, generation, chains, sets, strange };
+    fn read(&mut self, table: &TableName, generation: Generation) -> io::Result<(TableListing, bool)> {
+        let (chains, sets, unrecognised) = Default::default();
+        let mut present = TableListing { table: table.clone(), exists: false, generation, chains, sets, unrecognised };
         let mut interrupted = self.read_table(&mut present)?;
         if present.exists {
             interrupted |= self.read_chains(&mut present)?;
@@ -197,7 +210,7 @@ impl Socket {
         self.request(kind, NLM_F_DUMP, body, |_, attributes| each(attributes))
     }
 
-    fn read_table(&mut self, present: &mut Present) -> io::Result<bool> {
+    fn read_table(&mut self, present: &mut TableListing) -> io::Result<bool> {
         self.dump(
             NFT_MSG_GETTABLE,
             |_| {},
@@ -205,14 +218,14 @@ impl Socket {
                 if attribute_str(attributes, NFTA_TABLE_NAME) == Some(present.table.as_str()) {
                     present.exists = true;
                     if attribute_u32(attributes, NFTA_TABLE_FLAGS).is_some_and(|flags| flags != 0) {
-                        present.strange.push("the table has flags, as dormant".to_owned());
+                        present.unrecognised.push("the table has flags such as dormant".to_owned());
                     }
                 }
             },
         )
     }
 
-    fn read_chains(&mut self, present: &mut Present) -> io::Result<bool> {
+    fn read_chains(&mut self, present: &mut TableListing) -> io::Result<bool> {
         self.dump(
             NFT_MSG_GETCHAIN,
             |_| {},
@@ -222,15 +235,15 @@ impl Socket {
                 }
                 match decode::chain(attributes) {
                     Ok((name, base)) => {
-                        present.chains.insert(name, PresentChain { base, rules: Vec::new() });
+                        present.chains.insert(name, ListedChain { base, rules: Vec::new() });
                     }
-                    Err(strange) => present.strange.push(strange),
+                    Err(unrecognised) => present.unrecognised.push(unrecognised),
                 }
             },
         )
     }
 
-    fn read_rules(&mut self, present: &mut Present) -> io::Result<bool> {
+    fn read_rules(&mut self, present: &mut TableListing) -> io::Result<bool> {
         let table = present.table.clone();
         self.dump(
             NFT_MSG_GETRULE,
@@ -244,7 +257,7 @@ impl Socket {
         )
     }
 
-    fn read_sets(&mut self, present: &mut Present) -> io::Result<bool> {
+    fn read_sets(&mut self, present: &mut TableListing) -> io::Result<bool> {
         let table = present.table.clone();
         let mut readers = Vec::new();
         let mut interrupted = self.dump(
@@ -253,7 +266,7 @@ impl Socket {
             |attributes| match SetReader::of(attributes) {
                 Ok(Some(reader)) => readers.push(reader),
                 Ok(None) => {}
-                Err(strange) => present.strange.push(strange),
+                Err(unrecognised) => present.unrecognised.push(unrecognised),
             },
         )?;
         for mut reader in readers {
@@ -267,7 +280,7 @@ impl Socket {
                 Ok(set) => {
                     present.sets.insert(name, Arc::new(set));
                 }
-                Err(strange) => present.strange.push(strange),
+                Err(unrecognised) => present.unrecognised.push(unrecognised),
             }
         }
         Ok(interrupted)

@@ -1,126 +1,127 @@
-//! Rules: what they look at, what they compare it with and what they do.
+//! Rules: matches, and statements that act on the packet.
 //!
-//! A rule states no dependency: an address match implies the network protocol, a port match of a transport implies
-//! that transport. The encoder adds these tests, as `nft` does, and the printed text leaves them out.
+//! Dependencies are implicit, as in nft: a match on an address implies the network protocol, a match on a port of a
+//! transport implies that transport. The encoder adds these tests and the printed text leaves them out.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::ruleset::{ChainName, SetName};
-use super::set::{CtState, Family, Field, FieldType, IfName, Key, Set, SetKind, Value};
+use crate::ruleset::{ChainName, SetName};
+use crate::set::{CtState, Family, Field, FieldType, IfName, Key, Set, SetKind, Value};
 
-/// One rule: statements from left to right, ended by the first test that fails.
+/// One rule: statements evaluated from left to right, up to the first match that fails.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// The statements in order.
     pub statements: Vec<Statement>,
 }
 
-/// A test or an action.
+/// A match or an action.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Statement {
-    /// Go on only if this holds.
+    /// Continue only if this matches.
     Match(Match),
-    /// Take the verdict found under the key; go on if there is none.
+    /// `vmap`: apply the verdict that the map holds for the key; continue if it holds none.
     Vmap(Vec<Selector>, SetRef),
-    /// Count packets and bytes.
+    /// `counter`: count packets and bytes.
     Counter,
-    /// Report the packet.
+    /// `log`: log the packet.
     Log(Log),
-    /// Go on while below (or only when above) a rate.
+    /// `limit rate`: continue while below a rate, or only while above it.
     Limit(Limit),
-    /// Change bits of the packet mark.
+    /// `meta mark set`: write bits of the packet mark.
     MarkSet(MarkSet),
-    /// Exempt the packet from connection tracking; only before tracking happens (priority raw).
+    /// `notrack`: exempt the packet from connection tracking; needs a chain that runs before it (priority raw).
     Notrack,
-    /// Translate the source to the address of the outgoing interface.
+    /// `masquerade`: translate the source to the address of the outgoing interface.
     Masquerade(Masquerade),
-    /// Translate source or destination.
+    /// `snat` or `dnat`.
     Nat(Nat),
-    /// Drop the packet and tell the sender.
+    /// `reject`: drop the packet and notify the sender.
     Reject(Reject),
-    /// End with this verdict.
+    /// End the rule with this verdict.
     Verdict(Verdict),
 }
 
-/// A test on the packet.
+/// A match on a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Match {
-    /// A field equals a value, or lies in a range or prefix.
-    Is(Selector, Op, Field),
-    /// An interface name begins with this (`cali*`). The selector is one of the two names.
-    NamePrefix(Selector, Op, IfName),
-    /// A field, or a concatenation of fields, is in a set.
-    In(Vec<Selector>, Op, SetRef),
-    /// Some bits of the mark equal `value`.
+    /// Compares a field with a value, a range or a prefix.
+    Is(Selector, CmpOp, Field),
+    /// Compares the start of an interface name (`cali*`); the selector is `iifname` or `oifname`.
+    NamePrefix(Selector, CmpOp, IfName),
+    /// Looks up a field, or a concatenation of fields, in a set.
+    In(Vec<Selector>, CmpOp, SetRef),
+    /// Compares some bits of the packet mark.
     MarkBits {
-        /// Bits looked at.
+        /// Bits to compare.
         mask: u32,
-        /// Comparison.
-        op: Op,
+        /// Comparison operator.
+        op: CmpOp,
         /// Expected bits, a subset of `mask`.
         value: u32,
     },
-    /// The tracking state is one of these (`Eq`) or none of these (`Ne`).
-    CtState(Op, CtState),
-    /// The connection has had its destination translated (`Eq`) or not (`Ne`).
-    CtDnat(Op),
-    /// Reverse path: whether a route back to the source exists through the interface the packet came from.
+    /// `ct state`: any of these states (`Eq`), or none of them (`Ne`).
+    CtState(CmpOp, CtState),
+    /// `ct status dnat`: the connection's destination was translated (`Eq`) or not (`Ne`).
+    CtDnat(CmpOp),
+    /// `fib saddr . iif oif`: the reverse path filter, which looks for a route to the source through the incoming
+    /// interface.
     ReversePath {
-        /// Match when there is a route (`true`) or when there is none.
+        /// Whether to match if there is a route, or if there is none.
         exists: bool,
-        /// Whether the packet's mark takes part in the lookup.
+        /// Whether the lookup includes the packet mark.
         with_mark: bool,
     },
-    /// The kind of address, as the routing table sees it.
-    AddressType(Side, Op, AddressType),
-    /// The packet is an IPv4 fragment other than the first.
+    /// `fib saddr type` or `fib daddr type`: the type of an address in the routing table.
+    AddressType(Side, CmpOp, AddressType),
+    /// `ip frag-off & 8191 != 0`: an IPv4 fragment other than the first.
     LaterFragment,
 }
 
-/// What a test or a map looks at.
+/// The packet field or metadata that a match or a map reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Selector {
-    /// Name of the interface the packet came from.
+    /// `iifname`: name of the incoming interface.
     Iifname,
-    /// Name of the interface the packet leaves by.
+    /// `oifname`: name of the outgoing interface.
     Oifname,
-    /// Transport protocol.
+    /// `meta l4proto`: transport protocol.
     L4proto,
-    /// Network protocol.
+    /// `meta nfproto`: network protocol.
     Nfproto,
-    /// Packet mark.
+    /// `meta mark`: packet mark.
     Mark,
-    /// IPv4 source.
+    /// `ip saddr`: IPv4 source address.
     Saddr4,
-    /// IPv4 destination.
+    /// `ip daddr`: IPv4 destination address.
     Daddr4,
-    /// IPv6 source.
+    /// `ip6 saddr`: IPv6 source address.
     Saddr6,
-    /// IPv6 destination.
+    /// `ip6 daddr`: IPv6 destination address.
     Daddr6,
-    /// Ethernet source.
+    /// `ether saddr`: Ethernet source address.
     EtherSaddr,
-    /// Source port of a transport.
+    /// `tcp sport` and the like: source port.
     Sport(Transport),
-    /// Destination port of a transport.
+    /// `tcp dport` and the like: destination port.
     Dport(Transport),
-    /// Connection tracking state, for verdict maps; rules test it with [`Match::CtState`].
+    /// `ct state`, as the key of a verdict map; to match on it, use [`Match::CtState`].
     CtState,
-    /// ICMP type.
+    /// `icmp type`
     IcmpType,
-    /// ICMP code.
+    /// `icmp code`
     IcmpCode,
-    /// ICMPv6 type.
+    /// `icmpv6 type`
     Icmp6Type,
-    /// ICMPv6 code.
+    /// `icmpv6 code`
     Icmp6Code,
 }
 
-/// Which header a port is read from.
+/// The transport header that a port is read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Transport {
-    /// Whatever transport it is, untested: only sound next to a test of [`Selector::L4proto`].
+    /// `th`: any transport. Implies no test of the protocol, so it needs a match on [`Selector::L4proto`] beside it.
     Any,
     /// TCP.
     Tcp,
@@ -141,10 +142,10 @@ pub enum Side {
     Destination,
 }
 
-/// Kind of an address in the routing table.
+/// The type of an address in the routing table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AddressType {
-    /// A unicast address elsewhere.
+    /// A unicast address of another host.
     Unicast,
     /// An address of this host.
     Local,
@@ -154,80 +155,80 @@ pub enum AddressType {
     Multicast,
 }
 
-/// Sense of a test.
+/// Comparison operator of a match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Op {
-    /// Equal, within, one of.
+pub enum CmpOp {
+    /// `==`: equal, inside a range, in a set.
     Eq,
-    /// Different, outside, none of.
+    /// `!=`: different, outside a range, not in a set.
     Ne,
 }
 
-/// A set in the table, or one that belongs to its rule.
+/// A reference from a rule to a set or map.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum SetRef {
-    /// A set of the ruleset.
+    /// A named set of the table.
     Named(SetName),
-    /// A constant set that lives and dies with the rule.
+    /// An anonymous, constant set that belongs to the rule.
     Anonymous(Arc<Set>),
 }
 
-/// What becomes of the packet.
+/// A verdict.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
-    /// Leave this hook; later hooks still see the packet.
+    /// `accept`: end this base chain; later chains of the hook and later hooks still see the packet.
     Accept,
-    /// Discard at once.
+    /// `drop`: discard the packet at once.
     Drop,
-    /// Go on with the next rule.
+    /// `continue`: continue with the next rule.
     Continue,
-    /// Back to the calling chain, or to the policy.
+    /// `return`: continue in the calling chain; in a base chain, apply its policy.
     Return,
-    /// Call a chain.
+    /// `jump`: evaluate a chain, then continue with the next rule.
     Jump(ChainName),
-    /// Continue in a chain without coming back.
+    /// `goto`: evaluate a chain without coming back.
     Goto(ChainName),
 }
 
-/// How a packet is reported.
+/// A `log` statement.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Log {
-    /// Text put before the report; at most 127 bytes, no quotes.
+    /// Prefix of the message; at most 127 bytes, without quotes.
     pub prefix: String,
-    /// Where the report goes.
+    /// Destination of the message.
     pub target: LogTarget,
 }
 
-/// Where a report goes.
+/// The destination of log messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LogTarget {
     /// The kernel log, at this syslog severity (0 to 7).
     Syslog(u8),
-    /// Listeners of a netlink log group.
+    /// An nfnetlink_log group.
     Group {
         /// Group number.
         group: u16,
-        /// Bytes of the packet to copy; 0 for the listener's choice.
+        /// Bytes of the packet to copy; 0 leaves it to the listener.
         snaplen: u32,
-        /// Packets to gather before the listener is woken; 0 for the listener's choice.
+        /// Packets to queue before the listener is woken; 0 leaves it to the listener.
         queue_threshold: u16,
     },
 }
 
-/// A token bucket on packets.
+/// A `limit` statement: a token bucket of packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Limit {
     /// Packets per unit.
     pub rate: u64,
     /// Unit of time.
     pub unit: RateUnit,
-    /// Packets that may pass at once, as [`Limit::DEFAULT_BURST`].
+    /// Packets that may exceed the rate at once; nft's default is [`Limit::DEFAULT_BURST`].
     pub burst: u32,
-    /// Match what exceeds the rate instead of what stays below.
+    /// `limit rate over`: match packets above the rate instead of those below.
     pub over: bool,
 }
 
-/// Unit of time of a rate.
+/// Time unit of a rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RateUnit {
     /// One second.
@@ -240,63 +241,63 @@ pub enum RateUnit {
     Day,
 }
 
-/// `mark = (mark & !mask) | value`.
+/// A `meta mark set` statement: `mark = (mark & !mask) | value`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MarkSet {
-    /// Bits written.
+    /// Bits to write.
     pub mask: u32,
     /// Their new value, a subset of `mask`.
     pub value: u32,
 }
 
-/// How source ports are chosen when masquerading.
+/// A `masquerade` statement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Masquerade {
-    /// First and last port to use; needs a rule that tests the transport.
+    /// First and last source port to use; the rule must match the transport.
     pub ports: Option<(u16, u16)>,
     /// Draw ports at random for every connection.
     pub fully_random: bool,
 }
 
-/// A translation of addresses and ports.
+/// A `snat` or `dnat` statement.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Nat {
-    /// Source or destination.
+    /// Which end of the connection is translated.
     pub kind: NatType,
-    /// What it becomes.
+    /// The new address and port.
     pub to: NatTarget,
     /// Draw ports at random for every connection.
     pub fully_random: bool,
 }
 
-/// Which end is translated.
+/// The end of a connection that NAT translates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NatType {
-    /// Source.
+    /// `snat`
     Source,
-    /// Destination.
+    /// `dnat`
     Destination,
 }
 
-/// What an address becomes.
+/// The new address of a translation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum NatTarget {
-    /// This address, and a port of this range if given (then the rule must test the transport).
+    /// A fixed address, with an optional range of ports; with ports, the rule must match the transport.
     Address(IpAddr, Option<(u16, u16)>),
-    /// What a data map yields.
+    /// The value that a data map holds for a key.
     Map {
         /// Family of the addresses in the map.
         family: Family,
-        /// Key that is looked up.
+        /// The key to look up.
         key: Vec<Selector>,
         /// The map.
         map: SetRef,
-        /// Whether it yields address and port, or the address alone.
+        /// Whether its values are address and port, or an address alone.
         with_port: bool,
     },
 }
 
-/// How a sender is told.
+/// A `reject` statement: the answer that the sender gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reject {
     /// ICMP or ICMPv6: administratively prohibited.
@@ -307,19 +308,19 @@ pub enum Reject {
     HostUnreachable,
     /// ICMP or ICMPv6: no route.
     NoRoute,
-    /// TCP reset; the rule must test for TCP.
+    /// TCP reset; the rule must match TCP.
     TcpReset,
 }
 
 // --- Rule ---
 
 impl Rule {
-    /// An empty rule, which does nothing to every packet.
+    /// An empty rule, which matches every packet and does nothing.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a test.
+    /// Adds a match.
     pub fn when(mut self, test: Match) -> Self {
         self.statements.push(Statement::Match(test));
         self
@@ -331,7 +332,7 @@ impl Rule {
         self
     }
 
-    /// Adds a counter.
+    /// Adds `counter`.
     pub fn counter(self) -> Self {
         self.then(Statement::Counter)
     }
@@ -366,12 +367,12 @@ impl Rule {
         self.verdict(Verdict::Goto(chain.clone()))
     }
 
-    /// Adds a verdict map of the ruleset.
+    /// Adds `vmap` with a named verdict map.
     pub fn vmap(self, key: impl Into<Vec<Selector>>, map: &SetName) -> Self {
         self.then(Statement::Vmap(key.into(), SetRef::Named(map.clone())))
     }
 
-    /// Adds a verdict map that belongs to this rule.
+    /// Adds `vmap` with an anonymous verdict map.
     pub fn inline_vmap(
         self,
         key: impl Into<Vec<Selector>>,
@@ -379,12 +380,12 @@ impl Rule {
     ) -> Self {
         let key = key.into();
         let elements = entries.into_iter().map(|(key, verdict)| (key.into(), Value::Verdict(verdict)));
-        let set = anonymous(&key, SetKind::to_verdict, elements);
+        let set = anonymous(&key, SetKind::with_verdicts, elements);
         self.then(Statement::Vmap(key, SetRef::Anonymous(Arc::new(set))))
     }
 }
 
-/// A constant set of the selectors' types, with intervals if an element needs them.
+/// An anonymous set of the selectors' types, with intervals if an element is a range.
 fn anonymous(
     key: &[Selector],
     shape: impl FnOnce(SetKind) -> SetKind,
@@ -399,48 +400,48 @@ fn anonymous(
 // --- Match ---
 
 impl Match {
-    /// The field is this value, or within this range.
+    /// The field equals a value, or is inside a range or prefix.
     pub fn is(key: Selector, value: impl Into<Field>) -> Self {
-        Self::Is(key, Op::Eq, value.into())
+        Self::Is(key, CmpOp::Eq, value.into())
     }
 
-    /// The field is not this value, or outside this range.
+    /// The field differs from a value, or is outside a range or prefix.
     pub fn not(key: Selector, value: impl Into<Field>) -> Self {
-        Self::Is(key, Op::Ne, value.into())
+        Self::Is(key, CmpOp::Ne, value.into())
     }
 
-    /// The packet came from an interface whose name begins so.
+    /// The name of the incoming interface starts with a prefix.
     pub fn iif_prefix(prefix: IfName) -> Self {
-        Self::NamePrefix(Selector::Iifname, Op::Eq, prefix)
+        Self::NamePrefix(Selector::Iifname, CmpOp::Eq, prefix)
     }
 
-    /// The packet leaves by an interface whose name begins so.
+    /// The name of the outgoing interface starts with a prefix.
     pub fn oif_prefix(prefix: IfName) -> Self {
-        Self::NamePrefix(Selector::Oifname, Op::Eq, prefix)
+        Self::NamePrefix(Selector::Oifname, CmpOp::Eq, prefix)
     }
 
-    /// The key is in a set of the ruleset.
+    /// The key is in a named set.
     pub fn in_set(key: impl Into<Vec<Selector>>, set: &SetName) -> Self {
-        Self::In(key.into(), Op::Eq, SetRef::Named(set.clone()))
+        Self::In(key.into(), CmpOp::Eq, SetRef::Named(set.clone()))
     }
 
-    /// The key is not in a set of the ruleset.
+    /// The key is not in a named set.
     pub fn not_in_set(key: impl Into<Vec<Selector>>, set: &SetName) -> Self {
-        Self::In(key.into(), Op::Ne, SetRef::Named(set.clone()))
+        Self::In(key.into(), CmpOp::Ne, SetRef::Named(set.clone()))
     }
 
-    /// The key is one of these.
+    /// The key is one of these: an anonymous set, or a plain comparison if there is only one.
     pub fn any_of(key: impl Into<Vec<Selector>>, keys: impl IntoIterator<Item = impl Into<Key>>) -> Self {
-        Self::inline(key.into(), Op::Eq, keys)
+        Self::inline(key.into(), CmpOp::Eq, keys)
     }
 
-    /// The key is none of these.
+    /// The key is none of these: an anonymous set, or a plain comparison if there is only one.
     pub fn none_of(key: impl Into<Vec<Selector>>, keys: impl IntoIterator<Item = impl Into<Key>>) -> Self {
-        Self::inline(key.into(), Op::Ne, keys)
+        Self::inline(key.into(), CmpOp::Ne, keys)
     }
 
-    /// A set of one plain element is a comparison, as it is for `nft`.
-    fn inline(key: Vec<Selector>, op: Op, keys: impl IntoIterator<Item = impl Into<Key>>) -> Self {
+    /// An anonymous set of one simple element becomes a comparison, as in nft, so that both list the same.
+    fn inline(key: Vec<Selector>, op: CmpOp, keys: impl IntoIterator<Item = impl Into<Key>>) -> Self {
         let set = anonymous(&key, |kind| kind, keys.into_iter().map(|key| (key.into(), Value::Member)));
         match (key.as_slice(), set.elements.len(), set.elements.keys().next()) {
             ([selector], 1, Some(Key::One(field))) => Self::Is(*selector, op, *field),
@@ -450,7 +451,7 @@ impl Match {
 }
 
 impl Selector {
-    /// The type of what it looks at.
+    /// The type of the field.
     pub const fn field_type(&self) -> FieldType {
         match self {
             Self::Iifname | Self::Oifname => FieldType::Iface,
@@ -483,12 +484,12 @@ impl From<FieldType> for Vec<FieldType> {
 }
 
 impl Limit {
-    /// The burst that nft takes and prints as its default.
+    /// nft's default burst, which its listing leaves out.
     pub const DEFAULT_BURST: u32 = 5;
 }
 
 impl Verdict {
-    /// The chain it leads to.
+    /// The chain to jump or go to.
     pub const fn target(&self) -> Option<&ChainName> {
         match self {
             Self::Jump(chain) | Self::Goto(chain) => Some(chain),
@@ -498,7 +499,7 @@ impl Verdict {
 }
 
 impl SetRef {
-    /// The name, unless the set belongs to its rule.
+    /// The name; `None` for an anonymous set.
     pub const fn name(&self) -> Option<&SetName> {
         match self {
             Self::Named(name) => Some(name),
@@ -508,7 +509,7 @@ impl SetRef {
 }
 
 impl Statement {
-    /// The key and the set this statement looks up, if it does.
+    /// The key and the set of a statement that does a lookup.
     pub fn lookup(&self) -> Option<(&[Selector], &SetRef)> {
         match self {
             Self::Match(Match::In(key, _, set)) | Self::Vmap(key, set) => Some((key, set)),

@@ -1,7 +1,7 @@
-//! The table as a value: chains with their rules, and named sets.
+//! A table as a value: chains with their rules, and named sets.
 //!
-//! Chains and sets are shared (`Arc`), so that a ruleset that differs from another in one chain is cheap to make and
-//! cheap to compare.
+//! Chains and sets are behind `Arc`, so a ruleset that differs from another in one chain is cheap to build and to
+//! compare.
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
@@ -9,13 +9,13 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use super::rule::Rule;
-use super::set::{Set, Value};
+use crate::rule::Rule;
+use crate::set::{Set, Value};
 
-/// Everything in one table of family `inet`.
+/// The contents of one table of family `inet`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruleset {
-    /// Name of the table, which belongs to us alone.
+    /// Name of the table, which has no other owner.
     pub table: TableName,
     /// Chains by name.
     pub chains: BTreeMap<ChainName, Arc<Chain>>,
@@ -23,69 +23,69 @@ pub struct Ruleset {
     pub sets: BTreeMap<SetName, Arc<Set>>,
 }
 
-/// A chain of rules.
+/// A chain: an ordered list of rules, attached to a hook or not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Chain {
-    /// Where the kernel calls it; `None` for a chain that only rules and maps call.
+    /// The hook of a base chain; `None` for a regular chain, reached only by jump and goto.
     pub base: Option<Base>,
     /// Rules in order.
     pub rules: Vec<Rule>,
 }
 
-/// How a base chain is attached.
+/// The attachment of a base chain: `type`, `hook`, `priority` and `policy`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Base {
-    /// What it may do.
+    /// Chain type.
     pub kind: ChainType,
-    /// Point in the packet's way.
+    /// Netfilter hook.
     pub hook: Hook,
     /// Order among the chains of a hook, lowest first; -300 is `raw`, -150 `mangle`, -100 `dstnat`, 0 `filter`,
     /// 100 `srcnat`.
     pub priority: i32,
-    /// Verdict on packets that no rule decides.
-    pub policy: Policy,
+    /// Verdict on packets that reach the end of the chain.
+    pub policy: ChainPolicy,
 }
 
 /// Type of a base chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ChainType {
-    /// Anything but translation.
+    /// `filter`: everything except NAT.
     Filter,
-    /// Translation; sees only the first packet of a connection.
+    /// `nat`: sees only the first packet of a connection.
     Nat,
-    /// As filter on output, and the packet is routed anew when its mark changes.
+    /// `route`: like `filter` on output, and reroutes the packet if its mark changes.
     Route,
 }
 
-/// Hook of a base chain.
+/// Netfilter hook of a base chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hook {
-    /// Every packet that comes in, before routing.
+    /// Every incoming packet, before routing.
     Prerouting,
-    /// Packets to this host.
+    /// Packets for this host.
     Input,
-    /// Packets passing through.
+    /// Routed packets.
     Forward,
-    /// Packets of this host.
+    /// Packets from this host.
     Output,
-    /// Every packet that leaves, after routing.
+    /// Every outgoing packet, after routing.
     Postrouting,
 }
 
-/// Policy of a base chain.
+/// Policy of a base chain: the verdict on packets that reach its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Policy {
-    /// Undecided packets pass.
+pub enum ChainPolicy {
+    /// `policy accept`
     Accept,
-    /// Undecided packets are dropped.
+    /// `policy drop`
     Drop,
 }
 
-/// A name that is not one.
+/// A name that nftables would not accept.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{value:?} is not a name in nftables: 1 to 127 of A-Z a-z 0-9 _ . / -, a letter or one of _ . / first")]
+#[error("{value:?} is not a valid nftables name: 1 to 127 of A-Z a-z 0-9 _ . / -, starting with a letter or _ . /")]
 pub struct NameError {
-    /// The refused text.
+    /// The rejected name.
     pub value: String,
 }
 
@@ -93,18 +93,21 @@ macro_rules! names {
     ($($(#[$doc:meta])+ $name:ident;)*) => {$(
         $(#[$doc])+
         ///
-        /// A word of nft's own grammar (`fwd`, `rt`, `ip`) is a name for the kernel but not for the program's text:
-        /// keep a dash or a digit in names.
+        /// The kernel accepts keywords of nft's grammar (`fwd`, `rt`, `ip`) as names, but `nft -f` does not: put a
+        /// dash or a digit in every name to keep the printed ruleset loadable.
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// The name, if it is one.
+            /// Validates a name.
+            ///
+            /// # Errors
+            /// If it is empty, longer than 127 bytes or has a character that nft does not accept.
             pub fn new(name: &str) -> Result<Self, NameError> {
                 if is_name(name) { Ok(Self(name.into())) } else { Err(NameError { value: name.to_owned() }) }
             }
 
-            /// The name as text.
+            /// The name as a string slice.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -139,7 +142,7 @@ names! {
     SetName;
 }
 
-/// Longest name taken; the kernel's own limit is 255, log lines are read by people.
+/// Longest accepted name, in bytes. The kernel allows 255 (`NFT_NAME_MAXLEN` - 1), which is unreadable in a log line.
 const NAME_MAX: usize = 127;
 
 fn is_name(name: &str) -> bool {
@@ -151,7 +154,7 @@ fn is_name(name: &str) -> bool {
 // --- Ruleset ---
 
 impl Ruleset {
-    /// A table with nothing in it.
+    /// An empty table.
     pub fn new(table: TableName) -> Self {
         Self { table, chains: BTreeMap::new(), sets: BTreeMap::new() }
     }
@@ -170,20 +173,20 @@ impl Ruleset {
 // --- Chain and Rule ---
 
 impl Chain {
-    /// A chain that only rules and maps call.
+    /// A regular chain, reached only by jump and goto.
     pub fn regular(rules: impl Into<Vec<Rule>>) -> Self {
         Self { base: None, rules: rules.into() }
     }
 
-    /// A chain that the kernel calls.
+    /// A base chain.
     pub fn base(base: Base, rules: impl Into<Vec<Rule>>) -> Self {
         Self { base: Some(base), rules: rules.into() }
     }
 }
 
 impl Set {
-    /// Chains that elements lead to.
-    pub(super) fn targets(&self) -> impl Iterator<Item = &ChainName> {
+    /// The chains that the verdicts of the elements jump or go to.
+    pub(crate) fn jump_targets(&self) -> impl Iterator<Item = &ChainName> {
         self.elements.values().filter_map(|value| match value {
             Value::Verdict(verdict) => verdict.target(),
             Value::Member | Value::Data(_) => None,
@@ -191,12 +194,13 @@ impl Set {
     }
 }
 
-/// Raised whenever the same rule comes to be encoded differently, so that an upgraded agent rewrites its chains.
+/// Version of the encoder, part of every fingerprint. Bump it whenever the same rule is encoded differently, so that
+/// an upgraded program rewrites the chains that its predecessor left.
 const ENCODING: u64 = 1;
 
 impl Rule {
-    /// A number that identifies the rule's meaning. It is kept as comment in the kernel, which is how a table found
-    /// there is recognised without decoding its expressions.
+    /// A hash of the rule. The kernel keeps it as the rule's comment, so a rule read back is recognised without
+    /// decoding its expressions.
     pub fn fingerprint(&self) -> u64 {
         let mut hasher = Fnv(0xcbf2_9ce4_8422_2325 ^ ENCODING);
         self.hash(&mut hasher);
@@ -204,12 +208,12 @@ impl Rule {
     }
 
     /// The comment that carries the fingerprint.
-    pub(super) fn comment(&self) -> String {
+    pub(crate) fn comment(&self) -> String {
         format!("{:016x}", self.fingerprint())
     }
 }
 
-/// FNV-1a: the same in every build, unlike the standard library's hasher.
+/// FNV-1a, 64 bits. Stable across builds, which the standard library's hasher does not promise.
 struct Fnv(u64);
 
 impl Hasher for Fnv {

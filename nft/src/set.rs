@@ -1,6 +1,6 @@
-//! Sets, maps and what they hold: typed values, ranges of them, and concatenations.
+//! Sets, maps and their elements: typed values, ranges of values, and concatenations.
 //!
-//! A range is kept as first and last value, so a prefix and the same range are one value and compare equal.
+//! A range is stored as its first and last value, so a prefix and the equivalent range compare equal.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,41 +9,41 @@ use std::ops::{BitOr, RangeInclusive};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::rule::Verdict;
+use crate::rule::Verdict;
 
-/// A set or map with its elements. Anonymous when it stands inside a rule, named when in a table.
+/// A set or map with its elements: named as part of a table, anonymous as part of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Set {
-    /// What keys and values look like. A named set whose kind changes is deleted and made anew.
+    /// Types of keys and values. A named set whose kind changes is deleted and recreated.
     pub kind: SetKind,
-    /// Elements by key; every value has the shape of `kind.value`.
+    /// Elements by key; every value is of the type that `kind.value` names.
     pub elements: BTreeMap<Key, Value>,
 }
 
-/// Types and storage of a set; fixed for its life in the kernel.
+/// Key type, value type and flags of a set, which cannot change while the set exists.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SetKind {
-    /// Types of the key's fields, more than one for a concatenation.
+    /// Types of the key's fields; several for a concatenation.
     pub key: Vec<FieldType>,
-    /// Whether keys may be ranges. An interval set costs more per change as it grows (34 us at 1k members, 32 ms at
-    /// 100k), a plain one 5 us at any size: keep single addresses in plain sets.
+    /// `flags interval`: whether keys may be ranges. Changing one element of an interval set takes longer the more it
+    /// has (34 us at 1,000, 32 ms at 100,000); a plain set takes 5 us at any size. Keep single addresses in plain sets.
     pub interval: bool,
-    /// What an element yields.
+    /// Type of the values.
     pub value: ValueType,
 }
 
-/// What an element of a set yields.
+/// The type of a set's values.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ValueType {
-    /// Nothing but membership: a set.
+    /// No value: a set.
     Member,
-    /// A verdict: a verdict map.
+    /// Verdicts: a verdict map.
     Verdict,
-    /// Fields to be used by a statement, as the target of a translation: a data map.
+    /// Fields for use by a statement, such as the target of NAT: a data map.
     Data(Vec<FieldType>),
 }
 
-/// The value of one element, of the shape its set's [`ValueType`] names.
+/// The value of one element, of the type that its set's [`ValueType`] names.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Value {
     /// Element of a set.
@@ -57,20 +57,20 @@ pub enum Value {
 /// The key of an element: one field, or several in a concatenation.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
-    /// Key of a set with one field; kept inline, since such sets are the large ones.
+    /// Key of a set with one field. Not boxed, because the large sets are of this kind.
     One(Field),
-    /// Key of a concatenation, fields in the order of the kind.
+    /// Key of a concatenation, with fields in the order of [`SetKind::key`].
     Concat(Box<[Field]>),
 }
 
-/// One field of a key: every value from `first` to `last`, both of the same type.
+/// One field of a key: all values from `first` to `last`, which are of the same type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Field {
     first: Datum,
     last: Datum,
 }
 
-/// One typed value, in the types of nft.
+/// A value of one of nft's data types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Datum {
     /// IPv4 address.
@@ -87,9 +87,9 @@ pub enum Datum {
     Iface(IfName),
     /// Packet mark.
     Mark(u32),
-    /// Connection tracking state (one bit each).
+    /// Connection tracking states, one bit each.
     CtState(CtState),
-    /// Network protocol of the packet.
+    /// Network protocol.
     Family(Family),
     /// ICMP type.
     IcmpType(u8),
@@ -140,7 +140,7 @@ pub struct Proto(pub u8);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CtState(pub u32);
 
-/// Network protocol of a packet, as `meta nfproto` tells it.
+/// Network protocol of a packet, as in `meta nfproto`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
     /// IPv4.
@@ -149,24 +149,24 @@ pub enum Family {
     Ipv6,
 }
 
-/// An interface name, at most 15 bytes, zero padded.
+/// An interface name: at most 15 bytes, zero padded.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IfName([u8; 16]);
 
 // --- Set ---
 
 impl Set {
-    /// An empty set of this kind.
+    /// An empty set or map.
     pub fn new(kind: SetKind) -> Self {
         Self { kind, elements: BTreeMap::new() }
     }
 
-    /// A set of plain members.
+    /// A set with these elements.
     pub fn members(kind: SetKind, keys: impl IntoIterator<Item = impl Into<Key>>) -> Self {
         Self { kind, elements: keys.into_iter().map(|key| (key.into(), Value::Member)).collect() }
     }
 
-    /// A verdict map.
+    /// A verdict map with these elements.
     pub fn verdicts(kind: SetKind, entries: impl IntoIterator<Item = (impl Into<Key>, Verdict)>) -> Self {
         let elements = entries.into_iter().map(|(key, verdict)| (key.into(), Value::Verdict(verdict))).collect();
         Self { kind, elements }
@@ -174,23 +174,23 @@ impl Set {
 }
 
 impl SetKind {
-    /// A plain set of single values.
+    /// A set of single values.
     pub fn of(key: impl Into<Vec<FieldType>>) -> Self {
         Self { key: key.into(), interval: false, value: ValueType::Member }
     }
 
-    /// The same with keys that may be ranges.
+    /// The same with `flags interval`: keys may be ranges.
     pub fn with_intervals(self) -> Self {
         Self { interval: true, ..self }
     }
 
     /// The same as a verdict map.
-    pub fn to_verdict(self) -> Self {
+    pub fn with_verdicts(self) -> Self {
         Self { value: ValueType::Verdict, ..self }
     }
 
-    /// The same as a map to data.
-    pub fn to_data(self, fields: impl Into<Vec<FieldType>>) -> Self {
+    /// The same as a data map.
+    pub fn with_data(self, fields: impl Into<Vec<FieldType>>) -> Self {
         Self { value: ValueType::Data(fields.into()), ..self }
     }
 }
@@ -198,7 +198,7 @@ impl SetKind {
 // --- Key and Field ---
 
 impl Key {
-    /// A concatenation of these fields; of one field, the plain key.
+    /// A concatenation of these fields, or the plain key if there is only one.
     pub fn concat(fields: impl IntoIterator<Item = Field>) -> Self {
         let fields: Vec<Field> = fields.into_iter().collect();
         match fields.as_slice() {
@@ -215,23 +215,23 @@ impl Key {
         }
     }
 
-    /// Whether a packet could be met by both keys, which are of one kind.
+    /// Whether some packet matches both keys. They must be of the same kind.
     pub fn overlaps(&self, other: &Self) -> bool {
         let mut fields = self.fields().iter().zip(other.fields());
         fields.all(|(ours, theirs)| ours.first() <= theirs.last() && theirs.first() <= ours.last())
     }
 
-    /// Whether every field is a single value, so that the key fits a set without intervals.
+    /// Whether every field is a single value, which a set without intervals requires.
     pub fn is_single(&self) -> bool {
         self.fields().iter().all(Field::is_single)
     }
 }
 
 impl Field {
-    /// The range from `first` to `last`.
+    /// The range from `first` to `last`, both included.
     ///
     /// # Panics
-    /// If the two differ in type or are in the wrong order: such a range has no meaning.
+    /// If the two differ in type, or `first` is greater than `last`.
     pub fn range(first: Datum, last: Datum) -> Self {
         assert!(first.field_type() == last.field_type() && first <= last, "not a range: {first:?} to {last:?}");
         Self { first, last }
@@ -242,27 +242,27 @@ impl Field {
         Self { first: value, last: value }
     }
 
-    /// Lowest value.
+    /// The lowest value.
     pub const fn first(&self) -> Datum {
         self.first
     }
 
-    /// Highest value.
+    /// The highest value.
     pub const fn last(&self) -> Datum {
         self.last
     }
 
-    /// Whether this is one value.
+    /// Whether this is a single value.
     pub fn is_single(&self) -> bool {
         self.first == self.last
     }
 
-    /// Whether the value lies within.
+    /// Whether the value is of the same type and inside the range.
     pub fn contains(&self, value: Datum) -> bool {
         self.first.field_type() == value.field_type() && self.first <= value && value <= self.last
     }
 
-    /// Length of the prefix that is exactly this range; `None` when there is none or the type has no prefixes.
+    /// Length of the prefix that covers exactly this range; `None` if there is none, or if these are not addresses.
     pub fn prefix_length(&self) -> Option<u8> {
         match (self.first, self.last) {
             (Datum::Ipv4(first), Datum::Ipv4(last)) => {
@@ -274,7 +274,7 @@ impl Field {
     }
 }
 
-/// Length of the prefix spanning exactly `first..=last` in addresses of `width` bits.
+/// Length of the prefix that covers exactly `first..=last`, for addresses of `width` bits.
 fn prefix_length(first: u128, last: u128, width: u32) -> Option<u8> {
     let host = first ^ last;
     let aligned = first & host == 0;
@@ -334,7 +334,7 @@ impl From<IpNet> for Field {
     }
 }
 
-/// Ports; panics as [`Field::range`] when the range is empty.
+/// A range of ports. Panics like [`Field::range`] if the range is empty.
 impl From<RangeInclusive<u16>> for Field {
     fn from(ports: RangeInclusive<u16>) -> Self {
         Self::range(Datum::Port(*ports.start()), Datum::Port(*ports.end()))
@@ -395,10 +395,10 @@ impl Datum {
 }
 
 impl Family {
-    /// Both.
+    /// Both families.
     pub const ALL: [Self; 2] = [Self::Ipv4, Self::Ipv6];
 
-    /// Type of the family's addresses.
+    /// The type of the family's addresses.
     pub const fn address_type(self) -> FieldType {
         match self {
             Self::Ipv4 => FieldType::Ipv4,
@@ -423,15 +423,17 @@ impl Proto {
 }
 
 impl CtState {
-    /// Not valid for any connection.
+    // Bits as in `NF_CT_STATE_BIT` (linux/netfilter/nf_conntrack_common.h).
+
+    /// `invalid`: belongs to no connection.
     pub const INVALID: Self = Self(1);
-    /// Of a connection that has seen both directions.
+    /// `established`: the connection has seen packets in both directions.
     pub const ESTABLISHED: Self = Self(2);
-    /// Expected by another connection.
+    /// `related`: a new connection that another one expects.
     pub const RELATED: Self = Self(4);
-    /// First of a connection.
+    /// `new`: the first packet of a connection.
     pub const NEW: Self = Self(8);
-    /// Exempt from tracking.
+    /// `untracked`: exempt from connection tracking.
     pub const UNTRACKED: Self = Self(64);
 }
 
@@ -446,10 +448,11 @@ impl BitOr for CtState {
 // --- IfName ---
 
 impl IfName {
-    /// Longest name the kernel accepts.
+    /// Longest name that the kernel accepts: `IFNAMSIZ` - 1 (`linux/if.h`).
     pub const MAX: usize = 15;
 
-    /// The name, unless it is empty, longer than [`IfName::MAX`], or holds a byte that no interface name may hold.
+    /// Validates a name: `None` if it is empty, longer than [`IfName::MAX`], not printable ASCII, or has a character
+    /// that the kernel refuses (`/`) or that nft would read as syntax (`"`, `*`).
     pub fn new(name: &str) -> Option<Self> {
         let bytes = name.as_bytes();
         let valid = !bytes.is_empty()
@@ -462,18 +465,18 @@ impl IfName {
         })
     }
 
-    /// The name from the kernel's zero padded form.
+    /// Reads a name in the kernel's zero padded form; `None` if it is not valid.
     pub fn from_padded(padded: [u8; 16]) -> Option<Self> {
         let length = padded.iter().position(|byte| *byte == 0)?;
         Self::new(std::str::from_utf8(&padded[..length]).ok()?).filter(|name| name.0 == padded)
     }
 
-    /// The zero padded form of the kernel.
+    /// The name in the kernel's zero padded form.
     pub const fn padded(&self) -> &[u8; 16] {
         &self.0
     }
 
-    /// The name itself.
+    /// The name as a string slice.
     pub fn as_str(&self) -> &str {
         let length = self.0.iter().position(|byte| *byte == 0).unwrap_or(self.0.len());
         std::str::from_utf8(&self.0[..length]).unwrap_or_default()

@@ -1,21 +1,21 @@
-//! A ruleset as nft text: what `nft -f` loads, in the form that `nft list table` of version 1.0.6 prints.
+//! Rulesets as text that `nft -f` loads, in the form that `nft list table` of nft 1.0.6 prints.
 //!
-//! Elements stand one to a line, in the order of their typed values.
+//! Elements are printed one per line, in the order of their typed values.
 
 use std::fmt::{self, Display, Formatter, Write};
 use std::net::IpAddr;
 
-use super::rule::{
-    AddressType, Limit, Log, LogTarget, MarkSet, Masquerade, Match, Nat, NatTarget, NatType, Op, RateUnit, Reject,
+use crate::rule::{
+    AddressType, CmpOp, Limit, Log, LogTarget, MarkSet, Masquerade, Match, Nat, NatTarget, NatType, RateUnit, Reject,
     Rule, Selector, SetRef, Side, Statement, Transport, Verdict,
 };
-use super::ruleset::{Base, Chain, ChainType, Hook, Policy, Ruleset};
-use super::set::{CtState, Datum, Family, Field, FieldType, Key, Proto, Set, SetKind, Value, ValueType};
+use crate::ruleset::{Base, Chain, ChainPolicy, ChainType, Hook, Ruleset};
+use crate::set::{CtState, Datum, Family, Field, FieldType, Key, Proto, Set, SetKind, Value, ValueType};
 use names::{ICMP_CODES, ICMP_TYPES, ICMP6_CODES, ICMP6_TYPES, PROTOCOLS};
 
 mod names;
 
-/// Puts the items into the text with a separator between them.
+/// Prints items with a separator between them.
 struct Joined<'a, T>(&'a [T], &'static str);
 
 impl<T: Display> Display for Joined<'_, T> {
@@ -107,8 +107,8 @@ impl Display for Base {
             Hook::Postrouting => "postrouting",
         };
         let policy = match self.policy {
-            Policy::Accept => "accept",
-            Policy::Drop => "drop",
+            ChainPolicy::Accept => "accept",
+            ChainPolicy::Drop => "drop",
         };
         write!(f, "type {kind} hook {hook} priority ")?;
         write_priority(f, self.hook, self.priority)?;
@@ -116,7 +116,7 @@ impl Display for Base {
     }
 }
 
-/// A priority by the nearest of the names nft knows for the hook, at most 10 away.
+/// Prints a priority as nft does: relative to a standard priority of the hook that is at most 10 away.
 fn write_priority(f: &mut Formatter<'_>, hook: Hook, priority: i32) -> fmt::Result {
     let names = [("raw", -300), ("mangle", -150), ("dstnat", -100), ("filter", 0), ("security", 50), ("srcnat", 100)];
     let allowed = |name: &str| match name {
@@ -172,7 +172,7 @@ impl Display for Key {
     }
 }
 
-/// The part of an element behind its key.
+/// The part of an element after its key.
 impl Display for Value {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
@@ -210,17 +210,17 @@ impl Display for Datum {
             Self::CtState(state) => state.fmt(f),
             Self::Family(Family::Ipv4) => f.write_str("ipv4"),
             Self::Family(Family::Ipv6) => f.write_str("ipv6"),
-            Self::IcmpType(value) => named(f, ICMP_TYPES, *value),
-            Self::IcmpCode(value) => named(f, ICMP_CODES, *value),
-            Self::Icmp6Type(value) => named(f, ICMP6_TYPES, *value),
-            Self::Icmp6Code(value) => named(f, ICMP6_CODES, *value),
+            Self::IcmpType(value) => write_named(f, ICMP_TYPES, *value),
+            Self::IcmpCode(value) => write_named(f, ICMP_CODES, *value),
+            Self::Icmp6Type(value) => write_named(f, ICMP6_TYPES, *value),
+            Self::Icmp6Code(value) => write_named(f, ICMP6_CODES, *value),
         }
     }
 }
 
 impl Display for Proto {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        named(f, PROTOCOLS, self.0)
+        write_named(f, PROTOCOLS, self.0)
     }
 }
 
@@ -232,7 +232,7 @@ impl Display for CtState {
     }
 }
 
-fn named(f: &mut Formatter<'_>, names: &[(u8, &str)], value: u8) -> fmt::Result {
+fn write_named(f: &mut Formatter<'_>, names: &[(u8, &str)], value: u8) -> fmt::Result {
     match names.iter().find(|(number, _)| *number == value) {
         Some((_, name)) => f.write_str(name),
         None => value.fmt(f),
@@ -268,42 +268,42 @@ impl Display for Statement {
 impl Display for Match {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Is(key, op, field) => write!(f, "{}{}{field}", key, not(op)),
+            Self::Is(key, op, field) => write!(f, "{}{}{field}", key, negation(op)),
             Self::NamePrefix(key, op, prefix) => {
-                write!(f, "{key}{}\"{}*\"", not(op), prefix.as_str())
+                write!(f, "{key}{}\"{}*\"", negation(op), prefix.as_str())
             }
-            Self::In(key, op, set) => write!(f, "{}{}{set}", Joined(key, " . "), not(op)),
-            Self::MarkBits { mask: u32::MAX, op, value } => write!(f, "meta mark{}{value:#010x}", not(op)),
+            Self::In(key, op, set) => write!(f, "{}{}{set}", Joined(key, " . "), negation(op)),
+            Self::MarkBits { mask: u32::MAX, op, value } => write!(f, "meta mark{}{value:#010x}", negation(op)),
             Self::MarkBits { mask, op, value } => {
-                let compare = if *op == Op::Eq { "==" } else { "!=" };
+                let compare = if *op == CmpOp::Eq { "==" } else { "!=" };
                 write!(f, "meta mark & {mask:#010x} {compare} {value:#010x}")
             }
-            Self::CtState(op, state) => write!(f, "ct state{}{state}", none(op)),
-            Self::CtDnat(op) => write!(f, "ct status{}dnat", none(op)),
+            Self::CtState(op, state) => write!(f, "ct state{}{state}", bit_negation(op)),
+            Self::CtDnat(op) => write!(f, "ct status{}dnat", bit_negation(op)),
             Self::ReversePath { exists, with_mark } => {
                 let mark = if *with_mark { ". mark " } else { "" };
                 write!(f, "fib saddr {mark}. iif oif {}", if *exists { "exists" } else { "missing" })
             }
             Self::AddressType(side, op, kind) => {
                 let side = if *side == Side::Source { "saddr" } else { "daddr" };
-                write!(f, "fib {side} type{}{kind}", not(op))
+                write!(f, "fib {side} type{}{kind}", negation(op))
             }
             Self::LaterFragment => f.write_str("ip frag-off & 8191 != 0"),
         }
     }
 }
 
-const fn not(op: &Op) -> &'static str {
+const fn negation(op: &CmpOp) -> &'static str {
     match op {
-        Op::Eq => " ",
-        Op::Ne => " != ",
+        CmpOp::Eq => " ",
+        CmpOp::Ne => " != ",
     }
 }
 
-const fn none(op: &Op) -> &'static str {
+const fn bit_negation(op: &CmpOp) -> &'static str {
     match op {
-        Op::Eq => " ",
-        Op::Ne => " ! ",
+        CmpOp::Eq => " ",
+        CmpOp::Ne => " ! ",
     }
 }
 

@@ -1,114 +1,118 @@
-//! A transaction: operations that the kernel makes true together, or not at all.
+//! Transactions: operations that the kernel commits together, or not at all.
 
 use std::fmt;
 use std::sync::Arc;
 
-use super::ruleset::{Base, Chain, ChainName, Ruleset, SetName, TableName};
-use super::set::{Set, SetKind};
+use crate::ruleset::{Base, Chain, ChainName, Ruleset, SetName, TableName};
+use crate::set::{Set, SetKind};
 
-/// Operations on one table, applied in order and as one.
+/// Operations on one table, applied in order and committed atomically.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transaction {
     table: TableName,
-    ops: Vec<Op>,
+    ops: Vec<TransactionOp>,
 }
 
-/// One operation.
+/// One operation of a [`Transaction`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Op {
-    /// Makes the table unless it is there.
+pub enum TransactionOp {
+    /// `add table`: creates the table unless it exists.
     CreateTable,
-    /// Removes the table with everything in it; it must be there.
+    /// `delete table`: deletes the table with everything in it; it must exist.
     DeleteTable,
-    /// Makes a chain without rules. It must not be there, unless with the same base: then only the policy changes.
+    /// `add chain`: creates an empty chain, or changes the policy of a chain that exists with the same type, hook and
+    /// priority.
     PutChain(ChainName, Option<Base>),
-    /// Removes every rule of a chain.
+    /// `flush chain`: deletes all rules of a chain.
     FlushChain(ChainName),
-    /// Removes a chain that nothing refers to.
+    /// `delete chain`: deletes a chain that has no rules and that nothing refers to.
     DeleteChain(ChainName),
-    /// Makes an empty set.
+    /// `add set` or `add map`: creates an empty set.
     CreateSet(SetName, SetKind),
-    /// Removes a set that no rule refers to.
+    /// `delete set`: deletes a set that no rule refers to.
     DeleteSet(SetName),
-    /// Adds the elements of this value; those there already must have the same value.
+    /// `add element`: adds the elements of this set; those that exist must have the same value.
     AddElements(SetName, Arc<Set>),
-    /// Removes the elements of this value, all of which must be there.
+    /// `delete element`: deletes the elements of this set, all of which must exist.
     DeleteElements(SetName, Arc<Set>),
-    /// Adds the rules of this value, from an index on, at the end of a chain.
+    /// `add rule`: appends the rules of this chain to it, from an index on.
     AppendRules(ChainName, Arc<Chain>, usize),
 }
 
 impl Transaction {
-    /// Nothing to do on this table.
+    /// An empty transaction.
     pub const fn new(table: TableName) -> Self {
         Self { table, ops: Vec::new() }
     }
 
-    /// Removes the table, if there is one, and makes it anew as wanted: for a table that cannot be understood.
-    /// Packets meet either the old or the new table.
+    /// Deletes the table if it exists and creates it as wanted, whatever it held before. Packets see either the old
+    /// table or the new one.
     pub fn replace(wanted: &Ruleset) -> Self {
         let mut transaction = Self::new(wanted.table.clone());
-        transaction.push(Op::CreateTable);
-        transaction.push(Op::DeleteTable);
+        // The kernel refuses to delete a table that does not exist, so it is created first.
+        transaction.push(TransactionOp::CreateTable);
+        transaction.push(TransactionOp::DeleteTable);
         let empty = Ruleset::new(wanted.table.clone());
-        transaction.ops.extend(super::diff::diff(&empty, wanted).ops);
+        transaction.ops.extend(crate::diff::diff(&empty, wanted).ops);
         transaction
     }
 
-    /// Removes the table, if there is one.
+    /// Deletes the table if it exists.
     pub fn remove(table: TableName) -> Self {
-        Self { table, ops: vec![Op::CreateTable, Op::DeleteTable] }
+        Self { table, ops: vec![TransactionOp::CreateTable, TransactionOp::DeleteTable] }
     }
 
-    /// The table it is about.
+    /// Name of the table.
     pub const fn table(&self) -> &TableName {
         &self.table
     }
 
-    /// The operations in order.
-    pub fn ops(&self) -> &[Op] {
+    /// The operations, in order.
+    pub fn ops(&self) -> &[TransactionOp] {
         &self.ops
     }
 
-    /// Whether there is nothing to do.
+    /// Whether it has no operations.
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty()
     }
 
-    /// How many elements it adds and removes.
-    pub fn elements(&self) -> usize {
-        let elements = |op: &Op| match op {
-            Op::AddElements(_, set) | Op::DeleteElements(_, set) => set.elements.len(),
+    /// Number of set elements that it adds and deletes.
+    pub fn element_count(&self) -> usize {
+        let elements = |op: &TransactionOp| match op {
+            TransactionOp::AddElements(_, set) | TransactionOp::DeleteElements(_, set) => set.elements.len(),
             _ => 0,
         };
         self.ops.iter().map(elements).sum()
     }
 
-    /// Adds an operation.
-    pub fn push(&mut self, op: Op) {
+    /// Appends an operation.
+    pub fn push(&mut self, op: TransactionOp) {
         self.ops.push(op);
     }
 
-    /// Adds elements to the set of this name, which is of the same kind: the way of frequent changes, with no
-    /// ruleset compared.
+    /// Appends [`TransactionOp::AddElements`], unless there are none. The named set must be of the same kind.
+    ///
+    /// This is the cheap path for frequent changes of large sets: no rulesets are compared.
     pub fn add_elements(&mut self, name: &SetName, elements: impl Into<Arc<Set>>) {
         let elements = elements.into();
         if !elements.elements.is_empty() {
-            self.push(Op::AddElements(name.clone(), elements));
+            self.push(TransactionOp::AddElements(name.clone(), elements));
         }
     }
 
-    /// Removes elements from the set of this name, which is of the same kind; their values do not matter.
+    /// Appends [`TransactionOp::DeleteElements`], unless there are none. The named set must be of the same kind; the
+    /// values do not matter.
     pub fn delete_elements(&mut self, name: &SetName, elements: impl Into<Arc<Set>>) {
         let elements = elements.into();
         if !elements.elements.is_empty() {
-            self.push(Op::DeleteElements(name.clone(), elements));
+            self.push(TransactionOp::DeleteElements(name.clone(), elements));
         }
     }
 }
 
-/// What an operation does, for errors and logs; long lists are counted, not shown.
-impl fmt::Display for Op {
+/// A description for errors and logs, which counts elements and rules instead of listing them.
+impl fmt::Display for TransactionOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::CreateTable => f.write_str("create the table"),

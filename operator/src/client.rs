@@ -11,6 +11,7 @@ use kube::{Client, Error};
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Runs a request with a time limit.
+// Not a timeout layer of the client: it would end with the header of the response, but the body can stall too.
 pub async fn bounded<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
         Ok(outcome) => outcome,

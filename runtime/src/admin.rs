@@ -68,6 +68,7 @@ struct State {
     readiness: Readiness,
 }
 
+// Not `axum::serve`, which limits neither the number of connections nor the time that a request's header takes.
 async fn accept(listener: TcpListener, state: Arc<State>) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let bounded = service(state);

@@ -7,7 +7,7 @@ use std::time::Duration;
 ///
 /// The lower half is kept so that a failing peer is never asked in a tight loop; the upper half spreads
 /// the hundreds of agents that lost the same server at the same moment.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backoff {
     base: Duration,
     ceiling: Duration,

@@ -13,9 +13,10 @@ mod leaf;
 mod tests;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustls::{ClientConfig, ServerConfig};
 use tracing::{info, warn};
 
@@ -110,7 +111,7 @@ impl Tls {
 
     /// Returns the material for new connections, reading changed files again.
     pub fn current(&self) -> Arc<Material> {
-        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.state.lock();
         if state.checked.elapsed() >= self.0.interval {
             state.checked = Instant::now();
             self.0.reload(&mut state);

@@ -6,6 +6,7 @@ use aho_corasick::AhoCorasick;
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use data_encoding::{HEXLOWER, HEXUPPER};
 
 /// So much of a secret is found where it shows: less could be chance.
 const PIECE: usize = 16;
@@ -80,11 +81,10 @@ fn forms(piece: &[u8]) -> Vec<Vec<u8>> {
 /// As they are, and as Rust and JSON print them.
 fn printed(bytes: &[u8]) -> Vec<Vec<u8>> {
     let list = |separator: &str| bytes.iter().map(u8::to_string).collect::<Vec<_>>().join(separator);
-    let lower: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     let escaped = bytes.escape_ascii().to_string();
     let quoted = serde_json::Value::from(escaped.as_str()).to_string();
     let quoted = quoted.trim_matches('"').to_owned();
-    let texts = [lower.to_uppercase(), lower, list(", "), list(","), quoted, escaped];
+    let texts = [HEXUPPER.encode(bytes), HEXLOWER.encode(bytes), list(", "), list(","), quoted, escaped];
     texts.into_iter().map(String::into_bytes).chain([bytes.to_owned()]).collect()
 }
 
@@ -121,7 +121,7 @@ mod tests {
                 serde_json::to_vec(&moved)?,
                 format!("{:?}", [&vec![7; before], &der[..]].concat()).into_bytes(),
                 serde_json::to_vec(&der)?,
-                der.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into_bytes(),
+                HEXLOWER.encode(&der).into_bytes(),
                 format!("{}", der.escape_ascii()).into_bytes(),
                 serde_json::to_vec(&json_text(&der))?,
                 pem.as_bytes()[..pem.len() * 2 / 3].to_vec(),

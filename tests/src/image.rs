@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
+use data_encoding::HEXLOWER;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -96,7 +97,7 @@ impl Image {
         let (mut layer, layer_digest, layer_size) = layer.finish()?;
 
         let config = serde_json::to_vec(&json!({
-            "architecture": "amd64",
+            "architecture": architecture(),
             "os": "linux",
             "config": {"Entrypoint": self.entrypoint, "Env": ["PATH=/usr/bin:/bin"]},
             "rootfs": {"type": "layers", "diff_ids": [layer_digest]},
@@ -185,12 +186,21 @@ fn append(tar: &mut tar::Builder<impl Write>, path: &str, size: u64, data: &mut 
     Ok(())
 }
 
+/// The architecture of the programs in the image, which are built for this machine, by Go's name as OCI wants it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
 fn digest(data: &[u8]) -> String {
     spell(Sha256::digest(data).as_slice())
 }
 
 fn spell(hash: &[u8]) -> String {
-    hash.iter().fold("sha256:".to_owned(), |text, byte| format!("{text}{byte:02x}"))
+    format!("sha256:{}", HEXLOWER.encode(hash))
 }
 
 fn blob(digest: &str) -> String {

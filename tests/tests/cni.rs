@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use data_encoding::HEXLOWER;
 use ipnet::IpNet;
 use margay_api::endpoint::{EndpointKey, interface_name};
 use margay_proto::cni::code;
@@ -474,7 +475,7 @@ fn an_add_continues_the_trace_of_its_caller() -> Result<()> {
     };
     let exporting = runtime.block_on(async { telemetry::start(&settings, "off") })?;
     let lab = mk_lab(usual())?;
-    let traceparent = format!("00-{}-{}-01", hex(&trace), hex(&parent));
+    let traceparent = format!("00-{}-{}-01", HEXLOWER.encode(&trace), HEXLOWER.encode(&parent));
     for (pod, traceparent) in [("a", traceparent.as_str()), ("b", ""), ("c", "00-not-a-parent-01")] {
         schedule(&lab, pod)?;
         let mut sandbox = Sandbox::new(&lab, pod, pod)?;
@@ -497,8 +498,4 @@ fn an_add_continues_the_trace_of_its_caller() -> Result<()> {
     let calls: Vec<&Span> = spans.iter().filter(|span| span.name == "cni").collect();
     ensure!(calls.len() == 1, "calls without parent, or with one that is none, have traces of their own: {calls:?}");
     Ok(())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

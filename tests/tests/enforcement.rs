@@ -298,7 +298,7 @@ async fn packets_obey_members_rules_and_passes() -> Result<()> {
 }
 
 /// A hundred thousand addresses and a thousand ranges: they are loaded, they decide, and one more of them is one more. What makes this slow is no listener of
-/// nftables' notifications, which costs the kernel more than the set does (see `margay_nft::Silence`), and no name that is made for each member.
+/// nftables' notifications, which costs the kernel more than the set does (see `margay_nft::MonitorPause`), and no name that is made for each member.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_set_is_loaded_and_decides() -> Result<()> {
     let mut node = mk_node().await?;

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -19,6 +19,7 @@ use kube::Api;
 use kube::api::PostParams;
 use margay_api::report::cut;
 use margay_api::storage::Mode;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tracing::debug;
@@ -103,7 +104,7 @@ struct Inner {
 impl WarningQueue {
     /// Adds a warning, replacing a waiting one about the same object. Dropped if the queue is full.
     pub fn push(&self, warning: ObjectWarning) {
-        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.0.waiting.lock();
         let key = (warning.kind, warning.key.clone());
         if waiting.len() < MAX_WAITING || waiting.contains_key(&key) {
             waiting.insert(key, warning);
@@ -115,7 +116,7 @@ impl WarningQueue {
     pub async fn pop(&self) -> ObjectWarning {
         loop {
             // One notification may stand for several warnings, so the queue decides.
-            let first = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_first();
+            let first = self.0.waiting.lock().pop_first();
             match first {
                 Some((_, warning)) => return warning,
                 None => self.0.available.notified().await,

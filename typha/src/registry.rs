@@ -4,14 +4,15 @@
 //! service. No decision about what to send depends on it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use dashmap::DashMap;
 use margay_calc::model::RecordId;
 use margay_proto::sync::{Ack, NodeProblem};
 use margay_runtime::telemetry::Traceparent;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 /// Maximal number of frames without ack that are kept per node, for latencies and traces; the
@@ -244,8 +245,8 @@ impl NodeSession {
         AckOutcome { done: progress.in_flight.drain(..done).collect(), new_errors, is_changed }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock()
     }
 }
 

@@ -6,8 +6,8 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use margay_proto::sync::{Ack, MAX_UP, NodeProblem, decode_ack, decode_local_endp
 use margay_runtime::clock::unix_ns;
 use margay_runtime::telemetry::{self, Traceparent};
 use margay_runtime::tls::Peer;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tonic::body::Body;
 use tonic::server::{Grpc, NamedService, StreamingService};
@@ -165,7 +166,7 @@ impl Reader {
 
     /// Waits until the node may send hello again.
     async fn wait_for_turn(&self) -> Result<(), Option<Status>> {
-        let hellos = || self.inner.hellos.lock().unwrap_or_else(PoisonError::into_inner);
+        let hellos = || self.inner.hellos.lock();
         let mut turn = hellos().arrive(&self.node, self.session, Instant::now());
         loop {
             match turn {

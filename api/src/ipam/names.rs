@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use data_encoding::{BASE32_NOPAD, HEXLOWER};
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 use sha3::Sha3_256;
@@ -60,21 +61,7 @@ pub const LABEL_IP_VERSION: &str = "projectcalico.org/ip-version";
 
 /// SHA3-256 of a node's name in base 32 without padding: 52 characters, so it fits a label value.
 pub fn hostname_hash(node: &str) -> String {
-    const DIGITS: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
-    let mut text = String::new();
-    let (mut bits, mut count) = (0u32, 0);
-    for byte in Sha3_256::digest(node) {
-        bits = bits << 8 | u32::from(byte);
-        count += 8;
-        while count >= 5 {
-            count -= 5;
-            text.push(char::from(DIGITS[(bits >> count & 31) as usize]));
-        }
-    }
-    if count > 0 {
-        text.push(char::from(DIGITS[(bits << (5 - count) & 31) as usize]));
-    }
-    text
+    BASE32_NOPAD.encode(&Sha3_256::digest(node))
 }
 
 /// Annotation of a handle: the node that wrote it. Calico ignores it, and handles written by Calico
@@ -98,8 +85,7 @@ fn limit(name: String) -> String {
 }
 
 fn short_hash(text: &str) -> String {
-    let hash = Sha256::digest(text);
-    let mut digits: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut digits = HEXLOWER.encode(&Sha256::digest(text));
     digits.truncate(HASH_DIGITS);
     digits
 }

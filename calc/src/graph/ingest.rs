@@ -1,6 +1,7 @@
 //! Ingestion: converts objects to their stored form. Strings become symbols; selectors and the sets
 //! that rules refer to become handles.
 
+use data_encoding::HEXLOWER;
 use margay_api::endpoint::{EndpointKey, HostEndpoint, Profile, WorkloadEndpoint};
 use margay_api::meta::{
     LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_PARENT_NAME, LABEL_SERVICE_ACCOUNT, Labels, NamespacedName,
@@ -222,13 +223,11 @@ fn set_id(spec: SetSpec, selectors: &Selectors, interner: &mut Interner) -> Symb
             let selector = interner.get(selectors.users(selector).id);
             let protocol = protocol.map_or(String::from("any"), |protocol| protocol.0.to_string());
             let hash = Sha256::digest(format!("n:{selector},{protocol},{}", interner.get(names)));
-            let hex: String = hash[..20].iter().map(|byte| format!("{byte:02x}")).collect();
-            format!("n:{hex}")
+            format!("n:{}", HEXLOWER.encode(&hash[..20]))
         }
         SetSpec::Nodes(selector) => {
             let hash = Sha256::digest(format!("nodes:{}", interner.get(selector)));
-            let hex: String = hash[..20].iter().map(|byte| format!("{byte:02x}")).collect();
-            format!("nodes:{hex}")
+            format!("nodes:{}", HEXLOWER.encode(&hash[..20]))
         }
         SetSpec::Service(namespace, name) => {
             format!("svc:{}/{}", interner.get(namespace), interner.get(name))

@@ -15,8 +15,8 @@ use super::rule::Logging;
 use crate::Links;
 use crate::routes::plan::{VERSIONS, has_vxlan, version_of, vxlan_device_name};
 use margay_nft::{
-    AddressType, Base, Chain, ChainName, ChainType, CtState, Datum, Family, Field, FieldType, Hook, IfName, Key,
-    Masquerade, Match, Op, Policy, Proto, Rule, Selector, Set, SetKind, SetName, Side, Statement, Transport, Verdict,
+    AddressType, Base, Chain, ChainName, ChainPolicy, ChainType, CmpOp, CtState, Datum, Family, Field, FieldType, Hook,
+    IfName, Key, Masquerade, Match, Proto, Rule, Selector, Set, SetKind, SetName, Side, Statement, Transport, Verdict,
 };
 
 /// Addresses of nodes, from which tunnel packets may come.
@@ -194,7 +194,7 @@ impl Inputs {
         from.push(Rule::new().counter().drop());
         fixed.chain(names::FROM_WORKLOAD, base(ChainType::Filter, Hook::Forward, 0), from);
 
-        let elsewhere = Match::NamePrefix(Selector::Oifname, Op::Ne, names::workload_prefix());
+        let elsewhere = Match::NamePrefix(Selector::Oifname, CmpOp::Ne, names::workload_prefix());
         let mut to = vec![tracked(), Rule::new().when(elsewhere).accept()];
         to.extend(self.untracked());
         to.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Oifname], &names::set(names::RECEIVERS)));
@@ -238,7 +238,7 @@ impl Inputs {
                 Rule::new()
                     .when(Match::is(Selector::Oifname, device))
                     .when(not_own)
-                    .when(Match::AddressType(Side::Source, Op::Eq, AddressType::Local))
+                    .when(Match::AddressType(Side::Source, CmpOp::Eq, AddressType::Local))
                     .then(masquerade.clone()),
             );
         }
@@ -252,7 +252,7 @@ impl Inputs {
     /// Drops packets that belong to no connection, unless configured otherwise.
     pub(super) fn untracked(&self) -> Option<Rule> {
         (!self.settings.allow_conntrack_invalid)
-            .then(|| Rule::new().when(Match::CtState(Op::Eq, CtState::INVALID)).counter().drop())
+            .then(|| Rule::new().when(Match::CtState(CmpOp::Eq, CtState::INVALID)).counter().drop())
     }
 
     /// Drops packets in which a workload would hide others from policy.
@@ -284,7 +284,7 @@ pub(super) fn pods_kind(family: Family) -> SetKind {
 
 /// Kind of the maps from family and interface to class.
 pub(super) fn dispatch_kind() -> SetKind {
-    SetKind::of(vec![FieldType::Family, FieldType::Iface]).to_verdict()
+    SetKind::of(vec![FieldType::Family, FieldType::Iface]).with_verdicts()
 }
 
 /// Key of the maps from family and interface to class.
@@ -303,11 +303,11 @@ fn named(name: &str, family: Family) -> SetName {
 
 /// A base chain that lets by what it does not decide.
 pub(super) const fn base(kind: ChainType, hook: Hook, priority: i32) -> Base {
-    Base { kind, hook, priority, policy: Policy::Accept }
+    Base { kind, hook, priority, policy: ChainPolicy::Accept }
 }
 
 pub(super) fn not_from_workload() -> Rule {
-    Rule::new().when(Match::NamePrefix(Selector::Iifname, Op::Ne, names::workload_prefix())).accept()
+    Rule::new().when(Match::NamePrefix(Selector::Iifname, CmpOp::Ne, names::workload_prefix())).accept()
 }
 
 /// Lets by what belongs to a connection that was allowed.

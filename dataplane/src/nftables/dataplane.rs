@@ -144,10 +144,10 @@ impl Nftables {
     /// is to be tried at once. One that is too long will never be taken; where the kernel lacks memory, attempt after
     /// attempt twice as many parts are left out.
     fn makes_room(&mut self, transaction: &Transaction, error: &ExecError, records: &Records, now: Instant) -> bool {
-        if error.is_too_long() {
+        if error.is_oversized() {
             return self.shed(transaction, error, 1, records, now);
         }
-        if let Some(doublings) = self.attempts.checked_sub(ROOM).filter(|_| error.is_of_the_whole()) {
+        if let Some(doublings) = self.attempts.checked_sub(ROOM).filter(|_| error.is_batch_error()) {
             self.shed(transaction, error, 1 << doublings.min(16), records, now);
         }
         false

@@ -5,7 +5,7 @@
 //! sides takes as many nftables rules as it has ports, and not their product.
 
 use super::names;
-use margay_nft::{Chain, ChainName, MarkSet, Match, Op, Rule, SetRef, Statement, Verdict};
+use margay_nft::{Chain, ChainName, CmpOp, MarkSet, Match, Rule, SetRef, Statement, Verdict};
 
 /// Combinations that are rules of their own, at most, where there is another way.
 const COMBINED: usize = 16;
@@ -71,7 +71,7 @@ impl Compiled {
         let mut own = rules(alternatives, &jump);
         if passes {
             own.insert(0, Rule::new().then(mark(0)));
-            let passed = Rule::new().when(Match::MarkBits { mask: PASSED, op: Op::Eq, value: PASSED });
+            let passed = Rule::new().when(Match::MarkBits { mask: PASSED, op: CmpOp::Eq, value: PASSED });
             own.push(passed.then(mark(0)).verdict(Verdict::Return));
         }
         (own, chains)
@@ -164,7 +164,7 @@ fn cost(test: &Match) -> u8 {
 
 /// The opposite of a test, for those that are alternatives of one demand.
 fn negate(test: &Match) -> Option<Match> {
-    let flip = |op: &Op| if *op == Op::Eq { Op::Ne } else { Op::Eq };
+    let flip = |op: &CmpOp| if *op == CmpOp::Eq { CmpOp::Ne } else { CmpOp::Eq };
     match test {
         Match::In(key, op, set) => Some(Match::In(key.clone(), flip(op), set.clone())),
         Match::Is(selector, op, field) => Some(Match::Is(*selector, flip(op), *field)),

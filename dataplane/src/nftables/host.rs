@@ -20,7 +20,7 @@ use super::base::{self, Fixed, Inputs};
 use super::class::{Class, Direction, Stage};
 use super::names;
 use margay_nft::{
-    ChainType, Datum, Family, Field, Hook, IfName, Key, MarkSet, Match, Op, Proto, Rule, Selector, Set, SetKind,
+    ChainType, CmpOp, Datum, Family, Field, Hook, IfName, Key, MarkSet, Match, Proto, Rule, Selector, Set, SetKind,
     Statement, Transport, Verdict,
 };
 
@@ -277,8 +277,8 @@ impl Hooks<'_> {
     /// What the host sends to a Service has its interface only here, where it leaves.
     fn leave(&self) -> Vec<Rule> {
         let mut rules = vec![
-            Rule::new().when(Match::CtDnat(Op::Ne)).accept(),
-            Rule::new().when(Match::MarkBits { mask: DEFERRED, op: Op::Ne, value: DEFERRED }).accept(),
+            Rule::new().when(Match::CtDnat(CmpOp::Ne)).accept(),
+            Rule::new().when(Match::MarkBits { mask: DEFERRED, op: CmpOp::Ne, value: DEFERRED }).accept(),
             base::tracked(),
         ];
         rules.extend(not_outside(Selector::Oifname));
@@ -298,7 +298,7 @@ impl Hooks<'_> {
             None => Rule::new().when(Match::in_set(interface, &names::set(INTERFACES))),
         };
         (!self.inputs.allows_invalid())
-            .then(|| rule.when(Match::CtState(Op::Eq, margay_nft::CtState::INVALID)).counter().drop())
+            .then(|| rule.when(Match::CtState(CmpOp::Eq, margay_nft::CtState::INVALID)).counter().drop())
     }
 
     /// What no policy has a say about.
@@ -345,7 +345,7 @@ fn not_outside(interface: Selector) -> [Rule; 2] {
     let loopback = IfName::new(LOOPBACK).expect("a constant name");
     [
         Rule::new().when(Match::is(interface, loopback)).accept(),
-        Rule::new().when(Match::NamePrefix(interface, Op::Eq, names::workload_prefix())).accept(),
+        Rule::new().when(Match::NamePrefix(interface, CmpOp::Eq, names::workload_prefix())).accept(),
     ]
 }
 
@@ -354,12 +354,12 @@ fn clear_mark() -> Rule {
 }
 
 fn accepted() -> Rule {
-    Rule::new().when(Match::MarkBits { mask: ACCEPTED, op: Op::Eq, value: ACCEPTED }).accept()
+    Rule::new().when(Match::MarkBits { mask: ACCEPTED, op: CmpOp::Eq, value: ACCEPTED }).accept()
 }
 
 fn defer() -> Rule {
     let mark = Statement::MarkSet(MarkSet { mask: DEFERRED, value: DEFERRED });
-    Rule::new().when(Match::CtDnat(Op::Eq)).then(mark).accept()
+    Rule::new().when(Match::CtDnat(CmpOp::Eq)).then(mark).accept()
 }
 
 /// Accepts these ports, a rule for each range of the other side.

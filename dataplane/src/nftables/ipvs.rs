@@ -22,8 +22,8 @@ use super::elements;
 use super::names;
 use crate::Links;
 use margay_nft::{
-    ChainType, Datum, Family, Hook, IfName, Key, MarkSet, Match, Op, Rule, Selector, Set, SetKind, SetName, Statement,
-    Value, Verdict,
+    ChainType, CmpOp, Datum, Family, Hook, IfName, Key, MarkSet, Match, Rule, Selector, Set, SetKind, SetName,
+    Statement, Value, Verdict,
 };
 
 /// The link that has the addresses of Services in that mode, and no other: kube-proxy's `DefaultDummyDevice`.
@@ -57,7 +57,7 @@ pub(super) fn senders(family: Family) -> SetName {
 
 /// That map, of what each address of a pod goes to.
 pub(super) fn senders_map(family: Family, entries: &BTreeMap<IpAddr, [Verdict; 2]>) -> Set {
-    let mut map = Set::new(SetKind::of(family.address_type()).to_verdict());
+    let mut map = Set::new(SetKind::of(family.address_type()).with_verdicts());
     for (address, verdicts) in entries.iter().filter(|(address, _)| elements::family(**address) == family) {
         let [v4, v6] = verdicts;
         let verdict = if address.is_ipv4() { v4 } else { v6 };
@@ -89,7 +89,7 @@ impl Inputs {
         from.extend(families.iter().map(|family| Rule::new().vmap(base::source(*family), &senders(*family))));
         fixed.chain("ipvs-from", filter(Hook::Output, 0), from);
 
-        let elsewhere = Match::NamePrefix(Selector::Oifname, Op::Ne, names::workload_prefix());
+        let elsewhere = Match::NamePrefix(Selector::Oifname, CmpOp::Ne, names::workload_prefix());
         let mut to = vec![own(), base::tracked(), Rule::new().when(elsewhere).accept()];
         to.extend(self.untracked());
         to.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Oifname], &names::set(names::RECEIVERS)));
@@ -123,7 +123,7 @@ fn arrive() -> Rule {
 
 /// Lets by what the node's own processes send.
 fn own() -> Rule {
-    Rule::new().when(Match::MarkBits { mask: ARRIVED, op: Op::Ne, value: ARRIVED }).accept()
+    Rule::new().when(Match::MarkBits { mask: ARRIVED, op: CmpOp::Ne, value: ARRIVED }).accept()
 }
 
 #[cfg(test)]

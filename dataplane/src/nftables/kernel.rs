@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use margay_nft::{ExecError, Monitor, Ruleset, Silence, Socket, TableName, Transaction};
+use margay_nft::{ExecError, Monitor, MonitorPause, NftSocket, Ruleset, TableName, Transaction};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -20,43 +20,43 @@ pub trait Kernel: Send {
     fn plan(&mut self, wanted: &Ruleset) -> io::Result<Transaction>;
 }
 
-/// Transactions with more elements than this are committed while the monitor does not listen.
-const LOUD: usize = 4096;
+/// Transactions with more elements than this are committed while the monitor is paused.
+const UNMONITORED: usize = 4096;
 
 /// nftables of the network namespace of the thread that opened it.
 pub struct Netfilter {
-    socket: Socket,
-    silence: Option<Silence>,
+    socket: NftSocket,
+    pause: Option<MonitorPause>,
 }
 
 impl Netfilter {
     /// Opens the socket.
     pub fn open() -> io::Result<Self> {
-        Ok(Self { socket: Socket::open()?, silence: None })
+        Ok(Self { socket: NftSocket::open()?, pause: None })
     }
 
     /// Subscribes to changes of our table by others.
     pub fn watch(&mut self) -> io::Result<Watch> {
         let monitor = Monitor::open(names::table(), &[self.socket.port()])?;
-        self.silence = Some(monitor.silence()?);
+        self.pause = Some(monitor.pause()?);
         Ok(Watch(monitor))
     }
 }
 
 impl Kernel for Netfilter {
     fn exec(&mut self, transaction: &Transaction) -> Result<bool, ExecError> {
-        match &self.silence {
-            Some(silence) if transaction.elements() > LOUD => silence.exec(&mut self.socket, transaction),
+        match &self.pause {
+            Some(pause) if transaction.element_count() > UNMONITORED => pause.exec(&mut self.socket, transaction),
             _ => self.socket.exec(transaction).map(|_| false),
         }
     }
 
     fn is_programmed(&mut self, table: &TableName) -> io::Result<bool> {
-        self.socket.has(table)
+        self.socket.table_exists(table)
     }
 
     fn plan(&mut self, wanted: &Ruleset) -> io::Result<Transaction> {
-        Ok(self.socket.list_once(&wanted.table)?.plan(wanted))
+        Ok(self.socket.list_once(&wanted.table)?.diff(wanted))
     }
 }
 

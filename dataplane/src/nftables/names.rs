@@ -1,5 +1,6 @@
 //! Names in the table. Names of sets and class chains come from what they stand for, so they survive a restart of the agent.
 
+use data_encoding::HEXLOWER;
 use margay_calc::model::SetId;
 use sha2::{Digest, Sha256};
 
@@ -71,7 +72,7 @@ pub(super) fn ip_set(id: &SetId, holds: Holds, family: Family) -> SetName {
 
 /// Twenty hexadecimal digits that stand for these bytes: collisions need 2^40 names.
 pub(super) fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)[..10].iter().map(|byte| format!("{byte:02x}")).collect()
+    HEXLOWER.encode(&Sha256::digest(bytes)[..10])
 }
 
 /// A number that stands for these bytes, the same on every machine.

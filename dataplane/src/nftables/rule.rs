@@ -17,8 +17,8 @@ use super::demands::{Compiled, Demands, Tests};
 use super::elements::{self, Shape};
 use super::names::{self, Holds};
 use margay_nft::{
-    Datum, Family, Field, Key, Limit, Log, LogTarget, Match, Op, Proto, RateUnit, Selector, Set, SetKind, SetRef, Side,
-    Statement, Transport, Value, Verdict,
+    CmpOp, Datum, Family, Field, Key, Limit, Log, LogTarget, Match, Proto, RateUnit, Selector, Set, SetKind, SetRef,
+    Side, Statement, Transport, Value, Verdict,
 };
 
 /// Protocols whose first four bytes are source and destination port.
@@ -136,9 +136,11 @@ impl Context<'_> {
         if let (Outlook::Possible, Some((side, set))) = (&outlook, crossed) {
             let key = vec![address(self.family, side), Selector::L4proto, port(Side::Destination)];
             match (self.shape)(set) {
-                Some(_) => {
-                    demands.must(Match::In(key, Op::Eq, SetRef::Named(names::ip_set(set, Holds::Ports, self.family))))
-                }
+                Some(_) => demands.must(Match::In(
+                    key,
+                    CmpOp::Eq,
+                    SetRef::Named(names::ip_set(set, Holds::Ports, self.family)),
+                )),
                 None => outlook = Outlook::Unknown,
             }
         }
@@ -176,10 +178,10 @@ impl Context<'_> {
         if !side.ports.is_empty() || !side.port_sets.is_empty() {
             let mut ways = Vec::new();
             if !side.ports.is_empty() {
-                ways.push(guard().into_iter().chain([ranges(port, Op::Eq, &side.ports)]).collect());
+                ways.push(guard().into_iter().chain([ranges(port, CmpOp::Eq, &side.ports)]).collect());
             }
             for set in side.port_sets.iter() {
-                ways.push(guard().into_iter().chain([self.in_port_set(set, which, Op::Eq)]).collect());
+                ways.push(guard().into_iter().chain([self.in_port_set(set, which, CmpOp::Eq)]).collect());
             }
             all.any_of(ways);
             if !possible {
@@ -188,17 +190,17 @@ impl Context<'_> {
         }
         if let Some(set) = &side.service_set {
             guard().into_iter().for_each(|test| all.must(test));
-            all.must(self.in_port_set(set, which, Op::Eq));
+            all.must(self.in_port_set(set, which, CmpOp::Eq));
             if !possible {
                 return false;
             }
         }
         let mut none: Tests = Vec::new();
         if !side.not_ports.is_empty() {
-            none.push(ranges(port, Op::Ne, &side.not_ports));
+            none.push(ranges(port, CmpOp::Ne, &side.not_ports));
         }
         for set in &side.not_port_sets {
-            none.push(self.in_port_set(set, which, Op::Ne));
+            none.push(self.in_port_set(set, which, CmpOp::Ne));
         }
         if !none.is_empty() && possible {
             if ported {
@@ -212,7 +214,7 @@ impl Context<'_> {
         true
     }
 
-    fn in_port_set(&self, id: &SetId, side: Side, op: Op) -> Match {
+    fn in_port_set(&self, id: &SetId, side: Side, op: CmpOp) -> Match {
         let key = vec![address(self.family, side), Selector::L4proto, port(side)];
         Match::In(key, op, SetRef::Named(names::ip_set(id, Holds::Ports, self.family)))
     }
@@ -223,20 +225,20 @@ impl Context<'_> {
         if !side.nets.is_empty() {
             let Some(keys) = self.outermost(&side.nets) else { return false };
             if !keys.iter().any(is_everything) {
-                all.must(nets(address, Op::Eq, keys));
+                all.must(nets(address, CmpOp::Eq, keys));
             }
         }
         if let Some(keys) = self.outermost(&side.not_nets) {
             if keys.iter().any(is_everything) {
                 return false;
             }
-            all.must(nets(address, Op::Ne, keys));
+            all.must(nets(address, CmpOp::Ne, keys));
         }
         for id in &side.not_sets {
-            self.net_sets(id).into_iter().for_each(|set| all.must(Match::In(vec![address], Op::Ne, set)));
+            self.net_sets(id).into_iter().for_each(|set| all.must(Match::In(vec![address], CmpOp::Ne, set)));
         }
         for id in &side.sets {
-            let ways = self.net_sets(id).into_iter().map(|set| vec![Match::In(vec![address], Op::Eq, set)]);
+            let ways = self.net_sets(id).into_iter().map(|set| vec![Match::In(vec![address], CmpOp::Eq, set)]);
             all.any_of(ways.collect());
         }
         true
@@ -282,12 +284,12 @@ fn icmp(rule: &RuleRecord, version: IpVersion, all: &mut Demands) -> bool {
         if !possible {
             return false;
         }
-        let (kind, code) = icmp_tests(own, icmp, Op::Eq);
+        let (kind, code) = icmp_tests(own, icmp, CmpOp::Eq);
         all.any_of(vec![[is_protocol(own)].into_iter().chain(kind).chain(code).collect()]);
     }
     if let Some(icmp) = rule.not_icmp.filter(|_| possible) {
-        let (same_kind, _) = icmp_tests(own, icmp, Op::Eq);
-        let (other_kind, other_code) = icmp_tests(own, icmp, Op::Ne);
+        let (same_kind, _) = icmp_tests(own, icmp, CmpOp::Eq);
+        let (other_kind, other_code) = icmp_tests(own, icmp, CmpOp::Ne);
         let guard = is_protocol(own);
         let mut ways = vec![vec![Match::not(Selector::L4proto, Proto(own.0))]];
         ways.extend(other_kind.map(|test| vec![guard.clone(), test]));
@@ -297,7 +299,7 @@ fn icmp(rule: &RuleRecord, version: IpVersion, all: &mut Demands) -> bool {
     true
 }
 
-fn icmp_tests(protocol: Protocol, icmp: Icmp, op: Op) -> (Option<Match>, Option<Match>) {
+fn icmp_tests(protocol: Protocol, icmp: Icmp, op: CmpOp) -> (Option<Match>, Option<Match>) {
     let test = |selector, value: Datum| Match::Is(selector, op, value.into());
     if protocol == Protocol::ICMP {
         let kind = icmp.kind.map(|kind| test(Selector::IcmpType, Datum::IcmpType(kind)));
@@ -346,12 +348,12 @@ fn is_everything(net: &IpNet) -> bool {
     net.prefix_len() == 0
 }
 
-fn nets(selector: Selector, op: Op, nets: Vec<IpNet>) -> Match {
+fn nets(selector: Selector, op: CmpOp, nets: Vec<IpNet>) -> Match {
     members(selector, op, nets.into_iter().map(Field::from).collect())
 }
 
 /// Ports as ranges that neither overlap nor touch.
-fn ranges(selector: Selector, op: Op, ports: &[PortRange]) -> Match {
+fn ranges(selector: Selector, op: CmpOp, ports: &[PortRange]) -> Match {
     let mut sorted = ports.to_vec();
     sorted.sort_unstable();
     let mut merged: Vec<PortRange> = Vec::new();
@@ -364,7 +366,7 @@ fn ranges(selector: Selector, op: Op, ports: &[PortRange]) -> Match {
     members(selector, op, merged.into_iter().map(|range| Field::from(range.first..=range.last)).collect())
 }
 
-fn members(selector: Selector, op: Op, fields: Vec<Field>) -> Match {
+fn members(selector: Selector, op: CmpOp, fields: Vec<Field>) -> Match {
     if let [field] = fields.as_slice() {
         return Match::Is(selector, op, *field);
     }

@@ -5,8 +5,8 @@
 use std::net::IpAddr;
 
 use margay_nft::{
-    AddressType, Chain, CtState, Datum, Family, Field, Hook, IfName, Key, Match, Op, Policy, Proto, Rule, Ruleset,
-    Selector, Set, SetRef, Side, Statement, Value, Verdict,
+    AddressType, Chain, ChainPolicy, CmpOp, CtState, Datum, Family, Field, Hook, IfName, Key, Match, Proto, Rule,
+    Ruleset, Selector, Set, SetRef, Side, Statement, Value, Verdict,
 };
 
 /// A packet at a hook.
@@ -69,7 +69,7 @@ pub fn run(ruleset: &Ruleset, hook: Hook, packet: &Packet) -> Fate {
         let accepted = match end {
             Some(Verdict::Drop) => false,
             Some(Verdict::Accept) => true,
-            _ => chain.base.is_none_or(|base| base.policy == Policy::Accept),
+            _ => chain.base.is_none_or(|base| base.policy == ChainPolicy::Accept),
         };
         if !accepted {
             fate.passed = false;
@@ -139,7 +139,7 @@ impl Machine<'_> {
     }
 
     fn matches(&self, test: &Match) -> bool {
-        let is = |op: &Op, holds: bool| holds == (*op == Op::Eq);
+        let is = |op: &CmpOp, holds: bool| holds == (*op == CmpOp::Eq);
         match test {
             Match::Is(selector, op, field) => self.value(*selector).is_some_and(|value| is(op, field.contains(value))),
             Match::NamePrefix(selector, op, prefix) => match self.value(*selector) {

@@ -16,7 +16,7 @@ use super::plan::{Peer, Plan, Target, VxlanDevice, version_of, vxlan_device_name
 use super::present::{self, Link, Links};
 use super::sysctl::Changed;
 use super::{ethtool, parameters, pod};
-use margay_netlink::route::{NetlinkError, RouteSocket, Verb};
+use margay_netlink::route::{NetlinkError, RequestMode, RouteSocket};
 
 /// MTU where no link says otherwise.
 const ETHERNET_MTU: u32 = 1500;
@@ -242,8 +242,9 @@ impl Driver {
     fn set_route(&mut self, destination: IpNet, target: &Target) -> Result<(), NetlinkError> {
         let route = self.route(destination, target)?;
         let replace = |socket: &mut RouteSocket| {
-            socket
-                .exec(RouteNetlinkMessage::NewRoute(route.message()), Verb::Replace, || format!("route {destination}"))
+            socket.exec(RouteNetlinkMessage::NewRoute(route.message()), RequestMode::Replace, || {
+                format!("route {destination}")
+            })
         };
         match replace(&mut self.socket) {
             // The kernel looks a gateway on another link up in the table, where it finds the very route that is to be replaced.
@@ -258,7 +259,7 @@ impl Driver {
     }
 
     fn remove(&mut self, request: RouteNetlinkMessage, what: impl FnOnce() -> String) -> Result<(), NetlinkError> {
-        match self.socket.exec(request, Verb::Change, what) {
+        match self.socket.exec(request, RequestMode::Change, what) {
             Err(error) if error.is_missing() => Ok(()),
             result => result,
         }
@@ -290,7 +291,7 @@ impl Driver {
                 format!("no link has the node's address {}; is NODE_IP right?", device.local),
             )
         })?;
-        self.socket.exec(message::new_vxlan(device, underlay), Verb::Create, || format!("create {name}"))?;
+        self.socket.exec(message::new_vxlan(device, underlay), RequestMode::Create, || format!("create {name}"))?;
         self.links = present::links(&mut self.socket)?;
         parameters::set_of_tunnel(version)?;
         self.bring_up_vxlan(name, device)
@@ -298,7 +299,7 @@ impl Driver {
 
     fn adjust_vxlan(&mut self, name: &str, device: &VxlanDevice) -> Result<(), NetlinkError> {
         let index = self.index(name)?;
-        self.socket.exec(message::set_mtu(index, device.mtu), Verb::Change, || format!("MTU of {name}"))?;
+        self.socket.exec(message::set_mtu(index, device.mtu), RequestMode::Change, || format!("MTU of {name}"))?;
         self.bring_up_vxlan(name, device)
     }
 
@@ -307,25 +308,27 @@ impl Driver {
         if !device.offloads {
             ethtool::turn_checksum_offload_off(name)?;
         }
-        match self.socket.exec(message::set_up(index), Verb::Change, || format!("bring {name} up")) {
+        match self.socket.exec(message::set_up(index), RequestMode::Change, || format!("bring {name} up")) {
             Err(NetlinkError::Refused { errno: Errno::EADDRINUSE, .. }) => {
                 return Err(io::Error::new(io::ErrorKind::AddrInUse, taken(name, device)).into());
             }
             result => result?,
         }
         // An IPv6 address that is there before its link is up goes away with it.
-        self.socket
-            .exec(message::new_host_address(index, device.address), Verb::Replace, || format!("address of {name}"))
+        self.socket.exec(message::new_host_address(index, device.address), RequestMode::Replace, || {
+            format!("address of {name}")
+        })
     }
 
     fn set_peer(&mut self, address: IpAddr, peer: &Peer) -> Result<(), NetlinkError> {
         let index = self.index(vxlan_device_name(version_of(address)))?;
         let entry = message::forwarding(index, peer.mac, peer.underlay);
-        self.socket.exec(RouteNetlinkMessage::NewNeighbour(entry), Verb::Replace, || {
+        self.socket.exec(RouteNetlinkMessage::NewNeighbour(entry), RequestMode::Replace, || {
             format!("forwarding entry of {address}")
         })?;
         let neighbour = message::neighbour(index, address, peer.mac);
-        self.socket.exec(RouteNetlinkMessage::NewNeighbour(neighbour), Verb::Replace, || format!("neighbour {address}"))
+        self.socket
+            .exec(RouteNetlinkMessage::NewNeighbour(neighbour), RequestMode::Replace, || format!("neighbour {address}"))
     }
 
     fn remove_peer(&mut self, address: IpAddr, peer: &Peer) -> Result<(), NetlinkError> {

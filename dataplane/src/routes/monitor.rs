@@ -6,7 +6,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use margay_api::network::Mac;
 use margay_api::rule::IpVersion;
 use margay_netlink::Subscription;
-use margay_netlink::route::{HEADER, NetlinkError, RouteSocket, messages};
+use margay_netlink::route::{NetlinkError, RouteSocket};
+use margay_netlink::wire::messages;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
@@ -79,11 +80,11 @@ impl Monitor {
 /// What these notifications may mean.
 fn hints(links: &mut Links, bytes: &[u8]) -> BTreeSet<Hint> {
     let mut hints = BTreeSet::new();
-    for (kind, message) in messages(bytes) {
-        if kind == netconf::NEW {
+    for message in messages(bytes) {
+        if message.header.kind == netconf::NEW {
             let name = |index| links.get(&index).map(|seen| seen.name.as_str());
-            hints.extend(netconf::is_other(&message[HEADER..], name).then_some(Hint::Parameter));
-        } else if let Ok(message) = NetlinkMessage::deserialize(message)
+            hints.extend(netconf::is_other(message.body, name).then_some(Hint::Parameter));
+        } else if let Ok(message) = NetlinkMessage::deserialize(message.bytes)
             && let NetlinkPayload::InnerMessage(message) = message.payload
         {
             hints.extend(hint(links, &message));

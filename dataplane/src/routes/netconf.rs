@@ -49,8 +49,7 @@ pub fn is_other<'a>(body: &[u8], name: impl Fn(u32) -> Option<&'a str>) -> bool 
     (is_tunnel || is_workload(name)) && expected(version, !is_tunnel, what).is_some_and(|expected| expected != *value)
 }
 
-/// Attributes that are one number each.
-/// The numbers of a message, which are all that it has.
+/// The attributes of a message, each of which is one number.
 fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, i32)> {
     let number = |value: &[u8]| Some(i32::from_ne_bytes(value.get(..4)?.try_into().ok()?));
     wire::attributes(bytes).map_while(move |(kind, value)| Some((kind, number(value)?)))

@@ -21,7 +21,7 @@ use super::plan::{Target, version_of};
 use super::present::{self, Links};
 use super::sysctl;
 use margay_netlink::namespace;
-use margay_netlink::route::{NetlinkError, RouteSocket, Verb};
+use margay_netlink::route::{NetlinkError, RequestMode, RouteSocket};
 
 /// The IPv4 gateway of every pod.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -73,10 +73,10 @@ pub fn create(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<u32, PodEr
         mac: link.mac,
         mtu: link.mtu,
     };
-    match socket.exec(message::new_veth(&pair), Verb::Create, || format!("create {}", link.host)) {
+    match socket.exec(message::new_veth(&pair), RequestMode::Create, || format!("create {}", link.host)) {
         Err(error) if error.is_existing() => {
             remove(socket, link.host)?;
-            socket.exec(message::new_veth(&pair), Verb::Create, || {
+            socket.exec(message::new_veth(&pair), RequestMode::Create, || {
                 format!("create {} with {} in the pod", link.host, link.pod)
             })?;
         }
@@ -91,10 +91,11 @@ pub fn create(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<u32, PodEr
 
 /// Brings the host side up and gives it the pods' gateway of IPv6, which goes when it is set down.
 pub fn bring_up(socket: &mut RouteSocket, host: &str, index: u32) -> Result<(), NetlinkError> {
-    socket.exec(message::set_up(index), Verb::Change, || format!("bring {host} up"))?;
+    socket.exec(message::set_up(index), RequestMode::Change, || format!("bring {host} up"))?;
     if sysctl::has_ipv6_on(host) {
         let gateway = gateway_v6();
-        socket.exec(message::new_link_address(index, gateway), Verb::Replace, || format!("address {gateway}"))?;
+        socket
+            .exec(message::new_link_address(index, gateway), RequestMode::Replace, || format!("address {gateway}"))?;
     }
     Ok(())
 }
@@ -108,7 +109,7 @@ pub fn lower_mtu(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<bool, P
 
 fn lower_end(socket: &mut RouteSocket, name: &str, mtu: u32) -> Result<bool, NetlinkError> {
     let Some(found) = present::named(socket, name)?.filter(|found| found.mtu > mtu) else { return Ok(false) };
-    socket.exec(message::set_mtu(found.index, mtu), Verb::Change, || format!("MTU of {name}"))?;
+    socket.exec(message::set_mtu(found.index, mtu), RequestMode::Change, || format!("MTU of {name}"))?;
     Ok(true)
 }
 
@@ -132,7 +133,7 @@ fn gateway_v6() -> IpNet {
 pub fn route(socket: &mut RouteSocket, index: u32, addresses: &[IpNet]) -> Result<(), PodError> {
     for address in addresses {
         let route = Route::direct(IpNet::from(address.addr()), index);
-        socket.exec(RouteNetlinkMessage::NewRoute(route.message()), Verb::Replace, || {
+        socket.exec(RouteNetlinkMessage::NewRoute(route.message()), RequestMode::Replace, || {
             format!("route {}", address.addr())
         })?;
     }
@@ -156,7 +157,7 @@ fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
     let links = present::links(&mut socket)?;
     let pod = links.get(name).ok_or_else(|| missing(name, "link in the pod"))?;
     if let Some(loopback) = links.get("lo") {
-        socket.exec(message::set_up(loopback.index), Verb::Change, || "bring lo up".to_owned())?;
+        socket.exec(message::set_up(loopback.index), RequestMode::Change, || "bring lo up".to_owned())?;
     }
     let has = |v6: bool| addresses.iter().any(|address| address.addr().is_ipv6() == v6);
     if has(true) {
@@ -168,24 +169,32 @@ fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
             sysctl::set(&format!("ipv6/conf/{name}/{parameter}"), "0")?;
         }
     }
-    socket.exec(message::set_up(pod.index), Verb::Change, || format!("bring {name} up"))?;
+    socket.exec(message::set_up(pod.index), RequestMode::Change, || format!("bring {name} up"))?;
     for address in addresses {
         let address = address.addr();
-        socket.exec(message::new_host_address(pod.index, address), Verb::Replace, || format!("address {address}"))?;
+        socket.exec(message::new_host_address(pod.index, address), RequestMode::Replace, || {
+            format!("address {address}")
+        })?;
     }
     if has(false) {
         let gateway = Route::direct(IpNet::from(IpAddr::V4(GATEWAY)), pod.index);
-        socket.exec(RouteNetlinkMessage::NewRoute(gateway.message()), Verb::Replace, || format!("route {GATEWAY}"))?;
+        socket.exec(RouteNetlinkMessage::NewRoute(gateway.message()), RequestMode::Replace, || {
+            format!("route {GATEWAY}")
+        })?;
         let default =
             Route { gateway: Some(IpAddr::V4(GATEWAY)), ..Route::direct(IpNet::V4(Ipv4Net::default()), pod.index) };
-        socket.exec(RouteNetlinkMessage::NewRoute(default.message()), Verb::Replace, || "default route".to_owned())?;
+        socket.exec(RouteNetlinkMessage::NewRoute(default.message()), RequestMode::Replace, || {
+            "default route".to_owned()
+        })?;
         let neighbour = message::neighbour(pod.index, IpAddr::V4(GATEWAY), HOST_MAC);
-        socket.exec(RouteNetlinkMessage::NewNeighbour(neighbour), Verb::Replace, || format!("neighbour {GATEWAY}"))?;
+        socket.exec(RouteNetlinkMessage::NewNeighbour(neighbour), RequestMode::Replace, || {
+            format!("neighbour {GATEWAY}")
+        })?;
     }
     if has(true) {
         let default =
             Route { gateway: Some(IpAddr::V6(GATEWAY_V6)), ..Route::direct(IpNet::V6(Ipv6Net::default()), pod.index) };
-        socket.exec(RouteNetlinkMessage::NewRoute(default.message()), Verb::Replace, || {
+        socket.exec(RouteNetlinkMessage::NewRoute(default.message()), RequestMode::Replace, || {
             "default route of IPv6".to_owned()
         })?;
     }
@@ -206,7 +215,7 @@ fn delete(
     request: RouteNetlinkMessage,
     what: impl FnOnce() -> String,
 ) -> Result<(), NetlinkError> {
-    match socket.exec(request, Verb::Change, what) {
+    match socket.exec(request, RequestMode::Change, what) {
         Err(error) if error.is_missing() => Ok(()),
         result => result,
     }
@@ -223,7 +232,7 @@ pub fn remove_all(socket: &mut RouteSocket, hosts: &[LinkRef]) -> Vec<Result<(),
 
 /// Nothing is in doubt after an error: the links are removed one by one then.
 fn remove_group(socket: &mut RouteSocket, hosts: &[LinkRef]) -> Result<(), NetlinkError> {
-    let requests = hosts.iter().map(|host| (message::set_group(host, DOOMED), Verb::Change)).collect();
+    let requests = hosts.iter().map(|host| (message::set_group(host, DOOMED), RequestMode::Change)).collect();
     let refused = socket.exec_all(requests)?;
     if let Some((position, errno)) = refused.iter().find(|(_, errno)| *errno != Errno::ENODEV) {
         return Err(NetlinkError::Refused { what: format!("group of {}", hosts[*position]), errno: *errno });

@@ -4,11 +4,12 @@
 //! and at once when links or addresses change; what the kernel tells of and is not as wanted makes it read back and repair.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::driver::{Driver, Outcome, Part};
@@ -18,6 +19,7 @@ use super::parameters;
 use super::plan::{LocalPods, Plan};
 use super::sysctl::Changed;
 use margay_netlink::route::NetlinkError;
+use margay_runtime::backoff::{Backoff, jitter};
 
 /// Delays between attempts at what failed.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
@@ -109,7 +111,7 @@ impl Network {
     }
 
     fn change(&self, change: impl FnOnce(&mut Wanted)) -> u64 {
-        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wanted = self.wanted.lock();
         wanted.generation += 1;
         change(&mut wanted);
         let generation = wanted.generation;
@@ -148,7 +150,7 @@ impl Network {
 fn listen(mut monitor: Monitor, hints: &Hints, wake: &SyncSender<Wake>) {
     loop {
         match monitor.wait() {
-            Ok(new) => hint::merge(&mut hints.lock().unwrap_or_else(PoisonError::into_inner), new),
+            Ok(new) => hint::merge(&mut hints.lock(), new),
             Err(error) => {
                 tracing::error!(%error, "what others do to routes is found by the periodic check only; restart the agent");
                 return;
@@ -171,8 +173,9 @@ struct Owner {
     failed: BTreeMap<Part, String>,
     /// Whether that was a repair. Its later attempts are too: where the first one comes before a link is up again, they do the work.
     is_repairing: bool,
-    /// The next attempt at what failed, and the delay before it.
-    retry: Option<(Instant, Duration)>,
+    /// The next attempt at what failed.
+    retry: Option<Instant>,
+    backoff: Backoff,
     /// When hints are looked at.
     look: Option<Instant>,
     check: Instant,
@@ -194,6 +197,7 @@ impl Owner {
             failed: BTreeMap::new(),
             is_repairing: false,
             retry: None,
+            backoff: Backoff::new(RETRY.0, RETRY.1),
             look: None,
             check: now + FULL_CHECK,
             parameters: now + PARAMETERS,
@@ -204,7 +208,7 @@ impl Owner {
     fn run(mut self, woken: &mpsc::Receiver<Wake>) {
         loop {
             let periodic = self.check.min(self.parameters);
-            let due = [self.retry.map(|(at, _)| at), self.look].into_iter().flatten().fold(periodic, Instant::min);
+            let due = [self.retry, self.look].into_iter().flatten().fold(periodic, Instant::min);
             match woken.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(Wake::Work) => self.wake_up(),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -216,13 +220,13 @@ impl Owner {
 
     fn wake_up(&mut self) {
         let is_new = {
-            let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            let wanted = self.wanted.lock();
             wanted.plan.is_some() || wanted.pods.is_some()
         };
         if is_new {
             self.apply(false);
         }
-        if !self.hints.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+        if !self.hints.lock().is_empty() {
             let soon = (Instant::now() + SETTLE).max(self.rested);
             self.look.get_or_insert(soon);
         }
@@ -246,7 +250,7 @@ impl Owner {
             self.driver.mark_stale();
             self.apply(true);
         }
-        if self.retry.is_some_and(|(at, _)| at <= now) {
+        if self.retry.is_some_and(|at| at <= now) {
             self.driver.mark_stale();
             self.apply(self.is_repairing);
         }
@@ -254,14 +258,14 @@ impl Owner {
 
     /// Reads back and repairs, if the kernel told of anything that is not as wanted.
     fn look(&mut self) {
-        let hints = std::mem::take(&mut *self.hints.lock().unwrap_or_else(PoisonError::into_inner));
+        let hints = std::mem::take(&mut *self.hints.lock());
         let Some(plan) = &self.plan else { return };
         let interest = Interest { plan, missing: self.driver.missing(), is_failing: !self.failed.is_empty() };
         if interest.is_touched(&hints) {
             tracing::debug!(?hints, "the kernel told of changes by others");
             self.driver.mark_stale();
             // Whatever hindered may be gone.
-            self.retry = None;
+            self.backoff.reset();
             self.apply(true);
         }
     }
@@ -269,7 +273,7 @@ impl Owner {
     /// Brings the kernel to the newest plan. What is done though the plan is not new is a repair.
     fn apply(&mut self, is_repair: bool) {
         let (generation, newer, pods) = {
-            let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut wanted = self.wanted.lock();
             (wanted.generation, wanted.plan.take(), wanted.pods.take())
         };
         let is_repair = is_repair && newer.is_none() && pods.is_none();
@@ -307,10 +311,10 @@ impl Owner {
         if !self.failed.is_empty() && failed.is_empty() {
             tracing::info!("routing is as wanted again");
         }
-        self.retry = (!failed.is_empty()).then(|| {
-            let delay = self.retry.map_or(RETRY.0, |(_, delay)| (delay * 2).min(RETRY.1));
-            (Instant::now() + delay, delay)
-        });
+        self.retry = (!failed.is_empty()).then(|| Instant::now() + self.backoff.next(jitter()));
+        if self.retry.is_none() {
+            self.backoff.reset();
+        }
         self.is_repairing = is_repair && !failed.is_empty();
         self.failed.clone_from(&failed);
         self.progress.send_modify(|progress| {
@@ -357,7 +361,7 @@ mod tests {
 
         ip("address del 172.30.0.1/24 dev eth0");
         let own: IpAddr = "172.30.0.1".parse().expect("an address");
-        owner.hints.lock().expect("nobody else has it").insert(Hint::AddressGone(own));
+        owner.hints.lock().insert(Hint::AddressGone(own));
         owner.look();
         let early = seen.borrow().clone();
         assert_eq!((early.failed.len(), early.repairs), (1, 0), "{early:?}");

@@ -1,84 +1,84 @@
-//! Sets and elements on the wire.
+//! Encoding of sets and their elements.
 
-use super::super::constants::*;
-use super::super::rule::{Rule, SetRef, Verdict};
-use super::super::ruleset::TableName;
-use super::super::set::{Datum, Family, Field, FieldType, Key, Set, SetKind, Value, ValueType};
 use super::{Batch, Origin};
+use crate::constants::*;
+use crate::rule::{Rule, SetRef, Verdict};
+use crate::ruleset::TableName;
+use crate::set::{Datum, Family, Field, FieldType, Key, Set, SetKind, Value, ValueType};
 use margay_netlink::wire::Writer;
 
-/// Bytes of elements in one message; the attribute that holds them ends at 64 KiB.
+/// Bytes of elements after which a message ends: the length of the attribute that holds them is 16 bits.
 const LIST_MAX: usize = 48 * 1024;
-/// Most bytes one element may take: two keys of five fields and a verdict with a long chain name fit.
+/// Upper bound of an element in bytes: two keys of five fields, and a verdict with a long chain name.
 const ELEMENT_MAX: usize = 1024;
 const _: () = assert!(LIST_MAX + ELEMENT_MAX < u16::MAX as usize);
 
-/// Name the kernel completes for an anonymous set.
+/// Name templates of anonymous sets, as in nft; the kernel fills in the number.
 const ANONYMOUS_SET: &str = "__set%d";
 const ANONYMOUS_MAP: &str = "__map%d";
 
-/// Which set elements belong to.
+/// The set that elements belong to.
 #[derive(Clone, Copy)]
-pub struct List<'a> {
+pub struct ElementList<'a> {
     /// Its table.
     pub table: &'a TableName,
-    /// Its name, or the pattern of an anonymous set.
+    /// Its name, or the template of an anonymous set.
     pub name: &'a str,
-    /// Number within the batch, for a set that has no name yet.
+    /// Its `NFTA_SET_ID` in this batch, for an anonymous set, which has no final name yet.
     pub id: Option<u32>,
 }
 
-/// A set to be made.
-pub struct Creation<'a> {
-    /// Its name, or the pattern of an anonymous set.
+/// A set to create.
+pub struct SetCreation<'a> {
+    /// Its name, or the template of an anonymous set.
     pub name: &'a str,
-    /// Types and storage.
+    /// Types and flags.
     pub kind: &'a SetKind,
-    /// Number within the batch.
+    /// Its `NFTA_SET_ID` in this batch.
     pub id: u32,
-    /// Flags beyond those of the kind.
+    /// Flags in addition to those of the kind.
     pub extra_flags: u32,
-    /// Number of elements, where it is final.
+    /// Number of elements, if the set is constant.
     pub size: Option<u32>,
 }
 
-/// An anonymous set of a rule: the pattern of its name and its number within the batch.
+/// An anonymous set of a rule: its name template and its `NFTA_SET_ID` in this batch.
 pub type AnonymousId = (&'static str, u32);
 
 impl Batch {
-    /// Makes and fills the anonymous sets of a rule, in the order of its lookups.
-    pub(super) fn anonymous_sets(&mut self, table: &TableName, rule: &Rule, origin: Origin) -> Vec<AnonymousId> {
+    /// Appends the messages that create and fill the anonymous sets of a rule, in the order of its lookups.
+    pub(super) fn put_anonymous_sets(&mut self, table: &TableName, rule: &Rule, origin: Origin) -> Vec<AnonymousId> {
         let lookups = rule.statements.iter().filter_map(|statement| statement.lookup());
         let sets = lookups.filter_map(|(_, set)| match set {
             SetRef::Anonymous(set) => Some(set),
             SetRef::Named(_) => None,
         });
-        sets.map(|set| self.anonymous_set(table, set, origin)).collect()
+        sets.map(|set| self.put_anonymous_set(table, set, origin)).collect()
     }
 
-    fn anonymous_set(&mut self, table: &TableName, set: &Set, origin: Origin) -> AnonymousId {
+    fn put_anonymous_set(&mut self, table: &TableName, set: &Set, origin: Origin) -> AnonymousId {
         let name = if set.kind.value == ValueType::Member { ANONYMOUS_SET } else { ANONYMOUS_MAP };
-        let id = self.new_set_id();
+        let id = self.take_set_id();
         let parts = if is_segmented(&set.kind) { 2 } else { 1 };
-        let creation = Creation {
+        let creation = SetCreation {
             name,
             kind: &set.kind,
             id,
             extra_flags: NFT_SET_ANONYMOUS | NFT_SET_CONSTANT,
             size: Some(set.elements.len() as u32 * parts),
         };
-        self.message(NFT_MSG_NEWSET, NLM_F_CREATE, origin, |w| put_set(w, table, creation));
-        self.elements(NFT_MSG_NEWSETELEM, List { table, name, id: Some(id) }, set, origin);
+        self.put_message(NFT_MSG_NEWSET, NLM_F_CREATE, origin, |w| put_set_attributes(w, table, creation));
+        self.put_elements(NFT_MSG_NEWSETELEM, ElementList { table, name, id: Some(id) }, set, origin);
         (name, id)
     }
 
-    /// Adds or deletes elements, in as many messages as their size asks for.
-    pub(super) fn elements(&mut self, kind: u16, list: List<'_>, set: &Set, origin: Origin) {
+    /// Appends the messages that add or delete elements, as many as their size requires.
+    pub(super) fn put_elements(&mut self, kind: u16, list: ElementList<'_>, set: &Set, origin: Origin) {
         let flags = if kind == NFT_MSG_NEWSETELEM { NLM_F_CREATE } else { 0 };
         let with_values = kind == NFT_MSG_NEWSETELEM;
         let mut elements = set.elements.iter().peekable();
         while elements.peek().is_some() {
-            self.message(kind, flags, origin, |w| {
+            self.put_message(kind, flags, origin, |w| {
                 w.put_str(NFTA_SET_ELEM_LIST_TABLE, list.table.as_str());
                 w.put_str(NFTA_SET_ELEM_LIST_SET, list.name);
                 list.id.iter().for_each(|id| w.put_u32(NFTA_SET_ELEM_LIST_SET_ID, *id));
@@ -96,8 +96,8 @@ impl Batch {
     }
 }
 
-/// Writes the attributes that make a set.
-pub fn put_set(w: &mut Writer, table: &TableName, creation: Creation<'_>) {
+/// Writes the attributes of a new set.
+pub fn put_set_attributes(w: &mut Writer, table: &TableName, creation: SetCreation<'_>) {
     let kind = creation.kind;
     w.put_str(NFTA_SET_TABLE, table.as_str());
     w.put_str(NFTA_SET_NAME, creation.name);
@@ -139,7 +139,7 @@ fn kind_flags(kind: &SetKind) -> u32 {
     interval | concat | map
 }
 
-/// The record without which nft lists names and marks of a set wrongly.
+/// The user data of a set. Without it, nft lists interface names and marks in the wrong byte order.
 fn byte_orders(kind: &SetKind) -> Vec<u8> {
     let mut record = Vec::new();
     let mut put = |name: u8, order: u32| {
@@ -163,7 +163,7 @@ fn byte_order(fields: &[FieldType]) -> u32 {
     }
 }
 
-/// Whether each element is kept as two, its start and the value after its end.
+/// Whether the kernel holds each range as two elements, the first value and the one after the last.
 fn is_segmented(kind: &SetKind) -> bool {
     kind.interval && kind.key.len() == 1
 }
@@ -171,19 +171,19 @@ fn is_segmented(kind: &SetKind) -> bool {
 fn put_element(w: &mut Writer, kind: &SetKind, key: &Key, value: Option<&Value>) {
     if !is_segmented(kind) {
         return w.nest(NFTA_LIST_ELEM, |w| {
-            put_data(w, NFTA_SET_ELEM_KEY, key.fields().iter().map(Field::first));
+            put_fields(w, NFTA_SET_ELEM_KEY, key.fields().iter().map(Field::first));
             if kind.interval {
-                put_data(w, NFTA_SET_ELEM_KEY_END, key.fields().iter().map(Field::last));
+                put_fields(w, NFTA_SET_ELEM_KEY_END, key.fields().iter().map(Field::last));
             }
             put_value(w, value);
         });
     }
     for field in key.fields() {
         w.nest(NFTA_LIST_ELEM, |w| {
-            put_data(w, NFTA_SET_ELEM_KEY, [field.first()].into_iter());
+            put_fields(w, NFTA_SET_ELEM_KEY, [field.first()].into_iter());
             put_value(w, value);
         });
-        // A range up to the highest value has no end.
+        // A range up to the highest value has no end element.
         if let Some(end) = successor(field.last()) {
             w.nest(NFTA_LIST_ELEM, |w| {
                 w.put_u32(NFTA_SET_ELEM_FLAGS, NFT_SET_ELEM_INTERVAL_END);
@@ -193,7 +193,7 @@ fn put_element(w: &mut Writer, kind: &SetKind, key: &Key, value: Option<&Value>)
     }
 }
 
-fn put_data(w: &mut Writer, attribute: u16, fields: impl ExactSizeIterator<Item = Datum>) {
+fn put_fields(w: &mut Writer, attribute: u16, fields: impl ExactSizeIterator<Item = Datum>) {
     w.nest(attribute, |w| w.put(NFTA_DATA_VALUE, Packed::of(fields).as_slice()));
 }
 
@@ -201,11 +201,11 @@ fn put_value(w: &mut Writer, value: Option<&Value>) {
     match value {
         None | Some(Value::Member) => {}
         Some(Value::Verdict(verdict)) => w.nest(NFTA_SET_ELEM_DATA, |w| put_verdict(w, verdict)),
-        Some(Value::Data(data)) => put_data(w, NFTA_SET_ELEM_DATA, data.iter().copied()),
+        Some(Value::Data(data)) => put_fields(w, NFTA_SET_ELEM_DATA, data.iter().copied()),
     }
 }
 
-/// Writes a verdict as data.
+/// Writes a verdict.
 pub fn put_verdict(w: &mut Writer, verdict: &Verdict) {
     w.nest(NFTA_DATA_VERDICT, |w| {
         w.put(NFTA_VERDICT_CODE, &verdict_code(verdict).to_be_bytes());
@@ -224,8 +224,8 @@ const fn verdict_code(verdict: &Verdict) -> i32 {
     }
 }
 
-/// A value in the kernel's form: fields in their own byte order, each padded to a register of four bytes.
-/// Sixteen registers is all there are.
+/// A value in the kernel's form: each field in its own byte order, padded to registers of four bytes. The kernel has
+/// sixteen of them (`NFT_REG32_COUNT`).
 #[derive(Clone, Copy)]
 pub struct Packed {
     bytes: [u8; 64],
@@ -233,7 +233,7 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// The fields of a concatenation, or a single one, which is not padded.
+    /// Packs the fields of a concatenation, or a single field, which is not padded.
     pub fn of(fields: impl ExactSizeIterator<Item = Datum>) -> Self {
         let pads = fields.len() > 1;
         let mut packed = Self { bytes: [0; 64], length: 0 };
@@ -275,7 +275,7 @@ impl Packed {
     }
 }
 
-/// The bytes one above a value; `None` above the highest.
+/// The next higher value; `None` after the highest.
 fn successor(value: Datum) -> Option<Packed> {
     let mut packed = Packed::of([value].into_iter());
     for byte in packed.bytes[..packed.length].iter_mut().rev() {
@@ -287,7 +287,7 @@ fn successor(value: Datum) -> Option<Packed> {
     None
 }
 
-/// Bytes of a value of these fields, padded between fields.
+/// Length in bytes of a value of these fields, each padded to registers if there are several.
 pub const fn data_length(fields: &[FieldType]) -> u32 {
     if let [field] = fields {
         return field_width(*field);
@@ -301,7 +301,7 @@ pub const fn data_length(fields: &[FieldType]) -> u32 {
     length
 }
 
-/// Bytes of one field.
+/// Length of one field in bytes.
 pub const fn field_width(field: FieldType) -> u32 {
     match field {
         FieldType::Ipv6 | FieldType::Iface => 16,
@@ -317,7 +317,7 @@ pub const fn field_width(field: FieldType) -> u32 {
     }
 }
 
-/// The number by which nft knows a type; the kernel only keeps it.
+/// The number of nft's data type (`enum datatypes` in nft's `include/datatype.h`); the kernel only stores it.
 pub const fn nft_type(field: FieldType) -> u32 {
     match field {
         FieldType::Family => 2,
@@ -336,7 +336,7 @@ pub const fn nft_type(field: FieldType) -> u32 {
     }
 }
 
-/// Types of a concatenation: six bits each, the first highest.
+/// The type number of a concatenation: six bits per field (`TYPE_BITS` in nft), the first field highest.
 fn concat_type(fields: &[FieldType]) -> u32 {
     fields.iter().fold(0, |types, field| types << 6 | nft_type(*field))
 }

@@ -1,17 +1,17 @@
-//! From the kernel's attributes back to typed values. What cannot have been written by our encoder is reported in
-//! words and never guessed at.
+//! Decoding of the kernel's attributes into typed values. What the encoder never writes is reported as unrecognised,
+//! never guessed at.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::super::constants::*;
-use super::super::encode::{chain_type_name, data_length, field_width, hook_number, nft_type};
-use super::super::rule::Verdict;
-use super::super::ruleset::{Base, ChainName, ChainType, Hook, Policy, SetName};
-use super::super::set::{CtState, Datum, Family, Field, FieldType, IfName, Key, Proto, Set, SetKind, Value, ValueType};
-use margay_netlink::wire::{attribute, attribute_str, attribute_u32, attributes, text};
+use crate::constants::*;
+use crate::encode::{chain_type_name, data_length, field_width, hook_number, nft_type};
+use crate::rule::Verdict;
+use crate::ruleset::{Base, ChainName, ChainPolicy, ChainType, Hook, SetName};
+use crate::set::{CtState, Datum, Family, Field, FieldType, IfName, Key, Proto, Set, SetKind, Value, ValueType};
+use margay_netlink::wire::{attribute, attribute_str, attribute_u32, attributes, str_of};
 
-/// A chain's name and attachment.
+/// Decodes a chain's name and its hook, if it is a base chain.
 pub fn chain(attributes: &[u8]) -> Result<(ChainName, Option<Base>), String> {
     let name = attribute_str(attributes, NFTA_CHAIN_NAME).unwrap_or_default();
     let name = ChainName::new(name).map_err(|error| error.to_string())?;
@@ -20,7 +20,7 @@ pub fn chain(attributes: &[u8]) -> Result<(ChainName, Option<Base>), String> {
     };
     match base(attributes, hook) {
         Some(base) => Ok((name, Some(base))),
-        None => Err(format!("chain {name} is attached in an unknown way")),
+        None => Err(format!("chain {name} has an unsupported type or hook")),
     }
 }
 
@@ -33,31 +33,35 @@ fn base(attributes: &[u8], hook: &[u8]) -> Option<Base> {
         kind: kinds.into_iter().find(|kind| chain_type_name(*kind) == kind_name)?,
         hook: hooks.into_iter().find(|hook| hook_number(*hook) == number)?,
         priority: attribute_u32(hook, NFTA_HOOK_PRIORITY)?.cast_signed(),
-        policy: if attribute_u32(attributes, NFTA_CHAIN_POLICY)? == 0 { Policy::Drop } else { Policy::Accept },
+        policy: if attribute_u32(attributes, NFTA_CHAIN_POLICY)? == 0 {
+            ChainPolicy::Drop
+        } else {
+            ChainPolicy::Accept
+        },
     })
 }
 
-/// The fingerprint in a rule's comment.
+/// Decodes the fingerprint in a rule's comment, if there is one.
 pub fn fingerprint(attributes: &[u8]) -> Option<u64> {
     let record = attribute(attributes, NFTA_RULE_USERDATA)?;
     let (&[kind, length], rest) = record.split_first_chunk()?;
-    let comment = text(rest.get(..usize::from(length))?)?;
+    let comment = str_of(rest.get(..usize::from(length))?)?;
     (kind == UDATA_RULE_COMMENT && comment.len() == 16).then(|| u64::from_str_radix(comment, 16).ok()).flatten()
 }
 
-/// A set whose elements are being read.
+/// Collects the elements of a set from a dump.
 pub struct SetReader {
     name: SetName,
     set: Set,
-    /// Starts of the ranges of a segmented set.
+    /// Start elements of an interval set without concatenation, which holds each range as two elements.
     starts: BTreeMap<Datum, Value>,
-    /// First values after its ranges.
+    /// End elements (`NFT_SET_ELEM_INTERVAL_END`): the first values after the ranges.
     ends: BTreeSet<Datum>,
-    strange: Option<String>,
+    unrecognised: Option<String>,
 }
 
 impl SetReader {
-    /// A reader for the set with these attributes; `None` for an anonymous set, which belongs to its rule.
+    /// A reader for the set with these attributes; `None` for an anonymous set, which is part of a rule.
     pub fn of(attributes: &[u8]) -> Result<Option<Self>, String> {
         let flags = attribute_u32(attributes, NFTA_SET_FLAGS).unwrap_or_default();
         if flags & NFT_SET_ANONYMOUS != 0 {
@@ -65,9 +69,9 @@ impl SetReader {
         }
         let name = attribute_str(attributes, NFTA_SET_NAME).unwrap_or_default();
         let name = SetName::new(name).map_err(|error| error.to_string())?;
-        let kind = set_kind(attributes, flags).ok_or_else(|| format!("set {name} is of an unknown kind"))?;
+        let kind = set_kind(attributes, flags).ok_or_else(|| format!("set {name} has unsupported types or flags"))?;
         let (starts, ends) = Default::default();
-        Ok(Some(Self { name, set: Set::new(kind), starts, ends, strange: None }))
+        Ok(Some(Self { name, set: Set::new(kind), starts, ends, unrecognised: None }))
     }
 
     /// The set's name.
@@ -75,20 +79,20 @@ impl SetReader {
         &self.name
     }
 
-    /// Takes a message of elements.
+    /// Reads the elements of one message.
     pub fn read(&mut self, message: &[u8]) {
         let list = attribute(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
         for (_, element) in attributes(list) {
-            if self.element(element).is_none() {
-                self.strange = Some(format!("set {} has an element of an unknown kind", self.name));
+            if self.read_element(element).is_none() {
+                self.unrecognised = Some(format!("set {} has an element that cannot be decoded", self.name));
             }
         }
     }
 
-    /// The set with all its elements.
+    /// Returns the set, with start and end elements paired into ranges: the dump is in no particular order.
     pub fn finish(mut self) -> Result<Set, String> {
-        if let Some(strange) = self.strange {
-            return Err(strange);
+        if let Some(unrecognised) = self.unrecognised {
+            return Err(unrecognised);
         }
         while let Some((start, value)) = self.starts.pop_first() {
             let next_start = self.starts.first_key_value().map(|(start, _)| *start);
@@ -105,7 +109,7 @@ impl SetReader {
         Ok(self.set)
     }
 
-    fn element(&mut self, element: &[u8]) -> Option<()> {
+    fn read_element(&mut self, element: &[u8]) -> Option<()> {
         let flags = attribute_u32(element, NFTA_SET_ELEM_FLAGS).unwrap_or_default();
         let kind = &self.set.kind;
         let first = fields(&kind.key, attribute(attribute(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?)?;
@@ -150,7 +154,7 @@ fn set_kind(attributes: &[u8], flags: u32) -> Option<SetKind> {
     (lengths_agree && flags & !known == 0).then_some(SetKind { key, interval, value })
 }
 
-/// The fields of a concatenated type number, six bits each.
+/// Splits the type number of a concatenation, which has six bits per field.
 fn fields_of_type(mut number: u32) -> Option<Vec<FieldType>> {
     const TYPES: [FieldType; 13] = [
         FieldType::Ipv4,
@@ -202,7 +206,7 @@ fn verdict(data: &[u8]) -> Option<Verdict> {
     }
 }
 
-/// The fields in the bytes of a value, each at a multiple of four.
+/// Decodes the fields of a value. Each starts at a register, so at a multiple of four bytes.
 fn fields(types: &[FieldType], bytes: &[u8]) -> Option<Vec<Datum>> {
     let mut offset = 0usize;
     let mut read = |field: &FieldType| {
@@ -236,7 +240,7 @@ fn datum(field: FieldType, bytes: &[u8]) -> Option<Datum> {
     })
 }
 
-/// The value before this one, for types that have ranges.
+/// The next lower value, for types that have ranges.
 fn predecessor(value: Datum) -> Option<Datum> {
     Some(match value {
         Datum::Ipv4(address) => Datum::Ipv4(Ipv4Addr::from_bits(address.to_bits().checked_sub(1)?)),
@@ -251,7 +255,7 @@ fn predecessor(value: Datum) -> Option<Datum> {
     })
 }
 
-/// The highest value of a type, where a range without an end ends.
+/// The highest value of a type: the last of a range without an end element.
 fn highest(field: FieldType) -> Datum {
     match field {
         FieldType::Ipv4 => Datum::Ipv4(Ipv4Addr::BROADCAST),

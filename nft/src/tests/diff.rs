@@ -1,4 +1,4 @@
-//! Sequences of rulesets: however one came to be, the kernel ends with the last, and with nothing else.
+//! Property tests of `diff`: after any sequence of rulesets, the kernel has exactly the last one.
 
 use std::sync::Arc;
 
@@ -7,18 +7,18 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
 
-use super::super::*;
 use super::sample::{everything, net, port, v4};
 use super::support::{assert_same_lines, chain_name, ifname, in_namespace, list, load, normal, set_name, table};
+use crate::*;
 
-/// Few names and values, so that rulesets in a row have much in common.
+/// Few names and values, so that consecutive rulesets have much in common.
 const CHAINS: [&str; 5] = ["chain-0", "chain-1", "chain-2", "chain-3", "chain-4"];
 
-/// A set of one of few shapes under one name, so that shapes replace each other.
+/// A set of one of a few kinds, so that consecutive rulesets replace one kind by another.
 fn arb_set() -> impl Strategy<Value = Set> {
     let single = (0u8..16).prop_map(|last| Key::from(std::net::Ipv4Addr::new(10, 0, 0, last)));
     let plain = btree_set(single, 0..8).prop_map(|keys| Set::members(SetKind::of(FieldType::Ipv4), keys));
-    // Cut a small space at random places and keep every other piece or neighbours: ranges that touch and move.
+    // Cuts a small address space at random places and keeps random pieces: ranges that touch and move.
     let ranges = (btree_set(0u8..=255, 1..8), vec(any::<bool>(), 8)).prop_map(|(cuts, kept)| {
         let address = |last| Datum::from(std::net::Ipv4Addr::new(255, 255, 255, last));
         let cuts: Vec<u8> = cuts.into_iter().collect();
@@ -39,7 +39,7 @@ fn arb_verdict(own: usize) -> impl Strategy<Value = Verdict> {
     select(later)
 }
 
-/// A rule of chain number `own`, which calls only later chains.
+/// A rule of chain number `own`, which jumps to later chains only.
 fn arb_rule(own: usize) -> impl Strategy<Value = Rule> {
     let test = prop_oneof![
         Just(Match::in_set(Selector::Saddr4, &set_name("addresses-1"))),
@@ -52,7 +52,7 @@ fn arb_rule(own: usize) -> impl Strategy<Value = Rule> {
 
 fn arb_chain(own: usize) -> impl Strategy<Value = Chain> {
     let base = if own == 0 {
-        let policies = [Policy::Accept, Policy::Drop].map(Some);
+        let policies = [ChainPolicy::Accept, ChainPolicy::Drop].map(Some);
         let priorities = [0, 10];
         (select(policies.to_vec()), select(priorities.to_vec()))
             .prop_map(|(policy, priority)| {
@@ -66,22 +66,22 @@ fn arb_chain(own: usize) -> impl Strategy<Value = Chain> {
     (base, vec(arb_rule(own), 0..4)).prop_map(|(base, rules)| Chain { base, rules })
 }
 
-/// Names in a verdict map and the chains they lead to.
+/// A verdict map from interface names to chains.
 fn arb_dispatch() -> impl Strategy<Value = Set> {
     let name = (0u8..6).prop_map(|number| Key::from(ifname(&format!("cali{number}"))));
     let verdict = arb_verdict(0).prop_map(Value::Verdict);
     btree_map(name, verdict, 0..5)
-        .prop_map(|elements| Set { kind: SetKind::of(FieldType::Iface).to_verdict(), elements })
+        .prop_map(|elements| Set { kind: SetKind::of(FieldType::Iface).with_verdicts(), elements })
 }
 
-/// A verdict map over ranges of several fields; its keys are never in each other's way.
+/// A verdict map of concatenated ranges, which never overlap.
 fn arb_peers() -> impl Strategy<Value = Set> {
     let nets = select(vec![net("10.0.0.0/25"), net("10.0.0.128/25"), v4("10.0.1.7").into()]);
     let protos = select(vec![Field::from(Proto::TCP), Proto::UDP.into()]);
     let ports = select(vec![Field::from(0..=5), Field::from(6..=9), port(12)]);
     let key = (nets, protos, ports).prop_map(|(net, proto, ports)| Key::from([net, proto, ports]));
     let verdict = arb_verdict(0).prop_map(Value::Verdict);
-    let kind = SetKind::of([FieldType::Ipv4, FieldType::Proto, FieldType::Port]).with_intervals().to_verdict();
+    let kind = SetKind::of([FieldType::Ipv4, FieldType::Proto, FieldType::Port]).with_intervals().with_verdicts();
     btree_map(key, verdict, 0..6).prop_map(move |elements| Set { kind: kind.clone(), elements })
 }
 
@@ -109,8 +109,7 @@ prop_compose! {
     }
 }
 
-/// Without the rules and elements that lead to chains which are not there, and with rules that use the
-/// maps.
+/// Removes the rules and elements that jump to missing chains, and adds rules that use the maps.
 fn keep_sound(mut ruleset: Ruleset) -> Ruleset {
     let names: Vec<ChainName> = ruleset.chains.keys().cloned().collect();
     let leads_somewhere = |verdict: &Verdict| verdict.target().is_none_or(|target| names.contains(target));
@@ -153,7 +152,7 @@ fn every_sequence_ends_in_its_last_ruleset() {
     let outcome = runner.run(&sequence, |sequence| {
         let last = sequence.last().expect("at least one");
         let listing = in_namespace(|| {
-            let mut socket = Socket::open().expect("root");
+            let mut socket = NftSocket::open().expect("root");
             socket.exec(&Transaction::replace(&Ruleset::new(table()))).expect("an empty table");
             let mut present = Ruleset::new(table());
             for wanted in &sequence {
@@ -173,16 +172,20 @@ fn every_sequence_ends_in_its_last_ruleset() {
     outcome.unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// Whatever is there, adopted by reading it back, becomes what is wanted.
+/// A table that is read back, whatever it holds, becomes the wanted one.
 #[test]
 fn every_table_found_is_led_to_the_wanted_one() {
     let mut runner = TestRunner::new(Config { cases: 100, failure_persistence: None, ..Config::default() });
     let outcome = runner.run(&(arb_ruleset(), arb_ruleset()), |(found, wanted)| {
         in_namespace(|| {
             load(&found.to_string());
-            let mut socket = Socket::open().expect("root");
-            let plan = socket.list(&table()).expect("a listing").plan(&wanted);
-            prop_assert_eq!(&plan, &diff(&found, &wanted), "read back or remembered, the way is the same");
+            let mut socket = NftSocket::open().expect("root");
+            let plan = socket.list(&table()).expect("a listing").diff(&wanted);
+            prop_assert_eq!(
+                &plan,
+                &diff(&found, &wanted),
+                "the transaction is the same for a table read back and for its ruleset"
+            );
             let done = socket.exec(&plan);
             prop_assert!(done.is_ok(), "{}\n{plan}", done.expect_err("not done"));
             prop_assert_eq!(socket.list(&table()).expect("a listing").drift(&wanted), vec![]);
@@ -197,7 +200,7 @@ fn equal_rulesets_need_nothing() {
     assert!(diff(&everything(), &everything()).is_empty());
 }
 
-/// Changes and the operations they come down to.
+/// Changes, and the operations that they result in.
 #[test]
 fn only_what_changed_is_touched() {
     let check = |change: &dyn Fn(&mut Ruleset), expected: &[&str]| {
@@ -231,7 +234,7 @@ fn only_what_changed_is_touched() {
     check(
         &|ruleset| {
             chain(ruleset, "forward-1", &|chain| {
-                chain.base = chain.base.map(|base| Base { policy: Policy::Accept, ..base });
+                chain.base = chain.base.map(|base| Base { policy: ChainPolicy::Accept, ..base });
             });
         },
         &["create chain forward-1 with type filter hook forward priority filter - 5; policy accept;"],
@@ -256,11 +259,11 @@ fn only_what_changed_is_touched() {
     );
 }
 
-/// A set of another kind under a name in use: the rules that look into it are rewritten with it.
+/// A set in use changes its kind: the rules with lookups in it are rewritten too.
 #[test]
 fn a_set_in_use_changes_its_kind_in_one_transaction() {
     in_namespace(|| {
-        let mut socket = Socket::open().expect("root");
+        let mut socket = NftSocket::open().expect("root");
         let before = everything();
         socket.exec(&diff(&Ruleset::new(table()), &before)).expect("sound");
         let mut after = before.clone();

@@ -1,14 +1,14 @@
-//! The kernel's state after our messages against its state after our text, as `nft` lists them.
+//! The kernel's state after our messages compared with its state after our text, as `nft` lists them.
 
 use std::sync::Arc;
 
-use super::super::*;
 use super::sample::{everything, port, v4};
 use super::support::{assert_same_lines, chain_name, in_namespace, list, list_json, load, normal, set_name, table};
+use crate::*;
 
 /// Applies the ruleset to an empty namespace through netlink.
-fn apply(ruleset: &Ruleset) -> Socket {
-    let mut socket = Socket::open().expect("root");
+fn apply(ruleset: &Ruleset) -> NftSocket {
+    let mut socket = NftSocket::open().expect("root");
     let transaction = diff(&Ruleset::new(table()), ruleset);
     socket.exec(&transaction).unwrap_or_else(|error| panic!("{error}"));
     socket
@@ -37,13 +37,13 @@ fn what_was_written_is_read_back() {
     let ruleset = everything();
     in_namespace(|| {
         let mut socket = apply(&ruleset);
-        let generation = socket.generation().expect("an answer");
+        let generation = socket.read_generation().expect("an answer");
         let present = socket.list(&table()).expect("a listing");
         assert_eq!(present.generation, generation);
-        assert_eq!(present.strange, Vec::<String>::new());
+        assert_eq!(present.unrecognised, Vec::<String>::new());
         assert_eq!(present.sets, ruleset.sets);
         assert_eq!(present.drift(&ruleset), vec![]);
-        assert!(present.plan(&ruleset).is_empty(), "{}", present.plan(&ruleset));
+        assert!(present.diff(&ruleset).is_empty(), "{}", present.diff(&ruleset));
     });
 }
 
@@ -52,9 +52,9 @@ fn a_table_loaded_as_text_is_adopted_as_it_is() {
     let ruleset = everything();
     in_namespace(|| {
         load(&ruleset.to_string());
-        let mut socket = Socket::open().expect("root");
+        let mut socket = NftSocket::open().expect("root");
         let present = socket.list(&table()).expect("a listing");
-        assert_eq!(present.strange, Vec::<String>::new());
+        assert_eq!(present.unrecognised, Vec::<String>::new());
         assert_eq!(present.drift(&ruleset), vec![]);
     });
 }
@@ -89,7 +89,7 @@ fn a_refused_operation_is_named_and_nothing_happens() {
         let mut ruleset = Ruleset::new(table());
         ruleset.put_set(set_name("set-1"), Set::new(SetKind::of(FieldType::Ipv4)));
         let mut socket = apply(&ruleset);
-        let before = socket.generation().expect("an answer");
+        let before = socket.read_generation().expect("an answer");
         let mut transaction = Transaction::new(table());
         transaction.add_elements(&set_name("set-1"), Set::members(SetKind::of(FieldType::Ipv4), [v4("10.0.0.1")]));
         let lost = Chain::regular(vec![Rule::new().accept(), Rule::new().goto(&chain_name("nowhere-1"))]);
@@ -103,13 +103,13 @@ fn a_refused_operation_is_named_and_nothing_happens() {
             }
             other => panic!("{other:?}"),
         }
-        assert_eq!(socket.generation().expect("an answer"), before);
+        assert_eq!(socket.read_generation().expect("an answer"), before);
         assert_eq!(socket.list(&table()).expect("a listing").drift(&ruleset), vec![]);
         socket.exec(&diff(&Ruleset::new(table()), &Ruleset::new(table()))).expect("nothing to do");
     });
 }
 
-/// Sets of ours have no size; one that somebody else has made in our table may have one.
+/// This crate creates sets without a size, but another program may have created one with a size.
 #[test]
 fn a_full_set_is_called_full() {
     in_namespace(|| {
@@ -118,7 +118,7 @@ fn a_full_set_is_called_full() {
         let mut transaction = Transaction::new(table);
         let members = Set::members(SetKind::of(FieldType::Ipv4), [v4("10.0.0.1"), v4("10.0.0.2")]);
         transaction.add_elements(&set_name("full-1"), members);
-        let error = Socket::open().expect("root").exec(&transaction).expect_err("one too many").to_string();
+        let error = NftSocket::open().expect("root").exec(&transaction).expect_err("one too many").to_string();
         assert!(error.contains("the set is full"), "{error}");
         assert!(!error.contains("open files"), "{error}");
     });
@@ -128,7 +128,7 @@ fn a_full_set_is_called_full() {
 fn generations_count_commits() {
     in_namespace(|| {
         let mut socket = apply(&everything());
-        let first = socket.generation().expect("an answer");
+        let first = socket.read_generation().expect("an answer");
         let mut transaction = Transaction::new(table());
         transaction.add_elements(&set_name("addresses-4"), Set::members(SetKind::of(FieldType::Ipv4), [v4("9.9.9.9")]));
         assert_eq!(socket.exec(&transaction).expect("sound"), Generation(first.0 + 1));

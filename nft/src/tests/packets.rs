@@ -1,4 +1,4 @@
-//! Packets between two namespaces through a third, which has the table.
+//! Packets between two network namespaces, forwarded by a third one that has the table.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 
-use super::super::*;
 use super::sample::{port, v4};
 use super::support::{chain_name, ifname, in_namespace, run, set_name, table};
+use crate::*;
 
 /// Longest wait for a packet that must arrive; an arrival takes microseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -62,7 +62,7 @@ struct Path {
     receivers: [(u16, UdpSocket); 3],
 }
 
-/// Port that every ruleset of the test lets through, so that its packet tells when those before it had their chance.
+/// A port that every ruleset of the test accepts: when its packet arrives, those sent before it have been judged.
 const ALWAYS: u16 = 9;
 
 impl Path {
@@ -94,7 +94,7 @@ impl Path {
 /// Forwarding as on a node: a verdict map by interface, and nothing for an interface that is not in it.
 fn node_rules() -> Ruleset {
     let mut ruleset = Ruleset::new(table());
-    let base = Base { kind: ChainType::Filter, hook: Hook::Forward, priority: 0, policy: Policy::Drop };
+    let base = Base { kind: ChainType::Filter, hook: Hook::Forward, priority: 0, policy: ChainPolicy::Drop };
     let udp = |to| Match::is(Selector::Dport(Transport::Udp), port(to));
     ruleset.put_chain(
         chain_name("forward-1"),
@@ -116,7 +116,7 @@ fn node_rules() -> Ruleset {
     ];
     ruleset.put_chain(chain_name("from-1"), Chain::regular(policy));
     ruleset.put_set(set_name("members-1"), Set::new(SetKind::of(FieldType::Ipv4)));
-    ruleset.put_set(set_name("dispatch-1"), Set::new(SetKind::of(FieldType::Iface).to_verdict()));
+    ruleset.put_set(set_name("dispatch-1"), Set::new(SetKind::of(FieldType::Iface).with_verdicts()));
     ruleset
 }
 
@@ -128,7 +128,7 @@ fn packets_obey_maps_sets_and_chains() {
         plug(&sender, "cali1", SENDER);
         plug(&receiver, "cali2", RECEIVER);
         let path = Path::new(&sender, &receiver);
-        let mut socket = Socket::open().expect("root");
+        let mut socket = NftSocket::open().expect("root");
         let mut present = Ruleset::new(table());
         let mut wanted = node_rules();
         let mut apply = |wanted: &Ruleset, expected: &[u16], why: &str| {
@@ -155,7 +155,7 @@ fn packets_obey_maps_sets_and_chains() {
         let udp = Match::is(Selector::Dport(Transport::Udp), port(1));
         let rule = Rule::new().when(Match::any_of(Selector::Daddr4, nets)).when(udp).accept();
         *chain = Arc::new(Chain::regular(vec![rule, Rule::new().drop()]));
-        apply(&wanted, &[1], "the chain, written anew");
+        apply(&wanted, &[1], "the chain, rewritten");
         let range = Match::is(Selector::Dport(Transport::Udp), 2..=3);
         let source = Match::is(Selector::Saddr4, Field::range(v4("10.65.1.0").into(), v4("10.65.1.2").into()));
         let rules = vec![Rule::new().when(source).when(range).accept(), Rule::new().drop()];
@@ -169,5 +169,5 @@ fn packets_obey_maps_sets_and_chains() {
 }
 
 fn dispatch(interface: &str, verdict: Verdict) -> Set {
-    Set::verdicts(SetKind::of(FieldType::Iface).to_verdict(), [(ifname(interface), verdict)])
+    Set::verdicts(SetKind::of(FieldType::Iface).with_verdicts(), [(ifname(interface), verdict)])
 }

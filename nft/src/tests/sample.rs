@@ -1,11 +1,11 @@
-//! A ruleset that uses everything the types can say.
+//! A ruleset that uses every type and variant.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::super::*;
 use super::support::{chain_name, ifname, set_name, table};
+use crate::*;
 
 pub fn v4(text: &str) -> Ipv4Addr {
     text.parse().expect("an address")
@@ -27,7 +27,7 @@ pub fn addresses(first: &str, last: &str) -> Field {
     Field::range(v4(first).into(), v4(last).into())
 }
 
-/// Everything at once.
+/// The whole sample.
 pub fn everything() -> Ruleset {
     let mut ruleset = Ruleset::new(table());
     sets(&mut ruleset);
@@ -105,7 +105,7 @@ fn maps(ruleset: &mut Ruleset) {
     put(
         "dispatch-1",
         Set::verdicts(
-            SetKind::of(Iface).to_verdict(),
+            SetKind::of(Iface).with_verdicts(),
             [
                 (ifname("cali1"), Verdict::Goto(endpoint.clone())),
                 (ifname("cali2"), Verdict::Jump(endpoint.clone())),
@@ -119,39 +119,39 @@ fn maps(ruleset: &mut Ruleset) {
     put(
         "by-port-1",
         Set::verdicts(
-            SetKind::of([Protocol, Port]).with_intervals().to_verdict(),
+            SetKind::of([Protocol, Port]).with_intervals().with_verdicts(),
             [([Proto::TCP.into(), Field::from(80..=90)], Verdict::Accept)],
         ),
     );
     put(
         "by-source-1",
         Set::verdicts(
-            SetKind::of(Ipv4).with_intervals().to_verdict(),
+            SetKind::of(Ipv4).with_intervals().with_verdicts(),
             [(net("10.0.0.0/8"), Verdict::Goto(endpoint)), (net("11.0.0.0/8"), Verdict::Drop)],
         ),
     );
     let data = |data: &[Datum]| Value::Data(data.into());
-    let mut service = Set::new(SetKind::of([Ipv4, Protocol, Port]).to_data([Ipv4, Port]));
+    let mut service = Set::new(SetKind::of([Ipv4, Protocol, Port]).with_data([Ipv4, Port]));
     let key = Key::from([v4("10.1.1.1").into(), Proto::TCP.into(), port(80)]);
     service.elements.insert(key, data(&[v4("10.2.2.2").into(), Datum::Port(8080)]));
     put("service-1", service);
-    let mut floating = Set::new(SetKind::of(Ipv6).to_data(Ipv6));
+    let mut floating = Set::new(SetKind::of(Ipv6).with_data(Ipv6));
     floating.elements.insert(v6("fd00::1").into(), data(&[v6("fd00::2").into()]));
     put("floating-6", floating);
 }
 
-/// Tests of a packet that has just come in: older kernels (5.10) take them in a prerouting chain alone.
+/// Matches that older kernels (5.10) accept in prerouting chains only.
 fn arrival_tests() -> Vec<Match> {
     let with_mark = |exists| [true, false].map(|with_mark| Match::ReversePath { exists, with_mark });
     [true, false].into_iter().flat_map(with_mark).collect()
 }
 
-/// Every test that any chain takes.
+/// Every match that any chain accepts.
 pub fn tests() -> Vec<Match> {
     use Selector::*;
     let mut tests = vec![
         Match::iif_prefix(ifname("cali")),
-        Match::NamePrefix(Oifname, Op::Ne, ifname("cali")),
+        Match::NamePrefix(Oifname, CmpOp::Ne, ifname("cali")),
         Match::is(Iifname, ifname("eth0")),
         Match::not(Oifname, ifname("eth0")),
         Match::is(L4proto, Proto::TCP),
@@ -161,10 +161,10 @@ pub fn tests() -> Vec<Match> {
         Match::is(Nfproto, Family::Ipv4),
         Match::is(Nfproto, Family::Ipv6),
         Match::is(Mark, Datum::Mark(0x10)),
-        Match::MarkBits { mask: 0x00ff_0000, op: Op::Eq, value: 0x0001_0000 },
-        Match::MarkBits { mask: 0x00ff_0000, op: Op::Ne, value: 0x0001_0000 },
-        Match::MarkBits { mask: 0x0001_0000, op: Op::Ne, value: 0 },
-        Match::MarkBits { mask: u32::MAX, op: Op::Eq, value: 7 },
+        Match::MarkBits { mask: 0x00ff_0000, op: CmpOp::Eq, value: 0x0001_0000 },
+        Match::MarkBits { mask: 0x00ff_0000, op: CmpOp::Ne, value: 0x0001_0000 },
+        Match::MarkBits { mask: 0x0001_0000, op: CmpOp::Ne, value: 0 },
+        Match::MarkBits { mask: u32::MAX, op: CmpOp::Eq, value: 7 },
         Match::is(EtherSaddr, Datum::Ether([0xee; 6])),
         Match::not(EtherSaddr, Datum::Ether([0xee; 6])),
         Match::LaterFragment,
@@ -207,15 +207,15 @@ fn transport_tests() -> Vec<Match> {
 fn state_tests() -> Vec<Match> {
     let types = [AddressType::Unicast, AddressType::Local, AddressType::Broadcast, AddressType::Multicast];
     let mut tests = vec![
-        Match::CtState(Op::Eq, CtState::ESTABLISHED | CtState::RELATED),
-        Match::CtState(Op::Eq, CtState::NEW),
-        Match::CtState(Op::Ne, CtState::INVALID | CtState::UNTRACKED),
-        Match::CtState(Op::Ne, CtState::INVALID),
-        Match::CtDnat(Op::Eq),
-        Match::CtDnat(Op::Ne),
+        Match::CtState(CmpOp::Eq, CtState::ESTABLISHED | CtState::RELATED),
+        Match::CtState(CmpOp::Eq, CtState::NEW),
+        Match::CtState(CmpOp::Ne, CtState::INVALID | CtState::UNTRACKED),
+        Match::CtState(CmpOp::Ne, CtState::INVALID),
+        Match::CtDnat(CmpOp::Eq),
+        Match::CtDnat(CmpOp::Ne),
     ];
-    tests.extend(types.map(|kind| Match::AddressType(Side::Destination, Op::Eq, kind)));
-    tests.extend(types.map(|kind| Match::AddressType(Side::Source, Op::Ne, kind)));
+    tests.extend(types.map(|kind| Match::AddressType(Side::Destination, CmpOp::Eq, kind)));
+    tests.extend(types.map(|kind| Match::AddressType(Side::Source, CmpOp::Ne, kind)));
     tests
 }
 
@@ -297,7 +297,7 @@ fn actions() -> Vec<Rule> {
     ]
 }
 
-const fn base(kind: ChainType, hook: Hook, priority: i32, policy: Policy) -> Base {
+const fn base(kind: ChainType, hook: Hook, priority: i32, policy: ChainPolicy) -> Base {
     Base { kind, hook, priority, policy }
 }
 
@@ -306,20 +306,20 @@ fn bases(ruleset: &mut Ruleset) {
     let notrack = Rule::new().when(Match::is(Selector::Dport(Transport::Udp), port(4789))).then(Statement::Notrack);
     let mut raw = vec![notrack];
     raw.extend(arrival_tests().into_iter().map(|test| Rule::new().when(test).accept()));
-    put("raw-1", base(ChainType::Filter, Hook::Prerouting, -300, Policy::Accept), raw);
-    put("mangle-1", base(ChainType::Filter, Hook::Postrouting, -149, Policy::Accept), vec![]);
+    put("raw-1", base(ChainType::Filter, Hook::Prerouting, -300, ChainPolicy::Accept), raw);
+    put("mangle-1", base(ChainType::Filter, Hook::Postrouting, -149, ChainPolicy::Accept), vec![]);
     put(
         "input-1",
-        base(ChainType::Filter, Hook::Input, 5, Policy::Accept),
+        base(ChainType::Filter, Hook::Input, 5, ChainPolicy::Accept),
         vec![Rule::new().jump(&chain_name("tests-1"))],
     );
     put(
         "forward-1",
-        base(ChainType::Filter, Hook::Forward, -5, Policy::Drop),
+        base(ChainType::Filter, Hook::Forward, -5, ChainPolicy::Drop),
         vec![Rule::new().jump(&chain_name("lookups-1"))],
     );
-    put("output-1", base(ChainType::Route, Hook::Output, -150, Policy::Accept), vec![]);
-    put("odd-1", base(ChainType::Filter, Hook::Output, 27, Policy::Accept), vec![]);
+    put("output-1", base(ChainType::Route, Hook::Output, -150, ChainPolicy::Accept), vec![]);
+    put("odd-1", base(ChainType::Filter, Hook::Output, 27, ChainPolicy::Accept), vec![]);
 }
 
 fn masquerade(ports: Option<(u16, u16)>, fully_random: bool) -> Statement {
@@ -342,7 +342,7 @@ fn source_translation(ruleset: &mut Ruleset) {
     let mut put = |name: &str, base, rules: Vec<Rule>| ruleset.put_chain(chain_name(name), Chain::base(base, rules));
     put(
         "snat-1",
-        base(ChainType::Nat, Hook::Postrouting, 110, Policy::Accept),
+        base(ChainType::Nat, Hook::Postrouting, 110, ChainPolicy::Accept),
         vec![
             Rule::new().counter().then(masquerade(None, false)),
             Rule::new().when(Match::in_set(Selector::Saddr4, &set_name("nets-4"))).then(masquerade(None, true)),
@@ -371,7 +371,7 @@ fn destination_translation(ruleset: &mut Ruleset) {
     };
     put(
         "dnat-1",
-        base(ChainType::Nat, Hook::Prerouting, -99, Policy::Accept),
+        base(ChainType::Nat, Hook::Prerouting, -99, ChainPolicy::Accept),
         vec![
             tcp().then(nat(NatType::Destination, address("10.0.0.1", Some((8080, 8080))), false)),
             tcp().then(nat(NatType::Destination, address("fd00::1", Some((8080, 8080))), false)),

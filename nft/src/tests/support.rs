@@ -1,11 +1,11 @@
-//! Namespaces, the `nft` program, and comparing what it prints.
+//! Network namespaces, the `nft` program, and comparison of its listings.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::super::{ChainName, IfName, SetName, TableName};
+use crate::{ChainName, IfName, SetName, TableName};
 
 /// Runs the test in a network namespace of its own.
 pub fn in_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
@@ -62,7 +62,7 @@ fn forget_handles(json: &mut serde_json::Value) {
     }
 }
 
-/// The text with sets and chains in one order, and with every list of elements in one line and in one order.
+/// Normalises a listing: sorts sets and chains, and puts every list of elements on one line, sorted.
 pub fn normal(text: &str) -> String {
     let body = text.strip_prefix("table inet t-1 {\n").and_then(|text| text.strip_suffix("}\n"));
     let blocks = body.expect("one table").split_inclusive("\n\t}\n");

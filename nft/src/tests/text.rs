@@ -1,17 +1,17 @@
-//! The printed form, and faults found before the kernel sees them.
+//! The printed form, and the errors that `check` finds.
 
 use std::sync::Arc;
 
 use expect_test::expect;
 
-use super::super::*;
 use super::sample::{addresses, everything, net, port, v4};
 use super::support::{chain_name, ifname, set_name, table};
+use crate::*;
 
 #[test]
 fn a_small_table() {
     let mut ruleset = Ruleset::new(table());
-    let base = Base { kind: ChainType::Filter, hook: Hook::Forward, priority: -1, policy: Policy::Accept };
+    let base = Base { kind: ChainType::Filter, hook: Hook::Forward, priority: -1, policy: ChainPolicy::Accept };
     let ct = [
         (CtState::ESTABLISHED, Verdict::Accept),
         (CtState::RELATED, Verdict::Accept),
@@ -32,7 +32,7 @@ fn a_small_table() {
     ];
     ruleset.put_chain(chain_name("pod-1"), Chain::regular(rules));
     let map = [(ifname("cali1"), Verdict::Goto(chain_name("pod-1"))), (ifname("cali2"), Verdict::Drop)];
-    ruleset.put_set(set_name("from-1"), Set::verdicts(SetKind::of(FieldType::Iface).to_verdict(), map));
+    ruleset.put_set(set_name("from-1"), Set::verdicts(SetKind::of(FieldType::Iface).with_verdicts(), map));
     let peers = [net("10.0.0.0/8"), addresses("11.0.0.1", "11.0.0.3"), v4("12.0.0.1").into()];
     ruleset.put_set(set_name("peers-1"), Set::members(SetKind::of(FieldType::Ipv4).with_intervals(), peers));
     expect![[r#"
@@ -124,12 +124,12 @@ fn a_range_and_its_prefix_are_one_value() {
     assert_eq!(addresses("10.0.0.2", "10.0.0.3").prefix_length(), Some(31));
 }
 
-/// One change to the sample, and the fault it makes.
-fn check_fault(change: impl FnOnce(&mut Ruleset), expected: &str) {
+/// One change to the sample, and the error it causes.
+fn check_error(change: impl FnOnce(&mut Ruleset), expected: &str) {
     let mut ruleset = everything();
     change(&mut ruleset);
-    let faults = ruleset.check().expect_err("there is a fault");
-    assert_eq!(faults.iter().map(ToString::to_string).collect::<Vec<_>>(), [expected]);
+    let errors = ruleset.check().expect_err("there is an error");
+    assert_eq!(errors.iter().map(ToString::to_string).collect::<Vec<_>>(), [expected]);
 }
 
 fn add_rule(ruleset: &mut Ruleset, rule: Rule) {
@@ -143,51 +143,51 @@ fn add_key(ruleset: &mut Ruleset, set: &str, key: impl Into<Key>) {
 
 #[test]
 fn references_are_checked() {
-    check_fault(
+    check_error(
         |ruleset| add_rule(ruleset, Rule::new().jump(&chain_name("nowhere-1"))),
         "chain endpoint-2, rule 0: chain \"nowhere-1\" does not exist",
     );
-    check_fault(
+    check_error(
         |ruleset| add_rule(ruleset, Rule::new().jump(&chain_name("forward-1"))),
-        "chain endpoint-2, rule 0: chain \"forward-1\" is attached to a hook and cannot be called",
+        "chain endpoint-2, rule 0: chain \"forward-1\" is a base chain, which is no target of jump or goto",
     );
-    check_fault(
+    check_error(
         |ruleset| add_rule(ruleset, Rule::new().vmap(Selector::Iifname, &set_name("dispatch-2"))),
         "chain endpoint-2, rule 0: set \"dispatch-2\" does not exist",
     );
-    check_fault(
+    check_error(
         |ruleset| add_rule(ruleset, Rule::new().vmap(Selector::Iifname, &set_name("loop-1"))),
         "chain endpoint-2, rule 0: set \"loop-1\" does not exist",
     );
-    check_fault(
+    check_error(
         |ruleset| {
             add_rule(ruleset, Rule::new().vmap(Selector::Iifname, &set_name("loop-1")));
             let map = [(ifname("a"), Verdict::Goto(chain_name("endpoint-2")))];
-            ruleset.put_set(set_name("loop-1"), Set::verdicts(SetKind::of(FieldType::Iface).to_verdict(), map));
+            ruleset.put_set(set_name("loop-1"), Set::verdicts(SetKind::of(FieldType::Iface).with_verdicts(), map));
         },
-        "chain \"endpoint-2\" calls itself",
+        "chain \"endpoint-2\" jumps to itself, directly or through other chains",
     );
 }
 
 #[test]
 fn values_are_checked() {
-    check_fault(
+    check_error(
         |ruleset| add_rule(ruleset, Rule::new().when(Match::in_set(Selector::Saddr6, &set_name("addresses-4"))).drop()),
-        "chain endpoint-2, rule 0: [Ipv4] where [Ipv6] is expected",
+        "chain endpoint-2, rule 0: expected [Ipv6], found [Ipv4]",
     );
-    check_fault(
+    check_error(
         |ruleset| add_rule(ruleset, Rule::new().when(Match::is(Selector::L4proto, port(80))).drop()),
-        "chain endpoint-2, rule 0: Port where Proto is expected",
+        "chain endpoint-2, rule 0: expected Proto, found Port",
     );
-    check_fault(
+    check_error(
         |ruleset| add_key(ruleset, "addresses-4", net("10.0.0.0/8")),
-        "set addresses-4: 10.0.0.0/8 is a range, but the set holds single values only",
+        "set addresses-4: 10.0.0.0/8 is a range, but the set has no intervals",
     );
-    check_fault(
+    check_error(
         |ruleset| add_key(ruleset, "nets-4", addresses("11.0.0.5", "11.0.0.6")),
         "set nets-4: 11.0.0.0-11.0.0.5 and 11.0.0.5-11.0.0.6 overlap",
     );
-    check_fault(
+    check_error(
         |ruleset| {
             let key = [net("10.1.0.0/16"), Proto::TCP.into(), Field::from(90..=99)];
             add_key(ruleset, "peers-1", key);
@@ -195,22 +195,22 @@ fn values_are_checked() {
         "set peers-1: 10.0.0.0/8 . tcp . 80-90 and 10.1.0.0/16 . tcp . 90-99 overlap",
     );
     let states = CtState::ESTABLISHED | CtState::RELATED;
-    check_fault(
+    check_error(
         |ruleset| add_rule(ruleset, Rule::new().inline_vmap(Selector::CtState, [(states, Verdict::Accept)])),
-        "chain endpoint-2, rule 0: a packet is never in the states established,related at once",
+        "chain endpoint-2, rule 0: a packet never has the states established,related at once",
     );
-    check_fault(
+    check_error(
         |ruleset| {
             let marks = Field::range(Datum::Mark(1), Datum::Mark(2));
             add_rule(ruleset, Rule::new().when(Match::is(Selector::Mark, marks)));
         },
-        "chain endpoint-2, rule 0: 0x00000001-0x00000002 is a range of a type without an order",
+        "chain endpoint-2, rule 0: 0x00000001-0x00000002 is a range of a type that has no ranges",
     );
-    check_fault(
+    check_error(
         |ruleset| {
             let mark = MarkSet { mask: 0xff, value: 0x100 };
             add_rule(ruleset, Rule::new().then(Statement::MarkSet(mark)));
         },
-        "chain endpoint-2, rule 0: mark 0x100 has bits outside of its mask 0xff",
+        "chain endpoint-2, rule 0: mark 0x100 has bits outside its mask 0xff",
     );
 }

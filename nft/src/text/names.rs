@@ -1,7 +1,8 @@
 //! Numbers that nft prints by name.
 
-/// Names of /etc/protocols that nft prints; other numbers are printed as such and may list by name.
-pub(super) const PROTOCOLS: &[(u8, &str)] = &[
+/// Protocols, named as in Debian's `/etc/protocols`, which nft reads. Others are printed as numbers, though nft may
+/// list them by name.
+pub(crate) const PROTOCOLS: &[(u8, &str)] = &[
     (0, "ip"),
     (1, "icmp"),
     (2, "igmp"),
@@ -18,8 +19,8 @@ pub(super) const PROTOCOLS: &[(u8, &str)] = &[
     (136, "udplite"),
 ];
 
-/// Types of ICMP.
-pub(super) const ICMP_TYPES: &[(u8, &str)] = &[
+/// ICMP types (`icmp_type_tbl` in nft's `src/proto.c`).
+pub(crate) const ICMP_TYPES: &[(u8, &str)] = &[
     (0, "echo-reply"),
     (3, "destination-unreachable"),
     (4, "source-quench"),
@@ -37,8 +38,8 @@ pub(super) const ICMP_TYPES: &[(u8, &str)] = &[
     (18, "address-mask-reply"),
 ];
 
-/// Codes of ICMP, named after those of destination unreachable whatever the type.
-pub(super) const ICMP_CODES: &[(u8, &str)] = &[
+/// ICMP codes. nft names those of destination unreachable, whatever the type (`icmp_code_tbl` in `src/datatype.c`).
+pub(crate) const ICMP_CODES: &[(u8, &str)] = &[
     (0, "net-unreachable"),
     (1, "host-unreachable"),
     (2, "prot-unreachable"),
@@ -49,8 +50,8 @@ pub(super) const ICMP_CODES: &[(u8, &str)] = &[
     (13, "admin-prohibited"),
 ];
 
-/// Types of ICMPv6.
-pub(super) const ICMP6_TYPES: &[(u8, &str)] = &[
+/// ICMPv6 types (`icmp6_type_tbl` in nft's `src/proto.c`).
+pub(crate) const ICMP6_TYPES: &[(u8, &str)] = &[
     (1, "destination-unreachable"),
     (2, "packet-too-big"),
     (3, "time-exceeded"),
@@ -71,8 +72,8 @@ pub(super) const ICMP6_TYPES: &[(u8, &str)] = &[
     (143, "mld2-listener-report"),
 ];
 
-/// Codes of ICMPv6, named as those of ICMP are.
-pub(super) const ICMP6_CODES: &[(u8, &str)] = &[
+/// ICMPv6 codes (`icmpv6_code_tbl` in nft's `src/datatype.c`).
+pub(crate) const ICMP6_CODES: &[(u8, &str)] = &[
     (0, "no-route"),
     (1, "admin-prohibited"),
     (3, "addr-unreachable"),

@@ -3,7 +3,7 @@
 //! One task with a bounded number of patches under way, one of each pod; the newest word on a pod replaces older ones that wait.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -12,6 +12,8 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use margay_api::endpoint::EndpointKey;
 use margay_api::meta::{ANNOTATION_CONTAINER_ID, ANNOTATION_POD_IP, ANNOTATION_POD_IPS};
+use margay_runtime::backoff::{Backoff, jitter};
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
@@ -22,7 +24,7 @@ use crate::requests::bounded;
 
 /// Patches that are under way at once.
 const AT_ONCE: usize = 8;
-/// Delay before the first retry; it doubles up to [`RETRY_MAX`].
+/// Longest delay before the first retry; it doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
@@ -32,18 +34,19 @@ struct Word {
     annotations: Value,
     /// Not said before.
     due: Instant,
-    /// Before it is said again if that fails.
-    delay: Duration,
+    /// Delays before it is said again.
+    retry: Backoff,
 }
 
 impl Word {
     fn new(uid: &str, annotations: Value) -> Self {
-        Self { uid: uid.to_owned(), annotations, due: Instant::now(), delay: RETRY_MIN }
+        Self { uid: uid.to_owned(), annotations, due: Instant::now(), retry: Backoff::new(RETRY_MIN, RETRY_MAX) }
     }
 
     /// The same word after it could not be said.
-    fn later(self, now: Instant) -> Self {
-        Self { due: now + self.delay, delay: (self.delay * 2).min(RETRY_MAX), ..self }
+    fn later(mut self, now: Instant, jitter: f64) -> Self {
+        self.due = now + self.retry.next(jitter);
+        self
     }
 }
 
@@ -93,7 +96,7 @@ struct Pending {
 
 impl Pending {
     fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.book.lock()
     }
 
     fn say(&self, endpoint: EndpointKey, word: Word) {
@@ -165,7 +168,7 @@ async fn run(client: Client, pending: Arc<Pending>) {
             drop(place);
             let failed = failed.map(|error| {
                 tracing::debug!(pod = %endpoint, %error, "pod annotation; trying again");
-                word.later(Instant::now())
+                word.later(Instant::now(), jitter())
             });
             pending.done(endpoint, failed);
         });
@@ -209,7 +212,7 @@ mod tests {
         assert_eq!((book.take(now), book.due()), (None, None), "the old one is under way");
         book.say(EndpointKey::new("x", "b"), word("other"));
         assert_eq!(book.take(now), Some((EndpointKey::new("x", "b"), word("other"))));
-        book.done(pod(), Some(old.1.later(now)));
+        book.done(pod(), Some(old.1.later(now, 1.0)));
         assert_eq!(book.take(now), Some((pod(), word("new"))), "the old one has failed and is dropped");
         book.done(pod(), None);
         assert_eq!((book.take(now + RETRY_MAX), book.due()), (None, None), "nothing is said again");
@@ -220,11 +223,13 @@ mod tests {
         let (mut book, now) = (Book::default(), Instant::now());
         book.say(pod(), word("old"));
         let (_, old) = book.take(now).expect("a word");
-        book.done(pod(), Some(old.later(now)));
+        book.done(pod(), Some(old.later(now, 1.0)));
         assert_eq!((book.take(now), book.due()), (None, Some(now + RETRY_MIN)));
         let (_, old) = book.take(now + RETRY_MIN).expect("it is due");
-        assert_eq!((&old.annotations, old.delay), (&json!("old"), RETRY_MIN * 2));
-        book.done(pod(), Some(old.later(now)));
+        assert_eq!(old.annotations, json!("old"));
+        let old = old.later(now, 1.0);
+        assert_eq!(old.due, now + RETRY_MIN * 2, "the delay doubles");
+        book.done(pod(), Some(old));
         book.say(pod(), word("new"));
         assert_eq!(book.take(now), Some((pod(), word("new"))));
     }

@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use margay_api::endpoint::EndpointKey;
 use margay_proto::cni::{self, code};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tracing::Instrument;
 
@@ -413,11 +414,11 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     }
 
     fn attachments(&self) -> MutexGuard<'_, Attachments> {
-        self.attachments.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.attachments.lock()
     }
 
     fn pod(&self, endpoint: &EndpointKey) -> Arc<tokio::sync::Mutex<()>> {
-        let mut pods = self.pods.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut pods = self.pods.lock();
         pods.retain(|_, lock| lock.strong_count() > 0);
         if let Some(lock) = pods.get(endpoint).and_then(Weak::upgrade) {
             return lock;
@@ -463,7 +464,7 @@ async fn blocking<T: Send + 'static>(
 fn result(attachment: &Attachment, mtu: u32) -> cni::Result {
     let host = cni::Interface {
         name: attachment.interface.clone(),
-        mac: pod::HOST_MAC.0.map(|byte| format!("{byte:02x}")).join(":"),
+        mac: pod::HOST_MAC.to_string(),
         mtu,
         sandbox: String::new(),
     };

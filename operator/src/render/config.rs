@@ -1,6 +1,7 @@
 //! Cluster-wide configuration: created where it is absent, never changed afterwards, never owned.
 //! It outlives an Installation.
 
+use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -51,7 +52,7 @@ fn cluster_information(context: &Context<'_>, present: Option<&Value>) -> Option
         return None;
     }
     let digest = Sha256::digest(context.inputs.cluster_id.as_bytes());
-    let guid: String = digest[..16].iter().map(|b| format!("{b:02x}")).collect();
+    let guid = HEXLOWER.encode(&digest[..16]);
     Some(named(
         "ClusterInformation",
         "default",

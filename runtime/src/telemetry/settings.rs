@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
+
 /// Time for one export, from the OTLP specification.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -195,24 +197,12 @@ fn pairs(text: &str) -> Option<Vec<(String, String)>> {
         .map(|part| {
             let (name, value) = part.split_once('=')?;
             let name = name.trim();
-            (!name.is_empty()).then(|| (name.to_owned(), percent_decode(value.trim())))
+            (!name.is_empty()).then(|| {
+                let value = percent_decode_str(value.trim()).decode_utf8_lossy();
+                (name.to_owned(), value.into_owned())
+            })
         })
         .collect()
-}
-
-fn percent_decode(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let escaped = (*first == b'%')
-            .then(|| tail.get(..2))
-            .flatten()
-            .and_then(|hex| std::str::from_utf8(hex).ok())
-            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        bytes.push(escaped.unwrap_or(*first));
-        rest = if escaped.is_some() { &tail[2..] } else { tail };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use margay_nft::{FieldType, Ruleset, Set, SetKind, SetName, Socket, TableName, Transaction};
+use margay_nft::{FieldType, NftSocket, Ruleset, Set, SetKind, SetName, TableName, Transaction};
 
 use super::Bench;
 use crate::demo::flips::Quantiles;
@@ -51,7 +51,7 @@ fn set(Kind { name: _, kind, rounds }: &Kind, size: u32) -> Result<(Duration, Ve
     let name = SetName::new("members-1")?;
     // Every other address, so that ranges stay apart.
     let address = |number: u32| Ipv4Addr::from_bits(0x0a00_0000 + number * 2);
-    let mut socket = Socket::open()?;
+    let mut socket = NftSocket::open()?;
     let begin = Instant::now();
     let mut ruleset = Ruleset::new(TableName::new("bench-1")?);
     ruleset.put_set(name.clone(), Set::members(kind(), (0..size).map(address)));

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 
 /// Variable that names a folder of ready programs; nothing is built then.
@@ -161,7 +162,7 @@ fn folder() -> Result<PathBuf> {
     for program in PROGRAMS.iter().chain([&SUITE]) {
         hash.update(format!("{} {} {:?}\n", program.name, program.package, flags(program)?));
     }
-    let short: String = hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let short = HEXLOWER.encode(&hash.finalize()[..6]);
     Ok(cache()?.join(format!("kube-{short}")).join("bin"))
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -123,7 +124,7 @@ pub fn prepare(state: &Path, layout: &Layout, host: &Host, pki: &Pki) -> Result<
     symlink("root/opt/cni/bin", folder.join("cni-bin"))?;
     let etc = root.join("etc");
     let id = Sha256::digest(format!("{}/{}", state.display(), host.name));
-    let id: String = id.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let id = HEXLOWER.encode(&id[..16]);
     let texts = [
         ("hostname", format!("{}\n", host.name)),
         ("hosts", format!("127.0.0.1 localhost\n{} {}\n", host.address, host.name)),

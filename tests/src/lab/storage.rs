@@ -1,7 +1,7 @@
 //! What IPAM works on in memory: pools, blocks and handles, with the compare-and-swap of the API, for all nodes of a lab. typha is told of blocks as its watch would tell it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use margay_api::ipam::block::Block;
@@ -16,6 +16,7 @@ use margay_node::ipam::store::{AffinityState, Namespace, Store, StoreError, Stor
 use margay_typha::cause::Cause;
 use margay_typha::event::Event;
 use margay_typha::object::{BLOCK, ObjectKey};
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, mpsc, watch};
@@ -107,7 +108,7 @@ impl Blocks {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.0.state.lock()
     }
 
     fn write(
@@ -134,7 +135,7 @@ impl Blocks {
 async fn tell(shared: Arc<Shared>, events: mpsc::Sender<Event>) {
     loop {
         let news: Vec<(IpNet, Option<Block>)> = {
-            let mut state = shared.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut state = shared.state.lock();
             let news = std::mem::take(&mut state.news);
             let now = |cidr: IpNet| (cidr, state.blocks.get(&cidr).map(|stored| stored.value.clone()));
             news.into_iter().map(now).collect()

@@ -1,12 +1,13 @@
 //! A fresh question at a fixed pace, none of them waiting for the one before: shows to half a millisecond when packets began to obey.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
+use parking_lot::Mutex;
 
 use super::{Attempt, Place, Target, Verdict};
 
@@ -87,7 +88,7 @@ impl Knock {
 
     /// What is known so far, ordered by start.
     pub fn records(&self) -> Vec<Knocked> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.records.lock().clone()
     }
 
     /// Waits for the first of five questions in a row that were asked after `since` and judged as wanted, and returns when it was asked.
@@ -95,7 +96,7 @@ impl Knock {
         let begin = Instant::now();
         loop {
             {
-                let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+                let records = self.records.lock();
                 let from = records.partition_point(|record| record.start < since);
                 if let Some(run) =
                     records[from..].windows(CERTAIN).find(|run| run.iter().all(|record| record.verdict == wanted))
@@ -137,7 +138,7 @@ fn run(mut knocker: Knocker, interval: Duration, into: &Mutex<Vec<Knocked>>, end
         if now.duration_since(collected) >= COLLECT {
             collected = now;
             let judged = knocker.collect();
-            into.lock().unwrap_or_else(PoisonError::into_inner).extend(judged);
+            into.lock().extend(judged);
         }
         // A late thread does not catch up by knocking in bursts.
         next = (next + interval).max(now);

@@ -1,4 +1,5 @@
-//! Frames and packets from values, with right lengths and checksums unless the value says otherwise.
+//! Frames and packets from values, with correct lengths and checksums unless the value says otherwise. Attacks need
+//! packets that a library such as etherparse refuses to build.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -13,7 +13,7 @@ use margay_dataplane::routes::parameters;
 use margay_dataplane::routes::plan::VERSIONS;
 use margay_dataplane::routes::pod::{self, PodLink};
 use margay_netlink::route::RouteSocket;
-use margay_nft::{Ruleset, Socket, Transaction};
+use margay_nft::{NftSocket, Ruleset, Transaction};
 use margay_tests::namespace::{Namespace, connect};
 use margay_tests::raw::packet::protocol::{ICMP, ICMPV6, SCTP, TCP, UDP, UDPLITE};
 use margay_tests::raw::{Packet, Tap, Transport, packet};
@@ -37,7 +37,7 @@ const MARK: [u8; 4] = [0x6e, b'd', b'f', 0xa5];
 pub struct Kernel {
     #[expect(dead_code, reason = "it lives as long as what is in it is used")]
     host: Namespace,
-    table: Socket,
+    table: NftSocket,
     conntrack: OwnedFd,
     /// One at each pod, in their order, then the outside.
     taps: Vec<(Namespace, Tap, Mac)>,
@@ -96,7 +96,7 @@ impl Kernel {
         let tap = outside.run(|| Tap::open("eth0"))?;
         taps.push((outside, tap, OUTSIDE));
         let tap = far.run(|| Tap::open("eth0"))?;
-        let table = host.run(Socket::open)?;
+        let table = host.run(NftSocket::open)?;
         let conntrack = host.run(|| {
             socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)
         })?;

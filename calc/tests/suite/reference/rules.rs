@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use data_encoding::HEXLOWER;
 use ipnet::IpNet;
 use margay_api::meta::NamespacedName;
 use margay_api::rule::{EntityMatch, Port, PortRange, Protocol, Rule};
@@ -57,8 +58,7 @@ impl SetSpec {
 
 /// The first 20 bytes of SHA-256, in hexadecimal.
 fn hex(content: &[u8]) -> String {
-    let hash = Sha256::digest(content);
-    hash[..20].iter().map(|byte| format!("{byte:02x}")).collect()
+    HEXLOWER.encode(&Sha256::digest(content)[..20])
 }
 
 /// The rule as a node gets it. `set` is called with every set that the rule refers to and returns

@@ -10,7 +10,7 @@ use margay_api::rule::IpVersion;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 
 use crate::routes::plan::version_of;
-use margay_netlink::wire::{Header, NF_HEADER, Writer, attribute, attribute_u32};
+use margay_netlink::wire::{Header, NF_HEADER_LEN, Writer, attribute, attribute_u32};
 
 /// `NFNL_SUBSYS_CTNETLINK`, in the upper half of a message type.
 const SUBSYSTEM: u16 = 1 << 8;
@@ -113,7 +113,7 @@ pub fn count(sequence: u32) -> Vec<u8> {
 
 /// The number in the body of an answer to [`count`].
 pub fn count_of(body: &[u8]) -> Option<u32> {
-    attribute_u32(body.get(NF_HEADER..)?, CTA_STATS_GLOBAL_ENTRIES)
+    attribute_u32(body.get(NF_HEADER_LEN..)?, CTA_STATS_GLOBAL_ENTRIES)
 }
 
 /// Asks to delete one entry.
@@ -128,7 +128,7 @@ pub fn delete(entry: &Entry, sequence: u32) -> Vec<u8> {
 
 /// The entry in the body of an answer to [`list`], if one of its four addresses is among these.
 pub fn entry_of(version: IpVersion, body: &[u8], subjects: &BTreeSet<Subject>) -> Option<Entry> {
-    let attributes = body.get(NF_HEADER..)?;
+    let attributes = body.get(NF_HEADER_LEN..)?;
     let (original, reply) = (attribute(attributes, CTA_TUPLE_ORIG)?, attribute(attributes, CTA_TUPLE_REPLY)?);
     let [source, destination] = addresses(version, original)?;
     let [answering, answered] = addresses(version, reply)?;
@@ -176,6 +176,6 @@ fn message(kind: u16, flags: u16, version: IpVersion, sequence: u32, body: impl 
         IpVersion::V6 => libc::AF_INET6 as u8,
     };
     let mut writer = Writer::default();
-    writer.message(Header { kind, flags: NLM_F_REQUEST | flags, sequence }, family, 0, body);
+    writer.put_message(Header { kind, flags: NLM_F_REQUEST | flags, sequence }, family, 0, body);
     writer.bytes().to_vec()
 }

@@ -8,7 +8,7 @@ use netlink_packet_core::{NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR};
 use nix::errno::Errno;
 
 use super::message::{self, Entry, Place, Subject};
-use margay_netlink::wire::{messages, u32_ne};
+use margay_netlink::wire::{Message, messages, u32_ne};
 use margay_netlink::{Buffers, Protocol, Socket};
 
 /// Requests are small; room for a part of a list.
@@ -70,7 +70,8 @@ impl Kernel {
         let mut interrupted = false;
         // The kernel works within the calls: nothing has to be waited for.
         while let Some(datagram) = self.socket.try_receive()? {
-            for (header, body) in messages(datagram).filter(|(header, _)| header.sequence == sequence) {
+            let replies = messages(datagram).filter(|message| message.header.sequence == sequence);
+            for Message { header, body, .. } in replies {
                 interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
                 match header.kind {
                     NLMSG_DONE => return Ok((0, interrupted)),

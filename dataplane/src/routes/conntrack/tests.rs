@@ -115,7 +115,7 @@ fn make(socket: &mut Socket, (name, protocol, zone, places): &Row) {
     let family = if address(places[0]).is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
     let mut writer = Writer::default();
-    writer.message(Header { kind: NEW, flags, sequence: 1 }, family as u8, 0, |writer| {
+    writer.put_message(Header { kind: NEW, flags, sequence: 1 }, family as u8, 0, |writer| {
         put_tuple(writer, 1, *protocol, [places[0], places[1]]);
         put_tuple(writer, 2, *protocol, [places[2], places[3]]);
         // Timeout in seconds.
@@ -124,7 +124,7 @@ fn make(socket: &mut Socket, (name, protocol, zone, places): &Row) {
     });
     socket.send(writer.bytes()).expect("a request");
     let answer = socket.try_receive().expect("an answer").expect("an answer").to_vec();
-    let errno = messages(&answer).find_map(|(_, body)| u32_ne(body, 0)).expect("an error number");
+    let errno = messages(&answer).find_map(|message| u32_ne(message.body, 0)).expect("an error number");
     assert_eq!(errno, 0, "{name}: {}", Errno::from_raw(-(errno as i32)));
 }
 

@@ -14,11 +14,11 @@ struct Log(Arc<Mutex<Vec<String>>>);
 
 impl Log {
     fn note(&self, what: String) {
-        self.0.lock().expect("no test panics with it").push(what);
+        self.0.lock().push(what);
     }
 
     fn take(&self) -> Vec<String> {
-        std::mem::take(&mut *self.0.lock().expect("no test panics with it"))
+        std::mem::take(&mut *self.0.lock())
     }
 }
 
