@@ -99,6 +99,6 @@ pub trait Dataplane: Send {
     fn refusal(&self, interface: &str) -> Option<String>;
     /// Records that are not enforced as they are written, and why.
     fn errors(&self) -> BTreeMap<RecordId, String>;
-    /// What is wanted in the kernel, as text for people.
+    /// What is wanted in the kernel, as text for people, with the rules of policies that it comes from.
     fn dump(&self, records: &Records) -> String;
 }

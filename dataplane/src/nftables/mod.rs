@@ -43,6 +43,7 @@ mod merge;
 #[allow(missing_docs, reason = "for tests")]
 pub mod model;
 mod names;
+mod origin;
 mod rule;
 #[cfg(any(test, feature = "testing"))]
 #[allow(missing_docs, reason = "for tests")]
@@ -57,3 +58,4 @@ pub use host::is_workload;
 pub use ipvs::ipvs_words;
 pub use kernel::{Kernel, Netfilter, Watch};
 pub use names::table;
+pub use origin::RuleOrigin;

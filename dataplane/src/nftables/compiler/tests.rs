@@ -148,6 +148,7 @@ proptest! {
             again.set_links(links.clone());
             prop_assert_eq!(&wanted, &again.ruleset(&records));
             prop_assert_eq!(compiler.errors(), again.errors());
+            prop_assert_eq!(compiler.describe_origins(), again.describe_origins());
         }
     }
 }
