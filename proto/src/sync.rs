@@ -9,6 +9,7 @@ mod encode;
 mod members;
 mod parts;
 mod problem;
+mod settings;
 
 use std::net::IpAddr;
 

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use margay_api::network::{EndpointToHostAction, Failsafe, FelixSettings};
 use margay_api::rule::IpVersion;
+use margay_api::settings::{EndpointToHostAction, Failsafe, FelixSettings};
 use margay_calc::model::{Record, RecordId, globals};
 
 use super::elements;

@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use margay_api::network::Failsafe;
 use margay_api::rule::Action;
+use margay_api::settings::Failsafe;
 use margay_calc::model::{HostEndpointRecord, HostInterfaces};
 
 use super::base::{self, Fixed, Inputs};

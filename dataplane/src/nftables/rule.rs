@@ -6,10 +6,9 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use margay_api::network::FelixSettings;
 use margay_api::policy::PolicyKey;
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
-use margay_api::settings::{self, LogRate, TimeUnit};
+use margay_api::settings::{self, FelixSettings, LogRate, TimeUnit};
 use margay_calc::model::{RuleRecord, SetId, SideMatch};
 
 use super::class::Stage;

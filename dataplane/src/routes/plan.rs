@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use margay_api::network::{Encapsulation, FelixSettings, Mac, NodeInfo};
+use margay_api::network::{Encapsulation, Mac, NodeInfo};
 use margay_api::rule::IpVersion;
+use margay_api::settings::FelixSettings;
 use margay_calc::model::{Record, RecordId, globals};
 
 /// Protocol number that marks our routes; `ip route` shows it as a number. Calico's own is 80.

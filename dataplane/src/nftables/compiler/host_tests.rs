@@ -2,8 +2,8 @@
 
 use expect_test::expect_file;
 use margay_api::endpoint::EndpointKey;
-use margay_api::network::{Failsafe, FelixSettings};
 use margay_api::rule::{Action, PortRange, Protocol};
+use margay_api::settings::{Failsafe, FelixSettings};
 use margay_calc::evaluate::{Direction, HostStage};
 use margay_calc::model::{HostEndpointRecord, HostInterfaces, RuleRecord, SideMatch, TierBinding};
 use proptest::prelude::*;

@@ -4,8 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use expect_test::expect_file;
 use margay_api::endpoint::interface_name;
-use margay_api::network::{Encapsulation, FelixSettings, NodeInfo};
+use margay_api::network::{Encapsulation, NodeInfo};
 use margay_api::rule::{Action, PortRange, Protocol};
+use margay_api::settings::FelixSettings;
 use margay_calc::evaluate::Direction::{Egress, Ingress};
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{
@@ -316,7 +317,7 @@ fn tunnel_packets_come_from_nodes_only_and_what_leaves_the_pools_is_masqueraded(
 
 #[test]
 fn what_a_pod_may_send_to_its_node() {
-    use margay_api::network::EndpointToHostAction::{Accept, Drop, Return};
+    use margay_api::settings::EndpointToHostAction::{Accept, Drop, Return};
     for (action, expected) in [(Accept, true), (Return, true), (Drop, false)] {
         let mut records = mk_records();
         let settings = FelixSettings { endpoint_to_host: action, ..FelixSettings::default() };
