@@ -11,6 +11,7 @@
 //! what the kernel can do before anything depends on it.
 
 mod dirty;
+mod links;
 pub mod nftables;
 pub mod probe;
 pub mod routes;

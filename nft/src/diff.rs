@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::listing::Present;
+use super::present::Present;
 use super::ruleset::{Base, Chain, ChainName, Ruleset, SetName};
 use super::set::Set;
 use super::transaction::{Op, Transaction};
@@ -33,7 +33,7 @@ pub fn diff(present: &Ruleset, wanted: &Ruleset) -> Transaction {
 }
 
 /// The same from what was read back from the kernel, where rules are known by their fingerprints.
-pub(super) fn diff_present(present: &Present, wanted: &Ruleset) -> Transaction {
+fn diff_present(present: &Present, wanted: &Ruleset) -> Transaction {
     let mut delta = Delta::default();
     let replaced = delta.sets(&present.sets, &wanted.sets);
     for (name, chain) in &present.chains {
@@ -43,6 +43,27 @@ pub(super) fn diff_present(present: &Present, wanted: &Ruleset) -> Transaction {
     }
     delta.new_chains(wanted, |name| present.chains.contains_key(name));
     delta.into_transaction(wanted, !present.exists)
+}
+
+impl Present {
+    /// The transaction that makes this the wanted table; it replaces the whole table if that holds something we
+    /// cannot understand.
+    pub fn plan(&self, wanted: &Ruleset) -> Transaction {
+        if self.strange.is_empty() { diff_present(self, wanted) } else { Transaction::replace(wanted) }
+    }
+}
+
+impl Transaction {
+    /// Removes the table, if there is one, and makes it anew as wanted: for a table that cannot be understood.
+    /// Packets meet either the old or the new table.
+    pub fn replace(wanted: &Ruleset) -> Self {
+        let mut transaction = Self::new(wanted.table.clone());
+        transaction.push(Op::CreateTable);
+        transaction.push(Op::DeleteTable);
+        let empty = Ruleset::new(wanted.table.clone());
+        transaction.append(diff(&empty, wanted));
+        transaction
+    }
 }
 
 /// How many items at the start are equal.

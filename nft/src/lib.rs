@@ -8,6 +8,8 @@
 //! a set element costs microseconds, a new jump or verdict makes the kernel validate everything it can reach.
 #![doc = include_str!("../README.md")]
 
+// `rule`, `ruleset` and `set` are one recursive type: a rule holds sets, a map holds verdicts, a ruleset both. No other
+// modules use each other both ways.
 mod check;
 mod constants;
 mod diff;
@@ -15,6 +17,7 @@ mod encode;
 mod exec;
 mod listing;
 mod monitor;
+mod present;
 mod rule;
 mod ruleset;
 mod set;
@@ -24,8 +27,8 @@ mod transaction;
 pub use check::Fault;
 pub use diff::diff;
 pub use exec::{ExecError, Generation, Socket};
-pub use listing::{Drift, Present, PresentChain};
 pub use monitor::{Change, Event, Monitor, Silence, Touched};
+pub use present::{Drift, Present, PresentChain};
 pub use rule::{
     AddressType, Limit, Log, LogTarget, MarkSet, Masquerade, Match, Nat, NatTarget, NatType, Op, RateUnit, Reject,
     Rule, Selector, SetRef, Side, Statement, Transport, Verdict,

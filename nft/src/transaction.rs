@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::ruleset::{Base, Chain, ChainName, Ruleset, SetName, TableName};
+use super::ruleset::{Base, Chain, ChainName, SetName, TableName};
 use super::set::{Set, SetKind};
 
 /// Operations on one table, applied in order and as one.
@@ -44,20 +44,14 @@ impl Transaction {
         Self { table, ops: Vec::new() }
     }
 
-    /// Removes the table, if there is one, and makes it anew as wanted: for a table that cannot be understood.
-    /// Packets meet either the old or the new table.
-    pub fn replace(wanted: &Ruleset) -> Self {
-        let mut transaction = Self::new(wanted.table.clone());
-        transaction.push(Op::CreateTable);
-        transaction.push(Op::DeleteTable);
-        let empty = Ruleset::new(wanted.table.clone());
-        transaction.ops.extend(super::diff::diff(&empty, wanted).ops);
-        transaction
-    }
-
     /// Removes the table, if there is one.
     pub fn remove(table: TableName) -> Self {
         Self { table, ops: vec![Op::CreateTable, Op::DeleteTable] }
+    }
+
+    /// Appends the operations of another transaction.
+    pub(super) fn append(&mut self, other: Self) {
+        self.ops.extend(other.ops);
     }
 
     /// The table it is about.

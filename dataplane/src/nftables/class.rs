@@ -7,38 +7,16 @@ use margay_api::rule::Action;
 use margay_calc::model::{EndpointRecord, PolicyRecord, RuleRecord, SetId, SideMatch, TierBinding};
 
 use super::demands::Compiled;
-use super::host;
 use super::merge::{self, Item, Role, Traced, Unions};
 use super::names;
 use super::origin::{RuleOrigin, RuleRef, TracedChain};
 use super::rule::{self, Context, Origin};
-use margay_nft::{Chain, ChainName, Family, MarkSet, Rule, Statement, Verdict};
+use super::stage::{Direction, Stage};
+use margay_nft::{Chain, ChainName, Family, Rule, Statement, Verdict};
 
 /// What the rules of one policy in one direction may list: more than a server lets through (`margay_api::limits`), and little enough that one policy
 /// keeps no node from programming the others.
 const MAX_SIZE: usize = 131_072;
-
-/// Which packets of an endpoint are meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Direction {
-    /// Packets that come to it.
-    Ingress,
-    /// Packets that leave it.
-    Egress,
-}
-
-/// What a class stands before, which is what its `Allow` means and where packets go that it does not decide.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Stage {
-    /// Packets of a pod.
-    Workload,
-    /// Packets of the host, or that it forwards.
-    Host,
-    /// Packets whose destination is not translated yet. `Allow` spares them the host's own policies, and what is undecided goes on.
-    PreDnat,
-    /// Packets whose connection is not known yet. As [`Stage::PreDnat`], and `Allow` keeps them from being tracked.
-    Untracked,
-}
 
 /// The policies of one tier, in order, and what follows them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -255,24 +233,6 @@ impl Class {
     pub(super) fn closed(&self, family: Family) -> BTreeMap<ChainName, TracedChain> {
         let chain = Chain { base: None, rules: vec![Rule::new().drop()] };
         BTreeMap::from([(self.chain(family), TracedChain::of(chain, None))])
-    }
-}
-
-impl Stage {
-    /// Whether undecided packets go on to other stages.
-    const fn goes_on(self) -> bool {
-        matches!(self, Self::PreDnat | Self::Untracked)
-    }
-
-    /// What is done with a packet that a rule allows.
-    pub(super) fn grant(self) -> Vec<Statement> {
-        let mark = Statement::MarkSet(MarkSet { mask: host::ACCEPTED, value: host::ACCEPTED });
-        let before = match self {
-            Self::Workload | Self::Host => Vec::new(),
-            Self::PreDnat => vec![mark],
-            Self::Untracked => vec![mark, Statement::Notrack],
-        };
-        before.into_iter().chain([Statement::Verdict(Verdict::Accept)]).collect()
     }
 }
 

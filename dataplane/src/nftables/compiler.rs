@@ -19,13 +19,14 @@ use margay_api::policy::PolicyKey;
 use margay_calc::model::{IpSetRecord, PolicyRecord, Record, RecordId, SetId};
 
 use super::base::{self, Fixed, Inputs};
-use super::class::{Class, Direction, Policies};
+use super::class::{Class, Policies};
 use super::elements::{self, Shape};
 use super::host;
 use super::ipvs;
 use super::merge::{self, Unions};
 use super::names;
 use super::origin::RuleRef;
+use super::stage::Direction;
 use super::union::Union;
 use crate::{Attached, Dirty, Records};
 use delta::Delta;

@@ -8,7 +8,7 @@ use std::fmt;
 
 use margay_api::policy::PolicyKey;
 
-use super::class::Direction;
+use super::stage::Direction;
 use margay_nft::{Chain, Rule};
 
 /// Rule of a policy, as part of what decides about an endpoint.

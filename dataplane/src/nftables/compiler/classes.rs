@@ -8,11 +8,12 @@ use margay_calc::model::{Record, RecordId, SetId};
 use super::delta::Delta;
 use super::{Bound, ClassState, Classes, Compiler, Known, Part, Records, UNION_PART, set_of};
 use crate::Dirty;
-use crate::nftables::class::{self, Class, Direction, Plan, Policies};
+use crate::nftables::class::{self, Class, Plan, Policies};
 use crate::nftables::elements::Shape;
 use crate::nftables::merge::{self, Parts, Role};
 use crate::nftables::origin::TracedChain;
 use crate::nftables::rule::Context;
+use crate::nftables::stage::Direction;
 use margay_nft::Family;
 
 impl Compiler {
