@@ -6,10 +6,13 @@
 //! ```
 //!
 //! [`Dataplane`] is the seam: the agent's loop knows what to enforce and when, and nothing of how. [`nftables`] is
-//! the one implementation there is; another passes the same cases (`tests` of [`nftables::dataplane`]).
+//! the one implementation there is; another passes the same cases, which are in `conformance`.
 //! [`routes`] brings links, routes and tunnels to a plan of their own, on a thread of their own, and [`probe`] tries
 //! what the kernel can do before anything depends on it.
 
+#[cfg(any(test, feature = "testing"))]
+#[allow(missing_docs, reason = "for tests")]
+pub mod conformance;
 mod dirty;
 mod links;
 pub mod nftables;

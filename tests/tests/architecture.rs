@@ -78,7 +78,7 @@ const FLOORS: [(&str, &[&[&str]]); 6] = [
             &["app"],
         ],
     ),
-    ("dataplane/src", &[&["dirty", "links"], &["routes"], &["nftables"], &["probe"]]),
+    ("dataplane/src", &[&["dirty", "links"], &["routes"], &["nftables"], &["conformance", "probe"]]),
     (
         "dataplane/src/nftables",
         &[

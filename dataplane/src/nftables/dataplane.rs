@@ -279,3 +279,6 @@ impl Dataplane for Nftables {
         format!("{}\n{}", self.compiler.ruleset(records), self.compiler.describe_origins())
     }
 }
+
+#[cfg(test)]
+mod tests;
