@@ -3,7 +3,6 @@
 //! Rules are not decoded. Each carries a fingerprint of what it means as its comment; a rule without one, or with
 //! another, is not ours and its chain is written anew. Foreign tables are never read.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 

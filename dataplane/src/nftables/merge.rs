@@ -211,6 +211,9 @@ fn fold<'a>(
     folded
 }
 
+/// By set, the ports that go with it, and the rules that say so.
+type PortsBySet = BTreeMap<SetId, (BTreeSet<(Protocol, u16)>, Vec<RuleRef>)>;
+
 /// Joins rules that differ in one set and in ports; returns the others.
 fn cross<'a>(
     entries: Vec<Entry<'a>>,
@@ -230,7 +233,7 @@ fn cross<'a>(
         if ports.len() < WORTHWHILE {
             continue;
         }
-        let mut parts: BTreeMap<SetId, (BTreeSet<(Protocol, u16)>, Vec<RuleRef>)> = BTreeMap::new();
+        let mut parts = PortsBySet::new();
         for Entry { rule, origins, .. } in joined() {
             let ports = rule.destination.ports.iter().flat_map(|range| range.first..=range.last);
             let ports = rule.protocol.into_iter().flat_map(|protocol| ports.clone().map(move |port| (protocol, port)));
@@ -242,13 +245,14 @@ fn cross<'a>(
         rest.protocol = None;
         rest.destination.ports = Arc::default();
         of_mut(&mut rest, side).sets.clear();
-        let union = |piece: BTreeMap<SetId, (BTreeSet<(Protocol, u16)>, Vec<RuleRef>)>| {
-            let mut origins: Vec<RuleRef> = Vec::new();
-            let part = |(set, (ports, from)): (SetId, (BTreeSet<(Protocol, u16)>, Vec<RuleRef>))| {
+        let union = |piece: PortsBySet| {
+            let mut origins = Vec::new();
+            let mut ports_by_set = BTreeMap::new();
+            for (set, (ports, from)) in piece {
+                ports_by_set.insert(set, ports);
                 origins.extend(from);
-                (set, ports)
-            };
-            let parts = Parts::Ports(piece.into_iter().map(part).collect());
+            }
+            let parts = Parts::Ports(ports_by_set);
             let id = parts.id();
             unions.insert(id.clone(), parts);
             Traced::new(Item::Crossed(Box::new(rest.clone()), side, id), origins)

@@ -2,28 +2,28 @@
 //! [`Error`].
 
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::str::FromStr;
 use std::sync::Arc;
 
 use margay_api::endpoint::EndpointKey;
 use margay_api::network::{Encapsulation, Mac, NodeInfo, Standing, Vtep};
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
-use margay_api::settings::{EndpointToHostAction, Failsafe, FelixSettings, LogRate, TimeUnit};
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{
     EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, PolicyRecord, PoolRecord, Record, RecordId,
     RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
 };
 
+use super::fields::{
+    ADDRESS, RANGE, decode_byte, decode_port, non_empty, out_of_range, parse, parse_list, require, truncate,
+    unknown_kind,
+};
 use super::members::unpack;
+use super::settings::decode_settings;
 use super::{
     Ack, Change, Error, Frame, LocalEndpoint, MAX_ADDRESSES, MAX_ERRORS, MAX_NAME, MAX_REASON, NodeProblem, Trailer,
     wire,
 };
-
-/// Maximal length of refused text in an error, in bytes.
-const MAX_SHOWN: usize = 64;
 
 /// Decodes a frame. One change that cannot be decoded refuses all of it, because others may refer
 /// to it.
@@ -149,48 +149,6 @@ fn bounded_name(field: &'static str, value: String) -> Result<String, Error> {
         return Err(Error::Length { field, length: value.len(), rule: "0..=253" });
     }
     Ok(value)
-}
-
-const ADDRESS: &str = "an IP address";
-pub(super) const RANGE: &str = "an IP range ADDRESS/LENGTH";
-
-fn require<T>(field: &'static str, value: Option<T>) -> Result<T, Error> {
-    value.ok_or(Error::Missing { field })
-}
-
-fn non_empty(field: &'static str, value: String) -> Result<String, Error> {
-    if value.is_empty() {
-        return Err(Error::Missing { field });
-    }
-    Ok(value)
-}
-
-pub(super) fn parse<T: FromStr>(field: &'static str, value: &str, rule: &'static str) -> Result<T, Error> {
-    value.parse().map_err(|_| Error::Text { field, value: truncate(value), rule })
-}
-
-fn parse_list<T: FromStr>(field: &'static str, values: &[String], rule: &'static str) -> Result<Vec<T>, Error> {
-    values.iter().map(|value| parse(field, value, rule)).collect()
-}
-
-fn truncate(value: &str) -> String {
-    value.chars().take(MAX_SHOWN).collect()
-}
-
-pub(super) fn decode_byte(field: &'static str, value: u32) -> Result<u8, Error> {
-    u8::try_from(value).map_err(|_| out_of_range(field, value, "0..=255"))
-}
-
-pub(super) fn decode_port(field: &'static str, value: u32) -> Result<u16, Error> {
-    u16::try_from(value).map_err(|_| out_of_range(field, value, "0..=65535"))
-}
-
-pub(super) fn out_of_range(field: &'static str, value: u32, rule: &'static str) -> Error {
-    Error::Number { field, value: value.into(), rule }
-}
-
-pub(super) fn unknown_kind(field: &'static str) -> Error {
-    Error::Missing { field }
 }
 
 fn decode_set_id(id: String) -> Result<SetId, Error> {

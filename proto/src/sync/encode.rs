@@ -10,7 +10,6 @@ use margay_api::endpoint::EndpointKey;
 use margay_api::network::{Encapsulation, NodeInfo};
 use margay_api::policy::PolicyKey;
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange};
-use margay_api::settings::{EndpointToHostAction, Failsafe, FelixSettings, TimeUnit};
 use margay_calc::model::{
     EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, PolicyRecord, PoolRecord, Record, RecordId,
     RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
@@ -18,6 +17,7 @@ use margay_calc::model::{
 use prost::Message;
 
 use super::members::{pack, pack_chunks};
+use super::settings::encode_settings;
 use super::{Ack, ChangeRef, LocalEndpoint, MAX_ERRORS, MAX_REASON, NodeProblem, Trailer, wire};
 
 /// Maximal number of members in one change of a frame for agents that accept several changes per

@@ -4,7 +4,7 @@
 use margay_api::rule::Protocol;
 use margay_api::settings::{EndpointToHostAction, Failsafe, FelixSettings, LogRate, TimeUnit};
 
-use super::decode::{RANGE, decode_byte, decode_port, out_of_range, parse, unknown_kind};
+use super::fields::{RANGE, decode_byte, decode_port, out_of_range, parse, unknown_kind};
 use super::{Error, wire};
 
 /// Form of a setting's type on the wire.
