@@ -63,7 +63,7 @@ fn a_joined_rule_names_the_rules_of_every_policy() {
         let members = BTreeSet::from([Member::Net(mk_net(&format!("10.0.0.{number}/32")))]);
         let set = Record::IpSet(IpSetRecord { kind: SetKind::Net, members });
         records.insert(RecordId::IpSet(mk_set_id(number)), set);
-        let ingress = vec![mk_rule(Action::Log), from(number)];
+        let ingress = [mk_rule(Action::Log), from(number)];
         let policy =
             Record::Policy(PolicyRecord { ingress: ingress[usize::from(number > 0)..].to_vec(), egress: Vec::new() });
         records.insert(RecordId::Policy(mk_policy_key(number)), policy);
