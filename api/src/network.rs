@@ -7,8 +7,6 @@ use std::str::FromStr;
 use ipnet::IpNet;
 
 use crate::meta::Labels;
-use crate::rule::Protocol;
-use crate::settings::LogRate;
 
 /// Encapsulation of packets between nodes to and from addresses of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -139,111 +137,6 @@ pub struct NetworkSet {
     pub labels: Labels,
     /// Members.
     pub nets: Vec<IpNet>,
-}
-
-/// Action on packets from a workload to its own node that its egress policy has allowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum EndpointToHostAction {
-    /// Drop: Felix's own default.
-    Drop,
-    /// Accept: the value that Calico's operator and manifests set.
-    #[default]
-    Accept,
-    /// Continue with the host's own rules.
-    Return,
-}
-
-/// Failsafe port: traffic of a host that no policy can block, so that a mistake in one locks nobody
-/// out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Failsafe {
-    /// Protocol of the packet, which must have ports.
-    pub protocol: Protocol,
-    /// Destination port.
-    pub port: u16,
-    /// Range of the other end of the connection; none: any.
-    pub net: Option<IpNet>,
-}
-
-impl Failsafe {
-    /// Default inbound failsafes (Calico's FelixConfiguration): SSH, DHCP, BGP, etcd, typha and the
-    /// API server.
-    pub fn default_inbound() -> Vec<Self> {
-        let tcp = [22, 179, 2379, 2380, 5473, 6443, 6666, 6667];
-        Self::anywhere(&tcp, &[68])
-    }
-
-    /// Default outbound failsafes (Calico's FelixConfiguration): DNS, DHCP, BGP, etcd, typha and
-    /// the API server.
-    pub fn default_outbound() -> Vec<Self> {
-        let tcp = [179, 2379, 2380, 5473, 6443, 6666, 6667];
-        Self::anywhere(&tcp, &[53, 67])
-    }
-
-    /// Returns them in order, as lists of failsafes are.
-    fn anywhere(tcp: &[u16], udp: &[u16]) -> Vec<Self> {
-        let of = |protocol, ports: &[u16]| -> Vec<Self> {
-            ports.iter().map(|port| Self { protocol, port: *port, net: None }).collect()
-        };
-        [of(Protocol::TCP, tcp), of(Protocol::UDP, udp)].concat()
-    }
-}
-
-/// Settings of FelixConfiguration that Margay reads, with defaults filled in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FelixSettings {
-    /// `defaultEndpointToHostAction`.
-    pub endpoint_to_host: EndpointToHostAction,
-    /// `vxlanVNI`.
-    pub vxlan_vni: u32,
-    /// `vxlanPort`.
-    pub vxlan_port: u16,
-    /// `vxlanMTU`; 0: detected.
-    pub vxlan_mtu: u32,
-    /// `vxlanMTUV6`; 0: detected.
-    pub vxlan_mtu_v6: u32,
-    /// `ChecksumOffloadBroken=true` in `featureDetectOverride`: VXLAN devices leave no checksums to
-    /// hardware.
-    pub checksum_offload_broken: bool,
-    /// `natOutgoingExclusions: IPPoolsAndHostIPs`: packets to nodes' own addresses are not
-    /// masqueraded either.
-    pub nat_exclude_hosts: bool,
-    /// `disableConntrackInvalidCheck`.
-    pub allow_conntrack_invalid: bool,
-    /// `logPrefix`: template of the prefix of log lines of rules with action Log; see
-    /// [`crate::settings::log_prefix`].
-    pub log_prefix: String,
-    /// `logActionRateLimit`: limit of the log lines of a rule with action Log; none: no limit.
-    pub log_rate: Option<LogRate>,
-    /// `logActionRateLimitBurst`: burst of log lines that the rate limit allows, at least 1.
-    pub log_burst: u16,
-    /// `ipv6Support`.
-    pub ipv6: bool,
-    /// `failsafeInboundHostPorts`, in order, each once.
-    pub failsafe_inbound: Vec<Failsafe>,
-    /// `failsafeOutboundHostPorts`, in order, each once.
-    pub failsafe_outbound: Vec<Failsafe>,
-}
-
-impl Default for FelixSettings {
-    fn default() -> Self {
-        Self {
-            endpoint_to_host: EndpointToHostAction::default(),
-            vxlan_vni: 4096,
-            vxlan_port: 4789,
-            vxlan_mtu: 0,
-            vxlan_mtu_v6: 0,
-            checksum_offload_broken: false,
-            nat_exclude_hosts: false,
-            allow_conntrack_invalid: false,
-            log_prefix: "calico-packet".to_owned(),
-            log_rate: None,
-            log_burst: LogRate::BURST,
-            ipv6: true,
-            failsafe_inbound: Failsafe::default_inbound(),
-            failsafe_outbound: Failsafe::default_outbound(),
-        }
-    }
 }
 
 /// Parses an address or range; an address is the range that holds it alone, and bits behind the

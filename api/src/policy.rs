@@ -8,6 +8,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use crate::rule::{Action, Rule};
 use crate::selector::Selector;
 
+/// Name of the tier of policies that do not specify one.
+pub const DEFAULT_TIER: &str = "default";
+
 /// Kind of the object that a policy was read from; part of its identity, as two kinds may share a
 /// name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

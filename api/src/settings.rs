@@ -1,13 +1,19 @@
 //! Effective settings of a node: FelixConfigurations, their precedence, and the formats of their
-//! values.
+//! values. The settings themselves are the rows of [`felix_settings`](crate::felix_settings).
+
+mod table;
 
 use std::fmt;
 use std::str::FromStr;
 
+use ipnet::IpNet;
+
 use crate::meta::Labels;
-use crate::network::{EndpointToHostAction, Failsafe, FelixSettings};
 use crate::policy::PolicyKey;
+use crate::rule::Protocol;
 use crate::selector::Selector;
+
+pub use table::{Digested, FelixOverrides, FelixSettings, Setting, SettingValue};
 
 /// Name of the FelixConfiguration for all nodes.
 pub const DEFAULT_SETTINGS: &str = "default";
@@ -25,84 +31,7 @@ pub enum SettingsScope {
     Node(String),
 }
 
-/// Fields that one FelixConfiguration sets. Unset fields come from one of lower precedence, or from
-/// the built-in default.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FelixOverrides {
-    /// Nodes that it applies to.
-    pub scope: SettingsScope,
-    /// See [`FelixSettings::endpoint_to_host`].
-    pub endpoint_to_host: Option<EndpointToHostAction>,
-    /// See [`FelixSettings::vxlan_vni`].
-    pub vxlan_vni: Option<u32>,
-    /// See [`FelixSettings::vxlan_port`].
-    pub vxlan_port: Option<u16>,
-    /// See [`FelixSettings::vxlan_mtu`].
-    pub vxlan_mtu: Option<u32>,
-    /// See [`FelixSettings::vxlan_mtu_v6`].
-    pub vxlan_mtu_v6: Option<u32>,
-    /// See [`FelixSettings::checksum_offload_broken`].
-    pub checksum_offload_broken: Option<bool>,
-    /// See [`FelixSettings::nat_exclude_hosts`].
-    pub nat_exclude_hosts: Option<bool>,
-    /// See [`FelixSettings::allow_conntrack_invalid`].
-    pub allow_conntrack_invalid: Option<bool>,
-    /// See [`FelixSettings::log_prefix`].
-    pub log_prefix: Option<String>,
-    /// See [`FelixSettings::log_rate`].
-    pub log_rate: Option<LogRate>,
-    /// See [`FelixSettings::log_burst`].
-    pub log_burst: Option<u16>,
-    /// See [`FelixSettings::ipv6`].
-    pub ipv6: Option<bool>,
-    /// See [`FelixSettings::failsafe_inbound`]; an empty list means none.
-    pub failsafe_inbound: Option<Box<[Failsafe]>>,
-    /// See [`FelixSettings::failsafe_outbound`]; an empty list means none.
-    pub failsafe_outbound: Option<Box<[Failsafe]>>,
-}
-
 impl FelixOverrides {
-    /// Returns overrides that set nothing.
-    pub fn none(scope: SettingsScope) -> Self {
-        Self {
-            scope,
-            endpoint_to_host: None,
-            vxlan_vni: None,
-            vxlan_port: None,
-            vxlan_mtu: None,
-            vxlan_mtu_v6: None,
-            checksum_offload_broken: None,
-            nat_exclude_hosts: None,
-            allow_conntrack_invalid: None,
-            log_prefix: None,
-            log_rate: None,
-            log_burst: None,
-            ipv6: None,
-            failsafe_inbound: None,
-            failsafe_outbound: None,
-        }
-    }
-
-    /// Returns `base` with the fields that are set here replaced.
-    pub fn over(&self, base: FelixSettings) -> FelixSettings {
-        FelixSettings {
-            endpoint_to_host: self.endpoint_to_host.unwrap_or(base.endpoint_to_host),
-            vxlan_vni: self.vxlan_vni.unwrap_or(base.vxlan_vni),
-            vxlan_port: self.vxlan_port.unwrap_or(base.vxlan_port),
-            vxlan_mtu: self.vxlan_mtu.unwrap_or(base.vxlan_mtu),
-            vxlan_mtu_v6: self.vxlan_mtu_v6.unwrap_or(base.vxlan_mtu_v6),
-            checksum_offload_broken: self.checksum_offload_broken.unwrap_or(base.checksum_offload_broken),
-            nat_exclude_hosts: self.nat_exclude_hosts.unwrap_or(base.nat_exclude_hosts),
-            allow_conntrack_invalid: self.allow_conntrack_invalid.unwrap_or(base.allow_conntrack_invalid),
-            log_prefix: self.log_prefix.clone().unwrap_or(base.log_prefix),
-            log_rate: self.log_rate.or(base.log_rate),
-            log_burst: self.log_burst.unwrap_or(base.log_burst),
-            ipv6: self.ipv6.unwrap_or(base.ipv6),
-            failsafe_inbound: self.failsafe_inbound.as_ref().map_or(base.failsafe_inbound, |ports| ports.to_vec()),
-            failsafe_outbound: self.failsafe_outbound.as_ref().map_or(base.failsafe_outbound, |ports| ports.to_vec()),
-        }
-    }
-
     /// Returns true when it applies to the node of this name and these labels; none: labels not
     /// known yet.
     pub fn is_for(&self, node: &str, labels: Option<&Labels>) -> bool {
@@ -111,6 +40,53 @@ impl FelixOverrides {
             SettingsScope::Selected(selector) => labels.is_some_and(|labels| selector.matches(labels)),
             SettingsScope::Node(name) => name == node,
         }
+    }
+}
+
+/// Action on packets from a workload to its own node that its egress policy has allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndpointToHostAction {
+    /// Drop: Felix's own default.
+    Drop,
+    /// Accept: the value that Calico's operator and manifests set.
+    Accept,
+    /// Continue with the host's own rules.
+    Return,
+}
+
+/// Failsafe port: traffic of a host that no policy can block, so that a mistake in one locks nobody
+/// out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Failsafe {
+    /// Protocol of the packet, which must have ports.
+    pub protocol: Protocol,
+    /// Destination port.
+    pub port: u16,
+    /// Range of the other end of the connection; none: any.
+    pub net: Option<IpNet>,
+}
+
+impl Failsafe {
+    /// Default inbound failsafes (Calico's FelixConfiguration): SSH, DHCP, BGP, etcd, typha and the
+    /// API server.
+    pub fn default_inbound() -> Vec<Self> {
+        let tcp = [22, 179, 2379, 2380, 5473, 6443, 6666, 6667];
+        Self::anywhere(&tcp, &[68])
+    }
+
+    /// Default outbound failsafes (Calico's FelixConfiguration): DNS, DHCP, BGP, etcd, typha and
+    /// the API server.
+    pub fn default_outbound() -> Vec<Self> {
+        let tcp = [179, 2379, 2380, 5473, 6443, 6666, 6667];
+        Self::anywhere(&tcp, &[53, 67])
+    }
+
+    /// Returns them in order, as lists of failsafes are.
+    fn anywhere(tcp: &[u16], udp: &[u16]) -> Vec<Self> {
+        let of = |protocol, ports: &[u16]| -> Vec<Self> {
+            ports.iter().map(|port| Self { protocol, port: *port, net: None }).collect()
+        };
+        [of(Protocol::TCP, tcp), of(Protocol::UDP, udp)].concat()
     }
 }
 

@@ -110,7 +110,7 @@ proptest! {
             "selector": subject, "serviceAccountSelector": account, "ingress": sources, "egress": destinations,
         });
         let policy: NetworkPolicy = parsed("projectcalico.org/v3", &spec)?;
-        if let Some(policy) = enforced(v3::policy::network_policy(&policy)) {
+        if let Some(policy) = enforced(v3::parse::policy::network_policy(&policy)) {
             prop_assert!(!policy.selector.matches(&foreign), "{} takes hold of {foreign:?}", policy.selector);
             for rule in policy.ingress.iter().chain(&policy.egress) {
                 let peer = [&rule.source, &rule.destination].into_iter().all(|entity| lets_in(entity, &foreign));
@@ -157,6 +157,6 @@ fn a_policy_applies_to_its_own_namespace() {
     };
     let spec = json!({ "selector": "app == 'web' || app == 'db'", "ingress": [] });
     let policy: NetworkPolicy = parsed("projectcalico.org/v3", &spec).expect("a policy");
-    let policy = v3::policy::network_policy(&policy).expect("a sound policy");
+    let policy = v3::parse::policy::network_policy(&policy).expect("a sound policy");
     assert!(policy.selector.matches(&own("db")) && !policy.selector.matches(&own("other")), "{}", policy.selector);
 }

@@ -170,18 +170,18 @@ fn meaning(object: &Value) -> Result<String, Vec<String>> {
         parse(&typed).map(|meaning| format!("{meaning:?}")).map_err(refused)
     }
     match object["kind"].as_str().unwrap() {
-        "NetworkPolicy" => of(object, v3::policy::network_policy),
-        "GlobalNetworkPolicy" => of(object, v3::policy::global_network_policy),
-        "StagedNetworkPolicy" => of(object, v3::policy::staged_network_policy),
-        "StagedGlobalNetworkPolicy" => of(object, v3::policy::staged_global_network_policy),
-        "StagedKubernetesNetworkPolicy" => of(object, v3::policy::staged_kubernetes_network_policy),
-        "Tier" => of(object, v3::tier::tier),
-        "NetworkSet" => of(object, v3::netset::network_set),
-        "GlobalNetworkSet" => of(object, v3::netset::global_network_set),
-        "HostEndpoint" => of(object, v3::host::host_endpoint),
+        "NetworkPolicy" => of(object, v3::parse::policy::network_policy),
+        "GlobalNetworkPolicy" => of(object, v3::parse::policy::global_network_policy),
+        "StagedNetworkPolicy" => of(object, v3::parse::staged::staged_network_policy),
+        "StagedGlobalNetworkPolicy" => of(object, v3::parse::staged::staged_global_network_policy),
+        "StagedKubernetesNetworkPolicy" => of(object, v3::parse::staged::staged_kubernetes_network_policy),
+        "Tier" => of(object, v3::parse::tier::tier),
+        "NetworkSet" => of(object, v3::parse::netset::network_set),
+        "GlobalNetworkSet" => of(object, v3::parse::netset::global_network_set),
+        "HostEndpoint" => of(object, v3::parse::host::host_endpoint),
         "KubeControllersConfiguration" => of(object, |settings: &v3::KubeControllersConfiguration| {
-            let hosts = v3::controllers::host_endpoints(settings)?;
-            Ok::<_, Refusal<_>>((hosts, v3::controllers::leak_grace(settings)))
+            let hosts = v3::parse::controllers::host_endpoints(settings)?;
+            Ok::<_, Refusal<_>>((hosts, v3::parse::controllers::leak_grace(settings)))
         }),
         "IPReservation" => of(object, reservation),
         other => panic!("{other} is not in KINDS"),

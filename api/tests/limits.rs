@@ -9,7 +9,7 @@ use margay_api::limits::{MAX_ENTRIES, MAX_REFERENCES};
 use margay_api::policy::{Policy, StagedPolicy};
 use margay_api::problem::Refusal;
 use margay_api::rule::Action;
-use margay_api::v3::policy as parse;
+use margay_api::v3::parse;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -24,7 +24,7 @@ fn kubernetes(spec: &Value) -> Result<Policy, Refusal> {
 }
 
 fn calico(spec: &Value) -> Result<Policy, Refusal> {
-    parse::network_policy(&mk("projectcalico.org/v3", "NetworkPolicy", spec))
+    parse::policy::network_policy(&mk("projectcalico.org/v3", "NetworkPolicy", spec))
 }
 
 fn peers(count: usize) -> Vec<Value> {
@@ -91,7 +91,7 @@ fn a_policy_beyond_the_limits_is_closed_and_reports_why() {
         // Only rules that fit are left: nothing is opened that is not written.
         assert!(closed.ingress.len() + closed.egress.len() < 20_000, "{what}");
         let staged = json!({"stagedAction": "Set", "podSelector": {}, "ingress": spec.get("ingress"), "egress": spec.get("egress")});
-        let staged = parse::staged_kubernetes_network_policy(&mk(
+        let staged = parse::staged::staged_kubernetes_network_policy(&mk(
             "projectcalico.org/v3",
             "StagedKubernetesNetworkPolicy",
             &staged,

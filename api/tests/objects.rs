@@ -5,13 +5,13 @@
 use expect_test::expect;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use margay_api::k8s;
 use margay_api::meta::Labels;
-use margay_api::network::{Encapsulation, Failsafe, FelixSettings, Mac};
+use margay_api::network::{Encapsulation, Mac};
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::rule::Protocol;
-use margay_api::settings::{LogRate, TimeUnit, log_prefix};
+use margay_api::settings::{Failsafe, FelixSettings, LogRate, TimeUnit, log_prefix};
 use margay_api::v3::{self, FelixConfiguration, GlobalNetworkSet, IPAMBlock, IPPool, NetworkSet};
+use margay_api::{ipam, k8s};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -195,7 +195,7 @@ fn network_sets_keep_valid_members() {
     let set: NetworkSet = mk_v3(
         "{metadata: {namespace: ns, name: s, labels: {a: b, projectcalico.org/namespace: other, pcns.x: y}}, spec: {nets: [10.1.2.3/8, 10.0.0.1, nonsense, 'fd00::1']}}",
     );
-    let refusal = v3::netset::network_set(&set).unwrap_err();
+    let refusal = v3::parse::netset::network_set(&set).unwrap_err();
     let global: GlobalNetworkSet = mk_v3("{metadata: {name: s, labels: {a: b}}, spec: {}}");
     expect![[r#"
         metadata.labels[pcns.x]: "y": this label identifies the object and is set by the system only; remove the label
@@ -206,7 +206,7 @@ fn network_sets_keep_valid_members() {
     "#]].assert_eq(&format!(
         "{refusal}\n{:?}\n{:?}\n",
         refusal.closed,
-        v3::netset::global_network_set(&global)
+        v3::parse::netset::global_network_set(&global)
     ));
 }
 
@@ -224,14 +224,14 @@ const ENCAPSULATIONS: &[(&str, Encapsulation)] = &[
 fn pools() {
     for (spec, wanted) in ENCAPSULATIONS {
         let pool: IPPool = mk_v3(&format!("{{spec: {{cidr: 10.0.0.0/16, {spec}}}}}"));
-        assert_eq!(v3::pool::pool(&pool).unwrap().encapsulation, *wanted, "{spec}");
+        assert_eq!(v3::parse::pool::pool(&pool).unwrap().encapsulation, *wanted, "{spec}");
     }
     let pool: IPPool = mk_v3("{spec: {cidr: 10.0.0.9/16, natOutgoing: true, vxlanMode: Sometimes}}");
     let nonsense: IPPool = mk_v3("{spec: {cidr: nonsense}}");
     expect![[r#"
         Err(Refusal { problems: [Problem { field: "spec.vxlanMode", value: "Sometimes", rule: "not a mode", remedy: "use Never, Always or CrossSubnet" }], closed: Some(Pool { cidr: 10.0.0.0/16, encapsulation: None, nat_outgoing: true, block_size: 26, created: 0 }), prefers_former: true })
         Err(Refusal { problems: [Problem { field: "spec.cidr", value: "nonsense", rule: "not a range", remedy: "write it like 10.244.0.0/16" }], closed: None, prefers_former: true })
-    "#]].assert_eq(&format!("{:?}\n{:?}\n", v3::pool::pool(&pool), v3::pool::pool(&nonsense)));
+    "#]].assert_eq(&format!("{:?}\n{:?}\n", v3::parse::pool::pool(&pool), v3::parse::pool::pool(&nonsense)));
 }
 
 #[test]
@@ -240,7 +240,7 @@ fn blocks() {
         let block: IPAMBlock = mk_v3(&format!(
             "{{metadata: {{name: 10-0-0-0-30}}, spec: {{cidr: 10.0.0.0/30, unallocated: [], {spec}}}}}"
         ));
-        format!("{:?}\n", v3::pool::block_info(&block))
+        format!("{:?}\n", ipam::info::block_info(&block))
     };
     let attributes = "attributes: [{handle_id: a, secondary: {node: n1}}, {handle_id: b, secondary: {node: n2}}, {secondary: {node: n3}, releasedAt: '2026-01-01T00:00:00Z'}]";
     let shown = [
@@ -273,7 +273,7 @@ fn of_features_that_are_overridden_one_is_followed() {
         ("ChecksumOffloadBroken", Err("ChecksumOffloadBroken")),
         ("SNATFullyRandom=maybe,ChecksumOffloadBroken=true", Err("SNATFullyRandom=maybe")),
     ] {
-        let parsed = v3::cluster::overrides(&mk_settings("default", &format!("featureDetectOverride: '{list}'")));
+        let parsed = v3::parse::felix::overrides(&mk_settings("default", &format!("featureDetectOverride: '{list}'")));
         let found = parsed.map(|overrides| overrides.over(FelixSettings::default()).checksum_offload_broken);
         let found = found.map_err(|refusal| refusal.problems[0].value.clone());
         assert_eq!(found, wanted.map_err(str::to_owned), "{list}");
@@ -282,7 +282,7 @@ fn of_features_that_are_overridden_one_is_followed() {
 
 #[test]
 fn settings_override_weaker_ones_and_invalid_values_count_as_unset() {
-    let overrides = |name: &str, spec: &str| v3::cluster::overrides(&mk_settings(name, spec));
+    let overrides = |name: &str, spec: &str| v3::parse::felix::overrides(&mk_settings(name, spec));
     let nothing = overrides("default", "").unwrap();
     assert_eq!(nothing.over(FelixSettings::default()), FelixSettings::default());
     let all = overrides(
@@ -319,7 +319,7 @@ fn settings_override_weaker_ones_and_invalid_values_count_as_unset() {
 
 #[test]
 fn failsafe_ports_are_kept_disabled_or_replaced_but_not_by_mistake() {
-    let of = |spec: &str| match v3::cluster::overrides(&mk_settings("default", spec)) {
+    let of = |spec: &str| match v3::parse::felix::overrides(&mk_settings("default", spec)) {
         Ok(overrides) => overrides.over(FelixSettings::default()),
         Err(refusal) => refusal.closed.unwrap().over(FelixSettings::default()),
     };
@@ -343,7 +343,7 @@ fn failsafe_ports_are_kept_disabled_or_replaced_but_not_by_mistake() {
 fn invalid_parts_of_a_host_endpoint_are_left_out() {
     let parse = |metadata: &str, spec: &str| {
         let yaml = format!("{{metadata: {{name: h, {metadata}}}, spec: {{{spec}}}}}");
-        match v3::host::host_endpoint(&mk_v3(&yaml)) {
+        match v3::parse::host::host_endpoint(&mk_v3(&yaml)) {
             Ok(endpoint) => format!("{endpoint:?}\n"),
             Err(refusal) => format!("{refusal}\n{:?}\n", refusal.closed),
         }
@@ -380,7 +380,7 @@ fn invalid_parts_of_a_host_endpoint_are_left_out() {
 #[test]
 fn settings_apply_to_nodes_by_name_or_label() {
     let labels = Labels::from([("zone".to_owned(), "a".to_owned())]);
-    let selected = v3::cluster::overrides(&mk_settings("east", "nodeSelector: zone == 'a'")).unwrap();
+    let selected = v3::parse::felix::overrides(&mk_settings("east", "nodeSelector: zone == 'a'")).unwrap();
     assert!(
         selected.is_for("n1", Some(&labels))
             && !selected.is_for("n1", Some(&Labels::new()))
@@ -393,7 +393,7 @@ fn settings_apply_to_nodes_by_name_or_label() {
         ("default", "nodeSelector: has(zone)"),
         ("node.n1", "nodeSelector: has(zone)"),
     ] {
-        let refusal = v3::cluster::overrides(&mk_settings(name, spec)).unwrap_err();
+        let refusal = v3::parse::felix::overrides(&mk_settings(name, spec)).unwrap_err();
         assert_eq!(refusal.closed, None);
         shown += &format!("{refusal}\n");
     }

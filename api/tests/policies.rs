@@ -39,11 +39,11 @@ fn check(cases: &[Case]) {
 }
 
 fn namespaced(spec: &str) -> String {
-    show(v3::policy::network_policy(&mk_namespaced(spec)))
+    show(v3::parse::policy::network_policy(&mk_namespaced(spec)))
 }
 
 fn global(spec: &str) -> String {
-    show(v3::policy::global_network_policy(&mk_global(spec)))
+    show(v3::parse::policy::global_network_policy(&mk_global(spec)))
 }
 
 #[test]
@@ -535,7 +535,7 @@ fn refusals_name_everything_and_never_open() {
 #[test]
 fn an_entity_that_restricts_nothing_is_empty() {
     let parsed =
-        v3::policy::network_policy(&mk_namespaced("{ingress: [{action: Allow, source: {}, destination: {}}]}"))
+        v3::parse::policy::network_policy(&mk_namespaced("{ingress: [{action: Allow, source: {}, destination: {}}]}"))
             .unwrap();
     assert_eq!(parsed.ingress, [Rule::any(Action::Allow)]);
 }

@@ -64,7 +64,7 @@ fn a_policy_with_an_unreadable_selector_closes_what_the_others_select() {
             spec["ingress"] = rules.clone();
             (spec["order"], spec["tier"]) = (json!(7), json!("t"));
             let policy: GlobalNetworkPolicy = mk("GlobalNetworkPolicy", &spec);
-            let refusal = refused(v3::policy::global_network_policy(&policy));
+            let refusal = refused(v3::parse::policy::global_network_policy(&policy));
             assert!(refusal.prefers_former, "{spec}");
             let closed = refusal.closed.unwrap();
             assert_eq!(closes(&closed), *wanted, "{spec}");
@@ -82,18 +82,18 @@ fn a_policy_with_an_unreadable_selector_closes_what_the_others_select() {
         (json!({ "selector": "role is db", "serviceAccountSelector": "all()" }), &["db of ns"]),
     ];
     for (spec, wanted) in &namespaced {
-        let refusal = refused(v3::policy::network_policy(&mk::<NetworkPolicy>("NetworkPolicy", spec)));
+        let refusal = refused(v3::parse::policy::network_policy(&mk::<NetworkPolicy>("NetworkPolicy", spec)));
         assert!(refusal.prefers_former && closes(&refusal.closed.unwrap()) == *wanted, "{spec}");
     }
     let known = json!({ "selector": "role == 'db'", "ingress": [{ "action": "Forbid" }] });
-    let refusal = refused(v3::policy::network_policy(&mk::<NetworkPolicy>("NetworkPolicy", &known)));
+    let refusal = refused(v3::parse::policy::network_policy(&mk::<NetworkPolicy>("NetworkPolicy", &known)));
     assert!(!refusal.prefers_former, "its selectors are known, so the replacement is as close as possible");
 }
 
 #[test]
 fn an_unreadable_staged_policy_has_no_replacement() {
     let staged: v3::StagedNetworkPolicy = mk("StagedNetworkPolicy", &json!({ "selector": "role = 'db'" }));
-    let refusal = refused(v3::policy::staged_network_policy(&staged));
+    let refusal = refused(v3::parse::staged::staged_network_policy(&staged));
     assert!(refusal.closed.is_none() && !refusal.prefers_former);
 }
 
@@ -116,7 +116,7 @@ fn a_host_endpoint_with_an_unknown_interface_applies_to_all_interfaces_without_o
         (json!({ "node": "n1", "expectedIPs": ["192.0.2.1"], "profiles": ["x"] }), Some(ByAddress), false),
     ];
     for (spec, stands, former) in table {
-        let refusal = refused(v3::host::host_endpoint(&mk::<HostEndpoint>("HostEndpoint", &spec)));
+        let refusal = refused(v3::parse::host::host_endpoint(&mk::<HostEndpoint>("HostEndpoint", &spec)));
         let interface = refusal.closed.map(|closed| closed.interface);
         assert_eq!((interface, refusal.prefers_former), (stands, former), "{spec}");
     }
@@ -125,11 +125,11 @@ fn a_host_endpoint_with_an_unknown_interface_applies_to_all_interfaces_without_o
 #[test]
 fn a_typing_error_does_not_change_the_meaning_of_an_object() {
     let set = json!({ "nets": ["10.0.0.0/88", "10.1.0.0/16"] });
-    let refusal = refused(v3::netset::network_set(&mk::<NetworkSet>("NetworkSet", &set)));
+    let refusal = refused(v3::parse::netset::network_set(&mk::<NetworkSet>("NetworkSet", &set)));
     assert!(refusal.prefers_former && refusal.closed.unwrap().nets.len() == 1);
     let pool = |spec: &str| {
         let spec: Value = serde_yaml_ng::from_str(spec).unwrap();
-        refused(v3::pool::pool(&mk("IPPool", &spec)))
+        refused(v3::parse::pool::pool(&mk("IPPool", &spec)))
     };
     assert!(pool("cidr: 10.0.0.0").prefers_former);
     assert!(pool("{cidr: 10.0.0.0/16, vxlanMode: Allways}").prefers_former);
@@ -139,7 +139,7 @@ fn a_typing_error_does_not_change_the_meaning_of_an_object() {
         "its routes do not depend on the nodes that it serves"
     );
     for spec in [json!({ "nodeSelector": "a = b" }), json!({ "nodeSelector": "has(a)", "vxlanVNI": 0 })] {
-        assert!(refused(v3::cluster::overrides(&mk("FelixConfiguration", &spec))).prefers_former, "{spec}");
+        assert!(refused(v3::parse::felix::overrides(&mk("FelixConfiguration", &spec))).prefers_former, "{spec}");
     }
 }
 
@@ -172,9 +172,9 @@ proptest! {
         for (field, part) in fields.iter().zip(parts) {
             spec[field] = json!(part);
         }
-        let sound = v3::policy::global_network_policy(&mk::<GlobalNetworkPolicy>("GlobalNetworkPolicy", &spec)).unwrap();
+        let sound = v3::parse::policy::global_network_policy(&mk::<GlobalNetworkPolicy>("GlobalNetworkPolicy", &spec)).unwrap();
         spec[fields[which]] = json!(spoil);
-        let refusal = v3::policy::global_network_policy(&mk::<GlobalNetworkPolicy>("GlobalNetworkPolicy", &spec)).unwrap_err();
+        let refusal = v3::parse::policy::global_network_policy(&mk::<GlobalNetworkPolicy>("GlobalNetworkPolicy", &spec)).unwrap_err();
         let closed = refusal.closed.unwrap();
         prop_assert!(!sound.selector.matches(&endpoint) || closed.selector.matches(&endpoint));
         prop_assert_eq!((closed.applies_ingress, closed.applies_egress), (sound.applies_ingress, sound.applies_egress));

@@ -52,18 +52,18 @@ fn schemas() -> BTreeMap<String, Value> {
 /// Problems that the code that parses objects of the kind reports.
 fn read(kind: &str, object: &Value) -> Vec<String> {
     match kind {
-        "NetworkPolicy" => problems(object, v3::policy::network_policy),
-        "GlobalNetworkPolicy" => problems(object, v3::policy::global_network_policy),
-        "StagedNetworkPolicy" => problems(object, v3::policy::staged_network_policy),
-        "StagedGlobalNetworkPolicy" => problems(object, v3::policy::staged_global_network_policy),
-        "StagedKubernetesNetworkPolicy" => problems(object, v3::policy::staged_kubernetes_network_policy),
-        "Tier" => problems(object, v3::tier::tier),
-        "NetworkSet" => problems(object, v3::netset::network_set),
-        "GlobalNetworkSet" => problems(object, v3::netset::global_network_set),
-        "IPPool" => problems(object, v3::pool::pool),
-        "FelixConfiguration" => problems(object, v3::cluster::overrides),
-        "KubeControllersConfiguration" => problems(object, v3::controllers::host_endpoints),
-        "HostEndpoint" => problems(object, v3::host::host_endpoint),
+        "NetworkPolicy" => problems(object, v3::parse::policy::network_policy),
+        "GlobalNetworkPolicy" => problems(object, v3::parse::policy::global_network_policy),
+        "StagedNetworkPolicy" => problems(object, v3::parse::staged::staged_network_policy),
+        "StagedGlobalNetworkPolicy" => problems(object, v3::parse::staged::staged_global_network_policy),
+        "StagedKubernetesNetworkPolicy" => problems(object, v3::parse::staged::staged_kubernetes_network_policy),
+        "Tier" => problems(object, v3::parse::tier::tier),
+        "NetworkSet" => problems(object, v3::parse::netset::network_set),
+        "GlobalNetworkSet" => problems(object, v3::parse::netset::global_network_set),
+        "IPPool" => problems(object, v3::parse::pool::pool),
+        "FelixConfiguration" => problems(object, v3::parse::felix::overrides),
+        "KubeControllersConfiguration" => problems(object, v3::parse::controllers::host_endpoints),
+        "HostEndpoint" => problems(object, v3::parse::host::host_endpoint),
         other => panic!("no reader of {other}"),
     }
 }

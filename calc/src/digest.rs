@@ -13,9 +13,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use margay_api::network::{Encapsulation, EndpointToHostAction, Failsafe, FelixSettings, NodeInfo};
+use margay_api::network::{Encapsulation, NodeInfo};
 use margay_api::policy::PolicyKey;
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange};
+use margay_api::settings::{Digested, EndpointToHostAction, Failsafe, FelixSettings, SettingValue};
 use sha2::{Digest, Sha256};
 
 use crate::model::{
@@ -252,55 +253,33 @@ impl DigestEncoder {
     }
 
     fn put_settings(&mut self, settings: &FelixSettings) {
-        let FelixSettings {
-            endpoint_to_host,
-            vxlan_vni,
-            vxlan_port,
-            vxlan_mtu,
-            vxlan_mtu_v6,
-            checksum_offload_broken,
-            nat_exclude_hosts,
-            allow_conntrack_invalid,
-            log_prefix,
-            log_rate,
-            log_burst,
-            ipv6,
-            failsafe_inbound,
-            failsafe_outbound,
-        } = settings;
-        self.put_byte(match endpoint_to_host {
-            EndpointToHostAction::Drop => 0,
-            EndpointToHostAction::Accept => 1,
-            EndpointToHostAction::Return => 2,
-        });
-        self.put_number(u64::from(*vxlan_vni));
-        self.put_number(u64::from(*vxlan_port));
-        self.put_number(u64::from(*vxlan_mtu));
-        self.put_byte(u8::from(*nat_exclude_hosts));
-        self.put_byte(u8::from(*allow_conntrack_invalid));
-        self.put_text(log_prefix);
-        self.put_option(*log_rate, |encoder, rate| {
-            encoder.put_number(u64::from(rate.count));
-            encoder.put_text(rate.unit.as_str());
-        });
-        self.put_number(u64::from(*log_burst));
-        self.put_byte(u8::from(*ipv6));
-        // Appended to the encoding of older versions, and only if set, so that settings which they
-        // support keep their digest.
-        if *vxlan_mtu_v6 != 0 {
-            self.put_text("vxlan_mtu_v6");
-            self.put_number(u64::from(*vxlan_mtu_v6));
+        let settings = settings.fields();
+        let of = |group: Digested| settings.iter().filter(move |setting| setting.digested == group);
+        of(Digested::Always).for_each(|setting| self.put_setting(setting.value));
+        for setting in of(Digested::IfSet).filter(|setting| !setting.is_default) {
+            self.put_text(setting.name);
+            // The name says it all of a switch.
+            if !matches!(setting.value, SettingValue::Flag(_)) {
+                self.put_setting(setting.value);
+            }
         }
-        if *checksum_offload_broken {
-            self.put_text("checksum_offload_broken");
-        }
-        if *failsafe_inbound != Failsafe::default_inbound() {
-            self.put_text("failsafe_inbound");
-            self.put_list(failsafe_inbound, Self::put_failsafe);
-        }
-        if *failsafe_outbound != Failsafe::default_outbound() {
-            self.put_text("failsafe_outbound");
-            self.put_list(failsafe_outbound, Self::put_failsafe);
+    }
+
+    fn put_setting(&mut self, value: SettingValue<'_>) {
+        match value {
+            SettingValue::Number(number) => self.put_number(number),
+            SettingValue::Flag(is_set) => self.put_byte(u8::from(is_set)),
+            SettingValue::Text(text) => self.put_text(text),
+            SettingValue::ToHost(action) => self.put_byte(match action {
+                EndpointToHostAction::Drop => 0,
+                EndpointToHostAction::Accept => 1,
+                EndpointToHostAction::Return => 2,
+            }),
+            SettingValue::Rate(rate) => self.put_option(rate, |encoder, rate| {
+                encoder.put_number(u64::from(rate.count));
+                encoder.put_text(rate.unit.as_str());
+            }),
+            SettingValue::Failsafes(ports) => self.put_list(ports, Self::put_failsafe),
         }
     }
 

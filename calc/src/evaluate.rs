@@ -10,9 +10,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use margay_api::endpoint::EndpointKey;
-use margay_api::network::{Failsafe, FelixSettings};
 use margay_api::policy::PolicyKey;
 use margay_api::rule::{Action, Icmp, IpVersion, Protocol};
+use margay_api::settings::{Failsafe, FelixSettings};
 
 use crate::model::{
     EndpointRecord, HostEndpointRecord, IpSetRecord, Member, PolicyRecord, Record, RecordId, RuleRecord, SetId,

@@ -168,7 +168,7 @@ impl Globals {
     }
 
     /// Nodes by name, without rejected addresses.
-    pub(crate) fn nodes(&self) -> &BTreeMap<String, NodeInfo> {
+    pub(crate) fn accepted_nodes(&self) -> &BTreeMap<String, NodeInfo> {
         &self.accepted
     }
 

@@ -242,7 +242,7 @@ impl Graph {
 
     /// Nodes by name, without rejected addresses.
     pub fn nodes(&self) -> impl Iterator<Item = (&str, &NodeInfo)> {
-        self.globals.nodes().iter().map(|(name, node)| (name.as_str(), node))
+        self.globals.accepted_nodes().iter().map(|(name, node)| (name.as_str(), node))
     }
 
     /// View of a node: the records that it must hold.
@@ -267,7 +267,7 @@ impl Graph {
             .globals
             .shadowed_pools()
             .map(|(pool, winner)| Conflict::PoolShadowed { pool: pool.clone(), winner: winner.clone() });
-        let is_known = |node: Symbol| self.globals.nodes().contains_key(self.interner.get(node));
+        let is_known = |node: Symbol| self.globals.accepted_nodes().contains_key(self.interner.get(node));
         let hosts = self.items.hosts_not_on(is_known).map(|(endpoint, node)| Conflict::NodeMissing {
             endpoint: self.interner.get(endpoint).to_owned(),
             node: self.interner.get(node).to_owned(),

@@ -8,7 +8,7 @@ use margay_api::meta::{Labels, NamespacedName};
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::problem::{Problem, Refusal};
 use margay_api::report;
-use margay_api::{k8s, v3};
+use margay_api::{ipam, k8s, v3};
 
 use crate::update::{Backend, Update};
 
@@ -78,71 +78,71 @@ pub fn cluster_policy(policy: k8s::cnp::ClusterNetworkPolicy) -> Ingested {
 /// Policy of Calico's NetworkPolicy.
 pub fn network_policy(policy: v3::NetworkPolicy) -> Ingested {
     let key = PolicyKey::of(PolicyKind::NetworkPolicy, &policy.metadata);
-    accepted(v3::policy::network_policy(&policy), |policy| Update::Policy(key, Some(policy)))
+    accepted(v3::parse::policy::network_policy(&policy), |policy| Update::Policy(key, Some(policy)))
 }
 
 /// Policy of a GlobalNetworkPolicy.
 pub fn global_policy(policy: v3::GlobalNetworkPolicy) -> Ingested {
     let key = PolicyKey::of(PolicyKind::GlobalNetworkPolicy, &policy.metadata);
-    accepted(v3::policy::global_network_policy(&policy), |policy| Update::Policy(key, Some(policy)))
+    accepted(v3::parse::policy::global_network_policy(&policy), |policy| Update::Policy(key, Some(policy)))
 }
 
 /// Staged policy of a StagedNetworkPolicy.
 pub fn staged_policy(policy: v3::StagedNetworkPolicy) -> Ingested {
     let key = PolicyKey::of(PolicyKind::StagedNetworkPolicy, &policy.metadata);
-    accepted(v3::policy::staged_network_policy(&policy), |staged| Update::Staged(key, Some(staged)))
+    accepted(v3::parse::staged::staged_network_policy(&policy), |staged| Update::Staged(key, Some(staged)))
 }
 
 /// Staged policy of a StagedGlobalNetworkPolicy.
 pub fn staged_global_policy(policy: v3::StagedGlobalNetworkPolicy) -> Ingested {
     let key = PolicyKey::of(PolicyKind::StagedGlobalNetworkPolicy, &policy.metadata);
-    accepted(v3::policy::staged_global_network_policy(&policy), |staged| Update::Staged(key, Some(staged)))
+    accepted(v3::parse::staged::staged_global_network_policy(&policy), |staged| Update::Staged(key, Some(staged)))
 }
 
 /// Staged policy of a StagedKubernetesNetworkPolicy.
 pub fn staged_kubernetes_policy(policy: v3::StagedKubernetesNetworkPolicy) -> Ingested {
     let key = PolicyKey::of(PolicyKind::StagedKubernetesNetworkPolicy, &policy.metadata);
-    accepted(v3::policy::staged_kubernetes_network_policy(&policy), |staged| Update::Staged(key, Some(staged)))
+    accepted(v3::parse::staged::staged_kubernetes_network_policy(&policy), |staged| Update::Staged(key, Some(staged)))
 }
 
 /// Tier.
 pub fn tier(tier: v3::Tier) -> Ingested {
-    let parsed = v3::tier::tier(&tier);
+    let parsed = v3::parse::tier::tier(&tier);
     let name = identity(tier.metadata).0.name;
     accepted(parsed, |tier| Update::Tier(name, Some(tier)))
 }
 
 /// Network set of a NetworkSet.
 pub fn network_set(set: v3::NetworkSet) -> Ingested {
-    let parsed = v3::netset::network_set(&set);
+    let parsed = v3::parse::netset::network_set(&set);
     let key = identity(set.metadata).0;
     accepted(parsed, |set| Update::NetworkSet(key, Some(set)))
 }
 
 /// Network set of a GlobalNetworkSet.
 pub fn global_network_set(set: v3::GlobalNetworkSet) -> Ingested {
-    let parsed = v3::netset::global_network_set(&set);
+    let parsed = v3::parse::netset::global_network_set(&set);
     let key = identity(set.metadata).0;
     accepted(parsed, |set| Update::NetworkSet(key, Some(set)))
 }
 
 /// Host endpoint of a HostEndpoint.
 pub fn host_endpoint(endpoint: v3::HostEndpoint) -> Ingested {
-    let parsed = v3::host::host_endpoint(&endpoint);
+    let parsed = v3::parse::host::host_endpoint(&endpoint);
     let name = identity(endpoint.metadata).0.name;
     accepted(parsed, |endpoint| Update::HostEndpoint(name, Some(endpoint)))
 }
 
 /// Pool of an IPPool.
 pub fn pool(pool: v3::IPPool) -> Ingested {
-    let parsed = v3::pool::pool(&pool);
+    let parsed = v3::parse::pool::pool(&pool);
     let name = identity(pool.metadata).0.name;
     accepted(parsed, |pool| Update::Pool(name, Some(pool)))
 }
 
 /// Block of an IPAMBlock.
 pub fn block(block: v3::IPAMBlock) -> Ingested {
-    match v3::pool::block_info(&block) {
+    match ipam::info::block_info(&block) {
         Ok(block) => relevant(block.map(|(range, info)| Update::Block(range, Some(info)))),
         Err(fault) => Ingested { update: None, prefers_former: true, problems: vec![fault.to_string()] },
     }
@@ -150,7 +150,7 @@ pub fn block(block: v3::IPAMBlock) -> Ingested {
 
 /// Settings of a FelixConfiguration.
 pub fn settings(configuration: v3::FelixConfiguration) -> Ingested {
-    let parsed = v3::cluster::overrides(&configuration);
+    let parsed = v3::parse::felix::overrides(&configuration);
     let name = identity(configuration.metadata).0.name;
     accepted(parsed, |overrides| Update::Settings(name, Some(overrides)))
 }

@@ -12,9 +12,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use margay_api::endpoint::EndpointKey;
-use margay_api::network::{Encapsulation, FelixSettings, NodeInfo};
+use margay_api::network::{Encapsulation, NodeInfo};
 use margay_api::policy::PolicyKey;
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
+use margay_api::settings::FelixSettings;
 
 /// Identity of a record.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

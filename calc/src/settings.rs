@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use margay_api::meta::Labels;
-use margay_api::network::{FelixSettings, NodeInfo};
-use margay_api::settings::{FelixOverrides, SettingsScope};
+use margay_api::network::NodeInfo;
+use margay_api::settings::{FelixOverrides, FelixSettings, SettingsScope};
 
 use crate::digest;
 use crate::flush::{Audience, Change, NodeSet, RecordChange};

@@ -1,12 +1,14 @@
 //! Records as text for people: golden tests, dumps of a node's view, messages of failing tests.
 //!
-//! A record is one line, or a line with indented parts below it. Absent criteria are not printed.
+//! A record is one line, or a line with indented parts below it. Absent criteria and settings that
+//! have their default are not printed.
 
 use std::fmt::{self, Display, Write};
 
-use margay_api::network::{Encapsulation, EndpointToHostAction, Failsafe, FelixSettings, NodeInfo};
+use margay_api::network::{Encapsulation, NodeInfo};
 use margay_api::policy::PolicyKey;
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
+use margay_api::settings::{EndpointToHostAction, Failsafe, FelixSettings, SettingValue};
 
 use crate::evaluate::{Step, Verdict};
 use crate::flush::{Audience, Change, Flush};
@@ -135,48 +137,24 @@ fn encapsulation(encapsulation: Encapsulation) -> &'static str {
     }
 }
 
+/// Settings that differ from their defaults.
 fn settings_text(settings: &FelixSettings) -> String {
-    let FelixSettings {
-        endpoint_to_host,
-        vxlan_vni,
-        vxlan_port,
-        vxlan_mtu,
-        vxlan_mtu_v6,
-        checksum_offload_broken,
-        nat_exclude_hosts,
-        allow_conntrack_invalid,
-        log_prefix,
-        log_rate,
-        log_burst,
-        ipv6,
-        failsafe_inbound,
-        failsafe_outbound,
-    } = settings;
-    let to_host = match endpoint_to_host {
-        EndpointToHostAction::Drop => "drop",
-        EndpointToHostAction::Accept => "accept",
-        EndpointToHostAction::Return => "return",
-    };
-    let flags = [
-        (*nat_exclude_hosts, " nat-exclude-hosts"),
-        (*allow_conntrack_invalid, " allow-conntrack-invalid"),
-        (*ipv6, " ipv6"),
-        (*checksum_offload_broken, " checksum-offload-broken"),
-    ];
-    let flags: String = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, name)| *name).collect();
-    let mtu_v6 = if *vxlan_mtu_v6 == 0 { String::new() } else { format!(" mtu-v6 {vxlan_mtu_v6}") };
-    let limit = log_rate.map(|rate| format!(" limit {rate} burst {log_burst}")).unwrap_or_default();
-    let failsafes = [
-        ("in", failsafe_inbound, Failsafe::default_inbound()),
-        ("out", failsafe_outbound, Failsafe::default_outbound()),
-    ];
-    let failsafes = failsafes.into_iter().filter(|(_, ports, default)| *ports != default);
-    let failsafes: String = failsafes
-        .map(|(direction, ports, _)| format!(" failsafe-{direction} [{}]", joined(ports.iter().map(failsafe), ", ")))
-        .collect();
-    format!(
-        " to-host {to_host} vxlan vni {vxlan_vni} port {vxlan_port} mtu {vxlan_mtu}{mtu_v6} log {log_prefix:?}{limit}{flags}{failsafes}"
-    )
+    let settings = settings.fields();
+    let other = settings.iter().filter(|setting| !setting.is_default);
+    other.map(|setting| format!(" {} {}", setting.name, setting_text(setting.value))).collect()
+}
+
+fn setting_text(value: SettingValue<'_>) -> String {
+    match value {
+        SettingValue::Number(number) => number.to_string(),
+        SettingValue::Flag(is_set) => is_set.to_string(),
+        SettingValue::Text(text) => format!("{text:?}"),
+        SettingValue::ToHost(EndpointToHostAction::Drop) => String::from("drop"),
+        SettingValue::ToHost(EndpointToHostAction::Accept) => String::from("accept"),
+        SettingValue::ToHost(EndpointToHostAction::Return) => String::from("return"),
+        SettingValue::Rate(rate) => rate.map_or(String::from("none"), |rate| rate.to_string()),
+        SettingValue::Failsafes(ports) => format!("[{}]", joined(ports.iter().map(failsafe), ", ")),
+    }
 }
 
 fn failsafe(failsafe: &Failsafe) -> String {

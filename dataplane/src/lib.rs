@@ -6,11 +6,15 @@
 //! ```
 //!
 //! [`Dataplane`] is the seam: the agent's loop knows what to enforce and when, and nothing of how. [`nftables`] is
-//! the one implementation there is; another passes the same cases (`tests` of [`nftables::dataplane`]).
+//! the one implementation there is; another passes the same cases, which are in `conformance`.
 //! [`routes`] brings links, routes and tunnels to a plan of their own, on a thread of their own, and [`probe`] tries
 //! what the kernel can do before anything depends on it.
 
+#[cfg(any(test, feature = "testing"))]
+#[allow(missing_docs, reason = "for tests")]
+pub mod conformance;
 mod dirty;
+mod links;
 pub mod nftables;
 pub mod probe;
 pub mod routes;
@@ -99,6 +103,6 @@ pub trait Dataplane: Send {
     fn refusal(&self, interface: &str) -> Option<String>;
     /// Records that are not enforced as they are written, and why.
     fn errors(&self) -> BTreeMap<RecordId, String>;
-    /// What is wanted in the kernel, as text for people.
+    /// What is wanted in the kernel, as text for people, with the rules of policies that it comes from.
     fn dump(&self, records: &Records) -> String;
 }

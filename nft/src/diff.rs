@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::listing::TableListing;
+use crate::present::TableListing;
 use crate::ruleset::{Base, Chain, ChainName, ChainPolicy, Ruleset, SetName};
 use crate::set::Set;
 use crate::transaction::{Transaction, TransactionOp};
@@ -47,7 +47,7 @@ pub fn diff(present: &Ruleset, wanted: &Ruleset) -> Transaction {
 }
 
 /// The transaction from a table read back from the kernel, whose rules are known by fingerprint only.
-pub(crate) fn diff_listing(present: &TableListing, wanted: &Ruleset) -> Transaction {
+fn diff_listing(present: &TableListing, wanted: &Ruleset) -> Transaction {
     let mut delta = Delta::default();
     let replaced = delta.diff_sets(&present.sets, &wanted.sets);
     for (name, chain) in &present.chains {
@@ -57,6 +57,28 @@ pub(crate) fn diff_listing(present: &TableListing, wanted: &Ruleset) -> Transact
     }
     delta.add_new_chains(wanted, |name| present.chains.contains_key(name));
     delta.into_transaction(wanted, !present.exists)
+}
+
+impl TableListing {
+    /// The transaction from this table to the wanted one. It replaces the whole table if that has anything
+    /// unrecognised.
+    pub fn diff(&self, wanted: &Ruleset) -> Transaction {
+        if self.unrecognised.is_empty() { diff_listing(self, wanted) } else { Transaction::replace(wanted) }
+    }
+}
+
+impl Transaction {
+    /// Deletes the table if it exists and creates it as wanted, whatever it held before. Packets see either the old
+    /// table or the new one.
+    pub fn replace(wanted: &Ruleset) -> Self {
+        let mut transaction = Self::new(wanted.table.clone());
+        // The kernel refuses to delete a table that does not exist, so it is created first.
+        transaction.push(TransactionOp::CreateTable);
+        transaction.push(TransactionOp::DeleteTable);
+        let empty = Ruleset::new(wanted.table.clone());
+        transaction.append(diff(&empty, wanted));
+        transaction
+    }
 }
 
 /// Number of leading items that are equal.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::ruleset::{Base, Chain, ChainName, Ruleset, SetName, TableName};
+use crate::ruleset::{Base, Chain, ChainName, SetName, TableName};
 use crate::set::{Set, SetKind};
 
 /// Operations on one table, applied in order and committed atomically.
@@ -45,16 +45,9 @@ impl Transaction {
         Self { table, ops: Vec::new() }
     }
 
-    /// Deletes the table if it exists and creates it as wanted, whatever it held before. Packets see either the old
-    /// table or the new one.
-    pub fn replace(wanted: &Ruleset) -> Self {
-        let mut transaction = Self::new(wanted.table.clone());
-        // The kernel refuses to delete a table that does not exist, so it is created first.
-        transaction.push(TransactionOp::CreateTable);
-        transaction.push(TransactionOp::DeleteTable);
-        let empty = Ruleset::new(wanted.table.clone());
-        transaction.ops.extend(crate::diff::diff(&empty, wanted).ops);
-        transaction
+    /// Appends the operations of another transaction.
+    pub(crate) fn append(&mut self, other: Self) {
+        self.ops.extend(other.ops);
     }
 
     /// Deletes the table if it exists.

@@ -399,7 +399,8 @@ fn tunnel_mac(node: &str, version: IpVersion) -> Mac {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use margay_api::network::{Encapsulation, FelixSettings};
+    use margay_api::network::Encapsulation;
+    use margay_api::settings::FelixSettings;
     use margay_calc::model::{PoolRecord, RouteRecord};
 
     #[test]

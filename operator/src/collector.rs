@@ -18,7 +18,7 @@ use margay_api::ipam::block::Block;
 use margay_api::ipam::names;
 use margay_api::meta::ANNOTATION_POD_IPS;
 use margay_api::storage::Mode;
-use margay_api::v3::controllers::leak_grace;
+use margay_api::v3::parse::controllers::leak_grace;
 use margay_api::v3::{
     BlockAffinity, ClusterInformation, IPAMBlock, IPAMConfiguration, IPAMHandle, IPPool, KubeControllersConfiguration,
     SINGLETON,

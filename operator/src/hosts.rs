@@ -14,7 +14,7 @@ use kube::api::{DeleteParams, Preconditions};
 use margay_api::hosts::{AutoHostEndpoints, CREATED_BY, InterfacePattern, LABEL_CREATED_BY, Template};
 use margay_api::meta::{ANNOTATION_NODE_INTERFACES, Labels, without_reserved};
 use margay_api::v3::KubeControllersConfiguration;
-use margay_api::v3::controllers::host_endpoints;
+use margay_api::v3::parse::controllers::host_endpoints;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 

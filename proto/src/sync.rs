@@ -6,9 +6,11 @@
 
 mod decode;
 mod encode;
+mod fields;
 mod members;
 mod parts;
 mod problem;
+mod settings;
 
 use std::net::IpAddr;
 

@@ -8,10 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use bytes::{Bytes, BytesMut};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use margay_api::meta::NamespacedName;
-use margay_api::network::{Encapsulation, EndpointToHostAction, Failsafe, FelixSettings, Mac, NodeInfo, Vtep};
+use margay_api::network::{Encapsulation, Mac, NodeInfo, Vtep};
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
-use margay_api::settings::{LogRate, TimeUnit};
+use margay_api::settings::{EndpointToHostAction, Failsafe, FelixSettings, LogRate, TimeUnit};
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{
     EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, Member, PolicyRecord, PoolRecord, Record,
@@ -160,38 +160,70 @@ fn host_endpoint() -> impl Strategy<Value = HostEndpointRecord> {
     })
 }
 
-fn settings() -> impl Strategy<Value = FelixSettings> {
-    let to_host = prop::sample::select(vec![
-        EndpointToHostAction::Drop,
-        EndpointToHostAction::Accept,
-        EndpointToHostAction::Return,
-    ]);
-    let numbers = (any::<u32>(), any::<u16>(), any::<u32>(), any::<u32>());
-    let unit = prop::sample::select(TimeUnit::ALL.to_vec());
-    let rate = (1_u16.., unit).prop_map(|(count, unit)| LogRate { count, unit });
-    let log = ("[a-z]{0,5}", of(rate), 1_u16..);
-    let both = (failsafes(), failsafes());
-    (to_host, numbers, any::<[bool; 4]>(), log, both).prop_map(|(endpoint_to_host, numbers, flags, log, failsafes)| {
-        let (vxlan_vni, vxlan_port, vxlan_mtu, vxlan_mtu_v6) = numbers;
-        let (log_prefix, log_rate, log_burst) = log;
-        FelixSettings {
-            endpoint_to_host,
-            vxlan_vni,
-            vxlan_port,
-            vxlan_mtu,
-            vxlan_mtu_v6,
-            nat_exclude_hosts: flags[0],
-            allow_conntrack_invalid: flags[1],
-            log_prefix,
-            log_rate,
-            log_burst,
-            ipv6: flags[2],
-            checksum_offload_broken: flags[3],
-            failsafe_inbound: failsafes.0,
-            failsafe_outbound: failsafes.1,
-        }
-    })
+/// Any value of a setting's type.
+trait Sample: Sized {
+    fn sample() -> BoxedStrategy<Self>;
 }
+
+impl Sample for u32 {
+    fn sample() -> BoxedStrategy<Self> {
+        any::<Self>().boxed()
+    }
+}
+
+impl Sample for u16 {
+    fn sample() -> BoxedStrategy<Self> {
+        (1_u16..).boxed()
+    }
+}
+
+impl Sample for bool {
+    fn sample() -> BoxedStrategy<Self> {
+        any::<Self>().boxed()
+    }
+}
+
+impl Sample for String {
+    fn sample() -> BoxedStrategy<Self> {
+        "[a-z]{0,5}".boxed()
+    }
+}
+
+impl Sample for EndpointToHostAction {
+    fn sample() -> BoxedStrategy<Self> {
+        prop::sample::select(vec![Self::Drop, Self::Accept, Self::Return]).boxed()
+    }
+}
+
+impl Sample for Option<LogRate> {
+    fn sample() -> BoxedStrategy<Self> {
+        let unit = prop::sample::select(TimeUnit::ALL.to_vec());
+        of((1_u16.., unit).prop_map(|(count, unit)| LogRate { count, unit })).boxed()
+    }
+}
+
+impl Sample for Vec<Failsafe> {
+    fn sample() -> BoxedStrategy<Self> {
+        failsafes().boxed()
+    }
+}
+
+macro_rules! sample_settings {
+    ($($group:ident { $($(#[$doc:meta])+ $name:ident: $kind:ty = $default:expr;)* })*) => {
+        /// Settings with any value of every row of the table.
+        fn settings() -> impl Strategy<Value = FelixSettings> {
+            let settings = Just(FelixSettings::default()).boxed();
+            $($(
+                let settings = (settings, <$kind>::sample())
+                    .prop_map(|(settings, $name)| FelixSettings { $name, ..settings })
+                    .boxed();
+            )*)*
+            settings
+        }
+    };
+}
+
+margay_api::felix_settings!(sample_settings);
 
 fn failsafes() -> impl Strategy<Value = Vec<Failsafe>> {
     let failsafe = (any::<u8>(), any::<u16>(), of(net())).prop_map(|(protocol, port, net)| Failsafe {

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
-use margay_api::network::{Encapsulation, FelixSettings, Mac, NodeInfo, Vtep};
+use margay_api::network::{Encapsulation, Mac, NodeInfo, Vtep};
 use margay_api::rule::IpVersion;
+use margay_api::settings::FelixSettings;
 use margay_calc::model::{PoolRecord, Record, RecordId, RouteRecord};
 use margay_dataplane::routes::driver::Part;
 use margay_dataplane::routes::message::LinkRef;

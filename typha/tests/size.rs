@@ -155,7 +155,7 @@ fn calico(typha: &mut Typha, name: &str, spec: &str) -> bool {
     let text = large::object("projectcalico.org/v3", "x", name, spec);
     let object: v3::NetworkPolicy = serde_json::from_str(&text).expect("a policy");
     let key = PolicyKey::of(PolicyKind::NetworkPolicy, &object.metadata);
-    typha.policy(key, v3::policy::network_policy(&object))
+    typha.policy(key, v3::parse::policy::network_policy(&object))
 }
 
 fn change_of<'a>(frames: &'a [Frame], name: &str) -> Option<&'a Change> {

@@ -12,11 +12,10 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use crate::limits::{Budget, PortOwner};
 use crate::meta::{LABEL_NAMESPACE, LABEL_ORCHESTRATOR, PREFIX_NAMESPACE};
 use crate::network::parse_net;
-use crate::policy::{Order, Policy, PolicyKey, PolicyKind, Traffic};
+use crate::policy::{DEFAULT_TIER, Order, Policy, PolicyKey, PolicyKind, Traffic};
 use crate::problem::{Problems, Refusal};
 use crate::rule::{Action, EntityMatch, Port, PortRange, Protocol, Rule};
 use crate::selector::{Node, Selector};
-use crate::v3::policy::DEFAULT_TIER;
 
 use super::labels;
 use super::pod::{ORCHESTRATOR, protocol};

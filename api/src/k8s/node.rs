@@ -7,8 +7,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use k8s_openapi::api::core::v1::Node;
 
 use crate::meta::{
-    ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6, ANNOTATION_VXLAN_MAC,
-    ANNOTATION_VXLAN_MAC_V6,
+    self, ANNOTATION_NODE_IPV4, ANNOTATION_NODE_IPV6, ANNOTATION_VXLAN_IPV4, ANNOTATION_VXLAN_IPV6,
+    ANNOTATION_VXLAN_MAC, ANNOTATION_VXLAN_MAC_V6,
 };
 use crate::network::{NodeInfo, Standing, Vtep};
 
@@ -29,7 +29,7 @@ pub fn node_info(node: &Node) -> NodeInfo {
     let standing = Standing {
         ipv4_reported: reported(ipv4.map(|net| net.addr().into())),
         ipv6_reported: reported(ipv6.map(|net| net.addr().into())),
-        created: node.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+        created: meta::created(&node.metadata),
     };
     let vtep4 = || vtep(annotation(ANNOTATION_VXLAN_IPV4)?, annotation(ANNOTATION_VXLAN_MAC)?);
     let vtep6 = || vtep(annotation(ANNOTATION_VXLAN_IPV6)?, annotation(ANNOTATION_VXLAN_MAC_V6)?);

@@ -4,7 +4,7 @@
 //! Both forms can be in one cluster, even of one policy: Calico's own migration writes the new
 //! object before it deletes the old one.
 
-use crate::v3::policy::DEFAULT_TIER;
+use crate::policy::DEFAULT_TIER;
 
 /// Returns the user's name of a policy from its stored name, the name in its metadata annotation
 /// and the tier in its spec. The annotation counts only if it names the same policy: no policy may

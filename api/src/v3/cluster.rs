@@ -4,8 +4,6 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use super::parse::felix::overrides;
-
 /// Settings of the dataplane: `default` for all nodes, `node.NAME` for a single node, any other
 /// name for the nodes of its nodeSelector. For each field, the object of the node takes precedence,
 /// then those with a selector (the first by name), then `default`. Fields that Margay does not read

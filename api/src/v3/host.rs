@@ -7,8 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use super::limits;
 
-pub use super::parse::host::host_endpoint;
-
 /// Attaches policy to one or all network interfaces of a node.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(

@@ -11,7 +11,7 @@ pub mod host;
 pub mod ipam;
 mod limits;
 pub mod netset;
-mod parse;
+pub mod parse;
 pub mod policy;
 pub mod pool;
 pub mod rule;

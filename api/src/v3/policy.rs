@@ -9,12 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::limits;
 use super::rule::RuleSpec;
-
-pub use super::parse::policy::{global_network_policy, network_policy};
-pub use super::parse::staged::{staged_global_network_policy, staged_kubernetes_network_policy, staged_network_policy};
-
-/// Name of the tier of policies that do not specify one.
-pub const DEFAULT_TIER: &str = "default";
+use crate::policy::DEFAULT_TIER;
 
 fn default_tier() -> String {
     DEFAULT_TIER.to_owned()

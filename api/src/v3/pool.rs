@@ -7,8 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use super::limits;
 
-pub use super::parse::pool::{block_info, pool};
-
 /// Range from which addresses of pods and tunnels are assigned, and the encapsulation of their
 /// packets.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -5,8 +5,6 @@ use kube::core::Rule;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-pub use super::parse::tier::tier;
-
 fn default_action() -> String {
     "Deny".to_owned()
 }

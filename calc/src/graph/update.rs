@@ -307,7 +307,7 @@ impl Graph {
         match spec {
             SetSpec::Selected(_) | SetSpec::NamedPorts(..) => {}
             SetSpec::Nodes(selector) => {
-                members.extend(node_sets::members(self.interner.get(selector), self.globals.nodes()));
+                members.extend(node_sets::members(self.interner.get(selector), self.globals.accepted_nodes()));
             }
             SetSpec::Service(namespace, name) | SetSpec::ServiceAddresses(namespace, name) => {
                 let backends = self.services.get(&(namespace, name)).into_iter().flat_map(|service| &service.backends);

@@ -122,7 +122,7 @@ problems
             node n9 gained by all
 
             > view n1
-            settings to-host accept vxlan vni 4096 port 4789 mtu 0 log "calico-packet" ipv6
+            settings
             node n1 192.0.2.1/24
             node n9
 
@@ -183,7 +183,7 @@ problems
             route 10.0.0.0/26 gained by all
 
             > view n3
-            settings to-host accept vxlan vni 4096 port 4789 mtu 0 log "calico-packet" ipv6
+            settings
             pool 10.0.0.0/16 vxlan
             node n1 192.0.2.1/24 vtep 10.0.0.1 66:00:00:00:00:01
             node n10 192.0.2.10/24
@@ -244,7 +244,7 @@ problems
             route 10.0.0.0/26 gained by all
 
             > view n1
-            settings to-host accept vxlan vni 4096 port 4789 mtu 0 log "calico-packet" ipv6
+            settings
             pool 10.0.0.0/16 vxlan
             node n9
             route 10.0.0.0/26 via n1 vxlan

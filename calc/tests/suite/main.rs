@@ -3,6 +3,7 @@
 mod claims;
 mod containment;
 mod converge;
+mod digests;
 mod golden;
 mod hosts;
 mod large;

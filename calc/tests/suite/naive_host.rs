@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use crate::naive::{Naive, applies};
-use margay_api::network::{Failsafe, FelixSettings};
 use margay_api::policy::{Policy, Traffic};
 use margay_api::rule::Action;
+use margay_api::settings::{Failsafe, FelixSettings};
 use margay_calc::evaluate::{Direction, HostStage, Packet};
 
 impl Naive<'_> {

@@ -45,7 +45,7 @@ pending red/b red/a tcp 80
             endpoint red/b gained by n1
 
             > view n1
-            settings to-host accept vxlan vni 4096 port 4789 mtu 0 log "calico-packet" ipv6
+            settings
             policy NetworkPolicy red/open
               in allow
             endpoint red/a cali86da7e87bf4 [10.0.0.1] else allow

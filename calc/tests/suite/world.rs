@@ -7,11 +7,11 @@ use margay_api::endpoint::{
     EndpointKey, HostEndpoint, HostInterface, NamedPort, Profile, WorkloadEndpoint, interface_name,
 };
 use margay_api::meta::{LABEL_ORCHESTRATOR, Labels, NamespacedName};
-use margay_api::network::{BlockInfo, Encapsulation, Failsafe, Mac, NetworkSet, NodeInfo, Pool, Standing, Vtep};
+use margay_api::network::{BlockInfo, Encapsulation, Mac, NetworkSet, NodeInfo, Pool, Standing, Vtep};
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Tier, Traffic};
 use margay_api::rule::{Action, EntityMatch, Icmp, IpVersion, Port, PortRange, Protocol, Rule};
 use margay_api::selector::{Node, Selector};
-use margay_api::settings::{FelixOverrides, SettingsScope};
+use margay_api::settings::{Failsafe, FelixOverrides, SettingsScope};
 use margay_calc::update::{Backend, Update};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
@@ -426,10 +426,10 @@ fn settings() -> impl Strategy<Value = (Selector, FelixOverrides)> {
     })
 }
 
-fn failsafes() -> impl Strategy<Value = Box<[Failsafe]>> {
+fn failsafes() -> impl Strategy<Value = Vec<Failsafe>> {
     let failsafe = (protocol(), port(), option::of(net()));
     let failsafe = failsafe.prop_map(|(protocol, port, net)| Failsafe { protocol, port, net });
-    vec(failsafe, 0..3).prop_map(Vec::into_boxed_slice)
+    vec(failsafe, 0..3)
 }
 
 fn scoped(name: &str, selector: Selector, overrides: FelixOverrides) -> FelixOverrides {

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use margay_api::network::{EndpointToHostAction, Failsafe, FelixSettings};
 use margay_api::rule::IpVersion;
+use margay_api::settings::{EndpointToHostAction, Failsafe, FelixSettings};
 use margay_calc::model::{Record, RecordId, globals};
 
 use super::elements;
-use super::ipvs;
 use super::names;
 use super::rule::Logging;
 use crate::Links;
+use crate::links::ipvs_services;
 use crate::routes::plan::{VERSIONS, has_vxlan, version_of, vxlan_device_name};
 use margay_nft::{
     AddressType, Base, Chain, ChainName, ChainPolicy, ChainType, CmpOp, CtState, Datum, Family, Field, FieldType, Hook,
@@ -58,7 +58,7 @@ pub(super) struct Fixed {
 impl Inputs {
     /// Gathers them from the view of node `own` and its interfaces.
     pub(super) fn gather(own: &str, records: &BTreeMap<RecordId, Record>, links: &Links) -> Self {
-        let mut inputs = Self { services: ipvs::services(links), ..Self::default() };
+        let mut inputs = Self { services: ipvs_services(links), ..Self::default() };
         for (id, record) in globals(records) {
             match (id, record) {
                 (RecordId::Settings, Record::Settings(settings)) => inputs.settings = settings.clone(),
@@ -92,7 +92,7 @@ impl Inputs {
 
     /// Follows the node's interfaces; returns whether anything here is other than it was.
     pub(super) fn set_links(&mut self, links: &Links) -> bool {
-        let services = ipvs::services(links);
+        let services = ipvs_services(links);
         let differs = services != self.services;
         self.services = services;
         differs

@@ -7,37 +7,16 @@ use margay_api::rule::Action;
 use margay_calc::model::{EndpointRecord, PolicyRecord, RuleRecord, SetId, SideMatch, TierBinding};
 
 use super::demands::Compiled;
-use super::host;
-use super::merge::{self, Item, Role, Unions};
+use super::merge::{self, Item, Role, Traced, Unions};
 use super::names;
+use super::origin::{RuleOrigin, RuleRef, TracedChain};
 use super::rule::{self, Context, Origin};
-use margay_nft::{Chain, ChainName, Family, MarkSet, Rule, Statement, Verdict};
+use super::stage::{Direction, Stage};
+use margay_nft::{Chain, ChainName, Family, Rule, Statement, Verdict};
 
 /// What the rules of one policy in one direction may list: more than a server lets through (`margay_api::limits`), and little enough that one policy
 /// keeps no node from programming the others.
 const MAX_SIZE: usize = 131_072;
-
-/// Which packets of an endpoint are meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Direction {
-    /// Packets that come to it.
-    Ingress,
-    /// Packets that leave it.
-    Egress,
-}
-
-/// What a class stands before, which is what its `Allow` means and where packets go that it does not decide.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Stage {
-    /// Packets of a pod.
-    Workload,
-    /// Packets of the host, or that it forwards.
-    Host,
-    /// Packets whose destination is not translated yet. `Allow` spares them the host's own policies, and what is undecided goes on.
-    PreDnat,
-    /// Packets whose connection is not known yet. As [`Stage::PreDnat`], and `Allow` keeps them from being tracked.
-    Untracked,
-}
 
 /// The policies of one tier, in order, and what follows them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,7 +52,7 @@ pub(super) trait Policies {
 #[derive(Debug, Default)]
 pub(super) struct Plan<'a> {
     /// By tier, what stands in it in order.
-    tiers: Vec<Vec<Item<'a>>>,
+    pub(super) tiers: Vec<Vec<Traced<'a>>>,
     /// Unions that the rules name, with the sets that they are of.
     pub(super) unions: Unions,
     /// Policies that are named and not there, or that name a set that is not there: what they apply to is denied.
@@ -137,13 +116,14 @@ impl Class {
     /// Gathers the rules of its policies.
     pub(super) fn plan<'a>(&'a self, policies: &'a impl Policies, role: &impl Fn(&SetId) -> Role) -> Plan<'a> {
         let mut plan = Plan::default();
-        for tier in &self.tiers {
+        for (tier_index, tier) in self.tiers.iter().enumerate() {
             let mut items = Vec::new();
-            for key in &tier.policies {
+            for (policy_index, key) in tier.policies.iter().enumerate() {
+                let at = |rule| RuleRef::new(tier_index, policy_index, rule);
                 let Some(policy) = policies.policy(key) else {
                     let reason = "it is not there: everything is denied where it applies".to_owned();
                     plan.broken.insert(key.clone(), reason);
-                    items.push(Item::Closed);
+                    items.push((Item::Closed, at(None)));
                     continue;
                 };
                 let rules = self.rules(policy);
@@ -154,7 +134,7 @@ impl Class {
                          everything is denied where it applies"
                     );
                     plan.broken.insert(key.clone(), reason);
-                    items.push(Item::Closed);
+                    items.push((Item::Closed, at(None)));
                     continue;
                 }
                 if let Some(set) = rules.iter().flat_map(sets_of_rule).find(|set| role(set) == Role::Missing) {
@@ -162,9 +142,12 @@ impl Class {
                     plan.broken.insert(key.clone(), reason);
                 }
                 let origin = Origin { tier: &tier.name, policy: key };
-                items.extend(rules.iter().map(|rule| match rule.action {
-                    Action::Log => Item::Report(rule, origin),
-                    Action::Allow | Action::Deny | Action::Pass => Item::Rule(rule),
+                items.extend(rules.iter().enumerate().map(|(index, rule)| {
+                    let item = match rule.action {
+                        Action::Log => Item::Report(rule, origin),
+                        Action::Allow | Action::Deny | Action::Pass => Item::Rule(rule),
+                    };
+                    (item, at(Some(index)))
                 }));
             }
             let merged = merge::merge(&items, role, &mut plan.unions);
@@ -176,18 +159,21 @@ impl Class {
     /// Its chains for one family; none if it has no tiers.
     ///
     /// A tier's rules stand in the chain of the class; only a tier with a Pass rule has a chain of its own, as Pass is `return` from there.
-    pub(super) fn compile(&self, plan: &Plan<'_>, context: &Context<'_>) -> BTreeMap<ChainName, Chain> {
+    pub(super) fn compile(&self, plan: &Plan<'_>, context: &Context<'_>) -> BTreeMap<ChainName, TracedChain> {
         let mut chains = BTreeMap::new();
         if self.tiers.is_empty() {
             return chains;
         }
         let name = self.chain(context.family);
-        let mut rules = Vec::new();
+        let mut all = TracedChain::default();
         let mut open = true;
+        // Items are counted through all tiers, as `ClassState::origins` lists them.
+        let mut numbers = 0_u32..;
         for (index, (tier, items)) in self.tiers.iter().zip(&plan.tiers).enumerate() {
-            let mut own: Vec<Rule> = Vec::new();
-            for (position, item) in items.iter().enumerate() {
-                let compiled = match item {
+            let mut own = TracedChain::default();
+            for (position, traced) in items.iter().enumerate() {
+                let number = numbers.next();
+                let compiled = match &traced.item {
                     Item::Rule(rule) => context.decide(rule),
                     Item::Joined(rule) => context.decide(rule),
                     Item::Crossed(rule, side, set) => context.decide_crossed(rule, *side, set),
@@ -195,30 +181,39 @@ impl Class {
                     Item::Closed => Compiled::drop(),
                 };
                 let (rules, more) = compiled.into_rules(&names::chain(&format!("{name}-{index}-{position}")));
-                own.extend(rules);
-                chains.extend(more);
+                own.push(rules, number);
+                chains.extend(more.into_iter().map(|(name, chain)| (name, TracedChain::of(chain, number))));
             }
-            let passes = own.iter().any(is_pass);
+            let passes = own.chain.rules.iter().any(is_pass);
             open = tier.default_action == Action::Pass || passes;
             if tier.default_action != Action::Pass {
-                own.push(Rule::new().drop());
+                own.push(vec![Rule::new().drop()], None);
             }
             if passes {
                 let inner = names::chain(&format!("{name}-{index}"));
-                rules.push(Rule::new().jump(&inner));
-                chains.insert(inner, Chain { base: None, rules: own });
+                all.push(vec![Rule::new().jump(&inner)], None);
+                chains.insert(inner, own);
             } else {
-                rules.append(&mut own);
+                all.append(own);
             }
             if !open {
                 break;
             }
         }
         if open {
-            rules.push(Rule::new().verdict(self.end()));
+            all.push(vec![Rule::new().verdict(self.end())], None);
         }
-        chains.insert(name, Chain { base: None, rules });
+        chains.insert(name, all);
         chains
+    }
+
+    /// The rule of a policy at this position.
+    pub(super) fn origin(&self, at: RuleRef) -> Option<RuleOrigin> {
+        let wide = |position: u32| usize::try_from(position).ok();
+        let tier = self.tiers.get(wide(at.tier)?)?;
+        let policy = tier.policies.get(wide(at.policy)?)?;
+        let rule = at.rule.and_then(wide);
+        Some(RuleOrigin { tier: tier.name.clone(), policy: policy.clone(), direction: self.direction, rule })
     }
 
     /// Whether a rule of its policies reports.
@@ -235,26 +230,9 @@ impl Class {
     }
 
     /// The class in its failed state: a chain that drops everything, for a class that the kernel refuses.
-    pub(super) fn closed(&self, family: Family) -> BTreeMap<ChainName, Chain> {
-        BTreeMap::from([(self.chain(family), Chain { base: None, rules: vec![Rule::new().drop()] })])
-    }
-}
-
-impl Stage {
-    /// Whether undecided packets go on to other stages.
-    const fn goes_on(self) -> bool {
-        matches!(self, Self::PreDnat | Self::Untracked)
-    }
-
-    /// What is done with a packet that a rule allows.
-    pub(super) fn grant(self) -> Vec<Statement> {
-        let mark = Statement::MarkSet(MarkSet { mask: host::ACCEPTED, value: host::ACCEPTED });
-        let before = match self {
-            Self::Workload | Self::Host => Vec::new(),
-            Self::PreDnat => vec![mark],
-            Self::Untracked => vec![mark, Statement::Notrack],
-        };
-        before.into_iter().chain([Statement::Verdict(Verdict::Accept)]).collect()
+    pub(super) fn closed(&self, family: Family) -> BTreeMap<ChainName, TracedChain> {
+        let chain = Chain { base: None, rules: vec![Rule::new().drop()] };
+        BTreeMap::from([(self.chain(family), TracedChain::of(chain, None))])
     }
 }
 

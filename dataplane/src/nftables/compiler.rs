@@ -6,6 +6,7 @@
 mod classes;
 mod delta;
 mod hosts;
+mod origins;
 mod room;
 mod sets;
 
@@ -18,12 +19,14 @@ use margay_api::policy::PolicyKey;
 use margay_calc::model::{IpSetRecord, PolicyRecord, Record, RecordId, SetId};
 
 use super::base::{self, Fixed, Inputs};
-use super::class::{Class, Direction, Policies};
+use super::class::{Class, Policies};
 use super::elements::{self, Shape};
 use super::host;
 use super::ipvs;
 use super::merge::{self, Unions};
 use super::names;
+use super::origin::RuleRef;
+use super::stage::Direction;
 use super::union::Union;
 use crate::{Attached, Dirty, Records};
 use delta::Delta;
@@ -83,7 +86,10 @@ struct Bound {
 
 #[derive(Debug, Default)]
 struct ClassState {
-    chains: BTreeSet<ChainName>,
+    /// Its chains, and for each rule the number of the item that it was made of.
+    chains: BTreeMap<ChainName, Box<[Option<u32>]>>,
+    /// The rules of policies that each item comes from, through all tiers.
+    origins: Vec<Box<[RuleRef]>>,
     broken: BTreeMap<PolicyKey, String>,
     /// Sets that its policies name, also those that are missing.
     sets: BTreeSet<SetId>,
@@ -233,7 +239,7 @@ impl Compiler {
         use TransactionOp as Op;
         match operation {
             Op::PutChain(name, _) | Op::FlushChain(name) | Op::DeleteChain(name) | Op::AppendRules(name, ..) => {
-                let owner = self.classes.iter().find(|(_, state)| state.chains.contains(name));
+                let owner = self.classes.iter().find(|(_, state)| state.chains.contains_key(name));
                 owner.map(|(class, _)| Part::Class(Class::clone(class)))
             }
             Op::CreateSet(name, _) | Op::DeleteSet(name) | Op::AddElements(name, _) | Op::DeleteElements(name, _) => {
@@ -459,6 +465,8 @@ const fn is_input(id: &RecordId) -> bool {
 
 #[cfg(test)]
 mod host_tests;
+#[cfg(test)]
+mod origin_tests;
 #[cfg(test)]
 mod size_tests;
 #[cfg(test)]

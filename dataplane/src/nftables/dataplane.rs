@@ -276,6 +276,9 @@ impl Dataplane for Nftables {
     }
 
     fn dump(&self, records: &Records) -> String {
-        self.compiler.ruleset(records).to_string()
+        format!("{}\n{}", self.compiler.ruleset(records), self.compiler.describe_origins())
     }
 }
+
+#[cfg(test)]
+mod tests;

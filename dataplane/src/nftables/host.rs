@@ -7,25 +7,25 @@
 //! A packet that a policy has accepted for good carries a bit of its mark past the later chains. The first chain on a way clears it: a packet
 //! that comes out of a tunnel has the mark of the one around it.
 
-use crate::Links;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use margay_api::network::Failsafe;
 use margay_api::rule::Action;
+use margay_api::settings::Failsafe;
 use margay_calc::model::{HostEndpointRecord, HostInterfaces};
 
 use super::base::{self, Fixed, Inputs};
-use super::class::{Class, Direction, Stage};
+use super::class::Class;
 use super::names;
+use super::stage::{ACCEPTED, Direction, Stage};
+use crate::Links;
+use crate::links::is_workload;
 use margay_nft::{
     ChainType, CmpOp, Datum, Family, Field, Hook, IfName, Key, MarkSet, Match, Proto, Rule, Selector, Set, SetKind,
     Statement, Transport, Verdict,
 };
 
-/// Bit of the mark: accepted for good, as far as host endpoints are concerned.
-pub(super) const ACCEPTED: u32 = 0x0001_0000;
 /// Bit of the mark: sent by the host to an address that was translated, so judged where it leaves.
 const DEFERRED: u32 = 0x0002_0000;
 /// What every name of a chain or set here begins with.
@@ -187,11 +187,6 @@ fn taken(what: &str, first: &str) -> String {
 
 fn may_have_one(interface: &str) -> bool {
     interface != LOOPBACK && !is_workload(interface)
-}
-
-/// Whether the interface is of a pod.
-pub fn is_workload(interface: &str) -> bool {
-    interface.starts_with(names::workload_prefix().as_str())
 }
 
 // --- Chains ---

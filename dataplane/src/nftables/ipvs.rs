@@ -14,20 +14,19 @@
 //!
 //! Policies of host endpoints see such a packet as one to the node, and as one from the node.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::base::{self, Fixed, Inputs};
 use super::elements;
 use super::names;
 use crate::Links;
+use crate::links::IPVS_INTERFACE;
 use margay_nft::{
     ChainType, CmpOp, Datum, Family, Hook, IfName, Key, MarkSet, Match, Rule, Selector, Set, SetKind, SetName,
     Statement, Value, Verdict,
 };
 
-/// The link that has the addresses of Services in that mode, and no other: kube-proxy's `DefaultDummyDevice`.
-const INTERFACE: &str = "kube-ipvs0";
 /// Bit of the mark: it has come over a link, so it is not the node's own.
 const ARRIVED: u32 = 0x0008_0000;
 /// Addresses of Services.
@@ -42,12 +41,7 @@ const AFTER_IPVS: i32 = 110;
 pub fn ipvs_words(links: &Links) -> Option<&'static str> {
     const WORDS: &str = "kube-proxy is in IPVS mode (there is a link kube-ipvs0): policies of pods are enforced on what IPVS sends on, but policies of host \
                          endpoints see such packets as packets to the node and from it; where those matter, use kube-proxy's mode nftables or iptables";
-    links.contains_key(INTERFACE).then_some(WORDS)
-}
-
-/// The addresses of Services, where IPVS serves them.
-pub(super) fn services(links: &Links) -> Option<BTreeSet<IpAddr>> {
-    links.get(INTERFACE).cloned()
+    links.contains_key(IPVS_INTERFACE).then_some(WORDS)
 }
 
 /// Name of the map from pods' addresses to their egress classes.
@@ -128,7 +122,10 @@ fn own() -> Rule {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::links::ipvs_services;
 
     #[test]
     fn ipvs_is_found_by_its_link_and_said() {
@@ -138,7 +135,7 @@ mod tests {
             ipvs_words(&links("kube-ipvs0"))
                 .is_some_and(|words| words.len() <= 512 && words.contains("host endpoints"))
         );
-        assert_eq!(services(&links("eth0")), None);
-        assert_eq!(services(&links("kube-ipvs0")), Some(BTreeSet::new()));
+        assert_eq!(ipvs_services(&links("eth0")), None);
+        assert_eq!(ipvs_services(&links("kube-ipvs0")), Some(BTreeSet::new()));
     }
 }

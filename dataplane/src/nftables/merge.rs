@@ -9,6 +9,7 @@
 //! 4. one set of addresses and the ports, demand an address together with a port of a union that holds each set's addresses with its ports.
 //!
 //! A packet is looked up once and not once per policy. A union of many sets is kept in pieces, so that a policy more or less changes one of them.
+//! What is joined keeps references to the rules that it comes from.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +20,7 @@ use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
 use margay_calc::model::{RuleRecord, SetId, SideMatch};
 
 use super::names;
+use super::origin::RuleRef;
 use super::rule::{Origin, sets_of_side};
 use margay_nft::Side;
 
@@ -42,6 +44,13 @@ pub(super) enum Item<'a> {
     Crossed(Box<RuleRecord>, Side, SetId),
     /// A policy that is not there: nothing gets past this place.
     Closed,
+}
+
+/// Item with the rules of policies that it comes from, in order: each rule of a tier is in one item's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Traced<'a> {
+    pub(super) item: Item<'a>,
+    pub(super) origins: Vec<RuleRef>,
 }
 
 /// What a set is to a union.
@@ -99,23 +108,28 @@ type RuleKey<'a> =
 struct Entry<'a> {
     place: usize,
     rule: Cow<'a, RuleRecord>,
+    origins: Vec<RuleRef>,
 }
 
 /// Joins what can be joined, and notes the unions that this takes.
-pub(super) fn merge<'a>(items: &[Item<'a>], role: &impl Fn(&SetId) -> Role, unions: &mut Unions) -> Vec<Item<'a>> {
+pub(super) fn merge<'a>(
+    items: &[(Item<'a>, RuleRef)],
+    role: &impl Fn(&SetId) -> Role,
+    unions: &mut Unions,
+) -> Vec<Traced<'a>> {
     let mut merged = Vec::new();
     let mut rest = items;
-    while let Some(first) = rest.first() {
+    while let Some((first, _)) = rest.first() {
         let action = joinable(first, role);
         let length = match action {
-            Some(_) => rest.iter().take_while(|item| joinable(item, role) == action).count(),
+            Some(_) => rest.iter().take_while(|(item, _)| joinable(item, role) == action).count(),
             None => 1,
         };
         let (run, after) = rest.split_at(length);
         if length > 1 {
             join(run, role, unions, &mut merged);
         } else {
-            merged.extend_from_slice(run);
+            merged.extend(run.iter().map(|(item, origin)| Traced::new(item.clone(), vec![*origin])));
         }
         rest = after;
     }
@@ -130,9 +144,16 @@ fn joinable(item: &Item<'_>, role: &impl Fn(&SetId) -> Role) -> Option<Action> {
     complete.then_some(rule.action)
 }
 
-fn join<'a>(run: &[Item<'a>], role: &impl Fn(&SetId) -> Role, unions: &mut Unions, merged: &mut Vec<Item<'a>>) {
-    let rules = run.iter().filter_map(|item| if let Item::Rule(rule) = item { Some(*rule) } else { None });
-    let entries = rules.enumerate().map(|(place, rule)| Entry { place, rule: Cow::Borrowed(rule) }).collect();
+fn join<'a>(
+    run: &[(Item<'a>, RuleRef)],
+    role: &impl Fn(&SetId) -> Role,
+    unions: &mut Unions,
+    merged: &mut Vec<Traced<'a>>,
+) {
+    let rules =
+        run.iter().filter_map(|(item, origin)| if let Item::Rule(rule) = item { Some((*rule, *origin)) } else { None });
+    let entry = |(place, (rule, origin))| Entry { place, rule: Cow::Borrowed(rule), origins: vec![origin] };
+    let entries = rules.enumerate().map(entry).collect();
     let ports = |rule: &RuleRecord| Free { ports: has_plain_ports(rule), ..Free::default() };
     let entries = fold(entries, ports, |all, more| {
         let mut ports: Vec<PortRange> = all.destination.ports.iter().chain(&*more.destination.ports).copied().collect();
@@ -174,27 +195,31 @@ fn fold<'a>(
 ) -> Vec<Entry<'a>> {
     let groups = groups(&entries, free);
     let fold = |(_, members): (Free, Vec<usize>)| {
-        let Entry { place, rule } = &entries[members[0]];
+        let Entry { place, rule, .. } = &entries[members[0]];
         let mut rule = rule.clone();
+        let origins = members.iter().flat_map(|member| &entries[*member].origins).copied().collect();
         for other in &members[1..] {
             let other = &entries[*other].rule;
             if *other != rule {
                 absorb(rule.to_mut(), other);
             }
         }
-        Entry { place: *place, rule }
+        Entry { place: *place, rule, origins }
     };
     let mut folded: Vec<Entry<'a>> = groups.into_iter().map(fold).collect();
     folded.sort_by_key(|entry| entry.place);
     folded
 }
 
+/// By set, the ports that go with it, and the rules that say so.
+type PortsBySet = BTreeMap<SetId, (BTreeSet<(Protocol, u16)>, Vec<RuleRef>)>;
+
 /// Joins rules that differ in one set and in ports; returns the others.
 fn cross<'a>(
     entries: Vec<Entry<'a>>,
     role: &impl Fn(&SetId) -> Role,
     unions: &mut Unions,
-    places: &mut BTreeMap<usize, Vec<Item<'a>>>,
+    places: &mut BTreeMap<usize, Vec<Traced<'a>>>,
 ) -> Vec<Entry<'a>> {
     let free = |rule: &RuleRecord| {
         let set = side_of_set(rule, |id| role(id) == Role::Exact).filter(|_| has_few_ports(rule));
@@ -203,26 +228,34 @@ fn cross<'a>(
     let mut crossed = BTreeSet::new();
     for (Free { set, .. }, members) in groups(&entries, free) {
         let Some(side) = set else { continue };
-        let rules = || members.iter().map(|index| &entries[*index].rule);
-        let ports: BTreeSet<_> = rules().map(|rule| (rule.protocol, &rule.destination.ports)).collect();
+        let joined = || members.iter().map(|index| &entries[*index]);
+        let ports: BTreeSet<_> = joined().map(|entry| (entry.rule.protocol, &entry.rule.destination.ports)).collect();
         if ports.len() < WORTHWHILE {
             continue;
         }
-        let mut parts: BTreeMap<SetId, BTreeSet<(Protocol, u16)>> = BTreeMap::new();
-        for rule in rules() {
+        let mut parts = PortsBySet::new();
+        for Entry { rule, origins, .. } in joined() {
             let ports = rule.destination.ports.iter().flat_map(|range| range.first..=range.last);
             let ports = rule.protocol.into_iter().flat_map(|protocol| ports.clone().map(move |port| (protocol, port)));
-            parts.entry(of(rule, side).sets[0].clone()).or_default().extend(ports);
+            let (all, from) = parts.entry(of(rule, side).sets[0].clone()).or_default();
+            all.extend(ports);
+            from.extend(origins);
         }
         let mut rest = RuleRecord::clone(&entries[members[0]].rule);
         rest.protocol = None;
         rest.destination.ports = Arc::default();
         of_mut(&mut rest, side).sets.clear();
-        let union = |parts| {
-            let parts = Parts::Ports(parts);
+        let union = |piece: PortsBySet| {
+            let mut origins = Vec::new();
+            let mut ports_by_set = BTreeMap::new();
+            for (set, (ports, from)) in piece {
+                ports_by_set.insert(set, ports);
+                origins.extend(from);
+            }
+            let parts = Parts::Ports(ports_by_set);
             let id = parts.id();
             unions.insert(id.clone(), parts);
-            Item::Crossed(Box::new(rest.clone()), side, id)
+            Traced::new(Item::Crossed(Box::new(rest.clone()), side, id), origins)
         };
         places.insert(entries[members[0]].place, pieces(parts).into_iter().map(union).collect());
         crossed.extend(members);
@@ -236,7 +269,7 @@ fn unite<'a>(
     entries: Vec<Entry<'a>>,
     role: &impl Fn(&SetId) -> Role,
     unions: &mut Unions,
-    places: &mut BTreeMap<usize, Vec<Item<'a>>>,
+    places: &mut BTreeMap<usize, Vec<Traced<'a>>>,
 ) {
     let is_part = |id: &SetId| matches!(role(id), Role::Part | Role::Exact);
     let free = |rule: &RuleRecord| Free { set: side_of_set(rule, is_part), ..Free::default() };
@@ -247,7 +280,7 @@ fn unite<'a>(
         let Some(place) = members.peek().map(|entry| entry.place) else { continue };
         let items = match set {
             // Two rules that are the same became one before.
-            None => members.map(Entry::into_item).collect(),
+            None => members.map(Entry::into_traced).collect(),
             Some(side) => {
                 let by_set: BTreeMap<SetId, Entry<'a>> =
                     members.map(|entry| (of(&entry.rule, side).sets[0].clone(), entry)).collect();
@@ -259,17 +292,18 @@ fn unite<'a>(
 }
 
 /// Rules that differ in their set only.
-fn united<'a>(by_set: BTreeMap<SetId, Entry<'a>>, side: Side, unions: &mut Unions) -> Vec<Item<'a>> {
+fn united<'a>(by_set: BTreeMap<SetId, Entry<'a>>, side: Side, unions: &mut Unions) -> Vec<Traced<'a>> {
     if by_set.len() < WORTHWHILE {
-        return by_set.into_values().map(Entry::into_item).collect();
+        return by_set.into_values().map(Entry::into_traced).collect();
     }
     let union = |piece: BTreeMap<SetId, Entry<'a>>| {
         let parts = Parts::Addresses(piece.keys().cloned().collect());
+        let origins = piece.values().flat_map(|entry| &entry.origins).copied().collect();
         let mut rule = piece.into_values().next()?.rule.into_owned();
         let id = parts.id();
         of_mut(&mut rule, side).sets = vec![id.clone()];
         unions.insert(id, parts);
-        Some(Item::Joined(Box::new(rule)))
+        Some(Traced::new(Item::Joined(Box::new(rule)), origins))
     };
     pieces(by_set).into_iter().filter_map(union).collect()
 }
@@ -287,12 +321,20 @@ fn pieces<T>(parts: BTreeMap<SetId, T>) -> Vec<BTreeMap<SetId, T>> {
     pieces.into_values().collect()
 }
 
+impl<'a> Traced<'a> {
+    fn new(item: Item<'a>, mut origins: Vec<RuleRef>) -> Self {
+        origins.sort_unstable();
+        Self { item, origins }
+    }
+}
+
 impl<'a> Entry<'a> {
-    fn into_item(self) -> Item<'a> {
-        match self.rule {
+    fn into_traced(self) -> Traced<'a> {
+        let item = match self.rule {
             Cow::Borrowed(rule) => Item::Rule(rule),
             Cow::Owned(rule) => Item::Joined(Box::new(rule)),
-        }
+        };
+        Traced::new(item, self.origins)
     }
 }
 

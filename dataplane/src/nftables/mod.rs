@@ -43,17 +43,20 @@ mod merge;
 #[allow(missing_docs, reason = "for tests")]
 pub mod model;
 mod names;
+mod origin;
 mod rule;
 #[cfg(any(test, feature = "testing"))]
 #[allow(missing_docs, reason = "for tests")]
 pub mod sample;
 pub mod simulate;
+mod stage;
 mod union;
 
-pub use class::{Class, Direction, Stage};
+pub use class::Class;
 pub use compiler::{Compiler, Part};
 pub use dataplane::Nftables;
-pub use host::is_workload;
 pub use ipvs::ipvs_words;
 pub use kernel::{Kernel, Netfilter, Watch};
 pub use names::table;
+pub use origin::RuleOrigin;
+pub use stage::{Direction, Stage};

@@ -58,6 +58,12 @@ impl Model {
     }
 }
 
+impl Default for Model {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Inner {
     fn outage(&mut self) -> io::Result<()> {
         match self.outages.checked_sub(1) {

@@ -4,6 +4,7 @@ use data_encoding::HEXLOWER;
 use margay_calc::model::SetId;
 use sha2::{Digest, Sha256};
 
+use crate::links::WORKLOAD_PREFIX;
 use margay_nft::{ChainName, Family, IfName, SetName, TableName};
 
 /// The table, which belongs to us alone.
@@ -23,7 +24,7 @@ pub(super) fn set(name: &str) -> SetName {
 
 /// What the host side of every pod's link is called by, before the hash.
 pub(super) fn workload_prefix() -> IfName {
-    IfName::new("cali").expect("a constant name is valid")
+    IfName::new(WORKLOAD_PREFIX).expect("a constant name is valid")
 }
 
 /// Base chain against spoofing.

@@ -6,16 +6,15 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use margay_api::network::FelixSettings;
 use margay_api::policy::PolicyKey;
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
-use margay_api::settings::{self, LogRate, TimeUnit};
+use margay_api::settings::{self, FelixSettings, LogRate, TimeUnit};
 use margay_calc::model::{RuleRecord, SetId, SideMatch};
 
-use super::class::Stage;
 use super::demands::{Compiled, Demands, Tests};
 use super::elements::{self, Shape};
 use super::names::{self, Holds};
+use super::stage::Stage;
 use margay_nft::{
     CmpOp, Datum, Family, Field, Key, Limit, Log, LogTarget, Match, Proto, RateUnit, Selector, Set, SetKind, SetRef,
     Side, Statement, Transport, Value, Verdict,

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use margay_api::endpoint::{EndpointKey, interface_name};
-use margay_api::network::{Encapsulation, EndpointToHostAction, Failsafe, FelixSettings, NodeInfo};
+use margay_api::network::{Encapsulation, NodeInfo};
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
-use margay_api::settings::{LogRate, TimeUnit};
+use margay_api::settings::{EndpointToHostAction, Failsafe, FelixSettings, LogRate, TimeUnit};
 use margay_calc::evaluate::{self, Direction, HostStage, Step, Verdict};
 use margay_calc::model::{
     EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, Member, PolicyRecord, PoolRecord, Record,

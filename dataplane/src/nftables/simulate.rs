@@ -79,6 +79,28 @@ pub fn run(ruleset: &Ruleset, hook: Hook, packet: &Packet) -> Fate {
     fate
 }
 
+/// Whether a packet gets past the hooks on its way, and what is reported.
+pub fn travel(ruleset: &Ruleset, packet: &Packet, way: &[Hook]) -> (bool, Vec<String>) {
+    let (mut packet, mut logged) = (packet.clone(), Vec::new());
+    for hook in way {
+        let there = match hook {
+            Hook::Prerouting | Hook::Input => Packet { output: None, ..packet.clone() },
+            _ => packet.clone(),
+        };
+        let fate = run(ruleset, *hook, &there);
+        logged.extend(fate.logged);
+        if !fate.passed {
+            return (false, logged);
+        }
+        packet.mark = fate.mark;
+        if fate.untracked {
+            // What has no connection nobody translates.
+            (packet.state, packet.translated) = (CtState::UNTRACKED, false);
+        }
+    }
+    (true, logged)
+}
+
 struct Machine<'a> {
     ruleset: &'a Ruleset,
     packet: &'a Packet,

@@ -9,7 +9,7 @@ use netlink_packet_route::link::LinkAttribute;
 
 use super::present;
 use crate::Links;
-use crate::nftables::is_workload;
+use crate::links::is_workload;
 use margay_netlink::Subscription;
 use margay_netlink::route::{NetlinkError, RouteSocket};
 

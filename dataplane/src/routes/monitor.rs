@@ -18,7 +18,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::hint::Hint;
 use super::plan::{ROUTE_PROTOCOL, VERSIONS, vxlan_device_name};
 use super::{message, netconf};
-use crate::nftables::is_workload;
+use crate::links::is_workload;
 
 /// Multicast groups as bits: links, neighbours, IPv4 and IPv6 addresses and routes (`linux/rtnetlink.h`, `RTMGRP_*`), and kernel parameters of links of IPv4
 /// and IPv6 (`RTNLGRP_*_NETCONF`).

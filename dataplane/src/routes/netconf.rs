@@ -6,7 +6,7 @@ use margay_netlink::wire;
 
 use super::parameters::{Notified, expected};
 use super::plan::{VERSIONS, vxlan_device_name};
-use crate::nftables::is_workload;
+use crate::links::is_workload;
 
 /// Kind of the message.
 pub const NEW: u16 = 80;

@@ -3,13 +3,16 @@
 //! Only objects that carry our route protocol, or sit on our tunnel device, are ever wanted or removed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
-use margay_api::network::{Encapsulation, FelixSettings, Mac, NodeInfo};
+use margay_api::network::{Encapsulation, Mac, NodeInfo};
 use margay_api::rule::IpVersion;
+use margay_api::settings::FelixSettings;
 use margay_calc::model::{Record, RecordId, globals};
 
+/// The IPv6 gateway of every pod: the link-local address that belongs to [`HOST_MAC`](super::pod::HOST_MAC).
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
 /// Protocol number that marks our routes; `ip route` shows it as a number. Calico's own is 80.
 pub const ROUTE_PROTOCOL: u8 = 82;
 /// Both IP versions: each has a tunnel device, peers and routes of its own.

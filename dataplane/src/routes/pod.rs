@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -17,7 +17,7 @@ use nix::errno::Errno;
 
 use super::message::{self, LinkRef, Route, VethPair};
 use super::parameters;
-use super::plan::{Target, version_of};
+use super::plan::{GATEWAY_V6, Target, version_of};
 use super::present::{self, Links};
 use super::sysctl;
 use margay_netlink::namespace;
@@ -25,8 +25,6 @@ use margay_netlink::route::{NetlinkError, RequestMode, RouteSocket};
 
 /// The IPv4 gateway of every pod.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
-/// The IPv6 gateway of every pod: the link-local address that belongs to [`HOST_MAC`].
-pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
 /// Length of the link-local prefix that the kernel routes on every link.
 const LINK_LOCAL: u8 = 64;
 /// MAC address of the host side of every pod's link.

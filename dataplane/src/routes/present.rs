@@ -13,9 +13,11 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message;
-use super::plan::{Peer, Plan, ROUTE_PROTOCOL, Target, VERSIONS, VxlanDevice, version_of, vxlan_device_name};
-use super::{ethtool, pod, sysctl};
-use crate::nftables::is_workload;
+use super::plan::{
+    GATEWAY_V6, Peer, Plan, ROUTE_PROTOCOL, Target, VERSIONS, VxlanDevice, version_of, vxlan_device_name,
+};
+use super::{ethtool, sysctl};
+use crate::links::is_workload;
 use margay_netlink::route::{NetlinkError, RouteSocket};
 
 /// A link of this namespace.
@@ -83,7 +85,7 @@ pub fn present(socket: &mut RouteSocket, links: &Links) -> Result<Plan, NetlinkE
     }
     let addresses = addresses(socket)?;
     let has_gateway =
-        |link: &Link| addresses.iter().any(|(index, net)| *index == link.index && net.addr() == pod::GATEWAY_V6);
+        |link: &Link| addresses.iter().any(|(index, net)| *index == link.index && net.addr() == GATEWAY_V6);
     let is_whole = |name: &str, link: &Link| link.up && (has_gateway(link) || !sysctl::has_ipv6_on(name));
     let pods = links.iter().filter(|(name, link)| is_workload(name) && is_whole(name, link));
     plan.pods = pods.map(|(name, _)| name.clone()).collect();

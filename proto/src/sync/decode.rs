@@ -2,30 +2,28 @@
 //! [`Error`].
 
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::str::FromStr;
 use std::sync::Arc;
 
 use margay_api::endpoint::EndpointKey;
-use margay_api::network::{
-    Encapsulation, EndpointToHostAction, Failsafe, FelixSettings, Mac, NodeInfo, Standing, Vtep,
-};
+use margay_api::network::{Encapsulation, Mac, NodeInfo, Standing, Vtep};
 use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
-use margay_api::settings::{LogRate, TimeUnit};
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{
     EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, PolicyRecord, PoolRecord, Record, RecordId,
     RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
 };
 
+use super::fields::{
+    ADDRESS, RANGE, decode_byte, decode_port, non_empty, out_of_range, parse, parse_list, require, truncate,
+    unknown_kind,
+};
 use super::members::unpack;
+use super::settings::decode_settings;
 use super::{
     Ack, Change, Error, Frame, LocalEndpoint, MAX_ADDRESSES, MAX_ERRORS, MAX_NAME, MAX_REASON, NodeProblem, Trailer,
     wire,
 };
-
-/// Maximal length of refused text in an error, in bytes.
-const MAX_SHOWN: usize = 64;
 
 /// Decodes a frame. One change that cannot be decoded refuses all of it, because others may refer
 /// to it.
@@ -153,48 +151,6 @@ fn bounded_name(field: &'static str, value: String) -> Result<String, Error> {
     Ok(value)
 }
 
-const ADDRESS: &str = "an IP address";
-const RANGE: &str = "an IP range ADDRESS/LENGTH";
-
-fn require<T>(field: &'static str, value: Option<T>) -> Result<T, Error> {
-    value.ok_or(Error::Missing { field })
-}
-
-fn non_empty(field: &'static str, value: String) -> Result<String, Error> {
-    if value.is_empty() {
-        return Err(Error::Missing { field });
-    }
-    Ok(value)
-}
-
-fn parse<T: FromStr>(field: &'static str, value: &str, rule: &'static str) -> Result<T, Error> {
-    value.parse().map_err(|_| Error::Text { field, value: truncate(value), rule })
-}
-
-fn parse_list<T: FromStr>(field: &'static str, values: &[String], rule: &'static str) -> Result<Vec<T>, Error> {
-    values.iter().map(|value| parse(field, value, rule)).collect()
-}
-
-fn truncate(value: &str) -> String {
-    value.chars().take(MAX_SHOWN).collect()
-}
-
-fn decode_byte(field: &'static str, value: u32) -> Result<u8, Error> {
-    u8::try_from(value).map_err(|_| out_of_range(field, value, "0..=255"))
-}
-
-fn decode_port(field: &'static str, value: u32) -> Result<u16, Error> {
-    u16::try_from(value).map_err(|_| out_of_range(field, value, "0..=65535"))
-}
-
-fn out_of_range(field: &'static str, value: u32, rule: &'static str) -> Error {
-    Error::Number { field, value: value.into(), rule }
-}
-
-fn unknown_kind(field: &'static str) -> Error {
-    Error::Missing { field }
-}
-
 fn decode_set_id(id: String) -> Result<SetId, Error> {
     non_empty("ip_set", id).map(SetId)
 }
@@ -206,68 +162,6 @@ fn decode_policy_key(key: wire::PolicyKey) -> Result<PolicyKey, Error> {
         rule: "a kind of policy that this version knows",
     })?;
     Ok(PolicyKey { kind, namespace: key.namespace, name: non_empty("policy.name", key.name)? })
-}
-
-fn decode_settings(value: wire::Settings) -> Result<FelixSettings, Error> {
-    let endpoint_to_host = match value.endpoint_to_host() {
-        wire::EndpointToHost::Drop => EndpointToHostAction::Drop,
-        wire::EndpointToHost::Accept => EndpointToHostAction::Accept,
-        wire::EndpointToHost::Return => EndpointToHostAction::Return,
-        wire::EndpointToHost::Unspecified => return Err(unknown_kind("settings.endpoint_to_host")),
-    };
-    Ok(FelixSettings {
-        endpoint_to_host,
-        vxlan_vni: value.vxlan_vni,
-        vxlan_port: decode_port("settings.vxlan_port", value.vxlan_port)?,
-        vxlan_mtu: value.vxlan_mtu,
-        vxlan_mtu_v6: value.vxlan_mtu_v6,
-        checksum_offload_broken: value.checksum_offload_broken,
-        nat_exclude_hosts: value.nat_exclude_hosts,
-        allow_conntrack_invalid: value.allow_conntrack_invalid,
-        log_rate: value.log_rate.map(decode_log_rate).transpose()?,
-        log_burst: match value.log_burst {
-            0 => LogRate::BURST,
-            burst => decode_port("settings.log_burst", burst)?,
-        },
-        log_prefix: value.log_prefix,
-        ipv6: value.ipv6,
-        failsafe_inbound: match value.failsafe_inbound {
-            None => Failsafe::default_inbound(),
-            Some(ports) => decode_failsafes(ports)?,
-        },
-        failsafe_outbound: match value.failsafe_outbound {
-            None => Failsafe::default_outbound(),
-            Some(ports) => decode_failsafes(ports)?,
-        },
-    })
-}
-
-fn decode_failsafes(value: wire::Failsafes) -> Result<Vec<Failsafe>, Error> {
-    let failsafe = |value: wire::Failsafe| {
-        Ok(Failsafe {
-            protocol: decode_byte("failsafe.protocol", value.protocol).map(Protocol)?,
-            port: decode_port("failsafe.port", value.port)?,
-            net: match value.net.as_str() {
-                "" => None,
-                net => Some(parse("failsafe.net", net, RANGE)?),
-            },
-        })
-    };
-    value.ports.into_iter().map(failsafe).collect()
-}
-
-fn decode_log_rate(value: wire::LogRate) -> Result<LogRate, Error> {
-    let unit = match value.unit() {
-        wire::TimeUnit::Second => TimeUnit::Second,
-        wire::TimeUnit::Minute => TimeUnit::Minute,
-        wire::TimeUnit::Hour => TimeUnit::Hour,
-        wire::TimeUnit::Day => TimeUnit::Day,
-        wire::TimeUnit::Unspecified => return Err(unknown_kind("settings.log_rate.unit")),
-    };
-    match u16::try_from(value.count) {
-        Ok(count) if count > 0 => Ok(LogRate { count, unit }),
-        _ => Err(out_of_range("settings.log_rate.count", value.count, "1..=65535")),
-    }
 }
 
 fn decode_encapsulation(value: i32) -> Result<Encapsulation, Error> {

@@ -7,10 +7,9 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use ipnet::IpNet;
 use margay_api::endpoint::EndpointKey;
-use margay_api::network::{Encapsulation, EndpointToHostAction, Failsafe, FelixSettings, NodeInfo};
+use margay_api::network::{Encapsulation, NodeInfo};
 use margay_api::policy::PolicyKey;
 use margay_api::rule::{Action, Icmp, IpVersion, PortRange};
-use margay_api::settings::TimeUnit;
 use margay_calc::model::{
     EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, PolicyRecord, PoolRecord, Record, RecordId,
     RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
@@ -18,6 +17,7 @@ use margay_calc::model::{
 use prost::Message;
 
 use super::members::{pack, pack_chunks};
+use super::settings::encode_settings;
 use super::{Ack, ChangeRef, LocalEndpoint, MAX_ERRORS, MAX_REASON, NodeProblem, Trailer, wire};
 
 /// Maximal number of members in one change of a frame for agents that accept several changes per
@@ -178,65 +178,6 @@ fn encode_endpoint_key(key: &EndpointKey) -> wire::EndpointKey {
 
 fn encode_policy_key(key: &PolicyKey) -> wire::PolicyKey {
     wire::PolicyKey { kind: key.kind.as_str().to_owned(), namespace: key.namespace.clone(), name: key.name.clone() }
-}
-
-fn encode_settings(value: &FelixSettings) -> wire::Settings {
-    let FelixSettings {
-        endpoint_to_host,
-        vxlan_vni,
-        vxlan_port,
-        vxlan_mtu,
-        vxlan_mtu_v6,
-        checksum_offload_broken,
-        nat_exclude_hosts,
-        allow_conntrack_invalid,
-        log_prefix,
-        log_rate,
-        log_burst,
-        ipv6,
-        failsafe_inbound,
-        failsafe_outbound,
-    } = value;
-    let endpoint_to_host = match endpoint_to_host {
-        EndpointToHostAction::Drop => wire::EndpointToHost::Drop,
-        EndpointToHostAction::Accept => wire::EndpointToHost::Accept,
-        EndpointToHostAction::Return => wire::EndpointToHost::Return,
-    };
-    wire::Settings {
-        endpoint_to_host: endpoint_to_host.into(),
-        vxlan_vni: *vxlan_vni,
-        vxlan_port: (*vxlan_port).into(),
-        vxlan_mtu: *vxlan_mtu,
-        vxlan_mtu_v6: *vxlan_mtu_v6,
-        checksum_offload_broken: *checksum_offload_broken,
-        nat_exclude_hosts: *nat_exclude_hosts,
-        allow_conntrack_invalid: *allow_conntrack_invalid,
-        log_prefix: log_prefix.clone(),
-        log_rate: log_rate.map(|rate| wire::LogRate { count: rate.count.into(), unit: encode_time_unit(rate.unit) }),
-        log_burst: (*log_burst).into(),
-        ipv6: *ipv6,
-        failsafe_inbound: Some(encode_failsafes(failsafe_inbound)),
-        failsafe_outbound: Some(encode_failsafes(failsafe_outbound)),
-    }
-}
-
-fn encode_failsafes(value: &[Failsafe]) -> wire::Failsafes {
-    let ports = value.iter().map(|Failsafe { protocol, port, net }| wire::Failsafe {
-        protocol: protocol.0.into(),
-        port: (*port).into(),
-        net: net.map(|net| net.to_string()).unwrap_or_default(),
-    });
-    wire::Failsafes { ports: ports.collect() }
-}
-
-fn encode_time_unit(value: TimeUnit) -> i32 {
-    let value = match value {
-        TimeUnit::Second => wire::TimeUnit::Second,
-        TimeUnit::Minute => wire::TimeUnit::Minute,
-        TimeUnit::Hour => wire::TimeUnit::Hour,
-        TimeUnit::Day => wire::TimeUnit::Day,
-    };
-    value.into()
 }
 
 fn encode_encapsulation(value: Encapsulation) -> i32 {

@@ -90,11 +90,11 @@ fn object(kind: &str, version: &str, spec: &Value) -> Value {
 fn calico_policy(spec: Value) {
     let version = "projectcalico.org/v3";
     if let Ok(policy) = serde_json::from_value::<v3::NetworkPolicy>(object("NetworkPolicy", version, &spec)) {
-        check_policy(v3::policy::network_policy(&policy));
+        check_policy(v3::parse::policy::network_policy(&policy));
     }
     if let Ok(policy) = serde_json::from_value::<v3::GlobalNetworkPolicy>(object("GlobalNetworkPolicy", version, &spec))
     {
-        check_policy(v3::policy::global_network_policy(&policy));
+        check_policy(v3::parse::policy::global_network_policy(&policy));
     }
 }
 
@@ -142,7 +142,7 @@ pub fn hosts(data: &[u8]) {
     let Ok(value) = serde_json::from_slice::<Value>(data) else { return };
     let version = "projectcalico.org/v3";
     if let Ok(endpoint) = serde_json::from_value(object("HostEndpoint", version, &value)) {
-        let parsed = v3::host::host_endpoint(&endpoint);
+        let parsed = v3::parse::host::host_endpoint(&endpoint);
         let enforced = match parsed {
             Ok(endpoint) => Some(endpoint),
             Err(refusal) => {
@@ -157,7 +157,7 @@ pub fn hosts(data: &[u8]) {
     }
     let settings = json!({ "controllers": { "node": { "hostEndpoint": value } } });
     if let Ok(settings) = serde_json::from_value(object("KubeControllersConfiguration", version, &settings)) {
-        match v3::controllers::host_endpoints(&settings) {
+        match v3::parse::controllers::host_endpoints(&settings) {
             Ok(wanted) => wanted.templates.iter().for_each(check_template),
             Err(refusal) => assert!(!refusal.problems.is_empty(), "refused without a reason"),
         }
@@ -287,7 +287,7 @@ pub fn storage(data: &[u8]) {
         assert_eq!(rewritten(once.clone()), Some(once));
     }
     if let Ok(read) = storage::decode_as::<v3::NetworkPolicy>(Mode::V1, kind, data) {
-        check_policy(v3::policy::network_policy(&read.object));
+        check_policy(v3::parse::policy::network_policy(&read.object));
     }
 }
 

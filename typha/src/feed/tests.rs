@@ -134,10 +134,10 @@ fn an_object_deleted_during_a_list_does_not_come_back_with_it() {
 #[test]
 fn an_unreadable_policy_closes_what_its_readable_fields_select() {
     use margay_api::policy::Policy;
-    use margay_api::v3::{GlobalNetworkPolicy, policy};
+    use margay_api::v3::{GlobalNetworkPolicy, parse};
     fn parse(object: GlobalNetworkPolicy) -> Ingested {
         let key = PolicyKey::of(PolicyKind::GlobalNetworkPolicy, &object.metadata);
-        let parsed = policy::global_network_policy(&object).ok();
+        let parsed = parse::policy::global_network_policy(&object).ok();
         Ingested { update: Some(Update::Policy(key, parsed)), ..Ingested::default() }
     }
     let mut feed = Feed::new(parse, Form::Plain, false);

@@ -1,9 +1,12 @@
 //! Parses FelixConfigurations.
 
-use crate::network::{EndpointToHostAction, Failsafe, parse_net};
+use crate::network::parse_net;
 use crate::problem::{Problems, Refusal};
 use crate::rule::Protocol;
-use crate::settings::{DEFAULT_SETTINGS, FelixOverrides, LogRate, LogRateError, NODE_SETTINGS, SettingsScope};
+use crate::settings::{
+    DEFAULT_SETTINGS, EndpointToHostAction, Failsafe, FelixOverrides, LogRate, LogRateError, NODE_SETTINGS,
+    SettingsScope,
+};
 use crate::v3::cluster::{FelixConfiguration, FelixConfigurationSpec, HostPortSpec};
 
 use super::rule::port_protocol;
@@ -30,7 +33,7 @@ pub fn overrides(configuration: &FelixConfiguration) -> Parsed {
         nat_exclude_hosts: nat_exclude_hosts(&mut problems, spec),
         allow_conntrack_invalid: spec.disable_conntrack_invalid_check,
         log_prefix: spec.log_prefix.clone().filter(|prefix| !prefix.is_empty()),
-        log_rate: log_rate(&mut problems, spec),
+        log_rate: log_rate(&mut problems, spec).map(Some),
         log_burst: log_burst(&mut problems, spec),
         ipv6: spec.ipv6_support,
         failsafe_inbound: failsafes(
@@ -149,13 +152,13 @@ fn log_burst(problems: &mut Problems, spec: &FelixConfigurationSpec) -> Option<u
 
 /// With an invalid entry the list counts as unset: without that entry it could lock somebody out,
 /// or allow nothing at all.
-fn failsafes(problems: &mut Problems, field: &str, ports: Option<&[HostPortSpec]>) -> Option<Box<[Failsafe]>> {
+fn failsafes(problems: &mut Problems, field: &str, ports: Option<&[HostPortSpec]>) -> Option<Vec<Failsafe>> {
     let entries = ports?.iter().enumerate();
     let entries: Vec<_> = entries.map(|(index, port)| failsafe(problems, &format!("{field}[{index}]"), port)).collect();
     let mut failsafes = entries.into_iter().collect::<Option<Vec<Failsafe>>>()?;
     failsafes.sort_unstable();
     failsafes.dedup();
-    Some(failsafes.into())
+    Some(failsafes)
 }
 
 fn failsafe(problems: &mut Problems, at: &str, entry: &HostPortSpec) -> Option<Failsafe> {

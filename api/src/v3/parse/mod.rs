@@ -1,13 +1,13 @@
 //! Conversion of Calico's kinds to the parsed forms: validate, default, rewrite selectors.
 
-pub(super) mod controllers;
-pub(super) mod felix;
-pub(super) mod host;
-pub(super) mod netset;
-pub(super) mod policy;
-pub(super) mod pool;
+pub mod controllers;
+pub mod felix;
+pub mod host;
+pub mod netset;
+pub mod policy;
+pub mod pool;
 mod reserved;
 mod rule;
 mod scope;
-pub(super) mod staged;
-pub(super) mod tier;
+pub mod staged;
+pub mod tier;

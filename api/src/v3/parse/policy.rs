@@ -1,11 +1,11 @@
 //! Parses policies: endpoints, directions and rules, and the replacement of a refused policy.
 
 use crate::limits::Budget;
-use crate::policy::{Order, Policy, Traffic};
+use crate::policy::{DEFAULT_TIER, Order, Policy, Traffic};
 use crate::problem::{Problems, Refusal};
 use crate::rule::{Action, Rule};
 use crate::selector::{Node, Selector};
-use crate::v3::policy::{DEFAULT_TIER, GlobalNetworkPolicy, GlobalNetworkPolicySpec, NetworkPolicy, NetworkPolicySpec};
+use crate::v3::policy::{GlobalNetworkPolicy, GlobalNetworkPolicySpec, NetworkPolicy, NetworkPolicySpec};
 use crate::v3::rule::RuleSpec;
 
 use super::rule::{Direction, RuleReader};

@@ -12,11 +12,11 @@ use margay_api::meta::{
     LABEL_NAMESPACE, LABEL_ORCHESTRATOR, LABEL_PARENT_NAME, LABEL_SERVICE_ACCOUNT, Labels, NamespacedName,
     PREFIX_NAMESPACE, PREFIX_SERVICE_ACCOUNT,
 };
-use margay_api::network::{BlockInfo, Encapsulation, FelixSettings, NetworkSet, NodeInfo, Pool};
+use margay_api::network::{BlockInfo, Encapsulation, NetworkSet, NodeInfo, Pool};
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Tier, Traffic};
 use margay_api::rule::{Action, Rule};
 use margay_api::selector::Selector;
-use margay_api::settings::{FelixOverrides, SettingsScope};
+use margay_api::settings::{FelixOverrides, FelixSettings, SettingsScope};
 
 use margay_calc::evaluate::Direction;
 use margay_calc::flush::Audience;
@@ -115,10 +115,10 @@ impl Objects {
             log_prefix: layers.iter().find_map(|layer| layer.log_prefix.clone()).unwrap_or(built_in.log_prefix),
             failsafe_inbound: { layers.iter() }
                 .find_map(|layer| layer.failsafe_inbound.clone())
-                .map_or(built_in.failsafe_inbound, Vec::from),
+                .unwrap_or(built_in.failsafe_inbound),
             failsafe_outbound: { layers.iter() }
                 .find_map(|layer| layer.failsafe_outbound.clone())
-                .map_or(built_in.failsafe_outbound, Vec::from),
+                .unwrap_or(built_in.failsafe_outbound),
             ..FelixSettings::default()
         }
     }

@@ -8,10 +8,12 @@ use margay_calc::model::{Record, RecordId, SetId};
 use super::delta::Delta;
 use super::{Bound, ClassState, Classes, Compiler, Known, Part, Records, UNION_PART, set_of};
 use crate::Dirty;
-use crate::nftables::class::{self, Class, Direction, Plan, Policies};
+use crate::nftables::class::{self, Class, Plan, Policies};
 use crate::nftables::elements::Shape;
 use crate::nftables::merge::{self, Parts, Role};
+use crate::nftables::origin::TracedChain;
 use crate::nftables::rule::Context;
+use crate::nftables::stage::Direction;
 use margay_nft::Family;
 
 impl Compiler {
@@ -62,7 +64,7 @@ impl Compiler {
         for class in gone {
             self.refused.remove(&Part::Class(Class::clone(class)));
             let state = self.classes.remove(class).unwrap_or_default();
-            state.chains.into_iter().for_each(|name| self.put_chain(name, None, delta));
+            state.chains.into_keys().for_each(|name| self.put_chain(name, None, delta));
         }
         for class in kept {
             self.class(class, records, delta);
@@ -95,16 +97,20 @@ impl Compiler {
             let context = Context { family: *family, shape: &shape, logging: &logging, stage: class.stage };
             chains.extend(class.compile(&plan, &context));
         }
-        let Plan { unions, broken, .. } = plan;
         let policies = class.policies().filter_map(|key| records.policy(key));
         let sets = policies.flat_map(class::sets_of).cloned().collect();
-        let state = ClassState { chains: chains.keys().cloned().collect(), broken, sets, unions };
-        let before = self.classes.get(class).map(|state| state.chains.clone()).unwrap_or_default();
-        for name in before.difference(&state.chains) {
-            self.put_chain(name.clone(), None, delta);
+        let Plan { tiers, unions, broken } = plan;
+        let origins = tiers.into_iter().flatten().map(|traced| traced.origins.into()).collect();
+        let mut state = ClassState { chains: BTreeMap::new(), origins, broken, sets, unions };
+        let before = self.classes.get_mut(class).map(|state| std::mem::take(&mut state.chains)).unwrap_or_default();
+        for name in before.into_keys().filter(|name| !chains.contains_key(name)) {
+            self.put_chain(name, None, delta);
+        }
+        for (name, TracedChain { chain, items }) in chains {
+            state.chains.insert(name.clone(), items.into());
+            self.put_chain(name, Some(chain), delta);
         }
         self.classes.insert(class.clone(), state);
-        chains.into_iter().for_each(|(name, chain)| self.put_chain(name, Some(chain), delta));
     }
 
     /// Classes that have a policy which names the set, or that use the union.

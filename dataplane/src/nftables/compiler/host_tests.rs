@@ -1,17 +1,14 @@
-//! The chains of host endpoints decide as the records say.
+//! The chains of host endpoints: as text, while interfaces come and go, and where nothing can be enforced.
 
 use expect_test::expect_file;
-use margay_api::endpoint::EndpointKey;
-use margay_api::network::{Failsafe, FelixSettings};
 use margay_api::rule::{Action, PortRange, Protocol};
-use margay_calc::evaluate::{Direction, HostStage};
+use margay_api::settings::{Failsafe, FelixSettings};
 use margay_calc::model::{HostEndpointRecord, HostInterfaces, RuleRecord, SideMatch, TierBinding};
-use proptest::prelude::*;
 
 use super::*;
 use crate::Links;
 use crate::nftables::sample::{self, NODE, mk_address, mk_links, mk_net, mk_pod, mk_policy_key, mk_rule, mk_set_id};
-use crate::nftables::simulate::{self, Packet};
+use crate::nftables::simulate::{Packet, travel};
 use margay_nft::{CtState, Hook};
 
 fn compile(records: &Records, links: &Links) -> Compiler {
@@ -26,160 +23,9 @@ fn compile(records: &Records, links: &Links) -> Compiler {
     compiler
 }
 
-/// Whether a packet gets past the hooks on its way, and what is reported.
-fn travel(ruleset: &Ruleset, packet: &Packet, way: &[Hook]) -> (bool, Vec<String>) {
-    let (mut packet, mut logged) = (packet.clone(), Vec::new());
-    for hook in way {
-        let there = match hook {
-            Hook::Prerouting | Hook::Input => Packet { output: None, ..packet.clone() },
-            _ => packet.clone(),
-        };
-        let fate = simulate::run(ruleset, *hook, &there);
-        logged.extend(fate.logged);
-        if !fate.passed {
-            return (false, logged);
-        }
-        packet.mark = fate.mark;
-        if fate.untracked {
-            // What has no connection nobody translates.
-            (packet.state, packet.translated) = (CtState::UNTRACKED, false);
-        }
-    }
-    (true, logged)
-}
-
-/// The host endpoint of an interface, worked out in another way than the compiler's.
-fn owner(records: &Records, links: &Links, interface: IfName) -> Option<String> {
-    let hosts = || {
-        records.iter().filter_map(|(id, record)| match (id, record) {
-            (RecordId::HostEndpoint(name), Record::HostEndpoint(host)) => Some((name, &host.interfaces)),
-            _ => None,
-        })
-    };
-    let name = interface.as_str();
-    if name == "lo" || name.starts_with("cali") {
-        return None;
-    }
-    let own = hosts().find(|(_, interfaces)| match interfaces {
-        HostInterfaces::All => false,
-        HostInterfaces::Named(wanted) => wanted == name,
-        HostInterfaces::WithAddress(wanted) => {
-            links.get(name).is_some_and(|own| own.iter().any(|address| wanted.contains(address)))
-        }
-    });
-    let other = || hosts().find(|(_, interfaces)| **interfaces == HostInterfaces::All);
-    own.or_else(other).map(|(name, _)| name.clone())
-}
-
-/// What the records say about a packet on its way, stage by stage.
-struct Oracle<'a> {
-    view: &'a Records,
-    packet: &'a Packet,
-    /// Host endpoint of the interface it came from, and of the one it leaves by.
-    ends: [Option<String>; 2],
-    accepted: bool,
-    reports: Vec<String>,
-}
-
-impl Oracle<'_> {
-    /// Whether it gets past this stage.
-    fn host(&mut self, stage: HostStage, direction: Direction) -> bool {
-        let end = &self.ends[usize::from(direction == Direction::Egress)];
-        let (Some(host), false) = (end, self.accepted) else { return true };
-        let (action, reports) = sample::decides_at_host(self.view, host, stage, direction, self.packet);
-        self.reports.extend(reports);
-        let goes_on = matches!(stage, HostStage::Untracked | HostStage::PreDnat);
-        self.accepted = goes_on && action == Action::Allow;
-        action != Action::Deny
-    }
-
-    fn pod(&mut self, address: IpAddr, direction: Direction) -> bool {
-        let Some(pod) = pod_of(address) else { return true };
-        let (allowed, reports) = sample::decides(self.view, &pod, direction, self.packet);
-        self.reports.extend(reports);
-        allowed
-    }
-}
-
-fn pod_of(address: IpAddr) -> Option<EndpointKey> {
-    (0..3).map(mk_pod).find(|(_, addresses)| addresses.contains(&address)).map(|(key, _)| key)
-}
-
-/// What becomes of a packet by the records.
-fn oracle(view: &Records, links: &Links, packet: &Packet, way: &[Hook]) -> (bool, Vec<String>) {
-    use Direction::{Egress, Ingress};
-    let owner = |interface: Option<IfName>| interface.and_then(|interface| owner(view, links, interface));
-    let ends = [owner(packet.input), owner(packet.output)];
-    let mut oracle = Oracle { view, packet, ends, accepted: false, reports: Vec::new() };
-    let passed = match way.last() {
-        Some(Hook::Input) => {
-            oracle.host(HostStage::Untracked, Ingress)
-                && oracle.host(HostStage::PreDnat, Ingress)
-                && oracle.host(HostStage::Normal, Ingress)
-        }
-        Some(Hook::Forward) => {
-            oracle.host(HostStage::Untracked, Ingress)
-                && oracle.host(HostStage::PreDnat, Ingress)
-                && oracle.host(HostStage::Forward, Ingress)
-                && oracle.pod(packet.source, Egress)
-                && oracle.pod(packet.destination, Ingress)
-                && oracle.host(HostStage::Forward, Egress)
-        }
-        _ => oracle.host(HostStage::Untracked, Egress) && oracle.host(HostStage::Normal, Egress),
-    };
-    (passed, oracle.reports)
-}
-
+/// Hooks to the host, through it, and from it.
 const WAYS: [&[Hook]; 3] =
     [&[Hook::Prerouting, Hook::Input], &[Hook::Prerouting, Hook::Forward], &[Hook::Output, Hook::Postrouting]];
-
-/// A packet that comes by one of these interfaces, and leaves by one, unless a pod is there.
-fn packet() -> impl Strategy<Value = (Packet, &'static [Hook])> {
-    let outside = || prop::sample::select(vec!["eth0", "eth1", "eth2"]);
-    (sample::packet(), outside(), outside(), prop::sample::select(WAYS.to_vec()), any::<bool>()).prop_map(
-        |(packet, input, output, way, translated)| {
-            let end = |address, outside: &str| match pod_of(address) {
-                Some(_) => sample::interface_of(address),
-                None => IfName::new(outside),
-            };
-            let packet = match way.last() {
-                Some(Hook::Input) => Packet { input: IfName::new(input), output: None, ..packet },
-                Some(Hook::Forward) => {
-                    let (input, output) = (end(packet.source, input), end(packet.destination, output));
-                    Packet { input, output, ..packet }
-                }
-                _ => {
-                    let output = end(packet.destination, output);
-                    Packet { input: None, output, translated, from_host: true, ..packet }
-                }
-            };
-            (packet, way)
-        },
-    )
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
-
-    #[test]
-    fn a_packet_fares_at_host_endpoints_as_the_records_say(
-        view in sample::host_view(),
-        packets in prop::collection::vec(packet(), 60),
-    ) {
-        let links = mk_links();
-        let ruleset = compile(&view, &links).ruleset(&view);
-        prop_assert_eq!(ruleset.check(), Ok(()));
-        for (packet, way) in packets {
-            // What a pod sends to its node is no business of host endpoints.
-            let from_pod = pod_of(packet.source).is_some();
-            if from_pod && !matches!(way.last(), Some(Hook::Forward)) {
-                continue;
-            }
-            let (passed, reports) = oracle(&view, &links, &packet, way);
-            prop_assert_eq!(travel(&ruleset, &packet, way), (passed, reports), "{:?}\n{}", packet, ruleset);
-        }
-    }
-}
 
 fn mk_tier(policies: &[usize]) -> Vec<TierBinding> {
     let keys: Vec<PolicyKey> = policies.iter().map(|number| mk_policy_key(*number)).collect();

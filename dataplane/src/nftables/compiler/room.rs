@@ -9,7 +9,7 @@ use margay_nft::{Chain, Match, Rule, SetRef, Statement, Transaction, Transaction
 impl Compiler {
     /// The parts of the table that most of the transaction is about, the largest first, of those that are not refused yet.
     pub fn largest(&self, transaction: &Transaction, count: usize) -> Vec<Part> {
-        let classes = self.classes.iter().flat_map(|(class, state)| state.chains.iter().map(move |name| (name, class)));
+        let classes = self.classes.iter().flat_map(|(class, state)| state.chains.keys().map(move |name| (name, class)));
         let classes: BTreeMap<_, _> = classes.collect();
         let sets = self.shapes.iter().flat_map(|(id, shape)| shape.sets(id).into_keys().map(move |name| (name, id)));
         let sets: BTreeMap<_, _> = sets.collect();

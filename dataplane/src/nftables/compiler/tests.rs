@@ -1,34 +1,22 @@
-//! The compiled table decides as the records say, and following changes ends in the table that a fresh compiler wants.
+//! The compiled table as text, and what a change of the view costs.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use expect_test::expect_file;
 use margay_api::endpoint::interface_name;
-use margay_api::network::{Encapsulation, FelixSettings, NodeInfo};
+use margay_api::network::{Encapsulation, NodeInfo};
 use margay_api::rule::{Action, PortRange, Protocol};
-use margay_calc::evaluate::Direction::{Egress, Ingress};
+use margay_api::settings::FelixSettings;
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{
     EndpointRecord, Member, PoolRecord, RuleRecord, SetKind as MemberKind, SideMatch, TierBinding,
 };
-use proptest::prelude::*;
 
 use super::*;
-use crate::Links;
-use crate::nftables::kernel::Kernel;
-use crate::nftables::model::Model;
-use crate::nftables::sample::{self, NODE, mk_address, mk_net, mk_packet, mk_pod, mk_policy_key, mk_rule, mk_set_id};
+use crate::conformance::{all_dirty, mk_attached};
+use crate::nftables::sample::{NODE, mk_address, mk_net, mk_packet, mk_pod, mk_policy_key, mk_rule, mk_set_id};
 use crate::nftables::simulate::{self, Packet};
 use margay_nft::{CtState, Hook};
-
-fn all_dirty(records: &Records) -> Dirty {
-    Dirty { records: records.keys().cloned().collect(), members: BTreeMap::new() }
-}
-
-fn mk_attached(number: usize) -> (String, Attached) {
-    let (endpoint, addresses) = mk_pod(number);
-    (interface_name(&endpoint), Attached { endpoint, uid: String::new(), addresses })
-}
 
 /// A compiler that has seen nothing but this.
 fn fresh(records: &Records, pods: &[usize]) -> Compiler {
@@ -39,42 +27,6 @@ fn fresh(records: &Records, pods: &[usize]) -> Compiler {
         compiler.attach(interface, pod, records);
     }
     compiler
-}
-
-/// A step of a history.
-#[derive(Clone, Debug)]
-enum Step {
-    View(Box<Records>),
-    Attach(usize),
-    Detach(usize),
-    Links(Links),
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        2 => sample::host_view().prop_map(|view| Step::View(Box::new(view))),
-        1 => prop::sample::select(vec![Links::new(), sample::mk_links()]).prop_map(Step::Links),
-        1 => (0..3_usize).prop_map(Step::Attach),
-        1 => (0..3_usize).prop_map(Step::Detach),
-    ]
-}
-
-/// What differs between what is held and the view, member by member in sets that stay.
-fn difference(held: &Records, view: &Records) -> Dirty {
-    let mut dirty = Dirty::default();
-    let ids: BTreeSet<&RecordId> = held.keys().chain(view.keys()).collect();
-    for id in ids {
-        match (id, held.get(id), view.get(id)) {
-            (RecordId::IpSet(set), Some(Record::IpSet(old)), Some(Record::IpSet(new))) if old.kind == new.kind => {
-                old.members.symmetric_difference(&new.members).for_each(|member| {
-                    dirty.mark_member(set, member.clone(), new.members.contains(member));
-                });
-            }
-            (_, old, new) if old != new => dirty.mark(id.clone()),
-            _ => {}
-        }
-    }
-    dirty
 }
 
 /// Whether it gets through the guard and the forward hook, and what is reported on its way.
@@ -89,67 +41,6 @@ fn fate(ruleset: &Ruleset, packet: &Packet) -> (bool, Vec<String>) {
 
 fn passes(ruleset: &Ruleset, packet: &Packet) -> bool {
     fate(ruleset, packet).0
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
-
-    #[test]
-    fn a_packet_fares_as_the_records_say(view in sample::view(), packets in prop::collection::vec(sample::packet(), 60)) {
-        let ruleset = fresh(&view, &[0, 1, 2]).ruleset(&view);
-        prop_assert_eq!(ruleset.check(), Ok(()));
-        for packet in packets {
-            let end = |address: IpAddr| (0..3).map(mk_pod).find(|(_, addresses)| addresses.contains(&address));
-            let says = |address, direction| match end(address) {
-                Some((pod, _)) => sample::decides(&view, &pod, direction, &packet),
-                None => (true, Vec::new()),
-            };
-            let (mut allowed, mut reports) = says(packet.source, Egress);
-            if allowed {
-                let (incoming, more) = says(packet.destination, Ingress);
-                allowed = incoming;
-                reports.extend(more);
-            }
-            prop_assert_eq!(fate(&ruleset, &packet), (allowed, reports), "{:?}\n{}", packet, ruleset);
-        }
-    }
-
-    #[test]
-    fn following_changes_ends_where_a_fresh_start_does(history in prop::collection::vec(step(), 1..8)) {
-        let (mut records, mut compiler, mut kernel) = (Records::new(), Compiler::new(NODE), Model::new());
-        kernel.exec(&Transaction::replace(&compiler.ruleset(&records))).expect("the empty view");
-        let (mut pods, mut links) = (BTreeSet::new(), Links::new());
-        for step in history {
-            let transaction = match step {
-                Step::View(view) => {
-                    let dirty = difference(&records, &view);
-                    records = *view;
-                    compiler.apply(&records, &dirty)
-                }
-                Step::Attach(number) => {
-                    pods.insert(number);
-                    let (interface, pod) = mk_attached(number);
-                    compiler.attach(interface, pod, &records)
-                }
-                Step::Detach(number) => {
-                    pods.remove(&number);
-                    compiler.detach(&mk_attached(number).0, &records)
-                }
-                Step::Links(now) => {
-                    links.clone_from(&now);
-                    compiler.set_links(now)
-                }
-            };
-            kernel.exec(&transaction).map_err(|error| TestCaseError::fail(format!("{error}\n{transaction}")))?;
-            let wanted = compiler.ruleset(&records);
-            let held = kernel.table();
-            prop_assert_eq!(held.as_ref(), Some(&wanted));
-            let mut again = fresh(&records, &pods.iter().copied().collect::<Vec<_>>());
-            again.set_links(links.clone());
-            prop_assert_eq!(&wanted, &again.ruleset(&records));
-            prop_assert_eq!(compiler.errors(), again.errors());
-        }
-    }
 }
 
 /// Two pods with one policy list, one with none, on a node of a cluster with a tunnel.
@@ -315,7 +206,7 @@ fn tunnel_packets_come_from_nodes_only_and_what_leaves_the_pools_is_masqueraded(
 
 #[test]
 fn what_a_pod_may_send_to_its_node() {
-    use margay_api::network::EndpointToHostAction::{Accept, Drop, Return};
+    use margay_api::settings::EndpointToHostAction::{Accept, Drop, Return};
     for (action, expected) in [(Accept, true), (Return, true), (Drop, false)] {
         let mut records = mk_records();
         let settings = FelixSettings { endpoint_to_host: action, ..FelixSettings::default() };

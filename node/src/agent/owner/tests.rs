@@ -142,8 +142,8 @@ fn what_others_change_unheard_is_undone_at_once() {
         kernel.lock().unheard = true;
         owner.commit().expect("a commit");
         assert!(!kernel.lock().unheard, "nothing was committed");
-        let table = kernel.table().map(|table| table.to_string());
-        assert_eq!(table, Some(owner.dataplane.dump(owner.state.records())));
+        let table = kernel.table().expect("a table").to_string();
+        assert!(owner.dataplane.dump(owner.state.records()).starts_with(&table));
         owner.handle(Event::Frame { stream: 1, frame: mk_frame(revision, &mk_records(&[(1, Action::Allow)]), true) });
     }
 }
