@@ -4,8 +4,6 @@
 //! that beside each class: for every rule of a chain the item that it was made of, and for every item the rules of
 //! policies that it joins. Nothing of this reaches the kernel, and it takes a few bytes per rule.
 
-use std::fmt;
-
 use margay_api::policy::PolicyKey;
 
 use super::stage::Direction;
@@ -67,20 +65,5 @@ impl TracedChain {
     pub(super) fn append(&mut self, other: Self) {
         self.items.extend(other.items);
         self.chain.rules.extend(other.chain.rules);
-    }
-}
-
-impl fmt::Display for RuleOrigin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tier, policy, direction, rule } = self;
-        let direction = match direction {
-            Direction::Ingress => "ingress",
-            Direction::Egress => "egress",
-        };
-        write!(f, "{policy}, tier {tier}, {direction}")?;
-        match rule {
-            Some(rule) => write!(f, " rule {rule}"),
-            None => f.write_str(", denied as a whole"),
-        }
     }
 }

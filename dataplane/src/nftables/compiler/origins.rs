@@ -1,10 +1,9 @@
 //! Answers which rules of policies a rule of a chain comes from.
 
-use std::fmt::Write;
-
 use super::{ClassState, Compiler};
 use crate::nftables::class::Class;
 use crate::nftables::origin::RuleOrigin;
+use crate::nftables::stage::Direction;
 use margay_nft::ChainName;
 
 impl Compiler {
@@ -19,22 +18,38 @@ impl Compiler {
         found.unwrap_or_default()
     }
 
-    /// All origins as text for people: a comment in nft's language, a line for each rule of a chain and policy's rule.
+    /// All origins as text for people: a comment in nft's language, of one line for each rule of a chain.
     pub fn describe_origins(&self) -> String {
         let mut text =
             String::from("# rules of chains, counted from 0, and the rules of policies that they come from\n");
         for (class, state) in &self.classes {
             for (chain, items) in &state.chains {
-                let known = items.iter().enumerate().filter_map(|(rule, item)| Some((rule, (*item)?)));
-                for (rule, item) in known {
-                    for origin in origins_of_item(class, state, item) {
-                        writeln!(text, "# {chain} {rule}: {origin}").expect("a string takes all");
-                    }
+                for (position, item) in items.iter().enumerate() {
+                    let origins = item.map(|item| describe_item(class, state, item));
+                    origins.into_iter().for_each(|origins| text += &format!("# {chain} {position}: {origins}\n"));
                 }
             }
         }
         text
     }
+}
+
+/// The origins of an item, which are all of one tier.
+fn describe_item(class: &Class, state: &ClassState, item: u32) -> String {
+    let mut text = String::new();
+    for RuleOrigin { tier, policy, direction, rule } in origins_of_item(class, state, item) {
+        if text.is_empty() {
+            let direction = if direction == Direction::Ingress { "ingress" } else { "egress" };
+            text = format!("tier {tier}, {direction} of {policy}");
+        } else {
+            text += &format!(", {policy}");
+        }
+        match rule {
+            Some(rule) => text += &format!(" rule {rule}"),
+            None => text += " as a whole",
+        }
+    }
+    text
 }
 
 fn origins_of_item(class: &Class, state: &ClassState, item: u32) -> impl Iterator<Item = RuleOrigin> {
