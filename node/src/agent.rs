@@ -1,4 +1,10 @@
-//! The one owner of the node's state: every change comes to it as an [`Event`], and everything that the kernel holds of policy comes from it.
+//! The agent: one thread owns the node's state. Every change reaches it as an [`AgentEvent`], and
+//! it alone has the dataplane program policy.
+//!
+//! The kernel's answers block, so the owner has a thread of its own. Events that are queued
+//! together are committed together: one transaction, one acknowledgement. Nothing is written to the
+//! kernel before the first complete view, unless the kernel holds nothing of ours and a view was
+//! saved.
 //!
 //! It lives on a thread of its own because the kernel's answers block. Events that wait together are committed together: one transaction, one
 //! acknowledgement. Nothing is written before the first whole view, unless the kernel holds nothing of ours and a view was saved.
@@ -29,53 +35,57 @@ pub use changes::{watch_drift, watch_links};
 pub use owner::Fatal;
 pub use routing::RoutingFault;
 
-/// Events that wait at once; whoever has one more waits, and typha with it.
+/// Capacity of the event queue. Senders wait while it is full, and through them typha.
 const QUEUE: usize = 256;
 
-/// What can wake the owner.
+/// Event for the owner of the state.
 pub enum Event {
-    /// A stream to a server is being opened: what is held is asked for, and the stream is told when a frame cannot be applied.
+    /// A stream to a server is being opened. The owner returns its digests, and reports through
+    /// `fault` when a frame cannot be applied.
     Connected {
         /// Number of the stream.
         stream: u64,
         /// Digests for the hello.
         hello: oneshot::Sender<Vec<u64>>,
-        /// Takes the reason why the stream must be opened anew.
+        /// Receives the error after which the stream must be reopened.
         fault: oneshot::Sender<Fault>,
-        /// Where it leads.
+        /// Address of the server.
         server: String,
     },
-    /// A frame of this stream.
+    /// Frame received on a stream.
     Frame {
         /// Number of the stream.
         stream: u64,
         /// The frame.
         frame: Box<Frame>,
     },
-    /// This stream has ended.
+    /// A stream ended.
     Disconnected {
         /// Number of the stream.
         stream: u64,
     },
-    /// A pod's link is being made.
+    /// Attaches a pod whose link is being created.
     Attach {
         /// Host side interface.
         interface: String,
         /// The pod.
         pod: Attached,
-        /// Told when its policy and addresses are committed.
+        /// Completed when the pod's policy and addresses are committed.
         done: oneshot::Sender<Result<(), NotEnforced>>,
     },
-    /// A pod is being detached: its policy goes, and its addresses lead to its link for as long as that is there.
+    /// Detaches a pod: removes it from policy. Its addresses stay routed to its link while that
+    /// exists.
     Detach {
         /// Host side interface.
         interface: String,
-        /// The pod; another pod's link of this name stays.
+        /// The pod. A link of this name that belongs to another pod is left alone.
         endpoint: EndpointKey,
-        /// Told when nothing of it is in the kernel any more; false if nothing is written there yet.
+        /// Completed when nothing of the pod is in the kernel any more. False: nothing is written
+        /// to the kernel yet.
         done: oneshot::Sender<bool>,
     },
-    /// A pod's link is there: its addresses lead to it from now on, whether its policy is known or not.
+    /// A pod's link was created: its addresses are routed to it from now on, whether its policy is
+    /// known or not.
     LinkMade {
         /// Host side interface.
         interface: String,
@@ -83,74 +93,76 @@ pub enum Event {
         index: u32,
         /// The pod.
         pod: Attached,
-        /// Told when that is planned, so that the thread of routes takes none of them away.
+        /// Completed when the routes are planned, so that the route worker does not remove them as
+        /// stale.
         done: oneshot::Sender<bool>,
     },
-    /// The link of a pod that was detached is gone.
+    /// The link of a detached pod was removed.
     LinkGone {
         /// Host side interface.
         interface: String,
-        /// Index of the link; a later link of that name is not meant. None: there was none any more.
+        /// Index of the link, so that a later link of the same name is left alone. `None`: no link
+        /// of that name existed any more.
         index: Option<u32>,
     },
-    /// The node's interfaces have these addresses now.
+    /// The addresses of the node's interfaces changed.
     Links(Links),
-    /// Somebody changed our table.
+    /// Another program changed our nftables table.
     Drift,
-    /// Routes have come further, or are not as wanted any more.
+    /// The progress of the route worker changed.
     Routed,
-    /// Somebody wants to look.
+    /// Runs a closure on the state.
     Inspect(Look),
 }
 
-/// A look at what the owner has.
+/// Closure that reads the owner's state.
 pub type Look = Box<dyn FnOnce(&State, &dyn Dataplane) + Send>;
 
-/// How far the agent is.
+/// Status of the agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
-    /// The stream is up and the view whole.
+    /// The stream is up and the view complete.
     pub in_sync: bool,
-    /// The kernel holds our table, from a whole view or from the one saved last.
+    /// The kernel holds our table, from a complete view or from the saved one.
     pub enforcing: bool,
     /// Revision of the view in the kernel.
     pub revision: u64,
-    /// The server that the stream leads to; empty: none.
+    /// Server of the current stream; empty if there is none.
     pub server: String,
-    /// Records that are not enforced as they are written, and why.
+    /// Records that are not enforced as written, with the reason.
     pub errors: BTreeMap<RecordId, String>,
-    /// Why nftables does not hold what it should, if that is so.
+    /// Why the last nftables commit failed; `None` if it succeeded.
     pub failing: Option<String>,
-    /// Why routing is not as wanted, if that has been so for a while.
+    /// Why routing has differed from the plan for longer than the grace period.
     pub routing: Option<RoutingFault>,
 }
 
 impl Status {
-    /// Why the node is not as it should be, if that is so.
+    /// Reason why the node is not ready, if any.
     pub fn not_ready(&self) -> Option<String> {
         self.no_network().or_else(|| self.routing.as_ref().map(|fault| fault.reason.clone()))
     }
 
-    /// Why no pod could be attached now, or would have no network here, if that is so. Kubernetes takes a node of which this is said out of service.
+    /// Reason why pods cannot be attached or would have no network on this node, if any. CNI STATUS
+    /// reports it, and the kubelet then marks the node NotReady.
     pub fn no_network(&self) -> Option<String> {
         if let Some(reason) = &self.failing {
-            return Some(format!("nftables is not as wanted: {reason}"));
+            return Some(format!("nftables could not be programmed: {reason}"));
         }
         if !self.enforcing {
-            return Some("the node's view has not come from margay-typha yet; is it running and reachable?".to_owned());
+            return Some("no complete view received from margay-typha yet; check that it is running and reachable".to_owned());
         }
         self.routing.as_ref().filter(|fault| fault.is_own).map(|fault| fault.reason.clone())
     }
 }
 
-/// Where routes are planned to.
+/// Sink of route plans.
 pub trait Routes: Send {
-    /// Makes this the wanted plan; returns its generation. Does not wait.
+    /// Replaces the wanted plan and returns its generation. Does not block.
     fn want(&mut self, plan: Plan) -> u64;
-    /// Makes the newest plan one of these pods of the node, and changes nothing else; returns its generation. Does not
-    /// wait.
+    /// Replaces the node's own pods in the newest plan and returns its generation. Does not block.
     fn want_pods(&mut self, pods: LocalPods) -> u64;
-    /// How far the kernel has come, as that changes.
+    /// Progress of the kernel towards the plan.
     fn progress(&self) -> watch::Receiver<Progress>;
 }
 
@@ -168,27 +180,27 @@ impl Routes for Network {
     }
 }
 
-/// What an agent starts with.
+/// Initial state and dependencies of an agent.
 pub struct Parts {
     /// Name of the node.
     pub node: String,
-    /// The view saved last.
+    /// The saved view.
     pub view: BTreeMap<RecordId, Record>,
     /// Pods that earlier runs have attached, by interface.
     pub attached: BTreeMap<String, Attached>,
     /// Addresses of the node's interfaces.
     pub links: Links,
-    /// What enforces policy.
+    /// Dataplane that enforces policy.
     pub dataplane: Box<dyn Dataplane>,
-    /// Links and routes, if this agent plans them.
+    /// Route worker, if this agent plans routes.
     pub routes: Option<Box<dyn Routes>>,
-    /// Where the view is saved, if it is.
+    /// Where the view is saved; `None`: it is not.
     pub store: Option<Store>,
-    /// Numbers.
+    /// Metrics.
     pub metrics: Metrics,
 }
 
-/// How others speak to the agent; cheap to clone. The agent ends when the last handle is gone.
+/// Handle to the agent; cheap to clone. The agent ends when the last handle is dropped.
 #[derive(Clone)]
 pub struct AgentHandle {
     events: mpsc::Sender<Event>,
@@ -196,7 +208,8 @@ pub struct AgentHandle {
     acks: watch::Receiver<Option<Arc<Ack>>>,
 }
 
-/// Starts the owner. The receiver gets the reason when it cannot go on; what the kernel enforces stays. Needs a tokio runtime.
+/// Starts the owner's thread. The receiver gets the error when it cannot go on; what is enforced
+/// stays enforced. Needs a tokio runtime.
 pub fn spawn(parts: Parts) -> std::io::Result<(AgentHandle, oneshot::Receiver<Fatal>)> {
     let (events, queue) = mpsc::channel(QUEUE);
     let (status, seen_status) = watch::channel(Status::default());
@@ -204,20 +217,20 @@ pub fn spawn(parts: Parts) -> std::io::Result<(AgentHandle, oneshot::Receiver<Fa
     let (fatal, fate) = oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
     if let Some(routes) = &parts.routes {
-        // Its sender would keep the agent alive.
+        // A strong sender would keep the agent alive.
         runtime.spawn(follow(routes.progress(), events.downgrade()));
     }
     let owner = owner::Owner::new(parts, status, acks);
     std::thread::Builder::new().name("agent".to_owned()).spawn(move || {
         if let Err(error) = owner.run(&runtime, queue) {
-            // Nobody listens only when the process is ending already.
+            // The receiver is gone only if the process is ending already.
             let _ = fatal.send(error);
         }
     })?;
     Ok((AgentHandle { events, status: seen_status, acks: seen_acks }, fate))
 }
 
-/// Tells the owner of every step of the routes.
+/// Forwards each change of the route worker's progress to the owner.
 async fn follow(mut progress: watch::Receiver<Progress>, events: mpsc::WeakSender<Event>) {
     while progress.changed().await.is_ok() {
         let Some(events) = events.upgrade() else { return };
@@ -228,43 +241,43 @@ async fn follow(mut progress: watch::Receiver<Progress>, events: mpsc::WeakSende
 }
 
 impl AgentHandle {
-    /// Hands an event over; waits while the queue is full. False when the agent has ended.
+    /// Sends an event, waiting while the queue is full. False: the agent has ended.
     pub async fn send(&self, event: Event) -> bool {
         self.events.send(event).await.is_ok()
     }
 
-    /// How far the agent is, now.
+    /// Current status.
     pub fn status(&self) -> Status {
         self.status.borrow().clone()
     }
 
-    /// How far the agent is, as it changes.
+    /// Subscription to the status.
     pub fn watch(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }
 
-    /// The newest acknowledgement, as it changes; it stands for all before it.
+    /// Subscription to the newest acknowledgement, which covers all before it.
     pub fn acks(&self) -> watch::Receiver<Option<Arc<Ack>>> {
         self.acks.clone()
     }
 
-    /// Returns when a server has said that the view is whole and it is in the kernel.
+    /// Waits until a server has declared the view complete and it is in the kernel.
     pub async fn wait_in_sync(&self) {
         let mut status = self.status.clone();
-        // An agent that has ended will never be in sync: the caller's own deadline ends this.
+        // An agent that has ended never gets in sync: the caller's own deadline ends this.
         if status.wait_for(|status| status.in_sync && status.enforcing).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// Looks at the state.
+    /// Runs a closure on the state and returns its result; `None` if the agent has ended.
     pub async fn inspect<T: Send + 'static>(
         &self,
         look: impl FnOnce(&State, &dyn Dataplane) -> T + Send + 'static,
     ) -> Option<T> {
         let (seen, result) = oneshot::channel();
         let look = move |state: &State, dataplane: &dyn Dataplane| {
-            // The one who asked may have gone.
+            // The caller may have been cancelled.
             let _ = seen.send(look(state, dataplane));
         };
         self.events.send(Event::Inspect(Box::new(look))).await.ok()?;
@@ -302,7 +315,7 @@ impl Enforcer for AgentHandle {
     }
 }
 
-/// The pods of the node, as routes need them.
+/// Interface by address of the node's pods, as routes are planned from.
 pub(crate) fn local_pods<'a>(pods: impl Iterator<Item = (&'a String, &'a Attached)>) -> LocalPods {
     let pods = pods.flat_map(|(interface, pod)| pod.addresses.iter().map(move |address| (*address, interface.clone())));
     pods.collect()

@@ -1,4 +1,5 @@
-//! Makes the parts in the order in which they need each other: first what enforces, then what tells it what to enforce, then what asks it.
+//! Starts the agent's parts in the order of their dependencies: first what enforces policy, then
+//! what receives it from typha, then what serves pods and readers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,13 +38,13 @@ use crate::store::Store;
 use crate::upstream::notices::Notices;
 use crate::upstream::{SERVER_NAME, Upstream};
 
-/// The longest that the end of the process may take; nothing that is enforced ends with it.
+/// Time limit of the shutdown; enforcement stays in the kernel.
 const END: Duration = Duration::from_secs(10);
-/// Calls of readers that are being set up at once.
+/// Maximal number of debug calls in progress.
 const CALLS: usize = 64;
-/// The longest time until a call is set up.
+/// Time limit of a debug call, until its response begins.
 const CALL: Duration = Duration::from_secs(15);
-/// Who may call what.
+/// Services by client organization.
 const MAY_CALL: [(&str, &[&str]); 1] = [(
     "margay:readers",
     &[
@@ -54,10 +55,10 @@ const MAY_CALL: [(&str, &[&str]); 1] = [(
     ],
 )];
 
-/// Runs the agent until it is told to end. Whatever is in the kernel stays there.
+/// Runs the agent until a signal ends it. What is in the kernel stays.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let telemetry = telemetry::init("margay-node", &args.log)?;
-    tracing::info!(?args, "node agent starts");
+    tracing::info!(?args, "starting node agent");
     let served = serve(args).await;
     telemetry.shutdown().await;
     served
@@ -67,7 +68,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let shutdown = Shutdown::on_signals(END).context("signals")?;
     let readiness = Readiness::default();
     let certified = readiness.gate("certificate", "no certificate yet");
-    let enforcing = readiness.gate("policy", "the view has not come from typha yet");
+    let enforcing = readiness.gate("policy", "no complete view received from typha yet");
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     admin::serve(args.admin_listen, Arc::new(registry), readiness.clone(), shutdown.clone()).await?;
@@ -94,7 +95,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// Starts what enforces.
+/// Starts the dataplane and the agent.
 fn start(
     args: &Args,
     attachments: &Attachments,
@@ -128,7 +129,7 @@ fn start(
     Ok((agent, routing, fatal))
 }
 
-/// Opens the gate while the kernel holds what it should.
+/// Opens the gate while the node is ready.
 async fn follow(agent: AgentHandle, gate: Gate) {
     let mut status = agent.watch();
     loop {
@@ -143,7 +144,7 @@ async fn follow(agent: AgentHandle, gate: Gate) {
     }
 }
 
-/// Everything that needs the node's certificate.
+/// Runs everything that needs the node's certificate.
 async fn connect(
     args: &Args,
     agent: &AgentHandle,
@@ -172,7 +173,7 @@ async fn connect(
     };
     let listener = TcpListener::bind(args.listen).await;
     let listener =
-        listener.with_context(|| format!("address {}: choose a free one with MARGAY_LISTEN", args.listen))?;
+        listener.with_context(|| format!("cannot listen on {}: choose a free address with MARGAY_LISTEN", args.listen))?;
     tokio::select! {
         () = upstream.run(shutdown.clone()) => Ok(()),
         served = serve_debug(debug, readiness.clone(), listener, tls.clone(), shutdown.clone()) => served,
@@ -219,7 +220,7 @@ async fn serve_debug(
     }
 }
 
-/// Serves the CNI plugin.
+/// Serves the CNI socket.
 async fn serve_pods(
     args: &Args,
     agent: AgentHandle,

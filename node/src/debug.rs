@@ -1,4 +1,4 @@
-//! What a reader may ask of this node. Everything here only reads, but for what goes to the log.
+//! The debug service of the agent. It only reads, except for the log filter.
 
 use margay_calc::model::{Record, RecordId};
 use margay_calc::{digest, text};
@@ -20,17 +20,17 @@ use tonic::{Request, Response, Status};
 use crate::agent::{AgentHandle, local_pods};
 use crate::problems::Problems;
 
-/// See the module.
+/// Implementation of the debug service.
 pub struct DebugService {
     /// Name of the node.
     pub node: String,
-    /// The owner of the state.
+    /// The agent.
     pub agent: AgentHandle,
-    /// How far routes and kernel parameters are.
+    /// Progress of routes and kernel parameters.
     pub routing: watch::Receiver<Progress>,
-    /// What is waited for.
+    /// Readiness gates.
     pub readiness: Readiness,
-    /// What is wrong with the node.
+    /// Problems of the node.
     pub problems: Problems,
 }
 
@@ -65,7 +65,7 @@ impl NodeDebug for DebugService {
         let asked = request.into_inner().node;
         if !asked.is_empty() && asked != self.node {
             return Err(Status::invalid_argument(format!(
-                "this is node {}; ask typha for the view of {asked}",
+                "this is node {}; request the view of {asked} from typha",
                 self.node
             )));
         }

@@ -1,4 +1,8 @@
-//! The node's certificate: the key is made here and never leaves, the certificate is asked for through the API and renewed at two thirds of its life.
+//! The node's certificate. The key is generated here and never leaves the node; the certificate is
+//! requested through the API and renewed after two thirds of its lifetime.
+//!
+//! While a certificate is valid nothing here needs the API. A new key stays beside the one in use
+//! until its certificate is issued, so that a crash at any point resumes there.
 //!
 //! With a certificate in force nothing here needs the API. A key that is being certified lies beside the one in use until its certificate is there, so
 //! that a crash at any point goes on where it was.
@@ -22,44 +26,44 @@ use sha2::{Digest, Sha256};
 
 use crate::requests::{self, bounded};
 
-/// Who signs: the operator.
+/// Signer of the operator.
 const SIGNER: &str = "margay.io/node";
-/// What the certificate is for, exactly.
+/// Key usages that the signer accepts, exactly these.
 const USAGES: [&str; 3] = ["client auth", "digital signature", "server auth"];
-/// Asked for; the signer may give less.
+/// Requested lifetime; the signer may grant less.
 const LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
-/// The certificate and the authorities are looked at this often: three `stat` calls.
+/// Interval of checking certificate and authorities: three `stat` calls.
 const LOOK: Duration = Duration::from_secs(5);
-/// Delays between attempts.
+/// Minimal and maximal delay between attempts.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// A watch ends after this time and is opened again.
+/// Seconds after which a watch ends and is reopened.
 const WATCH_SECONDS: u32 = 290;
 
-/// Why there is no certificate yet.
+/// Reason why there is no usable certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// The folder cannot be used.
+    /// A file or directory cannot be used.
     #[error("{path}: {source}", path = path.display())]
     Io {
-        /// The file or folder.
+        /// File or directory.
         path: PathBuf,
-        /// What the system says.
+        /// Error of the system.
         source: io::Error,
     },
-    /// Keys or requests cannot be made.
+    /// A key or request cannot be generated.
     #[error("certificate request: {0}")]
     Make(#[from] rcgen::Error),
-    /// The API cannot be asked.
+    /// The API request failed.
     #[error(
-        "CertificateSigningRequest {name}: {source}; does the service account of the agent have the right to create and watch it?"
+        "CertificateSigningRequest {name}: {source}; check that the agent's service account may create and watch it"
     )]
     Api {
         /// Name of the object.
         name: String,
-        /// What the API says.
+        /// Error of the API.
         source: Box<kube::Error>,
     },
-    /// The API client cannot be made.
+    /// The API client cannot be created.
     #[error("API client: {0}")]
     Client(#[from] Box<kube::Error>),
     /// The signer refused.
@@ -69,33 +73,33 @@ pub enum IdentityError {
         name: String,
         /// `Denied` or `Failed`.
         verdict: String,
-        /// The reason given.
+        /// Reason of the signer.
         message: String,
     },
     /// It has not been signed yet.
-    #[error("CertificateSigningRequest {name} is not signed yet; is margay-operator running?")]
+    #[error("CertificateSigningRequest {name} is not signed yet; check that margay-operator is running")]
     Waiting {
         /// Name of the object.
         name: String,
     },
-    /// The certificate is another node's, or not in force now.
+    /// The certificate belongs to another node or is not valid now.
     #[error(
-        "certificate of {name:?} in force from {not_before} to {not_after} (seconds since 1970) is not this node's, or not in force now; is the clock right?"
+        "certificate of {name:?}, valid from {not_before} to {not_after} (Unix time), belongs to another node or is not valid now; check the node's clock"
     )]
     Unfit {
         /// Its subject's common name.
         name: String,
-        /// Start of its life, seconds since 1970.
+        /// Start of its validity, Unix time in seconds.
         not_before: i64,
-        /// End of its life, seconds since 1970.
+        /// End of its validity, Unix time in seconds.
         not_after: i64,
     },
-    /// None of the authorities has signed the certificate: they are new ones.
-    #[error("the certificate of {name:?} is of none of the authorities in {path}; a new one is asked for", path = authorities.display())]
+    /// None of the current authorities has signed the certificate: they were replaced.
+    #[error("the certificate of {name:?} is signed by none of the authorities in {path}; a new one is requested", path = authorities.display())]
     Foreign {
         /// Its subject's common name.
         name: String,
-        /// Where the authorities are.
+        /// File of the authorities.
         authorities: PathBuf,
     },
     /// The certificate cannot be used.
@@ -103,7 +107,7 @@ pub enum IdentityError {
     Tls(#[from] TlsError),
 }
 
-/// Where the key and the certificate of this node are.
+/// Files of this node's key and certificate.
 #[derive(Clone, Debug)]
 pub struct Identity {
     node: String,
@@ -111,24 +115,26 @@ pub struct Identity {
     ca: PathBuf,
 }
 
-/// A key and the name of its request.
+/// A key that is being certified, and the name of its request.
 struct Pending {
     key: KeyPair,
     name: String,
 }
 
 impl Identity {
-    /// The files `tls/tls.key` and `tls/tls.crt` in the agent's folder, and `ca.crt` in the folder of the authorities.
+    /// The files `tls/tls.key` and `tls/tls.crt` in the state directory, and `ca.crt` in that of
+    /// the authorities.
     pub fn new(node: &str, state: &Path, ca: &Path) -> Self {
         Self { node: node.to_owned(), folder: state.join("tls"), ca: ca.to_owned() }
     }
 
-    /// The certificate's subject.
+    /// Common name of the certificate's subject.
     pub fn common_name(&self) -> String {
         format!("margay:node:{}", self.node)
     }
 
-    /// The identity, asked for first if there is none in force. Tries until it succeeds; the gate says what is waited for.
+    /// Loads the certificate, requesting one if none is valid. Retries until it succeeds; the gate
+    /// shows the reason meanwhile.
     pub async fn obtain(&self, gate: &Gate) -> Tls {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
@@ -149,7 +155,8 @@ impl Identity {
         }
     }
 
-    /// Asks for a new certificate when two thirds of the present one's life are over, or when nobody vouches for it any more; never returns.
+    /// Requests a new certificate after two thirds of the current one's lifetime, or when no
+    /// authority vouches for it any more; never returns.
     pub async fn renew(&self, tls: &Tls) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
@@ -159,13 +166,13 @@ impl Identity {
                     backoff.reset();
                     break;
                 };
-                tracing::warn!(%error, "the certificate is not renewed yet; it stays in use until it expires");
+                tracing::warn!(%error, "the certificate could not be renewed; it stays in use until it expires");
                 tokio::time::sleep(backoff.next(jitter())).await;
             }
         }
     }
 
-    /// What lies in the folder, if it is this node's, in force, and of an authority that is known.
+    /// Loads key and certificate, if they are this node's, valid and signed by a known authority.
     fn load(&self) -> Result<Tls, IdentityError> {
         let tls = Tls::load(Files::in_dirs(&self.folder, &self.ca))?;
         let material = tls.current();
@@ -183,7 +190,7 @@ impl Identity {
         Ok(tls)
     }
 
-    /// Whether a new certificate helps: it does not when the authorities are missing.
+    /// Whether a new certificate resolves the error: not if the authorities are missing.
     fn is_ours_to_mend(&self, error: &IdentityError) -> bool {
         match error {
             IdentityError::Unfit { .. } | IdentityError::Foreign { .. } => true,
@@ -195,29 +202,29 @@ impl Identity {
         }
     }
 
-    /// Whether it is another node's, or not in force.
+    /// Whether the certificate is another node's or not valid.
     fn is_unfit(&self, leaf: &Leaf, now: i64) -> bool {
         leaf.peer.common_name != self.common_name() || !(leaf.not_before..leaf.not_after).contains(&now)
     }
 
-    /// Whether two thirds of its life are over, or it is of no authority that is known.
+    /// Whether two thirds of its lifetime are over, or no known authority has signed it.
     fn is_due(&self, material: &Material, now: i64) -> bool {
         !material.is_trusted || self.is_unfit(&material.leaf, now) || now >= material.leaf.renew_at()
     }
 
-    /// Has a new key certified, and puts both in use.
+    /// Has a new key certified and installs both.
     async fn request(&self) -> Result<(), IdentityError> {
         let pending = self.pending()?;
         let client = requests::client().await.map_err(Box::new)?;
         let api: Api<CertificateSigningRequest> = Api::all(client);
         let failed = |source| IdentityError::Api { name: pending.name.clone(), source: Box::new(source) };
         match bounded(api.create(&PostParams::default(), &self.object(&pending)?)).await {
-            Ok(_) => tracing::info!(name = pending.name, "certificate asked for"),
+            Ok(_) => tracing::info!(name = pending.name, "certificate requested"),
             Err(kube::Error::Api(status)) if status.code == 409 => {}
             Err(error) => return Err(failed(error)),
         }
         let only = WatchParams::default().fields(&format!("metadata.name={}", pending.name)).timeout(WATCH_SECONDS);
-        // Version 0 begins with the object as it is.
+        // Resource version 0: the watch begins with the current object.
         let mut events = bounded(api.watch(&only, "0")).await.map_err(failed)?.boxed();
         while let Some(event) = events.next().await {
             let (WatchEvent::Added(object) | WatchEvent::Modified(object)) = event.map_err(failed)? else { continue };
@@ -239,7 +246,7 @@ impl Identity {
             .flatten()
             .find(|condition| ["Denied", "Failed"].contains(&condition.type_.as_str()));
         let Some(condition) = refused else { return Ok(None) };
-        // Asked again with the same key the answer would be the same.
+        // A request with the same key has the same name, and would find this refusal again.
         self.remove(&self.next_key())?;
         let message = condition.message.or(condition.reason).unwrap_or_default();
         Err(IdentityError::Refused { name: pending.name.clone(), verdict: condition.type_, message })
@@ -264,7 +271,7 @@ impl Identity {
         })
     }
 
-    /// The key that is being certified, made if there is none.
+    /// Loads the key that is being certified, or generates it.
     fn pending(&self) -> Result<Pending, IdentityError> {
         let path = self.next_key();
         let kept = fs::read_to_string(&path).ok().and_then(|pem| KeyPair::from_pem(&pem).ok());
@@ -283,14 +290,15 @@ impl Identity {
         Ok(Pending { key, name: format!("margay-node-{}-{hash}", self.node) })
     }
 
-    /// Puts the certificate and its key in use. Between the two renames the pair does not fit, and whoever reads it then keeps the former one.
+    /// Installs the certificate and its key. Between the two renames the pair does not match;
+    /// whoever reads it then keeps the former one.
     fn put(&self, certificate: &[u8]) -> Result<(), IdentityError> {
         let next = self.folder.join("next.crt");
         self.write(&next, certificate)?;
         for (from, to) in [(next, "tls.crt"), (self.next_key(), "tls.key")] {
             fs::rename(&from, self.folder.join(to)).map_err(|source| IdentityError::Io { path: from, source })?;
         }
-        tracing::info!("certificate in use");
+        tracing::info!("certificate installed");
         Ok(())
     }
 

@@ -1,6 +1,7 @@
-//! The node's copy of its view: the one place where what typha said becomes the state that everything is planned from.
+//! The node's copy of its view: frames from typha become the state that everything is planned from.
 //!
-//! Output depends on what is held, never on how it came: a frame that says again what is held marks nothing dirty.
+//! What is marked dirty depends on the records held, never on how they arrived: a frame that
+//! repeats held records marks nothing dirty.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,14 +11,15 @@ use margay_calc::model::{IpSetRecord, Record, RecordId, SetId, SetKind};
 use margay_dataplane::Dirty;
 use margay_proto::sync::{Change, Frame};
 
-/// A change that cannot be applied to what is held; the stream has to start again with a new hello.
+/// A change that cannot be applied to the records held; the stream must be reopened with a new
+/// hello.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// Members of a set that is not held.
-    #[error("members of set {0}, which this node does not hold; the view is asked for again")]
+    /// Members for a set that is not held.
+    #[error("received members of set {0}, which this node does not hold; the view is requested again")]
     UnknownSet(SetId),
-    /// Members of another kind than the set's.
-    #[error("members of kind {got:?} for set {set}, which holds {held:?}; the view is asked for again")]
+    /// Members of a kind other than the set's.
+    #[error("received members of kind {got:?} for set {set}, which holds {held:?}; the view is requested again")]
     SetKind {
         /// The set.
         set: SetId,
@@ -28,7 +30,7 @@ pub enum Fault {
     },
 }
 
-/// See the module.
+/// The records of the node's view.
 #[derive(Clone, Debug, Default)]
 pub struct State {
     records: BTreeMap<RecordId, Record>,
@@ -36,11 +38,12 @@ pub struct State {
     in_sync: bool,
     restating: Restating,
     dirty: Dirty,
-    /// Sets that went since dirt was last taken, with the changes of members that nobody has seen: one that comes back is not a new one.
+    /// IP sets removed since `take_dirty`, with the member changes not yet taken: a removal and
+    /// re-add in one batch then costs a member delta, not a new kernel set.
     graves: BTreeMap<SetId, (IpSetRecord, MemberDelta)>,
 }
 
-/// Buckets that the server is restating, and what it has told of them so far.
+/// Buckets that the server is resending, and the records received of them so far.
 #[derive(Clone, Debug, Default)]
 struct Restating {
     buckets: BTreeSet<u32>,
@@ -48,45 +51,46 @@ struct Restating {
 }
 
 impl State {
-    /// A state that holds these records, all of them dirty, and is in sync with nobody.
+    /// A state with these records, all dirty and not in sync.
     pub fn with_records(records: BTreeMap<RecordId, Record>) -> Self {
         let dirty = Dirty { records: records.keys().cloned().collect(), members: BTreeMap::new() };
         Self { records, dirty, ..Self::default() }
     }
 
-    /// Everything held.
+    /// All records.
     pub fn records(&self) -> &BTreeMap<RecordId, Record> {
         &self.records
     }
 
-    /// Newest revision of the server that has been applied.
+    /// Newest revision applied.
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// Whether a server has said, since the last [`State::disconnect`], that this is the whole view.
+    /// Whether a server has declared the view complete since the last [`State::disconnect`].
     pub fn is_in_sync(&self) -> bool {
         self.in_sync
     }
 
-    /// Takes what changed since the last call.
+    /// Drains what changed since the last call.
     pub fn take_dirty(&mut self) -> Dirty {
         self.graves.clear();
         std::mem::take(&mut self.dirty)
     }
 
-    /// The digests of what is held, for a hello; none when nothing is held.
+    /// Bucket digests for a hello; empty when nothing is held.
     pub fn buckets(&self) -> Vec<u64> {
         if self.records.is_empty() { Vec::new() } else { digest::buckets(&self.records).to_vec() }
     }
 
-    /// The stream ended: what is held stays, and whatever the server was restating is not swept.
+    /// Handles the end of the stream: records stay, and buckets that were being resent are not
+    /// swept.
     pub fn disconnect(&mut self) {
         self.in_sync = false;
         self.restating = Restating::default();
     }
 
-    /// Applies a frame. After a fault the frame is applied in part and the stream has to be opened anew.
+    /// Applies a frame. After an error it is applied in part, and the stream must be reopened.
     pub fn apply(&mut self, frame: Frame) -> Result<(), Fault> {
         self.restating.buckets.extend(&frame.trailer.restated_buckets);
         for change in frame.changes {
@@ -115,7 +119,7 @@ impl State {
             && let Some(Record::IpSet(old)) = self.records.get(&id)
             && old.kind == new.kind
         {
-            // A set that is told again differs in few members if any: those are what the kernel is told.
+            // A resent set differs in few members if any, and only those are programmed.
             let set = set.clone();
             let delta = difference(old, new);
             delta.added.into_iter().for_each(|member| self.dirty.mark_member(&set, member, true));
@@ -138,7 +142,7 @@ impl State {
         self.dirty.records.insert(id.clone());
     }
 
-    /// Takes a set back that went since dirt was last taken, as if it had not gone.
+    /// Restores a set that was removed since `take_dirty`, as if it had stayed.
     fn revive(&mut self, set: &SetId, kind: SetKind) {
         let Some((record, unseen)) = self.graves.remove(set).filter(|(record, _)| record.kind == kind) else { return };
         let id = RecordId::IpSet(set.clone());
@@ -169,7 +173,8 @@ impl State {
         Ok(())
     }
 
-    /// Drops what is held in restated buckets and was not told again.
+    /// Removes records of resent buckets that the server did not send again. Only a complete resend
+    /// may remove: before `in_sync` the rest may still come.
     fn sweep(&mut self) {
         let Restating { buckets, told } = std::mem::take(&mut self.restating);
         if buckets.is_empty() {

@@ -1,4 +1,5 @@
-//! Acknowledgements that wait for routes: what a node acknowledges is in force whole.
+//! Acknowledgements that wait for routes: a node acknowledges a revision when policy and routes of
+//! it are in force.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -7,18 +8,20 @@ use margay_calc::model::RecordId;
 use margay_proto::sync::Ack;
 use tokio::sync::watch;
 
-/// An acknowledgement of what nftables holds, without errors, and the plan of routes that belongs to it.
+/// An acknowledgement of what nftables holds, still without errors, and the generation of the route
+/// plan that belongs to it.
 struct Waiting {
     ack: Ack,
     generation: u64,
 }
 
-/// See the module. An acknowledgement stands for all before it, so two that wait are enough: one whose routes are under way, and the newest. Were it the
-/// newest alone, a node whose routes change all the time would never acknowledge anything.
+/// Pending acknowledgements. One covers all before it, so two are enough: one whose routes are
+/// being applied, and the newest. With the newest alone, a node whose routes change all the time
+/// would never acknowledge anything.
 pub(super) struct Acks {
     told: watch::Sender<Option<Arc<Ack>>>,
     waiting: VecDeque<Waiting>,
-    /// The last of this stream.
+    /// The last one published on this stream.
     last: Option<Arc<Ack>>,
 }
 
@@ -27,13 +30,14 @@ impl Acks {
         Self { told, waiting: VecDeque::new(), last: None }
     }
 
-    /// Another stream has begun, to which revisions of this one mean nothing.
+    /// Drops everything that belongs to the last stream: its revisions mean nothing on another one.
     pub(super) fn forget(&mut self) {
         self.waiting.clear();
         self.last = None;
     }
 
-    /// This is in nftables; the plan of routes of this generation has to be applied before it is in force.
+    /// Adds an acknowledgement of what nftables holds; it is published once the route plan of this
+    /// generation is applied.
     pub(super) fn push(&mut self, ack: Ack, generation: u64) {
         let replaces = self.waiting.back().is_some_and(|newest| newest.generation == generation);
         if replaces || self.waiting.len() > 1 {
@@ -42,8 +46,8 @@ impl Acks {
         self.waiting.push_back(Waiting { ack, generation });
     }
 
-    /// Plans of routes up to this generation have been applied; these records are not in force as they are written. Tells of the newest that is due, or
-    /// of the last again if other records are not in force now.
+    /// Publishes the newest acknowledgement whose generation is applied, or the last one again if
+    /// the errors differ.
     pub(super) fn tell(&mut self, applied: u64, errors: &BTreeMap<RecordId, String>) {
         let mut due = None;
         while let Some(next) = self.waiting.pop_front_if(|waiting| waiting.generation <= applied) {
@@ -71,7 +75,7 @@ mod tests {
         names.iter().map(|name| (RecordId::Node((*name).to_owned()), "x".to_owned())).collect()
     }
 
-    /// Pushes revisions with their generations, then tells as far as the routes are.
+    /// Pushes revisions with their generations, then publishes as routes are applied.
     enum Step {
         Push(u64, u64),
         Tell(u64, &'static [&'static str]),

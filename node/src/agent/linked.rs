@@ -1,4 +1,5 @@
-//! Pods whose links are there, to which their addresses lead: from before their policy is known until after it is gone.
+//! Pods that have a link on this node. Their addresses are routed to it from before their policy is
+//! known until after it has been removed.
 
 use std::collections::BTreeMap;
 
@@ -9,28 +10,28 @@ use margay_dataplane::routes::plan::LocalPods;
 /// A pod's link.
 #[derive(Debug)]
 struct Link {
-    /// Its index, if this run of the agent has made it.
+    /// Index of the link, if this run of the agent created it.
     index: Option<u32>,
     pod: Attached,
 }
 
-/// See the module; by host side interface.
+/// The pods by host-side interface.
 #[derive(Debug, Default)]
 pub(super) struct Linked(BTreeMap<String, Link>);
 
 impl Linked {
-    /// The pods that earlier runs have attached.
+    /// Pods attached by earlier runs.
     pub(super) fn of(attached: &BTreeMap<String, Attached>) -> Self {
         let links = attached.iter().map(|(name, pod)| (name.clone(), Link { index: None, pod: pod.clone() }));
         Self(links.collect())
     }
 
-    /// A link was made.
+    /// Adds a created link.
     pub(super) fn made(&mut self, interface: String, index: u32, pod: Attached) {
         self.0.insert(interface, Link { index: Some(index), pod });
     }
 
-    /// A pod was attached; returns whether its link was not known to lead to it.
+    /// Adds an attached pod whose link is not known; returns whether it was new.
     pub(super) fn attached(&mut self, interface: &str, pod: &Attached) -> bool {
         let is_new = self.0.get(interface).is_none_or(|link| link.pod != *pod);
         if is_new {
@@ -39,7 +40,8 @@ impl Linked {
         is_new
     }
 
-    /// A link is gone; returns whether it was known. A later link of that name stays.
+    /// Removes a link; returns whether it was known. A later link of the same name, known by its
+    /// index, stays.
     pub(super) fn gone(&mut self, interface: &str, index: Option<u32>) -> bool {
         let is_other = |link: &Link| matches!((link.index, index), (Some(own), Some(gone)) if own != gone);
         let is_known = self.0.get(interface).is_some_and(|link| !is_other(link));
@@ -49,7 +51,7 @@ impl Linked {
         is_known
     }
 
-    /// The pods, as routes need them.
+    /// Interface by address, as routes are planned from.
     pub(super) fn pods(&self) -> LocalPods {
         local_pods(self.0.iter().map(|(interface, link)| (interface, &link.pod)))
     }

@@ -1,4 +1,5 @@
-//! The owner's loop: events to state, state to transaction, transaction to kernel, and who is told of it.
+//! The owner's loop: it applies events to the state, updates and commits the dataplane, and reports
+//! the result to those who wait for it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,24 +24,27 @@ use crate::metrics::{Kind, Metrics};
 use crate::state::{Fault, State};
 use crate::store::Store;
 
-/// Events taken together, so that a flood of frames cannot keep a waiting pod from its commit.
+/// Maximal number of events per commit, so that a flood of frames cannot keep a pod from its
+/// commit.
 const BATCH: usize = 64;
-/// The whole table is read back and compared this often even if nothing was noticed.
+/// Interval of reading back and comparing the whole table even if no change was noticed.
 const FULL_CHECK: Duration = Duration::from_secs(120);
-/// A check that could not read the table is made again after this time.
+/// Delay until a comparison that could not read the table is repeated.
 const CHECK_AGAIN: Duration = Duration::from_secs(10);
-/// A changed view is saved this long after the first change that is not.
+/// Delay from the first unsaved change of the view until it is saved.
 const SAVE_DELAY: Duration = Duration::from_secs(2);
-/// After a save there is none for so many times as long as it took: a large view that changes all the time is not written all the time.
+/// After a save, the next one waits this many times as long as it took, so that a large view that
+/// changes all the time is not written all the time.
 const SAVE_REST: u32 = 500;
-/// Delays between attempts at a table that the kernel does not take.
+/// Minimal and maximal delay between attempts at a commit that failed.
 const RETRY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(500));
-/// Attempts in a row before the agent gives up: a fresh start reads everything anew, and what is enforced stays.
+/// Failed attempts in a row before the agent exits: it starts with fresh state, and what is
+/// enforced stays enforced.
 const ATTEMPTS: u32 = 20;
 
-/// The table cannot be brought to what it must be.
+/// nftables could not be programmed.
 #[derive(Debug, thiserror::Error)]
-#[error("nftables could not be programmed in {attempts} attempts: {reason}; what was enforced stays in force")]
+#[error("nftables could not be programmed in {attempts} attempts: {reason}; the agent restarts, and what was enforced before stays enforced")]
 pub struct Fatal {
     attempts: u32,
     reason: String,
@@ -55,20 +59,21 @@ pub(super) struct Owner {
     routing: Routing,
     node: String,
     store: Option<Store>,
-    /// The last save, which may not be over: there is one at a time.
+    /// Thread of the last save, which may still run: only one save runs at a time.
     saving: Option<JoinHandle<()>>,
     metrics: Metrics,
     status: watch::Sender<Status>,
     acks: Acks,
     stream: Option<Stream>,
-    /// The kernel may be written to.
+    /// The kernel may be written: a complete view was received, or a saved one is enforced after
+    /// boot. Never reset.
     active: bool,
     waiters: Waiters,
     leaving: Vec<oneshot::Sender<bool>>,
     linked: Linked,
-    /// Looks come after the commit of their turn, so that they see what is in force.
+    /// Run after the commit of their batch, so that they see what is in force.
     looks: Vec<Look>,
-    /// What the next commit is about.
+    /// What the next commit covers.
     turn: Turn,
     retry: Backoff,
     due: Due,
@@ -79,26 +84,26 @@ struct Stream {
     fault: Option<oneshot::Sender<Fault>>,
 }
 
-/// What one commit stands for.
+/// Events since the last commit.
 struct Turn {
     span: Option<Span>,
     planning: Duration,
     event_unix_ns: u64,
     frames: bool,
-    /// Records that routes are planned from have changed.
+    /// Records that routes are planned from changed.
     rerouted: bool,
-    /// Pods have come to links or left them.
+    /// Pods' links were created or removed.
     relinked: bool,
 }
 
-/// When something is to be done without an event.
+/// Deadlines of work that no event triggers.
 struct Due {
     check: Instant,
     save: Option<Instant>,
-    /// No save before this.
+    /// Earliest time of the next save.
     rested: Instant,
     retry: Option<Instant>,
-    /// Routing that is not as wanted until then is a fault.
+    /// When routing that differs from the plan has to be reported.
     fault: Option<Instant>,
 }
 
@@ -162,14 +167,15 @@ impl Owner {
         }
     }
 
-    /// A saved view is enforced at once if the kernel holds nothing of ours: the node has booted. Otherwise what is in force is newer.
+    /// Enforces a saved view at once if the kernel holds nothing of ours, which means that the node
+    /// has booted. Otherwise what is enforced is newer than what was saved.
     fn wake_up(&mut self) {
         if self.state.records().is_empty() {
             return;
         }
         match self.dataplane.is_programmed() {
             Ok(programmed) => self.active = !programmed,
-            Err(error) => tracing::warn!(%error, "nftables cannot be read; the view of typha is waited for"),
+            Err(error) => tracing::warn!(%error, "nftables cannot be read; the saved view is not enforced, waiting for the view from typha"),
         }
     }
 
@@ -177,12 +183,13 @@ impl Owner {
         match event {
             Event::Connected { stream, hello, fault, server } => {
                 self.state.disconnect();
-                // A revision of another stream means nothing to this server.
+                // Revisions belong to one stream: this server must not get one of the last
+                // server's.
                 self.turn.frames = false;
                 self.acks.forget();
                 self.stream = Some(Stream { number: stream, fault: Some(fault) });
                 self.status.send_modify(|status| (status.in_sync, status.server) = (false, server));
-                // A stream that has ended meanwhile does not wait for it.
+                // The stream may have ended while this event was queued.
                 let _ = hello.send(self.state.buckets());
             }
             Event::Frame { stream, frame } => self.frame(stream, *frame),
@@ -222,11 +229,12 @@ impl Owner {
                 let started = Instant::now();
                 self.dataplane.set_links(links);
                 self.turn.planning += started.elapsed();
-                // Who tells others of the interfaces looks when the status changes.
+                // Wakes those that publish the interfaces: they read them whenever the status
+                // changes.
                 self.status.send_modify(|_| ());
             }
             Event::Drift => self.dataplane.invalidate(),
-            // The turn ends with telling how far routes are.
+            // The commit below publishes what the routes have reached.
             Event::Routed => {}
             Event::Inspect(look) => self.looks.push(look),
         }
@@ -244,16 +252,18 @@ impl Owner {
         match self.state.apply(frame) {
             Ok(()) => self.turn.frames = true,
             Err(fault) => {
-                tracing::warn!(%fault, "a frame does not fit what is held");
+                tracing::warn!(%fault, "a frame cannot be applied; the stream is reopened and the view compared");
                 if let Some(told) = own.fault.take() {
-                    // The stream may have ended by itself.
+                    // The stream may have ended already.
                     let _ = told.send(fault);
                 }
             }
         }
     }
 
-    /// Follows the state with the wanted table.
+    /// Updates the dataplane with changed records, without I/O. Call it before attaching, detaching
+    /// or setting links: the dataplane resolves pods and interfaces by the records that it has
+    /// seen.
     fn plan(&mut self) {
         if !self.active && !self.state.is_in_sync() {
             return;
@@ -273,12 +283,13 @@ impl Owner {
         self.due.save.get_or_insert_with(|| (Instant::now() + SAVE_DELAY).max(self.due.rested));
     }
 
-    /// Brings the kernel to what is wanted, and tells everybody who waits for it.
+    /// Commits the dataplane and answers those who wait for it.
     fn commit(&mut self) -> Result<(), Fatal> {
         self.plan();
         if !self.active {
             if !self.state.is_in_sync() {
-                // Who waits has to see to the link itself.
+                // Nothing is written yet, and an earlier run's rules may still let the pod's
+                // packets pass: the CNI service has to remove the link first.
                 for waiter in self.leaving.drain(..) {
                     let _ = waiter.send(false);
                 }
@@ -325,7 +336,8 @@ impl Owner {
             let (linked, records) = (&self.linked, self.state.records());
             self.routing.want(|| plan::plan(&self.node, records, &linked.pods()));
         } else if turn.relinked {
-            // The cluster's routes are thousands where pods are dozens.
+            // Planning only the node's own pods: the cluster has thousands of routes where a node
+            // has dozens of pods.
             self.routing.want_pods(self.linked.pods());
         }
         self.metrics.pods.set(self.dataplane.attached().len() as i64);
@@ -344,9 +356,9 @@ impl Owner {
         self.answer();
     }
 
-    /// Tells what is in force, and what is not.
+    /// Publishes status, metrics and the acknowledgement that is due.
     fn report(&mut self) {
-        // Read first: the errors are those of at least this plan.
+        // Before the errors: they must be those of this generation or of a newer one.
         let applied = self.routing.applied();
         let mut errors = self.dataplane.errors();
         let of_routing = self.routing.errors(&self.node, self.state.records());
@@ -360,7 +372,7 @@ impl Owner {
         self.due.fault = self.routing.due(now);
         self.status.send_if_modified(|status| {
             for (id, reason) in errors.iter().filter(|(id, reason)| status.errors.get(*id) != Some(*reason)) {
-                tracing::warn!(record = ?id, reason, "not enforced as it is written");
+                tracing::warn!(record = ?id, reason, "record is not enforced as written");
             }
             let server = std::mem::take(&mut status.server);
             let errors = errors.clone();
@@ -369,18 +381,18 @@ impl Owner {
             *status = new;
             changed
         });
-        // Who is told of a revision finds the status as it is with it.
+        // After the status: whoever reads an acknowledgement finds the status that belongs to it.
         self.acks.tell(applied, &errors);
     }
 
-    /// Tells those whose pods are decided about now, and those whose pods are gone.
+    /// Answers the ADDs whose pods have their policy in the kernel, and the DELs.
     fn answer(&mut self) {
         let decided: Vec<String> =
             self.waiters.keys().filter(|interface| self.dataplane.decides(interface)).cloned().collect();
         for interface in decided {
             let result = self.dataplane.refusal(&interface).map_or(Ok(()), |reason| Err(NotEnforced::Refused(reason)));
             for waiter in self.waiters.remove(&interface).into_iter().flatten() {
-                // Who gave up waiting asks again.
+                // The caller may have timed out; it asks again.
                 let _ = waiter.send(result.clone());
             }
         }
@@ -396,7 +408,7 @@ impl Owner {
     fn failed(&mut self, error: CommitError) -> Result<(), Fatal> {
         let CommitError { attempts, reason } = error;
         self.metrics.failures.inc();
-        tracing::warn!(attempt = attempts, reason, "nftables is not as wanted; trying again");
+        tracing::warn!(attempt = attempts, reason, "nftables could not be programmed; trying again");
         self.status.send_modify(|status| status.failing = Some(reason.clone()));
         if attempts >= ATTEMPTS {
             return Err(Fatal { attempts, reason });
@@ -405,7 +417,7 @@ impl Owner {
         Ok(())
     }
 
-    /// Does what no event asks for.
+    /// Runs work that is due.
     fn overdue(&mut self) {
         let now = Instant::now();
         if now >= self.due.check {
@@ -426,7 +438,7 @@ impl Owner {
         }
     }
 
-    /// Counts what is held: a look at every record, so not at every frame.
+    /// Updates the record metrics. It visits every record, so it does not run for every frame.
     fn count(&self) {
         let mut counts: BTreeMap<&'static str, i64> = KINDS.iter().map(|kind| (*kind, 0)).collect();
         for id in self.state.records().keys() {

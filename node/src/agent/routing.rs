@@ -1,4 +1,5 @@
-//! What the owner has of routes: where they are planned to, how far the kernel has come, and what that means for records and for the node.
+//! Routing as the owner sees it: where plans go, how far the kernel has come, and what failures
+//! mean for records and for the node.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -12,20 +13,21 @@ use margay_dataplane::routes::driver::Part;
 use margay_dataplane::routes::plan::{LocalPods, Plan, VERSIONS, vxlan_device_name};
 use margay_dataplane::routes::worker::Progress;
 
-/// Routing that is not as wanted for so long is a fault of the node: links that go and come are none.
+/// Grace period before failed routing counts against the node: links go down and come back.
 const GRACE: Duration = Duration::from_secs(5);
-/// Records with errors of routing that are told of at once; the others are counted.
+/// Maximal number of records reported with routing errors; the rest is only mentioned.
 const LIMIT: usize = 128;
-/// Parts that failed that are named in one reason.
+/// Maximal number of failed parts named in one reason.
 const NAMED: usize = 3;
 
-/// Why routing is not as wanted.
+/// Routing that has failed for longer than the grace period.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoutingFault {
     /// What failed, with the kernel's reasons.
     pub reason: String,
-    /// Whether it is about the node itself, so that no pod here has its network: its tunnel devices, its forwarding, netlink. What is about the way to one
-    /// other node is not, because a node must not be able to take another one out of service by what it says of itself.
+    /// Whether it concerns the node itself (its tunnel devices, forwarding or netlink), so that no
+    /// pod here has a network. What concerns the path to one other node does not count: by what it
+    /// says of itself, a node must not be able to take another one out of service.
     pub is_own: bool,
 }
 
@@ -35,11 +37,11 @@ pub(super) struct Routing {
     routes: Option<(Box<dyn Routes>, watch::Receiver<Progress>)>,
     /// Generation of the newest plan.
     generation: u64,
-    /// What that plan leaves out.
+    /// Records that the plan leaves out, with the reason.
     unreachable: BTreeMap<RecordId, String>,
-    /// Records that are not in force as they are written, as of the progress seen last.
+    /// Records that are not in force as written, as of the progress seen last.
     errors: BTreeMap<RecordId, String>,
-    /// `errors` have to be worked out again.
+    /// `errors` must be computed again.
     is_stale: bool,
     failing_since: Option<Instant>,
 }
@@ -53,7 +55,7 @@ impl Routing {
         Self { routes, ..Self::default() }
     }
 
-    /// Generation of the newest plan that was wanted.
+    /// Generation of the newest plan.
     pub(super) const fn generation(&self) -> u64 {
         self.generation
     }
@@ -72,17 +74,17 @@ impl Routing {
         self.is_stale = true;
     }
 
-    /// Wants the newest plan with these pods of the node.
+    /// Replaces the node's own pods in the newest plan.
     pub(super) fn want_pods(&mut self, pods: LocalPods) {
         let Some((routes, _)) = &mut self.routes else { return };
         self.generation = routes.want_pods(pods);
         self.is_stale = true;
     }
 
-    /// The records that are not in force as they are written.
+    /// Recomputes and returns the records that are not in force as written.
     pub(super) fn errors(&mut self, own: &str, records: &BTreeMap<RecordId, Record>) -> &BTreeMap<RecordId, String> {
         let Some((_, progress)) = &mut self.routes else { return &self.errors };
-        // It has an end only where nothing more will come.
+        // An error means that the worker has ended and nothing more will come.
         if !progress.has_changed().unwrap_or(false) && !self.is_stale {
             return &self.errors;
         }
@@ -97,14 +99,14 @@ impl Routing {
             let id = id.clone();
             drop(found.split_off(&id));
             if let Some(mut last) = found.last_entry() {
-                last.get_mut().push_str("; and more than can be listed are not in force either, see the agent's log");
+                last.get_mut().push_str("; more records than can be listed are not in force, see the agent's log");
             }
         }
         self.errors = found;
         &self.errors
     }
 
-    /// Why routing is not as wanted, if that has been so for a while.
+    /// Checks whether routing has failed for longer than the grace period.
     pub(super) fn fault(&mut self, now: Instant) -> Option<RoutingFault> {
         let (_, progress) = self.routes.as_ref()?;
         let progress = progress.borrow();
@@ -116,18 +118,18 @@ impl Routing {
         (now.saturating_duration_since(since) >= GRACE).then(|| fault(&progress.failed))
     }
 
-    /// When the fault is to be asked for again, if it is not one yet.
+    /// When the check has to be repeated because the grace period ends.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         self.failing_since.map(|since| since + GRACE).filter(|due| *due > now)
     }
 }
 
 fn fault(failed: &BTreeMap<Part, String>) -> RoutingFault {
-    // What is about the node itself first.
+    // Failures of the node itself first.
     let (own, others): (Vec<_>, Vec<_>) = failed.iter().partition(|(part, _)| is_own(part));
-    let mut reason = "routing is not as wanted".to_owned();
+    let mut reason = "routing could not be programmed".to_owned();
     for (index, (part, why)) in own.iter().chain(&others).take(NAMED).enumerate() {
-        // Writing into a text does not fail.
+        // Writing into a string does not fail.
         let _ = write!(reason, "{} {part}: {why}", if index == 0 { ':' } else { ';' });
     }
     if failed.len() > NAMED {
@@ -144,7 +146,7 @@ fn is_own(part: &Part) -> bool {
     }
 }
 
-/// The record that this is about; what is about the node itself is its own.
+/// The record that a failed part belongs to; failures of the node itself belong to its Node.
 fn record(part: &Part, own: &str, records: &BTreeMap<RecordId, Record>) -> Option<RecordId> {
     match part {
         part if is_own(part) => Some(RecordId::Node(own.to_owned())),

@@ -1,6 +1,8 @@
-//! Writes a pod's addresses into its annotations, where every other agent and tool reads them. Off the pod's path: the address is claimed already.
+//! Writes a pod's addresses into its annotations, where other nodes and tools read them. It is not
+//! on the path of ADD: the address is claimed already.
 //!
-//! One task with a bounded number of patches under way, one of each pod; the newest word on a pod replaces older ones that wait.
+//! One task with a bounded number of patches in flight, at most one per pod; the newest patch of a
+//! pod replaces older ones that wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -20,7 +22,7 @@ use super::attachment::Attachment;
 use super::ports::Announcer;
 use crate::requests::bounded;
 
-/// Patches that are under way at once.
+/// Maximal number of patches in flight.
 const AT_ONCE: usize = 8;
 /// Delay before the first retry; it doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(200);
@@ -30,9 +32,9 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 struct Word {
     uid: String,
     annotations: Value,
-    /// Not said before.
+    /// Not sent before.
     due: Instant,
-    /// Before it is said again if that fails.
+    /// Delay before the next retry.
     delay: Duration,
 }
 
@@ -41,17 +43,18 @@ impl Word {
         Self { uid: uid.to_owned(), annotations, due: Instant::now(), delay: RETRY_MIN }
     }
 
-    /// The same word after it could not be said.
+    /// The same patch, to be retried after a failure.
     fn later(self, now: Instant) -> Self {
         Self { due: now + self.delay, delay: (self.delay * 2).min(RETRY_MAX), ..self }
     }
 }
 
-/// What is to be said: the newest word on each pod.
+/// Queue of annotation patches: the latest per pod, one in flight.
 #[derive(Default)]
 struct Book {
     words: BTreeMap<EndpointKey, Word>,
-    /// Pods with a word under way. The next one waits for it: two at once could arrive in either order.
+    /// Pods with a patch in flight. The next patch of the pod waits for it: two at once could
+    /// arrive in either order.
     under_way: BTreeSet<EndpointKey>,
 }
 
@@ -60,7 +63,7 @@ impl Book {
         self.words.insert(endpoint, word);
     }
 
-    /// A word that may be said now.
+    /// Dequeues a patch that can be sent now.
     fn take(&mut self, now: Instant) -> Option<(EndpointKey, Word)> {
         let mut words = self.words.iter();
         let may_be_said =
@@ -70,7 +73,7 @@ impl Book {
         self.words.remove_entry(&endpoint)
     }
 
-    /// Notes that a word was said, or failed and is to be said later, unless there is a newer one by now.
+    /// Handles the end of a patch: a failed one is queued again, unless a newer one is.
     fn done(&mut self, endpoint: EndpointKey, failed: Option<Word>) {
         self.under_way.remove(&endpoint);
         if let Some(word) = failed {
@@ -78,7 +81,7 @@ impl Book {
         }
     }
 
-    /// When the next word may be said that waits for nothing else.
+    /// When the next patch is due that does not wait for one in flight.
     fn due(&self) -> Option<Instant> {
         let words = self.words.iter().filter(|(endpoint, _)| !self.under_way.contains(*endpoint));
         words.map(|(_, word)| word.due).min()
@@ -106,7 +109,7 @@ impl Pending {
         self.news.notify_one();
     }
 
-    /// Returns when there may be a word to say.
+    /// Waits until a patch may be ready.
     async fn wait(&self) {
         let due = self.book().due();
         match due {
@@ -116,7 +119,7 @@ impl Pending {
     }
 }
 
-/// See the module.
+/// Handle to the task that annotates pods.
 pub struct Annotations {
     pending: Arc<Pending>,
 }
@@ -164,7 +167,7 @@ async fn run(client: Client, pending: Arc<Pending>) {
             let failed = patch(client, &endpoint, &word).await.err();
             drop(place);
             let failed = failed.map(|error| {
-                tracing::debug!(pod = %endpoint, %error, "pod annotation; trying again");
+                tracing::debug!(pod = %endpoint, %error, "the pod could not be annotated; trying again");
                 word.later(Instant::now())
             });
             pending.done(endpoint, failed);
@@ -172,8 +175,9 @@ async fn run(client: Client, pending: Arc<Pending>) {
     }
 }
 
-/// Through the status subresource, as Calico does, so that a node needs no right to change what a pod is. A pod that is gone, or another of the same
-/// name (the UID is a precondition), needs no annotation.
+/// Patches the pod's annotations through the status subresource, as Calico's plugin does, so that a
+/// node needs no right to change a pod's spec. A pod that is gone, or another one of the same name
+/// (the UID is a precondition), needs no annotation.
 async fn patch(client: Client, endpoint: &EndpointKey, word: &Word) -> Result<(), kube::Error> {
     let mut metadata = json!({"annotations": word.annotations});
     if !word.uid.is_empty() {

@@ -1,6 +1,7 @@
-//! Whether the container runtime calls our plugin. Another configuration in its folder, or none of ours there, takes pods out of this network and its policy
-//! without a word, so the folder is looked at for as long as the agent runs. Ours is put back where it is gone or calls our plugin no more; what others have added
-//! to it, as service meshes do, stays.
+//! Checks that the container runtime calls our plugin. Another configuration in its directory, or
+//! none of ours, silently takes pods out of this network and its policy, so the directory is
+//! checked for as long as the agent runs. Ours is restored when it is missing or no longer calls
+//! our plugin; what others have added to it, as service meshes do, stays.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -11,15 +12,15 @@ use std::time::Duration;
 
 use margay_proto::conf::{self, CONFLIST, ConfOwner};
 
-/// Between looks.
+/// Interval of checks.
 const PERIOD: Duration = Duration::from_secs(10);
-/// What is read of a file, in bytes: far more than any configuration has.
+/// Maximal number of bytes read of a file, far more than any configuration has.
 const LONGEST: u64 = 1 << 20;
-/// As the installer writes it.
+/// File mode, as the installer sets it.
 const MODE: u32 = 0o600;
 
-/// Looks at the folder from time to time, for ever; `report` is told what is wrong, or that nothing is, at first and when it changes. `own` is the text of our
-/// configuration, where this agent is to put it back.
+/// Checks the directory periodically, for ever. `report` is called at first and on each change with
+/// the problem, or with `None`. `own` is our configuration, if this agent is to restore it.
 pub async fn watch(folder: PathBuf, own: Option<String>, report: impl Fn(Option<&str>)) {
     let mut told = None;
     loop {
@@ -34,21 +35,22 @@ pub async fn watch(folder: PathBuf, own: Option<String>, report: impl Fn(Option<
     }
 }
 
-/// Puts ours back if need be; answers with what is wrong then.
+/// Restores our configuration if necessary; returns the remaining problem.
 fn look(folder: &Path, own: Option<&str>) -> Option<String> {
     match own.map(|text| restore(folder, text)) {
         Some(Ok(true)) => {
-            tracing::warn!(file = CONFLIST, "the network configuration was gone, or did not call the plugin; put back");
+            tracing::warn!(file = CONFLIST, "the network configuration was missing or did not call the plugin; it has been restored");
         }
         Some(Err(error)) => {
-            tracing::warn!(file = CONFLIST, %error, "the network configuration cannot be put back");
+            tracing::warn!(file = CONFLIST, %error, "the network configuration cannot be restored");
         }
         Some(Ok(false)) | None => {}
     }
     wrong(folder)
 }
 
-/// Answers whether ours had to be written: whole, so that a runtime reads the former file or this one.
+/// Writes our configuration if necessary and returns whether it was. The rename is atomic, so a
+/// runtime reads the former file or this one.
 fn restore(folder: &Path, text: &str) -> io::Result<bool> {
     let path = folder.join(CONFLIST);
     match content(&path) {
@@ -56,10 +58,10 @@ fn restore(folder: &Path, text: &str) -> io::Result<bool> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // Hidden and without a known suffix, so that no runtime takes it for a configuration.
+    // Hidden and without a known suffix, so that no runtime reads it as a configuration.
     let draft = folder.join(format!(".{CONFLIST}.agent"));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).open(&draft)?;
-    // The mode given at creation is cut by the umask.
+    // The umask restricts the mode given at creation.
     file.set_permissions(fs::Permissions::from_mode(MODE))?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
@@ -72,13 +74,14 @@ fn wrong(folder: &Path) -> Option<String> {
     match files(folder) {
         Ok(files) => conf::bypass(&files).map(|bypass| bypass.to_string()),
         Err(error) => Some(format!(
-            "the folder of network configurations, {} here, cannot be read: {error}; see that the host's folder is mounted there",
+            "the directory of network configurations (mounted at {}) cannot be read: {error}; mount the host's directory there",
             folder.display()
         )),
     }
 }
 
-/// What runtimes read, by name. A file that cannot be read is one that no runtime can use either.
+/// Reads the files that runtimes read, by name. A file that cannot be read is one that no runtime
+/// can use either.
 fn files(folder: &Path) -> io::Result<BTreeMap<String, String>> {
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(folder)? {

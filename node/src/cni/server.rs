@@ -1,4 +1,4 @@
-//! The socket: who may speak, how many at once, and what happens when the plugin goes away before its answer.
+//! The CNI socket: access, concurrency, and plugins that disconnect before their response.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -18,14 +18,15 @@ use super::ports::{Addresses, Announcer, Enforcer};
 use super::request::{Config, Refusal};
 use super::service::{Call, Service};
 
-/// Calls that are worked on at once; more wait in the socket's backlog. Above this the kernel's own locks are the limit, not the calls.
+/// Maximal number of calls in progress; more wait in the socket's backlog. Beyond this, the
+/// kernel's own locks are the limit.
 const AT_ONCE: usize = 64;
-/// A plugin sends its request at once; one that does not is cut off.
+/// Time limit for reading a request, which a plugin sends at once.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// Before the next connection is taken when one could not be: what the node lacks then takes a while to come back.
+/// Delay after a failed accept: what the node lacks takes a while to come back.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Opens the socket for root alone, in the place of an earlier run's.
+/// Binds the socket for root only, replacing that of an earlier run.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
@@ -39,7 +40,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves calls until dropped, or until the socket is none any more.
+/// Serves calls until dropped, or until the socket fails for good.
 pub async fn serve<E: Enforcer, A: Addresses, N: Announcer>(
     listener: UnixListener,
     service: Arc<Service<E, A, N>>,
@@ -58,12 +59,13 @@ pub async fn serve<E: Enforcer, A: Addresses, N: Announcer>(
     }
 }
 
-/// The next connection; one that cannot be taken, as when the node is out of file descriptors, leaves the others to come.
+/// Accepts the next connection. A transient error, as when the node is out of file descriptors,
+/// only delays it.
 async fn next<T, F: Future<Output = io::Result<T>>>(mut accept: impl FnMut() -> F) -> io::Result<T> {
     loop {
         match accept().await {
             Err(error) if !is_lasting(&error) => {
-                tracing::warn!(%error, "a CNI connection could not be taken; the plugin's call fails and the runtime tries again");
+                tracing::warn!(%error, "a CNI connection could not be accepted; the plugin's call fails and the runtime retries");
                 tokio::time::sleep(PAUSE).await;
             }
             result => return result,
@@ -71,13 +73,14 @@ async fn next<T, F: Future<Output = io::Result<T>>>(mut accept: impl FnMut() -> 
     }
 }
 
-/// Whether the socket itself is what is wrong.
+/// Whether the socket itself is unusable.
 fn is_lasting(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP))
 }
 
-/// One request and its answer. The call goes on to its end when the plugin has gone: an ADD nobody heard of is taken back by the DEL that the
-/// specification demands of the runtime, and asked for again it answers with what it has.
+/// Handles one request. The call runs to its end even if the plugin disconnects: an ADD whose
+/// response was not read is undone by the DEL that the CNI specification requires of the runtime,
+/// and a repeated ADD returns what exists.
 async fn converse<E: Enforcer, A: Addresses, N: Announcer>(
     mut stream: UnixStream,
     service: &Service<E, A, N>,
@@ -113,7 +116,7 @@ async fn answer<E: Enforcer, A: Addresses, N: Announcer>(
     let missing = || {
         Refusal::new(
             code::MISUNDERSTOOD,
-            "the request names no attachment; plugin and agent are of different versions, restart the agent's pod",
+            "the request names no attachment; plugin and agent have different versions, restart the agent's pod",
         )
     };
     let call = Call {

@@ -1,7 +1,8 @@
-//! ADD, DEL, CHECK, STATUS and GC of the CNI specification 1.1.0, as the agent does them.
+//! The CNI service: ADD, DEL, CHECK, STATUS and GC of the CNI specification 1.1.0.
 //!
-//! An ADD is a list of steps each of which can be taken back; it answers only when the pod's policy is in the kernel, and a failure anywhere
-//! leaves nothing behind. While the link is made the address is claimed, and while the pod's side is configured its policy is programmed.
+//! ADD is a sequence of steps, each of which can be undone. It succeeds only when the pod's policy
+//! is in the kernel, and a failure anywhere leaves nothing behind. The address is claimed while the
+//! link is created, and policy is programmed while the pod's side is configured.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -24,49 +25,50 @@ use margay_dataplane::routes::present;
 use margay_dataplane::routes::removal::{self, Removal};
 use margay_netlink::route::RouteSocket;
 
-/// What the service works with.
+/// Dependencies of the service.
 pub struct Parts<E, A, N> {
-    /// Policy.
+    /// Programs policy.
     pub enforcer: E,
     /// IPAM.
     pub addresses: A,
-    /// The rest of the cluster.
+    /// Announces addresses to the cluster.
     pub announcer: N,
-    /// Takes pods' links away.
+    /// Removes pods' links.
     pub links: Removal,
-    /// Ends the conversations of addresses that come and go.
+    /// Deletes conntrack entries of addresses that are assigned or released.
     pub conntrack: Conntrack,
-    /// MTU of pods, unless their network configuration has one.
+    /// MTU of pods without one in their network configuration.
     pub mtu: watch::Receiver<u32>,
-    /// How long an ADD waits for policy, unless the network configuration says.
+    /// How long ADD waits for policy, unless the network configuration sets it.
     pub policy_timeout: Duration,
 }
 
-/// See the module.
+/// The service.
 pub struct Service<E, A, N> {
     parts: Parts<E, A, N>,
     attachments: Mutex<Attachments>,
-    /// Calls for the same pod wait for each other. An entry is dropped with its last user.
+    /// Locks by pod: calls for one pod run one after the other. An entry is dropped with its last
+    /// user.
     pods: Mutex<BTreeMap<EndpointKey, Weak<tokio::sync::Mutex<()>>>>,
 }
 
-/// One call, parsed.
+/// A parsed call.
 pub struct Call {
     /// Name of the network.
     pub network: String,
     /// The network configuration.
     pub config: Config,
-    /// How long the plugin waits.
+    /// Time limit of the plugin.
     pub timeout_millis: u32,
 }
 
 impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
-    /// A service over what earlier runs have left.
+    /// Creates a service with the attachments of earlier runs.
     pub fn new(parts: Parts<E, A, N>, attachments: Attachments) -> Self {
         Self { parts, attachments: Mutex::new(attachments), pods: Mutex::default() }
     }
 
-    /// Attaches a pod. Asked again for the same attachment, the same answer.
+    /// Attaches a pod. Repeated for the same attachment, it returns the same result.
     pub async fn add(&self, call: &Call, asked: &cni::Attachment) -> Result<cni::Result, Refusal> {
         let mut wanted = request::attachment(&call.network, asked)?;
         wanted.mtu = call.config.mtu;
@@ -81,7 +83,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             && let Ok(mtu) = self.check_link(&present, namespace.try_clone().map_err(io)?, mtu).await
         {
             self.enforce(call, &present).await?;
-            // An agent that ended right after it had made it has told nobody.
+            // An agent that ended right after the first ADD may not have announced it.
             self.parts.announcer.announce(&present);
             return Ok(result(&present, mtu));
         }
@@ -97,14 +99,14 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             }
             Err(refusal) => {
                 if let Err(error) = self.remove(&wanted).await {
-                    tracing::warn!(pod = %wanted.endpoint(), %error, "a failed ADD could not be taken back whole; DEL or GC will");
+                    tracing::warn!(pod = %wanted.endpoint(), %error, "a failed ADD could not be undone completely; DEL or GC will");
                 }
                 Err(refusal)
             }
         }
     }
 
-    /// Detaches a pod: on any partial state, and on none at all, with success.
+    /// Detaches a pod: succeeds on any partial state, and on none at all.
     pub async fn del(&self, call: &Call, asked: &cni::Attachment) -> Result<(), Refusal> {
         let id = request::id(asked)?;
         let known = self.attachments().get(&id).map(Attachment::endpoint);
@@ -113,14 +115,14 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             Some(pod) => Some(pod.lock().await),
             None => None,
         };
-        // Only now: an ADD whose turn came first has made what was not there before.
+        // Looked up under the lock: an ADD that held it may have created the attachment.
         let known = self.attachments().get(&id).cloned();
         match known {
             Some(attachment) => self.remove(&attachment).await,
             None => {
                 let handle = handle(&call.network, &id);
                 if self.attachments().iter().any(|other| other.handle() == handle) {
-                    // Another interface of the sandbox has what is kept under it; this one was refused.
+                    // Another interface of the sandbox owns the handle; ADD refused this one.
                     return Ok(());
                 }
                 self.purge(self.unheld(&call.config.previous_addresses()), Extent::Whole).await?;
@@ -129,7 +131,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         }
     }
 
-    /// Compares an attachment with what should be.
+    /// Compares an attachment with the kernel.
     pub async fn check(&self, call: &Call, asked: &cni::Attachment) -> Result<(), Refusal> {
         let id = request::id(asked)?;
         let namespace = request::namespace(&asked.netns)?;
@@ -137,7 +139,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             Refusal::new(
                 code::UNKNOWN_CONTAINER,
                 format!(
-                    "{} of container {} is not attached on this node; delete and add it again",
+                    "{} of container {} is not attached on this node; run DEL and ADD again",
                     id.ifname, id.container
                 ),
             )
@@ -148,8 +150,8 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         self.enforce(call, &attachment).await
     }
 
-    /// Takes back the ADDs that an earlier run of the agent did not finish: nobody got an answer to them. Ends the conversations of pods that went while no
-    /// agent ran; their DEL is still to come.
+    /// Undoes ADDs that an earlier run did not finish, none of which got a response, and deletes
+    /// the conntrack entries of pods that went while no agent ran; their DEL is still to come.
     pub async fn recover(&self) {
         self.recover_leftovers().await;
         self.forget_gone().await;
@@ -164,17 +166,17 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
                 continue;
             }
             if let Err(error) = self.remove(&attachment).await {
-                tracing::warn!(pod = %attachment.endpoint(), %error, "an unfinished ADD could not be taken back; DEL or GC will");
+                tracing::warn!(pod = %attachment.endpoint(), %error, "an unfinished ADD could not be undone; DEL or GC will");
             }
         }
     }
 
-    /// Ends the conversations of attachments whose links have gone with their pods.
+    /// Deletes the conntrack entries of attachments whose links went with their pods.
     async fn forget_gone(&self) {
         let links = match blocking(|| Ok(present::links(&mut RouteSocket::open()?)?)).await {
             Ok(links) => links,
             Err(error) => {
-                return tracing::warn!(%error, "links cannot be listed; DEL ends the conversations of pods that went");
+                return tracing::warn!(%error, "links cannot be listed; DEL deletes the conntrack entries of pods that are gone");
             }
         };
         let gone: Vec<Attachment> = self
@@ -187,13 +189,13 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             let pod = self.pod(&attachment.endpoint());
             let _alone = pod.lock().await;
             if let Err(error) = self.purge(self.left_by(attachment), Extent::Whole).await {
-                tracing::warn!(pod = %attachment.endpoint(), %error, "conversations of a pod that went; DEL ends them");
+                tracing::warn!(pod = %attachment.endpoint(), %error, "conntrack entries of a pod that is gone could not be deleted; DEL will");
             }
         });
         futures::future::join_all(purges).await;
     }
 
-    /// Whether an ADD would succeed now.
+    /// Checks whether ADD can succeed now.
     pub fn status(&self) -> Result<(), Refusal> {
         match self.parts.enforcer.not_ready() {
             Some(reason) => Err(Refusal::new(code::NOT_AVAILABLE, reason)),
@@ -201,7 +203,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         }
     }
 
-    /// Detaches everything of the network that is not in the list.
+    /// Detaches all attachments of the network that are not in the list.
     pub async fn gc(&self, call: &Call, valid: &[cni::ValidAttachment]) -> Result<(), Refusal> {
         let valid: BTreeSet<(&str, &str)> =
             valid.iter().map(|one| (one.container_id.as_str(), one.ifname.as_str())).collect();
@@ -255,21 +257,27 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         self.attachments().finish(&wanted.id).map_err(io)
     }
 
-    /// Refuses what would take the link of another pod, or of the pod's own sandbox, away: names of interfaces are hashes of the pods' names.
+    /// Fails if the interface belongs to another pod (their names have the same hash), or to the
+    /// same sandbox already.
     fn check_rivals(&self, wanted: &Attachment) -> Result<(), Refusal> {
         stands_in_the_way(&self.attachments(), wanted)
     }
 
-    /// Notes the attachment before anything is made for it.
+    /// Writes the attachment before anything is created for it, so that a crash leaves nothing
+    /// unknown.
     fn reserve(&self, wanted: &Attachment) -> Result<(), Refusal> {
         let mut attachments = self.attachments();
-        // Another pod's may have come while earlier sandboxes were taken back.
+        // Checked again: another pod may have taken the interface while earlier sandboxes were
+        // removed.
         stands_in_the_way(&attachments, wanted)?;
         attachments.put(wanted.clone()).map(drop).map_err(io)
     }
 
-    /// Lets the pod's packets pass by its policy. Before that its addresses lead to its link, which carries nothing yet, and the conversations that others
-    /// had with them are ended: a packet meets either no policy and goes no further, or begins anew. Without the route it might go elsewhere meanwhile.
+    /// Opens the link for the pod's traffic. First the addresses are routed to the link, which
+    /// carries nothing yet, then conntrack entries of their former owners are deleted, and only
+    /// then is policy programmed: a packet either meets no policy and is dropped, or starts a new
+    /// connection. Without the route, packets could leave by another link meanwhile and create
+    /// entries.
     async fn open(&self, call: &Call, wanted: &Attachment, index: u32) -> Result<(), Refusal> {
         self.parts.enforcer.link_made(wanted.interface.clone(), index, wanted.attached()).await;
         let addresses = wanted.addresses.clone();
@@ -279,7 +287,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         self.enforce(call, wanted).await
     }
 
-    /// Ends the conversations of these addresses, of which none has a pod now.
+    /// Deletes the conntrack entries of these addresses, none of which belongs to a pod now.
     async fn purge(&self, addresses: Vec<IpAddr>, extent: Extent) -> Result<(), Refusal> {
         let purged = self.parts.conntrack.purge(addresses.clone(), extent);
         let refusal = |error: TableError| {
@@ -287,7 +295,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             Refusal::new(
                 code::TRY_AGAIN,
                 format!(
-                    "earlier conversations of {} could not be ended, and would pass policy: {error}",
+                    "conntrack entries of {} could not be deleted, and established connections would bypass policy: {error}",
                     addresses.join(" and ")
                 ),
             )
@@ -295,7 +303,8 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         purged.instrument(tracing::info_span!("conntrack.purge")).await.map_err(refusal)
     }
 
-    /// Waits until the pod's policy is in the kernel: fails closed when that takes too long, and the runtime tries again.
+    /// Waits until the pod's policy is in the kernel. It fails closed when that takes too long, and
+    /// the runtime retries.
     async fn enforce(&self, call: &Call, attachment: &Attachment) -> Result<(), Refusal> {
         let configured = match call.config.policy_setup_timeout_seconds {
             0 => self.parts.policy_timeout,
@@ -308,12 +317,12 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             Ok(Err(error)) => Err(Refusal::new(code::TRY_AGAIN, error.to_string())),
             Err(_) => {
                 let reason = self.parts.enforcer.not_ready().unwrap_or_else(|| {
-                    "nothing is known yet of the policy of this pod, which may have a new uid".to_owned()
+                    "typha has not sent the policy of this pod, whose UID may be new".to_owned()
                 });
                 Err(Refusal::new(
                     code::TRY_AGAIN,
                     format!(
-                        "policy of {} was not in force within {limit:?}: {reason}; see margay-typha and the agent's log",
+                        "policy of {} was not in force within {limit:?}: {reason}; see the logs of margay-typha and of the agent",
                         attachment.endpoint()
                     ),
                 ))
@@ -321,8 +330,10 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         }
     }
 
-    /// Takes an attachment back: the pod's place in the rules first, so that nothing passes its link any more, then its conversations, which nothing can begin
-    /// anew, and the address last, so that nobody gets it while it is in use. The link may go later: who gets the address on this node takes over the route to it.
+    /// Removes an attachment. The order matters: first the pod leaves policy, so that its link
+    /// passes nothing any more; then its conntrack entries are deleted, which no packet can create
+    /// again; its address is released last, so that nobody gets it while it is in use. The link may
+    /// go later: the next owner of the address on this node takes over its route.
     async fn remove(&self, attachment: &Attachment) -> Result<(), Refusal> {
         let shared = self.attachments().rivals(attachment).iter().any(|rival| !rival.addresses.is_empty());
         if !shared {
@@ -346,8 +357,8 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         }
     }
 
-    /// Sees to it that the link of a detached pod goes, which carries nothing any more; does not wait for it. Where that fails, the file is there for the
-    /// next start.
+    /// Starts the removal of a detached pod's link, which carries nothing any more. Where that
+    /// fails, the file remains for the next start.
     async fn clear_away(&self, leftover: Leftover) -> Result<(), Refusal> {
         let (links, enforcer) = (self.parts.links.clone(), self.parts.enforcer.clone());
         let Some(index) = removal::index_of(&leftover.interface) else {
@@ -366,14 +377,14 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
                 tracing::warn!(
                     interface = leftover.interface,
                     error,
-                    "the link of a detached pod is left; it carries nothing"
+                    "the link of a detached pod could not be removed; it carries nothing"
                 );
             }
         });
         Ok(())
     }
 
-    /// Links that detached pods have left to an earlier run.
+    /// Removes links of detached pods that an earlier run left.
     async fn recover_leftovers(&self) {
         let leftovers = self.attachments().take_leftovers();
         for leftover in leftovers {
@@ -381,12 +392,12 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             let is_in_use = self.attachments().iter().any(|attachment| attachment.interface == interface);
             let result = if is_in_use { leftover.forget().map_err(io) } else { self.clear_away(leftover).await };
             if let Err(error) = result {
-                tracing::warn!(interface, %error, "the file about the link of a detached pod");
+                tracing::warn!(interface, %error, "the file that records the link of a detached pod could not be removed");
             }
         }
     }
 
-    /// The addresses of an attachment that no other one has.
+    /// Addresses of an attachment that no other attachment has.
     fn left_by(&self, attachment: &Attachment) -> Vec<IpAddr> {
         let attachments = self.attachments();
         let others = attachments.iter().filter(|other| other.id != attachment.id);
@@ -394,7 +405,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         attachment.addresses.iter().filter(|address| !held.contains(address)).map(IpNet::addr).collect()
     }
 
-    /// Those of these addresses that no attachment has.
+    /// Addresses of these that no attachment has.
     fn unheld(&self, addresses: &[IpAddr]) -> Vec<IpAddr> {
         let attachments = self.attachments();
         let held: BTreeSet<IpAddr> =
@@ -428,21 +439,22 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     }
 }
 
-/// Refuses an attachment whose interface another pod has, or the pod itself in the same sandbox; earlier sandboxes of the pod make way.
+/// Fails if another pod, or the same sandbox, has the interface; earlier sandboxes of the pod are
+/// replaced.
 fn stands_in_the_way(attachments: &Attachments, wanted: &Attachment) -> Result<(), Refusal> {
     for rival in attachments.rivals(wanted) {
         let (interface, pod) = (&wanted.interface, wanted.endpoint());
         if rival.endpoint() != pod {
             let text = format!(
-                "interface {interface} of pod {pod} is that of pod {} on this node too: their names have the same hash; give one of them another name",
+                "interface {interface} of pod {pod} is already used by pod {} on this node, as their names have the same hash; rename one of them",
                 rival.endpoint()
             );
             return Err(Refusal::new(code::TRY_AGAIN, text));
         }
         if rival.id.container == wanted.id.container {
             let text = format!(
-                "CNI_IFNAME is {:?}: pod {pod} is attached by {} already, and this network gives a pod one interface; take it out of the pod's list of \
-                 further networks",
+                "CNI_IFNAME is {:?}: pod {pod} is attached by {} already, and this network supports one interface per pod; remove it from the pod's list of \
+                 additional networks",
                 wanted.id.ifname, rival.id.ifname
             );
             return Err(Refusal::new(code::INVALID_ENVIRONMENT, text));
@@ -456,7 +468,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, PodError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(panic) => Err(PodError::Missing(format!("the kernel could not be asked: {panic}"))),
+        Err(panic) => Err(PodError::Missing(format!("the request to the kernel panicked: {panic}"))),
     }
 }
 

@@ -1,4 +1,8 @@
-//! The stream to typha: opens it, tells what is held, hands frames to the agent, and says what is committed and which addresses pods have.
+//! The stream to typha: sends a hello with the digests held, hands frames to the agent, and sends
+//! acknowledgements, problems and the addresses of pods.
+//!
+//! A stream that ends is reopened, to whichever replica answers. Records stay, and the new server
+//! sends only what differs.
 //!
 //! A stream that ends is opened again, to whichever replica answers; what is held stays, and the new server tells only what differs.
 
@@ -19,20 +23,21 @@ use crate::problems::Problems;
 use crate::state::Fault;
 use notices::Notices;
 
-/// The name that typha's certificate is for, whatever its address.
+/// DNS name in typha's certificate, whatever its address.
 pub const SERVER_NAME: &str = "margay-typha";
-/// Pings find a server that is gone without a word.
+/// Interval of HTTP/2 pings, which detect a server that vanished.
 const PING: Duration = Duration::from_secs(10);
-/// The longest time for an answer to a ping.
+/// Time limit for the answer to a ping.
 const PONG: Duration = Duration::from_secs(10);
-/// Delays between attempts: short at first, because another replica is likely to be up.
+/// Minimal and maximal delay between connection attempts: short at first, because another replica
+/// is likely to be up.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// A stream that has lasted this long was good: the next failure is a first one again.
+/// Duration after which a stream counts as stable and the backoff starts over.
 const GOOD: Duration = Duration::from_secs(30);
-/// Messages to the server that wait for the network.
+/// Capacity of the queue of messages to the server.
 const OUTGOING: usize = 16;
 
-/// Why a stream ended.
+/// Reason why a stream ended.
 #[derive(Debug, thiserror::Error)]
 enum Ended {
     #[error("connect: {0}")]
@@ -41,7 +46,7 @@ enum Ended {
     Status(#[from] Box<tonic::Status>),
     #[error("the server closed the stream")]
     Closed,
-    #[error("a frame cannot be read: {0}; are typha and the agent of the same version?")]
+    #[error("a frame cannot be decoded: {0}; check that typha and the agent have the same version")]
     Frame(#[from] sync::Error),
     #[error("a frame cannot be applied: {0}")]
     Fault(#[from] Fault),
@@ -49,22 +54,22 @@ enum Ended {
     Agent,
 }
 
-/// What the stream connects.
+/// The stream's ends.
 pub struct Upstream {
-    /// How to reach typha.
+    /// Connector to typha.
     pub connector: Connector,
-    /// Where that is, for people.
+    /// Address of typha, as shown to users.
     pub server: String,
-    /// The owner of the state.
+    /// The agent.
     pub agent: AgentHandle,
-    /// What is said about pods.
+    /// Addresses of this node's pods.
     pub notices: Notices,
-    /// What is wrong with this node.
+    /// Problems of this node.
     pub problems: Problems,
 }
 
 impl Upstream {
-    /// Keeps a stream open until shutdown or until the agent has ended.
+    /// Keeps a stream open until shutdown, or until the agent ends.
     pub async fn run(self, shutdown: Shutdown) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         for stream in 1.. {
@@ -85,7 +90,7 @@ impl Upstream {
                 server = self.server,
                 reason = describe(&ended),
                 ?delay,
-                "no stream to typha; what is held stays enforced"
+                "the stream to typha ended; enforcement continues with the view held"
             );
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
@@ -94,7 +99,7 @@ impl Upstream {
         }
     }
 
-    /// One stream from its connection to its end.
+    /// Runs one stream from connection to end.
     async fn stream(&self, stream: u64) -> Ended {
         match self.converse(stream).await {
             Ok(never) => match never {},
@@ -115,14 +120,14 @@ impl Upstream {
             return Err(Ended::Agent);
         }
         let buckets = held.await.map_err(|_| Ended::Agent)?;
-        // Acknowledgements until here are of former streams.
+        // Acknowledgements up to here belong to former streams.
         let mut acks = self.agent.acks();
         acks.mark_unchanged();
 
         let (up, outgoing) = mpsc::channel(OUTGOING);
         let agent_version = env!("CARGO_PKG_VERSION").to_owned();
         let hello = wire::Hello { agent_version, buckets, host_endpoints: true, compact: true };
-        // The channel is empty and its other end is held here, so this neither waits nor fails.
+        // The channel is empty and its receiver exists, so this neither waits nor fails.
         let _ = up.send(wire::Up { message: Some(wire::up::Message::Hello(hello)) }).await;
         let frames = client.sync(ReceiverStream::new(outgoing)).await.map_err(Box::new)?.into_inner();
         tracing::info!(server = self.server, "stream to typha is open");
@@ -135,7 +140,8 @@ impl Upstream {
         }
     }
 
-    /// Hands frames to the agent; while its queue is full none is read, and the server gathers changes instead of queueing them.
+    /// Hands frames to the agent. While the agent's queue is full none is read, and the server
+    /// coalesces changes instead of queueing them.
     async fn receive(&self, stream: u64, mut frames: tonic::Streaming<wire::Frame>) -> Ended {
         let mut parts = Joiner::default();
         loop {
@@ -156,7 +162,8 @@ impl Upstream {
     }
 }
 
-/// Says what is committed; while the network is slow the newest word replaces those that wait. Returns when the stream has ended.
+/// Sends acknowledgements until the stream ends; while the network is slow the newest replaces
+/// those that wait.
 async fn report(mut acks: tokio::sync::watch::Receiver<Option<std::sync::Arc<sync::Ack>>>, up: mpsc::Sender<wire::Up>) {
     while acks.changed().await.is_ok() {
         let ack = acks.borrow_and_update().clone();
@@ -168,7 +175,7 @@ async fn report(mut acks: tokio::sync::watch::Receiver<Option<std::sync::Arc<syn
     }
 }
 
-/// An error with its causes: tonic's own text does not name them.
+/// Formats an error with its sources, which tonic's own text omits.
 fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,5 @@
-//! What this node says about the addresses of its own pods, so that others need not wait for the API. The newest word on a pod replaces older ones.
+//! Notices to typha about the addresses of this node's pods, so that other nodes need not wait for
+//! the API. The newest notice of a pod replaces older ones.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,14 +13,14 @@ use crate::agent::AgentHandle;
 use crate::cni::attachment::Attachment;
 use crate::cni::ports::Announcer;
 
-/// Words by pod, each with its number in the order in which they were said.
+/// Latest notice per pod, each with its sequence number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Book {
     last: u64,
     words: BTreeMap<EndpointKey, (u64, LocalEndpoint)>,
 }
 
-/// Cheap to clone; every clone writes into the same book.
+/// Shared queue of notices. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Notices(Arc<watch::Sender<Book>>);
 
@@ -29,26 +30,27 @@ impl Book {
         self.words.insert(word.key.clone(), (self.last, word));
     }
 
-    /// What was said after this number, in order.
+    /// Notices after this sequence number, in order.
     fn since(&self, number: u64) -> Vec<(u64, LocalEndpoint)> {
         let mut words: Vec<_> = self.words.values().filter(|(said, _)| *said > number).cloned().collect();
         words.sort_by_key(|(said, _)| *said);
         words
     }
 
-    /// Drops words up to this number that need not be said again to another server: that a pod is gone, which the API says too.
+    /// Drops sent notices that another server does not need: that a pod is gone is in the API as
+    /// well.
     fn prune(&mut self, said: u64) {
         self.words.retain(|_, (number, word)| *number > said || !word.addresses.is_empty());
     }
 }
 
 impl Notices {
-    /// Says which addresses a pod has; none: it has none any more.
+    /// Puts a notice of a pod's addresses; empty: it has none any more.
     pub fn say(&self, word: LocalEndpoint) {
         self.0.send_modify(|book| book.say(word));
     }
 
-    /// Sends every word, and from then on each new one, until the stream has ended.
+    /// Sends all notices and each new one until the stream ends.
     pub(super) async fn tell(&self, up: mpsc::Sender<wire::Up>, agent: &AgentHandle) {
         self.forget(agent).await;
         let mut book = self.0.subscribe();
@@ -71,7 +73,7 @@ impl Notices {
         }
     }
 
-    /// Drops what the view shows already.
+    /// Drops notices that the view reflects already.
     async fn forget(&self, agent: &AgentHandle) {
         let words = self.0.borrow().words.clone();
         let known = agent.inspect(move |state, _| {
@@ -89,11 +91,11 @@ impl Notices {
     }
 }
 
-/// Tells typha at once, and then whoever else is told.
+/// Announces addresses to typha at once, and then through another announcer.
 pub struct Announce<N> {
-    /// For typha.
+    /// Notices to typha.
     pub notices: Notices,
-    /// For everybody who does not hear it from this node.
+    /// Announcer for the rest of the cluster.
     pub then: N,
 }
 
