@@ -1,5 +1,6 @@
-//! What the agent needs of the kernel, tried once at start in a network namespace that ends with the trial: kernels are configured in too many ways for
-//! their versions to say anything. What is lacking is named with its option, its module and what happens without it.
+//! Tests the kernel features that the agent needs, once at start, in a temporary network namespace:
+//! kernels are configured in too many ways for their versions to tell. A missing feature is
+//! reported with its option, its module and the consequence.
 
 use std::fmt;
 use std::fs::File;
@@ -23,46 +24,45 @@ use margay_nft::{
     Statement, Transaction, Transport,
 };
 
-/// Something that a kernel may lack.
+/// Kernel feature that may be missing.
 #[derive(Debug)]
 pub struct Feature {
-    /// What to call it.
+    /// Name for users.
     pub name: &'static str,
-    /// Options of the kernel's configuration.
+    /// Options of the kernel configuration.
     pub options: &'static str,
-    /// The module that has it.
+    /// Kernel module of the feature.
     pub module: &'static str,
-    /// What happens without it; none: nothing can be enforced.
+    /// Consequence if it is missing; `None`: nothing can be enforced.
     pub without: Option<&'static str>,
     trial: Trial,
 }
 
-/// How it is tried.
+/// How a feature is tested.
 #[derive(Debug, Clone, Copy)]
 enum Trial {
-    /// A table with these rules.
+    /// Loads a table with these rules.
     Table(fn() -> Ruleset),
-    /// The list of connections.
+    /// Lists conntrack entries.
     Connections,
     Veth,
     Vxlan,
     Ipv6,
 }
 
-/// A feature that is not there.
+/// A missing feature.
 #[derive(Debug)]
 pub struct Lack {
-    /// Which.
     feature: &'static Feature,
     error: io::Error,
 }
 
-/// Nothing can be enforced on this kernel.
+/// The kernel lacks a feature without which nothing can be enforced.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Unfit(String);
 
-/// From what the others are made of to what is needed by some.
+/// All features, prerequisites first.
 const FEATURES: [Feature; 11] = [
     always("nftables with tables of the family inet", "CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET", "nf_tables", empty),
     always("connection tracking in nftables (ct)", "CONFIG_NF_CONNTRACK, CONFIG_NFT_CT", "nft_ct", states),
@@ -70,29 +70,29 @@ const FEATURES: [Feature; 11] = [
     always("source NAT in nftables (masquerade)", "CONFIG_NFT_NAT, CONFIG_NFT_MASQ", "nft_masq", masquerade),
     always("route lookups in nftables (fib)", "CONFIG_NFT_FIB_INET", "nft_fib_inet", local_source),
     Feature { trial: Trial::Veth, ..always("pairs of virtual links (veth)", "CONFIG_VETH", "veth", empty) },
-    // What runs stays enforced without it, so the agent starts.
+    // Running pods stay enforced without it, so the agent starts.
     Feature {
-        without: Some("no pod starts, because the connections of the former owner of its address cannot be ended"),
+        without: Some("no pod starts, because conntrack entries of the former owner of its address cannot be deleted"),
         trial: Trial::Connections,
         ..always("listing and deleting connections (ctnetlink)", "CONFIG_NF_CT_NETLINK", "nf_conntrack_netlink", empty)
     },
     Feature {
-        without: Some("a list of policies that has a rule with action Log denies everything"),
+        without: Some("a list of policies with a Log rule denies everything"),
         ..always("log messages of nftables (log)", "CONFIG_NFT_LOG", "nft_log", log)
     },
     Feature {
         without: Some(
-            "where logActionRateLimit is set, a list of policies that has a rule with action Log denies everything",
+            "if logActionRateLimit is set, a list of policies with a Log rule denies everything",
         ),
         ..always("rate limits in nftables (limit)", "CONFIG_NFT_LIMIT", "nft_limit", limit)
     },
     Feature {
-        without: Some("pods of other nodes are not reached through pools with encapsulation VXLAN"),
+        without: Some("pods of other nodes cannot be reached in pools with VXLAN encapsulation"),
         trial: Trial::Vxlan,
         ..always("VXLAN links", "CONFIG_VXLAN", "vxlan", empty)
     },
     Feature {
-        without: Some("pods have no IPv6 addresses"),
+        without: Some("pods get no IPv6 addresses"),
         trial: Trial::Ipv6,
         ..always("IPv6", "CONFIG_IPV6, and no ipv6.disable=1 on the kernel's command line", "ipv6", empty)
     },
@@ -115,18 +115,19 @@ impl fmt::Display for Lack {
 }
 
 impl Lack {
-    /// The module that has the feature.
+    /// Kernel module of the feature.
     pub const fn module(&self) -> &'static str {
         self.feature.module
     }
 }
 
-/// Tries everything in a namespace made for it. An error says that it could not be tried.
+/// Tests all features in a temporary network namespace. An error means that they could not be
+/// tested.
 pub fn probe() -> io::Result<Vec<Lack>> {
     let trial = || -> io::Result<Vec<Lack>> {
         unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| {
             let error = io::Error::from(errno);
-            io::Error::new(error.kind(), format!("no network namespace can be made: {error}; run the agent privileged"))
+            io::Error::new(error.kind(), format!("no network namespace can be created: {error}; run the agent privileged"))
         })?;
         Ok(lacking(Feature::attempt))
     };
@@ -134,16 +135,17 @@ pub fn probe() -> io::Result<Vec<Lack>> {
         .name("features".to_owned())
         .spawn(trial)?
         .join()
-        .unwrap_or_else(|_| Err(io::Error::other("the trial panicked")))
+        .unwrap_or_else(|_| Err(io::Error::other("the feature test panicked")))
 }
 
-/// Fails where something is lacking without which nothing can be enforced, in words about all of it; gives back what is lacking else.
+/// Fails if a feature is missing without which nothing can be enforced; returns the other missing
+/// features.
 pub fn demand(lacks: Vec<Lack>) -> Result<Vec<Lack>, Unfit> {
     let fatal: Vec<String> = lacks.iter().filter(|lack| lack.feature.without.is_none()).map(Lack::to_string).collect();
     if fatal.is_empty() { Ok(lacks) } else { Err(Unfit(fatal.join("; "))) }
 }
 
-/// What is lacking, in one text; none where nothing is.
+/// Describes the missing features; `None` if none is missing.
 pub fn words(lacks: &[Lack]) -> Option<String> {
     let each: Vec<String> = lacks.iter().map(Lack::to_string).collect();
     (!each.is_empty()).then(|| each.join("; "))
@@ -191,10 +193,10 @@ impl Feature {
     }
 }
 
-/// The index of `lo` in every namespace.
+/// Index of `lo` in every network namespace (`LOOPBACK_IFINDEX` in `net/flow.h`).
 const LOOPBACK: u32 = 1;
 
-/// Makes a link, which ends with the namespace.
+/// Creates a link, which is removed with the namespace.
 fn make(request: netlink_packet_route::RouteNetlinkMessage) -> io::Result<()> {
     let error = |error| match error {
         NetlinkError::Refused { errno, .. } => io::Error::from(errno),
@@ -210,7 +212,7 @@ fn empty() -> Ruleset {
     Ruleset::new(nftables::table())
 }
 
-/// A table with one base chain of this rule.
+/// A table with one base chain with this rule.
 fn table(kind: ChainType, hook: Hook, rule: Rule) -> Ruleset {
     let mut ruleset = empty();
     let base = Base { kind, hook, priority: 0, policy: Policy::Accept };
@@ -225,7 +227,7 @@ fn states() -> Ruleset {
     table(ChainType::Filter, Hook::Forward, known)
 }
 
-/// As the sets are of which peers with ports are members.
+/// A set of ranges over several fields, as the sets of peers with ports use.
 fn ranges() -> Ruleset {
     let name = SetName::new("trial").expect("a constant name is valid");
     let key = vec![Selector::Saddr4, Selector::L4proto, Selector::Dport(Transport::Any)];

@@ -1,4 +1,5 @@
-//! The fixed part of the table: base chains, and the sets that pools, nodes and settings fill.
+//! The base part of the table: base chains for pods, and the sets that pools, nodes and settings
+//! fill.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,36 +20,38 @@ use margay_nft::{
     Masquerade, Match, Op, Policy, Proto, Rule, Selector, Set, SetKind, SetName, Side, Statement, Transport, Verdict,
 };
 
-/// Addresses of nodes, from which tunnel packets may come.
+/// Set of the nodes' addresses, from which tunnel packets are accepted.
 const NODES: &str = "nodes";
-/// Ranges whose packets are masqueraded.
+/// Set of ranges whose packets are masqueraded.
 const NAT_POOLS: &str = "nat-pools";
-/// Ranges of all pools.
+/// Set of the ranges of all pools.
 const POOLS: &str = "pools";
-/// Interface and source address of every pod of the node.
+/// Set of interface and source address of the node's pods.
 const PODS: &str = "pods";
-/// IP in IP, which a workload must not send: the other end would take the inner packet for a node's.
+/// IP in IP (`IPPROTO_IPIP`), which a workload must not send: the other end would take the inner
+/// packet for a node's.
 const IPIP: Proto = Proto(4);
-/// Before connection tracking.
+/// Before connection tracking (`NF_IP_PRI_RAW`).
 const RAW: i32 = -300;
-/// After the masquerading of kube-proxy (100): its mark must be used up before a packet is encapsulated.
+/// After kube-proxy's masquerading (100, `NF_IP_PRI_NAT_SRC`): its mark must be used before the
+/// packet is encapsulated.
 const AFTER_KUBE_PROXY: i32 = 110;
 
-/// What the fixed part depends on.
+/// Inputs of the base part.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Inputs {
     settings: FelixSettings,
     pools: BTreeMap<IpNet, bool>,
     nodes: Vec<IpAddr>,
-    /// IP versions in which tunnel packets are expected.
+    /// IP versions with VXLAN tunnels.
     vxlan: Vec<IpVersion>,
-    /// Addresses of the own tunnel devices.
+    /// Addresses of this node's tunnel devices.
     tunnels: Vec<IpAddr>,
-    /// Addresses of Services, where IPVS serves them.
+    /// Addresses of Services, in IPVS mode.
     services: Option<BTreeSet<IpAddr>>,
 }
 
-/// Chains and sets of the fixed part.
+/// Chains and sets of one part of the table.
 #[derive(Debug, Default)]
 pub(super) struct Fixed {
     pub(super) chains: BTreeMap<ChainName, Chain>,
@@ -56,7 +59,7 @@ pub(super) struct Fixed {
 }
 
 impl Inputs {
-    /// Gathers them from the view of node `own` and its interfaces.
+    /// Gathers the inputs from the view of node `own` and its interfaces.
     pub(super) fn gather(own: &str, records: &BTreeMap<RecordId, Record>, links: &Links) -> Self {
         let mut inputs = Self { services: ipvs::services(links), ..Self::default() };
         for (id, record) in globals(records) {
@@ -80,7 +83,7 @@ impl Inputs {
         inputs
     }
 
-    /// How rules with action Log report.
+    /// Settings of Log rules.
     pub(super) fn logging(&self) -> Logging {
         Logging::of(&self.settings)
     }
@@ -90,7 +93,7 @@ impl Inputs {
         self.settings.ipv6 && self.pools.keys().any(|pool| pool.addr().is_ipv6())
     }
 
-    /// Follows the node's interfaces; returns whether anything here is other than it was.
+    /// Updates the inputs that depend on interfaces; returns whether they changed.
     pub(super) fn set_links(&mut self, links: &Links) -> bool {
         let services = ipvs::services(links);
         let differs = services != self.services;
@@ -98,32 +101,33 @@ impl Inputs {
         differs
     }
 
-    /// Addresses of Services, where IPVS serves them.
+    /// Addresses of Services, in IPVS mode.
     pub(super) fn services(&self) -> Option<&BTreeSet<IpAddr>> {
         self.services.as_ref()
     }
 
-    /// Whether pods may not talk to their node, whatever policy says.
+    /// Whether packets of pods to their node are dropped, whatever policy says.
     pub(super) fn drops_to_host(&self) -> bool {
         self.settings.endpoint_to_host == EndpointToHostAction::Drop
     }
 
-    /// Whether packets of no connection are let by.
+    /// Whether packets in conntrack state INVALID are allowed.
     pub(super) fn allows_invalid(&self) -> bool {
         self.settings.allow_conntrack_invalid
     }
 
-    /// Port of the tunnels between nodes, if there are any; their ends are in [`nodes`].
+    /// UDP port of the tunnels, if there are any; their endpoints are in [`nodes_set`].
     pub(super) fn tunnel_port(&self) -> Option<u16> {
         (!self.vxlan.is_empty()).then_some(self.settings.vxlan_port)
     }
 
-    /// Ports of the host that no policy closes: inbound and outbound.
+    /// Inbound and outbound failsafe ports.
     pub(super) fn failsafes(&self) -> (&[Failsafe], &[Failsafe]) {
         (&self.settings.failsafe_inbound, &self.settings.failsafe_outbound)
     }
 
-    /// The fixed part. The maps that it looks into, [`names::SENDERS`] and [`names::RECEIVERS`], are the compiler's, and so is the set of pods.
+    /// Renders the base part. The compiler owns the maps [`names::SENDERS`] and
+    /// [`names::RECEIVERS`] and the set of pods.
     pub(super) fn render(&self, families: &[Family]) -> Fixed {
         let mut fixed = Fixed::default();
         self.guard(families, &mut fixed);
@@ -142,7 +146,8 @@ impl Inputs {
             );
         }
         if families.contains(&Family::Ipv6) {
-            // Neighbour discovery of a pod uses its link-local address, and no address while it looks for a duplicate of its own.
+            // Neighbour discovery uses the pod's link-local address, and the unspecified one during
+            // duplicate address detection (RFC 4861, RFC 4862).
             let link_local: Ipv6Net = "fe80::/10".parse().expect("a constant range");
             let unspecified: Ipv6Net = "::/128".parse().expect("a constant range");
             rules.push(Rule::new().when(Match::is(Selector::Saddr6, link_local)).when(neighbour_discovery()).accept());
@@ -175,7 +180,7 @@ impl Inputs {
         rules.push(Rule::new().counter().drop());
         fixed.chain(names::TO_HOST, base(ChainType::Filter, Hook::Input, 0), rules);
         if self.drops_to_host() {
-            // What egress policy has accepted comes here.
+            // Reached by packets that egress policy has accepted.
             let mut rules = vec![not_from_workload(), tracked()];
             if families.contains(&Family::Ipv6) {
                 rules.push(Rule::new().when(neighbour_discovery()).accept());
@@ -228,7 +233,8 @@ impl Inputs {
             rules.push(rule.then(masquerade.clone()));
         }
         for address in self.tunnels.iter().filter(|address| self.vxlan.contains(&version_of(**address))) {
-            // A process of the node that chose another of its addresses would get its answer past the tunnel, where it is dropped as spoofed.
+            // If a process of the node chose another of its addresses, the reply would bypass the
+            // tunnel and be dropped as spoofed.
             let device = IfName::new(vxlan_device_name(version_of(*address))).expect("a constant name");
             let not_own = match address {
                 IpAddr::V4(address) => Match::not(Selector::Saddr4, *address),
@@ -249,13 +255,13 @@ impl Inputs {
         self.nodes.iter().copied().filter(move |address| elements::family(*address) == family)
     }
 
-    /// Drops packets that belong to no connection, unless configured otherwise.
+    /// Drops packets in conntrack state INVALID, unless configured otherwise.
     pub(super) fn untracked(&self) -> Option<Rule> {
         (!self.settings.allow_conntrack_invalid)
             .then(|| Rule::new().when(Match::CtState(Op::Eq, CtState::INVALID)).counter().drop())
     }
 
-    /// Drops packets in which a workload would hide others from policy.
+    /// Drops tunnel packets of workloads, which would hide their inner packets from policy.
     fn no_tunnels(&self) -> [Rule; 2] {
         let port = Match::is(Selector::Dport(Transport::Udp), Datum::Port(self.settings.vxlan_port));
         [Rule::new().when(Match::is(Selector::L4proto, IPIP)).counter().drop(), Rule::new().when(port).counter().drop()]
@@ -301,7 +307,7 @@ fn named(name: &str, family: Family) -> SetName {
     names::set(&format!("{name}-{}", names::digit(family)))
 }
 
-/// A base chain that lets by what it does not decide.
+/// Base chain with policy accept.
 pub(super) const fn base(kind: ChainType, hook: Hook, priority: i32) -> Base {
     Base { kind, hook, priority, policy: Policy::Accept }
 }
@@ -310,30 +316,33 @@ pub(super) fn not_from_workload() -> Rule {
     Rule::new().when(Match::NamePrefix(Selector::Iifname, Op::Ne, names::workload_prefix())).accept()
 }
 
-/// Lets by what belongs to a connection that was allowed.
+/// Accepts packets of established and related connections.
 pub(super) fn tracked() -> Rule {
     let states = [CtState::ESTABLISHED, CtState::RELATED];
     Rule::new().inline_vmap(Selector::CtState, states.map(|state| (Key::from(state), Verdict::Accept)))
 }
 
-/// Addresses of the node's own processes, which links of pods route so that ports of the node can lead into pods: only what answers the node comes there.
+/// Loopback addresses. Pods' links route them (`route_localnet`), so that ports of the node can
+/// lead into pods; only replies may use that way.
 fn loopback() -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)
 }
 
-/// What a pod says to find its gateway and its neighbours; never a router's announcement.
+/// ICMPv6 types of neighbour discovery that a pod may send (RFC 4861): router solicitation,
+/// neighbour solicitation and advertisement, never a router advertisement.
 pub(super) fn neighbour_discovery() -> Match {
     const KINDS: [u8; 3] = [133, 135, 136];
     Match::any_of(Selector::Icmp6Type, KINDS.map(|kind| Key::from(Datum::Icmp6Type(kind))))
 }
 
-/// What a pod asks before it has an address.
+/// ICMPv6 types that a pod may send from the unspecified address (RFC 4861): router and neighbour
+/// solicitation.
 fn solicitation() -> Match {
     const KINDS: [u8; 2] = [133, 135];
     Match::any_of(Selector::Icmp6Type, KINDS.map(|kind| Key::from(Datum::Icmp6Type(kind))))
 }
 
-/// The field of the source address.
+/// Field of the source address.
 pub(super) const fn source(family: Family) -> Selector {
     match family {
         Family::Ipv4 => Selector::Saddr4,
@@ -341,7 +350,7 @@ pub(super) const fn source(family: Family) -> Selector {
     }
 }
 
-/// The field of the destination address.
+/// Field of the destination address.
 pub(super) const fn destination(family: Family) -> Selector {
     match family {
         Family::Ipv4 => Selector::Daddr4,

@@ -1,7 +1,8 @@
-//! The compiler's memory: the table as wanted, and what of it depends on which record. A change costs what depends on it, and one member of a set
-//! costs one element.
+//! The incremental compiler: it holds the wanted table and which part of it depends on which
+//! record. A change costs what depends on it; a set member costs one element.
 //!
-//! The elements of the view's own sets are not kept a second time: they are made from the records when a set is new or the table is written whole.
+//! Elements of the view's sets are not stored again: they are rendered from the records when a set
+//! is new or the whole table is written.
 
 mod classes;
 mod delta;
@@ -32,52 +33,55 @@ use margay_nft::{
     Chain, ChainName, Family, Field, IfName, Key, Ruleset, Set, SetName, Transaction, TransactionOp, Value, Verdict,
 };
 
-/// Sets with more members than this are no part of unions: it would cost more memory than lookups save time.
+/// Sets with more members than this are not merged into unions: the memory would cost more than the
+/// saved lookups gain.
 const UNION_PART: usize = 1024;
 
-/// A part of the table that can fail alone.
+/// Part of the table that the kernel can refuse alone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
-    /// A set of the view.
+    /// Kernel sets of a set of the view.
     Set(SetId),
-    /// The chains of a class.
+    /// Chains of a class.
     Class(Class),
 }
 
-/// See the module.
+/// Incremental compiler of one node's table.
 #[derive(Debug)]
 pub struct Compiler {
     node: String,
     inputs: Inputs,
     families: Vec<Family>,
-    /// Chains, and every set that is not a set of the view.
+    /// Chains, and the sets that do not come from sets of the view.
     wanted: Ruleset,
-    /// Of the view's sets and of unions.
+    /// Shapes of the view's sets and of unions.
     shapes: BTreeMap<SetId, Shape>,
     unions: BTreeMap<SetId, Union>,
     attached: BTreeMap<String, Attached>,
     endpoints: BTreeMap<EndpointKey, Known>,
     hosts: Hosts,
-    /// Each class once: endpoints refer to the key here.
+    /// Classes in use; endpoints share the keys.
     classes: BTreeMap<Arc<Class>, ClassState>,
-    /// Parts that the kernel refused: a set is treated as missing, a class drops everything.
+    /// Parts that the kernel refused, with the reason: a set counts as missing, a class drops
+    /// everything.
     refused: BTreeMap<Part, String>,
 }
 
 /// An endpoint of the view.
 #[derive(Clone, Debug)]
 struct Known {
-    /// Uid of its pod; empty: not known.
+    /// UID of its pod; empty: not known.
     uid: String,
-    /// For ingress and egress.
+    /// Classes for ingress and egress.
     bound: [Bound; 2],
 }
 
-/// What decides about an endpoint in a direction, and where that begins.
+/// Class of an endpoint in one direction, and its entry point.
 #[derive(Clone, Debug)]
 struct Bound {
     class: Arc<Class>,
-    /// For IPv4 and IPv6; worked out once, as it takes a hash over the whole list of policies.
+    /// Verdict that leads there, for IPv4 and IPv6; cached, because it takes a hash over the whole
+    /// list of policies.
     entry: [Verdict; 2],
 }
 
@@ -85,12 +89,12 @@ struct Bound {
 struct ClassState {
     chains: BTreeSet<ChainName>,
     broken: BTreeMap<PolicyKey, String>,
-    /// Sets that its policies name, also those that are missing.
+    /// Sets that its policies name, missing ones included.
     sets: BTreeSet<SetId>,
     unions: Unions,
 }
 
-/// Classes, as endpoints refer to them.
+/// Set of shared classes.
 type Classes = BTreeSet<Arc<Class>>;
 
 impl Policies for &Records {
@@ -103,7 +107,7 @@ impl Policies for &Records {
 }
 
 impl Compiler {
-    /// A compiler for this node that wants the table of an empty view.
+    /// Creates a compiler with the table of an empty view.
     pub fn new(node: &str) -> Self {
         let mut compiler = Self {
             node: node.to_owned(),
@@ -124,30 +128,31 @@ impl Compiler {
         compiler
     }
 
-    /// The pods of this node by interface.
+    /// Pods of this node, by interface.
     pub fn attached(&self) -> &BTreeMap<String, Attached> {
         &self.attached
     }
 
-    /// Whether the pod on this interface has its policy in the wanted table.
+    /// Whether the wanted table contains the policy of the interface's pod.
     pub fn decides(&self, interface: &str) -> bool {
         self.attached.get(interface).is_some_and(|pod| self.bound(pod).is_some())
     }
 
-    /// What decides about a pod. A record of the pod that had its name before, or comes after it, decides nothing.
+    /// Classes of a pod. A record with another UID belongs to a former or later pod of the same
+    /// name and does not count.
     fn bound(&self, pod: &Attached) -> Option<&[Bound; 2]> {
         let known = self.endpoints.get(&pod.endpoint)?;
         let is_same = known.uid == pod.uid || known.uid.is_empty() || pod.uid.is_empty();
         is_same.then_some(&known.bound)
     }
 
-    /// A pod came, or has other addresses.
+    /// Attaches a pod, or changes its addresses.
     pub fn attach(&mut self, interface: String, pod: Attached, records: &Records) -> Transaction {
         self.attached.insert(interface, pod);
         self.repatch(records)
     }
 
-    /// A pod went.
+    /// Detaches a pod.
     pub fn detach(&mut self, interface: &str, records: &Records) -> Transaction {
         self.attached.remove(interface);
         self.repatch(records)
@@ -161,7 +166,7 @@ impl Compiler {
         delta.into_transaction()
     }
 
-    /// Follows a change of the view.
+    /// Applies a change of the view.
     pub fn apply(&mut self, records: &Records, dirty: &Dirty) -> Transaction {
         let mut delta = Delta::new();
         let mut stale = BTreeSet::new();
@@ -190,7 +195,7 @@ impl Compiler {
         delta.into_transaction()
     }
 
-    /// The whole table as wanted.
+    /// Renders the whole wanted table.
     pub fn ruleset(&self, records: &Records) -> Ruleset {
         let mut ruleset = self.wanted.clone();
         let unions = self.unions.iter().map(|(id, union)| (id, &union.record));
@@ -202,7 +207,7 @@ impl Compiler {
         ruleset
     }
 
-    /// Records that are not enforced as they are written, and why.
+    /// Records that are not enforced as written, with the reason.
     pub fn errors(&self) -> BTreeMap<RecordId, String> {
         let idle = self.hosts.idle();
         let mut errors: BTreeMap<RecordId, String> =
@@ -228,7 +233,8 @@ impl Compiler {
         errors
     }
 
-    /// The part that an operation is about; none for the fixed part, without which there is no enforcement at all.
+    /// Part that an operation belongs to; `None` for the base part, without which nothing can be
+    /// enforced.
     pub fn part(&self, operation: &TransactionOp) -> Option<Part> {
         use TransactionOp as Op;
         match operation {
@@ -244,18 +250,18 @@ impl Compiler {
         }
     }
 
-    /// Whether this part is refused already.
+    /// Whether a part is refused.
     pub fn has_refused(&self, part: &Part) -> bool {
         self.refused.contains_key(part)
     }
 
-    /// Why the pod on this interface is cut off instead of being under its policy, if that is so.
+    /// Why the interface's pod is cut off instead of under its policy, if so.
     pub fn refusal(&self, interface: &str) -> Option<String> {
         let classes = self.bound(self.attached.get(interface)?)?;
         classes.iter().find_map(|bound| self.refused.get(&Part::Class(Class::clone(&bound.class))).cloned())
     }
 
-    /// Wants the table without a part that the kernel refused: what depends on it is denied.
+    /// Compiles the table without a part that the kernel refused: what depends on it is denied.
     pub fn refuse(&mut self, part: Part, reason: String, records: &Records) {
         let mut stale = BTreeSet::new();
         match &part {
@@ -271,7 +277,7 @@ impl Compiler {
         self.unions(records, &mut unused);
     }
 
-    /// Wants everything again that was refused; returns whether there was any.
+    /// Compiles all refused parts again; returns whether there were any.
     pub fn forgive(&mut self, records: &Records) -> bool {
         let refused = std::mem::take(&mut self.refused);
         let mut stale = BTreeSet::new();
@@ -293,7 +299,7 @@ impl Compiler {
         !refused.is_empty()
     }
 
-    /// Gathers what the fixed part and that of host endpoints depend on; returns whether it is other than it was.
+    /// Updates the inputs of the base part and of host endpoints; returns whether they changed.
     fn reinput(&mut self, records: &Records, delta: &mut Delta, stale: &mut Classes) -> bool {
         let inputs = Inputs::gather(&self.node, records, self.links());
         if inputs == self.inputs {
@@ -309,7 +315,7 @@ impl Compiler {
         true
     }
 
-    /// IPv6 costs nothing where no pod can have such an address.
+    /// Compiles IPv6 chains only if a pod can have an IPv6 address.
     fn refamily(&mut self, records: &Records, delta: &mut Delta) {
         let mut addresses = self.attached.values().flat_map(|pod| &pod.addresses);
         let v6 = self.inputs.has_ipv6() || addresses.any(IpAddr::is_ipv6);
@@ -334,7 +340,7 @@ impl Compiler {
         );
     }
 
-    /// Puts chains and sets in the place of those that were there of the same part.
+    /// Replaces the chains and sets of one part.
     fn put_fixed(
         &mut self,
         fixed: Fixed,
@@ -352,7 +358,8 @@ impl Compiler {
         fixed.sets.into_iter().for_each(|(name, set)| self.put_set(name, Some(set), delta));
     }
 
-    /// Maps from interface to class, and the addresses that each interface may send from.
+    /// Updates the maps from interface to class and the addresses from which each interface may
+    /// send.
     fn dispatch(&mut self, delta: &mut Delta) {
         let mut maps = [Direction::Ingress, Direction::Egress].map(|_| Set::new(base::dispatch_kind()));
         let mut pods: BTreeMap<Family, Set> =
@@ -430,13 +437,13 @@ impl Compiler {
     }
 }
 
-/// Whether the set is one of those that [`Compiler::dispatch`] fills.
+/// Whether [`Compiler::update_dispatch`] owns the set.
 fn is_dispatch(name: &SetName) -> bool {
     [names::SENDERS, names::RECEIVERS].contains(&name.as_str())
         || Family::ALL.iter().any(|family| [base::pods(*family), ipvs::senders(*family)].contains(name))
 }
 
-/// The set of this id.
+/// Looks up a set of the view.
 fn set_of<'a>(records: &'a Records, id: &SetId) -> Option<&'a IpSetRecord> {
     match records.get(&RecordId::IpSet(id.clone())) {
         Some(Record::IpSet(record)) => Some(record),
@@ -444,7 +451,7 @@ fn set_of<'a>(records: &'a Records, id: &SetId) -> Option<&'a IpSetRecord> {
     }
 }
 
-/// The sets of the view.
+/// Iterates over the sets of the view.
 fn sets(records: &Records) -> impl Iterator<Item = (&SetId, &IpSetRecord)> {
     records.iter().filter_map(|(id, record)| match (id, record) {
         (RecordId::IpSet(id), Record::IpSet(record)) => Some((id, record)),
@@ -452,7 +459,7 @@ fn sets(records: &Records) -> impl Iterator<Item = (&SetId, &IpSetRecord)> {
     })
 }
 
-/// Whether the fixed part depends on the record.
+/// Whether the base part depends on the record.
 const fn is_input(id: &RecordId) -> bool {
     matches!(id, RecordId::Settings | RecordId::Pool(_) | RecordId::Node(_))
 }

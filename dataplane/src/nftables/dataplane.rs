@@ -1,4 +1,4 @@
-//! Policy in nftables: the compiler's transactions are collected, and a commit carries them out in one.
+//! The nftables dataplane: it collects the compiler's transactions and commits them as one.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,32 +13,34 @@ use super::kernel::Kernel;
 use super::names;
 use crate::{Attached, CommitError, Committed, Dataplane, Dirty, Links, Records};
 
-/// Readings of the table that others interrupt before it is replaced without one.
+/// Reads of the table that other programs may interrupt before it is replaced without reading.
 const READINGS: u32 = 3;
-/// Attempts in a row before a kernel that has no room is asked for less: until then the room may come back.
+/// Failed attempts before parts are left out for a kernel that lacks memory: until then memory may
+/// become free.
 const ROOM: u32 = 10;
-/// What the kernel refused is tried again after this time, and then after twice as long.
+/// Delay until refused parts are retried; it doubles up to the second value.
 const FORGIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
 
-/// One table of a node. Owns what is wanted and what is still to be written; the kernel may be any [`Kernel`].
+/// The dataplane of one node: owns the wanted table and the pending operations. The kernel may be
+/// any [`Kernel`].
 pub struct Nftables {
     compiler: Compiler,
     kernel: Box<dyn Kernel>,
-    /// Operations not committed yet.
+    /// Operations that lead from the last committed table to the wanted one.
     pending: Transaction,
-    /// The kernel may hold something else than was wanted before `pending`: after a start, a failure, a change by
-    /// others. The next commit reads it back, so nothing is pending meanwhile.
+    /// Kernel state unknown: after a start, a failed commit or a foreign change. The next commit
+    /// reads the table back, so nothing is queued in `pending` meanwhile.
     needs_resync: bool,
-    /// The next commit compares the whole table.
+    /// The next commit compares the whole table with the kernel.
     comparing: bool,
     attempts: u32,
     retry: Backoff,
-    /// When what was refused is tried again.
+    /// When refused parts are retried.
     due: Option<Instant>,
 }
 
 impl Nftables {
-    /// The table of an empty view of this node.
+    /// Creates the dataplane of a node, with the table of an empty view.
     pub fn new(node: &str, kernel: Box<dyn Kernel>) -> Self {
         Self {
             compiler: Compiler::new(node),
@@ -67,7 +69,8 @@ impl Nftables {
             Committed { operations: pending.ops().len(), ..Committed::default() }
         };
         if self.needs_resync {
-            // Others have committed too, and it was not heard what.
+            // Another program committed while our monitor was detached, so nobody knows what it
+            // changed.
             let again = self.resync(records, now)?;
             committed.operations += again.operations;
             committed.repairs += again.repairs;
@@ -78,7 +81,7 @@ impl Nftables {
         Ok(committed)
     }
 
-    /// Reads the table back and moves it to what is wanted.
+    /// Reads the table back and commits the difference to the wanted one.
     fn resync(&mut self, records: &Records, now: Instant) -> Result<Committed, ExecError> {
         loop {
             let wanted = self.compiler.ruleset(records);
@@ -89,11 +92,12 @@ impl Nftables {
                     let operations = transaction.ops().len();
                     return Ok(Committed { operations, repairs: u64::from(operations > 0), is_unread: false });
                 }
-                // What the kernel refuses is denied, and everything else enforced.
+                // The part is left out, and the loop compiles and diffs again: everything else must
+                // be enforced.
                 Err(ExecError::Refused { index: Some(index), operation, source, message })
                     if self.refuse(&transaction, index, &source, records, now) =>
                 {
-                    tracing::error!(operation, %source, message, "the kernel refuses a part of the table; what depends on it is denied");
+                    tracing::error!(operation, %source, message, "the kernel refused a part of the table; what depends on it is denied");
                 }
                 Err(error) if self.makes_room(&transaction, &error, records, now) => {}
                 Err(error) => return Err(error),
@@ -101,8 +105,8 @@ impl Nftables {
         }
     }
 
-    /// What leads from what the kernel holds to the wanted table. Where others commit all the time the table cannot
-    /// be read; then it is replaced, which needs no reading.
+    /// Reads the table and returns the difference to the wanted one. Where other programs commit
+    /// all the time it cannot be read; then it is replaced, which needs no reading.
     fn read_back(&mut self, wanted: &Ruleset) -> Result<Transaction, ExecError> {
         for _ in 0..READINGS {
             match self.kernel.plan(wanted) {
@@ -110,11 +114,11 @@ impl Nftables {
                 result => return result.map_err(ExecError::Unanswered),
             }
         }
-        tracing::info!("nftables kept changing while our table was read; it is replaced as a whole");
+        tracing::info!("nftables kept changing while our table was read; replacing the whole table");
         Ok(Transaction::replace(wanted))
     }
 
-    /// Compares the whole table though nothing was noticed. A reading that fails changes nothing.
+    /// Compares the whole table and repairs it. A failed read changes nothing.
     fn compare(&mut self, records: &Records, committed: &mut Committed) -> Result<(), ExecError> {
         let wanted = self.compiler.ruleset(records);
         match self.kernel.plan(&wanted) {
@@ -124,7 +128,7 @@ impl Nftables {
                 committed.operations += transaction.ops().len();
             }
             Err(error) => {
-                tracing::debug!(%error, "the table could not be compared; trying again later");
+                tracing::debug!(%error, "the table could not be compared with the kernel; trying again later");
                 committed.is_unread = true;
             }
         }
@@ -140,9 +144,9 @@ impl Nftables {
         Ok(())
     }
 
-    /// Leaves the largest part out of a transaction that the kernel does not take as a whole; returns whether the rest
-    /// is to be tried at once. One that is too long will never be taken; where the kernel lacks memory, attempt after
-    /// attempt twice as many parts are left out.
+    /// Leaves the largest parts out of a transaction that is too large for the kernel; returns
+    /// whether to commit the rest at once. A transaction that is too long will never be accepted;
+    /// where the kernel lacks memory, each attempt leaves out twice as many parts.
     fn makes_room(&mut self, transaction: &Transaction, error: &ExecError, records: &Records, now: Instant) -> bool {
         if error.is_too_long() {
             return self.shed(transaction, error, 1, records, now);
@@ -153,8 +157,8 @@ impl Nftables {
         false
     }
 
-    /// Refuses the largest parts of what the kernel does not take as a whole, so that everything else is enforced;
-    /// returns whether there was any.
+    /// Refuses the largest parts of a transaction, so that everything else is enforced; returns
+    /// whether there were any.
     fn shed(
         &mut self,
         transaction: &Transaction,
@@ -165,8 +169,8 @@ impl Nftables {
     ) -> bool {
         let parts = self.compiler.largest(transaction, count);
         for part in &parts {
-            tracing::error!(?part, %error, "the kernel has no room for the table; its largest part is left out, and what depends on it is denied");
-            let reason = format!("the kernel has no room for it, and it is the largest part of what changes: {error}");
+            tracing::error!(?part, %error, "the table is too large for the kernel; its largest part is left out, and what depends on it is denied");
+            let reason = format!("the table is too large for the kernel, and this is the largest part of what changes: {error}");
             self.compiler.refuse(part.clone(), reason, records);
         }
         if !parts.is_empty() {
@@ -175,7 +179,8 @@ impl Nftables {
         !parts.is_empty()
     }
 
-    /// Leaves the part out that an operation is about, which the kernel refuses; returns whether there is such a part.
+    /// Leaves out the part whose operation the kernel refused; returns whether there is such a
+    /// part.
     fn refuse(
         &mut self,
         transaction: &Transaction,

@@ -1,7 +1,8 @@
-//! Members of a set of the view as elements of kernel sets.
+//! Renders members of a set of the view as elements of kernel sets.
 //!
-//! Single addresses go into hash sets, ranges into interval sets: a change of a hash set costs the same at any size. An interval set must not
-//! overlap, so it holds the outermost ranges only; two prefixes either nest or are apart, so nothing else has to be looked at.
+//! Single addresses go into hash sets, ranges into interval sets: a change of a hash set costs the
+//! same at any size. Intervals must not overlap, so only the outermost ranges are stored; two
+//! prefixes either nest or are disjoint, so no other case exists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,31 +15,32 @@ use margay_calc::model::{IpSetRecord, Member, SetId, SetKind as MemberKind};
 use super::names::{self, Holds};
 use margay_nft::{Datum, Family, Field, FieldType, Key, Proto, Set, SetKind, SetName, Value};
 
-/// Which kernel sets a set of the view has. Rules depend on this, and on nothing else of its members.
+/// Kernel sets of a set of the view. Rules depend on the shape, not on the members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Shape {
     /// Hash sets for both families, and interval sets for the families that have ranges.
     Net {
-        /// There are IPv4 ranges.
+        /// Whether there are IPv4 ranges.
         ranges4: bool,
-        /// There are IPv6 ranges.
+        /// Whether there are IPv6 ranges.
         ranges6: bool,
     },
-    /// A hash set of address, protocol and port for each family.
+    /// A hash set of address, protocol and port per family.
     AddressPort,
 }
 
-/// By kernel set, the keys that a change is about, and whether each is there after it.
+/// Changed keys by kernel set, and whether each exists afterwards.
 pub(super) type Elements = BTreeMap<SetName, BTreeMap<Key, bool>>;
 
-/// The kernel set of a set of the view that a member belongs into. Its name is a hash, which is not made for each member.
+/// Kernel set that a member belongs to, before its name is computed: that takes a hash, once per
+/// kernel set and not per member.
 type Place = (Holds, Family);
 
-/// [`Elements`] before names are made.
+/// [`Elements`] before names are computed.
 type Placed = BTreeMap<Place, BTreeMap<Key, bool>>;
 
 impl Shape {
-    /// The shape for these members.
+    /// Shape of a set with these members.
     pub(super) fn of(record: &IpSetRecord) -> Self {
         let ranges = |v4: bool| {
             record
@@ -52,7 +54,7 @@ impl Shape {
         }
     }
 
-    /// The shape of a union of sets of these shapes.
+    /// Shape of a union of sets.
     pub(super) fn union<'a>(parts: impl Iterator<Item = &'a Self>) -> Self {
         parts.fold(Self::Net { ranges4: false, ranges6: false }, |all, part| Self::Net {
             ranges4: all.has_ranges(Family::Ipv4) || part.has_ranges(Family::Ipv4),
@@ -69,7 +71,7 @@ impl Shape {
         }
     }
 
-    /// The kernel sets of this shape, empty.
+    /// Names and kinds of the kernel sets.
     pub(super) fn sets(self, id: &SetId) -> BTreeMap<SetName, SetKind> {
         self.places().into_iter().map(|(place, kind)| (name(id, place), kind)).collect()
     }
@@ -95,7 +97,7 @@ impl Shape {
     }
 }
 
-/// The kernel sets of a set of the view with all their elements.
+/// Renders the kernel sets of a set with all elements.
 pub(super) fn render(id: &SetId, record: &IpSetRecord) -> BTreeMap<SetName, Set> {
     let mut sets: BTreeMap<Place, Set> =
         Shape::of(record).places().into_iter().map(|(place, kind)| (place, Set::new(kind))).collect();
@@ -110,7 +112,8 @@ pub(super) fn render(id: &SetId, record: &IpSetRecord) -> BTreeMap<SetName, Set>
     sets.into_iter().map(|(place, set)| (name(id, place), set)).collect()
 }
 
-/// What changes in the kernel when a set whose members are now `members` has changed by `delta`. The shape must be the same before and after.
+/// Renders the change of the kernel sets when a set changed by `delta` and now has these members.
+/// The shape must be the same before and after.
 pub(super) fn change(id: &SetId, members: &BTreeSet<Member>, delta: &MemberDelta) -> Elements {
     let mut elements = Placed::new();
     let plain = |member: &&Member| !matches!(member, Member::Net(net) if !is_single(net));
@@ -125,7 +128,7 @@ pub(super) fn change(id: &SetId, members: &BTreeSet<Member>, delta: &MemberDelta
     elements.into_iter().map(|(place, keys)| (name(id, place), keys)).collect()
 }
 
-/// Ranges that came, went, were covered or laid bare.
+/// Adds ranges that were added, removed, covered by a wider one or uncovered.
 fn ranges(members: &BTreeSet<Member>, delta: &MemberDelta, elements: &mut Placed) {
     let mut before = members.clone();
     for member in &delta.added {
@@ -157,7 +160,7 @@ fn note(elements: &mut Placed, member: &Member, wanted: bool) {
     elements.entry(place(member)).or_default().insert(key(member), wanted);
 }
 
-/// Whether the member is a range within another range of the set, which stands for it.
+/// Whether the member is a range inside another range of the set.
 fn is_hidden(member: &Member, members: &BTreeSet<Member>) -> bool {
     let Member::Net(net) = member else { return false };
     if is_single(net) {
@@ -169,7 +172,7 @@ fn is_hidden(member: &Member, members: &BTreeSet<Member>) -> bool {
     })
 }
 
-/// The last key that a range within this one can have, in the order of members.
+/// Last key that a range inside this one can have, in the order of members.
 fn widest_key(net: &IpNet) -> IpNet {
     IpNet::new(net.broadcast(), net.max_prefix_len()).expect("the longest length is valid")
 }
@@ -201,7 +204,7 @@ fn key(member: &Member) -> Key {
     }
 }
 
-/// The family of an address.
+/// Family of an address.
 pub(super) const fn family(address: IpAddr) -> Family {
     match address {
         IpAddr::V4(_) => Family::Ipv4,

@@ -1,11 +1,13 @@
-//! Host endpoints: which interfaces each stands for, and the base chains in which packets meet them.
+//! Host endpoints: assignment of interfaces, and base chains.
 //!
-//! Packets of the loopback interface and between the host and its own pods are nobody's business here. What the node cannot live without stands
-//! before every policy, so that a policy that cannot be enforced, and denies therefore, does not cut the node off: neighbours, tunnel packets of
-//! nodes, failsafe ports. Before policies of forwarded packets nothing of it stands, as no node lives by those.
+//! Packets on loopback and between the host and its own pods are not subject to host endpoints.
+//! Traffic that the node needs comes before every policy, so that a policy that cannot be enforced,
+//! and therefore denies, does not cut the node off: neighbour discovery, tunnel packets of nodes,
+//! failsafe ports. It does not come before policies of forwarded packets, on which no node depends.
 //!
-//! A packet that a policy has accepted for good carries a bit of its mark past the later chains. The first chain on a way clears it: a packet
-//! that comes out of a tunnel has the mark of the one around it.
+//! A packet that a policy has accepted for good carries a mark bit past the later chains. The first
+//! chain on its way clears the bit: a packet that comes out of a tunnel inherits the mark of the
+//! outer one.
 
 use crate::Links;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,19 +26,20 @@ use margay_nft::{
     Statement, Transport, Verdict,
 };
 
-/// Bit of the mark: accepted for good, as far as host endpoints are concerned.
+/// Mark bit: accepted for good by a host endpoint's policy.
 pub(super) const ACCEPTED: u32 = 0x0001_0000;
-/// Bit of the mark: sent by the host to an address that was translated, so judged where it leaves.
+/// Mark bit: sent by the host to a translated address, so decided where it leaves.
 const DEFERRED: u32 = 0x0002_0000;
-/// What every name of a chain or set here begins with.
+/// Prefix of all chains and sets of host endpoints.
 const PREFIX: &str = "host-";
 /// Set of interfaces that have a host endpoint.
 const INTERFACES: &str = "host-interfaces";
 const LOOPBACK: &str = "lo";
-/// ICMPv6 without which a link carries nothing: who listens to which group, routers, neighbours.
+/// ICMPv6 types that a link needs (RFC 4890, section 4.4.1): multicast listeners, routers,
+/// neighbours.
 const NEIGHBOURS: [u8; 8] = [130, 131, 132, 133, 134, 135, 136, 143];
 
-/// Where packets meet host endpoints, in the order of a packet's way.
+/// Hooks of host endpoints, in the order in which a packet passes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Point {
     UntrackedIn,
@@ -48,7 +51,7 @@ pub(super) enum Point {
     Out,
 }
 
-/// Every point, in order.
+/// All hooks, in order.
 pub(super) const POINTS: [Point; 7] = [
     Point::UntrackedIn,
     Point::PreDnat,
@@ -59,27 +62,27 @@ pub(super) const POINTS: [Point; 7] = [
     Point::Out,
 ];
 
-/// By point, where the packets of a host endpoint go, for IPv4 and IPv6.
+/// Entry points of a host endpoint's classes by hook, for IPv4 and IPv6.
 pub(super) type Entries = BTreeMap<Point, [Verdict; 2]>;
 
-/// Which host endpoint has which interface.
+/// Assignment of interfaces to host endpoints.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Claims<'a> {
-    /// Those that have an endpoint of their own.
+    /// Interfaces with an endpoint of their own.
     interfaces: BTreeMap<IfName, &'a str>,
-    /// The endpoint of all others.
+    /// Endpoint of all other interfaces.
     others: Option<&'a str>,
-    /// Endpoints that have none, and why.
+    /// Endpoints without an interface, with the reason.
     pub(super) idle: BTreeMap<&'a str, String>,
 }
 
-/// Whether a name is of a chain or set of this part.
+/// Whether a chain or set belongs to host endpoints.
 pub(super) fn is_host(name: &str) -> bool {
     name.starts_with(PREFIX)
 }
 
 impl Point {
-    /// The class of an endpoint here.
+    /// Class of an endpoint at this hook.
     pub(super) fn class(self, endpoint: &HostEndpointRecord) -> Class {
         let (stage, tiers, unmatched) = match self {
             Self::UntrackedIn | Self::UntrackedOut => (Stage::Untracked, &endpoint.untracked, Action::Pass),
@@ -97,7 +100,7 @@ impl Point {
         }
     }
 
-    /// The field by which a packet belongs to an endpoint.
+    /// Field that selects the endpoint.
     const fn interface(self) -> Selector {
         match self.direction() {
             Direction::Ingress => Selector::Iifname,
@@ -105,7 +108,7 @@ impl Point {
         }
     }
 
-    /// Name of the base chain, and of the map that it looks into.
+    /// Name of the base chain and of its map.
     const fn name(self) -> &'static str {
         match self {
             Self::UntrackedIn => "host-untracked-in",
@@ -118,7 +121,8 @@ impl Point {
         }
     }
 
-    /// Hook and priority. Connections are known from -200 on, and destinations translated at -100.
+    /// netfilter hook and priority. Connections are tracked from -200 on, destinations translated
+    /// at -100 (`linux/netfilter_ipv4.h`, `NF_IP_PRI_*`).
     const fn place(self) -> (Hook, i32) {
         match self {
             Self::UntrackedIn => (Hook::Prerouting, -299),
@@ -134,7 +138,8 @@ impl Point {
 
 // --- Interfaces ---
 
-/// Who has which interface: the first by name of those that name it or one of its addresses, else the first of those for all interfaces.
+/// Assigns interfaces: to the first endpoint by name that names the interface or one of its
+/// addresses, else to the first one for all interfaces.
 pub(super) fn claims<'a>(
     endpoints: impl Iterator<Item = (&'a String, &'a HostInterfaces)> + Clone,
     links: &Links,
@@ -156,11 +161,11 @@ pub(super) fn claims<'a>(
             }
         };
         let mut reason =
-            Some("no interface of the node has one of spec.expectedIPs: it is enforced once one has".to_owned());
+            Some("spec.expectedIPs: no interface of this node has one of these addresses; it is enforced once one has".to_owned());
         for interface in claimed {
             let Some(known) = IfName::new(interface).filter(|_| may_have_one(interface)) else {
                 reason = Some(format!(
-                    "interface {interface}: a host endpoint is for interfaces that lead out of the node, not for lo or cali*"
+                    "interface {interface}: a host endpoint cannot apply to lo or cali*; name an interface that leads out of the node"
                 ));
                 continue;
             };
@@ -182,32 +187,32 @@ pub(super) fn claims<'a>(
 }
 
 fn taken(what: &str, first: &str) -> String {
-    format!("{what} has host endpoint {first}, which comes first by name: only one is enforced, so remove one")
+    format!("{what} already has host endpoint {first}, which is first by name, and only one is enforced; remove one of them")
 }
 
 fn may_have_one(interface: &str) -> bool {
     interface != LOOPBACK && !is_workload(interface)
 }
 
-/// Whether the interface is of a pod.
+/// Whether an interface belongs to a pod.
 pub fn is_workload(interface: &str) -> bool {
     interface.starts_with(names::workload_prefix().as_str())
 }
 
 // --- Chains ---
 
-/// What the base chains depend on.
+/// Inputs of the base chains.
 pub(super) struct Hooks<'a> {
     pub(super) inputs: &'a Inputs,
     pub(super) claims: &'a Claims<'a>,
-    /// By name of the endpoint.
+    /// Entry points by name of the endpoint.
     pub(super) entries: &'a BTreeMap<&'a str, Entries>,
-    /// Points at which some endpoint has a policy, and those of the host's own packets.
+    /// Hooks at which some endpoint has a policy, and those of the host's own packets.
     pub(super) points: &'a BTreeSet<Point>,
 }
 
 impl Hooks<'_> {
-    /// The base chains, maps and sets; nothing where no host endpoint has an interface.
+    /// Renders base chains, maps and sets; empty if no host endpoint has an interface.
     pub(super) fn render(&self) -> Fixed {
         let mut fixed = Fixed::default();
         if self.claims.interfaces.is_empty() && self.claims.others.is_none() {
@@ -274,7 +279,8 @@ impl Hooks<'_> {
         rules
     }
 
-    /// What the host sends to a Service has its interface only here, where it leaves.
+    /// Rules for packets that the host sends to a Service: only after translation, where they
+    /// leave, is their interface known.
     fn leave(&self) -> Vec<Rule> {
         let mut rules = vec![
             Rule::new().when(Match::CtDnat(Op::Ne)).accept(),
@@ -291,7 +297,8 @@ impl Hooks<'_> {
         self.points.contains(&point)
     }
 
-    /// Drops packets of no connection at interfaces that have an endpoint, unless configured otherwise.
+    /// Drops packets in conntrack state INVALID on interfaces with an endpoint, unless configured
+    /// otherwise.
     fn invalid(&self, interface: Selector) -> Option<Rule> {
         let rule = match self.claims.others {
             Some(_) => Rule::new(),
@@ -301,7 +308,7 @@ impl Hooks<'_> {
             .then(|| rule.when(Match::CtState(Op::Eq, margay_nft::CtState::INVALID)).counter().drop())
     }
 
-    /// What no policy has a say about.
+    /// Accepts the traffic that no policy can deny.
     fn lifelines(&self, point: Point) -> Vec<Rule> {
         let peer: fn(Family) -> Selector = match point.direction() {
             Direction::Ingress => base::source,
@@ -321,13 +328,13 @@ impl Hooks<'_> {
         };
         rules.extend(failsafes(asked, Selector::Dport(Transport::Any), peer));
         if matches!(point, Point::UntrackedIn | Point::UntrackedOut) {
-            // Nobody knows yet which packets answer.
+            // Replies cannot be told by their connection yet.
             rules.extend(failsafes(answered, Selector::Sport(Transport::Any), peer));
         }
         rules
     }
 
-    /// To the endpoint of the interface, or to that of all others.
+    /// Sends packets to the class of the interface's endpoint, or of that of all other interfaces.
     fn dispatch(&self, point: Point) -> Vec<Rule> {
         let key = vec![Selector::Nfproto, point.interface()];
         let mut rules = vec![Rule::new().vmap(key, &names::set(point.name()))];
@@ -340,7 +347,7 @@ impl Hooks<'_> {
     }
 }
 
-/// Lets by what is no packet of the outside.
+/// Accepts packets on loopback and on pods' interfaces.
 fn not_outside(interface: Selector) -> [Rule; 2] {
     let loopback = IfName::new(LOOPBACK).expect("a constant name");
     [
@@ -362,7 +369,7 @@ fn defer() -> Rule {
     Rule::new().when(Match::CtDnat(Op::Eq)).then(mark).accept()
 }
 
-/// Accepts these ports, a rule for each range of the other side.
+/// Accepts failsafe ports, with one rule per network of the peer.
 fn failsafes(failsafes: &[Failsafe], port: Selector, peer: fn(Family) -> Selector) -> Vec<Rule> {
     let mut by_net: BTreeMap<Option<IpNet>, BTreeSet<Key>> = BTreeMap::new();
     for failsafe in failsafes {

@@ -1,9 +1,10 @@
-//! What IPVS sends on, where kube-proxy is in that mode.
+//! Policy for packets that IPVS forwards, where kube-proxy is in IPVS mode.
 //!
-//! An address of a Service is then one of the node's own, on `kube-ipvs0`. A packet to it goes to the input hook, where IPVS (at 98 and 99) gives it a
-//! backend's address and sends it through the output hook: it is never forwarded. So its addresses are those that policy is about only on its way
-//! out, and there its sender is known by the address, which the guard has compared with the link. A bit of its mark tells it from what the node's own
-//! processes send.
+//! Addresses of Services are then addresses of the node, on `kube-ipvs0`. A packet to one goes to
+//! the input hook, where IPVS (at 98 and 99) rewrites it to a backend's address and sends it
+//! through the output hook: it is never forwarded. Its final destination is known only on output,
+//! and its sender is known there by its address, which the guard has verified. A mark bit
+//! distinguishes it from packets of the node's own processes.
 //!
 //! ```text
 //!  input  50   ipvs-arrived  marks what has come over a link
@@ -12,7 +13,7 @@
 //!  output 1    ipvs-to       ingress policy of the receiver
 //! ```
 //!
-//! Policies of host endpoints see such a packet as one to the node, and as one from the node.
+//! Policies of host endpoints see such a packet as one to the node and as one from the node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,36 +27,37 @@ use margay_nft::{
     Value, Verdict,
 };
 
-/// The link that has the addresses of Services in that mode, and no other: kube-proxy's `DefaultDummyDevice`.
+/// Link that has the addresses of Services in IPVS mode: `DefaultDummyDevice` in kube-proxy.
 const INTERFACE: &str = "kube-ipvs0";
-/// Bit of the mark: it has come over a link, so it is not the node's own.
+/// Mark bit: arrived over a link, so not sent by the node itself.
 const ARRIVED: u32 = 0x0008_0000;
-/// Addresses of Services.
+/// Set of the addresses of Services.
 const SERVICES: &str = "ipvs-services";
 /// Map from a pod's address to the chain of its egress class.
 const SENDERS: &str = "ipvs-senders";
-/// Before and after IPVS looks at what is for the node (`NF_IP_PRI_NAT_SRC` - 2 and - 1).
+/// Before and after IPVS on the input hook (`NF_IP_PRI_NAT_SRC` - 2 and - 1 in
+/// `net/netfilter/ipvs/ip_vs_core.c`).
 const BEFORE_IPVS: i32 = 50;
 const AFTER_IPVS: i32 = 110;
 
-/// What somebody should know who has kube-proxy in that mode; none where it is in another.
+/// Hint for the operator of a node in IPVS mode; `None` in other modes.
 pub fn ipvs_words(links: &Links) -> Option<&'static str> {
-    const WORDS: &str = "kube-proxy is in IPVS mode (there is a link kube-ipvs0): policies of pods are enforced on what IPVS sends on, but policies of host \
-                         endpoints see such packets as packets to the node and from it; where those matter, use kube-proxy's mode nftables or iptables";
+    const WORDS: &str = "kube-proxy is in IPVS mode (link kube-ipvs0 exists): policies of pods are enforced on packets that IPVS forwards, but policies of host \
+                         endpoints see them as packets to and from the node; if you use host endpoints, switch kube-proxy to mode nftables or iptables";
     links.contains_key(INTERFACE).then_some(WORDS)
 }
 
-/// The addresses of Services, where IPVS serves them.
+/// Addresses of Services, in IPVS mode.
 pub(super) fn services(links: &Links) -> Option<BTreeSet<IpAddr>> {
     links.get(INTERFACE).cloned()
 }
 
-/// Name of the map from pods' addresses to their egress classes.
+/// Name of the map from a pod's address to its egress class.
 pub(super) fn senders(family: Family) -> SetName {
     names::set(&format!("{SENDERS}-{}", names::digit(family)))
 }
 
-/// That map, of what each address of a pod goes to.
+/// Renders that map.
 pub(super) fn senders_map(family: Family, entries: &BTreeMap<IpAddr, [Verdict; 2]>) -> Set {
     let mut map = Set::new(SetKind::of(family.address_type()).to_verdict());
     for (address, verdicts) in entries.iter().filter(|(address, _)| elements::family(**address) == family) {
@@ -67,14 +69,14 @@ pub(super) fn senders_map(family: Family, entries: &BTreeMap<IpAddr, [Verdict; 2
 }
 
 impl Inputs {
-    /// Lets by what a pod sends to a Service of IPVS: it is judged when the backend has been chosen.
+    /// Accepts packets of pods to IPVS Services: policy decides once the backend is chosen.
     pub(super) fn deferred(&self, families: &[Family]) -> Vec<Rule> {
         let rule =
             |family: &Family| Rule::new().when(Match::in_set(base::destination(*family), &set(*family))).accept();
         if self.services().is_some() { families.iter().map(rule).collect() } else { Vec::new() }
     }
 
-    /// The chains of the module's drawing; nothing where there is no IPVS.
+    /// Adds the chains drawn above, in IPVS mode.
     pub(super) fn ipvs(&self, families: &[Family], fixed: &mut Fixed) {
         let Some(services) = self.services() else { return };
         for family in families {
@@ -97,7 +99,8 @@ impl Inputs {
         fixed.chain("ipvs-to", filter(Hook::Output, 1), to);
     }
 
-    /// What `to-host` has let by as being for a Service, and none took it; or the backend is a process of this node.
+    /// Rules for packets to Service addresses that IPVS did not take, or whose backend is a process
+    /// of this node.
     fn left(&self, families: &[Family]) -> Vec<Rule> {
         let mut rules = vec![base::not_from_workload(), base::tracked()];
         if families.contains(&Family::Ipv6) {
@@ -121,7 +124,7 @@ fn arrive() -> Rule {
     Rule::new().when(Match::not(Selector::Iifname, loopback)).then(mark)
 }
 
-/// Lets by what the node's own processes send.
+/// Accepts packets of the node's own processes.
 fn own() -> Rule {
     Rule::new().when(Match::MarkBits { mask: ARRIVED, op: Op::Ne, value: ARRIVED }).accept()
 }

@@ -1,4 +1,5 @@
-//! The policy compiler: from the node's view and its attached pods to the one nftables table. Pure.
+//! The policy compiler: it renders the node's view and its attached pods to one nftables table.
+//! Pure, except for [`kernel`].
 //!
 //! ```text
 //!  prerouting -300   guard          a pod sends from its own addresses only
@@ -22,12 +23,15 @@
 //!
 //! and, where kube-proxy is in IPVS mode, those of `ipvs.rs`.
 //!
-//! Egress and ingress are two base chains, so that Allow is `accept` at any depth: it ends the one decision and the packet goes on to the other.
-//! Both begin with the state of the connection, so that an established packet crosses one rule of each.
+//! Egress and ingress are separate base chains, so that Allow is `accept` at any depth: it ends one
+//! decision, and the packet goes on to the other. Both begin with the connection state, so that an
+//! established packet crosses one rule of each.
 //!
-//! A verdict map leads from interface to **class**: endpoints with the same tiers, policies and default share their chains. Chains are named by
-//! the list of their policies and not by the rules in it, so a changed rule rewrites its chain in place and nothing else. Members of sets never
-//! show in rules. Packets from or to a `cali*` interface that the maps do not know are dropped.
+//! A verdict map leads from interface to **class**: endpoints with the same tiers, policies and
+//! default action share their chains. Chains are named by a hash of their list of policies, not of
+//! the rules, so a changed rule rewrites its chain in place and nothing else. Set members never
+//! appear in rules. Packets from or to a `cali*` interface that the maps do not contain are
+//! dropped.
 
 mod base;
 mod class;

@@ -1,6 +1,7 @@
-//! What the kernel would do with a packet, from the value of a ruleset: how tests compare the compiler with the reference evaluator.
+//! Simulates what the kernel does with a packet, given a ruleset: tests compare the compiler with
+//! the reference evaluator.
 //!
-//! Covers what the compiler emits; anything else is an error in the test that uses it, and says so.
+//! Covers what the compiler emits; anything else panics.
 
 use std::net::IpAddr;
 
@@ -12,9 +13,9 @@ use margay_nft::{
 /// A packet at a hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// Interface it came from; none for packets of the host.
+    /// Input interface; `None` for packets of the host.
     pub input: Option<IfName>,
-    /// Interface it leaves by; none before it is routed and for packets to the host.
+    /// Output interface; `None` before routing and for packets to the host.
     pub output: Option<IfName>,
     /// Source address.
     pub source: IpAddr,
@@ -22,38 +23,38 @@ pub struct Packet {
     pub destination: IpAddr,
     /// Transport protocol.
     pub protocol: u8,
-    /// Source and destination port, for protocols that have them.
+    /// Source and destination port, for protocols with ports.
     pub ports: Option<(u16, u16)>,
     /// ICMP type and code.
     pub icmp: Option<(u8, u8)>,
-    /// State of its connection.
+    /// State of the connection.
     pub state: CtState,
-    /// Whether the source is an address of the host.
+    /// Whether the source address is one of the host's.
     pub from_host: bool,
-    /// Its mark.
+    /// Packet mark.
     pub mark: u32,
-    /// Whether its connection has another destination than the sender's.
+    /// Whether the connection's destination is translated.
     pub translated: bool,
 }
 
-/// What became of a packet.
+/// Result of a packet's way through a hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fate {
-    /// It passed every chain of the hook.
+    /// Whether it passed every chain of the hook.
     pub passed: bool,
-    /// Prefixes of the log lines it caused.
+    /// Prefixes of the log lines that it caused.
     pub logged: Vec<String>,
-    /// It was masqueraded.
+    /// Whether it was masqueraded.
     pub masqueraded: bool,
-    /// Its mark, behind the hook.
+    /// Mark after the hook.
     pub mark: u32,
-    /// It was exempted from connection tracking.
+    /// Whether it was exempted from connection tracking.
     pub untracked: bool,
-    /// Rules that it was compared with.
+    /// Number of rules evaluated.
     pub rules: usize,
 }
 
-/// Runs a packet through every base chain of a hook, by priority.
+/// Runs a packet through all base chains of a hook, in order of priority.
 pub fn run(ruleset: &Ruleset, hook: Hook, packet: &Packet) -> Fate {
     let mut chains: Vec<&Chain> = ruleset
         .chains
@@ -86,7 +87,7 @@ struct Machine<'a> {
 }
 
 impl Machine<'_> {
-    /// Accept or drop, or nothing when the packet falls off the end or returns.
+    /// Accept or drop; `None` if the packet returns or reaches the end.
     fn chain(&mut self, chain: &Chain) -> Option<Verdict> {
         for rule in &chain.rules {
             self.fate.rules += 1;
@@ -127,7 +128,7 @@ impl Machine<'_> {
                     self.fate.masqueraded = true;
                     return Some(Verdict::Accept);
                 }
-                // Packets of a test come so seldom that no limit is reached.
+                // Packets of a test are so few that no limit is reached.
                 Statement::Limit(limit) if limit.over => return None,
                 Statement::MarkSet(set) => self.fate.mark = (self.fate.mark & !set.mask) | set.value,
                 Statement::Notrack => self.fate.untracked = true,
@@ -144,7 +145,7 @@ impl Machine<'_> {
             Match::Is(selector, op, field) => self.value(*selector).is_some_and(|value| is(op, field.contains(value))),
             Match::NamePrefix(selector, op, prefix) => match self.value(*selector) {
                 Some(Datum::Iface(name)) => is(op, name.as_str().starts_with(prefix.as_str())),
-                // The kernel reads an absent name as an empty one.
+                // The kernel reads a missing interface name as an empty one.
                 _ => is(op, false),
             },
             Match::In(key, op, set) => self.find(key, set).is_some_and(|found| is(op, found.is_some())),
@@ -156,7 +157,7 @@ impl Machine<'_> {
         }
     }
 
-    /// Nothing if the packet has no such fields, else what the set yields.
+    /// `None` if the packet lacks one of the fields, else the lookup's result.
     fn find(&self, key: &[Selector], set: &SetRef) -> Option<Option<Value>> {
         let values: Option<Vec<Datum>> = key.iter().map(|selector| self.value(*selector)).collect();
         let values = values?;
@@ -180,7 +181,8 @@ impl Machine<'_> {
             IpAddr::V4(address) => (Some(Datum::Ipv4(address)), None),
             IpAddr::V6(address) => (None, Some(Datum::Ipv6(address))),
         };
-        // The encoder puts the version before a test of ICMP, as the kernel reads the bytes of any packet.
+        // The encoder tests the protocol before the ICMP type, as the kernel reads the bytes of any
+        // packet.
         let icmp = |protocol: u8| {
             let own = if packet.source.is_ipv4() { 1 } else { 58 };
             packet.icmp.filter(|_| packet.protocol == protocol && protocol == own)
@@ -204,7 +206,8 @@ impl Machine<'_> {
     }
 }
 
-/// The ports as a rule reads them; without a test of the protocol whatever stands there is read, so the compiler never does that unguarded.
+/// The ports as a rule reads them. Without a protocol test the kernel reads whatever bytes are
+/// there, so the compiler never does that.
 fn ported(packet: &Packet, transport: margay_nft::Transport) -> Option<(u16, u16)> {
     use margay_nft::Transport;
     let protocol = match transport {

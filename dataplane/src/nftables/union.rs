@@ -1,4 +1,5 @@
-//! Unions of sets of the view: kept with their members, since the members of its parts say what changes in a union only together.
+//! Unions of sets of the view. They are stored with their members: whether a member leaves a union
+//! depends on its other parts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,15 +12,15 @@ use super::merge::Parts;
 
 type Records = BTreeMap<RecordId, Record>;
 
-/// A union that a class uses.
+/// Union used by a class.
 #[derive(Debug)]
 pub(super) struct Union {
     parts: Parts,
-    /// It as a set.
+    /// The union as a set.
     pub(super) record: IpSetRecord,
 }
 
-/// The members of a set of the view.
+/// Members of a set of the view.
 fn members<'a>(records: &'a Records, id: &SetId) -> Option<&'a BTreeSet<Member>> {
     match records.get(&RecordId::IpSet(id.clone())) {
         Some(Record::IpSet(record)) => Some(&record.members),
@@ -27,7 +28,8 @@ fn members<'a>(records: &'a Records, id: &SetId) -> Option<&'a BTreeSet<Member>>
     }
 }
 
-/// A single address with each of these ports. A range cannot be kept with ports; a set that has one leaves the union before anything looks at it.
+/// Combines a single address with each port. A range cannot be combined with ports in one element;
+/// a set that has one leaves the union before its members are read.
 fn with_ports<'a>(
     member: &Member,
     ports: impl IntoIterator<Item = &'a (Protocol, u16)>,
@@ -40,7 +42,7 @@ fn with_ports<'a>(
 }
 
 impl Union {
-    /// The union of these sets as they are now.
+    /// Builds the union of sets of the view.
     pub(super) fn new(parts: Parts, records: &Records) -> Self {
         let record = match &parts {
             Parts::Addresses(sets) => {
@@ -56,12 +58,13 @@ impl Union {
         Self { parts, record }
     }
 
-    /// Whether it is of this set, among others.
+    /// Whether a set is part of the union.
     pub(super) fn is_of(&self, id: &SetId) -> bool {
         self.parts.contains(id)
     }
 
-    /// Follows a change of one of its sets, which the records show already; returns what changed in the union.
+    /// Applies a member change of one part, already in the records; returns the change of the
+    /// union.
     pub(super) fn follow(&mut self, id: &SetId, delta: &MemberDelta, records: &Records) -> MemberDelta {
         let mut own = MemberDelta::default();
         let wanted = |members: &BTreeSet<Member>| -> Vec<Member> {
@@ -81,7 +84,7 @@ impl Union {
         own
     }
 
-    /// What a member of one of the sets is in the union.
+    /// Members of the union that a member of a part stands for.
     fn wanted(&self, id: &SetId, member: &Member) -> Vec<Member> {
         match &self.parts {
             Parts::Addresses(_) => vec![member.clone()],
@@ -89,7 +92,7 @@ impl Union {
         }
     }
 
-    /// Whether some set still puts this into the union.
+    /// Whether another part still has this member.
     fn is_elsewhere(&self, member: &Member, records: &Records) -> bool {
         let has = |id: &SetId, member: &Member| members(records, id).is_some_and(|members| members.contains(member));
         match (&self.parts, member) {

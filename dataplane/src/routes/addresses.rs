@@ -1,4 +1,4 @@
-//! Which interface has which addresses, as that changes.
+//! Watches the addresses of the node's interfaces.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,19 +16,20 @@ use margay_netlink::route::{NetlinkError, RouteSocket};
 /// Multicast groups as bits: links, IPv4 and IPv6 addresses (`linux/rtnetlink.h`, `RTMGRP_*`).
 pub(super) const GROUPS: u32 = 0x1 | 0x10 | 0x100;
 
-/// The interfaces in the namespace of the thread that opened it, with their addresses. Those of pods are left out, and addresses that are of a link alone.
+/// Watch of interfaces and their addresses in the network namespace of the thread that opened it,
+/// without those of pods and without link-local addresses.
 pub struct Addresses {
     subscription: Subscription,
     socket: RouteSocket,
 }
 
 impl Addresses {
-    /// Subscribes.
+    /// Subscribes to changes.
     pub fn open() -> Result<Self, NetlinkError> {
         Ok(Self { subscription: Subscription::open(GROUPS)?, socket: RouteSocket::open()? })
     }
 
-    /// What there is now. What comes later ends the next [`Addresses::wait`].
+    /// Reads the current state. Later changes end the next [`AddressWatch::wait`].
     pub fn read(&mut self) -> Result<Links, NetlinkError> {
         let links = present::links(&mut self.socket)?;
         let names: BTreeMap<u32, String> = links.into_iter().map(|(name, link)| (link.index, name)).collect();
@@ -43,13 +44,13 @@ impl Addresses {
         Ok(known)
     }
 
-    /// Blocks until there may be others.
+    /// Blocks until addresses may have changed.
     pub fn wait(&mut self) -> Result<(), NetlinkError> {
         self.subscription.wait(|payload| matches!(payload, NetlinkPayload::InnerMessage(message) if matters(message)))
     }
 }
 
-/// A pod that comes changes nothing here, and must cost nothing.
+/// Whether a notification concerns interfaces other than pods': a new pod must cost nothing here.
 pub(super) fn matters(message: &RouteNetlinkMessage) -> bool {
     match message {
         RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message) => message

@@ -1,4 +1,4 @@
-//! From what is there and what is wanted to the operations between them. Pure.
+//! Computes the operations from the present plan to the wanted one. Pure.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,23 +15,24 @@ pub enum Op {
     RemoveVxlan(IpVersion),
     /// Create a tunnel device, give it its address and bring it up.
     CreateVxlan(IpVersion, VxlanDevice),
-    /// Set of a tunnel device what can be set while it is in use: MTU, address, up.
+    /// Change what a tunnel device allows while in use: MTU, address, up.
     AdjustVxlan(IpVersion, VxlanDevice),
-    /// Bring the host side of a pod's link up and give it the pods' gateway of IPv6.
+    /// Bring the host side of a pod's link up and give it the pods' IPv6 gateway.
     SetPod(String),
-    /// Set how a peer is reached: neighbour and forwarding entry.
+    /// Set the neighbour and forwarding entry of a peer.
     SetPeer(IpAddr, Peer),
-    /// Forget a peer.
+    /// Remove the neighbour and forwarding entry of a peer.
     RemovePeer(IpAddr, Peer),
-    /// Set a route, replacing what has the same destination.
+    /// Set a route, replacing one with the same destination.
     SetRoute(IpNet, Target),
     /// Remove a route.
     RemoveRoute(IpNet, Target),
 }
 
-/// The operations that turn `present` into `wanted`, in an order in which each finds what it needs: devices, peers, routes; removals last and reversed.
+/// Computes the operations that turn `present` into `wanted`, each after what it needs: devices,
+/// peers, routes; then removals in reverse order.
 ///
-/// A tunnel device that cannot be changed in place is made anew, and everything on it with it.
+/// A tunnel device that cannot be changed in place is recreated, with everything on it.
 pub fn diff(present: &Plan, wanted: &Plan) -> Vec<Op> {
     let mut ops = Vec::new();
     let rebuilt = tunnels(present, wanted, &mut ops);
@@ -63,7 +64,7 @@ pub fn diff(present: &Plan, wanted: &Plan) -> Vec<Op> {
 }
 
 impl Plan {
-    /// Takes in what the kernel has done.
+    /// Applies an operation that the kernel has executed.
     pub fn follow(&mut self, op: Op) {
         let on = |version: IpVersion, address: IpAddr| version_of(address) == version;
         match op {
@@ -86,7 +87,8 @@ impl Plan {
     }
 }
 
-/// Returns the IP versions whose tunnel device, and all that is on it, is not what it was.
+/// Adds the operations of tunnel devices and returns the IP versions whose device is recreated,
+/// which loses everything on it.
 fn tunnels(present: &Plan, wanted: &Plan, ops: &mut Vec<Op>) -> BTreeSet<IpVersion> {
     let mut rebuilt = BTreeSet::new();
     for version in VERSIONS {

@@ -1,4 +1,5 @@
-//! The one owner of routes, tunnel devices, neighbours and forwarding entries: keeps what the kernel holds and moves it to the wanted plan.
+//! The owner of routes, tunnel devices, neighbours and forwarding entries: caches what the kernel
+//! holds, and moves it to the wanted plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,19 +19,19 @@ use super::sysctl::Changed;
 use super::{ethtool, parameters, pod};
 use margay_netlink::route::{NetlinkError, RouteSocket, Verb};
 
-/// MTU where no link says otherwise.
+/// MTU if no link has the node's address.
 const ETHERNET_MTU: u32 = 1500;
 
-/// A part of a plan that can fail by itself.
+/// Part of a plan that can fail alone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
-    /// The kernel cannot be asked at all.
+    /// Netlink itself.
     Netlink,
     /// Forwarding of an IP version.
     Forwarding(IpVersion),
     /// A tunnel device.
     Tunnel(IpVersion),
-    /// A link of ours: its state or its parameters.
+    /// One of our links: its state or its kernel parameters.
     Link(String),
     /// Another node behind a tunnel, by its tunnel address.
     Peer(IpAddr),
@@ -51,45 +52,46 @@ impl fmt::Display for Part {
     }
 }
 
-/// What an apply did.
+/// Result of applying a plan.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Operations that succeeded, and parameters that were set.
+    /// Number of operations and kernel parameters that were changed.
     pub done: usize,
-    /// What failed, with the reason; it is tried again at the next apply.
+    /// Failed parts with the reason; the next apply retries them.
     pub failed: BTreeMap<Part, String>,
-    /// Parameters of the host itself that were other.
+    /// Parameters of the host itself that were changed.
     pub changed: Vec<Changed>,
 }
 
-/// See the module. Blocking; lives on a thread of its own in the node's network namespace.
+/// Driver of the node's routing. It blocks, and lives on a thread of its own in the node's network
+/// namespace.
 pub struct Driver {
     socket: RouteSocket,
     links: Links,
-    /// What the kernel holds, as far as we know; `None` when it has to be read.
+    /// What the kernel holds, as far as known; `None`: it must be read back.
     present: Option<Plan>,
-    /// Pods' links of the last plan that were not there.
+    /// Links of pods in the last plan that did not exist: their routes wait for them.
     missing: BTreeSet<String>,
 }
 
 impl Driver {
-    /// A driver for the namespace of the calling thread; touches nothing yet.
+    /// Opens a driver in the calling thread's network namespace; it changes nothing yet.
     pub fn open() -> Result<Self, NetlinkError> {
         Ok(Self { socket: RouteSocket::open()?, links: Links::new(), present: None, missing: BTreeSet::new() })
     }
 
-    /// Makes the kernel forget nothing and ourselves everything: the next apply reads back first.
+    /// Discards the cached kernel state; the next apply reads it back.
     pub fn mark_stale(&mut self) {
         self.present = None;
     }
 
-    /// Pods' links of the last plan that were not there: their routes wait for them.
+    /// Links of pods in the last plan that did not exist: their routes wait for them.
     pub const fn missing(&self) -> &BTreeSet<String> {
         &self.missing
     }
 
-    /// Moves the kernel to the wanted plan, of which only these routes to own pods have changed since the last call.
-    /// Costs what they do while it is known what the kernel holds.
+    /// Applies a plan of which only these routes to the node's own pods have changed. While the
+    /// kernel's state is cached, the cost depends on these pods only.
     pub fn apply_pods(&mut self, wanted: &Plan, changed: &BTreeSet<IpNet>) -> Result<Outcome, NetlinkError> {
         let is_forwarding = |known: &Plan| wanted.forwards.is_subset(&known.forwards);
         let Some(mut present) = self.present.take_if(|known| is_forwarding(known)) else { return self.apply(wanted) };
@@ -111,7 +113,7 @@ impl Driver {
         Ok(outcome)
     }
 
-    /// Whether the link is there that a route needs.
+    /// Whether the link exists that a route needs.
     fn is_there(&self, target: &Target) -> bool {
         match target {
             Target::Pod { interface } => self.links.contains_key(interface),
@@ -127,7 +129,7 @@ impl Driver {
         outcome.took(part, result);
     }
 
-    /// Moves the kernel to the wanted plan. What fails is left for the next call.
+    /// Applies a plan. What fails is left to the next call.
     pub fn apply(&mut self, wanted: &Plan) -> Result<Outcome, NetlinkError> {
         self.links = present::links(&mut self.socket)?;
         let wanted = self.resolve(wanted)?;
@@ -141,7 +143,7 @@ impl Driver {
             outcome.took(Part::Forwarding(*version), changed);
         }
         let mut present = match self.present.take() {
-            // A pod's link that is new is as its maker has left it a moment ago.
+            // A new link of a pod is as ADD has just set it up.
             Some(known) => Plan { pods: wanted.pods.clone(), ..known },
             None => {
                 let (differed, failed) = parameters::set_of_links(&wanted);
@@ -154,30 +156,31 @@ impl Driver {
         for op in diff(&present, &wanted) {
             self.carry_out(op, &mut present, &mut outcome);
         }
-        // Of a link that failed it is not known how far it came.
+        // After a failure on a link its state is unknown, so the next apply reads back.
         let is_known =
             outcome.failed.keys().all(|part| matches!(part, Part::Peer(_) | Part::Route(_) | Part::Forwarding(_)));
         self.present = is_known.then_some(present);
         Ok(outcome)
     }
 
-    /// MTU of the link that has the node's own address, or that of Ethernet.
+    /// MTU of the link with the node's address, or Ethernet's.
     pub fn underlay_mtu(&mut self, own: IpAddr) -> Result<u32, NetlinkError> {
         Ok(self.found_underlay_mtu(own)?.unwrap_or(ETHERNET_MTU))
     }
 
-    /// MTU of the link that has the node's own address; none: no link has it.
+    /// MTU of the link with the node's address; `None`: no link has it.
     pub fn found_underlay_mtu(&mut self, own: IpAddr) -> Result<Option<u32>, NetlinkError> {
         self.links = present::links(&mut self.socket)?;
         Ok(self.underlay(own)?.map(|link| link.mtu))
     }
 
-    /// The node's own address on the link that has it, with the prefix length of its subnet.
+    /// The node's address with the prefix length of its subnet.
     pub fn subnet_of(&mut self, own: IpAddr) -> Result<Option<IpNet>, NetlinkError> {
         Ok(present::addresses(&mut self.socket)?.into_iter().map(|(_, net)| net).find(|net| net.addr() == own))
     }
 
-    /// The first IPv6 address, with the prefix length of its subnet, that others can reach on the link that has this address.
+    /// First IPv6 address that others can reach, with its prefix length, on the link with this
+    /// address.
     pub fn ipv6_beside(&mut self, own: IpAddr) -> Result<Option<Ipv6Net>, NetlinkError> {
         let present = present::addresses(&mut self.socket)?;
         let link = present.iter().find(|(_, net)| net.addr() == own).map(|(index, _)| *index);
@@ -196,8 +199,8 @@ impl Driver {
         Ok(self.links.values().find(|link| Some(link.index) == index))
     }
 
-    /// Fills in what a plan leaves to the links that there are, and leaves out pods whose links are not there: they are being made, or have gone with their
-    /// namespaces.
+    /// Completes a plan with the present links: underlay and MTU of tunnels. Pods without a link
+    /// are left out: it is being created, or went with its network namespace.
     fn resolve(&mut self, wanted: &Plan) -> Result<Plan, NetlinkError> {
         let mut wanted = wanted.clone();
         (wanted.unreachable, wanted.base) = Default::default();
@@ -246,7 +249,8 @@ impl Driver {
                 .exec(RouteNetlinkMessage::NewRoute(route.message()), Verb::Replace, || format!("route {destination}"))
         };
         match replace(&mut self.socket) {
-            // The kernel looks a gateway on another link up in the table, where it finds the very route that is to be replaced.
+            // The kernel validates the gateway by a lookup in the table, where it finds the very
+            // route that is to be replaced. Delete that route first.
             Err(NetlinkError::Refused { errno: Errno::EINVAL, .. }) if route.onlink && destination.addr().is_ipv6() => {
                 let old = Route { destination, link: None, gateway: None, onlink: false, blackhole: false };
                 let request = RouteNetlinkMessage::DelRoute(old.message_of_anybody());
@@ -287,7 +291,7 @@ impl Driver {
         let underlay = device.underlay.ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::NotFound,
-                format!("no link has the node's address {}; is NODE_IP right?", device.local),
+                format!("no link has the node's address {}; correct NODE_IP", device.local),
             )
         })?;
         self.socket.exec(message::new_vxlan(device, underlay), Verb::Create, || format!("create {name}"))?;
@@ -313,7 +317,8 @@ impl Driver {
             }
             result => result?,
         }
-        // An IPv6 address that is there before its link is up goes away with it.
+        // After bringing it up: an IPv6 address set on a link that is down is lost when the link
+        // comes up.
         self.socket
             .exec(message::new_host_address(index, device.address), Verb::Replace, || format!("address of {name}"))
     }
@@ -346,7 +351,8 @@ impl Outcome {
     }
 }
 
-/// A tunnel carries no more than its underlay, whatever is configured: the kernel does not take more. Where the underlay is not known it stays as it is.
+/// MTU of a tunnel: at most that of its underlay less the overhead, whatever is configured, as the
+/// kernel accepts no more. While the underlay is unknown it stays as it is.
 pub fn tunnel_mtu(version: IpVersion, configured: u32, underlay: Option<u32>, present: Option<u32>) -> u32 {
     let fits = underlay.map(|mtu| mtu.saturating_sub(vxlan_overhead(version)));
     match (configured, fits) {
@@ -359,7 +365,7 @@ pub fn tunnel_mtu(version: IpVersion, configured: u32, underlay: Option<u32>, pr
 
 fn taken(name: &str, device: &VxlanDevice) -> String {
     format!(
-        "{name} cannot be brought up: another VXLAN device of this node has UDP port {} and cannot share it; remove that, or choose another vxlanPort in \
+        "{name} cannot be brought up: another VXLAN device of this node uses UDP port {}; remove that device, or set another vxlanPort in \
          FelixConfiguration",
         device.port
     )

@@ -1,4 +1,4 @@
-//! Checksum offload of a link: whether checksums of what is sent over it may be left to hardware (`linux/ethtool.h`).
+//! Reads and disables TX checksum offload of a link (`linux/ethtool.h`).
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -20,7 +20,7 @@ struct Value {
     data: u32,
 }
 
-/// Whether the link has it. A link that has gone has none, nor one of a kind that knows no such thing.
+/// Whether checksum offload is on. A link that is gone, or of a kind without the setting, has none.
 pub(super) fn has_checksum_offload(link: &str) -> io::Result<bool> {
     match ask(link, Value { command: GET, data: 0 }) {
         Err(Errno::ENODEV | Errno::EOPNOTSUPP) => Ok(false),
@@ -28,7 +28,7 @@ pub(super) fn has_checksum_offload(link: &str) -> io::Result<bool> {
     }
 }
 
-/// Turns it off, as `ethtool -K LINK tx off` does.
+/// Turns checksum offload off, as `ethtool -K LINK tx off` does.
 pub(super) fn turn_checksum_offload_off(link: &str) -> io::Result<()> {
     let set = ask(link, Value { command: SET, data: 0 });
     set.map_err(|errno| io::Error::new(io::Error::from(errno).kind(), format!("checksum offload of {link}: {errno}")))?;

@@ -1,7 +1,7 @@
-//! What a notification of the kernel may mean, and whether it means anything to a plan. Pure.
+//! Decides whether kernel notifications concern a plan. Pure.
 //!
-//! Our own changes are notified like those of others, and pods come and go all the time: reading everything back costs milliseconds, so it is done only where
-//! what was told of differs from what is wanted.
+//! Our own changes are notified like those of others, and pods come and go all the time. Reading
+//! everything back costs milliseconds, so it is done only if a notification differs from the plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,49 +12,52 @@ use margay_api::rule::IpVersion;
 
 use super::plan::{Plan, version_of};
 
-/// Hints that are kept until they are looked at; with one more, everything is.
+/// Maximal number of pending hints; beyond it, everything is checked.
 const LIMIT: usize = 4096;
 
-/// Something that somebody may have changed.
+/// Possible change by another program.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hint {
-    /// Notifications were lost: anything.
+    /// Notifications were lost: anything may have changed.
     Lost,
-    /// A link that is not ours went down, came up, went, or has another MTU. The kernel removes IPv4 routes over it without a word.
+    /// Another link went up or down, was removed, or has another MTU. The kernel removes IPv4
+    /// routes over it without a notification.
     Underlay,
-    /// An address of a link that is not ours is gone. With the last one of a link the kernel removes IPv4 routes over it without a word.
+    /// An address of another link was removed. With the last address of a link the kernel removes
+    /// IPv4 routes over it without a notification.
     AddressGone(IpAddr),
-    /// A link that is not ours has this address now.
+    /// An address of another link was added.
     AddressCame(IpAddr),
-    /// A pod's link has appeared.
+    /// A pod's link was created.
     PodCame(String),
-    /// A pod's link is down or gone, or lacks an address.
+    /// A pod's link is down or was removed, or lost an address.
     PodGone(String),
-    /// Something about a tunnel device.
+    /// A tunnel device changed.
     Tunnel(IpVersion),
-    /// A neighbour on a tunnel device has this MAC address for good; none: it is gone, or may go.
+    /// A neighbour on a tunnel device has this permanent MAC address; `None`: it was removed or may
+    /// expire.
     Neighbour(IpAddr, Option<Mac>),
-    /// A forwarding entry of a tunnel device leads there; none: it is gone.
+    /// A forwarding entry of a tunnel device has this destination; `None`: it was removed.
     Forwarding(Mac, Option<IpAddr>),
-    /// A route of ours is gone, or one of somebody else has its destination.
+    /// One of our routes was removed, or a foreign one has its destination.
     Route(IpNet),
-    /// A kernel parameter of the node, or of a link of ours, is not as it should be.
+    /// A kernel parameter of the node or of one of our links has a wrong value.
     Parameter,
 }
 
-/// What a plan has, as far as hints are about it.
+/// Filter of hints by the plan.
 #[derive(Clone, Copy)]
 pub struct Interest<'a> {
     /// The wanted plan.
     pub plan: &'a Plan,
-    /// Pods' links of it that are not there.
+    /// Links of pods in the plan that do not exist.
     pub missing: &'a BTreeSet<String>,
-    /// Whether some of it is not in force.
+    /// Whether part of the plan has failed.
     pub is_failing: bool,
 }
 
 impl Interest<'_> {
-    /// Whether any of these is a reason to read back and repair.
+    /// Whether any of the hints is a reason to read back and repair.
     pub fn is_touched(&self, hints: &BTreeSet<Hint>) -> bool {
         let is_forwarding = |hint: &Hint| matches!(hint, Hint::Forwarding(..));
         let macs: BTreeMap<Mac, IpAddr> = match hints.iter().any(is_forwarding) {
@@ -84,7 +87,7 @@ impl Interest<'_> {
     }
 }
 
-/// Adds hints to those that wait.
+/// Adds hints to the pending ones.
 pub fn merge(waiting: &mut BTreeSet<Hint>, hints: BTreeSet<Hint>) {
     waiting.extend(hints);
     if waiting.len() > LIMIT {

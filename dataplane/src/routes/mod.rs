@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  records, local pods --plan--> Plan --diff--> Op --exec--> kernel
-//!                                       ^ present, read back at start and after any surprise
+//!                                       ^ present, read back at start and after changes by others
 //! ```
 
 pub mod addresses;

@@ -1,4 +1,5 @@
-//! Notices when somebody else changes what is ours, or what it stands on: routes, tunnel devices, neighbours on them, links, addresses and kernel parameters.
+//! Monitors changes by other programs of what is ours or what it depends on: routes, tunnel
+//! devices, neighbours on them, links, addresses and kernel parameters.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,10 +23,10 @@ use crate::nftables::is_workload;
 /// Multicast groups as bits: links, neighbours, IPv4 and IPv6 addresses and routes (`linux/rtnetlink.h`, `RTMGRP_*`), and kernel parameters of links of IPv4
 /// and IPv6 (`RTNLGRP_*_NETCONF`).
 const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x100 | 0x40 | 0x400 | 1 << 23 | 1 << 24;
-/// The main table of routes.
+/// Main routing table (`RT_TABLE_MAIN` in `linux/rtnetlink.h`).
 const MAIN: u8 = 254;
 
-/// A link as it was told of last.
+/// A link as of its last notification.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Seen {
     name: String,
@@ -37,7 +38,7 @@ struct Seen {
 /// Links by index.
 type Links = BTreeMap<u32, Seen>;
 
-/// See the module.
+/// Subscription to routing notifications.
 pub struct Monitor {
     subscription: Subscription,
     socket: RouteSocket,
@@ -45,7 +46,7 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Subscribes.
+    /// Subscribes and reads the links.
     pub fn open() -> Result<Self, NetlinkError> {
         let (subscription, socket) = (Subscription::open(GROUPS)?, RouteSocket::open()?);
         let mut monitor = Self { subscription, socket, links: Links::new() };
@@ -60,7 +61,8 @@ impl Monitor {
         Ok(())
     }
 
-    /// Blocks until something may have changed. Our own changes are reported too: only the owner can tell them apart, by what it wants.
+    /// Blocks until something may have changed. Our own changes are reported too: only the owner
+    /// can tell them apart, by its plan.
     pub fn wait(&mut self) -> Result<BTreeSet<Hint>, NetlinkError> {
         loop {
             let Self { subscription, links, .. } = self;
@@ -76,7 +78,7 @@ impl Monitor {
     }
 }
 
-/// What these notifications may mean.
+/// Parses notifications to hints.
 fn hints(links: &mut Links, bytes: &[u8]) -> BTreeSet<Hint> {
     let mut hints = BTreeSet::new();
     for (kind, message) in messages(bytes) {
@@ -117,7 +119,7 @@ fn tunnel(name: &str) -> Option<IpVersion> {
     VERSIONS.into_iter().find(|version| vxlan_device_name(*version) == name)
 }
 
-/// What it means that something happened to this link, if it is not ours.
+/// Hint for a change of a link: that of our kind of link, else `otherwise`.
 fn of_link(name: &str, otherwise: Hint) -> Hint {
     match tunnel(name) {
         Some(version) => Hint::Tunnel(version),
@@ -139,7 +141,8 @@ fn seen(link: &LinkMessage) -> Option<(u32, Seen)> {
     Some((link.header.index, Seen { name: name?, up, mtu }))
 }
 
-/// A tunnel device has more than is compared here.
+/// Hint for a new or changed link. A tunnel device has settings that are not compared here, so any
+/// notification counts.
 fn changed(before: Option<&Seen>, now: &Seen) -> Option<Hint> {
     if let Some(version) = tunnel(&now.name) {
         return Some(Hint::Tunnel(version));
@@ -185,7 +188,8 @@ fn of_neighbour(links: &Links, told: &NeighbourMessage, is_new: bool) -> Option<
     Some(Hint::Neighbour(address?, mac.filter(|_| is_lasting)))
 }
 
-/// Only ours that go matter, and only those of others that come, or that replace: protocols are no part of what tells routes apart.
+/// Hint for a route: only removals of ours matter, and new ones of others, which may have replaced
+/// ours, as the protocol does not distinguish routes.
 fn of_route(message: &RouteMessage, is_gone: bool) -> Option<Hint> {
     let is_ours = message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
     if is_ours != is_gone || message.header.table != MAIN {

@@ -1,5 +1,6 @@
-//! Notifications of kernel parameters of links (`RTM_NEWNETCONF`, `linux/netconf.h`). Only forwarding, reverse path filters and proxies are notified at all;
-//! other parameters are found by the periodic check.
+//! Parses notifications of kernel parameters of links (`RTM_NEWNETCONF`, `linux/netconf.h`). The
+//! kernel notifies only forwarding, reverse path filters and proxies; the periodic check finds
+//! other parameters.
 
 use margay_api::rule::IpVersion;
 use margay_netlink::wire;
@@ -8,22 +9,22 @@ use super::parameters::{Notified, expected};
 use super::plan::{VERSIONS, vxlan_device_name};
 use crate::nftables::is_workload;
 
-/// Kind of the message.
+/// Message type `RTM_NEWNETCONF` of `linux/rtnetlink.h`.
 pub const NEW: u16 = 80;
 
 const INDEX: u16 = 1;
 const FORWARDING: u16 = 2;
 const RP_FILTER: u16 = 3;
 const PROXY_NEIGH: u16 = 5;
-/// Index that stands for all links.
+/// Index of all links (`NETCONFA_IFINDEX_ALL` in `linux/netconf.h`).
 const ALL: i32 = -1;
-/// Address families as the header has them.
+/// Address families in the header (`AF_INET`, `AF_INET6`).
 const FAMILIES: [(u8, IpVersion); 2] = [(2, IpVersion::V4), (10, IpVersion::V6)];
-/// The header is padded to this size.
+/// Size of the padded header (`struct netconfmsg`).
 const HEADER: usize = 4;
 
-/// Whether the message says that a parameter of the node or of a link of ours is not as it should be. A message of several parameters is that of a new
-/// link, which whoever makes it sets up.
+/// Whether the message shows a wrong parameter of the node or of one of our links. A message with
+/// several parameters belongs to a new link, whose creator sets it up.
 pub fn is_other<'a>(body: &[u8], name: impl Fn(u32) -> Option<&'a str>) -> bool {
     let version = body.first().and_then(|family| FAMILIES.into_iter().find(|(known, _)| known == family));
     let Some((_, version)) = version else { return false };
@@ -49,8 +50,7 @@ pub fn is_other<'a>(body: &[u8], name: impl Fn(u32) -> Option<&'a str>) -> bool 
     (is_tunnel || is_workload(name)) && expected(version, !is_tunnel, what).is_some_and(|expected| expected != *value)
 }
 
-/// Attributes that are one number each.
-/// The numbers of a message, which are all that it has.
+/// Parses attributes that hold one number each, as all of a message do.
 fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, i32)> {
     let number = |value: &[u8]| Some(i32::from_ne_bytes(value.get(..4)?.try_into().ok()?));
     wire::attributes(bytes).map_while(move |(kind, value)| Some((kind, number(value)?)))

@@ -1,9 +1,11 @@
-//! A pod's link: a veth pair, the addresses and routes in the pod, and the kernel parameters of the host side, as Calico's plugin makes them.
+//! A pod's link: a veth pair, addresses and routes in the pod, and kernel parameters of the host
+//! side, as in Calico's CNI plugin.
 //!
-//! The pod's default route leads to 169.254.1.1, which exists nowhere: the node routes what is sent to it. Its MAC address, the host side's, is known in the
-//! pod from the start; where that has been forgotten, and in pods that another network has set up, the host side answers ARP for it (proxy ARP). The kernel
-//! does so only while it has a route for that address, which a node without a default route has not. For IPv6 the default route leads to the host side's own
-//! link-local address.
+//! The pod's default route leads to 169.254.1.1, which no interface has: the node routes whatever
+//! is sent there. The pod has a permanent neighbour entry with the MAC address of the host side.
+//! Where that was lost, and in pods that another network has set up, the host side answers by proxy
+//! ARP; the kernel does so only if it has a route to the address, which a node without a default
+//! route has not. For IPv6 the default route leads to the host side's link-local address.
 
 use std::fs::File;
 use std::io;
@@ -23,19 +25,20 @@ use super::sysctl;
 use margay_netlink::namespace;
 use margay_netlink::route::{NetlinkError, RouteSocket, Verb};
 
-/// The IPv4 gateway of every pod.
+/// IPv4 gateway of every pod, as in Calico's CNI plugin.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
-/// The IPv6 gateway of every pod: the link-local address that belongs to [`HOST_MAC`].
+/// IPv6 gateway of every pod: the link-local address derived from [`HOST_MAC`] (EUI-64, RFC 4291).
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
-/// Length of the link-local prefix that the kernel routes on every link.
+/// Length of the link-local prefix of a link (RFC 4291).
 const LINK_LOCAL: u8 = 64;
-/// MAC address of the host side of every pod's link.
+/// MAC address of the host side of every pod's link, as in Calico's CNI plugin.
 pub const HOST_MAC: Mac = Mac([0xee; 6]);
 
-/// The group of links that are about to be deleted together. Nothing else is ever put into it.
+/// Link group for links to be deleted together; nothing else is ever moved to it. It reads `cali`
+/// in ASCII.
 const DOOMED: u32 = 0x6361_6c69;
 
-/// A pod's link as wanted.
+/// Wanted link of a pod.
 pub struct PodLink<'a> {
     /// Host side interface.
     pub host: &'a str,
@@ -49,7 +52,7 @@ pub struct PodLink<'a> {
     pub mac: Mac,
 }
 
-/// Why a link is not as it should be.
+/// Error of setting up or checking a pod's link.
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {
     /// A request was refused.
@@ -58,12 +61,13 @@ pub enum PodError {
     /// A kernel parameter or the namespace could not be used.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// CHECK found something missing.
+    /// CHECK found a difference.
     #[error("{0}")]
     Missing(String),
 }
 
-/// Makes the veth pair and sets up its host side. What has the host side's name already is a leftover of the same pod's earlier sandbox, and goes.
+/// Creates the veth pair and sets up its host side. An existing link of the same name is a leftover
+/// of the pod's former sandbox and is deleted.
 pub fn create(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<u32, PodError> {
     let pair = VethPair {
         host: link.host,
@@ -89,7 +93,8 @@ pub fn create(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<u32, PodEr
     Ok(index)
 }
 
-/// Brings the host side up and gives it the pods' gateway of IPv6, which goes when it is set down.
+/// Brings the host side up and adds the pods' IPv6 gateway, which the kernel removes whenever the
+/// link goes down.
 pub fn bring_up(socket: &mut RouteSocket, host: &str, index: u32) -> Result<(), NetlinkError> {
     socket.exec(message::set_up(index), Verb::Change, || format!("bring {host} up"))?;
     if sysctl::has_ipv6_on(host) {
@@ -99,8 +104,9 @@ pub fn bring_up(socket: &mut RouteSocket, host: &str, index: u32) -> Result<(), 
     Ok(())
 }
 
-/// Gives both ends of a pod's link this MTU where theirs is larger; an end that is not there needs none. The pod's first, as the other one drops what is
-/// larger than itself. Returns whether any was.
+/// Lowers the MTU of both ends of a pod's link and returns whether any was larger; a missing end
+/// needs none. The pod's end comes first, because the other end drops packets larger than its own
+/// MTU.
 pub fn lower_mtu(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<bool, PodError> {
     let inside = namespace::within(link.namespace, || lower_end(&mut RouteSocket::open()?, link.pod, link.mtu))??;
     Ok(lower_end(socket, link.host, link.mtu)? || inside)
@@ -112,14 +118,15 @@ fn lower_end(socket: &mut RouteSocket, name: &str, mtu: u32) -> Result<bool, Net
     Ok(true)
 }
 
-/// The MAC address of a sandbox's interface: always the same one, so that it is known before the link is there. Of those that nobody has assigned.
+/// MAC address of a sandbox's interface: a locally administered address derived from its identity,
+/// so that it is known before the link exists.
 pub fn mac(container: &str, ifname: &str) -> Mac {
     use sha1::{Digest, Sha1};
     let hash = Sha1::digest(format!("{container}/{ifname}"));
     Mac([hash[0] & 0xfc | 0x02, hash[1], hash[2], hash[3], hash[4], hash[5]])
 }
 
-/// The gateway of a pod for packets of the IP version of this address.
+/// Gateway of a pod for the IP version of this address.
 pub fn gateway(address: IpAddr) -> IpAddr {
     if address.is_ipv4() { IpAddr::V4(GATEWAY) } else { IpAddr::V6(GATEWAY_V6) }
 }
@@ -128,7 +135,7 @@ fn gateway_v6() -> IpNet {
     IpNet::V6(Ipv6Net::new_assert(GATEWAY_V6, LINK_LOCAL))
 }
 
-/// Routes the addresses to the host side.
+/// Adds routes from the node to the pod's addresses.
 pub fn route(socket: &mut RouteSocket, index: u32, addresses: &[IpNet]) -> Result<(), PodError> {
     for address in addresses {
         let route = Route::direct(IpNet::from(address.addr()), index);
@@ -139,12 +146,13 @@ pub fn route(socket: &mut RouteSocket, index: u32, addresses: &[IpNet]) -> Resul
     Ok(())
 }
 
-/// Inside the pod: addresses, the gateway's route, the default route, and both links up. Returns the MAC address of the pod's interface.
+/// Configures the pod's side: addresses, gateway route, default route, and both links up. Returns
+/// the MAC address of the pod's interface.
 pub fn configure(link: &PodLink<'_>, addresses: &[IpNet]) -> Result<Mac, PodError> {
     if link.mtu < sysctl::IPV6_MTU && addresses.iter().any(|address| address.addr().is_ipv6()) {
         let (mtu, least) = (link.mtu, sysctl::IPV6_MTU);
         let why = format!(
-            "MTU {mtu} is less than the {least} of IPv6; give the node's link a larger one, or the pod no address of IPv6"
+            "MTU {mtu} is less than {least}, the minimum of IPv6; configure a larger MTU on the node's link, or give the pod no IPv6 address"
         );
         return Err(io::Error::new(io::ErrorKind::InvalidInput, why).into());
     }
@@ -160,7 +168,8 @@ fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
     }
     let has = |v6: bool| addresses.iter().any(|address| address.addr().is_ipv6() == v6);
     if has(true) {
-        // Runtimes turn IPv6 off in a new namespace. A pod learns its routes from its node alone, never from what looks like a router.
+        // Runtimes disable IPv6 in a new network namespace. A pod gets its routes from its node
+        // only, never from router advertisements.
         for parameter in ["all/disable_ipv6", "default/disable_ipv6", "lo/disable_ipv6"] {
             sysctl::set(&format!("ipv6/conf/{parameter}"), "0")?;
         }
@@ -192,7 +201,7 @@ fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
     pod.mac.ok_or_else(|| missing(name, "MAC address of"))
 }
 
-/// Deletes the link by its host side; a link that is gone is a success.
+/// Deletes a link by its host side; a missing link is a success.
 pub fn remove(socket: &mut RouteSocket, host: &str) -> Result<(), NetlinkError> {
     remove_link(socket, &LinkRef::Name(host.to_owned()))
 }
@@ -212,8 +221,9 @@ fn delete(
     }
 }
 
-/// Deletes links by their host sides; the results are in the same order. Several go as one group, because the kernel waits for all its readers once
-/// per request and not once per link.
+/// Deletes links by their host sides and returns the results in the same order. Several are deleted
+/// as one group, because the kernel waits for an RCU grace period once per request and not once per
+/// link.
 pub fn remove_all(socket: &mut RouteSocket, hosts: &[LinkRef]) -> Vec<Result<(), NetlinkError>> {
     if hosts.len() > 1 && remove_group(socket, hosts).is_ok() {
         return hosts.iter().map(|_| Ok(())).collect();
@@ -221,7 +231,7 @@ pub fn remove_all(socket: &mut RouteSocket, hosts: &[LinkRef]) -> Vec<Result<(),
     hosts.iter().map(|host| remove_link(socket, host)).collect()
 }
 
-/// Nothing is in doubt after an error: the links are removed one by one then.
+/// Deletes links as a group. After an error the caller deletes them one by one.
 fn remove_group(socket: &mut RouteSocket, hosts: &[LinkRef]) -> Result<(), NetlinkError> {
     let requests = hosts.iter().map(|host| (message::set_group(host, DOOMED), Verb::Change)).collect();
     let refused = socket.exec_all(requests)?;
@@ -231,8 +241,8 @@ fn remove_group(socket: &mut RouteSocket, hosts: &[LinkRef]) -> Result<(), Netli
     delete(socket, message::delete_group(DOOMED), || format!("delete links of group {DOOMED}"))
 }
 
-/// Compares the link with what it should be; the error names the first difference. Returns the MTU that it has, which
-/// may be another than new links get.
+/// Checks a link; the error names the first difference. Returns its MTU, which may differ from that
+/// of new links.
 pub fn check(socket: &mut RouteSocket, link: &PodLink<'_>, addresses: &[IpNet]) -> Result<u32, PodError> {
     let links = present::links(socket)?;
     let host = links.get(link.host).filter(|found| found.up);

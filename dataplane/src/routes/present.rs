@@ -1,4 +1,4 @@
-//! What the kernel holds now, read back in the terms of a [`Plan`].
+//! Reads back what the kernel holds, as a [`Plan`].
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -18,7 +18,7 @@ use super::{ethtool, pod, sysctl};
 use crate::nftables::is_workload;
 use margay_netlink::route::{NetlinkError, RouteSocket};
 
-/// A link of this namespace.
+/// Link of the network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// Interface index.
@@ -29,7 +29,7 @@ pub struct Link {
     pub up: bool,
     /// MAC address, where it has one.
     pub mac: Option<Mac>,
-    /// Settings, if it is a VXLAN device.
+    /// Settings of a VXLAN device.
     vxlan: Option<Vec<InfoVxlan>>,
 }
 
@@ -41,7 +41,7 @@ pub fn links(socket: &mut RouteSocket) -> Result<Links, NetlinkError> {
     Ok(socket.dump(message::get_links())?.into_iter().filter_map(link).collect())
 }
 
-/// The link of this name, if there is one: costs the same however many links there are.
+/// Finds a link by name; the cost does not depend on the number of links.
 pub fn named(socket: &mut RouteSocket, name: &str) -> Result<Option<Link>, NetlinkError> {
     match socket.get(message::get_link(name), || format!("find {name}")) {
         Ok(found) => Ok(found.and_then(link).map(|(_, link)| link)),
@@ -50,7 +50,7 @@ pub fn named(socket: &mut RouteSocket, name: &str) -> Result<Option<Link>, Netli
     }
 }
 
-/// Lists the addresses with the index of the link that has each.
+/// Lists addresses with the index of their link.
 pub fn addresses(socket: &mut RouteSocket) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
     let parse = |message| {
         let RouteNetlinkMessage::NewAddress(message) = message else {
@@ -69,8 +69,8 @@ pub fn addresses(socket: &mut RouteSocket) -> Result<Vec<(u32, IpNet)>, NetlinkE
     Ok(socket.dump(message::get_addresses())?.into_iter().filter_map(parse).collect())
 }
 
-/// Reads back everything that could be ours. A route or device in a form that we never make is returned as one that differs from any wanted one, so that
-/// it is replaced.
+/// Reads back everything that could be ours. A route or device in a form that we never create is
+/// returned as one that differs from any wanted one, so that it is replaced.
 pub fn present(socket: &mut RouteSocket, links: &Links) -> Result<Plan, NetlinkError> {
     let names: BTreeMap<u32, &str> = links.iter().map(|(name, link)| (link.index, name.as_str())).collect();
     let mut plan = Plan::default();
@@ -100,7 +100,7 @@ pub fn present(socket: &mut RouteSocket, links: &Links) -> Result<Plan, NetlinkE
     Ok(plan)
 }
 
-/// Whether it is an address of that IP version other than the one that the kernel gives to every link.
+/// Whether it is an address of that IP version other than the link-local one.
 fn is_global(version: IpVersion, address: IpAddr) -> bool {
     let is_of_link = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
     version_of(address) == version && !is_of_link
@@ -113,7 +113,7 @@ fn unspecified(version: IpVersion) -> IpAddr {
     }
 }
 
-/// Gateway of the default route of this IP version that leads out of a link, if there is one; whoever made it.
+/// Gateway of the default route of an IP version over a link, whoever created it.
 pub fn default_gateway(
     socket: &mut RouteSocket,
     version: IpVersion,
@@ -188,7 +188,7 @@ fn device(link: &Link, address: IpAddr) -> VxlanDevice {
     device
 }
 
-/// A route of ours as destination and target; `None` for anybody else's.
+/// Parses a route of ours to destination and target; `None` for other routes.
 pub fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<(IpNet, Target)> {
     if message.header.protocol != RouteProtocol::Other(ROUTE_PROTOCOL) {
         return None;

@@ -1,7 +1,8 @@
-//! The thread that owns the [`Driver`], and the handle that others have of it.
+//! The route worker: the thread that owns the [`Driver`], and its handle.
 //!
-//! Only the newest plan matters: plans that arrive while one is being applied replace each other. A plan that failed in part is tried again with growing delay,
-//! and at once when links or addresses change; what the kernel tells of and is not as wanted makes it read back and repair.
+//! Only the newest plan matters: plans that arrive while one is applied replace each other. A plan
+//! that failed in part is retried with growing delay, and at once when links or addresses change. A
+//! notification that differs from the plan makes it read back and repair.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
@@ -19,47 +20,49 @@ use super::plan::{LocalPods, Plan};
 use super::sysctl::Changed;
 use margay_netlink::route::NetlinkError;
 
-/// Delays between attempts at what failed.
+/// Minimal and maximal delay between attempts.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-/// Everything is read back and compared this often even if nothing was noticed.
+/// Interval of reading back and comparing everything, even if no change was noticed.
 const FULL_CHECK: Duration = Duration::from_secs(120);
-/// Interval of comparing kernel parameters, most of which have no notification. It takes about 8 us of CPU for each, and a pod's link has 17: for 110 pods
-/// 15 ms.
+/// Interval of comparing kernel parameters, most of which have no notification. One takes about 8
+/// us of CPU, and a pod's link has 17: 15 ms for 110 pods.
 const PARAMETERS: Duration = Duration::from_secs(10);
-/// Notifications that come within this time are taken together.
+/// Notifications within this time are handled together.
 const SETTLE: Duration = Duration::from_millis(50);
-/// After a repair there is none for so many times as long as it took: whoever fights with us over a route costs no more than that.
+/// After a repair, the next one waits this many times as long as it took: a program that keeps
+/// changing our routes costs no more than that.
 const REST: u32 = 10;
-/// What failed is named in the log up to so many at once.
+/// Maximal number of failed parts logged at once.
 const NAMED: usize = 10;
-/// Notifications are read in turns of this length: many come together.
+/// Minimal interval between reads of notifications: many come together.
 const TURN: Duration = Duration::from_millis(5);
 
-/// How far the kernel has come.
+/// Progress of the kernel towards the newest plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Generation of the newest plan that has been applied, with or without failures.
+    /// Generation of the newest plan applied, with or without failures.
     pub generation: u64,
-    /// What of it failed, with the reason.
+    /// Failed parts of the plan, with the reason.
     pub failed: BTreeMap<Part, String>,
-    /// How often the kernel had to be repaired after somebody else's change.
+    /// Number of repairs after changes by other programs.
     pub repairs: u64,
-    /// Parameters of the host itself that have been changed since the start, by name, with what they were first.
+    /// Parameters of the host itself that were changed since the start, by name, with their first
+    /// value.
     pub changed: BTreeMap<String, Changed>,
 }
 
 enum Wake {
-    /// There is a plan, or there are hints.
+    /// There is a new plan, or there are hints.
     Work,
     End,
 }
 
-/// Ends the owner with the last handle.
+/// Ends the worker when the last handle is dropped.
 struct Life(SyncSender<Wake>);
 
 impl Drop for Life {
     fn drop(&mut self) {
-        // An owner that has ended already needs no word.
+        // The worker may have ended already.
         let _ = self.0.send(Wake::End);
     }
 }
@@ -68,14 +71,15 @@ impl Drop for Life {
 struct Wanted {
     generation: u64,
     plan: Option<Plan>,
-    /// Pods of the node that came after the plan.
+    /// Pods of the node, newer than the plan.
     pods: Option<LocalPods>,
 }
 
-/// Hints that wait for the owner.
+/// Pending hints.
 type Hints = Arc<Mutex<BTreeSet<Hint>>>;
 
-/// A handle to the routing of this node, which ends with the last of them; what is in the kernel stays. Cheap to clone.
+/// Handle to the route worker. Cheap to clone. The worker ends with the last handle; what is in the
+/// kernel stays.
 #[derive(Clone)]
 pub struct Network {
     wanted: Arc<Mutex<Wanted>>,
@@ -84,10 +88,10 @@ pub struct Network {
 }
 
 impl Network {
-    /// Starts the owner thread and the thread that listens to the kernel, both in the namespace of the calling thread.
+    /// Starts the worker and the monitor thread in the calling thread's network namespace.
     pub fn spawn() -> Result<Self, NetlinkError> {
         let (driver, monitor) = (Driver::open()?, Monitor::open()?);
-        // One waiting wake-up is enough: what it stands for is read from `wanted` and `hints`.
+        // One queued wake-up is enough: the worker reads `wanted` and `hints`.
         let (wake, woken) = mpsc::sync_channel(1);
         let (progress, seen) = watch::channel(Progress::default());
         let (wanted, hints) = (Arc::new(Mutex::new(Wanted::default())), Hints::default());
@@ -98,12 +102,13 @@ impl Network {
         Ok(Self { wanted, life: Arc::new(Life(wake)), progress: seen })
     }
 
-    /// Makes this the wanted plan; returns its generation.
+    /// Replaces the wanted plan and returns its generation.
     pub fn want(&self, plan: Plan) -> u64 {
         self.change(|wanted| (wanted.plan, wanted.pods) = (Some(plan), None))
     }
 
-    /// Makes the newest plan one of these pods of the node; returns its generation. Without a plan, one of them alone.
+    /// Replaces the node's own pods in the newest plan and returns its generation. Without a plan,
+    /// these pods are the plan.
     pub fn want_pods(&self, pods: LocalPods) -> u64 {
         self.change(|wanted| wanted.pods = Some(pods))
     }
@@ -114,17 +119,19 @@ impl Network {
         change(&mut wanted);
         let generation = wanted.generation;
         drop(wanted);
-        // A full channel holds a wake-up already, and the owner reads the newest plan when it comes to it.
+        // A full channel holds a wake-up already, and the worker reads the newest plan when it
+        // handles it.
         let _ = self.life.0.try_send(Wake::Work);
         generation
     }
 
-    /// Waits until the plan of this generation, or a newer one, has been applied.
+    /// Waits until the plan of this generation or a newer one is applied.
     pub async fn applied(&self, generation: u64) -> Progress {
         self.until(|progress| progress.generation >= generation).await
     }
 
-    /// Waits until the progress is as asked for; returns the progress. If the owner is gone, the last progress that it made.
+    /// Waits until the progress meets a condition and returns it; if the worker has ended, returns
+    /// the last progress.
     pub async fn until(&self, condition: impl Fn(&Progress) -> bool) -> Progress {
         let mut progress = self.progress.clone();
         match progress.wait_for(|progress| condition(progress)).await {
@@ -133,24 +140,24 @@ impl Network {
         }
     }
 
-    /// How far the kernel has come, as that changes.
+    /// Progress of the kernel towards the newest plan.
     pub fn watch(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
     }
 
-    /// How far the kernel has come.
+    /// Progress of the kernel towards the newest plan.
     pub fn progress(&self) -> Progress {
         self.progress.borrow().clone()
     }
 }
 
-/// Hands the kernel's notifications to the owner until that has ended.
+/// Forwards the kernel's notifications to the worker until it ends.
 fn listen(mut monitor: Monitor, hints: &Hints, wake: &SyncSender<Wake>) {
     loop {
         match monitor.wait() {
             Ok(new) => hint::merge(&mut hints.lock().unwrap_or_else(PoisonError::into_inner), new),
             Err(error) => {
-                tracing::error!(%error, "what others do to routes is found by the periodic check only; restart the agent");
+                tracing::error!(%error, "the route monitor failed: changes by other programs are found by the periodic check only; restart the agent");
                 return;
             }
         }
@@ -167,18 +174,19 @@ struct Owner {
     hints: Hints,
     progress: watch::Sender<Progress>,
     plan: Option<Plan>,
-    /// What failed last.
+    /// Parts that failed last.
     failed: BTreeMap<Part, String>,
-    /// Whether that was a repair. Its later attempts are too: where the first one comes before a link is up again, they do the work.
+    /// Whether the failed apply was a repair. Its retries are repairs too: if the first attempt
+    /// comes before a link is up again, a retry does the work.
     is_repairing: bool,
-    /// The next attempt at what failed, and the delay before it.
+    /// Time of the next retry, and the delay before it.
     retry: Option<(Instant, Duration)>,
-    /// When hints are looked at.
+    /// When pending hints are checked.
     look: Option<Instant>,
     check: Instant,
-    /// When parameters are compared.
+    /// When kernel parameters are compared.
     parameters: Instant,
-    /// No look before this.
+    /// Earliest time of the next check of hints.
     rested: Instant,
 }
 
@@ -252,28 +260,28 @@ impl Owner {
         }
     }
 
-    /// Reads back and repairs, if the kernel told of anything that is not as wanted.
+    /// Reads back and repairs if pending hints concern the plan.
     fn look(&mut self) {
         let hints = std::mem::take(&mut *self.hints.lock().unwrap_or_else(PoisonError::into_inner));
         let Some(plan) = &self.plan else { return };
         let interest = Interest { plan, missing: self.driver.missing(), is_failing: !self.failed.is_empty() };
         if interest.is_touched(&hints) {
-            tracing::debug!(?hints, "the kernel told of changes by others");
+            tracing::debug!(?hints, "notifications of changes by other programs");
             self.driver.mark_stale();
-            // Whatever hindered may be gone.
+            // The cause of the failure may be gone: retry without delay.
             self.retry = None;
             self.apply(true);
         }
     }
 
-    /// Brings the kernel to the newest plan. What is done though the plan is not new is a repair.
+    /// Applies the newest plan. Changes made without a new plan count as a repair.
     fn apply(&mut self, is_repair: bool) {
         let (generation, newer, pods) = {
             let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
             (wanted.generation, wanted.plan.take(), wanted.pods.take())
         };
         let is_repair = is_repair && newer.is_none() && pods.is_none();
-        // What failed is tried again with the whole plan.
+        // Failed parts are retried with the whole plan.
         let is_whole = newer.is_some() || self.plan.is_none() || !self.failed.is_empty();
         if newer.is_some() {
             self.plan = newer;
@@ -292,20 +300,20 @@ impl Owner {
             ..Outcome::default()
         });
         for Changed { parameter, former, now } in &changed {
-            tracing::warn!(parameter, former, now, "a kernel parameter of this host has been changed, as pods need it");
+            tracing::warn!(parameter, former, now, "changed a kernel parameter of this host, as pods need it");
         }
         let news: Vec<_> = failed.iter().filter(|(what, reason)| self.failed.get(*what) != Some(*reason)).collect();
         for (what, reason) in news.iter().take(NAMED) {
-            tracing::warn!(%what, reason, more = news.len().saturating_sub(NAMED), "routing is not as wanted; trying again");
+            tracing::warn!(%what, reason, more = news.len().saturating_sub(NAMED), "routing could not be programmed; trying again");
         }
         if is_repair && done > 0 {
             tracing::info!(
                 done,
-                "others had changed routes, links or kernel parameters that pods need; they are as wanted again"
+                "other programs had changed routes, links or kernel parameters that pods need; they have been restored"
             );
         }
         if !self.failed.is_empty() && failed.is_empty() {
-            tracing::info!("routing is as wanted again");
+            tracing::info!("routing is programmed again");
         }
         self.retry = (!failed.is_empty()).then(|| {
             let delay = self.retry.map_or(RETRY.0, |(_, delay)| (delay * 2).min(RETRY.1));

@@ -1,4 +1,4 @@
-//! Which class each endpoint has, and the chains of classes.
+//! Classes of endpoints, and their chains.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::nftables::rule::Context;
 use margay_nft::Family;
 
 impl Compiler {
-    /// Endpoints that came, went or have other policies; returns whether any did.
+    /// Applies added, changed and removed endpoints; returns whether any class or UID changed.
     pub(super) fn endpoints(&mut self, records: &Records, dirty: &Dirty, stale: &mut Classes) -> bool {
         let changed =
             dirty.records.iter().filter_map(|id| if let RecordId::Endpoint(key) = id { Some(key) } else { None });
@@ -45,7 +45,7 @@ impl Compiler {
         any
     }
 
-    /// The class with where it begins; each class is kept once.
+    /// Returns the shared class with its entry points.
     pub(super) fn bind(&mut self, class: Class) -> Bound {
         let class = self.known(&class).unwrap_or_else(|| Arc::new(class));
         self.classes.entry(class.clone()).or_default();
@@ -53,7 +53,7 @@ impl Compiler {
         Bound { class, entry }
     }
 
-    /// Compiles these classes anew, and removes those that no endpoint has any more.
+    /// Compiles classes again, and removes those without endpoints.
     pub(super) fn classes(&mut self, records: &Records, stale: &Classes, delta: &mut Delta) {
         let bound: Vec<&Bound> =
             self.endpoints.values().flat_map(|known| &known.bound).chain(self.hosts.bound()).collect();
@@ -107,7 +107,7 @@ impl Compiler {
         chains.into_iter().for_each(|(name, chain)| self.put_chain(name, Some(chain), delta));
     }
 
-    /// Classes that have a policy which names the set, or that use the union.
+    /// Classes whose policies name the set, or that use the union.
     pub(super) fn users(&self, id: &SetId) -> Vec<Arc<Class>> {
         let uses = |state: &ClassState| {
             if merge::is_union(id) { state.unions.contains_key(id) } else { state.sets.contains(id) }
@@ -115,7 +115,7 @@ impl Compiler {
         self.classes.iter().filter(|(_, state)| uses(state)).map(|(class, _)| class.clone()).collect()
     }
 
-    /// The class as endpoints refer to it, if it is compiled.
+    /// The shared key of a class, if it is in use.
     pub(super) fn known(&self, class: &Class) -> Option<Arc<Class>> {
         self.classes.get_key_value(class).map(|(class, _)| class.clone())
     }

@@ -1,4 +1,4 @@
-//! The node's host endpoints, and the chains in which packets meet them.
+//! Host endpoints of the node, and their base chains.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,28 +11,28 @@ use crate::Links;
 use crate::nftables::host::{self, Claims, Entries, Hooks, POINTS, Point};
 use margay_nft::Transaction;
 
-/// Host endpoints by name, and the interfaces that there are for them.
+/// Host endpoints by name, and the node's interfaces.
 #[derive(Debug, Default)]
 pub(super) struct Hosts {
     endpoints: BTreeMap<String, Host>,
     links: Links,
 }
 
-/// A host endpoint.
+/// Host endpoint.
 #[derive(Debug)]
 struct Host {
     interfaces: HostInterfaces,
-    /// By [`POINTS`].
+    /// Classes in the order of [`POINTS`].
     bound: [Bound; 7],
 }
 
 impl Hosts {
-    /// What decides about their packets.
+    /// Classes of all host endpoints.
     pub(super) fn bound(&self) -> impl Iterator<Item = &Bound> {
         self.endpoints.values().flat_map(|host| &host.bound)
     }
 
-    /// Those that no interface has, and why.
+    /// Host endpoints without an interface, with the reason.
     pub(super) fn idle(&self) -> BTreeMap<String, String> {
         self.claims().idle.into_iter().map(|(name, reason)| (name.to_owned(), reason)).collect()
     }
@@ -41,7 +41,8 @@ impl Hosts {
         host::claims(self.endpoints.iter().map(|(name, host)| (name, &host.interfaces)), &self.links)
     }
 
-    /// Points at which something can happen: without a policy none but at those of the host's own packets, where profiles decide.
+    /// Hooks that need a chain: those with a policy, and those of the host's own packets, where
+    /// profiles decide.
     fn points(&self) -> BTreeSet<Point> {
         let has_policy = |index: usize| self.endpoints.values().any(|host| !host.bound[index].class.tiers.is_empty());
         let counts = |(index, point): &(usize, Point)| matches!(point, Point::In | Point::Out) || has_policy(*index);
@@ -50,12 +51,12 @@ impl Hosts {
 }
 
 impl Compiler {
-    /// The node's interfaces with their addresses.
+    /// The node's interfaces and their addresses.
     pub fn links(&self) -> &Links {
         &self.hosts.links
     }
 
-    /// The node has these interfaces with these addresses.
+    /// Replaces the node's interfaces and addresses.
     pub fn set_links(&mut self, links: Links) -> Transaction {
         self.hosts.links = links;
         let mut delta = Delta::new();
@@ -67,7 +68,7 @@ impl Compiler {
         delta.into_transaction()
     }
 
-    /// Host endpoints that came, went or have other policies or interfaces; returns whether any did.
+    /// Applies added, changed and removed host endpoints; returns whether there were any.
     pub(super) fn host_endpoints(&mut self, records: &Records, dirty: &Dirty, stale: &mut Classes) -> bool {
         let changed =
             dirty.records.iter().filter_map(|id| if let RecordId::HostEndpoint(name) = id { Some(name) } else { None });
@@ -92,7 +93,7 @@ impl Compiler {
         any
     }
 
-    /// The base chains of host endpoints, with the maps from interfaces to classes.
+    /// Updates the base chains of host endpoints and their maps from interface to class.
     pub(super) fn host_hooks(&mut self, delta: &mut Delta) {
         let claims = self.hosts.claims();
         let entries = |host: &Host| -> Entries {

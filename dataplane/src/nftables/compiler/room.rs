@@ -1,4 +1,4 @@
-//! What takes most room, for when the kernel has too little.
+//! Finds the largest parts of a transaction, for a kernel that lacks memory for it.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use super::{Compiler, Part};
 use margay_nft::{Chain, Match, Rule, SetRef, Statement, Transaction, TransactionOp};
 
 impl Compiler {
-    /// The parts of the table that most of the transaction is about, the largest first, of those that are not refused yet.
+    /// The largest parts of a transaction, largest first, without those already refused.
     pub fn largest(&self, transaction: &Transaction, count: usize) -> Vec<Part> {
         let classes = self.classes.iter().flat_map(|(class, state)| state.chains.iter().map(move |name| (name, class)));
         let classes: BTreeMap<_, _> = classes.collect();

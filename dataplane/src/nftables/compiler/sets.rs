@@ -1,4 +1,4 @@
-//! The sets of the view and their unions, as the kernel has them.
+//! Kernel sets of the view's sets and of their unions.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,8 @@ use crate::nftables::union::Union;
 use margay_nft::Set;
 
 impl Compiler {
-    /// Sets of the view that came, went or have other members.
+    /// Applies added, changed and removed sets and member changes; classes to be compiled again are
+    /// added to `stale`.
     pub(super) fn sets(&mut self, records: &Records, dirty: &Dirty, delta: &mut Delta, stale: &mut Classes) {
         let changed = dirty.records.iter().filter_map(|id| if let RecordId::IpSet(id) = id { Some(id) } else { None });
         for id in changed {
@@ -46,7 +47,7 @@ impl Compiler {
         }
     }
 
-    /// Follows a change of members; returns whether the shape is another.
+    /// Applies a member change to the kernel sets; returns whether the shape changed.
     fn members(&mut self, id: &SetId, record: &IpSetRecord, members: &MemberDelta, delta: &mut Delta) -> bool {
         let Some(shape) = self.shapes.get(id).copied() else { return false };
         let ranged = |member: &Member| matches!(member, Member::Net(net) if net.prefix_len() < net.max_prefix_len());
@@ -65,7 +66,7 @@ impl Compiler {
         reshaped
     }
 
-    /// Makes and removes kernel sets so that they fit the record.
+    /// Replaces the kernel sets of a set by those of the record.
     pub(super) fn reshape(&mut self, id: &SetId, record: Option<&IpSetRecord>, delta: &mut Delta) {
         let before = self.shapes.remove(id).map(|shape| shape.sets(id)).unwrap_or_default();
         let mut wanted = record.map(|record| elements::render(id, record)).unwrap_or_default();
@@ -85,7 +86,8 @@ impl Compiler {
         }
     }
 
-    /// Makes the unions that classes use, and removes the others: once a call, at its end, as one that goes and comes back would keep its old members.
+    /// Creates the unions that classes use and removes the others. Called once, last: a union that
+    /// is removed and added again in one call must not be rebuilt with old members.
     pub(super) fn unions(&mut self, records: &Records, delta: &mut Delta) {
         let used: BTreeMap<&SetId, _> = self.classes.values().flat_map(|state| &state.unions).collect();
         let gone: Vec<SetId> = self.unions.keys().filter(|id| !used.contains_key(id)).cloned().collect();

@@ -1,4 +1,4 @@
-//! A table whose kernel refuses everything, for tests of those who ask it.
+//! A table whose kernel refuses everything, for tests of its callers.
 
 use std::collections::BTreeSet;
 
@@ -8,10 +8,10 @@ use nix::errno::Errno;
 use super::message::{Entry, Place, Subject};
 use super::table::{Table, TableError};
 
-/// See [`Conntrack::refusing`].
+/// Table of [`super::Conntrack::refusing`].
 pub(super) struct Refusing;
 
-pub(super) const REFUSED: TableError = TableError::Refused { what: "list connections", errno: Errno::EPERM };
+pub(super) const REFUSED: TableError = TableError::Refused { what: "list conntrack entries", errno: Errno::EPERM };
 
 impl Table for Refusing {
     fn flush(&mut self, _: Subject, _: Place) -> Result<bool, TableError> {

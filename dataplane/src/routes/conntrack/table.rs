@@ -1,4 +1,4 @@
-//! The kernel's table of conversations, in the network namespace of the thread that opened it.
+//! The kernel's conntrack table, in the network namespace of the thread that opened it.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -11,24 +11,24 @@ use super::message::{self, Entry, Place, Subject};
 use margay_netlink::wire::{messages, u32_ne};
 use margay_netlink::{Buffers, Protocol, Socket};
 
-/// Requests are small; room for a part of a list.
+/// Sizes of the socket's buffers: requests are small, and one part of a dump has to fit.
 const BUFFERS: Buffers = Buffers { send: Some(64 << 10), receive: 1 << 20 };
 
-/// Why entries could not be deleted.
+/// Error of listing or deleting entries.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TableError {
-    /// The kernel refused it.
-    #[error("{what}: {errno}; does the kernel have nf_conntrack_netlink?")]
+    /// The kernel refused a request.
+    #[error("{what}: {errno}; check that the kernel module nf_conntrack_netlink is available")]
     Refused {
-        /// What was asked for.
+        /// Request that was refused.
         what: &'static str,
-        /// Why it was refused.
+        /// Error of the kernel.
         errno: Errno,
     },
-    /// The list changed while it was read, each time.
-    #[error("the table of connections changed its size whenever it was read")]
+    /// The table changed during each dump.
+    #[error("the conntrack table was resized during each attempt to read it")]
     Interrupted,
-    /// The socket failed, or gave no answer.
+    /// The socket failed or returned no response.
     #[error("ctnetlink: {0}")]
     Socket(String),
 }
@@ -39,36 +39,36 @@ impl From<io::Error> for TableError {
     }
 }
 
-/// What is asked of the table.
+/// Operations on the conntrack table.
 pub trait Table: Send + 'static {
-    /// Deletes whatever has the address in that place. False: this kernel cannot be asked that.
+    /// Deletes all entries with the address in that field. False: the kernel does not support it.
     fn flush(&mut self, subject: Subject, place: Place) -> Result<bool, TableError>;
-    /// The entries of an IP version that have one of the addresses in any place.
+    /// Lists the entries of an IP version with one of the addresses in any field.
     fn find(&mut self, version: IpVersion, subjects: &BTreeSet<Subject>) -> Result<Vec<Entry>, TableError>;
-    /// Deletes an entry; one that is gone is a success.
+    /// Deletes an entry; a missing one is a success.
     fn delete(&mut self, entry: &Entry) -> Result<(), TableError>;
 }
 
-/// The real one.
+/// The table of the kernel.
 pub struct Kernel {
     socket: Socket,
     sequence: u32,
 }
 
 impl Kernel {
-    /// Opens a socket in the calling thread's network namespace; needs CAP_NET_ADMIN.
+    /// Opens a socket in the calling thread's network namespace; needs `CAP_NET_ADMIN`.
     pub fn open() -> io::Result<Self> {
         Ok(Self { socket: Socket::open(Protocol::Netfilter, 0, BUFFERS)?, sequence: 0 })
     }
 
-    /// Sends a request and hands the body of each answer to `each`; returns the kernel's error number, 0 for none, and whether the list was
-    /// changed while it was read.
+    /// Sends a request and passes the body of each response to `each`; returns the kernel's error
+    /// number, 0 for none, and whether a dump was interrupted.
     fn ask(&mut self, request: impl FnOnce(u32) -> Vec<u8>, mut each: impl FnMut(&[u8])) -> io::Result<(i32, bool)> {
         self.sequence = self.sequence.wrapping_add(1);
         let sequence = self.sequence;
         self.socket.send(&request(sequence))?;
         let mut interrupted = false;
-        // The kernel works within the calls: nothing has to be waited for.
+        // The kernel responds within the system calls, so there is nothing to wait for.
         while let Some(datagram) = self.socket.try_receive()? {
             for (header, body) in messages(datagram).filter(|(header, _)| header.sequence == sequence) {
                 interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
@@ -87,7 +87,7 @@ impl Kernel {
 }
 
 impl Kernel {
-    /// Reads the list, and keeps nothing of it.
+    /// Dumps the entries and discards them.
     pub fn list(&mut self) -> io::Result<()> {
         match self.ask(|sequence| message::list(IpVersion::V4, sequence), |_| {})? {
             (0, _) => Ok(()),
@@ -95,7 +95,8 @@ impl Kernel {
         }
     }
 
-    /// Whether the namespace has no entry at all: a list walks over the rows of all namespaces.
+    /// Whether the namespace has no entry. Saves a dump, which walks over the buckets of all
+    /// namespaces.
     fn is_empty(&mut self) -> Result<bool, TableError> {
         let mut count = None;
         let (errno, _) = self.ask(message::count, |body| count = message::count_of(body))?;
@@ -103,21 +104,21 @@ impl Kernel {
     }
 }
 
-/// Reads of a list that others change before it is given up.
+/// Maximal number of dumps if each is interrupted.
 const READS: u32 = 5;
 
 impl Table for Kernel {
     fn flush(&mut self, subject: Subject, place: Place) -> Result<bool, TableError> {
         if subject.version() == IpVersion::V6 {
-            // It would delete those of everybody else.
+            // It would delete the entries of all other addresses.
             return Ok(false);
         }
         let (errno, _) = self.ask(|sequence| message::flush(subject, place, sequence), |_| {})?;
         match Errno::from_raw(errno) {
             _ if errno == 0 => Ok(true),
-            // What comes then names what is wrong, if that is not it.
+            // The dump that follows reports the error, if this is not the reason.
             Errno::EINVAL | Errno::EOPNOTSUPP => Ok(false),
-            errno => Err(TableError::Refused { what: "delete the entries of an address", errno }),
+            errno => Err(TableError::Refused { what: "delete conntrack entries of an address", errno }),
         }
     }
 
@@ -130,7 +131,7 @@ impl Table for Kernel {
             let read = |body: &[u8]| found.extend(message::entry_of(version, body, subjects));
             let (errno, interrupted) = self.ask(|sequence| message::list(version, sequence), read)?;
             if errno != 0 {
-                return Err(TableError::Refused { what: "list connections", errno: Errno::from_raw(errno) });
+                return Err(TableError::Refused { what: "list conntrack entries", errno: Errno::from_raw(errno) });
             }
             if !interrupted {
                 return Ok(found);
@@ -144,7 +145,7 @@ impl Table for Kernel {
         match Errno::from_raw(errno) {
             _ if errno == 0 => Ok(()),
             Errno::ENOENT => Ok(()),
-            errno => Err(TableError::Refused { what: "delete a connection", errno }),
+            errno => Err(TableError::Refused { what: "delete a conntrack entry", errno }),
         }
     }
 }
