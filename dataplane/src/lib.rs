@@ -94,7 +94,7 @@ pub trait Dataplane: Send {
     /// The pods of this node by interface.
     fn attached(&self) -> &BTreeMap<String, Attached>;
     /// Whether the policy of the interface's pod is in the wanted state.
-    fn decides(&self, interface: &str) -> bool;
+    fn has_policy(&self, interface: &str) -> bool;
     /// Why the interface's pod is cut off instead of under its policy, if so.
     fn refusal(&self, interface: &str) -> Option<String>;
     /// Records that are not enforced as written, with the reason.

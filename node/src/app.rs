@@ -124,7 +124,7 @@ fn start(
     let (agent, fatal) = agent::spawn(parts).context("thread of the agent")?;
     watch_drift(table, agent.clone()).context("thread of the monitor")?;
     let problems = problems.clone();
-    let look = move |links: &Links| problems.report("ipvs", false, nftables::ipvs_words(links));
+    let look = move |links: &Links| problems.report("ipvs", false, nftables::ipvs_advice(links));
     watch_links(addresses, links, agent.clone(), look).context("thread of the addresses")?;
     Ok((agent, routing, fatal))
 }

@@ -53,7 +53,7 @@ pub(super) struct Inputs {
 
 /// Chains and sets of one part of the table.
 #[derive(Debug, Default)]
-pub(super) struct Fixed {
+pub(super) struct Section {
     pub(super) chains: BTreeMap<ChainName, Chain>,
     pub(super) sets: BTreeMap<SetName, Set>,
 }
@@ -61,7 +61,7 @@ pub(super) struct Fixed {
 impl Inputs {
     /// Gathers the inputs from the view of node `own` and its interfaces.
     pub(super) fn gather(own: &str, records: &BTreeMap<RecordId, Record>, links: &Links) -> Self {
-        let mut inputs = Self { services: ipvs::services(links), ..Self::default() };
+        let mut inputs = Self { services: ipvs::service_addresses(links), ..Self::default() };
         for (id, record) in globals(records) {
             match (id, record) {
                 (RecordId::Settings, Record::Settings(settings)) => inputs.settings = settings.clone(),
@@ -95,7 +95,7 @@ impl Inputs {
 
     /// Updates the inputs that depend on interfaces; returns whether they changed.
     pub(super) fn set_links(&mut self, links: &Links) -> bool {
-        let services = ipvs::services(links);
+        let services = ipvs::service_addresses(links);
         let differs = services != self.services;
         self.services = services;
         differs
@@ -128,21 +128,21 @@ impl Inputs {
 
     /// Renders the base part. The compiler owns the maps [`names::SENDERS`] and
     /// [`names::RECEIVERS`] and the set of pods.
-    pub(super) fn render(&self, families: &[Family]) -> Fixed {
-        let mut fixed = Fixed::default();
-        self.guard(families, &mut fixed);
-        self.to_host(families, &mut fixed);
-        self.forward(&mut fixed);
-        self.ipvs(families, &mut fixed);
-        self.masquerade(families, &mut fixed);
-        fixed
+    pub(super) fn render(&self, families: &[Family]) -> Section {
+        let mut section = Section::default();
+        self.add_guard(families, &mut section);
+        self.add_to_host(families, &mut section);
+        self.add_forward(&mut section);
+        self.add_ipvs(families, &mut section);
+        self.add_masquerade(families, &mut section);
+        section
     }
 
-    fn guard(&self, families: &[Family], fixed: &mut Fixed) {
-        let mut rules = vec![not_from_workload()];
+    fn add_guard(&self, families: &[Family], section: &mut Section) {
+        let mut rules = vec![accept_not_from_workload()];
         for family in families {
             rules.push(
-                Rule::new().when(Match::in_set(vec![Selector::Iifname, source(*family)], &pods(*family))).accept(),
+                Rule::new().when(Match::in_set(vec![Selector::Iifname, source(*family)], &pods_set(*family))).accept(),
             );
         }
         if families.contains(&Family::Ipv6) {
@@ -150,69 +150,69 @@ impl Inputs {
             // duplicate address detection (RFC 4861, RFC 4862).
             let link_local: Ipv6Net = "fe80::/10".parse().expect("a constant range");
             let unspecified: Ipv6Net = "::/128".parse().expect("a constant range");
-            rules.push(Rule::new().when(Match::is(Selector::Saddr6, link_local)).when(neighbour_discovery()).accept());
-            rules.push(Rule::new().when(Match::is(Selector::Saddr6, unspecified)).when(solicitation()).accept());
+            rules.push(Rule::new().when(Match::is(Selector::Saddr6, link_local)).when(neighbour_discovery_types()).accept());
+            rules.push(Rule::new().when(Match::is(Selector::Saddr6, unspecified)).when(solicitation_types()).accept());
         }
         rules.push(Rule::new().counter().drop());
-        fixed.chain(names::GUARD, base(ChainType::Filter, Hook::Prerouting, RAW), rules);
+        section.add_chain(names::GUARD, base_chain(ChainType::Filter, Hook::Prerouting, RAW), rules);
     }
 
-    fn to_host(&self, families: &[Family], fixed: &mut Fixed) {
+    fn add_to_host(&self, families: &[Family], section: &mut Section) {
         let mut rules = Vec::new();
         if !self.vxlan.is_empty() {
             let port = Match::is(Selector::Dport(Transport::Udp), Datum::Port(self.settings.vxlan_port));
             for family in Family::ALL {
-                fixed.set(&nodes(family), SetKind::of(family.address_type()), self.own_nodes(family).map(Key::from));
-                rules.push(Rule::new().when(port.clone()).when(Match::in_set(source(family), &nodes(family))).accept());
+                section.add_set(&nodes_set(family), SetKind::of(family.address_type()), self.node_addresses(family).map(Key::from));
+                rules.push(Rule::new().when(port.clone()).when(Match::in_set(source(family), &nodes_set(family))).accept());
             }
             rules.push(Rule::new().when(port).counter().drop());
         }
-        rules.push(not_from_workload());
-        rules.push(tracked());
-        rules.extend(self.untracked());
-        rules.push(Rule::new().when(Match::is(Selector::Daddr4, loopback())).counter().drop());
+        rules.push(accept_not_from_workload());
+        rules.push(accept_tracked());
+        rules.extend(self.drop_invalid());
+        rules.push(Rule::new().when(Match::is(Selector::Daddr4, loopback_net())).counter().drop());
         if families.contains(&Family::Ipv6) {
-            rules.push(Rule::new().when(neighbour_discovery()).accept());
+            rules.push(Rule::new().when(neighbour_discovery_types()).accept());
         }
-        rules.extend(self.no_tunnels());
-        rules.extend(self.deferred(families));
+        rules.extend(self.drop_tunnels());
+        rules.extend(self.accept_ipvs_services(families));
         rules.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Iifname], &names::set(names::SENDERS)));
         rules.push(Rule::new().counter().drop());
-        fixed.chain(names::TO_HOST, base(ChainType::Filter, Hook::Input, 0), rules);
+        section.add_chain(names::TO_HOST, base_chain(ChainType::Filter, Hook::Input, 0), rules);
         if self.drops_to_host() {
             // Reached by packets that egress policy has accepted.
-            let mut rules = vec![not_from_workload(), tracked()];
+            let mut rules = vec![accept_not_from_workload(), accept_tracked()];
             if families.contains(&Family::Ipv6) {
-                rules.push(Rule::new().when(neighbour_discovery()).accept());
+                rules.push(Rule::new().when(neighbour_discovery_types()).accept());
             }
-            rules.extend(self.deferred(families));
+            rules.extend(self.accept_ipvs_services(families));
             rules.push(Rule::new().counter().drop());
-            fixed.chain("to-host-2", base(ChainType::Filter, Hook::Input, 1), rules);
+            section.add_chain("to-host-2", base_chain(ChainType::Filter, Hook::Input, 1), rules);
         }
     }
 
-    fn forward(&self, fixed: &mut Fixed) {
-        let mut from = vec![tracked(), not_from_workload()];
-        from.extend(self.untracked());
-        from.extend(self.no_tunnels());
+    fn add_forward(&self, section: &mut Section) {
+        let mut from = vec![accept_tracked(), accept_not_from_workload()];
+        from.extend(self.drop_invalid());
+        from.extend(self.drop_tunnels());
         from.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Iifname], &names::set(names::SENDERS)));
         from.push(Rule::new().counter().drop());
-        fixed.chain(names::FROM_WORKLOAD, base(ChainType::Filter, Hook::Forward, 0), from);
+        section.add_chain(names::FROM_WORKLOAD, base_chain(ChainType::Filter, Hook::Forward, 0), from);
 
         let elsewhere = Match::NamePrefix(Selector::Oifname, Op::Ne, names::workload_prefix());
-        let mut to = vec![tracked(), Rule::new().when(elsewhere).accept()];
-        to.extend(self.untracked());
+        let mut to = vec![accept_tracked(), Rule::new().when(elsewhere).accept()];
+        to.extend(self.drop_invalid());
         to.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Oifname], &names::set(names::RECEIVERS)));
         to.push(Rule::new().counter().drop());
-        fixed.chain(names::TO_WORKLOAD, base(ChainType::Filter, Hook::Forward, 1), to);
+        section.add_chain(names::TO_WORKLOAD, base_chain(ChainType::Filter, Hook::Forward, 1), to);
     }
 
-    fn masquerade(&self, families: &[Family], fixed: &mut Fixed) {
+    fn add_masquerade(&self, families: &[Family], section: &mut Section) {
         let masquerade = Statement::Masquerade(Masquerade { ports: None, fully_random: true });
         let mut rules = Vec::new();
         for family in families {
             let ranges = |nat_only: bool| {
-                outermost(
+                outermost_ranges(
                     self.pools.iter().filter(move |(_, nat)| **nat || !nat_only).map(|(range, _)| *range),
                     *family,
                 )
@@ -221,14 +221,14 @@ impl Inputs {
                 continue;
             }
             let kind = SetKind::of(family.address_type()).with_intervals();
-            fixed.set(&named(NAT_POOLS, *family), kind.clone(), ranges(true).into_iter().map(Key::from));
-            fixed.set(&named(POOLS, *family), kind, ranges(false).into_iter().map(Key::from));
+            section.add_set(&set_name(NAT_POOLS, *family), kind.clone(), ranges(true).into_iter().map(Key::from));
+            section.add_set(&set_name(POOLS, *family), kind, ranges(false).into_iter().map(Key::from));
             let mut rule = Rule::new()
-                .when(Match::in_set(source(*family), &named(NAT_POOLS, *family)))
-                .when(Match::not_in_set(destination(*family), &named(POOLS, *family)));
+                .when(Match::in_set(source(*family), &set_name(NAT_POOLS, *family)))
+                .when(Match::not_in_set(destination(*family), &set_name(POOLS, *family)));
             if self.settings.nat_exclude_hosts {
-                fixed.set(&nodes(*family), SetKind::of(family.address_type()), self.own_nodes(*family).map(Key::from));
-                rule = rule.when(Match::not_in_set(destination(*family), &nodes(*family)));
+                section.add_set(&nodes_set(*family), SetKind::of(family.address_type()), self.node_addresses(*family).map(Key::from));
+                rule = rule.when(Match::not_in_set(destination(*family), &nodes_set(*family)));
             }
             rules.push(rule.then(masquerade.clone()));
         }
@@ -248,39 +248,39 @@ impl Inputs {
                     .then(masquerade.clone()),
             );
         }
-        fixed.chain(names::MASQUERADE, base(ChainType::Nat, Hook::Postrouting, AFTER_KUBE_PROXY), rules);
+        section.add_chain(names::MASQUERADE, base_chain(ChainType::Nat, Hook::Postrouting, AFTER_KUBE_PROXY), rules);
     }
 
-    fn own_nodes(&self, family: Family) -> impl Iterator<Item = IpAddr> {
+    fn node_addresses(&self, family: Family) -> impl Iterator<Item = IpAddr> {
         self.nodes.iter().copied().filter(move |address| elements::family(*address) == family)
     }
 
     /// Drops packets in conntrack state INVALID, unless configured otherwise.
-    pub(super) fn untracked(&self) -> Option<Rule> {
+    pub(super) fn drop_invalid(&self) -> Option<Rule> {
         (!self.settings.allow_conntrack_invalid)
             .then(|| Rule::new().when(Match::CtState(Op::Eq, CtState::INVALID)).counter().drop())
     }
 
     /// Drops tunnel packets of workloads, which would hide their inner packets from policy.
-    fn no_tunnels(&self) -> [Rule; 2] {
+    fn drop_tunnels(&self) -> [Rule; 2] {
         let port = Match::is(Selector::Dport(Transport::Udp), Datum::Port(self.settings.vxlan_port));
         [Rule::new().when(Match::is(Selector::L4proto, IPIP)).counter().drop(), Rule::new().when(port).counter().drop()]
     }
 }
 
-impl Fixed {
-    pub(super) fn chain(&mut self, name: &str, base: Base, rules: Vec<Rule>) {
+impl Section {
+    pub(super) fn add_chain(&mut self, name: &str, base: Base, rules: Vec<Rule>) {
         self.chains.insert(names::chain(name), Chain { base: Some(base), rules });
     }
 
-    pub(super) fn set(&mut self, name: &SetName, kind: SetKind, keys: impl Iterator<Item = Key>) {
+    pub(super) fn add_set(&mut self, name: &SetName, kind: SetKind, keys: impl Iterator<Item = Key>) {
         self.sets.insert(name.clone(), Set::members(kind, keys));
     }
 }
 
 /// Name of the set of pods' interfaces and addresses.
-pub(super) fn pods(family: Family) -> SetName {
-    named(PODS, family)
+pub(super) fn pods_set(family: Family) -> SetName {
+    set_name(PODS, family)
 }
 
 /// Kind of the set of pods' interfaces and addresses.
@@ -299,45 +299,45 @@ pub(super) fn dispatch_key(family: Family, interface: IfName) -> Key {
 }
 
 /// Name of the set of the nodes' addresses.
-pub(super) fn nodes(family: Family) -> SetName {
-    named(NODES, family)
+pub(super) fn nodes_set(family: Family) -> SetName {
+    set_name(NODES, family)
 }
 
-fn named(name: &str, family: Family) -> SetName {
+fn set_name(name: &str, family: Family) -> SetName {
     names::set(&format!("{name}-{}", names::digit(family)))
 }
 
 /// Base chain with policy accept.
-pub(super) const fn base(kind: ChainType, hook: Hook, priority: i32) -> Base {
+pub(super) const fn base_chain(kind: ChainType, hook: Hook, priority: i32) -> Base {
     Base { kind, hook, priority, policy: Policy::Accept }
 }
 
-pub(super) fn not_from_workload() -> Rule {
+pub(super) fn accept_not_from_workload() -> Rule {
     Rule::new().when(Match::NamePrefix(Selector::Iifname, Op::Ne, names::workload_prefix())).accept()
 }
 
 /// Accepts packets of established and related connections.
-pub(super) fn tracked() -> Rule {
+pub(super) fn accept_tracked() -> Rule {
     let states = [CtState::ESTABLISHED, CtState::RELATED];
     Rule::new().inline_vmap(Selector::CtState, states.map(|state| (Key::from(state), Verdict::Accept)))
 }
 
 /// Loopback addresses. Pods' links route them (`route_localnet`), so that ports of the node can
 /// lead into pods; only replies may use that way.
-fn loopback() -> Ipv4Net {
+fn loopback_net() -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)
 }
 
 /// ICMPv6 types of neighbour discovery that a pod may send (RFC 4861): router solicitation,
 /// neighbour solicitation and advertisement, never a router advertisement.
-pub(super) fn neighbour_discovery() -> Match {
+pub(super) fn neighbour_discovery_types() -> Match {
     const KINDS: [u8; 3] = [133, 135, 136];
     Match::any_of(Selector::Icmp6Type, KINDS.map(|kind| Key::from(Datum::Icmp6Type(kind))))
 }
 
 /// ICMPv6 types that a pod may send from the unspecified address (RFC 4861): router and neighbour
 /// solicitation.
-fn solicitation() -> Match {
+fn solicitation_types() -> Match {
     const KINDS: [u8; 2] = [133, 135];
     Match::any_of(Selector::Icmp6Type, KINDS.map(|kind| Key::from(Datum::Icmp6Type(kind))))
 }
@@ -358,6 +358,6 @@ pub(super) const fn destination(family: Family) -> Selector {
     }
 }
 
-fn outermost(ranges: impl Iterator<Item = IpNet>, family: Family) -> Vec<IpNet> {
+fn outermost_ranges(ranges: impl Iterator<Item = IpNet>, family: Family) -> Vec<IpNet> {
     IpNet::aggregate(&ranges.filter(|range| elements::family(range.addr()) == family).collect())
 }

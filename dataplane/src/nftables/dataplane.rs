@@ -14,12 +14,12 @@ use super::names;
 use crate::{Attached, CommitError, Committed, Dataplane, Dirty, Links, Records};
 
 /// Reads of the table that other programs may interrupt before it is replaced without reading.
-const READINGS: u32 = 3;
+const MAX_READS: u32 = 3;
 /// Failed attempts before parts are left out for a kernel that lacks memory: until then memory may
 /// become free.
-const ROOM: u32 = 10;
+const ATTEMPTS_WITHOUT_ROOM: u32 = 10;
 /// Delay until refused parts are retried; it doubles up to the second value.
-const FORGIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
+const REFUSED_RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
 
 /// The dataplane of one node: owns the wanted table and the pending operations. The kernel may be
 /// any [`Kernel`].
@@ -32,11 +32,11 @@ pub struct Nftables {
     /// reads the table back, so nothing is queued in `pending` meanwhile.
     needs_resync: bool,
     /// The next commit compares the whole table with the kernel.
-    comparing: bool,
+    compare_next: bool,
     attempts: u32,
     retry: Backoff,
     /// When refused parts are retried.
-    due: Option<Instant>,
+    retry_refused_at: Option<Instant>,
 }
 
 impl Nftables {
@@ -47,10 +47,10 @@ impl Nftables {
             kernel,
             pending: Transaction::new(names::table()),
             needs_resync: true,
-            comparing: false,
+            compare_next: false,
             attempts: 0,
-            retry: Backoff::new(FORGIVE.0, FORGIVE.1),
-            due: None,
+            retry: Backoff::new(REFUSED_RETRY.0, REFUSED_RETRY.1),
+            retry_refused_at: None,
         }
     }
 
@@ -75,7 +75,7 @@ impl Nftables {
             committed.operations += again.operations;
             committed.repairs += again.repairs;
         }
-        if std::mem::take(&mut self.comparing) {
+        if std::mem::take(&mut self.compare_next) {
             self.compare(records, &mut committed)?;
         }
         Ok(committed)
@@ -99,7 +99,7 @@ impl Nftables {
                 {
                     tracing::error!(operation, %source, message, "the kernel refused a part of the table; what depends on it is denied");
                 }
-                Err(error) if self.makes_room(&transaction, &error, records, now) => {}
+                Err(error) if self.make_room(&transaction, &error, records, now) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -108,7 +108,7 @@ impl Nftables {
     /// Reads the table and returns the difference to the wanted one. Where other programs commit
     /// all the time it cannot be read; then it is replaced, which needs no reading.
     fn read_back(&mut self, wanted: &Ruleset) -> Result<Transaction, ExecError> {
-        for _ in 0..READINGS {
+        for _ in 0..MAX_READS {
             match self.kernel.plan(wanted) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => return result.map_err(ExecError::Unanswered),
@@ -147,19 +147,19 @@ impl Nftables {
     /// Leaves the largest parts out of a transaction that is too large for the kernel; returns
     /// whether to commit the rest at once. A transaction that is too long will never be accepted;
     /// where the kernel lacks memory, each attempt leaves out twice as many parts.
-    fn makes_room(&mut self, transaction: &Transaction, error: &ExecError, records: &Records, now: Instant) -> bool {
+    fn make_room(&mut self, transaction: &Transaction, error: &ExecError, records: &Records, now: Instant) -> bool {
         if error.is_too_long() {
-            return self.shed(transaction, error, 1, records, now);
+            return self.refuse_largest(transaction, error, 1, records, now);
         }
-        if let Some(doublings) = self.attempts.checked_sub(ROOM).filter(|_| error.is_of_the_whole()) {
-            self.shed(transaction, error, 1 << doublings.min(16), records, now);
+        if let Some(doublings) = self.attempts.checked_sub(ATTEMPTS_WITHOUT_ROOM).filter(|_| error.is_of_the_whole()) {
+            self.refuse_largest(transaction, error, 1 << doublings.min(16), records, now);
         }
         false
     }
 
     /// Refuses the largest parts of a transaction, so that everything else is enforced; returns
     /// whether there were any.
-    fn shed(
+    fn refuse_largest(
         &mut self,
         transaction: &Transaction,
         error: &ExecError,
@@ -167,7 +167,7 @@ impl Nftables {
         records: &Records,
         now: Instant,
     ) -> bool {
-        let parts = self.compiler.largest(transaction, count);
+        let parts = self.compiler.largest_parts(transaction, count);
         for part in &parts {
             tracing::error!(?part, %error, "the table is too large for the kernel; its largest part is left out, and what depends on it is denied");
             let reason = format!("the table is too large for the kernel, and this is the largest part of what changes: {error}");
@@ -189,7 +189,7 @@ impl Nftables {
         records: &Records,
         now: Instant,
     ) -> bool {
-        let part = transaction.ops().get(index).and_then(|op| self.compiler.part(op));
+        let part = transaction.ops().get(index).and_then(|op| self.compiler.part_of(op));
         let Some(part) = part.filter(|part| !self.compiler.has_refused(part)) else { return false };
         self.compiler.refuse(part, format!("the kernel refused it: {source}"), records);
         self.retry_later(now);
@@ -197,8 +197,8 @@ impl Nftables {
     }
 
     fn retry_later(&mut self, now: Instant) {
-        if self.due.is_none() {
-            self.due = Some(now + self.retry.next(jitter()));
+        if self.retry_refused_at.is_none() {
+            self.retry_refused_at = Some(now + self.retry.next(jitter()));
         }
     }
 }
@@ -233,17 +233,17 @@ impl Dataplane for Nftables {
     }
 
     fn request_comparison(&mut self) {
-        self.comparing = true;
+        self.compare_next = true;
     }
 
     fn retry_refused(&mut self, records: &Records, now: Instant) {
-        if self.due.take_if(|due| now >= *due).is_some() {
-            self.needs_resync |= self.compiler.forgive(records);
+        if self.retry_refused_at.take_if(|due| now >= *due).is_some() {
+            self.needs_resync |= self.compiler.retry_refused(records);
         }
     }
 
     fn next_retry(&self) -> Option<Instant> {
-        self.due
+        self.retry_refused_at
     }
 
     fn commit(&mut self, records: &Records, now: Instant) -> Result<Committed, CommitError> {
@@ -268,12 +268,12 @@ impl Dataplane for Nftables {
         self.compiler.attached()
     }
 
-    fn decides(&self, interface: &str) -> bool {
-        self.compiler.decides(interface)
+    fn has_policy(&self, interface: &str) -> bool {
+        self.compiler.has_policy(interface)
     }
 
     fn refusal(&self, interface: &str) -> Option<String> {
-        self.compiler.refusal(interface)
+        self.compiler.refusal_of(interface)
     }
 
     fn errors(&self) -> BTreeMap<RecordId, String> {

@@ -10,13 +10,13 @@ use super::names;
 use margay_nft::{Chain, ChainName, MarkSet, Match, Op, Rule, SetRef, Statement, Verdict};
 
 /// Maximal number of combinations compiled to rules of their own, if there is another way.
-const COMBINED: usize = 16;
+const MAX_COMBINATIONS: usize = 16;
 /// Maximal number of ways made exclusive by negated tests: each tests all before it.
-const EXCLUDED: usize = 4;
+const MAX_EXCLUSIVE_WAYS: usize = 4;
 /// Maximal number of chained conditions per rule: the kernel follows 16 jumps in all
 /// (`NFT_JUMP_STACK_SIZE` in `net/netfilter/nf_tables.h`). The conditions with many ways are the
 /// ports of both sides.
-const STAGES: usize = 2;
+const MAX_STAGES: usize = 2;
 /// Mark bit, used within one tier: a rule with action Pass has matched, in a chain that cannot
 /// leave the tier itself.
 pub(super) const PASSED: u32 = 0x40000;
@@ -52,15 +52,15 @@ impl Compiled {
         let Self { alternatives, mut stages, statements } = self;
         let is_limited = statements.iter().any(|statement| matches!(statement, Statement::Limit(_)));
         if stages.is_empty() && (!is_limited || alternatives.len() < 2) {
-            return (rules(alternatives, &statements), Vec::new());
+            return (render_rules(alternatives, &statements), Vec::new());
         }
         let chain = |number: usize| names::chain(&format!("{name}-{number}"));
         let jump = [Statement::Verdict(Verdict::Jump(chain(0)))];
         let passes = matches!(statements.last(), Some(Statement::Verdict(Verdict::Return)));
         let ends = matches!(statements.last(), Some(Statement::Verdict(_)));
         let last = match (passes, ends, stages.pop()) {
-            (true, _, Some(ways)) => rules(ways, &[mark(PASSED), Statement::Verdict(Verdict::Return)]),
-            (false, true, Some(ways)) => rules(ways, &statements),
+            (true, _, Some(ways)) => render_rules(ways, &[set_mark(PASSED), Statement::Verdict(Verdict::Return)]),
+            (false, true, Some(ways)) => render_rules(ways, &statements),
             // A shared chain: a limit must count the packets of all ways, and none may be logged
             // twice.
             (_, _, ways) => {
@@ -72,24 +72,24 @@ impl Compiled {
         let count = stages.len();
         for (number, ways) in stages.into_iter().enumerate() {
             let next = [Statement::Verdict(Verdict::Goto(chain(number + 1)))];
-            chains.push((chain(number), Chain { base: None, rules: rules(ways, &next) }));
+            chains.push((chain(number), Chain { base: None, rules: render_rules(ways, &next) }));
         }
         chains.push((chain(count), Chain { base: None, rules: last }));
-        let mut own = rules(alternatives, &jump);
+        let mut own = render_rules(alternatives, &jump);
         if passes {
-            own.insert(0, Rule::new().then(mark(0)));
+            own.insert(0, Rule::new().then(set_mark(0)));
             let passed = Rule::new().when(Match::MarkBits { mask: PASSED, op: Op::Eq, value: PASSED });
-            own.push(passed.then(mark(0)).verdict(Verdict::Return));
+            own.push(passed.then(set_mark(0)).verdict(Verdict::Return));
         }
         (own, chains)
     }
 }
 
-fn mark(value: u32) -> Statement {
+fn set_mark(value: u32) -> Statement {
     Statement::MarkSet(MarkSet { mask: PASSED, value })
 }
 
-fn rules(ways: Vec<Tests>, then: &[Statement]) -> Vec<Rule> {
+fn render_rules(ways: Vec<Tests>, then: &[Statement]) -> Vec<Rule> {
     let rule = |tests: Tests| {
         let tested = tests.into_iter().fold(Rule::new(), Rule::when);
         then.iter().cloned().fold(tested, Rule::then)
@@ -115,11 +115,11 @@ impl Demands {
 
     /// Compiles all combinations of ways without a chain of their own; cheap tests come first.
     pub(super) fn compile(mut self, statements: Vec<Statement>) -> Compiled {
-        let stages = self.stages();
-        self.demands.sort_by_key(|ways| ways.iter().flatten().map(cost).max());
+        let stages = self.take_stages();
+        self.demands.sort_by_key(|ways| ways.iter().flatten().map(test_cost).max());
         let mut alternatives: Vec<Tests> = vec![Vec::new()];
         for ways in self.demands {
-            let ways = if self.exclusive { exclude(ways) } else { ways };
+            let ways = if self.exclusive { make_exclusive(ways) } else { ways };
             alternatives = alternatives
                 .iter()
                 .flat_map(|tests| ways.iter().map(|way| tests.iter().chain(way).cloned().collect()))
@@ -129,14 +129,14 @@ impl Demands {
     }
 
     /// Takes out the conditions with too many ways to be combined with the others.
-    fn stages(&mut self) -> Vec<Vec<Tests>> {
+    fn take_stages(&mut self) -> Vec<Vec<Tests>> {
         let mut stages = Vec::new();
-        while stages.len() < STAGES {
+        while stages.len() < MAX_STAGES {
             let combined = self.demands.iter().map(Vec::len).fold(1, usize::saturating_mul);
             let most = self.demands.iter().enumerate().max_by_key(|(_, ways)| ways.len());
             let Some((place, most)) = most.map(|(place, ways)| (place, ways.len())) else { break };
-            let is_product = combined > COMBINED && combined > most;
-            if !(is_product || self.exclusive && most > EXCLUDED) {
+            let is_product = combined > MAX_COMBINATIONS && combined > most;
+            if !(is_product || self.exclusive && most > MAX_EXCLUSIVE_WAYS) {
                 break;
             }
             stages.push(self.demands.remove(place));
@@ -148,21 +148,21 @@ impl Demands {
 /// Makes alternatives mutually exclusive: each requires that the last test of all former ones
 /// fails. A packet that a guard keeps from a former alternative is kept from the negation by the
 /// same guard, as all guards of a condition are the same or exclude each other.
-fn exclude(ways: Vec<Tests>) -> Vec<Tests> {
+fn make_exclusive(ways: Vec<Tests>) -> Vec<Tests> {
     let mut before: Vec<(Tests, Match)> = Vec::new();
     let mut exclusive = Vec::new();
     for way in ways {
         let Some((last, guards)) = way.split_last() else { continue };
         let negated = before.iter().filter(|(others, _)| others.iter().all(|guard| guards.contains(guard)));
         let negated: Vec<Match> = negated.map(|(_, negated)| negated.clone()).collect();
-        before.extend(negate(last).map(|negated| (guards.to_vec(), negated)));
+        before.extend(negate_test(last).map(|negated| (guards.to_vec(), negated)));
         exclusive.push(way.into_iter().chain(negated).collect());
     }
     exclusive
 }
 
 /// Relative cost of a test: comparison, lookup in a constant set, lookup in a named set.
-fn cost(test: &Match) -> u8 {
+fn test_cost(test: &Match) -> u8 {
     match test {
         Match::In(_, _, SetRef::Named(_)) => 2,
         Match::In(..) => 1,
@@ -171,7 +171,7 @@ fn cost(test: &Match) -> u8 {
 }
 
 /// Negates a test of the kinds that occur as alternatives of a condition.
-fn negate(test: &Match) -> Option<Match> {
+fn negate_test(test: &Match) -> Option<Match> {
     let flip = |op: &Op| if *op == Op::Eq { Op::Ne } else { Op::Eq };
     match test {
         Match::In(key, op, set) => Some(Match::In(key.clone(), flip(op), set.clone())),

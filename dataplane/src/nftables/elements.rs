@@ -49,7 +49,7 @@ impl Shape {
                 .any(|member| matches!(member, Member::Net(net) if net.addr().is_ipv4() == v4 && !is_single(net)))
         };
         match record.kind {
-            MemberKind::Net => Self::Net { ranges4: ranges(true), ranges6: ranges(false) },
+            MemberKind::Net => Self::Net { ranges4: change_ranges(true), ranges6: change_ranges(false) },
             MemberKind::AddressPort => Self::AddressPort,
         }
     }
@@ -73,7 +73,7 @@ impl Shape {
 
     /// Names and kinds of the kernel sets.
     pub(super) fn sets(self, id: &SetId) -> BTreeMap<SetName, SetKind> {
-        self.places().into_iter().map(|(place, kind)| (name(id, place), kind)).collect()
+        self.places().into_iter().map(|(place, kind)| (kernel_set_name(id, place), kind)).collect()
     }
 
     fn places(self) -> BTreeMap<Place, SetKind> {
@@ -102,34 +102,34 @@ pub(super) fn render(id: &SetId, record: &IpSetRecord) -> BTreeMap<SetName, Set>
     let mut sets: BTreeMap<Place, Set> =
         Shape::of(record).places().into_iter().map(|(place, kind)| (place, Set::new(kind))).collect();
     for member in &record.members {
-        if is_hidden(member, &record.members) {
+        if is_covered(member, &record.members) {
             continue;
         }
-        if let Some(set) = sets.get_mut(&place(member)) {
-            set.elements.insert(key(member), Value::Member);
+        if let Some(set) = sets.get_mut(&place_of(member)) {
+            set.elements.insert(element_key(member), Value::Member);
         }
     }
-    sets.into_iter().map(|(place, set)| (name(id, place), set)).collect()
+    sets.into_iter().map(|(place, set)| (kernel_set_name(id, place), set)).collect()
 }
 
 /// Renders the change of the kernel sets when a set changed by `delta` and now has these members.
 /// The shape must be the same before and after.
-pub(super) fn change(id: &SetId, members: &BTreeSet<Member>, delta: &MemberDelta) -> Elements {
+pub(super) fn change_elements(id: &SetId, members: &BTreeSet<Member>, delta: &MemberDelta) -> Elements {
     let mut elements = Placed::new();
     let plain = |member: &&Member| !matches!(member, Member::Net(net) if !is_single(net));
     for (side, wanted) in [(&delta.removed, false), (&delta.added, true)] {
         for member in side.iter().filter(plain) {
-            note(&mut elements, member, wanted);
+            mark_element(&mut elements, member, wanted);
         }
     }
     if delta.added.iter().chain(&delta.removed).any(|member| !plain(&member)) {
-        ranges(members, delta, &mut elements);
+        change_ranges(members, delta, &mut elements);
     }
-    elements.into_iter().map(|(place, keys)| (name(id, place), keys)).collect()
+    elements.into_iter().map(|(place, keys)| (kernel_set_name(id, place), keys)).collect()
 }
 
 /// Adds ranges that were added, removed, covered by a wider one or uncovered.
-fn ranges(members: &BTreeSet<Member>, delta: &MemberDelta, elements: &mut Placed) {
+fn change_ranges(members: &BTreeSet<Member>, delta: &MemberDelta, elements: &mut Placed) {
     let mut before = members.clone();
     for member in &delta.added {
         before.remove(member);
@@ -138,30 +138,30 @@ fn ranges(members: &BTreeSet<Member>, delta: &MemberDelta, elements: &mut Placed
     let outermost = |all: &BTreeSet<Member>, touched: &Member| -> BTreeSet<Member> {
         let Member::Net(net) = touched else { return BTreeSet::new() };
         let first = Member::Net(*net);
-        let last = Member::Net(widest_key(net));
+        let last = Member::Net(last_key(net));
         let inside = all.range((Bound::Included(first), Bound::Included(last)));
         let inside =
             inside.filter(|member| matches!(member, Member::Net(inner) if net.contains(inner) && !is_single(inner)));
-        inside.filter(|member| !is_hidden(member, all)).cloned().collect()
+        inside.filter(|member| !is_covered(member, all)).cloned().collect()
     };
     let touched = delta.added.iter().chain(&delta.removed);
     for member in touched.filter(|member| matches!(member, Member::Net(net) if !is_single(net))) {
         let (old, new) = (outermost(&before, member), outermost(members, member));
         for gone in old.difference(&new) {
-            note(elements, gone, false);
+            mark_element(elements, gone, false);
         }
         for come in new.difference(&old) {
-            note(elements, come, true);
+            mark_element(elements, come, true);
         }
     }
 }
 
-fn note(elements: &mut Placed, member: &Member, wanted: bool) {
-    elements.entry(place(member)).or_default().insert(key(member), wanted);
+fn mark_element(elements: &mut Placed, member: &Member, wanted: bool) {
+    elements.entry(place_of(member)).or_default().insert(element_key(member), wanted);
 }
 
 /// Whether the member is a range inside another range of the set.
-fn is_hidden(member: &Member, members: &BTreeSet<Member>) -> bool {
+fn is_covered(member: &Member, members: &BTreeSet<Member>) -> bool {
     let Member::Net(net) = member else { return false };
     if is_single(net) {
         return false;
@@ -173,7 +173,7 @@ fn is_hidden(member: &Member, members: &BTreeSet<Member>) -> bool {
 }
 
 /// Last key that a range inside this one can have, in the order of members.
-fn widest_key(net: &IpNet) -> IpNet {
+fn last_key(net: &IpNet) -> IpNet {
     IpNet::new(net.broadcast(), net.max_prefix_len()).expect("the longest length is valid")
 }
 
@@ -181,7 +181,7 @@ fn is_single(net: &IpNet) -> bool {
     net.prefix_len() == net.max_prefix_len()
 }
 
-fn place(member: &Member) -> Place {
+fn place_of(member: &Member) -> Place {
     match member {
         Member::Net(net) if is_single(net) => (Holds::Addresses, family(net.addr())),
         Member::Net(net) => (Holds::Ranges, family(net.addr())),
@@ -189,11 +189,11 @@ fn place(member: &Member) -> Place {
     }
 }
 
-fn name(id: &SetId, (holds, family): Place) -> SetName {
+fn kernel_set_name(id: &SetId, (holds, family): Place) -> SetName {
     names::ip_set(id, holds, family)
 }
 
-fn key(member: &Member) -> Key {
+fn element_key(member: &Member) -> Key {
     match member {
         Member::Net(net) => Key::from(*net),
         Member::AddressPort(address, protocol, port) => Key::from([
@@ -246,7 +246,7 @@ mod tests {
                 removed: old.difference(&new).cloned().collect(),
             };
             let mut kernel = render(&id, &record(old));
-            for (name, keys) in change(&id, &new, &delta) {
+            for (name, keys) in change_elements(&id, &new, &delta) {
                 let set = kernel.get_mut(&name).expect("the shape is the same");
                 for (key, wanted) in keys {
                     if wanted {

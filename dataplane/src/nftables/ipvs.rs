@@ -18,7 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::base::{self, Fixed, Inputs};
+use super::base::{self, Section, Inputs};
 use super::elements;
 use super::names;
 use crate::Links;
@@ -41,24 +41,24 @@ const BEFORE_IPVS: i32 = 50;
 const AFTER_IPVS: i32 = 110;
 
 /// Hint for the operator of a node in IPVS mode; `None` in other modes.
-pub fn ipvs_words(links: &Links) -> Option<&'static str> {
-    const WORDS: &str = "kube-proxy is in IPVS mode (link kube-ipvs0 exists): policies of pods are enforced on packets that IPVS forwards, but policies of host \
+pub fn ipvs_advice(links: &Links) -> Option<&'static str> {
+    const ADVICE: &str = "kube-proxy is in IPVS mode (link kube-ipvs0 exists): policies of pods are enforced on packets that IPVS forwards, but policies of host \
                          endpoints see them as packets to and from the node; if you use host endpoints, switch kube-proxy to mode nftables or iptables";
-    links.contains_key(INTERFACE).then_some(WORDS)
+    links.contains_key(INTERFACE).then_some(ADVICE)
 }
 
 /// Addresses of Services, in IPVS mode.
-pub(super) fn services(links: &Links) -> Option<BTreeSet<IpAddr>> {
+pub(super) fn service_addresses(links: &Links) -> Option<BTreeSet<IpAddr>> {
     links.get(INTERFACE).cloned()
 }
 
 /// Name of the map from a pod's address to its egress class.
-pub(super) fn senders(family: Family) -> SetName {
+pub(super) fn senders_map_name(family: Family) -> SetName {
     names::set(&format!("{SENDERS}-{}", names::digit(family)))
 }
 
 /// Renders that map.
-pub(super) fn senders_map(family: Family, entries: &BTreeMap<IpAddr, [Verdict; 2]>) -> Set {
+pub(super) fn render_senders_map(family: Family, entries: &BTreeMap<IpAddr, [Verdict; 2]>) -> Set {
     let mut map = Set::new(SetKind::of(family.address_type()).to_verdict());
     for (address, verdicts) in entries.iter().filter(|(address, _)| elements::family(**address) == family) {
         let [v4, v6] = verdicts;
@@ -70,41 +70,41 @@ pub(super) fn senders_map(family: Family, entries: &BTreeMap<IpAddr, [Verdict; 2
 
 impl Inputs {
     /// Accepts packets of pods to IPVS Services: policy decides once the backend is chosen.
-    pub(super) fn deferred(&self, families: &[Family]) -> Vec<Rule> {
+    pub(super) fn accept_ipvs_services(&self, families: &[Family]) -> Vec<Rule> {
         let rule =
-            |family: &Family| Rule::new().when(Match::in_set(base::destination(*family), &set(*family))).accept();
+            |family: &Family| Rule::new().when(Match::in_set(base::destination(*family), &services_set(*family))).accept();
         if self.services().is_some() { families.iter().map(rule).collect() } else { Vec::new() }
     }
 
     /// Adds the chains drawn above, in IPVS mode.
-    pub(super) fn ipvs(&self, families: &[Family], fixed: &mut Fixed) {
+    pub(super) fn add_ipvs(&self, families: &[Family], section: &mut Section) {
         let Some(services) = self.services() else { return };
         for family in families {
             let addresses = services.iter().copied().filter(|address| elements::family(*address) == *family);
-            fixed.set(&set(*family), SetKind::of(family.address_type()), addresses.map(Key::from));
+            section.add_set(&services_set(*family), SetKind::of(family.address_type()), addresses.map(Key::from));
         }
-        let filter = |hook, priority| base::base(ChainType::Filter, hook, priority);
-        fixed.chain("ipvs-arrived", filter(Hook::Input, BEFORE_IPVS), vec![arrive()]);
-        fixed.chain("ipvs-left", filter(Hook::Input, AFTER_IPVS), self.left(families));
-        let mut from = vec![own(), base::tracked()];
-        from.extend(self.untracked());
-        from.extend(families.iter().map(|family| Rule::new().vmap(base::source(*family), &senders(*family))));
-        fixed.chain("ipvs-from", filter(Hook::Output, 0), from);
+        let filter = |hook, priority| base::base_chain(ChainType::Filter, hook, priority);
+        section.add_chain("ipvs-arrived", filter(Hook::Input, BEFORE_IPVS), vec![mark_arrived()]);
+        section.add_chain("ipvs-left", filter(Hook::Input, AFTER_IPVS), self.rules_after_ipvs(families));
+        let mut from = vec![accept_own(), base::accept_tracked()];
+        from.extend(self.drop_invalid());
+        from.extend(families.iter().map(|family| Rule::new().vmap(base::source(*family), &senders_map_name(*family))));
+        section.add_chain("ipvs-from", filter(Hook::Output, 0), from);
 
         let elsewhere = Match::NamePrefix(Selector::Oifname, Op::Ne, names::workload_prefix());
-        let mut to = vec![own(), base::tracked(), Rule::new().when(elsewhere).accept()];
-        to.extend(self.untracked());
+        let mut to = vec![accept_own(), base::accept_tracked(), Rule::new().when(elsewhere).accept()];
+        to.extend(self.drop_invalid());
         to.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Oifname], &names::set(names::RECEIVERS)));
         to.push(Rule::new().counter().drop());
-        fixed.chain("ipvs-to", filter(Hook::Output, 1), to);
+        section.add_chain("ipvs-to", filter(Hook::Output, 1), to);
     }
 
     /// Rules for packets to Service addresses that IPVS did not take, or whose backend is a process
     /// of this node.
-    fn left(&self, families: &[Family]) -> Vec<Rule> {
-        let mut rules = vec![base::not_from_workload(), base::tracked()];
+    fn rules_after_ipvs(&self, families: &[Family]) -> Vec<Rule> {
+        let mut rules = vec![base::accept_not_from_workload(), base::accept_tracked()];
         if families.contains(&Family::Ipv6) {
-            rules.push(Rule::new().when(base::neighbour_discovery()).accept());
+            rules.push(Rule::new().when(base::neighbour_discovery_types()).accept());
         }
         if !self.drops_to_host() {
             rules.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Iifname], &names::set(names::SENDERS)));
@@ -114,18 +114,18 @@ impl Inputs {
     }
 }
 
-fn set(family: Family) -> SetName {
+fn services_set(family: Family) -> SetName {
     names::set(&format!("{SERVICES}-{}", names::digit(family)))
 }
 
-fn arrive() -> Rule {
+fn mark_arrived() -> Rule {
     let loopback = IfName::new("lo").expect("a constant name");
     let mark = Statement::MarkSet(MarkSet { mask: ARRIVED, value: ARRIVED });
     Rule::new().when(Match::not(Selector::Iifname, loopback)).then(mark)
 }
 
 /// Accepts packets of the node's own processes.
-fn own() -> Rule {
+fn accept_own() -> Rule {
     Rule::new().when(Match::MarkBits { mask: ARRIVED, op: Op::Ne, value: ARRIVED }).accept()
 }
 
@@ -136,12 +136,12 @@ mod tests {
     #[test]
     fn ipvs_is_found_by_its_link_and_said() {
         let links = |name: &str| Links::from([(name.to_owned(), BTreeSet::new())]);
-        assert_eq!(ipvs_words(&links("eth0")), None);
+        assert_eq!(ipvs_advice(&links("eth0")), None);
         assert!(
-            ipvs_words(&links("kube-ipvs0"))
+            ipvs_advice(&links("kube-ipvs0"))
                 .is_some_and(|words| words.len() <= 512 && words.contains("host endpoints"))
         );
-        assert_eq!(services(&links("eth0")), None);
-        assert_eq!(services(&links("kube-ipvs0")), Some(BTreeSet::new()));
+        assert_eq!(service_addresses(&links("eth0")), None);
+        assert_eq!(service_addresses(&links("kube-ipvs0")), Some(BTreeSet::new()));
     }
 }

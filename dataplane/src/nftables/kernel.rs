@@ -38,10 +38,10 @@ impl Netfilter {
     }
 
     /// Subscribes to changes of our table by other programs.
-    pub fn watch(&mut self) -> io::Result<Watch> {
+    pub fn watch(&mut self) -> io::Result<TableWatch> {
         let monitor = Monitor::open(names::table(), &[self.socket.port()])?;
         self.silence = Some(monitor.silence()?);
-        Ok(Watch(monitor))
+        Ok(TableWatch(monitor))
     }
 }
 
@@ -63,9 +63,9 @@ impl Kernel for Netfilter {
 }
 
 /// Subscription to changes of our table by other programs.
-pub struct Watch(Monitor);
+pub struct TableWatch(Monitor);
 
-impl Watch {
+impl TableWatch {
     /// Blocks until another program changes the table.
     pub fn wait(&mut self) -> io::Result<()> {
         loop {

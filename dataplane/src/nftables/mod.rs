@@ -55,9 +55,9 @@ pub mod simulate;
 mod union;
 
 pub use class::{Class, Direction, Stage};
-pub use compiler::{Compiler, Part};
+pub use compiler::{Compiler, TablePart};
 pub use dataplane::Nftables;
 pub use host::is_workload;
-pub use ipvs::ipvs_words;
-pub use kernel::{Kernel, Netfilter, Watch};
+pub use ipvs::ipvs_advice;
+pub use kernel::{Kernel, Netfilter, TableWatch};
 pub use names::table;

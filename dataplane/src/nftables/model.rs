@@ -8,7 +8,7 @@ use crate::nftables::kernel::Kernel;
 use margay_nft::{Chain, ExecError, Ruleset, Set, TableName, Transaction, TransactionOp as Op, diff};
 
 /// Fault injection: decides whether an operation fails.
-pub type Whim = Box<dyn Fn(&Op) -> bool + Send>;
+pub type FaultInjection = Box<dyn Fn(&Op) -> bool + Send>;
 
 /// Model of the kernel. Cheap to clone; clones share one kernel.
 #[derive(Clone)]
@@ -19,7 +19,7 @@ pub struct Inner {
     /// Number of transactions committed.
     pub commits: usize,
     /// Operations for which this returns true are refused.
-    pub refuses: Whim,
+    pub refuses: FaultInjection,
     /// Number of requests that fail before they are read.
     pub outages: usize,
     /// The next transaction loses a chain to another program, without a notification.

@@ -96,7 +96,7 @@ impl Logging {
 
 /// Whether a rule can match packets of the family.
 #[derive(Debug, PartialEq, Eq)]
-enum Outlook {
+enum Applicability {
     /// Packets of the family can match.
     Possible,
     /// No packet of the family can match.
@@ -136,44 +136,44 @@ impl Context<'_> {
     /// looked up in a missing set are dropped.
     fn compile(&self, rule: &RuleRecord, crossed: Option<(Side, &SetId)>, statements: Vec<Statement>) -> Compiled {
         let mut demands = Demands::new(rule.action == Action::Log);
-        let mut outlook = self.demands(rule, &mut demands);
-        if let (Outlook::Possible, Some((side, set))) = (&outlook, crossed) {
+        let mut applicability = self.add_demands(rule, &mut demands);
+        if let (Applicability::Possible, Some((side, set))) = (&applicability, crossed) {
             let key = vec![address(self.family, side), Selector::L4proto, port(Side::Destination)];
             match (self.shape)(set) {
                 Some(_) => {
                     demands.must(Match::In(key, Op::Eq, SetRef::Named(names::ip_set(set, Holds::Ports, self.family))))
                 }
-                None => outlook = Outlook::Unknown,
+                None => applicability = Applicability::Unknown,
             }
         }
-        let statements = match outlook {
-            Outlook::Impossible => return Compiled::default(),
-            Outlook::Unknown => vec![Statement::Verdict(Verdict::Drop)],
-            Outlook::Possible => statements,
+        let statements = match applicability {
+            Applicability::Impossible => return Compiled::default(),
+            Applicability::Unknown => vec![Statement::Verdict(Verdict::Drop)],
+            Applicability::Possible => statements,
         };
         demands.compile(statements)
     }
 
     /// Adds the conditions of a rule: header, then source, then destination, so that a missing set
     /// denies no packet that the conditions before it exclude.
-    fn demands(&self, rule: &RuleRecord, all: &mut Demands) -> Outlook {
+    fn add_demands(&self, rule: &RuleRecord, all: &mut Demands) -> Applicability {
         let own = if self.family == Family::Ipv4 { IpVersion::V4 } else { IpVersion::V6 };
-        if rule.ip_version.is_some_and(|version| version != own) || !protocol(rule, all) || !icmp(rule, own, all) {
-            return Outlook::Impossible;
+        if rule.ip_version.is_some_and(|version| version != own) || !add_protocol(rule, all) || !add_icmp(rule, own, all) {
+            return Applicability::Impossible;
         }
         for (which, side) in [(Side::Source, &rule.source), (Side::Destination, &rule.destination)] {
             if sets_of_side(side).any(|id| (self.shape)(id).is_none()) {
-                return Outlook::Unknown;
+                return Applicability::Unknown;
             }
-            if !self.ports(rule, side, which, all) || !self.addresses(side, which, all) {
-                return Outlook::Impossible;
+            if !self.add_ports(rule, side, which, all) || !self.add_addresses(side, which, all) {
+                return Applicability::Impossible;
             }
         }
-        Outlook::Possible
+        Applicability::Possible
     }
 
     /// Adds the port conditions of one side, by number and by named port set.
-    fn ports(&self, rule: &RuleRecord, side: &SideMatch, which: Side, all: &mut Demands) -> bool {
+    fn add_ports(&self, rule: &RuleRecord, side: &SideMatch, which: Side, all: &mut Demands) -> bool {
         let ported = rule.protocol.is_some_and(|protocol| PORTED.contains(&protocol));
         let possible = rule.protocol.is_none() || ported;
         let guard = || if ported { None } else { Some(has_ports()) };
@@ -223,15 +223,15 @@ impl Context<'_> {
     }
 
     /// Adds the address conditions of one side, by range and by selector.
-    fn addresses(&self, side: &SideMatch, which: Side, all: &mut Demands) -> bool {
+    fn add_addresses(&self, side: &SideMatch, which: Side, all: &mut Demands) -> bool {
         let address = address(self.family, which);
         if !side.nets.is_empty() {
-            let Some(keys) = self.outermost(&side.nets) else { return false };
+            let Some(keys) = self.outermost_ranges(&side.nets) else { return false };
             if !keys.iter().any(is_everything) {
                 all.must(nets(address, Op::Eq, keys));
             }
         }
-        if let Some(keys) = self.outermost(&side.not_nets) {
+        if let Some(keys) = self.outermost_ranges(&side.not_nets) {
             if keys.iter().any(is_everything) {
                 return false;
             }
@@ -257,7 +257,7 @@ impl Context<'_> {
     }
 
     /// Outermost ranges of this family; `None` if there are none.
-    fn outermost(&self, nets: &[IpNet]) -> Option<Vec<IpNet>> {
+    fn outermost_ranges(&self, nets: &[IpNet]) -> Option<Vec<IpNet>> {
         let mut own: Vec<IpNet> =
             nets.iter().map(IpNet::trunc).filter(|net| elements::family(net.addr()) == self.family).collect();
         own.sort_unstable();
@@ -268,7 +268,7 @@ impl Context<'_> {
     }
 }
 
-fn protocol(rule: &RuleRecord, all: &mut Demands) -> bool {
+fn add_protocol(rule: &RuleRecord, all: &mut Demands) -> bool {
     if let Some(protocol) = rule.protocol {
         if rule.not_protocol == Some(protocol) {
             return false;
@@ -282,7 +282,7 @@ fn protocol(rule: &RuleRecord, all: &mut Demands) -> bool {
 
 /// Adds the ICMP conditions, for the family's ICMP version. Packets of other protocols have no type
 /// and match every negated one.
-fn icmp(rule: &RuleRecord, version: IpVersion, all: &mut Demands) -> bool {
+fn add_icmp(rule: &RuleRecord, version: IpVersion, all: &mut Demands) -> bool {
     let own = Protocol::icmp_of(version);
     let possible = rule.protocol.is_none_or(|protocol| protocol == own);
     if let Some(icmp) = rule.icmp {

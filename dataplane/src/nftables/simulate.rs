@@ -66,7 +66,7 @@ pub fn run(ruleset: &Ruleset, hook: Hook, packet: &Packet) -> Fate {
     let mut fate =
         Fate { passed: true, logged: Vec::new(), masqueraded: false, mark: packet.mark, untracked: false, rules: 0 };
     for chain in chains {
-        let end = Machine { ruleset, packet, fate: &mut fate }.chain(chain);
+        let end = Machine { ruleset, packet, fate: &mut fate }.run_chain(chain);
         let accepted = match end {
             Some(Verdict::Drop) => false,
             Some(Verdict::Accept) => true,
@@ -88,19 +88,19 @@ struct Machine<'a> {
 
 impl Machine<'_> {
     /// Accept or drop; `None` if the packet returns or reaches the end.
-    fn chain(&mut self, chain: &Chain) -> Option<Verdict> {
+    fn run_chain(&mut self, chain: &Chain) -> Option<Verdict> {
         for rule in &chain.rules {
             self.fate.rules += 1;
-            match self.rule(rule) {
+            match self.run_rule(rule) {
                 Some(Verdict::Jump(target)) => {
                     let called = self.ruleset.chains[&target].clone();
-                    if let Some(end) = self.chain(&called) {
+                    if let Some(end) = self.run_chain(&called) {
                         return Some(end);
                     }
                 }
                 Some(Verdict::Goto(target)) => {
                     let called = self.ruleset.chains[&target].clone();
-                    return self.chain(&called);
+                    return self.run_chain(&called);
                 }
                 Some(Verdict::Return) => return None,
                 Some(Verdict::Continue) | None => {}
@@ -110,7 +110,7 @@ impl Machine<'_> {
         None
     }
 
-    fn rule(&mut self, rule: &Rule) -> Option<Verdict> {
+    fn run_rule(&mut self, rule: &Rule) -> Option<Verdict> {
         for statement in &rule.statements {
             match statement {
                 Statement::Match(test) => {
@@ -119,7 +119,7 @@ impl Machine<'_> {
                     }
                 }
                 Statement::Verdict(verdict) => return Some(verdict.clone()),
-                Statement::Vmap(key, set) => match self.find(key, set)? {
+                Statement::Vmap(key, set) => match self.look_up(key, set)? {
                     Some(Value::Verdict(verdict)) => return Some(verdict),
                     _ => return None,
                 },
@@ -142,13 +142,13 @@ impl Machine<'_> {
     fn matches(&self, test: &Match) -> bool {
         let is = |op: &Op, holds: bool| holds == (*op == Op::Eq);
         match test {
-            Match::Is(selector, op, field) => self.value(*selector).is_some_and(|value| is(op, field.contains(value))),
-            Match::NamePrefix(selector, op, prefix) => match self.value(*selector) {
+            Match::Is(selector, op, field) => self.field_value(*selector).is_some_and(|value| is(op, field.contains(value))),
+            Match::NamePrefix(selector, op, prefix) => match self.field_value(*selector) {
                 Some(Datum::Iface(name)) => is(op, name.as_str().starts_with(prefix.as_str())),
                 // The kernel reads a missing interface name as an empty one.
                 _ => is(op, false),
             },
-            Match::In(key, op, set) => self.find(key, set).is_some_and(|found| is(op, found.is_some())),
+            Match::In(key, op, set) => self.look_up(key, set).is_some_and(|found| is(op, found.is_some())),
             Match::CtState(op, states) => is(op, states.0 & self.packet.state.0 != 0),
             Match::MarkBits { mask, op, value } => is(op, self.fate.mark & mask == *value),
             Match::CtDnat(op) => is(op, self.packet.translated),
@@ -158,8 +158,8 @@ impl Machine<'_> {
     }
 
     /// `None` if the packet lacks one of the fields, else the lookup's result.
-    fn find(&self, key: &[Selector], set: &SetRef) -> Option<Option<Value>> {
-        let values: Option<Vec<Datum>> = key.iter().map(|selector| self.value(*selector)).collect();
+    fn look_up(&self, key: &[Selector], set: &SetRef) -> Option<Option<Value>> {
+        let values: Option<Vec<Datum>> = key.iter().map(|selector| self.field_value(*selector)).collect();
         let values = values?;
         let set: &Set = match set {
             SetRef::Named(name) => &self.ruleset.sets[name],
@@ -173,7 +173,7 @@ impl Machine<'_> {
         Some(set.elements.iter().find(|(key, _)| holds(key.fields())).map(|(_, value)| value.clone()))
     }
 
-    fn value(&self, selector: Selector) -> Option<Datum> {
+    fn field_value(&self, selector: Selector) -> Option<Datum> {
         let packet = self.packet;
         let address =
             if matches!(selector, Selector::Daddr4 | Selector::Daddr6) { packet.destination } else { packet.source };
@@ -194,8 +194,8 @@ impl Machine<'_> {
             Selector::Nfproto => Some(Datum::Family(if packet.source.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 })),
             Selector::Saddr4 | Selector::Daddr4 => v4,
             Selector::Saddr6 | Selector::Daddr6 => v6,
-            Selector::Sport(transport) => ported(packet, transport).map(|(source, _)| Datum::Port(source)),
-            Selector::Dport(transport) => ported(packet, transport).map(|(_, destination)| Datum::Port(destination)),
+            Selector::Sport(transport) => ports_of(packet, transport).map(|(source, _)| Datum::Port(source)),
+            Selector::Dport(transport) => ports_of(packet, transport).map(|(_, destination)| Datum::Port(destination)),
             Selector::CtState => Some(Datum::CtState(packet.state)),
             Selector::IcmpType => icmp(1).map(|(kind, _)| Datum::IcmpType(kind)),
             Selector::IcmpCode => icmp(1).map(|(_, code)| Datum::IcmpCode(code)),
@@ -208,7 +208,7 @@ impl Machine<'_> {
 
 /// The ports as a rule reads them. Without a protocol test the kernel reads whatever bytes are
 /// there, so the compiler never does that.
-fn ported(packet: &Packet, transport: margay_nft::Transport) -> Option<(u16, u16)> {
+fn ports_of(packet: &Packet, transport: margay_nft::Transport) -> Option<(u16, u16)> {
     use margay_nft::Transport;
     let protocol = match transport {
         Transport::Any => return packet.ports.or(Some((0xdead, 0xdead))),

@@ -21,7 +21,7 @@ pub(super) struct Union {
 }
 
 /// Members of a set of the view.
-fn members<'a>(records: &'a Records, id: &SetId) -> Option<&'a BTreeSet<Member>> {
+fn set_members<'a>(records: &'a Records, id: &SetId) -> Option<&'a BTreeSet<Member>> {
     match records.get(&RecordId::IpSet(id.clone())) {
         Some(Record::IpSet(record)) => Some(&record.members),
         _ => None,
@@ -46,11 +46,11 @@ impl Union {
     pub(super) fn new(parts: Parts, records: &Records) -> Self {
         let record = match &parts {
             Parts::Addresses(sets) => {
-                let all = sets.iter().filter_map(|id| members(records, id)).flatten().cloned();
+                let all = sets.iter().filter_map(|id| set_members(records, id)).flatten().cloned();
                 IpSetRecord { kind: SetKind::Net, members: all.collect() }
             }
             Parts::Ports(sets) => {
-                let all = sets.iter().filter_map(|(id, ports)| Some((members(records, id)?, ports)));
+                let all = sets.iter().filter_map(|(id, ports)| Some((set_members(records, id)?, ports)));
                 let all = all.flat_map(|(members, ports)| members.iter().flat_map(move |one| with_ports(one, ports)));
                 IpSetRecord { kind: SetKind::AddressPort, members: all.collect() }
             }
@@ -59,20 +59,20 @@ impl Union {
     }
 
     /// Whether a set is part of the union.
-    pub(super) fn is_of(&self, id: &SetId) -> bool {
+    pub(super) fn contains_set(&self, id: &SetId) -> bool {
         self.parts.contains(id)
     }
 
     /// Applies a member change of one part, already in the records; returns the change of the
     /// union.
-    pub(super) fn follow(&mut self, id: &SetId, delta: &MemberDelta, records: &Records) -> MemberDelta {
+    pub(super) fn apply_change(&mut self, id: &SetId, delta: &MemberDelta, records: &Records) -> MemberDelta {
         let mut own = MemberDelta::default();
         let wanted = |members: &BTreeSet<Member>| -> Vec<Member> {
-            members.iter().flat_map(|member| self.wanted(id, member)).collect()
+            members.iter().flat_map(|member| self.union_members(id, member)).collect()
         };
         let (removed, added) = (wanted(&delta.removed), wanted(&delta.added));
         for member in removed {
-            if !self.is_elsewhere(&member, records) && self.record.members.remove(&member) {
+            if !self.is_in_other_part(&member, records) && self.record.members.remove(&member) {
                 own.removed.insert(member);
             }
         }
@@ -85,7 +85,7 @@ impl Union {
     }
 
     /// Members of the union that a member of a part stands for.
-    fn wanted(&self, id: &SetId, member: &Member) -> Vec<Member> {
+    fn union_members(&self, id: &SetId, member: &Member) -> Vec<Member> {
         match &self.parts {
             Parts::Addresses(_) => vec![member.clone()],
             Parts::Ports(sets) => with_ports(member, sets.get(id).into_iter().flatten()).collect(),
@@ -93,8 +93,8 @@ impl Union {
     }
 
     /// Whether another part still has this member.
-    fn is_elsewhere(&self, member: &Member, records: &Records) -> bool {
-        let has = |id: &SetId, member: &Member| members(records, id).is_some_and(|members| members.contains(member));
+    fn is_in_other_part(&self, member: &Member, records: &Records) -> bool {
+        let has = |id: &SetId, member: &Member| set_members(records, id).is_some_and(|members| members.contains(member));
         match (&self.parts, member) {
             (Parts::Addresses(sets), _) => sets.iter().any(|id| has(id, member)),
             (Parts::Ports(sets), Member::AddressPort(address, protocol, port)) => {

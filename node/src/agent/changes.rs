@@ -4,13 +4,13 @@ use std::io;
 use std::thread;
 
 use margay_dataplane::Links;
-use margay_dataplane::nftables::Watch;
+use margay_dataplane::nftables::TableWatch;
 use margay_dataplane::routes::addresses::Addresses;
 
 use crate::agent::{AgentHandle, Event};
 
 /// Reports changes of our table by other programs, from a thread that ends with the agent.
-pub fn watch_drift(mut table: Watch, agent: AgentHandle) -> io::Result<()> {
+pub fn watch_drift(mut table: TableWatch, agent: AgentHandle) -> io::Result<()> {
     // A strong sender would keep the agent alive.
     let events = agent.events.downgrade();
     drop(agent);

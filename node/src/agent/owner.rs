@@ -388,7 +388,7 @@ impl Owner {
     /// Answers the ADDs whose pods have their policy in the kernel, and the DELs.
     fn answer(&mut self) {
         let decided: Vec<String> =
-            self.waiters.keys().filter(|interface| self.dataplane.decides(interface)).cloned().collect();
+            self.waiters.keys().filter(|interface| self.dataplane.has_policy(interface)).cloned().collect();
         for interface in decided {
             let result = self.dataplane.refusal(&interface).map_or(Ok(()), |reason| Err(NotEnforced::Refused(reason)));
             for waiter in self.waiters.remove(&interface).into_iter().flatten() {

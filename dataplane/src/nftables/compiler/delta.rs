@@ -6,7 +6,7 @@ use crate::nftables::names;
 use margay_nft::{ChainName, Key, Ruleset, Set, SetKind, SetName, Transaction, diff};
 
 /// Replaced chains and sets with their old and new values.
-pub(super) struct Delta {
+pub(super) struct TableDelta {
     pub(super) old: Ruleset,
     pub(super) new: Ruleset,
     /// Chains whose old value is recorded, or that had none.
@@ -16,7 +16,7 @@ pub(super) struct Delta {
     pub(super) elements: BTreeMap<SetName, (SetKind, BTreeMap<Key, bool>)>,
 }
 
-impl Delta {
+impl TableDelta {
     pub(super) fn new() -> Self {
         let empty = || Ruleset::new(names::table());
         Self { old: empty(), new: empty(), chains: BTreeSet::new(), sets: BTreeSet::new(), elements: BTreeMap::new() }

@@ -311,8 +311,8 @@ fn failsafes_stay_open_when_nothing_can_be_enforced() {
     let mut missing = whole.clone();
     missing.retain(|id, _| !matches!(id, RecordId::Policy(_)));
     let mut refused = compile(&whole, &mk_links());
-    let classes: Vec<Part> = refused.classes.keys().map(|class| Part::Class(Class::clone(class))).collect();
-    classes.into_iter().for_each(|part| refused.refuse(part, "a whim".to_owned(), &whole));
+    let classes: Vec<TablePart> = refused.classes.keys().map(|class| TablePart::Class(Class::clone(class))).collect();
+    classes.into_iter().for_each(|part| refused.refuse(part, "an injected fault".to_owned(), &whole));
     let cases = [
         ("whole", compile(&whole, &mk_links()), &whole, true),
         ("policies are missing", compile(&missing, &mk_links()), &missing, false),

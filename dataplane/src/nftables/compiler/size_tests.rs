@@ -230,10 +230,10 @@ fn the_largest_part_of_a_transaction_is_found() {
     records.extend(sets);
     let mut compiler = mk_compiler(&records);
     let whole = Transaction::replace(&compiler.ruleset(&records));
-    let parts = compiler.largest(&whole, 2);
-    let Part::Class(class) = &parts[0] else { panic!("{parts:?}") };
+    let parts = compiler.largest_parts(&whole, 2);
+    let TablePart::Class(class) = &parts[0] else { panic!("{parts:?}") };
     assert!(class.policies().eq([&mk_policy_key(0)]));
     compiler.refuse(parts[0].clone(), "no room".to_owned(), &records);
-    assert!(!compiler.largest(&whole, 100).contains(&parts[0]));
+    assert!(!compiler.largest_parts(&whole, 100).contains(&parts[0]));
     assert!(rules_of_classes(&compiler) < 10);
 }

@@ -336,7 +336,7 @@ fn a_refused_part_closes_what_depends_on_it_and_nothing_else() {
     let open = Packet { protocol: 6, ports: Some((4000, 80)), ..open };
     let other = mk_packet("192.0.2.200", "10.0.0.2");
     assert!(passes(&compiler.ruleset(&records), &open));
-    compiler.refuse(Part::Set(mk_set_id(0)), "a whim".to_owned(), &records);
+    compiler.refuse(TablePart::Set(mk_set_id(0)), "an injected fault".to_owned(), &records);
     let ruleset = compiler.ruleset(&records);
     assert_eq!(ruleset.check(), Ok(()));
     assert!(!passes(&ruleset, &open));
@@ -344,7 +344,7 @@ fn a_refused_part_closes_what_depends_on_it_and_nothing_else() {
     let blamed: Vec<RecordId> = compiler.errors().into_keys().collect();
     let policies = [0, 1].map(|number| RecordId::Policy(mk_policy_key(number)));
     assert_eq!(blamed, [&[RecordId::IpSet(mk_set_id(0))][..], &policies].concat());
-    assert!(compiler.forgive(&records));
+    assert!(compiler.retry_refused(&records));
     assert_eq!(compiler.ruleset(&records), mk_compiler(&records).ruleset(&records));
     assert_eq!(compiler.errors(), BTreeMap::new());
 }
@@ -555,7 +555,7 @@ fn a_record_decides_for_no_other_pod_of_its_name() {
         compiler.apply(&records, &all_dirty(&records));
         let pod = Attached { endpoint: key.clone(), uid: attached.to_owned(), addresses: addresses.clone() };
         compiler.attach(interface.clone(), pod, &records);
-        assert_eq!(compiler.decides(&interface), decides, "{known:?} for {attached:?}");
+        assert_eq!(compiler.has_policy(&interface), decides, "{known:?} for {attached:?}");
         let dispatched = compiler.ruleset(&records).sets[&names::set(names::RECEIVERS)].elements.len();
         assert_eq!(dispatched > 0, decides, "{known:?} for {attached:?}");
     }
