@@ -150,7 +150,9 @@ impl Status {
             return Some(format!("nftables could not be programmed: {reason}"));
         }
         if !self.enforcing {
-            return Some("no complete view received from margay-typha yet; check that it is running and reachable".to_owned());
+            return Some(
+                "no complete view received from margay-typha yet; check that it is running and reachable".to_owned(),
+            );
         }
         self.routing.as_ref().filter(|fault| fault.is_own).map(|fault| fault.reason.clone())
     }
@@ -159,20 +161,20 @@ impl Status {
 /// Sink of route plans.
 pub trait Routes: Send {
     /// Replaces the wanted plan and returns its generation. Does not block.
-    fn want(&mut self, plan: Plan) -> u64;
+    fn set_plan(&mut self, plan: Plan) -> u64;
     /// Replaces the node's own pods in the newest plan and returns its generation. Does not block.
-    fn want_pods(&mut self, pods: LocalPods) -> u64;
+    fn set_pods(&mut self, pods: LocalPods) -> u64;
     /// Progress of the kernel towards the plan.
     fn progress(&self) -> watch::Receiver<Progress>;
 }
 
 impl Routes for Network {
-    fn want(&mut self, plan: Plan) -> u64 {
-        Self::want(self, plan)
+    fn set_plan(&mut self, plan: Plan) -> u64 {
+        Self::set_plan(self, plan)
     }
 
-    fn want_pods(&mut self, pods: LocalPods) -> u64 {
-        Self::want_pods(self, pods)
+    fn set_pods(&mut self, pods: LocalPods) -> u64 {
+        Self::set_pods(self, pods)
     }
 
     fn progress(&self) -> watch::Receiver<Progress> {

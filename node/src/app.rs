@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use margay_dataplane::nftables::{self, Netfilter, Nftables};
-use margay_dataplane::routes::addresses::Addresses;
+use margay_dataplane::routes::addresses::AddressWatch;
 use margay_dataplane::routes::worker::{Network, Progress};
 use margay_dataplane::{Links, probe};
 use margay_proto::debug::node_debug_server::NodeDebugServer;
@@ -102,14 +102,14 @@ fn start(
     metrics: Metrics,
     problems: &Problems,
 ) -> anyhow::Result<(AgentHandle, watch::Receiver<Progress>, tokio::sync::oneshot::Receiver<agent::Fatal>)> {
-    let lacks = probe::demand(probe::probe().context("features of the kernel")?)?;
-    problems.report("kernel", false, probe::words(&lacks).as_deref());
+    let missing = probe::require_features(probe::probe().context("features of the kernel")?)?;
+    problems.report("kernel", false, probe::describe_missing(&missing).as_deref());
     let store = Store::new(&args.state_dir);
     let mut kernel = Netfilter::open().context("nftables; does the agent have the capability NET_ADMIN?")?;
     let table = kernel.watch().context("changes of nftables")?;
     let network = Network::spawn().context("rtnetlink")?;
     let routing = network.watch();
-    let mut addresses = Addresses::open().context("addresses of the node")?;
+    let mut addresses = AddressWatch::open().context("addresses of the node")?;
     let links = addresses.read().context("addresses of the node")?;
     let parts = agent::Parts {
         node: args.node_name.clone(),
@@ -172,8 +172,8 @@ async fn connect(
         problems: problems.clone(),
     };
     let listener = TcpListener::bind(args.listen).await;
-    let listener =
-        listener.with_context(|| format!("cannot listen on {}: choose a free address with MARGAY_LISTEN", args.listen))?;
+    let listener = listener
+        .with_context(|| format!("cannot listen on {}: choose a free address with MARGAY_LISTEN", args.listen))?;
     tokio::select! {
         () = upstream.run(shutdown.clone()) => Ok(()),
         served = serve_debug(debug, readiness.clone(), listener, tls.clone(), shutdown.clone()) => served,

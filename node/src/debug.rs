@@ -4,7 +4,7 @@ use margay_calc::model::{Record, RecordId};
 use margay_calc::{digest, text};
 use margay_dataplane::Dataplane;
 use margay_dataplane::routes::plan;
-use margay_dataplane::routes::sysctl::Changed;
+use margay_dataplane::routes::sysctl::ChangedParameter;
 use margay_dataplane::routes::worker::Progress;
 use margay_proto::debug::node_debug_server::NodeDebug;
 use margay_proto::debug::{
@@ -90,8 +90,8 @@ impl NodeDebug for DebugService {
     }
 }
 
-fn host_change(changed: Changed) -> HostChange {
-    let Changed { parameter, former, now } = changed;
+fn host_change(changed: ChangedParameter) -> HostChange {
+    let ChangedParameter { parameter, former, now } = changed;
     HostChange { parameter, former, now }
 }
 

@@ -83,13 +83,13 @@ impl Metrics {
             "Attachment files that could not be read at start and were set aside",
             metrics.damaged.clone(),
         );
+        own.register_with_unit("plan", "Time to compute an nftables transaction", Unit::Seconds, metrics.plan.clone());
         own.register_with_unit(
-            "plan",
-            "Time to compute an nftables transaction",
+            "commit",
+            "Time that the kernel took to commit a transaction",
             Unit::Seconds,
-            metrics.plan.clone(),
+            metrics.commit.clone(),
         );
-        own.register_with_unit("commit", "Time that the kernel took to commit a transaction", Unit::Seconds, metrics.commit.clone());
         own.register_with_unit(
             "lag",
             "Time from typha's receipt of an event to its commit in the kernel",

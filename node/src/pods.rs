@@ -49,7 +49,7 @@ use margay_dataplane::routes::conntrack::Conntrack;
 use margay_dataplane::routes::driver::{Driver, tunnel_mtu};
 use margay_dataplane::routes::plan::{VERSIONS, has_vxlan, vxlan_device_name};
 use margay_dataplane::routes::present;
-use margay_dataplane::routes::removal::Removal;
+use margay_dataplane::routes::removal::LinkRemover;
 use margay_dataplane::routes::underlay;
 use margay_dataplane::{Attached, Dataplane, Links};
 use margay_netlink::route::RouteSocket;
@@ -80,7 +80,7 @@ pub struct Settings {
 /// Pods attached by earlier runs whose links still exist, by interface. Links that a reboot removed
 /// are left to DEL.
 pub fn attached(attachments: &Attachments) -> Result<BTreeMap<String, Attached>> {
-    let links = present::links(&mut RouteSocket::open()?)?;
+    let links = present::list_links(&mut RouteSocket::open()?)?;
     let live = attachments
         .iter()
         .filter(|attachment| !attachment.addresses.is_empty() && links.contains_key(&attachment.interface));
@@ -207,7 +207,7 @@ pub fn start<S: Store, N: Announcer>(
         enforcer: agent.clone(),
         addresses: addresses.clone(),
         announcer: Announce { notices, then: ports.announcer },
-        links: Removal::spawn()?,
+        links: LinkRemover::spawn()?,
         conntrack: Conntrack::spawn().context("connection tracking")?,
         mtu: mtu_seen,
         policy_timeout: settings.policy_timeout,
@@ -326,7 +326,10 @@ async fn annotate(
                     told = Some(seen.interfaces);
                     break;
                 }
-                Err(error) => tracing::warn!(error = format!("{error:#}"), "the annotations of the node could not be written; trying again"),
+                Err(error) => tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the annotations of the node could not be written; trying again"
+                ),
             }
             tokio::time::sleep(RETRY).await;
         }
@@ -388,11 +391,11 @@ fn subnets(own: NodeIps, has_ipv6: bool) -> Result<BTreeMap<IpVersion, IpNet>> {
     let mut found = BTreeMap::new();
     for version in VERSIONS {
         if let Some(address) = own.of(version) {
-            found.extend(driver.subnet_of(address)?.map(|subnet| (version, subnet)));
+            found.extend(driver.find_subnet(address)?.map(|subnet| (version, subnet)));
         }
     }
     if has_ipv6 && own.of(IpVersion::V6).is_none() {
-        found.extend(driver.ipv6_beside(own.first())?.map(|subnet| (IpVersion::V6, IpNet::V6(subnet))));
+        found.extend(driver.find_ipv6_beside(own.first())?.map(|subnet| (IpVersion::V6, IpNet::V6(subnet))));
     }
     Ok(found)
 }

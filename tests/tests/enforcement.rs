@@ -185,12 +185,17 @@ fn mk_pod(host: &Namespace, number: u8) -> Result<Pod> {
     let nets = [IpNet::from(IpAddr::V4(address)), IpNet::from(IpAddr::V6(address6))];
     host.run(|| -> Result<()> {
         let name = interface_name(&key);
-        let link =
-            PodLink { host: &name, pod: "eth0", namespace: namespace.file(), mtu: 1450, mac: pod::mac(&name, "eth0") };
+        let link = PodLink {
+            host: &name,
+            pod: "eth0",
+            namespace: namespace.file(),
+            mtu: 1450,
+            mac: pod::pod_mac(&name, "eth0"),
+        };
         let mut socket = RouteSocket::open()?;
-        let index = pod::create(&mut socket, &link)?;
-        pod::configure(&link, &nets)?;
-        pod::route(&mut socket, index, &nets)?;
+        let index = pod::create_link(&mut socket, &link)?;
+        pod::configure_pod(&link, &nets)?;
+        pod::add_routes(&mut socket, index, &nets)?;
         Ok(())
     })?;
     Ok(Pod { key, address, address6, namespace })

@@ -150,7 +150,9 @@ impl Inputs {
             // duplicate address detection (RFC 4861, RFC 4862).
             let link_local: Ipv6Net = "fe80::/10".parse().expect("a constant range");
             let unspecified: Ipv6Net = "::/128".parse().expect("a constant range");
-            rules.push(Rule::new().when(Match::is(Selector::Saddr6, link_local)).when(neighbour_discovery_types()).accept());
+            rules.push(
+                Rule::new().when(Match::is(Selector::Saddr6, link_local)).when(neighbour_discovery_types()).accept(),
+            );
             rules.push(Rule::new().when(Match::is(Selector::Saddr6, unspecified)).when(solicitation_types()).accept());
         }
         rules.push(Rule::new().counter().drop());
@@ -162,8 +164,14 @@ impl Inputs {
         if !self.vxlan.is_empty() {
             let port = Match::is(Selector::Dport(Transport::Udp), Datum::Port(self.settings.vxlan_port));
             for family in Family::ALL {
-                section.add_set(&nodes_set(family), SetKind::of(family.address_type()), self.node_addresses(family).map(Key::from));
-                rules.push(Rule::new().when(port.clone()).when(Match::in_set(source(family), &nodes_set(family))).accept());
+                section.add_set(
+                    &nodes_set(family),
+                    SetKind::of(family.address_type()),
+                    self.node_addresses(family).map(Key::from),
+                );
+                rules.push(
+                    Rule::new().when(port.clone()).when(Match::in_set(source(family), &nodes_set(family))).accept(),
+                );
             }
             rules.push(Rule::new().when(port).counter().drop());
         }
@@ -227,7 +235,11 @@ impl Inputs {
                 .when(Match::in_set(source(*family), &set_name(NAT_POOLS, *family)))
                 .when(Match::not_in_set(destination(*family), &set_name(POOLS, *family)));
             if self.settings.nat_exclude_hosts {
-                section.add_set(&nodes_set(*family), SetKind::of(family.address_type()), self.node_addresses(*family).map(Key::from));
+                section.add_set(
+                    &nodes_set(*family),
+                    SetKind::of(family.address_type()),
+                    self.node_addresses(*family).map(Key::from),
+                );
                 rule = rule.when(Match::not_in_set(destination(*family), &nodes_set(*family)));
             }
             rules.push(rule.then(masquerade.clone()));

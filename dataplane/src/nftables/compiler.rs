@@ -18,7 +18,7 @@ use margay_api::endpoint::EndpointKey;
 use margay_api::policy::PolicyKey;
 use margay_calc::model::{IpSetRecord, PolicyRecord, Record, RecordId, SetId};
 
-use super::base::{self, Section, Inputs};
+use super::base::{self, Inputs, Section};
 use super::class::{Class, Direction, Policies};
 use super::elements::{self, Shape};
 use super::host;

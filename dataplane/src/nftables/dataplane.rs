@@ -170,7 +170,8 @@ impl Nftables {
         let parts = self.compiler.largest_parts(transaction, count);
         for part in &parts {
             tracing::error!(?part, %error, "the table is too large for the kernel; its largest part is left out, and what depends on it is denied");
-            let reason = format!("the table is too large for the kernel, and this is the largest part of what changes: {error}");
+            let reason =
+                format!("the table is too large for the kernel, and this is the largest part of what changes: {error}");
             self.compiler.refuse(part.clone(), reason, records);
         }
         if !parts.is_empty() {

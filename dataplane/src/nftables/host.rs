@@ -18,7 +18,7 @@ use margay_api::network::Failsafe;
 use margay_api::rule::Action;
 use margay_calc::model::{HostEndpointRecord, HostInterfaces};
 
-use super::base::{self, Section, Inputs};
+use super::base::{self, Inputs, Section};
 use super::class::{Class, Direction, Stage};
 use super::names;
 use margay_nft::{
@@ -149,7 +149,9 @@ pub(super) fn assign_interfaces<'a>(
         let candidates: Vec<&String> = match interfaces {
             HostInterfaces::All => {
                 match assignments.others {
-                    Some(first) => drop(assignments.unassigned.insert(name, duplicate_reason("every interface", first))),
+                    Some(first) => {
+                        drop(assignments.unassigned.insert(name, duplicate_reason("every interface", first)))
+                    }
                     None => assignments.others = Some(name),
                 }
                 continue;
@@ -160,8 +162,10 @@ pub(super) fn assign_interfaces<'a>(
                 links.iter().filter(|(_, addresses)| has_one(addresses)).map(|(interface, _)| interface).collect()
             }
         };
-        let mut reason =
-            Some("spec.expectedIPs: no interface of this node has one of these addresses; it is enforced once one has".to_owned());
+        let mut reason = Some(
+            "spec.expectedIPs: no interface of this node has one of these addresses; it is enforced once one has"
+                .to_owned(),
+        );
         for interface in candidates {
             let Some(known) = IfName::new(interface).filter(|_| can_have_endpoint(interface)) else {
                 reason = Some(format!(
@@ -187,7 +191,9 @@ pub(super) fn assign_interfaces<'a>(
 }
 
 fn duplicate_reason(what: &str, first: &str) -> String {
-    format!("{what} already has host endpoint {first}, which is first by name, and only one is enforced; remove one of them")
+    format!(
+        "{what} already has host endpoint {first}, which is first by name, and only one is enforced; remove one of them"
+    )
 }
 
 fn can_have_endpoint(interface: &str) -> bool {
@@ -221,7 +227,11 @@ impl Hooks<'_> {
         for point in self.points {
             self.add_map(*point, &mut section);
             let (hook, priority) = point.hook();
-            section.add_chain(point.name(), base::base_chain(ChainType::Filter, hook, priority), self.chain_rules(*point));
+            section.add_chain(
+                point.name(),
+                base::base_chain(ChainType::Filter, hook, priority),
+                self.chain_rules(*point),
+            );
         }
         let leave = base::base_chain(ChainType::Filter, Hook::Postrouting, 0);
         section.add_chain("host-leave", leave, self.leave_rules());

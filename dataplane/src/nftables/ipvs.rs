@@ -18,7 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::base::{self, Section, Inputs};
+use super::base::{self, Inputs, Section};
 use super::elements;
 use super::names;
 use crate::Links;
@@ -71,8 +71,9 @@ pub(super) fn render_senders_map(family: Family, entries: &BTreeMap<IpAddr, [Ver
 impl Inputs {
     /// Accepts packets of pods to IPVS Services: policy decides once the backend is chosen.
     pub(super) fn accept_ipvs_services(&self, families: &[Family]) -> Vec<Rule> {
-        let rule =
-            |family: &Family| Rule::new().when(Match::in_set(base::destination(*family), &services_set(*family))).accept();
+        let rule = |family: &Family| {
+            Rule::new().when(Match::in_set(base::destination(*family), &services_set(*family))).accept()
+        };
         if self.services().is_some() { families.iter().map(rule).collect() } else { Vec::new() }
     }
 

@@ -158,7 +158,10 @@ impl Context<'_> {
     /// denies no packet that the conditions before it exclude.
     fn add_demands(&self, rule: &RuleRecord, all: &mut Demands) -> Applicability {
         let own = if self.family == Family::Ipv4 { IpVersion::V4 } else { IpVersion::V6 };
-        if rule.ip_version.is_some_and(|version| version != own) || !add_protocol(rule, all) || !add_icmp(rule, own, all) {
+        if rule.ip_version.is_some_and(|version| version != own)
+            || !add_protocol(rule, all)
+            || !add_icmp(rule, own, all)
+        {
             return Applicability::Impossible;
         }
         for (which, side) in [(Side::Source, &rule.source), (Side::Destination, &rule.destination)] {

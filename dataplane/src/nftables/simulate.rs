@@ -142,7 +142,9 @@ impl Machine<'_> {
     fn matches(&self, test: &Match) -> bool {
         let is = |op: &Op, holds: bool| holds == (*op == Op::Eq);
         match test {
-            Match::Is(selector, op, field) => self.field_value(*selector).is_some_and(|value| is(op, field.contains(value))),
+            Match::Is(selector, op, field) => {
+                self.field_value(*selector).is_some_and(|value| is(op, field.contains(value)))
+            }
             Match::NamePrefix(selector, op, prefix) => match self.field_value(*selector) {
                 Some(Datum::Iface(name)) => is(op, name.as_str().starts_with(prefix.as_str())),
                 // The kernel reads a missing interface name as an empty one.

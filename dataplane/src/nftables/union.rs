@@ -94,7 +94,8 @@ impl Union {
 
     /// Whether another part still has this member.
     fn is_in_other_part(&self, member: &Member, records: &Records) -> bool {
-        let has = |id: &SetId, member: &Member| set_members(records, id).is_some_and(|members| members.contains(member));
+        let has =
+            |id: &SetId, member: &Member| set_members(records, id).is_some_and(|members| members.contains(member));
         match (&self.parts, member) {
             (Parts::Addresses(sets), _) => sets.iter().any(|id| has(id, member)),
             (Parts::Ports(sets), Member::AddressPort(address, protocol, port)) => {

@@ -18,12 +18,12 @@ pub(super) const GROUPS: u32 = 0x1 | 0x10 | 0x100;
 
 /// Watch of interfaces and their addresses in the network namespace of the thread that opened it,
 /// without those of pods and without link-local addresses.
-pub struct Addresses {
+pub struct AddressWatch {
     subscription: Subscription,
     socket: RouteSocket,
 }
 
-impl Addresses {
+impl AddressWatch {
     /// Subscribes to changes.
     pub fn open() -> Result<Self, NetlinkError> {
         Ok(Self { subscription: Subscription::open(GROUPS)?, socket: RouteSocket::open()? })
@@ -31,11 +31,11 @@ impl Addresses {
 
     /// Reads the current state. Later changes end the next [`AddressWatch::wait`].
     pub fn read(&mut self) -> Result<Links, NetlinkError> {
-        let links = present::links(&mut self.socket)?;
+        let links = present::list_links(&mut self.socket)?;
         let names: BTreeMap<u32, String> = links.into_iter().map(|(name, link)| (link.index, name)).collect();
         let outer = names.values().filter(|name| !is_workload(name));
         let mut known: Links = outer.map(|name| (name.clone(), BTreeSet::new())).collect();
-        for (index, net) in present::addresses(&mut self.socket)? {
+        for (index, net) in present::list_addresses(&mut self.socket)? {
             let addresses = names.get(&index).and_then(|name| known.get_mut(name));
             if let Some(addresses) = addresses.filter(|_| !is_of_link(net.addr())) {
                 addresses.insert(net.addr());
@@ -46,12 +46,13 @@ impl Addresses {
 
     /// Blocks until addresses may have changed.
     pub fn wait(&mut self) -> Result<(), NetlinkError> {
-        self.subscription.wait(|payload| matches!(payload, NetlinkPayload::InnerMessage(message) if matters(message)))
+        self.subscription
+            .wait(|payload| matches!(payload, NetlinkPayload::InnerMessage(message) if concerns_node(message)))
     }
 }
 
 /// Whether a notification concerns interfaces other than pods': a new pod must cost nothing here.
-pub(super) fn matters(message: &RouteNetlinkMessage) -> bool {
+pub(super) fn concerns_node(message: &RouteNetlinkMessage) -> bool {
     match message {
         RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message) => message
             .attributes

@@ -22,7 +22,7 @@ struct Value {
 
 /// Whether checksum offload is on. A link that is gone, or of a kind without the setting, has none.
 pub(super) fn has_checksum_offload(link: &str) -> io::Result<bool> {
-    match ask(link, Value { command: GET, data: 0 }) {
+    match ethtool_ioctl(link, Value { command: GET, data: 0 }) {
         Err(Errno::ENODEV | Errno::EOPNOTSUPP) => Ok(false),
         result => Ok(result? != 0),
     }
@@ -30,13 +30,13 @@ pub(super) fn has_checksum_offload(link: &str) -> io::Result<bool> {
 
 /// Turns checksum offload off, as `ethtool -K LINK tx off` does.
 pub(super) fn turn_checksum_offload_off(link: &str) -> io::Result<()> {
-    let set = ask(link, Value { command: SET, data: 0 });
+    let set = ethtool_ioctl(link, Value { command: SET, data: 0 });
     set.map_err(|errno| io::Error::new(io::Error::from(errno).kind(), format!("checksum offload of {link}: {errno}")))?;
     Ok(())
 }
 
 #[expect(unsafe_code, reason = "the request holds a pointer to the value, which outlives the call")]
-fn ask(link: &str, mut value: Value) -> Result<u32, Errno> {
+fn ethtool_ioctl(link: &str, mut value: Value) -> Result<u32, Errno> {
     let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: all zeroes are a value of this plain struct.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

@@ -13,7 +13,7 @@ use margay_api::rule::IpVersion;
 use super::plan::{Plan, version_of};
 
 /// Maximal number of pending hints; beyond it, everything is checked.
-const LIMIT: usize = 4096;
+const MAX_HINTS: usize = 4096;
 
 /// Possible change by another program.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,13 +25,13 @@ pub enum Hint {
     Underlay,
     /// An address of another link was removed. With the last address of a link the kernel removes
     /// IPv4 routes over it without a notification.
-    AddressGone(IpAddr),
+    AddressRemoved(IpAddr),
     /// An address of another link was added.
-    AddressCame(IpAddr),
+    AddressAdded(IpAddr),
     /// A pod's link was created.
-    PodCame(String),
+    PodAdded(String),
     /// A pod's link is down or was removed, or lost an address.
-    PodGone(String),
+    PodRemoved(String),
     /// A tunnel device changed.
     Tunnel(IpVersion),
     /// A neighbour on a tunnel device has this permanent MAC address; `None`: it was removed or may
@@ -47,7 +47,7 @@ pub enum Hint {
 
 /// Filter of hints by the plan.
 #[derive(Clone, Copy)]
-pub struct Interest<'a> {
+pub struct HintFilter<'a> {
     /// The wanted plan.
     pub plan: &'a Plan,
     /// Links of pods in the plan that do not exist.
@@ -56,26 +56,26 @@ pub struct Interest<'a> {
     pub is_failing: bool,
 }
 
-impl Interest<'_> {
+impl HintFilter<'_> {
     /// Whether any of the hints is a reason to read back and repair.
-    pub fn is_touched(&self, hints: &BTreeSet<Hint>) -> bool {
+    pub fn needs_resync(&self, hints: &BTreeSet<Hint>) -> bool {
         let is_forwarding = |hint: &Hint| matches!(hint, Hint::Forwarding(..));
         let macs: BTreeMap<Mac, IpAddr> = match hints.iter().any(is_forwarding) {
             true => self.plan.peers.values().map(|peer| (peer.mac, peer.underlay)).collect(),
             false => BTreeMap::new(),
         };
-        hints.iter().any(|hint| self.matters(hint, &macs))
+        hints.iter().any(|hint| self.concerns_plan(hint, &macs))
     }
 
-    fn matters(&self, hint: &Hint, macs: &BTreeMap<Mac, IpAddr>) -> bool {
+    fn concerns_plan(&self, hint: &Hint, macs: &BTreeMap<Mac, IpAddr>) -> bool {
         let plan = self.plan;
         match hint {
-            Hint::Lost | Hint::Underlay | Hint::AddressGone(_) | Hint::Parameter => true,
-            Hint::AddressCame(address) => {
+            Hint::Lost | Hint::Underlay | Hint::AddressRemoved(_) | Hint::Parameter => true,
+            Hint::AddressAdded(address) => {
                 self.is_failing || plan.tunnels.values().any(|device| device.local == *address)
             }
-            Hint::PodCame(name) => self.missing.contains(name),
-            Hint::PodGone(name) => plan.pods.contains(name) && !self.missing.contains(name),
+            Hint::PodAdded(name) => self.missing.contains(name),
+            Hint::PodRemoved(name) => plan.pods.contains(name) && !self.missing.contains(name),
             Hint::Tunnel(version) => plan.tunnels.contains_key(version),
             Hint::Neighbour(address, mac) => {
                 plan.peers.get(address).is_some_and(|peer| Some(peer.mac) != *mac)
@@ -88,9 +88,9 @@ impl Interest<'_> {
 }
 
 /// Adds hints to the pending ones.
-pub fn merge(waiting: &mut BTreeSet<Hint>, hints: BTreeSet<Hint>) {
+pub fn merge_hints(waiting: &mut BTreeSet<Hint>, hints: BTreeSet<Hint>) {
     waiting.extend(hints);
-    if waiting.len() > LIMIT {
+    if waiting.len() > MAX_HINTS {
         *waiting = BTreeSet::from([Hint::Lost]);
     }
 }
@@ -144,14 +144,14 @@ mod tests {
             (Hint::Lost, true, true),
             (Hint::Underlay, true, true),
             (Hint::Parameter, true, true),
-            (Hint::AddressGone(ip("172.30.0.1")), true, true),
-            (Hint::AddressCame(ip("172.30.0.1")), true, true),
-            (Hint::AddressCame(ip("192.0.2.1")), false, true),
-            (Hint::PodCame(pod("cali1")), false, false),
-            (Hint::PodCame(pod("cali2")), true, true),
-            (Hint::PodGone(pod("cali1")), true, true),
-            (Hint::PodGone(pod("cali2")), false, false),
-            (Hint::PodGone(pod("cali3")), false, false),
+            (Hint::AddressRemoved(ip("172.30.0.1")), true, true),
+            (Hint::AddressAdded(ip("172.30.0.1")), true, true),
+            (Hint::AddressAdded(ip("192.0.2.1")), false, true),
+            (Hint::PodAdded(pod("cali1")), false, false),
+            (Hint::PodAdded(pod("cali2")), true, true),
+            (Hint::PodRemoved(pod("cali1")), true, true),
+            (Hint::PodRemoved(pod("cali2")), false, false),
+            (Hint::PodRemoved(pod("cali3")), false, false),
             (Hint::Tunnel(IpVersion::V4), true, true),
             (Hint::Tunnel(IpVersion::V6), false, false),
             (Hint::Neighbour(ip("10.1.2.0"), Some(MAC)), false, false),
@@ -166,8 +166,8 @@ mod tests {
             (Hint::Route(net("10.1.1.9/32")), false, false),
         ] {
             for (is_failing, expected) in [(false, when_fine), (true, when_failing)] {
-                let interest = Interest { plan: &plan, missing: &missing, is_failing };
-                assert_eq!(interest.is_touched(&[hint.clone()].into()), expected, "{hint:?}, failing: {is_failing}");
+                let filter = HintFilter { plan: &plan, missing: &missing, is_failing };
+                assert_eq!(filter.needs_resync(&[hint.clone()].into()), expected, "{hint:?}, failing: {is_failing}");
             }
         }
     }
@@ -175,8 +175,8 @@ mod tests {
     #[test]
     fn too_many_hints_become_one() {
         let mut waiting = BTreeSet::new();
-        for number in 0..=LIMIT {
-            merge(&mut waiting, [Hint::PodGone(format!("cali{number}"))].into());
+        for number in 0..=MAX_HINTS {
+            merge_hints(&mut waiting, [Hint::PodRemoved(format!("cali{number}"))].into());
         }
         assert_eq!(waiting, [Hint::Lost].into());
     }

@@ -5,12 +5,12 @@
 use margay_api::rule::IpVersion;
 use margay_netlink::wire;
 
-use super::parameters::{Notified, expected};
+use super::parameters::{Notified, expected_value};
 use super::plan::{VERSIONS, vxlan_device_name};
 use crate::nftables::is_workload;
 
 /// Message type `RTM_NEWNETCONF` of `linux/rtnetlink.h`.
-pub const NEW: u16 = 80;
+pub const RTM_NEWNETCONF: u16 = 80;
 
 const INDEX: u16 = 1;
 const FORWARDING: u16 = 2;
@@ -25,17 +25,17 @@ const HEADER: usize = 4;
 
 /// Whether the message shows a wrong parameter of the node or of one of our links. A message with
 /// several parameters belongs to a new link, whose creator sets it up.
-pub fn is_other<'a>(body: &[u8], name: impl Fn(u32) -> Option<&'a str>) -> bool {
+pub fn is_wrong_parameter<'a>(body: &[u8], name: impl Fn(u32) -> Option<&'a str>) -> bool {
     let version = body.first().and_then(|family| FAMILIES.into_iter().find(|(known, _)| known == family));
     let Some((_, version)) = version else { return false };
-    let (mut index, mut told) = (None, Vec::new());
-    for (kind, value) in attributes(body.get(HEADER..).unwrap_or_default()) {
+    let (mut index, mut values) = (None, Vec::new());
+    for (kind, value) in parse_numbers(body.get(HEADER..).unwrap_or_default()) {
         match kind {
             INDEX => index = Some(value),
-            kind => told.push((kind, value)),
+            kind => values.push((kind, value)),
         }
     }
-    let (Some(index), [(kind, value)]) = (index, told.as_slice()) else { return false };
+    let (Some(index), [(kind, value)]) = (index, values.as_slice()) else { return false };
     let what = match *kind {
         FORWARDING => Notified::Forwarding,
         RP_FILTER => Notified::RpFilter,
@@ -47,11 +47,12 @@ pub fn is_other<'a>(body: &[u8], name: impl Fn(u32) -> Option<&'a str>) -> bool 
     }
     let Some(name) = u32::try_from(index).ok().and_then(name) else { return false };
     let is_tunnel = VERSIONS.into_iter().any(|of| of == version && vxlan_device_name(of) == name);
-    (is_tunnel || is_workload(name)) && expected(version, !is_tunnel, what).is_some_and(|expected| expected != *value)
+    (is_tunnel || is_workload(name))
+        && expected_value(version, !is_tunnel, what).is_some_and(|expected| expected != *value)
 }
 
 /// Parses attributes that hold one number each, as all of a message do.
-fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, i32)> {
+fn parse_numbers(bytes: &[u8]) -> impl Iterator<Item = (u16, i32)> {
     let number = |value: &[u8]| Some(i32::from_ne_bytes(value.get(..4)?.try_into().ok()?));
     wire::attributes(bytes).map_while(move |(kind, value)| Some((kind, number(value)?)))
 }
@@ -93,7 +94,7 @@ mod tests {
             (7, vec![(INDEX, ALL), (FORWARDING, 0)], false),
             (2, vec![], false),
         ] {
-            let found = is_other(&mk_message(family, &numbers), |index| name(index).map(|(_, name)| name));
+            let found = is_wrong_parameter(&mk_message(family, &numbers), |index| name(index).map(|(_, name)| name));
             assert_eq!(found, expected, "{family} {numbers:?}");
         }
     }
@@ -102,7 +103,7 @@ mod tests {
     fn pieces_of_messages_mean_nothing() {
         let whole = mk_message(2, &[(INDEX, ALL), (FORWARDING, 0)]);
         for length in 0..whole.len() {
-            assert!(!is_other(&whole[..length], |_| None), "{length} bytes");
+            assert!(!is_wrong_parameter(&whole[..length], |_| None), "{length} bytes");
         }
     }
 }

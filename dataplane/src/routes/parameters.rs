@@ -8,7 +8,7 @@ use std::io;
 use margay_api::rule::IpVersion;
 
 use super::plan::{Plan, VERSIONS, vxlan_device_name};
-use super::sysctl::{self, Changed};
+use super::sysctl::{self, ChangedParameter};
 
 /// Parameters of the host side of a pod's link under `ipv4/`; `{}` is the link.
 const POD: [(&str, &str); 8] = [
@@ -49,57 +49,57 @@ const TUNNEL: [(&str, &str); 3] = [("conf/{}/forwarding", "1"), ("conf/{}/proxy_
 const TUNNEL_V6: [(&str, &str); 2] = [("conf/{}/disable_ipv6", "0"), ("conf/{}/accept_ra", "0")];
 
 /// Sets the parameters of the host side of a pod's link. Returns whether any differed.
-pub fn set_of_pod(link: &str) -> io::Result<bool> {
-    let mut differed = set_of(link, "ipv4", &POD)?;
+pub fn set_pod_parameters(link: &str) -> io::Result<bool> {
+    let mut differed = set_parameters(link, "ipv4", &POD)?;
     if sysctl::has_ipv6_on(link) {
-        differed |= set_of(link, "ipv6", &POD_V6)?;
-        if sysctl::is(sysctl::FORWARDING_V6, "1")? {
-            differed |= set_of(link, "ipv6", &FORWARDING_POD_V6)?;
+        differed |= set_parameters(link, "ipv6", &POD_V6)?;
+        if sysctl::has_value(sysctl::FORWARDING_V6, "1")? {
+            differed |= set_parameters(link, "ipv6", &FORWARDING_POD_V6)?;
         }
     }
     Ok(differed)
 }
 
 /// Sets the parameters of a tunnel device. Returns whether any differed.
-pub fn set_of_tunnel(version: IpVersion) -> io::Result<bool> {
+pub fn set_tunnel_parameters(version: IpVersion) -> io::Result<bool> {
     match version {
-        IpVersion::V4 => set_of(vxlan_device_name(version), "ipv4", &TUNNEL),
-        IpVersion::V6 => set_of(vxlan_device_name(version), "ipv6", &TUNNEL_V6),
+        IpVersion::V4 => set_parameters(vxlan_device_name(version), "ipv4", &TUNNEL),
+        IpVersion::V6 => set_parameters(vxlan_device_name(version), "ipv6", &TUNNEL_V6),
     }
 }
 
-fn set_of(link: &str, family: &str, parameters: &[(&str, &str)]) -> io::Result<bool> {
+fn set_parameters(link: &str, family: &str, parameters: &[(&str, &str)]) -> io::Result<bool> {
     let mut differed = false;
     for (parameter, value) in parameters {
-        differed |= sysctl::set(&format!("{family}/{}", parameter.replace("{}", link)), value)?;
+        differed |= sysctl::set_value(&format!("{family}/{}", parameter.replace("{}", link)), value)?;
     }
     Ok(differed)
 }
 
 /// Enables forwarding of an IP version. Returns the parameters of the host that were changed.
-pub fn set_forwarding(version: IpVersion) -> io::Result<Vec<Changed>> {
+pub fn set_forwarding(version: IpVersion) -> io::Result<Vec<ChangedParameter>> {
     match version {
-        IpVersion::V4 => sysctl::forward_ipv4(),
-        IpVersion::V6 => sysctl::forward_ipv6(),
+        IpVersion::V4 => sysctl::enable_ipv4_forwarding(),
+        IpVersion::V6 => sysctl::enable_ipv6_forwarding(),
     }
 }
 
 /// Whether any parameter of the plan differs or cannot be read. A missing link needs none.
-pub fn differ(plan: &Plan) -> bool {
+pub fn any_differs(plan: &Plan) -> bool {
     let forwarding = plan.forwards.iter().map(|version| match version {
-        IpVersion::V4 => sysctl::is(sysctl::FORWARDING, "1"),
-        IpVersion::V6 => sysctl::is(sysctl::FORWARDING_V6, "1"),
+        IpVersion::V4 => sysctl::has_value(sysctl::FORWARDING, "1"),
+        IpVersion::V6 => sysctl::has_value(sysctl::FORWARDING_V6, "1"),
     });
     let is_pods = |link: &String| -> io::Result<bool> {
         let is_forwarding = || -> io::Result<bool> {
-            Ok(!plan.forwards.contains(&IpVersion::V6) || is_of(link, "ipv6", &FORWARDING_POD_V6)?)
+            Ok(!plan.forwards.contains(&IpVersion::V6) || has_parameters(link, "ipv6", &FORWARDING_POD_V6)?)
         };
-        let is_v6 = || -> io::Result<bool> { Ok(is_of(link, "ipv6", &POD_V6)? && is_forwarding()?) };
-        Ok(is_of(link, "ipv4", &POD)? && (!sysctl::has_ipv6_on(link) || is_v6()?))
+        let is_v6 = || -> io::Result<bool> { Ok(has_parameters(link, "ipv6", &POD_V6)? && is_forwarding()?) };
+        Ok(has_parameters(link, "ipv4", &POD)? && (!sysctl::has_ipv6_on(link) || is_v6()?))
     };
     let are_tunnels = |version: &IpVersion| match version {
-        IpVersion::V4 => is_of(vxlan_device_name(*version), "ipv4", &TUNNEL),
-        IpVersion::V6 => is_of(vxlan_device_name(*version), "ipv6", &TUNNEL_V6),
+        IpVersion::V4 => has_parameters(vxlan_device_name(*version), "ipv4", &TUNNEL),
+        IpVersion::V6 => has_parameters(vxlan_device_name(*version), "ipv6", &TUNNEL_V6),
     };
     let mut all = forwarding.chain(plan.pods.iter().map(is_pods)).chain(plan.tunnels.keys().map(are_tunnels));
     all.any(|is_so| match is_so {
@@ -108,9 +108,9 @@ pub fn differ(plan: &Plan) -> bool {
     })
 }
 
-fn is_of(link: &str, family: &str, parameters: &[(&str, &str)]) -> io::Result<bool> {
+fn has_parameters(link: &str, family: &str, parameters: &[(&str, &str)]) -> io::Result<bool> {
     for (parameter, value) in parameters {
-        if !sysctl::is(&format!("{family}/{}", parameter.replace("{}", link)), value)? {
+        if !sysctl::has_value(&format!("{family}/{}", parameter.replace("{}", link)), value)? {
             return Ok(false);
         }
     }
@@ -119,11 +119,11 @@ fn is_of(link: &str, family: &str, parameters: &[(&str, &str)]) -> io::Result<bo
 
 /// Sets the parameters of all links of the plan; returns how many links differed, and the failures
 /// by link. A link that is removed meanwhile needs none.
-pub fn set_of_links(plan: &Plan) -> (usize, Vec<(String, io::Error)>) {
+pub fn set_link_parameters(plan: &Plan) -> (usize, Vec<(String, io::Error)>) {
     let (mut differed, mut failed) = (0, Vec::new());
-    let pods = plan.pods.iter().map(|link| (link.as_str(), set_of_pod(link)));
+    let pods = plan.pods.iter().map(|link| (link.as_str(), set_pod_parameters(link)));
     let tunnels = VERSIONS.into_iter().filter(|version| plan.tunnels.contains_key(version));
-    let tunnels = tunnels.map(|version| (vxlan_device_name(version), set_of_tunnel(version)));
+    let tunnels = tunnels.map(|version| (vxlan_device_name(version), set_tunnel_parameters(version)));
     for (link, result) in pods.chain(tunnels) {
         match result {
             Ok(was_other) => differed += usize::from(was_other),
@@ -146,7 +146,7 @@ pub enum Notified {
 }
 
 /// Value that the kernel should notify for a parameter of our link; `None`: any.
-pub fn expected(version: IpVersion, is_pod: bool, what: Notified) -> Option<i32> {
+pub fn expected_value(version: IpVersion, is_pod: bool, what: Notified) -> Option<i32> {
     match (version, is_pod, what) {
         (IpVersion::V4, _, Notified::Forwarding) | (IpVersion::V6, true, Notified::Forwarding) => Some(1),
         (IpVersion::V4, true, Notified::RpFilter) | (_, true, Notified::ProxyNeigh) => Some(1),

@@ -139,7 +139,7 @@ pub type LocalPods = BTreeMap<IpAddr, String>;
 
 /// Computes the plan of node `own` from its records.
 pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -> Plan {
-    let nodes = nodes(records);
+    let nodes = node_infos(records);
     let mut plan = Plan::default();
     plan.base.forwards = pool_versions(records);
     plan.update_pods(pods);
@@ -154,7 +154,7 @@ pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -
             }
             continue;
         }
-        match remote(me, nodes.get(route.node.as_str()).copied(), *destination, route.encapsulation) {
+        match route_to_node(me, nodes.get(route.node.as_str()).copied(), *destination, route.encapsulation) {
             // An own pod is where its link is, whatever the records say about its address.
             Ok(target) if plan.routes.contains_key(destination) => {
                 plan.base.shadowed.insert(*destination, target);
@@ -170,8 +170,8 @@ pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -
     for version in VERSIONS {
         plan.tunnels.extend(vxlan_device(me, records, version).map(|device| (version, device)));
     }
-    plan.peers = peers(own, &nodes);
-    leave_out_without_tunnel(&mut plan);
+    plan.peers = plan_peers(own, &nodes);
+    remove_without_tunnel(&mut plan);
     plan
 }
 
@@ -204,14 +204,14 @@ impl Plan {
     }
 
     /// Destinations of pods on these links.
-    pub fn of_links(&self, links: &BTreeSet<String>) -> impl Iterator<Item = IpNet> {
+    pub fn pods_on_links(&self, links: &BTreeSet<String>) -> impl Iterator<Item = IpNet> {
         let pods = self.base.pods.iter().filter(|(_, link)| links.contains(*link));
         pods.map(|(address, _)| IpNet::from(*address))
     }
 }
 
 /// Removes routes and peers that need a tunnel device that this node does not have.
-fn leave_out_without_tunnel(plan: &mut Plan) {
+fn remove_without_tunnel(plan: &mut Plan) {
     let Plan { routes, tunnels, peers, unreachable, base, .. } = plan;
     let mut leave_out = |destination: &IpNet, target: &mut Target| {
         let is_there = !matches!(target, Target::Vxlan { .. }) || tunnels.contains_key(&version_of(destination.addr()));
@@ -234,7 +234,7 @@ fn pool_versions(records: &BTreeMap<RecordId, Record>) -> BTreeSet<IpVersion> {
     pools.collect()
 }
 
-fn nodes(records: &BTreeMap<RecordId, Record>) -> BTreeMap<&str, &NodeInfo> {
+fn node_infos(records: &BTreeMap<RecordId, Record>) -> BTreeMap<&str, &NodeInfo> {
     let nodes = globals(records).filter_map(|(id, record)| match (id, record) {
         (RecordId::Node(name), Record::Node(info)) => Some((name.as_str(), info)),
         _ => None,
@@ -244,7 +244,7 @@ fn nodes(records: &BTreeMap<RecordId, Record>) -> BTreeMap<&str, &NodeInfo> {
 
 /// Route to a block of another node. Without encapsulation the nodes must share a subnet, as a
 /// route's gateway has to be on a link.
-fn remote(
+fn route_to_node(
     me: &NodeInfo,
     other: Option<&NodeInfo>,
     destination: IpNet,
@@ -265,12 +265,12 @@ fn remote(
             .ok_or_else(|| "it has no VXLAN tunnel address of that IP version yet".to_owned())
     };
     match encapsulation {
-        Encapsulation::None if same_subnet(me, address) => Ok(Target::Gateway { via: address }),
+        Encapsulation::None if shares_subnet(me, address) => Ok(Target::Gateway { via: address }),
         Encapsulation::None => Err(format!(
             "its address {address} is in another subnet and the pool has no encapsulation; set vxlanMode CrossSubnet, or route the pool in the network between the nodes"
         )),
         Encapsulation::Vxlan => tunnel(),
-        Encapsulation::VxlanCrossSubnet if same_subnet(me, address) => Ok(Target::Gateway { via: address }),
+        Encapsulation::VxlanCrossSubnet if shares_subnet(me, address) => Ok(Target::Gateway { via: address }),
         Encapsulation::VxlanCrossSubnet => tunnel(),
         Encapsulation::Ipip | Encapsulation::IpipCrossSubnet => {
             Err("the pool has encapsulation IPIP, which is not supported; use VXLAN or VXLANCrossSubnet".to_owned())
@@ -278,7 +278,7 @@ fn remote(
     }
 }
 
-fn same_subnet(me: &NodeInfo, address: IpAddr) -> bool {
+fn shares_subnet(me: &NodeInfo, address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => me.ipv4.is_some_and(|net| net.trunc().contains(&address)),
         IpAddr::V6(address) => me.ipv6.is_some_and(|net| net.trunc().contains(&address)),
@@ -289,7 +289,7 @@ fn vxlan_device(me: &NodeInfo, records: &BTreeMap<RecordId, Record>, version: Ip
     if !has_vxlan(records, version) {
         return None;
     }
-    let (address, mac, local) = end_point(me, version)?;
+    let (address, mac, local) = tunnel_endpoint(me, version)?;
     let defaults = FelixSettings::default();
     let settings = match records.get(&RecordId::Settings) {
         Some(Record::Settings(settings)) => settings,
@@ -316,7 +316,7 @@ pub fn has_vxlan(records: &BTreeMap<RecordId, Record>, version: IpVersion) -> bo
 }
 
 /// Tunnel address, MAC address and node address of a node's tunnel endpoint.
-fn end_point(node: &NodeInfo, version: IpVersion) -> Option<(IpAddr, Mac, IpAddr)> {
+fn tunnel_endpoint(node: &NodeInfo, version: IpVersion) -> Option<(IpAddr, Mac, IpAddr)> {
     match version {
         IpVersion::V4 => {
             let (vtep, own) = (node.vtep?, node.ipv4?);
@@ -329,8 +329,8 @@ fn end_point(node: &NodeInfo, version: IpVersion) -> Option<(IpAddr, Mac, IpAddr
     }
 }
 
-fn peers(own: &str, nodes: &BTreeMap<&str, &NodeInfo>) -> BTreeMap<IpAddr, Peer> {
-    let ends = |info: &NodeInfo| VERSIONS.map(|version| end_point(info, version)).into_iter().flatten();
+fn plan_peers(own: &str, nodes: &BTreeMap<&str, &NodeInfo>) -> BTreeMap<IpAddr, Peer> {
+    let ends = |info: &NodeInfo| VERSIONS.map(|version| tunnel_endpoint(info, version)).into_iter().flatten();
     let mine: BTreeSet<IpAddr> =
         nodes.get(own).into_iter().flat_map(|me| ends(me)).map(|(address, ..)| address).collect();
     let others = nodes.iter().filter(|(name, _)| **name != own).flat_map(|(_, info)| ends(info));

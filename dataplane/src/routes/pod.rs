@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use super::message::{self, LinkRef, Route, VethPair};
 use super::parameters;
 use super::plan::{Target, version_of};
-use super::present::{self, Links};
+use super::present::{self, LinksByName};
 use super::sysctl;
 use margay_netlink::namespace;
 use margay_netlink::route::{NetlinkError, RouteSocket, Verb};
@@ -36,7 +36,7 @@ pub const HOST_MAC: Mac = Mac([0xee; 6]);
 
 /// Link group for links to be deleted together; nothing else is ever moved to it. It reads `cali`
 /// in ASCII.
-const DOOMED: u32 = 0x6361_6c69;
+const DELETE_GROUP: u32 = 0x6361_6c69;
 
 /// Wanted link of a pod.
 pub struct PodLink<'a> {
@@ -68,7 +68,7 @@ pub enum PodError {
 
 /// Creates the veth pair and sets up its host side. An existing link of the same name is a leftover
 /// of the pod's former sandbox and is deleted.
-pub fn create(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<u32, PodError> {
+pub fn create_link(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<u32, PodError> {
     let pair = VethPair {
         host: link.host,
         pod: link.pod,
@@ -79,16 +79,17 @@ pub fn create(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<u32, PodEr
     };
     match socket.exec(message::new_veth(&pair), Verb::Create, || format!("create {}", link.host)) {
         Err(error) if error.is_existing() => {
-            remove(socket, link.host)?;
+            remove_link(socket, link.host)?;
             socket.exec(message::new_veth(&pair), Verb::Create, || {
                 format!("create {} with {} in the pod", link.host, link.pod)
             })?;
         }
         result => result?,
     }
-    let index =
-        present::named(socket, link.host)?.map(|found| found.index).ok_or_else(|| missing(link.host, "link"))?;
-    parameters::set_of_pod(link.host)?;
+    let index = present::find_link(socket, link.host)?
+        .map(|found| found.index)
+        .ok_or_else(|| missing_error(link.host, "link"))?;
+    parameters::set_pod_parameters(link.host)?;
     bring_up(socket, link.host, index)?;
     Ok(index)
 }
@@ -113,21 +114,21 @@ pub fn lower_mtu(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<bool, P
 }
 
 fn lower_end(socket: &mut RouteSocket, name: &str, mtu: u32) -> Result<bool, NetlinkError> {
-    let Some(found) = present::named(socket, name)?.filter(|found| found.mtu > mtu) else { return Ok(false) };
+    let Some(found) = present::find_link(socket, name)?.filter(|found| found.mtu > mtu) else { return Ok(false) };
     socket.exec(message::set_mtu(found.index, mtu), Verb::Change, || format!("MTU of {name}"))?;
     Ok(true)
 }
 
 /// MAC address of a sandbox's interface: a locally administered address derived from its identity,
 /// so that it is known before the link exists.
-pub fn mac(container: &str, ifname: &str) -> Mac {
+pub fn pod_mac(container: &str, ifname: &str) -> Mac {
     use sha1::{Digest, Sha1};
     let hash = Sha1::digest(format!("{container}/{ifname}"));
     Mac([hash[0] & 0xfc | 0x02, hash[1], hash[2], hash[3], hash[4], hash[5]])
 }
 
 /// Gateway of a pod for the IP version of this address.
-pub fn gateway(address: IpAddr) -> IpAddr {
+pub fn pod_gateway(address: IpAddr) -> IpAddr {
     if address.is_ipv4() { IpAddr::V4(GATEWAY) } else { IpAddr::V6(GATEWAY_V6) }
 }
 
@@ -136,7 +137,7 @@ fn gateway_v6() -> IpNet {
 }
 
 /// Adds routes from the node to the pod's addresses.
-pub fn route(socket: &mut RouteSocket, index: u32, addresses: &[IpNet]) -> Result<(), PodError> {
+pub fn add_routes(socket: &mut RouteSocket, index: u32, addresses: &[IpNet]) -> Result<(), PodError> {
     for address in addresses {
         let route = Route::direct(IpNet::from(address.addr()), index);
         socket.exec(RouteNetlinkMessage::NewRoute(route.message()), Verb::Replace, || {
@@ -148,7 +149,7 @@ pub fn route(socket: &mut RouteSocket, index: u32, addresses: &[IpNet]) -> Resul
 
 /// Configures the pod's side: addresses, gateway route, default route, and both links up. Returns
 /// the MAC address of the pod's interface.
-pub fn configure(link: &PodLink<'_>, addresses: &[IpNet]) -> Result<Mac, PodError> {
+pub fn configure_pod(link: &PodLink<'_>, addresses: &[IpNet]) -> Result<Mac, PodError> {
     if link.mtu < sysctl::IPV6_MTU && addresses.iter().any(|address| address.addr().is_ipv6()) {
         let (mtu, least) = (link.mtu, sysctl::IPV6_MTU);
         let why = format!(
@@ -161,8 +162,8 @@ pub fn configure(link: &PodLink<'_>, addresses: &[IpNet]) -> Result<Mac, PodErro
 
 fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
     let mut socket = RouteSocket::open()?;
-    let links = present::links(&mut socket)?;
-    let pod = links.get(name).ok_or_else(|| missing(name, "link in the pod"))?;
+    let links = present::list_links(&mut socket)?;
+    let pod = links.get(name).ok_or_else(|| missing_error(name, "link in the pod"))?;
     if let Some(loopback) = links.get("lo") {
         socket.exec(message::set_up(loopback.index), Verb::Change, || "bring lo up".to_owned())?;
     }
@@ -171,10 +172,10 @@ fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
         // Runtimes disable IPv6 in a new network namespace. A pod gets its routes from its node
         // only, never from router advertisements.
         for parameter in ["all/disable_ipv6", "default/disable_ipv6", "lo/disable_ipv6"] {
-            sysctl::set(&format!("ipv6/conf/{parameter}"), "0")?;
+            sysctl::set_value(&format!("ipv6/conf/{parameter}"), "0")?;
         }
         for parameter in ["disable_ipv6", "accept_ra", "accept_dad"] {
-            sysctl::set(&format!("ipv6/conf/{name}/{parameter}"), "0")?;
+            sysctl::set_value(&format!("ipv6/conf/{name}/{parameter}"), "0")?;
         }
     }
     socket.exec(message::set_up(pod.index), Verb::Change, || format!("bring {name} up"))?;
@@ -198,19 +199,19 @@ fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
             "default route of IPv6".to_owned()
         })?;
     }
-    pod.mac.ok_or_else(|| missing(name, "MAC address of"))
+    pod.mac.ok_or_else(|| missing_error(name, "MAC address of"))
 }
 
 /// Deletes a link by its host side; a missing link is a success.
-pub fn remove(socket: &mut RouteSocket, host: &str) -> Result<(), NetlinkError> {
-    remove_link(socket, &LinkRef::Name(host.to_owned()))
+pub fn remove_link(socket: &mut RouteSocket, host: &str) -> Result<(), NetlinkError> {
+    remove_link_ref(socket, &LinkRef::Name(host.to_owned()))
 }
 
-fn remove_link(socket: &mut RouteSocket, link: &LinkRef) -> Result<(), NetlinkError> {
-    delete(socket, message::delete(link), || format!("delete {link}"))
+fn remove_link_ref(socket: &mut RouteSocket, link: &LinkRef) -> Result<(), NetlinkError> {
+    exec_deletion(socket, message::delete(link), || format!("delete {link}"))
 }
 
-fn delete(
+fn exec_deletion(
     socket: &mut RouteSocket,
     request: RouteNetlinkMessage,
     what: impl FnOnce() -> String,
@@ -224,30 +225,30 @@ fn delete(
 /// Deletes links by their host sides and returns the results in the same order. Several are deleted
 /// as one group, because the kernel waits for an RCU grace period once per request and not once per
 /// link.
-pub fn remove_all(socket: &mut RouteSocket, hosts: &[LinkRef]) -> Vec<Result<(), NetlinkError>> {
+pub fn remove_links(socket: &mut RouteSocket, hosts: &[LinkRef]) -> Vec<Result<(), NetlinkError>> {
     if hosts.len() > 1 && remove_group(socket, hosts).is_ok() {
         return hosts.iter().map(|_| Ok(())).collect();
     }
-    hosts.iter().map(|host| remove_link(socket, host)).collect()
+    hosts.iter().map(|host| remove_link_ref(socket, host)).collect()
 }
 
 /// Deletes links as a group. After an error the caller deletes them one by one.
 fn remove_group(socket: &mut RouteSocket, hosts: &[LinkRef]) -> Result<(), NetlinkError> {
-    let requests = hosts.iter().map(|host| (message::set_group(host, DOOMED), Verb::Change)).collect();
+    let requests = hosts.iter().map(|host| (message::set_group(host, DELETE_GROUP), Verb::Change)).collect();
     let refused = socket.exec_all(requests)?;
     if let Some((position, errno)) = refused.iter().find(|(_, errno)| *errno != Errno::ENODEV) {
         return Err(NetlinkError::Refused { what: format!("group of {}", hosts[*position]), errno: *errno });
     }
-    delete(socket, message::delete_group(DOOMED), || format!("delete links of group {DOOMED}"))
+    exec_deletion(socket, message::delete_group(DELETE_GROUP), || format!("delete links of group {DELETE_GROUP}"))
 }
 
 /// Checks a link; the error names the first difference. Returns its MTU, which may differ from that
 /// of new links.
-pub fn check(socket: &mut RouteSocket, link: &PodLink<'_>, addresses: &[IpNet]) -> Result<u32, PodError> {
-    let links = present::links(socket)?;
+pub fn check_link(socket: &mut RouteSocket, link: &PodLink<'_>, addresses: &[IpNet]) -> Result<u32, PodError> {
+    let links = present::list_links(socket)?;
     let host = links.get(link.host).filter(|found| found.up);
-    let mtu = host.ok_or_else(|| missing(link.host, "host side link that is up:"))?.mtu;
-    let routes = present::present(socket, &links)?.routes;
+    let mtu = host.ok_or_else(|| missing_error(link.host, "host side link that is up:"))?.mtu;
+    let routes = present::read_plan(socket, &links)?.routes;
     for address in addresses {
         let wanted = Target::Pod { interface: link.host.to_owned() };
         if routes.get(&IpNet::from(address.addr())) != Some(&wanted) {
@@ -264,21 +265,22 @@ pub fn check(socket: &mut RouteSocket, link: &PodLink<'_>, addresses: &[IpNet]) 
 
 fn check_inside(name: &str, addresses: &[IpNet]) -> Result<(), PodError> {
     let mut socket = RouteSocket::open()?;
-    let links: Links = present::links(&mut socket)?;
-    let pod = links.get(name).filter(|found| found.up).ok_or_else(|| missing(name, "link in the pod that is up:"))?;
-    let present = present::addresses(&mut socket)?;
+    let links: LinksByName = present::list_links(&mut socket)?;
+    let pod =
+        links.get(name).filter(|found| found.up).ok_or_else(|| missing_error(name, "link in the pod that is up:"))?;
+    let present = present::list_addresses(&mut socket)?;
     for address in addresses {
         if !present.iter().any(|(index, net)| *index == pod.index && net.addr() == address.addr()) {
             return Err(PodError::Missing(format!("address {} is missing on {name} in the pod", address.addr())));
         }
-        let gateway = gateway(address.addr());
-        if present::default_gateway(&mut socket, version_of(gateway), pod.index)? != Some(gateway) {
+        let gateway = pod_gateway(address.addr());
+        if present::find_default_gateway(&mut socket, version_of(gateway), pod.index)? != Some(gateway) {
             return Err(PodError::Missing(format!("default route via {gateway} dev {name} is missing in the pod")));
         }
     }
     Ok(())
 }
 
-fn missing(name: &str, what: &str) -> PodError {
+fn missing_error(name: &str, what: &str) -> PodError {
     PodError::Missing(format!("{what} {name} is missing"))
 }

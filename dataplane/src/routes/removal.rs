@@ -20,13 +20,13 @@ use margay_netlink::route::{NetlinkError, RouteSocket};
 const QUEUE: usize = 256;
 /// How long a deferred deletion leaves a link to the end of its network namespace, which runtimes
 /// delete right after DEL.
-const LINGER: Duration = Duration::from_millis(500);
+const DELETE_DELAY: Duration = Duration::from_millis(500);
 /// Interval of checking such a link.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Index of a link in the calling thread's network namespace. Does not take the RTNL lock, which
 /// deletions hold.
-pub fn index_of(host: &str) -> Option<u32> {
+pub fn link_index(host: &str) -> Option<u32> {
     if_nametoindex(host).ok()
 }
 
@@ -37,11 +37,11 @@ struct Request {
 
 /// Handle to the thread. Cheap to clone.
 #[derive(Clone)]
-pub struct Removal {
+pub struct LinkRemover {
     queue: mpsc::Sender<Request>,
 }
 
-impl Removal {
+impl LinkRemover {
     /// Starts the thread in the calling thread's network namespace. It ends with the last handle.
     pub fn spawn() -> Result<Self, NetlinkError> {
         let (queue, requests) = mpsc::channel(QUEUE);
@@ -57,11 +57,11 @@ impl Removal {
 
     /// Waits until the link of this index is gone, and deletes it after a while. The calling thread
     /// must be in its network namespace.
-    pub async fn expect_gone(&self, index: u32) -> Result<(), NetlinkError> {
+    pub async fn wait_or_remove(&self, index: u32) -> Result<(), NetlinkError> {
         let mut waited = Duration::ZERO;
-        while waited < LINGER {
-            tokio::time::sleep(LOOK).await;
-            waited += LOOK;
+        while waited < DELETE_DELAY {
+            tokio::time::sleep(POLL_INTERVAL).await;
+            waited += POLL_INTERVAL;
             if if_indextoname(index).is_err() {
                 return Ok(());
             }
@@ -81,7 +81,7 @@ fn serve(mut socket: RouteSocket, mut requests: mpsc::Receiver<Request>) {
     let mut waiting = Vec::with_capacity(QUEUE);
     while requests.blocking_recv_many(&mut waiting, QUEUE) > 0 {
         let (links, answers): (Vec<_>, Vec<_>) = waiting.drain(..).map(|request| (request.link, request.done)).unzip();
-        for (result, answer) in pod::remove_all(&mut socket, &links).into_iter().zip(answers) {
+        for (result, answer) in pod::remove_links(&mut socket, &links).into_iter().zip(answers) {
             // The caller may have timed out; it asks again.
             let _ = answer.send(result);
         }

@@ -19,9 +19,9 @@ pub fn watch(own: IpAddr) -> Result<watch::Receiver<u32>, NetlinkError> {
     let mut look = move || -> Result<(), NetlinkError> {
         while !told.is_closed() {
             subscription.wait(
-                |payload| matches!(payload, NetlinkPayload::InnerMessage(message) if addresses::matters(message)),
+                |payload| matches!(payload, NetlinkPayload::InnerMessage(message) if addresses::concerns_node(message)),
             )?;
-            let found = driver.found_underlay_mtu(own)?;
+            let found = driver.find_underlay_mtu(own)?;
             told.send_if_modified(|known| found.is_some_and(|mtu| std::mem::replace(known, mtu) != mtu));
         }
         Ok(())

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::driver::{Driver, Outcome, Part};
-use super::hint::{self, Hint, Interest};
+use super::driver::{ApplyOutcome, Driver, RoutingPart};
+use super::hint::{self, Hint, HintFilter};
 use super::monitor::Monitor;
 use super::parameters;
 use super::plan::{LocalPods, Plan};
-use super::sysctl::Changed;
+use super::sysctl::ChangedParameter;
 use margay_netlink::route::NetlinkError;
 
 /// Minimal and maximal delay between attempts.
@@ -28,14 +28,14 @@ const FULL_CHECK: Duration = Duration::from_secs(120);
 /// us of CPU, and a pod's link has 17: 15 ms for 110 pods.
 const PARAMETERS: Duration = Duration::from_secs(10);
 /// Notifications within this time are handled together.
-const SETTLE: Duration = Duration::from_millis(50);
+const DEBOUNCE: Duration = Duration::from_millis(50);
 /// After a repair, the next one waits this many times as long as it took: a program that keeps
 /// changing our routes costs no more than that.
-const REST: u32 = 10;
+const REPAIR_REST: u32 = 10;
 /// Maximal number of failed parts logged at once.
-const NAMED: usize = 10;
+const MAX_LOGGED: usize = 10;
 /// Minimal interval between reads of notifications: many come together.
-const TURN: Duration = Duration::from_millis(5);
+const READ_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Progress of the kernel towards the newest plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,12 +43,12 @@ pub struct Progress {
     /// Generation of the newest plan applied, with or without failures.
     pub generation: u64,
     /// Failed parts of the plan, with the reason.
-    pub failed: BTreeMap<Part, String>,
+    pub failed: BTreeMap<RoutingPart, String>,
     /// Number of repairs after changes by other programs.
     pub repairs: u64,
     /// Parameters of the host itself that were changed since the start, by name, with their first
     /// value.
-    pub changed: BTreeMap<String, Changed>,
+    pub changed: BTreeMap<String, ChangedParameter>,
 }
 
 enum Wake {
@@ -58,9 +58,9 @@ enum Wake {
 }
 
 /// Ends the worker when the last handle is dropped.
-struct Life(SyncSender<Wake>);
+struct WorkerGuard(SyncSender<Wake>);
 
-impl Drop for Life {
+impl Drop for WorkerGuard {
     fn drop(&mut self) {
         // The worker may have ended already.
         let _ = self.0.send(Wake::End);
@@ -83,7 +83,7 @@ type Hints = Arc<Mutex<BTreeSet<Hint>>>;
 #[derive(Clone)]
 pub struct Network {
     wanted: Arc<Mutex<Wanted>>,
-    life: Arc<Life>,
+    guard: Arc<WorkerGuard>,
     progress: watch::Receiver<Progress>,
 }
 
@@ -95,25 +95,25 @@ impl Network {
         let (wake, woken) = mpsc::sync_channel(1);
         let (progress, seen) = watch::channel(Progress::default());
         let (wanted, hints) = (Arc::new(Mutex::new(Wanted::default())), Hints::default());
-        let owner = Owner::new(driver, wanted.clone(), hints.clone(), progress);
+        let owner = RouteOwner::new(driver, wanted.clone(), hints.clone(), progress);
         thread::Builder::new().name("net".to_owned()).spawn(move || owner.run(&woken))?;
-        let surprise = wake.clone();
-        thread::Builder::new().name("net-monitor".to_owned()).spawn(move || listen(monitor, &hints, &surprise))?;
-        Ok(Self { wanted, life: Arc::new(Life(wake)), progress: seen })
+        let monitor_wake = wake.clone();
+        thread::Builder::new().name("net-monitor".to_owned()).spawn(move || listen(monitor, &hints, &monitor_wake))?;
+        Ok(Self { wanted, guard: Arc::new(WorkerGuard(wake)), progress: seen })
     }
 
     /// Replaces the wanted plan and returns its generation.
-    pub fn want(&self, plan: Plan) -> u64 {
-        self.change(|wanted| (wanted.plan, wanted.pods) = (Some(plan), None))
+    pub fn set_plan(&self, plan: Plan) -> u64 {
+        self.change_wanted(|wanted| (wanted.plan, wanted.pods) = (Some(plan), None))
     }
 
     /// Replaces the node's own pods in the newest plan and returns its generation. Without a plan,
     /// these pods are the plan.
-    pub fn want_pods(&self, pods: LocalPods) -> u64 {
-        self.change(|wanted| wanted.pods = Some(pods))
+    pub fn set_pods(&self, pods: LocalPods) -> u64 {
+        self.change_wanted(|wanted| wanted.pods = Some(pods))
     }
 
-    fn change(&self, change: impl FnOnce(&mut Wanted)) -> u64 {
+    fn change_wanted(&self, change: impl FnOnce(&mut Wanted)) -> u64 {
         let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
         wanted.generation += 1;
         change(&mut wanted);
@@ -121,18 +121,18 @@ impl Network {
         drop(wanted);
         // A full channel holds a wake-up already, and the worker reads the newest plan when it
         // handles it.
-        let _ = self.life.0.try_send(Wake::Work);
+        let _ = self.guard.0.try_send(Wake::Work);
         generation
     }
 
     /// Waits until the plan of this generation or a newer one is applied.
-    pub async fn applied(&self, generation: u64) -> Progress {
-        self.until(|progress| progress.generation >= generation).await
+    pub async fn wait_applied(&self, generation: u64) -> Progress {
+        self.wait_for(|progress| progress.generation >= generation).await
     }
 
     /// Waits until the progress meets a condition and returns it; if the worker has ended, returns
     /// the last progress.
-    pub async fn until(&self, condition: impl Fn(&Progress) -> bool) -> Progress {
+    pub async fn wait_for(&self, condition: impl Fn(&Progress) -> bool) -> Progress {
         let mut progress = self.progress.clone();
         match progress.wait_for(|progress| condition(progress)).await {
             Ok(progress) => progress.clone(),
@@ -155,7 +155,7 @@ impl Network {
 fn listen(mut monitor: Monitor, hints: &Hints, wake: &SyncSender<Wake>) {
     loop {
         match monitor.wait() {
-            Ok(new) => hint::merge(&mut hints.lock().unwrap_or_else(PoisonError::into_inner), new),
+            Ok(new) => hint::merge_hints(&mut hints.lock().unwrap_or_else(PoisonError::into_inner), new),
             Err(error) => {
                 tracing::error!(%error, "the route monitor failed: changes by other programs are found by the periodic check only; restart the agent");
                 return;
@@ -164,18 +164,18 @@ fn listen(mut monitor: Monitor, hints: &Hints, wake: &SyncSender<Wake>) {
         if let Err(mpsc::TrySendError::Disconnected(_)) = wake.try_send(Wake::Work) {
             return;
         }
-        thread::sleep(TURN);
+        thread::sleep(READ_INTERVAL);
     }
 }
 
-struct Owner {
+struct RouteOwner {
     driver: Driver,
     wanted: Arc<Mutex<Wanted>>,
     hints: Hints,
     progress: watch::Sender<Progress>,
     plan: Option<Plan>,
     /// Parts that failed last.
-    failed: BTreeMap<Part, String>,
+    failed: BTreeMap<RoutingPart, String>,
     /// Whether the failed apply was a repair. Its retries are repairs too: if the first attempt
     /// comes before a link is up again, a retry does the work.
     is_repairing: bool,
@@ -187,10 +187,10 @@ struct Owner {
     /// When kernel parameters are compared.
     parameters: Instant,
     /// Earliest time of the next check of hints.
-    rested: Instant,
+    next_look: Instant,
 }
 
-impl Owner {
+impl RouteOwner {
     fn new(driver: Driver, wanted: Arc<Mutex<Wanted>>, hints: Hints, progress: watch::Sender<Progress>) -> Self {
         let now = Instant::now();
         Self {
@@ -205,7 +205,7 @@ impl Owner {
             look: None,
             check: now + FULL_CHECK,
             parameters: now + PARAMETERS,
-            rested: now,
+            next_look: now,
         }
     }
 
@@ -214,15 +214,15 @@ impl Owner {
             let periodic = self.check.min(self.parameters);
             let due = [self.retry.map(|(at, _)| at), self.look].into_iter().flatten().fold(periodic, Instant::min);
             match woken.recv_timeout(due.saturating_duration_since(Instant::now())) {
-                Ok(Wake::Work) => self.wake_up(),
+                Ok(Wake::Work) => self.handle_wake(),
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(Wake::End) | Err(RecvTimeoutError::Disconnected) => return,
             }
-            self.overdue(Instant::now());
+            self.run_due(Instant::now());
         }
     }
 
-    fn wake_up(&mut self) {
+    fn handle_wake(&mut self) {
         let is_new = {
             let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
             wanted.plan.is_some() || wanted.pods.is_some()
@@ -231,20 +231,20 @@ impl Owner {
             self.apply(false);
         }
         if !self.hints.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
-            let soon = (Instant::now() + SETTLE).max(self.rested);
+            let soon = (Instant::now() + DEBOUNCE).max(self.next_look);
             self.look.get_or_insert(soon);
         }
     }
 
-    fn overdue(&mut self, now: Instant) {
+    fn run_due(&mut self, now: Instant) {
         if self.look.is_some_and(|at| at <= now) {
             self.look = None;
-            self.look();
-            self.rested = Instant::now() + now.elapsed() * REST;
+            self.check_hints();
+            self.next_look = Instant::now() + now.elapsed() * REPAIR_REST;
         }
         if self.parameters <= now {
             self.parameters = now + PARAMETERS;
-            if self.plan.as_ref().is_some_and(parameters::differ) {
+            if self.plan.as_ref().is_some_and(parameters::any_differs) {
                 self.driver.mark_stale();
                 self.apply(true);
             }
@@ -261,11 +261,11 @@ impl Owner {
     }
 
     /// Reads back and repairs if pending hints concern the plan.
-    fn look(&mut self) {
+    fn check_hints(&mut self) {
         let hints = std::mem::take(&mut *self.hints.lock().unwrap_or_else(PoisonError::into_inner));
         let Some(plan) = &self.plan else { return };
-        let interest = Interest { plan, missing: self.driver.missing(), is_failing: !self.failed.is_empty() };
-        if interest.is_touched(&hints) {
+        let filter = HintFilter { plan, missing: self.driver.missing(), is_failing: !self.failed.is_empty() };
+        if filter.needs_resync(&hints) {
             tracing::debug!(?hints, "notifications of changes by other programs");
             self.driver.mark_stale();
             // The cause of the failure may be gone: retry without delay.
@@ -295,16 +295,17 @@ impl Owner {
             Some(updated) if !is_whole => self.driver.apply_pods(plan, &updated),
             _ => self.driver.apply(plan),
         };
-        let Outcome { done, failed, changed } = applied.unwrap_or_else(|error| Outcome {
-            failed: BTreeMap::from([(Part::Netlink, error.to_string())]),
-            ..Outcome::default()
+        let ApplyOutcome { done, failed, changed } = applied.unwrap_or_else(|error| ApplyOutcome {
+            failed: BTreeMap::from([(RoutingPart::Netlink, error.to_string())]),
+            ..ApplyOutcome::default()
         });
-        for Changed { parameter, former, now } in &changed {
+        for ChangedParameter { parameter, former, now } in &changed {
             tracing::warn!(parameter, former, now, "changed a kernel parameter of this host, as pods need it");
         }
-        let news: Vec<_> = failed.iter().filter(|(what, reason)| self.failed.get(*what) != Some(*reason)).collect();
-        for (what, reason) in news.iter().take(NAMED) {
-            tracing::warn!(%what, reason, more = news.len().saturating_sub(NAMED), "routing could not be programmed; trying again");
+        let new_failures: Vec<_> =
+            failed.iter().filter(|(what, reason)| self.failed.get(*what) != Some(*reason)).collect();
+        for (what, reason) in new_failures.iter().take(MAX_LOGGED) {
+            tracing::warn!(%what, reason, more = new_failures.len().saturating_sub(MAX_LOGGED), "routing could not be programmed; trying again");
         }
         if is_repair && done > 0 {
             tracing::info!(
@@ -356,7 +357,7 @@ mod tests {
         ip("link set other up");
         ip("address add 172.30.0.1/24 dev eth0");
         let (progress, seen) = watch::channel(Progress::default());
-        let mut owner = Owner::new(Driver::open().expect("root"), Arc::default(), Hints::default(), progress);
+        let mut owner = RouteOwner::new(Driver::open().expect("root"), Arc::default(), Hints::default(), progress);
         let via: IpAddr = "172.30.0.2".parse().expect("an address");
         let destination = "10.244.2.0/26".parse().expect("a range");
         owner.plan = Some(Plan { routes: [(destination, Target::Gateway { via })].into(), ..Plan::default() });
@@ -365,7 +366,7 @@ mod tests {
 
         ip("address del 172.30.0.1/24 dev eth0");
         let own: IpAddr = "172.30.0.1".parse().expect("an address");
-        owner.hints.lock().expect("nobody else has it").insert(Hint::AddressGone(own));
+        owner.hints.lock().expect("nobody else has it").insert(Hint::AddressRemoved(own));
         owner.look();
         let early = seen.borrow().clone();
         assert_eq!((early.failed.len(), early.repairs), (1, 0), "{early:?}");

@@ -5,7 +5,7 @@ use std::thread;
 
 use margay_dataplane::Links;
 use margay_dataplane::nftables::TableWatch;
-use margay_dataplane::routes::addresses::Addresses;
+use margay_dataplane::routes::addresses::AddressWatch;
 
 use crate::agent::{AgentHandle, Event};
 
@@ -30,7 +30,7 @@ pub fn watch_drift(mut table: TableWatch, agent: AgentHandle) -> io::Result<()> 
 /// Reports changed addresses of the node, from a thread that ends with the agent. `known` are those
 /// that the agent has; `look` sees all addresses, `known` included.
 pub fn watch_links(
-    mut addresses: Addresses,
+    mut addresses: AddressWatch,
     mut known: Links,
     agent: AgentHandle,
     look: impl Fn(&Links) + Send + 'static,

@@ -44,7 +44,9 @@ const ATTEMPTS: u32 = 20;
 
 /// nftables could not be programmed.
 #[derive(Debug, thiserror::Error)]
-#[error("nftables could not be programmed in {attempts} attempts: {reason}; the agent restarts, and what was enforced before stays enforced")]
+#[error(
+    "nftables could not be programmed in {attempts} attempts: {reason}; the agent restarts, and what was enforced before stays enforced"
+)]
 pub struct Fatal {
     attempts: u32,
     reason: String,
@@ -175,7 +177,9 @@ impl Owner {
         }
         match self.dataplane.is_programmed() {
             Ok(programmed) => self.active = !programmed,
-            Err(error) => tracing::warn!(%error, "nftables cannot be read; the saved view is not enforced, waiting for the view from typha"),
+            Err(error) => {
+                tracing::warn!(%error, "nftables cannot be read; the saved view is not enforced, waiting for the view from typha")
+            }
         }
     }
 
@@ -334,11 +338,11 @@ impl Owner {
         }
         if turn.rerouted {
             let (linked, records) = (&self.linked, self.state.records());
-            self.routing.want(|| plan::plan(&self.node, records, &linked.pods()));
+            self.routing.set_plan(|| plan::plan(&self.node, records, &linked.pods()));
         } else if turn.relinked {
             // Planning only the node's own pods: the cluster has thousands of routes where a node
             // has dozens of pods.
-            self.routing.want_pods(self.linked.pods());
+            self.routing.set_pods(self.linked.pods());
         }
         self.metrics.pods.set(self.dataplane.attached().len() as i64);
         if turn.frames {

@@ -9,7 +9,7 @@ use margay_calc::model::{Record, RecordId, globals};
 use tokio::sync::watch;
 
 use super::Routes;
-use margay_dataplane::routes::driver::Part;
+use margay_dataplane::routes::driver::RoutingPart;
 use margay_dataplane::routes::plan::{LocalPods, Plan, VERSIONS, vxlan_device_name};
 use margay_dataplane::routes::worker::Progress;
 
@@ -65,19 +65,19 @@ impl Routing {
         self.routes.as_ref().map_or(u64::MAX, |(_, progress)| progress.borrow().generation)
     }
 
-    pub(super) fn want(&mut self, plan: impl FnOnce() -> Plan) {
+    pub(super) fn set_plan(&mut self, plan: impl FnOnce() -> Plan) {
         let Some((routes, _)) = &mut self.routes else { return };
         let plan = plan();
         let unreachable = plan.unreachable.iter().take(LIMIT + 1);
         self.unreachable = unreachable.map(|(range, reason)| (RecordId::Route(*range), reason.clone())).collect();
-        self.generation = routes.want(plan);
+        self.generation = routes.set_plan(plan);
         self.is_stale = true;
     }
 
     /// Replaces the node's own pods in the newest plan.
-    pub(super) fn want_pods(&mut self, pods: LocalPods) {
+    pub(super) fn set_pods(&mut self, pods: LocalPods) {
         let Some((routes, _)) = &mut self.routes else { return };
-        self.generation = routes.want_pods(pods);
+        self.generation = routes.set_pods(pods);
         self.is_stale = true;
     }
 
@@ -124,7 +124,7 @@ impl Routing {
     }
 }
 
-fn fault(failed: &BTreeMap<Part, String>) -> RoutingFault {
+fn fault(failed: &BTreeMap<RoutingPart, String>) -> RoutingFault {
     // Failures of the node itself first.
     let (own, others): (Vec<_>, Vec<_>) = failed.iter().partition(|(part, _)| is_own(part));
     let mut reason = "routing could not be programmed".to_owned();
@@ -138,20 +138,20 @@ fn fault(failed: &BTreeMap<Part, String>) -> RoutingFault {
     RoutingFault { reason, is_own: !own.is_empty() }
 }
 
-fn is_own(part: &Part) -> bool {
+fn is_own(part: &RoutingPart) -> bool {
     match part {
-        Part::Netlink | Part::Forwarding(_) | Part::Tunnel(_) => true,
-        Part::Link(name) => VERSIONS.iter().any(|version| vxlan_device_name(*version) == name),
-        Part::Peer(_) | Part::Route(_) => false,
+        RoutingPart::Netlink | RoutingPart::Forwarding(_) | RoutingPart::Tunnel(_) => true,
+        RoutingPart::Link(name) => VERSIONS.iter().any(|version| vxlan_device_name(*version) == name),
+        RoutingPart::Peer(_) | RoutingPart::Route(_) => false,
     }
 }
 
 /// The record that a failed part belongs to; failures of the node itself belong to its Node.
-fn record(part: &Part, own: &str, records: &BTreeMap<RecordId, Record>) -> Option<RecordId> {
+fn record(part: &RoutingPart, own: &str, records: &BTreeMap<RecordId, Record>) -> Option<RecordId> {
     match part {
         part if is_own(part) => Some(RecordId::Node(own.to_owned())),
-        Part::Route(range) => Some(RecordId::Route(*range)).filter(|id| records.contains_key(id)),
-        Part::Peer(address) => globals(records).find_map(|(id, record)| match record {
+        RoutingPart::Route(range) => Some(RecordId::Route(*range)).filter(|id| records.contains_key(id)),
+        RoutingPart::Peer(address) => globals(records).find_map(|(id, record)| match record {
             Record::Node(info) => {
                 let tunnels = [info.vtep.map(|vtep| vtep.address.into()), info.vtep6.map(|vtep| vtep.address.into())];
                 tunnels.contains(&Some(*address)).then(|| id.clone())
@@ -172,11 +172,11 @@ mod tests {
     struct Fixed(watch::Receiver<Progress>);
 
     impl Routes for Fixed {
-        fn want(&mut self, _: Plan) -> u64 {
+        fn set_plan(&mut self, _: Plan) -> u64 {
             1
         }
 
-        fn want_pods(&mut self, _: LocalPods) -> u64 {
+        fn set_pods(&mut self, _: LocalPods) -> u64 {
             1
         }
 
@@ -208,15 +208,15 @@ mod tests {
     fn what_fails_is_the_error_of_its_record_and_of_the_node_only_if_it_is_its_own() {
         let node = |name: &str| Some(RecordId::Node(name.to_owned()));
         for (part, id, is_own) in [
-            (Part::Netlink, node("own"), true),
-            (Part::Forwarding(IpVersion::V4), node("own"), true),
-            (Part::Tunnel(IpVersion::V6), node("own"), true),
-            (Part::Link("vxlan.calico".to_owned()), node("own"), true),
-            (Part::Link("cali1".to_owned()), None, false),
-            (Part::Peer([10, 1, 2, 0].into()), node("other"), false),
-            (Part::Peer([10, 1, 9, 0].into()), None, false),
-            (Part::Route(range("10.1.2.0/26")), Some(RecordId::Route(range("10.1.2.0/26"))), false),
-            (Part::Route(range("10.1.1.5/32")), None, false),
+            (RoutingPart::Netlink, node("own"), true),
+            (RoutingPart::Forwarding(IpVersion::V4), node("own"), true),
+            (RoutingPart::Tunnel(IpVersion::V6), node("own"), true),
+            (RoutingPart::Link("vxlan.calico".to_owned()), node("own"), true),
+            (RoutingPart::Link("cali1".to_owned()), None, false),
+            (RoutingPart::Peer([10, 1, 2, 0].into()), node("other"), false),
+            (RoutingPart::Peer([10, 1, 9, 0].into()), None, false),
+            (RoutingPart::Route(range("10.1.2.0/26")), Some(RecordId::Route(range("10.1.2.0/26"))), false),
+            (RoutingPart::Route(range("10.1.1.5/32")), None, false),
         ] {
             let failed = BTreeMap::from([(part.clone(), "ENETDOWN".to_owned())]);
             let (told, mut routing) = mk_routing();
@@ -241,7 +241,7 @@ mod tests {
             let range = range(&format!("10.{}.{}.0/26", number / 256, number % 256));
             (range, "no way".to_owned())
         });
-        routing.want(|| Plan { unreachable: unreachable.collect(), ..Plan::default() });
+        routing.set_plan(|| Plan { unreachable: unreachable.collect(), ..Plan::default() });
         let errors = routing.errors("own", &BTreeMap::new());
         assert_eq!(errors.len(), LIMIT);
         assert!(errors.values().last().is_some_and(|reason| reason.contains("more than can be listed")));

@@ -13,7 +13,7 @@ use super::*;
 use margay_dataplane::nftables::Nftables;
 use margay_dataplane::nftables::model::Model;
 use margay_dataplane::nftables::sample::{NODE, mk_pod, mk_policy_key, mk_rule};
-use margay_dataplane::routes::driver::Part;
+use margay_dataplane::routes::driver::RoutingPart;
 use margay_dataplane::routes::plan::LocalPods;
 use margay_nft::TransactionOp;
 
@@ -66,12 +66,12 @@ struct Slow {
 }
 
 impl Routes for Slow {
-    fn want(&mut self, _: Plan) -> u64 {
+    fn set_plan(&mut self, _: Plan) -> u64 {
         self.wanted.send_modify(|generation| *generation += 1);
         *self.wanted.borrow()
     }
 
-    fn want_pods(&mut self, _: LocalPods) -> u64 {
+    fn set_pods(&mut self, _: LocalPods) -> u64 {
         self.wanted.send_modify(|generation| *generation += 1);
         *self.wanted.borrow()
     }
@@ -321,7 +321,7 @@ async fn a_revision_is_acknowledged_when_its_routes_are_in_the_kernel_or_with_wh
     rig.settle().await;
     assert!(rig.agent.acks().borrow().is_none(), "the routes of the revision are not in the kernel");
 
-    let failed = BTreeMap::from([(Part::Route(range), "ENETUNREACH".to_owned())]);
+    let failed = BTreeMap::from([(RoutingPart::Route(range), "ENETUNREACH".to_owned())]);
     progress.send_modify(|progress| (progress.generation, progress.failed) = (u64::MAX, failed));
     let ack = rig.acked(1).await;
     assert_eq!(ack.errors, [(RecordId::Route(range), format!("route {range}: ENETUNREACH"))]);

@@ -39,7 +39,10 @@ pub async fn watch(folder: PathBuf, own: Option<String>, report: impl Fn(Option<
 fn look(folder: &Path, own: Option<&str>) -> Option<String> {
     match own.map(|text| restore(folder, text)) {
         Some(Ok(true)) => {
-            tracing::warn!(file = CONFLIST, "the network configuration was missing or did not call the plugin; it has been restored");
+            tracing::warn!(
+                file = CONFLIST,
+                "the network configuration was missing or did not call the plugin; it has been restored"
+            );
         }
         Some(Err(error)) => {
             tracing::warn!(file = CONFLIST, %error, "the network configuration cannot be restored");

@@ -239,7 +239,7 @@ pub fn attachment(network: &str, asked: &cni::Attachment) -> Result<Attachment, 
         }
     }
     let interface = interface_name(&EndpointKey::new(&asked_pod.namespace, &asked_pod.name));
-    let mac = pod::mac(&id.container, &id.ifname).to_string();
+    let mac = pod::pod_mac(&id.container, &id.ifname).to_string();
     Ok(Attachment {
         id,
         network: network.to_owned(),

@@ -22,7 +22,7 @@ use super::request::{self, Config, Refusal};
 use margay_dataplane::routes::conntrack::{Conntrack, Extent, TableError};
 use margay_dataplane::routes::pod::{self, PodError, PodLink};
 use margay_dataplane::routes::present;
-use margay_dataplane::routes::removal::{self, Removal};
+use margay_dataplane::routes::removal::{self, LinkRemover};
 use margay_netlink::route::RouteSocket;
 
 /// Dependencies of the service.
@@ -34,7 +34,7 @@ pub struct Parts<E, A, N> {
     /// Announces addresses to the cluster.
     pub announcer: N,
     /// Removes pods' links.
-    pub links: Removal,
+    pub links: LinkRemover,
     /// Deletes conntrack entries of addresses that are assigned or released.
     pub conntrack: Conntrack,
     /// MTU of pods without one in their network configuration.
@@ -173,7 +173,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
 
     /// Deletes the conntrack entries of attachments whose links went with their pods.
     async fn forget_gone(&self) {
-        let links = match blocking(|| Ok(present::links(&mut RouteSocket::open()?)?)).await {
+        let links = match blocking(|| Ok(present::list_links(&mut RouteSocket::open()?)?)).await {
             Ok(links) => links,
             Err(error) => {
                 return tracing::warn!(%error, "links cannot be listed; DEL deletes the conntrack entries of pods that are gone");
@@ -226,12 +226,12 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         let named_by_pod = call.config.names_pools();
         let request = AddressRequest { handle, endpoint, ipv4, ipv6, named_by_pod, exact };
         let claim = self.parts.addresses.assign(request);
-        let mac = pod::mac(&wanted.id.container, &wanted.id.ifname);
+        let mac = pod::pod_mac(&wanted.id.container, &wanted.id.ifname);
         let names = (wanted.interface.clone(), wanted.id.ifname.clone());
         let same = namespace.try_clone().map_err(io)?;
         let link = blocking(move || {
             let link = PodLink { host: &names.0, pod: &names.1, namespace: &same, mtu, mac };
-            pod::create(&mut RouteSocket::open()?, &link)
+            pod::create_link(&mut RouteSocket::open()?, &link)
         });
         let (claimed, index) = tokio::join!(
             claim.instrument(tracing::info_span!("ipam.assign")),
@@ -243,7 +243,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
 
         let (names, addresses) = ((wanted.interface.clone(), wanted.id.ifname.clone()), wanted.addresses.clone());
         let configured = blocking(move || {
-            pod::configure(&PodLink { host: &names.0, pod: &names.1, namespace: &namespace, mtu, mac }, &addresses)
+            pod::configure_pod(&PodLink { host: &names.0, pod: &names.1, namespace: &namespace, mtu, mac }, &addresses)
         });
         let synced = blocking(move || Ok(file.sync_all()?));
         let (configured, synced, opened) = tokio::join!(
@@ -281,7 +281,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     async fn open(&self, call: &Call, wanted: &Attachment, index: u32) -> Result<(), Refusal> {
         self.parts.enforcer.link_made(wanted.interface.clone(), index, wanted.attached()).await;
         let addresses = wanted.addresses.clone();
-        let routed = blocking(move || pod::route(&mut RouteSocket::open()?, index, &addresses));
+        let routed = blocking(move || pod::add_routes(&mut RouteSocket::open()?, index, &addresses));
         routed.instrument(tracing::info_span!("link.route")).await.map_err(kernel)?;
         self.purge(wanted.addresses.iter().map(IpNet::addr).collect(), Extent::Link).await?;
         self.enforce(call, wanted).await
@@ -316,9 +316,10 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Refusal::new(code::TRY_AGAIN, error.to_string())),
             Err(_) => {
-                let reason = self.parts.enforcer.not_ready().unwrap_or_else(|| {
-                    "typha has not sent the policy of this pod, whose UID may be new".to_owned()
-                });
+                let reason =
+                    self.parts.enforcer.not_ready().unwrap_or_else(|| {
+                        "typha has not sent the policy of this pod, whose UID may be new".to_owned()
+                    });
                 Err(Refusal::new(
                     code::TRY_AGAIN,
                     format!(
@@ -361,12 +362,12 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     /// fails, the file remains for the next start.
     async fn clear_away(&self, leftover: Leftover) -> Result<(), Refusal> {
         let (links, enforcer) = (self.parts.links.clone(), self.parts.enforcer.clone());
-        let Some(index) = removal::index_of(&leftover.interface) else {
+        let Some(index) = removal::link_index(&leftover.interface) else {
             enforcer.link_gone(leftover.interface.clone(), None).await;
             return leftover.forget().map_err(io);
         };
         tokio::spawn(async move {
-            let gone = match links.expect_gone(index).await {
+            let gone = match links.wait_or_remove(index).await {
                 Ok(()) => {
                     enforcer.link_gone(leftover.interface.clone(), Some(index)).await;
                     leftover.forget().map_err(|error| error.to_string())
@@ -417,8 +418,9 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         let attachment = attachment.clone();
         blocking(move || {
             let (host, pod) = (&attachment.interface, &attachment.id.ifname);
-            let link = PodLink { host, pod, namespace: &namespace, mtu, mac: pod::mac(&attachment.id.container, pod) };
-            pod::check(&mut RouteSocket::open()?, &link, &attachment.addresses)
+            let link =
+                PodLink { host, pod, namespace: &namespace, mtu, mac: pod::pod_mac(&attachment.id.container, pod) };
+            pod::check_link(&mut RouteSocket::open()?, &link, &attachment.addresses)
         })
         .await
     }
@@ -488,7 +490,7 @@ fn result(attachment: &Attachment, mtu: u32) -> cni::Result {
     let ip = |address: &IpNet| cni::Ip { address: address.to_string(), gateway: String::new(), interface: Some(1) };
     let default = |address: &IpNet| {
         let dst = if address.addr().is_ipv4() { "0.0.0.0/0" } else { "::/0" };
-        cni::Route { dst: dst.to_owned(), gw: pod::gateway(address.addr()).to_string(), ..cni::Route::default() }
+        cni::Route { dst: dst.to_owned(), gw: pod::pod_gateway(address.addr()).to_string(), ..cni::Route::default() }
     };
     cni::Result {
         interfaces: vec![host, inside],

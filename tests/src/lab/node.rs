@@ -15,7 +15,7 @@ use margay_api::meta::{
 use margay_api::rule::IpVersion;
 use margay_calc::model::{Record, RecordId};
 use margay_dataplane::nftables::{Netfilter, Nftables};
-use margay_dataplane::routes::addresses::Addresses;
+use margay_dataplane::routes::addresses::AddressWatch;
 use margay_dataplane::routes::plan::{LocalPods, Plan, version_of};
 use margay_dataplane::routes::worker::{Network, Progress};
 use margay_node::agent::{self, AgentHandle, Routes, Status, watch_drift, watch_links};
@@ -223,7 +223,7 @@ impl Node {
                 break;
             }
         }
-        let progress = running.network.applied(running.planned.load(Ordering::SeqCst)).await;
+        let progress = running.network.wait_applied(running.planned.load(Ordering::SeqCst)).await;
         if !progress.failed.is_empty() {
             bail!("routes of {} are not as wanted: {:?}", self.name, progress.failed);
         }
@@ -249,7 +249,7 @@ async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Noti
     let table = kernel.watch()?;
     let network = Network::spawn()?;
     let planned = Arc::new(AtomicU64::new(0));
-    let mut interfaces = Addresses::open()?;
+    let mut interfaces = AddressWatch::open()?;
     let links = interfaces.read()?;
     let parts = agent::Parts {
         node: settings.node.clone(),
@@ -284,14 +284,14 @@ struct Planner {
 }
 
 impl Routes for Planner {
-    fn want(&mut self, plan: Plan) -> u64 {
-        let generation = self.network.want(plan);
+    fn set_plan(&mut self, plan: Plan) -> u64 {
+        let generation = self.network.set_plan(plan);
         self.planned.store(generation, Ordering::SeqCst);
         generation
     }
 
-    fn want_pods(&mut self, pods: LocalPods) -> u64 {
-        let generation = self.network.want_pods(pods);
+    fn set_pods(&mut self, pods: LocalPods) -> u64 {
+        let generation = self.network.set_pods(pods);
         self.planned.store(generation, Ordering::SeqCst);
         generation
     }

@@ -296,7 +296,7 @@ impl Node {
         let ack = tokio::time::timeout(PATIENCE, acked).await.context("no acknowledgement")??.clone();
         let errors = &ack.as_deref().context("an acknowledgement")?.errors;
         ensure!(errors.is_empty(), "{errors:?}");
-        let routed = network.until(|progress| progress.generation > 0 && progress.failed.is_empty());
+        let routed = network.wait_for(|progress| progress.generation > 0 && progress.failed.is_empty());
         tokio::time::timeout(PATIENCE, routed).await.with_context(|| format!("routes: {:?}", network.progress()))?;
         self.agent = Some((handle, fatal));
         Ok(())
@@ -327,12 +327,17 @@ fn mk_pod(host: &Namespace, node: u8, number: u8) -> Result<Pod> {
     let nets = addresses.map(IpNet::from);
     let mac = host.run(|| -> Result<Mac> {
         let name = interface_name(&key);
-        let link =
-            PodLink { host: &name, pod: "eth0", namespace: namespace.file(), mtu: 1450, mac: pod::mac(&name, "eth0") };
+        let link = PodLink {
+            host: &name,
+            pod: "eth0",
+            namespace: namespace.file(),
+            mtu: 1450,
+            mac: pod::pod_mac(&name, "eth0"),
+        };
         let mut socket = RouteSocket::open()?;
-        let index = pod::create(&mut socket, &link)?;
-        let mac = pod::configure(&link, &nets)?;
-        pod::route(&mut socket, index, &nets)?;
+        let index = pod::create_link(&mut socket, &link)?;
+        let mac = pod::configure_pod(&link, &nets)?;
+        pod::add_routes(&mut socket, index, &nets)?;
         Ok(mac)
     })?;
     Ok(Pod { key, addresses, namespace, mac })

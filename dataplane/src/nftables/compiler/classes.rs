@@ -6,7 +6,7 @@ use std::sync::Arc;
 use margay_calc::model::{Record, RecordId, SetId};
 
 use super::delta::TableDelta;
-use super::{BoundClass, ClassState, Classes, Compiler, KnownEndpoint, TablePart, Records, UNION_PART, view_set};
+use super::{BoundClass, ClassState, Classes, Compiler, KnownEndpoint, Records, TablePart, UNION_PART, view_set};
 use crate::Dirty;
 use crate::nftables::class::{self, Class, Direction, Plan, Policies};
 use crate::nftables::elements::Shape;

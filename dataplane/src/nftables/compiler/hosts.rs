@@ -101,8 +101,18 @@ impl Compiler {
         };
         let entries: BTreeMap<&str, Entries> =
             self.hosts.endpoints.iter().map(|(name, host)| (name.as_str(), entries(host))).collect();
-        let hooks = Hooks { inputs: &self.inputs, assignments: &assignments, entries: &entries, points: &self.hosts.active_points() };
+        let hooks = Hooks {
+            inputs: &self.inputs,
+            assignments: &assignments,
+            entries: &entries,
+            points: &self.hosts.active_points(),
+        };
         let section = hooks.render();
-        self.replace_section(section, |name, _| host::is_host(name.as_str()), |name| host::is_host(name.as_str()), delta);
+        self.replace_section(
+            section,
+            |name, _| host::is_host(name.as_str()),
+            |name| host::is_host(name.as_str()),
+            delta,
+        );
     }
 }

@@ -6,7 +6,7 @@ use margay_calc::flush::MemberDelta;
 use margay_calc::model::{IpSetRecord, Member, RecordId, SetId};
 
 use super::delta::TableDelta;
-use super::{Classes, Compiler, TablePart, Records, UNION_PART, view_set};
+use super::{Classes, Compiler, Records, TablePart, UNION_PART, view_set};
 use crate::Dirty;
 use crate::nftables::elements::{self, Shape};
 use crate::nftables::merge::Unions;
@@ -16,7 +16,13 @@ use margay_nft::Set;
 impl Compiler {
     /// Applies added, changed and removed sets and member changes; classes to be compiled again are
     /// added to `stale`.
-    pub(super) fn update_sets(&mut self, records: &Records, dirty: &Dirty, delta: &mut TableDelta, stale: &mut Classes) {
+    pub(super) fn update_sets(
+        &mut self,
+        records: &Records,
+        dirty: &Dirty,
+        delta: &mut TableDelta,
+        stale: &mut Classes,
+    ) {
         let changed = dirty.records.iter().filter_map(|id| if let RecordId::IpSet(id) = id { Some(id) } else { None });
         for id in changed {
             self.refused.remove(&TablePart::Set(id.clone()));
@@ -27,7 +33,8 @@ impl Compiler {
         for (id, members) in &dirty.members {
             let Some(record) = view_set(records, id) else { continue };
             let before = record.members.len() + members.removed.len() - members.added.len();
-            if self.update_members(id, record, members, delta) || (before > UNION_PART) != (record.members.len() > UNION_PART)
+            if self.update_members(id, record, members, delta)
+                || (before > UNION_PART) != (record.members.len() > UNION_PART)
             {
                 stale.extend(self.classes_using(id));
             }
@@ -48,7 +55,13 @@ impl Compiler {
     }
 
     /// Applies a member change to the kernel sets; returns whether the shape changed.
-    fn update_members(&mut self, id: &SetId, record: &IpSetRecord, members: &MemberDelta, delta: &mut TableDelta) -> bool {
+    fn update_members(
+        &mut self,
+        id: &SetId,
+        record: &IpSetRecord,
+        members: &MemberDelta,
+        delta: &mut TableDelta,
+    ) -> bool {
         let Some(shape) = self.shapes.get(id).copied() else { return false };
         let ranged = |member: &Member| matches!(member, Member::Net(net) if net.prefix_len() < net.max_prefix_len());
         let touched = members.added.iter().chain(&members.removed).any(ranged);

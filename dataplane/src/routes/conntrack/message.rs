@@ -43,11 +43,11 @@ const FILTER_DESTINATION: u32 = 2;
 
 /// Address whose entries are to be deleted: never the unspecified one, which no pod has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Subject(IpAddr);
+pub struct PurgeAddress(IpAddr);
 
 /// One of the four addresses of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
+pub enum TupleField {
     /// Source of the first packet.
     OriginalSource,
     /// Destination of the first packet.
@@ -68,7 +68,7 @@ pub struct Entry {
     zone: Option<Vec<u8>>,
 }
 
-impl Subject {
+impl PurgeAddress {
     /// `None` for the unspecified address.
     pub fn new(address: IpAddr) -> Option<Self> {
         (!address.is_unspecified()).then_some(Self(address))
@@ -82,16 +82,16 @@ impl Subject {
 
 /// Encodes the deletion of all entries with the address in this field: one walk of the kernel over
 /// its table. Kernels before 6.11 do not support it and reject half a tuple as invalid.
-pub fn flush(subject: Subject, place: Place, sequence: u32) -> Vec<u8> {
+pub fn encode_flush(subject: PurgeAddress, place: TupleField, sequence: u32) -> Vec<u8> {
     let (is_original, is_source) = match place {
-        Place::OriginalSource => (true, true),
-        Place::OriginalDestination => (true, false),
-        Place::ReplySource => (false, true),
-        Place::ReplyDestination => (false, false),
+        TupleField::OriginalSource => (true, true),
+        TupleField::OriginalDestination => (true, false),
+        TupleField::ReplySource => (false, true),
+        TupleField::ReplyDestination => (false, false),
     };
     let flags = if is_source { FILTER_SOURCE } else { FILTER_DESTINATION };
     let (original, reply) = if is_original { (flags, 0) } else { (0, flags) };
-    message(DELETE, NLM_F_ACK, subject.version(), sequence, |writer| {
+    encode_request(DELETE, NLM_F_ACK, subject.version(), sequence, |writer| {
         let tuple = if is_original { CTA_TUPLE_ORIG } else { CTA_TUPLE_REPLY };
         writer.nest(tuple, |writer| writer.nest(CTA_TUPLE_IP, |writer| put_address(writer, subject.0, is_source)));
         writer.nest(CTA_FILTER, |writer| {
@@ -103,23 +103,23 @@ pub fn flush(subject: Subject, place: Place, sequence: u32) -> Vec<u8> {
 }
 
 /// Encodes a dump of all entries of an IP version.
-pub fn list(version: IpVersion, sequence: u32) -> Vec<u8> {
-    message(GET, NLM_F_DUMP, version, sequence, |_| {})
+pub fn encode_list(version: IpVersion, sequence: u32) -> Vec<u8> {
+    encode_request(GET, NLM_F_DUMP, version, sequence, |_| {})
 }
 
 /// Encodes a request for the number of entries.
-pub fn count(sequence: u32) -> Vec<u8> {
-    message(GET_STATS, NLM_F_ACK, IpVersion::V4, sequence, |_| {})
+pub fn encode_count(sequence: u32) -> Vec<u8> {
+    encode_request(GET_STATS, NLM_F_ACK, IpVersion::V4, sequence, |_| {})
 }
 
 /// Parses the number in a response to [`encode_count`].
-pub fn count_of(body: &[u8]) -> Option<u32> {
+pub fn parse_count(body: &[u8]) -> Option<u32> {
     attribute_u32(body.get(NF_HEADER..)?, CTA_STATS_GLOBAL_ENTRIES)
 }
 
 /// Encodes the deletion of one entry.
-pub fn delete(entry: &Entry, sequence: u32) -> Vec<u8> {
-    message(DELETE, NLM_F_ACK, entry.version, sequence, |writer| {
+pub fn encode_delete(entry: &Entry, sequence: u32) -> Vec<u8> {
+    encode_request(DELETE, NLM_F_ACK, entry.version, sequence, |writer| {
         writer.put(CTA_TUPLE_ORIG | NESTED, &entry.tuple);
         if let Some(zone) = &entry.zone {
             writer.put(CTA_ZONE, zone);
@@ -128,12 +128,12 @@ pub fn delete(entry: &Entry, sequence: u32) -> Vec<u8> {
 }
 
 /// Parses an entry of a dump, if one of its four addresses is among these.
-pub fn entry_of(version: IpVersion, body: &[u8], subjects: &BTreeSet<Subject>) -> Option<Entry> {
+pub fn parse_entry(version: IpVersion, body: &[u8], subjects: &BTreeSet<PurgeAddress>) -> Option<Entry> {
     let attributes = body.get(NF_HEADER..)?;
     let (original, reply) = (attribute(attributes, CTA_TUPLE_ORIG)?, attribute(attributes, CTA_TUPLE_REPLY)?);
-    let [source, destination] = addresses(version, original)?;
-    let [answering, answered] = addresses(version, reply)?;
-    let is_of = |address| subjects.contains(&Subject(address));
+    let [source, destination] = parse_addresses(version, original)?;
+    let [answering, answered] = parse_addresses(version, reply)?;
+    let is_of = |address| subjects.contains(&PurgeAddress(address));
     [source, destination, answering, answered].into_iter().any(is_of).then(|| Entry {
         version,
         tuple: original.to_vec(),
@@ -142,7 +142,7 @@ pub fn entry_of(version: IpVersion, body: &[u8], subjects: &BTreeSet<Subject>) -
 }
 
 /// Source and destination of a tuple.
-fn addresses(version: IpVersion, tuple: &[u8]) -> Option<[IpAddr; 2]> {
+fn parse_addresses(version: IpVersion, tuple: &[u8]) -> Option<[IpAddr; 2]> {
     let addresses = attribute(tuple, CTA_TUPLE_IP)?;
     let read = |kind| {
         let bytes = attribute(addresses, kind)?;
@@ -171,7 +171,7 @@ const fn address_kind(version: IpVersion, is_source: bool) -> u16 {
     }
 }
 
-fn message(kind: u16, flags: u16, version: IpVersion, sequence: u32, body: impl FnOnce(&mut Writer)) -> Vec<u8> {
+fn encode_request(kind: u16, flags: u16, version: IpVersion, sequence: u32, body: impl FnOnce(&mut Writer)) -> Vec<u8> {
     let family = match version {
         IpVersion::V4 => libc::AF_INET as u8,
         IpVersion::V6 => libc::AF_INET6 as u8,

@@ -21,11 +21,11 @@ use std::thread;
 
 use tokio::sync::{mpsc, oneshot};
 
-use self::message::Subject;
+use self::message::PurgeAddress;
 pub use self::purge::Extent;
 use self::purge::Purger;
 pub use self::table::TableError;
-use self::table::{Kernel, Table};
+use self::table::{ConntrackTable, KernelTable};
 
 /// Capacity of the queue; senders wait while it is full.
 const QUEUE: usize = 256;
@@ -38,8 +38,8 @@ struct Request {
 
 /// Tests whether conntrack entries of the calling thread's network namespace can be listed; there
 /// may be none. The same module lists and deletes them.
-pub(crate) fn attempt() -> io::Result<()> {
-    Kernel::open()?.list()
+pub(crate) fn try_listing() -> io::Result<()> {
+    KernelTable::open()?.list()
 }
 
 /// Handle to the thread. Cheap to clone.
@@ -51,10 +51,10 @@ pub struct Conntrack {
 impl Conntrack {
     /// Starts the thread in the calling thread's network namespace. It ends with the last handle.
     pub fn spawn() -> io::Result<Self> {
-        Self::over(Kernel::open()?)
+        Self::spawn_over(KernelTable::open()?)
     }
 
-    fn over(table: impl Table) -> io::Result<Self> {
+    fn spawn_over(table: impl ConntrackTable) -> io::Result<Self> {
         let (queue, requests) = mpsc::channel(QUEUE);
         thread::Builder::new().name("conntrack".to_owned()).spawn(move || serve(Purger::new(table), requests))?;
         Ok(Self { queue })
@@ -63,7 +63,7 @@ impl Conntrack {
     /// Starts a thread whose kernel refuses everything.
     #[cfg(any(test, feature = "testing"))]
     pub fn refusing() -> io::Result<Self> {
-        Self::over(refusing::Refusing)
+        Self::spawn_over(refusing::Refusing)
     }
 
     /// Deletes all entries with these addresses. Packets may create new ones meanwhile: the caller
@@ -80,12 +80,12 @@ impl Conntrack {
 }
 
 /// Serves requests; queued ones are handled together, as many addresses cost one walk of the table.
-fn serve(mut purger: Purger<impl Table>, mut requests: mpsc::Receiver<Request>) {
+fn serve(mut purger: Purger<impl ConntrackTable>, mut requests: mpsc::Receiver<Request>) {
     let mut waiting = Vec::with_capacity(QUEUE);
     while requests.blocking_recv_many(&mut waiting, QUEUE) > 0 {
         let mut subjects = BTreeMap::new();
         for request in &waiting {
-            for subject in request.addresses.iter().copied().filter_map(Subject::new) {
+            for subject in request.addresses.iter().copied().filter_map(PurgeAddress::new) {
                 let extent = subjects.entry(subject).or_insert(request.extent);
                 *extent = request.extent.max(*extent);
             }

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use margay_api::rule::IpVersion;
 
-use super::message::{Place, Subject};
-use super::table::{Table, TableError};
+use super::message::{PurgeAddress, TupleField};
+use super::table::{ConntrackTable, TableError};
 
 /// Number of walks above which one dump is cheaper. A walk takes some 0.4 ms and a dump 6 ms with
 /// 262,144 buckets and few entries; 45 ms and 190 ms with 100,000 entries.
-const WALKS: usize = 16;
+const MAX_WALKS: usize = 16;
 
 /// Which entries of an address are deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,12 +24,15 @@ pub enum Extent {
 }
 
 impl Extent {
-    fn places(self) -> &'static [Place] {
+    fn fields(self) -> &'static [TupleField] {
         match self {
-            Self::Link => &[Place::OriginalSource, Place::ReplySource],
-            Self::Whole => {
-                &[Place::OriginalSource, Place::ReplySource, Place::OriginalDestination, Place::ReplyDestination]
-            }
+            Self::Link => &[TupleField::OriginalSource, TupleField::ReplySource],
+            Self::Whole => &[
+                TupleField::OriginalSource,
+                TupleField::ReplySource,
+                TupleField::OriginalDestination,
+                TupleField::ReplyDestination,
+            ],
         }
     }
 }
@@ -41,7 +44,7 @@ pub struct Purger<T> {
     is_filtering: bool,
 }
 
-impl<T: Table> Purger<T> {
+impl<T: ConntrackTable> Purger<T> {
     /// Creates a purger that detects what its kernel supports.
     pub const fn new(table: T) -> Self {
         Self { table, is_filtering: true }
@@ -49,14 +52,14 @@ impl<T: Table> Purger<T> {
 
     /// Deletes the entries of these addresses, of all protocols and zones. After an error some may
     /// remain.
-    pub fn purge(&mut self, subjects: &BTreeMap<Subject, Extent>) -> Result<(), TableError> {
+    pub fn purge(&mut self, subjects: &BTreeMap<PurgeAddress, Extent>) -> Result<(), TableError> {
         for version in [IpVersion::V4, IpVersion::V6] {
-            let own: BTreeMap<Subject, Extent> =
+            let own: BTreeMap<PurgeAddress, Extent> =
                 subjects.iter().filter(|(subject, _)| subject.version() == version).map(|(a, b)| (*a, *b)).collect();
-            if own.is_empty() || self.walk(version, &own)? {
+            if own.is_empty() || self.purge_filtered(version, &own)? {
                 continue;
             }
-            let own: BTreeSet<Subject> = own.into_keys().collect();
+            let own: BTreeSet<PurgeAddress> = own.into_keys().collect();
             for entry in self.table.find(version, &own)? {
                 self.table.delete(&entry)?;
             }
@@ -67,13 +70,17 @@ impl<T: Table> Purger<T> {
     /// Deletes by filtered requests; false if these are unsupported or cost more. Never for IPv6:
     /// Linux (6.18 for one) inverts the comparison of those addresses and deletes the entries of
     /// all others.
-    fn walk(&mut self, version: IpVersion, subjects: &BTreeMap<Subject, Extent>) -> Result<bool, TableError> {
-        let walks: usize = subjects.values().map(|extent| extent.places().len()).sum();
-        if version == IpVersion::V6 || !self.is_filtering || walks > WALKS {
+    fn purge_filtered(
+        &mut self,
+        version: IpVersion,
+        subjects: &BTreeMap<PurgeAddress, Extent>,
+    ) -> Result<bool, TableError> {
+        let walks: usize = subjects.values().map(|extent| extent.fields().len()).sum();
+        if version == IpVersion::V6 || !self.is_filtering || walks > MAX_WALKS {
             return Ok(false);
         }
         for (subject, extent) in subjects {
-            for place in extent.places() {
+            for place in extent.fields() {
                 if !self.table.flush(*subject, *place)? {
                     self.is_filtering = false;
                     return Ok(false);

@@ -7,7 +7,7 @@ use margay_api::rule::IpVersion;
 use netlink_packet_core::{NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR};
 use nix::errno::Errno;
 
-use super::message::{self, Entry, Place, Subject};
+use super::message::{self, Entry, PurgeAddress, TupleField};
 use margay_netlink::wire::{messages, u32_ne};
 use margay_netlink::{Buffers, Protocol, Socket};
 
@@ -40,22 +40,22 @@ impl From<io::Error> for TableError {
 }
 
 /// Operations on the conntrack table.
-pub trait Table: Send + 'static {
+pub trait ConntrackTable: Send + 'static {
     /// Deletes all entries with the address in that field. False: the kernel does not support it.
-    fn flush(&mut self, subject: Subject, place: Place) -> Result<bool, TableError>;
+    fn flush(&mut self, subject: PurgeAddress, place: TupleField) -> Result<bool, TableError>;
     /// Lists the entries of an IP version with one of the addresses in any field.
-    fn find(&mut self, version: IpVersion, subjects: &BTreeSet<Subject>) -> Result<Vec<Entry>, TableError>;
+    fn find(&mut self, version: IpVersion, subjects: &BTreeSet<PurgeAddress>) -> Result<Vec<Entry>, TableError>;
     /// Deletes an entry; a missing one is a success.
     fn delete(&mut self, entry: &Entry) -> Result<(), TableError>;
 }
 
 /// The table of the kernel.
-pub struct Kernel {
+pub struct KernelTable {
     socket: Socket,
     sequence: u32,
 }
 
-impl Kernel {
+impl KernelTable {
     /// Opens a socket in the calling thread's network namespace; needs `CAP_NET_ADMIN`.
     pub fn open() -> io::Result<Self> {
         Ok(Self { socket: Socket::open(Protocol::Netfilter, 0, BUFFERS)?, sequence: 0 })
@@ -63,7 +63,11 @@ impl Kernel {
 
     /// Sends a request and passes the body of each response to `each`; returns the kernel's error
     /// number, 0 for none, and whether a dump was interrupted.
-    fn ask(&mut self, request: impl FnOnce(u32) -> Vec<u8>, mut each: impl FnMut(&[u8])) -> io::Result<(i32, bool)> {
+    fn request(
+        &mut self,
+        request: impl FnOnce(u32) -> Vec<u8>,
+        mut each: impl FnMut(&[u8]),
+    ) -> io::Result<(i32, bool)> {
         self.sequence = self.sequence.wrapping_add(1);
         let sequence = self.sequence;
         self.socket.send(&request(sequence))?;
@@ -86,10 +90,10 @@ impl Kernel {
     }
 }
 
-impl Kernel {
+impl KernelTable {
     /// Dumps the entries and discards them.
     pub fn list(&mut self) -> io::Result<()> {
-        match self.ask(|sequence| message::list(IpVersion::V4, sequence), |_| {})? {
+        match self.request(|sequence| message::encode_list(IpVersion::V4, sequence), |_| {})? {
             (0, _) => Ok(()),
             (errno, _) => Err(io::Error::from_raw_os_error(errno)),
         }
@@ -99,7 +103,7 @@ impl Kernel {
     /// namespaces.
     fn is_empty(&mut self) -> Result<bool, TableError> {
         let mut count = None;
-        let (errno, _) = self.ask(message::count, |body| count = message::count_of(body))?;
+        let (errno, _) = self.request(message::encode_count, |body| count = message::parse_count(body))?;
         Ok(errno == 0 && count == Some(0))
     }
 }
@@ -107,13 +111,13 @@ impl Kernel {
 /// Maximal number of dumps if each is interrupted.
 const READS: u32 = 5;
 
-impl Table for Kernel {
-    fn flush(&mut self, subject: Subject, place: Place) -> Result<bool, TableError> {
+impl ConntrackTable for KernelTable {
+    fn flush(&mut self, subject: PurgeAddress, place: TupleField) -> Result<bool, TableError> {
         if subject.version() == IpVersion::V6 {
             // It would delete the entries of all other addresses.
             return Ok(false);
         }
-        let (errno, _) = self.ask(|sequence| message::flush(subject, place, sequence), |_| {})?;
+        let (errno, _) = self.request(|sequence| message::encode_flush(subject, place, sequence), |_| {})?;
         match Errno::from_raw(errno) {
             _ if errno == 0 => Ok(true),
             // The dump that follows reports the error, if this is not the reason.
@@ -122,14 +126,14 @@ impl Table for Kernel {
         }
     }
 
-    fn find(&mut self, version: IpVersion, subjects: &BTreeSet<Subject>) -> Result<Vec<Entry>, TableError> {
+    fn find(&mut self, version: IpVersion, subjects: &BTreeSet<PurgeAddress>) -> Result<Vec<Entry>, TableError> {
         if self.is_empty()? {
             return Ok(Vec::new());
         }
         for _ in 0..READS {
             let mut found = Vec::new();
-            let read = |body: &[u8]| found.extend(message::entry_of(version, body, subjects));
-            let (errno, interrupted) = self.ask(|sequence| message::list(version, sequence), read)?;
+            let read = |body: &[u8]| found.extend(message::parse_entry(version, body, subjects));
+            let (errno, interrupted) = self.request(|sequence| message::encode_list(version, sequence), read)?;
             if errno != 0 {
                 return Err(TableError::Refused { what: "list conntrack entries", errno: Errno::from_raw(errno) });
             }
@@ -141,7 +145,7 @@ impl Table for Kernel {
     }
 
     fn delete(&mut self, entry: &Entry) -> Result<(), TableError> {
-        let (errno, _) = self.ask(|sequence| message::delete(entry, sequence), |_| {})?;
+        let (errno, _) = self.request(|sequence| message::encode_delete(entry, sequence), |_| {})?;
         match Errno::from_raw(errno) {
             _ if errno == 0 => Ok(()),
             Errno::ENOENT => Ok(()),

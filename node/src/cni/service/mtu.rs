@@ -66,6 +66,6 @@ fn lower(attachment: &Attachment, mtu: u32) -> Result<bool, PodError> {
     let has_ipv6 = attachment.addresses.iter().any(|address| address.addr().is_ipv6());
     let mtu = if has_ipv6 { mtu.max(sysctl::IPV6_MTU) } else { mtu };
     let (host, inside) = (&attachment.interface, &attachment.id.ifname);
-    let mac = pod::mac(&attachment.id.container, inside);
+    let mac = pod::pod_mac(&attachment.id.container, inside);
     pod::lower_mtu(&mut RouteSocket::open()?, &PodLink { host, pod: inside, namespace: &namespace, mtu, mac })
 }

@@ -92,7 +92,7 @@ fn run_with<F: Future<Output = ()>>(
                 enforcer: log.clone(),
                 addresses: log.clone(),
                 announcer: log.clone(),
-                links: Removal::spawn().expect("a thread"),
+                links: LinkRemover::spawn().expect("a thread"),
                 conntrack: conntrack().expect("a thread"),
                 mtu,
                 policy_timeout: Duration::from_secs(20),
