@@ -25,21 +25,21 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::cni::ports::{Enforcer, NotEnforced};
 use crate::metrics::Metrics;
-use crate::state::{Fault, State};
-use crate::store::Store;
+use crate::state::{State, ViewError};
+use crate::store::ViewStore;
 use margay_dataplane::routes::plan::{LocalPods, Plan};
 use margay_dataplane::routes::worker::{Network, Progress};
 use margay_dataplane::{Attached, Dataplane, Links};
 
 pub use changes::{watch_drift, watch_links};
-pub use owner::Fatal;
+pub use owner::RetriesExhausted;
 pub use routing::RoutingFault;
 
 /// Capacity of the event queue. Senders wait while it is full, and through them typha.
 const QUEUE: usize = 256;
 
 /// Event for the owner of the state.
-pub enum Event {
+pub enum AgentEvent {
     /// A stream to a server is being opened. The owner returns its digests, and reports through
     /// `fault` when a frame cannot be applied.
     Connected {
@@ -48,7 +48,7 @@ pub enum Event {
         /// Digests for the hello.
         hello: oneshot::Sender<Vec<u64>>,
         /// Receives the error after which the stream must be reopened.
-        fault: oneshot::Sender<Fault>,
+        fault: oneshot::Sender<ViewError>,
         /// Address of the server.
         server: String,
     },
@@ -112,11 +112,11 @@ pub enum Event {
     /// The progress of the route worker changed.
     Routed,
     /// Runs a closure on the state.
-    Inspect(Look),
+    Inspect(Inspection),
 }
 
 /// Closure that reads the owner's state.
-pub type Look = Box<dyn FnOnce(&State, &dyn Dataplane) + Send>;
+pub type Inspection = Box<dyn FnOnce(&State, &dyn Dataplane) + Send>;
 
 /// Status of the agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -139,13 +139,13 @@ pub struct Status {
 
 impl Status {
     /// Reason why the node is not ready, if any.
-    pub fn not_ready(&self) -> Option<String> {
-        self.no_network().or_else(|| self.routing.as_ref().map(|fault| fault.reason.clone()))
+    pub fn not_ready_reason(&self) -> Option<String> {
+        self.no_network_reason().or_else(|| self.routing.as_ref().map(|fault| fault.reason.clone()))
     }
 
     /// Reason why pods cannot be attached or would have no network on this node, if any. CNI STATUS
     /// reports it, and the kubelet then marks the node NotReady.
-    pub fn no_network(&self) -> Option<String> {
+    pub fn no_network_reason(&self) -> Option<String> {
         if let Some(reason) = &self.failing {
             return Some(format!("nftables could not be programmed: {reason}"));
         }
@@ -183,7 +183,7 @@ impl Routes for Network {
 }
 
 /// Initial state and dependencies of an agent.
-pub struct Parts {
+pub struct AgentParts {
     /// Name of the node.
     pub node: String,
     /// The saved view.
@@ -197,7 +197,7 @@ pub struct Parts {
     /// Route worker, if this agent plans routes.
     pub routes: Option<Box<dyn Routes>>,
     /// Where the view is saved; `None`: it is not.
-    pub store: Option<Store>,
+    pub store: Option<ViewStore>,
     /// Metrics.
     pub metrics: Metrics,
 }
@@ -205,14 +205,14 @@ pub struct Parts {
 /// Handle to the agent; cheap to clone. The agent ends when the last handle is dropped.
 #[derive(Clone)]
 pub struct AgentHandle {
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<AgentEvent>,
     status: watch::Receiver<Status>,
     acks: watch::Receiver<Option<Arc<Ack>>>,
 }
 
 /// Starts the owner's thread. The receiver gets the error when it cannot go on; what is enforced
 /// stays enforced. Needs a tokio runtime.
-pub fn spawn(parts: Parts) -> std::io::Result<(AgentHandle, oneshot::Receiver<Fatal>)> {
+pub fn spawn(parts: AgentParts) -> std::io::Result<(AgentHandle, oneshot::Receiver<RetriesExhausted>)> {
     let (events, queue) = mpsc::channel(QUEUE);
     let (status, seen_status) = watch::channel(Status::default());
     let (acks, seen_acks) = watch::channel(None);
@@ -220,9 +220,9 @@ pub fn spawn(parts: Parts) -> std::io::Result<(AgentHandle, oneshot::Receiver<Fa
     let runtime = tokio::runtime::Handle::current();
     if let Some(routes) = &parts.routes {
         // A strong sender would keep the agent alive.
-        runtime.spawn(follow(routes.progress(), events.downgrade()));
+        runtime.spawn(forward_progress(routes.progress(), events.downgrade()));
     }
-    let owner = owner::Owner::new(parts, status, acks);
+    let owner = owner::StateOwner::new(parts, status, acks);
     std::thread::Builder::new().name("agent".to_owned()).spawn(move || {
         if let Err(error) = owner.run(&runtime, queue) {
             // The receiver is gone only if the process is ending already.
@@ -233,10 +233,10 @@ pub fn spawn(parts: Parts) -> std::io::Result<(AgentHandle, oneshot::Receiver<Fa
 }
 
 /// Forwards each change of the route worker's progress to the owner.
-async fn follow(mut progress: watch::Receiver<Progress>, events: mpsc::WeakSender<Event>) {
+async fn forward_progress(mut progress: watch::Receiver<Progress>, events: mpsc::WeakSender<AgentEvent>) {
     while progress.changed().await.is_ok() {
         let Some(events) = events.upgrade() else { return };
-        if events.send(Event::Routed).await.is_err() {
+        if events.send(AgentEvent::Routed).await.is_err() {
             return;
         }
     }
@@ -244,7 +244,7 @@ async fn follow(mut progress: watch::Receiver<Progress>, events: mpsc::WeakSende
 
 impl AgentHandle {
     /// Sends an event, waiting while the queue is full. False: the agent has ended.
-    pub async fn send(&self, event: Event) -> bool {
+    pub async fn send(&self, event: AgentEvent) -> bool {
         self.events.send(event).await.is_ok()
     }
 
@@ -282,7 +282,7 @@ impl AgentHandle {
             // The caller may have been cancelled.
             let _ = seen.send(look(state, dataplane));
         };
-        self.events.send(Event::Inspect(Box::new(look))).await.ok()?;
+        self.events.send(AgentEvent::Inspect(Box::new(look))).await.ok()?;
         result.await.ok()
     }
 }
@@ -291,34 +291,34 @@ impl Enforcer for AgentHandle {
     async fn attach(&self, interface: String, pod: Attached) -> Result<(), NotEnforced> {
         let ended = || NotEnforced::Refused("the agent is ending".to_owned());
         let (done, result) = oneshot::channel();
-        self.events.send(Event::Attach { interface, pod, done }).await.map_err(|_| ended())?;
+        self.events.send(AgentEvent::Attach { interface, pod, done }).await.map_err(|_| ended())?;
         result.await.unwrap_or_else(|_| Err(ended()))
     }
 
     async fn detach(&self, endpoint: EndpointKey, interface: String) -> bool {
         let (done, result) = oneshot::channel();
-        self.send(Event::Detach { interface, endpoint, done }).await && result.await.unwrap_or(false)
+        self.send(AgentEvent::Detach { interface, endpoint, done }).await && result.await.unwrap_or(false)
     }
 
     async fn link_made(&self, interface: String, index: u32, pod: Attached) {
         let (done, result) = oneshot::channel();
         // An agent that has ended plans no routes.
-        if self.send(Event::LinkMade { interface, index, pod, done }).await {
+        if self.send(AgentEvent::LinkMade { interface, index, pod, done }).await {
             let _ = result.await;
         }
     }
 
     async fn link_gone(&self, interface: String, index: Option<u32>) {
-        self.send(Event::LinkGone { interface, index }).await;
+        self.send(AgentEvent::LinkGone { interface, index }).await;
     }
 
-    fn not_ready(&self) -> Option<String> {
-        self.status.borrow().no_network()
+    fn not_ready_reason(&self) -> Option<String> {
+        self.status.borrow().no_network_reason()
     }
 }
 
 /// Interface by address of the node's pods, as routes are planned from.
-pub(crate) fn local_pods<'a>(pods: impl Iterator<Item = (&'a String, &'a Attached)>) -> LocalPods {
+pub(crate) fn pods_by_address<'a>(pods: impl Iterator<Item = (&'a String, &'a Attached)>) -> LocalPods {
     let pods = pods.flat_map(|(interface, pod)| pod.addresses.iter().map(move |address| (*address, interface.clone())));
     pods.collect()
 }

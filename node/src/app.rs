@@ -34,18 +34,18 @@ use crate::metrics::Metrics;
 use crate::pods;
 use crate::problems::Problems;
 use crate::requests;
-use crate::store::Store;
+use crate::store::ViewStore;
 use crate::upstream::notices::Notices;
 use crate::upstream::{SERVER_NAME, Upstream};
 
 /// Time limit of the shutdown; enforcement stays in the kernel.
-const END: Duration = Duration::from_secs(10);
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 /// Maximal number of debug calls in progress.
-const CALLS: usize = 64;
+const MAX_CALLS: usize = 64;
 /// Time limit of a debug call, until its response begins.
-const CALL: Duration = Duration::from_secs(15);
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Services by client organization.
-const MAY_CALL: [(&str, &[&str]); 1] = [(
+const ALLOWED_SERVICES: [(&str, &[&str]); 1] = [(
     "margay:readers",
     &[
         "margay.debug.v1.NodeDebug",
@@ -59,13 +59,13 @@ const MAY_CALL: [(&str, &[&str]); 1] = [(
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let telemetry = telemetry::init("margay-node", &args.log)?;
     tracing::info!(?args, "starting node agent");
-    let served = serve(args).await;
+    let served = run_parts(args).await;
     telemetry.shutdown().await;
     served
 }
 
-async fn serve(args: Args) -> anyhow::Result<()> {
-    let shutdown = Shutdown::on_signals(END).context("signals")?;
+async fn run_parts(args: Args) -> anyhow::Result<()> {
+    let shutdown = Shutdown::on_signals(SHUTDOWN_LIMIT).context("signals")?;
     let readiness = Readiness::default();
     let certified = readiness.gate("certificate", "no certificate yet");
     let enforcing = readiness.gate("policy", "no complete view received from typha yet");
@@ -77,15 +77,15 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let attachments = Attachments::load(&folder).with_context(|| format!("attachments in {}", folder.display()))?;
     metrics.damaged.set(i64::try_from(attachments.damaged()).unwrap_or(i64::MAX));
     let problems = Problems::default();
-    let (agent, routing, fatal) = start(&args, &attachments, metrics, &problems)?;
-    tokio::spawn(follow(agent.clone(), enforcing));
+    let (agent, routing, fatal) = start_agent(&args, &attachments, metrics, &problems)?;
+    tokio::spawn(follow_status(agent.clone(), enforcing));
 
     if let Some(folder) = args.cni_conf_dir.clone() {
         let (problems, own) = (problems.clone(), args.cni_conflist.clone());
         tokio::spawn(conf::watch(folder, own, move |wrong| problems.report("network-configuration", true, wrong)));
     }
     let notices = Notices::default();
-    let connected = connect(&args, &agent, routing, (&notices, &problems), &readiness, certified, &shutdown);
+    let connected = run_connected(&args, &agent, routing, (&notices, &problems), &readiness, certified, &shutdown);
     let pods = serve_pods(&args, agent.clone(), attachments, notices.clone(), problems.clone());
     tokio::select! {
         () = shutdown.wait() => Ok(()),
@@ -96,25 +96,25 @@ async fn serve(args: Args) -> anyhow::Result<()> {
 }
 
 /// Starts the dataplane and the agent.
-fn start(
+fn start_agent(
     args: &Args,
     attachments: &Attachments,
     metrics: Metrics,
     problems: &Problems,
-) -> anyhow::Result<(AgentHandle, watch::Receiver<Progress>, tokio::sync::oneshot::Receiver<agent::Fatal>)> {
+) -> anyhow::Result<(AgentHandle, watch::Receiver<Progress>, tokio::sync::oneshot::Receiver<agent::RetriesExhausted>)> {
     let missing = probe::require_features(probe::probe().context("features of the kernel")?)?;
     problems.report("kernel", false, probe::describe_missing(&missing).as_deref());
-    let store = Store::new(&args.state_dir);
+    let store = ViewStore::new(&args.state_dir);
     let mut kernel = Netfilter::open().context("nftables; does the agent have the capability NET_ADMIN?")?;
     let table = kernel.watch().context("changes of nftables")?;
     let network = Network::spawn().context("rtnetlink")?;
     let routing = network.watch();
     let mut addresses = AddressWatch::open().context("addresses of the node")?;
     let links = addresses.read().context("addresses of the node")?;
-    let parts = agent::Parts {
+    let parts = agent::AgentParts {
         node: args.node_name.clone(),
         view: store.load(),
-        attached: pods::attached(attachments)?,
+        attached: pods::load_attached(attachments)?,
         links: links.clone(),
         dataplane: Box::new(Nftables::new(&args.node_name, Box::new(kernel))),
         routes: Some(Box::new(network) as Box<dyn Routes>),
@@ -130,10 +130,10 @@ fn start(
 }
 
 /// Opens the gate while the node is ready.
-async fn follow(agent: AgentHandle, gate: Gate) {
+async fn follow_status(agent: AgentHandle, gate: Gate) {
     let mut status = agent.watch();
     loop {
-        let reason = status.borrow_and_update().not_ready();
+        let reason = status.borrow_and_update().not_ready_reason();
         match reason {
             Some(reason) => gate.close(reason),
             None => gate.open(),
@@ -145,7 +145,7 @@ async fn follow(agent: AgentHandle, gate: Gate) {
 }
 
 /// Runs everything that needs the node's certificate.
-async fn connect(
+async fn run_connected(
     args: &Args,
     agent: &AgentHandle,
     routing: watch::Receiver<Progress>,
@@ -203,10 +203,10 @@ async fn serve_debug(
     };
     let layers = ServiceBuilder::new()
         .layer(Trace)
-        .layer(Admission::new(MAY_CALL))
+        .layer(Admission::new(ALLOWED_SERVICES))
         .load_shed()
-        .concurrency_limit(CALLS)
-        .timeout(CALL);
+        .concurrency_limit(MAX_CALLS)
+        .timeout(CALL_TIMEOUT);
     let served = Server::builder()
         .layer(layers)
         .add_service(NodeDebugServer::new(debug))

@@ -17,7 +17,7 @@ use margay_runtime::ready::Readiness;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use crate::agent::{AgentHandle, local_pods};
+use crate::agent::{AgentHandle, pods_by_address};
 use crate::problems::Problems;
 
 /// Implementation of the debug service.
@@ -35,7 +35,7 @@ pub struct DebugService {
 }
 
 impl DebugService {
-    fn gone() -> Status {
+    fn agent_ended() -> Status {
         Status::unavailable("the agent is ending")
     }
 }
@@ -54,7 +54,7 @@ impl NodeDebug for DebugService {
             in_sync: status.in_sync,
             revision: status.revision,
             errors: errors.collect(),
-            waiting: missing.chain(status.not_ready()).collect(),
+            waiting: missing.chain(status.not_ready_reason()).collect(),
             typha: status.server,
             problems: self.problems.list().into_iter().map(NodeProblem::into_wire).collect(),
             host_changes: self.routing.borrow().changed.values().cloned().map(host_change).collect(),
@@ -69,19 +69,22 @@ impl NodeDebug for DebugService {
                 self.node
             )));
         }
-        let held =
-            self.agent.inspect(|state, _| (state.revision(), state.records().clone())).await.ok_or_else(Self::gone)?;
-        let records = held.1.iter().map(|(id, record)| entry(id, record)).collect();
+        let held = self
+            .agent
+            .inspect(|state, _| (state.revision(), state.records().clone()))
+            .await
+            .ok_or_else(Self::agent_ended)?;
+        let records = held.1.iter().map(|(id, record)| record_entry(id, record)).collect();
         Ok(Response::new(ViewResponse { node: self.node.clone(), revision: held.0, records }))
     }
 
     async fn kernel(&self, _: Request<KernelRequest>) -> Result<Response<KernelResponse>, Status> {
         let node = self.node.clone();
         let look = move |state: &crate::state::State, dataplane: &dyn Dataplane| {
-            let plan = plan::plan(&node, state.records(), &local_pods(dataplane.attached().iter()));
+            let plan = plan::plan(&node, state.records(), &pods_by_address(dataplane.attached().iter()));
             (dataplane.dump(state.records()), plan)
         };
-        let (nftables, plan) = self.agent.inspect(look).await.ok_or_else(Self::gone)?;
+        let (nftables, plan) = self.agent.inspect(look).await.ok_or_else(Self::agent_ended)?;
         Ok(Response::new(KernelResponse { nftables, network: format!("{plan:#?}") }))
     }
 
@@ -95,7 +98,7 @@ fn host_change(changed: ChangedParameter) -> HostChange {
     HostChange { parameter, former, now }
 }
 
-fn entry(id: &RecordId, record: &Record) -> RecordEntry {
+fn record_entry(id: &RecordId, record: &Record) -> RecordEntry {
     RecordEntry {
         kind: id.kind().to_owned(),
         id: id.name(),

@@ -31,9 +31,9 @@ const SIGNER: &str = "margay.io/node";
 /// Key usages that the signer accepts, exactly these.
 const USAGES: [&str; 3] = ["client auth", "digital signature", "server auth"];
 /// Requested lifetime; the signer may grant less.
-const LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+const LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Interval of checking certificate and authorities: three `stat` calls.
-const LOOK: Duration = Duration::from_secs(5);
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Minimal and maximal delay between attempts.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Seconds after which a watch ends and is reopened.
@@ -86,7 +86,7 @@ pub enum IdentityError {
     #[error(
         "certificate of {name:?}, valid from {not_before} to {not_after} (Unix time), belongs to another node or is not valid now; check the node's clock"
     )]
-    Unfit {
+    Invalid {
         /// Its subject's common name.
         name: String,
         /// Start of its validity, Unix time in seconds.
@@ -96,7 +96,7 @@ pub enum IdentityError {
     },
     /// None of the current authorities has signed the certificate: they were replaced.
     #[error("the certificate of {name:?} is signed by none of the authorities in {path}; a new one is requested", path = authorities.display())]
-    Foreign {
+    Untrusted {
         /// Its subject's common name.
         name: String,
         /// File of the authorities.
@@ -140,7 +140,7 @@ impl Identity {
         loop {
             let failed = match self.load() {
                 Ok(tls) => return tls,
-                Err(error) if self.is_ours_to_mend(&error) => match self.request().await {
+                Err(error) if self.is_recoverable(&error) => match self.request_certificate().await {
                     Ok(()) => match self.load() {
                         Ok(tls) => return tls,
                         Err(error) => error,
@@ -160,9 +160,9 @@ impl Identity {
     pub async fn renew(&self, tls: &Tls) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
             while self.is_due(&tls.current(), now()) {
-                let Err(error) = self.request().await else {
+                let Err(error) = self.request_certificate().await else {
                     backoff.reset();
                     break;
                 };
@@ -177,23 +177,23 @@ impl Identity {
         let tls = Tls::load(Files::in_dirs(&self.folder, &self.ca))?;
         let material = tls.current();
         let leaf = material.leaf.clone();
-        if self.is_unfit(&leaf, now()) {
-            return Err(IdentityError::Unfit {
+        if self.is_invalid(&leaf, now()) {
+            return Err(IdentityError::Invalid {
                 name: leaf.peer.common_name,
                 not_before: leaf.not_before,
                 not_after: leaf.not_after,
             });
         }
         if !material.is_trusted {
-            return Err(IdentityError::Foreign { name: leaf.peer.common_name, authorities: self.ca.join("ca.crt") });
+            return Err(IdentityError::Untrusted { name: leaf.peer.common_name, authorities: self.ca.join("ca.crt") });
         }
         Ok(tls)
     }
 
     /// Whether a new certificate resolves the error: not if the authorities are missing.
-    fn is_ours_to_mend(&self, error: &IdentityError) -> bool {
+    fn is_recoverable(&self, error: &IdentityError) -> bool {
         match error {
-            IdentityError::Unfit { .. } | IdentityError::Foreign { .. } => true,
+            IdentityError::Invalid { .. } | IdentityError::Untrusted { .. } => true,
             IdentityError::Tls(TlsError::Read { path, .. } | TlsError::Content { path, .. }) => {
                 path.starts_with(&self.folder)
             }
@@ -203,22 +203,22 @@ impl Identity {
     }
 
     /// Whether the certificate is another node's or not valid.
-    fn is_unfit(&self, leaf: &Leaf, now: i64) -> bool {
+    fn is_invalid(&self, leaf: &Leaf, now: i64) -> bool {
         leaf.peer.common_name != self.common_name() || !(leaf.not_before..leaf.not_after).contains(&now)
     }
 
     /// Whether two thirds of its lifetime are over, or no known authority has signed it.
     fn is_due(&self, material: &Material, now: i64) -> bool {
-        !material.is_trusted || self.is_unfit(&material.leaf, now) || now >= material.leaf.renew_at()
+        !material.is_trusted || self.is_invalid(&material.leaf, now) || now >= material.leaf.renew_at()
     }
 
     /// Has a new key certified and installs both.
-    async fn request(&self) -> Result<(), IdentityError> {
-        let pending = self.pending()?;
+    async fn request_certificate(&self) -> Result<(), IdentityError> {
+        let pending = self.load_or_create_key()?;
         let client = requests::client().await.map_err(Box::new)?;
         let api: Api<CertificateSigningRequest> = Api::all(client);
         let failed = |source| IdentityError::Api { name: pending.name.clone(), source: Box::new(source) };
-        match bounded(api.create(&PostParams::default(), &self.object(&pending)?)).await {
+        match bounded(api.create(&PostParams::default(), &self.request_object(&pending)?)).await {
             Ok(_) => tracing::info!(name = pending.name, "certificate requested"),
             Err(kube::Error::Api(status)) if status.code == 409 => {}
             Err(error) => return Err(failed(error)),
@@ -228,14 +228,18 @@ impl Identity {
         let mut events = bounded(api.watch(&only, "0")).await.map_err(failed)?.boxed();
         while let Some(event) = events.next().await {
             let (WatchEvent::Added(object) | WatchEvent::Modified(object)) = event.map_err(failed)? else { continue };
-            if let Some(certificate) = self.verdict(&pending, &object)? {
-                return self.put(&certificate);
+            if let Some(certificate) = self.check_status(&pending, &object)? {
+                return self.install(&certificate);
             }
         }
         Err(IdentityError::Waiting { name: pending.name })
     }
 
-    fn verdict(&self, pending: &Pending, object: &CertificateSigningRequest) -> Result<Option<Vec<u8>>, IdentityError> {
+    fn check_status(
+        &self,
+        pending: &Pending,
+        object: &CertificateSigningRequest,
+    ) -> Result<Option<Vec<u8>>, IdentityError> {
         let status = object.status.clone().unwrap_or_default();
         if let Some(certificate) = status.certificate.filter(|bytes| !bytes.0.is_empty()) {
             return Ok(Some(certificate.0));
@@ -247,12 +251,12 @@ impl Identity {
             .find(|condition| ["Denied", "Failed"].contains(&condition.type_.as_str()));
         let Some(condition) = refused else { return Ok(None) };
         // A request with the same key has the same name, and would find this refusal again.
-        self.remove(&self.next_key())?;
+        self.remove_file(&self.next_key())?;
         let message = condition.message.or(condition.reason).unwrap_or_default();
         Err(IdentityError::Refused { name: pending.name.clone(), verdict: condition.type_, message })
     }
 
-    fn object(&self, pending: &Pending) -> Result<CertificateSigningRequest, IdentityError> {
+    fn request_object(&self, pending: &Pending) -> Result<CertificateSigningRequest, IdentityError> {
         let mut params = CertificateParams::new(["margay-node".to_owned()])?;
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, self.common_name());
@@ -263,7 +267,7 @@ impl Identity {
             spec: CertificateSigningRequestSpec {
                 request: ByteString(request.into_bytes()),
                 signer_name: SIGNER.to_owned(),
-                expiration_seconds: i32::try_from(LIFE.as_secs()).ok(),
+                expiration_seconds: i32::try_from(LIFETIME.as_secs()).ok(),
                 usages: Some(USAGES.map(str::to_owned).to_vec()),
                 ..CertificateSigningRequestSpec::default()
             },
@@ -272,7 +276,7 @@ impl Identity {
     }
 
     /// Loads the key that is being certified, or generates it.
-    fn pending(&self) -> Result<Pending, IdentityError> {
+    fn load_or_create_key(&self) -> Result<Pending, IdentityError> {
         let path = self.next_key();
         let kept = fs::read_to_string(&path).ok().and_then(|pem| KeyPair::from_pem(&pem).ok());
         let key = match kept {
@@ -281,7 +285,7 @@ impl Identity {
                 let folder = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
                 folder.map_err(|source| IdentityError::Io { path: self.folder.clone(), source })?;
                 let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-                self.write(&path, key.serialize_pem().as_bytes())?;
+                self.write_private(&path, key.serialize_pem().as_bytes())?;
                 key
             }
         };
@@ -292,9 +296,9 @@ impl Identity {
 
     /// Installs the certificate and its key. Between the two renames the pair does not match;
     /// whoever reads it then keeps the former one.
-    fn put(&self, certificate: &[u8]) -> Result<(), IdentityError> {
+    fn install(&self, certificate: &[u8]) -> Result<(), IdentityError> {
         let next = self.folder.join("next.crt");
-        self.write(&next, certificate)?;
+        self.write_private(&next, certificate)?;
         for (from, to) in [(next, "tls.crt"), (self.next_key(), "tls.key")] {
             fs::rename(&from, self.folder.join(to)).map_err(|source| IdentityError::Io { path: from, source })?;
         }
@@ -306,7 +310,7 @@ impl Identity {
         self.folder.join("next.key")
     }
 
-    fn write(&self, path: &Path, content: &[u8]) -> Result<(), IdentityError> {
+    fn write_private(&self, path: &Path, content: &[u8]) -> Result<(), IdentityError> {
         let write = || {
             let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
             file.write_all(content)?;
@@ -315,7 +319,7 @@ impl Identity {
         write().map_err(|source| IdentityError::Io { path: path.to_owned(), source })
     }
 
-    fn remove(&self, path: &Path) -> Result<(), IdentityError> {
+    fn remove_file(&self, path: &Path) -> Result<(), IdentityError> {
         match fs::remove_file(path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(IdentityError::Io { path: path.to_owned(), source })
@@ -396,10 +400,10 @@ mod tests {
             (4000, true, true),
         ];
         for (now, unfit, due) in table {
-            assert_eq!((identity.is_unfit(&own.leaf, now), identity.is_due(&own, now)), (unfit, due), "at {now}");
+            assert_eq!((identity.is_invalid(&own.leaf, now), identity.is_due(&own, now)), (unfit, due), "at {now}");
         }
         issue(&identity, &authority, "n2", true);
-        assert!(identity.is_unfit(&material(&identity).leaf, 2000));
+        assert!(identity.is_invalid(&material(&identity).leaf, 2000));
     }
 
     #[test]
@@ -414,7 +418,7 @@ mod tests {
             match identity.load() {
                 Ok(_) => assert!(is_of_one, "nobody vouches for it"),
                 Err(error) => {
-                    assert!(!is_of_one && identity.is_ours_to_mend(&error), "{error}");
+                    assert!(!is_of_one && identity.is_recoverable(&error), "{error}");
                     assert!(error.to_string().contains("of none of the authorities in"), "{error}");
                 }
             }

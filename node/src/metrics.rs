@@ -100,7 +100,7 @@ impl Metrics {
     }
 
     /// Records a commit and the duration of its stages.
-    pub fn committed(&self, operations: usize, plan: Duration, commit: Duration) {
+    pub fn record_commit(&self, operations: usize, plan: Duration, commit: Duration) {
         self.commits.inc();
         self.operations.inc_by(operations as u64);
         self.plan.observe(plan.as_secs_f64());
@@ -108,7 +108,7 @@ impl Metrics {
     }
 
     /// Records the age of an event when it got in force.
-    pub fn realised(&self, lag: Duration) {
+    pub fn record_lag(&self, lag: Duration) {
         self.lag.observe(lag.as_secs_f64());
     }
 }

@@ -44,7 +44,7 @@ use crate::ipam::store::Store;
 use crate::problems::Problems;
 use crate::requests::bounded;
 use crate::state::State;
-use crate::upstream::notices::{Announce, Notices};
+use crate::upstream::notices::{AnnounceBoth, Notices};
 use margay_dataplane::routes::conntrack::Conntrack;
 use margay_dataplane::routes::driver::{Driver, tunnel_mtu};
 use margay_dataplane::routes::plan::{VERSIONS, has_vxlan, vxlan_device_name};
@@ -55,7 +55,7 @@ use margay_dataplane::{Attached, Dataplane, Links};
 use margay_netlink::route::RouteSocket;
 
 /// Minimal interval between reads of the view for blocks, labels and pools.
-const LOOK: Duration = Duration::from_millis(50);
+const VIEW_INTERVAL: Duration = Duration::from_millis(50);
 /// Delay before a failed API request is repeated.
 const RETRY: Duration = Duration::from_secs(2);
 /// File name of the CNI socket in the run directory.
@@ -79,7 +79,7 @@ pub struct Settings {
 
 /// Pods attached by earlier runs whose links still exist, by interface. Links that a reboot removed
 /// are left to DEL.
-pub fn attached(attachments: &Attachments) -> Result<BTreeMap<String, Attached>> {
+pub fn load_attached(attachments: &Attachments) -> Result<BTreeMap<String, Attached>> {
     let links = present::list_links(&mut RouteSocket::open()?)?;
     let live = attachments
         .iter()
@@ -89,7 +89,7 @@ pub fn attached(attachments: &Attachments) -> Result<BTreeMap<String, Attached>>
 
 /// What the CNI service, IPAM and the node's annotations need of the view.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Outlook {
+struct ViewInputs {
     /// `None`, and the labels in `own` not valid, until the view is complete and contains the node
     /// itself.
     blocks: BlockMap,
@@ -104,8 +104,8 @@ struct Outlook {
 }
 
 /// Extracts the inputs from the records; `is_whole`: they are a complete view, or have been one.
-fn outlook(node: &str, records: &BTreeMap<RecordId, Record>, links: &Links, is_whole: bool) -> Outlook {
-    let mut outlook = Outlook { interfaces: node_interfaces(links), ..Outlook::default() };
+fn view_inputs(node: &str, records: &BTreeMap<RecordId, Record>, links: &Links, is_whole: bool) -> ViewInputs {
+    let mut inputs = ViewInputs { interfaces: node_interfaces(links), ..ViewInputs::default() };
     let (mut blocks, mut has_own) = (BTreeMap::new(), false);
     for (id, record) in globals(records) {
         match (id, record) {
@@ -113,9 +113,9 @@ fn outlook(node: &str, records: &BTreeMap<RecordId, Record>, links: &Links, is_w
                 drop(blocks.insert(*cidr, route.node.clone()))
             }
             (RecordId::Node(name), Record::Node(info)) if name == node => {
-                (outlook.own, has_own) = (info.clone(), true);
+                (inputs.own, has_own) = (info.clone(), true);
             }
-            (RecordId::Pool(range), _) => outlook.has_ipv6 |= range.addr().is_ipv6(),
+            (RecordId::Pool(range), _) => inputs.has_ipv6 |= range.addr().is_ipv6(),
             _ => {}
         }
     }
@@ -125,11 +125,11 @@ fn outlook(node: &str, records: &BTreeMap<RecordId, Record>, links: &Links, is_w
         _ => 0,
     };
     let encapsulated = VERSIONS.into_iter().filter(|version| has_vxlan(records, *version));
-    outlook.vxlan = encapsulated.map(|version| (version, configured(version))).collect();
+    inputs.vxlan = encapsulated.map(|version| (version, configured(version))).collect();
     // Blocks of this node may be missing in a partial view, and typha may not have seen the node
     // yet.
-    outlook.blocks = (is_whole && has_own).then(|| Arc::new(blocks));
-    outlook
+    inputs.blocks = (is_whole && has_own).then(|| Arc::new(blocks));
+    inputs
 }
 
 /// Dependencies of the CNI service and IPAM.
@@ -159,7 +159,7 @@ pub struct Pods {
     pub addresses: NodeAddresses,
     /// Task that serves the socket; it ends when the socket fails.
     pub served: JoinHandle<io::Result<()>>,
-    outlook: watch::Receiver<Outlook>,
+    inputs: watch::Receiver<ViewInputs>,
 }
 
 /// Serves pods and maintains the node's annotations until the socket fails.
@@ -179,7 +179,7 @@ pub async fn serve(
         announcer: Annotations::spawn(client.clone()),
     };
     let pods = start(settings, ports, agent, attachments, notices)?;
-    tokio::spawn(annotate(node, own, client, pods.addresses, pods.outlook));
+    tokio::spawn(annotate(node, own, client, pods.addresses, pods.inputs));
     pods.served.await?.context("CNI socket")
 }
 
@@ -198,7 +198,7 @@ pub fn start<S: Store, N: Announcer>(
     // Until the encapsulation is known, assume both tunnels: smaller packets always arrive.
     let every = VERSIONS.into_iter().map(|version| (version, 0)).collect();
     let (mtu, mtu_seen) = watch::channel(pod_mtu(settings.mtu, *underlay.borrow(), &every));
-    let (lasting_mtu, lasting_seen) = watch::channel(None);
+    let (known_mtu, known_mtu_seen) = watch::channel(None);
     let terms = Terms { map: blocks_seen, pools: (ports.pools)(labels_seen), limits: ports.limits };
     let namespaces = spaces::look(ports.store.clone());
     let allocator = Allocator::spawn(settings.node.clone(), ports.store, terms, now);
@@ -206,7 +206,7 @@ pub fn start<S: Store, N: Announcer>(
     let parts = Parts {
         enforcer: agent.clone(),
         addresses: addresses.clone(),
-        announcer: Announce { notices, then: ports.announcer },
+        announcer: AnnounceBoth { notices, then: ports.announcer },
         links: LinkRemover::spawn()?,
         conntrack: Conntrack::spawn().context("connection tracking")?,
         mtu: mtu_seen,
@@ -218,10 +218,10 @@ pub fn start<S: Store, N: Announcer>(
     let recovering = service.clone();
     tokio::spawn(async move { recovering.recover().await });
     let following = service.clone();
-    tokio::spawn(async move { following.follow_mtu(lasting_seen).await });
+    tokio::spawn(async move { following.follow_mtu(known_mtu_seen).await });
     let served = tokio::spawn(server::serve(listener, service));
 
-    let (own, outlook_seen) = watch::channel(Outlook::default());
+    let (own, inputs_seen) = watch::channel(ViewInputs::default());
     tokio::spawn(async move {
         let mut status = agent.watch();
         loop {
@@ -233,28 +233,28 @@ pub fn start<S: Store, N: Announcer>(
             // Read before the view: what is inspected afterwards is at least as complete.
             let is_whole = status.borrow_and_update().enforcing;
             let look = move |state: &State, dataplane: &dyn Dataplane| {
-                outlook(&name, state.records(), dataplane.links(), is_whole)
+                view_inputs(&name, state.records(), dataplane.links(), is_whole)
             };
             let Some(seen) = agent.inspect(look).await else { return };
             let below = *underlay.borrow_and_update();
             if seen.blocks.is_some() {
                 let wanted = pod_mtu(settings.mtu, below, &seen.vxlan);
-                mtu.send_if_modified(|present| replace(present, wanted));
-                lasting_mtu.send_if_modified(|present| replace(present, Some(wanted)));
+                mtu.send_if_modified(|present| replace_value(present, wanted));
+                known_mtu.send_if_modified(|present| replace_value(present, Some(wanted)));
                 let problem = mtu_problem(settings.mtu, below, &seen.vxlan);
                 settings.problems.report("mtu", true, problem.as_deref());
             }
-            let told = seen.blocks.is_some().then(|| seen.own.labels.clone());
-            labels.send_if_modified(|present| replace(present, told));
-            blocks.send_if_modified(|present| replace(present, seen.blocks.clone()));
-            own.send_if_modified(|present| replace(present, seen));
-            tokio::time::sleep(LOOK).await;
+            let known_labels = seen.blocks.is_some().then(|| seen.own.labels.clone());
+            labels.send_if_modified(|present| replace_value(present, known_labels));
+            blocks.send_if_modified(|present| replace_value(present, seen.blocks.clone()));
+            own.send_if_modified(|present| replace_value(present, seen));
+            tokio::time::sleep(VIEW_INTERVAL).await;
         }
     });
-    Ok(Pods { addresses, served, outlook: outlook_seen })
+    Ok(Pods { addresses, served, inputs: inputs_seen })
 }
 
-fn replace<T: PartialEq>(present: &mut T, wanted: T) -> bool {
+fn replace_value<T: PartialEq>(present: &mut T, wanted: T) -> bool {
     let differs = *present != wanted;
     *present = wanted;
     differs
@@ -303,16 +303,16 @@ async fn annotate(
     own: NodeIps,
     client: Client,
     addresses: NodeAddresses,
-    mut outlook: watch::Receiver<Outlook>,
+    mut inputs: watch::Receiver<ViewInputs>,
 ) {
     let nodes: Api<Node> = Api::all(client);
     // The view does not contain this annotation, so it is written at start and whenever the
     // interfaces change.
-    let mut told = None;
+    let mut written = None;
     let mut pools = addresses.pools();
     loop {
         let changed = tokio::select! {
-            changed = outlook.changed() => changed,
+            changed = inputs.changed() => changed,
             // The tunnel's address may have to move to another pool.
             changed = pools.changed() => changed,
         };
@@ -320,10 +320,10 @@ async fn annotate(
             return;
         }
         loop {
-            let seen = outlook.borrow_and_update().clone();
-            match put_annotations(&nodes, &node, own, &addresses, &seen, told.as_ref()).await {
+            let seen = inputs.borrow_and_update().clone();
+            match put_annotations(&nodes, &node, own, &addresses, &seen, written.as_ref()).await {
                 Ok(()) => {
-                    told = Some(seen.interfaces);
+                    written = Some(seen.interfaces);
                     break;
                 }
                 Err(error) => tracing::warn!(
@@ -341,11 +341,11 @@ async fn put_annotations(
     node: &str,
     own: NodeIps,
     addresses: &NodeAddresses,
-    seen: &Outlook,
-    told: Option<&Vec<NodeInterface>>,
+    seen: &ViewInputs,
+    written: Option<&Vec<NodeInterface>>,
 ) -> Result<()> {
     let mut wanted = Map::new();
-    for (version, subnet) in subnets(own, seen.has_ipv6)? {
+    for (version, subnet) in node_subnets(own, seen.has_ipv6)? {
         let (present, annotation) = match version {
             IpVersion::V4 => (seen.own.ipv4.map(IpNet::V4), ANNOTATION_NODE_IPV4),
             IpVersion::V6 => (seen.own.ipv6.map(IpNet::V6), ANNOTATION_NODE_IPV6),
@@ -371,7 +371,7 @@ async fn put_annotations(
         }
     }
     // A Node that lacks our other annotations may have been recreated, and lost this one as well.
-    if told != Some(&seen.interfaces) || !wanted.is_empty() {
+    if written != Some(&seen.interfaces) || !wanted.is_empty() {
         wanted.insert(ANNOTATION_NODE_INTERFACES.to_owned(), json!(json!(seen.interfaces).to_string()));
     }
     if wanted.is_empty() {
@@ -386,7 +386,7 @@ async fn put_annotations(
 
 /// The node's addresses with their subnets. If there is an IPv6 pool and the kubelet reports no
 /// IPv6 address, the one beside the other address on its link is used.
-fn subnets(own: NodeIps, has_ipv6: bool) -> Result<BTreeMap<IpVersion, IpNet>> {
+fn node_subnets(own: NodeIps, has_ipv6: bool) -> Result<BTreeMap<IpVersion, IpNet>> {
     let mut driver = Driver::open()?;
     let mut found = BTreeMap::new();
     for version in VERSIONS {
@@ -452,8 +452,8 @@ mod tests {
             (RecordId::Settings, Record::Settings(settings)),
             (RecordId::Pool("10.0.0.0/16".parse().expect("a range")), Record::Pool(pool)),
         ]);
-        let outlook = outlook("own", &records, &Links::new(), true);
-        assert_eq!(outlook.vxlan, BTreeMap::from([(IpVersion::V4, 1300)]));
+        let inputs = view_inputs("own", &records, &Links::new(), true);
+        assert_eq!(inputs.vxlan, BTreeMap::from([(IpVersion::V4, 1300)]));
     }
 
     #[test]
@@ -462,7 +462,7 @@ mod tests {
         let node = |name: &str| (RecordId::Node(name.to_owned()), Record::Node(NodeInfo::default()));
         let route = Record::Route(RouteRecord { node: "own".to_owned(), encapsulation: Encapsulation::None });
         let mut records = BTreeMap::from([node("other"), (RecordId::Route(block), route)]);
-        let blocks = |records: &BTreeMap<_, _>, is_whole| outlook("own", records, &Links::new(), is_whole).blocks;
+        let blocks = |records: &BTreeMap<_, _>, is_whole| view_inputs("own", records, &Links::new(), is_whole).blocks;
         assert_eq!(blocks(&BTreeMap::new(), false), None, "nothing has come");
         assert_eq!(blocks(&records, true), None, "typha has not seen the node");
         records.extend([node("own")]);

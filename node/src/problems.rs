@@ -54,16 +54,16 @@ impl Problems {
 
     /// Sends the list and each change of it until the stream ends. A list that is replaced before
     /// the network accepts it is not sent.
-    pub(crate) async fn tell(&self, up: mpsc::Sender<wire::Up>) {
+    pub(crate) async fn send_changes(&self, up: mpsc::Sender<wire::Up>) {
         let mut problems = self.0.subscribe();
         // A server assumes that a node has no problems until it reports some.
-        let mut said = Vec::new();
+        let mut sent = Vec::new();
         loop {
             let list: Vec<_> = problems.borrow_and_update().values().cloned().collect();
-            if list != said && up.send(encode_problems(&list)).await.is_err() {
+            if list != sent && up.send(encode_problems(&list)).await.is_err() {
                 return;
             }
-            said = list;
+            sent = list;
             if problems.changed().await.is_err() {
                 return;
             }
@@ -78,25 +78,25 @@ mod tests {
     #[tokio::test]
     async fn the_newest_list_is_told() {
         let problems = Problems::default();
-        let (up, mut told) = mpsc::channel(1);
+        let (up, mut received) = mpsc::channel(1);
         problems.set("routes", true, "no route to 10.0.0.0/26");
         problems.set("kernel", false, "old");
         problems.clear("nothing");
         let telling = tokio::spawn({
             let problems = problems.clone();
-            async move { problems.tell(up).await }
+            async move { problems.send_changes(up).await }
         });
-        assert_eq!(told.recv().await, Some(encode_problems(&problems.list())));
+        assert_eq!(received.recv().await, Some(encode_problems(&problems.list())));
         assert_eq!(
             problems.list().iter().map(|problem| problem.code.as_str()).collect::<Vec<_>>(),
             ["kernel", "routes"]
         );
         problems.report("kernel", false, None);
-        assert_eq!(told.recv().await, Some(encode_problems(&problems.list())));
+        assert_eq!(received.recv().await, Some(encode_problems(&problems.list())));
         problems.report("routes", true, Some("no route to 10.0.0.0/26"));
         problems.clear("routes");
-        assert_eq!(told.recv().await, Some(encode_problems(&[])), "and what did not change is not said again");
-        drop(told);
+        assert_eq!(received.recv().await, Some(encode_problems(&[])), "and what did not change is not sent again");
+        drop(received);
         problems.set("routes", true, "again");
         telling.await.expect("it ends with the stream");
     }

@@ -9,12 +9,12 @@ use kube::{Client, Config, Error};
 /// it.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 /// Read timeout of a connection, longer than the API server lets any watch live.
-const SILENCE: Duration = Duration::from_secs(300);
+const READ_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Creates a client for the API server.
 pub async fn client() -> Result<Client, Error> {
     let mut config = Config::infer().await.map_err(Error::InferConfig)?;
-    config.read_timeout = Some(SILENCE);
+    config.read_timeout = Some(READ_TIMEOUT);
     Client::try_from(config)
 }
 

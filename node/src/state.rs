@@ -14,7 +14,7 @@ use margay_proto::sync::{Change, Frame};
 /// A change that cannot be applied to the records held; the stream must be reopened with a new
 /// hello.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
+pub enum ViewError {
     /// Members for a set that is not held.
     #[error("received members of set {0}, which this node does not hold; the view is requested again")]
     UnknownSet(SetId),
@@ -36,18 +36,18 @@ pub struct State {
     records: BTreeMap<RecordId, Record>,
     revision: u64,
     in_sync: bool,
-    restating: Restating,
+    resend: Resend,
     dirty: Dirty,
     /// IP sets removed since `take_dirty`, with the member changes not yet taken: a removal and
     /// re-add in one batch then costs a member delta, not a new kernel set.
-    graves: BTreeMap<SetId, (IpSetRecord, MemberDelta)>,
+    removed_sets: BTreeMap<SetId, (IpSetRecord, MemberDelta)>,
 }
 
 /// Buckets that the server is resending, and the records received of them so far.
 #[derive(Clone, Debug, Default)]
-struct Restating {
+struct Resend {
     buckets: BTreeSet<u32>,
-    told: BTreeSet<RecordId>,
+    received: BTreeSet<RecordId>,
 }
 
 impl State {
@@ -74,7 +74,7 @@ impl State {
 
     /// Drains what changed since the last call.
     pub fn take_dirty(&mut self) -> Dirty {
-        self.graves.clear();
+        self.removed_sets.clear();
         std::mem::take(&mut self.dirty)
     }
 
@@ -87,17 +87,17 @@ impl State {
     /// swept.
     pub fn disconnect(&mut self) {
         self.in_sync = false;
-        self.restating = Restating::default();
+        self.resend = Resend::default();
     }
 
     /// Applies a frame. After an error it is applied in part, and the stream must be reopened.
-    pub fn apply(&mut self, frame: Frame) -> Result<(), Fault> {
-        self.restating.buckets.extend(&frame.trailer.restated_buckets);
+    pub fn apply(&mut self, frame: Frame) -> Result<(), ViewError> {
+        self.resend.buckets.extend(&frame.trailer.restated_buckets);
         for change in frame.changes {
             match change {
                 Change::Upsert(id, record) => self.upsert(id, record),
                 Change::Remove(id) => self.remove(&id),
-                Change::Members(set, kind, delta) => self.members(set, kind, delta)?,
+                Change::Members(set, kind, delta) => self.apply_members(set, kind, delta)?,
             }
         }
         self.revision = frame.trailer.revision;
@@ -110,10 +110,10 @@ impl State {
 
     fn upsert(&mut self, id: RecordId, record: Record) {
         if !self.in_sync {
-            self.restating.told.insert(id.clone());
+            self.resend.received.insert(id.clone());
         }
         if let (RecordId::IpSet(set), Record::IpSet(new)) = (&id, &record) {
-            self.revive(set, new.kind);
+            self.restore_set(set, new.kind);
         }
         if let (RecordId::IpSet(set), Record::IpSet(new)) = (&id, &record)
             && let Some(Record::IpSet(old)) = self.records.get(&id)
@@ -131,34 +131,37 @@ impl State {
     }
 
     fn remove(&mut self, id: &RecordId) {
-        self.restating.told.remove(id);
+        self.resend.received.remove(id);
         let Some(record) = self.records.remove(id) else { return };
         if let (RecordId::IpSet(set), Record::IpSet(record)) = (id, record)
             && !self.dirty.records.contains(id)
         {
-            let unseen = self.dirty.members.remove(set).unwrap_or_default();
-            self.graves.insert(set.clone(), (record, unseen));
+            let pending_members = self.dirty.members.remove(set).unwrap_or_default();
+            self.removed_sets.insert(set.clone(), (record, pending_members));
         }
         self.dirty.records.insert(id.clone());
     }
 
     /// Restores a set that was removed since `take_dirty`, as if it had stayed.
-    fn revive(&mut self, set: &SetId, kind: SetKind) {
-        let Some((record, unseen)) = self.graves.remove(set).filter(|(record, _)| record.kind == kind) else { return };
+    fn restore_set(&mut self, set: &SetId, kind: SetKind) {
+        let Some((record, pending_members)) = self.removed_sets.remove(set).filter(|(record, _)| record.kind == kind)
+        else {
+            return;
+        };
         let id = RecordId::IpSet(set.clone());
         self.dirty.records.remove(&id);
         self.records.insert(id, Record::IpSet(record));
-        if unseen != MemberDelta::default() {
-            self.dirty.members.insert(set.clone(), unseen);
+        if pending_members != MemberDelta::default() {
+            self.dirty.members.insert(set.clone(), pending_members);
         }
     }
 
-    fn members(&mut self, set: SetId, kind: SetKind, delta: MemberDelta) -> Result<(), Fault> {
+    fn apply_members(&mut self, set: SetId, kind: SetKind, delta: MemberDelta) -> Result<(), ViewError> {
         let Some(Record::IpSet(record)) = self.records.get_mut(&RecordId::IpSet(set.clone())) else {
-            return Err(Fault::UnknownSet(set));
+            return Err(ViewError::UnknownSet(set));
         };
         if record.kind != kind {
-            return Err(Fault::SetKind { set, held: record.kind, got: kind });
+            return Err(ViewError::SetKind { set, held: record.kind, got: kind });
         }
         for member in delta.removed {
             if record.members.remove(&member) {
@@ -176,11 +179,11 @@ impl State {
     /// Removes records of resent buckets that the server did not send again. Only a complete resend
     /// may remove: before `in_sync` the rest may still come.
     fn sweep(&mut self) {
-        let Restating { buckets, told } = std::mem::take(&mut self.restating);
+        let Resend { buckets, received } = std::mem::take(&mut self.resend);
         if buckets.is_empty() {
             return;
         }
-        let stale = self.records.keys().filter(|id| !told.contains(*id) && buckets.contains(&digest::bucket(id)));
+        let stale = self.records.keys().filter(|id| !received.contains(*id) && buckets.contains(&digest::bucket(id)));
         let stale: Vec<RecordId> = stale.cloned().collect();
         for id in stale {
             self.remove(&id);

@@ -23,11 +23,11 @@ type Records = BTreeMap<RecordId, Record>;
 
 /// File of the saved view.
 #[derive(Clone, Debug)]
-pub struct Store {
+pub struct ViewStore {
     path: PathBuf,
 }
 
-impl Store {
+impl ViewStore {
     /// The file `view.bin` in the agent's state directory.
     pub fn new(folder: &Path) -> Self {
         Self { path: folder.join("view.bin") }
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn what_was_saved_is_there_after_a_restart_and_damage_is_no_view() {
         let folder = tempfile::tempdir().expect("a folder");
-        let store = Store::new(folder.path());
+        let store = ViewStore::new(folder.path());
         assert_eq!(store.load(), Records::new());
         let encoded = encode(&mk_records());
         store.save(&encoded).expect("save");

@@ -7,7 +7,7 @@ use margay_dataplane::Links;
 use margay_dataplane::nftables::TableWatch;
 use margay_dataplane::routes::addresses::AddressWatch;
 
-use crate::agent::{AgentHandle, Event};
+use crate::agent::{AgentEvent, AgentHandle};
 
 /// Reports changes of our table by other programs, from a thread that ends with the agent.
 pub fn watch_drift(mut table: TableWatch, agent: AgentHandle) -> io::Result<()> {
@@ -20,7 +20,7 @@ pub fn watch_drift(mut table: TableWatch, agent: AgentHandle) -> io::Result<()> 
             return;
         }
         let Some(events) = events.upgrade() else { return };
-        if events.blocking_send(Event::Drift).is_err() {
+        if events.blocking_send(AgentEvent::Drift).is_err() {
             return;
         }
     };
@@ -53,7 +53,7 @@ pub fn watch_links(
         }
         look(&links);
         known.clone_from(&links);
-        if events.blocking_send(Event::Links(links)).is_err() {
+        if events.blocking_send(AgentEvent::Links(links)).is_err() {
             return;
         }
     };

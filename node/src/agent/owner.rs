@@ -16,21 +16,21 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
 use super::acks::Acks;
-use super::linked::Linked;
+use super::linked::LinkedPods;
 use super::routing::Routing;
-use super::{Event, Look, Parts, Status};
+use super::{AgentEvent, AgentParts, Inspection, Status};
 use crate::cni::ports::NotEnforced;
 use crate::metrics::{Kind, Metrics};
-use crate::state::{Fault, State};
-use crate::store::Store;
+use crate::state::{State, ViewError};
+use crate::store::ViewStore;
 
 /// Maximal number of events per commit, so that a flood of frames cannot keep a pod from its
 /// commit.
-const BATCH: usize = 64;
+const MAX_BATCH: usize = 64;
 /// Interval of reading back and comparing the whole table even if no change was noticed.
 const FULL_CHECK: Duration = Duration::from_secs(120);
 /// Delay until a comparison that could not read the table is repeated.
-const CHECK_AGAIN: Duration = Duration::from_secs(10);
+const RECHECK_DELAY: Duration = Duration::from_secs(10);
 /// Delay from the first unsaved change of the view until it is saved.
 const SAVE_DELAY: Duration = Duration::from_secs(2);
 /// After a save, the next one waits this many times as long as it took, so that a large view that
@@ -40,14 +40,14 @@ const SAVE_REST: u32 = 500;
 const RETRY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(500));
 /// Failed attempts in a row before the agent exits: it starts with fresh state, and what is
 /// enforced stays enforced.
-const ATTEMPTS: u32 = 20;
+const MAX_ATTEMPTS: u32 = 20;
 
 /// nftables could not be programmed.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "nftables could not be programmed in {attempts} attempts: {reason}; the agent restarts, and what was enforced before stays enforced"
 )]
-pub struct Fatal {
+pub struct RetriesExhausted {
     attempts: u32,
     reason: String,
 }
@@ -55,12 +55,12 @@ pub struct Fatal {
 type Waiters = BTreeMap<String, Vec<oneshot::Sender<Result<(), NotEnforced>>>>;
 
 /// See [`super`].
-pub(super) struct Owner {
+pub(super) struct StateOwner {
     state: State,
     dataplane: Box<dyn Dataplane>,
     routing: Routing,
     node: String,
-    store: Option<Store>,
+    store: Option<ViewStore>,
     /// Thread of the last save, which may still run: only one save runs at a time.
     saving: Option<JoinHandle<()>>,
     metrics: Metrics,
@@ -71,50 +71,50 @@ pub(super) struct Owner {
     /// boot. Never reset.
     active: bool,
     waiters: Waiters,
-    leaving: Vec<oneshot::Sender<bool>>,
-    linked: Linked,
+    committed_waiters: Vec<oneshot::Sender<bool>>,
+    linked: LinkedPods,
     /// Run after the commit of their batch, so that they see what is in force.
-    looks: Vec<Look>,
+    inspections: Vec<Inspection>,
     /// What the next commit covers.
-    turn: Turn,
+    batch: Batch,
     retry: Backoff,
-    due: Due,
+    due: Deadlines,
 }
 
 struct Stream {
     number: u64,
-    fault: Option<oneshot::Sender<Fault>>,
+    fault: Option<oneshot::Sender<ViewError>>,
 }
 
 /// Events since the last commit.
-struct Turn {
+struct Batch {
     span: Option<Span>,
     planning: Duration,
     event_unix_ns: u64,
     frames: bool,
     /// Records that routes are planned from changed.
-    rerouted: bool,
+    is_rerouted: bool,
     /// Pods' links were created or removed.
-    relinked: bool,
+    is_relinked: bool,
 }
 
 /// Deadlines of work that no event triggers.
-struct Due {
+struct Deadlines {
     check: Instant,
     save: Option<Instant>,
     /// Earliest time of the next save.
-    rested: Instant,
+    next_save: Instant,
     retry: Option<Instant>,
     /// When routing that differs from the plan has to be reported.
     fault: Option<Instant>,
 }
 
-impl Owner {
-    pub(super) fn new(parts: Parts, status: watch::Sender<Status>, acks: watch::Sender<Option<Arc<Ack>>>) -> Self {
-        let Parts { node, view, attached, links, mut dataplane, routes, store, metrics } = parts;
+impl StateOwner {
+    pub(super) fn new(parts: AgentParts, status: watch::Sender<Status>, acks: watch::Sender<Option<Arc<Ack>>>) -> Self {
+        let AgentParts { node, view, attached, links, mut dataplane, routes, store, metrics } = parts;
         let state = State::with_records(view);
         dataplane.set_links(links);
-        let linked = Linked::of(&attached);
+        let linked = LinkedPods::from_attached(&attached);
         for (interface, pod) in attached {
             dataplane.attach(interface, pod, state.records());
         }
@@ -131,21 +131,21 @@ impl Owner {
             stream: None,
             active: false,
             waiters: Waiters::new(),
-            leaving: Vec::new(),
+            committed_waiters: Vec::new(),
             linked,
-            looks: Vec::new(),
-            turn: Turn::new(),
+            inspections: Vec::new(),
+            batch: Batch::new(),
             retry: Backoff::new(RETRY.0, RETRY.1),
-            due: Due::new(Instant::now()),
+            due: Deadlines::new(Instant::now()),
         }
     }
 
     pub(super) fn run(
         mut self,
         runtime: &tokio::runtime::Handle,
-        mut queue: mpsc::Receiver<Event>,
-    ) -> Result<(), Fatal> {
-        self.wake_up();
+        mut queue: mpsc::Receiver<AgentEvent>,
+    ) -> Result<(), RetriesExhausted> {
+        self.enforce_saved_view();
         self.commit()?;
         loop {
             let due = self.dataplane.next_retry().map_or_else(|| self.due.next(), |retry| retry.min(self.due.next()));
@@ -153,17 +153,17 @@ impl Owner {
             match runtime.block_on(async { tokio::time::timeout_at(deadline, queue.recv()).await }) {
                 Ok(None) => return Ok(()),
                 Ok(Some(event)) => {
-                    self.handle(event);
-                    for _ in 1..BATCH {
+                    self.handle_event(event);
+                    for _ in 1..MAX_BATCH {
                         let Ok(event) = queue.try_recv() else { break };
-                        self.handle(event);
+                        self.handle_event(event);
                     }
                 }
                 Err(_) => {}
             }
-            self.overdue();
+            self.run_due();
             self.commit()?;
-            for look in std::mem::take(&mut self.looks) {
+            for look in std::mem::take(&mut self.inspections) {
                 look(&self.state, &*self.dataplane);
             }
         }
@@ -171,7 +171,7 @@ impl Owner {
 
     /// Enforces a saved view at once if the kernel holds nothing of ours, which means that the node
     /// has booted. Otherwise what is enforced is newer than what was saved.
-    fn wake_up(&mut self) {
+    fn enforce_saved_view(&mut self) {
         if self.state.records().is_empty() {
             return;
         }
@@ -183,78 +183,80 @@ impl Owner {
         }
     }
 
-    fn handle(&mut self, event: Event) {
+    fn handle_event(&mut self, event: AgentEvent) {
         match event {
-            Event::Connected { stream, hello, fault, server } => {
+            AgentEvent::Connected { stream, hello, fault, server } => {
                 self.state.disconnect();
                 // Revisions belong to one stream: this server must not get one of the last
                 // server's.
-                self.turn.frames = false;
-                self.acks.forget();
+                self.batch.frames = false;
+                self.acks.reset();
                 self.stream = Some(Stream { number: stream, fault: Some(fault) });
                 self.status.send_modify(|status| (status.in_sync, status.server) = (false, server));
                 // The stream may have ended while this event was queued.
                 let _ = hello.send(self.state.buckets());
             }
-            Event::Frame { stream, frame } => self.frame(stream, *frame),
-            Event::Disconnected { stream } => {
+            AgentEvent::Frame { stream, frame } => self.apply_frame(stream, *frame),
+            AgentEvent::Disconnected { stream } => {
                 if self.stream.take_if(|own| own.number == stream).is_some() {
                     self.state.disconnect();
                     self.metrics.in_sync.set(0);
                     self.status.send_modify(|status| (status.in_sync, status.server) = (false, String::new()));
                 }
             }
-            Event::Attach { interface, pod, done } => {
-                self.plan();
+            AgentEvent::Attach { interface, pod, done } => {
+                self.update_dataplane();
                 let started = Instant::now();
-                self.turn.relinked |= self.linked.attached(&interface, &pod);
+                self.batch.is_relinked |= self.linked.ensure(&interface, &pod);
                 self.dataplane.attach(interface.clone(), pod, self.state.records());
-                self.turn.planning += started.elapsed();
+                self.batch.planning += started.elapsed();
                 self.waiters.entry(interface).or_default().push(done);
             }
-            Event::Detach { interface, endpoint, done } => {
+            AgentEvent::Detach { interface, endpoint, done } => {
                 if self.dataplane.attached().get(&interface).is_some_and(|pod| pod.endpoint == endpoint) {
-                    self.plan();
+                    self.update_dataplane();
                     let started = Instant::now();
                     self.dataplane.detach(&interface, self.state.records());
-                    self.turn.planning += started.elapsed();
+                    self.batch.planning += started.elapsed();
                     self.waiters.remove(&interface);
                 }
-                self.leaving.push(done);
+                self.committed_waiters.push(done);
             }
-            Event::LinkMade { interface, index, pod, done } => {
-                self.linked.made(interface, index, pod);
-                self.turn.relinked = true;
-                self.leaving.push(done);
+            AgentEvent::LinkMade { interface, index, pod, done } => {
+                self.linked.add(interface, index, pod);
+                self.batch.is_relinked = true;
+                self.committed_waiters.push(done);
             }
-            Event::LinkGone { interface, index } => self.turn.relinked |= self.linked.gone(&interface, index),
-            Event::Links(links) => {
-                self.plan();
+            AgentEvent::LinkGone { interface, index } => {
+                self.batch.is_relinked |= self.linked.remove(&interface, index)
+            }
+            AgentEvent::Links(links) => {
+                self.update_dataplane();
                 let started = Instant::now();
                 self.dataplane.set_links(links);
-                self.turn.planning += started.elapsed();
+                self.batch.planning += started.elapsed();
                 // Wakes those that publish the interfaces: they read them whenever the status
                 // changes.
                 self.status.send_modify(|_| ());
             }
-            Event::Drift => self.dataplane.invalidate(),
+            AgentEvent::Drift => self.dataplane.invalidate(),
             // The commit below publishes what the routes have reached.
-            Event::Routed => {}
-            Event::Inspect(look) => self.looks.push(look),
+            AgentEvent::Routed => {}
+            AgentEvent::Inspect(look) => self.inspections.push(look),
         }
     }
 
-    fn frame(&mut self, stream: u64, frame: Frame) {
+    fn apply_frame(&mut self, stream: u64, frame: Frame) {
         let Some(own) = self.stream.as_mut().filter(|own| own.number == stream && own.fault.is_some()) else { return };
         let span =
-            self.turn.span.get_or_insert_with(|| tracing::info_span!("node.frame", revision = frame.trailer.revision));
+            self.batch.span.get_or_insert_with(|| tracing::info_span!("node.frame", revision = frame.trailer.revision));
         if let Ok(parent) = frame.trailer.traceparent.parse() {
             telemetry::set_parent(span, parent);
         }
-        self.turn.event_unix_ns = self.turn.event_unix_ns.max(frame.trailer.event_unix_ns);
+        self.batch.event_unix_ns = self.batch.event_unix_ns.max(frame.trailer.event_unix_ns);
         self.metrics.frames.inc();
         match self.state.apply(frame) {
-            Ok(()) => self.turn.frames = true,
+            Ok(()) => self.batch.frames = true,
             Err(fault) => {
                 tracing::warn!(%fault, "a frame cannot be applied; the stream is reopened and the view compared");
                 if let Some(told) = own.fault.take() {
@@ -268,7 +270,7 @@ impl Owner {
     /// Updates the dataplane with changed records, without I/O. Call it before attaching, detaching
     /// or setting links: the dataplane resolves pods and interfaces by the records that it has
     /// seen.
-    fn plan(&mut self) {
+    fn update_dataplane(&mut self) {
         if !self.active && !self.state.is_in_sync() {
             return;
         }
@@ -277,103 +279,103 @@ impl Owner {
         if dirty.is_empty() {
             return;
         }
-        let span = self.turn.span.clone().unwrap_or_else(Span::none);
+        let span = self.batch.span.clone().unwrap_or_else(Span::none);
         let _planning =
             tracing::info_span!(parent: &span, "node.plan", records = dirty.records.len(), sets = dirty.members.len())
                 .entered();
-        self.turn.rerouted |= dirty.records.iter().any(RecordId::is_global);
+        self.batch.is_rerouted |= dirty.records.iter().any(RecordId::is_global);
         self.dataplane.update(self.state.records(), &dirty);
-        self.turn.planning += started.elapsed();
-        self.due.save.get_or_insert_with(|| (Instant::now() + SAVE_DELAY).max(self.due.rested));
+        self.batch.planning += started.elapsed();
+        self.due.save.get_or_insert_with(|| (Instant::now() + SAVE_DELAY).max(self.due.next_save));
     }
 
     /// Commits the dataplane and answers those who wait for it.
-    fn commit(&mut self) -> Result<(), Fatal> {
-        self.plan();
+    fn commit(&mut self) -> Result<(), RetriesExhausted> {
+        self.update_dataplane();
         if !self.active {
             if !self.state.is_in_sync() {
                 // Nothing is written yet, and an earlier run's rules may still let the pod's
                 // packets pass: the CNI service has to remove the link first.
-                for waiter in self.leaving.drain(..) {
+                for waiter in self.committed_waiters.drain(..) {
                     let _ = waiter.send(false);
                 }
                 return Ok(());
             }
             self.active = true;
             self.dataplane.invalidate();
-            self.turn.rerouted = true;
+            self.batch.is_rerouted = true;
         }
         let started = Instant::now();
         if self.due.retry.is_some_and(|due| started < due) {
             return Ok(());
         }
-        let span = self.turn.span.clone().unwrap_or_else(Span::none);
+        let span = self.batch.span.clone().unwrap_or_else(Span::none);
         let result = span.in_scope(|| self.dataplane.commit(self.state.records(), started));
         match result {
             Ok(committed) => {
-                self.committed(committed, started.elapsed());
+                self.handle_committed(committed, started.elapsed());
                 Ok(())
             }
-            Err(error) => self.failed(error),
+            Err(error) => self.handle_failure(error),
         }
     }
 
-    fn committed(&mut self, committed: Committed, took: Duration) {
+    fn handle_committed(&mut self, committed: Committed, took: Duration) {
         let Committed { operations, repairs, is_unread } = committed;
         if self.status.borrow().enforcing {
             self.metrics.repairs.inc_by(repairs);
         }
         if is_unread {
-            self.due.check = Instant::now() + CHECK_AGAIN;
+            self.due.check = Instant::now() + RECHECK_DELAY;
         }
         self.retry.reset();
         self.due.retry = None;
-        let turn = std::mem::replace(&mut self.turn, Turn::new());
+        let batch = std::mem::replace(&mut self.batch, Batch::new());
         if operations > 0 {
-            self.metrics.committed(operations, turn.planning, took);
+            self.metrics.record_commit(operations, batch.planning, took);
         }
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        if turn.event_unix_ns > 0 {
-            self.metrics.realised(since_epoch.saturating_sub(Duration::from_nanos(turn.event_unix_ns)));
+        if batch.event_unix_ns > 0 {
+            self.metrics.record_lag(since_epoch.saturating_sub(Duration::from_nanos(batch.event_unix_ns)));
         }
-        if turn.rerouted {
+        if batch.is_rerouted {
             let (linked, records) = (&self.linked, self.state.records());
-            self.routing.set_plan(|| plan::plan(&self.node, records, &linked.pods()));
-        } else if turn.relinked {
+            self.routing.set_plan(|| plan::plan(&self.node, records, &linked.local_pods()));
+        } else if batch.is_relinked {
             // Planning only the node's own pods: the cluster has thousands of routes where a node
             // has dozens of pods.
-            self.routing.set_pods(self.linked.pods());
+            self.routing.set_pods(self.linked.local_pods());
         }
         self.metrics.pods.set(self.dataplane.attached().len() as i64);
-        if turn.frames {
-            let traceparent = turn.span.as_ref().and_then(telemetry::of).map(|context| context.to_string());
+        if batch.frames {
+            let traceparent = batch.span.as_ref().and_then(telemetry::of).map(|context| context.to_string());
             let ack = Ack {
                 revision: self.state.revision(),
                 errors: Vec::new(),
-                plan_us: micros(turn.planning),
+                plan_us: micros(batch.planning),
                 commit_us: micros(took),
                 traceparent: traceparent.unwrap_or_default(),
             };
             self.acks.push(ack, self.routing.generation());
         }
-        self.report();
-        self.answer();
+        self.publish_status();
+        self.answer_waiters();
     }
 
     /// Publishes status, metrics and the acknowledgement that is due.
-    fn report(&mut self) {
+    fn publish_status(&mut self) {
         // Before the errors: they must be those of this generation or of a newer one.
-        let applied = self.routing.applied();
+        let applied = self.routing.applied_generation();
         let mut errors = self.dataplane.errors();
-        let of_routing = self.routing.errors(&self.node, self.state.records());
+        let of_routing = self.routing.update_errors(&self.node, self.state.records());
         errors.extend(of_routing.iter().map(|(id, reason)| (id.clone(), reason.clone())));
         let (in_sync, revision) = (self.state.is_in_sync(), self.state.revision());
         self.metrics.errors.set(errors.len() as i64);
         self.metrics.in_sync.set(i64::from(in_sync));
         self.metrics.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
         let now = Instant::now();
-        let routing = self.routing.fault(now);
-        self.due.fault = self.routing.due(now);
+        let routing = self.routing.check_fault(now);
+        self.due.fault = self.routing.next_check(now);
         self.status.send_if_modified(|status| {
             for (id, reason) in errors.iter().filter(|(id, reason)| status.errors.get(*id) != Some(*reason)) {
                 tracing::warn!(record = ?id, reason, "record is not enforced as written");
@@ -386,11 +388,11 @@ impl Owner {
             changed
         });
         // After the status: whoever reads an acknowledgement finds the status that belongs to it.
-        self.acks.tell(applied, &errors);
+        self.acks.publish(applied, &errors);
     }
 
     /// Answers the ADDs whose pods have their policy in the kernel, and the DELs.
-    fn answer(&mut self) {
+    fn answer_waiters(&mut self) {
         let decided: Vec<String> =
             self.waiters.keys().filter(|interface| self.dataplane.has_policy(interface)).cloned().collect();
         for interface in decided {
@@ -404,25 +406,25 @@ impl Owner {
             waiters.retain(|waiter| !waiter.is_closed());
             !waiters.is_empty()
         });
-        for waiter in self.leaving.drain(..) {
+        for waiter in self.committed_waiters.drain(..) {
             let _ = waiter.send(true);
         }
     }
 
-    fn failed(&mut self, error: CommitError) -> Result<(), Fatal> {
+    fn handle_failure(&mut self, error: CommitError) -> Result<(), RetriesExhausted> {
         let CommitError { attempts, reason } = error;
         self.metrics.failures.inc();
         tracing::warn!(attempt = attempts, reason, "nftables could not be programmed; trying again");
         self.status.send_modify(|status| status.failing = Some(reason.clone()));
-        if attempts >= ATTEMPTS {
-            return Err(Fatal { attempts, reason });
+        if attempts >= MAX_ATTEMPTS {
+            return Err(RetriesExhausted { attempts, reason });
         }
         self.due.retry = Some(Instant::now() + self.retry.next(jitter()));
         Ok(())
     }
 
     /// Runs work that is due.
-    fn overdue(&mut self) {
+    fn run_due(&mut self) {
         let now = Instant::now();
         if now >= self.due.check {
             self.due.check = now + FULL_CHECK;
@@ -431,11 +433,11 @@ impl Owner {
         self.dataplane.retry_refused(self.state.records(), now);
         if self.due.save.is_some_and(|due| now >= due) {
             self.due.save = None;
-            self.count();
+            self.count_records();
             let is_saving = self.saving.as_ref().is_some_and(|thread| !thread.is_finished());
             if self.state.is_in_sync() && !is_saving {
                 self.save();
-                self.due.rested = now + now.elapsed() * SAVE_REST;
+                self.due.next_save = now + now.elapsed() * SAVE_REST;
             } else {
                 self.due.save = Some(now + SAVE_DELAY);
             }
@@ -443,7 +445,7 @@ impl Owner {
     }
 
     /// Updates the record metrics. It visits every record, so it does not run for every frame.
-    fn count(&self) {
+    fn count_records(&self) {
         let mut counts: BTreeMap<&'static str, i64> = KINDS.iter().map(|kind| (*kind, 0)).collect();
         for id in self.state.records().keys() {
             *counts.entry(id.kind()).or_default() += 1;
@@ -454,15 +456,22 @@ impl Owner {
     }
 }
 
-impl Turn {
+impl Batch {
     const fn new() -> Self {
-        Self { span: None, planning: Duration::ZERO, event_unix_ns: 0, frames: false, rerouted: false, relinked: false }
+        Self {
+            span: None,
+            planning: Duration::ZERO,
+            event_unix_ns: 0,
+            frames: false,
+            is_rerouted: false,
+            is_relinked: false,
+        }
     }
 }
 
-impl Due {
+impl Deadlines {
     fn new(now: Instant) -> Self {
-        Self { check: now + FULL_CHECK, save: None, rested: now, retry: None, fault: None }
+        Self { check: now + FULL_CHECK, save: None, next_save: now, retry: None, fault: None }
     }
 
     fn next(&self) -> Instant {

@@ -16,9 +16,9 @@ use margay_dataplane::routes::worker::Progress;
 /// Grace period before failed routing counts against the node: links go down and come back.
 const GRACE: Duration = Duration::from_secs(5);
 /// Maximal number of records reported with routing errors; the rest is only mentioned.
-const LIMIT: usize = 128;
+const MAX_ERRORS: usize = 128;
 /// Maximal number of failed parts named in one reason.
-const NAMED: usize = 3;
+const MAX_NAMED: usize = 3;
 
 /// Routing that has failed for longer than the grace period.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,14 +61,14 @@ impl Routing {
     }
 
     /// Generation of the newest plan that has been applied.
-    pub(super) fn applied(&self) -> u64 {
+    pub(super) fn applied_generation(&self) -> u64 {
         self.routes.as_ref().map_or(u64::MAX, |(_, progress)| progress.borrow().generation)
     }
 
     pub(super) fn set_plan(&mut self, plan: impl FnOnce() -> Plan) {
         let Some((routes, _)) = &mut self.routes else { return };
         let plan = plan();
-        let unreachable = plan.unreachable.iter().take(LIMIT + 1);
+        let unreachable = plan.unreachable.iter().take(MAX_ERRORS + 1);
         self.unreachable = unreachable.map(|(range, reason)| (RecordId::Route(*range), reason.clone())).collect();
         self.generation = routes.set_plan(plan);
         self.is_stale = true;
@@ -82,7 +82,11 @@ impl Routing {
     }
 
     /// Recomputes and returns the records that are not in force as written.
-    pub(super) fn errors(&mut self, own: &str, records: &BTreeMap<RecordId, Record>) -> &BTreeMap<RecordId, String> {
+    pub(super) fn update_errors(
+        &mut self,
+        own: &str,
+        records: &BTreeMap<RecordId, Record>,
+    ) -> &BTreeMap<RecordId, String> {
         let Some((_, progress)) = &mut self.routes else { return &self.errors };
         // An error means that the worker has ended and nothing more will come.
         if !progress.has_changed().unwrap_or(false) && !self.is_stale {
@@ -90,12 +94,12 @@ impl Routing {
         }
         self.is_stale = false;
         let mut found = self.unreachable.clone();
-        for (part, reason) in progress.borrow_and_update().failed.iter().take(2 * LIMIT) {
-            if let Some(id) = record(part, own, records) {
+        for (part, reason) in progress.borrow_and_update().failed.iter().take(2 * MAX_ERRORS) {
+            if let Some(id) = record_of(part, own, records) {
                 found.insert(id, format!("{part}: {reason}"));
             }
         }
-        if let Some((id, _)) = found.iter().nth(LIMIT) {
+        if let Some((id, _)) = found.iter().nth(MAX_ERRORS) {
             let id = id.clone();
             drop(found.split_off(&id));
             if let Some(mut last) = found.last_entry() {
@@ -107,7 +111,7 @@ impl Routing {
     }
 
     /// Checks whether routing has failed for longer than the grace period.
-    pub(super) fn fault(&mut self, now: Instant) -> Option<RoutingFault> {
+    pub(super) fn check_fault(&mut self, now: Instant) -> Option<RoutingFault> {
         let (_, progress) = self.routes.as_ref()?;
         let progress = progress.borrow();
         if progress.failed.is_empty() {
@@ -115,30 +119,30 @@ impl Routing {
             return None;
         }
         let since = *self.failing_since.get_or_insert(now);
-        (now.saturating_duration_since(since) >= GRACE).then(|| fault(&progress.failed))
+        (now.saturating_duration_since(since) >= GRACE).then(|| describe_failures(&progress.failed))
     }
 
     /// When the check has to be repeated because the grace period ends.
-    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+    pub(super) fn next_check(&self, now: Instant) -> Option<Instant> {
         self.failing_since.map(|since| since + GRACE).filter(|due| *due > now)
     }
 }
 
-fn fault(failed: &BTreeMap<RoutingPart, String>) -> RoutingFault {
+fn describe_failures(failed: &BTreeMap<RoutingPart, String>) -> RoutingFault {
     // Failures of the node itself first.
-    let (own, others): (Vec<_>, Vec<_>) = failed.iter().partition(|(part, _)| is_own(part));
+    let (own, others): (Vec<_>, Vec<_>) = failed.iter().partition(|(part, _)| concerns_node(part));
     let mut reason = "routing could not be programmed".to_owned();
-    for (index, (part, why)) in own.iter().chain(&others).take(NAMED).enumerate() {
+    for (index, (part, why)) in own.iter().chain(&others).take(MAX_NAMED).enumerate() {
         // Writing into a string does not fail.
         let _ = write!(reason, "{} {part}: {why}", if index == 0 { ':' } else { ';' });
     }
-    if failed.len() > NAMED {
-        let _ = write!(reason, "; and {} more", failed.len() - NAMED);
+    if failed.len() > MAX_NAMED {
+        let _ = write!(reason, "; and {} more", failed.len() - MAX_NAMED);
     }
     RoutingFault { reason, is_own: !own.is_empty() }
 }
 
-fn is_own(part: &RoutingPart) -> bool {
+fn concerns_node(part: &RoutingPart) -> bool {
     match part {
         RoutingPart::Netlink | RoutingPart::Forwarding(_) | RoutingPart::Tunnel(_) => true,
         RoutingPart::Link(name) => VERSIONS.iter().any(|version| vxlan_device_name(*version) == name),
@@ -147,9 +151,9 @@ fn is_own(part: &RoutingPart) -> bool {
 }
 
 /// The record that a failed part belongs to; failures of the node itself belong to its Node.
-fn record(part: &RoutingPart, own: &str, records: &BTreeMap<RecordId, Record>) -> Option<RecordId> {
+fn record_of(part: &RoutingPart, own: &str, records: &BTreeMap<RecordId, Record>) -> Option<RecordId> {
     match part {
-        part if is_own(part) => Some(RecordId::Node(own.to_owned())),
+        part if concerns_node(part) => Some(RecordId::Node(own.to_owned())),
         RoutingPart::Route(range) => Some(RecordId::Route(*range)).filter(|id| records.contains_key(id)),
         RoutingPart::Peer(address) => globals(records).find_map(|(id, record)| match record {
             Record::Node(info) => {
@@ -186,8 +190,8 @@ mod tests {
     }
 
     fn mk_routing() -> (watch::Sender<Progress>, Routing) {
-        let (told, seen) = watch::channel(Progress::default());
-        (told, Routing::new(Some(Box::new(Fixed(seen)))))
+        let (sender, seen) = watch::channel(Progress::default());
+        (sender, Routing::new(Some(Box::new(Fixed(seen)))))
     }
 
     fn range(text: &str) -> ipnet::IpNet {
@@ -219,31 +223,31 @@ mod tests {
             (RoutingPart::Route(range("10.1.1.5/32")), None, false),
         ] {
             let failed = BTreeMap::from([(part.clone(), "ENETDOWN".to_owned())]);
-            let (told, mut routing) = mk_routing();
-            told.send_modify(|progress| progress.failed.clone_from(&failed));
-            let errors = routing.errors("own", &mk_records());
+            let (sender, mut routing) = mk_routing();
+            sender.send_modify(|progress| progress.failed.clone_from(&failed));
+            let errors = routing.update_errors("own", &mk_records());
             assert_eq!(errors.keys().next(), id.as_ref(), "{part:?}");
             let start = Instant::now();
-            assert_eq!(routing.fault(start), None, "a flap");
-            assert_eq!(routing.due(start), Some(start + GRACE));
-            let fault = routing.fault(start + GRACE).expect("it lasts");
+            assert_eq!(routing.check_fault(start), None, "a flap");
+            assert_eq!(routing.next_check(start), Some(start + GRACE));
+            let fault = routing.check_fault(start + GRACE).expect("it lasts");
             assert_eq!(fault.is_own, is_own, "{part:?}");
             assert!(fault.reason.contains("ENETDOWN"), "{}", fault.reason);
-            told.send_modify(|progress| progress.failed.clear());
-            assert_eq!((routing.fault(start + GRACE), routing.due(start)), (None, None));
+            sender.send_modify(|progress| progress.failed.clear());
+            assert_eq!((routing.check_fault(start + GRACE), routing.next_check(start)), (None, None));
         }
     }
 
     #[test]
     fn very_many_errors_are_cut_off_and_it_is_said() {
-        let (_told, mut routing) = mk_routing();
-        let unreachable = (0..2 * LIMIT).map(|number| {
+        let (_sender, mut routing) = mk_routing();
+        let unreachable = (0..2 * MAX_ERRORS).map(|number| {
             let range = range(&format!("10.{}.{}.0/26", number / 256, number % 256));
             (range, "no way".to_owned())
         });
         routing.set_plan(|| Plan { unreachable: unreachable.collect(), ..Plan::default() });
-        let errors = routing.errors("own", &BTreeMap::new());
-        assert_eq!(errors.len(), LIMIT);
+        let errors = routing.update_errors("own", &BTreeMap::new());
+        assert_eq!(errors.len(), MAX_ERRORS);
         assert!(errors.values().last().is_some_and(|reason| reason.contains("more than can be listed")));
     }
 }

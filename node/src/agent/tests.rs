@@ -55,7 +55,7 @@ pub(super) fn mk_frame(revision: u64, records: &Records, in_sync: bool) -> Box<F
 struct Rig {
     kernel: Model,
     agent: AgentHandle,
-    fatal: oneshot::Receiver<Fatal>,
+    fatal: oneshot::Receiver<RetriesExhausted>,
     faults: Option<oneshot::Receiver<Fault>>,
 }
 
@@ -87,7 +87,7 @@ impl Rig {
     }
 
     fn with_routes(kernel: Model, view: Records, routes: Option<Box<dyn Routes>>) -> Self {
-        let parts = Parts {
+        let parts = AgentParts {
             node: NODE.to_owned(),
             view,
             attached: BTreeMap::new(),
@@ -104,13 +104,13 @@ impl Rig {
     async fn connect(&mut self, stream: u64) {
         let (hello, held) = oneshot::channel();
         let (fault, faults) = oneshot::channel();
-        self.agent.send(Event::Connected { stream, hello, fault, server: "typha".to_owned() }).await;
+        self.agent.send(AgentEvent::Connected { stream, hello, fault, server: "typha".to_owned() }).await;
         self.faults = Some(faults);
         held.await.expect("the agent lives");
     }
 
     async fn tell(&self, stream: u64, frame: Box<Frame>) {
-        assert!(self.agent.send(Event::Frame { stream, frame }).await);
+        assert!(self.agent.send(AgentEvent::Frame { stream, frame }).await);
     }
 
     /// The acknowledgement of this revision.
@@ -149,11 +149,11 @@ async fn nothing_is_written_before_the_whole_view_and_then_all_of_it_at_once() {
     rig.tell(1, mk_frame(1, &records, false)).await;
     rig.settle().await;
     assert_eq!(rig.kernel.table(), None);
-    assert!(rig.agent.status().not_ready().is_some());
+    assert!(rig.agent.status().not_ready_reason().is_some());
     rig.tell(1, mk_frame(2, &Records::new(), true)).await;
     assert_eq!(rig.acked(2).await.errors, []);
     assert_eq!(rig.kernel.lock().commits, 1);
-    assert_eq!(rig.agent.status().not_ready(), None);
+    assert_eq!(rig.agent.status().not_ready_reason(), None);
     tokio::time::timeout(PATIENCE, rig.agent.wait_in_sync()).await.expect("in time");
 }
 
@@ -255,7 +255,7 @@ async fn a_saved_view_is_enforced_after_a_boot_and_not_after_a_mere_restart() {
     let records = mk_records(&[(0, Action::Allow)]);
     let booted = Rig::new(Model::new(), records.clone());
     booted.settle().await;
-    assert_eq!(booted.agent.status().not_ready(), None);
+    assert_eq!(booted.agent.status().not_ready_reason(), None);
     assert_eq!(booted.attach(0).await, Ok(()));
 
     // The same kernel, with an older view on disk than what it enforces.
@@ -263,7 +263,7 @@ async fn a_saved_view_is_enforced_after_a_boot_and_not_after_a_mere_restart() {
     let mut restarted = Rig::new(booted.kernel.clone(), mk_records(&[(1, Action::Allow)]));
     restarted.settle().await;
     assert_eq!(restarted.kernel.table(), before);
-    assert!(restarted.agent.status().not_ready().is_some());
+    assert!(restarted.agent.status().not_ready_reason().is_some());
     let (key, _) = mk_pod(1);
     let gone = restarted.agent.detach(key.clone(), interface_name(&key));
     tokio::time::timeout(PATIENCE, gone).await.expect("nobody waits for a view to let a pod go");
@@ -282,7 +282,7 @@ async fn drift_is_repaired_and_a_frame_that_does_not_fit_ends_its_stream() {
     rig.acked(1).await;
     let wanted = rig.kernel.table();
     rig.kernel.lock().table = None;
-    rig.agent.send(Event::Drift).await;
+    rig.agent.send(AgentEvent::Drift).await;
     rig.settle().await;
     assert_eq!(rig.kernel.table(), wanted);
 
@@ -326,7 +326,7 @@ async fn a_revision_is_acknowledged_when_its_routes_are_in_the_kernel_or_with_wh
     let ack = rig.acked(1).await;
     assert_eq!(ack.errors, [(RecordId::Route(range), format!("route {range}: ENETUNREACH"))]);
     // A flap does not make it unready, and the end of the failure is told of without another frame.
-    assert_eq!(rig.agent.status().not_ready(), None);
+    assert_eq!(rig.agent.status().not_ready_reason(), None);
     progress.send_modify(|progress| progress.failed.clear());
     let mut acks = rig.agent.acks();
     let mended = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.errors.is_empty()));

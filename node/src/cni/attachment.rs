@@ -64,8 +64,8 @@ pub struct Attachment {
 
 impl Attachment {
     /// IPAM handle of the sandbox's addresses, as in Calico.
-    pub fn handle(&self) -> String {
-        handle(&self.network, &self.id)
+    pub fn ipam_handle(&self) -> String {
+        ipam_handle(&self.network, &self.id)
     }
 
     /// Key of the pod's endpoint.
@@ -81,7 +81,7 @@ impl Attachment {
 }
 
 /// IPAM handle of a sandbox's addresses, `<network>.<container id>` as Calico's CNI plugin has it.
-pub fn handle(network: &str, id: &AttachmentId) -> String {
+pub fn ipam_handle(network: &str, id: &AttachmentId) -> String {
     format!("{network}.{}", id.container)
 }
 
@@ -122,7 +122,7 @@ impl Attachments {
     }
 
     fn load_file(&mut self, path: &Path, ending: &str) {
-        let attachment = match self.read(path, ending) {
+        let attachment = match self.read_file(path, ending) {
             Ok(attachment) => attachment,
             Err(error) => return self.put_aside(path, &error),
         };
@@ -137,11 +137,11 @@ impl Attachments {
         }
     }
 
-    fn read(&self, path: &Path, ending: &str) -> io::Result<Attachment> {
+    fn read_file(&self, path: &Path, ending: &str) -> io::Result<Attachment> {
         let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
         let mut attachment: Attachment =
             serde_json::from_slice(&fs::read(path)?).map_err(|error| invalid(error.to_string()))?;
-        if self.path(&attachment.id, ending) != path {
+        if self.file_path(&attachment.id, ending) != path {
             return Err(invalid(format!("it belongs to {}@{}", attachment.id.container, attachment.id.ifname)));
         }
         // Former agents wrote files without a MAC address before ADD had succeeded.
@@ -183,7 +183,7 @@ impl Attachments {
     }
 
     /// Other attachments with the same host-side interface.
-    pub fn rivals(&self, of: &Attachment) -> Vec<Attachment> {
+    pub fn others_on_interface(&self, of: &Attachment) -> Vec<Attachment> {
         self.known.values().filter(|other| other.interface == of.interface && other.id != of.id).cloned().collect()
     }
 
@@ -192,11 +192,11 @@ impl Attachments {
     /// journal its name is durable then too. If it is lost all the same, so is the pod's link, and
     /// DEL releases the addresses by their handle.
     pub fn put(&mut self, attachment: Attachment) -> io::Result<File> {
-        let (path, temporary) = (self.path(&attachment.id, ADDING), self.path(&attachment.id, TEMPORARY));
+        let (path, temporary) = (self.file_path(&attachment.id, ADDING), self.file_path(&attachment.id, TEMPORARY));
         let mut file = File::create(&temporary)?;
         file.write_all(&serde_json::to_vec(&attachment)?)?;
         fs::rename(&temporary, &path)?;
-        remove(&self.path(&attachment.id, FINISHED))?;
+        remove_file(&self.file_path(&attachment.id, FINISHED))?;
         self.known.insert(attachment.id.clone(), Attachment { is_finished: false, ..attachment });
         Ok(file)
     }
@@ -205,7 +205,7 @@ impl Attachments {
     /// nothing more has to be synced: without the new name the ADD counts as unfinished, and after
     /// a loss of power the pod that got the response is gone as well.
     pub fn finish(&mut self, id: &AttachmentId) -> io::Result<()> {
-        fs::rename(self.path(id, ADDING), self.path(id, FINISHED))?;
+        fs::rename(self.file_path(id, ADDING), self.file_path(id, FINISHED))?;
         if let Some(attachment) = self.known.get_mut(id) {
             attachment.is_finished = true;
         }
@@ -215,9 +215,9 @@ impl Attachments {
     /// Removes an attachment whose addresses are released, except for its link.
     pub fn retire(&mut self, id: &AttachmentId) -> io::Result<Option<Leftover>> {
         let Some(attachment) = self.known.get(id) else { return Ok(None) };
-        let leftover = Leftover { interface: attachment.interface.clone(), file: self.path(id, GONE) };
+        let leftover = Leftover { interface: attachment.interface.clone(), file: self.file_path(id, GONE) };
         for ending in [FINISHED, ADDING] {
-            match fs::rename(self.path(id, ending), &leftover.file) {
+            match fs::rename(self.file_path(id, ending), &leftover.file) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 result => result?,
             }
@@ -228,13 +228,13 @@ impl Attachments {
 
     /// Removes an attachment; an unknown one is a success.
     pub fn remove(&mut self, id: &AttachmentId) -> io::Result<()> {
-        remove(&self.path(id, FINISHED))?;
-        remove(&self.path(id, ADDING))?;
+        remove_file(&self.file_path(id, FINISHED))?;
+        remove_file(&self.file_path(id, ADDING))?;
         self.known.remove(id);
         Ok(())
     }
 
-    fn path(&self, id: &AttachmentId, ending: &str) -> PathBuf {
+    fn file_path(&self, id: &AttachmentId, ending: &str) -> PathBuf {
         // Parsing restricts both parts to letters, digits and `_.-`, so neither can leave the
         // directory.
         self.folder.join(format!("{}@{}.{ending}", id.container, id.ifname))
@@ -244,12 +244,12 @@ impl Attachments {
 impl Leftover {
     /// Removes the file, once the link is gone.
     pub fn forget(&self) -> io::Result<()> {
-        remove(&self.file)
+        remove_file(&self.file)
     }
 }
 
 /// Removes a file; a missing one is a success.
-fn remove(path: &Path) -> io::Result<()> {
+fn remove_file(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -295,7 +295,7 @@ mod tests {
         let new = Attachment { is_finished: true, ..new };
         let mut restarted = Attachments::load(folder.path()).expect("two files");
         assert_eq!(restarted.iter().cloned().collect::<Vec<_>>(), [new.clone(), old.clone()]);
-        assert_eq!(restarted.rivals(&new), std::slice::from_ref(&old));
+        assert_eq!(restarted.others_on_interface(&new), std::slice::from_ref(&old));
         restarted.remove(&old.id).expect("remove");
         restarted.remove(&old.id).expect("removing twice is no error");
         let again = Attachments::load(folder.path()).expect("one file");

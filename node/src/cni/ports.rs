@@ -36,7 +36,7 @@ pub trait Enforcer: Clone + Send + Sync + 'static {
     /// the same name is left alone.
     fn link_gone(&self, interface: String, index: Option<u32>) -> impl Future<Output = ()> + Send;
     /// Reason why no pod can be attached now, if any.
-    fn not_ready(&self) -> Option<String>;
+    fn not_ready_reason(&self) -> Option<String>;
 }
 
 /// What is asked of IPAM for one pod interface.

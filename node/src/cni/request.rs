@@ -29,14 +29,14 @@ const MARGIN: Duration = Duration::from_millis(500);
 /// A failed call, with an error code of the CNI specification.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{msg}")]
-pub struct Refusal {
+pub struct CniError {
     /// Error code.
     pub code: u32,
     /// What is wrong, in one line, with its remedy.
     pub msg: String,
 }
 
-impl Refusal {
+impl CniError {
     /// Creates an error with a code of [`margay_proto::cni::code`].
     pub fn new(code: u32, msg: impl Into<String>) -> Self {
         Self { code, msg: msg.into() }
@@ -90,23 +90,23 @@ pub struct IpamConfig {
 
 /// A boolean; Calico writes it as a string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "Written")]
+#[serde(try_from = "SwitchText")]
 pub struct Switch(pub bool);
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Written {
+enum SwitchText {
     Bool(bool),
     Text(String),
 }
 
-impl TryFrom<Written> for Switch {
+impl TryFrom<SwitchText> for Switch {
     type Error = String;
 
-    fn try_from(written: Written) -> Result<Self, String> {
+    fn try_from(written: SwitchText) -> Result<Self, String> {
         match written {
-            Written::Bool(value) => Ok(Self(value)),
-            Written::Text(text) => match text.to_ascii_lowercase().as_str() {
+            SwitchText::Bool(value) => Ok(Self(value)),
+            SwitchText::Text(text) => match text.to_ascii_lowercase().as_str() {
                 "true" => Ok(Self(true)),
                 "false" => Ok(Self(false)),
                 _ => Err(format!("{text:?} must be true or false")),
@@ -117,9 +117,9 @@ impl TryFrom<Written> for Switch {
 
 impl Config {
     /// Parses the configuration of a request.
-    pub fn parse(text: &[u8]) -> Result<Self, Refusal> {
+    pub fn parse(text: &[u8]) -> Result<Self, CniError> {
         let wrong = |error: serde_json::Error| {
-            Refusal::new(
+            CniError::new(
                 code::INVALID_CONFIG,
                 format!("network configuration: {error}; correct the file in the CNI configuration folder"),
             )
@@ -129,9 +129,9 @@ impl Config {
 
     /// Whether the pod needs an IPv4 and an IPv6 address. Pools named by the pod take precedence
     /// over those of the network configuration.
-    pub fn demands(&self) -> Result<[Demand; 2], Refusal> {
+    pub fn demands(&self) -> Result<[Demand; 2], CniError> {
         let demand = |switch: Option<Switch>, annotation: &str, configured: &[String]| {
-            let named = self.annotation(annotation).map(|text| pools(annotation, text)).transpose()?;
+            let named = self.annotation(annotation).map(|text| parse_pools(annotation, text)).transpose()?;
             let pools = named.unwrap_or_else(|| configured.to_vec());
             Ok(match switch {
                 Some(Switch(false)) => Demand::Never,
@@ -163,13 +163,13 @@ impl Config {
     }
 
     /// Addresses requested by the pod's annotation; empty without one.
-    pub fn requested(&self) -> Result<Vec<IpAddr>, Refusal> {
+    pub fn requested_addresses(&self) -> Result<Vec<IpAddr>, CniError> {
         if let Some(text) = self.annotation(ANNOTATION_POD_ADDRESSES_NO_IPAM) {
             let text = format!(
                 "annotation {ANNOTATION_POD_ADDRESSES_NO_IPAM} is {text:?}: addresses outside IPAM are not supported, as nothing would keep \
                  two pods from using the same; request an address of a pool with {ANNOTATION_POD_ADDRESSES}"
             );
-            return Err(Refusal::new(code::DECODE, text));
+            return Err(CniError::new(code::DECODE, text));
         }
         let Some(text) = self.annotation(ANNOTATION_POD_ADDRESSES) else { return Ok(Vec::new()) };
         let addresses: Vec<IpAddr> = serde_json::from_str(text).unwrap_or_default();
@@ -177,40 +177,40 @@ impl Config {
         if addresses.is_empty() || ipv4 > 1 || addresses.len() - ipv4 > 1 {
             let rule = r#"a JSON list of one IPv4 address, one IPv6 address or one of each, such as ["10.0.0.7"]"#;
             let text = format!("annotation {ANNOTATION_POD_ADDRESSES} is {text:?}: must be {rule}; correct the pod");
-            return Err(Refusal::new(code::DECODE, text));
+            return Err(CniError::new(code::DECODE, text));
         }
         Ok(addresses)
     }
 }
 
 /// Parses the pools that an annotation names.
-fn pools(annotation: &str, text: &str) -> Result<Vec<String>, Refusal> {
+fn parse_pools(annotation: &str, text: &str) -> Result<Vec<String>, CniError> {
     let named: Vec<String> = serde_json::from_str(text).unwrap_or_default();
     if named.is_empty() || named.iter().any(String::is_empty) {
         let rule = r#"a JSON list of names or ranges of IPPools, such as ["pool-a"]"#;
         let text = format!("annotation {annotation} is {text:?}: must be {rule}; correct the pod");
-        return Err(Refusal::new(code::DECODE, text));
+        return Err(CniError::new(code::DECODE, text));
     }
     Ok(named)
 }
 
 /// Validates the identity in a request: only letters, digits and `_.-`, so that it can be a file
 /// name.
-pub fn id(attachment: &cni::Attachment) -> Result<AttachmentId, Refusal> {
+pub fn attachment_id(attachment: &cni::Attachment) -> Result<AttachmentId, CniError> {
     let plain = |text: &str| {
         !text.is_empty()
             && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
             && !text.starts_with('.')
     };
     if !plain(&attachment.container_id) {
-        return Err(environment(
+        return Err(environment_error(
             "CNI_CONTAINERID",
             &attachment.container_id,
             "one or more letters, digits, '_', '.', '-', not beginning with '.'",
         ));
     }
     if !plain(&attachment.ifname) || attachment.ifname.len() > MAX_IFNAME {
-        return Err(environment(
+        return Err(environment_error(
             "CNI_IFNAME",
             &attachment.ifname,
             "an interface name of 1 to 15 letters, digits, '_', '.', '-'",
@@ -226,12 +226,12 @@ pub fn endpoint(attachment: &cni::Attachment) -> Option<EndpointKey> {
 }
 
 /// Builds the attachment that an ADD requests, without addresses.
-pub fn attachment(network: &str, asked: &cni::Attachment) -> Result<Attachment, Refusal> {
-    let id = id(asked)?;
+pub fn new_attachment(network: &str, asked: &cni::Attachment) -> Result<Attachment, CniError> {
+    let id = attachment_id(asked)?;
     let asked_pod = asked.pod.clone().unwrap_or_default();
     for (variable, value) in [("K8S_POD_NAMESPACE", &asked_pod.namespace), ("K8S_POD_NAME", &asked_pod.name)] {
         if value.is_empty() {
-            return Err(environment(
+            return Err(environment_error(
                 "CNI_ARGS",
                 "",
                 &format!("{variable}=... present; only Kubernetes pods can be attached"),
@@ -256,22 +256,22 @@ pub fn attachment(network: &str, asked: &cni::Attachment) -> Result<Attachment, 
 }
 
 /// Opens the network namespace of an ADD or CHECK.
-pub fn namespace(path: &str) -> Result<File, Refusal> {
+pub fn open_namespace(path: &str) -> Result<File, CniError> {
     let rule = "the path of a network namespace that exists on this node";
     namespace::open(Path::new(path)).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => environment("CNI_NETNS", path, rule),
-        _ => Refusal::new(code::IO, format!("CNI_NETNS {path:?}: {error}; must be {rule}")),
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => environment_error("CNI_NETNS", path, rule),
+        _ => CniError::new(code::IO, format!("CNI_NETNS {path:?}: {error}; must be {rule}")),
     })
 }
 
 /// Time limit of a response: the plugin's less a margin, at most the configured one.
-pub fn patience(timeout_millis: u32, configured: Duration) -> Duration {
+pub fn time_limit(timeout_millis: u32, configured: Duration) -> Duration {
     let plugin = Duration::from_millis(u64::from(timeout_millis)).saturating_sub(MARGIN);
     if timeout_millis == 0 { configured } else { plugin.min(configured) }
 }
 
-fn environment(variable: &str, value: &str, rule: &str) -> Refusal {
-    Refusal::new(code::INVALID_ENVIRONMENT, format!("{variable} is {value:?}: must be {rule}"))
+fn environment_error(variable: &str, value: &str, rule: &str) -> CniError {
+    CniError::new(code::INVALID_ENVIRONMENT, format!("{variable} is {value:?}: must be {rule}"))
 }
 
 #[cfg(test)]
@@ -291,7 +291,7 @@ mod tests {
             assert_eq!(Config::parse(text.as_bytes()).expect("a configuration").demands(), Ok(wanted), "{text}");
         }
         let none = Config::parse(br#"{"runtimeConfig": {"io.kubernetes.cri.pod-annotations": null}}"#);
-        assert_eq!(none.expect("a configuration").requested(), Ok(Vec::new()));
+        assert_eq!(none.expect("a configuration").requested_addresses(), Ok(Vec::new()));
         let refusal = Config::parse(br#"{"ipam": {"assign_ipv6": "perhaps"}}"#).expect_err("no yes or no");
         assert_eq!(refusal.code, code::INVALID_CONFIG);
         assert!(refusal.msg.contains(r#""perhaps" has to be true or false"#), "{refusal}");
@@ -338,7 +338,8 @@ mod tests {
 
     #[test]
     fn addresses_without_ipam_are_refused() {
-        let refusal = annotated(ANNOTATION_POD_ADDRESSES_NO_IPAM, r#"["10.0.0.7"]"#).requested().expect_err("refused");
+        let refusal =
+            annotated(ANNOTATION_POD_ADDRESSES_NO_IPAM, r#"["10.0.0.7"]"#).requested_addresses().expect_err("refused");
         assert!(
             refusal.msg.contains("ipAddrsNoIpam") && refusal.msg.contains("cni.projectcalico.org/ipAddrs"),
             "{refusal}"
@@ -347,7 +348,7 @@ mod tests {
 
     #[test]
     fn addresses_that_a_pod_names_are_one_of_each_version_at_most() {
-        let requested = |text: &str| annotated(ANNOTATION_POD_ADDRESSES, text).requested();
+        let requested = |text: &str| annotated(ANNOTATION_POD_ADDRESSES, text).requested_addresses();
         let addresses = requested(r#"["fd00::7", "10.0.0.7"]"#).expect("one of each");
         assert_eq!(addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>(), ["fd00::7", "10.0.0.7"]);
         for wrong in

@@ -166,7 +166,7 @@ fn members_that_fit_nothing_are_a_fault() {
         changes: vec![Change::Members(set.clone(), kind, MemberDelta::default())],
         trailer: Trailer::default(),
     };
-    assert_eq!(state.apply(members(&set_id(9), SetKind::Net)), Err(Fault::UnknownSet(set_id(9))));
-    let kind = Fault::SetKind { set: set_id(0), held: SetKind::Net, got: SetKind::AddressPort };
+    assert_eq!(state.apply(members(&set_id(9), SetKind::Net)), Err(ViewError::UnknownSet(set_id(9))));
+    let kind = ViewError::SetKind { set: set_id(0), held: SetKind::Net, got: SetKind::AddressPort };
     assert_eq!(state.apply(members(&set_id(0), SetKind::AddressPort)), Err(kind));
 }

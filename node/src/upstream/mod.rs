@@ -18,9 +18,9 @@ use margay_runtime::tls::Connector;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::agent::{AgentHandle, Event};
+use crate::agent::{AgentEvent, AgentHandle};
 use crate::problems::Problems;
-use crate::state::Fault;
+use crate::state::ViewError;
 use notices::Notices;
 
 /// DNS name in typha's certificate, whatever its address.
@@ -33,13 +33,13 @@ const PONG: Duration = Duration::from_secs(10);
 /// is likely to be up.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Duration after which a stream counts as stable and the backoff starts over.
-const GOOD: Duration = Duration::from_secs(30);
+const STABLE: Duration = Duration::from_secs(30);
 /// Capacity of the queue of messages to the server.
-const OUTGOING: usize = 16;
+const QUEUE: usize = 16;
 
 /// Reason why a stream ended.
 #[derive(Debug, thiserror::Error)]
-enum Ended {
+enum StreamEnd {
     #[error("connect: {0}")]
     Connect(#[from] tonic::transport::Error),
     #[error("{0}")]
@@ -49,7 +49,7 @@ enum Ended {
     #[error("a frame cannot be decoded: {0}; check that typha and the agent have the same version")]
     Frame(#[from] sync::Error),
     #[error("a frame cannot be applied: {0}")]
-    Fault(#[from] Fault),
+    View(#[from] ViewError),
     #[error("the agent has ended")]
     Agent,
 }
@@ -75,20 +75,20 @@ impl Upstream {
         for stream in 1.. {
             let started = Instant::now();
             let ended = tokio::select! {
-                ended = self.stream(stream) => ended,
+                ended = self.stream_until_end(stream) => ended,
                 () = shutdown.wait() => return,
             };
-            let known = self.agent.send(Event::Disconnected { stream }).await;
-            if matches!(ended, Ended::Agent) || !known {
+            let known = self.agent.send(AgentEvent::Disconnected { stream }).await;
+            if matches!(ended, StreamEnd::Agent) || !known {
                 return;
             }
-            if started.elapsed() >= GOOD {
+            if started.elapsed() >= STABLE {
                 backoff.reset();
             }
             let delay = backoff.next(jitter());
             tracing::warn!(
                 server = self.server,
-                reason = describe(&ended),
+                reason = with_sources(&ended),
                 ?delay,
                 "the stream to typha ended; enforcement continues with the view held"
             );
@@ -100,14 +100,14 @@ impl Upstream {
     }
 
     /// Runs one stream from connection to end.
-    async fn stream(&self, stream: u64) -> Ended {
-        match self.converse(stream).await {
+    async fn stream_until_end(&self, stream: u64) -> StreamEnd {
+        match self.run_stream(stream).await {
             Ok(never) => match never {},
             Err(ended) => ended,
         }
     }
 
-    async fn converse(&self, stream: u64) -> Result<std::convert::Infallible, Ended> {
+    async fn run_stream(&self, stream: u64) -> Result<std::convert::Infallible, StreamEnd> {
         let endpoint = self.connector.endpoint();
         let endpoint = endpoint.http2_keep_alive_interval(PING).keep_alive_timeout(PONG).keep_alive_while_idle(true);
         let channel = endpoint.connect_with_connector(self.connector.clone()).await?;
@@ -115,16 +115,16 @@ impl Upstream {
 
         let (hello, held) = oneshot::channel();
         let (fault, faults) = oneshot::channel();
-        let opened = Event::Connected { stream, hello, fault, server: self.server.clone() };
+        let opened = AgentEvent::Connected { stream, hello, fault, server: self.server.clone() };
         if !self.agent.send(opened).await {
-            return Err(Ended::Agent);
+            return Err(StreamEnd::Agent);
         }
-        let buckets = held.await.map_err(|_| Ended::Agent)?;
+        let buckets = held.await.map_err(|_| StreamEnd::Agent)?;
         // Acknowledgements up to here belong to former streams.
         let mut acks = self.agent.acks();
         acks.mark_unchanged();
 
-        let (up, outgoing) = mpsc::channel(OUTGOING);
+        let (up, outgoing) = mpsc::channel(QUEUE);
         let agent_version = env!("CARGO_PKG_VERSION").to_owned();
         let hello = wire::Hello { agent_version, buckets, host_endpoints: true, compact: true };
         // The channel is empty and its receiver exists, so this neither waits nor fails.
@@ -133,21 +133,21 @@ impl Upstream {
         tracing::info!(server = self.server, "stream to typha is open");
         tokio::select! {
             ended = self.receive(stream, frames) => Err(ended),
-            fault = faults => Err(fault.map_or(Ended::Agent, Ended::Fault)),
-            () = report(acks, up.clone()) => Err(Ended::Closed),
-            () = self.problems.tell(up.clone()) => Err(Ended::Closed),
-            () = self.notices.tell(up, &self.agent) => Err(Ended::Closed),
+            fault = faults => Err(fault.map_or(StreamEnd::Agent, StreamEnd::View)),
+            () = send_acks(acks, up.clone()) => Err(StreamEnd::Closed),
+            () = self.problems.send_changes(up.clone()) => Err(StreamEnd::Closed),
+            () = self.notices.send_all(up, &self.agent) => Err(StreamEnd::Closed),
         }
     }
 
     /// Hands frames to the agent. While the agent's queue is full none is read, and the server
     /// coalesces changes instead of queueing them.
-    async fn receive(&self, stream: u64, mut frames: tonic::Streaming<wire::Frame>) -> Ended {
+    async fn receive(&self, stream: u64, mut frames: tonic::Streaming<wire::Frame>) -> StreamEnd {
         let mut parts = Joiner::default();
         loop {
             let part = match frames.message().await {
                 Ok(Some(part)) => part,
-                Ok(None) => return Ended::Closed,
+                Ok(None) => return StreamEnd::Closed,
                 Err(status) => return Box::new(status).into(),
             };
             let frame = match parts.push(part) {
@@ -155,8 +155,8 @@ impl Upstream {
                 Ok(None) => continue,
                 Err(error) => return error.into(),
             };
-            if !self.agent.send(Event::Frame { stream, frame }).await {
-                return Ended::Agent;
+            if !self.agent.send(AgentEvent::Frame { stream, frame }).await {
+                return StreamEnd::Agent;
             }
         }
     }
@@ -164,7 +164,10 @@ impl Upstream {
 
 /// Sends acknowledgements until the stream ends; while the network is slow the newest replaces
 /// those that wait.
-async fn report(mut acks: tokio::sync::watch::Receiver<Option<std::sync::Arc<sync::Ack>>>, up: mpsc::Sender<wire::Up>) {
+async fn send_acks(
+    mut acks: tokio::sync::watch::Receiver<Option<std::sync::Arc<sync::Ack>>>,
+    up: mpsc::Sender<wire::Up>,
+) {
     while acks.changed().await.is_ok() {
         let ack = acks.borrow_and_update().clone();
         if let Some(ack) = ack
@@ -176,7 +179,7 @@ async fn report(mut acks: tokio::sync::watch::Receiver<Option<std::sync::Arc<syn
 }
 
 /// Formats an error with its sources, which tonic's own text omits.
-fn describe(error: &dyn std::error::Error) -> String {
+fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {

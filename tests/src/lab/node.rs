@@ -25,7 +25,7 @@ use margay_node::ipam::addresses::NodeAddresses;
 use margay_node::metrics::Metrics;
 use margay_node::pods::{self, Ports, Settings};
 use margay_node::problems::Problems;
-use margay_node::store::Store;
+use margay_node::store::ViewStore;
 use margay_node::upstream::Upstream;
 use margay_node::upstream::notices::Notices;
 use margay_proto::sync::NodeProblem;
@@ -251,7 +251,7 @@ async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Noti
     let planned = Arc::new(AtomicU64::new(0));
     let mut interfaces = AddressWatch::open()?;
     let links = interfaces.read()?;
-    let parts = agent::Parts {
+    let parts = agent::AgentParts {
         node: settings.node.clone(),
         view: store.load(),
         attached: pods::attached(&attachments)?,

@@ -15,7 +15,7 @@ use margay_dataplane::nftables::{Netfilter, Nftables};
 use margay_dataplane::routes::pod::{self, PodLink};
 use margay_dataplane::routes::worker::Network;
 use margay_netlink::route::RouteSocket;
-use margay_node::agent::{self, AgentHandle, Event, Parts};
+use margay_node::agent::{self, AgentEvent, AgentHandle, AgentParts};
 use margay_node::metrics::Metrics;
 use margay_proto::sync::{Change, Frame, Trailer};
 use margay_tests::namespace::{Namespace, connect};
@@ -284,13 +284,13 @@ impl Node {
         })?;
         let (hello, held) = oneshot::channel();
         let (fault, _) = oneshot::channel();
-        handle.send(Event::Connected { stream: 1, hello, fault, server: "test".to_owned() }).await;
+        handle.send(AgentEvent::Connected { stream: 1, hello, fault, server: "test".to_owned() }).await;
         held.await?;
         let own = records.iter().filter(|(id, _)| !matches!(id, RecordId::Endpoint(key) if !self.has(key)));
         let changes = own.map(|(id, record)| Change::Upsert(id.clone(), record.clone())).collect();
         let trailer =
             Trailer { revision: 1, restated_buckets: (0..256).collect(), in_sync: true, ..Trailer::default() };
-        handle.send(Event::Frame { stream: 1, frame: Box::new(Frame { changes, trailer }) }).await;
+        handle.send(AgentEvent::Frame { stream: 1, frame: Box::new(Frame { changes, trailer }) }).await;
         let mut acks = handle.acks();
         let acked = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.revision == 1));
         let ack = tokio::time::timeout(PATIENCE, acked).await.context("no acknowledgement")??.clone();

@@ -1,9 +1,9 @@
 //! Saves the view for a node that boots without typha.
 
-use super::Owner;
+use super::StateOwner;
 use crate::store;
 
-impl Owner {
+impl StateOwner {
     /// Saves the view in a thread. It must be complete: at the next start a partial one would be
     /// taken for the whole.
     pub(super) fn save(&mut self) {

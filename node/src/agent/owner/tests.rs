@@ -14,7 +14,7 @@ use margay_dataplane::nftables::sample::{NODE, mk_pod};
 /// Longer than any test takes.
 const LATER: Duration = Duration::from_secs(3600);
 
-fn mk_owner(kernel: &Model, store: Option<Store>) -> Owner {
+fn mk_owner(kernel: &Model, store: Option<Store>) -> StateOwner {
     let parts = Parts {
         node: NODE.to_owned(),
         view: BTreeMap::new(),
@@ -25,14 +25,14 @@ fn mk_owner(kernel: &Model, store: Option<Store>) -> Owner {
         store,
         metrics: Metrics::new(&mut Registry::default()),
     };
-    Owner::new(parts, watch::channel(Status::default()).0, watch::channel(None).0)
+    StateOwner::new(parts, watch::channel(Status::default()).0, watch::channel(None).0)
 }
 
 /// Hands it a whole view with one pod.
-fn tell(owner: &mut Owner) {
+fn tell(owner: &mut StateOwner) {
     let (hello, fault) = (oneshot::channel().0, oneshot::channel().0);
-    owner.handle(Event::Connected { stream: 1, hello, fault, server: "typha".to_owned() });
-    owner.handle(Event::Frame { stream: 1, frame: mk_frame(1, &mk_records(&[(0, Action::Allow)]), true) });
+    owner.handle(AgentEvent::Connected { stream: 1, hello, fault, server: "typha".to_owned() });
+    owner.handle(AgentEvent::Frame { stream: 1, frame: mk_frame(1, &mk_records(&[(0, Action::Allow)]), true) });
 }
 
 #[test]
@@ -47,9 +47,9 @@ fn events_do_not_hasten_the_next_attempt_at_what_the_kernel_did_not_take() {
     let (done, mut answer) = oneshot::channel();
     let (endpoint, addresses) = mk_pod(0);
     let interface = interface_name(&endpoint);
-    owner.handle(Event::Attach { interface, pod: Attached { endpoint, uid: String::new(), addresses }, done });
+    owner.handle(AgentEvent::Attach { interface, pod: Attached { endpoint, uid: String::new(), addresses }, done });
     for _ in 0..2 * ATTEMPTS {
-        owner.handle(Event::Drift);
+        owner.handle(AgentEvent::Drift);
         owner.commit().expect("no attempt");
     }
     assert!(owner.status.borrow().failing.is_some());
@@ -97,10 +97,10 @@ fn a_check_that_others_interrupt_changes_nothing_and_is_made_later() {
     owner.due.check = Instant::now();
     owner.overdue();
     // What is to be written meanwhile is written without a reading.
-    owner.handle(Event::Frame { stream: 1, frame: mk_frame(2, &mk_records(&[(1, Action::Allow)]), true) });
+    owner.handle(AgentEvent::Frame { stream: 1, frame: mk_frame(2, &mk_records(&[(1, Action::Allow)]), true) });
     owner.commit().expect("nothing failed");
     assert_eq!(counts(), (commits + 1, readings + 1));
-    assert_eq!(owner.status.borrow().not_ready(), None);
+    assert_eq!(owner.status.borrow().not_ready_reason(), None);
     assert!(owner.due.check < Instant::now() + FULL_CHECK / 2, "it is made again soon");
 
     let wanted = kernel.table();
@@ -125,10 +125,10 @@ fn a_table_that_cannot_be_read_for_others_is_replaced() {
             true => kernel.lock().table = None,
             false => drop(kernel.lock().table.as_mut().expect("a table").chains.pop_last()),
         }
-        owner.handle(Event::Drift);
+        owner.handle(AgentEvent::Drift);
         owner.commit().expect("a repair");
         assert_eq!(kernel.table(), wanted);
-        assert_eq!(owner.status.borrow().not_ready(), None);
+        assert_eq!(owner.status.borrow().not_ready_reason(), None);
     }
 }
 
@@ -144,6 +144,9 @@ fn what_others_change_unheard_is_undone_at_once() {
         assert!(!kernel.lock().unheard, "nothing was committed");
         let table = kernel.table().map(|table| table.to_string());
         assert_eq!(table, Some(owner.dataplane.dump(owner.state.records())));
-        owner.handle(Event::Frame { stream: 1, frame: mk_frame(revision, &mk_records(&[(1, Action::Allow)]), true) });
+        owner.handle(AgentEvent::Frame {
+            stream: 1,
+            frame: mk_frame(revision, &mk_records(&[(1, Action::Allow)]), true),
+        });
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use margay_api::endpoint::EndpointKey;
 use tokio::sync::watch;
 
-use super::{Service, blocking};
+use super::{Service, run_blocking};
 use crate::cni::attachment::Attachment;
 use crate::cni::ports::{Addresses, Announcer, Enforcer};
 use margay_dataplane::routes::pod::{self, PodError, PodLink};
@@ -17,13 +17,13 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     /// Lowers pods' links to each new MTU; `None`: it is not known yet. Pods whose network
     /// configuration has an MTU keep it. A larger MTU applies to new pods only: an existing one may
     /// have chosen a smaller MTU itself.
-    pub async fn follow_mtu(&self, mut lasting: watch::Receiver<Option<u32>>) {
+    pub async fn follow_mtu(&self, mut known: watch::Receiver<Option<u32>>) {
         loop {
-            let mtu = *lasting.borrow_and_update();
+            let mtu = *known.borrow_and_update();
             if let Some(mtu) = mtu {
                 self.lower_mtu(mtu).await;
             }
-            if lasting.changed().await.is_err() {
+            if known.changed().await.is_err() {
                 return;
             }
         }
@@ -36,10 +36,10 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         for Attachment { id, namespace, pod, .. } in attached {
             let endpoint = EndpointKey::new(namespace, pod);
             // An ADD in progress uses the MTU of its start.
-            let pod = self.pod(&endpoint);
+            let pod = self.pod_lock(&endpoint);
             let _alone = pod.lock().await;
             let Some(attachment) = self.attachments().get(&id).cloned() else { continue };
-            match blocking(move || lower(&attachment, mtu)).await {
+            match run_blocking(move || lower_link(&attachment, mtu)).await {
                 Ok(was_larger) => lowered += usize::from(was_larger),
                 Err(error) => tracing::warn!(
                     pod = %endpoint, %error, mtu,
@@ -55,7 +55,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
 
 /// Lowers the MTU of an attachment's link and returns whether it was larger. A pod that is gone
 /// needs nothing.
-fn lower(attachment: &Attachment, mtu: u32) -> Result<bool, PodError> {
+fn lower_link(attachment: &Attachment, mtu: u32) -> Result<bool, PodError> {
     let namespace = match namespace::open(Path::new(&attachment.netns)) {
         Ok(namespace) => namespace,
         Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidInput) => {

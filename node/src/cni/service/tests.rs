@@ -37,7 +37,7 @@ impl Enforcer for Log {
 
     async fn link_gone(&self, _: String, _: Option<u32>) {}
 
-    fn not_ready(&self) -> Option<String> {
+    fn not_ready_reason(&self) -> Option<String> {
         None
     }
 }
@@ -88,7 +88,7 @@ fn run_with<F: Future<Output = ()>>(
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             let (folder, log) = (TempDir::new().expect("a folder"), Log::default());
             let (_mtu, mtu) = watch::channel(1400);
-            let parts = Parts {
+            let parts = ServiceParts {
                 enforcer: log.clone(),
                 addresses: log.clone(),
                 announcer: log.clone(),
@@ -105,8 +105,8 @@ fn run_with<F: Future<Output = ()>>(
     });
 }
 
-fn mk_call() -> Call {
-    Call { network: "net".to_owned(), config: Config::default(), timeout_millis: 0 }
+fn mk_call() -> CniCall {
+    CniCall { network: "net".to_owned(), config: Config::default(), timeout_millis: 0 }
 }
 
 fn mk_asked(netns: &str) -> cni::Attachment {
@@ -131,7 +131,7 @@ fn a_del_waits_for_the_add_before_it_and_takes_back_what_that_made() {
         };
         tokio::task::yield_now().await;
         assert_eq!(log.take(), Vec::<String>::new(), "the ADD is not over");
-        let made = request::attachment("net", &asked).expect("a pod");
+        let made = request::new_attachment("net", &asked).expect("a pod");
         service.attachments().put(made).expect("a file");
         drop(add);
         deleting.await.expect("no panic").expect("DEL");
@@ -174,7 +174,7 @@ fn an_address_whose_conversations_cannot_be_ended_is_not_given() {
 }
 
 fn put(service: &Tested, asked: &cni::Attachment, pod: &str) -> Attachment {
-    let mut other = request::attachment("net", asked).expect("a pod");
+    let mut other = request::new_attachment("net", asked).expect("a pod");
     other.pod = pod.to_owned();
     other.addresses = vec!["10.0.0.2/32".parse().expect("an address")];
     service.attachments().put(other.clone()).expect("a file");
