@@ -38,7 +38,7 @@ pub struct Attached {
     pub endpoint: EndpointKey,
     /// UID of the pod from the runtime; empty: not known.
     pub uid: String,
-    /// The addresses it may send from.
+    /// Addresses that it may send from.
     pub addresses: Vec<IpAddr>,
 }
 

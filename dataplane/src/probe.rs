@@ -298,7 +298,7 @@ fn limit_table() -> Ruleset {
 mod tests {
     use super::*;
 
-    /// A kernel that lacks the features of these modules.
+    /// Missing features of a kernel without these modules.
     fn without(modules: &[&str]) -> Vec<MissingFeature> {
         find_missing(|feature| match modules.contains(&feature.module) {
             true => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
@@ -330,7 +330,7 @@ mod tests {
         assert!(!refused.contains("VXLAN"), "what is not always needed hides what is: {refused}");
     }
 
-    /// And every trial is one that a kernel can pass.
+    /// Every test passes on a complete kernel.
     #[test]
     fn this_kernel_lacks_nothing() {
         let missing = probe().expect("root");

@@ -5,9 +5,6 @@
 //! together are committed together: one transaction, one acknowledgement. Nothing is written to the
 //! kernel before the first complete view, unless the kernel holds nothing of ours and a view was
 //! saved.
-//!
-//! It lives on a thread of its own because the kernel's answers block. Events that wait together are committed together: one transaction, one
-//! acknowledgement. Nothing is written before the first whole view, unless the kernel holds nothing of ours and a view was saved.
 
 mod acks;
 mod changes;

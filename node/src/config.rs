@@ -9,7 +9,7 @@ use margay_api::storage::Mode;
 
 use margay_dataplane::routes::plan::version_of;
 
-/// Settings of the node agent; each is a flag and an environment variable of the same meaning.
+/// Settings of the node agent; each is a flag and an environment variable.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Name of the node that this agent runs on.
@@ -49,7 +49,7 @@ pub struct Args {
     /// How long a pod waits for its policy before ADD fails and the runtime retries.
     #[arg(long, env = "MARGAY_POLICY_SETUP_TIMEOUT_SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub policy_setup_timeout_seconds: u64,
-    /// MTU of pods; 0 means that of the node's link less the overhead of the encapsulation in use.
+    /// MTU of pods; 0: that of the node's link less the overhead of the encapsulation in use.
     #[arg(long, env = "MARGAY_MTU", default_value_t = 0)]
     pub mtu: u32,
     /// API group of Calico's data: `projectcalico.org/v3` or `crd.projectcalico.org/v1`. The
@@ -65,7 +65,7 @@ pub struct Args {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NodeIps {
     first: IpAddr,
-    /// Of the other IP version.
+    /// Address of the other IP version.
     second: Option<IpAddr>,
 }
 

@@ -3,9 +3,6 @@
 //!
 //! While a certificate is valid nothing here needs the API. A new key stays beside the one in use
 //! until its certificate is issued, so that a crash at any point resumes there.
-//!
-//! With a certificate in force nothing here needs the API. A key that is being certified lies beside the one in use until its certificate is there, so
-//! that a crash at any point goes on where it was.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -76,7 +73,7 @@ pub enum IdentityError {
         /// Reason of the signer.
         message: String,
     },
-    /// It has not been signed yet.
+    /// The request is not signed yet.
     #[error("CertificateSigningRequest {name} is not signed yet; check that margay-operator is running")]
     Waiting {
         /// Name of the object.
@@ -87,7 +84,7 @@ pub enum IdentityError {
         "certificate of {name:?}, valid from {not_before} to {not_after} (Unix time), belongs to another node or is not valid now; check the node's clock"
     )]
     Invalid {
-        /// Its subject's common name.
+        /// Common name of its subject.
         name: String,
         /// Start of its validity, Unix time in seconds.
         not_before: i64,
@@ -97,7 +94,7 @@ pub enum IdentityError {
     /// None of the current authorities has signed the certificate: they were replaced.
     #[error("the certificate of {name:?} is signed by none of the authorities in {path}; a new one is requested", path = authorities.display())]
     Untrusted {
-        /// Its subject's common name.
+        /// Common name of its subject.
         name: String,
         /// File of the authorities.
         authorities: PathBuf,
@@ -358,7 +355,8 @@ mod tests {
         Authority { issuer: Issuer::new(params, key), pem }
     }
 
-    /// Puts a certificate of that node into the folder, in force in 1970 from 1000 s to 4000 s, or until 2100.
+    /// Writes a certificate of that node to the directory, valid in 1970 from 1000 s to 4000 s, or
+    /// until 2100.
     fn issue(identity: &Identity, authority: &Authority, node: &str, ends: bool) {
         let mut params = CertificateParams::new(["margay-node".to_owned()]).expect("parameters");
         params.distinguished_name.push(DnType::CommonName, format!("margay:node:{node}"));
@@ -379,7 +377,7 @@ mod tests {
         fs::write(identity.ca.join("ca.crt"), text).expect("write");
     }
 
-    /// What the files are read as, whoever's they are.
+    /// Loads the files, whatever node they are for.
     fn material(identity: &Identity) -> std::sync::Arc<Material> {
         Tls::load(Files::in_dirs(&identity.folder, &identity.ca)).expect("readable files").current()
     }

@@ -12,7 +12,8 @@ use prometheus_client::registry::{Registry, Unit};
 /// Label of a kind of record.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Kind {
-    /// As in the debug service: `settings`, `pool`, `node`, `route`, `ip-set`, `policy` or `endpoint`.
+    /// Kind as in the debug service: `settings`, `pool`, `node`, `route`, `ip-set`, `policy`,
+    /// `endpoint` or `host-endpoint`.
     pub kind: String,
 }
 
@@ -27,7 +28,7 @@ pub struct Metrics {
     pub revision: Gauge,
     /// 1 while the stream is up and typha has declared the view complete.
     pub in_sync: Gauge,
-    /// Pods attached.
+    /// Pods attached to this node.
     pub pods: Gauge,
     /// Transactions committed to nftables.
     pub commits: Counter,

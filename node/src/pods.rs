@@ -69,7 +69,7 @@ pub struct Settings {
     pub addresses: NodeIps,
     /// Directory of the CNI socket.
     pub run_dir: PathBuf,
-    /// How long an ADD waits for policy.
+    /// How long ADD waits for policy.
     pub policy_timeout: Duration,
     /// MTU of pods; 0 means that of the tunnels in use, or of the underlay.
     pub mtu: u32,

@@ -305,7 +305,7 @@ pub(super) fn dispatch_kind() -> SetKind {
     SetKind::of(vec![FieldType::Family, FieldType::Iface]).to_verdict()
 }
 
-/// Key of the maps from family and interface to class.
+/// Key in the maps from family and interface to class.
 pub(super) fn dispatch_key(family: Family, interface: IfName) -> Key {
     Key::from([Field::from(family), Field::from(interface)])
 }

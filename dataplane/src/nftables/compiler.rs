@@ -67,7 +67,7 @@ pub struct Compiler {
     refused: BTreeMap<TablePart, String>,
 }
 
-/// An endpoint of the view.
+/// Endpoint of the view.
 #[derive(Clone, Debug)]
 struct KnownEndpoint {
     /// UID of its pod; empty: not known.

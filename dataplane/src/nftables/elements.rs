@@ -229,14 +229,14 @@ mod tests {
     }
 
     proptest! {
-        /// Applying the change to the old elements gives what a render of the new members gives.
+        /// A change applied to the old elements yields the elements rendered from the new members.
         #[test]
         fn a_change_of_members_leads_from_one_rendering_to_the_next(
             old in prop::collection::vec((any::<u32>().prop_map(|bits| bits & 0x0fff_0000 | 0x0a00_0000), 6_u8..=32), 0..12),
             new in prop::collection::vec((any::<u32>().prop_map(|bits| bits & 0x0fff_0000 | 0x0a00_0000), 6_u8..=32), 0..12),
         ) {
             let id = SetId("s:a".to_owned());
-            // One range that stays keeps the shape the same.
+            // One range stays, which keeps the shape the same.
             let fixed = Member::Net("192.0.2.0/24".parse().expect("a range"));
             let (mut old, mut new) = (mk_members(&old), mk_members(&new));
             old.insert(fixed.clone());

@@ -7,8 +7,8 @@
 //! distinguishes it from packets of the node's own processes.
 //!
 //! ```text
-//!  input  50   ipvs-arrived  marks what has come over a link
-//!  input  110  ipvs-left     egress policy of a pod, for what IPVS left to the node or gave to one of its own processes
+//!  input  50   ipvs-arrived  marks packets that arrived over a link
+//!  input  110  ipvs-left     egress policy, for packets that IPVS left to the node
 //!  output 0    ipvs-from     egress policy of the sender
 //!  output 1    ipvs-to       ingress policy of the receiver
 //! ```

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  prerouting -300   guard          a pod sends from its own addresses only
-//!  input      0      to-host        egress policy of a pod that talks to its own node; tunnel packets only from nodes
+//!  input      0      to-host        egress policy to the own node; tunnel packets from nodes only
 //!  forward    0      from-workload  egress policy of the sender
 //!  forward    1      to-workload    ingress policy of the receiver
 //!  postrouting 110   masquerade     packets that leave the pools
@@ -12,13 +12,13 @@
 //! and, where the node has host endpoints (`host.rs`),
 //!
 //! ```text
-//!  prerouting -299   host-untracked-in    doNotTrack policy, before connections are known
-//!  prerouting -150   host-pre-dnat        preDNAT policy, before Services are translated
-//!  input      2      host-in              policy of the host's own packets
-//!  forward    -1, 2  host-forward-in/out  applyOnForward policy of the interface they came from, and of the one they leave by
+//!  prerouting -299   host-untracked-in    doNotTrack policy, before connection tracking
+//!  prerouting -150   host-pre-dnat        preDNAT policy, before destinations are translated
+//!  input      2      host-in              policy of packets to the host
+//!  forward    -1, 2  host-forward-in/out  applyOnForward policy of input and output interface
 //!  output     -300   host-untracked-out   doNotTrack policy
-//!  output     0      host-out             policy of the host's own packets
-//!  postrouting 0     host-leave           the same for packets that a Service has translated, as only here their interface is known
+//!  output     0      host-out             policy of packets from the host
+//!  postrouting 0     host-leave           the same for translated packets, whose interface is known here
 //! ```
 //!
 //! and, where kube-proxy is in IPVS mode, those of `ipvs.rs`.

@@ -26,7 +26,7 @@ pub(super) fn workload_prefix() -> IfName {
     IfName::new("cali").expect("a constant name is valid")
 }
 
-/// Base chain against spoofing.
+/// Base chain of source address validation.
 pub(super) const GUARD: &str = "guard";
 /// Base chain of packets to the node itself.
 pub(super) const TO_HOST: &str = "to-host";

@@ -350,7 +350,7 @@ pub fn host_view() -> impl Strategy<Value = Records> {
     })
 }
 
-/// A packet, new in its connection, between any two addresses of the vocabulary of one family.
+/// The first packet of a connection between any two addresses of one family of the vocabulary.
 pub fn packet() -> impl Strategy<Value = Packet> {
     let ports = (select(PORTS.to_vec()), select(PORTS.to_vec()));
     let icmp = (select(vec![0_u8, 8, 128]), 0..2_u8);
@@ -393,7 +393,7 @@ pub fn mk_packet(source: &str, destination: &str) -> Packet {
     }
 }
 
-/// The interface of the pod that has this address, or that of the rest of the world.
+/// Interface of the pod with this address, or that of the outside.
 pub fn interface_of(address: IpAddr) -> Option<IfName> {
     let pod = (0..PODS).map(mk_pod).find(|(_, addresses)| addresses.contains(&address));
     IfName::new(&pod.map_or_else(|| "eth0".to_owned(), |(key, _)| interface_name(&key)))

@@ -11,9 +11,9 @@ use super::plan::{Peer, Plan, Target, VERSIONS, VxlanDevice, version_of};
 /// One change of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteOp {
-    /// Remove a tunnel device; routes and neighbours on it go with it.
+    /// Remove a tunnel device, and with it its routes and neighbours.
     RemoveVxlan(IpVersion),
-    /// Create a tunnel device, give it its address and bring it up.
+    /// Create a tunnel device, bring it up and set its address.
     CreateVxlan(IpVersion, VxlanDevice),
     /// Change what a tunnel device allows while in use: MTU, address, up.
     AdjustVxlan(IpVersion, VxlanDevice),
@@ -117,7 +117,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
-    /// An operation on a kernel that finds what it needs.
+    /// Executes an operation, asserting that what it needs exists.
     fn exec(kernel: &mut Plan, op: RouteOp) {
         match &op {
             RouteOp::CreateVxlan(version, _) => assert!(!kernel.tunnels.contains_key(version), "there is a device"),
@@ -152,7 +152,7 @@ mod tests {
         if tunnel { prop_oneof![plain, vxlan].boxed() } else { plain.boxed() }
     }
 
-    /// The half of a plan that is about one IP version.
+    /// Part of a plan for one IP version.
     fn half(version: IpVersion) -> impl Strategy<Value = Plan> {
         proptest::option::of((0u8..2, 4789u16..4791, 0u32..2, 3u32..5)).prop_flat_map(move |device| {
             let tunnel = device.is_some();
@@ -218,9 +218,9 @@ mod tests {
                 for op in diff(&kernel, &wanted) {
                     exec(&mut kernel, op);
                 }
-                // Links of pods that are gone are removed by who made them.
+                // Links of removed pods are deleted by the CNI service, not by the driver.
                 kernel.pods.retain(|name| wanted.pods.contains(name));
-                // A device that leaves no checksums to hardware is as good.
+                // A device without offload is accepted where offload is allowed.
                 for (version, device) in &mut kernel.tunnels {
                     let wanted = &wanted.tunnels[version];
                     prop_assert!(wanted.offloads || !device.offloads);
@@ -228,7 +228,7 @@ mod tests {
                 }
                 prop_assert_eq!(&kernel, &wanted);
                 prop_assert!(diff(&kernel, &wanted).is_empty());
-                // What somebody else does to the devices.
+                // Changes of devices by other programs.
                 kernel.tunnels.values_mut().for_each(|device| (device.up, device.mtu, device.offloads) = (false, 9, true));
                 kernel.pods.clear();
             }

@@ -38,7 +38,7 @@ pub(super) fn turn_checksum_offload_off(link: &str) -> io::Result<()> {
 #[expect(unsafe_code, reason = "the request holds a pointer to the value, which outlives the call")]
 fn ethtool_ioctl(link: &str, mut value: Value) -> Result<u32, Errno> {
     let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    // SAFETY: all zeroes are a value of this plain struct.
+    // SAFETY: all zeroes are a valid value of this plain struct.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     let room = request.ifr_name.len() - 1;
     if link.len() > room {
@@ -48,7 +48,8 @@ fn ethtool_ioctl(link: &str, mut value: Value) -> Result<u32, Errno> {
         *place = libc::c_char::from_ne_bytes([byte]);
     }
     request.ifr_ifru.ifru_data = std::ptr::from_mut(&mut value).cast();
-    // SAFETY: the kernel reads and writes the request and the value behind it, both of which live until it returns.
+    // SAFETY: the kernel reads and writes the request and the value behind it, both of which
+    // outlive the call.
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCETHTOOL, std::ptr::from_mut(&mut request)) })?;
     Ok(value.data)
 }

@@ -1,7 +1,7 @@
 //! Links, addresses, routes, neighbours and forwarding entries of a node, by rtnetlink.
 //!
 //! ```text
-//!  records, local pods --plan--> Plan --diff--> Op --exec--> kernel
+//!  records, local pods --plan--> Plan --diff--> RouteOp --exec--> kernel
 //!                                       ^ present, read back at start and after changes by others
 //! ```
 

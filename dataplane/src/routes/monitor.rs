@@ -20,8 +20,9 @@ use super::plan::{ROUTE_PROTOCOL, VERSIONS, vxlan_device_name};
 use super::{message, netconf};
 use crate::nftables::is_workload;
 
-/// Multicast groups as bits: links, neighbours, IPv4 and IPv6 addresses and routes (`linux/rtnetlink.h`, `RTMGRP_*`), and kernel parameters of links of IPv4
-/// and IPv6 (`RTNLGRP_*_NETCONF`).
+/// Multicast groups as bits: links, neighbours, IPv4 and IPv6 addresses and routes (`RTMGRP_*` of
+/// `linux/rtnetlink.h`), and kernel parameters of links (`RTNLGRP_IPV4_NETCONF` and
+/// `RTNLGRP_IPV6_NETCONF`).
 const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x100 | 0x40 | 0x400 | 1 << 23 | 1 << 24;
 /// Main routing table (`RT_TABLE_MAIN` in `linux/rtnetlink.h`).
 const MAIN: u8 = 254;
@@ -30,7 +31,7 @@ const MAIN: u8 = 254;
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct SeenLink {
     name: String,
-    /// Administratively up, and able to carry packets.
+    /// Administratively up, and operational (`IFF_UP`, `IFF_LOWER_UP`).
     up: (bool, bool),
     mtu: u32,
 }

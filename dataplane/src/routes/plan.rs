@@ -43,7 +43,7 @@ pub fn version_of(address: IpAddr) -> IpVersion {
 pub enum Target {
     /// A pod of this node, by its host-side interface.
     Pod {
-        /// Host side interface.
+        /// Host-side interface.
         interface: String,
     },
     /// Discards packets to addresses of this node's blocks that no pod has.

@@ -40,7 +40,7 @@ const DELETE_GROUP: u32 = 0x6361_6c69;
 
 /// Wanted link of a pod.
 pub struct PodLink<'a> {
-    /// Host side interface.
+    /// Host-side interface.
     pub host: &'a str,
     /// Interface in the pod.
     pub pod: &'a str,

@@ -349,7 +349,8 @@ mod tests {
         assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// The first attempt comes while the gateway cannot be reached, as where somebody needs longer for `down` and `up` than notifications are waited for.
+    /// The first attempt comes while the gateway is unreachable, as if another program took longer
+    /// between `down` and `up` than notifications are delayed.
     fn repair_in_two_attempts() {
         unshare(CloneFlags::CLONE_NEWNET).expect("these tests make network namespaces: run them as root");
         ip("link add eth0 type veth peer name other");

@@ -89,7 +89,7 @@ mod tests {
             (vec![Push(1, 0), Publish(0, &[])], vec![(1, 0)]),
             (vec![Push(1, 1), Publish(0, &[]), Publish(1, &[])], vec![(1, 0)]),
             (vec![Push(1, 1), Push(2, 1), Publish(1, &[])], vec![(2, 0)]),
-            // The first is not lost though ever newer ones come.
+            // The first is not lost while newer ones keep coming.
             (
                 vec![Push(1, 1), Push(2, 2), Push(3, 3), Publish(1, &[]), Push(4, 4), Publish(3, &[])],
                 vec![(1, 0), (3, 0)],

@@ -23,7 +23,7 @@ const MAX_NAMED: usize = 3;
 /// Routing that has failed for longer than the grace period.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoutingFault {
-    /// What failed, with the kernel's reasons.
+    /// The failed parts with the kernel's reasons.
     pub reason: String,
     /// Whether it concerns the node itself (its tunnel devices, forwarding or netlink), so that no
     /// pod here has a network. What concerns the path to one other node does not count: by what it
@@ -31,7 +31,7 @@ pub struct RoutingFault {
     pub is_own: bool,
 }
 
-/// See the module.
+/// State of routing in the owner.
 #[derive(Default)]
 pub(super) struct Routing {
     routes: Option<(Box<dyn Routes>, watch::Receiver<Progress>)>,

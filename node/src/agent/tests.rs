@@ -1,4 +1,4 @@
-//! The owner against a kernel that is a value.
+//! Tests of the owner with a model of the kernel.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -17,12 +17,12 @@ use margay_dataplane::routes::driver::RoutingPart;
 use margay_dataplane::routes::plan::LocalPods;
 use margay_nft::TransactionOp;
 
-/// The longest wait for what must happen; it takes milliseconds.
+/// Time limit of a wait for something that takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 type Records = BTreeMap<RecordId, Record>;
 
-/// Pods of these numbers, each under a policy of its number, which allows or denies everything.
+/// Pods with these numbers, each with a policy of its number, which allows or denies everything.
 pub(super) fn mk_records(pods: &[(usize, Action)]) -> Records {
     let mut records = Records::new();
     for (number, action) in pods {
@@ -59,7 +59,7 @@ struct Rig {
     faults: Option<oneshot::Receiver<Fault>>,
 }
 
-/// Routes that are applied when the test says so.
+/// Routes that are applied on request of the test.
 struct Slow {
     wanted: watch::Sender<u64>,
     progress: watch::Receiver<Progress>,
@@ -128,12 +128,12 @@ impl Rig {
         tokio::time::timeout(PATIENCE, self.agent.attach(interface, pod)).await.expect("in time")
     }
 
-    /// Returns once everything sent before has been worked off.
+    /// Waits until all events sent before are handled.
     async fn settle(&self) {
         self.agent.inspect(|_, _| ()).await.expect("the agent lives");
     }
 
-    /// Pods that packets can reach by the table.
+    /// Pods that packets can reach with this table.
     fn dispatched(&self) -> BTreeSet<usize> {
         let Some(table) = self.kernel.table() else { return BTreeSet::new() };
         let text = table.sets["receivers"].elements.keys().map(|key| format!("{key}")).collect::<String>();
@@ -203,7 +203,7 @@ async fn what_the_kernel_refuses_is_denied_and_everything_else_enforced() {
     assert!(matches!(rig.attach(0).await, Err(NotEnforced::Refused(_))));
     assert_eq!(rig.attach(1).await, Ok(()));
 
-    // The policy is written otherwise: it is tried again at once.
+    // The policy changed: it is retried at once.
     rig.kernel.lock().refuses = Box::new(|_| false);
     let mut records = records;
     let policy = PolicyRecord { ingress: vec![mk_rule(Action::Allow), mk_rule(Action::Deny)], egress: Vec::new() };
@@ -228,7 +228,7 @@ async fn a_passing_failure_is_tried_again_and_a_lasting_one_is_the_end() {
     assert_eq!(rig.kernel.table(), before);
 }
 
-/// What does not fit is denied, by its largest part, and everything else goes on.
+/// The largest part of what does not fit is denied, and everything else is enforced.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_the_kernel_has_no_room_for_costs_its_largest_class_alone() {
     for error in [libc::EMSGSIZE, libc::ENOMEM, libc::ENOBUFS] {
@@ -258,7 +258,7 @@ async fn a_saved_view_is_enforced_after_a_boot_and_not_after_a_mere_restart() {
     assert_eq!(booted.agent.status().not_ready_reason(), None);
     assert_eq!(booted.attach(0).await, Ok(()));
 
-    // The same kernel, with an older view on disk than what it enforces.
+    // The same kernel, with a saved view older than what it enforces.
     let before = booted.kernel.table();
     let mut restarted = Rig::new(booted.kernel.clone(), mk_records(&[(1, Action::Allow)]));
     restarted.settle().await;
@@ -295,7 +295,7 @@ async fn drift_is_repaired_and_a_frame_that_does_not_fit_ends_its_stream() {
     rig.tell(1, Box::new(frame)).await;
     let fault = rig.faults.take().expect("a stream").await.expect("a reason");
     assert!(matches!(fault, Fault::UnknownSet(_)));
-    // What the same stream says after that counts for nothing.
+    // Later frames of the same stream are ignored.
     rig.tell(1, mk_frame(9, &mk_records(&[(1, Action::Allow)]), true)).await;
     rig.connect(2).await;
     assert!(!rig.agent.status().in_sync);
@@ -315,7 +315,7 @@ async fn a_revision_is_acknowledged_when_its_routes_are_in_the_kernel_or_with_wh
     let far = RouteRecord { node: "far".to_owned(), encapsulation: margay_api::network::Encapsulation::Vxlan };
     records.insert(RecordId::Route(range), Record::Route(far));
     rig.tell(1, mk_frame(1, &records, true)).await;
-    // The pod does not wait for routes of others.
+    // The pod does not wait for other pods' routes.
     assert_eq!(rig.attach(0).await, Ok(()));
     planned.wait_for(|generation| *generation > 0).await.expect("the agent lives");
     rig.settle().await;
@@ -325,7 +325,8 @@ async fn a_revision_is_acknowledged_when_its_routes_are_in_the_kernel_or_with_wh
     progress.send_modify(|progress| (progress.generation, progress.failed) = (u64::MAX, failed));
     let ack = rig.acked(1).await;
     assert_eq!(ack.errors, [(RecordId::Route(range), format!("route {range}: ENETUNREACH"))]);
-    // A flap does not make it unready, and the end of the failure is told of without another frame.
+    // A flap does not make it unready, and the end of the failure is reported without another
+    // frame.
     assert_eq!(rig.agent.status().not_ready_reason(), None);
     progress.send_modify(|progress| progress.failed.clear());
     let mut acks = rig.agent.acks();

@@ -125,7 +125,7 @@ pub struct Annotations {
 }
 
 impl Annotations {
-    /// Starts the task.
+    /// Starts the task that sends patches.
     pub fn spawn(client: Client) -> Self {
         let pending = Arc::new(SharedQueue::default());
         tokio::spawn(run(client, pending.clone()));

@@ -33,7 +33,7 @@ pub struct AttachmentId {
     pub ifname: String,
 }
 
-/// A pod interface.
+/// Interface of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
     /// Container ID and interface.
@@ -314,7 +314,7 @@ mod tests {
         fs::copy(folder.path().join("one@eth0.json"), folder.path().join("kept")).expect("copy");
         attachments.put(one.clone()).expect("put again");
         assert_eq!(names(folder.path()), ["kept", "one@eth0.adding"]);
-        // A crash came between the two names.
+        // A crash between the two renames.
         fs::rename(folder.path().join("kept"), folder.path().join("one@eth0.json")).expect("rename");
         let restarted = Attachments::load(folder.path()).expect("both");
         assert_eq!(restarted.get(&one.id), Some(&one));
@@ -354,7 +354,7 @@ mod tests {
             attachments.finish(&mk_attachment(container).id).expect("finish");
         }
         let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("write");
-        // Empty, as a loss of power leaves it; cut off; of another attachment; never renamed.
+        // Empty, as after a loss of power; truncated; of another attachment; never renamed.
         write("three@eth0.json", "");
         write("four@eth0.adding", "{\"id\":");
         fs::copy(folder.path().join("one@eth0.json"), folder.path().join("five@eth0.json")).expect("copy");
@@ -370,7 +370,7 @@ mod tests {
         assert_eq!(Attachments::load(folder.path()).expect("the others").damaged(), 0, "once is enough");
     }
 
-    /// As agents before this one wrote them.
+    /// Files as written by former agents.
     #[test]
     fn files_of_former_agents_are_read() {
         let folder = tempfile::tempdir().expect("a folder");

@@ -1,4 +1,5 @@
-//! What the CNI service needs of the rest of the agent, as traits, so that it can be driven without an API server.
+//! Interfaces of the CNI service to the rest of the agent, as traits, so that it can be tested
+//! without an API server.
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -90,10 +91,10 @@ pub trait Addresses: Send + Sync + 'static {
     fn release(&self, handle: String) -> impl Future<Output = Result<(), NoAddress>> + Send;
 }
 
-/// Tells the cluster which addresses a pod has, for everybody who does not hear it from this node.
+/// Announces the addresses of pods to the cluster.
 pub trait Announcer: Send + Sync + 'static {
-    /// The pod has these addresses now. Does not wait.
+    /// Announces the pod's addresses. Does not block.
     fn announce(&self, attachment: &Attachment);
-    /// The pod has no address any more. Does not wait.
+    /// Announces that the pod has no addresses any more. Does not block.
     fn withdraw(&self, attachment: &Attachment);
 }

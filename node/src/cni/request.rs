@@ -255,7 +255,7 @@ pub fn new_attachment(network: &str, asked: &cni::Attachment) -> Result<Attachme
     })
 }
 
-/// Opens the network namespace of an ADD or CHECK.
+/// Opens the network namespace of ADD or CHECK.
 pub fn open_namespace(path: &str) -> Result<File, CniError> {
     let rule = "the path of a network namespace that exists on this node";
     namespace::open(Path::new(path)).map_err(|error| match error.kind() {

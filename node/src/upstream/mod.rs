@@ -3,8 +3,6 @@
 //!
 //! A stream that ends is reopened, to whichever replica answers. Records stay, and the new server
 //! sends only what differs.
-//!
-//! A stream that ends is opened again, to whichever replica answers; what is held stays, and the new server tells only what differs.
 
 pub mod notices;
 

@@ -1,4 +1,4 @@
-//! The chains of host endpoints decide as the records say.
+//! Tests that the chains of host endpoints decide as the reference evaluator.
 
 use expect_test::expect_file;
 use margay_api::endpoint::EndpointKey;
@@ -26,7 +26,7 @@ fn compile(records: &Records, links: &Links) -> Compiler {
     compiler
 }
 
-/// Whether a packet gets past the hooks on its way, and what is reported.
+/// Whether a packet passes the hooks on its way, and its log lines.
 fn travel(ruleset: &Ruleset, packet: &Packet, way: &[Hook]) -> (bool, Vec<String>) {
     let (mut packet, mut logged) = (packet.clone(), Vec::new());
     for hook in way {
@@ -41,14 +41,14 @@ fn travel(ruleset: &Ruleset, packet: &Packet, way: &[Hook]) -> (bool, Vec<String
         }
         packet.mark = fate.mark;
         if fate.untracked {
-            // What has no connection nobody translates.
+            // Packets without a connection are not translated.
             (packet.state, packet.translated) = (CtState::UNTRACKED, false);
         }
     }
     (true, logged)
 }
 
-/// The host endpoint of an interface, worked out in another way than the compiler's.
+/// The host endpoint of an interface, computed independently of the compiler.
 fn owner(records: &Records, links: &Links, interface: IfName) -> Option<String> {
     let hosts = || {
         records.iter().filter_map(|(id, record)| match (id, record) {
@@ -71,18 +71,18 @@ fn owner(records: &Records, links: &Links, interface: IfName) -> Option<String> 
     own.or_else(other).map(|(name, _)| name.clone())
 }
 
-/// What the records say about a packet on its way, stage by stage.
+/// Expected verdict of a packet, stage by stage.
 struct Oracle<'a> {
     view: &'a Records,
     packet: &'a Packet,
-    /// Host endpoint of the interface it came from, and of the one it leaves by.
+    /// Host endpoints of its input and output interface.
     ends: [Option<String>; 2],
     accepted: bool,
     reports: Vec<String>,
 }
 
 impl Oracle<'_> {
-    /// Whether it gets past this stage.
+    /// Whether it passes this stage.
     fn host(&mut self, stage: HostStage, direction: Direction) -> bool {
         let end = &self.ends[usize::from(direction == Direction::Egress)];
         let (Some(host), false) = (end, self.accepted) else { return true };
@@ -105,7 +105,7 @@ fn pod_of(address: IpAddr) -> Option<EndpointKey> {
     (0..3).map(mk_pod).find(|(_, addresses)| addresses.contains(&address)).map(|(key, _)| key)
 }
 
-/// What becomes of a packet by the records.
+/// Expected result of a packet by the records.
 fn oracle(view: &Records, links: &Links, packet: &Packet, way: &[Hook]) -> (bool, Vec<String>) {
     use Direction::{Egress, Ingress};
     let owner = |interface: Option<IfName>| interface.and_then(|interface| owner(view, links, interface));
@@ -133,7 +133,8 @@ fn oracle(view: &Records, links: &Links, packet: &Packet, way: &[Hook]) -> (bool
 const WAYS: [&[Hook]; 3] =
     [&[Hook::Prerouting, Hook::Input], &[Hook::Prerouting, Hook::Forward], &[Hook::Output, Hook::Postrouting]];
 
-/// A packet that comes by one of these interfaces, and leaves by one, unless a pod is there.
+/// A packet with one of these input interfaces, and one of these output interfaces unless its
+/// destination is a pod.
 fn packet() -> impl Strategy<Value = (Packet, &'static [Hook])> {
     let outside = || prop::sample::select(vec!["eth0", "eth1", "eth2"]);
     (sample::packet(), outside(), outside(), prop::sample::select(WAYS.to_vec()), any::<bool>()).prop_map(
@@ -170,7 +171,7 @@ proptest! {
         let ruleset = compile(&view, &links).ruleset(&view);
         prop_assert_eq!(ruleset.check(), Ok(()));
         for (packet, way) in packets {
-            // What a pod sends to its node is no business of host endpoints.
+            // Packets of a pod to its node are not subject to host endpoints.
             let from_pod = pod_of(packet.source).is_some();
             if from_pod && !matches!(way.last(), Some(Hook::Forward)) {
                 continue;
@@ -199,7 +200,7 @@ fn mk_host(interfaces: HostInterfaces) -> HostEndpointRecord {
     }
 }
 
-/// A node with an endpoint for one interface, and one for all others under which nothing is decided.
+/// A node with an endpoint for one interface, and one for all others without policy.
 fn mk_records() -> Records {
     let tcp = |port: u16| RuleRecord {
         protocol: Some(Protocol::TCP),
@@ -302,7 +303,8 @@ fn of_two_for_one_interface_the_first_by_name_is_enforced_and_the_other_reported
     assert!(comes("eth0") && !comes("eth1") && comes("lo"));
 }
 
-/// Every way of losing a policy leaves the node its failsafe ports, and closes what the policy might have closed.
+/// However a policy is lost, the node keeps its failsafe ports, and what the policy might have
+/// denied is denied.
 #[test]
 fn failsafes_stay_open_when_nothing_can_be_enforced() {
     let whole = mk_records();

@@ -1,4 +1,5 @@
-//! The compiled table decides as the records say, and following changes ends in the table that a fresh compiler wants.
+//! Tests that the compiled table decides as the reference evaluator, and that incremental changes
+//! end in the table of a fresh compiler.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -30,7 +31,7 @@ fn mk_attached(number: usize) -> (String, Attached) {
     (interface_name(&endpoint), Attached { endpoint, uid: String::new(), addresses })
 }
 
-/// A compiler that has seen nothing but this.
+/// A fresh compiler with this view.
 fn fresh(records: &Records, pods: &[usize]) -> Compiler {
     let mut compiler = Compiler::new(NODE);
     compiler.apply(records, &all_dirty(records));
@@ -59,7 +60,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What differs between what is held and the view, member by member in sets that stay.
+/// The difference between the records held and the view, member by member for sets that stay.
 fn difference(held: &Records, view: &Records) -> Dirty {
     let mut dirty = Dirty::default();
     let ids: BTreeSet<&RecordId> = held.keys().chain(view.keys()).collect();
@@ -77,7 +78,7 @@ fn difference(held: &Records, view: &Records) -> Dirty {
     dirty
 }
 
-/// Whether it gets through the guard and the forward hook, and what is reported on its way.
+/// Whether it passes the guard and the forward hook, and its log lines.
 fn fate(ruleset: &Ruleset, packet: &Packet) -> (bool, Vec<String>) {
     let before_routing = Packet { output: None, ..packet.clone() };
     if !simulate::run(ruleset, Hook::Prerouting, &before_routing).passed {
@@ -214,7 +215,7 @@ fn mk_records() -> Records {
     ])
 }
 
-/// As [`mk_attached`], of IPv4 alone.
+/// As [`mk_attached`], IPv4 only.
 fn mk_attached4(number: usize) -> (String, Attached) {
     let (interface, pod) = mk_attached(number);
     (interface, Attached { addresses: vec![pod.addresses[0]], ..pod })
@@ -349,7 +350,8 @@ fn a_refused_part_closes_what_depends_on_it_and_nothing_else() {
     assert_eq!(compiler.errors(), BTreeMap::new());
 }
 
-/// Rules of many policies about the same port, each about other senders, are one lookup; a member that comes to one of them is one element more.
+/// Rules of many policies for the same port, each with other senders, are one lookup; a new member
+/// of one of them is one element.
 #[test]
 fn two_hundred_policies_are_one_rule() {
     let mut records = mk_records();
@@ -395,7 +397,7 @@ fn two_hundred_policies_are_one_rule() {
     assert!(fate(&compiler, &records, "10.1.199.2").passed);
 }
 
-/// A pod under `policies` policies of one rule each, and a second pod under one policy.
+/// A pod with `policies` policies of one rule each, and a second pod with one policy.
 fn mk_crowded(policies: usize, port: impl Fn(usize) -> u16) -> Records {
     let mut records = Records::new();
     for number in 0..policies {
@@ -454,7 +456,8 @@ fn a_changed_rule_touches_its_chain_and_its_piece_of_a_union() {
         let (sets, changed): (Vec<_>, Vec<_>) = touched(&transaction).into_iter().partition(|name| {
             name.starts_with("s4") || name.starts_with("s6") || name.starts_with("p4") || name.starts_with("p6")
         });
-        // Of each family a chain; of the unions that the rule leaves and enters, the former and the new piece.
+        // One chain per family; and of the unions that the rule leaves and enters, the old and the
+        // new set.
         assert_eq!(changed.len(), 2, "of {chains} chains: {changed:?}");
         assert!(sets.len() <= 8, "{sets:?}");
         let elements: usize = transaction
@@ -500,7 +503,8 @@ fn a_packet_crosses_few_rules_under_a_thousand() {
     }
 }
 
-/// Addresses go to a hash set and ranges to one of intervals; a change of either is that element, however many there are.
+/// Addresses are in a hash set and ranges in an interval set; a change costs one element, however
+/// many there are.
 #[test]
 fn a_member_of_a_large_set_costs_one_element() {
     let set = SetId("s:0".to_owned());

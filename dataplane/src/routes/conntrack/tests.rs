@@ -1,4 +1,4 @@
-//! The kernel's own table, with entries as conversations leave them; and which way is taken to it.
+//! Tests against the kernel's table with realistic entries, and of the choice of method.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::message::{Entry, TupleField};
 use super::*;
 
-/// A kernel that cannot be asked for deletions by address.
+/// A kernel without filtered deletions.
 struct Older(KernelTable);
 
 impl ConntrackTable for Older {
@@ -29,7 +29,7 @@ impl ConntrackTable for Older {
     }
 }
 
-/// Remembers what it was asked.
+/// Records the requests.
 #[derive(Default)]
 struct Asked {
     is_filtering: bool,
@@ -109,7 +109,7 @@ fn put_tuple(writer: &mut Writer, kind: u16, protocol: u8, [source, destination]
     });
 }
 
-/// Makes an entry as if its packets had been seen.
+/// Creates an entry as if its packets had been seen.
 fn make(socket: &mut Socket, (name, protocol, zone, places): &Row) {
     const NEW: u16 = 1 << 8;
     let family = if address(places[0]).is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
@@ -128,7 +128,7 @@ fn make(socket: &mut Socket, (name, protocol, zone, places): &Row) {
     assert_eq!(errno, 0, "{name}: {}", Errno::from_raw(-(errno as i32)));
 }
 
-/// Names of the rows that are in the table: no two have the same addresses.
+/// Names of the rows in the table: no two have the same addresses.
 fn present(kernel: &mut KernelTable) -> BTreeSet<&'static str> {
     let is_there = |(_, _, _, places): &&Row| {
         let mut found: Option<BTreeSet<Entry>> = None;
@@ -219,7 +219,7 @@ fn few_addresses_cost_walks_and_many_one_list() {
     assert_eq!(asked(false, &[&few, &few]), (1, [both.clone(), both].concat()), "is not asked again");
 }
 
-/// A deletion with nothing in it is one of everything.
+/// A deletion without attributes deletes everything.
 #[test]
 fn no_address_that_means_everything_is_a_subject() {
     for everything in ["0.0.0.0", "::"] {

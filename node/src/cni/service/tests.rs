@@ -1,4 +1,5 @@
-//! Calls that meet each other, and calls that are repeated: with links in a namespace, and everything else a list of what was asked for.
+//! Tests of concurrent and repeated calls, with real links in a network namespace and a log of
+//! everything else.
 
 use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
@@ -8,7 +9,7 @@ use crate::cni::attachment::AttachmentId;
 use crate::cni::ports::NotEnforced;
 use margay_dataplane::Attached;
 
-/// What was asked of the rest of the agent, in order.
+/// Log of calls to the rest of the agent, in order.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<String>>>);
 
@@ -66,12 +67,13 @@ impl Announcer for Log {
 
 type Tested = Service<Log, Log, Log>;
 
-/// Runs the test in a network namespace of its own, where its links are; given are the service, its log, and the path of the pod's namespace.
+/// Runs the test in a network namespace of its own, with the service, its log, and the path of the
+/// pod's network namespace.
 fn run<F: Future<Output = ()>>(test: impl FnOnce(Arc<Tested>, Log, String) -> F + Send) {
     run_with(Conntrack::spawn, test);
 }
 
-/// The same with this connection tracking.
+/// The same with this conntrack handle.
 fn run_with<F: Future<Output = ()>>(
     conntrack: impl FnOnce() -> std::io::Result<Conntrack> + Send,
     test: impl FnOnce(Arc<Tested>, Log, String) -> F + Send,
@@ -182,7 +184,7 @@ fn put(service: &Tested, asked: &cni::Attachment, pod: &str) -> Attachment {
     other
 }
 
-/// The names of two pods may have the same hash, by chance or because a tenant has looked for it.
+/// The names of two pods may have the same hash, by chance or because a tenant searched for it.
 #[test]
 fn a_pod_whose_interface_another_one_has_is_refused_and_the_other_stays() {
     run(|service, log, netns| async move {
@@ -196,7 +198,7 @@ fn a_pod_whose_interface_another_one_has_is_refused_and_the_other_stays() {
     });
 }
 
-/// As Multus asks for, whose delegates all get the same pod and sandbox.
+/// As Multus calls: all its delegates get the same pod and sandbox.
 #[test]
 fn a_second_interface_of_a_pod_is_refused_and_the_first_stays() {
     run(|service, log, netns| async move {
