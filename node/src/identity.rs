@@ -417,7 +417,7 @@ mod tests {
                 Ok(_) => assert!(is_of_one, "nobody vouches for it"),
                 Err(error) => {
                     assert!(!is_of_one && identity.is_recoverable(&error), "{error}");
-                    assert!(error.to_string().contains("of none of the authorities in"), "{error}");
+                    assert!(error.to_string().contains("none of the authorities in"), "{error}");
                 }
             }
         }
@@ -429,29 +429,29 @@ mod tests {
     fn a_request_that_a_crash_interrupted_goes_on_with_its_key_and_a_refused_one_with_another() {
         let folder = tempfile::tempdir().expect("a folder");
         let identity = mk_identity(folder.path());
-        let first = identity.pending().expect("a key");
-        assert_eq!(identity.pending().expect("the same key").name, first.name);
+        let first = identity.load_or_create_key().expect("a key");
+        assert_eq!(identity.load_or_create_key().expect("the same key").name, first.name);
         let mode = fs::metadata(identity.next_key()).expect("it is kept").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
 
-        let mut object = identity.object(&first).expect("a request");
+        let mut object = identity.request_object(&first).expect("a request");
         let text = String::from_utf8(object.spec.request.0.clone()).expect("PEM");
         let parsed = CertificateSigningRequestParams::from_pem(&text).expect("a request signed by its key");
         assert_eq!(parsed.params.subject_alt_names.len(), 1);
-        assert!(matches!(identity.verdict(&first, &object), Ok(None)));
+        assert!(matches!(identity.check_status(&first, &object), Ok(None)));
         let condition = serde_json::json!({"conditions": [{"type": "Denied", "status": "True", "message": "no"}]});
         object.status = serde_json::from_value(condition).expect("a status");
-        let refused = identity.verdict(&first, &object).expect_err("it was denied").to_string();
+        let refused = identity.check_status(&first, &object).expect_err("it was denied").to_string();
         assert!(refused.contains("Denied: no"), "{refused}");
-        assert_ne!(identity.pending().expect("another key").name, first.name);
+        assert_ne!(identity.load_or_create_key().expect("another key").name, first.name);
     }
 
     #[test]
     fn certificate_and_key_come_into_use_together() {
         let folder = tempfile::tempdir().expect("a folder");
         let identity = mk_identity(folder.path());
-        let pending = identity.pending().expect("a key");
-        identity.put(b"certificate").expect("put");
+        let pending = identity.load_or_create_key().expect("a key");
+        identity.install(b"certificate").expect("put");
         assert_eq!(fs::read(identity.folder.join("tls.crt")).expect("there"), b"certificate");
         assert_eq!(fs::read_to_string(identity.folder.join("tls.key")).expect("there"), pending.key.serialize_pem());
         assert!(!identity.next_key().exists());

@@ -248,6 +248,6 @@ mod tests {
         routing.set_plan(|| Plan { unreachable: unreachable.collect(), ..Plan::default() });
         let errors = routing.update_errors("own", &BTreeMap::new());
         assert_eq!(errors.len(), MAX_ERRORS);
-        assert!(errors.values().last().is_some_and(|reason| reason.contains("more than can be listed")));
+        assert!(errors.values().last().is_some_and(|reason| reason.contains("more records than can be listed")));
     }
 }

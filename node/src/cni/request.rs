@@ -294,7 +294,7 @@ mod tests {
         assert_eq!(none.expect("a configuration").requested_addresses(), Ok(Vec::new()));
         let refusal = Config::parse(br#"{"ipam": {"assign_ipv6": "perhaps"}}"#).expect_err("no yes or no");
         assert_eq!(refusal.code, code::INVALID_CONFIG);
-        assert!(refusal.msg.contains(r#""perhaps" has to be true or false"#), "{refusal}");
+        assert!(refusal.msg.contains(r#""perhaps" must be true or false"#), "{refusal}");
     }
 
     #[test]

@@ -163,7 +163,7 @@ fn an_address_whose_conversations_cannot_be_ended_is_not_given() {
         let asked = mk_asked(&netns);
         let refusal = service.add(&mk_call(), &asked).await.expect_err("old conversations would pass policy");
         assert_eq!(refusal.code, code::TRY_AGAIN);
-        assert!(refusal.msg.contains("conversations of 10.0.0.1") && refusal.msg.contains("EPERM"), "{refusal}");
+        assert!(refusal.msg.contains("conntrack entries of 10.0.0.1") && refusal.msg.contains("EPERM"), "{refusal}");
         assert_eq!(
             log.take(),
             ["assign net.c1", "detach x/a"],
