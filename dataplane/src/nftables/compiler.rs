@@ -170,6 +170,8 @@ impl Compiler {
     pub fn apply(&mut self, records: &Records, dirty: &Dirty) -> Transaction {
         let mut delta = TableDelta::new();
         let mut stale = BTreeSet::new();
+        // Sets first: classes are compiled with the shapes of the new members. Unions last: which
+        // of them are used is known once all classes are compiled.
         self.update_sets(records, dirty, &mut delta, &mut stale);
         let inputs = dirty.records.iter().any(is_input) && self.update_inputs(records, &mut delta, &mut stale);
         let policies: BTreeSet<&PolicyKey> = dirty
@@ -182,6 +184,7 @@ impl Compiler {
             self.refused.remove(&TablePart::Class(Class::clone(class)));
             stale.insert(class.clone());
         }
+        // Endpoints before classes: a class without endpoints is removed, not compiled.
         let endpoints = self.update_endpoints(records, dirty, &mut stale);
         let hosts = self.update_host_endpoints(records, dirty, &mut stale);
         self.compile_classes(records, &stale, &mut delta);

@@ -55,6 +55,7 @@ impl Nftables {
     }
 
     fn enqueue(&mut self, transaction: &Transaction) {
+        // Before a resync there is nothing to add to: it computes the whole difference anyway.
         if !self.needs_resync {
             transaction.ops().iter().for_each(|op| self.pending.push(op.clone()));
         }
@@ -109,7 +110,7 @@ impl Nftables {
     /// all the time it cannot be read; then it is replaced, which needs no reading.
     fn read_back(&mut self, wanted: &Ruleset) -> Result<Transaction, ExecError> {
         for _ in 0..MAX_READS {
-            match self.kernel.plan(wanted) {
+            match self.kernel.read_diff(wanted) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => return result.map_err(ExecError::Unanswered),
             }
@@ -121,7 +122,7 @@ impl Nftables {
     /// Compares the whole table and repairs it. A failed read changes nothing.
     fn compare(&mut self, records: &Records, committed: &mut Committed) -> Result<(), ExecError> {
         let wanted = self.compiler.ruleset(records);
-        match self.kernel.plan(&wanted) {
+        match self.kernel.read_diff(&wanted) {
             Ok(transaction) => {
                 self.exec(&transaction)?;
                 committed.repairs += u64::from(!transaction.is_empty());
@@ -254,6 +255,8 @@ impl Dataplane for Nftables {
                 Ok(committed)
             }
             Err(error) => {
+                // `pending` has been taken, and without an answer the kernel may have committed it:
+                // only reading back shows where to go on.
                 self.needs_resync = true;
                 self.attempts += 1;
                 Err(CommitError { reason: error.to_string(), attempts: self.attempts })

@@ -18,7 +18,7 @@ pub trait Kernel: Send {
     fn is_programmed(&mut self, table: &TableName) -> io::Result<bool>;
     /// Reads the table and returns the difference to the wanted one. An error of kind
     /// `Interrupted`: another program changed nftables meanwhile.
-    fn plan(&mut self, wanted: &Ruleset) -> io::Result<Transaction>;
+    fn read_diff(&mut self, wanted: &Ruleset) -> io::Result<Transaction>;
 }
 
 /// Transactions with more elements than this are committed while our monitor is detached: the
@@ -57,7 +57,7 @@ impl Kernel for Netfilter {
         self.socket.has(table)
     }
 
-    fn plan(&mut self, wanted: &Ruleset) -> io::Result<Transaction> {
+    fn read_diff(&mut self, wanted: &Ruleset) -> io::Result<Transaction> {
         Ok(self.socket.list_once(&wanted.table)?.plan(wanted))
     }
 }

@@ -116,7 +116,7 @@ impl Kernel for Model {
         Ok(self.lock().table.is_some())
     }
 
-    fn plan(&mut self, wanted: &Ruleset) -> io::Result<Transaction> {
+    fn read_diff(&mut self, wanted: &Ruleset) -> io::Result<Transaction> {
         let mut inner = self.lock();
         inner.outage()?;
         inner.readings += 1;

@@ -205,6 +205,7 @@ impl StateOwner {
                 }
             }
             AgentEvent::Attach { interface, pod, done } => {
+                // Records before the pod: its policy may be in the frames of this batch.
                 self.update_dataplane();
                 let started = Instant::now();
                 self.batch.is_relinked |= self.linked.ensure(&interface, &pod);
@@ -218,6 +219,7 @@ impl StateOwner {
                     let started = Instant::now();
                     self.dataplane.detach(&interface, self.state.records());
                     self.batch.planning += started.elapsed();
+                    // An ADD that still waits fails: its pod is being removed.
                     self.waiters.remove(&interface);
                 }
                 self.committed_waiters.push(done);
@@ -302,7 +304,10 @@ impl StateOwner {
                 return Ok(());
             }
             self.active = true;
+            // The kernel may hold the table of an earlier run, and pods that run must not lose it:
+            // reading it back makes the first commit a difference.
             self.dataplane.invalidate();
+            // The first plan is due even if no frame has brought a record of routing.
             self.batch.is_rerouted = true;
         }
         let started = Instant::now();
@@ -356,6 +361,7 @@ impl StateOwner {
                 commit_us: micros(took),
                 traceparent: traceparent.unwrap_or_default(),
             };
+            // After the plan was set: the acknowledgement waits for the generation that contains it.
             self.acks.push(ack, self.routing.generation());
         }
         self.publish_status();
