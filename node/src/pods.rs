@@ -133,7 +133,7 @@ fn view_inputs(node: &str, records: &BTreeMap<RecordId, Record>, links: &Links, 
 }
 
 /// Dependencies of the CNI service and IPAM.
-pub struct Ports<S, P, N> {
+pub struct Dependencies<S, P, N> {
     /// Stored IPAM objects.
     pub store: Arc<S>,
     /// Returns the pools that a node with these labels may use; labels are `None` until they are
@@ -172,13 +172,13 @@ pub async fn serve(
 ) -> Result<()> {
     let Storage { client, mode } = storage;
     let (node, own) = (settings.node.clone(), settings.addresses);
-    let ports = Ports {
+    let dependencies = Dependencies {
         store: Arc::new(Objects::new(&client, mode, node.clone())),
         pools: |labels| pools::watch(&client, mode, labels),
         limits: limits::watch(&client, mode),
         announcer: Annotations::spawn(client.clone()),
     };
-    let pods = start(settings, ports, agent, attachments, notices)?;
+    let pods = start(settings, dependencies, agent, attachments, notices)?;
     tokio::spawn(annotate(node, own, client, pods.addresses, pods.inputs));
     pods.served.await?.context("CNI socket")
 }
@@ -187,7 +187,7 @@ pub async fn serve(
 /// runtime's threads.
 pub fn start<S: Store, N: Announcer>(
     settings: Settings,
-    ports: Ports<S, impl FnOnce(watch::Receiver<Option<Labels>>) -> watch::Receiver<Pools>, N>,
+    dependencies: Dependencies<S, impl FnOnce(watch::Receiver<Option<Labels>>) -> watch::Receiver<Pools>, N>,
     agent: AgentHandle,
     attachments: Attachments,
     notices: Notices,
@@ -199,14 +199,14 @@ pub fn start<S: Store, N: Announcer>(
     let every = VERSIONS.into_iter().map(|version| (version, 0)).collect();
     let (mtu, mtu_seen) = watch::channel(pod_mtu(settings.mtu, *underlay.borrow(), &every));
     let (known_mtu, known_mtu_seen) = watch::channel(None);
-    let terms = Terms { map: blocks_seen, pools: (ports.pools)(labels_seen), limits: ports.limits };
-    let namespaces = spaces::look(ports.store.clone());
-    let allocator = Allocator::spawn(settings.node.clone(), ports.store, terms, now);
+    let terms = Terms { map: blocks_seen, pools: (dependencies.pools)(labels_seen), limits: dependencies.limits };
+    let namespaces = spaces::look(dependencies.store.clone());
+    let allocator = Allocator::spawn(settings.node.clone(), dependencies.store, terms, now);
     let addresses = NodeAddresses::new(settings.node.clone(), allocator, namespaces, now);
     let parts = Parts {
         enforcer: agent.clone(),
         addresses: addresses.clone(),
-        announcer: AnnounceBoth { notices, then: ports.announcer },
+        announcer: AnnounceBoth { notices, then: dependencies.announcer },
         links: LinkRemover::spawn()?,
         conntrack: Conntrack::spawn().context("connection tracking")?,
         mtu: mtu_seen,

@@ -23,7 +23,7 @@ use margay_node::cni::attachment::{Attachment, Attachments};
 use margay_node::cni::ports::Announcer;
 use margay_node::ipam::addresses::NodeAddresses;
 use margay_node::metrics::Metrics;
-use margay_node::pods::{self, Ports, Settings};
+use margay_node::pods::{self, Dependencies, Settings};
 use margay_node::problems::Problems;
 use margay_node::store::ViewStore;
 use margay_node::upstream::Upstream;
@@ -267,7 +267,7 @@ async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Noti
     };
     watch_drift(table, agent.clone())?;
     watch_links(interfaces, links, agent.clone(), |_| ())?;
-    let ports: Ports<Memory, _, _> = Ports {
+    let ports: Dependencies<Memory, _, _> = Dependencies {
         store: Arc::new(blocks.of_node(&settings.node)),
         pools: |labels| blocks.pools(labels),
         limits: blocks.limits(),
