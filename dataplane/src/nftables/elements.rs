@@ -49,7 +49,7 @@ impl Shape {
                 .any(|member| matches!(member, Member::Net(net) if net.addr().is_ipv4() == v4 && !is_single(net)))
         };
         match record.kind {
-            MemberKind::Net => Self::Net { ranges4: change_ranges(true), ranges6: change_ranges(false) },
+            MemberKind::Net => Self::Net { ranges4: ranges(true), ranges6: ranges(false) },
             MemberKind::AddressPort => Self::AddressPort,
         }
     }

@@ -238,8 +238,9 @@ impl Driver {
             RouteOp::RemovePeer(address, peer) => self.remove_peer(*address, peer),
             RouteOp::SetRoute(destination, target) => self.set_route(*destination, target),
             RouteOp::RemoveRoute(destination, target) => match self.resolve_route(*destination, target) {
-                Ok(route) => self
-                    .remove(RouteNetlinkMessage::DelRoute(route.message()), || format!("delete route {destination}")),
+                Ok(route) => self.exec_removal(RouteNetlinkMessage::DelRoute(route.message()), || {
+                    format!("delete route {destination}")
+                }),
                 Err(gone) if gone.is_missing() => Ok(()),
                 Err(error) => Err(error),
             },

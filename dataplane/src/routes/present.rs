@@ -93,7 +93,7 @@ pub fn read_plan(socket: &mut RouteSocket, links: &LinksByName) -> Result<Plan, 
             let mut own = own.map(|(_, net)| net.addr()).filter(|address| is_global(version, *address));
             let address = own.next().unwrap_or(unspecified_address(version));
             let offloads = ethtool::has_checksum_offload(vxlan_device_name(version))?;
-            plan.tunnels.insert(version, VxlanDevice { offloads, ..device(link, address) });
+            plan.tunnels.insert(version, VxlanDevice { offloads, ..vxlan_device(link, address) });
             plan.peers.extend(list_peers(socket, version, link.index)?);
         }
     }

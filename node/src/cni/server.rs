@@ -61,7 +61,7 @@ pub async fn serve<E: Enforcer, A: Addresses, N: Announcer>(
 
 /// Accepts the next connection. A transient error, as when the node is out of file descriptors,
 /// only delays it.
-async fn next<T, F: Future<Output = io::Result<T>>>(mut accept: impl FnMut() -> F) -> io::Result<T> {
+async fn accept_next<T, F: Future<Output = io::Result<T>>>(mut accept: impl FnMut() -> F) -> io::Result<T> {
     loop {
         match accept().await {
             Err(error) if !is_lasting(&error) => {
