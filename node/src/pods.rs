@@ -32,7 +32,7 @@ use crate::cni::announce::Annotations;
 use crate::cni::attachment::Attachments;
 use crate::cni::ports::Announcer;
 use crate::cni::server;
-use crate::cni::service::{Parts, Service};
+use crate::cni::service::{Service, ServiceParts};
 use crate::config::NodeIps;
 use crate::ipam::addresses::NodeAddresses;
 use crate::ipam::allocator::{Allocator, BlockMap, Pools, Terms};
@@ -203,7 +203,7 @@ pub fn start<S: Store, N: Announcer>(
     let namespaces = spaces::look(dependencies.store.clone());
     let allocator = Allocator::spawn(settings.node.clone(), dependencies.store, terms, now);
     let addresses = NodeAddresses::new(settings.node.clone(), allocator, namespaces, now);
-    let parts = Parts {
+    let parts = ServiceParts {
         enforcer: agent.clone(),
         addresses: addresses.clone(),
         announcer: AnnounceBoth { notices, then: dependencies.announcer },

@@ -121,7 +121,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             Some(attachment) => self.detach(&attachment).await,
             None => {
                 let handle = ipam_handle(&call.network, &id);
-                if self.attachments().iter().any(|other| other.handle() == handle) {
+                if self.attachments().iter().any(|other| other.ipam_handle() == handle) {
                     // Another interface of the sandbox owns the handle; ADD refused this one.
                     return Ok(());
                 }
@@ -222,7 +222,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
 
     async fn set_up(&self, call: &CniCall, wanted: &mut Attachment, namespace: File, mtu: u32) -> Result<(), CniError> {
         let [ipv4, ipv6] = call.config.demands()?;
-        let (handle, endpoint, exact) = (wanted.handle(), wanted.endpoint(), call.config.requested_addresses()?);
+        let (handle, endpoint, exact) = (wanted.ipam_handle(), wanted.endpoint(), call.config.requested_addresses()?);
         let named_by_pod = call.config.names_pools();
         let request = AddressRequest { handle, endpoint, ipv4, ipv6, named_by_pod, exact };
         let claim = self.parts.addresses.assign(request);
@@ -346,7 +346,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             }
         }
         self.delete_connections(self.addresses_only_of(attachment), Extent::Whole).await?;
-        self.parts.addresses.release(attachment.handle()).await.map_err(unavailable_error)?;
+        self.parts.addresses.release(attachment.ipam_handle()).await.map_err(unavailable_error)?;
         let leftover = self.attachments().retire(&attachment.id).map_err(io_error)?;
         if !shared {
             self.parts.announcer.withdraw(attachment);
