@@ -368,12 +368,12 @@ mod tests {
         ip("address del 172.30.0.1/24 dev eth0");
         let own: IpAddr = "172.30.0.1".parse().expect("an address");
         owner.hints.lock().expect("nobody else has it").insert(Hint::AddressRemoved(own));
-        owner.look();
+        owner.check_hints();
         let early = seen.borrow().clone();
         assert_eq!((early.failed.len(), early.repairs), (1, 0), "{early:?}");
 
         ip("address add 172.30.0.1/24 dev eth0");
-        owner.overdue(Instant::now() + RETRY.1);
+        owner.run_due(Instant::now() + RETRY.1);
         let late = seen.borrow().clone();
         assert_eq!((late.failed.len(), late.repairs), (0, 1), "{late:?}");
     }

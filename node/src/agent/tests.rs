@@ -56,7 +56,7 @@ struct Rig {
     kernel: Model,
     agent: AgentHandle,
     fatal: oneshot::Receiver<RetriesExhausted>,
-    faults: Option<oneshot::Receiver<Fault>>,
+    faults: Option<oneshot::Receiver<ViewError>>,
 }
 
 /// Routes that are applied on request of the test.
@@ -294,7 +294,7 @@ async fn drift_is_repaired_and_a_frame_that_does_not_fit_ends_its_stream() {
     let frame = Frame { changes: vec![strange], trailer: Trailer { revision: 2, ..Trailer::default() } };
     rig.tell(1, Box::new(frame)).await;
     let fault = rig.faults.take().expect("a stream").await.expect("a reason");
-    assert!(matches!(fault, Fault::UnknownSet(_)));
+    assert!(matches!(fault, ViewError::UnknownSet(_)));
     // Later frames of the same stream are ignored.
     rig.tell(1, mk_frame(9, &mk_records(&[(1, Action::Allow)]), true)).await;
     rig.connect(2).await;

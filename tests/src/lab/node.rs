@@ -62,7 +62,7 @@ struct Running {
     runtime: Runtime,
     agent: AgentHandle,
     /// Ends with the agent's thread.
-    fatal: oneshot::Receiver<agent::Fatal>,
+    fatal: oneshot::Receiver<agent::RetriesExhausted>,
     network: Network,
     /// Generation of the newest plan of routes.
     planned: Arc<AtomicU64>,
@@ -74,7 +74,7 @@ struct Running {
 /// What is made on a thread in the node's namespace.
 struct Made {
     agent: AgentHandle,
-    fatal: oneshot::Receiver<agent::Fatal>,
+    fatal: oneshot::Receiver<agent::RetriesExhausted>,
     network: Network,
     planned: Arc<AtomicU64>,
     addresses: NodeAddresses,
@@ -150,7 +150,7 @@ impl Node {
 
     /// The view that its agent has saved last; empty: none.
     pub fn saved(&self) -> BTreeMap<RecordId, Record> {
-        Store::new(self.folder.path()).load()
+        ViewStore::new(self.folder.path()).load()
     }
 
     /// `server` is where its agent looks for typha.
@@ -244,7 +244,7 @@ impl Node {
 /// node's runtime: the thread ends when the tasks of that one are gone, and their handles with them.
 async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Notices, timers: Handle) -> Result<Made> {
     let attachments = Attachments::load(&folder.join("attachments"))?;
-    let store = Store::new(&folder);
+    let store = ViewStore::new(&folder);
     let mut kernel = Netfilter::open()?;
     let table = kernel.watch()?;
     let network = Network::spawn()?;
@@ -254,7 +254,7 @@ async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Noti
     let parts = agent::AgentParts {
         node: settings.node.clone(),
         view: store.load(),
-        attached: pods::attached(&attachments)?,
+        attached: pods::load_attached(&attachments)?,
         links: links.clone(),
         dataplane: Box::new(Nftables::new(&settings.node, Box::new(kernel))),
         routes: Some(Box::new(Planner { network: network.clone(), planned: planned.clone() })),

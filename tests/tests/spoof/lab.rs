@@ -66,7 +66,7 @@ pub struct Node {
     /// Its pods.
     pub pods: Vec<Pod>,
     /// With what ends when the agent has.
-    agent: Option<(AgentHandle, oneshot::Receiver<agent::Fatal>)>,
+    agent: Option<(AgentHandle, oneshot::Receiver<agent::RetriesExhausted>)>,
 }
 
 /// Where a packet can come out.

@@ -52,7 +52,7 @@ fn events_do_not_hasten_the_next_attempt_at_what_the_kernel_did_not_take() {
         pod: Attached { endpoint, uid: String::new(), addresses },
         done,
     });
-    for _ in 0..2 * ATTEMPTS {
+    for _ in 0..2 * MAX_ATTEMPTS {
         owner.handle_event(AgentEvent::Drift);
         owner.commit().expect("no attempt");
     }
