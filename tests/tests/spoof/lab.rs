@@ -270,7 +270,7 @@ impl Node {
         let ((handle, fatal), network) = self.host.run(|| -> Result<_> {
             let _context = runtime.enter();
             let network = Network::spawn()?;
-            let parts = Parts {
+            let parts = AgentParts {
                 node: self.name.to_owned(),
                 view: Records::new(),
                 attached,
