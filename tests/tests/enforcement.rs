@@ -101,7 +101,7 @@ impl Node {
             let _context = runtime.enter();
             let mut kernel = Netfilter::open()?;
             let table = kernel.watch()?;
-            let parts = Parts {
+            let parts = AgentParts {
                 node: "n1".to_owned(),
                 view,
                 attached,
