@@ -125,7 +125,7 @@ fn mk_asked(netns: &str) -> cni::Attachment {
 fn a_del_waits_for_the_add_before_it_and_takes_back_what_that_made() {
     run(|service, log, netns| async move {
         let asked = mk_asked(&netns);
-        let pod = service.pod(&EndpointKey::new("x", "a"));
+        let pod = service.pod_lock(&EndpointKey::new("x", "a"));
         let add = pod.lock().await;
         let deleting = {
             let (service, asked) = (service.clone(), asked.clone());
