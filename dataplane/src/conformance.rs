@@ -88,7 +88,7 @@ pub fn mk_attached(number: usize) -> (String, Attached) {
     (interface_name(&endpoint), Attached { endpoint, uid: String::new(), addresses })
 }
 
-/// One that has committed this and seen nothing else.
+/// A fresh one that has committed this view.
 fn fresh<S: Subject>(records: &Records, links: &Links, pods: impl IntoIterator<Item = usize>) -> S {
     let mut subject = S::new(NODE);
     let dataplane = subject.dataplane();
@@ -138,7 +138,7 @@ pub fn a_packet_fares_at_host_endpoints_as_the_records_say<S: Subject>() {
         let links = mk_links();
         let subject: S = fresh(&view, &links, 0..3);
         for (packet, way) in packets {
-            // What a pod sends to its node is no business of host endpoints.
+            // Packets of a pod to its node are not subject to host endpoints.
             if pod_of(packet.source).is_some() && way != Way::Forwarded {
                 continue;
             }
@@ -166,7 +166,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What differs between what is held and the view, member by member in sets that stay.
+/// The difference between the records held and the view, member by member for sets that stay.
 fn difference(held: &Records, view: &Records) -> Dirty {
     let mut dirty = Dirty::default();
     let ids: BTreeSet<&RecordId> = held.keys().chain(view.keys()).collect();
@@ -256,7 +256,7 @@ pub fn a_pod_without_a_record_is_cut_off<S: Subject>() {
     let (interface, _) = mk_attached(0);
     let ways = [mk_packet("10.0.0.0", "192.0.2.7"), mk_packet("192.0.2.7", "10.0.0.0")];
     let mut subject: S = fresh(&records, &Links::new(), [0]);
-    assert!(!subject.dataplane().decides(&interface));
+    assert!(!subject.dataplane().has_policy(&interface));
     for packet in &ways {
         assert!(!subject.travel(packet, Way::Forwarded).0, "{packet:?}");
     }

@@ -1,16 +1,16 @@
-//! What changed in a node's view since it was last asked.
+//! Changes of a node's view since the last update of the dataplane.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{Member, RecordId, SetId};
 
-/// Changes of a view, without their values: those are in the view.
+/// Changes of a view, without values, which are in the view.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dirty {
-    /// Records that came, went or have another value.
+    /// Records added, changed or removed.
     pub records: BTreeSet<RecordId>,
-    /// Members that came and went, of sets that are not in `records`: net of what cancelled out.
+    /// Net member changes of sets that are not in `records`.
     pub members: BTreeMap<SetId, MemberDelta>,
 }
 
@@ -20,7 +20,7 @@ impl Dirty {
         self.records.is_empty() && self.members.is_empty()
     }
 
-    /// Notes that a record came, went or has another value.
+    /// Marks a record as added, changed or removed.
     pub fn mark(&mut self, id: RecordId) {
         if let RecordId::IpSet(set) = &id {
             self.members.remove(set);
@@ -28,7 +28,7 @@ impl Dirty {
         self.records.insert(id);
     }
 
-    /// Notes one member that came or went; twice the other way round is nothing.
+    /// Marks a member as added or removed; the two cancel out.
     pub fn mark_member(&mut self, set: &SetId, member: Member, came: bool) {
         if self.records.contains(&RecordId::IpSet(set.clone())) {
             return;

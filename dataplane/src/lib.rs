@@ -1,14 +1,14 @@
-//! What a node's kernel enforces, and how it is brought there: policy, routes and tunnels, connections.
+//! Brings a node's kernel to what it must enforce: policy, routes, tunnels and conntrack.
 //!
 //! ```text
 //!  records, dirty --update--> Dataplane --commit--> kernel
 //!                                 ^ resync after a start, a failure, or a change by others
 //! ```
 //!
-//! [`Dataplane`] is the seam: the agent's loop knows what to enforce and when, and nothing of how. [`nftables`] is
-//! the one implementation there is; another passes the same cases, which are in `conformance`.
-//! [`routes`] brings links, routes and tunnels to a plan of their own, on a thread of their own, and [`probe`] tries
-//! what the kernel can do before anything depends on it.
+//! [`Dataplane`] is the seam: the agent's loop knows what to enforce and when, but not how.
+//! [`nftables`] is its only implementation; another one passes the same tests (those of
+//! `conformance`). [`routes`] brings links, routes and tunnels to a plan, on a thread of its own,
+//! and [`probe`] tests the kernel's features before anything depends on them.
 
 #[cfg(any(test, feature = "testing"))]
 #[allow(missing_docs, reason = "for tests")]
@@ -29,7 +29,7 @@ use margay_calc::model::{Record, RecordId};
 
 pub use dirty::Dirty;
 
-/// A node's view: everything that concerns it, as typha computed it.
+/// A node's view: the records that concern it, as computed by typha.
 pub type Records = BTreeMap<RecordId, Record>;
 
 /// The node's interfaces by name, with their addresses.
@@ -40,69 +40,69 @@ pub type Links = BTreeMap<String, BTreeSet<IpAddr>>;
 pub struct Attached {
     /// The pod.
     pub endpoint: EndpointKey,
-    /// Its uid, as the runtime has it; empty: not known.
+    /// UID of the pod from the runtime; empty: not known.
     pub uid: String,
-    /// The addresses it may send from.
+    /// Addresses that it may send from.
     pub addresses: Vec<IpAddr>,
 }
 
-/// What a commit did.
+/// Result of a commit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Committed {
-    /// Operations on the kernel; none if it held everything already.
+    /// Number of operations; 0 if the kernel was up to date.
     pub operations: usize,
-    /// How often the kernel was found to hold something else than it should.
+    /// How often the kernel differed from what it should hold.
     pub repairs: u64,
-    /// The comparison that was asked for could not be made: others keep changing what would be read.
+    /// The requested comparison failed, as other programs kept changing nftables.
     pub is_unread: bool,
 }
 
-/// The kernel does not hold what it should; what it held before stays in force.
+/// A commit failed; what the kernel held before stays in force.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct CommitError {
-    /// Why, with the part that the kernel did not take.
+    /// Reason, with the operation that the kernel refused.
     pub reason: String,
-    /// Failures in a row.
+    /// Number of failures in a row.
     pub attempts: u32,
 }
 
-/// One node's enforcement of policy. Used from one thread; only [`Dataplane::is_programmed`] and
-/// [`Dataplane::commit`] do I/O, and block as long as the kernel works.
+/// One node's enforcement of policy. Used from one thread. Only [`Dataplane::is_programmed`] and
+/// [`Dataplane::commit`] do I/O, and block while the kernel works.
 ///
-/// A new one wants the state of an empty view, and its first commit reads back what the kernel holds.
+/// Starts with the wanted state of an empty view, and its first commit reads the kernel back.
 pub trait Dataplane: Send {
-    /// Whether the kernel holds something that an earlier run enforces.
+    /// Whether the kernel holds the state of an earlier run.
     fn is_programmed(&mut self) -> io::Result<bool>;
-    /// Follows the view: `dirty` names what changed in `records` since the last call.
+    /// Updates the wanted state; `dirty` names what changed in `records` since the last call.
     fn update(&mut self, records: &Records, dirty: &Dirty);
-    /// A pod came to this interface, or has other addresses.
+    /// Attaches a pod to an interface, or changes its addresses.
     fn attach(&mut self, interface: String, pod: Attached, records: &Records);
-    /// The pod on this interface went.
+    /// Detaches the pod of an interface.
     fn detach(&mut self, interface: &str, records: &Records);
-    /// The node's own interfaces have these addresses now.
+    /// Replaces the node's own interfaces and addresses.
     fn set_links(&mut self, links: Links);
-    /// The kernel may hold something else: the next commit reads it back.
+    /// Marks the kernel's state unknown: the next commit reads it back.
     fn invalidate(&mut self);
-    /// The next commit also compares everything, though nothing was noticed.
+    /// Has the next commit compare everything with the kernel, even if no change was noticed.
     fn request_comparison(&mut self);
-    /// Tries again what the kernel refused a while ago.
+    /// Includes parts again that the kernel refused, once their retry is due.
     fn retry_refused(&mut self, records: &Records, now: Instant);
     /// When [`Dataplane::retry_refused`] has something to do.
     fn next_retry(&self) -> Option<Instant>;
-    /// Brings the kernel to what is wanted, whole or not at all. A part that the kernel refuses is left out, what
-    /// depends on it is denied, and [`Dataplane::errors`] names it.
+    /// Programs the wanted state, all of it or nothing. A part that the kernel refuses is left out,
+    /// what depends on it is denied, and [`Dataplane::errors`] names it.
     fn commit(&mut self, records: &Records, now: Instant) -> Result<Committed, CommitError>;
-    /// The node's own interfaces, as they were set last.
+    /// The node's own interfaces, as set last.
     fn links(&self) -> &Links;
     /// The pods of this node by interface.
     fn attached(&self) -> &BTreeMap<String, Attached>;
-    /// Whether the pod on this interface has its policy in what is wanted.
-    fn decides(&self, interface: &str) -> bool;
-    /// Why the pod on this interface is cut off instead of being under its policy, if that is so.
+    /// Whether the policy of the interface's pod is in the wanted state.
+    fn has_policy(&self, interface: &str) -> bool;
+    /// Why the interface's pod is cut off instead of under its policy, if so.
     fn refusal(&self, interface: &str) -> Option<String>;
-    /// Records that are not enforced as they are written, and why.
+    /// Records that are not enforced as written, with the reason.
     fn errors(&self) -> BTreeMap<RecordId, String>;
-    /// What is wanted in the kernel, as text for people, with the rules of policies that it comes from.
+    /// Renders the wanted state as text for debugging, with the policy rules that it comes from.
     fn dump(&self, records: &Records) -> String;
 }

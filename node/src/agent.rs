@@ -1,7 +1,10 @@
-//! The one owner of the node's state: every change comes to it as an [`Event`], and everything that the kernel holds of policy comes from it.
+//! The agent: one thread owns the node's state. Every change reaches it as an [`AgentEvent`], and
+//! it alone has the dataplane program policy.
 //!
-//! It lives on a thread of its own because the kernel's answers block. Events that wait together are committed together: one transaction, one
-//! acknowledgement. Nothing is written before the first whole view, unless the kernel holds nothing of ours and a view was saved.
+//! The kernel's answers block, so the owner has a thread of its own. Events that are queued
+//! together are committed together: one transaction, one acknowledgement. Nothing is written to the
+//! kernel before the first complete view, unless the kernel holds nothing of ours and a view was
+//! saved.
 
 mod acks;
 mod changes;
@@ -19,63 +22,67 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::cni::ports::{Enforcer, NotEnforced};
 use crate::metrics::Metrics;
-use crate::state::{Fault, State};
-use crate::store::Store;
+use crate::state::{State, ViewError};
+use crate::store::ViewStore;
 use margay_dataplane::routes::plan::{LocalPods, Plan};
 use margay_dataplane::routes::worker::{Network, Progress};
 use margay_dataplane::{Attached, Dataplane, Links};
 
 pub use changes::{watch_drift, watch_links};
-pub use owner::Fatal;
+pub use owner::RetriesExhausted;
 pub use routing::RoutingFault;
 
-/// Events that wait at once; whoever has one more waits, and typha with it.
+/// Capacity of the event queue. Senders wait while it is full, and through them typha.
 const QUEUE: usize = 256;
 
-/// What can wake the owner.
-pub enum Event {
-    /// A stream to a server is being opened: what is held is asked for, and the stream is told when a frame cannot be applied.
+/// Event for the owner of the state.
+pub enum AgentEvent {
+    /// A stream to a server is being opened. The owner returns its digests, and reports through
+    /// `fault` when a frame cannot be applied.
     Connected {
         /// Number of the stream.
         stream: u64,
         /// Digests for the hello.
         hello: oneshot::Sender<Vec<u64>>,
-        /// Takes the reason why the stream must be opened anew.
-        fault: oneshot::Sender<Fault>,
-        /// Where it leads.
+        /// Receives the error after which the stream must be reopened.
+        fault: oneshot::Sender<ViewError>,
+        /// Address of the server.
         server: String,
     },
-    /// A frame of this stream.
+    /// Frame received on a stream.
     Frame {
         /// Number of the stream.
         stream: u64,
         /// The frame.
         frame: Box<Frame>,
     },
-    /// This stream has ended.
+    /// A stream ended.
     Disconnected {
         /// Number of the stream.
         stream: u64,
     },
-    /// A pod's link is being made.
+    /// Attaches a pod whose link is being created.
     Attach {
         /// Host side interface.
         interface: String,
         /// The pod.
         pod: Attached,
-        /// Told when its policy and addresses are committed.
+        /// Completed when the pod's policy and addresses are committed.
         done: oneshot::Sender<Result<(), NotEnforced>>,
     },
-    /// A pod is being detached: its policy goes, and its addresses lead to its link for as long as that is there.
+    /// Detaches a pod: removes it from policy. Its addresses stay routed to its link while that
+    /// exists.
     Detach {
         /// Host side interface.
         interface: String,
-        /// The pod; another pod's link of this name stays.
+        /// The pod. A link of this name that belongs to another pod is left alone.
         endpoint: EndpointKey,
-        /// Told when nothing of it is in the kernel any more; false if nothing is written there yet.
+        /// Completed when nothing of the pod is in the kernel any more. False: nothing is written
+        /// to the kernel yet.
         done: oneshot::Sender<bool>,
     },
-    /// A pod's link is there: its addresses lead to it from now on, whether its policy is known or not.
+    /// A pod's link was created: its addresses are routed to it from now on, whether its policy is
+    /// known or not.
     LinkMade {
         /// Host side interface.
         interface: String,
@@ -83,84 +90,88 @@ pub enum Event {
         index: u32,
         /// The pod.
         pod: Attached,
-        /// Told when that is planned, so that the thread of routes takes none of them away.
+        /// Completed when the routes are planned, so that the route worker does not remove them as
+        /// stale.
         done: oneshot::Sender<bool>,
     },
-    /// The link of a pod that was detached is gone.
+    /// The link of a detached pod was removed.
     LinkGone {
         /// Host side interface.
         interface: String,
-        /// Index of the link; a later link of that name is not meant. None: there was none any more.
+        /// Index of the link, so that a later link of the same name is left alone. `None`: no link
+        /// of that name existed any more.
         index: Option<u32>,
     },
-    /// The node's interfaces have these addresses now.
+    /// The addresses of the node's interfaces changed.
     Links(Links),
-    /// Somebody changed our table.
+    /// Another program changed our nftables table.
     Drift,
-    /// Routes have come further, or are not as wanted any more.
+    /// The progress of the route worker changed.
     Routed,
-    /// Somebody wants to look.
-    Inspect(Look),
+    /// Runs a closure on the state.
+    Inspect(Inspection),
 }
 
-/// A look at what the owner has.
-pub type Look = Box<dyn FnOnce(&State, &dyn Dataplane) + Send>;
+/// Closure that reads the owner's state.
+pub type Inspection = Box<dyn FnOnce(&State, &dyn Dataplane) + Send>;
 
-/// How far the agent is.
+/// Status of the agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
-    /// The stream is up and the view whole.
+    /// The stream is up and the view complete.
     pub in_sync: bool,
-    /// The kernel holds our table, from a whole view or from the one saved last.
+    /// The kernel holds our table, from a complete view or from the saved one.
     pub enforcing: bool,
     /// Revision of the view in the kernel.
     pub revision: u64,
-    /// The server that the stream leads to; empty: none.
+    /// Server of the current stream; empty if there is none.
     pub server: String,
-    /// Records that are not enforced as they are written, and why.
+    /// Records that are not enforced as written, with the reason.
     pub errors: BTreeMap<RecordId, String>,
-    /// Why nftables does not hold what it should, if that is so.
+    /// Why the last nftables commit failed; `None` if it succeeded.
     pub failing: Option<String>,
-    /// Why routing is not as wanted, if that has been so for a while.
+    /// Why routing has differed from the plan for longer than the grace period.
     pub routing: Option<RoutingFault>,
 }
 
 impl Status {
-    /// Why the node is not as it should be, if that is so.
-    pub fn not_ready(&self) -> Option<String> {
-        self.no_network().or_else(|| self.routing.as_ref().map(|fault| fault.reason.clone()))
+    /// Reason why the node is not ready, if any.
+    pub fn not_ready_reason(&self) -> Option<String> {
+        self.no_network_reason().or_else(|| self.routing.as_ref().map(|fault| fault.reason.clone()))
     }
 
-    /// Why no pod could be attached now, or would have no network here, if that is so. Kubernetes takes a node of which this is said out of service.
-    pub fn no_network(&self) -> Option<String> {
+    /// Reason why pods cannot be attached or would have no network on this node, if any. CNI STATUS
+    /// reports it, and the kubelet then marks the node NotReady.
+    pub fn no_network_reason(&self) -> Option<String> {
         if let Some(reason) = &self.failing {
-            return Some(format!("nftables is not as wanted: {reason}"));
+            return Some(format!("nftables could not be programmed: {reason}"));
         }
         if !self.enforcing {
-            return Some("the node's view has not come from margay-typha yet; is it running and reachable?".to_owned());
+            return Some(
+                "no complete view received from margay-typha yet; check that it is running and reachable".to_owned(),
+            );
         }
         self.routing.as_ref().filter(|fault| fault.is_own).map(|fault| fault.reason.clone())
     }
 }
 
-/// Where routes are planned to.
+/// Sink of route plans.
 pub trait Routes: Send {
-    /// Makes this the wanted plan; returns its generation. Does not wait.
-    fn want(&mut self, plan: Plan) -> u64;
-    /// Makes the newest plan one of these pods of the node, and changes nothing else; returns its generation. Does not
-    /// wait.
-    fn want_pods(&mut self, pods: LocalPods) -> u64;
-    /// How far the kernel has come, as that changes.
+    /// Replaces the wanted plan and returns its generation. Does not block.
+    fn set_plan(&mut self, plan: Plan) -> u64;
+    /// Replaces the node's own pods in the newest plan and returns its generation. Does not block.
+    fn set_pods(&mut self, pods: LocalPods) -> u64;
+    /// Progress of the kernel towards the plan.
     fn progress(&self) -> watch::Receiver<Progress>;
 }
 
 impl Routes for Network {
-    fn want(&mut self, plan: Plan) -> u64 {
-        Self::want(self, plan)
+    fn set_plan(&mut self, plan: Plan) -> u64 {
+        Self::set_plan(self, plan)
     }
 
-    fn want_pods(&mut self, pods: LocalPods) -> u64 {
-        Self::want_pods(self, pods)
+    fn set_pods(&mut self, pods: LocalPods) -> u64 {
+        Self::set_pods(self, pods)
     }
 
     fn progress(&self) -> watch::Receiver<Progress> {
@@ -168,106 +179,107 @@ impl Routes for Network {
     }
 }
 
-/// What an agent starts with.
-pub struct Parts {
+/// Initial state and dependencies of an agent.
+pub struct AgentParts {
     /// Name of the node.
     pub node: String,
-    /// The view saved last.
+    /// The saved view.
     pub view: BTreeMap<RecordId, Record>,
     /// Pods that earlier runs have attached, by interface.
     pub attached: BTreeMap<String, Attached>,
     /// Addresses of the node's interfaces.
     pub links: Links,
-    /// What enforces policy.
+    /// Dataplane that enforces policy.
     pub dataplane: Box<dyn Dataplane>,
-    /// Links and routes, if this agent plans them.
+    /// Route worker, if this agent plans routes.
     pub routes: Option<Box<dyn Routes>>,
-    /// Where the view is saved, if it is.
-    pub store: Option<Store>,
-    /// Numbers.
+    /// Where the view is saved; `None`: it is not.
+    pub store: Option<ViewStore>,
+    /// Metrics.
     pub metrics: Metrics,
 }
 
-/// How others speak to the agent; cheap to clone. The agent ends when the last handle is gone.
+/// Handle to the agent; cheap to clone. The agent ends when the last handle is dropped.
 #[derive(Clone)]
 pub struct AgentHandle {
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<AgentEvent>,
     status: watch::Receiver<Status>,
     acks: watch::Receiver<Option<Arc<Ack>>>,
 }
 
-/// Starts the owner. The receiver gets the reason when it cannot go on; what the kernel enforces stays. Needs a tokio runtime.
-pub fn spawn(parts: Parts) -> std::io::Result<(AgentHandle, oneshot::Receiver<Fatal>)> {
+/// Starts the owner's thread. The receiver gets the error when it cannot go on; what is enforced
+/// stays enforced. Needs a tokio runtime.
+pub fn spawn(parts: AgentParts) -> std::io::Result<(AgentHandle, oneshot::Receiver<RetriesExhausted>)> {
     let (events, queue) = mpsc::channel(QUEUE);
     let (status, seen_status) = watch::channel(Status::default());
     let (acks, seen_acks) = watch::channel(None);
     let (fatal, fate) = oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
     if let Some(routes) = &parts.routes {
-        // Its sender would keep the agent alive.
-        runtime.spawn(follow(routes.progress(), events.downgrade()));
+        // A strong sender would keep the agent alive.
+        runtime.spawn(forward_progress(routes.progress(), events.downgrade()));
     }
-    let owner = owner::Owner::new(parts, status, acks);
+    let owner = owner::StateOwner::new(parts, status, acks);
     std::thread::Builder::new().name("agent".to_owned()).spawn(move || {
         if let Err(error) = owner.run(&runtime, queue) {
-            // Nobody listens only when the process is ending already.
+            // The receiver is gone only if the process is ending already.
             let _ = fatal.send(error);
         }
     })?;
     Ok((AgentHandle { events, status: seen_status, acks: seen_acks }, fate))
 }
 
-/// Tells the owner of every step of the routes.
-async fn follow(mut progress: watch::Receiver<Progress>, events: mpsc::WeakSender<Event>) {
+/// Forwards each change of the route worker's progress to the owner.
+async fn forward_progress(mut progress: watch::Receiver<Progress>, events: mpsc::WeakSender<AgentEvent>) {
     while progress.changed().await.is_ok() {
         let Some(events) = events.upgrade() else { return };
-        if events.send(Event::Routed).await.is_err() {
+        if events.send(AgentEvent::Routed).await.is_err() {
             return;
         }
     }
 }
 
 impl AgentHandle {
-    /// Hands an event over; waits while the queue is full. False when the agent has ended.
-    pub async fn send(&self, event: Event) -> bool {
+    /// Sends an event, waiting while the queue is full. False: the agent has ended.
+    pub async fn send(&self, event: AgentEvent) -> bool {
         self.events.send(event).await.is_ok()
     }
 
-    /// How far the agent is, now.
+    /// Current status.
     pub fn status(&self) -> Status {
         self.status.borrow().clone()
     }
 
-    /// How far the agent is, as it changes.
+    /// Subscription to the status.
     pub fn watch(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }
 
-    /// The newest acknowledgement, as it changes; it stands for all before it.
+    /// Subscription to the newest acknowledgement, which covers all before it.
     pub fn acks(&self) -> watch::Receiver<Option<Arc<Ack>>> {
         self.acks.clone()
     }
 
-    /// Returns when a server has said that the view is whole and it is in the kernel.
+    /// Waits until a server has declared the view complete and it is in the kernel.
     pub async fn wait_in_sync(&self) {
         let mut status = self.status.clone();
-        // An agent that has ended will never be in sync: the caller's own deadline ends this.
+        // An agent that has ended never gets in sync: the caller's own deadline ends this.
         if status.wait_for(|status| status.in_sync && status.enforcing).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// Looks at the state.
+    /// Runs a closure on the state and returns its result; `None` if the agent has ended.
     pub async fn inspect<T: Send + 'static>(
         &self,
         look: impl FnOnce(&State, &dyn Dataplane) -> T + Send + 'static,
     ) -> Option<T> {
         let (seen, result) = oneshot::channel();
         let look = move |state: &State, dataplane: &dyn Dataplane| {
-            // The one who asked may have gone.
+            // The caller may have been cancelled.
             let _ = seen.send(look(state, dataplane));
         };
-        self.events.send(Event::Inspect(Box::new(look))).await.ok()?;
+        self.events.send(AgentEvent::Inspect(Box::new(look))).await.ok()?;
         result.await.ok()
     }
 }
@@ -276,34 +288,34 @@ impl Enforcer for AgentHandle {
     async fn attach(&self, interface: String, pod: Attached) -> Result<(), NotEnforced> {
         let ended = || NotEnforced::Refused("the agent is ending".to_owned());
         let (done, result) = oneshot::channel();
-        self.events.send(Event::Attach { interface, pod, done }).await.map_err(|_| ended())?;
+        self.events.send(AgentEvent::Attach { interface, pod, done }).await.map_err(|_| ended())?;
         result.await.unwrap_or_else(|_| Err(ended()))
     }
 
     async fn detach(&self, endpoint: EndpointKey, interface: String) -> bool {
         let (done, result) = oneshot::channel();
-        self.send(Event::Detach { interface, endpoint, done }).await && result.await.unwrap_or(false)
+        self.send(AgentEvent::Detach { interface, endpoint, done }).await && result.await.unwrap_or(false)
     }
 
     async fn link_made(&self, interface: String, index: u32, pod: Attached) {
         let (done, result) = oneshot::channel();
         // An agent that has ended plans no routes.
-        if self.send(Event::LinkMade { interface, index, pod, done }).await {
+        if self.send(AgentEvent::LinkMade { interface, index, pod, done }).await {
             let _ = result.await;
         }
     }
 
     async fn link_gone(&self, interface: String, index: Option<u32>) {
-        self.send(Event::LinkGone { interface, index }).await;
+        self.send(AgentEvent::LinkGone { interface, index }).await;
     }
 
-    fn not_ready(&self) -> Option<String> {
-        self.status.borrow().no_network()
+    fn not_ready_reason(&self) -> Option<String> {
+        self.status.borrow().no_network_reason()
     }
 }
 
-/// The pods of the node, as routes need them.
-pub(crate) fn local_pods<'a>(pods: impl Iterator<Item = (&'a String, &'a Attached)>) -> LocalPods {
+/// Interface by address of the node's pods, as routes are planned from.
+pub(crate) fn pods_by_address<'a>(pods: impl Iterator<Item = (&'a String, &'a Attached)>) -> LocalPods {
     let pods = pods.flat_map(|(interface, pod)| pod.addresses.iter().map(move |address| (*address, interface.clone())));
     pods.collect()
 }

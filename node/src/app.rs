@@ -1,11 +1,12 @@
-//! Makes the parts in the order in which they need each other: first what enforces, then what tells it what to enforce, then what asks it.
+//! Starts the agent's parts in the order of their dependencies: first what enforces policy, then
+//! what receives it from typha, then what serves pods and readers.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use margay_dataplane::nftables::{self, Netfilter, Nftables};
-use margay_dataplane::routes::addresses::Addresses;
+use margay_dataplane::routes::addresses::AddressWatch;
 use margay_dataplane::routes::worker::{Network, Progress};
 use margay_dataplane::{Links, probe};
 use margay_proto::debug::node_debug_server::NodeDebugServer;
@@ -33,18 +34,18 @@ use crate::metrics::Metrics;
 use crate::pods;
 use crate::problems::Problems;
 use crate::requests;
-use crate::store::Store;
+use crate::store::ViewStore;
 use crate::upstream::notices::Notices;
 use crate::upstream::{SERVER_NAME, Upstream};
 
-/// The longest that the end of the process may take; nothing that is enforced ends with it.
-const END: Duration = Duration::from_secs(10);
-/// Calls of readers that are being set up at once.
-const CALLS: usize = 64;
-/// The longest time until a call is set up.
-const CALL: Duration = Duration::from_secs(15);
-/// Who may call what.
-const MAY_CALL: [(&str, &[&str]); 1] = [(
+/// Time limit of the shutdown; enforcement stays in the kernel.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
+/// Maximal number of debug calls in progress.
+const MAX_CALLS: usize = 64;
+/// Time limit of a debug call, until its response begins.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Services by client organization.
+const ALLOWED_SERVICES: [(&str, &[&str]); 1] = [(
     "margay:readers",
     &[
         "margay.debug.v1.NodeDebug",
@@ -54,20 +55,20 @@ const MAY_CALL: [(&str, &[&str]); 1] = [(
     ],
 )];
 
-/// Runs the agent until it is told to end. Whatever is in the kernel stays there.
+/// Runs the agent until a signal ends it. What is in the kernel stays.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let telemetry = telemetry::init("margay-node", &args.log)?;
-    tracing::info!(?args, "node agent starts");
-    let served = serve(args).await;
+    tracing::info!(?args, "starting node agent");
+    let served = run_parts(args).await;
     telemetry.shutdown().await;
     served
 }
 
-async fn serve(args: Args) -> anyhow::Result<()> {
-    let shutdown = Shutdown::on_signals(END).context("signals")?;
+async fn run_parts(args: Args) -> anyhow::Result<()> {
+    let shutdown = Shutdown::on_signals(SHUTDOWN_LIMIT).context("signals")?;
     let readiness = Readiness::default();
     let certified = readiness.gate("certificate", "no certificate yet");
-    let enforcing = readiness.gate("policy", "the view has not come from typha yet");
+    let enforcing = readiness.gate("policy", "no complete view received from typha yet");
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     admin::serve(args.admin_listen, Arc::new(registry), readiness.clone(), shutdown.clone()).await?;
@@ -76,15 +77,15 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let attachments = Attachments::load(&folder).with_context(|| format!("attachments in {}", folder.display()))?;
     metrics.damaged.set(i64::try_from(attachments.damaged()).unwrap_or(i64::MAX));
     let problems = Problems::default();
-    let (agent, routing, fatal) = start(&args, &attachments, metrics, &problems)?;
-    tokio::spawn(follow(agent.clone(), enforcing));
+    let (agent, routing, fatal) = start_agent(&args, &attachments, metrics, &problems)?;
+    tokio::spawn(follow_status(agent.clone(), enforcing));
 
     if let Some(folder) = args.cni_conf_dir.clone() {
         let (problems, own) = (problems.clone(), args.cni_conflist.clone());
         tokio::spawn(conf::watch(folder, own, move |wrong| problems.report("network-configuration", true, wrong)));
     }
     let notices = Notices::default();
-    let connected = connect(&args, &agent, routing, (&notices, &problems), &readiness, certified, &shutdown);
+    let connected = run_connected(&args, &agent, routing, (&notices, &problems), &readiness, certified, &shutdown);
     let pods = serve_pods(&args, agent.clone(), attachments, notices.clone(), problems.clone());
     tokio::select! {
         () = shutdown.wait() => Ok(()),
@@ -94,26 +95,26 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// Starts what enforces.
-fn start(
+/// Starts the dataplane and the agent.
+fn start_agent(
     args: &Args,
     attachments: &Attachments,
     metrics: Metrics,
     problems: &Problems,
-) -> anyhow::Result<(AgentHandle, watch::Receiver<Progress>, tokio::sync::oneshot::Receiver<agent::Fatal>)> {
-    let lacks = probe::demand(probe::probe().context("features of the kernel")?)?;
-    problems.report("kernel", false, probe::words(&lacks).as_deref());
-    let store = Store::new(&args.state_dir);
+) -> anyhow::Result<(AgentHandle, watch::Receiver<Progress>, tokio::sync::oneshot::Receiver<agent::RetriesExhausted>)> {
+    let missing = probe::require_features(probe::probe().context("features of the kernel")?)?;
+    problems.report("kernel", false, probe::describe_missing(&missing).as_deref());
+    let store = ViewStore::new(&args.state_dir);
     let mut kernel = Netfilter::open().context("nftables; does the agent have the capability NET_ADMIN?")?;
     let table = kernel.watch().context("changes of nftables")?;
     let network = Network::spawn().context("rtnetlink")?;
     let routing = network.watch();
-    let mut addresses = Addresses::open().context("addresses of the node")?;
+    let mut addresses = AddressWatch::open().context("addresses of the node")?;
     let links = addresses.read().context("addresses of the node")?;
-    let parts = agent::Parts {
+    let parts = agent::AgentParts {
         node: args.node_name.clone(),
         view: store.load(),
-        attached: pods::attached(attachments)?,
+        attached: pods::load_attached(attachments)?,
         links: links.clone(),
         dataplane: Box::new(Nftables::new(&args.node_name, Box::new(kernel))),
         routes: Some(Box::new(network) as Box<dyn Routes>),
@@ -123,16 +124,16 @@ fn start(
     let (agent, fatal) = agent::spawn(parts).context("thread of the agent")?;
     watch_drift(table, agent.clone()).context("thread of the monitor")?;
     let problems = problems.clone();
-    let look = move |links: &Links| problems.report("ipvs", false, nftables::ipvs_words(links));
+    let look = move |links: &Links| problems.report("ipvs", false, nftables::ipvs_advice(links));
     watch_links(addresses, links, agent.clone(), look).context("thread of the addresses")?;
     Ok((agent, routing, fatal))
 }
 
-/// Opens the gate while the kernel holds what it should.
-async fn follow(agent: AgentHandle, gate: Gate) {
+/// Opens the gate while the node is ready.
+async fn follow_status(agent: AgentHandle, gate: Gate) {
     let mut status = agent.watch();
     loop {
-        let reason = status.borrow_and_update().not_ready();
+        let reason = status.borrow_and_update().not_ready_reason();
         match reason {
             Some(reason) => gate.close(reason),
             None => gate.open(),
@@ -143,8 +144,8 @@ async fn follow(agent: AgentHandle, gate: Gate) {
     }
 }
 
-/// Everything that needs the node's certificate.
-async fn connect(
+/// Runs everything that needs the node's certificate.
+async fn run_connected(
     args: &Args,
     agent: &AgentHandle,
     routing: watch::Receiver<Progress>,
@@ -171,8 +172,8 @@ async fn connect(
         problems: problems.clone(),
     };
     let listener = TcpListener::bind(args.listen).await;
-    let listener =
-        listener.with_context(|| format!("address {}: choose a free one with MARGAY_LISTEN", args.listen))?;
+    let listener = listener
+        .with_context(|| format!("cannot listen on {}: choose a free address with MARGAY_LISTEN", args.listen))?;
     tokio::select! {
         () = upstream.run(shutdown.clone()) => Ok(()),
         served = serve_debug(debug, readiness.clone(), listener, tls.clone(), shutdown.clone()) => served,
@@ -202,10 +203,10 @@ async fn serve_debug(
     };
     let layers = ServiceBuilder::new()
         .layer(Trace)
-        .layer(Admission::new(MAY_CALL))
+        .layer(Admission::new(ALLOWED_SERVICES))
         .load_shed()
-        .concurrency_limit(CALLS)
-        .timeout(CALL);
+        .concurrency_limit(MAX_CALLS)
+        .timeout(CALL_TIMEOUT);
     let served = Server::builder()
         .layer(layers)
         .add_service(NodeDebugServer::new(debug))
@@ -219,7 +220,7 @@ async fn serve_debug(
     }
 }
 
-/// Serves the CNI plugin.
+/// Serves the CNI socket.
 async fn serve_pods(
     args: &Args,
     agent: AgentHandle,

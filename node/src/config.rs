@@ -1,4 +1,4 @@
-//! What a person can set, parsed once.
+//! Command line and environment of the agent, parsed once.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -9,46 +9,51 @@ use margay_api::storage::Mode;
 
 use margay_dataplane::routes::plan::version_of;
 
-/// Settings of the node agent; each is a flag and an environment variable of the same meaning.
+/// Settings of the node agent; each is a flag and an environment variable.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Name of the node that this agent runs on.
     #[arg(long, env = "NODE_NAME")]
     pub node_name: String,
-    /// Address of the node, on the link that other nodes are reached by; or one of each IP version, with a comma between them.
+    /// Address of the node on the link that reaches other nodes; or one of each IP version,
+    /// separated by a comma.
     #[arg(long, env = "NODE_IP")]
     pub node_ip: NodeIps,
     /// Host and port of typha.
     #[arg(long, env = "MARGAY_TYPHA")]
     pub typha: String,
-    /// Folder with `ca.crt`, the authorities that typha's certificate and readers' are of.
+    /// Directory with `ca.crt`, the certificate authorities of typha's and readers' certificates.
     #[arg(long, env = "MARGAY_CA_DIR", default_value = "/etc/margay/ca")]
     pub ca_dir: PathBuf,
-    /// Folder of what survives a reboot: the last view, attachments, the node's key and certificate.
+    /// Directory of what survives a reboot: the saved view, attachments, the node's key and
+    /// certificate.
     #[arg(long, env = "MARGAY_STATE_DIR", default_value = "/var/lib/margay")]
     pub state_dir: PathBuf,
-    /// Folder of the CNI socket.
+    /// Directory of the CNI socket.
     #[arg(long, env = "MARGAY_RUN_DIR", default_value = "/var/run/margay")]
     pub run_dir: PathBuf,
-    /// The folder of network configurations that the container runtime reads; it is looked at for what takes pods away from this network. Without, it is not.
+    /// Directory of the network configurations that the container runtime reads, to be checked for
+    /// configurations that bypass this network. Unset: no check.
     #[arg(long, env = "MARGAY_CNI_CONF_DIR")]
     pub cni_conf_dir: Option<PathBuf>,
-    /// The text of our network configuration, which is put back into that folder where it is gone. Without, that is only reported.
+    /// Our network configuration, restored in that directory when it is missing. Unset: a missing
+    /// one is only reported.
     #[arg(long, env = "CNI_CONFLIST")]
     pub cni_conflist: Option<String>,
-    /// Where readers look: gRPC with mutual TLS.
+    /// Address of the debug service: gRPC with mutual TLS.
     #[arg(long, env = "MARGAY_LISTEN", default_value = "0.0.0.0:5474")]
     pub listen: SocketAddr,
-    /// Where metrics and probes are served: plain HTTP, so loopback.
+    /// Address of metrics and probes: plain HTTP, so loopback.
     #[arg(long, env = "MARGAY_ADMIN_LISTEN", default_value = "127.0.0.1:9099")]
     pub admin_listen: SocketAddr,
-    /// How long a pod waits for its policy before its start fails and is tried again.
+    /// How long a pod waits for its policy before ADD fails and the runtime retries.
     #[arg(long, env = "MARGAY_POLICY_SETUP_TIMEOUT_SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub policy_setup_timeout_seconds: u64,
-    /// MTU of pods; 0 means that of the node's link less the overhead of the encapsulation in use.
+    /// MTU of pods; 0: that of the node's link less the overhead of the encapsulation in use.
     #[arg(long, env = "MARGAY_MTU", default_value_t = 0)]
     pub mtu: u32,
-    /// Storage of Calico's data: `projectcalico.org/v3` or `crd.projectcalico.org/v1`. The operator says which; an agent does not guess.
+    /// API group of Calico's data: `projectcalico.org/v3` or `crd.projectcalico.org/v1`. The
+    /// operator sets it; an agent does not guess.
     #[arg(long, env = "CALICO_API_GROUP", default_value_t = Mode::V3)]
     pub api_group: Mode,
     /// Log filter, such as `margay_node=debug,info`.
@@ -60,12 +65,12 @@ pub struct Args {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NodeIps {
     first: IpAddr,
-    /// Of the other IP version.
+    /// Address of the other IP version.
     second: Option<IpAddr>,
 }
 
 impl NodeIps {
-    /// The address that is there in any case.
+    /// The first address, which always exists.
     pub fn first(&self) -> IpAddr {
         self.first
     }
@@ -79,11 +84,11 @@ impl NodeIps {
 impl FromStr for NodeIps {
     type Err = String;
 
-    /// Of several addresses of one IP version the first counts, as with kubelet.
+    /// Of several addresses of one IP version the first counts, as with the kubelet.
     fn from_str(text: &str) -> Result<Self, String> {
         const REMEDY: &str = "write one address, or one of each IP version: 192.0.2.1,fd00::1";
         let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
-        let parse = |part: &str| part.parse::<IpAddr>().map_err(|_| format!("{part:?} is no IP address; {REMEDY}"));
+        let parse = |part: &str| part.parse::<IpAddr>().map_err(|_| format!("{part:?} is not an IP address; {REMEDY}"));
         let addresses = parts.map(parse).collect::<Result<Vec<_>, _>>()?;
         let first = *addresses.first().ok_or_else(|| format!("no address; {REMEDY}"))?;
         let second = addresses.into_iter().find(|address| version_of(*address) != version_of(first));

@@ -1,10 +1,10 @@
-//! What a reader may ask of this node. Everything here only reads, but for what goes to the log.
+//! The debug service of the agent. It only reads, except for the log filter.
 
 use margay_calc::model::{Record, RecordId};
 use margay_calc::{digest, text};
 use margay_dataplane::Dataplane;
 use margay_dataplane::routes::plan;
-use margay_dataplane::routes::sysctl::Changed;
+use margay_dataplane::routes::sysctl::ChangedParameter;
 use margay_dataplane::routes::worker::Progress;
 use margay_proto::debug::node_debug_server::NodeDebug;
 use margay_proto::debug::{
@@ -17,25 +17,25 @@ use margay_runtime::ready::Readiness;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use crate::agent::{AgentHandle, local_pods};
+use crate::agent::{AgentHandle, pods_by_address};
 use crate::problems::Problems;
 
-/// See the module.
+/// Implementation of the debug service.
 pub struct DebugService {
     /// Name of the node.
     pub node: String,
-    /// The owner of the state.
+    /// The agent.
     pub agent: AgentHandle,
-    /// How far routes and kernel parameters are.
+    /// Progress of routes and kernel parameters.
     pub routing: watch::Receiver<Progress>,
-    /// What is waited for.
+    /// Readiness gates.
     pub readiness: Readiness,
-    /// What is wrong with the node.
+    /// Problems of the node.
     pub problems: Problems,
 }
 
 impl DebugService {
-    fn gone() -> Status {
+    fn agent_ended() -> Status {
         Status::unavailable("the agent is ending")
     }
 }
@@ -54,7 +54,7 @@ impl NodeDebug for DebugService {
             in_sync: status.in_sync,
             revision: status.revision,
             errors: errors.collect(),
-            waiting: missing.chain(status.not_ready()).collect(),
+            waiting: missing.chain(status.not_ready_reason()).collect(),
             typha: status.server,
             problems: self.problems.list().into_iter().map(NodeProblem::into_wire).collect(),
             host_changes: self.routing.borrow().changed.values().cloned().map(host_change).collect(),
@@ -65,23 +65,26 @@ impl NodeDebug for DebugService {
         let asked = request.into_inner().node;
         if !asked.is_empty() && asked != self.node {
             return Err(Status::invalid_argument(format!(
-                "this is node {}; ask typha for the view of {asked}",
+                "this is node {}; request the view of {asked} from typha",
                 self.node
             )));
         }
-        let held =
-            self.agent.inspect(|state, _| (state.revision(), state.records().clone())).await.ok_or_else(Self::gone)?;
-        let records = held.1.iter().map(|(id, record)| entry(id, record)).collect();
+        let held = self
+            .agent
+            .inspect(|state, _| (state.revision(), state.records().clone()))
+            .await
+            .ok_or_else(Self::agent_ended)?;
+        let records = held.1.iter().map(|(id, record)| record_entry(id, record)).collect();
         Ok(Response::new(ViewResponse { node: self.node.clone(), revision: held.0, records }))
     }
 
     async fn kernel(&self, _: Request<KernelRequest>) -> Result<Response<KernelResponse>, Status> {
         let node = self.node.clone();
         let look = move |state: &crate::state::State, dataplane: &dyn Dataplane| {
-            let plan = plan::plan(&node, state.records(), &local_pods(dataplane.attached().iter()));
+            let plan = plan::plan(&node, state.records(), &pods_by_address(dataplane.attached().iter()));
             (dataplane.dump(state.records()), plan)
         };
-        let (nftables, plan) = self.agent.inspect(look).await.ok_or_else(Self::gone)?;
+        let (nftables, plan) = self.agent.inspect(look).await.ok_or_else(Self::agent_ended)?;
         Ok(Response::new(KernelResponse { nftables, network: format!("{plan:#?}") }))
     }
 
@@ -90,12 +93,12 @@ impl NodeDebug for DebugService {
     }
 }
 
-fn host_change(changed: Changed) -> HostChange {
-    let Changed { parameter, former, now } = changed;
+fn host_change(changed: ChangedParameter) -> HostChange {
+    let ChangedParameter { parameter, former, now } = changed;
     HostChange { parameter, former, now }
 }
 
-fn entry(id: &RecordId, record: &Record) -> RecordEntry {
+fn record_entry(id: &RecordId, record: &Record) -> RecordEntry {
     RecordEntry {
         kind: id.kind().to_owned(),
         id: id.name(),

@@ -1,7 +1,8 @@
-//! The node's certificate: the key is made here and never leaves, the certificate is asked for through the API and renewed at two thirds of its life.
+//! The node's certificate. The key is generated here and never leaves the node; the certificate is
+//! requested through the API and renewed after two thirds of its lifetime.
 //!
-//! With a certificate in force nothing here needs the API. A key that is being certified lies beside the one in use until its certificate is there, so
-//! that a crash at any point goes on where it was.
+//! While a certificate is valid nothing here needs the API. A new key stays beside the one in use
+//! until its certificate is issued, so that a crash at any point resumes there.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -23,44 +24,44 @@ use sha2::{Digest, Sha256};
 
 use crate::requests::{self, bounded};
 
-/// Who signs: the operator.
+/// Signer of the operator.
 const SIGNER: &str = "margay.io/node";
-/// What the certificate is for, exactly.
+/// Key usages that the signer accepts, exactly these.
 const USAGES: [&str; 3] = ["client auth", "digital signature", "server auth"];
-/// Asked for; the signer may give less.
-const LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
-/// The certificate and the authorities are looked at this often: three `stat` calls.
-const LOOK: Duration = Duration::from_secs(5);
-/// Delays between attempts.
+/// Requested lifetime; the signer may grant less.
+const LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Interval of checking certificate and authorities: three `stat` calls.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Minimal and maximal delay between attempts.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// A watch ends after this time and is opened again.
+/// Seconds after which a watch ends and is reopened.
 const WATCH_SECONDS: u32 = 290;
 
-/// Why there is no certificate yet.
+/// Reason why there is no usable certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// The folder cannot be used.
+    /// A file or directory cannot be used.
     #[error("{path}: {source}", path = path.display())]
     Io {
-        /// The file or folder.
+        /// File or directory.
         path: PathBuf,
-        /// What the system says.
+        /// Error of the system.
         source: io::Error,
     },
-    /// Keys or requests cannot be made.
+    /// A key or request cannot be generated.
     #[error("certificate request: {0}")]
     Make(#[from] rcgen::Error),
-    /// The API cannot be asked.
+    /// The API request failed.
     #[error(
-        "CertificateSigningRequest {name}: {source}; does the service account of the agent have the right to create and watch it?"
+        "CertificateSigningRequest {name}: {source}; check that the agent's service account may create and watch it"
     )]
     Api {
         /// Name of the object.
         name: String,
-        /// What the API says.
+        /// Error of the API.
         source: Box<kube::Error>,
     },
-    /// The API client cannot be made.
+    /// The API client cannot be created.
     #[error("API client: {0}")]
     Client(#[from] Box<kube::Error>),
     /// The signer refused.
@@ -70,33 +71,33 @@ pub enum IdentityError {
         name: String,
         /// `Denied` or `Failed`.
         verdict: String,
-        /// The reason given.
+        /// Reason of the signer.
         message: String,
     },
-    /// It has not been signed yet.
-    #[error("CertificateSigningRequest {name} is not signed yet; is margay-operator running?")]
+    /// The request is not signed yet.
+    #[error("CertificateSigningRequest {name} is not signed yet; check that margay-operator is running")]
     Waiting {
         /// Name of the object.
         name: String,
     },
-    /// The certificate is another node's, or not in force now.
+    /// The certificate belongs to another node or is not valid now.
     #[error(
-        "certificate of {name:?} in force from {not_before} to {not_after} (seconds since 1970) is not this node's, or not in force now; is the clock right?"
+        "certificate of {name:?}, valid from {not_before} to {not_after} (Unix time), belongs to another node or is not valid now; check the node's clock"
     )]
-    Unfit {
-        /// Its subject's common name.
+    Invalid {
+        /// Common name of its subject.
         name: String,
-        /// Start of its life, seconds since 1970.
+        /// Start of its validity, Unix time in seconds.
         not_before: i64,
-        /// End of its life, seconds since 1970.
+        /// End of its validity, Unix time in seconds.
         not_after: i64,
     },
-    /// None of the authorities has signed the certificate: they are new ones.
-    #[error("the certificate of {name:?} is of none of the authorities in {path}; a new one is asked for", path = authorities.display())]
-    Foreign {
-        /// Its subject's common name.
+    /// None of the current authorities has signed the certificate: they were replaced.
+    #[error("the certificate of {name:?} is signed by none of the authorities in {path}; a new one is requested", path = authorities.display())]
+    Untrusted {
+        /// Common name of its subject.
         name: String,
-        /// Where the authorities are.
+        /// File of the authorities.
         authorities: PathBuf,
     },
     /// The certificate cannot be used.
@@ -104,7 +105,7 @@ pub enum IdentityError {
     Tls(#[from] TlsError),
 }
 
-/// Where the key and the certificate of this node are.
+/// Files of this node's key and certificate.
 #[derive(Clone, Debug)]
 pub struct Identity {
     node: String,
@@ -112,30 +113,32 @@ pub struct Identity {
     ca: PathBuf,
 }
 
-/// A key and the name of its request.
+/// A key that is being certified, and the name of its request.
 struct Pending {
     key: KeyPair,
     name: String,
 }
 
 impl Identity {
-    /// The files `tls/tls.key` and `tls/tls.crt` in the agent's folder, and `ca.crt` in the folder of the authorities.
+    /// The files `tls/tls.key` and `tls/tls.crt` in the state directory, and `ca.crt` in that of
+    /// the authorities.
     pub fn new(node: &str, state: &Path, ca: &Path) -> Self {
         Self { node: node.to_owned(), folder: state.join("tls"), ca: ca.to_owned() }
     }
 
-    /// The certificate's subject.
+    /// Common name of the certificate's subject.
     pub fn common_name(&self) -> String {
         format!("margay:node:{}", self.node)
     }
 
-    /// The identity, asked for first if there is none in force. Tries until it succeeds; the gate says what is waited for.
+    /// Loads the certificate, requesting one if none is valid. Retries until it succeeds; the gate
+    /// shows the reason meanwhile.
     pub async fn obtain(&self, gate: &Gate) -> Tls {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
             let failed = match self.load() {
                 Ok(tls) => return tls,
-                Err(error) if self.is_ours_to_mend(&error) => match self.request().await {
+                Err(error) if self.is_recoverable(&error) => match self.request_certificate().await {
                     Ok(()) => match self.load() {
                         Ok(tls) => return tls,
                         Err(error) => error,
@@ -150,44 +153,45 @@ impl Identity {
         }
     }
 
-    /// Asks for a new certificate when two thirds of the present one's life are over, or when nobody vouches for it any more; never returns.
+    /// Requests a new certificate after two thirds of the current one's lifetime, or when no
+    /// authority vouches for it any more; never returns.
     pub async fn renew(&self, tls: &Tls) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
             while self.is_due(&tls.current(), now()) {
-                let Err(error) = self.request().await else {
+                let Err(error) = self.request_certificate().await else {
                     backoff.reset();
                     break;
                 };
-                tracing::warn!(%error, "the certificate is not renewed yet; it stays in use until it expires");
+                tracing::warn!(%error, "the certificate could not be renewed; it stays in use until it expires");
                 tokio::time::sleep(backoff.next(jitter())).await;
             }
         }
     }
 
-    /// What lies in the folder, if it is this node's, in force, and of an authority that is known.
+    /// Loads key and certificate, if they are this node's, valid and signed by a known authority.
     fn load(&self) -> Result<Tls, IdentityError> {
         let tls = Tls::load(Files::in_dirs(&self.folder, &self.ca))?;
         let material = tls.current();
         let leaf = material.leaf.clone();
-        if self.is_unfit(&leaf, now()) {
-            return Err(IdentityError::Unfit {
+        if self.is_invalid(&leaf, now()) {
+            return Err(IdentityError::Invalid {
                 name: leaf.peer.common_name,
                 not_before: leaf.not_before,
                 not_after: leaf.not_after,
             });
         }
         if !material.is_trusted {
-            return Err(IdentityError::Foreign { name: leaf.peer.common_name, authorities: self.ca.join("ca.crt") });
+            return Err(IdentityError::Untrusted { name: leaf.peer.common_name, authorities: self.ca.join("ca.crt") });
         }
         Ok(tls)
     }
 
-    /// Whether a new certificate helps: it does not when the authorities are missing.
-    fn is_ours_to_mend(&self, error: &IdentityError) -> bool {
+    /// Whether a new certificate resolves the error: not if the authorities are missing.
+    fn is_recoverable(&self, error: &IdentityError) -> bool {
         match error {
-            IdentityError::Unfit { .. } | IdentityError::Foreign { .. } => true,
+            IdentityError::Invalid { .. } | IdentityError::Untrusted { .. } => true,
             IdentityError::Tls(TlsError::Read { path, .. } | TlsError::Content { path, .. }) => {
                 path.starts_with(&self.folder)
             }
@@ -196,40 +200,44 @@ impl Identity {
         }
     }
 
-    /// Whether it is another node's, or not in force.
-    fn is_unfit(&self, leaf: &Leaf, now: i64) -> bool {
+    /// Whether the certificate is another node's or not valid.
+    fn is_invalid(&self, leaf: &Leaf, now: i64) -> bool {
         leaf.peer.common_name != self.common_name() || !(leaf.not_before..leaf.not_after).contains(&now)
     }
 
-    /// Whether two thirds of its life are over, or it is of no authority that is known.
+    /// Whether two thirds of its lifetime are over, or no known authority has signed it.
     fn is_due(&self, material: &Material, now: i64) -> bool {
-        !material.is_trusted || self.is_unfit(&material.leaf, now) || now >= material.leaf.renew_at()
+        !material.is_trusted || self.is_invalid(&material.leaf, now) || now >= material.leaf.renew_at()
     }
 
-    /// Has a new key certified, and puts both in use.
-    async fn request(&self) -> Result<(), IdentityError> {
-        let pending = self.pending()?;
+    /// Has a new key certified and installs both.
+    async fn request_certificate(&self) -> Result<(), IdentityError> {
+        let pending = self.load_or_create_key()?;
         let client = requests::client().await.map_err(Box::new)?;
         let api: Api<CertificateSigningRequest> = Api::all(client);
         let failed = |source| IdentityError::Api { name: pending.name.clone(), source: Box::new(source) };
-        match bounded(api.create(&PostParams::default(), &self.object(&pending)?)).await {
-            Ok(_) => tracing::info!(name = pending.name, "certificate asked for"),
+        match bounded(api.create(&PostParams::default(), &self.request_object(&pending)?)).await {
+            Ok(_) => tracing::info!(name = pending.name, "certificate requested"),
             Err(kube::Error::Api(status)) if status.code == 409 => {}
             Err(error) => return Err(failed(error)),
         }
         let only = WatchParams::default().fields(&format!("metadata.name={}", pending.name)).timeout(WATCH_SECONDS);
-        // Version 0 begins with the object as it is.
+        // Resource version 0: the watch begins with the current object.
         let mut events = bounded(api.watch(&only, "0")).await.map_err(failed)?.boxed();
         while let Some(event) = events.next().await {
             let (WatchEvent::Added(object) | WatchEvent::Modified(object)) = event.map_err(failed)? else { continue };
-            if let Some(certificate) = self.verdict(&pending, &object)? {
-                return self.put(&certificate);
+            if let Some(certificate) = self.check_status(&pending, &object)? {
+                return self.install(&certificate);
             }
         }
         Err(IdentityError::Waiting { name: pending.name })
     }
 
-    fn verdict(&self, pending: &Pending, object: &CertificateSigningRequest) -> Result<Option<Vec<u8>>, IdentityError> {
+    fn check_status(
+        &self,
+        pending: &Pending,
+        object: &CertificateSigningRequest,
+    ) -> Result<Option<Vec<u8>>, IdentityError> {
         let status = object.status.clone().unwrap_or_default();
         if let Some(certificate) = status.certificate.filter(|bytes| !bytes.0.is_empty()) {
             return Ok(Some(certificate.0));
@@ -240,13 +248,13 @@ impl Identity {
             .flatten()
             .find(|condition| ["Denied", "Failed"].contains(&condition.type_.as_str()));
         let Some(condition) = refused else { return Ok(None) };
-        // Asked again with the same key the answer would be the same.
-        self.remove(&self.next_key())?;
+        // A request with the same key has the same name, and would find this refusal again.
+        self.remove_file(&self.next_key())?;
         let message = condition.message.or(condition.reason).unwrap_or_default();
         Err(IdentityError::Refused { name: pending.name.clone(), verdict: condition.type_, message })
     }
 
-    fn object(&self, pending: &Pending) -> Result<CertificateSigningRequest, IdentityError> {
+    fn request_object(&self, pending: &Pending) -> Result<CertificateSigningRequest, IdentityError> {
         let mut params = CertificateParams::new(["margay-node".to_owned()])?;
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, self.common_name());
@@ -257,7 +265,7 @@ impl Identity {
             spec: CertificateSigningRequestSpec {
                 request: ByteString(request.into_bytes()),
                 signer_name: SIGNER.to_owned(),
-                expiration_seconds: i32::try_from(LIFE.as_secs()).ok(),
+                expiration_seconds: i32::try_from(LIFETIME.as_secs()).ok(),
                 usages: Some(USAGES.map(str::to_owned).to_vec()),
                 ..CertificateSigningRequestSpec::default()
             },
@@ -265,8 +273,8 @@ impl Identity {
         })
     }
 
-    /// The key that is being certified, made if there is none.
-    fn pending(&self) -> Result<Pending, IdentityError> {
+    /// Loads the key that is being certified, or generates it.
+    fn load_or_create_key(&self) -> Result<Pending, IdentityError> {
         let path = self.next_key();
         let kept = fs::read_to_string(&path).ok().and_then(|pem| KeyPair::from_pem(&pem).ok());
         let key = match kept {
@@ -275,7 +283,7 @@ impl Identity {
                 let folder = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
                 folder.map_err(|source| IdentityError::Io { path: self.folder.clone(), source })?;
                 let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-                self.write(&path, key.serialize_pem().as_bytes())?;
+                self.write_private(&path, key.serialize_pem().as_bytes())?;
                 key
             }
         };
@@ -284,14 +292,15 @@ impl Identity {
         Ok(Pending { key, name: format!("margay-node-{}-{hash}", self.node) })
     }
 
-    /// Puts the certificate and its key in use. Between the two renames the pair does not fit, and whoever reads it then keeps the former one.
-    fn put(&self, certificate: &[u8]) -> Result<(), IdentityError> {
+    /// Installs the certificate and its key. Between the two renames the pair does not match;
+    /// whoever reads it then keeps the former one.
+    fn install(&self, certificate: &[u8]) -> Result<(), IdentityError> {
         let next = self.folder.join("next.crt");
-        self.write(&next, certificate)?;
+        self.write_private(&next, certificate)?;
         for (from, to) in [(next, "tls.crt"), (self.next_key(), "tls.key")] {
             fs::rename(&from, self.folder.join(to)).map_err(|source| IdentityError::Io { path: from, source })?;
         }
-        tracing::info!("certificate in use");
+        tracing::info!("certificate installed");
         Ok(())
     }
 
@@ -299,7 +308,7 @@ impl Identity {
         self.folder.join("next.key")
     }
 
-    fn write(&self, path: &Path, content: &[u8]) -> Result<(), IdentityError> {
+    fn write_private(&self, path: &Path, content: &[u8]) -> Result<(), IdentityError> {
         let write = || {
             let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
             file.write_all(content)?;
@@ -308,7 +317,7 @@ impl Identity {
         write().map_err(|source| IdentityError::Io { path: path.to_owned(), source })
     }
 
-    fn remove(&self, path: &Path) -> Result<(), IdentityError> {
+    fn remove_file(&self, path: &Path) -> Result<(), IdentityError> {
         match fs::remove_file(path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(IdentityError::Io { path: path.to_owned(), source })
@@ -347,7 +356,8 @@ mod tests {
         Authority { issuer: Issuer::new(params, key), pem }
     }
 
-    /// Puts a certificate of that node into the folder, in force in 1970 from 1000 s to 4000 s, or until 2100.
+    /// Writes a certificate of that node to the directory, valid in 1970 from 1000 s to 4000 s, or
+    /// until 2100.
     fn issue(identity: &Identity, authority: &Authority, node: &str, ends: bool) {
         let mut params = CertificateParams::new(["margay-node".to_owned()]).expect("parameters");
         params.distinguished_name.push(DnType::CommonName, format!("margay:node:{node}"));
@@ -368,7 +378,7 @@ mod tests {
         fs::write(identity.ca.join("ca.crt"), text).expect("write");
     }
 
-    /// What the files are read as, whoever's they are.
+    /// Loads the files, whatever node they are for.
     fn material(identity: &Identity) -> std::sync::Arc<Material> {
         Tls::load(Files::in_dirs(&identity.folder, &identity.ca)).expect("readable files").current()
     }
@@ -389,10 +399,10 @@ mod tests {
             (4000, true, true),
         ];
         for (now, unfit, due) in table {
-            assert_eq!((identity.is_unfit(&own.leaf, now), identity.is_due(&own, now)), (unfit, due), "at {now}");
+            assert_eq!((identity.is_invalid(&own.leaf, now), identity.is_due(&own, now)), (unfit, due), "at {now}");
         }
         issue(&identity, &authority, "n2", true);
-        assert!(identity.is_unfit(&material(&identity).leaf, 2000));
+        assert!(identity.is_invalid(&material(&identity).leaf, 2000));
     }
 
     #[test]
@@ -407,8 +417,8 @@ mod tests {
             match identity.load() {
                 Ok(_) => assert!(is_of_one, "nobody vouches for it"),
                 Err(error) => {
-                    assert!(!is_of_one && identity.is_ours_to_mend(&error), "{error}");
-                    assert!(error.to_string().contains("of none of the authorities in"), "{error}");
+                    assert!(!is_of_one && identity.is_recoverable(&error), "{error}");
+                    assert!(error.to_string().contains("none of the authorities in"), "{error}");
                 }
             }
         }
@@ -420,29 +430,29 @@ mod tests {
     fn a_request_that_a_crash_interrupted_goes_on_with_its_key_and_a_refused_one_with_another() {
         let folder = tempfile::tempdir().expect("a folder");
         let identity = mk_identity(folder.path());
-        let first = identity.pending().expect("a key");
-        assert_eq!(identity.pending().expect("the same key").name, first.name);
+        let first = identity.load_or_create_key().expect("a key");
+        assert_eq!(identity.load_or_create_key().expect("the same key").name, first.name);
         let mode = fs::metadata(identity.next_key()).expect("it is kept").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
 
-        let mut object = identity.object(&first).expect("a request");
+        let mut object = identity.request_object(&first).expect("a request");
         let text = String::from_utf8(object.spec.request.0.clone()).expect("PEM");
         let parsed = CertificateSigningRequestParams::from_pem(&text).expect("a request signed by its key");
         assert_eq!(parsed.params.subject_alt_names.len(), 1);
-        assert!(matches!(identity.verdict(&first, &object), Ok(None)));
+        assert!(matches!(identity.check_status(&first, &object), Ok(None)));
         let condition = serde_json::json!({"conditions": [{"type": "Denied", "status": "True", "message": "no"}]});
         object.status = serde_json::from_value(condition).expect("a status");
-        let refused = identity.verdict(&first, &object).expect_err("it was denied").to_string();
+        let refused = identity.check_status(&first, &object).expect_err("it was denied").to_string();
         assert!(refused.contains("Denied: no"), "{refused}");
-        assert_ne!(identity.pending().expect("another key").name, first.name);
+        assert_ne!(identity.load_or_create_key().expect("another key").name, first.name);
     }
 
     #[test]
     fn certificate_and_key_come_into_use_together() {
         let folder = tempfile::tempdir().expect("a folder");
         let identity = mk_identity(folder.path());
-        let pending = identity.pending().expect("a key");
-        identity.put(b"certificate").expect("put");
+        let pending = identity.load_or_create_key().expect("a key");
+        identity.install(b"certificate").expect("put");
         assert_eq!(fs::read(identity.folder.join("tls.crt")).expect("there"), b"certificate");
         assert_eq!(fs::read_to_string(identity.folder.join("tls.key")).expect("there"), pending.key.serialize_pem());
         assert!(!identity.next_key().exists());

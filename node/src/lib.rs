@@ -1,4 +1,15 @@
-//! The node agent: upstream session, policy compiler, netlink drivers, IPAM and the CNI service.
+//! The node agent: it receives the node's view from typha, programs policy and routes through the
+//! dataplane, and serves the CNI plugin with IPAM.
+//!
+//! ```text
+//!  typha <--stream--> upstream --AgentEvent--> agent (thread) --commit--> dataplane --> nftables
+//!                         ^                     |   |
+//!                         +--acks, problems-----+   +--plan--> route worker (thread) --> netlink
+//!
+//!  CNI plugin --socket--> cni::server --> cni::service --attach, detach--> agent
+//!                                              |
+//!                                              +--> ipam --> API server
+//! ```
 
 pub mod agent;
 pub mod app;

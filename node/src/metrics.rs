@@ -1,4 +1,4 @@
-//! What the agent counts: `margay_node_*` on the admin port.
+//! Metrics of the agent: `margay_node_*` on the admin port.
 
 use std::time::Duration;
 
@@ -9,37 +9,38 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-/// A kind of record.
+/// Label of a kind of record.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Kind {
-    /// As in the debug service: `settings`, `pool`, `node`, `route`, `ip-set`, `policy` or `endpoint`.
+    /// Kind as in the debug service: `settings`, `pool`, `node`, `route`, `ip-set`, `policy`,
+    /// `endpoint` or `host-endpoint`.
     pub kind: String,
 }
 
-/// Cheap to clone; every clone counts into the same numbers.
+/// Metrics of the agent. Cheap to clone; clones share the same counters.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    /// Frames taken from typha.
+    /// Frames received from typha.
     pub frames: Counter,
-    /// Records held, by kind.
+    /// Records in the view, by kind.
     pub records: Family<Kind, Gauge>,
-    /// Revision that is in the kernel.
+    /// Revision of the view in the kernel.
     pub revision: Gauge,
-    /// Whether typha has said that the view is whole, and the stream is up.
+    /// 1 while the stream is up and typha has declared the view complete.
     pub in_sync: Gauge,
-    /// Pods attached.
+    /// Pods attached to this node.
     pub pods: Gauge,
     /// Transactions committed to nftables.
     pub commits: Counter,
-    /// Operations in them.
+    /// nftables operations in these transactions.
     pub operations: Counter,
-    /// Transactions that did not happen.
+    /// Transactions that the kernel refused or did not answer.
     pub failures: Counter,
-    /// Times that the table had to be repaired after a change by others.
+    /// Repairs of the table after a change by another program.
     pub repairs: Counter,
-    /// Records that are not enforced as they are written.
+    /// Records that are not enforced as written.
     pub errors: Gauge,
-    /// Files about pods' interfaces that could not be read at the start.
+    /// Attachment files that could not be read at start.
     pub damaged: Gauge,
     plan: Histogram,
     commit: Histogram,
@@ -47,7 +48,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers everything.
+    /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
         // From 10 microseconds to 5 seconds.
         let seconds = || Histogram::new(exponential_buckets(1e-5, 2.0, 20));
@@ -68,47 +69,47 @@ impl Metrics {
             lag: seconds(),
         };
         let own = registry.sub_registry_with_prefix("margay_node");
-        own.register("frames", "Frames taken from typha", metrics.frames.clone());
-        own.register("records", "Records held, by kind", metrics.records.clone());
-        own.register("revision", "Revision of the view that is in the kernel", metrics.revision.clone());
-        own.register("in_sync", "1 while the stream is up and the view is whole", metrics.in_sync.clone());
+        own.register("frames", "Frames received from typha", metrics.frames.clone());
+        own.register("records", "Records in the view, by kind", metrics.records.clone());
+        own.register("revision", "Revision of the view in the kernel", metrics.revision.clone());
+        own.register("in_sync", "1 while the stream is up and the view is complete", metrics.in_sync.clone());
         own.register("pods", "Pods attached to this node", metrics.pods.clone());
         own.register("commits", "Transactions committed to nftables", metrics.commits.clone());
         own.register("operations", "Operations in these transactions", metrics.operations.clone());
         own.register("failures", "Transactions that the kernel refused or did not answer", metrics.failures.clone());
-        own.register("repairs", "Repairs of the table after a change by others", metrics.repairs.clone());
-        own.register("errors", "Records that are not enforced as they are written", metrics.errors.clone());
+        own.register("repairs", "Repairs of the table after changes by other programs", metrics.repairs.clone());
+        own.register("errors", "Records that are not enforced as written", metrics.errors.clone());
         own.register(
             "attachments_damaged",
-            "Files about pods' interfaces that could not be read at the start and were put aside",
+            "Attachment files that could not be read at start and were set aside",
             metrics.damaged.clone(),
         );
+        own.register_with_unit("plan", "Time to compute an nftables transaction", Unit::Seconds, metrics.plan.clone());
         own.register_with_unit(
-            "plan",
-            "Time to compute what the kernel must hold",
+            "commit",
+            "Time that the kernel took to commit a transaction",
             Unit::Seconds,
-            metrics.plan.clone(),
+            metrics.commit.clone(),
         );
-        own.register_with_unit("commit", "Time that the kernel took", Unit::Seconds, metrics.commit.clone());
         own.register_with_unit(
             "lag",
-            "From typha's sight of an event to the kernel's commit",
+            "Time from typha's receipt of an event to its commit in the kernel",
             Unit::Seconds,
             metrics.lag.clone(),
         );
         metrics
     }
 
-    /// One commit, with how long its stages took.
-    pub fn committed(&self, operations: usize, plan: Duration, commit: Duration) {
+    /// Records a commit and the duration of its stages.
+    pub fn record_commit(&self, operations: usize, plan: Duration, commit: Duration) {
         self.commits.inc();
         self.operations.inc_by(operations as u64);
         self.plan.observe(plan.as_secs_f64());
         self.commit.observe(commit.as_secs_f64());
     }
 
-    /// An event that typha saw this long ago is in force.
-    pub fn realised(&self, lag: Duration) {
+    /// Records the age of an event when it got in force.
+    pub fn record_lag(&self, lag: Duration) {
         self.lag.observe(lag.as_secs_f64());
     }
 }

@@ -1,4 +1,5 @@
-//! Pods of this node: starts IPAM, the CNI service and what they need of the view, and keeps the node's own annotations true.
+//! Starts what serves this node's pods (IPAM, the CNI service and their inputs from the view), and
+//! maintains the annotations of the node.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -31,7 +32,7 @@ use crate::cni::announce::Annotations;
 use crate::cni::attachment::Attachments;
 use crate::cni::ports::Announcer;
 use crate::cni::server;
-use crate::cni::service::{Parts, Service};
+use crate::cni::service::{Service, ServiceParts};
 use crate::config::NodeIps;
 use crate::ipam::addresses::NodeAddresses;
 use crate::ipam::allocator::{Allocator, BlockMap, Pools, Terms};
@@ -43,65 +44,68 @@ use crate::ipam::store::Store;
 use crate::problems::Problems;
 use crate::requests::bounded;
 use crate::state::State;
-use crate::upstream::notices::{Announce, Notices};
+use crate::upstream::notices::{AnnounceBoth, Notices};
 use margay_dataplane::routes::conntrack::Conntrack;
 use margay_dataplane::routes::driver::{Driver, tunnel_mtu};
 use margay_dataplane::routes::plan::{VERSIONS, has_vxlan, vxlan_device_name};
 use margay_dataplane::routes::present;
-use margay_dataplane::routes::removal::Removal;
+use margay_dataplane::routes::removal::LinkRemover;
 use margay_dataplane::routes::underlay;
 use margay_dataplane::{Attached, Dataplane, Links};
 use margay_netlink::route::RouteSocket;
 
-/// The view is looked at for blocks, labels and pools at most this often.
-const LOOK: Duration = Duration::from_millis(50);
-/// Delay before something that the API refused is tried again.
+/// Minimal interval between reads of the view for blocks, labels and pools.
+const VIEW_INTERVAL: Duration = Duration::from_millis(50);
+/// Delay before a failed API request is repeated.
 const RETRY: Duration = Duration::from_secs(2);
-/// File of the CNI socket in the run folder.
+/// File name of the CNI socket in the run directory.
 const SOCKET: &str = "cni.sock";
 
-/// What the pods' side of a node starts with.
+/// Settings of the node's CNI service and IPAM.
 pub struct Settings {
     /// Name of the node.
     pub node: String,
     /// Addresses of the node.
     pub addresses: NodeIps,
-    /// Folder of the CNI socket.
+    /// Directory of the CNI socket.
     pub run_dir: PathBuf,
-    /// How long an ADD waits for policy.
+    /// How long ADD waits for policy.
     pub policy_timeout: Duration,
-    /// MTU of pods; 0 means that of the underlay, or of the tunnels in use.
+    /// MTU of pods; 0 means that of the tunnels in use, or of the underlay.
     pub mtu: u32,
-    /// Problems of the node, where an MTU that does not fit is reported.
+    /// Problems of the node: an MTU that does not fit is reported here.
     pub problems: Problems,
 }
 
-/// The pods that earlier runs have attached and whose links are still there, by interface. Links that went with a reboot are left to DEL.
-pub fn attached(attachments: &Attachments) -> Result<BTreeMap<String, Attached>> {
-    let links = present::links(&mut RouteSocket::open()?)?;
+/// Pods attached by earlier runs whose links still exist, by interface. Links that a reboot removed
+/// are left to DEL.
+pub fn load_attached(attachments: &Attachments) -> Result<BTreeMap<String, Attached>> {
+    let links = present::list_links(&mut RouteSocket::open()?)?;
     let live = attachments
         .iter()
         .filter(|attachment| !attachment.addresses.is_empty() && links.contains_key(&attachment.interface));
     Ok(live.map(|attachment| (attachment.interface.clone(), attachment.attached())).collect())
 }
 
-/// What of the view the pods' side needs.
+/// What the CNI service, IPAM and the node's annotations need of the view.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Outlook {
-    /// Known, as the labels in `own`, once the view is whole and has the node itself.
+struct ViewInputs {
+    /// `None`, and the labels in `own` not valid, until the view is complete and contains the node
+    /// itself.
     blocks: BlockMap,
     own: NodeInfo,
-    /// IP versions in which something is encapsulated, each with the MTU of the tunnel that is configured; 0: none is.
+    /// IP versions with encapsulation, each with the configured MTU of the tunnel; 0: not
+    /// configured.
     vxlan: BTreeMap<IpVersion, u32>,
-    /// Whether there is a pool of IPv6.
+    /// Whether there is an IPv6 pool.
     has_ipv6: bool,
-    /// Interfaces that lead out of the node.
+    /// Interfaces other than those of pods and loopback.
     interfaces: Vec<NodeInterface>,
 }
 
-/// Of these records, of which `is_whole` tells whether they are or have been a whole view.
-fn outlook(node: &str, records: &BTreeMap<RecordId, Record>, links: &Links, is_whole: bool) -> Outlook {
-    let mut outlook = Outlook { interfaces: node_interfaces(links), ..Outlook::default() };
+/// Extracts the inputs from the records; `is_whole`: they are a complete view, or have been one.
+fn view_inputs(node: &str, records: &BTreeMap<RecordId, Record>, links: &Links, is_whole: bool) -> ViewInputs {
+    let mut inputs = ViewInputs { interfaces: node_interfaces(links), ..ViewInputs::default() };
     let (mut blocks, mut has_own) = (BTreeMap::new(), false);
     for (id, record) in globals(records) {
         match (id, record) {
@@ -109,9 +113,9 @@ fn outlook(node: &str, records: &BTreeMap<RecordId, Record>, links: &Links, is_w
                 drop(blocks.insert(*cidr, route.node.clone()))
             }
             (RecordId::Node(name), Record::Node(info)) if name == node => {
-                (outlook.own, has_own) = (info.clone(), true);
+                (inputs.own, has_own) = (info.clone(), true);
             }
-            (RecordId::Pool(range), _) => outlook.has_ipv6 |= range.addr().is_ipv6(),
+            (RecordId::Pool(range), _) => inputs.has_ipv6 |= range.addr().is_ipv6(),
             _ => {}
         }
     }
@@ -121,42 +125,44 @@ fn outlook(node: &str, records: &BTreeMap<RecordId, Record>, links: &Links, is_w
         _ => 0,
     };
     let encapsulated = VERSIONS.into_iter().filter(|version| has_vxlan(records, *version));
-    outlook.vxlan = encapsulated.map(|version| (version, configured(version))).collect();
-    // An own block that a part of a view lacks may be there, and typha may not have seen the node itself yet.
-    outlook.blocks = (is_whole && has_own).then(|| Arc::new(blocks));
-    outlook
+    inputs.vxlan = encapsulated.map(|version| (version, configured(version))).collect();
+    // Blocks of this node may be missing in a partial view, and typha may not have seen the node
+    // yet.
+    inputs.blocks = (is_whole && has_own).then(|| Arc::new(blocks));
+    inputs
 }
 
-/// What the pods' side works with beside the agent.
-pub struct Ports<S, P, N> {
-    /// Storage of IPAM.
+/// Dependencies of the CNI service and IPAM.
+pub struct Dependencies<S, P, N> {
+    /// Stored IPAM objects.
     pub store: Arc<S>,
-    /// Makes the pools that a node with these labels may use; labels are none until they are known.
+    /// Returns the pools that a node with these labels may use; labels are `None` until they are
+    /// known.
     pub pools: P,
-    /// What bounds it.
+    /// Limits of IPAM.
     pub limits: watch::Receiver<limits::Known>,
-    /// Who is told of addresses after typha.
+    /// Announces addresses to the cluster, after typha.
     pub announcer: N,
 }
 
-/// The API server, and which of the two storages it holds Calico's data in.
+/// Client of the API server, and the storage of Calico's data there.
 pub struct Storage {
-    /// Connection.
+    /// API client.
     pub client: Client,
-    /// Storage.
+    /// Which of the two storages is used.
     pub mode: Mode,
 }
 
-/// The pods' side at work.
+/// Running CNI service and IPAM.
 pub struct Pods {
-    /// IPAM, for the node's own needs.
+    /// IPAM, for the node's tunnel addresses.
     pub addresses: NodeAddresses,
-    /// Ends when the socket fails.
+    /// Task that serves the socket; it ends when the socket fails.
     pub served: JoinHandle<io::Result<()>>,
-    outlook: watch::Receiver<Outlook>,
+    inputs: watch::Receiver<ViewInputs>,
 }
 
-/// Runs until the socket fails.
+/// Serves pods and maintains the node's annotations until the socket fails.
 pub async fn serve(
     settings: Settings,
     storage: Storage,
@@ -166,21 +172,22 @@ pub async fn serve(
 ) -> Result<()> {
     let Storage { client, mode } = storage;
     let (node, own) = (settings.node.clone(), settings.addresses);
-    let ports = Ports {
+    let dependencies = Dependencies {
         store: Arc::new(Objects::new(&client, mode, node.clone())),
         pools: |labels| pools::watch(&client, mode, labels),
         limits: limits::watch(&client, mode),
         announcer: Annotations::spawn(client.clone()),
     };
-    let pods = start(settings, ports, agent, attachments, notices)?;
-    tokio::spawn(annotate(node, own, client, pods.addresses, pods.outlook));
+    let pods = start(settings, dependencies, agent, attachments, notices)?;
+    tokio::spawn(annotate(node, own, client, pods.addresses, pods.inputs));
     pods.served.await?.context("CNI socket")
 }
 
-/// Opens the socket and serves it. Links are made in the network namespace of the runtime's threads.
+/// Opens the socket and serves it. Pods' links are created from the network namespace of the
+/// runtime's threads.
 pub fn start<S: Store, N: Announcer>(
     settings: Settings,
-    ports: Ports<S, impl FnOnce(watch::Receiver<Option<Labels>>) -> watch::Receiver<Pools>, N>,
+    dependencies: Dependencies<S, impl FnOnce(watch::Receiver<Option<Labels>>) -> watch::Receiver<Pools>, N>,
     agent: AgentHandle,
     attachments: Attachments,
     notices: Notices,
@@ -188,19 +195,19 @@ pub fn start<S: Store, N: Announcer>(
     let mut underlay = underlay::watch(settings.addresses.first())?;
     let (blocks, blocks_seen) = watch::channel(BlockMap::default());
     let (labels, labels_seen) = watch::channel(None::<Labels>);
-    // Before it is known what is encapsulated, as if everything were: a packet that is too small arrives.
+    // Until the encapsulation is known, assume both tunnels: smaller packets always arrive.
     let every = VERSIONS.into_iter().map(|version| (version, 0)).collect();
     let (mtu, mtu_seen) = watch::channel(pod_mtu(settings.mtu, *underlay.borrow(), &every));
-    let (lasting_mtu, lasting_seen) = watch::channel(None);
-    let terms = Terms { map: blocks_seen, pools: (ports.pools)(labels_seen), limits: ports.limits };
-    let namespaces = spaces::look(ports.store.clone());
-    let allocator = Allocator::spawn(settings.node.clone(), ports.store, terms, now);
+    let (known_mtu, known_mtu_seen) = watch::channel(None);
+    let terms = Terms { map: blocks_seen, pools: (dependencies.pools)(labels_seen), limits: dependencies.limits };
+    let namespaces = spaces::look(dependencies.store.clone());
+    let allocator = Allocator::spawn(settings.node.clone(), dependencies.store, terms, now);
     let addresses = NodeAddresses::new(settings.node.clone(), allocator, namespaces, now);
-    let parts = Parts {
+    let parts = ServiceParts {
         enforcer: agent.clone(),
         addresses: addresses.clone(),
-        announcer: Announce { notices, then: ports.announcer },
-        links: Removal::spawn()?,
+        announcer: AnnounceBoth { notices, then: dependencies.announcer },
+        links: LinkRemover::spawn()?,
         conntrack: Conntrack::spawn().context("connection tracking")?,
         mtu: mtu_seen,
         policy_timeout: settings.policy_timeout,
@@ -211,10 +218,10 @@ pub fn start<S: Store, N: Announcer>(
     let recovering = service.clone();
     tokio::spawn(async move { recovering.recover().await });
     let following = service.clone();
-    tokio::spawn(async move { following.follow_mtu(lasting_seen).await });
+    tokio::spawn(async move { following.follow_mtu(known_mtu_seen).await });
     let served = tokio::spawn(server::serve(listener, service));
 
-    let (own, outlook_seen) = watch::channel(Outlook::default());
+    let (own, inputs_seen) = watch::channel(ViewInputs::default());
     tokio::spawn(async move {
         let mut status = agent.watch();
         loop {
@@ -223,43 +230,45 @@ pub fn start<S: Store, N: Announcer>(
                 Ok(()) = underlay.changed() => {}
             }
             let name = settings.node.clone();
-            // Read first: what is looked at afterwards is at least as whole.
+            // Read before the view: what is inspected afterwards is at least as complete.
             let is_whole = status.borrow_and_update().enforcing;
             let look = move |state: &State, dataplane: &dyn Dataplane| {
-                outlook(&name, state.records(), dataplane.links(), is_whole)
+                view_inputs(&name, state.records(), dataplane.links(), is_whole)
             };
             let Some(seen) = agent.inspect(look).await else { return };
             let below = *underlay.borrow_and_update();
             if seen.blocks.is_some() {
                 let wanted = pod_mtu(settings.mtu, below, &seen.vxlan);
-                mtu.send_if_modified(|present| replace(present, wanted));
-                lasting_mtu.send_if_modified(|present| replace(present, Some(wanted)));
+                mtu.send_if_modified(|present| replace_value(present, wanted));
+                known_mtu.send_if_modified(|present| replace_value(present, Some(wanted)));
                 let problem = mtu_problem(settings.mtu, below, &seen.vxlan);
                 settings.problems.report("mtu", true, problem.as_deref());
             }
-            let told = seen.blocks.is_some().then(|| seen.own.labels.clone());
-            labels.send_if_modified(|present| replace(present, told));
-            blocks.send_if_modified(|present| replace(present, seen.blocks.clone()));
-            own.send_if_modified(|present| replace(present, seen));
-            tokio::time::sleep(LOOK).await;
+            let known_labels = seen.blocks.is_some().then(|| seen.own.labels.clone());
+            labels.send_if_modified(|present| replace_value(present, known_labels));
+            blocks.send_if_modified(|present| replace_value(present, seen.blocks.clone()));
+            own.send_if_modified(|present| replace_value(present, seen));
+            tokio::time::sleep(VIEW_INTERVAL).await;
         }
     });
-    Ok(Pods { addresses, served, outlook: outlook_seen })
+    Ok(Pods { addresses, served, inputs: inputs_seen })
 }
 
-fn replace<T: PartialEq>(present: &mut T, wanted: T) -> bool {
+fn replace_value<T: PartialEq>(present: &mut T, wanted: T) -> bool {
     let differs = *present != wanted;
     *present = wanted;
     differs
 }
 
-/// What is configured, else what every tunnel carries, which have these MTUs configured.
+/// MTU of pods: the configured one, else the smallest of the tunnels (which have these configured
+/// MTUs), else the underlay's.
 fn pod_mtu(configured: u32, underlay: u32, vxlan: &BTreeMap<IpVersion, u32>) -> u32 {
     let carried = vxlan.iter().map(|(version, mtu)| tunnel_mtu(*version, *mtu, Some(underlay), None));
     if configured == 0 { carried.min().unwrap_or(underlay) } else { configured }
 }
 
-/// Which of the configured MTUs are larger than what the node's link has room for, what follows, and the remedy.
+/// Describes configured MTUs that are larger than the node's link allows: the setting, the
+/// consequence and the remedy.
 fn mtu_problem(configured: u32, underlay: u32, vxlan: &BTreeMap<IpVersion, u32>) -> Option<String> {
     let mut found = Vec::new();
     for (version, wanted) in vxlan {
@@ -267,7 +276,7 @@ fn mtu_problem(configured: u32, underlay: u32, vxlan: &BTreeMap<IpVersion, u32>)
         if *wanted > carried {
             let field = if *version == IpVersion::V4 { "vxlanMTU" } else { "vxlanMTUV6" };
             found.push(format!(
-                "{field} of FelixConfiguration is {wanted}, and the node's link with {underlay} leaves {carried} to {}, which has that",
+                "{field} of FelixConfiguration is {wanted}, but the node's link has MTU {underlay}, so {} is given {carried}",
                 vxlan_device_name(*version)
             ));
         }
@@ -275,11 +284,11 @@ fn mtu_problem(configured: u32, underlay: u32, vxlan: &BTreeMap<IpVersion, u32>)
     let carried = pod_mtu(0, underlay, vxlan);
     if configured > carried {
         found.push(format!(
-            "calicoNetwork.mtu of the Installation is {configured}, and other nodes are reached with {carried}: larger packets are refused on the way, which \
-             slows conversations down and ends those whose programs do not hear of it"
+            "calicoNetwork.mtu of the Installation is {configured}, but packets to other nodes may have {carried} bytes at most: larger ones are dropped or \
+             rejected on the way, and connections without path MTU discovery stall"
         ));
     }
-    let remedy = "write a smaller MTU, or give the node's link a larger one";
+    let remedy = "configure a smaller MTU, or a larger one on the node's link";
     (!found.is_empty()).then(|| format!("{}; {remedy}", found.join("; ")))
 }
 
@@ -287,35 +296,40 @@ fn now() -> String {
     Timestamp::now().to_string()
 }
 
-/// Keeps this node's annotations true: its addresses with their subnets, its interfaces, and its tunnel end points once anything is encapsulated.
+/// Maintains the annotations of this node: its addresses with their subnets, its interfaces, and
+/// its tunnel endpoints while there is encapsulation.
 async fn annotate(
     node: String,
     own: NodeIps,
     client: Client,
     addresses: NodeAddresses,
-    mut outlook: watch::Receiver<Outlook>,
+    mut inputs: watch::Receiver<ViewInputs>,
 ) {
     let nodes: Api<Node> = Api::all(client);
-    // Nobody tells what the Node says of them, so they are written once at the start, and then when they change.
-    let mut told = None;
+    // The view does not contain this annotation, so it is written at start and whenever the
+    // interfaces change.
+    let mut written = None;
     let mut pools = addresses.pools();
     loop {
         let changed = tokio::select! {
-            changed = outlook.changed() => changed,
-            // The tunnel's address may have to move.
+            changed = inputs.changed() => changed,
+            // The tunnel's address may have to move to another pool.
             changed = pools.changed() => changed,
         };
         if changed.is_err() {
             return;
         }
         loop {
-            let seen = outlook.borrow_and_update().clone();
-            match put_annotations(&nodes, &node, own, &addresses, &seen, told.as_ref()).await {
+            let seen = inputs.borrow_and_update().clone();
+            match put_annotations(&nodes, &node, own, &addresses, &seen, written.as_ref()).await {
                 Ok(()) => {
-                    told = Some(seen.interfaces);
+                    written = Some(seen.interfaces);
                     break;
                 }
-                Err(error) => tracing::warn!(error = format!("{error:#}"), "annotations of the node; trying again"),
+                Err(error) => tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the annotations of the node could not be written; trying again"
+                ),
             }
             tokio::time::sleep(RETRY).await;
         }
@@ -327,11 +341,11 @@ async fn put_annotations(
     node: &str,
     own: NodeIps,
     addresses: &NodeAddresses,
-    seen: &Outlook,
-    told: Option<&Vec<NodeInterface>>,
+    seen: &ViewInputs,
+    written: Option<&Vec<NodeInterface>>,
 ) -> Result<()> {
     let mut wanted = Map::new();
-    for (version, subnet) in subnets(own, seen.has_ipv6)? {
+    for (version, subnet) in node_subnets(own, seen.has_ipv6)? {
         let (present, annotation) = match version {
             IpVersion::V4 => (seen.own.ipv4.map(IpNet::V4), ANNOTATION_NODE_IPV4),
             IpVersion::V6 => (seen.own.ipv6.map(IpNet::V6), ANNOTATION_NODE_IPV6),
@@ -356,8 +370,8 @@ async fn put_annotations(
             }
         }
     }
-    // A Node without our other annotations may have been deleted and made again, and has lost this one too.
-    if told != Some(&seen.interfaces) || !wanted.is_empty() {
+    // A Node that lacks our other annotations may have been recreated, and lost this one as well.
+    if written != Some(&seen.interfaces) || !wanted.is_empty() {
         wanted.insert(ANNOTATION_NODE_INTERFACES.to_owned(), json!(json!(seen.interfaces).to_string()));
     }
     if wanted.is_empty() {
@@ -370,23 +384,25 @@ async fn put_annotations(
     Ok(())
 }
 
-/// The node's own addresses with the subnets that they are in. Where there is a pool of IPv6 and kubelet tells of no such address of the node, it is the one on
-/// the link of the other address.
-fn subnets(own: NodeIps, has_ipv6: bool) -> Result<BTreeMap<IpVersion, IpNet>> {
+/// The node's addresses with their subnets. If there is an IPv6 pool and the kubelet reports no
+/// IPv6 address, the one beside the other address on its link is used.
+fn node_subnets(own: NodeIps, has_ipv6: bool) -> Result<BTreeMap<IpVersion, IpNet>> {
     let mut driver = Driver::open()?;
     let mut found = BTreeMap::new();
     for version in VERSIONS {
         if let Some(address) = own.of(version) {
-            found.extend(driver.subnet_of(address)?.map(|subnet| (version, subnet)));
+            found.extend(driver.find_subnet(address)?.map(|subnet| (version, subnet)));
         }
     }
     if has_ipv6 && own.of(IpVersion::V6).is_none() {
-        found.extend(driver.ipv6_beside(own.first())?.map(|subnet| (IpVersion::V6, IpNet::V6(subnet))));
+        found.extend(driver.find_ipv6_beside(own.first())?.map(|subnet| (IpVersion::V6, IpNet::V6(subnet))));
     }
     Ok(found)
 }
 
-/// Calico's MAC address of a node's VXLAN device: 66 and the first five bytes of SHA-1 over the node's name, for IPv6 with `-v6` behind it.
+/// MAC address of a node's VXLAN device, as Felix computes it
+/// (`calico/felix/dataplane/linux/vxlan_mgr.go`): 0x66 and the first five bytes of SHA-1 of the
+/// node's name, for IPv6 with `-v6` appended.
 fn tunnel_mac(node: &str, version: IpVersion) -> Mac {
     use sha1::{Digest, Sha1};
     let hash = match version {
@@ -437,8 +453,8 @@ mod tests {
             (RecordId::Settings, Record::Settings(settings)),
             (RecordId::Pool("10.0.0.0/16".parse().expect("a range")), Record::Pool(pool)),
         ]);
-        let outlook = outlook("own", &records, &Links::new(), true);
-        assert_eq!(outlook.vxlan, BTreeMap::from([(IpVersion::V4, 1300)]));
+        let inputs = view_inputs("own", &records, &Links::new(), true);
+        assert_eq!(inputs.vxlan, BTreeMap::from([(IpVersion::V4, 1300)]));
     }
 
     #[test]
@@ -447,7 +463,7 @@ mod tests {
         let node = |name: &str| (RecordId::Node(name.to_owned()), Record::Node(NodeInfo::default()));
         let route = Record::Route(RouteRecord { node: "own".to_owned(), encapsulation: Encapsulation::None });
         let mut records = BTreeMap::from([node("other"), (RecordId::Route(block), route)]);
-        let blocks = |records: &BTreeMap<_, _>, is_whole| outlook("own", records, &Links::new(), is_whole).blocks;
+        let blocks = |records: &BTreeMap<_, _>, is_whole| view_inputs("own", records, &Links::new(), is_whole).blocks;
         assert_eq!(blocks(&BTreeMap::new(), false), None, "nothing has come");
         assert_eq!(blocks(&records, true), None, "typha has not seen the node");
         records.extend([node("own")]);

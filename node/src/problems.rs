@@ -1,5 +1,6 @@
-//! What is wrong with this node that no record shows. Any part of the agent sets a problem and clears it; typha is told the newest list, and so the
-//! operator, whose `TigeraStatus` shows it.
+//! Problems of this node that no record shows. Any part of the agent sets and clears them by a
+//! code. typha gets the current list and passes it on to the operator, which shows it in
+//! `TigeraStatus`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,37 +8,38 @@ use std::sync::Arc;
 use margay_proto::sync::{NodeProblem, encode_problems, wire};
 use tokio::sync::{mpsc, watch};
 
-/// The problems of this node by their code. Cheap to clone: every clone is the same list.
+/// Problems of this node by code. Cheap to clone; clones share one list.
 #[derive(Clone, Debug, Default)]
 pub struct Problems(Arc<watch::Sender<BTreeMap<&'static str, NodeProblem>>>);
 
 impl Problems {
-    /// There is a problem of this code; what was said of it before is replaced. With `degraded` something that was asked for is not so; without, it
-    /// is a hint. The message says what is wrong, what follows from it and the remedy.
+    /// Sets the problem of this code, replacing its former message. `degraded`: something that was
+    /// requested is not in effect; otherwise it is a hint. The message names the problem, its
+    /// consequence and the remedy.
     pub fn set(&self, code: &'static str, degraded: bool, message: &str) {
         let problem = NodeProblem::new(code, message, degraded);
         self.0.send_if_modified(|problems| {
             if problems.get(code) == Some(&problem) {
                 return false;
             }
-            tracing::warn!(code, degraded, problem = problem.message, "something is wrong with this node");
+            tracing::warn!(code, degraded, problem = problem.message, "this node has a problem");
             problems.insert(code, problem);
             true
         });
     }
 
-    /// The problem is no more.
+    /// Clears the problem of this code.
     pub fn clear(&self, code: &'static str) {
         self.0.send_if_modified(|problems| {
             let cleared = problems.remove(code).is_some();
             if cleared {
-                tracing::info!(code, "not wrong with this node any more");
+                tracing::info!(code, "a problem of this node is resolved");
             }
             cleared
         });
     }
 
-    /// Sets the problem if there is one, and clears it otherwise.
+    /// Sets the problem if there is one, else clears it.
     pub fn report(&self, code: &'static str, degraded: bool, problem: Option<&str>) {
         match problem {
             Some(message) => self.set(code, degraded, message),
@@ -45,22 +47,23 @@ impl Problems {
         }
     }
 
-    /// All of them, by code.
+    /// All problems, ordered by code.
     pub fn list(&self) -> Vec<NodeProblem> {
         self.0.borrow().values().cloned().collect()
     }
 
-    /// Sends the list, and from then on each new one, until the stream has ended. A list that is over before the network takes it is not sent.
-    pub(crate) async fn tell(&self, up: mpsc::Sender<wire::Up>) {
+    /// Sends the list and each change of it until the stream ends. A list that is replaced before
+    /// the network accepts it is not sent.
+    pub(crate) async fn send_changes(&self, up: mpsc::Sender<wire::Up>) {
         let mut problems = self.0.subscribe();
-        // A server takes a node that says nothing for one without problems.
-        let mut said = Vec::new();
+        // A server assumes that a node has no problems until it reports some.
+        let mut sent = Vec::new();
         loop {
             let list: Vec<_> = problems.borrow_and_update().values().cloned().collect();
-            if list != said && up.send(encode_problems(&list)).await.is_err() {
+            if list != sent && up.send(encode_problems(&list)).await.is_err() {
                 return;
             }
-            said = list;
+            sent = list;
             if problems.changed().await.is_err() {
                 return;
             }
@@ -75,25 +78,25 @@ mod tests {
     #[tokio::test]
     async fn the_newest_list_is_told() {
         let problems = Problems::default();
-        let (up, mut told) = mpsc::channel(1);
+        let (up, mut received) = mpsc::channel(1);
         problems.set("routes", true, "no route to 10.0.0.0/26");
         problems.set("kernel", false, "old");
         problems.clear("nothing");
         let telling = tokio::spawn({
             let problems = problems.clone();
-            async move { problems.tell(up).await }
+            async move { problems.send_changes(up).await }
         });
-        assert_eq!(told.recv().await, Some(encode_problems(&problems.list())));
+        assert_eq!(received.recv().await, Some(encode_problems(&problems.list())));
         assert_eq!(
             problems.list().iter().map(|problem| problem.code.as_str()).collect::<Vec<_>>(),
             ["kernel", "routes"]
         );
         problems.report("kernel", false, None);
-        assert_eq!(told.recv().await, Some(encode_problems(&problems.list())));
+        assert_eq!(received.recv().await, Some(encode_problems(&problems.list())));
         problems.report("routes", true, Some("no route to 10.0.0.0/26"));
         problems.clear("routes");
-        assert_eq!(told.recv().await, Some(encode_problems(&[])), "and what did not change is not said again");
-        drop(told);
+        assert_eq!(received.recv().await, Some(encode_problems(&[])), "and what did not change is not sent again");
+        drop(received);
         problems.set("routes", true, "again");
         telling.await.expect("it ends with the stream");
     }

@@ -1,22 +1,24 @@
-//! How the agent asks the API server: no request waits for ever, as whatever waits behind it would too.
+//! The API client of the agent. Every request has a time limit, because whatever is queued behind
+//! it would wait as well.
 
 use std::time::Duration;
 
 use kube::{Client, Config, Error};
 
-/// The longest that one request may take: a connection that dies silently must not stop what is queued behind it.
+/// Time limit of one request: a connection that dies silently must not stop what is queued behind
+/// it.
 pub const PATIENCE: Duration = Duration::from_secs(15);
-/// A connection on which nothing arrives for this long is taken for dead. Longer than the server lets any watch live.
-const SILENCE: Duration = Duration::from_secs(300);
+/// Read timeout of a connection, longer than the API server lets any watch live.
+const READ_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// The way to the API server.
+/// Creates a client for the API server.
 pub async fn client() -> Result<Client, Error> {
     let mut config = Config::infer().await.map_err(Error::InferConfig)?;
-    config.read_timeout = Some(SILENCE);
+    config.read_timeout = Some(READ_TIMEOUT);
     Client::try_from(config)
 }
 
-/// The outcome of a request, or an error when there is none for too long.
+/// Awaits a request, or fails when its time limit is over.
 pub async fn bounded<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     match tokio::time::timeout(PATIENCE, request).await {
         Ok(outcome) => outcome,

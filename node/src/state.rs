@@ -1,6 +1,7 @@
-//! The node's copy of its view: the one place where what typha said becomes the state that everything is planned from.
+//! The node's copy of its view: frames from typha become the state that everything is planned from.
 //!
-//! Output depends on what is held, never on how it came: a frame that says again what is held marks nothing dirty.
+//! What is marked dirty depends on the records held, never on how they arrived: a frame that
+//! repeats held records marks nothing dirty.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,14 +11,15 @@ use margay_calc::model::{IpSetRecord, Record, RecordId, SetId, SetKind};
 use margay_dataplane::Dirty;
 use margay_proto::sync::{Change, Frame};
 
-/// A change that cannot be applied to what is held; the stream has to start again with a new hello.
+/// A change that cannot be applied to the records held; the stream must be reopened with a new
+/// hello.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    /// Members of a set that is not held.
-    #[error("members of set {0}, which this node does not hold; the view is asked for again")]
+pub enum ViewError {
+    /// Members for a set that is not held.
+    #[error("received members of set {0}, which this node does not hold; the view is requested again")]
     UnknownSet(SetId),
-    /// Members of another kind than the set's.
-    #[error("members of kind {got:?} for set {set}, which holds {held:?}; the view is asked for again")]
+    /// Members of a kind other than the set's.
+    #[error("received members of kind {got:?} for set {set}, which holds {held:?}; the view is requested again")]
     SetKind {
         /// The set.
         set: SetId,
@@ -28,72 +30,74 @@ pub enum Fault {
     },
 }
 
-/// See the module.
+/// The records of the node's view.
 #[derive(Clone, Debug, Default)]
 pub struct State {
     records: BTreeMap<RecordId, Record>,
     revision: u64,
     in_sync: bool,
-    restating: Restating,
+    resend: Resend,
     dirty: Dirty,
-    /// Sets that went since dirt was last taken, with the changes of members that nobody has seen: one that comes back is not a new one.
-    graves: BTreeMap<SetId, (IpSetRecord, MemberDelta)>,
+    /// IP sets removed since `take_dirty`, with the member changes not yet taken: a removal and
+    /// re-add in one batch then costs a member delta, not a new kernel set.
+    removed_sets: BTreeMap<SetId, (IpSetRecord, MemberDelta)>,
 }
 
-/// Buckets that the server is restating, and what it has told of them so far.
+/// Buckets that the server is resending, and the records received of them so far.
 #[derive(Clone, Debug, Default)]
-struct Restating {
+struct Resend {
     buckets: BTreeSet<u32>,
-    told: BTreeSet<RecordId>,
+    received: BTreeSet<RecordId>,
 }
 
 impl State {
-    /// A state that holds these records, all of them dirty, and is in sync with nobody.
+    /// A state with these records, all dirty and not in sync.
     pub fn with_records(records: BTreeMap<RecordId, Record>) -> Self {
         let dirty = Dirty { records: records.keys().cloned().collect(), members: BTreeMap::new() };
         Self { records, dirty, ..Self::default() }
     }
 
-    /// Everything held.
+    /// All records.
     pub fn records(&self) -> &BTreeMap<RecordId, Record> {
         &self.records
     }
 
-    /// Newest revision of the server that has been applied.
+    /// Newest revision applied.
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// Whether a server has said, since the last [`State::disconnect`], that this is the whole view.
+    /// Whether a server has declared the view complete since the last [`State::disconnect`].
     pub fn is_in_sync(&self) -> bool {
         self.in_sync
     }
 
-    /// Takes what changed since the last call.
+    /// Drains what changed since the last call.
     pub fn take_dirty(&mut self) -> Dirty {
-        self.graves.clear();
+        self.removed_sets.clear();
         std::mem::take(&mut self.dirty)
     }
 
-    /// The digests of what is held, for a hello; none when nothing is held.
+    /// Bucket digests for a hello; empty when nothing is held.
     pub fn buckets(&self) -> Vec<u64> {
         if self.records.is_empty() { Vec::new() } else { digest::buckets(&self.records).to_vec() }
     }
 
-    /// The stream ended: what is held stays, and whatever the server was restating is not swept.
+    /// Handles the end of the stream: records stay, and buckets that were being resent are not
+    /// swept.
     pub fn disconnect(&mut self) {
         self.in_sync = false;
-        self.restating = Restating::default();
+        self.resend = Resend::default();
     }
 
-    /// Applies a frame. After a fault the frame is applied in part and the stream has to be opened anew.
-    pub fn apply(&mut self, frame: Frame) -> Result<(), Fault> {
-        self.restating.buckets.extend(&frame.trailer.restated_buckets);
+    /// Applies a frame. After an error it is applied in part, and the stream must be reopened.
+    pub fn apply(&mut self, frame: Frame) -> Result<(), ViewError> {
+        self.resend.buckets.extend(&frame.trailer.restated_buckets);
         for change in frame.changes {
             match change {
                 Change::Upsert(id, record) => self.upsert(id, record),
                 Change::Remove(id) => self.remove(&id),
-                Change::Members(set, kind, delta) => self.members(set, kind, delta)?,
+                Change::Members(set, kind, delta) => self.apply_members(set, kind, delta)?,
             }
         }
         self.revision = frame.trailer.revision;
@@ -106,16 +110,16 @@ impl State {
 
     fn upsert(&mut self, id: RecordId, record: Record) {
         if !self.in_sync {
-            self.restating.told.insert(id.clone());
+            self.resend.received.insert(id.clone());
         }
         if let (RecordId::IpSet(set), Record::IpSet(new)) = (&id, &record) {
-            self.revive(set, new.kind);
+            self.restore_set(set, new.kind);
         }
         if let (RecordId::IpSet(set), Record::IpSet(new)) = (&id, &record)
             && let Some(Record::IpSet(old)) = self.records.get(&id)
             && old.kind == new.kind
         {
-            // A set that is told again differs in few members if any: those are what the kernel is told.
+            // A resent set differs in few members if any, and only those are programmed.
             let set = set.clone();
             let delta = difference(old, new);
             delta.added.into_iter().for_each(|member| self.dirty.mark_member(&set, member, true));
@@ -127,34 +131,37 @@ impl State {
     }
 
     fn remove(&mut self, id: &RecordId) {
-        self.restating.told.remove(id);
+        self.resend.received.remove(id);
         let Some(record) = self.records.remove(id) else { return };
         if let (RecordId::IpSet(set), Record::IpSet(record)) = (id, record)
             && !self.dirty.records.contains(id)
         {
-            let unseen = self.dirty.members.remove(set).unwrap_or_default();
-            self.graves.insert(set.clone(), (record, unseen));
+            let pending_members = self.dirty.members.remove(set).unwrap_or_default();
+            self.removed_sets.insert(set.clone(), (record, pending_members));
         }
         self.dirty.records.insert(id.clone());
     }
 
-    /// Takes a set back that went since dirt was last taken, as if it had not gone.
-    fn revive(&mut self, set: &SetId, kind: SetKind) {
-        let Some((record, unseen)) = self.graves.remove(set).filter(|(record, _)| record.kind == kind) else { return };
+    /// Restores a set that was removed since `take_dirty`, as if it had stayed.
+    fn restore_set(&mut self, set: &SetId, kind: SetKind) {
+        let Some((record, pending_members)) = self.removed_sets.remove(set).filter(|(record, _)| record.kind == kind)
+        else {
+            return;
+        };
         let id = RecordId::IpSet(set.clone());
         self.dirty.records.remove(&id);
         self.records.insert(id, Record::IpSet(record));
-        if unseen != MemberDelta::default() {
-            self.dirty.members.insert(set.clone(), unseen);
+        if pending_members != MemberDelta::default() {
+            self.dirty.members.insert(set.clone(), pending_members);
         }
     }
 
-    fn members(&mut self, set: SetId, kind: SetKind, delta: MemberDelta) -> Result<(), Fault> {
+    fn apply_members(&mut self, set: SetId, kind: SetKind, delta: MemberDelta) -> Result<(), ViewError> {
         let Some(Record::IpSet(record)) = self.records.get_mut(&RecordId::IpSet(set.clone())) else {
-            return Err(Fault::UnknownSet(set));
+            return Err(ViewError::UnknownSet(set));
         };
         if record.kind != kind {
-            return Err(Fault::SetKind { set, held: record.kind, got: kind });
+            return Err(ViewError::SetKind { set, held: record.kind, got: kind });
         }
         for member in delta.removed {
             if record.members.remove(&member) {
@@ -169,13 +176,14 @@ impl State {
         Ok(())
     }
 
-    /// Drops what is held in restated buckets and was not told again.
+    /// Removes records of resent buckets that the server did not send again. Only a complete resend
+    /// may remove: before `in_sync` the rest may still come.
     fn sweep(&mut self) {
-        let Restating { buckets, told } = std::mem::take(&mut self.restating);
+        let Resend { buckets, received } = std::mem::take(&mut self.resend);
         if buckets.is_empty() {
             return;
         }
-        let stale = self.records.keys().filter(|id| !told.contains(*id) && buckets.contains(&digest::bucket(id)));
+        let stale = self.records.keys().filter(|id| !received.contains(*id) && buckets.contains(&digest::bucket(id)));
         let stale: Vec<RecordId> = stale.cloned().collect();
         for id in stale {
             self.remove(&id);

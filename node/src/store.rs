@@ -1,6 +1,7 @@
-//! The last view on disk, so that a node that starts without typha isolates as it did before. Local attachments are the CNI service's.
+//! The saved view, so that a node that boots without typha isolates its pods as before. Attachments
+//! of pods are stored by the CNI service.
 //!
-//! The file holds one frame, and a checksum: a view that is not whole is no view.
+//! The file holds a checksum and one frame: a damaged view is discarded.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,32 +14,32 @@ use margay_proto::sync::{self, Change, ChangeRef, Trailer, wire};
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-/// First bytes of the file; another version of the format has others.
+/// First bytes of the file; they change with the format.
 const MAGIC: &[u8; 8] = b"margay1\n";
 const CHECKSUM: usize = 32;
 
 /// Records by id.
 type Records = BTreeMap<RecordId, Record>;
 
-/// The file.
+/// File of the saved view.
 #[derive(Clone, Debug)]
-pub struct Store {
+pub struct ViewStore {
     path: PathBuf,
 }
 
-impl Store {
-    /// The file `view.bin` in the agent's folder.
+impl ViewStore {
+    /// The file `view.bin` in the agent's state directory.
     pub fn new(folder: &Path) -> Self {
         Self { path: folder.join("view.bin") }
     }
 
-    /// The view that was saved last; none if there is none or it is damaged, which is logged.
+    /// Loads the saved view; empty if there is none or if it is damaged, which is logged.
     pub fn load(&self) -> Records {
         match self.read() {
             Ok(records) => records,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Records::new(),
             Err(error) => {
-                tracing::warn!(path = %self.path.display(), %error, "the saved view is left aside; typha's is waited for");
+                tracing::warn!(path = %self.path.display(), %error, "the saved view cannot be used; waiting for the view from typha");
                 Records::new()
             }
         }
@@ -47,8 +48,8 @@ impl Store {
     fn read(&self) -> io::Result<Records> {
         let bytes = fs::read(&self.path)?;
         let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
-        let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| invalid("not a view of this version"))?;
-        let (checksum, frame) = rest.split_at_checked(CHECKSUM).ok_or_else(|| invalid("cut short"))?;
+        let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| invalid("not a saved view of this version"))?;
+        let (checksum, frame) = rest.split_at_checked(CHECKSUM).ok_or_else(|| invalid("the file is truncated"))?;
         if Sha256::digest(frame).as_slice() != checksum {
             return Err(invalid("the checksum does not match"));
         }
@@ -61,7 +62,7 @@ impl Store {
         Ok(upserts.collect())
     }
 
-    /// Replaces the file; a crash leaves the former one or the new one.
+    /// Replaces the file atomically: a crash leaves the old or the new one.
     pub fn save(&self, encoded: &[u8]) -> io::Result<()> {
         let temporary = self.path.with_extension("tmp");
         let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
@@ -71,7 +72,7 @@ impl Store {
     }
 }
 
-/// The bytes of the file for these records.
+/// Encodes records in the file's format.
 pub fn encode(records: &Records) -> Vec<u8> {
     let mut frame = Vec::new();
     for (id, record) in records {
@@ -98,7 +99,7 @@ mod tests {
     #[test]
     fn what_was_saved_is_there_after_a_restart_and_damage_is_no_view() {
         let folder = tempfile::tempdir().expect("a folder");
-        let store = Store::new(folder.path());
+        let store = ViewStore::new(folder.path());
         assert_eq!(store.load(), Records::new());
         let encoded = encode(&mk_records());
         store.save(&encoded).expect("save");

@@ -25,7 +25,7 @@ use margay_dataplane::routes::parameters;
 use margay_dataplane::routes::plan::VERSIONS;
 use margay_dataplane::routes::pod::{self, PodLink};
 use margay_netlink::route::RouteSocket;
-use margay_node::agent::{self, AgentHandle, Event, Parts, watch_drift};
+use margay_node::agent::{self, AgentEvent, AgentHandle, AgentParts, watch_drift};
 use margay_node::cni::ports::Enforcer;
 use margay_node::metrics::Metrics;
 use margay_proto::sync::{Change, Frame, Trailer};
@@ -101,7 +101,7 @@ impl Node {
             let _context = runtime.enter();
             let mut kernel = Netfilter::open()?;
             let table = kernel.watch()?;
-            let parts = Parts {
+            let parts = AgentParts {
                 node: "n1".to_owned(),
                 view,
                 attached,
@@ -127,7 +127,7 @@ impl Node {
     async fn connect(&mut self) -> Result<()> {
         let (hello, held) = oneshot::channel();
         let (fault, _) = oneshot::channel();
-        self.agent().send(Event::Connected { stream: 1, hello, fault, server: "test".to_owned() }).await;
+        self.agent().send(AgentEvent::Connected { stream: 1, hello, fault, server: "test".to_owned() }).await;
         held.await?;
         let all = self.records.clone().into_iter().map(|(id, record)| Change::Upsert(id, record)).collect();
         self.tell(all, (0..256).collect()).await
@@ -137,7 +137,7 @@ impl Node {
     async fn tell(&mut self, changes: Vec<Change>, restated_buckets: Vec<u32>) -> Result<()> {
         self.revision += 1;
         let trailer = Trailer { revision: self.revision, restated_buckets, in_sync: true, ..Trailer::default() };
-        self.agent().send(Event::Frame { stream: 1, frame: Box::new(Frame { changes, trailer }) }).await;
+        self.agent().send(AgentEvent::Frame { stream: 1, frame: Box::new(Frame { changes, trailer }) }).await;
         let mut acks = self.agent().acks();
         let revision = self.revision;
         let acked = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.revision == revision));
@@ -185,12 +185,17 @@ fn mk_pod(host: &Namespace, number: u8) -> Result<Pod> {
     let nets = [IpNet::from(IpAddr::V4(address)), IpNet::from(IpAddr::V6(address6))];
     host.run(|| -> Result<()> {
         let name = interface_name(&key);
-        let link =
-            PodLink { host: &name, pod: "eth0", namespace: namespace.file(), mtu: 1450, mac: pod::mac(&name, "eth0") };
+        let link = PodLink {
+            host: &name,
+            pod: "eth0",
+            namespace: namespace.file(),
+            mtu: 1450,
+            mac: pod::pod_mac(&name, "eth0"),
+        };
         let mut socket = RouteSocket::open()?;
-        let index = pod::create(&mut socket, &link)?;
-        pod::configure(&link, &nets)?;
-        pod::route(&mut socket, index, &nets)?;
+        let index = pod::create_link(&mut socket, &link)?;
+        pod::configure_pod(&link, &nets)?;
+        pod::add_routes(&mut socket, index, &nets)?;
         Ok(())
     })?;
     Ok(Pod { key, address, address6, namespace })

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use margay_dataplane::probe::{self, Lack};
+use margay_dataplane::probe::{self, MissingFeature};
 use margay_tests::machine::boot::PARAMETER;
 use margay_tests::probe::sctp::has_sockets;
 
@@ -17,19 +17,19 @@ const ALWAYS: [&str; 5] = ["nf_tables", "nft_ct", "nft_masq", "nft_fib_inet", "v
 const OPTIONAL: [&str; 4] = ["nf_conntrack_netlink", "nft_log", "nft_limit", "vxlan"];
 
 /// What a kernel without these modules is found to lack, as modules. What has been loaded cannot be withheld any more.
-fn without(withheld: &[&str]) -> Result<Vec<Lack>> {
+fn without(withheld: &[&str]) -> Result<Vec<MissingFeature>> {
     for module in withheld {
         ensure!(!Path::new("/sys/module").join(module).exists(), "{module} is there already");
     }
     let lines: String = withheld.iter().map(|module| format!("install {module} /bin/false\n")).collect();
     fs::write(WITHHELD, lines)?;
-    let lacks = probe::probe();
+    let missing = probe::probe();
     fs::remove_file(WITHHELD)?;
-    Ok(lacks?)
+    Ok(missing?)
 }
 
-fn modules(lacks: &[Lack]) -> Vec<&'static str> {
-    let mut modules: Vec<_> = lacks.iter().map(Lack::module).collect();
+fn modules(missing: &[MissingFeature]) -> Vec<&'static str> {
+    let mut modules: Vec<_> = missing.iter().map(MissingFeature::module).collect();
     modules.dedup();
     modules
 }
@@ -46,10 +46,10 @@ fn what_a_kernel_lacks_is_found_and_told() -> Result<()> {
     wanted.sort_unstable();
     ensure!(found == wanted, "without {all:?}: {found:?}");
 
-    let lacks = without(&all[1..])?;
-    let found = modules(&lacks);
+    let missing = without(&all[1..])?;
+    let found = modules(&missing);
     ensure!(found == all[1..], "without {:?}: {found:?}", &all[1..]);
-    let refused = probe::demand(lacks).err().map(|unfit| unfit.to_string()).unwrap_or_default();
+    let refused = probe::require_features(missing).err().map(|unfit| unfit.to_string()).unwrap_or_default();
     for module in ALWAYS {
         ensure!(
             refused.contains(&format!("load the module {module} ")) == (module != ALWAYS[0]),
@@ -57,11 +57,11 @@ fn what_a_kernel_lacks_is_found_and_told() -> Result<()> {
         );
     }
 
-    let lacks = probe::demand(without(&OPTIONAL)?)?;
-    ensure!(modules(&lacks) == OPTIONAL, "without {OPTIONAL:?}: {:?}", modules(&lacks));
+    let missing = probe::require_features(without(&OPTIONAL)?)?;
+    ensure!(modules(&missing) == OPTIONAL, "without {OPTIONAL:?}: {:?}", modules(&missing));
 
-    let lacks = without(&[])?;
-    ensure!(lacks.is_empty(), "{:?}", probe::words(&lacks));
+    let missing = without(&[])?;
+    ensure!(missing.is_empty(), "{:?}", probe::describe_missing(&missing));
     Ok(())
 }
 

@@ -11,11 +11,11 @@ use margay_api::network::{Encapsulation, Mac, NodeInfo, Vtep};
 use margay_api::rule::IpVersion;
 use margay_api::settings::FelixSettings;
 use margay_calc::model::{PoolRecord, Record, RecordId, RouteRecord};
-use margay_dataplane::routes::driver::Part;
+use margay_dataplane::routes::driver::RoutingPart;
 use margay_dataplane::routes::message::LinkRef;
 use margay_dataplane::routes::plan::{LocalPods, VERSIONS, plan, version_of, vxlan_device_name};
 use margay_dataplane::routes::pod::{self, PodLink};
-use margay_dataplane::routes::removal::{Removal, index_of};
+use margay_dataplane::routes::removal::{LinkRemover, link_index};
 use margay_dataplane::routes::worker::Network;
 use margay_netlink::route::RouteSocket;
 use margay_tests::cluster::process::POLL;
@@ -87,13 +87,18 @@ fn mk_node(name: &'static str, number: u8, versions: &[IpVersion]) -> Result<Nod
     };
     let addresses = versions.iter().map(address).collect::<Result<Vec<IpNet>, _>>()?;
     let network = host.run(|| -> Result<Network> {
-        let link =
-            PodLink { host: "cali1", pod: "eth0", namespace: pod.file(), mtu: 1430, mac: pod::mac("cali1", "eth0") };
+        let link = PodLink {
+            host: "cali1",
+            pod: "eth0",
+            namespace: pod.file(),
+            mtu: 1430,
+            mac: pod::pod_mac("cali1", "eth0"),
+        };
         let mut socket = RouteSocket::open()?;
-        let index = pod::create(&mut socket, &link)?;
-        pod::configure(&link, &addresses)?;
-        pod::route(&mut socket, index, &addresses)?;
-        pod::check(&mut socket, &link, &addresses)?;
+        let index = pod::create_link(&mut socket, &link)?;
+        pod::configure_pod(&link, &addresses)?;
+        pod::add_routes(&mut socket, index, &addresses)?;
+        pod::check_link(&mut socket, &link, &addresses)?;
         Ok(Network::spawn()?)
     })?;
     Ok(Node { name, number, host, pod, addresses, network })
@@ -158,8 +163,8 @@ fn ensure_reaches(nodes: &[Node; 2], why: &str) -> Result<()> {
 fn apply(runtime: &tokio::runtime::Runtime, nodes: &[Node], records: &BTreeMap<RecordId, Record>) -> Result<()> {
     for node in nodes {
         let pods: LocalPods = node.addresses.iter().map(|address| (address.addr(), "cali1".to_owned())).collect();
-        let generation = node.network.want(plan(node.name, records, &pods));
-        let progress = runtime.block_on(node.network.applied(generation));
+        let generation = node.network.set_plan(plan(node.name, records, &pods));
+        let progress = runtime.block_on(node.network.wait_applied(generation));
         ensure!(progress.failed.is_empty(), "{}: {:?}", node.name, progress.failed);
     }
     Ok(())
@@ -333,13 +338,18 @@ fn pods_come_up_where_the_host_has_no_ipv6() -> Result<()> {
         host.command("sysctl", &["-qw", &format!("net.ipv6.conf.{scope}.disable_ipv6=1")], "")?;
     }
     host.run(|| -> Result<()> {
-        let link =
-            PodLink { host: "cali1", pod: "eth0", namespace: inside.file(), mtu: 1430, mac: pod::mac("cali1", "eth0") };
+        let link = PodLink {
+            host: "cali1",
+            pod: "eth0",
+            namespace: inside.file(),
+            mtu: 1430,
+            mac: pod::pod_mac("cali1", "eth0"),
+        };
         let mut socket = RouteSocket::open()?;
-        let (index, addresses) = (pod::create(&mut socket, &link)?, ["10.244.1.5/32".parse()?]);
-        pod::configure(&link, &addresses)?;
-        pod::route(&mut socket, index, &addresses)?;
-        pod::check(&mut socket, &link, &addresses)?;
+        let (index, addresses) = (pod::create_link(&mut socket, &link)?, ["10.244.1.5/32".parse()?]);
+        pod::configure_pod(&link, &addresses)?;
+        pod::add_routes(&mut socket, index, &addresses)?;
+        pod::check_link(&mut socket, &link, &addresses)?;
         Ok(())
     })?;
     ensure!(host.command("sysctl", &["-n", "net.ipv6.conf.all.disable_ipv6"], "")?.trim() == "1");
@@ -378,13 +388,13 @@ fn a_tunnel_that_cannot_be_is_named_and_comes_when_it_can() -> Result<()> {
     one.host.ip("link add taken type vxlan external dstport 4789")?;
     one.host.ip("link set taken up")?;
     let pods: LocalPods = one.addresses.iter().map(|address| (address.addr(), "cali1".to_owned())).collect();
-    let generation = one.network.want(plan(one.name, &records(&nodes, Encapsulation::Vxlan), &pods));
-    let progress = runtime.block_on(one.network.applied(generation));
-    let reason = progress.failed.get(&Part::Tunnel(IpVersion::V4)).context("the tunnel cannot be")?;
+    let generation = one.network.set_plan(plan(one.name, &records(&nodes, Encapsulation::Vxlan), &pods));
+    let progress = runtime.block_on(one.network.wait_applied(generation));
+    let reason = progress.failed.get(&RoutingPart::Tunnel(IpVersion::V4)).context("the tunnel cannot be")?;
     ensure!(reason.contains("4789"), "{reason}");
-    ensure!(!progress.failed.contains_key(&Part::Route("10.244.1.5/32".parse()?)), "a pod's own route failed");
+    ensure!(!progress.failed.contains_key(&RoutingPart::Route("10.244.1.5/32".parse()?)), "a pod's own route failed");
     one.host.ip("link del taken")?;
-    runtime.block_on(one.network.until(|progress| progress.failed.is_empty()));
+    runtime.block_on(one.network.wait_for(|progress| progress.failed.is_empty()));
     apply(&runtime, &nodes, &records(&nodes, Encapsulation::Vxlan))?;
     ensure_reaches(&nodes, "after the other device has gone")
 }
@@ -431,7 +441,7 @@ fn router_advertisements_are_heard_where_they_were_and_never_by_pods() -> Result
 fn links_are_removed_together() -> Result<()> {
     let (host, inside) = (Namespace::new()?, Namespace::new()?);
     let name = |number: usize| format!("cali{number}");
-    let removal = host.run(|| -> Result<Removal> {
+    let removal = host.run(|| -> Result<LinkRemover> {
         let mut socket = RouteSocket::open()?;
         for number in 0..12 {
             let link = PodLink {
@@ -439,15 +449,15 @@ fn links_are_removed_together() -> Result<()> {
                 pod: &name(number),
                 namespace: inside.file(),
                 mtu: 1430,
-                mac: pod::mac(&name(number), "eth0"),
+                mac: pod::pod_mac(&name(number), "eth0"),
             };
-            pod::create(&mut socket, &link)?;
+            pod::create_link(&mut socket, &link)?;
         }
         let link = |name: String| LinkRef::Name(name);
         let (gone, present) = ([link("absent".to_owned()), link(name(2)), link(name(3))], [link(name(3))]);
-        ensure!(pod::remove_all(&mut socket, &gone).iter().all(Result::is_ok), "a group with a link that is gone");
-        ensure!(pod::remove_all(&mut socket, &present).iter().all(Result::is_ok), "a link that is gone");
-        Ok(Removal::spawn()?)
+        ensure!(pod::remove_links(&mut socket, &gone).iter().all(Result::is_ok), "a group with a link that is gone");
+        ensure!(pod::remove_links(&mut socket, &present).iter().all(Result::is_ok), "a link that is gone");
+        Ok(LinkRemover::spawn()?)
     })?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let removals = (0..10).chain(0..10).map(|number| removal.remove(name(number)));
@@ -468,24 +478,24 @@ fn links_are_removed_together() -> Result<()> {
 fn a_link_that_is_expected_to_go_goes_and_a_later_one_of_its_name_stays() -> Result<()> {
     let (host, inside, own) = (Namespace::new()?, Namespace::new()?, Namespace::new()?);
     let create = |name: &str, namespace: &Namespace| -> Result<()> {
-        let mac = pod::mac(name, "eth0");
+        let mac = pod::pod_mac(name, "eth0");
         let link = PodLink { host: name, pod: name, namespace: namespace.file(), mtu: 1430, mac };
-        host.run(|| -> Result<()> { pod::create(&mut RouteSocket::open()?, &link).map(drop).map_err(Into::into) })
+        host.run(|| -> Result<()> { pod::create_link(&mut RouteSocket::open()?, &link).map(drop).map_err(Into::into) })
     };
     for (name, namespace) in [("cali1", &inside), ("cali2", &inside), ("cali3", &own)] {
         create(name, namespace)?;
     }
-    let index = |name: &str| index_of(name).expect("it is there");
+    let index = |name: &str| link_index(name).expect("it is there");
     // Names are looked up in the network of the thread that asks.
     host.run(|| -> Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let removal = Removal::spawn()?;
+        let removal = LinkRemover::spawn()?;
         runtime.block_on(async {
             let (one, two, three, none) = tokio::join!(
-                removal.expect_gone(index("cali1")),
-                removal.expect_gone(index("cali2")),
-                removal.expect_gone(index("cali3")),
-                removal.expect_gone(u32::MAX >> 1),
+                removal.wait_or_remove(index("cali1")),
+                removal.wait_or_remove(index("cali2")),
+                removal.wait_or_remove(index("cali3")),
+                removal.wait_or_remove(u32::MAX >> 1),
             );
             [one, two, three, none].into_iter().collect::<Result<Vec<()>, _>>()
         })?;
@@ -495,13 +505,13 @@ fn a_link_that_is_expected_to_go_goes_and_a_later_one_of_its_name_stays() -> Res
     create("cali1", &inside)?;
     let again = host.run(|| -> Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let removal = Removal::spawn()?;
+        let removal = LinkRemover::spawn()?;
         runtime.block_on(async {
             let later = async {
                 tokio::task::yield_now().await;
                 create("cali1", &inside)
             };
-            let (gone, created) = tokio::join!(removal.expect_gone(index("cali1")), later);
+            let (gone, created) = tokio::join!(removal.wait_or_remove(index("cali1")), later);
             gone?;
             created
         })
@@ -522,7 +532,7 @@ fn programmed(node: &Node, version: IpVersion) -> Result<[BTreeSet<String>; 2]> 
 /// that a number of repairs says nothing about the last removal.
 async fn repaired(node: &Node, version: IpVersion, before: u64, whole: &[BTreeSet<String>; 2]) -> Result<()> {
     let again = async {
-        node.network.until(|progress| progress.repairs > before && progress.failed.is_empty()).await;
+        node.network.wait_for(|progress| progress.repairs > before && progress.failed.is_empty()).await;
         // The kernel says of a route too whether its link has a carrier, which comes after the link is up.
         while programmed(node, version)? != *whole {
             tokio::time::sleep(POLL).await;
@@ -538,7 +548,7 @@ async fn repaired(node: &Node, version: IpVersion, before: u64, whole: &[BTreeSe
 
 /// Waits until the node has repaired something once more, and nothing is wanting.
 async fn repaired_once(network: &Network, before: u64) -> Result<()> {
-    let wait = network.until(|progress| progress.repairs > before && progress.failed.is_empty());
+    let wait = network.wait_for(|progress| progress.repairs > before && progress.failed.is_empty());
     tokio::time::timeout(Duration::from_secs(5), wait).await.context("nothing was repaired within 5 s")?;
     Ok(())
 }

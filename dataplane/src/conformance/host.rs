@@ -1,4 +1,4 @@
-//! What the records say about packets of interfaces that have host endpoints, stage by stage.
+//! Expected verdicts of packets of interfaces that have host endpoints, stage by stage.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ use crate::nftables::sample;
 use crate::nftables::simulate::Packet;
 use crate::{Links, Records};
 
-/// The host endpoint of an interface, worked out in another way than the compiler's.
+/// The host endpoint of an interface, computed independently of the compiler.
 fn owner(records: &Records, links: &Links, interface: IfName) -> Option<String> {
     let hosts = || {
         records.iter().filter_map(|(id, record)| match (id, record) {
@@ -37,18 +37,18 @@ fn owner(records: &Records, links: &Links, interface: IfName) -> Option<String> 
     own.or_else(other).map(|(name, _)| name.clone())
 }
 
-/// What the records say about a packet on its way, stage by stage.
+/// Expected verdict of a packet, stage by stage.
 struct Oracle<'a> {
     view: &'a Records,
     packet: &'a Packet,
-    /// Host endpoint of the interface it came from, and of the one it leaves by.
+    /// Host endpoints of its input and output interface.
     ends: [Option<String>; 2],
     accepted: bool,
     reports: Vec<String>,
 }
 
 impl Oracle<'_> {
-    /// Whether it gets past this stage.
+    /// Whether it passes this stage.
     fn host(&mut self, stage: HostStage, direction: Direction) -> bool {
         let end = &self.ends[usize::from(direction == Direction::Egress)];
         let (Some(host), false) = (end, self.accepted) else { return true };
@@ -67,7 +67,7 @@ impl Oracle<'_> {
     }
 }
 
-/// What becomes of a packet by the records.
+/// Expected result of a packet by the records.
 pub(super) fn oracle(view: &Records, links: &Links, packet: &Packet, way: Way) -> (bool, Vec<String>) {
     use Direction::{Egress, Ingress};
     let owner = |interface: Option<IfName>| interface.and_then(|interface| owner(view, links, interface));
@@ -92,7 +92,8 @@ pub(super) fn oracle(view: &Records, links: &Links, packet: &Packet, way: Way) -
     (passed, oracle.reports)
 }
 
-/// A packet that comes by one of these interfaces, and leaves by one, unless a pod is there.
+/// A packet with one of these input interfaces, and one of these output interfaces unless its
+/// destination is a pod.
 pub(super) fn packet() -> impl Strategy<Value = (Packet, Way)> {
     let outside = || select(vec!["eth0", "eth1", "eth2"]);
     (sample::packet(), outside(), outside(), select(vec![Way::ToHost, Way::Forwarded, Way::FromHost]), any::<bool>())

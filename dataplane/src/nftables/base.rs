@@ -1,4 +1,5 @@
-//! The fixed part of the table: base chains, and the sets that pools, nodes and settings fill.
+//! The base part of the table: base chains for pods, and the sets that pools, nodes and settings
+//! fill.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,44 +20,46 @@ use margay_nft::{
     IfName, Key, Masquerade, Match, Proto, Rule, Selector, Set, SetKind, SetName, Side, Statement, Transport, Verdict,
 };
 
-/// Addresses of nodes, from which tunnel packets may come.
+/// Set of the nodes' addresses, from which tunnel packets are accepted.
 const NODES: &str = "nodes";
-/// Ranges whose packets are masqueraded.
+/// Set of ranges whose packets are masqueraded.
 const NAT_POOLS: &str = "nat-pools";
-/// Ranges of all pools.
+/// Set of the ranges of all pools.
 const POOLS: &str = "pools";
-/// Interface and source address of every pod of the node.
+/// Set of interface and source address of the node's pods.
 const PODS: &str = "pods";
-/// IP in IP, which a workload must not send: the other end would take the inner packet for a node's.
+/// IP in IP (`IPPROTO_IPIP`), which a workload must not send: the other end would take the inner
+/// packet for a node's.
 const IPIP: Proto = Proto(4);
-/// Before connection tracking.
+/// Before connection tracking (`NF_IP_PRI_RAW`).
 const RAW: i32 = -300;
-/// After the masquerading of kube-proxy (100): its mark must be used up before a packet is encapsulated.
+/// After kube-proxy's masquerading (100, `NF_IP_PRI_NAT_SRC`): its mark must be used before the
+/// packet is encapsulated.
 const AFTER_KUBE_PROXY: i32 = 110;
 
-/// What the fixed part depends on.
+/// Inputs of the base part.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Inputs {
     settings: FelixSettings,
     pools: BTreeMap<IpNet, bool>,
     nodes: Vec<IpAddr>,
-    /// IP versions in which tunnel packets are expected.
+    /// IP versions with VXLAN tunnels.
     vxlan: Vec<IpVersion>,
-    /// Addresses of the own tunnel devices.
+    /// Addresses of this node's tunnel devices.
     tunnels: Vec<IpAddr>,
-    /// Addresses of Services, where IPVS serves them.
+    /// Addresses of Services, in IPVS mode.
     services: Option<BTreeSet<IpAddr>>,
 }
 
-/// Chains and sets of the fixed part.
+/// Chains and sets of one part of the table.
 #[derive(Debug, Default)]
-pub(super) struct Fixed {
+pub(super) struct Section {
     pub(super) chains: BTreeMap<ChainName, Chain>,
     pub(super) sets: BTreeMap<SetName, Set>,
 }
 
 impl Inputs {
-    /// Gathers them from the view of node `own` and its interfaces.
+    /// Gathers the inputs from the view of node `own` and its interfaces.
     pub(super) fn gather(own: &str, records: &BTreeMap<RecordId, Record>, links: &Links) -> Self {
         let mut inputs = Self { services: ipvs_services(links), ..Self::default() };
         for (id, record) in globals(records) {
@@ -80,7 +83,7 @@ impl Inputs {
         inputs
     }
 
-    /// How rules with action Log report.
+    /// Settings of Log rules.
     pub(super) fn logging(&self) -> Logging {
         Logging::of(&self.settings)
     }
@@ -90,7 +93,7 @@ impl Inputs {
         self.settings.ipv6 && self.pools.keys().any(|pool| pool.addr().is_ipv6())
     }
 
-    /// Follows the node's interfaces; returns whether anything here is other than it was.
+    /// Updates the inputs that depend on interfaces; returns whether they changed.
     pub(super) fn set_links(&mut self, links: &Links) -> bool {
         let services = ipvs_services(links);
         let differs = services != self.services;
@@ -98,116 +101,126 @@ impl Inputs {
         differs
     }
 
-    /// Addresses of Services, where IPVS serves them.
+    /// Addresses of Services, in IPVS mode.
     pub(super) fn services(&self) -> Option<&BTreeSet<IpAddr>> {
         self.services.as_ref()
     }
 
-    /// Whether pods may not talk to their node, whatever policy says.
+    /// Whether packets of pods to their node are dropped, whatever policy says.
     pub(super) fn drops_to_host(&self) -> bool {
         self.settings.endpoint_to_host == EndpointToHostAction::Drop
     }
 
-    /// Whether packets of no connection are let by.
+    /// Whether packets in conntrack state INVALID are allowed.
     pub(super) fn allows_invalid(&self) -> bool {
         self.settings.allow_conntrack_invalid
     }
 
-    /// Port of the tunnels between nodes, if there are any; their ends are in [`nodes`].
+    /// UDP port of the tunnels, if there are any; their endpoints are in [`nodes_set`].
     pub(super) fn tunnel_port(&self) -> Option<u16> {
         (!self.vxlan.is_empty()).then_some(self.settings.vxlan_port)
     }
 
-    /// Ports of the host that no policy closes: inbound and outbound.
+    /// Inbound and outbound failsafe ports.
     pub(super) fn failsafes(&self) -> (&[Failsafe], &[Failsafe]) {
         (&self.settings.failsafe_inbound, &self.settings.failsafe_outbound)
     }
 
-    /// The fixed part. The maps that it looks into, [`names::SENDERS`] and [`names::RECEIVERS`], are the compiler's, and so is the set of pods.
-    pub(super) fn render(&self, families: &[Family]) -> Fixed {
-        let mut fixed = Fixed::default();
-        self.guard(families, &mut fixed);
-        self.to_host(families, &mut fixed);
-        self.forward(&mut fixed);
-        self.ipvs(families, &mut fixed);
-        self.masquerade(families, &mut fixed);
-        fixed
+    /// Renders the base part. The compiler owns the maps [`names::SENDERS`] and
+    /// [`names::RECEIVERS`] and the set of pods.
+    pub(super) fn render(&self, families: &[Family]) -> Section {
+        let mut section = Section::default();
+        self.add_guard(families, &mut section);
+        self.add_to_host(families, &mut section);
+        self.add_forward(&mut section);
+        self.add_ipvs(families, &mut section);
+        self.add_masquerade(families, &mut section);
+        section
     }
 
-    fn guard(&self, families: &[Family], fixed: &mut Fixed) {
-        let mut rules = vec![not_from_workload()];
+    fn add_guard(&self, families: &[Family], section: &mut Section) {
+        let mut rules = vec![accept_not_from_workload()];
         for family in families {
             rules.push(
-                Rule::new().when(Match::in_set(vec![Selector::Iifname, source(*family)], &pods(*family))).accept(),
+                Rule::new().when(Match::in_set(vec![Selector::Iifname, source(*family)], &pods_set(*family))).accept(),
             );
         }
         if families.contains(&Family::Ipv6) {
-            // Neighbour discovery of a pod uses its link-local address, and no address while it looks for a duplicate of its own.
+            // Neighbour discovery uses the pod's link-local address, and the unspecified one during
+            // duplicate address detection (RFC 4861, RFC 4862).
             let link_local: Ipv6Net = "fe80::/10".parse().expect("a constant range");
             let unspecified: Ipv6Net = "::/128".parse().expect("a constant range");
-            rules.push(Rule::new().when(Match::is(Selector::Saddr6, link_local)).when(neighbour_discovery()).accept());
-            rules.push(Rule::new().when(Match::is(Selector::Saddr6, unspecified)).when(solicitation()).accept());
+            rules.push(
+                Rule::new().when(Match::is(Selector::Saddr6, link_local)).when(neighbour_discovery_types()).accept(),
+            );
+            rules.push(Rule::new().when(Match::is(Selector::Saddr6, unspecified)).when(solicitation_types()).accept());
         }
         rules.push(Rule::new().counter().drop());
-        fixed.chain(names::GUARD, base(ChainType::Filter, Hook::Prerouting, RAW), rules);
+        section.add_chain(names::GUARD, base_chain(ChainType::Filter, Hook::Prerouting, RAW), rules);
     }
 
-    fn to_host(&self, families: &[Family], fixed: &mut Fixed) {
+    fn add_to_host(&self, families: &[Family], section: &mut Section) {
         let mut rules = Vec::new();
         if !self.vxlan.is_empty() {
             let port = Match::is(Selector::Dport(Transport::Udp), Datum::Port(self.settings.vxlan_port));
             for family in Family::ALL {
-                fixed.set(&nodes(family), SetKind::of(family.address_type()), self.own_nodes(family).map(Key::from));
-                rules.push(Rule::new().when(port.clone()).when(Match::in_set(source(family), &nodes(family))).accept());
+                section.add_set(
+                    &nodes_set(family),
+                    SetKind::of(family.address_type()),
+                    self.node_addresses(family).map(Key::from),
+                );
+                rules.push(
+                    Rule::new().when(port.clone()).when(Match::in_set(source(family), &nodes_set(family))).accept(),
+                );
             }
             rules.push(Rule::new().when(port).counter().drop());
         }
-        rules.push(not_from_workload());
-        rules.push(tracked());
-        rules.extend(self.untracked());
-        rules.push(Rule::new().when(Match::is(Selector::Daddr4, loopback())).counter().drop());
+        rules.push(accept_not_from_workload());
+        rules.push(accept_tracked());
+        rules.extend(self.drop_invalid());
+        rules.push(Rule::new().when(Match::is(Selector::Daddr4, loopback_net())).counter().drop());
         if families.contains(&Family::Ipv6) {
-            rules.push(Rule::new().when(neighbour_discovery()).accept());
+            rules.push(Rule::new().when(neighbour_discovery_types()).accept());
         }
-        rules.extend(self.no_tunnels());
-        rules.extend(self.deferred(families));
+        rules.extend(self.drop_tunnels());
+        rules.extend(self.accept_ipvs_services(families));
         rules.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Iifname], &names::set(names::SENDERS)));
         rules.push(Rule::new().counter().drop());
-        fixed.chain(names::TO_HOST, base(ChainType::Filter, Hook::Input, 0), rules);
+        section.add_chain(names::TO_HOST, base_chain(ChainType::Filter, Hook::Input, 0), rules);
         if self.drops_to_host() {
-            // What egress policy has accepted comes here.
-            let mut rules = vec![not_from_workload(), tracked()];
+            // Reached by packets that egress policy has accepted.
+            let mut rules = vec![accept_not_from_workload(), accept_tracked()];
             if families.contains(&Family::Ipv6) {
-                rules.push(Rule::new().when(neighbour_discovery()).accept());
+                rules.push(Rule::new().when(neighbour_discovery_types()).accept());
             }
-            rules.extend(self.deferred(families));
+            rules.extend(self.accept_ipvs_services(families));
             rules.push(Rule::new().counter().drop());
-            fixed.chain("to-host-2", base(ChainType::Filter, Hook::Input, 1), rules);
+            section.add_chain("to-host-2", base_chain(ChainType::Filter, Hook::Input, 1), rules);
         }
     }
 
-    fn forward(&self, fixed: &mut Fixed) {
-        let mut from = vec![tracked(), not_from_workload()];
-        from.extend(self.untracked());
-        from.extend(self.no_tunnels());
+    fn add_forward(&self, section: &mut Section) {
+        let mut from = vec![accept_tracked(), accept_not_from_workload()];
+        from.extend(self.drop_invalid());
+        from.extend(self.drop_tunnels());
         from.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Iifname], &names::set(names::SENDERS)));
         from.push(Rule::new().counter().drop());
-        fixed.chain(names::FROM_WORKLOAD, base(ChainType::Filter, Hook::Forward, 0), from);
+        section.add_chain(names::FROM_WORKLOAD, base_chain(ChainType::Filter, Hook::Forward, 0), from);
 
         let elsewhere = Match::NamePrefix(Selector::Oifname, CmpOp::Ne, names::workload_prefix());
-        let mut to = vec![tracked(), Rule::new().when(elsewhere).accept()];
-        to.extend(self.untracked());
+        let mut to = vec![accept_tracked(), Rule::new().when(elsewhere).accept()];
+        to.extend(self.drop_invalid());
         to.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Oifname], &names::set(names::RECEIVERS)));
         to.push(Rule::new().counter().drop());
-        fixed.chain(names::TO_WORKLOAD, base(ChainType::Filter, Hook::Forward, 1), to);
+        section.add_chain(names::TO_WORKLOAD, base_chain(ChainType::Filter, Hook::Forward, 1), to);
     }
 
-    fn masquerade(&self, families: &[Family], fixed: &mut Fixed) {
+    fn add_masquerade(&self, families: &[Family], section: &mut Section) {
         let masquerade = Statement::Masquerade(Masquerade { ports: None, fully_random: true });
         let mut rules = Vec::new();
         for family in families {
             let ranges = |nat_only: bool| {
-                outermost(
+                outermost_ranges(
                     self.pools.iter().filter(move |(_, nat)| **nat || !nat_only).map(|(range, _)| *range),
                     *family,
                 )
@@ -216,19 +229,24 @@ impl Inputs {
                 continue;
             }
             let kind = SetKind::of(family.address_type()).with_intervals();
-            fixed.set(&named(NAT_POOLS, *family), kind.clone(), ranges(true).into_iter().map(Key::from));
-            fixed.set(&named(POOLS, *family), kind, ranges(false).into_iter().map(Key::from));
+            section.add_set(&set_name(NAT_POOLS, *family), kind.clone(), ranges(true).into_iter().map(Key::from));
+            section.add_set(&set_name(POOLS, *family), kind, ranges(false).into_iter().map(Key::from));
             let mut rule = Rule::new()
-                .when(Match::in_set(source(*family), &named(NAT_POOLS, *family)))
-                .when(Match::not_in_set(destination(*family), &named(POOLS, *family)));
+                .when(Match::in_set(source(*family), &set_name(NAT_POOLS, *family)))
+                .when(Match::not_in_set(destination(*family), &set_name(POOLS, *family)));
             if self.settings.nat_exclude_hosts {
-                fixed.set(&nodes(*family), SetKind::of(family.address_type()), self.own_nodes(*family).map(Key::from));
-                rule = rule.when(Match::not_in_set(destination(*family), &nodes(*family)));
+                section.add_set(
+                    &nodes_set(*family),
+                    SetKind::of(family.address_type()),
+                    self.node_addresses(*family).map(Key::from),
+                );
+                rule = rule.when(Match::not_in_set(destination(*family), &nodes_set(*family)));
             }
             rules.push(rule.then(masquerade.clone()));
         }
         for address in self.tunnels.iter().filter(|address| self.vxlan.contains(&version_of(**address))) {
-            // A process of the node that chose another of its addresses would get its answer past the tunnel, where it is dropped as spoofed.
+            // If a process of the node chose another of its addresses, the reply would bypass the
+            // tunnel and be dropped as spoofed.
             let device = IfName::new(vxlan_device_name(version_of(*address))).expect("a constant name");
             let not_own = match address {
                 IpAddr::V4(address) => Match::not(Selector::Saddr4, *address),
@@ -242,39 +260,39 @@ impl Inputs {
                     .then(masquerade.clone()),
             );
         }
-        fixed.chain(names::MASQUERADE, base(ChainType::Nat, Hook::Postrouting, AFTER_KUBE_PROXY), rules);
+        section.add_chain(names::MASQUERADE, base_chain(ChainType::Nat, Hook::Postrouting, AFTER_KUBE_PROXY), rules);
     }
 
-    fn own_nodes(&self, family: Family) -> impl Iterator<Item = IpAddr> {
+    fn node_addresses(&self, family: Family) -> impl Iterator<Item = IpAddr> {
         self.nodes.iter().copied().filter(move |address| elements::family(*address) == family)
     }
 
-    /// Drops packets that belong to no connection, unless configured otherwise.
-    pub(super) fn untracked(&self) -> Option<Rule> {
+    /// Drops packets in conntrack state INVALID, unless configured otherwise.
+    pub(super) fn drop_invalid(&self) -> Option<Rule> {
         (!self.settings.allow_conntrack_invalid)
             .then(|| Rule::new().when(Match::CtState(CmpOp::Eq, CtState::INVALID)).counter().drop())
     }
 
-    /// Drops packets in which a workload would hide others from policy.
-    fn no_tunnels(&self) -> [Rule; 2] {
+    /// Drops tunnel packets of workloads, which would hide their inner packets from policy.
+    fn drop_tunnels(&self) -> [Rule; 2] {
         let port = Match::is(Selector::Dport(Transport::Udp), Datum::Port(self.settings.vxlan_port));
         [Rule::new().when(Match::is(Selector::L4proto, IPIP)).counter().drop(), Rule::new().when(port).counter().drop()]
     }
 }
 
-impl Fixed {
-    pub(super) fn chain(&mut self, name: &str, base: Base, rules: Vec<Rule>) {
+impl Section {
+    pub(super) fn add_chain(&mut self, name: &str, base: Base, rules: Vec<Rule>) {
         self.chains.insert(names::chain(name), Chain { base: Some(base), rules });
     }
 
-    pub(super) fn set(&mut self, name: &SetName, kind: SetKind, keys: impl Iterator<Item = Key>) {
+    pub(super) fn add_set(&mut self, name: &SetName, kind: SetKind, keys: impl Iterator<Item = Key>) {
         self.sets.insert(name.clone(), Set::members(kind, keys));
     }
 }
 
 /// Name of the set of pods' interfaces and addresses.
-pub(super) fn pods(family: Family) -> SetName {
-    named(PODS, family)
+pub(super) fn pods_set(family: Family) -> SetName {
+    set_name(PODS, family)
 }
 
 /// Kind of the set of pods' interfaces and addresses.
@@ -287,53 +305,56 @@ pub(super) fn dispatch_kind() -> SetKind {
     SetKind::of(vec![FieldType::Family, FieldType::Iface]).with_verdicts()
 }
 
-/// Key of the maps from family and interface to class.
+/// Key in the maps from family and interface to class.
 pub(super) fn dispatch_key(family: Family, interface: IfName) -> Key {
     Key::from([Field::from(family), Field::from(interface)])
 }
 
 /// Name of the set of the nodes' addresses.
-pub(super) fn nodes(family: Family) -> SetName {
-    named(NODES, family)
+pub(super) fn nodes_set(family: Family) -> SetName {
+    set_name(NODES, family)
 }
 
-fn named(name: &str, family: Family) -> SetName {
+fn set_name(name: &str, family: Family) -> SetName {
     names::set(&format!("{name}-{}", names::digit(family)))
 }
 
-/// A base chain that lets by what it does not decide.
-pub(super) const fn base(kind: ChainType, hook: Hook, priority: i32) -> Base {
+/// Base chain with policy accept.
+pub(super) const fn base_chain(kind: ChainType, hook: Hook, priority: i32) -> Base {
     Base { kind, hook, priority, policy: ChainPolicy::Accept }
 }
 
-pub(super) fn not_from_workload() -> Rule {
+pub(super) fn accept_not_from_workload() -> Rule {
     Rule::new().when(Match::NamePrefix(Selector::Iifname, CmpOp::Ne, names::workload_prefix())).accept()
 }
 
-/// Lets by what belongs to a connection that was allowed.
-pub(super) fn tracked() -> Rule {
+/// Accepts packets of established and related connections.
+pub(super) fn accept_tracked() -> Rule {
     let states = [CtState::ESTABLISHED, CtState::RELATED];
     Rule::new().inline_vmap(Selector::CtState, states.map(|state| (Key::from(state), Verdict::Accept)))
 }
 
-/// Addresses of the node's own processes, which links of pods route so that ports of the node can lead into pods: only what answers the node comes there.
-fn loopback() -> Ipv4Net {
+/// Loopback addresses. Pods' links route them (`route_localnet`), so that ports of the node can
+/// lead into pods; only replies may use that way.
+fn loopback_net() -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)
 }
 
-/// What a pod says to find its gateway and its neighbours; never a router's announcement.
-pub(super) fn neighbour_discovery() -> Match {
+/// ICMPv6 types of neighbour discovery that a pod may send (RFC 4861): router solicitation,
+/// neighbour solicitation and advertisement, never a router advertisement.
+pub(super) fn neighbour_discovery_types() -> Match {
     const KINDS: [u8; 3] = [133, 135, 136];
     Match::any_of(Selector::Icmp6Type, KINDS.map(|kind| Key::from(Datum::Icmp6Type(kind))))
 }
 
-/// What a pod asks before it has an address.
-fn solicitation() -> Match {
+/// ICMPv6 types that a pod may send from the unspecified address (RFC 4861): router and neighbour
+/// solicitation.
+fn solicitation_types() -> Match {
     const KINDS: [u8; 2] = [133, 135];
     Match::any_of(Selector::Icmp6Type, KINDS.map(|kind| Key::from(Datum::Icmp6Type(kind))))
 }
 
-/// The field of the source address.
+/// Field of the source address.
 pub(super) const fn source(family: Family) -> Selector {
     match family {
         Family::Ipv4 => Selector::Saddr4,
@@ -341,7 +362,7 @@ pub(super) const fn source(family: Family) -> Selector {
     }
 }
 
-/// The field of the destination address.
+/// Field of the destination address.
 pub(super) const fn destination(family: Family) -> Selector {
     match family {
         Family::Ipv4 => Selector::Daddr4,
@@ -349,6 +370,6 @@ pub(super) const fn destination(family: Family) -> Selector {
     }
 }
 
-fn outermost(ranges: impl Iterator<Item = IpNet>, family: Family) -> Vec<IpNet> {
+fn outermost_ranges(ranges: impl Iterator<Item = IpNet>, family: Family) -> Vec<IpNet> {
     IpNet::aggregate(&ranges.filter(|range| elements::family(range.addr()) == family).collect())
 }

@@ -1,7 +1,8 @@
-//! The compiler's memory: the table as wanted, and what of it depends on which record. A change costs what depends on it, and one member of a set
-//! costs one element.
+//! The incremental compiler: it holds the wanted table and which part of it depends on which
+//! record. A change costs what depends on it; a set member costs one element.
 //!
-//! The elements of the view's own sets are not kept a second time: they are made from the records when a set is new or the table is written whole.
+//! Elements of the view's sets are not stored again: they are rendered from the records when a set
+//! is new or the whole table is written.
 
 mod classes;
 mod delta;
@@ -18,7 +19,7 @@ use margay_api::endpoint::EndpointKey;
 use margay_api::policy::PolicyKey;
 use margay_calc::model::{IpSetRecord, PolicyRecord, Record, RecordId, SetId};
 
-use super::base::{self, Fixed, Inputs};
+use super::base::{self, Inputs, Section};
 use super::class::{Class, Policies};
 use super::elements::{self, Shape};
 use super::host;
@@ -29,58 +30,61 @@ use super::origin::RuleRef;
 use super::stage::Direction;
 use super::union::Union;
 use crate::{Attached, Dirty, Records};
-use delta::Delta;
-use hosts::Hosts;
+use delta::TableDelta;
+use hosts::HostEndpoints;
 use margay_nft::{
     Chain, ChainName, Family, Field, IfName, Key, Ruleset, Set, SetName, Transaction, TransactionOp, Value, Verdict,
 };
 
-/// Sets with more members than this are no part of unions: it would cost more memory than lookups save time.
+/// Sets with more members than this are not merged into unions: the memory would cost more than the
+/// saved lookups gain.
 const UNION_PART: usize = 1024;
 
-/// A part of the table that can fail alone.
+/// Part of the table that the kernel can refuse alone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
-    /// A set of the view.
+pub enum TablePart {
+    /// Kernel sets of a set of the view.
     Set(SetId),
-    /// The chains of a class.
+    /// Chains of a class.
     Class(Class),
 }
 
-/// See the module.
+/// Incremental compiler of one node's table.
 #[derive(Debug)]
 pub struct Compiler {
     node: String,
     inputs: Inputs,
     families: Vec<Family>,
-    /// Chains, and every set that is not a set of the view.
+    /// Chains, and the sets that do not come from sets of the view.
     wanted: Ruleset,
-    /// Of the view's sets and of unions.
+    /// Shapes of the view's sets and of unions.
     shapes: BTreeMap<SetId, Shape>,
     unions: BTreeMap<SetId, Union>,
     attached: BTreeMap<String, Attached>,
-    endpoints: BTreeMap<EndpointKey, Known>,
-    hosts: Hosts,
-    /// Each class once: endpoints refer to the key here.
+    endpoints: BTreeMap<EndpointKey, KnownEndpoint>,
+    hosts: HostEndpoints,
+    /// Classes in use; endpoints share the keys.
     classes: BTreeMap<Arc<Class>, ClassState>,
-    /// Parts that the kernel refused: a set is treated as missing, a class drops everything.
-    refused: BTreeMap<Part, String>,
+    /// Parts that the kernel refused, with the reason: a set counts as missing, a class drops
+    /// everything.
+    refused: BTreeMap<TablePart, String>,
 }
 
-/// An endpoint of the view.
+/// Endpoint of the view.
 #[derive(Clone, Debug)]
-struct Known {
-    /// Uid of its pod; empty: not known.
+struct KnownEndpoint {
+    /// UID of its pod; empty: not known.
     uid: String,
-    /// For ingress and egress.
-    bound: [Bound; 2],
+    /// Classes for ingress and egress.
+    bound: [BoundClass; 2],
 }
 
-/// What decides about an endpoint in a direction, and where that begins.
+/// Class of an endpoint in one direction, and its entry point.
 #[derive(Clone, Debug)]
-struct Bound {
+struct BoundClass {
     class: Arc<Class>,
-    /// For IPv4 and IPv6; worked out once, as it takes a hash over the whole list of policies.
+    /// Verdict that leads there, for IPv4 and IPv6; cached, because it takes a hash over the whole
+    /// list of policies.
     entry: [Verdict; 2],
 }
 
@@ -91,12 +95,12 @@ struct ClassState {
     /// The rules of policies that each item comes from, through all tiers.
     origins: Vec<Box<[RuleRef]>>,
     broken: BTreeMap<PolicyKey, String>,
-    /// Sets that its policies name, also those that are missing.
+    /// Sets that its policies name, missing ones included.
     sets: BTreeSet<SetId>,
     unions: Unions,
 }
 
-/// Classes, as endpoints refer to them.
+/// Set of shared classes.
 type Classes = BTreeSet<Arc<Class>>;
 
 impl Policies for &Records {
@@ -109,7 +113,7 @@ impl Policies for &Records {
 }
 
 impl Compiler {
-    /// A compiler for this node that wants the table of an empty view.
+    /// Creates a compiler with the table of an empty view.
     pub fn new(node: &str) -> Self {
         let mut compiler = Self {
             node: node.to_owned(),
@@ -120,59 +124,62 @@ impl Compiler {
             unions: BTreeMap::new(),
             attached: BTreeMap::new(),
             endpoints: BTreeMap::new(),
-            hosts: Hosts::default(),
+            hosts: HostEndpoints::default(),
             classes: BTreeMap::new(),
             refused: BTreeMap::new(),
         };
-        let mut delta = Delta::new();
-        compiler.fixed(&mut delta);
-        compiler.dispatch(&mut delta);
+        let mut delta = TableDelta::new();
+        compiler.update_base(&mut delta);
+        compiler.update_dispatch(&mut delta);
         compiler
     }
 
-    /// The pods of this node by interface.
+    /// Pods of this node, by interface.
     pub fn attached(&self) -> &BTreeMap<String, Attached> {
         &self.attached
     }
 
-    /// Whether the pod on this interface has its policy in the wanted table.
-    pub fn decides(&self, interface: &str) -> bool {
-        self.attached.get(interface).is_some_and(|pod| self.bound(pod).is_some())
+    /// Whether the wanted table contains the policy of the interface's pod.
+    pub fn has_policy(&self, interface: &str) -> bool {
+        self.attached.get(interface).is_some_and(|pod| self.classes_of(pod).is_some())
     }
 
-    /// What decides about a pod. A record of the pod that had its name before, or comes after it, decides nothing.
-    fn bound(&self, pod: &Attached) -> Option<&[Bound; 2]> {
+    /// Classes of a pod. A record with another UID belongs to a former or later pod of the same
+    /// name and does not count.
+    fn classes_of(&self, pod: &Attached) -> Option<&[BoundClass; 2]> {
         let known = self.endpoints.get(&pod.endpoint)?;
         let is_same = known.uid == pod.uid || known.uid.is_empty() || pod.uid.is_empty();
         is_same.then_some(&known.bound)
     }
 
-    /// A pod came, or has other addresses.
+    /// Attaches a pod, or changes its addresses.
     pub fn attach(&mut self, interface: String, pod: Attached, records: &Records) -> Transaction {
         self.attached.insert(interface, pod);
-        self.repatch(records)
+        self.update_attachments(records)
     }
 
-    /// A pod went.
+    /// Detaches a pod.
     pub fn detach(&mut self, interface: &str, records: &Records) -> Transaction {
         self.attached.remove(interface);
-        self.repatch(records)
+        self.update_attachments(records)
     }
 
-    fn repatch(&mut self, records: &Records) -> Transaction {
-        let mut delta = Delta::new();
-        self.refamily(records, &mut delta);
-        self.dispatch(&mut delta);
-        self.unions(records, &mut delta);
+    fn update_attachments(&mut self, records: &Records) -> Transaction {
+        let mut delta = TableDelta::new();
+        self.update_families(records, &mut delta);
+        self.update_dispatch(&mut delta);
+        self.update_unions(records, &mut delta);
         delta.into_transaction()
     }
 
-    /// Follows a change of the view.
+    /// Applies a change of the view.
     pub fn apply(&mut self, records: &Records, dirty: &Dirty) -> Transaction {
-        let mut delta = Delta::new();
+        let mut delta = TableDelta::new();
         let mut stale = BTreeSet::new();
-        self.sets(records, dirty, &mut delta, &mut stale);
-        let inputs = dirty.records.iter().any(is_input) && self.reinput(records, &mut delta, &mut stale);
+        // Sets first: classes are compiled with the shapes of the new members. Unions last: which
+        // of them are used is known once all classes are compiled.
+        self.update_sets(records, dirty, &mut delta, &mut stale);
+        let inputs = dirty.records.iter().any(is_input) && self.update_inputs(records, &mut delta, &mut stale);
         let policies: BTreeSet<&PolicyKey> = dirty
             .records
             .iter()
@@ -180,27 +187,28 @@ impl Compiler {
             .collect();
         let names_one = |class: &&Arc<Class>| class.policies().any(|key| policies.contains(key));
         for class in self.classes.keys().filter(|_| !policies.is_empty()).filter(names_one) {
-            self.refused.remove(&Part::Class(Class::clone(class)));
+            self.refused.remove(&TablePart::Class(Class::clone(class)));
             stale.insert(class.clone());
         }
-        let endpoints = self.endpoints(records, dirty, &mut stale);
-        let hosts = self.host_endpoints(records, dirty, &mut stale);
-        self.classes(records, &stale, &mut delta);
+        // Endpoints before classes: a class without endpoints is removed, not compiled.
+        let endpoints = self.update_endpoints(records, dirty, &mut stale);
+        let hosts = self.update_host_endpoints(records, dirty, &mut stale);
+        self.compile_classes(records, &stale, &mut delta);
         if endpoints {
-            self.dispatch(&mut delta);
+            self.update_dispatch(&mut delta);
         }
         if inputs || hosts {
-            self.host_hooks(&mut delta);
+            self.update_host_hooks(&mut delta);
         }
-        self.unions(records, &mut delta);
+        self.update_unions(records, &mut delta);
         delta.into_transaction()
     }
 
-    /// The whole table as wanted.
+    /// Renders the whole wanted table.
     pub fn ruleset(&self, records: &Records) -> Ruleset {
         let mut ruleset = self.wanted.clone();
         let unions = self.unions.iter().map(|(id, union)| (id, &union.record));
-        for (id, record) in sets(records).chain(unions).filter(|(id, _)| self.shapes.contains_key(id)) {
+        for (id, record) in view_sets(records).chain(unions).filter(|(id, _)| self.shapes.contains_key(id)) {
             for (name, set) in elements::render(id, record) {
                 ruleset.put_set(name, set);
             }
@@ -208,25 +216,25 @@ impl Compiler {
         ruleset
     }
 
-    /// Records that are not enforced as they are written, and why.
+    /// Records that are not enforced as written, with the reason.
     pub fn errors(&self) -> BTreeMap<RecordId, String> {
-        let idle = self.hosts.idle();
+        let unassigned = self.hosts.unassigned();
         let mut errors: BTreeMap<RecordId, String> =
-            idle.into_iter().map(|(name, reason)| (RecordId::HostEndpoint(name), reason)).collect();
+            unassigned.into_iter().map(|(name, reason)| (RecordId::HostEndpoint(name), reason)).collect();
         for state in self.classes.values() {
             errors.extend(state.broken.iter().map(|(key, reason)| (RecordId::Policy(key.clone()), reason.clone())));
         }
         for (part, reason) in &self.refused {
             match part {
-                Part::Set(id) if merge::is_union(id) => {
+                TablePart::Set(id) if merge::is_union(id) => {
                     let users = self.classes.iter().filter(|(_, state)| state.unions.contains_key(id));
                     let policies = users.flat_map(|(class, _)| class.policies());
                     errors.extend(policies.map(|key| (RecordId::Policy(key.clone()), reason.clone())));
                 }
-                Part::Set(id) => {
+                TablePart::Set(id) => {
                     errors.insert(RecordId::IpSet(id.clone()), reason.clone());
                 }
-                Part::Class(class) => {
+                TablePart::Class(class) => {
                     errors.extend(class.policies().map(|key| (RecordId::Policy(key.clone()), reason.clone())));
                 }
             }
@@ -234,73 +242,74 @@ impl Compiler {
         errors
     }
 
-    /// The part that an operation is about; none for the fixed part, without which there is no enforcement at all.
-    pub fn part(&self, operation: &TransactionOp) -> Option<Part> {
+    /// Part that an operation belongs to; `None` for the base part, without which nothing can be
+    /// enforced.
+    pub fn part_of(&self, operation: &TransactionOp) -> Option<TablePart> {
         use TransactionOp as Op;
         match operation {
             Op::PutChain(name, _) | Op::FlushChain(name) | Op::DeleteChain(name) | Op::AppendRules(name, ..) => {
                 let owner = self.classes.iter().find(|(_, state)| state.chains.contains_key(name));
-                owner.map(|(class, _)| Part::Class(Class::clone(class)))
+                owner.map(|(class, _)| TablePart::Class(Class::clone(class)))
             }
             Op::CreateSet(name, _) | Op::DeleteSet(name) | Op::AddElements(name, _) | Op::DeleteElements(name, _) => {
                 let owner = self.shapes.iter().find(|(id, shape)| shape.sets(id).contains_key(name));
-                owner.map(|(id, _)| Part::Set(id.clone()))
+                owner.map(|(id, _)| TablePart::Set(id.clone()))
             }
             Op::CreateTable | Op::DeleteTable => None,
         }
     }
 
-    /// Whether this part is refused already.
-    pub fn has_refused(&self, part: &Part) -> bool {
+    /// Whether a part is refused.
+    pub fn has_refused(&self, part: &TablePart) -> bool {
         self.refused.contains_key(part)
     }
 
-    /// Why the pod on this interface is cut off instead of being under its policy, if that is so.
-    pub fn refusal(&self, interface: &str) -> Option<String> {
-        let classes = self.bound(self.attached.get(interface)?)?;
-        classes.iter().find_map(|bound| self.refused.get(&Part::Class(Class::clone(&bound.class))).cloned())
+    /// Why the interface's pod is cut off instead of under its policy, if so.
+    pub fn refusal_of(&self, interface: &str) -> Option<String> {
+        let classes = self.classes_of(self.attached.get(interface)?)?;
+        classes.iter().find_map(|bound| self.refused.get(&TablePart::Class(Class::clone(&bound.class))).cloned())
     }
 
-    /// Wants the table without a part that the kernel refused: what depends on it is denied.
-    pub fn refuse(&mut self, part: Part, reason: String, records: &Records) {
+    /// Compiles the table without a part that the kernel refused: what depends on it is denied.
+    pub fn refuse(&mut self, part: TablePart, reason: String, records: &Records) {
         let mut stale = BTreeSet::new();
         match &part {
-            Part::Set(id) => {
+            TablePart::Set(id) => {
                 self.shapes.remove(id);
-                stale.extend(self.users(id));
+                stale.extend(self.classes_using(id));
             }
-            Part::Class(class) => stale.extend(self.known(class)),
+            TablePart::Class(class) => stale.extend(self.shared_class(class)),
         }
         self.refused.insert(part, reason);
-        let mut unused = Delta::new();
-        self.classes(records, &stale, &mut unused);
-        self.unions(records, &mut unused);
+        let mut unused = TableDelta::new();
+        self.compile_classes(records, &stale, &mut unused);
+        self.update_unions(records, &mut unused);
     }
 
-    /// Wants everything again that was refused; returns whether there was any.
-    pub fn forgive(&mut self, records: &Records) -> bool {
+    /// Compiles all refused parts again; returns whether there were any.
+    pub fn retry_refused(&mut self, records: &Records) -> bool {
         let refused = std::mem::take(&mut self.refused);
         let mut stale = BTreeSet::new();
         for part in refused.keys() {
             match part {
-                Part::Set(id) => {
+                TablePart::Set(id) => {
                     let union = self.unions.get(id).map(|union| &union.record);
-                    if let Some(record) = set_of(records, id).or(union) {
+                    if let Some(record) = view_set(records, id).or(union) {
                         self.shapes.insert(id.clone(), Shape::of(record));
                     }
-                    stale.extend(self.users(id));
+                    stale.extend(self.classes_using(id));
                 }
-                Part::Class(class) => stale.extend(self.known(class)),
+                TablePart::Class(class) => stale.extend(self.shared_class(class)),
             }
         }
-        let mut unused = Delta::new();
-        self.classes(records, &stale, &mut unused);
-        self.unions(records, &mut unused);
+        let mut unused = TableDelta::new();
+        self.compile_classes(records, &stale, &mut unused);
+        self.update_unions(records, &mut unused);
         !refused.is_empty()
     }
 
-    /// Gathers what the fixed part and that of host endpoints depend on; returns whether it is other than it was.
-    fn reinput(&mut self, records: &Records, delta: &mut Delta, stale: &mut Classes) -> bool {
+    /// Updates the inputs of the base part and of host endpoints; returns whether they changed.
+    fn update_inputs(&mut self, records: &Records, delta: &mut TableDelta, stale: &mut Classes) -> bool {
         let inputs = Inputs::gather(&self.node, records, self.links());
         if inputs == self.inputs {
             return false;
@@ -310,56 +319,57 @@ impl Compiler {
             stale.extend(reporting.map(|(class, _)| class.clone()));
         }
         self.inputs = inputs;
-        self.refamily(records, delta);
-        self.fixed(delta);
+        self.update_families(records, delta);
+        self.update_base(delta);
         true
     }
 
-    /// IPv6 costs nothing where no pod can have such an address.
-    fn refamily(&mut self, records: &Records, delta: &mut Delta) {
+    /// Compiles IPv6 chains only if a pod can have an IPv6 address.
+    fn update_families(&mut self, records: &Records, delta: &mut TableDelta) {
         let mut addresses = self.attached.values().flat_map(|pod| &pod.addresses);
         let v6 = self.inputs.has_ipv6() || addresses.any(IpAddr::is_ipv6);
         let families = if v6 { Family::ALL.to_vec() } else { vec![Family::Ipv4] };
         if families != self.families {
             self.families = families;
-            self.fixed(delta);
+            self.update_base(delta);
             let all = self.classes.keys().cloned().collect();
-            self.classes(records, &all, delta);
-            self.dispatch(delta);
+            self.compile_classes(records, &all, delta);
+            self.update_dispatch(delta);
         }
     }
 
-    fn fixed(&mut self, delta: &mut Delta) {
-        let fixed = self.inputs.render(&self.families);
+    fn update_base(&mut self, delta: &mut TableDelta) {
+        let section = self.inputs.render(&self.families);
         let is_ours = |name: &str| !host::is_host(name);
-        self.put_fixed(
-            fixed,
+        self.replace_section(
+            section,
             |name, chain| chain.base.is_some() && is_ours(name.as_str()),
-            |name| !is_dispatch(name) && is_ours(name.as_str()),
+            |name| !is_dispatch_set(name) && is_ours(name.as_str()),
             delta,
         );
     }
 
-    /// Puts chains and sets in the place of those that were there of the same part.
-    fn put_fixed(
+    /// Replaces the chains and sets of one part.
+    fn replace_section(
         &mut self,
-        fixed: Fixed,
+        section: Section,
         has_chain: impl Fn(&ChainName, &Chain) -> bool,
         has_set: impl Fn(&SetName) -> bool,
-        delta: &mut Delta,
+        delta: &mut TableDelta,
     ) {
         let present = self.wanted.chains.iter().filter(|(name, chain)| has_chain(name, chain)).map(|(name, _)| name);
-        let chains: Vec<ChainName> = present.filter(|name| !fixed.chains.contains_key(*name)).cloned().collect();
+        let chains: Vec<ChainName> = present.filter(|name| !section.chains.contains_key(*name)).cloned().collect();
         let present = self.wanted.sets.keys().filter(|name| has_set(name));
-        let sets: Vec<SetName> = present.filter(|name| !fixed.sets.contains_key(*name)).cloned().collect();
+        let sets: Vec<SetName> = present.filter(|name| !section.sets.contains_key(*name)).cloned().collect();
         chains.into_iter().for_each(|name| self.put_chain(name, None, delta));
         sets.into_iter().for_each(|name| self.put_set(name, None, delta));
-        fixed.chains.into_iter().for_each(|(name, chain)| self.put_chain(name, Some(chain), delta));
-        fixed.sets.into_iter().for_each(|(name, set)| self.put_set(name, Some(set), delta));
+        section.chains.into_iter().for_each(|(name, chain)| self.put_chain(name, Some(chain), delta));
+        section.sets.into_iter().for_each(|(name, set)| self.put_set(name, Some(set), delta));
     }
 
-    /// Maps from interface to class, and the addresses that each interface may send from.
-    fn dispatch(&mut self, delta: &mut Delta) {
+    /// Updates the maps from interface to class and the addresses from which each interface may
+    /// send.
+    fn update_dispatch(&mut self, delta: &mut TableDelta) {
         let mut maps = [Direction::Ingress, Direction::Egress].map(|_| Set::new(base::dispatch_kind()));
         let mut pods: BTreeMap<Family, Set> =
             self.families.iter().map(|family| (*family, Set::new(base::pods_kind(*family)))).collect();
@@ -368,7 +378,7 @@ impl Compiler {
         for (interface, pod) in &self.attached {
             let Some(interface) = IfName::new(interface) else { continue };
             if has_ipvs {
-                let egress = self.bound(pod).map(|[_, egress]| egress.entry.clone());
+                let egress = self.classes_of(pod).map(|[_, egress]| egress.entry.clone());
                 let egress = egress.unwrap_or([Verdict::Drop, Verdict::Drop]);
                 by_address.extend(pod.addresses.iter().map(|address| (*address, egress.clone())));
             }
@@ -380,7 +390,7 @@ impl Compiler {
                     );
                 }
             }
-            let Some(classes) = self.bound(pod) else { continue };
+            let Some(classes) = self.classes_of(pod) else { continue };
             for (map, bound) in maps.iter_mut().zip(classes) {
                 let entries = Family::ALL.into_iter().zip(&bound.entry);
                 for (family, entry) in entries.filter(|(family, _)| self.families.contains(family)) {
@@ -392,14 +402,14 @@ impl Compiler {
         self.put_set(names::set(names::RECEIVERS), Some(receivers), delta);
         self.put_set(names::set(names::SENDERS), Some(senders), delta);
         for family in Family::ALL {
-            self.put_set(base::pods(family), pods.remove(&family), delta);
+            self.put_set(base::pods_set(family), pods.remove(&family), delta);
             let has_map = has_ipvs && self.families.contains(&family);
-            let map = has_map.then(|| ipvs::senders_map(family, &by_address));
-            self.put_set(ipvs::senders(family), map, delta);
+            let map = has_map.then(|| ipvs::render_senders_map(family, &by_address));
+            self.put_set(ipvs::senders_map_name(family), map, delta);
         }
     }
 
-    fn put_chain(&mut self, name: ChainName, chain: Option<Chain>, delta: &mut Delta) {
+    fn put_chain(&mut self, name: ChainName, chain: Option<Chain>, delta: &mut TableDelta) {
         let old = match chain {
             Some(chain) if self.wanted.chains.get(&name).is_some_and(|old| **old == chain) => return,
             Some(chain) => {
@@ -417,7 +427,7 @@ impl Compiler {
         }
     }
 
-    fn put_set(&mut self, name: SetName, set: Option<Set>, delta: &mut Delta) {
+    fn put_set(&mut self, name: SetName, set: Option<Set>, delta: &mut TableDelta) {
         let old = match set {
             Some(set) if self.wanted.sets.get(&name).is_some_and(|old| **old == set) => return,
             Some(set) => {
@@ -436,29 +446,29 @@ impl Compiler {
     }
 }
 
-/// Whether the set is one of those that [`Compiler::dispatch`] fills.
-fn is_dispatch(name: &SetName) -> bool {
+/// Whether [`Compiler::update_dispatch`] owns the set.
+fn is_dispatch_set(name: &SetName) -> bool {
     [names::SENDERS, names::RECEIVERS].contains(&name.as_str())
-        || Family::ALL.iter().any(|family| [base::pods(*family), ipvs::senders(*family)].contains(name))
+        || Family::ALL.iter().any(|family| [base::pods_set(*family), ipvs::senders_map_name(*family)].contains(name))
 }
 
-/// The set of this id.
-fn set_of<'a>(records: &'a Records, id: &SetId) -> Option<&'a IpSetRecord> {
+/// Looks up a set of the view.
+fn view_set<'a>(records: &'a Records, id: &SetId) -> Option<&'a IpSetRecord> {
     match records.get(&RecordId::IpSet(id.clone())) {
         Some(Record::IpSet(record)) => Some(record),
         _ => None,
     }
 }
 
-/// The sets of the view.
-fn sets(records: &Records) -> impl Iterator<Item = (&SetId, &IpSetRecord)> {
+/// Iterates over the sets of the view.
+fn view_sets(records: &Records) -> impl Iterator<Item = (&SetId, &IpSetRecord)> {
     records.iter().filter_map(|(id, record)| match (id, record) {
         (RecordId::IpSet(id), Record::IpSet(record)) => Some((id, record)),
         _ => None,
     })
 }
 
-/// Whether the fixed part depends on the record.
+/// Whether the base part depends on the record.
 const fn is_input(id: &RecordId) -> bool {
     matches!(id, RecordId::Settings | RecordId::Pool(_) | RecordId::Node(_))
 }

@@ -1,4 +1,4 @@
-//! Policy in nftables: the compiler's transactions are collected, and a commit carries them out in one.
+//! The nftables dataplane: it collects the compiler's transactions and commits them as one.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,46 +13,49 @@ use super::kernel::Kernel;
 use super::names;
 use crate::{Attached, CommitError, Committed, Dataplane, Dirty, Links, Records};
 
-/// Readings of the table that others interrupt before it is replaced without one.
-const READINGS: u32 = 3;
-/// Attempts in a row before a kernel that has no room is asked for less: until then the room may come back.
-const ROOM: u32 = 10;
-/// What the kernel refused is tried again after this time, and then after twice as long.
-const FORGIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
+/// Reads of the table that other programs may interrupt before it is replaced without reading.
+const MAX_READS: u32 = 3;
+/// Failed attempts before parts are left out for a kernel that lacks memory: until then memory may
+/// become free.
+const ATTEMPTS_WITHOUT_ROOM: u32 = 10;
+/// Delay until refused parts are retried; it doubles up to the second value.
+const REFUSED_RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
 
-/// One table of a node. Owns what is wanted and what is still to be written; the kernel may be any [`Kernel`].
+/// The dataplane of one node: owns the wanted table and the pending operations. The kernel may be
+/// any [`Kernel`].
 pub struct Nftables {
     compiler: Compiler,
     kernel: Box<dyn Kernel>,
-    /// Operations not committed yet.
+    /// Operations that lead from the last committed table to the wanted one.
     pending: Transaction,
-    /// The kernel may hold something else than was wanted before `pending`: after a start, a failure, a change by
-    /// others. The next commit reads it back, so nothing is pending meanwhile.
+    /// Kernel state unknown: after a start, a failed commit or a foreign change. The next commit
+    /// reads the table back, so nothing is queued in `pending` meanwhile.
     needs_resync: bool,
-    /// The next commit compares the whole table.
-    comparing: bool,
+    /// The next commit compares the whole table with the kernel.
+    compare_next: bool,
     attempts: u32,
     retry: Backoff,
-    /// When what was refused is tried again.
-    due: Option<Instant>,
+    /// When refused parts are retried.
+    retry_refused_at: Option<Instant>,
 }
 
 impl Nftables {
-    /// The table of an empty view of this node.
+    /// Creates the dataplane of a node, with the table of an empty view.
     pub fn new(node: &str, kernel: Box<dyn Kernel>) -> Self {
         Self {
             compiler: Compiler::new(node),
             kernel,
             pending: Transaction::new(names::table()),
             needs_resync: true,
-            comparing: false,
+            compare_next: false,
             attempts: 0,
-            retry: Backoff::new(FORGIVE.0, FORGIVE.1),
-            due: None,
+            retry: Backoff::new(REFUSED_RETRY.0, REFUSED_RETRY.1),
+            retry_refused_at: None,
         }
     }
 
     fn enqueue(&mut self, transaction: &Transaction) {
+        // Before a resync there is nothing to add to: it computes the whole difference anyway.
         if !self.needs_resync {
             transaction.ops().iter().for_each(|op| self.pending.push(op.clone()));
         }
@@ -67,18 +70,19 @@ impl Nftables {
             Committed { operations: pending.ops().len(), ..Committed::default() }
         };
         if self.needs_resync {
-            // Others have committed too, and it was not heard what.
+            // Another program committed while our monitor was detached, so nobody knows what it
+            // changed.
             let again = self.resync(records, now)?;
             committed.operations += again.operations;
             committed.repairs += again.repairs;
         }
-        if std::mem::take(&mut self.comparing) {
+        if std::mem::take(&mut self.compare_next) {
             self.compare(records, &mut committed)?;
         }
         Ok(committed)
     }
 
-    /// Reads the table back and moves it to what is wanted.
+    /// Reads the table back and commits the difference to the wanted one.
     fn resync(&mut self, records: &Records, now: Instant) -> Result<Committed, ExecError> {
         loop {
             let wanted = self.compiler.ruleset(records);
@@ -89,42 +93,43 @@ impl Nftables {
                     let operations = transaction.ops().len();
                     return Ok(Committed { operations, repairs: u64::from(operations > 0), is_unread: false });
                 }
-                // What the kernel refuses is denied, and everything else enforced.
+                // The part is left out, and the loop compiles and diffs again: everything else must
+                // be enforced.
                 Err(ExecError::Refused { index: Some(index), operation, source, message })
                     if self.refuse(&transaction, index, &source, records, now) =>
                 {
-                    tracing::error!(operation, %source, message, "the kernel refuses a part of the table; what depends on it is denied");
+                    tracing::error!(operation, %source, message, "the kernel refused a part of the table; what depends on it is denied");
                 }
-                Err(error) if self.makes_room(&transaction, &error, records, now) => {}
+                Err(error) if self.make_room(&transaction, &error, records, now) => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// What leads from what the kernel holds to the wanted table. Where others commit all the time the table cannot
-    /// be read; then it is replaced, which needs no reading.
+    /// Reads the table and returns the difference to the wanted one. Where other programs commit
+    /// all the time it cannot be read; then it is replaced, which needs no reading.
     fn read_back(&mut self, wanted: &Ruleset) -> Result<Transaction, ExecError> {
-        for _ in 0..READINGS {
-            match self.kernel.plan(wanted) {
+        for _ in 0..MAX_READS {
+            match self.kernel.read_diff(wanted) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => return result.map_err(ExecError::Unanswered),
             }
         }
-        tracing::info!("nftables kept changing while our table was read; it is replaced as a whole");
+        tracing::info!("nftables kept changing while our table was read; replacing the whole table");
         Ok(Transaction::replace(wanted))
     }
 
-    /// Compares the whole table though nothing was noticed. A reading that fails changes nothing.
+    /// Compares the whole table and repairs it. A failed read changes nothing.
     fn compare(&mut self, records: &Records, committed: &mut Committed) -> Result<(), ExecError> {
         let wanted = self.compiler.ruleset(records);
-        match self.kernel.plan(&wanted) {
+        match self.kernel.read_diff(&wanted) {
             Ok(transaction) => {
                 self.exec(&transaction)?;
                 committed.repairs += u64::from(!transaction.is_empty());
                 committed.operations += transaction.ops().len();
             }
             Err(error) => {
-                tracing::debug!(%error, "the table could not be compared; trying again later");
+                tracing::debug!(%error, "the table could not be compared with the kernel; trying again later");
                 committed.is_unread = true;
             }
         }
@@ -140,22 +145,22 @@ impl Nftables {
         Ok(())
     }
 
-    /// Leaves the largest part out of a transaction that the kernel does not take as a whole; returns whether the rest
-    /// is to be tried at once. One that is too long will never be taken; where the kernel lacks memory, attempt after
-    /// attempt twice as many parts are left out.
-    fn makes_room(&mut self, transaction: &Transaction, error: &ExecError, records: &Records, now: Instant) -> bool {
+    /// Leaves the largest parts out of a transaction that is too large for the kernel; returns
+    /// whether to commit the rest at once. A transaction that is too long will never be accepted;
+    /// where the kernel lacks memory, each attempt leaves out twice as many parts.
+    fn make_room(&mut self, transaction: &Transaction, error: &ExecError, records: &Records, now: Instant) -> bool {
         if error.is_oversized() {
-            return self.shed(transaction, error, 1, records, now);
+            return self.refuse_largest(transaction, error, 1, records, now);
         }
-        if let Some(doublings) = self.attempts.checked_sub(ROOM).filter(|_| error.is_batch_error()) {
-            self.shed(transaction, error, 1 << doublings.min(16), records, now);
+        if let Some(doublings) = self.attempts.checked_sub(ATTEMPTS_WITHOUT_ROOM).filter(|_| error.is_batch_error()) {
+            self.refuse_largest(transaction, error, 1 << doublings.min(16), records, now);
         }
         false
     }
 
-    /// Refuses the largest parts of what the kernel does not take as a whole, so that everything else is enforced;
-    /// returns whether there was any.
-    fn shed(
+    /// Refuses the largest parts of a transaction, so that everything else is enforced; returns
+    /// whether there were any.
+    fn refuse_largest(
         &mut self,
         transaction: &Transaction,
         error: &ExecError,
@@ -163,10 +168,11 @@ impl Nftables {
         records: &Records,
         now: Instant,
     ) -> bool {
-        let parts = self.compiler.largest(transaction, count);
+        let parts = self.compiler.largest_parts(transaction, count);
         for part in &parts {
-            tracing::error!(?part, %error, "the kernel has no room for the table; its largest part is left out, and what depends on it is denied");
-            let reason = format!("the kernel has no room for it, and it is the largest part of what changes: {error}");
+            tracing::error!(?part, %error, "the table is too large for the kernel; its largest part is left out, and what depends on it is denied");
+            let reason =
+                format!("the table is too large for the kernel, and this is the largest part of what changes: {error}");
             self.compiler.refuse(part.clone(), reason, records);
         }
         if !parts.is_empty() {
@@ -175,7 +181,8 @@ impl Nftables {
         !parts.is_empty()
     }
 
-    /// Leaves the part out that an operation is about, which the kernel refuses; returns whether there is such a part.
+    /// Leaves out the part whose operation the kernel refused; returns whether there is such a
+    /// part.
     fn refuse(
         &mut self,
         transaction: &Transaction,
@@ -184,7 +191,7 @@ impl Nftables {
         records: &Records,
         now: Instant,
     ) -> bool {
-        let part = transaction.ops().get(index).and_then(|op| self.compiler.part(op));
+        let part = transaction.ops().get(index).and_then(|op| self.compiler.part_of(op));
         let Some(part) = part.filter(|part| !self.compiler.has_refused(part)) else { return false };
         self.compiler.refuse(part, format!("the kernel refused it: {source}"), records);
         self.retry_later(now);
@@ -192,8 +199,8 @@ impl Nftables {
     }
 
     fn retry_later(&mut self, now: Instant) {
-        if self.due.is_none() {
-            self.due = Some(now + self.retry.next(jitter()));
+        if self.retry_refused_at.is_none() {
+            self.retry_refused_at = Some(now + self.retry.next(jitter()));
         }
     }
 }
@@ -228,17 +235,17 @@ impl Dataplane for Nftables {
     }
 
     fn request_comparison(&mut self) {
-        self.comparing = true;
+        self.compare_next = true;
     }
 
     fn retry_refused(&mut self, records: &Records, now: Instant) {
-        if self.due.take_if(|due| now >= *due).is_some() {
-            self.needs_resync |= self.compiler.forgive(records);
+        if self.retry_refused_at.take_if(|due| now >= *due).is_some() {
+            self.needs_resync |= self.compiler.retry_refused(records);
         }
     }
 
     fn next_retry(&self) -> Option<Instant> {
-        self.due
+        self.retry_refused_at
     }
 
     fn commit(&mut self, records: &Records, now: Instant) -> Result<Committed, CommitError> {
@@ -248,6 +255,8 @@ impl Dataplane for Nftables {
                 Ok(committed)
             }
             Err(error) => {
+                // `pending` has been taken, and without an answer the kernel may have committed it:
+                // only reading back shows where to go on.
                 self.needs_resync = true;
                 self.attempts += 1;
                 Err(CommitError { reason: error.to_string(), attempts: self.attempts })
@@ -263,12 +272,12 @@ impl Dataplane for Nftables {
         self.compiler.attached()
     }
 
-    fn decides(&self, interface: &str) -> bool {
-        self.compiler.decides(interface)
+    fn has_policy(&self, interface: &str) -> bool {
+        self.compiler.has_policy(interface)
     }
 
     fn refusal(&self, interface: &str) -> Option<String> {
-        self.compiler.refusal(interface)
+        self.compiler.refusal_of(interface)
     }
 
     fn errors(&self) -> BTreeMap<RecordId, String> {

@@ -1,7 +1,8 @@
-//! Members of a set of the view as elements of kernel sets.
+//! Renders members of a set of the view as elements of kernel sets.
 //!
-//! Single addresses go into hash sets, ranges into interval sets: a change of a hash set costs the same at any size. An interval set must not
-//! overlap, so it holds the outermost ranges only; two prefixes either nest or are apart, so nothing else has to be looked at.
+//! Single addresses go into hash sets, ranges into interval sets: a change of a hash set costs the
+//! same at any size. Intervals must not overlap, so only the outermost ranges are stored; two
+//! prefixes either nest or are disjoint, so no other case exists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,31 +15,32 @@ use margay_calc::model::{IpSetRecord, Member, SetId, SetKind as MemberKind};
 use super::names::{self, Holds};
 use margay_nft::{Datum, Family, Field, FieldType, Key, Proto, Set, SetKind, SetName, Value};
 
-/// Which kernel sets a set of the view has. Rules depend on this, and on nothing else of its members.
+/// Kernel sets of a set of the view. Rules depend on the shape, not on the members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Shape {
     /// Hash sets for both families, and interval sets for the families that have ranges.
     Net {
-        /// There are IPv4 ranges.
+        /// Whether there are IPv4 ranges.
         ranges4: bool,
-        /// There are IPv6 ranges.
+        /// Whether there are IPv6 ranges.
         ranges6: bool,
     },
-    /// A hash set of address, protocol and port for each family.
+    /// A hash set of address, protocol and port per family.
     AddressPort,
 }
 
-/// By kernel set, the keys that a change is about, and whether each is there after it.
+/// Changed keys by kernel set, and whether each exists afterwards.
 pub(super) type Elements = BTreeMap<SetName, BTreeMap<Key, bool>>;
 
-/// The kernel set of a set of the view that a member belongs into. Its name is a hash, which is not made for each member.
+/// Kernel set that a member belongs to, before its name is computed: that takes a hash, once per
+/// kernel set and not per member.
 type Place = (Holds, Family);
 
-/// [`Elements`] before names are made.
+/// [`Elements`] before names are computed.
 type Placed = BTreeMap<Place, BTreeMap<Key, bool>>;
 
 impl Shape {
-    /// The shape for these members.
+    /// Shape of a set with these members.
     pub(super) fn of(record: &IpSetRecord) -> Self {
         let ranges = |v4: bool| {
             record
@@ -52,7 +54,7 @@ impl Shape {
         }
     }
 
-    /// The shape of a union of sets of these shapes.
+    /// Shape of a union of sets.
     pub(super) fn union<'a>(parts: impl Iterator<Item = &'a Self>) -> Self {
         parts.fold(Self::Net { ranges4: false, ranges6: false }, |all, part| Self::Net {
             ranges4: all.has_ranges(Family::Ipv4) || part.has_ranges(Family::Ipv4),
@@ -69,9 +71,9 @@ impl Shape {
         }
     }
 
-    /// The kernel sets of this shape, empty.
+    /// Names and kinds of the kernel sets.
     pub(super) fn sets(self, id: &SetId) -> BTreeMap<SetName, SetKind> {
-        self.places().into_iter().map(|(place, kind)| (name(id, place), kind)).collect()
+        self.places().into_iter().map(|(place, kind)| (kernel_set_name(id, place), kind)).collect()
     }
 
     fn places(self) -> BTreeMap<Place, SetKind> {
@@ -95,38 +97,39 @@ impl Shape {
     }
 }
 
-/// The kernel sets of a set of the view with all their elements.
+/// Renders the kernel sets of a set with all elements.
 pub(super) fn render(id: &SetId, record: &IpSetRecord) -> BTreeMap<SetName, Set> {
     let mut sets: BTreeMap<Place, Set> =
         Shape::of(record).places().into_iter().map(|(place, kind)| (place, Set::new(kind))).collect();
     for member in &record.members {
-        if is_hidden(member, &record.members) {
+        if is_covered(member, &record.members) {
             continue;
         }
-        if let Some(set) = sets.get_mut(&place(member)) {
-            set.elements.insert(key(member), Value::Member);
+        if let Some(set) = sets.get_mut(&place_of(member)) {
+            set.elements.insert(element_key(member), Value::Member);
         }
     }
-    sets.into_iter().map(|(place, set)| (name(id, place), set)).collect()
+    sets.into_iter().map(|(place, set)| (kernel_set_name(id, place), set)).collect()
 }
 
-/// What changes in the kernel when a set whose members are now `members` has changed by `delta`. The shape must be the same before and after.
-pub(super) fn change(id: &SetId, members: &BTreeSet<Member>, delta: &MemberDelta) -> Elements {
+/// Renders the change of the kernel sets when a set changed by `delta` and now has these members.
+/// The shape must be the same before and after.
+pub(super) fn change_elements(id: &SetId, members: &BTreeSet<Member>, delta: &MemberDelta) -> Elements {
     let mut elements = Placed::new();
     let plain = |member: &&Member| !matches!(member, Member::Net(net) if !is_single(net));
     for (side, wanted) in [(&delta.removed, false), (&delta.added, true)] {
         for member in side.iter().filter(plain) {
-            note(&mut elements, member, wanted);
+            mark_element(&mut elements, member, wanted);
         }
     }
     if delta.added.iter().chain(&delta.removed).any(|member| !plain(&member)) {
-        ranges(members, delta, &mut elements);
+        change_ranges(members, delta, &mut elements);
     }
-    elements.into_iter().map(|(place, keys)| (name(id, place), keys)).collect()
+    elements.into_iter().map(|(place, keys)| (kernel_set_name(id, place), keys)).collect()
 }
 
-/// Ranges that came, went, were covered or laid bare.
-fn ranges(members: &BTreeSet<Member>, delta: &MemberDelta, elements: &mut Placed) {
+/// Adds ranges that were added, removed, covered by a wider one or uncovered.
+fn change_ranges(members: &BTreeSet<Member>, delta: &MemberDelta, elements: &mut Placed) {
     let mut before = members.clone();
     for member in &delta.added {
         before.remove(member);
@@ -135,30 +138,30 @@ fn ranges(members: &BTreeSet<Member>, delta: &MemberDelta, elements: &mut Placed
     let outermost = |all: &BTreeSet<Member>, touched: &Member| -> BTreeSet<Member> {
         let Member::Net(net) = touched else { return BTreeSet::new() };
         let first = Member::Net(*net);
-        let last = Member::Net(widest_key(net));
+        let last = Member::Net(last_key(net));
         let inside = all.range((Bound::Included(first), Bound::Included(last)));
         let inside =
             inside.filter(|member| matches!(member, Member::Net(inner) if net.contains(inner) && !is_single(inner)));
-        inside.filter(|member| !is_hidden(member, all)).cloned().collect()
+        inside.filter(|member| !is_covered(member, all)).cloned().collect()
     };
     let touched = delta.added.iter().chain(&delta.removed);
     for member in touched.filter(|member| matches!(member, Member::Net(net) if !is_single(net))) {
         let (old, new) = (outermost(&before, member), outermost(members, member));
         for gone in old.difference(&new) {
-            note(elements, gone, false);
+            mark_element(elements, gone, false);
         }
         for come in new.difference(&old) {
-            note(elements, come, true);
+            mark_element(elements, come, true);
         }
     }
 }
 
-fn note(elements: &mut Placed, member: &Member, wanted: bool) {
-    elements.entry(place(member)).or_default().insert(key(member), wanted);
+fn mark_element(elements: &mut Placed, member: &Member, wanted: bool) {
+    elements.entry(place_of(member)).or_default().insert(element_key(member), wanted);
 }
 
-/// Whether the member is a range within another range of the set, which stands for it.
-fn is_hidden(member: &Member, members: &BTreeSet<Member>) -> bool {
+/// Whether the member is a range inside another range of the set.
+fn is_covered(member: &Member, members: &BTreeSet<Member>) -> bool {
     let Member::Net(net) = member else { return false };
     if is_single(net) {
         return false;
@@ -169,8 +172,8 @@ fn is_hidden(member: &Member, members: &BTreeSet<Member>) -> bool {
     })
 }
 
-/// The last key that a range within this one can have, in the order of members.
-fn widest_key(net: &IpNet) -> IpNet {
+/// Last key that a range inside this one can have, in the order of members.
+fn last_key(net: &IpNet) -> IpNet {
     IpNet::new(net.broadcast(), net.max_prefix_len()).expect("the longest length is valid")
 }
 
@@ -178,7 +181,7 @@ fn is_single(net: &IpNet) -> bool {
     net.prefix_len() == net.max_prefix_len()
 }
 
-fn place(member: &Member) -> Place {
+fn place_of(member: &Member) -> Place {
     match member {
         Member::Net(net) if is_single(net) => (Holds::Addresses, family(net.addr())),
         Member::Net(net) => (Holds::Ranges, family(net.addr())),
@@ -186,11 +189,11 @@ fn place(member: &Member) -> Place {
     }
 }
 
-fn name(id: &SetId, (holds, family): Place) -> SetName {
+fn kernel_set_name(id: &SetId, (holds, family): Place) -> SetName {
     names::ip_set(id, holds, family)
 }
 
-fn key(member: &Member) -> Key {
+fn element_key(member: &Member) -> Key {
     match member {
         Member::Net(net) => Key::from(*net),
         Member::AddressPort(address, protocol, port) => Key::from([
@@ -201,7 +204,7 @@ fn key(member: &Member) -> Key {
     }
 }
 
-/// The family of an address.
+/// Family of an address.
 pub(super) const fn family(address: IpAddr) -> Family {
     match address {
         IpAddr::V4(_) => Family::Ipv4,
@@ -226,14 +229,14 @@ mod tests {
     }
 
     proptest! {
-        /// Applying the change to the old elements gives what a render of the new members gives.
+        /// A change applied to the old elements yields the elements rendered from the new members.
         #[test]
         fn a_change_of_members_leads_from_one_rendering_to_the_next(
             old in prop::collection::vec((any::<u32>().prop_map(|bits| bits & 0x0fff_0000 | 0x0a00_0000), 6_u8..=32), 0..12),
             new in prop::collection::vec((any::<u32>().prop_map(|bits| bits & 0x0fff_0000 | 0x0a00_0000), 6_u8..=32), 0..12),
         ) {
             let id = SetId("s:a".to_owned());
-            // One range that stays keeps the shape the same.
+            // One range stays, which keeps the shape the same.
             let fixed = Member::Net("192.0.2.0/24".parse().expect("a range"));
             let (mut old, mut new) = (mk_members(&old), mk_members(&new));
             old.insert(fixed.clone());
@@ -243,7 +246,7 @@ mod tests {
                 removed: old.difference(&new).cloned().collect(),
             };
             let mut kernel = render(&id, &record(old));
-            for (name, keys) in change(&id, &new, &delta) {
+            for (name, keys) in change_elements(&id, &new, &delta) {
                 let set = kernel.get_mut(&name).expect("the shape is the same");
                 for (key, wanted) in keys {
                     if wanted {

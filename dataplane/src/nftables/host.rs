@@ -1,11 +1,13 @@
-//! Host endpoints: which interfaces each stands for, and the base chains in which packets meet them.
+//! Host endpoints: assignment of interfaces, and base chains.
 //!
-//! Packets of the loopback interface and between the host and its own pods are nobody's business here. What the node cannot live without stands
-//! before every policy, so that a policy that cannot be enforced, and denies therefore, does not cut the node off: neighbours, tunnel packets of
-//! nodes, failsafe ports. Before policies of forwarded packets nothing of it stands, as no node lives by those.
+//! Packets on loopback and between the host and its own pods are not subject to host endpoints.
+//! Traffic that the node needs comes before every policy, so that a policy that cannot be enforced,
+//! and therefore denies, does not cut the node off: neighbour discovery, tunnel packets of nodes,
+//! failsafe ports. It does not come before policies of forwarded packets, on which no node depends.
 //!
-//! A packet that a policy has accepted for good carries a bit of its mark past the later chains. The first chain on a way clears it: a packet
-//! that comes out of a tunnel has the mark of the one around it.
+//! A packet that a policy has accepted for good carries a mark bit past the later chains. The first
+//! chain on its way clears the bit: a packet that comes out of a tunnel inherits the mark of the
+//! outer one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,7 +17,7 @@ use margay_api::rule::Action;
 use margay_api::settings::Failsafe;
 use margay_calc::model::{HostEndpointRecord, HostInterfaces};
 
-use super::base::{self, Fixed, Inputs};
+use super::base::{self, Inputs, Section};
 use super::class::Class;
 use super::names;
 use super::stage::{ACCEPTED, Direction, Stage};
@@ -26,17 +28,18 @@ use margay_nft::{
     Statement, Transport, Verdict,
 };
 
-/// Bit of the mark: sent by the host to an address that was translated, so judged where it leaves.
+/// Mark bit: sent by the host to a translated address, so decided where it leaves.
 const DEFERRED: u32 = 0x0002_0000;
-/// What every name of a chain or set here begins with.
+/// Prefix of all chains and sets of host endpoints.
 const PREFIX: &str = "host-";
 /// Set of interfaces that have a host endpoint.
 const INTERFACES: &str = "host-interfaces";
 const LOOPBACK: &str = "lo";
-/// ICMPv6 without which a link carries nothing: who listens to which group, routers, neighbours.
-const NEIGHBOURS: [u8; 8] = [130, 131, 132, 133, 134, 135, 136, 143];
+/// ICMPv6 types that a link needs (RFC 4890, section 4.4.1): multicast listeners, routers,
+/// neighbours.
+const LINK_ICMPV6_TYPES: [u8; 8] = [130, 131, 132, 133, 134, 135, 136, 143];
 
-/// Where packets meet host endpoints, in the order of a packet's way.
+/// Hooks of host endpoints, in the order in which a packet passes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Point {
     UntrackedIn,
@@ -48,7 +51,7 @@ pub(super) enum Point {
     Out,
 }
 
-/// Every point, in order.
+/// All hooks, in order.
 pub(super) const POINTS: [Point; 7] = [
     Point::UntrackedIn,
     Point::PreDnat,
@@ -59,27 +62,27 @@ pub(super) const POINTS: [Point; 7] = [
     Point::Out,
 ];
 
-/// By point, where the packets of a host endpoint go, for IPv4 and IPv6.
+/// Entry points of a host endpoint's classes by hook, for IPv4 and IPv6.
 pub(super) type Entries = BTreeMap<Point, [Verdict; 2]>;
 
-/// Which host endpoint has which interface.
+/// Assignment of interfaces to host endpoints.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Claims<'a> {
-    /// Those that have an endpoint of their own.
+pub(super) struct Assignments<'a> {
+    /// Interfaces with an endpoint of their own.
     interfaces: BTreeMap<IfName, &'a str>,
-    /// The endpoint of all others.
+    /// Endpoint of all other interfaces.
     others: Option<&'a str>,
-    /// Endpoints that have none, and why.
-    pub(super) idle: BTreeMap<&'a str, String>,
+    /// Endpoints without an interface, with the reason.
+    pub(super) unassigned: BTreeMap<&'a str, String>,
 }
 
-/// Whether a name is of a chain or set of this part.
+/// Whether a chain or set belongs to host endpoints.
 pub(super) fn is_host(name: &str) -> bool {
     name.starts_with(PREFIX)
 }
 
 impl Point {
-    /// The class of an endpoint here.
+    /// Class of an endpoint at this hook.
     pub(super) fn class(self, endpoint: &HostEndpointRecord) -> Class {
         let (stage, tiers, unmatched) = match self {
             Self::UntrackedIn | Self::UntrackedOut => (Stage::Untracked, &endpoint.untracked, Action::Pass),
@@ -97,7 +100,7 @@ impl Point {
         }
     }
 
-    /// The field by which a packet belongs to an endpoint.
+    /// Field that selects the endpoint.
     const fn interface(self) -> Selector {
         match self.direction() {
             Direction::Ingress => Selector::Iifname,
@@ -105,7 +108,7 @@ impl Point {
         }
     }
 
-    /// Name of the base chain, and of the map that it looks into.
+    /// Name of the base chain and of its map.
     const fn name(self) -> &'static str {
         match self {
             Self::UntrackedIn => "host-untracked-in",
@@ -118,8 +121,9 @@ impl Point {
         }
     }
 
-    /// Hook and priority. Connections are known from -200 on, and destinations translated at -100.
-    const fn place(self) -> (Hook, i32) {
+    /// netfilter hook and priority. Connections are tracked from -200 on, destinations translated
+    /// at -100 (`linux/netfilter_ipv4.h`, `NF_IP_PRI_*`).
+    const fn hook(self) -> (Hook, i32) {
         match self {
             Self::UntrackedIn => (Hook::Prerouting, -299),
             Self::PreDnat => (Hook::Prerouting, -150),
@@ -134,18 +138,21 @@ impl Point {
 
 // --- Interfaces ---
 
-/// Who has which interface: the first by name of those that name it or one of its addresses, else the first of those for all interfaces.
-pub(super) fn claims<'a>(
+/// Assigns interfaces: to the first endpoint by name that names the interface or one of its
+/// addresses, else to the first one for all interfaces.
+pub(super) fn assign_interfaces<'a>(
     endpoints: impl Iterator<Item = (&'a String, &'a HostInterfaces)> + Clone,
     links: &Links,
-) -> Claims<'a> {
-    let mut claims = Claims::default();
+) -> Assignments<'a> {
+    let mut assignments = Assignments::default();
     for (name, interfaces) in endpoints {
-        let claimed: Vec<&String> = match interfaces {
+        let candidates: Vec<&String> = match interfaces {
             HostInterfaces::All => {
-                match claims.others {
-                    Some(first) => drop(claims.idle.insert(name, taken("every interface", first))),
-                    None => claims.others = Some(name),
+                match assignments.others {
+                    Some(first) => {
+                        drop(assignments.unassigned.insert(name, duplicate_reason("every interface", first)))
+                    }
+                    None => assignments.others = Some(name),
                 }
                 continue;
             }
@@ -155,140 +162,150 @@ pub(super) fn claims<'a>(
                 links.iter().filter(|(_, addresses)| has_one(addresses)).map(|(interface, _)| interface).collect()
             }
         };
-        let mut reason =
-            Some("no interface of the node has one of spec.expectedIPs: it is enforced once one has".to_owned());
-        for interface in claimed {
-            let Some(known) = IfName::new(interface).filter(|_| may_have_one(interface)) else {
+        let mut reason = Some(
+            "spec.expectedIPs: no interface of this node has one of these addresses; it is enforced once one has"
+                .to_owned(),
+        );
+        for interface in candidates {
+            let Some(known) = IfName::new(interface).filter(|_| can_have_endpoint(interface)) else {
                 reason = Some(format!(
-                    "interface {interface}: a host endpoint is for interfaces that lead out of the node, not for lo or cali*"
+                    "interface {interface}: a host endpoint cannot apply to lo or cali*; name an interface that leads out of the node"
                 ));
                 continue;
             };
-            match claims.interfaces.get(&known) {
-                Some(first) => reason = Some(taken(&format!("interface {interface}"), first)),
+            match assignments.interfaces.get(&known) {
+                Some(first) => reason = Some(duplicate_reason(&format!("interface {interface}"), first)),
                 None => {
-                    claims.interfaces.insert(known, name);
+                    assignments.interfaces.insert(known, name);
                     reason = None;
                     continue;
                 }
             }
         }
-        let has_any = claims.interfaces.values().any(|owner| *owner == name);
+        let has_any = assignments.interfaces.values().any(|owner| *owner == name);
         if let Some(reason) = reason.filter(|_| !has_any) {
-            claims.idle.insert(name, reason);
+            assignments.unassigned.insert(name, reason);
         }
     }
-    claims
+    assignments
 }
 
-fn taken(what: &str, first: &str) -> String {
-    format!("{what} has host endpoint {first}, which comes first by name: only one is enforced, so remove one")
+fn duplicate_reason(what: &str, first: &str) -> String {
+    format!(
+        "{what} already has host endpoint {first}, which is first by name, and only one is enforced; remove one of them"
+    )
 }
 
-fn may_have_one(interface: &str) -> bool {
+fn can_have_endpoint(interface: &str) -> bool {
     interface != LOOPBACK && !is_workload(interface)
 }
 
 // --- Chains ---
 
-/// What the base chains depend on.
+/// Inputs of the base chains.
 pub(super) struct Hooks<'a> {
     pub(super) inputs: &'a Inputs,
-    pub(super) claims: &'a Claims<'a>,
-    /// By name of the endpoint.
+    pub(super) assignments: &'a Assignments<'a>,
+    /// Entry points by name of the endpoint.
     pub(super) entries: &'a BTreeMap<&'a str, Entries>,
-    /// Points at which some endpoint has a policy, and those of the host's own packets.
+    /// Hooks at which some endpoint has a policy, and those of the host's own packets.
     pub(super) points: &'a BTreeSet<Point>,
 }
 
 impl Hooks<'_> {
-    /// The base chains, maps and sets; nothing where no host endpoint has an interface.
-    pub(super) fn render(&self) -> Fixed {
-        let mut fixed = Fixed::default();
-        if self.claims.interfaces.is_empty() && self.claims.others.is_none() {
-            return fixed;
+    /// Renders base chains, maps and sets; empty if no host endpoint has an interface.
+    pub(super) fn render(&self) -> Section {
+        let mut section = Section::default();
+        if self.assignments.interfaces.is_empty() && self.assignments.others.is_none() {
+            return section;
         }
         for point in self.points {
-            self.map(*point, &mut fixed);
-            let (hook, priority) = point.place();
-            fixed.chain(point.name(), base::base(ChainType::Filter, hook, priority), self.rules(*point));
+            self.add_map(*point, &mut section);
+            let (hook, priority) = point.hook();
+            section.add_chain(
+                point.name(),
+                base::base_chain(ChainType::Filter, hook, priority),
+                self.chain_rules(*point),
+            );
         }
-        let leave = base::base(ChainType::Filter, Hook::Postrouting, 0);
-        fixed.chain("host-leave", leave, self.leave());
-        if self.claims.others.is_none() && !self.inputs.allows_invalid() {
-            let keys = self.claims.interfaces.keys().map(|interface| Key::from(Datum::Iface(*interface)));
-            fixed.set(&names::set(INTERFACES), SetKind::of(margay_nft::FieldType::Iface), keys);
+        let leave = base::base_chain(ChainType::Filter, Hook::Postrouting, 0);
+        section.add_chain("host-leave", leave, self.leave_rules());
+        if self.assignments.others.is_none() && !self.inputs.allows_invalid() {
+            let keys = self.assignments.interfaces.keys().map(|interface| Key::from(Datum::Iface(*interface)));
+            section.add_set(&names::set(INTERFACES), SetKind::of(margay_nft::FieldType::Iface), keys);
         }
-        fixed
+        section
     }
 
-    fn map(&self, point: Point, fixed: &mut Fixed) {
+    fn add_map(&self, point: Point, section: &mut Section) {
         let mut map = Set::new(base::dispatch_kind());
-        for (interface, name) in &self.claims.interfaces {
-            for (family, entry) in Family::ALL.into_iter().zip(self.entry(name, point)) {
+        for (interface, name) in &self.assignments.interfaces {
+            for (family, entry) in Family::ALL.into_iter().zip(self.entry_of(name, point)) {
                 map.elements.insert(base::dispatch_key(family, *interface), margay_nft::Value::Verdict(entry));
             }
         }
-        fixed.sets.insert(names::set(point.name()), map);
+        section.sets.insert(names::set(point.name()), map);
     }
 
-    fn entry(&self, name: &str, point: Point) -> [Verdict; 2] {
+    fn entry_of(&self, name: &str, point: Point) -> [Verdict; 2] {
         let entry = self.entries.get(name).and_then(|entries| entries.get(&point));
         entry.cloned().unwrap_or([Verdict::Drop, Verdict::Drop])
     }
 
-    fn rules(&self, point: Point) -> Vec<Rule> {
+    fn chain_rules(&self, point: Point) -> Vec<Rule> {
         let mut rules = Vec::new();
         match point {
             Point::UntrackedIn | Point::UntrackedOut => rules.push(clear_mark()),
             Point::PreDnat => {
-                rules.push(if self.has(Point::UntrackedIn) { accepted() } else { clear_mark() });
-                rules.push(base::tracked());
+                rules.push(if self.has_policy_at(Point::UntrackedIn) { accept_marked() } else { clear_mark() });
+                rules.push(base::accept_tracked());
             }
             Point::ForwardIn | Point::ForwardOut | Point::In => {
-                rules.push(base::tracked());
-                if self.has(Point::UntrackedIn) || self.has(Point::PreDnat) {
-                    rules.push(accepted());
+                rules.push(base::accept_tracked());
+                if self.has_policy_at(Point::UntrackedIn) || self.has_policy_at(Point::PreDnat) {
+                    rules.push(accept_marked());
                 }
             }
             Point::Out => {
-                rules.extend([base::tracked(), defer()]);
-                if self.has(Point::UntrackedOut) {
-                    rules.push(accepted());
+                rules.extend([base::accept_tracked(), mark_deferred()]);
+                if self.has_policy_at(Point::UntrackedOut) {
+                    rules.push(accept_marked());
                 }
             }
         }
-        rules.extend(not_outside(point.interface()));
+        rules.extend(accept_local(point.interface()));
         if !matches!(point, Point::UntrackedIn | Point::UntrackedOut | Point::PreDnat) {
-            rules.extend(self.invalid(point.interface()));
+            rules.extend(self.drop_invalid(point.interface()));
         }
         if !matches!(point, Point::ForwardIn | Point::ForwardOut) {
-            rules.extend(self.lifelines(point));
+            rules.extend(self.always_allowed(point));
         }
-        rules.extend(self.dispatch(point));
+        rules.extend(self.dispatch_rules(point));
         rules
     }
 
-    /// What the host sends to a Service has its interface only here, where it leaves.
-    fn leave(&self) -> Vec<Rule> {
+    /// Rules for packets that the host sends to a Service: only after translation, where they
+    /// leave, is their interface known.
+    fn leave_rules(&self) -> Vec<Rule> {
         let mut rules = vec![
             Rule::new().when(Match::CtDnat(CmpOp::Ne)).accept(),
             Rule::new().when(Match::MarkBits { mask: DEFERRED, op: CmpOp::Ne, value: DEFERRED }).accept(),
-            base::tracked(),
+            base::accept_tracked(),
         ];
-        rules.extend(not_outside(Selector::Oifname));
-        rules.extend(self.lifelines(Point::Out));
-        rules.extend(self.dispatch(Point::Out));
+        rules.extend(accept_local(Selector::Oifname));
+        rules.extend(self.always_allowed(Point::Out));
+        rules.extend(self.dispatch_rules(Point::Out));
         rules
     }
 
-    fn has(&self, point: Point) -> bool {
+    fn has_policy_at(&self, point: Point) -> bool {
         self.points.contains(&point)
     }
 
-    /// Drops packets of no connection at interfaces that have an endpoint, unless configured otherwise.
-    fn invalid(&self, interface: Selector) -> Option<Rule> {
-        let rule = match self.claims.others {
+    /// Drops packets in conntrack state INVALID on interfaces with an endpoint, unless configured
+    /// otherwise.
+    fn drop_invalid(&self, interface: Selector) -> Option<Rule> {
+        let rule = match self.assignments.others {
             Some(_) => Rule::new(),
             None => Rule::new().when(Match::in_set(interface, &names::set(INTERFACES))),
         };
@@ -296,17 +313,17 @@ impl Hooks<'_> {
             .then(|| rule.when(Match::CtState(CmpOp::Eq, margay_nft::CtState::INVALID)).counter().drop())
     }
 
-    /// What no policy has a say about.
-    fn lifelines(&self, point: Point) -> Vec<Rule> {
+    /// Accepts the traffic that no policy can deny.
+    fn always_allowed(&self, point: Point) -> Vec<Rule> {
         let peer: fn(Family) -> Selector = match point.direction() {
             Direction::Ingress => base::source,
             Direction::Egress => base::destination,
         };
-        let kinds = NEIGHBOURS.map(|kind| Key::from(Datum::Icmp6Type(kind)));
+        let kinds = LINK_ICMPV6_TYPES.map(|kind| Key::from(Datum::Icmp6Type(kind)));
         let mut rules = vec![Rule::new().when(Match::any_of(Selector::Icmp6Type, kinds)).accept()];
         if let Some(port) = self.inputs.tunnel_port() {
             let port = Match::is(Selector::Dport(Transport::Udp), Datum::Port(port));
-            let from_node = |family| Match::in_set(peer(family), &base::nodes(family));
+            let from_node = |family| Match::in_set(peer(family), &base::nodes_set(family));
             rules.extend(Family::ALL.map(|family| Rule::new().when(port.clone()).when(from_node(family)).accept()));
         }
         let (inbound, outbound) = self.inputs.failsafes();
@@ -314,20 +331,20 @@ impl Hooks<'_> {
             Direction::Ingress => (inbound, outbound),
             Direction::Egress => (outbound, inbound),
         };
-        rules.extend(failsafes(asked, Selector::Dport(Transport::Any), peer));
+        rules.extend(failsafe_rules(asked, Selector::Dport(Transport::Any), peer));
         if matches!(point, Point::UntrackedIn | Point::UntrackedOut) {
-            // Nobody knows yet which packets answer.
-            rules.extend(failsafes(answered, Selector::Sport(Transport::Any), peer));
+            // Replies cannot be told by their connection yet.
+            rules.extend(failsafe_rules(answered, Selector::Sport(Transport::Any), peer));
         }
         rules
     }
 
-    /// To the endpoint of the interface, or to that of all others.
-    fn dispatch(&self, point: Point) -> Vec<Rule> {
+    /// Sends packets to the class of the interface's endpoint, or of that of all other interfaces.
+    fn dispatch_rules(&self, point: Point) -> Vec<Rule> {
         let key = vec![Selector::Nfproto, point.interface()];
         let mut rules = vec![Rule::new().vmap(key, &names::set(point.name()))];
-        if let Some(name) = self.claims.others {
-            let entries = Family::ALL.into_iter().zip(self.entry(name, point));
+        if let Some(name) = self.assignments.others {
+            let entries = Family::ALL.into_iter().zip(self.entry_of(name, point));
             let of = |family: Family| Rule::new().when(Match::is(Selector::Nfproto, Field::from(family)));
             rules.extend(entries.map(|(family, entry)| of(family).verdict(entry)));
         }
@@ -335,8 +352,8 @@ impl Hooks<'_> {
     }
 }
 
-/// Lets by what is no packet of the outside.
-fn not_outside(interface: Selector) -> [Rule; 2] {
+/// Accepts packets on loopback and on pods' interfaces.
+fn accept_local(interface: Selector) -> [Rule; 2] {
     let loopback = IfName::new(LOOPBACK).expect("a constant name");
     [
         Rule::new().when(Match::is(interface, loopback)).accept(),
@@ -348,17 +365,17 @@ fn clear_mark() -> Rule {
     Rule::new().then(Statement::MarkSet(MarkSet { mask: ACCEPTED, value: 0 }))
 }
 
-fn accepted() -> Rule {
+fn accept_marked() -> Rule {
     Rule::new().when(Match::MarkBits { mask: ACCEPTED, op: CmpOp::Eq, value: ACCEPTED }).accept()
 }
 
-fn defer() -> Rule {
+fn mark_deferred() -> Rule {
     let mark = Statement::MarkSet(MarkSet { mask: DEFERRED, value: DEFERRED });
     Rule::new().when(Match::CtDnat(CmpOp::Eq)).then(mark).accept()
 }
 
-/// Accepts these ports, a rule for each range of the other side.
-fn failsafes(failsafes: &[Failsafe], port: Selector, peer: fn(Family) -> Selector) -> Vec<Rule> {
+/// Accepts failsafe ports, with one rule per network of the peer.
+fn failsafe_rules(failsafes: &[Failsafe], port: Selector, peer: fn(Family) -> Selector) -> Vec<Rule> {
     let mut by_net: BTreeMap<Option<IpNet>, BTreeSet<Key>> = BTreeMap::new();
     for failsafe in failsafes {
         let key = [Field::from(Proto(failsafe.protocol.0)), Field::from(Datum::Port(failsafe.port))];

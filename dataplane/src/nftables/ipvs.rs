@@ -1,23 +1,24 @@
-//! What IPVS sends on, where kube-proxy is in that mode.
+//! Policy for packets that IPVS forwards, where kube-proxy is in IPVS mode.
 //!
-//! An address of a Service is then one of the node's own, on `kube-ipvs0`. A packet to it goes to the input hook, where IPVS (at 98 and 99) gives it a
-//! backend's address and sends it through the output hook: it is never forwarded. So its addresses are those that policy is about only on its way
-//! out, and there its sender is known by the address, which the guard has compared with the link. A bit of its mark tells it from what the node's own
-//! processes send.
+//! Addresses of Services are then addresses of the node, on `kube-ipvs0`. A packet to one goes to
+//! the input hook, where IPVS (at 98 and 99) rewrites it to a backend's address and sends it
+//! through the output hook: it is never forwarded. Its final destination is known only on output,
+//! and its sender is known there by its address, which the guard has verified. A mark bit
+//! distinguishes it from packets of the node's own processes.
 //!
 //! ```text
-//!  input  50   ipvs-arrived  marks what has come over a link
-//!  input  110  ipvs-left     egress policy of a pod, for what IPVS left to the node or gave to one of its own processes
+//!  input  50   ipvs-arrived  marks packets that arrived over a link
+//!  input  110  ipvs-left     egress policy, for packets that IPVS left to the node
 //!  output 0    ipvs-from     egress policy of the sender
 //!  output 1    ipvs-to       ingress policy of the receiver
 //! ```
 //!
-//! Policies of host endpoints see such a packet as one to the node, and as one from the node.
+//! Policies of host endpoints see such a packet as one to the node and as one from the node.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::base::{self, Fixed, Inputs};
+use super::base::{self, Inputs, Section};
 use super::elements;
 use super::names;
 use crate::Links;
@@ -27,30 +28,31 @@ use margay_nft::{
     Statement, Value, Verdict,
 };
 
-/// Bit of the mark: it has come over a link, so it is not the node's own.
+/// Mark bit: arrived over a link, so not sent by the node itself.
 const ARRIVED: u32 = 0x0008_0000;
-/// Addresses of Services.
+/// Set of the addresses of Services.
 const SERVICES: &str = "ipvs-services";
 /// Map from a pod's address to the chain of its egress class.
 const SENDERS: &str = "ipvs-senders";
-/// Before and after IPVS looks at what is for the node (`NF_IP_PRI_NAT_SRC` - 2 and - 1).
+/// Before and after IPVS on the input hook (`NF_IP_PRI_NAT_SRC` - 2 and - 1 in
+/// `net/netfilter/ipvs/ip_vs_core.c`).
 const BEFORE_IPVS: i32 = 50;
 const AFTER_IPVS: i32 = 110;
 
-/// What somebody should know who has kube-proxy in that mode; none where it is in another.
-pub fn ipvs_words(links: &Links) -> Option<&'static str> {
-    const WORDS: &str = "kube-proxy is in IPVS mode (there is a link kube-ipvs0): policies of pods are enforced on what IPVS sends on, but policies of host \
-                         endpoints see such packets as packets to the node and from it; where those matter, use kube-proxy's mode nftables or iptables";
-    links.contains_key(IPVS_INTERFACE).then_some(WORDS)
+/// Hint for the operator of a node in IPVS mode; `None` in other modes.
+pub fn ipvs_advice(links: &Links) -> Option<&'static str> {
+    const ADVICE: &str = "kube-proxy is in IPVS mode (link kube-ipvs0 exists): policies of pods are enforced on packets that IPVS forwards, but policies of host \
+                         endpoints see them as packets to and from the node; if you use host endpoints, switch kube-proxy to mode nftables or iptables";
+    links.contains_key(IPVS_INTERFACE).then_some(ADVICE)
 }
 
-/// Name of the map from pods' addresses to their egress classes.
-pub(super) fn senders(family: Family) -> SetName {
+/// Name of the map from a pod's address to its egress class.
+pub(super) fn senders_map_name(family: Family) -> SetName {
     names::set(&format!("{SENDERS}-{}", names::digit(family)))
 }
 
-/// That map, of what each address of a pod goes to.
-pub(super) fn senders_map(family: Family, entries: &BTreeMap<IpAddr, [Verdict; 2]>) -> Set {
+/// Renders that map.
+pub(super) fn render_senders_map(family: Family, entries: &BTreeMap<IpAddr, [Verdict; 2]>) -> Set {
     let mut map = Set::new(SetKind::of(family.address_type()).with_verdicts());
     for (address, verdicts) in entries.iter().filter(|(address, _)| elements::family(**address) == family) {
         let [v4, v6] = verdicts;
@@ -61,41 +63,43 @@ pub(super) fn senders_map(family: Family, entries: &BTreeMap<IpAddr, [Verdict; 2
 }
 
 impl Inputs {
-    /// Lets by what a pod sends to a Service of IPVS: it is judged when the backend has been chosen.
-    pub(super) fn deferred(&self, families: &[Family]) -> Vec<Rule> {
-        let rule =
-            |family: &Family| Rule::new().when(Match::in_set(base::destination(*family), &set(*family))).accept();
+    /// Accepts packets of pods to IPVS Services: policy decides once the backend is chosen.
+    pub(super) fn accept_ipvs_services(&self, families: &[Family]) -> Vec<Rule> {
+        let rule = |family: &Family| {
+            Rule::new().when(Match::in_set(base::destination(*family), &services_set(*family))).accept()
+        };
         if self.services().is_some() { families.iter().map(rule).collect() } else { Vec::new() }
     }
 
-    /// The chains of the module's drawing; nothing where there is no IPVS.
-    pub(super) fn ipvs(&self, families: &[Family], fixed: &mut Fixed) {
+    /// Adds the chains drawn above, in IPVS mode.
+    pub(super) fn add_ipvs(&self, families: &[Family], section: &mut Section) {
         let Some(services) = self.services() else { return };
         for family in families {
             let addresses = services.iter().copied().filter(|address| elements::family(*address) == *family);
-            fixed.set(&set(*family), SetKind::of(family.address_type()), addresses.map(Key::from));
+            section.add_set(&services_set(*family), SetKind::of(family.address_type()), addresses.map(Key::from));
         }
-        let filter = |hook, priority| base::base(ChainType::Filter, hook, priority);
-        fixed.chain("ipvs-arrived", filter(Hook::Input, BEFORE_IPVS), vec![arrive()]);
-        fixed.chain("ipvs-left", filter(Hook::Input, AFTER_IPVS), self.left(families));
-        let mut from = vec![own(), base::tracked()];
-        from.extend(self.untracked());
-        from.extend(families.iter().map(|family| Rule::new().vmap(base::source(*family), &senders(*family))));
-        fixed.chain("ipvs-from", filter(Hook::Output, 0), from);
+        let filter = |hook, priority| base::base_chain(ChainType::Filter, hook, priority);
+        section.add_chain("ipvs-arrived", filter(Hook::Input, BEFORE_IPVS), vec![mark_arrived()]);
+        section.add_chain("ipvs-left", filter(Hook::Input, AFTER_IPVS), self.rules_after_ipvs(families));
+        let mut from = vec![accept_own(), base::accept_tracked()];
+        from.extend(self.drop_invalid());
+        from.extend(families.iter().map(|family| Rule::new().vmap(base::source(*family), &senders_map_name(*family))));
+        section.add_chain("ipvs-from", filter(Hook::Output, 0), from);
 
         let elsewhere = Match::NamePrefix(Selector::Oifname, CmpOp::Ne, names::workload_prefix());
-        let mut to = vec![own(), base::tracked(), Rule::new().when(elsewhere).accept()];
-        to.extend(self.untracked());
+        let mut to = vec![accept_own(), base::accept_tracked(), Rule::new().when(elsewhere).accept()];
+        to.extend(self.drop_invalid());
         to.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Oifname], &names::set(names::RECEIVERS)));
         to.push(Rule::new().counter().drop());
-        fixed.chain("ipvs-to", filter(Hook::Output, 1), to);
+        section.add_chain("ipvs-to", filter(Hook::Output, 1), to);
     }
 
-    /// What `to-host` has let by as being for a Service, and none took it; or the backend is a process of this node.
-    fn left(&self, families: &[Family]) -> Vec<Rule> {
-        let mut rules = vec![base::not_from_workload(), base::tracked()];
+    /// Rules for packets to Service addresses that IPVS did not take, or whose backend is a process
+    /// of this node.
+    fn rules_after_ipvs(&self, families: &[Family]) -> Vec<Rule> {
+        let mut rules = vec![base::accept_not_from_workload(), base::accept_tracked()];
         if families.contains(&Family::Ipv6) {
-            rules.push(Rule::new().when(base::neighbour_discovery()).accept());
+            rules.push(Rule::new().when(base::neighbour_discovery_types()).accept());
         }
         if !self.drops_to_host() {
             rules.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Iifname], &names::set(names::SENDERS)));
@@ -105,18 +109,18 @@ impl Inputs {
     }
 }
 
-fn set(family: Family) -> SetName {
+fn services_set(family: Family) -> SetName {
     names::set(&format!("{SERVICES}-{}", names::digit(family)))
 }
 
-fn arrive() -> Rule {
+fn mark_arrived() -> Rule {
     let loopback = IfName::new("lo").expect("a constant name");
     let mark = Statement::MarkSet(MarkSet { mask: ARRIVED, value: ARRIVED });
     Rule::new().when(Match::not(Selector::Iifname, loopback)).then(mark)
 }
 
-/// Lets by what the node's own processes send.
-fn own() -> Rule {
+/// Accepts packets of the node's own processes.
+fn accept_own() -> Rule {
     Rule::new().when(Match::MarkBits { mask: ARRIVED, op: CmpOp::Ne, value: ARRIVED }).accept()
 }
 
@@ -130,9 +134,9 @@ mod tests {
     #[test]
     fn ipvs_is_found_by_its_link_and_said() {
         let links = |name: &str| Links::from([(name.to_owned(), BTreeSet::new())]);
-        assert_eq!(ipvs_words(&links("eth0")), None);
+        assert_eq!(ipvs_advice(&links("eth0")), None);
         assert!(
-            ipvs_words(&links("kube-ipvs0"))
+            ipvs_advice(&links("kube-ipvs0"))
                 .is_some_and(|words| words.len() <= 512 && words.contains("host endpoints"))
         );
         assert_eq!(ipvs_services(&links("eth0")), None);

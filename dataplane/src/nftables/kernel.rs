@@ -1,4 +1,4 @@
-//! What is needed of nftables, as a trait, so that the dataplane can be driven without a kernel.
+//! Access to nftables as a trait, so that the dataplane can be tested without a kernel.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -9,37 +9,39 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::names;
 
-/// The table in the kernel.
+/// Our table in the kernel.
 pub trait Kernel: Send {
-    /// Applies all of it or nothing. True: others have changed nftables meanwhile, and no notification tells what.
+    /// Commits the transaction, all of it or nothing. True: another program changed nftables
+    /// meanwhile without a notification.
     fn exec(&mut self, transaction: &Transaction) -> Result<bool, ExecError>;
-    /// Whether the table is there, from an earlier run.
+    /// Whether the table of an earlier run exists.
     fn is_programmed(&mut self, table: &TableName) -> io::Result<bool>;
-    /// Reads the table back: what leads from there to the wanted one. An error of kind `Interrupted`: others changed
-    /// nftables meanwhile.
-    fn plan(&mut self, wanted: &Ruleset) -> io::Result<Transaction>;
+    /// Reads the table and returns the difference to the wanted one. An error of kind
+    /// `Interrupted`: another program changed nftables meanwhile.
+    fn read_diff(&mut self, wanted: &Ruleset) -> io::Result<Transaction>;
 }
 
-/// Transactions with more elements than this are committed while the monitor is paused.
+/// Transactions with more elements than this are committed while our monitor is paused: the kernel
+/// builds a notification for each element before it sends the first.
 const UNMONITORED: usize = 4096;
 
-/// nftables of the network namespace of the thread that opened it.
+/// nftables in the network namespace of the thread that opened it.
 pub struct Netfilter {
     socket: NftSocket,
     pause: Option<MonitorPause>,
 }
 
 impl Netfilter {
-    /// Opens the socket.
+    /// Opens a netlink socket.
     pub fn open() -> io::Result<Self> {
         Ok(Self { socket: NftSocket::open()?, pause: None })
     }
 
-    /// Subscribes to changes of our table by others.
-    pub fn watch(&mut self) -> io::Result<Watch> {
+    /// Subscribes to changes of our table by other programs.
+    pub fn watch(&mut self) -> io::Result<TableWatch> {
         let monitor = Monitor::open(names::table(), &[self.socket.port()])?;
         self.pause = Some(monitor.pause()?);
-        Ok(Watch(monitor))
+        Ok(TableWatch(monitor))
     }
 }
 
@@ -55,16 +57,16 @@ impl Kernel for Netfilter {
         self.socket.table_exists(table)
     }
 
-    fn plan(&mut self, wanted: &Ruleset) -> io::Result<Transaction> {
+    fn read_diff(&mut self, wanted: &Ruleset) -> io::Result<Transaction> {
         Ok(self.socket.list_once(&wanted.table)?.diff(wanted))
     }
 }
 
-/// A subscription to changes of our table by others.
-pub struct Watch(Monitor);
+/// Subscription to changes of our table by other programs.
+pub struct TableWatch(Monitor);
 
-impl Watch {
-    /// Blocks until somebody has changed the table.
+impl TableWatch {
+    /// Blocks until another program changes the table.
     pub fn wait(&mut self) -> io::Result<()> {
         loop {
             match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
@@ -73,7 +75,7 @@ impl Watch {
             }
             let mut is_changed = false;
             while let Some(event) = self.0.try_next()? {
-                tracing::warn!(?event, "somebody changed our nftables table");
+                tracing::warn!(?event, "another program changed our nftables table");
                 is_changed = true;
             }
             if is_changed {

@@ -1,4 +1,5 @@
-//! A kernel as a value, for tests: strict where nf_tables is strict, so that a transaction that it would refuse is refused here.
+//! A model of the kernel for tests: as strict as nf_tables, so that it refuses the transactions
+//! that the kernel would refuse.
 
 use std::io;
 use std::sync::Arc;
@@ -8,28 +9,28 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::nftables::kernel::Kernel;
 use margay_nft::{Chain, ExecError, Ruleset, Set, TableName, Transaction, TransactionOp as Op, diff};
 
-/// What the test decides about an operation.
-pub type Whim = Box<dyn Fn(&Op) -> bool + Send>;
+/// Fault injection: decides whether an operation fails.
+pub type FaultInjection = Box<dyn Fn(&Op) -> bool + Send>;
 
-/// Cheap to clone; every clone is the same kernel.
+/// Model of the kernel. Cheap to clone; clones share one kernel.
 #[derive(Clone)]
 pub struct Model(Arc<Mutex<Inner>>);
 
 pub struct Inner {
     pub table: Option<Ruleset>,
-    /// Number of transactions that happened.
+    /// Number of transactions committed.
     pub commits: usize,
-    /// Operations for which it says so are refused.
-    pub refuses: Whim,
-    /// Requests that fail before they are looked at.
+    /// Operations for which this returns true are refused.
+    pub refuses: FaultInjection,
+    /// Number of requests that fail before they are read.
     pub outages: usize,
-    /// With the next transaction others take a chain away, and nobody is notified.
+    /// The next transaction loses a chain to another program, without a notification.
     pub unheard: bool,
-    /// Readings that others interrupt.
+    /// Number of reads that other programs interrupt.
     pub interruptions: usize,
-    /// Number of readings.
+    /// Number of reads.
     pub readings: usize,
-    /// Rules and elements that one transaction may bring, and the error of one that brings more.
+    /// Maximal number of rules and elements per transaction, and the error number above it.
     pub room: (usize, i32),
 }
 
@@ -98,7 +99,7 @@ impl Kernel for Model {
                 message: Some(why),
             };
             if (inner.refuses)(op) {
-                return Err(refused("a whim".to_owned()));
+                return Err(refused("an injected fault".to_owned()));
             }
             step(&mut table, transaction.table(), op).map_err(refused)?;
         }
@@ -123,7 +124,7 @@ impl Kernel for Model {
         Ok(self.lock().table.is_some())
     }
 
-    fn plan(&mut self, wanted: &Ruleset) -> io::Result<Transaction> {
+    fn read_diff(&mut self, wanted: &Ruleset) -> io::Result<Transaction> {
         let mut inner = self.lock();
         inner.outage()?;
         inner.readings += 1;

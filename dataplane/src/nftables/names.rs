@@ -1,4 +1,5 @@
-//! Names in the table. Names of sets and class chains come from what they stand for, so they survive a restart of the agent.
+//! Names in the table. Names of sets and class chains derive from their content, so they survive a
+//! restart of the agent.
 
 use data_encoding::HEXLOWER;
 use margay_calc::model::SetId;
@@ -7,27 +8,27 @@ use sha2::{Digest, Sha256};
 use crate::links::WORKLOAD_PREFIX;
 use margay_nft::{ChainName, Family, IfName, SetName, TableName};
 
-/// The table, which belongs to us alone.
+/// Name of the table, which only Margay uses.
 pub fn table() -> TableName {
     TableName::new("margay").expect("a constant name is valid")
 }
 
-/// A chain of this constant name.
+/// Name of a chain.
 pub(super) fn chain(name: &str) -> ChainName {
     ChainName::new(name).expect("constant names, and hexadecimal digits behind a letter, are valid")
 }
 
-/// A set of this constant name.
+/// Name of a set.
 pub(super) fn set(name: &str) -> SetName {
     SetName::new(name).expect("constant names, and hexadecimal digits behind a letter, are valid")
 }
 
-/// What the host side of every pod's link is called by, before the hash.
+/// Prefix of the host-side interface of every pod.
 pub(super) fn workload_prefix() -> IfName {
     IfName::new(WORKLOAD_PREFIX).expect("a constant name is valid")
 }
 
-/// Base chain against spoofing.
+/// Base chain of source address validation.
 pub(super) const GUARD: &str = "guard";
 /// Base chain of packets to the node itself.
 pub(super) const TO_HOST: &str = "to-host";
@@ -42,7 +43,7 @@ pub(super) const SENDERS: &str = "senders";
 /// Map from family and interface to the chain of the receiver's ingress class.
 pub(super) const RECEIVERS: &str = "receivers";
 
-/// The letter by which names tell the families apart.
+/// Digit of the family in names.
 pub(super) const fn digit(family: Family) -> char {
     match family {
         Family::Ipv4 => '4',
@@ -50,7 +51,7 @@ pub(super) const fn digit(family: Family) -> char {
     }
 }
 
-/// What kind of elements one of a set's kernel sets holds.
+/// Elements that one kernel set of a set of the view holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Holds {
     /// Single addresses, in a hash.
@@ -71,12 +72,12 @@ pub(super) fn ip_set(id: &SetId, holds: Holds, family: Family) -> SetName {
     set(&format!("{letter}{}-{}", digit(family), hash(id.0.as_bytes())))
 }
 
-/// Twenty hexadecimal digits that stand for these bytes: collisions need 2^40 names.
+/// Hash as 20 hexadecimal digits: a collision is likely only among 2^40 names.
 pub(super) fn hash(bytes: &[u8]) -> String {
     HEXLOWER.encode(&Sha256::digest(bytes)[..10])
 }
 
-/// A number that stands for these bytes, the same on every machine.
+/// Hash as a number, the same on every machine.
 pub(super) fn spread(bytes: &[u8]) -> usize {
     let digest = Sha256::digest(bytes);
     usize::from(u16::from_be_bytes([digest[0], digest[1]]))

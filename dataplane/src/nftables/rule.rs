@@ -1,7 +1,8 @@
-//! One rule of a policy as nftables rules of one family.
+//! Compiles one rule of a policy to nftables rules of one family.
 //!
-//! A rule demands several things, and some of them in more than one way (an address is in the hash set or in the interval set of a selector; a port
-//! is listed or belongs to a named port set). [`super::demands`] makes rules of them.
+//! A rule has several conditions, some of which can be met in more than one way: an address is in
+//! the hash set or the interval set of a selector; a port is listed or in a named port set.
+//! [`super::demands`] combines them.
 
 use std::sync::Arc;
 
@@ -22,43 +23,43 @@ use margay_nft::{
 
 /// Protocols whose first four bytes are source and destination port.
 const PORTED: [Protocol; 4] = [Protocol::TCP, Protocol::UDP, Protocol::UDPLITE, Protocol::SCTP];
-/// Syslog severity of logged packets: notice, as Calico's.
+/// Syslog severity of logged packets: notice, as in Calico.
 const LOG_LEVEL: u8 = 5;
-/// The longest prefix that the kernel takes.
+/// Longest log prefix (`NF_LOG_PREFIXLEN` - 1 in `linux/netfilter/nf_log.h`).
 const LOG_PREFIX_MAX: usize = 127;
 
-/// What a rule can be compiled with.
+/// Context of the compilation.
 pub(super) struct Context<'a> {
     /// Family of the chain.
     pub(super) family: Family,
-    /// Shapes of the sets that are there.
+    /// Shape of a set, if the set exists.
     pub(super) shape: &'a dyn Fn(&SetId) -> Option<Shape>,
-    /// How Log rules report.
+    /// Settings of Log rules.
     pub(super) logging: &'a Logging,
-    /// What `Allow` means.
+    /// Stage, which defines what Allow does.
     pub(super) stage: Stage,
 }
 
-/// How rules with action Log report.
+/// Settings of rules with action Log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Logging {
-    /// What a report begins with, as a template.
+    /// Template of the log prefix.
     pub(super) prefix: String,
-    /// How often a rule reports at most.
+    /// Rate limit per rule.
     pub(super) limit: Option<Limit>,
 }
 
-/// Whose rule a rule is, as its reports name it.
+/// Policy of a rule, as named in its log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Origin<'a> {
-    /// The tier of the policy.
+    /// Tier of the policy.
     pub(super) tier: &'a str,
     /// The policy.
     pub(super) policy: &'a PolicyKey,
 }
 
 impl Logging {
-    /// As these settings say.
+    /// Extracts the log settings.
     pub(super) fn of(settings: &FelixSettings) -> Self {
         let limit = |rate: LogRate| Limit {
             rate: rate.count.into(),
@@ -74,7 +75,8 @@ impl Logging {
         Self { prefix: settings.log_prefix.clone(), limit: settings.log_rate.map(limit) }
     }
 
-    /// What the kernel puts before a report: what it cannot take is left out, and what is too long cut.
+    /// Expands the log prefix: characters that the kernel does not accept are removed, and what is
+    /// too long is cut.
     pub(super) fn prefix(&self, origin: Origin<'_>) -> String {
         const END: &str = ": ";
         let printable = |c: &char| c.is_ascii() && !c.is_ascii_control() && *c != '"' && *c != '\\';
@@ -84,36 +86,37 @@ impl Logging {
         kept
     }
 
-    /// The statements of a report.
+    /// Statements that log a packet.
     fn statements(&self, origin: Origin<'_>) -> Vec<Statement> {
         let log = Log { prefix: self.prefix(origin), target: LogTarget::Syslog(LOG_LEVEL) };
         self.limit.map(Statement::Limit).into_iter().chain([Statement::Log(log)]).collect()
     }
 }
 
-/// Whether the kernel has all sets that a rule names.
+/// Whether a rule can match packets of the family.
 #[derive(Debug, PartialEq, Eq)]
-enum Outlook {
+enum Applicability {
     /// Packets of the family can match.
     Possible,
     /// No packet of the family can match.
     Impossible,
-    /// A set is missing, so nobody knows which packets match.
+    /// A set is missing, so it is unknown which packets match.
     Unknown,
 }
 
 impl Context<'_> {
-    /// The rule, by which these packets are decided.
+    /// Compiles a rule with its action.
     pub(super) fn decide(&self, rule: &RuleRecord) -> Compiled {
         self.compile(rule, None, self.decision(rule.action))
     }
 
-    /// The same for a rule that also demands that the address of a side, with the protocol and the destination's port, is in a set.
+    /// Compiles a rule with its action that also requires that one side's address, with protocol
+    /// and destination port, is in a set.
     pub(super) fn decide_crossed(&self, rule: &RuleRecord, side: Side, set: &SetId) -> Compiled {
         self.compile(rule, Some((side, set)), self.decision(rule.action))
     }
 
-    /// What decides a packet; a rule that only reports lets it go on.
+    /// Statements of an action; Log lets the packet continue.
     fn decision(&self, action: Action) -> Vec<Statement> {
         vec![Statement::Verdict(match action {
             Action::Allow => return self.stage.grant(),
@@ -123,16 +126,17 @@ impl Context<'_> {
         })]
     }
 
-    /// The rule, by which these packets are reported.
+    /// Compiles a rule to statements that log its packets.
     pub(super) fn report(&self, rule: &RuleRecord, origin: Origin<'_>) -> Compiled {
         self.compile(rule, None, self.logging.statements(origin))
     }
 
-    /// Nothing if no packet of the family can match. Packets are dropped that would have to be looked up in a set that is not there.
+    /// Compiles a rule; empty if no packet of the family can match. Packets that would have to be
+    /// looked up in a missing set are dropped.
     fn compile(&self, rule: &RuleRecord, crossed: Option<(Side, &SetId)>, statements: Vec<Statement>) -> Compiled {
         let mut demands = Demands::new(rule.action == Action::Log);
-        let mut outlook = self.demands(rule, &mut demands);
-        if let (Outlook::Possible, Some((side, set))) = (&outlook, crossed) {
+        let mut applicability = self.add_demands(rule, &mut demands);
+        if let (Applicability::Possible, Some((side, set))) = (&applicability, crossed) {
             let key = vec![address(self.family, side), Selector::L4proto, port(Side::Destination)];
             match (self.shape)(set) {
                 Some(_) => demands.must(Match::In(
@@ -140,36 +144,40 @@ impl Context<'_> {
                     CmpOp::Eq,
                     SetRef::Named(names::ip_set(set, Holds::Ports, self.family)),
                 )),
-                None => outlook = Outlook::Unknown,
+                None => applicability = Applicability::Unknown,
             }
         }
-        let statements = match outlook {
-            Outlook::Impossible => return Compiled::default(),
-            Outlook::Unknown => vec![Statement::Verdict(Verdict::Drop)],
-            Outlook::Possible => statements,
+        let statements = match applicability {
+            Applicability::Impossible => return Compiled::default(),
+            Applicability::Unknown => vec![Statement::Verdict(Verdict::Drop)],
+            Applicability::Possible => statements,
         };
         demands.compile(statements)
     }
 
-    /// Header first, then source, then destination, so that a missing set denies no packet that the parts before it rule out.
-    fn demands(&self, rule: &RuleRecord, all: &mut Demands) -> Outlook {
+    /// Adds the conditions of a rule: header, then source, then destination, so that a missing set
+    /// denies no packet that the conditions before it exclude.
+    fn add_demands(&self, rule: &RuleRecord, all: &mut Demands) -> Applicability {
         let own = if self.family == Family::Ipv4 { IpVersion::V4 } else { IpVersion::V6 };
-        if rule.ip_version.is_some_and(|version| version != own) || !protocol(rule, all) || !icmp(rule, own, all) {
-            return Outlook::Impossible;
+        if rule.ip_version.is_some_and(|version| version != own)
+            || !add_protocol(rule, all)
+            || !add_icmp(rule, own, all)
+        {
+            return Applicability::Impossible;
         }
         for (which, side) in [(Side::Source, &rule.source), (Side::Destination, &rule.destination)] {
             if sets_of_side(side).any(|id| (self.shape)(id).is_none()) {
-                return Outlook::Unknown;
+                return Applicability::Unknown;
             }
-            if !self.ports(rule, side, which, all) || !self.addresses(side, which, all) {
-                return Outlook::Impossible;
+            if !self.add_ports(rule, side, which, all) || !self.add_addresses(side, which, all) {
+                return Applicability::Impossible;
             }
         }
-        Outlook::Possible
+        Applicability::Possible
     }
 
-    /// Ports of one side, by number and by named port set.
-    fn ports(&self, rule: &RuleRecord, side: &SideMatch, which: Side, all: &mut Demands) -> bool {
+    /// Adds the port conditions of one side, by number and by named port set.
+    fn add_ports(&self, rule: &RuleRecord, side: &SideMatch, which: Side, all: &mut Demands) -> bool {
         let ported = rule.protocol.is_some_and(|protocol| PORTED.contains(&protocol));
         let possible = rule.protocol.is_none() || ported;
         let guard = || if ported { None } else { Some(has_ports()) };
@@ -205,7 +213,7 @@ impl Context<'_> {
             if ported {
                 all.any_of(vec![none]);
             } else {
-                // A packet without ports has none of them.
+                // A packet without ports matches every negated port.
                 let with: Tests = [has_ports()].into_iter().chain(none).collect();
                 all.any_of(vec![vec![without_ports()], with]);
             }
@@ -218,16 +226,16 @@ impl Context<'_> {
         Match::In(key, op, SetRef::Named(names::ip_set(id, Holds::Ports, self.family)))
     }
 
-    /// Addresses of one side, by range and by selector.
-    fn addresses(&self, side: &SideMatch, which: Side, all: &mut Demands) -> bool {
+    /// Adds the address conditions of one side, by range and by selector.
+    fn add_addresses(&self, side: &SideMatch, which: Side, all: &mut Demands) -> bool {
         let address = address(self.family, which);
         if !side.nets.is_empty() {
-            let Some(keys) = self.outermost(&side.nets) else { return false };
+            let Some(keys) = self.outermost_ranges(&side.nets) else { return false };
             if !keys.iter().any(is_everything) {
                 all.must(nets(address, CmpOp::Eq, keys));
             }
         }
-        if let Some(keys) = self.outermost(&side.not_nets) {
+        if let Some(keys) = self.outermost_ranges(&side.not_nets) {
             if keys.iter().any(is_everything) {
                 return false;
             }
@@ -243,7 +251,7 @@ impl Context<'_> {
         true
     }
 
-    /// The kernel sets of a set of addresses.
+    /// Kernel sets of a set of addresses.
     fn net_sets(&self, id: &SetId) -> Vec<SetRef> {
         let mut sets = vec![SetRef::Named(names::ip_set(id, Holds::Addresses, self.family))];
         if (self.shape)(id).is_some_and(|shape| shape.has_ranges(self.family)) {
@@ -252,18 +260,19 @@ impl Context<'_> {
         sets
     }
 
-    /// The ranges of this family that are in no other; none if there are none of this family.
-    fn outermost(&self, nets: &[IpNet]) -> Option<Vec<IpNet>> {
+    /// Outermost ranges of this family; `None` if there are none.
+    fn outermost_ranges(&self, nets: &[IpNet]) -> Option<Vec<IpNet>> {
         let mut own: Vec<IpNet> =
             nets.iter().map(IpNet::trunc).filter(|net| elements::family(net.addr()) == self.family).collect();
         own.sort_unstable();
-        // Two ranges nest or are apart, and of those that begin at one address the widest is the first: what is inside another is inside the last.
+        // Ranges nest or are disjoint, and of those that begin at one address the widest comes
+        // first: whatever is inside another range is inside the last one kept.
         own.dedup_by(|inner, outer| outer.contains(&*inner));
         (!own.is_empty()).then_some(own)
     }
 }
 
-fn protocol(rule: &RuleRecord, all: &mut Demands) -> bool {
+fn add_protocol(rule: &RuleRecord, all: &mut Demands) -> bool {
     if let Some(protocol) = rule.protocol {
         if rule.not_protocol == Some(protocol) {
             return false;
@@ -275,8 +284,9 @@ fn protocol(rule: &RuleRecord, all: &mut Demands) -> bool {
     true
 }
 
-/// ICMP of the packets' own version. What is no ICMP of that version has no type, so that it is "not" of any.
-fn icmp(rule: &RuleRecord, version: IpVersion, all: &mut Demands) -> bool {
+/// Adds the ICMP conditions, for the family's ICMP version. Packets of other protocols have no type
+/// and match every negated one.
+fn add_icmp(rule: &RuleRecord, version: IpVersion, all: &mut Demands) -> bool {
     let own = Protocol::icmp_of(version);
     let possible = rule.protocol.is_none_or(|protocol| protocol == own);
     if let Some(icmp) = rule.icmp {
@@ -309,7 +319,7 @@ fn icmp_tests(protocol: Protocol, icmp: Icmp, op: CmpOp) -> (Option<Match>, Opti
     }
 }
 
-/// Sets that one side of a rule names.
+/// Sets named by one side of a rule.
 pub(super) fn sets_of_side(side: &SideMatch) -> impl Iterator<Item = &SetId> {
     let lists: [&[SetId]; 4] = [&side.sets, &side.not_sets, &side.port_sets, &side.not_port_sets];
     lists.into_iter().flatten().chain(&side.service_set)
@@ -351,7 +361,7 @@ fn nets(selector: Selector, op: CmpOp, nets: Vec<IpNet>) -> Match {
     members(selector, op, nets.into_iter().map(Field::from).collect())
 }
 
-/// Ports as ranges that neither overlap nor touch.
+/// Matches ports, merged to ranges that neither overlap nor touch.
 fn ranges(selector: Selector, op: CmpOp, ports: &[PortRange]) -> Match {
     let mut sorted = ports.to_vec();
     sorted.sort_unstable();

@@ -1,4 +1,5 @@
-//! Random views and packets over a small vocabulary, so that rules, sets and packets meet; and what a packet's fate must be, read off the records alone.
+//! Random views and packets over a small vocabulary, so that rules, sets and packets meet, and the
+//! expected verdict from the records alone.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -30,7 +31,7 @@ pub type Records = BTreeMap<RecordId, Record>;
 pub const NODE: &str = "n1";
 const PODS: usize = 3;
 const POLICIES: usize = 4;
-/// Sets of addresses; the sets of ports come after them.
+/// Number of sets of addresses; sets of ports follow.
 const NET_SETS: usize = 6;
 const SETS: usize = NET_SETS + 6;
 
@@ -42,7 +43,7 @@ pub fn mk_net(text: &str) -> IpNet {
     text.parse().expect("a range")
 }
 
-/// The pod of this number: its key and its addresses.
+/// Key and addresses of the pod with this number.
 pub fn mk_pod(number: usize) -> (EndpointKey, Vec<IpAddr>) {
     (
         EndpointKey::new("x", format!("p{number}")),
@@ -54,7 +55,7 @@ pub fn mk_policy_key(number: usize) -> PolicyKey {
     PolicyKey { kind: PolicyKind::NetworkPolicy, namespace: "x".to_owned(), name: format!("policy{number}") }
 }
 
-/// The set of this number.
+/// ID of the set with this number.
 pub fn mk_set_id(number: usize) -> SetId {
     SetId(format!("{}:{number}", if number < NET_SETS { 's' } else { 'n' }))
 }
@@ -190,7 +191,7 @@ pub fn mk_rule(action: Action) -> RuleRecord {
     }
 }
 
-/// Rules that differ only in whom they are about, or in that and in a port.
+/// Rules that differ only in their peers, or in these and a port.
 fn run() -> impl Strategy<Value = Vec<RuleRecord>> {
     let action = select(vec![Action::Allow, Action::Deny, Action::Pass]);
     let sets = subsequence((0..NET_SETS).map(mk_set_id).collect::<Vec<_>>(), 2..=NET_SETS);
@@ -294,7 +295,7 @@ fn globals() -> impl Strategy<Value = Records> {
         .prop_map(|(v4, v6, node, settings)| [v4, v6, node, settings].into_iter().flatten().collect())
 }
 
-/// Any view; a policy may be missing although an endpoint names it, and a set although a policy does.
+/// Any view; policies named by endpoints and sets named by policies may be missing.
 pub fn view() -> impl Strategy<Value = Records> {
     let there = |record: BoxedStrategy<Record>| option::weighted(0.9, record);
     let sets = (0..SETS)
@@ -339,7 +340,7 @@ pub fn mk_links() -> Links {
     links.map(|(name, own)| (name.to_owned(), own.into_iter().map(mk_address).collect())).into()
 }
 
-/// As [`view`], and the node has host endpoints.
+/// As [`view`], with host endpoints.
 pub fn host_view() -> impl Strategy<Value = Records> {
     (view(), vec(option::weighted(0.7, host_endpoint()), 3)).prop_map(|(mut records, hosts)| {
         let named =
@@ -349,7 +350,7 @@ pub fn host_view() -> impl Strategy<Value = Records> {
     })
 }
 
-/// A packet, new in its connection, between any two addresses of the vocabulary of one family.
+/// The first packet of a connection between any two addresses of one family of the vocabulary.
 pub fn packet() -> impl Strategy<Value = Packet> {
     let ports = (select(PORTS.to_vec()), select(PORTS.to_vec()));
     let icmp = (select(vec![0_u8, 8, 128]), 0..2_u8);
@@ -392,19 +393,20 @@ pub fn mk_packet(source: &str, destination: &str) -> Packet {
     }
 }
 
-/// The interface of the pod that has this address, or that of the rest of the world.
+/// Interface of the pod with this address, or that of the outside.
 pub fn interface_of(address: IpAddr) -> Option<IfName> {
     let pod = (0..PODS).map(mk_pod).find(|(_, addresses)| addresses.contains(&address));
     IfName::new(&pod.map_or_else(|| "eth0".to_owned(), |(key, _)| interface_name(&key)))
 }
 
-/// What the records say about a packet from or to a pod: whether it may pass, and the prefixes of the reports about it.
+/// Expected verdict of a packet from or to a pod by the records: whether it passes, and the
+/// prefixes of its log lines.
 pub fn decides(records: &Records, pod: &EndpointKey, direction: Direction, packet: &Packet) -> (bool, Vec<String>) {
     let verdict = evaluate::evaluate(records, pod, direction, &seen(packet));
     (verdict.action == Action::Allow, reports(records, &verdict))
 }
 
-/// What the records say about a packet at a stage of a host endpoint.
+/// Expected verdict of a packet at a stage of a host endpoint.
 pub fn decides_at_host(
     records: &Records,
     host: &str,

@@ -1,6 +1,7 @@
-//! What the kernel would do with a packet, from the value of a ruleset: how tests compare the compiler with the reference evaluator.
+//! Simulates what the kernel does with a packet, given a ruleset: tests compare the compiler with
+//! the reference evaluator.
 //!
-//! Covers what the compiler emits; anything else is an error in the test that uses it, and says so.
+//! Covers what the compiler emits; anything else panics.
 
 use std::net::IpAddr;
 
@@ -12,9 +13,9 @@ use margay_nft::{
 /// A packet at a hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// Interface it came from; none for packets of the host.
+    /// Input interface; `None` for packets of the host.
     pub input: Option<IfName>,
-    /// Interface it leaves by; none before it is routed and for packets to the host.
+    /// Output interface; `None` before routing and for packets to the host.
     pub output: Option<IfName>,
     /// Source address.
     pub source: IpAddr,
@@ -22,38 +23,38 @@ pub struct Packet {
     pub destination: IpAddr,
     /// Transport protocol.
     pub protocol: u8,
-    /// Source and destination port, for protocols that have them.
+    /// Source and destination port, for protocols with ports.
     pub ports: Option<(u16, u16)>,
     /// ICMP type and code.
     pub icmp: Option<(u8, u8)>,
-    /// State of its connection.
+    /// State of the connection.
     pub state: CtState,
-    /// Whether the source is an address of the host.
+    /// Whether the source address is one of the host's.
     pub from_host: bool,
-    /// Its mark.
+    /// Packet mark.
     pub mark: u32,
-    /// Whether its connection has another destination than the sender's.
+    /// Whether the connection's destination is translated.
     pub translated: bool,
 }
 
-/// What became of a packet.
+/// Result of a packet's way through a hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fate {
-    /// It passed every chain of the hook.
+    /// Whether it passed every chain of the hook.
     pub passed: bool,
-    /// Prefixes of the log lines it caused.
+    /// Prefixes of the log lines that it caused.
     pub logged: Vec<String>,
-    /// It was masqueraded.
+    /// Whether it was masqueraded.
     pub masqueraded: bool,
-    /// Its mark, behind the hook.
+    /// Mark after the hook.
     pub mark: u32,
-    /// It was exempted from connection tracking.
+    /// Whether it was exempted from connection tracking.
     pub untracked: bool,
-    /// Rules that it was compared with.
+    /// Number of rules evaluated.
     pub rules: usize,
 }
 
-/// Runs a packet through every base chain of a hook, by priority.
+/// Runs a packet through all base chains of a hook, in order of priority.
 pub fn run(ruleset: &Ruleset, hook: Hook, packet: &Packet) -> Fate {
     let mut chains: Vec<&Chain> = ruleset
         .chains
@@ -65,7 +66,7 @@ pub fn run(ruleset: &Ruleset, hook: Hook, packet: &Packet) -> Fate {
     let mut fate =
         Fate { passed: true, logged: Vec::new(), masqueraded: false, mark: packet.mark, untracked: false, rules: 0 };
     for chain in chains {
-        let end = Machine { ruleset, packet, fate: &mut fate }.chain(chain);
+        let end = Machine { ruleset, packet, fate: &mut fate }.run_chain(chain);
         let accepted = match end {
             Some(Verdict::Drop) => false,
             Some(Verdict::Accept) => true,
@@ -79,7 +80,7 @@ pub fn run(ruleset: &Ruleset, hook: Hook, packet: &Packet) -> Fate {
     fate
 }
 
-/// Whether a packet gets past the hooks on its way, and what is reported.
+/// Whether a packet passes the hooks on its way, and its log lines.
 pub fn travel(ruleset: &Ruleset, packet: &Packet, way: &[Hook]) -> (bool, Vec<String>) {
     let (mut packet, mut logged) = (packet.clone(), Vec::new());
     for hook in way {
@@ -94,7 +95,7 @@ pub fn travel(ruleset: &Ruleset, packet: &Packet, way: &[Hook]) -> (bool, Vec<St
         }
         packet.mark = fate.mark;
         if fate.untracked {
-            // What has no connection nobody translates.
+            // Packets without a connection are not translated.
             (packet.state, packet.translated) = (CtState::UNTRACKED, false);
         }
     }
@@ -108,20 +109,20 @@ struct Machine<'a> {
 }
 
 impl Machine<'_> {
-    /// Accept or drop, or nothing when the packet falls off the end or returns.
-    fn chain(&mut self, chain: &Chain) -> Option<Verdict> {
+    /// Accept or drop; `None` if the packet returns or reaches the end.
+    fn run_chain(&mut self, chain: &Chain) -> Option<Verdict> {
         for rule in &chain.rules {
             self.fate.rules += 1;
-            match self.rule(rule) {
+            match self.run_rule(rule) {
                 Some(Verdict::Jump(target)) => {
                     let called = self.ruleset.chains[&target].clone();
-                    if let Some(end) = self.chain(&called) {
+                    if let Some(end) = self.run_chain(&called) {
                         return Some(end);
                     }
                 }
                 Some(Verdict::Goto(target)) => {
                     let called = self.ruleset.chains[&target].clone();
-                    return self.chain(&called);
+                    return self.run_chain(&called);
                 }
                 Some(Verdict::Return) => return None,
                 Some(Verdict::Continue) | None => {}
@@ -131,7 +132,7 @@ impl Machine<'_> {
         None
     }
 
-    fn rule(&mut self, rule: &Rule) -> Option<Verdict> {
+    fn run_rule(&mut self, rule: &Rule) -> Option<Verdict> {
         for statement in &rule.statements {
             match statement {
                 Statement::Match(test) => {
@@ -140,7 +141,7 @@ impl Machine<'_> {
                     }
                 }
                 Statement::Verdict(verdict) => return Some(verdict.clone()),
-                Statement::Vmap(key, set) => match self.find(key, set)? {
+                Statement::Vmap(key, set) => match self.look_up(key, set)? {
                     Some(Value::Verdict(verdict)) => return Some(verdict),
                     _ => return None,
                 },
@@ -149,7 +150,7 @@ impl Machine<'_> {
                     self.fate.masqueraded = true;
                     return Some(Verdict::Accept);
                 }
-                // Packets of a test come so seldom that no limit is reached.
+                // Packets of a test are so few that no limit is reached.
                 Statement::Limit(limit) if limit.over => return None,
                 Statement::MarkSet(set) => self.fate.mark = (self.fate.mark & !set.mask) | set.value,
                 Statement::Notrack => self.fate.untracked = true,
@@ -163,13 +164,15 @@ impl Machine<'_> {
     fn matches(&self, test: &Match) -> bool {
         let is = |op: &CmpOp, holds: bool| holds == (*op == CmpOp::Eq);
         match test {
-            Match::Is(selector, op, field) => self.value(*selector).is_some_and(|value| is(op, field.contains(value))),
-            Match::NamePrefix(selector, op, prefix) => match self.value(*selector) {
+            Match::Is(selector, op, field) => {
+                self.field_value(*selector).is_some_and(|value| is(op, field.contains(value)))
+            }
+            Match::NamePrefix(selector, op, prefix) => match self.field_value(*selector) {
                 Some(Datum::Iface(name)) => is(op, name.as_str().starts_with(prefix.as_str())),
-                // The kernel reads an absent name as an empty one.
+                // The kernel reads a missing interface name as an empty one.
                 _ => is(op, false),
             },
-            Match::In(key, op, set) => self.find(key, set).is_some_and(|found| is(op, found.is_some())),
+            Match::In(key, op, set) => self.look_up(key, set).is_some_and(|found| is(op, found.is_some())),
             Match::CtState(op, states) => is(op, states.0 & self.packet.state.0 != 0),
             Match::MarkBits { mask, op, value } => is(op, self.fate.mark & mask == *value),
             Match::CtDnat(op) => is(op, self.packet.translated),
@@ -178,9 +181,9 @@ impl Machine<'_> {
         }
     }
 
-    /// Nothing if the packet has no such fields, else what the set yields.
-    fn find(&self, key: &[Selector], set: &SetRef) -> Option<Option<Value>> {
-        let values: Option<Vec<Datum>> = key.iter().map(|selector| self.value(*selector)).collect();
+    /// `None` if the packet lacks one of the fields, else the lookup's result.
+    fn look_up(&self, key: &[Selector], set: &SetRef) -> Option<Option<Value>> {
+        let values: Option<Vec<Datum>> = key.iter().map(|selector| self.field_value(*selector)).collect();
         let values = values?;
         let set: &Set = match set {
             SetRef::Named(name) => &self.ruleset.sets[name],
@@ -194,7 +197,7 @@ impl Machine<'_> {
         Some(set.elements.iter().find(|(key, _)| holds(key.fields())).map(|(_, value)| value.clone()))
     }
 
-    fn value(&self, selector: Selector) -> Option<Datum> {
+    fn field_value(&self, selector: Selector) -> Option<Datum> {
         let packet = self.packet;
         let address =
             if matches!(selector, Selector::Daddr4 | Selector::Daddr6) { packet.destination } else { packet.source };
@@ -202,7 +205,8 @@ impl Machine<'_> {
             IpAddr::V4(address) => (Some(Datum::Ipv4(address)), None),
             IpAddr::V6(address) => (None, Some(Datum::Ipv6(address))),
         };
-        // The encoder puts the version before a test of ICMP, as the kernel reads the bytes of any packet.
+        // The encoder tests the protocol before the ICMP type, as the kernel reads the bytes of any
+        // packet.
         let icmp = |protocol: u8| {
             let own = if packet.source.is_ipv4() { 1 } else { 58 };
             packet.icmp.filter(|_| packet.protocol == protocol && protocol == own)
@@ -214,8 +218,8 @@ impl Machine<'_> {
             Selector::Nfproto => Some(Datum::Family(if packet.source.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 })),
             Selector::Saddr4 | Selector::Daddr4 => v4,
             Selector::Saddr6 | Selector::Daddr6 => v6,
-            Selector::Sport(transport) => ported(packet, transport).map(|(source, _)| Datum::Port(source)),
-            Selector::Dport(transport) => ported(packet, transport).map(|(_, destination)| Datum::Port(destination)),
+            Selector::Sport(transport) => ports_of(packet, transport).map(|(source, _)| Datum::Port(source)),
+            Selector::Dport(transport) => ports_of(packet, transport).map(|(_, destination)| Datum::Port(destination)),
             Selector::CtState => Some(Datum::CtState(packet.state)),
             Selector::IcmpType => icmp(1).map(|(kind, _)| Datum::IcmpType(kind)),
             Selector::IcmpCode => icmp(1).map(|(_, code)| Datum::IcmpCode(code)),
@@ -226,8 +230,9 @@ impl Machine<'_> {
     }
 }
 
-/// The ports as a rule reads them; without a test of the protocol whatever stands there is read, so the compiler never does that unguarded.
-fn ported(packet: &Packet, transport: margay_nft::Transport) -> Option<(u16, u16)> {
+/// The ports as a rule reads them. Without a protocol test the kernel reads whatever bytes are
+/// there, so the compiler never does that.
+fn ports_of(packet: &Packet, transport: margay_nft::Transport) -> Option<(u16, u16)> {
     use margay_nft::Transport;
     let protocol = match transport {
         Transport::Any => return packet.ports.or(Some((0xdead, 0xdead))),

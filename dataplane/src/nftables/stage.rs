@@ -2,7 +2,7 @@
 
 use margay_nft::{MarkSet, Statement, Verdict};
 
-/// Bit of the mark: accepted for good, as far as host endpoints are concerned.
+/// Mark bit: accepted for good by a host endpoint's policy.
 pub(super) const ACCEPTED: u32 = 0x0001_0000;
 
 /// Which packets of an endpoint are meant.

@@ -1,4 +1,5 @@
-//! Unions of sets of the view: kept with their members, since the members of its parts say what changes in a union only together.
+//! Unions of sets of the view. They are stored with their members: whether a member leaves a union
+//! depends on its other parts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,23 +12,24 @@ use super::merge::Parts;
 
 type Records = BTreeMap<RecordId, Record>;
 
-/// A union that a class uses.
+/// Union used by a class.
 #[derive(Debug)]
 pub(super) struct Union {
     parts: Parts,
-    /// It as a set.
+    /// The union as a set.
     pub(super) record: IpSetRecord,
 }
 
-/// The members of a set of the view.
-fn members<'a>(records: &'a Records, id: &SetId) -> Option<&'a BTreeSet<Member>> {
+/// Members of a set of the view.
+fn set_members<'a>(records: &'a Records, id: &SetId) -> Option<&'a BTreeSet<Member>> {
     match records.get(&RecordId::IpSet(id.clone())) {
         Some(Record::IpSet(record)) => Some(&record.members),
         _ => None,
     }
 }
 
-/// A single address with each of these ports. A range cannot be kept with ports; a set that has one leaves the union before anything looks at it.
+/// Combines a single address with each port. A range cannot be combined with ports in one element;
+/// a set that has one leaves the union before its members are read.
 fn with_ports<'a>(
     member: &Member,
     ports: impl IntoIterator<Item = &'a (Protocol, u16)>,
@@ -40,15 +42,15 @@ fn with_ports<'a>(
 }
 
 impl Union {
-    /// The union of these sets as they are now.
+    /// Builds the union of sets of the view.
     pub(super) fn new(parts: Parts, records: &Records) -> Self {
         let record = match &parts {
             Parts::Addresses(sets) => {
-                let all = sets.iter().filter_map(|id| members(records, id)).flatten().cloned();
+                let all = sets.iter().filter_map(|id| set_members(records, id)).flatten().cloned();
                 IpSetRecord { kind: SetKind::Net, members: all.collect() }
             }
             Parts::Ports(sets) => {
-                let all = sets.iter().filter_map(|(id, ports)| Some((members(records, id)?, ports)));
+                let all = sets.iter().filter_map(|(id, ports)| Some((set_members(records, id)?, ports)));
                 let all = all.flat_map(|(members, ports)| members.iter().flat_map(move |one| with_ports(one, ports)));
                 IpSetRecord { kind: SetKind::AddressPort, members: all.collect() }
             }
@@ -56,20 +58,21 @@ impl Union {
         Self { parts, record }
     }
 
-    /// Whether it is of this set, among others.
-    pub(super) fn is_of(&self, id: &SetId) -> bool {
+    /// Whether a set is part of the union.
+    pub(super) fn contains_set(&self, id: &SetId) -> bool {
         self.parts.contains(id)
     }
 
-    /// Follows a change of one of its sets, which the records show already; returns what changed in the union.
-    pub(super) fn follow(&mut self, id: &SetId, delta: &MemberDelta, records: &Records) -> MemberDelta {
+    /// Applies a member change of one part, already in the records; returns the change of the
+    /// union.
+    pub(super) fn apply_change(&mut self, id: &SetId, delta: &MemberDelta, records: &Records) -> MemberDelta {
         let mut own = MemberDelta::default();
         let wanted = |members: &BTreeSet<Member>| -> Vec<Member> {
-            members.iter().flat_map(|member| self.wanted(id, member)).collect()
+            members.iter().flat_map(|member| self.union_members(id, member)).collect()
         };
         let (removed, added) = (wanted(&delta.removed), wanted(&delta.added));
         for member in removed {
-            if !self.is_elsewhere(&member, records) && self.record.members.remove(&member) {
+            if !self.is_in_other_part(&member, records) && self.record.members.remove(&member) {
                 own.removed.insert(member);
             }
         }
@@ -81,17 +84,18 @@ impl Union {
         own
     }
 
-    /// What a member of one of the sets is in the union.
-    fn wanted(&self, id: &SetId, member: &Member) -> Vec<Member> {
+    /// Members of the union that a member of a part stands for.
+    fn union_members(&self, id: &SetId, member: &Member) -> Vec<Member> {
         match &self.parts {
             Parts::Addresses(_) => vec![member.clone()],
             Parts::Ports(sets) => with_ports(member, sets.get(id).into_iter().flatten()).collect(),
         }
     }
 
-    /// Whether some set still puts this into the union.
-    fn is_elsewhere(&self, member: &Member, records: &Records) -> bool {
-        let has = |id: &SetId, member: &Member| members(records, id).is_some_and(|members| members.contains(member));
+    /// Whether another part still has this member.
+    fn is_in_other_part(&self, member: &Member, records: &Records) -> bool {
+        let has =
+            |id: &SetId, member: &Member| set_members(records, id).is_some_and(|members| members.contains(member));
         match (&self.parts, member) {
             (Parts::Addresses(sets), _) => sets.iter().any(|id| has(id, member)),
             (Parts::Ports(sets), Member::AddressPort(address, protocol, port)) => {

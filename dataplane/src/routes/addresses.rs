@@ -1,4 +1,4 @@
-//! Which interface has which addresses, as that changes.
+//! Watches the addresses of the node's interfaces.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,25 +16,26 @@ use margay_netlink::route::{NetlinkError, RouteSocket};
 /// Multicast groups as bits: links, IPv4 and IPv6 addresses (`linux/rtnetlink.h`, `RTMGRP_*`).
 pub(super) const GROUPS: u32 = 0x1 | 0x10 | 0x100;
 
-/// The interfaces in the namespace of the thread that opened it, with their addresses. Those of pods are left out, and addresses that are of a link alone.
-pub struct Addresses {
+/// Watch of interfaces and their addresses in the network namespace of the thread that opened it,
+/// without those of pods and without link-local addresses.
+pub struct AddressWatch {
     subscription: Subscription,
     socket: RouteSocket,
 }
 
-impl Addresses {
-    /// Subscribes.
+impl AddressWatch {
+    /// Subscribes to changes.
     pub fn open() -> Result<Self, NetlinkError> {
         Ok(Self { subscription: Subscription::open(GROUPS)?, socket: RouteSocket::open()? })
     }
 
-    /// What there is now. What comes later ends the next [`Addresses::wait`].
+    /// Reads the current state. Later changes end the next [`AddressWatch::wait`].
     pub fn read(&mut self) -> Result<Links, NetlinkError> {
-        let links = present::links(&mut self.socket)?;
+        let links = present::list_links(&mut self.socket)?;
         let names: BTreeMap<u32, String> = links.into_iter().map(|(name, link)| (link.index, name)).collect();
         let outer = names.values().filter(|name| !is_workload(name));
         let mut known: Links = outer.map(|name| (name.clone(), BTreeSet::new())).collect();
-        for (index, net) in present::addresses(&mut self.socket)? {
+        for (index, net) in present::list_addresses(&mut self.socket)? {
             let addresses = names.get(&index).and_then(|name| known.get_mut(name));
             if let Some(addresses) = addresses.filter(|_| !is_of_link(net.addr())) {
                 addresses.insert(net.addr());
@@ -43,14 +44,15 @@ impl Addresses {
         Ok(known)
     }
 
-    /// Blocks until there may be others.
+    /// Blocks until addresses may have changed.
     pub fn wait(&mut self) -> Result<(), NetlinkError> {
-        self.subscription.wait(|payload| matches!(payload, NetlinkPayload::InnerMessage(message) if matters(message)))
+        self.subscription
+            .wait(|payload| matches!(payload, NetlinkPayload::InnerMessage(message) if concerns_node(message)))
     }
 }
 
-/// A pod that comes changes nothing here, and must cost nothing.
-pub(super) fn matters(message: &RouteNetlinkMessage) -> bool {
+/// Whether a notification concerns interfaces other than pods': a new pod must cost nothing here.
+pub(super) fn concerns_node(message: &RouteNetlinkMessage) -> bool {
     match message {
         RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message) => message
             .attributes

@@ -1,4 +1,4 @@
-//! From what is there and what is wanted to the operations between them. Pure.
+//! Computes the operations from the present plan to the wanted one. Pure.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -10,84 +10,86 @@ use super::plan::{Peer, Plan, Target, VERSIONS, VxlanDevice, version_of};
 
 /// One change of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Op {
-    /// Remove a tunnel device; routes and neighbours on it go with it.
+pub enum RouteOp {
+    /// Remove a tunnel device, and with it its routes and neighbours.
     RemoveVxlan(IpVersion),
-    /// Create a tunnel device, give it its address and bring it up.
+    /// Create a tunnel device, bring it up and set its address.
     CreateVxlan(IpVersion, VxlanDevice),
-    /// Set of a tunnel device what can be set while it is in use: MTU, address, up.
+    /// Change what a tunnel device allows while in use: MTU, address, up.
     AdjustVxlan(IpVersion, VxlanDevice),
-    /// Bring the host side of a pod's link up and give it the pods' gateway of IPv6.
+    /// Bring the host side of a pod's link up and give it the pods' IPv6 gateway.
     SetPod(String),
-    /// Set how a peer is reached: neighbour and forwarding entry.
+    /// Set the neighbour and forwarding entry of a peer.
     SetPeer(IpAddr, Peer),
-    /// Forget a peer.
+    /// Remove the neighbour and forwarding entry of a peer.
     RemovePeer(IpAddr, Peer),
-    /// Set a route, replacing what has the same destination.
+    /// Set a route, replacing one with the same destination.
     SetRoute(IpNet, Target),
     /// Remove a route.
     RemoveRoute(IpNet, Target),
 }
 
-/// The operations that turn `present` into `wanted`, in an order in which each finds what it needs: devices, peers, routes; removals last and reversed.
+/// Computes the operations that turn `present` into `wanted`, each after what it needs: devices,
+/// peers, routes; then removals in reverse order.
 ///
-/// A tunnel device that cannot be changed in place is made anew, and everything on it with it.
-pub fn diff(present: &Plan, wanted: &Plan) -> Vec<Op> {
+/// A tunnel device that cannot be changed in place is recreated, with everything on it.
+pub fn diff(present: &Plan, wanted: &Plan) -> Vec<RouteOp> {
     let mut ops = Vec::new();
-    let rebuilt = tunnels(present, wanted, &mut ops);
-    ops.extend(wanted.pods.difference(&present.pods).cloned().map(Op::SetPod));
+    let rebuilt = diff_tunnels(present, wanted, &mut ops);
+    ops.extend(wanted.pods.difference(&present.pods).cloned().map(RouteOp::SetPod));
     let goes_with_device = |destination: &IpNet, target: &Target| {
         matches!(target, Target::Vxlan { .. }) && rebuilt.contains(&version_of(destination.addr()))
     };
     for (address, peer) in &wanted.peers {
         if rebuilt.contains(&version_of(*address)) || present.peers.get(address) != Some(peer) {
-            ops.push(Op::SetPeer(*address, peer.clone()));
+            ops.push(RouteOp::SetPeer(*address, peer.clone()));
         }
     }
     for (destination, target) in &wanted.routes {
         if goes_with_device(destination, target) || present.routes.get(destination) != Some(target) {
-            ops.push(Op::SetRoute(*destination, target.clone()));
+            ops.push(RouteOp::SetRoute(*destination, target.clone()));
         }
     }
     for (destination, target) in present.routes.iter().rev() {
         if !wanted.routes.contains_key(destination) && !goes_with_device(destination, target) {
-            ops.push(Op::RemoveRoute(*destination, target.clone()));
+            ops.push(RouteOp::RemoveRoute(*destination, target.clone()));
         }
     }
     for (address, peer) in present.peers.iter().rev() {
         if !wanted.peers.contains_key(address) && !rebuilt.contains(&version_of(*address)) {
-            ops.push(Op::RemovePeer(*address, peer.clone()));
+            ops.push(RouteOp::RemovePeer(*address, peer.clone()));
         }
     }
     ops
 }
 
 impl Plan {
-    /// Takes in what the kernel has done.
-    pub fn follow(&mut self, op: Op) {
+    /// Applies an operation that the kernel has executed.
+    pub fn apply_op(&mut self, op: RouteOp) {
         let on = |version: IpVersion, address: IpAddr| version_of(address) == version;
         match op {
-            Op::RemoveVxlan(version) => {
+            RouteOp::RemoveVxlan(version) => {
                 self.tunnels.remove(&version);
                 self.peers.retain(|address, _| !on(version, *address));
                 self.routes.retain(|destination, target| {
                     !matches!(target, Target::Vxlan { .. }) || !on(version, destination.addr())
                 });
             }
-            Op::CreateVxlan(version, device) | Op::AdjustVxlan(version, device) => {
+            RouteOp::CreateVxlan(version, device) | RouteOp::AdjustVxlan(version, device) => {
                 self.tunnels.insert(version, device);
             }
-            Op::SetPod(name) => drop(self.pods.insert(name)),
-            Op::SetPeer(address, peer) => drop(self.peers.insert(address, peer)),
-            Op::RemovePeer(address, _) => drop(self.peers.remove(&address)),
-            Op::SetRoute(destination, target) => drop(self.routes.insert(destination, target)),
-            Op::RemoveRoute(destination, _) => drop(self.routes.remove(&destination)),
+            RouteOp::SetPod(name) => drop(self.pods.insert(name)),
+            RouteOp::SetPeer(address, peer) => drop(self.peers.insert(address, peer)),
+            RouteOp::RemovePeer(address, _) => drop(self.peers.remove(&address)),
+            RouteOp::SetRoute(destination, target) => drop(self.routes.insert(destination, target)),
+            RouteOp::RemoveRoute(destination, _) => drop(self.routes.remove(&destination)),
         }
     }
 }
 
-/// Returns the IP versions whose tunnel device, and all that is on it, is not what it was.
-fn tunnels(present: &Plan, wanted: &Plan, ops: &mut Vec<Op>) -> BTreeSet<IpVersion> {
+/// Adds the operations of tunnel devices and returns the IP versions whose device is recreated,
+/// which loses everything on it.
+fn diff_tunnels(present: &Plan, wanted: &Plan, ops: &mut Vec<RouteOp>) -> BTreeSet<IpVersion> {
     let mut rebuilt = BTreeSet::new();
     for version in VERSIONS {
         match (present.tunnels.get(&version), wanted.tunnels.get(&version)) {
@@ -95,13 +97,13 @@ fn tunnels(present: &Plan, wanted: &Plan, ops: &mut Vec<Op>) -> BTreeSet<IpVersi
             (Some(present), Some(wanted)) if present.can_become(wanted) => {
                 let adjustable = |device: &VxlanDevice| (device.address, device.mtu, device.up);
                 if adjustable(present) != adjustable(wanted) || present.offloads && !wanted.offloads {
-                    ops.push(Op::AdjustVxlan(version, wanted.clone()));
+                    ops.push(RouteOp::AdjustVxlan(version, wanted.clone()));
                 }
             }
             (present, wanted) => {
                 rebuilt.insert(version);
-                ops.extend(present.map(|_| Op::RemoveVxlan(version)));
-                ops.extend(wanted.map(|device| Op::CreateVxlan(version, device.clone())));
+                ops.extend(present.map(|_| RouteOp::RemoveVxlan(version)));
+                ops.extend(wanted.map(|device| RouteOp::CreateVxlan(version, device.clone())));
             }
         }
     }
@@ -115,22 +117,22 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
-    /// An operation on a kernel that finds what it needs.
-    fn exec(kernel: &mut Plan, op: Op) {
+    /// Executes an operation, asserting that what it needs exists.
+    fn exec(kernel: &mut Plan, op: RouteOp) {
         match &op {
-            Op::CreateVxlan(version, _) => assert!(!kernel.tunnels.contains_key(version), "there is a device"),
-            Op::AdjustVxlan(version, device) => {
+            RouteOp::CreateVxlan(version, _) => assert!(!kernel.tunnels.contains_key(version), "there is a device"),
+            RouteOp::AdjustVxlan(version, device) => {
                 assert!(kernel.tunnels[version].can_become(device), "changed in place what cannot be");
             }
-            Op::SetPeer(address, _) => assert!(kernel.tunnels.contains_key(&version_of(*address)), "no device"),
-            Op::RemovePeer(address, _) => assert!(kernel.peers.contains_key(address)),
-            Op::SetRoute(destination, Target::Vxlan { .. }) => {
+            RouteOp::SetPeer(address, _) => assert!(kernel.tunnels.contains_key(&version_of(*address)), "no device"),
+            RouteOp::RemovePeer(address, _) => assert!(kernel.peers.contains_key(address)),
+            RouteOp::SetRoute(destination, Target::Vxlan { .. }) => {
                 assert!(kernel.tunnels.contains_key(&version_of(destination.addr())), "route without its device");
             }
-            Op::RemoveRoute(destination, _) => assert!(kernel.routes.contains_key(destination)),
-            Op::RemoveVxlan(_) | Op::SetPod(_) | Op::SetRoute(..) => {}
+            RouteOp::RemoveRoute(destination, _) => assert!(kernel.routes.contains_key(destination)),
+            RouteOp::RemoveVxlan(_) | RouteOp::SetPod(_) | RouteOp::SetRoute(..) => {}
         }
-        kernel.follow(op);
+        kernel.apply_op(op);
     }
 
     fn address(version: IpVersion, number: u8) -> IpAddr {
@@ -150,7 +152,7 @@ mod tests {
         if tunnel { prop_oneof![plain, vxlan].boxed() } else { plain.boxed() }
     }
 
-    /// The half of a plan that is about one IP version.
+    /// Part of a plan for one IP version.
     fn half(version: IpVersion) -> impl Strategy<Value = Plan> {
         proptest::option::of((0u8..2, 4789u16..4791, 0u32..2, 3u32..5)).prop_flat_map(move |device| {
             let tunnel = device.is_some();
@@ -216,9 +218,9 @@ mod tests {
                 for op in diff(&kernel, &wanted) {
                     exec(&mut kernel, op);
                 }
-                // Links of pods that are gone are removed by who made them.
+                // Links of removed pods are deleted by the CNI service, not by the driver.
                 kernel.pods.retain(|name| wanted.pods.contains(name));
-                // A device that leaves no checksums to hardware is as good.
+                // A device without offload is accepted where offload is allowed.
                 for (version, device) in &mut kernel.tunnels {
                     let wanted = &wanted.tunnels[version];
                     prop_assert!(wanted.offloads || !device.offloads);
@@ -226,7 +228,7 @@ mod tests {
                 }
                 prop_assert_eq!(&kernel, &wanted);
                 prop_assert!(diff(&kernel, &wanted).is_empty());
-                // What somebody else does to the devices.
+                // Changes of devices by other programs.
                 kernel.tunnels.values_mut().for_each(|device| (device.up, device.mtu, device.offloads) = (false, 9, true));
                 kernel.pods.clear();
             }

@@ -1,4 +1,5 @@
-//! The one owner of routes, tunnel devices, neighbours and forwarding entries: keeps what the kernel holds and moves it to the wanted plan.
+//! The owner of routes, tunnel devices, neighbours and forwarding entries: caches what the kernel
+//! holds, and moves it to the wanted plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,27 +11,27 @@ use margay_api::rule::IpVersion;
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 
-use super::diff::{Op, diff};
+use super::diff::{RouteOp, diff};
 use super::message::{self, Route};
 use super::plan::{Peer, Plan, Target, VxlanDevice, version_of, vxlan_device_name, vxlan_overhead};
-use super::present::{self, Link, Links};
-use super::sysctl::Changed;
+use super::present::{self, Link, LinksByName};
+use super::sysctl::ChangedParameter;
 use super::{ethtool, parameters, pod};
 use margay_netlink::route::{NetlinkError, RequestMode, RouteSocket};
 
-/// MTU where no link says otherwise.
+/// MTU if no link has the node's address.
 const ETHERNET_MTU: u32 = 1500;
 
-/// A part of a plan that can fail by itself.
+/// Part of a plan that can fail alone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
-    /// The kernel cannot be asked at all.
+pub enum RoutingPart {
+    /// Netlink itself.
     Netlink,
     /// Forwarding of an IP version.
     Forwarding(IpVersion),
     /// A tunnel device.
     Tunnel(IpVersion),
-    /// A link of ours: its state or its parameters.
+    /// One of our links: its state or its kernel parameters.
     Link(String),
     /// Another node behind a tunnel, by its tunnel address.
     Peer(IpAddr),
@@ -38,7 +39,7 @@ pub enum Part {
     Route(IpNet),
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for RoutingPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Netlink => f.write_str("netlink"),
@@ -51,135 +52,141 @@ impl fmt::Display for Part {
     }
 }
 
-/// What an apply did.
+/// Result of applying a plan.
 #[derive(Debug, Default)]
-pub struct Outcome {
-    /// Operations that succeeded, and parameters that were set.
+pub struct ApplyOutcome {
+    /// Number of operations and kernel parameters that were changed.
     pub done: usize,
-    /// What failed, with the reason; it is tried again at the next apply.
-    pub failed: BTreeMap<Part, String>,
-    /// Parameters of the host itself that were other.
-    pub changed: Vec<Changed>,
+    /// Failed parts with the reason; the next apply retries them.
+    pub failed: BTreeMap<RoutingPart, String>,
+    /// Parameters of the host itself that were changed.
+    pub changed: Vec<ChangedParameter>,
 }
 
-/// See the module. Blocking; lives on a thread of its own in the node's network namespace.
+/// Driver of the node's routing. It blocks, and lives on a thread of its own in the node's network
+/// namespace.
 pub struct Driver {
     socket: RouteSocket,
-    links: Links,
-    /// What the kernel holds, as far as we know; `None` when it has to be read.
+    links: LinksByName,
+    /// What the kernel holds, as far as known; `None`: it must be read back.
     present: Option<Plan>,
-    /// Pods' links of the last plan that were not there.
+    /// Links of pods in the last plan that did not exist: their routes wait for them.
     missing: BTreeSet<String>,
 }
 
 impl Driver {
-    /// A driver for the namespace of the calling thread; touches nothing yet.
+    /// Opens a driver in the calling thread's network namespace; it changes nothing yet.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self { socket: RouteSocket::open()?, links: Links::new(), present: None, missing: BTreeSet::new() })
+        Ok(Self { socket: RouteSocket::open()?, links: LinksByName::new(), present: None, missing: BTreeSet::new() })
     }
 
-    /// Makes the kernel forget nothing and ourselves everything: the next apply reads back first.
+    /// Discards the cached kernel state; the next apply reads it back.
     pub fn mark_stale(&mut self) {
         self.present = None;
     }
 
-    /// Pods' links of the last plan that were not there: their routes wait for them.
+    /// Links of pods in the last plan that did not exist: their routes wait for them.
     pub const fn missing(&self) -> &BTreeSet<String> {
         &self.missing
     }
 
-    /// Moves the kernel to the wanted plan, of which only these routes to own pods have changed since the last call.
-    /// Costs what they do while it is known what the kernel holds.
-    pub fn apply_pods(&mut self, wanted: &Plan, changed: &BTreeSet<IpNet>) -> Result<Outcome, NetlinkError> {
+    /// Applies a plan of which only these routes to the node's own pods have changed. While the
+    /// kernel's state is cached, the cost depends on these pods only.
+    pub fn apply_pods(&mut self, wanted: &Plan, changed: &BTreeSet<IpNet>) -> Result<ApplyOutcome, NetlinkError> {
         let is_forwarding = |known: &Plan| wanted.forwards.is_subset(&known.forwards);
         let Some(mut present) = self.present.take_if(|known| is_forwarding(known)) else { return self.apply(wanted) };
-        self.links = present::links(&mut self.socket)?;
-        let waiting: BTreeSet<IpNet> = wanted.of_links(&self.missing).collect();
+        self.links = present::list_links(&mut self.socket)?;
+        let waiting: BTreeSet<IpNet> = wanted.pods_on_links(&self.missing).collect();
         self.missing = wanted.pods.iter().filter(|name| !self.links.contains_key(*name)).cloned().collect();
         present.pods = wanted.pods.difference(&self.missing).cloned().collect();
-        let mut outcome = Outcome::default();
+        let mut outcome = ApplyOutcome::default();
         for destination in changed.union(&waiting) {
-            let target = wanted.routes.get(destination).filter(|target| self.is_there(target));
+            let target = wanted.routes.get(destination).filter(|target| self.has_link(target));
             let op = match (present.routes.get(destination), target) {
-                (old, Some(target)) if old != Some(target) => Op::SetRoute(*destination, target.clone()),
-                (Some(old), None) => Op::RemoveRoute(*destination, old.clone()),
+                (old, Some(target)) if old != Some(target) => RouteOp::SetRoute(*destination, target.clone()),
+                (Some(old), None) => RouteOp::RemoveRoute(*destination, old.clone()),
                 _ => continue,
             };
-            self.carry_out(op, &mut present, &mut outcome);
+            self.exec_into(op, &mut present, &mut outcome);
         }
         self.present = Some(present);
         Ok(outcome)
     }
 
-    /// Whether the link is there that a route needs.
-    fn is_there(&self, target: &Target) -> bool {
+    /// Whether the link exists that a route needs.
+    fn has_link(&self, target: &Target) -> bool {
         match target {
             Target::Pod { interface } => self.links.contains_key(interface),
             _ => true,
         }
     }
 
-    fn carry_out(&mut self, op: Op, present: &mut Plan, outcome: &mut Outcome) {
-        let (part, result) = (part(&op), self.exec(&op).map(|()| true));
+    fn exec_into(&mut self, op: RouteOp, present: &mut Plan, outcome: &mut ApplyOutcome) {
+        let (part, result) = (part_of(&op), self.exec(&op).map(|()| true));
         if result.is_ok() {
-            present.follow(op);
+            present.apply_op(op);
         }
-        outcome.took(part, result);
+        outcome.record(part, result);
     }
 
-    /// Moves the kernel to the wanted plan. What fails is left for the next call.
-    pub fn apply(&mut self, wanted: &Plan) -> Result<Outcome, NetlinkError> {
-        self.links = present::links(&mut self.socket)?;
+    /// Applies a plan. What fails is left to the next call.
+    pub fn apply(&mut self, wanted: &Plan) -> Result<ApplyOutcome, NetlinkError> {
+        self.links = present::list_links(&mut self.socket)?;
         let wanted = self.resolve(wanted)?;
-        let mut outcome = Outcome::default();
+        let mut outcome = ApplyOutcome::default();
         for version in &wanted.forwards {
             let changed = parameters::set_forwarding(*version).map(|changed| {
                 let is_changed = !changed.is_empty();
                 outcome.changed.extend(changed);
                 is_changed
             });
-            outcome.took(Part::Forwarding(*version), changed);
+            outcome.record(RoutingPart::Forwarding(*version), changed);
         }
         let mut present = match self.present.take() {
-            // A pod's link that is new is as its maker has left it a moment ago.
+            // A new link of a pod is as ADD has just set it up.
             Some(known) => Plan { pods: wanted.pods.clone(), ..known },
             None => {
-                let (differed, failed) = parameters::set_of_links(&wanted);
+                let (differed, failed) = parameters::set_link_parameters(&wanted);
                 outcome.done += differed;
-                outcome.failed.extend(failed.into_iter().map(|(link, error)| (Part::Link(link), error.to_string())));
-                present::present(&mut self.socket, &self.links)?
+                outcome
+                    .failed
+                    .extend(failed.into_iter().map(|(link, error)| (RoutingPart::Link(link), error.to_string())));
+                present::read_plan(&mut self.socket, &self.links)?
             }
         };
         present.forwards.clone_from(&wanted.forwards);
         for op in diff(&present, &wanted) {
-            self.carry_out(op, &mut present, &mut outcome);
+            self.exec_into(op, &mut present, &mut outcome);
         }
-        // Of a link that failed it is not known how far it came.
-        let is_known =
-            outcome.failed.keys().all(|part| matches!(part, Part::Peer(_) | Part::Route(_) | Part::Forwarding(_)));
+        // After a failure on a link its state is unknown, so the next apply reads back.
+        let is_known = outcome
+            .failed
+            .keys()
+            .all(|part| matches!(part, RoutingPart::Peer(_) | RoutingPart::Route(_) | RoutingPart::Forwarding(_)));
         self.present = is_known.then_some(present);
         Ok(outcome)
     }
 
-    /// MTU of the link that has the node's own address, or that of Ethernet.
+    /// MTU of the link with the node's address, or Ethernet's.
     pub fn underlay_mtu(&mut self, own: IpAddr) -> Result<u32, NetlinkError> {
-        Ok(self.found_underlay_mtu(own)?.unwrap_or(ETHERNET_MTU))
+        Ok(self.find_underlay_mtu(own)?.unwrap_or(ETHERNET_MTU))
     }
 
-    /// MTU of the link that has the node's own address; none: no link has it.
-    pub fn found_underlay_mtu(&mut self, own: IpAddr) -> Result<Option<u32>, NetlinkError> {
-        self.links = present::links(&mut self.socket)?;
-        Ok(self.underlay(own)?.map(|link| link.mtu))
+    /// MTU of the link with the node's address; `None`: no link has it.
+    pub fn find_underlay_mtu(&mut self, own: IpAddr) -> Result<Option<u32>, NetlinkError> {
+        self.links = present::list_links(&mut self.socket)?;
+        Ok(self.find_underlay(own)?.map(|link| link.mtu))
     }
 
-    /// The node's own address on the link that has it, with the prefix length of its subnet.
-    pub fn subnet_of(&mut self, own: IpAddr) -> Result<Option<IpNet>, NetlinkError> {
-        Ok(present::addresses(&mut self.socket)?.into_iter().map(|(_, net)| net).find(|net| net.addr() == own))
+    /// The node's address with the prefix length of its subnet.
+    pub fn find_subnet(&mut self, own: IpAddr) -> Result<Option<IpNet>, NetlinkError> {
+        Ok(present::list_addresses(&mut self.socket)?.into_iter().map(|(_, net)| net).find(|net| net.addr() == own))
     }
 
-    /// The first IPv6 address, with the prefix length of its subnet, that others can reach on the link that has this address.
-    pub fn ipv6_beside(&mut self, own: IpAddr) -> Result<Option<Ipv6Net>, NetlinkError> {
-        let present = present::addresses(&mut self.socket)?;
+    /// First IPv6 address that others can reach, with its prefix length, on the link with this
+    /// address.
+    pub fn find_ipv6_beside(&mut self, own: IpAddr) -> Result<Option<Ipv6Net>, NetlinkError> {
+        let present = present::list_addresses(&mut self.socket)?;
         let link = present.iter().find(|(_, net)| net.addr() == own).map(|(index, _)| *index);
         let beside = present.into_iter().filter(|(index, _)| Some(*index) == link);
         Ok(beside.filter_map(|(_, net)| if let IpNet::V6(net) = net { Some(net) } else { None }).find(|net| {
@@ -188,26 +195,26 @@ impl Driver {
         }))
     }
 
-    fn underlay(&mut self, own: IpAddr) -> Result<Option<&Link>, NetlinkError> {
-        let index = present::addresses(&mut self.socket)?
+    fn find_underlay(&mut self, own: IpAddr) -> Result<Option<&Link>, NetlinkError> {
+        let index = present::list_addresses(&mut self.socket)?
             .into_iter()
             .find(|(_, net)| net.addr() == own)
             .map(|(index, _)| index);
         Ok(self.links.values().find(|link| Some(link.index) == index))
     }
 
-    /// Fills in what a plan leaves to the links that there are, and leaves out pods whose links are not there: they are being made, or have gone with their
-    /// namespaces.
+    /// Completes a plan with the present links: underlay and MTU of tunnels. Pods without a link
+    /// are left out: it is being created, or went with its network namespace.
     fn resolve(&mut self, wanted: &Plan) -> Result<Plan, NetlinkError> {
         let mut wanted = wanted.clone();
         (wanted.unreachable, wanted.base) = Default::default();
         self.missing = wanted.pods.iter().filter(|name| !self.links.contains_key(*name)).cloned().collect();
         if !self.missing.is_empty() {
             wanted.pods.retain(|name| self.links.contains_key(name));
-            wanted.routes.retain(|_, target| self.is_there(target));
+            wanted.routes.retain(|_, target| self.has_link(target));
         }
         for (version, device) in &mut wanted.tunnels {
-            let underlay = self.underlay(device.local)?.map(|link| (link.index, link.mtu));
+            let underlay = self.find_underlay(device.local)?.map(|link| (link.index, link.mtu));
             device.underlay = underlay.map(|(index, _)| index);
             let present = self.links.get(vxlan_device_name(*version)).map(|link| link.mtu);
             device.mtu = tunnel_mtu(*version, device.mtu, underlay.map(|(_, mtu)| mtu), present);
@@ -215,24 +222,25 @@ impl Driver {
         Ok(wanted)
     }
 
-    fn exec(&mut self, op: &Op) -> Result<(), NetlinkError> {
+    fn exec(&mut self, op: &RouteOp) -> Result<(), NetlinkError> {
         match op {
-            Op::RemoveVxlan(version) => {
+            RouteOp::RemoveVxlan(version) => {
                 let name = vxlan_device_name(*version);
-                self.remove(message::delete_link(name), || format!("delete {name}"))
+                self.exec_removal(message::delete_link(name), || format!("delete {name}"))
             }
-            Op::CreateVxlan(version, device) => self.create_vxlan(*version, device),
-            Op::AdjustVxlan(version, device) => self.adjust_vxlan(vxlan_device_name(*version), device),
-            Op::SetPod(name) => {
-                let index = self.index(name)?;
+            RouteOp::CreateVxlan(version, device) => self.create_vxlan(*version, device),
+            RouteOp::AdjustVxlan(version, device) => self.adjust_vxlan(vxlan_device_name(*version), device),
+            RouteOp::SetPod(name) => {
+                let index = self.link_index(name)?;
                 pod::bring_up(&mut self.socket, name, index)
             }
-            Op::SetPeer(address, peer) => self.set_peer(*address, peer),
-            Op::RemovePeer(address, peer) => self.remove_peer(*address, peer),
-            Op::SetRoute(destination, target) => self.set_route(*destination, target),
-            Op::RemoveRoute(destination, target) => match self.route(*destination, target) {
-                Ok(route) => self
-                    .remove(RouteNetlinkMessage::DelRoute(route.message()), || format!("delete route {destination}")),
+            RouteOp::SetPeer(address, peer) => self.set_peer(*address, peer),
+            RouteOp::RemovePeer(address, peer) => self.remove_peer(*address, peer),
+            RouteOp::SetRoute(destination, target) => self.set_route(*destination, target),
+            RouteOp::RemoveRoute(destination, target) => match self.resolve_route(*destination, target) {
+                Ok(route) => self.exec_removal(RouteNetlinkMessage::DelRoute(route.message()), || {
+                    format!("delete route {destination}")
+                }),
                 Err(gone) if gone.is_missing() => Ok(()),
                 Err(error) => Err(error),
             },
@@ -240,45 +248,50 @@ impl Driver {
     }
 
     fn set_route(&mut self, destination: IpNet, target: &Target) -> Result<(), NetlinkError> {
-        let route = self.route(destination, target)?;
+        let route = self.resolve_route(destination, target)?;
         let replace = |socket: &mut RouteSocket| {
             socket.exec(RouteNetlinkMessage::NewRoute(route.message()), RequestMode::Replace, || {
                 format!("route {destination}")
             })
         };
         match replace(&mut self.socket) {
-            // The kernel looks a gateway on another link up in the table, where it finds the very route that is to be replaced.
+            // The kernel validates the gateway by a lookup in the table, where it finds the very
+            // route that is to be replaced. Delete that route first.
             Err(NetlinkError::Refused { errno: Errno::EINVAL, .. }) if route.onlink && destination.addr().is_ipv6() => {
                 let old = Route { destination, link: None, gateway: None, onlink: false, blackhole: false };
                 let request = RouteNetlinkMessage::DelRoute(old.message_of_anybody());
-                self.remove(request, || format!("delete route {destination}"))?;
+                self.exec_removal(request, || format!("delete route {destination}"))?;
                 replace(&mut self.socket)
             }
             result => result,
         }
     }
 
-    fn remove(&mut self, request: RouteNetlinkMessage, what: impl FnOnce() -> String) -> Result<(), NetlinkError> {
+    fn exec_removal(
+        &mut self,
+        request: RouteNetlinkMessage,
+        what: impl FnOnce() -> String,
+    ) -> Result<(), NetlinkError> {
         match self.socket.exec(request, RequestMode::Change, what) {
             Err(error) if error.is_missing() => Ok(()),
             result => result,
         }
     }
 
-    fn route(&self, destination: IpNet, target: &Target) -> Result<Route, NetlinkError> {
+    fn resolve_route(&self, destination: IpNet, target: &Target) -> Result<Route, NetlinkError> {
         let blank = Route { destination, link: None, gateway: None, onlink: false, blackhole: false };
         Ok(match target {
             Target::Blackhole => Route { blackhole: true, ..blank },
             Target::Gateway { via } => Route { gateway: Some(*via), ..blank },
             Target::Vxlan { via } => {
-                let link = self.index(vxlan_device_name(version_of(*via)))?;
+                let link = self.link_index(vxlan_device_name(version_of(*via)))?;
                 Route { link: Some(link), gateway: Some(*via), onlink: true, ..blank }
             }
-            Target::Pod { interface } => Route::direct(destination, self.index(interface)?),
+            Target::Pod { interface } => Route::direct(destination, self.link_index(interface)?),
         })
     }
 
-    fn index(&self, name: &str) -> Result<u32, NetlinkError> {
+    fn link_index(&self, name: &str) -> Result<u32, NetlinkError> {
         let missing = || NetlinkError::Refused { what: format!("link {name}"), errno: Errno::ENODEV };
         self.links.get(name).map(|link| link.index).ok_or_else(missing)
     }
@@ -288,40 +301,41 @@ impl Driver {
         let underlay = device.underlay.ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::NotFound,
-                format!("no link has the node's address {}; is NODE_IP right?", device.local),
+                format!("no link has the node's address {}; correct NODE_IP", device.local),
             )
         })?;
         self.socket.exec(message::new_vxlan(device, underlay), RequestMode::Create, || format!("create {name}"))?;
-        self.links = present::links(&mut self.socket)?;
-        parameters::set_of_tunnel(version)?;
+        self.links = present::list_links(&mut self.socket)?;
+        parameters::set_tunnel_parameters(version)?;
         self.bring_up_vxlan(name, device)
     }
 
     fn adjust_vxlan(&mut self, name: &str, device: &VxlanDevice) -> Result<(), NetlinkError> {
-        let index = self.index(name)?;
+        let index = self.link_index(name)?;
         self.socket.exec(message::set_mtu(index, device.mtu), RequestMode::Change, || format!("MTU of {name}"))?;
         self.bring_up_vxlan(name, device)
     }
 
     fn bring_up_vxlan(&mut self, name: &str, device: &VxlanDevice) -> Result<(), NetlinkError> {
-        let index = self.index(name)?;
+        let index = self.link_index(name)?;
         if !device.offloads {
             ethtool::turn_checksum_offload_off(name)?;
         }
         match self.socket.exec(message::set_up(index), RequestMode::Change, || format!("bring {name} up")) {
             Err(NetlinkError::Refused { errno: Errno::EADDRINUSE, .. }) => {
-                return Err(io::Error::new(io::ErrorKind::AddrInUse, taken(name, device)).into());
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, port_in_use(name, device)).into());
             }
             result => result?,
         }
-        // An IPv6 address that is there before its link is up goes away with it.
+        // After bringing it up: an IPv6 address set on a link that is down is lost when the link
+        // comes up.
         self.socket.exec(message::new_host_address(index, device.address), RequestMode::Replace, || {
             format!("address of {name}")
         })
     }
 
     fn set_peer(&mut self, address: IpAddr, peer: &Peer) -> Result<(), NetlinkError> {
-        let index = self.index(vxlan_device_name(version_of(address)))?;
+        let index = self.link_index(vxlan_device_name(version_of(address)))?;
         let entry = message::forwarding(index, peer.mac, peer.underlay);
         self.socket.exec(RouteNetlinkMessage::NewNeighbour(entry), RequestMode::Replace, || {
             format!("forwarding entry of {address}")
@@ -332,16 +346,16 @@ impl Driver {
     }
 
     fn remove_peer(&mut self, address: IpAddr, peer: &Peer) -> Result<(), NetlinkError> {
-        let index = self.index(vxlan_device_name(version_of(address)))?;
+        let index = self.link_index(vxlan_device_name(version_of(address)))?;
         let neighbour = message::neighbour(index, address, peer.mac);
-        self.remove(RouteNetlinkMessage::DelNeighbour(neighbour), || format!("delete neighbour {address}"))?;
+        self.exec_removal(RouteNetlinkMessage::DelNeighbour(neighbour), || format!("delete neighbour {address}"))?;
         let entry = message::forwarding(index, peer.mac, peer.underlay);
-        self.remove(RouteNetlinkMessage::DelNeighbour(entry), || format!("delete forwarding entry of {address}"))
+        self.exec_removal(RouteNetlinkMessage::DelNeighbour(entry), || format!("delete forwarding entry of {address}"))
     }
 }
 
-impl Outcome {
-    fn took(&mut self, part: Part, result: Result<bool, impl fmt::Display>) {
+impl ApplyOutcome {
+    fn record(&mut self, part: RoutingPart, result: Result<bool, impl fmt::Display>) {
         match result {
             Ok(changed) => self.done += usize::from(changed),
             Err(error) => drop(self.failed.insert(part, error.to_string())),
@@ -349,7 +363,8 @@ impl Outcome {
     }
 }
 
-/// A tunnel carries no more than its underlay, whatever is configured: the kernel does not take more. Where the underlay is not known it stays as it is.
+/// MTU of a tunnel: at most that of its underlay less the overhead, whatever is configured, as the
+/// kernel accepts no more. While the underlay is unknown it stays as it is.
 pub fn tunnel_mtu(version: IpVersion, configured: u32, underlay: Option<u32>, present: Option<u32>) -> u32 {
     let fits = underlay.map(|mtu| mtu.saturating_sub(vxlan_overhead(version)));
     match (configured, fits) {
@@ -360,20 +375,22 @@ pub fn tunnel_mtu(version: IpVersion, configured: u32, underlay: Option<u32>, pr
     }
 }
 
-fn taken(name: &str, device: &VxlanDevice) -> String {
+fn port_in_use(name: &str, device: &VxlanDevice) -> String {
     format!(
-        "{name} cannot be brought up: another VXLAN device of this node has UDP port {} and cannot share it; remove that, or choose another vxlanPort in \
+        "{name} cannot be brought up: another VXLAN device of this node uses UDP port {}; remove that device, or set another vxlanPort in \
          FelixConfiguration",
         device.port
     )
 }
 
-fn part(op: &Op) -> Part {
+fn part_of(op: &RouteOp) -> RoutingPart {
     match op {
-        Op::RemoveVxlan(version) | Op::CreateVxlan(version, _) | Op::AdjustVxlan(version, _) => Part::Tunnel(*version),
-        Op::SetPod(name) => Part::Link(name.clone()),
-        Op::SetPeer(address, _) | Op::RemovePeer(address, _) => Part::Peer(*address),
-        Op::SetRoute(destination, _) | Op::RemoveRoute(destination, _) => Part::Route(*destination),
+        RouteOp::RemoveVxlan(version) | RouteOp::CreateVxlan(version, _) | RouteOp::AdjustVxlan(version, _) => {
+            RoutingPart::Tunnel(*version)
+        }
+        RouteOp::SetPod(name) => RoutingPart::Link(name.clone()),
+        RouteOp::SetPeer(address, _) | RouteOp::RemovePeer(address, _) => RoutingPart::Peer(*address),
+        RouteOp::SetRoute(destination, _) | RouteOp::RemoveRoute(destination, _) => RoutingPart::Route(*destination),
     }
 }
 

@@ -1,7 +1,7 @@
-//! What a notification of the kernel may mean, and whether it means anything to a plan. Pure.
+//! Decides whether kernel notifications concern a plan. Pure.
 //!
-//! Our own changes are notified like those of others, and pods come and go all the time: reading everything back costs milliseconds, so it is done only where
-//! what was told of differs from what is wanted.
+//! Our own changes are notified like those of others, and pods come and go all the time. Reading
+//! everything back costs milliseconds, so it is done only if a notification differs from the plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,67 +12,70 @@ use margay_api::rule::IpVersion;
 
 use super::plan::{Plan, version_of};
 
-/// Hints that are kept until they are looked at; with one more, everything is.
-const LIMIT: usize = 4096;
+/// Maximal number of pending hints; beyond it, everything is checked.
+const MAX_HINTS: usize = 4096;
 
-/// Something that somebody may have changed.
+/// Possible change by another program.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hint {
-    /// Notifications were lost: anything.
+    /// Notifications were lost: anything may have changed.
     Lost,
-    /// A link that is not ours went down, came up, went, or has another MTU. The kernel removes IPv4 routes over it without a word.
+    /// Another link went up or down, was removed, or has another MTU. The kernel removes IPv4
+    /// routes over it without a notification.
     Underlay,
-    /// An address of a link that is not ours is gone. With the last one of a link the kernel removes IPv4 routes over it without a word.
-    AddressGone(IpAddr),
-    /// A link that is not ours has this address now.
-    AddressCame(IpAddr),
-    /// A pod's link has appeared.
-    PodCame(String),
-    /// A pod's link is down or gone, or lacks an address.
-    PodGone(String),
-    /// Something about a tunnel device.
+    /// An address of another link was removed. With the last address of a link the kernel removes
+    /// IPv4 routes over it without a notification.
+    AddressRemoved(IpAddr),
+    /// An address of another link was added.
+    AddressAdded(IpAddr),
+    /// A pod's link was created.
+    PodAdded(String),
+    /// A pod's link is down or was removed, or lost an address.
+    PodRemoved(String),
+    /// A tunnel device changed.
     Tunnel(IpVersion),
-    /// A neighbour on a tunnel device has this MAC address for good; none: it is gone, or may go.
+    /// A neighbour on a tunnel device has this permanent MAC address; `None`: it was removed or may
+    /// expire.
     Neighbour(IpAddr, Option<Mac>),
-    /// A forwarding entry of a tunnel device leads there; none: it is gone.
+    /// A forwarding entry of a tunnel device has this destination; `None`: it was removed.
     Forwarding(Mac, Option<IpAddr>),
-    /// A route of ours is gone, or one of somebody else has its destination.
+    /// One of our routes was removed, or a foreign one has its destination.
     Route(IpNet),
-    /// A kernel parameter of the node, or of a link of ours, is not as it should be.
+    /// A kernel parameter of the node or of one of our links has a wrong value.
     Parameter,
 }
 
-/// What a plan has, as far as hints are about it.
+/// Filter of hints by the plan.
 #[derive(Clone, Copy)]
-pub struct Interest<'a> {
+pub struct HintFilter<'a> {
     /// The wanted plan.
     pub plan: &'a Plan,
-    /// Pods' links of it that are not there.
+    /// Links of pods in the plan that do not exist.
     pub missing: &'a BTreeSet<String>,
-    /// Whether some of it is not in force.
+    /// Whether part of the plan has failed.
     pub is_failing: bool,
 }
 
-impl Interest<'_> {
-    /// Whether any of these is a reason to read back and repair.
-    pub fn is_touched(&self, hints: &BTreeSet<Hint>) -> bool {
+impl HintFilter<'_> {
+    /// Whether any of the hints is a reason to read back and repair.
+    pub fn needs_resync(&self, hints: &BTreeSet<Hint>) -> bool {
         let is_forwarding = |hint: &Hint| matches!(hint, Hint::Forwarding(..));
         let macs: BTreeMap<Mac, IpAddr> = match hints.iter().any(is_forwarding) {
             true => self.plan.peers.values().map(|peer| (peer.mac, peer.underlay)).collect(),
             false => BTreeMap::new(),
         };
-        hints.iter().any(|hint| self.matters(hint, &macs))
+        hints.iter().any(|hint| self.concerns_plan(hint, &macs))
     }
 
-    fn matters(&self, hint: &Hint, macs: &BTreeMap<Mac, IpAddr>) -> bool {
+    fn concerns_plan(&self, hint: &Hint, macs: &BTreeMap<Mac, IpAddr>) -> bool {
         let plan = self.plan;
         match hint {
-            Hint::Lost | Hint::Underlay | Hint::AddressGone(_) | Hint::Parameter => true,
-            Hint::AddressCame(address) => {
+            Hint::Lost | Hint::Underlay | Hint::AddressRemoved(_) | Hint::Parameter => true,
+            Hint::AddressAdded(address) => {
                 self.is_failing || plan.tunnels.values().any(|device| device.local == *address)
             }
-            Hint::PodCame(name) => self.missing.contains(name),
-            Hint::PodGone(name) => plan.pods.contains(name) && !self.missing.contains(name),
+            Hint::PodAdded(name) => self.missing.contains(name),
+            Hint::PodRemoved(name) => plan.pods.contains(name) && !self.missing.contains(name),
             Hint::Tunnel(version) => plan.tunnels.contains_key(version),
             Hint::Neighbour(address, mac) => {
                 plan.peers.get(address).is_some_and(|peer| Some(peer.mac) != *mac)
@@ -84,10 +87,10 @@ impl Interest<'_> {
     }
 }
 
-/// Adds hints to those that wait.
-pub fn merge(waiting: &mut BTreeSet<Hint>, hints: BTreeSet<Hint>) {
+/// Adds hints to the pending ones.
+pub fn merge_hints(waiting: &mut BTreeSet<Hint>, hints: BTreeSet<Hint>) {
     waiting.extend(hints);
-    if waiting.len() > LIMIT {
+    if waiting.len() > MAX_HINTS {
         *waiting = BTreeSet::from([Hint::Lost]);
     }
 }
@@ -141,14 +144,14 @@ mod tests {
             (Hint::Lost, true, true),
             (Hint::Underlay, true, true),
             (Hint::Parameter, true, true),
-            (Hint::AddressGone(ip("172.30.0.1")), true, true),
-            (Hint::AddressCame(ip("172.30.0.1")), true, true),
-            (Hint::AddressCame(ip("192.0.2.1")), false, true),
-            (Hint::PodCame(pod("cali1")), false, false),
-            (Hint::PodCame(pod("cali2")), true, true),
-            (Hint::PodGone(pod("cali1")), true, true),
-            (Hint::PodGone(pod("cali2")), false, false),
-            (Hint::PodGone(pod("cali3")), false, false),
+            (Hint::AddressRemoved(ip("172.30.0.1")), true, true),
+            (Hint::AddressAdded(ip("172.30.0.1")), true, true),
+            (Hint::AddressAdded(ip("192.0.2.1")), false, true),
+            (Hint::PodAdded(pod("cali1")), false, false),
+            (Hint::PodAdded(pod("cali2")), true, true),
+            (Hint::PodRemoved(pod("cali1")), true, true),
+            (Hint::PodRemoved(pod("cali2")), false, false),
+            (Hint::PodRemoved(pod("cali3")), false, false),
             (Hint::Tunnel(IpVersion::V4), true, true),
             (Hint::Tunnel(IpVersion::V6), false, false),
             (Hint::Neighbour(ip("10.1.2.0"), Some(MAC)), false, false),
@@ -163,8 +166,8 @@ mod tests {
             (Hint::Route(net("10.1.1.9/32")), false, false),
         ] {
             for (is_failing, expected) in [(false, when_fine), (true, when_failing)] {
-                let interest = Interest { plan: &plan, missing: &missing, is_failing };
-                assert_eq!(interest.is_touched(&[hint.clone()].into()), expected, "{hint:?}, failing: {is_failing}");
+                let filter = HintFilter { plan: &plan, missing: &missing, is_failing };
+                assert_eq!(filter.needs_resync(&[hint.clone()].into()), expected, "{hint:?}, failing: {is_failing}");
             }
         }
     }
@@ -172,8 +175,8 @@ mod tests {
     #[test]
     fn too_many_hints_become_one() {
         let mut waiting = BTreeSet::new();
-        for number in 0..=LIMIT {
-            merge(&mut waiting, [Hint::PodGone(format!("cali{number}"))].into());
+        for number in 0..=MAX_HINTS {
+            merge_hints(&mut waiting, [Hint::PodRemoved(format!("cali{number}"))].into());
         }
         assert_eq!(waiting, [Hint::Lost].into());
     }

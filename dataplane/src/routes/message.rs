@@ -1,4 +1,4 @@
-//! rtnetlink messages for the few things that we make: links, addresses, routes, neighbours and forwarding entries.
+//! Builds rtnetlink messages for links, addresses, routes, neighbours and forwarding entries.
 
 use std::net::IpAddr;
 use std::os::fd::RawFd;
@@ -19,7 +19,8 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::plan::{ROUTE_PROTOCOL, VxlanDevice, version_of, vxlan_device_name};
 
-/// A veth pair to be made in one request: the host side here, the other end inside the pod's namespace.
+/// A veth pair to be created in one request: the host side here, the other end in the pod's network
+/// namespace.
 pub struct VethPair<'a> {
     /// Name of the host side.
     pub host: &'a str,
@@ -57,7 +58,7 @@ pub fn new_veth(pair: &VethPair<'_>) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewLink(link)
 }
 
-/// Creates a VXLAN device, down. `underlay` is the link that carries the outer packets.
+/// Creates a VXLAN device, down. `underlay` is the link of the outer packets.
 pub fn new_vxlan(device: &VxlanDevice, underlay: u32) -> RouteNetlinkMessage {
     let local = match device.local {
         IpAddr::V4(address) => InfoVxlan::Local(address),
@@ -99,12 +100,12 @@ pub fn set_mtu(index: u32, mtu: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::SetLink(link)
 }
 
-/// A link, as requests name it.
+/// Reference to a link in a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkRef {
-    /// By its name, whichever link has it.
+    /// By name, whichever link has it.
     Name(String),
-    /// By its index, which no other link gets.
+    /// By index, which no other link gets.
     Index(u32),
 }
 
@@ -138,7 +139,7 @@ pub fn delete_link(name: &str) -> RouteNetlinkMessage {
     delete(&LinkRef::Name(name.to_owned()))
 }
 
-/// Puts a link into a group.
+/// Moves a link to a group.
 pub fn set_group(link: &LinkRef, group: u32) -> RouteNetlinkMessage {
     let mut message = link.message();
     message.attributes.push(LinkAttribute::Group(group));
@@ -152,14 +153,14 @@ pub fn delete_group(group: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::DelLink(link)
 }
 
-/// Lists links, without their counters, which are most of an answer.
+/// Lists links, without their counters, which make up most of the response.
 pub fn get_links() -> RouteNetlinkMessage {
     let mut link = LinkMessage::default();
     link.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
     RouteNetlinkMessage::GetLink(link)
 }
 
-/// Asks for one link by its name.
+/// Requests one link by name.
 pub fn get_link(name: &str) -> RouteNetlinkMessage {
     let mut link = LinkMessage::default();
     link.attributes =
@@ -167,17 +168,18 @@ pub fn get_link(name: &str) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetLink(link)
 }
 
-/// Gives a link an address that covers nothing but itself.
+/// Adds a host address to a link.
 pub fn new_host_address(index: u32, address: IpAddr) -> RouteNetlinkMessage {
     new_address(index, IpNet::from(address), AddressScope::Universe)
 }
 
-/// Gives a link an address with the range of its neighbours on the link alone.
+/// Adds a link-scoped address to a link, with its prefix.
 pub fn new_link_address(index: u32, address: IpNet) -> RouteNetlinkMessage {
     new_address(index, address, AddressScope::Link)
 }
 
-/// An IPv6 address can be used at once: that nobody else has it is known, and looking for a duplicate would take a second.
+/// Adds an address. An IPv6 address is usable at once: it is known to be unique, and duplicate
+/// address detection would take a second.
 fn new_address(index: u32, net: IpNet, scope: AddressScope) -> RouteNetlinkMessage {
     let mut message = AddressMessage::default();
     message.header.family = family(net.addr());
@@ -198,25 +200,25 @@ pub fn get_addresses() -> RouteNetlinkMessage {
 
 /// A route in the main table with our protocol number.
 pub struct Route {
-    /// Where it leads to.
+    /// Destination.
     pub destination: IpNet,
     /// Outgoing link.
     pub link: Option<u32>,
     /// Next hop.
     pub gateway: Option<IpAddr>,
-    /// The next hop is on the link even if no address says so.
+    /// Whether the next hop is on the link even without an address in its subnet.
     pub onlink: bool,
-    /// Packets are discarded.
+    /// Whether packets are discarded.
     pub blackhole: bool,
 }
 
 impl Route {
-    /// A route to what is directly on a link.
+    /// A route to a destination directly on a link.
     pub fn direct(destination: IpNet, link: u32) -> Self {
         Self { destination, link: Some(link), gateway: None, onlink: false, blackhole: false }
     }
 
-    /// The message body, to be wrapped into a new, delete or get request.
+    /// Message body of a new, delete or get request.
     pub fn message(&self) -> RouteMessage {
         let mut message = RouteMessage::default();
         message.header.address_family = family(self.destination.addr());
@@ -237,7 +239,8 @@ impl Route {
         message
     }
 
-    /// The message body for a delete request of what stands in the place of this IPv6 route, whoever has set it.
+    /// Message body of a request that deletes whatever is in the place of this IPv6 route, whoever
+    /// set it.
     pub fn message_of_anybody(&self) -> RouteMessage {
         let mut message = self.message();
         message.header.protocol = RouteProtocol::Unspec;
@@ -246,7 +249,7 @@ impl Route {
     }
 }
 
-/// Metric of IPv6 routes that are set without one (`IP6_RT_PRIO_USER`).
+/// Metric of IPv6 routes without one (`IP6_RT_PRIO_USER` in `linux/ipv6_route.h`).
 const METRIC_V6: u32 = 1024;
 
 /// Lists routes of one family.
@@ -269,7 +272,7 @@ pub fn neighbour(index: u32, address: IpAddr, mac: Mac) -> NeighbourMessage {
     message
 }
 
-/// A permanent forwarding entry of a VXLAN device: the node behind a MAC address.
+/// A permanent forwarding entry of a VXLAN device: the node's address behind a MAC address.
 pub fn forwarding(index: u32, mac: Mac, underlay: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
@@ -283,7 +286,8 @@ pub fn forwarding(index: u32, mac: Mac, underlay: IpAddr) -> NeighbourMessage {
     message
 }
 
-/// The address that a neighbour or forwarding entry is about. That of a forwarding entry says its IP version by its length alone.
+/// Address of a neighbour or forwarding entry. The IP version of a forwarding entry shows only in
+/// the length of its address.
 pub fn neighbour_address(address: &NeighbourAddress) -> Option<IpAddr> {
     match address {
         NeighbourAddress::Inet(address) => Some(IpAddr::V4(*address)),

@@ -1,8 +1,8 @@
 //! Links, addresses, routes, neighbours and forwarding entries of a node, by rtnetlink.
 //!
 //! ```text
-//!  records, local pods --plan--> Plan --diff--> Op --exec--> kernel
-//!                                       ^ present, read back at start and after any surprise
+//!  records, local pods --plan--> Plan --diff--> RouteOp --exec--> kernel
+//!                                       ^ present, read back at start and after changes by others
 //! ```
 
 pub mod addresses;

@@ -1,4 +1,5 @@
-//! Notices when somebody else changes what is ours, or what it stands on: routes, tunnel devices, neighbours on them, links, addresses and kernel parameters.
+//! Monitors changes by other programs of what is ours or what it depends on: routes, tunnel
+//! devices, neighbours on them, links, addresses and kernel parameters.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,48 +21,50 @@ use super::plan::{ROUTE_PROTOCOL, VERSIONS, vxlan_device_name};
 use super::{message, netconf};
 use crate::links::is_workload;
 
-/// Multicast groups as bits: links, neighbours, IPv4 and IPv6 addresses and routes (`linux/rtnetlink.h`, `RTMGRP_*`), and kernel parameters of links of IPv4
-/// and IPv6 (`RTNLGRP_*_NETCONF`).
+/// Multicast groups as bits: links, neighbours, IPv4 and IPv6 addresses and routes (`RTMGRP_*` of
+/// `linux/rtnetlink.h`), and kernel parameters of links (`RTNLGRP_IPV4_NETCONF` and
+/// `RTNLGRP_IPV6_NETCONF`).
 const GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x100 | 0x40 | 0x400 | 1 << 23 | 1 << 24;
-/// The main table of routes.
+/// Main routing table (`RT_TABLE_MAIN` in `linux/rtnetlink.h`).
 const MAIN: u8 = 254;
 
-/// A link as it was told of last.
+/// A link as of its last notification.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Seen {
+struct SeenLink {
     name: String,
-    /// Administratively up, and able to carry packets.
+    /// Administratively up, and operational (`IFF_UP`, `IFF_LOWER_UP`).
     up: (bool, bool),
     mtu: u32,
 }
 
 /// Links by index.
-type Links = BTreeMap<u32, Seen>;
+type SeenLinks = BTreeMap<u32, SeenLink>;
 
-/// See the module.
+/// Subscription to routing notifications.
 pub struct Monitor {
     subscription: Subscription,
     socket: RouteSocket,
-    links: Links,
+    links: SeenLinks,
 }
 
 impl Monitor {
-    /// Subscribes.
+    /// Subscribes and reads the links.
     pub fn open() -> Result<Self, NetlinkError> {
         let (subscription, socket) = (Subscription::open(GROUPS)?, RouteSocket::open()?);
-        let mut monitor = Self { subscription, socket, links: Links::new() };
+        let mut monitor = Self { subscription, socket, links: SeenLinks::new() };
         monitor.read_links()?;
         Ok(monitor)
     }
 
     fn read_links(&mut self) -> Result<(), NetlinkError> {
         let found = self.socket.dump(message::get_links())?;
-        let seen = |message| if let RouteNetlinkMessage::NewLink(link) = message { seen(&link) } else { None };
+        let seen = |message| if let RouteNetlinkMessage::NewLink(link) = message { parse_link(&link) } else { None };
         self.links = found.into_iter().filter_map(seen).collect();
         Ok(())
     }
 
-    /// Blocks until something may have changed. Our own changes are reported too: only the owner can tell them apart, by what it wants.
+    /// Blocks until something may have changed. Our own changes are reported too: only the owner
+    /// can tell them apart, by its plan.
     pub fn wait(&mut self) -> Result<BTreeSet<Hint>, NetlinkError> {
         loop {
             let Self { subscription, links, .. } = self;
@@ -69,7 +72,7 @@ impl Monitor {
                 self.read_links()?;
                 return Ok([Hint::Lost].into());
             };
-            let hints = hints(links, bytes);
+            let hints = parse_hints(links, bytes);
             if !hints.is_empty() {
                 return Ok(hints);
             }
@@ -77,57 +80,57 @@ impl Monitor {
     }
 }
 
-/// What these notifications may mean.
-fn hints(links: &mut Links, bytes: &[u8]) -> BTreeSet<Hint> {
+/// Parses notifications to hints.
+fn parse_hints(links: &mut SeenLinks, bytes: &[u8]) -> BTreeSet<Hint> {
     let mut hints = BTreeSet::new();
     for message in messages(bytes) {
-        if message.header.kind == netconf::NEW {
+        if message.header.kind == netconf::RTM_NEWNETCONF {
             let name = |index| links.get(&index).map(|seen| seen.name.as_str());
-            hints.extend(netconf::is_other(message.body, name).then_some(Hint::Parameter));
+            hints.extend(netconf::is_wrong_parameter(message.body, name).then_some(Hint::Parameter));
         } else if let Ok(message) = NetlinkMessage::deserialize(message.bytes)
             && let NetlinkPayload::InnerMessage(message) = message.payload
         {
-            hints.extend(hint(links, &message));
+            hints.extend(parse_hint(links, &message));
         }
     }
     hints
 }
 
-fn hint(links: &mut Links, message: &RouteNetlinkMessage) -> Option<Hint> {
+fn parse_hint(links: &mut SeenLinks, message: &RouteNetlinkMessage) -> Option<Hint> {
     match message {
         RouteNetlinkMessage::NewLink(link) if link.header.interface_family == AddressFamily::Unspec => {
-            let (index, now) = seen(link)?;
+            let (index, now) = parse_link(link)?;
             let before = links.insert(index, now.clone());
-            changed(before.as_ref(), &now)
+            link_change_hint(before.as_ref(), &now)
         }
         RouteNetlinkMessage::DelLink(link) if link.header.interface_family == AddressFamily::Unspec => {
             let gone = links.remove(&link.header.index)?;
-            Some(of_link(&gone.name, Hint::Underlay))
+            Some(link_hint(&gone.name, Hint::Underlay))
         }
-        RouteNetlinkMessage::NewAddress(address) => of_address(links, address, true),
-        RouteNetlinkMessage::DelAddress(address) => of_address(links, address, false),
-        RouteNetlinkMessage::NewNeighbour(neighbour) => of_neighbour(links, neighbour, true),
-        RouteNetlinkMessage::DelNeighbour(neighbour) => of_neighbour(links, neighbour, false),
-        RouteNetlinkMessage::NewRoute(route) => of_route(route, false),
-        RouteNetlinkMessage::DelRoute(route) => of_route(route, true),
+        RouteNetlinkMessage::NewAddress(address) => address_hint(links, address, true),
+        RouteNetlinkMessage::DelAddress(address) => address_hint(links, address, false),
+        RouteNetlinkMessage::NewNeighbour(neighbour) => neighbour_hint(links, neighbour, true),
+        RouteNetlinkMessage::DelNeighbour(neighbour) => neighbour_hint(links, neighbour, false),
+        RouteNetlinkMessage::NewRoute(route) => route_hint(route, false),
+        RouteNetlinkMessage::DelRoute(route) => route_hint(route, true),
         _ => None,
     }
 }
 
-fn tunnel(name: &str) -> Option<IpVersion> {
+fn tunnel_version(name: &str) -> Option<IpVersion> {
     VERSIONS.into_iter().find(|version| vxlan_device_name(*version) == name)
 }
 
-/// What it means that something happened to this link, if it is not ours.
-fn of_link(name: &str, otherwise: Hint) -> Hint {
-    match tunnel(name) {
+/// Hint for a change of a link: that of our kind of link, else `otherwise`.
+fn link_hint(name: &str, otherwise: Hint) -> Hint {
+    match tunnel_version(name) {
         Some(version) => Hint::Tunnel(version),
-        None if is_workload(name) => Hint::PodGone(name.to_owned()),
+        None if is_workload(name) => Hint::PodRemoved(name.to_owned()),
         None => otherwise,
     }
 }
 
-fn seen(link: &LinkMessage) -> Option<(u32, Seen)> {
+fn parse_link(link: &LinkMessage) -> Option<(u32, SeenLink)> {
     let (mut name, mut mtu) = (None, 0);
     for attribute in &link.attributes {
         match attribute {
@@ -137,24 +140,27 @@ fn seen(link: &LinkMessage) -> Option<(u32, Seen)> {
         }
     }
     let up = (link.header.flags.contains(LinkFlags::Up), link.header.flags.contains(LinkFlags::LowerUp));
-    Some((link.header.index, Seen { name: name?, up, mtu }))
+    Some((link.header.index, SeenLink { name: name?, up, mtu }))
 }
 
-/// A tunnel device has more than is compared here.
-fn changed(before: Option<&Seen>, now: &Seen) -> Option<Hint> {
-    if let Some(version) = tunnel(&now.name) {
+/// Hint for a new or changed link. A tunnel device has settings that are not compared here, so any
+/// notification counts.
+fn link_change_hint(before: Option<&SeenLink>, now: &SeenLink) -> Option<Hint> {
+    if let Some(version) = tunnel_version(&now.name) {
         return Some(Hint::Tunnel(version));
     }
     match before {
-        None if is_workload(&now.name) => Some(Hint::PodCame(now.name.clone())),
-        Some(before) if before.name != now.name => Some(of_link(&before.name, Hint::Underlay)),
-        Some(before) if is_workload(&now.name) => (before.up.0 && !now.up.0).then(|| Hint::PodGone(now.name.clone())),
+        None if is_workload(&now.name) => Some(Hint::PodAdded(now.name.clone())),
+        Some(before) if before.name != now.name => Some(link_hint(&before.name, Hint::Underlay)),
+        Some(before) if is_workload(&now.name) => {
+            (before.up.0 && !now.up.0).then(|| Hint::PodRemoved(now.name.clone()))
+        }
         Some(before) if before != now => Some(Hint::Underlay),
         _ => None,
     }
 }
 
-fn of_address(links: &Links, message: &AddressMessage, is_new: bool) -> Option<Hint> {
+fn address_hint(links: &SeenLinks, message: &AddressMessage, is_new: bool) -> Option<Hint> {
     let name = &links.get(&message.header.index)?.name;
     let address = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) | AddressAttribute::Address(address) => Some(*address),
@@ -162,15 +168,15 @@ fn of_address(links: &Links, message: &AddressMessage, is_new: bool) -> Option<H
     })?;
     match is_new {
         true if is_workload(name) => None,
-        true => Some(of_link(name, Hint::AddressCame(address))),
-        false => Some(of_link(name, Hint::AddressGone(address))),
+        true => Some(link_hint(name, Hint::AddressAdded(address))),
+        false => Some(link_hint(name, Hint::AddressRemoved(address))),
     }
 }
 
-fn of_neighbour(links: &Links, told: &NeighbourMessage, is_new: bool) -> Option<Hint> {
-    tunnel(&links.get(&told.header.ifindex)?.name)?;
+fn neighbour_hint(links: &SeenLinks, message: &NeighbourMessage, is_new: bool) -> Option<Hint> {
+    tunnel_version(&links.get(&message.header.ifindex)?.name)?;
     let (mut address, mut mac) = (None, None);
-    for attribute in &told.attributes {
+    for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(ip) => address = message::neighbour_address(ip),
             NeighbourAttribute::LinkLayerAddress(bytes) => {
@@ -179,15 +185,16 @@ fn of_neighbour(links: &Links, told: &NeighbourMessage, is_new: bool) -> Option<
             _ => {}
         }
     }
-    if told.header.family == AddressFamily::Bridge {
+    if message.header.family == AddressFamily::Bridge {
         return Some(Hint::Forwarding(mac?, address.filter(|_| is_new)));
     }
-    let is_lasting = is_new && told.header.state == NeighbourState::Permanent;
+    let is_lasting = is_new && message.header.state == NeighbourState::Permanent;
     Some(Hint::Neighbour(address?, mac.filter(|_| is_lasting)))
 }
 
-/// Only ours that go matter, and only those of others that come, or that replace: protocols are no part of what tells routes apart.
-fn of_route(message: &RouteMessage, is_gone: bool) -> Option<Hint> {
+/// Hint for a route: only removals of ours matter, and new ones of others, which may have replaced
+/// ours, as the protocol does not distinguish routes.
+fn route_hint(message: &RouteMessage, is_gone: bool) -> Option<Hint> {
     let is_ours = message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
     if is_ours != is_gone || message.header.table != MAIN {
         return None;
@@ -218,38 +225,38 @@ mod tests {
         link
     }
 
-    fn told(links: &mut Links, message: RouteNetlinkMessage) -> Vec<Hint> {
+    fn message(links: &mut SeenLinks, message: RouteNetlinkMessage) -> Vec<Hint> {
         let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(message));
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
-        hints(links, &bytes).into_iter().collect()
+        parse_hints(links, &bytes).into_iter().collect()
     }
 
     #[test]
     fn what_changes_about_a_link_is_told_and_what_does_not_is_not() {
         let up = LinkFlags::Up | LinkFlags::LowerUp;
-        let mut links = Links::new();
+        let mut links = SeenLinks::new();
         let pod = |name: &str| name.to_owned();
         for (link, expected) in [
             (mk_link(2, "eth0", up, 1500), vec![]),
             (mk_link(2, "eth0", up, 1500), vec![]),
             (mk_link(2, "eth0", up, 1400), vec![Hint::Underlay]),
             (mk_link(2, "eth0", LinkFlags::empty(), 1400), vec![Hint::Underlay]),
-            (mk_link(3, "cali1", LinkFlags::empty(), 1450), vec![Hint::PodCame(pod("cali1"))]),
+            (mk_link(3, "cali1", LinkFlags::empty(), 1450), vec![Hint::PodAdded(pod("cali1"))]),
             (mk_link(3, "cali1", up, 1450), vec![]),
             (mk_link(3, "cali1", up, 1400), vec![]),
-            (mk_link(3, "cali1", LinkFlags::empty(), 1400), vec![Hint::PodGone(pod("cali1"))]),
-            (mk_link(3, "other", up, 1400), vec![Hint::PodGone(pod("cali1"))]),
+            (mk_link(3, "cali1", LinkFlags::empty(), 1400), vec![Hint::PodRemoved(pod("cali1"))]),
+            (mk_link(3, "other", up, 1400), vec![Hint::PodRemoved(pod("cali1"))]),
             (mk_link(4, "vxlan.calico", up, 1450), vec![Hint::Tunnel(IpVersion::V4)]),
             (mk_link(4, "vxlan.calico", up, 1450), vec![Hint::Tunnel(IpVersion::V4)]),
             (mk_link(5, "vxlan-v6.calico", up, 1430), vec![Hint::Tunnel(IpVersion::V6)]),
         ] {
-            assert_eq!(told(&mut links, RouteNetlinkMessage::NewLink(link.clone())), expected, "{link:?}");
+            assert_eq!(message(&mut links, RouteNetlinkMessage::NewLink(link.clone())), expected, "{link:?}");
         }
         for (index, expected) in [(4, vec![Hint::Tunnel(IpVersion::V4)]), (2, vec![Hint::Underlay]), (9, vec![])] {
             let link = mk_link(index, "", LinkFlags::empty(), 0);
-            assert_eq!(told(&mut links, RouteNetlinkMessage::DelLink(link)), expected, "{index}");
+            assert_eq!(message(&mut links, RouteNetlinkMessage::DelLink(link)), expected, "{index}");
         }
     }
 
@@ -269,17 +276,17 @@ mod tests {
             (ours, 100, vec![], vec![]),
             (other, 100, vec![], vec![]),
         ] {
-            let links = &mut Links::new();
-            assert_eq!(told(links, RouteNetlinkMessage::NewRoute(route(protocol, table))), when_new);
-            assert_eq!(told(links, RouteNetlinkMessage::DelRoute(route(protocol, table))), when_gone);
+            let links = &mut SeenLinks::new();
+            assert_eq!(message(links, RouteNetlinkMessage::NewRoute(route(protocol, table))), when_new);
+            assert_eq!(message(links, RouteNetlinkMessage::DelRoute(route(protocol, table))), when_gone);
         }
     }
 
     #[test]
     fn neighbours_count_on_tunnels_alone_and_only_while_they_last() {
-        let mut links = Links::new();
+        let mut links = SeenLinks::new();
         let link = mk_link(4, "vxlan.calico", LinkFlags::Up, 1450);
-        told(&mut links, RouteNetlinkMessage::NewLink(link));
+        message(&mut links, RouteNetlinkMessage::NewLink(link));
         let (address, underlay) = (IpAddr::from([10, 1, 2, 0]), IpAddr::from([172, 30, 0, 2]));
         let mac = Mac([0x66, 0, 0, 0, 0, 2]);
         let mut passing = message::neighbour(4, address, mac);
@@ -298,8 +305,8 @@ mod tests {
                 vec![Hint::Forwarding(mac, None)],
             ),
         ] {
-            assert_eq!(told(&mut links, RouteNetlinkMessage::NewNeighbour(neighbour.clone())), when_new);
-            assert_eq!(told(&mut links, RouteNetlinkMessage::DelNeighbour(neighbour)), when_gone);
+            assert_eq!(message(&mut links, RouteNetlinkMessage::NewNeighbour(neighbour.clone())), when_new);
+            assert_eq!(message(&mut links, RouteNetlinkMessage::DelNeighbour(neighbour)), when_gone);
         }
     }
 }

@@ -1,40 +1,41 @@
-//! Notifications of kernel parameters of links (`RTM_NEWNETCONF`, `linux/netconf.h`). Only forwarding, reverse path filters and proxies are notified at all;
-//! other parameters are found by the periodic check.
+//! Parses notifications of kernel parameters of links (`RTM_NEWNETCONF`, `linux/netconf.h`). The
+//! kernel notifies only forwarding, reverse path filters and proxies; the periodic check finds
+//! other parameters.
 
 use margay_api::rule::IpVersion;
 use margay_netlink::wire;
 
-use super::parameters::{Notified, expected};
+use super::parameters::{Notified, expected_value};
 use super::plan::{VERSIONS, vxlan_device_name};
 use crate::links::is_workload;
 
-/// Kind of the message.
-pub const NEW: u16 = 80;
+/// Message type `RTM_NEWNETCONF` of `linux/rtnetlink.h`.
+pub const RTM_NEWNETCONF: u16 = 80;
 
 const INDEX: u16 = 1;
 const FORWARDING: u16 = 2;
 const RP_FILTER: u16 = 3;
 const PROXY_NEIGH: u16 = 5;
-/// Index that stands for all links.
+/// Index of all links (`NETCONFA_IFINDEX_ALL` in `linux/netconf.h`).
 const ALL: i32 = -1;
-/// Address families as the header has them.
+/// Address families in the header (`AF_INET`, `AF_INET6`).
 const FAMILIES: [(u8, IpVersion); 2] = [(2, IpVersion::V4), (10, IpVersion::V6)];
-/// The header is padded to this size.
+/// Size of the padded header (`struct netconfmsg`).
 const HEADER: usize = 4;
 
-/// Whether the message says that a parameter of the node or of a link of ours is not as it should be. A message of several parameters is that of a new
-/// link, which whoever makes it sets up.
-pub fn is_other<'a>(body: &[u8], name: impl Fn(u32) -> Option<&'a str>) -> bool {
+/// Whether the message shows a wrong parameter of the node or of one of our links. A message with
+/// several parameters belongs to a new link, whose creator sets it up.
+pub fn is_wrong_parameter<'a>(body: &[u8], name: impl Fn(u32) -> Option<&'a str>) -> bool {
     let version = body.first().and_then(|family| FAMILIES.into_iter().find(|(known, _)| known == family));
     let Some((_, version)) = version else { return false };
-    let (mut index, mut told) = (None, Vec::new());
-    for (kind, value) in attributes(body.get(HEADER..).unwrap_or_default()) {
+    let (mut index, mut values) = (None, Vec::new());
+    for (kind, value) in parse_numbers(body.get(HEADER..).unwrap_or_default()) {
         match kind {
             INDEX => index = Some(value),
-            kind => told.push((kind, value)),
+            kind => values.push((kind, value)),
         }
     }
-    let (Some(index), [(kind, value)]) = (index, told.as_slice()) else { return false };
+    let (Some(index), [(kind, value)]) = (index, values.as_slice()) else { return false };
     let what = match *kind {
         FORWARDING => Notified::Forwarding,
         RP_FILTER => Notified::RpFilter,
@@ -46,11 +47,12 @@ pub fn is_other<'a>(body: &[u8], name: impl Fn(u32) -> Option<&'a str>) -> bool 
     }
     let Some(name) = u32::try_from(index).ok().and_then(name) else { return false };
     let is_tunnel = VERSIONS.into_iter().any(|of| of == version && vxlan_device_name(of) == name);
-    (is_tunnel || is_workload(name)) && expected(version, !is_tunnel, what).is_some_and(|expected| expected != *value)
+    (is_tunnel || is_workload(name))
+        && expected_value(version, !is_tunnel, what).is_some_and(|expected| expected != *value)
 }
 
-/// The attributes of a message, each of which is one number.
-fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, i32)> {
+/// Parses attributes that hold one number each, as all of a message do.
+fn parse_numbers(bytes: &[u8]) -> impl Iterator<Item = (u16, i32)> {
     let number = |value: &[u8]| Some(i32::from_ne_bytes(value.get(..4)?.try_into().ok()?));
     wire::attributes(bytes).map_while(move |(kind, value)| Some((kind, number(value)?)))
 }
@@ -92,7 +94,7 @@ mod tests {
             (7, vec![(INDEX, ALL), (FORWARDING, 0)], false),
             (2, vec![], false),
         ] {
-            let found = is_other(&mk_message(family, &numbers), |index| name(index).map(|(_, name)| name));
+            let found = is_wrong_parameter(&mk_message(family, &numbers), |index| name(index).map(|(_, name)| name));
             assert_eq!(found, expected, "{family} {numbers:?}");
         }
     }
@@ -101,7 +103,7 @@ mod tests {
     fn pieces_of_messages_mean_nothing() {
         let whole = mk_message(2, &[(INDEX, ALL), (FORWARDING, 0)]);
         for length in 0..whole.len() {
-            assert!(!is_other(&whole[..length], |_| None), "{length} bytes");
+            assert!(!is_wrong_parameter(&whole[..length], |_| None), "{length} bytes");
         }
     }
 }

@@ -1,15 +1,16 @@
-//! Kernel parameters that the network needs on this node: of the node as a whole, of pods' links and of tunnel devices. A host may have any other value,
-//! and its own programs set them for every link that comes (`sysctl.d`, udev), so they are compared and set again like routes. The kernel tells of few of
-//! them ([`super::netconf`]), so all are read every few seconds.
+//! Kernel parameters that pods need: of the node, of pods' links and of tunnel devices. A host may
+//! have other values, and its own programs (`sysctl.d`, udev) set them for every new link, so they
+//! are compared and restored like routes. The kernel notifies few of them ([`super::netconf`]), so
+//! all are read every few seconds.
 
 use std::io;
 
 use margay_api::rule::IpVersion;
 
 use super::plan::{Plan, VERSIONS, vxlan_device_name};
-use super::sysctl::{self, Changed};
+use super::sysctl::{self, ChangedParameter};
 
-/// Of the host side of a pod's link, below `ipv4/`. `{}` stands for the link.
+/// Parameters of the host side of a pod's link under `ipv4/`; `{}` is the link.
 const POD: [(&str, &str); 8] = [
     ("conf/{}/proxy_arp", "1"),
     ("neigh/{}/proxy_delay", "0"),
@@ -21,8 +22,9 @@ const POD: [(&str, &str); 8] = [
     ("conf/{}/arp_accept", "0"),
 ];
 
-/// Of the host side of a pod's link, below `ipv6/`. The only addresses of the host side are those that are given to it, and at once; mode 1 is `none`. It
-/// believes nothing that a pod says about routes, prefixes and ways. A host that has turned IPv6 off keeps it off on its own links.
+/// Parameters of the host side of a pod's link under `ipv6/`. The host side has only the addresses
+/// that it is given, without delay; `addr_gen_mode` 1 is `none`. It accepts no routes, prefixes and
+/// redirects from a pod. Parameters that turn IPv6 on apply to this link only.
 const POD_V6: [(&str, &str); 8] = [
     ("conf/{}/disable_ipv6", "0"),
     ("conf/{}/addr_gen_mode", "1"),
@@ -34,68 +36,70 @@ const POD_V6: [(&str, &str); 8] = [
     ("conf/{}/proxy_ndp", "1"),
 ];
 
-/// The same where the node forwards IPv6. Elsewhere it stays as it is: each write of it, to whichever link, takes from all links the default routes that
-/// routers advertise (Linux 6.18, `addrconf_fixup_forwarding`), and a node without IPv6 pods lives on those.
+/// Set only if the node forwards IPv6: each write, to whichever link, removes advertised default
+/// routes from all links (Linux 6.18, `addrconf_fixup_forwarding`), which a node without IPv6 pods
+/// may depend on.
 const FORWARDING_POD_V6: [(&str, &str); 1] = [("conf/{}/forwarding", "1")];
 
-/// Of the tunnel device of IPv4, below `ipv4/`: where packets come from is known by the peers.
+/// Parameters of the IPv4 tunnel device under `ipv4/`. Tunnel packets are accepted from nodes only,
+/// so it needs no reverse path filter.
 const TUNNEL: [(&str, &str); 3] = [("conf/{}/forwarding", "1"), ("conf/{}/proxy_arp", "0"), ("conf/{}/rp_filter", "0")];
 
-/// Of the tunnel device of IPv6, below `ipv6/`.
+/// Parameters of the IPv6 tunnel device under `ipv6/`.
 const TUNNEL_V6: [(&str, &str); 2] = [("conf/{}/disable_ipv6", "0"), ("conf/{}/accept_ra", "0")];
 
 /// Sets the parameters of the host side of a pod's link. Returns whether any differed.
-pub fn set_of_pod(link: &str) -> io::Result<bool> {
-    let mut differed = set_of(link, "ipv4", &POD)?;
+pub fn set_pod_parameters(link: &str) -> io::Result<bool> {
+    let mut differed = set_parameters(link, "ipv4", &POD)?;
     if sysctl::has_ipv6_on(link) {
-        differed |= set_of(link, "ipv6", &POD_V6)?;
-        if sysctl::is(sysctl::FORWARDING_V6, "1")? {
-            differed |= set_of(link, "ipv6", &FORWARDING_POD_V6)?;
+        differed |= set_parameters(link, "ipv6", &POD_V6)?;
+        if sysctl::has_value(sysctl::FORWARDING_V6, "1")? {
+            differed |= set_parameters(link, "ipv6", &FORWARDING_POD_V6)?;
         }
     }
     Ok(differed)
 }
 
 /// Sets the parameters of a tunnel device. Returns whether any differed.
-pub fn set_of_tunnel(version: IpVersion) -> io::Result<bool> {
+pub fn set_tunnel_parameters(version: IpVersion) -> io::Result<bool> {
     match version {
-        IpVersion::V4 => set_of(vxlan_device_name(version), "ipv4", &TUNNEL),
-        IpVersion::V6 => set_of(vxlan_device_name(version), "ipv6", &TUNNEL_V6),
+        IpVersion::V4 => set_parameters(vxlan_device_name(version), "ipv4", &TUNNEL),
+        IpVersion::V6 => set_parameters(vxlan_device_name(version), "ipv6", &TUNNEL_V6),
     }
 }
 
-fn set_of(link: &str, family: &str, parameters: &[(&str, &str)]) -> io::Result<bool> {
+fn set_parameters(link: &str, family: &str, parameters: &[(&str, &str)]) -> io::Result<bool> {
     let mut differed = false;
     for (parameter, value) in parameters {
-        differed |= sysctl::set(&format!("{family}/{}", parameter.replace("{}", link)), value)?;
+        differed |= sysctl::set_value(&format!("{family}/{}", parameter.replace("{}", link)), value)?;
     }
     Ok(differed)
 }
 
-/// Lets the node forward packets of this IP version. Returns what that took, of the host's own parameters.
-pub fn set_forwarding(version: IpVersion) -> io::Result<Vec<Changed>> {
+/// Enables forwarding of an IP version. Returns the parameters of the host that were changed.
+pub fn set_forwarding(version: IpVersion) -> io::Result<Vec<ChangedParameter>> {
     match version {
-        IpVersion::V4 => sysctl::forward_ipv4(),
-        IpVersion::V6 => sysctl::forward_ipv6(),
+        IpVersion::V4 => sysctl::enable_ipv4_forwarding(),
+        IpVersion::V6 => sysctl::enable_ipv6_forwarding(),
     }
 }
 
-/// Whether any parameter of this plan is other than it should be, or cannot be read. A link that is not there needs none.
-pub fn differ(plan: &Plan) -> bool {
+/// Whether any parameter of the plan differs or cannot be read. A missing link needs none.
+pub fn any_differs(plan: &Plan) -> bool {
     let forwarding = plan.forwards.iter().map(|version| match version {
-        IpVersion::V4 => sysctl::is(sysctl::FORWARDING, "1"),
-        IpVersion::V6 => sysctl::is(sysctl::FORWARDING_V6, "1"),
+        IpVersion::V4 => sysctl::has_value(sysctl::FORWARDING, "1"),
+        IpVersion::V6 => sysctl::has_value(sysctl::FORWARDING_V6, "1"),
     });
     let is_pods = |link: &String| -> io::Result<bool> {
         let is_forwarding = || -> io::Result<bool> {
-            Ok(!plan.forwards.contains(&IpVersion::V6) || is_of(link, "ipv6", &FORWARDING_POD_V6)?)
+            Ok(!plan.forwards.contains(&IpVersion::V6) || has_parameters(link, "ipv6", &FORWARDING_POD_V6)?)
         };
-        let is_v6 = || -> io::Result<bool> { Ok(is_of(link, "ipv6", &POD_V6)? && is_forwarding()?) };
-        Ok(is_of(link, "ipv4", &POD)? && (!sysctl::has_ipv6_on(link) || is_v6()?))
+        let is_v6 = || -> io::Result<bool> { Ok(has_parameters(link, "ipv6", &POD_V6)? && is_forwarding()?) };
+        Ok(has_parameters(link, "ipv4", &POD)? && (!sysctl::has_ipv6_on(link) || is_v6()?))
     };
     let are_tunnels = |version: &IpVersion| match version {
-        IpVersion::V4 => is_of(vxlan_device_name(*version), "ipv4", &TUNNEL),
-        IpVersion::V6 => is_of(vxlan_device_name(*version), "ipv6", &TUNNEL_V6),
+        IpVersion::V4 => has_parameters(vxlan_device_name(*version), "ipv4", &TUNNEL),
+        IpVersion::V6 => has_parameters(vxlan_device_name(*version), "ipv6", &TUNNEL_V6),
     };
     let mut all = forwarding.chain(plan.pods.iter().map(is_pods)).chain(plan.tunnels.keys().map(are_tunnels));
     all.any(|is_so| match is_so {
@@ -104,21 +108,22 @@ pub fn differ(plan: &Plan) -> bool {
     })
 }
 
-fn is_of(link: &str, family: &str, parameters: &[(&str, &str)]) -> io::Result<bool> {
+fn has_parameters(link: &str, family: &str, parameters: &[(&str, &str)]) -> io::Result<bool> {
     for (parameter, value) in parameters {
-        if !sysctl::is(&format!("{family}/{}", parameter.replace("{}", link)), value)? {
+        if !sysctl::has_value(&format!("{family}/{}", parameter.replace("{}", link)), value)? {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-/// Sets the parameters of every link of this plan: what failed with the reason, by link, and how many links differed. A link that goes meanwhile needs none.
-pub fn set_of_links(plan: &Plan) -> (usize, Vec<(String, io::Error)>) {
+/// Sets the parameters of all links of the plan; returns how many links differed, and the failures
+/// by link. A link that is removed meanwhile needs none.
+pub fn set_link_parameters(plan: &Plan) -> (usize, Vec<(String, io::Error)>) {
     let (mut differed, mut failed) = (0, Vec::new());
-    let pods = plan.pods.iter().map(|link| (link.as_str(), set_of_pod(link)));
+    let pods = plan.pods.iter().map(|link| (link.as_str(), set_pod_parameters(link)));
     let tunnels = VERSIONS.into_iter().filter(|version| plan.tunnels.contains_key(version));
-    let tunnels = tunnels.map(|version| (vxlan_device_name(version), set_of_tunnel(version)));
+    let tunnels = tunnels.map(|version| (vxlan_device_name(version), set_tunnel_parameters(version)));
     for (link, result) in pods.chain(tunnels) {
         match result {
             Ok(was_other) => differed += usize::from(was_other),
@@ -129,7 +134,7 @@ pub fn set_of_links(plan: &Plan) -> (usize, Vec<(String, io::Error)>) {
     (differed, failed)
 }
 
-/// Which notification tells of it; see `linux/netconf.h`.
+/// Notified parameter, by its attribute in `linux/netconf.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notified {
     /// `NETCONFA_FORWARDING`.
@@ -140,8 +145,8 @@ pub enum Notified {
     ProxyNeigh,
 }
 
-/// What the kernel should tell of this parameter of a link of ours; none: it does not matter.
-pub fn expected(version: IpVersion, is_pod: bool, what: Notified) -> Option<i32> {
+/// Value that the kernel should notify for a parameter of our link; `None`: any.
+pub fn expected_value(version: IpVersion, is_pod: bool, what: Notified) -> Option<i32> {
     match (version, is_pod, what) {
         (IpVersion::V4, _, Notified::Forwarding) | (IpVersion::V6, true, Notified::Forwarding) => Some(1),
         (IpVersion::V4, true, Notified::RpFilter) | (_, true, Notified::ProxyNeigh) => Some(1),

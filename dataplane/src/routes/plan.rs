@@ -1,6 +1,7 @@
-//! From the node's records and its own pods to the complete wanted routes, tunnel device, neighbours and forwarding entries. Pure.
+//! Computes the wanted routes, tunnel devices, neighbours and forwarding entries from the node's
+//! records and its own pods. Pure.
 //!
-//! Only objects that carry our route protocol, or sit on our tunnel device, are ever wanted or removed.
+//! Only objects with our route protocol or on our tunnel devices are ever wanted or removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -11,14 +12,15 @@ use margay_api::rule::IpVersion;
 use margay_api::settings::FelixSettings;
 use margay_calc::model::{Record, RecordId, globals};
 
-/// The IPv6 gateway of every pod: the link-local address that belongs to [`HOST_MAC`](super::pod::HOST_MAC).
+/// IPv6 gateway of every pod: the link-local address derived from [`HOST_MAC`](super::pod::HOST_MAC)
+/// (EUI-64, RFC 4291).
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
-/// Protocol number that marks our routes; `ip route` shows it as a number. Calico's own is 80.
+/// Protocol number that marks our routes; Calico's is 80.
 pub const ROUTE_PROTOCOL: u8 = 82;
-/// Both IP versions: each has a tunnel device, peers and routes of its own.
+/// Both IP versions; each has its own tunnel device, peers and routes.
 pub const VERSIONS: [IpVersion; 2] = [IpVersion::V4, IpVersion::V6];
 
-/// Name of the VXLAN device for an IP version, Calico's.
+/// Name of the VXLAN device of an IP version, as in Calico.
 pub const fn vxlan_device_name(version: IpVersion) -> &'static str {
     match version {
         IpVersion::V4 => "vxlan.calico",
@@ -26,7 +28,8 @@ pub const fn vxlan_device_name(version: IpVersion) -> &'static str {
     }
 }
 
-/// Bytes that VXLAN adds to a packet when the outer one is of that IP version.
+/// Bytes that VXLAN adds to a packet with an outer header of this IP version: IP (20 or 40), UDP
+/// (8), VXLAN (8, RFC 7348) and the inner Ethernet header (14).
 pub const fn vxlan_overhead(version: IpVersion) -> u32 {
     match version {
         IpVersion::V4 => 50,
@@ -34,27 +37,27 @@ pub const fn vxlan_overhead(version: IpVersion) -> u32 {
     }
 }
 
-/// The IP version of an address.
+/// IP version of an address.
 pub fn version_of(address: IpAddr) -> IpVersion {
     if address.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 }
 }
 
-/// Where a route leads.
+/// Target of a route.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
-    /// To a pod of this node: directly out of its host side interface.
+    /// A pod of this node, by its host-side interface.
     Pod {
-        /// Host side interface.
+        /// Host-side interface.
         interface: String,
     },
-    /// Nowhere: addresses of an own block that no pod has.
+    /// Discards packets to addresses of this node's blocks that no pod has.
     Blackhole,
-    /// By another node's own address.
+    /// The address of another node.
     Gateway {
-        /// The other node's address, on a subnet of this one.
+        /// Address of the other node, in a subnet of this one.
         via: IpAddr,
     },
-    /// Through the VXLAN device of the destination's IP version.
+    /// The VXLAN device of the destination's IP version.
     Vxlan {
         /// Tunnel address of the other node.
         via: IpAddr,
@@ -64,28 +67,30 @@ pub enum Target {
 /// A tunnel device of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VxlanDevice {
-    /// Own tunnel address.
+    /// Tunnel address of this node.
     pub address: IpAddr,
-    /// Own tunnel MAC address.
+    /// MAC address of the device.
     pub mac: Mac,
-    /// Outer source address: the node's own, of the same IP version.
+    /// Outer source address: the node's address of the same IP version.
     pub local: IpAddr,
     /// Network identifier.
     pub vni: u32,
     /// Outer UDP port.
     pub port: u16,
-    /// MTU; 0 means that of the underlay less the overhead.
+    /// MTU; 0: that of the underlay less the overhead.
     pub mtu: u32,
-    /// Index of the link that carries the outer packets; none: it has to be found out.
+    /// Index of the link of the outer packets; `None`: not resolved.
     pub underlay: Option<u32>,
-    /// Whether it is up. A wanted one always is.
+    /// Whether it is up; always true in a wanted plan.
     pub up: bool,
-    /// Whether checksums of what is sent may be left to hardware. A wanted one for which they may is content with one that does not.
+    /// Whether TX checksum offload may be on. A wanted device with `true` accepts a present one
+    /// without offload.
     pub offloads: bool,
 }
 
 impl VxlanDevice {
-    /// Whether this one can become `wanted` without being made anew. A tunnel device cannot change its identifier, port or own address in place.
+    /// Whether the device can be changed to `wanted` in place: identifier, port and outer address
+    /// cannot.
     pub fn can_become(&self, wanted: &Self) -> bool {
         let is_same = |own: &Self| (own.mac, own.local, own.vni, own.port);
         let has_address = self.address == wanted.address || self.address.is_unspecified();
@@ -94,51 +99,51 @@ impl VxlanDevice {
     }
 }
 
-/// How another node is reached through the tunnel.
+/// Another node behind the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// MAC address of its tunnel device.
     pub mac: Mac,
-    /// Its own address, where the outer packet goes.
+    /// Address of the node, the outer destination.
     pub underlay: IpAddr,
 }
 
-/// Everything that the node's routing is made of.
+/// Complete routing of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Routes by destination.
     pub routes: BTreeMap<IpNet, Target>,
-    /// The tunnel devices of the IP versions in which something is encapsulated and this node has a tunnel address.
+    /// Tunnel devices, for IP versions with encapsulation in which this node has a tunnel address.
     pub tunnels: BTreeMap<IpVersion, VxlanDevice>,
-    /// Other nodes behind the tunnels, by their tunnel address.
+    /// Other nodes behind the tunnels, by tunnel address.
     pub peers: BTreeMap<IpAddr, Peer>,
-    /// Destinations that cannot be reached, with the reason.
+    /// Destinations without a route, with the reason.
     pub unreachable: BTreeMap<IpNet, String>,
-    /// Host sides of pods' links, which are up and have the pods' gateway of IPv6.
+    /// Host sides of pods' links, which must be up and have the pods' IPv6 gateway.
     pub pods: BTreeSet<String>,
-    /// IP versions that the node forwards: those of pools and of its pods.
+    /// IP versions to forward: those of pools and of the node's pods.
     pub forwards: BTreeSet<IpVersion>,
-    /// What a plan of other pods is made from; not in the kernel.
+    /// Inputs of [`Plan::update_pods`]; not in the kernel.
     pub base: Base,
 }
 
-/// What of a plan does not depend on the node's own pods and does not show while they are there.
+/// What a change of the node's own pods needs besides the plan itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Base {
-    /// Routes to other nodes whose destination is the address of an own pod, which goes before.
+    /// Routes to other nodes hidden by a route to an own pod with the same address.
     shadowed: BTreeMap<IpNet, Target>,
-    /// IP versions of pools.
+    /// IP versions of the pools.
     forwards: BTreeSet<IpVersion>,
-    /// The pods that the plan is of.
+    /// Pods in the plan.
     pods: LocalPods,
 }
 
-/// The pods of this node: host side interface by address.
+/// Pods of this node: host-side interface by address.
 pub type LocalPods = BTreeMap<IpAddr, String>;
 
 /// Computes the plan of node `own` from its records.
 pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -> Plan {
-    let nodes = nodes(records);
+    let nodes = node_infos(records);
     let mut plan = Plan::default();
     plan.base.forwards = pool_versions(records);
     plan.update_pods(pods);
@@ -153,8 +158,8 @@ pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -
             }
             continue;
         }
-        match remote(me, nodes.get(route.node.as_str()).copied(), *destination, route.encapsulation) {
-            // A pod of this node is where its link is, whatever is said of its address.
+        match route_to_node(me, nodes.get(route.node.as_str()).copied(), *destination, route.encapsulation) {
+            // An own pod is where its link is, whatever the records say about its address.
             Ok(target) if plan.routes.contains_key(destination) => {
                 plan.base.shadowed.insert(*destination, target);
             }
@@ -169,14 +174,14 @@ pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -
     for version in VERSIONS {
         plan.tunnels.extend(vxlan_device(me, records, version).map(|device| (version, device)));
     }
-    plan.peers = peers(own, &nodes);
-    leave_out_without_tunnel(&mut plan);
+    plan.peers = plan_peers(own, &nodes);
+    remove_without_tunnel(&mut plan);
     plan
 }
 
 impl Plan {
-    /// Makes this the plan of these pods of the node, and returns the destinations whose route is another. Costs what
-    /// the node's own pods do, and nothing for each of the cluster's nodes.
+    /// Replaces the node's own pods and returns the destinations whose route changed. The cost
+    /// depends on the node's pods only, not on the cluster's nodes.
     pub fn update_pods(&mut self, pods: &LocalPods) -> BTreeSet<IpNet> {
         let mut changed = BTreeSet::new();
         for address in self.base.pods.keys().filter(|address| !pods.contains_key(*address)) {
@@ -202,15 +207,15 @@ impl Plan {
         changed
     }
 
-    /// The destinations of pods on these links.
-    pub fn of_links(&self, links: &BTreeSet<String>) -> impl Iterator<Item = IpNet> {
+    /// Destinations of pods on these links.
+    pub fn pods_on_links(&self, links: &BTreeSet<String>) -> impl Iterator<Item = IpNet> {
         let pods = self.base.pods.iter().filter(|(_, link)| links.contains(*link));
         pods.map(|(address, _)| IpNet::from(*address))
     }
 }
 
-/// What needs a tunnel of this node that there is not.
-fn leave_out_without_tunnel(plan: &mut Plan) {
+/// Removes routes and peers that need a tunnel device that this node does not have.
+fn remove_without_tunnel(plan: &mut Plan) {
     let Plan { routes, tunnels, peers, unreachable, base, .. } = plan;
     let mut leave_out = |destination: &IpNet, target: &mut Target| {
         let is_there = !matches!(target, Target::Vxlan { .. }) || tunnels.contains_key(&version_of(destination.addr()));
@@ -233,7 +238,7 @@ fn pool_versions(records: &BTreeMap<RecordId, Record>) -> BTreeSet<IpVersion> {
     pools.collect()
 }
 
-fn nodes(records: &BTreeMap<RecordId, Record>) -> BTreeMap<&str, &NodeInfo> {
+fn node_infos(records: &BTreeMap<RecordId, Record>) -> BTreeMap<&str, &NodeInfo> {
     let nodes = globals(records).filter_map(|(id, record)| match (id, record) {
         (RecordId::Node(name), Record::Node(info)) => Some((name.as_str(), info)),
         _ => None,
@@ -241,14 +246,15 @@ fn nodes(records: &BTreeMap<RecordId, Record>) -> BTreeMap<&str, &NodeInfo> {
     nodes.collect()
 }
 
-/// How to reach a block of another node. Without encapsulation the other node must share a subnet: a route's gateway has to be on a link.
-fn remote(
+/// Route to a block of another node. Without encapsulation the nodes must share a subnet, as a
+/// route's gateway has to be on a link.
+fn route_to_node(
     me: &NodeInfo,
     other: Option<&NodeInfo>,
     destination: IpNet,
     encapsulation: Encapsulation,
 ) -> Result<Target, String> {
-    let other = other.ok_or("no Node object")?;
+    let other = other.ok_or("its Node object does not exist")?;
     let address = match destination {
         IpNet::V4(_) => other.ipv4.map(|net| IpAddr::V4(net.addr())),
         IpNet::V6(_) => other.ipv6.map(|net| IpAddr::V6(net.addr())),
@@ -263,20 +269,20 @@ fn remote(
             .ok_or_else(|| "it has no VXLAN tunnel address of that IP version yet".to_owned())
     };
     match encapsulation {
-        Encapsulation::None if same_subnet(me, address) => Ok(Target::Gateway { via: address }),
+        Encapsulation::None if shares_subnet(me, address) => Ok(Target::Gateway { via: address }),
         Encapsulation::None => Err(format!(
-            "{address} is on another subnet and the pool has no encapsulation; set CrossSubnet or route the pool in the fabric"
+            "its address {address} is in another subnet and the pool has no encapsulation; set vxlanMode CrossSubnet, or route the pool in the network between the nodes"
         )),
         Encapsulation::Vxlan => tunnel(),
-        Encapsulation::VxlanCrossSubnet if same_subnet(me, address) => Ok(Target::Gateway { via: address }),
+        Encapsulation::VxlanCrossSubnet if shares_subnet(me, address) => Ok(Target::Gateway { via: address }),
         Encapsulation::VxlanCrossSubnet => tunnel(),
         Encapsulation::Ipip | Encapsulation::IpipCrossSubnet => {
-            Err("IPIP is not supported; use VXLAN or VXLANCrossSubnet".to_owned())
+            Err("the pool has encapsulation IPIP, which is not supported; use VXLAN or VXLANCrossSubnet".to_owned())
         }
     }
 }
 
-fn same_subnet(me: &NodeInfo, address: IpAddr) -> bool {
+fn shares_subnet(me: &NodeInfo, address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => me.ipv4.is_some_and(|net| net.trunc().contains(&address)),
         IpAddr::V6(address) => me.ipv6.is_some_and(|net| net.trunc().contains(&address)),
@@ -287,7 +293,7 @@ fn vxlan_device(me: &NodeInfo, records: &BTreeMap<RecordId, Record>, version: Ip
     if !has_vxlan(records, version) {
         return None;
     }
-    let (address, mac, local) = end_point(me, version)?;
+    let (address, mac, local) = tunnel_endpoint(me, version)?;
     let defaults = FelixSettings::default();
     let settings = match records.get(&RecordId::Settings) {
         Some(Record::Settings(settings)) => settings,
@@ -302,7 +308,7 @@ fn vxlan_device(me: &NodeInfo, records: &BTreeMap<RecordId, Record>, version: Ip
     Some(VxlanDevice { address, mac, local, vni, port, mtu, underlay: None, up: true, offloads })
 }
 
-/// Whether any pool of this IP version is encapsulated in VXLAN, at least between subnets.
+/// Whether any pool of this IP version uses VXLAN, at least across subnets.
 pub fn has_vxlan(records: &BTreeMap<RecordId, Record>, version: IpVersion) -> bool {
     globals(records).any(|(id, record)| match (id, record) {
         (RecordId::Pool(range), Record::Pool(pool)) => {
@@ -313,8 +319,8 @@ pub fn has_vxlan(records: &BTreeMap<RecordId, Record>, version: IpVersion) -> bo
     })
 }
 
-/// Address and MAC address of a node's tunnel device, and the node's own address that the tunnel's packets go to.
-fn end_point(node: &NodeInfo, version: IpVersion) -> Option<(IpAddr, Mac, IpAddr)> {
+/// Tunnel address, MAC address and node address of a node's tunnel endpoint.
+fn tunnel_endpoint(node: &NodeInfo, version: IpVersion) -> Option<(IpAddr, Mac, IpAddr)> {
     match version {
         IpVersion::V4 => {
             let (vtep, own) = (node.vtep?, node.ipv4?);
@@ -327,13 +333,13 @@ fn end_point(node: &NodeInfo, version: IpVersion) -> Option<(IpAddr, Mac, IpAddr
     }
 }
 
-fn peers(own: &str, nodes: &BTreeMap<&str, &NodeInfo>) -> BTreeMap<IpAddr, Peer> {
-    let ends = |info: &NodeInfo| VERSIONS.map(|version| end_point(info, version)).into_iter().flatten();
+fn plan_peers(own: &str, nodes: &BTreeMap<&str, &NodeInfo>) -> BTreeMap<IpAddr, Peer> {
+    let ends = |info: &NodeInfo| VERSIONS.map(|version| tunnel_endpoint(info, version)).into_iter().flatten();
     let mine: BTreeSet<IpAddr> =
         nodes.get(own).into_iter().flat_map(|me| ends(me)).map(|(address, ..)| address).collect();
     let others = nodes.iter().filter(|(name, _)| **name != own).flat_map(|(_, info)| ends(info));
     let mut peers = BTreeMap::new();
-    // Typha tells of one node for each address; of more than one none takes the place of another.
+    // typha sends one node per tunnel address; if there are more, the first keeps it.
     for (address, mac, underlay) in others.filter(|(address, ..)| !mine.contains(address)) {
         peers.entry(address).or_insert(Peer { mac, underlay });
     }

@@ -45,7 +45,8 @@ fn no_node_takes_the_place_of_another_behind_the_tunnel() {
 }
 
 proptest::proptest! {
-    /// Whatever pods came and went before, with a tunnel of this node or without.
+    /// The plan does not depend on the order in which pods were added and removed, with a tunnel
+    /// device or without.
     #[test]
     fn a_plan_that_follows_pods_is_the_plan_of_those_pods(
         steps in proptest::collection::vec(proptest::collection::btree_map(0u8..8, 0u8..3, 0..6), 1..6),

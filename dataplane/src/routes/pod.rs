@@ -1,9 +1,11 @@
-//! A pod's link: a veth pair, the addresses and routes in the pod, and the kernel parameters of the host side, as Calico's plugin makes them.
+//! A pod's link: a veth pair, addresses and routes in the pod, and kernel parameters of the host
+//! side, as in Calico's CNI plugin.
 //!
-//! The pod's default route leads to 169.254.1.1, which exists nowhere: the node routes what is sent to it. Its MAC address, the host side's, is known in the
-//! pod from the start; where that has been forgotten, and in pods that another network has set up, the host side answers ARP for it (proxy ARP). The kernel
-//! does so only while it has a route for that address, which a node without a default route has not. For IPv6 the default route leads to the host side's own
-//! link-local address.
+//! The pod's default route leads to 169.254.1.1, which no interface has: the node routes whatever
+//! is sent there. The pod has a permanent neighbour entry with the MAC address of the host side.
+//! Where that was lost, and in pods that another network has set up, the host side answers by proxy
+//! ARP; the kernel does so only if it has a route to the address, which a node without a default
+//! route has not. For IPv6 the default route leads to the host side's link-local address.
 
 use std::fs::File;
 use std::io;
@@ -18,24 +20,25 @@ use nix::errno::Errno;
 use super::message::{self, LinkRef, Route, VethPair};
 use super::parameters;
 use super::plan::{GATEWAY_V6, Target, version_of};
-use super::present::{self, Links};
+use super::present::{self, LinksByName};
 use super::sysctl;
 use margay_netlink::namespace;
 use margay_netlink::route::{NetlinkError, RequestMode, RouteSocket};
 
-/// The IPv4 gateway of every pod.
+/// IPv4 gateway of every pod, as in Calico's CNI plugin.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
-/// Length of the link-local prefix that the kernel routes on every link.
+/// Length of the link-local prefix of a link (RFC 4291).
 const LINK_LOCAL: u8 = 64;
-/// MAC address of the host side of every pod's link.
+/// MAC address of the host side of every pod's link, as in Calico's CNI plugin.
 pub const HOST_MAC: Mac = Mac([0xee; 6]);
 
-/// The group of links that are about to be deleted together. Nothing else is ever put into it.
-const DOOMED: u32 = 0x6361_6c69;
+/// Link group for links to be deleted together; nothing else is ever moved to it. It reads `cali`
+/// in ASCII.
+const DELETE_GROUP: u32 = 0x6361_6c69;
 
-/// A pod's link as wanted.
+/// Wanted link of a pod.
 pub struct PodLink<'a> {
-    /// Host side interface.
+    /// Host-side interface.
     pub host: &'a str,
     /// Interface in the pod.
     pub pod: &'a str,
@@ -47,7 +50,7 @@ pub struct PodLink<'a> {
     pub mac: Mac,
 }
 
-/// Why a link is not as it should be.
+/// Error of setting up or checking a pod's link.
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {
     /// A request was refused.
@@ -56,13 +59,14 @@ pub enum PodError {
     /// A kernel parameter or the namespace could not be used.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// CHECK found something missing.
+    /// CHECK found a difference.
     #[error("{0}")]
     Missing(String),
 }
 
-/// Makes the veth pair and sets up its host side. What has the host side's name already is a leftover of the same pod's earlier sandbox, and goes.
-pub fn create(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<u32, PodError> {
+/// Creates the veth pair and sets up its host side. An existing link of the same name is a leftover
+/// of the pod's former sandbox and is deleted.
+pub fn create_link(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<u32, PodError> {
     let pair = VethPair {
         host: link.host,
         pod: link.pod,
@@ -73,21 +77,23 @@ pub fn create(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<u32, PodEr
     };
     match socket.exec(message::new_veth(&pair), RequestMode::Create, || format!("create {}", link.host)) {
         Err(error) if error.is_existing() => {
-            remove(socket, link.host)?;
+            remove_link(socket, link.host)?;
             socket.exec(message::new_veth(&pair), RequestMode::Create, || {
                 format!("create {} with {} in the pod", link.host, link.pod)
             })?;
         }
         result => result?,
     }
-    let index =
-        present::named(socket, link.host)?.map(|found| found.index).ok_or_else(|| missing(link.host, "link"))?;
-    parameters::set_of_pod(link.host)?;
+    let index = present::find_link(socket, link.host)?
+        .map(|found| found.index)
+        .ok_or_else(|| missing_error(link.host, "link"))?;
+    parameters::set_pod_parameters(link.host)?;
     bring_up(socket, link.host, index)?;
     Ok(index)
 }
 
-/// Brings the host side up and gives it the pods' gateway of IPv6, which goes when it is set down.
+/// Brings the host side up and adds the pods' IPv6 gateway, which the kernel removes whenever the
+/// link goes down.
 pub fn bring_up(socket: &mut RouteSocket, host: &str, index: u32) -> Result<(), NetlinkError> {
     socket.exec(message::set_up(index), RequestMode::Change, || format!("bring {host} up"))?;
     if sysctl::has_ipv6_on(host) {
@@ -98,28 +104,30 @@ pub fn bring_up(socket: &mut RouteSocket, host: &str, index: u32) -> Result<(), 
     Ok(())
 }
 
-/// Gives both ends of a pod's link this MTU where theirs is larger; an end that is not there needs none. The pod's first, as the other one drops what is
-/// larger than itself. Returns whether any was.
+/// Lowers the MTU of both ends of a pod's link and returns whether any was larger; a missing end
+/// needs none. The pod's end comes first, because the other end drops packets larger than its own
+/// MTU.
 pub fn lower_mtu(socket: &mut RouteSocket, link: &PodLink<'_>) -> Result<bool, PodError> {
     let inside = namespace::within(link.namespace, || lower_end(&mut RouteSocket::open()?, link.pod, link.mtu))??;
     Ok(lower_end(socket, link.host, link.mtu)? || inside)
 }
 
 fn lower_end(socket: &mut RouteSocket, name: &str, mtu: u32) -> Result<bool, NetlinkError> {
-    let Some(found) = present::named(socket, name)?.filter(|found| found.mtu > mtu) else { return Ok(false) };
+    let Some(found) = present::find_link(socket, name)?.filter(|found| found.mtu > mtu) else { return Ok(false) };
     socket.exec(message::set_mtu(found.index, mtu), RequestMode::Change, || format!("MTU of {name}"))?;
     Ok(true)
 }
 
-/// The MAC address of a sandbox's interface: always the same one, so that it is known before the link is there. Of those that nobody has assigned.
-pub fn mac(container: &str, ifname: &str) -> Mac {
+/// MAC address of a sandbox's interface: a locally administered address derived from its identity,
+/// so that it is known before the link exists.
+pub fn pod_mac(container: &str, ifname: &str) -> Mac {
     use sha1::{Digest, Sha1};
     let hash = Sha1::digest(format!("{container}/{ifname}"));
     Mac([hash[0] & 0xfc | 0x02, hash[1], hash[2], hash[3], hash[4], hash[5]])
 }
 
-/// The gateway of a pod for packets of the IP version of this address.
-pub fn gateway(address: IpAddr) -> IpAddr {
+/// Gateway of a pod for the IP version of this address.
+pub fn pod_gateway(address: IpAddr) -> IpAddr {
     if address.is_ipv4() { IpAddr::V4(GATEWAY) } else { IpAddr::V6(GATEWAY_V6) }
 }
 
@@ -127,8 +135,8 @@ fn gateway_v6() -> IpNet {
     IpNet::V6(Ipv6Net::new_assert(GATEWAY_V6, LINK_LOCAL))
 }
 
-/// Routes the addresses to the host side.
-pub fn route(socket: &mut RouteSocket, index: u32, addresses: &[IpNet]) -> Result<(), PodError> {
+/// Adds routes from the node to the pod's addresses.
+pub fn add_routes(socket: &mut RouteSocket, index: u32, addresses: &[IpNet]) -> Result<(), PodError> {
     for address in addresses {
         let route = Route::direct(IpNet::from(address.addr()), index);
         socket.exec(RouteNetlinkMessage::NewRoute(route.message()), RequestMode::Replace, || {
@@ -138,12 +146,13 @@ pub fn route(socket: &mut RouteSocket, index: u32, addresses: &[IpNet]) -> Resul
     Ok(())
 }
 
-/// Inside the pod: addresses, the gateway's route, the default route, and both links up. Returns the MAC address of the pod's interface.
-pub fn configure(link: &PodLink<'_>, addresses: &[IpNet]) -> Result<Mac, PodError> {
+/// Configures the pod's side: addresses, gateway route, default route, and both links up. Returns
+/// the MAC address of the pod's interface.
+pub fn configure_pod(link: &PodLink<'_>, addresses: &[IpNet]) -> Result<Mac, PodError> {
     if link.mtu < sysctl::IPV6_MTU && addresses.iter().any(|address| address.addr().is_ipv6()) {
         let (mtu, least) = (link.mtu, sysctl::IPV6_MTU);
         let why = format!(
-            "MTU {mtu} is less than the {least} of IPv6; give the node's link a larger one, or the pod no address of IPv6"
+            "MTU {mtu} is less than {least}, the minimum of IPv6; configure a larger MTU on the node's link, or give the pod no IPv6 address"
         );
         return Err(io::Error::new(io::ErrorKind::InvalidInput, why).into());
     }
@@ -152,19 +161,20 @@ pub fn configure(link: &PodLink<'_>, addresses: &[IpNet]) -> Result<Mac, PodErro
 
 fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
     let mut socket = RouteSocket::open()?;
-    let links = present::links(&mut socket)?;
-    let pod = links.get(name).ok_or_else(|| missing(name, "link in the pod"))?;
+    let links = present::list_links(&mut socket)?;
+    let pod = links.get(name).ok_or_else(|| missing_error(name, "link in the pod"))?;
     if let Some(loopback) = links.get("lo") {
         socket.exec(message::set_up(loopback.index), RequestMode::Change, || "bring lo up".to_owned())?;
     }
     let has = |v6: bool| addresses.iter().any(|address| address.addr().is_ipv6() == v6);
     if has(true) {
-        // Runtimes turn IPv6 off in a new namespace. A pod learns its routes from its node alone, never from what looks like a router.
+        // Runtimes disable IPv6 in a new network namespace. A pod gets its routes from its node
+        // only, never from router advertisements.
         for parameter in ["all/disable_ipv6", "default/disable_ipv6", "lo/disable_ipv6"] {
-            sysctl::set(&format!("ipv6/conf/{parameter}"), "0")?;
+            sysctl::set_value(&format!("ipv6/conf/{parameter}"), "0")?;
         }
         for parameter in ["disable_ipv6", "accept_ra", "accept_dad"] {
-            sysctl::set(&format!("ipv6/conf/{name}/{parameter}"), "0")?;
+            sysctl::set_value(&format!("ipv6/conf/{name}/{parameter}"), "0")?;
         }
     }
     socket.exec(message::set_up(pod.index), RequestMode::Change, || format!("bring {name} up"))?;
@@ -196,19 +206,19 @@ fn configure_inside(name: &str, addresses: &[IpNet]) -> Result<Mac, PodError> {
             "default route of IPv6".to_owned()
         })?;
     }
-    pod.mac.ok_or_else(|| missing(name, "MAC address of"))
+    pod.mac.ok_or_else(|| missing_error(name, "MAC address of"))
 }
 
-/// Deletes the link by its host side; a link that is gone is a success.
-pub fn remove(socket: &mut RouteSocket, host: &str) -> Result<(), NetlinkError> {
-    remove_link(socket, &LinkRef::Name(host.to_owned()))
+/// Deletes a link by its host side; a missing link is a success.
+pub fn remove_link(socket: &mut RouteSocket, host: &str) -> Result<(), NetlinkError> {
+    remove_link_ref(socket, &LinkRef::Name(host.to_owned()))
 }
 
-fn remove_link(socket: &mut RouteSocket, link: &LinkRef) -> Result<(), NetlinkError> {
-    delete(socket, message::delete(link), || format!("delete {link}"))
+fn remove_link_ref(socket: &mut RouteSocket, link: &LinkRef) -> Result<(), NetlinkError> {
+    exec_deletion(socket, message::delete(link), || format!("delete {link}"))
 }
 
-fn delete(
+fn exec_deletion(
     socket: &mut RouteSocket,
     request: RouteNetlinkMessage,
     what: impl FnOnce() -> String,
@@ -219,32 +229,33 @@ fn delete(
     }
 }
 
-/// Deletes links by their host sides; the results are in the same order. Several go as one group, because the kernel waits for all its readers once
-/// per request and not once per link.
-pub fn remove_all(socket: &mut RouteSocket, hosts: &[LinkRef]) -> Vec<Result<(), NetlinkError>> {
+/// Deletes links by their host sides and returns the results in the same order. Several are deleted
+/// as one group, because the kernel waits for an RCU grace period once per request and not once per
+/// link.
+pub fn remove_links(socket: &mut RouteSocket, hosts: &[LinkRef]) -> Vec<Result<(), NetlinkError>> {
     if hosts.len() > 1 && remove_group(socket, hosts).is_ok() {
         return hosts.iter().map(|_| Ok(())).collect();
     }
-    hosts.iter().map(|host| remove_link(socket, host)).collect()
+    hosts.iter().map(|host| remove_link_ref(socket, host)).collect()
 }
 
-/// Nothing is in doubt after an error: the links are removed one by one then.
+/// Deletes links as a group. After an error the caller deletes them one by one.
 fn remove_group(socket: &mut RouteSocket, hosts: &[LinkRef]) -> Result<(), NetlinkError> {
-    let requests = hosts.iter().map(|host| (message::set_group(host, DOOMED), RequestMode::Change)).collect();
+    let requests = hosts.iter().map(|host| (message::set_group(host, DELETE_GROUP), RequestMode::Change)).collect();
     let refused = socket.exec_all(requests)?;
     if let Some((position, errno)) = refused.iter().find(|(_, errno)| *errno != Errno::ENODEV) {
         return Err(NetlinkError::Refused { what: format!("group of {}", hosts[*position]), errno: *errno });
     }
-    delete(socket, message::delete_group(DOOMED), || format!("delete links of group {DOOMED}"))
+    exec_deletion(socket, message::delete_group(DELETE_GROUP), || format!("delete links of group {DELETE_GROUP}"))
 }
 
-/// Compares the link with what it should be; the error names the first difference. Returns the MTU that it has, which
-/// may be another than new links get.
-pub fn check(socket: &mut RouteSocket, link: &PodLink<'_>, addresses: &[IpNet]) -> Result<u32, PodError> {
-    let links = present::links(socket)?;
+/// Checks a link; the error names the first difference. Returns its MTU, which may differ from that
+/// of new links.
+pub fn check_link(socket: &mut RouteSocket, link: &PodLink<'_>, addresses: &[IpNet]) -> Result<u32, PodError> {
+    let links = present::list_links(socket)?;
     let host = links.get(link.host).filter(|found| found.up);
-    let mtu = host.ok_or_else(|| missing(link.host, "host side link that is up:"))?.mtu;
-    let routes = present::present(socket, &links)?.routes;
+    let mtu = host.ok_or_else(|| missing_error(link.host, "host side link that is up:"))?.mtu;
+    let routes = present::read_plan(socket, &links)?.routes;
     for address in addresses {
         let wanted = Target::Pod { interface: link.host.to_owned() };
         if routes.get(&IpNet::from(address.addr())) != Some(&wanted) {
@@ -261,21 +272,22 @@ pub fn check(socket: &mut RouteSocket, link: &PodLink<'_>, addresses: &[IpNet]) 
 
 fn check_inside(name: &str, addresses: &[IpNet]) -> Result<(), PodError> {
     let mut socket = RouteSocket::open()?;
-    let links: Links = present::links(&mut socket)?;
-    let pod = links.get(name).filter(|found| found.up).ok_or_else(|| missing(name, "link in the pod that is up:"))?;
-    let present = present::addresses(&mut socket)?;
+    let links: LinksByName = present::list_links(&mut socket)?;
+    let pod =
+        links.get(name).filter(|found| found.up).ok_or_else(|| missing_error(name, "link in the pod that is up:"))?;
+    let present = present::list_addresses(&mut socket)?;
     for address in addresses {
         if !present.iter().any(|(index, net)| *index == pod.index && net.addr() == address.addr()) {
             return Err(PodError::Missing(format!("address {} is missing on {name} in the pod", address.addr())));
         }
-        let gateway = gateway(address.addr());
-        if present::default_gateway(&mut socket, version_of(gateway), pod.index)? != Some(gateway) {
+        let gateway = pod_gateway(address.addr());
+        if present::find_default_gateway(&mut socket, version_of(gateway), pod.index)? != Some(gateway) {
             return Err(PodError::Missing(format!("default route via {gateway} dev {name} is missing in the pod")));
         }
     }
     Ok(())
 }
 
-fn missing(name: &str, what: &str) -> PodError {
+fn missing_error(name: &str, what: &str) -> PodError {
     PodError::Missing(format!("{what} {name} is missing"))
 }

@@ -1,4 +1,4 @@
-//! What the kernel holds now, read back in the terms of a [`Plan`].
+//! Reads back what the kernel holds, as a [`Plan`].
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,7 +20,7 @@ use super::{ethtool, sysctl};
 use crate::links::is_workload;
 use margay_netlink::route::{NetlinkError, RouteSocket};
 
-/// A link of this namespace.
+/// Link of the network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// Interface index.
@@ -31,29 +31,29 @@ pub struct Link {
     pub up: bool,
     /// MAC address, where it has one.
     pub mac: Option<Mac>,
-    /// Settings, if it is a VXLAN device.
+    /// Settings of a VXLAN device.
     vxlan: Option<Vec<InfoVxlan>>,
 }
 
 /// Links by name.
-pub type Links = BTreeMap<String, Link>;
+pub type LinksByName = BTreeMap<String, Link>;
 
 /// Lists the links.
-pub fn links(socket: &mut RouteSocket) -> Result<Links, NetlinkError> {
-    Ok(socket.dump(message::get_links())?.into_iter().filter_map(link).collect())
+pub fn list_links(socket: &mut RouteSocket) -> Result<LinksByName, NetlinkError> {
+    Ok(socket.dump(message::get_links())?.into_iter().filter_map(parse_link).collect())
 }
 
-/// The link of this name, if there is one: costs the same however many links there are.
-pub fn named(socket: &mut RouteSocket, name: &str) -> Result<Option<Link>, NetlinkError> {
+/// Finds a link by name; the cost does not depend on the number of links.
+pub fn find_link(socket: &mut RouteSocket, name: &str) -> Result<Option<Link>, NetlinkError> {
     match socket.get(message::get_link(name), || format!("find {name}")) {
-        Ok(found) => Ok(found.and_then(link).map(|(_, link)| link)),
+        Ok(found) => Ok(found.and_then(parse_link).map(|(_, link)| link)),
         Err(error) if error.is_missing() => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Lists the addresses with the index of the link that has each.
-pub fn addresses(socket: &mut RouteSocket) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
+/// Lists addresses with the index of their link.
+pub fn list_addresses(socket: &mut RouteSocket) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
     let parse = |message| {
         let RouteNetlinkMessage::NewAddress(message) = message else {
             return None;
@@ -71,19 +71,19 @@ pub fn addresses(socket: &mut RouteSocket) -> Result<Vec<(u32, IpNet)>, NetlinkE
     Ok(socket.dump(message::get_addresses())?.into_iter().filter_map(parse).collect())
 }
 
-/// Reads back everything that could be ours. A route or device in a form that we never make is returned as one that differs from any wanted one, so that
-/// it is replaced.
-pub fn present(socket: &mut RouteSocket, links: &Links) -> Result<Plan, NetlinkError> {
+/// Reads back everything that could be ours. A route or device in a form that we never create is
+/// returned as one that differs from any wanted one, so that it is replaced.
+pub fn read_plan(socket: &mut RouteSocket, links: &LinksByName) -> Result<Plan, NetlinkError> {
     let names: BTreeMap<u32, &str> = links.iter().map(|(name, link)| (link.index, name.as_str())).collect();
     let mut plan = Plan::default();
     for version in VERSIONS {
-        for found in socket.dump(message::get_routes(family(version)))? {
+        for found in socket.dump(message::get_routes(family_of(version)))? {
             if let RouteNetlinkMessage::NewRoute(message) = found {
-                plan.routes.extend(route(&message, &names));
+                plan.routes.extend(parse_route(&message, &names));
             }
         }
     }
-    let addresses = addresses(socket)?;
+    let addresses = list_addresses(socket)?;
     let has_gateway =
         |link: &Link| addresses.iter().any(|(index, net)| *index == link.index && net.addr() == GATEWAY_V6);
     let is_whole = |name: &str, link: &Link| link.up && (has_gateway(link) || !sysctl::has_ipv6_on(name));
@@ -93,30 +93,30 @@ pub fn present(socket: &mut RouteSocket, links: &Links) -> Result<Plan, NetlinkE
         if let Some(link) = links.get(vxlan_device_name(version)) {
             let own = addresses.iter().filter(|(index, _)| *index == link.index);
             let mut own = own.map(|(_, net)| net.addr()).filter(|address| is_global(version, *address));
-            let address = own.next().unwrap_or(unspecified(version));
+            let address = own.next().unwrap_or(unspecified_address(version));
             let offloads = ethtool::has_checksum_offload(vxlan_device_name(version))?;
-            plan.tunnels.insert(version, VxlanDevice { offloads, ..device(link, address) });
-            plan.peers.extend(peers(socket, version, link.index)?);
+            plan.tunnels.insert(version, VxlanDevice { offloads, ..vxlan_device(link, address) });
+            plan.peers.extend(list_peers(socket, version, link.index)?);
         }
     }
     Ok(plan)
 }
 
-/// Whether it is an address of that IP version other than the one that the kernel gives to every link.
+/// Whether it is an address of that IP version other than the link-local one.
 fn is_global(version: IpVersion, address: IpAddr) -> bool {
     let is_of_link = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
     version_of(address) == version && !is_of_link
 }
 
-fn unspecified(version: IpVersion) -> IpAddr {
+fn unspecified_address(version: IpVersion) -> IpAddr {
     match version {
         IpVersion::V4 => Ipv4Addr::UNSPECIFIED.into(),
         IpVersion::V6 => Ipv6Addr::UNSPECIFIED.into(),
     }
 }
 
-/// Gateway of the default route of this IP version that leads out of a link, if there is one; whoever made it.
-pub fn default_gateway(
+/// Gateway of the default route of an IP version over a link, whoever created it.
+pub fn find_default_gateway(
     socket: &mut RouteSocket,
     version: IpVersion,
     link: u32,
@@ -127,22 +127,22 @@ pub fn default_gateway(
         };
         let leads_out = message.attributes.contains(&RouteAttribute::Oif(link));
         let gateway = message.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Gateway(address) => ip(address),
+            RouteAttribute::Gateway(address) => parse_ip(address),
             _ => None,
         });
         gateway.filter(|_| leads_out && message.header.destination_prefix_length == 0)
     };
-    Ok(socket.dump(message::get_routes(family(version)))?.into_iter().find_map(gateway))
+    Ok(socket.dump(message::get_routes(family_of(version)))?.into_iter().find_map(gateway))
 }
 
-const fn family(version: IpVersion) -> AddressFamily {
+const fn family_of(version: IpVersion) -> AddressFamily {
     match version {
         IpVersion::V4 => AddressFamily::Inet,
         IpVersion::V6 => AddressFamily::Inet6,
     }
 }
 
-fn link(message: RouteNetlinkMessage) -> Option<(String, Link)> {
+fn parse_link(message: RouteNetlinkMessage) -> Option<(String, Link)> {
     let RouteNetlinkMessage::NewLink(message) = message else {
         return None;
     };
@@ -165,11 +165,11 @@ fn link(message: RouteNetlinkMessage) -> Option<(String, Link)> {
     Some((name?, found))
 }
 
-fn device(link: &Link, address: IpAddr) -> VxlanDevice {
+fn vxlan_device(link: &Link, address: IpAddr) -> VxlanDevice {
     let mut device = VxlanDevice {
         address,
         mac: link.mac.unwrap_or(Mac([0; 6])),
-        local: unspecified(version_of(address)),
+        local: unspecified_address(version_of(address)),
         vni: 0,
         port: 0,
         mtu: link.mtu,
@@ -190,16 +190,16 @@ fn device(link: &Link, address: IpAddr) -> VxlanDevice {
     device
 }
 
-/// A route of ours as destination and target; `None` for anybody else's.
-pub fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<(IpNet, Target)> {
+/// Parses a route of ours to destination and target; `None` for other routes.
+pub fn parse_route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<(IpNet, Target)> {
     if message.header.protocol != RouteProtocol::Other(ROUTE_PROTOCOL) {
         return None;
     }
     let (mut destination, mut gateway, mut interface) = (None, None, None);
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(address) => destination = ip(address),
-            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::Destination(address) => destination = parse_ip(address),
+            RouteAttribute::Gateway(address) => gateway = parse_ip(address),
             RouteAttribute::Oif(index) => interface = names.get(index).copied(),
             _ => {}
         }
@@ -216,18 +216,26 @@ pub fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<(IpN
     Some((destination, target))
 }
 
-fn peers(socket: &mut RouteSocket, version: IpVersion, index: u32) -> Result<BTreeMap<IpAddr, Peer>, NetlinkError> {
+fn list_peers(
+    socket: &mut RouteSocket,
+    version: IpVersion,
+    index: u32,
+) -> Result<BTreeMap<IpAddr, Peer>, NetlinkError> {
     let mut forwarding = BTreeMap::new();
-    for (address, mac) in neighbours(socket, AddressFamily::Bridge, index)? {
+    for (address, mac) in list_neighbours(socket, AddressFamily::Bridge, index)? {
         forwarding.insert(mac, address);
     }
     let complete = |(address, mac): (IpAddr, Mac)| {
         forwarding.get(&mac).map(|underlay| (address, Peer { mac, underlay: *underlay }))
     };
-    Ok(neighbours(socket, family(version), index)?.into_iter().filter_map(complete).collect())
+    Ok(list_neighbours(socket, family_of(version), index)?.into_iter().filter_map(complete).collect())
 }
 
-fn neighbours(socket: &mut RouteSocket, family: AddressFamily, index: u32) -> Result<Vec<(IpAddr, Mac)>, NetlinkError> {
+fn list_neighbours(
+    socket: &mut RouteSocket,
+    family: AddressFamily,
+    index: u32,
+) -> Result<Vec<(IpAddr, Mac)>, NetlinkError> {
     let parse = |found: RouteNetlinkMessage| {
         let RouteNetlinkMessage::NewNeighbour(NeighbourMessage { header, attributes, .. }) = found else {
             return None;
@@ -246,7 +254,7 @@ fn neighbours(socket: &mut RouteSocket, family: AddressFamily, index: u32) -> Re
     Ok(socket.dump(message::get_neighbours(family))?.into_iter().filter_map(parse).collect())
 }
 
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
+fn parse_ip(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
         RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),

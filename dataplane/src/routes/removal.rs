@@ -1,8 +1,9 @@
-//! The thread that removes pods' links, many at once, and the removals that nobody waits for.
+//! The thread that deletes pods' links in batches, and deferred deletions.
 //!
-//! The kernel waits several times for all its readers when a link goes, some 20 ms with the lock of all links held, and does so once for a whole group of
-//! links. While one removal waits, others queue up here, and go together in the next. A link whose pod is out of the rules carries nothing, so a DEL does not
-//! wait for it: most such links have gone with their network namespaces when their turn comes.
+//! Deleting a link takes the kernel several RCU grace periods, some 20 ms, with the RTNL lock held,
+//! and no longer for a whole group of links. While one deletion runs, others queue up here and are
+//! deleted together. A link whose pod has left the rules carries nothing, so DEL does not wait for
+//! it: most links are gone with their network namespaces when their turn comes.
 
 use std::io;
 use std::thread;
@@ -15,15 +16,17 @@ use super::message::LinkRef;
 use super::pod;
 use margay_netlink::route::{NetlinkError, RouteSocket};
 
-/// Removals that wait for the thread; who asks for one more waits for a place.
+/// Capacity of the queue; senders wait while it is full.
 const QUEUE: usize = 256;
-/// What nobody waits for is left to the end of its network namespace for this long: runtimes end it right after DEL.
-const LINGER: Duration = Duration::from_millis(500);
-/// Meanwhile it is looked at this often.
-const LOOK: Duration = Duration::from_millis(20);
+/// How long a deferred deletion leaves a link to the end of its network namespace, which runtimes
+/// delete right after DEL.
+const DELETE_DELAY: Duration = Duration::from_millis(500);
+/// Interval of checking such a link.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Index of the link of this name, in the network namespace of the calling thread. Does not take the lock that removals hold.
-pub fn index_of(host: &str) -> Option<u32> {
+/// Index of a link in the calling thread's network namespace. Does not take the RTNL lock, which
+/// deletions hold.
+pub fn link_index(host: &str) -> Option<u32> {
     if_nametoindex(host).ok()
 }
 
@@ -32,14 +35,14 @@ struct Request {
     done: oneshot::Sender<Result<(), NetlinkError>>,
 }
 
-/// A handle to the thread. Cheap to clone.
+/// Handle to the thread. Cheap to clone.
 #[derive(Clone)]
-pub struct Removal {
+pub struct LinkRemover {
     queue: mpsc::Sender<Request>,
 }
 
-impl Removal {
-    /// Starts the thread in the network namespace of the calling thread. It ends with the last handle.
+impl LinkRemover {
+    /// Starts the thread in the calling thread's network namespace. It ends with the last handle.
     pub fn spawn() -> Result<Self, NetlinkError> {
         let (queue, requests) = mpsc::channel(QUEUE);
         let socket = RouteSocket::open()?;
@@ -47,17 +50,18 @@ impl Removal {
         Ok(Self { queue })
     }
 
-    /// Removes a pod's link by its host side; a link that is gone is a success.
+    /// Deletes a pod's link by its host side; a missing link is a success.
     pub async fn remove(&self, host: String) -> Result<(), NetlinkError> {
         self.exec(LinkRef::Name(host)).await
     }
 
-    /// Returns once the link of this index is gone: by itself, or removed after a while. The calling thread is in its network namespace.
-    pub async fn expect_gone(&self, index: u32) -> Result<(), NetlinkError> {
+    /// Waits until the link of this index is gone, and deletes it after a while. The calling thread
+    /// must be in its network namespace.
+    pub async fn wait_or_remove(&self, index: u32) -> Result<(), NetlinkError> {
         let mut waited = Duration::ZERO;
-        while waited < LINGER {
-            tokio::time::sleep(LOOK).await;
-            waited += LOOK;
+        while waited < DELETE_DELAY {
+            tokio::time::sleep(POLL_INTERVAL).await;
+            waited += POLL_INTERVAL;
             if if_indextoname(index).is_err() {
                 return Ok(());
             }
@@ -77,8 +81,8 @@ fn serve(mut socket: RouteSocket, mut requests: mpsc::Receiver<Request>) {
     let mut waiting = Vec::with_capacity(QUEUE);
     while requests.blocking_recv_many(&mut waiting, QUEUE) > 0 {
         let (links, answers): (Vec<_>, Vec<_>) = waiting.drain(..).map(|request| (request.link, request.done)).unzip();
-        for (result, answer) in pod::remove_all(&mut socket, &links).into_iter().zip(answers) {
-            // Who gave up waiting asks again.
+        for (result, answer) in pod::remove_links(&mut socket, &links).into_iter().zip(answers) {
+            // The caller may have timed out; it asks again.
             let _ = answer.send(result);
         }
     }

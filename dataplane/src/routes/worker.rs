@@ -1,7 +1,8 @@
-//! The thread that owns the [`Driver`], and the handle that others have of it.
+//! The route worker: the thread that owns the [`Driver`], and its handle.
 //!
-//! Only the newest plan matters: plans that arrive while one is being applied replace each other. A plan that failed in part is tried again with growing delay,
-//! and at once when links or addresses change; what the kernel tells of and is not as wanted makes it read back and repair.
+//! Only the newest plan matters: plans that arrive while one is applied replace each other. A plan
+//! that failed in part is retried with growing delay, and at once when links or addresses change. A
+//! notification that differs from the plan makes it read back and repair.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,56 +13,58 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::driver::{Driver, Outcome, Part};
-use super::hint::{self, Hint, Interest};
+use super::driver::{ApplyOutcome, Driver, RoutingPart};
+use super::hint::{self, Hint, HintFilter};
 use super::monitor::Monitor;
 use super::parameters;
 use super::plan::{LocalPods, Plan};
-use super::sysctl::Changed;
+use super::sysctl::ChangedParameter;
 use margay_netlink::route::NetlinkError;
 use margay_runtime::backoff::{Backoff, jitter};
 
-/// Delays between attempts at what failed.
+/// Minimal and maximal delay between attempts.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-/// Everything is read back and compared this often even if nothing was noticed.
+/// Interval of reading back and comparing everything, even if no change was noticed.
 const FULL_CHECK: Duration = Duration::from_secs(120);
-/// Interval of comparing kernel parameters, most of which have no notification. It takes about 8 us of CPU for each, and a pod's link has 17: for 110 pods
-/// 15 ms.
+/// Interval of comparing kernel parameters, most of which have no notification. One takes about 8
+/// us of CPU, and a pod's link has 17: 15 ms for 110 pods.
 const PARAMETERS: Duration = Duration::from_secs(10);
-/// Notifications that come within this time are taken together.
-const SETTLE: Duration = Duration::from_millis(50);
-/// After a repair there is none for so many times as long as it took: whoever fights with us over a route costs no more than that.
-const REST: u32 = 10;
-/// What failed is named in the log up to so many at once.
-const NAMED: usize = 10;
-/// Notifications are read in turns of this length: many come together.
-const TURN: Duration = Duration::from_millis(5);
+/// Notifications within this time are handled together.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+/// After a repair, the next one waits this many times as long as it took: a program that keeps
+/// changing our routes costs no more than that.
+const REPAIR_REST: u32 = 10;
+/// Maximal number of failed parts logged at once.
+const MAX_LOGGED: usize = 10;
+/// Minimal interval between reads of notifications: many come together.
+const READ_INTERVAL: Duration = Duration::from_millis(5);
 
-/// How far the kernel has come.
+/// Progress of the kernel towards the newest plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Generation of the newest plan that has been applied, with or without failures.
+    /// Generation of the newest plan applied, with or without failures.
     pub generation: u64,
-    /// What of it failed, with the reason.
-    pub failed: BTreeMap<Part, String>,
-    /// How often the kernel had to be repaired after somebody else's change.
+    /// Failed parts of the plan, with the reason.
+    pub failed: BTreeMap<RoutingPart, String>,
+    /// Number of repairs after changes by other programs.
     pub repairs: u64,
-    /// Parameters of the host itself that have been changed since the start, by name, with what they were first.
-    pub changed: BTreeMap<String, Changed>,
+    /// Parameters of the host itself that were changed since the start, by name, with their first
+    /// value.
+    pub changed: BTreeMap<String, ChangedParameter>,
 }
 
 enum Wake {
-    /// There is a plan, or there are hints.
+    /// There is a new plan, or there are hints.
     Work,
     End,
 }
 
-/// Ends the owner with the last handle.
-struct Life(SyncSender<Wake>);
+/// Ends the worker when the last handle is dropped.
+struct WorkerGuard(SyncSender<Wake>);
 
-impl Drop for Life {
+impl Drop for WorkerGuard {
     fn drop(&mut self) {
-        // An owner that has ended already needs no word.
+        // The worker may have ended already.
         let _ = self.0.send(Wake::End);
     }
 }
@@ -70,64 +73,68 @@ impl Drop for Life {
 struct Wanted {
     generation: u64,
     plan: Option<Plan>,
-    /// Pods of the node that came after the plan.
+    /// Pods of the node, newer than the plan.
     pods: Option<LocalPods>,
 }
 
-/// Hints that wait for the owner.
+/// Pending hints.
 type Hints = Arc<Mutex<BTreeSet<Hint>>>;
 
-/// A handle to the routing of this node, which ends with the last of them; what is in the kernel stays. Cheap to clone.
+/// Handle to the route worker. Cheap to clone. The worker ends with the last handle; what is in the
+/// kernel stays.
 #[derive(Clone)]
 pub struct Network {
     wanted: Arc<Mutex<Wanted>>,
-    life: Arc<Life>,
+    guard: Arc<WorkerGuard>,
     progress: watch::Receiver<Progress>,
 }
 
 impl Network {
-    /// Starts the owner thread and the thread that listens to the kernel, both in the namespace of the calling thread.
+    /// Starts the worker and the monitor thread in the calling thread's network namespace.
     pub fn spawn() -> Result<Self, NetlinkError> {
         let (driver, monitor) = (Driver::open()?, Monitor::open()?);
-        // One waiting wake-up is enough: what it stands for is read from `wanted` and `hints`.
+        // One queued wake-up is enough: the worker reads `wanted` and `hints`.
         let (wake, woken) = mpsc::sync_channel(1);
         let (progress, seen) = watch::channel(Progress::default());
         let (wanted, hints) = (Arc::new(Mutex::new(Wanted::default())), Hints::default());
-        let owner = Owner::new(driver, wanted.clone(), hints.clone(), progress);
+        let owner = RouteOwner::new(driver, wanted.clone(), hints.clone(), progress);
         thread::Builder::new().name("net".to_owned()).spawn(move || owner.run(&woken))?;
-        let surprise = wake.clone();
-        thread::Builder::new().name("net-monitor".to_owned()).spawn(move || listen(monitor, &hints, &surprise))?;
-        Ok(Self { wanted, life: Arc::new(Life(wake)), progress: seen })
+        let monitor_wake = wake.clone();
+        thread::Builder::new().name("net-monitor".to_owned()).spawn(move || listen(monitor, &hints, &monitor_wake))?;
+        Ok(Self { wanted, guard: Arc::new(WorkerGuard(wake)), progress: seen })
     }
 
-    /// Makes this the wanted plan; returns its generation.
-    pub fn want(&self, plan: Plan) -> u64 {
-        self.change(|wanted| (wanted.plan, wanted.pods) = (Some(plan), None))
+    /// Replaces the wanted plan and returns its generation.
+    pub fn set_plan(&self, plan: Plan) -> u64 {
+        self.change_wanted(|wanted| (wanted.plan, wanted.pods) = (Some(plan), None))
     }
 
-    /// Makes the newest plan one of these pods of the node; returns its generation. Without a plan, one of them alone.
-    pub fn want_pods(&self, pods: LocalPods) -> u64 {
-        self.change(|wanted| wanted.pods = Some(pods))
+    /// Replaces the node's own pods in the newest plan and returns its generation. Without a plan,
+    /// these pods are the plan.
+    pub fn set_pods(&self, pods: LocalPods) -> u64 {
+        self.change_wanted(|wanted| wanted.pods = Some(pods))
     }
 
-    fn change(&self, change: impl FnOnce(&mut Wanted)) -> u64 {
+    fn change_wanted(&self, change: impl FnOnce(&mut Wanted)) -> u64 {
         let mut wanted = self.wanted.lock();
         wanted.generation += 1;
         change(&mut wanted);
         let generation = wanted.generation;
         drop(wanted);
-        // A full channel holds a wake-up already, and the owner reads the newest plan when it comes to it.
-        let _ = self.life.0.try_send(Wake::Work);
+        // A full channel holds a wake-up already, and the worker reads the newest plan when it
+        // handles it.
+        let _ = self.guard.0.try_send(Wake::Work);
         generation
     }
 
-    /// Waits until the plan of this generation, or a newer one, has been applied.
-    pub async fn applied(&self, generation: u64) -> Progress {
-        self.until(|progress| progress.generation >= generation).await
+    /// Waits until the plan of this generation or a newer one is applied.
+    pub async fn wait_applied(&self, generation: u64) -> Progress {
+        self.wait_for(|progress| progress.generation >= generation).await
     }
 
-    /// Waits until the progress is as asked for; returns the progress. If the owner is gone, the last progress that it made.
-    pub async fn until(&self, condition: impl Fn(&Progress) -> bool) -> Progress {
+    /// Waits until the progress meets a condition and returns it; if the worker has ended, returns
+    /// the last progress.
+    pub async fn wait_for(&self, condition: impl Fn(&Progress) -> bool) -> Progress {
         let mut progress = self.progress.clone();
         match progress.wait_for(|progress| condition(progress)).await {
             Ok(progress) => progress.clone(),
@@ -135,57 +142,58 @@ impl Network {
         }
     }
 
-    /// How far the kernel has come, as that changes.
+    /// Progress of the kernel towards the newest plan.
     pub fn watch(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
     }
 
-    /// How far the kernel has come.
+    /// Progress of the kernel towards the newest plan.
     pub fn progress(&self) -> Progress {
         self.progress.borrow().clone()
     }
 }
 
-/// Hands the kernel's notifications to the owner until that has ended.
+/// Forwards the kernel's notifications to the worker until it ends.
 fn listen(mut monitor: Monitor, hints: &Hints, wake: &SyncSender<Wake>) {
     loop {
         match monitor.wait() {
-            Ok(new) => hint::merge(&mut hints.lock(), new),
+            Ok(new) => hint::merge_hints(&mut hints.lock(), new),
             Err(error) => {
-                tracing::error!(%error, "what others do to routes is found by the periodic check only; restart the agent");
+                tracing::error!(%error, "the route monitor failed: changes by other programs are found by the periodic check only; restart the agent");
                 return;
             }
         }
         if let Err(mpsc::TrySendError::Disconnected(_)) = wake.try_send(Wake::Work) {
             return;
         }
-        thread::sleep(TURN);
+        thread::sleep(READ_INTERVAL);
     }
 }
 
-struct Owner {
+struct RouteOwner {
     driver: Driver,
     wanted: Arc<Mutex<Wanted>>,
     hints: Hints,
     progress: watch::Sender<Progress>,
     plan: Option<Plan>,
-    /// What failed last.
-    failed: BTreeMap<Part, String>,
-    /// Whether that was a repair. Its later attempts are too: where the first one comes before a link is up again, they do the work.
+    /// Parts that failed last.
+    failed: BTreeMap<RoutingPart, String>,
+    /// Whether the failed apply was a repair. Its retries are repairs too: if the first attempt
+    /// comes before a link is up again, a retry does the work.
     is_repairing: bool,
-    /// The next attempt at what failed.
+    /// Time of the next retry.
     retry: Option<Instant>,
     backoff: Backoff,
-    /// When hints are looked at.
+    /// When pending hints are checked.
     look: Option<Instant>,
     check: Instant,
-    /// When parameters are compared.
+    /// When kernel parameters are compared.
     parameters: Instant,
-    /// No look before this.
-    rested: Instant,
+    /// Earliest time of the next check of hints.
+    next_look: Instant,
 }
 
-impl Owner {
+impl RouteOwner {
     fn new(driver: Driver, wanted: Arc<Mutex<Wanted>>, hints: Hints, progress: watch::Sender<Progress>) -> Self {
         let now = Instant::now();
         Self {
@@ -201,7 +209,7 @@ impl Owner {
             look: None,
             check: now + FULL_CHECK,
             parameters: now + PARAMETERS,
-            rested: now,
+            next_look: now,
         }
     }
 
@@ -210,15 +218,15 @@ impl Owner {
             let periodic = self.check.min(self.parameters);
             let due = [self.retry, self.look].into_iter().flatten().fold(periodic, Instant::min);
             match woken.recv_timeout(due.saturating_duration_since(Instant::now())) {
-                Ok(Wake::Work) => self.wake_up(),
+                Ok(Wake::Work) => self.handle_wake(),
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(Wake::End) | Err(RecvTimeoutError::Disconnected) => return,
             }
-            self.overdue(Instant::now());
+            self.run_due(Instant::now());
         }
     }
 
-    fn wake_up(&mut self) {
+    fn handle_wake(&mut self) {
         let is_new = {
             let wanted = self.wanted.lock();
             wanted.plan.is_some() || wanted.pods.is_some()
@@ -227,20 +235,20 @@ impl Owner {
             self.apply(false);
         }
         if !self.hints.lock().is_empty() {
-            let soon = (Instant::now() + SETTLE).max(self.rested);
+            let soon = (Instant::now() + DEBOUNCE).max(self.next_look);
             self.look.get_or_insert(soon);
         }
     }
 
-    fn overdue(&mut self, now: Instant) {
+    fn run_due(&mut self, now: Instant) {
         if self.look.is_some_and(|at| at <= now) {
             self.look = None;
-            self.look();
-            self.rested = Instant::now() + now.elapsed() * REST;
+            self.check_hints();
+            self.next_look = Instant::now() + now.elapsed() * REPAIR_REST;
         }
         if self.parameters <= now {
             self.parameters = now + PARAMETERS;
-            if self.plan.as_ref().is_some_and(parameters::differ) {
+            if self.plan.as_ref().is_some_and(parameters::any_differs) {
                 self.driver.mark_stale();
                 self.apply(true);
             }
@@ -256,28 +264,28 @@ impl Owner {
         }
     }
 
-    /// Reads back and repairs, if the kernel told of anything that is not as wanted.
-    fn look(&mut self) {
+    /// Reads back and repairs if pending hints concern the plan.
+    fn check_hints(&mut self) {
         let hints = std::mem::take(&mut *self.hints.lock());
         let Some(plan) = &self.plan else { return };
-        let interest = Interest { plan, missing: self.driver.missing(), is_failing: !self.failed.is_empty() };
-        if interest.is_touched(&hints) {
-            tracing::debug!(?hints, "the kernel told of changes by others");
+        let filter = HintFilter { plan, missing: self.driver.missing(), is_failing: !self.failed.is_empty() };
+        if filter.needs_resync(&hints) {
+            tracing::debug!(?hints, "notifications of changes by other programs");
             self.driver.mark_stale();
-            // Whatever hindered may be gone.
+            // The cause of the failure may be gone: retry without delay.
             self.backoff.reset();
             self.apply(true);
         }
     }
 
-    /// Brings the kernel to the newest plan. What is done though the plan is not new is a repair.
+    /// Applies the newest plan. Changes made without a new plan count as a repair.
     fn apply(&mut self, is_repair: bool) {
         let (generation, newer, pods) = {
             let mut wanted = self.wanted.lock();
             (wanted.generation, wanted.plan.take(), wanted.pods.take())
         };
         let is_repair = is_repair && newer.is_none() && pods.is_none();
-        // What failed is tried again with the whole plan.
+        // Failed parts are retried with the whole plan.
         let is_whole = newer.is_some() || self.plan.is_none() || !self.failed.is_empty();
         if newer.is_some() {
             self.plan = newer;
@@ -291,25 +299,26 @@ impl Owner {
             Some(updated) if !is_whole => self.driver.apply_pods(plan, &updated),
             _ => self.driver.apply(plan),
         };
-        let Outcome { done, failed, changed } = applied.unwrap_or_else(|error| Outcome {
-            failed: BTreeMap::from([(Part::Netlink, error.to_string())]),
-            ..Outcome::default()
+        let ApplyOutcome { done, failed, changed } = applied.unwrap_or_else(|error| ApplyOutcome {
+            failed: BTreeMap::from([(RoutingPart::Netlink, error.to_string())]),
+            ..ApplyOutcome::default()
         });
-        for Changed { parameter, former, now } in &changed {
-            tracing::warn!(parameter, former, now, "a kernel parameter of this host has been changed, as pods need it");
+        for ChangedParameter { parameter, former, now } in &changed {
+            tracing::warn!(parameter, former, now, "changed a kernel parameter of this host, as pods need it");
         }
-        let news: Vec<_> = failed.iter().filter(|(what, reason)| self.failed.get(*what) != Some(*reason)).collect();
-        for (what, reason) in news.iter().take(NAMED) {
-            tracing::warn!(%what, reason, more = news.len().saturating_sub(NAMED), "routing is not as wanted; trying again");
+        let new_failures: Vec<_> =
+            failed.iter().filter(|(what, reason)| self.failed.get(*what) != Some(*reason)).collect();
+        for (what, reason) in new_failures.iter().take(MAX_LOGGED) {
+            tracing::warn!(%what, reason, more = new_failures.len().saturating_sub(MAX_LOGGED), "routing could not be programmed; trying again");
         }
         if is_repair && done > 0 {
             tracing::info!(
                 done,
-                "others had changed routes, links or kernel parameters that pods need; they are as wanted again"
+                "other programs had changed routes, links or kernel parameters that pods need; they have been restored"
             );
         }
         if !self.failed.is_empty() && failed.is_empty() {
-            tracing::info!("routing is as wanted again");
+            tracing::info!("routing is programmed again");
         }
         self.retry = (!failed.is_empty()).then(|| Instant::now() + self.backoff.next(jitter()));
         if self.retry.is_none() {
@@ -344,7 +353,8 @@ mod tests {
         assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// The first attempt comes while the gateway cannot be reached, as where somebody needs longer for `down` and `up` than notifications are waited for.
+    /// The first attempt comes while the gateway is unreachable, as if another program took longer
+    /// between `down` and `up` than notifications are delayed.
     fn repair_in_two_attempts() {
         unshare(CloneFlags::CLONE_NEWNET).expect("these tests make network namespaces: run them as root");
         ip("link add eth0 type veth peer name other");
@@ -352,7 +362,7 @@ mod tests {
         ip("link set other up");
         ip("address add 172.30.0.1/24 dev eth0");
         let (progress, seen) = watch::channel(Progress::default());
-        let mut owner = Owner::new(Driver::open().expect("root"), Arc::default(), Hints::default(), progress);
+        let mut owner = RouteOwner::new(Driver::open().expect("root"), Arc::default(), Hints::default(), progress);
         let via: IpAddr = "172.30.0.2".parse().expect("an address");
         let destination = "10.244.2.0/26".parse().expect("a range");
         owner.plan = Some(Plan { routes: [(destination, Target::Gateway { via })].into(), ..Plan::default() });
@@ -361,13 +371,13 @@ mod tests {
 
         ip("address del 172.30.0.1/24 dev eth0");
         let own: IpAddr = "172.30.0.1".parse().expect("an address");
-        owner.hints.lock().insert(Hint::AddressGone(own));
-        owner.look();
+        owner.hints.lock().insert(Hint::AddressRemoved(own));
+        owner.check_hints();
         let early = seen.borrow().clone();
         assert_eq!((early.failed.len(), early.repairs), (1, 0), "{early:?}");
 
         ip("address add 172.30.0.1/24 dev eth0");
-        owner.overdue(Instant::now() + RETRY.1);
+        owner.run_due(Instant::now() + RETRY.1);
         let late = seen.borrow().clone();
         assert_eq!((late.failed.len(), late.repairs), (0, 1), "{late:?}");
     }

@@ -1,36 +1,36 @@
-//! Threads that tell the agent what others change: our table, and the addresses of the node.
+//! Threads that report external changes to the agent: of our table, and of the node's addresses.
 
 use std::io;
 use std::thread;
 
 use margay_dataplane::Links;
-use margay_dataplane::nftables::Watch;
-use margay_dataplane::routes::addresses::Addresses;
+use margay_dataplane::nftables::TableWatch;
+use margay_dataplane::routes::addresses::AddressWatch;
 
-use crate::agent::{AgentHandle, Event};
+use crate::agent::{AgentEvent, AgentHandle};
 
-/// Tells the agent of every change by others, from a thread that ends with the agent.
-pub fn watch_drift(mut table: Watch, agent: AgentHandle) -> io::Result<()> {
-    // Its sender would keep the agent alive.
+/// Reports changes of our table by other programs, from a thread that ends with the agent.
+pub fn watch_drift(mut table: TableWatch, agent: AgentHandle) -> io::Result<()> {
+    // A strong sender would keep the agent alive.
     let events = agent.events.downgrade();
     drop(agent);
     let work = move || loop {
         if let Err(error) = table.wait() {
-            tracing::warn!(%error, "changes of our table by others are found by the periodic check only");
+            tracing::warn!(%error, "the nftables monitor failed; changes of our table by other programs are found by the periodic check only");
             return;
         }
         let Some(events) = events.upgrade() else { return };
-        if events.blocking_send(Event::Drift).is_err() {
+        if events.blocking_send(AgentEvent::Drift).is_err() {
             return;
         }
     };
     thread::Builder::new().name("nft-monitor".to_owned()).spawn(work).map(|_| ())
 }
 
-/// Tells the agent of other addresses of the node, from a thread that ends with the agent. `known` is what it has been told. `look` sees what it is
-/// told, also at first.
+/// Reports changed addresses of the node, from a thread that ends with the agent. `known` are those
+/// that the agent has; `look` sees all addresses, `known` included.
 pub fn watch_links(
-    mut addresses: Addresses,
+    mut addresses: AddressWatch,
     mut known: Links,
     agent: AgentHandle,
     look: impl Fn(&Links) + Send + 'static,
@@ -43,7 +43,7 @@ pub fn watch_links(
         let links = match links {
             Ok(links) => links,
             Err(error) => {
-                tracing::error!(%error, "host endpoints do not follow the node's addresses any more; restart the agent");
+                tracing::error!(%error, "the address monitor failed: host endpoints no longer follow the node's addresses; restart the agent");
                 return;
             }
         };
@@ -53,7 +53,7 @@ pub fn watch_links(
         }
         look(&links);
         known.clone_from(&links);
-        if events.blocking_send(Event::Links(links)).is_err() {
+        if events.blocking_send(AgentEvent::Links(links)).is_err() {
             return;
         }
     };

@@ -1,4 +1,5 @@
-//! The owner's loop: events to state, state to transaction, transaction to kernel, and who is told of it.
+//! The owner's loop: it applies events to the state, updates and commits the dataplane, and reports
+//! the result to those who wait for it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,33 +16,38 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
 use super::acks::Acks;
-use super::linked::Linked;
+use super::linked::LinkedPods;
 use super::routing::Routing;
-use super::{Event, Look, Parts, Status};
+use super::{AgentEvent, AgentParts, Inspection, Status};
 use crate::cni::ports::NotEnforced;
 use crate::metrics::{Kind, Metrics};
-use crate::state::{Fault, State};
-use crate::store::Store;
+use crate::state::{State, ViewError};
+use crate::store::ViewStore;
 
-/// Events taken together, so that a flood of frames cannot keep a waiting pod from its commit.
-const BATCH: usize = 64;
-/// The whole table is read back and compared this often even if nothing was noticed.
+/// Maximal number of events per commit, so that a flood of frames cannot keep a pod from its
+/// commit.
+const MAX_BATCH: usize = 64;
+/// Interval of reading back and comparing the whole table even if no change was noticed.
 const FULL_CHECK: Duration = Duration::from_secs(120);
-/// A check that could not read the table is made again after this time.
-const CHECK_AGAIN: Duration = Duration::from_secs(10);
-/// A changed view is saved this long after the first change that is not.
+/// Delay until a comparison that could not read the table is repeated.
+const RECHECK_DELAY: Duration = Duration::from_secs(10);
+/// Delay from the first unsaved change of the view until it is saved.
 const SAVE_DELAY: Duration = Duration::from_secs(2);
-/// After a save there is none for so many times as long as it took: a large view that changes all the time is not written all the time.
+/// After a save, the next one waits this many times as long as it took, so that a large view that
+/// changes all the time is not written all the time.
 const SAVE_REST: u32 = 500;
-/// Delays between attempts at a table that the kernel does not take.
+/// Minimal and maximal delay between attempts at a commit that failed.
 const RETRY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(500));
-/// Attempts in a row before the agent gives up: a fresh start reads everything anew, and what is enforced stays.
-const ATTEMPTS: u32 = 20;
+/// Failed attempts in a row before the agent exits: it starts with fresh state, and what is
+/// enforced stays enforced.
+const MAX_ATTEMPTS: u32 = 20;
 
-/// The table cannot be brought to what it must be.
+/// nftables could not be programmed.
 #[derive(Debug, thiserror::Error)]
-#[error("nftables could not be programmed in {attempts} attempts: {reason}; what was enforced stays in force")]
-pub struct Fatal {
+#[error(
+    "nftables could not be programmed in {attempts} attempts: {reason}; the agent restarts, and what was enforced before stays enforced"
+)]
+pub struct RetriesExhausted {
     attempts: u32,
     reason: String,
 }
@@ -49,65 +55,66 @@ pub struct Fatal {
 type Waiters = BTreeMap<String, Vec<oneshot::Sender<Result<(), NotEnforced>>>>;
 
 /// See [`super`].
-pub(super) struct Owner {
+pub(super) struct StateOwner {
     state: State,
     dataplane: Box<dyn Dataplane>,
     routing: Routing,
     node: String,
-    store: Option<Store>,
-    /// The last save, which may not be over: there is one at a time.
+    store: Option<ViewStore>,
+    /// Thread of the last save, which may still run: only one save runs at a time.
     saving: Option<JoinHandle<()>>,
     metrics: Metrics,
     status: watch::Sender<Status>,
     acks: Acks,
     stream: Option<Stream>,
-    /// The kernel may be written to.
+    /// The kernel may be written: a complete view was received, or a saved one is enforced after
+    /// boot. Never reset.
     active: bool,
     waiters: Waiters,
-    leaving: Vec<oneshot::Sender<bool>>,
-    linked: Linked,
-    /// Looks come after the commit of their turn, so that they see what is in force.
-    looks: Vec<Look>,
-    /// What the next commit is about.
-    turn: Turn,
+    committed_waiters: Vec<oneshot::Sender<bool>>,
+    linked: LinkedPods,
+    /// Run after the commit of their batch, so that they see what is in force.
+    inspections: Vec<Inspection>,
+    /// What the next commit covers.
+    batch: Batch,
     retry: Backoff,
-    due: Due,
+    due: Deadlines,
 }
 
 struct Stream {
     number: u64,
-    fault: Option<oneshot::Sender<Fault>>,
+    fault: Option<oneshot::Sender<ViewError>>,
 }
 
-/// What one commit stands for.
-struct Turn {
+/// Events since the last commit.
+struct Batch {
     span: Option<Span>,
     planning: Duration,
     event_unix_ns: u64,
     frames: bool,
-    /// Records that routes are planned from have changed.
-    rerouted: bool,
-    /// Pods have come to links or left them.
-    relinked: bool,
+    /// Records that routes are planned from changed.
+    is_rerouted: bool,
+    /// Pods' links were created or removed.
+    is_relinked: bool,
 }
 
-/// When something is to be done without an event.
-struct Due {
+/// Deadlines of work that no event triggers.
+struct Deadlines {
     check: Instant,
     save: Option<Instant>,
-    /// No save before this.
-    rested: Instant,
+    /// Earliest time of the next save.
+    next_save: Instant,
     retry: Option<Instant>,
-    /// Routing that is not as wanted until then is a fault.
+    /// When routing that differs from the plan has to be reported.
     fault: Option<Instant>,
 }
 
-impl Owner {
-    pub(super) fn new(parts: Parts, status: watch::Sender<Status>, acks: watch::Sender<Option<Arc<Ack>>>) -> Self {
-        let Parts { node, view, attached, links, mut dataplane, routes, store, metrics } = parts;
+impl StateOwner {
+    pub(super) fn new(parts: AgentParts, status: watch::Sender<Status>, acks: watch::Sender<Option<Arc<Ack>>>) -> Self {
+        let AgentParts { node, view, attached, links, mut dataplane, routes, store, metrics } = parts;
         let state = State::with_records(view);
         dataplane.set_links(links);
-        let linked = Linked::of(&attached);
+        let linked = LinkedPods::from_attached(&attached);
         for (interface, pod) in attached {
             dataplane.attach(interface, pod, state.records());
         }
@@ -124,21 +131,21 @@ impl Owner {
             stream: None,
             active: false,
             waiters: Waiters::new(),
-            leaving: Vec::new(),
+            committed_waiters: Vec::new(),
             linked,
-            looks: Vec::new(),
-            turn: Turn::new(),
+            inspections: Vec::new(),
+            batch: Batch::new(),
             retry: Backoff::new(RETRY.0, RETRY.1),
-            due: Due::new(Instant::now()),
+            due: Deadlines::new(Instant::now()),
         }
     }
 
     pub(super) fn run(
         mut self,
         runtime: &tokio::runtime::Handle,
-        mut queue: mpsc::Receiver<Event>,
-    ) -> Result<(), Fatal> {
-        self.wake_up();
+        mut queue: mpsc::Receiver<AgentEvent>,
+    ) -> Result<(), RetriesExhausted> {
+        self.enforce_saved_view();
         self.commit()?;
         loop {
             let due = self.dataplane.next_retry().map_or_else(|| self.due.next(), |retry| retry.min(self.due.next()));
@@ -146,115 +153,126 @@ impl Owner {
             match runtime.block_on(async { tokio::time::timeout_at(deadline, queue.recv()).await }) {
                 Ok(None) => return Ok(()),
                 Ok(Some(event)) => {
-                    self.handle(event);
-                    for _ in 1..BATCH {
+                    self.handle_event(event);
+                    for _ in 1..MAX_BATCH {
                         let Ok(event) = queue.try_recv() else { break };
-                        self.handle(event);
+                        self.handle_event(event);
                     }
                 }
                 Err(_) => {}
             }
-            self.overdue();
+            self.run_due();
             self.commit()?;
-            for look in std::mem::take(&mut self.looks) {
+            for look in std::mem::take(&mut self.inspections) {
                 look(&self.state, &*self.dataplane);
             }
         }
     }
 
-    /// A saved view is enforced at once if the kernel holds nothing of ours: the node has booted. Otherwise what is in force is newer.
-    fn wake_up(&mut self) {
+    /// Enforces a saved view at once if the kernel holds nothing of ours, which means that the node
+    /// has booted. Otherwise what is enforced is newer than what was saved.
+    fn enforce_saved_view(&mut self) {
         if self.state.records().is_empty() {
             return;
         }
         match self.dataplane.is_programmed() {
             Ok(programmed) => self.active = !programmed,
-            Err(error) => tracing::warn!(%error, "nftables cannot be read; the view of typha is waited for"),
+            Err(error) => {
+                tracing::warn!(%error, "nftables cannot be read; the saved view is not enforced, waiting for the view from typha")
+            }
         }
     }
 
-    fn handle(&mut self, event: Event) {
+    fn handle_event(&mut self, event: AgentEvent) {
         match event {
-            Event::Connected { stream, hello, fault, server } => {
+            AgentEvent::Connected { stream, hello, fault, server } => {
                 self.state.disconnect();
-                // A revision of another stream means nothing to this server.
-                self.turn.frames = false;
-                self.acks.forget();
+                // Revisions belong to one stream: this server must not get one of the last
+                // server's.
+                self.batch.frames = false;
+                self.acks.reset();
                 self.stream = Some(Stream { number: stream, fault: Some(fault) });
                 self.status.send_modify(|status| (status.in_sync, status.server) = (false, server));
-                // A stream that has ended meanwhile does not wait for it.
+                // The stream may have ended while this event was queued.
                 let _ = hello.send(self.state.buckets());
             }
-            Event::Frame { stream, frame } => self.frame(stream, *frame),
-            Event::Disconnected { stream } => {
+            AgentEvent::Frame { stream, frame } => self.apply_frame(stream, *frame),
+            AgentEvent::Disconnected { stream } => {
                 if self.stream.take_if(|own| own.number == stream).is_some() {
                     self.state.disconnect();
                     self.metrics.in_sync.set(0);
                     self.status.send_modify(|status| (status.in_sync, status.server) = (false, String::new()));
                 }
             }
-            Event::Attach { interface, pod, done } => {
-                self.plan();
+            AgentEvent::Attach { interface, pod, done } => {
+                // Records before the pod: its policy may be in the frames of this batch.
+                self.update_dataplane();
                 let started = Instant::now();
-                self.turn.relinked |= self.linked.attached(&interface, &pod);
+                self.batch.is_relinked |= self.linked.ensure(&interface, &pod);
                 self.dataplane.attach(interface.clone(), pod, self.state.records());
-                self.turn.planning += started.elapsed();
+                self.batch.planning += started.elapsed();
                 self.waiters.entry(interface).or_default().push(done);
             }
-            Event::Detach { interface, endpoint, done } => {
+            AgentEvent::Detach { interface, endpoint, done } => {
                 if self.dataplane.attached().get(&interface).is_some_and(|pod| pod.endpoint == endpoint) {
-                    self.plan();
+                    self.update_dataplane();
                     let started = Instant::now();
                     self.dataplane.detach(&interface, self.state.records());
-                    self.turn.planning += started.elapsed();
+                    self.batch.planning += started.elapsed();
+                    // An ADD that still waits fails: its pod is being removed.
                     self.waiters.remove(&interface);
                 }
-                self.leaving.push(done);
+                self.committed_waiters.push(done);
             }
-            Event::LinkMade { interface, index, pod, done } => {
-                self.linked.made(interface, index, pod);
-                self.turn.relinked = true;
-                self.leaving.push(done);
+            AgentEvent::LinkMade { interface, index, pod, done } => {
+                self.linked.add(interface, index, pod);
+                self.batch.is_relinked = true;
+                self.committed_waiters.push(done);
             }
-            Event::LinkGone { interface, index } => self.turn.relinked |= self.linked.gone(&interface, index),
-            Event::Links(links) => {
-                self.plan();
+            AgentEvent::LinkGone { interface, index } => {
+                self.batch.is_relinked |= self.linked.remove(&interface, index)
+            }
+            AgentEvent::Links(links) => {
+                self.update_dataplane();
                 let started = Instant::now();
                 self.dataplane.set_links(links);
-                self.turn.planning += started.elapsed();
-                // Who tells others of the interfaces looks when the status changes.
+                self.batch.planning += started.elapsed();
+                // Wakes those that publish the interfaces: they read them whenever the status
+                // changes.
                 self.status.send_modify(|_| ());
             }
-            Event::Drift => self.dataplane.invalidate(),
-            // The turn ends with telling how far routes are.
-            Event::Routed => {}
-            Event::Inspect(look) => self.looks.push(look),
+            AgentEvent::Drift => self.dataplane.invalidate(),
+            // The commit below publishes what the routes have reached.
+            AgentEvent::Routed => {}
+            AgentEvent::Inspect(look) => self.inspections.push(look),
         }
     }
 
-    fn frame(&mut self, stream: u64, frame: Frame) {
+    fn apply_frame(&mut self, stream: u64, frame: Frame) {
         let Some(own) = self.stream.as_mut().filter(|own| own.number == stream && own.fault.is_some()) else { return };
         let span =
-            self.turn.span.get_or_insert_with(|| tracing::info_span!("node.frame", revision = frame.trailer.revision));
+            self.batch.span.get_or_insert_with(|| tracing::info_span!("node.frame", revision = frame.trailer.revision));
         if let Ok(parent) = frame.trailer.traceparent.parse() {
             telemetry::set_parent(span, parent);
         }
-        self.turn.event_unix_ns = self.turn.event_unix_ns.max(frame.trailer.event_unix_ns);
+        self.batch.event_unix_ns = self.batch.event_unix_ns.max(frame.trailer.event_unix_ns);
         self.metrics.frames.inc();
         match self.state.apply(frame) {
-            Ok(()) => self.turn.frames = true,
+            Ok(()) => self.batch.frames = true,
             Err(fault) => {
-                tracing::warn!(%fault, "a frame does not fit what is held");
+                tracing::warn!(%fault, "a frame cannot be applied; the stream is reopened and the view compared");
                 if let Some(told) = own.fault.take() {
-                    // The stream may have ended by itself.
+                    // The stream may have ended already.
                     let _ = told.send(fault);
                 }
             }
         }
     }
 
-    /// Follows the state with the wanted table.
-    fn plan(&mut self) {
+    /// Updates the dataplane with changed records, without I/O. Call it before attaching, detaching
+    /// or setting links: the dataplane resolves pods and interfaces by the records that it has
+    /// seen.
+    fn update_dataplane(&mut self) {
         if !self.active && !self.state.is_in_sync() {
             return;
         }
@@ -263,104 +281,110 @@ impl Owner {
         if dirty.is_empty() {
             return;
         }
-        let span = self.turn.span.clone().unwrap_or_else(Span::none);
+        let span = self.batch.span.clone().unwrap_or_else(Span::none);
         let _planning =
             tracing::info_span!(parent: &span, "node.plan", records = dirty.records.len(), sets = dirty.members.len())
                 .entered();
-        self.turn.rerouted |= dirty.records.iter().any(RecordId::is_global);
+        self.batch.is_rerouted |= dirty.records.iter().any(RecordId::is_global);
         self.dataplane.update(self.state.records(), &dirty);
-        self.turn.planning += started.elapsed();
-        self.due.save.get_or_insert_with(|| (Instant::now() + SAVE_DELAY).max(self.due.rested));
+        self.batch.planning += started.elapsed();
+        self.due.save.get_or_insert_with(|| (Instant::now() + SAVE_DELAY).max(self.due.next_save));
     }
 
-    /// Brings the kernel to what is wanted, and tells everybody who waits for it.
-    fn commit(&mut self) -> Result<(), Fatal> {
-        self.plan();
+    /// Commits the dataplane and answers those who wait for it.
+    fn commit(&mut self) -> Result<(), RetriesExhausted> {
+        self.update_dataplane();
         if !self.active {
             if !self.state.is_in_sync() {
-                // Who waits has to see to the link itself.
-                for waiter in self.leaving.drain(..) {
+                // Nothing is written yet, and an earlier run's rules may still let the pod's
+                // packets pass: the CNI service has to remove the link first.
+                for waiter in self.committed_waiters.drain(..) {
                     let _ = waiter.send(false);
                 }
                 return Ok(());
             }
             self.active = true;
+            // The kernel may hold the table of an earlier run, and pods that run must not lose it:
+            // reading it back makes the first commit a difference.
             self.dataplane.invalidate();
-            self.turn.rerouted = true;
+            // The first plan is due even if no frame has brought a record of routing.
+            self.batch.is_rerouted = true;
         }
         let started = Instant::now();
         if self.due.retry.is_some_and(|due| started < due) {
             return Ok(());
         }
-        let span = self.turn.span.clone().unwrap_or_else(Span::none);
+        let span = self.batch.span.clone().unwrap_or_else(Span::none);
         let result = span.in_scope(|| self.dataplane.commit(self.state.records(), started));
         match result {
             Ok(committed) => {
-                self.committed(committed, started.elapsed());
+                self.handle_committed(committed, started.elapsed());
                 Ok(())
             }
-            Err(error) => self.failed(error),
+            Err(error) => self.handle_failure(error),
         }
     }
 
-    fn committed(&mut self, committed: Committed, took: Duration) {
+    fn handle_committed(&mut self, committed: Committed, took: Duration) {
         let Committed { operations, repairs, is_unread } = committed;
         if self.status.borrow().enforcing {
             self.metrics.repairs.inc_by(repairs);
         }
         if is_unread {
-            self.due.check = Instant::now() + CHECK_AGAIN;
+            self.due.check = Instant::now() + RECHECK_DELAY;
         }
         self.retry.reset();
         self.due.retry = None;
-        let turn = std::mem::replace(&mut self.turn, Turn::new());
+        let batch = std::mem::replace(&mut self.batch, Batch::new());
         if operations > 0 {
-            self.metrics.committed(operations, turn.planning, took);
+            self.metrics.record_commit(operations, batch.planning, took);
         }
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        if turn.event_unix_ns > 0 {
-            self.metrics.realised(since_epoch.saturating_sub(Duration::from_nanos(turn.event_unix_ns)));
+        if batch.event_unix_ns > 0 {
+            self.metrics.record_lag(since_epoch.saturating_sub(Duration::from_nanos(batch.event_unix_ns)));
         }
-        if turn.rerouted {
+        if batch.is_rerouted {
             let (linked, records) = (&self.linked, self.state.records());
-            self.routing.want(|| plan::plan(&self.node, records, &linked.pods()));
-        } else if turn.relinked {
-            // The cluster's routes are thousands where pods are dozens.
-            self.routing.want_pods(self.linked.pods());
+            self.routing.set_plan(|| plan::plan(&self.node, records, &linked.local_pods()));
+        } else if batch.is_relinked {
+            // Planning only the node's own pods: the cluster has thousands of routes where a node
+            // has dozens of pods.
+            self.routing.set_pods(self.linked.local_pods());
         }
         self.metrics.pods.set(self.dataplane.attached().len() as i64);
-        if turn.frames {
-            let traceparent = turn.span.as_ref().and_then(telemetry::of).map(|context| context.to_string());
+        if batch.frames {
+            let traceparent = batch.span.as_ref().and_then(telemetry::of).map(|context| context.to_string());
             let ack = Ack {
                 revision: self.state.revision(),
                 errors: Vec::new(),
-                plan_us: micros(turn.planning),
+                plan_us: micros(batch.planning),
                 commit_us: micros(took),
                 traceparent: traceparent.unwrap_or_default(),
             };
+            // After the plan was set: the acknowledgement waits for the generation that contains it.
             self.acks.push(ack, self.routing.generation());
         }
-        self.report();
-        self.answer();
+        self.publish_status();
+        self.answer_waiters();
     }
 
-    /// Tells what is in force, and what is not.
-    fn report(&mut self) {
-        // Read first: the errors are those of at least this plan.
-        let applied = self.routing.applied();
+    /// Publishes status, metrics and the acknowledgement that is due.
+    fn publish_status(&mut self) {
+        // Before the errors: they must be those of this generation or of a newer one.
+        let applied = self.routing.applied_generation();
         let mut errors = self.dataplane.errors();
-        let of_routing = self.routing.errors(&self.node, self.state.records());
+        let of_routing = self.routing.update_errors(&self.node, self.state.records());
         errors.extend(of_routing.iter().map(|(id, reason)| (id.clone(), reason.clone())));
         let (in_sync, revision) = (self.state.is_in_sync(), self.state.revision());
         self.metrics.errors.set(errors.len() as i64);
         self.metrics.in_sync.set(i64::from(in_sync));
         self.metrics.revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
         let now = Instant::now();
-        let routing = self.routing.fault(now);
-        self.due.fault = self.routing.due(now);
+        let routing = self.routing.check_fault(now);
+        self.due.fault = self.routing.next_check(now);
         self.status.send_if_modified(|status| {
             for (id, reason) in errors.iter().filter(|(id, reason)| status.errors.get(*id) != Some(*reason)) {
-                tracing::warn!(record = ?id, reason, "not enforced as it is written");
+                tracing::warn!(record = ?id, reason, "record is not enforced as written");
             }
             let server = std::mem::take(&mut status.server);
             let errors = errors.clone();
@@ -369,18 +393,18 @@ impl Owner {
             *status = new;
             changed
         });
-        // Who is told of a revision finds the status as it is with it.
-        self.acks.tell(applied, &errors);
+        // After the status: whoever reads an acknowledgement finds the status that belongs to it.
+        self.acks.publish(applied, &errors);
     }
 
-    /// Tells those whose pods are decided about now, and those whose pods are gone.
-    fn answer(&mut self) {
+    /// Answers the ADDs whose pods have their policy in the kernel, and the DELs.
+    fn answer_waiters(&mut self) {
         let decided: Vec<String> =
-            self.waiters.keys().filter(|interface| self.dataplane.decides(interface)).cloned().collect();
+            self.waiters.keys().filter(|interface| self.dataplane.has_policy(interface)).cloned().collect();
         for interface in decided {
             let result = self.dataplane.refusal(&interface).map_or(Ok(()), |reason| Err(NotEnforced::Refused(reason)));
             for waiter in self.waiters.remove(&interface).into_iter().flatten() {
-                // Who gave up waiting asks again.
+                // The caller may have timed out; it asks again.
                 let _ = waiter.send(result.clone());
             }
         }
@@ -388,25 +412,25 @@ impl Owner {
             waiters.retain(|waiter| !waiter.is_closed());
             !waiters.is_empty()
         });
-        for waiter in self.leaving.drain(..) {
+        for waiter in self.committed_waiters.drain(..) {
             let _ = waiter.send(true);
         }
     }
 
-    fn failed(&mut self, error: CommitError) -> Result<(), Fatal> {
+    fn handle_failure(&mut self, error: CommitError) -> Result<(), RetriesExhausted> {
         let CommitError { attempts, reason } = error;
         self.metrics.failures.inc();
-        tracing::warn!(attempt = attempts, reason, "nftables is not as wanted; trying again");
+        tracing::warn!(attempt = attempts, reason, "nftables could not be programmed; trying again");
         self.status.send_modify(|status| status.failing = Some(reason.clone()));
-        if attempts >= ATTEMPTS {
-            return Err(Fatal { attempts, reason });
+        if attempts >= MAX_ATTEMPTS {
+            return Err(RetriesExhausted { attempts, reason });
         }
         self.due.retry = Some(Instant::now() + self.retry.next(jitter()));
         Ok(())
     }
 
-    /// Does what no event asks for.
-    fn overdue(&mut self) {
+    /// Runs work that is due.
+    fn run_due(&mut self) {
         let now = Instant::now();
         if now >= self.due.check {
             self.due.check = now + FULL_CHECK;
@@ -415,19 +439,19 @@ impl Owner {
         self.dataplane.retry_refused(self.state.records(), now);
         if self.due.save.is_some_and(|due| now >= due) {
             self.due.save = None;
-            self.count();
+            self.count_records();
             let is_saving = self.saving.as_ref().is_some_and(|thread| !thread.is_finished());
             if self.state.is_in_sync() && !is_saving {
                 self.save();
-                self.due.rested = now + now.elapsed() * SAVE_REST;
+                self.due.next_save = now + now.elapsed() * SAVE_REST;
             } else {
                 self.due.save = Some(now + SAVE_DELAY);
             }
         }
     }
 
-    /// Counts what is held: a look at every record, so not at every frame.
-    fn count(&self) {
+    /// Updates the record metrics. It visits every record, so it does not run for every frame.
+    fn count_records(&self) {
         let mut counts: BTreeMap<&'static str, i64> = KINDS.iter().map(|kind| (*kind, 0)).collect();
         for id in self.state.records().keys() {
             *counts.entry(id.kind()).or_default() += 1;
@@ -438,15 +462,22 @@ impl Owner {
     }
 }
 
-impl Turn {
+impl Batch {
     const fn new() -> Self {
-        Self { span: None, planning: Duration::ZERO, event_unix_ns: 0, frames: false, rerouted: false, relinked: false }
+        Self {
+            span: None,
+            planning: Duration::ZERO,
+            event_unix_ns: 0,
+            frames: false,
+            is_rerouted: false,
+            is_relinked: false,
+        }
     }
 }
 
-impl Due {
+impl Deadlines {
     fn new(now: Instant) -> Self {
-        Self { check: now + FULL_CHECK, save: None, rested: now, retry: None, fault: None }
+        Self { check: now + FULL_CHECK, save: None, next_save: now, retry: None, fault: None }
     }
 
     fn next(&self) -> Instant {

@@ -1,4 +1,5 @@
-//! What the owner has of routes: where they are planned to, how far the kernel has come, and what that means for records and for the node.
+//! Routing as the owner sees it: where plans go, how far the kernel has come, and what failures
+//! mean for records and for the node.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -8,38 +9,39 @@ use margay_calc::model::{Record, RecordId, globals};
 use tokio::sync::watch;
 
 use super::Routes;
-use margay_dataplane::routes::driver::Part;
+use margay_dataplane::routes::driver::RoutingPart;
 use margay_dataplane::routes::plan::{LocalPods, Plan, VERSIONS, vxlan_device_name};
 use margay_dataplane::routes::worker::Progress;
 
-/// Routing that is not as wanted for so long is a fault of the node: links that go and come are none.
+/// Grace period before failed routing counts against the node: links go down and come back.
 const GRACE: Duration = Duration::from_secs(5);
-/// Records with errors of routing that are told of at once; the others are counted.
-const LIMIT: usize = 128;
-/// Parts that failed that are named in one reason.
-const NAMED: usize = 3;
+/// Maximal number of records reported with routing errors; the rest is only mentioned.
+const MAX_ERRORS: usize = 128;
+/// Maximal number of failed parts named in one reason.
+const MAX_NAMED: usize = 3;
 
-/// Why routing is not as wanted.
+/// Routing that has failed for longer than the grace period.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoutingFault {
-    /// What failed, with the kernel's reasons.
+    /// The failed parts with the kernel's reasons.
     pub reason: String,
-    /// Whether it is about the node itself, so that no pod here has its network: its tunnel devices, its forwarding, netlink. What is about the way to one
-    /// other node is not, because a node must not be able to take another one out of service by what it says of itself.
+    /// Whether it concerns the node itself (its tunnel devices, forwarding or netlink), so that no
+    /// pod here has a network. What concerns the path to one other node does not count: by what it
+    /// says of itself, a node must not be able to take another one out of service.
     pub is_own: bool,
 }
 
-/// See the module.
+/// State of routing in the owner.
 #[derive(Default)]
 pub(super) struct Routing {
     routes: Option<(Box<dyn Routes>, watch::Receiver<Progress>)>,
     /// Generation of the newest plan.
     generation: u64,
-    /// What that plan leaves out.
+    /// Records that the plan leaves out, with the reason.
     unreachable: BTreeMap<RecordId, String>,
-    /// Records that are not in force as they are written, as of the progress seen last.
+    /// Records that are not in force as written, as of the progress seen last.
     errors: BTreeMap<RecordId, String>,
-    /// `errors` have to be worked out again.
+    /// `errors` must be computed again.
     is_stale: bool,
     failing_since: Option<Instant>,
 }
@@ -53,59 +55,63 @@ impl Routing {
         Self { routes, ..Self::default() }
     }
 
-    /// Generation of the newest plan that was wanted.
+    /// Generation of the newest plan.
     pub(super) const fn generation(&self) -> u64 {
         self.generation
     }
 
     /// Generation of the newest plan that has been applied.
-    pub(super) fn applied(&self) -> u64 {
+    pub(super) fn applied_generation(&self) -> u64 {
         self.routes.as_ref().map_or(u64::MAX, |(_, progress)| progress.borrow().generation)
     }
 
-    pub(super) fn want(&mut self, plan: impl FnOnce() -> Plan) {
+    pub(super) fn set_plan(&mut self, plan: impl FnOnce() -> Plan) {
         let Some((routes, _)) = &mut self.routes else { return };
         let plan = plan();
-        let unreachable = plan.unreachable.iter().take(LIMIT + 1);
+        let unreachable = plan.unreachable.iter().take(MAX_ERRORS + 1);
         self.unreachable = unreachable.map(|(range, reason)| (RecordId::Route(*range), reason.clone())).collect();
-        self.generation = routes.want(plan);
+        self.generation = routes.set_plan(plan);
         self.is_stale = true;
     }
 
-    /// Wants the newest plan with these pods of the node.
-    pub(super) fn want_pods(&mut self, pods: LocalPods) {
+    /// Replaces the node's own pods in the newest plan.
+    pub(super) fn set_pods(&mut self, pods: LocalPods) {
         let Some((routes, _)) = &mut self.routes else { return };
-        self.generation = routes.want_pods(pods);
+        self.generation = routes.set_pods(pods);
         self.is_stale = true;
     }
 
-    /// The records that are not in force as they are written.
-    pub(super) fn errors(&mut self, own: &str, records: &BTreeMap<RecordId, Record>) -> &BTreeMap<RecordId, String> {
+    /// Recomputes and returns the records that are not in force as written.
+    pub(super) fn update_errors(
+        &mut self,
+        own: &str,
+        records: &BTreeMap<RecordId, Record>,
+    ) -> &BTreeMap<RecordId, String> {
         let Some((_, progress)) = &mut self.routes else { return &self.errors };
-        // It has an end only where nothing more will come.
+        // An error means that the worker has ended and nothing more will come.
         if !progress.has_changed().unwrap_or(false) && !self.is_stale {
             return &self.errors;
         }
         self.is_stale = false;
         let mut found = self.unreachable.clone();
-        for (part, reason) in progress.borrow_and_update().failed.iter().take(2 * LIMIT) {
-            if let Some(id) = record(part, own, records) {
+        for (part, reason) in progress.borrow_and_update().failed.iter().take(2 * MAX_ERRORS) {
+            if let Some(id) = record_of(part, own, records) {
                 found.insert(id, format!("{part}: {reason}"));
             }
         }
-        if let Some((id, _)) = found.iter().nth(LIMIT) {
+        if let Some((id, _)) = found.iter().nth(MAX_ERRORS) {
             let id = id.clone();
             drop(found.split_off(&id));
             if let Some(mut last) = found.last_entry() {
-                last.get_mut().push_str("; and more than can be listed are not in force either, see the agent's log");
+                last.get_mut().push_str("; more records than can be listed are not in force, see the agent's log");
             }
         }
         self.errors = found;
         &self.errors
     }
 
-    /// Why routing is not as wanted, if that has been so for a while.
-    pub(super) fn fault(&mut self, now: Instant) -> Option<RoutingFault> {
+    /// Checks whether routing has failed for longer than the grace period.
+    pub(super) fn check_fault(&mut self, now: Instant) -> Option<RoutingFault> {
         let (_, progress) = self.routes.as_ref()?;
         let progress = progress.borrow();
         if progress.failed.is_empty() {
@@ -113,43 +119,43 @@ impl Routing {
             return None;
         }
         let since = *self.failing_since.get_or_insert(now);
-        (now.saturating_duration_since(since) >= GRACE).then(|| fault(&progress.failed))
+        (now.saturating_duration_since(since) >= GRACE).then(|| describe_failures(&progress.failed))
     }
 
-    /// When the fault is to be asked for again, if it is not one yet.
-    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+    /// When the check has to be repeated because the grace period ends.
+    pub(super) fn next_check(&self, now: Instant) -> Option<Instant> {
         self.failing_since.map(|since| since + GRACE).filter(|due| *due > now)
     }
 }
 
-fn fault(failed: &BTreeMap<Part, String>) -> RoutingFault {
-    // What is about the node itself first.
-    let (own, others): (Vec<_>, Vec<_>) = failed.iter().partition(|(part, _)| is_own(part));
-    let mut reason = "routing is not as wanted".to_owned();
-    for (index, (part, why)) in own.iter().chain(&others).take(NAMED).enumerate() {
-        // Writing into a text does not fail.
+fn describe_failures(failed: &BTreeMap<RoutingPart, String>) -> RoutingFault {
+    // Failures of the node itself first.
+    let (own, others): (Vec<_>, Vec<_>) = failed.iter().partition(|(part, _)| concerns_node(part));
+    let mut reason = "routing could not be programmed".to_owned();
+    for (index, (part, why)) in own.iter().chain(&others).take(MAX_NAMED).enumerate() {
+        // Writing into a string does not fail.
         let _ = write!(reason, "{} {part}: {why}", if index == 0 { ':' } else { ';' });
     }
-    if failed.len() > NAMED {
-        let _ = write!(reason, "; and {} more", failed.len() - NAMED);
+    if failed.len() > MAX_NAMED {
+        let _ = write!(reason, "; and {} more", failed.len() - MAX_NAMED);
     }
     RoutingFault { reason, is_own: !own.is_empty() }
 }
 
-fn is_own(part: &Part) -> bool {
+fn concerns_node(part: &RoutingPart) -> bool {
     match part {
-        Part::Netlink | Part::Forwarding(_) | Part::Tunnel(_) => true,
-        Part::Link(name) => VERSIONS.iter().any(|version| vxlan_device_name(*version) == name),
-        Part::Peer(_) | Part::Route(_) => false,
+        RoutingPart::Netlink | RoutingPart::Forwarding(_) | RoutingPart::Tunnel(_) => true,
+        RoutingPart::Link(name) => VERSIONS.iter().any(|version| vxlan_device_name(*version) == name),
+        RoutingPart::Peer(_) | RoutingPart::Route(_) => false,
     }
 }
 
-/// The record that this is about; what is about the node itself is its own.
-fn record(part: &Part, own: &str, records: &BTreeMap<RecordId, Record>) -> Option<RecordId> {
+/// The record that a failed part belongs to; failures of the node itself belong to its Node.
+fn record_of(part: &RoutingPart, own: &str, records: &BTreeMap<RecordId, Record>) -> Option<RecordId> {
     match part {
-        part if is_own(part) => Some(RecordId::Node(own.to_owned())),
-        Part::Route(range) => Some(RecordId::Route(*range)).filter(|id| records.contains_key(id)),
-        Part::Peer(address) => globals(records).find_map(|(id, record)| match record {
+        part if concerns_node(part) => Some(RecordId::Node(own.to_owned())),
+        RoutingPart::Route(range) => Some(RecordId::Route(*range)).filter(|id| records.contains_key(id)),
+        RoutingPart::Peer(address) => globals(records).find_map(|(id, record)| match record {
             Record::Node(info) => {
                 let tunnels = [info.vtep.map(|vtep| vtep.address.into()), info.vtep6.map(|vtep| vtep.address.into())];
                 tunnels.contains(&Some(*address)).then(|| id.clone())
@@ -170,11 +176,11 @@ mod tests {
     struct Fixed(watch::Receiver<Progress>);
 
     impl Routes for Fixed {
-        fn want(&mut self, _: Plan) -> u64 {
+        fn set_plan(&mut self, _: Plan) -> u64 {
             1
         }
 
-        fn want_pods(&mut self, _: LocalPods) -> u64 {
+        fn set_pods(&mut self, _: LocalPods) -> u64 {
             1
         }
 
@@ -184,8 +190,8 @@ mod tests {
     }
 
     fn mk_routing() -> (watch::Sender<Progress>, Routing) {
-        let (told, seen) = watch::channel(Progress::default());
-        (told, Routing::new(Some(Box::new(Fixed(seen)))))
+        let (sender, seen) = watch::channel(Progress::default());
+        (sender, Routing::new(Some(Box::new(Fixed(seen)))))
     }
 
     fn range(text: &str) -> ipnet::IpNet {
@@ -206,42 +212,42 @@ mod tests {
     fn what_fails_is_the_error_of_its_record_and_of_the_node_only_if_it_is_its_own() {
         let node = |name: &str| Some(RecordId::Node(name.to_owned()));
         for (part, id, is_own) in [
-            (Part::Netlink, node("own"), true),
-            (Part::Forwarding(IpVersion::V4), node("own"), true),
-            (Part::Tunnel(IpVersion::V6), node("own"), true),
-            (Part::Link("vxlan.calico".to_owned()), node("own"), true),
-            (Part::Link("cali1".to_owned()), None, false),
-            (Part::Peer([10, 1, 2, 0].into()), node("other"), false),
-            (Part::Peer([10, 1, 9, 0].into()), None, false),
-            (Part::Route(range("10.1.2.0/26")), Some(RecordId::Route(range("10.1.2.0/26"))), false),
-            (Part::Route(range("10.1.1.5/32")), None, false),
+            (RoutingPart::Netlink, node("own"), true),
+            (RoutingPart::Forwarding(IpVersion::V4), node("own"), true),
+            (RoutingPart::Tunnel(IpVersion::V6), node("own"), true),
+            (RoutingPart::Link("vxlan.calico".to_owned()), node("own"), true),
+            (RoutingPart::Link("cali1".to_owned()), None, false),
+            (RoutingPart::Peer([10, 1, 2, 0].into()), node("other"), false),
+            (RoutingPart::Peer([10, 1, 9, 0].into()), None, false),
+            (RoutingPart::Route(range("10.1.2.0/26")), Some(RecordId::Route(range("10.1.2.0/26"))), false),
+            (RoutingPart::Route(range("10.1.1.5/32")), None, false),
         ] {
             let failed = BTreeMap::from([(part.clone(), "ENETDOWN".to_owned())]);
-            let (told, mut routing) = mk_routing();
-            told.send_modify(|progress| progress.failed.clone_from(&failed));
-            let errors = routing.errors("own", &mk_records());
+            let (sender, mut routing) = mk_routing();
+            sender.send_modify(|progress| progress.failed.clone_from(&failed));
+            let errors = routing.update_errors("own", &mk_records());
             assert_eq!(errors.keys().next(), id.as_ref(), "{part:?}");
             let start = Instant::now();
-            assert_eq!(routing.fault(start), None, "a flap");
-            assert_eq!(routing.due(start), Some(start + GRACE));
-            let fault = routing.fault(start + GRACE).expect("it lasts");
+            assert_eq!(routing.check_fault(start), None, "a flap");
+            assert_eq!(routing.next_check(start), Some(start + GRACE));
+            let fault = routing.check_fault(start + GRACE).expect("it lasts");
             assert_eq!(fault.is_own, is_own, "{part:?}");
             assert!(fault.reason.contains("ENETDOWN"), "{}", fault.reason);
-            told.send_modify(|progress| progress.failed.clear());
-            assert_eq!((routing.fault(start + GRACE), routing.due(start)), (None, None));
+            sender.send_modify(|progress| progress.failed.clear());
+            assert_eq!((routing.check_fault(start + GRACE), routing.next_check(start)), (None, None));
         }
     }
 
     #[test]
     fn very_many_errors_are_cut_off_and_it_is_said() {
-        let (_told, mut routing) = mk_routing();
-        let unreachable = (0..2 * LIMIT).map(|number| {
+        let (_sender, mut routing) = mk_routing();
+        let unreachable = (0..2 * MAX_ERRORS).map(|number| {
             let range = range(&format!("10.{}.{}.0/26", number / 256, number % 256));
             (range, "no way".to_owned())
         });
-        routing.want(|| Plan { unreachable: unreachable.collect(), ..Plan::default() });
-        let errors = routing.errors("own", &BTreeMap::new());
-        assert_eq!(errors.len(), LIMIT);
-        assert!(errors.values().last().is_some_and(|reason| reason.contains("more than can be listed")));
+        routing.set_plan(|| Plan { unreachable: unreachable.collect(), ..Plan::default() });
+        let errors = routing.update_errors("own", &BTreeMap::new());
+        assert_eq!(errors.len(), MAX_ERRORS);
+        assert!(errors.values().last().is_some_and(|reason| reason.contains("more records than can be listed")));
     }
 }

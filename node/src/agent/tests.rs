@@ -1,4 +1,4 @@
-//! The owner against a kernel that is a value.
+//! Tests of the owner with a model of the kernel.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,16 +13,16 @@ use super::*;
 use margay_dataplane::nftables::Nftables;
 use margay_dataplane::nftables::model::Model;
 use margay_dataplane::nftables::sample::{NODE, mk_pod, mk_policy_key, mk_rule};
-use margay_dataplane::routes::driver::Part;
+use margay_dataplane::routes::driver::RoutingPart;
 use margay_dataplane::routes::plan::LocalPods;
 use margay_nft::TransactionOp;
 
-/// The longest wait for what must happen; it takes milliseconds.
+/// Time limit of a wait for something that takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 type Records = BTreeMap<RecordId, Record>;
 
-/// Pods of these numbers, each under a policy of its number, which allows or denies everything.
+/// Pods with these numbers, each with a policy of its number, which allows or denies everything.
 pub(super) fn mk_records(pods: &[(usize, Action)]) -> Records {
     let mut records = Records::new();
     for (number, action) in pods {
@@ -55,23 +55,23 @@ pub(super) fn mk_frame(revision: u64, records: &Records, in_sync: bool) -> Box<F
 struct Rig {
     kernel: Model,
     agent: AgentHandle,
-    fatal: oneshot::Receiver<Fatal>,
-    faults: Option<oneshot::Receiver<Fault>>,
+    fatal: oneshot::Receiver<RetriesExhausted>,
+    faults: Option<oneshot::Receiver<ViewError>>,
 }
 
-/// Routes that are applied when the test says so.
+/// Routes that are applied on request of the test.
 struct Slow {
     wanted: watch::Sender<u64>,
     progress: watch::Receiver<Progress>,
 }
 
 impl Routes for Slow {
-    fn want(&mut self, _: Plan) -> u64 {
+    fn set_plan(&mut self, _: Plan) -> u64 {
         self.wanted.send_modify(|generation| *generation += 1);
         *self.wanted.borrow()
     }
 
-    fn want_pods(&mut self, _: LocalPods) -> u64 {
+    fn set_pods(&mut self, _: LocalPods) -> u64 {
         self.wanted.send_modify(|generation| *generation += 1);
         *self.wanted.borrow()
     }
@@ -87,7 +87,7 @@ impl Rig {
     }
 
     fn with_routes(kernel: Model, view: Records, routes: Option<Box<dyn Routes>>) -> Self {
-        let parts = Parts {
+        let parts = AgentParts {
             node: NODE.to_owned(),
             view,
             attached: BTreeMap::new(),
@@ -104,13 +104,13 @@ impl Rig {
     async fn connect(&mut self, stream: u64) {
         let (hello, held) = oneshot::channel();
         let (fault, faults) = oneshot::channel();
-        self.agent.send(Event::Connected { stream, hello, fault, server: "typha".to_owned() }).await;
+        self.agent.send(AgentEvent::Connected { stream, hello, fault, server: "typha".to_owned() }).await;
         self.faults = Some(faults);
         held.await.expect("the agent lives");
     }
 
     async fn tell(&self, stream: u64, frame: Box<Frame>) {
-        assert!(self.agent.send(Event::Frame { stream, frame }).await);
+        assert!(self.agent.send(AgentEvent::Frame { stream, frame }).await);
     }
 
     /// The acknowledgement of this revision.
@@ -128,12 +128,12 @@ impl Rig {
         tokio::time::timeout(PATIENCE, self.agent.attach(interface, pod)).await.expect("in time")
     }
 
-    /// Returns once everything sent before has been worked off.
+    /// Waits until all events sent before are handled.
     async fn settle(&self) {
         self.agent.inspect(|_, _| ()).await.expect("the agent lives");
     }
 
-    /// Pods that packets can reach by the table.
+    /// Pods that packets can reach with this table.
     fn dispatched(&self) -> BTreeSet<usize> {
         let Some(table) = self.kernel.table() else { return BTreeSet::new() };
         let text = table.sets["receivers"].elements.keys().map(|key| format!("{key}")).collect::<String>();
@@ -149,11 +149,11 @@ async fn nothing_is_written_before_the_whole_view_and_then_all_of_it_at_once() {
     rig.tell(1, mk_frame(1, &records, false)).await;
     rig.settle().await;
     assert_eq!(rig.kernel.table(), None);
-    assert!(rig.agent.status().not_ready().is_some());
+    assert!(rig.agent.status().not_ready_reason().is_some());
     rig.tell(1, mk_frame(2, &Records::new(), true)).await;
     assert_eq!(rig.acked(2).await.errors, []);
     assert_eq!(rig.kernel.lock().commits, 1);
-    assert_eq!(rig.agent.status().not_ready(), None);
+    assert_eq!(rig.agent.status().not_ready_reason(), None);
     tokio::time::timeout(PATIENCE, rig.agent.wait_in_sync()).await.expect("in time");
 }
 
@@ -203,7 +203,7 @@ async fn what_the_kernel_refuses_is_denied_and_everything_else_enforced() {
     assert!(matches!(rig.attach(0).await, Err(NotEnforced::Refused(_))));
     assert_eq!(rig.attach(1).await, Ok(()));
 
-    // The policy is written otherwise: it is tried again at once.
+    // The policy changed: it is retried at once.
     rig.kernel.lock().refuses = Box::new(|_| false);
     let mut records = records;
     let policy = PolicyRecord { ingress: vec![mk_rule(Action::Allow), mk_rule(Action::Deny)], egress: Vec::new() };
@@ -224,11 +224,11 @@ async fn a_passing_failure_is_tried_again_and_a_lasting_one_is_the_end() {
     rig.kernel.lock().outages = usize::MAX;
     rig.tell(1, mk_frame(2, &mk_records(&[(1, Action::Allow)]), true)).await;
     let fatal = tokio::time::timeout(PATIENCE, &mut rig.fatal).await.expect("in time").expect("a reason");
-    assert!(fatal.to_string().contains("stays in force"), "{fatal}");
+    assert!(fatal.to_string().contains("stays enforced"), "{fatal}");
     assert_eq!(rig.kernel.table(), before);
 }
 
-/// What does not fit is denied, by its largest part, and everything else goes on.
+/// The largest part of what does not fit is denied, and everything else is enforced.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_the_kernel_has_no_room_for_costs_its_largest_class_alone() {
     for error in [libc::EMSGSIZE, libc::ENOMEM, libc::ENOBUFS] {
@@ -244,7 +244,7 @@ async fn a_table_that_the_kernel_has_no_room_for_costs_its_largest_class_alone()
         let ack = rig.acked(2).await;
         let [(RecordId::Policy(key), reason)] = &*ack.errors else { panic!("{ack:?}") };
         assert_eq!(*key, mk_policy_key(0));
-        assert!(reason.contains("no room"), "{reason}");
+        assert!(reason.contains("too large"), "{reason}");
         assert!(matches!(rig.attach(0).await, Err(NotEnforced::Refused(_))), "{error}");
         assert_eq!(rig.attach(1).await, Ok(()), "{error}");
     }
@@ -255,15 +255,15 @@ async fn a_saved_view_is_enforced_after_a_boot_and_not_after_a_mere_restart() {
     let records = mk_records(&[(0, Action::Allow)]);
     let booted = Rig::new(Model::new(), records.clone());
     booted.settle().await;
-    assert_eq!(booted.agent.status().not_ready(), None);
+    assert_eq!(booted.agent.status().not_ready_reason(), None);
     assert_eq!(booted.attach(0).await, Ok(()));
 
-    // The same kernel, with an older view on disk than what it enforces.
+    // The same kernel, with a saved view older than what it enforces.
     let before = booted.kernel.table();
     let mut restarted = Rig::new(booted.kernel.clone(), mk_records(&[(1, Action::Allow)]));
     restarted.settle().await;
     assert_eq!(restarted.kernel.table(), before);
-    assert!(restarted.agent.status().not_ready().is_some());
+    assert!(restarted.agent.status().not_ready_reason().is_some());
     let (key, _) = mk_pod(1);
     let gone = restarted.agent.detach(key.clone(), interface_name(&key));
     tokio::time::timeout(PATIENCE, gone).await.expect("nobody waits for a view to let a pod go");
@@ -282,7 +282,7 @@ async fn drift_is_repaired_and_a_frame_that_does_not_fit_ends_its_stream() {
     rig.acked(1).await;
     let wanted = rig.kernel.table();
     rig.kernel.lock().table = None;
-    rig.agent.send(Event::Drift).await;
+    rig.agent.send(AgentEvent::Drift).await;
     rig.settle().await;
     assert_eq!(rig.kernel.table(), wanted);
 
@@ -294,8 +294,8 @@ async fn drift_is_repaired_and_a_frame_that_does_not_fit_ends_its_stream() {
     let frame = Frame { changes: vec![strange], trailer: Trailer { revision: 2, ..Trailer::default() } };
     rig.tell(1, Box::new(frame)).await;
     let fault = rig.faults.take().expect("a stream").await.expect("a reason");
-    assert!(matches!(fault, Fault::UnknownSet(_)));
-    // What the same stream says after that counts for nothing.
+    assert!(matches!(fault, ViewError::UnknownSet(_)));
+    // Later frames of the same stream are ignored.
     rig.tell(1, mk_frame(9, &mk_records(&[(1, Action::Allow)]), true)).await;
     rig.connect(2).await;
     assert!(!rig.agent.status().in_sync);
@@ -315,18 +315,19 @@ async fn a_revision_is_acknowledged_when_its_routes_are_in_the_kernel_or_with_wh
     let far = RouteRecord { node: "far".to_owned(), encapsulation: margay_api::network::Encapsulation::Vxlan };
     records.insert(RecordId::Route(range), Record::Route(far));
     rig.tell(1, mk_frame(1, &records, true)).await;
-    // The pod does not wait for routes of others.
+    // The pod does not wait for other pods' routes.
     assert_eq!(rig.attach(0).await, Ok(()));
     planned.wait_for(|generation| *generation > 0).await.expect("the agent lives");
     rig.settle().await;
     assert!(rig.agent.acks().borrow().is_none(), "the routes of the revision are not in the kernel");
 
-    let failed = BTreeMap::from([(Part::Route(range), "ENETUNREACH".to_owned())]);
+    let failed = BTreeMap::from([(RoutingPart::Route(range), "ENETUNREACH".to_owned())]);
     progress.send_modify(|progress| (progress.generation, progress.failed) = (u64::MAX, failed));
     let ack = rig.acked(1).await;
     assert_eq!(ack.errors, [(RecordId::Route(range), format!("route {range}: ENETUNREACH"))]);
-    // A flap does not make it unready, and the end of the failure is told of without another frame.
-    assert_eq!(rig.agent.status().not_ready(), None);
+    // A flap does not make it unready, and the end of the failure is reported without another
+    // frame.
+    assert_eq!(rig.agent.status().not_ready_reason(), None);
     progress.send_modify(|progress| progress.failed.clear());
     let mut acks = rig.agent.acks();
     let mended = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.errors.is_empty()));

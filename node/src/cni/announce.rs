@@ -1,6 +1,8 @@
-//! Writes a pod's addresses into its annotations, where every other agent and tool reads them. Off the pod's path: the address is claimed already.
+//! Writes a pod's addresses into its annotations, where other nodes and tools read them. It is not
+//! on the path of ADD: the address is claimed already.
 //!
-//! One task with a bounded number of patches under way, one of each pod; the newest word on a pod replaces older ones that wait.
+//! One task with a bounded number of patches in flight, at most one per pod; the newest patch of a
+//! pod replaces older ones that wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,112 +24,113 @@ use super::attachment::Attachment;
 use super::ports::Announcer;
 use crate::requests::bounded;
 
-/// Patches that are under way at once.
-const AT_ONCE: usize = 8;
+/// Maximal number of patches in flight.
+const MAX_IN_FLIGHT: usize = 8;
 /// Longest delay before the first retry; it doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, PartialEq)]
-struct Word {
+struct PodPatch {
     uid: String,
     annotations: Value,
-    /// Not said before.
+    /// Not sent before.
     due: Instant,
-    /// Delays before it is said again.
+    /// Delays before the next retries.
     retry: Backoff,
 }
 
-impl Word {
+impl PodPatch {
     fn new(uid: &str, annotations: Value) -> Self {
         Self { uid: uid.to_owned(), annotations, due: Instant::now(), retry: Backoff::new(RETRY_MIN, RETRY_MAX) }
     }
 
-    /// The same word after it could not be said.
-    fn later(mut self, now: Instant, jitter: f64) -> Self {
+    /// The same patch, to be retried after a failure.
+    fn retry_later(mut self, now: Instant, jitter: f64) -> Self {
         self.due = now + self.retry.next(jitter);
         self
     }
 }
 
-/// What is to be said: the newest word on each pod.
+/// Queue of annotation patches: the latest per pod, one in flight.
 #[derive(Default)]
-struct Book {
-    words: BTreeMap<EndpointKey, Word>,
-    /// Pods with a word under way. The next one waits for it: two at once could arrive in either order.
-    under_way: BTreeSet<EndpointKey>,
+struct PatchQueue {
+    patches: BTreeMap<EndpointKey, PodPatch>,
+    /// Pods with a patch in flight. The next patch of the pod waits for it: two at once could
+    /// arrive in either order.
+    in_flight: BTreeSet<EndpointKey>,
 }
 
-impl Book {
-    fn say(&mut self, endpoint: EndpointKey, word: Word) {
-        self.words.insert(endpoint, word);
+impl PatchQueue {
+    fn put(&mut self, endpoint: EndpointKey, patch: PodPatch) {
+        self.patches.insert(endpoint, patch);
     }
 
-    /// A word that may be said now.
-    fn take(&mut self, now: Instant) -> Option<(EndpointKey, Word)> {
-        let mut words = self.words.iter();
-        let may_be_said =
-            |(endpoint, word): &(&EndpointKey, &Word)| word.due <= now && !self.under_way.contains(*endpoint);
-        let endpoint = words.find(may_be_said)?.0.clone();
-        self.under_way.insert(endpoint.clone());
-        self.words.remove_entry(&endpoint)
+    /// Dequeues a patch that can be sent now.
+    fn next_ready(&mut self, now: Instant) -> Option<(EndpointKey, PodPatch)> {
+        let mut patches = self.patches.iter();
+        let is_ready =
+            |(endpoint, patch): &(&EndpointKey, &PodPatch)| patch.due <= now && !self.in_flight.contains(*endpoint);
+        let endpoint = patches.find(is_ready)?.0.clone();
+        self.in_flight.insert(endpoint.clone());
+        self.patches.remove_entry(&endpoint)
     }
 
-    /// Notes that a word was said, or failed and is to be said later, unless there is a newer one by now.
-    fn done(&mut self, endpoint: EndpointKey, failed: Option<Word>) {
-        self.under_way.remove(&endpoint);
-        if let Some(word) = failed {
-            self.words.entry(endpoint).or_insert(word);
+    /// Handles the end of a patch: a failed one is queued again, unless a newer one is.
+    fn complete(&mut self, endpoint: EndpointKey, failed: Option<PodPatch>) {
+        self.in_flight.remove(&endpoint);
+        if let Some(patch) = failed {
+            self.patches.entry(endpoint).or_insert(patch);
         }
     }
 
-    /// When the next word may be said that waits for nothing else.
-    fn due(&self) -> Option<Instant> {
-        let words = self.words.iter().filter(|(endpoint, _)| !self.under_way.contains(*endpoint));
-        words.map(|(_, word)| word.due).min()
+    /// When the next patch is due that does not wait for one in flight.
+    fn next_due(&self) -> Option<Instant> {
+        let patches = self.patches.iter().filter(|(endpoint, _)| !self.in_flight.contains(*endpoint));
+        patches.map(|(_, patch)| patch.due).min()
     }
 }
 
 #[derive(Default)]
-struct Pending {
-    book: Mutex<Book>,
-    news: Notify,
+struct SharedQueue {
+    queue: Mutex<PatchQueue>,
+    changed: Notify,
 }
 
-impl Pending {
-    fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock()
+impl SharedQueue {
+    fn lock(&self) -> MutexGuard<'_, PatchQueue> {
+        self.queue.lock()
     }
 
-    fn say(&self, endpoint: EndpointKey, word: Word) {
-        self.book().say(endpoint, word);
-        self.news.notify_one();
+    fn put(&self, endpoint: EndpointKey, patch: PodPatch) {
+        self.lock().put(endpoint, patch);
+        self.changed.notify_one();
     }
 
-    fn done(&self, endpoint: EndpointKey, failed: Option<Word>) {
-        self.book().done(endpoint, failed);
-        self.news.notify_one();
+    fn complete(&self, endpoint: EndpointKey, failed: Option<PodPatch>) {
+        self.lock().complete(endpoint, failed);
+        self.changed.notify_one();
     }
 
-    /// Returns when there may be a word to say.
+    /// Waits until a patch may be ready.
     async fn wait(&self) {
-        let due = self.book().due();
+        let due = self.lock().next_due();
         match due {
-            Some(due) => drop(tokio::time::timeout_at(due, self.news.notified()).await),
-            None => self.news.notified().await,
+            Some(due) => drop(tokio::time::timeout_at(due, self.changed.notified()).await),
+            None => self.changed.notified().await,
         }
     }
 }
 
-/// See the module.
+/// Handle to the task that annotates pods.
 pub struct Annotations {
-    pending: Arc<Pending>,
+    pending: Arc<SharedQueue>,
 }
 
 impl Annotations {
-    /// Starts the task.
+    /// Starts the task that sends patches.
     pub fn spawn(client: Client) -> Self {
-        let pending = Arc::new(Pending::default());
+        let pending = Arc::new(SharedQueue::default());
         tokio::spawn(run(client, pending.clone()));
         Self { pending }
     }
@@ -141,46 +144,47 @@ impl Announcer for Annotations {
             ANNOTATION_POD_IP: addresses.first(),
             ANNOTATION_POD_IPS: addresses.join(","),
         });
-        self.pending.say(attachment.endpoint(), Word::new(&attachment.uid, annotations));
+        self.pending.put(attachment.endpoint(), PodPatch::new(&attachment.uid, annotations));
     }
 
     fn withdraw(&self, attachment: &Attachment) {
         let annotations = json!({ANNOTATION_POD_IP: "", ANNOTATION_POD_IPS: ""});
-        self.pending.say(attachment.endpoint(), Word::new(&attachment.uid, annotations));
+        self.pending.put(attachment.endpoint(), PodPatch::new(&attachment.uid, annotations));
     }
 }
 
-async fn run(client: Client, pending: Arc<Pending>) {
-    let places = Arc::new(Semaphore::new(AT_ONCE));
+async fn run(client: Client, pending: Arc<SharedQueue>) {
+    let places = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else {
             return;
         };
-        let taken = pending.book().take(Instant::now());
-        let Some((endpoint, word)) = taken else {
+        let taken = pending.lock().next_ready(Instant::now());
+        let Some((endpoint, patch)) = taken else {
             drop(place);
             pending.wait().await;
             continue;
         };
         let (client, pending) = (client.clone(), pending.clone());
         tokio::spawn(async move {
-            let failed = patch(client, &endpoint, &word).await.err();
+            let failed = patch_pod(client, &endpoint, &patch).await.err();
             drop(place);
             let failed = failed.map(|error| {
-                tracing::debug!(pod = %endpoint, %error, "pod annotation; trying again");
-                word.later(Instant::now(), jitter())
+                tracing::debug!(pod = %endpoint, %error, "the pod could not be annotated; trying again");
+                patch.retry_later(Instant::now(), jitter())
             });
-            pending.done(endpoint, failed);
+            pending.complete(endpoint, failed);
         });
     }
 }
 
-/// Through the status subresource, as Calico does, so that a node needs no right to change what a pod is. A pod that is gone, or another of the same
-/// name (the UID is a precondition), needs no annotation.
-async fn patch(client: Client, endpoint: &EndpointKey, word: &Word) -> Result<(), kube::Error> {
-    let mut metadata = json!({"annotations": word.annotations});
-    if !word.uid.is_empty() {
-        metadata["uid"] = json!(word.uid);
+/// Patches the pod's annotations through the status subresource, as Calico's plugin does, so that a
+/// node needs no right to change a pod's spec. A pod that is gone, or another one of the same name
+/// (the UID is a precondition), needs no annotation.
+async fn patch_pod(client: Client, endpoint: &EndpointKey, patch: &PodPatch) -> Result<(), kube::Error> {
+    let mut metadata = json!({"annotations": patch.annotations});
+    if !patch.uid.is_empty() {
+        metadata["uid"] = json!(patch.uid);
     }
     let pods: Api<Pod> = Api::namespaced(client, &endpoint.namespace);
     let patch = Patch::Strategic(json!({"metadata": metadata}));
@@ -198,39 +202,39 @@ mod tests {
         EndpointKey::new("x", "a")
     }
 
-    fn word(text: &str) -> Word {
-        Word::new("u", json!(text))
+    fn patch(text: &str) -> PodPatch {
+        PodPatch::new("u", json!(text))
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_word_on_a_pod_is_under_way_and_the_newest_is_said_last() {
-        let (mut book, now) = (Book::default(), Instant::now());
-        book.say(pod(), word("old"));
-        let old = book.take(now).expect("a word");
-        assert_eq!(old, (pod(), word("old")));
-        book.say(pod(), word("new"));
-        assert_eq!((book.take(now), book.due()), (None, None), "the old one is under way");
-        book.say(EndpointKey::new("x", "b"), word("other"));
-        assert_eq!(book.take(now), Some((EndpointKey::new("x", "b"), word("other"))));
-        book.done(pod(), Some(old.1.later(now, 1.0)));
-        assert_eq!(book.take(now), Some((pod(), word("new"))), "the old one has failed and is dropped");
-        book.done(pod(), None);
-        assert_eq!((book.take(now + RETRY_MAX), book.due()), (None, None), "nothing is said again");
+        let (mut queue, now) = (PatchQueue::default(), Instant::now());
+        queue.put(pod(), patch("old"));
+        let old = queue.next_ready(now).expect("a patch");
+        assert_eq!(old, (pod(), patch("old")));
+        queue.put(pod(), patch("new"));
+        assert_eq!((queue.next_ready(now), queue.next_due()), (None, None), "the old one is under way");
+        queue.put(EndpointKey::new("x", "b"), patch("other"));
+        assert_eq!(queue.next_ready(now), Some((EndpointKey::new("x", "b"), patch("other"))));
+        queue.complete(pod(), Some(old.1.retry_later(now, 1.0)));
+        assert_eq!(queue.next_ready(now), Some((pod(), patch("new"))), "the old one has failed and is dropped");
+        queue.complete(pod(), None);
+        assert_eq!((queue.next_ready(now + RETRY_MAX), queue.next_due()), (None, None), "nothing is said again");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_failed_is_said_again_later_and_a_newer_word_at_once() {
-        let (mut book, now) = (Book::default(), Instant::now());
-        book.say(pod(), word("old"));
-        let (_, old) = book.take(now).expect("a word");
-        book.done(pod(), Some(old.later(now, 1.0)));
-        assert_eq!((book.take(now), book.due()), (None, Some(now + RETRY_MIN)));
-        let (_, old) = book.take(now + RETRY_MIN).expect("it is due");
+        let (mut queue, now) = (PatchQueue::default(), Instant::now());
+        queue.put(pod(), patch("old"));
+        let (_, old) = queue.next_ready(now).expect("a patch");
+        queue.complete(pod(), Some(old.retry_later(now, 1.0)));
+        assert_eq!((queue.next_ready(now), queue.next_due()), (None, Some(now + RETRY_MIN)));
+        let (_, old) = queue.next_ready(now + RETRY_MIN).expect("it is due");
         assert_eq!(old.annotations, json!("old"));
-        let old = old.later(now, 1.0);
+        let old = old.retry_later(now, 1.0);
         assert_eq!(old.due, now + RETRY_MIN * 2, "the delay doubles");
-        book.done(pod(), Some(old));
-        book.say(pod(), word("new"));
-        assert_eq!(book.take(now), Some((pod(), word("new"))));
+        queue.complete(pod(), Some(old));
+        queue.put(pod(), patch("new"));
+        assert_eq!(queue.next_ready(now), Some((pod(), patch("new"))));
     }
 }

@@ -1,8 +1,11 @@
-//! What the node knows of each pod interface that it made, kept on disk so that a restarted agent enforces before anybody tells it anything.
+//! Attachments: each pod interface that the agent created, stored on disk so that a restarted agent
+//! enforces policy before it hears from anybody.
 //!
-//! One JSON file for each sandbox and interface, whose ending says how far it is: `adding` while an ADD is under way, `json` once it was answered, `gone`
-//! after a DEL until the link has gone too. A file exists from before the first address is claimed until after the last one is released, so whatever a crash
-//! leaves behind can be found and given back. A file that cannot be read costs its own pod only, and is put aside as `damaged`.
+//! One JSON file per sandbox and interface. The extension shows the state: `adding` during ADD,
+//! `json` after its response, `gone` after DEL until the link is gone. A file exists from before
+//! the first address is claimed until after the last one is released, so that whatever a crash
+//! leaves behind is found and released. A file that cannot be read affects its own pod only, and is
+//! renamed to `.damaged`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -21,77 +24,77 @@ const GONE: &str = "gone";
 const DAMAGED: &str = "damaged";
 const TEMPORARY: &str = "tmp";
 
-/// Identity of an attachment, as the CNI specification has it: sandbox and interface.
+/// Identity of an attachment in the CNI specification: sandbox and interface.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct AttachmentId {
-    /// Sandbox (container id).
+    /// Container ID of the sandbox.
     pub container: String,
-    /// Interface name in the pod.
+    /// Name of the interface in the pod.
     pub ifname: String,
 }
 
-/// A pod interface.
+/// Interface of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
-    /// Identity.
+    /// Container ID and interface.
     pub id: AttachmentId,
-    /// Name of the network, part of the handle that its addresses are kept under.
+    /// Name of the network; part of the IPAM handle.
     pub network: String,
     /// Namespace of the pod.
     pub namespace: String,
     /// Name of the pod.
     pub pod: String,
-    /// UID of the pod, if the runtime gave it.
+    /// UID of the pod, if the runtime passed it.
     pub uid: String,
     /// Path of the network namespace.
     pub netns: String,
-    /// Host side interface.
+    /// Host-side interface.
     pub interface: String,
-    /// Addresses, each with full prefix length; empty while none is claimed.
+    /// Addresses with full prefix length; empty while none is claimed.
     pub addresses: Vec<IpNet>,
-    /// MAC address in the pod.
+    /// MAC address of the interface in the pod.
     pub mac: String,
-    /// MTU that its network configuration has; 0: that of the node. Former agents did not note it.
+    /// MTU of its network configuration; 0: that of the node. Absent in files of former agents.
     #[serde(default)]
     pub mtu: u32,
-    /// Whether its ADD was answered with success; the file's ending says it.
+    /// Whether ADD has succeeded; stored as the file's extension.
     #[serde(skip)]
     pub is_finished: bool,
 }
 
 impl Attachment {
-    /// Calico's handle for the addresses of the sandbox.
-    pub fn handle(&self) -> String {
-        handle(&self.network, &self.id)
+    /// IPAM handle of the sandbox's addresses, as in Calico.
+    pub fn ipam_handle(&self) -> String {
+        ipam_handle(&self.network, &self.id)
     }
 
-    /// The pod as endpoint.
+    /// Key of the pod's endpoint.
     pub fn endpoint(&self) -> EndpointKey {
         EndpointKey::new(&self.namespace, &self.pod)
     }
 
-    /// The pod as it is enforced.
+    /// The pod as the dataplane attaches it.
     pub fn attached(&self) -> Attached {
         let addresses = self.addresses.iter().map(IpNet::addr).collect();
         Attached { endpoint: self.endpoint(), uid: self.uid.clone(), addresses }
     }
 }
 
-/// Calico's handle for the addresses of a sandbox.
-pub fn handle(network: &str, id: &AttachmentId) -> String {
+/// IPAM handle of a sandbox's addresses, `<network>.<container id>` as Calico's CNI plugin has it.
+pub fn ipam_handle(network: &str, id: &AttachmentId) -> String {
     format!("{network}.{}", id.container)
 }
 
-/// What a detached pod has left: its link, and the file that remembers it until the link has gone.
+/// Link of a detached pod, and the file that records it until the link is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
-    /// Host side interface.
+    /// Host-side interface.
     pub interface: String,
-    /// The file.
+    /// The file, with extension `gone`.
     pub file: PathBuf,
 }
 
-/// The attachments of this node and their files.
+/// Attachments of this node and their files.
 pub struct Attachments {
     folder: PathBuf,
     known: BTreeMap<AttachmentId, Attachment>,
@@ -100,8 +103,8 @@ pub struct Attachments {
 }
 
 impl Attachments {
-    /// Reads what an earlier run left. A file that cannot be understood is put aside: the address of its pod is given back by DEL or by the collector, and
-    /// its link carries nothing.
+    /// Loads the files of earlier runs. A file that cannot be read is set aside: DEL or the
+    /// operator's collector releases the pod's address, and its link carries nothing.
     pub fn load(folder: &Path) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         let mut attachments =
@@ -110,7 +113,7 @@ impl Attachments {
             let path = entry?.path();
             match path.extension().and_then(|ending| ending.to_str()) {
                 Some(ending @ (ADDING | FINISHED | GONE)) => attachments.load_file(&path, ending),
-                // A crash came before it was renamed.
+                // Left by a crash before the rename.
                 Some(TEMPORARY) => fs::remove_file(&path)?,
                 _ => {}
             }
@@ -119,7 +122,7 @@ impl Attachments {
     }
 
     fn load_file(&mut self, path: &Path, ending: &str) {
-        let attachment = match self.read(path, ending) {
+        let attachment = match self.read_file(path, ending) {
             Ok(attachment) => attachment,
             Err(error) => return self.put_aside(path, &error),
         };
@@ -127,21 +130,21 @@ impl Attachments {
             self.leftovers.push(Leftover { interface: attachment.interface, file: path.to_owned() });
             return;
         }
-        // Of two files of one attachment that of the ADD under way is the newer one.
+        // Of two files of one attachment, that of the ADD in progress is newer.
         let is_newer = ending == ADDING || !self.known.contains_key(&attachment.id);
         if is_newer {
             self.known.insert(attachment.id.clone(), attachment);
         }
     }
 
-    fn read(&self, path: &Path, ending: &str) -> io::Result<Attachment> {
+    fn read_file(&self, path: &Path, ending: &str) -> io::Result<Attachment> {
         let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
         let mut attachment: Attachment =
             serde_json::from_slice(&fs::read(path)?).map_err(|error| invalid(error.to_string()))?;
-        if self.path(&attachment.id, ending) != path {
-            return Err(invalid(format!("it is of {}@{}", attachment.id.container, attachment.id.ifname)));
+        if self.file_path(&attachment.id, ending) != path {
+            return Err(invalid(format!("it belongs to {}@{}", attachment.id.container, attachment.id.ifname)));
         }
-        // Former agents wrote one without a MAC address before the ADD was answered.
+        // Former agents wrote files without a MAC address before ADD had succeeded.
         attachment.is_finished = ending == FINISHED && !attachment.mac.is_empty();
         Ok(attachment)
     }
@@ -152,19 +155,19 @@ impl Attachments {
         aside.push(format!(".{DAMAGED}"));
         tracing::error!(
             path = %path.display(), %error,
-            "what is known of a pod's interface cannot be read: its pod has no network until it is made anew; the file is put aside as .{DAMAGED}"
+            "the attachment file of a pod cannot be read: the pod has no network until it is recreated; the file is renamed to .{DAMAGED}"
         );
         if let Err(error) = fs::rename(path, aside) {
-            tracing::error!(path = %path.display(), %error, "it cannot be put aside either");
+            tracing::error!(path = %path.display(), %error, "the damaged attachment file cannot be renamed either");
         }
     }
 
-    /// How many files could not be read.
+    /// Number of files that could not be read.
     pub const fn damaged(&self) -> u64 {
         self.damaged
     }
 
-    /// Links that earlier runs have left; given once.
+    /// Takes the links left by earlier runs.
     pub fn take_leftovers(&mut self) -> Vec<Leftover> {
         std::mem::take(&mut self.leftovers)
     }
@@ -174,45 +177,47 @@ impl Attachments {
         self.known.values()
     }
 
-    /// The attachment of this identity.
+    /// Attachment with this identity.
     pub fn get(&self, id: &AttachmentId) -> Option<&Attachment> {
         self.known.get(id)
     }
 
-    /// Others that hold the same host side interface.
-    pub fn rivals(&self, of: &Attachment) -> Vec<Attachment> {
+    /// Other attachments with the same host-side interface.
+    pub fn others_on_interface(&self, of: &Attachment) -> Vec<Attachment> {
         self.known.values().filter(|other| other.interface == of.interface && other.id != of.id).cloned().collect()
     }
 
-    /// Writes an attachment whose ADD is under way, new or changed. A crash of the agent leaves it; that it outlives a loss of power is known once the file
-    /// that is returned is synced, after which its name is there too on file systems with a journal. Where it is lost all the same, so is the pod's link, and
-    /// DEL gives the addresses back by their handle.
+    /// Writes an attachment whose ADD is in progress, new or changed. It survives a crash of the
+    /// agent at once, and a loss of power once the returned file is synced; on file systems with a
+    /// journal its name is durable then too. If it is lost all the same, so is the pod's link, and
+    /// DEL releases the addresses by their handle.
     pub fn put(&mut self, attachment: Attachment) -> io::Result<File> {
-        let (path, temporary) = (self.path(&attachment.id, ADDING), self.path(&attachment.id, TEMPORARY));
+        let (path, temporary) = (self.file_path(&attachment.id, ADDING), self.file_path(&attachment.id, TEMPORARY));
         let mut file = File::create(&temporary)?;
         file.write_all(&serde_json::to_vec(&attachment)?)?;
         fs::rename(&temporary, &path)?;
-        remove(&self.path(&attachment.id, FINISHED))?;
+        remove_file(&self.file_path(&attachment.id, FINISHED))?;
         self.known.insert(attachment.id.clone(), Attachment { is_finished: false, ..attachment });
         Ok(file)
     }
 
-    /// Notes that the ADD of an attachment is about to be answered. Its content stays as it was put, so nothing more has to be synced: without the new name
-    /// it is taken for one that was not answered, and after a loss of power no pod is left that it was answered to.
+    /// Marks an ADD as successful, right before its response. The content is as it was put, so
+    /// nothing more has to be synced: without the new name the ADD counts as unfinished, and after
+    /// a loss of power the pod that got the response is gone as well.
     pub fn finish(&mut self, id: &AttachmentId) -> io::Result<()> {
-        fs::rename(self.path(id, ADDING), self.path(id, FINISHED))?;
+        fs::rename(self.file_path(id, ADDING), self.file_path(id, FINISHED))?;
         if let Some(attachment) = self.known.get_mut(id) {
             attachment.is_finished = true;
         }
         Ok(())
     }
 
-    /// Forgets an attachment whose addresses are released, but for its link.
+    /// Removes an attachment whose addresses are released, except for its link.
     pub fn retire(&mut self, id: &AttachmentId) -> io::Result<Option<Leftover>> {
         let Some(attachment) = self.known.get(id) else { return Ok(None) };
-        let leftover = Leftover { interface: attachment.interface.clone(), file: self.path(id, GONE) };
+        let leftover = Leftover { interface: attachment.interface.clone(), file: self.file_path(id, GONE) };
         for ending in [FINISHED, ADDING] {
-            match fs::rename(self.path(id, ending), &leftover.file) {
+            match fs::rename(self.file_path(id, ending), &leftover.file) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 result => result?,
             }
@@ -221,29 +226,30 @@ impl Attachments {
         Ok(Some(leftover))
     }
 
-    /// Forgets an attachment; one that is unknown is a success.
+    /// Removes an attachment; an unknown one is a success.
     pub fn remove(&mut self, id: &AttachmentId) -> io::Result<()> {
-        remove(&self.path(id, FINISHED))?;
-        remove(&self.path(id, ADDING))?;
+        remove_file(&self.file_path(id, FINISHED))?;
+        remove_file(&self.file_path(id, ADDING))?;
         self.known.remove(id);
         Ok(())
     }
 
-    fn path(&self, id: &AttachmentId, ending: &str) -> PathBuf {
-        // Both parts are limited to letters, digits and `_.-` when a request is parsed, so neither can leave the folder.
+    fn file_path(&self, id: &AttachmentId, ending: &str) -> PathBuf {
+        // Parsing restricts both parts to letters, digits and `_.-`, so neither can leave the
+        // directory.
         self.folder.join(format!("{}@{}.{ending}", id.container, id.ifname))
     }
 }
 
 impl Leftover {
-    /// Forgets it, once the link has gone.
+    /// Removes the file, once the link is gone.
     pub fn forget(&self) -> io::Result<()> {
-        remove(&self.file)
+        remove_file(&self.file)
     }
 }
 
-/// Removes a file; one that is not there is a success.
-fn remove(path: &Path) -> io::Result<()> {
+/// Removes a file; a missing one is a success.
+fn remove_file(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -289,7 +295,7 @@ mod tests {
         let new = Attachment { is_finished: true, ..new };
         let mut restarted = Attachments::load(folder.path()).expect("two files");
         assert_eq!(restarted.iter().cloned().collect::<Vec<_>>(), [new.clone(), old.clone()]);
-        assert_eq!(restarted.rivals(&new), std::slice::from_ref(&old));
+        assert_eq!(restarted.others_on_interface(&new), std::slice::from_ref(&old));
         restarted.remove(&old.id).expect("remove");
         restarted.remove(&old.id).expect("removing twice is no error");
         let again = Attachments::load(folder.path()).expect("one file");
@@ -308,7 +314,7 @@ mod tests {
         fs::copy(folder.path().join("one@eth0.json"), folder.path().join("kept")).expect("copy");
         attachments.put(one.clone()).expect("put again");
         assert_eq!(names(folder.path()), ["kept", "one@eth0.adding"]);
-        // A crash came between the two names.
+        // A crash between the two renames.
         fs::rename(folder.path().join("kept"), folder.path().join("one@eth0.json")).expect("rename");
         let restarted = Attachments::load(folder.path()).expect("both");
         assert_eq!(restarted.get(&one.id), Some(&one));
@@ -348,7 +354,7 @@ mod tests {
             attachments.finish(&mk_attachment(container).id).expect("finish");
         }
         let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("write");
-        // Empty, as a loss of power leaves it; cut off; of another attachment; never renamed.
+        // Empty, as after a loss of power; truncated; of another attachment; never renamed.
         write("three@eth0.json", "");
         write("four@eth0.adding", "{\"id\":");
         fs::copy(folder.path().join("one@eth0.json"), folder.path().join("five@eth0.json")).expect("copy");
@@ -364,7 +370,7 @@ mod tests {
         assert_eq!(Attachments::load(folder.path()).expect("the others").damaged(), 0, "once is enough");
     }
 
-    /// As agents before this one wrote them.
+    /// Files as written by former agents.
     #[test]
     fn files_of_former_agents_are_read() {
         let folder = tempfile::tempdir().expect("a folder");

@@ -1,6 +1,7 @@
-//! Whether the container runtime calls our plugin. Another configuration in its folder, or none of ours there, takes pods out of this network and its policy
-//! without a word, so the folder is looked at for as long as the agent runs. Ours is put back where it is gone or calls our plugin no more; what others have added
-//! to it, as service meshes do, stays.
+//! Checks that the container runtime calls our plugin. Another configuration in its directory, or
+//! none of ours, silently takes pods out of this network and its policy, so the directory is
+//! checked for as long as the agent runs. Ours is restored when it is missing or no longer calls
+//! our plugin; what others have added to it, as service meshes do, stays.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -11,55 +12,59 @@ use std::time::Duration;
 
 use margay_proto::conf::{self, CONFLIST, ConfOwner};
 
-/// Between looks.
-const PERIOD: Duration = Duration::from_secs(10);
-/// What is read of a file, in bytes: far more than any configuration has.
-const LONGEST: u64 = 1 << 20;
-/// As the installer writes it.
+/// Interval of checks.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// Maximal number of bytes read of a file, far more than any configuration has.
+const MAX_FILE_SIZE: u64 = 1 << 20;
+/// File mode, as the installer sets it.
 const MODE: u32 = 0o600;
 
-/// Looks at the folder from time to time, for ever; `report` is told what is wrong, or that nothing is, at first and when it changes. `own` is the text of our
-/// configuration, where this agent is to put it back.
+/// Checks the directory periodically, for ever. `report` is called at first and on each change with
+/// the problem, or with `None`. `own` is our configuration, if this agent is to restore it.
 pub async fn watch(folder: PathBuf, own: Option<String>, report: impl Fn(Option<&str>)) {
-    let mut told = None;
+    let mut reported = None;
     loop {
         let (seen, text) = (folder.clone(), own.clone());
-        let looked = tokio::task::spawn_blocking(move || look(&seen, text.as_deref())).await;
+        let looked = tokio::task::spawn_blocking(move || check_folder(&seen, text.as_deref())).await;
         let now = looked.unwrap_or_else(|error| Some(error.to_string()));
-        if told.as_ref() != Some(&now) {
+        if reported.as_ref() != Some(&now) {
             report(now.as_deref());
-            told = Some(now);
+            reported = Some(now);
         }
-        tokio::time::sleep(PERIOD).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 
-/// Puts ours back if need be; answers with what is wrong then.
-fn look(folder: &Path, own: Option<&str>) -> Option<String> {
-    match own.map(|text| restore(folder, text)) {
+/// Restores our configuration if necessary; returns the remaining problem.
+fn check_folder(folder: &Path, own: Option<&str>) -> Option<String> {
+    match own.map(|text| restore_own(folder, text)) {
         Some(Ok(true)) => {
-            tracing::warn!(file = CONFLIST, "the network configuration was gone, or did not call the plugin; put back");
+            tracing::warn!(
+                file = CONFLIST,
+                "the network configuration was missing or did not call the plugin; it has been restored"
+            );
         }
         Some(Err(error)) => {
-            tracing::warn!(file = CONFLIST, %error, "the network configuration cannot be put back");
+            tracing::warn!(file = CONFLIST, %error, "the network configuration cannot be restored");
         }
         Some(Ok(false)) | None => {}
     }
-    wrong(folder)
+    find_problem(folder)
 }
 
-/// Answers whether ours had to be written: whole, so that a runtime reads the former file or this one.
-fn restore(folder: &Path, text: &str) -> io::Result<bool> {
+/// Writes our configuration if necessary and returns whether it was. The rename is atomic, so a
+/// runtime reads the former file or this one.
+fn restore_own(folder: &Path, text: &str) -> io::Result<bool> {
     let path = folder.join(CONFLIST);
-    match content(&path) {
+    match read_file(&path) {
         Ok(present) if conf::owner_of(CONFLIST, &present) == ConfOwner::Ours => return Ok(false),
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // Hidden and without a known suffix, so that no runtime takes it for a configuration.
+    // Hidden and without a known suffix, so that no runtime reads it as a configuration.
     let draft = folder.join(format!(".{CONFLIST}.agent"));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).open(&draft)?;
-    // The mode given at creation is cut by the umask.
+    // The umask restricts the mode given at creation.
     file.set_permissions(fs::Permissions::from_mode(MODE))?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
@@ -68,33 +73,34 @@ fn restore(folder: &Path, text: &str) -> io::Result<bool> {
     Ok(true)
 }
 
-fn wrong(folder: &Path) -> Option<String> {
-    match files(folder) {
+fn find_problem(folder: &Path) -> Option<String> {
+    match read_files(folder) {
         Ok(files) => conf::bypass(&files).map(|bypass| bypass.to_string()),
         Err(error) => Some(format!(
-            "the folder of network configurations, {} here, cannot be read: {error}; see that the host's folder is mounted there",
+            "the directory of network configurations (mounted at {}) cannot be read: {error}; mount the host's directory there",
             folder.display()
         )),
     }
 }
 
-/// What runtimes read, by name. A file that cannot be read is one that no runtime can use either.
-fn files(folder: &Path) -> io::Result<BTreeMap<String, String>> {
+/// Reads the files that runtimes read, by name. A file that cannot be read is one that no runtime
+/// can use either.
+fn read_files(folder: &Path) -> io::Result<BTreeMap<String, String>> {
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         let Ok(name) = entry.file_name().into_string() else { continue };
         if conf::is_read(&name) {
-            files.insert(name, content(&entry.path()).unwrap_or_else(|error| format!("cannot be read: {error}")));
+            files.insert(name, read_file(&entry.path()).unwrap_or_else(|error| format!("cannot be read: {error}")));
         }
     }
     Ok(files)
 }
 
-fn content(path: &Path) -> io::Result<String> {
+fn read_file(path: &Path) -> io::Result<String> {
     use std::io::Read;
     let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(LONGEST).read_to_end(&mut bytes)?;
+    std::fs::File::open(path)?.take(MAX_FILE_SIZE).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -106,15 +112,15 @@ mod tests {
     fn a_file_that_comes_before_ours_is_found_and_so_is_ours_that_is_gone() {
         let folder = tempfile::TempDir::new().unwrap();
         let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
-        assert!(wrong(folder.path()).unwrap().contains("10-margay.conflist is missing"));
+        assert!(find_problem(folder.path()).unwrap().contains("10-margay.conflist is missing"));
         write("10-margay.conflist", r#"{"plugins":[{"type":"margay"}]}"#);
         write("05-notes.txt", "{}");
-        assert_eq!(wrong(folder.path()), None);
+        assert_eq!(find_problem(folder.path()), None);
         write("05-other.conf", r#"{"type":"bridge"}"#);
-        assert!(wrong(folder.path()).unwrap().contains("uses 05-other.conf"));
+        assert!(find_problem(folder.path()).unwrap().contains("uses 05-other.conf"));
         std::fs::remove_file(folder.path().join("05-other.conf")).unwrap();
-        assert_eq!(wrong(folder.path()), None);
-        assert!(wrong(&folder.path().join("gone")).unwrap().contains("cannot be read"));
+        assert_eq!(find_problem(folder.path()), None);
+        assert!(find_problem(&folder.path().join("gone")).unwrap().contains("cannot be read"));
     }
 
     #[test]
@@ -136,15 +142,15 @@ mod tests {
                 Some(text) => fs::write(&path, text).unwrap(),
                 None => fs::remove_file(&path).unwrap_or_default(),
             }
-            assert_eq!(look(folder.path(), Some(own)), None, "{what}");
+            assert_eq!(check_folder(folder.path(), Some(own)), None, "{what}");
             assert_eq!(fs::read_to_string(&path).unwrap(), after, "{what}");
             let is_new = before != Some(after);
             assert!(!is_new || fs::metadata(&path).unwrap().permissions().mode() & 0o777 == MODE, "{what}");
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "{what}: a draft is left");
         }
         fs::remove_file(&path).unwrap();
-        assert!(look(folder.path(), None).unwrap().contains("is missing"), "it is not this agent's to write");
+        assert!(check_folder(folder.path(), None).unwrap().contains("is missing"), "it is not this agent's to write");
         fs::create_dir(&path).unwrap();
-        assert!(look(folder.path(), Some(own)).is_some(), "it cannot be written");
+        assert!(check_folder(folder.path(), Some(own)).is_some(), "it cannot be written");
     }
 }

@@ -1,4 +1,5 @@
-//! The agent's side of the CNI plugin: a unix socket, one request and one answer a connection.
+//! The agent's side of the CNI plugin: a unix socket with one request and one response per
+//! connection.
 
 pub mod announce;
 pub mod attachment;

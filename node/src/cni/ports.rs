@@ -1,4 +1,5 @@
-//! What the CNI service needs of the rest of the agent, as traits, so that it can be driven without an API server.
+//! Interfaces of the CNI service to the rest of the agent, as traits, so that it can be tested
+//! without an API server.
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -9,30 +10,34 @@ use margay_api::endpoint::EndpointKey;
 use super::attachment::Attachment;
 use margay_dataplane::Attached;
 
-/// Why a pod's policy is not in force.
+/// Reason why a pod's policy is not in force.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotEnforced {
-    /// Nobody has told this node yet what applies to the pod.
-    #[error("policy of the pod is not known yet: {0}")]
+    /// typha has not sent the pod's policy yet.
+    #[error("policy of the pod has not been received yet: {0}")]
     Unknown(String),
-    /// The kernel refused it.
+    /// The kernel refused the policy.
     #[error("policy of the pod could not be programmed: {0}")]
     Refused(String),
 }
 
-/// Puts a pod's policy into the kernel.
+/// Programs pods' policy and routes in the kernel.
 pub trait Enforcer: Clone + Send + Sync + 'static {
-    /// Returns once policy and addresses of the pod are committed. May wait for as long as the caller lets it.
+    /// Returns once the pod's policy and addresses are committed. May wait for as long as the
+    /// caller allows.
     fn attach(&self, interface: String, pod: Attached) -> impl Future<Output = Result<(), NotEnforced>> + Send;
-    /// Returns once nothing of the endpoint is among what is enforced any more; one that was never attached is a success. False: nothing is written to the
-    /// kernel now, and what an earlier run has left there may still let its packets by, so its link has to go first.
+    /// Returns once nothing of the endpoint is enforced any more; one that was never attached is a
+    /// success. False: nothing is written to the kernel now, and rules of an earlier run may still
+    /// let its packets pass, so its link has to be removed first.
     fn detach(&self, endpoint: EndpointKey, interface: String) -> impl Future<Output = bool> + Send;
-    /// The link of a pod is there: its addresses lead to it from now on. Returns once nobody on this node takes their routes for strangers.
+    /// Notes that a pod's link was created: its addresses are routed to it from now on. Returns
+    /// once the route worker does not remove these routes as stale.
     fn link_made(&self, interface: String, index: u32, pod: Attached) -> impl Future<Output = ()> + Send;
-    /// The link of an endpoint that was detached is gone, and so are its routes. A later link of that name is not meant.
+    /// Notes that the link of a detached endpoint is gone, and its routes with it. A later link of
+    /// the same name is left alone.
     fn link_gone(&self, interface: String, index: Option<u32>) -> impl Future<Output = ()> + Send;
-    /// Why no pod could be attached now, if that is so.
-    fn not_ready(&self) -> Option<String>;
+    /// Reason why no pod can be attached now, if any.
+    fn not_ready_reason(&self) -> Option<String>;
 }
 
 /// What is asked of IPAM for one pod interface.
@@ -86,10 +91,10 @@ pub trait Addresses: Send + Sync + 'static {
     fn release(&self, handle: String) -> impl Future<Output = Result<(), NoAddress>> + Send;
 }
 
-/// Tells the cluster which addresses a pod has, for everybody who does not hear it from this node.
+/// Announces the addresses of pods to the cluster.
 pub trait Announcer: Send + Sync + 'static {
-    /// The pod has these addresses now. Does not wait.
+    /// Announces the pod's addresses. Does not block.
     fn announce(&self, attachment: &Attachment);
-    /// The pod has no address any more. Does not wait.
+    /// Announces that the pod has no addresses any more. Does not block.
     fn withdraw(&self, attachment: &Attachment);
 }

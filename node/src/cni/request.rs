@@ -1,4 +1,4 @@
-//! From a request on the socket to values that cannot be wrong.
+//! Parses a request from the socket into valid values.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,44 +21,44 @@ use margay_netlink::namespace;
 
 use margay_dataplane::routes::pod;
 
-/// The longest name of a Linux interface.
+/// Maximal length of an interface name (`IFNAMSIZ - 1` in `linux/if.h`).
 const MAX_IFNAME: usize = 15;
-/// An answer is given at least this long before the plugin stops waiting for it.
+/// Margin between the agent's time limit and the plugin's.
 const MARGIN: Duration = Duration::from_millis(500);
 
-/// An answer that is not success, with a code of the CNI specification.
+/// A failed call, with an error code of the CNI specification.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{msg}")]
-pub struct Refusal {
-    /// Code for the runtime.
+pub struct CniError {
+    /// Error code.
     pub code: u32,
-    /// What is wrong, in one line, with the remedy.
+    /// What is wrong, in one line, with its remedy.
     pub msg: String,
 }
 
-impl Refusal {
-    /// A refusal with a code of [`margay_proto::cni::code`].
+impl CniError {
+    /// Creates an error with a code of [`margay_proto::cni::code`].
     pub fn new(code: u32, msg: impl Into<String>) -> Self {
         Self { code, msg: msg.into() }
     }
 }
 
-/// What the network configuration says to the agent; fields that other parts read are ignored here.
+/// The agent's part of the network configuration; other fields are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Config {
-    /// `mtu`; 0 means what the agent has found.
+    /// `mtu`; 0: as determined by the agent.
     #[serde(default)]
     pub mtu: u32,
-    /// `policy_setup_timeout_seconds`: how long ADD waits for policy; 0 means the agent's own limit.
+    /// `policy_setup_timeout_seconds`: how long ADD waits for policy; 0: the agent's own limit.
     #[serde(default)]
     pub policy_setup_timeout_seconds: u64,
     /// `ipam`.
     #[serde(default)]
     pub ipam: IpamConfig,
-    /// `runtimeConfig`: what the runtime says of the pod, for the capabilities that the configuration has.
+    /// `runtimeConfig`: what the runtime passes for the capabilities of the configuration.
     #[serde(default, rename = "runtimeConfig")]
     pub runtime: RuntimeConfig,
-    /// `prevResult`: what the runtime remembers of the ADD, or nothing, or something else.
+    /// `prevResult`: the result of ADD as cached by the runtime, or null, or anything else.
     #[serde(default, rename = "prevResult")]
     pub previous: serde_json::Value,
 }
@@ -66,7 +66,7 @@ pub struct Config {
 /// The `runtimeConfig` section.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct RuntimeConfig {
-    /// The pod's annotations; a runtime may say null for none.
+    /// Annotations of the pod; a runtime may pass null.
     #[serde(default, rename = "io.kubernetes.cri.pod-annotations")]
     pub annotations: Option<BTreeMap<String, String>>,
 }
@@ -88,38 +88,38 @@ pub struct IpamConfig {
     pub ipv6_pools: Vec<String>,
 }
 
-/// A yes or no; Calico writes it as text.
+/// A boolean; Calico writes it as a string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "Written")]
+#[serde(try_from = "SwitchText")]
 pub struct Switch(pub bool);
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Written {
+enum SwitchText {
     Bool(bool),
     Text(String),
 }
 
-impl TryFrom<Written> for Switch {
+impl TryFrom<SwitchText> for Switch {
     type Error = String;
 
-    fn try_from(written: Written) -> Result<Self, String> {
+    fn try_from(written: SwitchText) -> Result<Self, String> {
         match written {
-            Written::Bool(value) => Ok(Self(value)),
-            Written::Text(text) => match text.to_ascii_lowercase().as_str() {
+            SwitchText::Bool(value) => Ok(Self(value)),
+            SwitchText::Text(text) => match text.to_ascii_lowercase().as_str() {
                 "true" => Ok(Self(true)),
                 "false" => Ok(Self(false)),
-                _ => Err(format!("{text:?} has to be true or false")),
+                _ => Err(format!("{text:?} must be true or false")),
             },
         }
     }
 }
 
 impl Config {
-    /// Parses the configuration that came with a request.
-    pub fn parse(text: &[u8]) -> Result<Self, Refusal> {
+    /// Parses the configuration of a request.
+    pub fn parse(text: &[u8]) -> Result<Self, CniError> {
         let wrong = |error: serde_json::Error| {
-            Refusal::new(
+            CniError::new(
                 code::INVALID_CONFIG,
                 format!("network configuration: {error}; correct the file in the CNI configuration folder"),
             )
@@ -127,10 +127,11 @@ impl Config {
         serde_json::from_slice(text).map_err(wrong)
     }
 
-    /// Whether the pod needs an IPv4 address, and whether an IPv6 one. The pools that it names come before those of the network configuration.
-    pub fn demands(&self) -> Result<[Demand; 2], Refusal> {
+    /// Whether the pod needs an IPv4 and an IPv6 address. Pools named by the pod take precedence
+    /// over those of the network configuration.
+    pub fn demands(&self) -> Result<[Demand; 2], CniError> {
         let demand = |switch: Option<Switch>, annotation: &str, configured: &[String]| {
-            let named = self.annotation(annotation).map(|text| pools(annotation, text)).transpose()?;
+            let named = self.annotation(annotation).map(|text| parse_pools(annotation, text)).transpose()?;
             let pools = named.unwrap_or_else(|| configured.to_vec());
             Ok(match switch {
                 Some(Switch(false)) => Demand::Never,
@@ -145,12 +146,12 @@ impl Config {
         ])
     }
 
-    /// Whether the pod itself names the pools for its IPv4 and its IPv6 address.
+    /// Whether the pod's annotations name pools for its IPv4 and IPv6 address.
     pub fn names_pools(&self) -> [bool; 2] {
         [ANNOTATION_POD_POOLS_V4, ANNOTATION_POD_POOLS_V6].map(|name| self.annotation(name).is_some())
     }
 
-    /// The addresses that an earlier ADD gave, as far as the runtime tells of it.
+    /// Addresses of an earlier ADD, if the runtime passes them.
     pub fn previous_addresses(&self) -> Vec<IpAddr> {
         let ips = self.previous.get("ips").and_then(serde_json::Value::as_array).into_iter().flatten();
         let address = |ip: &serde_json::Value| ip.get("address")?.as_str()?.parse::<IpNet>().ok();
@@ -161,14 +162,14 @@ impl Config {
         self.runtime.annotations.as_ref()?.get(name).map(String::as_str)
     }
 
-    /// The addresses that the pod's annotation names; none if it has no such annotation.
-    pub fn requested(&self) -> Result<Vec<IpAddr>, Refusal> {
+    /// Addresses requested by the pod's annotation; empty without one.
+    pub fn requested_addresses(&self) -> Result<Vec<IpAddr>, CniError> {
         if let Some(text) = self.annotation(ANNOTATION_POD_ADDRESSES_NO_IPAM) {
             let text = format!(
-                "annotation {ANNOTATION_POD_ADDRESSES_NO_IPAM} is {text:?}: addresses that IPAM does not know of are not given, as nothing would keep \
-                 two pods from having the same; name an address of a pool with {ANNOTATION_POD_ADDRESSES}"
+                "annotation {ANNOTATION_POD_ADDRESSES_NO_IPAM} is {text:?}: addresses outside IPAM are not supported, as nothing would keep \
+                 two pods from using the same; request an address of a pool with {ANNOTATION_POD_ADDRESSES}"
             );
-            return Err(Refusal::new(code::DECODE, text));
+            return Err(CniError::new(code::DECODE, text));
         }
         let Some(text) = self.annotation(ANNOTATION_POD_ADDRESSES) else { return Ok(Vec::new()) };
         let addresses: Vec<IpAddr> = serde_json::from_str(text).unwrap_or_default();
@@ -176,39 +177,40 @@ impl Config {
         if addresses.is_empty() || ipv4 > 1 || addresses.len() - ipv4 > 1 {
             let rule = r#"a JSON list of one IPv4 address, one IPv6 address or one of each, such as ["10.0.0.7"]"#;
             let text = format!("annotation {ANNOTATION_POD_ADDRESSES} is {text:?}: must be {rule}; correct the pod");
-            return Err(Refusal::new(code::DECODE, text));
+            return Err(CniError::new(code::DECODE, text));
         }
         Ok(addresses)
     }
 }
 
-/// Pools as an annotation names them.
-fn pools(annotation: &str, text: &str) -> Result<Vec<String>, Refusal> {
+/// Parses the pools that an annotation names.
+fn parse_pools(annotation: &str, text: &str) -> Result<Vec<String>, CniError> {
     let named: Vec<String> = serde_json::from_str(text).unwrap_or_default();
     if named.is_empty() || named.iter().any(String::is_empty) {
         let rule = r#"a JSON list of names or ranges of IPPools, such as ["pool-a"]"#;
         let text = format!("annotation {annotation} is {text:?}: must be {rule}; correct the pod");
-        return Err(Refusal::new(code::DECODE, text));
+        return Err(CniError::new(code::DECODE, text));
     }
     Ok(named)
 }
 
-/// The identity in a request, checked: nothing but letters, digits and `_.-`, so that it can be a file name.
-pub fn id(attachment: &cni::Attachment) -> Result<AttachmentId, Refusal> {
+/// Validates the identity in a request: only letters, digits and `_.-`, so that it can be a file
+/// name.
+pub fn attachment_id(attachment: &cni::Attachment) -> Result<AttachmentId, CniError> {
     let plain = |text: &str| {
         !text.is_empty()
             && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
             && !text.starts_with('.')
     };
     if !plain(&attachment.container_id) {
-        return Err(environment(
+        return Err(environment_error(
             "CNI_CONTAINERID",
             &attachment.container_id,
-            "one or more letters, digits, '_', '.', '-', the first no '.'",
+            "one or more letters, digits, '_', '.', '-', not beginning with '.'",
         ));
     }
     if !plain(&attachment.ifname) || attachment.ifname.len() > MAX_IFNAME {
-        return Err(environment(
+        return Err(environment_error(
             "CNI_IFNAME",
             &attachment.ifname,
             "an interface name of 1 to 15 letters, digits, '_', '.', '-'",
@@ -217,27 +219,27 @@ pub fn id(attachment: &cni::Attachment) -> Result<AttachmentId, Refusal> {
     Ok(AttachmentId { container: attachment.container_id.clone(), ifname: attachment.ifname.clone() })
 }
 
-/// The pod, if the request says which.
+/// The pod, if the request names one.
 pub fn endpoint(attachment: &cni::Attachment) -> Option<EndpointKey> {
     let pod = attachment.pod.as_ref().filter(|pod| !pod.namespace.is_empty() && !pod.name.is_empty())?;
     Some(EndpointKey::new(&pod.namespace, &pod.name))
 }
 
-/// The attachment that an ADD asks for; no address yet.
-pub fn attachment(network: &str, asked: &cni::Attachment) -> Result<Attachment, Refusal> {
-    let id = id(asked)?;
+/// Builds the attachment that an ADD requests, without addresses.
+pub fn new_attachment(network: &str, asked: &cni::Attachment) -> Result<Attachment, CniError> {
+    let id = attachment_id(asked)?;
     let asked_pod = asked.pod.clone().unwrap_or_default();
     for (variable, value) in [("K8S_POD_NAMESPACE", &asked_pod.namespace), ("K8S_POD_NAME", &asked_pod.name)] {
         if value.is_empty() {
-            return Err(environment(
+            return Err(environment_error(
                 "CNI_ARGS",
                 "",
-                &format!("{variable}=... present; only pods of Kubernetes can be attached"),
+                &format!("{variable}=... present; only Kubernetes pods can be attached"),
             ));
         }
     }
     let interface = interface_name(&EndpointKey::new(&asked_pod.namespace, &asked_pod.name));
-    let mac = pod::mac(&id.container, &id.ifname).to_string();
+    let mac = pod::pod_mac(&id.container, &id.ifname).to_string();
     Ok(Attachment {
         id,
         network: network.to_owned(),
@@ -253,23 +255,23 @@ pub fn attachment(network: &str, asked: &cni::Attachment) -> Result<Attachment, 
     })
 }
 
-/// Opens the network namespace of an ADD or CHECK.
-pub fn namespace(path: &str) -> Result<File, Refusal> {
+/// Opens the network namespace of ADD or CHECK.
+pub fn open_namespace(path: &str) -> Result<File, CniError> {
     let rule = "the path of a network namespace that exists on this node";
     namespace::open(Path::new(path)).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => environment("CNI_NETNS", path, rule),
-        _ => Refusal::new(code::IO, format!("CNI_NETNS {path:?}: {error}; must be {rule}")),
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => environment_error("CNI_NETNS", path, rule),
+        _ => CniError::new(code::IO, format!("CNI_NETNS {path:?}: {error}; must be {rule}")),
     })
 }
 
-/// How long an answer may take: the plugin's patience less a margin, and no longer than the configured limit.
-pub fn patience(timeout_millis: u32, configured: Duration) -> Duration {
+/// Time limit of a response: the plugin's less a margin, at most the configured one.
+pub fn time_limit(timeout_millis: u32, configured: Duration) -> Duration {
     let plugin = Duration::from_millis(u64::from(timeout_millis)).saturating_sub(MARGIN);
     if timeout_millis == 0 { configured } else { plugin.min(configured) }
 }
 
-fn environment(variable: &str, value: &str, rule: &str) -> Refusal {
-    Refusal::new(code::INVALID_ENVIRONMENT, format!("{variable} is {value:?}: must be {rule}"))
+fn environment_error(variable: &str, value: &str, rule: &str) -> CniError {
+    CniError::new(code::INVALID_ENVIRONMENT, format!("{variable} is {value:?}: must be {rule}"))
 }
 
 #[cfg(test)]
@@ -289,10 +291,10 @@ mod tests {
             assert_eq!(Config::parse(text.as_bytes()).expect("a configuration").demands(), Ok(wanted), "{text}");
         }
         let none = Config::parse(br#"{"runtimeConfig": {"io.kubernetes.cri.pod-annotations": null}}"#);
-        assert_eq!(none.expect("a configuration").requested(), Ok(Vec::new()));
+        assert_eq!(none.expect("a configuration").requested_addresses(), Ok(Vec::new()));
         let refusal = Config::parse(br#"{"ipam": {"assign_ipv6": "perhaps"}}"#).expect_err("no yes or no");
         assert_eq!(refusal.code, code::INVALID_CONFIG);
-        assert!(refusal.msg.contains(r#""perhaps" has to be true or false"#), "{refusal}");
+        assert!(refusal.msg.contains(r#""perhaps" must be true or false"#), "{refusal}");
     }
 
     #[test]
@@ -336,7 +338,8 @@ mod tests {
 
     #[test]
     fn addresses_without_ipam_are_refused() {
-        let refusal = annotated(ANNOTATION_POD_ADDRESSES_NO_IPAM, r#"["10.0.0.7"]"#).requested().expect_err("refused");
+        let refusal =
+            annotated(ANNOTATION_POD_ADDRESSES_NO_IPAM, r#"["10.0.0.7"]"#).requested_addresses().expect_err("refused");
         assert!(
             refusal.msg.contains("ipAddrsNoIpam") && refusal.msg.contains("cni.projectcalico.org/ipAddrs"),
             "{refusal}"
@@ -345,7 +348,7 @@ mod tests {
 
     #[test]
     fn addresses_that_a_pod_names_are_one_of_each_version_at_most() {
-        let requested = |text: &str| annotated(ANNOTATION_POD_ADDRESSES, text).requested();
+        let requested = |text: &str| annotated(ANNOTATION_POD_ADDRESSES, text).requested_addresses();
         let addresses = requested(r#"["fd00::7", "10.0.0.7"]"#).expect("one of each");
         assert_eq!(addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>(), ["fd00::7", "10.0.0.7"]);
         for wrong in

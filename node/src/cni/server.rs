@@ -1,4 +1,4 @@
-//! The socket: who may speak, how many at once, and what happens when the plugin goes away before its answer.
+//! The CNI socket: access, concurrency, and plugins that disconnect before their response.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -15,17 +15,18 @@ use tokio::sync::Semaphore;
 use tracing::Instrument;
 
 use super::ports::{Addresses, Announcer, Enforcer};
-use super::request::{Config, Refusal};
-use super::service::{Call, Service};
+use super::request::{CniError, Config};
+use super::service::{CniCall, Service};
 
-/// Calls that are worked on at once; more wait in the socket's backlog. Above this the kernel's own locks are the limit, not the calls.
-const AT_ONCE: usize = 64;
-/// A plugin sends its request at once; one that does not is cut off.
+/// Maximal number of calls in progress; more wait in the socket's backlog. Beyond this, the
+/// kernel's own locks are the limit.
+const MAX_CALLS: usize = 64;
+/// Time limit for reading a request, which a plugin sends at once.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// Before the next connection is taken when one could not be: what the node lacks then takes a while to come back.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Delay after a failed accept: what the node lacks takes a while to come back.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// Opens the socket for root alone, in the place of an earlier run's.
+/// Binds the socket for root only, replacing that of an earlier run.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
@@ -39,58 +40,60 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves calls until dropped, or until the socket is none any more.
+/// Serves calls until dropped, or until the socket fails for good.
 pub async fn serve<E: Enforcer, A: Addresses, N: Announcer>(
     listener: UnixListener,
     service: Arc<Service<E, A, N>>,
 ) -> io::Result<()> {
-    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let permits = Arc::new(Semaphore::new(MAX_CALLS));
     loop {
-        let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-        let (stream, _) = next(|| listener.accept()).await?;
+        let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let (stream, _) = accept_next(|| listener.accept()).await?;
         let service = service.clone();
         tokio::spawn(async move {
-            if let Err(error) = converse(stream, &service).await {
+            if let Err(error) = handle_connection(stream, &service).await {
                 tracing::debug!(%error, "CNI connection");
             }
-            drop(place);
+            drop(permit);
         });
     }
 }
 
-/// The next connection; one that cannot be taken, as when the node is out of file descriptors, leaves the others to come.
-async fn next<T, F: Future<Output = io::Result<T>>>(mut accept: impl FnMut() -> F) -> io::Result<T> {
+/// Accepts the next connection. A transient error, as when the node is out of file descriptors,
+/// only delays it.
+async fn accept_next<T, F: Future<Output = io::Result<T>>>(mut accept: impl FnMut() -> F) -> io::Result<T> {
     loop {
         match accept().await {
             Err(error) if !is_lasting(&error) => {
-                tracing::warn!(%error, "a CNI connection could not be taken; the plugin's call fails and the runtime tries again");
-                tokio::time::sleep(PAUSE).await;
+                tracing::warn!(%error, "a CNI connection could not be accepted; the plugin's call fails and the runtime retries");
+                tokio::time::sleep(ACCEPT_RETRY).await;
             }
             result => return result,
         }
     }
 }
 
-/// Whether the socket itself is what is wrong.
+/// Whether the socket itself is unusable.
 fn is_lasting(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP))
 }
 
-/// One request and its answer. The call goes on to its end when the plugin has gone: an ADD nobody heard of is taken back by the DEL that the
-/// specification demands of the runtime, and asked for again it answers with what it has.
-async fn converse<E: Enforcer, A: Addresses, N: Announcer>(
+/// Handles one request. The call runs to its end even if the plugin disconnects: an ADD whose
+/// response was not read is undone by the DEL that the CNI specification requires of the runtime,
+/// and a repeated ADD returns what exists.
+async fn handle_connection<E: Enforcer, A: Addresses, N: Announcer>(
     mut stream: UnixStream,
     service: &Service<E, A, N>,
 ) -> io::Result<()> {
     if stream.peer_cred()?.uid() != 0 {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "only root may call"));
     }
-    let request = tokio::time::timeout(READ_TIMEOUT, read(&mut stream)).await??;
-    let span = tracing::info_span!("cni", verb = name(&request), network = request.network);
+    let request = tokio::time::timeout(READ_TIMEOUT, read_request(&mut stream)).await??;
+    let span = tracing::info_span!("cni", verb = verb_name(&request), network = request.network);
     if let Ok(parent) = request.traceparent.parse() {
         telemetry::set_parent(&span, parent);
     }
-    let outcome = answer(service, request).instrument(span.clone()).await;
+    let outcome = dispatch(service, request).instrument(span.clone()).await;
     let outcome = outcome.unwrap_or_else(|refusal| {
         span.in_scope(|| tracing::warn!(code = refusal.code, msg = refusal.msg, "refused"));
         Outcome::Error(cni::Error { code: refusal.code, msg: refusal.msg, details: String::new() })
@@ -98,7 +101,7 @@ async fn converse<E: Enforcer, A: Addresses, N: Announcer>(
     stream.write_all(&cni::encode_frame(&Response { outcome: Some(outcome) })?).await
 }
 
-async fn read(stream: &mut UnixStream) -> io::Result<Request> {
+async fn read_request(stream: &mut UnixStream) -> io::Result<Request> {
     let mut header = [0; cni::HEADER];
     stream.read_exact(&mut header).await?;
     let mut body = vec![0; cni::length(header)?];
@@ -106,17 +109,17 @@ async fn read(stream: &mut UnixStream) -> io::Result<Request> {
     Ok(cni::decode(&body)?)
 }
 
-async fn answer<E: Enforcer, A: Addresses, N: Announcer>(
+async fn dispatch<E: Enforcer, A: Addresses, N: Announcer>(
     service: &Service<E, A, N>,
     request: Request,
-) -> Result<Outcome, Refusal> {
+) -> Result<Outcome, CniError> {
     let missing = || {
-        Refusal::new(
+        CniError::new(
             code::MISUNDERSTOOD,
-            "the request names no attachment; plugin and agent are of different versions, restart the agent's pod",
+            "the request names no attachment; plugin and agent have different versions, restart the agent's pod",
         )
     };
-    let call = Call {
+    let call = CniCall {
         network: request.network,
         config: Config::parse(&request.config)?,
         timeout_millis: request.timeout_millis,
@@ -131,7 +134,7 @@ async fn answer<E: Enforcer, A: Addresses, N: Announcer>(
     }
 }
 
-fn name(request: &Request) -> &'static str {
+fn verb_name(request: &Request) -> &'static str {
     match request.verb {
         Some(Verb::Add(_)) => "ADD",
         Some(Verb::Del(_)) => "DEL",
@@ -156,7 +159,7 @@ mod tests {
         results.push_back(Ok(1));
         results.push_back(Err(io::Error::from_raw_os_error(libc::EBADF)));
         let mut accept = || std::future::ready(results.pop_front().expect("nobody asks after the end"));
-        assert_eq!(next(&mut accept).await.expect("the connection after the failures"), 1);
-        assert_eq!(next(&mut accept).await.expect_err("the end").raw_os_error(), Some(libc::EBADF));
+        assert_eq!(accept_next(&mut accept).await.expect("the connection after the failures"), 1);
+        assert_eq!(accept_next(&mut accept).await.expect_err("the end").raw_os_error(), Some(libc::EBADF));
     }
 }

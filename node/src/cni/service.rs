@@ -1,7 +1,8 @@
-//! ADD, DEL, CHECK, STATUS and GC of the CNI specification 1.1.0, as the agent does them.
+//! The CNI service: ADD, DEL, CHECK, STATUS and GC of the CNI specification 1.1.0.
 //!
-//! An ADD is a list of steps each of which can be taken back; it answers only when the pod's policy is in the kernel, and a failure anywhere
-//! leaves nothing behind. While the link is made the address is claimed, and while the pod's side is configured its policy is programmed.
+//! ADD is a sequence of steps, each of which can be undone. It succeeds only when the pod's policy
+//! is in the kernel, and a failure anywhere leaves nothing behind. The address is claimed while the
+//! link is created, and policy is programmed while the pod's side is configured.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -16,166 +17,167 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tracing::Instrument;
 
-use super::attachment::{Attachment, Attachments, Leftover, handle};
+use super::attachment::{Attachment, Attachments, Leftover, ipam_handle};
 use super::ports::{AddressRequest, Addresses, Announcer, Enforcer, NoAddress};
-use super::request::{self, Config, Refusal};
+use super::request::{self, CniError, Config};
 use margay_dataplane::routes::conntrack::{Conntrack, Extent, TableError};
 use margay_dataplane::routes::pod::{self, PodError, PodLink};
 use margay_dataplane::routes::present;
-use margay_dataplane::routes::removal::{self, Removal};
+use margay_dataplane::routes::removal::{self, LinkRemover};
 use margay_netlink::route::RouteSocket;
 
-/// What the service works with.
-pub struct Parts<E, A, N> {
-    /// Policy.
+/// Dependencies of the service.
+pub struct ServiceParts<E, A, N> {
+    /// Programs policy.
     pub enforcer: E,
     /// IPAM.
     pub addresses: A,
-    /// The rest of the cluster.
+    /// Announces addresses to the cluster.
     pub announcer: N,
-    /// Takes pods' links away.
-    pub links: Removal,
-    /// Ends the conversations of addresses that come and go.
+    /// Removes pods' links.
+    pub links: LinkRemover,
+    /// Deletes conntrack entries of addresses that are assigned or released.
     pub conntrack: Conntrack,
-    /// MTU of pods, unless their network configuration has one.
+    /// MTU of pods without one in their network configuration.
     pub mtu: watch::Receiver<u32>,
-    /// How long an ADD waits for policy, unless the network configuration says.
+    /// How long ADD waits for policy, unless the network configuration sets it.
     pub policy_timeout: Duration,
 }
 
-/// See the module.
+/// The service.
 pub struct Service<E, A, N> {
-    parts: Parts<E, A, N>,
+    parts: ServiceParts<E, A, N>,
     attachments: Mutex<Attachments>,
-    /// Calls for the same pod wait for each other. An entry is dropped with its last user.
+    /// Locks by pod: calls for one pod run one after the other. An entry is dropped with its last
+    /// user.
     pods: Mutex<BTreeMap<EndpointKey, Weak<tokio::sync::Mutex<()>>>>,
 }
 
-/// One call, parsed.
-pub struct Call {
+/// A parsed call.
+pub struct CniCall {
     /// Name of the network.
     pub network: String,
     /// The network configuration.
     pub config: Config,
-    /// How long the plugin waits.
+    /// Time limit of the plugin.
     pub timeout_millis: u32,
 }
 
 impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
-    /// A service over what earlier runs have left.
-    pub fn new(parts: Parts<E, A, N>, attachments: Attachments) -> Self {
+    /// Creates a service with the attachments of earlier runs.
+    pub fn new(parts: ServiceParts<E, A, N>, attachments: Attachments) -> Self {
         Self { parts, attachments: Mutex::new(attachments), pods: Mutex::default() }
     }
 
-    /// Attaches a pod. Asked again for the same attachment, the same answer.
-    pub async fn add(&self, call: &Call, asked: &cni::Attachment) -> Result<cni::Result, Refusal> {
-        let mut wanted = request::attachment(&call.network, asked)?;
+    /// Attaches a pod. Repeated for the same attachment, it returns the same result.
+    pub async fn add(&self, call: &CniCall, asked: &cni::Attachment) -> Result<cni::Result, CniError> {
+        let mut wanted = request::new_attachment(&call.network, asked)?;
         wanted.mtu = call.config.mtu;
-        let namespace = request::namespace(&asked.netns)?;
-        let pod = self.pod(&wanted.endpoint());
+        let namespace = request::open_namespace(&asked.netns)?;
+        let pod = self.pod_lock(&wanted.endpoint());
         let _alone = pod.lock().await;
         let mtu = if call.config.mtu == 0 { *self.parts.mtu.borrow() } else { call.config.mtu };
-        self.check_rivals(&wanted)?;
+        self.check_interface(&wanted)?;
         let is_same = |present: &Attachment| present.is_finished && present.netns == asked.netns;
         let present = self.attachments().get(&wanted.id).cloned();
         if let Some(present) = present.filter(is_same)
-            && let Ok(mtu) = self.check_link(&present, namespace.try_clone().map_err(io)?, mtu).await
+            && let Ok(mtu) = self.check_link(&present, namespace.try_clone().map_err(io_error)?, mtu).await
         {
-            self.enforce(call, &present).await?;
-            // An agent that ended right after it had made it has told nobody.
+            self.wait_for_policy(call, &present).await?;
+            // An agent that ended right after the first ADD may not have announced it.
             self.parts.announcer.announce(&present);
-            return Ok(result(&present, mtu));
+            return Ok(cni_result(&present, mtu));
         }
-        let rivals = self.attachments().rivals(&wanted);
-        for rival in rivals {
-            self.remove(&rival).await?;
+        let others = self.attachments().others_on_interface(&wanted);
+        for other in others {
+            self.detach(&other).await?;
         }
-        self.reserve(&wanted)?;
-        match self.plumb(call, &mut wanted, namespace, mtu).await {
+        self.record_attachment(&wanted)?;
+        match self.set_up(call, &mut wanted, namespace, mtu).await {
             Ok(()) => {
                 self.parts.announcer.announce(&wanted);
-                Ok(result(&wanted, mtu))
+                Ok(cni_result(&wanted, mtu))
             }
             Err(refusal) => {
-                if let Err(error) = self.remove(&wanted).await {
-                    tracing::warn!(pod = %wanted.endpoint(), %error, "a failed ADD could not be taken back whole; DEL or GC will");
+                if let Err(error) = self.detach(&wanted).await {
+                    tracing::warn!(pod = %wanted.endpoint(), %error, "a failed ADD could not be undone completely; DEL or GC will");
                 }
                 Err(refusal)
             }
         }
     }
 
-    /// Detaches a pod: on any partial state, and on none at all, with success.
-    pub async fn del(&self, call: &Call, asked: &cni::Attachment) -> Result<(), Refusal> {
-        let id = request::id(asked)?;
+    /// Detaches a pod: succeeds on any partial state, and on none at all.
+    pub async fn del(&self, call: &CniCall, asked: &cni::Attachment) -> Result<(), CniError> {
+        let id = request::attachment_id(asked)?;
         let known = self.attachments().get(&id).map(Attachment::endpoint);
-        let pod = known.or_else(|| request::endpoint(asked)).map(|endpoint| self.pod(&endpoint));
+        let pod = known.or_else(|| request::endpoint(asked)).map(|endpoint| self.pod_lock(&endpoint));
         let _alone = match &pod {
             Some(pod) => Some(pod.lock().await),
             None => None,
         };
-        // Only now: an ADD whose turn came first has made what was not there before.
+        // Looked up under the lock: an ADD that held it may have created the attachment.
         let known = self.attachments().get(&id).cloned();
         match known {
-            Some(attachment) => self.remove(&attachment).await,
+            Some(attachment) => self.detach(&attachment).await,
             None => {
-                let handle = handle(&call.network, &id);
-                if self.attachments().iter().any(|other| other.handle() == handle) {
-                    // Another interface of the sandbox has what is kept under it; this one was refused.
+                let handle = ipam_handle(&call.network, &id);
+                if self.attachments().iter().any(|other| other.ipam_handle() == handle) {
+                    // Another interface of the sandbox owns the handle; ADD refused this one.
                     return Ok(());
                 }
-                self.purge(self.unheld(&call.config.previous_addresses()), Extent::Whole).await?;
-                self.parts.addresses.release(handle).await.map_err(unavailable)
+                self.delete_connections(self.unowned(&call.config.previous_addresses()), Extent::Whole).await?;
+                self.parts.addresses.release(handle).await.map_err(unavailable_error)
             }
         }
     }
 
-    /// Compares an attachment with what should be.
-    pub async fn check(&self, call: &Call, asked: &cni::Attachment) -> Result<(), Refusal> {
-        let id = request::id(asked)?;
-        let namespace = request::namespace(&asked.netns)?;
+    /// Compares an attachment with the kernel.
+    pub async fn check(&self, call: &CniCall, asked: &cni::Attachment) -> Result<(), CniError> {
+        let id = request::attachment_id(asked)?;
+        let namespace = request::open_namespace(&asked.netns)?;
         let unknown = || {
-            Refusal::new(
+            CniError::new(
                 code::UNKNOWN_CONTAINER,
                 format!(
-                    "{} of container {} is not attached on this node; delete and add it again",
+                    "{} of container {} is not attached on this node; run DEL and ADD again",
                     id.ifname, id.container
                 ),
             )
         };
         let attachment = self.attachments().get(&id).cloned().ok_or_else(unknown)?;
         let mtu = if call.config.mtu == 0 { *self.parts.mtu.borrow() } else { call.config.mtu };
-        self.check_link(&attachment, namespace, mtu).await.map_err(kernel)?;
-        self.enforce(call, &attachment).await
+        self.check_link(&attachment, namespace, mtu).await.map_err(kernel_error)?;
+        self.wait_for_policy(call, &attachment).await
     }
 
-    /// Takes back the ADDs that an earlier run of the agent did not finish: nobody got an answer to them. Ends the conversations of pods that went while no
-    /// agent ran; their DEL is still to come.
+    /// Undoes ADDs that an earlier run did not finish, none of which got a response, and deletes
+    /// the conntrack entries of pods that went while no agent ran; their DEL is still to come.
     pub async fn recover(&self) {
         self.recover_leftovers().await;
-        self.forget_gone().await;
+        self.delete_gone_connections().await;
         let unfinished: Vec<Attachment> =
             self.attachments().iter().filter(|attachment| !attachment.is_finished).cloned().collect();
         for attachment in unfinished {
-            let pod = self.pod(&attachment.endpoint());
+            let pod = self.pod_lock(&attachment.endpoint());
             let _alone = pod.lock().await;
             let is_still_unfinished =
                 self.attachments().get(&attachment.id).is_some_and(|present| !present.is_finished);
             if !is_still_unfinished {
                 continue;
             }
-            if let Err(error) = self.remove(&attachment).await {
-                tracing::warn!(pod = %attachment.endpoint(), %error, "an unfinished ADD could not be taken back; DEL or GC will");
+            if let Err(error) = self.detach(&attachment).await {
+                tracing::warn!(pod = %attachment.endpoint(), %error, "an unfinished ADD could not be undone; DEL or GC will");
             }
         }
     }
 
-    /// Ends the conversations of attachments whose links have gone with their pods.
-    async fn forget_gone(&self) {
-        let links = match blocking(|| Ok(present::links(&mut RouteSocket::open()?)?)).await {
+    /// Deletes the conntrack entries of attachments whose links went with their pods.
+    async fn delete_gone_connections(&self) {
+        let links = match run_blocking(|| Ok(present::list_links(&mut RouteSocket::open()?)?)).await {
             Ok(links) => links,
             Err(error) => {
-                return tracing::warn!(%error, "links cannot be listed; DEL ends the conversations of pods that went");
+                return tracing::warn!(%error, "links cannot be listed; DEL deletes the conntrack entries of pods that are gone");
             }
         };
         let gone: Vec<Attachment> = self
@@ -185,25 +187,25 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             .cloned()
             .collect();
         let purges = gone.iter().map(|attachment| async {
-            let pod = self.pod(&attachment.endpoint());
+            let pod = self.pod_lock(&attachment.endpoint());
             let _alone = pod.lock().await;
-            if let Err(error) = self.purge(self.left_by(attachment), Extent::Whole).await {
-                tracing::warn!(pod = %attachment.endpoint(), %error, "conversations of a pod that went; DEL ends them");
+            if let Err(error) = self.delete_connections(self.addresses_only_of(attachment), Extent::Whole).await {
+                tracing::warn!(pod = %attachment.endpoint(), %error, "conntrack entries of a pod that is gone could not be deleted; DEL will");
             }
         });
         futures::future::join_all(purges).await;
     }
 
-    /// Whether an ADD would succeed now.
-    pub fn status(&self) -> Result<(), Refusal> {
-        match self.parts.enforcer.not_ready() {
-            Some(reason) => Err(Refusal::new(code::NOT_AVAILABLE, reason)),
+    /// Checks whether ADD can succeed now.
+    pub fn status(&self) -> Result<(), CniError> {
+        match self.parts.enforcer.not_ready_reason() {
+            Some(reason) => Err(CniError::new(code::NOT_AVAILABLE, reason)),
             None => Ok(()),
         }
     }
 
-    /// Detaches everything of the network that is not in the list.
-    pub async fn gc(&self, call: &Call, valid: &[cni::ValidAttachment]) -> Result<(), Refusal> {
+    /// Detaches all attachments of the network that are not in the list.
+    pub async fn gc(&self, call: &CniCall, valid: &[cni::ValidAttachment]) -> Result<(), CniError> {
         let valid: BTreeSet<(&str, &str)> =
             valid.iter().map(|one| (one.container_id.as_str(), one.ifname.as_str())).collect();
         let is_stale = |attachment: &&Attachment| {
@@ -212,83 +214,89 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         };
         let stale: Vec<Attachment> = self.attachments().iter().filter(is_stale).cloned().collect();
         let removals = stale.iter().map(|attachment| async {
-            let pod = self.pod(&attachment.endpoint());
+            let pod = self.pod_lock(&attachment.endpoint());
             let _alone = pod.lock().await;
-            self.remove(attachment).await
+            self.detach(attachment).await
         });
         futures::future::join_all(removals).await.into_iter().collect()
     }
 
-    async fn plumb(&self, call: &Call, wanted: &mut Attachment, namespace: File, mtu: u32) -> Result<(), Refusal> {
+    async fn set_up(&self, call: &CniCall, wanted: &mut Attachment, namespace: File, mtu: u32) -> Result<(), CniError> {
         let [ipv4, ipv6] = call.config.demands()?;
-        let (handle, endpoint, exact) = (wanted.handle(), wanted.endpoint(), call.config.requested()?);
+        let (handle, endpoint, exact) = (wanted.ipam_handle(), wanted.endpoint(), call.config.requested_addresses()?);
         let named_by_pod = call.config.names_pools();
         let request = AddressRequest { handle, endpoint, ipv4, ipv6, named_by_pod, exact };
         let claim = self.parts.addresses.assign(request);
-        let mac = pod::mac(&wanted.id.container, &wanted.id.ifname);
+        let mac = pod::pod_mac(&wanted.id.container, &wanted.id.ifname);
         let names = (wanted.interface.clone(), wanted.id.ifname.clone());
-        let same = namespace.try_clone().map_err(io)?;
-        let link = blocking(move || {
+        let same = namespace.try_clone().map_err(io_error)?;
+        let link = run_blocking(move || {
             let link = PodLink { host: &names.0, pod: &names.1, namespace: &same, mtu, mac };
-            pod::create(&mut RouteSocket::open()?, &link)
+            pod::create_link(&mut RouteSocket::open()?, &link)
         });
         let (claimed, index) = tokio::join!(
             claim.instrument(tracing::info_span!("ipam.assign")),
             link.instrument(tracing::info_span!("link.create"))
         );
-        wanted.addresses = claimed.map_err(no_address)?;
-        let index = index.map_err(kernel)?;
-        let file = self.attachments().put(wanted.clone()).map_err(io)?;
+        wanted.addresses = claimed.map_err(address_error)?;
+        let index = index.map_err(kernel_error)?;
+        let file = self.attachments().put(wanted.clone()).map_err(io_error)?;
 
         let (names, addresses) = ((wanted.interface.clone(), wanted.id.ifname.clone()), wanted.addresses.clone());
-        let configured = blocking(move || {
-            pod::configure(&PodLink { host: &names.0, pod: &names.1, namespace: &namespace, mtu, mac }, &addresses)
+        let configured = run_blocking(move || {
+            pod::configure_pod(&PodLink { host: &names.0, pod: &names.1, namespace: &namespace, mtu, mac }, &addresses)
         });
-        let synced = blocking(move || Ok(file.sync_all()?));
+        let synced = run_blocking(move || Ok(file.sync_all()?));
         let (configured, synced, opened) = tokio::join!(
             configured.instrument(tracing::info_span!("link.configure")),
             synced.instrument(tracing::info_span!("attachment.sync")),
-            self.open(call, wanted, index)
+            self.open_for_traffic(call, wanted, index)
         );
-        configured.map_err(kernel)?;
-        synced.map_err(kernel)?;
+        configured.map_err(kernel_error)?;
+        synced.map_err(kernel_error)?;
         opened?;
-        self.attachments().finish(&wanted.id).map_err(io)
+        self.attachments().finish(&wanted.id).map_err(io_error)
     }
 
-    /// Refuses what would take the link of another pod, or of the pod's own sandbox, away: names of interfaces are hashes of the pods' names.
-    fn check_rivals(&self, wanted: &Attachment) -> Result<(), Refusal> {
-        stands_in_the_way(&self.attachments(), wanted)
+    /// Fails if the interface belongs to another pod (their names have the same hash), or to the
+    /// same sandbox already.
+    fn check_interface(&self, wanted: &Attachment) -> Result<(), CniError> {
+        check_interface_free(&self.attachments(), wanted)
     }
 
-    /// Notes the attachment before anything is made for it.
-    fn reserve(&self, wanted: &Attachment) -> Result<(), Refusal> {
+    /// Writes the attachment before anything is created for it, so that a crash leaves nothing
+    /// unknown.
+    fn record_attachment(&self, wanted: &Attachment) -> Result<(), CniError> {
         let mut attachments = self.attachments();
-        // Another pod's may have come while earlier sandboxes were taken back.
-        stands_in_the_way(&attachments, wanted)?;
-        attachments.put(wanted.clone()).map(drop).map_err(io)
+        // Checked again: another pod may have taken the interface while earlier sandboxes were
+        // removed.
+        check_interface_free(&attachments, wanted)?;
+        attachments.put(wanted.clone()).map(drop).map_err(io_error)
     }
 
-    /// Lets the pod's packets pass by its policy. Before that its addresses lead to its link, which carries nothing yet, and the conversations that others
-    /// had with them are ended: a packet meets either no policy and goes no further, or begins anew. Without the route it might go elsewhere meanwhile.
-    async fn open(&self, call: &Call, wanted: &Attachment, index: u32) -> Result<(), Refusal> {
+    /// Opens the link for the pod's traffic. First the addresses are routed to the link, which
+    /// carries nothing yet, then conntrack entries of their former owners are deleted, and only
+    /// then is policy programmed: a packet either meets no policy and is dropped, or starts a new
+    /// connection. Without the route, packets could leave by another link meanwhile and create
+    /// entries.
+    async fn open_for_traffic(&self, call: &CniCall, wanted: &Attachment, index: u32) -> Result<(), CniError> {
         self.parts.enforcer.link_made(wanted.interface.clone(), index, wanted.attached()).await;
         let addresses = wanted.addresses.clone();
-        let routed = blocking(move || pod::route(&mut RouteSocket::open()?, index, &addresses));
-        routed.instrument(tracing::info_span!("link.route")).await.map_err(kernel)?;
-        self.purge(wanted.addresses.iter().map(IpNet::addr).collect(), Extent::Link).await?;
-        self.enforce(call, wanted).await
+        let routed = run_blocking(move || pod::add_routes(&mut RouteSocket::open()?, index, &addresses));
+        routed.instrument(tracing::info_span!("link.route")).await.map_err(kernel_error)?;
+        self.delete_connections(wanted.addresses.iter().map(IpNet::addr).collect(), Extent::Link).await?;
+        self.wait_for_policy(call, wanted).await
     }
 
-    /// Ends the conversations of these addresses, of which none has a pod now.
-    async fn purge(&self, addresses: Vec<IpAddr>, extent: Extent) -> Result<(), Refusal> {
+    /// Deletes the conntrack entries of these addresses, none of which belongs to a pod now.
+    async fn delete_connections(&self, addresses: Vec<IpAddr>, extent: Extent) -> Result<(), CniError> {
         let purged = self.parts.conntrack.purge(addresses.clone(), extent);
         let refusal = |error: TableError| {
             let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
-            Refusal::new(
+            CniError::new(
                 code::TRY_AGAIN,
                 format!(
-                    "earlier conversations of {} could not be ended, and would pass policy: {error}",
+                    "conntrack entries of {} could not be deleted, and established connections would bypass policy: {error}",
                     addresses.join(" and ")
                 ),
             )
@@ -296,25 +304,27 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         purged.instrument(tracing::info_span!("conntrack.purge")).await.map_err(refusal)
     }
 
-    /// Waits until the pod's policy is in the kernel: fails closed when that takes too long, and the runtime tries again.
-    async fn enforce(&self, call: &Call, attachment: &Attachment) -> Result<(), Refusal> {
+    /// Waits until the pod's policy is in the kernel. It fails closed when that takes too long, and
+    /// the runtime retries.
+    async fn wait_for_policy(&self, call: &CniCall, attachment: &Attachment) -> Result<(), CniError> {
         let configured = match call.config.policy_setup_timeout_seconds {
             0 => self.parts.policy_timeout,
             seconds => Duration::from_secs(seconds),
         };
-        let limit = request::patience(call.timeout_millis, configured);
+        let limit = request::time_limit(call.timeout_millis, configured);
         let attach = self.parts.enforcer.attach(attachment.interface.clone(), attachment.attached());
         match tokio::time::timeout(limit, attach.instrument(tracing::info_span!("policy.attach"))).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Refusal::new(code::TRY_AGAIN, error.to_string())),
+            Ok(Err(error)) => Err(CniError::new(code::TRY_AGAIN, error.to_string())),
             Err(_) => {
-                let reason = self.parts.enforcer.not_ready().unwrap_or_else(|| {
-                    "nothing is known yet of the policy of this pod, which may have a new uid".to_owned()
-                });
-                Err(Refusal::new(
+                let reason =
+                    self.parts.enforcer.not_ready_reason().unwrap_or_else(|| {
+                        "typha has not sent the policy of this pod, whose UID may be new".to_owned()
+                    });
+                Err(CniError::new(
                     code::TRY_AGAIN,
                     format!(
-                        "policy of {} was not in force within {limit:?}: {reason}; see margay-typha and the agent's log",
+                        "policy of {} was not in force within {limit:?}: {reason}; see the logs of margay-typha and of the agent",
                         attachment.endpoint()
                     ),
                 ))
@@ -322,41 +332,43 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         }
     }
 
-    /// Takes an attachment back: the pod's place in the rules first, so that nothing passes its link any more, then its conversations, which nothing can begin
-    /// anew, and the address last, so that nobody gets it while it is in use. The link may go later: who gets the address on this node takes over the route to it.
-    async fn remove(&self, attachment: &Attachment) -> Result<(), Refusal> {
-        let shared = self.attachments().rivals(attachment).iter().any(|rival| !rival.addresses.is_empty());
+    /// Removes an attachment. The order matters: first the pod leaves policy, so that its link
+    /// passes nothing any more; then its conntrack entries are deleted, which no packet can create
+    /// again; its address is released last, so that nobody gets it while it is in use. The link may
+    /// go later: the next owner of the address on this node takes over its route.
+    async fn detach(&self, attachment: &Attachment) -> Result<(), CniError> {
+        let shared = self.attachments().others_on_interface(attachment).iter().any(|other| !other.addresses.is_empty());
         if !shared {
             let (endpoint, host) = (attachment.endpoint(), attachment.interface.clone());
             let policy = self.parts.enforcer.detach(endpoint, host.clone());
             if !policy.instrument(tracing::info_span!("policy.detach")).await {
                 let link = self.parts.links.remove(host.clone()).instrument(tracing::info_span!("link.remove"));
-                link.await.map_err(|error| kernel(error.into()))?;
+                link.await.map_err(|error| kernel_error(error.into()))?;
             }
         }
-        self.purge(self.left_by(attachment), Extent::Whole).await?;
-        self.parts.addresses.release(attachment.handle()).await.map_err(unavailable)?;
-        let leftover = self.attachments().retire(&attachment.id).map_err(io)?;
+        self.delete_connections(self.addresses_only_of(attachment), Extent::Whole).await?;
+        self.parts.addresses.release(attachment.ipam_handle()).await.map_err(unavailable_error)?;
+        let leftover = self.attachments().retire(&attachment.id).map_err(io_error)?;
         if !shared {
             self.parts.announcer.withdraw(attachment);
         }
         match leftover {
-            Some(leftover) if shared => leftover.forget().map_err(io),
-            Some(leftover) => self.clear_away(leftover).await,
+            Some(leftover) if shared => leftover.forget().map_err(io_error),
+            Some(leftover) => self.remove_leftover(leftover).await,
             None => Ok(()),
         }
     }
 
-    /// Sees to it that the link of a detached pod goes, which carries nothing any more; does not wait for it. Where that fails, the file is there for the
-    /// next start.
-    async fn clear_away(&self, leftover: Leftover) -> Result<(), Refusal> {
+    /// Starts the removal of a detached pod's link, which carries nothing any more. Where that
+    /// fails, the file remains for the next start.
+    async fn remove_leftover(&self, leftover: Leftover) -> Result<(), CniError> {
         let (links, enforcer) = (self.parts.links.clone(), self.parts.enforcer.clone());
-        let Some(index) = removal::index_of(&leftover.interface) else {
+        let Some(index) = removal::link_index(&leftover.interface) else {
             enforcer.link_gone(leftover.interface.clone(), None).await;
-            return leftover.forget().map_err(io);
+            return leftover.forget().map_err(io_error);
         };
         tokio::spawn(async move {
-            let gone = match links.expect_gone(index).await {
+            let gone = match links.wait_or_remove(index).await {
                 Ok(()) => {
                     enforcer.link_gone(leftover.interface.clone(), Some(index)).await;
                     leftover.forget().map_err(|error| error.to_string())
@@ -367,36 +379,37 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
                 tracing::warn!(
                     interface = leftover.interface,
                     error,
-                    "the link of a detached pod is left; it carries nothing"
+                    "the link of a detached pod could not be removed; it carries nothing"
                 );
             }
         });
         Ok(())
     }
 
-    /// Links that detached pods have left to an earlier run.
+    /// Removes links of detached pods that an earlier run left.
     async fn recover_leftovers(&self) {
         let leftovers = self.attachments().take_leftovers();
         for leftover in leftovers {
             let interface = leftover.interface.clone();
             let is_in_use = self.attachments().iter().any(|attachment| attachment.interface == interface);
-            let result = if is_in_use { leftover.forget().map_err(io) } else { self.clear_away(leftover).await };
+            let result =
+                if is_in_use { leftover.forget().map_err(io_error) } else { self.remove_leftover(leftover).await };
             if let Err(error) = result {
-                tracing::warn!(interface, %error, "the file about the link of a detached pod");
+                tracing::warn!(interface, %error, "the file that records the link of a detached pod could not be removed");
             }
         }
     }
 
-    /// The addresses of an attachment that no other one has.
-    fn left_by(&self, attachment: &Attachment) -> Vec<IpAddr> {
+    /// Addresses of an attachment that no other attachment has.
+    fn addresses_only_of(&self, attachment: &Attachment) -> Vec<IpAddr> {
         let attachments = self.attachments();
         let others = attachments.iter().filter(|other| other.id != attachment.id);
         let held: BTreeSet<IpNet> = others.flat_map(|other| other.addresses.iter().copied()).collect();
         attachment.addresses.iter().filter(|address| !held.contains(address)).map(IpNet::addr).collect()
     }
 
-    /// Those of these addresses that no attachment has.
-    fn unheld(&self, addresses: &[IpAddr]) -> Vec<IpAddr> {
+    /// Addresses of these that no attachment has.
+    fn unowned(&self, addresses: &[IpAddr]) -> Vec<IpAddr> {
         let attachments = self.attachments();
         let held: BTreeSet<IpAddr> =
             attachments.iter().flat_map(|attachment| attachment.addresses.iter().map(IpNet::addr)).collect();
@@ -405,10 +418,11 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
 
     async fn check_link(&self, attachment: &Attachment, namespace: File, mtu: u32) -> Result<u32, PodError> {
         let attachment = attachment.clone();
-        blocking(move || {
+        run_blocking(move || {
             let (host, pod) = (&attachment.interface, &attachment.id.ifname);
-            let link = PodLink { host, pod, namespace: &namespace, mtu, mac: pod::mac(&attachment.id.container, pod) };
-            pod::check(&mut RouteSocket::open()?, &link, &attachment.addresses)
+            let link =
+                PodLink { host, pod, namespace: &namespace, mtu, mac: pod::pod_mac(&attachment.id.container, pod) };
+            pod::check_link(&mut RouteSocket::open()?, &link, &attachment.addresses)
         })
         .await
     }
@@ -417,7 +431,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         self.attachments.lock()
     }
 
-    fn pod(&self, endpoint: &EndpointKey) -> Arc<tokio::sync::Mutex<()>> {
+    fn pod_lock(&self, endpoint: &EndpointKey) -> Arc<tokio::sync::Mutex<()>> {
         let mut pods = self.pods.lock();
         pods.retain(|_, lock| lock.strong_count() > 0);
         if let Some(lock) = pods.get(endpoint).and_then(Weak::upgrade) {
@@ -429,39 +443,40 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
     }
 }
 
-/// Refuses an attachment whose interface another pod has, or the pod itself in the same sandbox; earlier sandboxes of the pod make way.
-fn stands_in_the_way(attachments: &Attachments, wanted: &Attachment) -> Result<(), Refusal> {
-    for rival in attachments.rivals(wanted) {
+/// Fails if another pod, or the same sandbox, has the interface; earlier sandboxes of the pod are
+/// replaced.
+fn check_interface_free(attachments: &Attachments, wanted: &Attachment) -> Result<(), CniError> {
+    for other in attachments.others_on_interface(wanted) {
         let (interface, pod) = (&wanted.interface, wanted.endpoint());
-        if rival.endpoint() != pod {
+        if other.endpoint() != pod {
             let text = format!(
-                "interface {interface} of pod {pod} is that of pod {} on this node too: their names have the same hash; give one of them another name",
-                rival.endpoint()
+                "interface {interface} of pod {pod} is already used by pod {} on this node, as their names have the same hash; rename one of them",
+                other.endpoint()
             );
-            return Err(Refusal::new(code::TRY_AGAIN, text));
+            return Err(CniError::new(code::TRY_AGAIN, text));
         }
-        if rival.id.container == wanted.id.container {
+        if other.id.container == wanted.id.container {
             let text = format!(
-                "CNI_IFNAME is {:?}: pod {pod} is attached by {} already, and this network gives a pod one interface; take it out of the pod's list of \
-                 further networks",
-                wanted.id.ifname, rival.id.ifname
+                "CNI_IFNAME is {:?}: pod {pod} is attached by {} already, and this network supports one interface per pod; remove it from the pod's list of \
+                 additional networks",
+                wanted.id.ifname, other.id.ifname
             );
-            return Err(Refusal::new(code::INVALID_ENVIRONMENT, text));
+            return Err(CniError::new(code::INVALID_ENVIRONMENT, text));
         }
     }
     Ok(())
 }
 
-async fn blocking<T: Send + 'static>(
+async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, PodError> + Send + 'static,
 ) -> Result<T, PodError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(panic) => Err(PodError::Missing(format!("the kernel could not be asked: {panic}"))),
+        Err(panic) => Err(PodError::Missing(format!("the request to the kernel panicked: {panic}"))),
     }
 }
 
-fn result(attachment: &Attachment, mtu: u32) -> cni::Result {
+fn cni_result(attachment: &Attachment, mtu: u32) -> cni::Result {
     let host = cni::Interface {
         name: attachment.interface.clone(),
         mac: pod::HOST_MAC.to_string(),
@@ -477,7 +492,7 @@ fn result(attachment: &Attachment, mtu: u32) -> cni::Result {
     let ip = |address: &IpNet| cni::Ip { address: address.to_string(), gateway: String::new(), interface: Some(1) };
     let default = |address: &IpNet| {
         let dst = if address.addr().is_ipv4() { "0.0.0.0/0" } else { "::/0" };
-        cni::Route { dst: dst.to_owned(), gw: pod::gateway(address.addr()).to_string(), ..cni::Route::default() }
+        cni::Route { dst: dst.to_owned(), gw: pod::pod_gateway(address.addr()).to_string(), ..cni::Route::default() }
     };
     cni::Result {
         interfaces: vec![host, inside],
@@ -487,23 +502,23 @@ fn result(attachment: &Attachment, mtu: u32) -> cni::Result {
     }
 }
 
-fn io(error: std::io::Error) -> Refusal {
-    Refusal::new(code::IO, error.to_string())
+fn io_error(error: std::io::Error) -> CniError {
+    CniError::new(code::IO, error.to_string())
 }
 
-fn kernel(error: PodError) -> Refusal {
-    Refusal::new(code::KERNEL, error.to_string())
+fn kernel_error(error: PodError) -> CniError {
+    CniError::new(code::KERNEL, error.to_string())
 }
 
-fn no_address(error: NoAddress) -> Refusal {
+fn address_error(error: NoAddress) -> CniError {
     match error {
-        NoAddress::Exhausted(_) | NoAddress::Refused(_) => Refusal::new(code::NO_ADDRESS, error.to_string()),
-        NoAddress::Unavailable(_) => unavailable(error),
+        NoAddress::Exhausted(_) | NoAddress::Refused(_) => CniError::new(code::NO_ADDRESS, error.to_string()),
+        NoAddress::Unavailable(_) => unavailable_error(error),
     }
 }
 
-fn unavailable(error: NoAddress) -> Refusal {
-    Refusal::new(code::TRY_AGAIN, error.to_string())
+fn unavailable_error(error: NoAddress) -> CniError {
+    CniError::new(code::TRY_AGAIN, error.to_string())
 }
 
 mod mtu;

@@ -1,4 +1,5 @@
-//! Any history of frames ends in the state that its last values make, and what was taken as dirty leads a follower to the same.
+//! Tests that any history of frames ends in the state of its last values, and that dirty changes
+//! lead a follower to the same state.
 
 use std::collections::BTreeSet;
 
@@ -41,14 +42,14 @@ fn view() -> impl Strategy<Value = Records> {
         .prop_map(|(sets, pools)| mk_view(&sets, &pools))
 }
 
-/// How a server leads a node from one view to the next.
+/// How a server sends the difference between two views.
 #[derive(Clone, Debug)]
 enum Way {
-    /// Only what differs, sets by their members.
+    /// Only differences, sets as member changes.
     Differences,
-    /// Whole values of what differs.
+    /// Complete values of differing records.
     Values,
-    /// A new stream that restates every bucket, in so many frames.
+    /// A new stream that resends every bucket, in this many frames.
     Restatement(usize),
 }
 
@@ -86,7 +87,7 @@ fn frames(from: &Records, to: &Records, way: &Way) -> Vec<Frame> {
     frames
 }
 
-/// Follows by dirt alone, as the compiler does.
+/// Follows the dirty changes only, as the compiler does.
 fn follow(follower: &mut Records, records: &Records, dirty: &Dirty) {
     for id in &dirty.records {
         match records.get(id) {
@@ -133,7 +134,7 @@ proptest! {
 }
 
 #[test]
-fn what_is_told_again_is_no_news() {
+fn a_record_that_is_sent_again_marks_nothing_dirty() {
     let view = mk_view(&[Some(BTreeSet::from([1, 2]))], &[Some(true)]);
     let mut state = State::default();
     for _ in 0..2 {
@@ -166,7 +167,7 @@ fn members_that_fit_nothing_are_a_fault() {
         changes: vec![Change::Members(set.clone(), kind, MemberDelta::default())],
         trailer: Trailer::default(),
     };
-    assert_eq!(state.apply(members(&set_id(9), SetKind::Net)), Err(Fault::UnknownSet(set_id(9))));
-    let kind = Fault::SetKind { set: set_id(0), held: SetKind::Net, got: SetKind::AddressPort };
+    assert_eq!(state.apply(members(&set_id(9), SetKind::Net)), Err(ViewError::UnknownSet(set_id(9))));
+    let kind = ViewError::SetKind { set: set_id(0), held: SetKind::Net, got: SetKind::AddressPort };
     assert_eq!(state.apply(members(&set_id(0), SetKind::AddressPort)), Err(kind));
 }

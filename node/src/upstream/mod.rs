@@ -1,6 +1,8 @@
-//! The stream to typha: opens it, tells what is held, hands frames to the agent, and says what is committed and which addresses pods have.
+//! The stream to typha: sends a hello with the digests held, hands frames to the agent, and sends
+//! acknowledgements, problems and the addresses of pods.
 //!
-//! A stream that ends is opened again, to whichever replica answers; what is held stays, and the new server tells only what differs.
+//! A stream that ends is reopened, to whichever replica answers. Records stay, and the new server
+//! sends only what differs.
 
 pub mod notices;
 
@@ -14,78 +16,79 @@ use margay_runtime::tls::Connector;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::agent::{AgentHandle, Event};
+use crate::agent::{AgentEvent, AgentHandle};
 use crate::problems::Problems;
-use crate::state::Fault;
+use crate::state::ViewError;
 use notices::Notices;
 
-/// The name that typha's certificate is for, whatever its address.
+/// DNS name in typha's certificate, whatever its address.
 pub const SERVER_NAME: &str = "margay-typha";
-/// Pings find a server that is gone without a word.
+/// Interval of HTTP/2 pings, which detect a server that vanished.
 const PING: Duration = Duration::from_secs(10);
-/// The longest time for an answer to a ping.
+/// Time limit for the answer to a ping.
 const PONG: Duration = Duration::from_secs(10);
-/// Delays between attempts: short at first, because another replica is likely to be up.
+/// Minimal and maximal delay between connection attempts: short at first, because another replica
+/// is likely to be up.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// A stream that has lasted this long was good: the next failure is a first one again.
-const GOOD: Duration = Duration::from_secs(30);
-/// Messages to the server that wait for the network.
-const OUTGOING: usize = 16;
+/// Duration after which a stream counts as stable and the backoff starts over.
+const STABLE: Duration = Duration::from_secs(30);
+/// Capacity of the queue of messages to the server.
+const QUEUE: usize = 16;
 
-/// Why a stream ended.
+/// Reason why a stream ended.
 #[derive(Debug, thiserror::Error)]
-enum Ended {
+enum StreamEnd {
     #[error("connect: {0}")]
     Connect(#[from] tonic::transport::Error),
     #[error("{0}")]
     Status(#[from] Box<tonic::Status>),
     #[error("the server closed the stream")]
     Closed,
-    #[error("a frame cannot be read: {0}; are typha and the agent of the same version?")]
+    #[error("a frame cannot be decoded: {0}; check that typha and the agent have the same version")]
     Frame(#[from] sync::Error),
     #[error("a frame cannot be applied: {0}")]
-    Fault(#[from] Fault),
+    View(#[from] ViewError),
     #[error("the agent has ended")]
     Agent,
 }
 
-/// What the stream connects.
+/// The stream's ends.
 pub struct Upstream {
-    /// How to reach typha.
+    /// Connector to typha.
     pub connector: Connector,
-    /// Where that is, for people.
+    /// Address of typha, as shown to users.
     pub server: String,
-    /// The owner of the state.
+    /// The agent.
     pub agent: AgentHandle,
-    /// What is said about pods.
+    /// Addresses of this node's pods.
     pub notices: Notices,
-    /// What is wrong with this node.
+    /// Problems of this node.
     pub problems: Problems,
 }
 
 impl Upstream {
-    /// Keeps a stream open until shutdown or until the agent has ended.
+    /// Keeps a stream open until shutdown, or until the agent ends.
     pub async fn run(self, shutdown: Shutdown) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         for stream in 1.. {
             let started = Instant::now();
             let ended = tokio::select! {
-                ended = self.stream(stream) => ended,
+                ended = self.stream_until_end(stream) => ended,
                 () = shutdown.wait() => return,
             };
-            let known = self.agent.send(Event::Disconnected { stream }).await;
-            if matches!(ended, Ended::Agent) || !known {
+            let known = self.agent.send(AgentEvent::Disconnected { stream }).await;
+            if matches!(ended, StreamEnd::Agent) || !known {
                 return;
             }
-            if started.elapsed() >= GOOD {
+            if started.elapsed() >= STABLE {
                 backoff.reset();
             }
             let delay = backoff.next(jitter());
             tracing::warn!(
                 server = self.server,
-                reason = describe(&ended),
+                reason = with_sources(&ended),
                 ?delay,
-                "no stream to typha; what is held stays enforced"
+                "the stream to typha ended; enforcement continues with the view held"
             );
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
@@ -94,15 +97,15 @@ impl Upstream {
         }
     }
 
-    /// One stream from its connection to its end.
-    async fn stream(&self, stream: u64) -> Ended {
-        match self.converse(stream).await {
+    /// Runs one stream from connection to end.
+    async fn stream_until_end(&self, stream: u64) -> StreamEnd {
+        match self.run_stream(stream).await {
             Ok(never) => match never {},
             Err(ended) => ended,
         }
     }
 
-    async fn converse(&self, stream: u64) -> Result<std::convert::Infallible, Ended> {
+    async fn run_stream(&self, stream: u64) -> Result<std::convert::Infallible, StreamEnd> {
         let endpoint = self.connector.endpoint();
         let endpoint = endpoint.http2_keep_alive_interval(PING).keep_alive_timeout(PONG).keep_alive_while_idle(true);
         let channel = endpoint.connect_with_connector(self.connector.clone()).await?;
@@ -110,38 +113,39 @@ impl Upstream {
 
         let (hello, held) = oneshot::channel();
         let (fault, faults) = oneshot::channel();
-        let opened = Event::Connected { stream, hello, fault, server: self.server.clone() };
+        let opened = AgentEvent::Connected { stream, hello, fault, server: self.server.clone() };
         if !self.agent.send(opened).await {
-            return Err(Ended::Agent);
+            return Err(StreamEnd::Agent);
         }
-        let buckets = held.await.map_err(|_| Ended::Agent)?;
-        // Acknowledgements until here are of former streams.
+        let buckets = held.await.map_err(|_| StreamEnd::Agent)?;
+        // Acknowledgements up to here belong to former streams.
         let mut acks = self.agent.acks();
         acks.mark_unchanged();
 
-        let (up, outgoing) = mpsc::channel(OUTGOING);
+        let (up, outgoing) = mpsc::channel(QUEUE);
         let agent_version = env!("CARGO_PKG_VERSION").to_owned();
         let hello = wire::Hello { agent_version, buckets, host_endpoints: true, compact: true };
-        // The channel is empty and its other end is held here, so this neither waits nor fails.
+        // The channel is empty and its receiver exists, so this neither waits nor fails.
         let _ = up.send(wire::Up { message: Some(wire::up::Message::Hello(hello)) }).await;
         let frames = client.sync(ReceiverStream::new(outgoing)).await.map_err(Box::new)?.into_inner();
         tracing::info!(server = self.server, "stream to typha is open");
         tokio::select! {
             ended = self.receive(stream, frames) => Err(ended),
-            fault = faults => Err(fault.map_or(Ended::Agent, Ended::Fault)),
-            () = report(acks, up.clone()) => Err(Ended::Closed),
-            () = self.problems.tell(up.clone()) => Err(Ended::Closed),
-            () = self.notices.tell(up, &self.agent) => Err(Ended::Closed),
+            fault = faults => Err(fault.map_or(StreamEnd::Agent, StreamEnd::View)),
+            () = send_acks(acks, up.clone()) => Err(StreamEnd::Closed),
+            () = self.problems.send_changes(up.clone()) => Err(StreamEnd::Closed),
+            () = self.notices.send_all(up, &self.agent) => Err(StreamEnd::Closed),
         }
     }
 
-    /// Hands frames to the agent; while its queue is full none is read, and the server gathers changes instead of queueing them.
-    async fn receive(&self, stream: u64, mut frames: tonic::Streaming<wire::Frame>) -> Ended {
+    /// Hands frames to the agent. While the agent's queue is full none is read, and the server
+    /// coalesces changes instead of queueing them.
+    async fn receive(&self, stream: u64, mut frames: tonic::Streaming<wire::Frame>) -> StreamEnd {
         let mut parts = Joiner::default();
         loop {
             let part = match frames.message().await {
                 Ok(Some(part)) => part,
-                Ok(None) => return Ended::Closed,
+                Ok(None) => return StreamEnd::Closed,
                 Err(status) => return Box::new(status).into(),
             };
             let frame = match parts.push(part) {
@@ -149,15 +153,19 @@ impl Upstream {
                 Ok(None) => continue,
                 Err(error) => return error.into(),
             };
-            if !self.agent.send(Event::Frame { stream, frame }).await {
-                return Ended::Agent;
+            if !self.agent.send(AgentEvent::Frame { stream, frame }).await {
+                return StreamEnd::Agent;
             }
         }
     }
 }
 
-/// Says what is committed; while the network is slow the newest word replaces those that wait. Returns when the stream has ended.
-async fn report(mut acks: tokio::sync::watch::Receiver<Option<std::sync::Arc<sync::Ack>>>, up: mpsc::Sender<wire::Up>) {
+/// Sends acknowledgements until the stream ends; while the network is slow the newest replaces
+/// those that wait.
+async fn send_acks(
+    mut acks: tokio::sync::watch::Receiver<Option<std::sync::Arc<sync::Ack>>>,
+    up: mpsc::Sender<wire::Up>,
+) {
     while acks.changed().await.is_ok() {
         let ack = acks.borrow_and_update().clone();
         if let Some(ack) = ack
@@ -168,8 +176,8 @@ async fn report(mut acks: tokio::sync::watch::Receiver<Option<std::sync::Arc<syn
     }
 }
 
-/// An error with its causes: tonic's own text does not name them.
-fn describe(error: &dyn std::error::Error) -> String {
+/// Formats an error with its sources, which tonic's own text omits.
+fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {

@@ -1,4 +1,5 @@
-//! What this node says about the addresses of its own pods, so that others need not wait for the API. The newest word on a pod replaces older ones.
+//! Notices to typha about the addresses of this node's pods, so that other nodes need not wait for
+//! the API. The newest notice of a pod replaces older ones.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,100 +13,101 @@ use crate::agent::AgentHandle;
 use crate::cni::attachment::Attachment;
 use crate::cni::ports::Announcer;
 
-/// Words by pod, each with its number in the order in which they were said.
+/// Latest notice per pod, each with its sequence number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Book {
+struct NoticeQueue {
     last: u64,
-    words: BTreeMap<EndpointKey, (u64, LocalEndpoint)>,
+    notices: BTreeMap<EndpointKey, (u64, LocalEndpoint)>,
 }
 
-/// Cheap to clone; every clone writes into the same book.
+/// Shared queue of notices. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Notices(Arc<watch::Sender<Book>>);
+pub struct Notices(Arc<watch::Sender<NoticeQueue>>);
 
-impl Book {
-    fn say(&mut self, word: LocalEndpoint) {
+impl NoticeQueue {
+    fn put(&mut self, notice: LocalEndpoint) {
         self.last += 1;
-        self.words.insert(word.key.clone(), (self.last, word));
+        self.notices.insert(notice.key.clone(), (self.last, notice));
     }
 
-    /// What was said after this number, in order.
-    fn since(&self, number: u64) -> Vec<(u64, LocalEndpoint)> {
-        let mut words: Vec<_> = self.words.values().filter(|(said, _)| *said > number).cloned().collect();
-        words.sort_by_key(|(said, _)| *said);
-        words
+    /// Notices after this sequence number, in order.
+    fn newer_than(&self, number: u64) -> Vec<(u64, LocalEndpoint)> {
+        let mut notices: Vec<_> = self.notices.values().filter(|(sent, _)| *sent > number).cloned().collect();
+        notices.sort_by_key(|(sent, _)| *sent);
+        notices
     }
 
-    /// Drops words up to this number that need not be said again to another server: that a pod is gone, which the API says too.
-    fn prune(&mut self, said: u64) {
-        self.words.retain(|_, (number, word)| *number > said || !word.addresses.is_empty());
+    /// Drops sent notices that another server does not need: that a pod is gone is in the API as
+    /// well.
+    fn drop_sent(&mut self, sent: u64) {
+        self.notices.retain(|_, (number, notice)| *number > sent || !notice.addresses.is_empty());
     }
 }
 
 impl Notices {
-    /// Says which addresses a pod has; none: it has none any more.
-    pub fn say(&self, word: LocalEndpoint) {
-        self.0.send_modify(|book| book.say(word));
+    /// Puts a notice of a pod's addresses; empty: it has none any more.
+    pub fn put(&self, notice: LocalEndpoint) {
+        self.0.send_modify(|queue| queue.put(notice));
     }
 
-    /// Sends every word, and from then on each new one, until the stream has ended.
-    pub(super) async fn tell(&self, up: mpsc::Sender<wire::Up>, agent: &AgentHandle) {
-        self.forget(agent).await;
-        let mut book = self.0.subscribe();
-        let mut said = 0;
+    /// Sends all notices and each new one until the stream ends.
+    pub(super) async fn send_all(&self, up: mpsc::Sender<wire::Up>, agent: &AgentHandle) {
+        self.drop_known(agent).await;
+        let mut queue = self.0.subscribe();
+        let mut sent = 0;
         loop {
-            let words = book.borrow_and_update().since(said);
-            for (number, word) in words {
-                if up.send(encode_local_endpoint(&word)).await.is_err() {
+            let notices = queue.borrow_and_update().newer_than(sent);
+            for (number, notice) in notices {
+                if up.send(encode_local_endpoint(&notice)).await.is_err() {
                     return;
                 }
-                said = number;
+                sent = number;
             }
-            self.0.send_if_modified(|book| {
-                book.prune(said);
+            self.0.send_if_modified(|queue| {
+                queue.drop_sent(sent);
                 false
             });
-            if book.changed().await.is_err() {
+            if queue.changed().await.is_err() {
                 return;
             }
         }
     }
 
-    /// Drops what the view shows already.
-    async fn forget(&self, agent: &AgentHandle) {
-        let words = self.0.borrow().words.clone();
+    /// Drops notices that the view reflects already.
+    async fn drop_known(&self, agent: &AgentHandle) {
+        let notices = self.0.borrow().notices.clone();
         let known = agent.inspect(move |state, _| {
-            let shows = |word: &LocalEndpoint| match state.records().get(&RecordId::Endpoint(word.key.clone())) {
-                Some(Record::Endpoint(record)) => record.addresses == word.addresses,
+            let shows = |notice: &LocalEndpoint| match state.records().get(&RecordId::Endpoint(notice.key.clone())) {
+                Some(Record::Endpoint(record)) => record.addresses == notice.addresses,
                 _ => false,
             };
-            words.into_values().filter(|(_, word)| shows(word)).map(|(number, _)| number).collect::<Vec<_>>()
+            notices.into_values().filter(|(_, notice)| shows(notice)).map(|(number, _)| number).collect::<Vec<_>>()
         });
         let known = known.await.unwrap_or_default();
-        self.0.send_if_modified(|book| {
-            book.words.retain(|_, (number, _)| !known.contains(number));
+        self.0.send_if_modified(|queue| {
+            queue.notices.retain(|_, (number, _)| !known.contains(number));
             false
         });
     }
 }
 
-/// Tells typha at once, and then whoever else is told.
-pub struct Announce<N> {
-    /// For typha.
+/// Announces addresses to typha at once, and then through another announcer.
+pub struct AnnounceBoth<N> {
+    /// Notices to typha.
     pub notices: Notices,
-    /// For everybody who does not hear it from this node.
+    /// Announcer for the rest of the cluster.
     pub then: N,
 }
 
-impl<N: Announcer> Announcer for Announce<N> {
+impl<N: Announcer> Announcer for AnnounceBoth<N> {
     fn announce(&self, attachment: &Attachment) {
         let addresses = attachment.addresses.iter().map(ipnet::IpNet::addr).collect();
-        self.notices.say(LocalEndpoint { key: attachment.endpoint(), addresses, uid: attachment.uid.clone() });
+        self.notices.put(LocalEndpoint { key: attachment.endpoint(), addresses, uid: attachment.uid.clone() });
         self.then.announce(attachment);
     }
 
     fn withdraw(&self, attachment: &Attachment) {
-        self.notices.say(LocalEndpoint {
+        self.notices.put(LocalEndpoint {
             key: attachment.endpoint(),
             addresses: Vec::new(),
             uid: attachment.uid.clone(),
@@ -118,22 +120,22 @@ impl<N: Announcer> Announcer for Announce<N> {
 mod tests {
     use super::*;
 
-    fn word(name: &str, address: Option<&str>) -> LocalEndpoint {
+    fn notice(name: &str, address: Option<&str>) -> LocalEndpoint {
         let addresses = address.iter().map(|address| address.parse().expect("an address")).collect();
         LocalEndpoint { key: EndpointKey::new("x", name), addresses, uid: "u".to_owned() }
     }
 
     #[test]
     fn the_newest_word_counts_and_a_farewell_is_said_once() {
-        let mut book = Book::default();
-        book.say(word("a", Some("10.0.0.1")));
-        book.say(word("b", Some("10.0.0.2")));
-        book.say(word("a", None));
-        assert_eq!(book.since(0), [(2, word("b", Some("10.0.0.2"))), (3, word("a", None))]);
-        assert_eq!(book.since(3), []);
-        book.prune(2);
-        assert_eq!(book.since(0).len(), 2, "a farewell that was not said stays");
-        book.prune(3);
-        assert_eq!(book.since(0), [(2, word("b", Some("10.0.0.2")))]);
+        let mut queue = NoticeQueue::default();
+        queue.put(notice("a", Some("10.0.0.1")));
+        queue.put(notice("b", Some("10.0.0.2")));
+        queue.put(notice("a", None));
+        assert_eq!(queue.newer_than(0), [(2, notice("b", Some("10.0.0.2"))), (3, notice("a", None))]);
+        assert_eq!(queue.newer_than(3), []);
+        queue.drop_sent(2);
+        assert_eq!(queue.newer_than(0).len(), 2, "a farewell that was not sent stays");
+        queue.drop_sent(3);
+        assert_eq!(queue.newer_than(0), [(2, notice("b", Some("10.0.0.2")))]);
     }
 }

@@ -15,7 +15,7 @@ use margay_api::meta::{
 use margay_api::rule::IpVersion;
 use margay_calc::model::{Record, RecordId};
 use margay_dataplane::nftables::{Netfilter, Nftables};
-use margay_dataplane::routes::addresses::Addresses;
+use margay_dataplane::routes::addresses::AddressWatch;
 use margay_dataplane::routes::plan::{LocalPods, Plan, version_of};
 use margay_dataplane::routes::worker::{Network, Progress};
 use margay_node::agent::{self, AgentHandle, Routes, Status, watch_drift, watch_links};
@@ -23,9 +23,9 @@ use margay_node::cni::attachment::{Attachment, Attachments};
 use margay_node::cni::ports::Announcer;
 use margay_node::ipam::addresses::NodeAddresses;
 use margay_node::metrics::Metrics;
-use margay_node::pods::{self, Ports, Settings};
+use margay_node::pods::{self, Dependencies, Settings};
 use margay_node::problems::Problems;
-use margay_node::store::Store;
+use margay_node::store::ViewStore;
 use margay_node::upstream::Upstream;
 use margay_node::upstream::notices::Notices;
 use margay_proto::sync::NodeProblem;
@@ -62,7 +62,7 @@ struct Running {
     runtime: Runtime,
     agent: AgentHandle,
     /// Ends with the agent's thread.
-    fatal: oneshot::Receiver<agent::Fatal>,
+    fatal: oneshot::Receiver<agent::RetriesExhausted>,
     network: Network,
     /// Generation of the newest plan of routes.
     planned: Arc<AtomicU64>,
@@ -74,7 +74,7 @@ struct Running {
 /// What is made on a thread in the node's namespace.
 struct Made {
     agent: AgentHandle,
-    fatal: oneshot::Receiver<agent::Fatal>,
+    fatal: oneshot::Receiver<agent::RetriesExhausted>,
     network: Network,
     planned: Arc<AtomicU64>,
     addresses: NodeAddresses,
@@ -150,7 +150,7 @@ impl Node {
 
     /// The view that its agent has saved last; empty: none.
     pub fn saved(&self) -> BTreeMap<RecordId, Record> {
-        Store::new(self.folder.path()).load()
+        ViewStore::new(self.folder.path()).load()
     }
 
     /// `server` is where its agent looks for typha.
@@ -223,7 +223,7 @@ impl Node {
                 break;
             }
         }
-        let progress = running.network.applied(running.planned.load(Ordering::SeqCst)).await;
+        let progress = running.network.wait_applied(running.planned.load(Ordering::SeqCst)).await;
         if !progress.failed.is_empty() {
             bail!("routes of {} are not as wanted: {:?}", self.name, progress.failed);
         }
@@ -244,17 +244,17 @@ impl Node {
 /// node's runtime: the thread ends when the tasks of that one are gone, and their handles with them.
 async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Notices, timers: Handle) -> Result<Made> {
     let attachments = Attachments::load(&folder.join("attachments"))?;
-    let store = Store::new(&folder);
+    let store = ViewStore::new(&folder);
     let mut kernel = Netfilter::open()?;
     let table = kernel.watch()?;
     let network = Network::spawn()?;
     let planned = Arc::new(AtomicU64::new(0));
-    let mut interfaces = Addresses::open()?;
+    let mut interfaces = AddressWatch::open()?;
     let links = interfaces.read()?;
-    let parts = agent::Parts {
+    let parts = agent::AgentParts {
         node: settings.node.clone(),
         view: store.load(),
-        attached: pods::attached(&attachments)?,
+        attached: pods::load_attached(&attachments)?,
         links: links.clone(),
         dataplane: Box::new(Nftables::new(&settings.node, Box::new(kernel))),
         routes: Some(Box::new(Planner { network: network.clone(), planned: planned.clone() })),
@@ -267,7 +267,7 @@ async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Noti
     };
     watch_drift(table, agent.clone())?;
     watch_links(interfaces, links, agent.clone(), |_| ())?;
-    let ports: Ports<Memory, _, _> = Ports {
+    let ports: Dependencies<Memory, _, _> = Dependencies {
         store: Arc::new(blocks.of_node(&settings.node)),
         pools: |labels| blocks.pools(labels),
         limits: blocks.limits(),
@@ -284,14 +284,14 @@ struct Planner {
 }
 
 impl Routes for Planner {
-    fn want(&mut self, plan: Plan) -> u64 {
-        let generation = self.network.want(plan);
+    fn set_plan(&mut self, plan: Plan) -> u64 {
+        let generation = self.network.set_plan(plan);
         self.planned.store(generation, Ordering::SeqCst);
         generation
     }
 
-    fn want_pods(&mut self, pods: LocalPods) -> u64 {
-        let generation = self.network.want_pods(pods);
+    fn set_pods(&mut self, pods: LocalPods) -> u64 {
+        let generation = self.network.set_pods(pods);
         self.planned.store(generation, Ordering::SeqCst);
         generation
     }

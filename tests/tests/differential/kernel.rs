@@ -76,12 +76,12 @@ impl Kernel {
                     pod: "eth0",
                     namespace: namespace.file(),
                     mtu: 1450,
-                    mac: pod::mac(&interface, "eth0"),
+                    mac: pod::pod_mac(&interface, "eth0"),
                 };
                 let mut socket = RouteSocket::open()?;
-                let index = pod::create(&mut socket, &link)?;
-                let mac = pod::configure(&link, &nets)?;
-                pod::route(&mut socket, index, &nets)?;
+                let index = pod::create_link(&mut socket, &link)?;
+                let mac = pod::configure_pod(&link, &nets)?;
+                pod::add_routes(&mut socket, index, &nets)?;
                 Ok(mac)
             })?;
             for net in nets {

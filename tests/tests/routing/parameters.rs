@@ -118,14 +118,14 @@ fn pods_of_ipv4_have_an_mtu_that_ipv6_has_not() -> Result<()> {
     ensure_reaches(&nodes, "with a small MTU")?;
     let inside = Namespace::new()?;
     one.host.run(|| -> Result<()> {
-        let mac = pod::mac("cali2", "eth0");
+        let mac = pod::pod_mac("cali2", "eth0");
         let link = PodLink { host: "cali2", pod: "eth0", namespace: inside.file(), mtu: 1200, mac };
         let mut socket = RouteSocket::open()?;
-        let (index, addresses) = (pod::create(&mut socket, &link)?, ["10.244.1.6/32".parse()?]);
-        pod::configure(&link, &addresses)?;
-        pod::route(&mut socket, index, &addresses)?;
-        pod::check(&mut socket, &link, &addresses)?;
-        let refusal = pod::configure(&link, &["fd00::6/128".parse()?]).err().context("IPv6 with an MTU of 1200")?;
+        let (index, addresses) = (pod::create_link(&mut socket, &link)?, ["10.244.1.6/32".parse()?]);
+        pod::configure_pod(&link, &addresses)?;
+        pod::add_routes(&mut socket, index, &addresses)?;
+        pod::check_link(&mut socket, &link, &addresses)?;
+        let refusal = pod::configure_pod(&link, &["fd00::6/128".parse()?]).err().context("IPv6 with an MTU of 1200")?;
         ensure!(refusal.to_string().contains("1280"), "{refusal}");
         Ok(())
     })

@@ -16,7 +16,7 @@ use margay_dataplane::nftables::{Netfilter, Nftables};
 use margay_dataplane::routes::pod::{self, PodLink};
 use margay_dataplane::routes::worker::Network;
 use margay_netlink::route::RouteSocket;
-use margay_node::agent::{self, AgentHandle, Event, Parts};
+use margay_node::agent::{self, AgentEvent, AgentHandle, AgentParts};
 use margay_node::metrics::Metrics;
 use margay_proto::sync::{Change, Frame, Trailer};
 use margay_tests::namespace::{Namespace, connect};
@@ -67,7 +67,7 @@ pub struct Node {
     /// Its pods.
     pub pods: Vec<Pod>,
     /// With what ends when the agent has.
-    agent: Option<(AgentHandle, oneshot::Receiver<agent::Fatal>)>,
+    agent: Option<(AgentHandle, oneshot::Receiver<agent::RetriesExhausted>)>,
 }
 
 /// Where a packet can come out.
@@ -271,7 +271,7 @@ impl Node {
         let ((handle, fatal), network) = self.host.run(|| -> Result<_> {
             let _context = runtime.enter();
             let network = Network::spawn()?;
-            let parts = Parts {
+            let parts = AgentParts {
                 node: self.name.to_owned(),
                 view: Records::new(),
                 attached,
@@ -285,19 +285,19 @@ impl Node {
         })?;
         let (hello, held) = oneshot::channel();
         let (fault, _) = oneshot::channel();
-        handle.send(Event::Connected { stream: 1, hello, fault, server: "test".to_owned() }).await;
+        handle.send(AgentEvent::Connected { stream: 1, hello, fault, server: "test".to_owned() }).await;
         held.await?;
         let own = records.iter().filter(|(id, _)| !matches!(id, RecordId::Endpoint(key) if !self.has(key)));
         let changes = own.map(|(id, record)| Change::Upsert(id.clone(), record.clone())).collect();
         let trailer =
             Trailer { revision: 1, restated_buckets: (0..256).collect(), in_sync: true, ..Trailer::default() };
-        handle.send(Event::Frame { stream: 1, frame: Box::new(Frame { changes, trailer }) }).await;
+        handle.send(AgentEvent::Frame { stream: 1, frame: Box::new(Frame { changes, trailer }) }).await;
         let mut acks = handle.acks();
         let acked = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.revision == 1));
         let ack = tokio::time::timeout(PATIENCE, acked).await.context("no acknowledgement")??.clone();
         let errors = &ack.as_deref().context("an acknowledgement")?.errors;
         ensure!(errors.is_empty(), "{errors:?}");
-        let routed = network.until(|progress| progress.generation > 0 && progress.failed.is_empty());
+        let routed = network.wait_for(|progress| progress.generation > 0 && progress.failed.is_empty());
         tokio::time::timeout(PATIENCE, routed).await.with_context(|| format!("routes: {:?}", network.progress()))?;
         self.agent = Some((handle, fatal));
         Ok(())
@@ -328,12 +328,17 @@ fn mk_pod(host: &Namespace, node: u8, number: u8) -> Result<Pod> {
     let nets = addresses.map(IpNet::from);
     let mac = host.run(|| -> Result<Mac> {
         let name = interface_name(&key);
-        let link =
-            PodLink { host: &name, pod: "eth0", namespace: namespace.file(), mtu: 1450, mac: pod::mac(&name, "eth0") };
+        let link = PodLink {
+            host: &name,
+            pod: "eth0",
+            namespace: namespace.file(),
+            mtu: 1450,
+            mac: pod::pod_mac(&name, "eth0"),
+        };
         let mut socket = RouteSocket::open()?;
-        let index = pod::create(&mut socket, &link)?;
-        let mac = pod::configure(&link, &nets)?;
-        pod::route(&mut socket, index, &nets)?;
+        let index = pod::create_link(&mut socket, &link)?;
+        let mac = pod::configure_pod(&link, &nets)?;
+        pod::add_routes(&mut socket, index, &nets)?;
         Ok(mac)
     })?;
     Ok(Pod { key, addresses, namespace, mac })

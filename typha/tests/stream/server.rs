@@ -324,7 +324,7 @@ async fn readers_see_records_and_views() {
     typha.observe(vec![peers::mk_object("lost", Update::HostEndpoint("lost".to_owned(), Some(lost)))]).await;
     let mut agent = typha.node("n1").await;
     agent.frame().await;
-    let taken = "interface eth0 has host endpoint a, which comes first by name: only one is enforced, so remove one";
+    let taken = "interface eth0 already has host endpoint a, which is first by name, and only one is enforced; remove one of them";
     agent.refuse(RecordId::HostEndpoint("b".to_owned()), taken).await;
     let registry = &typha.registry;
     until(|| registry.sessions().iter().any(|node| !node.progress().errors.is_empty())).await;

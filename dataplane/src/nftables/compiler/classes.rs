@@ -1,12 +1,12 @@
-//! Which class each endpoint has, and the chains of classes.
+//! Classes of endpoints, and their chains.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use margay_calc::model::{Record, RecordId, SetId};
 
-use super::delta::Delta;
-use super::{Bound, ClassState, Classes, Compiler, Known, Part, Records, UNION_PART, set_of};
+use super::delta::TableDelta;
+use super::{BoundClass, ClassState, Classes, Compiler, KnownEndpoint, Records, TablePart, UNION_PART, view_set};
 use crate::Dirty;
 use crate::nftables::class::{self, Class, Plan, Policies};
 use crate::nftables::elements::Shape;
@@ -17,8 +17,8 @@ use crate::nftables::stage::Direction;
 use margay_nft::Family;
 
 impl Compiler {
-    /// Endpoints that came, went or have other policies; returns whether any did.
-    pub(super) fn endpoints(&mut self, records: &Records, dirty: &Dirty, stale: &mut Classes) -> bool {
+    /// Applies added, changed and removed endpoints; returns whether any class or UID changed.
+    pub(super) fn update_endpoints(&mut self, records: &Records, dirty: &Dirty, stale: &mut Classes) -> bool {
         let changed =
             dirty.records.iter().filter_map(|id| if let RecordId::Endpoint(key) = id { Some(key) } else { None });
         let mut any = false;
@@ -26,12 +26,12 @@ impl Compiler {
             let new = match records.get(&RecordId::Endpoint(key.clone())) {
                 Some(Record::Endpoint(record)) => {
                     let bound = [Direction::Ingress, Direction::Egress]
-                        .map(|direction| self.bind(Class::of(record, direction)));
-                    Some(Known { uid: record.uid.clone(), bound })
+                        .map(|direction| self.bind_class(Class::of(record, direction)));
+                    Some(KnownEndpoint { uid: record.uid.clone(), bound })
                 }
                 _ => None,
             };
-            let classes = |known: &Known| known.bound.each_ref().map(|bound| bound.class.clone());
+            let classes = |known: &KnownEndpoint| known.bound.each_ref().map(|bound| bound.class.clone());
             let wanted = new.as_ref().map(classes);
             let old = self.endpoints.get(key);
             if wanted == old.map(classes) && new.as_ref().map(|new| &new.uid) == old.map(|old| &old.uid) {
@@ -47,32 +47,32 @@ impl Compiler {
         any
     }
 
-    /// The class with where it begins; each class is kept once.
-    pub(super) fn bind(&mut self, class: Class) -> Bound {
-        let class = self.known(&class).unwrap_or_else(|| Arc::new(class));
+    /// Returns the shared class with its entry points.
+    pub(super) fn bind_class(&mut self, class: Class) -> BoundClass {
+        let class = self.shared_class(&class).unwrap_or_else(|| Arc::new(class));
         self.classes.entry(class.clone()).or_default();
         let entry = Family::ALL.map(|family| class.entry(family));
-        Bound { class, entry }
+        BoundClass { class, entry }
     }
 
-    /// Compiles these classes anew, and removes those that no endpoint has any more.
-    pub(super) fn classes(&mut self, records: &Records, stale: &Classes, delta: &mut Delta) {
-        let bound: Vec<&Bound> =
-            self.endpoints.values().flat_map(|known| &known.bound).chain(self.hosts.bound()).collect();
+    /// Compiles classes again, and removes those without endpoints.
+    pub(super) fn compile_classes(&mut self, records: &Records, stale: &Classes, delta: &mut TableDelta) {
+        let bound: Vec<&BoundClass> =
+            self.endpoints.values().flat_map(|known| &known.bound).chain(self.hosts.bound_classes()).collect();
         let is_used = |class: &&Arc<Class>| bound.iter().any(|bound| Arc::ptr_eq(&bound.class, class));
         let (kept, gone): (Vec<&Arc<Class>>, Vec<&Arc<Class>>) = stale.iter().partition(is_used);
         for class in gone {
-            self.refused.remove(&Part::Class(Class::clone(class)));
+            self.refused.remove(&TablePart::Class(Class::clone(class)));
             let state = self.classes.remove(class).unwrap_or_default();
             state.chains.into_keys().for_each(|name| self.put_chain(name, None, delta));
         }
         for class in kept {
-            self.class(class, records, delta);
+            self.compile_class(class, records, delta);
         }
     }
 
-    fn class(&mut self, class: &Arc<Class>, records: &Records, delta: &mut Delta) {
-        let role = |id: &SetId| match (self.shapes.get(id), set_of(records, id)) {
+    fn compile_class(&mut self, class: &Arc<Class>, records: &Records, delta: &mut TableDelta) {
+        let role = |id: &SetId| match (self.shapes.get(id), view_set(records, id)) {
             (Some(Shape::Net { ranges4, ranges6 }), Some(record)) if record.members.len() <= UNION_PART => {
                 if *ranges4 || *ranges6 { Role::Part } else { Role::Exact }
             }
@@ -81,14 +81,14 @@ impl Compiler {
         };
         let plan = class.plan(&records, &role);
         let shape = |id: &SetId| match plan.unions.get(id) {
-            Some(_) if self.refused.contains_key(&Part::Set(id.clone())) => None,
+            Some(_) if self.refused.contains_key(&TablePart::Set(id.clone())) => None,
             Some(Parts::Addresses(sets)) => Some(Shape::union(sets.iter().filter_map(|set| self.shapes.get(set)))),
             Some(Parts::Ports(_)) => Some(Shape::AddressPort),
             None => self.shapes.get(id).copied(),
         };
         let logging = self.inputs.logging();
         let mut chains = BTreeMap::new();
-        let is_refused = !self.refused.is_empty() && self.refused.contains_key(&Part::Class(Class::clone(class)));
+        let is_refused = !self.refused.is_empty() && self.refused.contains_key(&TablePart::Class(Class::clone(class)));
         for family in class.families(&self.families) {
             if is_refused {
                 chains.extend(class.closed(*family));
@@ -113,16 +113,16 @@ impl Compiler {
         self.classes.insert(class.clone(), state);
     }
 
-    /// Classes that have a policy which names the set, or that use the union.
-    pub(super) fn users(&self, id: &SetId) -> Vec<Arc<Class>> {
+    /// Classes whose policies name the set, or that use the union.
+    pub(super) fn classes_using(&self, id: &SetId) -> Vec<Arc<Class>> {
         let uses = |state: &ClassState| {
             if merge::is_union(id) { state.unions.contains_key(id) } else { state.sets.contains(id) }
         };
         self.classes.iter().filter(|(_, state)| uses(state)).map(|(class, _)| class.clone()).collect()
     }
 
-    /// The class as endpoints refer to it, if it is compiled.
-    pub(super) fn known(&self, class: &Class) -> Option<Arc<Class>> {
+    /// The shared key of a class, if it is in use.
+    pub(super) fn shared_class(&self, class: &Class) -> Option<Arc<Class>> {
         self.classes.get_key_value(class).map(|(class, _)| class.clone())
     }
 }

@@ -1,22 +1,22 @@
-//! What one call to the compiler changes, gathered until it is known as a whole.
+//! Collects the changes of one compiler call.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::nftables::names;
 use margay_nft::{ChainName, Key, Ruleset, Set, SetKind, SetName, Transaction, diff};
 
-/// What one call replaces: names with their former and their new value.
-pub(super) struct Delta {
+/// Replaced chains and sets with their old and new values.
+pub(super) struct TableDelta {
     pub(super) old: Ruleset,
     pub(super) new: Ruleset,
-    /// Chains and sets whose former value is noted, or that had none.
+    /// Chains whose old value is recorded, or that had none.
     pub(super) chains: BTreeSet<ChainName>,
     pub(super) sets: BTreeSet<SetName>,
-    /// Elements that come and go in sets of the view that stay.
+    /// Elements added (`true`) and removed in kernel sets of the view that stay.
     pub(super) elements: BTreeMap<SetName, (SetKind, BTreeMap<Key, bool>)>,
 }
 
-impl Delta {
+impl TableDelta {
     pub(super) fn new() -> Self {
         let empty = || Ruleset::new(names::table());
         Self { old: empty(), new: empty(), chains: BTreeSet::new(), sets: BTreeSet::new(), elements: BTreeMap::new() }

@@ -1,4 +1,5 @@
-//! The chains of host endpoints: as text, while interfaces come and go, and where nothing can be enforced.
+//! Tests of the chains of host endpoints: as text, while interfaces come and go, and where nothing
+//! can be enforced.
 
 use expect_test::expect_file;
 use margay_api::rule::{Action, PortRange, Protocol};
@@ -45,7 +46,7 @@ fn mk_host(interfaces: HostInterfaces) -> HostEndpointRecord {
     }
 }
 
-/// A node with an endpoint for one interface, and one for all others under which nothing is decided.
+/// A node with an endpoint for one interface, and one for all others without policy.
 fn mk_records() -> Records {
     let tcp = |port: u16| RuleRecord {
         protocol: Some(Protocol::TCP),
@@ -148,7 +149,8 @@ fn of_two_for_one_interface_the_first_by_name_is_enforced_and_the_other_reported
     assert!(comes("eth0") && !comes("eth1") && comes("lo"));
 }
 
-/// Every way of losing a policy leaves the node its failsafe ports, and closes what the policy might have closed.
+/// However a policy is lost, the node keeps its failsafe ports, and what the policy might have
+/// denied is denied.
 #[test]
 fn failsafes_stay_open_when_nothing_can_be_enforced() {
     let whole = mk_records();
@@ -157,8 +159,8 @@ fn failsafes_stay_open_when_nothing_can_be_enforced() {
     let mut missing = whole.clone();
     missing.retain(|id, _| !matches!(id, RecordId::Policy(_)));
     let mut refused = compile(&whole, &mk_links());
-    let classes: Vec<Part> = refused.classes.keys().map(|class| Part::Class(Class::clone(class))).collect();
-    classes.into_iter().for_each(|part| refused.refuse(part, "a whim".to_owned(), &whole));
+    let classes: Vec<TablePart> = refused.classes.keys().map(|class| TablePart::Class(Class::clone(class))).collect();
+    classes.into_iter().for_each(|part| refused.refuse(part, "an injected fault".to_owned(), &whole));
     let cases = [
         ("whole", compile(&whole, &mk_links()), &whole, true),
         ("policies are missing", compile(&missing, &mk_links()), &missing, false),

@@ -1,48 +1,49 @@
-//! The node's host endpoints, and the chains in which packets meet them.
+//! Host endpoints of the node, and their base chains.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use margay_calc::model::{HostInterfaces, Record, RecordId};
 
-use super::delta::Delta;
-use super::{Bound, Classes, Compiler, Records};
+use super::delta::TableDelta;
+use super::{BoundClass, Classes, Compiler, Records};
 use crate::Dirty;
 use crate::Links;
-use crate::nftables::host::{self, Claims, Entries, Hooks, POINTS, Point};
+use crate::nftables::host::{self, Assignments, Entries, Hooks, POINTS, Point};
 use margay_nft::Transaction;
 
-/// Host endpoints by name, and the interfaces that there are for them.
+/// Host endpoints by name, and the node's interfaces.
 #[derive(Debug, Default)]
-pub(super) struct Hosts {
-    endpoints: BTreeMap<String, Host>,
+pub(super) struct HostEndpoints {
+    endpoints: BTreeMap<String, BoundHostEndpoint>,
     links: Links,
 }
 
-/// A host endpoint.
+/// Host endpoint.
 #[derive(Debug)]
-struct Host {
+struct BoundHostEndpoint {
     interfaces: HostInterfaces,
-    /// By [`POINTS`].
-    bound: [Bound; 7],
+    /// Classes in the order of [`POINTS`].
+    bound: [BoundClass; 7],
 }
 
-impl Hosts {
-    /// What decides about their packets.
-    pub(super) fn bound(&self) -> impl Iterator<Item = &Bound> {
+impl HostEndpoints {
+    /// Classes of all host endpoints.
+    pub(super) fn bound_classes(&self) -> impl Iterator<Item = &BoundClass> {
         self.endpoints.values().flat_map(|host| &host.bound)
     }
 
-    /// Those that no interface has, and why.
-    pub(super) fn idle(&self) -> BTreeMap<String, String> {
-        self.claims().idle.into_iter().map(|(name, reason)| (name.to_owned(), reason)).collect()
+    /// Host endpoints without an interface, with the reason.
+    pub(super) fn unassigned(&self) -> BTreeMap<String, String> {
+        self.assignments().unassigned.into_iter().map(|(name, reason)| (name.to_owned(), reason)).collect()
     }
 
-    fn claims(&self) -> Claims<'_> {
-        host::claims(self.endpoints.iter().map(|(name, host)| (name, &host.interfaces)), &self.links)
+    fn assignments(&self) -> Assignments<'_> {
+        host::assign_interfaces(self.endpoints.iter().map(|(name, host)| (name, &host.interfaces)), &self.links)
     }
 
-    /// Points at which something can happen: without a policy none but at those of the host's own packets, where profiles decide.
-    fn points(&self) -> BTreeSet<Point> {
+    /// Hooks that need a chain: those with a policy, and those of the host's own packets, where
+    /// profiles decide.
+    fn active_points(&self) -> BTreeSet<Point> {
         let has_policy = |index: usize| self.endpoints.values().any(|host| !host.bound[index].class.tiers.is_empty());
         let counts = |(index, point): &(usize, Point)| matches!(point, Point::In | Point::Out) || has_policy(*index);
         POINTS.into_iter().enumerate().filter(counts).map(|(_, point)| point).collect()
@@ -50,34 +51,34 @@ impl Hosts {
 }
 
 impl Compiler {
-    /// The node's interfaces with their addresses.
+    /// The node's interfaces and their addresses.
     pub fn links(&self) -> &Links {
         &self.hosts.links
     }
 
-    /// The node has these interfaces with these addresses.
+    /// Replaces the node's interfaces and addresses.
     pub fn set_links(&mut self, links: Links) -> Transaction {
         self.hosts.links = links;
-        let mut delta = Delta::new();
+        let mut delta = TableDelta::new();
         if self.inputs.set_links(&self.hosts.links) {
-            self.fixed(&mut delta);
-            self.dispatch(&mut delta);
+            self.update_base(&mut delta);
+            self.update_dispatch(&mut delta);
         }
-        self.host_hooks(&mut delta);
+        self.update_host_hooks(&mut delta);
         delta.into_transaction()
     }
 
-    /// Host endpoints that came, went or have other policies or interfaces; returns whether any did.
-    pub(super) fn host_endpoints(&mut self, records: &Records, dirty: &Dirty, stale: &mut Classes) -> bool {
+    /// Applies added, changed and removed host endpoints; returns whether there were any.
+    pub(super) fn update_host_endpoints(&mut self, records: &Records, dirty: &Dirty, stale: &mut Classes) -> bool {
         let changed =
             dirty.records.iter().filter_map(|id| if let RecordId::HostEndpoint(name) = id { Some(name) } else { None });
         let mut any = false;
         for name in changed {
             any = true;
             let new = match records.get(&RecordId::HostEndpoint(name.clone())) {
-                Some(Record::HostEndpoint(record)) => Some(Host {
+                Some(Record::HostEndpoint(record)) => Some(BoundHostEndpoint {
                     interfaces: record.interfaces.clone(),
-                    bound: POINTS.map(|point| self.bind(point.class(record))),
+                    bound: POINTS.map(|point| self.bind_class(point.class(record))),
                 }),
                 _ => None,
             };
@@ -92,16 +93,26 @@ impl Compiler {
         any
     }
 
-    /// The base chains of host endpoints, with the maps from interfaces to classes.
-    pub(super) fn host_hooks(&mut self, delta: &mut Delta) {
-        let claims = self.hosts.claims();
-        let entries = |host: &Host| -> Entries {
+    /// Updates the base chains of host endpoints and their maps from interface to class.
+    pub(super) fn update_host_hooks(&mut self, delta: &mut TableDelta) {
+        let assignments = self.hosts.assignments();
+        let entries = |host: &BoundHostEndpoint| -> Entries {
             POINTS.into_iter().zip(host.bound.iter().map(|bound| bound.entry.clone())).collect()
         };
         let entries: BTreeMap<&str, Entries> =
             self.hosts.endpoints.iter().map(|(name, host)| (name.as_str(), entries(host))).collect();
-        let hooks = Hooks { inputs: &self.inputs, claims: &claims, entries: &entries, points: &self.hosts.points() };
-        let fixed = hooks.render();
-        self.put_fixed(fixed, |name, _| host::is_host(name.as_str()), |name| host::is_host(name.as_str()), delta);
+        let hooks = Hooks {
+            inputs: &self.inputs,
+            assignments: &assignments,
+            entries: &entries,
+            points: &self.hosts.active_points(),
+        };
+        let section = hooks.render();
+        self.replace_section(
+            section,
+            |name, _| host::is_host(name.as_str()),
+            |name| host::is_host(name.as_str()),
+            delta,
+        );
     }
 }

@@ -1,12 +1,12 @@
-//! The sets of the view and their unions, as the kernel has them.
+//! Kernel sets of the view's sets and of their unions.
 
 use std::collections::BTreeMap;
 
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{IpSetRecord, Member, RecordId, SetId};
 
-use super::delta::Delta;
-use super::{Classes, Compiler, Part, Records, UNION_PART, set_of};
+use super::delta::TableDelta;
+use super::{Classes, Compiler, Records, TablePart, UNION_PART, view_set};
 use crate::Dirty;
 use crate::nftables::elements::{self, Shape};
 use crate::nftables::merge::Unions;
@@ -14,24 +14,32 @@ use crate::nftables::union::Union;
 use margay_nft::Set;
 
 impl Compiler {
-    /// Sets of the view that came, went or have other members.
-    pub(super) fn sets(&mut self, records: &Records, dirty: &Dirty, delta: &mut Delta, stale: &mut Classes) {
+    /// Applies added, changed and removed sets and member changes; classes to be compiled again are
+    /// added to `stale`.
+    pub(super) fn update_sets(
+        &mut self,
+        records: &Records,
+        dirty: &Dirty,
+        delta: &mut TableDelta,
+        stale: &mut Classes,
+    ) {
         let changed = dirty.records.iter().filter_map(|id| if let RecordId::IpSet(id) = id { Some(id) } else { None });
         for id in changed {
-            self.refused.remove(&Part::Set(id.clone()));
-            self.reshape(id, set_of(records, id), delta);
-            stale.extend(self.users(id));
+            self.refused.remove(&TablePart::Set(id.clone()));
+            self.replace_kernel_sets(id, view_set(records, id), delta);
+            stale.extend(self.classes_using(id));
         }
         let mut joined: BTreeMap<SetId, MemberDelta> = BTreeMap::new();
         for (id, members) in &dirty.members {
-            let Some(record) = set_of(records, id) else { continue };
+            let Some(record) = view_set(records, id) else { continue };
             let before = record.members.len() + members.removed.len() - members.added.len();
-            if self.members(id, record, members, delta) || (before > UNION_PART) != (record.members.len() > UNION_PART)
+            if self.update_members(id, record, members, delta)
+                || (before > UNION_PART) != (record.members.len() > UNION_PART)
             {
-                stale.extend(self.users(id));
+                stale.extend(self.classes_using(id));
             }
-            for (union, state) in self.unions.iter_mut().filter(|(_, state)| state.is_of(id)) {
-                let own = state.follow(id, members, records);
+            for (union, state) in self.unions.iter_mut().filter(|(_, state)| state.contains_set(id)) {
+                let own = state.apply_change(id, members, records);
                 let all = joined.entry(union.clone()).or_default();
                 all.added.extend(own.added);
                 all.removed.extend(own.removed);
@@ -39,25 +47,31 @@ impl Compiler {
         }
         for (id, members) in joined {
             let Some(union) = self.unions.remove(&id) else { continue };
-            if self.members(&id, &union.record, &members, delta) {
-                stale.extend(self.users(&id));
+            if self.update_members(&id, &union.record, &members, delta) {
+                stale.extend(self.classes_using(&id));
             }
             self.unions.insert(id, union);
         }
     }
 
-    /// Follows a change of members; returns whether the shape is another.
-    fn members(&mut self, id: &SetId, record: &IpSetRecord, members: &MemberDelta, delta: &mut Delta) -> bool {
+    /// Applies a member change to the kernel sets; returns whether the shape changed.
+    fn update_members(
+        &mut self,
+        id: &SetId,
+        record: &IpSetRecord,
+        members: &MemberDelta,
+        delta: &mut TableDelta,
+    ) -> bool {
         let Some(shape) = self.shapes.get(id).copied() else { return false };
         let ranged = |member: &Member| matches!(member, Member::Net(net) if net.prefix_len() < net.max_prefix_len());
         let touched = members.added.iter().chain(&members.removed).any(ranged);
         let kept = shape.sets(id);
         let reshaped = touched && Shape::of(record) != shape;
         if reshaped {
-            self.reshape(id, Some(record), delta);
+            self.replace_kernel_sets(id, Some(record), delta);
         }
         let now = self.shapes.get(id).map(|shape| shape.sets(id)).unwrap_or_default();
-        for (name, keys) in elements::change(id, &record.members, members) {
+        for (name, keys) in elements::change_elements(id, &record.members, members) {
             if let (Some(kind), true) = (kept.get(&name), now.contains_key(&name)) {
                 delta.elements.insert(name, (kind.clone(), keys));
             }
@@ -65,8 +79,8 @@ impl Compiler {
         reshaped
     }
 
-    /// Makes and removes kernel sets so that they fit the record.
-    pub(super) fn reshape(&mut self, id: &SetId, record: Option<&IpSetRecord>, delta: &mut Delta) {
+    /// Replaces the kernel sets of a set by those of the record.
+    pub(super) fn replace_kernel_sets(&mut self, id: &SetId, record: Option<&IpSetRecord>, delta: &mut TableDelta) {
         let before = self.shapes.remove(id).map(|shape| shape.sets(id)).unwrap_or_default();
         let mut wanted = record.map(|record| elements::render(id, record)).unwrap_or_default();
         for (name, kind) in before {
@@ -85,20 +99,21 @@ impl Compiler {
         }
     }
 
-    /// Makes the unions that classes use, and removes the others: once a call, at its end, as one that goes and comes back would keep its old members.
-    pub(super) fn unions(&mut self, records: &Records, delta: &mut Delta) {
+    /// Creates the unions that classes use and removes the others. Called once, last: a union that
+    /// is removed and added again in one call must not be rebuilt with old members.
+    pub(super) fn update_unions(&mut self, records: &Records, delta: &mut TableDelta) {
         let used: BTreeMap<&SetId, _> = self.classes.values().flat_map(|state| &state.unions).collect();
         let gone: Vec<SetId> = self.unions.keys().filter(|id| !used.contains_key(id)).cloned().collect();
         let new = used.into_iter().filter(|(id, _)| !self.unions.contains_key(*id));
         let new: Unions = new.map(|(id, parts)| (id.clone(), parts.clone())).collect();
         for id in gone {
             self.unions.remove(&id);
-            self.refused.remove(&Part::Set(id.clone()));
-            self.reshape(&id, None, delta);
+            self.refused.remove(&TablePart::Set(id.clone()));
+            self.replace_kernel_sets(&id, None, delta);
         }
         for (id, parts) in new {
             let union = Union::new(parts, records);
-            self.reshape(&id, Some(&union.record), delta);
+            self.replace_kernel_sets(&id, Some(&union.record), delta);
             self.unions.insert(id, union);
         }
     }

@@ -1,4 +1,4 @@
-//! What large rules and large policies take, and what becomes of those that take too much.
+//! Tests of the size of large rules and policies, and of policies that are too large.
 
 use std::borrow::Cow;
 
@@ -16,7 +16,7 @@ use crate::nftables::sample::{NODE, mk_address, mk_net, mk_packet, mk_pod, mk_po
 use crate::nftables::simulate::{self, Packet};
 use margay_nft::Hook;
 
-/// Pod 0 under a policy of these rules, pod 1 under one that allows everything.
+/// Pod 0 has a policy with these rules, pod 1 one that allows everything.
 fn mk_records(rules: Vec<RuleRecord>) -> Records {
     let mut records = Records::new();
     for (number, rules) in [rules, vec![mk_rule(Action::Allow)]].into_iter().enumerate() {
@@ -47,7 +47,7 @@ fn mk_compiler(records: &Records) -> Compiler {
     compiler
 }
 
-/// Rules of the table that pods' policies take.
+/// Number of rules of pods' policies in the table.
 fn rules_of_classes(compiler: &Compiler) -> usize {
     let chains = compiler.wanted.chains.values();
     chains.filter(|chain| chain.base.is_none()).map(|chain| chain.rules.len()).sum()
@@ -107,7 +107,7 @@ fn named_ports_of_both_sides_take_as_many_rules_as_there_are_ports() {
             ("192.0.2.9", (1000, 2050), false),
             ("198.51.100.1", (9, 9), false),
         ] {
-            // Whatever others have written into the mark, a rule that passes is met by what it is about.
+            // Whatever the mark contains, a rule that passes matches the same packets.
             for mark in [0, 0x40000, u32::MAX] {
                 let packet = Packet { protocol: 6, ports: Some(ports), mark, ..mk_packet(source, "10.0.0.0") };
                 let fate = simulate::run(&ruleset, Hook::Forward, &packet);
@@ -119,8 +119,9 @@ fn named_ports_of_both_sides_take_as_many_rules_as_there_are_ports() {
     }
 }
 
-/// What node `n1` gets for a policy whose rules are for so many peers in a direction, each rule with so many named ports. Each peer is a pod elsewhere that
-/// has one of the ports; the policy's own pod has all.
+/// The view of node `n1` for a policy whose rules have this many peers in a direction, each rule
+/// with this many named ports. Each peer is a pod elsewhere that has one of the ports; the policy's
+/// own pod has all.
 fn mk_view(direction: Direction, peers: usize, names: usize) -> Records {
     let select = |app: &str| Selector::parse(&format!("app == '{app}'")).expect("a selector");
     let ports: Arc<[Port]> = (0..names).map(|number| Port::Named(format!("p{number}"))).collect();
@@ -172,7 +173,8 @@ fn mk_view(direction: Direction, peers: usize, names: usize) -> Records {
     view.ids().filter_map(record).collect()
 }
 
-/// Named ports are one set of each side of a rule, so that neither rules nor sets nor elements are as many as peers times ports.
+/// Named ports are one set per side of a rule, so that neither rules nor sets nor elements
+/// multiply.
 #[test]
 fn peers_and_named_ports_are_added_and_not_multiplied() {
     for direction in [Direction::Ingress, Direction::Egress] {
@@ -188,9 +190,9 @@ fn peers_and_named_ports_are_added_and_not_multiplied() {
             let ruleset = compiler.ruleset(&records);
             let elements: usize = ruleset.sets.values().map(|set| set.elements.len()).sum();
             let what = format!("{direction:?} of {peers} peers and {names} ports");
-            // Each peer is a set of addresses, and of the ports that it has where traffic goes out to it.
+            // Each peer is a set of addresses, and for egress one of its ports.
             assert!(sets <= 2 * peers + 1, "{what}: {sets} sets in the view");
-            // For each of two families, with those that end a chain.
+            // For each of two families, including the last rule of each chain.
             assert!(rules <= 4 * peers + 20, "{what}: {rules} rules");
             assert!(ruleset.sets.len() <= 4 * peers + 20, "{what}: {} sets", ruleset.sets.len());
             // An address of each family.
@@ -230,10 +232,10 @@ fn the_largest_part_of_a_transaction_is_found() {
     records.extend(sets);
     let mut compiler = mk_compiler(&records);
     let whole = Transaction::replace(&compiler.ruleset(&records));
-    let parts = compiler.largest(&whole, 2);
-    let Part::Class(class) = &parts[0] else { panic!("{parts:?}") };
+    let parts = compiler.largest_parts(&whole, 2);
+    let TablePart::Class(class) = &parts[0] else { panic!("{parts:?}") };
     assert!(class.policies().eq([&mk_policy_key(0)]));
     compiler.refuse(parts[0].clone(), "no room".to_owned(), &records);
-    assert!(!compiler.largest(&whole, 100).contains(&parts[0]));
+    assert!(!compiler.largest_parts(&whole, 100).contains(&parts[0]));
     assert!(rules_of_classes(&compiler) < 10);
 }

@@ -1,4 +1,4 @@
-//! The compiled table as text, and what a change of the view costs.
+//! Tests of the compiled table as text, and of what a change of the view costs.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -18,7 +18,7 @@ use crate::nftables::sample::{NODE, mk_address, mk_net, mk_packet, mk_pod, mk_po
 use crate::nftables::simulate::{self, Packet};
 use margay_nft::{CtState, Hook};
 
-/// A compiler that has seen nothing but this.
+/// A fresh compiler with this view.
 fn fresh(records: &Records, pods: &[usize]) -> Compiler {
     let mut compiler = Compiler::new(NODE);
     compiler.apply(records, &all_dirty(records));
@@ -29,7 +29,7 @@ fn fresh(records: &Records, pods: &[usize]) -> Compiler {
     compiler
 }
 
-/// Whether it gets through the guard and the forward hook, and what is reported on its way.
+/// Whether a packet passes the guard and the forward hook, and its log lines.
 fn fate(ruleset: &Ruleset, packet: &Packet) -> (bool, Vec<String>) {
     let before_routing = Packet { output: None, ..packet.clone() };
     if !simulate::run(ruleset, Hook::Prerouting, &before_routing).passed {
@@ -105,7 +105,7 @@ fn mk_records() -> Records {
     ])
 }
 
-/// As [`mk_attached`], of IPv4 alone.
+/// As [`mk_attached`], IPv4 only.
 fn mk_attached4(number: usize) -> (String, Attached) {
     let (interface, pod) = mk_attached(number);
     (interface, Attached { addresses: vec![pod.addresses[0]], ..pod })
@@ -227,7 +227,7 @@ fn a_refused_part_closes_what_depends_on_it_and_nothing_else() {
     let open = Packet { protocol: 6, ports: Some((4000, 80)), ..open };
     let other = mk_packet("192.0.2.200", "10.0.0.2");
     assert!(passes(&compiler.ruleset(&records), &open));
-    compiler.refuse(Part::Set(mk_set_id(0)), "a whim".to_owned(), &records);
+    compiler.refuse(TablePart::Set(mk_set_id(0)), "an injected fault".to_owned(), &records);
     let ruleset = compiler.ruleset(&records);
     assert_eq!(ruleset.check(), Ok(()));
     assert!(!passes(&ruleset, &open));
@@ -235,12 +235,13 @@ fn a_refused_part_closes_what_depends_on_it_and_nothing_else() {
     let blamed: Vec<RecordId> = compiler.errors().into_keys().collect();
     let policies = [0, 1].map(|number| RecordId::Policy(mk_policy_key(number)));
     assert_eq!(blamed, [&[RecordId::IpSet(mk_set_id(0))][..], &policies].concat());
-    assert!(compiler.forgive(&records));
+    assert!(compiler.retry_refused(&records));
     assert_eq!(compiler.ruleset(&records), mk_compiler(&records).ruleset(&records));
     assert_eq!(compiler.errors(), BTreeMap::new());
 }
 
-/// Rules of many policies about the same port, each about other senders, are one lookup; a member that comes to one of them is one element more.
+/// Rules of many policies for the same port, each with other senders, are one lookup; a new member
+/// of one of them is one element.
 #[test]
 fn two_hundred_policies_are_one_rule() {
     let mut records = mk_records();
@@ -286,7 +287,7 @@ fn two_hundred_policies_are_one_rule() {
     assert!(fate(&compiler, &records, "10.1.199.2").passed);
 }
 
-/// A pod under `policies` policies of one rule each, and a second pod under one policy.
+/// A pod with `policies` policies of one rule each, and a second pod with one policy.
 fn mk_crowded(policies: usize, port: impl Fn(usize) -> u16) -> Records {
     let mut records = Records::new();
     for number in 0..policies {
@@ -345,7 +346,8 @@ fn a_changed_rule_touches_its_chain_and_its_piece_of_a_union() {
         let (sets, changed): (Vec<_>, Vec<_>) = touched(&transaction).into_iter().partition(|name| {
             name.starts_with("s4") || name.starts_with("s6") || name.starts_with("p4") || name.starts_with("p6")
         });
-        // Of each family a chain; of the unions that the rule leaves and enters, the former and the new piece.
+        // One chain per family; and of the unions that the rule leaves and enters, the old and the
+        // new set.
         assert_eq!(changed.len(), 2, "of {chains} chains: {changed:?}");
         assert!(sets.len() <= 8, "{sets:?}");
         let elements: usize = transaction
@@ -391,7 +393,8 @@ fn a_packet_crosses_few_rules_under_a_thousand() {
     }
 }
 
-/// Addresses go to a hash set and ranges to one of intervals; a change of either is that element, however many there are.
+/// Addresses are in a hash set and ranges in an interval set; a change costs one element, however
+/// many there are.
 #[test]
 fn a_member_of_a_large_set_costs_one_element() {
     let set = SetId("s:0".to_owned());
@@ -446,7 +449,7 @@ fn a_record_decides_for_no_other_pod_of_its_name() {
         compiler.apply(&records, &all_dirty(&records));
         let pod = Attached { endpoint: key.clone(), uid: attached.to_owned(), addresses: addresses.clone() };
         compiler.attach(interface.clone(), pod, &records);
-        assert_eq!(compiler.decides(&interface), decides, "{known:?} for {attached:?}");
+        assert_eq!(compiler.has_policy(&interface), decides, "{known:?} for {attached:?}");
         let dispatched = compiler.ruleset(&records).sets[&names::set(names::RECEIVERS)].elements.len();
         assert_eq!(dispatched > 0, decides, "{known:?} for {attached:?}");
     }

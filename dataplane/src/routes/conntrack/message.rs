@@ -1,7 +1,8 @@
-//! ctnetlink messages: the three that are asked, and the one that is read.
+//! Builds the ctnetlink requests and parses entries.
 //!
-//! The kernel takes a deletion without tuple and filter for one of everything. Both kinds that can be built here have an address: a
-//! [`Subject`] that is never unspecified, or the tuple of an [`Entry`] that was read.
+//! The kernel deletes all entries for a request without tuple and filter. Both kinds of requests
+//! that can be built here have an address: a [`PurgeAddress`], which is never unspecified, or the
+//! tuple of an [`Entry`] that was read.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,9 +13,9 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use crate::routes::plan::version_of;
 use margay_netlink::wire::{Header, NF_HEADER_LEN, Writer, attribute, attribute_u32};
 
-/// `NFNL_SUBSYS_CTNETLINK`, in the upper half of a message type.
+/// `NFNL_SUBSYS_CTNETLINK` of `linux/netfilter/nfnetlink.h`, in the upper byte of a message type.
 const SUBSYSTEM: u16 = 1 << 8;
-/// `IPCTNL_MSG_CT_GET`.
+/// `IPCTNL_MSG_CT_GET` of `linux/netfilter/nfnetlink_conntrack.h`, as all `CTA_*` below.
 const GET: u16 = SUBSYSTEM | 1;
 /// `IPCTNL_MSG_CT_DELETE`.
 const DELETE: u16 = SUBSYSTEM | 2;
@@ -22,7 +23,7 @@ const DELETE: u16 = SUBSYSTEM | 2;
 const GET_STATS: u16 = SUBSYSTEM | 5;
 /// `CTA_STATS_GLOBAL_ENTRIES`.
 const CTA_STATS_GLOBAL_ENTRIES: u16 = 1;
-/// Marks an attribute that holds attributes, in a type that is written as it is.
+/// `NLA_F_NESTED` of `linux/netlink.h`.
 const NESTED: u16 = 1 << 15;
 
 const CTA_TUPLE_ORIG: u16 = 1;
@@ -36,89 +37,89 @@ const CTA_IP_V6_SRC: u16 = 3;
 const CTA_IP_V6_DST: u16 = 4;
 const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 const CTA_FILTER_REPLY_FLAGS: u16 = 2;
-/// `CTA_FILTER_F_CTA_IP_SRC` and `_DST`.
+/// `CTA_FILTER_F_CTA_IP_SRC` and `_DST` of the kernel's `nf_conntrack_netlink.c`.
 const FILTER_SOURCE: u32 = 1;
 const FILTER_DESTINATION: u32 = 2;
 
-/// An address whose entries are to go: never the unspecified one, which no pod has.
+/// Address whose entries are to be deleted: never the unspecified one, which no pod has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Subject(IpAddr);
+pub struct PurgeAddress(IpAddr);
 
 /// One of the four addresses of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
-    /// Who began, as the first packet had it.
+pub enum TupleField {
+    /// Source of the first packet.
     OriginalSource,
-    /// Who was asked, as the first packet had it.
+    /// Destination of the first packet.
     OriginalDestination,
-    /// Who answers, once the destination was translated.
+    /// Source of replies: the destination after translation.
     ReplySource,
-    /// Who is answered, once the source was translated.
+    /// Destination of replies: the source after translation.
     ReplyDestination,
 }
 
-/// An entry that was read: what names it to the kernel, as the kernel wrote it.
+/// An entry as read: what identifies it to the kernel, in the kernel's encoding.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry {
     version: IpVersion,
-    /// Content of `CTA_TUPLE_ORIG`; it has both addresses.
+    /// Content of `CTA_TUPLE_ORIG`, with both addresses.
     tuple: Vec<u8>,
     /// Content of `CTA_ZONE`.
     zone: Option<Vec<u8>>,
 }
 
-impl Subject {
-    /// None for the unspecified address.
+impl PurgeAddress {
+    /// `None` for the unspecified address.
     pub fn new(address: IpAddr) -> Option<Self> {
         (!address.is_unspecified()).then_some(Self(address))
     }
 
-    /// The IP version of the address.
+    /// IP version of the address.
     pub fn version(self) -> IpVersion {
         version_of(self.0)
     }
 }
 
-/// Asks to delete whatever has the IPv4 address in this place: one walk of the kernel over its table. A kernel before 6.11 does not know it, and
-/// refuses half of a tuple as invalid.
-pub fn flush(subject: Subject, place: Place, sequence: u32) -> Vec<u8> {
+/// Encodes the deletion of all entries with the address in this field: one walk of the kernel over
+/// its table. Kernels before 6.11 do not support it and reject half a tuple as invalid.
+pub fn encode_flush(subject: PurgeAddress, place: TupleField, sequence: u32) -> Vec<u8> {
     let (is_original, is_source) = match place {
-        Place::OriginalSource => (true, true),
-        Place::OriginalDestination => (true, false),
-        Place::ReplySource => (false, true),
-        Place::ReplyDestination => (false, false),
+        TupleField::OriginalSource => (true, true),
+        TupleField::OriginalDestination => (true, false),
+        TupleField::ReplySource => (false, true),
+        TupleField::ReplyDestination => (false, false),
     };
     let flags = if is_source { FILTER_SOURCE } else { FILTER_DESTINATION };
     let (original, reply) = if is_original { (flags, 0) } else { (0, flags) };
-    message(DELETE, NLM_F_ACK, subject.version(), sequence, |writer| {
+    encode_request(DELETE, NLM_F_ACK, subject.version(), sequence, |writer| {
         let tuple = if is_original { CTA_TUPLE_ORIG } else { CTA_TUPLE_REPLY };
         writer.nest(tuple, |writer| writer.nest(CTA_TUPLE_IP, |writer| put_address(writer, subject.0, is_source)));
         writer.nest(CTA_FILTER, |writer| {
-            // These alone are in the order of the host.
+            // These are in host byte order, unlike other attributes.
             writer.put(CTA_FILTER_ORIG_FLAGS, &original.to_ne_bytes());
             writer.put(CTA_FILTER_REPLY_FLAGS, &reply.to_ne_bytes());
         });
     })
 }
 
-/// Asks for all entries of an IP version.
-pub fn list(version: IpVersion, sequence: u32) -> Vec<u8> {
-    message(GET, NLM_F_DUMP, version, sequence, |_| {})
+/// Encodes a dump of all entries of an IP version.
+pub fn encode_list(version: IpVersion, sequence: u32) -> Vec<u8> {
+    encode_request(GET, NLM_F_DUMP, version, sequence, |_| {})
 }
 
-/// Asks how many entries there are.
-pub fn count(sequence: u32) -> Vec<u8> {
-    message(GET_STATS, NLM_F_ACK, IpVersion::V4, sequence, |_| {})
+/// Encodes a request for the number of entries.
+pub fn encode_count(sequence: u32) -> Vec<u8> {
+    encode_request(GET_STATS, NLM_F_ACK, IpVersion::V4, sequence, |_| {})
 }
 
-/// The number in the body of an answer to [`count`].
-pub fn count_of(body: &[u8]) -> Option<u32> {
+/// Parses the number in a response to [`encode_count`].
+pub fn parse_count(body: &[u8]) -> Option<u32> {
     attribute_u32(body.get(NF_HEADER_LEN..)?, CTA_STATS_GLOBAL_ENTRIES)
 }
 
-/// Asks to delete one entry.
-pub fn delete(entry: &Entry, sequence: u32) -> Vec<u8> {
-    message(DELETE, NLM_F_ACK, entry.version, sequence, |writer| {
+/// Encodes the deletion of one entry.
+pub fn encode_delete(entry: &Entry, sequence: u32) -> Vec<u8> {
+    encode_request(DELETE, NLM_F_ACK, entry.version, sequence, |writer| {
         writer.put(CTA_TUPLE_ORIG | NESTED, &entry.tuple);
         if let Some(zone) = &entry.zone {
             writer.put(CTA_ZONE, zone);
@@ -126,13 +127,13 @@ pub fn delete(entry: &Entry, sequence: u32) -> Vec<u8> {
     })
 }
 
-/// The entry in the body of an answer to [`list`], if one of its four addresses is among these.
-pub fn entry_of(version: IpVersion, body: &[u8], subjects: &BTreeSet<Subject>) -> Option<Entry> {
+/// Parses an entry of a dump, if one of its four addresses is among these.
+pub fn parse_entry(version: IpVersion, body: &[u8], subjects: &BTreeSet<PurgeAddress>) -> Option<Entry> {
     let attributes = body.get(NF_HEADER_LEN..)?;
     let (original, reply) = (attribute(attributes, CTA_TUPLE_ORIG)?, attribute(attributes, CTA_TUPLE_REPLY)?);
-    let [source, destination] = addresses(version, original)?;
-    let [answering, answered] = addresses(version, reply)?;
-    let is_of = |address| subjects.contains(&Subject(address));
+    let [source, destination] = parse_addresses(version, original)?;
+    let [answering, answered] = parse_addresses(version, reply)?;
+    let is_of = |address| subjects.contains(&PurgeAddress(address));
     [source, destination, answering, answered].into_iter().any(is_of).then(|| Entry {
         version,
         tuple: original.to_vec(),
@@ -141,7 +142,7 @@ pub fn entry_of(version: IpVersion, body: &[u8], subjects: &BTreeSet<Subject>) -
 }
 
 /// Source and destination of a tuple.
-fn addresses(version: IpVersion, tuple: &[u8]) -> Option<[IpAddr; 2]> {
+fn parse_addresses(version: IpVersion, tuple: &[u8]) -> Option<[IpAddr; 2]> {
     let addresses = attribute(tuple, CTA_TUPLE_IP)?;
     let read = |kind| {
         let bytes = attribute(addresses, kind)?;
@@ -170,7 +171,7 @@ const fn address_kind(version: IpVersion, is_source: bool) -> u16 {
     }
 }
 
-fn message(kind: u16, flags: u16, version: IpVersion, sequence: u32, body: impl FnOnce(&mut Writer)) -> Vec<u8> {
+fn encode_request(kind: u16, flags: u16, version: IpVersion, sequence: u32, body: impl FnOnce(&mut Writer)) -> Vec<u8> {
     let family = match version {
         IpVersion::V4 => libc::AF_INET as u8,
         IpVersion::V6 => libc::AF_INET6 as u8,

@@ -1,10 +1,12 @@
-//! Conversations end with their owner: entries of connection tracking that have an address are deleted when it comes to a pod and when it leaves one.
+//! Deletes the conntrack entries of an address when it is assigned to a pod and when it is
+//! released.
 //!
-//! What is established passes policy, so an entry that outlives its pod would let the packets of an old conversation in to the next owner of the
-//! address, and out of it. Only entries of addresses that are asked for are touched.
+//! Packets of established connections pass policy, so an entry that outlives its pod would let
+//! packets of the old connection reach the next owner of the address, and leave it. Only entries of
+//! requested addresses are touched.
 //!
-//! Reading order: [`message`] (ctnetlink, in a few messages of our own), [`table`] (the kernel), [`purge`] (which of its ways is taken). This file is the
-//! thread that owns the socket.
+//! Reading order: [`message`] (ctnetlink messages), [`table`] (the kernel), [`purge`] (which method
+//! is used). This file is the thread that owns the socket.
 
 mod message;
 mod purge;
@@ -19,13 +21,13 @@ use std::thread;
 
 use tokio::sync::{mpsc, oneshot};
 
-use self::message::Subject;
+use self::message::PurgeAddress;
 pub use self::purge::Extent;
 use self::purge::Purger;
 pub use self::table::TableError;
-use self::table::{Kernel, Table};
+use self::table::{ConntrackTable, KernelTable};
 
-/// Requests that wait for the thread; who asks for one more waits for a place.
+/// Capacity of the queue; senders wait while it is full.
 const QUEUE: usize = 256;
 
 struct Request {
@@ -34,37 +36,38 @@ struct Request {
     done: oneshot::Sender<Result<(), TableError>>,
 }
 
-/// Lists the connections of the calling thread's network namespace, of which there may be none. The module that lists them is the one that deletes them.
-pub(crate) fn attempt() -> io::Result<()> {
-    Kernel::open()?.list()
+/// Tests whether conntrack entries of the calling thread's network namespace can be listed; there
+/// may be none. The same module lists and deletes them.
+pub(crate) fn try_listing() -> io::Result<()> {
+    KernelTable::open()?.list()
 }
 
-/// A handle to the thread. Cheap to clone.
+/// Handle to the thread. Cheap to clone.
 #[derive(Clone)]
 pub struct Conntrack {
     queue: mpsc::Sender<Request>,
 }
 
 impl Conntrack {
-    /// Starts the thread in the network namespace of the calling thread. It ends with the last handle.
+    /// Starts the thread in the calling thread's network namespace. It ends with the last handle.
     pub fn spawn() -> io::Result<Self> {
-        Self::over(Kernel::open()?)
+        Self::spawn_over(KernelTable::open()?)
     }
 
-    fn over(table: impl Table) -> io::Result<Self> {
+    fn spawn_over(table: impl ConntrackTable) -> io::Result<Self> {
         let (queue, requests) = mpsc::channel(QUEUE);
         thread::Builder::new().name("conntrack".to_owned()).spawn(move || serve(Purger::new(table), requests))?;
         Ok(Self { queue })
     }
 
-    /// A thread whose kernel refuses everything.
+    /// Starts a thread whose kernel refuses everything.
     #[cfg(any(test, feature = "testing"))]
     pub fn refusing() -> io::Result<Self> {
-        Self::over(refusing::Refusing)
+        Self::spawn_over(refusing::Refusing)
     }
 
-    /// Returns when no entry that was there has one of these addresses any more. Packets may make new ones meanwhile: the caller sees to it that
-    /// those meet policy.
+    /// Deletes all entries with these addresses. Packets may create new ones meanwhile: the caller
+    /// ensures that those meet policy.
     pub async fn purge(&self, addresses: Vec<IpAddr>, extent: Extent) -> Result<(), TableError> {
         if addresses.is_empty() {
             return Ok(());
@@ -76,20 +79,20 @@ impl Conntrack {
     }
 }
 
-/// Requests that wait together are answered together: many addresses cost one look at the table.
-fn serve(mut purger: Purger<impl Table>, mut requests: mpsc::Receiver<Request>) {
+/// Serves requests; queued ones are handled together, as many addresses cost one walk of the table.
+fn serve(mut purger: Purger<impl ConntrackTable>, mut requests: mpsc::Receiver<Request>) {
     let mut waiting = Vec::with_capacity(QUEUE);
     while requests.blocking_recv_many(&mut waiting, QUEUE) > 0 {
         let mut subjects = BTreeMap::new();
         for request in &waiting {
-            for subject in request.addresses.iter().copied().filter_map(Subject::new) {
+            for subject in request.addresses.iter().copied().filter_map(PurgeAddress::new) {
                 let extent = subjects.entry(subject).or_insert(request.extent);
                 *extent = request.extent.max(*extent);
             }
         }
         let result = purger.purge(&subjects);
         for request in waiting.drain(..) {
-            // Who gave up waiting asks again.
+            // The caller may have timed out; it asks again.
             let _ = request.done.send(result.clone());
         }
     }

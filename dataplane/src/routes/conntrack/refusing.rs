@@ -1,24 +1,24 @@
-//! A table whose kernel refuses everything, for tests of those who ask it.
+//! A table whose kernel refuses everything, for tests of its callers.
 
 use std::collections::BTreeSet;
 
 use margay_api::rule::IpVersion;
 use nix::errno::Errno;
 
-use super::message::{Entry, Place, Subject};
-use super::table::{Table, TableError};
+use super::message::{Entry, PurgeAddress, TupleField};
+use super::table::{ConntrackTable, TableError};
 
-/// See [`Conntrack::refusing`].
+/// Table of [`super::Conntrack::refusing`].
 pub(super) struct Refusing;
 
-pub(super) const REFUSED: TableError = TableError::Refused { what: "list connections", errno: Errno::EPERM };
+pub(super) const REFUSED: TableError = TableError::Refused { what: "list conntrack entries", errno: Errno::EPERM };
 
-impl Table for Refusing {
-    fn flush(&mut self, _: Subject, _: Place) -> Result<bool, TableError> {
+impl ConntrackTable for Refusing {
+    fn flush(&mut self, _: PurgeAddress, _: TupleField) -> Result<bool, TableError> {
         Ok(false)
     }
 
-    fn find(&mut self, _: IpVersion, _: &BTreeSet<Subject>) -> Result<Vec<Entry>, TableError> {
+    fn find(&mut self, _: IpVersion, _: &BTreeSet<PurgeAddress>) -> Result<Vec<Entry>, TableError> {
         Err(REFUSED)
     }
 

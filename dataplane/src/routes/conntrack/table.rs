@@ -1,4 +1,4 @@
-//! The kernel's table of conversations, in the network namespace of the thread that opened it.
+//! The kernel's conntrack table, in the network namespace of the thread that opened it.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -7,28 +7,28 @@ use margay_api::rule::IpVersion;
 use netlink_packet_core::{NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR};
 use nix::errno::Errno;
 
-use super::message::{self, Entry, Place, Subject};
+use super::message::{self, Entry, PurgeAddress, TupleField};
 use margay_netlink::wire::{Message, messages, u32_ne};
 use margay_netlink::{Buffers, Protocol, Socket};
 
-/// Requests are small; room for a part of a list.
+/// Sizes of the socket's buffers: requests are small, and one part of a dump has to fit.
 const BUFFERS: Buffers = Buffers { send: Some(64 << 10), receive: 1 << 20 };
 
-/// Why entries could not be deleted.
+/// Error of listing or deleting entries.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TableError {
-    /// The kernel refused it.
-    #[error("{what}: {errno}; does the kernel have nf_conntrack_netlink?")]
+    /// The kernel refused a request.
+    #[error("{what}: {errno}; check that the kernel module nf_conntrack_netlink is available")]
     Refused {
-        /// What was asked for.
+        /// Request that was refused.
         what: &'static str,
-        /// Why it was refused.
+        /// Error of the kernel.
         errno: Errno,
     },
-    /// The list changed while it was read, each time.
-    #[error("the table of connections changed its size whenever it was read")]
+    /// The table changed during each dump.
+    #[error("the conntrack table was resized during each attempt to read it")]
     Interrupted,
-    /// The socket failed, or gave no answer.
+    /// The socket failed or returned no response.
     #[error("ctnetlink: {0}")]
     Socket(String),
 }
@@ -39,36 +39,40 @@ impl From<io::Error> for TableError {
     }
 }
 
-/// What is asked of the table.
-pub trait Table: Send + 'static {
-    /// Deletes whatever has the address in that place. False: this kernel cannot be asked that.
-    fn flush(&mut self, subject: Subject, place: Place) -> Result<bool, TableError>;
-    /// The entries of an IP version that have one of the addresses in any place.
-    fn find(&mut self, version: IpVersion, subjects: &BTreeSet<Subject>) -> Result<Vec<Entry>, TableError>;
-    /// Deletes an entry; one that is gone is a success.
+/// Operations on the conntrack table.
+pub trait ConntrackTable: Send + 'static {
+    /// Deletes all entries with the address in that field. False: the kernel does not support it.
+    fn flush(&mut self, subject: PurgeAddress, place: TupleField) -> Result<bool, TableError>;
+    /// Lists the entries of an IP version with one of the addresses in any field.
+    fn find(&mut self, version: IpVersion, subjects: &BTreeSet<PurgeAddress>) -> Result<Vec<Entry>, TableError>;
+    /// Deletes an entry; a missing one is a success.
     fn delete(&mut self, entry: &Entry) -> Result<(), TableError>;
 }
 
-/// The real one.
-pub struct Kernel {
+/// The table of the kernel.
+pub struct KernelTable {
     socket: Socket,
     sequence: u32,
 }
 
-impl Kernel {
-    /// Opens a socket in the calling thread's network namespace; needs CAP_NET_ADMIN.
+impl KernelTable {
+    /// Opens a socket in the calling thread's network namespace; needs `CAP_NET_ADMIN`.
     pub fn open() -> io::Result<Self> {
         Ok(Self { socket: Socket::open(Protocol::Netfilter, 0, BUFFERS)?, sequence: 0 })
     }
 
-    /// Sends a request and hands the body of each answer to `each`; returns the kernel's error number, 0 for none, and whether the list was
-    /// changed while it was read.
-    fn ask(&mut self, request: impl FnOnce(u32) -> Vec<u8>, mut each: impl FnMut(&[u8])) -> io::Result<(i32, bool)> {
+    /// Sends a request and passes the body of each response to `each`; returns the kernel's error
+    /// number, 0 for none, and whether a dump was interrupted.
+    fn request(
+        &mut self,
+        request: impl FnOnce(u32) -> Vec<u8>,
+        mut each: impl FnMut(&[u8]),
+    ) -> io::Result<(i32, bool)> {
         self.sequence = self.sequence.wrapping_add(1);
         let sequence = self.sequence;
         self.socket.send(&request(sequence))?;
         let mut interrupted = false;
-        // The kernel works within the calls: nothing has to be waited for.
+        // The kernel responds within the system calls, so there is nothing to wait for.
         while let Some(datagram) = self.socket.try_receive()? {
             let replies = messages(datagram).filter(|message| message.header.sequence == sequence);
             for Message { header, body, .. } in replies {
@@ -87,51 +91,52 @@ impl Kernel {
     }
 }
 
-impl Kernel {
-    /// Reads the list, and keeps nothing of it.
+impl KernelTable {
+    /// Dumps the entries and discards them.
     pub fn list(&mut self) -> io::Result<()> {
-        match self.ask(|sequence| message::list(IpVersion::V4, sequence), |_| {})? {
+        match self.request(|sequence| message::encode_list(IpVersion::V4, sequence), |_| {})? {
             (0, _) => Ok(()),
             (errno, _) => Err(io::Error::from_raw_os_error(errno)),
         }
     }
 
-    /// Whether the namespace has no entry at all: a list walks over the rows of all namespaces.
+    /// Whether the namespace has no entry. Saves a dump, which walks over the buckets of all
+    /// namespaces.
     fn is_empty(&mut self) -> Result<bool, TableError> {
         let mut count = None;
-        let (errno, _) = self.ask(message::count, |body| count = message::count_of(body))?;
+        let (errno, _) = self.request(message::encode_count, |body| count = message::parse_count(body))?;
         Ok(errno == 0 && count == Some(0))
     }
 }
 
-/// Reads of a list that others change before it is given up.
+/// Maximal number of dumps if each is interrupted.
 const READS: u32 = 5;
 
-impl Table for Kernel {
-    fn flush(&mut self, subject: Subject, place: Place) -> Result<bool, TableError> {
+impl ConntrackTable for KernelTable {
+    fn flush(&mut self, subject: PurgeAddress, place: TupleField) -> Result<bool, TableError> {
         if subject.version() == IpVersion::V6 {
-            // It would delete those of everybody else.
+            // It would delete the entries of all other addresses.
             return Ok(false);
         }
-        let (errno, _) = self.ask(|sequence| message::flush(subject, place, sequence), |_| {})?;
+        let (errno, _) = self.request(|sequence| message::encode_flush(subject, place, sequence), |_| {})?;
         match Errno::from_raw(errno) {
             _ if errno == 0 => Ok(true),
-            // What comes then names what is wrong, if that is not it.
+            // The dump that follows reports the error, if this is not the reason.
             Errno::EINVAL | Errno::EOPNOTSUPP => Ok(false),
-            errno => Err(TableError::Refused { what: "delete the entries of an address", errno }),
+            errno => Err(TableError::Refused { what: "delete conntrack entries of an address", errno }),
         }
     }
 
-    fn find(&mut self, version: IpVersion, subjects: &BTreeSet<Subject>) -> Result<Vec<Entry>, TableError> {
+    fn find(&mut self, version: IpVersion, subjects: &BTreeSet<PurgeAddress>) -> Result<Vec<Entry>, TableError> {
         if self.is_empty()? {
             return Ok(Vec::new());
         }
         for _ in 0..READS {
             let mut found = Vec::new();
-            let read = |body: &[u8]| found.extend(message::entry_of(version, body, subjects));
-            let (errno, interrupted) = self.ask(|sequence| message::list(version, sequence), read)?;
+            let read = |body: &[u8]| found.extend(message::parse_entry(version, body, subjects));
+            let (errno, interrupted) = self.request(|sequence| message::encode_list(version, sequence), read)?;
             if errno != 0 {
-                return Err(TableError::Refused { what: "list connections", errno: Errno::from_raw(errno) });
+                return Err(TableError::Refused { what: "list conntrack entries", errno: Errno::from_raw(errno) });
             }
             if !interrupted {
                 return Ok(found);
@@ -141,11 +146,11 @@ impl Table for Kernel {
     }
 
     fn delete(&mut self, entry: &Entry) -> Result<(), TableError> {
-        let (errno, _) = self.ask(|sequence| message::delete(entry, sequence), |_| {})?;
+        let (errno, _) = self.request(|sequence| message::encode_delete(entry, sequence), |_| {})?;
         match Errno::from_raw(errno) {
             _ if errno == 0 => Ok(()),
             Errno::ENOENT => Ok(()),
-            errno => Err(TableError::Refused { what: "delete a connection", errno }),
+            errno => Err(TableError::Refused { what: "delete a conntrack entry", errno }),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The kernel's own table, with entries as conversations leave them; and which way is taken to it.
+//! Tests against the kernel's table with realistic entries, and of the choice of method.
 
 use std::collections::BTreeSet;
 
@@ -9,18 +9,18 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
-use super::message::{Entry, Place};
+use super::message::{Entry, TupleField};
 use super::*;
 
-/// A kernel that cannot be asked for deletions by address.
-struct Older(Kernel);
+/// A kernel without filtered deletions.
+struct Older(KernelTable);
 
-impl Table for Older {
-    fn flush(&mut self, _: Subject, _: Place) -> Result<bool, TableError> {
+impl ConntrackTable for Older {
+    fn flush(&mut self, _: PurgeAddress, _: TupleField) -> Result<bool, TableError> {
         Ok(false)
     }
 
-    fn find(&mut self, version: IpVersion, subjects: &BTreeSet<Subject>) -> Result<Vec<Entry>, TableError> {
+    fn find(&mut self, version: IpVersion, subjects: &BTreeSet<PurgeAddress>) -> Result<Vec<Entry>, TableError> {
         self.0.find(version, subjects)
     }
 
@@ -29,7 +29,7 @@ impl Table for Older {
     }
 }
 
-/// Remembers what it was asked.
+/// Records the requests.
 #[derive(Default)]
 struct Asked {
     is_filtering: bool,
@@ -37,14 +37,14 @@ struct Asked {
     lists: Vec<IpVersion>,
 }
 
-impl Table for &'static std::sync::Mutex<Asked> {
-    fn flush(&mut self, _: Subject, _: Place) -> Result<bool, TableError> {
+impl ConntrackTable for &'static std::sync::Mutex<Asked> {
+    fn flush(&mut self, _: PurgeAddress, _: TupleField) -> Result<bool, TableError> {
         let mut asked = self.lock().expect("no test panics with it");
         asked.walks += 1;
         Ok(asked.is_filtering)
     }
 
-    fn find(&mut self, version: IpVersion, _: &BTreeSet<Subject>) -> Result<Vec<Entry>, TableError> {
+    fn find(&mut self, version: IpVersion, _: &BTreeSet<PurgeAddress>) -> Result<Vec<Entry>, TableError> {
         self.lock().expect("no test panics with it").lists.push(version);
         Ok(Vec::new())
     }
@@ -58,11 +58,11 @@ fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-fn subject(text: &str) -> Subject {
-    Subject::new(address(text)).expect("an address of a pod")
+fn subject(text: &str) -> PurgeAddress {
+    PurgeAddress::new(address(text)).expect("an address of a pod")
 }
 
-/// A conversation: name, protocol, zone, and the four addresses in the order of [`Place`].
+/// A conversation: name, protocol, zone, and the four addresses in the order of [`TupleField`].
 type Row = (&'static str, u8, u16, [&'static str; 4]);
 
 const TCP: u8 = 6;
@@ -109,7 +109,7 @@ fn put_tuple(writer: &mut Writer, kind: u16, protocol: u8, [source, destination]
     });
 }
 
-/// Makes an entry as if its packets had been seen.
+/// Creates an entry as if its packets had been seen.
 fn make(socket: &mut Socket, (name, protocol, zone, places): &Row) {
     const NEW: u16 = 1 << 8;
     let family = if address(places[0]).is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
@@ -128,8 +128,8 @@ fn make(socket: &mut Socket, (name, protocol, zone, places): &Row) {
     assert_eq!(errno, 0, "{name}: {}", Errno::from_raw(-(errno as i32)));
 }
 
-/// Names of the rows that are in the table: no two have the same addresses.
-fn present(kernel: &mut Kernel) -> BTreeSet<&'static str> {
+/// Names of the rows in the table: no two have the same addresses.
+fn present(kernel: &mut KernelTable) -> BTreeSet<&'static str> {
     let is_there = |(_, _, _, places): &&Row| {
         let mut found: Option<BTreeSet<Entry>> = None;
         for place in *places {
@@ -155,7 +155,7 @@ fn isolated(test: impl FnOnce() + Send) {
 }
 
 fn purged(
-    table: impl FnOnce() -> Box<dyn FnMut(&BTreeMap<Subject, Extent>)> + Send,
+    table: impl FnOnce() -> Box<dyn FnMut(&BTreeMap<PurgeAddress, Extent>)> + Send,
     extent: Extent,
 ) -> BTreeSet<&'static str> {
     let mut left = BTreeSet::new();
@@ -163,7 +163,7 @@ fn purged(
         let mut socket =
             Socket::open(Protocol::Netfilter, 0, Buffers { send: None, receive: 64 << 10 }).expect("a socket");
         ROWS.iter().for_each(|row| make(&mut socket, row));
-        let mut kernel = Kernel::open().expect("a socket");
+        let mut kernel = KernelTable::open().expect("a socket");
         assert_eq!(present(&mut kernel).len(), ROWS.len(), "all are there at first");
         table()(&BTreeMap::from([(subject("10.0.0.1"), extent), (subject("fd00::1"), extent)]));
         left = present(&mut kernel);
@@ -171,9 +171,9 @@ fn purged(
     left
 }
 
-type Purge = Box<dyn FnMut(&BTreeMap<Subject, Extent>)>;
+type Purge = Box<dyn FnMut(&BTreeMap<PurgeAddress, Extent>)>;
 
-fn with(table: impl Table) -> Purge {
+fn with(table: impl ConntrackTable) -> Purge {
     let mut purger = Purger::new(table);
     Box::new(move |subjects| purger.purge(subjects).expect("the kernel deletes"))
 }
@@ -181,18 +181,22 @@ fn with(table: impl Table) -> Purge {
 #[test]
 fn entries_with_an_address_in_any_place_go_and_no_others() {
     let others = BTreeSet::from(["of others", "of others in a zone", "of others, IPv6"]);
-    assert_eq!(purged(|| with(Kernel::open().expect("a socket")), Extent::Whole), others);
-    assert_eq!(purged(|| with(Older(Kernel::open().expect("a socket"))), Extent::Whole), others);
+    assert_eq!(purged(|| with(KernelTable::open().expect("a socket")), Extent::Whole), others);
+    assert_eq!(purged(|| with(Older(KernelTable::open().expect("a socket"))), Extent::Whole), others);
 }
 
 #[test]
 fn entries_whose_packets_come_to_the_link_go() {
     let mut left = BTreeSet::from(["of others", "of others in a zone", "of others, IPv6"]);
-    assert_eq!(purged(|| with(Older(Kernel::open().expect("a socket"))), Extent::Link), left, "a list has all at once");
-    let can_filter = Kernel::open().expect("a socket").flush(subject("192.0.2.1"), Place::ReplySource);
+    assert_eq!(
+        purged(|| with(Older(KernelTable::open().expect("a socket"))), Extent::Link),
+        left,
+        "a list has all at once"
+    );
+    let can_filter = KernelTable::open().expect("a socket").flush(subject("192.0.2.1"), TupleField::ReplySource);
     if can_filter.expect("an answer") {
         left.extend(["sent elsewhere", "seen as the pod"]);
-        assert_eq!(purged(|| with(Kernel::open().expect("a socket")), Extent::Link), left);
+        assert_eq!(purged(|| with(KernelTable::open().expect("a socket")), Extent::Link), left);
     }
 }
 
@@ -200,7 +204,7 @@ fn entries_whose_packets_come_to_the_link_go() {
 fn few_addresses_cost_walks_and_many_one_list() {
     let few = BTreeMap::from([(subject("10.0.0.1"), Extent::Link), (subject("fd00::1"), Extent::Whole)]);
     let many: BTreeMap<_, _> = (1..=200).map(|number| (subject(&format!("10.0.0.{number}")), Extent::Link)).collect();
-    let asked = |is_filtering: bool, rounds: &[&BTreeMap<Subject, Extent>]| {
+    let asked = |is_filtering: bool, rounds: &[&BTreeMap<PurgeAddress, Extent>]| {
         let asked: &'static std::sync::Mutex<Asked> =
             Box::leak(Box::new(std::sync::Mutex::new(Asked { is_filtering, ..Asked::default() })));
         let mut purger = Purger::new(asked);
@@ -215,23 +219,23 @@ fn few_addresses_cost_walks_and_many_one_list() {
     assert_eq!(asked(false, &[&few, &few]), (1, [both.clone(), both].concat()), "is not asked again");
 }
 
-/// A deletion with nothing in it is one of everything.
+/// A deletion without attributes deletes everything.
 #[test]
 fn no_address_that_means_everything_is_a_subject() {
     for everything in ["0.0.0.0", "::"] {
-        assert_eq!(Subject::new(address(everything)), None);
+        assert_eq!(PurgeAddress::new(address(everything)), None);
     }
     isolated(|| {
         let mut socket =
             Socket::open(Protocol::Netfilter, 0, Buffers { send: None, receive: 64 << 10 }).expect("a socket");
         make(&mut socket, &ROWS[0]);
-        let asked = Kernel::open().expect("a socket").flush(subject("fd00::1"), Place::OriginalSource);
+        let asked = KernelTable::open().expect("a socket").flush(subject("fd00::1"), TupleField::OriginalSource);
         assert!(!asked.expect("no question"), "for IPv6 the kernel would take all others");
         let conntrack = Conntrack::spawn().expect("a thread");
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         for addresses in [vec![], vec![address("0.0.0.0")], vec![address("::")]] {
             runtime.block_on(conntrack.purge(addresses, Extent::Whole)).expect("nothing to do");
         }
-        assert_eq!(present(&mut Kernel::open().expect("a socket")), BTreeSet::from([ROWS[0].0]));
+        assert_eq!(present(&mut KernelTable::open().expect("a socket")), BTreeSet::from([ROWS[0].0]));
     });
 }

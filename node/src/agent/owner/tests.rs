@@ -1,4 +1,4 @@
-//! The owner without its thread: what is done when nothing is due, and what is not.
+//! Tests of the owner without its thread: retries, comparisons and saves.
 
 use margay_api::endpoint::interface_name;
 use margay_api::rule::Action;
@@ -14,8 +14,8 @@ use margay_dataplane::nftables::sample::{NODE, mk_pod};
 /// Longer than any test takes.
 const LATER: Duration = Duration::from_secs(3600);
 
-fn mk_owner(kernel: &Model, store: Option<Store>) -> Owner {
-    let parts = Parts {
+fn mk_owner(kernel: &Model, store: Option<ViewStore>) -> StateOwner {
+    let parts = AgentParts {
         node: NODE.to_owned(),
         view: BTreeMap::new(),
         attached: BTreeMap::new(),
@@ -25,14 +25,14 @@ fn mk_owner(kernel: &Model, store: Option<Store>) -> Owner {
         store,
         metrics: Metrics::new(&mut Registry::default()),
     };
-    Owner::new(parts, watch::channel(Status::default()).0, watch::channel(None).0)
+    StateOwner::new(parts, watch::channel(Status::default()).0, watch::channel(None).0)
 }
 
-/// Hands it a whole view with one pod.
-fn tell(owner: &mut Owner) {
+/// Applies a complete view with one pod.
+fn tell(owner: &mut StateOwner) {
     let (hello, fault) = (oneshot::channel().0, oneshot::channel().0);
-    owner.handle(Event::Connected { stream: 1, hello, fault, server: "typha".to_owned() });
-    owner.handle(Event::Frame { stream: 1, frame: mk_frame(1, &mk_records(&[(0, Action::Allow)]), true) });
+    owner.handle_event(AgentEvent::Connected { stream: 1, hello, fault, server: "typha".to_owned() });
+    owner.handle_event(AgentEvent::Frame { stream: 1, frame: mk_frame(1, &mk_records(&[(0, Action::Allow)]), true) });
 }
 
 #[test]
@@ -47,9 +47,13 @@ fn events_do_not_hasten_the_next_attempt_at_what_the_kernel_did_not_take() {
     let (done, mut answer) = oneshot::channel();
     let (endpoint, addresses) = mk_pod(0);
     let interface = interface_name(&endpoint);
-    owner.handle(Event::Attach { interface, pod: Attached { endpoint, uid: String::new(), addresses }, done });
-    for _ in 0..2 * ATTEMPTS {
-        owner.handle(Event::Drift);
+    owner.handle_event(AgentEvent::Attach {
+        interface,
+        pod: Attached { endpoint, uid: String::new(), addresses },
+        done,
+    });
+    for _ in 0..2 * MAX_ATTEMPTS {
+        owner.handle_event(AgentEvent::Drift);
         owner.commit().expect("no attempt");
     }
     assert!(owner.status.borrow().failing.is_some());
@@ -64,20 +68,20 @@ fn events_do_not_hasten_the_next_attempt_at_what_the_kernel_did_not_take() {
 #[test]
 fn a_view_is_saved_when_the_save_before_it_is_over() {
     let folder = tempfile::tempdir().expect("a folder");
-    let store = Store::new(folder.path());
+    let store = ViewStore::new(folder.path());
     let mut owner = mk_owner(&Model::new(), Some(store.clone()));
     tell(&mut owner);
     owner.commit().expect("a commit");
     let (over, waits) = std::sync::mpsc::channel::<()>();
     owner.saving = Some(std::thread::spawn(move || waits.recv().unwrap_or_default()));
     owner.due.save = Some(Instant::now());
-    owner.overdue();
+    owner.run_due();
     assert!(owner.due.save.is_some(), "put off");
     assert_eq!(store.load(), BTreeMap::new());
     drop(over);
     owner.saving.take().expect("a save").join().expect("no panic");
     owner.due.save = Some(Instant::now());
-    owner.overdue();
+    owner.run_due();
     owner.saving.take().expect("a save").join().expect("no panic");
     assert_eq!(store.load(), mk_records(&[(0, Action::Allow)]));
 }
@@ -95,19 +99,19 @@ fn a_check_that_others_interrupt_changes_nothing_and_is_made_later() {
     let (commits, readings) = counts();
     kernel.lock().interruptions = usize::MAX;
     owner.due.check = Instant::now();
-    owner.overdue();
-    // What is to be written meanwhile is written without a reading.
-    owner.handle(Event::Frame { stream: 1, frame: mk_frame(2, &mk_records(&[(1, Action::Allow)]), true) });
+    owner.run_due();
+    // A commit in between does not read the table.
+    owner.handle_event(AgentEvent::Frame { stream: 1, frame: mk_frame(2, &mk_records(&[(1, Action::Allow)]), true) });
     owner.commit().expect("nothing failed");
     assert_eq!(counts(), (commits + 1, readings + 1));
-    assert_eq!(owner.status.borrow().not_ready(), None);
+    assert_eq!(owner.status.borrow().not_ready_reason(), None);
     assert!(owner.due.check < Instant::now() + FULL_CHECK / 2, "it is made again soon");
 
     let wanted = kernel.table();
     kernel.lock().interruptions = 0;
     kernel.lock().table.as_mut().expect("a table").chains.pop_last();
     owner.due.check = Instant::now();
-    owner.overdue();
+    owner.run_due();
     owner.commit().expect("a repair");
     assert_eq!(kernel.table(), wanted);
 }
@@ -125,10 +129,10 @@ fn a_table_that_cannot_be_read_for_others_is_replaced() {
             true => kernel.lock().table = None,
             false => drop(kernel.lock().table.as_mut().expect("a table").chains.pop_last()),
         }
-        owner.handle(Event::Drift);
+        owner.handle_event(AgentEvent::Drift);
         owner.commit().expect("a repair");
         assert_eq!(kernel.table(), wanted);
-        assert_eq!(owner.status.borrow().not_ready(), None);
+        assert_eq!(owner.status.borrow().not_ready_reason(), None);
     }
 }
 
@@ -144,6 +148,9 @@ fn what_others_change_unheard_is_undone_at_once() {
         assert!(!kernel.lock().unheard, "nothing was committed");
         let table = kernel.table().expect("a table").to_string();
         assert!(owner.dataplane.dump(owner.state.records()).starts_with(&table));
-        owner.handle(Event::Frame { stream: 1, frame: mk_frame(revision, &mk_records(&[(1, Action::Allow)]), true) });
+        owner.handle_event(AgentEvent::Frame {
+            stream: 1,
+            frame: mk_frame(revision, &mk_records(&[(1, Action::Allow)]), true),
+        });
     }
 }

@@ -1,4 +1,5 @@
-//! Calls that meet each other, and calls that are repeated: with links in a namespace, and everything else a list of what was asked for.
+//! Tests of concurrent and repeated calls, with real links in a network namespace and a log of
+//! everything else.
 
 use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
@@ -8,7 +9,7 @@ use crate::cni::attachment::AttachmentId;
 use crate::cni::ports::NotEnforced;
 use margay_dataplane::Attached;
 
-/// What was asked of the rest of the agent, in order.
+/// Log of calls to the rest of the agent, in order.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<String>>>);
 
@@ -37,7 +38,7 @@ impl Enforcer for Log {
 
     async fn link_gone(&self, _: String, _: Option<u32>) {}
 
-    fn not_ready(&self) -> Option<String> {
+    fn not_ready_reason(&self) -> Option<String> {
         None
     }
 }
@@ -66,12 +67,13 @@ impl Announcer for Log {
 
 type Tested = Service<Log, Log, Log>;
 
-/// Runs the test in a network namespace of its own, where its links are; given are the service, its log, and the path of the pod's namespace.
+/// Runs the test in a network namespace of its own, with the service, its log, and the path of the
+/// pod's network namespace.
 fn run<F: Future<Output = ()>>(test: impl FnOnce(Arc<Tested>, Log, String) -> F + Send) {
     run_with(Conntrack::spawn, test);
 }
 
-/// The same with this connection tracking.
+/// The same with this conntrack handle.
 fn run_with<F: Future<Output = ()>>(
     conntrack: impl FnOnce() -> std::io::Result<Conntrack> + Send,
     test: impl FnOnce(Arc<Tested>, Log, String) -> F + Send,
@@ -88,11 +90,11 @@ fn run_with<F: Future<Output = ()>>(
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             let (folder, log) = (TempDir::new().expect("a folder"), Log::default());
             let (_mtu, mtu) = watch::channel(1400);
-            let parts = Parts {
+            let parts = ServiceParts {
                 enforcer: log.clone(),
                 addresses: log.clone(),
                 announcer: log.clone(),
-                links: Removal::spawn().expect("a thread"),
+                links: LinkRemover::spawn().expect("a thread"),
                 conntrack: conntrack().expect("a thread"),
                 mtu,
                 policy_timeout: Duration::from_secs(20),
@@ -105,8 +107,8 @@ fn run_with<F: Future<Output = ()>>(
     });
 }
 
-fn mk_call() -> Call {
-    Call { network: "net".to_owned(), config: Config::default(), timeout_millis: 0 }
+fn mk_call() -> CniCall {
+    CniCall { network: "net".to_owned(), config: Config::default(), timeout_millis: 0 }
 }
 
 fn mk_asked(netns: &str) -> cni::Attachment {
@@ -123,7 +125,7 @@ fn mk_asked(netns: &str) -> cni::Attachment {
 fn a_del_waits_for_the_add_before_it_and_takes_back_what_that_made() {
     run(|service, log, netns| async move {
         let asked = mk_asked(&netns);
-        let pod = service.pod(&EndpointKey::new("x", "a"));
+        let pod = service.pod_lock(&EndpointKey::new("x", "a"));
         let add = pod.lock().await;
         let deleting = {
             let (service, asked) = (service.clone(), asked.clone());
@@ -131,7 +133,7 @@ fn a_del_waits_for_the_add_before_it_and_takes_back_what_that_made() {
         };
         tokio::task::yield_now().await;
         assert_eq!(log.take(), Vec::<String>::new(), "the ADD is not over");
-        let made = request::attachment("net", &asked).expect("a pod");
+        let made = request::new_attachment("net", &asked).expect("a pod");
         service.attachments().put(made).expect("a file");
         drop(add);
         deleting.await.expect("no panic").expect("DEL");
@@ -161,7 +163,7 @@ fn an_address_whose_conversations_cannot_be_ended_is_not_given() {
         let asked = mk_asked(&netns);
         let refusal = service.add(&mk_call(), &asked).await.expect_err("old conversations would pass policy");
         assert_eq!(refusal.code, code::TRY_AGAIN);
-        assert!(refusal.msg.contains("conversations of 10.0.0.1") && refusal.msg.contains("EPERM"), "{refusal}");
+        assert!(refusal.msg.contains("conntrack entries of 10.0.0.1") && refusal.msg.contains("EPERM"), "{refusal}");
         assert_eq!(
             log.take(),
             ["assign net.c1", "detach x/a"],
@@ -174,7 +176,7 @@ fn an_address_whose_conversations_cannot_be_ended_is_not_given() {
 }
 
 fn put(service: &Tested, asked: &cni::Attachment, pod: &str) -> Attachment {
-    let mut other = request::attachment("net", asked).expect("a pod");
+    let mut other = request::new_attachment("net", asked).expect("a pod");
     other.pod = pod.to_owned();
     other.addresses = vec!["10.0.0.2/32".parse().expect("an address")];
     service.attachments().put(other.clone()).expect("a file");
@@ -182,7 +184,7 @@ fn put(service: &Tested, asked: &cni::Attachment, pod: &str) -> Attachment {
     other
 }
 
-/// The names of two pods may have the same hash, by chance or because a tenant has looked for it.
+/// The names of two pods may have the same hash, by chance or because a tenant searched for it.
 #[test]
 fn a_pod_whose_interface_another_one_has_is_refused_and_the_other_stays() {
     run(|service, log, netns| async move {
@@ -196,7 +198,7 @@ fn a_pod_whose_interface_another_one_has_is_refused_and_the_other_stays() {
     });
 }
 
-/// As Multus asks for, whose delegates all get the same pod and sandbox.
+/// As Multus calls: all its delegates get the same pod and sandbox.
 #[test]
 fn a_second_interface_of_a_pod_is_refused_and_the_first_stays() {
     run(|service, log, netns| async move {
