@@ -6,7 +6,6 @@ pub mod cni;
 pub mod config;
 pub mod debug;
 pub mod identity;
-pub mod ipam;
 pub mod metrics;
 pub mod pods;
 pub mod problems;

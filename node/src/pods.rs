@@ -33,13 +33,6 @@ use crate::cni::ports::Announcer;
 use crate::cni::server;
 use crate::cni::service::{Parts, Service};
 use crate::config::NodeIps;
-use crate::ipam::addresses::NodeAddresses;
-use crate::ipam::allocator::{Allocator, BlockMap, Pools, Terms};
-use crate::ipam::limits;
-use crate::ipam::objects::Objects;
-use crate::ipam::pools;
-use crate::ipam::spaces;
-use crate::ipam::store::Store;
 use crate::problems::Problems;
 use crate::requests::bounded;
 use crate::state::State;
@@ -51,6 +44,13 @@ use margay_dataplane::routes::present;
 use margay_dataplane::routes::removal::Removal;
 use margay_dataplane::routes::underlay;
 use margay_dataplane::{Attached, Dataplane, Links};
+use margay_ipam::addresses::NodeAddresses;
+use margay_ipam::allocator::{Allocator, BlockMap, Pools, Terms};
+use margay_ipam::limits;
+use margay_ipam::objects::Objects;
+use margay_ipam::pools;
+use margay_ipam::spaces;
+use margay_ipam::store::Store;
 use margay_netlink::route::RouteSocket;
 
 /// The view is looked at for blocks, labels and pools at most this often.

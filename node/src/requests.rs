@@ -5,7 +5,7 @@ use std::time::Duration;
 use kube::{Client, Config, Error};
 
 /// The longest that one request may take: a connection that dies silently must not stop what is queued behind it.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(15);
 /// A connection on which nothing arrives for this long is taken for dead. Longer than the server lets any watch live.
 const SILENCE: Duration = Duration::from_secs(300);
 

@@ -1,4 +1,4 @@
-//! IPAM garbage collector: carries out the plans of [`crate::leak_scan`]. It scans periodically,
+//! IPAM garbage collector: carries out the plans of [`margay_ipam::leak_scan`]. It scans periodically,
 //! and soon after a node has been deleted; reads nodes and pods by name before it releases their
 //! addresses; changes nothing that has changed since the scan; and writes nothing while the
 //! datastore is locked.
@@ -29,10 +29,10 @@ use tracing::{info, warn};
 
 use crate::calico_objects::{CalicoObjects, StoreError, pages};
 use crate::client::{bounded, has_node};
-use crate::leak_scan::{
+use margay_ipam::check;
+use margay_ipam::leak_scan::{
     self, Affinity, BlockToDelete, CollectionPlan, Handle, IpamState, LeakCandidates, PodFacts, Release, ScanRules,
 };
-use crate::overlap;
 
 /// Interval of scans.
 const PERIOD: Duration = Duration::from_secs(300);
@@ -134,7 +134,7 @@ impl Collector {
         }
         let rules = self.rules().await?;
         let state = self.read_state().await?;
-        let overlapping = overlap::overlaps(&state.blocks);
+        let overlapping = check::overlaps(&state.blocks);
         self.overlaps.send_if_modified(|published| std::mem::replace(published, overlapping.clone()) != overlapping);
         let mut plan = leak_scan::plan(&state, rules, candidates, self.begin.elapsed());
         let mut existing = BTreeSet::new();

@@ -9,7 +9,7 @@ use margay_api::limits::{MAX_ENTRIES, MAX_REFERENCES};
 use margay_proto::sync;
 
 /// Which of our crates each may use.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     ("margay-api", &[]),
     ("margay-calc", &["margay-api"]),
     ("margay-proto", &["margay-api", "margay-calc"]),
@@ -18,12 +18,21 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ("margay-nft", &["margay-netlink"]),
     ("margay-typha", &["margay-api", "margay-calc", "margay-proto", "margay-runtime"]),
     ("margay-dataplane", &["margay-api", "margay-calc", "margay-netlink", "margay-nft", "margay-runtime"]),
+    ("margay-ipam", &["margay-api"]),
     (
         "margay-node",
-        &["margay-api", "margay-calc", "margay-dataplane", "margay-netlink", "margay-proto", "margay-runtime"],
+        &[
+            "margay-api",
+            "margay-calc",
+            "margay-dataplane",
+            "margay-ipam",
+            "margay-netlink",
+            "margay-proto",
+            "margay-runtime",
+        ],
     ),
     ("margay-cni", &["margay-proto"]),
-    ("margay-operator", &["margay-api", "margay-runtime"]),
+    ("margay-operator", &["margay-api", "margay-ipam", "margay-runtime"]),
     ("margay", &["margay-node", "margay-operator", "margay-runtime", "margay-typha"]),
     (
         "margay-tests",
@@ -31,6 +40,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
             "margay-api",
             "margay-calc",
             "margay-dataplane",
+            "margay-ipam",
             "margay-netlink",
             "margay-nft",
             "margay-node",
@@ -43,9 +53,10 @@ const MAY_USE: [(&str, &[&str]); 13] = [
 ];
 
 /// What a crate must not even name, because of what it is for.
-const MUST_NOT: [(&str, &[&str]); 6] = [
+const MUST_NOT: [(&str, &[&str]); 7] = [
     ("margay-api", &["tokio", "tonic", "nix", "rand", "libc", "futures", "jiff", "tracing"]),
     ("margay-calc", &["tokio", "tonic", "kube", "nix", "rand", "libc", "futures", "jiff", "tracing", "serde_json"]),
+    ("margay-ipam", &["tonic", "nix", "libc"]),
     ("margay-netlink", &["tokio", "tonic", "kube", "serde"]),
     ("margay-nft", &["tokio", "tonic", "kube", "serde", "nix"]),
     ("margay-cni", &["tokio", "tonic", "kube", "clap"]),

@@ -13,7 +13,7 @@ use margay_calc::model::{Record, RecordId, globals};
 /// Protocol number that marks our routes; `ip route` shows it as a number. Calico's own is 80.
 pub const ROUTE_PROTOCOL: u8 = 82;
 /// Both IP versions: each has a tunnel device, peers and routes of its own.
-pub const VERSIONS: [IpVersion; 2] = [IpVersion::V4, IpVersion::V6];
+pub const VERSIONS: [IpVersion; 2] = IpVersion::ALL;
 
 /// Name of the VXLAN device for an IP version, Calico's.
 pub const fn vxlan_device_name(version: IpVersion) -> &'static str {
@@ -33,7 +33,7 @@ pub const fn vxlan_overhead(version: IpVersion) -> u32 {
 
 /// The IP version of an address.
 pub fn version_of(address: IpAddr) -> IpVersion {
-    if address.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 }
+    IpVersion::of(address)
 }
 
 /// Where a route leads.

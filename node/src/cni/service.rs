@@ -16,12 +16,13 @@ use tokio::sync::watch;
 use tracing::Instrument;
 
 use super::attachment::{Attachment, Attachments, Leftover, handle};
-use super::ports::{AddressRequest, Addresses, Announcer, Enforcer, NoAddress};
+use super::ports::{Announcer, Enforcer};
 use super::request::{self, Config, Refusal};
 use margay_dataplane::routes::conntrack::{Conntrack, Extent, TableError};
 use margay_dataplane::routes::pod::{self, PodError, PodLink};
 use margay_dataplane::routes::present;
 use margay_dataplane::routes::removal::{self, Removal};
+use margay_ipam::request::{AddressRequest, Addresses, NoAddress};
 use margay_netlink::route::RouteSocket;
 
 /// What the service works with.

@@ -6,9 +6,9 @@ use margay_api::rule::IpVersion;
 use margay_api::selector::Selector;
 
 use super::*;
-use crate::cni::ports::{AddressRequest, Addresses};
-use crate::ipam::addresses::NodeAddresses;
-use crate::ipam::spaces;
+use crate::addresses::NodeAddresses;
+use crate::request::{AddressRequest, Addresses};
+use crate::spaces;
 
 fn mk_addresses(contents: &Arc<Mutex<Contents>>) -> (Node, NodeAddresses) {
     let of_team = NodePool {

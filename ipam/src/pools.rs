@@ -155,7 +155,7 @@ fn overlap(one: &IPPoolSpec, other: &IPPoolSpec) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ipam::store::{Choice, Use};
+    use crate::store::{Choice, Use};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use margay_api::v3::pool::IPPoolStatus;
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 use margay_api::rule::IpVersion;
 
 use super::*;
-use crate::ipam::addresses::NodeAddresses;
-use crate::ipam::back::{GRACE, LOOK};
-use crate::ipam::spaces;
+use crate::addresses::NodeAddresses;
+use crate::back::{GRACE, LOOK};
+use crate::spaces;
 
 /// Lets the owner look for what it does not need, and do it.
 async fn wait(time: Duration) {

@@ -422,5 +422,4 @@ impl LeakScan<'_> {
 }
 
 #[cfg(test)]
-#[path = "leak_scan_tests.rs"]
 mod tests;

@@ -16,8 +16,7 @@ use margay_api::v3::ipam::AllocationAttribute;
 use super::claim::{Ground, possible, try_claim};
 use super::known::{Heed, parents};
 use super::store::{Choice, Store, StoreError, Stored};
-use crate::cni::ports::NoAddress;
-use margay_dataplane::routes::plan::version_of;
+use crate::request::NoAddress;
 
 /// Conflicts on one block before the runtime is asked to try again.
 const TRIES: u32 = 10;
@@ -92,7 +91,7 @@ async fn assign_one<S: Store>(
         let block = match around.pop() {
             Some(block) if around.is_empty() => block,
             Some(block) => return shared(block, around, address, &handle),
-            None => match bounds.no_claim.get(&version_of(address)) {
+            None => match bounds.no_claim.get(&IpVersion::of(address)) {
                 Some(why) => return Err(refused(address, &format!("is in no block yet; {why}"))),
                 None => match try_claim(store, &bounds.ground, new).await.map_err(unavailable)? {
                     Some(block) => block,

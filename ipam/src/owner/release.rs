@@ -7,11 +7,11 @@ use margay_api::ipam::block::Block;
 use tokio::sync::oneshot;
 
 use super::Owner;
-use crate::cni::ports::NoAddress;
-use crate::ipam::allocator::{Event, ReleaseReply, Waiting, stopping};
-use crate::ipam::commit::{self, Operation};
-use crate::ipam::known::Heed;
-use crate::ipam::store::{Store, StoreError, Stored};
+use crate::allocator::{Event, ReleaseReply, Waiting, stopping};
+use crate::commit::{self, Operation};
+use crate::known::Heed;
+use crate::request::NoAddress;
+use crate::store::{Store, StoreError, Stored};
 
 impl<S: Store> Owner<S> {
     /// A handle may have addresses in several blocks. Where this process has not seen to it that they are in this node's own, its object tells which.

@@ -16,8 +16,7 @@ use margay_api::rule::IpVersion;
 use super::known::{Blocks, Heed, parents};
 use super::pools::LARGEST_BLOCK;
 use super::store::{AffinityState, Choice, NodePool, Store, StoreError, Stored, Use};
-use crate::cni::ports::NoAddress;
-use margay_dataplane::routes::plan::version_of;
+use crate::request::NoAddress;
 
 /// Blocks that somebody else turns out to have, before giving up. What the cluster knows of blocks lags by milliseconds, so a few are normal.
 const COLLISIONS: usize = 100;
@@ -38,7 +37,7 @@ pub(super) struct Ground {
 impl Ground {
     /// Pools of an IP version that serve the choice, in order.
     pub(super) fn serving<'a>(&'a self, version: IpVersion, choice: &'a Choice) -> impl Iterator<Item = &'a NodePool> {
-        self.pools.iter().filter(move |pool| version_of(pool.cidr.addr()) == version && pool.serves(choice))
+        self.pools.iter().filter(move |pool| IpVersion::of(pool.cidr.addr()) == version && pool.serves(choice))
     }
 
     /// Whether a block of the range may be made, as far as is known.
@@ -134,7 +133,7 @@ fn is_reserved(heed: &Heed, cidr: IpNet) -> bool {
 
 /// `version`: none when any would have done.
 pub(super) fn no_pool(version: Option<IpVersion>, choice: &Choice, pools: &[NodePool]) -> NoAddress {
-    let of_version = |pool: &&NodePool| version.is_none_or(|version| version_of(pool.cidr.addr()) == version);
+    let of_version = |pool: &&NodePool| version.is_none_or(|version| IpVersion::of(pool.cidr.addr()) == version);
     let reasons: BTreeSet<String> = pools
         .iter()
         .filter(of_version)

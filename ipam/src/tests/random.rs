@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::ipam::back::{GRACE, LOOK};
+use crate::back::{GRACE, LOOK};
 
 /// What one of the nodes does next.
 #[derive(Clone, Debug)]

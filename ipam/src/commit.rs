@@ -9,7 +9,7 @@ use margay_api::ipam::block::Block;
 use super::allocator::{AssignReply, Part, ReleaseReply, whole};
 use super::known::Heed;
 use super::store::{Store, StoreError, Stored};
-use crate::cni::ports::NoAddress;
+use crate::request::NoAddress;
 
 /// How often a write is tried before those who wait for it are told that storage is unavailable.
 const TRIES: u32 = 5;

@@ -10,15 +10,14 @@ use margay_api::rule::IpVersion;
 use margay_api::v3::ipam::AllocationAttribute;
 
 use super::{Owner, Slot};
-use crate::cni::ports::NoAddress;
-use crate::ipam::allocator::{AssignReply, Event, Part, Waiting, Wanted};
-use crate::ipam::back::{Facts, Returned, Standing, give_back};
-use crate::ipam::borrow::{Borrowed, borrow};
-use crate::ipam::claim;
-use crate::ipam::commit::commit;
-use crate::ipam::known::Heed;
-use crate::ipam::store::{Choice, Store, StoreError, Stored};
-use margay_dataplane::routes::plan::{VERSIONS, version_of};
+use crate::allocator::{AssignReply, Event, Part, Waiting, Wanted};
+use crate::back::{Facts, Returned, Standing, give_back};
+use crate::borrow::{Borrowed, borrow};
+use crate::claim;
+use crate::commit::commit;
+use crate::known::Heed;
+use crate::request::NoAddress;
+use crate::store::{Choice, Store, StoreError, Stored};
 
 /// With fewer free addresses than this, and than a quarter of a block, another block is claimed before it is needed. A quarter, because a spare of a node
 /// that is half empty would be another node's first block.
@@ -33,7 +32,7 @@ impl<S: Store> Owner<S> {
         let map = self.terms.map.borrow();
         let known = map.iter().flat_map(|map| map.iter()).filter(|(_, node)| **node == self.node);
         let own: BTreeSet<&IpNet> = known.map(|(cidr, _)| cidr).chain(self.blocks.keys()).collect();
-        let own = own.into_iter().filter(|cidr| version_of(cidr.addr()) == version && serves(cidr)).count();
+        let own = own.into_iter().filter(|cidr| IpVersion::of(cidr.addr()) == version && serves(cidr)).count();
         self.limits().refuse_claim(&self.node, own)
     }
 
@@ -44,11 +43,11 @@ impl<S: Store> Owner<S> {
             return;
         }
         let (known, any) = (self.known(), Choice::default());
-        for version in VERSIONS {
+        for version in IpVersion::ALL {
             let serving: Vec<(&IpNet, &super::Slot)> = self
                 .blocks
                 .iter()
-                .filter(|(cidr, _)| version_of(cidr.addr()) == version && self.allows(&any, **cidr))
+                .filter(|(cidr, _)| IpVersion::of(cidr.addr()) == version && self.allows(&any, **cidr))
                 .collect();
             let free: usize = serving.iter().map(|(cidr, slot)| slot.room(&self.heed(&known, **cidr))).sum();
             let size = serving.iter().map(|(_, slot)| slot.stored.value.spec().allocations.len()).max();
@@ -140,13 +139,13 @@ impl<S: Store> Owner<S> {
     /// Takes what the request lacks out of blocks of other nodes. `why`: no block could be claimed.
     pub(super) fn borrow(&mut self, wanted: Wanted, parts: Vec<Part>, reply: AssignReply, why: String) {
         let had = self.borrowed.get(wanted.handle()).cloned().unwrap_or_default();
-        let has = |part: &Part| had.iter().any(|cidr| version_of(cidr.addr()) == part.version);
+        let has = |part: &Part| had.iter().any(|cidr| IpVersion::of(cidr.addr()) == part.version);
         let lacking: Vec<Part> = parts.into_iter().filter(|part| has(part) || self.block_for(part).is_none()).collect();
         let ground = self.ground();
         let strict = self.limits().strict_affinity;
         let mut asked = Vec::new();
         for part in lacking {
-            let of_version = had.iter().copied().filter(|cidr| version_of(cidr.addr()) == part.version);
+            let of_version = had.iter().copied().filter(|cidr| IpVersion::of(cidr.addr()) == part.version);
             let mut blocks: Vec<IpNet> = of_version.collect();
             if !strict {
                 blocks.extend(self.lenders(&part));
@@ -183,7 +182,7 @@ impl<S: Store> Owner<S> {
         let own: Vec<(&IpNet, &super::Slot)> = self
             .blocks
             .iter()
-            .filter(|(cidr, _)| version_of(cidr.addr()) == part.version && self.allows(&part.choice, **cidr))
+            .filter(|(cidr, _)| IpVersion::of(cidr.addr()) == part.version && self.allows(&part.choice, **cidr))
             .collect();
         let resting: usize = own.iter().map(|(cidr, slot)| self.heed(&known, **cidr).resting(&slot.stored.value)).sum();
         let limits = self.limits();
@@ -220,7 +219,7 @@ impl<S: Store> Owner<S> {
         };
         let blocks = borrowed.iter().map(|(_, block)| *block);
         self.borrowed.entry(wanted.handle().to_owned()).or_default().extend(blocks);
-        let is_left = |part: &Part| borrowed.iter().all(|(address, _)| version_of(address.addr()) != part.version);
+        let is_left = |part: &Part| borrowed.iter().all(|(address, _)| IpVersion::of(address.addr()) != part.version);
         let parts: Vec<Part> = self.parts(&wanted).into_iter().filter(is_left).collect();
         let own: Option<Vec<IpNet>> = parts.iter().map(|part| self.block_for(part)).collect();
         let had = borrowed.into_iter().map(|(address, _)| address).collect();

@@ -18,7 +18,7 @@ use super::commit::Written;
 use super::limits::Known;
 use super::owner::Owner;
 use super::store::{Choice, NodePool, Store, StoreError, Stored, Use};
-use crate::cni::ports::{Demand, NoAddress};
+use crate::request::{Demand, NoAddress};
 
 /// Requests that may wait for the owner; more wait in the callers, who are bounded by the CNI socket.
 const QUEUE: usize = 256;

@@ -10,8 +10,6 @@ use margay_api::ipam::block::Block;
 use margay_api::ipam::limits::Limits;
 use margay_api::rule::IpVersion;
 
-use margay_dataplane::routes::plan::version_of;
-
 /// Blocks by range: those of the cluster's view, and this node's own that the view may lack.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Blocks {
@@ -44,7 +42,7 @@ impl Blocks {
     /// Blocks of other nodes of an IP version.
     pub(super) fn of_others(&self, node: &str, version: IpVersion) -> impl Iterator<Item = IpNet> {
         let is_other =
-            move |(cidr, owner): &(&IpNet, &String)| owner.as_str() != node && version_of(cidr.addr()) == version;
+            move |(cidr, owner): &(&IpNet, &String)| owner.as_str() != node && IpVersion::of(cidr.addr()) == version;
         self.map.iter().filter(is_other).map(|(cidr, _)| *cidr)
     }
 

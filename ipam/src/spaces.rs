@@ -14,8 +14,7 @@ use margay_api::rule::IpVersion;
 
 use super::bounded::Bounded;
 use super::store::{Namespace, NodePool, Store, StoreError};
-use crate::cni::ports::{Demand, NoAddress};
-use margay_dataplane::routes::plan::VERSIONS;
+use crate::request::{Demand, NoAddress};
 
 /// Reads a namespace.
 pub type Look = Arc<dyn Fn(String) -> BoxFuture<'static, Result<Namespace, StoreError>> + Send + Sync>;
@@ -84,7 +83,7 @@ impl Known {
 /// What the pod asks for with what its namespace says: pools that it names come after the pod's own and before those of the network configuration.
 pub(super) fn demands(asked: &Asked, name: &str, namespace: &Namespace) -> Result<[Demand; 2], NoAddress> {
     let mut demands = asked.demands.clone();
-    for ((version, demand), by_pod) in VERSIONS.into_iter().zip(&mut demands).zip(asked.named_by_pod) {
+    for ((version, demand), by_pod) in IpVersion::ALL.into_iter().zip(&mut demands).zip(asked.named_by_pod) {
         if let Some(text) = namespace.pools.get(&version)
             && *demand != Demand::Never
             && !by_pod

@@ -1,19 +1,22 @@
-//! The node's addresses: one resident allocator with the node's blocks cached, compare-and-swap on Calico's block objects.
+//! IP address management: who owns an address.
 
 pub mod addresses;
 pub mod allocator;
 mod back;
 mod borrow;
 mod bounded;
+pub mod check;
 mod claim;
 pub mod collection;
 mod commit;
 mod exact;
 mod known;
+pub mod leak_scan;
 pub mod limits;
 pub mod objects;
 mod owner;
 pub mod pools;
+pub mod request;
 pub mod spaces;
 pub mod store;
 #[cfg(test)]

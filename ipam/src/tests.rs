@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use super::allocator::{Allocator, BlockMap, Pools, Terms, Wanted};
 use super::limits::Known;
 use super::store::{AffinityState, Namespace, NodePool, Store, StoreError, Stored, Use};
-use crate::cni::ports::{Demand, NoAddress};
+use crate::request::{Demand, NoAddress};
 use fixture::*;
 
 #[tokio::test]

@@ -1,12 +1,15 @@
 //! Storage whose every request ends: one that is not answered counts as one that may or may not have been done.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use margay_api::ipam::block::Block;
 
 use super::store::{AffinityState, Namespace, Store, StoreError, Stored};
-use crate::requests::PATIENCE;
+
+/// The longest that one request may take: a connection that dies silently must not stop what is queued behind it.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// See the module.
 pub(super) struct Bounded<S>(pub(super) Arc<S>);

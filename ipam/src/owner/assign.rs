@@ -5,15 +5,14 @@ use margay_api::rule::IpVersion;
 use tokio::sync::oneshot;
 
 use super::Owner;
-use crate::cni::ports::{Demand, NoAddress};
-use crate::ipam::allocator::{AssignReply, Event, Part, Waiting, Wanted, join, whole};
-use crate::ipam::claim::{self, Ground};
-use crate::ipam::commit::{self, Operation};
-use crate::ipam::exact;
-use crate::ipam::known::{Blocks, Heed};
-use crate::ipam::store::{Choice, Store, StoreError, Stored, Use};
+use crate::allocator::{AssignReply, Event, Part, Waiting, Wanted, join, whole};
+use crate::claim::{self, Ground};
+use crate::commit::{self, Operation};
+use crate::exact;
+use crate::known::{Blocks, Heed};
+use crate::request::{Demand, NoAddress};
+use crate::store::{Choice, Store, StoreError, Stored, Use};
 use margay_api::ipam::block::Block;
-use margay_dataplane::routes::plan::{VERSIONS, version_of};
 
 impl<S: Store> Owner<S> {
     /// A tunnel keeps its address over restarts, so its handle is looked for first: it may have been borrowed.
@@ -108,7 +107,7 @@ impl<S: Store> Owner<S> {
         let bounds = exact::Bounds {
             ground,
             heed: Heed { limits: self.limits(), shared: Default::default(), now: (self.clock)() },
-            no_claim: VERSIONS.into_iter().filter_map(refusal).collect(),
+            no_claim: IpVersion::ALL.into_iter().filter_map(refusal).collect(),
         };
         let store = self.store.clone();
         self.background(async move {
@@ -159,9 +158,8 @@ impl<S: Store> Owner<S> {
     fn unknown_pool(&self, part: &Part) -> Option<NoAddress> {
         let pools = self.pools();
         let refusal = |name: &String| {
-            let named = |pool: &&crate::ipam::store::NodePool| {
-                version_of(pool.cidr.addr()) == part.version && pool.is_named(name)
-            };
+            let named =
+                |pool: &&crate::store::NodePool| IpVersion::of(pool.cidr.addr()) == part.version && pool.is_named(name);
             let found = pools.iter().find(named);
             let why = found.map(|pool| pool.refusal(&part.choice));
             match why {
@@ -176,7 +174,7 @@ impl<S: Store> Owner<S> {
     pub(super) fn block_for(&self, part: &Part) -> Option<IpNet> {
         let known = self.known();
         let has_room = |cidr: &&IpNet| {
-            version_of(cidr.addr()) == part.version
+            IpVersion::of(cidr.addr()) == part.version
                 && self.allows(&part.choice, **cidr)
                 && self.blocks[*cidr].room(&self.heed(&known, **cidr)) > 0
         };
@@ -184,13 +182,13 @@ impl<S: Store> Owner<S> {
     }
 
     fn holder(&self, version: IpVersion, handle: &str) -> Option<IpNet> {
-        let mut of_version = self.blocks.iter().filter(|(cidr, _)| version_of(cidr.addr()) == version);
+        let mut of_version = self.blocks.iter().filter(|(cidr, _)| IpVersion::of(cidr.addr()) == version);
         of_version.find(|(_, slot)| slot.holds(handle)).map(|(cidr, _)| *cidr)
     }
 
     fn has(&self, version: IpVersion, handle: &str) -> bool {
         let mut borrowed = self.borrowed.get(handle).into_iter().flatten();
-        borrowed.any(|cidr| version_of(cidr.addr()) == version) || self.holder(version, handle).is_some()
+        borrowed.any(|cidr| IpVersion::of(cidr.addr()) == version) || self.holder(version, handle).is_some()
     }
 
     /// Whether there is a pool of this IP version for the choice.

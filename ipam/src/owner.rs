@@ -26,7 +26,7 @@ use super::back::{self, Idle, Returned};
 use super::commit::{self, Operation, Written};
 use super::known::{Blocks, Heed};
 use super::store::{NodePool, Store, Stored};
-use crate::cni::ports::NoAddress;
+use crate::request::NoAddress;
 
 /// A block of this node and what waits for its next write.
 struct Slot {

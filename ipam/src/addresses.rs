@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::allocator::{Allocator, Pools, Wanted};
 use super::spaces::{self, Asked, Known, Look, Relevance};
 use super::store::{Choice, Namespace, Use};
-use crate::cni::ports::{AddressRequest, Addresses, Demand, NoAddress};
+use crate::request::{AddressRequest, Addresses, Demand, NoAddress};
 
 /// Handle and type of a node's VXLAN tunnel address of an IP version, as Calico names them.
 fn tunnel_names(node: &str, version: IpVersion) -> (String, &'static str) {
