@@ -9,8 +9,9 @@ use margay_api::v3::ipam::AllocationAttribute;
 use tokio::sync::watch;
 
 use super::allocator::{Allocator, Pools, Wanted};
+use super::pools::{Choice, Use};
 use super::spaces::{self, Asked, Known, Look, Relevance};
-use super::store::{Choice, Namespace, Use};
+use super::store::Namespace;
 use crate::request::{AddressRequest, Addresses, Demand, NoAddress};
 
 /// Handle and type of a node's VXLAN tunnel address of an IP version, as Calico names them.

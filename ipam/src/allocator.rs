@@ -13,11 +13,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::back::Returned;
 use super::borrow::Borrowed;
-use super::bounded::Bounded;
 use super::commit::Written;
 use super::limits::Known;
+use super::node_objects::{NodeObjects, Stored};
 use super::owner::Owner;
-use super::store::{Choice, NodePool, Store, StoreError, Stored, Use};
+use super::pools::{Choice, NodePool, Use};
+use super::store::{Store, StoreError};
 use crate::request::{Demand, NoAddress};
 
 /// Requests that may wait for the owner; more wait in the callers, who are bounded by the CNI socket.
@@ -142,7 +143,8 @@ impl Allocator {
     /// Starts the owner task. Blocks that the map gives to this node are loaded at once and as they appear.
     pub fn spawn<S: Store>(node: String, store: Arc<S>, terms: Terms, clock: fn() -> String) -> Self {
         let (events, received) = mpsc::channel(QUEUE);
-        let owner = Owner::new(node, Arc::new(Bounded(store)), terms.clone(), clock, events.downgrade());
+        let owner =
+            Owner::new(node.clone(), Arc::new(NodeObjects::new(node, store)), terms.clone(), clock, events.downgrade());
         tokio::spawn(owner.run(received));
         Self { events, terms }
     }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use margay_api::ipam::block::Block;
 
-use super::store::{AffinityState, Store, StoreError, Stored};
+use super::node_objects::{NodeObjects, Stored};
+use super::store::{AffinityState, Store, StoreError};
 
 /// How long a block has been empty before it is given back, so that pods that come and go do not make it come and go.
 pub(super) const GRACE: Duration = Duration::from_secs(300);
@@ -87,7 +88,7 @@ pub(super) enum Returned {
 
 /// Gives an empty block back as Calico does it: the affinity says that it will go, the block goes if nobody has changed it, the affinity goes. Whatever is left by an
 /// end in between is found: a block that is there, by its node's next start; one that is marked, and an affinity without a block, by the collector.
-pub(super) async fn give_back<S: Store>(store: &S, block: Stored<Block>, node: &str) -> Returned {
+pub(super) async fn give_back<S: Store>(store: &NodeObjects<S>, block: Stored<Block>, node: &str) -> Returned {
     let cidr = block.value.cidr();
     match attempt(store, block, node).await {
         Ok(returned) => returned,
@@ -98,7 +99,7 @@ pub(super) async fn give_back<S: Store>(store: &S, block: Stored<Block>, node: &
     }
 }
 
-async fn attempt<S: Store>(store: &S, block: Stored<Block>, node: &str) -> Result<Returned, StoreError> {
+async fn attempt<S: Store>(store: &NodeObjects<S>, block: Stored<Block>, node: &str) -> Result<Returned, StoreError> {
     let cidr = block.value.cidr();
     match store.put_affinity(cidr, AffinityState::PendingDeletion).await {
         // Somebody has taken it for left over.
@@ -119,7 +120,7 @@ async fn attempt<S: Store>(store: &S, block: Stored<Block>, node: &str) -> Resul
 }
 
 /// Makes this node's claim on a block that it has what it should be, whatever an end of the agent in between has left.
-pub(super) async fn confirm<S: Store>(store: &S, cidr: IpNet) -> Result<(), StoreError> {
+pub(super) async fn confirm<S: Store>(store: &NodeObjects<S>, cidr: IpNet) -> Result<(), StoreError> {
     match store.put_affinity(cidr, AffinityState::Confirmed).await {
         Err(StoreError::Conflict) => {
             store.put_affinity(cidr, AffinityState::Pending).await?;

@@ -8,7 +8,8 @@ use margay_api::v3::ipam::AllocationAttribute;
 
 use super::claim::Ground;
 use super::known::Heed;
-use super::store::{Store, StoreError, Stored};
+use super::node_objects::{NodeObjects, Stored};
+use super::store::{Store, StoreError};
 
 /// Most blocks that are looked at for one request.
 const MOST: usize = 100;
@@ -21,7 +22,7 @@ pub(super) type Borrowed = (IpNet, IpNet);
 /// Takes an address out of the first of these blocks that has room. None: none of those that were looked at has. What the handle has in one of them already is
 /// found again.
 pub(super) async fn borrow<S: Store>(
-    store: &S,
+    store: &NodeObjects<S>,
     ground: &Ground,
     blocks: &[IpNet],
     heed: &Heed,
@@ -37,7 +38,7 @@ pub(super) async fn borrow<S: Store>(
 }
 
 async fn borrow_from<S: Store>(
-    store: &S,
+    store: &NodeObjects<S>,
     node: &str,
     cidr: IpNet,
     heed: &Heed,

@@ -14,8 +14,9 @@ use margay_api::meta::{ANNOTATION_POD_POOLS_V4, ANNOTATION_POD_POOLS_V6};
 use margay_api::rule::IpVersion;
 
 use super::known::{Blocks, Heed, parents};
-use super::pools::LARGEST_BLOCK;
-use super::store::{AffinityState, Choice, NodePool, Store, StoreError, Stored, Use};
+use super::node_objects::{NodeObjects, Stored};
+use super::pools::{Choice, LARGEST_BLOCK, NodePool, Use};
+use super::store::{AffinityState, Store, StoreError};
 use crate::request::NoAddress;
 
 /// Blocks that somebody else turns out to have, before giving up. What the cluster knows of blocks lags by milliseconds, so a few are normal.
@@ -58,7 +59,11 @@ pub(super) struct Want {
 }
 
 /// Claims the first free block in this node's order.
-pub(super) async fn claim<S: Store>(store: &S, ground: &Ground, want: &Want) -> Result<Stored<Block>, NoAddress> {
+pub(super) async fn claim<S: Store>(
+    store: &NodeObjects<S>,
+    ground: &Ground,
+    want: &Want,
+) -> Result<Stored<Block>, NoAddress> {
     let unavailable =
         |error: StoreError| NoAddress::Unavailable(format!("IPAM block claim: {error}; the runtime will try again"));
     let pools: Vec<&NodePool> = ground.serving(want.version, &want.choice).collect();
@@ -91,7 +96,7 @@ pub(super) async fn claim<S: Store>(store: &S, ground: &Ground, want: &Want) -> 
 /// Of what the view may not have told yet, larger blocks around this one are looked for by name. Two nodes that make the same block at the same time
 /// are told apart by its creation, which only one of them can do.
 pub(super) async fn try_claim<S: Store>(
-    store: &S,
+    store: &NodeObjects<S>,
     ground: &Ground,
     cidr: IpNet,
 ) -> Result<Option<Stored<Block>>, StoreError> {
@@ -114,7 +119,7 @@ pub(super) async fn try_claim<S: Store>(
     Ok(Some(block))
 }
 
-async fn has_larger<S: Store>(store: &S, cidr: IpNet) -> Result<bool, StoreError> {
+async fn has_larger<S: Store>(store: &NodeObjects<S>, cidr: IpNet) -> Result<bool, StoreError> {
     let found = try_join_all(possible(parents(cidr)).map(|parent| store.block(parent))).await?;
     Ok(found.iter().any(Option::is_some))
 }

@@ -8,7 +8,8 @@ use margay_api::ipam::block::Block;
 
 use super::allocator::{AssignReply, Part, ReleaseReply, whole};
 use super::known::Heed;
-use super::store::{Store, StoreError, Stored};
+use super::node_objects::{NodeObjects, Stored};
+use super::store::{Store, StoreError};
 use crate::request::NoAddress;
 
 /// How often a write is tried before those who wait for it are told that storage is unavailable.
@@ -51,7 +52,7 @@ pub(super) struct Written {
 /// that did get through is found by its handle. What needs no write is answered from a block that has been read for it, as nothing else would tell that the cache
 /// is old.
 pub(super) async fn commit<S: Store>(
-    store: &S,
+    store: &NodeObjects<S>,
     mut stored: Stored<Block>,
     operations: Vec<Operation>,
     heed: &Heed,
@@ -105,7 +106,7 @@ struct Done {
 }
 
 async fn write<S: Store>(
-    store: &S,
+    store: &NodeObjects<S>,
     stored: &Stored<Block>,
     operations: &[Operation],
     heed: &Heed,
@@ -170,7 +171,7 @@ fn gone(cidr: IpNet) -> Stored<Block> {
 }
 
 /// The blocks that a handle's object names.
-pub(super) async fn locate<S: Store>(store: &S, handle: &str) -> Result<Vec<Stored<Block>>, StoreError> {
+pub(super) async fn locate<S: Store>(store: &NodeObjects<S>, handle: &str) -> Result<Vec<Stored<Block>>, StoreError> {
     let mut found = Vec::new();
     for cidr in store.handle_blocks(handle.to_owned()).await? {
         found.extend(store.block(cidr).await?);
@@ -180,7 +181,7 @@ pub(super) async fn locate<S: Store>(store: &S, handle: &str) -> Result<Vec<Stor
 
 /// Releases a handle's addresses from blocks that are not in the cache. Nothing else changes there.
 pub(super) async fn release_from<S: Store>(
-    store: &S,
+    store: &NodeObjects<S>,
     handle: &str,
     blocks: Vec<Stored<Block>>,
     heed: &Heed,

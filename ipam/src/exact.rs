@@ -15,7 +15,9 @@ use margay_api::v3::ipam::AllocationAttribute;
 
 use super::claim::{Ground, possible, try_claim};
 use super::known::{Heed, parents};
-use super::store::{Choice, Store, StoreError, Stored};
+use super::node_objects::{NodeObjects, Stored};
+use super::pools::Choice;
+use super::store::{Store, StoreError};
 use crate::request::NoAddress;
 
 /// Conflicts on one block before the runtime is asked to try again.
@@ -66,7 +68,7 @@ pub(super) fn targets(
 
 /// Takes them all; returns the blocks as they are now. On an error, what was taken before it is under the handle.
 pub(super) async fn assign<S: Store>(
-    store: &S,
+    store: &NodeObjects<S>,
     bounds: &Bounds,
     attribute: AllocationAttribute,
     targets: &BTreeMap<IpAddr, IpNet>,
@@ -79,7 +81,7 @@ pub(super) async fn assign<S: Store>(
 }
 
 async fn assign_one<S: Store>(
-    store: &S,
+    store: &NodeObjects<S>,
     bounds: &Bounds,
     attribute: &AllocationAttribute,
     address: IpAddr,
@@ -119,7 +121,7 @@ async fn assign_one<S: Store>(
 
 /// The blocks that the address is in: of the range that a block would have now, as is usual, or those that are known, or any of a size that a block may have.
 async fn around<S: Store>(
-    store: &S,
+    store: &NodeObjects<S>,
     bounds: &Bounds,
     address: IpAddr,
     new: IpNet,
@@ -223,7 +225,7 @@ fn is_same_pod(holder: &AllocationAttribute, wanted: &AllocationAttribute) -> bo
 }
 
 /// The handle of an earlier sandbox goes once it has no address any more; while it has, the collector finds it by its pod.
-async fn forget<S: Store>(store: &S, former: Option<String>) {
+async fn forget<S: Store>(store: &NodeObjects<S>, former: Option<String>) {
     let Some(handle) = former else { return };
     let is_empty = async {
         let cidrs = store.handle_blocks(handle.clone()).await?;

@@ -3,26 +3,23 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kube::Client;
 use margay_api::ipam::limits::Limits;
-use margay_api::storage::Mode;
 use margay_api::v3::{ClusterInformation, IPAMConfiguration, IPReservation, SINGLETON};
 use tokio::sync::watch;
 
-use super::collection::{Collection, Listed};
+use super::pools::Listed;
 
 /// The bounds; `None` until everything that they come from has been listed.
 pub type Known = Option<Arc<Limits>>;
 
-/// Starts the watches.
-pub fn watch(client: &Client, mode: Mode) -> watch::Receiver<Known> {
-    let sources = Sources {
-        configurations: Collection::new(client, mode, "IPAMConfiguration").follow(),
-        reservations: Collection::new(client, mode, "IPReservation").follow(),
-        informations: Collection::new(client, mode, "ClusterInformation").follow(),
-    };
+/// The limits that follow from these objects.
+pub fn follow(
+    configurations: watch::Receiver<Listed<IPAMConfiguration>>,
+    reservations: watch::Receiver<Listed<IPReservation>>,
+    informations: watch::Receiver<Listed<ClusterInformation>>,
+) -> watch::Receiver<Known> {
     let (sender, receiver) = watch::channel(None);
-    tokio::spawn(run(sources, sender));
+    tokio::spawn(run(Sources { configurations, reservations, informations }, sender));
     receiver
 }
 

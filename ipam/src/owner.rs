@@ -25,7 +25,9 @@ use super::allocator::{Event, Loaded, Terms, Waiting};
 use super::back::{self, Idle, Returned};
 use super::commit::{self, Operation, Written};
 use super::known::{Blocks, Heed};
-use super::store::{NodePool, Store, Stored};
+use super::node_objects::{NodeObjects, Stored};
+use super::pools::NodePool;
+use super::store::Store;
 use crate::request::NoAddress;
 
 /// A block of this node and what waits for its next write.
@@ -84,7 +86,7 @@ impl Slot {
 /// See the module.
 pub(super) struct Owner<S> {
     node: String,
-    store: Arc<S>,
+    store: Arc<NodeObjects<S>>,
     terms: Terms,
     clock: fn() -> String,
     events: mpsc::WeakSender<Event>,
@@ -113,7 +115,7 @@ impl<S: Store> Owner<S> {
     /// An owner that knows nothing yet.
     pub(super) fn new(
         node: String,
-        store: Arc<S>,
+        store: Arc<NodeObjects<S>>,
         terms: Terms,
         clock: fn() -> String,
         events: mpsc::WeakSender<Event>,
@@ -381,7 +383,7 @@ impl<S: Store> Owner<S> {
 }
 
 /// Reads blocks of this node; the claims on those that are new to it are made what they should be.
-async fn read<S: Store>(store: &S, node: &str, missing: Vec<IpNet>, left: Vec<IpNet>) -> Loaded {
+async fn read<S: Store>(store: &NodeObjects<S>, node: &str, missing: Vec<IpNet>, left: Vec<IpNet>) -> Loaded {
     let mut loaded = Loaded { found: Vec::new(), unread: Vec::new(), left: left.clone() };
     for cidr in missing.iter().chain(&left) {
         match store.block(*cidr).await {

@@ -1,21 +1,17 @@
 //! The pools as this node sees them, kept up to date by a watch of IPPools.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::Client;
 use margay_api::meta::Labels;
 use margay_api::selector::Selector;
-use margay_api::storage::Mode;
 use margay_api::v3::IPPool;
 use margay_api::v3::pool::IPPoolSpec;
 use tokio::sync::watch;
 
 use super::allocator::Pools;
-use super::collection::{Collection, Listed};
-use super::store::NodePool;
 
 /// Block sizes of a pool that names none.
 const BLOCK_SIZE_V4: u8 = 26;
@@ -25,10 +21,106 @@ pub(super) const LARGEST_BLOCK: u8 = 12;
 /// Condition of a pool that says whether addresses are taken from it.
 const ALLOCATABLE: &str = "Allocatable";
 
-/// Starts the watch. There are none until they have been listed and the node's own `labels` are known.
-pub fn watch(client: &Client, mode: Mode, labels: watch::Receiver<Option<Labels>>) -> watch::Receiver<Pools> {
+/// All objects of a kind by name; none until they have been listed.
+pub type Listed<K> = Option<Arc<BTreeMap<String, K>>>;
+
+/// A pool as a node sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodePool {
+    /// Name of the object.
+    pub name: String,
+    /// Range.
+    pub cidr: IpNet,
+    /// Prefix length of its blocks.
+    pub block_size: u8,
+    /// Whether only those who name it may use it (`assignmentMode: Manual`).
+    pub manual: bool,
+    /// Whether its nodeSelector selects this node; elsewhere it is used by those only who name it.
+    pub selected: bool,
+    /// Namespaces whose pods it serves, whether they name it or not; none: all.
+    pub namespaces: Option<Selector>,
+    /// Whether workloads may use it.
+    pub workloads: bool,
+    /// Whether tunnels may use it.
+    pub tunnels: bool,
+    /// Why nothing new is taken from it, if so; follows its name. What has been taken stays in use.
+    pub closed: Option<String>,
+    /// It is being deleted: what is empty of it is given back at once, and a tunnel's address moves to another pool.
+    pub is_leaving: bool,
+}
+
+/// What an address is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Use {
+    /// A pod.
+    #[default]
+    Workload,
+    /// A tunnel device of the node.
+    Tunnel,
+}
+
+/// Which pools an address may come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// What it is for.
+    pub usage: Use,
+    /// Names or ranges of pools; empty: any pool that need not be named.
+    pub named: Vec<String>,
+    /// Pools with a namespaceSelector that selects the namespace of the pod.
+    pub admitted: BTreeSet<String>,
+}
+
+impl NodePool {
+    /// Why the pool does not serve the choice, if so; follows the pool's name.
+    pub fn refusal(&self, choice: &Choice) -> Option<&str> {
+        let is_named = choice.named.iter().any(|name| self.is_named(name));
+        let for_use = match choice.usage {
+            Use::Workload => self.workloads,
+            Use::Tunnel => self.tunnels,
+        };
+        match (&self.closed, choice.usage) {
+            (Some(why), _) => Some(why),
+            (None, Use::Workload) if !for_use => Some("is not for workloads (allowedUses)"),
+            (None, Use::Tunnel) if !for_use => Some("is not for tunnels (allowedUses)"),
+            _ if self.namespaces.is_some() && !choice.admitted.contains(&self.name) => {
+                Some("has a namespaceSelector that does not select the pod's namespace")
+            }
+            _ if is_named => None,
+            _ if !choice.named.is_empty() => Some("is not among the pools that are named"),
+            _ if self.manual => Some("has to be named (assignmentMode Manual)"),
+            _ if !self.selected => Some("has a nodeSelector that does not select this node"),
+            _ => None,
+        }
+    }
+
+    /// Whether an address of that choice may come from it.
+    pub fn serves(&self, choice: &Choice) -> bool {
+        self.refusal(choice).is_none()
+    }
+
+    /// Whether this node uses it without being told to: what its blocks are kept for.
+    pub fn is_for_node(&self) -> bool {
+        self.closed.is_none() && self.selected && !self.manual
+    }
+
+    /// Whether that is its name or its range.
+    pub fn is_named(&self, name: &str) -> bool {
+        name == self.name || name.parse() == Ok(self.cidr)
+    }
+
+    /// Whether the range is a block of it as blocks are now.
+    pub fn has_block(&self, cidr: IpNet) -> bool {
+        self.cidr.contains(&cidr) && cidr.prefix_len() == self.block_size && cidr.trunc() == cidr
+    }
+}
+
+/// The pools of `listed` as a node with these `labels` sees them; unknown until both are known.
+pub fn follow(
+    listed: watch::Receiver<Listed<IPPool>>,
+    labels: watch::Receiver<Option<Labels>>,
+) -> watch::Receiver<Pools> {
     let (sender, receiver) = watch::channel(Pools::default());
-    tokio::spawn(run(Collection::new(client, mode, "IPPool").follow(), labels, sender));
+    tokio::spawn(run(listed, labels, sender));
     receiver
 }
 
@@ -155,7 +247,6 @@ fn overlap(one: &IPPoolSpec, other: &IPPoolSpec) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Choice, Use};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use margay_api::v3::pool::IPPoolStatus;
 

@@ -12,8 +12,8 @@ use futures::future::BoxFuture;
 use margay_api::meta::{ANNOTATION_POD_POOLS_V4, ANNOTATION_POD_POOLS_V6};
 use margay_api::rule::IpVersion;
 
-use super::bounded::Bounded;
-use super::store::{Namespace, NodePool, Store, StoreError};
+use super::pools::NodePool;
+use super::store::{Namespace, Store, StoreError, bounded};
 use crate::request::{Demand, NoAddress};
 
 /// Reads a namespace.
@@ -21,10 +21,9 @@ pub type Look = Arc<dyn Fn(String) -> BoxFuture<'static, Result<Namespace, Store
 
 /// Reads namespaces from storage.
 pub fn look<S: Store>(store: Arc<S>) -> Look {
-    let store = Arc::new(Bounded(store));
     Arc::new(move |name| {
         let store = store.clone();
-        async move { store.namespace(name).await }.boxed()
+        async move { bounded(store.namespace(name)).await }.boxed()
     })
 }
 

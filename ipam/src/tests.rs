@@ -19,13 +19,15 @@ use tokio::sync::watch;
 
 use super::allocator::{Allocator, BlockMap, Pools, Terms, Wanted};
 use super::limits::Known;
-use super::store::{AffinityState, Namespace, NodePool, Store, StoreError, Stored, Use};
+use super::pools::{NodePool, Use};
+use super::store::memory::{Contents, Kept, Memory};
+use super::store::{AffinityState, Namespace, Objects, Store, StoreError};
 use crate::request::{Demand, NoAddress};
 use fixture::*;
 
 #[tokio::test]
 async fn nodes_that_start_together_share_a_pool_and_no_address() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let nodes: Vec<Node> =
         (0..3).map(|n| mk_node(&format!("n{n}"), &contents, vec![pool("10.0.0.0/24", 28)])).collect();
     let asks = nodes
@@ -35,22 +37,22 @@ async fn nodes_that_start_together_share_a_pool_and_no_address() {
     let addresses: BTreeSet<IpNet> =
         answers.into_iter().flat_map(|answer| answer.expect("240 addresses serve 120 pods")).collect();
     assert_eq!(addresses.len(), 120);
-    let contents = contents.lock().expect("no task panicked");
-    for (block, (_, value)) in &contents.blocks {
+    let contents = contents.lock();
+    for (block, value) in contents.blocks() {
         let owner = value.node().expect("a node's block");
         assert_eq!(
-            contents.affinities.get(&(owner.to_owned(), *block)),
+            contents.affinities().get(&(owner.to_owned(), block)),
             Some(&AffinityState::Confirmed),
             "{block} has no confirmed affinity of its owner"
         );
     }
-    assert_eq!(contents.handles.len(), 120);
+    assert_eq!(contents.handles().len(), 120);
     assert!(contents.writes < 120, "{} writes: many pods share one", contents.writes);
 }
 
 #[tokio::test]
 async fn the_same_handle_has_the_same_address_and_release_gives_it_back() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
     let first = node.allocator.assign(wanted("h")).await.expect("an address");
     let (again, other) = tokio::join!(node.allocator.assign(wanted("h")), node.allocator.assign(wanted("other")));
@@ -58,24 +60,24 @@ async fn the_same_handle_has_the_same_address_and_release_gives_it_back() {
     assert_ne!(other.expect("another"), first);
     node.allocator.release("h".to_owned()).await.expect("release");
     node.allocator.release("h".to_owned()).await.expect("releasing twice is no error");
-    let contents = contents.lock().expect("no task panicked");
-    assert_eq!(contents.handles.keys().collect::<Vec<_>>(), ["other"]);
-    assert_eq!(contents.blocks.values().map(|(_, block)| block.allocated().count()).sum::<usize>(), 1);
+    let contents = contents.lock();
+    assert_eq!(contents.handles().keys().collect::<Vec<_>>(), ["other"]);
+    assert_eq!(contents.blocks().into_values().map(|block| block.allocated().count()).sum::<usize>(), 1);
 }
 
 #[tokio::test]
 async fn somebody_elses_change_of_a_block_is_kept() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
     node.allocator.assign(wanted("first")).await.expect("an address");
     node.store.with(|contents| {
-        let (revision, block) = contents.blocks.values_mut().next().expect("one block");
+        let mut block = contents.blocks().into_values().next().expect("one block");
         block.assign(&wanted("foreign").attribute, |_| false).expect("room");
-        *revision += 1000;
+        contents.put_block(&block);
     });
     let second = node.allocator.assign(wanted("second")).await.expect("an address");
     let foreign = node.store.with(|contents| {
-        contents.blocks.values().flat_map(|(_, block)| block.of_handle("foreign")).collect::<Vec<_>>()
+        contents.blocks().into_values().flat_map(|block| block.of_handle("foreign")).collect::<Vec<_>>()
     });
     assert_eq!(foreign.len(), 1);
     assert_ne!(second[0].addr(), foreign[0]);
@@ -83,7 +85,7 @@ async fn somebody_elses_change_of_a_block_is_kept() {
 
 #[tokio::test]
 async fn a_full_pool_says_so_and_serves_again_when_space_returns() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/30", 30)]);
     for n in 0..4 {
         node.allocator.assign(wanted(&format!("h{n}"))).await.expect("an address");
@@ -104,7 +106,7 @@ async fn a_full_pool_says_so_and_serves_again_when_space_returns() {
 
 #[tokio::test]
 async fn without_a_pool_the_error_tells_what_to_do() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let node = mk_node("n1", &contents, Vec::new());
     let error = node.allocator.assign(wanted("h")).await.expect_err("no pool");
     assert!(matches!(&error, NoAddress::Exhausted(text) if text.contains("no IPPool may be used")), "{error:?}");
@@ -119,7 +121,7 @@ async fn without_a_pool_the_error_tells_what_to_do() {
 
 #[tokio::test]
 async fn a_restarted_node_uses_the_blocks_that_it_has() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 26)]);
     let address = node.allocator.assign(wanted("before")).await.expect("an address");
     let restarted = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 26)]);
@@ -128,13 +130,13 @@ async fn a_restarted_node_uses_the_blocks_that_it_has() {
     restarted.allocator.assign(wanted("after")).await.expect("an address");
     let left = restarted
         .store
-        .with(|contents| contents.blocks.values().flat_map(|(_, block)| block.of_handle("before")).count());
+        .with(|contents| contents.blocks().into_values().flat_map(|block| block.of_handle("before")).count());
     assert_eq!(left, 0, "{address:?} was not released");
 }
 
 #[tokio::test]
 async fn a_pod_gets_an_address_of_each_pools_version_under_one_handle() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let node = dual("n1", &contents);
     let asks = (0..20).map(|n| node.allocator.assign(wanted(&format!("h{n}"))));
     let mut all = BTreeSet::new();
@@ -155,7 +157,7 @@ async fn a_pod_gets_an_address_of_each_pools_version_under_one_handle() {
 
 #[tokio::test]
 async fn what_is_asked_for_by_version_is_given_and_nothing_else() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let node = dual("n1", &contents);
     let six = Wanted { ipv4: Demand::Never, ..wanted("six") };
     assert!(node.allocator.assign(six).await.expect("an address")[0].addr().is_ipv6());
@@ -172,7 +174,7 @@ async fn what_is_asked_for_by_version_is_given_and_nothing_else() {
 
 #[tokio::test]
 async fn a_pod_that_cannot_have_both_gets_neither() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let six = NodePool { name: "six".to_owned(), ..pool("fd00::/127", 127) };
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 26), six.clone()]);
     for n in 0..2 {
@@ -190,7 +192,7 @@ async fn a_pod_that_cannot_have_both_gets_neither() {
 
 #[tokio::test]
 async fn a_restarted_node_gives_back_what_is_in_blocks_that_it_has_not_read_yet() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let node = dual("n1", &contents);
     node.allocator.assign(wanted("before")).await.expect("two addresses");
     let restarted = dual("n1", &contents);
@@ -200,17 +202,17 @@ async fn a_restarted_node_gives_back_what_is_in_blocks_that_it_has_not_read_yet(
 }
 
 /// `n1` has the block of 10.0.0.0/26 and one of fd00::/120; `n2` has neither.
-async fn owner_and_guest(contents: &Arc<Mutex<Contents>>) -> (Node, Node, [String; 2]) {
+async fn owner_and_guest(contents: &Memory) -> (Node, Node, [String; 2]) {
     let (owner, guest) = (dual("n1", contents), dual("n2", contents));
     owner.allocator.assign(wanted("owner")).await.expect("two addresses");
-    let blocks: Vec<IpNet> = owner.store.with(|contents| contents.blocks.keys().copied().collect());
+    let blocks: Vec<IpNet> = owner.store.with(|contents| contents.blocks().into_keys().collect());
     let last = |block: &IpNet| block.broadcast().to_string();
     (owner, guest, [last(&blocks[0]), last(&blocks[1])])
 }
 
 #[tokio::test]
 async fn a_pod_gets_the_addresses_that_it_names_out_of_whosever_block() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let (owner, guest, [four, six]) = owner_and_guest(&contents).await;
     let both = || exact("h", &[&six, &four]);
     for _ in 0..2 {
@@ -234,7 +236,7 @@ async fn a_pod_gets_the_addresses_that_it_names_out_of_whosever_block() {
 
 #[tokio::test]
 async fn what_is_half_in_an_own_block_is_given_back_whole_even_after_a_restart() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let (_owner, guest, [four, _]) = owner_and_guest(&contents).await;
     guest.allocator.assign(wanted("local")).await.expect("blocks of its own");
     let six = guest.store.with(|contents| held(contents, "local").0.last().cloned()).expect("a block of IPv6");
@@ -249,7 +251,7 @@ async fn what_is_half_in_an_own_block_is_given_back_whole_even_after_a_restart()
 
 #[tokio::test]
 async fn an_address_that_cannot_be_had_says_why_and_nothing_is_kept() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let (owner, guest, [four, six]) = owner_and_guest(&contents).await;
     owner.allocator.assign(exact("first", &[&six])).await.expect("free");
     let refused = async |addresses: &[&str], why: &str| {
@@ -264,14 +266,14 @@ async fn an_address_that_cannot_be_had_says_why_and_nothing_is_kept() {
     refused(&[&four], "of host:n1, and IPAMConfiguration default has strictAffinity").await;
     let own = guest.allocator.assign(wanted("local")).await.expect("a block of its own")[0].network();
     let block = guest.store.with(|contents| {
-        contents.blocks.keys().find(|cidr| cidr.contains(&own)).copied().expect("the block of an address")
+        contents.blocks().into_keys().find(|cidr| cidr.contains(&own)).expect("the block of an address")
     });
     guest.allocator.assign(exact("h", &[&block.broadcast().to_string()])).await.expect("of its own block");
 }
 
 #[tokio::test]
 async fn reserved_addresses_are_for_those_only_who_name_them() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/29", 30)]);
     let reserved = ["10.0.0.1", "10.0.0.2", "10.0.0.4/30"];
     let spec = IPReservationSpec { reserved_cidrs: reserved.map(str::to_owned).to_vec() };
@@ -285,11 +287,7 @@ async fn reserved_addresses_are_for_those_only_who_name_them() {
     assert_eq!(given, ["10.0.0.0", "10.0.0.3"]);
     let full = node.allocator.assign(wanted("late")).await.expect_err("the rest is reserved");
     assert!(matches!(&full, NoAddress::Exhausted(text) if text.contains("no address is free")), "{full:?}");
-    assert_eq!(
-        contents.lock().expect("no task panicked").blocks.len(),
-        1,
-        "a block that is reserved whole was claimed"
-    );
+    assert_eq!(contents.lock().blocks().len(), 1, "a block that is reserved whole was claimed");
     let named = node.allocator.assign(exact("named", &["10.0.0.2"])).await.expect("who names it gets it");
     assert_eq!(named[0].addr().to_string(), "10.0.0.2");
     node.limits.send_replace(Some(Arc::default()));
@@ -298,7 +296,7 @@ async fn reserved_addresses_are_for_those_only_who_name_them() {
 
 #[tokio::test]
 async fn a_node_claims_as_many_blocks_as_it_may() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 30)]);
     node.limit(|limits| limits.max_blocks = 2);
     for n in 0..8 {
@@ -315,12 +313,12 @@ async fn a_node_claims_as_many_blocks_as_it_may() {
     assert!(matches!(&refused, NoAddress::Exhausted(text) if text.contains("autoAllocateBlocks")), "{refused:?}");
     let refused = other.allocator.assign(exact("other", &["10.1.0.255"])).await.expect_err("in no block");
     assert!(matches!(&refused, NoAddress::Refused(text) if text.contains("autoAllocateBlocks")), "{refused:?}");
-    assert!(contents.lock().expect("no task panicked").blocks.values().all(|(_, block)| block.node() == Some("n1")));
+    assert!(contents.lock().blocks().values().all(|block| block.node() == Some("n1")));
 }
 
 #[tokio::test]
 async fn while_the_data_is_locked_nothing_is_written() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
     node.allocator.assign(wanted("before")).await.expect("an address");
     node.limit(|limits| limits.is_locked = true);
@@ -339,7 +337,7 @@ async fn while_the_data_is_locked_nothing_is_written() {
 
 #[tokio::test]
 async fn before_the_bounds_are_known_nobody_gets_an_address() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
     node.limits.send_replace(None);
     let early = node.allocator.assign(wanted("early"));
@@ -353,7 +351,7 @@ async fn before_the_bounds_are_known_nobody_gets_an_address() {
 
 #[tokio::test]
 async fn a_pool_that_is_named_must_be_there() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let far = NodePool { name: "far".to_owned(), selected: false, ..pool("10.9.0.0/26", 26) };
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26), far]);
     let of = |handle: &str, pools: &[&str]| Wanted {

@@ -47,10 +47,9 @@ use margay_dataplane::{Attached, Dataplane, Links};
 use margay_ipam::addresses::NodeAddresses;
 use margay_ipam::allocator::{Allocator, BlockMap, Pools, Terms};
 use margay_ipam::limits;
-use margay_ipam::objects::Objects;
-use margay_ipam::pools;
 use margay_ipam::spaces;
 use margay_ipam::store::Store;
+use margay_ipam::store::api_server::ApiServer;
 use margay_netlink::route::RouteSocket;
 
 /// The view is looked at for blocks, labels and pools at most this often.
@@ -166,10 +165,11 @@ pub async fn serve(
 ) -> Result<()> {
     let Storage { client, mode } = storage;
     let (node, own) = (settings.node.clone(), settings.addresses);
+    let server = ApiServer::new(client.clone(), mode);
     let ports = Ports {
-        store: Arc::new(Objects::new(&client, mode, node.clone())),
-        pools: |labels| pools::watch(&client, mode, labels),
-        limits: limits::watch(&client, mode),
+        store: Arc::new(server.clone()),
+        pools: |labels| server.watch_pools(labels),
+        limits: server.watch_limits(),
         announcer: Annotations::spawn(client.clone()),
     };
     let pods = start(settings, ports, agent, attachments, notices)?;

@@ -14,7 +14,6 @@ pub mod address_claims;
 pub mod advice;
 pub mod allocatable;
 pub mod apply;
-pub mod calico_objects;
 pub mod certs;
 pub mod client;
 pub mod collector;

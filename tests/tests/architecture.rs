@@ -63,6 +63,9 @@ const MUST_NOT: [(&str, &[&str]); 7] = [
     ("margay-typha", &["nix", "libc", "netlink-packet-route"]),
 ];
 
+/// Where alone IPAM has a client of the API server: all else of it works on a trait.
+const IPAM_CLIENT: &str = "ipam/src/store/api_server.rs";
+
 /// The longest file, in lines.
 const MAX_LINES: usize = 600;
 
@@ -100,6 +103,17 @@ fn pure_and_small_crates_name_no_outside_world() {
     for (name, forbidden) in MUST_NOT {
         let named: Vec<&&str> = forbidden.iter().filter(|crate_| dependencies[name].contains(**crate_)).collect();
         assert!(named.is_empty(), "{name} names {named:?}");
+    }
+}
+
+#[test]
+fn ipam_has_a_client_in_one_place() {
+    let root = metadata().workspace_root.into_std_path_buf();
+    for path in rust_files(&root.join("ipam/src")).into_iter().filter(|path| *path != root.join(IPAM_CLIENT)) {
+        let text = fs::read_to_string(&path).expect("a source file");
+        let client = ["kube::Client", "kube::Api", "kube::api", "kube::runtime", "kube::{"];
+        let named: Vec<&str> = client.into_iter().filter(|name| text.contains(name)).collect();
+        assert!(named.is_empty(), "{} names {named:?}", path.display());
     }
 }
 

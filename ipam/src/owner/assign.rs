@@ -10,8 +10,10 @@ use crate::claim::{self, Ground};
 use crate::commit::{self, Operation};
 use crate::exact;
 use crate::known::{Blocks, Heed};
+use crate::node_objects::Stored;
+use crate::pools::{Choice, Use};
 use crate::request::{Demand, NoAddress};
-use crate::store::{Choice, Store, StoreError, Stored, Use};
+use crate::store::{Store, StoreError};
 use margay_api::ipam::block::Block;
 
 impl<S: Store> Owner<S> {
@@ -159,7 +161,7 @@ impl<S: Store> Owner<S> {
         let pools = self.pools();
         let refusal = |name: &String| {
             let named =
-                |pool: &&crate::store::NodePool| IpVersion::of(pool.cidr.addr()) == part.version && pool.is_named(name);
+                |pool: &&crate::pools::NodePool| IpVersion::of(pool.cidr.addr()) == part.version && pool.is_named(name);
             let found = pools.iter().find(named);
             let why = found.map(|pool| pool.refusal(&part.choice));
             match why {

@@ -16,8 +16,10 @@ use crate::borrow::{Borrowed, borrow};
 use crate::claim;
 use crate::commit::commit;
 use crate::known::Heed;
+use crate::node_objects::{NodeObjects, Stored};
+use crate::pools::Choice;
 use crate::request::NoAddress;
-use crate::store::{Choice, Store, StoreError, Stored};
+use crate::store::{Store, StoreError};
 
 /// With fewer free addresses than this, and than a quarter of a block, another block is claimed before it is needed. A quarter, because a spare of a node
 /// that is half empty would be another node's first block.
@@ -301,7 +303,7 @@ impl<S: Store> Owner<S> {
 
     /// Lets nothing new into a block, and has what is asked of it wait, until `work` has found out whether it goes. That starts with the block as it is known,
     /// the storage and this node's name.
-    fn set_aside<W>(&mut self, cidr: IpNet, work: impl FnOnce(Stored<Block>, Arc<S>, String) -> W)
+    fn set_aside<W>(&mut self, cidr: IpNet, work: impl FnOnce(Stored<Block>, Arc<NodeObjects<S>>, String) -> W)
     where
         W: Future<Output = Returned> + Send + 'static,
     {

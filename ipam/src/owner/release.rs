@@ -10,8 +10,9 @@ use super::Owner;
 use crate::allocator::{Event, ReleaseReply, Waiting, stopping};
 use crate::commit::{self, Operation};
 use crate::known::Heed;
+use crate::node_objects::Stored;
 use crate::request::NoAddress;
-use crate::store::{Store, StoreError, Stored};
+use crate::store::{Store, StoreError};
 
 impl<S: Store> Owner<S> {
     /// A handle may have addresses in several blocks. Where this process has not seen to it that they are in this node's own, its object tells which.

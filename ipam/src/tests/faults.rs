@@ -4,19 +4,20 @@ use super::*;
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_answer_is_found_again_by_its_handle() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
     node.allocator.assign(wanted("first")).await.expect("an address");
     node.store.with(|contents| contents.lose_answers = 2);
     node.allocator.assign(wanted("second")).await.expect("the write did get through");
-    let allocated =
-        node.store.with(|contents| contents.blocks.values().map(|(_, block)| block.allocated().count()).sum::<usize>());
+    let allocated = node
+        .store
+        .with(|contents| contents.blocks().into_values().map(|block| block.allocated().count()).sum::<usize>());
     assert_eq!(allocated, 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn storage_that_never_answers_ends_in_an_error_and_then_everything_goes_on() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
     node.allocator.assign(wanted("first")).await.expect("an address");
     node.store.with(|contents| contents.is_silent = true);
@@ -33,10 +34,10 @@ async fn storage_that_never_answers_ends_in_an_error_and_then_everything_goes_on
 
 #[tokio::test]
 async fn what_is_not_found_is_released_once_it_is_known_what_the_node_has() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
     node.allocator.assign(wanted("h")).await.expect("an address");
-    node.store.with(|contents| contents.handles.clear());
+    node.store.with(|contents| contents.clear_handles());
     let restarted = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
     restarted.map.send_replace(None);
     let told = async {
@@ -49,11 +50,11 @@ async fn what_is_not_found_is_released_once_it_is_known_what_the_node_has() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_not_found_is_not_released_while_a_block_cannot_be_read() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
     node.allocator.assign(wanted("h")).await.expect("an address");
     node.store.with(|contents| {
-        contents.handles.clear();
+        contents.clear_handles();
         contents.is_silent = true;
     });
     let restarted = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
@@ -67,7 +68,7 @@ async fn what_is_not_found_is_not_released_while_a_block_cannot_be_read() {
 
 #[tokio::test(start_paused = true)]
 async fn a_write_that_failed_and_was_done_all_the_same_is_looked_at_before_a_release() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
     node.allocator.assign(wanted("first")).await.expect("an address");
     node.store.with(|contents| (contents.lose_answers, contents.refuses_handles) = (1, true));

@@ -1,21 +1,9 @@
 //! Storage in memory that several nodes share, and nodes on it.
 
-use super::*;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use margay_api::ipam::names;
 
-#[derive(Default)]
-pub(super) struct Contents {
-    pub(super) blocks: BTreeMap<IpNet, (u64, Block)>,
-    pub(super) affinities: BTreeMap<(String, IpNet), AffinityState>,
-    pub(super) handles: BTreeMap<String, BTreeSet<IpNet>>,
-    pub(super) namespaces: BTreeMap<String, Namespace>,
-    pub(super) writes: u64,
-    /// The next so many block writes succeed, but their answers are lost.
-    pub(super) lose_answers: u32,
-    /// Requests about blocks are not answered.
-    pub(super) is_silent: bool,
-    /// Handles are not written.
-    pub(super) refuses_handles: bool,
-}
+use super::*;
 
 /// A node's end in the middle of its work: after so many steps, of which each request has one before and one after what it does.
 #[derive(Clone, Debug, Default)]
@@ -50,132 +38,71 @@ impl End {
 
 /// One storage, seen by one node.
 #[derive(Clone)]
-pub(super) struct Memory {
+pub(super) struct NodeMemory {
     pub(super) node: String,
     pub(super) end: End,
-    pub(super) contents: Arc<Mutex<Contents>>,
+    pub(super) storage: Memory,
 }
 
-impl Memory {
+impl NodeMemory {
     pub(super) fn with<T>(&self, work: impl FnOnce(&mut Contents) -> T) -> T {
-        work(&mut self.contents.lock().expect("no test panics with it"))
+        work(&mut self.storage.lock())
     }
 
-    async fn answers(&self) {
-        tokio::task::yield_now().await;
-        self.end.step().await;
-        if self.with(|contents| contents.is_silent) {
-            std::future::pending().await
-        }
-    }
-
-    fn put(&self, contents: &mut Contents, block: Block) -> Result<Stored<Block>, StoreError> {
-        contents.writes += 1;
-        let revision = contents.writes;
-        contents.blocks.insert(block.cidr(), (revision, block.clone()));
-        if contents.lose_answers > 0 {
-            contents.lose_answers -= 1;
-            return Err(StoreError::Failed("connection reset".to_owned()));
-        }
-        Ok(Stored { value: block, revision: revision.to_string() })
+    /// Returns true when the API server lets the node delete the object: of blocks, its own only.
+    fn may_delete<K: Kept>(&self, metadata: &ObjectMeta) -> bool {
+        let cidr = metadata.name.as_deref().and_then(names::block_range).filter(|_| K::is_block());
+        let block = cidr.and_then(|cidr| self.with(|contents| contents.block(cidr)));
+        block.is_none_or(|block| block.spec().affinity.as_deref() == Some(&format!("host:{}", self.node)))
     }
 }
 
-impl Store for Memory {
-    async fn block(&self, cidr: IpNet) -> Result<Option<Stored<Block>>, StoreError> {
-        self.answers().await;
-        Ok(self.with(|contents| {
-            contents
-                .blocks
-                .get(&cidr)
-                .map(|(revision, block)| Stored { value: block.clone(), revision: revision.to_string() })
-        }))
+impl<K: Kept> Objects<K> for NodeMemory {
+    async fn get(&self, name: String) -> Result<Option<K>, StoreError> {
+        self.end.step().await;
+        Objects::<K>::get(&self.storage, name).await
     }
 
-    async fn create_block(&self, block: Block) -> Result<Stored<Block>, StoreError> {
-        self.answers().await;
-        let done = self.with(|contents| {
-            if contents.blocks.contains_key(&block.cidr()) {
-                Err(StoreError::Conflict)
-            } else {
-                self.put(contents, block)
-            }
-        });
+    async fn list<T: Send>(&self, keep: fn(K) -> T) -> Result<Vec<T>, StoreError> {
+        self.end.step().await;
+        self.storage.list(keep).await
+    }
+
+    async fn create(&self, object: K) -> Result<K, StoreError> {
+        self.end.step().await;
+        let done = self.storage.create(object).await;
         self.end.step().await;
         done
     }
 
-    async fn update_block(&self, block: Stored<Block>) -> Result<Stored<Block>, StoreError> {
-        self.answers().await;
-        let done = self.with(|contents| match contents.blocks.get(&block.value.cidr()) {
-            Some((revision, _)) if revision.to_string() == block.revision => self.put(contents, block.value),
-            _ => Err(StoreError::Conflict),
-        });
+    async fn replace(&self, object: K) -> Result<K, StoreError> {
+        self.end.step().await;
+        let done = self.storage.replace(object).await;
         self.end.step().await;
         done
     }
 
-    async fn delete_block(&self, block: Stored<Block>) -> Result<(), StoreError> {
-        self.answers().await;
-        let done = self.with(|contents| match contents.blocks.get(&block.value.cidr()) {
-            Some((revision, _)) if revision.to_string() == block.revision => {
-                contents.blocks.remove(&block.value.cidr());
-                Ok(())
-            }
-            _ => Err(StoreError::Conflict),
-        });
+    async fn delete(&self, metadata: ObjectMeta) -> Result<bool, StoreError> {
+        self.end.step().await;
+        if !self.may_delete::<K>(&metadata) {
+            return Err(StoreError::Refused("the block of another node".to_owned()));
+        }
+        let done = Objects::<K>::delete(&self.storage, metadata).await;
         self.end.step().await;
         done
     }
+}
 
-    async fn put_affinity(&self, cidr: IpNet, state: AffinityState) -> Result<(), StoreError> {
-        self.end.step().await;
-        self.with(|contents| contents.affinities.insert((self.node.clone(), cidr), state));
-        self.end.step().await;
-        Ok(())
-    }
-
-    async fn delete_affinity(&self, cidr: IpNet) -> Result<(), StoreError> {
-        self.end.step().await;
-        self.with(|contents| contents.affinities.remove(&(self.node.clone(), cidr)));
-        self.end.step().await;
-        Ok(())
-    }
-
-    async fn put_handle(&self, handle: String, blocks: Vec<IpNet>) -> Result<(), StoreError> {
-        self.end.step().await;
-        let done = self.with(|contents| match contents.refuses_handles {
-            true => Err(StoreError::Failed("no handles today".to_owned())),
-            false => {
-                contents.handles.entry(handle).or_default().extend(blocks);
-                Ok(())
-            }
-        });
-        self.end.step().await;
-        done
-    }
-
-    async fn handle_blocks(&self, handle: String) -> Result<Vec<IpNet>, StoreError> {
-        self.end.step().await;
-        Ok(self.with(|contents| contents.handles.get(&handle).into_iter().flatten().copied().collect()))
-    }
-
-    async fn delete_handle(&self, handle: String) -> Result<(), StoreError> {
-        self.end.step().await;
-        self.with(|contents| contents.handles.remove(&handle));
-        self.end.step().await;
-        Ok(())
-    }
-
+impl Store for NodeMemory {
     async fn namespace(&self, name: String) -> Result<Namespace, StoreError> {
-        self.answers().await;
-        Ok(self.with(|contents| contents.namespaces.get(&name).cloned().unwrap_or_default()))
+        self.end.step().await;
+        self.storage.namespace(name).await
     }
 }
 
 pub(super) struct Node {
     pub(super) allocator: Allocator,
-    pub(super) store: Memory,
+    pub(super) store: NodeMemory,
     pub(super) map: watch::Sender<BlockMap>,
     pub(super) pools: watch::Sender<Pools>,
     pub(super) limits: watch::Sender<Known>,
@@ -206,13 +133,13 @@ pub(super) fn named_pool(name: &str, cidr: &str, block_size: u8) -> NodePool {
     NodePool { name: name.to_owned(), ..pool(cidr, block_size) }
 }
 
-pub(super) fn mk_node(name: &str, contents: &Arc<Mutex<Contents>>, pools: Vec<NodePool>) -> Node {
+pub(super) fn mk_node(name: &str, contents: &Memory, pools: Vec<NodePool>) -> Node {
     mk_mortal(name, contents, pools, End::default())
 }
 
 /// A node that ends in the middle.
-pub(super) fn mk_mortal(name: &str, contents: &Arc<Mutex<Contents>>, pools: Vec<NodePool>, end: End) -> Node {
-    let store = Memory { node: name.to_owned(), end, contents: contents.clone() };
+pub(super) fn mk_mortal(name: &str, contents: &Memory, pools: Vec<NodePool>, end: End) -> Node {
+    let store = NodeMemory { node: name.to_owned(), end, storage: contents.clone() };
     let (map, seen) = watch::channel(Some(Arc::default()));
     let (pools, pools_seen) = watch::channel(Some(Arc::new(pools)));
     let (limits, limits_seen) = watch::channel(Some(Arc::default()));
@@ -232,7 +159,7 @@ pub(super) fn clock() -> String {
 /// Tells all nodes of all blocks, as typha does some time later.
 pub(super) fn tell_all(nodes: &[&Node]) {
     let all: BTreeMap<IpNet, String> = nodes[0].store.with(|contents| {
-        let owned = contents.blocks.iter().filter_map(|(cidr, (_, block))| Some((*cidr, block.node()?.to_owned())));
+        let owned = contents.blocks().into_iter().filter_map(|(cidr, block)| Some((cidr, block.node()?.to_owned())));
         owned.collect()
     });
     nodes.iter().for_each(|node| drop(node.map.send_replace(Some(Arc::new(all.clone())))));
@@ -251,21 +178,21 @@ pub(super) fn wanted(handle: &str) -> Wanted {
 
 /// Names of the handle's blocks and the addresses that blocks have under it.
 pub(super) fn held(contents: &Contents, handle: &str) -> (Vec<String>, Vec<String>) {
-    let named = contents.handles.get(handle).into_iter().flatten().map(IpNet::to_string).collect();
-    let addresses = contents.blocks.values().flat_map(|(_, block)| block.of_handle(handle));
+    let named = contents.handles().get(handle).into_iter().flatten().map(IpNet::to_string).collect();
+    let addresses = contents.blocks().into_values().flat_map(|block| block.of_handle(handle));
     (named, addresses.map(|address| address.to_string()).collect())
 }
 
 /// Tells a node which blocks it has.
 pub(super) fn tell_blocks(node: &Node, name: &str) {
     let own = node.store.with(|contents| {
-        let own = contents.blocks.iter().filter(|(_, (_, block))| block.node() == Some(name));
-        own.map(|(cidr, _)| (*cidr, name.to_owned())).collect()
+        let own = contents.blocks().into_iter().filter(|(_, block)| block.node() == Some(name));
+        own.map(|(cidr, _)| (cidr, name.to_owned())).collect()
     });
     node.map.send_replace(Some(Arc::new(own)));
 }
 
-pub(super) fn dual(node: &str, contents: &Arc<Mutex<Contents>>) -> Node {
+pub(super) fn dual(node: &str, contents: &Memory) -> Node {
     let six = named_pool("six", "fd00::/120", 122);
     mk_node(node, contents, vec![pool("10.0.0.0/24", 28), six])
 }

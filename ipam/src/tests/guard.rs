@@ -7,17 +7,17 @@ fn cidr(text: &str) -> IpNet {
 }
 
 /// Puts a block of a node into storage, with one address of it taken, as an earlier pool has left it.
-fn put_block(contents: &Arc<Mutex<Contents>>, range: &str, node: &str, handle: &str) -> IpNet {
+fn put_block(contents: &Memory, range: &str, node: &str, handle: &str) -> IpNet {
     let mut block = Block::new(cidr(range), node, String::new());
     let address = block.assign(&exact(handle, &[]).attribute, |_| false).expect("room");
-    contents.lock().expect("no task panicked").blocks.insert(cidr(range), (1, block));
-    contents.lock().expect("no task panicked").handles.insert(handle.to_owned(), BTreeSet::from([cidr(range)]));
+    contents.lock().put_block(&block);
+    contents.lock().put_handle(handle, &[cidr(range)]);
     address.into()
 }
 
 /// Every pair of blocks that have addresses in common.
-fn overlaps(contents: &Arc<Mutex<Contents>>) -> Vec<(IpNet, IpNet)> {
-    let blocks: Vec<IpNet> = contents.lock().expect("no task panicked").blocks.keys().copied().collect();
+fn overlaps(contents: &Memory) -> Vec<(IpNet, IpNet)> {
+    let blocks: Vec<IpNet> = contents.lock().blocks().into_keys().collect();
     let pairs = blocks.iter().flat_map(|one| blocks.iter().map(move |other| (*one, *other)));
     pairs.filter(|(one, other)| one != other && one.contains(other)).collect()
 }
@@ -26,7 +26,7 @@ fn overlaps(contents: &Arc<Mutex<Contents>>) -> Vec<(IpNet, IpNet)> {
 async fn a_pool_that_is_divided_anew_overlaps_no_block_of_the_former_one() {
     // Former and new size of blocks, and whether the view has told of the former block yet: where it has not, larger ones are found by name.
     for (former, new, is_told) in [(29, 26, true), (26, 29, true), (26, 29, false), (28, 28, false)] {
-        let contents = Arc::new(Mutex::new(Contents::default()));
+        let contents = Memory::default();
         let held = put_block(&contents, &format!("10.0.0.0/{former}"), "n1", "first");
         let node = mk_node("n2", &contents, vec![pool("10.0.0.0/25", new)]);
         let whole = || exact("second", &[&held.addr().to_string()]);
@@ -53,7 +53,7 @@ use super::held as held_by;
 
 #[tokio::test]
 async fn a_pool_that_takes_nothing_new_gives_nothing_by_any_way() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let why = "is not allocatable: it overlaps pool default";
     let closed = NodePool { closed: Some(why.to_owned()), ..named_pool("late", "10.0.0.0/26", 28) };
     let node = mk_node("n1", &contents, vec![closed]);
@@ -62,12 +62,12 @@ async fn a_pool_that_takes_nothing_new_gives_nothing_by_any_way() {
         let error = node.allocator.assign(wanted).await.expect_err("the pool is closed");
         assert!(error.to_string().contains(why), "{error}");
     }
-    assert!(contents.lock().expect("no task panicked").blocks.is_empty());
+    assert!(contents.lock().blocks().is_empty());
 }
 
 #[tokio::test]
 async fn nothing_is_given_from_where_two_blocks_overlap() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     put_block(&contents, "10.0.0.0/28", "n1", "old");
     put_block(&contents, "10.0.0.8/29", "n2", "guest");
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/27", 28)]);
@@ -84,7 +84,7 @@ async fn nothing_is_given_from_where_two_blocks_overlap() {
 #[tokio::test]
 async fn what_has_been_taken_behind_the_cache_is_not_answered_from_it() {
     for is_told in [false, true] {
-        let contents = Arc::new(Mutex::new(Contents::default()));
+        let contents = Memory::default();
         let node = mk_node("n1", &contents, vec![pool("10.0.0.0/28", 29)]);
         let mut tunnel = Wanted { usage: Use::Tunnel, ..wanted("vxlan-tunnel-addr-n1") };
         tunnel.ipv4 = Demand::Always(Vec::new());
@@ -93,7 +93,7 @@ async fn what_has_been_taken_behind_the_cache_is_not_answered_from_it() {
         tell_all(&[&node]);
         node.allocator.assign(wanted("pod")).await.expect("an address");
         // The collector takes the node for gone, and another one claims the range.
-        node.store.with(|contents| contents.blocks.clear());
+        node.store.with(|contents| contents.clear_blocks());
         let other = mk_node("n2", &contents, vec![pool("10.0.0.0/29", 29)]);
         let pods =
             futures::future::join_all((0..8).map(|n| other.allocator.assign(wanted(&format!("other{n}"))))).await;
@@ -117,7 +117,7 @@ async fn what_has_been_taken_behind_the_cache_is_not_answered_from_it() {
 
 #[tokio::test]
 async fn a_pod_takes_its_own_address_over_from_its_earlier_sandbox() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
     let of = |handle: &str, pod: &str, on: &str| {
         let mut wanted = exact(handle, &["10.0.0.7"]);
@@ -134,7 +134,7 @@ async fn a_pod_takes_its_own_address_over_from_its_earlier_sandbox() {
     let anew = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
     tell_all(&[&anew]);
     assert_eq!(anew.allocator.assign(of("net.new", "fixed", "n1")).await.expect("its own"), fixed);
-    assert_eq!(node.store.with(|contents| contents.handles.keys().cloned().collect::<Vec<_>>()), ["net.new"]);
+    assert_eq!(node.store.with(|contents| contents.handles().keys().cloned().collect::<Vec<_>>()), ["net.new"]);
     anew.allocator.release("net.old".to_owned()).await.expect("nothing to release");
     assert_eq!(node.store.with(|contents| held(contents, "net.new").1), ["10.0.0.7"]);
     anew.allocator.release("net.new".to_owned()).await.expect("release");

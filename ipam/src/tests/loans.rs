@@ -3,7 +3,7 @@
 use super::*;
 
 /// Nodes that know of all blocks, on one pool.
-fn mk_nodes(count: usize, contents: &Arc<Mutex<Contents>>, pools: &[NodePool]) -> Vec<Node> {
+fn mk_nodes(count: usize, contents: &Memory, pools: &[NodePool]) -> Vec<Node> {
     (1..=count).map(|n| mk_node(&format!("n{n}"), contents, pools.to_vec())).collect()
 }
 
@@ -17,7 +17,7 @@ async fn fill(node: &Node, prefix: &str, count: usize) -> BTreeSet<IpNet> {
 
 #[tokio::test]
 async fn five_nodes_share_four_blocks() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let nodes = mk_nodes(5, &contents, &[pool("10.0.0.0/27", 29)]);
     let mut given = BTreeSet::new();
     for (number, node) in nodes.iter().enumerate() {
@@ -45,7 +45,7 @@ async fn five_nodes_share_four_blocks() {
     }
     nodes[4].allocator.release("more3".to_owned()).await.expect("release");
     nodes[4].allocator.assign(wanted("late")).await.expect("the address that is free again");
-    assert_eq!(contents.lock().expect("no task panicked").blocks.len(), 4);
+    assert_eq!(contents.lock().blocks().len(), 4);
     for number in 0..4 {
         nodes[4].allocator.release(format!("p4-{number}")).await.expect("release");
         assert_eq!(nodes[4].store.with(|contents| held(contents, &format!("p4-{number}"))), (vec![], vec![]));
@@ -54,7 +54,7 @@ async fn five_nodes_share_four_blocks() {
 
 #[tokio::test]
 async fn a_tunnel_whose_address_is_borrowed_has_the_same_after_a_restart() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let nodes = mk_nodes(2, &contents, &[pool("10.0.0.0/29", 29)]);
     fill(&nodes[0], "a", 2).await;
     tell_all(&[&nodes[0], &nodes[1]]);
@@ -68,7 +68,7 @@ async fn a_tunnel_whose_address_is_borrowed_has_the_same_after_a_restart() {
 
 #[tokio::test]
 async fn what_may_not_be_borrowed_is_refused_with_the_reason() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let nodes = mk_nodes(2, &contents, &[pool("10.0.0.0/28", 28)]);
     fill(&nodes[0], "a", 2).await;
     tell_all(&[&nodes[0], &nodes[1]]);
@@ -88,10 +88,11 @@ async fn what_may_not_be_borrowed_is_refused_with_the_reason() {
     assert!(matches!(&closed, NoAddress::Exhausted(text) if text.contains("default is disabled")), "{closed}");
     nodes[1].pools.send_replace(Some(Arc::new(vec![pool("10.0.0.0/28", 28)])));
     // Being given back: neither its addresses nor its range are to be had.
-    contents.lock().expect("no task panicked").blocks.values_mut().for_each(|(_, block)| {
+    let present = contents.lock().blocks();
+    for block in present.values() {
         let spec = margay_api::v3::ipam::IPAMBlockSpec { deleted: true, ..block.spec().clone() };
-        *block = Block::parse(spec).expect("sound");
-    });
+        contents.lock().put_block(&Block::parse(spec).expect("sound"));
+    }
     nodes[1].allocator.assign(wanted("h")).await.expect_err("marked as deleted");
     assert_eq!(nodes[1].store.with(|contents| held(contents, "h").1), Vec::<String>::new());
 }
@@ -100,7 +101,7 @@ async fn what_may_not_be_borrowed_is_refused_with_the_reason() {
 async fn a_node_that_may_claim_no_more_borrows() {
     let bounds: [fn(&mut Limits); 2] = [|limits| limits.max_blocks = 1, |limits| limits.may_claim = false];
     for limit in bounds {
-        let contents = Arc::new(Mutex::new(Contents::default()));
+        let contents = Memory::default();
         let nodes = mk_nodes(2, &contents, &[pool("10.0.0.0/24", 30)]);
         let mine = fill(&nodes[1], "mine", 1).await;
         fill(&nodes[0], "a", 2).await;
@@ -111,7 +112,7 @@ async fn a_node_that_may_claim_no_more_borrows() {
         assert_eq!(given.len(), 6);
         let own = nodes[1]
             .store
-            .with(|contents| contents.blocks.values().filter(|(_, block)| block.node() == Some("n2")).count());
+            .with(|contents| contents.blocks().into_values().filter(|block| block.node() == Some("n2")).count());
         assert!(own <= 2, "{own} blocks of a node that may claim one, and a spare one before");
         nodes[1].limit(|limits| limits.strict_affinity = true);
         let refused = nodes[1].allocator.assign(wanted("late")).await.expect_err("strict");
@@ -121,7 +122,7 @@ async fn a_node_that_may_claim_no_more_borrows() {
 
 #[tokio::test]
 async fn a_pod_of_both_versions_may_borrow_one_of_them() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let pools = [pool("10.0.0.0/29", 29), named_pool("six", "fd00::/120", 122)];
     let nodes = mk_nodes(2, &contents, &pools);
     fill(&nodes[0], "a", 1).await;
@@ -140,7 +141,7 @@ async fn a_pod_of_both_versions_may_borrow_one_of_them() {
 
 #[tokio::test(start_paused = true)]
 async fn an_address_rests_before_it_is_given_again() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let nodes = mk_nodes(2, &contents, &[pool("10.0.0.0/30", 30)]);
     nodes.iter().for_each(|node| node.limit(|limits| limits.cooldown = 60));
     fill(&nodes[0], "a", 4).await;

@@ -10,7 +10,7 @@ use crate::addresses::NodeAddresses;
 use crate::request::{AddressRequest, Addresses};
 use crate::spaces;
 
-fn mk_addresses(contents: &Arc<Mutex<Contents>>) -> (Node, NodeAddresses) {
+fn mk_addresses(contents: &Memory) -> (Node, NodeAddresses) {
     let of_team = NodePool {
         namespaces: Some(Selector::parse("team == 'a'").expect("a selector")),
         ..named_pool("team", "10.1.0.0/24", 26)
@@ -40,7 +40,7 @@ fn space(label: Option<&str>, pools: Option<&str>) -> Namespace {
 
 #[tokio::test]
 async fn a_pools_selector_and_a_namespaces_annotation_decide() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let (node, addresses) = mk_addresses(&contents);
     node.store.with(|contents| {
         let spaces = [
@@ -78,7 +78,7 @@ async fn a_pools_selector_and_a_namespaces_annotation_decide() {
 
 #[tokio::test]
 async fn what_was_claimed_before_the_namespace_was_read_is_taken_back_where_it_says_otherwise() {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let (node, addresses) = mk_addresses(&contents);
     // No pool asks for labels, so nothing is asked first.
     node.pools.send_modify(|pools| {

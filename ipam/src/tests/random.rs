@@ -40,7 +40,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 type Held = BTreeMap<String, (usize, Vec<IpNet>)>;
 
 async fn play(steps: Vec<Step>) -> Result<(), TestCaseError> {
-    let contents = Arc::new(Mutex::new(Contents::default()));
+    let contents = Memory::default();
     let names = ["n1", "n2", "n3"];
     let mut pools = vec![pool("10.0.0.0/27", 29)];
     let mut nodes: Vec<Node> = names.iter().map(|name| mk_node(name, &contents, pools.clone())).collect();
@@ -96,11 +96,11 @@ async fn take(node: &Node, number: usize, wanted: Wanted, held: &mut Held) {
     }
 }
 
-fn check(contents: &Arc<Mutex<Contents>>, held: &Held) -> Result<(), TestCaseError> {
-    let contents = contents.lock().expect("no task panicked");
-    let blocks: Vec<&Block> = contents.blocks.values().map(|(_, block)| block).collect();
+fn check(contents: &Memory, held: &Held) -> Result<(), TestCaseError> {
+    let contents = contents.lock();
+    let blocks: Vec<Block> = contents.blocks().into_values().collect();
     for one in &blocks {
-        let overlaps = |other: &&&Block| one.cidr() != other.cidr() && one.cidr().contains(&other.cidr());
+        let overlaps = |other: &&Block| one.cidr() != other.cidr() && one.cidr().contains(&other.cidr());
         prop_assert!(!blocks.iter().any(|other| overlaps(&other)), "{} overlaps another block", one.cidr());
     }
     let allocated: BTreeMap<String, Vec<IpNet>> = blocks
@@ -113,7 +113,7 @@ fn check(contents: &Arc<Mutex<Contents>>, held: &Held) -> Result<(), TestCaseErr
     prop_assert_eq!(&allocated, &wanted);
     let addresses: BTreeSet<&IpNet> = wanted.values().flatten().collect();
     prop_assert_eq!(addresses.len(), wanted.len());
-    prop_assert_eq!(contents.handles.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>());
+    prop_assert_eq!(contents.handles().into_keys().collect::<Vec<_>>(), wanted.into_keys().collect::<Vec<_>>());
     Ok(())
 }
 

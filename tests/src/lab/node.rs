@@ -38,7 +38,7 @@ use tokio::task::JoinHandle;
 
 use super::PATIENCE;
 use super::control::Control;
-use super::storage::{Blocks, Memory};
+use super::storage::Blocks;
 use crate::namespace::Namespace;
 
 /// A node, and its agent if it runs.
@@ -267,8 +267,8 @@ async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Noti
     };
     watch_drift(table, agent.clone())?;
     watch_links(interfaces, links, agent.clone(), |_| ())?;
-    let ports: Ports<Memory, _, _> = Ports {
-        store: Arc::new(blocks.of_node(&settings.node)),
+    let ports: Ports<Blocks, _, _> = Ports {
+        store: Arc::new(blocks.clone()),
         pools: |labels| blocks.pools(labels),
         limits: blocks.limits(),
         announcer: Nobody,
