@@ -1,6 +1,6 @@
 //! The CNI service's view of IPAM: which attributes Calico keeps with an address.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -8,11 +8,11 @@ use margay_api::rule::IpVersion;
 use margay_api::v3::ipam::AllocationAttribute;
 use tokio::sync::watch;
 
-use super::allocator::{Allocator, Pools, Wanted};
+use super::allocator::{Allocator, Pools};
 use super::pools::{Choice, Use};
-use super::spaces::{self, Asked, Known, Look, Relevance};
+use super::request::{AddressRequest, Addresses, Demand, NoAddress};
+use super::spaces::{self, Known, Look, Relevance};
 use super::store::Namespace;
-use crate::request::{AddressRequest, Addresses, Demand, NoAddress};
 
 /// Handle and type of a node's VXLAN tunnel address of an IP version, as Calico names them.
 fn tunnel_names(node: &str, version: IpVersion) -> (String, &'static str) {
@@ -79,34 +79,23 @@ impl NodeAddresses {
             IpVersion::V4 => (any, Demand::Never),
             IpVersion::V6 => (Demand::Never, any),
         };
-        let (exact, admitted) = (Vec::new(), BTreeSet::new());
-        self.allocator.assign(Wanted { attribute, ipv4, ipv6, exact, usage: Use::Tunnel, admitted }).await
+        let request = AddressRequest { attribute, ipv4, ipv6, usage: Use::Tunnel, ..AddressRequest::default() };
+        self.allocator.assign(request).await
     }
 }
 
 impl Addresses for NodeAddresses {
-    async fn assign(&self, request: AddressRequest) -> Result<Vec<IpNet>, NoAddress> {
-        let secondary = BTreeMap::from(
-            [
-                ("namespace", request.endpoint.namespace.clone()),
-                ("node", self.node.clone()),
-                ("pod", request.endpoint.name.clone()),
-                ("timestamp", (self.clock)()),
-            ]
-            .map(|(key, value)| (key.to_owned(), value)),
-        );
-        let attribute = AllocationAttribute {
-            handle_id: Some(request.handle.clone()),
-            secondary: Some(secondary),
-            ..AllocationAttribute::default()
-        };
-        let AddressRequest { ipv4, ipv6, named_by_pod, exact, .. } = request;
-        let asked = Asked { demands: [ipv4, ipv6], named_by_pod, exact };
-        let name = request.endpoint.namespace;
-        match self.known.relevance(&name, &asked, &self.allocator.pools().await?) {
-            Relevance::None => self.assign_in(attribute, asked, &name, &Namespace::default()).await,
-            Relevance::Likely => self.assign_in(attribute, asked, &name, &self.namespace(&name).await?).await,
-            Relevance::Unlikely => self.assign_meanwhile(attribute, asked, &name).await,
+    async fn assign(&self, mut request: AddressRequest) -> Result<Vec<IpNet>, NoAddress> {
+        let secondary = request.attribute.secondary.get_or_insert_default();
+        secondary.insert("node".to_owned(), self.node.clone());
+        secondary.insert("timestamp".to_owned(), (self.clock)());
+        match self.known.relevance(&request, &self.allocator.pools().await?) {
+            Relevance::None => self.assign_in(request, &Namespace::default()).await,
+            Relevance::Likely => {
+                let namespace = self.namespace(request.namespace()).await?;
+                self.assign_in(request, &namespace).await
+            }
+            Relevance::Unlikely => self.assign_meanwhile(request).await,
         }
     }
 
@@ -123,36 +112,23 @@ impl NodeAddresses {
         Ok(namespace)
     }
 
-    async fn assign_in(
-        &self,
-        attribute: AllocationAttribute,
-        asked: Asked,
-        name: &str,
-        namespace: &Namespace,
-    ) -> Result<Vec<IpNet>, NoAddress> {
-        let [ipv4, ipv6] = spaces::demands(&asked, name, namespace)?;
-        let admitted = spaces::admitted(&self.allocator.pools().await?, namespace);
-        self.allocator
-            .assign(Wanted { attribute, ipv4, ipv6, exact: asked.exact, usage: Use::Workload, admitted })
-            .await
+    async fn assign_in(&self, mut request: AddressRequest, namespace: &Namespace) -> Result<Vec<IpNet>, NoAddress> {
+        [request.ipv4, request.ipv6] = spaces::demands(&request, namespace)?;
+        request.admitted = spaces::admitted(&self.allocator.pools().await?, namespace);
+        self.allocator.assign(request).await
     }
 
     /// Claims while the namespace is read, as if it said nothing.
-    async fn assign_meanwhile(
-        &self,
-        attribute: AllocationAttribute,
-        asked: Asked,
-        name: &str,
-    ) -> Result<Vec<IpNet>, NoAddress> {
+    async fn assign_meanwhile(&self, request: AddressRequest) -> Result<Vec<IpNet>, NoAddress> {
         let nothing = Namespace::default();
         let (namespace, given) =
-            tokio::join!(self.namespace(name), self.assign_in(attribute.clone(), asked.clone(), name, &nothing));
-        // Whatever fails here, the caller takes back what is under the handle.
+            tokio::join!(self.namespace(request.namespace()), self.assign_in(request.clone(), &nothing));
+        // Whatever fails here, the caller releases the handle.
         let namespace = namespace?;
-        if spaces::demands(&asked, name, &namespace)? == asked.demands {
+        if spaces::demands(&request, &namespace)? == [request.ipv4.clone(), request.ipv6.clone()] {
             return given;
         }
-        self.allocator.release(attribute.handle_id.clone().unwrap_or_default()).await?;
-        self.assign_in(attribute, asked, name, &namespace).await
+        self.allocator.release(request.handle().to_owned()).await?;
+        self.assign_in(request, &namespace).await
     }
 }

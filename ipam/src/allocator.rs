@@ -1,6 +1,6 @@
 //! What is asked of IPAM on a node, and the way to who answers: one task that owns this node's blocks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +17,9 @@ use super::commit::Written;
 use super::limits::Known;
 use super::node_objects::{NodeObjects, Stored};
 use super::owner::Owner;
-use super::pools::{Choice, NodePool, Use};
+use super::pools::{Choice, NodePool};
+use super::request::{AddressRequest, NoAddress};
 use super::store::{Store, StoreError};
-use crate::request::{Demand, NoAddress};
 
 /// Requests that may wait for the owner; more wait in the callers, who are bounded by the CNI socket.
 const QUEUE: usize = 256;
@@ -44,35 +44,6 @@ pub struct Terms {
     pub limits: watch::Receiver<Known>,
 }
 
-/// What is asked for: an address of each IP version that is needed, all of them or none.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Wanted {
-    /// Handle and attributes to keep the addresses under.
-    pub attribute: AllocationAttribute,
-    /// Whether an IPv4 address is needed.
-    pub ipv4: Demand,
-    /// Whether an IPv6 address is needed.
-    pub ipv6: Demand,
-    /// Exactly these addresses instead; empty: any.
-    pub exact: Vec<IpAddr>,
-    /// What they are for.
-    pub usage: Use,
-    /// Pools with a namespaceSelector that selects the namespace of the pod.
-    pub admitted: BTreeSet<String>,
-}
-
-impl Wanted {
-    /// The handle.
-    pub(super) fn handle(&self) -> &str {
-        self.attribute.handle_id.as_deref().unwrap_or_default()
-    }
-
-    /// The choice of pools of a request that names these.
-    pub(super) fn choice(&self, named: Vec<String>) -> Choice {
-        Choice { usage: self.usage, named, admitted: self.admitted.clone() }
-    }
-}
-
 /// The part of a request that one block can serve.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Part {
@@ -93,7 +64,7 @@ impl Part {
 
 /// Who waits for room.
 pub(super) enum Waiting {
-    Request(Wanted, AssignReply),
+    Request(AddressRequest, AssignReply),
     /// A part whose block turned out to be full or lost.
     Part(Part, AssignReply),
     /// A handle that is not found, while not all blocks of this node are known.
@@ -104,15 +75,15 @@ pub(super) type AssignReply = oneshot::Sender<Result<Vec<IpNet>, NoAddress>>;
 pub(super) type ReleaseReply = oneshot::Sender<Result<(), NoAddress>>;
 
 pub(super) enum Event {
-    Assign(Wanted, AssignReply),
+    Assign(AddressRequest, AssignReply),
     Release(String, ReleaseReply),
     Written(Written),
     /// What the claim was for: IP version and choice of pools; and what came of it.
     Claimed(IpVersion, Choice, Result<Stored<Block>, NoAddress>),
     /// The blocks in which a handle has been looked for that may have an address from before a restart in another node's.
-    Sought(Wanted, AssignReply, Result<Vec<Stored<Block>>, StoreError>),
+    Sought(AddressRequest, AssignReply, Result<Vec<Stored<Block>>, StoreError>),
     /// What was borrowed for a request that its own blocks serve in part, or not at all.
-    Borrowed(Wanted, AssignReply, Result<Vec<Borrowed>, NoAddress>),
+    Borrowed(AddressRequest, AssignReply, Result<Vec<Borrowed>, NoAddress>),
     /// A block was to be given back.
     Returned(IpNet, Returned),
     /// Addresses that a pod has named, with the blocks that they are in.
@@ -150,7 +121,7 @@ impl Allocator {
     }
 
     /// Assigns an address of each IP version that is needed, or none; asked again with the same handle, the same addresses.
-    pub async fn assign(&self, wanted: Wanted) -> Result<Vec<IpNet>, NoAddress> {
+    pub async fn assign(&self, wanted: AddressRequest) -> Result<Vec<IpNet>, NoAddress> {
         tokio::time::timeout(UNKNOWN, self.terms.clone().known()).await.map_err(|_| self.terms.unknown())??;
         let (reply, answer) = oneshot::channel();
         self.ask(Event::Assign(wanted, reply), answer).await

@@ -16,8 +16,8 @@ use margay_api::rule::IpVersion;
 use super::known::{Blocks, Heed, parents};
 use super::node_objects::{NodeObjects, Stored};
 use super::pools::{Choice, LARGEST_BLOCK, NodePool, Use};
+use super::request::NoAddress;
 use super::store::{AffinityState, Store, StoreError};
-use crate::request::NoAddress;
 
 /// Blocks that somebody else turns out to have, before giving up. What the cluster knows of blocks lags by milliseconds, so a few are normal.
 const COLLISIONS: usize = 100;

@@ -9,8 +9,8 @@ use margay_api::ipam::block::Block;
 use super::allocator::{AssignReply, Part, ReleaseReply, whole};
 use super::known::Heed;
 use super::node_objects::{NodeObjects, Stored};
+use super::request::NoAddress;
 use super::store::{Store, StoreError};
-use crate::request::NoAddress;
 
 /// How often a write is tried before those who wait for it are told that storage is unavailable.
 const TRIES: u32 = 5;

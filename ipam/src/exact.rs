@@ -17,8 +17,8 @@ use super::claim::{Ground, possible, try_claim};
 use super::known::{Heed, parents};
 use super::node_objects::{NodeObjects, Stored};
 use super::pools::Choice;
+use super::request::NoAddress;
 use super::store::{Store, StoreError};
-use crate::request::NoAddress;
 
 /// Conflicts on one block before the runtime is asked to try again.
 const TRIES: u32 = 10;

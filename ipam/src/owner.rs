@@ -27,8 +27,8 @@ use super::commit::{self, Operation, Written};
 use super::known::{Blocks, Heed};
 use super::node_objects::{NodeObjects, Stored};
 use super::pools::NodePool;
+use super::request::NoAddress;
 use super::store::Store;
-use crate::request::NoAddress;
 
 /// A block of this node and what waits for its next write.
 struct Slot {

@@ -4,7 +4,6 @@
 //! for pods of namespaces that say something, and is taken back where one turns out to. Of those it is known from then on that they have to be asked first.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use futures::FutureExt;
@@ -13,8 +12,8 @@ use margay_api::meta::{ANNOTATION_POD_POOLS_V4, ANNOTATION_POD_POOLS_V6};
 use margay_api::rule::IpVersion;
 
 use super::pools::NodePool;
+use super::request::{AddressRequest, Demand, NoAddress};
 use super::store::{Namespace, Store, StoreError, bounded};
-use crate::request::{Demand, NoAddress};
 
 /// Reads a namespace.
 pub type Look = Arc<dyn Fn(String) -> BoxFuture<'static, Result<Namespace, StoreError>> + Send + Sync>;
@@ -25,17 +24,6 @@ pub fn look<S: Store>(store: Arc<S>) -> Look {
         let store = store.clone();
         async move { bounded(store.namespace(name)).await }.boxed()
     })
-}
-
-/// What a pod asks for itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Asked {
-    /// Of IPv4 and IPv6.
-    pub(super) demands: [Demand; 2],
-    /// Whether the pod itself names the pools.
-    pub(super) named_by_pod: [bool; 2],
-    /// Addresses that the pod names.
-    pub(super) exact: Vec<IpAddr>,
 }
 
 /// Whether what the namespace says may matter to a pod, and is asked before anything is claimed.
@@ -55,12 +43,13 @@ pub(super) struct Known(Arc<Mutex<BTreeSet<String>>>);
 
 impl Known {
     /// What the namespace of this name says of this pod.
-    pub(super) fn relevance(&self, name: &str, asked: &Asked, pools: &[NodePool]) -> Relevance {
-        let may_name = asked.exact.is_empty()
-            && asked.demands.iter().zip(asked.named_by_pod).any(|(demand, named)| *demand != Demand::Never && !named);
+    pub(super) fn relevance(&self, request: &AddressRequest, pools: &[NodePool]) -> Relevance {
+        let demands = request.demands().into_iter().zip(request.named_by_pod);
+        let may_name = request.exact.is_empty()
+            && demands.into_iter().any(|((_, demand), by_pod)| *demand != Demand::Never && !by_pod);
         match (pools.iter().any(|pool| pool.namespaces.is_some()), may_name) {
             (true, _) => Relevance::Likely,
-            (false, true) if self.names().contains(name) => Relevance::Likely,
+            (false, true) if self.names().contains(request.namespace()) => Relevance::Likely,
             (false, true) => Relevance::Unlikely,
             (false, false) => Relevance::None,
         }
@@ -80,14 +69,14 @@ impl Known {
 }
 
 /// What the pod asks for with what its namespace says: pools that it names come after the pod's own and before those of the network configuration.
-pub(super) fn demands(asked: &Asked, name: &str, namespace: &Namespace) -> Result<[Demand; 2], NoAddress> {
-    let mut demands = asked.demands.clone();
-    for ((version, demand), by_pod) in IpVersion::ALL.into_iter().zip(&mut demands).zip(asked.named_by_pod) {
+pub(super) fn demands(request: &AddressRequest, namespace: &Namespace) -> Result<[Demand; 2], NoAddress> {
+    let mut demands = [request.ipv4.clone(), request.ipv6.clone()];
+    for ((version, demand), by_pod) in IpVersion::ALL.into_iter().zip(&mut demands).zip(request.named_by_pod) {
         if let Some(text) = namespace.pools.get(&version)
             && *demand != Demand::Never
             && !by_pod
         {
-            *demand = Demand::Always(pools(version, name, text)?);
+            *demand = Demand::Always(pools(version, request.namespace(), text)?);
         }
     }
     Ok(demands)

@@ -17,12 +17,12 @@ use margay_api::ipam::limits::Limits;
 use margay_api::v3::ipam::{AllocationAttribute, IPReservationSpec};
 use tokio::sync::watch;
 
-use super::allocator::{Allocator, BlockMap, Pools, Terms, Wanted};
+use super::allocator::{Allocator, BlockMap, Pools, Terms};
 use super::limits::Known;
 use super::pools::{NodePool, Use};
+use super::request::{AddressRequest, Demand, NoAddress};
 use super::store::memory::{Contents, Kept, Memory};
 use super::store::{AffinityState, Namespace, Objects, Store, StoreError};
-use crate::request::{Demand, NoAddress};
 use fixture::*;
 
 #[tokio::test]
@@ -115,7 +115,7 @@ async fn without_a_pool_the_error_tells_what_to_do() {
         node.allocator.assign(wanted("h")).await.is_err(),
         "a pool that must be named served a request that names none"
     );
-    let named = Wanted { ipv4: Demand::Always(vec!["default".to_owned()]), ..wanted("h") };
+    let named = AddressRequest { ipv4: Demand::Always(vec!["default".to_owned()]), ..wanted("h") };
     node.allocator.assign(named).await.expect("the named pool");
 }
 
@@ -159,11 +159,11 @@ async fn a_pod_gets_an_address_of_each_pools_version_under_one_handle() {
 async fn what_is_asked_for_by_version_is_given_and_nothing_else() {
     let contents = Memory::default();
     let node = dual("n1", &contents);
-    let six = Wanted { ipv4: Demand::Never, ..wanted("six") };
+    let six = AddressRequest { ipv4: Demand::Never, ..wanted("six") };
     assert!(node.allocator.assign(six).await.expect("an address")[0].addr().is_ipv6());
-    let named = Wanted { ipv6: Demand::Always(vec!["fd00::/120".to_owned()]), ..wanted("both") };
+    let named = AddressRequest { ipv6: Demand::Always(vec!["fd00::/120".to_owned()]), ..wanted("both") };
     assert_eq!(node.allocator.assign(named).await.expect("two addresses").len(), 2);
-    let nowhere = Wanted { ipv6: Demand::Always(vec!["default".to_owned()]), ..wanted("none") };
+    let nowhere = AddressRequest { ipv6: Demand::Always(vec!["default".to_owned()]), ..wanted("none") };
     let error = node.allocator.assign(nowhere).await.expect_err("the pool is of the other version");
     assert!(
         matches!(&error, NoAddress::Refused(text) if text.contains("not of IPv6") && text.contains("ipv6_pools")),
@@ -354,7 +354,7 @@ async fn a_pool_that_is_named_must_be_there() {
     let contents = Memory::default();
     let far = NodePool { name: "far".to_owned(), selected: false, ..pool("10.9.0.0/26", 26) };
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26), far]);
-    let of = |handle: &str, pools: &[&str]| Wanted {
+    let of = |handle: &str, pools: &[&str]| AddressRequest {
         ipv4: Demand::Always(pools.iter().map(|pool| (*pool).to_owned()).collect()),
         ..wanted(handle)
     };

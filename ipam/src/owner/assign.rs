@@ -5,20 +5,20 @@ use margay_api::rule::IpVersion;
 use tokio::sync::oneshot;
 
 use super::Owner;
-use crate::allocator::{AssignReply, Event, Part, Waiting, Wanted, join, whole};
+use crate::allocator::{AssignReply, Event, Part, Waiting, join, whole};
 use crate::claim::{self, Ground};
 use crate::commit::{self, Operation};
 use crate::exact;
 use crate::known::{Blocks, Heed};
 use crate::node_objects::Stored;
 use crate::pools::{Choice, Use};
-use crate::request::{Demand, NoAddress};
+use crate::request::{AddressRequest, Demand, NoAddress};
 use crate::store::{Store, StoreError};
 use margay_api::ipam::block::Block;
 
 impl<S: Store> Owner<S> {
     /// A tunnel keeps its address over restarts, so its handle is looked for first: it may have been borrowed.
-    pub(super) fn seek(&mut self, wanted: Wanted, reply: AssignReply) {
+    pub(super) fn seek(&mut self, wanted: AddressRequest, reply: AssignReply) {
         if wanted.usage != Use::Tunnel {
             return self.assign(wanted, reply);
         }
@@ -29,7 +29,12 @@ impl<S: Store> Owner<S> {
         });
     }
 
-    pub(super) fn sought(&mut self, wanted: Wanted, reply: AssignReply, found: Result<Vec<Stored<Block>>, StoreError>) {
+    pub(super) fn sought(
+        &mut self,
+        wanted: AddressRequest,
+        reply: AssignReply,
+        found: Result<Vec<Stored<Block>>, StoreError>,
+    ) {
         let blocks = match found {
             Ok(blocks) => blocks,
             Err(error) => return drop(reply.send(Err(NoAddress::Unavailable(format!("IPAM handle: {error}"))))),
@@ -44,7 +49,7 @@ impl<S: Store> Owner<S> {
     }
 
     /// Nothing is written before every part of the request has a block with room.
-    pub(super) fn assign(&mut self, wanted: Wanted, reply: AssignReply) {
+    pub(super) fn assign(&mut self, wanted: AddressRequest, reply: AssignReply) {
         if reply.is_closed() {
             return;
         }
@@ -98,7 +103,7 @@ impl<S: Store> Owner<S> {
         tokio::spawn(join(had, answers, reply));
     }
 
-    fn assign_exact(&mut self, wanted: Wanted, reply: AssignReply) {
+    fn assign_exact(&mut self, wanted: AddressRequest, reply: AssignReply) {
         let ground = self.ground();
         let targets = match exact::targets(&wanted.exact, &wanted.choice(Vec::new()), &ground) {
             Ok(targets) => targets,
@@ -119,7 +124,7 @@ impl<S: Store> Owner<S> {
     }
 
     /// What the request comes to: what it demands of each IP version, and what it has already.
-    pub(super) fn parts(&self, wanted: &Wanted) -> Vec<Part> {
+    pub(super) fn parts(&self, wanted: &AddressRequest) -> Vec<Part> {
         let handle = wanted.handle();
         let part = |(version, demand): (IpVersion, &Demand)| {
             let choice = wanted.choice(match demand {
@@ -133,7 +138,7 @@ impl<S: Store> Owner<S> {
             };
             is_wanted.then(|| Part { attribute: wanted.attribute.clone(), version, choice, recorded: Vec::new() })
         };
-        [(IpVersion::V4, &wanted.ipv4), (IpVersion::V6, &wanted.ipv6)].into_iter().filter_map(part).collect()
+        wanted.demands().into_iter().filter_map(part).collect()
     }
 
     /// A part that lost its block.

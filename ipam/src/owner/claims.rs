@@ -10,7 +10,7 @@ use margay_api::rule::IpVersion;
 use margay_api::v3::ipam::AllocationAttribute;
 
 use super::{Owner, Slot};
-use crate::allocator::{AssignReply, Event, Part, Waiting, Wanted};
+use crate::allocator::{AssignReply, Event, Part, Waiting};
 use crate::back::{Facts, Returned, Standing, give_back};
 use crate::borrow::{Borrowed, borrow};
 use crate::claim;
@@ -18,7 +18,7 @@ use crate::commit::commit;
 use crate::known::Heed;
 use crate::node_objects::{NodeObjects, Stored};
 use crate::pools::Choice;
-use crate::request::NoAddress;
+use crate::request::{AddressRequest, NoAddress};
 use crate::store::{Store, StoreError};
 
 /// With fewer free addresses than this, and than a quarter of a block, another block is claimed before it is needed. A quarter, because a spare of a node
@@ -139,7 +139,7 @@ impl<S: Store> Owner<S> {
     }
 
     /// Takes what the request lacks out of blocks of other nodes. `why`: no block could be claimed.
-    pub(super) fn borrow(&mut self, wanted: Wanted, parts: Vec<Part>, reply: AssignReply, why: String) {
+    pub(super) fn borrow(&mut self, wanted: AddressRequest, parts: Vec<Part>, reply: AssignReply, why: String) {
         let had = self.borrowed.get(wanted.handle()).cloned().unwrap_or_default();
         let has = |part: &Part| had.iter().any(|cidr| IpVersion::of(cidr.addr()) == part.version);
         let lacking: Vec<Part> = parts.into_iter().filter(|part| has(part) || self.block_for(part).is_none()).collect();
@@ -208,7 +208,7 @@ impl<S: Store> Owner<S> {
     /// What was borrowed, and what the node's own blocks give beside it.
     pub(super) fn has_borrowed(
         &mut self,
-        wanted: Wanted,
+        wanted: AddressRequest,
         reply: AssignReply,
         result: Result<Vec<Borrowed>, NoAddress>,
     ) {

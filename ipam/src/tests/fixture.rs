@@ -165,14 +165,10 @@ pub(super) fn tell_all(nodes: &[&Node]) {
     nodes.iter().for_each(|node| drop(node.map.send_replace(Some(Arc::new(all.clone())))));
 }
 
-pub(super) fn wanted(handle: &str) -> Wanted {
-    Wanted {
+pub(super) fn wanted(handle: &str) -> AddressRequest {
+    AddressRequest {
         attribute: AllocationAttribute { handle_id: Some(handle.to_owned()), ..AllocationAttribute::default() },
-        ipv4: Demand::IfPooled,
-        ipv6: Demand::IfPooled,
-        exact: Vec::new(),
-        usage: Use::Workload,
-        admitted: BTreeSet::new(),
+        ..AddressRequest::default()
     }
 }
 
@@ -197,7 +193,7 @@ pub(super) fn dual(node: &str, contents: &Memory) -> Node {
     mk_node(node, contents, vec![pool("10.0.0.0/24", 28), six])
 }
 
-pub(super) fn exact(handle: &str, addresses: &[&str]) -> Wanted {
+pub(super) fn exact(handle: &str, addresses: &[&str]) -> AddressRequest {
     let secondary = [("namespace", "x"), ("pod", handle)].map(|(key, value)| (key.to_owned(), value.to_owned()));
     let mut wanted = wanted(handle);
     wanted.attribute.secondary = Some(secondary.into());

@@ -57,7 +57,7 @@ async fn a_pool_that_takes_nothing_new_gives_nothing_by_any_way() {
     let why = "is not allocatable: it overlaps pool default";
     let closed = NodePool { closed: Some(why.to_owned()), ..named_pool("late", "10.0.0.0/26", 28) };
     let node = mk_node("n1", &contents, vec![closed]);
-    let named = Wanted { ipv4: Demand::Always(vec!["late".to_owned()]), ..wanted("named") };
+    let named = AddressRequest { ipv4: Demand::Always(vec!["late".to_owned()]), ..wanted("named") };
     for wanted in [wanted("any"), exact("exact", &["10.0.0.4"]), named] {
         let error = node.allocator.assign(wanted).await.expect_err("the pool is closed");
         assert!(error.to_string().contains(why), "{error}");
@@ -86,7 +86,7 @@ async fn what_has_been_taken_behind_the_cache_is_not_answered_from_it() {
     for is_told in [false, true] {
         let contents = Memory::default();
         let node = mk_node("n1", &contents, vec![pool("10.0.0.0/28", 29)]);
-        let mut tunnel = Wanted { usage: Use::Tunnel, ..wanted("vxlan-tunnel-addr-n1") };
+        let mut tunnel = AddressRequest { usage: Use::Tunnel, ..wanted("vxlan-tunnel-addr-n1") };
         tunnel.ipv4 = Demand::Always(Vec::new());
         tunnel.ipv6 = Demand::Never;
         let former = node.allocator.assign(tunnel.clone()).await.expect("an address");

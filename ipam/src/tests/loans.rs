@@ -22,7 +22,7 @@ async fn five_nodes_share_four_blocks() {
     let mut given = BTreeSet::new();
     for (number, node) in nodes.iter().enumerate() {
         tell_all(&nodes.iter().collect::<Vec<_>>());
-        let tunnel = Wanted {
+        let tunnel = AddressRequest {
             usage: Use::Tunnel,
             ipv4: Demand::Always(Vec::new()),
             ipv6: Demand::Never,
@@ -58,7 +58,7 @@ async fn a_tunnel_whose_address_is_borrowed_has_the_same_after_a_restart() {
     let nodes = mk_nodes(2, &contents, &[pool("10.0.0.0/29", 29)]);
     fill(&nodes[0], "a", 2).await;
     tell_all(&[&nodes[0], &nodes[1]]);
-    let tunnel = || Wanted { usage: Use::Tunnel, ..wanted("vxlan-tunnel-addr-n2") };
+    let tunnel = || AddressRequest { usage: Use::Tunnel, ..wanted("vxlan-tunnel-addr-n2") };
     let first = nodes[1].allocator.assign(tunnel()).await.expect("borrowed");
     let restarted = mk_node("n2", &contents, vec![pool("10.0.0.0/29", 29), named_pool("new", "10.1.0.0/29", 29)]);
     tell_all(&[&restarted]);

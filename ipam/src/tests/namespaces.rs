@@ -24,12 +24,9 @@ fn mk_addresses(contents: &Memory) -> (Node, NodeAddresses) {
 
 fn request(namespace: &str, number: u32, named: Option<&str>) -> AddressRequest {
     AddressRequest {
-        handle: format!("{namespace}{number}"),
-        endpoint: EndpointKey::new(namespace, "pod"),
         ipv4: named.map_or(Demand::IfPooled, |pool| Demand::Always(vec![pool.to_owned()])),
-        ipv6: Demand::IfPooled,
         named_by_pod: [named.is_some(), false],
-        exact: Vec::new(),
+        ..AddressRequest::of_pod(format!("{namespace}{number}"), &EndpointKey::new(namespace, "pod"))
     }
 }
 

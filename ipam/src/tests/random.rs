@@ -85,7 +85,7 @@ async fn play(steps: Vec<Step>) -> Result<(), TestCaseError> {
 }
 
 /// Asks, and takes back what failed, as the service does.
-async fn take(node: &Node, number: usize, wanted: Wanted, held: &mut Held) {
+async fn take(node: &Node, number: usize, wanted: AddressRequest, held: &mut Held) {
     let handle = wanted.attribute.handle_id.clone().unwrap_or_default();
     if held.contains_key(&handle) {
         return;

@@ -223,7 +223,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         let [ipv4, ipv6] = call.config.demands()?;
         let (handle, endpoint, exact) = (wanted.handle(), wanted.endpoint(), call.config.requested()?);
         let named_by_pod = call.config.names_pools();
-        let request = AddressRequest { handle, endpoint, ipv4, ipv6, named_by_pod, exact };
+        let request = AddressRequest { ipv4, ipv6, named_by_pod, exact, ..AddressRequest::of_pod(handle, &endpoint) };
         let claim = self.parts.addresses.assign(request);
         let mac = pod::mac(&wanted.id.container, &wanted.id.ifname);
         let names = (wanted.interface.clone(), wanted.id.ifname.clone());
