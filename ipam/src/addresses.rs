@@ -1,4 +1,5 @@
-//! The CNI service's view of IPAM: which attributes Calico keeps with an address.
+//! Addresses of this node's pods and tunnels, with the attributes that Calico keeps with an
+//! address.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -9,9 +10,9 @@ use margay_api::v3::ipam::AllocationAttribute;
 use tokio::sync::watch;
 
 use super::allocator::{Allocator, Pools};
-use super::pools::{Choice, Use};
+use super::namespaces::{self, NamespacesWithPools, ReadNamespace, Relevance};
+use super::pools::{PoolChoice, Use};
 use super::request::{AddressRequest, Addresses, Demand, NoAddress};
-use super::spaces::{self, Known, Look, Relevance};
 use super::store::Namespace;
 
 /// Handle and type of a node's VXLAN tunnel address of an IP version, as Calico names them.
@@ -22,39 +23,41 @@ fn tunnel_names(node: &str, version: IpVersion) -> (String, &'static str) {
     }
 }
 
-/// Assigns to pods of this node.
+/// Addresses of a node: assigned to its pods and its tunnels, and released.
 #[derive(Clone)]
 pub struct NodeAddresses {
     node: String,
     allocator: Allocator,
-    namespaces: Look,
-    known: Known,
+    namespaces: ReadNamespace,
+    known: NamespacesWithPools,
     clock: fn() -> String,
 }
 
 impl NodeAddresses {
-    /// The addresses of a node. `clock` gives the time in RFC 3339, which is kept with each address.
-    pub fn new(node: String, allocator: Allocator, namespaces: Look, clock: fn() -> String) -> Self {
-        Self { node, allocator, namespaces, known: Known::default(), clock }
+    /// Creates the service of a node. `clock` returns the time in RFC 3339, which is kept with each
+    /// address.
+    pub fn new(node: String, allocator: Allocator, namespaces: ReadNamespace, clock: fn() -> String) -> Self {
+        Self { node, allocator, namespaces, known: NamespacesWithPools::default(), clock }
     }
 
-    /// The address of this node's VXLAN device for an IP version; the same one again after a restart, until its pool goes.
+    /// Assigns the address of this node's VXLAN device for an IP version. It is the same one after
+    /// a restart, until its pool goes.
     pub async fn tunnel(&self, version: IpVersion) -> Result<Vec<IpNet>, NoAddress> {
         let present = self.assign_tunnel(version).await?;
         if !self.has_to_move(&present) {
             return Ok(present);
         }
-        // Nobody else is given it meanwhile: nothing new is taken from such a pool.
+        // Nobody else gets it meanwhile, because nothing is assigned from such a pool any more.
         self.allocator.release(tunnel_names(&self.node, version).0).await?;
         self.assign_tunnel(version).await
     }
 
-    /// Whether a tunnel's address is of no pool, or of one that is being deleted, while there is another one that it may come from: the block around it
-    /// would never be given back.
+    /// Returns true when a tunnel's address has no pool, or one that is being deleted, and another
+    /// pool can serve the tunnel: the block around the old address would never be released.
     pub fn has_to_move(&self, present: &[IpNet]) -> bool {
         let Some(pools) = self.pools().borrow().clone() else { return false };
-        let choice = Choice { usage: Use::Tunnel, ..Choice::default() };
-        let stays = |address: IpAddr| pools.iter().any(|pool| pool.cidr.contains(&address) && !pool.is_leaving);
+        let choice = PoolChoice { usage: Use::Tunnel, ..PoolChoice::default() };
+        let stays = |address: IpAddr| pools.iter().any(|pool| pool.cidr.contains(&address) && !pool.is_terminating);
         let may_go = |address: IpAddr| {
             pools.iter().any(|pool| pool.cidr.addr().is_ipv4() == address.is_ipv4() && pool.serves(&choice))
         };
@@ -113,19 +116,19 @@ impl NodeAddresses {
     }
 
     async fn assign_in(&self, mut request: AddressRequest, namespace: &Namespace) -> Result<Vec<IpNet>, NoAddress> {
-        [request.ipv4, request.ipv6] = spaces::demands(&request, namespace)?;
-        request.admitted = spaces::admitted(&self.allocator.pools().await?, namespace);
+        [request.ipv4, request.ipv6] = namespaces::demands(&request, namespace)?;
+        request.admitted = namespaces::admitted(&self.allocator.pools().await?, namespace);
         self.allocator.assign(request).await
     }
 
-    /// Claims while the namespace is read, as if it said nothing.
+    /// Assigns while the namespace is read, as if the namespace named no pools.
     async fn assign_meanwhile(&self, request: AddressRequest) -> Result<Vec<IpNet>, NoAddress> {
         let nothing = Namespace::default();
         let (namespace, given) =
             tokio::join!(self.namespace(request.namespace()), self.assign_in(request.clone(), &nothing));
-        // Whatever fails here, the caller releases the handle.
+        // Whatever fails from here on, the caller releases the handle.
         let namespace = namespace?;
-        if spaces::demands(&request, &namespace)? == [request.ipv4.clone(), request.ipv6.clone()] {
+        if namespaces::demands(&request, &namespace)? == [request.ipv4.clone(), request.ipv6.clone()] {
             return given;
         }
         self.allocator.release(request.handle().to_owned()).await?;

@@ -1,7 +1,8 @@
-//! Claiming a new block: affinity pending, block, affinity confirmed, as Calico does it, so that two nodes can never both believe in a block.
+//! Claims of new blocks, in Calico's order: affinity pending, block, affinity confirmed. So no two
+//! nodes ever both believe that a block is theirs.
 //!
-//! [`try_claim`] is the only way to a new block, whoever asks: no block is made but a `blockSize` subnet of a pool that takes new ones, and none
-//! that has addresses in common with another block.
+//! [`try_claim`] is the only way to a new block: each is a `blockSize` subnet of a pool that may be
+//! assigned from, and overlaps no other block.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,70 +14,75 @@ use margay_api::ipam::search::candidates;
 use margay_api::meta::{ANNOTATION_POD_POOLS_V4, ANNOTATION_POD_POOLS_V6};
 use margay_api::rule::IpVersion;
 
-use super::known::{Blocks, Heed, parents};
+use super::constraints::{Constraints, KnownBlocks, parents};
 use super::node_objects::{NodeObjects, Stored};
-use super::pools::{Choice, LARGEST_BLOCK, NodePool, Use};
+use super::pools::{LARGEST_BLOCK, NodePool, PoolChoice, Use};
 use super::request::NoAddress;
 use super::store::{AffinityState, Store, StoreError};
 
-/// Blocks that somebody else turns out to have, before giving up. What the cluster knows of blocks lags by milliseconds, so a few are normal.
+/// Maximum number of blocks of one claim that turn out to be another node's. The map of blocks lags
+/// by milliseconds, so a few are normal.
 const COLLISIONS: usize = 100;
 
-/// What a claim stands on.
+/// State that a claim is based on.
 #[derive(Clone, Debug)]
-pub(super) struct Ground {
-    /// Who claims.
+pub(super) struct ClaimContext {
+    /// Name of the node.
     pub(super) node: String,
     /// All pools.
     pub(super) pools: Arc<Vec<NodePool>>,
     /// Blocks that are known.
-    pub(super) known: Blocks,
+    pub(super) known: KnownBlocks,
     /// The time, in RFC 3339.
     pub(super) now: String,
 }
 
-impl Ground {
+impl ClaimContext {
     /// Pools of an IP version that serve the choice, in order.
-    pub(super) fn serving<'a>(&'a self, version: IpVersion, choice: &'a Choice) -> impl Iterator<Item = &'a NodePool> {
+    pub(super) fn serving<'a>(
+        &'a self,
+        version: IpVersion,
+        choice: &'a PoolChoice,
+    ) -> impl Iterator<Item = &'a NodePool> {
         self.pools.iter().filter(move |pool| IpVersion::of(pool.cidr.addr()) == version && pool.serves(choice))
     }
 
-    /// Whether a block of the range may be made, as far as is known.
+    /// Returns true when a block of the range may be created, as far as is known.
     fn allows(&self, cidr: IpNet) -> bool {
         let is_block = self.pools.iter().any(|pool| pool.closed.is_none() && pool.has_block(cidr));
         is_block && self.known.overlapping(cidr).is_empty()
     }
 }
 
-/// What is claimed for.
-pub(super) struct Want {
+/// Demand for a block.
+pub(super) struct ClaimRequest {
     /// IP version.
     pub(super) version: IpVersion,
-    /// Which pools it may be of.
-    pub(super) choice: Choice,
-    /// What is heeded.
-    pub(super) heed: Heed,
+    /// Pools that it may come from.
+    pub(super) choice: PoolChoice,
+    /// Limits and reservations.
+    pub(super) constraints: Constraints,
 }
 
-/// Claims the first free block in this node's order.
+/// Claims the first free block in this node's order of search.
 pub(super) async fn claim<S: Store>(
     store: &NodeObjects<S>,
-    ground: &Ground,
-    want: &Want,
+    context: &ClaimContext,
+    want: &ClaimRequest,
 ) -> Result<Stored<Block>, NoAddress> {
     let unavailable =
         |error: StoreError| NoAddress::Unavailable(format!("IPAM block claim: {error}; the runtime will try again"));
-    let pools: Vec<&NodePool> = ground.serving(want.version, &want.choice).collect();
+    let pools: Vec<&NodePool> = context.serving(want.version, &want.choice).collect();
     if pools.is_empty() {
-        return Err(no_pool(Some(want.version), &want.choice, &ground.pools));
+        return Err(no_pool(Some(want.version), &want.choice, &context.pools));
     }
     let mut collisions = 0;
     for pool in &pools {
-        for cidr in candidates(pool.cidr, pool.block_size, &ground.node) {
-            if ground.known.contains(&cidr) || !ground.allows(cidr) || is_reserved(&want.heed, cidr) {
+        for cidr in candidates(pool.cidr, pool.block_size, &context.node) {
+            if context.known.contains(&cidr) || !context.allows(cidr) || is_reserved(&want.constraints, cidr) {
                 continue;
             }
-            match try_claim(store, ground, cidr).await.map_err(unavailable)? {
+            match try_claim(store, context, cidr).await.map_err(unavailable)? {
                 Some(block) => return Ok(block),
                 None if collisions < COLLISIONS => collisions += 1,
                 None => {
@@ -91,23 +97,26 @@ pub(super) async fn claim<S: Store>(
     Err(NoAddress::Exhausted(format!("every block of pool {} is taken", names.join(", "))))
 }
 
-/// The one guard before a block is made. `None`: the block, or one that has addresses in common with it, is somebody else's.
+/// Claims a block if no block overlaps it; none if it, or one that overlaps it, is another node's.
+/// Blocks that the map does not list yet are ruled out in storage: larger ones by a read of each
+/// possible name, and the same one by its creation, in which only one of two nodes succeeds.
 ///
-/// Of what the view may not have told yet, larger blocks around this one are looked for by name. Two nodes that make the same block at the same time
-/// are told apart by its creation, which only one of them can do.
+/// Of what the view may not have told yet, larger blocks around this one are looked for by name.
+/// Two nodes that make the same block at the same time are told apart by its creation, which only
+/// one of them can do.
 pub(super) async fn try_claim<S: Store>(
     store: &NodeObjects<S>,
-    ground: &Ground,
+    context: &ClaimContext,
     cidr: IpNet,
 ) -> Result<Option<Stored<Block>>, StoreError> {
-    if !ground.allows(cidr) || has_larger(store, cidr).await? {
+    if !context.allows(cidr) || has_larger(store, cidr).await? {
         return Ok(None);
     }
     store.put_affinity(cidr, AffinityState::Pending).await?;
-    let block = match store.create_block(Block::new(cidr, &ground.node, ground.now.clone())).await {
+    let block = match store.create_block(Block::new(cidr, &context.node, context.now.clone())).await {
         Ok(block) => block,
         Err(StoreError::Conflict) => match store.block(cidr).await? {
-            Some(block) if block.value.node() == Some(ground.node.as_str()) => block,
+            Some(block) if block.value.node() == Some(context.node.as_str()) => block,
             _ => {
                 store.delete_affinity(cidr).await?;
                 return Ok(None);
@@ -124,20 +133,20 @@ async fn has_larger<S: Store>(store: &NodeObjects<S>, cidr: IpNet) -> Result<boo
     Ok(found.iter().any(Option::is_some))
 }
 
-/// Those of the ranges that are small enough to be blocks.
+/// Keeps the ranges that are small enough for a block.
 pub(super) fn possible(ranges: impl Iterator<Item = IpNet>) -> impl Iterator<Item = IpNet> {
     ranges.filter(|range| range.prefix_len() >= range.max_prefix_len() - LARGEST_BLOCK)
 }
 
-/// Whether the reservations leave nothing of the block.
-fn is_reserved(heed: &Heed, cidr: IpNet) -> bool {
+/// Returns true when every address of the block is reserved.
+fn is_reserved(constraints: &Constraints, cidr: IpNet) -> bool {
     let touches = |range: &IpNet| range.contains(&cidr) || cidr.contains(range);
-    heed.limits.reserved.iter().any(touches)
-        && Block::new(cidr, "", String::new()).available(|address| heed.limits.is_reserved(address)) == 0
+    constraints.limits.reserved.iter().any(touches)
+        && Block::new(cidr, "", String::new()).available(|address| constraints.limits.is_reserved(address)) == 0
 }
 
-/// `version`: none when any would have done.
-pub(super) fn no_pool(version: Option<IpVersion>, choice: &Choice, pools: &[NodePool]) -> NoAddress {
+/// Error of a choice that no pool serves. `version` is none if any IP version would have done.
+pub(super) fn no_pool(version: Option<IpVersion>, choice: &PoolChoice, pools: &[NodePool]) -> NoAddress {
     let of_version = |pool: &&NodePool| version.is_none_or(|version| IpVersion::of(pool.cidr.addr()) == version);
     let reasons: BTreeSet<String> = pools
         .iter()
@@ -159,7 +168,7 @@ pub(super) fn no_pool(version: Option<IpVersion>, choice: &Choice, pools: &[Node
     NoAddress::Exhausted(format!("no IPPool{of} may be used for {whose}: {why}; add or correct one"))
 }
 
-/// A pool that a request names, and that it cannot have.
+/// Error of a request that names a pool it cannot have; `why` is none if the pool does not exist.
 pub(super) fn unknown_pool(version: IpVersion, name: &str, why: Option<&str>) -> NoAddress {
     let (of, field, annotation) = match version {
         IpVersion::V4 => ("IPv4", "ipv4_pools", ANNOTATION_POD_POOLS_V4),

@@ -1,4 +1,4 @@
-//! One write of a block with many operations in it, and what becomes of each.
+//! One write of a block that carries out many operations, and the outcome of each.
 
 use std::time::Duration;
 
@@ -7,17 +7,18 @@ use ipnet::IpNet;
 use margay_api::ipam::block::Block;
 
 use super::allocator::{AssignReply, Part, ReleaseReply, whole};
-use super::known::Heed;
+use super::constraints::Constraints;
 use super::node_objects::{NodeObjects, Stored};
 use super::request::NoAddress;
 use super::store::{Store, StoreError};
 
-/// How often a write is tried before those who wait for it are told that storage is unavailable.
+/// Maximum number of attempts of a write; then those who wait for it are told that storage is
+/// unavailable.
 const TRIES: u32 = 5;
 /// Delay before the second try after an error that is not a conflict; it doubles.
 const DELAY: Duration = Duration::from_millis(100);
 
-/// Something that is asked of a block, and who waits for it.
+/// Operation on a block, with the caller's reply channel.
 pub(super) enum Operation {
     Assign(Part, AssignReply),
     Release(String, ReleaseReply),
@@ -39,24 +40,25 @@ impl Operation {
     }
 }
 
-/// What a write came to.
-pub(super) struct Written {
+/// Outcome of a write.
+pub(super) struct WriteOutcome {
     pub(super) cidr: IpNet,
-    /// The block as it is now, if that is known.
+    /// The block after the write, if its state is known.
     pub(super) block: Option<Stored<Block>>,
-    /// Operations that another block must do: this one is full, or not ours any more.
+    /// Operations for another block, because this one is full or not this node's any more.
     pub(super) unfinished: Vec<Operation>,
 }
 
-/// Does the operations in one write. On a conflict the block is read again and the operations are done anew on what it is now: an assignment
-/// that did get through is found by its handle. What needs no write is answered from a block that has been read for it, as nothing else would tell that the cache
-/// is old.
+/// Carries out the operations in one write. After an error the write may have been done all the
+/// same, so the block is read again before the next attempt, and an assignment that did get through
+/// is found by its handle. Operations that change nothing are answered only from a block read for
+/// them: the cache may be older than a write by another node, and nothing else would tell.
 pub(super) async fn commit<S: Store>(
     store: &NodeObjects<S>,
     mut stored: Stored<Block>,
     operations: Vec<Operation>,
-    heed: &Heed,
-) -> Written {
+    constraints: &Constraints,
+) -> WriteOutcome {
     let (cidr, owner) = (stored.value.cidr(), stored.value.node().map(str::to_owned));
     let mut delay = DELAY;
     let mut failure = StoreError::Conflict;
@@ -69,7 +71,8 @@ pub(super) async fn commit<S: Store>(
             match store.block(cidr).await {
                 Ok(Some(block)) if block.value.node() == owner.as_deref() => stored = block,
                 Ok(block) => {
-                    return Written { cidr, block: block.or(Some(gone(cidr))), unfinished: operations };
+                    // Another node's, or deleted: none of the attempts can have been done in it.
+                    return WriteOutcome { cidr, block: block.or(Some(gone(cidr))), unfinished: operations };
                 }
                 Err(error) => {
                     failure = error;
@@ -77,11 +80,11 @@ pub(super) async fn commit<S: Store>(
                 }
             }
         }
-        if attempt == 0 && operations.iter().any(|operation| misses(&stored.value, operation)) {
+        if attempt == 0 && operations.iter().any(|operation| is_missing(&stored.value, operation)) {
             failure = StoreError::Conflict;
             continue;
         }
-        match write(store, &stored, &operations, heed, attempt > 0).await {
+        match write(store, &stored, &operations, constraints, attempt > 0).await {
             Ok(Done { block, full }) => return answer(block, operations, full),
             Err(error) => failure = error,
         }
@@ -91,17 +94,18 @@ pub(super) async fn commit<S: Store>(
             "IPAM block {cidr} could not be written: {failure}; the runtime will try again"
         )));
     }
-    Written { cidr, block: None, unfinished: Vec::new() }
+    WriteOutcome { cidr, block: None, unfinished: Vec::new() }
 }
 
-/// Whether what is to be released is not there, as far as the cache knows: an address that a pod names is taken behind its back.
-fn misses(block: &Block, operation: &Operation) -> bool {
+/// Returns true when the cache lacks the handle to be released: another task writes the addresses
+/// that pods name, past the cache.
+fn is_missing(block: &Block, operation: &Operation) -> bool {
     matches!(operation, Operation::Release(handle, _) if block.of_handle(handle).is_empty())
 }
 
 struct Done {
     block: Stored<Block>,
-    /// Whether an assignment found no room.
+    /// True when an assignment found no room.
     full: bool,
 }
 
@@ -109,28 +113,31 @@ async fn write<S: Store>(
     store: &NodeObjects<S>,
     stored: &Stored<Block>,
     operations: &[Operation],
-    heed: &Heed,
+    constraints: &Constraints,
     is_fresh: bool,
 ) -> Result<Done, StoreError> {
     let mut block = stored.value.clone();
-    block.end_cooldown(|since| heed.is_over(since));
+    block.end_cooldown(|since| constraints.is_over(since));
     let (mut full, mut handles) = (false, Vec::new());
     for operation in operations {
         match operation {
             Operation::Assign(part, reply) if !reply.is_closed() => {
                 if block.of_handle(part.handle()).is_empty() {
-                    full |= block.assign(&part.attribute, |address| heed.is_reserved(address)).is_none();
+                    full |= block.assign(&part.attribute, |address| constraints.is_reserved(address)).is_none();
                 }
                 if !part.recorded.is_empty() {
                     handles.push(store.put_handle(part.handle().to_owned(), part.recorded.clone()));
                 }
             }
             Operation::Assign(..) => {}
-            Operation::Release(handle, _) if heed.limits.cooldown > 0 => drop(block.start_cooldown(handle, &heed.now)),
+            Operation::Release(handle, _) if constraints.limits.cooldown > 0 => {
+                drop(block.start_cooldown(handle, &constraints.now))
+            }
             Operation::Release(handle, _) => drop(block.release(handle)),
         }
     }
     if block == stored.value {
+        // Answered from the cache, it might be about a block that another node has by now.
         if !is_fresh {
             return Err(StoreError::Conflict);
         }
@@ -138,13 +145,15 @@ async fn write<S: Store>(
         return Ok(Done { block: stored.clone(), full });
     }
     let changed = Stored { value: block, revision: stored.revision.clone() };
+    // At the same time, so that a pod waits for one round trip. If only one of the two is done, the
+    // caller gets an error and releases the handle, which looks for it in all blocks of this node.
     let (written, handled) = tokio::join!(store.update_block(changed), join_all(handles));
     let block = written?;
     handled.into_iter().collect::<Result<Vec<()>, _>>()?;
     Ok(Done { block, full })
 }
 
-fn answer(block: Stored<Block>, operations: Vec<Operation>, full: bool) -> Written {
+fn answer(block: Stored<Block>, operations: Vec<Operation>, full: bool) -> WriteOutcome {
     let mut unfinished = Vec::new();
     for operation in operations {
         match operation {
@@ -157,10 +166,10 @@ fn answer(block: Stored<Block>, operations: Vec<Operation>, full: bool) -> Writt
             Operation::Release(_, reply) => drop(reply.send(Ok(()))),
         }
     }
-    Written { cidr: block.value.cidr(), block: Some(block), unfinished }
+    WriteOutcome { cidr: block.value.cidr(), block: Some(block), unfinished }
 }
 
-/// A block that belongs to nobody, in the place of one that does not exist.
+/// Stand-in for a block that does not exist: a deleted one, which belongs to nobody.
 fn gone(cidr: IpNet) -> Stored<Block> {
     let mut spec = Block::new(cidr, "", String::new()).spec().clone();
     spec.deleted = true;
@@ -170,7 +179,7 @@ fn gone(cidr: IpNet) -> Stored<Block> {
     }
 }
 
-/// The blocks that a handle's object names.
+/// Reads the blocks that a handle lists.
 pub(super) async fn locate<S: Store>(store: &NodeObjects<S>, handle: &str) -> Result<Vec<Stored<Block>>, StoreError> {
     let mut found = Vec::new();
     for cidr in store.handle_blocks(handle.to_owned()).await? {
@@ -179,18 +188,19 @@ pub(super) async fn locate<S: Store>(store: &NodeObjects<S>, handle: &str) -> Re
     Ok(found)
 }
 
-/// Releases a handle's addresses from blocks that are not in the cache. Nothing else changes there.
+/// Releases a handle's addresses from blocks that are not in the cache, and changes nothing else
+/// there.
 pub(super) async fn release_from<S: Store>(
     store: &NodeObjects<S>,
     handle: &str,
     blocks: Vec<Stored<Block>>,
-    heed: &Heed,
+    constraints: &Constraints,
 ) -> Result<(), StoreError> {
     for mut stored in blocks {
         for attempt in 0.. {
-            let released = match heed.limits.cooldown {
+            let released = match constraints.limits.cooldown {
                 0 => stored.value.release(handle),
-                _ => stored.value.start_cooldown(handle, &heed.now),
+                _ => stored.value.start_cooldown(handle, &constraints.now),
             };
             if released.is_empty() {
                 break;

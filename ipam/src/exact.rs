@@ -1,7 +1,8 @@
-//! Addresses that a pod names itself: each out of the block that it is in, whoever has that and whatever its size, as Calico's AssignIP does it.
+//! Addresses that a pod names itself: each from the block that contains it, whatever its owner and
+//! size, as Calico's AssignIP does it.
 //!
-//! Nothing is taken from the owner's cache and nothing is put there but new blocks: whatever else is written to a block at the same time finds out by
-//! its revision.
+//! The owner's cache is not used, and gets nothing but new blocks: a concurrent write of a block
+//! notices by the version.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,37 +14,38 @@ use margay_api::meta::ANNOTATION_POD_ADDRESSES;
 use margay_api::rule::IpVersion;
 use margay_api::v3::ipam::AllocationAttribute;
 
-use super::claim::{Ground, possible, try_claim};
-use super::known::{Heed, parents};
+use super::claim::{ClaimContext, possible, try_claim};
+use super::constraints::{Constraints, parents};
 use super::node_objects::{NodeObjects, Stored};
-use super::pools::Choice;
+use super::pools::PoolChoice;
 use super::request::NoAddress;
 use super::store::{Store, StoreError};
 
-/// Conflicts on one block before the runtime is asked to try again.
+/// Maximum number of conflicts on one block before the runtime is asked to retry.
 const TRIES: u32 = 10;
 
-/// What a node may do for such an address.
+/// Limits of a node for such addresses.
 #[derive(Clone, Debug)]
 pub(super) struct Bounds {
-    /// Its name, the pools and the blocks that are known.
-    pub(super) ground: Ground,
-    /// What is heeded; reservations are not.
-    pub(super) heed: Heed,
-    /// Why it may claim no block of an IP version, if so.
+    /// State that a claim is based on.
+    pub(super) context: ClaimContext,
+    /// Overlaps and cooldown; a pod that names an address may have a reserved one.
+    pub(super) constraints: Constraints,
+    /// Reason why it may claim no block of an IP version, if so.
     pub(super) no_claim: BTreeMap<IpVersion, String>,
 }
 
-/// Each address with the block that a new one would be, IPv4 first. All of them lie in pools of this node, or it is an error.
+/// Returns each address with the range that a new block around it would have, IPv4 first. An
+/// address outside this node's pools is an error.
 pub(super) fn targets(
     addresses: &[IpAddr],
-    choice: &Choice,
-    ground: &Ground,
+    choice: &PoolChoice,
+    context: &ClaimContext,
 ) -> Result<BTreeMap<IpAddr, IpNet>, NoAddress> {
     let target = |address: &IpAddr| {
-        let around = ground.pools.iter().filter(|pool| pool.cidr.contains(address));
-        // Naming the address is naming its pool; only whether the pool is this node's is not left to the pod.
-        let choice = |name: &str| Choice { named: vec![name.to_owned()], ..choice.clone() };
+        let around = context.pools.iter().filter(|pool| pool.cidr.contains(address));
+        // A pod that names the address names its pool. Only the nodeSelector still counts.
+        let choice = |name: &str| PoolChoice { named: vec![name.to_owned()], ..choice.clone() };
         let mut why = "is in no IPPool; choose one that is, or add a pool".to_owned();
         for pool in around {
             match pool.refusal(&choice(&pool.name)) {
@@ -66,7 +68,8 @@ pub(super) fn targets(
     addresses.iter().map(target).collect()
 }
 
-/// Takes them all; returns the blocks as they are now. On an error, what was taken before it is under the handle.
+/// Assigns all of them and returns their blocks. After an error, the addresses assigned before it
+/// have the handle.
 pub(super) async fn assign<S: Store>(
     store: &NodeObjects<S>,
     bounds: &Bounds,
@@ -95,7 +98,7 @@ async fn assign_one<S: Store>(
             Some(block) => return shared(block, around, address, &handle),
             None => match bounds.no_claim.get(&IpVersion::of(address)) {
                 Some(why) => return Err(refused(address, &format!("is in no block yet; {why}"))),
-                None => match try_claim(store, &bounds.ground, new).await.map_err(unavailable)? {
+                None => match try_claim(store, &bounds.context, new).await.map_err(unavailable)? {
                     Some(block) => block,
                     None => continue,
                 },
@@ -105,7 +108,8 @@ async fn assign_one<S: Store>(
             Some(taken) => taken,
             None => return Ok(block),
         };
-        // Before the address: whatever happens then, the handle tells where it may be.
+        // Before the block: if the agent ends in between, or the write of the block gets no answer,
+        // the handle already tells where the address may be.
         store.put_handle(handle.clone(), vec![block.value.cidr()]).await.map_err(unavailable)?;
         match store.update_block(wanted).await {
             Ok(block) => {
@@ -119,14 +123,15 @@ async fn assign_one<S: Store>(
     Err(unavailable(StoreError::Conflict))
 }
 
-/// The blocks that the address is in: of the range that a block would have now, as is usual, or those that are known, or any of a size that a block may have.
+/// Reads the blocks that contain the address: those that are known. If they lack the block that a
+/// new one would be, a block of every possible size is read too.
 async fn around<S: Store>(
     store: &NodeObjects<S>,
     bounds: &Bounds,
     address: IpAddr,
     new: IpNet,
 ) -> Result<Vec<Stored<Block>>, StoreError> {
-    let mut names: BTreeSet<IpNet> = bounds.ground.known.around(address);
+    let mut names: BTreeSet<IpNet> = bounds.context.known.around(address);
     if !names.contains(&new) {
         names.extend(possible(parents(IpNet::from(address)).chain([IpNet::from(address)])));
     }
@@ -134,7 +139,7 @@ async fn around<S: Store>(
     Ok(found.into_iter().flatten().collect())
 }
 
-/// An address that is in two blocks is given to nobody; who has it keeps it.
+/// Refuses an address that is in two blocks, unless the handle has it already.
 fn shared(
     block: Stored<Block>,
     others: Vec<Stored<Block>>,
@@ -153,11 +158,11 @@ fn shared(
 
 struct Taken {
     block: Stored<Block>,
-    /// The handle that had the address before.
+    /// Handle that had the address before.
     former: Option<String>,
 }
 
-/// The block with the address taken; none if the handle has it already.
+/// Returns the block with the address assigned; none if the handle has it already.
 fn taken(
     bounds: &Bounds,
     present: &Stored<Block>,
@@ -166,17 +171,19 @@ fn taken(
 ) -> Result<Option<Taken>, NoAddress> {
     let block = &present.value;
     let mut wanted = present.clone();
-    // What has rested in another node's block is its owner's to free.
-    let is_own = block.node() == Some(bounds.ground.node.as_str());
+    // In another node's block, addresses after their cooldown are the owner's to free.
+    let is_own = block.node() == Some(bounds.context.node.as_str());
     let holder = block.allocated().find(|(other, _)| *other == address).map(|(_, attribute)| attribute);
     let former = match holder {
         Some(holder) if holder.handle_id.is_some() && holder.handle_id == attribute.handle_id => return Ok(None),
         Some(holder) if is_same_pod(holder, attribute) => holder.handle_id.clone(),
-        Some(AllocationAttribute { released_at: Some(since), .. }) if is_own && bounds.heed.is_over(since) => None,
+        Some(AllocationAttribute { released_at: Some(since), .. }) if is_own && bounds.constraints.is_over(since) => {
+            None
+        }
         Some(AllocationAttribute { released_at: Some(since), .. }) => {
             let text = format!(
                 "{address} was released at {since} and rests for the {} seconds of ipCooldownSeconds; the runtime will try again",
-                bounds.heed.limits.cooldown
+                bounds.constraints.limits.cooldown
             );
             return Err(NoAddress::Unavailable(text));
         }
@@ -194,13 +201,13 @@ fn taken(
     Ok(Some(Taken { block: wanted, former }))
 }
 
-/// Whether this node may take an address of another's block.
+/// Checks that this node may take an address of another node's block.
 fn may_borrow(bounds: &Bounds, block: &Block, address: IpAddr) -> Result<(), NoAddress> {
     if block.spec().deleted {
         let text = format!("block {} of {address} is being given back; the runtime will try again", block.cidr());
         return Err(NoAddress::Unavailable(text));
     }
-    if bounds.heed.limits.strict_affinity {
+    if bounds.constraints.limits.strict_affinity {
         let owner = block.spec().affinity.as_deref().unwrap_or("nobody");
         let text = format!(
             "is in block {} of {owner}, and IPAMConfiguration default has strictAffinity; choose one of this node's blocks",
@@ -211,8 +218,9 @@ fn may_borrow(bounds: &Bounds, block: &Block, address: IpAddr) -> Result<(), NoA
     Ok(())
 }
 
-/// Whether the address is of an earlier sandbox of the same pod on the same node. No such sandbox is attached any more when a pod asks: an ADD takes back what it finds
-/// of its pod. Another network of the same sandbox is no earlier one.
+/// Returns true when an earlier sandbox of the same pod on the same node has the address. When a
+/// pod asks, no earlier sandbox is attached any more: an ADD first removes those of its pod.
+/// Another network of the same sandbox is not an earlier one.
 fn is_same_pod(holder: &AllocationAttribute, wanted: &AllocationAttribute) -> bool {
     fn value<'a>(of: &'a AllocationAttribute, key: &str) -> Option<&'a String> {
         of.secondary.as_ref()?.get(key)
@@ -224,7 +232,8 @@ fn is_same_pod(holder: &AllocationAttribute, wanted: &AllocationAttribute) -> bo
         && container(holder) != container(wanted)
 }
 
-/// The handle of an earlier sandbox goes once it has no address any more; while it has, the collector finds it by its pod.
+/// Deletes the handle of an earlier sandbox if it has no addresses any more; otherwise the
+/// collector finds it by its pod.
 async fn forget<S: Store>(store: &NodeObjects<S>, former: Option<String>) {
     let Some(handle) = former else { return };
     let is_empty = async {
@@ -242,7 +251,7 @@ async fn forget<S: Store>(store: &NodeObjects<S>, former: Option<String>) {
     }
 }
 
-/// Who has an address, as far as its attributes tell.
+/// Owner of an address, as far as its attributes tell.
 fn name(holder: &AllocationAttribute) -> String {
     let secondary = |key: &str| holder.secondary.as_ref().and_then(|secondary| secondary.get(key));
     match (secondary("namespace"), secondary("pod")) {

@@ -1,4 +1,4 @@
-//! What bounds the handing out of addresses, kept up to date by watches.
+//! Limits of the assignment of addresses, kept up to date by watches.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,15 +9,15 @@ use tokio::sync::watch;
 
 use super::pools::Listed;
 
-/// The bounds; `None` until everything that they come from has been listed.
-pub type Known = Option<Arc<Limits>>;
+/// The limits; `None` until all objects that they come from have been listed.
+pub type KnownLimits = Option<Arc<Limits>>;
 
-/// The limits that follow from these objects.
+/// Follows the limits that these objects set.
 pub fn follow(
     configurations: watch::Receiver<Listed<IPAMConfiguration>>,
     reservations: watch::Receiver<Listed<IPReservation>>,
     informations: watch::Receiver<Listed<ClusterInformation>>,
-) -> watch::Receiver<Known> {
+) -> watch::Receiver<KnownLimits> {
     let (sender, receiver) = watch::channel(None);
     tokio::spawn(run(Sources { configurations, reservations, informations }, sender));
     receiver
@@ -29,7 +29,7 @@ struct Sources {
     informations: watch::Receiver<Listed<ClusterInformation>>,
 }
 
-async fn run(mut sources: Sources, sender: watch::Sender<Known>) {
+async fn run(mut sources: Sources, sender: watch::Sender<KnownLimits>) {
     let mut told = Vec::new();
     loop {
         if let Some((limits, problems)) = sources.limits() {

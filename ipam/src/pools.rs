@@ -13,12 +13,12 @@ use tokio::sync::watch;
 
 use super::allocator::Pools;
 
-/// Block sizes of a pool that names none.
+/// Block sizes of pools without `blockSize`.
 const BLOCK_SIZE_V4: u8 = 26;
 const BLOCK_SIZE_V6: u8 = 122;
-/// Bits of the addresses in the largest block: 4096 of them.
+/// Host bits of the largest block, which has 4096 addresses.
 pub(super) const LARGEST_BLOCK: u8 = 12;
-/// Condition of a pool that says whether addresses are taken from it.
+/// Condition of pools that addresses may be assigned from.
 const ALLOCATABLE: &str = "Allocatable";
 
 /// All objects of a kind by name; none until they have been listed.
@@ -33,23 +33,25 @@ pub struct NodePool {
     pub cidr: IpNet,
     /// Prefix length of its blocks.
     pub block_size: u8,
-    /// Whether only those who name it may use it (`assignmentMode: Manual`).
+    /// True when it serves only those who name it (`assignmentMode: Manual`).
     pub manual: bool,
-    /// Whether its nodeSelector selects this node; elsewhere it is used by those only who name it.
+    /// True when its nodeSelector selects this node; elsewhere it serves only those who name it.
     pub selected: bool,
-    /// Namespaces whose pods it serves, whether they name it or not; none: all.
+    /// Namespaces whose pods it serves, also when they name it; none: all.
     pub namespaces: Option<Selector>,
-    /// Whether workloads may use it.
+    /// True when workloads may use it.
     pub workloads: bool,
-    /// Whether tunnels may use it.
+    /// True when tunnels may use it.
     pub tunnels: bool,
-    /// Why nothing new is taken from it, if so; follows its name. What has been taken stays in use.
+    /// Reason why nothing is assigned from it any more, if so; a text that follows its name.
+    /// Addresses in use stay.
     pub closed: Option<String>,
-    /// It is being deleted: what is empty of it is given back at once, and a tunnel's address moves to another pool.
-    pub is_leaving: bool,
+    /// True while it is being deleted: its empty blocks are released at once, and a tunnel's
+    /// address moves to another pool.
+    pub is_terminating: bool,
 }
 
-/// What an address is for.
+/// Use of an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Use {
     /// A pod.
@@ -59,10 +61,10 @@ pub enum Use {
     Tunnel,
 }
 
-/// Which pools an address may come from.
+/// Choice of the pools that an address may come from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Choice {
-    /// What it is for.
+pub struct PoolChoice {
+    /// Use of the address.
     pub usage: Use,
     /// Names or ranges of pools; empty: any pool that need not be named.
     pub named: Vec<String>,
@@ -71,8 +73,8 @@ pub struct Choice {
 }
 
 impl NodePool {
-    /// Why the pool does not serve the choice, if so; follows the pool's name.
-    pub fn refusal(&self, choice: &Choice) -> Option<&str> {
+    /// Reason why the pool does not serve the choice, if so; a text that follows its name.
+    pub fn refusal(&self, choice: &PoolChoice) -> Option<&str> {
         let is_named = choice.named.iter().any(|name| self.is_named(name));
         let for_use = match choice.usage {
             Use::Workload => self.workloads,
@@ -93,22 +95,22 @@ impl NodePool {
         }
     }
 
-    /// Whether an address of that choice may come from it.
-    pub fn serves(&self, choice: &Choice) -> bool {
+    /// Returns true when the pool serves the choice.
+    pub fn serves(&self, choice: &PoolChoice) -> bool {
         self.refusal(choice).is_none()
     }
 
-    /// Whether this node uses it without being told to: what its blocks are kept for.
+    /// Returns true when this node uses the pool without naming it. Blocks of such pools are kept.
     pub fn is_for_node(&self) -> bool {
         self.closed.is_none() && self.selected && !self.manual
     }
 
-    /// Whether that is its name or its range.
+    /// Returns true when that is its name or its range.
     pub fn is_named(&self, name: &str) -> bool {
         name == self.name || name.parse() == Ok(self.cidr)
     }
 
-    /// Whether the range is a block of it as blocks are now.
+    /// Returns true when the range is a block of the pool at its present block size.
     pub fn has_block(&self, cidr: IpNet) -> bool {
         self.cidr.contains(&cidr) && cidr.prefix_len() == self.block_size && cidr.trunc() == cidr
     }
@@ -148,7 +150,8 @@ async fn run(
     }
 }
 
-/// The pools as a node with these labels sees them, by name. One whose range or blockSize is wrong is none: nothing can be said of its blocks.
+/// Pools as a node with these labels sees them, by name. A pool with an invalid range or blockSize
+/// is left out, because its blocks are unknown.
 pub fn of_node(pools: &BTreeMap<String, IPPool>, labels: &Labels) -> Vec<NodePool> {
     let kept_out = kept_out(pools);
     let pool = |(name, object): (&String, &IPPool)| {
@@ -168,7 +171,7 @@ pub fn of_node(pools: &BTreeMap<String, IPPool>, labels: &Labels) -> Vec<NodePoo
             workloads: uses("Workload"),
             tunnels: uses("Tunnel"),
             closed: closed(object, kept_out.get(name.as_str()).copied()).or(selectors),
-            is_leaving: object.metadata.deletion_timestamp.is_some(),
+            is_terminating: object.metadata.deletion_timestamp.is_some(),
         })
     };
     pools.iter().filter_map(pool).collect()
@@ -181,7 +184,8 @@ fn block_size(spec: &IPPoolSpec, cidr: IpNet) -> Option<u8> {
     })
 }
 
-/// Whether the node is selected, which namespaces are, and why the pool serves nobody if one of the selectors does not parse.
+/// Evaluates the selectors: true when the node is selected, the selector of namespaces, and the
+/// reason why the pool serves nobody if a selector is invalid.
 fn selectors(spec: &IPPoolSpec, labels: &Labels) -> (bool, Option<Selector>, Option<String>) {
     let all =
         |text: &Option<String>| text.as_deref().map(str::trim).is_none_or(|text| text.is_empty() || text == "all()");
@@ -198,12 +202,13 @@ fn selectors(spec: &IPPoolSpec, labels: &Labels) -> (bool, Option<Selector>, Opt
     }
 }
 
-/// Why nothing new is taken from a pool, if so. `winner`: the pool that keeps it out, while its condition says nothing.
+/// Reason why nothing is assigned from a pool, if so. `winner` is the pool that overlaps it and
+/// comes first, as long as the condition says nothing.
 fn closed(object: &IPPool, winner: Option<&str>) -> Option<String> {
     if object.spec.disabled.unwrap_or(false) {
         return Some("is disabled".to_owned());
     }
-    // Before its condition says so.
+    // The condition follows later.
     if object.metadata.deletion_timestamp.is_some() {
         return Some("is being deleted".to_owned());
     }
@@ -216,8 +221,9 @@ fn closed(object: &IPPool, winner: Option<&str>) -> Option<String> {
     }
 }
 
-/// Pools that others keep out, with the other one: as the operator judges them, which in the older storage has no place to write it. Those whose condition says
-/// that they are allocatable come first, then the older ones.
+/// Returns the pools that overlap another one, with the one that comes first. The operator decides
+/// in the same way, but has no place to write it in the older storage. Pools whose condition is
+/// true come first, then older ones.
 fn kept_out(pools: &BTreeMap<String, IPPool>) -> BTreeMap<&str, &str> {
     let may_hold = |pool: &&IPPool| {
         let is_false = allocatable(pool).is_some_and(|condition| condition.status == "False");
@@ -267,7 +273,8 @@ mod tests {
 
     #[test]
     fn a_pool_serves_where_its_selectors_its_uses_and_its_condition_allow() {
-        // Name, who it serves: workloads and tunnels that name nothing; workloads that name it; workloads of a namespace that it admits.
+        // Name, who it serves: workloads and tunnels that name nothing; workloads that name it;
+        // workloads of a namespace that it admits.
         let table: [Case; 12] = [
             ("default", [true, true, true, true], |_| {}),
             ("disabled", [false; 4], |pool| pool.spec.disabled = Some(true)),
@@ -288,7 +295,7 @@ mod tests {
         ];
         for (name, wanted, change) in table {
             let pools = seen([mk_pool(name, "10.0.0.0/16", change)]);
-            let choice = |usage, named: &[&str], admitted: &[&str]| Choice {
+            let choice = |usage, named: &[&str], admitted: &[&str]| PoolChoice {
                 usage,
                 named: named.iter().map(|name| (*name).to_owned()).collect(),
                 admitted: admitted.iter().map(|name| (*name).to_owned()).collect(),

@@ -9,26 +9,26 @@ use margay_api::endpoint::EndpointKey;
 use margay_api::rule::IpVersion;
 use margay_api::v3::ipam::AllocationAttribute;
 
-use super::pools::{Choice, Use};
+use super::pools::{PoolChoice, Use};
 
 /// Request for an address of each IP version that is needed: all of them or none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AddressRequest {
     /// Handle and attributes that are kept with the addresses.
     pub attribute: AllocationAttribute,
-    /// Whether an IPv4 address is needed.
+    /// Demand for an IPv4 address.
     pub ipv4: Demand,
-    /// Whether an IPv6 address is needed.
+    /// Demand for an IPv6 address.
     pub ipv6: Demand,
-    /// Whether the pod itself names the pools for its IPv4 and its IPv6 address: then what its
-    /// namespace names does not count.
+    /// For IPv4 and IPv6, true when the pod itself names the pools: then those that its namespace
+    /// names do not count.
     pub named_by_pod: [bool; 2],
-    /// Exactly these addresses instead of what is needed otherwise; empty: any.
+    /// Exactly these addresses instead of the demands; empty: any.
     pub exact: Vec<IpAddr>,
     /// Use of the addresses.
     pub usage: Use,
-    /// Pools with a namespaceSelector that selects the pod's namespace; known once the namespace has
-    /// been read.
+    /// Pools with a namespaceSelector that selects the pod's namespace; known once the namespace
+    /// has been read.
     pub admitted: BTreeSet<String>,
 }
 
@@ -63,41 +63,44 @@ impl AddressRequest {
     }
 
     /// Choice of pools of a request that names these.
-    pub(super) fn choice(&self, named: Vec<String>) -> Choice {
-        Choice { usage: self.usage, named, admitted: self.admitted.clone() }
+    pub(super) fn choice(&self, named: Vec<String>) -> PoolChoice {
+        PoolChoice { usage: self.usage, named, admitted: self.admitted.clone() }
     }
 }
 
-/// Whether an address of one IP version is needed. A pod gets an address of every version that it needs, or none at all.
+/// Demand for an address of one IP version. A pod gets addresses of all versions that it needs, or
+/// none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Demand {
-    /// It is not.
+    /// None.
     Never,
-    /// If there is a pool of that version which this node may use without naming it.
+    /// One, if this node may use a pool of that version without naming it.
     #[default]
     IfPooled,
-    /// It is, and from one of these pools (names or ranges); empty: from any that need not be named.
+    /// One from these pools (names or ranges); empty: from any pool that need not be named.
     Always(Vec<String>),
 }
 
-/// Why there is no address.
+/// Reasons why there is no address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoAddress {
-    /// All pools that the pod may use are full, or there is none.
+    /// All pools that the pod may use are full, or there are none.
     #[error("{0}")]
     Exhausted(String),
-    /// An address that the pod names cannot be had.
+    /// An address or a pool that the pod names cannot be had.
     #[error("{0}")]
     Refused(String),
-    /// The API could not be asked; nothing was claimed, or what was claimed is kept under the handle and is given back with it.
+    /// Storage did not answer. Nothing was claimed, or what was claimed has the handle and is
+    /// released with it.
     #[error("{0}")]
     Unavailable(String),
 }
 
-/// Claims and releases addresses.
+/// Assigns and releases addresses of pods.
 pub trait Addresses: Send + Sync + 'static {
-    /// Returns addresses that are durably claimed under the handle; asked again with the same handle, the same addresses.
+    /// Assigns addresses, which storage has under the handle when this returns. A second request
+    /// with the same handle gets the same addresses.
     fn assign(&self, request: AddressRequest) -> impl Future<Output = Result<Vec<IpNet>, NoAddress>> + Send;
-    /// Returns once nothing is claimed under the handle; an unknown handle is a success.
+    /// Releases all addresses of the handle. An unknown handle is a success.
     fn release(&self, handle: String) -> impl Future<Output = Result<(), NoAddress>> + Send;
 }

@@ -1,9 +1,10 @@
 //! The allocator against a store in memory that other nodes share: races, conflicts, lost answers, exhaustion.
 
-mod back;
+mod collector;
 mod faults;
 mod fixture;
 mod guard;
+mod idle_blocks;
 mod loans;
 mod namespaces;
 mod random;
@@ -17,8 +18,8 @@ use margay_api::ipam::limits::Limits;
 use margay_api::v3::ipam::{AllocationAttribute, IPReservationSpec};
 use tokio::sync::watch;
 
-use super::allocator::{Allocator, BlockMap, Pools, Terms};
-use super::limits::Known;
+use super::allocator::{Allocator, BlockMap, Inputs, Pools};
+use super::limits::KnownLimits;
 use super::pools::{NodePool, Use};
 use super::request::{AddressRequest, Demand, NoAddress};
 use super::store::memory::{Contents, Kept, Memory};

@@ -1,4 +1,4 @@
-//! The node agent: upstream session, policy compiler, netlink drivers, IPAM and the CNI service.
+//! The node agent: upstream session, state, the loop that enforces it, and the CNI service.
 
 pub mod agent;
 pub mod app;

@@ -45,9 +45,9 @@ use margay_dataplane::routes::removal::Removal;
 use margay_dataplane::routes::underlay;
 use margay_dataplane::{Attached, Dataplane, Links};
 use margay_ipam::addresses::NodeAddresses;
-use margay_ipam::allocator::{Allocator, BlockMap, Pools, Terms};
+use margay_ipam::allocator::{Allocator, BlockMap, Inputs, Pools};
 use margay_ipam::limits;
-use margay_ipam::spaces;
+use margay_ipam::namespaces;
 use margay_ipam::store::Store;
 use margay_ipam::store::api_server::ApiServer;
 use margay_netlink::route::RouteSocket;
@@ -133,7 +133,7 @@ pub struct Ports<S, P, N> {
     /// Makes the pools that a node with these labels may use; labels are none until they are known.
     pub pools: P,
     /// What bounds it.
-    pub limits: watch::Receiver<limits::Known>,
+    pub limits: watch::Receiver<limits::KnownLimits>,
     /// Who is told of addresses after typha.
     pub announcer: N,
 }
@@ -192,9 +192,9 @@ pub fn start<S: Store, N: Announcer>(
     let every = VERSIONS.into_iter().map(|version| (version, 0)).collect();
     let (mtu, mtu_seen) = watch::channel(pod_mtu(settings.mtu, *underlay.borrow(), &every));
     let (lasting_mtu, lasting_seen) = watch::channel(None);
-    let terms = Terms { map: blocks_seen, pools: (ports.pools)(labels_seen), limits: ports.limits };
-    let namespaces = spaces::look(ports.store.clone());
-    let allocator = Allocator::spawn(settings.node.clone(), ports.store, terms, now);
+    let inputs = Inputs { map: blocks_seen, pools: (ports.pools)(labels_seen), limits: ports.limits };
+    let namespaces = namespaces::reader(ports.store.clone());
+    let allocator = Allocator::spawn(settings.node.clone(), ports.store, inputs, now);
     let addresses = NodeAddresses::new(settings.node.clone(), allocator, namespaces, now);
     let parts = Parts {
         enforcer: agent.clone(),

@@ -380,9 +380,8 @@ fn a_handle_without_a_node_gets_the_node_that_has_its_addresses() {
     assert_eq!(nodes(posing), ["b n2", "guest n2", "tunnel n1"], "two nodes have addresses with it");
     let elsewhere = |state: &mut IpamState| state.handles[1].blocks = ["10.0.0.4/30".parse().unwrap()].into();
     assert_eq!(nodes(elsewhere), ["b n2", "guest n2", "tunnel n1"], "it does not list that block");
-    let annotated = |state: &mut IpamState| {
-        state.handles.retain_mut(|handle| std::mem::replace(&mut handle.node, Some("n1".to_owned())).is_none())
-    };
+    let annotated =
+        |state: &mut IpamState| state.handles.retain_mut(|handle| handle.node.replace("n1".to_owned()).is_none());
     assert_eq!(nodes(annotated), [""; 0], "an annotation is kept");
     assert_eq!(nodes(|state| state.blocks.clear()), [""; 0]);
 }

@@ -1,4 +1,5 @@
-//! Assigning: out of a block of this node that has the handle or has room, or else what a claim or a loan brings.
+//! Assignment: from a block of this node that has the handle or room, else from a claimed or
+//! another node's block.
 
 use ipnet::IpNet;
 use margay_api::rule::IpVersion;
@@ -6,30 +7,31 @@ use tokio::sync::oneshot;
 
 use super::Owner;
 use crate::allocator::{AssignReply, Event, Part, Waiting, join, whole};
-use crate::claim::{self, Ground};
+use crate::claim::{self, ClaimContext};
 use crate::commit::{self, Operation};
+use crate::constraints::{Constraints, KnownBlocks};
 use crate::exact;
-use crate::known::{Blocks, Heed};
 use crate::node_objects::Stored;
-use crate::pools::{Choice, Use};
+use crate::pools::{PoolChoice, Use};
 use crate::request::{AddressRequest, Demand, NoAddress};
 use crate::store::{Store, StoreError};
 use margay_api::ipam::block::Block;
 
 impl<S: Store> Owner<S> {
-    /// A tunnel keeps its address over restarts, so its handle is looked for first: it may have been borrowed.
-    pub(super) fn seek(&mut self, wanted: AddressRequest, reply: AssignReply) {
+    /// Assigns; for a tunnel, after a look at its handle: it keeps its address over restarts, and
+    /// may have borrowed it.
+    pub(super) fn find_and_assign(&mut self, wanted: AddressRequest, reply: AssignReply) {
         if wanted.usage != Use::Tunnel {
             return self.assign(wanted, reply);
         }
         let store = self.store.clone();
-        self.background(async move {
+        self.spawn(async move {
             let found = commit::locate(&*store, wanted.handle()).await;
-            Event::Sought(wanted, reply, found)
+            Event::Found(wanted, reply, found)
         });
     }
 
-    pub(super) fn sought(
+    pub(super) fn finish_find(
         &mut self,
         wanted: AddressRequest,
         reply: AssignReply,
@@ -48,12 +50,13 @@ impl<S: Store> Owner<S> {
         self.assign(wanted, reply);
     }
 
-    /// Nothing is written before every part of the request has a block with room.
+    /// Assigns, or queues the request. Nothing is written before every part of the request has a
+    /// block with room, so that a pod without one of its addresses leaves nothing behind.
     pub(super) fn assign(&mut self, wanted: AddressRequest, reply: AssignReply) {
         if reply.is_closed() {
             return;
         }
-        if !self.is_oriented() {
+        if !self.is_ready() {
             return self.waiting.push_back(Waiting::Request(wanted, reply));
         }
         if let Some(locked) = self.locked() {
@@ -83,7 +86,7 @@ impl<S: Store> Owner<S> {
         self.assign_from(parts, blocks, Vec::new(), reply);
     }
 
-    /// Every part out of its block, beside what is there already.
+    /// Assigns every part from its block; `had` are addresses that the request has already.
     pub(super) fn assign_from(
         &mut self,
         mut parts: Vec<Part>,
@@ -104,26 +107,27 @@ impl<S: Store> Owner<S> {
     }
 
     fn assign_exact(&mut self, wanted: AddressRequest, reply: AssignReply) {
-        let ground = self.ground();
-        let targets = match exact::targets(&wanted.exact, &wanted.choice(Vec::new()), &ground) {
+        let context = self.claim_context();
+        let targets = match exact::targets(&wanted.exact, &wanted.choice(Vec::new()), &context) {
             Ok(targets) => targets,
             Err(error) => return drop(reply.send(Err(error))),
         };
         self.local.remove(wanted.handle());
         let refusal = |version| Some((version, self.claim_refusal(version)?));
         let bounds = exact::Bounds {
-            ground,
-            heed: Heed { limits: self.limits(), shared: Default::default(), now: (self.clock)() },
+            context,
+            constraints: Constraints { limits: self.limits(), shared: Default::default(), now: (self.clock)() },
             no_claim: IpVersion::ALL.into_iter().filter_map(refusal).collect(),
         };
         let store = self.store.clone();
-        self.background(async move {
+        self.spawn(async move {
             let taken = exact::assign(&*store, &bounds, wanted.attribute, &targets).await;
             Event::Exact(whole(targets.into_keys().collect()), reply, taken)
         });
     }
 
-    /// What the request comes to: what it demands of each IP version, and what it has already.
+    /// Parts of the request: its demand of each IP version that has a pool, or of which the handle
+    /// has an address already.
     pub(super) fn parts(&self, wanted: &AddressRequest) -> Vec<Part> {
         let handle = wanted.handle();
         let part = |(version, demand): (IpVersion, &Demand)| {
@@ -141,12 +145,12 @@ impl<S: Store> Owner<S> {
         wanted.demands().into_iter().filter_map(part).collect()
     }
 
-    /// A part that lost its block.
+    /// Assigns a part whose block was full or lost, from another block.
     pub(super) fn assign_part(&mut self, mut part: Part, reply: AssignReply) {
         if reply.is_closed() {
             return;
         }
-        match self.block_for(&part).filter(|_| self.is_oriented()) {
+        match self.block_for(&part).filter(|_| self.is_ready()) {
             Some(block) => {
                 part.recorded = vec![block];
                 self.enqueue(block, Operation::Assign(part, reply));
@@ -154,14 +158,14 @@ impl<S: Store> Owner<S> {
             None => {
                 let (version, choice) = (part.version, part.choice.clone());
                 self.waiting.push_back(Waiting::Part(part, reply));
-                if self.is_oriented() {
+                if self.is_ready() {
                     self.claim(version, choice);
                 }
             }
         }
     }
 
-    /// A pool that the part names, and that it cannot have.
+    /// Error of a part that names a pool it cannot have, if so.
     fn unknown_pool(&self, part: &Part) -> Option<NoAddress> {
         let pools = self.pools();
         let refusal = |name: &String| {
@@ -177,13 +181,13 @@ impl<S: Store> Owner<S> {
         part.choice.named.iter().find_map(refusal)
     }
 
-    /// The block that has the part already, or one with room.
+    /// Block that has an address of the part already, else one with room.
     pub(super) fn block_for(&self, part: &Part) -> Option<IpNet> {
         let known = self.known();
         let has_room = |cidr: &&IpNet| {
             IpVersion::of(cidr.addr()) == part.version
                 && self.allows(&part.choice, **cidr)
-                && self.blocks[*cidr].room(&self.heed(&known, **cidr)) > 0
+                && self.blocks[*cidr].room(&self.constraints(&known, **cidr)) > 0
         };
         self.holder(part.version, part.handle()).or_else(|| self.blocks.keys().find(has_room).copied())
     }
@@ -198,22 +202,23 @@ impl<S: Store> Owner<S> {
         borrowed.any(|cidr| IpVersion::of(cidr.addr()) == version) || self.holder(version, handle).is_some()
     }
 
-    /// Whether there is a pool of this IP version for the choice.
-    fn has_pool(&self, version: IpVersion, choice: &Choice) -> bool {
-        self.ground_with(Blocks::default()).serving(version, choice).next().is_some()
+    /// Returns true when a pool of this IP version serves the choice.
+    fn has_pool(&self, version: IpVersion, choice: &PoolChoice) -> bool {
+        self.claim_context_with(KnownBlocks::default()).serving(version, choice).next().is_some()
     }
 
-    /// Whether a request may take an address of the block. A block whose pool is gone or closed serves nobody.
-    pub(super) fn allows(&self, choice: &Choice, block: IpNet) -> bool {
+    /// Returns true when the choice may take an address of the block. A block without a pool, or of
+    /// a closed one, serves nobody.
+    pub(super) fn allows(&self, choice: &PoolChoice, block: IpNet) -> bool {
         self.pools().iter().any(|pool| pool.cidr.contains(&block) && pool.serves(choice))
     }
 
-    /// What a claim stands on now.
-    pub(super) fn ground(&self) -> Ground {
-        self.ground_with(self.known())
+    /// Present state that a claim is based on.
+    pub(super) fn claim_context(&self) -> ClaimContext {
+        self.claim_context_with(self.known())
     }
 
-    fn ground_with(&self, known: Blocks) -> Ground {
-        Ground { node: self.node.clone(), pools: self.pools(), known, now: (self.clock)() }
+    fn claim_context_with(&self, known: KnownBlocks) -> ClaimContext {
+        ClaimContext { node: self.node.clone(), pools: self.pools(), known, now: (self.clock)() }
     }
 }

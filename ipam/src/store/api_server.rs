@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use super::{Cluster, Namespace, Objects, Store, StoreError, bounded};
 use crate::allocator::Pools;
 use crate::leak_scan::PodFacts;
-use crate::limits::{self, Known};
+use crate::limits::{self, KnownLimits};
 use crate::pools::{self, Listed};
 
 /// Objects per page of a list.
@@ -58,7 +58,7 @@ impl ApiServer {
     }
 
     /// Watches what limits the assignment of addresses.
-    pub fn watch_limits(&self) -> watch::Receiver<Known> {
+    pub fn watch_limits(&self) -> watch::Receiver<KnownLimits> {
         limits::follow(self.watch(), self.watch(), self.watch())
     }
 

@@ -105,7 +105,7 @@ pub(super) struct Node {
     pub(super) store: NodeMemory,
     pub(super) map: watch::Sender<BlockMap>,
     pub(super) pools: watch::Sender<Pools>,
-    pub(super) limits: watch::Sender<Known>,
+    pub(super) limits: watch::Sender<KnownLimits>,
 }
 
 impl Node {
@@ -125,7 +125,7 @@ pub(super) fn pool(cidr: &str, block_size: u8) -> NodePool {
         workloads: true,
         tunnels: true,
         closed: None,
-        is_leaving: false,
+        is_terminating: false,
     }
 }
 
@@ -143,8 +143,8 @@ pub(super) fn mk_mortal(name: &str, contents: &Memory, pools: Vec<NodePool>, end
     let (map, seen) = watch::channel(Some(Arc::default()));
     let (pools, pools_seen) = watch::channel(Some(Arc::new(pools)));
     let (limits, limits_seen) = watch::channel(Some(Arc::default()));
-    let terms = Terms { map: seen, pools: pools_seen, limits: limits_seen };
-    let allocator = Allocator::spawn(name.to_owned(), Arc::new(store.clone()), terms, clock);
+    let inputs = Inputs { map: seen, pools: pools_seen, limits: limits_seen };
+    let allocator = Allocator::spawn(name.to_owned(), Arc::new(store.clone()), inputs, clock);
     Node { allocator, store, map, pools, limits }
 }
 

@@ -157,7 +157,7 @@ async fn an_address_rests_before_it_is_given_again() {
     restarted.limit(|limits| limits.cooldown = 60);
     tell_all(&[&restarted]);
     restarted.allocator.assign(wanted("b")).await.expect_err("it outlives the agent");
-    let rested = std::time::Duration::from_secs(60) + crate::back::LOOK;
+    let rested = std::time::Duration::from_secs(60) + crate::idle_blocks::SCAN_INTERVAL;
     tokio::time::sleep(rested).await;
     let lent = nodes[1].allocator.assign(wanted("b")).await.expect("borrowed");
     assert_eq!(lent[0].addr().to_string(), "10.0.0.1");

@@ -7,8 +7,8 @@ use margay_api::selector::Selector;
 
 use super::*;
 use crate::addresses::NodeAddresses;
+use crate::namespaces;
 use crate::request::{AddressRequest, Addresses};
-use crate::spaces;
 
 fn mk_addresses(contents: &Memory) -> (Node, NodeAddresses) {
     let of_team = NodePool {
@@ -17,7 +17,7 @@ fn mk_addresses(contents: &Memory) -> (Node, NodeAddresses) {
     };
     let named = NodePool { manual: true, ..named_pool("named", "10.2.0.0/24", 26) };
     let node = mk_node("n1", contents, vec![pool("10.0.0.0/24", 26), named, of_team]);
-    let look = spaces::look(Arc::new(node.store.clone()));
+    let look = namespaces::reader(Arc::new(node.store.clone()));
     let addresses = NodeAddresses::new("n1".to_owned(), node.allocator.clone(), look, clock);
     (node, addresses)
 }
@@ -40,14 +40,14 @@ async fn a_pools_selector_and_a_namespaces_annotation_decide() {
     let contents = Memory::default();
     let (node, addresses) = mk_addresses(&contents);
     node.store.with(|contents| {
-        let spaces = [
+        let namespaces = [
             ("annotated", space(None, Some(r#"["named"]"#))),
             ("other", space(Some("b"), None)),
             ("plain", space(None, None)),
             ("team", space(Some("a"), Some(r#"["team"]"#))),
             ("wrong", space(None, Some("named"))),
         ];
-        contents.namespaces = spaces.map(|(name, space)| (name.to_owned(), space)).into();
+        contents.namespaces = namespaces.map(|(name, space)| (name.to_owned(), space)).into();
     });
     // Namespace, pool that the pod names, and where its address is, or why it has none.
     let table = [

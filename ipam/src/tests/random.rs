@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::back::{GRACE, LOOK};
+use crate::idle_blocks::{IDLE_GRACE, SCAN_INTERVAL};
 
 /// What one of the nodes does next.
 #[derive(Clone, Debug)]
@@ -75,7 +75,7 @@ async fn play(steps: Vec<Step>) -> Result<(), TestCaseError> {
                 nodes[node] = mk_node(names[node], &contents, pools.clone());
                 tell_all(&nodes.iter().collect::<Vec<_>>());
             }
-            Step::Wait => tokio::time::sleep(GRACE + LOOK).await,
+            Step::Wait => tokio::time::sleep(IDLE_GRACE + SCAN_INTERVAL).await,
         }
         // What goes on behind, such as a spare block that is claimed, comes to its end.
         tokio::time::sleep(Duration::from_millis(1)).await;

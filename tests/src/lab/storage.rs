@@ -11,7 +11,7 @@ use margay_api::meta::Labels;
 use margay_api::v3::IPPool;
 use margay_api::v3::pool::IPPoolSpec;
 use margay_ipam::allocator::Pools;
-use margay_ipam::limits::Known;
+use margay_ipam::limits::KnownLimits;
 use margay_ipam::pools::of_node;
 use margay_ipam::store::memory::{Kept, Memory};
 use margay_ipam::store::{Namespace, Objects, Store, StoreError};
@@ -34,7 +34,7 @@ struct Shared {
     news: Mutex<BTreeSet<String>>,
     changed: Notify,
     pools: watch::Sender<BTreeMap<String, IPPool>>,
-    limits: watch::Sender<Known>,
+    limits: watch::Sender<KnownLimits>,
 }
 
 impl Blocks {
@@ -97,7 +97,7 @@ impl Blocks {
     }
 
     /// What bounds it, as it changes.
-    pub fn limits(&self) -> watch::Receiver<Known> {
+    pub fn limits(&self) -> watch::Receiver<KnownLimits> {
         self.0.limits.subscribe()
     }
 

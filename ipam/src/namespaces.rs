@@ -1,7 +1,9 @@
-//! What a namespace says of the addresses of its pods: by its labels, where a pool has a namespaceSelector, and by annotations that name pools.
+//! Namespaces, as far as they decide about addresses of their pods: by labels, where a pool has a
+//! namespaceSelector, and by annotations that name pools.
 //!
-//! It is read by name for each pod, beside the claim of its addresses and not before it, so that it delays nobody: what is claimed meanwhile is right but
-//! for pods of namespaces that say something, and is taken back where one turns out to. Of those it is known from then on that they have to be asked first.
+//! A pod's namespace is read while its addresses are assigned, so that the read delays nobody. If
+//! it turns out to name pools, the addresses are released and assigned anew; from then on, pods of
+//! that namespace wait for the read first.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -16,37 +18,37 @@ use super::request::{AddressRequest, Demand, NoAddress};
 use super::store::{Namespace, Store, StoreError, bounded};
 
 /// Reads a namespace.
-pub type Look = Arc<dyn Fn(String) -> BoxFuture<'static, Result<Namespace, StoreError>> + Send + Sync>;
+pub type ReadNamespace = Arc<dyn Fn(String) -> BoxFuture<'static, Result<Namespace, StoreError>> + Send + Sync>;
 
 /// Reads namespaces from storage.
-pub fn look<S: Store>(store: Arc<S>) -> Look {
+pub fn reader<S: Store>(store: Arc<S>) -> ReadNamespace {
     Arc::new(move |name| {
         let store = store.clone();
         async move { bounded(store.namespace(name)).await }.boxed()
     })
 }
 
-/// Whether what the namespace says may matter to a pod, and is asked before anything is claimed.
+/// Influence of its namespace on the addresses of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Relevance {
-    /// It cannot matter.
+    /// None is possible.
     None,
-    /// It is not known to.
+    /// None is known.
     Unlikely,
-    /// A pool asks for its labels, or it is known to have annotations.
+    /// A pool has a namespaceSelector, or the namespace is known to name pools.
     Likely,
 }
 
 /// Namespaces that are known to name pools.
 #[derive(Clone, Default)]
-pub(super) struct Known(Arc<Mutex<BTreeSet<String>>>);
+pub(super) struct NamespacesWithPools(Arc<Mutex<BTreeSet<String>>>);
 
-impl Known {
-    /// What the namespace of this name says of this pod.
+impl NamespacesWithPools {
+    /// Influence of the namespace on the request.
     pub(super) fn relevance(&self, request: &AddressRequest, pools: &[NodePool]) -> Relevance {
-        let demands = request.demands().into_iter().zip(request.named_by_pod);
-        let may_name = request.exact.is_empty()
-            && demands.into_iter().any(|((_, demand), by_pod)| *demand != Demand::Never && !by_pod);
+        let mut demands = request.demands().into_iter().zip(request.named_by_pod);
+        let may_name =
+            request.exact.is_empty() && demands.any(|((_, demand), by_pod)| *demand != Demand::Never && !by_pod);
         match (pools.iter().any(|pool| pool.namespaces.is_some()), may_name) {
             (true, _) => Relevance::Likely,
             (false, true) if self.names().contains(request.namespace()) => Relevance::Likely,
@@ -55,7 +57,7 @@ impl Known {
         }
     }
 
-    /// Remembers whether it names pools.
+    /// Records if the namespace names pools.
     pub(super) fn learn(&self, name: &str, namespace: &Namespace) {
         match namespace.pools.is_empty() {
             true => drop(self.names().remove(name)),
@@ -68,7 +70,8 @@ impl Known {
     }
 }
 
-/// What the pod asks for with what its namespace says: pools that it names come after the pod's own and before those of the network configuration.
+/// Returns the demands of the pod: pools that it names itself count before those of its namespace,
+/// and these before those of the network configuration.
 pub(super) fn demands(request: &AddressRequest, namespace: &Namespace) -> Result<[Demand; 2], NoAddress> {
     let mut demands = [request.ipv4.clone(), request.ipv6.clone()];
     for ((version, demand), by_pod) in IpVersion::ALL.into_iter().zip(&mut demands).zip(request.named_by_pod) {
@@ -96,7 +99,7 @@ fn pools(version: IpVersion, name: &str, text: &str) -> Result<Vec<String>, NoAd
     Ok(named)
 }
 
-/// Pools with a namespaceSelector that selects the namespace.
+/// Returns the pools with a namespaceSelector that selects the namespace.
 pub(super) fn admitted(pools: &[NodePool], namespace: &Namespace) -> BTreeSet<String> {
     let selects =
         |pool: &&NodePool| pool.namespaces.as_ref().is_some_and(|selector| selector.matches(&namespace.labels));

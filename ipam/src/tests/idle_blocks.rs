@@ -6,13 +6,13 @@ use margay_api::rule::IpVersion;
 
 use super::*;
 use crate::addresses::NodeAddresses;
-use crate::back::{GRACE, LOOK};
-use crate::spaces;
+use crate::idle_blocks::{IDLE_GRACE, SCAN_INTERVAL};
+use crate::namespaces;
 
 /// Lets the owner look for what it does not need, and do it.
 async fn wait(time: Duration) {
     tokio::time::sleep(time).await;
-    tokio::time::sleep(LOOK + Duration::from_secs(1)).await;
+    tokio::time::sleep(SCAN_INTERVAL + Duration::from_secs(1)).await;
 }
 
 fn ranges(node: &Node, name: &str) -> Vec<String> {
@@ -39,7 +39,7 @@ async fn what_a_burst_has_claimed_is_others_afterwards() {
     tell_all(&[&one, &two]);
     wait(Duration::from_secs(60)).await;
     assert_eq!(ranges(&one, "n1").len(), 4, "not yet");
-    wait(GRACE).await;
+    wait(IDLE_GRACE).await;
     assert_eq!(ranges(&one, "n1").len(), 1, "the last one stays");
     let affinities = one.store.with(|contents| contents.affinities().values().copied().collect::<Vec<_>>());
     assert_eq!(affinities, [AffinityState::Confirmed]);
@@ -48,7 +48,7 @@ async fn what_a_burst_has_claimed_is_others_afterwards() {
         two.allocator.assign(wanted(&format!("late{number}"))).await.expect("three blocks");
         tell_all(&[&one, &two]);
     }
-    wait(GRACE).await;
+    wait(IDLE_GRACE).await;
     assert_eq!(ranges(&two, "n2").len(), 3, "what is in use stays");
 }
 
@@ -70,7 +70,7 @@ async fn blocks_of_pools_that_serve_no_more_go_and_count_no_more() {
     node.pools.send_replace(Some(Arc::new(vec![disabled, new.clone()])));
     let fresh = node.allocator.assign(wanted("fresh")).await.expect("they do not count");
     assert!(fresh[0].to_string().starts_with("10.1.0."), "{fresh:?}");
-    wait(GRACE).await;
+    wait(IDLE_GRACE).await;
     let old = |node: &Node| ranges(node, "n1").into_iter().filter(|range| range.starts_with("10.0.0.")).count();
     assert_eq!(old(&node), 1, "the one that a pod is in");
     node.pools.send_replace(Some(Arc::new(vec![new])));
@@ -97,7 +97,7 @@ async fn a_block_that_somebody_borrows_from_meanwhile_stays() {
             contents.put_block(&block);
         }
     });
-    wait(GRACE).await;
+    wait(IDLE_GRACE).await;
     assert_eq!(ranges(&node, "n1").len(), 2);
     let affinities = node.store.with(|contents| contents.affinities().values().copied().collect::<Vec<_>>());
     assert_eq!(affinities, [AffinityState::Confirmed; 2]);
@@ -124,7 +124,7 @@ async fn a_block_of_no_pool_goes_when_those_who_borrowed_from_it_have_given_back
     for handle in ["own", "other"] {
         one.allocator.release(handle.to_owned()).await.expect("release");
     }
-    wait(GRACE).await;
+    wait(IDLE_GRACE).await;
     assert_eq!(ranges(&one, "n1").len(), 1, "the guest is in it");
     two.allocator.release("guest".to_owned()).await.expect("release");
     wait(Duration::ZERO).await;
@@ -142,7 +142,7 @@ async fn live(node: &Node, nodes: &[&Node]) {
         let _ = node.allocator.release(format!("h{number}")).await;
     }
     let _ = node.allocator.release("exact".to_owned()).await;
-    wait(GRACE).await;
+    wait(IDLE_GRACE).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -175,9 +175,9 @@ async fn an_end_at_any_step_loses_no_address_and_gives_none_twice() {
         tell_all(&[&node, &other]);
         node.allocator.assign(wanted("last")).await.expect("it serves");
         tell_all(&[&node, &other]);
-        wait(GRACE).await;
+        wait(IDLE_GRACE).await;
         node.allocator.release("last".to_owned()).await.expect("release");
-        wait(GRACE).await;
+        wait(IDLE_GRACE).await;
         node.store.with(|contents| check(contents, steps));
         if !has_ended {
             assert!(steps > 100, "{steps} steps are not the whole of it");
@@ -218,12 +218,12 @@ fn check(contents: &Contents, steps: u32) {
 async fn a_pool_that_is_being_deleted_loses_its_tunnels_at_once_and_its_blocks_when_they_are_empty() {
     let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![named_pool("old", "10.0.0.0/24", 28)]);
-    let look = spaces::look(Arc::new(node.store.clone()));
+    let look = namespaces::reader(Arc::new(node.store.clone()));
     let addresses = NodeAddresses::new("n1".to_owned(), node.allocator.clone(), look, clock);
     let pod = node.allocator.assign(wanted("pod")).await.expect("an address");
     let tunnel = addresses.tunnel(IpVersion::V4).await.expect("an address");
     let closed = Some("is being deleted".to_owned());
-    let leaving = NodePool { closed, is_leaving: true, ..named_pool("old", "10.0.0.0/24", 28) };
+    let leaving = NodePool { closed, is_terminating: true, ..named_pool("old", "10.0.0.0/24", 28) };
     node.pools.send_replace(Some(Arc::new(vec![leaving.clone()])));
     assert_eq!(addresses.tunnel(IpVersion::V4).await.expect("the same"), tunnel, "there is no other pool");
     node.pools.send_replace(Some(Arc::new(vec![leaving, named_pool("new", "10.1.0.0/24", 28)])));
@@ -233,7 +233,7 @@ async fn a_pool_that_is_being_deleted_loses_its_tunnels_at_once_and_its_blocks_w
     assert_eq!(addresses.tunnel(IpVersion::V4).await.expect("the same"), moved);
     assert_eq!(node.allocator.assign(wanted("pod")).await.expect("the same"), pod, "who has an address keeps it");
     tell_all(&[&node]);
-    wait(GRACE).await;
+    wait(IDLE_GRACE).await;
     let old = || ranges(&node, "n1").into_iter().filter(|range| range.starts_with("10.0.0.")).count();
     assert_eq!(old(), 1);
     node.allocator.release("pod".to_owned()).await.expect("release");
