@@ -1,6 +1,7 @@
 //! Rules in parsed form, common to policies of every kind, with selectors already rewritten to
 //! effective labels.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -28,6 +29,16 @@ pub enum IpVersion {
     V4,
     /// IPv6.
     V6,
+}
+
+impl IpVersion {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// IP version of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
 }
 
 /// An IP protocol by number. Names are resolved when a rule is parsed.

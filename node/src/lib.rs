@@ -8,7 +8,7 @@
 //!
 //!  CNI plugin --socket--> cni::server --> cni::service --attach, detach--> agent
 //!                                              |
-//!                                              +--> ipam --> API server
+//!                                              +--> margay_ipam --> API server
 //! ```
 
 pub mod agent;
@@ -17,7 +17,6 @@ pub mod cni;
 pub mod config;
 pub mod debug;
 pub mod identity;
-pub mod ipam;
 pub mod metrics;
 pub mod pods;
 pub mod problems;

@@ -34,13 +34,6 @@ use crate::cni::ports::Announcer;
 use crate::cni::server;
 use crate::cni::service::{Service, ServiceParts};
 use crate::config::NodeIps;
-use crate::ipam::addresses::NodeAddresses;
-use crate::ipam::allocator::{Allocator, BlockMap, Pools, Terms};
-use crate::ipam::limits;
-use crate::ipam::objects::Objects;
-use crate::ipam::pools;
-use crate::ipam::spaces;
-use crate::ipam::store::Store;
 use crate::problems::Problems;
 use crate::requests::bounded;
 use crate::state::State;
@@ -52,6 +45,12 @@ use margay_dataplane::routes::present;
 use margay_dataplane::routes::removal::LinkRemover;
 use margay_dataplane::routes::underlay;
 use margay_dataplane::{Attached, Dataplane, Links};
+use margay_ipam::addresses::NodeAddresses;
+use margay_ipam::allocator::{Allocator, BlockMap, Inputs, Pools};
+use margay_ipam::limits;
+use margay_ipam::namespaces;
+use margay_ipam::store::Store;
+use margay_ipam::store::api_server::ApiServer;
 use margay_netlink::route::RouteSocket;
 
 /// Minimal interval between reads of the view for blocks, labels and pools.
@@ -140,7 +139,7 @@ pub struct Dependencies<S, P, N> {
     /// known.
     pub pools: P,
     /// Limits of IPAM.
-    pub limits: watch::Receiver<limits::Known>,
+    pub limits: watch::Receiver<limits::KnownLimits>,
     /// Announces addresses to the cluster, after typha.
     pub announcer: N,
 }
@@ -172,10 +171,11 @@ pub async fn serve(
 ) -> Result<()> {
     let Storage { client, mode } = storage;
     let (node, own) = (settings.node.clone(), settings.addresses);
+    let server = ApiServer::new(client.clone(), mode);
     let dependencies = Dependencies {
-        store: Arc::new(Objects::new(&client, mode, node.clone())),
-        pools: |labels| pools::watch(&client, mode, labels),
-        limits: limits::watch(&client, mode),
+        store: Arc::new(server.clone()),
+        pools: |labels| server.watch_pools(labels),
+        limits: server.watch_limits(),
         announcer: Annotations::spawn(client.clone()),
     };
     let pods = start(settings, dependencies, agent, attachments, notices)?;
@@ -199,9 +199,9 @@ pub fn start<S: Store, N: Announcer>(
     let every = VERSIONS.into_iter().map(|version| (version, 0)).collect();
     let (mtu, mtu_seen) = watch::channel(pod_mtu(settings.mtu, *underlay.borrow(), &every));
     let (known_mtu, known_mtu_seen) = watch::channel(None);
-    let terms = Terms { map: blocks_seen, pools: (dependencies.pools)(labels_seen), limits: dependencies.limits };
-    let namespaces = spaces::look(dependencies.store.clone());
-    let allocator = Allocator::spawn(settings.node.clone(), dependencies.store, terms, now);
+    let inputs = Inputs { map: blocks_seen, pools: (dependencies.pools)(labels_seen), limits: dependencies.limits };
+    let namespaces = namespaces::reader(dependencies.store.clone());
+    let allocator = Allocator::spawn(settings.node.clone(), dependencies.store, inputs, now);
     let addresses = NodeAddresses::new(settings.node.clone(), allocator, namespaces, now);
     let parts = ServiceParts {
         enforcer: agent.clone(),

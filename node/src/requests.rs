@@ -7,7 +7,7 @@ use kube::{Client, Config, Error};
 
 /// Time limit of one request: a connection that dies silently must not stop what is queued behind
 /// it.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(15);
 /// Read timeout of a connection, longer than the API server lets any watch live.
 const READ_TIMEOUT: Duration = Duration::from_secs(300);
 

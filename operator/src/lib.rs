@@ -7,14 +7,13 @@
 //! pools in use) and [`fields`] (settings without effect). Before the first reconcile:
 //! [`storage_mode`] (storage of Calico's data). Beside the reconcile: [`certs`] (the cluster's CA
 //! and its certificates), [`csr_policy`] and [`csr_controller`] (nodes' certificates),
-//! [`leak_scan`] and [`collector`] (IPAM garbage collection; [`overlap`]s of blocks), [`lease`]
+//! [`collector`] (IPAM garbage collection, which [`margay_ipam`] decides), [`lease`]
 //! (leader election). [`install`] has the objects to install the operator itself.
 
 pub mod address_claims;
 pub mod advice;
 pub mod allocatable;
 pub mod apply;
-pub mod calico_objects;
 pub mod certs;
 pub mod client;
 pub mod collector;
@@ -28,12 +27,10 @@ pub mod hosts;
 pub mod inputs;
 pub mod install;
 pub mod kubeadm;
-pub mod leak_scan;
 pub mod lease;
 pub mod manifest;
 pub mod metrics;
 pub mod names;
-pub mod overlap;
 pub mod pool_finalizer;
 pub mod render;
 pub mod scale;

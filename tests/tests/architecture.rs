@@ -9,7 +9,7 @@ use margay_api::limits::{MAX_ENTRIES, MAX_REFERENCES};
 use margay_proto::sync;
 
 /// Which of our crates each may use.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     ("margay-api", &[]),
     ("margay-calc", &["margay-api"]),
     ("margay-proto", &["margay-api", "margay-calc"]),
@@ -18,12 +18,21 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ("margay-nft", &["margay-netlink"]),
     ("margay-typha", &["margay-api", "margay-calc", "margay-proto", "margay-runtime"]),
     ("margay-dataplane", &["margay-api", "margay-calc", "margay-netlink", "margay-nft", "margay-runtime"]),
+    ("margay-ipam", &["margay-api"]),
     (
         "margay-node",
-        &["margay-api", "margay-calc", "margay-dataplane", "margay-netlink", "margay-proto", "margay-runtime"],
+        &[
+            "margay-api",
+            "margay-calc",
+            "margay-dataplane",
+            "margay-ipam",
+            "margay-netlink",
+            "margay-proto",
+            "margay-runtime",
+        ],
     ),
     ("margay-cni", &["margay-proto"]),
-    ("margay-operator", &["margay-api", "margay-runtime"]),
+    ("margay-operator", &["margay-api", "margay-ipam", "margay-runtime"]),
     ("margay", &["margay-node", "margay-operator", "margay-runtime", "margay-typha"]),
     (
         "margay-tests",
@@ -31,6 +40,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
             "margay-api",
             "margay-calc",
             "margay-dataplane",
+            "margay-ipam",
             "margay-netlink",
             "margay-nft",
             "margay-node",
@@ -43,14 +53,18 @@ const MAY_USE: [(&str, &[&str]); 13] = [
 ];
 
 /// What a crate must not even name, because of what it is for.
-const MUST_NOT: [(&str, &[&str]); 6] = [
+const MUST_NOT: [(&str, &[&str]); 7] = [
     ("margay-api", &["tokio", "tonic", "nix", "rand", "libc", "futures", "jiff", "tracing"]),
     ("margay-calc", &["tokio", "tonic", "kube", "nix", "rand", "libc", "futures", "jiff", "tracing", "serde_json"]),
+    ("margay-ipam", &["tonic", "nix", "libc"]),
     ("margay-netlink", &["tokio", "tonic", "kube", "serde"]),
     ("margay-nft", &["tokio", "tonic", "kube", "serde", "nix"]),
     ("margay-cni", &["tokio", "tonic", "kube", "clap"]),
     ("margay-typha", &["nix", "libc", "netlink-packet-route"]),
 ];
+
+/// Where alone IPAM has a client of the API server: all else of it works on a trait.
+const IPAM_CLIENT: &str = "ipam/src/store/api_server.rs";
 
 /// Floors of the modules in a folder, the lowest first: a module uses modules of its own floor and of lower ones.
 const FLOORS: [(&str, &[&[&str]]); 6] = [
@@ -153,6 +167,17 @@ fn pure_and_small_crates_name_no_outside_world() {
     for (name, forbidden) in MUST_NOT {
         let named: Vec<&&str> = forbidden.iter().filter(|crate_| dependencies[name].contains(**crate_)).collect();
         assert!(named.is_empty(), "{name} names {named:?}");
+    }
+}
+
+#[test]
+fn ipam_has_a_client_in_one_place() {
+    let root = metadata().workspace_root.into_std_path_buf();
+    for path in rust_files(&root.join("ipam/src")).into_iter().filter(|path| *path != root.join(IPAM_CLIENT)) {
+        let text = fs::read_to_string(&path).expect("a source file");
+        let client = ["kube::Client", "kube::Api", "kube::api", "kube::runtime", "kube::{"];
+        let named: Vec<&str> = client.into_iter().filter(|name| text.contains(name)).collect();
+        assert!(named.is_empty(), "{} names {named:?}", path.display());
     }
 }
 

@@ -18,7 +18,7 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 
 /// Protocol number that marks our routes; Calico's is 80.
 pub const ROUTE_PROTOCOL: u8 = 82;
 /// Both IP versions; each has its own tunnel device, peers and routes.
-pub const VERSIONS: [IpVersion; 2] = [IpVersion::V4, IpVersion::V6];
+pub const VERSIONS: [IpVersion; 2] = IpVersion::ALL;
 
 /// Name of the VXLAN device of an IP version, as in Calico.
 pub const fn vxlan_device_name(version: IpVersion) -> &'static str {
@@ -39,7 +39,7 @@ pub const fn vxlan_overhead(version: IpVersion) -> u32 {
 
 /// IP version of an address.
 pub fn version_of(address: IpAddr) -> IpVersion {
-    if address.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 }
+    IpVersion::of(address)
 }
 
 /// Target of a route.

@@ -16,7 +16,7 @@ use margay_proto::cni::{self, code};
 use serde::Deserialize;
 
 use super::attachment::{Attachment, AttachmentId};
-use super::ports::Demand;
+use margay_ipam::request::Demand;
 use margay_netlink::namespace;
 
 use margay_dataplane::routes::pod;

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use margay_ipam::request::Addresses;
 use margay_proto::cni::{self, Outcome, Request, Response, Verb, code};
 use margay_runtime::telemetry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,7 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tracing::Instrument;
 
-use super::ports::{Addresses, Announcer, Enforcer};
+use super::ports::{Announcer, Enforcer};
 use super::request::{CniError, Config};
 use super::service::{CniCall, Service};
 

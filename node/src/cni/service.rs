@@ -18,12 +18,13 @@ use tokio::sync::watch;
 use tracing::Instrument;
 
 use super::attachment::{Attachment, Attachments, Leftover, ipam_handle};
-use super::ports::{AddressRequest, Addresses, Announcer, Enforcer, NoAddress};
+use super::ports::{Announcer, Enforcer};
 use super::request::{self, CniError, Config};
 use margay_dataplane::routes::conntrack::{Conntrack, Extent, TableError};
 use margay_dataplane::routes::pod::{self, PodError, PodLink};
 use margay_dataplane::routes::present;
 use margay_dataplane::routes::removal::{self, LinkRemover};
+use margay_ipam::request::{AddressRequest, Addresses, NoAddress};
 use margay_netlink::route::RouteSocket;
 
 /// Dependencies of the service.
@@ -225,7 +226,7 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         let [ipv4, ipv6] = call.config.demands()?;
         let (handle, endpoint, exact) = (wanted.ipam_handle(), wanted.endpoint(), call.config.requested_addresses()?);
         let named_by_pod = call.config.names_pools();
-        let request = AddressRequest { handle, endpoint, ipv4, ipv6, named_by_pod, exact };
+        let request = AddressRequest { ipv4, ipv6, named_by_pod, exact, ..AddressRequest::of_pod(handle, &endpoint) };
         let claim = self.parts.addresses.assign(request);
         let mac = pod::pod_mac(&wanted.id.container, &wanted.id.ifname);
         let names = (wanted.interface.clone(), wanted.id.ifname.clone());

@@ -18,10 +18,10 @@ use margay_dataplane::nftables::{Netfilter, Nftables};
 use margay_dataplane::routes::addresses::AddressWatch;
 use margay_dataplane::routes::plan::{LocalPods, Plan, version_of};
 use margay_dataplane::routes::worker::{Network, Progress};
+use margay_ipam::addresses::NodeAddresses;
 use margay_node::agent::{self, AgentHandle, Routes, Status, watch_drift, watch_links};
 use margay_node::cni::attachment::{Attachment, Attachments};
 use margay_node::cni::ports::Announcer;
-use margay_node::ipam::addresses::NodeAddresses;
 use margay_node::metrics::Metrics;
 use margay_node::pods::{self, Dependencies, Settings};
 use margay_node::problems::Problems;
@@ -38,7 +38,7 @@ use tokio::task::JoinHandle;
 
 use super::PATIENCE;
 use super::control::Control;
-use super::storage::{Blocks, Memory};
+use super::storage::Blocks;
 use crate::namespace::Namespace;
 
 /// A node, and its agent if it runs.
@@ -267,8 +267,8 @@ async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Noti
     };
     watch_drift(table, agent.clone())?;
     watch_links(interfaces, links, agent.clone(), |_| ())?;
-    let ports: Dependencies<Memory, _, _> = Dependencies {
-        store: Arc::new(blocks.of_node(&settings.node)),
+    let ports: Dependencies<Blocks, _, _> = Dependencies {
+        store: Arc::new(blocks.clone()),
         pools: |labels| blocks.pools(labels),
         limits: blocks.limits(),
         announcer: Nobody,

@@ -4,15 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use margay_api::ipam::block::Block;
 use margay_api::ipam::names;
 use margay_api::meta::Labels;
 use margay_api::v3::IPPool;
 use margay_api::v3::pool::IPPoolSpec;
-use margay_node::ipam::allocator::Pools;
-use margay_node::ipam::limits::Known;
-use margay_node::ipam::pools::of_node;
-use margay_node::ipam::store::{AffinityState, Namespace, Store, StoreError, Stored};
+use margay_ipam::allocator::Pools;
+use margay_ipam::limits::KnownLimits;
+use margay_ipam::pools::of_node;
+use margay_ipam::store::memory::{Kept, Memory};
+use margay_ipam::store::{Namespace, Objects, Store, StoreError};
 use margay_typha::cause::Cause;
 use margay_typha::event::Event;
 use margay_typha::object::{BLOCK, ObjectKey};
@@ -28,20 +30,12 @@ use super::objects;
 pub struct Blocks(Arc<Shared>);
 
 struct Shared {
-    state: Mutex<State>,
+    memory: Memory,
+    /// Names of blocks that typha has not been told of as they are.
+    news: Mutex<BTreeSet<String>>,
     changed: Notify,
     pools: watch::Sender<BTreeMap<String, IPPool>>,
-    limits: watch::Sender<Known>,
-}
-
-#[derive(Default)]
-struct State {
-    revision: u64,
-    blocks: BTreeMap<IpNet, Stored<Block>>,
-    affinities: BTreeMap<(String, IpNet), AffinityState>,
-    handles: BTreeMap<String, BTreeSet<IpNet>>,
-    /// Blocks that typha has not been told of as they are.
-    news: BTreeSet<IpNet>,
+    limits: watch::Sender<KnownLimits>,
 }
 
 impl Blocks {
@@ -49,24 +43,25 @@ impl Blocks {
     pub fn new(runtime: &Runtime, events: mpsc::Sender<Event>) -> Self {
         let pools = watch::Sender::new(BTreeMap::new());
         let limits = watch::Sender::new(Some(Arc::default()));
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Notify::new(), pools, limits });
+        let shared = Arc::new(Shared {
+            memory: Memory::default(),
+            news: Mutex::default(),
+            changed: Notify::new(),
+            pools,
+            limits,
+        });
         runtime.spawn(tell(shared.clone(), events));
         Self(shared)
     }
 
-    /// The storage as a node uses it.
-    pub fn of_node(&self, node: &str) -> Memory {
-        Memory { node: node.to_owned(), blocks: self.clone() }
-    }
-
     /// Every block as it is now.
     pub fn all(&self) -> Vec<Block> {
-        self.state().blocks.values().map(|stored| stored.value.clone()).collect()
+        self.0.memory.lock().blocks().into_values().collect()
     }
 
     /// Every handle with the blocks that it has addresses in.
     pub fn handles(&self) -> BTreeMap<String, BTreeSet<IpNet>> {
-        self.state().handles.clone()
+        self.0.memory.lock().handles()
     }
 
     /// The pool is so, or there is none of the name any more.
@@ -103,47 +98,37 @@ impl Blocks {
     }
 
     /// What bounds it, as it changes.
-    pub fn limits(&self) -> watch::Receiver<Known> {
+    pub fn limits(&self) -> watch::Receiver<KnownLimits> {
         self.0.limits.subscribe()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock()
-    }
-
-    fn write(
-        &self,
-        block: Block,
-        allowed: impl FnOnce(Option<&Stored<Block>>) -> bool,
-    ) -> Result<Stored<Block>, StoreError> {
-        let mut state = self.state();
-        let cidr = block.cidr();
-        if !allowed(state.blocks.get(&cidr)) {
-            return Err(StoreError::Conflict);
+    /// Has typha told of a block, if it is one that was written.
+    fn note<K: Kept>(&self, name: String) {
+        if K::is_block() {
+            self.0.news().insert(name);
+            self.0.changed.notify_one();
         }
-        state.revision += 1;
-        let stored = Stored { value: block, revision: state.revision.to_string() };
-        state.blocks.insert(cidr, stored.clone());
-        state.news.insert(cidr);
-        drop(state);
-        self.0.changed.notify_one();
-        Ok(stored)
+    }
+}
+
+impl Shared {
+    fn news(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.news.lock()
     }
 }
 
 /// Tells typha of blocks, one after another, each as it is when its turn comes.
 async fn tell(shared: Arc<Shared>, events: mpsc::Sender<Event>) {
     loop {
-        let news: Vec<(IpNet, Option<Block>)> = {
-            let mut state = shared.state.lock();
-            let news = std::mem::take(&mut state.news);
-            let now = |cidr: IpNet| (cidr, state.blocks.get(&cidr).map(|stored| stored.value.clone()));
-            news.into_iter().map(now).collect()
-        };
-        for (cidr, block) in news {
+        let names = std::mem::take(&mut *shared.news());
+        for name in names {
+            let block = names::block_range(&name).and_then(|cidr| shared.memory.lock().block(cidr));
             let Some(block) = block else {
-                let key = ObjectKey { namespace: String::new(), name: names::block(cidr) };
-                let event = Event::Deleted { kind: BLOCK, key, cause: Cause::default() };
+                let event = Event::Deleted {
+                    kind: BLOCK,
+                    key: ObjectKey { namespace: String::new(), name },
+                    cause: Cause::default(),
+                };
                 if events.send(event).await.is_err() {
                     return;
                 }
@@ -163,62 +148,38 @@ async fn tell(shared: Arc<Shared>, events: mpsc::Sender<Event>) {
     }
 }
 
-/// The storage as one node uses it.
-pub struct Memory {
-    node: String,
-    blocks: Blocks,
+impl<K: Kept> Objects<K> for Blocks {
+    async fn get(&self, name: String) -> Result<Option<K>, StoreError> {
+        Objects::<K>::get(&self.0.memory, name).await
+    }
+
+    async fn list<T: Send>(&self, keep: fn(K) -> T) -> Result<Vec<T>, StoreError> {
+        self.0.memory.list(keep).await
+    }
+
+    async fn create(&self, object: K) -> Result<K, StoreError> {
+        let name = object.meta().name.clone().unwrap_or_default();
+        let created = self.0.memory.create(object).await?;
+        self.note::<K>(name);
+        Ok(created)
+    }
+
+    async fn replace(&self, object: K) -> Result<K, StoreError> {
+        let name = object.meta().name.clone().unwrap_or_default();
+        let replaced = self.0.memory.replace(object).await?;
+        self.note::<K>(name);
+        Ok(replaced)
+    }
+
+    async fn delete(&self, metadata: ObjectMeta) -> Result<bool, StoreError> {
+        let name = metadata.name.clone().unwrap_or_default();
+        let is_gone = Objects::<K>::delete(&self.0.memory, metadata).await?;
+        self.note::<K>(name);
+        Ok(is_gone)
+    }
 }
 
-impl Store for Memory {
-    async fn block(&self, cidr: IpNet) -> Result<Option<Stored<Block>>, StoreError> {
-        Ok(self.blocks.state().blocks.get(&cidr).cloned())
-    }
-
-    async fn create_block(&self, block: Block) -> Result<Stored<Block>, StoreError> {
-        self.blocks.write(block, |present| present.is_none())
-    }
-
-    async fn update_block(&self, block: Stored<Block>) -> Result<Stored<Block>, StoreError> {
-        self.blocks.write(block.value, |present| present.is_some_and(|present| present.revision == block.revision))
-    }
-
-    async fn delete_block(&self, block: Stored<Block>) -> Result<(), StoreError> {
-        let mut state = self.blocks.state();
-        let cidr = block.value.cidr();
-        if state.blocks.get(&cidr).is_none_or(|present| present.revision != block.revision) {
-            return Err(StoreError::Conflict);
-        }
-        state.blocks.remove(&cidr);
-        state.news.insert(cidr);
-        drop(state);
-        self.blocks.0.changed.notify_one();
-        Ok(())
-    }
-
-    async fn put_affinity(&self, cidr: IpNet, state: AffinityState) -> Result<(), StoreError> {
-        self.blocks.state().affinities.insert((self.node.clone(), cidr), state);
-        Ok(())
-    }
-
-    async fn delete_affinity(&self, cidr: IpNet) -> Result<(), StoreError> {
-        self.blocks.state().affinities.remove(&(self.node.clone(), cidr));
-        Ok(())
-    }
-
-    async fn put_handle(&self, handle: String, blocks: Vec<IpNet>) -> Result<(), StoreError> {
-        self.blocks.state().handles.entry(handle).or_default().extend(blocks);
-        Ok(())
-    }
-
-    async fn handle_blocks(&self, handle: String) -> Result<Vec<IpNet>, StoreError> {
-        Ok(self.blocks.state().handles.get(&handle).into_iter().flatten().copied().collect())
-    }
-
-    async fn delete_handle(&self, handle: String) -> Result<(), StoreError> {
-        self.blocks.state().handles.remove(&handle);
-        Ok(())
-    }
-
+impl Store for Blocks {
     /// Those of a lab have no annotations, and no pool of it asks for their labels.
     async fn namespace(&self, _: String) -> Result<Namespace, StoreError> {
         Ok(Namespace::default())

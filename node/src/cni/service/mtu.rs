@@ -7,9 +7,10 @@ use tokio::sync::watch;
 
 use super::{Service, run_blocking};
 use crate::cni::attachment::Attachment;
-use crate::cni::ports::{Addresses, Announcer, Enforcer};
+use crate::cni::ports::{Announcer, Enforcer};
 use margay_dataplane::routes::pod::{self, PodError, PodLink};
 use margay_dataplane::routes::sysctl;
+use margay_ipam::request::Addresses;
 use margay_netlink::namespace;
 use margay_netlink::route::RouteSocket;
 

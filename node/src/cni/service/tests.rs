@@ -45,7 +45,7 @@ impl Enforcer for Log {
 
 impl Addresses for Log {
     async fn assign(&self, request: AddressRequest) -> Result<Vec<IpNet>, NoAddress> {
-        self.note(format!("assign {}", request.handle));
+        self.note(format!("assign {}", request.handle()));
         Ok(vec!["10.0.0.1/32".parse().expect("an address")])
     }
 
