@@ -6,12 +6,13 @@
 //! that namespace wait for the read first.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use margay_api::meta::{ANNOTATION_POD_POOLS_V4, ANNOTATION_POD_POOLS_V6};
 use margay_api::rule::IpVersion;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::pools::NodePool;
 use super::request::{AddressRequest, Demand, NoAddress};
@@ -65,8 +66,8 @@ impl NamespacesWithPools {
         }
     }
 
-    fn names(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn names(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.lock()
     }
 }
 

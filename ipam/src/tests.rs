@@ -10,12 +10,13 @@ mod namespaces;
 mod random;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use margay_api::ipam::block::Block;
 use margay_api::ipam::limits::Limits;
 use margay_api::v3::ipam::{AllocationAttribute, IPReservationSpec};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::allocator::{Allocator, BlockMap, Inputs, Pools};

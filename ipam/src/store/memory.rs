@@ -1,7 +1,7 @@
 //! Storage in memory, for tests: compare-and-swap as in the API server, and failures on demand.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -9,6 +9,7 @@ use kube::Resource;
 use margay_api::ipam::block::Block;
 use margay_api::ipam::names;
 use margay_api::v3::ipam::{BlockAffinity, IPAMBlock, IPAMHandle, IPAMHandleSpec};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{AffinityState, Cluster, Namespace, Objects, Store, StoreError};
 use crate::leak_scan::PodFacts;
@@ -133,7 +134,7 @@ impl Contents {
 impl Memory {
     /// Locks the contents.
     pub fn lock(&self) -> MutexGuard<'_, Contents> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.0.lock()
     }
 
     async fn answer(&self) {
