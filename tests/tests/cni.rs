@@ -294,7 +294,7 @@ fn a_pod_made_again_waits_for_its_own_policy() -> Result<()> {
     first.del()?;
     let (nothing, second) = (footprint(&lab)?, sandbox("c2", "u2")?);
     let (code, message) = second.add_refused()?;
-    ensure!(code == u64::from(code::TRY_AGAIN) && message.contains("uid"), "{code}: {message}");
+    ensure!(code == u64::from(code::TRY_AGAIN) && message.contains("UID"), "{code}: {message}");
     assert_eq!(footprint(&lab)?, nothing);
     known("u2", json!({}))?;
     second.add().context("once the new pod is known")?;
