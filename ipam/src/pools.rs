@@ -132,6 +132,14 @@ async fn run(
     sender: watch::Sender<Pools>,
 ) {
     loop {
+        let known = listed.borrow_and_update().clone();
+        let of_labels = labels.borrow_and_update().clone();
+        let pools = known.zip(of_labels).map(|(known, labels)| Arc::new(of_node(&known, &labels)));
+        sender.send_if_modified(|present| {
+            let differs = *present != pools;
+            *present = pools;
+            differs
+        });
         let changed = tokio::select! {
             changed = listed.changed() => changed,
             changed = labels.changed() => changed,
@@ -139,14 +147,6 @@ async fn run(
         if changed.is_err() {
             return;
         }
-        let known = listed.borrow_and_update().clone();
-        let labels = labels.borrow_and_update().clone();
-        let pools = known.zip(labels).map(|(known, labels)| Arc::new(of_node(&known, &labels)));
-        sender.send_if_modified(|present| {
-            let differs = *present != pools;
-            *present = pools;
-            differs
-        });
     }
 }
 

@@ -12,7 +12,7 @@ use margay_api::v3::IPPool;
 use margay_api::v3::pool::IPPoolSpec;
 use margay_ipam::allocator::Pools;
 use margay_ipam::limits::KnownLimits;
-use margay_ipam::pools::of_node;
+use margay_ipam::pools::{self, Listed};
 use margay_ipam::store::memory::{Kept, Memory};
 use margay_ipam::store::{Namespace, Objects, Store, StoreError};
 use margay_typha::cause::Cause;
@@ -34,14 +34,14 @@ struct Shared {
     /// Names of blocks that typha has not been told of as they are.
     news: Mutex<BTreeSet<String>>,
     changed: Notify,
-    pools: watch::Sender<BTreeMap<String, IPPool>>,
+    pools: watch::Sender<Listed<IPPool>>,
     limits: watch::Sender<KnownLimits>,
 }
 
 impl Blocks {
     /// Empty storage.
     pub fn new(runtime: &Runtime, events: mpsc::Sender<Event>) -> Self {
-        let pools = watch::Sender::new(BTreeMap::new());
+        let pools = watch::Sender::new(Some(Arc::default()));
         let limits = watch::Sender::new(Some(Arc::default()));
         let shared = Arc::new(Shared {
             memory: Memory::default(),
@@ -67,6 +67,7 @@ impl Blocks {
     /// The pool is so, or there is none of the name any more.
     pub fn set_pool(&self, name: &str, spec: Option<IPPoolSpec>) {
         self.0.pools.send_modify(|pools| {
+            let pools = Arc::make_mut(pools.get_or_insert_default());
             drop(match spec {
                 Some(spec) => pools.insert(name.to_owned(), IPPool::new(name, spec)),
                 None => pools.remove(name),
@@ -75,26 +76,8 @@ impl Blocks {
     }
 
     /// The pools as a node with these labels sees them, as they change.
-    pub fn pools(&self, mut labels: watch::Receiver<Option<Labels>>) -> watch::Receiver<Pools> {
-        let mut known = self.0.pools.subscribe();
-        let now = |known: &BTreeMap<String, IPPool>, labels: &Option<Labels>| {
-            labels.as_ref().map(|labels| Arc::new(of_node(known, labels)))
-        };
-        let (sender, receiver) = watch::channel(now(&known.borrow_and_update(), &labels.borrow_and_update()));
-        tokio::spawn(async move {
-            loop {
-                let changed = tokio::select! {
-                    changed = known.changed() => changed,
-                    changed = labels.changed() => changed,
-                };
-                if changed.is_err() {
-                    return;
-                }
-                let pools = now(&known.borrow_and_update(), &labels.borrow_and_update());
-                sender.send_replace(pools);
-            }
-        });
-        receiver
+    pub fn pools(&self, labels: watch::Receiver<Option<Labels>>) -> watch::Receiver<Pools> {
+        pools::follow(self.0.pools.subscribe(), labels)
     }
 
     /// What bounds it, as it changes.
