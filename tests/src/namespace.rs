@@ -6,7 +6,11 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
+use ipnet::IpNet;
+use margay_api::network::Mac;
+use margay_dataplane::routes::pod::{self, PodLink};
 use margay_netlink::namespace;
+use margay_netlink::route::RouteSocket;
 use nix::sched::{CloneFlags, unshare};
 
 /// A network namespace, held open.
@@ -45,6 +49,20 @@ impl Namespace {
     /// Runs `work` on a thread inside the namespace.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         namespace::within(&self.file, work).expect("a namespace that is held open can be entered")
+    }
+
+    /// Connects a pod to this node as an ADD does: its link, addresses and the routes to them. Returns the pod's MAC
+    /// address.
+    pub fn connect_pod(&self, namespace: &Self, interface: &str, nets: &[IpNet]) -> Result<Mac> {
+        self.run(|| {
+            let mac = pod::pod_mac(interface, "eth0");
+            let link = PodLink { host: interface, pod: "eth0", namespace: namespace.file(), mtu: 1450, mac };
+            let mut socket = RouteSocket::open()?;
+            let index = pod::create_link(&mut socket, &link)?;
+            let mac = pod::configure_pod(&link, nets)?;
+            pod::add_routes(&mut socket, index, nets)?;
+            Ok(mac)
+        })
     }
 
     /// Runs a program inside, with text on its standard input; fails if the program fails, with its own words.

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use margay_api::endpoint::{EndpointKey, interface_name};
 use margay_api::policy::{PolicyKey, PolicyKind};
-use margay_api::rule::{Action, PortRange, Protocol};
+use margay_api::rule::{Action, IpVersion, PortRange, Protocol};
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{
     EndpointRecord, IpSetRecord, Member, PolicyRecord, Record, RecordId, RuleRecord, SetId, SetKind, SideMatch,
@@ -22,9 +22,6 @@ use margay_calc::model::{
 use margay_dataplane::Attached;
 use margay_dataplane::nftables::{Netfilter, Nftables};
 use margay_dataplane::routes::parameters;
-use margay_dataplane::routes::plan::VERSIONS;
-use margay_dataplane::routes::pod::{self, PodLink};
-use margay_netlink::route::RouteSocket;
 use margay_node::agent::{self, AgentEvent, AgentHandle, AgentParts, watch_drift};
 use margay_node::cni::ports::Enforcer;
 use margay_node::metrics::Metrics;
@@ -87,7 +84,7 @@ impl Node {
         for parameter in ["ipv4.ip_forward", "ipv6.conf.all.forwarding"] {
             host.command("sysctl", &["-qw", &format!("net.{parameter}=0")], "")?;
         }
-        host.run(|| VERSIONS.into_iter().try_for_each(|version| parameters::set_forwarding(version).map(drop)))?;
+        host.run(|| IpVersion::ALL.into_iter().try_for_each(|version| parameters::set_forwarding(version).map(drop)))?;
         let pods = (1..=pods).map(|number| mk_pod(&host, number)).collect::<Result<Vec<_>>>()?;
         Ok(Self { host, pods, records: Records::new(), revision: 0, agent: None })
     }
@@ -183,21 +180,7 @@ fn mk_pod(host: &Namespace, number: u8) -> Result<Pod> {
     let address6 = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, number.into());
     let namespace = Namespace::new()?;
     let nets = [IpNet::from(IpAddr::V4(address)), IpNet::from(IpAddr::V6(address6))];
-    host.run(|| -> Result<()> {
-        let name = interface_name(&key);
-        let link = PodLink {
-            host: &name,
-            pod: "eth0",
-            namespace: namespace.file(),
-            mtu: 1450,
-            mac: pod::pod_mac(&name, "eth0"),
-        };
-        let mut socket = RouteSocket::open()?;
-        let index = pod::create_link(&mut socket, &link)?;
-        pod::configure_pod(&link, &nets)?;
-        pod::add_routes(&mut socket, index, &nets)?;
-        Ok(())
-    })?;
+    host.connect_pod(&namespace, &interface_name(&key), &nets)?;
     Ok(Pod { key, address, address6, namespace })
 }
 

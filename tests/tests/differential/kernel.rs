@@ -9,10 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
 use margay_api::endpoint::interface_name;
 use margay_api::network::Mac;
+use margay_api::rule::IpVersion;
 use margay_dataplane::routes::parameters;
-use margay_dataplane::routes::plan::VERSIONS;
-use margay_dataplane::routes::pod::{self, PodLink};
-use margay_netlink::route::RouteSocket;
+use margay_dataplane::routes::pod;
 use margay_nft::{NftSocket, Ruleset, Transaction};
 use margay_tests::namespace::{Namespace, connect};
 use margay_tests::raw::packet::protocol::{ICMP, ICMPV6, SCTP, TCP, UDP, UDPLITE};
@@ -54,7 +53,7 @@ impl Kernel {
         {
             host.command("sysctl", &["-qw", &format!("net.{parameter}")], "")?;
         }
-        host.run(|| VERSIONS.into_iter().try_for_each(|version| parameters::set_forwarding(version).map(drop)))?;
+        host.run(|| IpVersion::ALL.into_iter().try_for_each(|version| parameters::set_forwarding(version).map(drop)))?;
         connect((&host, "eth0", "172.30.0.1/24"), (&outside, "eth0", ""))?;
         connect((&host, "eth1", "198.18.0.1/24"), (&far, "eth0", ""))?;
         let mut commands = vec![
@@ -70,20 +69,7 @@ impl Kernel {
         for name in LOCAL {
             let (key, nets) = (pod(name), addresses(&pod(name)).map(IpNet::from));
             let (interface, namespace) = (interface_name(&key), Namespace::new()?);
-            let mac = host.run(|| -> Result<Mac> {
-                let link = PodLink {
-                    host: &interface,
-                    pod: "eth0",
-                    namespace: namespace.file(),
-                    mtu: 1450,
-                    mac: pod::pod_mac(&interface, "eth0"),
-                };
-                let mut socket = RouteSocket::open()?;
-                let index = pod::create_link(&mut socket, &link)?;
-                let mac = pod::configure_pod(&link, &nets)?;
-                pod::add_routes(&mut socket, index, &nets)?;
-                Ok(mac)
-            })?;
+            let mac = host.connect_pod(&namespace, &interface, &nets)?;
             for net in nets {
                 commands.push(format!("neigh replace {} lladdr {mac} dev {interface} nud permanent", net.addr()));
             }

@@ -13,9 +13,8 @@ use margay_api::settings::FelixSettings;
 use margay_calc::model::{EndpointRecord, PoolRecord, Record, RecordId, RouteRecord};
 use margay_dataplane::Attached;
 use margay_dataplane::nftables::{Netfilter, Nftables};
-use margay_dataplane::routes::pod::{self, PodLink};
+use margay_dataplane::routes::pod;
 use margay_dataplane::routes::worker::Network;
-use margay_netlink::route::RouteSocket;
 use margay_node::agent::{self, AgentEvent, AgentHandle, AgentParts};
 use margay_node::metrics::Metrics;
 use margay_proto::sync::{Change, Frame, Trailer};
@@ -326,21 +325,7 @@ fn mk_pod(host: &Namespace, node: u8, number: u8) -> Result<Pod> {
     let namespace = Namespace::new()?;
     namespace.command("sysctl", &["-qw", "net.ipv6.conf.default.accept_dad=0"], "")?;
     let nets = addresses.map(IpNet::from);
-    let mac = host.run(|| -> Result<Mac> {
-        let name = interface_name(&key);
-        let link = PodLink {
-            host: &name,
-            pod: "eth0",
-            namespace: namespace.file(),
-            mtu: 1450,
-            mac: pod::pod_mac(&name, "eth0"),
-        };
-        let mut socket = RouteSocket::open()?;
-        let index = pod::create_link(&mut socket, &link)?;
-        let mac = pod::configure_pod(&link, &nets)?;
-        pod::add_routes(&mut socket, index, &nets)?;
-        Ok(mac)
-    })?;
+    let mac = host.connect_pod(&namespace, &interface_name(&key), &nets)?;
     Ok(Pod { key, addresses, namespace, mac })
 }
 
