@@ -162,14 +162,17 @@ mod tests {
         changes.pop().map(|change| change.finalizers)
     }
 
+    /// Finalizers or ranges; none: unchanged, or not known.
+    type Names<'a> = Option<&'a [&'a str]>;
+
     #[test]
     fn a_pool_is_kept_until_its_last_block_is_gone() {
-        let inside: Option<&[&str]> = Some(&["10.0.0.64/26", "10.1.0.0/26"]);
-        let outside: Option<&[&str]> = Some(&["10.1.0.0/26"]);
+        let inside: Names<'_> = Some(&["10.0.0.64/26", "10.1.0.0/26"]);
+        let outside: Names<'_> = Some(&["10.1.0.0/26"]);
         let own = [FINALIZER];
         let both = ["other.org/a", FINALIZER];
         // Name, pool, shadowed, blocks, installed, and the new finalizers.
-        let table: [(&str, PoolFacts, bool, Option<&[&str]>, bool, Option<&[&str]>); 12] = [
+        let table: [(&str, PoolFacts, bool, Names<'_>, bool, Names<'_>); 12] = [
             ("a new pool gets it", pool("p", &[], false), false, None, true, Some(&own)),
             ("in addition to others", pool("p", &["other.org/a"], false), false, None, true, Some(&both)),
             ("and keeps it", pool("p", &own, false), false, outside, true, None),
