@@ -152,7 +152,7 @@ impl Blocks {
     fn charge(&mut self, range: IpNet, former: Option<&BlockInfo>) -> (BTreeSet<IpNet>, BTreeSet<IpNet>) {
         let Self { infos, owned, borrowed, .. } = self;
         let (before, after) = (former.map(Charges::new), infos.get(&range).map(Charges::new));
-        let version = version_of(range);
+        let version = IpVersion::of(range.addr());
         let mut moved = BTreeSet::new();
         let [had, has] = [&before, &after].map(|charges| charges.as_ref().and_then(|charges| charges.owner));
         if had != has {
@@ -199,7 +199,7 @@ impl Blocks {
             return None;
         }
         let mut info = info.clone();
-        let holder = |node: &String| (node.clone(), version_of(*range));
+        let holder = |node: &String| (node.clone(), IpVersion::of(range.addr()));
         info.borrowed.retain(|(address, node)| self.borrowed.is_within(&holder(node), &(*range, *address)));
         Some(info)
     }
@@ -234,7 +234,7 @@ impl Blocks {
 
     /// Returns true if the block is within its node's quota.
     fn is_within(&self, range: IpNet, info: &BlockInfo) -> bool {
-        let holder = info.node.clone().map(|node| (node, version_of(range)));
+        let holder = info.node.clone().map(|node| (node, IpVersion::of(range.addr())));
         holder.is_none_or(|holder| self.owned.is_within(&holder, &(info.created, range)))
     }
 
@@ -300,10 +300,6 @@ impl<'a> Charges<'a> {
             borrowed: info.borrowed.iter().map(|(address, node)| (*address, node.as_str())).collect(),
         }
     }
-}
-
-fn version_of(range: IpNet) -> IpVersion {
-    if range.addr().is_ipv4() { IpVersion::V4 } else { IpVersion::V6 }
 }
 
 #[cfg(test)]

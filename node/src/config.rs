@@ -7,8 +7,6 @@ use std::str::FromStr;
 use margay_api::rule::IpVersion;
 use margay_api::storage::Mode;
 
-use margay_dataplane::routes::plan::version_of;
-
 /// Settings of the node agent; each is a flag and an environment variable.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
@@ -77,7 +75,7 @@ impl NodeIps {
 
     /// The address of an IP version.
     pub fn of(&self, version: IpVersion) -> Option<IpAddr> {
-        [Some(self.first), self.second].into_iter().flatten().find(|address| version_of(*address) == version)
+        [Some(self.first), self.second].into_iter().flatten().find(|address| IpVersion::of(*address) == version)
     }
 }
 
@@ -91,7 +89,7 @@ impl FromStr for NodeIps {
         let parse = |part: &str| part.parse::<IpAddr>().map_err(|_| format!("{part:?} is not an IP address; {REMEDY}"));
         let addresses = parts.map(parse).collect::<Result<Vec<_>, _>>()?;
         let first = *addresses.first().ok_or_else(|| format!("no address; {REMEDY}"))?;
-        let second = addresses.into_iter().find(|address| version_of(*address) != version_of(first));
+        let second = addresses.into_iter().find(|address| IpVersion::of(*address) != IpVersion::of(first));
         Ok(Self { first, second })
     }
 }

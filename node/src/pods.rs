@@ -40,7 +40,7 @@ use crate::state::State;
 use crate::upstream::notices::{AnnounceBoth, Notices};
 use margay_dataplane::routes::conntrack::Conntrack;
 use margay_dataplane::routes::driver::{Driver, tunnel_mtu};
-use margay_dataplane::routes::plan::{VERSIONS, has_vxlan, vxlan_device_name};
+use margay_dataplane::routes::plan::{has_vxlan, vxlan_device_name};
 use margay_dataplane::routes::present;
 use margay_dataplane::routes::removal::LinkRemover;
 use margay_dataplane::routes::underlay;
@@ -123,7 +123,7 @@ fn view_inputs(node: &str, records: &BTreeMap<RecordId, Record>, links: &Links, 
         (Some(Record::Settings(settings)), IpVersion::V6) => settings.vxlan_mtu_v6,
         _ => 0,
     };
-    let encapsulated = VERSIONS.into_iter().filter(|version| has_vxlan(records, *version));
+    let encapsulated = IpVersion::ALL.into_iter().filter(|version| has_vxlan(records, *version));
     inputs.vxlan = encapsulated.map(|version| (version, configured(version))).collect();
     // Blocks of this node may be missing in a partial view, and typha may not have seen the node
     // yet.
@@ -196,7 +196,7 @@ pub fn start<S: Store, N: Announcer>(
     let (blocks, blocks_seen) = watch::channel(BlockMap::default());
     let (labels, labels_seen) = watch::channel(None::<Labels>);
     // Until the encapsulation is known, assume both tunnels: smaller packets always arrive.
-    let every = VERSIONS.into_iter().map(|version| (version, 0)).collect();
+    let every = IpVersion::ALL.into_iter().map(|version| (version, 0)).collect();
     let (mtu, mtu_seen) = watch::channel(pod_mtu(settings.mtu, *underlay.borrow(), &every));
     let (known_mtu, known_mtu_seen) = watch::channel(None);
     let inputs = Inputs { map: blocks_seen, pools: (dependencies.pools)(labels_seen), limits: dependencies.limits };
@@ -389,7 +389,7 @@ async fn put_annotations(
 fn node_subnets(own: NodeIps, has_ipv6: bool) -> Result<BTreeMap<IpVersion, IpNet>> {
     let mut driver = Driver::open()?;
     let mut found = BTreeMap::new();
-    for version in VERSIONS {
+    for version in IpVersion::ALL {
         if let Some(address) = own.of(version) {
             found.extend(driver.find_subnet(address)?.map(|subnet| (version, subnet)));
         }
@@ -428,7 +428,13 @@ mod tests {
             (0, 1500, vec![(v4, 0), (v6, 0)], 1430, vec![]),
             (0, 1500, vec![(v4, 1300), (v6, 0)], 1300, vec![]),
             (0, 1500, vec![(v4, 1450), (v6, 1430)], 1430, vec![]),
-            (0, 1500, vec![(v4, 8950)], 1450, vec!["vxlanMTU of FelixConfiguration is 8950", "MTU 1500, so vxlan.calico is given 1450"]),
+            (
+                0,
+                1500,
+                vec![(v4, 8950)],
+                1450,
+                vec!["vxlanMTU of FelixConfiguration is 8950", "MTU 1500, so vxlan.calico is given 1450"],
+            ),
             (0, 1500, vec![(v6, 1450)], 1430, vec!["vxlanMTUV6 of FelixConfiguration is 1450", "is given 1430"]),
             (1400, 1500, vec![(v4, 0)], 1400, vec![]),
             (1500, 1500, vec![], 1500, vec![]),

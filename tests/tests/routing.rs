@@ -13,7 +13,7 @@ use margay_api::settings::FelixSettings;
 use margay_calc::model::{PoolRecord, Record, RecordId, RouteRecord};
 use margay_dataplane::routes::driver::RoutingPart;
 use margay_dataplane::routes::message::LinkRef;
-use margay_dataplane::routes::plan::{LocalPods, VERSIONS, plan, version_of, vxlan_device_name};
+use margay_dataplane::routes::plan::{LocalPods, plan, vxlan_device_name};
 use margay_dataplane::routes::pod::{self, PodLink};
 use margay_dataplane::routes::removal::{LinkRemover, link_index};
 use margay_dataplane::routes::worker::Network;
@@ -38,12 +38,12 @@ struct Node {
 
 impl Node {
     fn address(&self, version: IpVersion) -> Result<IpAddr> {
-        let found = self.addresses.iter().map(IpNet::addr).find(|address| version_of(*address) == version);
+        let found = self.addresses.iter().map(IpNet::addr).find(|address| IpVersion::of(*address) == version);
         found.with_context(|| format!("{} has no address of {version:?}", self.name))
     }
 
     fn versions(&self) -> impl Iterator<Item = IpVersion> {
-        self.addresses.iter().map(|address| version_of(address.addr()))
+        self.addresses.iter().map(|address| IpVersion::of(address.addr()))
     }
 
     fn info(&self) -> NodeInfo {
@@ -192,7 +192,7 @@ fn cross(versions: &[IpVersion]) -> Result<()> {
     {
         apply(&runtime, &nodes, &records(&nodes, encapsulation))?;
         ensure_reaches(&nodes, &format!("{encapsulation:?}"))?;
-        for version in VERSIONS {
+        for version in IpVersion::ALL {
             let is_used = versions.contains(&version);
             let found = device(one, version);
             ensure!(
@@ -302,14 +302,14 @@ fn what_others_do_to_links_addresses_and_routes_of_ipv6_is_undone() -> Result<()
 
 #[test]
 fn what_others_do_to_one_ip_version_is_undone_beside_the_other() -> Result<()> {
-    undone(&VERSIONS)
+    undone(&IpVersion::ALL)
 }
 
 /// What nobody has changed is not written again, whatever the kernel tells of others' neighbours and links.
 #[test]
 fn what_is_as_wanted_is_left_alone() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let nodes = mk_nodes(&VERSIONS)?;
+    let nodes = mk_nodes(&IpVersion::ALL)?;
     let [one, _] = &nodes;
     apply(&runtime, &nodes, &records(&nodes, Encapsulation::Vxlan))?;
     ensure_reaches(&nodes, "before")?;
@@ -360,7 +360,7 @@ fn pods_come_up_where_the_host_has_no_ipv6() -> Result<()> {
 #[test]
 fn the_tunnel_follows_its_underlay() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let nodes = mk_nodes(&VERSIONS)?;
+    let nodes = mk_nodes(&IpVersion::ALL)?;
     let [one, _] = &nodes;
     apply(&runtime, &nodes, &records(&nodes, Encapsulation::Vxlan))?;
     let index = |version| Ok::<_, anyhow::Error>(device(one, version)?.split(':').next().map(str::to_owned));
@@ -411,7 +411,7 @@ fn pods_with_ipv6_alone_reach_each_other_by_vxlan_and_without() -> Result<()> {
 
 #[test]
 fn pods_with_both_versions_reach_each_other_by_vxlan_and_without() -> Result<()> {
-    cross(&VERSIONS)
+    cross(&IpVersion::ALL)
 }
 
 /// A node that forwards keeps listening to its own router, and pods listen to nobody.

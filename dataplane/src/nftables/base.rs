@@ -14,7 +14,7 @@ use super::names;
 use super::rule::Logging;
 use crate::Links;
 use crate::links::ipvs_services;
-use crate::routes::plan::{VERSIONS, has_vxlan, version_of, vxlan_device_name};
+use crate::routes::plan::{has_vxlan, vxlan_device_name};
 use margay_nft::{
     AddressType, Base, Chain, ChainName, ChainPolicy, ChainType, CmpOp, CtState, Datum, Family, Field, FieldType, Hook,
     IfName, Key, Masquerade, Match, Proto, Rule, Selector, Set, SetKind, SetName, Side, Statement, Transport, Verdict,
@@ -79,7 +79,7 @@ impl Inputs {
                 _ => {}
             }
         }
-        inputs.vxlan.extend(VERSIONS.into_iter().filter(|version| has_vxlan(records, *version)));
+        inputs.vxlan.extend(IpVersion::ALL.into_iter().filter(|version| has_vxlan(records, *version)));
         inputs
     }
 
@@ -244,10 +244,10 @@ impl Inputs {
             }
             rules.push(rule.then(masquerade.clone()));
         }
-        for address in self.tunnels.iter().filter(|address| self.vxlan.contains(&version_of(**address))) {
+        for address in self.tunnels.iter().filter(|address| self.vxlan.contains(&IpVersion::of(**address))) {
             // If a process of the node chose another of its addresses, the reply would bypass the
             // tunnel and be dropped as spoofed.
-            let device = IfName::new(vxlan_device_name(version_of(*address))).expect("a constant name");
+            let device = IfName::new(vxlan_device_name(IpVersion::of(*address))).expect("a constant name");
             let not_own = match address {
                 IpAddr::V4(address) => Match::not(Selector::Saddr4, *address),
                 IpAddr::V6(address) => Match::not(Selector::Saddr6, *address),

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use margay_api::rule::IpVersion;
 
-use super::plan::{Peer, Plan, Target, VERSIONS, VxlanDevice, version_of};
+use super::plan::{Peer, Plan, Target, VxlanDevice};
 
 /// One change of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,10 +38,10 @@ pub fn diff(present: &Plan, wanted: &Plan) -> Vec<RouteOp> {
     let rebuilt = diff_tunnels(present, wanted, &mut ops);
     ops.extend(wanted.pods.difference(&present.pods).cloned().map(RouteOp::SetPod));
     let goes_with_device = |destination: &IpNet, target: &Target| {
-        matches!(target, Target::Vxlan { .. }) && rebuilt.contains(&version_of(destination.addr()))
+        matches!(target, Target::Vxlan { .. }) && rebuilt.contains(&IpVersion::of(destination.addr()))
     };
     for (address, peer) in &wanted.peers {
-        if rebuilt.contains(&version_of(*address)) || present.peers.get(address) != Some(peer) {
+        if rebuilt.contains(&IpVersion::of(*address)) || present.peers.get(address) != Some(peer) {
             ops.push(RouteOp::SetPeer(*address, peer.clone()));
         }
     }
@@ -56,7 +56,7 @@ pub fn diff(present: &Plan, wanted: &Plan) -> Vec<RouteOp> {
         }
     }
     for (address, peer) in present.peers.iter().rev() {
-        if !wanted.peers.contains_key(address) && !rebuilt.contains(&version_of(*address)) {
+        if !wanted.peers.contains_key(address) && !rebuilt.contains(&IpVersion::of(*address)) {
             ops.push(RouteOp::RemovePeer(*address, peer.clone()));
         }
     }
@@ -66,7 +66,7 @@ pub fn diff(present: &Plan, wanted: &Plan) -> Vec<RouteOp> {
 impl Plan {
     /// Applies an operation that the kernel has executed.
     pub fn apply_op(&mut self, op: RouteOp) {
-        let on = |version: IpVersion, address: IpAddr| version_of(address) == version;
+        let on = |version: IpVersion, address: IpAddr| IpVersion::of(address) == version;
         match op {
             RouteOp::RemoveVxlan(version) => {
                 self.tunnels.remove(&version);
@@ -91,7 +91,7 @@ impl Plan {
 /// which loses everything on it.
 fn diff_tunnels(present: &Plan, wanted: &Plan, ops: &mut Vec<RouteOp>) -> BTreeSet<IpVersion> {
     let mut rebuilt = BTreeSet::new();
-    for version in VERSIONS {
+    for version in IpVersion::ALL {
         match (present.tunnels.get(&version), wanted.tunnels.get(&version)) {
             (None, None) => {}
             (Some(present), Some(wanted)) if present.can_become(wanted) => {
@@ -124,10 +124,10 @@ mod tests {
             RouteOp::AdjustVxlan(version, device) => {
                 assert!(kernel.tunnels[version].can_become(device), "changed in place what cannot be");
             }
-            RouteOp::SetPeer(address, _) => assert!(kernel.tunnels.contains_key(&version_of(*address)), "no device"),
+            RouteOp::SetPeer(address, _) => assert!(kernel.tunnels.contains_key(&IpVersion::of(*address)), "no device"),
             RouteOp::RemovePeer(address, _) => assert!(kernel.peers.contains_key(address)),
             RouteOp::SetRoute(destination, Target::Vxlan { .. }) => {
-                assert!(kernel.tunnels.contains_key(&version_of(destination.addr())), "route without its device");
+                assert!(kernel.tunnels.contains_key(&IpVersion::of(destination.addr())), "route without its device");
             }
             RouteOp::RemoveRoute(destination, _) => assert!(kernel.routes.contains_key(destination)),
             RouteOp::RemoveVxlan(_) | RouteOp::SetPod(_) | RouteOp::SetRoute(..) => {}

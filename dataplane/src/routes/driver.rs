@@ -13,7 +13,7 @@ use nix::errno::Errno;
 
 use super::diff::{RouteOp, diff};
 use super::message::{self, Route};
-use super::plan::{Peer, Plan, Target, VxlanDevice, version_of, vxlan_device_name, vxlan_overhead};
+use super::plan::{Peer, Plan, Target, VxlanDevice, vxlan_device_name, vxlan_overhead};
 use super::present::{self, Link, LinksByName};
 use super::sysctl::ChangedParameter;
 use super::{ethtool, parameters, pod};
@@ -284,7 +284,7 @@ impl Driver {
             Target::Blackhole => Route { blackhole: true, ..blank },
             Target::Gateway { via } => Route { gateway: Some(*via), ..blank },
             Target::Vxlan { via } => {
-                let link = self.link_index(vxlan_device_name(version_of(*via)))?;
+                let link = self.link_index(vxlan_device_name(IpVersion::of(*via)))?;
                 Route { link: Some(link), gateway: Some(*via), onlink: true, ..blank }
             }
             Target::Pod { interface } => Route::direct(destination, self.link_index(interface)?),
@@ -335,7 +335,7 @@ impl Driver {
     }
 
     fn set_peer(&mut self, address: IpAddr, peer: &Peer) -> Result<(), NetlinkError> {
-        let index = self.link_index(vxlan_device_name(version_of(address)))?;
+        let index = self.link_index(vxlan_device_name(IpVersion::of(address)))?;
         let entry = message::forwarding(index, peer.mac, peer.underlay);
         self.socket.exec(RouteNetlinkMessage::NewNeighbour(entry), RequestMode::Replace, || {
             format!("forwarding entry of {address}")
@@ -346,7 +346,7 @@ impl Driver {
     }
 
     fn remove_peer(&mut self, address: IpAddr, peer: &Peer) -> Result<(), NetlinkError> {
-        let index = self.link_index(vxlan_device_name(version_of(address)))?;
+        let index = self.link_index(vxlan_device_name(IpVersion::of(address)))?;
         let neighbour = message::neighbour(index, address, peer.mac);
         self.exec_removal(RouteNetlinkMessage::DelNeighbour(neighbour), || format!("delete neighbour {address}"))?;
         let entry = message::forwarding(index, peer.mac, peer.underlay);

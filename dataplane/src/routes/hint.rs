@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use margay_api::network::Mac;
 use margay_api::rule::IpVersion;
 
-use super::plan::{Plan, version_of};
+use super::plan::Plan;
 
 /// Maximal number of pending hints; beyond it, everything is checked.
 const MAX_HINTS: usize = 4096;
@@ -79,7 +79,7 @@ impl HintFilter<'_> {
             Hint::Tunnel(version) => plan.tunnels.contains_key(version),
             Hint::Neighbour(address, mac) => {
                 plan.peers.get(address).is_some_and(|peer| Some(peer.mac) != *mac)
-                    && plan.tunnels.contains_key(&version_of(*address))
+                    && plan.tunnels.contains_key(&IpVersion::of(*address))
             }
             Hint::Forwarding(mac, leads_to) => macs.get(mac).is_some_and(|underlay| Some(*underlay) != *leads_to),
             Hint::Route(destination) => plan.routes.contains_key(destination),

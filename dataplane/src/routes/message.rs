@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 
 use ipnet::IpNet;
 use margay_api::network::Mac;
+use margay_api::rule::IpVersion;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
@@ -17,7 +18,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::plan::{ROUTE_PROTOCOL, VxlanDevice, version_of, vxlan_device_name};
+use super::plan::{ROUTE_PROTOCOL, VxlanDevice, vxlan_device_name};
 
 /// A veth pair to be created in one request: the host side here, the other end in the pod's network
 /// namespace.
@@ -66,7 +67,7 @@ pub fn new_vxlan(device: &VxlanDevice, underlay: u32) -> RouteNetlinkMessage {
     };
     let mut link = LinkMessage::default();
     link.attributes = vec![
-        LinkAttribute::IfName(vxlan_device_name(version_of(device.address)).to_owned()),
+        LinkAttribute::IfName(vxlan_device_name(IpVersion::of(device.address)).to_owned()),
         LinkAttribute::Mtu(device.mtu),
         LinkAttribute::Address(device.mac.0.to_vec()),
         LinkAttribute::LinkInfo(vec![

@@ -17,7 +17,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::hint::Hint;
-use super::plan::{ROUTE_PROTOCOL, VERSIONS, vxlan_device_name};
+use super::plan::{ROUTE_PROTOCOL, vxlan_device_name};
 use super::{message, netconf};
 use crate::links::is_workload;
 
@@ -118,7 +118,7 @@ fn parse_hint(links: &mut SeenLinks, message: &RouteNetlinkMessage) -> Option<Hi
 }
 
 fn tunnel_version(name: &str) -> Option<IpVersion> {
-    VERSIONS.into_iter().find(|version| vxlan_device_name(*version) == name)
+    IpVersion::ALL.into_iter().find(|version| vxlan_device_name(*version) == name)
 }
 
 /// Hint for a change of a link: that of our kind of link, else `otherwise`.

@@ -6,7 +6,7 @@ use margay_api::rule::IpVersion;
 use margay_netlink::wire;
 
 use super::parameters::{Notified, expected_value};
-use super::plan::{VERSIONS, vxlan_device_name};
+use super::plan::vxlan_device_name;
 use crate::links::is_workload;
 
 /// Message type `RTM_NEWNETCONF` of `linux/rtnetlink.h`.
@@ -46,7 +46,7 @@ pub fn is_wrong_parameter<'a>(body: &[u8], name: impl Fn(u32) -> Option<&'a str>
         return what == Notified::Forwarding && *value == 0;
     }
     let Some(name) = u32::try_from(index).ok().and_then(name) else { return false };
-    let is_tunnel = VERSIONS.into_iter().any(|of| of == version && vxlan_device_name(of) == name);
+    let is_tunnel = IpVersion::ALL.into_iter().any(|of| of == version && vxlan_device_name(of) == name);
     (is_tunnel || is_workload(name))
         && expected_value(version, !is_tunnel, what).is_some_and(|expected| expected != *value)
 }

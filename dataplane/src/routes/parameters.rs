@@ -7,7 +7,7 @@ use std::io;
 
 use margay_api::rule::IpVersion;
 
-use super::plan::{Plan, VERSIONS, vxlan_device_name};
+use super::plan::{Plan, vxlan_device_name};
 use super::sysctl::{self, ChangedParameter};
 
 /// Parameters of the host side of a pod's link under `ipv4/`; `{}` is the link.
@@ -122,7 +122,7 @@ fn has_parameters(link: &str, family: &str, parameters: &[(&str, &str)]) -> io::
 pub fn set_link_parameters(plan: &Plan) -> (usize, Vec<(String, io::Error)>) {
     let (mut differed, mut failed) = (0, Vec::new());
     let pods = plan.pods.iter().map(|link| (link.as_str(), set_pod_parameters(link)));
-    let tunnels = VERSIONS.into_iter().filter(|version| plan.tunnels.contains_key(version));
+    let tunnels = IpVersion::ALL.into_iter().filter(|version| plan.tunnels.contains_key(version));
     let tunnels = tunnels.map(|version| (vxlan_device_name(version), set_tunnel_parameters(version)));
     for (link, result) in pods.chain(tunnels) {
         match result {

@@ -17,9 +17,6 @@ use margay_calc::model::{Record, RecordId, globals};
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
 /// Protocol number that marks our routes; Calico's is 80.
 pub const ROUTE_PROTOCOL: u8 = 82;
-/// Both IP versions; each has its own tunnel device, peers and routes.
-pub const VERSIONS: [IpVersion; 2] = IpVersion::ALL;
-
 /// Name of the VXLAN device of an IP version, as in Calico.
 pub const fn vxlan_device_name(version: IpVersion) -> &'static str {
     match version {
@@ -35,11 +32,6 @@ pub const fn vxlan_overhead(version: IpVersion) -> u32 {
         IpVersion::V4 => 50,
         IpVersion::V6 => 70,
     }
-}
-
-/// IP version of an address.
-pub fn version_of(address: IpAddr) -> IpVersion {
-    IpVersion::of(address)
 }
 
 /// Target of a route.
@@ -171,7 +163,7 @@ pub fn plan(own: &str, records: &BTreeMap<RecordId, Record>, pods: &LocalPods) -
             }
         }
     }
-    for version in VERSIONS {
+    for version in IpVersion::ALL {
         plan.tunnels.extend(vxlan_device(me, records, version).map(|device| (version, device)));
     }
     plan.peers = plan_peers(own, &nodes);
@@ -201,7 +193,7 @@ impl Plan {
             changed.insert(destination);
         }
         self.pods = pods.values().cloned().collect();
-        let versions = pods.keys().map(|address| version_of(*address));
+        let versions = pods.keys().map(|address| IpVersion::of(*address));
         self.forwards = self.base.forwards.iter().copied().chain(versions).collect();
         self.base.pods.clone_from(pods);
         changed
@@ -218,7 +210,8 @@ impl Plan {
 fn remove_without_tunnel(plan: &mut Plan) {
     let Plan { routes, tunnels, peers, unreachable, base, .. } = plan;
     let mut leave_out = |destination: &IpNet, target: &mut Target| {
-        let is_there = !matches!(target, Target::Vxlan { .. }) || tunnels.contains_key(&version_of(destination.addr()));
+        let is_there =
+            !matches!(target, Target::Vxlan { .. }) || tunnels.contains_key(&IpVersion::of(destination.addr()));
         if !is_there {
             let reason = "this node has no VXLAN tunnel address of that IP version yet";
             unreachable.insert(*destination, reason.to_owned());
@@ -227,12 +220,12 @@ fn remove_without_tunnel(plan: &mut Plan) {
     };
     routes.retain(&mut leave_out);
     base.shadowed.retain(leave_out);
-    peers.retain(|address, _| tunnels.contains_key(&version_of(*address)));
+    peers.retain(|address, _| tunnels.contains_key(&IpVersion::of(*address)));
 }
 
 fn pool_versions(records: &BTreeMap<RecordId, Record>) -> BTreeSet<IpVersion> {
     let pools = globals(records).filter_map(|(id, _)| match id {
-        RecordId::Pool(range) => Some(version_of(range.addr())),
+        RecordId::Pool(range) => Some(IpVersion::of(range.addr())),
         _ => None,
     });
     pools.collect()
@@ -312,7 +305,7 @@ fn vxlan_device(me: &NodeInfo, records: &BTreeMap<RecordId, Record>, version: Ip
 pub fn has_vxlan(records: &BTreeMap<RecordId, Record>, version: IpVersion) -> bool {
     globals(records).any(|(id, record)| match (id, record) {
         (RecordId::Pool(range), Record::Pool(pool)) => {
-            version_of(range.addr()) == version
+            IpVersion::of(range.addr()) == version
                 && matches!(pool.encapsulation, Encapsulation::Vxlan | Encapsulation::VxlanCrossSubnet)
         }
         _ => false,
@@ -334,7 +327,7 @@ fn tunnel_endpoint(node: &NodeInfo, version: IpVersion) -> Option<(IpAddr, Mac, 
 }
 
 fn plan_peers(own: &str, nodes: &BTreeMap<&str, &NodeInfo>) -> BTreeMap<IpAddr, Peer> {
-    let ends = |info: &NodeInfo| VERSIONS.map(|version| tunnel_endpoint(info, version)).into_iter().flatten();
+    let ends = |info: &NodeInfo| IpVersion::ALL.map(|version| tunnel_endpoint(info, version)).into_iter().flatten();
     let mine: BTreeSet<IpAddr> =
         nodes.get(own).into_iter().flat_map(|me| ends(me)).map(|(address, ..)| address).collect();
     let others = nodes.iter().filter(|(name, _)| **name != own).flat_map(|(_, info)| ends(info));

@@ -14,12 +14,13 @@ use std::os::fd::AsRawFd;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use margay_api::network::Mac;
+use margay_api::rule::IpVersion;
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 
 use super::message::{self, LinkRef, Route, VethPair};
 use super::parameters;
-use super::plan::{GATEWAY_V6, Target, version_of};
+use super::plan::{GATEWAY_V6, Target};
 use super::present::{self, LinksByName};
 use super::sysctl;
 use margay_netlink::namespace;
@@ -281,7 +282,7 @@ fn check_inside(name: &str, addresses: &[IpNet]) -> Result<(), PodError> {
             return Err(PodError::Missing(format!("address {} is missing on {name} in the pod", address.addr())));
         }
         let gateway = pod_gateway(address.addr());
-        if present::find_default_gateway(&mut socket, version_of(gateway), pod.index)? != Some(gateway) {
+        if present::find_default_gateway(&mut socket, IpVersion::of(gateway), pod.index)? != Some(gateway) {
             return Err(PodError::Missing(format!("default route via {gateway} dev {name} is missing in the pod")));
         }
     }

@@ -13,9 +13,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message;
-use super::plan::{
-    GATEWAY_V6, Peer, Plan, ROUTE_PROTOCOL, Target, VERSIONS, VxlanDevice, version_of, vxlan_device_name,
-};
+use super::plan::{GATEWAY_V6, Peer, Plan, ROUTE_PROTOCOL, Target, VxlanDevice, vxlan_device_name};
 use super::{ethtool, sysctl};
 use crate::links::is_workload;
 use margay_netlink::route::{NetlinkError, RouteSocket};
@@ -76,7 +74,7 @@ pub fn list_addresses(socket: &mut RouteSocket) -> Result<Vec<(u32, IpNet)>, Net
 pub fn read_plan(socket: &mut RouteSocket, links: &LinksByName) -> Result<Plan, NetlinkError> {
     let names: BTreeMap<u32, &str> = links.iter().map(|(name, link)| (link.index, name.as_str())).collect();
     let mut plan = Plan::default();
-    for version in VERSIONS {
+    for version in IpVersion::ALL {
         for found in socket.dump(message::get_routes(family_of(version)))? {
             if let RouteNetlinkMessage::NewRoute(message) = found {
                 plan.routes.extend(parse_route(&message, &names));
@@ -89,7 +87,7 @@ pub fn read_plan(socket: &mut RouteSocket, links: &LinksByName) -> Result<Plan, 
     let is_whole = |name: &str, link: &Link| link.up && (has_gateway(link) || !sysctl::has_ipv6_on(name));
     let pods = links.iter().filter(|(name, link)| is_workload(name) && is_whole(name, link));
     plan.pods = pods.map(|(name, _)| name.clone()).collect();
-    for version in VERSIONS {
+    for version in IpVersion::ALL {
         if let Some(link) = links.get(vxlan_device_name(version)) {
             let own = addresses.iter().filter(|(index, _)| *index == link.index);
             let mut own = own.map(|(_, net)| net.addr()).filter(|address| is_global(version, *address));
@@ -105,7 +103,7 @@ pub fn read_plan(socket: &mut RouteSocket, links: &LinksByName) -> Result<Plan, 
 /// Whether it is an address of that IP version other than the link-local one.
 fn is_global(version: IpVersion, address: IpAddr) -> bool {
     let is_of_link = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
-    version_of(address) == version && !is_of_link
+    IpVersion::of(address) == version && !is_of_link
 }
 
 fn unspecified_address(version: IpVersion) -> IpAddr {
@@ -169,7 +167,7 @@ fn vxlan_device(link: &Link, address: IpAddr) -> VxlanDevice {
     let mut device = VxlanDevice {
         address,
         mac: link.mac.unwrap_or(Mac([0; 6])),
-        local: unspecified_address(version_of(address)),
+        local: unspecified_address(IpVersion::of(address)),
         vni: 0,
         port: 0,
         mtu: link.mtu,
@@ -207,7 +205,7 @@ pub fn parse_route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Optio
     let destination = IpNet::new(destination?, message.header.destination_prefix_length).ok()?;
     let target = match (message.header.kind, interface, gateway) {
         (RouteType::BlackHole, ..) => Target::Blackhole,
-        (_, Some(name), Some(via)) if name == vxlan_device_name(version_of(destination.addr())) => {
+        (_, Some(name), Some(via)) if name == vxlan_device_name(IpVersion::of(destination.addr())) => {
             Target::Vxlan { via }
         }
         (_, _, Some(via)) => Target::Gateway { via },

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
+use margay_api::rule::IpVersion;
 use margay_calc::model::{Record, RecordId, globals};
 use tokio::sync::watch;
 
 use super::Routes;
 use margay_dataplane::routes::driver::RoutingPart;
-use margay_dataplane::routes::plan::{LocalPods, Plan, VERSIONS, vxlan_device_name};
+use margay_dataplane::routes::plan::{LocalPods, Plan, vxlan_device_name};
 use margay_dataplane::routes::worker::Progress;
 
 /// Grace period before failed routing counts against the node: links go down and come back.
@@ -145,7 +146,7 @@ fn describe_failures(failed: &BTreeMap<RoutingPart, String>) -> RoutingFault {
 fn concerns_node(part: &RoutingPart) -> bool {
     match part {
         RoutingPart::Netlink | RoutingPart::Forwarding(_) | RoutingPart::Tunnel(_) => true,
-        RoutingPart::Link(name) => VERSIONS.iter().any(|version| vxlan_device_name(*version) == name),
+        RoutingPart::Link(name) => IpVersion::ALL.iter().any(|version| vxlan_device_name(*version) == name),
         RoutingPart::Peer(_) | RoutingPart::Route(_) => false,
     }
 }
@@ -170,7 +171,6 @@ fn record_of(part: &RoutingPart, own: &str, records: &BTreeMap<RecordId, Record>
 mod tests {
     use super::*;
     use margay_api::network::{Encapsulation, Mac, NodeInfo, Vtep};
-    use margay_api::rule::IpVersion;
     use margay_calc::model::RouteRecord;
 
     struct Fixed(watch::Receiver<Progress>);

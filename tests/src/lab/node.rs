@@ -16,7 +16,7 @@ use margay_api::rule::IpVersion;
 use margay_calc::model::{Record, RecordId};
 use margay_dataplane::nftables::{Netfilter, Nftables};
 use margay_dataplane::routes::addresses::AddressWatch;
-use margay_dataplane::routes::plan::{LocalPods, Plan, version_of};
+use margay_dataplane::routes::plan::{LocalPods, Plan};
 use margay_dataplane::routes::worker::{Network, Progress};
 use margay_ipam::addresses::NodeAddresses;
 use margay_node::agent::{self, AgentHandle, Routes, Status, watch_drift, watch_links};
@@ -106,7 +106,7 @@ impl Node {
     }
 
     fn version(&self) -> IpVersion {
-        version_of(self.address.addr())
+        IpVersion::of(self.address.addr())
     }
 
     /// Where the CNI plugin finds the agent.

@@ -9,10 +9,10 @@ const SILENT: Duration = Duration::from_secs(30);
 #[test]
 fn kernel_parameters_are_set_again() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let nodes = mk_nodes(&VERSIONS)?;
+    let nodes = mk_nodes(&IpVersion::ALL)?;
     let [one, _] = &nodes;
     apply(&runtime, &nodes, &records(&nodes, Encapsulation::Vxlan))?;
-    let [tunnel, _] = VERSIONS.map(vxlan_device_name);
+    let [tunnel, _] = IpVersion::ALL.map(vxlan_device_name);
     for (parameter, other, ours) in [
         ("net/ipv4/ip_forward".to_owned(), "0", "1"),
         ("net/ipv6/conf/all/forwarding".to_owned(), "0", "1"),
@@ -38,10 +38,10 @@ fn kernel_parameters_are_set_again() -> Result<()> {
 #[test]
 fn kernel_parameters_without_notification_are_set_again() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let nodes = mk_nodes(&VERSIONS)?;
+    let nodes = mk_nodes(&IpVersion::ALL)?;
     let [one, _] = &nodes;
     apply(&runtime, &nodes, &records(&nodes, Encapsulation::Vxlan))?;
-    let [_, tunnel_v6] = VERSIONS.map(vxlan_device_name);
+    let [_, tunnel_v6] = IpVersion::ALL.map(vxlan_device_name);
     let of_tunnel = format!("net/ipv6/conf/{tunnel_v6}/accept_ra");
     let silent = [
         ("net/ipv4/neigh/cali1/proxy_delay", "80", "0"),
@@ -82,7 +82,7 @@ fn kernel_parameters_without_notification_are_set_again() -> Result<()> {
 #[test]
 fn what_has_been_changed_of_the_host_is_known() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let nodes = mk_nodes(&VERSIONS)?;
+    let nodes = mk_nodes(&IpVersion::ALL)?;
     let [one, _] = &nodes;
     one.host.command("sysctl", &["-qw", "net.ipv6.conf.eth0.accept_ra=1"], "")?;
     apply(&runtime, &nodes, &records(&nodes, Encapsulation::Vxlan))?;
@@ -135,7 +135,7 @@ fn pods_of_ipv4_have_an_mtu_that_ipv6_has_not() -> Result<()> {
 #[test]
 fn a_tunnel_leaves_no_checksums_to_hardware_where_that_is_broken() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let nodes = mk_nodes(&VERSIONS)?;
+    let nodes = mk_nodes(&IpVersion::ALL)?;
     let [one, _] = &nodes;
     let offloads = |version| {
         let features = one.host.command("ethtool", &["-k", vxlan_device_name(version)], "")?;
@@ -148,7 +148,7 @@ fn a_tunnel_leaves_no_checksums_to_hardware_where_that_is_broken() -> Result<()>
     let settings = FelixSettings { checksum_offload_broken: true, ..FelixSettings::default() };
     plans.insert(RecordId::Settings, Record::Settings(settings));
     apply(&runtime, &nodes, &plans)?;
-    for version in VERSIONS {
+    for version in IpVersion::ALL {
         ensure!(!offloads(version)?, "{version:?} leaves checksums to hardware");
         let before = one.network.progress().repairs;
         one.host.command("ethtool", &["-K", vxlan_device_name(version), "tx", "on"], "")?;

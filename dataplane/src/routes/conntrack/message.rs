@@ -10,7 +10,6 @@ use std::net::IpAddr;
 use margay_api::rule::IpVersion;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 
-use crate::routes::plan::version_of;
 use margay_netlink::wire::{Header, NF_HEADER_LEN, Writer, attribute, attribute_u32};
 
 /// `NFNL_SUBSYS_CTNETLINK` of `linux/netfilter/nfnetlink.h`, in the upper byte of a message type.
@@ -76,7 +75,7 @@ impl PurgeAddress {
 
     /// IP version of the address.
     pub fn version(self) -> IpVersion {
-        version_of(self.0)
+        IpVersion::of(self.0)
     }
 }
 
@@ -155,7 +154,7 @@ fn parse_addresses(version: IpVersion, tuple: &[u8]) -> Option<[IpAddr; 2]> {
 }
 
 fn put_address(writer: &mut Writer, address: IpAddr, is_source: bool) {
-    let kind = address_kind(version_of(address), is_source);
+    let kind = address_kind(IpVersion::of(address), is_source);
     match address {
         IpAddr::V4(address) => writer.put(kind, &address.octets()),
         IpAddr::V6(address) => writer.put(kind, &address.octets()),
