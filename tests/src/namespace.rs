@@ -100,6 +100,10 @@ pub fn connect(one: (&Namespace, &str, &str), other: (&Namespace, &str, &str)) -
         if !address.is_empty() {
             namespace.ip(&format!("addr add {address} dev {name}"))?;
         }
+        // A router asks for its neighbours from the link-local address, and gives up after three seconds; while that
+        // address is tentative, for a second or two after the link came up, it asks nobody.
+        let parameter = format!("net/ipv6/conf/{name}/accept_dad=0");
+        namespace.command("sysctl", &["-eqw", &parameter], "")?;
         namespace.ip(&format!("link set {name} up"))?;
     }
     Ok(())
