@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
@@ -26,6 +26,13 @@ mod parameters;
 
 const V4: &[IpVersion] = &[IpVersion::V4];
 const V6: &[IpVersion] = &[IpVersion::V6];
+
+/// How long what is promised may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How long nothing must come for a path to count as closed.
+const SILENCE: Duration = Duration::from_secs(2);
+/// Interval of datagrams until one is answered.
+const RESEND: Duration = Duration::from_millis(200);
 
 struct Node {
     name: &'static str,
@@ -137,25 +144,41 @@ fn records(nodes: &[Node], encapsulation: Encapsulation) -> BTreeMap<RecordId, R
     records
 }
 
-/// Whether a datagram from one pod comes to the other and is answered.
-fn reaches(from: &Node, to: &Node, version: IpVersion) -> Result<bool> {
+/// Whether datagrams from one pod come to the other and are answered within this time. They are sent
+/// again, as by any program: one is lost while a link comes up.
+fn reaches(from: &Node, to: &Node, version: IpVersion, patience: Duration) -> Result<bool> {
     let (source, destination) = (from.address(version)?, to.address(version)?);
-    let server = to.pod.run(|| UdpSocket::bind((destination, 7777)))?;
+    // The kernel chooses the port: a program that another test starts holds the sockets of this one until it runs.
+    let server = to.pod.run(|| UdpSocket::bind((destination, 0)))?;
     let client = from.pod.run(|| UdpSocket::bind((source, 0)))?;
-    server.set_read_timeout(Some(Duration::from_secs(3)))?;
-    client.set_read_timeout(Some(Duration::from_secs(3)))?;
-    client.send_to(b"hello", SocketAddr::new(destination, 7777))?;
+    server.set_read_timeout(Some(RESEND))?;
+    client.set_read_timeout(Some(RESEND))?;
+    let target = SocketAddr::new(destination, server.local_addr()?.port());
+    let start = Instant::now();
     let mut buffer = [0; 16];
-    let Ok((length, asker)) = server.recv_from(&mut buffer) else { return Ok(false) };
-    server.send_to(&buffer[..length], asker)?;
-    let answered = client.recv_from(&mut buffer).is_ok();
-    Ok(answered && &buffer[..length] == b"hello" && asker.ip() == source)
+    while start.elapsed() < patience {
+        client.send_to(b"hello", target)?;
+        let Ok((length, asker)) = server.recv_from(&mut buffer) else { continue };
+        ensure!(asker.ip() == source, "the datagram of {source} comes from {asker}");
+        server.send_to(&buffer[..length], asker)?;
+        if let Ok(length) = client.recv(&mut buffer) {
+            return Ok(&buffer[..length] == b"hello");
+        }
+    }
+    Ok(false)
 }
 
 fn ensure_reaches(nodes: &[Node; 2], why: &str) -> Result<()> {
     let [one, two] = nodes;
     for version in one.versions() {
-        ensure!(reaches(one, two, version)? && reaches(two, one, version)?, "no packets of {version:?}: {why}");
+        for (from, to) in [(one, two), (two, one)] {
+            ensure!(
+                reaches(from, to, version, PATIENCE)?,
+                "no {version:?} from node {} to node {}: {why}",
+                from.name,
+                to.name
+            );
+        }
     }
     Ok(())
 }
@@ -185,7 +208,7 @@ fn cross(versions: &[IpVersion]) -> Result<()> {
     let nodes = mk_nodes(versions)?;
     let [one, two] = &nodes;
     for version in versions {
-        ensure!(!reaches(one, two, *version)?, "pods reach each other before anything was programmed");
+        ensure!(!reaches(one, two, *version, SILENCE)?, "pods reach each other before anything was programmed");
     }
     for encapsulation in
         [Encapsulation::Vxlan, Encapsulation::VxlanCrossSubnet, Encapsulation::None, Encapsulation::Vxlan]
@@ -539,9 +562,11 @@ async fn repaired(node: &Node, version: IpVersion, before: u64, whole: &[BTreeSe
         }
         Ok(())
     };
-    let Ok(result) = tokio::time::timeout(Duration::from_secs(5), again).await else {
+    let Ok(result) = tokio::time::timeout(PATIENCE, again).await else {
         let (progress, found) = (node.network.progress(), programmed(node, version)?);
-        bail!("not repaired within 5 s: {before} repairs before, now {progress:?}; found {found:?}, not {whole:?}");
+        bail!(
+            "not repaired within {PATIENCE:?}: {before} repairs before, now {progress:?}; found {found:?}, not {whole:?}"
+        );
     };
     result
 }
@@ -549,6 +574,6 @@ async fn repaired(node: &Node, version: IpVersion, before: u64, whole: &[BTreeSe
 /// Waits until the node has repaired something once more, and nothing is wanting.
 async fn repaired_once(network: &Network, before: u64) -> Result<()> {
     let wait = network.wait_for(|progress| progress.repairs > before && progress.failed.is_empty());
-    tokio::time::timeout(Duration::from_secs(5), wait).await.context("nothing was repaired within 5 s")?;
+    tokio::time::timeout(PATIENCE, wait).await.context("nothing was repaired")?;
     Ok(())
 }

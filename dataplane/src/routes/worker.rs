@@ -10,6 +10,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_gettime};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -31,9 +32,12 @@ const FULL_CHECK: Duration = Duration::from_secs(120);
 const PARAMETERS: Duration = Duration::from_secs(10);
 /// Notifications within this time are handled together.
 const DEBOUNCE: Duration = Duration::from_millis(50);
-/// After a repair, the next one waits this many times as long as it took: a program that keeps
-/// changing our routes costs no more than that.
+/// After a repair, the next one waits this many times the CPU time that it took: a program that
+/// keeps changing our routes costs no more than that. On a busy machine a repair lasts longer, but
+/// does not cost more.
 const REPAIR_REST: u32 = 10;
+/// Maximal wait after a repair: what others change is noticed within a second.
+const MAX_REST: Duration = Duration::from_millis(500);
 /// Maximal number of failed parts logged at once.
 const MAX_LOGGED: usize = 10;
 /// Minimal interval between reads of notifications: many come together.
@@ -243,8 +247,9 @@ impl RouteOwner {
     fn run_due(&mut self, now: Instant) {
         if self.look.is_some_and(|at| at <= now) {
             self.look = None;
+            let before = thread_cpu_time();
             self.check_hints();
-            self.next_look = Instant::now() + now.elapsed() * REPAIR_REST;
+            self.next_look = Instant::now() + rest_after(thread_cpu_time().saturating_sub(before));
         }
         if self.parameters <= now {
             self.parameters = now + PARAMETERS;
@@ -337,6 +342,17 @@ impl RouteOwner {
     }
 }
 
+/// CPU time of the calling thread, in the kernel too.
+fn thread_cpu_time() -> Duration {
+    // It fails only where the kernel has no such clock; the rest is then the shortest.
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+/// Time from a repair of this cost to the next one.
+fn rest_after(cost: Duration) -> Duration {
+    (cost * REPAIR_REST).min(MAX_REST)
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
@@ -380,6 +396,17 @@ mod tests {
         owner.run_due(Instant::now() + RETRY.1);
         let late = seen.borrow().clone();
         assert_eq!((late.failed.len(), late.repairs), (0, 1), "{late:?}");
+    }
+
+    #[test]
+    fn the_rest_after_a_repair_grows_with_its_cost_up_to_a_bound() {
+        for (cost, rest) in [(0, 0), (1, 10), (40, 400), (50, 500), (5_000, 500)] {
+            assert_eq!(rest_after(Duration::from_millis(cost)), Duration::from_millis(rest), "{cost} ms");
+        }
+        let before = thread_cpu_time();
+        while thread_cpu_time() == before {
+            std::hint::spin_loop();
+        }
     }
 
     #[test]
