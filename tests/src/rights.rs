@@ -1,4 +1,5 @@
-//! Requests to a real API server by those who may do only a part: which of them it grants. The tables are data.
+//! Requests to a real API server by users with limited rights, and which of them it grants. The
+//! tables are data.
 
 mod table;
 
@@ -25,7 +26,7 @@ pub use table::Requests;
 /// How long the API server may take until new rules are in force.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What a request comes to.
+/// Result of a request.
 pub const GRANTED: &str = "granted";
 
 /// A table of `tests/data`.
@@ -34,7 +35,7 @@ pub fn table<T: DeserializeOwned>(name: &str) -> Result<T> {
     table::parse(&std::fs::read_to_string(&path)?).with_context(|| path.display().to_string())
 }
 
-/// Applies those objects of a golden file of the operator that say who may do what.
+/// Applies those objects of a golden file of the operator that grant or restrict rights.
 pub fn apply_rules(cluster: &Cluster, golden: &str) -> Result<()> {
     const KINDS: [&str; 8] = [
         "Namespace",
@@ -62,7 +63,7 @@ pub fn apply_rules(cluster: &Cluster, golden: &str) -> Result<()> {
     Ok(())
 }
 
-/// Somebody who asks.
+/// A user of the API.
 #[derive(Clone)]
 pub struct Asker {
     client: Client,
@@ -131,7 +132,7 @@ impl Asker {
         Ok(stored)
     }
 
-    /// Makes the object. What is said against it is the answer.
+    /// Creates the object. Returns the refusal, if there is one.
     pub async fn create(&self, object: &Value) -> Result<String> {
         answer(self.api(object).create(&PostParams::default(), &self.stored(object)?).await)
     }
@@ -158,7 +159,7 @@ impl Asker {
         answer(self.api(object).delete(&self.stored(object)?.name_any(), &DeleteParams::default()).await)
     }
 
-    /// Takes the object away, whatever keeps it; that there is none is fine.
+    /// Removes the object despite finalizers; a success if there is none.
     pub async fn clear(&self, object: &Value) -> Result<()> {
         let (api, name) = (self.api(object), self.stored(object)?.name_any());
         let freed = json!({"metadata": {"finalizers": null, "ownerReferences": null}});
@@ -271,7 +272,7 @@ struct TierRow {
     answer: String,
 }
 
-/// What the refusal of a tier says.
+/// Text of the refusal by a tier's rights.
 const TIER: &str = "permission to get the tier";
 
 /// Gives each user of the table his roles, and asks every row.
@@ -323,7 +324,8 @@ pub async fn ask_of_tiers(tiers: &Tiers, cluster: &Cluster, mode: Mode, namespac
     Ok(())
 }
 
-/// Everybody may write all kinds of policies; the roles of the table are of the group that users know, in both storages.
+/// Everybody may write all kinds of policies; the roles of the table are of the group that users
+/// know, in both storages.
 fn roles(tiers: &Tiers, cluster: &Cluster, mode: Mode) -> Result<()> {
     let plain = json!({"apiGroups": [mode.group()], "verbs": ["*"], "resources":
         ["networkpolicies", "globalnetworkpolicies", "stagednetworkpolicies", "stagedglobalnetworkpolicies"]});

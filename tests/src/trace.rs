@@ -113,8 +113,9 @@ impl Collector {
         self.received.lock().spans.iter().map(|span| span.service.clone()).collect()
     }
 
-    /// Waits for a trace whose root did `name`, carries the attribute, and began after `since`, until the program `last` has reported so many
-    /// spans of it and no further one has come for a moment; then whatever has come.
+    /// Waits for a trace whose root did `name`, carries the attribute, and began after `since`,
+    /// until the program `last` has reported so many spans of it and no further one has come for a
+    /// moment; then whatever has come.
     pub fn trace(
         &self,
         root: (&str, &str, &str),
@@ -139,7 +140,8 @@ impl Collector {
         }
     }
 
-    /// Every replica of typha traces a change; the fullest trace is of the one that told a node.
+    /// Every replica of typha traces a change; the most complete trace is from the one that sent it
+    /// to a node.
     fn find(&self, (name, key, value): (&str, &str, &str), since: u64) -> Vec<Span> {
         let received = self.received.lock();
         let spans = &received.spans;
@@ -156,7 +158,8 @@ fn of_trace(spans: &[Span], trace: &[u8]) -> Vec<Span> {
     spans.iter().filter(|span| span.trace == trace).cloned().collect()
 }
 
-/// A trace as a tree: one line a span, with the time from the root's start, how long it took, and a bar.
+/// A trace as a tree: one line a span, with the time from the root's start, how long it took, and a
+/// bar.
 pub fn tree(spans: &[Span]) -> String {
     let ids: BTreeSet<&[u8]> = spans.iter().map(|span| span.id.as_slice()).collect();
     let mut children: BTreeMap<&[u8], Vec<&Span>> = BTreeMap::new();
@@ -215,12 +218,12 @@ impl TraceService for Receiver {
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         let request = request.into_inner();
         let bytes = request.encode_to_vec();
-        let mut news = Vec::new();
+        let mut spans = Vec::new();
         for resource in request.resource_spans {
             let about = resource.resource.map(|resource| attributes(resource.attributes)).unwrap_or_default();
             let service = about.get("service.name").cloned().unwrap_or_default();
             for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
-                news.push(Span {
+                spans.push(Span {
                     trace: span.trace_id,
                     id: span.span_id,
                     parent: span.parent_span_id,
@@ -236,14 +239,14 @@ impl TraceService for Receiver {
         if let Some(kept) = &mut received.bytes {
             kept.extend(bytes);
         }
-        received.spans.extend(news);
+        received.spans.extend(spans);
         let excess = received.spans.len().saturating_sub(KEPT);
         received.spans.drain(..excess);
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
 
-/// Attributes that say what was done; those that tracing adds about the source are left out.
+/// Attributes of the operation; those that tracing adds about the source are left out.
 fn attributes(pairs: Vec<KeyValue>) -> BTreeMap<String, String> {
     const SOURCE: [&str; 5] = ["code.", "thread.", "busy_ns", "idle_ns", "target"];
     let text = |pair: &KeyValue| match pair.value.as_ref()?.value.as_ref()? {

@@ -1,4 +1,5 @@
-//! The pods that scenarios talk about: nine in two namespaces over the nodes, each serving, each reachable for questions from inside.
+//! The pods that scenarios talk about: nine in two namespaces over the nodes, each serving, each
+//! reachable for questions from inside.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -122,7 +123,8 @@ pub fn namespaces() -> Vec<&'static str> {
     names
 }
 
-/// Writes the manifest of the usual world into the cluster's folder: three pods on each of three nodes.
+/// Writes the manifest of the usual world into the cluster's folder: three pods on each of three
+/// nodes.
 pub fn manifest(cluster: &Cluster) -> Result<PathBuf> {
     let nodes: Vec<&str> = cluster.layout().nodes.iter().map(|node| node.name.as_str()).collect();
     let mut items: Vec<Value> = namespaces()
@@ -183,7 +185,7 @@ pub fn program(name: &str, node: &str, arguments: &[String]) -> Result<Value> {
     }))
 }
 
-/// Writes the image of the prober, whose program lies beside the harness, into `folder`.
+/// Writes the image of the prober, whose program is beside the harness, into `folder`.
 pub fn image(folder: &Path) -> Result<PathBuf> {
     let stripped = crate::install::stripped("margay-probe", folder)?;
     let archive = folder.join("probe.tar");

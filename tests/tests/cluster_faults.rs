@@ -1,4 +1,5 @@
-//! On a real Kubernetes: parts die while packets flow. What was denied stays denied, what was allowed stays allowed, and all of it recovers.
+//! Faults on a real Kubernetes: components die while packets flow. Denied stays denied, allowed
+//! stays allowed, and everything recovers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -19,15 +20,18 @@ use margay_tests::suite::Suite;
 use margay_tests::world::{self, PODS, World};
 use serde_json::{Value, json};
 
-/// How long a restarted part may take to be of use again.
+/// Time limit for a restarted component to recover.
 const RECOVERY: Duration = Duration::from_secs(120);
-/// What has not changed for so long has settled: kubelet tries a pod that was refused again within a few seconds.
+/// A state without changes for this long is stable: kubelet retries a refused pod within a few
+/// seconds.
 const STILL: Duration = Duration::from_secs(4);
-/// How long a Node is absent that comes back: longer than it takes to look at what nodes have twice, shorter than Kubernetes keeps the pods of one.
+/// How long a Node is absent that comes back: longer than two leak scans, shorter than Kubernetes
+/// keeps the pods of a missing node.
 const ABSENCE: Duration = Duration::from_secs(26);
-/// The smallest pool that holds the world: four blocks of eight addresses for three nodes, so that exhausting it takes few pods.
+/// The smallest pool that holds the world: four blocks of eight addresses for three nodes, so that
+/// exhausting it takes few pods.
 const POOL: (&str, u8) = ("10.244.0.0/27", 29);
-/// Denies everybody's way to these pods, for as long as a case lasts.
+/// Denies all ingress to these pods for the duration of a case.
 const CLOSED: &str = r#"
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -51,7 +55,7 @@ fn main() -> ExitCode {
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cluster-faults");
     let options = install::Options { cidr: POOL.0.to_owned(), block_size: Some(POOL.1), ..install::Options::default() };
-    // Checkouts side by side test at the same time.
+    // Several checkouts may run tests at the same time.
     let name = format!("mgy-faults-{}", std::process::id());
     let staged = demo::stage(&name, &folder, &options, &|line| println!("{line}"));
     let mut stage = match staged {
@@ -94,8 +98,8 @@ fn first_packet(stage: &Stage) -> Result<()> {
         .iter()
         .map(|name| world::program(&format!("y/{name}"), "n1", &["first".to_owned(), format!("{target}:80")]))
         .collect::<Result<Vec<_>>>()?;
-    // A policy says nothing about when nodes know it; the world's own pods show it.
-    settle(&stage.world, &Matrix::open(&PODS, &[(Protocol::Tcp, 80)]))?;
+    // A policy does not show when nodes enforce it; the world's pods do.
+    wait_for_matrix(&stage.world, &Matrix::open(&PODS, &[(Protocol::Tcp, 80)]))?;
     apply(&stage.cluster, "first-pods", &pods)?;
     let report = |name: &str| -> Result<Value> {
         stage.cluster.kubectl(&[
@@ -130,7 +134,8 @@ fn typha_killed(stage: &Stage) -> Result<()> {
     watch.end(stage)
 }
 
-/// Nodes hold all that the new typhas know, so nearly nothing is told again; an address or a heartbeat may have changed meanwhile.
+/// Nodes hold everything that the new typhas send, so almost nothing is resent; an address or a
+/// heartbeat may have changed meanwhile.
 fn resumed_with_the_difference_only(cluster: &Cluster) -> Result<()> {
     let nodes = cluster.nodes()?;
     let sum = |metric: &str| -> f64 {
@@ -140,7 +145,7 @@ fn resumed_with_the_difference_only(cluster: &Cluster) -> Result<()> {
     let back = || sum("margay_typha_sessions_opened_total") >= nodes.len() as f64;
     wait_for(RECOVERY, || "every node to be back at a typha".into(), back)?;
     let restated = sum("margay_typha_resent_buckets_total");
-    ensure!(restated <= 3.0, "{restated} buckets were told again to nodes that held them");
+    ensure!(restated <= 3.0, "{restated} buckets were resent to nodes that held them");
     Ok(())
 }
 
@@ -172,14 +177,14 @@ fn api_restarted(stage: &mut Stage) -> Result<()> {
 fn rebooted(stage: &mut Stage) -> Result<()> {
     let policy = write(&stage.cluster, "closed", CLOSED)?;
     stage.cluster.kubectl(&["apply", "-f", &policy])?;
-    settle(&stage.world, &closed())?;
+    wait_for_matrix(&stage.world, &closed())?;
     stage.cluster.reboot("n1")?;
     ready(&stage.cluster, "n1")?;
     let begin = Instant::now();
     // Pods of the node get new networks, and perhaps new addresses.
     let matched = loop {
         let found = World::find(&stage.cluster, &PODS).and_then(|world| {
-            let outcome = matrix::settle(&world, &closed(), Duration::from_secs(2))?;
+            let outcome = matrix::wait_for_match(&world, &closed(), Duration::from_secs(2))?;
             Ok((world, outcome))
         });
         match found {
@@ -196,7 +201,7 @@ fn rebooted(stage: &mut Stage) -> Result<()> {
     };
     matched.context("after the reboot of n1")?;
     stage.cluster.kubectl(&["delete", "-f", &policy])?;
-    settle(&stage.world, &Matrix::open(&PODS, &[(Protocol::Tcp, 80)]))
+    wait_for_matrix(&stage.world, &Matrix::open(&PODS, &[(Protocol::Tcp, 80)]))
 }
 
 fn overlapping(cluster: &Cluster) -> Result<()> {
@@ -209,13 +214,15 @@ fn overlapping(cluster: &Cluster) -> Result<()> {
         let path = r#"jsonpath={.status.conditions[?(@.type=="Allocatable")]}"#;
         cluster.kubectl(&["get", "ippools.projectcalico.org", pool, "-o", path]).unwrap_or_default()
     };
-    let told = told_of(cluster, "ippools", |said| said.contains("IPPool overlaps: its range 10.244.0.0/28 overlaps"));
+    let reported = wait_for_messages(cluster, "ippools", |text| {
+        text.contains("IPPool overlaps: its range 10.244.0.0/28 overlaps")
+    });
     let (new, old) = (condition("overlaps"), condition("default-ipv4-ippool"));
     delete(cluster, &["overlaps"])?;
-    told?;
+    reported?;
     ensure!(new.contains(r#""status":"False""#) && new.contains("CIDROverlap"), "the new pool: {new}");
     ensure!(old.contains(r#""status":"True""#), "the pool that is in use: {old}");
-    told_of(cluster, "ippools", |said| !said.contains("overlaps"))
+    wait_for_messages(cluster, "ippools", |text| !text.contains("overlaps"))
 }
 
 fn not_followed(cluster: &Cluster) -> Result<()> {
@@ -225,27 +232,27 @@ fn not_followed(cluster: &Cluster) -> Result<()> {
         cluster.kubectl(&["patch", object, "default", "--type=merge", "-p", &patch]).map(drop)
     };
     set(json!({"wireguardEnabled": true, "natPortRange": "1000:2000"}))?;
-    let is_told = |said: &str| {
+    let is_reported = |text: &str| {
         let clear = "FelixConfiguration default, spec.wireguardEnabled is true: there is no WireGuard";
-        said.contains(clear)
-            && said.contains("without effect: FelixConfiguration default, spec.natPortRange is 1000:2000")
+        text.contains(clear)
+            && text.contains("without effect: FelixConfiguration default, spec.natPortRange is 1000:2000")
     };
-    let told = told_of(cluster, "calico", is_told);
+    let reported = wait_for_messages(cluster, "calico", is_reported);
     set(json!({"wireguardEnabled": null, "natPortRange": null}))?;
-    told?;
-    told_of(cluster, "calico", |said| !said.contains("FelixConfiguration"))
+    reported?;
+    wait_for_messages(cluster, "calico", |text| !text.contains("FelixConfiguration"))
 }
 
 fn bypassed(cluster: &Cluster) -> Result<()> {
     let (n3, file) = (cluster.node("n3")?, "/etc/cni/net.d/05-other.conflist");
     let other = r#"{"cniVersion":"1.0.0","name":"other","plugins":[{"type":"bridge","ipam":{"type":"host-local"}}]}"#;
     n3.exec(&["sh", "-c", &format!("echo '{other}' > {file}")])?;
-    let is_told =
-        |said: &str| said.contains("n3") && said.contains("uses 05-other.conflist") && said.contains("bridge");
-    let told = told_of(cluster, "calico", is_told);
+    let is_reported =
+        |text: &str| text.contains("n3") && text.contains("uses 05-other.conflist") && text.contains("bridge");
+    let reported = wait_for_messages(cluster, "calico", is_reported);
     n3.exec(&["rm", file])?;
-    told?;
-    told_of(cluster, "calico", |said| !said.contains("05-other"))
+    reported?;
+    wait_for_messages(cluster, "calico", |text| !text.contains("05-other"))
 }
 
 fn put_back(cluster: &Cluster) -> Result<()> {
@@ -256,7 +263,8 @@ fn put_back(cluster: &Cluster) -> Result<()> {
     wait_for(Duration::from_secs(30), || "the network configuration of n3 to be there again".into(), is_back)
 }
 
-/// One node may run typha, of three: one replica, which is available, and the rollouts there and back come to their end.
+/// One node may run typha, of three: one replica, which is available, and the rollouts there and
+/// back come to their end.
 fn confined(cluster: &Cluster) -> Result<()> {
     let select = |node: Value| {
         let selector = json!({"spec": {"controlPlaneNodeSelector": {"kubernetes.io/hostname": node}}});
@@ -300,23 +308,24 @@ fn confined(cluster: &Cluster) -> Result<()> {
     )
 }
 
-/// Waits until the messages of a TigeraStatus are like that.
-fn told_of(cluster: &Cluster, status: &str, is_told: impl Fn(&str) -> bool) -> Result<()> {
+/// Waits until the messages of a TigeraStatus match.
+fn wait_for_messages(cluster: &Cluster, status: &str, is_reported: impl Fn(&str) -> bool) -> Result<()> {
     let messages =
         || cluster.kubectl(&["get", "tigerastatus", status, "-o", "jsonpath={.status.conditions[*].message}"]);
-    let mut said = String::new();
+    let mut text = String::new();
     let waited = wait_for(
         Duration::from_secs(60),
-        || format!("TigeraStatus {status} to say it"),
+        || format!("TigeraStatus {status} to report it"),
         || {
-            said = messages().unwrap_or_default();
-            !said.is_empty() && is_told(&said)
+            text = messages().unwrap_or_default();
+            !text.is_empty() && is_reported(&text)
         },
     );
-    waited.with_context(|| format!("it says: {said}"))
+    waited.with_context(|| format!("its messages: {text}"))
 }
 
-/// Somebody deletes the Node of a machine that works, and kubelet makes it again when it is restarted: as a label is changed, or by mistake of a cloud.
+/// Deletes the Node of a working machine, which kubelet creates again when it is restarted: it
+/// happens to change a label, or by mistake of a cloud.
 fn made_again(stage: &Stage) -> Result<()> {
     let before = allocations(&stage.cluster)?;
     stage.cluster.kubectl(&["delete", "node", "n2"])?;
@@ -329,7 +338,7 @@ fn made_again(stage: &Stage) -> Result<()> {
     install::restart_kubelet(&stage.cluster.node("n2")?)?;
     stage.cluster.kubectl(&["wait", "--for=create", "node/n2", "--timeout=60s"])?;
     ready(&stage.cluster, "n2")?;
-    settle(&stage.world, &Matrix::open(&PODS, &[(Protocol::Tcp, 80)]))?;
+    wait_for_matrix(&stage.world, &Matrix::open(&PODS, &[(Protocol::Tcp, 80)]))?;
     let now = allocations(&stage.cluster)?;
     ensure!(now == before, "after n2 came back: {now:#?}\nbefore: {before:#?}");
     let annotations = stage.cluster.kubectl(&["get", "node", "n2", "-o", "jsonpath={.metadata.annotations}"])?;
@@ -348,7 +357,8 @@ fn allocations(cluster: &Cluster) -> Result<BTreeMap<String, Value>> {
     Ok(blocks.map(|block| (block["spec"]["cidr"].to_string(), facts(&block["spec"]))).collect())
 }
 
-/// More pods than addresses: what has none waits and says why, and starts when others go.
+/// More pods than addresses: a pod without one waits, its events have the reason, and it starts
+/// when others are deleted.
 fn exhausted(stage: &Stage) -> Result<()> {
     const PODS: usize = 24;
     let pod = |index: usize| world::server(&format!("y/many-{index:02}"), "n3");
@@ -365,16 +375,16 @@ fn exhausted(stage: &Stage) -> Result<()> {
             "jsonpath={.items[*].message}",
         ])
     };
-    let mut said = String::new();
+    let mut text = String::new();
     let refused = wait_for(
         RECOVERY,
         || "a pod to be refused an address".into(),
         || {
-            said = events().unwrap_or_default();
-            said.contains(POOL.0)
+            text = events().unwrap_or_default();
+            text.contains(POOL.0)
         },
     );
-    refused.with_context(|| format!("kubelet's events: {said}"))?;
+    refused.with_context(|| format!("kubelet's events: {text}"))?;
     let running = || -> Result<BTreeSet<String>> {
         let names = stage.cluster.kubectl(&[
             "get",
@@ -387,7 +397,7 @@ fn exhausted(stage: &Stage) -> Result<()> {
         ])?;
         Ok(names.split_whitespace().filter(|name| name.starts_with("many-")).map(str::to_owned).collect())
     };
-    let first = settled(&running)?;
+    let first = wait_until_stable(&running)?;
     ensure!(!first.is_empty() && first.len() < PODS, "{} of {PODS} pods run in a pool without space", first.len());
     for name in &first {
         stage.cluster.kubectl(&["delete", "pod", "-n", "y", name, "--wait=false"])?;
@@ -398,8 +408,8 @@ fn exhausted(stage: &Stage) -> Result<()> {
     no_address_is_leaked(&stage.cluster)
 }
 
-/// What does not change any more for a while.
-fn settled<T: PartialEq>(look: &dyn Fn() -> Result<T>) -> Result<T> {
+/// Waits until a value stops changing.
+fn wait_until_stable<T: PartialEq>(look: &dyn Fn() -> Result<T>) -> Result<T> {
     let (mut known, mut since, begin) = (look()?, Instant::now(), Instant::now());
     while since.elapsed() < STILL {
         std::thread::sleep(POLL);
@@ -414,7 +424,8 @@ fn settled<T: PartialEq>(look: &dyn Fn() -> Result<T>) -> Result<T> {
 
 // -- what they share
 
-/// Packets of a denied pair and a held connection of an allowed one, watched during a fault. The denied pair is on two nodes, n1 asks.
+/// Packets of a denied pair and an established connection of an allowed one, observed during a
+/// fault. The denied pair is on two nodes; the client is on n1.
 struct Watch {
     denied: [Knock; 2],
     flow: Flow,
@@ -425,7 +436,7 @@ impl Watch {
     fn begin(stage: &Stage) -> Result<Self> {
         let policy = write(&stage.cluster, "closed", CLOSED)?;
         stage.cluster.kubectl(&["apply", "-f", &policy])?;
-        settle(&stage.world, &closed())?;
+        wait_for_matrix(&stage.world, &closed())?;
         let knock = |to: &str| -> Result<Knock> {
             let target = Target::new(Protocol::Tcp, stage.world.pod(to)?.address, 80);
             Knock::start(&stage.world.pod("x/a")?.place, target, Duration::from_millis(2), Duration::from_millis(200))
@@ -452,11 +463,11 @@ impl Watch {
         ensure!(report.broken.is_none() && report.echoed > 20, "an allowed connection suffered: {report:?}");
         ensure!(report.longest_gap < Duration::from_secs(2), "an allowed connection stood still: {report:?}");
         stage.cluster.kubectl(&["delete", "-f", &self.policy])?;
-        settle(&stage.world, &Matrix::open(&PODS, &[(Protocol::Tcp, 80)]))
+        wait_for_matrix(&stage.world, &Matrix::open(&PODS, &[(Protocol::Tcp, 80)]))
     }
 }
 
-/// What [`CLOSED`] has to end in.
+/// Expected matrix under [`CLOSED`].
 fn closed() -> Matrix {
     let mut expected = Matrix::open(&PODS, &[(Protocol::Tcp, 80)]);
     for ((_, _, to), verdict) in &mut expected.cells {
@@ -467,7 +478,7 @@ fn closed() -> Matrix {
     expected
 }
 
-/// Pods come and go on n1, and policies with them, until told to end.
+/// Creates and deletes pods on n1, and policies with them, until stopped.
 fn churn(stage: &Stage, end: &AtomicBool) -> Result<()> {
     let mut round = 0;
     while !end.load(Ordering::Relaxed) {
@@ -486,22 +497,22 @@ fn churn(stage: &Stage, end: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
-fn settle(world: &World, expected: &Matrix) -> Result<()> {
-    let outcome = matrix::settle(world, expected, OBEY)?;
+fn wait_for_matrix(world: &World, expected: &Matrix) -> Result<()> {
+    let outcome = matrix::wait_for_match(world, expected, OBEY)?;
     ensure!(outcome.matched.is_some(), "packets do not obey\n{}", outcome.measured.beside(expected));
     Ok(())
 }
 
-/// Every address that a block gives out belongs to a pod that exists, or is a node's own.
+/// Every allocated address belongs to an existing pod or to a node's tunnel.
 fn no_address_is_leaked(cluster: &Cluster) -> Result<()> {
-    let mut said = String::new();
+    let mut text = String::new();
     let agree = || {
         let compared = given_and_used(cluster);
-        said = format!("{compared:?}");
+        text = format!("{compared:?}");
         compared.is_ok_and(|(given, used)| given == used)
     };
     let waited = wait_for(Duration::from_secs(30), || "blocks and pods to agree on addresses".into(), agree);
-    waited.with_context(|| format!("given and used: {said}"))
+    waited.with_context(|| format!("given and used: {text}"))
 }
 
 fn given_and_used(cluster: &Cluster) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
@@ -537,7 +548,7 @@ fn ready(cluster: &Cluster, node: &str) -> Result<()> {
     let agent = || {
         let path = r#"jsonpath={.items[0].status.conditions[?(@.type=="Ready")].status}"#;
         let node = format!("--field-selector=spec.nodeName={node}");
-        let said = cluster.kubectl(&[
+        let text = cluster.kubectl(&[
             "get",
             "pods",
             "-n",
@@ -548,7 +559,7 @@ fn ready(cluster: &Cluster, node: &str) -> Result<()> {
             "-o",
             path,
         ]);
-        said.is_ok_and(|said| said == "True")
+        text.is_ok_and(|text| text == "True")
     };
     wait_for(RECOVERY, || format!("the agent of {node} to be ready"), agent)
 }

@@ -1,5 +1,6 @@
-//! Who may write what, asked of a real API server: an agent with its own token, and users with roles on tiers. Nothing of ours runs here: the rules are
-//! those that the operator renders, and the API server is what is asked.
+//! Rights to write, on a real API server: of an agent with its own token, and of users with roles
+//! on tiers. No component of ours runs here: the rules are those that the operator renders, and the
+//! API server applies them.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -15,7 +16,7 @@ use margay_tests::rights::{self, Asker};
 use margay_tests::suite::Suite;
 use serde_json::json;
 
-/// Namespace of what is written here.
+/// Namespace of the objects of these cases.
 const NAMESPACE: &str = "rights";
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -93,7 +94,7 @@ fn tiers(cluster: &Cluster, mode: Mode) -> Result<()> {
     run(async { rights::ask_of_tiers(&rights::table("tier-rights.yaml")?, cluster, mode, NAMESPACE).await })
 }
 
-/// The garbage collector and the namespace controller delete policies, and nobody has given them tiers.
+/// The garbage collector and the namespace controller delete policies without any rights on tiers.
 fn deletion(cluster: &Cluster) -> Result<()> {
     let policy = |namespace: &str, owner: serde_json::Value| {
         json!({

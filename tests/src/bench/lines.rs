@@ -1,7 +1,7 @@
 //! Every figure with its anchor and its budget.
 //!
-//! Anchors of the cluster are Calico's, measured with probes of the same kind on a cluster of the same shape (2 cores, three nodes), but on
-//! another day: sizes compare, percents do not.
+//! Anchors of the cluster are Calico's, measured with probes of the same kind on a cluster of the
+//! same shape (2 cores, three nodes), but on another day: sizes compare, percents do not.
 
 use super::figure::Line;
 
@@ -9,7 +9,7 @@ const CALICO: &str = "Calico";
 const FELIX: &str = "Felix's driver";
 const NFT: &str = "the nft program";
 
-/// ptp with host-local IPAM: no policy, nothing that anybody else is told.
+/// ptp with host-local IPAM: no policy, and nobody else is notified.
 const PTP: &str = "ptp + host-local";
 
 const fn line(

@@ -1,5 +1,6 @@
-//! CNI ADD and DEL without Kubernetes: the real plugin, agent and typha on one node of the lab, with a policy that selects every pod, and IPAM on blocks
-//! in memory. Agent and typha run in this process, so it has to be of the release build.
+//! CNI ADD and DEL without Kubernetes: the real plugin, agent and typha on one node of the lab,
+//! with a policy that selects every pod, and IPAM on blocks in memory. Agent and typha run in this
+//! process, so it has to be of the release build.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -16,7 +17,7 @@ use crate::plugin::Call;
 
 /// Pods one by one.
 const SERIAL: usize = 100;
-/// Pods of the crowd.
+/// Pods of the concurrent run.
 const CROWD: usize = 320;
 /// Calls at once.
 const WIDTH: usize = 16;
@@ -29,7 +30,7 @@ struct Waiting {
     _namespace: Namespace,
 }
 
-/// One by one, then sixteen at once.
+/// One by one, then sixteen at a time.
 pub fn run(bench: &mut Bench) -> Result<()> {
     let lab = mk_lab()?;
     let serial = wait(&lab, "serial", SERIAL)?;
@@ -60,7 +61,7 @@ fn mk_lab() -> Result<Lab> {
         "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": from, "ports": [{"port": 80}]}]},
     }))?;
     ensure!(problems.is_empty(), "the policy is as it should be: {problems:?}");
-    lab.settle()?;
+    lab.wait_enforced()?;
     Ok(lab)
 }
 

@@ -20,11 +20,11 @@ const NAMESPACE: &str = "restart";
 const PORT: u16 = 80;
 /// How often each pair connects.
 const PACE: Duration = Duration::from_millis(2);
-/// What stays unanswered so long is denied.
+/// A connect without an answer for this long counts as denied.
 const SILENT: Duration = Duration::from_millis(200);
-/// Watched before the agent is killed, and after it is back.
+/// Observation time before the agent is killed, and after it is back.
 const AROUND: Duration = Duration::from_secs(3);
-/// How long it may take to come back.
+/// Time limit for it to come back.
 const BACK: Duration = Duration::from_secs(60);
 /// Port of the agent's admin server, on its node's loopback.
 const ADMIN: u16 = 9099;

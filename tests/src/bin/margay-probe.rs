@@ -24,7 +24,8 @@ enum Args {
         #[arg(long, value_delimiter = ',')]
         sctp: Vec<u16>,
     },
-    /// Asks every millisecond for a while, from its first instruction, and says how often it was answered.
+    /// Connects every millisecond for a while, from its first instruction on, and prints how often
+    /// it was answered.
     First {
         /// Whom, by TCP.
         target: SocketAddr,

@@ -1,7 +1,9 @@
-//! Process 1 of a node. It makes the node's view of the machine, starts the node's services and keeps them running.
+//! Process 1 of a node. It makes the node's view of the machine, starts the node's services and
+//! keeps them running.
 //!
-//! A node has its own `/`: a folder of the state folder, with a layer of its own over the machine's `/usr`. So nothing that
-//! runs on a node reaches the machine's files, and all mounts end with this process.
+//! A node has its own `/`: a folder of the state folder, with a layer of its own over the machine's
+//! `/usr`. So nothing that runs on a node reaches the machine's files, and all mounts end with this
+//! process.
 
 use std::fs::File;
 use std::net::TcpStream;
@@ -92,7 +94,7 @@ impl Service {
     }
 }
 
-/// Collects whatever ends in the node, for ever, and starts services that ended again.
+/// Reaps the node's processes, for ever, and restarts services that have ended.
 fn keep(services: &mut [Service]) -> Result<()> {
     loop {
         let ended = match waitpid(None, None)? {

@@ -1,4 +1,5 @@
-//! Names and addresses of a cluster: which machine is where. Pure; nothing here exists until the fabric makes it.
+//! Names and addresses of a cluster: which machine is where. Pure; nothing here exists until the
+//! fabric makes it.
 //!
 //! ```text
 //!      subnet A 172.30.0.0/24                    subnet B 172.30.1.0/24
@@ -6,8 +7,9 @@
 //!     └───────┴────────┴── br-a ─ .1 router .1 ─ br-b ─┘
 //! ```
 //!
-//! A dual-stack cluster has `fd30:0:0:N::/64` beside `172.30.N.0/24`, with the same numbers of machines. Bridges and router are one network namespace, the fabric; it touches nothing of the machine, so clusters side by
-//! side use the same addresses and differ in name only.
+//! A dual-stack cluster has `fd30:0:0:N::/64` beside `172.30.N.0/24`, with the same numbers of
+//! machines. Bridges and router are one network namespace, the fabric; it touches nothing of the
+//! machine, so clusters side by side use the same addresses and differ in name only.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -23,7 +25,7 @@ pub const SERVICE_CIDR_V6: &str = "fd96::/112";
 pub const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 /// Where the API server listens.
 pub const API_PORT: u16 = 6443;
-/// An address behind the router that belongs to no subnet and knows no way to pods: the world outside.
+/// An address behind the router that is in no subnet and has no route to pods: the outside world.
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
 /// [`OUTSIDE`] of a dual-stack cluster, by IPv6.

@@ -42,7 +42,7 @@ const FOLDERS: [&str; 21] = [
     "margay/images",
 ];
 
-/// What process 1 of a node is told.
+/// Parameters of process 1 of a node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Spec {
     /// Name and address.

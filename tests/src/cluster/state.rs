@@ -1,4 +1,4 @@
-//! What a cluster remembers on disk, so that any later process can look after it or take it down.
+//! State of a cluster on disk, so that any later process can manage it or take it down.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -29,7 +29,8 @@ pub struct State {
     pub audit: bool,
     /// Control group of each node.
     pub groups: BTreeMap<String, Group>,
-    /// The process that brings the cluster up, as long as it does. When it has ended, what it left is of no use.
+    /// The process that brings the cluster up, as long as it does. When it has ended, what it left
+    /// is of no use.
     pub starting: Option<Process>,
     /// What runs, in the order in which it was started; process 1 of a node is named as the node.
     pub processes: Vec<Process>,
@@ -59,7 +60,7 @@ impl State {
         self.processes.iter().find(|process| process.role == role)
     }
 
-    /// Puts a process in the place of an earlier one of the same role.
+    /// Replaces an earlier process of the same role.
     pub fn remember(&mut self, process: Process) {
         self.processes.retain(|other| other.role != process.role);
         self.processes.push(process);

@@ -56,8 +56,8 @@ impl Cluster {
         })
     }
 
-    /// Waits until every node is registered and pods are accepted, for which the controllers must have made the
-    /// default service account.
+    /// Waits until every node is registered and pods are accepted, for which the controllers must
+    /// have made the default service account.
     pub(super) fn wait_for_nodes(&self) -> Result<()> {
         let wanted = self.state.layout.nodes.len();
         block_on(async {

@@ -1,4 +1,5 @@
-//! What a run found: allowed and blocked rows apart, because most rows of any table are allowed and a dataplane that enforces nothing has them right.
+//! Results of a run, with allowed and blocked rows apart, because most rows of any table are
+//! allowed and a dataplane that enforces nothing has them right.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -24,7 +25,7 @@ impl Score {
         self.all += other.all;
     }
 
-    /// One more row.
+    /// Counts one row.
     pub fn count(&mut self, right: bool) {
         self.add(Self { right: usize::from(right), all: 1 });
     }
@@ -51,7 +52,8 @@ pub struct StepReport {
     pub blocked: Score,
     /// The same rows by transport.
     pub by_protocol: BTreeMap<String, Score>,
-    /// Milliseconds from the last action to the first question of the first round in which every row was as expected, and stayed so.
+    /// Milliseconds from the last action to the start of the first pass in which every row was as
+    /// expected, and stayed so.
     pub match_ms: Option<f64>,
     /// Some of the rows that were wrong, as they should have been, with what was found.
     pub wrong: Vec<String>,
@@ -129,7 +131,8 @@ impl Report {
         sum
     }
 
-    /// Whether the run shows what it should: with policy in force, every row right; with nothing or everything denied, packets that say so.
+    /// Whether the run shows what it should: with policy in force, every row is right; with nothing
+    /// or everything denied, the packets confirm that.
     pub fn is_good(&self) -> bool {
         let Summary { allowed, blocked, steps, .. } = self.summary();
         let none = |score: Score| score.right == 0;

@@ -1,4 +1,5 @@
-//! How long packets take to obey: a policy is written and deleted again and again, while a prober asks every half millisecond.
+//! How long packets take to obey: a policy is written and deleted again and again, while a prober
+//! asks every half millisecond.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -19,9 +20,11 @@ use crate::world::{World, split};
 pub const NAME: &str = "flip";
 /// How often the prober asks.
 const KNOCK: Duration = Duration::from_micros(500);
-/// What stays unanswered so long is denied; shorter than the first retransmission.
+/// A connect without an answer for this long counts as denied; shorter than the first
+/// retransmission.
 const SILENT: Duration = Duration::from_millis(100);
-/// Gap before each write, in milliseconds: changed by a step that never falls into step with any timer of the cluster.
+/// Gap before each write, in milliseconds: changed by a step that never falls into step with any
+/// timer of the cluster.
 const GAPS: [u64; 5] = [130, 190, 70, 230, 110];
 
 /// Times of all flips.
@@ -29,7 +32,8 @@ const GAPS: [u64; 5] = [130, 190, 70, 230, 110];
 pub struct Times {
     /// From the moment before the request was sent.
     pub from_send: Quantiles,
-    /// From the API's answer; negative times, where packets obeyed before the answer came, count as zero.
+    /// From the API's answer; negative times, where packets obeyed before the answer came, count as
+    /// zero.
     pub from_answer: Quantiles,
 }
 
@@ -58,7 +62,8 @@ impl fmt::Display for Quantiles {
     }
 }
 
-/// Denies all ingress to `to` and allows it again, `count` times in all, and times what `from` sees.
+/// Denies all ingress to `to` and allows it again, `count` times in all, and times what `from`
+/// sees.
 pub fn measure(cluster: &Cluster, world: &World, from: &str, to: &str, count: usize) -> Result<Times> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let client = runtime.block_on(cluster.client())?;

@@ -56,7 +56,7 @@ pub struct Node {
     running: Option<Running>,
 }
 
-/// An agent at work.
+/// A running agent.
 struct Running {
     /// All its threads are in the node's namespace.
     runtime: Runtime,
@@ -128,7 +128,7 @@ impl Node {
         Ok(names)
     }
 
-    /// How far its agent is; none: it does not run.
+    /// Progress of its agent; none: it does not run.
     pub fn status(&self) -> Option<Status> {
         self.running.as_ref().map(|running| running.agent.status())
     }
@@ -190,7 +190,7 @@ impl Node {
         Ok(())
     }
 
-    /// Ends the agent without a word to anybody; a success when it does not run.
+    /// Ends the agent as if it were killed; a success when it does not run.
     pub(super) fn stop(&mut self, main: &Runtime) -> Result<()> {
         let Some(Running { runtime, agent, fatal, network, addresses, upstream, planned: _, problems: _ }) =
             self.running.take()
@@ -211,15 +211,15 @@ impl Node {
         }
     }
 
-    pub(super) async fn settle(&self, control: &Control) -> Result<()> {
+    pub(super) async fn wait_enforced(&self, control: &Control) -> Result<()> {
         let Some(running) = &self.running else { return Ok(()) };
         let mut acks = running.agent.acks();
         loop {
             running.agent.wait_in_sync().await;
-            let told = control.told(&self.name).await?;
-            let committed = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.revision >= told.revision)).await;
+            let sent = control.sent(&self.name).await?;
+            let committed = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.revision >= sent.revision)).await;
             committed.with_context(|| format!("the agent of {} has ended", self.name))?;
-            if told.pending == 0 {
+            if sent.pending == 0 {
                 break;
             }
         }
@@ -240,8 +240,9 @@ impl Node {
     }
 }
 
-/// Makes what a node runs, in the order in which its parts need each other. The agent's thread has its timers from `timers`, which outlive the
-/// node's runtime: the thread ends when the tasks of that one are gone, and their handles with them.
+/// Makes what a node runs, in the order in which its parts need each other. The agent's thread has
+/// its timers from `timers`, which outlive the node's runtime: the thread ends when the tasks of
+/// that one are gone, and their handles with them.
 async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Notices, timers: Handle) -> Result<Made> {
     let attachments = Attachments::load(&folder.join("attachments"))?;
     let store = Store::new(&folder);
@@ -310,7 +311,7 @@ impl Announcer for Nobody {
     fn withdraw(&self, _: &Attachment) {}
 }
 
-/// Bytes of an address that tell it from those of other nodes, as the end of a MAC address.
+/// End of a MAC address: the bytes of an address that differ between nodes.
 fn mac_tail(address: IpNet) -> String {
     let bytes = match address.addr() {
         IpAddr::V4(address) => address.octets(),

@@ -1,4 +1,5 @@
-//! What IPAM works on in memory: pools, blocks and handles, with the compare-and-swap of the API, for all nodes of a lab. typha is told of blocks as its watch would tell it.
+//! IPAM storage in memory: pools, blocks and handles, with the compare-and-swap of the API, for all
+//! nodes of a lab. typha receives the events of blocks as from its watch.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -39,8 +40,8 @@ struct State {
     blocks: BTreeMap<IpNet, Stored<Block>>,
     affinities: BTreeMap<(String, IpNet), AffinityState>,
     handles: BTreeMap<String, BTreeSet<IpNet>>,
-    /// Blocks that typha has not been told of as they are.
-    news: BTreeSet<IpNet>,
+    /// Blocks whose latest change has not been sent to typha.
+    unsent: BTreeSet<IpNet>,
 }
 
 impl Blocks {
@@ -49,7 +50,7 @@ impl Blocks {
         let pools = watch::Sender::new(BTreeMap::new());
         let limits = watch::Sender::new(Some(Arc::default()));
         let shared = Arc::new(Shared { state: Mutex::default(), changed: Notify::new(), pools, limits });
-        runtime.spawn(tell(shared.clone(), events));
+        runtime.spawn(report_blocks(shared.clone(), events));
         Self(shared)
     }
 
@@ -68,7 +69,7 @@ impl Blocks {
         self.state().handles.clone()
     }
 
-    /// The pool is so, or there is none of the name any more.
+    /// Creates, changes or removes a pool.
     pub fn set_pool(&self, name: &str, spec: Option<IPPoolSpec>) {
         self.0.pools.send_modify(|pools| {
             drop(match spec {
@@ -101,7 +102,7 @@ impl Blocks {
         receiver
     }
 
-    /// What bounds it, as it changes.
+    /// Limits, as they change.
     pub fn limits(&self) -> watch::Receiver<Known> {
         self.0.limits.subscribe()
     }
@@ -123,23 +124,23 @@ impl Blocks {
         state.revision += 1;
         let stored = Stored { value: block, revision: state.revision.to_string() };
         state.blocks.insert(cidr, stored.clone());
-        state.news.insert(cidr);
+        state.unsent.insert(cidr);
         drop(state);
         self.0.changed.notify_one();
         Ok(stored)
     }
 }
 
-/// Tells typha of blocks, one after another, each as it is when its turn comes.
-async fn tell(shared: Arc<Shared>, events: mpsc::Sender<Event>) {
+/// Sends changed blocks to typha, one after another, each in its latest state.
+async fn report_blocks(shared: Arc<Shared>, events: mpsc::Sender<Event>) {
     loop {
-        let news: Vec<(IpNet, Option<Block>)> = {
+        let unsent: Vec<(IpNet, Option<Block>)> = {
             let mut state = shared.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            let news = std::mem::take(&mut state.news);
+            let unsent = std::mem::take(&mut state.unsent);
             let now = |cidr: IpNet| (cidr, state.blocks.get(&cidr).map(|stored| stored.value.clone()));
-            news.into_iter().map(now).collect()
+            unsent.into_iter().map(now).collect()
         };
-        for (cidr, block) in news {
+        for (cidr, block) in unsent {
             let Some(block) = block else {
                 let key = ObjectKey { namespace: String::new(), name: names::block(cidr) };
                 let event = Event::Deleted { kind: BLOCK, key, cause: Cause::default() };
@@ -188,7 +189,7 @@ impl Store for Memory {
             return Err(StoreError::Conflict);
         }
         state.blocks.remove(&cidr);
-        state.news.insert(cidr);
+        state.unsent.insert(cidr);
         drop(state);
         self.blocks.0.changed.notify_one();
         Ok(())
@@ -218,7 +219,7 @@ impl Store for Memory {
         Ok(())
     }
 
-    /// Those of a lab have no annotations, and no pool of it asks for their labels.
+    /// Namespaces of a lab have no annotations, and no pool selects them by labels.
     async fn namespace(&self, _: String) -> Result<Namespace, StoreError> {
         Ok(Namespace::default())
     }

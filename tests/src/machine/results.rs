@@ -1,13 +1,13 @@
-//! What test programs say, as `cargo test` would show it, and what it means.
+//! Parses the output of test programs.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// What the script says before a suite, followed by its name.
+/// Line of the script before a suite, followed by its name.
 pub const BEGIN: &str = "@begin ";
-/// What it says after one, followed by its name and the program's status.
+/// Line after a suite, followed by its name and the program's status.
 pub const END: &str = "@end ";
-/// The status by which `timeout` says that it ended a program.
+/// Exit status of `timeout` when it ended a program.
 const TIMED_OUT: &str = "124";
 
 /// How a suite went on a kernel.
@@ -22,7 +22,7 @@ pub enum Verdict {
         /// Names of those that did.
         failed: Vec<String>,
     },
-    /// It gave no sum, for this reason.
+    /// No result, for this reason.
     Missing(String),
 }
 
@@ -74,7 +74,7 @@ impl Results {
         self.suites.extend(other.suites);
     }
 
-    /// What a suite has said, each case with the time that it took.
+    /// Output of a suite, each case with its duration.
     pub fn text(&self, suite: &str) -> &str {
         self.suites.get(suite).map_or("", |sum| sum.text.as_str())
     }

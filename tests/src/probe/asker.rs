@@ -1,5 +1,6 @@
-//! Asks from one place again and again, from one thread that stays there, and from a source port that it has not used lately: a tuple that was
-//! allowed once may still be tracked, and would pass whatever the policy says now.
+//! Asks from one place again and again, from one thread that stays there, and from a source port
+//! that it has not used lately: a tuple that was allowed once may still be tracked, and would pass
+//! whatever the current policy is.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -11,10 +12,11 @@ use nix::poll::{PollFd, PollTimeout, poll};
 
 use super::{Attempt, Place, Target, Verdict};
 
-/// Source ports that are used one after another: more than are used in the time that an entry is tracked.
+/// Source ports that are used one after another: more than are used in the time that an entry is
+/// tracked.
 const PORTS: std::ops::Range<u16> = 10_000..64_000;
 
-/// A thread in a pod's network that asks when it is told to. It ends when this is dropped.
+/// A thread in a pod's network that asks on request. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Asker {
     questions: SyncSender<(Vec<Target>, Duration)>,
@@ -42,7 +44,8 @@ impl Asker {
         Ok(Self { questions, answers })
     }
 
-    /// Begins to ask every target at once; what is without an answer when none has come for `patience` is denied.
+    /// Begins to ask every target at once; what is without an answer when none has come for
+    /// `patience` is denied.
     pub fn ask(&self, targets: Vec<Target>, patience: Duration) -> Result<()> {
         self.questions.send((targets, patience)).ok().context("the asker has ended")
     }
@@ -68,7 +71,8 @@ fn from_fresh_port(target: Target, next: &mut u16) -> Attempt {
     attempt.unwrap_or_else(|| Attempt::start(target))
 }
 
-/// Waits until every question is judged, or none has been for so long: while there are answers, others may only be late.
+/// Waits until every question is judged, or none has been for so long: while there are answers,
+/// others may only be late.
 pub(super) fn judge(attempts: &[Attempt], patience: Duration) -> Result<Vec<Verdict>> {
     let mut last = attempts.iter().map(|attempt| attempt.start).max().unwrap_or_else(Instant::now);
     let mut verdicts: Vec<Option<Verdict>> = vec![None; attempts.len()];

@@ -1,4 +1,5 @@
-//! One long connection with a byte going round in it, which shows whether established traffic was ever disturbed.
+//! One long connection with a byte going round in it, which shows whether established traffic was
+//! ever disturbed.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddrV4, TcpStream};
@@ -43,8 +44,8 @@ impl Flow {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
         let end = Arc::new(AtomicBool::new(false));
-        let told = end.clone();
-        Ok(Self { end, thread: std::thread::spawn(move || run(stream, &told)) })
+        let stop = end.clone();
+        Ok(Self { end, thread: std::thread::spawn(move || run(stream, &stop)) })
     }
 
     /// Ends it.

@@ -1,4 +1,5 @@
-//! Questions of ICMP that the kernel of whoever is asked answers by itself: echo (type 8) and timestamp (13).
+//! Questions of ICMP that the kernel of whoever is asked answers by itself: echo (type 8) and
+//! timestamp (13).
 
 use std::io::{self, ErrorKind, Read};
 use std::net::SocketAddr;
@@ -56,11 +57,12 @@ impl AsFd for Question {
     }
 }
 
-/// What no other question of this process has: what is tracked is established, and policy is to be asked anew.
+/// What no other question of this process has: what is tracked is established, and policy is to be
+/// asked anew.
 fn fresh() -> [u8; 4] {
     static LAST: AtomicU32 = AtomicU32::new(0);
     let number = LAST.fetch_add(1, Ordering::Relaxed);
-    // The identifier is what connections are told apart by, so that it changes first.
+    // Connections are distinguished by the identifier, so it changes first.
     number.rotate_left(16).to_be_bytes()
 }
 

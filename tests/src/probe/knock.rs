@@ -1,4 +1,5 @@
-//! A fresh question at a fixed pace, none of them waiting for the one before: shows to half a millisecond when packets began to obey.
+//! A fresh question at a fixed pace, none of them waiting for the one before: shows to half a
+//! millisecond when packets began to obey.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,11 +21,12 @@ const CERTAIN: usize = 5;
 pub struct Knocked {
     /// When it was asked.
     pub start: Instant,
-    /// What became of it.
+    /// Result.
     pub verdict: Verdict,
 }
 
-/// Questions in flight, in the order of their starts. It lives on a thread inside the asking pod's network.
+/// Questions in flight, in the order of their starts. It lives on a thread inside the asking pod's
+/// network.
 #[derive(Debug)]
 pub struct Knocker {
     target: Target,
@@ -64,7 +66,7 @@ impl Knocker {
     }
 }
 
-/// A [`Knocker`] at work on a thread of its own until it is finished or dropped.
+/// A [`Knocker`] on a thread of its own, until it is finished or dropped.
 #[derive(Debug)]
 pub struct Knock {
     records: Arc<Mutex<Vec<Knocked>>>,
@@ -78,9 +80,9 @@ impl Knock {
         let file = place.handle()?;
         let records = Arc::new(Mutex::new(Vec::new()));
         let end = Arc::new(AtomicBool::new(false));
-        let (into, told) = (records.clone(), end.clone());
+        let (into, stop) = (records.clone(), end.clone());
         let thread = std::thread::spawn(move || {
-            Place { file }.run(|| run(Knocker::new(target, patience), interval, &into, &told))
+            Place { file }.run(|| run(Knocker::new(target, patience), interval, &into, &stop))
         });
         Ok(Self { records, end, thread: Some(thread) })
     }
@@ -90,7 +92,8 @@ impl Knock {
         self.records.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits for the first of five questions in a row that were asked after `since` and judged as wanted, and returns when it was asked.
+    /// Waits for the first of five questions in a row that were asked after `since` and judged as
+    /// wanted, and returns when it was asked.
     pub fn until(&self, wanted: Verdict, since: Instant, limit: Duration) -> Result<Instant> {
         let begin = Instant::now();
         loop {

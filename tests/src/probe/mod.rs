@@ -1,9 +1,11 @@
-//! Asks, from inside a pod's network, who answers. No program is started in the pod for it: a socket belongs to the network namespace in
-//! which it was made, so a thread of this process enters the pod's namespace and opens it there.
+//! Asks, from inside a pod's network, who answers. No program is started in the pod for it: a
+//! socket belongs to the network namespace in which it was made, so a thread of this process enters
+//! the pod's namespace and opens it there.
 //!
-//! [`attempt`] is one question, [`ask`] a whole table at once, [`asker`] many tables from one thread, [`knock`] the same question again and again with
-//! exact times, [`flow`] one long connection. [`serve`] is the other side: who answers. [`sctp`] speaks that protocol where the kernel does not;
-//! [`icmp`] asks what any kernel answers.
+//! [`attempt`] is one question, [`ask`] a whole table at once, [`asker`] many tables from one
+//! thread, [`knock`] the same question again and again with exact times, [`flow`] one long
+//! connection. [`serve`] is the other side: who answers. [`sctp`] speaks that protocol where the
+//! kernel does not; [`icmp`] asks what any kernel answers.
 
 pub mod asker;
 pub mod attempt;
@@ -26,9 +28,11 @@ pub use self::attempt::{Attempt, Protocol, Verdict};
 
 /// The image of pods that serve, and that connect from their first instruction.
 pub const IMAGE: &str = "margay.test/probe:1";
-/// How long a question may stay without an answer until it counts as denied: shorter than the first retransmission of a SYN.
+/// How long a question may stay without an answer until it counts as denied: shorter than the first
+/// retransmission of a SYN.
 pub const DENIED_AFTER: Duration = Duration::from_millis(150);
-/// Variable of the environment that says how many times slower than other machines this one is, as an emulated one is.
+/// Environment variable with the factor by which this machine is slower than others, as an emulated
+/// one is.
 pub const SLOWNESS: &str = "MARGAY_SLOWNESS";
 
 /// [`DENIED_AFTER`] on this machine.

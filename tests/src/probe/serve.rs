@@ -1,4 +1,5 @@
-//! Who answers: TCP and UDP echo, and SCTP as far as an association, or as an INIT-ACK where the kernel has no sockets for it.
+//! Who answers: TCP and UDP echo, and SCTP as far as an association, or as an INIT-ACK where the
+//! kernel has no sockets for it.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -25,7 +26,8 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Opens ports in the network namespace of the calling thread, for both families where there are both.
+    /// Opens ports in the network namespace of the calling thread, for both families where there
+    /// are both.
     pub fn open(ports: &[(Protocol, u16)]) -> io::Result<Self> {
         let of = |wanted: Protocol| ports.iter().filter(move |port| port.0 == wanted).map(|port| port.1);
         let raw = if sctp::has_sockets() { Arc::default() } else { of(Protocol::Sctp).collect() };

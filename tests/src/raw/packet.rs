@@ -1,4 +1,5 @@
-//! Frames and packets from values, with right lengths and checksums unless the value says otherwise.
+//! Frames and packets from values, with correct lengths and checksums unless the value overrides
+//! them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -103,7 +104,8 @@ pub struct Packet {
     pub transport: Transport,
     /// IPv4 options, padded to a multiple of 4 bytes.
     pub options: Vec<u8>,
-    /// IPv6 extension headers: protocol number of each, and what follows its first two bytes: 6 bytes, or 8 more, and so on.
+    /// IPv6 extension headers: protocol number of each, and what follows its first two bytes: 6
+    /// bytes, or 8 more, and so on.
     pub extensions: Vec<(u8, Vec<u8>)>,
 }
 
@@ -123,8 +125,9 @@ impl Packet {
         self.with_header(&self.transport_bytes(), None)
     }
 
-    /// The packet in parts that begin at these offsets, in the order of the list. Where a part begins before the one in front of it in the packet has
-    /// ended, they overlap: each entry is an offset and a length.
+    /// The packet in parts that begin at these offsets, in the order of the list. Where a part
+    /// begins before the one in front of it in the packet has ended, they overlap: each entry is an
+    /// offset and a length.
     pub fn fragments(&self, id: u16, parts: &[(u16, u16)]) -> Vec<Vec<u8>> {
         let bytes = self.transport_bytes();
         let part = |&(offset, length): &(u16, u16)| {
@@ -260,7 +263,7 @@ impl Transport {
                 bytes.extend(data);
             }
             Self::Init { data, .. } => {
-                // A parameter whose type's upper bits say: skip it and go on.
+                // A parameter whose type's upper bits mean: skip it and go on.
                 let padded = data.len().next_multiple_of(4);
                 bytes.extend([0; 8]);
                 bytes.extend([1, 0]);
@@ -372,7 +375,7 @@ mod tests {
         let parts = packet.fragments(9, &[(0, 24), (24, 24)]);
         let joined: Vec<u8> = parts.iter().flat_map(|part| part[20..].to_vec()).collect();
         assert_eq!(joined, whole);
-        assert_eq!([parts[0][6], parts[0][7]], [0x20, 0], "the first says that more follow");
-        assert_eq!([parts[1][6], parts[1][7]], [0, 3], "the last says where it begins, in units of eight bytes");
+        assert_eq!([parts[0][6], parts[0][7]], [0x20, 0], "the first has the flag of more fragments");
+        assert_eq!([parts[1][6], parts[1][7]], [0, 3], "the last has its offset in units of eight bytes");
     }
 }

@@ -1,8 +1,10 @@
-//! One question, four answers that have nothing in common but the question: what happens to a packet, by the objects themselves, by `calc::evaluate` on what
-//! the graph made of them, by the compiled table as a value, and by the kernel that the table is loaded into.
+//! Differential test with four independent verdicts on a packet: from the objects themselves, from
+//! `calc::evaluate` on the records that the graph makes of them, from the compiled table as a
+//! value, and from the kernel that the table is loaded into.
 //!
-//! Every case goes through its text, so that one that fails can be kept: as a file in `tests/data/corpus`, where it is tried again each time.
-//! `make fuzz SECONDS=600` goes on with other seeds and writes what it finds there.
+//! Every case goes through its text, so that one that fails can be kept: as a file in
+//! `tests/data/corpus`, where it is tried again each time. `make fuzz SECONDS=600` goes on with
+//! other seeds and writes what it finds there.
 
 mod case;
 mod kernel;
@@ -51,11 +53,12 @@ fn corpus() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data/corpus")
 }
 
-/// The answers of everybody to every packet of the case.
+/// All verdicts on every packet of the case.
 fn judge(kernel: &mut Kernel, text: &str) -> Result<Tally> {
     let case: Case = text.parse()?;
     let (mut graph, mut objects) = (Graph::default(), Objects::default());
-    // The kernel does not know most answers and errors of ICMP as belonging to anything, and policy is to be asked about them nevertheless.
+    // The kernel does not know most answers and errors of ICMP as belonging to anything, and policy
+    // is to be asked about them nevertheless.
     let settings =
         FelixOverrides { allow_conntrack_invalid: Some(true), ..FelixOverrides::none(SettingsScope::Cluster) };
     let settings = Update::Settings("default".to_owned(), Some(settings));
@@ -92,7 +95,7 @@ fn judge(kernel: &mut Kernel, text: &str) -> Result<Tally> {
     Ok(tally)
 }
 
-/// How many packets fared how.
+/// Number of packets by verdict.
 #[derive(Debug, Default)]
 struct Tally {
     allowed: usize,
@@ -233,7 +236,8 @@ fn everybody_agrees_on_what_was_found_before() -> Result<()> {
     Ok(())
 }
 
-/// With FUZZ_SECONDS it goes on for that long from FUZZ_SEED, and writes what it finds into the corpus; without, it tries one case.
+/// With FUZZ_SECONDS it goes on for that long from FUZZ_SEED, and writes what it finds into the
+/// corpus; without, it tries one case.
 #[test]
 fn going_on_with_other_seeds() -> Result<()> {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>()).transpose();
