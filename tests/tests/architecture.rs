@@ -1,5 +1,8 @@
 //! Rules of ARCHITECTURE.md, checked against cargo's metadata and the files.
 
+#[path = "architecture/vocabulary.rs"]
+mod vocabulary;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};

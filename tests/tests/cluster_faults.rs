@@ -69,9 +69,9 @@ fn main() -> ExitCode {
     suite.case("typha_killed", || typha_killed(&stage));
     suite.case("agent_killed_in_churn", || agent_killed(&stage));
     suite.case("api_server_restarted", || api_restarted(&mut stage));
-    suite.case("a_pool_that_overlaps_another_is_kept_out_and_told", || overlapping(&stage.cluster));
+    suite.case("a_pool_that_overlaps_another_is_kept_out_and_reported", || overlapping(&stage.cluster));
     suite.case("fields_without_effect_are_reported", || not_followed(&stage.cluster));
-    suite.case("a_configuration_that_comes_before_ours_is_told", || bypassed(&stage.cluster));
+    suite.case("a_configuration_that_comes_before_ours_is_reported", || bypassed(&stage.cluster));
     suite.case("a_configuration_of_ours_that_is_gone_is_put_back", || put_back(&stage.cluster));
     suite.case("typha_has_as_many_replicas_as_there_are_nodes_that_may_run_it", || confined(&stage.cluster));
     suite.case("node_deleted_and_made_again", || made_again(&stage));

@@ -143,13 +143,13 @@ fn speak_up(cluster: &Cluster) -> Result<()> {
     let deployment = ["set", "env", "-n", NAMESPACES[0], "deployment/margay-operator"];
     cluster.kubectl(&[&deployment[..], &names[..]].concat())?;
     let nodes = cluster.nodes()?;
-    let is_told = |pid: &i32| {
+    let logs_all = |pid: &i32| {
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         environment.split(|byte| *byte == 0).any(|variable| variable == names[0].as_bytes())
     };
     let all = |program: &str, least: usize| {
         let pids: Vec<i32> = nodes.iter().flat_map(|node| install::processes(node, program)).collect();
-        pids.len() >= least && pids.iter().all(is_told)
+        pids.len() >= least && pids.iter().all(logs_all)
     };
     let all_log = || all("operator", 1) && all("typha", 1) && all("node", nodes.len());
     wait_for(PATIENCE, || "every program to log everything".into(), all_log)?;
