@@ -67,7 +67,7 @@ const MEASURES: &[(&str, Measure)] = &[
     ("memory1000", memory::full),
     ("policy10000", |bench| policy::run(bench, 10_000)),
     ("connect10000", connect::among_many),
-    ("memory10000", memory::crowded),
+    ("memory10000", memory::with_many_policies),
 ];
 
 /// What the measurements share.

@@ -93,7 +93,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let open = Matrix::open(&PODS, &ports());
     let outcome = matrix::wait_for_match(&world, &open, OBEY)?;
     print_line(&outcome.measured.of_port(ports()[0]).print(None));
-    let mut good = judge(&outcome, &open, None);
+    let mut good = print_outcome(&outcome, &open, None);
 
     title("4. Policies: each applied, measured beside what is expected, and deleted");
     for example in examples::all()? {
@@ -158,7 +158,7 @@ fn show_example(cluster: &Cluster, world: &World, example: &examples::Example) -
     print_line(&format!("\n-- {}: {}", example.name, example.about));
     print_line(&format!("$ kubectl apply -f deploy/examples/{}.yaml", example.name));
     let (outcome, applied) = example.apply(cluster, world)?;
-    let good = judge(&outcome, &example.expected, Some(applied));
+    let good = print_outcome(&outcome, &example.expected, Some(applied));
     let removed = example.delete(cluster, world)?;
     if removed.matched.is_none() {
         print_line("after its deletion, not everything is open again:");
@@ -168,7 +168,7 @@ fn show_example(cluster: &Cluster, world: &World, example: &examples::Example) -
 }
 
 /// Prints a measurement with what was expected; true if they agree.
-fn judge(outcome: &matrix::Outcome, expected: &Matrix, applied: Option<Instant>) -> bool {
+fn print_outcome(outcome: &matrix::Outcome, expected: &Matrix, applied: Option<Instant>) -> bool {
     let (answered, all) = (outcome.measured.count(Verdict::Answered), outcome.measured.cells.len());
     match outcome.matched {
         Some(at) => {

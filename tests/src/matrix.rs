@@ -47,7 +47,7 @@ pub struct Outcome {
 }
 
 impl Matrix {
-    /// Everybody answers everybody else on these ports.
+    /// The matrix in which every pod answers every other one on these ports.
     pub fn open(pods: &[&str], ports: &[Port]) -> Self {
         let mut cells = BTreeMap::new();
         for port in ports {

@@ -65,13 +65,13 @@ pub fn apply_rules(cluster: &Cluster, golden: &str) -> Result<()> {
 
 /// A user of the API.
 #[derive(Clone)]
-pub struct Asker {
+pub struct ApiUser {
     client: Client,
     mode: Mode,
 }
 
-impl Asker {
-    /// Whoever `change` makes of the administrator.
+impl ApiUser {
+    /// The user that `change` makes of the administrator.
     pub async fn new(cluster: &Cluster, mode: Mode, change: impl FnOnce(&mut Config)) -> Result<Self> {
         let file = Kubeconfig::read_from(cluster.kubeconfig())?;
         let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
@@ -198,7 +198,7 @@ pub async fn until<F: Future<Output = Result<String>>>(part: &str, ask: impl Fn(
 }
 
 /// Asks every row of the table; the error names those that were answered otherwise.
-pub async fn ask(requests: &Requests, agent: &Asker, administrator: &Asker) -> Result<()> {
+pub async fn ask(requests: &Requests, agent: &ApiUser, administrator: &ApiUser) -> Result<()> {
     let foreign = &requests.objects["affinity-n1"];
     until("BlockAffinities of its own node only", || async {
         administrator.clear(foreign).await?;
@@ -215,7 +215,7 @@ pub async fn ask(requests: &Requests, agent: &Asker, administrator: &Asker) -> R
 }
 
 /// Under `strictAffinity` nothing is borrowed, and what was borrowed is given back.
-pub async fn ask_under_strict_affinity(requests: &Requests, agent: &Asker, administrator: &Asker) -> Result<()> {
+pub async fn ask_under_strict_affinity(requests: &Requests, agent: &ApiUser, administrator: &ApiUser) -> Result<()> {
     let row = |what: &str| requests.rows.iter().find(|row| row.what == what).with_context(|| format!("no row {what}"));
     let (borrowed, given_back) =
         (row("an address is borrowed")?, row("what was borrowed is given back and attributes are renumbered")?);
@@ -229,7 +229,7 @@ pub async fn ask_under_strict_affinity(requests: &Requests, agent: &Asker, admin
     until(GRANTED, || one(borrowed, requests, agent, administrator)).await
 }
 
-async fn one(row: &Request, requests: &Requests, agent: &Asker, administrator: &Asker) -> Result<String> {
+async fn one(row: &Request, requests: &Requests, agent: &ApiUser, administrator: &ApiUser) -> Result<String> {
     let (before, after) = requests.objects_of(row);
     let stays = ["Node", "Pod"].iter().any(|kind| before["kind"] == *kind);
     if !stays {
@@ -278,7 +278,7 @@ const TIER: &str = "permission to get the tier";
 /// Gives each user of the table his roles, and asks every row.
 pub async fn ask_of_tiers(tiers: &Tiers, cluster: &Cluster, mode: Mode, namespace: &str) -> Result<()> {
     roles(tiers, cluster, mode)?;
-    let administrator = Asker::administrator(cluster, mode).await?;
+    let administrator = ApiUser::administrator(cluster, mode).await?;
     let policy = |row: &TierRow, tier: &Option<String>| {
         let mut object = json!({"kind": row.kind, "metadata": {"name": row.name}, "spec": {"selector": "all()"}});
         if !row.kind.contains("Global") {
@@ -292,7 +292,7 @@ pub async fn ask_of_tiers(tiers: &Tiers, cluster: &Cluster, mode: Mode, namespac
     };
     let mut wrong = Vec::new();
     for (index, row) in tiers.rows.iter().enumerate() {
-        let user = Asker::user(cluster, mode, &row.user).await?;
+        let user = ApiUser::user(cluster, mode, &row.user).await?;
         let (before, after) = (policy(row, &row.from), policy(row, &row.tier));
         if index == 0 {
             until(TIER, || async {

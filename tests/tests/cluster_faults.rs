@@ -14,7 +14,7 @@ use margay_tests::demo::{self, OBEY, Stage, flips};
 use margay_tests::install;
 use margay_tests::matrix::{self, Matrix};
 use margay_tests::probe::flow::Flow;
-use margay_tests::probe::knock::Knock;
+use margay_tests::probe::paced::PacedProbe;
 use margay_tests::probe::{Protocol, Target, Verdict};
 use margay_tests::suite::Suite;
 use margay_tests::world::{self, PODS, World};
@@ -427,7 +427,7 @@ fn wait_until_stable<T: PartialEq>(look: &dyn Fn() -> Result<T>) -> Result<T> {
 /// Packets of a denied pair and an established connection of an allowed one, observed during a
 /// fault. The denied pair is on two nodes; the client is on n1.
 struct Watch {
-    denied: [Knock; 2],
+    denied: [PacedProbe; 2],
     flow: Flow,
     policy: String,
 }
@@ -437,13 +437,18 @@ impl Watch {
         let policy = write(&stage.cluster, "closed", CLOSED)?;
         stage.cluster.kubectl(&["apply", "-f", &policy])?;
         wait_for_matrix(&stage.world, &closed())?;
-        let knock = |to: &str| -> Result<Knock> {
+        let probe = |to: &str| -> Result<PacedProbe> {
             let target = Target::new(Protocol::Tcp, stage.world.pod(to)?.address, 80);
-            Knock::start(&stage.world.pod("x/a")?.place, target, Duration::from_millis(2), Duration::from_millis(200))
+            PacedProbe::start(
+                &stage.world.pod("x/a")?.place,
+                target,
+                Duration::from_millis(2),
+                Duration::from_millis(200),
+            )
         };
         let allowed = stage.world.pod("y/c")?.address;
         Ok(Self {
-            denied: [knock("x/b")?, knock("x/d")?],
+            denied: [probe("x/b")?, probe("x/d")?],
             flow: Flow::start(&stage.world.pod("x/a")?.place, std::net::SocketAddrV4::new(allowed, 80))?,
             policy,
         })
@@ -451,8 +456,8 @@ impl Watch {
 
     fn end(self, stage: &Stage) -> Result<()> {
         let report = self.flow.finish();
-        for knock in self.denied {
-            let records = knock.finish()?;
+        for probe in self.denied {
+            let records = probe.finish()?;
             let passed = records.iter().filter(|record| record.verdict != Verdict::Silent).count();
             ensure!(
                 passed == 0 && records.len() > 100,

@@ -12,7 +12,7 @@ use margay_tests::cluster::layout::Topology;
 use margay_tests::cluster::process::wait_for;
 use margay_tests::cluster::{Cluster, Options};
 use margay_tests::install::checkout;
-use margay_tests::rights::{self, Asker};
+use margay_tests::rights::{self, ApiUser};
 use margay_tests::suite::Suite;
 use serde_json::json;
 
@@ -82,8 +82,8 @@ fn agents(cluster: &Cluster, mode: Mode) -> Result<()> {
     let bound = ["--bound-object-kind", "Pod", "--bound-object-name", "agent"];
     let token = cluster.kubectl(&[&["create", "token", "margay-node", "-n", "margay-system"][..], &bound].concat())?;
     run(async {
-        let agent = Asker::with_token(cluster, mode, token.trim()).await?;
-        let administrator = Asker::administrator(cluster, mode).await?;
+        let agent = ApiUser::with_token(cluster, mode, token.trim()).await?;
+        let administrator = ApiUser::administrator(cluster, mode).await?;
         let requests = rights::table("agent-requests.yaml")?;
         rights::ask(&requests, &agent, &administrator).await?;
         rights::ask_under_strict_affinity(&requests, &agent, &administrator).await.context("strictAffinity")

@@ -227,7 +227,7 @@ fn an_agent_starts_with_a_file_that_cannot_be_read_and_only_its_pod_pays() -> Re
     let held = lab.blocks().handles().len();
     broken.del().context("DEL of a pod of which nothing is known")?;
     ensure!(lab.blocks().handles().len() == held - 1, "its address is given back all the same");
-    broken.add().context("and the pod can be made anew")?;
+    broken.add().context("and the pod can be recreated")?;
     Ok(())
 }
 
@@ -501,7 +501,7 @@ fn an_add_continues_the_trace_of_its_caller() -> Result<()> {
         ensure!(below.contains(wanted), "no {wanted} below the call: {spans:?}");
     }
     let calls: Vec<&Span> = spans.iter().filter(|span| span.name == "cni").collect();
-    ensure!(calls.len() == 1, "calls without parent, or with one that is none, have traces of their own: {calls:?}");
+    ensure!(calls.len() == 1, "calls without a parent, or with an invalid one, have traces of their own: {calls:?}");
     Ok(())
 }
 

@@ -265,7 +265,7 @@ fn under_default_allow_nothing_changes_until_a_policy_for_all_denies() -> Result
 }
 
 #[test]
-fn what_is_forwarded_is_judged_by_forward_policy_alone() -> Result<()> {
+fn what_is_forwarded_is_evaluated_by_forward_policy_alone() -> Result<()> {
     let stage = Stage::new()?;
     let forward = |spec: Value| policy("forward", "role == 'host'", &spec);
     let ingress = forward(json!({"applyOnForward": true, "types": ["Ingress"], "ingress": [rule("Allow", OTHER)]}));
@@ -333,7 +333,7 @@ fn before_translation_a_policy_sees_the_port_that_was_asked_for() -> Result<()> 
 
 /// The interface of a Service's address is not that of the endpoint that is chosen.
 #[test]
-fn what_the_node_sends_to_a_service_is_judged_where_it_goes() -> Result<()> {
+fn what_the_node_sends_to_a_service_is_evaluated_where_it_goes() -> Result<()> {
     let stage = Stage::new()?;
     let (outside, pod) = (stage.address(Outside)?, stage.address(Pod)?);
     stage.others(&format!(
@@ -397,8 +397,8 @@ fn what_is_not_tracked_passes_in_both_directions_and_has_no_connection() -> Resu
 fn a_restart_lets_nothing_in_and_what_stands_stays() -> Result<()> {
     let mut stage = Stage::new()?;
     stage.others(&format!(
-        "table inet others {{ counter knocks {{}}; counter leaks {{}};
-            chain early {{ type filter hook prerouting priority raw; udp dport {WEB} counter name knocks; }};
+        "table inet others {{ counter probes {{}}; counter leaks {{}};
+            chain early {{ type filter hook prerouting priority raw; udp dport {WEB} counter name probes; }};
             chain in {{ type filter hook input priority 10; udp dport {WEB} counter name leaks; }}; }}"
     ))?;
     let outside = Place::of_namespace(stage.namespace(Outside)?)?;
@@ -418,7 +418,7 @@ fn a_restart_lets_nothing_in_and_what_stands_stays() -> Result<()> {
         });
         let done = (|| {
             stage.lab.stop_agent("n1")?;
-            let before = stage.counted("knocks")?;
+            let before = stage.counted("probes")?;
             stage.lab.apply(&policy(
                 "ssh",
                 "role == 'host'",
@@ -428,7 +428,7 @@ fn a_restart_lets_nothing_in_and_what_stands_stays() -> Result<()> {
             stage.lab.wait_enforced()?;
             stage.lab.apply(&host(&eth0(), &[]))?;
             stage.lab.wait_enforced()?;
-            ensure!(stage.counted("knocks")? > before, "nobody knocked");
+            ensure!(stage.counted("probes")? > before, "no datagram was sent");
             Ok(())
         })();
         end.store(true, Ordering::Relaxed);
@@ -506,7 +506,7 @@ fn an_address_that_comes_and_goes_takes_its_endpoint_with_it() -> Result<()> {
 }
 
 #[test]
-fn ipv6_is_judged_too_and_neighbours_are_found() -> Result<()> {
+fn ipv6_is_evaluated_too_and_neighbours_are_found() -> Result<()> {
     let stage = Stage::new()?;
     let (node, outside): (IpAddr, IpAddr) = ("fd00:30::1".parse()?, "fd00:30::fe".parse()?);
     for (end, address, link) in [(Node, node, "eth0"), (Outside, outside, "br0")] {

@@ -141,10 +141,10 @@ fn reaches(from: &Node, to: &Node, version: IpVersion) -> Result<bool> {
     client.set_read_timeout(Some(Duration::from_secs(3)))?;
     client.send_to(b"hello", SocketAddr::new(destination, 7777))?;
     let mut buffer = [0; 16];
-    let Ok((length, asker)) = server.recv_from(&mut buffer) else { return Ok(false) };
-    server.send_to(&buffer[..length], asker)?;
+    let Ok((length, client)) = server.recv_from(&mut buffer) else { return Ok(false) };
+    server.send_to(&buffer[..length], client)?;
     let answered = client.recv_from(&mut buffer).is_ok();
-    Ok(answered && &buffer[..length] == b"hello" && asker.ip() == source)
+    Ok(answered && &buffer[..length] == b"hello" && client.ip() == source)
 }
 
 fn ensure_reaches(nodes: &[Node; 2], why: &str) -> Result<()> {
@@ -369,7 +369,7 @@ fn the_tunnel_follows_its_underlay() -> Result<()> {
         }
         ensure_reaches(&nodes, &format!("MTU {mtu}"))?;
     }
-    ensure!(before == [index(IpVersion::V4)?, index(IpVersion::V6)?], "a tunnel was made anew");
+    ensure!(before == [index(IpVersion::V4)?, index(IpVersion::V6)?], "a tunnel was recreated");
     Ok(())
 }
 
@@ -408,7 +408,7 @@ fn pods_with_both_versions_reach_each_other_by_vxlan_and_without() -> Result<()>
     cross(&VERSIONS)
 }
 
-/// A node that forwards keeps listening to its own router, and pods listen to nobody.
+/// A node that forwards still accepts its own router's advertisements, and pods accept none.
 #[test]
 fn router_advertisements_are_heard_where_they_were_and_never_by_pods() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -55,7 +55,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
 /// A pod that few of 10,000 policies select, over the same pod while there are ten.
 pub fn among_many(bench: &mut Bench) -> Result<()> {
     let few = baseline(bench)?;
-    policy::crowd(bench)?;
+    policy::fill_node(bench)?;
     policy::background(bench, 10_000)?;
     let pods = find(bench, SPARSE, &["plain", "few", "same"])?;
     wait_until_enforced(bench)?;

@@ -18,7 +18,7 @@ use crate::plugin::Call;
 /// Pods one by one.
 const SERIAL: usize = 100;
 /// Pods of the concurrent run.
-const CROWD: usize = 320;
+const BURST: usize = 320;
 /// Calls at once.
 const WIDTH: usize = 16;
 const NODE: &str = "n1";
@@ -40,11 +40,11 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         let times = Quantiles::new(times);
         bench.sheet.put(key, ms(times.at(0.5)), format!("{times}"))?;
     }
-    let crowd = wait(&lab, "crowd", CROWD)?;
-    for (command, key) in [("ADD", "local.add.crowd"), ("DEL", "local.del.crowd")] {
+    let burst = wait(&lab, "burst", BURST)?;
+    for (command, key) in [("ADD", "local.add.burst"), ("DEL", "local.del.burst")] {
         let begin = Instant::now();
-        let times = Quantiles::new(at_once(&crowd, command)?);
-        let each = begin.elapsed() / CROWD as u32;
+        let times = Quantiles::new(at_once(&burst, command)?);
+        let each = begin.elapsed() / BURST as u32;
         let detail = format!("{:.0} per s; one call {times}", 1.0 / each.as_secs_f64());
         bench.sheet.put(key, ms(each), detail)?;
         check_enforced(&lab)?;

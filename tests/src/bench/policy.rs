@@ -14,7 +14,7 @@ const LOCAL: usize = 100;
 /// Further pods that fill the node up.
 const CROWD: usize = LOCAL - 3;
 /// Namespace of these and of the other policies.
-const NAMESPACE: &str = "crowd";
+const NAMESPACE: &str = "fill";
 /// Writes per measurement.
 const FLIPS: usize = 120;
 /// Warm-up writes before it, so that earlier work is finished.
@@ -22,7 +22,7 @@ const SETTLE: usize = 4;
 
 /// Same node and across, with so many other policies.
 pub fn run(bench: &mut Bench, others: usize) -> Result<()> {
-    crowd(bench)?;
+    fill_node(bench)?;
     background(bench, others)?;
     let agents = bench.agents()?;
     let mut used = Duration::ZERO;
@@ -44,7 +44,7 @@ pub fn run(bench: &mut Bench, others: usize) -> Result<()> {
 }
 
 /// Fills the first node up to [`LOCAL`] pods.
-pub fn crowd(bench: &mut Bench) -> Result<()> {
+pub fn fill_node(bench: &mut Bench) -> Result<()> {
     let objects = bench.objects()?;
     objects.namespace(NAMESPACE)?;
     let pods: Vec<(String, String)> = (0..CROWD).map(|index| (format!("p{index}"), "n1".to_owned())).collect();

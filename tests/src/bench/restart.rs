@@ -11,7 +11,7 @@ use crate::cluster::process::wait_for;
 use crate::demo::flips;
 use crate::install;
 use crate::probe::flow::Flow;
-use crate::probe::knock::Knock;
+use crate::probe::paced::PacedProbe;
 use crate::probe::{Protocol, Target, Verdict};
 use crate::world::Pod;
 
@@ -46,12 +46,12 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     let pod = |name: &str| Pod::find(cluster, &format!("{NAMESPACE}/{name}"));
     let (open, shut) = (pod("open")?, pod("shut")?);
     let clients = [pod("same")?, pod("cross")?];
-    let mut knocks = Vec::new();
+    let mut probes = Vec::new();
     let mut flows = Vec::new();
     for client in &clients {
         for (server, right) in [(&open, Verdict::Answered), (&shut, Verdict::Silent)] {
             let target = Target::new(Protocol::Tcp, server.address, PORT);
-            knocks.push((Knock::start(&client.place, target, PACE, SILENT)?, right));
+            probes.push((PacedProbe::start(&client.place, target, PACE, SILENT)?, right));
         }
         flows.push(Flow::start(&client.place, SocketAddrV4::new(open.address, PORT))?);
     }
@@ -63,8 +63,8 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     let away = killed.elapsed();
     std::thread::sleep(AROUND);
     let (mut passed, mut failed, mut tried) = (0, 0, 0);
-    for (knock, right) in knocks {
-        let records = knock.finish()?;
+    for (probe, right) in probes {
+        let records = probe.finish()?;
         tried += records.len();
         let wrong = records.iter().filter(|record| record.verdict != right).count();
         if right == Verdict::Silent { passed += wrong } else { failed += wrong }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::backend::{Backend, Running, WantedPod};
 use super::table::{self, Action, Fixture, Row, Table, Target};
-use crate::probe::asker::Asker;
+use crate::probe::prober::Prober;
 use crate::probe::{self, Protocol, Verdict};
 
 /// Nodes that pods are spread over.
@@ -36,7 +36,7 @@ pub struct Stage {
 struct Member {
     labels: Value,
     address: IpAddr,
-    asker: Asker,
+    prober: Prober,
 }
 
 /// Whether an action is left out when no policy of the table is to be in force.
@@ -205,11 +205,11 @@ impl Stage {
                 Ok(probe::Target::new(row.protocol, self.address(&row.to)?, row.port))
             };
             let targets = indexes.iter().map(target).collect::<Result<Vec<_>>>()?;
-            self.member(from)?.asker.ask(targets, patience)?;
+            self.member(from)?.prober.ask(targets, patience)?;
         }
         let mut verdicts = vec![Verdict::Broken; rows.len()];
         for (from, indexes) in &by_asker {
-            for (index, verdict) in indexes.iter().zip(self.member(from)?.asker.answers()?) {
+            for (index, verdict) in indexes.iter().zip(self.member(from)?.prober.answers()?) {
                 verdicts[*index] = verdict;
             }
         }
@@ -243,7 +243,7 @@ impl Stage {
             running.address
         );
         let member =
-            Member { labels: wanted.labels.clone(), address: running.address, asker: Asker::start(&running.place)? };
+            Member { labels: wanted.labels.clone(), address: running.address, prober: Prober::start(&running.place)? };
         self.pods.insert(name, member);
         Ok(())
     }

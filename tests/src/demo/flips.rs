@@ -12,14 +12,14 @@ use serde_json::json;
 
 use super::OBEY;
 use crate::cluster::Cluster;
-use crate::probe::knock::Knock;
+use crate::probe::paced::PacedProbe;
 use crate::probe::{Protocol, Target, Verdict};
 use crate::world::{World, split};
 
 /// Name of the policy that is written and deleted.
 pub const NAME: &str = "flip";
 /// How often the prober asks.
-const KNOCK: Duration = Duration::from_micros(500);
+const INTERVAL: Duration = Duration::from_micros(500);
 /// A connect without an answer for this long counts as denied; shorter than the first
 /// retransmission.
 const SILENT: Duration = Duration::from_millis(100);
@@ -74,8 +74,8 @@ pub fn measure(cluster: &Cluster, world: &World, from: &str, to: &str, count: us
         "spec": {"podSelector": {"matchLabels": {"pod": pod}}, "policyTypes": ["Ingress"]},
     }))?;
     let target = Target::new(Protocol::Tcp, world.pod(to)?.address, 80);
-    let knock = Knock::start(&world.pod(from)?.place, target, KNOCK, SILENT)?;
-    knock.until(Verdict::Answered, Instant::now(), OBEY)?;
+    let probe = PacedProbe::start(&world.pod(from)?.place, target, INTERVAL, SILENT)?;
+    probe.until(Verdict::Answered, Instant::now(), OBEY)?;
     let (mut from_send, mut from_answer) = (Vec::new(), Vec::new());
     for flip in 0..count {
         std::thread::sleep(Duration::from_millis(GAPS[flip % GAPS.len()]));
@@ -88,14 +88,14 @@ pub fn measure(cluster: &Cluster, world: &World, from: &str, to: &str, count: us
             Verdict::Answered
         };
         let answered = Instant::now();
-        let obeyed = knock.until(wanted, sent, OBEY)?;
+        let obeyed = probe.until(wanted, sent, OBEY)?;
         from_send.push(obeyed.saturating_duration_since(sent));
         from_answer.push(obeyed.saturating_duration_since(answered));
     }
     if count % 2 == 1 {
         runtime.block_on(policies.delete(NAME, &DeleteParams::default()))?;
     }
-    let records = knock.finish()?;
+    let records = probe.finish()?;
     ensure!(!records.iter().any(|record| record.verdict == Verdict::Broken), "the prober could not ask");
     Ok(Times { from_send: Quantiles::new(from_send), from_answer: Quantiles::new(from_answer) })
 }

@@ -211,7 +211,7 @@ impl Lab {
         node.stop(&self.runtime)
     }
 
-    /// Starts the agent of a node anew, on the state folder of its predecessor.
+    /// Restarts the agent of a node on the state folder of its predecessor.
     pub fn start_agent(&mut self, node: &str) -> Result<()> {
         self.start_agent_at(node, self.control.address())
     }

@@ -1,4 +1,4 @@
-//! A node: a network namespace, and an agent in it that starts, ends as if killed, and starts anew.
+//! A node: a network namespace, and an agent in it that starts, ends as if killed, and restarts.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

@@ -1,4 +1,4 @@
-//! One question to one target, judged by its own start.
+//! One question to one target, decided by its own timeout.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -100,9 +100,9 @@ impl Attempt {
         Self::start_from(to, 0)
     }
 
-    /// The same from this source port. A tuple that was used lately may still be tracked, and what
-    /// is tracked is established: whoever wants to see policy at work, and asks often, chooses
-    /// ports that were not used before.
+    /// The same from this source port. A tuple that was used recently may still be tracked, and
+    /// tracked packets are established: callers that test policy and ask often must choose unused
+    /// ports.
     pub fn start_from(to: Target, port: u16) -> Self {
         let start = Instant::now();
         let begun = match to.protocol {
@@ -114,7 +114,7 @@ impl Attempt {
             Protocol::Sctp => Init::send(to.address, port).map(State::Sctp),
             Protocol::Icmp => Question::send(to.address).map(State::Icmp),
         };
-        let state = begun.unwrap_or_else(|error| State::Failed(judge(&error)));
+        let state = begun.unwrap_or_else(|error| State::Failed(verdict_of_error(&error)));
         Self { start, state }
     }
 
@@ -131,17 +131,17 @@ impl Attempt {
             State::Failed(verdict) => Some(*verdict),
             State::Stream(stream) => match stream.take_error() {
                 Ok(None) => stream.peer_addr().is_ok().then_some(Verdict::Answered),
-                Ok(Some(error)) | Err(error) => Some(judge(&error)),
+                Ok(Some(error)) | Err(error) => Some(verdict_of_error(&error)),
             },
             State::Udp(socket) => match socket.recv(&mut [0; 64]) {
                 Ok(_) => Some(Verdict::Answered),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => None,
-                Err(error) => Some(judge(&error)),
+                Err(error) => Some(verdict_of_error(&error)),
             },
             State::Sctp(init) => init.look(),
             State::Icmp(question) => match question.look() {
                 Ok(answered) => answered.then_some(Verdict::Answered),
-                Err(error) => Some(judge(&error)),
+                Err(error) => Some(verdict_of_error(&error)),
             },
         }
     }
@@ -178,25 +178,25 @@ impl Init {
             let length = match io::Read::read(&mut &self.socket, &mut buffer) {
                 Ok(length) => length,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
-                Err(error) => return Some(judge(&error)),
+                Err(error) => return Some(verdict_of_error(&error)),
             };
             let answer = sctp::payload(&buffer[..length], self.is_ipv4).and_then(Packet::decode);
-            if let Some(verdict) = answer.and_then(|answer| self.judge(answer)) {
+            if let Some(verdict) = answer.and_then(|answer| self.verdict_of(answer)) {
                 return Some(verdict);
             }
         }
     }
 
     /// None: it answers somebody else, or asks.
-    fn judge(&self, answer: Packet) -> Option<Verdict> {
+    fn verdict_of(&self, answer: Packet) -> Option<Verdict> {
         let Chunk::Init(own) = self.sent.chunk else { return None };
         if (answer.source, answer.destination, answer.tag) != (self.sent.destination, self.sent.source, own) {
             return None;
         }
         match answer.chunk {
             Chunk::InitAck(theirs) => {
-                // Whoever tracks the association forgets it at once; that nobody hears it does no
-                // harm.
+                // Connection tracking forgets the association at once; it does no harm that no
+                // socket receives it.
                 let abort = Packet { tag: theirs, chunk: Chunk::Abort, ..self.sent };
                 let _ = self.socket.send(&abort.encode());
                 Some(Verdict::Answered)
@@ -242,7 +242,7 @@ fn any(to: SocketAddr) -> IpAddr {
     if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
-fn judge(error: &io::Error) -> Verdict {
+fn verdict_of_error(error: &io::Error) -> Verdict {
     match error.kind() {
         ErrorKind::ConnectionRefused
         | ErrorKind::ConnectionReset

@@ -1,5 +1,4 @@
-//! Questions of ICMP that the kernel of whoever is asked answers by itself: echo (type 8) and
-//! timestamp (13).
+//! ICMP requests that the kernel of the target answers by itself: echo (type 8) and timestamp (13).
 
 use std::io::{self, ErrorKind, Read};
 use std::net::SocketAddr;
@@ -57,8 +56,8 @@ impl AsFd for Question {
     }
 }
 
-/// What no other question of this process has: what is tracked is established, and policy is to be
-/// asked anew.
+/// What no other question of this process has: tracked packets are established, and each question
+/// must meet policy.
 fn fresh() -> [u8; 4] {
     static LAST: AtomicU32 = AtomicU32::new(0);
     let number = LAST.fetch_add(1, Ordering::Relaxed);

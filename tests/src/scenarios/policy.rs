@@ -32,12 +32,12 @@ pub fn run(suite: &mut Suite, environment: &Environment) {
     suite.case("an_invalid_policy_opens_nothing_and_hurts_no_other", || invalid(environment));
 }
 
-/// Fails unless everybody comes to reach everybody.
+/// Waits until every pod reaches every other one.
 pub fn all_open(environment: &Environment) -> Result<()> {
     expect(environment, &Matrix::open(&PODS, &demo::ports()))
 }
 
-/// Fails unless packets come to obey.
+/// Waits until packets obey.
 pub fn expect(environment: &Environment, expected: &Matrix) -> Result<()> {
     let outcome = matrix::wait_for_match(&environment.stage.world, expected, OBEY)?;
     ensure!(outcome.matched.is_some(), "packets do not obey\n{}", outcome.measured.beside(expected));
@@ -113,7 +113,7 @@ fn invalid(environment: &Environment) -> Result<()> {
     };
     let reported = wait_for(Duration::from_secs(10), || "typha to log the refusal with its reason".into(), is_logged);
     environment.stage.cluster.kubectl(&["delete", "-f", &path])?;
-    enforced.context("with a policy whose range is none")?;
+    enforced.context("with a policy whose range is invalid")?;
     reported?;
     expect(environment, &Matrix::open(&PODS, &[(world::PORTS[0].1, world::PORTS[0].2)]))
 }

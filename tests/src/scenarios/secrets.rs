@@ -1,5 +1,5 @@
 //! No secret shows: not in logs at their most verbose, not in traces, metrics, debug services,
-//! files, events or other objects, also when keys are lost, broken and made anew meanwhile.
+//! files, events or other objects, even while keys are lost, damaged and recreated.
 
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -31,7 +31,7 @@ use crate::suite::Suite;
 use crate::trace::Collector;
 use crate::world;
 
-/// How long the programs may take to start anew, one after the other, while they log everything.
+/// Time limit for the programs to restart, one after the other, while they log everything.
 const PATIENCE: Duration = Duration::from_secs(240);
 /// How long a new authority may take to be known everywhere: kubelets bring it to the pods within a
 /// minute or so.
@@ -157,7 +157,7 @@ fn speak_up(cluster: &Cluster) -> Result<()> {
 }
 
 /// The key of one node is gone, that of another cut off in the middle; typha's and the readers'
-/// Secrets are gone. All of it is made anew.
+/// Secrets are gone. All of it is recreated.
 fn lose_keys(cluster: &Cluster) -> Result<()> {
     let (gone, cut) = (cluster.node("n1")?, cluster.node("n2")?);
     let half = |path: &Path| -> Result<String> {

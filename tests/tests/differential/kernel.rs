@@ -49,8 +49,8 @@ impl Kernel {
     /// A node without a table.
     pub fn new() -> Result<Self> {
         let (host, outside, far) = (Namespace::new()?, Namespace::new()?, Namespace::new()?);
-        // The table judges what comes by the other links, whatever its source; pods' links are as
-        // their maker has left them.
+        // The table decides about packets from the other links, whatever their source; pods' links
+        // are as their maker has left them.
         for parameter in
             ["ipv4.conf.all.rp_filter=0", "ipv4.conf.default.rp_filter=0", "ipv6.conf.default.accept_dad=0"]
         {

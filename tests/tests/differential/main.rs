@@ -54,7 +54,7 @@ fn corpus() -> PathBuf {
 }
 
 /// All verdicts on every packet of the case.
-fn judge(kernel: &mut Kernel, text: &str) -> Result<Tally> {
+fn check_case(kernel: &mut Kernel, text: &str) -> Result<Tally> {
     let case: Case = text.parse()?;
     let (mut graph, mut objects) = (Graph::default(), Objects::default());
     // The kernel does not know most answers and errors of ICMP as belonging to anything, and policy
@@ -136,7 +136,7 @@ fn decided(objects: &Objects, graph: &Graph, probe: &Probe) -> Result<bool> {
         destination_port: probe.ports.1,
         icmp: probe.icmp,
     };
-    let judge = |key: &EndpointKey, direction: Direction| -> Result<bool> {
+    let evaluate_objects = |key: &EndpointKey, direction: Direction| -> Result<bool> {
         let naive = Naive(objects).verdict(key, direction, &packet);
         let verdict = evaluate(graph, key, direction, &packet);
         let trace = || records_text::verdict(&verdict);
@@ -154,7 +154,7 @@ fn decided(objects: &Objects, graph: &Graph, probe: &Probe) -> Result<bool> {
     for (address, direction) in [(probe.source, Direction::Egress), (probe.destination, Direction::Ingress)] {
         for key in objects.endpoints.keys() {
             // Everybody's verdict is compared; that of the node's own pods counts.
-            let verdict = judge(key, direction)?;
+            let verdict = evaluate_objects(key, direction)?;
             allowed &= verdict || local(address).is_none_or(|index| pod(LOCAL[index]) != *key);
         }
         let unknown = local(address).is_some_and(|index| !objects.endpoints.contains_key(&pod(LOCAL[index])));
@@ -195,7 +195,7 @@ fn hunt(kernel: &RefCell<Kernel>, seed: u64, cases: u32) -> std::result::Result<
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     let sum = RefCell::new(Tally::default());
     let result = runner.run(&case::case(), |case| {
-        let tally = judge(&mut kernel.borrow_mut(), &case.to_string());
+        let tally = check_case(&mut kernel.borrow_mut(), &case.to_string());
         let tally = tally.map_err(|error| TestCaseError::fail(format!("{error:#}")))?;
         let mut sum = sum.borrow_mut();
         (sum.allowed, sum.denied) = (sum.allowed + tally.allowed, sum.denied + tally.denied);
@@ -229,7 +229,7 @@ fn everybody_agrees_on_what_was_found_before() -> Result<()> {
     for entry in fs::read_dir(corpus())? {
         let path = entry?.path();
         let text = fs::read_to_string(&path)?;
-        judge(&mut kernel, &text).with_context(|| path.display().to_string())?;
+        check_case(&mut kernel, &text).with_context(|| path.display().to_string())?;
         tried += 1;
     }
     ensure!(tried > 0, "no case in {}", corpus().display());

@@ -141,8 +141,8 @@ impl Lab {
             }
         }
         let mut lab = Self { nodes, mouth, taps, sockets, number: 0 };
-        // Whoever has to be found by ARP or neighbour discovery is found now, so that packets of
-        // both families come out in the order in which they went in.
+        // Neighbours are resolved by ARP and neighbour discovery now, so that packets of both
+        // families come out in the order in which they went in.
         lab.send(&[])?;
         Ok(lab)
     }

@@ -85,7 +85,7 @@ async fn a_pod_teaches_its_node_nothing() -> Result<()> {
     run(&mut lab, &claims)?;
     ensure!(look(&lab)? == before, "routes or addresses have changed:\n{before}\n\n{}", look(&lab)?);
 
-    // Nobody takes the claimed address for another's.
+    // No claimed address was learnt on the attacker's link.
     let node = &lab.nodes[0];
     let neighbours = node.host.ip(&format!("neigh show dev {}", lab.attacker().interface()))?;
     let foreign = [lab.victim().addresses, lab.remote().addresses, lab.nodes[1].addresses].concat();
@@ -186,7 +186,7 @@ async fn a_forged_hardware_address_goes_no_further_than_the_link() -> Result<()>
     let seen = lab.send(&[frame])?;
     ensure!(seen.get(&data).is_some_and(|places| places.contains(&Place::Victim)), "the packet is routed: {seen:?}");
     ensure!(!seen.contains_key(&mac), "its sender's hardware address came out: {seen:?}");
-    // What goes back is addressed to the pod's own interface, whoever claimed to have sent.
+    // Replies are addressed to the pod's own interface, whatever source was claimed.
     let neighbours = lab.nodes[0].host.ip(&format!("neigh show dev {}", lab.attacker().interface()))?;
     ensure!(!neighbours.contains(&marked_mac(mac).to_string()), "{neighbours}");
     Ok(())
