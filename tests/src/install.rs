@@ -258,8 +258,8 @@ pub fn diagnosis(cluster: &Cluster) -> String {
     const LINES: usize = 40;
     let mut text = String::new();
     let mut look = |arguments: &[&str]| {
-        let text = cluster.kubectl(arguments).unwrap_or_else(|error| format!("{error:#}"));
-        let lines: Vec<&str> = text.lines().collect();
+        let output = cluster.kubectl(arguments).unwrap_or_else(|error| format!("{error:#}"));
+        let lines: Vec<&str> = output.lines().collect();
         let last = lines[lines.len().saturating_sub(LINES)..].join("\n");
         text += &format!("--- kubectl {}\n{last}\n", arguments.join(" "));
     };

@@ -141,10 +141,10 @@ fn reaches(from: &Node, to: &Node, version: IpVersion) -> Result<bool> {
     client.set_read_timeout(Some(Duration::from_secs(3)))?;
     client.send_to(b"hello", SocketAddr::new(destination, 7777))?;
     let mut buffer = [0; 16];
-    let Ok((length, client)) = server.recv_from(&mut buffer) else { return Ok(false) };
-    server.send_to(&buffer[..length], client)?;
+    let Ok((length, sender)) = server.recv_from(&mut buffer) else { return Ok(false) };
+    server.send_to(&buffer[..length], sender)?;
     let answered = client.recv_from(&mut buffer).is_ok();
-    Ok(answered && &buffer[..length] == b"hello" && client.ip() == source)
+    Ok(answered && &buffer[..length] == b"hello" && sender.ip() == source)
 }
 
 fn ensure_reaches(nodes: &[Node; 2], why: &str) -> Result<()> {
