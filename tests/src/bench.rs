@@ -34,7 +34,7 @@ use objects::Objects;
 /// Longest wait for the machine to become idle before a measurement.
 const CALM: Duration = Duration::from_secs(60);
 
-/// What is measured, and where.
+/// Options of a run.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Folder of everything the cluster writes.
@@ -45,7 +45,7 @@ pub struct Options {
     pub programs: PathBuf,
     /// Names of the measurements; none: all.
     pub only: Vec<String>,
-    /// Where the table and the values go, as `NAME.md` and `NAME.json`.
+    /// Path of the report, written as `NAME.md` and `NAME.json`.
     pub report: PathBuf,
 }
 
@@ -70,12 +70,12 @@ const MEASURES: &[(&str, Measure)] = &[
     ("memory10000", memory::with_many_policies),
 ];
 
-/// What the measurements share.
+/// State shared by the measurements.
 pub struct Bench {
     options: Options,
     /// The cluster, once it is up.
     stage: Option<Stage>,
-    /// What is written through the API.
+    /// Objects written through the API.
     objects: Option<Objects>,
     /// Cost of a few policies while there are no others, relative to none.
     few: Option<f64>,
@@ -140,7 +140,7 @@ impl Bench {
         Ok(&self.stage()?.cluster)
     }
 
-    /// What is written through the API.
+    /// Objects written through the API.
     pub fn objects(&mut self) -> Result<&Objects> {
         self.stage()?;
         self.objects.as_ref().context("objects come with the stage")

@@ -55,7 +55,7 @@ impl Canaries {
         self.add(name, signature.as_bytes())
     }
 
-    /// What finds them.
+    /// Search for all of them.
     pub fn search(&self) -> Result<Search> {
         let automaton = AhoCorasick::new(self.forms.keys()).context("too many forms")?;
         Ok(Search { automaton, names: self.forms.values().cloned().collect() })

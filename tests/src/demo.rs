@@ -21,9 +21,9 @@ use crate::probe::Verdict;
 use crate::trace::{self, Collector};
 use crate::world::{self, PODS, World};
 
-/// Where the collector of traces listens, in the control plane's network.
+/// Port of the trace collector, in the control plane's network.
 const COLLECTOR_PORT: u16 = 4317;
-/// How often the policy of the timing is written and deleted.
+/// Number of times that the timed policy is written and deleted.
 const FLIPS: usize = 40;
 /// Time limit for packets to obey, on a busy machine.
 pub const OBEY: Duration = Duration::from_secs(20);

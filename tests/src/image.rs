@@ -49,7 +49,7 @@ pub struct Image {
 pub enum Entry {
     /// An executable file of mode 0755 with the content of `source`.
     File {
-        /// Where the content is read, on this machine.
+        /// Path of the source, on this machine.
         source: PathBuf,
         /// Path in the image.
         dest: PathBuf,

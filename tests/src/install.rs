@@ -24,7 +24,7 @@ pub const NAMESPACES: [&str; 2] = ["margay-operator", "margay-system"];
 /// Time limit of an installation on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What is installed.
+/// Options of an installation.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// `spec.calicoNetwork.ipPools[0].cidr`.
@@ -241,19 +241,19 @@ async fn watch(cluster: &Cluster, progress: &dyn Fn(&str)) -> Result<()> {
     anyhow::bail!("the watch ended")
 }
 
-/// Whether a node is Ready.
+/// Returns whether a node is Ready.
 pub fn node_ready(node: &Node) -> bool {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
 }
 
-/// Whether a pod is Ready.
+/// Returns whether a pod is Ready.
 pub fn pod_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
 }
 
-/// What a person would look at first when an installation does not come up.
+/// Returns what a person would look at first when an installation does not come up.
 pub fn diagnosis(cluster: &Cluster) -> String {
     const LINES: usize = 40;
     let mut text = String::new();

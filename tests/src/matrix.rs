@@ -22,22 +22,22 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::probe::{Place, Protocol, Target, Verdict, ask_all};
 use crate::world::World;
 
-/// How often a table that matches is measured again before it is believed.
+/// Number of further measurements of a matching table before it is accepted.
 const HOLD: usize = 3;
 
 /// A port of every pod.
 pub type Port = (Protocol, u16);
-/// One question: port, who asks, who is asked.
+/// One question: port, source, target.
 pub type Cell = (Port, String, String);
 
 /// Verdicts by port, asking pod and asked pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Matrix {
-    /// What is not here is not asked.
+    /// Cells; a missing one is not asked.
     pub cells: BTreeMap<Cell, Verdict>,
 }
 
-/// What a measurement ended with.
+/// Result of a measurement.
 #[derive(Debug)]
 pub struct Outcome {
     /// The last verdicts.
@@ -105,7 +105,7 @@ impl Matrix {
         Self { cells: cells.map(|(cell, verdict)| (cell.clone(), *verdict)).collect() }
     }
 
-    /// How many of the questions have that verdict.
+    /// Number of questions with that verdict.
     pub fn count(&self, verdict: Verdict) -> usize {
         self.cells.values().filter(|found| **found == verdict).count()
     }

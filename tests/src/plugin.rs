@@ -27,7 +27,7 @@ pub struct Call {
     pub traceparent: String,
 }
 
-/// What the plugin has answered.
+/// Answer of the plugin.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
     /// Success with what it printed; null when that was nothing.

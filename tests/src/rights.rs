@@ -23,7 +23,7 @@ use crate::install::checkout;
 use table::Request;
 pub use table::Requests;
 
-/// How long the API server may take until new rules are in force.
+/// Time limit for new rules to take effect in the API server.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Result of a request.
@@ -84,7 +84,7 @@ impl ApiUser {
         Self::new(cluster, mode, |_| ()).await
     }
 
-    /// Who has that token and nothing else.
+    /// The user of that token.
     pub async fn with_token(cluster: &Cluster, mode: Mode, token: &str) -> Result<Self> {
         let token = token.to_owned();
         Self::new(cluster, mode, |config| {

@@ -32,7 +32,7 @@ impl Suite {
         }
     }
 
-    /// Whether nothing is to be run: what the cases are is known only when they run.
+    /// Returns whether nothing is to be run: what the cases are is known only when they run.
     pub fn only_lists(&self) -> bool {
         self.list
     }

@@ -18,7 +18,7 @@ use crate::cluster::process;
 
 /// Spans that are kept; later ones push the oldest out.
 const KEPT: usize = 200_000;
-/// How wide the bars of a tree are, in characters.
+/// Width of a tree's bars, in characters.
 const WIDTH: u64 = 40;
 
 /// A span, as far as a tree needs it. Times are nanoseconds since 1970.
@@ -30,13 +30,13 @@ pub struct Span {
     pub id: Vec<u8>,
     /// The span that caused it; empty at the root.
     pub parent: Vec<u8>,
-    /// What was done.
+    /// Name of the operation.
     pub name: String,
-    /// Which program did it.
+    /// Program.
     pub service: String,
-    /// Where it began.
+    /// Start.
     pub start: u64,
-    /// Where it ended.
+    /// End.
     pub end: u64,
     /// Attributes as text.
     pub attributes: BTreeMap<String, String>,
@@ -88,12 +88,12 @@ impl Collector {
         Ok(Self { address, received })
     }
 
-    /// Where it listens.
+    /// Address on which it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What has come of a trace.
+    /// Received spans of a trace.
     pub fn of(&self, trace: &[u8]) -> Vec<Span> {
         of_trace(&self.received.lock().spans, trace)
     }
@@ -103,7 +103,7 @@ impl Collector {
         self.received.lock().bytes.get_or_insert_default();
     }
 
-    /// What has come since [`record`](Self::record).
+    /// Bytes received since [`record`](Self::record).
     pub fn recorded(&self) -> Vec<u8> {
         self.received.lock().bytes.clone().unwrap_or_default()
     }

@@ -14,14 +14,14 @@ use crate::cluster::Cluster;
 use crate::image::{Entry, Image};
 use crate::probe::{self, Place, Protocol};
 
-/// Where every pod answers; the names are those of its container's ports.
+/// Ports of every pod; the names are those of its container's ports.
 pub const PORTS: [(&str, Protocol, u16); 3] =
     [("web", Protocol::Tcp, 80), ("admin", Protocol::Tcp, 81), ("dns", Protocol::Udp, 53)];
 /// The pods of the usual world.
 pub const PODS: [&str; 9] = ["x/a", "x/b", "x/c", "x/d", "x/e", "y/a", "y/b", "y/c", "y/d"];
 /// Environment variable by which a pod's process is found; its value is the pod's UID.
 const MARK: &str = "MARGAY_POD";
-/// How long pods may take to be ready on a busy machine.
+/// Time limit for pods to be ready on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A pod that runs.
@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub struct Pod {
     /// `namespace/name`.
     pub name: String,
-    /// Where it runs.
+    /// Its node.
     pub node: String,
     /// Its address.
     pub address: Ipv4Addr,
@@ -42,7 +42,7 @@ pub struct Pod {
 /// Pods that run, by name.
 #[derive(Debug)]
 pub struct World {
-    /// In the order of their names.
+    /// Pods in the order of their names.
     pub pods: Vec<Pod>,
     /// The IP version by which pods ask each other.
     pub version: IpVersion,
@@ -198,7 +198,7 @@ pub fn image(folder: &Path) -> Result<PathBuf> {
     Ok(archive)
 }
 
-/// Where every pod answers, by name of the pod.
+/// Address of every pod, by name.
 pub fn addresses(world: &World) -> BTreeMap<&str, Ipv4Addr> {
     world.pods.iter().map(|pod| (pod.name.as_str(), pod.address)).collect()
 }

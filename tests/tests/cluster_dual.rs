@@ -172,7 +172,7 @@ fn range(stage: &mut Stage) -> Result<()> {
     with_policy(stage, &EXCEPT_ONE.replace("DENIED", &denied.to_string()), [&open, &expected])
 }
 
-/// What leads to Services is not the table of the other suites.
+/// Services are in another table than in the other suites.
 fn iptables(stage: &Stage) -> Result<()> {
     for (node, family) in [("n1", ""), ("n2", "6")] {
         let node = stage.cluster.node(node)?;
@@ -185,7 +185,7 @@ fn iptables(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-/// Where the Service of [`SERVICE`] answers: its own addresses, and a port of each node.
+/// Targets of the Service in [`SERVICE`]: its own addresses, and a port of each node.
 fn service_targets(stage: &Stage) -> Result<Vec<Target>> {
     let get =
         |path: &str| stage.cluster.kubectl(&["get", "service", "-n", "x", "both", "-o", &format!("jsonpath={path}")]);

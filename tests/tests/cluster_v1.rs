@@ -31,7 +31,7 @@ const TUNNEL: &str = "10.244.7.0";
 const IN_USE: &str = "10.244.7.1";
 /// Time limit on a busy machine.
 const CONF_DIR: &str = "/etc/cni/net.d";
-/// What Calico leaves there when its DaemonSet is deleted.
+/// File that Calico leaves when its DaemonSet is deleted.
 const CALICO_CONFLIST: &str =
     r#"{"cniVersion":"0.3.1","name":"k8s-pod-network","plugins":[{"type":"calico","ipam":{"type":"calico-ipam"}}]}"#;
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -155,7 +155,7 @@ impl Node {
         self.send(vec![Change::Upsert(id, record)], Vec::new()).await
     }
 
-    /// Whether UDP packets get from one pod to a port of another.
+    /// Returns whether UDP packets get from one pod to a port of another.
     fn passes(&self, from: usize, to: usize, port: u16) -> Result<bool> {
         let (from, to) = (&self.pods[from], &self.pods[to]);
         Self::passes_between((from, from.address.into()), (to, to.address.into()), port)

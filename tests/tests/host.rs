@@ -103,7 +103,7 @@ impl Stage {
         self.lab.wait_enforced()
     }
 
-    /// Whether each connection is established.
+    /// Fails unless each connection is established or not, as expected.
     fn expect(&self, what: &str, expected: &[(End, End, u16, bool)]) -> Result<()> {
         for (from, to, port, open) in expected {
             let target = SocketAddr::new(self.address(*to)?, *port);

@@ -61,7 +61,7 @@ fn socket(pod: &Pod, port: u16) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Whether datagrams get from one pod to the web port of another.
+/// Returns whether datagrams get from one pod to the web port of another.
 fn passes(lab: &Lab, from: &str, to: &str) -> Result<bool> {
     let (from, to) = (lab.pod(from)?, lab.pod(to)?);
     let (sender, receiver, always) = (socket(from, 0)?, socket(to, WEB)?, socket(to, ALWAYS)?);

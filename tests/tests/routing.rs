@@ -132,7 +132,7 @@ fn records(nodes: &[Node], encapsulation: Encapsulation) -> BTreeMap<RecordId, R
     records
 }
 
-/// Whether a datagram from one pod arrives at the other and is answered.
+/// Returns whether a datagram from one pod arrives at the other and is answered.
 fn reaches(from: &Node, to: &Node, version: IpVersion) -> Result<bool> {
     let (source, destination) = (from.address(version)?, to.address(version)?);
     let server = to.pod.run(|| UdpSocket::bind((destination, 7777)))?;

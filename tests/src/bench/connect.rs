@@ -16,7 +16,7 @@ use crate::demo::flips::{self, Quantiles};
 use crate::probe::Place;
 use crate::world::Pod;
 
-/// Where servers listen.
+/// Port of the servers.
 const PORT: u16 = 80;
 /// Policies, and rules of each.
 const POLICIES: usize = 200;

@@ -22,7 +22,7 @@ const ADDRESSES: Kind = Kind { name: "member", kind: || SetKind::of(FieldType::I
 /// The kernel keeps ranges in a tree that it cleans up with each change.
 const RANGES: Kind = Kind { name: "range", kind: || SetKind::of(FieldType::Ipv4).with_intervals(), repetitions: 500 };
 
-/// What is measured: the kind, the size, and the end of the figure's key.
+/// Measurements: kind, size, and the end of the figure's key.
 const SIZES: [(Kind, u32, &str); 5] = [
     (ADDRESSES, 1_000, "1k"),
     (ADDRESSES, 10_000, "10k"),

@@ -45,7 +45,7 @@ impl Line {
         LINES.iter().find(|line| line.key == key).with_context(|| format!("no figure is named {key}"))
     }
 
-    /// Whether the budget, if there is one, is kept.
+    /// Returns whether the budget, if there is one, is kept.
     fn holds(&self, value: f64) -> bool {
         self.budget.is_none_or(|limit| value <= limit)
     }

@@ -14,7 +14,7 @@ use crate::install;
 const SERIAL: usize = 40;
 /// Pods at once.
 const BURST: usize = 60;
-/// Where they run.
+/// Their node.
 const NODE: &str = "n1";
 /// The account of the agents.
 const AGENT: (&str, &str) = ("margay-system", "margay-node");

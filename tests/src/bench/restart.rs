@@ -16,9 +16,9 @@ use crate::probe::{Protocol, Target, Verdict};
 use crate::world::Pod;
 
 const NAMESPACE: &str = "restart";
-/// Where servers listen.
+/// Port of the servers.
 const PORT: u16 = 80;
-/// How often each pair connects.
+/// Interval between connects of a pair.
 const PACE: Duration = Duration::from_millis(2);
 /// A connect without an answer for this long counts as denied.
 const SILENT: Duration = Duration::from_millis(200);

@@ -64,7 +64,7 @@ struct Folder {
 
 #[derive(Debug, clap::Args)]
 struct Up {
-    /// How many nodes.
+    /// Number of nodes.
     #[arg(long, default_value_t = 3)]
     nodes: u8,
     /// Prefix of the cluster's namespaces; two clusters at a time need two names and two folders.

@@ -28,16 +28,16 @@ struct Args {
     /// Numbers of the cases to run; all when absent.
     #[arg(long, value_delimiter = ',')]
     only: Vec<u32>,
-    /// What is in force.
+    /// Policies in force.
     #[arg(long, value_enum, default_value = "full")]
     enforce: Enforce,
-    /// How often a table that matches is asked again before it is believed.
+    /// Number of further checks of a matching table before it is accepted.
     #[arg(long, default_value_t = 3)]
     hold: usize,
     /// Seconds that a table may take to match.
     #[arg(long, default_value_t = 20)]
     limit: u64,
-    /// Where the report is written, as JSON.
+    /// Path of the report, as JSON.
     #[arg(long, default_value = "target/conformance.json")]
     report: PathBuf,
     /// Folder of everything the cluster writes.

@@ -18,7 +18,7 @@ use super::process::wait_for;
 pub struct Group {
     /// One per hierarchy of version 1, exactly one for version 2.
     pub hierarchies: Vec<Hierarchy>,
-    /// Whether the machine has version 2 alone.
+    /// True if the machine has version 2 alone.
     pub unified: bool,
 }
 

@@ -24,7 +24,7 @@ use super::process::{self, POLL};
 
 const SOCKET: &str = "/run/containerd/containerd.sock";
 
-/// How long a service that ended stays down, as an init system does it.
+/// Delay before an ended service is restarted, as in an init system.
 const RESTART: Duration = Duration::from_secs(1);
 
 /// A program that runs as long as the node.

@@ -46,11 +46,11 @@ use self::steps::{clear, empty};
 pub struct Options {
     /// Prefix of its namespaces; two clusters at a time need two names.
     pub name: String,
-    /// How many nodes.
+    /// Number of nodes.
     pub nodes: u8,
-    /// How they are joined.
+    /// Topology.
     pub topology: Topology,
-    /// Whether machines, Services and pods have IPv6 addresses beside IPv4 ones.
+    /// True if machines, Services and pods have IPv6 addresses beside IPv4 ones.
     pub dual_stack: bool,
     /// Folder of everything the cluster writes; made when missing, emptied when used before.
     pub state: PathBuf,
@@ -58,9 +58,9 @@ pub struct Options {
     pub images: Vec<PathBuf>,
     /// Mode of kube-proxy.
     pub proxy: ProxyMode,
-    /// Whether the API server writes `logs/audit.log`.
+    /// True if the API server writes `logs/audit.log`.
     pub audit: bool,
-    /// Whether the conformance suite is built too.
+    /// True if the conformance suite is built too.
     pub suite: bool,
 }
 
@@ -111,7 +111,7 @@ pub struct Cluster {
     owned: bool,
 }
 
-/// How long a killed process may take to end, with all that it ran.
+/// Time limit for a killed process to end, with its children.
 const ENDING: Duration = Duration::from_secs(30);
 
 // -- from nothing to a running cluster, and back
@@ -158,7 +158,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Whether a state folder has a cluster, or what is left of one.
+    /// Returns whether a state folder has a cluster, or what is left of one.
     pub fn exists(folder: &Path) -> bool {
         folder.join("cluster.json").exists()
     }

@@ -139,7 +139,7 @@ pub fn prepare(state: &Path, layout: &Layout, host: &Host, pki: &Pki) -> Result<
         // Programs fall back on defaults where the machine itself has no such file.
         let _ = std::fs::copy(Path::new("/etc").join(name), etc.join(name));
     }
-    // Whose links in /usr lead here.
+    // Links in /usr lead here.
     std::fs::create_dir_all(etc.join("alternatives"))?;
     for (family, suffix) in ["iptables", "ip6tables"]
         .into_iter()

@@ -20,13 +20,13 @@ use serde::{Deserialize, Serialize};
 /// Environment variable that names the state folder of the cluster a process belongs to.
 pub const MARKER: &str = "MARGAY_CLUSTER";
 
-/// How often a condition outside this process is looked at again.
+/// Interval at which a condition outside this process is polled.
 pub const POLL: Duration = Duration::from_millis(20);
 
 /// A process of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
-    /// What it does: `etcd`, `n1`, ...; also the name of its log.
+    /// Its role: `etcd`, `n1`, ...; also the name of its log.
     pub role: String,
     /// Its pid, as the machine sees it.
     pub pid: i32,
@@ -34,18 +34,18 @@ pub struct Process {
     pub started: u64,
 }
 
-/// Where and how a process is started.
+/// Environment in which a process is started.
 #[derive(Debug)]
 pub struct Place<'a> {
     /// Name of the process, and of its log.
     pub role: &'a str,
     /// Network namespace; the caller's when absent.
     pub netns: Option<&'a Path>,
-    /// Whether it becomes process 1 of a new pid namespace: all others there end with it.
+    /// True if it becomes process 1 of a new pid namespace: all others there end with it.
     pub init: bool,
     /// The state folder, which holds the logs and marks the process.
     pub state: &'a Path,
-    /// What the process reads; nothing when absent.
+    /// Its standard input; empty when absent.
     pub stdin: Option<Stdio>,
 }
 
@@ -84,7 +84,7 @@ impl Process {
         Ok(Self { role: "harness".into(), pid, started })
     }
 
-    /// Whether it still runs; a zombie does not.
+    /// Returns whether it still runs; a zombie does not.
     pub fn alive(&self) -> bool {
         // A child of this process stays a zombie until it is waited for; for any other this fails
         // harmlessly.

@@ -15,7 +15,7 @@ use super::process::{self, POLL, Place, Process};
 use super::state::State;
 use super::{Cluster, control, node};
 
-/// How long one step may take, on a slow and busy machine.
+/// Time limit of one step, on a slow and busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 impl Cluster {

@@ -18,9 +18,9 @@ use crate::probe::serve::Ports;
 use crate::probe::{Place, Protocol, Target, Verdict, ask};
 use crate::world::{self, Pod};
 
-/// Who owns the fields that the runner writes.
+/// Field manager of the runner.
 const MANAGER: &str = "margay-conformance";
-/// How long the cluster may take for what it does.
+/// Time limit for the cluster's operations.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A cluster with Margay on it.
@@ -129,7 +129,7 @@ impl Backend for OnCluster<'_> {
         let (api, name) = self.api(&object)?;
         self.runtime.block_on(async {
             let present = api.get(&name).await?.metadata.labels.unwrap_or_default();
-            // What is null is removed.
+            // Null removes a label.
             let mut wanted =
                 json!(present.into_keys().map(|key| (key, Value::Null)).collect::<serde_json::Map<_, _>>());
             for (key, value) in labels.as_object().into_iter().flatten() {

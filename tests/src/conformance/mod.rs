@@ -32,7 +32,7 @@ use crate::probe::Verdict;
 /// Wrong rows that are named for each step.
 const NAMED: usize = 12;
 
-/// What is in force while a table is run.
+/// Policies in force during a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Enforce {
@@ -54,16 +54,16 @@ impl std::fmt::Display for Enforce {
     }
 }
 
-/// How a table is run.
+/// Options of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// What is in force.
+    /// Policies in force.
     pub enforce: Enforce,
-    /// How long a question may stay without an answer until it counts as denied.
+    /// Time without an answer after which a question counts as denied.
     pub patience: Duration,
-    /// How often a table that matches is asked again before it is believed.
+    /// Number of further checks of a matching table before it is accepted.
     pub hold: usize,
-    /// How long a table may take to match.
+    /// Time limit for a table to match.
     pub limit: Duration,
 }
 

@@ -13,9 +13,9 @@ use crate::probe::sctp::has_sockets;
 /// Rows that were right, of all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Score {
-    /// How many were right.
+    /// Number of right rows.
     pub right: usize,
-    /// How many there are.
+    /// Number of rows.
     pub all: usize,
 }
 
@@ -44,7 +44,7 @@ pub struct StepReport {
     pub case: u32,
     /// Which step of it, from 1.
     pub step: usize,
-    /// What the case is about.
+    /// Description of the case.
     pub desc: String,
     /// Rows that are allowed.
     pub allowed: Score,
@@ -60,7 +60,7 @@ pub struct StepReport {
 }
 
 impl StepReport {
-    /// Whether every row of the table was right.
+    /// Returns whether every row of the table was right.
     pub fn is_right(&self) -> bool {
         let right = |score: Score| score.right == score.all;
         right(self.allowed) && right(self.blocked)
@@ -70,9 +70,9 @@ impl StepReport {
 /// A run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// What was in force.
+    /// Policies that were in force.
     pub enforce: Enforce,
-    /// How SCTP rows were asked: this kernel may have no sockets for them.
+    /// Method for SCTP rows: this kernel may have no sockets for them.
     pub sctp: &'static str,
     /// Every step that was run.
     pub steps: Vec<StepReport>,
@@ -131,8 +131,8 @@ impl Report {
         sum
     }
 
-    /// Whether the run shows what it should: with policy in force, every row is right; with nothing
-    /// or everything denied, the packets confirm that.
+    /// Returns whether the run shows what it should: with policy in force, every row is right; with
+    /// nothing or everything denied, the packets confirm that.
     pub fn is_good(&self) -> bool {
         let Summary { allowed, blocked, steps, .. } = self.summary();
         let none = |score: Score| score.right == 0;

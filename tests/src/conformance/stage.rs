@@ -39,7 +39,7 @@ struct Member {
     prober: Prober,
 }
 
-/// Whether an action is left out when no policy of the table is to be in force.
+/// Returns whether an action is left out when no policy of the table is to be in force.
 pub fn is_policy(action: &Action) -> bool {
     use Action::{Apply, CreateClusterPolicy, CreatePolicy, DeleteClusterPolicy, DeletePolicy};
     use Action::{Remove, UpdateClusterPolicy, UpdatePolicy};

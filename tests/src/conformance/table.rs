@@ -36,7 +36,7 @@ pub struct Fixture {
     /// Range of the pool that pods get their addresses from.
     #[serde(default = "cidr")]
     pub cidr: Ipv4Net,
-    /// Whether the pods have the addresses of the range one after another, in the order in which
+    /// True if the pods have the addresses of the range one after another, in the order in which
     /// they are written.
     #[serde(default)]
     pub pin: bool,
@@ -85,7 +85,7 @@ pub struct FixturePod {
     pub service_account: String,
     /// On which node it is, from 0; absent: spread.
     pub node: Option<usize>,
-    /// What it serves.
+    /// Ports that it serves.
     pub ports: Vec<Port>,
 }
 
@@ -108,9 +108,9 @@ pub struct Port {
 pub struct Case {
     /// Its number in the table.
     pub n: u32,
-    /// What it is about.
+    /// Description.
     pub desc: String,
-    /// What it uses.
+    /// Tags: the features that it uses.
     #[serde(default)]
     pub tags: Vec<String>,
     /// Its steps.
@@ -129,7 +129,7 @@ pub struct Step {
     pub rows: Vec<Row>,
 }
 
-/// What can be done.
+/// Actions.
 #[derive(Clone, Debug, Deserialize)]
 #[expect(missing_docs, reason = "the names are those of the data")]
 pub enum Action {
@@ -165,7 +165,7 @@ pub enum Action {
     DeletePod { namespace: String, pod: String },
 }
 
-/// Who is asked.
+/// Target.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
     /// A pod, `namespace/name`.
@@ -178,15 +178,15 @@ pub enum Target {
 /// port of `ICMP` is the type.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Row {
-    /// Who asks, `namespace/name`.
+    /// Source, `namespace/name`.
     pub from: String,
-    /// Who is asked.
+    /// Target.
     pub to: Target,
     /// By which transport.
     pub protocol: Protocol,
     /// At which port.
     pub port: u16,
-    /// Whether there is an answer; otherwise there is silence.
+    /// True if there is an answer; otherwise there is silence.
     pub allowed: bool,
 }
 

@@ -18,7 +18,7 @@ use crate::world::{World, split};
 
 /// Name of the policy that is written and deleted.
 pub const NAME: &str = "flip";
-/// How often the prober asks.
+/// Interval of the prober.
 const INTERVAL: Duration = Duration::from_micros(500);
 /// A connect without an answer for this long counts as denied; shorter than the first
 /// retransmission.

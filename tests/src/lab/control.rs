@@ -65,7 +65,7 @@ impl Control {
         Ok(Self { authority, address, events, registry })
     }
 
-    /// Where it listens.
+    /// Address on which it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -75,7 +75,7 @@ impl Control {
         self.events.clone()
     }
 
-    /// How a node connects to that address, with the certificate of that node.
+    /// Returns a connector to that address with the certificate of a node.
     pub fn connector(&self, node: &str, address: SocketAddr) -> Result<Connector> {
         let tls = self.authority.tls(&format!("margay:node:{node}"), "margay:nodes")?;
         Ok(Connector::new(tls, &address.to_string(), SERVER_NAME)?)

@@ -10,7 +10,7 @@ use margay_api::rule::IpVersion;
 use super::node::Node;
 use crate::namespace::{Namespace, connect};
 
-/// How nodes are joined.
+/// Topology.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topology {
     /// All in one subnet.

@@ -52,9 +52,9 @@ pub fn wait(what: &str, condition: impl Fn() -> Result<bool>) -> Result<()> {
 /// Options of a lab.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How many nodes: `n1`, `n2`, ...
+    /// Number of nodes: `n1`, `n2`, ...
     pub nodes: u8,
-    /// How they are joined.
+    /// Topology.
     pub topology: Topology,
     /// The IP version of the nodes' addresses: they have none of the other one.
     pub version: IpVersion,
@@ -162,7 +162,7 @@ impl Lab {
         self.pods.values()
     }
 
-    /// What IPAM holds.
+    /// IPAM storage.
     pub fn blocks(&self) -> &Blocks {
         &self.blocks
     }

@@ -49,7 +49,7 @@ pub struct Node {
     pub host: Namespace,
     /// Its address with that of its subnet.
     pub address: IpNet,
-    /// What its agent keeps on disk, and the CNI socket.
+    /// Folder of its agent's state and of the CNI socket.
     folder: TempDir,
     /// Address of its tunnel, once claimed.
     tunnel: Option<String>,
@@ -71,7 +71,7 @@ struct Running {
     upstream: JoinHandle<()>,
 }
 
-/// What is made on a thread in the node's namespace.
+/// Parts that are created on a thread in the node's namespace.
 struct Made {
     agent: AgentHandle,
     fatal: oneshot::Receiver<agent::Fatal>,
@@ -109,12 +109,12 @@ impl Node {
         version_of(self.address.addr())
     }
 
-    /// Where the CNI plugin finds the agent.
+    /// Path of the CNI socket.
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("run/cni.sock")
     }
 
-    /// What its agent keeps on disk.
+    /// Folder of its agent's state.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -143,7 +143,7 @@ impl Node {
         self.running.as_ref().map(|running| &running.agent).with_context(|| format!("{} has no agent", self.name))
     }
 
-    /// What its kernel enforces, as `nft` prints it.
+    /// Table in its kernel, as `nft` prints it.
     pub fn ruleset(&self) -> Result<String> {
         self.host.command("nft", &["-n", "list", "table", "inet", "margay"], "")
     }

@@ -23,7 +23,7 @@ static PODS: AtomicU32 = AtomicU32::new(0);
 pub struct Pod {
     /// `namespace/name`.
     pub name: String,
-    /// Where it runs.
+    /// Its node.
     pub node: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,

@@ -18,19 +18,19 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 /// Kernel parameter that marks a machine of ours, which may be changed.
 pub const PARAMETER: &str = "margay.machine";
 
-/// What powers a machine off without a process that would have to do it.
+/// End of the script: powers the machine off without a process that would have to do it.
 const OFF: &str = "\necho o > /proc/sysrq-trigger\nsleep 60\n";
 
 /// A machine that will run a script.
 #[derive(Debug)]
 pub struct Machine<'a> {
-    /// What boots.
+    /// Kernel to boot.
     pub kernel: &'a Kernel,
-    /// What runs in it, by `sh`.
+    /// Script to run, by `sh`.
     pub script: &'a str,
     /// When it is ended from outside.
     pub limit: Duration,
-    /// Where its console is kept.
+    /// Path of its console's log.
     pub log: &'a Path,
 }
 

@@ -30,7 +30,7 @@ use crate::cluster::preflight;
 const PACKAGES: [(&str, &str); 4] =
     [("qemu-system-x86_64", "qemu-system-x86"), ("modprobe", "kmod"), ("xz", "xz-utils"), ("ipvsadm", "ipvsadm")];
 
-/// What is run, and where.
+/// Options of a run.
 #[derive(Debug)]
 pub struct Options {
     /// Names of kernels, as in [`RELEASES`]; all when empty.

@@ -38,7 +38,7 @@ const PARTS: [&str; 4] = ["linux-image-", "linux-base-", "linux-binary-", "linux
 /// An unpacked kernel.
 #[derive(Debug)]
 pub struct Kernel {
-    /// Where it comes from.
+    /// Its release.
     pub release: &'static Release,
     /// Its `uname -r`.
     pub version: String,
@@ -123,7 +123,7 @@ impl Apt {
             option("Dir::Etc::sourceparts", Path::new("-")),
             option("Dir::State::lists", &apt.join("lists")),
             option("Dir::Cache", &apt.join("cache")),
-            // What is installed here has no part in it.
+            // Packages installed here do not matter.
             option("Dir::State::status", Path::new("/dev/null")),
             option("Acquire::Languages", Path::new("none")),
             option("Acquire::Check-Valid-Until", Path::new("false")),
@@ -165,7 +165,7 @@ fn kernel_parts(depends: &str) -> Vec<String> {
     names.filter(|name| PARTS.iter().any(|part| name.starts_with(part))).map(str::to_owned).collect()
 }
 
-/// Where this machine gets Debian from.
+/// Returns this machine's mirror of Debian.
 fn mirror() -> Result<String> {
     const REMEDY: &str = "kernels are fetched from the mirror of a Debian machine's own apt sources";
     let release = std::fs::read_to_string("/etc/os-release").context(REMEDY)?;

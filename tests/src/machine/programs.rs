@@ -20,26 +20,26 @@ pub enum Selection {
     /// All, with our own code compiled to run faster than in `cargo test`: emulation makes the rest
     /// slow enough.
     All,
-    /// What fits into a run of the CI, with the programs of `cargo test`.
+    /// Suites that fit into a CI run, with the programs of `cargo test`.
     Quick,
 }
 
 /// A test program that can be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
-    /// What it is called.
+    /// Its name.
     pub suite: &'static str,
     /// The program.
     pub path: PathBuf,
-    /// Where cargo would run it: the folder of its package.
+    /// Working folder, as with cargo: that of its package.
     pub folder: PathBuf,
     /// Parts of the names of its cases that are run; all when empty.
     pub only: &'static [&'static str],
-    /// Whether it runs before anything has loaded the modules that others need.
+    /// True if it runs before anything has loaded the modules that others need.
     pub is_first: bool,
     /// About how long it takes.
     pub weight: Duration,
-    /// How long it may take: many times what it takes on a quiet machine.
+    /// Time limit: many times its duration on an idle machine.
     pub limit: Duration,
 }
 

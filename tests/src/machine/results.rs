@@ -10,16 +10,16 @@ pub const END: &str = "@end ";
 /// Exit status of `timeout` when it ended a program.
 const TIMED_OUT: &str = "124";
 
-/// How a suite went on a kernel.
+/// Result of a suite on a kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// So many cases, and none failed.
     Passed(u32),
-    /// Some failed.
+    /// Some cases failed.
     Failed {
-        /// How many did not.
+        /// Number of passed cases.
         passed: u32,
-        /// Names of those that did.
+        /// Names of failed cases.
         failed: Vec<String>,
     },
     /// No result, for this reason.
@@ -27,7 +27,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Whether it ran and nothing failed.
+    /// Returns whether it ran and nothing failed.
     pub fn is_passed(&self) -> bool {
         matches!(self, Self::Passed(_))
     }
@@ -79,12 +79,12 @@ impl Results {
         self.suites.get(suite).map_or("", |sum| sum.text.as_str())
     }
 
-    /// How long a suite took; none: it has not ended.
+    /// Duration of a suite; none: it has not ended.
     pub fn took(&self, suite: &str) -> Option<Duration> {
         self.suites.get(suite).filter(|sum| sum.status.is_some()).map(|sum| sum.took)
     }
 
-    /// How a suite went.
+    /// Returns the result of a suite.
     pub fn verdict(&self, suite: &str) -> Verdict {
         let Some(sum) = self.suites.get(suite) else {
             return Verdict::Missing("it was not begun; see the console".to_owned());

@@ -118,8 +118,8 @@ impl Attempt {
         Self { start, state }
     }
 
-    /// Whether the question could be asked. Unlike a look it takes no answer, which may be there
-    /// already.
+    /// Returns whether the question could be asked. Unlike a look it takes no answer, which may be
+    /// there already.
     pub fn is_asked(&self) -> bool {
         !matches!(self.state, State::Failed(Verdict::Broken))
     }

@@ -34,7 +34,8 @@ impl Question {
         Ok(question)
     }
 
-    /// Whether the answer is there. Others' answers come to every raw socket, and are passed over.
+    /// Returns whether the answer is there. Others' answers come to every raw socket, and are
+    /// passed over.
     pub fn look(&self) -> io::Result<bool> {
         let mut buffer = [0; 256];
         loop {

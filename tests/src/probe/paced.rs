@@ -11,9 +11,10 @@ use anyhow::{Result, bail, ensure};
 
 use super::{Attempt, Place, Target, Verdict};
 
-/// How often answers are collected; verdicts are dated by their start, so this costs no precision.
+/// Interval at which answers are collected; verdicts are dated by their start, so this costs no
+/// precision.
 const COLLECT: Duration = Duration::from_millis(5);
-/// How many verdicts of one kind in a row make it certain that it is the new state.
+/// Number of equal verdicts in a row that confirm a new state.
 const CERTAIN: usize = 5;
 
 /// A decided question.
@@ -60,7 +61,7 @@ impl PacedProber {
         decided
     }
 
-    /// Whether every question was decided and taken.
+    /// Returns whether every question was decided and taken.
     pub fn is_idle(&self) -> bool {
         self.open.is_empty()
     }

@@ -13,8 +13,8 @@ use socket2::{Domain, Socket, Type};
 /// IP protocol number.
 pub const PROTOCOL: i32 = 132;
 
-/// Whether this kernel has sockets of SCTP. Where it has, they serve: its own stack would answer a
-/// raw socket's packets too.
+/// Returns whether this kernel has sockets of SCTP. Where it has, they serve: its own stack would
+/// answer a raw socket's packets too.
 pub fn has_sockets() -> bool {
     static HAS: OnceLock<bool> = OnceLock::new();
     *HAS.get_or_init(|| Socket::new(Domain::IPV4, Type::STREAM, Some(PROTOCOL.into())).is_ok())
@@ -27,12 +27,12 @@ const ABORT: u8 = 6;
 /// Parameter that an INIT-ACK must carry.
 const STATE_COOKIE: [u8; 8] = [0, 7, 0, 8, b'm', b'g', b'a', b'y'];
 
-/// What the first chunk of a packet is.
+/// First chunk of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Chunk {
-    /// An association is asked for; the tag that the asked one must use.
+    /// Request of an association; the tag that the server must use.
     Init(u32),
-    /// It may begin; the tag that the one who asked must use.
+    /// Acceptance; the tag that the client must use.
     InitAck(u32),
     /// No association.
     Abort,

@@ -81,7 +81,7 @@ impl Ports {
         }
         for listener in self.associations {
             let listener = TcpListener::from_std(listener)?;
-            // That it stood is the answer.
+            // The established connection is the answer.
             tokio::spawn(async move { while listener.accept().await.is_ok() {} });
         }
         for socket in self.udp {

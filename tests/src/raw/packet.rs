@@ -35,7 +35,7 @@ pub mod protocol {
 const HOPS: u8 = 64;
 const FRAGMENT_HEADER: u8 = 44;
 
-/// What follows the IP header.
+/// Payload of the IP header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// The first packet of a TCP connection, with data behind it.
@@ -87,7 +87,7 @@ pub enum Transport {
 pub struct Fragment {
     /// Identification of the bigger packet.
     pub id: u16,
-    /// Where the part begins, in bytes; a multiple of 8.
+    /// Offset in bytes; a multiple of 8.
     pub offset: u16,
     /// There are parts behind it.
     pub more: bool,
@@ -100,7 +100,7 @@ pub struct Packet {
     pub source: IpAddr,
     /// Destination address, of the same version.
     pub destination: IpAddr,
-    /// What follows the header.
+    /// Payload.
     pub transport: Transport,
     /// IPv4 options, padded to a multiple of 4 bytes.
     pub options: Vec<u8>,
@@ -138,7 +138,7 @@ impl Packet {
         parts.iter().map(part).collect()
     }
 
-    /// What follows the IP header, by itself.
+    /// Encodes the payload of the IP header.
     pub fn transport_bytes(&self) -> Vec<u8> {
         let protocol = self.transport.protocol(self.source.is_ipv4());
         let mut bytes = self.transport.bytes();

@@ -19,9 +19,9 @@ pub struct Requests {
 /// One request.
 #[derive(Deserialize)]
 pub struct Request {
-    /// In a sentence.
+    /// Description.
     pub what: String,
-    /// As RBAC has it.
+    /// Verb of RBAC.
     pub verb: String,
     /// Subresource, if any.
     #[serde(default)]
@@ -29,7 +29,7 @@ pub struct Request {
     object: String,
     #[serde(default = "nothing", rename = "as")]
     was: Value,
-    /// What changes of the object, as JSON merge patch.
+    /// Changes of the object, as JSON merge patch.
     #[serde(default = "nothing")]
     pub with: Value,
     answer: String,

@@ -72,7 +72,8 @@ fn of_interfaces(environment: &Environment) -> Result<()> {
     come_to(environment, "none", &|found| found.is_empty())
 }
 
-/// Whether it is marked as made for a node, and lets everything through that no policy denies.
+/// Returns whether it is marked as made for a node, and lets everything through that no policy
+/// denies.
 fn is_of_node(object: &Value) -> bool {
     let labels = &object["metadata"]["labels"];
     labels[LABEL_CREATED_BY] == CREATED_BY && object["spec"]["profiles"] == json!(["projectcalico-default-allow"])
@@ -92,7 +93,7 @@ fn come_to(environment: &Environment, what: &str, is_so: &dyn Fn(&BTreeMap<Strin
     wait_for(OBEY, || format!("{what}; there are {:?}", found()), || found().is_ok_and(|found| is_so(&found)))
 }
 
-/// Of an interface that no node has.
+/// Endpoint of an interface that no node has.
 const MINE: &str = r#"
 apiVersion: projectcalico.org/v3
 kind: HostEndpoint

@@ -36,17 +36,17 @@ const PATIENCE: Duration = Duration::from_secs(240);
 /// How long a new authority may take to be known everywhere: kubelets bring it to the pods within a
 /// minute or so.
 const NEW_AUTHORITY: Duration = Duration::from_secs(120);
-/// Where the collector of traces listens, in the control plane's network.
+/// Port of the trace collector, in the control plane's network.
 const COLLECTOR_PORT: u16 = 4317;
-/// What the collector's keeper might demand of those who report.
+/// Header that a collector might require.
 const HEADER: &str = "canary-4f1b8c7e90d2a653";
 /// Each program and where its admin port is.
 const PROGRAMS: [(&str, u16); 3] = [("operator", 9097), ("typha", install::TYPHA_ADMIN), ("node", 9099)];
 /// Folders of a node that our programs write into; keys have a folder of their own there.
 const FOLDERS: [&str; 2] = ["var/lib/margay", "etc/cni/net.d"];
-/// Where a program has its API token, below its own root.
+/// Path of a program's API token, below its own root.
 const TOKEN: &str = "var/run/secrets/kubernetes.io/serviceaccount/token";
-/// Of a folder with keys: its name.
+/// Name of folders with keys.
 const KEYS: &str = "tls";
 
 /// Runs it. All programs log everything from then on, so it is the last.

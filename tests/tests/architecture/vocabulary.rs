@@ -50,7 +50,7 @@ const NAMES: [(&str, &str); 12] = [
 /// Files that are searched, by their ends.
 const ENDS: [&str; 9] = [".rs", ".md", ".proto", ".tsv", ".yaml", ".yml", ".toml", ".sh", "Makefile"];
 
-/// What is not ours, is about former names, or has the list itself.
+/// Excluded files: not ours, about former names, or this list.
 const EXCEPT: [&str; 5] =
     ["findings/", "tests/data/calico-v1/", "deploy/crds-v1/", "CHANGELOG.md", "tests/tests/architecture/vocabulary.rs"];
 

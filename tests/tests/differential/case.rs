@@ -24,9 +24,9 @@ const PACKETS: usize = 120;
 /// A packet that is the first of its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// Where it comes from.
+    /// Source.
     pub source: IpAddr,
-    /// Where it goes to; of the same version.
+    /// Destination, of the same version.
     pub destination: IpAddr,
     /// Protocol number.
     pub protocol: u8,

@@ -217,7 +217,7 @@ fn everybody_agrees_on_random_policies_and_packets() -> Result<()> {
         let tally = found.map_err(|(case, reason)| anyhow::anyhow!("seed {seed}: {reason}\n{case}"))?;
         (sum.allowed, sum.denied) = (sum.allowed + tally.allowed, sum.denied + tally.denied);
     }
-    // Where all is denied, or all is allowed, agreement shows nothing.
+    // If everything is denied, or everything is allowed, agreement shows nothing.
     ensure!(sum.allowed > 500 && sum.denied > 500, "{sum:?}");
     Ok(())
 }

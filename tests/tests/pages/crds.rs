@@ -68,7 +68,7 @@ fn fields(root: &Value) -> String {
     table
 }
 
-/// What the API server checks beyond types.
+/// Returns what the API server checks beyond types.
 fn rules(root: &Value) -> String {
     let mut list = String::new();
     walk("", root, &mut |path, schema, _| {

@@ -10,9 +10,9 @@ use cargo_metadata::MetadataCommand;
 
 use crate::root;
 
-/// What the image is built for.
+/// Target of the image.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// What names of files with licences begin with.
+/// Prefixes of the names of licence files.
 const FILES: [&str; 5] = ["COPYING", "COPYRIGHT", "LICENCE", "LICENSE", "NOTICE"];
 const INTRODUCTION: &str = "\
 Licences of what the programs of this image are made of

@@ -106,7 +106,7 @@ pub fn macros<'a>(level: &'a [TokenTree], name: &'a str) -> impl Iterator<Item =
         .filter_map(|behind| arguments(behind.get(1)))
 }
 
-/// What follows each place of a name.
+/// Returns what follows each occurrence of a name.
 fn named<'a>(level: &'a [TokenTree], name: &'a str) -> impl Iterator<Item = &'a [TokenTree]> + 'a {
     let is_named = move |token: &TokenTree| matches!(token, TokenTree::Ident(ident) if ident == name);
     level.iter().enumerate().filter(move |(_, token)| is_named(token)).map(|(index, _)| &level[index + 1..])

@@ -25,7 +25,7 @@ pub struct Attack {
     pub number: u16,
     /// The frames, in order.
     pub frames: Vec<Vec<u8>>,
-    /// Where it comes out.
+    /// Place where it comes out.
     pub comes_out: BTreeSet<Place>,
 }
 

@@ -28,7 +28,7 @@ use tokio::sync::oneshot;
 
 /// Longest wait for what must happen; it takes milliseconds.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// What the host side of every pod's link answers to.
+/// MAC address of the host side of every pod's link.
 pub const GATEWAY: Mac = pod::HOST_MAC;
 /// Port that packets of the tests go to.
 pub const PORT: u16 = 8000;
@@ -70,7 +70,7 @@ pub struct Node {
     agent: Option<(AgentHandle, oneshot::Receiver<agent::Fatal>)>,
 }
 
-/// Where a packet can come out.
+/// Place where a packet can come out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// At the other pod of the node.
@@ -227,7 +227,7 @@ impl Lab {
         Ok(any)
     }
 
-    /// How many datagrams have come to processes at this port.
+    /// Number of datagrams received by processes at this port.
     pub fn received(&self, port: u16) -> usize {
         let own = self.sockets.iter().filter(|(own, _)| *own == port);
         own.map(|(_, socket)| std::iter::from_fn(|| socket.recv(&mut [0; 512]).ok()).count()).sum()
@@ -399,8 +399,8 @@ pub fn marked_mac(number: u16) -> Mac {
     Mac([a, b, c, d, high, low])
 }
 
-/// Whether what a socket of a host heard is an ICMP error, which has the packet inside that it is
-/// about. IPv4 comes with its header.
+/// Returns whether a packet that a host's socket received is an ICMP error, which contains the
+/// packet that caused it. IPv4 comes with its header.
 fn is_complaint(packet: &[u8]) -> bool {
     match packet.first() {
         Some(first) if first >> 4 == 4 => {
