@@ -157,7 +157,7 @@ impl Bench {
     /// Prints a warning if the machine does not become idle.
     pub fn calm(&self) -> Result<()> {
         if !machine::calm(CALM)? {
-            println!("   the machine did not come to rest within {CALM:?}");
+            println!("   the machine did not become idle within {CALM:?}");
         }
         Ok(())
     }

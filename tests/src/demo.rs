@@ -51,12 +51,12 @@ pub struct Stage {
 /// Shows everything; true if every matrix was as expected.
 pub fn run(options: &Options) -> Result<bool> {
     let begin = Instant::now();
-    print_line("Margay on a real Kubernetes of three nodes, all on this machine, in namespaces of their own.");
+    print_line("Margay on a real Kubernetes of three nodes, all on this machine, in their own namespaces.");
     print_line(
-        "Needed and installed if missing: iproute2 nftables conntrack runc busybox-static ethtool util-linux (apt), Go modules of",
+        "Required, and installed if missing: iproute2 nftables conntrack runc busybox-static ethtool util-linux (apt), Go modules of",
     );
     print_line(
-        "Kubernetes, etcd and containerd (built once, kept in ~/.cache/margay). Nothing outside the folder and these is changed.",
+        "Kubernetes, etcd and containerd (built once, kept in ~/.cache/margay). Nothing else outside the folder is changed.",
     );
 
     title("1. A cluster without a network");
@@ -66,7 +66,7 @@ pub fn run(options: &Options) -> Result<bool> {
     }
     show(&cluster, &["get", "nodes", "-o", "wide"])?;
 
-    title("2. Margay: the operator, then what is to be installed");
+    title("2. Margay: the operator, then the Installation");
     let collector = Collector::start(
         &cluster.layout().netns_path("cp"),
         SocketAddr::from((Ipv4Addr::UNSPECIFIED, COLLECTOR_PORT)),
@@ -95,12 +95,12 @@ pub fn run(options: &Options) -> Result<bool> {
     print_line(&outcome.measured.of_port(ports()[0]).print(None));
     let mut good = print_outcome(&outcome, &open, None);
 
-    title("4. Policies: each applied, measured beside what is expected, and deleted");
+    title("4. Policies: each applied, measured, compared with the expected matrix, and deleted");
     for example in examples::all()? {
         good &= show_example(&cluster, &world, &example)?;
     }
 
-    title("5. How long from the API to the packets");
+    title("5. Time from the API to the packets");
     good &= show_flips(&cluster, &world)?;
 
     title("6. One change, traced from the API to the kernel's commit");
@@ -181,13 +181,13 @@ fn print_outcome(outcome: &matrix::Outcome, expected: &Matrix, applied: Option<I
                     at.saturating_duration_since(applied).as_secs_f64() * 1e3
                 )
             });
-            print_line(&format!("as expected: {answered} of {all} questions are answered{}", when.unwrap_or_default()));
+            print_line(&format!("as expected: {answered} of {all} connects are answered{}", when.unwrap_or_default()));
             true
         }
         None => {
             print_line(&outcome.measured.beside(expected));
             print_line(&format!(
-                "NOT as expected: {} of {all} questions differ (*)",
+                "NOT as expected: {} of {all} connects differ (*)",
                 expected.differing(&outcome.measured).len()
             ));
             false
@@ -200,7 +200,7 @@ fn show_flips(cluster: &Cluster, world: &World) -> Result<bool> {
         let times = flips::measure(cluster, world, from, to, FLIPS)?;
         let place = if world.pod(from)?.node == world.pod(to)?.node { "same node" } else { "across nodes" };
         print_line(&format!(
-            "{from} -> {to} ({place}), a policy that denies all ingress written and deleted {FLIPS} times, a connect every 0.5 ms:"
+            "{from} -> {to} ({place}), a policy that denies all ingress is written and deleted {FLIPS} times, with a connect every 0.5 ms:"
         ));
         print_line(&format!("  from the request to the first packet that obeys: {}", times.from_send));
         print_line(&format!("  from the API's answer:                           {}", times.from_answer));

@@ -113,7 +113,7 @@ fn kept(cluster: &Cluster) -> Result<()> {
     let spec = &one(&felix, "default")?["spec"];
     ensure!(spec["floatingIPs"] == "Disabled" && spec["vxlanVNI"] == 4097, "{spec}");
     let vxlan = cluster.node("n1")?.exec(&["ip", "-d", "link", "show", "vxlan.calico"])?;
-    ensure!(vxlan.contains("vxlan id 4097"), "the setting is not obeyed:\n{vxlan}");
+    ensure!(vxlan.contains("vxlan id 4097"), "the setting has no effect:\n{vxlan}");
     // The Installation names the pool, so that it is followed from now on: it is labelled, and
     // users' own fields stay.
     let pools = stored(cluster, "ippools")?;

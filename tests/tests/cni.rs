@@ -316,7 +316,7 @@ fn an_add_that_the_agent_does_not_survive_leaves_nothing() -> Result<()> {
     let call = sandbox.call.clone();
     let add = thread::spawn(move || call.exec("ADD"));
     let waits = || footprint(&lab).is_ok_and(|now| !now.links.is_empty() && now.allocated != before.allocated);
-    wait_for(PATIENCE, || "the ADD does not come as far as policy".to_owned(), waits)?;
+    wait_for(PATIENCE, || "the ADD to reach the wait for policy".to_owned(), waits)?;
     lab.stop_agent(NODE)?;
     let answer = add.join().expect("no panic")?;
     answer.refusal().context("an ADD whose agent is gone")?;

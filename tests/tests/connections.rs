@@ -124,7 +124,7 @@ impl Sender {
         let wanted = self.sent.load(Ordering::Relaxed) + more;
         wait_for(
             PATIENCE,
-            || "a connection makes no progress".to_owned(),
+            || "a connection to make progress".to_owned(),
             || self.sent.load(Ordering::Relaxed) >= wanted,
         )
     }
