@@ -1,17 +1,17 @@
-//! What the API server of an installation refuses and fills in, asked of a real one: definitions, defaults and protections are data of ours that only it
-//! can run.
+//! Admission on a real API server: what it refuses and what it fills in. CRDs, defaults and
+//! protections are data of ours that only an API server can run.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 
-/// Namespace of what is written here.
+/// Namespace of the objects of these cases.
 const NAMESPACE: &str = "admission";
-/// A user who may do in that namespace what a tenant may.
+/// User with a tenant's rights in that namespace.
 const TENANT: [&str; 2] = ["--as", "tenant"];
 
-/// All of it, in a namespace of its own, which is taken away in the end.
+/// Runs every case in a namespace of its own, which is deleted at the end.
 pub fn check(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&["create", "namespace", NAMESPACE])?;
     let binding = ["create", "rolebinding", "tenant", "-n", NAMESPACE, "--clusterrole", "edit", "--user", "tenant"];
@@ -26,7 +26,7 @@ pub fn check(cluster: &Cluster) -> Result<()> {
     checked
 }
 
-/// A tenant writes what he likes into annotations of his pods, but for what stands for their addresses.
+/// A tenant may write any annotation of its pods except those for their addresses.
 fn addresses_of_pods(cluster: &Cluster) -> Result<()> {
     const RULE: &str = "are set by the network";
     create(cluster, &pod("plain", &json!({"team": "a"})), &TENANT)?;
@@ -37,7 +37,7 @@ fn addresses_of_pods(cluster: &Cluster) -> Result<()> {
         let value = format!("{annotation}=10.0.0.1/32");
         let annotate = ["annotate", "pod", "plain", "-n", NAMESPACE, &value];
         refused(cluster.kubectl(&[&annotate[..], &TENANT].concat()), RULE).with_context(|| name.to_owned())?;
-        // Whoever may write a pod's status, as the network does, may say it.
+        // Whoever may write a pod's status may write them, as the network does.
         cluster.kubectl(&annotate)?;
         let removal = format!("{annotation}-");
         let remove = ["annotate", "pod", "plain", "-n", NAMESPACE, &removal];
@@ -49,7 +49,7 @@ fn addresses_of_pods(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Tiers that others rely upon stay, also for administrators; others go.
+/// Built-in tiers cannot be deleted, not even by administrators; others can.
 fn tiers(cluster: &Cluster) -> Result<()> {
     for name in ["default", "kube-admin", "kube-baseline"] {
         refused(cluster.kubectl(&["delete", "tiers.projectcalico.org", name]), "built in").context(name)?;
@@ -60,10 +60,11 @@ fn tiers(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// A kind, and the specification that has a selector there.
+/// A kind, and a spec with a selector at the place that is tested.
 type Place = (&'static str, fn(&str) -> Value);
 
-/// What the parser takes is taken wherever a selector may stand; what is none is refused, but by the way of something else it may stay.
+/// A selector that the parser accepts is accepted wherever a selector may be; an invalid one is
+/// refused, unless it was there before and the write changes something else.
 fn selectors(cluster: &Cluster) -> Result<()> {
     let deep = format!("{}has(a) || b not in {{'(', \"x\",}}{}", "(".repeat(100), ")".repeat(100));
     let sound = ["", "all( )", "a == 'b' && !(c in {} || d starts with \"x)\")", "!! has(-a_./0)", &deep];
@@ -105,7 +106,8 @@ fn selectors(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// A policy of many rules is judged too, as long as most of its selectors are plain comparisons.
+/// Policies with many rules are checked too, as long as most of their selectors are plain
+/// comparisons.
 fn many_selectors(cluster: &Cluster) -> Result<()> {
     let policy = |last: &str| {
         let rule = |number: usize| {
@@ -120,14 +122,19 @@ fn many_selectors(cluster: &Cluster) -> Result<()> {
     refused(create(cluster, &policy("has(a"), &["--dry-run=server"]), "not a selector")
 }
 
-/// Directions, tier and label of a policy that says nothing of them; and what it does say stays.
+/// Types, tier and label are filled in where a policy has none, and kept where it has them.
 fn defaults(cluster: &Cluster) -> Result<()> {
     let rules = json!([{"action": "Allow"}]);
     let cases = [
         ("none", json!({}), json!(["Ingress"]), "default"),
         ("out", json!({"egress": rules}), json!(["Egress"]), "default"),
         ("both", json!({"egress": rules, "ingress": rules}), json!(["Ingress", "Egress"]), "default"),
-        ("said", json!({"ingress": rules, "types": ["Egress"], "tier": "kube-admin"}), json!(["Egress"]), "kube-admin"),
+        (
+            "explicit",
+            json!({"ingress": rules, "types": ["Egress"], "tier": "kube-admin"}),
+            json!(["Egress"]),
+            "kube-admin",
+        ),
     ];
     for (name, spec, types, tier) in cases {
         let mut policy = calico("NetworkPolicy", name, &spec);
@@ -147,7 +154,7 @@ fn calico(kind: &str, name: &str, spec: &Value) -> Value {
     json!({"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": {"name": name}, "spec": spec})
 }
 
-/// A pod that no node takes: it is only written.
+/// A pod that no node runs: only the object matters.
 fn pod(name: &str, annotations: &Value) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
@@ -165,12 +172,12 @@ fn create(cluster: &Cluster, object: &Value, arguments: &[&str]) -> Result<Strin
     cluster.kubectl(&[&["create", "-f", &path.display().to_string()][..], arguments].concat())
 }
 
-/// That the API server has refused, for this reason.
+/// Fails unless the API server has refused, for this reason.
 fn refused(outcome: Result<String>, reason: &str) -> Result<()> {
-    let said = match outcome {
-        Ok(said) => anyhow::bail!("it is accepted: {said}"),
+    let message = match outcome {
+        Ok(message) => anyhow::bail!("it is accepted: {message}"),
         Err(error) => format!("{error:#}"),
     };
-    ensure!(said.contains(reason), "it is refused, but not because it {reason:?}: {said}");
+    ensure!(message.contains(reason), "it is refused, but not for {reason:?}: {message}");
     Ok(())
 }

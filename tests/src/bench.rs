@@ -1,7 +1,9 @@
-//! Figures of the programs that are shipped, beside their anchors and their budgets: on a real cluster, and without Kubernetes.
+//! Benchmarks of the shipped programs, with anchors and budgets, on a real cluster and without
+//! Kubernetes.
 //!
-//! Everything is measured on one machine: API server, kubelets and probes share the cores with what is measured, and the sheet says how busy they
-//! were. Anchors and budgets are in [`lines`]; a measurement that is given by name brings up what it needs.
+//! Everything is measured on one machine: API server, kubelets and probes share the cores with what
+//! is measured, and the report has how busy they were. Anchors and budgets are in [`lines`]; a
+//! measurement selected by name brings up what it needs.
 
 pub mod connect;
 pub mod driver;
@@ -29,10 +31,10 @@ use figure::Sheet;
 use machine::Ticks;
 use objects::Objects;
 
-/// The longest wait for the machine to come to rest before something is timed.
+/// Longest wait for the machine to become idle before a measurement.
 const CALM: Duration = Duration::from_secs(60);
 
-/// What is measured, and where.
+/// Options of a run.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Folder of everything the cluster writes.
@@ -43,13 +45,14 @@ pub struct Options {
     pub programs: PathBuf,
     /// Names of the measurements; none: all.
     pub only: Vec<String>,
-    /// Where the table and the values go, as `NAME.md` and `NAME.json`.
+    /// Path of the report, written as `NAME.md` and `NAME.json`.
     pub report: PathBuf,
 }
 
 type Measure = fn(&mut Bench) -> Result<()>;
 
-/// Measurements in the order in which they are taken: what needs a fresh cluster first, what fills it last.
+/// Measurements in the order in which they are taken: what needs a fresh cluster first, what fills
+/// it last.
 const MEASURES: &[(&str, Measure)] = &[
     ("driver", driver::run),
     ("local", local::run),
@@ -64,17 +67,17 @@ const MEASURES: &[(&str, Measure)] = &[
     ("memory1000", memory::full),
     ("policy10000", |bench| policy::run(bench, 10_000)),
     ("connect10000", connect::among_many),
-    ("memory10000", memory::crowded),
+    ("memory10000", memory::with_many_policies),
 ];
 
-/// What the measurements share.
+/// State shared by the measurements.
 pub struct Bench {
     options: Options,
     /// The cluster, once it is up.
     stage: Option<Stage>,
-    /// What is written through the API.
+    /// Objects written through the API.
     objects: Option<Objects>,
-    /// The cost of few policies while there are no others, over none.
+    /// Cost of a few policies while there are no others, relative to none.
     few: Option<f64>,
     /// The figures.
     pub sheet: Sheet,
@@ -110,11 +113,11 @@ impl Bench {
     /// The cluster with Margay and the usual pods; brought up at the first call.
     pub fn stage(&mut self) -> Result<&Stage> {
         if self.stage.is_none() {
-            let tell = |line: &str| eprintln!("{line}");
+            let progress = |line: &str| eprintln!("{line}");
             let Options { name, state, .. } = &self.options;
             let folder = state.with_file_name(format!("{name}-images"));
             let images = vec![install::image_of(&|name| self.program(name), &folder)?, world::image(&folder)?];
-            let cluster = demo::bring_up_with(name, state, images, &tell)?;
+            let cluster = demo::bring_up_with(name, state, images, &progress)?;
             let begin = Instant::now();
             install::install(&cluster, &install::Options::default(), &|_| {})?;
             self.sheet.put("install.ready", begin.elapsed().as_secs_f64(), "through pods; images present")?;
@@ -137,7 +140,7 @@ impl Bench {
         Ok(&self.stage()?.cluster)
     }
 
-    /// What is written through the API.
+    /// Objects written through the API.
     pub fn objects(&mut self) -> Result<&Objects> {
         self.stage()?;
         self.objects.as_ref().context("objects come with the stage")
@@ -151,10 +154,10 @@ impl Bench {
         Ok(pids)
     }
 
-    /// Says so if the machine does not come to rest.
+    /// Prints a warning if the machine does not become idle.
     pub fn calm(&self) -> Result<()> {
         if !machine::calm(CALM)? {
-            println!("   the machine did not come to rest within {CALM:?}");
+            println!("   the machine did not become idle within {CALM:?}");
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Secrets as whoever looks for them would find them: in every form in which a program could have written them down, also in part.
+//! Searches for secrets in every form in which a program could have written them, including parts.
 
 use std::collections::BTreeMap;
 
@@ -8,9 +8,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use data_encoding::{HEXLOWER, HEXUPPER};
 
-/// So much of a secret is found where it shows: less could be chance.
+/// Number of bytes of a secret that count as a leak: fewer could be chance.
 const PIECE: usize = 16;
-/// What stands before the 32 secret bytes of an elliptic-curve key (RFC 5915): version 1, an octet string.
+/// What stands before the 32 secret bytes of an elliptic-curve key (RFC 5915): version 1, an octet
+/// string.
 const BEFORE_SECRET: [u8; 5] = [2, 1, 1, 4, 32];
 
 /// Secrets, under names that can be shown.
@@ -38,7 +39,8 @@ impl Canaries {
         Ok(())
     }
 
-    /// A private key in PEM: of that only some bytes are secret, as others are those of the public key.
+    /// A private key in PEM: of that only some bytes are secret, as others are those of the public
+    /// key.
     pub fn add_key(&mut self, name: &str, pem: &str) -> Result<()> {
         let body: String = pem.lines().filter(|line| !line.starts_with("-----")).map(str::trim).collect();
         let der = STANDARD.decode(&body).with_context(|| format!("{name} is not in PEM"))?;
@@ -47,13 +49,14 @@ impl Canaries {
         self.add(name, secret.with_context(|| format!("{name} is not a key of a curve with 32 secret bytes"))?)
     }
 
-    /// A token of a service account: without its signature it opens nothing, and what it says is no secret.
+    /// A token of a service account: without its signature it grants nothing, and its claims are no
+    /// secret.
     pub fn add_token(&mut self, name: &str, token: &str) -> Result<()> {
         let (_, signature) = token.trim().rsplit_once('.').with_context(|| format!("{name} has no signature"))?;
         self.add(name, signature.as_bytes())
     }
 
-    /// What finds them.
+    /// Search for all of them.
     pub fn search(&self) -> Result<Search> {
         let automaton = AhoCorasick::new(self.forms.keys()).context("too many forms")?;
         Ok(Search { automaton, names: self.forms.values().cloned().collect() })
@@ -68,7 +71,8 @@ impl Search {
     }
 }
 
-/// As it is and in base64, as it is in PEM; and either as programs print bytes, or in base64 once more, as it is in a Secret.
+/// Raw, and in base64 as in PEM; and each of these as programs print bytes, or in base64 once more,
+/// as in a Secret.
 fn forms(piece: &[u8]) -> Vec<Vec<u8>> {
     let mut forms = printed(piece);
     for once in in_base64(piece) {
@@ -88,7 +92,8 @@ fn printed(bytes: &[u8]) -> Vec<Vec<u8>> {
     texts.into_iter().map(String::into_bytes).chain([bytes.to_owned()]).collect()
 }
 
-/// The characters that the piece alone decides, for each of three places in a group of base64, in both alphabets.
+/// The characters that the piece alone decides, for each of three places in a group of base64, in
+/// both alphabets.
 fn in_base64(piece: &[u8]) -> Vec<String> {
     let at = |before: usize, engine: &dyn Fn(Vec<u8>) -> String| {
         let text = engine([&vec![0; before], piece].concat());

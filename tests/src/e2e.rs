@@ -1,4 +1,5 @@
-//! The NetworkPolicy cases of Kubernetes' own end-to-end suite, unmodified, against Margay on the real cluster.
+//! The NetworkPolicy cases of Kubernetes' own end-to-end suite, unmodified, against Margay on the
+//! real cluster.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +13,8 @@ use crate::install;
 
 /// The cases.
 const FOCUS: &str = r"\[sig-network\] Netpol";
-/// Cases that open SCTP sockets in pods, which the kernel may lack; what they ask is asked with raw sockets by the tables of verdicts.
+/// Cases that open SCTP sockets in pods, which the kernel may lack; what they ask is asked with raw
+/// sockets by the tables of verdicts.
 const SKIP: &str = "SCTPConnectivity";
 
 /// Where, and under which name.
@@ -26,8 +28,8 @@ pub struct Options {
     pub report: PathBuf,
 }
 
-/// Runs the suite; true if every case passed. Its own words go to standard output.
-pub fn run(options: &Options, tell: &dyn Fn(&str)) -> Result<bool> {
+/// Runs the suite; true if every case passed. Its output goes to standard output.
+pub fn run(options: &Options, progress: &dyn Fn(&str)) -> Result<bool> {
     let folder = options.state.with_file_name(format!("{}-images", options.name));
     let wanted = cluster::Options {
         name: options.name.clone(),
@@ -36,11 +38,11 @@ pub fn run(options: &Options, tell: &dyn Fn(&str)) -> Result<bool> {
         suite: true,
         ..cluster::Options::default()
     };
-    let cluster = Cluster::up(&wanted, tell)?;
-    install::install(&cluster, &install::Options::default(), tell)?;
+    let cluster = Cluster::up(&wanted, progress)?;
+    install::install(&cluster, &install::Options::default(), progress)?;
     let suite = cluster.kube_bin().join("e2e.test");
     for name in servers(&suite)? {
-        tell(&format!("agnhost as {name}"));
+        progress(&format!("agnhost as {name}"));
         cluster.load(&agnhost(&cluster, &name, &folder)?)?;
     }
     std::fs::create_dir_all(&options.report)?;
@@ -55,7 +57,7 @@ pub fn run(options: &Options, tell: &dyn Fn(&str)) -> Result<bool> {
         .current_dir(cluster.folder())
         .status()
         .with_context(|| format!("cannot run {}", suite.display()))?;
-    tell(&format!("the suite took {:.0} s; its report is in {}", begin.elapsed().as_secs_f32(), report.display()));
+    progress(&format!("the suite took {:.0} s; its report is in {}", begin.elapsed().as_secs_f32(), report.display()));
     cluster.down()?;
     Ok(status.success())
 }

@@ -1,7 +1,9 @@
-//! Writes container images as OCI archives, so that images need neither a registry nor a container engine.
+//! Writes container images as OCI archives, so that images need neither a registry nor a container
+//! engine.
 //!
-//! The same inputs give the same bytes: entries are sorted by destination, owned by root and dated at the epoch. The
-//! layer is left uncompressed, because it is read back on the machine that wrote it.
+//! The same inputs give the same bytes: entries are sorted by destination, owned by root and dated
+//! at the epoch. The layer is left uncompressed, because it is read back on the machine that wrote
+//! it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -37,7 +39,7 @@ const FOLDERS: [(&str, u32); 8] = [
 pub struct Image {
     /// Full reference, `host/path:tag`: what a pod names and what containerd stores the image as.
     pub name: String,
-    /// What the layer holds.
+    /// Content of the layer.
     pub entries: Vec<Entry>,
     /// Program and first arguments of a container that names none.
     pub entrypoint: Vec<String>,
@@ -48,14 +50,14 @@ pub struct Image {
 pub enum Entry {
     /// An executable file of mode 0755 with the content of `source`.
     File {
-        /// Where the content is read, on this machine.
+        /// Path of the source, on this machine.
         source: PathBuf,
         /// Path in the image.
         dest: PathBuf,
     },
     /// A symbolic link.
     Link {
-        /// What the link says.
+        /// Target of the link.
         target: PathBuf,
         /// Path of the link in the image.
         dest: PathBuf,
@@ -87,7 +89,8 @@ impl FromStr for Entry {
 }
 
 impl Image {
-    /// Writes the archive to `out`, which appears whole or not at all, and returns the manifest's digest.
+    /// Writes the archive to `out`, which appears whole or not at all, and returns the manifest's
+    /// digest.
     pub fn write(&self, out: &Path) -> Result<String> {
         let tag = self.tag()?;
         let folder = parent_of(out);

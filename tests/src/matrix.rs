@@ -1,4 +1,4 @@
-//! Who reaches whom: what is expected, what is measured, and both side by side.
+//! Verdicts by pod and pod: expected, measured, and both side by side.
 //!
 //! The text form, of files and of print, is one table per port:
 //!
@@ -10,7 +10,8 @@
 //! y/a      .   .   -
 //! ```
 //!
-//! Rows ask, columns are asked. `.` answers, `X` is silent, `R` refuses, `!` could not be asked, `-` is not asked.
+//! Rows ask, columns are asked. `.` answers, `X` is silent, `R` refuses, `!` could not be asked,
+//! `-` is not asked.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,22 +22,22 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::probe::{Place, Protocol, Target, Verdict, ask_all};
 use crate::world::World;
 
-/// How often a table that matches is measured again before it is believed.
+/// Number of further measurements of a matching table before it is accepted.
 const HOLD: usize = 3;
 
 /// A port of every pod.
 pub type Port = (Protocol, u16);
-/// One question: port, who asks, who is asked.
+/// One question: port, source, target.
 pub type Cell = (Port, String, String);
 
 /// Verdicts by port, asking pod and asked pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Matrix {
-    /// What is not here is not asked.
+    /// Cells; a missing one is not asked.
     pub cells: BTreeMap<Cell, Verdict>,
 }
 
-/// What a measurement ended with.
+/// Result of a measurement.
 #[derive(Debug)]
 pub struct Outcome {
     /// The last verdicts.
@@ -46,7 +47,7 @@ pub struct Outcome {
 }
 
 impl Matrix {
-    /// Everybody answers everybody else on these ports.
+    /// The matrix in which every pod answers every other one on these ports.
     pub fn open(pods: &[&str], ports: &[Port]) -> Self {
         let mut cells = BTreeMap::new();
         for port in ports {
@@ -104,7 +105,7 @@ impl Matrix {
         Self { cells: cells.map(|(cell, verdict)| (cell.clone(), *verdict)).collect() }
     }
 
-    /// How many of the questions have that verdict.
+    /// Number of questions with that verdict.
     pub fn count(&self, verdict: Verdict) -> usize {
         self.cells.values().filter(|found| **found == verdict).count()
     }
@@ -120,7 +121,7 @@ impl Matrix {
         self.tables(expected).join("\n")
     }
 
-    /// Measured beside expected.
+    /// Prints measured and expected side by side.
     pub fn beside(&self, expected: &Self) -> String {
         let mut text = String::new();
         for (wanted, found) in expected.tables(None).iter().zip(self.tables(Some(expected))) {
@@ -166,8 +167,9 @@ impl Matrix {
     }
 }
 
-/// Asks all that `expected` has, again where it differs, until the whole table matches and has held, or the time is up.
-pub fn settle(world: &World, expected: &Matrix, limit: Duration) -> Result<Outcome> {
+/// Asks all that `expected` has, again where it differs, until the whole table matches and has
+/// held, or the time is up.
+pub fn wait_for_match(world: &World, expected: &Matrix, limit: Duration) -> Result<Outcome> {
     let end = Instant::now() + limit;
     let all: Vec<Cell> = expected.cells.keys().cloned().collect();
     let mut measured = Matrix::default();
@@ -254,10 +256,11 @@ mod tests {
 
     #[test]
     fn a_bad_table_is_refused_with_its_line() {
-        for (text, said) in [("tcp 80\nx/a x/b\nx/a - . .", "line 3"), ("tcp 80\nx/a\nx/a ?", "`?`"), ("", "no table")]
+        for (text, message) in
+            [("tcp 80\nx/a x/b\nx/a - . .", "line 3"), ("tcp 80\nx/a\nx/a ?", "`?`"), ("", "no table")]
         {
             let error = format!("{:#}", Matrix::parse(text).unwrap_err());
-            assert!(error.contains(said), "{error}");
+            assert!(error.contains(message), "{error}");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Private network namespaces as nodes and pods, without names and without cleaning up: a namespace goes when the last user of it goes.
+//! Private network namespaces as nodes and pods, without names and without cleaning up: a namespace
+//! goes when the last user of it goes.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -20,7 +21,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// A new namespace with `lo` up. Needs root; the error says so.
+    /// A new namespace with `lo` up. Needs root; the error mentions it.
     pub fn new() -> Result<Self> {
         let opened = thread::spawn(|| -> io::Result<File> {
             unshare(CloneFlags::CLONE_NEWNET)?;
@@ -40,7 +41,8 @@ impl Namespace {
         &self.file
     }
 
-    /// A path that names the namespace as long as this value lives, in this process and those that it starts.
+    /// A path that names the namespace as long as this value lives, in this process and those that
+    /// it starts.
     pub fn path(&self) -> String {
         use std::os::fd::AsRawFd;
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
@@ -51,8 +53,8 @@ impl Namespace {
         namespace::within(&self.file, work).expect("a namespace that is held open can be entered")
     }
 
-    /// Connects a pod to this node as an ADD does: its link, addresses and the routes to them. Returns the pod's MAC
-    /// address.
+    /// Connects a pod to this node as an ADD does: its link, addresses and the routes to them.
+    /// Returns the pod's MAC address.
     pub fn connect_pod(&self, namespace: &Self, interface: &str, nets: &[IpNet]) -> Result<Mac> {
         self.run(|| {
             let mac = pod::pod_mac(interface, "eth0");
@@ -65,7 +67,8 @@ impl Namespace {
         })
     }
 
-    /// Runs a program inside, with text on its standard input; fails if the program fails, with its own words.
+    /// Runs a program inside, with text on its standard input; fails if the program fails, with its
+    /// output.
     pub fn command(&self, program: &str, arguments: &[&str], input: &str) -> Result<String> {
         let output = self.run(|| -> Result<Output> {
             let mut child = Command::new(program)
@@ -87,9 +90,9 @@ impl Namespace {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// `ip` with these words.
-    pub fn ip(&self, words: &str) -> Result<String> {
-        self.command("ip", &words.split_whitespace().collect::<Vec<_>>(), "")
+    /// Runs `ip` with these arguments.
+    pub fn ip(&self, arguments: &str) -> Result<String> {
+        self.command("ip", &arguments.split_whitespace().collect::<Vec<_>>(), "")
     }
 }
 

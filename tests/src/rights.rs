@@ -1,4 +1,5 @@
-//! Requests to a real API server by those who may do only a part: which of them it grants. The tables are data.
+//! Requests to a real API server by users with limited rights, and which of them it grants. The
+//! tables are data.
 
 mod table;
 
@@ -22,10 +23,10 @@ use crate::install::checkout;
 use table::Request;
 pub use table::Requests;
 
-/// How long the API server may take until new rules are in force.
+/// Time limit for new rules to take effect in the API server.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What a request comes to.
+/// Result of a request.
 pub const GRANTED: &str = "granted";
 
 /// A table of `tests/data`.
@@ -34,7 +35,7 @@ pub fn table<T: DeserializeOwned>(name: &str) -> Result<T> {
     table::parse(&std::fs::read_to_string(&path)?).with_context(|| path.display().to_string())
 }
 
-/// Applies those objects of a golden file of the operator that say who may do what.
+/// Applies those objects of a golden file of the operator that grant or restrict rights.
 pub fn apply_rules(cluster: &Cluster, golden: &str) -> Result<()> {
     const KINDS: [&str; 8] = [
         "Namespace",
@@ -62,15 +63,15 @@ pub fn apply_rules(cluster: &Cluster, golden: &str) -> Result<()> {
     Ok(())
 }
 
-/// Somebody who asks.
+/// A user of the API.
 #[derive(Clone)]
-pub struct Asker {
+pub struct ApiUser {
     client: Client,
     mode: Mode,
 }
 
-impl Asker {
-    /// Whoever `change` makes of the administrator.
+impl ApiUser {
+    /// The user that `change` makes of the administrator.
     pub async fn new(cluster: &Cluster, mode: Mode, change: impl FnOnce(&mut Config)) -> Result<Self> {
         let file = Kubeconfig::read_from(cluster.kubeconfig())?;
         let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
@@ -83,7 +84,7 @@ impl Asker {
         Self::new(cluster, mode, |_| ()).await
     }
 
-    /// Who has that token and nothing else.
+    /// The user of that token.
     pub async fn with_token(cluster: &Cluster, mode: Mode, token: &str) -> Result<Self> {
         let token = token.to_owned();
         Self::new(cluster, mode, |config| {
@@ -131,7 +132,7 @@ impl Asker {
         Ok(stored)
     }
 
-    /// Makes the object. What is said against it is the answer.
+    /// Creates the object. Returns the refusal, if there is one.
     pub async fn create(&self, object: &Value) -> Result<String> {
         answer(self.api(object).create(&PostParams::default(), &self.stored(object)?).await)
     }
@@ -158,7 +159,7 @@ impl Asker {
         answer(self.api(object).delete(&self.stored(object)?.name_any(), &DeleteParams::default()).await)
     }
 
-    /// Takes the object away, whatever keeps it; that there is none is fine.
+    /// Removes the object despite finalizers; a success if there is none.
     pub async fn clear(&self, object: &Value) -> Result<()> {
         let (api, name) = (self.api(object), self.stored(object)?.name_any());
         let freed = json!({"metadata": {"finalizers": null, "ownerReferences": null}});
@@ -197,7 +198,7 @@ pub async fn until<F: Future<Output = Result<String>>>(part: &str, ask: impl Fn(
 }
 
 /// Asks every row of the table; the error names those that were answered otherwise.
-pub async fn ask(requests: &Requests, agent: &Asker, administrator: &Asker) -> Result<()> {
+pub async fn ask(requests: &Requests, agent: &ApiUser, administrator: &ApiUser) -> Result<()> {
     let foreign = &requests.objects["affinity-n1"];
     until("BlockAffinities of its own node only", || async {
         administrator.clear(foreign).await?;
@@ -214,7 +215,7 @@ pub async fn ask(requests: &Requests, agent: &Asker, administrator: &Asker) -> R
 }
 
 /// Under `strictAffinity` nothing is borrowed, and what was borrowed is given back.
-pub async fn ask_under_strict_affinity(requests: &Requests, agent: &Asker, administrator: &Asker) -> Result<()> {
+pub async fn ask_under_strict_affinity(requests: &Requests, agent: &ApiUser, administrator: &ApiUser) -> Result<()> {
     let row = |what: &str| requests.rows.iter().find(|row| row.what == what).with_context(|| format!("no row {what}"));
     let (borrowed, given_back) =
         (row("an address is borrowed")?, row("what was borrowed is given back and attributes are renumbered")?);
@@ -228,7 +229,7 @@ pub async fn ask_under_strict_affinity(requests: &Requests, agent: &Asker, admin
     until(GRANTED, || one(borrowed, requests, agent, administrator)).await
 }
 
-async fn one(row: &Request, requests: &Requests, agent: &Asker, administrator: &Asker) -> Result<String> {
+async fn one(row: &Request, requests: &Requests, agent: &ApiUser, administrator: &ApiUser) -> Result<String> {
     let (before, after) = requests.objects_of(row);
     let stays = ["Node", "Pod"].iter().any(|kind| before["kind"] == *kind);
     if !stays {
@@ -271,13 +272,13 @@ struct TierRow {
     answer: String,
 }
 
-/// What the refusal of a tier says.
+/// Text of the refusal by a tier's rights.
 const TIER: &str = "permission to get the tier";
 
 /// Gives each user of the table his roles, and asks every row.
 pub async fn ask_of_tiers(tiers: &Tiers, cluster: &Cluster, mode: Mode, namespace: &str) -> Result<()> {
     roles(tiers, cluster, mode)?;
-    let administrator = Asker::administrator(cluster, mode).await?;
+    let administrator = ApiUser::administrator(cluster, mode).await?;
     let policy = |row: &TierRow, tier: &Option<String>| {
         let mut object = json!({"kind": row.kind, "metadata": {"name": row.name}, "spec": {"selector": "all()"}});
         if !row.kind.contains("Global") {
@@ -291,7 +292,7 @@ pub async fn ask_of_tiers(tiers: &Tiers, cluster: &Cluster, mode: Mode, namespac
     };
     let mut wrong = Vec::new();
     for (index, row) in tiers.rows.iter().enumerate() {
-        let user = Asker::user(cluster, mode, &row.user).await?;
+        let user = ApiUser::user(cluster, mode, &row.user).await?;
         let (before, after) = (policy(row, &row.from), policy(row, &row.tier));
         if index == 0 {
             until(TIER, || async {
@@ -323,7 +324,8 @@ pub async fn ask_of_tiers(tiers: &Tiers, cluster: &Cluster, mode: Mode, namespac
     Ok(())
 }
 
-/// Everybody may write all kinds of policies; the roles of the table are of the group that users know, in both storages.
+/// Everybody may write all kinds of policies; the roles of the table are of the group that users
+/// know, in both storages.
 fn roles(tiers: &Tiers, cluster: &Cluster, mode: Mode) -> Result<()> {
     let plain = json!({"apiGroups": [mode.group()], "verbs": ["*"], "resources":
         ["networkpolicies", "globalnetworkpolicies", "stagednetworkpolicies", "stagedglobalnetworkpolicies"]});

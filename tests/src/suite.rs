@@ -1,4 +1,5 @@
-//! A test program that runs its cases in the order in which they are written, on one cluster, and reports in the words of cargo's own.
+//! A test program that runs its cases in the order in which they are written, on one cluster, and
+//! reports in the format of cargo's own.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -17,7 +18,8 @@ pub struct Suite {
 }
 
 impl Suite {
-    /// A suite that heeds the arguments of `cargo test`: words choose cases by a part of their names, `--list` only names them.
+    /// A suite with the arguments of `cargo test`: filters select cases by a part of their names,
+    /// `--list` only lists them.
     pub fn from_arguments() -> Self {
         let arguments: Vec<String> = std::env::args().skip(1).collect();
         Self {
@@ -30,7 +32,7 @@ impl Suite {
         }
     }
 
-    /// Whether nothing is to be run: what the cases are is known only when they run.
+    /// Returns whether nothing is to be run: what the cases are is known only when they run.
     pub fn only_lists(&self) -> bool {
         self.list
     }

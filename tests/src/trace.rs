@@ -19,7 +19,7 @@ use crate::cluster::process;
 
 /// Spans that are kept; later ones push the oldest out.
 const KEPT: usize = 200_000;
-/// How wide the bars of a tree are, in characters.
+/// Width of a tree's bars, in characters.
 const WIDTH: u64 = 40;
 
 /// A span, as far as a tree needs it. Times are nanoseconds since 1970.
@@ -31,13 +31,13 @@ pub struct Span {
     pub id: Vec<u8>,
     /// The span that caused it; empty at the root.
     pub parent: Vec<u8>,
-    /// What was done.
+    /// Name of the operation.
     pub name: String,
-    /// Which program did it.
+    /// Program.
     pub service: String,
-    /// Where it began.
+    /// Start.
     pub start: u64,
-    /// Where it ended.
+    /// End.
     pub end: u64,
     /// Attributes as text.
     pub attributes: BTreeMap<String, String>,
@@ -89,12 +89,12 @@ impl Collector {
         Ok(Self { address, received })
     }
 
-    /// Where it listens.
+    /// Address on which it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What has come of a trace.
+    /// Received spans of a trace.
     pub fn of(&self, trace: &[u8]) -> Vec<Span> {
         of_trace(&self.received.lock().spans, trace)
     }
@@ -104,7 +104,7 @@ impl Collector {
         self.received.lock().bytes.get_or_insert_default();
     }
 
-    /// What has come since [`record`](Self::record).
+    /// Bytes received since [`record`](Self::record).
     pub fn recorded(&self) -> Vec<u8> {
         self.received.lock().bytes.clone().unwrap_or_default()
     }
@@ -114,8 +114,9 @@ impl Collector {
         self.received.lock().spans.iter().map(|span| span.service.clone()).collect()
     }
 
-    /// Waits for a trace whose root did `name`, carries the attribute, and began after `since`, until the program `last` has reported so many
-    /// spans of it and no further one has come for a moment; then whatever has come.
+    /// Waits for a trace whose root did `name`, carries the attribute, and began after `since`,
+    /// until the program `last` has reported so many spans of it and no further one has come for a
+    /// moment; then whatever has come.
     pub fn trace(
         &self,
         root: (&str, &str, &str),
@@ -140,7 +141,8 @@ impl Collector {
         }
     }
 
-    /// Every replica of typha traces a change; the fullest trace is of the one that told a node.
+    /// Every replica of typha traces a change; the most complete trace is from the one that sent it
+    /// to a node.
     fn find(&self, (name, key, value): (&str, &str, &str), since: u64) -> Vec<Span> {
         let received = self.received.lock();
         let spans = &received.spans;
@@ -157,7 +159,8 @@ fn of_trace(spans: &[Span], trace: &[u8]) -> Vec<Span> {
     spans.iter().filter(|span| span.trace == trace).cloned().collect()
 }
 
-/// A trace as a tree: one line a span, with the time from the root's start, how long it took, and a bar.
+/// A trace as a tree: one line a span, with the time from the root's start, how long it took, and a
+/// bar.
 pub fn tree(spans: &[Span]) -> String {
     let ids: BTreeSet<&[u8]> = spans.iter().map(|span| span.id.as_slice()).collect();
     let mut children: BTreeMap<&[u8], Vec<&Span>> = BTreeMap::new();
@@ -216,12 +219,12 @@ impl TraceService for Receiver {
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         let request = request.into_inner();
         let bytes = request.encode_to_vec();
-        let mut news = Vec::new();
+        let mut spans = Vec::new();
         for resource in request.resource_spans {
             let about = resource.resource.map(|resource| attributes(resource.attributes)).unwrap_or_default();
             let service = about.get("service.name").cloned().unwrap_or_default();
             for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
-                news.push(Span {
+                spans.push(Span {
                     trace: span.trace_id,
                     id: span.span_id,
                     parent: span.parent_span_id,
@@ -237,14 +240,14 @@ impl TraceService for Receiver {
         if let Some(kept) = &mut received.bytes {
             kept.extend(bytes);
         }
-        received.spans.extend(news);
+        received.spans.extend(spans);
         let excess = received.spans.len().saturating_sub(KEPT);
         received.spans.drain(..excess);
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
 
-/// Attributes that say what was done; those that tracing adds about the source are left out.
+/// Attributes of the operation; those that tracing adds about the source are left out.
 fn attributes(pairs: Vec<KeyValue>) -> BTreeMap<String, String> {
     const SOURCE: [&str; 5] = ["code.", "thread.", "busy_ns", "idle_ns", "target"];
     let text = |pair: &KeyValue| match pair.value.as_ref()?.value.as_ref()? {

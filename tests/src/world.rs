@@ -1,4 +1,5 @@
-//! The pods that scenarios talk about: nine in two namespaces over the nodes, each serving, each reachable for questions from inside.
+//! The pods that scenarios talk about: nine in two namespaces over the nodes, each serving, each
+//! reachable for questions from inside.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,14 +14,14 @@ use crate::cluster::Cluster;
 use crate::image::{Entry, Image};
 use crate::probe::{self, Place, Protocol};
 
-/// Where every pod answers; the names are those of its container's ports.
+/// Ports of every pod; the names are those of its container's ports.
 pub const PORTS: [(&str, Protocol, u16); 3] =
     [("web", Protocol::Tcp, 80), ("admin", Protocol::Tcp, 81), ("dns", Protocol::Udp, 53)];
 /// The pods of the usual world.
 pub const PODS: [&str; 9] = ["x/a", "x/b", "x/c", "x/d", "x/e", "y/a", "y/b", "y/c", "y/d"];
 /// Environment variable by which a pod's process is found; its value is the pod's UID.
 const MARK: &str = "MARGAY_POD";
-/// How long pods may take to be ready on a busy machine.
+/// Time limit for pods to be ready on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A pod that runs.
@@ -28,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub struct Pod {
     /// `namespace/name`.
     pub name: String,
-    /// Where it runs.
+    /// Its node.
     pub node: String,
     /// Its address.
     pub address: Ipv4Addr,
@@ -41,7 +42,7 @@ pub struct Pod {
 /// Pods that run, by name.
 #[derive(Debug)]
 pub struct World {
-    /// In the order of their names.
+    /// Pods in the order of their names.
     pub pods: Vec<Pod>,
     /// The IP version by which pods ask each other.
     pub version: IpVersion,
@@ -122,7 +123,8 @@ pub fn namespaces() -> Vec<&'static str> {
     names
 }
 
-/// Writes the manifest of the usual world into the cluster's folder: three pods on each of three nodes.
+/// Writes the manifest of the usual world into the cluster's folder: three pods on each of three
+/// nodes.
 pub fn manifest(cluster: &Cluster) -> Result<PathBuf> {
     let nodes: Vec<&str> = cluster.layout().nodes.iter().map(|node| node.name.as_str()).collect();
     let mut items: Vec<Value> = namespaces()
@@ -183,7 +185,7 @@ pub fn program(name: &str, node: &str, arguments: &[String]) -> Result<Value> {
     }))
 }
 
-/// Writes the image of the prober, whose program lies beside the harness, into `folder`.
+/// Writes the image of the prober, whose program is beside the harness, into `folder`.
 pub fn image(folder: &Path) -> Result<PathBuf> {
     let stripped = crate::install::stripped("margay-probe", folder)?;
     let archive = folder.join("probe.tar");
@@ -196,7 +198,7 @@ pub fn image(folder: &Path) -> Result<PathBuf> {
     Ok(archive)
 }
 
-/// Where every pod answers, by name of the pod.
+/// Address of every pod, by name.
 pub fn addresses(world: &World) -> BTreeMap<&str, Ipv4Addr> {
     world.pods.iter().map(|pod| (pod.name.as_str(), pod.address)).collect()
 }

@@ -1,4 +1,7 @@
-//! The walls of ARCHITECTURE.md, checked over cargo's metadata and the tree.
+//! Rules of ARCHITECTURE.md, checked against cargo's metadata and the files.
+
+#[path = "architecture/vocabulary.rs"]
+mod vocabulary;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,7 +11,7 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 use margay_api::limits::{MAX_ENTRIES, MAX_REFERENCES};
 use margay_proto::sync;
 
-/// Which of our crates each may use.
+/// Our crates that each crate may use.
 const MAY_USE: [(&str, &[&str]); 14] = [
     ("margay-api", &[]),
     ("margay-calc", &["margay-api"]),
@@ -52,7 +55,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     ),
 ];
 
-/// What a crate must not even name, because of what it is for.
+/// Crates that a crate must not depend on, because of its purpose.
 const MUST_NOT: [(&str, &[&str]); 7] = [
     ("margay-api", &["tokio", "tonic", "nix", "rand", "libc", "futures", "jiff", "tracing"]),
     ("margay-calc", &["tokio", "tonic", "kube", "nix", "rand", "libc", "futures", "jiff", "tracing", "serde_json"]),
@@ -361,12 +364,12 @@ fn files_can_be_read_at_once() {
     assert!(long.is_empty(), "longer than {MAX_LINES} lines, split by noun: {long:#?}");
 }
 
-/// What CONTRIBUTING.md says is shown by a test is shown by one of that name.
+/// Every test that CONTRIBUTING.md names exists.
 #[test]
 fn tests_that_are_named_exist() {
     let root = metadata().workspace_root.into_std_path_buf();
     let text = fs::read_to_string(root.join("CONTRIBUTING.md")).expect("the page is there");
-    let table = text.lines().skip_while(|line| *line != "| Hole | Shown by |").skip(2);
+    let table = text.lines().skip_while(|line| *line != "| Failure | Tests |").skip(2);
     let cells = table.take_while(|line| line.starts_with('|')).filter_map(|line| line.split('|').nth(2));
     let named: BTreeSet<&str> =
         cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).filter(|name| !name.is_empty()).collect();
@@ -381,7 +384,8 @@ fn tests_that_are_named_exist() {
     assert!(missing.is_empty(), "CONTRIBUTING.md names tests that do not exist: {missing:?}");
 }
 
-/// Files and folders that a page names in code type are there: those below a folder of the tree, and bare names of files.
+/// Files and folders that a page names in code type exist: paths below a folder of the tree, and
+/// bare names of files.
 #[test]
 fn files_that_are_named_exist() {
     let root = metadata().workspace_root.into_std_path_buf();
@@ -406,7 +410,7 @@ fn is_path(root: &Path, name: &str) -> bool {
     is_plain && (is_file || is_below) && !name.starts_with("target/") && !name.starts_with("/")
 }
 
-/// `a/{b,c}.rs` is `a/b.rs` and `a/c.rs`; of `a/*.rs` the folder is meant.
+/// Expands `a/{b,c}.rs` to `a/b.rs` and `a/c.rs`, and `a/*.rs` to the folder.
 fn expand(name: &str) -> Vec<String> {
     if let Some((folder, _)) = name.split_once('*') {
         return folder.rsplit_once('/').map(|(folder, _)| folder.to_owned()).into_iter().collect();
@@ -417,7 +421,7 @@ fn expand(name: &str) -> Vec<String> {
     }
 }
 
-/// The limits that the pages give are those of the code, and so are those that the definitions give.
+/// The limits in the pages and in the CRDs are those of the code.
 #[test]
 fn limits_in_the_pages_are_those_of_the_code() {
     let root = metadata().workspace_root.into_std_path_buf();
@@ -462,7 +466,7 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
     files(folder, &|name| name.ends_with(".rs"))
 }
 
-/// Files below a folder whose names are asked for, but for what is built and what is hidden.
+/// Files below a folder that match, without build output and hidden files.
 fn files(folder: &Path, is_wanted: &dyn Fn(&str) -> bool) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).expect("a folder of the tree") {

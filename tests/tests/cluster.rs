@@ -1,4 +1,5 @@
-//! The harness's own promises: a real cluster comes up, survives what tests do to it, and leaves nothing behind.
+//! Tests of the harness: a real cluster comes up, survives what tests do to it, and leaves nothing
+//! behind.
 
 #![allow(clippy::unwrap_used)]
 
@@ -49,7 +50,7 @@ fn a_cluster_lives_and_leaves_nothing_behind() {
         column(&cluster, "{.metadata.name} {.status.addresses[0].address}"),
         ["n1 172.30.0.11", "n2 172.30.0.12", "n3 172.30.1.13"]
     );
-    // The heartbeat that says why comes with the registration.
+    // The heartbeat with the reason comes with the registration.
     let ready = r#"{.status.conditions[?(@.type=="Ready")].status}"#;
     assert_eq!(column(&cluster, ready), ["False", "False", "False"]);
 
@@ -60,7 +61,8 @@ fn a_cluster_lives_and_leaves_nothing_behind() {
     cluster.restart_apiserver().unwrap();
     assert_eq!(column(&cluster, "{.metadata.name}").len(), 3);
 
-    // Another process takes over, as after a crash of the one that began; one part has died meanwhile.
+    // Another process takes over, as after a crash of the one that began; one part has died
+    // meanwhile.
     let folder = cluster.keep().folder().to_owned();
     let cluster = Cluster::attach(&folder).unwrap();
     assert!(Cluster::up(&mk_options("life", 3), &|_| ()).is_err(), "a second cluster in the same folder");
@@ -158,7 +160,7 @@ fn inhabitants(cluster: &Cluster) -> BTreeSet<(String, String)> {
         .collect()
 }
 
-/// Start time of a process, which tells it from a later one of the same pid.
+/// Start time of a process, which distinguishes it from a later one with the same pid.
 fn started(pid: &str) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();

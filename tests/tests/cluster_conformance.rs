@@ -1,5 +1,6 @@
-//! Tables of verdicts on a real Kubernetes: what the API server takes and what the container runtime tells the plugin is in them, which `conformance.rs`
-//! leaves out; and what that API server refuses and fills in. All of the tables: `make conformance ON=cluster`.
+//! Tables of verdicts on a real Kubernetes, which cover what `conformance.rs` leaves out, the API
+//! server's acceptance and the container runtime's calls of the plugin; and admission on that API
+//! server. All of the tables: `make conformance ON=cluster`.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
 
 fn stage() -> Result<Cluster> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cluster-conformance");
-    // Checkouts side by side test at the same time.
+    // Several checkouts may run tests at the same time.
     let cluster = demo::bring_up(&format!("mgy-conf-{}", std::process::id()), &folder, &|line| println!("{line}"))?;
     install::install(&cluster, &install::Options::default(), &|line| println!("{line}"))?;
     Ok(cluster)

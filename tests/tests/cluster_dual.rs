@@ -1,5 +1,5 @@
-//! On a real Kubernetes of two IP versions, with kube-proxy in its default mode, iptables: pods have an address of each, and packets of both go and are
-//! stopped alike.
+//! On a real Kubernetes of two IP versions, with kube-proxy in its default mode, iptables: pods
+//! have an address of each, and packets of both are allowed and denied alike.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
 
 fn stage() -> Result<Stage> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cluster-dual");
-    // Checkouts side by side test at the same time.
+    // Several checkouts may run tests at the same time.
     let name = format!("mgy-dual-{}", std::process::id());
     let images = folder.with_file_name(format!("{name}-images"));
     let options = cluster::Options {
@@ -66,14 +66,14 @@ fn stage() -> Result<Stage> {
         images: vec![install::image(&images)?, world::image(&images)?],
         ..cluster::Options::default()
     };
-    let tell = |line: &str| println!("{line}");
-    let cluster = Cluster::up(&options, &tell)?;
+    let progress = |line: &str| println!("{line}");
+    let cluster = Cluster::up(&options, &progress)?;
     let options = install::Options {
         cidr: POOL_V4.to_owned(),
         ipv6: Some((POOL_V6.to_owned(), "VXLAN".to_owned())),
         ..install::Options::default()
     };
-    install::install(&cluster, &options, &tell)?;
+    install::install(&cluster, &options, &progress)?;
     let world = World::create(&cluster).with_context(|| install::diagnosis(&cluster))?;
     Ok(Stage { cluster, world })
 }
@@ -108,12 +108,12 @@ fn all_open(stage: &mut Stage) -> Result<()> {
 
 fn expect(stage: &mut Stage, version: IpVersion, expected: &Matrix) -> Result<()> {
     stage.world.version = version;
-    let outcome = matrix::settle(&stage.world, expected, OBEY)?;
+    let outcome = matrix::wait_for_match(&stage.world, expected, OBEY)?;
     ensure!(outcome.matched.is_some(), "{version:?}: packets do not obey\n{}", outcome.measured.beside(expected));
     Ok(())
 }
 
-/// The nodes share a link, so that IPv4 goes without encapsulation, as its pool says across subnets only.
+/// The nodes share a link, so IPv4 is not encapsulated: its pool does so across subnets only.
 fn routes(stage: &Stage, device: &str) -> Result<()> {
     let node = stage.cluster.node("n1")?;
     for (family, range, device) in [("-4", "10.244.", "eth0"), ("-6", "fd00:10:244:", device)] {
@@ -126,7 +126,7 @@ fn routes(stage: &Stage, device: &str) -> Result<()> {
     Ok(())
 }
 
-/// The world outside knows no way to pods: what it answers has crossed address translation both ways.
+/// The outside world has no route to pods: its answers have crossed address translation both ways.
 fn world_outside(stage: &Stage) -> Result<()> {
     let outside = Target::new(Protocol::Tcp, OUTSIDE_V6, 9);
     for pod in &stage.world.pods {
@@ -139,7 +139,8 @@ fn world_outside(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-/// Expects what a policy does by each IP version while it is there, and that all is open after it.
+/// Expects the effect of a policy on each IP version while it exists, and that everything is open
+/// after it.
 fn with_policy(stage: &mut Stage, policy: &str, expected: [&Matrix; 2]) -> Result<()> {
     let path = stage.cluster.folder().join("dual.yaml");
     std::fs::write(&path, policy)?;
@@ -171,7 +172,7 @@ fn range(stage: &mut Stage) -> Result<()> {
     with_policy(stage, &EXCEPT_ONE.replace("DENIED", &denied.to_string()), [&open, &expected])
 }
 
-/// What leads to Services is not the table of the other suites.
+/// Services are in another table than in the other suites.
 fn iptables(stage: &Stage) -> Result<()> {
     for (node, family) in [("n1", ""), ("n2", "6")] {
         let node = stage.cluster.node(node)?;
@@ -184,7 +185,7 @@ fn iptables(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-/// Where the Service of [`SERVICE`] answers: its own addresses, and a port of each node.
+/// Targets of the Service in [`SERVICE`]: its own addresses, and a port of each node.
 fn service_targets(stage: &Stage) -> Result<Vec<Target>> {
     let get =
         |path: &str| stage.cluster.kubectl(&["get", "service", "-n", "x", "both", "-o", &format!("jsonpath={path}")]);
@@ -198,11 +199,11 @@ fn service_targets(stage: &Stage) -> Result<Vec<Target>> {
     own.map(Ok).chain(nodes).collect()
 }
 
-fn settle(stage: &Stage, pod: &str, targets: &[Target], wanted: Verdict) -> Result<()> {
+fn wait_for_verdicts(stage: &Stage, pod: &str, targets: &[Target], wanted: Verdict) -> Result<()> {
     let place = &stage.world.pod(pod)?.place;
-    let said = || ask(place, targets);
-    let is_so = || said().is_ok_and(|verdicts| verdicts.iter().all(|verdict| *verdict == wanted));
-    wait_for(OBEY, || format!("{wanted:?} for {pod} from each of {targets:?}: {:?}", said()), is_so)
+    let verdicts = || ask(place, targets);
+    let is_so = || verdicts().is_ok_and(|found| found.iter().all(|verdict| *verdict == wanted));
+    wait_for(OBEY, || format!("{wanted:?} for {pod} from each of {targets:?}: {:?}", verdicts()), is_so)
 }
 
 fn service(stage: &Stage) -> Result<()> {
@@ -210,20 +211,21 @@ fn service(stage: &Stage) -> Result<()> {
     std::fs::write(&path, SERVICE)?;
     stage.cluster.kubectl(&["apply", "-f", &path.display().to_string()])?;
     let targets = service_targets(stage)?;
-    ["y/a", "y/b"].iter().try_for_each(|pod| settle(stage, pod, &targets, Verdict::Answered))
+    ["y/a", "y/b"].iter().try_for_each(|pod| wait_for_verdicts(stage, pod, &targets, Verdict::Answered))
 }
 
-/// The backend knows whom a Service's own address leads to it; who asks a node's port may come as the node, which is not among the allowed either.
+/// The backend sees the source of a connection to a Service's address; a connection to a node's
+/// port may come with the node's address, which is not allowed either.
 fn service_under_policy(stage: &Stage) -> Result<()> {
     let path = stage.cluster.folder().join("service-policy.yaml");
     std::fs::write(&path, ONLY_FROM_A)?;
     let path = path.display().to_string();
     stage.cluster.kubectl(&["apply", "-f", &path])?;
     let targets = service_targets(stage)?;
-    settle(stage, "y/b", &targets, Verdict::Silent)?;
-    settle(stage, "y/a", &targets[..2], Verdict::Answered)?;
+    wait_for_verdicts(stage, "y/b", &targets, Verdict::Silent)?;
+    wait_for_verdicts(stage, "y/a", &targets[..2], Verdict::Answered)?;
     stage.cluster.kubectl(&["delete", "-f", &path])?;
-    settle(stage, "y/b", &targets, Verdict::Answered)
+    wait_for_verdicts(stage, "y/b", &targets, Verdict::Answered)
 }
 
 fn without_encapsulation(stage: &mut Stage) -> Result<()> {

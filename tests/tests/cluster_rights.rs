@@ -1,5 +1,6 @@
-//! Who may write what, asked of a real API server: an agent with its own token, and users with roles on tiers. Nothing of ours runs here: the rules are
-//! those that the operator renders, and the API server is what is asked.
+//! Rights to write, on a real API server: of an agent with its own token, and of users with roles
+//! on tiers. No component of ours runs here: the rules are those that the operator renders, and the
+//! API server applies them.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,11 +12,11 @@ use margay_tests::cluster::layout::Topology;
 use margay_tests::cluster::process::wait_for;
 use margay_tests::cluster::{Cluster, Options};
 use margay_tests::install::checkout;
-use margay_tests::rights::{self, Asker};
+use margay_tests::rights::{self, ApiUser};
 use margay_tests::suite::Suite;
 use serde_json::json;
 
-/// Namespace of what is written here.
+/// Namespace of the objects of these cases.
 const NAMESPACE: &str = "rights";
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -81,8 +82,8 @@ fn agents(cluster: &Cluster, mode: Mode) -> Result<()> {
     let bound = ["--bound-object-kind", "Pod", "--bound-object-name", "agent"];
     let token = cluster.kubectl(&[&["create", "token", "margay-node", "-n", "margay-system"][..], &bound].concat())?;
     run(async {
-        let agent = Asker::with_token(cluster, mode, token.trim()).await?;
-        let administrator = Asker::administrator(cluster, mode).await?;
+        let agent = ApiUser::with_token(cluster, mode, token.trim()).await?;
+        let administrator = ApiUser::administrator(cluster, mode).await?;
         let requests = rights::table("agent-requests.yaml")?;
         rights::ask(&requests, &agent, &administrator).await?;
         rights::ask_under_strict_affinity(&requests, &agent, &administrator).await.context("strictAffinity")
@@ -93,7 +94,7 @@ fn tiers(cluster: &Cluster, mode: Mode) -> Result<()> {
     run(async { rights::ask_of_tiers(&rights::table("tier-rights.yaml")?, cluster, mode, NAMESPACE).await })
 }
 
-/// The garbage collector and the namespace controller delete policies, and nobody has given them tiers.
+/// The garbage collector and the namespace controller delete policies without any rights on tiers.
 fn deletion(cluster: &Cluster) -> Result<()> {
     let policy = |namespace: &str, owner: serde_json::Value| {
         json!({

@@ -1,5 +1,5 @@
-//! On a cluster that Calico has been on: Margay takes over its pool, its block and its policies from `crd.projectcalico.org/v1`, and writes there what
-//! Calico reads.
+//! On a cluster that Calico has been on: Margay takes over its pool, its block and its policies
+//! from `crd.projectcalico.org/v1`, and writes there what Calico reads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -19,7 +19,7 @@ use margay_tests::demo::{self, Stage};
 use margay_tests::install;
 use margay_tests::matrix::Matrix;
 use margay_tests::probe::Verdict;
-use margay_tests::scenarios::{Ground, hosts, policy};
+use margay_tests::scenarios::{Environment, hosts, policy};
 use margay_tests::suite::Suite;
 use margay_tests::world::{self, PODS, World};
 use serde_json::{Value, json};
@@ -29,13 +29,14 @@ const INSTALLED: &str = "an_installation_takes_over_what_calico_left";
 const BLOCK: &str = "10.244.7.0/26";
 const TUNNEL: &str = "10.244.7.0";
 const IN_USE: &str = "10.244.7.1";
-/// How long something may take on a busy machine.
+/// Time limit on a busy machine.
 const CONF_DIR: &str = "/etc/cni/net.d";
-/// What Calico leaves there when its DaemonSet is deleted.
+/// File that Calico leaves when its DaemonSet is deleted.
 const CALICO_CONFLIST: &str =
     r#"{"cniVersion":"0.3.1","name":"k8s-pod-network","plugins":[{"type":"calico","ipam":{"type":"calico-ipam"}}]}"#;
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Kubernetes keeps the pods of a node that left for up to a minute, and what they have is kept until after that.
+/// Kubernetes keeps the pods of a node that left for up to a minute, and their addresses are kept
+/// until after that.
 const DEPARTURE: Duration = Duration::from_secs(180);
 
 fn main() -> ExitCode {
@@ -45,32 +46,32 @@ fn main() -> ExitCode {
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cluster-v1");
     let name = format!("mgy-v1-{}", std::process::id());
-    let ground = match take_over(&name, &folder) {
-        Ok(stage) => Ground { stage, mode: Mode::V1 },
+    let environment = match take_over(&name, &folder) {
+        Ok(stage) => Environment { stage, mode: Mode::V1 },
         Err(error) => {
             suite.case(INSTALLED, || Err(error));
             return suite.finish();
         }
     };
-    let cluster = &ground.stage.cluster;
+    let cluster = &environment.stage.cluster;
     suite.case(INSTALLED, || install::check_status(cluster));
     suite.case("nothing_is_kept_in_the_other_storage", || one_storage(cluster));
     suite.case("what_calico_left_stays", || kept(cluster));
     suite.case("kinds_that_came_later_are_brought", || brought(cluster));
-    suite.case("pods_get_addresses_of_the_block_that_was_there", || addresses(&ground.stage));
-    suite.case("what_is_written_has_calicos_shape", || shapes(&ground.stage));
-    suite.case("policies_that_calico_left_are_enforced", || old_policies(&ground));
+    suite.case("pods_get_addresses_of_the_block_that_was_there", || addresses(&environment.stage));
+    suite.case("what_is_written_has_calicos_shape", || shapes(&environment.stage));
+    suite.case("policies_that_calico_left_are_enforced", || old_policies(&environment));
     suite.case("while_the_data_is_locked_no_pod_starts", || locked(cluster));
-    policy::run(&mut suite, &ground);
-    hosts::run(&mut suite, &ground);
+    policy::run(&mut suite, &environment);
+    hosts::run(&mut suite, &environment);
     suite.case("the_configuration_that_calico_left_is_set_aside", || aside(cluster));
     suite.case("what_a_node_had_that_left_is_given_back", || departed(cluster));
     suite.finish()
 }
 
 fn take_over(name: &str, folder: &Path) -> Result<Stage> {
-    let tell = |line: &str| println!("{line}");
-    let cluster = demo::bring_up(name, folder, &tell)?;
+    let progress = |line: &str| println!("{line}");
+    let cluster = demo::bring_up(name, folder, &progress)?;
     let data = install::checkout().join("tests/data/calico-v1");
     let file = |name: &str| data.join(name).display().to_string();
     cluster.kubectl(&["apply", "-f", &file("crds.yaml")])?;
@@ -81,7 +82,7 @@ fn take_over(name: &str, folder: &Path) -> Result<Stage> {
         node.exec(&["sh", "-c", &write])?;
     }
     let options = install::Options { mode: Mode::V1, ..install::Options::default() };
-    install::install(&cluster, &options, &tell)?;
+    install::install(&cluster, &options, &progress)?;
     let world = World::create(&cluster).with_context(|| install::diagnosis(&cluster))?;
     Ok(Stage { cluster, world })
 }
@@ -112,8 +113,9 @@ fn kept(cluster: &Cluster) -> Result<()> {
     let spec = &one(&felix, "default")?["spec"];
     ensure!(spec["floatingIPs"] == "Disabled" && spec["vxlanVNI"] == 4097, "{spec}");
     let vxlan = cluster.node("n1")?.exec(&["ip", "-d", "link", "show", "vxlan.calico"])?;
-    ensure!(vxlan.contains("vxlan id 4097"), "the setting is not obeyed:\n{vxlan}");
-    // The Installation names the pool, so that it is followed from now on: it is labelled, and what users have said of it stays.
+    ensure!(vxlan.contains("vxlan id 4097"), "the setting has no effect:\n{vxlan}");
+    // The Installation names the pool, so that it is followed from now on: it is labelled, and
+    // users' own fields stay.
     let pools = stored(cluster, "ippools")?;
     ensure!(pools.len() == 1, "{:?}", pools.keys());
     let pool = one(&pools, "default-ipv4-ippool")?;
@@ -174,7 +176,7 @@ fn shapes(stage: &Stage) -> Result<()> {
             ensure!(object["spec"]["handleID"] == handle && object["spec"]["block"][&cidr] == 1, "{object}");
             let of = attribute.secondary.clone().unwrap_or_default();
             let node = of.get("node").with_context(|| format!("{address} is of no node: {of:?}"))?;
-            // Calico's too: the operator has found out whose they are.
+            // Calico's too: the operator has found their nodes.
             ensure!(object["metadata"]["annotations"][ANNOTATION_HANDLE_NODE] == **node, "{node}: {object}");
             if let (Some(namespace), Some(pod)) = (of.get("namespace"), of.get("pod")) {
                 held.insert(format!("{namespace}/{pod}"), address.to_string());
@@ -189,18 +191,18 @@ fn shapes(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-fn old_policies(ground: &Ground) -> Result<()> {
+fn old_policies(environment: &Environment) -> Result<()> {
     let mut expected = Matrix::open(&PODS, &demo::ports());
     for ((_, _, to), verdict) in &mut expected.cells {
         if to == "x/c" || to == "y/b" {
             *verdict = Verdict::Silent;
         }
     }
-    policy::expect(ground, &expected)?;
-    let cluster = &ground.stage.cluster;
+    policy::expect(environment, &expected)?;
+    let cluster = &environment.stage.cluster;
     cluster.kubectl(&["delete", "globalnetworkpolicies.crd.projectcalico.org", "default.closed"])?;
     cluster.kubectl(&["delete", "-n", "y", "networkpolicies.crd.projectcalico.org", "closed"])?;
-    policy::expect(ground, &Matrix::open(&PODS, &demo::ports()))
+    policy::expect(environment, &Matrix::open(&PODS, &demo::ports()))
 }
 
 /// Pods of the world have started since, so it is ours that the runtime calls.
@@ -249,7 +251,8 @@ fn departed(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// A pod that wants to start meanwhile says why it does not, and does when the lock is gone.
+/// A pod that is created meanwhile waits, its events have the reason, and it starts when the lock
+/// is gone.
 fn locked(cluster: &Cluster) -> Result<()> {
     let lock = |ready: bool| {
         let patch = json!({"spec": {"datastoreReady": ready}}).to_string();
@@ -260,11 +263,11 @@ fn locked(cluster: &Cluster) -> Result<()> {
     let file = cluster.folder().join("late.json");
     std::fs::write(&file, world::server("x/late", "n2")?.to_string())?;
     cluster.kubectl(&["create", "-f", &file.display().to_string()])?;
-    let said = || {
+    let has_event = || {
         let events = cluster.kubectl(&["get", "events", "-n", "x", "--field-selector=involvedObject.name=late"]);
         events.is_ok_and(|events| events.contains("datastoreReady false"))
     };
-    let refused = wait_for(PATIENCE, || "an event that says why x/late does not start".into(), said);
+    let refused = wait_for(PATIENCE, || "an event with the reason why x/late does not start".into(), has_event);
     lock(true)?;
     refused?;
     cluster.kubectl(&["wait", "-n", "x", "--for=condition=Ready", "pod/late", "--timeout=60s"])?;

@@ -1,4 +1,5 @@
-//! The agent's CNI service behind the real plugin, in namespaces: what ADD gives, DEL, CHECK, STATUS and GC do with it, and that a failed ADD leaves nothing behind.
+//! The agent's CNI service behind the real plugin, in namespaces: the result of ADD, what DEL,
+//! CHECK, STATUS and GC do with it, and that a failed ADD leaves nothing behind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -23,7 +24,7 @@ use margay_tests::trace::{Collector, Span};
 use serde_json::{Value, json};
 
 const NODE: &str = "n1";
-/// Seconds that an ADD waits for policy that never comes.
+/// Seconds for which an ADD waits for policy that never arrives.
 const SOON: u64 = 1;
 
 fn mk_lab(pool: Value) -> Result<Lab> {
@@ -36,7 +37,7 @@ fn usual() -> Value {
     json!({"cidr": "10.65.0.0/16", "vxlanMode": "Never"})
 }
 
-/// The pod is scheduled to the node: typha tells the agent of its policy.
+/// Schedules the pod to the node: typha sends its policy to the agent.
 fn schedule(lab: &Lab, name: &str) -> Result<()> {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "x", "name": name, "labels": {"pod": name}},
@@ -98,13 +99,13 @@ struct Footprint {
     ruleset: String,
 }
 
-/// Links of pods that were detached go a while after the DEL, and files remember them until then.
+/// Links of detached pods are removed some time after the DEL, and files record them until then.
 fn footprint(lab: &Lab) -> Result<Footprint> {
     let node = node(lab)?;
     let is_settled = || node.attachments().is_ok_and(|names| !names.iter().any(|name| name.ends_with(".gone")));
     wait_for(PATIENCE, || "links of detached pods to go".to_owned(), is_settled)?;
     let of_pods = |text: String| -> Vec<String> {
-        // When a link has noticed its other end is the kernel's own time.
+        // The kernel decides when a link notices its other end.
         let lines = text.lines().filter(|line| line.contains("cali"));
         lines
             .map(|line| line.replace("NO-CARRIER,", "").replace("state DOWN", "state UP").replace("linkdown ", ""))
@@ -207,7 +208,8 @@ fn add_into_no_namespace_is_refused_and_leaves_nothing() -> Result<()> {
     Ok(())
 }
 
-/// As a loss of power leaves it: the agent starts, and the others' attachments are what they were.
+/// A damaged file, as after a power failure: the agent starts, and other pods' attachments are
+/// unchanged.
 #[test]
 fn an_agent_starts_with_a_file_that_cannot_be_read_and_only_its_pod_pays() -> Result<()> {
     let mut lab = mk_lab(usual())?;
@@ -220,13 +222,13 @@ fn an_agent_starts_with_a_file_that_cannot_be_read_and_only_its_pod_pays() -> Re
     lab.stop_agent(NODE)?;
     std::fs::write(node(&lab)?.folder().join("attachments/c1@eth0.json"), "")?;
     lab.start_agent(NODE)?;
-    lab.settle()?;
+    lab.wait_enforced()?;
     whole.check(&result)?.success().context("the other pod is as it was")?;
     ensure!(node(&lab)?.attachments()? == ["c1@eth0.json.damaged", "c2@eth0.json"], "{:?}", node(&lab)?.attachments()?);
     let held = lab.blocks().handles().len();
     broken.del().context("DEL of a pod of which nothing is known")?;
     ensure!(lab.blocks().handles().len() == held - 1, "its address is given back all the same");
-    broken.add().context("and the pod can be made anew")?;
+    broken.add().context("and the pod can be recreated")?;
     Ok(())
 }
 
@@ -250,12 +252,13 @@ fn check_sees_what_is_missing() -> Result<()> {
     let result = sandbox.add()?;
     node(&lab)?.host.ip(&format!("link del {}", interface(&lab, "a")?))?;
     ensure!(sandbox.check(&result)?.refusal()?.0 == u64::from(code::KERNEL), "without a link");
-    sandbox.add().context("ADD mends what CHECK has found")?;
+    sandbox.add().context("ADD repairs what CHECK has found")?;
     sandbox.check(&result)?.success()?;
     Ok(())
 }
 
-/// typha knows no such pod: its policy cannot be in force, so there is no ADD. The address and the link that were made meanwhile are taken back.
+/// typha knows no such pod, so its policy cannot be in force and the ADD fails. The address and the
+/// link that were made meanwhile are removed.
 #[test]
 fn an_add_without_policy_fails_and_leaves_nothing() -> Result<()> {
     let lab = mk_lab(usual())?;
@@ -270,7 +273,8 @@ fn an_add_without_policy_fails_and_leaves_nothing() -> Result<()> {
     Ok(())
 }
 
-/// What is known of a pod is not known of the next one of its name, whose labels and so policies may be others. Of a static pod the API server has a mirror.
+/// The state of a pod does not apply to the next pod of its name, which may have other labels and
+/// policies. A static pod has a mirror in the API server.
 #[test]
 fn a_pod_made_again_waits_for_its_own_policy() -> Result<()> {
     let lab = mk_lab(usual())?;
@@ -280,7 +284,7 @@ fn a_pod_made_again_waits_for_its_own_policy() -> Result<()> {
             "metadata": {"namespace": "x", "name": "a", "uid": uid, "annotations": annotations},
             "spec": {"nodeName": NODE, "containers": []},
         });
-        lab.apply(&pod).and_then(|_| lab.settle())
+        lab.apply(&pod).and_then(|_| lab.wait_enforced())
     };
     let sandbox = |container: &str, uid: &str| -> Result<Sandbox> {
         let mut sandbox = Sandbox::new(&lab, "a", container)?;
@@ -304,7 +308,7 @@ fn a_pod_made_again_waits_for_its_own_policy() -> Result<()> {
     Ok(())
 }
 
-/// What an agent that dies in the middle of an ADD has made, its successor takes back: nobody got an answer.
+/// A new agent removes what its predecessor made in an unfinished ADD: nobody got an answer.
 #[test]
 fn an_add_that_the_agent_does_not_survive_leaves_nothing() -> Result<()> {
     let mut lab = mk_lab(usual())?;
@@ -313,7 +317,7 @@ fn an_add_that_the_agent_does_not_survive_leaves_nothing() -> Result<()> {
     let call = sandbox.call.clone();
     let add = thread::spawn(move || call.exec("ADD"));
     let waits = || footprint(&lab).is_ok_and(|now| !now.links.is_empty() && now.allocated != before.allocated);
-    wait_for(PATIENCE, || "the ADD does not come as far as policy".to_owned(), waits)?;
+    wait_for(PATIENCE, || "the ADD to reach the wait for policy".to_owned(), waits)?;
     lab.stop_agent(NODE)?;
     let answer = add.join().expect("no panic")?;
     answer.refusal().context("an ADD whose agent is gone")?;
@@ -333,7 +337,7 @@ fn an_attachment_outlives_its_agent() -> Result<()> {
     let (code, message) = sandbox.call.exec("STATUS")?.refusal()?;
     ensure!(code == u64::from(code::NOT_AVAILABLE), "STATUS without an agent: {code}: {message}");
     lab.start_agent(NODE)?;
-    lab.settle()?;
+    lab.wait_enforced()?;
     sandbox.call.exec("STATUS")?.success()?;
     sandbox.check(&result)?.success().context("after a restart")?;
     ensure!(sandbox.add()? == result, "the same answer");
@@ -342,7 +346,8 @@ fn an_attachment_outlives_its_agent() -> Result<()> {
     Ok(())
 }
 
-/// A runtime makes a new sandbox for a pod whose old one has died, and deletes the old one whenever it comes to it.
+/// A runtime creates a new sandbox for a pod whose old one has died, and deletes the old one at any
+/// later time.
 #[test]
 fn a_late_del_of_the_old_sandbox_leaves_the_new_one_alone() -> Result<()> {
     let lab = mk_lab(usual())?;
@@ -414,9 +419,9 @@ fn at_once<T: Send>(sandboxes: &[Sandbox], work: fn(&Sandbox) -> Result<T>) -> R
     })
 }
 
-/// Four addresses, no more, and one of them is the tunnel's. The pod that found none gets one as soon as there is one.
+/// Four addresses, one of them the tunnel's. The pod without one gets one as soon as one is free.
 #[test]
-fn a_pool_that_is_full_says_so() -> Result<()> {
+fn a_full_pool_is_reported() -> Result<()> {
     let lab = mk_lab(json!({"cidr": "10.65.0.0/30", "blockSize": 30, "vxlanMode": "Never"}))?;
     let mut sandboxes = Vec::new();
     let refusal = loop {
@@ -441,15 +446,15 @@ fn a_pool_that_is_full_says_so() -> Result<()> {
     Ok(())
 }
 
-/// Whoever may write to the socket makes interfaces and takes addresses.
+/// Whoever may write to the socket creates interfaces and takes addresses.
 #[test]
 fn the_socket_is_for_root_alone_after_a_restart_too() -> Result<()> {
     let mut lab = mk_lab(usual())?;
     let socket = node(&lab)?.socket();
-    for round in 0..2 {
+    for attempt in 0..2 {
         let about = std::fs::metadata(&socket)?;
         let (kind, mode) = (about.file_type(), about.mode() & 0o7777);
-        ensure!(kind.is_socket() && (about.uid(), about.gid(), mode) == (0, 0, 0o600), "{round}: {about:?}");
+        ensure!(kind.is_socket() && (about.uid(), about.gid(), mode) == (0, 0, 0o600), "{attempt}: {about:?}");
         // Somebody has opened it meanwhile.
         std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666))?;
         lab.stop_agent(NODE)?;
@@ -458,7 +463,8 @@ fn the_socket_is_for_root_alone_after_a_restart_too() -> Result<()> {
     Ok(())
 }
 
-/// A runtime that traces says so in the plugin's environment: what the agent does for the call belongs to that trace, below the runtime's own span.
+/// A runtime that traces passes its context in the plugin's environment: the agent's spans for the
+/// call belong to that trace, below the runtime's own span.
 #[test]
 fn an_add_continues_the_trace_of_its_caller() -> Result<()> {
     let (trace, parent) = ([0x4b; 16], [0x00, 0xf0, 0x67, 0xaa, 0x0b, 0xa9, 0x02, 0xb7]);
@@ -496,6 +502,6 @@ fn an_add_continues_the_trace_of_its_caller() -> Result<()> {
         ensure!(below.contains(wanted), "no {wanted} below the call: {spans:?}");
     }
     let calls: Vec<&Span> = spans.iter().filter(|span| span.name == "cni").collect();
-    ensure!(calls.len() == 1, "calls without parent, or with one that is none, have traces of their own: {calls:?}");
+    ensure!(calls.len() == 1, "calls without a parent, or with an invalid one, have traces of their own: {calls:?}");
     Ok(())
 }

@@ -1,6 +1,7 @@
-//! One node as a namespace with the real agent, pods as namespaces: real packets obey the view that the agent was told.
+//! One node as a namespace with the real agent, pods as namespaces: real packets obey the view that
+//! was sent to the agent.
 //!
-//! That a packet did not pass is known without waiting: a later packet on a way that is always open has arrived.
+//! Drops are detected without waiting: a later packet on a path that is always open has arrived.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
@@ -80,7 +81,8 @@ struct Node {
 impl Node {
     fn new(pods: u8) -> Result<Self> {
         let host = Namespace::new()?;
-        // A host that is prepared for nothing, and what the thread of routes, which does not run here, does about that.
+        // An unprepared host, with the parameters that the routes thread, which does not run here,
+        // would set.
         for parameter in ["ipv4.ip_forward", "ipv6.conf.all.forwarding"] {
             host.command("sysctl", &["-qw", &format!("net.{parameter}=0")], "")?;
         }
@@ -89,7 +91,8 @@ impl Node {
         Ok(Self { host, pods, records: Records::new(), revision: 0, agent: None })
     }
 
-    /// A new agent in the namespace of the node, in the place of the present one, which ends as if killed.
+    /// A new agent in the namespace of the node, in the place of the present one, which ends as if
+    /// killed.
     async fn start_agent(&mut self, view: Records) -> Result<()> {
         self.agent = None;
         let attached = self.pods.iter().map(|pod| (pod.interface(), pod.attached())).collect();
@@ -120,18 +123,18 @@ impl Node {
         self.agent.as_ref().expect("it was started")
     }
 
-    /// A new stream that tells everything.
+    /// Opens a new stream with the whole view.
     async fn connect(&mut self) -> Result<()> {
         let (hello, held) = oneshot::channel();
         let (fault, _) = oneshot::channel();
         self.agent().send(AgentEvent::Connected { stream: 1, hello, fault, server: "test".to_owned() }).await;
         held.await?;
         let all = self.records.clone().into_iter().map(|(id, record)| Change::Upsert(id, record)).collect();
-        self.tell(all, (0..256).collect()).await
+        self.send(all, (0..256).collect()).await
     }
 
-    /// Tells changes, and returns when they are in the kernel.
-    async fn tell(&mut self, changes: Vec<Change>, restated_buckets: Vec<u32>) -> Result<()> {
+    /// Sends changes, and returns when they are in the kernel.
+    async fn send(&mut self, changes: Vec<Change>, restated_buckets: Vec<u32>) -> Result<()> {
         self.revision += 1;
         let trailer = Trailer { revision: self.revision, restated_buckets, in_sync: true, ..Trailer::default() };
         self.agent().send(AgentEvent::Frame { stream: 1, frame: Box::new(Frame { changes, trailer }) }).await;
@@ -146,10 +149,10 @@ impl Node {
 
     async fn put(&mut self, id: RecordId, record: Record) -> Result<()> {
         self.records.insert(id.clone(), record.clone());
-        self.tell(vec![Change::Upsert(id, record)], Vec::new()).await
+        self.send(vec![Change::Upsert(id, record)], Vec::new()).await
     }
 
-    /// Whether UDP packets get from one pod to a port of another.
+    /// Returns whether UDP packets get from one pod to a port of another.
     fn passes(&self, from: usize, to: usize, port: u16) -> Result<bool> {
         let (from, to) = (&self.pods[from], &self.pods[to]);
         Self::passes_between((from, from.address.into()), (to, to.address.into()), port)
@@ -164,7 +167,7 @@ impl Node {
     fn passes_between(from: (&Pod, IpAddr), to: (&Pod, IpAddr), port: u16) -> Result<bool> {
         let sender = from.0.socket_of(from.1, 0)?;
         let (receiver, always) = (to.0.socket_of(to.1, port)?, to.0.socket_of(to.1, ALWAYS)?);
-        // A refusal of an earlier packet by ICMP is told at the next.
+        // A refusal of an earlier packet by ICMP is reported at the next send.
         let send = |port| sender.send_to(b"x", (to.1, port)).or_else(|_| sender.send_to(b"x", (to.1, port)));
         send(port)?;
         send(ALWAYS)?;
@@ -232,7 +235,8 @@ fn endpoint(pod: &Pod, ingress: &[&str]) -> (RecordId, Record) {
     (RecordId::Endpoint(pod.key.clone()), Record::Endpoint(record))
 }
 
-/// Two pods that may do anything, and a third, which the first alone may reach on the web port, and everybody on that which is always open.
+/// Two unrestricted pods, and a third, whose web port only the first may reach, and everybody its
+/// port that is always open.
 async fn mk_node() -> Result<Node> {
     let mut node = Node::new(3)?;
     let friend = node.pods[0].address;
@@ -265,7 +269,7 @@ async fn packets_obey_members_rules_and_passes() -> Result<()> {
         added: [Member::Net("10.244.1.2/32".parse()?)].into(),
         removed: [Member::Net("10.244.1.1/32".parse()?)].into(),
     };
-    node.tell(vec![Change::Members(friends(), SetKind::Net, delta)], Vec::new()).await?;
+    node.send(vec![Change::Members(friends(), SetKind::Net, delta)], Vec::new()).await?;
     ensure!(!node.passes(0, 2, WEB)?, "no friend any more");
     ensure!(node.passes(1, 2, WEB)?, "a new friend");
 
@@ -285,8 +289,10 @@ async fn packets_obey_members_rules_and_passes() -> Result<()> {
     Ok(())
 }
 
-/// A hundred thousand addresses and a thousand ranges: they are loaded, they decide, and one more of them is one more. What makes this slow is no listener of
-/// nftables' notifications, which costs the kernel more than the set does (see `margay_nft::MonitorPause`), and no name that is made for each member.
+/// A hundred thousand addresses and a thousand ranges: they are loaded, they decide, and adding one
+/// costs one element. Nothing listens to nftables' notifications meanwhile, which would cost the
+/// kernel more than the set does (see `margay_nft::MonitorPause`), and no name is made for each
+/// member.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_set_is_loaded_and_decides() -> Result<()> {
     let mut node = mk_node().await?;
@@ -300,10 +306,10 @@ async fn a_large_set_is_loaded_and_decides() -> Result<()> {
     ensure!(node.passes(0, 2, WEB)? && !node.passes(1, 2, WEB)?, "one pod is among them, the other is not");
     let around = Member::Net("10.244.1.2/31".parse()?);
     let delta = MemberDelta { added: [around.clone()].into(), removed: [friend].into() };
-    node.tell(vec![Change::Members(friends(), SetKind::Net, delta)], Vec::new()).await?;
+    node.send(vec![Change::Members(friends(), SetKind::Net, delta)], Vec::new()).await?;
     ensure!(!node.passes(0, 2, WEB)? && node.passes(1, 2, WEB)?, "an address less, a range more");
     let delta = MemberDelta { added: [].into(), removed: [around].into() };
-    node.tell(vec![Change::Members(friends(), SetKind::Net, delta)], Vec::new()).await?;
+    node.send(vec![Change::Members(friends(), SetKind::Net, delta)], Vec::new()).await?;
     ensure!(!node.passes(1, 2, WEB)?, "and that range less");
     Ok(())
 }
@@ -311,16 +317,16 @@ async fn a_large_set_is_loaded_and_decides() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_speaks_for_another_and_nothing_passes_an_unknown_link() -> Result<()> {
     let mut node = mk_node().await?;
-    let (liar, victim) = (&node.pods[1], &node.pods[0]);
-    liar.namespace.ip(&format!("addr add {}/32 dev lo", victim.address))?;
-    let spoofing = liar.namespace.run(|| UdpSocket::bind((victim.address, 4000)))?;
+    let (attacker, victim) = (&node.pods[1], &node.pods[0]);
+    attacker.namespace.ip(&format!("addr add {}/32 dev lo", victim.address))?;
+    let spoofing = attacker.namespace.run(|| UdpSocket::bind((victim.address, 4000)))?;
     let receiver = node.pods[2].socket(WEB)?;
     spoofing.send_to(b"x", (node.pods[2].address, WEB))?;
     ensure!(!node.passes(1, 2, WEB + 1)?, "a packet after it shows that the lie had its time");
     receiver.set_nonblocking(true)?;
     ensure!(receiver.recv(&mut [0; 8]).is_err(), "a lie has arrived");
 
-    // A link that the agent knows nothing of, with a route: neither direction carries anything.
+    // A link unknown to the agent, with a route: neither direction carries anything.
     let newcomer = mk_pod(&node.host, 9)?;
     let outside = newcomer.socket(0)?;
     let inside = newcomer.socket(WEB)?;
@@ -353,13 +359,13 @@ async fn ipv6_obeys_the_same_policy_and_nobody_speaks_for_another_there_either()
         added: [Member::Net(IpNet::from(IpAddr::from(node.pods[0].address6)))].into(),
         removed: [].into(),
     };
-    node.tell(vec![Change::Members(friends(), SetKind::Net, delta)], Vec::new()).await?;
+    node.send(vec![Change::Members(friends(), SetKind::Net, delta)], Vec::new()).await?;
     ensure!(node.passes6(0, 2, WEB)? && node.passes(0, 2, WEB)?, "a friend by both");
     ensure!(!node.passes6(1, 2, WEB)?, "a stranger is not let in");
 
-    let (liar, victim) = (&node.pods[1], &node.pods[0]);
-    liar.namespace.ip(&format!("addr add {}/128 dev lo nodad", victim.address6))?;
-    let spoofing = liar.namespace.run(|| UdpSocket::bind((victim.address6, 4000)))?;
+    let (attacker, victim) = (&node.pods[1], &node.pods[0]);
+    attacker.namespace.ip(&format!("addr add {}/128 dev lo nodad", victim.address6))?;
+    let spoofing = attacker.namespace.run(|| UdpSocket::bind((victim.address6, 4000)))?;
     let receiver = node.pods[2].socket_of(node.pods[2].address6.into(), WEB)?;
     spoofing.send_to(b"x", (node.pods[2].address6, WEB))?;
     ensure!(!node.passes6(1, 2, WEB + 1)?, "a packet after it shows that the lie had its time");
@@ -368,12 +374,13 @@ async fn ipv6_obeys_the_same_policy_and_nobody_speaks_for_another_there_either()
     Ok(())
 }
 
-/// Sends what a router says to all on its link.
+/// Sends a router advertisement to all on the link.
 fn pose_as_router(pod: &Pod) -> Result<()> {
     use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6};
     use nix::sys::socket::{sendto, setsockopt, socket, sockopt};
     use std::os::fd::AsRawFd;
-    // Router advertisement: hop limit 64, no flags, a default router for 1800 seconds. The kernel adds the checksum.
+    // Router advertisement: hop limit 64, no flags, a default router for 1800 seconds. The kernel
+    // adds the checksum.
     const ADVERTISEMENT: [u8; 16] = [134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
     let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
     pod.namespace.run(|| -> Result<()> {
@@ -390,7 +397,7 @@ fn pose_as_router(pod: &Pod) -> Result<()> {
 async fn a_pod_that_poses_as_a_router_is_not_heard() -> Result<()> {
     let mut node = Node::new(2)?;
     node.records = BTreeMap::from([endpoint(&node.pods[0], &[]), endpoint(&node.pods[1], &[])]);
-    // A node that would listen: without the table it does.
+    // A node that accepts advertisements: without the table it does.
     let parameter = format!("net/ipv6/conf/{}/accept_ra=2", node.pods[0].interface());
     node.host.command("sysctl", &["-qw", &parameter], "")?;
     let believed = || node.host.ip("-6 route show default").map(|routes| routes.contains("proto ra"));
@@ -446,7 +453,7 @@ async fn a_killed_agent_leaves_what_it_enforced_and_its_successor_opens_nothing(
     };
     for round in 0..10_u8 {
         node.start_agent(Records::new()).await?;
-        // While nobody enforces, and after somebody does again.
+        // While no agent runs, and after one runs again.
         for _ in 0..2 {
             client.write_all(&[round])?;
             let mut echo = [0; 1];
@@ -474,7 +481,7 @@ async fn what_others_do_to_the_table_is_undone() -> Result<()> {
         node.host.command("nft", &["-f", "-"], mischief)?;
         let repaired = async {
             loop {
-                // Each look comes after a commit, which comes after what the monitor has said.
+                // Each check comes after a commit, which comes after the monitor's report.
                 node.agent().inspect(|_, _| ()).await;
                 let now = node.host.command("nft", &["-n", "list", "table", "inet", "margay"], "");
                 if now.is_ok_and(|now| without_counters(&now) == without_counters(&before)) {

@@ -1,6 +1,8 @@
-//! Host endpoints by packets: what reaches a node, leaves it and passes through it, from and to what is beyond it, other nodes and pods.
+//! Host endpoints with real packets: to a node, from it and through it, from and to the outside,
+//! other nodes and pods.
 //!
-//! `n1` serves some ports itself and has pod `x/a`, `n3` has `x/c`. What is outside the cluster is the router between the nodes.
+//! `n1` serves some ports itself and has pod `x/a`, `n3` has `x/c`. What is outside the cluster is
+//! the router between the nodes.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +33,7 @@ struct Stage {
     _runtime: Runtime,
 }
 
-/// Who asks or is asked.
+/// One end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Outside,
@@ -52,7 +54,7 @@ impl Stage {
             let metadata = json!({"namespace": "x", "name": name, "labels": {"pod": name}});
             lab.add_pod(node, &json!({"metadata": metadata, "spec": {"containers": [{"name": "c"}]}}))?;
         }
-        lab.settle()?;
+        lab.wait_enforced()?;
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let ports = PORTS.map(|port| (Protocol::Tcp, port));
         let pods = lab.pods().map(|pod| &pod.namespace);
@@ -60,7 +62,7 @@ impl Stage {
             let opened = place.run(|| Ports::open(&ports))?;
             runtime.block_on(async { opened.serve() })?;
         }
-        // The way from outside to pods, which a cluster would announce.
+        // The route from outside to pods, which a cluster would announce.
         for (pod, via) in [("x/a", NODE), ("x/c", "172.30.1.3")] {
             let address = lab.pod(pod)?.addresses[0];
             lab.fabric().namespace().ip(&format!("route add {address} via {via}"))?;
@@ -92,16 +94,16 @@ impl Stage {
             let problems = self.lab.apply(object)?;
             ensure!(problems.is_empty(), "{object}: {problems:?}");
         }
-        self.lab.settle()?;
+        self.lab.wait_enforced()?;
         check_enforced(&self.lab)
     }
 
     fn delete(&self, objects: &[Value]) -> Result<()> {
         objects.iter().try_for_each(|object| self.lab.delete(object))?;
-        self.lab.settle()
+        self.lab.wait_enforced()
     }
 
-    /// Whether each connection comes about.
+    /// Fails unless each connection is established or not, as expected.
     fn expect(&self, what: &str, expected: &[(End, End, u16, bool)]) -> Result<()> {
         for (from, to, port, open) in expected {
             let target = SocketAddr::new(self.address(*to)?, *port);
@@ -110,7 +112,8 @@ impl Stage {
         Ok(())
     }
 
-    /// What is in force does not change meanwhile, so whoever is let through once is, and a slow machine is given time to answer.
+    /// Policy does not change meanwhile, so one success is enough, and a slow machine is given time
+    /// to answer.
     fn expect_to(&self, what: &str, from: End, to: SocketAddr, open: bool) -> Result<()> {
         let place = Place::of_namespace(self.namespace(from)?)?;
         let answers = || -> Result<bool> {
@@ -175,7 +178,8 @@ fn rule(action: &str, port: u16) -> Value {
     json!({"action": action, "protocol": "TCP", "destination": {"ports": [port]}})
 }
 
-/// What is so under a host endpoint that lets nothing through: failsafe ports, the node's pods, everything that is forwarded.
+/// Connections under a host endpoint that allows nothing: failsafe ports, the node's pods and
+/// forwarded packets pass.
 const CLOSED: [(End, End, u16, bool); 14] = [
     (Outside, Node, WEB, false),
     (Outside, Node, OTHER, false),
@@ -261,7 +265,7 @@ fn under_default_allow_nothing_changes_until_a_policy_for_all_denies() -> Result
 }
 
 #[test]
-fn what_is_forwarded_is_judged_by_forward_policy_alone() -> Result<()> {
+fn what_is_forwarded_is_evaluated_by_forward_policy_alone() -> Result<()> {
     let stage = Stage::new()?;
     let forward = |spec: Value| policy("forward", "role == 'host'", &spec);
     let ingress = forward(json!({"applyOnForward": true, "types": ["Ingress"], "ingress": [rule("Allow", OTHER)]}));
@@ -329,7 +333,7 @@ fn before_translation_a_policy_sees_the_port_that_was_asked_for() -> Result<()> 
 
 /// The interface of a Service's address is not that of the endpoint that is chosen.
 #[test]
-fn what_the_node_sends_to_a_service_is_judged_where_it_goes() -> Result<()> {
+fn what_the_node_sends_to_a_service_is_evaluated_where_it_goes() -> Result<()> {
     let stage = Stage::new()?;
     let (outside, pod) = (stage.address(Outside)?, stage.address(Pod)?);
     stage.others(&format!(
@@ -356,7 +360,8 @@ fn what_is_not_tracked_passes_in_both_directions_and_has_no_connection() -> Resu
             chain in {{ type filter hook input priority 10;
                 tcp dport {WEB} ct state untracked counter name untracked; tcp dport {WEB} ct state != untracked counter name tracked; }}; }}"
     ))?;
-    // What is not tracked could not be translated, nor would a pod's answer be known: it is of the node itself.
+    // An untracked packet cannot be translated, nor would a pod's answer be recognised: the server
+    // is the node itself.
     let own = json!([format!("{NODE}/32")]);
     let answers = json!({"action": "Allow", "protocol": "TCP", "source": {"ports": [WEB], "nets": own}});
     let mut asked = rule("Allow", WEB);
@@ -386,13 +391,14 @@ fn what_is_not_tracked_passes_in_both_directions_and_has_no_connection() -> Resu
     Ok(())
 }
 
-/// Datagrams knock all the time; none may get in while the agent is away, starts and follows changes.
+/// Datagrams are sent all the time; none may get in while the agent is away, starts and applies
+/// changes.
 #[test]
 fn a_restart_lets_nothing_in_and_what_stands_stays() -> Result<()> {
     let mut stage = Stage::new()?;
     stage.others(&format!(
-        "table inet others {{ counter knocks {{}}; counter leaks {{}};
-            chain early {{ type filter hook prerouting priority raw; udp dport {WEB} counter name knocks; }};
+        "table inet others {{ counter probes {{}}; counter leaks {{}};
+            chain early {{ type filter hook prerouting priority raw; udp dport {WEB} counter name probes; }};
             chain in {{ type filter hook input priority 10; udp dport {WEB} counter name leaks; }}; }}"
     ))?;
     let outside = Place::of_namespace(stage.namespace(Outside)?)?;
@@ -404,24 +410,25 @@ fn a_restart_lets_nothing_in_and_what_stands_stays() -> Result<()> {
     std::thread::scope(|scope| -> Result<()> {
         scope.spawn(|| {
             while !end.load(Ordering::Relaxed) {
-                // The node's word that nobody is there would be the fault that is looked for below.
+                // An ICMP error of the node would be mistaken for the failure that is looked for
+                // below.
                 let _ = socket.send_to(b"x", (NODE, WEB));
                 std::thread::yield_now();
             }
         });
         let done = (|| {
             stage.lab.stop_agent("n1")?;
-            let before = stage.counted("knocks")?;
+            let before = stage.counted("probes")?;
             stage.lab.apply(&policy(
                 "ssh",
                 "role == 'host'",
                 &json!({"types": ["Ingress"], "ingress": [rule("Allow", OTHER)]}),
             ))?;
             stage.lab.start_agent("n1")?;
-            stage.lab.settle()?;
+            stage.lab.wait_enforced()?;
             stage.lab.apply(&host(&eth0(), &[]))?;
-            stage.lab.settle()?;
-            ensure!(stage.counted("knocks")? > before, "nobody knocked");
+            stage.lab.wait_enforced()?;
+            ensure!(stage.counted("probes")? > before, "no datagram was sent");
             Ok(())
         })();
         end.store(true, Ordering::Relaxed);
@@ -437,7 +444,8 @@ fn a_restart_lets_nothing_in_and_what_stands_stays() -> Result<()> {
     Ok(())
 }
 
-/// A node that has booted has no rules; one whose agent alone has started anew has those of before. Both obey what they know, without typha.
+/// A node that has booted has no rules; one whose agent alone was restarted has the earlier ones.
+/// Both enforce their last view without typha.
 #[test]
 fn without_typha_a_node_enforces_what_it_had_saved() -> Result<()> {
     let mut stage = Stage::new()?;
@@ -475,7 +483,7 @@ fn without_typha_a_node_enforces_what_it_had_saved() -> Result<()> {
     stage.lab.apply(&rules(OTHER))?;
     stage.lab.stop_agent("n1")?;
     stage.lab.start_agent("n1")?;
-    stage.lab.settle()?;
+    stage.lab.wait_enforced()?;
     stage.expect("typha is back", &[(Outside, Node, WEB, false), (Outside, Node, OTHER, true)])
 }
 
@@ -485,7 +493,7 @@ fn an_address_that_comes_and_goes_takes_its_endpoint_with_it() -> Result<()> {
     let moving = "172.30.0.101";
     let endpoint = host(&json!({"expectedIPs": [moving]}), &[]);
     stage.lab.apply(&endpoint)?;
-    stage.lab.settle()?;
+    stage.lab.wait_enforced()?;
     let errors = |stage: &Stage| stage.lab.node("n1")?.status().map(|status| status.errors).context("no agent");
     ensure!(errors(&stage)?.len() == 1, "{:?}", errors(&stage)?);
     stage.expect("no interface has it", &[(Outside, Node, WEB, true)])?;
@@ -498,7 +506,7 @@ fn an_address_that_comes_and_goes_takes_its_endpoint_with_it() -> Result<()> {
 }
 
 #[test]
-fn ipv6_is_judged_too_and_neighbours_are_found() -> Result<()> {
+fn ipv6_is_evaluated_too_and_neighbours_are_found() -> Result<()> {
     let stage = Stage::new()?;
     let (node, outside): (IpAddr, IpAddr) = ("fd00:30::1".parse()?, "fd00:30::fe".parse()?);
     for (end, address, link) in [(Node, node, "eth0"), (Outside, outside, "br0")] {

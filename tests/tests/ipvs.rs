@@ -1,8 +1,9 @@
-//! Policy where kube-proxy is in IPVS mode: what it does to a node's links, addresses and virtual servers is done here by hand, and packets are real. It
-//! takes a kernel with IPVS, so `make kernels` runs it and `cargo test` does not.
+//! Policy where kube-proxy is in IPVS mode: its changes to a node's links, addresses and virtual
+//! servers are made here by hand, and packets are real. It takes a kernel with IPVS, so
+//! `make kernels` runs it and `cargo test` does not.
 //!
-//! `n1` has the client `x/a`, the backend `x/b` and a process of its own; the backend `x/c` is on `n3`, beyond a tunnel. What is outside the cluster is
-//! the router.
+//! `n1` has the client `x/a`, the backend `x/b` and a process of its own; the backend `x/c` is on
+//! `n3`, beyond a tunnel. What is outside the cluster is the router.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
@@ -20,7 +21,8 @@ use Verdict::{Answered, Silent};
 /// The address of the Service, and the port of pods.
 const SERVICE: &str = "10.96.0.10";
 const BACKEND: u16 = 8080;
-/// Ports of the Service: of the backend on the node, of the one on the other node, of a process of the node, and of nobody.
+/// Ports of the Service: of the backend on the node, of the one on the other node, of a process of
+/// the node, and of nobody.
 const NEAR: u16 = 80;
 const FAR: u16 = 81;
 const HOST: u16 = 82;
@@ -43,7 +45,7 @@ impl Stage {
             let metadata = json!({"namespace": "x", "name": name, "labels": {"pod": name}});
             lab.add_pod(node, &json!({"metadata": metadata, "spec": {"containers": [{"name": "c"}]}}))?;
         }
-        lab.settle()?;
+        lab.wait_enforced()?;
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         for (place, ports) in [
             (&lab.pod("x/b")?.namespace, vec![BACKEND]),
@@ -61,7 +63,7 @@ impl Stage {
         Ok(&self.lab.node("n1")?.host)
     }
 
-    /// What kube-proxy does for a Service of three ports, of which one has a port of the node too.
+    /// Does what kube-proxy does for a Service of three ports, one of them with a NodePort.
     fn serve(&self) -> Result<()> {
         let host = self.host()?;
         host.ip("link add kube-ipvs0 type dummy")?;
@@ -72,7 +74,7 @@ impl Stage {
         self.lead(SERVICE, FAR, far, BACKEND)?;
         self.lead(SERVICE, HOST, NODE.parse()?, NOBODYS)?;
         self.lead(NODE, NODE_PORT, near, BACKEND)?;
-        // The module has made the parameter.
+        // The module has created the parameter.
         host.run(|| std::fs::write("/proc/sys/net/ipv4/vs/conntrack", "1"))?;
         self.until("the chains of IPVS", |table| table.contains("chain ipvs-to"))
     }
@@ -98,16 +100,17 @@ impl Stage {
     fn apply(&self, object: &Value) -> Result<()> {
         let problems = self.lab.apply(object)?;
         ensure!(problems.is_empty(), "{object}: {problems:?}");
-        self.lab.settle()?;
+        self.lab.wait_enforced()?;
         check_enforced(&self.lab)
     }
 
     fn delete(&self, object: &Value) -> Result<()> {
         self.lab.delete(object)?;
-        self.lab.settle()
+        self.lab.wait_enforced()
     }
 
-    /// What the client hears from the ports of the Service, in their order above, and the outside from the port of the node.
+    /// Answers that the client gets from the ports of the Service, in their order above, and the
+    /// outside from the port of the node.
     fn expect(&self, what: &str, client: [Verdict; 4], outside: Verdict) -> Result<()> {
         let ports = [NEAR, FAR, HOST, NOBODYS];
         let target =
@@ -163,7 +166,7 @@ fn what_ipvs_sends_on_obeys_policy_of_both_ends() -> Result<()> {
     stage.expect("after the policies", [Answered; 4], Answered)
 }
 
-/// Also while the agent starts anew, and no longer than there is IPVS.
+/// Holds across a restart of the agent, and ends with IPVS.
 #[test]
 fn the_chains_of_ipvs_come_and_go_with_its_link() -> Result<()> {
     let mut stage = Stage::new()?;
@@ -174,7 +177,7 @@ fn the_chains_of_ipvs_come_and_go_with_its_link() -> Result<()> {
     stage.lab.stop_agent("n1")?;
     stage.expect("without an agent", closed, Silent)?;
     stage.lab.start_agent("n1")?;
-    stage.lab.settle()?;
+    stage.lab.wait_enforced()?;
     stage.expect("with its successor", closed, Silent)?;
     stage.host()?.ip("link del kube-ipvs0").context("what kube-proxy does in another mode")?;
     stage.until("no chains of IPVS", |table| !table.contains("ipvs"))

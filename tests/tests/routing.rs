@@ -1,5 +1,5 @@
-//! Two nodes as namespaces, with the real routing driver and pod links: packets of both IP versions cross by VXLAN and without it, and what is removed by
-//! hand comes back.
+//! Two nodes as namespaces, with the real routing driver and pod links: packets of both IP versions
+//! cross with and without VXLAN, and what is removed by hand is restored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -77,7 +77,8 @@ fn block(version: IpVersion, number: u8) -> String {
 /// A node with one pod that has an address of each of these IP versions.
 fn mk_node(name: &'static str, number: u8, versions: &[IpVersion]) -> Result<Node> {
     let (host, pod) = (Namespace::new()?, Namespace::new()?);
-    // Nobody else tells the node to forward, and what a host may do to links that come is not what pods need.
+    // Nothing else enables forwarding on the node, and a host's defaults for new links are not what
+    // pods need.
     for parameter in ["ipv4.ip_forward=0", "ipv4.conf.default.rp_filter=2", "ipv6.conf.all.forwarding=0"] {
         host.command("sysctl", &["-qw", &format!("net.{parameter}")], "")?;
     }
@@ -137,7 +138,7 @@ fn records(nodes: &[Node], encapsulation: Encapsulation) -> BTreeMap<RecordId, R
     records
 }
 
-/// Whether a datagram from one pod comes to the other and is answered.
+/// Returns whether a datagram from one pod arrives at the other and is answered.
 fn reaches(from: &Node, to: &Node, version: IpVersion) -> Result<bool> {
     let (source, destination) = (from.address(version)?, to.address(version)?);
     let server = to.pod.run(|| UdpSocket::bind((destination, 7777)))?;
@@ -146,10 +147,10 @@ fn reaches(from: &Node, to: &Node, version: IpVersion) -> Result<bool> {
     client.set_read_timeout(Some(Duration::from_secs(3)))?;
     client.send_to(b"hello", SocketAddr::new(destination, 7777))?;
     let mut buffer = [0; 16];
-    let Ok((length, asker)) = server.recv_from(&mut buffer) else { return Ok(false) };
-    server.send_to(&buffer[..length], asker)?;
+    let Ok((length, sender)) = server.recv_from(&mut buffer) else { return Ok(false) };
+    server.send_to(&buffer[..length], sender)?;
     let answered = client.recv_from(&mut buffer).is_ok();
-    Ok(answered && &buffer[..length] == b"hello" && asker.ip() == source)
+    Ok(answered && &buffer[..length] == b"hello" && sender.ip() == source)
 }
 
 fn ensure_reaches(nodes: &[Node; 2], why: &str) -> Result<()> {
@@ -179,7 +180,7 @@ fn routes(node: &Node, version: IpVersion) -> Result<String> {
     node.host.ip(&format!("{family} route show proto 82"))
 }
 
-/// All that is promised of two nodes whose pods have addresses of these IP versions.
+/// Checks two nodes whose pods have addresses of these IP versions.
 fn cross(versions: &[IpVersion]) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let nodes = mk_nodes(versions)?;
@@ -231,7 +232,7 @@ fn cross(versions: &[IpVersion]) -> Result<()> {
     Ok(())
 }
 
-/// What somebody else does to node one, and what undoes it where the node cannot know.
+/// External changes on the first node, and how to undo those that the node cannot notice.
 fn disturbances(version: IpVersion, encapsulation: Encapsulation) -> Vec<String> {
     let (device, other) = (vxlan_device_name(version), block(version, 2));
     let via = other.split_once('/').map_or("", |(via, _)| via);
@@ -248,7 +249,8 @@ fn disturbances(version: IpVersion, encapsulation: Encapsulation) -> Vec<String>
         "ip link set cali1 down".to_owned(),
         "ip link set cali1 down; ip link set cali1 up".to_owned(),
     ];
-    // IPv6 addresses of a link go when it is set down; those of IPv4 stay. A route of IPv6 outlives the address that its gateway is a neighbour of.
+    // IPv6 addresses of a link go when it is set down; those of IPv4 stay. A route of IPv6 outlives
+    // the address that its gateway is a neighbour of.
     let again = "ip link set eth0 up; ip addr replace fd01::1/64 dev eth0 nodad";
     let mut when_plain = vec![format!("ip link set eth0 down; {again}")];
     if version == IpVersion::V4 {
@@ -305,7 +307,8 @@ fn what_others_do_to_one_ip_version_is_undone_beside_the_other() -> Result<()> {
     undone(&IpVersion::ALL)
 }
 
-/// What nobody has changed is not written again, whatever the kernel tells of others' neighbours and links.
+/// Unchanged state is not written again, whatever the kernel reports of others' neighbours and
+/// links.
 #[test]
 fn what_is_as_wanted_is_left_alone() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -313,7 +316,8 @@ fn what_is_as_wanted_is_left_alone() -> Result<()> {
     let [one, _] = &nodes;
     apply(&runtime, &nodes, &records(&nodes, Encapsulation::Vxlan))?;
     ensure_reaches(&nodes, "before")?;
-    // The link's MTU makes everything be read back, and changes nothing that is read: tunnels have one of their own.
+    // The link's MTU makes everything be read back, and changes nothing that is read: tunnels have
+    // one of their own.
     let mut plans = records(&nodes, Encapsulation::Vxlan);
     let settings = FelixSettings { vxlan_mtu: 1300, vxlan_mtu_v6: 1300, ..FelixSettings::default() };
     plans.insert(RecordId::Settings, Record::Settings(settings));
@@ -322,7 +326,7 @@ fn what_is_as_wanted_is_left_alone() -> Result<()> {
     for mtu in [1480, 1490, 1500] {
         one.host.ip(&format!("link set eth0 mtu {mtu}"))?;
     }
-    // What is removed after that is repaired after that.
+    // A later removal is repaired later.
     one.host.ip(&format!("route del {}", block(IpVersion::V4, 2)))?;
     runtime.block_on(repaired_once(&one.network, before))?;
     ensure!(routes(one, IpVersion::V4)?.contains(&block(IpVersion::V4, 2)), "a repair of nothing was counted");
@@ -330,7 +334,8 @@ fn what_is_as_wanted_is_left_alone() -> Result<()> {
     Ok(())
 }
 
-/// A host that has turned IPv6 off for every link that comes gets pods of IPv4, and its links stay as they are.
+/// A host that has turned IPv6 off for every link that comes gets pods of IPv4, and its links stay
+/// as they are.
 #[test]
 fn pods_come_up_where_the_host_has_no_ipv6() -> Result<()> {
     let (host, inside) = (Namespace::new()?, Namespace::new()?);
@@ -375,11 +380,11 @@ fn the_tunnel_follows_its_underlay() -> Result<()> {
         }
         ensure_reaches(&nodes, &format!("MTU {mtu}"))?;
     }
-    ensure!(before == [index(IpVersion::V4)?, index(IpVersion::V6)?], "a tunnel was made anew");
+    ensure!(before == [index(IpVersion::V4)?, index(IpVersion::V6)?], "a tunnel was recreated");
     Ok(())
 }
 
-/// Where another VXLAN device has the port, it is said, and done once that has gone.
+/// A tunnel whose port another VXLAN device has is reported, and made once that device is gone.
 #[test]
 fn a_tunnel_that_cannot_be_is_named_and_comes_when_it_can() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -414,7 +419,7 @@ fn pods_with_both_versions_reach_each_other_by_vxlan_and_without() -> Result<()>
     cross(&IpVersion::ALL)
 }
 
-/// A node that forwards keeps listening to its own router, and pods listen to nobody.
+/// A node that forwards still accepts its own router's advertisements, and pods accept none.
 #[test]
 fn router_advertisements_are_heard_where_they_were_and_never_by_pods() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -436,7 +441,8 @@ fn router_advertisements_are_heard_where_they_were_and_never_by_pods() -> Result
     Ok(())
 }
 
-/// Removals that wait for the same turn are one request to the kernel; what is gone already spoils nothing, and nobody else's link goes.
+/// Removals that wait together are one request to the kernel; a link that is gone already does no
+/// harm, and no other link is removed.
 #[test]
 fn links_are_removed_together() -> Result<()> {
     let (host, inside) = (Namespace::new()?, Namespace::new()?);
@@ -473,7 +479,8 @@ fn links_are_removed_together() -> Result<()> {
     Ok(())
 }
 
-/// A DEL does not wait for its link, and the pod of the same name may have a new one before the old one's turn comes.
+/// A DEL does not wait for its link, and a pod of the same name may have a new one before the old
+/// one is removed.
 #[test]
 fn a_link_that_is_expected_to_go_goes_and_a_later_one_of_its_name_stays() -> Result<()> {
     let (host, inside, own) = (Namespace::new()?, Namespace::new()?, Namespace::new()?);
@@ -528,12 +535,14 @@ fn programmed(node: &Node, version: IpVersion) -> Result<[BTreeSet<String>; 2]> 
     Ok([sorted(routes(node, version)?), sorted(node.host.ip(&format!("{family} neigh show nud permanent"))?)])
 }
 
-/// Waits until the node has repaired something, and all is as it was: what one removal takes along, as a link does, may be repaired in more than one turn, so
-/// that a number of repairs says nothing about the last removal.
+/// Waits until the node has repaired something, and everything is as before: one removal may take
+/// other objects along, as a link does, and be repaired in several steps, so the number of repairs
+/// does not show whether the last removal is among them.
 async fn repaired(node: &Node, version: IpVersion, before: u64, whole: &[BTreeSet<String>; 2]) -> Result<()> {
     let again = async {
         node.network.wait_for(|progress| progress.repairs > before && progress.failed.is_empty()).await;
-        // The kernel says of a route too whether its link has a carrier, which comes after the link is up.
+        // The kernel also shows with a route whether its link has a carrier, which comes after the
+        // link is up.
         while programmed(node, version)? != *whole {
             tokio::time::sleep(POLL).await;
         }
@@ -546,7 +555,7 @@ async fn repaired(node: &Node, version: IpVersion, before: u64, whole: &[BTreeSe
     result
 }
 
-/// Waits until the node has repaired something once more, and nothing is wanting.
+/// Waits until the node has repaired something once more, and nothing is missing.
 async fn repaired_once(network: &Network, before: u64) -> Result<()> {
     let wait = network.wait_for(|progress| progress.repairs > before && progress.failed.is_empty());
     tokio::time::timeout(Duration::from_secs(5), wait).await.context("nothing was repaired within 5 s")?;

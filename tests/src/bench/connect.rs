@@ -1,4 +1,5 @@
-//! What policies cost a connection: connects to pods under them over connects to a pod that none selects, in turn, from the same client.
+//! Cost of policies per connection: connects to pods that they select, relative to connects to a
+//! pod that none selects, alternating from the same client.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
@@ -15,7 +16,7 @@ use crate::demo::flips::{self, Quantiles};
 use crate::probe::Place;
 use crate::world::Pod;
 
-/// Where servers listen.
+/// Port of the servers.
 const PORT: u16 = 80;
 /// Policies, and rules of each.
 const POLICIES: usize = 200;
@@ -41,7 +42,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     bench.sheet.put("connect.control", over(&bare, "ruled", "plain"), show(&bare))?;
     let worst = |server: &'static str, own_ports: bool| (0..POLICIES).map(move |index| many(server, index, own_ports));
     bench.objects()?.policies(MANY, worst("ruled", false).chain(worst("ported", true)).collect())?;
-    settle(bench)?;
+    wait_until_enforced(bench)?;
     let same = times(&pods, "same", &["plain", "ruled", "ported"])?;
     bench.sheet.put("connect.same", over(&same, "ruled", "plain"), show(&same))?;
     bench.sheet.put("connect.ports", over(&same, "ported", "plain"), "")?;
@@ -54,10 +55,10 @@ pub fn run(bench: &mut Bench) -> Result<()> {
 /// A pod that few of 10,000 policies select, over the same pod while there are ten.
 pub fn among_many(bench: &mut Bench) -> Result<()> {
     let few = baseline(bench)?;
-    policy::crowd(bench)?;
+    policy::fill_node(bench)?;
     policy::background(bench, 10_000)?;
     let pods = find(bench, SPARSE, &["plain", "few", "same"])?;
-    settle(bench)?;
+    wait_until_enforced(bench)?;
     let among = times(&pods, "same", &["plain", "few"])?;
     let among_ratio = over(&among, "few", "plain");
     let detail = format!("over a pod without policy: {few:.3}x before, {among_ratio:.3}x now; {}", show(&among));
@@ -72,15 +73,15 @@ fn baseline(bench: &mut Bench) -> Result<f64> {
     let pods = mk_pods(bench, SPARSE, &[("plain", "n1"), ("few", "n1"), ("same", "n1")])?;
     let wanted = (0..FEW).map(|index| one("few", index, &rule(PORT, index + 1 == FEW, index))).collect();
     bench.objects()?.policies(SPARSE, wanted)?;
-    settle(bench)?;
+    wait_until_enforced(bench)?;
     times(&pods, "same", &["plain", "few"])?;
     let few = over(&times(&pods, "same", &["plain", "few"])?, "few", "plain");
     bench.few = Some(few);
     Ok(few)
 }
 
-/// What was written before is enforced when a policy that is written now is.
-fn settle(bench: &mut Bench) -> Result<()> {
+/// Waits until everything written so far is enforced, by writing one more policy.
+fn wait_until_enforced(bench: &mut Bench) -> Result<()> {
     let stage = bench.stage()?;
     flips::measure(&stage.cluster, &stage.world, "x/a", "x/d", 2)?;
     bench.calm()
@@ -100,7 +101,8 @@ fn find(bench: &mut Bench, namespace: &str, names: &[&str]) -> Result<BTreeMap<S
     names.iter().map(|name| Ok(((*name).to_owned(), Pod::find(cluster, &format!("{namespace}/{name}"))?))).collect()
 }
 
-/// A policy of the server. Only the last rule of the policy whose name sorts last admits the client: the worst place.
+/// A policy of the server. Only the last rule of the policy whose name sorts last admits the
+/// client: the worst place.
 fn many(server: &str, index: usize, own_ports: bool) -> Value {
     let rules: Vec<Value> = (0..RULES)
         .map(|number| {
@@ -153,7 +155,7 @@ fn show(times: &BTreeMap<String, Quantiles>) -> String {
     each.collect::<Vec<_>>().join("; ")
 }
 
-/// Connects to each target in turn, some in a row, one at a time.
+/// Connects to the targets in turn, several times each, one connection at a time.
 fn connects(place: &Place, targets: &[SocketAddrV4]) -> Result<Vec<Vec<Duration>>> {
     place.run(|| {
         let mut times = vec![Vec::with_capacity(COUNT); targets.len()];

@@ -1,6 +1,7 @@
-//! A figure beside its anchor and its budget, and the sheet of all that were taken.
+//! A figure with its anchor and its budget, and the report of all figures.
 //!
-//! What is measured, against what, and how good it has to be is data: [`LINES`]. A measurement only names its line.
+//! What is measured, against what, and how good it has to be is data: [`LINES`]. A measurement only
+//! names its line.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,22 +10,22 @@ use anyhow::{Context, Result};
 
 use super::lines::LINES;
 
-/// What a figure is, and what it is measured against.
+/// Definition of a figure.
 #[derive(Debug, Clone, Copy)]
 pub struct Line {
-    /// Name by which a measurement knows it.
+    /// Name that measurements use.
     pub key: &'static str,
-    /// What it says, to a person.
+    /// Description for people.
     pub what: &'static str,
     /// Unit of all its numbers.
     pub unit: &'static str,
-    /// What others need, and who they are.
+    /// Anchor: the value of somebody else, and who it is.
     pub anchor: Option<(f64, &'static str)>,
-    /// What it may be at most.
+    /// Budget: the largest acceptable value.
     pub budget: Option<f64>,
 }
 
-/// One figure as it was taken.
+/// One measured figure.
 #[derive(Debug, Clone)]
 struct Taken {
     line: &'static Line,
@@ -32,7 +33,7 @@ struct Taken {
     detail: String,
 }
 
-/// Figures in the order in which they were taken. A figure that is taken again replaces the former one.
+/// Figures in the order of measurement. A repeated measurement replaces the earlier one.
 #[derive(Debug, Default)]
 pub struct Sheet {
     taken: Vec<Taken>,
@@ -44,7 +45,7 @@ impl Line {
         LINES.iter().find(|line| line.key == key).with_context(|| format!("no figure is named {key}"))
     }
 
-    /// Whether the budget, if there is one, is kept.
+    /// Returns whether the budget, if there is one, is kept.
     fn holds(&self, value: f64) -> bool {
         self.budget.is_none_or(|limit| value <= limit)
     }
@@ -56,7 +57,8 @@ impl Line {
 }
 
 impl Sheet {
-    /// Notes a figure and prints it. `detail` is what else is worth knowing, such as the other quantiles.
+    /// Records a figure and prints it. `detail` is what else is worth knowing, such as the other
+    /// quantiles.
     pub fn put(&mut self, key: &str, value: f64, detail: impl Into<String>) -> Result<()> {
         let taken = Taken { line: Line::of(key)?, value, detail: detail.into() };
         println!("{}", taken.row());
@@ -93,7 +95,7 @@ impl Sheet {
         serde_json::json!(values)
     }
 
-    /// What was missed, in words.
+    /// Missed budgets, for people.
     pub fn missed(&self) -> Vec<String> {
         let missed = self.taken.iter().filter(|taken| !taken.line.holds(taken.value));
         missed.map(|taken| format!("{}: {}", taken.line.what, taken.cells()[0])).collect()
@@ -126,7 +128,7 @@ impl Taken {
     }
 }
 
-/// A number with as many digits as say something.
+/// A number with its significant digits.
 fn number(value: f64) -> String {
     match value.abs() {
         size if size == 0.0 || size >= 100.0 || (size.fract() == 0.0) => format!("{value:.0}"),
@@ -150,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missed_budget_is_said() {
+    fn a_missed_budget_is_reported() {
         let mut sheet = Sheet::default();
         sheet.put("cni.add.p50", 1000.0, "").unwrap();
         assert!(sheet.markdown().contains("MISSED"), "{}", sheet.markdown());

@@ -1,7 +1,7 @@
 //! Every figure with its anchor and its budget.
 //!
-//! Anchors of the cluster are Calico's, measured with probes of the same kind on a cluster of the same shape (2 cores, three nodes), but on
-//! another day: sizes compare, percents do not.
+//! Anchors of the cluster are Calico's, measured with probes of the same kind on a cluster of the
+//! same shape (2 cores, three nodes), but on another day: sizes compare, percents do not.
 
 use super::figure::Line;
 
@@ -9,7 +9,7 @@ const CALICO: &str = "Calico";
 const FELIX: &str = "Felix's driver";
 const NFT: &str = "the nft program";
 
-/// ptp with host-local IPAM: no policy, nothing that anybody else is told.
+/// ptp with host-local IPAM: no policy, and nobody else is notified.
 const PTP: &str = "ptp + host-local";
 
 const fn line(
@@ -35,8 +35,8 @@ pub const LINES: &[Line] = &[
     line("install.ready", "manifests applied to every node Ready and enforcing", "s", calico(3.5), most(10.0)),
     line("local.add.p50", "CNI ADD without Kubernetes, policy in force, p50", "ms", Some((9.8, PTP)), most(4.9)),
     line("local.del.p50", "CNI DEL without Kubernetes, p50", "ms", None, None),
-    line("local.add.crowd", "CNI ADD without Kubernetes, 16 at once, time per pod", "ms", Some((13.5, PTP)), most(4.5)),
-    line("local.del.crowd", "CNI DEL without Kubernetes, 16 at once, time per pod", "ms", None, None),
+    line("local.add.burst", "CNI ADD without Kubernetes, 16 at once, time per pod", "ms", Some((13.5, PTP)), most(4.5)),
+    line("local.del.burst", "CNI DEL without Kubernetes, 16 at once, time per pod", "ms", None, None),
     line("memory.agent.idle", "agent RSS, idle, largest of three", "MiB", calico(130.0), most(20.0)),
     line("memory.agent.full", "agent RSS, 100 pods and 1000 policies", "MiB", calico(139.0), most(30.0)),
     line("memory.agent.10k", "agent RSS, 100 pods and 10,000 policies", "MiB", None, None),

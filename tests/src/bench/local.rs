@@ -1,5 +1,6 @@
-//! CNI ADD and DEL without Kubernetes: the real plugin, agent and typha on one node of the lab, with a policy that selects every pod, and IPAM on blocks
-//! in memory. Agent and typha run in this process, so it has to be of the release build.
+//! CNI ADD and DEL without Kubernetes: the real plugin, agent and typha on one node of the lab,
+//! with a policy that selects every pod, and IPAM on blocks in memory. Agent and typha run in this
+//! process, so it has to be of the release build.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -16,8 +17,8 @@ use crate::plugin::Call;
 
 /// Pods one by one.
 const SERIAL: usize = 100;
-/// Pods of the crowd.
-const CROWD: usize = 320;
+/// Pods of the concurrent run.
+const BURST: usize = 320;
 /// Calls at once.
 const WIDTH: usize = 16;
 const NODE: &str = "n1";
@@ -29,7 +30,7 @@ struct Waiting {
     _namespace: Namespace,
 }
 
-/// One by one, then sixteen at once.
+/// One by one, then sixteen at a time.
 pub fn run(bench: &mut Bench) -> Result<()> {
     let lab = mk_lab()?;
     let serial = wait(&lab, "serial", SERIAL)?;
@@ -39,11 +40,11 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         let times = Quantiles::new(times);
         bench.sheet.put(key, ms(times.at(0.5)), format!("{times}"))?;
     }
-    let crowd = wait(&lab, "crowd", CROWD)?;
-    for (command, key) in [("ADD", "local.add.crowd"), ("DEL", "local.del.crowd")] {
+    let burst = wait(&lab, "burst", BURST)?;
+    for (command, key) in [("ADD", "local.add.burst"), ("DEL", "local.del.burst")] {
         let begin = Instant::now();
-        let times = Quantiles::new(at_once(&crowd, command)?);
-        let each = begin.elapsed() / CROWD as u32;
+        let times = Quantiles::new(at_once(&burst, command)?);
+        let each = begin.elapsed() / BURST as u32;
         let detail = format!("{:.0} per s; one call {times}", 1.0 / each.as_secs_f64());
         bench.sheet.put(key, ms(each), detail)?;
         check_enforced(&lab)?;
@@ -60,7 +61,7 @@ fn mk_lab() -> Result<Lab> {
         "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": from, "ports": [{"port": 80}]}]},
     }))?;
     ensure!(problems.is_empty(), "the policy is as it should be: {problems:?}");
-    lab.settle()?;
+    lab.wait_enforced()?;
     Ok(lab)
 }
 

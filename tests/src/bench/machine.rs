@@ -1,4 +1,4 @@
-//! The machine while something is measured: how busy it is, and what a process costs it.
+//! Load of the machine during a measurement, and the cost of a process.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,8 @@ impl Ticks {
         Ok(Self { busy: at(0) + at(1) + at(2) + at(5) + at(6), idle: at(3) + at(4), stolen: at(7) })
     }
 
-    /// Share of the time since then in which the machine worked, and in which it was kept from it by its host.
+    /// Share of the time since then in which the machine was busy, and in which its host gave it no
+    /// CPU.
     pub fn since(self, then: Self) -> (f64, f64) {
         let (busy, idle, stolen) = (self.busy - then.busy, self.idle - then.idle, self.stolen - then.stolen);
         let all = (busy + idle + stolen).max(1) as f64;
@@ -38,7 +39,8 @@ pub fn state(then: Ticks) -> Result<String> {
     Ok(format!("load {load}, cores busy {:.0} %, stolen {:.1} %", busy * 100.0, stolen * 100.0))
 }
 
-/// Waits until less than 40 % of the machine was busy for three seconds in a row: pods that were just made leave work behind. Whether it came to that.
+/// Waits until the machine was less than 40 % busy for three seconds in a row, because new pods
+/// leave work behind. False if the time was up first.
 pub fn calm(limit: Duration) -> Result<bool> {
     const SECOND: Duration = Duration::from_secs(1);
     let begin = Instant::now();
@@ -69,7 +71,7 @@ pub fn cpu(pids: &[i32]) -> Result<Duration> {
 
 fn ticks_per_second() -> Result<i64> {
     use nix::unistd::{SysconfVar, sysconf};
-    sysconf(SysconfVar::CLK_TCK)?.context("the machine does not say how long a tick is")
+    sysconf(SysconfVar::CLK_TCK)?.context("the machine does not report the length of a clock tick")
 }
 
 /// Resident memory of a process in MiB.

@@ -15,7 +15,7 @@ pub fn idle(bench: &mut Bench) -> Result<()> {
 
 /// With 100 pods on the first node and 1000 policies.
 pub fn full(bench: &mut Bench) -> Result<()> {
-    policy::crowd(bench)?;
+    policy::fill_node(bench)?;
     policy::background(bench, 1_000)?;
     bench.calm()?;
     take(bench, "node", "memory.agent.full")?;
@@ -23,8 +23,8 @@ pub fn full(bench: &mut Bench) -> Result<()> {
 }
 
 /// With 100 pods on the first node and 10,000 policies.
-pub fn crowded(bench: &mut Bench) -> Result<()> {
-    policy::crowd(bench)?;
+pub fn with_many_policies(bench: &mut Bench) -> Result<()> {
+    policy::fill_node(bench)?;
     policy::background(bench, 10_000)?;
     bench.calm()?;
     take(bench, "node", "memory.agent.10k")?;

@@ -1,4 +1,4 @@
-//! Writing many objects through the API, some at a time, and watching pods become ready.
+//! Writes many objects through the API, several at a time, and watches pods become ready.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -20,7 +20,7 @@ use crate::world;
 
 /// Requests under way at once.
 const AT_ONCE: usize = 16;
-/// How long a crowd of pods may take, and a namespace to go.
+/// Time limit for many pods at once to start, and for a namespace to be deleted.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The API as an administrator sees it, for callers without a runtime of their own.
@@ -79,8 +79,8 @@ impl Objects {
         Ok(begin.elapsed())
     }
 
-    /// Makes serving pods in `namespace`, all at once or one after the other, each when the former one is ready; returns how long each took from
-    /// its request to its readiness.
+    /// Makes serving pods in `namespace`, all at once or one after the other, each when the former
+    /// one is ready; returns how long each took from its request to its readiness.
     pub fn pods(
         &self,
         namespace: &str,

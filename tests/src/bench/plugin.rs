@@ -15,7 +15,7 @@ const PLUGIN: &str = "margay";
 /// Name of the flow schema whose requests are counted.
 const SCHEMA: &str = "margay-bench";
 
-/// The shim in the place of a node's plugin.
+/// The shim that replaces a node's plugin.
 #[derive(Debug)]
 pub struct Shim {
     folder: PathBuf,
@@ -24,7 +24,7 @@ pub struct Shim {
 /// One call of the plugin.
 #[derive(Debug, Clone)]
 pub struct Call {
-    /// From its start to its end.
+    /// Duration.
     pub took: Duration,
     /// CPU that it used.
     pub cpu: Duration,
@@ -33,7 +33,7 @@ pub struct Call {
 }
 
 impl Shim {
-    /// Puts the shim into the plugin's place.
+    /// Replaces the plugin with the shim.
     pub fn put(node: &Node, shim: &Path) -> Result<Self> {
         let own = Self { folder: node.folder.join("cni-bin") };
         let (plugin, real) = (own.folder.join(PLUGIN), own.folder.join(PLUGIN).with_extension("real"));
@@ -47,8 +47,9 @@ impl Shim {
         Ok(own)
     }
 
-    /// The first call so far with this command for each pod of the namespace; one that failed is an error. The runtime repeats DEL for pods that are
-    /// gone, of which there is nothing left to measure.
+    /// The first call so far with this command for each pod of the namespace; one that failed is an
+    /// error. The runtime repeats DEL for pods that are gone, of which there is nothing left to
+    /// measure.
     pub fn calls(&self, command: &str, namespace: &str) -> Result<Vec<Call>> {
         let text = std::fs::read_to_string(self.log()).context("the plugin was not called")?;
         let mut calls = BTreeMap::new();
@@ -70,7 +71,7 @@ impl Shim {
         Ok(calls.into_values().collect())
     }
 
-    /// Puts the plugin back.
+    /// Restores the plugin.
     pub fn remove(self) -> Result<()> {
         let plugin = self.folder.join(PLUGIN);
         std::fs::rename(plugin.with_extension("real"), plugin).context("put the plugin back")
@@ -81,7 +82,8 @@ impl Shim {
     }
 }
 
-/// Gives a service account a flow schema of its own, so that the API server's fairness metrics count its requests.
+/// Gives a service account a flow schema of its own, so that the API server's fairness metrics
+/// count its requests.
 pub fn count_requests(cluster: &Cluster, (namespace, name): (&str, &str)) -> Result<()> {
     let every = json!({
         "subjects": [{"kind": "ServiceAccount", "serviceAccount": {"namespace": namespace, "name": name}}],
@@ -110,7 +112,7 @@ pub fn requests(cluster: &Cluster) -> Result<f64> {
     Ok(values.sum())
 }
 
-/// Requests of the account once no more come.
+/// Requests of the account, once there are no new ones.
 pub fn requests_at_rest(cluster: &Cluster) -> Result<f64> {
     const REST: Duration = Duration::from_millis(500);
     const LIMIT: Duration = Duration::from_secs(15);

@@ -1,4 +1,5 @@
-//! Pods that come and go: one by one, and a crowd at once. The plugin's calls are timed where the runtime makes them.
+//! Pods that are created and deleted, one by one and many at once. The plugin's calls are timed
+//! where the runtime makes them.
 
 use std::time::{Duration, Instant};
 
@@ -13,12 +14,12 @@ use crate::install;
 const SERIAL: usize = 40;
 /// Pods at once.
 const BURST: usize = 60;
-/// Where they run.
+/// Their node.
 const NODE: &str = "n1";
 /// The account of the agents.
 const AGENT: (&str, &str) = ("margay-system", "margay-node");
 
-/// One by one: each ADD has the machine to itself.
+/// One by one: each ADD runs alone on the machine.
 pub fn serial(bench: &mut Bench) -> Result<()> {
     bench.calm()?;
     let (namespace, pods) = ("serial", mk_pods(SERIAL));
@@ -31,7 +32,7 @@ pub fn serial(bench: &mut Bench) -> Result<()> {
     let cpu = machine::cpu(&agent)?;
     let ready = bench.objects()?.pods(namespace, &pods, true)?;
     let cpu = machine::cpu(&agent)? - cpu;
-    // The annotation of the last pod is off its path.
+    // The annotation of the last pod is written after its ADD.
     let requests = plugin::requests_at_rest(bench.cluster()?)? - requests;
     let calls = shim.calls("ADD", namespace)?;
     let adds = Quantiles::new(calls.iter().map(|call| call.took).collect());

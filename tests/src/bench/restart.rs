@@ -11,20 +11,20 @@ use crate::cluster::process::wait_for;
 use crate::demo::flips;
 use crate::install;
 use crate::probe::flow::Flow;
-use crate::probe::knock::Knock;
+use crate::probe::paced::PacedProbe;
 use crate::probe::{Protocol, Target, Verdict};
 use crate::world::Pod;
 
 const NAMESPACE: &str = "restart";
-/// Where servers listen.
+/// Port of the servers.
 const PORT: u16 = 80;
-/// How often each pair connects.
+/// Interval between connects of a pair.
 const PACE: Duration = Duration::from_millis(2);
-/// What stays unanswered so long is denied.
+/// A connect without an answer for this long counts as denied.
 const SILENT: Duration = Duration::from_millis(200);
-/// Watched before the agent is killed, and after it is back.
+/// Observation time before the agent is killed, and after it is back.
 const AROUND: Duration = Duration::from_secs(3);
-/// How long it may take to come back.
+/// Time limit for it to come back.
 const BACK: Duration = Duration::from_secs(60);
 /// Port of the agent's admin server, on its node's loopback.
 const ADMIN: u16 = 9099;
@@ -46,12 +46,12 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     let pod = |name: &str| Pod::find(cluster, &format!("{NAMESPACE}/{name}"));
     let (open, shut) = (pod("open")?, pod("shut")?);
     let clients = [pod("same")?, pod("cross")?];
-    let mut knocks = Vec::new();
+    let mut probes = Vec::new();
     let mut flows = Vec::new();
     for client in &clients {
         for (server, right) in [(&open, Verdict::Answered), (&shut, Verdict::Silent)] {
             let target = Target::new(Protocol::Tcp, server.address, PORT);
-            knocks.push((Knock::start(&client.place, target, PACE, SILENT)?, right));
+            probes.push((PacedProbe::start(&client.place, target, PACE, SILENT)?, right));
         }
         flows.push(Flow::start(&client.place, SocketAddrV4::new(open.address, PORT))?);
     }
@@ -63,8 +63,8 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     let away = killed.elapsed();
     std::thread::sleep(AROUND);
     let (mut passed, mut failed, mut tried) = (0, 0, 0);
-    for (knock, right) in knocks {
-        let records = knock.finish()?;
+    for (probe, right) in probes {
+        let records = probe.finish()?;
         tried += records.len();
         let wrong = records.iter().filter(|record| record.verdict != right).count();
         if right == Verdict::Silent { passed += wrong } else { failed += wrong }

@@ -21,7 +21,7 @@ struct Args {
     /// Take only these measurements; an unknown name lists all.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Where the table and the values go, without `.md` and `.json`.
+    /// Path of the report, without `.md` and `.json`.
     #[arg(long, default_value = "target/bench-report")]
     report: PathBuf,
     /// Fail when a budget is missed.
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Where this program is, and what was built with it.
+/// Folder of this program, and of those that were built with it.
 fn own_folder() -> Option<PathBuf> {
     Some(std::env::current_exe().ok()?.parent()?.to_owned())
 }

@@ -21,7 +21,7 @@ struct Args {
 enum What {
     /// Install the programs that tests and clusters need, as far as they are missing.
     Prepare,
-    /// Build what a cluster runs, and say where it is.
+    /// Build the programs of a cluster, and print their folder.
     Build {
         /// Build the conformance suite e2e.test too.
         #[arg(long)]
@@ -50,7 +50,7 @@ enum What {
     /// Process 1 of a node.
     #[command(hide = true)]
     Node { spec: PathBuf },
-    /// The way from this machine to an API server.
+    /// Forward a port of this machine to an API server.
     #[command(hide = true)]
     Forward { netns: PathBuf, target: SocketAddr },
 }
@@ -64,7 +64,7 @@ struct Folder {
 
 #[derive(Debug, clap::Args)]
 struct Up {
-    /// How many nodes.
+    /// Number of nodes.
     #[arg(long, default_value_t = 3)]
     nodes: u8,
     /// Prefix of the cluster's namespaces; two clusters at a time need two names and two folders.
@@ -79,7 +79,7 @@ struct Up {
     /// Image archives that every node has before its kubelet starts.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     image: Vec<PathBuf>,
-    /// By what kube-proxy leads to Services.
+    /// Mode of kube-proxy.
     #[arg(long, value_enum, default_value = "nftables")]
     proxy: ProxyMode,
     /// Let the API server write logs/audit.log.

@@ -15,7 +15,7 @@ struct Args {
     /// Prefix of the cluster's namespaces.
     #[arg(long, default_value = "margay-demo")]
     name: String,
-    /// Leave the cluster up, and say what can be done with it.
+    /// Leave the cluster up, and print what can be done with it.
     #[arg(long)]
     keep: bool,
 }

@@ -1,5 +1,6 @@
-//! Stands in for a CNI plugin: runs NAME.real in its own place, with its own arguments, input and environment, and appends a line to calls.log
-//! beside it: command, namespace/pod, microseconds, CPU microseconds, largest memory in KiB, exit code.
+//! Stands in for a CNI plugin: runs NAME.real in its own place, with its own arguments, input and
+//! environment, and appends a line to calls.log beside it: command, namespace/pod, microseconds,
+//! CPU microseconds, largest memory in KiB, exit code.
 
 use std::fs::File;
 use std::io::Write;

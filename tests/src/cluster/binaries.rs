@@ -1,7 +1,8 @@
 //! The programs of Kubernetes, etcd and containerd, built from their Go modules.
 //!
-//! The modules are pinned in `tests/kubernetes`. What is built goes to a cache outside the tree, in a folder named by
-//! the modules and the flags, so that a change of either makes a new folder and nothing is built twice.
+//! The modules are pinned in `tests/kubernetes`. What is built goes to a cache outside the tree, in
+//! a folder named by the modules and the flags, so that a change of either makes a new folder and
+//! nothing is built twice.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,7 @@ struct Program {
 
 #[derive(PartialEq)]
 enum How {
-    /// It tells its version, and refuses to work with others when it cannot.
+    /// Built with its version, without which it refuses to work with others.
     Versioned,
     Plain,
     Tags(&'static str),
@@ -65,11 +66,13 @@ const PROGRAMS: [Program; 11] = [
     command("ctr", "containerd", "github.com/containerd/containerd/v2/cmd/ctr", NO_DRIVERS),
 ];
 
-/// The conformance suite; built only when asked for, because it takes as long as everything else together.
+/// The conformance suite; built only when asked for, because it takes as long as everything else
+/// together.
 const SUITE: Program = command("e2e.test", "kubernetes", "k8s.io/kubernetes/test/e2e", How::Test);
 
-/// Returns the folder that holds every program, after building what is missing. `tell` gets lines for a person.
-pub fn ensure_built(suite: bool, tell: &dyn Fn(&str)) -> Result<PathBuf> {
+/// Returns the folder that holds every program, after building what is missing. `progress` receives
+/// lines for people.
+pub fn ensure_built(suite: bool, progress: &dyn Fn(&str)) -> Result<PathBuf> {
     let wanted: Vec<&Program> = PROGRAMS.iter().chain(suite.then_some(&SUITE)).collect();
     if let Some(folder) = std::env::var_os(READY).filter(|value| !value.is_empty()) {
         let folder = std::fs::canonicalize(&folder).with_context(|| format!("{READY}={}", folder.display()))?;
@@ -82,7 +85,7 @@ pub fn ensure_built(suite: bool, tell: &dyn Fn(&str)) -> Result<PathBuf> {
     // Harnesses that start together take turns: the first one builds for all.
     let turn = File::create(folder.with_file_name("lock"))?;
     if turn.try_lock().is_err() {
-        tell("waiting for another build");
+        progress("waiting for another build");
         turn.lock().context("cannot wait for another build")?;
     }
     let missing: Vec<&Program> = wanted.into_iter().filter(|program| !folder.join(program.name).exists()).collect();
@@ -90,18 +93,24 @@ pub fn ensure_built(suite: bool, tell: &dyn Fn(&str)) -> Result<PathBuf> {
         return Ok(folder);
     }
     check_go()?;
-    tell(&format!("building {} programs into {} (once; minutes from nothing)", missing.len(), folder.display()));
+    progress(&format!("building {} programs into {} (once; minutes from nothing)", missing.len(), folder.display()));
     for (index, program) in missing.iter().enumerate() {
         let begin = Instant::now();
-        tell(&format!("[{}/{}] {} ...", index + 1, missing.len(), program.name));
+        progress(&format!("[{}/{}] {} ...", index + 1, missing.len(), program.name));
         build(program, &folder)?;
-        tell(&format!("[{}/{}] {} in {:.0} s", index + 1, missing.len(), program.name, begin.elapsed().as_secs_f32()));
+        progress(&format!(
+            "[{}/{}] {} in {:.0} s",
+            index + 1,
+            missing.len(),
+            program.name,
+            begin.elapsed().as_secs_f32()
+        ));
     }
     Ok(folder)
 }
 
 fn build(program: &Program, folder: &Path) -> Result<()> {
-    // What is interrupted must not look like a program.
+    // An interrupted build must not look like a program.
     let made = folder.join(format!(".{}.new", program.name));
     let mut go = Command::new("go");
     go.current_dir(Path::new(MODULES).join(program.module)).env("CGO_ENABLED", "0").env("GOWORK", "off");
@@ -114,13 +123,14 @@ fn build(program: &Program, folder: &Path) -> Result<()> {
     let status = go.status().context("cannot run go")?;
     if !status.success() {
         let _ = std::fs::remove_file(&made);
-        bail!("go could not build {} ({status}); its words are above", program.package);
+        bail!("go could not build {} ({status}); its output is above", program.package);
     }
     std::fs::rename(&made, folder.join(program.name))?;
     Ok(())
 }
 
-/// Arguments that decide what is built. The same for all where possible, so that packages are compiled once.
+/// Arguments that decide what is built. The same for all where possible, so that packages are
+/// compiled once.
 fn flags(program: &Program) -> Result<Vec<String>> {
     let mut flags = vec!["-trimpath".to_owned(), "-ldflags".to_owned()];
     match program.how {
@@ -148,7 +158,7 @@ pub fn kubernetes_version() -> Result<String> {
 pub fn cache() -> Result<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
-    Ok(base.context("neither XDG_CACHE_HOME nor HOME says where the cache is")?.join("margay"))
+    Ok(base.context("neither XDG_CACHE_HOME nor HOME is set, so there is no cache folder")?.join("margay"))
 }
 
 fn folder() -> Result<PathBuf> {
@@ -204,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn versioned_programs_are_told_their_version() {
+    fn versioned_programs_get_their_version() {
         let flags = flags(&PROGRAMS[0]).unwrap().join(" ");
         let version = kubernetes_version().unwrap();
         assert!(flags.contains(&format!("version.gitVersion={version}")), "{flags}");

@@ -1,7 +1,7 @@
 //! A control group of its own for every node, in whichever version the machine has.
 //!
-//! A node sees only its group, as the root of its hierarchy, so its containers are accounted below it and the whole
-//! tree can be removed when the node is gone.
+//! A node sees only its group, as the root of its hierarchy, so its containers are accounted below
+//! it and the whole tree can be removed when the node is gone.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::process::wait_for;
 pub struct Group {
     /// One per hierarchy of version 1, exactly one for version 2.
     pub hierarchies: Vec<Hierarchy>,
-    /// Whether the machine has version 2 alone.
+    /// True if the machine has version 2 alone.
     pub unified: bool,
 }
 
@@ -34,8 +34,9 @@ pub struct Hierarchy {
 }
 
 impl Group {
-    /// Decides where the group `name` goes. Under version 1 it goes below the group of this process, under version 2
-    /// below the root, because a group that holds processes may not hand out controllers.
+    /// Decides where the group `name` goes. Under version 1 it goes below the group of this
+    /// process, under version 2 below the root, because a group that holds processes may not hand
+    /// out controllers.
     pub fn plan(name: &str) -> Result<Self> {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
         let own = std::fs::read_to_string("/proc/self/cgroup")?;
@@ -69,12 +70,14 @@ impl Group {
         nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP).context("cannot make a cgroup namespace")
     }
 
-    /// Mounts what the process sees after [`enter`](Self::enter) at `target`, /sys/fs/cgroup of the node.
+    /// Mounts what the process sees after [`enter`](Self::enter) at `target`, /sys/fs/cgroup of the
+    /// node.
     pub fn mount(&self, target: &Path) -> Result<()> {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         if self.unified {
             mount(Some("cgroup2"), target, Some("cgroup2"), flags, None::<&str>).context("cannot mount cgroup2")?;
-            // Processes may only be in leaves: those of the node itself get one, its containers get others.
+            // Processes may only be in leaves: those of the node itself get one, its containers get
+            // others.
             std::fs::create_dir_all(target.join("init"))?;
             join(&target.join("init"))?;
             hand_out(target);
@@ -117,7 +120,8 @@ fn join(folder: &Path) -> Result<()> {
     std::fs::write(folder.join("cgroup.procs"), "0").with_context(|| format!("cannot enter {}", folder.display()))
 }
 
-/// Gives every controller that a group has to the groups below it. One that may not be given is not needed.
+/// Gives every controller that a group has to the groups below it. One that may not be given is not
+/// needed.
 fn hand_out(folder: &Path) {
     let controllers = std::fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
     for controller in controllers.split_whitespace() {
@@ -137,7 +141,8 @@ fn plan(name: &str, mountinfo: &str, own: &str) -> Result<Group> {
                 let same = |option: &&str| controllers.split(',').next() == Some(*option);
                 mount.options.split(',').any(|option| same(&option)).then_some((controllers, path))
             })?;
-            // Inside a container the mount shows only part of the hierarchy, the path is that of the whole.
+            // Inside a container the mount shows only part of the hierarchy, the path is that of
+            // the whole.
             let inside = path.strip_prefix(mount.root).unwrap_or(path).trim_start_matches('/');
             let folder = Path::new(mount.target).join(inside).join(name);
             let file = Path::new(mount.target).file_name()?.to_string_lossy().into_owned();

@@ -18,8 +18,8 @@ const CLIENTS: [(&str, &str, Option<&str>); 3] = [
     ("proxy", "system:kube-proxy", None),
 ];
 
-/// Writes every certificate and kubeconfig of the control plane into `state`. `port` leads to the API server from the
-/// machine, where the administrator is.
+/// Writes every certificate and kubeconfig of the control plane into `state`. `port` leads to the
+/// API server from the machine, where the administrator is.
 pub fn credentials(pki: &Pki, layout: &Layout, state: &Path, port: u16) -> Result<()> {
     let names = apiserver_names(layout.control_plane().address, API_SERVICE);
     pki.leaf(Subject { file: "apiserver", name: "kube-apiserver", group: None }, &names)?;
@@ -51,10 +51,12 @@ pub fn command(role: &str, layout: &Layout, kube_bin: &Path, state: &Path, audit
                 format!("--cluster-signing-key-file={}", pki("ca.key")),
                 "--use-service-account-credentials".into(),
                 "--leader-elect=false".into(),
-                // All controllers start at once here; at the usual rate of 20 requests that takes eight seconds.
+                // All controllers start at once here; at the usual rate of 20 requests that takes
+                // eight seconds.
                 "--kube-api-qps=200".into(),
                 "--kube-api-burst=400".into(),
-                // The least that a node's heartbeat of five seconds allows: a dead node shows within a test's patience.
+                // The least that a node's heartbeat of five seconds allows: a dead node shows
+                // within a test's patience.
                 "--node-monitor-grace-period=16s".into(),
             ],
         ),
@@ -75,7 +77,8 @@ fn etcd(data: &Path) -> Vec<String> {
         format!("--listen-client-urls={client}"),
         format!("--advertise-client-urls={client}"),
         format!("--listen-peer-urls={peer}"),
-        // The data is thrown away with the cluster; waiting for the disk would only slow every write down.
+        // The data is thrown away with the cluster; waiting for the disk would only slow every
+        // write down.
         "--unsafe-no-fsync".into(),
         "--log-level=warn".into(),
     ]
@@ -111,7 +114,7 @@ fn apiserver(layout: &Layout, pki: &dyn Fn(&str) -> String, state: &Path, audit:
     flags
 }
 
-/// The file that says what is audited: everybody's requests, without bodies.
+/// The audit policy file: all requests, without bodies.
 pub fn audit_policy(state: &Path) -> std::path::PathBuf {
     state.join("audit.json")
 }

@@ -1,4 +1,5 @@
-//! The network between the machines: namespaces, bridges and the router. Everything is made and removed by `ip`.
+//! The network between the machines: namespaces, bridges and the router. Everything is made and
+//! removed by `ip`.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -30,13 +31,14 @@ pub fn attach(layout: &Layout, host: &Host) -> Result<()> {
     batch(None, &attach_plan(layout, host))?;
     batch(Some(&layout.netns(FABRIC)), &port_plan(host))?;
     batch(Some(&layout.netns(&host.name)), &host_plan(host))?;
-    // That a node forwards is its agent's business.
+    // Enabling forwarding is the task of the node's agent.
     set(&layout.netns_path(&host.name), "net/ipv4/ip_forward", "0")
 }
 
-/// Takes a machine's network namespace away, with all that was programmed into it.
+/// Removes a machine's network namespace with everything that was programmed into it.
 pub fn detach(layout: &Layout, host: &Host) -> Result<()> {
-    // The namespace itself ends some time after it was deleted; its port must not be in the way of the next one.
+    // The namespace itself ends some time after it was deleted; its port must not be in the way of
+    // the next one.
     let _ = batch(Some(&layout.netns(FABRIC)), &[format!("link delete {}", host.name)]);
     batch(None, &[format!("netns delete {}", layout.netns(&host.name))])
 }
@@ -105,12 +107,12 @@ fn batch(netns: Option<&str>, commands: &[String]) -> Result<()> {
     ip.args(["-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
     let mut child = ip.spawn().context("cannot run ip (package iproute2)")?;
     let mut stdin = child.stdin.take().context("a pipe to ip")?;
-    // A failure to write means that ip gave up; its own words tell why.
+    // A failure to write means that ip gave up; its stderr has the reason.
     let _ = std::io::Write::write_all(&mut stdin, (commands.join("\n") + "\n").as_bytes());
     drop(stdin);
     let output = child.wait_with_output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "ip in {}: {}\n{}", netns.unwrap_or("-"), said.trim(), commands.join("\n"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "ip in {}: {}\n{}", netns.unwrap_or("-"), stderr.trim(), commands.join("\n"));
     Ok(())
 }
 

@@ -8,10 +8,11 @@ use anyhow::{Context, Result};
 
 use super::process;
 
-/// Serves the listening socket that is this process's standard input, and connects from inside `netns`.
+/// Serves the listening socket that is this process's standard input, and connects from inside
+/// `netns`.
 ///
-/// A socket belongs to the namespace in which it was made, so the listener stays on the machine while the process
-/// moves. It runs on one thread, which is the one that moves.
+/// A socket belongs to the namespace in which it was made, so the listener stays on the machine
+/// while the process moves. It runs on one thread, which is the one that moves.
 pub fn serve(netns: &Path, target: SocketAddr) -> Result<()> {
     let listener = TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     listener.set_nonblocking(true)?;

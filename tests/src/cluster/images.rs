@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use super::process;
 use crate::image::{Entry, Image};
 
-/// The sandbox of every pod: a program that waits, and collects what ends in the pod.
+/// The sandbox of every pod: a program that waits, and reaps the pod's processes.
 pub const PAUSE: &str = "margay.test/pause:1";
 /// A shell with the usual small commands.
 pub const BUSYBOX: &str = "margay.test/busybox:1";

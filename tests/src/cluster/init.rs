@@ -1,7 +1,9 @@
-//! Process 1 of a node. It makes the node's view of the machine, starts the node's services and keeps them running.
+//! Process 1 of a node. It makes the node's view of the machine, starts the node's services and
+//! keeps them running.
 //!
-//! A node has its own `/`: a folder of the state folder, with a layer of its own over the machine's `/usr`. So nothing that
-//! runs on a node reaches the machine's files, and all mounts end with this process.
+//! A node has its own `/`: a folder of the state folder, with a layer of its own over the machine's
+//! `/usr`. So nothing that runs on a node reaches the machine's files, and all mounts end with this
+//! process.
 
 use std::fs::File;
 use std::net::TcpStream;
@@ -22,7 +24,7 @@ use super::process::{self, POLL};
 
 const SOCKET: &str = "/run/containerd/containerd.sock";
 
-/// How long a service that ended stays down, as an init system does it.
+/// Delay before an ended service is restarted, as in an init system.
 const RESTART: Duration = Duration::from_secs(1);
 
 /// A program that runs as long as the node.
@@ -92,7 +94,7 @@ impl Service {
     }
 }
 
-/// Collects whatever ends in the node, for ever, and starts services that ended again.
+/// Reaps the node's processes, for ever, and restarts services that have ended.
 fn keep(services: &mut [Service]) -> Result<()> {
     loop {
         let ended = match waitpid(None, None)? {

@@ -1,4 +1,5 @@
-//! Names and addresses of a cluster: which machine is where. Pure; nothing here exists until the fabric makes it.
+//! Names and addresses of a cluster: which machine is where. Pure; nothing here exists until the
+//! fabric makes it.
 //!
 //! ```text
 //!      subnet A 172.30.0.0/24                    subnet B 172.30.1.0/24
@@ -6,8 +7,9 @@
 //!     └───────┴────────┴── br-a ─ .1 router .1 ─ br-b ─┘
 //! ```
 //!
-//! A dual-stack cluster has `fd30:0:0:N::/64` beside `172.30.N.0/24`, with the same numbers of machines. Bridges and router are one network namespace, the fabric; it touches nothing of the machine, so clusters side by
-//! side use the same addresses and differ in name only.
+//! A dual-stack cluster has `fd30:0:0:N::/64` beside `172.30.N.0/24`, with the same numbers of
+//! machines. Bridges and router are one network namespace, the fabric; it touches nothing of the
+//! machine, so clusters side by side use the same addresses and differ in name only.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -21,15 +23,15 @@ pub const SERVICE_CIDR: &str = "10.96.0.0/16";
 pub const SERVICE_CIDR_V6: &str = "fd96::/112";
 /// The Service address of the API server: the first of [`SERVICE_CIDR`].
 pub const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
-/// Where the API server listens.
+/// Port of the API server.
 pub const API_PORT: u16 = 6443;
-/// An address behind the router that belongs to no subnet and knows no way to pods: the world outside.
+/// An address behind the router that is in no subnet and has no route to pods: the outside world.
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
 /// [`OUTSIDE`] of a dual-stack cluster, by IPv6.
 pub const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, 1);
 
-/// How the nodes are joined.
+/// Topology of the nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Topology {
     /// The first two nodes in one subnet, all others in a second one behind a router.
@@ -80,7 +82,7 @@ impl Subnet {
 pub struct Host {
     /// `cp`, `n1`, `n2`, ...
     pub name: String,
-    /// Where it is attached.
+    /// Its subnet.
     pub subnet: Subnet,
     /// Its address on eth0.
     pub address: Ipv4Addr,
@@ -106,7 +108,7 @@ pub struct Layout {
     pub name: String,
     /// Its nodes, `n1` first.
     pub nodes: Vec<Host>,
-    /// Whether machines, Services and pods have IPv6 addresses too.
+    /// True if machines, Services and pods have IPv6 addresses too.
     #[serde(default)]
     pub dual_stack: bool,
 }

@@ -1,11 +1,13 @@
 //! A real Kubernetes on one machine: every part of it, built from its source modules.
 //!
-//! A node is a set of namespaces whose process 1 runs containerd, kube-proxy and kubelet; killing that process is
-//! pulling the node's plug. The control plane runs in a network namespace of its own, and a port on 127.0.0.1 leads
-//! to it. No network plugin is installed: nodes stay NotReady until somebody brings one.
+//! A node is a set of namespaces whose process 1 runs containerd, kube-proxy and kubelet; killing
+//! that process is like a power failure of the node. The control plane runs in a network namespace
+//! of its own, and a port on 127.0.0.1 leads to it. No network plugin is installed: nodes stay
+//! NotReady until somebody brings one.
 //!
-//! Reading order: [`layout`] (names and addresses), [`fabric`] (the network between machines), [`control`], [`node`]
-//! (a node from outside), [`init`] (from inside), [`state`] (what is remembered on disk).
+//! Reading order: [`layout`] (names and addresses), [`fabric`] (the network between machines),
+//! [`control`], [`node`] (a node from outside), [`init`] (from inside), [`state`] (what is
+//! remembered on disk).
 
 pub mod binaries;
 pub mod cgroup;
@@ -39,26 +41,26 @@ use self::process::Process;
 use self::state::State;
 use self::steps::{clear, empty};
 
-/// What a cluster shall be like.
+/// Options of a cluster.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Prefix of its namespaces; two clusters at a time need two names.
     pub name: String,
-    /// How many nodes.
+    /// Number of nodes.
     pub nodes: u8,
-    /// How they are joined.
+    /// Topology.
     pub topology: Topology,
-    /// Whether machines, Services and pods have IPv6 addresses beside IPv4 ones.
+    /// True if machines, Services and pods have IPv6 addresses beside IPv4 ones.
     pub dual_stack: bool,
     /// Folder of everything the cluster writes; made when missing, emptied when used before.
     pub state: PathBuf,
     /// Image archives that every node has before its kubelet starts.
     pub images: Vec<PathBuf>,
-    /// By what kube-proxy leads to Services.
+    /// Mode of kube-proxy.
     pub proxy: ProxyMode,
-    /// Whether the API server writes `logs/audit.log`.
+    /// True if the API server writes `logs/audit.log`.
     pub audit: bool,
-    /// Whether the conformance suite is built too.
+    /// True if the conformance suite is built too.
     pub suite: bool,
 }
 
@@ -68,7 +70,7 @@ pub struct Options {
 pub enum ProxyMode {
     /// A table of nftables.
     Nftables,
-    /// Chains of iptables, which are in nftables too where iptables is iptables-nft. What it is where nobody says.
+    /// Chains of iptables, which are in nftables too where iptables is iptables-nft. The default.
     Iptables,
     /// Virtual servers of the kernel.
     Ipvs,
@@ -109,21 +111,22 @@ pub struct Cluster {
     owned: bool,
 }
 
-/// How long a killed process may take to end, with all that it ran.
+/// Time limit for a killed process to end, with its children.
 const ENDING: Duration = Duration::from_secs(30);
 
 // -- from nothing to a running cluster, and back
 
 impl Cluster {
-    /// Brings a cluster up and waits until every node is registered. `tell` gets lines for a person.
-    pub fn up(options: &Options, tell: &dyn Fn(&str)) -> Result<Self> {
+    /// Brings a cluster up and waits until every node is registered. `progress` receives lines for
+    /// people.
+    pub fn up(options: &Options, progress: &dyn Fn(&str)) -> Result<Self> {
         let layout = Layout::new(&options.name, options.nodes, options.topology)?;
         let layout = if options.dual_stack { layout.with_ipv6() } else { layout };
         std::fs::create_dir_all(&options.state).with_context(|| format!("cannot make {}", options.state.display()))?;
         let folder = std::fs::canonicalize(&options.state)?;
-        preflight::check(&folder, tell)?;
+        preflight::check(&folder, progress)?;
         clear(&folder, &layout)?;
-        let kube_bin = binaries::ensure_built(options.suite, tell)?;
+        let kube_bin = binaries::ensure_built(options.suite, progress)?;
         let tool = tool()?;
         std::fs::create_dir_all(folder.join("logs"))?;
         let cache = binaries::cache()?.join("images");
@@ -151,11 +154,11 @@ impl Cluster {
         cluster.start(listener).with_context(|| format!("logs are in {}", cluster.folder.join("logs").display()))?;
         cluster.state.starting = None;
         cluster.save()?;
-        tell(&format!("{} nodes registered {:.1} s after the start", options.nodes, begin.elapsed().as_secs_f32()));
+        progress(&format!("{} nodes registered {:.1} s after the start", options.nodes, begin.elapsed().as_secs_f32()));
         Ok(cluster)
     }
 
-    /// Whether a state folder has a cluster, or what is left of one.
+    /// Returns whether a state folder has a cluster, or what is left of one.
     pub fn exists(folder: &Path) -> bool {
         folder.join("cluster.json").exists()
     }
@@ -173,7 +176,8 @@ impl Cluster {
         self
     }
 
-    /// Ends every process, and removes every namespace, control group and file of the cluster except its logs.
+    /// Ends every process, and removes every namespace, control group and file of the cluster
+    /// except its logs.
     pub fn down(mut self) -> Result<()> {
         self.owned = false;
         self.take_down()
@@ -199,12 +203,13 @@ impl Cluster {
     }
 
     fn take_down(&mut self) -> Result<()> {
-        // Nodes first: what runs in them is ended by the kernel, and would otherwise complain about a missing server.
+        // Nodes first: what runs in them is ended by the kernel, and would otherwise complain about
+        // a missing server.
         let mut processes = self.state.processes.clone();
         processes.reverse();
         processes.extend(process::marked(&self.folder));
         processes.iter().for_each(Process::kill);
-        // What one step leaves behind must not keep the next from doing its part.
+        // An error in one step must not prevent the next.
         let ended = processes.iter().map(|process| process.gone(ENDING));
         let network = std::iter::once_with(|| fabric::remove(&self.state.layout));
         let groups = self.state.groups.values().map(Group::remove);
@@ -273,7 +278,8 @@ impl Cluster {
         Ok(Node { host: self.host(name)?, process, folder: self.folder.join(name) })
     }
 
-    /// A command in the control plane's network, which sees nodes and pods as a machine beside them does.
+    /// A command in the control plane's network, which sees nodes and pods as a machine beside them
+    /// does.
     pub fn control_plane_command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.state.layout.netns("cp"), program]);
@@ -292,7 +298,7 @@ impl Cluster {
         })
     }
 
-    /// Pulls the plug of a node: everything on it ends at once, and its kernel forgets its network.
+    /// Powers a node off: everything on it ends at once, and its kernel forgets its network.
     pub fn power_off(&mut self, name: &str) -> Result<()> {
         let host = self.host(name)?;
         if let Some(process) = self.state.process(name) {
@@ -301,7 +307,8 @@ impl Cluster {
         }
         self.state.processes.retain(|process| process.role != name);
         self.save()?;
-        // A machine forgets its control groups too; kubelet stumbles over containers of which only the group is left.
+        // A machine forgets its control groups too; kubelet fails on containers of which only the
+        // group is left.
         if let Some(group) = self.state.groups.get(name) {
             group.remove()?;
         }
@@ -316,7 +323,7 @@ impl Cluster {
         self.start_node(&host)
     }
 
-    /// Pulls the plug of a node and starts it again.
+    /// Powers a node off and starts it again.
     pub fn reboot(&mut self, name: &str) -> Result<()> {
         self.power_off(name)?;
         self.power_on(name)
@@ -329,7 +336,8 @@ impl Cluster {
         process.gone(ENDING)
     }
 
-    /// Starts the API server after [`stop_apiserver`](Self::stop_apiserver) and waits until it answers.
+    /// Starts the API server after [`stop_apiserver`](Self::stop_apiserver) and waits until it
+    /// answers.
     pub fn start_apiserver(&mut self) -> Result<()> {
         self.start_control("apiserver")?;
         self.wait_for_nodes()
@@ -353,8 +361,8 @@ async fn client(kubeconfig: &Path) -> Result<kube::Client> {
     Ok(kube::Client::try_from(config)?)
 }
 
-/// The program whose subcommands are process 1 of nodes and the way to the API server: this one, or the one that was
-/// built beside this test.
+/// The program whose subcommands are process 1 of nodes and the way to the API server: this one, or
+/// the one that was built beside this test.
 fn tool() -> Result<PathBuf> {
     const NAME: &str = "margay-cluster";
     let own = std::env::current_exe()?;

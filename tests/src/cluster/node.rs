@@ -43,7 +43,7 @@ const FOLDERS: [&str; 21] = [
     "margay/images",
 ];
 
-/// What process 1 of a node is told.
+/// Parameters of process 1 of a node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Spec {
     /// Name and address.
@@ -140,7 +140,7 @@ pub fn prepare(state: &Path, layout: &Layout, host: &Host, pki: &Pki) -> Result<
         // Programs fall back on defaults where the machine itself has no such file.
         let _ = std::fs::copy(Path::new("/etc").join(name), etc.join(name));
     }
-    // Whose links in /usr lead here.
+    // Links in /usr lead here.
     std::fs::create_dir_all(etc.join("alternatives"))?;
     for (family, suffix) in ["iptables", "ip6tables"]
         .into_iter()

@@ -20,7 +20,7 @@ pub struct Pki {
     authority_pem: String,
 }
 
-/// Whom a certificate speaks for.
+/// Subject of a certificate.
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'a> {
     /// File name, without ending.
@@ -63,7 +63,8 @@ impl Pki {
         write(&self.folder.join(format!("{}.key", subject.file)), &key.serialize_pem())
     }
 
-    /// Signs a client certificate and writes a kubeconfig that carries it, for the API server at `server`.
+    /// Signs a client certificate and writes a kubeconfig that carries it, for the API server at
+    /// `server`.
     pub fn client(&self, subject: Subject<'_>, names: &[String], server: &str, out: &Path) -> Result<()> {
         self.leaf(subject, names)?;
         let read = |ending: &str| {

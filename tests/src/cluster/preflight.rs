@@ -1,5 +1,5 @@
-//! What the machine must offer. Missing packages are installed, after saying so; a missing feature is an error that
-//! names it.
+//! Requirements on the machine. Missing packages are installed, with a message; a missing feature
+//! is an error that names it.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,8 @@ const PACKAGES: [(&str, &str); 8] = [
     ("nsenter", "util-linux"),
 ];
 
-/// Kernel features that are tried in a network namespace made for it: what it is for, and a command.
+/// Kernel features that are tried in a network namespace made for it: what it is for, and a
+/// command.
 const FEATURES: [(&str, &str); 4] = [
     ("veth pairs (CONFIG_VETH)", "ip link add probe0 type veth peer name probe1"),
     ("bridges (CONFIG_BRIDGE)", "ip link add probe2 type bridge"),
@@ -35,36 +36,40 @@ const FEATURES: [(&str, &str); 4] = [
     ),
 ];
 
-/// What a cluster of three nodes writes into its state folder in a test, images included, with room for two beside it.
+/// What a cluster of three nodes writes into its state folder in a test, images included, with
+/// room for two beside it.
 const ROOM: u64 = 2 << 30;
 
-/// Makes sure that a cluster whose files are in `state` can run here. `tell` gets lines for a person.
-pub fn check(state: &Path, tell: &dyn Fn(&str)) -> Result<()> {
-    prepare(tell)?;
+/// Makes sure that a cluster whose files are in `state` can run here. `progress` receives lines for
+/// people.
+pub fn check(state: &Path, progress: &dyn Fn(&str)) -> Result<()> {
+    prepare(progress)?;
     has_room(state, ROOM)?;
     let state = state.to_owned();
     // A thread that has left the machine's namespaces ends with what it made there.
     std::thread::spawn(move || probe(&state)).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Installs the programs that namespaces and clusters are made with, as far as they are missing. Needs root, as all that uses them does.
-pub fn prepare(tell: &dyn Fn(&str)) -> Result<()> {
-    prepare_also(&PACKAGES, tell)
+/// Installs the programs that namespaces and clusters are made with, as far as they are missing.
+/// Needs root, as all that uses them does.
+pub fn prepare(progress: &dyn Fn(&str)) -> Result<()> {
+    prepare_also(&PACKAGES, progress)
 }
 
 /// Installs programs, each with its package, as far as they are missing.
-pub fn prepare_also(programs: &[(&'static str, &'static str)], tell: &dyn Fn(&str)) -> Result<()> {
+pub fn prepare_also(programs: &[(&'static str, &'static str)], progress: &dyn Fn(&str)) -> Result<()> {
     let root = nix::unistd::geteuid().is_root();
     ensure!(root, "this needs root: nodes and pods are namespaces with mounts and devices of their own");
     if missing(programs).is_empty() {
         return Ok(());
     }
-    // The package manager serves one at a time and refuses the second: harnesses that start together take turns.
+    // The package manager serves one at a time and refuses the second: harnesses that start
+    // together take turns.
     let cache = cache()?;
     std::fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
     let turn = File::create(cache.join("packages.lock"))?;
     turn.lock().context("cannot wait for another harness that installs packages")?;
-    install(&missing(programs), tell)
+    install(&missing(programs), progress)
 }
 
 /// Packages whose programs are not there.
@@ -76,14 +81,14 @@ fn missing(programs: &[(&'static str, &'static str)]) -> Vec<&'static str> {
     programs.iter().filter(lacking).map(|(_, package)| *package).collect()
 }
 
-fn install(packages: &[&str], tell: &dyn Fn(&str)) -> Result<()> {
+fn install(packages: &[&str], progress: &dyn Fn(&str)) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
     if find("apt-get").is_none() {
         bail!("install {} first: this machine has no apt-get", packages.join(", "));
     }
-    tell(&format!("installing from the distribution: {}", packages.join(" ")));
+    progress(&format!("installing from the distribution: {}", packages.join(" ")));
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
         process::run(command.args(["-q", "-y"]).args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))

@@ -15,7 +15,7 @@ use super::process::{self, POLL, Place, Process};
 use super::state::State;
 use super::{Cluster, control, node};
 
-/// How long one step may take, on a slow and busy machine.
+/// Time limit of one step, on a slow and busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 impl Cluster {
@@ -56,8 +56,8 @@ impl Cluster {
         })
     }
 
-    /// Waits until every node is registered and pods are accepted, for which the controllers must have made the
-    /// default service account.
+    /// Waits until every node is registered and pods are accepted, for which the controllers must
+    /// have made the default service account.
     pub(super) fn wait_for_nodes(&self) -> Result<()> {
         let wanted = self.state.layout.nodes.len();
         block_on(async {

@@ -11,16 +11,16 @@ use kube::{Api, Client, api::DynamicObject};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use super::ground::{Ground, Running, WantedPod};
+use super::backend::{Backend, Running, WantedPod};
 use super::table::Fixture;
 use crate::cluster::Cluster;
 use crate::probe::serve::Ports;
 use crate::probe::{Place, Protocol, Target, Verdict, ask};
 use crate::world::{self, Pod};
 
-/// Who owns the fields that the runner writes.
+/// Field manager of the runner.
 const MANAGER: &str = "margay-conformance";
-/// How long the cluster may take for what it does.
+/// Time limit for the cluster's operations.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A cluster with Margay on it.
@@ -31,20 +31,21 @@ pub struct OnCluster<'a> {
 }
 
 impl<'a> OnCluster<'a> {
-    /// The cluster as ground. Addresses that pods must have are in a pool of their own, so that no other pod gets one of them.
+    /// Prepares the cluster. Addresses that pods must have are in a pool of their own, so that no
+    /// other pod gets one of them.
     pub fn new(cluster: &'a Cluster, fixture: &Fixture) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let client = runtime.block_on(cluster.client())?;
-        let mut ground = Self { cluster, client, runtime };
+        let mut backend = Self { cluster, client, runtime };
         if fixture.pin {
-            ground.apply(&json!({
+            backend.apply(&json!({
                 "apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": {"name": "conformance"},
                 "spec": {
                     "cidr": fixture.cidr, "assignmentMode": "Manual", "vxlanMode": "CrossSubnet", "ipipMode": "Never",
                 },
             }))?;
         }
-        Ok(ground)
+        Ok(backend)
     }
 
     fn api(&self, object: &Value) -> Result<(Api<DynamicObject>, String)> {
@@ -82,7 +83,7 @@ impl<'a> OnCluster<'a> {
     }
 }
 
-impl Ground for OnCluster<'_> {
+impl Backend for OnCluster<'_> {
     fn apply(&mut self, object: &Value) -> Result<()> {
         let (api, name) = self.api(object)?;
         let patch = PatchParams::apply(MANAGER).force();
@@ -128,7 +129,7 @@ impl Ground for OnCluster<'_> {
         let (api, name) = self.api(&object)?;
         self.runtime.block_on(async {
             let present = api.get(&name).await?.metadata.labels.unwrap_or_default();
-            // What is null is removed.
+            // Null removes a label.
             let mut wanted =
                 json!(present.into_keys().map(|key| (key, Value::Null)).collect::<serde_json::Map<_, _>>());
             for (key, value) in labels.as_object().into_iter().flatten() {
@@ -152,7 +153,8 @@ impl Ground for OnCluster<'_> {
     }
 }
 
-/// Waits until the program in the pod has opened its ports: what it serves answers from its own network.
+/// Waits until the program in the pod has opened its ports: what it serves answers from its own
+/// network.
 fn await_service(place: &Place, wanted: &WantedPod) -> Result<()> {
     let begin = Instant::now();
     let local = |port: &super::table::Port| Target::new(port.protocol, std::net::Ipv4Addr::LOCALHOST, port.port);

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use super::ground::{Ground, Running, WantedPod};
+use super::backend::{Backend, Running, WantedPod};
 use super::table::Fixture;
 use crate::lab::{Lab, Options};
 use crate::probe::Protocol;
@@ -37,7 +37,7 @@ impl Kernel {
     }
 }
 
-impl Ground for Kernel {
+impl Backend for Kernel {
     fn apply(&mut self, object: &Value) -> Result<()> {
         let problems = self.lab.apply(object)?;
         ensure!(problems.is_empty(), "{}: {problems:?}", object["metadata"]["name"]);

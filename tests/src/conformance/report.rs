@@ -1,4 +1,5 @@
-//! What a run found: allowed and blocked rows apart, because most rows of any table are allowed and a dataplane that enforces nothing has them right.
+//! Results of a run, with allowed and blocked rows apart, because most rows of any table are
+//! allowed and a dataplane that enforces nothing has them right.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,9 +13,9 @@ use crate::probe::sctp::has_sockets;
 /// Rows that were right, of all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Score {
-    /// How many were right.
+    /// Number of right rows.
     pub right: usize,
-    /// How many there are.
+    /// Number of rows.
     pub all: usize,
 }
 
@@ -24,7 +25,7 @@ impl Score {
         self.all += other.all;
     }
 
-    /// One more row.
+    /// Counts one row.
     pub fn count(&mut self, right: bool) {
         self.add(Self { right: usize::from(right), all: 1 });
     }
@@ -43,7 +44,7 @@ pub struct StepReport {
     pub case: u32,
     /// Which step of it, from 1.
     pub step: usize,
-    /// What the case is about.
+    /// Description of the case.
     pub desc: String,
     /// Rows that are allowed.
     pub allowed: Score,
@@ -51,14 +52,15 @@ pub struct StepReport {
     pub blocked: Score,
     /// The same rows by transport.
     pub by_protocol: BTreeMap<String, Score>,
-    /// Milliseconds from the last action to the first question of the first round in which every row was as expected, and stayed so.
+    /// Milliseconds from the last action to the start of the first pass in which every row was as
+    /// expected, and stayed so.
     pub match_ms: Option<f64>,
     /// Some of the rows that were wrong, as they should have been, with what was found.
     pub wrong: Vec<String>,
 }
 
 impl StepReport {
-    /// Whether every row of the table was right.
+    /// Returns whether every row of the table was right.
     pub fn is_right(&self) -> bool {
         let right = |score: Score| score.right == score.all;
         right(self.allowed) && right(self.blocked)
@@ -68,9 +70,9 @@ impl StepReport {
 /// A run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// What was in force.
+    /// Policies that were in force.
     pub enforce: Enforce,
-    /// How SCTP rows were asked: this kernel may have no sockets for them.
+    /// Method for SCTP rows: this kernel may have no sockets for them.
     pub sctp: &'static str,
     /// Every step that was run.
     pub steps: Vec<StepReport>,
@@ -129,7 +131,8 @@ impl Report {
         sum
     }
 
-    /// Whether the run shows what it should: with policy in force, every row right; with nothing or everything denied, packets that say so.
+    /// Returns whether the run shows what it should: with policy in force, every row is right; with
+    /// nothing or everything denied, the packets confirm that.
     pub fn is_good(&self) -> bool {
         let Summary { allowed, blocked, steps, .. } = self.summary();
         let none = |score: Score| score.right == 0;

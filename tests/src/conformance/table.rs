@@ -1,7 +1,8 @@
-//! A table as data: what is there at first, what is done to it step by step, and who may reach whom after each step.
+//! A table as data: a fixture, actions step by step, and the allowed connections after each step.
 //!
-//! A file is a list of cases, or an object with a `Fixture` of its own and `Cases`; it may be compressed (`.gz`). Unknown fields are ignored, unknown
-//! actions are not. In policies `{{ip NAMESPACE/POD}}` stands for the address of a pod.
+//! A file is a list of cases, or an object with a `Fixture` of its own and `Cases`; it may be
+//! compressed (`.gz`). Unknown fields are ignored, unknown actions are not. In policies
+//! `{{ip NAMESPACE/POD}}` stands for the address of a pod.
 
 use std::fs::File;
 use std::io::Read;
@@ -21,21 +22,22 @@ use crate::probe::Protocol;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Table {
-    /// What is there before each case.
+    /// State before each case.
     #[serde(default)]
     pub fixture: Fixture,
     /// The cases; each starts from the bare fixture.
     pub cases: Vec<Case>,
 }
 
-/// What is there before each case.
+/// State before each case.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Fixture {
     /// Range of the pool that pods get their addresses from.
     #[serde(default = "cidr")]
     pub cidr: Ipv4Net,
-    /// Whether the pods have the addresses of the range one after another, in the order in which they are written.
+    /// True if the pods have the addresses of the range one after another, in the order in which
+    /// they are written.
     #[serde(default)]
     pub pin: bool,
     /// Namespaces with their pods.
@@ -83,7 +85,7 @@ pub struct FixturePod {
     pub service_account: String,
     /// On which node it is, from 0; absent: spread.
     pub node: Option<usize>,
-    /// What it serves.
+    /// Ports that it serves.
     pub ports: Vec<Port>,
 }
 
@@ -106,9 +108,9 @@ pub struct Port {
 pub struct Case {
     /// Its number in the table.
     pub n: u32,
-    /// What it is about.
+    /// Description.
     pub desc: String,
-    /// What it uses.
+    /// Tags: the features that it uses.
     #[serde(default)]
     pub tags: Vec<String>,
     /// Its steps.
@@ -119,7 +121,7 @@ pub struct Case {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Step {
-    /// What is done, in order; a table may say null for nothing.
+    /// Actions, in order; a table may have null for none.
     #[serde(default, deserialize_with = "list")]
     pub actions: Vec<Action>,
     /// The verdicts; what is not listed is not asked.
@@ -127,9 +129,9 @@ pub struct Step {
     pub rows: Vec<Row>,
 }
 
-/// What can be done.
+/// Actions.
 #[derive(Clone, Debug, Deserialize)]
-#[expect(missing_docs, reason = "the names are those of the data, and say it")]
+#[expect(missing_docs, reason = "the names are those of the data")]
 pub enum Action {
     #[serde(rename_all = "PascalCase")]
     CreatePolicy { policy: Value },
@@ -163,7 +165,7 @@ pub enum Action {
     DeletePod { namespace: String, pod: String },
 }
 
-/// Who is asked.
+/// Target.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
     /// A pod, `namespace/name`.
@@ -172,18 +174,19 @@ pub enum Target {
     Node(usize),
 }
 
-/// One verdict: `from/pod to/pod PROTO/port allowed|blocked`. The target may be `node:NUMBER`; the port of `ICMP` is the type.
+/// One verdict: `from/pod to/pod PROTO/port allowed|blocked`. The target may be `node:NUMBER`; the
+/// port of `ICMP` is the type.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Row {
-    /// Who asks, `namespace/name`.
+    /// Source, `namespace/name`.
     pub from: String,
-    /// Who is asked.
+    /// Target.
     pub to: Target,
     /// By which transport.
     pub protocol: Protocol,
     /// At which port.
     pub port: u16,
-    /// Whether there is an answer; otherwise there is silence.
+    /// True if there is an answer; otherwise there is silence.
     pub allowed: bool,
 }
 
@@ -221,7 +224,8 @@ impl Table {
         Ok(())
     }
 
-    /// Keeps few cases that together have every tag of the table, and those with more than one step.
+    /// Keeps few cases that together have every tag of the table, and those with more than one
+    /// step.
     pub fn keep_cover(&mut self) {
         let mut covered = std::collections::BTreeSet::new();
         self.cases.retain(|case| {
@@ -232,7 +236,8 @@ impl Table {
 }
 
 impl Default for Fixture {
-    /// Namespaces x, y, z with pods a, b, c each, all serving TCP, UDP and SCTP on 80 and 81, at 192.168.1.1 and on.
+    /// Namespaces x, y, z with pods a, b, c each, all serving TCP, UDP and SCTP on 80 and 81, at
+    /// 192.168.1.1 and on.
     fn default() -> Self {
         let pod = |name: &str| FixturePod {
             name: name.to_owned(),
@@ -251,7 +256,7 @@ impl Default for Fixture {
     }
 }
 
-/// What pods serve of which nothing else is said: `serve-80-tcp` and so on.
+/// Default ports of pods: `serve-80-tcp` and so on.
 pub fn default_ports() -> Vec<Port> {
     let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
     let of = |port: u16| protocols.map(|protocol| Port { name: format!("serve-{port}-{protocol}"), protocol, port });
@@ -332,7 +337,7 @@ mod tests {
         {
             assert_eq!(text.parse::<Row>().unwrap().to_string(), text);
         }
-        for (text, said) in [
+        for (text, message) in [
             ("x/a y/b TCP/80", "is not `from/pod"),
             ("x/a y/b 80 allowed", "is not PROTO/port"),
             ("x/a y/b GRE/80 allowed", "`gre` is none of"),
@@ -340,7 +345,7 @@ mod tests {
             ("x/a y/b TCP/eighty allowed", "port"),
         ] {
             let error = format!("{:#}", text.parse::<Row>().unwrap_err());
-            assert!(error.contains(said), "{error}");
+            assert!(error.contains(message), "{error}");
         }
     }
 

@@ -11,16 +11,16 @@ use crate::install;
 use crate::matrix::{self, Matrix, Outcome};
 use crate::world::{PODS, World};
 
-/// A manifest and what has to come of it.
+/// A manifest and its expected result.
 #[derive(Debug, Clone)]
 pub struct Example {
     /// Name of the file without its end.
     pub name: String,
-    /// What its first comment says.
+    /// Description from its first comment.
     pub about: String,
     /// The file.
     pub manifest: PathBuf,
-    /// Who reaches whom while it is applied.
+    /// Expected verdicts while it is applied.
     pub expected: Matrix,
 }
 
@@ -54,13 +54,13 @@ impl Example {
     pub fn apply(&self, cluster: &Cluster, world: &World) -> Result<(Outcome, Instant)> {
         let applied = Instant::now();
         cluster.kubectl(&["apply", "-f", &self.manifest.display().to_string()])?;
-        Ok((matrix::settle(world, &self.expected, OBEY)?, applied))
+        Ok((matrix::wait_for_match(world, &self.expected, OBEY)?, applied))
     }
 
     /// Deletes it and measures until everything is open again.
     pub fn delete(&self, cluster: &Cluster, world: &World) -> Result<Outcome> {
         cluster.kubectl(&["delete", "-f", &self.manifest.display().to_string()])?;
-        matrix::settle(world, &Matrix::open(&PODS, &ports()), OBEY)
+        matrix::wait_for_match(world, &Matrix::open(&PODS, &ports()), OBEY)
     }
 }
 
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_example_says_what_it_does_and_forbids_something() {
+    fn every_example_describes_itself_and_denies_something() {
         for example in all().unwrap() {
             assert!(!example.about.is_empty(), "{}: begin with a comment", example.name);
             let silent = example.expected.count(crate::probe::Verdict::Silent);

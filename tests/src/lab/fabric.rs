@@ -1,4 +1,5 @@
-//! The network between nodes: one subnet, or two with a router between them, in a namespace of its own.
+//! The network between nodes: one subnet, or two with a router between them, in a namespace of its
+//! own.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,12 +10,12 @@ use margay_api::rule::IpVersion;
 use super::node::Node;
 use crate::namespace::{Namespace, connect};
 
-/// How nodes are joined.
+/// Topology.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topology {
     /// All in one subnet.
     Flat,
-    /// Every third node is in a subnet of its own kind, behind a router.
+    /// Every third node is in the second subnet, behind a router.
     Routed,
 }
 
@@ -61,7 +62,8 @@ impl Fabric {
         &self.namespace
     }
 
-    /// The router's address in the first subnet: something outside the cluster that every node can reach.
+    /// The router's address in the first subnet: something outside the cluster that every node can
+    /// reach.
     pub fn router(&self) -> IpAddr {
         address(self.version, 0, ROUTER).addr()
     }

@@ -1,11 +1,14 @@
-//! Test layer 4: nodes and pods as network namespaces, without Kubernetes. Objects as users write them go straight into typha's graph, its frames
-//! over the real stream to real agents, pods are attached by the real CNI binary, and packets are real.
+//! Test layer 4: nodes and pods as network namespaces, without Kubernetes. Objects as users write
+//! them go straight into typha's graph, its frames over the real stream to real agents, pods are
+//! attached by the real CNI binary, and packets are real.
 //!
-//! What is left out is the API server and kubelet: [`Lab::apply`] and [`Lab::delete`] stand for the one (as watches would tell of it), [`Lab::add_pod`]
-//! and [`Lab::remove_pod`] for the other. IPAM works on blocks in memory behind the same trait as those of the API.
+//! What is left out is the API server and kubelet: [`Lab::apply`] and [`Lab::delete`] replace the
+//! former (with the events of its watches), [`Lab::add_pod`] and [`Lab::remove_pod`] the latter.
+//! IPAM works on blocks in memory behind the same trait as those of the API.
 //!
-//! Reading order: [`objects`] (what is applied), [`control`] (typha), [`node`], [`pod`], [`storage`], [`fabric`] (the network between nodes).
-//! It is synchronous, so that a scenario reads from top to bottom: not for use inside an async runtime.
+//! Reading order: [`objects`] (what is applied), [`control`] (typha), [`node`], [`pod`],
+//! [`storage`], [`fabric`] (the network between nodes). It is synchronous, so that a scenario reads
+//! from top to bottom: not for use inside an async runtime.
 
 pub mod control;
 pub mod fabric;
@@ -46,12 +49,12 @@ pub fn wait(what: &str, condition: impl Fn() -> Result<bool>) -> Result<()> {
     Ok(())
 }
 
-/// What a lab shall be like.
+/// Options of a lab.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How many nodes: `n1`, `n2`, ...
+    /// Number of nodes: `n1`, `n2`, ...
     pub nodes: u8,
-    /// How they are joined.
+    /// Topology.
     pub topology: Topology,
     /// The IP version of the nodes' addresses: they have none of the other one.
     pub version: IpVersion,
@@ -60,7 +63,8 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Three nodes, `n3` behind a router: packets to it are encapsulated, those between the others are not.
+    /// Three nodes, `n3` behind a router: packets to it are encapsulated, those between the others
+    /// are not.
     fn default() -> Self {
         let pool = json!({"cidr": "10.65.0.0/16", "vxlanMode": "CrossSubnet", "natOutgoing": true});
         Self { nodes: 3, topology: Topology::Routed, version: IpVersion::V4, pool }
@@ -93,19 +97,20 @@ impl Lab {
         let blocks = Blocks::new(&runtime, control.events());
         let fabric = Fabric::new(options.topology, options.version)?;
         let mut lab = Self { nodes: BTreeMap::new(), pods: BTreeMap::new(), control, blocks, fabric, runtime };
-        for object in objects::ground(&options.pool) {
+        for object in objects::initial(&options.pool) {
             lab.apply(&object)?;
         }
         for number in 1..=options.nodes {
             lab.add_node(number)?;
         }
         lab.claim_tunnels()?;
-        lab.settle()?;
+        lab.wait_enforced()?;
         Ok(lab)
     }
 
-    /// Creates an object or replaces it, as the API has it: a manifest with `apiVersion`, `kind` and `metadata`. Does not wait until nodes know;
-    /// see [`Lab::settle`]. Returns why it is not used as it is written; one that cannot be read at all is an error.
+    /// Creates an object or replaces it, as the API has it: a manifest with `apiVersion`, `kind`
+    /// and `metadata`. Does not wait until nodes enforce it; see [`Lab::wait_enforced`]. Returns
+    /// why it is not enforced as written; an object that cannot be decoded is an error.
     pub fn apply(&self, object: &Value) -> Result<Vec<String>> {
         let (kind, observed) = objects::observe(object)?;
         let problems = observed.problems.clone();
@@ -125,12 +130,13 @@ impl Lab {
         self.runtime.block_on(self.control.delete(kind, key))
     }
 
-    /// Waits until every node with an agent has everything that was applied so far in its kernel, routes included.
-    pub fn settle(&self) -> Result<()> {
+    /// Waits until every node with an agent has everything that was applied so far in its kernel,
+    /// routes included.
+    pub fn wait_enforced(&self) -> Result<()> {
         self.runtime.block_on(async {
             for node in self.nodes.values() {
-                let settled = tokio::time::timeout(PATIENCE, node.settle(&self.control)).await;
-                settled.with_context(|| format!("{} does not enforce what it was told", node.name))??;
+                let waited = tokio::time::timeout(PATIENCE, node.wait_enforced(&self.control)).await;
+                waited.with_context(|| format!("{} does not enforce what it was sent", node.name))??;
             }
             Ok(())
         })
@@ -156,7 +162,7 @@ impl Lab {
         self.pods.values()
     }
 
-    /// What IPAM holds.
+    /// IPAM storage.
     pub fn blocks(&self) -> &Blocks {
         &self.blocks
     }
@@ -166,8 +172,8 @@ impl Lab {
         &self.fabric
     }
 
-    /// Schedules a pod to a node and starts it: when this returns, it has an address and its policy is in force. `object` is its manifest; the
-    /// namespace has to have been applied.
+    /// Schedules a pod to a node and starts it: when this returns, it has an address and its policy
+    /// is in force. `object` is its manifest; the namespace has to have been applied.
     pub fn add_pod(&mut self, node: &str, object: &Value) -> Result<&Pod> {
         let scheduled = pod::scheduled(object, node)?;
         self.apply(&scheduled)?;
@@ -193,7 +199,8 @@ impl Lab {
         self.delete(&pod.object())
     }
 
-    /// The network of a pod goes, and nobody tells the agent: what a runtime leaves that ends pods while the agent is away. The object stays.
+    /// Removes the network of a pod without a DEL, as a runtime does that ends pods while the agent
+    /// is away. The object stays.
     pub fn lose_pod(&mut self, name: &str) -> Result<()> {
         self.pods.remove(name).map(drop).with_context(|| format!("no pod is named {name}"))
     }
@@ -204,12 +211,12 @@ impl Lab {
         node.stop(&self.runtime)
     }
 
-    /// Starts the agent of a node anew, on the state folder of its predecessor.
+    /// Restarts the agent of a node on the state folder of its predecessor.
     pub fn start_agent(&mut self, node: &str) -> Result<()> {
         self.start_agent_at(node, self.control.address())
     }
 
-    /// The same while typha is away: nobody answers where the agent looks for it.
+    /// The same while typha is away: nothing listens at the address that the agent connects to.
     pub fn start_agent_alone(&mut self, node: &str) -> Result<()> {
         self.start_agent_at(node, NOBODY)
     }
@@ -228,9 +235,10 @@ impl Lab {
         Ok(())
     }
 
-    /// Every node gets an address for its tunnel, and says so, as agents do it where there is an API to say it to.
+    /// Assigns every node an address for its tunnel, and reports it in the Node, as agents do with
+    /// an API.
     fn claim_tunnels(&mut self) -> Result<()> {
-        self.settle()?;
+        self.wait_enforced()?;
         let mut nodes = std::mem::take(&mut self.nodes);
         for node in nodes.values_mut() {
             node.claim_tunnel(&self.runtime)?;
@@ -251,7 +259,7 @@ impl Drop for Lab {
     }
 }
 
-/// Fails with what the nodes could not enforce, if there is something.
+/// Fails if nodes could not enforce something.
 pub fn check_enforced(lab: &Lab) -> Result<()> {
     for node in lab.nodes() {
         let errors = node.status().map(|status| status.errors).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! A node: a network namespace, and an agent in it that starts, ends as if killed, and starts anew.
+//! A node: a network namespace, and an agent in it that starts, ends as if killed, and restarts.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -49,14 +49,14 @@ pub struct Node {
     pub host: Namespace,
     /// Its address with that of its subnet.
     pub address: IpNet,
-    /// What its agent keeps on disk, and the CNI socket.
+    /// Folder of its agent's state and of the CNI socket.
     folder: TempDir,
     /// Address of its tunnel, once claimed.
     tunnel: Option<String>,
     running: Option<Running>,
 }
 
-/// An agent at work.
+/// A running agent.
 struct Running {
     /// All its threads are in the node's namespace.
     runtime: Runtime,
@@ -71,7 +71,7 @@ struct Running {
     upstream: JoinHandle<()>,
 }
 
-/// What is made on a thread in the node's namespace.
+/// Parts that are created on a thread in the node's namespace.
 struct Made {
     agent: AgentHandle,
     fatal: oneshot::Receiver<agent::RetriesExhausted>,
@@ -109,12 +109,12 @@ impl Node {
         IpVersion::of(self.address.addr())
     }
 
-    /// Where the CNI plugin finds the agent.
+    /// Path of the CNI socket.
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("run/cni.sock")
     }
 
-    /// What its agent keeps on disk.
+    /// Folder of its agent's state.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -128,7 +128,7 @@ impl Node {
         Ok(names)
     }
 
-    /// How far its agent is; none: it does not run.
+    /// Progress of its agent; none: it does not run.
     pub fn status(&self) -> Option<Status> {
         self.running.as_ref().map(|running| running.agent.status())
     }
@@ -143,7 +143,7 @@ impl Node {
         self.running.as_ref().map(|running| &running.agent).with_context(|| format!("{} has no agent", self.name))
     }
 
-    /// What its kernel enforces, as `nft` prints it.
+    /// Table in its kernel, as `nft` prints it.
     pub fn ruleset(&self) -> Result<String> {
         self.host.command("nft", &["-n", "list", "table", "inet", "margay"], "")
     }
@@ -190,7 +190,7 @@ impl Node {
         Ok(())
     }
 
-    /// Ends the agent without a word to anybody; a success when it does not run.
+    /// Ends the agent as if it were killed; a success when it does not run.
     pub(super) fn stop(&mut self, main: &Runtime) -> Result<()> {
         let Some(Running { runtime, agent, fatal, network, addresses, upstream, planned: _, problems: _ }) =
             self.running.take()
@@ -211,15 +211,15 @@ impl Node {
         }
     }
 
-    pub(super) async fn settle(&self, control: &Control) -> Result<()> {
+    pub(super) async fn wait_enforced(&self, control: &Control) -> Result<()> {
         let Some(running) = &self.running else { return Ok(()) };
         let mut acks = running.agent.acks();
         loop {
             running.agent.wait_in_sync().await;
-            let told = control.told(&self.name).await?;
-            let committed = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.revision >= told.revision)).await;
+            let sent = control.sent(&self.name).await?;
+            let committed = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.revision >= sent.revision)).await;
             committed.with_context(|| format!("the agent of {} has ended", self.name))?;
-            if told.pending == 0 {
+            if sent.pending == 0 {
                 break;
             }
         }
@@ -240,8 +240,9 @@ impl Node {
     }
 }
 
-/// Makes what a node runs, in the order in which its parts need each other. The agent's thread has its timers from `timers`, which outlive the
-/// node's runtime: the thread ends when the tasks of that one are gone, and their handles with them.
+/// Makes what a node runs, in the order in which its parts need each other. The agent's thread has
+/// its timers from `timers`, which outlive the node's runtime: the thread ends when the tasks of
+/// that one are gone, and their handles with them.
 async fn make(settings: Settings, folder: PathBuf, blocks: Blocks, notices: Notices, timers: Handle) -> Result<Made> {
     let attachments = Attachments::load(&folder.join("attachments"))?;
     let store = ViewStore::new(&folder);
@@ -310,7 +311,7 @@ impl Announcer for Nobody {
     fn withdraw(&self, _: &Attachment) {}
 }
 
-/// Bytes of an address that tell it from those of other nodes, as the end of a MAC address.
+/// End of a MAC address: the bytes of an address that differ between nodes.
 fn mac_tail(address: IpNet) -> String {
     let bytes = match address.addr() {
         IpAddr::V4(address) => address.octets(),

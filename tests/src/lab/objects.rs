@@ -1,4 +1,4 @@
-//! Objects as the API has them, to what typha's watches make of them.
+//! Converts objects as the API has them to the events of typha's watches.
 
 use anyhow::{Context, Result, bail};
 use margay_api::meta::NamespacedName;
@@ -35,8 +35,8 @@ const TABLE: &[Line] = &[
     (CALICO, "FelixConfiguration", "FelixConfiguration"),
 ];
 
-/// What is there before anything else: the tiers that an installation has, settings, and the pool.
-pub fn ground(pool: &Value) -> Vec<Value> {
+/// Initial objects: the tiers of an installation, settings, and the pool.
+pub fn initial(pool: &Value) -> Vec<Value> {
     let of = |kind: &str, name: &str, spec: Value| json!({"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": {"name": name}, "spec": spec});
     vec![
         of("Tier", "kube-admin", json!({"order": 1_000, "defaultAction": "Pass"})),
@@ -52,7 +52,7 @@ pub fn observe(object: &Value) -> Result<(&'static str, Observed)> {
     let (kind, key) = identity(object)?;
     let mut object = object.clone();
     if object["kind"] == "Namespace" {
-        // The API server's own doing.
+        // The API server does this itself.
         object["metadata"]["labels"]["kubernetes.io/metadata.name"] = key.name.clone().into();
     }
     let uid = object["metadata"]["uid"].as_str().unwrap_or_default().to_owned();

@@ -13,7 +13,8 @@ use crate::namespace::Namespace;
 use crate::plugin::Call;
 use crate::probe::Place;
 
-/// Key of the network configuration under which runtimes that know it tell the pod's annotations.
+/// Key of the network configuration under which runtimes that support it pass the pod's
+/// annotations.
 const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 /// Pods of this process so far: their container ids and uids differ.
 static PODS: AtomicU32 = AtomicU32::new(0);
@@ -22,7 +23,7 @@ static PODS: AtomicU32 = AtomicU32::new(0);
 pub struct Pod {
     /// `namespace/name`.
     pub name: String,
-    /// Where it runs.
+    /// Its node.
     pub node: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,

@@ -1,5 +1,6 @@
-//! The first file system of a machine: a static busybox, the modules that reach the host's root over 9p, and an `init` that puts a file system in memory
-//! over it and goes on with the script that it is given.
+//! The first file system of a machine: a static busybox, the modules that reach the host's root
+//! over 9p, and an `init` that puts a file system in memory over it and goes on with the script
+//! that it is given.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,9 +11,10 @@ use anyhow::{Context, Result, bail};
 use super::packages::Kernel;
 use crate::cluster::process;
 
-/// What must be loaded before there is a root. Each brings what it needs; what a kernel has built in is no module.
+/// What must be loaded before there is a root. Each brings what it needs; what a kernel has built
+/// in is no module.
 const MODULES: [&str; 4] = ["virtio_pci", "9pnet_virtio", "9p", "overlay"];
-/// Where the script lies in the machine.
+/// Path of the script in the machine.
 const SCRIPT: &str = "/run/script";
 
 /// `init`, which finds the kernel's modules in `$modules`.
@@ -69,7 +71,7 @@ fn needed(kernel: &Kernel) -> Result<Vec<PathBuf>> {
     for module in MODULES {
         let mut modprobe = Command::new("modprobe");
         modprobe.arg("-d").arg(&kernel.root).args(["-S", &kernel.version, "--show-depends", module]);
-        // What it does not find is built in, as newer packages say nothing of that.
+        // A module that it does not find is built in; newer packages do not list those.
         for line in process::run(&mut modprobe).unwrap_or_default().lines() {
             let file = line.strip_prefix("insmod ").map(|words| PathBuf::from(words.trim()));
             found.extend(file.filter(|file| known.insert(file.clone())));

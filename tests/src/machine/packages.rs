@@ -1,5 +1,5 @@
-//! Kernels as Debian ships them, fetched by apt with a configuration and lists of its own, so that the machine's own sources stay as they are. The mirror
-//! is the one that the machine uses.
+//! Kernels as Debian ships them, fetched by apt with a configuration and lists of its own, so that
+//! the machine's own sources stay as they are. The mirror is the one that the machine uses.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -12,11 +12,11 @@ use crate::cluster::{binaries, process};
 /// A kernel that is tried.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Release {
-    /// What a person asks for it by.
+    /// Name on the command line.
     pub name: &'static str,
     /// The suite of Debian whose newest kernel it is.
     pub suite: &'static str,
-    /// What to call the suite.
+    /// Display name of the suite.
     pub distribution: &'static str,
 }
 
@@ -35,12 +35,12 @@ const NEWEST: &str = "linux-image-amd64";
 /// Names of packages that a kernel is made of, of which each needs some of the others.
 const PARTS: [&str; 4] = ["linux-image-", "linux-base-", "linux-binary-", "linux-modules-"];
 
-/// A kernel that is there, unpacked.
+/// An unpacked kernel.
 #[derive(Debug)]
 pub struct Kernel {
-    /// Where it comes from.
+    /// Its release.
     pub release: &'static Release,
-    /// What `uname -r` says in it.
+    /// Its `uname -r`.
     pub version: String,
     /// The image that boots.
     pub image: PathBuf,
@@ -49,15 +49,15 @@ pub struct Kernel {
 }
 
 /// The newest kernel of a suite; with `refresh` it is asked for again, else what is cached serves.
-pub fn fetch(release: &'static Release, refresh: bool, tell: &dyn Fn(&str)) -> Result<Kernel> {
+pub fn fetch(release: &'static Release, refresh: bool, progress: &dyn Fn(&str)) -> Result<Kernel> {
     let folder = binaries::cache()?.join("kernels").join(release.name);
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let turn = File::create(folder.join("lock"))?;
     turn.lock().context("cannot wait for another harness that fetches this kernel")?;
     let root = folder.join("root");
     if refresh || !root.exists() {
-        tell(&format!("fetching the kernel of {} (once)", release.distribution));
-        // What is interrupted must not look like a kernel.
+        progress(&format!("fetching the kernel of {} (once)", release.distribution));
+        // An interrupted download must not look like a kernel.
         let new = folder.join("new");
         for stale in [&new, &root] {
             if stale.exists() {
@@ -94,7 +94,8 @@ fn unpack(release: &Release, folder: &Path, root: &Path) -> Result<()> {
         process::run(Command::new("dpkg").arg("-x").arg(entry?.path()).arg(root))?;
     }
     std::fs::remove_dir_all(&packages)?;
-    // Newer packages have only /usr/lib, where depmod and modprobe look in another's tree only if they are told by a link.
+    // Newer packages have only /usr/lib, where depmod and modprobe look in another tree only
+    // through a link.
     if !root.join("lib").exists() {
         std::os::unix::fs::symlink("usr/lib", root.join("lib"))?;
     }
@@ -122,7 +123,7 @@ impl Apt {
             option("Dir::Etc::sourceparts", Path::new("-")),
             option("Dir::State::lists", &apt.join("lists")),
             option("Dir::Cache", &apt.join("cache")),
-            // What is installed here has no part in it.
+            // Packages installed here do not matter.
             option("Dir::State::status", Path::new("/dev/null")),
             option("Acquire::Languages", Path::new("none")),
             option("Acquire::Check-Valid-Until", Path::new("false")),
@@ -130,14 +131,14 @@ impl Apt {
         Ok(Self { options: options.concat() })
     }
 
-    fn command(&self, program: &str, words: &[&str]) -> Command {
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
-        command.args(&self.options).arg("-q").args(words);
+        command.args(&self.options).arg("-q").args(arguments);
         command
     }
 
-    fn run(&self, program: &str, words: &[&str]) -> Result<String> {
-        process::run(&mut self.command(program, words))
+    fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        process::run(&mut self.command(program, arguments))
     }
 
     /// The packages of the newest kernel.
@@ -164,7 +165,7 @@ fn kernel_parts(depends: &str) -> Vec<String> {
     names.filter(|name| PARTS.iter().any(|part| name.starts_with(part))).map(str::to_owned).collect()
 }
 
-/// Where this machine gets Debian from.
+/// Returns this machine's mirror of Debian.
 fn mirror() -> Result<String> {
     const REMEDY: &str = "kernels are fetched from the mirror of a Debian machine's own apt sources";
     let release = std::fs::read_to_string("/etc/os-release").context(REMEDY)?;

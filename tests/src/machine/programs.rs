@@ -1,4 +1,5 @@
-//! The test programs of the kernel layers: which they are, how cargo builds them, and the script that runs them.
+//! The test programs of the kernel layers: which they are, how cargo builds them, and the script
+//! that runs them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -16,28 +17,29 @@ use crate::probe::SLOWNESS;
 /// Which suites, built how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Selection {
-    /// All, with our own code compiled to run faster than in `cargo test`: emulation makes the rest slow enough.
+    /// All, with our own code compiled to run faster than in `cargo test`: emulation makes the rest
+    /// slow enough.
     All,
-    /// What fits into a run of the CI, with the programs of `cargo test`.
+    /// Suites that fit into a CI run, with the programs of `cargo test`.
     Quick,
 }
 
 /// A test program that can be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
-    /// What it is called.
+    /// Its name.
     pub suite: &'static str,
     /// The program.
     pub path: PathBuf,
-    /// Where cargo would run it: the folder of its package.
+    /// Working folder, as with cargo: that of its package.
     pub folder: PathBuf,
     /// Parts of the names of its cases that are run; all when empty.
     pub only: &'static [&'static str],
-    /// Whether it runs before anything has loaded the modules that others need.
+    /// True if it runs before anything has loaded the modules that others need.
     pub is_first: bool,
     /// About how long it takes.
     pub weight: Duration,
-    /// How long it may take: many times what it takes on a quiet machine.
+    /// Time limit: many times its duration on an idle machine.
     pub limit: Duration,
 }
 
@@ -76,11 +78,12 @@ const SUITES: [Suite; 12] = [
     },
     suite("routing", 90, Some(&[])),
     suite("cni", 110, None),
-    // But for a set so large that a program which is built for debugging takes a minute over it in emulation.
+    // But for a set so large that a program which is built for debugging takes a minute over it in
+    // emulation.
     suite("enforcement", 35, Some(&["packets", "nobody", "ipv6", "router", "agent", "others"])),
     suite("spoof", 25, Some(&[])),
     suite("ipvs", 40, Some(&[])),
-    suite("conversations", 20, Some(&[])),
+    suite("connections", 20, Some(&[])),
     suite("host", 125, None),
     suite("lab", 70, Some(&["ipv6_alone"])),
     suite("conformance", 500, None),
@@ -88,20 +91,22 @@ const SUITES: [Suite; 12] = [
 
 const LIMIT: Duration = Duration::from_secs(1200);
 
-/// What a node has loaded long before a test begins, and a machine that has just booted loads over 9p, in emulation, while a test waits. A kernel need
-/// not have each.
+/// What a node has loaded long before a test begins, and a machine that has just booted loads over
+/// 9p, in emulation, while a test waits. A kernel need not have each.
 const MODULES: &str = "veth vxlan dummy nf_tables nft_ct nft_chain_nat nft_masq nft_fib_inet nft_log nft_limit nf_conntrack_netlink sctp ip_vs";
 
-/// What [`SLOWNESS`] is. Emulation is 10 to 20 times slower in everything, but most answers need not come one after the other.
+/// What [`SLOWNESS`] is. Emulation is 10 to 20 times slower in everything, but most answers need
+/// not come one after the other.
 const SLOW: u32 = 5;
 
-/// The suites whose names have one of `names` in them, all when there are none, after cargo has built them.
-pub fn built(selection: Selection, names: &[String], tell: &dyn Fn(&str)) -> Result<Vec<Program>> {
+/// The suites whose names have one of `names` in them, all when there are none, after cargo has
+/// built them.
+pub fn built(selection: Selection, names: &[String], progress: &dyn Fn(&str)) -> Result<Vec<Program>> {
     let of_names = |suite: &&Suite| names.is_empty() || names.iter().any(|name| suite.name.contains(name.as_str()));
     let of_selection = |suite: &&Suite| selection == Selection::All || suite.quick.is_some();
     let chosen: Vec<&Suite> = SUITES.iter().filter(of_selection).filter(of_names).collect();
     ensure!(!chosen.is_empty(), "no suite has a name with one of {names:?}");
-    tell("building the test programs");
+    progress("building the test programs");
     let built = build(selection, &chosen)?;
     let program = |suite: &&Suite| {
         let found = built.get(suite.name).with_context(|| format!("cargo built no test program {}", suite.name));
@@ -119,20 +124,21 @@ fn build(selection: Selection, suites: &[&Suite]) -> Result<BTreeMap<String, (Pa
     let of = |suite: &&Suite| if suite.package == "margay-tests" { vec!["--test", suite.name] } else { vec!["--lib"] };
     let targets: Vec<&str> = suites.iter().flat_map(of).collect();
     let test = ["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"];
-    let said = cargo(selection, &[&test[..], &targets[..]].concat())?;
-    Ok(said.lines().filter_map(artifact).collect())
+    let output = cargo(selection, &[&test[..], &targets[..]].concat())?;
+    Ok(output.lines().filter_map(artifact).collect())
 }
 
-/// Runs cargo in the checkout and gives back what it printed. With another level for our own code, and the same selection of packages, what we depend on is
-/// that of the other tests: nothing of it is compiled again.
-fn cargo(selection: Selection, words: &[&str]) -> Result<String> {
+/// Runs cargo in the checkout and returns its output. With another level for our own code, and the
+/// same selection of packages, what we depend on is that of the other tests: nothing of it is
+/// compiled again.
+fn cargo(selection: Selection, arguments: &[&str]) -> Result<String> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-    cargo.current_dir(install::checkout()).args(words).stderr(Stdio::inherit());
+    cargo.current_dir(install::checkout()).args(arguments).stderr(Stdio::inherit());
     if selection == Selection::All {
         cargo.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
     }
     let output = cargo.output().context("cannot run cargo")?;
-    ensure!(output.status.success(), "cargo {} failed", words.join(" "));
+    ensure!(output.status.success(), "cargo {} failed", arguments.join(" "));
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
@@ -145,7 +151,8 @@ fn artifact(line: &str) -> Option<(String, (PathBuf, PathBuf))> {
     Some((message["target"]["name"].as_str()?.to_owned(), (path.into(), folder.to_owned())))
 }
 
-/// Divides programs among machines that run at once so that these end at about the same time. Each share is in the order of the programs.
+/// Divides programs among machines that run at once so that these end at about the same time. Each
+/// share is in the order of the programs.
 pub fn shares(programs: &[Program], machines: usize) -> Vec<Vec<Program>> {
     let mut longest: Vec<usize> = (0..programs.len()).collect();
     longest.sort_by_key(|index| std::cmp::Reverse(programs[*index].weight));
@@ -160,7 +167,8 @@ pub fn shares(programs: &[Program], machines: usize) -> Vec<Vec<Program>> {
     shares.into_iter().filter(|(_, share)| !share.is_empty()).map(|(_, share)| of(share)).collect()
 }
 
-/// A script that runs them one after the other, each as cargo would, and says what begins and how it ended.
+/// A script that runs them one after the other, each as cargo would, and prints the start and the
+/// result of each.
 pub fn script(programs: &[Program]) -> String {
     let mut script =
         format!("export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root RUST_BACKTRACE=0 {SLOWNESS}={SLOW}\n");
@@ -214,7 +222,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn test_programs_are_found_in_what_cargo_says() {
+    fn test_programs_are_found_in_cargos_output() {
         let line = |test: bool, executable: &str| {
             format!(
                 r#"{{"reason":"compiler-artifact","manifest_path":"/w/node/Cargo.toml","target":{{"name":"cni"}},

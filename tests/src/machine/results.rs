@@ -1,33 +1,33 @@
-//! What test programs say, as `cargo test` would show it, and what it means.
+//! Parses the output of test programs.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// What the script says before a suite, followed by its name.
+/// Line of the script before a suite, followed by its name.
 pub const BEGIN: &str = "@begin ";
-/// What it says after one, followed by its name and the program's status.
+/// Line after a suite, followed by its name and the program's status.
 pub const END: &str = "@end ";
-/// The status by which `timeout` says that it ended a program.
+/// Exit status of `timeout` when it ended a program.
 const TIMED_OUT: &str = "124";
 
-/// How a suite went on a kernel.
+/// Result of a suite on a kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// So many cases, and none failed.
     Passed(u32),
-    /// Some failed.
+    /// Some cases failed.
     Failed {
-        /// How many did not.
+        /// Number of passed cases.
         passed: u32,
-        /// Names of those that did.
+        /// Names of failed cases.
         failed: Vec<String>,
     },
-    /// It gave no sum, for this reason.
+    /// No result, for this reason.
     Missing(String),
 }
 
 impl Verdict {
-    /// Whether it ran and nothing failed.
+    /// Returns whether it ran and nothing failed.
     pub fn is_passed(&self) -> bool {
         matches!(self, Self::Passed(_))
     }
@@ -74,17 +74,17 @@ impl Results {
         self.suites.extend(other.suites);
     }
 
-    /// What a suite has said, each case with the time that it took.
+    /// Output of a suite, each case with its duration.
     pub fn text(&self, suite: &str) -> &str {
         self.suites.get(suite).map_or("", |sum| sum.text.as_str())
     }
 
-    /// How long a suite took; none: it has not ended.
+    /// Duration of a suite; none: it has not ended.
     pub fn took(&self, suite: &str) -> Option<Duration> {
         self.suites.get(suite).filter(|sum| sum.status.is_some()).map(|sum| sum.took)
     }
 
-    /// How a suite went.
+    /// Returns the result of a suite.
     pub fn verdict(&self, suite: &str) -> Verdict {
         let Some(sum) = self.suites.get(suite) else {
             return Verdict::Missing("it was not begun; see the console".to_owned());

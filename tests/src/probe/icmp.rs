@@ -1,4 +1,4 @@
-//! Questions of ICMP that the kernel of whoever is asked answers by itself: echo (type 8) and timestamp (13).
+//! ICMP requests that the kernel of the target answers by itself: echo (type 8) and timestamp (13).
 
 use std::io::{self, ErrorKind, Read};
 use std::net::SocketAddr;
@@ -34,7 +34,8 @@ impl Question {
         Ok(question)
     }
 
-    /// Whether the answer is there. Others' answers come to every raw socket, and are passed over.
+    /// Returns whether the answer is there. Others' answers come to every raw socket, and are
+    /// passed over.
     pub fn look(&self) -> io::Result<bool> {
         let mut buffer = [0; 256];
         loop {
@@ -56,11 +57,12 @@ impl AsFd for Question {
     }
 }
 
-/// What no other question of this process has: what is tracked is established, and policy is to be asked anew.
+/// What no other question of this process has: tracked packets are established, and each question
+/// must meet policy.
 fn fresh() -> [u8; 4] {
     static LAST: AtomicU32 = AtomicU32::new(0);
     let number = LAST.fetch_add(1, Ordering::Relaxed);
-    // The identifier is what connections are told apart by, so that it changes first.
+    // Connections are distinguished by the identifier, so it changes first.
     number.rotate_left(16).to_be_bytes()
 }
 

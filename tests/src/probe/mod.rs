@@ -1,15 +1,17 @@
-//! Asks, from inside a pod's network, who answers. No program is started in the pod for it: a socket belongs to the network namespace in
-//! which it was made, so a thread of this process enters the pod's namespace and opens it there.
+//! Probes from inside a pod's network. No program is started in the pod: a socket belongs to the
+//! network namespace in which it was made, so a thread of this process enters the pod's namespace
+//! and opens it there.
 //!
-//! [`attempt`] is one question, [`ask`] a whole table at once, [`asker`] many tables from one thread, [`knock`] the same question again and again with
-//! exact times, [`flow`] one long connection. [`serve`] is the other side: who answers. [`sctp`] speaks that protocol where the kernel does not;
-//! [`icmp`] asks what any kernel answers.
+//! [`attempt`] is one question, [`ask`] a whole table at once, [`prober`] many tables from one
+//! thread, [`paced`] the same question again and again with exact times, [`flow`] one long
+//! connection. [`serve`] is the other side: who answers. [`sctp`] speaks that protocol where the
+//! kernel does not; [`icmp`] asks what any kernel answers.
 
-pub mod asker;
 pub mod attempt;
 pub mod flow;
 pub mod icmp;
-pub mod knock;
+pub mod paced;
+pub mod prober;
 pub mod sctp;
 pub mod serve;
 
@@ -26,9 +28,11 @@ pub use self::attempt::{Attempt, Protocol, Verdict};
 
 /// The image of pods that serve, and that connect from their first instruction.
 pub const IMAGE: &str = "margay.test/probe:1";
-/// How long a question may stay without an answer until it counts as denied: shorter than the first retransmission of a SYN.
+/// Time without an answer after which a question counts as denied: shorter than the first
+/// retransmission of a SYN.
 pub const DENIED_AFTER: Duration = Duration::from_millis(150);
-/// Variable of the environment that says how many times slower than other machines this one is, as an emulated one is.
+/// Environment variable with the factor by which this machine is slower than others, as an emulated
+/// one is.
 pub const SLOWNESS: &str = "MARGAY_SLOWNESS";
 
 /// [`DENIED_AFTER`] on this machine.
@@ -43,7 +47,7 @@ pub struct Place {
     file: File,
 }
 
-/// Whom to ask.
+/// Target of a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Target {
     /// How.
@@ -90,7 +94,7 @@ impl Place {
 pub fn ask(place: &Place, targets: &[Target]) -> Result<Vec<Verdict>> {
     place.run(|| {
         let attempts: Vec<Attempt> = targets.iter().map(|target| Attempt::start(*target)).collect();
-        asker::judge(&attempts, denied_after())
+        prober::verdicts(&attempts, denied_after())
     })?
 }
 

@@ -1,4 +1,5 @@
-//! Who answers: TCP and UDP echo, and SCTP as far as an association, or as an INIT-ACK where the kernel has no sockets for it.
+//! Servers: TCP and UDP echo, and SCTP as far as an association, or as an INIT-ACK where the kernel
+//! has no sockets for it.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,7 +12,8 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use super::Protocol;
 use super::sctp::{self, Chunk, Packet};
 
-/// Open ports. They belong to the network namespace in which they were opened, whoever serves them.
+/// Open ports. They belong to the network namespace in which they were opened, whichever thread
+/// serves them.
 #[derive(Debug, Default)]
 pub struct Ports {
     tcp: Vec<std::net::TcpListener>,
@@ -25,7 +27,8 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Opens ports in the network namespace of the calling thread, for both families where there are both.
+    /// Opens ports in the network namespace of the calling thread, for both families where there
+    /// are both.
     pub fn open(ports: &[(Protocol, u16)]) -> io::Result<Self> {
         let of = |wanted: Protocol| ports.iter().filter(move |port| port.0 == wanted).map(|port| port.1);
         let raw = if sctp::has_sockets() { Arc::default() } else { of(Protocol::Sctp).collect() };
@@ -78,7 +81,7 @@ impl Ports {
         }
         for listener in self.associations {
             let listener = TcpListener::from_std(listener)?;
-            // That it stood is the answer.
+            // The established connection is the answer.
             tokio::spawn(async move { while listener.accept().await.is_ok() {} });
         }
         for socket in self.udp {
@@ -132,7 +135,7 @@ async fn acknowledge(socket: UdpSocket, served: Arc<[u16]>) {
         let is_served = served.contains(&asked.destination);
         let chunk = if is_served { Chunk::InitAck(!tag | 1) } else { Chunk::Abort };
         let answer = Packet { source: asked.destination, destination: asked.source, tag, chunk };
-        // Whoever asked asks again.
+        // The client retries.
         let _ = socket.send_to(&answer.encode(), from).await;
     }
 }
@@ -143,7 +146,7 @@ mod tests {
 
     use super::*;
     use crate::namespace::Namespace;
-    use crate::probe::asker::Asker;
+    use crate::probe::prober::Prober;
     use crate::probe::{Place, Target, Verdict};
 
     #[test]
@@ -153,12 +156,12 @@ mod tests {
         let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
         let ports = namespace.run(|| Ports::open(&protocols.map(|protocol| (protocol, 80)))).unwrap();
         runtime.block_on(async { ports.serve() }).unwrap();
-        let asker = Asker::start(&Place::of_namespace(&namespace).unwrap()).unwrap();
+        let prober = Prober::start(&Place::of_namespace(&namespace).unwrap()).unwrap();
         for address in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
             let to = |port| protocols.map(|protocol| Target::new(protocol, address, port));
             let targets = [to(80), to(81)].concat();
-            asker.ask(targets, Duration::from_secs(5)).unwrap();
-            let verdicts = asker.answers().unwrap();
+            prober.ask(targets, Duration::from_secs(5)).unwrap();
+            let verdicts = prober.answers().unwrap();
             assert_eq!(verdicts, [[Verdict::Answered; 3], [Verdict::Refused; 3]].concat(), "{address}");
         }
     }

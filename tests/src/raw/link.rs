@@ -1,5 +1,6 @@
-//! A socket at a link: whole frames out, past every hook of the sending namespace, and whole frames in, before every hook of the receiving one.
-//! The one place of this crate with unsafe code, for the address and the option that no safe wrapper knows.
+//! A socket at a link: whole frames out, past every hook of the sending namespace, and whole frames
+//! in, before every hook of the receiving one. The one place of this crate with unsafe code, for
+//! the address and the option that no safe wrapper knows.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -25,7 +26,8 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// At a link of the calling thread's namespace. It hears what comes in by the link, not what goes out.
+    /// At a link of the calling thread's namespace. It hears what comes in by the link, not what
+    /// goes out.
     pub fn open(link: &str) -> Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd =
@@ -37,7 +39,8 @@ impl Tap {
         Ok(Self { fd })
     }
 
-    /// Hears every packet of a protocol that has passed the input hook of the calling thread's namespace.
+    /// Hears every packet of a protocol that has passed the input hook of the calling thread's
+    /// namespace.
     pub fn accepted(family: AddressFamily, protocol: SockProtocol) -> Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(family, SockType::Raw, flags, protocol).context("a raw socket")?;

@@ -1,5 +1,5 @@
-//! Frames and packets from values, with correct lengths and checksums unless the value says otherwise. Attacks need
-//! packets that a library such as etherparse refuses to build.
+//! Frames and packets from values, with correct lengths and checksums unless the value overrides
+//! them. Attacks need packets that a library such as etherparse refuses to build.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -35,7 +35,7 @@ pub mod protocol {
 const HOPS: u8 = 64;
 const FRAGMENT_HEADER: u8 = 44;
 
-/// What follows the IP header.
+/// Payload of the IP header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// The first packet of a TCP connection, with data behind it.
@@ -87,7 +87,7 @@ pub enum Transport {
 pub struct Fragment {
     /// Identification of the bigger packet.
     pub id: u16,
-    /// Where the part begins, in bytes; a multiple of 8.
+    /// Offset in bytes; a multiple of 8.
     pub offset: u16,
     /// There are parts behind it.
     pub more: bool,
@@ -100,11 +100,12 @@ pub struct Packet {
     pub source: IpAddr,
     /// Destination address, of the same version.
     pub destination: IpAddr,
-    /// What follows the header.
+    /// Payload.
     pub transport: Transport,
     /// IPv4 options, padded to a multiple of 4 bytes.
     pub options: Vec<u8>,
-    /// IPv6 extension headers: protocol number of each, and what follows its first two bytes: 6 bytes, or 8 more, and so on.
+    /// IPv6 extension headers: protocol number of each, and what follows its first two bytes: 6
+    /// bytes, or 8 more, and so on.
     pub extensions: Vec<(u8, Vec<u8>)>,
 }
 
@@ -124,8 +125,9 @@ impl Packet {
         self.with_header(&self.transport_bytes(), None)
     }
 
-    /// The packet in parts that begin at these offsets, in the order of the list. Where a part begins before the one in front of it in the packet has
-    /// ended, they overlap: each entry is an offset and a length.
+    /// The packet in parts that begin at these offsets, in the order of the list. Where a part
+    /// begins before the one in front of it in the packet has ended, they overlap: each entry is an
+    /// offset and a length.
     pub fn fragments(&self, id: u16, parts: &[(u16, u16)]) -> Vec<Vec<u8>> {
         let bytes = self.transport_bytes();
         let part = |&(offset, length): &(u16, u16)| {
@@ -136,7 +138,7 @@ impl Packet {
         parts.iter().map(part).collect()
     }
 
-    /// What follows the IP header, by itself.
+    /// Encodes the payload of the IP header.
     pub fn transport_bytes(&self) -> Vec<u8> {
         let protocol = self.transport.protocol(self.source.is_ipv4());
         let mut bytes = self.transport.bytes();
@@ -261,7 +263,7 @@ impl Transport {
                 bytes.extend(data);
             }
             Self::Init { data, .. } => {
-                // A parameter whose type's upper bits say: skip it and go on.
+                // A parameter whose type's upper bits mean: skip it and go on.
                 let padded = data.len().next_multiple_of(4);
                 bytes.extend([0; 8]);
                 bytes.extend([1, 0]);
@@ -373,7 +375,7 @@ mod tests {
         let parts = packet.fragments(9, &[(0, 24), (24, 24)]);
         let joined: Vec<u8> = parts.iter().flat_map(|part| part[20..].to_vec()).collect();
         assert_eq!(joined, whole);
-        assert_eq!([parts[0][6], parts[0][7]], [0x20, 0], "the first says that more follow");
-        assert_eq!([parts[1][6], parts[1][7]], [0, 3], "the last says where it begins, in units of eight bytes");
+        assert_eq!([parts[0][6], parts[0][7]], [0x20, 0], "the first has the flag of more fragments");
+        assert_eq!([parts[1][6], parts[1][7]], [0, 3], "the last has its offset in units of eight bytes");
     }
 }

@@ -1,4 +1,5 @@
-//! Scenarios that do not care how Calico's data is stored: every suite of a real cluster runs the same ones.
+//! Scenarios that do not care how Calico's data is stored: every suite of a real cluster runs the
+//! same ones.
 
 pub mod hosts;
 pub mod policy;
@@ -16,16 +17,16 @@ use serde_json::{Value, json};
 
 use crate::demo::Stage;
 
-/// Where scenarios play.
+/// Environment of a scenario.
 #[derive(Debug)]
-pub struct Ground {
+pub struct Environment {
     /// A cluster with Margay and the usual pods.
     pub stage: Stage,
     /// Storage of Calico's data.
     pub mode: Mode,
 }
 
-impl Ground {
+impl Environment {
     /// Applies a manifest as users write it, in the form that the cluster stores.
     pub fn apply(&self, name: &str, text: &str) -> Result<PathBuf> {
         let path = stored(self.mode, name, text, self.stage.cluster.folder())?;

@@ -1,5 +1,5 @@
-//! No secret shows: not in logs at their most verbose, not in traces, metrics, debug services, files, events or other objects, also when keys are
-//! lost, broken and made anew meanwhile.
+//! No secret shows: not in logs at their most verbose, not in traces, metrics, debug services,
+//! files, events or other objects, even while keys are lost, damaged and recreated.
 
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,7 +19,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tonic::Request;
 
-use super::Ground;
+use super::Environment;
 use super::policy::all_open;
 use crate::canary::{Canaries, Search};
 use crate::cluster::Cluster;
@@ -31,31 +31,32 @@ use crate::suite::Suite;
 use crate::trace::Collector;
 use crate::world;
 
-/// How long the programs may take to start anew, one after the other, while they log everything.
+/// Time limit for the programs to restart, one after the other, while they log everything.
 const PATIENCE: Duration = Duration::from_secs(240);
-/// How long a new authority may take to be known everywhere: kubelets bring it to the pods within a minute or so.
+/// How long a new authority may take to be known everywhere: kubelets bring it to the pods within a
+/// minute or so.
 const NEW_AUTHORITY: Duration = Duration::from_secs(120);
-/// Where the collector of traces listens, in the control plane's network.
+/// Port of the trace collector, in the control plane's network.
 const COLLECTOR_PORT: u16 = 4317;
-/// What the collector's keeper might demand of those who report.
+/// Header that a collector might require.
 const HEADER: &str = "canary-4f1b8c7e90d2a653";
 /// Each program and where its admin port is.
 const PROGRAMS: [(&str, u16); 3] = [("operator", 9097), ("typha", install::TYPHA_ADMIN), ("node", 9099)];
 /// Folders of a node that our programs write into; keys have a folder of their own there.
 const FOLDERS: [&str; 2] = ["var/lib/margay", "etc/cni/net.d"];
-/// Where a program has its API token, below its own root.
+/// Path of a program's API token, below its own root.
 const TOKEN: &str = "var/run/secrets/kubernetes.io/serviceaccount/token";
-/// Of a folder with keys: its name.
+/// Name of folders with keys.
 const KEYS: &str = "tls";
 
 /// Runs it. All programs log everything from then on, so it is the last.
-pub fn run(suite: &mut Suite, ground: &Ground) {
-    suite.case("a_new_authority_is_noticed_at_once", || lose_authority(&ground.stage.cluster));
-    suite.case("no_secret_shows", || nothing_shows(ground));
+pub fn run(suite: &mut Suite, environment: &Environment) {
+    suite.case("a_new_authority_is_noticed_at_once", || lose_authority(&environment.stage.cluster));
+    suite.case("no_secret_shows", || nothing_shows(environment));
 }
 
-fn nothing_shows(ground: &Ground) -> Result<()> {
-    let cluster = &ground.stage.cluster;
+fn nothing_shows(environment: &Environment) -> Result<()> {
+    let cluster = &environment.stage.cluster;
     let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, COLLECTOR_PORT));
     let collector = Collector::start(&cluster.layout().netns_path("cp"), address)?;
     collector.record();
@@ -66,7 +67,7 @@ fn nothing_shows(ground: &Ground) -> Result<()> {
     gather(cluster, &mut canaries)?;
     lose_keys(cluster)?;
     gather(cluster, &mut canaries)?;
-    act(ground, &collector)?;
+    act(environment, &collector)?;
 
     let search = canaries.search()?;
     let secrets = cluster.kubectl(&["get", "secrets", "-n", NAMESPACES[1], "-o", "json"])?;
@@ -132,7 +133,8 @@ fn key(node: &Node) -> PathBuf {
     node.folder.join("root/var/lib/margay").join(KEYS).join("tls.key")
 }
 
-/// Has every program log and report everything, as an operator of the cluster would: what the operator is told, it tells the others.
+/// Makes every program log and report everything, as an administrator would: the operator passes
+/// its settings on to the others.
 fn speak_up(cluster: &Cluster) -> Result<()> {
     let collector = format!("http://{}:{COLLECTOR_PORT}", cluster.layout().control_plane().address);
     let endpoint = format!("OTEL_EXPORTER_OTLP_ENDPOINT={collector}");
@@ -141,20 +143,21 @@ fn speak_up(cluster: &Cluster) -> Result<()> {
     let deployment = ["set", "env", "-n", NAMESPACES[0], "deployment/margay-operator"];
     cluster.kubectl(&[&deployment[..], &names[..]].concat())?;
     let nodes = cluster.nodes()?;
-    let is_told = |pid: &i32| {
+    let logs_all = |pid: &i32| {
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         environment.split(|byte| *byte == 0).any(|variable| variable == names[0].as_bytes())
     };
     let all = |program: &str, least: usize| {
         let pids: Vec<i32> = nodes.iter().flat_map(|node| install::processes(node, program)).collect();
-        pids.len() >= least && pids.iter().all(is_told)
+        pids.len() >= least && pids.iter().all(logs_all)
     };
-    let told = || all("operator", 1) && all("typha", 1) && all("node", nodes.len());
-    wait_for(PATIENCE, || "every program to log everything".into(), told)?;
+    let all_log = || all("operator", 1) && all("typha", 1) && all("node", nodes.len());
+    wait_for(PATIENCE, || "every program to log everything".into(), all_log)?;
     install::wait(cluster, &|_| ())
 }
 
-/// The key of one node is gone, that of another cut off in the middle; typha's and the readers' Secrets are gone. All of it is made anew.
+/// The key of one node is gone, that of another cut off in the middle; typha's and the readers'
+/// Secrets are gone. All of it is recreated.
 fn lose_keys(cluster: &Cluster) -> Result<()> {
     let (gone, cut) = (cluster.node("n1")?, cluster.node("n2")?);
     let half = |path: &Path| -> Result<String> {
@@ -176,8 +179,9 @@ fn lose_keys(cluster: &Cluster) -> Result<()> {
     install::wait(cluster, &|_| ())
 }
 
-/// The authority is lost, with everything that it has signed, as when the operator's namespace goes: every node gets a certificate of the next one without
-/// anybody's help, and is in sync again by it.
+/// The authority is lost, with everything that it has signed, as when the operator's namespace
+/// goes: every node gets a certificate of the next one without anybody's help, and is in sync again
+/// by it.
 fn lose_authority(cluster: &Cluster) -> Result<()> {
     let nodes = cluster.nodes()?;
     let certificate = |node: &Node| std::fs::read(key(node).with_file_name("tls.crt")).unwrap_or_default();
@@ -200,10 +204,10 @@ fn lose_authority(cluster: &Cluster) -> Result<()> {
 }
 
 /// Pods start and end, policies come and go, and what was done is reported.
-fn act(ground: &Ground, collector: &Collector) -> Result<()> {
-    let cluster = &ground.stage.cluster;
-    all_open(ground)?;
-    flips::measure(cluster, &ground.stage.world, "x/a", "x/b", 2)?;
+fn act(environment: &Environment, collector: &Collector) -> Result<()> {
+    let cluster = &environment.stage.cluster;
+    all_open(environment)?;
+    flips::measure(cluster, &environment.stage.world, "x/a", "x/b", 2)?;
     let file = cluster.folder().join("guest.json");
     std::fs::write(&file, world::server("x/guest", "n1")?.to_string())?;
     cluster.kubectl(&["create", "-f", &file.display().to_string()])?;
@@ -217,7 +221,7 @@ fn act(ground: &Ground, collector: &Collector) -> Result<()> {
 
 /// Logs of our pods, as they lie on the node's disk: whole, also of containers that have ended.
 fn logs(node: &Node, look: &dyn Fn(&str, &[u8]) -> Result<()>) -> Result<()> {
-    let mut told = Vec::new();
+    let mut logging = Vec::new();
     let pods = std::fs::read_dir(node.folder.join("root/var/log/pods"))?;
     for pod in pods {
         let pod = pod?.path();
@@ -231,19 +235,20 @@ fn logs(node: &Node, look: &dyn Fn(&str, &[u8]) -> Result<()>) -> Result<()> {
                 look(&path.display().to_string(), &text)?;
             }
             if text.windows(7).any(|window| window == b"\"TRACE\"") {
-                told.push(name.clone());
+                logging.push(name.clone());
             }
         }
     }
     for (program, _) in PROGRAMS {
         let runs = !install::processes(node, program).is_empty();
         let is_of = |name: &String| name.contains(&format!("_margay-{program}-"));
-        ensure!(!runs || told.iter().any(is_of), "{program} on {} logs no details: {told:?}", node.host.name);
+        ensure!(!runs || logging.iter().any(is_of), "{program} on {} logs no details: {logging:?}", node.host.name);
     }
     Ok(())
 }
 
-/// What a container has written; the runtime's own words are taken out, because they stand within long lines.
+/// What a container has written; the runtime's own additions are removed, because they split long
+/// lines.
 fn lines(path: &Path) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     let mut file = std::fs::File::open(path)?;
@@ -265,7 +270,7 @@ fn lines(path: &Path) -> Result<Vec<u8>> {
     Ok(whole)
 }
 
-/// What a program tells about itself, and what its command line tells.
+/// What a program's endpoints and its command line reveal.
 fn processes(node: &Node, look: &dyn Fn(&str, &[u8]) -> Result<()>) -> Result<()> {
     for (program, port) in PROGRAMS {
         for pid in install::processes(node, program) {
@@ -273,8 +278,8 @@ fn processes(node: &Node, look: &dyn Fn(&str, &[u8]) -> Result<()>) -> Result<()
             look(&format!("command line of {place}"), &std::fs::read(format!("/proc/{pid}/cmdline"))?)?;
             for path in ["metrics", "readyz"] {
                 let url = format!("http://127.0.0.1:{port}/{path}");
-                let said = node.exec(&["busybox", "wget", "-q", "-O", "-", &url])?;
-                look(&format!("{path} of {place}"), said.as_bytes())?;
+                let output = node.exec(&["busybox", "wget", "-q", "-O", "-", &url])?;
+                look(&format!("{path} of {place}"), output.as_bytes())?;
             }
         }
     }
@@ -307,7 +312,8 @@ fn tree(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Objects that many may read. What the programs are started with is not among them: the collector's header is there, where users put it.
+/// Objects that many may read. What the programs are started with is not among them: the
+/// collector's header is there, where users put it.
 fn objects(cluster: &Cluster, look: &dyn Fn(&str, &[u8]) -> Result<()>) -> Result<()> {
     const KINDS: [&str; 9] = [
         "events",

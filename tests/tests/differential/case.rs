@@ -1,4 +1,5 @@
-//! A case: objects, and packets that meet them. Random ones come from the world that `calc`'s own tests use.
+//! A case: objects, and packets that meet them. Random ones come from the world that `calc`'s own
+//! tests use.
 
 use std::net::IpAddr;
 
@@ -10,7 +11,7 @@ use proptest::sample::select;
 
 use crate::world;
 
-/// The node whose kernel judges.
+/// The node whose kernel gives the verdict.
 pub const NODE: &str = "n1";
 /// Pods of that node: one of each namespace.
 pub const LOCAL: [&str; 3] = ["red/p0", "green/p0", "blue/p0"];
@@ -23,9 +24,9 @@ const PACKETS: usize = 120;
 /// A packet that is the first of its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// Where it comes from.
+    /// Source.
     pub source: IpAddr,
-    /// Where it goes to; of the same version.
+    /// Destination, of the same version.
     pub destination: IpAddr,
     /// Protocol number.
     pub protocol: u8,
@@ -74,11 +75,12 @@ pub fn local(address: IpAddr) -> Option<usize> {
 /// Any case.
 pub fn case() -> impl Strategy<Value = Case> {
     (prop::collection::vec(world::update(), 20..80), prop::collection::vec(probe(), PACKETS))
-        .prop_map(|(updates, probes)| Case { updates: updates.into_iter().filter_map(settled).collect(), probes })
+        .prop_map(|(updates, probes)| Case { updates: updates.into_iter().filter_map(placed).collect(), probes })
 }
 
-/// The update as it could come in a cluster where addresses are given once and the judging node has the pods that it has. Not what policy does not read.
-fn settled(update: Update) -> Option<Update> {
+/// Adapts an update to a cluster where addresses are unique and the node under test has its own
+/// pods. Drops updates that policy does not depend on.
+fn placed(update: Update) -> Option<Update> {
     match update {
         Update::Endpoint(key, value) => {
             let value = value.map(|mut endpoint| {
@@ -117,7 +119,8 @@ fn probe() -> impl Strategy<Value = Probe> {
     (select(locals), peer, any::<bool>(), (select(protocols), foreign), ports, icmp)
         .prop_map(|(own, peer, outward, (protocol, foreign), ports, icmp)| {
             let (source, destination) = if outward { (own, peer) } else { (peer, own) };
-            // Mostly ICMP of the packet's own version; that of the other one is a protocol like any other.
+            // Mostly ICMP of the packet's own version; that of the other one is a protocol like any
+            // other.
             let protocol = match (protocol, own.is_ipv4(), foreign) {
                 (ICMPV6, true, false) => ICMP,
                 (ICMP, false, false) => ICMPV6,

@@ -1,4 +1,5 @@
-//! A node's kernel as judge: the real table in a namespace, pods and the outside around it, and what comes out of what goes in.
+//! Verdicts of a node's kernel: the real table in a namespace, with pods and the outside around it,
+//! and which packets come out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,9 +27,9 @@ use crate::case::{LOCAL, Probe, addresses, local, pod};
 const PATIENCE: Duration = Duration::from_secs(10);
 const HOST: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const OUTSIDE: Mac = Mac([2, 0, 0, 0, 0, 2]);
-/// Who gets what no policy is about.
+/// Receiver of packets without any policy.
 const FAR: &str = "198.18.0.2";
-/// Number of the packet that tells when those before it had their chance.
+/// Number of the packet whose arrival shows that those before it had their chance.
 const LAST: u16 = u16::MAX;
 const MARK: [u8; 4] = [0x6e, b'd', b'f', 0xa5];
 
@@ -47,7 +48,8 @@ impl Kernel {
     /// A node without a table.
     pub fn new() -> Result<Self> {
         let (host, outside, far) = (Namespace::new()?, Namespace::new()?, Namespace::new()?);
-        // The table judges what comes by the other links, whatever its source; pods' links are as their maker has left them.
+        // The table decides about packets from the other links, whatever their source; pods' links
+        // are as their maker has left them.
         for parameter in
             ["ipv4.conf.all.rp_filter=0", "ipv4.conf.default.rp_filter=0", "ipv6.conf.default.accept_dad=0"]
         {
@@ -73,7 +75,8 @@ impl Kernel {
             for net in nets {
                 commands.push(format!("neigh replace {} lladdr {mac} dev {interface} nud permanent", net.addr()));
             }
-            // Who has no address answers nothing: an error would have the packet inside, and be taken for it.
+            // An interface without an address answers nothing: an error would contain the packet,
+            // and be taken for it.
             namespace.ip("addr flush dev eth0")?;
             let tap = namespace.run(|| Tap::open("eth0"))?;
             taps.push((namespace, tap, mac));
@@ -141,7 +144,8 @@ impl Kernel {
         (from, packet::ethernet(gateway, self.taps[from].2, packet.ethertype(), &packet.encode()))
     }
 
-    /// Removes every connection that the kernel knows of in the namespace: `IPCTNL_MSG_CT_DELETE` without a tuple.
+    /// Removes every connection that the kernel knows of in the namespace: `IPCTNL_MSG_CT_DELETE`
+    /// without a tuple.
     fn forget(&self) -> Result<()> {
         const DELETE: u16 = (1 << 8) | 2;
         const REQUEST_AND_ACK: u16 = 1 | 4;

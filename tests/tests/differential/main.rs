@@ -1,8 +1,10 @@
-//! One question, four answers that have nothing in common but the question: what happens to a packet, by the objects themselves, by `calc::evaluate` on what
-//! the graph made of them, by the compiled table as a value, and by the kernel that the table is loaded into.
+//! Differential test with four independent verdicts on a packet: from the objects themselves, from
+//! `calc::evaluate` on the records that the graph makes of them, from the compiled table as a
+//! value, and from the kernel that the table is loaded into.
 //!
-//! Every case goes through its text, so that one that fails can be kept: as a file in `tests/data/corpus`, where it is tried again each time.
-//! `make fuzz SECONDS=600` goes on with other seeds and writes what it finds there.
+//! Every case goes through its text, so that one that fails can be kept: as a file in
+//! `tests/data/corpus`, where it is tried again each time. `make fuzz SECONDS=600` goes on with
+//! other seeds and writes what it finds there.
 
 mod case;
 mod kernel;
@@ -51,11 +53,12 @@ fn corpus() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data/corpus")
 }
 
-/// The answers of everybody to every packet of the case.
-fn judge(kernel: &mut Kernel, text: &str) -> Result<Tally> {
+/// All verdicts on every packet of the case.
+fn check_case(kernel: &mut Kernel, text: &str) -> Result<Tally> {
     let case: Case = text.parse()?;
     let (mut graph, mut objects) = (Graph::default(), Objects::default());
-    // The kernel does not know most answers and errors of ICMP as belonging to anything, and policy is to be asked about them nevertheless.
+    // The kernel does not know most answers and errors of ICMP as belonging to anything, and policy
+    // is to be asked about them nevertheless.
     let settings =
         FelixOverrides { allow_conntrack_invalid: Some(true), ..FelixOverrides::none(SettingsScope::Cluster) };
     let settings = Update::Settings("default".to_owned(), Some(settings));
@@ -92,7 +95,7 @@ fn judge(kernel: &mut Kernel, text: &str) -> Result<Tally> {
     Ok(tally)
 }
 
-/// How many packets fared how.
+/// Number of packets by verdict.
 #[derive(Debug, Default)]
 struct Tally {
     allowed: usize,
@@ -133,7 +136,7 @@ fn decided(objects: &Objects, graph: &Graph, probe: &Probe) -> Result<bool> {
         destination_port: probe.ports.1,
         icmp: probe.icmp,
     };
-    let judge = |key: &EndpointKey, direction: Direction| -> Result<bool> {
+    let evaluate_objects = |key: &EndpointKey, direction: Direction| -> Result<bool> {
         let naive = Naive(objects).verdict(key, direction, &packet);
         let verdict = evaluate(graph, key, direction, &packet);
         let trace = || records_text::verdict(&verdict);
@@ -151,7 +154,7 @@ fn decided(objects: &Objects, graph: &Graph, probe: &Probe) -> Result<bool> {
     for (address, direction) in [(probe.source, Direction::Egress), (probe.destination, Direction::Ingress)] {
         for key in objects.endpoints.keys() {
             // Everybody's verdict is compared; that of the node's own pods counts.
-            let verdict = judge(key, direction)?;
+            let verdict = evaluate_objects(key, direction)?;
             allowed &= verdict || local(address).is_none_or(|index| pod(LOCAL[index]) != *key);
         }
         let unknown = local(address).is_some_and(|index| !objects.endpoints.contains_key(&pod(LOCAL[index])));
@@ -192,7 +195,7 @@ fn hunt(kernel: &RefCell<Kernel>, seed: u64, cases: u32) -> std::result::Result<
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     let sum = RefCell::new(Tally::default());
     let result = runner.run(&case::case(), |case| {
-        let tally = judge(&mut kernel.borrow_mut(), &case.to_string());
+        let tally = check_case(&mut kernel.borrow_mut(), &case.to_string());
         let tally = tally.map_err(|error| TestCaseError::fail(format!("{error:#}")))?;
         let mut sum = sum.borrow_mut();
         (sum.allowed, sum.denied) = (sum.allowed + tally.allowed, sum.denied + tally.denied);
@@ -214,7 +217,7 @@ fn everybody_agrees_on_random_policies_and_packets() -> Result<()> {
         let tally = found.map_err(|(case, reason)| anyhow::anyhow!("seed {seed}: {reason}\n{case}"))?;
         (sum.allowed, sum.denied) = (sum.allowed + tally.allowed, sum.denied + tally.denied);
     }
-    // Where all is denied, or all is allowed, agreement shows nothing.
+    // If everything is denied, or everything is allowed, agreement shows nothing.
     ensure!(sum.allowed > 500 && sum.denied > 500, "{sum:?}");
     Ok(())
 }
@@ -226,14 +229,15 @@ fn everybody_agrees_on_what_was_found_before() -> Result<()> {
     for entry in fs::read_dir(corpus())? {
         let path = entry?.path();
         let text = fs::read_to_string(&path)?;
-        judge(&mut kernel, &text).with_context(|| path.display().to_string())?;
+        check_case(&mut kernel, &text).with_context(|| path.display().to_string())?;
         tried += 1;
     }
     ensure!(tried > 0, "no case in {}", corpus().display());
     Ok(())
 }
 
-/// With FUZZ_SECONDS it goes on for that long from FUZZ_SEED, and writes what it finds into the corpus; without, it tries one case.
+/// With FUZZ_SECONDS it goes on for that long from FUZZ_SEED, and writes what it finds into the
+/// corpus; without, it tries one case.
 #[test]
 fn going_on_with_other_seeds() -> Result<()> {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>()).transpose();

@@ -1,4 +1,4 @@
-//! Cases as text, one object or packet a line, so that what was found once is kept as data.
+//! Cases as text, one object or packet a line, so that failing cases are kept as data.
 //!
 //! ```text
 //! namespace red team=a
@@ -100,7 +100,7 @@ fn write_update(f: &mut fmt::Formatter<'_>, update: &Update) -> fmt::Result {
                 write_policy(f, policy)?;
             }
         }
-        // A random world has more; policy reads nothing of it.
+        // Random objects have more, which policy does not depend on.
         _ => return Ok(()),
     }
     writeln!(f)
@@ -192,7 +192,7 @@ fn action(action: Action) -> &'static str {
     }
 }
 
-// ---- and back ----
+// ---- parsing ----
 
 fn parse_line(case: &mut Case, line: &str) -> Result<()> {
     if let Some(rule) = line.strip_prefix("  ") {

@@ -1,4 +1,4 @@
-//! Everything that parses what others write, on seeds, on what was found before, and on simple changes of these.
+//! Every parser of outside input, on seeds, on earlier findings, and on simple mutations of these.
 
 mod targets;
 

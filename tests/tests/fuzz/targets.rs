@@ -1,4 +1,5 @@
-//! What every input must be good for: it is refused, or what it means can be written down and read again. A panic is a finding.
+//! Property of every input: it is refused, or its value can be encoded and decoded again. A panic
+//! is a finding.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +35,8 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("storage", storage),
 ];
 
-/// A selector's canonical text parses to the same selector with the same id, and matching it decides something on any labels.
+/// A selector's canonical text parses to the same selector with the same id, and matching it
+/// decides something on any labels.
 pub fn selector(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     match Selector::parse(text) {
@@ -137,7 +139,8 @@ fn check_rule(rule: &Rule) {
     }
 }
 
-/// JSON as the specification of a host endpoint, as the settings of those that are made for nodes, and as what a node tells of its interfaces.
+/// JSON as the specification of a host endpoint, as the settings of those that are made for nodes,
+/// and as a node's report of its interfaces.
 pub fn hosts(data: &[u8]) {
     let Ok(value) = serde_json::from_slice::<Value>(data) else { return };
     let version = "projectcalico.org/v3";
@@ -177,7 +180,8 @@ fn check_template(template: &Template) {
     }
 }
 
-/// Lines `NAME=VALUE` up to an empty one are the environment, and the rest is standard input of the plugin. The plugin's own answer is always JSON.
+/// Lines `NAME=VALUE` up to an empty one are the environment, and the rest is standard input of the
+/// plugin. The plugin's own answer is always JSON.
 pub fn cni(data: &[u8]) {
     let end = data.windows(2).position(|pair| pair == b"\n\n");
     let (head, stdin) = end.map_or((data, &[][..]), |end| (&data[..end], &data[end + 2..]));
@@ -215,7 +219,7 @@ pub fn cni(data: &[u8]) {
     }
 }
 
-/// What a server may send: a frame that is taken is the same after it was encoded once more.
+/// Messages of a server: an accepted frame is the same after it was encoded again.
 pub fn frame(data: &[u8]) {
     let Ok(frame) = wire::Frame::decode(data) else { return };
     let Ok(frame) = sync::decode_frame(frame) else { return };
@@ -233,7 +237,7 @@ pub fn frame(data: &[u8]) {
     }
 }
 
-/// What a node may say.
+/// Messages of a node.
 pub fn up(data: &[u8]) {
     let Ok(up) = wire::Up::decode(data) else { return };
     let again = match up.message {
@@ -280,7 +284,8 @@ pub fn storage(data: &[u8]) {
         let stored = storage::write(kind, object).ok()?;
         Some(storage::decode(kind, stored.to_string().as_bytes()).expect("its own form").object)
     };
-    // What stands behind a point may be read as its neighbour: that is serde_json's, and is not what is asked here.
+    // Digits behind a decimal point may be parsed as a neighbouring number: that is serde_json's,
+    // and not under test here.
     if !has_fraction(&read.object)
         && let Some(once) = rewritten(read.object)
     {

@@ -68,7 +68,7 @@ fn fields(root: &Value) -> String {
     table
 }
 
-/// What the API server checks beyond types.
+/// Returns what the API server checks beyond types.
 fn rules(root: &Value) -> String {
     let mut list = String::new();
     walk("", root, &mut |path, schema, _| {
@@ -80,7 +80,8 @@ fn rules(root: &Value) -> String {
     if list.is_empty() { list } else { format!("\n## Refused when written\n\n{list}") }
 }
 
-/// Calls `visit` with every schema, its path, and whether it is required where it stands; parents before children.
+/// Calls `visit` with every schema, its path, and whether it is required where it stands; parents
+/// before children.
 fn walk(path: &str, schema: &Value, visit: &mut dyn FnMut(&str, &Value, bool)) {
     descend(path, schema, false, visit);
 }
@@ -96,7 +97,8 @@ fn below(path: &str, schema: &Value, visit: &mut dyn FnMut(&str, &Value, bool)) 
         let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
         descend(&path, property, required.contains(&name.as_str()), visit);
     }
-    // Elements have no line of their own: their type is in that of the list, and their fields follow.
+    // Elements have no line of their own: their type is in that of the list, and their fields
+    // follow.
     for (inner, mark) in [("items", "[]"), ("additionalProperties", ".*")] {
         if schema[inner].is_object() {
             below(&format!("{path}{mark}"), &schema[inner], visit);

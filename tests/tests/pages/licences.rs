@@ -1,4 +1,5 @@
-//! deploy/licenses.txt, which is in the image: the licences of what is linked into its programs, from the sources of the crates. `make bless` rewrites it.
+//! deploy/licenses.txt, which is in the image: the licences of what is linked into its programs,
+//! from the sources of the crates. `make bless` rewrites it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,9 +10,9 @@ use cargo_metadata::MetadataCommand;
 
 use crate::root;
 
-/// What the image is built for.
+/// Target of the image.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// What names of files with licences begin with.
+/// Prefixes of the names of licence files.
 const FILES: [&str; 5] = ["COPYING", "COPYRIGHT", "LICENCE", "LICENSE", "NOTICE"];
 const INTRODUCTION: &str = "\
 Licences of what the programs of this image are made of
@@ -43,7 +44,8 @@ fn licences() -> String {
     let options = ["--locked", "--filter-platform", TARGET].map(str::to_owned).to_vec();
     let metadata = MetadataCommand::new().current_dir(root()).other_options(options).exec().expect("cargo metadata");
     let mut declared = BTreeMap::new();
-    // Texts that differ in line breaks only are one: the first one is kept, with every crate that has it.
+    // Texts that differ in line breaks only are one: the first one is kept, with every crate that
+    // has it.
     let mut texts: BTreeMap<String, (String, BTreeSet<String>)> = BTreeMap::new();
     for package in metadata.packages {
         let name = format!("{} {}", package.name, package.version);

@@ -1,5 +1,5 @@
-//! The book in docs/: pages that are generated from the code are current, every reason has its line, links lead somewhere. `make bless` rewrites the
-//! generated pages.
+//! The book in docs/: pages that are generated from the code are current, every reason has its
+//! line, links lead somewhere. `make bless` rewrites the generated pages.
 
 mod book;
 mod crds;
@@ -48,7 +48,8 @@ fn generated_pages_are_current() {
     assert_eq!(present, wanted, "pages of kinds that do not exist, or lack");
 }
 
-/// Text as it can stand in a cell of a table: in one line, without bars, and with nothing that a renderer takes for a tag.
+/// Text for a cell of a table: on one line, without bars, and without anything that a renderer
+/// takes for a tag.
 fn cell(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     line.replace('|', "\\|").replace('<', "&lt;")

@@ -1,4 +1,5 @@
-//! Reasons of conditions and codes of problems: docs/src/reference/conditions.md has a line for each, and for no other.
+//! Reasons of conditions and codes of problems: docs/src/reference/conditions.md has a line for
+//! each, and for no other.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,7 +16,8 @@ const CALLS: [(&str, &str, &str); 4] = [
     ("margay-node", "problems", "report"),
     ("margay-node", "problems", "set"),
 ];
-/// Reasons that are made in other ways: where there is nothing to report, and of pools that are as they should be.
+/// Reasons that are made in other ways: where there is nothing to report, and of pools that are as
+/// they should be.
 const OTHERS: [&str; 2] = ["NotApplicable", "OK"];
 
 #[test]
@@ -49,7 +51,8 @@ fn named(source: &Source, (_, before, name): &(&str, &str, &str)) -> BTreeSet<St
     found
 }
 
-/// Names in code type of the first column of tables of reasons, and of the last one of the table of other objects.
+/// Names in code type of the first column of tables of reasons, and of the last one of the table of
+/// other objects.
 fn listed(page: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let (mut heading, mut column) = ("", None);

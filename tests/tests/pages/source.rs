@@ -1,4 +1,4 @@
-//! Tokens of what is shipped: comments and texts cannot be mistaken for code.
+//! Tokens of shipped source files, so that comments and strings cannot be mistaken for code.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,8 @@ pub struct Source {
     tokens: TokenStream,
 }
 
-/// Returns every source file of every crate but the harness, without files of tests, ordered by path.
+/// Returns every source file of every crate but the harness, without files of tests, ordered by
+/// path.
 pub fn shipped() -> Vec<Source> {
     let metadata = MetadataCommand::new().no_deps().exec().expect("cargo metadata of the workspace");
     let root = metadata.workspace_root.as_std_path();
@@ -51,7 +52,8 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 impl Source {
-    /// Calls `visit` with the tokens of every group of the file, outermost first, without items of tests.
+    /// Calls `visit` with the tokens of every group of the file, outermost first, without items of
+    /// tests.
     pub fn visit(&self, visit: &mut dyn FnMut(&[TokenTree])) {
         descend(self.tokens.clone(), visit);
     }
@@ -104,7 +106,7 @@ pub fn macros<'a>(level: &'a [TokenTree], name: &'a str) -> impl Iterator<Item =
         .filter_map(|behind| arguments(behind.get(1)))
 }
 
-/// What follows each place of a name.
+/// Returns what follows each occurrence of a name.
 fn named<'a>(level: &'a [TokenTree], name: &'a str) -> impl Iterator<Item = &'a [TokenTree]> + 'a {
     let is_named = move |token: &TokenTree| matches!(token, TokenTree::Ident(ident) if ident == name);
     level.iter().enumerate().filter(move |(_, token)| is_named(token)).map(|(index, _)| &level[index + 1..])

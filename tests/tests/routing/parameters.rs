@@ -5,7 +5,8 @@ use super::*;
 /// Every parameter is compared within this time.
 const SILENT: Duration = Duration::from_secs(30);
 
-/// Those that the kernel tells of, at once; a host's own programs set them for every link that comes.
+/// Parameters with notifications are restored at once; a host's own programs set them for every new
+/// link.
 #[test]
 fn kernel_parameters_are_set_again() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -78,7 +79,7 @@ fn kernel_parameters_without_notification_are_set_again() -> Result<()> {
     ensure_reaches(&nodes, "after the parameters")
 }
 
-/// What an agent changes of the host's own is known with what it was before.
+/// An agent's changes of the host's own parameters are recorded with the former values.
 #[test]
 fn what_has_been_changed_of_the_host_is_known() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -94,7 +95,7 @@ fn what_has_been_changed_of_the_host_is_known() -> Result<()> {
         [("ipv4/ip_forward", "0", "1"), ("ipv6/conf/all/forwarding", "0", "1"), ("ipv6/conf/eth0/accept_ra", "1", "2")]
             .map(|(parameter, former, now)| (parameter.to_owned(), former.to_owned(), now.to_owned()));
     ensure!(changed() == wanted, "{:?}", changed());
-    // What it was first stays known.
+    // The first value stays recorded.
     let before = one.network.progress().repairs;
     one.host.command("sysctl", &["-qw", "net.ipv4.ip_forward=0"], "")?;
     runtime.block_on(repaired_once(&one.network, before))?;
@@ -131,7 +132,8 @@ fn pods_of_ipv4_have_an_mtu_that_ipv6_has_not() -> Result<()> {
     })
 }
 
-/// With ChecksumOffloadBroken software computes checksums, also after somebody has turned the offload on again.
+/// With ChecksumOffloadBroken software computes checksums, also after somebody has turned the
+/// offload on again.
 #[test]
 fn a_tunnel_leaves_no_checksums_to_hardware_where_that_is_broken() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -158,7 +160,8 @@ fn a_tunnel_leaves_no_checksums_to_hardware_where_that_is_broken() -> Result<()>
     ensure_reaches(&nodes, "with checksums by software")
 }
 
-/// Each write of a link's forwarding takes the default routes that routers advertise from all links of the node.
+/// Each write of a link's forwarding takes the default routes that routers advertise from all links
+/// of the node.
 #[test]
 fn a_node_without_ipv6_pods_stays_a_host_of_ipv6() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

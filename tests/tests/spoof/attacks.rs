@@ -17,15 +17,15 @@ const DESTINATION_OPTIONS: u8 = 60;
 const LOOSE_SOURCE_ROUTE: u8 = 131;
 const STRICT_SOURCE_ROUTE: u8 = 137;
 
-/// One thing that a pod may try.
+/// An attack.
 pub struct Attack {
-    /// What it is, for people.
+    /// Description for people.
     pub name: String,
-    /// Number by which it is known.
+    /// Its number.
     pub number: u16,
     /// The frames, in order.
     pub frames: Vec<Vec<u8>>,
-    /// Where it comes out.
+    /// Place where it comes out.
     pub comes_out: BTreeSet<Place>,
 }
 
@@ -48,7 +48,7 @@ fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// Everybody whom the liar can send to, with the addresses.
+/// Every destination of the attacker, with the addresses.
 fn targets(lab: &Lab) -> [(Place, [IpAddr; 2]); 4] {
     [
         (Place::Victim, lab.victim().addresses),
@@ -58,7 +58,8 @@ fn targets(lab: &Lab) -> [(Place, [IpAddr; 2]); 4] {
     ]
 }
 
-/// Where an honest packet to this place comes by: what goes through the tunnel is a packet to the other node, too.
+/// Where an honest packet to this place comes by: what goes through the tunnel is a packet to the
+/// other node, too.
 fn way(place: Place, target: IpAddr) -> Vec<Place> {
     let (far, tunnelled) =
         (matches!(place, Place::Remote | Place::OtherHost), place == Place::Remote && target.is_ipv4());
@@ -99,7 +100,7 @@ fn forged(lab: &mut Lab) -> Vec<Attack> {
                 attacks.push(Attack::new(lab, name("in parts"), |lab, number| {
                     let parts = udp(source, target, number).fragments(number, &[(0, 8), (8, 64)]);
                     let ethertype = if source.is_ipv4() { IPV4 } else { IPV6 };
-                    parts.iter().map(|part| packet::ethernet(GATEWAY, lab.liar().mac, ethertype, part)).collect()
+                    parts.iter().map(|part| packet::ethernet(GATEWAY, lab.attacker().mac, ethertype, part)).collect()
                 }));
                 attacks.push(Attack::new(lab, name("behind a priority tag"), |lab, number| {
                     vec![packet::tagged(&lab.frame(&udp(source, target, number)), VLAN, 0)]
@@ -116,7 +117,7 @@ fn forged(lab: &mut Lab) -> Vec<Attack> {
 
 /// The node's own loopback addresses, from a link on which they are routed.
 fn loopback(lab: &mut Lab) -> Vec<Attack> {
-    let own = lab.liar().addresses;
+    let own = lab.attacker().addresses;
     let targets = ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"].map(address);
     let attack = |target: IpAddr| {
         let own = own[usize::from(target.is_ipv6())];
@@ -129,7 +130,7 @@ fn loopback(lab: &mut Lab) -> Vec<Attack> {
 fn frames(lab: &mut Lab) -> Vec<Attack> {
     let mut attacks = Vec::new();
     for (place, addresses) in targets(lab) {
-        for (own, target) in lab.liar().addresses.into_iter().zip(addresses) {
+        for (own, target) in lab.attacker().addresses.into_iter().zip(addresses) {
             let name = |how: &str| format!("{how} to {target}");
             let mut put = |how: &str, change: &dyn Fn(&Lab, Vec<u8>) -> Vec<u8>| {
                 Attack::new(lab, name(how), |lab, number| vec![change(lab, lab.frame(&udp(own, target, number)))])
@@ -143,10 +144,11 @@ fn frames(lab: &mut Lab) -> Vec<Attack> {
             attacks.push(put("own address to another's hardware", &|lab, frame| {
                 [&lab.victim().mac.0[..], &frame[6..]].concat()
             }));
-            // A priority tag says nothing about whom a packet is from; policy sees the packet as without.
+            // A priority tag does not change a packet's source; policy sees the packet as without
+            // it.
             let tagged = put("own address behind a priority tag", &|_, frame| packet::tagged(&frame, VLAN, 0));
             attacks.push(tagged.harmless(&way(place, target)));
-            // To everybody on the link is to the node alone: nothing that comes so is forwarded.
+            // Broadcast on the link reaches the node alone, which does not forward it.
             let broadcast = put("own address to all hardware", &|_, frame| [&[0xff; 6], &frame[6..]].concat());
             attacks.push(broadcast.harmless(if place == Place::Host { &[Place::Host] } else { &[] }));
         }
@@ -158,7 +160,7 @@ fn frames(lab: &mut Lab) -> Vec<Attack> {
 fn tunnels(lab: &mut Lab) -> Vec<Attack> {
     let mut attacks = Vec::new();
     for (_, addresses) in targets(lab) {
-        for (own, target) in lab.liar().addresses.into_iter().zip(addresses) {
+        for (own, target) in lab.attacker().addresses.into_iter().zip(addresses) {
             let inside = |lab: &Lab, number: u16| {
                 let [forged, _] = lab.victim().addresses;
                 let [remote, _] = lab.remote().addresses;
@@ -176,7 +178,10 @@ fn tunnels(lab: &mut Lab) -> Vec<Attack> {
             attacks.push(Attack::new(lab, format!("VXLAN in parts over {target}"), |lab, number| {
                 let packet = vxlan(lab, number);
                 let parts = packet.fragments(number, &[(0, 8), (8, 16), (24, 200)]);
-                parts.iter().map(|part| packet::ethernet(GATEWAY, lab.liar().mac, packet.ethertype(), part)).collect()
+                parts
+                    .iter()
+                    .map(|part| packet::ethernet(GATEWAY, lab.attacker().mac, packet.ethertype(), part))
+                    .collect()
             }));
             if target.is_ipv6() {
                 attacks.push(Attack::new(lab, format!("VXLAN behind options over {target}"), |lab, number| {
@@ -194,10 +199,10 @@ fn tunnels(lab: &mut Lab) -> Vec<Attack> {
     attacks
 }
 
-/// Packets that say themselves where they want to go after where they are sent.
+/// Packets with further hops in a routing header or option.
 fn source_routes(lab: &mut Lab) -> Vec<Attack> {
     let mut attacks = Vec::new();
-    let [own, own6] = lab.liar().addresses;
+    let [own, own6] = lab.attacker().addresses;
     let all = targets(lab);
     for (first, [via, via6]) in all {
         for (place, [last, last6]) in all {
@@ -213,7 +218,8 @@ fn source_routes(lab: &mut Lab) -> Vec<Attack> {
                 }));
             }
             let IpAddr::V6(hop) = last6 else { continue };
-            // Routers on the way do not act on such a header: it may go as far as whom it is sent to, who discards it.
+            // Routers on the way do not act on such a header: it may reach its destination, which
+            // discards it.
             let far = matches!(first, Place::Remote | Place::OtherHost).then_some(Place::Wire);
             let pod = matches!(first, Place::Victim | Place::Remote).then_some(first);
             let reaches: Vec<Place> = far.into_iter().chain(pod).collect();
@@ -230,9 +236,9 @@ fn source_routes(lab: &mut Lab) -> Vec<Attack> {
     attacks
 }
 
-/// To everybody at once.
+/// Broadcast and multicast.
 fn groups(lab: &mut Lab) -> Vec<Attack> {
-    let own = lab.liar().addresses;
+    let own = lab.attacker().addresses;
     let groups =
         ["255.255.255.255", "10.244.1.255", "224.0.0.1", "224.0.0.251", "239.1.2.3", "ff02::1", "ff05::2", "ff0e::1"];
     let mut attacks = Vec::new();
@@ -241,9 +247,9 @@ fn groups(lab: &mut Lab) -> Vec<Attack> {
         for all in [Mac([0xff; 6]), Mac([1, 0, 0x5e, 0, 0, 1]), Mac([0x33, 0x33, 0, 0, 0, 1])] {
             let attack = Attack::new(lab, format!("to {group} by {all}"), |lab, number| {
                 let packet = udp(own, group, number);
-                vec![packet::ethernet(all, lab.liar().mac, packet.ethertype(), &packet.encode())]
+                vec![packet::ethernet(all, lab.attacker().mac, packet.ethertype(), &packet.encode())]
             });
-            // The node itself is among those who are addressed by the groups that it is a member of; it is a router.
+            // The node itself is addressed by the groups that it is a member of; it is a router.
             let member = ["255.255.255.255", "224.0.0.1", "ff02::1", "ff05::2"].contains(&group.to_string().as_str());
             attacks.push(attack.harmless(if member { &[Place::Host] } else { &[] }));
         }
@@ -251,7 +257,8 @@ fn groups(lab: &mut Lab) -> Vec<Attack> {
     attacks
 }
 
-/// Messages by which others would be misled about routes and neighbours. They are known by the hardware address that they claim, or by their data.
+/// Messages by which others would be misled about routes and neighbours. They are known by the
+/// hardware address that they claim, or by their data.
 pub fn claims(lab: &mut Lab) -> Vec<Attack> {
     let mut attacks = Vec::new();
     let claimed =
@@ -265,17 +272,18 @@ pub fn claims(lab: &mut Lab) -> Vec<Attack> {
                 let name = format!("ARP {operation} of {claim} about {target} to {to}");
                 attacks.push(Attack::new(lab, name, |lab, number| {
                     let message = packet::arp(operation, (marked_mac(number), claim), (to, target));
-                    let frame = packet::ethernet(to, lab.liar().mac, ARP, &message);
+                    let frame = packet::ethernet(to, lab.attacker().mac, ARP, &message);
                     vec![frame.clone(), packet::tagged(&frame, VLAN, 0), packet::snap(&frame)]
                 }));
             }
         }
     }
-    let own = lab.liar().addresses[1];
+    let own = lab.attacker().addresses[1];
     let (victim, node, all) = (lab.victim().addresses[1], lab.nodes[0].addresses[1], address("ff02::1"));
     let gateway = address("fe80::ecee:eeff:feee:eeee");
     for source in ["fe80::1", "fe80::ecee:eeff:feee:eeee", "::"].map(address).into_iter().chain([own]) {
-        // What a pod sends under its own address is policy's to judge, and so is what it says about itself on the link: the node believes none of it.
+        // What a pod sends from its own address is subject to policy, and so are its claims about
+        // itself on the link: the node believes none of them.
         let host = |target: IpAddr| [all, gateway, node].contains(&target).then_some(Place::Host);
         let under_own = |target: IpAddr| host(target).or((target == victim).then_some(Place::Victim));
         for target in [all, gateway, victim, node] {
@@ -290,7 +298,7 @@ pub fn claims(lab: &mut Lab) -> Vec<Attack> {
             };
             let of_own = if source == own { under_own(target) } else { None };
             put("a router's announcement", 134, of_own, &announcement);
-            // By these the victim's address would lead to the liar.
+            // These would lead the victim's address to the attacker.
             put("a redirect", 137, None, &|mac| {
                 let IpAddr::V6(address) = victim else { return Vec::new() };
                 [&[0; 4][..], &address.octets(), &address.octets(), &[2, 1], &mac.0].concat()
@@ -305,7 +313,8 @@ pub fn claims(lab: &mut Lab) -> Vec<Attack> {
     attacks
 }
 
-/// Flags: others are routers; lifetimes of half an hour; a prefix for own addresses, and the hardware address.
+/// Flags: others are routers; lifetimes of half an hour; a prefix for own addresses, and the
+/// hardware address.
 fn announcement(mac: Mac) -> Vec<u8> {
     let mut body = vec![64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
     body.extend([3, 4, 64, 0xc0]);
@@ -318,7 +327,8 @@ fn announcement(mac: Mac) -> Vec<u8> {
     body
 }
 
-/// Packets to a port that policy denies, in forms in which it is hard to find, and the same to one that it allows.
+/// Packets to a port that policy denies, in forms in which it is hard to find, and the same to one
+/// that it allows.
 pub fn hidden_ports(lab: &mut Lab, ends: (IpAddr, IpAddr), place: Place) -> Vec<Attack> {
     let (own, target) = ends;
     let to = |port: u16, number: u16| {
@@ -328,7 +338,7 @@ pub fn hidden_ports(lab: &mut Lab, ends: (IpAddr, IpAddr), place: Place) -> Vec<
     let through = way(place, target);
     let framed = |lab: &Lab, parts: &[Vec<u8>]| -> Vec<Vec<u8>> {
         let ethertype = if own.is_ipv4() { IPV4 } else { IPV6 };
-        parts.iter().map(|part| packet::ethernet(GATEWAY, lab.liar().mac, ethertype, part)).collect()
+        parts.iter().map(|part| packet::ethernet(GATEWAY, lab.attacker().mac, ethertype, part)).collect()
     };
     let mut attacks = Vec::new();
     for (port, comes_out) in [(PORT, &through[..]), (DENIED, &[])] {
@@ -359,8 +369,9 @@ pub fn hidden_ports(lab: &mut Lab, ends: (IpAddr, IpAddr), place: Place) -> Vec<
             }));
         }
     }
-    // The part that has the port says the allowed one, and one that comes before or after it lies over it. The receiver may take either, so neither
-    // the node nor anybody behind it may see both: all of it is discarded, unless the later one is wholly within the other and is ignored.
+    // The fragment with the port has the allowed one, and one before or after it overlaps it. The
+    // receiver may take either, so neither the node nor anybody behind it may see both: all of it
+    // is discarded, unless the later one is wholly within the other and is ignored.
     let overlaps = [
         ("a longer part after", [(true, 0, 16), (false, 0, 24), (true, 16, 100)], false),
         ("a part before", [(false, 0, 8), (true, 0, 16), (true, 16, 100)], false),

@@ -1,4 +1,5 @@
-//! Two nodes with real agents, routing drivers and pod links, and ears wherever a packet could come out.
+//! Two nodes with real agents, routing drivers and pod links, and taps wherever a packet could come
+//! out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -27,7 +28,7 @@ use tokio::sync::oneshot;
 
 /// Longest wait for what must happen; it takes milliseconds.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// What the host side of every pod's link answers to.
+/// MAC address of the host side of every pod's link.
 pub const GATEWAY: Mac = pod::HOST_MAC;
 /// Port that packets of the tests go to.
 pub const PORT: u16 = 8000;
@@ -69,7 +70,7 @@ pub struct Node {
     agent: Option<(AgentHandle, oneshot::Receiver<agent::RetriesExhausted>)>,
 }
 
-/// Where a packet can come out.
+/// Place where a packet can come out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// At the other pod of the node.
@@ -84,19 +85,22 @@ pub enum Place {
     OtherHost,
 }
 
-/// Everything a test needs: the pod that lies is `nodes[0].pods[0]`, the victim `nodes[0].pods[1]`, and the remote pod `nodes[1].pods[0]`.
+/// Everything a test needs: the attacker is `nodes[0].pods[0]`, the victim `nodes[0].pods[1]`, and
+/// the remote pod `nodes[1].pods[0]`.
 pub struct Lab {
     /// The two nodes.
     pub nodes: [Node; 2],
     mouth: Tap,
-    ears: Vec<(Place, Tap)>,
-    /// Who answers at a port, so that nobody says that it is closed: such a message has the refused packet inside, and would be taken for it.
+    taps: Vec<(Place, Tap)>,
+    /// Open sockets, so that no ICMP error reports a closed port: such a message contains the
+    /// refused packet, and would be taken for it.
     sockets: Vec<(u16, UdpSocket)>,
     number: u16,
 }
 
 impl Lab {
-    /// Nodes, pods and agents that enforce the records of `policy` besides those that routing needs.
+    /// Nodes, pods and agents that enforce the records of `policy` besides those that routing
+    /// needs.
     pub async fn new(policy: impl Fn(&mut Records)) -> Result<Self> {
         let mut nodes = [mk_node("n1", 1, 2)?, mk_node("n2", 2, 1)?];
         let [one, two] = &nodes;
@@ -111,7 +115,7 @@ impl Lab {
         }
         let [one, two] = &nodes;
         let mouth = one.pods[0].namespace.run(|| Tap::open("eth0"))?;
-        let mut ears = vec![
+        let mut taps = vec![
             (Place::Victim, one.pods[1].namespace.run(|| Tap::open("eth0"))?),
             (Place::Remote, two.pods[0].namespace.run(|| Tap::open("eth0"))?),
             (Place::Wire, two.host.run(|| Tap::open("eth0"))?),
@@ -125,7 +129,7 @@ impl Lab {
                 (AddressFamily::Inet6, SockProtocol::Tcp),
                 (AddressFamily::Inet6, SockProtocol::IcmpV6),
             ] {
-                ears.push((place, node.host.run(|| Tap::accepted(family, protocol))?));
+                taps.push((place, node.host.run(|| Tap::accepted(family, protocol))?));
             }
         }
         let mut sockets = Vec::new();
@@ -136,18 +140,19 @@ impl Lab {
                 sockets.push((port, socket));
             }
         }
-        let mut lab = Self { nodes, mouth, ears, sockets, number: 0 };
-        // Whoever has to be found by ARP or neighbour discovery is found now, so that packets of both families come out in the order in which they went in.
+        let mut lab = Self { nodes, mouth, taps, sockets, number: 0 };
+        // Neighbours are resolved by ARP and neighbour discovery now, so that packets of both
+        // families come out in the order in which they went in.
         lab.send(&[])?;
         Ok(lab)
     }
 
-    /// The pod that lies.
-    pub fn liar(&self) -> &Pod {
+    /// The attacker.
+    pub fn attacker(&self) -> &Pod {
         &self.nodes[0].pods[0]
     }
 
-    /// The pod that it would like to reach or to be.
+    /// The pod that it tries to reach or to impersonate.
     pub fn victim(&self) -> &Pod {
         &self.nodes[0].pods[1]
     }
@@ -163,8 +168,9 @@ impl Lab {
         self.number
     }
 
-    /// Sends frames out of the liar's interface, and tells where packets with a number came out. It is complete: behind the frames go packets on every way
-    /// that is open, and their arrival shows that those before them had their chance.
+    /// Sends frames out of the attacker's interface, and returns where packets with a number came
+    /// out. The result is complete: the frames are followed by packets on every open path, whose
+    /// arrival shows that those before them had their chance.
     pub fn send(&mut self, frames: &[Vec<u8>]) -> Result<BTreeMap<u16, BTreeSet<Place>>> {
         let ways = [
             (Place::Victim, self.victim().addresses),
@@ -175,7 +181,7 @@ impl Lab {
         let mut awaited = BTreeSet::new();
         let mut last = Vec::new();
         for (place, addresses) in ways {
-            for (own, address) in self.liar().addresses.into_iter().zip(addresses) {
+            for (own, address) in self.attacker().addresses.into_iter().zip(addresses) {
                 self.number += 1;
                 awaited.insert((place, self.number));
                 if place == Place::OtherHost {
@@ -207,8 +213,8 @@ impl Lab {
     /// Takes what has come out; returns whether anything has.
     fn listen(&self, seen: &mut BTreeMap<u16, BTreeSet<Place>>) -> Result<bool> {
         let mut any = false;
-        for (place, ear) in &self.ears {
-            while let Some(frame) = ear.next()? {
+        for (place, tap) in &self.taps {
+            while let Some(frame) = tap.next()? {
                 any = true;
                 if matches!(place, Place::Host | Place::OtherHost) && is_complaint(&frame) {
                     continue;
@@ -221,15 +227,15 @@ impl Lab {
         Ok(any)
     }
 
-    /// How many datagrams have come to processes at this port.
+    /// Number of datagrams received by processes at this port.
     pub fn received(&self, port: u16) -> usize {
         let own = self.sockets.iter().filter(|(own, _)| *own == port);
         own.map(|(_, socket)| std::iter::from_fn(|| socket.recv(&mut [0; 512]).ok()).count()).sum()
     }
 
-    /// A packet as a frame from the liar to its gateway.
+    /// A packet as a frame from the attacker to its gateway.
     pub fn frame(&self, packet: &Packet) -> Vec<u8> {
-        packet::ethernet(GATEWAY, self.liar().mac, packet.ethertype(), &packet.encode())
+        packet::ethernet(GATEWAY, self.attacker().mac, packet.ethertype(), &packet.encode())
     }
 
     /// The first node loses its agent; what is enforced stays.
@@ -384,7 +390,8 @@ pub fn marked_mac(number: u16) -> Mac {
     Mac([a, b, c, d, high, low])
 }
 
-/// Whether what a socket of a host heard is an ICMP error, which has the packet inside that it is about. IPv4 comes with its header.
+/// Returns whether a packet that a host's socket received is an ICMP error, which contains the
+/// packet that caused it. IPv4 comes with its header.
 fn is_complaint(packet: &[u8]) -> bool {
     match packet.first() {
         Some(first) if first >> 4 == 4 => {

@@ -1,5 +1,6 @@
-//! What a pod cannot do at the link, even where no policy says anything: speak for others, hide packets in tunnels, tags or options, or teach its node
-//! routes and neighbours. Frames go straight into the pod's interface; where each came out is observed at every place where it could.
+//! Attacks of a pod at its link, even without any policy: to impersonate others, to hide packets in
+//! tunnels, tags or options, or to change its node's routes and neighbours. Frames go straight into
+//! the pod's interface; where each came out is observed at every place where it could.
 
 mod attacks;
 mod lab;
@@ -15,7 +16,7 @@ use margay_tests::raw::{Packet, Transport, packet};
 use attacks::Attack;
 use lab::{ALWAYS, DENIED, GATEWAY, Lab, PORT, Place, Records, marked, marked_mac};
 
-/// Sends the frames of all attacks together, and compares where each came out with what it says.
+/// Sends the frames of all attacks together, and compares where each came out with its expectation.
 fn run(lab: &mut Lab, attacks: &[Attack]) -> Result<()> {
     let seen = send(lab, attacks)?;
     let leaks: Vec<String> = attacks
@@ -40,14 +41,15 @@ async fn nothing_forged_or_hidden_leaves_a_pod() -> Result<()> {
     let all = attacks::all(&mut lab);
     ensure!(all.len() > 150, "only {} attacks", all.len());
     run(&mut lab, &all)?;
-    // The table alone does it: an administrator may have turned the kernel's own check of return paths off while there was no agent to set it again.
+    // The table alone does it: an administrator may have turned the kernel's own check of return
+    // paths off while there was no agent to set it again.
     lab.leave().await?;
-    for parameter in ["all", "default", &lab.liar().interface()] {
+    for parameter in ["all", "default", &lab.attacker().interface()] {
         lab.nodes[0].host.command("sysctl", &["-qw", &format!("net.ipv4.conf.{parameter}.rp_filter=0")], "")?;
     }
     let again = attacks::all(&mut lab);
     run(&mut lab, &again)?;
-    // The ears hear: without the table much of it comes out.
+    // The taps work: without the table much of it comes out.
     lab.disarm().await?;
     let leaking = attacks::all(&mut lab);
     let seen = send(&mut lab, &leaking)?;
@@ -83,13 +85,13 @@ async fn a_pod_teaches_its_node_nothing() -> Result<()> {
     run(&mut lab, &claims)?;
     ensure!(look(&lab)? == before, "routes or addresses have changed:\n{before}\n\n{}", look(&lab)?);
 
-    // Nobody takes the claimed address for another's.
+    // No claimed address was learnt on the attacker's link.
     let node = &lab.nodes[0];
-    let neighbours = node.host.ip(&format!("neigh show dev {}", lab.liar().interface()))?;
+    let neighbours = node.host.ip(&format!("neigh show dev {}", lab.attacker().interface()))?;
     let foreign = [lab.victim().addresses, lab.remote().addresses, lab.nodes[1].addresses].concat();
     for address in foreign {
         let known = neighbours.lines().any(|line| line.split(' ').next() == Some(&address.to_string()));
-        ensure!(!known, "{address} was learnt on the liar's link:\n{neighbours}");
+        ensure!(!known, "{address} was learnt on the attacker's link:\n{neighbours}");
     }
     for pod in [lab.victim(), lab.remote()] {
         let gateway = pod.namespace.ip("neigh show 169.254.1.1")?;
@@ -107,7 +109,7 @@ async fn a_pod_teaches_its_node_nothing() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_link_believes_is_turned_off() -> Result<()> {
     let lab = Lab::new(|_| ()).await?;
-    for pod in [lab.liar(), lab.victim()] {
+    for pod in [lab.attacker(), lab.victim()] {
         for (parameter, value) in [
             ("ipv4.conf.{}.rp_filter", "1"),
             ("ipv4.conf.{}.accept_redirects", "0"),
@@ -126,7 +128,8 @@ async fn what_a_link_believes_is_turned_off() -> Result<()> {
     Ok(())
 }
 
-/// The victim lets in UDP to one port, and the liar may send UDP to that port and to nobody else.
+/// The victim lets in UDP to one port, and the attacker may send UDP to that port and to nobody
+/// else.
 fn one_port(records: &mut Records) {
     let key = PolicyKey { kind: PolicyKind::GlobalNetworkPolicy, namespace: String::new(), name: "port".to_owned() };
     let rule = RuleRecord {
@@ -163,7 +166,7 @@ async fn parts_of_packets_and_headers_before_the_ports_hide_no_port() -> Result<
     let mut attacks = Vec::new();
     let destinations = [(Place::Victim, lab.victim().addresses), (Place::Remote, lab.remote().addresses)];
     for (place, addresses) in destinations {
-        for (own, address) in lab.liar().addresses.into_iter().zip(addresses) {
+        for (own, address) in lab.attacker().addresses.into_iter().zip(addresses) {
             attacks.extend(attacks::hidden_ports(&mut lab, (own, address), place));
         }
     }
@@ -177,14 +180,14 @@ async fn parts_of_packets_and_headers_before_the_ports_hide_no_port() -> Result<
 async fn a_forged_hardware_address_goes_no_further_than_the_link() -> Result<()> {
     let mut lab = Lab::new(|_| ()).await?;
     let (mac, data) = (lab.number(), lab.number());
-    let ends = [lab.liar().addresses[0], lab.victim().addresses[0]];
+    let ends = [lab.attacker().addresses[0], lab.victim().addresses[0]];
     let packet = Packet::new(ends[0], ends[1], Transport::Udp { ports: (4000, PORT), data: marked(data) });
     let frame = packet::ethernet(GATEWAY, marked_mac(mac), packet.ethertype(), &packet.encode());
     let seen = lab.send(&[frame])?;
     ensure!(seen.get(&data).is_some_and(|places| places.contains(&Place::Victim)), "the packet is routed: {seen:?}");
     ensure!(!seen.contains_key(&mac), "its sender's hardware address came out: {seen:?}");
-    // What goes back is addressed to the pod's own interface, whoever claimed to have sent.
-    let neighbours = lab.nodes[0].host.ip(&format!("neigh show dev {}", lab.liar().interface()))?;
+    // Replies are addressed to the pod's own interface, whatever source was claimed.
+    let neighbours = lab.nodes[0].host.ip(&format!("neigh show dev {}", lab.attacker().interface()))?;
     ensure!(!neighbours.contains(&marked_mac(mac).to_string()), "{neighbours}");
     Ok(())
 }

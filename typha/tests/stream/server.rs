@@ -496,9 +496,9 @@ async fn explain_follows_a_packet_through_host_endpoints() {
     assert_eq!(ask("192.0.2.9", 80).await.verdict, "allow", "an address of no pod or node");
     // Only the node knows which of the two applies; the one that names the address is certain.
     typha.observe(vec![mk_host_object("open", host("open", HostInterface::ByAddress, vec![Profile::Allow]))]).await;
-    let unsure = ask("192.0.2.1", 80).await;
-    assert_eq!(unsure.verdict, "allow", "{unsure:?}");
-    assert!(unsure.steps.iter().any(|step| step.contains("host endpoint closed, if it is")), "{unsure:?}");
+    let undecided = ask("192.0.2.1", 80).await;
+    assert_eq!(undecided.verdict, "allow", "{undecided:?}");
+    assert!(undecided.steps.iter().any(|step| step.contains("host endpoint closed, if it is")), "{undecided:?}");
 }
 
 #[tokio::test]

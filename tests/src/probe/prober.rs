@@ -1,5 +1,6 @@
-//! Asks from one place again and again, from one thread that stays there, and from a source port that it has not used lately: a tuple that was
-//! allowed once may still be tracked, and would pass whatever the policy says now.
+//! Asks repeatedly from one network namespace, on a thread that stays there, and from a source port
+//! that was not used recently: a tuple that was allowed once may still be tracked, and would pass
+//! whatever the current policy is.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -11,29 +12,30 @@ use nix::poll::{PollFd, PollTimeout, poll};
 
 use super::{Attempt, Place, Target, Verdict};
 
-/// Source ports that are used one after another: more than are used in the time that an entry is tracked.
+/// Source ports that are used one after another: more than are used in the time that an entry is
+/// tracked.
 const PORTS: std::ops::Range<u16> = 10_000..64_000;
 
-/// A thread in a pod's network that asks when it is told to. It ends when this is dropped.
+/// A thread in a pod's network that asks on request. It ends when this is dropped.
 #[derive(Debug)]
-pub struct Asker {
+pub struct Prober {
     questions: SyncSender<(Vec<Target>, Duration)>,
     answers: Receiver<Result<Vec<Verdict>>>,
 }
 
-impl Asker {
+impl Prober {
     /// Starts the thread.
     pub fn start(place: &Place) -> Result<Self> {
         let place = Place { file: place.handle()? };
         let (questions, asked) = sync_channel::<(Vec<Target>, Duration)>(1);
         let (answer, answers) = sync_channel(1);
-        thread::Builder::new().name("asker".to_owned()).spawn(move || {
+        thread::Builder::new().name("prober".to_owned()).spawn(move || {
             place.run(move || {
                 let mut next = PORTS.start;
                 while let Ok((targets, patience)) = asked.recv() {
                     let attempts: Vec<Attempt> =
                         targets.iter().map(|target| from_fresh_port(*target, &mut next)).collect();
-                    if answer.send(judge(&attempts, patience)).is_err() {
+                    if answer.send(verdicts(&attempts, patience)).is_err() {
                         return;
                     }
                 }
@@ -42,14 +44,15 @@ impl Asker {
         Ok(Self { questions, answers })
     }
 
-    /// Begins to ask every target at once; what is without an answer when none has come for `patience` is denied.
+    /// Asks every target at once. Questions without an answer are denied when no answer has come
+    /// for `patience`.
     pub fn ask(&self, targets: Vec<Target>, patience: Duration) -> Result<()> {
-        self.questions.send((targets, patience)).ok().context("the asker has ended")
+        self.questions.send((targets, patience)).ok().context("the prober has ended")
     }
 
     /// The verdicts on what was asked, in the order of the targets.
     pub fn answers(&self) -> Result<Vec<Verdict>> {
-        self.answers.recv().context("the asker has ended")?
+        self.answers.recv().context("the prober has ended")?
     }
 }
 
@@ -68,8 +71,9 @@ fn from_fresh_port(target: Target, next: &mut u16) -> Attempt {
     attempt.unwrap_or_else(|| Attempt::start(target))
 }
 
-/// Waits until every question is judged, or none has been for so long: while there are answers, others may only be late.
-pub(super) fn judge(attempts: &[Attempt], patience: Duration) -> Result<Vec<Verdict>> {
+/// Waits until every question is decided, or none was decided for `patience`: while there are
+/// answers, others may only be late.
+pub(super) fn verdicts(attempts: &[Attempt], patience: Duration) -> Result<Vec<Verdict>> {
     let mut last = attempts.iter().map(|attempt| attempt.start).max().unwrap_or_else(Instant::now);
     let mut verdicts: Vec<Option<Verdict>> = vec![None; attempts.len()];
     loop {

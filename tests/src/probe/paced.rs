@@ -1,4 +1,5 @@
-//! A fresh question at a fixed pace, none of them waiting for the one before: shows to half a millisecond when packets began to obey.
+//! Asks at a fixed pace without waiting for earlier questions: shows to half a millisecond when
+//! packets began to obey.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,87 +12,90 @@ use parking_lot::Mutex;
 
 use super::{Attempt, Place, Target, Verdict};
 
-/// How often answers are collected; verdicts are dated by their start, so this costs no precision.
+/// Interval at which answers are collected; verdicts are dated by their start, so this costs no
+/// precision.
 const COLLECT: Duration = Duration::from_millis(5);
-/// How many verdicts of one kind in a row make it certain that it is the new state.
+/// Number of equal verdicts in a row that confirm a new state.
 const CERTAIN: usize = 5;
 
-/// One question that was judged.
+/// A decided question.
 #[derive(Debug, Clone, Copy)]
-pub struct Knocked {
+pub struct ProbeResult {
     /// When it was asked.
     pub start: Instant,
-    /// What became of it.
+    /// Result.
     pub verdict: Verdict,
 }
 
-/// Questions in flight, in the order of their starts. It lives on a thread inside the asking pod's network.
+/// Questions in flight, in the order of their starts. It lives on a thread inside the asking pod's
+/// network.
 #[derive(Debug)]
-pub struct Knocker {
+pub struct PacedProber {
     target: Target,
     patience: Duration,
     open: VecDeque<(Attempt, Option<Verdict>)>,
 }
 
-impl Knocker {
-    /// Asks `target`; what stays without an answer for `patience` is denied.
+impl PacedProber {
+    /// Asks `target`; a question without an answer for `patience` is denied.
     pub fn new(target: Target, patience: Duration) -> Self {
         Self { target, patience, open: VecDeque::new() }
     }
 
     /// Asks once more.
-    pub fn knock(&mut self) {
+    pub fn probe(&mut self) {
         self.open.push_back((Attempt::start(self.target), None));
     }
 
-    /// Takes out what has been judged, oldest first, up to the first that is still open.
-    pub fn collect(&mut self) -> Vec<Knocked> {
+    /// Takes decided questions, oldest first, up to the first that is still open.
+    pub fn collect(&mut self) -> Vec<ProbeResult> {
         let now = Instant::now();
         for (attempt, verdict) in self.open.iter_mut().filter(|(_, verdict)| verdict.is_none()) {
             let late = now.duration_since(attempt.start) >= self.patience;
             *verdict = attempt.look().or(late.then_some(Verdict::Silent));
         }
-        let mut judged = Vec::new();
+        let mut decided = Vec::new();
         while let Some((attempt, Some(verdict))) = self.open.front() {
-            judged.push(Knocked { start: attempt.start, verdict: *verdict });
+            decided.push(ProbeResult { start: attempt.start, verdict: *verdict });
             self.open.pop_front();
         }
-        judged
+        decided
     }
 
-    /// Whether every question was judged and taken.
+    /// Returns whether every question was decided and taken.
     pub fn is_idle(&self) -> bool {
         self.open.is_empty()
     }
 }
 
-/// A [`Knocker`] at work on a thread of its own until it is finished or dropped.
+/// A [`PacedProber`] on a thread of its own, until it is finished or dropped.
 #[derive(Debug)]
-pub struct Knock {
-    records: Arc<Mutex<Vec<Knocked>>>,
+pub struct PacedProbe {
+    records: Arc<Mutex<Vec<ProbeResult>>>,
     end: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
-impl Knock {
-    /// Knocks at `target` from `place` every `interval`.
+impl PacedProbe {
+    /// Probes `target` from `place` every `interval`.
     pub fn start(place: &Place, target: Target, interval: Duration, patience: Duration) -> Result<Self> {
         let file = place.handle()?;
         let records = Arc::new(Mutex::new(Vec::new()));
         let end = Arc::new(AtomicBool::new(false));
-        let (into, told) = (records.clone(), end.clone());
+        let (into, stop) = (records.clone(), end.clone());
         let thread = std::thread::spawn(move || {
-            Place { file }.run(|| run(Knocker::new(target, patience), interval, &into, &told))
+            Place { file }.run(|| run(PacedProber::new(target, patience), interval, &into, &stop))
         });
         Ok(Self { records, end, thread: Some(thread) })
     }
 
-    /// What is known so far, ordered by start.
-    pub fn records(&self) -> Vec<Knocked> {
+    /// Results so far, ordered by start.
+    pub fn records(&self) -> Vec<ProbeResult> {
         self.records.lock().clone()
     }
 
-    /// Waits for the first of five questions in a row that were asked after `since` and judged as wanted, and returns when it was asked.
+    /// Waits for the first of five questions in a row that were asked after `since` and decided as
+    /// wanted, and returns when it was asked.
     pub fn until(&self, wanted: Verdict, since: Instant, limit: Duration) -> Result<Instant> {
         let begin = Instant::now();
         loop {
@@ -111,8 +115,8 @@ impl Knock {
         }
     }
 
-    /// Ends it and returns all that was found.
-    pub fn finish(mut self) -> Result<Vec<Knocked>> {
+    /// Ends it and returns all results.
+    pub fn finish(mut self) -> Result<Vec<ProbeResult>> {
         self.end.store(true, Ordering::Relaxed);
         let Some(thread) = self.thread.take() else {
             bail!("the prober was finished before");
@@ -122,25 +126,25 @@ impl Knock {
     }
 }
 
-impl Drop for Knock {
+impl Drop for PacedProbe {
     fn drop(&mut self) {
         self.end.store(true, Ordering::Relaxed);
     }
 }
 
-fn run(mut knocker: Knocker, interval: Duration, into: &Mutex<Vec<Knocked>>, end: &AtomicBool) {
+fn run(mut prober: PacedProber, interval: Duration, into: &Mutex<Vec<ProbeResult>>, end: &AtomicBool) {
     let (mut next, mut collected) = (Instant::now(), Instant::now());
-    while !end.load(Ordering::Relaxed) || !knocker.is_idle() {
+    while !end.load(Ordering::Relaxed) || !prober.is_idle() {
         let now = Instant::now();
         if !end.load(Ordering::Relaxed) {
-            knocker.knock();
+            prober.probe();
         }
         if now.duration_since(collected) >= COLLECT {
             collected = now;
-            let judged = knocker.collect();
-            into.lock().extend(judged);
+            let decided = prober.collect();
+            into.lock().extend(decided);
         }
-        // A late thread does not catch up by knocking in bursts.
+        // A late thread does not catch up with bursts of probes.
         next = (next + interval).max(now);
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
