@@ -416,7 +416,7 @@ impl Index {
 enum Affected {
     None,
     These(BTreeSet<u32>),
-    /// Too many: matching the item anew is cheaper.
+    /// Too many: matching the item again is cheaper.
     Many,
 }
 

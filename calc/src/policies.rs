@@ -135,7 +135,7 @@ impl Policies {
         is_last
     }
 
-    /// Sets or removes a tier. Returns its policies if their endpoints must be computed anew.
+    /// Sets or removes a tier. Returns its policies if their endpoints must be computed again.
     pub(crate) fn set_tier(&mut self, name: Symbol, object: Option<Tier>) -> Vec<u32> {
         let tier = self.tiers.entry(name).or_default();
         if tier.object == object {

@@ -61,8 +61,8 @@ macro_rules! conformance {
     ($subject:ty) => {
         $crate::conformance! {
             $subject:
-            a_packet_fares_as_the_records_say
-            a_packet_fares_at_host_endpoints_as_the_records_say
+            a_packet_has_the_verdict_of_the_records
+            a_packet_has_the_verdict_of_the_records_at_host_endpoints
             following_changes_ends_where_a_fresh_start_does
             a_commit_leaves_nothing_to_do
             what_others_take_away_is_put_back
@@ -111,7 +111,7 @@ fn pod_of(address: IpAddr) -> Option<EndpointKey> {
 }
 
 /// Forwarded packets pass and are reported as the reference evaluator says.
-pub fn a_packet_fares_as_the_records_say<S: Subject>() {
+pub fn a_packet_has_the_verdict_of_the_records<S: Subject>() {
     proptest!(ProptestConfig::with_cases(CASES), |(view in sample::view(), packets in vec(sample::packet(), 60))| {
         let subject: S = fresh(&view, &Links::new(), 0..3);
         for packet in packets {
@@ -132,7 +132,7 @@ pub fn a_packet_fares_as_the_records_say<S: Subject>() {
 }
 
 /// So do packets of interfaces that have host endpoints, whichever way they take.
-pub fn a_packet_fares_at_host_endpoints_as_the_records_say<S: Subject>() {
+pub fn a_packet_has_the_verdict_of_the_records_at_host_endpoints<S: Subject>() {
     let packets = vec(host::packet(), 60);
     proptest!(ProptestConfig::with_cases(CASES), |(view in sample::host_view(), packets in packets)| {
         let links = mk_links();

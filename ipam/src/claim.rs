@@ -100,10 +100,6 @@ pub(super) async fn claim<S: Store>(
 /// Claims a block if no block overlaps it; none if it, or one that overlaps it, is another node's.
 /// Blocks that the map does not list yet are ruled out in storage: larger ones by a read of each
 /// possible name, and the same one by its creation, in which only one of two nodes succeeds.
-///
-/// Of what the view may not have told yet, larger blocks around this one are looked for by name.
-/// Two nodes that make the same block at the same time are told apart by its creation, which only
-/// one of them can do.
 pub(super) async fn try_claim<S: Store>(
     store: &NodeObjects<S>,
     context: &ClaimContext,

@@ -12,7 +12,7 @@ use super::node_objects::{NodeObjects, Stored};
 use super::request::NoAddress;
 use super::store::{Store, StoreError};
 
-/// Maximum number of attempts of a write; then those who wait for it are told that storage is
+/// Maximum number of attempts of a write; then its callers get an error that storage is
 /// unavailable.
 const TRIES: u32 = 5;
 /// Delay before the second try after an error that is not a conflict; it doubles.

@@ -30,11 +30,14 @@ struct Sources {
 }
 
 async fn run(mut sources: Sources, sender: watch::Sender<KnownLimits>) {
-    let mut told = Vec::new();
+    let mut logged = Vec::new();
     loop {
         if let Some((limits, problems)) = sources.limits() {
-            problems.iter().filter(|problem| !told.contains(*problem)).for_each(|problem| tracing::warn!("{problem}"));
-            told = problems;
+            problems
+                .iter()
+                .filter(|problem| !logged.contains(*problem))
+                .for_each(|problem| tracing::warn!("{problem}"));
+            logged = problems;
             sender.send_if_modified(|present| {
                 let differs = present.as_deref() != Some(&limits);
                 if differs {

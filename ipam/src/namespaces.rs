@@ -2,7 +2,7 @@
 //! namespaceSelector, and by annotations that name pools.
 //!
 //! A pod's namespace is read while its addresses are assigned, so that the read delays nobody. If
-//! it turns out to name pools, the addresses are released and assigned anew; from then on, pods of
+//! it turns out to name pools, the addresses are released and assigned again; from then on, pods of
 //! that namespace wait for the read first.
 
 use std::collections::BTreeSet;

@@ -99,7 +99,7 @@ impl<S: Store> NodeObjects<S> {
     }
 
     /// Writes this node's affinity to a block. [`AffinityState::Pending`] creates it; another state of
-    /// one that has gone is a conflict: somebody took it for left over, and the claim begins anew.
+    /// one that has gone is a conflict: somebody took it for left over, and the claim begins again.
     pub(super) async fn put_affinity(&self, cidr: IpNet, state: AffinityState) -> Result<(), StoreError> {
         let name = names::affinity(&self.node, cidr);
         let wanted = BlockAffinity {

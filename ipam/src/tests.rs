@@ -86,7 +86,7 @@ async fn somebody_elses_change_of_a_block_is_kept() {
 }
 
 #[tokio::test]
-async fn a_full_pool_says_so_and_serves_again_when_space_returns() {
+async fn a_full_pool_is_reported_and_serves_again_when_space_returns() {
     let contents = Memory::default();
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/30", 30)]);
     for n in 0..4 {
@@ -107,7 +107,7 @@ async fn a_full_pool_says_so_and_serves_again_when_space_returns() {
 }
 
 #[tokio::test]
-async fn without_a_pool_the_error_tells_what_to_do() {
+async fn without_a_pool_the_error_has_the_remedy() {
     let contents = Memory::default();
     let node = mk_node("n1", &contents, Vec::new());
     let error = node.allocator.assign(wanted("h")).await.expect_err("no pool");
@@ -127,7 +127,7 @@ async fn a_restarted_node_uses_the_blocks_that_it_has() {
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 26)]);
     let address = node.allocator.assign(wanted("before")).await.expect("an address");
     let restarted = mk_node("n1", &contents, vec![pool("10.0.0.0/24", 26)]);
-    tell_blocks(&restarted, "n1");
+    notify_blocks(&restarted, "n1");
     restarted.allocator.release("before".to_owned()).await.expect("found by its handle, loaded or not");
     restarted.allocator.assign(wanted("after")).await.expect("an address");
     let left = restarted
@@ -245,14 +245,14 @@ async fn what_is_half_in_an_own_block_is_given_back_whole_even_after_a_restart()
     let six = six.parse::<IpNet>().expect("a range").broadcast().to_string();
     guest.allocator.assign(exact("h", &[&four, &six])).await.expect("both are free");
     let restarted = dual("n2", &contents);
-    tell_blocks(&restarted, "n2");
+    notify_blocks(&restarted, "n2");
     restarted.allocator.assign(wanted("later")).await.expect("its blocks are read");
     restarted.allocator.release("h".to_owned()).await.expect("release");
     assert_eq!(restarted.store.with(|contents| held(contents, "h")), (vec![], vec![]));
 }
 
 #[tokio::test]
-async fn an_address_that_cannot_be_had_says_why_and_nothing_is_kept() {
+async fn an_address_that_cannot_be_assigned_has_a_reason_and_nothing_is_kept() {
     let contents = Memory::default();
     let (owner, guest, [four, six]) = owner_and_guest(&contents).await;
     owner.allocator.assign(exact("first", &[&six])).await.expect("free");

@@ -222,17 +222,17 @@ fn fixed_part(base: Option<Base>) -> Option<Base> {
 /// The elements to delete from `old` and to add to it to get `new`, by walking both in key order.
 fn diff_of_elements(old: &Set, new: &Set) -> (Set, Set) {
     let (mut gone, mut added) = (Set::new(old.kind.clone()), Set::new(new.kind.clone()));
-    let mut olds = old.elements.iter().peekable();
-    let mut news = new.elements.iter().peekable();
+    let mut present = old.elements.iter().peekable();
+    let mut wanted = new.elements.iter().peekable();
     loop {
-        let order = match (olds.peek(), news.peek()) {
+        let order = match (present.peek(), wanted.peek()) {
             (None, None) => return (gone, added),
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
             (Some((old, _)), Some((new, _))) => old.cmp(new),
         };
-        let old = if order.is_le() { olds.next() } else { None };
-        let new = if order.is_ge() { news.next() } else { None };
+        let old = if order.is_le() { present.next() } else { None };
+        let new = if order.is_ge() { wanted.next() } else { None };
         if old != new {
             gone.elements.extend(old.map(|(key, value)| (key.clone(), value.clone())));
             added.elements.extend(new.map(|(key, value)| (key.clone(), value.clone())));

@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_of_an_authority_that_is_no_more_is_due_and_asked_for_anew() {
+    fn a_certificate_of_a_removed_authority_is_due_and_requested_again() {
         let folder = tempfile::tempdir().expect("a folder");
         let (identity, old, new) = (mk_identity(folder.path()), mk_authority(), mk_authority());
         issue(&identity, &old, "n1", false);

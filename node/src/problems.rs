@@ -76,13 +76,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_newest_list_is_told() {
+    async fn the_latest_list_is_sent() {
         let problems = Problems::default();
         let (up, mut received) = mpsc::channel(1);
         problems.set("routes", true, "no route to 10.0.0.0/26");
         problems.set("kernel", false, "old");
         problems.clear("nothing");
-        let telling = tokio::spawn({
+        let sending = tokio::spawn({
             let problems = problems.clone();
             async move { problems.send_changes(up).await }
         });
@@ -98,6 +98,6 @@ mod tests {
         assert_eq!(received.recv().await, Some(encode_problems(&[])), "and what did not change is not sent again");
         drop(received);
         problems.set("routes", true, "again");
-        telling.await.expect("it ends with the stream");
+        sending.await.expect("it ends with the stream");
     }
 }

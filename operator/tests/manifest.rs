@@ -42,7 +42,7 @@ fn the_manifests_are_the_crds_and_the_operator() {
             fs::write(&file, &wanted).expect("a writable manifest");
         }
         let found = fs::read_to_string(&file).unwrap_or_default();
-        assert!(found == wanted, "{} differs from CRDs and operator; write it anew with `make bless`", file.display());
+        assert!(found == wanted, "{} differs from CRDs and operator; rewrite it with `make bless`", file.display());
     }
 }
 

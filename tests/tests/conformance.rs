@@ -8,7 +8,7 @@ use margay_tests::conformance::{Enforce, conform};
 
 /// Cases whose policies allow and block some of each transport; enough to see whether the runner
 /// can fail.
-const TELLING: [u32; 2] = [1, 193];
+const SIGNIFICANT: [u32; 2] = [1, 193];
 
 fn on_kernel(table: &Table, enforce: Enforce) -> Result<()> {
     conform(&mut Kernel::new(&table.fixture)?, table, enforce)
@@ -36,7 +36,7 @@ fn policies_of_calico_have_the_verdicts_of_the_table() -> Result<()> {
 #[test]
 fn the_runner_sees_that_nothing_or_everything_is_denied() -> Result<()> {
     let mut table = Table::of_tests("cyclonus.json.gz")?;
-    table.keep(&TELLING)?;
+    table.keep(&SIGNIFICANT)?;
     on_kernel(&table, Enforce::Off)?;
     on_kernel(&table, Enforce::Deny)
 }

@@ -394,7 +394,7 @@ fn pose_as_router(pod: &Pod) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_that_poses_as_a_router_is_not_heard() -> Result<()> {
+async fn a_pod_that_poses_as_a_router_is_ignored() -> Result<()> {
     let mut node = Node::new(2)?;
     node.records = BTreeMap::from([endpoint(&node.pods[0], &[]), endpoint(&node.pods[1], &[])]);
     // A node that accepts advertisements: without the table it does.

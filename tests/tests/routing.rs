@@ -421,7 +421,7 @@ fn pods_with_both_versions_reach_each_other_by_vxlan_and_without() -> Result<()>
 
 /// A node that forwards still accepts its own router's advertisements, and pods accept none.
 #[test]
-fn router_advertisements_are_heard_where_they_were_and_never_by_pods() -> Result<()> {
+fn router_advertisements_are_accepted_where_they_were_and_never_by_pods() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let nodes = mk_nodes(V6)?;
     let [one, _] = &nodes;

@@ -333,7 +333,7 @@ impl Hooks<'_> {
         };
         rules.extend(failsafe_rules(asked, Selector::Dport(Transport::Any), peer));
         if matches!(point, Point::UntrackedIn | Point::UntrackedOut) {
-            // Replies cannot be told by their connection yet.
+            // Replies cannot be recognised by their connection yet: connection tracking comes later.
             rules.extend(failsafe_rules(answered, Selector::Sport(Transport::Any), peer));
         }
         rules

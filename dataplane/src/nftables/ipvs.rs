@@ -132,12 +132,12 @@ mod tests {
     use crate::links::ipvs_services;
 
     #[test]
-    fn ipvs_is_found_by_its_link_and_said() {
+    fn ipvs_is_found_by_its_link_and_reported() {
         let links = |name: &str| Links::from([(name.to_owned(), BTreeSet::new())]);
         assert_eq!(ipvs_advice(&links("eth0")), None);
         assert!(
             ipvs_advice(&links("kube-ipvs0"))
-                .is_some_and(|words| words.len() <= 512 && words.contains("host endpoints"))
+                .is_some_and(|advice| advice.len() <= 512 && advice.contains("host endpoints"))
         );
         assert_eq!(ipvs_services(&links("eth0")), None);
         assert_eq!(ipvs_services(&links("kube-ipvs0")), Some(BTreeSet::new()));

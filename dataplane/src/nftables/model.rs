@@ -25,7 +25,7 @@ pub struct Inner {
     /// Number of requests that fail before they are read.
     pub outages: usize,
     /// The next transaction loses a chain to another program, without a notification.
-    pub unheard: bool,
+    pub unreported: bool,
     /// Number of reads that other programs interrupt.
     pub interruptions: usize,
     /// Number of reads.
@@ -42,7 +42,7 @@ impl Model {
             commits: 0,
             refuses,
             outages: 0,
-            unheard: false,
+            unreported: false,
             interruptions: 0,
             readings: 0,
             room: (usize::MAX, 0),
@@ -113,11 +113,11 @@ impl Kernel for Model {
         }
         inner.table = table;
         inner.commits += 1;
-        let unheard = std::mem::take(&mut inner.unheard);
-        if unheard && let Some(table) = &mut inner.table {
+        let unreported = std::mem::take(&mut inner.unreported);
+        if unreported && let Some(table) = &mut inner.table {
             table.chains.pop_last();
         }
-        Ok(unheard)
+        Ok(unreported)
     }
 
     fn is_programmed(&mut self, _: &TableName) -> io::Result<bool> {

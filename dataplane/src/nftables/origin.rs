@@ -1,6 +1,6 @@
 //! Where the rules of chains come from.
 //!
-//! Joined rules (`merge.rs`) stand for rules of several policies, and a chain does not tell which. The compiler keeps
+//! Merged rules (`merge.rs`) stand for rules of several policies, and a chain does not show which. The compiler keeps
 //! that beside each class: for every rule of a chain the item that it was made of, and for every item the rules of
 //! policies that it joins. Nothing of this reaches the kernel, and it takes a few bytes per rule.
 

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_about_a_link_is_told_and_what_does_not_is_not() {
+    fn a_change_of_a_link_is_reported_and_an_unchanged_link_is_not() {
         let up = LinkFlags::Up | LinkFlags::LowerUp;
         let mut links = SeenLinks::new();
         let pod = |name: &str| name.to_owned();

@@ -99,9 +99,9 @@ impl<S: Store> Owner<S> {
         }
         let mut answers = Vec::new();
         for (part, block) in parts.into_iter().zip(blocks) {
-            let (told, answer) = oneshot::channel();
+            let (reply, answer) = oneshot::channel();
             answers.push(answer);
-            self.enqueue(block, Operation::Assign(part, told));
+            self.enqueue(block, Operation::Assign(part, reply));
         }
         tokio::spawn(join(had, answers, reply));
     }

@@ -285,7 +285,7 @@ impl<S: Store> Owner<S> {
     }
 
     /// Reads a block without a pool, in which only other nodes have addresses as far as the cache
-    /// knows. They release them without a word to this node, so only a read tells that the block is
+    /// knows. They release them without notifying this node, so only a read shows that the block is
     /// empty.
     fn look_for_loans(&mut self, cidr: IpNet, constraints: Constraints) {
         let is_lent = |attribute: &AllocationAttribute| {

@@ -57,9 +57,9 @@ impl<S: Store> Owner<S> {
         here.extend(self.blocks.iter().filter(|(_, slot)| slot.may_hold(&handle)).map(|(cidr, _)| *cidr));
         let mut answers = Vec::new();
         for block in here {
-            let (told, answer) = oneshot::channel();
+            let (reply, answer) = oneshot::channel();
             answers.push(answer);
-            self.enqueue(block, Operation::Release(handle.clone(), told));
+            self.enqueue(block, Operation::Release(handle.clone(), reply));
         }
         self.local.remove(&handle);
         self.borrowed.remove(&handle);

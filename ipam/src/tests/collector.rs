@@ -15,7 +15,7 @@ async fn addresses_blocks_and_handles_of_a_node_that_left_are_collected() {
         wanted
     };
     gone.allocator.assign(of("n1", "gone")).await.expect("an address");
-    tell_all(&[&gone, &other]);
+    notify_all(&[&gone, &other]);
     let stays = other.allocator.assign(of("n2", "stays")).await.expect("an address");
     drop(gone);
     {

@@ -40,11 +40,11 @@ async fn what_is_not_found_is_released_once_it_is_known_what_the_node_has() {
     node.store.with(|contents| contents.clear_handles());
     let restarted = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
     restarted.map.send_replace(None);
-    let told = async {
+    let listing = async {
         tokio::task::yield_now().await;
-        tell_blocks(&restarted, "n1");
+        notify_blocks(&restarted, "n1");
     };
-    tokio::join!(restarted.allocator.release("h".to_owned()), told).0.expect("release");
+    tokio::join!(restarted.allocator.release("h".to_owned()), listing).0.expect("release");
     assert_eq!(restarted.store.with(|contents| held(contents, "h").1), Vec::<String>::new());
 }
 
@@ -58,7 +58,7 @@ async fn what_is_not_found_is_not_released_while_a_block_cannot_be_read() {
         contents.is_silent = true;
     });
     let restarted = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
-    tell_blocks(&restarted, "n1");
+    notify_blocks(&restarted, "n1");
     let error = restarted.allocator.release("h".to_owned()).await.expect_err("the block is not read");
     assert!(matches!(&error, NoAddress::Unavailable(text) if text.contains("not been read")), "{error:?}");
     node.store.with(|contents| contents.is_silent = false);

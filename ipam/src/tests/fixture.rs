@@ -156,8 +156,8 @@ pub(super) fn clock() -> String {
     (begin + elapsed).to_string()
 }
 
-/// Tells all nodes of all blocks, as typha does some time later.
-pub(super) fn tell_all(nodes: &[&Node]) {
+/// Sends all blocks to all nodes, as typha does some time later.
+pub(super) fn notify_all(nodes: &[&Node]) {
     let all: BTreeMap<IpNet, String> = nodes[0].store.with(|contents| {
         let owned = contents.blocks().into_iter().filter_map(|(cidr, block)| Some((cidr, block.node()?.to_owned())));
         owned.collect()
@@ -179,8 +179,8 @@ pub(super) fn held(contents: &Contents, handle: &str) -> (Vec<String>, Vec<Strin
     (named, addresses.map(|address| address.to_string()).collect())
 }
 
-/// Tells a node which blocks it has.
-pub(super) fn tell_blocks(node: &Node, name: &str) {
+/// Sends a node the list of its blocks.
+pub(super) fn notify_blocks(node: &Node, name: &str) {
     let own = node.store.with(|contents| {
         let own = contents.blocks().into_iter().filter(|(_, block)| block.node() == Some(name));
         own.map(|(cidr, _)| (cidr, name.to_owned())).collect()

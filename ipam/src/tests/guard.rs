@@ -23,15 +23,16 @@ fn overlaps(contents: &Memory) -> Vec<(IpNet, IpNet)> {
 }
 
 #[tokio::test]
-async fn a_pool_that_is_divided_anew_overlaps_no_block_of_the_former_one() {
-    // Former and new size of blocks, and whether the view has told of the former block yet: where it has not, larger ones are found by name.
-    for (former, new, is_told) in [(29, 26, true), (26, 29, true), (26, 29, false), (28, 28, false)] {
+async fn blocks_of_a_new_size_overlap_no_block_of_the_former_size() {
+    // Former and new size of blocks, and whether the view has the former block yet: without it,
+    // larger ones are found by name.
+    for (former, new, is_in_view) in [(29, 26, true), (26, 29, true), (26, 29, false), (28, 28, false)] {
         let contents = Memory::default();
         let held = put_block(&contents, &format!("10.0.0.0/{former}"), "n1", "first");
         let node = mk_node("n2", &contents, vec![pool("10.0.0.0/25", new)]);
         let whole = || exact("second", &[&held.addr().to_string()]);
-        if is_told {
-            tell_all(&[&node]);
+        if is_in_view {
+            notify_all(&[&node]);
         }
         let error = node.allocator.assign(whole()).await.expect_err("it is taken");
         assert!(matches!(&error, NoAddress::Refused(text) if text.contains("is taken by pod x/first")), "{error:?}");
@@ -71,7 +72,7 @@ async fn nothing_is_given_from_where_two_blocks_overlap() {
     put_block(&contents, "10.0.0.0/28", "n1", "old");
     put_block(&contents, "10.0.0.8/29", "n2", "guest");
     let node = mk_node("n1", &contents, vec![pool("10.0.0.0/27", 28)]);
-    tell_all(&[&node]);
+    notify_all(&[&node]);
     let mut given = BTreeSet::new();
     for number in 0..20 {
         given.extend(node.allocator.assign(wanted(&format!("h{number}"))).await.expect("7 and 16 addresses"));
@@ -83,14 +84,14 @@ async fn nothing_is_given_from_where_two_blocks_overlap() {
 
 #[tokio::test]
 async fn what_has_been_taken_behind_the_cache_is_not_answered_from_it() {
-    for is_told in [false, true] {
+    for is_in_view in [false, true] {
         let contents = Memory::default();
         let node = mk_node("n1", &contents, vec![pool("10.0.0.0/28", 29)]);
         let mut tunnel = AddressRequest { usage: Use::Tunnel, ..wanted("vxlan-tunnel-addr-n1") };
         tunnel.ipv4 = Demand::Always(Vec::new());
         tunnel.ipv6 = Demand::Never;
         let former = node.allocator.assign(tunnel.clone()).await.expect("an address");
-        tell_all(&[&node]);
+        notify_all(&[&node]);
         node.allocator.assign(wanted("pod")).await.expect("an address");
         // The collector takes the node for gone, and another one claims the range.
         node.store.with(|contents| contents.clear_blocks());
@@ -98,20 +99,20 @@ async fn what_has_been_taken_behind_the_cache_is_not_answered_from_it() {
         let pods =
             futures::future::join_all((0..8).map(|n| other.allocator.assign(wanted(&format!("other{n}"))))).await;
         let others: BTreeSet<IpNet> = pods.into_iter().flat_map(|given| given.expect("eight addresses")).collect();
-        if is_told {
-            tell_all(&[&node]);
+        if is_in_view {
+            notify_all(&[&node]);
         }
-        let anew = match node.allocator.assign(tunnel.clone()).await {
+        let again = match node.allocator.assign(tunnel.clone()).await {
             // By its old map the rest of the pool is taken too.
-            Err(NoAddress::Unavailable(_)) if !is_told => {
-                tell_all(&[&node]);
+            Err(NoAddress::Unavailable(_)) if !is_in_view => {
+                notify_all(&[&node]);
                 node.allocator.assign(tunnel).await.expect("an address")
             }
             given => given.expect("an address"),
         };
         assert_eq!(others.contains(&former[0]), cidr("10.0.0.0/29").contains(&former[0]));
-        assert!(!others.contains(&anew[0]), "{anew:?} is another pod's");
-        assert_eq!(node.store.with(|contents| held(contents, "vxlan-tunnel-addr-n1").1), [anew[0].addr().to_string()]);
+        assert!(!others.contains(&again[0]), "{again:?} is another pod's");
+        assert_eq!(node.store.with(|contents| held(contents, "vxlan-tunnel-addr-n1").1), [again[0].addr().to_string()]);
     }
 }
 
@@ -131,12 +132,12 @@ async fn a_pod_takes_its_own_address_over_from_its_earlier_sandbox() {
         assert!(error.to_string().contains("is taken by pod x/fixed"), "{error}");
     }
     // The state of the node is lost, and with it what the agent knew.
-    let anew = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
-    tell_all(&[&anew]);
-    assert_eq!(anew.allocator.assign(of("net.new", "fixed", "n1")).await.expect("its own"), fixed);
+    let again = mk_node("n1", &contents, vec![pool("10.0.0.0/26", 26)]);
+    notify_all(&[&again]);
+    assert_eq!(again.allocator.assign(of("net.new", "fixed", "n1")).await.expect("its own"), fixed);
     assert_eq!(node.store.with(|contents| contents.handles().keys().cloned().collect::<Vec<_>>()), ["net.new"]);
-    anew.allocator.release("net.old".to_owned()).await.expect("nothing to release");
+    again.allocator.release("net.old".to_owned()).await.expect("nothing to release");
     assert_eq!(node.store.with(|contents| held(contents, "net.new").1), ["10.0.0.7"]);
-    anew.allocator.release("net.new".to_owned()).await.expect("release");
+    again.allocator.release("net.new".to_owned()).await.expect("release");
     assert_eq!(node.store.with(|contents| held(contents, "net.new")), (vec![], vec![]));
 }

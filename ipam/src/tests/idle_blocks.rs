@@ -31,22 +31,22 @@ async fn what_a_burst_has_claimed_is_others_afterwards() {
         one.allocator.assign(wanted(&format!("h{number}"))).await.expect("64 addresses");
     }
     two.limit(|limits| limits.strict_affinity = true);
-    tell_all(&[&one, &two]);
+    notify_all(&[&one, &two]);
     two.allocator.assign(wanted("late")).await.expect_err("n1 has all four blocks");
     for number in 0..50 {
         one.allocator.release(format!("h{number}")).await.expect("release");
     }
-    tell_all(&[&one, &two]);
+    notify_all(&[&one, &two]);
     wait(Duration::from_secs(60)).await;
     assert_eq!(ranges(&one, "n1").len(), 4, "not yet");
     wait(IDLE_GRACE).await;
     assert_eq!(ranges(&one, "n1").len(), 1, "the last one stays");
     let affinities = one.store.with(|contents| contents.affinities().values().copied().collect::<Vec<_>>());
     assert_eq!(affinities, [AffinityState::Confirmed]);
-    tell_all(&[&one, &two]);
+    notify_all(&[&one, &two]);
     for number in 0..40 {
         two.allocator.assign(wanted(&format!("late{number}"))).await.expect("three blocks");
-        tell_all(&[&one, &two]);
+        notify_all(&[&one, &two]);
     }
     wait(IDLE_GRACE).await;
     assert_eq!(ranges(&two, "n2").len(), 3, "what is in use stays");
@@ -63,7 +63,7 @@ async fn blocks_of_pools_that_serve_no_more_go_and_count_no_more() {
     for number in 1..76 {
         node.allocator.release(format!("h{number}")).await.expect("release");
     }
-    tell_all(&[&node]);
+    notify_all(&[&node]);
     assert!(ranges(&node, "n1").len() >= 19);
     let disabled = NodePool { closed: Some("is disabled".to_owned()), ..pool("10.0.0.0/24", 30) };
     let new = named_pool("new", "10.1.0.0/24", 30);
@@ -74,7 +74,7 @@ async fn blocks_of_pools_that_serve_no_more_go_and_count_no_more() {
     let old = |node: &Node| ranges(node, "n1").into_iter().filter(|range| range.starts_with("10.0.0.")).count();
     assert_eq!(old(&node), 1, "the one that a pod is in");
     node.pools.send_replace(Some(Arc::new(vec![new])));
-    tell_all(&[&node]);
+    notify_all(&[&node]);
     node.allocator.release("h0".to_owned()).await.expect("release");
     wait(Duration::ZERO).await;
     assert_eq!(old(&node), 0, "its pool is gone, so it does not wait");
@@ -115,7 +115,7 @@ async fn a_block_of_no_pool_goes_when_those_who_borrowed_from_it_have_given_back
     };
     let (one, two) = (mk_node("n1", &contents, pools.clone()), mk_node("n2", &contents, pools));
     one.allocator.assign(of("n1", "own")).await.expect("an address");
-    tell_all(&[&one, &two]);
+    notify_all(&[&one, &two]);
     two.allocator.assign(of("n2", "guest")).await.expect("a loan");
     one.allocator.assign(of("n1", "other")).await.expect("a write that meets the loan");
     for node in [&one, &two] {
@@ -135,7 +135,7 @@ async fn a_block_of_no_pool_goes_when_those_who_borrowed_from_it_have_given_back
 async fn live(node: &Node, nodes: &[&Node]) {
     for number in 0..10 {
         let _ = node.allocator.assign(wanted(&format!("h{number}"))).await;
-        tell_all(nodes);
+        notify_all(nodes);
     }
     let _ = node.allocator.assign(exact("exact", &["10.0.0.31"])).await;
     for number in 0..10 {
@@ -156,7 +156,7 @@ async fn an_end_at_any_step_loses_no_address_and_gives_none_twice() {
         }
         let end = End::after(steps);
         let mortal = mk_mortal("n1", &contents, pools.clone(), end.clone());
-        tell_all(&[&mortal, &other]);
+        notify_all(&[&mortal, &other]);
         let all = [&mortal, &other];
         let lived = live(&mortal, &all);
         let is_over = async {
@@ -168,13 +168,13 @@ async fn an_end_at_any_step_loses_no_address_and_gives_none_twice() {
         drop(mortal);
         // Started again, it takes back what was not finished, as the service does, and goes on.
         let node = mk_node("n1", &contents, pools);
-        tell_all(&[&node, &other]);
+        notify_all(&[&node, &other]);
         for handle in (0..10).map(|n| format!("h{n}")).chain(["exact".to_owned()]) {
             node.allocator.release(handle).await.expect("release");
         }
-        tell_all(&[&node, &other]);
+        notify_all(&[&node, &other]);
         node.allocator.assign(wanted("last")).await.expect("it serves");
-        tell_all(&[&node, &other]);
+        notify_all(&[&node, &other]);
         wait(IDLE_GRACE).await;
         node.allocator.release("last".to_owned()).await.expect("release");
         wait(IDLE_GRACE).await;
@@ -232,7 +232,7 @@ async fn a_pool_that_is_being_deleted_loses_its_tunnels_at_once_and_its_blocks_w
     assert!(moved[0].to_string().starts_with("10.1.0."), "{moved:?}");
     assert_eq!(addresses.tunnel(IpVersion::V4).await.expect("the same"), moved);
     assert_eq!(node.allocator.assign(wanted("pod")).await.expect("the same"), pod, "who has an address keeps it");
-    tell_all(&[&node]);
+    notify_all(&[&node]);
     wait(IDLE_GRACE).await;
     let old = || ranges(&node, "n1").into_iter().filter(|range| range.starts_with("10.0.0.")).count();
     assert_eq!(old(), 1);

@@ -21,7 +21,7 @@ async fn five_nodes_share_four_blocks() {
     let nodes = mk_nodes(5, &contents, &[pool("10.0.0.0/27", 29)]);
     let mut given = BTreeSet::new();
     for (number, node) in nodes.iter().enumerate() {
-        tell_all(&nodes.iter().collect::<Vec<_>>());
+        notify_all(&nodes.iter().collect::<Vec<_>>());
         let tunnel = AddressRequest {
             usage: Use::Tunnel,
             ipv4: Demand::Always(Vec::new()),
@@ -34,7 +34,7 @@ async fn five_nodes_share_four_blocks() {
         given.extend(fill(node, &format!("p{number}-"), 4).await);
     }
     assert_eq!(given.len(), 25, "no address twice");
-    tell_all(&nodes.iter().collect::<Vec<_>>());
+    notify_all(&nodes.iter().collect::<Vec<_>>());
     given.extend(fill(&nodes[4], "more", 7).await);
     assert_eq!(given.len(), 32, "all that there are");
     let full = nodes[4].allocator.assign(wanted("late")).await.expect_err("32 addresses");
@@ -57,11 +57,11 @@ async fn a_tunnel_whose_address_is_borrowed_has_the_same_after_a_restart() {
     let contents = Memory::default();
     let nodes = mk_nodes(2, &contents, &[pool("10.0.0.0/29", 29)]);
     fill(&nodes[0], "a", 2).await;
-    tell_all(&[&nodes[0], &nodes[1]]);
+    notify_all(&[&nodes[0], &nodes[1]]);
     let tunnel = || AddressRequest { usage: Use::Tunnel, ..wanted("vxlan-tunnel-addr-n2") };
     let first = nodes[1].allocator.assign(tunnel()).await.expect("borrowed");
     let restarted = mk_node("n2", &contents, vec![pool("10.0.0.0/29", 29), named_pool("new", "10.1.0.0/29", 29)]);
-    tell_all(&[&restarted]);
+    notify_all(&[&restarted]);
     restarted.allocator.assign(wanted("pod")).await.expect("a block of its own");
     assert_eq!(restarted.allocator.assign(tunnel()).await.expect("the same"), first);
 }
@@ -71,7 +71,7 @@ async fn what_may_not_be_borrowed_is_refused_with_the_reason() {
     let contents = Memory::default();
     let nodes = mk_nodes(2, &contents, &[pool("10.0.0.0/28", 28)]);
     fill(&nodes[0], "a", 2).await;
-    tell_all(&[&nodes[0], &nodes[1]]);
+    notify_all(&[&nodes[0], &nodes[1]]);
     nodes[1].limit(|limits| limits.strict_affinity = true);
     let strict = nodes[1].allocator.assign(wanted("h")).await.expect_err("strict");
     assert!(matches!(&strict, NoAddress::Exhausted(text) if text.contains("has strictAffinity")), "{strict}");
@@ -106,7 +106,7 @@ async fn a_node_that_may_claim_no_more_borrows() {
         let mine = fill(&nodes[1], "mine", 1).await;
         fill(&nodes[0], "a", 2).await;
         nodes[1].limit(limit);
-        tell_all(&[&nodes[0], &nodes[1]]);
+        notify_all(&[&nodes[0], &nodes[1]]);
         let mut given = fill(&nodes[1], "b", 5).await;
         given.extend(mine);
         assert_eq!(given.len(), 6);
@@ -126,7 +126,7 @@ async fn a_pod_of_both_versions_may_borrow_one_of_them() {
     let pools = [pool("10.0.0.0/29", 29), named_pool("six", "fd00::/120", 122)];
     let nodes = mk_nodes(2, &contents, &pools);
     fill(&nodes[0], "a", 1).await;
-    tell_all(&[&nodes[0], &nodes[1]]);
+    notify_all(&[&nodes[0], &nodes[1]]);
     let both = nodes[1].allocator.assign(wanted("h")).await.expect("IPv4 borrowed, IPv6 of its own block");
     assert_eq!(both.iter().map(|net| net.addr().is_ipv6()).collect::<Vec<_>>(), [false, true]);
     assert_eq!(nodes[1].allocator.assign(wanted("h")).await.expect("the same"), both);
@@ -134,7 +134,7 @@ async fn a_pod_of_both_versions_may_borrow_one_of_them() {
     assert_eq!((blocks.len(), addresses.len()), (2, 2), "{blocks:?} {addresses:?}");
     // Also by one who knows nothing of the loan.
     let restarted = mk_node("n2", &contents, pools.to_vec());
-    tell_all(&[&restarted]);
+    notify_all(&[&restarted]);
     restarted.allocator.release("h".to_owned()).await.expect("release");
     assert_eq!(nodes[1].store.with(|contents| held(contents, "h")), (vec![], vec![]));
 }
@@ -145,7 +145,7 @@ async fn an_address_rests_before_it_is_given_again() {
     let nodes = mk_nodes(2, &contents, &[pool("10.0.0.0/30", 30)]);
     nodes.iter().for_each(|node| node.limit(|limits| limits.cooldown = 60));
     fill(&nodes[0], "a", 4).await;
-    tell_all(&[&nodes[0], &nodes[1]]);
+    notify_all(&[&nodes[0], &nodes[1]]);
     nodes[0].allocator.release("a1".to_owned()).await.expect("release");
     nodes[0].allocator.release("a1".to_owned()).await.expect("twice is no error");
     let resting = nodes[0].allocator.assign(wanted("b")).await.expect_err("it rests");
@@ -155,7 +155,7 @@ async fn an_address_rests_before_it_is_given_again() {
     assert!(matches!(&named, NoAddress::Unavailable(text) if text.contains("10.0.0.1 was released at")), "{named}");
     let restarted = mk_node("n1", &contents, vec![pool("10.0.0.0/30", 30)]);
     restarted.limit(|limits| limits.cooldown = 60);
-    tell_all(&[&restarted]);
+    notify_all(&[&restarted]);
     restarted.allocator.assign(wanted("b")).await.expect_err("it outlives the agent");
     let rested = std::time::Duration::from_secs(60) + crate::idle_blocks::SCAN_INTERVAL;
     tokio::time::sleep(rested).await;

@@ -74,7 +74,7 @@ async fn a_pools_selector_and_a_namespaces_annotation_decide() {
 }
 
 #[tokio::test]
-async fn what_was_claimed_before_the_namespace_was_read_is_taken_back_where_it_says_otherwise() {
+async fn what_was_claimed_before_the_namespace_was_read_is_released_if_its_annotations_forbid_it() {
     let contents = Memory::default();
     let (node, addresses) = mk_addresses(&contents);
     // No pool asks for labels, so nothing is asked first.

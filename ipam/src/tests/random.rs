@@ -28,7 +28,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         8 => (node(), 0..12u8).prop_map(|(node, handle)| Step::Assign(node, handle)),
         2 => (node(), 0..12u8, 0..32u8).prop_map(|(node, handle, host)| Step::Name(node, handle, host)),
         6 => (node(), 0..12u8).prop_map(|(node, handle)| Step::Release(node, handle)),
-        4 => Just(Step::Tell),
+        4 => Just(Step::Notify),
         1 => proptest::option::weighted(0.8, 28..=30u8).prop_map(Step::Pool),
         1 => node().prop_map(Step::Restart),
         1 => Just(Step::Wait),
@@ -66,14 +66,14 @@ async fn play(steps: Vec<Step>) -> Result<(), TestCaseError> {
             }
             // A new pool is seen by the view before it is by nodes, or at the same time.
             Step::Pool(size) => {
-                tell_all(&nodes.iter().collect::<Vec<_>>());
+                notify_all(&nodes.iter().collect::<Vec<_>>());
                 pools = size.iter().map(|size| pool("10.0.0.0/27", *size)).collect();
                 nodes.iter().for_each(|node| drop(node.pools.send_replace(Some(Arc::new(pools.clone())))));
             }
-            Step::Tell => tell_all(&nodes.iter().collect::<Vec<_>>()),
+            Step::Notify => notify_all(&nodes.iter().collect::<Vec<_>>()),
             Step::Restart(node) => {
                 nodes[node] = mk_node(names[node], &contents, pools.clone());
-                tell_all(&nodes.iter().collect::<Vec<_>>());
+                notify_all(&nodes.iter().collect::<Vec<_>>());
             }
             Step::Wait => tokio::time::sleep(IDLE_GRACE + SCAN_INTERVAL).await,
         }

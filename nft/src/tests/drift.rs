@@ -106,7 +106,7 @@ fn chains_and_sets_added_removed_and_altered() {
 }
 
 #[test]
-fn what_cannot_be_ours_makes_the_table_anew() {
+fn what_cannot_be_ours_replaces_the_table() {
     let unrecognised = |text: &str| [Drift::Unrecognised(text.to_owned())];
     check(
         "add set inet t-1 other-1 { type ipv4_addr; flags timeout; }",

@@ -84,7 +84,7 @@ mod tests {
     use Step::{Publish, Push, Reset};
 
     #[test]
-    fn a_revision_is_told_of_when_its_routes_are_applied_and_again_when_its_errors_change() {
+    fn a_revision_is_acknowledged_when_its_routes_are_applied_and_again_when_its_errors_change() {
         for (steps, expected) in [
             (vec![Push(1, 0), Publish(0, &[])], vec![(1, 0)]),
             (vec![Push(1, 1), Publish(0, &[]), Publish(1, &[])], vec![(1, 0)]),

@@ -261,9 +261,9 @@ impl StateOwner {
             Ok(()) => self.batch.frames = true,
             Err(fault) => {
                 tracing::warn!(%fault, "a frame cannot be applied; the stream is reopened and the view compared");
-                if let Some(told) = own.fault.take() {
+                if let Some(sender) = own.fault.take() {
                     // The stream may have ended already.
-                    let _ = told.send(fault);
+                    let _ = sender.send(fault);
                 }
             }
         }

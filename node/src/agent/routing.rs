@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn very_many_errors_are_cut_off_and_it_is_said() {
+    fn a_list_of_too_many_errors_is_cut_off_and_ends_with_a_note() {
         let (_sender, mut routing) = mk_routing();
         let unreachable = (0..2 * MAX_ERRORS).map(|number| {
             let range = range(&format!("10.{}.{}.0/26", number / 256, number % 256));

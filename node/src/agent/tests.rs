@@ -109,7 +109,7 @@ impl Rig {
         held.await.expect("the agent lives");
     }
 
-    async fn tell(&self, stream: u64, frame: Box<Frame>) {
+    async fn send(&self, stream: u64, frame: Box<Frame>) {
         assert!(self.agent.send(AgentEvent::Frame { stream, frame }).await);
     }
 
@@ -129,7 +129,7 @@ impl Rig {
     }
 
     /// Waits until all events sent before are handled.
-    async fn settle(&self) {
+    async fn drain_events(&self) {
         self.agent.inspect(|_, _| ()).await.expect("the agent lives");
     }
 
@@ -146,11 +146,11 @@ async fn nothing_is_written_before_the_whole_view_and_then_all_of_it_at_once() {
     let mut rig = Rig::new(Model::new(), Records::new());
     rig.connect(1).await;
     let records = mk_records(&[(0, Action::Allow), (1, Action::Deny)]);
-    rig.tell(1, mk_frame(1, &records, false)).await;
-    rig.settle().await;
+    rig.send(1, mk_frame(1, &records, false)).await;
+    rig.drain_events().await;
     assert_eq!(rig.kernel.table(), None);
     assert!(rig.agent.status().not_ready_reason().is_some());
-    rig.tell(1, mk_frame(2, &Records::new(), true)).await;
+    rig.send(1, mk_frame(2, &Records::new(), true)).await;
     assert_eq!(rig.acked(2).await.errors, []);
     assert_eq!(rig.kernel.lock().commits, 1);
     assert_eq!(rig.agent.status().not_ready_reason(), None);
@@ -161,7 +161,7 @@ async fn nothing_is_written_before_the_whole_view_and_then_all_of_it_at_once() {
 async fn a_pod_is_attached_when_its_record_is_there_and_in_the_kernel() {
     let mut rig = Rig::new(Model::new(), Records::new());
     rig.connect(1).await;
-    rig.tell(1, mk_frame(1, &mk_records(&[(0, Action::Allow)]), true)).await;
+    rig.send(1, mk_frame(1, &mk_records(&[(0, Action::Allow)]), true)).await;
     assert_eq!(rig.attach(0).await, Ok(()));
     assert_eq!(rig.dispatched(), [0].into());
 
@@ -171,9 +171,9 @@ async fn a_pod_is_attached_when_its_record_is_there_and_in_the_kernel() {
         let interface = interface_name(&key);
         agent.attach(interface, Attached { endpoint: key, uid: String::new(), addresses }).await
     });
-    rig.settle().await;
+    rig.drain_events().await;
     assert!(!early.is_finished());
-    rig.tell(1, mk_frame(2, &mk_records(&[(1, Action::Allow)]), true)).await;
+    rig.send(1, mk_frame(2, &mk_records(&[(1, Action::Allow)]), true)).await;
     assert_eq!(tokio::time::timeout(PATIENCE, early).await.expect("in time").expect("no panic"), Ok(()));
     assert_eq!(rig.dispatched(), [0, 1].into());
 
@@ -196,7 +196,7 @@ async fn what_the_kernel_refuses_is_denied_and_everything_else_enforced() {
         }
         _ => false,
     });
-    rig.tell(1, mk_frame(1, &records, true)).await;
+    rig.send(1, mk_frame(1, &records, true)).await;
     let ack = rig.acked(1).await;
     let blamed: Vec<RecordId> = ack.errors.into_iter().map(|(id, _)| id).collect();
     assert_eq!(blamed, [RecordId::Policy(mk_policy_key(0))]);
@@ -208,7 +208,7 @@ async fn what_the_kernel_refuses_is_denied_and_everything_else_enforced() {
     let mut records = records;
     let policy = PolicyRecord { ingress: vec![mk_rule(Action::Allow), mk_rule(Action::Deny)], egress: Vec::new() };
     records.insert(RecordId::Policy(mk_policy_key(0)), Record::Policy(policy));
-    rig.tell(1, mk_frame(2, &records, true)).await;
+    rig.send(1, mk_frame(2, &records, true)).await;
     assert_eq!(rig.acked(2).await.errors, []);
     assert_eq!(rig.attach(0).await, Ok(()));
 }
@@ -218,11 +218,11 @@ async fn a_passing_failure_is_tried_again_and_a_lasting_one_is_the_end() {
     let mut rig = Rig::new(Model::new(), Records::new());
     rig.connect(1).await;
     rig.kernel.lock().outages = 3;
-    rig.tell(1, mk_frame(1, &mk_records(&[(0, Action::Allow)]), true)).await;
+    rig.send(1, mk_frame(1, &mk_records(&[(0, Action::Allow)]), true)).await;
     assert_eq!(rig.acked(1).await.revision, 1);
     let before = rig.kernel.table();
     rig.kernel.lock().outages = usize::MAX;
-    rig.tell(1, mk_frame(2, &mk_records(&[(1, Action::Allow)]), true)).await;
+    rig.send(1, mk_frame(2, &mk_records(&[(1, Action::Allow)]), true)).await;
     let fatal = tokio::time::timeout(PATIENCE, &mut rig.fatal).await.expect("in time").expect("a reason");
     assert!(fatal.to_string().contains("stays enforced"), "{fatal}");
     assert_eq!(rig.kernel.table(), before);
@@ -234,13 +234,13 @@ async fn a_table_that_the_kernel_has_no_room_for_costs_its_largest_class_alone()
     for error in [libc::EMSGSIZE, libc::ENOMEM, libc::ENOBUFS] {
         let mut rig = Rig::new(Model::new(), Records::new());
         rig.connect(1).await;
-        rig.tell(1, mk_frame(1, &mk_records(&[(1, Action::Allow)]), true)).await;
+        rig.send(1, mk_frame(1, &mk_records(&[(1, Action::Allow)]), true)).await;
         rig.acked(1).await;
         rig.kernel.lock().room = (200, error);
         let mut records = mk_records(&[(0, Action::Allow), (1, Action::Deny)]);
         let large = PolicyRecord { ingress: vec![mk_rule(Action::Log); 300], egress: Vec::new() };
         records.insert(RecordId::Policy(mk_policy_key(0)), Record::Policy(large));
-        rig.tell(1, mk_frame(2, &records, true)).await;
+        rig.send(1, mk_frame(2, &records, true)).await;
         let ack = rig.acked(2).await;
         let [(RecordId::Policy(key), reason)] = &*ack.errors else { panic!("{ack:?}") };
         assert_eq!(*key, mk_policy_key(0));
@@ -254,21 +254,21 @@ async fn a_table_that_the_kernel_has_no_room_for_costs_its_largest_class_alone()
 async fn a_saved_view_is_enforced_after_a_boot_and_not_after_a_mere_restart() {
     let records = mk_records(&[(0, Action::Allow)]);
     let booted = Rig::new(Model::new(), records.clone());
-    booted.settle().await;
+    booted.drain_events().await;
     assert_eq!(booted.agent.status().not_ready_reason(), None);
     assert_eq!(booted.attach(0).await, Ok(()));
 
     // The same kernel, with a saved view older than what it enforces.
     let before = booted.kernel.table();
     let mut restarted = Rig::new(booted.kernel.clone(), mk_records(&[(1, Action::Allow)]));
-    restarted.settle().await;
+    restarted.drain_events().await;
     assert_eq!(restarted.kernel.table(), before);
     assert!(restarted.agent.status().not_ready_reason().is_some());
     let (key, _) = mk_pod(1);
     let gone = restarted.agent.detach(key.clone(), interface_name(&key));
     tokio::time::timeout(PATIENCE, gone).await.expect("nobody waits for a view to let a pod go");
     restarted.connect(1).await;
-    restarted.tell(1, mk_frame(1, &records, true)).await;
+    restarted.send(1, mk_frame(1, &records, true)).await;
     restarted.acked(1).await;
     assert_eq!(restarted.attach(0).await, Ok(()));
     assert_eq!(restarted.dispatched(), [0].into());
@@ -278,12 +278,12 @@ async fn a_saved_view_is_enforced_after_a_boot_and_not_after_a_mere_restart() {
 async fn drift_is_repaired_and_a_frame_that_does_not_fit_ends_its_stream() {
     let mut rig = Rig::new(Model::new(), Records::new());
     rig.connect(1).await;
-    rig.tell(1, mk_frame(1, &mk_records(&[(0, Action::Allow)]), true)).await;
+    rig.send(1, mk_frame(1, &mk_records(&[(0, Action::Allow)]), true)).await;
     rig.acked(1).await;
     let wanted = rig.kernel.table();
     rig.kernel.lock().table = None;
     rig.agent.send(AgentEvent::Drift).await;
-    rig.settle().await;
+    rig.drain_events().await;
     assert_eq!(rig.kernel.table(), wanted);
 
     let strange = Change::Members(
@@ -292,14 +292,14 @@ async fn drift_is_repaired_and_a_frame_that_does_not_fit_ends_its_stream() {
         margay_calc::flush::MemberDelta::default(),
     );
     let frame = Frame { changes: vec![strange], trailer: Trailer { revision: 2, ..Trailer::default() } };
-    rig.tell(1, Box::new(frame)).await;
+    rig.send(1, Box::new(frame)).await;
     let fault = rig.faults.take().expect("a stream").await.expect("a reason");
     assert!(matches!(fault, ViewError::UnknownSet(_)));
     // Later frames of the same stream are ignored.
-    rig.tell(1, mk_frame(9, &mk_records(&[(1, Action::Allow)]), true)).await;
+    rig.send(1, mk_frame(9, &mk_records(&[(1, Action::Allow)]), true)).await;
     rig.connect(2).await;
     assert!(!rig.agent.status().in_sync);
-    rig.tell(2, mk_frame(3, &mk_records(&[(0, Action::Allow)]), true)).await;
+    rig.send(2, mk_frame(3, &mk_records(&[(0, Action::Allow)]), true)).await;
     assert_eq!(rig.acked(3).await.revision, 3);
 }
 
@@ -314,11 +314,11 @@ async fn a_revision_is_acknowledged_when_its_routes_are_in_the_kernel_or_with_wh
     let mut records = mk_records(&[(0, Action::Allow)]);
     let far = RouteRecord { node: "far".to_owned(), encapsulation: margay_api::network::Encapsulation::Vxlan };
     records.insert(RecordId::Route(range), Record::Route(far));
-    rig.tell(1, mk_frame(1, &records, true)).await;
+    rig.send(1, mk_frame(1, &records, true)).await;
     // The pod does not wait for other pods' routes.
     assert_eq!(rig.attach(0).await, Ok(()));
     planned.wait_for(|generation| *generation > 0).await.expect("the agent lives");
-    rig.settle().await;
+    rig.drain_events().await;
     assert!(rig.agent.acks().borrow().is_none(), "the routes of the revision are not in the kernel");
 
     let failed = BTreeMap::from([(RoutingPart::Route(range), "ENETUNREACH".to_owned())]);
@@ -330,7 +330,7 @@ async fn a_revision_is_acknowledged_when_its_routes_are_in_the_kernel_or_with_wh
     assert_eq!(rig.agent.status().not_ready_reason(), None);
     progress.send_modify(|progress| progress.failed.clear());
     let mut acks = rig.agent.acks();
-    let mended = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.errors.is_empty()));
-    let mended = tokio::time::timeout(PATIENCE, mended).await.expect("in time").expect("the agent lives");
-    assert_eq!(mended.as_ref().map(|ack| ack.revision), Some(1));
+    let repaired = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.errors.is_empty()));
+    let repaired = tokio::time::timeout(PATIENCE, repaired).await.expect("in time").expect("the agent lives");
+    assert_eq!(repaired.as_ref().map(|ack| ack.revision), Some(1));
 }

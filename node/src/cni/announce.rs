@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_word_on_a_pod_is_under_way_and_the_newest_is_said_last() {
+    async fn a_pod_has_one_patch_under_way_and_the_latest_is_sent_last() {
         let (mut queue, now) = (PatchQueue::default(), Instant::now());
         queue.put(pod(), patch("old"));
         let old = queue.next_ready(now).expect("a patch");
@@ -219,11 +219,11 @@ mod tests {
         queue.complete(pod(), Some(old.1.retry_later(now, 1.0)));
         assert_eq!(queue.next_ready(now), Some((pod(), patch("new"))), "the old one has failed and is dropped");
         queue.complete(pod(), None);
-        assert_eq!((queue.next_ready(now + RETRY_MAX), queue.next_due()), (None, None), "nothing is said again");
+        assert_eq!((queue.next_ready(now + RETRY_MAX), queue.next_due()), (None, None), "nothing is sent again");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_failed_is_said_again_later_and_a_newer_word_at_once() {
+    async fn a_failed_patch_is_retried_later_and_a_newer_one_is_sent_at_once() {
         let (mut queue, now) = (PatchQueue::default(), Instant::now());
         queue.put(pod(), patch("old"));
         let (_, old) = queue.next_ready(now).expect("a patch");

@@ -279,7 +279,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_pods_need_is_read_in_calicos_words() {
+    fn demands_are_read_from_calicos_configuration() {
         let any = || Demand::Always(Vec::new());
         let table = [
             ("{}", [Demand::IfPooled, Demand::IfPooled]),

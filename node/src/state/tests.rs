@@ -106,30 +106,30 @@ fn follow(follower: &mut Records, records: &Records, dirty: &Dirty) {
 
 proptest! {
     #[test]
-    fn any_history_ends_in_the_last_view_and_dirt_tells_all_of_it(
+    fn any_history_ends_in_the_last_view_and_all_of_it_is_marked_dirty(
         history in prop::collection::vec((view(), way(), any::<bool>()), 1..8),
     ) {
-        let (mut state, mut told, mut follower) = (State::default(), Records::new(), Records::new());
+        let (mut state, mut sent, mut follower) = (State::default(), Records::new(), Records::new());
         for (next, way, look) in history {
             if matches!(way, Way::Restatement(_)) {
                 state.disconnect();
             }
-            for frame in frames(&told, &next, &way) {
-                state.apply(frame).expect("a server tells only what fits");
+            for frame in frames(&sent, &next, &way) {
+                state.apply(frame).expect("a server sends only what fits");
             }
-            told = next;
-            prop_assert_eq!(state.records(), &told);
+            sent = next;
+            prop_assert_eq!(state.records(), &sent);
             prop_assert!(state.is_in_sync());
             if look {
                 let dirty = state.take_dirty();
                 follow(&mut follower, state.records(), &dirty);
-                prop_assert_eq!(&follower, &told);
+                prop_assert_eq!(&follower, &sent);
                 prop_assert!(state.take_dirty().is_empty());
             }
         }
         let dirty = state.take_dirty();
         follow(&mut follower, state.records(), &dirty);
-        prop_assert_eq!(&follower, &told);
+        prop_assert_eq!(&follower, &sent);
     }
 }
 

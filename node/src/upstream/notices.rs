@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_word_counts_and_a_farewell_is_said_once() {
+    fn the_latest_notice_replaces_older_ones_and_a_removal_is_sent_once() {
         let mut queue = NoticeQueue::default();
         queue.put(notice("a", Some("10.0.0.1")));
         queue.put(notice("b", Some("10.0.0.2")));
@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(queue.newer_than(0), [(2, notice("b", Some("10.0.0.2"))), (3, notice("a", None))]);
         assert_eq!(queue.newer_than(3), []);
         queue.drop_sent(2);
-        assert_eq!(queue.newer_than(0).len(), 2, "a farewell that was not sent stays");
+        assert_eq!(queue.newer_than(0).len(), 2, "a removal that was not sent stays");
         queue.drop_sent(3);
         assert_eq!(queue.newer_than(0), [(2, notice("b", Some("10.0.0.2")))]);
     }

@@ -99,7 +99,8 @@ fn install(packages: &[&str], progress: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
-/// Fails where fewer than `bytes` are free: a node whose disk is full ends without a word, because there is no room for one.
+/// Fails where fewer than `bytes` are free: a node whose disk is full ends silently, because there
+/// is no room for its log.
 fn has_room(folder: &Path, bytes: u64) -> Result<()> {
     let found =
         nix::sys::statvfs::statvfs(folder).with_context(|| format!("cannot ask for room in {}", folder.display()))?;

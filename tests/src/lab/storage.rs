@@ -86,7 +86,7 @@ impl Blocks {
         self.0.limits.subscribe()
     }
 
-    /// Has typha told of a block, if it is one that was written.
+    /// Schedules an event for typha if the object that was written is a block.
     fn note<K: Kept>(&self, name: String) {
         if K::is_block() {
             self.0.unsent().insert(name);

@@ -160,7 +160,7 @@ fn reports_of_a_disconnected_node_expire() {
     assert_eq!(
         cache.apply_local("n1", report("a", "u1", &[])),
         Ok(vec![mk_endpoint("a", &[])]),
-        "its sandbox is made anew"
+        "its sandbox is created again"
     );
     assert_eq!(cache.apply_local("n1", report("b", "u2", &["10.0.0.2"])), Ok(vec![mk_endpoint("b", &["10.0.0.2"])]));
     // Further reports go to another replica.

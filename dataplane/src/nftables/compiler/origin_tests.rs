@@ -1,4 +1,4 @@
-//! Every rule of a chain tells which rules of policies it comes from.
+//! Every rule of a chain has the rules of policies that it comes from.
 
 use margay_api::endpoint::interface_name;
 use margay_api::rule::{Action, PortRange, Protocol};

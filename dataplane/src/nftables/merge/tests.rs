@@ -86,7 +86,7 @@ proptest! {
     }
 
     #[test]
-    fn the_order_of_rules_that_say_the_same_changes_no_origin(
+    fn the_order_of_rules_with_the_same_action_changes_no_origin(
         (rules, shuffled) in vec(alike(Just(Action::Allow)), 2..60).prop_flat_map(|rules| {
             let numbered: Vec<(usize, RuleRecord)> = rules.iter().cloned().enumerate().collect();
             (Just(rules), Just(numbered).prop_shuffle())
@@ -155,7 +155,7 @@ fn a_peer_more_changes_one_piece_of_a_union() {
 }
 
 #[test]
-fn what_says_otherwise_stays_in_its_place() {
+fn rules_with_another_action_stay_in_their_places() {
     let allow = |number| mk_from(mk_set(number), port(0));
     let deny = RuleRecord { action: Action::Deny, ..mk_from(mk_set(99), port(0)) };
     let rules: Vec<RuleRecord> = (0..8).map(allow).chain([deny.clone()]).chain((8..16).map(allow)).collect();

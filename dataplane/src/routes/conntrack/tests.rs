@@ -62,7 +62,7 @@ fn subject(text: &str) -> PurgeAddress {
     PurgeAddress::new(address(text)).expect("an address of a pod")
 }
 
-/// A conversation: name, protocol, zone, and the four addresses in the order of [`TupleField`].
+/// A connection: name, protocol, zone, and the four addresses in the order of [`TupleField`].
 type Row = (&'static str, u8, u16, [&'static str; 4]);
 
 const TCP: u8 = 6;

@@ -29,7 +29,7 @@ fn mk_owner(kernel: &Model, store: Option<ViewStore>) -> StateOwner {
 }
 
 /// Applies a complete view with one pod.
-fn tell(owner: &mut StateOwner) {
+fn send(owner: &mut StateOwner) {
     let (hello, fault) = (oneshot::channel().0, oneshot::channel().0);
     owner.handle_event(AgentEvent::Connected { stream: 1, hello, fault, server: "typha".to_owned() });
     owner.handle_event(AgentEvent::Frame { stream: 1, frame: mk_frame(1, &mk_records(&[(0, Action::Allow)]), true) });
@@ -39,7 +39,7 @@ fn tell(owner: &mut StateOwner) {
 fn events_do_not_hasten_the_next_attempt_at_what_the_kernel_did_not_take() {
     let kernel = Model::new();
     let mut owner = mk_owner(&kernel, None);
-    tell(&mut owner);
+    send(&mut owner);
     kernel.lock().outages = 1;
     owner.commit().expect("one failure is not the end");
     assert!(owner.due.retry.is_some());
@@ -70,7 +70,7 @@ fn a_view_is_saved_when_the_save_before_it_is_over() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = ViewStore::new(folder.path());
     let mut owner = mk_owner(&Model::new(), Some(store.clone()));
-    tell(&mut owner);
+    send(&mut owner);
     owner.commit().expect("a commit");
     let (over, waits) = std::sync::mpsc::channel::<()>();
     owner.saving = Some(std::thread::spawn(move || waits.recv().unwrap_or_default()));
@@ -90,7 +90,7 @@ fn a_view_is_saved_when_the_save_before_it_is_over() {
 fn a_check_that_others_interrupt_changes_nothing_and_is_made_later() {
     let kernel = Model::new();
     let mut owner = mk_owner(&kernel, None);
-    tell(&mut owner);
+    send(&mut owner);
     owner.commit().expect("a commit");
     let counts = || {
         let inner = kernel.lock();
@@ -120,7 +120,7 @@ fn a_check_that_others_interrupt_changes_nothing_and_is_made_later() {
 fn a_table_that_cannot_be_read_for_others_is_replaced() {
     let kernel = Model::new();
     let mut owner = mk_owner(&kernel, None);
-    tell(&mut owner);
+    send(&mut owner);
     owner.commit().expect("a commit");
     let wanted = kernel.table();
     kernel.lock().interruptions = usize::MAX;
@@ -137,10 +137,10 @@ fn a_table_that_cannot_be_read_for_others_is_replaced() {
 }
 
 #[test]
-fn what_others_change_unheard_is_undone_at_once() {
+fn what_others_change_unnoticed_is_undone_at_once() {
     let kernel = Model::new();
     let mut owner = mk_owner(&kernel, None);
-    tell(&mut owner);
+    send(&mut owner);
     // The first one reads the table back, the second does not.
     for revision in [2, 3] {
         kernel.lock().unheard = true;

@@ -158,10 +158,10 @@ fn a_repeated_add_announces_again() {
 }
 
 #[test]
-fn an_address_whose_conversations_cannot_be_ended_is_not_given() {
+fn an_address_whose_connections_cannot_be_ended_is_not_assigned() {
     run_with(Conntrack::refusing, |service, log, netns| async move {
         let asked = mk_asked(&netns);
-        let refusal = service.add(&mk_call(), &asked).await.expect_err("old conversations would pass policy");
+        let refusal = service.add(&mk_call(), &asked).await.expect_err("old connections would bypass policy");
         assert_eq!(refusal.code, code::TRY_AGAIN);
         assert!(refusal.msg.contains("conntrack entries of 10.0.0.1") && refusal.msg.contains("EPERM"), "{refusal}");
         assert_eq!(
