@@ -10,11 +10,20 @@ use serde_json::{Value, json};
 
 /// Schemas as the API server has them, by kind.
 fn schemas() -> BTreeMap<String, Value> {
-    let schema = |definition: &Value| definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone();
+    let schema =
+        |definition: &Value| definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone();
     crds::all()
         .iter()
         .map(|definition| serde_json::to_value(definition).unwrap())
-        .map(|definition| (definition["spec"]["names"]["kind"].as_str().unwrap().to_owned(), schema(&definition)))
+        .map(|definition| {
+            (
+                definition["spec"]["names"]["kind"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned(),
+                schema(&definition),
+            )
+        })
         .collect()
 }
 
@@ -96,8 +105,10 @@ fn check(what: &str, schema: &Value, new: &Value, old: Option<&Value>, wanted: &
         Ok(()) => vec![],
         Err(errors) => errors.into_vec().iter().map(ToString::to_string).collect(),
     };
-    let is_same =
-        found.len() == wanted.len() && wanted.iter().all(|part| found.iter().any(|message| message.contains(part)));
+    let is_same = found.len() == wanted.len()
+        && wanted
+            .iter()
+            .all(|part| found.iter().any(|message| message.contains(part)));
     assert!(is_same, "{what}: wanted {wanted:?}, found {found:#?}");
 }
 
@@ -105,7 +116,13 @@ fn check(what: &str, schema: &Value, new: &Value, old: Option<&Value>, wanted: &
 fn creations_are_accepted_or_refused_by_the_rules() {
     let schemas = schemas();
     for (kind, name, spec, wanted) in CREATED {
-        check(&format!("{kind} {name} {spec}"), &schemas[*kind], &mk(name, spec), None, wanted);
+        check(
+            &format!("{kind} {name} {spec}"),
+            &schemas[*kind],
+            &mk(name, spec),
+            None,
+            wanted,
+        );
     }
 }
 
@@ -114,6 +131,12 @@ fn changes_are_accepted_or_refused_by_the_rules() {
     let schemas = schemas();
     for (kind, before, after, wanted) in CHANGED {
         let what = format!("{kind} {before} to {after}");
-        check(&what, &schemas[*kind], &mk("p", after), Some(&mk("p", before)), wanted);
+        check(
+            &what,
+            &schemas[*kind],
+            &mk("p", after),
+            Some(&mk("p", before)),
+            wanted,
+        );
     }
 }

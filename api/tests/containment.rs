@@ -48,21 +48,38 @@ const PIECES: [&str; 26] = [
 /// A selector of an attacker: mostly valid ones, joined in every way, and broken ones.
 fn selector() -> impl Strategy<Value = String> {
     let term = || {
-        (any::<bool>(), select(&PIECES[..14]))
-            .prop_map(|(is_negated, term)| if is_negated { format!("!({term})") } else { term.to_owned() })
+        (any::<bool>(), select(&PIECES[..14])).prop_map(|(is_negated, term)| {
+            if is_negated {
+                format!("!({term})")
+            } else {
+                term.to_owned()
+            }
+        })
     };
     let sound = (term(), vec((any::<bool>(), term()), 0..3)).prop_map(|(first, more)| {
-        more.into_iter().fold(first, |text, (is_or, term)| format!("{text} {} {term}", if is_or { "||" } else { "&&" }))
+        more.into_iter().fold(first, |text, (is_or, term)| {
+            format!("{text} {} {term}", if is_or { "||" } else { "&&" })
+        })
     });
     prop_oneof![3 => sound, 1 => vec(select(&PIECES[..]), 0..7).prop_map(|pieces| pieces.concat())]
 }
 
 /// Labels that pods of another namespace can have.
 fn foreign() -> impl Strategy<Value = Labels> {
-    let keys = select(vec!["app", "pcns.team", "pcsa.role", "pcns.projectcalico.org/name"]).prop_map(str::to_owned);
+    let keys = select(vec![
+        "app",
+        "pcns.team",
+        "pcsa.role",
+        "pcns.projectcalico.org/name",
+    ])
+    .prop_map(str::to_owned);
     let values = select(vec!["web", "db", "a", "admin", "own", "victim"]).prop_map(str::to_owned);
     btree_map(keys, values, 0..4).prop_map(|mut labels| {
-        let reserved = [(LABEL_NAMESPACE, "victim"), (LABEL_ORCHESTRATOR, "k8s"), (LABEL_SERVICE_ACCOUNT, "default")];
+        let reserved = [
+            (LABEL_NAMESPACE, "victim"),
+            (LABEL_ORCHESTRATOR, "k8s"),
+            (LABEL_SERVICE_ACCOUNT, "default"),
+        ];
         labels.extend(reserved.map(|(key, value)| (key.to_owned(), value.to_owned())));
         labels
     })
@@ -81,8 +98,15 @@ fn enforced(result: Result<Policy, Refusal>) -> Option<Policy> {
 }
 
 fn lets_in(entity: &EntityMatch, labels: &Labels) -> bool {
-    let is_in = entity.selector.as_ref().is_none_or(|selector| selector.matches(labels));
-    is_in && !entity.not_selector.as_ref().is_some_and(|selector| selector.matches(labels))
+    let is_in = entity
+        .selector
+        .as_ref()
+        .is_none_or(|selector| selector.matches(labels));
+    is_in
+        && !entity
+            .not_selector
+            .as_ref()
+            .is_some_and(|selector| selector.matches(labels))
 }
 
 proptest! {
@@ -158,5 +182,9 @@ fn a_policy_applies_to_its_own_namespace() {
     let spec = json!({ "selector": "app == 'web' || app == 'db'", "ingress": [] });
     let policy: NetworkPolicy = parsed("projectcalico.org/v3", &spec).expect("a policy");
     let policy = v3::parse::policy::network_policy(&policy).expect("a sound policy");
-    assert!(policy.selector.matches(&own("db")) && !policy.selector.matches(&own("other")), "{}", policy.selector);
+    assert!(
+        policy.selector.matches(&own("db")) && !policy.selector.matches(&own("other")),
+        "{}",
+        policy.selector
+    );
 }

@@ -14,7 +14,8 @@ use support::show;
 /// Makes a policy of namespace `ns` from its `spec` as YAML.
 fn mk(spec: &str) -> NetworkPolicy {
     let spec: Value = serde_yaml_ng::from_str(spec).unwrap();
-    serde_json::from_value(json!({ "metadata": { "name": "p", "namespace": "ns" }, "spec": spec })).unwrap()
+    serde_json::from_value(json!({ "metadata": { "name": "p", "namespace": "ns" }, "spec": spec }))
+        .unwrap()
 }
 
 fn check(cases: &[(&str, Expect)]) {

@@ -87,8 +87,16 @@ fn a_pod_is_an_endpoint() {
 const ADDRESSES: &[(&str, &str, &[&str])] = &[
     ("", "", &[]),
     ("", "podIP: 10.0.0.5", &["10.0.0.5"]),
-    ("annotations: {cni.projectcalico.org/podIP: 10.0.0.6/32}", "", &["10.0.0.6"]),
-    ("annotations: {cni.projectcalico.org/podIP: 10.0.0.6/32}", "podIP: 10.0.0.5", &["10.0.0.5"]),
+    (
+        "annotations: {cni.projectcalico.org/podIP: 10.0.0.6/32}",
+        "",
+        &["10.0.0.6"],
+    ),
+    (
+        "annotations: {cni.projectcalico.org/podIP: 10.0.0.6/32}",
+        "podIP: 10.0.0.5",
+        &["10.0.0.5"],
+    ),
     (
         "annotations: {cni.projectcalico.org/podIPs: 'fd00::6/128'}",
         "podIP: 10.0.0.5, podIPs: [{ip: 10.0.0.5}]",
@@ -99,9 +107,21 @@ const ADDRESSES: &[(&str, &str, &[&str])] = &[
         "",
         &["10.0.0.7", "fd00::7"],
     ),
-    ("annotations: {cni.projectcalico.org/podIP: nonsense}", "podIP: 10.0.0.5", &["10.0.0.5"]),
-    ("annotations: {cni.projectcalico.org/podIP: ''}", "podIP: 10.0.0.5", &["10.0.0.5"]),
-    ("deletionTimestamp: '2026-01-01T00:00:00Z'", "podIP: 10.0.0.5", &["10.0.0.5"]),
+    (
+        "annotations: {cni.projectcalico.org/podIP: nonsense}",
+        "podIP: 10.0.0.5",
+        &["10.0.0.5"],
+    ),
+    (
+        "annotations: {cni.projectcalico.org/podIP: ''}",
+        "podIP: 10.0.0.5",
+        &["10.0.0.5"],
+    ),
+    (
+        "deletionTimestamp: '2026-01-01T00:00:00Z'",
+        "podIP: 10.0.0.5",
+        &["10.0.0.5"],
+    ),
     (
         "deletionTimestamp: '2026-01-01T00:00:00Z', annotations: {cni.projectcalico.org/podIP: ''}",
         "podIP: 10.0.0.5",
@@ -109,7 +129,11 @@ const ADDRESSES: &[(&str, &str, &[&str])] = &[
     ),
     ("", "podIP: 10.0.0.5, phase: Running", &["10.0.0.5"]),
     ("", "podIP: 10.0.0.5, phase: Succeeded", &[]),
-    ("annotations: {cni.projectcalico.org/podIP: 10.0.0.6/32}", "podIP: 10.0.0.5, phase: Failed", &[]),
+    (
+        "annotations: {cni.projectcalico.org/podIP: 10.0.0.6/32}",
+        "podIP: 10.0.0.5, phase: Failed",
+        &[],
+    ),
 ];
 
 #[test]
@@ -129,13 +153,18 @@ fn pods_of_the_host_network_are_no_endpoints() {
 
 #[test]
 fn names_of_parents_are_the_true_ones() {
-    let namespace: Namespace = mk("{metadata: {name: a, labels: {x: y, projectcalico.org/name: b}}}");
+    let namespace: Namespace =
+        mk("{metadata: {name: a, labels: {x: y, projectcalico.org/name: b}}}");
     let account: ServiceAccount = mk("{metadata: {name: s, namespace: a}}");
     expect![[r#"
         ("a", {"projectcalico.org/name": "a", "x": "y"})
         (NamespacedName { namespace: "a", name: "s" }, {"projectcalico.org/name": "s"})
     "#]]
-    .assert_eq(&format!("{:?}\n{:?}\n", k8s::namespace(&namespace), k8s::service_account(&account)));
+    .assert_eq(&format!(
+        "{:?}\n{:?}\n",
+        k8s::namespace(&namespace),
+        k8s::service_account(&account)
+    ));
 }
 
 /// Annotations and addresses of a node, and its parsed form.
@@ -146,11 +175,17 @@ fn nodes() {
             "{{metadata: {{name: n, labels: {{a: b}}, annotations: {{{annotations}}}}}, status: {{addresses: [{addresses}]}}}}"
         ));
         let info = k8s::node::node_info(&node);
-        format!("{:?} {:?} {:?} {:?}", info.ipv4, info.ipv6, info.vtep, info.vtep6)
+        format!(
+            "{:?} {:?} {:?} {:?}",
+            info.ipv4, info.ipv6, info.vtep, info.vtep6
+        )
     };
     let kubelet = "{type: Hostname, address: n}, {type: ExternalIP, address: 1.2.3.4}, {type: InternalIP, address: 'fd00::1'}, {type: InternalIP, address: 192.168.0.1}";
     assert_eq!(node("", ""), "None None None None");
-    assert_eq!(node("", kubelet), "Some(192.168.0.1/32) Some(fd00::1/128) None None");
+    assert_eq!(
+        node("", kubelet),
+        "Some(192.168.0.1/32) Some(fd00::1/128) None None"
+    );
     let ours = "projectcalico.org/IPv4Address: 192.168.0.2/24, projectcalico.org/IPv4VXLANTunnelAddr: 10.0.0.1, projectcalico.org/VXLANTunnelMACAddr: '66:00:00:00:0a:FF'";
     assert_eq!(
         node(ours, kubelet),
@@ -162,7 +197,10 @@ fn nodes() {
         "Some(192.168.0.1/32) Some(fd00::2/64) None Some(Vtep { address: fd00:10::1, mac: Mac([102, 0, 0, 0, 0, 1]) })"
     );
     let half = "projectcalico.org/IPv4Address: x, projectcalico.org/IPv4VXLANTunnelAddr: 10.0.0.1, projectcalico.org/VXLANTunnelMACAddr: '66'";
-    assert_eq!(node(half, kubelet), "Some(192.168.0.1/32) Some(fd00::1/128) None None");
+    assert_eq!(
+        node(half, kubelet),
+        "Some(192.168.0.1/32) Some(fd00::1/128) None None"
+    );
 }
 
 #[test]
@@ -170,7 +208,13 @@ fn mac_addresses_are_read_as_they_are_written() {
     let mac = Mac([0x66, 0, 1, 0xab, 0xff, 9]);
     assert_eq!(mac.to_string(), "66:00:01:ab:ff:09");
     assert_eq!(mac.to_string().parse(), Ok(mac));
-    for bad in ["", "66:00:01:ab:ff", "66:00:01:ab:ff:09:00", "66:0:01:ab:ff:09", "6g:00:01:ab:ff:09"] {
+    for bad in [
+        "",
+        "66:00:01:ab:ff",
+        "66:00:01:ab:ff:09:00",
+        "66:0:01:ab:ff:09",
+        "6g:00:01:ab:ff:09",
+    ] {
         assert!(bad.parse::<Mac>().is_err(), "{bad}");
     }
 }
@@ -184,10 +228,26 @@ fn slices_are_backends_of_their_service() {
     );
     let shown: Vec<String> = k8s::service::backends(&slice)
         .iter()
-        .map(|backend| format!("{} {} {}", backend.address, backend.protocol.0, backend.port))
+        .map(|backend| {
+            format!(
+                "{} {} {}",
+                backend.address, backend.protocol.0, backend.port
+            )
+        })
         .collect();
-    assert_eq!(shown, ["10.0.0.1 6 80", "10.0.0.1 17 53", "10.0.0.2 6 80", "10.0.0.2 17 53"]);
-    assert_eq!(k8s::service::service_of(&slice).unwrap().to_string(), "ns/s");
+    assert_eq!(
+        shown,
+        [
+            "10.0.0.1 6 80",
+            "10.0.0.1 17 53",
+            "10.0.0.2 6 80",
+            "10.0.0.2 17 53"
+        ]
+    );
+    assert_eq!(
+        k8s::service::service_of(&slice).unwrap().to_string(),
+        "ns/s"
+    );
 }
 
 #[test]
@@ -217,16 +277,24 @@ const ENCAPSULATIONS: &[(&str, Encapsulation)] = &[
     ("vxlanMode: Always, ipipMode: Never", Encapsulation::Vxlan),
     ("vxlanMode: CrossSubnet", Encapsulation::VxlanCrossSubnet),
     ("ipipMode: Always", Encapsulation::Ipip),
-    ("ipipMode: CrossSubnet, disabled: true", Encapsulation::IpipCrossSubnet),
+    (
+        "ipipMode: CrossSubnet, disabled: true",
+        Encapsulation::IpipCrossSubnet,
+    ),
 ];
 
 #[test]
 fn pools() {
     for (spec, wanted) in ENCAPSULATIONS {
         let pool: IPPool = mk_v3(&format!("{{spec: {{cidr: 10.0.0.0/16, {spec}}}}}"));
-        assert_eq!(v3::parse::pool::pool(&pool).unwrap().encapsulation, *wanted, "{spec}");
+        assert_eq!(
+            v3::parse::pool::pool(&pool).unwrap().encapsulation,
+            *wanted,
+            "{spec}"
+        );
     }
-    let pool: IPPool = mk_v3("{spec: {cidr: 10.0.0.9/16, natOutgoing: true, vxlanMode: Sometimes}}");
+    let pool: IPPool =
+        mk_v3("{spec: {cidr: 10.0.0.9/16, natOutgoing: true, vxlanMode: Sometimes}}");
     let nonsense: IPPool = mk_v3("{spec: {cidr: nonsense}}");
     expect![[r#"
         Err(Refusal { problems: [Problem { field: "spec.vxlanMode", value: "Sometimes", rule: "not a mode", remedy: "use Never, Always or CrossSubnet" }], closed: Some(Pool { cidr: 10.0.0.0/16, encapsulation: None, nat_outgoing: true, block_size: 26, created: 0 }), prefers_former: true })
@@ -244,8 +312,12 @@ fn blocks() {
     };
     let attributes = "attributes: [{handle_id: a, secondary: {node: n1}}, {handle_id: b, secondary: {node: n2}}, {secondary: {node: n3}, releasedAt: '2026-01-01T00:00:00Z'}]";
     let shown = [
-        block(&format!("affinity: 'host:n1', allocations: [0, 1, 2, null], {attributes}")),
-        block(&format!("affinity: 'virtual:load-balancer', allocations: [0, null, null, null], {attributes}")),
+        block(&format!(
+            "affinity: 'host:n1', allocations: [0, 1, 2, null], {attributes}"
+        )),
+        block(&format!(
+            "affinity: 'virtual:load-balancer', allocations: [0, null, null, null], {attributes}"
+        )),
         block("deleted: true, allocations: [], attributes: []"),
         block("allocations: [0, null, null, null], attributes: []"),
     ];
@@ -267,14 +339,30 @@ fn of_features_that_are_overridden_one_is_followed() {
     for (list, wanted) in [
         ("", Ok(false)),
         ("ChecksumOffloadBroken=true", Ok(true)),
-        ("SNATFullyRandom=false, checksumOffloadBroken = TRUE", Ok(true)),
-        ("ChecksumOffloadBroken=true,ChecksumOffloadBroken=false", Ok(false)),
+        (
+            "SNATFullyRandom=false, checksumOffloadBroken = TRUE",
+            Ok(true),
+        ),
+        (
+            "ChecksumOffloadBroken=true,ChecksumOffloadBroken=false",
+            Ok(false),
+        ),
         ("ChecksumOffloadBroken=,MASQFullyRandom=true", Ok(false)),
         ("ChecksumOffloadBroken", Err("ChecksumOffloadBroken")),
-        ("SNATFullyRandom=maybe,ChecksumOffloadBroken=true", Err("SNATFullyRandom=maybe")),
+        (
+            "SNATFullyRandom=maybe,ChecksumOffloadBroken=true",
+            Err("SNATFullyRandom=maybe"),
+        ),
     ] {
-        let parsed = v3::parse::felix::overrides(&mk_settings("default", &format!("featureDetectOverride: '{list}'")));
-        let found = parsed.map(|overrides| overrides.over(FelixSettings::default()).checksum_offload_broken);
+        let parsed = v3::parse::felix::overrides(&mk_settings(
+            "default",
+            &format!("featureDetectOverride: '{list}'"),
+        ));
+        let found = parsed.map(|overrides| {
+            overrides
+                .over(FelixSettings::default())
+                .checksum_offload_broken
+        });
         let found = found.map_err(|refusal| refusal.problems[0].value.clone());
         assert_eq!(found, wanted.map_err(str::to_owned), "{list}");
     }
@@ -284,7 +372,10 @@ fn of_features_that_are_overridden_one_is_followed() {
 fn settings_override_weaker_ones_and_invalid_values_count_as_unset() {
     let overrides = |name: &str, spec: &str| v3::parse::felix::overrides(&mk_settings(name, spec));
     let nothing = overrides("default", "").unwrap();
-    assert_eq!(nothing.over(FelixSettings::default()), FelixSettings::default());
+    assert_eq!(
+        nothing.over(FelixSettings::default()),
+        FelixSettings::default()
+    );
     let all = overrides(
         "default",
         "vxlanVNI: 7, vxlanPort: 8, vxlanMTU: 1400, natOutgoingExclusions: IPPoolsAndHostIPs, disableConntrackInvalidCheck: true, \
@@ -292,13 +383,25 @@ fn settings_override_weaker_ones_and_invalid_values_count_as_unset() {
         defaultEndpointToHostAction: Drop, bpfEnabled: true",
     );
     let all = all.unwrap().over(FelixSettings::default());
-    assert_eq!(all.log_rate, Some(LogRate { count: 10, unit: TimeUnit::Minute }));
+    assert_eq!(
+        all.log_rate,
+        Some(LogRate {
+            count: 10,
+            unit: TimeUnit::Minute
+        })
+    );
     assert_eq!(all.log_burst, LogRate::BURST);
     assert_eq!(nothing.over(all.clone()), all);
     let node = overrides("node.n1", "vxlanPort: 9").unwrap();
     assert!(node.is_for("n1", None) && !node.is_for("n2", Some(&Labels::new())));
     let node = node.over(all.clone());
-    assert_eq!(node, FelixSettings { vxlan_port: 9, ..all });
+    assert_eq!(
+        node,
+        FelixSettings {
+            vxlan_port: 9,
+            ..all
+        }
+    );
     let refusal = overrides(
         "default",
         "vxlanVNI: 0, vxlanPort: 65536, defaultEndpointToHostAction: Explode, natOutgoingExclusions: x, vxlanMTU: 1300, \
@@ -306,7 +409,13 @@ fn settings_override_weaker_ones_and_invalid_values_count_as_unset() {
     );
     let refusal = refusal.unwrap_err();
     let closed = refusal.closed.clone().unwrap();
-    assert_eq!(closed.over(node.clone()), FelixSettings { vxlan_mtu: 1300, ..node });
+    assert_eq!(
+        closed.over(node.clone()),
+        FelixSettings {
+            vxlan_mtu: 1300,
+            ..node
+        }
+    );
     expect![[r#"
         spec.defaultEndpointToHostAction: "Explode": not an action; use Accept, Drop or Return
         spec.vxlanVNI: "0": not from 1 to 16777215; use a number in that range, or remove the field
@@ -326,14 +435,28 @@ fn failsafe_ports_are_kept_disabled_or_replaced_but_not_by_mistake() {
     let default = FelixSettings::default();
     assert_eq!(of(""), default);
     assert_eq!(of("failsafeInboundHostPorts: []").failsafe_inbound, []);
-    assert_eq!(of("failsafeInboundHostPorts: []").failsafe_outbound, default.failsafe_outbound);
-    let ssh = Failsafe { protocol: Protocol::TCP, port: 22, net: None };
-    let dns = Failsafe { protocol: Protocol::UDP, port: 53, net: Some("10.1.0.0/16".parse().unwrap()) };
+    assert_eq!(
+        of("failsafeInboundHostPorts: []").failsafe_outbound,
+        default.failsafe_outbound
+    );
+    let ssh = Failsafe {
+        protocol: Protocol::TCP,
+        port: 22,
+        net: None,
+    };
+    let dns = Failsafe {
+        protocol: Protocol::UDP,
+        port: 53,
+        net: Some("10.1.0.0/16".parse().unwrap()),
+    };
     let written = "failsafeOutboundHostPorts: [{protocol: UDP, port: 53, net: 10.1.2.3/16}, {port: 22}, {protocol: tcp, port: 22}]";
     assert_eq!(of(written).failsafe_outbound, [ssh, dns]);
     // A list with an invalid entry counts as unset.
     assert_eq!(of("failsafeInboundHostPorts: [{port: 0}]"), default);
-    assert_eq!(of("failsafeInboundHostPorts: [{port: 2222}, {port: 22, net: here}]"), default);
+    assert_eq!(
+        of("failsafeInboundHostPorts: [{port: 2222}, {port: 22, net: here}]"),
+        default
+    );
     for list in [Failsafe::default_inbound(), Failsafe::default_outbound()] {
         assert!(list.is_sorted(), "as what is written: {list:?}");
     }
@@ -380,7 +503,8 @@ fn invalid_parts_of_a_host_endpoint_are_left_out() {
 #[test]
 fn settings_apply_to_nodes_by_name_or_label() {
     let labels = Labels::from([("zone".to_owned(), "a".to_owned())]);
-    let selected = v3::parse::felix::overrides(&mk_settings("east", "nodeSelector: zone == 'a'")).unwrap();
+    let selected =
+        v3::parse::felix::overrides(&mk_settings("east", "nodeSelector: zone == 'a'")).unwrap();
     assert!(
         selected.is_for("n1", Some(&labels))
             && !selected.is_for("n1", Some(&Labels::new()))
@@ -410,31 +534,63 @@ fn rate_limits_of_log_lines() {
     for text in ["1/second", "10/minute", "9999/hour", "3/day"] {
         assert_eq!(text.parse::<LogRate>().unwrap().to_string(), text);
     }
-    for text in
-        ["", "1", "0/second", "10000/second", "-1/day", "+1/day", "1/week", "1/seconds", "1 /second", "1/second "]
-    {
+    for text in [
+        "",
+        "1",
+        "0/second",
+        "10000/second",
+        "-1/day",
+        "+1/day",
+        "1/week",
+        "1/seconds",
+        "1 /second",
+        "1/second ",
+    ] {
         let error = text.parse::<LogRate>().unwrap_err();
-        assert!(error.to_string().contains("write it like 10/second"), "{text}");
+        assert!(
+            error.to_string().contains("write it like 10/second"),
+            "{text}"
+        );
     }
 }
 
 /// A template, and the prefix that it results in.
 #[test]
 fn templates_of_log_prefixes() {
-    let key = |kind, namespace: &str| PolicyKey { kind, namespace: namespace.to_owned(), name: "web".to_owned() };
+    let key = |kind, namespace: &str| PolicyKey {
+        kind,
+        namespace: namespace.to_owned(),
+        name: "web".to_owned(),
+    };
     let cases = [
         ("calico-packet", PolicyKind::NetworkPolicy, "calico-packet"),
-        ("%t %k %n %p", PolicyKind::NetworkPolicy, "tier np web ns/web"),
+        (
+            "%t %k %n %p",
+            PolicyKind::NetworkPolicy,
+            "tier np web ns/web",
+        ),
         ("%t%k%n%p", PolicyKind::GlobalNetworkPolicy, "tiergnpwebweb"),
         ("%k", PolicyKind::KubernetesNetworkPolicy, "knp"),
         ("%k", PolicyKind::KubernetesClusterNetworkPolicy, "kcnp"),
-        ("a%n%%t %k %p", PolicyKind::GlobalNetworkPolicy, "aweb%tier gnp web"),
+        (
+            "a%n%%t %k %p",
+            PolicyKind::GlobalNetworkPolicy,
+            "aweb%tier gnp web",
+        ),
         ("100% %x %", PolicyKind::GlobalNetworkPolicy, "100% %x %"),
         ("%ü", PolicyKind::GlobalNetworkPolicy, "%ü"),
         ("", PolicyKind::GlobalNetworkPolicy, ""),
     ];
     for (template, kind, wanted) in cases {
-        let namespace = if kind == PolicyKind::NetworkPolicy { "ns" } else { "" };
-        assert_eq!(log_prefix(template, "tier", &key(kind, namespace)), wanted, "{template}");
+        let namespace = if kind == PolicyKind::NetworkPolicy {
+            "ns"
+        } else {
+            ""
+        };
+        assert_eq!(
+            log_prefix(template, "tier", &key(kind, namespace)),
+            wanted,
+            "{template}"
+        );
     }
 }

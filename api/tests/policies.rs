@@ -13,7 +13,11 @@ use support::show;
 
 /// Makes a policy of namespace `ns` from its `spec` as YAML.
 fn mk_namespaced(spec: &str) -> NetworkPolicy {
-    mk("NetworkPolicy", json!({ "name": "p", "namespace": "ns" }), spec)
+    mk(
+        "NetworkPolicy",
+        json!({ "name": "p", "namespace": "ns" }),
+        spec,
+    )
 }
 
 fn mk_global(spec: &str) -> GlobalNetworkPolicy {
@@ -534,9 +538,10 @@ fn refusals_name_everything_and_never_open() {
 
 #[test]
 fn an_entity_that_restricts_nothing_is_empty() {
-    let parsed =
-        v3::parse::policy::network_policy(&mk_namespaced("{ingress: [{action: Allow, source: {}, destination: {}}]}"))
-            .unwrap();
+    let parsed = v3::parse::policy::network_policy(&mk_namespaced(
+        "{ingress: [{action: Allow, source: {}, destination: {}}]}",
+    ))
+    .unwrap();
     assert_eq!(parsed.ingress, [Rule::any(Action::Allow)]);
 }
 

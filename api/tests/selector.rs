@@ -54,16 +54,36 @@ const VERDICTS: &[(&str, &[&str], &[&str])] = &[
     ("a startswith 'b'", &["a=b"], &["a=cb"]),
     ("a ends with 'b'", &["a=cb"], &["", "a=bc"]),
     ("a endswith\t'b'", &["a=b"], &["a=bc"]),
-    ("a == 'a' && b == 'b'", &["a=a b=b"], &["", "a=a", "b=b", "a=a b=c"]),
+    (
+        "a == 'a' && b == 'b'",
+        &["a=a b=b"],
+        &["", "a=a", "b=b", "a=a b=c"],
+    ),
     ("a == 'a' || b == 'b'", &["a=a", "b=b"], &["", "a=b"]),
-    ("has(a)&&has(b)||has(c)", &["c=1", "a=1 b=1"], &["a=1", "b=1"]),
-    ("has(a) || has(b) && has(c)", &["a=1", "b=1 c=1"], &["b=1", "c=1"]),
-    ("(has(a) || has(b)) && has(c)", &["a=1 c=1"], &["a=1", "c=1"]),
+    (
+        "has(a)&&has(b)||has(c)",
+        &["c=1", "a=1 b=1"],
+        &["a=1", "b=1"],
+    ),
+    (
+        "has(a) || has(b) && has(c)",
+        &["a=1", "b=1 c=1"],
+        &["b=1", "c=1"],
+    ),
+    (
+        "(has(a) || has(b)) && has(c)",
+        &["a=1 c=1"],
+        &["a=1", "c=1"],
+    ),
     ("!(has(a) || has(b))", &["", "c=1"], &["a=1", "b=1"]),
     ("((has(a)))", &["a=1"], &[""]),
     ("in in {'in'}", &["in=in"], &["in=x", "a=in"]),
     ("has == 'all'", &["has=all"], &[""]),
-    ("all == 'x' && global == 'y'", &["all=x global=y"], &["all=x"]),
+    (
+        "all == 'x' && global == 'y'",
+        &["all=x global=y"],
+        &["all=x"],
+    ),
     ("contains contains 'x'", &["contains=xx"], &[""]),
     ("-a_./0 == 'b'", &["-a_./0=b"], &[""]),
     ("a == 'x\\'", &["a=x\\"], &["a=x"]),
@@ -75,10 +95,16 @@ fn verdicts() {
     for (text, matching, others) in VERDICTS {
         let selector = parse(text);
         for labels in *matching {
-            assert!(selector.matches(&mk_labels(labels)), "{text:?} must match {labels:?}");
+            assert!(
+                selector.matches(&mk_labels(labels)),
+                "{text:?} must match {labels:?}"
+            );
         }
         for labels in *others {
-            assert!(!selector.matches(&mk_labels(labels)), "{text:?} must not match {labels:?}");
+            assert!(
+                !selector.matches(&mk_labels(labels)),
+                "{text:?} must not match {labels:?}"
+            );
         }
     }
 }
@@ -179,10 +205,22 @@ fn the_api_server_accepts_exactly_what_the_parser_accepts() {
     for depth in [1, 7, 8, 9, 20, MAX_DEPTH] {
         let (open, close) = ("(".repeat(depth), ")".repeat(depth));
         assert!(admission.takes(&format!("{open}has(a){close}")), "{depth}");
-        assert!(admission.takes(&format!("({open}has(a){close} || !{open}a == '(('{close})")), "{depth}");
-        assert!(!admission.takes(&format!("{open}has(a){close})")), "{depth}");
-        assert!(!admission.takes(&format!("({open}has(a){close}")), "{depth}");
-        assert!(!admission.takes(&format!("has(a)) && ({open}has(a){close}")), "{depth}");
+        assert!(
+            admission.takes(&format!("({open}has(a){close} || !{open}a == '(('{close})")),
+            "{depth}"
+        );
+        assert!(
+            !admission.takes(&format!("{open}has(a){close})")),
+            "{depth}"
+        );
+        assert!(
+            !admission.takes(&format!("({open}has(a){close}")),
+            "{depth}"
+        );
+        assert!(
+            !admission.takes(&format!("has(a)) && ({open}has(a){close}")),
+            "{depth}"
+        );
     }
     for (length, takes) in [(MAX_LABEL, true), (MAX_LABEL + 1, false)] {
         let label = "a".repeat(length);
@@ -192,9 +230,16 @@ fn the_api_server_accepts_exactly_what_the_parser_accepts() {
             format!("{label} in {{'b'}}"),
             format!("!({label}=='b')"),
         ] {
-            assert_eq!((Selector::parse(&text).is_ok(), admission.takes(&text)), (takes, takes), "{length}");
+            assert_eq!(
+                (Selector::parse(&text).is_ok(), admission.takes(&text)),
+                (takes, takes),
+                "{length}"
+            );
         }
-        assert!(admission.takes(&format!("a == '{label}' && b contains \"{label}\"")), "a value is no label");
+        assert!(
+            admission.takes(&format!("a == '{label}' && b contains \"{label}\"")),
+            "a value is no label"
+        );
     }
 }
 
@@ -244,17 +289,24 @@ fn written() -> impl Strategy<Value = String> {
         "a  contains ')'",
         "in in {}",
     ]);
-    let sound = operand.prop_map(str::to_owned).prop_recursive(5, 24, 3, |inner| {
-        prop_oneof![
-            inner.clone().prop_map(|inner| format!("!{inner}")),
-            inner.clone().prop_map(|inner| format!("( {inner})")),
-            (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("{a}&& {b}")),
-            (inner.clone(), inner).prop_map(|(a, b)| format!("{a} ||{b}")),
-        ]
-    });
+    let sound = operand
+        .prop_map(str::to_owned)
+        .prop_recursive(5, 24, 3, |inner| {
+            prop_oneof![
+                inner.clone().prop_map(|inner| format!("!{inner}")),
+                inner.clone().prop_map(|inner| format!("( {inner})")),
+                (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("{a}&& {b}")),
+                (inner.clone(), inner).prop_map(|(a, b)| format!("{a} ||{b}")),
+            ]
+        });
     let piece = prop::sample::select(SYMBOLS.to_vec());
-    let spoilt =
-        (sound.clone(), any::<prop::sample::Index>(), piece.clone(), 0..3_usize).prop_map(|(text, at, piece, cut)| {
+    let spoilt = (
+        sound.clone(),
+        any::<prop::sample::Index>(),
+        piece.clone(),
+        0..3_usize,
+    )
+        .prop_map(|(text, at, piece, cut)| {
             let starts: Vec<usize> = text.char_indices().map(|(at, _)| at).collect();
             let at = starts[at.index(starts.len())];
             let rest: String = text[at..].chars().skip(cut).collect();
@@ -284,10 +336,19 @@ const CANONICAL: &[(&str, &str)] = &[
     ("a != 'b\"'", "a != 'b\"'"),
     ("a in {'c','b' , 'c',}", "a in {\"b\", \"c\"}"),
     ("a notin {}", "a not in {}"),
-    ("a startswith 'x' && b endswith 'y'", "(a starts with \"x\" && b ends with \"y\")"),
+    (
+        "a startswith 'x' && b endswith 'y'",
+        "(a starts with \"x\" && b ends with \"y\")",
+    ),
     ("((a contains 'x'))", "a contains \"x\""),
-    ("has(a) || has(b) && !has(c)", "(has(a) || (has(b) && !has(c)))"),
-    ("has(a) && (has(b) && has(c))", "(has(a) && (has(b) && has(c)))"),
+    (
+        "has(a) || has(b) && !has(c)",
+        "(has(a) || (has(b) && !has(c)))",
+    ),
+    (
+        "has(a) && (has(b) && has(c))",
+        "(has(a) && (has(b) && has(c)))",
+    ),
     ("!(has(a) || has(b))", "!(has(a) || has(b))"),
     ("!(!has(a))", "has(a)"),
 ];
@@ -301,8 +362,14 @@ fn canonical_text() {
 
 #[test]
 fn ids_are_calicos() {
-    assert_eq!(Selector::all().id(), "s:5y5I3VdRZfDU01O--xXAPx2yxCQQqMf0M6IWug");
-    assert_eq!(parse("a in {'x','y'}").id(), parse(" a in { \"y\",'x' }").id());
+    assert_eq!(
+        Selector::all().id(),
+        "s:5y5I3VdRZfDU01O--xXAPx2yxCQQqMf0M6IWug"
+    );
+    assert_eq!(
+        parse("a in {'x','y'}").id(),
+        parse(" a in { \"y\",'x' }").id()
+    );
     assert_ne!(parse("has(a)").id(), parse("has(b)").id());
 }
 
@@ -322,7 +389,10 @@ fn conjunctions_are_flat_and_without_duplicates() {
     assert_eq!(and(&["all()", ""]), "all()");
     assert_eq!(and(&["all()", "has(a)"]), "has(a)");
     assert_eq!(and(&["has(a)", "has(b) && has(a)"]), "(has(a) && has(b))");
-    assert_eq!(and(&["has(a)", "has(b) || has(c)"]), "(has(a) && (has(b) || has(c)))");
+    assert_eq!(
+        and(&["has(a)", "has(b) || has(c)"]),
+        "(has(a) && (has(b) || has(c)))"
+    );
 }
 
 /// Selector and its restrictions of labels: `+` present, `-` absent, else the values.
@@ -337,9 +407,15 @@ const RESTRICTIONS: &[(&str, &[(&str, &str)])] = &[
     ("a in {}", &[("a", "")]),
     ("a not in {'x'}", &[]),
     ("!a not in {'x'}", &[("a", "x")]),
-    ("a contains 'x' && b starts with 'y' && c ends with 'z'", &[("a", "+"), ("b", "+"), ("c", "+")]),
+    (
+        "a contains 'x' && b starts with 'y' && c ends with 'z'",
+        &[("a", "+"), ("b", "+"), ("c", "+")],
+    ),
     ("!a contains 'x'", &[]),
-    ("has(a) && a in {'x', 'y'} && a in {'y', 'z'}", &[("a", "y")]),
+    (
+        "has(a) && a in {'x', 'y'} && a in {'y', 'z'}",
+        &[("a", "y")],
+    ),
     ("has(a) && !has(a)", &[("a", "")]),
     ("a == 'x' || a == 'y'", &[("a", "x y")]),
     ("a == 'x' || has(a)", &[("a", "+")]),
@@ -347,7 +423,10 @@ const RESTRICTIONS: &[(&str, &[(&str, &str)])] = &[
     ("a == 'x' || b == 'y'", &[]),
     ("a == 'x' || b in {}", &[("a", "x")]),
     ("b in {} || a == 'x'", &[("a", "x")]),
-    ("(a == 'x' && b == 'y') || (a == 'z' && c == 'y')", &[("a", "x z")]),
+    (
+        "(a == 'x' && b == 'y') || (a == 'z' && c == 'y')",
+        &[("a", "x z")],
+    ),
     ("!(has(a) || b != 'x')", &[("a", "-"), ("b", "x")]),
     ("!(has(a) && has(b))", &[]),
     ("!(has(a) && has(a))", &[("a", "-")]),
@@ -362,7 +441,9 @@ fn restrictions() {
                 let demand = match *demand {
                     "+" => Restriction::Present,
                     "-" => Restriction::Absent,
-                    values => Restriction::OneOf(values.split_whitespace().map(str::to_owned).collect()),
+                    values => {
+                        Restriction::OneOf(values.split_whitespace().map(str::to_owned).collect())
+                    }
                 };
                 ((*label).to_owned(), demand)
             })
@@ -373,8 +454,10 @@ fn restrictions() {
 }
 
 fn arb_node() -> impl Strategy<Value = Node> {
-    let label = || prop::sample::select(vec!["a", "b", "in", "has", "x.y/z-1"]).prop_map(str::to_owned);
-    let value = || prop::sample::select(vec!["", "x", "xy", "it's", "\"", " && "]).prop_map(str::to_owned);
+    let label =
+        || prop::sample::select(vec!["a", "b", "in", "has", "x.y/z-1"]).prop_map(str::to_owned);
+    let value =
+        || prop::sample::select(vec!["", "x", "xy", "it's", "\"", " && "]).prop_map(str::to_owned);
     let values = move || prop::collection::btree_set(value(), 0..3);
     let leaf = prop_oneof![
         Just(Node::All),
@@ -394,12 +477,17 @@ fn arb_node() -> impl Strategy<Value = Node> {
             Node::Not(operand) => *operand,
             node => Node::Not(Box::new(node)),
         });
-        prop_oneof![not, list.clone().prop_map(Node::And), list.prop_map(Node::Or)]
+        prop_oneof![
+            not,
+            list.clone().prop_map(Node::And),
+            list.prop_map(Node::Or)
+        ]
     })
 }
 
 fn arb_labels() -> impl Strategy<Value = Labels> {
-    let label = prop::sample::select(vec!["a", "b", "in", "has", "x.y/z-1"]).prop_map(str::to_owned);
+    let label =
+        prop::sample::select(vec!["a", "b", "in", "has", "x.y/z-1"]).prop_map(str::to_owned);
     let value = prop::sample::select(vec!["", "x", "xy", "xyz", "it's"]).prop_map(str::to_owned);
     prop::collection::btree_map(label, value, 0..4)
 }

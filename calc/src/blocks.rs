@@ -70,7 +70,9 @@ pub struct Excess {
 
 impl fmt::Display for Excess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { is_borrowed, count, .. } = self;
+        let Self {
+            is_borrowed, count, ..
+        } = self;
         let version = match self.version {
             IpVersion::V4 => "IPv4",
             IpVersion::V6 => "IPv6",
@@ -113,7 +115,13 @@ impl Default for Blocks {
 impl Blocks {
     fn new(most: usize) -> Self {
         let (pools, infos, lengths) = Default::default();
-        Self { pools, infos, lengths, owned: Quota::new(most), borrowed: Quota::new(most) }
+        Self {
+            pools,
+            infos,
+            lengths,
+            owned: Quota::new(most),
+            borrowed: Quota::new(most),
+        }
     }
 
     /// Sets or removes a pool. Returns the blocks that may become accepted or refused by that.
@@ -122,8 +130,15 @@ impl Blocks {
             Some(pool) => self.pools.insert(name, pool),
             None => self.pools.remove(&name),
         };
-        let ranges: Vec<IpNet> = former.iter().chain(&pool).map(|pool| pool.cidr.trunc()).collect();
-        ranges.into_iter().flat_map(|range| self.within(range)).collect()
+        let ranges: Vec<IpNet> = former
+            .iter()
+            .chain(&pool)
+            .map(|pool| pool.cidr.trunc())
+            .collect();
+        ranges
+            .into_iter()
+            .flat_map(|range| self.within(range))
+            .collect()
     }
 
     /// Sets or removes a block. Returns the blocks that may become accepted or refused by that, or
@@ -149,19 +164,37 @@ impl Blocks {
     /// Charges the block to its node, and borrowed addresses to their nodes, instead of the former
     /// value. Returns other blocks that moved into or out of a quota, and blocks with borrowed
     /// addresses that did.
-    fn charge(&mut self, range: IpNet, former: Option<&BlockInfo>) -> (BTreeSet<IpNet>, BTreeSet<IpNet>) {
-        let Self { infos, owned, borrowed, .. } = self;
-        let (before, after) = (former.map(Charges::new), infos.get(&range).map(Charges::new));
+    fn charge(
+        &mut self,
+        range: IpNet,
+        former: Option<&BlockInfo>,
+    ) -> (BTreeSet<IpNet>, BTreeSet<IpNet>) {
+        let Self {
+            infos,
+            owned,
+            borrowed,
+            ..
+        } = self;
+        let (before, after) = (
+            former.map(Charges::new),
+            infos.get(&range).map(Charges::new),
+        );
         let version = IpVersion::of(range.addr());
         let mut moved = BTreeSet::new();
-        let [had, has] = [&before, &after].map(|charges| charges.as_ref().and_then(|charges| charges.owner));
+        let [had, has] =
+            [&before, &after].map(|charges| charges.as_ref().and_then(|charges| charges.owner));
         if had != has {
-            let had = had.and_then(|(node, created)| owned.remove(&(node.to_owned(), version), &(created, range)));
-            let has = has.and_then(|(node, created)| owned.add((node.to_owned(), version), (created, range)));
+            let had = had.and_then(|(node, created)| {
+                owned.remove(&(node.to_owned(), version), &(created, range))
+            });
+            let has = has.and_then(|(node, created)| {
+                owned.add((node.to_owned(), version), (created, range))
+            });
             moved.extend(had.into_iter().chain(has).map(|(_, range)| range));
         }
         let mut lent = BTreeSet::new();
-        let [had, has] = [before, after].map(|charges| charges.map(|charges| charges.borrowed).unwrap_or_default());
+        let [had, has] = [before, after]
+            .map(|charges| charges.map(|charges| charges.borrowed).unwrap_or_default());
         for (address, node) in had.difference(&has) {
             let next = borrowed.remove(&((*node).to_owned(), version), &(range, *address));
             lent.extend(next.map(|(block, _)| block));
@@ -200,14 +233,17 @@ impl Blocks {
         }
         let mut info = info.clone();
         let holder = |node: &String| (node.clone(), IpVersion::of(range.addr()));
-        info.borrowed.retain(|(address, node)| self.borrowed.is_within(&holder(node), &(*range, *address)));
+        info.borrowed
+            .retain(|(address, node)| self.borrowed.is_within(&holder(node), &(*range, *address)));
         Some(info)
     }
 
     /// Accepted blocks that contain the address.
     pub fn containing(&self, address: IpAddr) -> impl Iterator<Item = &BlockInfo> {
         let blocks = self.blocks_around(IpNet::from(address));
-        blocks.filter(move |(range, info)| self.is_accepted(*range, info)).map(|(_, info)| info)
+        blocks
+            .filter(move |(range, info)| self.is_accepted(*range, info))
+            .map(|(_, info)| info)
     }
 
     /// Nodes that exceed their quota.
@@ -220,12 +256,17 @@ impl Blocks {
                 count,
             }
         };
-        self.owned.exceeded().map(excess(false)).chain(self.borrowed.exceeded().map(excess(true)))
+        self.owned
+            .exceeded()
+            .map(excess(false))
+            .chain(self.borrowed.exceeded().map(excess(true)))
     }
 
     /// Blocks that are refused for reasons other than the quota, with the reason.
     pub fn refused(&self) -> impl Iterator<Item = (IpNet, &BlockInfo, BlockRefusal)> {
-        self.infos.iter().filter_map(move |(range, info)| Some((*range, info, self.check(*range, info).err()?)))
+        self.infos
+            .iter()
+            .filter_map(move |(range, info)| Some((*range, info, self.check(*range, info).err()?)))
     }
 
     fn is_accepted(&self, range: IpNet, info: &BlockInfo) -> bool {
@@ -234,7 +275,10 @@ impl Blocks {
 
     /// Returns true if the block is within its node's quota.
     fn is_within(&self, range: IpNet, info: &BlockInfo) -> bool {
-        let holder = info.node.clone().map(|node| (node, IpVersion::of(range.addr())));
+        let holder = info
+            .node
+            .clone()
+            .map(|node| (node, IpVersion::of(range.addr())));
         holder.is_none_or(|holder| self.owned.is_within(&holder, &(info.created, range)))
     }
 
@@ -243,12 +287,19 @@ impl Blocks {
         // Ties are broken by range, so that every replica refuses the same block.
         let rank = |range: IpNet, info: &BlockInfo| (info.created, range);
         let own = rank(range, info);
-        let within = self.within(range).into_iter().filter_map(|other| self.infos.get_key_value(&other));
-        let others = self.blocks_around(range).chain(within.map(|(range, info)| (*range, info)));
+        let within = self
+            .within(range)
+            .into_iter()
+            .filter_map(|other| self.infos.get_key_value(&other));
+        let others = self
+            .blocks_around(range)
+            .chain(within.map(|(range, info)| (*range, info)));
         let earlier = others.filter(|(other, _)| *other != range);
-        let may_be_accepted =
-            |other: IpNet, info: &BlockInfo| self.in_pool(other, info).is_ok() && self.is_within(other, info);
-        let earlier = earlier.filter(|(other, info)| rank(*other, info) < own && may_be_accepted(*other, info));
+        let may_be_accepted = |other: IpNet, info: &BlockInfo| {
+            self.in_pool(other, info).is_ok() && self.is_within(other, info)
+        };
+        let earlier = earlier
+            .filter(|(other, info)| rank(*other, info) < own && may_be_accepted(*other, info));
         match earlier.map(|(other, _)| other).min() {
             Some(other) => Err(BlockRefusal::Overlaps(other)),
             None => Ok(()),
@@ -258,32 +309,47 @@ impl Blocks {
     /// A block older than the pool belongs to an earlier pool of that range, which may have been
     /// divided differently: its pods keep their routes.
     fn in_pool(&self, range: IpNet, info: &BlockInfo) -> Result<(), BlockRefusal> {
-        let around = || self.pools.iter().filter(move |(_, pool)| pool.cidr.contains(&range));
-        let fits = |pool: &Pool| pool.block_size == range.prefix_len() || info.created < pool.created;
+        let around = || {
+            self.pools
+                .iter()
+                .filter(move |(_, pool)| pool.cidr.contains(&range))
+        };
+        let fits =
+            |pool: &Pool| pool.block_size == range.prefix_len() || info.created < pool.created;
         if around().any(|(_, pool)| fits(pool)) {
             return Ok(());
         }
         match around().next() {
-            Some((name, pool)) => Err(BlockRefusal::Size { wanted: pool.block_size, pool: name.clone() }),
+            Some((name, pool)) => Err(BlockRefusal::Size {
+                wanted: pool.block_size,
+                pool: name.clone(),
+            }),
             None => Err(BlockRefusal::Unpooled),
         }
     }
 
     /// Blocks that contain the range, including itself.
     fn blocks_around(&self, range: IpNet) -> impl Iterator<Item = (IpNet, &BlockInfo)> {
-        let is_wider =
-            move |(is_v4, length): &&(bool, u8)| *is_v4 == range.addr().is_ipv4() && *length <= range.prefix_len();
-        self.lengths.keys().filter(is_wider).filter_map(move |(_, length)| {
-            let wider = IpNet::new(range.addr(), *length).ok()?.trunc();
-            self.infos.get(&wider).map(|info| (wider, info))
-        })
+        let is_wider = move |(is_v4, length): &&(bool, u8)| {
+            *is_v4 == range.addr().is_ipv4() && *length <= range.prefix_len()
+        };
+        self.lengths
+            .keys()
+            .filter(is_wider)
+            .filter_map(move |(_, length)| {
+                let wider = IpNet::new(range.addr(), *length).ok()?.trunc();
+                self.infos.get(&wider).map(|info| (wider, info))
+            })
     }
 
     /// Blocks within the range, including itself. Ranges are ordered by their first address.
     fn within(&self, range: IpNet) -> Vec<IpNet> {
         let first = IpNet::new(range.network(), 0).unwrap_or(range);
         let blocks = self.infos.range(first..=IpNet::from(range.broadcast()));
-        blocks.map(|(block, _)| *block).filter(|block| range.contains(block)).collect()
+        blocks
+            .map(|(block, _)| *block)
+            .filter(|block| range.contains(block))
+            .collect()
     }
 }
 
@@ -297,7 +363,11 @@ impl<'a> Charges<'a> {
     fn new(info: &'a BlockInfo) -> Self {
         Self {
             owner: info.node.as_deref().map(|node| (node, info.created)),
-            borrowed: info.borrowed.iter().map(|(address, node)| (*address, node.as_str())).collect(),
+            borrowed: info
+                .borrowed
+                .iter()
+                .map(|(address, node)| (*address, node.as_str()))
+                .collect(),
         }
     }
 }
@@ -311,11 +381,21 @@ mod tests {
 
     fn mk_pool(cidr: &str, block_size: u8, created: i64) -> Pool {
         let cidr = cidr.parse().expect("a range");
-        Pool { cidr, encapsulation: Encapsulation::Vxlan, nat_outgoing: false, block_size, created }
+        Pool {
+            cidr,
+            encapsulation: Encapsulation::Vxlan,
+            nat_outgoing: false,
+            block_size,
+            created,
+        }
     }
 
     fn mk_block(node: &str, created: i64) -> BlockInfo {
-        BlockInfo { node: Some(node.to_owned()), created, ..BlockInfo::default() }
+        BlockInfo {
+            node: Some(node.to_owned()),
+            created,
+            ..BlockInfo::default()
+        }
     }
 
     fn net(text: &str) -> IpNet {
@@ -329,7 +409,12 @@ mod tests {
         let mut blocks = Blocks::default();
         blocks.set_pool("main".to_owned(), Some(mk_pool("10.0.0.0/16", 26, 10)));
         blocks.set_block(net("10.0.0.0/26"), Some(mk_block("n1", 15)));
-        let size = || Some(BlockRefusal::Size { wanted: 26, pool: "main".to_owned() });
+        let size = || {
+            Some(BlockRefusal::Size {
+                wanted: 26,
+                pool: "main".to_owned(),
+            })
+        };
         let table = [
             ("10.0.0.64/26", 20, None),
             ("10.0.0.5/32", 20, size()),
@@ -344,10 +429,17 @@ mod tests {
         for (range, created, wanted) in table {
             let range = net(range);
             blocks.set_block(range, Some(mk_block("n9", created)));
-            let refused: BTreeMap<IpNet, BlockRefusal> = blocks.refused().map(|(range, _, why)| (range, why)).collect();
+            let refused: BTreeMap<IpNet, BlockRefusal> = blocks
+                .refused()
+                .map(|(range, _, why)| (range, why))
+                .collect();
             assert_eq!(refused.get(&range), wanted.as_ref(), "{range}");
             // The older block loses only to one that is older still.
-            assert_eq!(refused.contains_key(&net("10.0.0.0/26")), range == net("10.0.0.32/27"), "{range}");
+            assert_eq!(
+                refused.contains_key(&net("10.0.0.0/26")),
+                range == net("10.0.0.32/27"),
+                "{range}"
+            );
             blocks.set_block(range, None);
         }
         blocks.set_pool("main".to_owned(), None);
@@ -355,7 +447,8 @@ mod tests {
     }
 
     fn range() -> impl Strategy<Value = IpNet> {
-        let v4 = (0..32_u8, 26..=32_u8).prop_map(|(host, length)| IpNet::new([10, 0, 0, host].into(), length));
+        let v4 = (0..32_u8, 26..=32_u8)
+            .prop_map(|(host, length)| IpNet::new([10, 0, 0, host].into(), length));
         let v6 = (0..32_u16, 122..=128_u8)
             .prop_map(|(host, length)| IpNet::new([0xfd00, 0, 0, 0, 0, 0, 0, host].into(), length));
         prop_oneof![v4, v6].prop_map(|range| range.expect("a length of its family").trunc())
@@ -365,9 +458,13 @@ mod tests {
     fn info(range: IpNet) -> impl Strategy<Value = BlockInfo> {
         let borrowed = proptest::collection::btree_map(0..4_usize, 0..2_u8, 0..3);
         (0..2_u8, 0..4_i64, borrowed).prop_map(move |(node, created, borrowed)| {
-            let loan = |(nth, node): (usize, u8)| Some((range.hosts().nth(nth)?, format!("n{node}")));
+            let loan =
+                |(nth, node): (usize, u8)| Some((range.hosts().nth(nth)?, format!("n{node}")));
             let borrowed = borrowed.into_iter().filter_map(loan).collect();
-            BlockInfo { borrowed, ..mk_block(&format!("n{node}"), created) }
+            BlockInfo {
+                borrowed,
+                ..mk_block(&format!("n{node}"), created)
+            }
         })
     }
 
@@ -377,25 +474,41 @@ mod tests {
 
     /// Accepted blocks of these in pools of /28 and /124 made at second 2, computed from all of
     /// them.
-    fn accepted_blocks(all: &BTreeMap<IpNet, BlockInfo>, most: usize) -> BTreeMap<IpNet, BlockInfo> {
+    fn accepted_blocks(
+        all: &BTreeMap<IpNet, BlockInfo>,
+        most: usize,
+    ) -> BTreeMap<IpNet, BlockInfo> {
         let is_v4 = |range: &IpNet| range.addr().is_ipv4();
         let fits = |range: &IpNet, info: &BlockInfo| {
             info.created < 2 || range.prefix_len() == if is_v4(range) { 28 } else { 124 }
         };
         let is_within = |range: &IpNet, info: &BlockInfo| {
-            let own = all.iter().filter(|(other, them)| them.node == info.node && is_v4(other) == is_v4(range));
-            own.filter(|(other, them)| (them.created, *other) < (info.created, range)).count() < most
+            let own = all
+                .iter()
+                .filter(|(other, them)| them.node == info.node && is_v4(other) == is_v4(range));
+            own.filter(|(other, them)| (them.created, *other) < (info.created, range))
+                .count()
+                < most
         };
         let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
         let may = |range: &IpNet, info: &BlockInfo| fits(range, info) && is_within(range, info);
         let is_first = |range: &IpNet, info: &BlockInfo| {
-            let others = all.iter().filter(|(other, them)| overlap(range, other) && may(other, them));
-            others.filter(|(other, them)| (them.created, *other) < (info.created, range)).count() == 0
+            let others = all
+                .iter()
+                .filter(|(other, them)| overlap(range, other) && may(other, them));
+            others
+                .filter(|(other, them)| (them.created, *other) < (info.created, range))
+                .count()
+                == 0
         };
         let loans = |node: &str, range: &IpNet| {
             let blocks = all.iter().filter(|(other, _)| is_v4(other) == is_v4(range));
             let mut loans: Vec<(IpNet, IpAddr)> = blocks
-                .flat_map(|(block, info)| info.borrowed.iter().map(move |(address, by)| (*block, *address, by)))
+                .flat_map(|(block, info)| {
+                    info.borrowed
+                        .iter()
+                        .map(move |(address, by)| (*block, *address, by))
+                })
                 .filter(|(_, _, by)| *by == node)
                 .map(|(block, address, _)| (block, address))
                 .collect();
@@ -403,10 +516,13 @@ mod tests {
             loans.truncate(most);
             loans
         };
-        let good = all.iter().filter(|(range, info)| may(range, info) && is_first(range, info));
+        let good = all
+            .iter()
+            .filter(|(range, info)| may(range, info) && is_first(range, info));
         good.map(|(range, info)| {
             let mut info = info.clone();
-            info.borrowed.retain(|(address, node)| loans(node, range).contains(&(*range, *address)));
+            info.borrowed
+                .retain(|(address, node)| loans(node, range).contains(&(*range, *address)));
             (*range, info)
         })
         .collect()
@@ -449,10 +565,15 @@ mod tests {
         let mut blocks = Blocks::new(2);
         blocks.set_pool("main".to_owned(), Some(mk_pool("10.0.0.0/16", 28, 0)));
         let lent = |by: &str, addresses: [&str; 3]| BlockInfo {
-            borrowed: addresses.map(|address| (address.parse().expect("an address"), by.to_owned())).into(),
+            borrowed: addresses
+                .map(|address| (address.parse().expect("an address"), by.to_owned()))
+                .into(),
             ..mk_block("n1", 1)
         };
-        blocks.set_block(net("10.0.1.0/28"), Some(lent("n9", ["10.0.1.3", "10.0.1.1", "10.0.1.2"])));
+        blocks.set_block(
+            net("10.0.1.0/28"),
+            Some(lent("n9", ["10.0.1.3", "10.0.1.1", "10.0.1.2"])),
+        );
         for (range, created) in [("10.0.0.0/28", 7), ("10.0.0.16/28", 9), ("10.0.0.32/28", 8)] {
             blocks.set_block(net(range), Some(mk_block("n9", created)));
         }
@@ -461,13 +582,26 @@ mod tests {
         assert_eq!(blocks.refused().count(), 0, "refused for its quota only");
         let borrowed = blocks.get(&net("10.0.1.0/28")).expect("accepted").borrowed;
         assert_eq!(
-            borrowed.iter().map(|(address, _)| address.to_string()).collect::<Vec<_>>(),
+            borrowed
+                .iter()
+                .map(|(address, _)| address.to_string())
+                .collect::<Vec<_>>(),
             ["10.0.1.1", "10.0.1.2"]
         );
-        let excess = |is_borrowed| Excess { node: "n9".to_owned(), version: IpVersion::V4, is_borrowed, count: 3 };
-        assert_eq!(blocks.excesses().collect::<Vec<_>>(), [excess(false), excess(true)]);
+        let excess = |is_borrowed| Excess {
+            node: "n9".to_owned(),
+            version: IpVersion::V4,
+            is_borrowed,
+            count: 3,
+        };
+        assert_eq!(
+            blocks.excesses().collect::<Vec<_>>(),
+            [excess(false), excess(true)]
+        );
         let touched = blocks.set_block(net("10.0.0.0/28"), None);
-        assert!(touched.contains(&net("10.0.0.16/28")) && blocks.get(&net("10.0.0.16/28")).is_some());
+        assert!(
+            touched.contains(&net("10.0.0.16/28")) && blocks.get(&net("10.0.0.16/28")).is_some()
+        );
         assert_eq!(blocks.excesses().collect::<Vec<_>>(), [excess(true)]);
     }
 }

@@ -19,20 +19,30 @@ struct Ranked<T> {
 
 impl<H: Ord, T: Ord + Clone> Quota<H, T> {
     pub(crate) fn new(most: usize) -> Self {
-        Self { most, holders: BTreeMap::new() }
+        Self {
+            most,
+            holders: BTreeMap::new(),
+        }
     }
 
     /// Adds a thing of the holder. Returns the one that this moved out of the quota, unless it is
     /// the thing itself.
     pub(crate) fn add(&mut self, holder: H, thing: T) -> Option<T> {
-        let empty = || Ranked { within: BTreeSet::new(), beyond: BTreeSet::new() };
+        let empty = || Ranked {
+            within: BTreeSet::new(),
+            beyond: BTreeSet::new(),
+        };
         let Ranked { within, beyond } = self.holders.entry(holder).or_insert_with(empty);
         if within.len() == self.most && within.last().is_none_or(|last| *last < thing) {
             beyond.insert(thing);
             return None;
         }
         within.insert(thing);
-        let last = if within.len() > self.most { within.pop_last() } else { None };
+        let last = if within.len() > self.most {
+            within.pop_last()
+        } else {
+            None
+        };
         beyond.extend(last.clone());
         last
     }
@@ -55,12 +65,17 @@ impl<H: Ord, T: Ord + Clone> Quota<H, T> {
 
     /// Returns true if the holder's thing is within its quota.
     pub(crate) fn is_within(&self, holder: &H, thing: &T) -> bool {
-        self.holders.get(holder).is_some_and(|ranked| ranked.within.contains(thing))
+        self.holders
+            .get(holder)
+            .is_some_and(|ranked| ranked.within.contains(thing))
     }
 
     /// Holders that exceed their quota, with the number of their things.
     pub(crate) fn exceeded(&self) -> impl Iterator<Item = (&H, usize)> {
-        let all = self.holders.iter().filter(|(_, ranked)| !ranked.beyond.is_empty());
+        let all = self
+            .holders
+            .iter()
+            .filter(|(_, ranked)| !ranked.beyond.is_empty());
         all.map(|(holder, ranked)| (holder, ranked.within.len() + ranked.beyond.len()))
     }
 }

@@ -12,13 +12,18 @@ use crate::config::Version;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The configuration's version is not supported.
-    #[error("cniVersion {found:?}: must be one of {}; change it in the network configuration", Version::LIST)]
+    #[error(
+        "cniVersion {found:?}: must be one of {}; change it in the network configuration",
+        Version::LIST
+    )]
     Version {
         /// As specified; empty if it is missing.
         found: String,
     },
     /// The command requires a later version than the configuration's.
-    #[error("cniVersion {found:?}: {command} needs {needs:?} or later; change it in the network configuration")]
+    #[error(
+        "cniVersion {found:?}: {command} needs {needs:?} or later; change it in the network configuration"
+    )]
     TooOld {
         /// The command.
         command: &'static str,
@@ -56,10 +61,14 @@ pub enum Error {
         rule: &'static str,
     },
     /// Standard input cannot be read.
-    #[error("network configuration on standard input: {0}; the caller must write it and close its end")]
+    #[error(
+        "network configuration on standard input: {0}; the caller must write it and close its end"
+    )]
     Stdin(std::io::Error),
     /// Standard input is not a JSON object.
-    #[error("network configuration on standard input: {0}; it must be one JSON object of the CNI specification")]
+    #[error(
+        "network configuration on standard input: {0}; it must be one JSON object of the CNI specification"
+    )]
     Decode(String),
     /// A field of the configuration has an invalid value.
     #[error("{field}={value}: {rule}; correct it in the network configuration")]
@@ -136,7 +145,9 @@ impl Error {
             Self::Stdin(_) | Self::Forbidden { .. } => code::IO,
             Self::Decode(_) => code::DECODE,
             Self::Config { .. } => code::INVALID_CONFIG,
-            Self::AgentAway { .. } | Self::AgentGone { .. } | Self::AgentSilent { .. } => code::TRY_AGAIN,
+            Self::AgentAway { .. } | Self::AgentGone { .. } | Self::AgentSilent { .. } => {
+                code::TRY_AGAIN
+            }
             Self::UnexpectedAnswer(_) => code::MISUNDERSTOOD,
             Self::Refused { code, .. } => *code,
             Self::NotAvailable(_) => code::NOT_AVAILABLE,

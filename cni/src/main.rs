@@ -24,7 +24,11 @@ fn main() -> ExitCode {
 fn plugin(env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
     let reply = margay_cni::run(env, &mut std::io::stdin(), GRACE);
     let written = std::io::stdout().write_all(reply.stdout.as_bytes());
-    if reply.success && written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if reply.success && written.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn install(env: &dyn Fn(&str) -> Option<String>) -> ExitCode {

@@ -7,13 +7,13 @@
 //!  operator --when it leads--> collector --leak_scan, check--------------------|
 //! ```
 //!
-//! On a node: [`request`] (what is asked, and why there may be no address), [`addresses`] (attributes
-//! as Calico keeps them), [`namespaces`] and [`pools`] (where an address may come from), [`limits`]
-//! (settings and reservations), [`allocator`] (the way to the one task that owns the node's blocks,
-//! `owner`). That task assigns from its blocks (`commit`), claims new ones (`claim`), borrows from
-//! other nodes' (`borrow`), assigns addresses that pods name (`exact`) and releases blocks that it does
-//! not need (`idle_blocks`), within `constraints`: reservations, overlaps, cooldown. It writes through
-//! `node_objects`, in Calico's order.
+//! On a node: [`request`] (what is asked, and why there may be no address), [`addresses`]
+//! (attributes as Calico keeps them), [`namespaces`] and [`pools`] (where an address may come
+//! from), [`limits`] (settings and reservations), [`allocator`] (the way to the one task that owns
+//! the node's blocks, `owner`). That task assigns from its blocks (`commit`), claims new ones
+//! (`claim`), borrows from other nodes' (`borrow`), assigns addresses that pods name (`exact`) and
+//! releases blocks that it does not need (`idle_blocks`), within `constraints`: reservations,
+//! overlaps, cooldown. It writes through `node_objects`, in Calico's order.
 //!
 //! In the operator: [`leak_scan`] (pure: what is due) and [`collector`] (carries it out). [`check`]
 //! reports what does not fit together.

@@ -19,7 +19,14 @@ pub fn follow(
     informations: watch::Receiver<Listed<ClusterInformation>>,
 ) -> watch::Receiver<KnownLimits> {
     let (sender, receiver) = watch::channel(None);
-    tokio::spawn(run(Sources { configurations, reservations, informations }, sender));
+    tokio::spawn(run(
+        Sources {
+            configurations,
+            reservations,
+            informations,
+        },
+        sender,
+    ));
     receiver
 }
 
@@ -62,8 +69,10 @@ impl Sources {
         let configurations = self.configurations.borrow_and_update().clone()?;
         let informations = self.informations.borrow_and_update().clone()?;
         let reservations = self.reservations.borrow_and_update().clone()?;
-        let reservations: BTreeMap<_, _> =
-            reservations.iter().map(|(name, object)| (name.clone(), object.spec.clone())).collect();
+        let reservations: BTreeMap<_, _> = reservations
+            .iter()
+            .map(|(name, object)| (name.clone(), object.spec.clone()))
+            .collect();
         let configuration = configurations.get(SINGLETON).map(|object| &object.spec);
         let information = informations.get(SINGLETON).map(|object| &object.spec);
         Some(Limits::new(configuration, &reservations, information))

@@ -22,7 +22,12 @@ impl Problems {
             if problems.get(code) == Some(&problem) {
                 return false;
             }
-            tracing::warn!(code, degraded, problem = problem.message, "this node has a problem");
+            tracing::warn!(
+                code,
+                degraded,
+                problem = problem.message,
+                "this node has a problem"
+            );
             problems.insert(code, problem);
             true
         });
@@ -86,16 +91,30 @@ mod tests {
             let problems = problems.clone();
             async move { problems.send_changes(up).await }
         });
-        assert_eq!(received.recv().await, Some(encode_problems(&problems.list())));
         assert_eq!(
-            problems.list().iter().map(|problem| problem.code.as_str()).collect::<Vec<_>>(),
+            received.recv().await,
+            Some(encode_problems(&problems.list()))
+        );
+        assert_eq!(
+            problems
+                .list()
+                .iter()
+                .map(|problem| problem.code.as_str())
+                .collect::<Vec<_>>(),
             ["kernel", "routes"]
         );
         problems.report("kernel", false, None);
-        assert_eq!(received.recv().await, Some(encode_problems(&problems.list())));
+        assert_eq!(
+            received.recv().await,
+            Some(encode_problems(&problems.list()))
+        );
         problems.report("routes", true, Some("no route to 10.0.0.0/26"));
         problems.clear("routes");
-        assert_eq!(received.recv().await, Some(encode_problems(&[])), "and what did not change is not sent again");
+        assert_eq!(
+            received.recv().await,
+            Some(encode_problems(&[])),
+            "and what did not change is not sent again"
+        );
         drop(received);
         problems.set("routes", true, "again");
         sending.await.expect("it ends with the stream");

@@ -34,5 +34,9 @@ pub fn failure(key: Key, error: &Error) -> Failure {
         Error::Api(status) => status.message.clone(),
         other => other.to_string(),
     };
-    Failure { key, message, transient }
+    Failure {
+        key,
+        message,
+        transient,
+    }
 }

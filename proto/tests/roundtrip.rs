@@ -1,5 +1,5 @@
-//! Decoding inverts encoding; unknown fields are ignored; malformed messages are refused
-//! without a panic.
+//! Decoding inverts encoding; unknown fields are ignored; malformed messages are refused without a
+//! panic.
 #![cfg(feature = "sync")]
 
 use std::collections::BTreeSet;
@@ -14,13 +14,13 @@ use margay_api::rule::{Action, Icmp, IpVersion, PortRange, Protocol};
 use margay_api::settings::{EndpointToHostAction, Failsafe, FelixSettings, LogRate, TimeUnit};
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{
-    EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, Member, PolicyRecord, PoolRecord, Record,
-    RecordId, RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
+    EndpointRecord, HostEndpointRecord, HostInterfaces, IpSetRecord, Member, PolicyRecord,
+    PoolRecord, Record, RecordId, RouteRecord, RuleRecord, SetId, SetKind, SideMatch, TierBinding,
 };
 use margay_proto::sync::{
-    Ack, Change, Error, Frame, Joiner, LocalEndpoint, NodeProblem, Trailer, decode_ack, decode_frame,
-    decode_local_endpoint, decode_problems, decode_record, encode_ack, encode_change, encode_compact,
-    encode_local_endpoint, encode_problems, encode_trailer, split, wire,
+    Ack, Change, Error, Frame, Joiner, LocalEndpoint, NodeProblem, Trailer, decode_ack,
+    decode_frame, decode_local_endpoint, decode_problems, decode_record, encode_ack, encode_change,
+    encode_compact, encode_local_endpoint, encode_problems, encode_trailer, split, wire,
 };
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option::of;
@@ -33,8 +33,10 @@ fn name() -> impl Strategy<Value = String> {
 
 fn net() -> impl Strategy<Value = IpNet> {
     prop_oneof![
-        (any::<u32>(), 0..=32_u8).prop_map(|(bits, len)| Ipv4Net::new(bits.into(), len).expect("length").into()),
-        (any::<u128>(), 0..=128_u8).prop_map(|(bits, len)| Ipv6Net::new(bits.into(), len).expect("length").into()),
+        (any::<u32>(), 0..=32_u8)
+            .prop_map(|(bits, len)| Ipv4Net::new(bits.into(), len).expect("length").into()),
+        (any::<u128>(), 0..=128_u8)
+            .prop_map(|(bits, len)| Ipv6Net::new(bits.into(), len).expect("length").into()),
     ]
 }
 
@@ -53,8 +55,16 @@ fn namespaced() -> impl Strategy<Value = NamespacedName> {
 }
 
 fn policy_key() -> impl Strategy<Value = PolicyKey> {
-    (prop::sample::select(PolicyKind::ALL.to_vec()), "[a-z]{0,5}", name())
-        .prop_map(|(kind, namespace, name)| PolicyKey { kind, namespace, name })
+    (
+        prop::sample::select(PolicyKind::ALL.to_vec()),
+        "[a-z]{0,5}",
+        name(),
+    )
+        .prop_map(|(kind, namespace, name)| PolicyKey {
+            kind,
+            namespace,
+            name,
+        })
 }
 
 fn set_id() -> impl Strategy<Value = SetId> {
@@ -65,7 +75,9 @@ fn members(kind: SetKind) -> BoxedStrategy<BTreeSet<Member>> {
     let member = match kind {
         SetKind::Net => net().prop_map(Member::Net).boxed(),
         SetKind::AddressPort => (any::<IpAddr>(), any::<u8>(), any::<u16>())
-            .prop_map(|(address, protocol, port)| Member::AddressPort(address, Protocol(protocol), port))
+            .prop_map(|(address, protocol, port)| {
+                Member::AddressPort(address, Protocol(protocol), port)
+            })
             .boxed(),
     };
     btree_set(member, 0..6).boxed()
@@ -76,26 +88,50 @@ fn set_kind() -> impl Strategy<Value = SetKind> {
 }
 
 fn port_range() -> impl Strategy<Value = PortRange> {
-    (any::<u16>(), any::<u16>()).prop_map(|(a, b)| PortRange { first: a.min(b), last: a.max(b) })
+    (any::<u16>(), any::<u16>()).prop_map(|(a, b)| PortRange {
+        first: a.min(b),
+        last: a.max(b),
+    })
 }
 
 fn side() -> impl Strategy<Value = SideMatch> {
     let nets = || vec(net(), 0..2);
     let sets = || vec(set_id(), 0..2);
     let ports = || vec(port_range(), 0..2);
-    (nets(), nets(), sets(), sets(), ports(), sets(), ports(), sets(), of(set_id())).prop_map(
-        |(nets, not_nets, sets, not_sets, ports, port_sets, not_ports, not_port_sets, service_set)| SideMatch {
-            nets,
-            not_nets,
-            sets,
-            not_sets,
-            ports: ports.into(),
-            port_sets: port_sets.into(),
-            not_ports,
-            not_port_sets,
-            service_set,
-        },
+    (
+        nets(),
+        nets(),
+        sets(),
+        sets(),
+        ports(),
+        sets(),
+        ports(),
+        sets(),
+        of(set_id()),
     )
+        .prop_map(
+            |(
+                nets,
+                not_nets,
+                sets,
+                not_sets,
+                ports,
+                port_sets,
+                not_ports,
+                not_port_sets,
+                service_set,
+            )| SideMatch {
+                nets,
+                not_nets,
+                sets,
+                not_sets,
+                ports: ports.into(),
+                port_sets: port_sets.into(),
+                not_ports,
+                not_port_sets,
+                service_set,
+            },
+        )
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -103,21 +139,34 @@ fn action() -> impl Strategy<Value = Action> {
 }
 
 fn rule() -> impl Strategy<Value = RuleRecord> {
-    let icmp = || of((of(any::<u8>()), of(any::<u8>())).prop_map(|(kind, code)| Icmp { kind, code }));
+    let icmp =
+        || of((of(any::<u8>()), of(any::<u8>())).prop_map(|(kind, code)| Icmp { kind, code }));
     let protocol = || of(any::<u8>().prop_map(Protocol));
     let version = of(prop::sample::select(vec![IpVersion::V4, IpVersion::V6]));
-    (action(), version, protocol(), protocol(), icmp(), icmp(), side(), side()).prop_map(
-        |(action, ip_version, protocol, not_protocol, icmp, not_icmp, source, destination)| RuleRecord {
-            action,
-            ip_version,
-            protocol,
-            not_protocol,
-            icmp,
-            not_icmp,
-            source,
-            destination,
-        },
+    (
+        action(),
+        version,
+        protocol(),
+        protocol(),
+        icmp(),
+        icmp(),
+        side(),
+        side(),
     )
+        .prop_map(
+            |(action, ip_version, protocol, not_protocol, icmp, not_icmp, source, destination)| {
+                RuleRecord {
+                    action,
+                    ip_version,
+                    protocol,
+                    not_protocol,
+                    icmp,
+                    not_icmp,
+                    source,
+                    destination,
+                }
+            },
+        )
 }
 
 fn tiers() -> impl Strategy<Value = Vec<TierBinding>> {
@@ -127,7 +176,12 @@ fn tiers() -> impl Strategy<Value = Vec<TierBinding>> {
         vec(policy_key(), 0..3),
         vec(policy_key(), 0..3),
     )
-        .prop_map(|(name, default_action, ingress, egress)| TierBinding { name, default_action, ingress, egress });
+        .prop_map(|(name, default_action, ingress, egress)| TierBinding {
+            name,
+            default_action,
+            ingress,
+            egress,
+        });
     vec(tier, 0..3)
 }
 
@@ -137,15 +191,22 @@ fn unmatched() -> impl Strategy<Value = Action> {
 
 fn endpoint() -> impl Strategy<Value = EndpointRecord> {
     let uid = prop::sample::select(vec!["", "00000000-0000-4000-8000-000000000001"]);
-    (name(), uid, vec(any::<IpAddr>(), 0..3), tiers(), unmatched()).prop_map(
-        |(interface, uid, addresses, tiers, unmatched)| EndpointRecord {
-            interface,
-            uid: uid.to_owned(),
-            addresses,
-            tiers,
-            unmatched,
-        },
+    (
+        name(),
+        uid,
+        vec(any::<IpAddr>(), 0..3),
+        tiers(),
+        unmatched(),
     )
+        .prop_map(
+            |(interface, uid, addresses, tiers, unmatched)| EndpointRecord {
+                interface,
+                uid: uid.to_owned(),
+                addresses,
+                tiers,
+                unmatched,
+            },
+        )
 }
 
 fn host_endpoint() -> impl Strategy<Value = HostEndpointRecord> {
@@ -154,10 +215,22 @@ fn host_endpoint() -> impl Strategy<Value = HostEndpointRecord> {
         name().prop_map(HostInterfaces::Named),
         btree_set(any::<IpAddr>(), 0..3).prop_map(HostInterfaces::WithAddress),
     ];
-    (interfaces, [tiers(), tiers(), tiers(), tiers()], unmatched()).prop_map(|(interfaces, tiers, unmatched)| {
-        let [normal, forward, pre_dnat, untracked] = tiers;
-        HostEndpointRecord { interfaces, normal, forward, pre_dnat, untracked, unmatched }
-    })
+    (
+        interfaces,
+        [tiers(), tiers(), tiers(), tiers()],
+        unmatched(),
+    )
+        .prop_map(|(interfaces, tiers, unmatched)| {
+            let [normal, forward, pre_dnat, untracked] = tiers;
+            HostEndpointRecord {
+                interfaces,
+                normal,
+                forward,
+                pre_dnat,
+                untracked,
+                unmatched,
+            }
+        })
 }
 
 /// Any value of a setting's type.
@@ -226,43 +299,72 @@ macro_rules! sample_settings {
 margay_api::felix_settings!(sample_settings);
 
 fn failsafes() -> impl Strategy<Value = Vec<Failsafe>> {
-    let failsafe = (any::<u8>(), any::<u16>(), of(net())).prop_map(|(protocol, port, net)| Failsafe {
-        protocol: Protocol(protocol),
-        port,
-        net,
-    });
-    prop_oneof![Just(Failsafe::default_inbound()), Just(Failsafe::default_outbound()), vec(failsafe, 0..3)]
+    let failsafe =
+        (any::<u8>(), any::<u16>(), of(net())).prop_map(|(protocol, port, net)| Failsafe {
+            protocol: Protocol(protocol),
+            port,
+            net,
+        });
+    prop_oneof![
+        Just(Failsafe::default_inbound()),
+        Just(Failsafe::default_outbound()),
+        vec(failsafe, 0..3)
+    ]
 }
 
 fn node() -> impl Strategy<Value = NodeInfo> {
-    let ipv4 = of((any::<u32>(), 0..=32_u8).prop_map(|(bits, len)| Ipv4Net::new(bits.into(), len).expect("length")));
-    let ipv6 = of((any::<u128>(), 0..=128_u8).prop_map(|(bits, len)| Ipv6Net::new(bits.into(), len).expect("length")));
-    let vtep = of((any::<Ipv4Addr>(), any::<[u8; 6]>()).prop_map(|(address, mac)| Vtep { address, mac: Mac(mac) }));
-    let vtep6 = of((any::<Ipv6Addr>(), any::<[u8; 6]>()).prop_map(|(address, mac)| Vtep { address, mac: Mac(mac) }));
-    (ipv4, ipv6, vtep, vtep6, btree_map(name(), name(), 0..3)).prop_map(|(ipv4, ipv6, vtep, vtep6, labels)| NodeInfo {
-        ipv4,
-        ipv6,
-        vtep,
-        vtep6,
-        labels,
-        ..NodeInfo::default()
-    })
+    let ipv4 = of((any::<u32>(), 0..=32_u8)
+        .prop_map(|(bits, len)| Ipv4Net::new(bits.into(), len).expect("length")));
+    let ipv6 = of((any::<u128>(), 0..=128_u8)
+        .prop_map(|(bits, len)| Ipv6Net::new(bits.into(), len).expect("length")));
+    let vtep = of(
+        (any::<Ipv4Addr>(), any::<[u8; 6]>()).prop_map(|(address, mac)| Vtep {
+            address,
+            mac: Mac(mac),
+        }),
+    );
+    let vtep6 = of(
+        (any::<Ipv6Addr>(), any::<[u8; 6]>()).prop_map(|(address, mac)| Vtep {
+            address,
+            mac: Mac(mac),
+        }),
+    );
+    (ipv4, ipv6, vtep, vtep6, btree_map(name(), name(), 0..3)).prop_map(
+        |(ipv4, ipv6, vtep, vtep6, labels)| NodeInfo {
+            ipv4,
+            ipv6,
+            vtep,
+            vtep6,
+            labels,
+            ..NodeInfo::default()
+        },
+    )
 }
 
 fn upsert() -> impl Strategy<Value = Change> {
     let made = |(id, record)| Change::Upsert(id, record);
     prop_oneof![
-        settings().prop_map(|value| (RecordId::Settings, Record::Settings(value))).prop_map(made),
+        settings()
+            .prop_map(|value| (RecordId::Settings, Record::Settings(value)))
+            .prop_map(made),
         (net(), any::<bool>(), encapsulation())
             .prop_map(|(range, nat_outgoing, encapsulation)| {
-                let value = PoolRecord { nat_outgoing, encapsulation };
+                let value = PoolRecord {
+                    nat_outgoing,
+                    encapsulation,
+                };
                 (RecordId::Pool(range), Record::Pool(value))
             })
             .prop_map(made),
-        (name(), node()).prop_map(|(name, value)| (RecordId::Node(name), Record::Node(value))).prop_map(made),
+        (name(), node())
+            .prop_map(|(name, value)| (RecordId::Node(name), Record::Node(value)))
+            .prop_map(made),
         (net(), name(), encapsulation())
             .prop_map(|(range, node, encapsulation)| {
-                let value = RouteRecord { node, encapsulation };
+                let value = RouteRecord {
+                    node,
+                    encapsulation,
+                };
                 (RecordId::Route(range), Record::Route(value))
             })
             .prop_map(made),
@@ -291,7 +393,9 @@ fn upsert() -> impl Strategy<Value = Change> {
 fn change() -> impl Strategy<Value = Change> {
     let delta = (set_id(), set_kind())
         .prop_flat_map(|(id, kind)| (Just(id), Just(kind), members(kind), members(kind)))
-        .prop_map(|(id, kind, added, removed)| Change::Members(id, kind, MemberDelta { added, removed }));
+        .prop_map(|(id, kind, added, removed)| {
+            Change::Members(id, kind, MemberDelta { added, removed })
+        });
     prop_oneof![
         3 => upsert(),
         1 => delta,
@@ -303,15 +407,22 @@ fn change() -> impl Strategy<Value = Change> {
 }
 
 fn trailer() -> impl Strategy<Value = Trailer> {
-    (any::<u64>(), vec(0..256_u32, 0..4), any::<bool>(), "[0-9a-f-]{0,8}", any::<u64>()).prop_map(
-        |(revision, restated_buckets, in_sync, traceparent, event_unix_ns)| Trailer {
-            revision,
-            restated_buckets,
-            in_sync,
-            traceparent,
-            event_unix_ns,
-        },
+    (
+        any::<u64>(),
+        vec(0..256_u32, 0..4),
+        any::<bool>(),
+        "[0-9a-f-]{0,8}",
+        any::<u64>(),
     )
+        .prop_map(
+            |(revision, restated_buckets, in_sync, traceparent, event_unix_ns)| Trailer {
+                revision,
+                restated_buckets,
+                in_sync,
+                traceparent,
+                event_unix_ns,
+            },
+        )
 }
 
 fn bytes_of(frame: &Frame) -> BytesMut {
@@ -326,15 +437,23 @@ fn bytes_of(frame: &Frame) -> BytesMut {
 /// A policy whose rules use few distinct port lists, so that they are shared.
 fn sharing() -> impl Strategy<Value = Change> {
     let lists = vec((vec(port_range(), 0..5), vec(set_id(), 0..5)), 1..4);
-    (policy_key(), vec(rule(), 0..8), lists, any::<u8>()).prop_map(|(key, mut rules, lists, first)| {
-        for (index, rule) in rules.iter_mut().enumerate() {
-            let (ports, sets) = &lists[(index + usize::from(first)) % lists.len()];
-            rule.destination.ports = ports.clone().into();
-            rule.destination.port_sets = sets.clone().into();
-        }
-        let egress = rules.split_off(rules.len() / 2);
-        Change::Upsert(RecordId::Policy(key), Record::Policy(PolicyRecord { ingress: rules, egress }))
-    })
+    (policy_key(), vec(rule(), 0..8), lists, any::<u8>()).prop_map(
+        |(key, mut rules, lists, first)| {
+            for (index, rule) in rules.iter_mut().enumerate() {
+                let (ports, sets) = &lists[(index + usize::from(first)) % lists.len()];
+                rule.destination.ports = ports.clone().into();
+                rule.destination.port_sets = sets.clone().into();
+            }
+            let egress = rules.split_off(rules.len() / 2);
+            Change::Upsert(
+                RecordId::Policy(key),
+                Record::Policy(PolicyRecord {
+                    ingress: rules,
+                    egress,
+                }),
+            )
+        },
+    )
 }
 
 proptest! {
@@ -444,27 +563,51 @@ proptest! {
 }
 
 fn refusal(record: wire::Record) -> Error {
-    let change = wire::Change { change: Some(wire::change::Change::Upsert(record)) };
-    let frame = wire::Frame { changes: vec![change], ..Default::default() };
+    let change = wire::Change {
+        change: Some(wire::change::Change::Upsert(record)),
+    };
+    let frame = wire::Frame {
+        changes: vec![change],
+        ..Default::default()
+    };
     decode_frame(frame).expect_err("malformed")
 }
 
 fn record(id: wire::record_id::Id, value: wire::record::Value) -> wire::Record {
-    wire::Record { id: Some(wire::RecordId { id: Some(id) }), value: Some(value) }
+    wire::Record {
+        id: Some(wire::RecordId { id: Some(id) }),
+        value: Some(value),
+    }
 }
 
 /// One line per kind of error: the message names the field, the value and the rule.
 #[test]
 fn an_older_server_means_the_failsafe_ports_that_it_had() {
-    let settings = wire::Settings { endpoint_to_host: wire::EndpointToHost::Drop.into(), ..wire::Settings::default() };
-    let id = wire::RecordId { id: Some(wire::record_id::Id::Settings(true)) };
+    let settings = wire::Settings {
+        endpoint_to_host: wire::EndpointToHost::Drop.into(),
+        ..wire::Settings::default()
+    };
+    let id = wire::RecordId {
+        id: Some(wire::record_id::Id::Settings(true)),
+    };
     let value = |settings| Some(wire::record::Value::Settings(settings));
-    let decode = |settings| match decode_record(wire::Record { id: Some(id.clone()), value: value(settings) }) {
-        Ok((_, Record::Settings(settings))) => (settings.failsafe_inbound, settings.failsafe_outbound),
+    let decode = |settings| match decode_record(wire::Record {
+        id: Some(id.clone()),
+        value: value(settings),
+    }) {
+        Ok((_, Record::Settings(settings))) => {
+            (settings.failsafe_inbound, settings.failsafe_outbound)
+        }
         other => panic!("{other:?}"),
     };
-    assert_eq!(decode(settings.clone()), (Failsafe::default_inbound(), Failsafe::default_outbound()));
-    let none = wire::Settings { failsafe_outbound: Some(wire::Failsafes::default()), ..settings };
+    assert_eq!(
+        decode(settings.clone()),
+        (Failsafe::default_inbound(), Failsafe::default_outbound())
+    );
+    let none = wire::Settings {
+        failsafe_outbound: Some(wire::Failsafes::default()),
+        ..settings
+    };
     assert_eq!(decode(none), (Failsafe::default_inbound(), Vec::new()));
 }
 
@@ -474,28 +617,65 @@ fn faults_are_named() {
     use wire::record_id::Id;
     let set = |members: wire::Members| {
         let kind = wire::SetKind::Net.into();
-        record(Id::IpSet("s".into()), Value::IpSet(wire::IpSet { kind, members: Some(members) }))
+        record(
+            Id::IpSet("s".into()),
+            Value::IpSet(wire::IpSet {
+                kind,
+                members: Some(members),
+            }),
+        )
     };
     let policy = |rule: wire::Rule| {
-        let key = wire::PolicyKey { kind: "NetworkPolicy".into(), namespace: "a".into(), name: "b".into() };
-        record(Id::Policy(key), Value::Policy(wire::Policy { ingress: vec![rule], ..Default::default() }))
+        let key = wire::PolicyKey {
+            kind: "NetworkPolicy".into(),
+            namespace: "a".into(),
+            name: "b".into(),
+        };
+        record(
+            Id::Policy(key),
+            Value::Policy(wire::Policy {
+                ingress: vec![rule],
+                ..Default::default()
+            }),
+        )
     };
-    let allow = || wire::Rule { action: wire::Action::Allow.into(), ..Default::default() };
+    let allow = || wire::Rule {
+        action: wire::Action::Allow.into(),
+        ..Default::default()
+    };
     let listed = |place| {
-        policy(wire::Rule { source: Some(wire::Side { port_list: Some(place), ..Default::default() }), ..allow() })
+        policy(wire::Rule {
+            source: Some(wire::Side {
+                port_list: Some(place),
+                ..Default::default()
+            }),
+            ..allow()
+        })
     };
     let ports = |first, last| {
         let ports = vec![wire::PortRange { first, last }];
-        policy(wire::Rule { source: Some(wire::Side { ports, ..Default::default() }), ..allow() })
+        policy(wire::Rule {
+            source: Some(wire::Side {
+                ports,
+                ..Default::default()
+            }),
+            ..allow()
+        })
     };
     let table = [
-        (wire::Record::default(), "record.id: missing, or of a kind that this version does not know"),
+        (
+            wire::Record::default(),
+            "record.id: missing, or of a kind that this version does not know",
+        ),
         (
             record(Id::Pool("x".into()), Value::Pool(wire::Pool::default())),
             "record_id.pool: \"x\" is not an IP range ADDRESS/LENGTH",
         ),
         (
-            record(Id::Pool("10.0.0.0/8".into()), Value::Pool(wire::Pool::default())),
+            record(
+                Id::Pool("10.0.0.0/8".into()),
+                Value::Pool(wire::Pool::default()),
+            ),
             "encapsulation: missing, or of a kind that this version does not know",
         ),
         (
@@ -503,7 +683,13 @@ fn faults_are_named() {
             "record Settings: its value is of another kind than its id",
         ),
         (
-            record(Id::Node("n".into()), Value::Node(wire::Node { vtep_mac: vec![1].into(), ..Default::default() })),
+            record(
+                Id::Node("n".into()),
+                Value::Node(wire::Node {
+                    vtep_mac: vec![1].into(),
+                    ..Default::default()
+                }),
+            ),
             "node.vtep_mac: 1 bytes, which is not 6",
         ),
         (
@@ -518,21 +704,48 @@ fn faults_are_named() {
             "node.vtep6_address: 4 bytes, which is not 16",
         ),
         (
-            set(wire::Members { net4: vec![10, 0, 0, 1].into(), ..Default::default() }),
+            set(wire::Members {
+                net4: vec![10, 0, 0, 1].into(),
+                ..Default::default()
+            }),
             "members.net4: 4 bytes, which is not a whole number of entries",
         ),
         (
-            set(wire::Members { net4: vec![10, 0, 0, 1, 33].into(), ..Default::default() }),
+            set(wire::Members {
+                net4: vec![10, 0, 0, 1, 33].into(),
+                ..Default::default()
+            }),
             "members.prefix_length: 33 is not within 0..=32",
         ),
         (
-            set(wire::Members { port4: vec![0; 7].into(), ..Default::default() }),
+            set(wire::Members {
+                port4: vec![0; 7].into(),
+                ..Default::default()
+            }),
             "members: 7 bytes, which is not 0, as the set is of the other kind",
         ),
-        (policy(wire::Rule::default()), "rule.action: missing, or of a kind that this version does not know"),
-        (policy(wire::Rule { ip_version: 5, ..allow() }), "rule.ip_version: 5 is not within 0, 4 or 6"),
-        (policy(wire::Rule { protocol: Some(256), ..allow() }), "rule.protocol: 256 is not within 0..=255"),
-        (listed(0), "side.port_list: 0 is not within the lists of the policy, alone"),
+        (
+            policy(wire::Rule::default()),
+            "rule.action: missing, or of a kind that this version does not know",
+        ),
+        (
+            policy(wire::Rule {
+                ip_version: 5,
+                ..allow()
+            }),
+            "rule.ip_version: 5 is not within 0, 4 or 6",
+        ),
+        (
+            policy(wire::Rule {
+                protocol: Some(256),
+                ..allow()
+            }),
+            "rule.protocol: 256 is not within 0..=255",
+        ),
+        (
+            listed(0),
+            "side.port_list: 0 is not within the lists of the policy, alone",
+        ),
         (ports(2, 1), "ports.first: 2 is not within 0..=last"),
         (ports(0, 65536), "ports.last: 65536 is not within 0..=65535"),
     ];
@@ -544,7 +757,10 @@ fn faults_are_named() {
 #[test]
 fn a_member_costs_five_bytes() {
     let members = (0..1000_u32).map(|i| Member::Net(Ipv4Net::from(Ipv4Addr::from(i)).into()));
-    let record = Record::IpSet(IpSetRecord { kind: SetKind::Net, members: members.collect() });
+    let record = Record::IpSet(IpSetRecord {
+        kind: SetKind::Net,
+        members: members.collect(),
+    });
     let change = Change::Upsert(RecordId::IpSet(SetId("s:x".into())), record);
     assert!(encode_change((&change).into()).len() < 5000 + 40);
 }

@@ -105,8 +105,17 @@ impl Tls {
     fn load_checking(files: Files, interval: Duration) -> Result<Self, TlsError> {
         let stamp = files.stamp();
         let material = Arc::new(files.read()?);
-        let state = State { checked: Instant::now(), material, stamp, refused: None };
-        Ok(Self(Arc::new(Inner { files, interval, state: Mutex::new(state) })))
+        let state = State {
+            checked: Instant::now(),
+            material,
+            stamp,
+            refused: None,
+        };
+        Ok(Self(Arc::new(Inner {
+            files,
+            interval,
+            state: Mutex::new(state),
+        })))
     }
 
     /// Returns the material for new connections, reading changed files again.
@@ -122,7 +131,8 @@ impl Tls {
 
 impl Inner {
     fn reload(&self, state: &mut State) {
-        // The stamp is taken before reading, so that a change during the reading is seen the next time.
+        // The stamp is taken before reading, so that a change during the reading is seen the next
+        // time.
         let stamp = self.files.stamp();
         if stamp == state.stamp {
             return;
@@ -130,7 +140,12 @@ impl Inner {
         match self.files.read() {
             Ok(material) => {
                 info!(name = %material.leaf.peer.common_name, not_after = material.leaf.not_after, "certificate renewed");
-                *state = State { checked: state.checked, material: Arc::new(material), stamp, refused: None };
+                *state = State {
+                    checked: state.checked,
+                    material: Arc::new(material),
+                    stamp,
+                    refused: None,
+                };
             }
             Err(error) if state.refused.as_ref() != Some(&stamp) => {
                 warn!(%error, "changed certificate files cannot be used; the former ones stay in use");

@@ -86,12 +86,25 @@ pub struct Bench {
 /// Measures and prints; returns whether every budget is kept.
 pub fn run(options: &Options) -> Result<bool> {
     let known = |name: &String| MEASURES.iter().any(|(own, _)| own == name);
-    let names = || MEASURES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    let names = || {
+        MEASURES
+            .iter()
+            .map(|(name, _)| *name)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     if let Some(unknown) = options.only.iter().find(|name| !known(name)) {
         anyhow::bail!("no measurement is named {unknown:?}; there are {}", names());
     }
-    let chosen = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
-    let mut bench = Bench { options: options.clone(), stage: None, objects: None, few: None, sheet: Sheet::default() };
+    let chosen =
+        |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
+    let mut bench = Bench {
+        options: options.clone(),
+        stage: None,
+        objects: None,
+        few: None,
+        sheet: Sheet::default(),
+    };
     println!(
         "Programs of this build, API server, etcd, kubelets, containerds and probes on one machine. Anchors were taken on another day."
     );
@@ -100,12 +113,22 @@ pub fn run(options: &Options) -> Result<bool> {
         let (ticks, started) = (Ticks::now()?, Instant::now());
         println!("-- {name}");
         measure(&mut bench).with_context(|| format!("measurement {name}"))?;
-        println!("   {name}: {}, {:.0} s", machine::state(ticks)?, started.elapsed().as_secs_f32());
+        println!(
+            "   {name}: {}, {:.0} s",
+            machine::state(ticks)?,
+            started.elapsed().as_secs_f32()
+        );
         bench.write()?;
     }
-    println!("all after {:.0} s; table: {}.md", begin.elapsed().as_secs_f32(), options.report.display());
+    println!(
+        "all after {:.0} s; table: {}.md",
+        begin.elapsed().as_secs_f32(),
+        options.report.display()
+    );
     let missed = bench.sheet.missed();
-    missed.iter().for_each(|line| println!("budget missed: {line}"));
+    missed
+        .iter()
+        .for_each(|line| println!("budget missed: {line}"));
     Ok(missed.is_empty())
 }
 
@@ -116,11 +139,18 @@ impl Bench {
             let progress = |line: &str| eprintln!("{line}");
             let Options { name, state, .. } = &self.options;
             let folder = state.with_file_name(format!("{name}-images"));
-            let images = vec![install::image_of(&|name| self.program(name), &folder)?, world::image(&folder)?];
+            let images = vec![
+                install::image_of(&|name| self.program(name), &folder)?,
+                world::image(&folder)?,
+            ];
             let cluster = demo::bring_up_with(name, state, images, &progress)?;
             let begin = Instant::now();
             install::install(&cluster, &install::Options::default(), &|_| {})?;
-            self.sheet.put("install.ready", begin.elapsed().as_secs_f64(), "through pods; images present")?;
+            self.sheet.put(
+                "install.ready",
+                begin.elapsed().as_secs_f64(),
+                "through pods; images present",
+            )?;
             let world = World::create(&cluster).with_context(|| install::diagnosis(&cluster))?;
             self.objects = Some(Objects::new(&cluster)?);
             self.stage = Some(Stage { cluster, world });
@@ -131,7 +161,11 @@ impl Bench {
     /// A program that is measured.
     pub fn program(&self, name: &str) -> Result<PathBuf> {
         let path = self.options.programs.join(name);
-        ensure!(path.exists(), "{} is not built: cargo build --release --bin {name}", path.display());
+        ensure!(
+            path.exists(),
+            "{} is not built: cargo build --release --bin {name}",
+            path.display()
+        );
         Ok(path)
     }
 
@@ -149,8 +183,16 @@ impl Bench {
     /// Pids of the agents of all nodes.
     pub fn agents(&mut self) -> Result<Vec<i32>> {
         let nodes = self.cluster()?.nodes()?;
-        let pids: Vec<i32> = nodes.iter().flat_map(|node| install::processes(node, "node")).collect();
-        ensure!(pids.len() == nodes.len(), "{} agents run on {} nodes", pids.len(), nodes.len());
+        let pids: Vec<i32> = nodes
+            .iter()
+            .flat_map(|node| install::processes(node, "node"))
+            .collect();
+        ensure!(
+            pids.len() == nodes.len(),
+            "{} agents run on {} nodes",
+            pids.len(),
+            nodes.len()
+        );
         Ok(pids)
     }
 
@@ -168,7 +210,10 @@ impl Bench {
             std::fs::create_dir_all(folder)?;
         }
         std::fs::write(path("md"), self.sheet.markdown())?;
-        std::fs::write(path("json"), serde_json::to_string_pretty(&self.sheet.json())?)?;
+        std::fs::write(
+            path("json"),
+            serde_json::to_string_pretty(&self.sheet.json())?,
+        )?;
         Ok(())
     }
 }

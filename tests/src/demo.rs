@@ -51,7 +51,9 @@ pub struct Stage {
 /// Shows everything; true if every matrix was as expected.
 pub fn run(options: &Options) -> Result<bool> {
     let begin = Instant::now();
-    print_line("Margay on a real Kubernetes of three nodes, all on this machine, in their own namespaces.");
+    print_line(
+        "Margay on a real Kubernetes of three nodes, all on this machine, in their own namespaces.",
+    );
     print_line(
         "Required, and installed if missing: iproute2 nftables conntrack runc busybox-static ethtool util-linux (apt), Go modules of",
     );
@@ -108,7 +110,11 @@ pub fn run(options: &Options) -> Result<bool> {
 
     print_line(&format!(
         "\n{} after {:.0} s",
-        if good { "Everything was as expected" } else { "NOT everything was as expected" },
+        if good {
+            "Everything was as expected"
+        } else {
+            "NOT everything was as expected"
+        },
         begin.elapsed().as_secs_f32()
     ));
     if options.keep {
@@ -122,11 +128,21 @@ pub fn run(options: &Options) -> Result<bool> {
 /// A cluster whose nodes have the images of Margay and of the test pods.
 pub fn bring_up(name: &str, state: &Path, progress: &dyn Fn(&str)) -> Result<Cluster> {
     let images = state.with_file_name(format!("{name}-images"));
-    bring_up_with(name, state, vec![install::image(&images)?, world::image(&images)?], progress)
+    bring_up_with(
+        name,
+        state,
+        vec![install::image(&images)?, world::image(&images)?],
+        progress,
+    )
 }
 
 /// A cluster whose nodes have these images.
-pub fn bring_up_with(name: &str, state: &Path, images: Vec<PathBuf>, progress: &dyn Fn(&str)) -> Result<Cluster> {
+pub fn bring_up_with(
+    name: &str,
+    state: &Path,
+    images: Vec<PathBuf>,
+    progress: &dyn Fn(&str),
+) -> Result<Cluster> {
     let options = cluster::Options {
         name: name.to_owned(),
         nodes: 3,
@@ -142,7 +158,12 @@ pub fn bring_up_with(name: &str, state: &Path, images: Vec<PathBuf>, progress: &
 }
 
 /// A cluster with Margay and the usual pods.
-pub fn stage(name: &str, state: &Path, options: &install::Options, progress: &dyn Fn(&str)) -> Result<Stage> {
+pub fn stage(
+    name: &str,
+    state: &Path,
+    options: &install::Options,
+    progress: &dyn Fn(&str),
+) -> Result<Stage> {
     let cluster = bring_up(name, state, progress)?;
     install::install(&cluster, options, progress)?;
     let world = World::create(&cluster).with_context(|| install::diagnosis(&cluster))?;
@@ -151,12 +172,18 @@ pub fn stage(name: &str, state: &Path, options: &install::Options, progress: &dy
 
 /// Every port that the usual pods serve.
 pub fn ports() -> Vec<Port> {
-    world::PORTS.iter().map(|(_, protocol, port)| (*protocol, *port)).collect()
+    world::PORTS
+        .iter()
+        .map(|(_, protocol, port)| (*protocol, *port))
+        .collect()
 }
 
 fn show_example(cluster: &Cluster, world: &World, example: &examples::Example) -> Result<bool> {
     print_line(&format!("\n-- {}: {}", example.name, example.about));
-    print_line(&format!("$ kubectl apply -f deploy/examples/{}.yaml", example.name));
+    print_line(&format!(
+        "$ kubectl apply -f deploy/examples/{}.yaml",
+        example.name
+    ));
     let (outcome, applied) = example.apply(cluster, world)?;
     let good = print_outcome(&outcome, &example.expected, Some(applied));
     let removed = example.delete(cluster, world)?;
@@ -169,7 +196,10 @@ fn show_example(cluster: &Cluster, world: &World, example: &examples::Example) -
 
 /// Prints a measurement with what was expected; true if they agree.
 fn print_outcome(outcome: &matrix::Outcome, expected: &Matrix, applied: Option<Instant>) -> bool {
-    let (answered, all) = (outcome.measured.count(Verdict::Answered), outcome.measured.cells.len());
+    let (answered, all) = (
+        outcome.measured.count(Verdict::Answered),
+        outcome.measured.cells.len(),
+    );
     match outcome.matched {
         Some(at) => {
             if applied.is_some() {
@@ -181,7 +211,10 @@ fn print_outcome(outcome: &matrix::Outcome, expected: &Matrix, applied: Option<I
                     at.saturating_duration_since(applied).as_secs_f64() * 1e3
                 )
             });
-            print_line(&format!("as expected: {answered} of {all} connects are answered{}", when.unwrap_or_default()));
+            print_line(&format!(
+                "as expected: {answered} of {all} connects are answered{}",
+                when.unwrap_or_default()
+            ));
             true
         }
         None => {
@@ -198,12 +231,22 @@ fn print_outcome(outcome: &matrix::Outcome, expected: &Matrix, applied: Option<I
 fn show_flips(cluster: &Cluster, world: &World) -> Result<bool> {
     for (from, to) in [("x/a", "x/d"), ("x/a", "x/b")] {
         let times = flips::measure(cluster, world, from, to, FLIPS)?;
-        let place = if world.pod(from)?.node == world.pod(to)?.node { "same node" } else { "across nodes" };
+        let place = if world.pod(from)?.node == world.pod(to)?.node {
+            "same node"
+        } else {
+            "across nodes"
+        };
         print_line(&format!(
             "{from} -> {to} ({place}), a policy that denies all ingress is written and deleted {FLIPS} times, with a connect every 0.5 ms:"
         ));
-        print_line(&format!("  from the request to the first packet that obeys: {}", times.from_send));
-        print_line(&format!("  from the API's answer:                           {}", times.from_answer));
+        print_line(&format!(
+            "  from the request to the first packet that obeys: {}",
+            times.from_send
+        ));
+        print_line(&format!(
+            "  from the API's answer:                           {}",
+            times.from_answer
+        ));
     }
     Ok(true)
 }
@@ -211,8 +254,12 @@ fn show_flips(cluster: &Cluster, world: &World) -> Result<bool> {
 fn show_trace(cluster: &Cluster, world: &World, collector: &Collector) -> Result<bool> {
     let since = SystemTime::now();
     flips::measure(cluster, world, "x/a", "x/b", 2)?;
-    let spans =
-        collector.trace(("policy.change", "policy", flips::NAME), since, ("margay-node", 2), Duration::from_secs(15));
+    let spans = collector.trace(
+        ("policy.change", "policy", flips::NAME),
+        since,
+        ("margay-node", 2),
+        Duration::from_secs(15),
+    );
     let Some(spans) = spans else {
         print_line("NO trace of the change came within 15 s");
         return Ok(false);
@@ -228,7 +275,11 @@ fn show_trace(cluster: &Cluster, world: &World, collector: &Collector) -> Result
 fn routes(cluster: &Cluster) -> Result<()> {
     print_line("\nn1 and n2 share a subnet, n3 is behind a router; the pool has VXLANCrossSubnet:");
     print_line("$ nsenter --target (n1) --net ip route show proto 82");
-    print_line(&indent(&cluster.node("n1")?.exec(&["ip", "route", "show", "proto", "82"])?));
+    print_line(&indent(
+        &cluster
+            .node("n1")?
+            .exec(&["ip", "route", "show", "proto", "82"])?,
+    ));
     Ok(())
 }
 
@@ -244,10 +295,15 @@ fn hand_over(cluster: &Cluster) -> Result<()> {
     let netns = cluster.layout().netns("cp");
     let n1 = cluster.node("n1")?;
     let secret = |key: &str| {
-        format!("$KUBECTL get secret -n margay-system margay-reader-tls -o jsonpath='{{.data.{key}}}' | base64 -d")
+        format!(
+            "$KUBECTL get secret -n margay-system margay-reader-tls -o jsonpath='{{.data.{key}}}' | base64 -d"
+        )
     };
     let ca = "$KUBECTL get configmap -n margay-system margay-ca -o jsonpath='{.data.ca\\.crt}'";
-    ensure!(cluster.folder().join("env").exists(), "the cluster has no env file");
+    ensure!(
+        cluster.folder().join("env").exists(),
+        "the cluster has no env file"
+    );
     print_line(&format!(
         "\nThe cluster is left up. To play with it:\n\
          . {folder}/env\n\
@@ -269,7 +325,10 @@ fn hand_over(cluster: &Cluster) -> Result<()> {
 }
 
 fn indent(text: &str) -> String {
-    text.trim_end().lines().map(|line| format!("    {line}\n")).collect()
+    text.trim_end()
+        .lines()
+        .map(|line| format!("    {line}\n"))
+        .collect()
 }
 
 fn title(text: &str) {

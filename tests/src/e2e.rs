@@ -30,7 +30,9 @@ pub struct Options {
 
 /// Runs the suite; true if every case passed. Its output goes to standard output.
 pub fn run(options: &Options, progress: &dyn Fn(&str)) -> Result<bool> {
-    let folder = options.state.with_file_name(format!("{}-images", options.name));
+    let folder = options
+        .state
+        .with_file_name(format!("{}-images", options.name));
     let wanted = cluster::Options {
         name: options.name.clone(),
         state: options.state.clone(),
@@ -49,7 +51,11 @@ pub fn run(options: &Options, progress: &dyn Fn(&str)) -> Result<bool> {
     let report = options.report.canonicalize()?;
     let begin = Instant::now();
     let status = Command::new(&suite)
-        .args(["--provider=skeleton", "--ginkgo.no-color", "--ginkgo.timeout=40m"])
+        .args([
+            "--provider=skeleton",
+            "--ginkgo.no-color",
+            "--ginkgo.timeout=40m",
+        ])
         .arg(format!("--kubeconfig={}", cluster.kubeconfig().display()))
         .arg(format!("--ginkgo.focus={FOCUS}"))
         .arg(format!("--ginkgo.skip={SKIP}"))
@@ -57,7 +63,11 @@ pub fn run(options: &Options, progress: &dyn Fn(&str)) -> Result<bool> {
         .current_dir(cluster.folder())
         .status()
         .with_context(|| format!("cannot run {}", suite.display()))?;
-    progress(&format!("the suite took {:.0} s; its report is in {}", begin.elapsed().as_secs_f32(), report.display()));
+    progress(&format!(
+        "the suite took {:.0} s; its report is in {}",
+        begin.elapsed().as_secs_f32(),
+        report.display()
+    ));
     cluster.down()?;
     Ok(status.success())
 }
@@ -65,16 +75,36 @@ pub fn run(options: &Options, progress: &dyn Fn(&str)) -> Result<bool> {
 /// Names under which the suite wants its server.
 fn servers(suite: &Path) -> Result<Vec<String>> {
     let names = process::run(Command::new(suite).arg("--list-images"))?;
-    let is_agnhost = |name: &&str| name.rsplit('/').next().is_some_and(|last| last.starts_with("agnhost:"));
-    let found: Vec<String> = names.lines().map(str::trim).filter(is_agnhost).map(str::to_owned).collect();
-    anyhow::ensure!(!found.is_empty(), "{} lists no image of agnhost", suite.display());
+    let is_agnhost = |name: &&str| {
+        name.rsplit('/')
+            .next()
+            .is_some_and(|last| last.starts_with("agnhost:"))
+    };
+    let found: Vec<String> = names
+        .lines()
+        .map(str::trim)
+        .filter(is_agnhost)
+        .map(str::to_owned)
+        .collect();
+    anyhow::ensure!(
+        !found.is_empty(),
+        "{} lists no image of agnhost",
+        suite.display()
+    );
     Ok(found)
 }
 
 /// The archive of the server under one of its names.
 fn agnhost(cluster: &Cluster, name: &str, folder: &Path) -> Result<PathBuf> {
-    let entry = Entry::File { source: cluster.kube_bin().join("agnhost"), dest: "agnhost".into() };
-    let image = Image { name: name.to_owned(), entries: vec![entry], entrypoint: vec!["/agnhost".to_owned()] };
+    let entry = Entry::File {
+        source: cluster.kube_bin().join("agnhost"),
+        dest: "agnhost".into(),
+    };
+    let image = Image {
+        name: name.to_owned(),
+        entries: vec![entry],
+        entrypoint: vec!["/agnhost".to_owned()],
+    };
     let archive = folder.join("agnhost.tar");
     image.write(&archive)?;
     Ok(archive)

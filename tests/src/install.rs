@@ -69,10 +69,19 @@ pub fn image(folder: &Path) -> Result<PathBuf> {
 pub fn image_of(find: &dyn Fn(&str) -> Result<PathBuf>, folder: &Path) -> Result<PathBuf> {
     let entries = ["margay", "margay-cni"]
         .iter()
-        .map(|name| Ok(Entry::File { source: strip(&find(name)?, folder)?, dest: (*name).into() }))
+        .map(|name| {
+            Ok(Entry::File {
+                source: strip(&find(name)?, folder)?,
+                dest: (*name).into(),
+            })
+        })
         .collect::<Result<_>>()?;
     let archive = folder.join("margay.tar");
-    let image = Image { name: IMAGE.to_owned(), entries, entrypoint: vec!["/margay".to_owned()] };
+    let image = Image {
+        name: IMAGE.to_owned(),
+        entries,
+        entrypoint: vec!["/margay".to_owned()],
+    };
     image.write(&archive)?;
     Ok(archive)
 }
@@ -85,8 +94,18 @@ pub fn stripped(name: &str, folder: &Path) -> Result<PathBuf> {
 /// A program that was built beside this one.
 pub fn beside(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
-    let beside = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.exists());
-    beside.with_context(|| format!("{name} is not beside {}; build it first: cargo build --bins", own.display()))
+    let beside = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join(name))
+        .find(|path| path.exists());
+    beside.with_context(|| {
+        format!(
+            "{name} is not beside {}; build it first: cargo build --bins",
+            own.display()
+        )
+    })
 }
 
 fn strip(program: &Path, folder: &Path) -> Result<PathBuf> {
@@ -104,7 +123,10 @@ pub fn apply(cluster: &Cluster, options: &Options, progress: &dyn Fn(&str)) -> R
     let path = |name: &str| deploy.join(name).display().to_string();
     let kubectl = |arguments: &[&str]| -> Result<()> {
         let prefix = format!("{}/", checkout().display());
-        progress(&format!("kubectl {}", arguments.join(" ").replace(&prefix, "")));
+        progress(&format!(
+            "kubectl {}",
+            arguments.join(" ").replace(&prefix, "")
+        ));
         cluster.kubectl(arguments).map(|_| ())
     };
     let manifest = match options.mode {
@@ -112,7 +134,13 @@ pub fn apply(cluster: &Cluster, options: &Options, progress: &dyn Fn(&str)) -> R
         Mode::V3 => "operator.yaml",
     };
     kubectl(&["apply", "--server-side", "-f", &path(manifest)])?;
-    kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
+    kubectl(&[
+        "wait",
+        "--for=condition=Established",
+        "crd",
+        "--all",
+        "--timeout=60s",
+    ])?;
     if let Some(collector) = &options.collector {
         kubectl(&[
             "set",
@@ -124,7 +152,14 @@ pub fn apply(cluster: &Cluster, options: &Options, progress: &dyn Fn(&str)) -> R
             "OTEL_BSP_SCHEDULE_DELAY=200",
         ])?;
         let limit = format!("--timeout={}s", PATIENCE.as_secs());
-        kubectl(&["rollout", "status", "-n", NAMESPACES[0], "deployment/margay-operator", &limit])?;
+        kubectl(&[
+            "rollout",
+            "status",
+            "-n",
+            NAMESPACES[0],
+            "deployment/margay-operator",
+            &limit,
+        ])?;
     }
     kubectl(&["apply", "-f", &installation(cluster, &deploy, options)?])
 }
@@ -132,12 +167,20 @@ pub fn apply(cluster: &Cluster, options: &Options, progress: &dyn Fn(&str)) -> R
 /// The user's sample as it is, or a copy with another pool.
 fn installation(cluster: &Cluster, deploy: &Path, options: &Options) -> Result<String> {
     let sample = deploy.join("installation.yaml");
-    let mut object: serde_json::Value = serde_yaml_ng::from_str(&std::fs::read_to_string(&sample)?)?;
-    let pool = object.pointer_mut("/spec/calicoNetwork/ipPools/0").context("deploy/installation.yaml has no pool")?;
-    let wanted = [("cidr", &options.cidr), ("encapsulation", &options.encapsulation)];
+    let mut object: serde_json::Value =
+        serde_yaml_ng::from_str(&std::fs::read_to_string(&sample)?)?;
+    let pool = object
+        .pointer_mut("/spec/calicoNetwork/ipPools/0")
+        .context("deploy/installation.yaml has no pool")?;
+    let wanted = [
+        ("cidr", &options.cidr),
+        ("encapsulation", &options.encapsulation),
+    ];
     if options.block_size.is_none()
         && options.ipv6.is_none()
-        && wanted.iter().all(|(field, value)| pool[field] == value.as_str())
+        && wanted
+            .iter()
+            .all(|(field, value)| pool[field] == value.as_str())
     {
         return Ok(sample.display().to_string());
     }
@@ -148,9 +191,13 @@ fn installation(cluster: &Cluster, deploy: &Path, options: &Options) -> Result<S
         pool["blockSize"] = size.into();
     }
     if let Some((cidr, encapsulation)) = &options.ipv6 {
-        let pools = object.pointer_mut("/spec/calicoNetwork/ipPools").and_then(|pools| pools.as_array_mut());
+        let pools = object
+            .pointer_mut("/spec/calicoNetwork/ipPools")
+            .and_then(|pools| pools.as_array_mut());
         let pool = serde_json::json!({"cidr": cidr, "encapsulation": encapsulation, "natOutgoing": "Enabled"});
-        pools.context("deploy/installation.yaml has no pools")?.push(pool);
+        pools
+            .context("deploy/installation.yaml has no pools")?
+            .push(pool);
     }
     let copy = cluster.folder().join("installation.json");
     std::fs::write(&copy, serde_json::to_string_pretty(&object)?)?;
@@ -160,11 +207,20 @@ fn installation(cluster: &Cluster, deploy: &Path, options: &Options) -> Result<S
 /// Waits until every node is Ready and every pod of ours is too. `progress` receives events as they
 /// happen; an error includes what a person would look at first.
 pub fn wait(cluster: &Cluster, progress: &dyn Fn(&str)) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let wait = async { tokio::time::timeout(PATIENCE, watch(cluster, progress)).await.context("the time was up")? };
-    runtime
-        .block_on(wait)
-        .with_context(|| format!("Margay is not up on every node after {PATIENCE:?}\n{}", diagnosis(cluster)))
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let wait = async {
+        tokio::time::timeout(PATIENCE, watch(cluster, progress))
+            .await
+            .context("the time was up")?
+    };
+    runtime.block_on(wait).with_context(|| {
+        format!(
+            "Margay is not up on every node after {PATIENCE:?}\n{}",
+            diagnosis(cluster)
+        )
+    })
 }
 
 /// Applies, and waits.
@@ -183,7 +239,12 @@ struct StateChange {
 
 impl From<Node> for StateChange {
     fn from(node: Node) -> Self {
-        Self { name: format!("node {}", node.name_any()), place: String::new(), ready: node_ready(&node), gone: false }
+        Self {
+            name: format!("node {}", node.name_any()),
+            place: String::new(),
+            ready: node_ready(&node),
+            gone: false,
+        }
     }
 }
 
@@ -201,10 +262,15 @@ impl From<Pod> for StateChange {
 
 /// Returns the change that an event is about, if it is about one object. The watcher itself
 /// restarts a watch that fails.
-fn seen<K: Into<StateChange>>(event: Result<watcher::Event<K>, watcher::Error>) -> Option<StateChange> {
+fn seen<K: Into<StateChange>>(
+    event: Result<watcher::Event<K>, watcher::Error>,
+) -> Option<StateChange> {
     match event.ok()? {
         watcher::Event::Apply(object) | watcher::Event::InitApply(object) => Some(object.into()),
-        watcher::Event::Delete(object) => Some(StateChange { gone: true, ..object.into() }),
+        watcher::Event::Delete(object) => Some(StateChange {
+            gone: true,
+            ..object.into()
+        }),
         watcher::Event::Init | watcher::Event::InitDone => None,
     }
 }
@@ -226,10 +292,22 @@ async fn watch(cluster: &Cluster, progress: &dyn Fn(&str)) -> Result<()> {
         let Some(change) = event else { continue };
         if change.gone {
             state.remove(&change.name);
-        } else if state.insert(change.name.clone(), change.ready) != Some(change.ready) && change.ready {
-            progress(&format!("{:5.1} s  {}{} is Ready", begin.elapsed().as_secs_f32(), change.name, change.place));
+        } else if state.insert(change.name.clone(), change.ready) != Some(change.ready)
+            && change.ready
+        {
+            progress(&format!(
+                "{:5.1} s  {}{} is Ready",
+                begin.elapsed().as_secs_f32(),
+                change.name,
+                change.place
+            ));
         }
-        let count = |prefix: &str| state.iter().filter(|(name, ready)| name.starts_with(prefix) && **ready).count();
+        let count = |prefix: &str| {
+            state
+                .iter()
+                .filter(|(name, ready)| name.starts_with(prefix) && **ready)
+                .count()
+        };
         let complete = count("node ") == wanted
             && count("pod margay-node-") == wanted
             && count("pod margay-typha-") > 0
@@ -243,14 +321,26 @@ async fn watch(cluster: &Cluster, progress: &dyn Fn(&str)) -> Result<()> {
 
 /// Returns whether a node is Ready.
 pub fn node_ready(node: &Node) -> bool {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+    let conditions = node
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| {
+        all.iter()
+            .any(|one| one.type_ == "Ready" && one.status == "True")
+    })
 }
 
 /// Returns whether a pod is Ready.
 pub fn pod_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| {
+        all.iter()
+            .any(|one| one.type_ == "Ready" && one.status == "True")
+    })
 }
 
 /// Returns what a person would look at first when an installation does not come up.
@@ -258,7 +348,9 @@ pub fn diagnosis(cluster: &Cluster) -> String {
     const LINES: usize = 40;
     let mut text = String::new();
     let mut look = |arguments: &[&str]| {
-        let output = cluster.kubectl(arguments).unwrap_or_else(|error| format!("{error:#}"));
+        let output = cluster
+            .kubectl(arguments)
+            .unwrap_or_else(|error| format!("{error:#}"));
         let lines: Vec<&str> = output.lines().collect();
         let last = lines[lines.len().saturating_sub(LINES)..].join("\n");
         text += &format!("--- kubectl {}\n{last}\n", arguments.join(" "));
@@ -270,7 +362,10 @@ pub fn diagnosis(cluster: &Cluster) -> String {
         look(&["get", "events", "-n", namespace, "--sort-by=.lastTimestamp"]);
     }
     look(&["logs", "-n", NAMESPACES[0], "deployment/margay-operator"]);
-    for (workload, init) in [("deployment/margay-typha", false), ("daemonset/margay-node", true)] {
+    for (workload, init) in [
+        ("deployment/margay-typha", false),
+        ("daemonset/margay-node", true),
+    ] {
         let mut arguments = vec!["logs", "-n", NAMESPACES[1], workload, "--prefix"];
         if init {
             arguments.extend(["--all-containers", "--all-pods"]);
@@ -295,7 +390,10 @@ fn running(node: &crate::cluster::node::Node, command: &[&str]) -> Vec<i32> {
         .filter(|pid| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-            command.iter().enumerate().all(|(index, word)| words.get(index) == Some(&word.as_bytes()))
+            command
+                .iter()
+                .enumerate()
+                .all(|(index, word)| words.get(index) == Some(&word.as_bytes()))
         })
         .filter(|pid| network(*pid) == own)
         .collect()
@@ -314,7 +412,11 @@ pub fn metric(node: &crate::cluster::node::Node, port: u16, name: &str) -> Resul
         own.then(|| value.parse::<f64>().ok())?
     });
     let values: Vec<f64> = values.collect();
-    ensure!(!values.is_empty(), "no metric {name} at {url} of {}", node.host.name);
+    ensure!(
+        !values.is_empty(),
+        "no metric {name} at {url} of {}",
+        node.host.name
+    );
     Ok(values.iter().sum())
 }
 
@@ -332,7 +434,10 @@ fn restart(node: &crate::cluster::node::Node, command: &[&str]) -> Result<()> {
     let (old, name) = (running(node, command), command.join(" "));
     ensure!(!old.is_empty(), "no {name} runs on {}", node.host.name);
     for pid in &old {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL)?;
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(*pid),
+            nix::sys::signal::Signal::SIGKILL,
+        )?;
     }
     process::wait_for(
         PATIENCE,
@@ -343,10 +448,12 @@ fn restart(node: &crate::cluster::node::Node, command: &[&str]) -> Result<()> {
 
 /// Fails unless the installation's own status agrees that it is available.
 pub fn check_status(cluster: &Cluster) -> Result<()> {
-    let path =
-        r#"jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=="Available")].status}{"\n"}{end}"#;
+    let path = r#"jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=="Available")].status}{"\n"}{end}"#;
     let text = cluster.kubectl(&["get", "tigerastatus", "-o", path])?;
     ensure!(!text.trim().is_empty(), "no TigeraStatus exists");
-    ensure!(text.lines().all(|line| line.ends_with(" True")), "not available:\n{text}");
+    ensure!(
+        text.lines().all(|line| line.ends_with(" True")),
+        "not available:\n{text}"
+    );
     Ok(())
 }

@@ -53,7 +53,10 @@ impl Matrix {
         for port in ports {
             for from in pods {
                 for to in pods.iter().filter(|to| *to != from) {
-                    cells.insert((*port, (*from).to_owned(), (*to).to_owned()), Verdict::Answered);
+                    cells.insert(
+                        (*port, (*from).to_owned(), (*to).to_owned()),
+                        Verdict::Answered,
+                    );
                 }
             }
         }
@@ -102,18 +105,30 @@ impl Matrix {
     /// The table of one port.
     pub fn of_port(&self, port: Port) -> Self {
         let cells = self.cells.iter().filter(|(cell, _)| cell.0 == port);
-        Self { cells: cells.map(|(cell, verdict)| (cell.clone(), *verdict)).collect() }
+        Self {
+            cells: cells
+                .map(|(cell, verdict)| (cell.clone(), *verdict))
+                .collect(),
+        }
     }
 
     /// Number of questions with that verdict.
     pub fn count(&self, verdict: Verdict) -> usize {
-        self.cells.values().filter(|found| **found == verdict).count()
+        self.cells
+            .values()
+            .filter(|found| **found == verdict)
+            .count()
     }
 
     /// The cells whose verdict differs in `other`.
     pub fn differing(&self, other: &Self) -> Vec<Cell> {
-        let differs = |(cell, verdict): &(&Cell, &Verdict)| other.cells.get(*cell) != Some(*verdict);
-        self.cells.iter().filter(differs).map(|(cell, _)| cell.clone()).collect()
+        let differs =
+            |(cell, verdict): &(&Cell, &Verdict)| other.cells.get(*cell) != Some(*verdict);
+        self.cells
+            .iter()
+            .filter(differs)
+            .map(|(cell, _)| cell.clone())
+            .collect()
     }
 
     /// The text form; cells that differ from `expected` carry a `*`.
@@ -124,11 +139,21 @@ impl Matrix {
     /// Prints measured and expected side by side.
     pub fn beside(&self, expected: &Self) -> String {
         let mut text = String::new();
-        for (wanted, found) in expected.tables(None).iter().zip(self.tables(Some(expected))) {
+        for (wanted, found) in expected
+            .tables(None)
+            .iter()
+            .zip(self.tables(Some(expected)))
+        {
             let width = wanted.lines().map(str::len).max().unwrap_or_default() + 6;
             let mut head = (" expected", " measured");
             for (left, right) in wanted.lines().zip(found.lines()) {
-                let _ = writeln!(text, "{:width$}{}{}", format!("{left}{}", head.0), right, head.1);
+                let _ = writeln!(
+                    text,
+                    "{:width$}{}{}",
+                    format!("{left}{}", head.0),
+                    right,
+                    head.1
+                );
                 head = ("", "");
             }
         }
@@ -138,7 +163,10 @@ impl Matrix {
     fn tables(&self, expected: Option<&Self>) -> Vec<String> {
         let mut ports: Vec<Port> = self.cells.keys().map(|cell| cell.0).collect();
         ports.dedup();
-        ports.into_iter().map(|port| self.table(port, expected)).collect()
+        ports
+            .into_iter()
+            .map(|port| self.table(port, expected))
+            .collect()
     }
 
     fn table(&self, port: Port, expected: Option<&Self>) -> String {
@@ -160,7 +188,11 @@ impl Matrix {
                 let cell = (port, (*from).to_owned(), (*to).to_owned());
                 let found = self.cells.get(&cell);
                 let wrong = expected.is_some_and(|expected| expected.cells.get(&cell) != found);
-                let _ = write!(text, "{:>4}", format!("{}{}", if wrong { "*" } else { "" }, sign(found)));
+                let _ = write!(
+                    text,
+                    "{:>4}",
+                    format!("{}{}", if wrong { "*" } else { "" }, sign(found))
+                );
             }
         }
         text + "\n"
@@ -182,12 +214,18 @@ pub fn wait_for_match(world: &World, expected: &Matrix, limit: Duration) -> Resu
             held += 1;
             let matched = *first.get_or_insert(begun);
             if held > HOLD {
-                return Ok(Outcome { measured, matched: Some(matched) });
+                return Ok(Outcome {
+                    measured,
+                    matched: Some(matched),
+                });
             }
         } else {
             (held, first) = (0, None);
             if begun >= end {
-                return Ok(Outcome { measured, matched: None });
+                return Ok(Outcome {
+                    measured,
+                    matched: None,
+                });
             }
         }
         asked = if wrong.is_empty() { all.clone() } else { wrong };
@@ -203,10 +241,14 @@ pub fn measure(world: &World, cells: &[Cell], into: &mut Matrix) -> Result<()> {
     let mut questions: Vec<(&Place, Vec<Target>)> = Vec::new();
     for (from, cells) in &by_asker {
         let target = |cell: &&Cell| Ok(Target::new(cell.0.0, world.address(&cell.2)?, cell.0.1));
-        questions.push((&world.pod(from)?.place, cells.iter().map(target).collect::<Result<_>>()?));
+        questions.push((
+            &world.pod(from)?.place,
+            cells.iter().map(target).collect::<Result<_>>()?,
+        ));
     }
     for (cells, verdicts) in by_asker.values().zip(ask_all(&questions)?) {
-        into.cells.extend(cells.iter().map(|cell| (*cell).clone()).zip(verdicts));
+        into.cells
+            .extend(cells.iter().map(|cell| (*cell).clone()).zip(verdicts));
     }
     Ok(())
 }
@@ -242,7 +284,13 @@ mod tests {
         let matrix = Matrix::parse(TEXT).unwrap();
         assert_eq!(matrix.cells.len(), 2);
         assert_eq!(Matrix::parse(&matrix.print(None)).unwrap(), matrix);
-        assert_eq!((matrix.count(Verdict::Answered), matrix.count(Verdict::Silent)), (1, 1));
+        assert_eq!(
+            (
+                matrix.count(Verdict::Answered),
+                matrix.count(Verdict::Silent)
+            ),
+            (1, 1)
+        );
     }
 
     #[test]
@@ -251,14 +299,19 @@ mod tests {
         let measured = Matrix::parse(TEXT).unwrap();
         assert_eq!(expected.differing(&measured).len(), 1);
         let text = measured.beside(&expected);
-        assert!(text.contains("*X") && text.matches('*').count() == 1, "{text}");
+        assert!(
+            text.contains("*X") && text.matches('*').count() == 1,
+            "{text}"
+        );
     }
 
     #[test]
     fn a_bad_table_is_refused_with_its_line() {
-        for (text, message) in
-            [("tcp 80\nx/a x/b\nx/a - . .", "line 3"), ("tcp 80\nx/a\nx/a ?", "`?`"), ("", "no table")]
-        {
+        for (text, message) in [
+            ("tcp 80\nx/a x/b\nx/a - . .", "line 3"),
+            ("tcp 80\nx/a\nx/a ?", "`?`"),
+            ("", "no table"),
+        ] {
             let error = format!("{:#}", Matrix::parse(text).unwrap_err());
             assert!(error.contains(message), "{error}");
         }

@@ -58,7 +58,13 @@ impl Namespace {
     pub fn connect_pod(&self, namespace: &Self, interface: &str, nets: &[IpNet]) -> Result<Mac> {
         self.run(|| {
             let mac = pod::pod_mac(interface, "eth0");
-            let link = PodLink { host: interface, pod: "eth0", namespace: namespace.file(), mtu: 1450, mac };
+            let link = PodLink {
+                host: interface,
+                pod: "eth0",
+                namespace: namespace.file(),
+                mtu: 1450,
+                mac,
+            };
             let mut socket = RouteSocket::open()?;
             let index = pod::create_link(&mut socket, &link)?;
             let mac = pod::configure_pod(&link, nets)?;
@@ -78,7 +84,11 @@ impl Namespace {
                 .stderr(Stdio::piped())
                 .spawn()
                 .with_context(|| format!("start {program}"))?;
-            child.stdin.take().context("standard input")?.write_all(input.as_bytes())?;
+            child
+                .stdin
+                .take()
+                .context("standard input")?
+                .write_all(input.as_bytes())?;
             Ok(child.wait_with_output()?)
         })?;
         ensure!(
@@ -98,13 +108,19 @@ impl Namespace {
 
 /// Plugs a cable between two namespaces; each end gets an address with prefix length.
 pub fn connect(one: (&Namespace, &str, &str), other: (&Namespace, &str, &str)) -> Result<()> {
-    one.0.ip(&format!("link add {} type veth peer name {} netns {}", one.1, other.1, other.0.path()))?;
+    one.0.ip(&format!(
+        "link add {} type veth peer name {} netns {}",
+        one.1,
+        other.1,
+        other.0.path()
+    ))?;
     for (namespace, name, address) in [one, other] {
         if !address.is_empty() {
             namespace.ip(&format!("addr add {address} dev {name}"))?;
         }
-        // A router asks for its neighbours from the link-local address, and gives up after three seconds; while that
-        // address is tentative, for a second or two after the link came up, it asks nobody.
+        // A router asks for its neighbours from the link-local address, and gives up after three
+        // seconds; while that address is tentative, for a second or two after the link came up, it
+        // asks nobody.
         let parameter = format!("net/ipv6/conf/{name}/accept_dad=0");
         namespace.command("sysctl", &["-eqw", &parameter], "")?;
         namespace.ip(&format!("link set {name} up"))?;

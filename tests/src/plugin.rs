@@ -72,13 +72,23 @@ impl Call {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
-        child.stdin.take().context("standard input")?.write_all(self.config.to_string().as_bytes())?;
+        child
+            .stdin
+            .take()
+            .context("standard input")?
+            .write_all(self.config.to_string().as_bytes())?;
         let output = child.wait_with_output()?;
         let result = match output.stdout.as_slice() {
             [] => Value::Null,
-            stdout => serde_json::from_slice(stdout).context("what the plugin printed is not JSON")?,
+            stdout => {
+                serde_json::from_slice(stdout).context("what the plugin printed is not JSON")?
+            }
         };
-        Ok(if output.status.success() { Answer::Success(result) } else { Answer::Refusal(result) })
+        Ok(if output.status.success() {
+            Answer::Success(result)
+        } else {
+            Answer::Refusal(result)
+        })
     }
 }
 
@@ -96,7 +106,9 @@ impl Answer {
         match self {
             Self::Success(result) => bail!("the plugin should refuse, and answers {result}"),
             Self::Refusal(error) => {
-                let code = error["code"].as_u64().with_context(|| format!("no code in {error}"))?;
+                let code = error["code"]
+                    .as_u64()
+                    .with_context(|| format!("no code in {error}"))?;
                 Ok((code, error["msg"].as_str().unwrap_or_default().to_owned()))
             }
         }

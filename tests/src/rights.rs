@@ -52,14 +52,22 @@ pub fn apply_rules(cluster: &Cluster, golden: &str) -> Result<()> {
     for document in serde_yaml_ng::Deserializer::from_str(&text) {
         let mut object = Value::deserialize(document)?;
         if KINDS.iter().any(|kind| object["kind"] == *kind) {
-            object["metadata"].as_object_mut().map(|metadata| metadata.remove("ownerReferences"));
+            object["metadata"]
+                .as_object_mut()
+                .map(|metadata| metadata.remove("ownerReferences"));
             objects.push(object);
         }
     }
     let file = cluster.folder().join(golden).with_extension("json");
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
     std::fs::write(&file, list.to_string())?;
-    cluster.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", &file.display().to_string()])?;
+    cluster.kubectl(&[
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "-f",
+        &file.display().to_string(),
+    ])?;
     Ok(())
 }
 
@@ -72,11 +80,19 @@ pub struct ApiUser {
 
 impl ApiUser {
     /// The user that `change` makes of the administrator.
-    pub async fn new(cluster: &Cluster, mode: Mode, change: impl FnOnce(&mut Config)) -> Result<Self> {
+    pub async fn new(
+        cluster: &Cluster,
+        mode: Mode,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Self> {
         let file = Kubeconfig::read_from(cluster.kubeconfig())?;
-        let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
+        let mut config =
+            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
         change(&mut config);
-        Ok(Self { client: Client::try_from(config)?, mode })
+        Ok(Self {
+            client: Client::try_from(config)?,
+            mode,
+        })
     }
 
     /// The administrator.
@@ -88,14 +104,20 @@ impl ApiUser {
     pub async fn with_token(cluster: &Cluster, mode: Mode, token: &str) -> Result<Self> {
         let token = token.to_owned();
         Self::new(cluster, mode, |config| {
-            config.auth_info = kube::config::AuthInfo { token: Some(token.into()), ..Default::default() };
+            config.auth_info = kube::config::AuthInfo {
+                token: Some(token.into()),
+                ..Default::default()
+            };
         })
         .await
     }
 
     /// The user of that name.
     pub async fn user(cluster: &Cluster, mode: Mode, name: &str) -> Result<Self> {
-        Self::new(cluster, mode, |config| config.auth_info.impersonate = Some(name.to_owned())).await
+        Self::new(cluster, mode, |config| {
+            config.auth_info.impersonate = Some(name.to_owned())
+        })
+        .await
     }
 
     fn resource(&self, object: &Value) -> ApiResource {
@@ -128,35 +150,62 @@ impl ApiUser {
         };
         let mut stored: DynamicObject = serde_json::from_value(stored)?;
         let resource = self.resource(object);
-        stored.types = Some(TypeMeta { api_version: resource.api_version, kind: resource.kind });
+        stored.types = Some(TypeMeta {
+            api_version: resource.api_version,
+            kind: resource.kind,
+        });
         Ok(stored)
     }
 
     /// Creates the object. Returns the refusal, if there is one.
     pub async fn create(&self, object: &Value) -> Result<String> {
-        answer(self.api(object).create(&PostParams::default(), &self.stored(object)?).await)
+        answer(
+            self.api(object)
+                .create(&PostParams::default(), &self.stored(object)?)
+                .await,
+        )
     }
 
     /// Writes the object whole, as changed from what is there.
     pub async fn update(&self, object: &Value, administrator: &Self) -> Result<String> {
         let mut wanted = self.stored(object)?;
         let name = wanted.name_any();
-        wanted.metadata.resource_version = administrator.api(object).get(&name).await?.metadata.resource_version;
-        answer(self.api(object).replace(&name, &PostParams::default(), &wanted).await)
+        wanted.metadata.resource_version = administrator
+            .api(object)
+            .get(&name)
+            .await?
+            .metadata
+            .resource_version;
+        answer(
+            self.api(object)
+                .replace(&name, &PostParams::default(), &wanted)
+                .await,
+        )
     }
 
     /// Patches the object, or a part of it.
     pub async fn patch(&self, object: &Value, part: &str, change: &Value) -> Result<String> {
-        let (api, name, params) = (self.api(object), self.stored(object)?.name_any(), PatchParams::default());
+        let (api, name, params) = (
+            self.api(object),
+            self.stored(object)?.name_any(),
+            PatchParams::default(),
+        );
         answer(match part {
             "" => api.patch(&name, &params, &Patch::Merge(change)).await,
-            part => api.patch_subresource(part, &name, &params, &Patch::Merge(change)).await,
+            part => {
+                api.patch_subresource(part, &name, &params, &Patch::Merge(change))
+                    .await
+            }
         })
     }
 
     /// Deletes the object.
     pub async fn delete(&self, object: &Value) -> Result<String> {
-        answer(self.api(object).delete(&self.stored(object)?.name_any(), &DeleteParams::default()).await)
+        answer(
+            self.api(object)
+                .delete(&self.stored(object)?.name_any(), &DeleteParams::default())
+                .await,
+        )
     }
 
     /// Removes the object despite finalizers; a success if there is none.
@@ -164,8 +213,12 @@ impl ApiUser {
         let (api, name) = (self.api(object), self.stored(object)?.name_any());
         let freed = json!({"metadata": {"finalizers": null, "ownerReferences": null}});
         for outcome in [
-            api.patch(&name, &PatchParams::default(), &Patch::Merge(freed)).await.map(drop),
-            api.delete(&name, &DeleteParams::default().grace_period(0)).await.map(drop),
+            api.patch(&name, &PatchParams::default(), &Patch::Merge(freed))
+                .await
+                .map(drop),
+            api.delete(&name, &DeleteParams::default().grace_period(0))
+                .await
+                .map(drop),
         ] {
             match outcome {
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
@@ -185,14 +238,20 @@ fn answer<T>(outcome: kube::Result<T>) -> Result<String> {
 }
 
 /// Asks until the answer has the part: rules come into force some time after they were written.
-pub async fn until<F: Future<Output = Result<String>>>(part: &str, ask: impl Fn() -> F) -> Result<()> {
+pub async fn until<F: Future<Output = Result<String>>>(
+    part: &str,
+    ask: impl Fn() -> F,
+) -> Result<()> {
     let begin = std::time::Instant::now();
     loop {
         let answer = ask().await?;
         if answer.contains(part) {
             return Ok(());
         }
-        ensure!(begin.elapsed() < PATIENCE, "wanted {part:?}, is {answer:?} after {PATIENCE:?}");
+        ensure!(
+            begin.elapsed() < PATIENCE,
+            "wanted {part:?}, is {answer:?} after {PATIENCE:?}"
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -207,29 +266,57 @@ pub async fn ask(requests: &Requests, agent: &ApiUser, administrator: &ApiUser) 
     .await?;
     let mut wrong = Vec::new();
     for row in &requests.rows {
-        let answer = one(row, requests, agent, administrator).await.with_context(|| row.what.clone())?;
+        let answer = one(row, requests, agent, administrator)
+            .await
+            .with_context(|| row.what.clone())?;
         wrong.extend(row.fault(&answer));
     }
-    ensure!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), requests.rows.len(), wrong.join("\n"));
+    ensure!(
+        wrong.is_empty(),
+        "{} of {}:\n{}",
+        wrong.len(),
+        requests.rows.len(),
+        wrong.join("\n")
+    );
     Ok(())
 }
 
 /// Under `strictAffinity` nothing is borrowed, and what was borrowed is given back.
-pub async fn ask_under_strict_affinity(requests: &Requests, agent: &ApiUser, administrator: &ApiUser) -> Result<()> {
-    let row = |what: &str| requests.rows.iter().find(|row| row.what == what).with_context(|| format!("no row {what}"));
-    let (borrowed, given_back) =
-        (row("an address is borrowed")?, row("what was borrowed is given back and attributes are renumbered")?);
+pub async fn ask_under_strict_affinity(
+    requests: &Requests,
+    agent: &ApiUser,
+    administrator: &ApiUser,
+) -> Result<()> {
+    let row = |what: &str| {
+        requests
+            .rows
+            .iter()
+            .find(|row| row.what == what)
+            .with_context(|| format!("no row {what}"))
+    };
+    let (borrowed, given_back) = (
+        row("an address is borrowed")?,
+        row("what was borrowed is given back and attributes are renumbered")?,
+    );
     let settings = json!({"kind": "IPAMConfiguration", "metadata": {"name": "default"},
         "spec": {"strictAffinity": true, "autoAllocateBlocks": true}});
     administrator.clear(&settings).await?;
     administrator.create(&settings).await?;
-    until("has strictAffinity", || one(borrowed, requests, agent, administrator)).await?;
+    until("has strictAffinity", || {
+        one(borrowed, requests, agent, administrator)
+    })
+    .await?;
     until(GRANTED, || one(given_back, requests, agent, administrator)).await?;
     administrator.clear(&settings).await?;
     until(GRANTED, || one(borrowed, requests, agent, administrator)).await
 }
 
-async fn one(row: &Request, requests: &Requests, agent: &ApiUser, administrator: &ApiUser) -> Result<String> {
+async fn one(
+    row: &Request,
+    requests: &Requests,
+    agent: &ApiUser,
+    administrator: &ApiUser,
+) -> Result<String> {
     let (before, after) = requests.objects_of(row);
     let stays = ["Node", "Pod"].iter().any(|kind| before["kind"] == *kind);
     if !stays {
@@ -276,7 +363,12 @@ struct TierRow {
 const TIER: &str = "permission to get the tier";
 
 /// Gives each user of the table his roles, and asks every row.
-pub async fn ask_of_tiers(tiers: &Tiers, cluster: &Cluster, mode: Mode, namespace: &str) -> Result<()> {
+pub async fn ask_of_tiers(
+    tiers: &Tiers,
+    cluster: &Cluster,
+    mode: Mode,
+    namespace: &str,
+) -> Result<()> {
     roles(tiers, cluster, mode)?;
     let administrator = ApiUser::administrator(cluster, mode).await?;
     let policy = |row: &TierRow, tier: &Option<String>| {
@@ -284,7 +376,8 @@ pub async fn ask_of_tiers(tiers: &Tiers, cluster: &Cluster, mode: Mode, namespac
         if !row.kind.contains("Global") {
             object["metadata"]["namespace"] = namespace.into();
         }
-        tier.iter().for_each(|tier| object["spec"]["tier"] = tier.as_str().into());
+        tier.iter()
+            .for_each(|tier| object["spec"]["tier"] = tier.as_str().into());
         if row.kind.starts_with("Staged") {
             object["spec"]["stagedAction"] = "Set".into();
         }
@@ -312,7 +405,11 @@ pub async fn ask_of_tiers(tiers: &Tiers, cluster: &Cluster, mode: Mode, namespac
             _ => user.delete(&before).await?,
         };
         administrator.clear(&after).await?;
-        let wanted = if row.answer == "tier" { TIER } else { &row.answer };
+        let wanted = if row.answer == "tier" {
+            TIER
+        } else {
+            &row.answer
+        };
         if !answer.contains(wanted) {
             wrong.push(format!(
                 "{}: {} {} {}: wanted {wanted:?}, is {answer:?}",
@@ -320,7 +417,13 @@ pub async fn ask_of_tiers(tiers: &Tiers, cluster: &Cluster, mode: Mode, namespac
             ));
         }
     }
-    ensure!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), tiers.rows.len(), wrong.join("\n"));
+    ensure!(
+        wrong.is_empty(),
+        "{} of {}:\n{}",
+        wrong.len(),
+        tiers.rows.len(),
+        wrong.join("\n")
+    );
     Ok(())
 }
 
@@ -333,8 +436,11 @@ fn roles(tiers: &Tiers, cluster: &Cluster, mode: Mode) -> Result<()> {
     for (user, rules) in &tiers.users {
         let mut rules = rules.clone();
         for rule in &mut rules {
-            rule["apiGroups"] =
-                if rule["resources"] == json!(["*"]) { json!(["*"]) } else { json!(["projectcalico.org"]) };
+            rule["apiGroups"] = if rule["resources"] == json!(["*"]) {
+                json!(["*"])
+            } else {
+                json!(["projectcalico.org"])
+            };
         }
         rules.push(plain.clone());
         let (api, name) = ("rbac.authorization.k8s.io/v1", format!("rights-{user}"));
@@ -345,12 +451,18 @@ fn roles(tiers: &Tiers, cluster: &Cluster, mode: Mode) -> Result<()> {
             "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
         }));
     }
-    apply(cluster, "rights-roles.json", &json!({"apiVersion": "v1", "kind": "List", "items": items}))
+    apply(
+        cluster,
+        "rights-roles.json",
+        &json!({"apiVersion": "v1", "kind": "List", "items": items}),
+    )
 }
 
 /// Applies an object by way of a file in the cluster's folder.
 pub fn apply(cluster: &Cluster, file: &str, object: &Value) -> Result<()> {
     let path = cluster.folder().join(Path::new(file));
     std::fs::write(&path, object.to_string())?;
-    cluster.kubectl(&["apply", "-f", &path.display().to_string()]).map(drop)
+    cluster
+        .kubectl(&["apply", "-f", &path.display().to_string()])
+        .map(drop)
 }

@@ -24,7 +24,10 @@ impl Suite {
         let arguments: Vec<String> = std::env::args().skip(1).collect();
         Self {
             list: arguments.iter().any(|argument| argument == "--list"),
-            filters: arguments.into_iter().filter(|argument| !argument.starts_with('-')).collect(),
+            filters: arguments
+                .into_iter()
+                .filter(|argument| !argument.starts_with('-'))
+                .collect(),
             passed: 0,
             failed: Vec::new(),
             skipped: 0,
@@ -63,7 +66,11 @@ impl Suite {
 
     /// Prints the sum.
     pub fn finish(self) -> ExitCode {
-        let result = if self.failed.is_empty() { "ok" } else { "FAILED" };
+        let result = if self.failed.is_empty() {
+            "ok"
+        } else {
+            "FAILED"
+        };
         for name in &self.failed {
             println!("failed: {name}");
         }
@@ -74,10 +81,18 @@ impl Suite {
             self.skipped,
             self.begin.elapsed().as_secs_f32()
         );
-        if self.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        if self.failed.is_empty() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
     }
 
     fn chosen(&self, name: &str) -> bool {
-        self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter.as_str()))
+        self.filters.is_empty()
+            || self
+                .filters
+                .iter()
+                .any(|filter| name.contains(filter.as_str()))
     }
 }

@@ -8,8 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
-use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+    TraceService, TraceServiceServer,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use parking_lot::{Mutex, MutexGuard};
 use prost::Message as _;
@@ -76,12 +80,15 @@ impl Collector {
         let address = listener.local_addr()?;
         let received = Receiver::default();
         let receiver = received.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         std::thread::spawn(move || {
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener)?;
                 let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-                let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(receiver));
+                let server = tonic::transport::Server::builder()
+                    .add_service(TraceServiceServer::new(receiver));
                 server.serve_with_incoming(incoming).await?;
                 anyhow::Ok(())
             })
@@ -111,7 +118,12 @@ impl Collector {
 
     /// Programs that have reported a span.
     pub fn services(&self) -> BTreeSet<String> {
-        self.received.lock().spans.iter().map(|span| span.service.clone()).collect()
+        self.received
+            .lock()
+            .spans
+            .iter()
+            .map(|span| span.service.clone())
+            .collect()
     }
 
     /// Waits for a trace whose root did `name`, carries the attribute, and began after `since`,
@@ -148,15 +160,24 @@ impl Collector {
         let spans = &received.spans;
         let is_root = |span: &&Span| {
             let attribute = span.attributes.get(key);
-            span.name == name && span.start >= since && attribute.is_some_and(|found| found.contains(value))
+            span.name == name
+                && span.start >= since
+                && attribute.is_some_and(|found| found.contains(value))
         };
-        let traces = spans.iter().filter(is_root).map(|root| of_trace(spans, &root.trace));
+        let traces = spans
+            .iter()
+            .filter(is_root)
+            .map(|root| of_trace(spans, &root.trace));
         traces.max_by_key(Vec::len).unwrap_or_default()
     }
 }
 
 fn of_trace(spans: &[Span], trace: &[u8]) -> Vec<Span> {
-    spans.iter().filter(|span| span.trace == trace).cloned().collect()
+    spans
+        .iter()
+        .filter(|span| span.trace == trace)
+        .cloned()
+        .collect()
 }
 
 /// A trace as a tree: one line a span, with the time from the root's start, how long it took, and a
@@ -172,9 +193,22 @@ pub fn tree(spans: &[Span]) -> String {
             roots.push(span);
         }
     }
-    let begin = spans.iter().map(|span| span.start).min().unwrap_or_default();
-    let length = spans.iter().map(|span| span.end).max().unwrap_or_default().saturating_sub(begin).max(1);
-    let mut text = format!("{:58} {:14} {:>8} {:>9}\n", "span", "program", "after ms", "took ms");
+    let begin = spans
+        .iter()
+        .map(|span| span.start)
+        .min()
+        .unwrap_or_default();
+    let length = spans
+        .iter()
+        .map(|span| span.end)
+        .max()
+        .unwrap_or_default()
+        .saturating_sub(begin)
+        .max(1);
+    let mut text = format!(
+        "{:58} {:14} {:>8} {:>9}\n",
+        "span", "program", "after ms", "took ms"
+    );
     roots.sort_by_key(|span| span.start);
     for root in roots {
         branch(&mut text, root, &mut children, (begin, length), 0);
@@ -189,8 +223,15 @@ fn branch(
     (begin, length): (u64, u64),
     depth: usize,
 ) {
-    let detail = span.attributes.iter().map(|(key, value)| format!(" {key}={value}")).collect::<String>();
-    let label: String = format!("{:indent$}{}{detail}", "", span.name, indent = depth * 2).chars().take(58).collect();
+    let detail = span
+        .attributes
+        .iter()
+        .map(|(key, value)| format!(" {key}={value}"))
+        .collect::<String>();
+    let label: String = format!("{:indent$}{}{detail}", "", span.name, indent = depth * 2)
+        .chars()
+        .take(58)
+        .collect();
     let after = span.start.saturating_sub(begin);
     let took = span.end.saturating_sub(span.start);
     let at = |time: u64| (time.min(length) * WIDTH / length) as usize;
@@ -221,9 +262,16 @@ impl TraceService for Receiver {
         let bytes = request.encode_to_vec();
         let mut spans = Vec::new();
         for resource in request.resource_spans {
-            let about = resource.resource.map(|resource| attributes(resource.attributes)).unwrap_or_default();
+            let about = resource
+                .resource
+                .map(|resource| attributes(resource.attributes))
+                .unwrap_or_default();
             let service = about.get("service.name").cloned().unwrap_or_default();
-            for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+            for span in resource
+                .scope_spans
+                .into_iter()
+                .flat_map(|scope| scope.spans)
+            {
                 spans.push(Span {
                     trace: span.trace_id,
                     id: span.span_id,
@@ -269,7 +317,11 @@ mod tests {
     use super::*;
 
     fn mk_span(id: u8, parent: u8, name: &str, start: u64, end: u64) -> Span {
-        let parent = if parent == 0 { Vec::new() } else { vec![parent] };
+        let parent = if parent == 0 {
+            Vec::new()
+        } else {
+            vec![parent]
+        };
         Span {
             trace: vec![1],
             id: vec![id],
@@ -290,8 +342,12 @@ mod tests {
             mk_span(2, 1, "early", 500_000, 700_000),
         ];
         let text = tree(&spans);
-        let names: Vec<&str> =
-            text.lines().skip(1).filter_map(|line| line.split("demo").next()).map(str::trim_end).collect();
+        let names: Vec<&str> = text
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split("demo").next())
+            .map(str::trim_end)
+            .collect();
         assert_eq!(names, ["root", "  early", "  late"], "{text}");
     }
 

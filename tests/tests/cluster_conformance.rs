@@ -25,31 +25,46 @@ fn main() -> ExitCode {
             return suite.finish();
         }
     };
-    suite.case("every_feature_of_network_policies_has_the_verdicts_of_the_table", || {
-        let mut table = Table::of_tests("cyclonus.json.gz")?;
-        table.keep_cover();
-        on_cluster(&cluster, &table)
-    });
-    suite.case("cluster_wide_policies_have_the_verdicts_of_the_table", || {
-        on_cluster(&cluster, &Table::of_tests("network-policy-api.json")?)
-    });
+    suite.case(
+        "every_feature_of_network_policies_has_the_verdicts_of_the_table",
+        || {
+            let mut table = Table::of_tests("cyclonus.json.gz")?;
+            table.keep_cover();
+            on_cluster(&cluster, &table)
+        },
+    );
+    suite.case(
+        "cluster_wide_policies_have_the_verdicts_of_the_table",
+        || on_cluster(&cluster, &Table::of_tests("network-policy-api.json")?),
+    );
     suite.case("policies_of_calico_have_the_verdicts_of_the_table", || {
         on_cluster(&cluster, &Table::of_tests("calico.json")?)
     });
-    suite.case("the_api_server_protects_tiers_and_addresses_and_fills_in_what_policies_leave_out", || {
-        admission::check(&cluster)
-    });
+    suite.case(
+        "the_api_server_protects_tiers_and_addresses_and_fills_in_what_policies_leave_out",
+        || admission::check(&cluster),
+    );
     suite.finish()
 }
 
 fn stage() -> Result<Cluster> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cluster-conformance");
     // Several checkouts may run tests at the same time.
-    let cluster = demo::bring_up(&format!("mgy-conf-{}", std::process::id()), &folder, &|line| println!("{line}"))?;
-    install::install(&cluster, &install::Options::default(), &|line| println!("{line}"))?;
+    let cluster = demo::bring_up(
+        &format!("mgy-conf-{}", std::process::id()),
+        &folder,
+        &|line| println!("{line}"),
+    )?;
+    install::install(&cluster, &install::Options::default(), &|line| {
+        println!("{line}")
+    })?;
     Ok(cluster)
 }
 
 fn on_cluster(cluster: &Cluster, table: &Table) -> Result<()> {
-    conform(&mut OnCluster::new(cluster, &table.fixture)?, table, Enforce::Full)
+    conform(
+        &mut OnCluster::new(cluster, &table.fixture)?,
+        table,
+        Enforce::Full,
+    )
 }

@@ -19,7 +19,9 @@ fn main() -> ExitCode {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cluster-policy");
     // Several checkouts may run tests at the same time.
     let name = format!("mgy-policy-{}", std::process::id());
-    let staged = demo::stage(&name, &folder, &install::Options::default(), &|line| println!("{line}"));
+    let staged = demo::stage(&name, &folder, &install::Options::default(), &|line| {
+        println!("{line}")
+    });
     let stage = match staged {
         Ok(stage) => stage,
         Err(error) => {
@@ -28,7 +30,10 @@ fn main() -> ExitCode {
         }
     };
     suite.case(INSTALLED, || install::check_status(&stage.cluster));
-    let environment = Environment { stage, mode: Mode::V3 };
+    let environment = Environment {
+        stage,
+        mode: Mode::V3,
+    };
     policy::run(&mut suite, &environment);
     pools::run(&mut suite, &environment);
     hosts::run(&mut suite, &environment);

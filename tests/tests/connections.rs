@@ -38,7 +38,8 @@ const BEAT: Duration = Duration::from_millis(2);
 fn mk_pod(name: &str, is_fixed: bool) -> Value {
     let mut pod = json!({"metadata": {"namespace": "x", "name": name, "labels": {"pod": name}}});
     if is_fixed {
-        pod["metadata"]["annotations"] = json!({ANNOTATION_POD_ADDRESSES: json!([SHARED]).to_string()});
+        pod["metadata"]["annotations"] =
+            json!({ANNOTATION_POD_ADDRESSES: json!([SHARED]).to_string()});
     }
     pod
 }
@@ -59,13 +60,20 @@ fn closed() -> Value {
 /// without policy.
 fn mk_lab() -> Result<Lab> {
     let pool = json!({"cidr": "10.65.0.0/16", "vxlanMode": "Never", "natOutgoing": true});
-    let mut lab = Lab::new(&Options { nodes: 1, topology: Topology::Flat, pool, ..Options::default() })?;
+    let mut lab = Lab::new(&Options {
+        nodes: 1,
+        topology: Topology::Flat,
+        pool,
+        ..Options::default()
+    })?;
     lab.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}))?;
     lab.apply(&closed())?;
     let service = format!(
         "table ip service {{ chain pre {{ type nat hook prerouting priority dstnat; ip daddr {SERVICE} udp dport {DNS} dnat to {SHARED}:{DNS}\n }}\n }}\n"
     );
-    lab.node("n1")?.host.command("nft", &["-f", "-"], &service)?;
+    lab.node("n1")?
+        .host
+        .command("nft", &["-f", "-"], &service)?;
     for (name, is_fixed) in [("client", false), ("other", false), ("first", true)] {
         lab.add_pod("n1", &mk_pod(name, is_fixed))?;
     }
@@ -106,7 +114,11 @@ struct Sender {
 
 impl Sender {
     fn start(socket: UdpSocket, to: SocketAddr) -> Self {
-        let (socket, sent, end) = (Arc::new(socket), Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (socket, sent, end) = (
+            Arc::new(socket),
+            Arc::new(AtomicU64::new(0)),
+            Arc::new(AtomicBool::new(false)),
+        );
         let (own, count, stop) = (socket.clone(), sent.clone(), end.clone());
         let thread = thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
@@ -116,7 +128,12 @@ impl Sender {
                 thread::sleep(BEAT);
             }
         });
-        Self { socket, sent, end, thread: Some(thread) }
+        Self {
+            socket,
+            sent,
+            end,
+            thread: Some(thread),
+        }
     }
 
     /// Returns when it has sent so many more.
@@ -142,8 +159,15 @@ impl Drop for Sender {
 /// The node's entries that have an address, each a line.
 fn entries(lab: &Lab, address: Ipv4Addr) -> Result<Vec<String>> {
     let read = || std::fs::read_to_string("/proc/thread-self/net/nf_conntrack");
-    let text = lab.node("n1")?.host.run(read).context("the kernel's list of connections")?;
-    let has = |line: &&str| line.split_whitespace().any(|word| word.ends_with(&format!("={address}")));
+    let text = lab
+        .node("n1")?
+        .host
+        .run(read)
+        .context("the kernel's list of connections")?;
+    let has = |line: &&str| {
+        line.split_whitespace()
+            .any(|word| word.ends_with(&format!("={address}")))
+    };
     Ok(text.lines().filter(has).map(str::to_owned).collect())
 }
 
@@ -159,7 +183,11 @@ struct Connections {
 }
 
 fn connect_all(lab: &Lab) -> Result<Connections> {
-    let (client, first, router) = (lab.pod("x/client")?, lab.pod("x/first")?, lab.fabric().router());
+    let (client, first, router) = (
+        lab.pod("x/client")?,
+        lab.pod("x/first")?,
+        lab.fabric().router(),
+    );
     let dns = bound(&first.namespace, SHARED.into(), DNS)?;
     let sender = |port: u16, to: Ipv4Addr| -> Result<Sender> {
         let socket = bound(&client.namespace, client.addresses[0], port)?;
@@ -170,22 +198,35 @@ fn connect_all(lab: &Lab) -> Result<Connections> {
         let port = sender.socket.local_addr()?.port();
         let mut buffer = [0; 64];
         loop {
-            let (_, from) = dns.recv_from(&mut buffer).context("the first owner is asked")?;
+            let (_, from) = dns
+                .recv_from(&mut buffer)
+                .context("the first owner is asked")?;
             dns.send_to(b"answer", from)?;
             if from.port() == port {
                 break;
             }
         }
-        sender.socket.recv(&mut buffer).context("the client is answered")?;
+        sender
+            .socket
+            .recv(&mut buffer)
+            .context("the client is answered")?;
     }
     let asking = bound(&first.namespace, SHARED.into(), ASKS)?;
     let outside = bound(lab.fabric().namespace(), router, DNS)?;
     asking.send_to(b"ask", (router, DNS))?;
-    let (_, from) = outside.recv_from(&mut [0; 64]).context("the outside is asked")?;
+    let (_, from) = outside
+        .recv_from(&mut [0; 64])
+        .context("the outside is asked")?;
     ensure!(from.ip() != IpAddr::V4(SHARED), "the pod is masqueraded");
     let outside = Sender::start(outside, from);
     asking.recv(&mut [0; 64]).context("the outside answers")?;
-    Ok(Connections { direct, service, outside, first: vec![dns, asking], client: client.addresses[0] })
+    Ok(Connections {
+        direct,
+        service,
+        outside,
+        first: vec![dns, asking],
+        client: client.addresses[0],
+    })
 }
 
 impl Connections {
@@ -194,7 +235,9 @@ impl Connections {
     }
 
     fn wait_for_more(&self) -> Result<()> {
-        self.senders().into_iter().try_for_each(|sender| sender.wait_for_more(5))
+        self.senders()
+            .into_iter()
+            .try_for_each(|sender| sender.wait_for_more(5))
     }
 }
 
@@ -208,15 +251,26 @@ fn the_next_owner_of_an_address_inherits_no_connection() -> Result<()> {
     // Its sockets hold its network.
     connections.first.clear();
     lab.remove_pod("x/first")?;
-    ensure!(entries(&lab, SHARED)?.is_empty(), "left by DEL: {:?}", entries(&lab, SHARED)?);
+    ensure!(
+        entries(&lab, SHARED)?.is_empty(),
+        "left by DEL: {:?}",
+        entries(&lab, SHARED)?
+    );
     connections.wait_for_more()?;
-    ensure!(entries(&lab, SHARED)?.is_empty(), "what nobody has begins nothing: {:?}", entries(&lab, SHARED)?);
+    ensure!(
+        entries(&lab, SHARED)?.is_empty(),
+        "what nobody has begins nothing: {:?}",
+        entries(&lab, SHARED)?
+    );
     for sender in connections.senders() {
         arrived(&sender.socket)?;
     }
     lab.add_pod("n1", &mk_pod("second", true))?;
     let second = lab.pod("x/second")?;
-    ensure!(second.addresses == [IpAddr::V4(SHARED)], "the address has a new owner");
+    ensure!(
+        second.addresses == [IpAddr::V4(SHARED)],
+        "the address has a new owner"
+    );
     let (dns, asking, always) = (
         bound(&second.namespace, SHARED.into(), DNS)?,
         bound(&second.namespace, SHARED.into(), ASKS)?,
@@ -225,25 +279,44 @@ fn the_next_owner_of_an_address_inherits_no_connection() -> Result<()> {
     connections.wait_for_more()?;
     (&held).write_all(b"still there?")?;
     pass(&lab, &connections, &always)?;
-    ensure!(arrived(&dns)? == 0, "a packet of an old connection has come to the new owner");
-    ensure!(arrived(&asking)? == 0, "an answer to the old owner has come to the new one");
+    ensure!(
+        arrived(&dns)? == 0,
+        "a packet of an old connection has come to the new owner"
+    );
+    ensure!(
+        arrived(&asking)? == 0,
+        "an answer to the old owner has come to the new one"
+    );
 
     dns.send_to(b"inherited", (connections.client, 40000))?;
     dns.send_to(b"inherited", (connections.client, 40001))?;
     asking.send_to(b"inherited", (lab.fabric().router(), DNS))?;
     pass(&lab, &connections, &always)?;
     for sender in connections.senders() {
-        ensure!(arrived(&sender.socket)? == 0, "the new owner may send nothing");
+        ensure!(
+            arrived(&sender.socket)? == 0,
+            "the new owner may send nothing"
+        );
     }
     held.set_nonblocking(true)?;
     match (&held).read(&mut [0; 8]) {
         Err(error) if error.kind() == ErrorKind::WouldBlock => {}
         other => bail!("the new owner's kernel has spoken to the old one's client: {other:?}"),
     }
-    let IpAddr::V4(bystander) = bystander else { bail!("a pod of IPv4") };
-    ensure!(entries(&lab, bystander)?.iter().any(|entry| entry.contains("ESTABLISHED")), "others keep their entries");
+    let IpAddr::V4(bystander) = bystander else {
+        bail!("a pod of IPv4")
+    };
+    ensure!(
+        entries(&lab, bystander)?
+            .iter()
+            .any(|entry| entry.contains("ESTABLISHED")),
+        "others keep their entries"
+    );
     let report = others.finish();
-    ensure!(report.broken.is_none() && report.echoed > 0, "others are disturbed: {report:?}");
+    ensure!(
+        report.broken.is_none() && report.echoed > 0,
+        "others are disturbed: {report:?}"
+    );
     Ok(())
 }
 
@@ -253,10 +326,13 @@ fn pass(lab: &Lab, connections: &Connections, always: &UdpSocket) -> Result<()> 
     let client = bound(&lab.pod("x/client")?.namespace, connections.client, ALWAYS)?;
     let outside = bound(lab.fabric().namespace(), lab.fabric().router(), ALWAYS)?;
     client.send_to(b"open", (SHARED, ALWAYS))?;
-    always.recv(&mut [0; 8]).context("the new owner's open port")?;
+    always
+        .recv(&mut [0; 8])
+        .context("the new owner's open port")?;
     for to in [&client, &outside] {
         always.send_to(b"open", to.local_addr()?)?;
-        to.recv(&mut [0; 8]).context("the port that the new owner may ask")?;
+        to.recv(&mut [0; 8])
+            .context("the port that the new owner may ask")?;
     }
     Ok(())
 }
@@ -265,7 +341,9 @@ fn pass(lab: &Lab, connections: &Connections, always: &UdpSocket) -> Result<()> 
 fn hold(lab: &Lab) -> Result<TcpStream> {
     let (client, first) = (lab.pod("x/client")?, lab.pod("x/first")?);
     let listener = first.namespace.run(|| TcpListener::bind((SHARED, WEB)))?;
-    let stream = client.namespace.run(|| TcpStream::connect_timeout(&(SHARED, WEB).into(), PATIENCE))?;
+    let stream = client
+        .namespace
+        .run(|| TcpStream::connect_timeout(&(SHARED, WEB).into(), PATIENCE))?;
     let (mut end, _) = listener.accept()?;
     end.write_all(b"x")?;
     (&stream).read_exact(&mut [0])?;
@@ -278,7 +356,9 @@ fn hold(lab: &Lab) -> Result<TcpStream> {
 
 fn start_flow(lab: &Lab) -> Result<Flow> {
     let (client, other) = (lab.pod("x/client")?, lab.pod("x/other")?);
-    let IpAddr::V4(address) = other.addresses[0] else { bail!("a pod of IPv4") };
+    let IpAddr::V4(address) = other.addresses[0] else {
+        bail!("a pod of IPv4")
+    };
     let listener = other.namespace.run(|| TcpListener::bind((address, WEB)))?;
     thread::spawn(move || {
         // It ends with the flow.
@@ -297,11 +377,19 @@ fn connections_of_a_pod_that_went_while_the_agent_was_away_end_with_its_start() 
     connections.first.clear();
     lab.lose_pod("x/first")?;
     let link = interface_name(&EndpointKey::new("x", "first"));
-    let has_gone = || lab.node("n1").and_then(|node| node.host.ip("-o link")).is_ok_and(|links| !links.contains(&link));
+    let has_gone = || {
+        lab.node("n1")
+            .and_then(|node| node.host.ip("-o link"))
+            .is_ok_and(|links| !links.contains(&link))
+    };
     wait_for(PATIENCE, || format!("{link} to go with its pod"), has_gone)?;
     connections.wait_for_more()?;
     ensure!(!entries(&lab, SHARED)?.is_empty(), "the kernel keeps them");
     lab.start_agent("n1")?;
     let gone = || entries(&lab, SHARED).is_ok_and(|entries| entries.is_empty());
-    wait_for(PATIENCE, || "the connections of the deleted pod to end".to_owned(), gone)
+    wait_for(
+        PATIENCE,
+        || "the connections of the deleted pod to end".to_owned(),
+        gone,
+    )
 }

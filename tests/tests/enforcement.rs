@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
+use std::net::{
+    IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,8 +19,8 @@ use margay_api::policy::{PolicyKey, PolicyKind};
 use margay_api::rule::{Action, IpVersion, PortRange, Protocol};
 use margay_calc::flush::MemberDelta;
 use margay_calc::model::{
-    EndpointRecord, IpSetRecord, Member, PolicyRecord, Record, RecordId, RuleRecord, SetId, SetKind, SideMatch,
-    TierBinding,
+    EndpointRecord, IpSetRecord, Member, PolicyRecord, Record, RecordId, RuleRecord, SetId,
+    SetKind, SideMatch, TierBinding,
 };
 use margay_dataplane::Attached;
 use margay_dataplane::nftables::{Netfilter, Nftables};
@@ -51,7 +53,11 @@ impl Pod {
     }
 
     fn attached(&self) -> Attached {
-        Attached { endpoint: self.key.clone(), uid: String::new(), addresses: self.addresses().to_vec() }
+        Attached {
+            endpoint: self.key.clone(),
+            uid: String::new(),
+            addresses: self.addresses().to_vec(),
+        }
     }
 
     fn addresses(&self) -> [IpAddr; 2] {
@@ -86,16 +92,32 @@ impl Node {
         for parameter in ["ipv4.ip_forward", "ipv6.conf.all.forwarding"] {
             host.command("sysctl", &["-qw", &format!("net.{parameter}=0")], "")?;
         }
-        host.run(|| IpVersion::ALL.into_iter().try_for_each(|version| parameters::set_forwarding(version).map(drop)))?;
-        let pods = (1..=pods).map(|number| mk_pod(&host, number)).collect::<Result<Vec<_>>>()?;
-        Ok(Self { host, pods, records: Records::new(), revision: 0, agent: None })
+        host.run(|| {
+            IpVersion::ALL
+                .into_iter()
+                .try_for_each(|version| parameters::set_forwarding(version).map(drop))
+        })?;
+        let pods = (1..=pods)
+            .map(|number| mk_pod(&host, number))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self {
+            host,
+            pods,
+            records: Records::new(),
+            revision: 0,
+            agent: None,
+        })
     }
 
     /// A new agent in the namespace of the node, in the place of the present one, which ends as if
     /// killed.
     async fn start_agent(&mut self, view: Records) -> Result<()> {
         self.agent = None;
-        let attached = self.pods.iter().map(|pod| (pod.interface(), pod.attached())).collect();
+        let attached = self
+            .pods
+            .iter()
+            .map(|pod| (pod.interface(), pod.attached()))
+            .collect();
         let runtime = tokio::runtime::Handle::current();
         let handle = self.host.run(|| -> Result<AgentHandle> {
             let _context = runtime.enter();
@@ -127,21 +149,45 @@ impl Node {
     async fn connect(&mut self) -> Result<()> {
         let (hello, held) = oneshot::channel();
         let (fault, _) = oneshot::channel();
-        self.agent().send(AgentEvent::Connected { stream: 1, hello, fault, server: "test".to_owned() }).await;
+        self.agent()
+            .send(AgentEvent::Connected {
+                stream: 1,
+                hello,
+                fault,
+                server: "test".to_owned(),
+            })
+            .await;
         held.await?;
-        let all = self.records.clone().into_iter().map(|(id, record)| Change::Upsert(id, record)).collect();
+        let all = self
+            .records
+            .clone()
+            .into_iter()
+            .map(|(id, record)| Change::Upsert(id, record))
+            .collect();
         self.send(all, (0..256).collect()).await
     }
 
     /// Sends changes, and returns when they are in the kernel.
     async fn send(&mut self, changes: Vec<Change>, restated_buckets: Vec<u32>) -> Result<()> {
         self.revision += 1;
-        let trailer = Trailer { revision: self.revision, restated_buckets, in_sync: true, ..Trailer::default() };
-        self.agent().send(AgentEvent::Frame { stream: 1, frame: Box::new(Frame { changes, trailer }) }).await;
+        let trailer = Trailer {
+            revision: self.revision,
+            restated_buckets,
+            in_sync: true,
+            ..Trailer::default()
+        };
+        self.agent()
+            .send(AgentEvent::Frame {
+                stream: 1,
+                frame: Box::new(Frame { changes, trailer }),
+            })
+            .await;
         let mut acks = self.agent().acks();
         let revision = self.revision;
         let acked = acks.wait_for(|ack| ack.as_ref().is_some_and(|ack| ack.revision == revision));
-        let ack = tokio::time::timeout(PATIENCE, acked).await.context("no acknowledgement")??;
+        let ack = tokio::time::timeout(PATIENCE, acked)
+            .await
+            .context("no acknowledgement")??;
         let errors = &ack.as_deref().context("an acknowledgement")?.errors;
         ensure!(errors.is_empty(), "{errors:?}");
         Ok(())
@@ -149,7 +195,8 @@ impl Node {
 
     async fn put(&mut self, id: RecordId, record: Record) -> Result<()> {
         self.records.insert(id.clone(), record.clone());
-        self.send(vec![Change::Upsert(id, record)], Vec::new()).await
+        self.send(vec![Change::Upsert(id, record)], Vec::new())
+            .await
     }
 
     /// Returns whether UDP packets get from one pod to a port of another.
@@ -168,10 +215,16 @@ impl Node {
         let sender = from.0.socket_of(from.1, 0)?;
         let (receiver, always) = (to.0.socket_of(to.1, port)?, to.0.socket_of(to.1, ALWAYS)?);
         // A refusal of an earlier packet by ICMP is reported at the next send.
-        let send = |port| sender.send_to(b"x", (to.1, port)).or_else(|_| sender.send_to(b"x", (to.1, port)));
+        let send = |port| {
+            sender
+                .send_to(b"x", (to.1, port))
+                .or_else(|_| sender.send_to(b"x", (to.1, port)))
+        };
         send(port)?;
         send(ALWAYS)?;
-        always.recv(&mut [0; 8]).context("the port that is always open")?;
+        always
+            .recv(&mut [0; 8])
+            .context("the port that is always open")?;
         receiver.set_nonblocking(true)?;
         Ok(receiver.recv(&mut [0; 8]).is_ok())
     }
@@ -182,13 +235,25 @@ fn mk_pod(host: &Namespace, number: u8) -> Result<Pod> {
     let address = Ipv4Addr::new(10, 244, 1, number);
     let address6 = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, number.into());
     let namespace = Namespace::new()?;
-    let nets = [IpNet::from(IpAddr::V4(address)), IpNet::from(IpAddr::V6(address6))];
+    let nets = [
+        IpNet::from(IpAddr::V4(address)),
+        IpNet::from(IpAddr::V6(address6)),
+    ];
     host.connect_pod(&namespace, &interface_name(&key), &nets)?;
-    Ok(Pod { key, address, address6, namespace })
+    Ok(Pod {
+        key,
+        address,
+        address6,
+        namespace,
+    })
 }
 
 fn mk_key(name: &str) -> PolicyKey {
-    PolicyKey { kind: PolicyKind::NetworkPolicy, namespace: "x".to_owned(), name: name.to_owned() }
+    PolicyKey {
+        kind: PolicyKind::NetworkPolicy,
+        namespace: "x".to_owned(),
+        name: name.to_owned(),
+    }
 }
 
 fn mk_rule(action: Action, protocol: Protocol, port: u16, sets: Vec<SetId>) -> RuleRecord {
@@ -199,8 +264,14 @@ fn mk_rule(action: Action, protocol: Protocol, port: u16, sets: Vec<SetId>) -> R
         not_protocol: None,
         icmp: None,
         not_icmp: None,
-        source: SideMatch { sets, ..SideMatch::default() },
-        destination: SideMatch { ports: [PortRange::single(port)].into(), ..SideMatch::default() },
+        source: SideMatch {
+            sets,
+            ..SideMatch::default()
+        },
+        destination: SideMatch {
+            ports: [PortRange::single(port)].into(),
+            ..SideMatch::default()
+        },
     }
 }
 
@@ -209,13 +280,22 @@ fn friends() -> SetId {
 }
 
 fn set_of(addresses: &[Ipv4Addr]) -> Record {
-    let members = addresses.iter().map(|address| Member::Net(IpNet::from(IpAddr::V4(*address)))).collect();
-    Record::IpSet(IpSetRecord { kind: SetKind::Net, members })
+    let members = addresses
+        .iter()
+        .map(|address| Member::Net(IpNet::from(IpAddr::V4(*address))))
+        .collect();
+    Record::IpSet(IpSetRecord {
+        kind: SetKind::Net,
+        members,
+    })
 }
 
 fn policy_of(ingress: Vec<RuleRecord>) -> Record {
     let always = mk_rule(Action::Allow, Protocol::UDP, ALWAYS, Vec::new());
-    Record::Policy(PolicyRecord { ingress: [always].into_iter().chain(ingress).collect(), egress: Vec::new() })
+    Record::Policy(PolicyRecord {
+        ingress: [always].into_iter().chain(ingress).collect(),
+        egress: Vec::new(),
+    })
 }
 
 fn endpoint(pod: &Pod, ingress: &[&str]) -> (RecordId, Record) {
@@ -229,10 +309,17 @@ fn endpoint(pod: &Pod, ingress: &[&str]) -> (RecordId, Record) {
         interface: pod.interface(),
         uid: String::new(),
         addresses: pod.addresses().to_vec(),
-        tiers: if ingress.is_empty() { Vec::new() } else { vec![tier] },
+        tiers: if ingress.is_empty() {
+            Vec::new()
+        } else {
+            vec![tier]
+        },
         unmatched: Action::Allow,
     };
-    (RecordId::Endpoint(pod.key.clone()), Record::Endpoint(record))
+    (
+        RecordId::Endpoint(pod.key.clone()),
+        Record::Endpoint(record),
+    )
 }
 
 /// Two unrestricted pods, and a third, whose web port only the first may reach, and everybody its
@@ -269,22 +356,39 @@ async fn packets_obey_members_rules_and_passes() -> Result<()> {
         added: [Member::Net("10.244.1.2/32".parse()?)].into(),
         removed: [Member::Net("10.244.1.1/32".parse()?)].into(),
     };
-    node.send(vec![Change::Members(friends(), SetKind::Net, delta)], Vec::new()).await?;
+    node.send(
+        vec![Change::Members(friends(), SetKind::Net, delta)],
+        Vec::new(),
+    )
+    .await?;
     ensure!(!node.passes(0, 2, WEB)?, "no friend any more");
     ensure!(node.passes(1, 2, WEB)?, "a new friend");
 
     node.put(
         RecordId::Policy(mk_key("web")),
-        policy_of(vec![mk_rule(Action::Deny, Protocol::UDP, WEB, vec![friends()])]),
+        policy_of(vec![mk_rule(
+            Action::Deny,
+            Protocol::UDP,
+            WEB,
+            vec![friends()],
+        )]),
     )
     .await?;
     ensure!(!node.passes(1, 2, WEB)?, "a rule that denies");
     node.put(
         RecordId::Policy(mk_key("web")),
-        policy_of(vec![mk_rule(Action::Pass, Protocol::UDP, WEB, vec![friends()])]),
+        policy_of(vec![mk_rule(
+            Action::Pass,
+            Protocol::UDP,
+            WEB,
+            vec![friends()],
+        )]),
     )
     .await?;
-    ensure!(node.passes(1, 2, WEB)?, "a rule that passes, to a profile that allows");
+    ensure!(
+        node.passes(1, 2, WEB)?,
+        "a rule that passes, to a profile that allows"
+    );
     ensure!(!node.passes(0, 2, WEB)?, "the end of the tier");
     Ok(())
 }
@@ -296,20 +400,58 @@ async fn packets_obey_members_rules_and_passes() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_set_is_loaded_and_decides() -> Result<()> {
     let mut node = mk_node().await?;
-    let address = |number: u32| Member::Net(IpNet::from(IpAddr::V4(Ipv4Addr::from_bits(0x0b00_0000 + number))));
-    let range =
-        |number: u32| Member::Net(IpNet::new_assert(Ipv4Addr::from_bits(0x0c00_0000 + number * 512).into(), 24));
+    let address = |number: u32| {
+        Member::Net(IpNet::from(IpAddr::V4(Ipv4Addr::from_bits(
+            0x0b00_0000 + number,
+        ))))
+    };
+    let range = |number: u32| {
+        Member::Net(IpNet::new_assert(
+            Ipv4Addr::from_bits(0x0c00_0000 + number * 512).into(),
+            24,
+        ))
+    };
     let friend = Member::Net(IpNet::from(IpAddr::V4(node.pods[0].address)));
-    let members: BTreeSet<Member> =
-        (0..100_000).map(address).chain((0..1000).map(range)).chain([friend.clone()]).collect();
-    node.put(RecordId::IpSet(friends()), Record::IpSet(IpSetRecord { kind: SetKind::Net, members })).await?;
-    ensure!(node.passes(0, 2, WEB)? && !node.passes(1, 2, WEB)?, "one pod is among them, the other is not");
+    let members: BTreeSet<Member> = (0..100_000)
+        .map(address)
+        .chain((0..1000).map(range))
+        .chain([friend.clone()])
+        .collect();
+    node.put(
+        RecordId::IpSet(friends()),
+        Record::IpSet(IpSetRecord {
+            kind: SetKind::Net,
+            members,
+        }),
+    )
+    .await?;
+    ensure!(
+        node.passes(0, 2, WEB)? && !node.passes(1, 2, WEB)?,
+        "one pod is among them, the other is not"
+    );
     let around = Member::Net("10.244.1.2/31".parse()?);
-    let delta = MemberDelta { added: [around.clone()].into(), removed: [friend].into() };
-    node.send(vec![Change::Members(friends(), SetKind::Net, delta)], Vec::new()).await?;
-    ensure!(!node.passes(0, 2, WEB)? && node.passes(1, 2, WEB)?, "an address less, a range more");
-    let delta = MemberDelta { added: [].into(), removed: [around].into() };
-    node.send(vec![Change::Members(friends(), SetKind::Net, delta)], Vec::new()).await?;
+    let delta = MemberDelta {
+        added: [around.clone()].into(),
+        removed: [friend].into(),
+    };
+    node.send(
+        vec![Change::Members(friends(), SetKind::Net, delta)],
+        Vec::new(),
+    )
+    .await?;
+    ensure!(
+        !node.passes(0, 2, WEB)? && node.passes(1, 2, WEB)?,
+        "an address less, a range more"
+    );
+    let delta = MemberDelta {
+        added: [].into(),
+        removed: [around].into(),
+    };
+    node.send(
+        vec![Change::Members(friends(), SetKind::Net, delta)],
+        Vec::new(),
+    )
+    .await?;
     ensure!(!node.passes(1, 2, WEB)?, "and that range less");
     Ok(())
 }
@@ -318,11 +460,18 @@ async fn a_large_set_is_loaded_and_decides() -> Result<()> {
 async fn nobody_speaks_for_another_and_nothing_passes_an_unknown_link() -> Result<()> {
     let mut node = mk_node().await?;
     let (attacker, victim) = (&node.pods[1], &node.pods[0]);
-    attacker.namespace.ip(&format!("addr add {}/32 dev lo", victim.address))?;
-    let spoofing = attacker.namespace.run(|| UdpSocket::bind((victim.address, 4000)))?;
+    attacker
+        .namespace
+        .ip(&format!("addr add {}/32 dev lo", victim.address))?;
+    let spoofing = attacker
+        .namespace
+        .run(|| UdpSocket::bind((victim.address, 4000)))?;
     let receiver = node.pods[2].socket(WEB)?;
     spoofing.send_to(b"x", (node.pods[2].address, WEB))?;
-    ensure!(!node.passes(1, 2, WEB + 1)?, "a packet after it shows that the lie had its time");
+    ensure!(
+        !node.passes(1, 2, WEB + 1)?,
+        "a packet after it shows that the lie had its time"
+    );
     receiver.set_nonblocking(true)?;
     ensure!(receiver.recv(&mut [0; 8]).is_err(), "a lie has arrived");
 
@@ -332,11 +481,16 @@ async fn nobody_speaks_for_another_and_nothing_passes_an_unknown_link() -> Resul
     let inside = newcomer.socket(WEB)?;
     let receiver = node.pods[0].socket(WEB)?;
     outside.send_to(b"x", (node.pods[0].address, WEB))?;
-    node.pods[0].socket(0)?.send_to(b"x", (newcomer.address, WEB))?;
+    node.pods[0]
+        .socket(0)?
+        .send_to(b"x", (newcomer.address, WEB))?;
     ensure!(node.passes(2, 0, WEB + 1)?, "a packet after them");
     for socket in [&receiver, &inside] {
         socket.set_nonblocking(true)?;
-        ensure!(socket.recv(&mut [0; 8]).is_err(), "a packet by an unknown link has arrived");
+        ensure!(
+            socket.recv(&mut [0; 8]).is_err(),
+            "a packet by an unknown link has arrived"
+        );
     }
     drop((receiver, inside));
     let (id, record) = endpoint(&newcomer, &[]);
@@ -344,31 +498,56 @@ async fn nobody_speaks_for_another_and_nothing_passes_an_unknown_link() -> Resul
     let (interface, pod) = (newcomer.interface(), newcomer.attached());
     let waiting = tokio::spawn(async move { agent.attach(interface, pod).await });
     node.put(id, record).await?;
-    tokio::time::timeout(PATIENCE, waiting).await.context("attach")???;
+    tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .context("attach")???;
     node.pods.push(newcomer);
-    ensure!(node.passes(3, 0, WEB)? && node.passes(0, 3, WEB)?, "an attached pod is open");
+    ensure!(
+        node.passes(3, 0, WEB)? && node.passes(0, 3, WEB)?,
+        "an attached pod is open"
+    );
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ipv6_obeys_the_same_policy_and_nobody_speaks_for_another_there_either() -> Result<()> {
     let mut node = mk_node().await?;
-    ensure!(!node.passes6(0, 2, WEB)?, "a friend by its IPv4 address alone");
+    ensure!(
+        !node.passes6(0, 2, WEB)?,
+        "a friend by its IPv4 address alone"
+    );
     ensure!(node.passes6(1, 0, WEB)?, "a pod without policy is open");
     let delta = MemberDelta {
-        added: [Member::Net(IpNet::from(IpAddr::from(node.pods[0].address6)))].into(),
+        added: [Member::Net(IpNet::from(IpAddr::from(
+            node.pods[0].address6,
+        )))]
+        .into(),
         removed: [].into(),
     };
-    node.send(vec![Change::Members(friends(), SetKind::Net, delta)], Vec::new()).await?;
-    ensure!(node.passes6(0, 2, WEB)? && node.passes(0, 2, WEB)?, "a friend by both");
+    node.send(
+        vec![Change::Members(friends(), SetKind::Net, delta)],
+        Vec::new(),
+    )
+    .await?;
+    ensure!(
+        node.passes6(0, 2, WEB)? && node.passes(0, 2, WEB)?,
+        "a friend by both"
+    );
     ensure!(!node.passes6(1, 2, WEB)?, "a stranger is not let in");
 
     let (attacker, victim) = (&node.pods[1], &node.pods[0]);
-    attacker.namespace.ip(&format!("addr add {}/128 dev lo nodad", victim.address6))?;
-    let spoofing = attacker.namespace.run(|| UdpSocket::bind((victim.address6, 4000)))?;
+    attacker
+        .namespace
+        .ip(&format!("addr add {}/128 dev lo nodad", victim.address6))?;
+    let spoofing = attacker
+        .namespace
+        .run(|| UdpSocket::bind((victim.address6, 4000)))?;
     let receiver = node.pods[2].socket_of(node.pods[2].address6.into(), WEB)?;
     spoofing.send_to(b"x", (node.pods[2].address6, WEB))?;
-    ensure!(!node.passes6(1, 2, WEB + 1)?, "a packet after it shows that the lie had its time");
+    ensure!(
+        !node.passes6(1, 2, WEB + 1)?,
+        "a packet after it shows that the lie had its time"
+    );
     receiver.set_nonblocking(true)?;
     ensure!(receiver.recv(&mut [0; 8]).is_err(), "a lie has arrived");
     Ok(())
@@ -376,7 +555,9 @@ async fn ipv6_obeys_the_same_policy_and_nobody_speaks_for_another_there_either()
 
 /// Sends a router advertisement to all on the link.
 fn pose_as_router(pod: &Pod) -> Result<()> {
-    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6};
+    use nix::sys::socket::{
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6,
+    };
     use nix::sys::socket::{sendto, setsockopt, socket, sockopt};
     use std::os::fd::AsRawFd;
     // Router advertisement: hop limit 64, no flags, a default router for 1800 seconds. The kernel
@@ -385,7 +566,12 @@ fn pose_as_router(pod: &Pod) -> Result<()> {
     let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
     pod.namespace.run(|| -> Result<()> {
         let scope = nix::net::if_::if_nametoindex("eth0")?;
-        let raw = socket(AddressFamily::Inet6, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::IcmpV6)?;
+        let raw = socket(
+            AddressFamily::Inet6,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::IcmpV6,
+        )?;
         setsockopt(&raw, sockopt::Ipv6MulticastHops, &255)?;
         let to = SockaddrIn6::from(SocketAddrV6::new(all_nodes, 0, 0, scope));
         sendto(raw.as_raw_fd(), &ADVERTISEMENT, &to, MsgFlags::empty())?;
@@ -400,7 +586,11 @@ async fn a_pod_that_poses_as_a_router_is_ignored() -> Result<()> {
     // A node that accepts advertisements: without the table it does.
     let parameter = format!("net/ipv6/conf/{}/accept_ra=2", node.pods[0].interface());
     node.host.command("sysctl", &["-qw", &parameter], "")?;
-    let believed = || node.host.ip("-6 route show default").map(|routes| routes.contains("proto ra"));
+    let believed = || {
+        node.host
+            .ip("-6 route show default")
+            .map(|routes| routes.contains("proto ra"))
+    };
     let heard = async {
         while !believed()? {
             pose_as_router(&node.pods[0])?;
@@ -408,14 +598,19 @@ async fn a_pod_that_poses_as_a_router_is_ignored() -> Result<()> {
         }
         Ok::<_, anyhow::Error>(())
     };
-    tokio::time::timeout(PATIENCE, heard).await.context("an advertisement without any table")??;
+    tokio::time::timeout(PATIENCE, heard)
+        .await
+        .context("an advertisement without any table")??;
     node.host.ip("-6 route flush proto ra")?;
 
     node.start_agent(Records::new()).await?;
     node.connect().await?;
     pose_as_router(&node.pods[0])?;
     ensure!(node.passes6(0, 1, WEB)?, "a packet after it");
-    ensure!(!node.host.ip("-6 route show default")?.contains("proto ra"), "a pod has become the node's router");
+    ensure!(
+        !node.host.ip("-6 route show default")?.contains("proto ra"),
+        "a pod has become the node's router"
+    );
     Ok(())
 }
 
@@ -425,8 +620,12 @@ async fn a_killed_agent_leaves_what_it_enforced_and_its_successor_opens_nothing(
     const EACH: u64 = 10;
     let mut node = mk_node().await?;
     let (address, port) = (node.pods[2].address, WEB);
-    let listener = node.pods[2].namespace.run(|| TcpListener::bind((address, port)))?;
-    let mut client = node.pods[0].namespace.run(|| TcpStream::connect(SocketAddr::from((address, port))))?;
+    let listener = node.pods[2]
+        .namespace
+        .run(|| TcpListener::bind((address, port)))?;
+    let mut client = node.pods[0]
+        .namespace
+        .run(|| TcpStream::connect(SocketAddr::from((address, port))))?;
     let (mut server, _) = listener.accept()?;
     for stream in [&client, &server] {
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -434,11 +633,17 @@ async fn a_killed_agent_leaves_what_it_enforced_and_its_successor_opens_nothing(
 
     let denied = node.pods[2].socket(WEB)?;
     let flood = node.pods[1].socket(0)?;
-    let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (stop, sent) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
     let (stopped, sending) = (stop.clone(), sent.clone());
     let flooding = std::thread::spawn(move || {
         while !stopped.load(Ordering::Relaxed) {
-            sending.fetch_add(u64::from(flood.send_to(b"x", (address, WEB)).is_ok()), Ordering::Relaxed);
+            sending.fetch_add(
+                u64::from(flood.send_to(b"x", (address, WEB)).is_ok()),
+                Ordering::Relaxed,
+            );
             std::thread::yield_now();
         }
     });
@@ -449,7 +654,9 @@ async fn a_killed_agent_leaves_what_it_enforced_and_its_successor_opens_nothing(
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(PATIENCE, flown).await.context("the flood ended early")
+        tokio::time::timeout(PATIENCE, flown)
+            .await
+            .context("the flood ended early")
     };
     for round in 0..10_u8 {
         node.start_agent(Records::new()).await?;
@@ -464,33 +671,50 @@ async fn a_killed_agent_leaves_what_it_enforced_and_its_successor_opens_nothing(
         }
     }
     stop.store(true, Ordering::Relaxed);
-    flooding.join().map_err(|_| anyhow::anyhow!("the flood ended early"))?;
-    ensure!(node.passes(0, 2, WEB + 1).is_ok(), "a packet after the flood");
+    flooding
+        .join()
+        .map_err(|_| anyhow::anyhow!("the flood ended early"))?;
+    ensure!(
+        node.passes(0, 2, WEB + 1).is_ok(),
+        "a packet after the flood"
+    );
     denied.set_nonblocking(true)?;
-    ensure!(denied.recv(&mut [0; 8]).is_err(), "a denied packet has arrived");
+    ensure!(
+        denied.recv(&mut [0; 8]).is_err(),
+        "a denied packet has arrived"
+    );
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_others_do_to_the_table_is_undone() -> Result<()> {
     let node = mk_node().await?;
-    let before = node.host.command("nft", &["-n", "list", "table", "inet", "margay"], "")?;
-    let mischief =
-        ["flush chain inet margay guard", "add rule inet margay to-workload accept", "delete table inet margay"];
+    let before = node
+        .host
+        .command("nft", &["-n", "list", "table", "inet", "margay"], "")?;
+    let mischief = [
+        "flush chain inet margay guard",
+        "add rule inet margay to-workload accept",
+        "delete table inet margay",
+    ];
     for mischief in mischief {
         node.host.command("nft", &["-f", "-"], mischief)?;
         let repaired = async {
             loop {
                 // Each check comes after a commit, which comes after the monitor's report.
                 node.agent().inspect(|_, _| ()).await;
-                let now = node.host.command("nft", &["-n", "list", "table", "inet", "margay"], "");
+                let now = node
+                    .host
+                    .command("nft", &["-n", "list", "table", "inet", "margay"], "");
                 if now.is_ok_and(|now| without_counters(&now) == without_counters(&before)) {
                     return;
                 }
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(PATIENCE, repaired).await.with_context(|| format!("{mischief}: not repaired"))?;
+        tokio::time::timeout(PATIENCE, repaired)
+            .await
+            .with_context(|| format!("{mischief}: not repaired"))?;
     }
     Ok(())
 }

@@ -52,10 +52,16 @@ impl Stage {
         lab.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}))?;
         for (node, name) in [("n1", "a"), ("n3", "c")] {
             let metadata = json!({"namespace": "x", "name": name, "labels": {"pod": name}});
-            lab.add_pod(node, &json!({"metadata": metadata, "spec": {"containers": [{"name": "c"}]}}))?;
+            lab.add_pod(
+                node,
+                &json!({"metadata": metadata, "spec": {"containers": [{"name": "c"}]}}),
+            )?;
         }
         lab.wait_enforced()?;
-        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
         let ports = PORTS.map(|port| (Protocol::Tcp, port));
         let pods = lab.pods().map(|pod| &pod.namespace);
         for place in pods.chain([&lab.node("n1")?.host, lab.fabric().namespace()]) {
@@ -65,9 +71,14 @@ impl Stage {
         // The route from outside to pods, which a cluster would announce.
         for (pod, via) in [("x/a", NODE), ("x/c", "172.30.1.3")] {
             let address = lab.pod(pod)?.addresses[0];
-            lab.fabric().namespace().ip(&format!("route add {address} via {via}"))?;
+            lab.fabric()
+                .namespace()
+                .ip(&format!("route add {address} via {via}"))?;
         }
-        Ok(Self { lab, _runtime: runtime })
+        Ok(Self {
+            lab,
+            _runtime: runtime,
+        })
     }
 
     fn namespace(&self, end: End) -> Result<&Namespace> {
@@ -99,7 +110,9 @@ impl Stage {
     }
 
     fn delete(&self, objects: &[Value]) -> Result<()> {
-        objects.iter().try_for_each(|object| self.lab.delete(object))?;
+        objects
+            .iter()
+            .try_for_each(|object| self.lab.delete(object))?;
         self.lab.wait_enforced()
     }
 
@@ -127,21 +140,34 @@ impl Stage {
         }
         if answered != open {
             let rules = self.lab.node("n1")?.ruleset()?;
-            bail!("{what}: {to} {}\n{rules}", if open { "is closed" } else { "is open" });
+            bail!(
+                "{what}: {to} {}\n{rules}",
+                if open { "is closed" } else { "is open" }
+            );
         }
         Ok(())
     }
 
     /// Packets that a counter of another program's table has seen.
     fn counted(&self, counter: &str) -> Result<u64> {
-        let listed = self.lab.node("n1")?.host.command("nft", &["list", "counter", "inet", "others", counter], "")?;
-        let (_, rest) = listed.split_once("packets ").with_context(|| format!("no number in {listed}"))?;
+        let listed = self.lab.node("n1")?.host.command(
+            "nft",
+            &["list", "counter", "inet", "others", counter],
+            "",
+        )?;
+        let (_, rest) = listed
+            .split_once("packets ")
+            .with_context(|| format!("no number in {listed}"))?;
         Ok(rest.split_whitespace().next().unwrap_or_default().parse()?)
     }
 
     /// A table of another program on the node.
     fn others(&self, text: &str) -> Result<()> {
-        self.lab.node("n1")?.host.command("nft", &["-f", "-"], text).map(drop)
+        self.lab
+            .node("n1")?
+            .host
+            .command("nft", &["-f", "-"], text)
+            .map(drop)
     }
 }
 
@@ -198,7 +224,10 @@ const CLOSED: [(End, End, u16, bool); 14] = [
 ];
 
 fn all_open() -> Vec<(End, End, u16, bool)> {
-    CLOSED.iter().map(|(from, to, port, _)| (*from, *to, *port, true)).collect()
+    CLOSED
+        .iter()
+        .map(|(from, to, port, _)| (*from, *to, *port, true))
+        .collect()
 }
 
 #[test]
@@ -210,7 +239,11 @@ fn an_endpoint_closes_the_node_by_name_by_address_and_for_all_interfaces() -> Re
         "role == 'host'",
         &json!({"types": ["Ingress", "Egress"], "ingress": [rule("Allow", WEB)], "egress": [rule("Allow", WEB)]}),
     );
-    for interfaces in [eth0(), json!({"expectedIPs": [NODE]}), json!({"interfaceName": "*"})] {
+    for interfaces in [
+        eth0(),
+        json!({"expectedIPs": [NODE]}),
+        json!({"interfaceName": "*"}),
+    ] {
         let endpoint = host(&interfaces, &[]);
         stage.apply(std::slice::from_ref(&endpoint))?;
         stage.expect(&format!("{interfaces} without policy"), &CLOSED)?;
@@ -230,7 +263,10 @@ fn an_endpoint_closes_the_node_by_name_by_address_and_for_all_interfaces() -> Re
     }
     stage.expect("once they are gone", &all_open())?;
     let rules = stage.lab.node("n1")?.ruleset()?;
-    ensure!(!rules.contains("host-"), "nothing of host endpoints stays:\n{rules}");
+    ensure!(
+        !rules.contains("host-"),
+        "nothing of host endpoints stays:\n{rules}"
+    );
     Ok(())
 }
 
@@ -259,7 +295,14 @@ fn under_default_allow_nothing_changes_until_a_policy_for_all_denies() -> Result
             "spec": {"defaultEndpointToHostAction": action},
         });
         stage.apply(&[settings, host(&any, &[])])?;
-        stage.expect(action, &[(Pod, Node, WEB, open), (Node, Pod, WEB, true), (Outside, Node, WEB, false)])?;
+        stage.expect(
+            action,
+            &[
+                (Pod, Node, WEB, open),
+                (Node, Pod, WEB, true),
+                (Outside, Node, WEB, false),
+            ],
+        )?;
     }
     Ok(())
 }
@@ -268,7 +311,9 @@ fn under_default_allow_nothing_changes_until_a_policy_for_all_denies() -> Result
 fn what_is_forwarded_is_evaluated_by_forward_policy_alone() -> Result<()> {
     let stage = Stage::new()?;
     let forward = |spec: Value| policy("forward", "role == 'host'", &spec);
-    let ingress = forward(json!({"applyOnForward": true, "types": ["Ingress"], "ingress": [rule("Allow", OTHER)]}));
+    let ingress = forward(
+        json!({"applyOnForward": true, "types": ["Ingress"], "ingress": [rule("Allow", OTHER)]}),
+    );
     stage.apply(&[host(&eth0(), DEFAULT_ALLOW), ingress])?;
     let expected = [
         (Outside, Pod, WEB, false),
@@ -283,7 +328,9 @@ fn what_is_forwarded_is_evaluated_by_forward_policy_alone() -> Result<()> {
         (Node, Outside, WEB, true),
     ];
     stage.expect("ingress", &expected)?;
-    let egress = forward(json!({"applyOnForward": true, "types": ["Egress"], "egress": [rule("Allow", OTHER)]}));
+    let egress = forward(
+        json!({"applyOnForward": true, "types": ["Egress"], "egress": [rule("Allow", OTHER)]}),
+    );
     stage.apply(&[egress])?;
     let expected = [
         (Outside, Pod, WEB, true),
@@ -296,7 +343,14 @@ fn what_is_forwarded_is_evaluated_by_forward_policy_alone() -> Result<()> {
     ];
     stage.expect("egress", &expected)?;
     stage.apply(&[host(&json!({"interfaceName": "*"}), DEFAULT_ALLOW)])?;
-    stage.expect("egress of every interface", &[(Pod, Far, WEB, false), (Pod, Far, OTHER, true), (Far, Pod, WEB, true)])
+    stage.expect(
+        "egress of every interface",
+        &[
+            (Pod, Far, WEB, false),
+            (Pod, Far, OTHER, true),
+            (Far, Pod, WEB, true),
+        ],
+    )
 }
 
 #[test]
@@ -311,18 +365,30 @@ fn before_translation_a_policy_sees_the_port_that_was_asked_for() -> Result<()> 
     stage.apply(&[host(&eth0(), DEFAULT_ALLOW)])?;
     stage.expect_to("without policy", Outside, asked, true)?;
     let early = |action| {
-        let spec =
-            json!({"preDNAT": true, "applyOnForward": true, "types": ["Ingress"], "ingress": [rule(action, ASKED)]});
+        let spec = json!({"preDNAT": true, "applyOnForward": true, "types": ["Ingress"], "ingress": [rule(action, ASKED)]});
         policy("early", "role == 'host'", &spec)
     };
     stage.apply(&[early("Deny")])?;
     stage.expect_to("denied", Outside, asked, false)?;
-    stage.expect("what no rule decides", &[(Outside, Pod, WEB, true), (Outside, Node, WEB, true)])?;
-    let closed =
-        policy("closed", "role == 'host'", &json!({"applyOnForward": true, "types": ["Ingress"], "ingress": []}));
+    stage.expect(
+        "what no rule decides",
+        &[(Outside, Pod, WEB, true), (Outside, Node, WEB, true)],
+    )?;
+    let closed = policy(
+        "closed",
+        "role == 'host'",
+        &json!({"applyOnForward": true, "types": ["Ingress"], "ingress": []}),
+    );
     stage.apply(&[early("Allow"), closed])?;
     stage.expect_to("allowed for good", Outside, asked, true)?;
-    stage.expect("the rest", &[(Outside, Pod, WEB, false), (Outside, Node, WEB, false), (Outside, Node, SSH, true)])?;
+    stage.expect(
+        "the rest",
+        &[
+            (Outside, Pod, WEB, false),
+            (Outside, Node, WEB, false),
+            (Outside, Node, SSH, true),
+        ],
+    )?;
     let isolated = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "x", "name": "isolated"},
         "spec": {"podSelector": {}, "policyTypes": ["Ingress"]},
@@ -341,7 +407,11 @@ fn what_the_node_sends_to_a_service_is_evaluated_where_it_goes() -> Result<()> {
             ip daddr 10.96.0.1 tcp dport 1 dnat to {outside}:{OTHER}; ip daddr 10.96.0.1 tcp dport 2 dnat to {outside}:{WEB};
             ip daddr 10.96.0.1 tcp dport 443 dnat to {outside}:{API}; ip daddr 10.96.0.1 tcp dport 3 dnat to {pod}:{WEB}; }}; }}"
     ))?;
-    let egress = policy("out", "role == 'host'", &json!({"types": ["Egress"], "egress": [rule("Allow", OTHER)]}));
+    let egress = policy(
+        "out",
+        "role == 'host'",
+        &json!({"types": ["Egress"], "egress": [rule("Allow", OTHER)]}),
+    );
     for interfaces in [eth0(), json!({"interfaceName": "*"})] {
         stage.apply(&[host(&interfaces, &[]), egress.clone()])?;
         for (port, open) in [(1, true), (2, false), (443, true), (3, true)] {
@@ -363,7 +433,8 @@ fn what_is_not_tracked_passes_in_both_directions_and_has_no_connection() -> Resu
     // An untracked packet cannot be translated, nor would a pod's answer be recognised: the server
     // is the node itself.
     let own = json!([format!("{NODE}/32")]);
-    let answers = json!({"action": "Allow", "protocol": "TCP", "source": {"ports": [WEB], "nets": own}});
+    let answers =
+        json!({"action": "Allow", "protocol": "TCP", "source": {"ports": [WEB], "nets": own}});
     let mut asked = rule("Allow", WEB);
     asked["destination"]["nets"] = own;
     let ways = json!({
@@ -385,7 +456,10 @@ fn what_is_not_tracked_passes_in_both_directions_and_has_no_connection() -> Resu
             (Pod, Node, OTHER, true),
         ];
         stage.expect(&format!("{interfaces}"), &expected)?;
-        ensure!(stage.counted("untracked")? > before && stage.counted("tracked")? == 0, "{interfaces}: it is tracked");
+        ensure!(
+            stage.counted("untracked")? > before && stage.counted("tracked")? == 0,
+            "{interfaces}: it is tracked"
+        );
         stage.delete(&[untracked])?;
     }
     Ok(())
@@ -405,7 +479,9 @@ fn a_restart_lets_nothing_in_and_what_stands_stays() -> Result<()> {
     let flow = Flow::start(&outside, SocketAddrV4::new(NODE.parse()?, WEB))?;
     let closed = host(&json!({"interfaceName": "*"}), &[]);
     stage.apply(std::slice::from_ref(&closed))?;
-    let socket = stage.namespace(Outside)?.run(|| UdpSocket::bind("0.0.0.0:0"))?;
+    let socket = stage
+        .namespace(Outside)?
+        .run(|| UdpSocket::bind("0.0.0.0:0"))?;
     let end = AtomicBool::new(false);
     std::thread::scope(|scope| -> Result<()> {
         scope.spawn(|| {
@@ -434,13 +510,24 @@ fn a_restart_lets_nothing_in_and_what_stands_stays() -> Result<()> {
         end.store(true, Ordering::Relaxed);
         done
     })?;
-    ensure!(stage.counted("leaks")? == 0, "{} datagrams got in", stage.counted("leaks")?);
+    ensure!(
+        stage.counted("leaks")? == 0,
+        "{} datagrams got in",
+        stage.counted("leaks")?
+    );
     stage.expect(
         "after the restart",
-        &[(Outside, Node, WEB, false), (Outside, Node, OTHER, true), (Outside, Node, SSH, true)],
+        &[
+            (Outside, Node, WEB, false),
+            (Outside, Node, OTHER, true),
+            (Outside, Node, SSH, true),
+        ],
     )?;
     let report = flow.finish();
-    ensure!(report.broken.is_none() && report.echoed > 0, "an established connection: {report:?}");
+    ensure!(
+        report.broken.is_none() && report.echoed > 0,
+        "an established connection: {report:?}"
+    );
     Ok(())
 }
 
@@ -450,11 +537,18 @@ fn a_restart_lets_nothing_in_and_what_stands_stays() -> Result<()> {
 fn without_typha_a_node_enforces_what_it_had_saved() -> Result<()> {
     let mut stage = Stage::new()?;
     let endpoint = host(&eth0(), &[]);
-    let rules = |port| policy("in", "role == 'host'", &json!({"types": ["Ingress"], "ingress": [rule("Allow", port)]}));
+    let rules = |port| {
+        policy(
+            "in",
+            "role == 'host'",
+            &json!({"types": ["Ingress"], "ingress": [rule("Allow", port)]}),
+        )
+    };
     stage.apply(&[endpoint, rules(WEB)])?;
     let saved = |stage: &Stage| -> Result<bool> {
         let records = stage.lab.node("n1")?.saved();
-        let is_host = |id: &RecordId| matches!(id, RecordId::HostEndpoint(name) if name == "n1-host");
+        let is_host =
+            |id: &RecordId| matches!(id, RecordId::HostEndpoint(name) if name == "n1-host");
         let is_policy = |id: &RecordId| matches!(id, RecordId::Policy(key) if key.name == "in");
         Ok(records.keys().any(is_host) && records.keys().any(is_policy))
     };
@@ -473,10 +567,19 @@ fn without_typha_a_node_enforces_what_it_had_saved() -> Result<()> {
     stage.lab.start_agent_alone("n1")?;
     stage.expect("another agent, without typha", &restricted)?;
     stage.lab.stop_agent("n1")?;
-    stage.namespace(Node)?.command("nft", &["delete", "table", "inet", "margay"], "")?;
+    stage
+        .namespace(Node)?
+        .command("nft", &["delete", "table", "inet", "margay"], "")?;
     stage.expect("no rules", &[(Outside, Node, OTHER, true)])?;
     stage.lab.start_agent_alone("n1")?;
-    let enforcing = || Ok(stage.lab.node("n1")?.status().context("no agent")?.enforcing);
+    let enforcing = || {
+        Ok(stage
+            .lab
+            .node("n1")?
+            .status()
+            .context("no agent")?
+            .enforcing)
+    };
     wait("what was saved to be enforced", enforcing)?;
     stage.expect("booted, without typha", &restricted)?;
 
@@ -484,7 +587,10 @@ fn without_typha_a_node_enforces_what_it_had_saved() -> Result<()> {
     stage.lab.stop_agent("n1")?;
     stage.lab.start_agent("n1")?;
     stage.lab.wait_enforced()?;
-    stage.expect("typha is back", &[(Outside, Node, WEB, false), (Outside, Node, OTHER, true)])
+    stage.expect(
+        "typha is back",
+        &[(Outside, Node, WEB, false), (Outside, Node, OTHER, true)],
+    )
 }
 
 #[test]
@@ -494,13 +600,30 @@ fn an_address_that_comes_and_goes_takes_its_endpoint_with_it() -> Result<()> {
     let endpoint = host(&json!({"expectedIPs": [moving]}), &[]);
     stage.lab.apply(&endpoint)?;
     stage.lab.wait_enforced()?;
-    let errors = |stage: &Stage| stage.lab.node("n1")?.status().map(|status| status.errors).context("no agent");
+    let errors = |stage: &Stage| {
+        stage
+            .lab
+            .node("n1")?
+            .status()
+            .map(|status| status.errors)
+            .context("no agent")
+    };
     ensure!(errors(&stage)?.len() == 1, "{:?}", errors(&stage)?);
     stage.expect("no interface has it", &[(Outside, Node, WEB, true)])?;
     for (verb, known) in [("add", 0), ("del", 1)] {
-        stage.namespace(Node)?.ip(&format!("addr {verb} {moving}/32 dev eth0"))?;
-        wait(&format!("addr {verb} to be seen"), || Ok(errors(&stage)?.len() == known))?;
-        stage.expect(verb, &[(Outside, Node, WEB, verb == "del"), (Outside, Node, SSH, true)])?;
+        stage
+            .namespace(Node)?
+            .ip(&format!("addr {verb} {moving}/32 dev eth0"))?;
+        wait(&format!("addr {verb} to be seen"), || {
+            Ok(errors(&stage)?.len() == known)
+        })?;
+        stage.expect(
+            verb,
+            &[
+                (Outside, Node, WEB, verb == "del"),
+                (Outside, Node, SSH, true),
+            ],
+        )?;
     }
     Ok(())
 }
@@ -511,7 +634,11 @@ fn ipv6_is_evaluated_too_and_neighbours_are_found() -> Result<()> {
     let (node, outside): (IpAddr, IpAddr) = ("fd00:30::1".parse()?, "fd00:30::fe".parse()?);
     for (end, address, link) in [(Node, node, "eth0"), (Outside, outside, "br0")] {
         let namespace = stage.namespace(end)?;
-        namespace.command("sysctl", &["-qw", &format!("net.ipv6.conf.{link}.disable_ipv6=0")], "")?;
+        namespace.command(
+            "sysctl",
+            &["-qw", &format!("net.ipv6.conf.{link}.disable_ipv6=0")],
+            "",
+        )?;
         namespace.ip(&format!("addr add {address}/64 dev {link} nodad"))?;
     }
     let deny = json!({
@@ -520,7 +647,10 @@ fn ipv6_is_evaluated_too_and_neighbours_are_found() -> Result<()> {
     });
     for (objects, open) in [
         (vec![host(&eth0(), &[])], false),
-        (vec![host(&eth0(), &[]), policy("early", "all()", &deny)], false),
+        (
+            vec![host(&eth0(), &[]), policy("early", "all()", &deny)],
+            false,
+        ),
         (vec![host(&eth0(), DEFAULT_ALLOW)], true),
     ] {
         stage.apply(&objects)?;

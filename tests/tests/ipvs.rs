@@ -43,20 +43,32 @@ impl Stage {
         lab.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}))?;
         for (node, name) in [("n1", "a"), ("n1", "b"), ("n3", "c")] {
             let metadata = json!({"namespace": "x", "name": name, "labels": {"pod": name}});
-            lab.add_pod(node, &json!({"metadata": metadata, "spec": {"containers": [{"name": "c"}]}}))?;
+            lab.add_pod(
+                node,
+                &json!({"metadata": metadata, "spec": {"containers": [{"name": "c"}]}}),
+            )?;
         }
         lab.wait_enforced()?;
-        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
         for (place, ports) in [
             (&lab.pod("x/b")?.namespace, vec![BACKEND]),
             (&lab.pod("x/c")?.namespace, vec![BACKEND]),
             (&lab.node("n1")?.host, vec![NOBODYS]),
         ] {
-            let ports: Vec<_> = ports.into_iter().map(|port| (Protocol::Tcp, port)).collect();
+            let ports: Vec<_> = ports
+                .into_iter()
+                .map(|port| (Protocol::Tcp, port))
+                .collect();
             let opened = place.run(|| Ports::open(&ports))?;
             runtime.block_on(async { opened.serve() })?;
         }
-        Ok(Self { lab, _runtime: runtime })
+        Ok(Self {
+            lab,
+            _runtime: runtime,
+        })
     }
 
     fn host(&self) -> Result<&Namespace> {
@@ -76,20 +88,28 @@ impl Stage {
         self.lead(NODE, NODE_PORT, near, BACKEND)?;
         // The module has created the parameter.
         host.run(|| std::fs::write("/proc/sys/net/ipv4/vs/conntrack", "1"))?;
-        self.until("the chains of IPVS", |table| table.contains("chain ipvs-to"))
+        self.until("the chains of IPVS", |table| {
+            table.contains("chain ipvs-to")
+        })
     }
 
     fn lead(&self, address: &str, port: u16, backend: IpAddr, to: u16) -> Result<()> {
-        let (server, backend) = (format!("{address}:{port}"), SocketAddr::new(backend, to).to_string());
+        let (server, backend) = (
+            format!("{address}:{port}"),
+            SocketAddr::new(backend, to).to_string(),
+        );
         let host = self.host()?;
         host.command("ipvsadm", &["-A", "-t", &server, "-s", "rr"], "")?;
-        host.command("ipvsadm", &["-a", "-t", &server, "-r", &backend, "-m"], "").map(drop)
+        host.command("ipvsadm", &["-a", "-t", &server, "-r", &backend, "-m"], "")
+            .map(drop)
     }
 
     fn until(&self, what: &str, is_so: impl Fn(&str) -> bool) -> Result<()> {
         let begin = Instant::now();
         loop {
-            let table = self.host()?.command("nft", &["list", "table", "inet", "margay"], "")?;
+            let table = self
+                .host()?
+                .command("nft", &["list", "table", "inet", "margay"], "")?;
             if is_so(&table) {
                 return Ok(());
             }
@@ -113,14 +133,24 @@ impl Stage {
     /// outside from the port of the node.
     fn expect(&self, what: &str, client: [Verdict; 4], outside: Verdict) -> Result<()> {
         let ports = [NEAR, FAR, HOST, NOBODYS];
-        let target =
-            |address: &str, port| Ok::<_, anyhow::Error>(Target::new(Protocol::Tcp, address.parse::<IpAddr>()?, port));
-        let targets = ports.map(|port| target(SERVICE, port)).into_iter().collect::<Result<Vec<_>>>()?;
+        let target = |address: &str, port| {
+            Ok::<_, anyhow::Error>(Target::new(Protocol::Tcp, address.parse::<IpAddr>()?, port))
+        };
+        let targets = ports
+            .map(|port| target(SERVICE, port))
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?;
         let heard = ask(&self.lab.pod("x/a")?.place()?, &targets)?;
-        ensure!(heard == client, "{what}: the client hears {heard:?} of ports {ports:?}, not {client:?}");
+        ensure!(
+            heard == client,
+            "{what}: the client hears {heard:?} of ports {ports:?}, not {client:?}"
+        );
         let place = Place::of_namespace(self.lab.fabric().namespace())?;
         let heard = ask(&place, &[target(NODE, NODE_PORT)?])?;
-        ensure!(heard == [outside], "{what}: the outside hears {heard:?}, not {outside:?}");
+        ensure!(
+            heard == [outside],
+            "{what}: the outside hears {heard:?}, not {outside:?}"
+        );
         Ok(())
     }
 }
@@ -146,22 +176,38 @@ fn what_ipvs_sends_on_obeys_policy_of_both_ends() -> Result<()> {
 
     let closed = policy("b", "Ingress", json!([]));
     stage.apply(&closed)?;
-    stage.expect("nobody may ask the backend", [Silent, Answered, Answered, Answered], Silent)?;
+    stage.expect(
+        "nobody may ask the backend",
+        [Silent, Answered, Answered, Answered],
+        Silent,
+    )?;
     stage.delete(&closed)?;
 
     let from_a = policy("b", "Ingress", only("from", "a"));
     stage.apply(&from_a)?;
-    stage.expect("the client alone may ask the backend", [Answered; 4], Silent)?;
+    stage.expect(
+        "the client alone may ask the backend",
+        [Answered; 4],
+        Silent,
+    )?;
     stage.delete(&from_a)?;
 
     let to_b = policy("a", "Egress", only("to", "b"));
     stage.apply(&to_b)?;
-    stage.expect("the client may ask the backend alone", [Answered, Silent, Silent, Silent], Answered)?;
+    stage.expect(
+        "the client may ask the backend alone",
+        [Answered, Silent, Silent, Silent],
+        Answered,
+    )?;
     stage.delete(&to_b)?;
 
     let to_c = policy("a", "Egress", only("to", "c"));
     stage.apply(&to_c)?;
-    stage.expect("the client may ask the other backend alone", [Silent, Answered, Silent, Silent], Answered)?;
+    stage.expect(
+        "the client may ask the other backend alone",
+        [Silent, Answered, Silent, Silent],
+        Answered,
+    )?;
     stage.delete(&to_c)?;
     stage.expect("after the policies", [Answered; 4], Answered)
 }
@@ -179,6 +225,9 @@ fn the_chains_of_ipvs_come_and_go_with_its_link() -> Result<()> {
     stage.lab.start_agent("n1")?;
     stage.lab.wait_enforced()?;
     stage.expect("with its successor", closed, Silent)?;
-    stage.host()?.ip("link del kube-ipvs0").context("what kube-proxy does in another mode")?;
+    stage
+        .host()?
+        .ip("link del kube-ipvs0")
+        .context("what kube-proxy does in another mode")?;
     stage.until("no chains of IPVS", |table| !table.contains("ipvs"))
 }

@@ -56,7 +56,9 @@ fn policy(friend: &str) -> Value {
 }
 
 fn socket(pod: &Pod, port: u16) -> Result<UdpSocket> {
-    let socket = pod.namespace.run(|| UdpSocket::bind((pod.addresses[0], port)))?;
+    let socket = pod
+        .namespace
+        .run(|| UdpSocket::bind((pod.addresses[0], port)))?;
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)
 }
@@ -68,9 +70,12 @@ fn passes(lab: &Lab, from: &str, to: &str) -> Result<bool> {
     for port in [WEB, ALWAYS] {
         sender.send_to(b"x", (to.addresses[0], port))?;
     }
-    always
-        .recv(&mut [0; 8])
-        .with_context(|| format!("{} to the port of {} that is always open", from.name, to.name))?;
+    always.recv(&mut [0; 8]).with_context(|| {
+        format!(
+            "{} to the port of {} that is always open",
+            from.name, to.name
+        )
+    })?;
     receiver.set_nonblocking(true)?;
     Ok(receiver.recv(&mut [0; 8]).is_ok())
 }
@@ -99,14 +104,33 @@ fn pods_follow_an_mtu_that_becomes_smaller() -> Result<()> {
     let mtus = |lab: &Lab| -> Result<Vec<String>> {
         let (pod, node) = (lab.pod("x/a")?, lab.node("n1")?);
         let host = interface_name(&EndpointKey::new("x", "a"));
-        let links = [pod.namespace.ip("-o link show eth0")?, node.host.ip(&format!("-o link show {host}"))?];
-        Ok(links.iter().filter_map(|link| link.split_once(" mtu ")?.1.split(' ').next().map(str::to_owned)).collect())
+        let links = [
+            pod.namespace.ip("-o link show eth0")?,
+            node.host.ip(&format!("-o link show {host}"))?,
+        ];
+        Ok(links
+            .iter()
+            .filter_map(|link| {
+                link.split_once(" mtu ")?
+                    .1
+                    .split(' ')
+                    .next()
+                    .map(str::to_owned)
+            })
+            .collect())
     };
     let first = mtus(&lab)?;
     for (underlay, expected) in [(1400, "1350"), (1350, "1300"), (1500, "1300")] {
-        lab.node("n1")?.host.ip(&format!("link set eth0 mtu {underlay}"))?;
-        wait(&format!("{expected} at both ends, not {first:?}"), || Ok(mtus(&lab)? == [expected, expected]))?;
-        ensure!(passes(&lab, "x/a", "x/c")? && passes(&lab, "x/c", "x/a")?, "no packets with {expected}");
+        lab.node("n1")?
+            .host
+            .ip(&format!("link set eth0 mtu {underlay}"))?;
+        wait(&format!("{expected} at both ends, not {first:?}"), || {
+            Ok(mtus(&lab)? == [expected, expected])
+        })?;
+        ensure!(
+            passes(&lab, "x/a", "x/c")? && passes(&lab, "x/c", "x/a")?,
+            "no packets with {expected}"
+        );
     }
     // While the agent is away too.
     lab.stop_agent("n1")?;
@@ -127,12 +151,26 @@ fn an_mtu_that_does_not_fit_is_reported() -> Result<()> {
         })
     };
     let problems = |lab: &Lab| -> Result<Vec<String>> {
-        let found = lab.node("n1")?.problems().into_iter().filter(|problem| problem.code == "mtu");
+        let found = lab
+            .node("n1")?
+            .problems()
+            .into_iter()
+            .filter(|problem| problem.code == "mtu");
         Ok(found.map(|problem| problem.message).collect())
     };
     lab.apply(&settings(8950))?;
-    wait("the problem", || Ok(problems(&lab)?.iter().any(|problem| problem.contains("vxlanMTU"))))?;
-    ensure!(lab.node("n1")?.host.ip("link show vxlan.calico")?.contains("mtu 1450 "), "the tunnel's MTU");
+    wait("the problem", || {
+        Ok(problems(&lab)?
+            .iter()
+            .any(|problem| problem.contains("vxlanMTU")))
+    })?;
+    ensure!(
+        lab.node("n1")?
+            .host
+            .ip("link show vxlan.calico")?
+            .contains("mtu 1450 "),
+        "the tunnel's MTU"
+    );
     lab.apply(&settings(1400))?;
     wait("no problem", || Ok(problems(&lab)?.is_empty()))?;
     let pod = lab.add_pod("n1", &mk_pod("late"))?;
@@ -150,16 +188,33 @@ fn packets_of_three_nodes_obey_objects() -> Result<()> {
 fn packets_of_nodes_with_ipv6_alone_obey_objects() -> Result<()> {
     let lab = mk_lab_of(&Options::ipv6())?;
     for pod in lab.pods() {
-        ensure!(pod.addresses.len() == 1 && pod.addresses[0].is_ipv6(), "{}: {:?}", pod.name, pod.addresses);
+        ensure!(
+            pod.addresses.len() == 1 && pod.addresses[0].is_ipv6(),
+            "{}: {:?}",
+            pod.name,
+            pod.addresses
+        );
     }
     obey_objects(lab)
 }
 
 fn obey_objects(mut lab: Lab) -> Result<()> {
-    for (from, to) in [("x/a", "x/b"), ("x/b", "x/a"), ("x/a", "x/c"), ("x/c", "x/a"), ("x/b", "x/c")] {
-        ensure!(passes(&lab, from, to)?, "{from} does not reach {to}, and there is no policy");
+    for (from, to) in [
+        ("x/a", "x/b"),
+        ("x/b", "x/a"),
+        ("x/a", "x/c"),
+        ("x/c", "x/a"),
+        ("x/b", "x/c"),
+    ] {
+        ensure!(
+            passes(&lab, from, to)?,
+            "{from} does not reach {to}, and there is no policy"
+        );
     }
-    ensure!(lab.apply(&policy("a"))?.is_empty(), "the policy is as it should be");
+    ensure!(
+        lab.apply(&policy("a"))?.is_empty(),
+        "the policy is as it should be"
+    );
     lab.wait_enforced()?;
     check_enforced(&lab)?;
     ensure!(passes(&lab, "x/a", "x/c")?, "the friend is let in");
@@ -181,14 +236,23 @@ fn what_is_enforced_outlives_the_agent_and_addresses_come_back() -> Result<()> {
     lab.apply(&policy("a"))?;
     lab.wait_enforced()?;
     lab.stop_agent("n3")?;
-    ensure!(passes(&lab, "x/a", "x/c")? && !passes(&lab, "x/b", "x/c")?, "without an agent");
+    ensure!(
+        passes(&lab, "x/a", "x/c")? && !passes(&lab, "x/b", "x/c")?,
+        "without an agent"
+    );
     lab.apply(&policy("b"))?;
     lab.start_agent("n3")?;
     lab.wait_enforced()?;
-    ensure!(!passes(&lab, "x/a", "x/c")? && passes(&lab, "x/b", "x/c")?, "what changed meanwhile");
+    ensure!(
+        !passes(&lab, "x/a", "x/c")? && passes(&lab, "x/b", "x/c")?,
+        "what changed meanwhile"
+    );
     let handles = lab.blocks().handles().len();
     lab.remove_pod("x/c")?;
-    ensure!(lab.blocks().handles().len() == handles - 1, "the address of x/c is not given back");
+    ensure!(
+        lab.blocks().handles().len() == handles - 1,
+        "the address of x/c is not given back"
+    );
     Ok(())
 }
 
@@ -198,33 +262,57 @@ fn a_pod_has_the_address_that_it_names() -> Result<()> {
     let mut lab = mk_lab()?;
     let block = IpNet::new(lab.pod("x/a")?.addresses[0], 26)?;
     let mut pinned = mk_pod("d");
-    pinned["metadata"]["annotations"] = json!({ANNOTATION_POD_ADDRESSES: json!([block.broadcast()]).to_string()});
-    ensure!(lab.add_pod("n3", &pinned)?.addresses == [block.broadcast()], "x/d has not the address that it names");
+    pinned["metadata"]["annotations"] =
+        json!({ANNOTATION_POD_ADDRESSES: json!([block.broadcast()]).to_string()});
+    ensure!(
+        lab.add_pod("n3", &pinned)?.addresses == [block.broadcast()],
+        "x/d has not the address that it names"
+    );
     lab.wait_enforced()?;
-    for (from, to) in [("x/d", "x/a"), ("x/a", "x/d"), ("x/b", "x/d"), ("x/d", "x/b"), ("x/c", "x/d")] {
+    for (from, to) in [
+        ("x/d", "x/a"),
+        ("x/a", "x/d"),
+        ("x/b", "x/d"),
+        ("x/d", "x/b"),
+        ("x/c", "x/d"),
+    ] {
         ensure!(passes(&lab, from, to)?, "{from} does not reach {to}");
     }
     let handles = lab.blocks().handles();
-    for (address, why) in
-        [(block.broadcast().to_string(), "is taken by pod x/d"), ("192.0.2.1".to_owned(), "in no IPPool")]
-    {
+    for (address, why) in [
+        (block.broadcast().to_string(), "is taken by pod x/d"),
+        ("192.0.2.1".to_owned(), "in no IPPool"),
+    ] {
         let mut refused = mk_pod("e");
-        refused["metadata"]["annotations"] = json!({ANNOTATION_POD_ADDRESSES: json!([address]).to_string()});
+        refused["metadata"]["annotations"] =
+            json!({ANNOTATION_POD_ADDRESSES: json!([address]).to_string()});
         let error = format!("{:#}", lab.add_pod("n2", &refused).err().context(why)?);
         ensure!(error.contains(why), "{error}");
     }
-    ensure!(lab.blocks().handles() == handles, "a pod that was refused has left something behind");
+    ensure!(
+        lab.blocks().handles() == handles,
+        "a pod that was refused has left something behind"
+    );
     lab.remove_pod("x/d")?;
     lab.add_pod("n1", &pinned)?;
     lab.wait_enforced()?;
     // The link that x/d had on n3 goes a moment after its DEL; until then its address leads there
     // on that node.
     let (begin, former) = (Instant::now(), &lab.node("n3")?.host);
-    while former.ip(&format!("route get {}", block.broadcast()))?.contains("dev cali") {
-        ensure!(begin.elapsed() < Duration::from_secs(30), "the former link stays");
+    while former
+        .ip(&format!("route get {}", block.broadcast()))?
+        .contains("dev cali")
+    {
+        ensure!(
+            begin.elapsed() < Duration::from_secs(30),
+            "the former link stays"
+        );
         std::thread::yield_now();
     }
-    ensure!(passes(&lab, "x/c", "x/d")?, "at the node that has the block");
+    ensure!(
+        passes(&lab, "x/c", "x/d")?,
+        "at the node that has the block"
+    );
     Ok(())
 }
 
@@ -236,17 +324,28 @@ fn a_refused_object_reports_why_and_opens_nothing() -> Result<()> {
     let mut refused = policy("a");
     refused["spec"]["ingress"][1]["from"] = json!([{"ipBlock": {"cidr": "not-a-range"}}]);
     let problems = lab.apply(&refused)?;
-    ensure!(problems.iter().any(|problem| problem.contains("not-a-range")), "{problems:?}");
+    ensure!(
+        problems
+            .iter()
+            .any(|problem| problem.contains("not-a-range")),
+        "{problems:?}"
+    );
     lab.wait_enforced()?;
     let (to, sender) = (lab.pod("x/c")?, socket(lab.pod("x/a")?, 0)?);
     let receiver = socket(to, WEB)?;
     sender.send_to(b"early", (to.addresses[0], WEB))?;
-    ensure!(passes(&lab, "x/a", "x/b")?, "pods that it does not select stay open");
+    ensure!(
+        passes(&lab, "x/a", "x/b")?,
+        "pods that it does not select stay open"
+    );
     lab.delete(&refused)?;
     lab.wait_enforced()?;
     sender.send_to(b"late", (to.addresses[0], WEB))?;
     let mut buffer = [0; 8];
     let length = receiver.recv(&mut buffer)?;
-    ensure!(&buffer[..length] == b"late", "a packet passed a policy that was refused");
+    ensure!(
+        &buffer[..length] == b"late",
+        "a packet passed a policy that was refused"
+    );
     Ok(())
 }

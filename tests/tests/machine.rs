@@ -21,9 +21,15 @@ const OPTIONAL: [&str; 4] = ["nf_conntrack_netlink", "nft_log", "nft_limit", "vx
 /// withheld any more.
 fn without(withheld: &[&str]) -> Result<Vec<MissingFeature>> {
     for module in withheld {
-        ensure!(!Path::new("/sys/module").join(module).exists(), "{module} is there already");
+        ensure!(
+            !Path::new("/sys/module").join(module).exists(),
+            "{module} is there already"
+        );
     }
-    let lines: String = withheld.iter().map(|module| format!("install {module} /bin/false\n")).collect();
+    let lines: String = withheld
+        .iter()
+        .map(|module| format!("install {module} /bin/false\n"))
+        .collect();
     fs::write(WITHHELD, lines)?;
     let missing = probe::probe();
     fs::remove_file(WITHHELD)?;
@@ -38,7 +44,10 @@ fn modules(missing: &[MissingFeature]) -> Vec<&'static str> {
 
 #[test]
 fn missing_kernel_features_are_found_and_reported() -> Result<()> {
-    ensure!(fs::read_to_string("/proc/cmdline")?.contains(PARAMETER), "this is no machine of `make kernels`");
+    ensure!(
+        fs::read_to_string("/proc/cmdline")?.contains(PARAMETER),
+        "this is no machine of `make kernels`"
+    );
     let all = [&ALWAYS[..], &OPTIONAL].concat();
     // Features that need the first one are missing with it.
     let mut found = modules(&without(&all)?);
@@ -51,7 +60,10 @@ fn missing_kernel_features_are_found_and_reported() -> Result<()> {
     let missing = without(&all[1..])?;
     let found = modules(&missing);
     ensure!(found == all[1..], "without {:?}: {found:?}", &all[1..]);
-    let refused = probe::require_features(missing).err().map(|unfit| unfit.to_string()).unwrap_or_default();
+    let refused = probe::require_features(missing)
+        .err()
+        .map(|unfit| unfit.to_string())
+        .unwrap_or_default();
     for module in ALWAYS {
         ensure!(
             refused.contains(&format!("load the module {module} ")) == (module != ALWAYS[0]),
@@ -60,10 +72,18 @@ fn missing_kernel_features_are_found_and_reported() -> Result<()> {
     }
 
     let missing = probe::require_features(without(&OPTIONAL)?)?;
-    ensure!(modules(&missing) == OPTIONAL, "without {OPTIONAL:?}: {:?}", modules(&missing));
+    ensure!(
+        modules(&missing) == OPTIONAL,
+        "without {OPTIONAL:?}: {:?}",
+        modules(&missing)
+    );
 
     let missing = without(&[])?;
-    ensure!(missing.is_empty(), "{:?}", probe::describe_missing(&missing));
+    ensure!(
+        missing.is_empty(),
+        "{:?}",
+        probe::describe_missing(&missing)
+    );
     Ok(())
 }
 

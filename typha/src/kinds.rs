@@ -58,16 +58,31 @@ impl KindSpec {
     ) -> WatchFuture {
         let (path, form) = self.location(mode);
         let definition = self.definition(form);
-        let Self { name: kind, never_empty, run, .. } = *self;
-        run(Watch { kind, path, form, definition, never_empty, client, events, counters })
+        let Self {
+            name: kind,
+            never_empty,
+            run,
+            ..
+        } = *self;
+        run(Watch {
+            kind,
+            path,
+            form,
+            definition,
+            never_empty,
+            client,
+            events,
+            counters,
+        })
     }
 
-    /// Definition without which the kind has no objects: of optional kinds, and in the older storage
-    /// of those that are newer than some clusters' Calico. The operator creates these; nothing waits
-    /// for them.
+    /// Definition without which the kind has no objects: of optional kinds, and in the older
+    /// storage of those that are newer than some clusters' Calico. The operator creates these;
+    /// nothing waits for them.
     fn definition(&self, form: Form) -> Option<String> {
         if let Form::Stored(stored) = form {
-            return (!stored.classic).then(|| format!("{}.{}", stored.stored_plural, Mode::V1.group()));
+            return (!stored.classic)
+                .then(|| format!("{}.{}", stored.stored_plural, Mode::V1.group()));
         }
         let optional = OPTIONAL.iter().find(|(optional, _)| *optional == self.name);
         optional.map(|(_, definition)| (*definition).to_owned())
@@ -76,8 +91,13 @@ impl KindSpec {
     /// API version and kind in that storage.
     pub fn identity(&self, mode: Mode) -> (String, &'static str) {
         let (path, form) = self.location(mode);
-        let version = path.trim_start_matches("/apis/").trim_start_matches("/api/");
-        let version = version.rsplit_once('/').map_or(version, |(version, _)| version).to_owned();
+        let version = path
+            .trim_start_matches("/apis/")
+            .trim_start_matches("/api/");
+        let version = version
+            .rsplit_once('/')
+            .map_or(version, |(version, _)| version)
+            .to_owned();
         let kind = match form {
             Form::Stored(stored) => stored.stored_kind,
             Form::Plain => self.name.strip_prefix("Kubernetes").unwrap_or(self.name),
@@ -132,10 +152,19 @@ mod tests {
     #[test]
     fn calicos_kinds_are_watched_where_they_are_stored() {
         let locations = |mode: Mode| KINDS.iter().map(move |spec| spec.location(mode));
-        assert!(locations(Mode::V3).zip(KINDS).all(|(location, spec)| location == (spec.path.to_owned(), Form::Plain)));
-        let (calico, others): (Vec<_>, Vec<_>) =
-            locations(Mode::V1).zip(KINDS).partition(|(_, spec)| spec.path.starts_with("/apis/projectcalico.org/"));
-        assert!(others.iter().all(|((path, form), spec)| path == spec.path && *form == Form::Plain));
+        assert!(
+            locations(Mode::V3)
+                .zip(KINDS)
+                .all(|(location, spec)| location == (spec.path.to_owned(), Form::Plain))
+        );
+        let (calico, others): (Vec<_>, Vec<_>) = locations(Mode::V1)
+            .zip(KINDS)
+            .partition(|(_, spec)| spec.path.starts_with("/apis/projectcalico.org/"));
+        assert!(
+            others
+                .iter()
+                .all(|((path, form), spec)| path == spec.path && *form == Form::Plain)
+        );
         assert!(calico.len() >= 8);
         for ((path, form), spec) in calico {
             assert!(
@@ -143,9 +172,23 @@ mod tests {
                 "{} is not known to storage: {path}",
                 spec.name
             );
-            assert!(matches!(form, Form::Stored(kind) if kind.kind == spec.name), "{}: {form:?}", spec.name);
-            let wanted = ["Tier", "StagedNetworkPolicy", "StagedGlobalNetworkPolicy", "StagedKubernetesNetworkPolicy"];
-            assert_eq!(spec.definition(form).is_some(), wanted.contains(&spec.name), "{}", spec.name);
+            assert!(
+                matches!(form, Form::Stored(kind) if kind.kind == spec.name),
+                "{}: {form:?}",
+                spec.name
+            );
+            let wanted = [
+                "Tier",
+                "StagedNetworkPolicy",
+                "StagedGlobalNetworkPolicy",
+                "StagedKubernetesNetworkPolicy",
+            ];
+            assert_eq!(
+                spec.definition(form).is_some(),
+                wanted.contains(&spec.name),
+                "{}",
+                spec.name
+            );
             assert_eq!(spec.definition(Form::Plain), None, "{}", spec.name);
         }
     }
@@ -153,14 +196,29 @@ mod tests {
     #[test]
     fn kinds_have_the_names_of_the_api() {
         let identity = |kind: &str, mode| {
-            let spec = KINDS.iter().find(|spec| spec.name == kind).expect("a kind of the table");
+            let spec = KINDS
+                .iter()
+                .find(|spec| spec.name == kind)
+                .expect("a kind of the table");
             let (version, kind) = spec.identity(mode);
             format!("{version} {kind}")
         };
         assert_eq!(identity(POD, Mode::V1), "v1 Pod");
-        assert_eq!(identity("KubernetesNetworkPolicy", Mode::V3), "networking.k8s.io/v1 NetworkPolicy");
-        assert_eq!(identity(CLUSTER_POLICY, Mode::V3), "policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy");
-        assert_eq!(identity("NetworkPolicy", Mode::V3), "projectcalico.org/v3 NetworkPolicy");
-        assert_eq!(identity("NetworkPolicy", Mode::V1), "crd.projectcalico.org/v1 NetworkPolicy");
+        assert_eq!(
+            identity("KubernetesNetworkPolicy", Mode::V3),
+            "networking.k8s.io/v1 NetworkPolicy"
+        );
+        assert_eq!(
+            identity(CLUSTER_POLICY, Mode::V3),
+            "policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy"
+        );
+        assert_eq!(
+            identity("NetworkPolicy", Mode::V3),
+            "projectcalico.org/v3 NetworkPolicy"
+        );
+        assert_eq!(
+            identity("NetworkPolicy", Mode::V1),
+            "crd.projectcalico.org/v1 NetworkPolicy"
+        );
     }
 }

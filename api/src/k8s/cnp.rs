@@ -35,7 +35,10 @@ pub const BASELINE_TIER: &str = "kube-baseline";
     shortname = "cnp",
     derive = "PartialEq",
     status = "ClusterNetworkPolicyStatus",
-    annotation("api-approved.kubernetes.io", "unapproved, as the network-policy-api project has it"),
+    annotation(
+        "api-approved.kubernetes.io",
+        "unapproved, as the network-policy-api project has it"
+    ),
     printcolumn = r#"{"name":"Tier","type":"string","jsonPath":".spec.tier"}"#,
     printcolumn = r#"{"name":"Priority","type":"string","jsonPath":".spec.priority"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#

@@ -37,7 +37,8 @@ fn comparison() -> String {
 fn expression() -> String {
     let (w, label, value) = (BLANKS, label(), VALUE);
     let set = format!(r"\{{{w}(?:{value}{w}(?:,{w}{value}{w})*(?:,{w})?)?\}}");
-    let keyword = format!(r"(?:not{w})?in{w}{set}|(?:contains|starts{w}with|ends{w}with){w}{value}");
+    let keyword =
+        format!(r"(?:not{w})?in{w}{set}|(?:contains|starts{w}with|ends{w}with){w}{value}");
     // Label names are greedy, so a keyword must follow a blank.
     let operation = format!(r"{label}(?:{w}[=!]={w}{value}|[ \t]+(?:{keyword}))");
     let operand = format!(r"(?:(?:all|global)\({w}\)|has\({w}{label}{w}\)|{operation})");

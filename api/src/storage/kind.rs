@@ -36,15 +36,29 @@ pub struct Kind {
 }
 
 const fn kind(kind: &'static str, plural: &'static str, class: Class) -> Kind {
-    Kind { kind, plural, stored_kind: kind, stored_plural: plural, namespaced: false, classic: true, class }
+    Kind {
+        kind,
+        plural,
+        stored_kind: kind,
+        stored_plural: plural,
+        namespaced: false,
+        classic: true,
+        class,
+    }
 }
 
 const fn namespaced(of: Kind) -> Kind {
-    Kind { namespaced: true, ..of }
+    Kind {
+        namespaced: true,
+        ..of
+    }
 }
 
 const fn later(of: Kind) -> Kind {
-    Kind { classic: false, ..of }
+    Kind {
+        classic: false,
+        ..of
+    }
 }
 
 /// Every kind of Calico v3.32's open source manifest.
@@ -87,7 +101,11 @@ impl Kind {
 
     /// Returns the kind served at a path such as `/apis/projectcalico.org/v3/ippools`.
     pub fn of_path(path: &str) -> Option<&'static Self> {
-        Self::of_plural(path.strip_prefix("/apis/")?.strip_prefix(&*Mode::V3.api_version())?.strip_prefix('/')?)
+        Self::of_plural(
+            path.strip_prefix("/apis/")?
+                .strip_prefix(&*Mode::V3.api_version())?
+                .strip_prefix('/')?,
+        )
     }
 
     /// Returns its plural in that storage.

@@ -73,7 +73,15 @@ pub(super) fn namespaced_rules() -> Value {
 
 /// Rules across the fields of a staged namespaced policy.
 pub(super) fn staged_rules() -> Value {
-    let others = ["order", "selector", "serviceAccountSelector", "types", "ingress", "egress", "performanceHints"];
+    let others = [
+        "order",
+        "selector",
+        "serviceAccountSelector",
+        "types",
+        "ingress",
+        "egress",
+        "performanceHints",
+    ];
     [policy_rules(), vec![alone(&others)]].concat().into()
 }
 
@@ -104,7 +112,10 @@ pub(super) fn staged_kubernetes_rules() -> Value {
 
 /// Rule that the deletion of a policy sets no other field.
 fn alone(others: &[&str]) -> Value {
-    let absent: Vec<String> = others.iter().map(|field| format!("!has(self.{field})")).collect();
+    let absent: Vec<String> = others
+        .iter()
+        .map(|field| format!("!has(self.{field})"))
+        .collect();
     json!({
         "rule": format!("!has(self.stagedAction) || self.stagedAction != 'Delete' || {}", absent.join(" && ")),
         "message": "stagedAction Delete must be set alone: remove all other fields but tier",

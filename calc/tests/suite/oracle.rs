@@ -18,21 +18,35 @@ use margay_calc::update::Update;
 use proptest::prelude::*;
 
 fn packet() -> impl Strategy<Value = Packet> {
-    let addresses = (address(), address()).prop_filter("of one version", |(from, to)| from.is_ipv4() == to.is_ipv4());
-    (addresses, protocol(), port(), port(), (icmp_type(), 0..2_u8)).prop_map(
-        |((source, destination), protocol, source_port, destination_port, icmp)| Packet {
-            source,
-            destination,
-            protocol,
-            source_port,
-            destination_port,
-            icmp,
-        },
+    let addresses = (address(), address()).prop_filter("of one version", |(from, to)| {
+        from.is_ipv4() == to.is_ipv4()
+    });
+    (
+        addresses,
+        protocol(),
+        port(),
+        port(),
+        (icmp_type(), 0..2_u8),
     )
+        .prop_map(
+            |((source, destination), protocol, source_port, destination_port, icmp)| Packet {
+                source,
+                destination,
+                protocol,
+                source_port,
+                destination_port,
+                icmp,
+            },
+        )
 }
 
 fn stage() -> impl Strategy<Value = HostStage> {
-    prop::sample::select(vec![HostStage::Untracked, HostStage::PreDnat, HostStage::Normal, HostStage::Forward])
+    prop::sample::select(vec![
+        HostStage::Untracked,
+        HostStage::PreDnat,
+        HostStage::Normal,
+        HostStage::Forward,
+    ])
 }
 
 /// Graph and objects after these updates.
@@ -50,7 +64,10 @@ fn apply_all(updates: Vec<Update>) -> (Graph, Objects) {
 fn staged_enforced(objects: &Objects) -> Objects {
     let mut objects = objects.clone();
     for (key, staged) in std::mem::take(&mut objects.staged) {
-        let key = PolicyKey { kind: key.kind.enforced(), ..key };
+        let key = PolicyKey {
+            kind: key.kind.enforced(),
+            ..key
+        };
         match staged {
             StagedPolicy::Set(policy) => objects.policies.insert(key, policy),
             StagedPolicy::Delete => objects.policies.remove(&key),
@@ -142,7 +159,13 @@ proptest! {
     }
 }
 
-fn pod(graph: &mut Graph, namespace: &str, address: &str, labels: Labels, service_account: &str) -> EndpointKey {
+fn pod(
+    graph: &mut Graph,
+    namespace: &str,
+    address: &str,
+    labels: Labels,
+    service_account: &str,
+) -> EndpointKey {
     let key = EndpointKey::new(namespace, "pod");
     let endpoint = WorkloadEndpoint {
         node: String::from("n1"),
@@ -175,7 +198,10 @@ fn protection() -> Update {
         "!has(projectcalico.org/namespace)",
     ];
     let ingress = sources.map(|source| Rule {
-        source: EntityMatch { selector: Some(parse(source)), ..EntityMatch::default() },
+        source: EntityMatch {
+            selector: Some(parse(source)),
+            ..EntityMatch::default()
+        },
         ..Rule::any(Action::Allow)
     });
     let key = PolicyKey {

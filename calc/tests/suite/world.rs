@@ -7,7 +7,9 @@ use margay_api::endpoint::{
     EndpointKey, HostEndpoint, HostInterface, NamedPort, Profile, WorkloadEndpoint, interface_name,
 };
 use margay_api::meta::{LABEL_ORCHESTRATOR, Labels, NamespacedName};
-use margay_api::network::{BlockInfo, Encapsulation, Mac, NetworkSet, NodeInfo, Pool, Standing, Vtep};
+use margay_api::network::{
+    BlockInfo, Encapsulation, Mac, NetworkSet, NodeInfo, Pool, Standing, Vtep,
+};
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Tier, Traffic};
 use margay_api::rule::{Action, EntityMatch, Icmp, IpVersion, Port, PortRange, Protocol, Rule};
 use margay_api::selector::{Node, Selector};
@@ -85,13 +87,26 @@ pub fn host_name() -> impl Strategy<Value = &'static str> {
 
 /// An address of a pod, or of none.
 pub fn address() -> impl Strategy<Value = IpAddr> {
-    let texts = vec!["10.0.0.1", "10.0.0.2", "10.0.0.66", "10.1.0.3", "192.0.2.1", "fd00::1", "fd00::2"];
+    let texts = vec![
+        "10.0.0.1",
+        "10.0.0.2",
+        "10.0.0.66",
+        "10.1.0.3",
+        "192.0.2.1",
+        "fd00::1",
+        "fd00::2",
+    ];
     select(texts).prop_map(|text| text.parse().expect("an address"))
 }
 
 /// A protocol, with ports or without.
 pub fn protocol() -> impl Strategy<Value = Protocol> {
-    let rare = vec![Protocol::ICMPV6, Protocol::UDPLITE, Protocol(47), Protocol(253)];
+    let rare = vec![
+        Protocol::ICMPV6,
+        Protocol::UDPLITE,
+        Protocol(47),
+        Protocol(253),
+    ];
     let usual = vec![Protocol::TCP, Protocol::UDP, Protocol::SCTP, Protocol::ICMP];
     prop_oneof![4 => select(usual), 1 => select(rare)]
 }
@@ -114,9 +129,21 @@ fn tier_name() -> impl Strategy<Value = String> {
 }
 
 fn policy_key() -> impl Strategy<Value = PolicyKey> {
-    let kinds = vec![PolicyKind::NetworkPolicy, PolicyKind::KubernetesNetworkPolicy, PolicyKind::GlobalNetworkPolicy];
-    (select(kinds), select(&["red", "green", ""][..]), select(&["a", "a-b"][..]))
-        .prop_map(|(kind, namespace, name)| PolicyKey { kind, namespace: namespace.to_owned(), name: name.to_owned() })
+    let kinds = vec![
+        PolicyKind::NetworkPolicy,
+        PolicyKind::KubernetesNetworkPolicy,
+        PolicyKind::GlobalNetworkPolicy,
+    ];
+    (
+        select(kinds),
+        select(&["red", "green", ""][..]),
+        select(&["a", "a-b"][..]),
+    )
+        .prop_map(|(kind, namespace, name)| PolicyKey {
+            kind,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })
 }
 
 fn staged() -> impl Strategy<Value = StagedPolicy> {
@@ -142,19 +169,33 @@ fn own_labels() -> impl Strategy<Value = Labels> {
 }
 
 fn parent_labels() -> impl Strategy<Value = Labels> {
-    labels(vec!["team", "role", "projectcalico.org/name"], vec!["a", "b", "admin", "blue"])
+    labels(
+        vec!["team", "role", "projectcalico.org/name"],
+        vec!["a", "b", "admin", "blue"],
+    )
 }
 
 fn labels(keys: Vec<&'static str>, values: Vec<&'static str>) -> impl Strategy<Value = Labels> {
-    btree_map(select(keys).prop_map(str::to_owned), select(values).prop_map(str::to_owned), 0..4)
+    btree_map(
+        select(keys).prop_map(str::to_owned),
+        select(values).prop_map(str::to_owned),
+        0..4,
+    )
 }
 
 fn endpoint() -> impl Strategy<Value = WorkloadEndpoint> {
     let node = select(&["n1", "n2", "n3", ""][..]);
     let account = select(&["", "default", "robot"][..]);
     let uid = select(&["", "u1", "u2"][..]);
-    (node, own_labels(), account, vec(address(), 0..3), vec(named_port(), 0..3), uid).prop_map(
-        |(node, mut labels, account, addresses, ports, uid)| {
+    (
+        node,
+        own_labels(),
+        account,
+        vec(address(), 0..3),
+        vec(named_port(), 0..3),
+        uid,
+    )
+        .prop_map(|(node, mut labels, account, addresses, ports, uid)| {
             labels.insert(LABEL_ORCHESTRATOR.to_owned(), "k8s".to_owned());
             WorkloadEndpoint {
                 node: node.to_owned(),
@@ -165,31 +206,47 @@ fn endpoint() -> impl Strategy<Value = WorkloadEndpoint> {
                 uid: uid.to_owned(),
                 interface: String::new(),
             }
-        },
-    )
+        })
 }
 
 fn host_endpoint() -> impl Strategy<Value = HostEndpoint> {
     let node = select(&["n1", "n2", ""][..]);
-    let interface = select(vec![HostInterface::All, HostInterface::Named("eth0".to_owned()), HostInterface::ByAddress]);
+    let interface = select(vec![
+        HostInterface::All,
+        HostInterface::Named("eth0".to_owned()),
+        HostInterface::ByAddress,
+    ]);
     let account = account_key().prop_map(Profile::ServiceAccount);
     let namespace = select(&NAMESPACES[..]).prop_map(|name| Profile::Namespace(name.to_owned()));
     let profile = prop_oneof![1 => Just(Profile::Allow), 3 => namespace, 3 => account, 1 => Just(Profile::Unknown)];
-    let addresses = btree_set(address(), 0..3).prop_map(|addresses| addresses.into_iter().collect());
-    (node, own_labels(), interface, addresses, vec(named_port(), 0..3), vec(profile, 0..4)).prop_map(
-        |(node, labels, interface, addresses, ports, profiles)| HostEndpoint {
-            node: node.to_owned(),
-            labels,
-            interface,
-            addresses,
-            ports,
-            profiles,
-        },
+    let addresses =
+        btree_set(address(), 0..3).prop_map(|addresses| addresses.into_iter().collect());
+    (
+        node,
+        own_labels(),
+        interface,
+        addresses,
+        vec(named_port(), 0..3),
+        vec(profile, 0..4),
     )
+        .prop_map(
+            |(node, labels, interface, addresses, ports, profiles)| HostEndpoint {
+                node: node.to_owned(),
+                labels,
+                interface,
+                addresses,
+                ports,
+                profiles,
+            },
+        )
 }
 
 fn named_port() -> impl Strategy<Value = NamedPort> {
-    (port_name(), protocol(), port()).prop_map(|(name, protocol, port)| NamedPort { name, protocol, port })
+    (port_name(), protocol(), port()).prop_map(|(name, protocol, port)| NamedPort {
+        name,
+        protocol,
+        port,
+    })
 }
 
 fn port_name() -> impl Strategy<Value = String> {
@@ -198,8 +255,17 @@ fn port_name() -> impl Strategy<Value = String> {
 
 /// A list of many named ports, as a rule may have on both sides.
 fn many_ports() -> impl Strategy<Value = Vec<Port>> {
-    (subsequence(&PORT_NAMES[..], 4..=PORT_NAMES.len()), option::weighted(0.3, rule_port()))
-        .prop_map(|(names, other)| names.into_iter().map(|name| Port::Named(name.to_owned())).chain(other).collect())
+    (
+        subsequence(&PORT_NAMES[..], 4..=PORT_NAMES.len()),
+        option::weighted(0.3, rule_port()),
+    )
+        .prop_map(|(names, other)| {
+            names
+                .into_iter()
+                .map(|name| Port::Named(name.to_owned()))
+                .chain(other)
+                .collect()
+        })
 }
 
 /// One of a few port numbers.
@@ -208,7 +274,8 @@ pub fn port() -> impl Strategy<Value = u16> {
 }
 
 fn selector() -> impl Strategy<Value = Selector> {
-    let written = select(&SELECTORS[..]).prop_map(|text| Selector::parse(text).expect("a selector"));
+    let written =
+        select(&SELECTORS[..]).prop_map(|text| Selector::parse(text).expect("a selector"));
     prop_oneof![3 => written, 1 => tree().prop_map(|root| Selector { root })]
 }
 
@@ -228,7 +295,9 @@ fn tree() -> impl Strategy<Value = Node> {
     ];
     leaf.prop_recursive(3, 8, 3, |operand| {
         prop_oneof![
-            operand.clone().prop_map(|operand| Node::Not(Box::new(operand))),
+            operand
+                .clone()
+                .prop_map(|operand| Node::Not(Box::new(operand))),
             vec(operand.clone(), 1..4).prop_map(Node::And),
             vec(operand, 1..4).prop_map(Node::Or),
         ]
@@ -236,28 +305,50 @@ fn tree() -> impl Strategy<Value = Node> {
 }
 
 fn tier() -> impl Strategy<Value = Tier> {
-    (order(), select(&[Action::Deny, Action::Pass][..]))
-        .prop_map(|(order, default_action)| Tier { order, default_action })
+    (order(), select(&[Action::Deny, Action::Pass][..])).prop_map(|(order, default_action)| Tier {
+        order,
+        default_action,
+    })
 }
 
 fn order() -> impl Strategy<Value = Order> {
-    option::of(select(&[f64::MIN, -1.0, -0.0, 0.0, 5e-324, 1.0, 1000.0, f64::MAX][..])).prop_map(Order)
+    option::of(select(
+        &[f64::MIN, -1.0, -0.0, 0.0, 5e-324, 1.0, 1000.0, f64::MAX][..],
+    ))
+    .prop_map(Order)
 }
 
 fn policy() -> impl Strategy<Value = Policy> {
     let rules = || vec(rule(), 0..3);
-    (tier_name(), order(), selector(), traffic(), any::<(bool, bool)>(), rules(), rules()).prop_map(
-        |(tier, order, selector, traffic, (applies_ingress, applies_egress), ingress, egress)| Policy {
-            tier,
-            order,
-            selector,
-            traffic,
-            applies_ingress,
-            applies_egress: applies_egress && traffic != Traffic::PreDnat,
-            ingress,
-            egress,
-        },
+    (
+        tier_name(),
+        order(),
+        selector(),
+        traffic(),
+        any::<(bool, bool)>(),
+        rules(),
+        rules(),
     )
+        .prop_map(
+            |(
+                tier,
+                order,
+                selector,
+                traffic,
+                (applies_ingress, applies_egress),
+                ingress,
+                egress,
+            )| Policy {
+                tier,
+                order,
+                selector,
+                traffic,
+                applies_ingress,
+                applies_egress: applies_egress && traffic != Traffic::PreDnat,
+                ingress,
+                egress,
+            },
+        )
 }
 
 fn traffic() -> impl Strategy<Value = Traffic> {
@@ -275,28 +366,43 @@ fn rule() -> impl Strategy<Value = Rule> {
     let icmp = || {
         option::weighted(
             0.1,
-            (option::of(icmp_type()), option::of(0..2_u8))
-                .prop_map(|(kind, code)| Icmp { kind, code: code.filter(|_| kind.is_some()) }),
+            (option::of(icmp_type()), option::of(0..2_u8)).prop_map(|(kind, code)| Icmp {
+                kind,
+                code: code.filter(|_| kind.is_some()),
+            }),
         )
     };
-    let protocols = (option::weighted(0.4, protocol()), option::weighted(0.1, protocol()));
+    let protocols = (
+        option::weighted(0.4, protocol()),
+        option::weighted(0.1, protocol()),
+    );
     let crowded = option::weighted(0.1, (many_ports(), many_ports()));
-    let sides = (entity(), entity(), crowded).prop_map(|(source, destination, crowded)| match crowded {
-        None => (source, destination),
-        Some((from, to)) => {
-            (EntityMatch { ports: from.into(), ..source }, EntityMatch { ports: to.into(), ..destination })
-        }
-    });
+    let sides =
+        (entity(), entity(), crowded).prop_map(|(source, destination, crowded)| match crowded {
+            None => (source, destination),
+            Some((from, to)) => (
+                EntityMatch {
+                    ports: from.into(),
+                    ..source
+                },
+                EntityMatch {
+                    ports: to.into(),
+                    ..destination
+                },
+            ),
+        });
     (action, version, protocols, icmp(), icmp(), sides).prop_map(
-        |(action, ip_version, (protocol, not_protocol), icmp, not_icmp, (source, destination))| Rule {
-            action,
-            ip_version,
-            protocol,
-            not_protocol,
-            icmp,
-            not_icmp,
-            source,
-            destination,
+        |(action, ip_version, (protocol, not_protocol), icmp, not_icmp, (source, destination))| {
+            Rule {
+                action,
+                ip_version,
+                protocol,
+                not_protocol,
+                icmp,
+                not_icmp,
+                source,
+                destination,
+            }
         },
     )
 }
@@ -307,18 +413,30 @@ fn entity() -> impl Strategy<Value = EntityMatch> {
     let ports = || prop_oneof![4 => Just(Vec::new()), 1 => vec(rule_port(), 1..3)];
     let service = option::weighted(0.1, service_key());
     let nodes = option::weighted(0.05, node_selector());
-    (nets(), nets(), selectors(), option::weighted(0.1, selector()), ports(), ports(), nodes, service).prop_map(
-        |(nets, not_nets, selector, not_selector, ports, not_ports, nodes, service)| EntityMatch {
-            nets,
-            not_nets,
-            selector,
-            not_selector,
-            ports: ports.into(),
-            not_ports,
-            nodes,
-            service,
-        },
+    (
+        nets(),
+        nets(),
+        selectors(),
+        option::weighted(0.1, selector()),
+        ports(),
+        ports(),
+        nodes,
+        service,
     )
+        .prop_map(
+            |(nets, not_nets, selector, not_selector, ports, not_ports, nodes, service)| {
+                EntityMatch {
+                    nets,
+                    not_nets,
+                    selector,
+                    not_selector,
+                    ports: ports.into(),
+                    not_ports,
+                    nodes,
+                    service,
+                }
+            },
+        )
 }
 
 /// An ICMP type: requests, replies and errors of both versions.
@@ -355,7 +473,11 @@ fn network_set() -> impl Strategy<Value = NetworkSet> {
 }
 
 fn backend() -> impl Strategy<Value = Backend> {
-    (address(), protocol(), port()).prop_map(|(address, protocol, port)| Backend { address, protocol, port })
+    (address(), protocol(), port()).prop_map(|(address, protocol, port)| Backend {
+        address,
+        protocol,
+        port,
+    })
 }
 
 fn node() -> impl Strategy<Value = NodeInfo> {
@@ -364,21 +486,33 @@ fn node() -> impl Strategy<Value = NodeInfo> {
     let ipv6 = option::of(select(&["fd01::1/64", "fd01::2/64", "fd00::1/64"][..]));
     let vtep6 = option::of(select(&["fd00::1", "fd00::41"][..]));
     let standing = (any::<bool>(), any::<bool>(), 0..3_i64);
-    let standing =
-        standing.prop_map(|(ipv4_reported, ipv6_reported, created)| Standing { ipv4_reported, ipv6_reported, created });
+    let standing = standing.prop_map(|(ipv4_reported, ipv6_reported, created)| Standing {
+        ipv4_reported,
+        ipv6_reported,
+        created,
+    });
     let labels = labels(vec!["zone"], vec!["a", "b"]);
-    (ipv4, ipv6, vtep6, labels, standing).prop_map(|(ipv4, ipv6, vtep6, labels, standing)| NodeInfo {
-        ipv4: Some(ipv4.parse().expect("an address")),
-        ipv6: ipv6.map(|text| text.parse().expect("an address")),
-        vtep6: vtep6.map(|text| Vtep { address: text.parse().expect("an address"), mac: Mac([0x66, 0, 0, 0, 0, 6]) }),
-        labels,
-        standing,
-        ..NodeInfo::default()
+    (ipv4, ipv6, vtep6, labels, standing).prop_map(|(ipv4, ipv6, vtep6, labels, standing)| {
+        NodeInfo {
+            ipv4: Some(ipv4.parse().expect("an address")),
+            ipv6: ipv6.map(|text| text.parse().expect("an address")),
+            vtep6: vtep6.map(|text| Vtep {
+                address: text.parse().expect("an address"),
+                mac: Mac([0x66, 0, 0, 0, 0, 6]),
+            }),
+            labels,
+            standing,
+            ..NodeInfo::default()
+        }
     })
 }
 
 fn pool() -> impl Strategy<Value = Pool> {
-    let encapsulations = vec![Encapsulation::None, Encapsulation::Vxlan, Encapsulation::VxlanCrossSubnet];
+    let encapsulations = vec![
+        Encapsulation::None,
+        Encapsulation::Vxlan,
+        Encapsulation::VxlanCrossSubnet,
+    ];
     let pool = (net(), select(encapsulations), any::<bool>(), 0..3_i64);
     pool.prop_map(|(cidr, encapsulation, nat_outgoing, created)| Pool {
         cidr,
@@ -397,38 +531,51 @@ fn block_net() -> impl Strategy<Value = IpNet> {
 fn block() -> impl Strategy<Value = BlockInfo> {
     let node = || select(&NODES[..]).prop_map(str::to_owned);
     let uses = || vec((address(), node()), 0..3);
-    (option::weighted(0.8, node()), uses(), uses(), 0..3_i64).prop_map(|(node, borrowed, tunnels, created)| BlockInfo {
-        node,
-        borrowed,
-        tunnels,
-        created,
-    })
+    (option::weighted(0.8, node()), uses(), uses(), 0..3_i64).prop_map(
+        |(node, borrowed, tunnels, created)| BlockInfo {
+            node,
+            borrowed,
+            tunnels,
+            created,
+        },
+    )
 }
 
 fn node_selector() -> impl Strategy<Value = Selector> {
-    select(&["all()", "zone == 'a'", "!has(zone)"][..]).prop_map(|text| Selector::parse(text).expect("a selector"))
+    select(&["all()", "zone == 'a'", "!has(zone)"][..])
+        .prop_map(|text| Selector::parse(text).expect("a selector"))
 }
 
 /// Settings, and a selector of nodes for those whose name gives no scope.
 fn settings() -> impl Strategy<Value = (Selector, FelixOverrides)> {
-    let fields = (option::of(select(&[0, 1400][..])), option::of(1..3_u16), option::of(select(&["x", "%t"][..])));
+    let fields = (
+        option::of(select(&[0, 1400][..])),
+        option::of(1..3_u16),
+        option::of(select(&["x", "%t"][..])),
+    );
     let failsafes = (option::of(failsafes()), option::of(failsafes()));
-    (node_selector(), fields, failsafes).prop_map(|(selector, (vxlan_mtu, vxlan_port, log_prefix), failsafes)| {
-        let overrides = FelixOverrides {
-            vxlan_mtu,
-            vxlan_port,
-            log_prefix: log_prefix.map(str::to_owned),
-            failsafe_inbound: failsafes.0,
-            failsafe_outbound: failsafes.1,
-            ..FelixOverrides::none(SettingsScope::Cluster)
-        };
-        (selector, overrides)
-    })
+    (node_selector(), fields, failsafes).prop_map(
+        |(selector, (vxlan_mtu, vxlan_port, log_prefix), failsafes)| {
+            let overrides = FelixOverrides {
+                vxlan_mtu,
+                vxlan_port,
+                log_prefix: log_prefix.map(str::to_owned),
+                failsafe_inbound: failsafes.0,
+                failsafe_outbound: failsafes.1,
+                ..FelixOverrides::none(SettingsScope::Cluster)
+            };
+            (selector, overrides)
+        },
+    )
 }
 
 fn failsafes() -> impl Strategy<Value = Vec<Failsafe>> {
     let failsafe = (protocol(), port(), option::of(net()));
-    let failsafe = failsafe.prop_map(|(protocol, port, net)| Failsafe { protocol, port, net });
+    let failsafe = failsafe.prop_map(|(protocol, port, net)| Failsafe {
+        protocol,
+        port,
+        net,
+    });
     vec(failsafe, 0..3)
 }
 

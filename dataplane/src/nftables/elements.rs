@@ -49,17 +49,26 @@ impl Shape {
                 .any(|member| matches!(member, Member::Net(net) if net.addr().is_ipv4() == v4 && !is_single(net)))
         };
         match record.kind {
-            MemberKind::Net => Self::Net { ranges4: ranges(true), ranges6: ranges(false) },
+            MemberKind::Net => Self::Net {
+                ranges4: ranges(true),
+                ranges6: ranges(false),
+            },
             MemberKind::AddressPort => Self::AddressPort,
         }
     }
 
     /// Shape of a union of sets.
     pub(super) fn union<'a>(parts: impl Iterator<Item = &'a Self>) -> Self {
-        parts.fold(Self::Net { ranges4: false, ranges6: false }, |all, part| Self::Net {
-            ranges4: all.has_ranges(Family::Ipv4) || part.has_ranges(Family::Ipv4),
-            ranges6: all.has_ranges(Family::Ipv6) || part.has_ranges(Family::Ipv6),
-        })
+        parts.fold(
+            Self::Net {
+                ranges4: false,
+                ranges6: false,
+            },
+            |all, part| Self::Net {
+                ranges4: all.has_ranges(Family::Ipv4) || part.has_ranges(Family::Ipv4),
+                ranges6: all.has_ranges(Family::Ipv6) || part.has_ranges(Family::Ipv6),
+            },
+        )
     }
 
     /// Whether there are ranges of this family.
@@ -73,7 +82,10 @@ impl Shape {
 
     /// Names and kinds of the kernel sets.
     pub(super) fn sets(self, id: &SetId) -> BTreeMap<SetName, SetKind> {
-        self.places().into_iter().map(|(place, kind)| (kernel_set_name(id, place), kind)).collect()
+        self.places()
+            .into_iter()
+            .map(|(place, kind)| (kernel_set_name(id, place), kind))
+            .collect()
     }
 
     fn places(self) -> BTreeMap<Place, SetKind> {
@@ -84,7 +96,10 @@ impl Shape {
                 Self::Net { .. } => {
                     places.insert((Holds::Addresses, family), SetKind::of(address));
                     if self.has_ranges(family) {
-                        places.insert((Holds::Ranges, family), SetKind::of(address).with_intervals());
+                        places.insert(
+                            (Holds::Ranges, family),
+                            SetKind::of(address).with_intervals(),
+                        );
                     }
                 }
                 Self::AddressPort => {
@@ -99,8 +114,11 @@ impl Shape {
 
 /// Renders the kernel sets of a set with all elements.
 pub(super) fn render(id: &SetId, record: &IpSetRecord) -> BTreeMap<SetName, Set> {
-    let mut sets: BTreeMap<Place, Set> =
-        Shape::of(record).places().into_iter().map(|(place, kind)| (place, Set::new(kind))).collect();
+    let mut sets: BTreeMap<Place, Set> = Shape::of(record)
+        .places()
+        .into_iter()
+        .map(|(place, kind)| (place, Set::new(kind)))
+        .collect();
     for member in &record.members {
         if is_covered(member, &record.members) {
             continue;
@@ -109,12 +127,18 @@ pub(super) fn render(id: &SetId, record: &IpSetRecord) -> BTreeMap<SetName, Set>
             set.elements.insert(element_key(member), Value::Member);
         }
     }
-    sets.into_iter().map(|(place, set)| (kernel_set_name(id, place), set)).collect()
+    sets.into_iter()
+        .map(|(place, set)| (kernel_set_name(id, place), set))
+        .collect()
 }
 
 /// Renders the change of the kernel sets when a set changed by `delta` and now has these members.
 /// The shape must be the same before and after.
-pub(super) fn change_elements(id: &SetId, members: &BTreeSet<Member>, delta: &MemberDelta) -> Elements {
+pub(super) fn change_elements(
+    id: &SetId,
+    members: &BTreeSet<Member>,
+    delta: &MemberDelta,
+) -> Elements {
     let mut elements = Placed::new();
     let plain = |member: &&Member| !matches!(member, Member::Net(net) if !is_single(net));
     for (side, wanted) in [(&delta.removed, false), (&delta.added, true)] {
@@ -122,10 +146,18 @@ pub(super) fn change_elements(id: &SetId, members: &BTreeSet<Member>, delta: &Me
             mark_element(&mut elements, member, wanted);
         }
     }
-    if delta.added.iter().chain(&delta.removed).any(|member| !plain(&member)) {
+    if delta
+        .added
+        .iter()
+        .chain(&delta.removed)
+        .any(|member| !plain(&member))
+    {
         change_ranges(members, delta, &mut elements);
     }
-    elements.into_iter().map(|(place, keys)| (kernel_set_name(id, place), keys)).collect()
+    elements
+        .into_iter()
+        .map(|(place, keys)| (kernel_set_name(id, place), keys))
+        .collect()
 }
 
 /// Adds ranges that were added, removed, covered by a wider one or uncovered.
@@ -136,13 +168,18 @@ fn change_ranges(members: &BTreeSet<Member>, delta: &MemberDelta, elements: &mut
     }
     before.extend(delta.removed.iter().cloned());
     let outermost = |all: &BTreeSet<Member>, touched: &Member| -> BTreeSet<Member> {
-        let Member::Net(net) = touched else { return BTreeSet::new() };
+        let Member::Net(net) = touched else {
+            return BTreeSet::new();
+        };
         let first = Member::Net(*net);
         let last = Member::Net(last_key(net));
         let inside = all.range((Bound::Included(first), Bound::Included(last)));
         let inside =
             inside.filter(|member| matches!(member, Member::Net(inner) if net.contains(inner) && !is_single(inner)));
-        inside.filter(|member| !is_covered(member, all)).cloned().collect()
+        inside
+            .filter(|member| !is_covered(member, all))
+            .cloned()
+            .collect()
     };
     let touched = delta.added.iter().chain(&delta.removed);
     for member in touched.filter(|member| matches!(member, Member::Net(net) if !is_single(net))) {
@@ -157,17 +194,24 @@ fn change_ranges(members: &BTreeSet<Member>, delta: &MemberDelta, elements: &mut
 }
 
 fn mark_element(elements: &mut Placed, member: &Member, wanted: bool) {
-    elements.entry(place_of(member)).or_default().insert(element_key(member), wanted);
+    elements
+        .entry(place_of(member))
+        .or_default()
+        .insert(element_key(member), wanted);
 }
 
 /// Whether the member is a range inside another range of the set.
 fn is_covered(member: &Member, members: &BTreeSet<Member>) -> bool {
-    let Member::Net(net) = member else { return false };
+    let Member::Net(net) = member else {
+        return false;
+    };
     if is_single(net) {
         return false;
     }
     (0..net.prefix_len()).any(|length| {
-        let outer = IpNet::new(net.addr(), length).expect("shorter than a valid length").trunc();
+        let outer = IpNet::new(net.addr(), length)
+            .expect("shorter than a valid length")
+            .trunc();
         members.contains(&Member::Net(outer))
     })
 }
@@ -219,13 +263,18 @@ mod tests {
 
     fn mk_members(nets: &[(u32, u8)]) -> BTreeSet<Member> {
         let net = |(bits, length): &(u32, u8)| {
-            IpNet::new(IpAddr::from(bits.to_be_bytes()), *length).expect("at most 32").trunc()
+            IpNet::new(IpAddr::from(bits.to_be_bytes()), *length)
+                .expect("at most 32")
+                .trunc()
         };
         nets.iter().map(|spec| Member::Net(net(spec))).collect()
     }
 
     fn record(members: BTreeSet<Member>) -> IpSetRecord {
-        IpSetRecord { kind: MemberKind::Net, members }
+        IpSetRecord {
+            kind: MemberKind::Net,
+            members,
+        }
     }
 
     proptest! {

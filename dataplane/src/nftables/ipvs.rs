@@ -24,8 +24,8 @@ use super::names;
 use crate::Links;
 use crate::links::IPVS_INTERFACE;
 use margay_nft::{
-    ChainType, CmpOp, Datum, Family, Hook, IfName, Key, MarkSet, Match, Rule, Selector, Set, SetKind, SetName,
-    Statement, Value, Verdict,
+    ChainType, CmpOp, Datum, Family, Hook, IfName, Key, MarkSet, Match, Rule, Selector, Set,
+    SetKind, SetName, Statement, Value, Verdict,
 };
 
 /// Mark bit: arrived over a link, so not sent by the node itself.
@@ -54,10 +54,16 @@ pub(super) fn senders_map_name(family: Family) -> SetName {
 /// Renders that map.
 pub(super) fn render_senders_map(family: Family, entries: &BTreeMap<IpAddr, [Verdict; 2]>) -> Set {
     let mut map = Set::new(SetKind::of(family.address_type()).with_verdicts());
-    for (address, verdicts) in entries.iter().filter(|(address, _)| elements::family(**address) == family) {
+    for (address, verdicts) in entries
+        .iter()
+        .filter(|(address, _)| elements::family(**address) == family)
+    {
         let [v4, v6] = verdicts;
         let verdict = if address.is_ipv4() { v4 } else { v6 };
-        map.elements.insert(Key::from(Datum::from(*address)), Value::Verdict(verdict.clone()));
+        map.elements.insert(
+            Key::from(Datum::from(*address)),
+            Value::Verdict(verdict.clone()),
+        );
     }
     map
 }
@@ -66,30 +72,67 @@ impl Inputs {
     /// Accepts packets of pods to IPVS Services: policy decides once the backend is chosen.
     pub(super) fn accept_ipvs_services(&self, families: &[Family]) -> Vec<Rule> {
         let rule = |family: &Family| {
-            Rule::new().when(Match::in_set(base::destination(*family), &services_set(*family))).accept()
+            Rule::new()
+                .when(Match::in_set(
+                    base::destination(*family),
+                    &services_set(*family),
+                ))
+                .accept()
         };
-        if self.services().is_some() { families.iter().map(rule).collect() } else { Vec::new() }
+        if self.services().is_some() {
+            families.iter().map(rule).collect()
+        } else {
+            Vec::new()
+        }
     }
 
     /// Adds the chains drawn above, in IPVS mode.
     pub(super) fn add_ipvs(&self, families: &[Family], section: &mut Section) {
-        let Some(services) = self.services() else { return };
+        let Some(services) = self.services() else {
+            return;
+        };
         for family in families {
-            let addresses = services.iter().copied().filter(|address| elements::family(*address) == *family);
-            section.add_set(&services_set(*family), SetKind::of(family.address_type()), addresses.map(Key::from));
+            let addresses = services
+                .iter()
+                .copied()
+                .filter(|address| elements::family(*address) == *family);
+            section.add_set(
+                &services_set(*family),
+                SetKind::of(family.address_type()),
+                addresses.map(Key::from),
+            );
         }
         let filter = |hook, priority| base::base_chain(ChainType::Filter, hook, priority);
-        section.add_chain("ipvs-arrived", filter(Hook::Input, BEFORE_IPVS), vec![mark_arrived()]);
-        section.add_chain("ipvs-left", filter(Hook::Input, AFTER_IPVS), self.rules_after_ipvs(families));
+        section.add_chain(
+            "ipvs-arrived",
+            filter(Hook::Input, BEFORE_IPVS),
+            vec![mark_arrived()],
+        );
+        section.add_chain(
+            "ipvs-left",
+            filter(Hook::Input, AFTER_IPVS),
+            self.rules_after_ipvs(families),
+        );
         let mut from = vec![accept_own(), base::accept_tracked()];
         from.extend(self.drop_invalid());
-        from.extend(families.iter().map(|family| Rule::new().vmap(base::source(*family), &senders_map_name(*family))));
+        from.extend(
+            families
+                .iter()
+                .map(|family| Rule::new().vmap(base::source(*family), &senders_map_name(*family))),
+        );
         section.add_chain("ipvs-from", filter(Hook::Output, 0), from);
 
         let elsewhere = Match::NamePrefix(Selector::Oifname, CmpOp::Ne, names::workload_prefix());
-        let mut to = vec![accept_own(), base::accept_tracked(), Rule::new().when(elsewhere).accept()];
+        let mut to = vec![
+            accept_own(),
+            base::accept_tracked(),
+            Rule::new().when(elsewhere).accept(),
+        ];
         to.extend(self.drop_invalid());
-        to.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Oifname], &names::set(names::RECEIVERS)));
+        to.push(Rule::new().vmap(
+            vec![Selector::Nfproto, Selector::Oifname],
+            &names::set(names::RECEIVERS),
+        ));
         to.push(Rule::new().counter().drop());
         section.add_chain("ipvs-to", filter(Hook::Output, 1), to);
     }
@@ -102,7 +145,10 @@ impl Inputs {
             rules.push(Rule::new().when(base::neighbour_discovery_types()).accept());
         }
         if !self.drops_to_host() {
-            rules.push(Rule::new().vmap(vec![Selector::Nfproto, Selector::Iifname], &names::set(names::SENDERS)));
+            rules.push(Rule::new().vmap(
+                vec![Selector::Nfproto, Selector::Iifname],
+                &names::set(names::SENDERS),
+            ));
         }
         rules.push(Rule::new().counter().drop());
         rules
@@ -115,13 +161,24 @@ fn services_set(family: Family) -> SetName {
 
 fn mark_arrived() -> Rule {
     let loopback = IfName::new("lo").expect("a constant name");
-    let mark = Statement::MarkSet(MarkSet { mask: ARRIVED, value: ARRIVED });
-    Rule::new().when(Match::not(Selector::Iifname, loopback)).then(mark)
+    let mark = Statement::MarkSet(MarkSet {
+        mask: ARRIVED,
+        value: ARRIVED,
+    });
+    Rule::new()
+        .when(Match::not(Selector::Iifname, loopback))
+        .then(mark)
 }
 
 /// Accepts packets of the node's own processes.
 fn accept_own() -> Rule {
-    Rule::new().when(Match::MarkBits { mask: ARRIVED, op: CmpOp::Ne, value: ARRIVED }).accept()
+    Rule::new()
+        .when(Match::MarkBits {
+            mask: ARRIVED,
+            op: CmpOp::Ne,
+            value: ARRIVED,
+        })
+        .accept()
 }
 
 #[cfg(test)]

@@ -22,7 +22,9 @@ pub fn watch(own: IpAddr) -> Result<watch::Receiver<u32>, NetlinkError> {
                 |payload| matches!(payload, NetlinkPayload::InnerMessage(message) if addresses::concerns_node(message)),
             )?;
             let found = driver.find_underlay_mtu(own)?;
-            sender.send_if_modified(|known| found.is_some_and(|mtu| std::mem::replace(known, mtu) != mtu));
+            sender.send_if_modified(|known| {
+                found.is_some_and(|mtu| std::mem::replace(known, mtu) != mtu)
+            });
         }
         Ok(())
     };

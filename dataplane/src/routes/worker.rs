@@ -98,10 +98,18 @@ impl Network {
         let (progress, seen) = watch::channel(Progress::default());
         let (wanted, hints) = (Arc::new(Mutex::new(Wanted::default())), Hints::default());
         let owner = RouteOwner::new(driver, wanted.clone(), hints.clone(), progress);
-        thread::Builder::new().name("net".to_owned()).spawn(move || owner.run(&woken))?;
+        thread::Builder::new()
+            .name("net".to_owned())
+            .spawn(move || owner.run(&woken))?;
         let monitor_wake = wake.clone();
-        thread::Builder::new().name("net-monitor".to_owned()).spawn(move || listen(monitor, &hints, &monitor_wake))?;
-        Ok(Self { wanted, guard: Arc::new(WorkerGuard(wake)), progress: seen })
+        thread::Builder::new()
+            .name("net-monitor".to_owned())
+            .spawn(move || listen(monitor, &hints, &monitor_wake))?;
+        Ok(Self {
+            wanted,
+            guard: Arc::new(WorkerGuard(wake)),
+            progress: seen,
+        })
     }
 
     /// Replaces the wanted plan and returns its generation.
@@ -129,7 +137,8 @@ impl Network {
 
     /// Waits until the plan of this generation or a newer one is applied.
     pub async fn wait_applied(&self, generation: u64) -> Progress {
-        self.wait_for(|progress| progress.generation >= generation).await
+        self.wait_for(|progress| progress.generation >= generation)
+            .await
     }
 
     /// Waits until the progress meets a condition and returns it; if the worker has ended, returns
@@ -194,7 +203,12 @@ struct RouteOwner {
 }
 
 impl RouteOwner {
-    fn new(driver: Driver, wanted: Arc<Mutex<Wanted>>, hints: Hints, progress: watch::Sender<Progress>) -> Self {
+    fn new(
+        driver: Driver,
+        wanted: Arc<Mutex<Wanted>>,
+        hints: Hints,
+        progress: watch::Sender<Progress>,
+    ) -> Self {
         let now = Instant::now();
         Self {
             driver,
@@ -216,7 +230,10 @@ impl RouteOwner {
     fn run(mut self, woken: &mpsc::Receiver<Wake>) {
         loop {
             let periodic = self.check.min(self.parameters);
-            let due = [self.retry, self.look].into_iter().flatten().fold(periodic, Instant::min);
+            let due = [self.retry, self.look]
+                .into_iter()
+                .flatten()
+                .fold(periodic, Instant::min);
             match woken.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(Wake::Work) => self.handle_wake(),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -268,7 +285,11 @@ impl RouteOwner {
     fn check_hints(&mut self) {
         let hints = std::mem::take(&mut *self.hints.lock());
         let Some(plan) = &self.plan else { return };
-        let filter = HintFilter { plan, missing: self.driver.missing(), is_failing: !self.failed.is_empty() };
+        let filter = HintFilter {
+            plan,
+            missing: self.driver.missing(),
+            is_failing: !self.failed.is_empty(),
+        };
         if filter.needs_resync(&hints) {
             tracing::debug!(?hints, "notifications of changes by other programs");
             self.driver.mark_stale();
@@ -299,15 +320,31 @@ impl RouteOwner {
             Some(updated) if !is_whole => self.driver.apply_pods(plan, &updated),
             _ => self.driver.apply(plan),
         };
-        let ApplyOutcome { done, failed, changed } = applied.unwrap_or_else(|error| ApplyOutcome {
+        let ApplyOutcome {
+            done,
+            failed,
+            changed,
+        } = applied.unwrap_or_else(|error| ApplyOutcome {
             failed: BTreeMap::from([(RoutingPart::Netlink, error.to_string())]),
             ..ApplyOutcome::default()
         });
-        for ChangedParameter { parameter, former, now } in &changed {
-            tracing::warn!(parameter, former, now, "changed a kernel parameter of this host, as pods need it");
+        for ChangedParameter {
+            parameter,
+            former,
+            now,
+        } in &changed
+        {
+            tracing::warn!(
+                parameter,
+                former,
+                now,
+                "changed a kernel parameter of this host, as pods need it"
+            );
         }
-        let new_failures: Vec<_> =
-            failed.iter().filter(|(what, reason)| self.failed.get(*what) != Some(*reason)).collect();
+        let new_failures: Vec<_> = failed
+            .iter()
+            .filter(|(what, reason)| self.failed.get(*what) != Some(*reason))
+            .collect();
         for (what, reason) in new_failures.iter().take(MAX_LOGGED) {
             tracing::warn!(%what, reason, more = new_failures.len().saturating_sub(MAX_LOGGED), "routing could not be programmed; trying again");
         }
@@ -331,7 +368,10 @@ impl RouteOwner {
             progress.repairs += u64::from(is_repair && done > 0);
             progress.failed = failed;
             for change in changed {
-                progress.changed.entry(change.parameter.clone()).or_insert(change);
+                progress
+                    .changed
+                    .entry(change.parameter.clone())
+                    .or_insert(change);
             }
         });
     }
@@ -349,25 +389,45 @@ mod tests {
 
     /// Runs `ip` in the namespace of the calling thread.
     fn ip(words: &str) {
-        let output = Command::new("ip").args(words.split(' ')).output().expect("ip is installed");
-        assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = Command::new("ip")
+            .args(words.split(' '))
+            .output()
+            .expect("ip is installed");
+        assert!(
+            output.status.success(),
+            "ip {words}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     /// The first attempt comes while the gateway is unreachable, as if another program took longer
     /// between `down` and `up` than notifications are delayed.
     fn repair_in_two_attempts() {
-        unshare(CloneFlags::CLONE_NEWNET).expect("these tests make network namespaces: run them as root");
+        unshare(CloneFlags::CLONE_NEWNET)
+            .expect("these tests make network namespaces: run them as root");
         ip("link add eth0 type veth peer name other");
         ip("link set eth0 up");
         ip("link set other up");
         ip("address add 172.30.0.1/24 dev eth0");
         let (progress, seen) = watch::channel(Progress::default());
-        let mut owner = RouteOwner::new(Driver::open().expect("root"), Arc::default(), Hints::default(), progress);
+        let mut owner = RouteOwner::new(
+            Driver::open().expect("root"),
+            Arc::default(),
+            Hints::default(),
+            progress,
+        );
         let via: IpAddr = "172.30.0.2".parse().expect("an address");
         let destination = "10.244.2.0/26".parse().expect("a range");
-        owner.plan = Some(Plan { routes: [(destination, Target::Gateway { via })].into(), ..Plan::default() });
+        owner.plan = Some(Plan {
+            routes: [(destination, Target::Gateway { via })].into(),
+            ..Plan::default()
+        });
         owner.apply(false);
-        assert_eq!(seen.borrow().clone(), Progress::default(), "a plan is no repair");
+        assert_eq!(
+            seen.borrow().clone(),
+            Progress::default(),
+            "a plan is no repair"
+        );
 
         ip("address del 172.30.0.1/24 dev eth0");
         let own: IpAddr = "172.30.0.1".parse().expect("an address");
@@ -385,6 +445,8 @@ mod tests {
     #[test]
     fn a_repair_that_takes_several_attempts_is_counted() {
         let thread = thread::spawn(repair_in_two_attempts);
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     }
 }

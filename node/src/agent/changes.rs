@@ -19,12 +19,17 @@ pub fn watch_drift(mut table: TableWatch, agent: AgentHandle) -> io::Result<()> 
             tracing::warn!(%error, "the nftables monitor failed; changes of our table by other programs are found by the periodic check only");
             return;
         }
-        let Some(events) = events.upgrade() else { return };
+        let Some(events) = events.upgrade() else {
+            return;
+        };
         if events.blocking_send(AgentEvent::Drift).is_err() {
             return;
         }
     };
-    thread::Builder::new().name("nft-monitor".to_owned()).spawn(work).map(|_| ())
+    thread::Builder::new()
+        .name("nft-monitor".to_owned())
+        .spawn(work)
+        .map(|_| ())
 }
 
 /// Reports changed addresses of the node, from a thread that ends with the agent. `known` are those
@@ -47,7 +52,9 @@ pub fn watch_links(
                 return;
             }
         };
-        let Some(events) = events.upgrade() else { return };
+        let Some(events) = events.upgrade() else {
+            return;
+        };
         if links == known {
             continue;
         }
@@ -57,5 +64,8 @@ pub fn watch_links(
             return;
         }
     };
-    thread::Builder::new().name("addresses".to_owned()).spawn(work).map(|_| ())
+    thread::Builder::new()
+        .name("addresses".to_owned())
+        .spawn(work)
+        .map(|_| ())
 }

@@ -15,8 +15,12 @@ use crate::manifest::{MANAGER, Object};
 const DEFAULTS: &str = "margay-policy-defaults";
 
 /// Kinds of Calico's policies that have a tier.
-const POLICIES: [&str; 4] =
-    ["globalnetworkpolicies", "networkpolicies", "stagedglobalnetworkpolicies", "stagednetworkpolicies"];
+const POLICIES: [&str; 4] = [
+    "globalnetworkpolicies",
+    "networkpolicies",
+    "stagedglobalnetworkpolicies",
+    "stagednetworkpolicies",
+];
 
 /// Names of all policies, which their bindings share.
 pub(super) const NAMES: [&str; 1] = [DEFAULTS];
@@ -31,8 +35,12 @@ pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
     if !context.inputs.mutates || context.settings.mode == Mode::V1 {
         return Vec::new();
     }
-    let bound = json!({ "metadata": metadata(DEFAULTS, MANAGER), "spec": { "policyName": DEFAULTS } });
-    vec![context.object("MutatingAdmissionPolicy", defaults()), context.object("MutatingAdmissionPolicyBinding", bound)]
+    let bound =
+        json!({ "metadata": metadata(DEFAULTS, MANAGER), "spec": { "policyName": DEFAULTS } });
+    vec![
+        context.object("MutatingAdmissionPolicy", defaults()),
+        context.object("MutatingAdmissionPolicyBinding", bound),
+    ]
 }
 
 fn defaults() -> Value {

@@ -21,7 +21,10 @@ pub struct PoolPlan {
 /// Compares the Installation's pools with the existing ones.
 pub(super) fn plan(spec: &InstallationSpec, inputs: &Inputs) -> PoolPlan {
     let mut plan = PoolPlan::default();
-    let wanted = spec.calico_network.as_ref().and_then(|n| n.ip_pools.as_deref());
+    let wanted = spec
+        .calico_network
+        .as_ref()
+        .and_then(|n| n.ip_pools.as_deref());
     let (Some(wanted), Some(existing)) = (wanted, &inputs.pools) else {
         return plan;
     };
@@ -100,7 +103,10 @@ fn fields(pool: &IpPoolSpec) -> Map<String, Value> {
     set("blockSize", json!(pool.block_size));
     set("vxlanMode", json!(vxlan));
     set("ipipMode", json!("Never"));
-    set("natOutgoing", json!(pool.nat_outgoing.as_deref() == Some("Enabled")));
+    set(
+        "natOutgoing",
+        json!(pool.nat_outgoing.as_deref() == Some("Enabled")),
+    );
     set("nodeSelector", json!(pool.node_selector));
     if let Some(disabled) = pool.disable_new_allocations {
         set("disabled", json!(disabled));
@@ -127,7 +133,9 @@ fn differing(wanted: &Map<String, Value>, found: &Value) -> Vec<String> {
                 Some(found) if !found.is_null() => found.clone(),
                 _ => match field.as_str() {
                     "vxlanMode" | "ipipMode" => json!("Never"),
-                    "blockSize" => json!(default_block_size(wanted["cidr"].as_str().unwrap_or_default())),
+                    "blockSize" => json!(default_block_size(
+                        wanted["cidr"].as_str().unwrap_or_default()
+                    )),
                     "nodeSelector" => json!("all()"),
                     "allowedUses" => json!(["Workload", "Tunnel"]),
                     "assignmentMode" => json!("Automatic"),
@@ -141,7 +149,11 @@ fn differing(wanted: &Map<String, Value>, found: &Value) -> Vec<String> {
 }
 
 fn object(name: &str, fields: Map<String, Value>) -> Object {
-    Object::new("IPPool", json!({ "metadata": { "name": name }, "spec": fields })).managed()
+    Object::new(
+        "IPPool",
+        json!({ "metadata": { "name": name }, "spec": fields }),
+    )
+    .managed()
 }
 
 #[cfg(test)]

@@ -17,8 +17,13 @@ pub(super) const NAMES: [&str; 2] = [TIERS, ADDRESSES];
 
 /// Returns the policies and their bindings.
 pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
-    let both = [(TIERS, tiers(context.settings.mode)), (ADDRESSES, addresses())];
-    both.into_iter().flat_map(|(name, spec)| validating_policy::objects(context, name, MANAGER, spec)).collect()
+    let both = [
+        (TIERS, tiers(context.settings.mode)),
+        (ADDRESSES, addresses()),
+    ];
+    both.into_iter()
+        .flat_map(|(name, spec)| validating_policy::objects(context, name, MANAGER, spec))
+        .collect()
 }
 
 fn tiers(mode: Mode) -> Value {
@@ -38,9 +43,17 @@ fn tiers(mode: Mode) -> Value {
 /// pod's status may not write them either: he could give his pod another pod's address, for every
 /// policy that selects it.
 fn addresses() -> Value {
-    let annotations = |of: &str| format!("has({of}.metadata.annotations) ? {of}.metadata.annotations : {{}}");
-    let before = format!("request.operation == 'CREATE' ? {{}} : {}", annotations("oldObject"));
-    let requests = Requests { api: ("", "v1"), resources: &["pods"], operations: &["CREATE", "UPDATE"] };
+    let annotations =
+        |of: &str| format!("has({of}.metadata.annotations) ? {of}.metadata.annotations : {{}}");
+    let before = format!(
+        "request.operation == 'CREATE' ? {{}} : {}",
+        annotations("oldObject")
+    );
+    let requests = Requests {
+        api: ("", "v1"),
+        resources: &["pods"],
+        operations: &["CREATE", "UPDATE"],
+    };
     json!({
         "failurePolicy": "Fail",
         "matchConstraints": requests.constraints(),

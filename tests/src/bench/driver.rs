@@ -18,9 +18,17 @@ struct Kind {
     repetitions: u32,
 }
 
-const ADDRESSES: Kind = Kind { name: "member", kind: || SetKind::of(FieldType::Ipv4), repetitions: 2_000 };
+const ADDRESSES: Kind = Kind {
+    name: "member",
+    kind: || SetKind::of(FieldType::Ipv4),
+    repetitions: 2_000,
+};
 /// The kernel keeps ranges in a tree that it cleans up with each change.
-const RANGES: Kind = Kind { name: "range", kind: || SetKind::of(FieldType::Ipv4).with_intervals(), repetitions: 500 };
+const RANGES: Kind = Kind {
+    name: "range",
+    kind: || SetKind::of(FieldType::Ipv4).with_intervals(),
+    repetitions: 500,
+};
 
 /// Measurements: kind, size, and the end of the figure's key.
 const SIZES: [(Kind, u32, &str); 5] = [
@@ -38,17 +46,32 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         let (load, changes) = namespace.run(|| set(&kind, size))?;
         let times = Quantiles::new(changes);
         let us = |part: f64| times.at(part).as_secs_f64() * 1e6;
-        let note = format!("p99 {:.1} us, loaded in {:.1} ms", us(0.99), load.as_secs_f64() * 1e3);
-        bench.sheet.put(&format!("driver.{}.{key}", kind.name), us(0.5), note)?;
+        let note = format!(
+            "p99 {:.1} us, loaded in {:.1} ms",
+            us(0.99),
+            load.as_secs_f64() * 1e3
+        );
+        bench
+            .sheet
+            .put(&format!("driver.{}.{key}", kind.name), us(0.5), note)?;
         if (kind.name, key) == ("member", "100k") {
-            bench.sheet.put("driver.load.100k", load.as_secs_f64() * 1e3, String::new())?;
+            bench
+                .sheet
+                .put("driver.load.100k", load.as_secs_f64() * 1e3, String::new())?;
         }
     }
     Ok(())
 }
 
 /// Loads a set, then adds and removes one member again and again.
-fn set(Kind { name: _, kind, repetitions }: &Kind, size: u32) -> Result<(Duration, Vec<Duration>)> {
+fn set(
+    Kind {
+        name: _,
+        kind,
+        repetitions,
+    }: &Kind,
+    size: u32,
+) -> Result<(Duration, Vec<Duration>)> {
     let name = SetName::new("members-1")?;
     // Every other address, so that ranges stay apart.
     let address = |number: u32| Ipv4Addr::from_bits(0x0a00_0000 + number * 2);

@@ -42,7 +42,10 @@ pub struct Sheet {
 impl Line {
     /// The line of this name.
     pub fn of(key: &str) -> Result<&'static Self> {
-        LINES.iter().find(|line| line.key == key).with_context(|| format!("no figure is named {key}"))
+        LINES
+            .iter()
+            .find(|line| line.key == key)
+            .with_context(|| format!("no figure is named {key}"))
     }
 
     /// Returns whether the budget, if there is one, is kept.
@@ -52,7 +55,9 @@ impl Line {
 
     /// Value over anchor.
     fn ratio(&self, value: f64) -> Option<f64> {
-        self.anchor.filter(|(anchor, _)| *anchor > 0.0).map(|(anchor, _)| value / anchor)
+        self.anchor
+            .filter(|(anchor, _)| *anchor > 0.0)
+            .map(|(anchor, _)| value / anchor)
     }
 }
 
@@ -60,7 +65,11 @@ impl Sheet {
     /// Records a figure and prints it. `detail` is what else is worth knowing, such as the other
     /// quantiles.
     pub fn put(&mut self, key: &str, value: f64, detail: impl Into<String>) -> Result<()> {
-        let taken = Taken { line: Line::of(key)?, value, detail: detail.into() };
+        let taken = Taken {
+            line: Line::of(key)?,
+            value,
+            detail: detail.into(),
+        };
         println!("{}", taken.row());
         self.taken.retain(|other| other.line.key != key);
         self.taken.push(taken);
@@ -69,10 +78,16 @@ impl Sheet {
 
     /// Everything as a table of Markdown.
     pub fn markdown(&self) -> String {
-        let mut text = "| Figure | Margay | Anchor | Ratio | Budget | |\n|---|---|---|---|---|---|\n".to_owned();
+        let mut text =
+            "| Figure | Margay | Anchor | Ratio | Budget | |\n|---|---|---|---|---|---|\n"
+                .to_owned();
         for taken in &self.taken {
             let [value, anchor, ratio, budget, verdict] = taken.cells();
-            let detail = if taken.detail.is_empty() { String::new() } else { format!(" ({})", taken.detail) };
+            let detail = if taken.detail.is_empty() {
+                String::new()
+            } else {
+                format!(" ({})", taken.detail)
+            };
             let _ = writeln!(
                 text,
                 "| {} | **{value}**{detail} | {anchor} | {ratio} | {budget} | {verdict} |",
@@ -97,15 +112,25 @@ impl Sheet {
 
     /// Missed budgets, for people.
     pub fn missed(&self) -> Vec<String> {
-        let missed = self.taken.iter().filter(|taken| !taken.line.holds(taken.value));
-        missed.map(|taken| format!("{}: {}", taken.line.what, taken.cells()[0])).collect()
+        let missed = self
+            .taken
+            .iter()
+            .filter(|taken| !taken.line.holds(taken.value));
+        missed
+            .map(|taken| format!("{}: {}", taken.line.what, taken.cells()[0]))
+            .collect()
     }
 }
 
 impl Taken {
     /// Value, anchor, ratio, budget and whether it is kept.
     fn cells(&self) -> [String; 5] {
-        let Line { unit, anchor, budget, .. } = *self.line;
+        let Line {
+            unit,
+            anchor,
+            budget,
+            ..
+        } = *self.line;
         let with_unit = |value: f64| format!("{} {unit}", number(value)).trim_end().to_owned();
         let verdict = match budget {
             Some(_) if self.line.holds(self.value) => "met",
@@ -114,17 +139,31 @@ impl Taken {
         };
         [
             with_unit(self.value),
-            anchor.map(|(value, whose)| format!("{}, {whose}", with_unit(value))).unwrap_or_default(),
-            self.line.ratio(self.value).map(|ratio| format!("{ratio:.3}x")).unwrap_or_default(),
-            budget.map(|limit| format!("<= {}", number(limit))).unwrap_or_default(),
+            anchor
+                .map(|(value, whose)| format!("{}, {whose}", with_unit(value)))
+                .unwrap_or_default(),
+            self.line
+                .ratio(self.value)
+                .map(|ratio| format!("{ratio:.3}x"))
+                .unwrap_or_default(),
+            budget
+                .map(|limit| format!("<= {}", number(limit)))
+                .unwrap_or_default(),
             verdict.to_owned(),
         ]
     }
 
     fn row(&self) -> String {
         let [value, anchor, ratio, budget, verdict] = self.cells();
-        let detail = if self.detail.is_empty() { String::new() } else { format!("   [{}]", self.detail) };
-        format!("{:74} {value:>12}  {ratio:>9} of {anchor:34} {budget:>9} {verdict}{detail}", self.line.what)
+        let detail = if self.detail.is_empty() {
+            String::new()
+        } else {
+            format!("   [{}]", self.detail)
+        };
+        format!(
+            "{:74} {value:>12}  {ratio:>9} of {anchor:34} {budget:>9} {verdict}{detail}",
+            self.line.what
+        )
     }
 }
 

@@ -36,9 +36,14 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     let serial = wait(&lab, "serial", SERIAL)?;
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     for (command, key) in [("ADD", "local.add.p50"), ("DEL", "local.del.p50")] {
-        let times = serial.iter().map(|pod| exec(pod, command)).collect::<Result<_>>()?;
+        let times = serial
+            .iter()
+            .map(|pod| exec(pod, command))
+            .collect::<Result<_>>()?;
         let times = Quantiles::new(times);
-        bench.sheet.put(key, ms(times.at(0.5)), format!("{times}"))?;
+        bench
+            .sheet
+            .put(key, ms(times.at(0.5)), format!("{times}"))?;
     }
     let burst = wait(&lab, "burst", BURST)?;
     for (command, key) in [("ADD", "local.add.burst"), ("DEL", "local.del.burst")] {
@@ -53,14 +58,20 @@ pub fn run(bench: &mut Bench) -> Result<()> {
 }
 
 fn mk_lab() -> Result<Lab> {
-    let lab = Lab::new(&Options { nodes: 1, ..Options::default() })?;
+    let lab = Lab::new(&Options {
+        nodes: 1,
+        ..Options::default()
+    })?;
     lab.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}))?;
     let from = json!([{"podSelector": {"matchLabels": {"friend": "yes"}}}]);
     let problems = lab.apply(&json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "x", "name": "friends"},
         "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": from, "ports": [{"port": 80}]}]},
     }))?;
-    ensure!(problems.is_empty(), "the policy is as it should be: {problems:?}");
+    ensure!(
+        problems.is_empty(),
+        "the policy is as it should be: {problems:?}"
+    );
     lab.wait_enforced()?;
     Ok(lab)
 }
@@ -88,7 +99,9 @@ fn exec(pod: &Waiting, command: &str) -> Result<Duration> {
     let begin = Instant::now();
     let answer = pod.call.exec(command)?;
     let took = begin.elapsed();
-    answer.success().with_context(|| format!("{command} of {}", pod.call.container))?;
+    answer
+        .success()
+        .with_context(|| format!("{command} of {}", pod.call.container))?;
     Ok(took)
 }
 
@@ -104,7 +117,9 @@ fn at_once(pods: &[Waiting], command: &str) -> Result<Vec<Duration>> {
     };
     thread::scope(|scope| {
         let workers: Vec<_> = (0..WIDTH).map(|_| scope.spawn(work)).collect();
-        let times = workers.into_iter().map(|worker| worker.join().map_err(|_| anyhow!("a caller panicked"))?);
+        let times = workers
+            .into_iter()
+            .map(|worker| worker.join().map_err(|_| anyhow!("a caller panicked"))?);
         Ok(times.collect::<Result<Vec<_>>>()?.concat())
     })
 }

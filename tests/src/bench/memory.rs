@@ -36,12 +36,18 @@ fn take(bench: &mut Bench, component: &str, key: &str) -> Result<()> {
     let mut sizes = Vec::new();
     for node in bench.cluster()?.nodes()? {
         for pid in install::processes(&node, component) {
-            sizes.push((machine::resident(pid)?, machine::anonymous(pid)?, node.host.name.clone()));
+            sizes.push((
+                machine::resident(pid)?,
+                machine::anonymous(pid)?,
+                node.host.name.clone(),
+            ));
         }
     }
     let largest = sizes.iter().map(|size| size.0).max_by(f64::total_cmp);
     let largest = largest.with_context(|| format!("no {component} runs"))?;
-    let each: Vec<String> =
-        sizes.iter().map(|(rss, own, node)| format!("{node} {rss:.1}, of it anonymous {own:.1}")).collect();
+    let each: Vec<String> = sizes
+        .iter()
+        .map(|(rss, own, node)| format!("{node} {rss:.1}, of it anonymous {own:.1}"))
+        .collect();
     bench.sheet.put(key, largest, each.join("; "))
 }

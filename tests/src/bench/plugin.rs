@@ -35,11 +35,17 @@ pub struct Call {
 impl Shim {
     /// Replaces the plugin with the shim.
     pub fn put(node: &Node, shim: &Path) -> Result<Self> {
-        let own = Self { folder: node.folder.join("cni-bin") };
-        let (plugin, real) = (own.folder.join(PLUGIN), own.folder.join(PLUGIN).with_extension("real"));
+        let own = Self {
+            folder: node.folder.join("cni-bin"),
+        };
+        let (plugin, real) = (
+            own.folder.join(PLUGIN),
+            own.folder.join(PLUGIN).with_extension("real"),
+        );
         let _ = std::fs::remove_file(own.log());
         if !real.exists() {
-            std::fs::hard_link(&plugin, &real).with_context(|| format!("no plugin {}", plugin.display()))?;
+            std::fs::hard_link(&plugin, &real)
+                .with_context(|| format!("no plugin {}", plugin.display()))?;
         }
         let new = own.folder.join("margay.new");
         std::fs::copy(shim, &new).with_context(|| format!("{} is not built", shim.display()))?;
@@ -55,7 +61,9 @@ impl Shim {
         let mut calls = BTreeMap::new();
         for line in text.lines() {
             let words: Vec<&str> = line.split_whitespace().collect();
-            let [verb, pod, took, cpu, kib, code] = words[..] else { continue };
+            let [verb, pod, took, cpu, kib, code] = words[..] else {
+                continue;
+            };
             let is_of = |(own, _): (&str, &str)| own == namespace;
             if verb != command || !pod.split_once('/').is_some_and(is_of) {
                 continue;
@@ -99,16 +107,23 @@ pub fn count_requests(cluster: &Cluster, (namespace, name): (&str, &str)) -> Res
     });
     let path = cluster.folder().join("flow-schema.json");
     std::fs::write(&path, schema.to_string())?;
-    cluster.kubectl(&["apply", "--server-side", "-f", &path.display().to_string()]).map(|_| ())
+    cluster
+        .kubectl(&["apply", "--server-side", "-f", &path.display().to_string()])
+        .map(|_| ())
 }
 
 /// Requests of the account so far.
 pub fn requests(cluster: &Cluster) -> Result<f64> {
     let text = cluster.kubectl(&["get", "--raw", "/metrics"])?;
     let label = format!("flow_schema=\"{SCHEMA}\"");
-    let own =
-        |line: &&str| line.starts_with("apiserver_flowcontrol_dispatched_requests_total{") && line.contains(&label);
-    let values = text.lines().filter(own).filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+    let own = |line: &&str| {
+        line.starts_with("apiserver_flowcontrol_dispatched_requests_total{")
+            && line.contains(&label)
+    };
+    let values = text
+        .lines()
+        .filter(own)
+        .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
     Ok(values.sum())
 }
 

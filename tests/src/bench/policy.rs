@@ -36,20 +36,35 @@ pub fn run(bench: &mut Bench, others: usize) -> Result<()> {
         used += machine::cpu(&agents)? - before;
         let ms = |part: f64| times.from_answer.at(part).as_secs_f64() * 1e3;
         let detail = format!("from the request: {}", times.from_send);
-        bench.sheet.put(&format!("policy.{way}.{others}.p50"), ms(0.5), detail)?;
-        bench.sheet.put(&format!("policy.{way}.{others}.p99"), ms(0.99), format!("{}", times.from_answer))?;
+        bench
+            .sheet
+            .put(&format!("policy.{way}.{others}.p50"), ms(0.5), detail)?;
+        bench.sheet.put(
+            &format!("policy.{way}.{others}.p99"),
+            ms(0.99),
+            format!("{}", times.from_answer),
+        )?;
     }
     let each = used.as_secs_f64() * 1e3 / (2 * FLIPS) as f64;
-    bench.sheet.put(&format!("policy.cpu.{others}"), each, "three agents, everything that they did meanwhile")
+    bench.sheet.put(
+        &format!("policy.cpu.{others}"),
+        each,
+        "three agents, everything that they did meanwhile",
+    )
 }
 
 /// Fills the first node up to [`LOCAL`] pods.
 pub fn fill_node(bench: &mut Bench) -> Result<()> {
     let objects = bench.objects()?;
     objects.namespace(NAMESPACE)?;
-    let pods: Vec<(String, String)> = (0..CROWD).map(|index| (format!("p{index}"), "n1".to_owned())).collect();
+    let pods: Vec<(String, String)> = (0..CROWD)
+        .map(|index| (format!("p{index}"), "n1".to_owned()))
+        .collect();
     let present = objects.names(NAMESPACE)?;
-    let missing: Vec<_> = pods.into_iter().filter(|(name, _)| !present.contains(name)).collect();
+    let missing: Vec<_> = pods
+        .into_iter()
+        .filter(|(name, _)| !present.contains(name))
+        .collect();
     if !missing.is_empty() {
         objects.pods(NAMESPACE, &missing, false)?;
     }
@@ -63,7 +78,10 @@ pub fn background(bench: &mut Bench, count: usize) -> Result<()> {
     }
     let wanted = (0..count).map(other).collect();
     let present = bench.objects()?.policies(NAMESPACE, wanted)?;
-    ensure!(present == count, "{present} other policies exist instead of {count}: measure fewer before more");
+    ensure!(
+        present == count,
+        "{present} other policies exist instead of {count}: measure fewer before more"
+    );
     Ok(())
 }
 

@@ -7,7 +7,10 @@ use clap::Parser;
 use margay_tests::bench;
 
 #[derive(Debug, Parser)]
-#[command(version, about = "Figures of Margay on this machine, beside their anchors and budgets")]
+#[command(
+    version,
+    about = "Figures of Margay on this machine, beside their anchors and budgets"
+)]
 struct Args {
     /// Folder of everything the cluster writes.
     #[arg(long, default_value = "target/bench")]
@@ -30,9 +33,22 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let Args { state, name, programs, only, report, strict } = Args::parse();
+    let Args {
+        state,
+        name,
+        programs,
+        only,
+        report,
+        strict,
+    } = Args::parse();
     let programs = programs.or_else(own_folder).unwrap_or_default();
-    match bench::run(&bench::Options { state, name, programs, only, report }) {
+    match bench::run(&bench::Options {
+        state,
+        name,
+        programs,
+        only,
+        report,
+    }) {
         Ok(kept) if kept || !strict => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {

@@ -11,7 +11,10 @@ use margay_tests::cluster::{Cluster, Options, ProxyMode, binaries, forward, init
 use margay_tests::image::{Entry, Image};
 
 #[derive(Debug, Parser)]
-#[command(version, about = "A real Kubernetes on this machine; every node is a set of namespaces")]
+#[command(
+    version,
+    about = "A real Kubernetes on this machine; every node is a set of namespaces"
+)]
 struct Args {
     #[command(subcommand)]
     what: What,
@@ -130,8 +133,18 @@ fn run(what: What) -> Result<()> {
         What::Down(Folder { state }) => take_down(&state),
         What::Reboot { node, folder } => Cluster::attach(&folder.state)?.reboot(&node),
         What::Load { image, folder } => Cluster::attach(&folder.state)?.load(&image),
-        What::Image(NewImage { name, out, entries, entrypoint }) => {
-            let digest = Image { name, entries, entrypoint }.write(&out)?;
+        What::Image(NewImage {
+            name,
+            out,
+            entries,
+            entrypoint,
+        }) => {
+            let digest = Image {
+                name,
+                entries,
+                entrypoint,
+            }
+            .write(&out)?;
             println!("{digest}");
             Ok(())
         }
@@ -141,13 +154,37 @@ fn run(what: What) -> Result<()> {
 }
 
 fn bring_up(up: Up) -> Result<()> {
-    let topology = if up.flat { Topology::Flat } else { Topology::Routed };
-    let Up { nodes, name, dual_stack, image, proxy, audit, suite, folder, .. } = up;
-    let options =
-        Options { name, nodes, topology, dual_stack, state: folder.state, images: image, proxy, audit, suite };
+    let topology = if up.flat {
+        Topology::Flat
+    } else {
+        Topology::Routed
+    };
+    let Up {
+        nodes,
+        name,
+        dual_stack,
+        image,
+        proxy,
+        audit,
+        suite,
+        folder,
+        ..
+    } = up;
+    let options = Options {
+        name,
+        nodes,
+        topology,
+        dual_stack,
+        state: folder.state,
+        images: image,
+        proxy,
+        audit,
+        suite,
+    };
     let cluster = Cluster::up(&options, &|line| eprintln!("{line}"))?.keep();
     let env = cluster.folder().join("env");
-    let text = std::fs::read_to_string(&env).with_context(|| format!("cannot read {}", env.display()))?;
+    let text =
+        std::fs::read_to_string(&env).with_context(|| format!("cannot read {}", env.display()))?;
     eprintln!(". {} && $KUBECTL get nodes", env.display());
     print!("{text}");
     Ok(())
@@ -159,6 +196,9 @@ fn take_down(state: &Path) -> Result<()> {
         return Ok(());
     }
     Cluster::attach(state)?.down()?;
-    eprintln!("the cluster in {} is down; its logs are kept", state.display());
+    eprintln!(
+        "the cluster in {} is down; its logs are kept",
+        state.display()
+    );
     Ok(())
 }

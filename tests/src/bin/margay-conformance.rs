@@ -74,7 +74,12 @@ fn conform(args: &Args) -> Result<bool> {
         ..Options::default()
     };
     let report = match args.on {
-        On::Kernel => run(&mut Kernel::new(&table.fixture)?, &table, &options, &print_line)?,
+        On::Kernel => run(
+            &mut Kernel::new(&table.fixture)?,
+            &table,
+            &options,
+            &print_line,
+        )?,
         On::Cluster => on_cluster(args, &table, &options)?,
     };
     print_line(&format!("\n{}\n{}", args.cases.display(), report.text()));
@@ -84,8 +89,15 @@ fn conform(args: &Args) -> Result<bool> {
 
 fn on_cluster(args: &Args, table: &Table, options: &Options) -> Result<Report> {
     let cluster = demo::bring_up("mgy-conform", &args.state, &print_line)?;
-    let report = install::install(&cluster, &install::Options::default(), &print_line)
-        .and_then(|()| run(&mut OnCluster::new(&cluster, &table.fixture)?, table, options, &print_line));
+    let report =
+        install::install(&cluster, &install::Options::default(), &print_line).and_then(|()| {
+            run(
+                &mut OnCluster::new(&cluster, &table.fixture)?,
+                table,
+                options,
+                &print_line,
+            )
+        });
     cluster.down()?;
     report
 }

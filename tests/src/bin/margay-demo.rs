@@ -7,7 +7,10 @@ use clap::Parser;
 use margay_tests::demo;
 
 #[derive(Debug, Parser)]
-#[command(version, about = "A real Kubernetes on this machine, Margay on it, and what it does to packets")]
+#[command(
+    version,
+    about = "A real Kubernetes on this machine, Margay on it, and what it does to packets"
+)]
 struct Args {
     /// Folder of everything the cluster writes.
     #[arg(long, default_value = "target/demo")]

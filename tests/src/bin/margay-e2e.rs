@@ -24,8 +24,19 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let Args { state, name, report } = Args::parse();
-    match e2e::run(&e2e::Options { state, name, report }, &|line| eprintln!("{line}")) {
+    let Args {
+        state,
+        name,
+        report,
+    } = Args::parse();
+    match e2e::run(
+        &e2e::Options {
+            state,
+            name,
+            report,
+        },
+        &|line| eprintln!("{line}"),
+    ) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

@@ -11,7 +11,10 @@ fn main() -> Result<(), Errno> {
     }
     signals.thread_block()?;
     while signals.wait()? == Signal::SIGCHLD {
-        while !matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Err(_) | Ok(WaitStatus::StillAlive)) {}
+        while !matches!(
+            waitpid(None, Some(WaitPidFlag::WNOHANG)),
+            Err(_) | Ok(WaitStatus::StillAlive)
+        ) {}
     }
     Ok(())
 }

@@ -43,11 +43,17 @@ enum Args {
 fn main() -> Result<()> {
     match Args::parse() {
         Args::Serve { tcp, udp, sctp } => {
-            let of = |protocol, ports: Vec<u16>| ports.into_iter().map(move |port| (protocol, port));
-            let ports = of(Protocol::Tcp, tcp).chain(of(Protocol::Udp, udp)).chain(of(Protocol::Sctp, sctp));
+            let of =
+                |protocol, ports: Vec<u16>| ports.into_iter().map(move |port| (protocol, port));
+            let ports = of(Protocol::Tcp, tcp)
+                .chain(of(Protocol::Udp, udp))
+                .chain(of(Protocol::Sctp, sctp));
             serve(&ports.collect::<Vec<_>>())
         }
-        Args::First { target, milliseconds } => {
+        Args::First {
+            target,
+            milliseconds,
+        } => {
             first(target, Duration::from_millis(milliseconds));
             Ok(())
         }
@@ -60,7 +66,9 @@ fn main() -> Result<()> {
 
 fn serve(ports: &[(Protocol, u16)]) -> Result<()> {
     let ports = Ports::open(ports)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         ports.serve()?;
         let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -71,7 +79,10 @@ fn serve(ports: &[(Protocol, u16)]) -> Result<()> {
 
 fn first(target: SocketAddr, duration: Duration) {
     let begin = Instant::now();
-    let target = Target { protocol: Protocol::Tcp, address: target };
+    let target = Target {
+        protocol: Protocol::Tcp,
+        address: target,
+    };
     let mut prober = PacedProber::new(target, DENIED_AFTER);
     let (mut answered, mut other) = (0_u32, 0_u32);
     let mut first_answer = None;
@@ -94,7 +105,10 @@ fn first(target: SocketAddr, duration: Duration) {
 }
 
 fn once(target: SocketAddr) -> Verdict {
-    let attempt = Attempt::start(Target { protocol: Protocol::Tcp, address: target });
+    let attempt = Attempt::start(Target {
+        protocol: Protocol::Tcp,
+        address: target,
+    });
     loop {
         match attempt.look() {
             Some(verdict) => return verdict,

@@ -22,11 +22,34 @@ const CLIENTS: [(&str, &str, Option<&str>); 3] = [
 /// API server from the machine, where the administrator is.
 pub fn credentials(pki: &Pki, layout: &Layout, state: &Path, port: u16) -> Result<()> {
     let names = apiserver_names(layout.control_plane().address, API_SERVICE);
-    pki.leaf(Subject { file: "apiserver", name: "kube-apiserver", group: None }, &names)?;
+    pki.leaf(
+        Subject {
+            file: "apiserver",
+            name: "kube-apiserver",
+            group: None,
+        },
+        &names,
+    )?;
     let masters = Some("system:masters");
-    pki.leaf(Subject { file: "kubelet-client", name: "kube-apiserver-kubelet-client", group: masters }, &[])?;
-    let admin = Subject { file: "admin", name: "admin", group: masters };
-    pki.client(admin, &[], &format!("https://127.0.0.1:{port}"), &state.join("admin.kubeconfig"))?;
+    pki.leaf(
+        Subject {
+            file: "kubelet-client",
+            name: "kube-apiserver-kubelet-client",
+            group: masters,
+        },
+        &[],
+    )?;
+    let admin = Subject {
+        file: "admin",
+        name: "admin",
+        group: masters,
+    };
+    pki.client(
+        admin,
+        &[],
+        &format!("https://127.0.0.1:{port}"),
+        &state.join("admin.kubeconfig"),
+    )?;
     for (file, name, group) in CLIENTS {
         let out = state.join(format!("{file}.kubeconfig"));
         pki.client(Subject { file, name, group }, &[], &layout.server(), &out)?;
@@ -62,7 +85,10 @@ pub fn command(role: &str, layout: &Layout, kube_bin: &Path, state: &Path, audit
         ),
         _ => (
             "kube-scheduler",
-            vec![format!("--kubeconfig={}", config("scheduler.kubeconfig")), "--leader-elect=false".into()],
+            vec![
+                format!("--kubeconfig={}", config("scheduler.kubeconfig")),
+                "--leader-elect=false".into(),
+            ],
         ),
     };
     let mut command = Command::new(kube_bin.join(program));
@@ -84,7 +110,12 @@ fn etcd(data: &Path) -> Vec<String> {
     ]
 }
 
-fn apiserver(layout: &Layout, pki: &dyn Fn(&str) -> String, state: &Path, audit: bool) -> Vec<String> {
+fn apiserver(
+    layout: &Layout,
+    pki: &dyn Fn(&str) -> String,
+    state: &Path,
+    audit: bool,
+) -> Vec<String> {
     let mut flags = vec![
         "--etcd-servers=http://127.0.0.1:2379".to_owned(),
         format!("--advertise-address={}", layout.control_plane().address),
@@ -108,8 +139,14 @@ fn apiserver(layout: &Layout, pki: &dyn Fn(&str) -> String, state: &Path, audit:
         "--requestheader-extra-headers-prefix=X-Remote-Extra-".into(),
     ];
     if audit {
-        flags.push(format!("--audit-policy-file={}", audit_policy(state).display()));
-        flags.push(format!("--audit-log-path={}", state.join("logs/audit.log").display()));
+        flags.push(format!(
+            "--audit-policy-file={}",
+            audit_policy(state).display()
+        ));
+        flags.push(format!(
+            "--audit-log-path={}",
+            state.join("logs/audit.log").display()
+        ));
     }
     flags
 }

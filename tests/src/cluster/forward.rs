@@ -17,9 +17,12 @@ pub fn serve(netns: &Path, target: SocketAddr) -> Result<()> {
     let listener = TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     listener.set_nonblocking(true)?;
     process::enter_netns(netns)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
-        let listener = tokio::net::TcpListener::from_std(listener).context("standard input is not a listener")?;
+        let listener = tokio::net::TcpListener::from_std(listener)
+            .context("standard input is not a listener")?;
         loop {
             let (mut near, _) = listener.accept().await?;
             tokio::spawn(async move {

@@ -36,16 +36,28 @@ struct Service {
 
 /// Becomes process 1 of the node that the file at `spec` describes; returns only when that fails.
 pub fn run(spec: &Path) -> Result<()> {
-    ensure!(std::process::id() == 1, "`node` is what `up` starts as process 1 of a node; it is of no use otherwise");
+    ensure!(
+        std::process::id() == 1,
+        "`node` is what `up` starts as process 1 of a node; it is of no use otherwise"
+    );
     let spec: Spec = serde_json::from_slice(&std::fs::read(spec)?)?;
     let name = spec.host.name.as_str();
     process::enter_netns(&spec.netns)?;
     spec.group.enter()?;
-    nix::sched::unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC)?;
-    let log =
-        |service: &str| File::options().create(true).append(true).open(spec.logs.join(format!("{name}-{service}.log")));
+    nix::sched::unshare(
+        CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC,
+    )?;
+    let log = |service: &str| {
+        File::options()
+            .create(true)
+            .append(true)
+            .open(spec.logs.join(format!("{name}-{service}.log")))
+    };
     let kubernetes = "/etc/kubernetes";
-    let mut containerd = Service::new(format!("containerd -c {kubernetes}/containerd.toml"), log("containerd")?);
+    let mut containerd = Service::new(
+        format!("containerd -c {kubernetes}/containerd.toml"),
+        log("containerd")?,
+    );
     let proxy = Service::new(
         format!(
             // A network namespace may not set the machine's connection limit.
@@ -80,15 +92,30 @@ pub fn run(spec: &Path) -> Result<()> {
 
 impl Service {
     fn new(command: String, log: File) -> Self {
-        Self { arguments: command.split_whitespace().map(str::to_owned).collect(), log, pid: None }
+        Self {
+            arguments: command.split_whitespace().map(str::to_owned).collect(),
+            log,
+            pid: None,
+        }
     }
 
     fn start(&mut self) -> Result<()> {
-        let (program, rest) = self.arguments.split_first().context("a service without a program")?;
+        let (program, rest) = self
+            .arguments
+            .split_first()
+            .context("a service without a program")?;
         let mut command = Command::new(Path::new("/margay/bin").join(program));
-        command.args(rest).env("PATH", "/margay/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin");
-        command.stdin(Stdio::null()).stdout(self.log.try_clone()?).stderr(self.log.try_clone()?);
-        let child = command.spawn().with_context(|| format!("cannot start {program}"))?;
+        command.args(rest).env(
+            "PATH",
+            "/margay/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin",
+        );
+        command
+            .stdin(Stdio::null())
+            .stdout(self.log.try_clone()?)
+            .stderr(self.log.try_clone()?);
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start {program}"))?;
         self.pid = Some(Pid::from_raw(child.id() as i32));
         Ok(())
     }
@@ -101,7 +128,10 @@ fn keep(services: &mut [Service]) -> Result<()> {
             WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _) => pid,
             _ => continue,
         };
-        if let Some(service) = services.iter_mut().find(|service| service.pid == Some(ended)) {
+        if let Some(service) = services
+            .iter_mut()
+            .find(|service| service.pid == Some(ended))
+        {
             eprintln!("{} ended; starting it again", service.arguments[0]);
             std::thread::sleep(RESTART);
             service.start()?;
@@ -110,7 +140,10 @@ fn keep(services: &mut [Service]) -> Result<()> {
 }
 
 fn import_images() -> Result<()> {
-    let mut archives: Vec<_> = std::fs::read_dir("/margay/images")?.flatten().map(|entry| entry.path()).collect();
+    let mut archives: Vec<_> = std::fs::read_dir("/margay/images")?
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
     archives.sort();
     for archive in archives {
         let mut ctr = Command::new("/margay/bin/ctr");
@@ -130,7 +163,8 @@ fn until(mut ready: impl FnMut() -> bool) {
 fn own_root(spec: &Spec) -> Result<()> {
     let root = spec.root.as_path();
     let none = None::<&str>;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("cannot make mounts private")?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .context("cannot make mounts private")?;
     bind(root, root)?;
     own_usr(root)?;
     for name in ["bin", "sbin", "lib", "lib32", "lib64", "libx32"] {
@@ -153,7 +187,8 @@ fn own_root(spec: &Spec) -> Result<()> {
     umount2(".", MntFlags::MNT_DETACH).context("cannot leave the machine's root")?;
     std::env::set_current_dir("/")?;
     // Pods may ask that their mounts reach the node.
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none).context("cannot make mounts shared")
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none)
+        .context("cannot make mounts shared")
 }
 
 /// Shows the machine's `/usr` as the node's own: what is written there is seen on this node alone.
@@ -163,7 +198,11 @@ fn own_usr(root: &Path) -> Result<()> {
     for folder in [&upper, &work, &usr] {
         std::fs::create_dir_all(folder)?;
     }
-    let options = format!("lowerdir=/usr,upperdir={},workdir={}", upper.display(), work.display());
+    let options = format!(
+        "lowerdir=/usr,upperdir={},workdir={}",
+        upper.display(),
+        work.display()
+    );
     fresh("overlay", &usr, Some(&options))?;
     // Pods ask to see this folder, which a machine whose kernel is built in one piece lacks.
     std::fs::create_dir_all(usr.join("lib/modules")).context("cannot make /usr/lib/modules")
@@ -185,8 +224,14 @@ fn show(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn bind(from: &Path, to: &Path) -> Result<()> {
-    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
-        .with_context(|| format!("cannot show {} at {}", from.display(), to.display()))
+    mount(
+        Some(from),
+        to,
+        None::<&str>,
+        MsFlags::MS_BIND | MsFlags::MS_REC,
+        None::<&str>,
+    )
+    .with_context(|| format!("cannot show {} at {}", from.display(), to.display()))
 }
 
 fn read_only(from: &Path, to: &Path) -> Result<()> {

@@ -121,8 +121,13 @@ impl Cluster {
     /// people.
     pub fn up(options: &Options, progress: &dyn Fn(&str)) -> Result<Self> {
         let layout = Layout::new(&options.name, options.nodes, options.topology)?;
-        let layout = if options.dual_stack { layout.with_ipv6() } else { layout };
-        std::fs::create_dir_all(&options.state).with_context(|| format!("cannot make {}", options.state.display()))?;
+        let layout = if options.dual_stack {
+            layout.with_ipv6()
+        } else {
+            layout
+        };
+        std::fs::create_dir_all(&options.state)
+            .with_context(|| format!("cannot make {}", options.state.display()))?;
         let folder = std::fs::canonicalize(&options.state)?;
         preflight::check(&folder, progress)?;
         clear(&folder, &layout)?;
@@ -130,11 +135,18 @@ impl Cluster {
         let tool = tool()?;
         std::fs::create_dir_all(folder.join("logs"))?;
         let cache = binaries::cache()?.join("images");
-        images::provide(&folder.join("images"), &cache, &tool, &kube_bin, &options.images)?;
+        images::provide(
+            &folder.join("images"),
+            &cache,
+            &tool,
+            &kube_bin,
+            &options.images,
+        )?;
 
         let begin = Instant::now();
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
-        let group = |host: &layout::Host| Ok((host.name.clone(), Group::plan(&layout.netns(&host.name))?));
+        let group =
+            |host: &layout::Host| Ok((host.name.clone(), Group::plan(&layout.netns(&host.name))?));
         let groups = layout.nodes.iter().map(group).collect::<Result<_>>()?;
         let port = listener.local_addr()?.port();
         let state = State {
@@ -149,12 +161,22 @@ impl Cluster {
             processes: Vec::new(),
         };
         // From here on, an error takes down what exists.
-        let mut cluster = Self { folder, state, owned: true };
+        let mut cluster = Self {
+            folder,
+            state,
+            owned: true,
+        };
         cluster.save()?;
-        cluster.start(listener).with_context(|| format!("logs are in {}", cluster.folder.join("logs").display()))?;
+        cluster
+            .start(listener)
+            .with_context(|| format!("logs are in {}", cluster.folder.join("logs").display()))?;
         cluster.state.starting = None;
         cluster.save()?;
-        progress(&format!("{} nodes registered {:.1} s after the start", options.nodes, begin.elapsed().as_secs_f32()));
+        progress(&format!(
+            "{} nodes registered {:.1} s after the start",
+            options.nodes,
+            begin.elapsed().as_secs_f32()
+        ));
         Ok(cluster)
     }
 
@@ -165,9 +187,15 @@ impl Cluster {
 
     /// The cluster in a state folder, brought up by another process. Dropping it leaves it running.
     pub fn attach(folder: &Path) -> Result<Self> {
-        let folder = std::fs::canonicalize(folder).with_context(|| format!("no folder {}", folder.display()))?;
-        let state = State::load(&folder)?.with_context(|| format!("no cluster in {}", folder.display()))?;
-        Ok(Self { folder, state, owned: false })
+        let folder = std::fs::canonicalize(folder)
+            .with_context(|| format!("no folder {}", folder.display()))?;
+        let state =
+            State::load(&folder)?.with_context(|| format!("no cluster in {}", folder.display()))?;
+        Ok(Self {
+            folder,
+            state,
+            owned: false,
+        })
     }
 
     /// Leaves the cluster running when this handle is dropped.
@@ -228,7 +256,10 @@ impl Drop for Cluster {
         if self.owned
             && let Err(error) = self.take_down()
         {
-            eprintln!("cluster {} is not completely down: {error:#}", self.state.layout.name);
+            eprintln!(
+                "cluster {} is not completely down: {error:#}",
+                self.state.layout.name
+            );
         }
     }
 }
@@ -259,7 +290,12 @@ impl Cluster {
     /// Runs kubectl as administrator and returns what it printed.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(self.state.kube_bin.join("kubectl"));
-        process::run(command.args(arguments).env("KUBECONFIG", self.kubeconfig()).current_dir(&self.folder))
+        process::run(
+            command
+                .args(arguments)
+                .env("KUBECONFIG", self.kubeconfig())
+                .current_dir(&self.folder),
+        )
     }
 
     /// A client of the API server, as administrator.
@@ -269,13 +305,26 @@ impl Cluster {
 
     /// Every node, `n1` first.
     pub fn nodes(&self) -> Result<Vec<Node>> {
-        self.state.layout.nodes.iter().map(|host| self.node(&host.name)).collect()
+        self.state
+            .layout
+            .nodes
+            .iter()
+            .map(|host| self.node(&host.name))
+            .collect()
     }
 
     /// A node by name.
     pub fn node(&self, name: &str) -> Result<Node> {
-        let process = self.state.process(name).with_context(|| format!("node `{name}` does not run"))?.clone();
-        Ok(Node { host: self.host(name)?, process, folder: self.folder.join(name) })
+        let process = self
+            .state
+            .process(name)
+            .with_context(|| format!("node `{name}` does not run"))?
+            .clone();
+        Ok(Node {
+            host: self.host(name)?,
+            process,
+            folder: self.folder.join(name),
+        })
     }
 
     /// A command in the control plane's network, which sees nodes and pods as a machine beside them
@@ -290,9 +339,14 @@ impl Cluster {
     pub fn load(&self, archive: &Path) -> Result<()> {
         let nodes = self.nodes()?;
         std::thread::scope(|scope| {
-            let imports: Vec<_> = nodes.iter().map(|node| scope.spawn(|| node.load(archive))).collect();
+            let imports: Vec<_> = nodes
+                .iter()
+                .map(|node| scope.spawn(|| node.load(archive)))
+                .collect();
             let join = |import: std::thread::ScopedJoinHandle<'_, Result<()>>| {
-                import.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                import
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
             imports.into_iter().try_for_each(join)
         })
@@ -331,7 +385,10 @@ impl Cluster {
 
     /// Kills the API server.
     pub fn stop_apiserver(&mut self) -> Result<()> {
-        let process = self.state.process("apiserver").context("the API server does not run")?;
+        let process = self
+            .state
+            .process("apiserver")
+            .context("the API server does not run")?;
         process.kill();
         process.gone(ENDING)
     }
@@ -350,8 +407,15 @@ impl Cluster {
     }
 
     fn host(&self, name: &str) -> Result<layout::Host> {
-        let host = self.state.layout.nodes.iter().find(|host| host.name == name);
-        Ok(host.with_context(|| format!("no node is named `{name}`"))?.clone())
+        let host = self
+            .state
+            .layout
+            .nodes
+            .iter()
+            .find(|host| host.name == name);
+        Ok(host
+            .with_context(|| format!("no node is named `{name}`"))?
+            .clone())
     }
 }
 
@@ -369,6 +433,16 @@ fn tool() -> Result<PathBuf> {
     if own.file_name().is_some_and(|name| name == NAME) {
         return Ok(own);
     }
-    let found = own.ancestors().skip(1).take(2).map(|folder| folder.join(NAME)).find(|path| path.exists());
-    found.with_context(|| format!("{NAME} is not beside {}; build it with cargo build -p margay-tests", own.display()))
+    let found = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join(NAME))
+        .find(|path| path.exists());
+    found.with_context(|| {
+        format!(
+            "{NAME} is not beside {}; build it with cargo build -p margay-tests",
+            own.display()
+        )
+    })
 }

@@ -67,21 +67,32 @@ impl Process {
                 enter_netns(netns)?;
             }
             if place.init {
-                nix::sched::unshare(CloneFlags::CLONE_NEWPID).context("cannot make a pid namespace")?;
+                nix::sched::unshare(CloneFlags::CLONE_NEWPID)
+                    .context("cannot make a pid namespace")?;
             }
-            command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))
+            command
+                .spawn()
+                .with_context(|| format!("cannot start {:?}", command.get_program()))
         });
         let pid = started?.id() as i32;
-        let started =
-            start_time(pid).with_context(|| format!("{} ended at once; see {}", place.role, log.display()))?;
-        Ok(Self { role: place.role.to_owned(), pid, started })
+        let started = start_time(pid)
+            .with_context(|| format!("{} ended at once; see {}", place.role, log.display()))?;
+        Ok(Self {
+            role: place.role.to_owned(),
+            pid,
+            started,
+        })
     }
 
     /// The calling process.
     pub fn current() -> Result<Self> {
         let pid = std::process::id() as i32;
         let started = start_time(pid).context("this process is not in /proc; mount it")?;
-        Ok(Self { role: "harness".into(), pid, started })
+        Ok(Self {
+            role: "harness".into(),
+            pid,
+            started,
+        })
     }
 
     /// Returns whether it still runs; a zombie does not.
@@ -101,7 +112,11 @@ impl Process {
 
     /// Waits until it has ended.
     pub fn gone(&self, limit: Duration) -> Result<()> {
-        wait_for(limit, || format!("{} (pid {}) to end", self.role, self.pid), || !self.alive())
+        wait_for(
+            limit,
+            || format!("{} (pid {}) to end", self.role, self.pid),
+            || !self.alive(),
+        )
     }
 }
 
@@ -120,9 +135,17 @@ pub fn marked(state: &Path) -> Vec<Process> {
         .filter(|pid| *pid != own)
         .filter(|pid| {
             let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
+            environment
+                .split(|byte| *byte == 0)
+                .any(|variable| variable == wanted.as_bytes())
         })
-        .filter_map(|pid| Some(Process { role: "left over".into(), pid, started: start_time(pid)? }))
+        .filter_map(|pid| {
+            Some(Process {
+                role: "left over".into(),
+                pid,
+                started: start_time(pid)?,
+            })
+        })
         .collect()
 }
 
@@ -136,26 +159,39 @@ pub fn in_netns<T: Send>(netns: &Path, work: impl FnOnce() -> Result<T> + Send) 
 
 /// Runs `work` in a thread of its own: namespaces entered there do not affect the caller.
 fn in_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    std::thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    std::thread::scope(|scope| scope.spawn(work).join())
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Moves the calling thread into a network namespace.
 pub fn enter_netns(netns: &Path) -> Result<()> {
-    let file = File::open(netns).with_context(|| format!("no network namespace {}", netns.display()))?;
-    nix::sched::setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter {}", netns.display()))
+    let file =
+        File::open(netns).with_context(|| format!("no network namespace {}", netns.display()))?;
+    nix::sched::setns(file, CloneFlags::CLONE_NEWNET)
+        .with_context(|| format!("cannot enter {}", netns.display()))
 }
 
 /// Runs a command to its end and returns what it printed; an error includes its output.
 pub fn run(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {:?}", command.get_program()))?;
     if !output.status.success() {
-        bail!("{command:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{command:?}: {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Waits until `ready` holds, looking again every [`POLL`].
-pub fn wait_for(limit: Duration, what: impl Fn() -> String, mut ready: impl FnMut() -> bool) -> Result<()> {
+pub fn wait_for(
+    limit: Duration,
+    what: impl Fn() -> String,
+    mut ready: impl FnMut() -> bool,
+) -> Result<()> {
     let begin = Instant::now();
     while !ready() {
         ensure!(begin.elapsed() < limit, "waited {limit:?} for {}", what());
@@ -182,7 +218,17 @@ mod tests {
         std::fs::create_dir_all(state.join("logs")).unwrap();
         let mut command = Command::new("sleep");
         command.arg("600");
-        Process::start(command, Place { role: "sleeper", netns: None, init: false, state, stdin: None }).unwrap()
+        Process::start(
+            command,
+            Place {
+                role: "sleeper",
+                netns: None,
+                init: false,
+                state,
+                stdin: None,
+            },
+        )
+        .unwrap()
     }
 
     #[test]
@@ -190,7 +236,12 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let sleeper = mk_sleeper(state.path());
         assert!(sleeper.alive());
-        wait_for(Duration::from_secs(5), || "the marker".into(), || marked(state.path()).len() == 1).unwrap();
+        wait_for(
+            Duration::from_secs(5),
+            || "the marker".into(),
+            || marked(state.path()).len() == 1,
+        )
+        .unwrap();
         assert_eq!(marked(state.path())[0].pid, sleeper.pid);
         sleeper.kill();
         sleeper.gone(Duration::from_secs(5)).unwrap();
@@ -201,7 +252,10 @@ mod tests {
     fn a_pid_that_was_given_to_another_is_left_alone() {
         let state = tempfile::tempdir().unwrap();
         let sleeper = mk_sleeper(state.path());
-        let stranger = Process { started: sleeper.started + 1, ..sleeper.clone() };
+        let stranger = Process {
+            started: sleeper.started + 1,
+            ..sleeper.clone()
+        };
         assert!(!stranger.alive());
         stranger.kill();
         assert!(sleeper.alive());

@@ -44,14 +44,24 @@ impl State {
         if !path.exists() {
             return Ok(None);
         }
-        let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_slice(&text).map(Some).with_context(|| format!("{} is damaged", path.display()))
+        let text =
+            std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_slice(&text)
+            .map(Some)
+            .with_context(|| format!("{} is damaged", path.display()))
     }
 
     /// Writes the state, and what people and other programs read: `pids` and `env`.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        let pids: String = self.processes.iter().map(|process| format!("{}\n", process.pid)).collect();
-        replace(&folder.join("cluster.json"), &serde_json::to_string_pretty(self)?)?;
+        let pids: String = self
+            .processes
+            .iter()
+            .map(|process| format!("{}\n", process.pid))
+            .collect();
+        replace(
+            &folder.join("cluster.json"),
+            &serde_json::to_string_pretty(self)?,
+        )?;
         replace(&folder.join("pids"), &pids)?;
         replace(&folder.join("env"), &self.env(folder))
     }
@@ -76,16 +86,24 @@ impl State {
             .collect();
         let netns = self.layout.netns_path(&self.layout.control_plane().name);
         let variables = [
-            ("KUBECONFIG", folder.join("admin.kubeconfig").display().to_string()),
-            ("KUBECTL", self.kube_bin.join("kubectl").display().to_string()),
+            (
+                "KUBECONFIG",
+                folder.join("admin.kubeconfig").display().to_string(),
+            ),
+            (
+                "KUBECTL",
+                self.kube_bin.join("kubectl").display().to_string(),
+            ),
             ("NODES", nodes.join(" ")),
             ("STATE", folder.display().to_string()),
             ("CONTROL_PLANE_NETNS", netns.display().to_string()),
         ];
-        variables.iter().fold(String::new(), |mut text, (name, value)| {
-            let _ = writeln!(text, "export {name}=\"{value}\"");
-            text
-        })
+        variables
+            .iter()
+            .fold(String::new(), |mut text, (name, value)| {
+                let _ = writeln!(text, "export {name}=\"{value}\"");
+                text
+            })
     }
 }
 

@@ -74,7 +74,9 @@ impl WantedPod {
 
     /// Annotations: the address that it must have.
     pub fn annotations(&self) -> Value {
-        let pinned = self.address.map(|address| (ANNOTATION_POD_ADDRESSES, format!("[\"{address}\"]")));
+        let pinned = self
+            .address
+            .map(|address| (ANNOTATION_POD_ADDRESSES, format!("[\"{address}\"]")));
         json!(pinned.into_iter().collect::<BTreeMap<_, _>>())
     }
 }

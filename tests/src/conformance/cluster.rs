@@ -34,9 +34,16 @@ impl<'a> OnCluster<'a> {
     /// Prepares the cluster. Addresses that pods must have are in a pool of their own, so that no
     /// other pod gets one of them.
     pub fn new(cluster: &'a Cluster, fixture: &Fixture) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
         let client = runtime.block_on(cluster.client())?;
-        let mut backend = Self { cluster, client, runtime };
+        let mut backend = Self {
+            cluster,
+            client,
+            runtime,
+        };
         if fixture.pin {
             backend.apply(&json!({
                 "apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": {"name": "conformance"},
@@ -49,8 +56,15 @@ impl<'a> OnCluster<'a> {
     }
 
     fn api(&self, object: &Value) -> Result<(Api<DynamicObject>, String)> {
-        let text = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        let (group, version) = text("/apiVersion").rsplit_once('/').unwrap_or(("", text("/apiVersion")));
+        let text = |pointer| {
+            object
+                .pointer(pointer)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+        };
+        let (group, version) = text("/apiVersion")
+            .rsplit_once('/')
+            .unwrap_or(("", text("/apiVersion")));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, text("/kind")));
         let (namespace, name) = (text("/metadata/namespace"), text("/metadata/name"));
         ensure!(!name.is_empty(), "{object}: metadata.name is missing");
@@ -63,7 +77,10 @@ impl<'a> OnCluster<'a> {
 
     fn node(&self, number: usize) -> Result<String> {
         let nodes = &self.cluster.layout().nodes;
-        nodes.get(number).map(|node| node.name.clone()).with_context(|| format!("no node {number}"))
+        nodes
+            .get(number)
+            .map(|node| node.name.clone())
+            .with_context(|| format!("no node {number}"))
     }
 
     fn manifest(&self, wanted: &WantedPod) -> Result<Value> {
@@ -73,7 +90,11 @@ impl<'a> OnCluster<'a> {
             (!ports.is_empty()).then(|| format!("--{protocol}={}", ports.join(",")))
         };
         let mut arguments = vec!["serve".to_owned()];
-        arguments.extend([Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().filter_map(of));
+        arguments.extend(
+            [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
+                .into_iter()
+                .filter_map(of),
+        );
         let mut pod = world::program(&wanted.key(), &self.node(wanted.node)?, &arguments)?;
         pod["metadata"]["labels"] = wanted.labels.clone();
         pod["metadata"]["annotations"] = wanted.annotations();
@@ -87,22 +108,36 @@ impl Backend for OnCluster<'_> {
     fn apply(&mut self, object: &Value) -> Result<()> {
         let (api, name) = self.api(object)?;
         let patch = PatchParams::apply(MANAGER).force();
-        let applied = self.runtime.block_on(api.patch(&name, &patch, &Patch::Apply(object)));
-        applied.map(drop).with_context(|| format!("apply {} {name}", object["kind"]))
+        let applied = self
+            .runtime
+            .block_on(api.patch(&name, &patch, &Patch::Apply(object)));
+        applied
+            .map(drop)
+            .with_context(|| format!("apply {} {name}", object["kind"]))
     }
 
     fn remove(&mut self, object: &Value) -> Result<()> {
         let (api, name) = self.api(object)?;
         self.runtime.block_on(async {
-            let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+            let now = DeleteParams {
+                grace_period_seconds: Some(0),
+                ..DeleteParams::default()
+            };
             match api.delete(&name, &now).await {
                 Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
-                deleted => drop(deleted.with_context(|| format!("delete {} {name}", object["kind"]))?),
+                deleted => {
+                    drop(deleted.with_context(|| format!("delete {} {name}", object["kind"]))?)
+                }
             }
-            let gone =
-                kube::runtime::wait::await_condition(api, &name, kube::runtime::wait::conditions::is_deleted(""));
+            let gone = kube::runtime::wait::await_condition(
+                api,
+                &name,
+                kube::runtime::wait::conditions::is_deleted(""),
+            );
             let gone = tokio::time::timeout(PATIENCE, gone).await;
-            gone.with_context(|| format!("{} {name} is not gone after {PATIENCE:?}", object["kind"]))??;
+            gone.with_context(|| {
+                format!("{} {name} is not gone after {PATIENCE:?}", object["kind"])
+            })??;
             Ok(())
         })
     }
@@ -116,10 +151,20 @@ impl Backend for OnCluster<'_> {
         let mut running = Vec::new();
         for wanted in pods {
             let name = format!("pod/{}", wanted.name);
-            self.cluster.kubectl(&["wait", "-n", &wanted.namespace, "--for=condition=Ready", &name, &limit])?;
+            self.cluster.kubectl(&[
+                "wait",
+                "-n",
+                &wanted.namespace,
+                "--for=condition=Ready",
+                &name,
+                &limit,
+            ])?;
             let pod = Pod::find(self.cluster, &wanted.key())?;
             await_service(&pod.place, wanted)?;
-            running.push(Running { address: pod.address.into(), place: pod.place });
+            running.push(Running {
+                address: pod.address.into(),
+                place: pod.place,
+            });
         }
         Ok(running)
     }
@@ -130,8 +175,12 @@ impl Backend for OnCluster<'_> {
         self.runtime.block_on(async {
             let present = api.get(&name).await?.metadata.labels.unwrap_or_default();
             // Null removes a label.
-            let mut wanted =
-                json!(present.into_keys().map(|key| (key, Value::Null)).collect::<serde_json::Map<_, _>>());
+            let mut wanted = json!(
+                present
+                    .into_keys()
+                    .map(|key| (key, Value::Null))
+                    .collect::<serde_json::Map<_, _>>()
+            );
             for (key, value) in labels.as_object().into_iter().flatten() {
                 wanted[key] = value.clone();
             }
@@ -157,10 +206,19 @@ impl Backend for OnCluster<'_> {
 /// network.
 fn await_service(place: &Place, wanted: &WantedPod) -> Result<()> {
     let begin = Instant::now();
-    let local = |port: &super::table::Port| Target::new(port.protocol, std::net::Ipv4Addr::LOCALHOST, port.port);
+    let local = |port: &super::table::Port| {
+        Target::new(port.protocol, std::net::Ipv4Addr::LOCALHOST, port.port)
+    };
     let targets: Vec<Target> = wanted.ports.iter().map(local).collect();
-    while ask(place, &targets)?.iter().any(|verdict| *verdict != Verdict::Answered) {
-        ensure!(begin.elapsed() < PATIENCE, "{} does not serve its ports after {PATIENCE:?}", wanted.key());
+    while ask(place, &targets)?
+        .iter()
+        .any(|verdict| *verdict != Verdict::Answered)
+    {
+        ensure!(
+            begin.elapsed() < PATIENCE,
+            "{} does not serve its ports after {PATIENCE:?}",
+            wanted.key()
+        );
     }
     Ok(())
 }

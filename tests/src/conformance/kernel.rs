@@ -22,8 +22,14 @@ impl Kernel {
     /// Three nodes, one of them behind a router, and a pool of the fixture's range.
     pub fn new(fixture: &Fixture) -> Result<Self> {
         let pool = json!({"cidr": fixture.cidr, "vxlanMode": "CrossSubnet", "natOutgoing": false});
-        let lab = Lab::new(&Options { pool, ..Options::default() })?;
-        let servers = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let lab = Lab::new(&Options {
+            pool,
+            ..Options::default()
+        })?;
+        let servers = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
         Ok(Self { lab, servers })
     }
 
@@ -32,7 +38,11 @@ impl Kernel {
     }
 
     fn node(&self, number: usize) -> Result<String> {
-        let node = self.lab.nodes().nth(number).with_context(|| format!("no node {number}"))?;
+        let node = self
+            .lab
+            .nodes()
+            .nth(number)
+            .with_context(|| format!("no node {number}"))?;
         Ok(node.name.clone())
     }
 }
@@ -40,7 +50,11 @@ impl Kernel {
 impl Backend for Kernel {
     fn apply(&mut self, object: &Value) -> Result<()> {
         let problems = self.lab.apply(object)?;
-        ensure!(problems.is_empty(), "{}: {problems:?}", object["metadata"]["name"]);
+        ensure!(
+            problems.is_empty(),
+            "{}: {problems:?}",
+            object["metadata"]["name"]
+        );
         Ok(())
     }
 
@@ -61,7 +75,11 @@ impl Backend for Kernel {
             let node = self.node(wanted.node)?;
             let pod = self.lab.add_pod(&node, &object)?;
             let (address, place) = (pod.addresses[0], pod.place()?);
-            let ports: Vec<(Protocol, u16)> = wanted.ports.iter().map(|port| (port.protocol, port.port)).collect();
+            let ports: Vec<(Protocol, u16)> = wanted
+                .ports
+                .iter()
+                .map(|port| (port.protocol, port.port))
+                .collect();
             let opened = pod.namespace.run(|| Ports::open(&ports))?;
             self.serve(opened)?;
             running.push(Running { address, place });

@@ -69,12 +69,22 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { enforce: Enforce::Full, patience: crate::probe::denied_after(), hold: 3, limit: Duration::from_secs(20) }
+        Self {
+            enforce: Enforce::Full,
+            patience: crate::probe::denied_after(),
+            hold: 3,
+            limit: Duration::from_secs(20),
+        }
     }
 }
 
 /// Runs every case of the table; `progress` receives a line for each step.
-pub fn run(backend: &mut dyn Backend, table: &Table, options: &Options, progress: &dyn Fn(&str)) -> Result<Report> {
+pub fn run(
+    backend: &mut dyn Backend,
+    table: &Table,
+    options: &Options,
+    progress: &dyn Fn(&str),
+) -> Result<Report> {
     let begin = Instant::now();
     let mut report = Report::new(options.enforce);
     let mut stage = Stage::set(backend, table).context("the fixture of the table")?;
@@ -97,7 +107,11 @@ pub fn run(backend: &mut dyn Backend, table: &Table, options: &Options, progress
 /// Runs every case as tests do, where a table that has matched is asked once more; an error lists
 /// the wrong rows.
 pub fn conform(backend: &mut dyn Backend, table: &Table, enforce: Enforce) -> Result<()> {
-    let options = Options { enforce, hold: 1, ..Options::default() };
+    let options = Options {
+        enforce,
+        hold: 1,
+        ..Options::default()
+    };
     let report = run(backend, table, &options, &|line| println!("{line}"))?;
     ensure!(report.is_good(), "{}", report.text());
     Ok(())
@@ -118,15 +132,24 @@ fn run_case(
             }
         }
         let (outcome, left_out) = run_step(stage, step, options)?;
-        let step = StepReport { case: case.n, step: index + 1, desc: case.desc.clone(), ..outcome };
+        let step = StepReport {
+            case: case.n,
+            step: index + 1,
+            desc: case.desc.clone(),
+            ..outcome
+        };
         let verdict = if step.is_right() { "right" } else { "WRONG" };
-        let after = step.match_ms.map_or("no match in time".to_owned(), |ms| format!("after {ms:.0} ms"));
+        let after = step.match_ms.map_or("no match in time".to_owned(), |ms| {
+            format!("after {ms:.0} ms")
+        });
         progress(&format!(
             "{verdict}  case {}.{}  allowed {}, blocked {}, {after}  {}",
             case.n, step.step, step.allowed, step.blocked, case.desc
         ));
         if options.enforce == Enforce::Full {
-            step.wrong.iter().for_each(|row| progress(&format!("       {row}")));
+            step.wrong
+                .iter()
+                .for_each(|row| progress(&format!("       {row}")));
         }
         report.left_out += left_out;
         report.steps.push(step);
@@ -159,8 +182,17 @@ fn run_step(stage: &mut Stage, step: &Step, options: &Options) -> Result<(StepRe
     };
     for (row, verdict) in rows.iter().zip(&found) {
         let right = *verdict == wanted(row.allowed);
-        if row.allowed { &mut outcome.allowed } else { &mut outcome.blocked }.count(right);
-        outcome.by_protocol.entry(row.protocol.to_string()).or_default().count(right);
+        if row.allowed {
+            &mut outcome.allowed
+        } else {
+            &mut outcome.blocked
+        }
+        .count(right);
+        outcome
+            .by_protocol
+            .entry(row.protocol.to_string())
+            .or_default()
+            .count(right);
         if !right && outcome.wrong.len() < NAMED {
             outcome.wrong.push(format!("{row}, found {verdict:?}"));
         }
@@ -209,7 +241,11 @@ fn ask_until_match(
 
 /// A blocked question is silence; a refusal would be an answer.
 fn wanted(allowed: bool) -> Verdict {
-    if allowed { Verdict::Answered } else { Verdict::Silent }
+    if allowed {
+        Verdict::Answered
+    } else {
+        Verdict::Silent
+    }
 }
 
 fn deny_everything() -> Value {

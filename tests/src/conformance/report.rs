@@ -27,7 +27,10 @@ impl Score {
 
     /// Counts one row.
     pub fn count(&mut self, right: bool) {
-        self.add(Self { right: usize::from(right), all: 1 });
+        self.add(Self {
+            right: usize::from(right),
+            all: 1,
+        });
     }
 }
 
@@ -104,7 +107,13 @@ impl Report {
             true => "sockets of the kernel; associations",
             false => "raw INIT, INIT-ACK, ABORT; policy and connection tracking, not associations",
         };
-        Self { enforce, sctp, steps: Vec::new(), left_out: 0, seconds: 0.0 }
+        Self {
+            enforce,
+            sctp,
+            steps: Vec::new(),
+            left_out: 0,
+            seconds: 0.0,
+        }
     }
 
     /// Adds up.
@@ -126,7 +135,9 @@ impl Report {
         cases.values().for_each(|right| sum.cases.count(*right));
         let mut times: Vec<f64> = self.steps.iter().filter_map(|step| step.match_ms).collect();
         times.sort_by(f64::total_cmp);
-        let rank = |share: f64| times[((times.len() as f64 * share).ceil() as usize).clamp(1, times.len()) - 1];
+        let rank = |share: f64| {
+            times[((times.len() as f64 * share).ceil() as usize).clamp(1, times.len()) - 1]
+        };
         sum.match_ms = (!times.is_empty()).then(|| [rank(0.5), rank(0.99), rank(1.0)]);
         sum
     }
@@ -134,7 +145,12 @@ impl Report {
     /// Returns whether the run shows what it should: with policy in force, every row is right; with
     /// nothing or everything denied, the packets confirm that.
     pub fn is_good(&self) -> bool {
-        let Summary { allowed, blocked, steps, .. } = self.summary();
+        let Summary {
+            allowed,
+            blocked,
+            steps,
+            ..
+        } = self.summary();
         let none = |score: Score| score.right == 0;
         let every = |score: Score| score.right == score.all;
         match self.enforce {
@@ -151,8 +167,10 @@ impl Report {
         for (protocol, score) in self.steps.iter().flat_map(|step| &step.by_protocol) {
             by_protocol.entry(protocol).or_default().add(*score);
         }
-        let protocols: Vec<String> =
-            by_protocol.iter().map(|(protocol, score)| format!("{protocol} {score}")).collect();
+        let protocols: Vec<String> = by_protocol
+            .iter()
+            .map(|(protocol, score)| format!("{protocol} {score}"))
+            .collect();
         let mut text = format!(
             "cases right     {}\nsteps right     {}\nallowed rows    {}\nblocked rows    {}\nby transport    {}\n",
             sum.cases,
@@ -162,14 +180,21 @@ impl Report {
             protocols.join(", ")
         );
         if let Some([median, most, longest]) = sum.match_ms {
-            let _ = writeln!(text, "time to match   p50 {median:.0} ms, p99 {most:.0} ms, max {longest:.0} ms");
+            let _ = writeln!(
+                text,
+                "time to match   p50 {median:.0} ms, p99 {most:.0} ms, max {longest:.0} ms"
+            );
         }
         let _ = writeln!(
             text,
             "left out        {} rows of pods to themselves\nSCTP            {}",
             self.left_out, self.sctp
         );
-        let _ = writeln!(text, "in {:.0} s, with enforcement {}", self.seconds, self.enforce);
+        let _ = writeln!(
+            text,
+            "in {:.0} s, with enforcement {}",
+            self.seconds, self.enforce
+        );
         text
     }
 }
@@ -183,7 +208,12 @@ pub fn millis(duration: Duration) -> f64 {
 mod tests {
     use super::*;
 
-    fn step(case: u32, allowed: (usize, usize), blocked: (usize, usize), match_ms: f64) -> StepReport {
+    fn step(
+        case: u32,
+        allowed: (usize, usize),
+        blocked: (usize, usize),
+        match_ms: f64,
+    ) -> StepReport {
         let score = |(right, all)| Score { right, all };
         StepReport {
             case,
@@ -201,8 +231,11 @@ mod tests {
     fn a_case_is_right_when_all_its_steps_are() {
         let mut report = Report::new(Enforce::Full);
         assert!(!report.is_good(), "a run of nothing shows nothing");
-        report.steps =
-            vec![step(1, (4, 4), (2, 2), 10.0), step(1, (4, 4), (1, 2), 30.0), step(2, (6, 6), (0, 0), 20.0)];
+        report.steps = vec![
+            step(1, (4, 4), (2, 2), 10.0),
+            step(1, (4, 4), (1, 2), 30.0),
+            step(2, (6, 6), (0, 0), 20.0),
+        ];
         let sum = report.summary();
         let score = |right, all| Score { right, all };
         assert_eq!((sum.cases, sum.steps), (score(1, 2), score(2, 3)));

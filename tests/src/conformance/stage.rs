@@ -71,7 +71,11 @@ impl Stage {
         for namespace in &fixture.namespaces {
             stage.put_namespace(backend, &namespace.name, &namespace.labels)?;
             for account in &namespace.service_accounts {
-                backend.apply(&account_object(&namespace.name, &account.name, &account.labels))?;
+                backend.apply(&account_object(
+                    &namespace.name,
+                    &account.name,
+                    &account.labels,
+                ))?;
             }
             for (index, pod) in namespace.pods.iter().enumerate() {
                 wanted.push(WantedPod {
@@ -105,20 +109,29 @@ impl Stage {
             Action::Apply { object } => self.apply(backend, object),
             Action::DeletePolicy { namespace, name } => self.remove(
                 backend,
-                &with_kind(&json!({"metadata": {"namespace": namespace, "name": name}}), NETWORK_POLICY),
+                &with_kind(
+                    &json!({"metadata": {"namespace": namespace, "name": name}}),
+                    NETWORK_POLICY,
+                ),
             ),
-            Action::DeleteClusterPolicy { name } => {
-                self.remove(backend, &with_kind(&json!({"metadata": {"name": name}}), CLUSTER_POLICY))
-            }
+            Action::DeleteClusterPolicy { name } => self.remove(
+                backend,
+                &with_kind(&json!({"metadata": {"name": name}}), CLUSTER_POLICY),
+            ),
             Action::Remove { object } => self.remove(backend, object),
-            Action::CreateNamespace { namespace, labels } | Action::SetNamespaceLabels { namespace, labels } => {
+            Action::CreateNamespace { namespace, labels }
+            | Action::SetNamespaceLabels { namespace, labels } => {
                 self.put_namespace(backend, namespace, labels)
             }
             Action::DeleteNamespace { namespace } => {
                 self.namespaces.remove(namespace);
                 backend.remove(&namespace_object(namespace, &json!({})))
             }
-            Action::CreatePod { namespace, pod, labels } => {
+            Action::CreatePod {
+                namespace,
+                pod,
+                labels,
+            } => {
                 let wanted = WantedPod {
                     namespace: namespace.clone(),
                     name: pod.clone(),
@@ -129,10 +142,18 @@ impl Stage {
                     ports: table::default_ports(),
                 };
                 let running = backend.start(std::slice::from_ref(&wanted))?;
-                running.iter().try_for_each(|running| self.join(&wanted, running))
+                running
+                    .iter()
+                    .try_for_each(|running| self.join(&wanted, running))
             }
-            Action::SetPodLabels { namespace, pod, labels } => self.label(backend, namespace, pod, labels),
-            Action::DeletePod { namespace, pod } => self.stop(backend, &format!("{namespace}/{pod}")),
+            Action::SetPodLabels {
+                namespace,
+                pod,
+                labels,
+            } => self.label(backend, namespace, pod, labels),
+            Action::DeletePod { namespace, pod } => {
+                self.stop(backend, &format!("{namespace}/{pod}"))
+            }
         }
     }
 
@@ -140,7 +161,11 @@ impl Stage {
     pub fn apply(&mut self, backend: &mut dyn Backend, object: &Value) -> Result<()> {
         let object = self.with_addresses(object)?;
         backend.apply(&object)?;
-        if !self.made.iter().any(|made| identity(made) == identity(&object)) {
+        if !self
+            .made
+            .iter()
+            .any(|made| identity(made) == identity(&object))
+        {
             self.made.push(object);
         }
         Ok(())
@@ -154,19 +179,37 @@ impl Stage {
         let fixture = self.fixture.clone();
         let mut own: BTreeMap<String, &Value> = BTreeMap::new();
         for namespace in &fixture.namespaces {
-            own.extend(namespace.pods.iter().map(|pod| (format!("{}/{}", namespace.name, pod.name), &pod.labels)));
+            own.extend(
+                namespace
+                    .pods
+                    .iter()
+                    .map(|pod| (format!("{}/{}", namespace.name, pod.name), &pod.labels)),
+            );
         }
-        let foreign: Vec<String> = self.pods.keys().filter(|name| !own.contains_key(*name)).cloned().collect();
-        foreign.iter().try_for_each(|name| self.stop(backend, name))?;
+        let foreign: Vec<String> = self
+            .pods
+            .keys()
+            .filter(|name| !own.contains_key(*name))
+            .cloned()
+            .collect();
+        foreign
+            .iter()
+            .try_for_each(|name| self.stop(backend, name))?;
         for (name, labels) in own {
-            let member = self.pods.get(&name).with_context(|| format!("a case has deleted {name} of the fixture"))?;
+            let member = self
+                .pods
+                .get(&name)
+                .with_context(|| format!("a case has deleted {name} of the fixture"))?;
             if member.labels != *labels {
                 let (namespace, pod) = crate::world::split(&name)?;
                 self.label(backend, namespace, pod, labels)?;
             }
         }
-        let wanted: BTreeMap<&str, &Value> =
-            fixture.namespaces.iter().map(|namespace| (namespace.name.as_str(), &namespace.labels)).collect();
+        let wanted: BTreeMap<&str, &Value> = fixture
+            .namespaces
+            .iter()
+            .map(|namespace| (namespace.name.as_str(), &namespace.labels))
+            .collect();
         for (name, labels) in self.namespaces.clone() {
             match wanted.get(name.as_str()) {
                 Some(wanted) if **wanted != labels => self.put_namespace(backend, &name, wanted)?,
@@ -189,7 +232,9 @@ impl Stage {
                 backend.remove(&account_object(&namespace.name, &account.name, &json!({})))?;
             }
         }
-        self.namespaces.keys().try_for_each(|name| backend.remove(&namespace_object(name, &json!({}))))
+        self.namespaces
+            .keys()
+            .try_for_each(|name| backend.remove(&namespace_object(name, &json!({}))))
     }
 
     /// Asks all rows at once, each from a port that its pod has not used lately; gives the verdicts
@@ -202,7 +247,11 @@ impl Stage {
         for (from, indexes) in &by_asker {
             let target = |index: &usize| {
                 let row = rows[*index];
-                Ok(probe::Target::new(row.protocol, self.address(&row.to)?, row.port))
+                Ok(probe::Target::new(
+                    row.protocol,
+                    self.address(&row.to)?,
+                    row.port,
+                ))
             };
             let targets = indexes.iter().map(target).collect::<Result<Vec<_>>>()?;
             self.member(from)?.prober.ask(targets, patience)?;
@@ -221,16 +270,30 @@ impl Stage {
         backend.remove(object)
     }
 
-    fn put_namespace(&mut self, backend: &mut dyn Backend, name: &str, labels: &Value) -> Result<()> {
+    fn put_namespace(
+        &mut self,
+        backend: &mut dyn Backend,
+        name: &str,
+        labels: &Value,
+    ) -> Result<()> {
         backend.apply(&namespace_object(name, labels))?;
         self.namespaces.insert(name.to_owned(), labels.clone());
         Ok(())
     }
 
-    fn label(&mut self, backend: &mut dyn Backend, namespace: &str, pod: &str, labels: &Value) -> Result<()> {
+    fn label(
+        &mut self,
+        backend: &mut dyn Backend,
+        namespace: &str,
+        pod: &str,
+        labels: &Value,
+    ) -> Result<()> {
         backend.label(namespace, pod, labels)?;
         let name = format!("{namespace}/{pod}");
-        self.pods.get_mut(&name).with_context(|| format!("no pod is named {name}"))?.labels = labels.clone();
+        self.pods
+            .get_mut(&name)
+            .with_context(|| format!("no pod is named {name}"))?
+            .labels = labels.clone();
         Ok(())
     }
 
@@ -242,8 +305,11 @@ impl Stage {
             "{name} has {}, and must have {pinned:?}: ranges in the table would not match",
             running.address
         );
-        let member =
-            Member { labels: wanted.labels.clone(), address: running.address, prober: Prober::start(&running.place)? };
+        let member = Member {
+            labels: wanted.labels.clone(),
+            address: running.address,
+            prober: Prober::start(&running.place)?,
+        };
         self.pods.insert(name, member);
         Ok(())
     }
@@ -257,31 +323,48 @@ impl Stage {
     /// Addresses follow each other from the first of the range, if the table has their order.
     fn pinned(&self, index: usize) -> Option<Ipv4Addr> {
         let first = u32::from(self.fixture.cidr.network()) + 1;
-        self.fixture.pin.then(|| Ipv4Addr::from(first + index as u32))
+        self.fixture
+            .pin
+            .then(|| Ipv4Addr::from(first + index as u32))
     }
 
     fn listen_on_nodes(&mut self, backend: &mut dyn Backend, table: &Table) -> Result<()> {
         let mut wanted: BTreeMap<usize, BTreeSet<(Protocol, u16)>> = BTreeMap::new();
-        for row in table.cases.iter().flat_map(|case| &case.steps).flat_map(|step| &step.rows) {
+        for row in table
+            .cases
+            .iter()
+            .flat_map(|case| &case.steps)
+            .flat_map(|step| &step.rows)
+        {
             if let Target::Node(number) = row.to {
-                wanted.entry(number).or_default().insert((row.protocol, row.port));
+                wanted
+                    .entry(number)
+                    .or_default()
+                    .insert((row.protocol, row.port));
             }
         }
         for (number, ports) in wanted {
             let ports: Vec<(Protocol, u16)> = ports.into_iter().collect();
-            self.nodes.insert(number, backend.serve_on_node(number, &ports)?);
+            self.nodes
+                .insert(number, backend.serve_on_node(number, &ports)?);
         }
         Ok(())
     }
 
     fn member(&self, name: &str) -> Result<&Member> {
-        self.pods.get(name).with_context(|| format!("no pod is named {name}"))
+        self.pods
+            .get(name)
+            .with_context(|| format!("no pod is named {name}"))
     }
 
     fn address(&self, target: &Target) -> Result<IpAddr> {
         match target {
             Target::Pod(name) => Ok(self.member(name)?.address),
-            Target::Node(number) => self.nodes.get(number).copied().with_context(|| format!("no node {number}")),
+            Target::Node(number) => self
+                .nodes
+                .get(number)
+                .copied()
+                .with_context(|| format!("no node {number}")),
         }
     }
 
@@ -320,6 +403,16 @@ fn account_object(namespace: &str, name: &str, labels: &Value) -> Value {
 }
 
 fn identity(object: &Value) -> [&str; 4] {
-    let text = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    [text("/apiVersion"), text("/kind"), text("/metadata/namespace"), text("/metadata/name")]
+    let text = |pointer| {
+        object
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
+    [
+        text("/apiVersion"),
+        text("/kind"),
+        text("/metadata/namespace"),
+        text("/metadata/name"),
+    ]
 }

@@ -158,9 +158,17 @@ pub enum Action {
     #[serde(rename_all = "PascalCase")]
     DeleteNamespace { namespace: String },
     #[serde(rename_all = "PascalCase")]
-    CreatePod { namespace: String, pod: String, labels: Value },
+    CreatePod {
+        namespace: String,
+        pod: String,
+        labels: Value,
+    },
     #[serde(rename_all = "PascalCase")]
-    SetPodLabels { namespace: String, pod: String, labels: Value },
+    SetPodLabels {
+        namespace: String,
+        pod: String,
+        labels: Value,
+    },
     #[serde(rename_all = "PascalCase")]
     DeletePod { namespace: String, pod: String },
 }
@@ -196,7 +204,9 @@ impl Table {
         let open = || File::open(path).with_context(|| format!("no table {}", path.display()));
         let mut text = String::new();
         match path.extension() {
-            Some(extension) if extension == "gz" => GzDecoder::new(open()?).read_to_string(&mut text)?,
+            Some(extension) if extension == "gz" => {
+                GzDecoder::new(open()?).read_to_string(&mut text)?
+            }
             _ => open()?.read_to_string(&mut text)?,
         };
         Self::parse(&text).with_context(|| format!("{} is not a table", path.display()))
@@ -204,20 +214,30 @@ impl Table {
 
     /// Reads a table of this repository.
     pub fn of_tests(name: &str) -> Result<Self> {
-        Self::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(name))
+        Self::read(
+            &Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("data")
+                .join(name),
+        )
     }
 
     /// Reads the text of a table.
     pub fn parse(text: &str) -> Result<Self> {
         if text.trim_start().starts_with('[') {
-            return Ok(Self { fixture: Fixture::default(), cases: serde_json::from_str(text)? });
+            return Ok(Self {
+                fixture: Fixture::default(),
+                cases: serde_json::from_str(text)?,
+            });
         }
         Ok(serde_json::from_str(text)?)
     }
 
     /// Keeps the cases of these numbers.
     pub fn keep(&mut self, numbers: &[u32]) -> Result<()> {
-        if let Some(missing) = numbers.iter().find(|number| self.cases.iter().all(|case| case.n != **number)) {
+        if let Some(missing) = numbers
+            .iter()
+            .find(|number| self.cases.iter().all(|case| case.n != **number))
+        {
             bail!("the table has no case {missing}");
         }
         self.cases.retain(|case| numbers.contains(&case.n));
@@ -229,7 +249,12 @@ impl Table {
     pub fn keep_cover(&mut self) {
         let mut covered = std::collections::BTreeSet::new();
         self.cases.retain(|case| {
-            let is_new = case.tags.iter().filter(|tag| covered.insert((*tag).clone())).count() > 0;
+            let is_new = case
+                .tags
+                .iter()
+                .filter(|tag| covered.insert((*tag).clone()))
+                .count()
+                > 0;
             is_new || case.steps.len() > 1
         });
     }
@@ -252,14 +277,24 @@ impl Default for Fixture {
             service_accounts: Vec::new(),
             pods: ["a", "b", "c"].map(pod).into(),
         };
-        Self { cidr: cidr(), pin: true, namespaces: ["x", "y", "z"].map(namespace).into() }
+        Self {
+            cidr: cidr(),
+            pin: true,
+            namespaces: ["x", "y", "z"].map(namespace).into(),
+        }
     }
 }
 
 /// Default ports of pods: `serve-80-tcp` and so on.
 pub fn default_ports() -> Vec<Port> {
     let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-    let of = |port: u16| protocols.map(|protocol| Port { name: format!("serve-{port}-{protocol}"), protocol, port });
+    let of = |port: u16| {
+        protocols.map(|protocol| Port {
+            name: format!("serve-{port}-{protocol}"),
+            protocol,
+            port,
+        })
+    };
     [of(80), of(81)].concat()
 }
 
@@ -274,7 +309,9 @@ fn cidr() -> Ipv4Net {
 
 fn protocol<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Protocol, D::Error> {
     let text = String::deserialize(deserializer)?;
-    text.to_lowercase().parse().map_err(serde::de::Error::custom)
+    text.to_lowercase()
+        .parse()
+        .map_err(serde::de::Error::custom)
 }
 
 impl FromStr for Row {
@@ -285,16 +322,26 @@ impl FromStr for Row {
         let [from, to, port, verdict] = words[..] else {
             bail!("row `{text}` is not `from/pod to/pod PROTO/port allowed|blocked`");
         };
-        let (protocol, port) =
-            port.split_once('/').with_context(|| format!("row `{text}`: `{port}` is not PROTO/port"))?;
+        let (protocol, port) = port
+            .split_once('/')
+            .with_context(|| format!("row `{text}`: `{port}` is not PROTO/port"))?;
         Ok(Self {
             from: from.to_owned(),
             to: match to.strip_prefix("node:") {
-                Some(number) => Target::Node(number.parse().with_context(|| format!("row `{text}`: node"))?),
+                Some(number) => Target::Node(
+                    number
+                        .parse()
+                        .with_context(|| format!("row `{text}`: node"))?,
+                ),
                 None => Target::Pod(to.to_owned()),
             },
-            protocol: protocol.to_lowercase().parse().with_context(|| format!("row `{text}`"))?,
-            port: port.parse().with_context(|| format!("row `{text}`: port"))?,
+            protocol: protocol
+                .to_lowercase()
+                .parse()
+                .with_context(|| format!("row `{text}`"))?,
+            port: port
+                .parse()
+                .with_context(|| format!("row `{text}`: port"))?,
             allowed: match verdict {
                 "allowed" => true,
                 "blocked" => false,
@@ -305,13 +352,17 @@ impl FromStr for Row {
 }
 
 /// A list, or null for an empty one: what Go writes of a list that was never made.
-fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 impl<'de> Deserialize<'de> for Row {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -321,7 +372,11 @@ impl std::fmt::Display for Row {
         let protocol = self.protocol.to_string().to_uppercase();
         match &self.to {
             Target::Pod(to) => write!(out, "{} {to} {protocol}/{} {verdict}", self.from, self.port),
-            Target::Node(to) => write!(out, "{} node:{to} {protocol}/{} {verdict}", self.from, self.port),
+            Target::Node(to) => write!(
+                out,
+                "{} node:{to} {protocol}/{} {verdict}",
+                self.from, self.port
+            ),
         }
     }
 }
@@ -332,9 +387,12 @@ mod tests {
 
     #[test]
     fn rows_are_read_as_they_are_written() {
-        for text in
-            ["x/a y/b TCP/80 allowed", "x/a node:2 UDP/53 blocked", "x/a y/b SCTP/81 blocked", "x/a y/b ICMP/8 allowed"]
-        {
+        for text in [
+            "x/a y/b TCP/80 allowed",
+            "x/a node:2 UDP/53 blocked",
+            "x/a y/b SCTP/81 blocked",
+            "x/a y/b ICMP/8 allowed",
+        ] {
             assert_eq!(text.parse::<Row>().unwrap().to_string(), text);
         }
         for (text, message) in [
@@ -352,21 +410,43 @@ mod tests {
     #[test]
     fn a_table_has_a_fixture_of_its_own_or_the_usual_one() {
         let usual = Table::parse(r#"[{"n": 1, "desc": "d", "steps": []}]"#).unwrap();
-        assert_eq!((usual.fixture.namespaces.len(), usual.fixture.pin), (3, true));
+        assert_eq!(
+            (usual.fixture.namespaces.len(), usual.fixture.pin),
+            (3, true)
+        );
         let text = r#"{"Fixture": {"Namespaces": [{"Name": "g", "Pods": [{"Name": "p", "Ports": [
             {"Name": "dns", "Protocol": "UDP", "Port": 53}]}]}]}, "Cases": []}"#;
         let own = Table::parse(text).unwrap();
-        assert_eq!(own.fixture.namespaces[0].pods[0].ports[0].protocol, Protocol::Udp);
-        let none = Table::parse(r#"[{"n": 1, "desc": "d", "steps": [{"Actions": null, "Rows": null}, {}]}]"#).unwrap();
-        assert!(none.cases[0].steps.iter().all(|step| step.actions.is_empty() && step.rows.is_empty()));
-        let unknown = r#"[{"n": 1, "desc": "d", "steps": [{"Actions": [{"Explode": {}}], "Rows": []}]}]"#;
+        assert_eq!(
+            own.fixture.namespaces[0].pods[0].ports[0].protocol,
+            Protocol::Udp
+        );
+        let none = Table::parse(
+            r#"[{"n": 1, "desc": "d", "steps": [{"Actions": null, "Rows": null}, {}]}]"#,
+        )
+        .unwrap();
+        assert!(
+            none.cases[0]
+                .steps
+                .iter()
+                .all(|step| step.actions.is_empty() && step.rows.is_empty())
+        );
+        let unknown =
+            r#"[{"n": 1, "desc": "d", "steps": [{"Actions": [{"Explode": {}}], "Rows": []}]}]"#;
         assert!(format!("{:#}", Table::parse(unknown).unwrap_err()).contains("Explode"));
     }
 
     #[test]
     fn cases_are_chosen_by_number_or_by_what_they_cover() {
-        let case = |n: u32, tags: &str| format!(r#"{{"n": {n}, "desc": "", "tags": {tags}, "steps": []}}"#);
-        let text = format!("[{},{},{}]", case(1, r#"["a"]"#), case(2, r#"["a"]"#), case(3, r#"["a", "b"]"#));
+        let case = |n: u32, tags: &str| {
+            format!(r#"{{"n": {n}, "desc": "", "tags": {tags}, "steps": []}}"#)
+        };
+        let text = format!(
+            "[{},{},{}]",
+            case(1, r#"["a"]"#),
+            case(2, r#"["a"]"#),
+            case(3, r#"["a", "b"]"#)
+        );
         let numbers = |table: &Table| table.cases.iter().map(|case| case.n).collect::<Vec<_>>();
         let mut table = Table::parse(&text).unwrap();
         table.keep_cover();

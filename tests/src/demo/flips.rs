@@ -51,21 +51,39 @@ impl Quantiles {
     /// The time below which the share `part` of all times is.
     pub fn at(&self, part: f64) -> Duration {
         let index = (part * self.0.len() as f64) as usize;
-        self.0.get(index.min(self.0.len().saturating_sub(1))).copied().unwrap_or_default()
+        self.0
+            .get(index.min(self.0.len().saturating_sub(1)))
+            .copied()
+            .unwrap_or_default()
     }
 }
 
 impl fmt::Display for Quantiles {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = |part: f64| self.at(part).as_secs_f64() * 1e3;
-        write!(out, "p50 {:6.1} ms   p99 {:6.1} ms   max {:6.1} ms   (n={})", ms(0.5), ms(0.99), ms(1.0), self.0.len())
+        write!(
+            out,
+            "p50 {:6.1} ms   p99 {:6.1} ms   max {:6.1} ms   (n={})",
+            ms(0.5),
+            ms(0.99),
+            ms(1.0),
+            self.0.len()
+        )
     }
 }
 
 /// Denies all ingress to `to` and allows it again, `count` times in all, and times what `from`
 /// sees.
-pub fn measure(cluster: &Cluster, world: &World, from: &str, to: &str, count: usize) -> Result<Times> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+pub fn measure(
+    cluster: &Cluster,
+    world: &World,
+    from: &str,
+    to: &str,
+    count: usize,
+) -> Result<Times> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let client = runtime.block_on(cluster.client())?;
     let (namespace, pod) = split(to)?;
     let policies: Api<NetworkPolicy> = Api::namespaced(client, namespace);
@@ -96,6 +114,14 @@ pub fn measure(cluster: &Cluster, world: &World, from: &str, to: &str, count: us
         runtime.block_on(policies.delete(NAME, &DeleteParams::default()))?;
     }
     let records = probe.finish()?;
-    ensure!(!records.iter().any(|record| record.verdict == Verdict::Broken), "the prober could not ask");
-    Ok(Times { from_send: Quantiles::new(from_send), from_answer: Quantiles::new(from_answer) })
+    ensure!(
+        !records
+            .iter()
+            .any(|record| record.verdict == Verdict::Broken),
+        "the prober could not ask"
+    );
+    Ok(Times {
+        from_send: Quantiles::new(from_send),
+        from_answer: Quantiles::new(from_answer),
+    })
 }

@@ -17,7 +17,9 @@ use margay_typha::event::{Event, Snapshot};
 use margay_typha::metrics::Counters;
 use margay_typha::object::{ObjectKey, Observed};
 use margay_typha::registry::Registry;
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -62,7 +64,12 @@ impl Control {
             timeouts: Timeouts::default(),
         };
         tokio::spawn(services.serve(listener, tls));
-        Ok(Self { authority, address, events, registry })
+        Ok(Self {
+            authority,
+            address,
+            events,
+            registry,
+        })
     }
 
     /// Address on which it listens.
@@ -77,18 +84,30 @@ impl Control {
 
     /// Returns a connector to that address with the certificate of a node.
     pub fn connector(&self, node: &str, address: SocketAddr) -> Result<Connector> {
-        let tls = self.authority.tls(&format!("margay:node:{node}"), "margay:nodes")?;
+        let tls = self
+            .authority
+            .tls(&format!("margay:node:{node}"), "margay:nodes")?;
         Ok(Connector::new(tls, &address.to_string(), SERVER_NAME)?)
     }
 
     /// Reports this object as created or changed.
     pub async fn observe(&self, kind: &'static str, object: Observed) -> Result<()> {
-        self.send(Event::Observed { kind, objects: vec![object], cause: Cause::default() }).await
+        self.send(Event::Observed {
+            kind,
+            objects: vec![object],
+            cause: Cause::default(),
+        })
+        .await
     }
 
     /// Reports this object as deleted.
     pub async fn delete(&self, kind: &'static str, key: ObjectKey) -> Result<()> {
-        self.send(Event::Deleted { kind, key, cause: Cause::default() }).await
+        self.send(Event::Deleted {
+            kind,
+            key,
+            cause: Cause::default(),
+        })
+        .await
     }
 
     /// Returns what was sent to a node, with everything that was observed before this call taken
@@ -97,13 +116,22 @@ impl Control {
         let (reply, answer) = oneshot::channel();
         let (name, registry) = (node.to_owned(), self.registry.clone());
         let ask = move |state: Snapshot<'_>| {
-            let sent = registry.sessions().iter().find(|node| node.name == name).map(|node| node.progress().sent);
-            let sent = sent.map(|revision| Sent { revision, pending: state.hub.pending(&name) });
+            let sent = registry
+                .sessions()
+                .iter()
+                .find(|node| node.name == name)
+                .map(|node| node.progress().sent);
+            let sent = sent.map(|revision| Sent {
+                revision,
+                pending: state.hub.pending(&name),
+            });
             // The caller may have given up.
             let _ = reply.send(sent);
         };
         self.send(Event::Query(Box::new(ask))).await?;
-        answer.await?.with_context(|| format!("{node} has no stream"))
+        answer
+            .await?
+            .with_context(|| format!("{node} has no stream"))
     }
 
     async fn send(&self, event: Event) -> Result<()> {
@@ -124,7 +152,10 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate()?;
         let pem = params.self_signed(&key)?.pem();
-        Ok(Self { issuer: Issuer::new(params, key), pem })
+        Ok(Self {
+            issuer: Issuer::new(params, key),
+            pem,
+        })
     }
 
     /// A certificate of this holder, loaded as the components load theirs.
@@ -132,9 +163,14 @@ impl Authority {
         let mut params = CertificateParams::new([SERVER_NAME.to_owned()])?;
         params.distinguished_name.push(DnType::CommonName, name);
         if !organization.is_empty() {
-            params.distinguished_name.push(DnType::OrganizationName, organization);
+            params
+                .distinguished_name
+                .push(DnType::OrganizationName, organization);
         }
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         let folder = TempDir::new()?;

@@ -67,15 +67,25 @@ impl Default for Options {
     /// are not.
     fn default() -> Self {
         let pool = json!({"cidr": "10.65.0.0/16", "vxlanMode": "CrossSubnet", "natOutgoing": true});
-        Self { nodes: 3, topology: Topology::Routed, version: IpVersion::V4, pool }
+        Self {
+            nodes: 3,
+            topology: Topology::Routed,
+            version: IpVersion::V4,
+            pool,
+        }
     }
 }
 
 impl Options {
     /// The same with addresses of IPv6 alone, of nodes and of pods.
     pub fn ipv6() -> Self {
-        let pool = json!({"cidr": "fd00:10:65::/56", "vxlanMode": "CrossSubnet", "natOutgoing": true});
-        Self { version: IpVersion::V6, pool, ..Self::default() }
+        let pool =
+            json!({"cidr": "fd00:10:65::/56", "vxlanMode": "CrossSubnet", "natOutgoing": true});
+        Self {
+            version: IpVersion::V6,
+            pool,
+            ..Self::default()
+        }
     }
 }
 
@@ -92,11 +102,21 @@ pub struct Lab {
 impl Lab {
     /// Brings nodes up that enforce the view of a cluster without pods. Needs root.
     pub fn new(options: &Options) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()?;
         let control = runtime.block_on(Control::start())?;
         let blocks = Blocks::new(&runtime, control.events());
         let fabric = Fabric::new(options.topology, options.version)?;
-        let mut lab = Self { nodes: BTreeMap::new(), pods: BTreeMap::new(), control, blocks, fabric, runtime };
+        let mut lab = Self {
+            nodes: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            control,
+            blocks,
+            fabric,
+            runtime,
+        };
         for object in objects::initial(&options.pool) {
             lab.apply(&object)?;
         }
@@ -115,9 +135,13 @@ impl Lab {
         let (kind, observed) = objects::observe(object)?;
         let problems = observed.problems.clone();
         if object["kind"] == "IPPool" {
-            self.blocks.set_pool(&observed.key.name, Some(serde_json::from_value(object["spec"].clone())?));
+            self.blocks.set_pool(
+                &observed.key.name,
+                Some(serde_json::from_value(object["spec"].clone())?),
+            );
         }
-        self.runtime.block_on(self.control.observe(kind, observed))?;
+        self.runtime
+            .block_on(self.control.observe(kind, observed))?;
         Ok(problems)
     }
 
@@ -135,8 +159,11 @@ impl Lab {
     pub fn wait_enforced(&self) -> Result<()> {
         self.runtime.block_on(async {
             for node in self.nodes.values() {
-                let waited = tokio::time::timeout(PATIENCE, node.wait_enforced(&self.control)).await;
-                waited.with_context(|| format!("{} does not enforce what it was sent", node.name))??;
+                let waited =
+                    tokio::time::timeout(PATIENCE, node.wait_enforced(&self.control)).await;
+                waited.with_context(|| {
+                    format!("{} does not enforce what it was sent", node.name)
+                })??;
             }
             Ok(())
         })
@@ -144,7 +171,9 @@ impl Lab {
 
     /// A node by name.
     pub fn node(&self, name: &str) -> Result<&Node> {
-        self.nodes.get(name).with_context(|| format!("no node is named {name}"))
+        self.nodes
+            .get(name)
+            .with_context(|| format!("no node is named {name}"))
     }
 
     /// Every node, by name.
@@ -154,7 +183,9 @@ impl Lab {
 
     /// A pod by `namespace/name`.
     pub fn pod(&self, name: &str) -> Result<&Pod> {
-        self.pods.get(name).with_context(|| format!("no pod is named {name}"))
+        self.pods
+            .get(name)
+            .with_context(|| format!("no pod is named {name}"))
     }
 
     /// Every pod, by name.
@@ -186,7 +217,10 @@ impl Lab {
 
     /// Gives a pod other labels.
     pub fn label_pod(&mut self, name: &str, labels: &Value) -> Result<()> {
-        let pod = self.pods.get_mut(name).with_context(|| format!("no pod is named {name}"))?;
+        let pod = self
+            .pods
+            .get_mut(name)
+            .with_context(|| format!("no pod is named {name}"))?;
         pod.manifest["metadata"]["labels"] = labels.clone();
         let object = pod.object();
         self.apply(&object).map(drop)
@@ -194,7 +228,10 @@ impl Lab {
 
     /// Stops a pod and deletes it.
     pub fn remove_pod(&mut self, name: &str) -> Result<()> {
-        let pod = self.pods.remove(name).with_context(|| format!("no pod is named {name}"))?;
+        let pod = self
+            .pods
+            .remove(name)
+            .with_context(|| format!("no pod is named {name}"))?;
         pod.stop(self.node(&pod.node)?)?;
         self.delete(&pod.object())
     }
@@ -202,12 +239,18 @@ impl Lab {
     /// Removes the network of a pod without a DEL, as a runtime does that ends pods while the agent
     /// is away. The object stays.
     pub fn lose_pod(&mut self, name: &str) -> Result<()> {
-        self.pods.remove(name).map(drop).with_context(|| format!("no pod is named {name}"))
+        self.pods
+            .remove(name)
+            .map(drop)
+            .with_context(|| format!("no pod is named {name}"))
     }
 
     /// Ends the agent of a node as if it were killed. What it enforced stays in the kernel.
     pub fn stop_agent(&mut self, node: &str) -> Result<()> {
-        let node = self.nodes.get_mut(node).with_context(|| format!("no node is named {node}"))?;
+        let node = self
+            .nodes
+            .get_mut(node)
+            .with_context(|| format!("no node is named {node}"))?;
         node.stop(&self.runtime)
     }
 
@@ -222,15 +265,28 @@ impl Lab {
     }
 
     fn start_agent_at(&mut self, node: &str, server: SocketAddr) -> Result<()> {
-        let Self { nodes, control, blocks, runtime, .. } = self;
-        let node = nodes.get_mut(node).with_context(|| format!("no node is named {node}"))?;
+        let Self {
+            nodes,
+            control,
+            blocks,
+            runtime,
+            ..
+        } = self;
+        let node = nodes
+            .get_mut(node)
+            .with_context(|| format!("no node is named {node}"))?;
         node.start(runtime, control, server, blocks)
     }
 
     fn add_node(&mut self, number: u8) -> Result<()> {
         let mut node = self.fabric.join(number)?;
         self.apply(&node.object())?;
-        node.start(&self.runtime, &self.control, self.control.address(), &self.blocks)?;
+        node.start(
+            &self.runtime,
+            &self.control,
+            self.control.address(),
+            &self.blocks,
+        )?;
         self.nodes.insert(node.name.clone(), node);
         Ok(())
     }
@@ -253,7 +309,11 @@ impl Drop for Lab {
     fn drop(&mut self) {
         for node in self.nodes.values_mut() {
             if let Err(error) = node.stop(&self.runtime) {
-                tracing::warn!(node = node.name, error = format!("{error:#}"), "an agent does not end");
+                tracing::warn!(
+                    node = node.name,
+                    error = format!("{error:#}"),
+                    "an agent does not end"
+                );
             }
         }
     }
@@ -262,8 +322,15 @@ impl Drop for Lab {
 /// Fails if nodes could not enforce something.
 pub fn check_enforced(lab: &Lab) -> Result<()> {
     for node in lab.nodes() {
-        let errors = node.status().map(|status| status.errors).unwrap_or_default();
-        ensure!(errors.is_empty(), "{} does not enforce everything as it is written: {errors:?}", node.name);
+        let errors = node
+            .status()
+            .map(|status| status.errors)
+            .unwrap_or_default();
+        ensure!(
+            errors.is_empty(),
+            "{} does not enforce everything as it is written: {errors:?}",
+            node.name
+        );
     }
     Ok(())
 }

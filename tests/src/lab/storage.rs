@@ -110,7 +110,10 @@ async fn report_blocks(shared: Arc<Shared>, events: mpsc::Sender<Event>) {
             let Some(block) = block else {
                 let event = Event::Deleted {
                     kind: BLOCK,
-                    key: ObjectKey { namespace: String::new(), name },
+                    key: ObjectKey {
+                        namespace: String::new(),
+                        name,
+                    },
                     cause: Cause::default(),
                 };
                 if events.send(event).await.is_err() {
@@ -122,8 +125,13 @@ async fn report_blocks(shared: Arc<Shared>, events: mpsc::Sender<Event>) {
                 "apiVersion": "projectcalico.org/v3", "kind": "IPAMBlock",
                 "metadata": {"name": names::block(block.cidr())}, "spec": block.spec(),
             });
-            let (kind, observed) = objects::observe(&object).expect("a block that is sound is an object that is");
-            let event = Event::Observed { kind, objects: vec![observed], cause: Cause::default() };
+            let (kind, observed) =
+                objects::observe(&object).expect("a block that is sound is an object that is");
+            let event = Event::Observed {
+                kind,
+                objects: vec![observed],
+                cause: Cause::default(),
+            };
             if events.send(event).await.is_err() {
                 return;
             }

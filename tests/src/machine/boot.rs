@@ -39,10 +39,15 @@ impl Machine<'_> {
     /// the time since the boot began.
     pub fn run(&self, hear: &mut dyn FnMut(&str, Duration)) -> Result<()> {
         let folder = tempfile::tempdir()?;
-        let initramfs = initramfs::pack(self.kernel, &format!("{}{OFF}", self.script), folder.path())?;
-        let mut log = File::create(self.log).with_context(|| format!("cannot create {}", self.log.display()))?;
+        let initramfs =
+            initramfs::pack(self.kernel, &format!("{}{OFF}", self.script), folder.path())?;
+        let mut log = File::create(self.log)
+            .with_context(|| format!("cannot create {}", self.log.display()))?;
         let begin = Instant::now();
-        let mut child = self.command(&initramfs).spawn().context("cannot start qemu-system-x86_64")?;
+        let mut child = self
+            .command(&initramfs)
+            .spawn()
+            .context("cannot start qemu-system-x86_64")?;
         let console = BufReader::new(child.stdout.take().context("the console")?);
         for line in console.split(b'\n') {
             let line = line?;
@@ -61,20 +66,31 @@ impl Machine<'_> {
 
     fn command(&self, initramfs: &Path) -> Command {
         let mut command = Command::new("timeout");
-        command.arg("--foreground").arg(self.limit.as_secs().to_string()).arg("qemu-system-x86_64");
+        command
+            .arg("--foreground")
+            .arg(self.limit.as_secs().to_string())
+            .arg("qemu-system-x86_64");
         // Two processors of everything that emulation knows; no device but the console and the
         // host's root.
-        command
-            .args(["-cpu", "max", "-smp", "2", "-m", "4096", "-net", "none", "-display", "none", "-monitor", "none"]);
+        command.args([
+            "-cpu", "max", "-smp", "2", "-m", "4096", "-net", "none", "-display", "none",
+            "-monitor", "none",
+        ]);
         command
             .args(["-no-reboot", "-serial", "stdio"])
             .arg("-kernel")
             .arg(&self.kernel.image)
             .arg("-initrd")
             .arg(initramfs);
-        command.args(["-append", &format!("console=ttyS0 quiet loglevel=1 panic=-1 {PARAMETER}")]);
+        command.args([
+            "-append",
+            &format!("console=ttyS0 quiet loglevel=1 panic=-1 {PARAMETER}"),
+        ]);
         let root = "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap";
-        command.args(["-virtfs", root]).stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+            .args(["-virtfs", root])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
         command
     }
 }

@@ -40,25 +40,47 @@ exec $b switch_root /new /bin/sh /run/script
 /// Packs it into an archive in `folder`.
 pub fn pack(kernel: &Kernel, script: &str, folder: &Path) -> Result<PathBuf> {
     let tree = folder.join("tree");
-    for each in ["bin", "modules", "host", "over", "new", "proc", "sys", "dev"] {
+    for each in [
+        "bin", "modules", "host", "over", "new", "proc", "sys", "dev",
+    ] {
         std::fs::create_dir_all(tree.join(each))?;
     }
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
-    std::fs::copy(busybox.context("busybox is not installed")?, tree.join("bin/busybox"))?;
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"]
+        .into_iter()
+        .find(|path| Path::new(path).exists());
+    std::fs::copy(
+        busybox.context("busybox is not installed")?,
+        tree.join("bin/busybox"),
+    )?;
     for (index, module) in needed(kernel)?.iter().enumerate() {
         std::fs::write(tree.join(format!("modules/{index:02}.ko")), plain(module)?)?;
     }
-    let modules = kernel.root.join("lib/modules").join(&kernel.version).canonicalize()?;
-    let variables = format!("version={}\nmodules={}\n", kernel.version, modules.display());
+    let modules = kernel
+        .root
+        .join("lib/modules")
+        .join(&kernel.version)
+        .canonicalize()?;
+    let variables = format!(
+        "version={}\nmodules={}\n",
+        kernel.version,
+        modules.display()
+    );
     let (shebang, rest) = INIT.split_once('\n').context("init has lines")?;
     std::fs::write(tree.join("init"), format!("{shebang}\n{variables}{rest}"))?;
     std::fs::write(tree.join("script"), script)?;
     debug_assert!(INIT.contains(SCRIPT));
     let archive = folder.join("initramfs");
     let pack = "chmod +x init && find . | busybox cpio -o -H newc";
-    let output = Command::new("sh").args(["-c", pack]).current_dir(&tree).output()?;
+    let output = Command::new("sh")
+        .args(["-c", pack])
+        .current_dir(&tree)
+        .output()?;
     if !output.status.success() {
-        bail!("cannot pack {}: {}", tree.display(), String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "cannot pack {}: {}",
+            tree.display(),
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     std::fs::write(&archive, output.stdout)?;
     Ok(archive)
@@ -70,10 +92,17 @@ fn needed(kernel: &Kernel) -> Result<Vec<PathBuf>> {
     let mut known = BTreeSet::new();
     for module in MODULES {
         let mut modprobe = Command::new("modprobe");
-        modprobe.arg("-d").arg(&kernel.root).args(["-S", &kernel.version, "--show-depends", module]);
+        modprobe.arg("-d").arg(&kernel.root).args([
+            "-S",
+            &kernel.version,
+            "--show-depends",
+            module,
+        ]);
         // A module that it does not find is built in; newer packages do not list those.
         for line in process::run(&mut modprobe).unwrap_or_default().lines() {
-            let file = line.strip_prefix("insmod ").map(|words| PathBuf::from(words.trim()));
+            let file = line
+                .strip_prefix("insmod ")
+                .map(|words| PathBuf::from(words.trim()));
             found.extend(file.filter(|file| known.insert(file.clone())));
         }
     }
@@ -87,7 +116,11 @@ fn plain(module: &Path) -> Result<Vec<u8>> {
     }
     let output = Command::new("xz").arg("-dc").arg(module).output()?;
     if !output.status.success() {
-        bail!("cannot unpack {}: {}", module.display(), String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "cannot unpack {}: {}",
+            module.display(),
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(output.stdout)
 }

@@ -22,10 +22,26 @@ pub struct Release {
 
 /// From old to new.
 pub const RELEASES: [Release; 4] = [
-    Release { name: "5.10", suite: "bullseye", distribution: "Debian 11" },
-    Release { name: "6.1", suite: "bookworm", distribution: "Debian 12" },
-    Release { name: "6.12", suite: "trixie", distribution: "Debian 13" },
-    Release { name: "testing", suite: "testing", distribution: "Debian testing" },
+    Release {
+        name: "5.10",
+        suite: "bullseye",
+        distribution: "Debian 11",
+    },
+    Release {
+        name: "6.1",
+        suite: "bookworm",
+        distribution: "Debian 12",
+    },
+    Release {
+        name: "6.12",
+        suite: "trixie",
+        distribution: "Debian 13",
+    },
+    Release {
+        name: "testing",
+        suite: "testing",
+        distribution: "Debian testing",
+    },
 ];
 
 /// Keys that sign Debian's suites.
@@ -33,7 +49,12 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// The package that depends on the newest kernel of a suite.
 const NEWEST: &str = "linux-image-amd64";
 /// Names of packages that a kernel is made of, of which each needs some of the others.
-const PARTS: [&str; 4] = ["linux-image-", "linux-base-", "linux-binary-", "linux-modules-"];
+const PARTS: [&str; 4] = [
+    "linux-image-",
+    "linux-base-",
+    "linux-binary-",
+    "linux-modules-",
+];
 
 /// An unpacked kernel.
 #[derive(Debug)]
@@ -51,12 +72,17 @@ pub struct Kernel {
 /// The newest kernel of a suite; with `refresh` it is asked for again, else what is cached serves.
 pub fn fetch(release: &'static Release, refresh: bool, progress: &dyn Fn(&str)) -> Result<Kernel> {
     let folder = binaries::cache()?.join("kernels").join(release.name);
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
     let turn = File::create(folder.join("lock"))?;
-    turn.lock().context("cannot wait for another harness that fetches this kernel")?;
+    turn.lock()
+        .context("cannot wait for another harness that fetches this kernel")?;
     let root = folder.join("root");
     if refresh || !root.exists() {
-        progress(&format!("fetching the kernel of {} (once)", release.distribution));
+        progress(&format!(
+            "fetching the kernel of {} (once)",
+            release.distribution
+        ));
         // An interrupted download must not look like a kernel.
         let new = folder.join("new");
         for stale in [&new, &root] {
@@ -73,13 +99,25 @@ pub fn fetch(release: &'static Release, refresh: bool, progress: &dyn Fn(&str)) 
 /// The kernel that is unpacked in a folder.
 fn found(release: &'static Release, root: PathBuf) -> Result<Kernel> {
     let modules = root.join("lib/modules");
-    let entry = std::fs::read_dir(&modules).ok().and_then(|mut entries| entries.next()?.ok());
-    let entry = entry.with_context(|| format!("{} has no kernel; remove its folder", modules.display()))?;
+    let entry = std::fs::read_dir(&modules)
+        .ok()
+        .and_then(|mut entries| entries.next()?.ok());
+    let entry =
+        entry.with_context(|| format!("{} has no kernel; remove its folder", modules.display()))?;
     let version = entry.file_name().to_string_lossy().into_owned();
-    let places = [root.join(format!("boot/vmlinuz-{version}")), entry.path().join("vmlinuz")];
+    let places = [
+        root.join(format!("boot/vmlinuz-{version}")),
+        entry.path().join("vmlinuz"),
+    ];
     let image = places.into_iter().find(|path| path.exists());
-    let image = image.with_context(|| format!("{} has no vmlinuz for {version}", root.display()))?;
-    Ok(Kernel { release, version, image, root })
+    let image =
+        image.with_context(|| format!("{} has no vmlinuz for {version}", root.display()))?;
+    Ok(Kernel {
+        release,
+        version,
+        image,
+        root,
+    })
 }
 
 fn unpack(release: &Release, folder: &Path, root: &Path) -> Result<()> {
@@ -89,7 +127,10 @@ fn unpack(release: &Release, folder: &Path, root: &Path) -> Result<()> {
     let packages = folder.join("packages");
     std::fs::create_dir_all(&packages)?;
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    process::run(apt.command("apt-get", &[&["download"][..], &names].concat()).current_dir(&packages))?;
+    process::run(
+        apt.command("apt-get", &[&["download"][..], &names].concat())
+            .current_dir(&packages),
+    )?;
     for entry in std::fs::read_dir(&packages)? {
         process::run(Command::new("dpkg").arg("-x").arg(entry?.path()).arg(root))?;
     }
@@ -99,8 +140,15 @@ fn unpack(release: &Release, folder: &Path, root: &Path) -> Result<()> {
     if !root.join("lib").exists() {
         std::os::unix::fs::symlink("usr/lib", root.join("lib"))?;
     }
-    let entry = std::fs::read_dir(root.join("lib/modules"))?.next().context("the packages have no modules")??;
-    process::run(Command::new("depmod").arg("-b").arg(root).arg(entry.file_name()))?;
+    let entry = std::fs::read_dir(root.join("lib/modules"))?
+        .next()
+        .context("the packages have no modules")??;
+    process::run(
+        Command::new("depmod")
+            .arg("-b")
+            .arg(root)
+            .arg(entry.file_name()),
+    )?;
     Ok(())
 }
 
@@ -116,8 +164,15 @@ impl Apt {
             std::fs::create_dir_all(apt.join(each))?;
         }
         let sources = apt.join("sources.list");
-        std::fs::write(&sources, format!("deb [arch=amd64 signed-by={KEYRING}] {} {suite} main\n", mirror()?))?;
-        let option = |name: &str, value: &Path| ["-o".to_owned(), format!("{name}={}", value.display())];
+        std::fs::write(
+            &sources,
+            format!(
+                "deb [arch=amd64 signed-by={KEYRING}] {} {suite} main\n",
+                mirror()?
+            ),
+        )?;
+        let option =
+            |name: &str, value: &Path| ["-o".to_owned(), format!("{name}={}", value.display())];
         let options = [
             option("Dir::Etc::sourcelist", &sources),
             option("Dir::Etc::sourceparts", Path::new("-")),
@@ -128,7 +183,9 @@ impl Apt {
             option("Acquire::Languages", Path::new("none")),
             option("Acquire::Check-Valid-Until", Path::new("false")),
         ];
-        Ok(Self { options: options.concat() })
+        Ok(Self {
+            options: options.concat(),
+        })
     }
 
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
@@ -161,27 +218,44 @@ impl Apt {
 
 /// The packages among dependencies that a kernel is made of.
 fn kernel_parts(depends: &str) -> Vec<String> {
-    let names = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-    names.filter(|name| PARTS.iter().any(|part| name.starts_with(part))).map(str::to_owned).collect()
+    let names = depends
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "));
+    names
+        .filter(|name| PARTS.iter().any(|part| name.starts_with(part)))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Returns this machine's mirror of Debian.
 fn mirror() -> Result<String> {
-    const REMEDY: &str = "kernels are fetched from the mirror of a Debian machine's own apt sources";
+    const REMEDY: &str =
+        "kernels are fetched from the mirror of a Debian machine's own apt sources";
     let release = std::fs::read_to_string("/etc/os-release").context(REMEDY)?;
-    let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).context(REMEDY)?;
+    let codename = release
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+        .context(REMEDY)?;
     let format = "$(REPO_URI) $(RELEASE) $(COMPONENT)";
-    let targets =
-        process::run(Command::new("apt-get").args(["indextargets", "Created-By: Packages", "--format", format]))?;
+    let targets = process::run(Command::new("apt-get").args([
+        "indextargets",
+        "Created-By: Packages",
+        "--format",
+        format,
+    ]))?;
     let repository = debian(&targets, codename);
     repository.with_context(|| {
-        format!("{REMEDY}, which have no suite {codename} with main; it is asked for by apt-get update")
+        format!(
+            "{REMEDY}, which have no suite {codename} with main; it is asked for by apt-get update"
+        )
     })
 }
 
 /// The repository among `apt-get indextargets` that has the component main of a suite.
 fn debian(targets: &str, codename: &str) -> Option<String> {
-    let mut targets = targets.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let mut targets = targets
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>());
     let found = targets.find(|words| words.get(1..) == Some(&[codename, "main"]))?;
     Some(found[0].to_owned())
 }
@@ -194,13 +268,23 @@ mod tests {
     fn a_kernel_is_what_its_packages_depend_on() {
         let depends = "linux-image-7.2.12\n  PreDepends: linux-base\n |Depends: initramfs-tools\n  Depends: linux-base-7.2.12\n  \
                        Depends: linux-binary-7.2.12\n  Depends: linux-modules-7.2.12\n  Breaks: linux-image-1\n";
-        assert_eq!(kernel_parts(depends), ["linux-base-7.2.12", "linux-binary-7.2.12", "linux-modules-7.2.12"]);
+        assert_eq!(
+            kernel_parts(depends),
+            [
+                "linux-base-7.2.12",
+                "linux-binary-7.2.12",
+                "linux-modules-7.2.12"
+            ]
+        );
     }
 
     #[test]
     fn the_mirror_is_that_of_the_suite_itself() {
         let targets = "http://mirror/security/ one-security main\nhttp://mirror/debian/ one contrib\nhttp://mirror/debian/ one main";
-        assert_eq!(debian(targets, "one").as_deref(), Some("http://mirror/debian/"));
+        assert_eq!(
+            debian(targets, "one").as_deref(),
+            Some("http://mirror/debian/")
+        );
         assert_eq!(debian(targets, "two"), None);
     }
 }

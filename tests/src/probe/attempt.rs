@@ -160,16 +160,33 @@ impl Attempt {
 
 impl Init {
     fn send(to: SocketAddr, port: u16) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(to), Type::RAW, Some(sctp::PROTOCOL.into()))?;
+        let socket = Socket::new(
+            Domain::for_address(to),
+            Type::RAW,
+            Some(sctp::PROTOCOL.into()),
+        )?;
         socket.set_nonblocking(true)?;
         // Only what comes from there is received. The port of a raw socket is a protocol number or
         // nothing.
         socket.connect(&SocketAddr::new(to.ip(), 0).into())?;
         let number = tag();
-        let port = if port == 0 { 1024 + (number % 60_000) as u16 } else { port };
-        let sent = Packet { source: port, destination: to.port(), tag: 0, chunk: Chunk::Init(number) };
+        let port = if port == 0 {
+            1024 + (number % 60_000) as u16
+        } else {
+            port
+        };
+        let sent = Packet {
+            source: port,
+            destination: to.port(),
+            tag: 0,
+            chunk: Chunk::Init(number),
+        };
         socket.send(&sent.encode())?;
-        Ok(Self { socket, sent, is_ipv4: to.is_ipv4() })
+        Ok(Self {
+            socket,
+            sent,
+            is_ipv4: to.is_ipv4(),
+        })
     }
 
     fn look(&self) -> Option<Verdict> {
@@ -189,15 +206,23 @@ impl Init {
 
     /// None: it answers somebody else, or asks.
     fn verdict_of(&self, answer: Packet) -> Option<Verdict> {
-        let Chunk::Init(own) = self.sent.chunk else { return None };
-        if (answer.source, answer.destination, answer.tag) != (self.sent.destination, self.sent.source, own) {
+        let Chunk::Init(own) = self.sent.chunk else {
+            return None;
+        };
+        if (answer.source, answer.destination, answer.tag)
+            != (self.sent.destination, self.sent.source, own)
+        {
             return None;
         }
         match answer.chunk {
             Chunk::InitAck(theirs) => {
                 // Connection tracking forgets the association at once; it does no harm that no
                 // socket receives it.
-                let abort = Packet { tag: theirs, chunk: Chunk::Abort, ..self.sent };
+                let abort = Packet {
+                    tag: theirs,
+                    chunk: Chunk::Abort,
+                    ..self.sent
+                };
                 let _ = self.socket.send(&abort.encode());
                 Some(Verdict::Answered)
             }
@@ -210,13 +235,19 @@ impl Init {
 /// A tag that no other association of this process has; zero is none.
 fn tag() -> u32 {
     static LAST: AtomicU32 = AtomicU32::new(0);
-    LAST.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b1) | 1
+    LAST.fetch_add(1, Ordering::Relaxed)
+        .wrapping_mul(0x9e37_79b1)
+        | 1
 }
 
 /// A connection being made. Closing it sends a reset: neither end keeps an entry for it, so that
 /// many questions do not use up the ports.
 fn connecting(to: SocketAddr, port: u16, protocol: Option<i32>) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, protocol.map(Into::into))?;
+    let socket = Socket::new(
+        Domain::for_address(to),
+        Type::STREAM,
+        protocol.map(Into::into),
+    )?;
     socket.set_nonblocking(true)?;
     socket.set_linger(Some(Duration::ZERO))?;
     if port != 0 {
@@ -239,7 +270,11 @@ fn sent(to: SocketAddr, port: u16) -> io::Result<UdpSocket> {
 }
 
 fn any(to: SocketAddr) -> IpAddr {
-    if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+    if to.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    }
 }
 
 fn verdict_of_error(error: &io::Error) -> Verdict {

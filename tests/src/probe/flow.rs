@@ -45,13 +45,18 @@ impl Flow {
         stream.set_nonblocking(true)?;
         let end = Arc::new(AtomicBool::new(false));
         let stop = end.clone();
-        Ok(Self { end, thread: std::thread::spawn(move || run(stream, &stop)) })
+        Ok(Self {
+            end,
+            thread: std::thread::spawn(move || run(stream, &stop)),
+        })
     }
 
     /// Ends it.
     pub fn finish(self) -> Report {
         self.end.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        self.thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 

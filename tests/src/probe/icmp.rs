@@ -24,12 +24,21 @@ impl Question {
         let (kind, answer) = match (to.is_ipv4(), to.port()) {
             (true, 8) => (8, 0),
             (true, 13) => (13, 14),
-            _ => return Err(io::Error::new(ErrorKind::Unsupported, "nobody answers this type")),
+            _ => {
+                return Err(io::Error::new(
+                    ErrorKind::Unsupported,
+                    "nobody answers this type",
+                ));
+            }
         };
         let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
         socket.set_nonblocking(true)?;
         socket.connect(&SocketAddr::new(to.ip(), 0).into())?;
-        let question = Self { socket, own: fresh(), answer };
+        let question = Self {
+            socket,
+            own: fresh(),
+            answer,
+        };
         question.socket.send(&message(kind, question.own))?;
         Ok(question)
     }
@@ -69,7 +78,10 @@ fn fresh() -> [u8; 4] {
 /// A message with room for the three times of a timestamp.
 fn message(kind: u8, own: [u8; 4]) -> Vec<u8> {
     let mut bytes = [&[kind, 0, 0, 0][..], &own, &[0; 12]].concat();
-    let sum: u32 = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let sum: u32 = bytes
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     let folded = (folded & 0xffff) + (folded >> 16);
     bytes[2..4].copy_from_slice(&(!(folded as u16)).to_be_bytes());
@@ -90,23 +102,34 @@ mod tests {
                 std::thread::yield_now();
             }
         }
-        for nobody in [SocketAddr::from(([127, 0, 0, 1], 5)), "[::1]:8".parse().unwrap()] {
-            assert_eq!(Question::send(nobody).unwrap_err().kind(), ErrorKind::Unsupported);
+        for nobody in [
+            SocketAddr::from(([127, 0, 0, 1], 5)),
+            "[::1]:8".parse().unwrap(),
+        ] {
+            assert_eq!(
+                Question::send(nobody).unwrap_err().kind(),
+                ErrorKind::Unsupported
+            );
         }
     }
 
     #[test]
     fn the_checksum_makes_the_sum_of_a_message_zero() {
         for own in [[0, 0, 0, 0], [0xff; 4], [1, 2, 3, 4]] {
-            let sum: u32 =
-                message(13, own).chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+            let sum: u32 = message(13, own)
+                .chunks(2)
+                .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+                .sum();
             assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
         }
     }
 
     #[test]
     fn questions_in_a_row_have_identifiers_of_their_own() {
-        let identifiers: BTreeSet<[u8; 2]> = (0..100).map(|_| fresh()).map(|own| [own[0], own[1]]).collect();
+        let identifiers: BTreeSet<[u8; 2]> = (0..100)
+            .map(|_| fresh())
+            .map(|own| [own[0], own[1]])
+            .collect();
         assert_eq!(identifiers.len(), 100);
     }
 }

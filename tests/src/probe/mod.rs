@@ -37,7 +37,9 @@ pub const SLOWNESS: &str = "MARGAY_SLOWNESS";
 
 /// [`DENIED_AFTER`] on this machine.
 pub fn denied_after() -> Duration {
-    let slowness = std::env::var(SLOWNESS).ok().and_then(|value| value.parse::<u32>().ok());
+    let slowness = std::env::var(SLOWNESS)
+        .ok()
+        .and_then(|value| value.parse::<u32>().ok());
     DENIED_AFTER * slowness.unwrap_or(1)
 }
 
@@ -59,7 +61,10 @@ pub struct Target {
 impl Target {
     /// A port of an address.
     pub fn new(protocol: Protocol, address: impl Into<IpAddr>, port: u16) -> Self {
-        Self { protocol, address: SocketAddr::new(address.into(), port) }
+        Self {
+            protocol,
+            address: SocketAddr::new(address.into(), port),
+        }
     }
 }
 
@@ -71,13 +76,16 @@ impl Place {
 
     /// The network namespace at a path.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).with_context(|| format!("no network namespace {}", path.display()))?;
+        let file =
+            File::open(path).with_context(|| format!("no network namespace {}", path.display()))?;
         Ok(Self { file })
     }
 
     /// A namespace of this process.
     pub fn of_namespace(namespace: &Namespace) -> Result<Self> {
-        Ok(Self { file: namespace.file().try_clone()? })
+        Ok(Self {
+            file: namespace.file().try_clone()?,
+        })
     }
 
     /// Runs `work` in a thread inside.
@@ -93,7 +101,10 @@ impl Place {
 /// Asks every target at once and returns the verdicts in their order.
 pub fn ask(place: &Place, targets: &[Target]) -> Result<Vec<Verdict>> {
     place.run(|| {
-        let attempts: Vec<Attempt> = targets.iter().map(|target| Attempt::start(*target)).collect();
+        let attempts: Vec<Attempt> = targets
+            .iter()
+            .map(|target| Attempt::start(*target))
+            .collect();
         prober::verdicts(&attempts, denied_after())
     })?
 }
@@ -101,7 +112,17 @@ pub fn ask(place: &Place, targets: &[Target]) -> Result<Vec<Verdict>> {
 /// Asks from many places at the same time.
 pub fn ask_all(questions: &[(&Place, Vec<Target>)]) -> Result<Vec<Vec<Verdict>>> {
     std::thread::scope(|scope| {
-        let asked: Vec<_> = questions.iter().map(|(place, targets)| scope.spawn(|| ask(place, targets))).collect();
-        asked.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        let asked: Vec<_> = questions
+            .iter()
+            .map(|(place, targets)| scope.spawn(|| ask(place, targets)))
+            .collect();
+        asked
+            .into_iter()
+            .map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
     })
 }

@@ -39,7 +39,11 @@ pub struct PacedProber {
 impl PacedProber {
     /// Asks `target`; a question without an answer for `patience` is denied.
     pub fn new(target: Target, patience: Duration) -> Self {
-        Self { target, patience, open: VecDeque::new() }
+        Self {
+            target,
+            patience,
+            open: VecDeque::new(),
+        }
     }
 
     /// Asks once more.
@@ -50,13 +54,20 @@ impl PacedProber {
     /// Takes decided questions, oldest first, up to the first that is still open.
     pub fn collect(&mut self) -> Vec<ProbeResult> {
         let now = Instant::now();
-        for (attempt, verdict) in self.open.iter_mut().filter(|(_, verdict)| verdict.is_none()) {
+        for (attempt, verdict) in self
+            .open
+            .iter_mut()
+            .filter(|(_, verdict)| verdict.is_none())
+        {
             let late = now.duration_since(attempt.start) >= self.patience;
             *verdict = attempt.look().or(late.then_some(Verdict::Silent));
         }
         let mut decided = Vec::new();
         while let Some((attempt, Some(verdict))) = self.open.front() {
-            decided.push(ProbeResult { start: attempt.start, verdict: *verdict });
+            decided.push(ProbeResult {
+                start: attempt.start,
+                verdict: *verdict,
+            });
             self.open.pop_front();
         }
         decided
@@ -78,7 +89,12 @@ pub struct PacedProbe {
 
 impl PacedProbe {
     /// Probes `target` from `place` every `interval`.
-    pub fn start(place: &Place, target: Target, interval: Duration, patience: Duration) -> Result<Self> {
+    pub fn start(
+        place: &Place,
+        target: Target,
+        interval: Duration,
+        patience: Duration,
+    ) -> Result<Self> {
         let file = place.handle()?;
         let records = Arc::new(Mutex::new(Vec::new()));
         let end = Arc::new(AtomicBool::new(false));
@@ -86,7 +102,11 @@ impl PacedProbe {
         let thread = std::thread::spawn(move || {
             Place { file }.run(|| run(PacedProber::new(target, patience), interval, &into, &stop))
         });
-        Ok(Self { records, end, thread: Some(thread) })
+        Ok(Self {
+            records,
+            end,
+            thread: Some(thread),
+        })
     }
 
     /// Results so far, ordered by start.
@@ -102,15 +122,22 @@ impl PacedProbe {
             {
                 let records = self.records.lock();
                 let from = records.partition_point(|record| record.start < since);
-                if let Some(run) =
-                    records[from..].windows(CERTAIN).find(|run| run.iter().all(|record| record.verdict == wanted))
+                if let Some(run) = records[from..]
+                    .windows(CERTAIN)
+                    .find(|run| run.iter().all(|record| record.verdict == wanted))
                 {
                     return Ok(run[0].start);
                 }
             }
-            let running = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
+            let running = self
+                .thread
+                .as_ref()
+                .is_some_and(|thread| !thread.is_finished());
             ensure!(running, "the prober ended");
-            ensure!(begin.elapsed() < limit, "no {CERTAIN} questions in a row were {wanted:?} within {limit:?}");
+            ensure!(
+                begin.elapsed() < limit,
+                "no {CERTAIN} questions in a row were {wanted:?} within {limit:?}"
+            );
             std::thread::sleep(COLLECT);
         }
     }
@@ -121,7 +148,9 @@ impl PacedProbe {
         let Some(thread) = self.thread.take() else {
             bail!("the prober was finished before");
         };
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         Ok(self.records())
     }
 }
@@ -132,7 +161,12 @@ impl Drop for PacedProbe {
     }
 }
 
-fn run(mut prober: PacedProber, interval: Duration, into: &Mutex<Vec<ProbeResult>>, end: &AtomicBool) {
+fn run(
+    mut prober: PacedProber,
+    interval: Duration,
+    into: &Mutex<Vec<ProbeResult>>,
+    end: &AtomicBool,
+) {
     let (mut next, mut collected) = (Instant::now(), Instant::now());
     while !end.load(Ordering::Relaxed) || !prober.is_idle() {
         let now = Instant::now();

@@ -121,7 +121,9 @@ pub fn payload(received: &[u8], is_ipv4: bool) -> Option<&[u8]> {
 pub fn crc32c(bytes: &[u8]) -> u32 {
     const POLYNOMIAL: u32 = 0x82f6_3b78;
     let step = |crc: u32, byte: &u8| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (POLYNOMIAL & (crc & 1).wrapping_neg()))
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (POLYNOMIAL & (crc & 1).wrapping_neg())
+        })
     };
     !bytes.iter().fold(!0, step)
 }
@@ -139,7 +141,12 @@ mod tests {
     #[test]
     fn what_is_written_can_be_read_and_damage_is_seen() {
         for chunk in [Chunk::Init(7), Chunk::InitAck(8), Chunk::Abort] {
-            let packet = Packet { source: 40_000, destination: 80, tag: 0x0102_0304, chunk };
+            let packet = Packet {
+                source: 40_000,
+                destination: 80,
+                tag: 0x0102_0304,
+                chunk,
+            };
             let bytes = packet.encode();
             assert_eq!(Packet::decode(&bytes), Some(packet));
             for index in 0..bytes.len() {

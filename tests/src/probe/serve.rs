@@ -30,13 +30,29 @@ impl Ports {
     /// Opens ports in the network namespace of the calling thread, for both families where there
     /// are both.
     pub fn open(ports: &[(Protocol, u16)]) -> io::Result<Self> {
-        let of = |wanted: Protocol| ports.iter().filter(move |port| port.0 == wanted).map(|port| port.1);
-        let raw = if sctp::has_sockets() { Arc::default() } else { of(Protocol::Sctp).collect() };
-        let mut opened = Self { served: raw, ..Self::default() };
-        for family in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+        let of = |wanted: Protocol| {
+            ports
+                .iter()
+                .filter(move |port| port.0 == wanted)
+                .map(|port| port.1)
+        };
+        let raw = if sctp::has_sockets() {
+            Arc::default()
+        } else {
+            of(Protocol::Sctp).collect()
+        };
+        let mut opened = Self {
+            served: raw,
+            ..Self::default()
+        };
+        for family in [
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        ] {
             match opened.open_family(family, ports) {
                 // A machine without IPv6.
-                Err(error) if family.is_ipv6() && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+                Err(error)
+                    if family.is_ipv6() && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
                 outcome => outcome?,
             }
         }
@@ -62,7 +78,11 @@ impl Ports {
             }
         }
         if !self.served.is_empty() {
-            let socket = Socket::new(Domain::for_address((family, 0).into()), Type::RAW, Some(sctp::PROTOCOL.into()))?;
+            let socket = Socket::new(
+                Domain::for_address((family, 0).into()),
+                Type::RAW,
+                Some(sctp::PROTOCOL.into()),
+            )?;
             socket.set_nonblocking(true)?;
             self.sctp.push(socket.into());
         }
@@ -97,7 +117,10 @@ impl Ports {
             });
         }
         for socket in self.sctp {
-            tokio::spawn(acknowledge(UdpSocket::from_std(socket)?, self.served.clone()));
+            tokio::spawn(acknowledge(
+                UdpSocket::from_std(socket)?,
+                self.served.clone(),
+            ));
         }
         Ok(())
     }
@@ -129,12 +152,28 @@ async fn echo(mut stream: TcpStream) {
 async fn acknowledge(socket: UdpSocket, served: Arc<[u16]>) {
     let mut buffer = vec![0; 2048];
     loop {
-        let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
-        let Some(asked) = sctp::payload(&buffer[..length], from.is_ipv4()).and_then(Packet::decode) else { continue };
-        let Chunk::Init(tag) = asked.chunk else { continue };
+        let Ok((length, from)) = socket.recv_from(&mut buffer).await else {
+            continue;
+        };
+        let Some(asked) = sctp::payload(&buffer[..length], from.is_ipv4()).and_then(Packet::decode)
+        else {
+            continue;
+        };
+        let Chunk::Init(tag) = asked.chunk else {
+            continue;
+        };
         let is_served = served.contains(&asked.destination);
-        let chunk = if is_served { Chunk::InitAck(!tag | 1) } else { Chunk::Abort };
-        let answer = Packet { source: asked.destination, destination: asked.source, tag, chunk };
+        let chunk = if is_served {
+            Chunk::InitAck(!tag | 1)
+        } else {
+            Chunk::Abort
+        };
+        let answer = Packet {
+            source: asked.destination,
+            destination: asked.source,
+            tag,
+            chunk,
+        };
         // The client retries.
         let _ = socket.send_to(&answer.encode(), from).await;
     }
@@ -152,17 +191,30 @@ mod tests {
     #[test]
     fn what_is_served_answers_and_what_is_not_refuses() {
         let namespace = Namespace::new().unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-        let ports = namespace.run(|| Ports::open(&protocols.map(|protocol| (protocol, 80)))).unwrap();
+        let ports = namespace
+            .run(|| Ports::open(&protocols.map(|protocol| (protocol, 80))))
+            .unwrap();
         runtime.block_on(async { ports.serve() }).unwrap();
         let prober = Prober::start(&Place::of_namespace(&namespace).unwrap()).unwrap();
-        for address in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+        for address in [
+            IpAddr::from(Ipv4Addr::LOCALHOST),
+            IpAddr::from(Ipv6Addr::LOCALHOST),
+        ] {
             let to = |port| protocols.map(|protocol| Target::new(protocol, address, port));
             let targets = [to(80), to(81)].concat();
             prober.ask(targets, Duration::from_secs(5)).unwrap();
             let verdicts = prober.answers().unwrap();
-            assert_eq!(verdicts, [[Verdict::Answered; 3], [Verdict::Refused; 3]].concat(), "{address}");
+            assert_eq!(
+                verdicts,
+                [[Verdict::Answered; 3], [Verdict::Refused; 3]].concat(),
+                "{address}"
+            );
         }
     }
 }

@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
+    sockopt,
 };
 
 /// Room for frames that nobody has read yet: some ten thousand.
@@ -30,8 +31,13 @@ impl Tap {
     /// goes out.
     pub fn open(link: &str) -> Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd =
-            socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll).context("a packet socket")?;
+        let fd = socket(
+            AddressFamily::Packet,
+            SockType::Raw,
+            flags,
+            SockProtocol::EthAll,
+        )
+        .context("a packet socket")?;
         setsockopt(&fd, sockopt::RcvBufForce, &ROOM)?;
         setsockopt(&fd, sockopt::SndBufForce, &ROOM)?;
         let index = if_nametoindex(link).with_context(|| format!("link {link}"))?;
@@ -68,7 +74,10 @@ impl Tap {
     }
 }
 
-#[expect(unsafe_code, reason = "bind and setsockopt take pointers; the values passed are plain and outlive the calls")]
+#[expect(
+    unsafe_code,
+    reason = "bind and setsockopt take pointers; the values passed are plain and outlive the calls"
+)]
 fn bind_to(fd: &OwnedFd, index: u32) -> io::Result<()> {
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
@@ -84,7 +93,11 @@ fn bind_to(fd: &OwnedFd, index: u32) -> io::Result<()> {
     // SAFETY: both point to values of the sizes that are given.
     let results = unsafe {
         [
-            libc::bind(fd.as_raw_fd(), std::ptr::from_ref(&address).cast(), length(size_of_val(&address))),
+            libc::bind(
+                fd.as_raw_fd(),
+                std::ptr::from_ref(&address).cast(),
+                length(size_of_val(&address)),
+            ),
             libc::setsockopt(
                 fd.as_raw_fd(),
                 libc::SOL_PACKET,
@@ -94,5 +107,9 @@ fn bind_to(fd: &OwnedFd, index: u32) -> io::Result<()> {
             ),
         ]
     };
-    if results.contains(&-1) { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if results.contains(&-1) {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

@@ -43,7 +43,11 @@ fn nothing() -> Value {
 impl Requests {
     /// The object of a row before the request and after it.
     pub fn objects_of(&self, row: &Request) -> (Value, Value) {
-        let mut before = self.objects.get(&row.object).unwrap_or_else(|| panic!("no object {}", row.object)).clone();
+        let mut before = self
+            .objects
+            .get(&row.object)
+            .unwrap_or_else(|| panic!("no object {}", row.object))
+            .clone();
         merge(&mut before, &row.was);
         let mut after = before.clone();
         merge(&mut after, &row.with);
@@ -54,8 +58,15 @@ impl Requests {
 impl Request {
     /// Why the answer is not the wanted one, if it is not.
     pub fn fault(&self, answer: &str) -> Option<String> {
-        let Self { what, verb, object, answer: wanted, .. } = self;
-        (!answer.contains(wanted)).then(|| format!("{what} ({verb} {object}): wanted {wanted:?}, is {answer:?}"))
+        let Self {
+            what,
+            verb,
+            object,
+            answer: wanted,
+            ..
+        } = self;
+        (!answer.contains(wanted))
+            .then(|| format!("{what} ({verb} {object}): wanted {wanted:?}, is {answer:?}"))
     }
 }
 

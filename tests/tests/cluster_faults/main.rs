@@ -22,7 +22,8 @@ use margay_tests::world::{self, PODS, World};
 use serde_json::{Value, json};
 
 use crate::observe::{
-    CLOSED, Watch, apply, churn, closed, delete, no_address_is_leaked, ready, wait_for_matrix, write,
+    CLOSED, Watch, apply, churn, closed, delete, no_address_is_leaked, ready, wait_for_matrix,
+    write,
 };
 use crate::reports::{bypassed, confined, not_followed, overlapping, put_back};
 
@@ -43,7 +44,11 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cluster-faults");
-    let options = install::Options { cidr: POOL.0.to_owned(), block_size: Some(POOL.1), ..install::Options::default() };
+    let options = install::Options {
+        cidr: POOL.0.to_owned(),
+        block_size: Some(POOL.1),
+        ..install::Options::default()
+    };
     // Several checkouts may run tests at the same time.
     let name = format!("mgy-faults-{}", std::process::id());
     let staged = demo::stage(&name, &folder, &options, &|line| println!("{line}"));
@@ -54,15 +59,30 @@ fn main() -> ExitCode {
             return suite.finish();
         }
     };
-    suite.case("a_pods_first_packet_meets_the_policy_that_was_there_before_it", || first_packet(&stage));
+    suite.case(
+        "a_pods_first_packet_meets_the_policy_that_was_there_before_it",
+        || first_packet(&stage),
+    );
     suite.case("typha_killed", || typha_killed(&stage));
     suite.case("agent_killed_in_churn", || agent_killed(&stage));
     suite.case("api_server_restarted", || api_restarted(&mut stage));
-    suite.case("a_pool_that_overlaps_another_is_kept_out_and_reported", || overlapping(&stage.cluster));
-    suite.case("fields_without_effect_are_reported", || not_followed(&stage.cluster));
-    suite.case("a_configuration_that_comes_before_ours_is_reported", || bypassed(&stage.cluster));
-    suite.case("a_configuration_of_ours_that_is_gone_is_put_back", || put_back(&stage.cluster));
-    suite.case("typha_has_as_many_replicas_as_there_are_nodes_that_may_run_it", || confined(&stage.cluster));
+    suite.case(
+        "a_pool_that_overlaps_another_is_kept_out_and_reported",
+        || overlapping(&stage.cluster),
+    );
+    suite.case("fields_without_effect_are_reported", || {
+        not_followed(&stage.cluster)
+    });
+    suite.case("a_configuration_that_comes_before_ours_is_reported", || {
+        bypassed(&stage.cluster)
+    });
+    suite.case("a_configuration_of_ours_that_is_gone_is_put_back", || {
+        put_back(&stage.cluster)
+    });
+    suite.case(
+        "typha_has_as_many_replicas_as_there_are_nodes_that_may_run_it",
+        || confined(&stage.cluster),
+    );
     suite.case("node_deleted_and_made_again", || made_again(&stage));
     suite.case("node_rebooted", || rebooted(&mut stage));
     suite.case("pool_exhausted", || exhausted(&stage));
@@ -81,11 +101,20 @@ fn first_packet(stage: &Stage) -> Result<()> {
         })
     };
     let allowed = json!([{"to": [{"namespaceSelector": {"matchLabels": {"ns": "x"}}}]}]);
-    let policies = [egress("first-denied", json!([])), egress("first-allowed", allowed)];
+    let policies = [
+        egress("first-denied", json!([])),
+        egress("first-allowed", allowed),
+    ];
     apply(&stage.cluster, "first", &policies)?;
     let pods = ["first-denied", "first-allowed"]
         .iter()
-        .map(|name| world::program(&format!("y/{name}"), "n1", &["first".to_owned(), format!("{target}:80")]))
+        .map(|name| {
+            world::program(
+                &format!("y/{name}"),
+                "n1",
+                &["first".to_owned(), format!("{target}:80")],
+            )
+        })
         .collect::<Result<Vec<_>>>()?;
     // A policy does not show when nodes enforce it; the world's pods do.
     wait_for_matrix(&stage.world, &Matrix::open(&PODS, &[(Protocol::Tcp, 80)]))?;
@@ -99,7 +128,9 @@ fn first_packet(stage: &Stage) -> Result<()> {
             &format!("pod/{name}"),
             "--timeout=60s",
         ])?;
-        Ok(serde_json::from_str(&stage.cluster.kubectl(&["logs", "-n", "y", name])?)?)
+        Ok(serde_json::from_str(
+            &stage.cluster.kubectl(&["logs", "-n", "y", name])?,
+        )?)
     };
     let (denied, allowed) = (report("first-denied")?, report("first-allowed")?);
     delete(&stage.cluster, &["first-pods", "first"])?;
@@ -107,7 +138,10 @@ fn first_packet(stage: &Stage) -> Result<()> {
         denied["answered"] == 0 && denied["unanswered"].as_u64() > Some(100),
         "denied from its first packet: {denied}"
     );
-    ensure!(allowed["answered"].as_u64() > Some(100), "allowed: {allowed}");
+    ensure!(
+        allowed["answered"].as_u64() > Some(100),
+        "allowed: {allowed}"
+    );
     Ok(())
 }
 
@@ -119,7 +153,8 @@ fn typha_killed(stage: &Stage) -> Result<()> {
         }
     }
     resumed_with_the_difference_only(&stage.cluster)?;
-    flips::measure(&stage.cluster, &stage.world, "x/a", "x/c", 2).context("changes are enforced again")?;
+    flips::measure(&stage.cluster, &stage.world, "x/a", "x/c", 2)
+        .context("changes are enforced again")?;
     watch.end(stage)
 }
 
@@ -134,7 +169,10 @@ fn resumed_with_the_difference_only(cluster: &Cluster) -> Result<()> {
     let back = || sum("margay_typha_sessions_opened_total") >= nodes.len() as f64;
     wait_for(RECOVERY, || "every node to be back at a typha".into(), back)?;
     let restated = sum("margay_typha_resent_buckets_total");
-    ensure!(restated <= 3.0, "{restated} buckets were resent to nodes that held them");
+    ensure!(
+        restated <= 3.0,
+        "{restated} buckets were resent to nodes that held them"
+    );
     Ok(())
 }
 
@@ -149,7 +187,9 @@ fn agent_killed(stage: &Stage) -> Result<()> {
             ready(&stage.cluster, "n1")
         });
         end.store(true, Ordering::Relaxed);
-        let churned = churn.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let churned = churn
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         kills.and(churned)
     })?;
     watch.end(stage)?;
@@ -159,7 +199,8 @@ fn agent_killed(stage: &Stage) -> Result<()> {
 fn api_restarted(stage: &mut Stage) -> Result<()> {
     let watch = Watch::begin(stage)?;
     stage.cluster.restart_apiserver()?;
-    flips::measure(&stage.cluster, &stage.world, "x/a", "x/c", 2).context("changes are enforced again")?;
+    flips::measure(&stage.cluster, &stage.world, "x/a", "x/c", 2)
+        .context("changes are enforced again")?;
     watch.end(stage)
 }
 
@@ -201,29 +242,64 @@ fn made_again(stage: &Stage) -> Result<()> {
     let since = Instant::now();
     while since.elapsed() < ABSENCE {
         let now = allocations(&stage.cluster)?;
-        ensure!(now == before, "{:?} after n2 left: {now:#?}\nbefore: {before:#?}", since.elapsed());
+        ensure!(
+            now == before,
+            "{:?} after n2 left: {now:#?}\nbefore: {before:#?}",
+            since.elapsed()
+        );
         std::thread::sleep(POLL);
     }
     install::restart_kubelet(&stage.cluster.node("n2")?)?;
-    stage.cluster.kubectl(&["wait", "--for=create", "node/n2", "--timeout=60s"])?;
+    stage
+        .cluster
+        .kubectl(&["wait", "--for=create", "node/n2", "--timeout=60s"])?;
     ready(&stage.cluster, "n2")?;
     wait_for_matrix(&stage.world, &Matrix::open(&PODS, &[(Protocol::Tcp, 80)]))?;
     let now = allocations(&stage.cluster)?;
-    ensure!(now == before, "after n2 came back: {now:#?}\nbefore: {before:#?}");
-    let annotations = stage.cluster.kubectl(&["get", "node", "n2", "-o", "jsonpath={.metadata.annotations}"])?;
-    let all = ["IPv4Address", "IPv4VXLANTunnelAddr", "VXLANTunnelMACAddr", "Interfaces"];
-    let lacks = all.iter().find(|name| !annotations.contains(&format!("projectcalico.org/{name}\"")));
-    ensure!(lacks.is_none(), "the new Node lacks {lacks:?}: {annotations}");
+    ensure!(
+        now == before,
+        "after n2 came back: {now:#?}\nbefore: {before:#?}"
+    );
+    let annotations = stage.cluster.kubectl(&[
+        "get",
+        "node",
+        "n2",
+        "-o",
+        "jsonpath={.metadata.annotations}",
+    ])?;
+    let all = [
+        "IPv4Address",
+        "IPv4VXLANTunnelAddr",
+        "VXLANTunnelMACAddr",
+        "Interfaces",
+    ];
+    let lacks = all
+        .iter()
+        .find(|name| !annotations.contains(&format!("projectcalico.org/{name}\"")));
+    ensure!(
+        lacks.is_none(),
+        "the new Node lacks {lacks:?}: {annotations}"
+    );
     Ok(())
 }
 
 /// Which node owns a block, and what is allocated in it, by range of blocks.
 fn allocations(cluster: &Cluster) -> Result<BTreeMap<String, Value>> {
-    let list: Value =
-        serde_json::from_str(&cluster.kubectl(&["get", "ipamblocks.projectcalico.org", "-o", "json"])?)?;
-    let blocks = list["items"].as_array().cloned().unwrap_or_default().into_iter();
+    let list: Value = serde_json::from_str(&cluster.kubectl(&[
+        "get",
+        "ipamblocks.projectcalico.org",
+        "-o",
+        "json",
+    ])?)?;
+    let blocks = list["items"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default()
+        .into_iter();
     let facts = |spec: &Value| json!([spec["affinity"], spec["allocations"], spec["attributes"]]);
-    Ok(blocks.map(|block| (block["spec"]["cidr"].to_string(), facts(&block["spec"]))).collect())
+    Ok(blocks
+        .map(|block| (block["spec"]["cidr"].to_string(), facts(&block["spec"])))
+        .collect())
 }
 
 /// More pods than addresses: a pod without one waits, its events have the reason, and it starts
@@ -264,15 +340,29 @@ fn exhausted(stage: &Stage) -> Result<()> {
             "-o",
             "jsonpath={.items[*].metadata.name}",
         ])?;
-        Ok(names.split_whitespace().filter(|name| name.starts_with("many-")).map(str::to_owned).collect())
+        Ok(names
+            .split_whitespace()
+            .filter(|name| name.starts_with("many-"))
+            .map(str::to_owned)
+            .collect())
     };
     let first = wait_until_stable(&running)?;
-    ensure!(!first.is_empty() && first.len() < PODS, "{} of {PODS} pods run in a pool without space", first.len());
+    ensure!(
+        !first.is_empty() && first.len() < PODS,
+        "{} of {PODS} pods run in a pool without space",
+        first.len()
+    );
     for name in &first {
-        stage.cluster.kubectl(&["delete", "pod", "-n", "y", name, "--wait=false"])?;
+        stage
+            .cluster
+            .kubectl(&["delete", "pod", "-n", "y", name, "--wait=false"])?;
     }
     let others = || running().is_ok_and(|now| now.difference(&first).next().is_some());
-    wait_for(RECOVERY, || "a waiting pod to start where addresses came back".into(), others)?;
+    wait_for(
+        RECOVERY,
+        || "a waiting pod to start where addresses came back".into(),
+        others,
+    )?;
     delete(&stage.cluster, &["many"])?;
     no_address_is_leaked(&stage.cluster)
 }

@@ -60,25 +60,38 @@ impl Watch {
         let allowed = stage.world.pod("y/c")?.address;
         Ok(Self {
             denied: [probe("x/b")?, probe("x/d")?],
-            flow: Flow::start(&stage.world.pod("x/a")?.place, std::net::SocketAddrV4::new(allowed, 80))?,
+            flow: Flow::start(
+                &stage.world.pod("x/a")?.place,
+                std::net::SocketAddrV4::new(allowed, 80),
+            )?,
             policy,
         })
     }
 
-    /// Fails if a denied connect was answered or the allowed connection suffered; deletes the policies.
+    /// Fails if a denied connect was answered or the allowed connection suffered; deletes the
+    /// policies.
     pub fn end(self, stage: &Stage) -> Result<()> {
         let report = self.flow.finish();
         for probe in self.denied {
             let records = probe.finish()?;
-            let passed = records.iter().filter(|record| record.verdict != Verdict::Silent).count();
+            let passed = records
+                .iter()
+                .filter(|record| record.verdict != Verdict::Silent)
+                .count();
             ensure!(
                 passed == 0 && records.len() > 100,
                 "{passed} of {} connects of a denied pair were answered",
                 records.len()
             );
         }
-        ensure!(report.broken.is_none() && report.echoed > 20, "an allowed connection suffered: {report:?}");
-        ensure!(report.longest_gap < Duration::from_secs(2), "an allowed connection stood still: {report:?}");
+        ensure!(
+            report.broken.is_none() && report.echoed > 20,
+            "an allowed connection suffered: {report:?}"
+        );
+        ensure!(
+            report.longest_gap < Duration::from_secs(2),
+            "an allowed connection stood still: {report:?}"
+        );
         stage.cluster.kubectl(&["delete", "-f", &self.policy])?;
         wait_for_matrix(&stage.world, &Matrix::open(&PODS, &[(Protocol::Tcp, 80)]))
     }
@@ -117,7 +130,11 @@ pub fn churn(stage: &Stage, end: &AtomicBool) -> Result<()> {
 /// Waits until packets obey, and fails if they do not.
 pub fn wait_for_matrix(world: &World, expected: &Matrix) -> Result<()> {
     let outcome = matrix::wait_for_match(world, expected, OBEY)?;
-    ensure!(outcome.matched.is_some(), "packets do not obey\n{}", outcome.measured.beside(expected));
+    ensure!(
+        outcome.matched.is_some(),
+        "packets do not obey\n{}",
+        outcome.measured.beside(expected)
+    );
     Ok(())
 }
 
@@ -129,7 +146,11 @@ pub fn no_address_is_leaked(cluster: &Cluster) -> Result<()> {
         text = format!("{compared:?}");
         compared.is_ok_and(|(given, used)| given == used)
     };
-    let waited = wait_for(Duration::from_secs(30), || "blocks and pods to agree on addresses".into(), agree);
+    let waited = wait_for(
+        Duration::from_secs(30),
+        || "blocks and pods to agree on addresses".into(),
+        agree,
+    );
     waited.with_context(|| format!("given and used: {text}"))
 }
 
@@ -141,13 +162,25 @@ fn given_and_used(cluster: &Cluster) -> Result<(BTreeSet<String>, BTreeSet<Strin
     };
     let mut given = BTreeSet::new();
     for block in get(&["ipamblocks.projectcalico.org"])? {
-        let cidr: ipnet::Ipv4Net = block["spec"]["cidr"].as_str().context("spec.cidr of a block")?.parse()?;
-        let allocations = block["spec"]["allocations"].as_array().cloned().unwrap_or_default();
-        let taken = allocations.iter().zip(cidr.network().to_bits()..).filter(|(index, _)| !index.is_null());
+        let cidr: ipnet::Ipv4Net = block["spec"]["cidr"]
+            .as_str()
+            .context("spec.cidr of a block")?
+            .parse()?;
+        let allocations = block["spec"]["allocations"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let taken = allocations
+            .iter()
+            .zip(cidr.network().to_bits()..)
+            .filter(|(index, _)| !index.is_null());
         for (index, address) in taken {
-            let attributes = &block["spec"]["attributes"][index.as_u64().context("an index")? as usize];
+            let attributes =
+                &block["spec"]["attributes"][index.as_u64().context("an index")? as usize];
             let tunnel = attributes["secondary"]["type"] == "vxlanTunnelAddress"
-                || attributes["handle_id"].as_str().is_some_and(|id| id.starts_with("vxlan-tunnel-addr-"));
+                || attributes["handle_id"]
+                    .as_str()
+                    .is_some_and(|id| id.starts_with("vxlan-tunnel-addr-"));
             if !tunnel {
                 given.insert(std::net::Ipv4Addr::from_bits(address).to_string());
             }
@@ -180,7 +213,11 @@ pub fn ready(cluster: &Cluster, node: &str) -> Result<()> {
         ]);
         text.is_ok_and(|text| text == "True")
     };
-    wait_for(RECOVERY, || format!("the agent of {node} to be ready"), agent)
+    wait_for(
+        RECOVERY,
+        || format!("the agent of {node} to be ready"),
+        agent,
+    )
 }
 
 /// Writes a manifest into the folder of the cluster and returns its path.
@@ -201,7 +238,12 @@ pub fn apply(cluster: &Cluster, name: &str, items: &[Value]) -> Result<()> {
 pub fn delete(cluster: &Cluster, names: &[&str]) -> Result<()> {
     for name in names {
         let path = cluster.folder().join(format!("{name}.manifest"));
-        cluster.kubectl(&["delete", "-f", &path.display().to_string(), "--ignore-not-found"])?;
+        cluster.kubectl(&[
+            "delete",
+            "-f",
+            &path.display().to_string(),
+            "--ignore-not-found",
+        ])?;
     }
     Ok(())
 }

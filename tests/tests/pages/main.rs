@@ -39,12 +39,28 @@ fn generated_pages_are_current() {
         }
     }
     let found = |name: &String| fs::read_to_string(folder.join(name)).unwrap_or_default();
-    let stale: Vec<&String> = pages.iter().filter(|(name, text)| found(name) != **text).map(|(name, _)| name).collect();
-    assert!(stale.is_empty(), "pages of docs/src/reference differ from the code, run `make bless`: {stale:?}");
+    let stale: Vec<&String> = pages
+        .iter()
+        .filter(|(name, text)| found(name) != **text)
+        .map(|(name, _)| name)
+        .collect();
+    assert!(
+        stale.is_empty(),
+        "pages of docs/src/reference differ from the code, run `make bless`: {stale:?}"
+    );
     let kinds = fs::read_dir(folder.join("crds")).expect("the folder of kinds");
-    let present: BTreeSet<String> =
-        kinds.map(|entry| format!("crds/{}", entry.expect("an entry").file_name().to_string_lossy())).collect();
-    let wanted: BTreeSet<String> = pages.into_keys().filter(|name| name.starts_with("crds/")).collect();
+    let present: BTreeSet<String> = kinds
+        .map(|entry| {
+            format!(
+                "crds/{}",
+                entry.expect("an entry").file_name().to_string_lossy()
+            )
+        })
+        .collect();
+    let wanted: BTreeSet<String> = pages
+        .into_keys()
+        .filter(|name| name.starts_with("crds/"))
+        .collect();
     assert_eq!(present, wanted, "pages of kinds that do not exist, or lack");
 }
 

@@ -22,15 +22,26 @@ const OTHERS: [&str; 2] = ["NotApplicable", "OK"];
 
 #[test]
 fn every_reason_has_its_line() {
-    let page = fs::read_to_string(root().join("docs/src/reference/conditions.md")).expect("the page");
+    let page =
+        fs::read_to_string(root().join("docs/src/reference/conditions.md")).expect("the page");
     let mut wanted: BTreeSet<String> = OTHERS.map(str::to_owned).into();
     for source in source::shipped() {
         wanted.extend(
-            CALLS.iter().filter(|(package, ..)| *package == source.package).flat_map(|call| named(&source, call)),
+            CALLS
+                .iter()
+                .filter(|(package, ..)| *package == source.package)
+                .flat_map(|call| named(&source, call)),
         );
     }
-    assert!(wanted.len() > 10, "reasons are not found any more: {wanted:?}");
-    assert_eq!(listed(&page), wanted, "reasons and codes of the page, and of the code");
+    assert!(
+        wanted.len() > 10,
+        "reasons are not found any more: {wanted:?}"
+    );
+    assert_eq!(
+        listed(&page),
+        wanted,
+        "reasons and codes of the page, and of the code"
+    );
 }
 
 /// First arguments of a call, where they are texts.
@@ -44,7 +55,9 @@ fn named(source: &Source, (_, before, name): &(&str, &str, &str)) -> BTreeSet<St
             if is_before {
                 let near = &level[index + 1..end];
                 let arguments = source::calls(near, name).next();
-                found.extend(arguments.and_then(|group| source::text(source::parts(&group).first()?)));
+                found.extend(
+                    arguments.and_then(|group| source::text(source::parts(&group).first()?)),
+                );
             }
         }
     });
@@ -65,8 +78,13 @@ fn listed(page: &str) -> BTreeSet<String> {
                 _ => None,
             };
         }
-        let cell = column.and_then(|column| line.strip_prefix('|').and(line.split('|').nth(column)));
-        found.extend(cell.into_iter().flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned));
+        let cell =
+            column.and_then(|column| line.strip_prefix('|').and(line.split('|').nth(column)));
+        found.extend(
+            cell.into_iter()
+                .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+                .map(str::to_owned),
+        );
     }
     assert!(!heading.is_empty(), "the page has no sections");
     found

@@ -39,12 +39,16 @@ const SAME: &str = "(dyn(variables.allocationsBefore[o]) == null ? dyn(variables
      variables.attributesBefore[variables.allocationsBefore[o]] == variables.attributes[variables.allocations[o]])";
 
 /// Node of an attribute `a`.
-const NODE_OF: &str =
-    "has(a.secondary) && dyn(a.secondary) != null && 'node' in a.secondary ? a.secondary['node'] : ''";
+const NODE_OF: &str = "has(a.secondary) && dyn(a.secondary) != null && 'node' in a.secondary ? a.secondary['node'] : ''";
 
 /// Rules for affinities.
 pub(super) fn affinities() -> Guard {
-    Guard::new("margay-node-blockaffinities", "blockaffinities", &["CREATE", "UPDATE", "DELETE"]).rules(vec![
+    Guard::new(
+        "margay-node-blockaffinities",
+        "blockaffinities",
+        &["CREATE", "UPDATE", "DELETE"],
+    )
+    .rules(vec![
         (
             "(request.operation == 'DELETE' || object.spec.node == variables.node) && \
              (request.operation == 'CREATE' || oldObject.spec.node == variables.node)"
@@ -69,14 +73,26 @@ pub(super) fn affinities() -> Guard {
 
 /// Rules for blocks.
 pub(super) fn blocks() -> Guard {
-    Guard::new("margay-node-ipamblocks", "ipamblocks", &["CREATE", "UPDATE", "DELETE"])
-        .variables(block_variables())
-        .rules([whole_block_rules(), allocation_rules(), foreign_block_rules()].concat())
+    Guard::new(
+        "margay-node-ipamblocks",
+        "ipamblocks",
+        &["CREATE", "UPDATE", "DELETE"],
+    )
+    .variables(block_variables())
+    .rules(
+        [
+            whole_block_rules(),
+            allocation_rules(),
+            foreign_block_rules(),
+        ]
+        .concat(),
+    )
 }
 
 /// Rules for blocks under `strictAffinity`, which is a parameter.
 pub(super) fn strict() -> Guard {
-    let taken = "dyn(variables.allocationsBefore[o]) != null || dyn(variables.allocations[o]) == null";
+    let taken =
+        "dyn(variables.allocationsBefore[o]) != null || dyn(variables.allocations[o]) == null";
     Guard::new(STRICT, "ipamblocks", &["UPDATE"]).variables(block_variables()).rules(vec![(
         format!(
             "!has(params.spec.strictAffinity) || !params.spec.strictAffinity || variables.isOwn || {}",
@@ -90,7 +106,10 @@ fn block_variables() -> Vec<(&'static str, String)> {
     let before = |text: String| format!("request.operation == 'CREATE' ? [] : {text}");
     let after = |text: String| format!("request.operation == 'DELETE' ? [] : {text}");
     let numbers = |step: usize, end: usize| {
-        let numbers: Vec<String> = (0..end).step_by(step).map(|number| number.to_string()).collect();
+        let numbers: Vec<String> = (0..end)
+            .step_by(step)
+            .map(|number| number.to_string())
+            .collect();
         format!("[{}]", numbers.join(","))
     };
     let own = |text: &str| format!("{text} in ['', 'host:' + variables.node]");
@@ -186,14 +205,16 @@ fn allocation_rules() -> Vec<(String, &'static str)> {
 /// Rules for blocks of other nodes: what an agent that borrows must leave unchanged, so that the
 /// owner can work with the block.
 fn foreign_block_rules() -> Vec<(String, &'static str)> {
-    let foreign = |rule: &str| format!("request.operation != 'UPDATE' || variables.isOwn || ({rule})");
+    let foreign =
+        |rule: &str| format!("request.operation != 'UPDATE' || variables.isOwn || ({rule})");
     let same = |field: &str| {
         format!(
             "(has(object.spec.{field}) ? [dyn(object.spec.{field})] : []) == \
              (has(oldObject.spec.{field}) ? [dyn(oldObject.spec.{field})] : [])"
         )
     };
-    let number = |of: &str| format!("(has({of}.spec.sequenceNumber) ? {of}.spec.sequenceNumber : 0)");
+    let number =
+        |of: &str| format!("(has({of}.spec.sequenceNumber) ? {of}.spec.sequenceNumber : 0)");
     let numbers = |of: &str| {
         format!(
             "(has({of}.spec.sequenceNumberForAllocation) && dyn({of}.spec.sequenceNumberForAllocation) != null ? \
@@ -208,7 +229,11 @@ fn foreign_block_rules() -> Vec<(String, &'static str)> {
     );
     vec![
         (
-            foreign(&format!("{} && {}", same("deleted"), same("affinityClaimTime"))),
+            foreign(&format!(
+                "{} && {}",
+                same("deleted"),
+                same("affinityClaimTime")
+            )),
             "an agent changes nothing in another node's block but the addresses that it borrows",
         ),
         (
@@ -234,9 +259,9 @@ fn foreign_block_rules() -> Vec<(String, &'static str)> {
     ]
 }
 
-/// Rules for handles. An annotation has a handle's node. Handles that Calico or an earlier agent has
-/// written get it from the operator; until then agents may write only those of tunnels, whose names
-/// have the node.
+/// Rules for handles. An annotation has a handle's node. Handles that Calico or an earlier agent
+/// has written get it from the operator; until then agents may write only those of tunnels, whose
+/// names have the node.
 pub(super) fn handles() -> Guard {
     let node_of = |of: &str| {
         format!(
