@@ -20,22 +20,18 @@ use super::linked::LinkedPods;
 use super::routing::Routing;
 use super::{AgentEvent, AgentParts, Inspection, Status};
 use crate::cni::ports::NotEnforced;
-use crate::metrics::{Kind, Metrics};
+use crate::metrics::Metrics;
 use crate::state::{State, ViewError};
 use crate::store::ViewStore;
+use deadlines::Deadlines;
 
 /// Maximal number of events per commit, so that a flood of frames cannot keep a pod from its
 /// commit.
 const MAX_BATCH: usize = 64;
-/// Interval of reading back and comparing the whole table even if no change was noticed.
-const FULL_CHECK: Duration = Duration::from_secs(120);
 /// Delay until a comparison that could not read the table is repeated.
 const RECHECK_DELAY: Duration = Duration::from_secs(10);
 /// Delay from the first unsaved change of the view until it is saved.
 const SAVE_DELAY: Duration = Duration::from_secs(2);
-/// After a save, the next one waits this many times as long as it took, so that a large view that
-/// changes all the time is not written all the time.
-const SAVE_REST: u32 = 500;
 /// Minimal and maximal delay between attempts at a commit that failed.
 const RETRY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(500));
 /// Failed attempts in a row before the agent exits: it starts with fresh state, and what is
@@ -96,17 +92,6 @@ struct Batch {
     is_rerouted: bool,
     /// Pods' links were created or removed.
     is_relinked: bool,
-}
-
-/// Deadlines of work that no event triggers.
-struct Deadlines {
-    check: Instant,
-    save: Option<Instant>,
-    /// Earliest time of the next save.
-    next_save: Instant,
-    retry: Option<Instant>,
-    /// When routing that differs from the plan has to be reported.
-    fault: Option<Instant>,
 }
 
 impl StateOwner {
@@ -531,46 +516,6 @@ impl StateOwner {
         self.due.retry = Some(Instant::now() + self.retry.next(jitter()));
         Ok(())
     }
-
-    /// Runs work that is due.
-    fn run_due(&mut self) {
-        let now = Instant::now();
-        if now >= self.due.check {
-            self.due.check = now + FULL_CHECK;
-            self.dataplane.request_comparison();
-        }
-        self.dataplane.retry_refused(self.state.records(), now);
-        if self.due.save.is_some_and(|due| now >= due) {
-            self.due.save = None;
-            self.count_records();
-            let is_saving = self
-                .saving
-                .as_ref()
-                .is_some_and(|thread| !thread.is_finished());
-            if self.state.is_in_sync() && !is_saving {
-                self.save();
-                self.due.next_save = now + now.elapsed() * SAVE_REST;
-            } else {
-                self.due.save = Some(now + SAVE_DELAY);
-            }
-        }
-    }
-
-    /// Updates the record metrics. It visits every record, so it does not run for every frame.
-    fn count_records(&self) {
-        let mut counts: BTreeMap<&'static str, i64> = KINDS.iter().map(|kind| (*kind, 0)).collect();
-        for id in self.state.records().keys() {
-            *counts.entry(id.kind()).or_default() += 1;
-        }
-        for (kind, count) in counts {
-            self.metrics
-                .records
-                .get_or_create(&Kind {
-                    kind: kind.to_owned(),
-                })
-                .set(count);
-        }
-    }
 }
 
 impl Batch {
@@ -586,40 +531,11 @@ impl Batch {
     }
 }
 
-impl Deadlines {
-    fn new(now: Instant) -> Self {
-        Self {
-            check: now + FULL_CHECK,
-            save: None,
-            next_save: now,
-            retry: None,
-            fault: None,
-        }
-    }
-
-    fn next(&self) -> Instant {
-        [self.save, self.retry, self.fault]
-            .into_iter()
-            .flatten()
-            .fold(self.check, Instant::min)
-    }
-}
-
-const KINDS: [&str; 8] = [
-    "settings",
-    "pool",
-    "node",
-    "route",
-    "ip-set",
-    "policy",
-    "endpoint",
-    "host-endpoint",
-];
-
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
+mod deadlines;
 mod saving;
 #[cfg(test)]
 mod tests;

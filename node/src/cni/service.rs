@@ -17,15 +17,15 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tracing::Instrument;
 
-use super::attachment::{Attachment, Attachments, Leftover, ipam_handle};
+use super::attachment::{Attachment, Attachments, ipam_handle};
 use super::ports::{Announcer, Enforcer};
 use super::request::{self, CniError, Config};
 use margay_dataplane::routes::conntrack::{Conntrack, Extent, TableError};
 use margay_dataplane::routes::pod::{self, PodError, PodLink};
-use margay_dataplane::routes::present;
-use margay_dataplane::routes::removal::{self, LinkRemover};
-use margay_ipam::request::{AddressRequest, Addresses, NoAddress};
+use margay_dataplane::routes::removal::LinkRemover;
+use margay_ipam::request::{AddressRequest, Addresses};
 use margay_netlink::route::RouteSocket;
+use response::{address_error, cni_result, io_error, kernel_error, unavailable_error};
 
 /// Dependencies of the service.
 pub struct ServiceParts<E, A, N> {
@@ -184,60 +184,6 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             .await
             .map_err(kernel_error)?;
         self.wait_for_policy(call, &attachment).await
-    }
-
-    /// Undoes ADDs that an earlier run did not finish, none of which got a response, and deletes
-    /// the conntrack entries of pods that went while no agent ran; their DEL is still to come.
-    pub async fn recover(&self) {
-        self.recover_leftovers().await;
-        self.delete_gone_connections().await;
-        let unfinished: Vec<Attachment> = self
-            .attachments()
-            .iter()
-            .filter(|attachment| !attachment.is_finished)
-            .cloned()
-            .collect();
-        for attachment in unfinished {
-            let pod = self.pod_lock(&attachment.endpoint());
-            let _alone = pod.lock().await;
-            let is_still_unfinished = self
-                .attachments()
-                .get(&attachment.id)
-                .is_some_and(|present| !present.is_finished);
-            if !is_still_unfinished {
-                continue;
-            }
-            if let Err(error) = self.detach(&attachment).await {
-                tracing::warn!(pod = %attachment.endpoint(), %error, "an unfinished ADD could not be undone; DEL or GC will");
-            }
-        }
-    }
-
-    /// Deletes the conntrack entries of attachments whose links went with their pods.
-    async fn delete_gone_connections(&self) {
-        let links = match run_blocking(|| Ok(present::list_links(&mut RouteSocket::open()?)?)).await
-        {
-            Ok(links) => links,
-            Err(error) => {
-                return tracing::warn!(%error, "links cannot be listed; DEL deletes the conntrack entries of pods that are gone");
-            }
-        };
-        let gone: Vec<Attachment> = self
-            .attachments()
-            .iter()
-            .filter(|attachment| {
-                !attachment.addresses.is_empty() && !links.contains_key(&attachment.interface)
-            })
-            .cloned()
-            .collect();
-        let purges = gone.iter().map(|attachment| async {
-            let pod = self.pod_lock(&attachment.endpoint());
-            let _alone = pod.lock().await;
-            if let Err(error) = self.delete_connections(self.addresses_only_of(attachment), Extent::Whole).await {
-                tracing::warn!(pod = %attachment.endpoint(), %error, "conntrack entries of a pod that is gone could not be deleted; DEL will");
-            }
-        });
-        futures::future::join_all(purges).await;
     }
 
     /// Checks whether ADD can succeed now.
@@ -503,55 +449,6 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         }
     }
 
-    /// Starts the removal of a detached pod's link, which carries nothing any more. Where that
-    /// fails, the file remains for the next start.
-    async fn remove_leftover(&self, leftover: Leftover) -> Result<(), CniError> {
-        let (links, enforcer) = (self.parts.links.clone(), self.parts.enforcer.clone());
-        let Some(index) = removal::link_index(&leftover.interface) else {
-            enforcer.link_gone(leftover.interface.clone(), None).await;
-            return leftover.forget().map_err(io_error);
-        };
-        tokio::spawn(async move {
-            let gone = match links.wait_or_remove(index).await {
-                Ok(()) => {
-                    enforcer
-                        .link_gone(leftover.interface.clone(), Some(index))
-                        .await;
-                    leftover.forget().map_err(|error| error.to_string())
-                }
-                Err(error) => Err(error.to_string()),
-            };
-            if let Err(error) = gone {
-                tracing::warn!(
-                    interface = leftover.interface,
-                    error,
-                    "the link of a detached pod could not be removed; it carries nothing"
-                );
-            }
-        });
-        Ok(())
-    }
-
-    /// Removes links of detached pods that an earlier run left.
-    async fn recover_leftovers(&self) {
-        let leftovers = self.attachments().take_leftovers();
-        for leftover in leftovers {
-            let interface = leftover.interface.clone();
-            let is_in_use = self
-                .attachments()
-                .iter()
-                .any(|attachment| attachment.interface == interface);
-            let result = if is_in_use {
-                leftover.forget().map_err(io_error)
-            } else {
-                self.remove_leftover(leftover).await
-            };
-            if let Err(error) = result {
-                tracing::warn!(interface, %error, "the file that records the link of a detached pod could not be removed");
-            }
-        }
-    }
-
     /// Addresses of an attachment that no other attachment has.
     fn addresses_only_of(&self, attachment: &Attachment) -> Vec<IpAddr> {
         let attachments = self.attachments();
@@ -653,65 +550,8 @@ async fn run_blocking<T: Send + 'static>(
     }
 }
 
-fn cni_result(attachment: &Attachment, mtu: u32) -> cni::Result {
-    let host = cni::Interface {
-        name: attachment.interface.clone(),
-        mac: pod::HOST_MAC.to_string(),
-        mtu,
-        sandbox: String::new(),
-    };
-    let inside = cni::Interface {
-        name: attachment.id.ifname.clone(),
-        mac: attachment.mac.clone(),
-        mtu,
-        sandbox: attachment.netns.clone(),
-    };
-    let ip = |address: &IpNet| cni::Ip {
-        address: address.to_string(),
-        gateway: String::new(),
-        interface: Some(1),
-    };
-    let default = |address: &IpNet| {
-        let dst = if address.addr().is_ipv4() {
-            "0.0.0.0/0"
-        } else {
-            "::/0"
-        };
-        cni::Route {
-            dst: dst.to_owned(),
-            gw: pod::pod_gateway(address.addr()).to_string(),
-            ..cni::Route::default()
-        }
-    };
-    cni::Result {
-        interfaces: vec![host, inside],
-        ips: attachment.addresses.iter().map(ip).collect(),
-        routes: attachment.addresses.iter().map(default).collect(),
-        dns: None,
-    }
-}
-
-fn io_error(error: std::io::Error) -> CniError {
-    CniError::new(code::IO, error.to_string())
-}
-
-fn kernel_error(error: PodError) -> CniError {
-    CniError::new(code::KERNEL, error.to_string())
-}
-
-fn address_error(error: NoAddress) -> CniError {
-    match error {
-        NoAddress::Exhausted(_) | NoAddress::Refused(_) => {
-            CniError::new(code::NO_ADDRESS, error.to_string())
-        }
-        NoAddress::Unavailable(_) => unavailable_error(error),
-    }
-}
-
-fn unavailable_error(error: NoAddress) -> CniError {
-    CniError::new(code::TRY_AGAIN, error.to_string())
-}
-
 mod mtu;
+mod recovery;
+mod response;
 #[cfg(test)]
 mod tests;

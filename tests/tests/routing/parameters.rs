@@ -1,5 +1,6 @@
 //! Parameters of the host and of links, by `/proc/sys` and `ethtool`: set, compared and set again.
 
+use super::repair::repaired_once;
 use super::*;
 
 /// Every parameter is compared within this time.

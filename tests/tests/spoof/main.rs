@@ -3,6 +3,7 @@
 //! the pod's interface; where each came out is observed at every place where it could.
 
 mod attacks;
+mod hidden;
 mod lab;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -230,7 +231,7 @@ async fn parts_of_packets_and_headers_before_the_ports_hide_no_port() -> Result<
     ];
     for (place, addresses) in destinations {
         for (own, address) in lab.attacker().addresses.into_iter().zip(addresses) {
-            attacks.extend(attacks::hidden_ports(&mut lab, (own, address), place));
+            attacks.extend(hidden::hidden_ports(&mut lab, (own, address), place));
         }
     }
     run(&mut lab, &attacks)?;

@@ -5,6 +5,7 @@ use margay_api::rule::Action;
 use prometheus_client::registry::Registry;
 
 use super::super::tests::{mk_frame, mk_records};
+use super::deadlines::FULL_CHECK;
 use super::*;
 use margay_dataplane::Attached;
 use margay_dataplane::nftables::Nftables;
