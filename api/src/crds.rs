@@ -138,7 +138,9 @@ fn stored_definition(kind: &Kind, ours: &[CustomResourceDefinition]) -> CustomRe
                 "name": Mode::V1.version(),
                 "served": true,
                 "storage": true,
-                "schema": { "openAPIV3Schema": { "type": "object", "properties": { "spec": spec } } },
+                "schema": {
+                    "openAPIV3Schema": { "type": "object", "properties": { "spec": spec } },
+                },
             }],
         },
     });

@@ -453,7 +453,11 @@ mod tests {
             "calicoNetwork": {
                 "bgp": "Disabled", "hostPorts": "Enabled", "multiInterfaceMode": "None",
                 "nodeAddressAutodetectionV4": {"firstFound": true},
-                "ipPools": [{"cidr": "10.244.0.0/16", "encapsulation": "VXLANCrossSubnet", "disableBGPExport": false}]
+                "ipPools": [{
+                    "cidr": "10.244.0.0/16",
+                    "encapsulation": "VXLANCrossSubnet",
+                    "disableBGPExport": false,
+                }]
             },
             "nodeUpdateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}}
         }))

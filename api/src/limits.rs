@@ -108,8 +108,12 @@ impl Budget {
             problems.add(
                 at,
                 format!("{entries} rules, ranges and ports up to here"),
-                format!("more than the {MAX_ENTRIES} that a policy may have; a rule counts once for each of its peers"),
-                "write several policies, give pods a common label and select them by one peer, or name ports as ranges",
+                format!(
+                    "more than the {MAX_ENTRIES} that a policy may have; a rule counts once for \
+                     each of its peers"
+                ),
+                "write several policies, give pods a common label and select them by one peer, or \
+                 name ports as ranges",
             );
             return false;
         }
@@ -118,9 +122,11 @@ impl Budget {
                 at,
                 format!("{references} selectors, Services and named ports up to here"),
                 format!(
-                    "more than the {MAX_REFERENCES} that a policy may have; a named port counts once for each peer"
+                    "more than the {MAX_REFERENCES} that a policy may have; a named port counts \
+                     once for each peer"
                 ),
-                "write several policies, give pods a common label and select them by one peer, or name ports by number",
+                "write several policies, give pods a common label and select them by one peer, or \
+                 name ports by number",
             );
             return false;
         }

@@ -144,7 +144,8 @@ impl TimeUnit {
 /// A text that is not a rate limit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is not a rate; write it like 10/second, with a number from 1 to 9999 and second, minute, hour or day"
+    "{0:?} is not a rate; write it like 10/second, with a number from 1 to 9999 and second, \
+     minute, hour or day"
 )]
 pub struct LogRateError(String);
 

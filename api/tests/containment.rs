@@ -87,7 +87,10 @@ fn foreign() -> impl Strategy<Value = Labels> {
 
 fn parsed<T: serde::de::DeserializeOwned>(version: &str, spec: &Value) -> Result<T, TestCaseError> {
     let object = json!({
-        "apiVersion": version, "kind": "NetworkPolicy", "metadata": { "name": "p", "namespace": "own" }, "spec": spec,
+        "apiVersion": version, "kind": "NetworkPolicy", "metadata": {
+            "name": "p",
+            "namespace": "own",
+        }, "spec": spec,
     });
     serde_json::from_value(object).map_err(|error| TestCaseError::fail(error.to_string()))
 }
@@ -110,7 +113,11 @@ fn lets_in(entity: &EntityMatch, labels: &Labels) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 1500,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn no_selector_of_a_namespaced_policy_reaches_out(
@@ -125,19 +132,28 @@ proptest! {
         ];
         let sources: Vec<Value> = entities.iter().filter(|entity| {
             // An empty field counts as unset, and then no selector restricts the rule.
-            entity.as_object().is_some_and(|fields| fields.values().all(|value| value.as_str() != Some("")))
+            entity.as_object().is_some_and(
+                |fields| fields.values().all(|value| value.as_str() != Some("")),
+            )
                 && *entity != &json!({ "serviceAccounts": { "selector": "" } })
         }).map(|entity| json!({ "action": "Allow", "source": entity })).collect();
         let destinations: Vec<Value> = sources.iter()
             .map(|rule| json!({ "action": "Allow", "destination": rule["source"] })).collect();
         let spec = json!({
-            "selector": subject, "serviceAccountSelector": account, "ingress": sources, "egress": destinations,
+            "selector": subject, "serviceAccountSelector": account, "ingress": sources,
+            "egress": destinations,
         });
         let policy: NetworkPolicy = parsed("projectcalico.org/v3", &spec)?;
         if let Some(policy) = enforced(v3::parse::policy::network_policy(&policy)) {
-            prop_assert!(!policy.selector.matches(&foreign), "{} takes hold of {foreign:?}", policy.selector);
+            prop_assert!(
+                !policy.selector.matches(&foreign),
+                "{} takes hold of {foreign:?}",
+                policy.selector,
+            );
             for rule in policy.ingress.iter().chain(&policy.egress) {
-                let peer = [&rule.source, &rule.destination].into_iter().all(|entity| lets_in(entity, &foreign));
+                let peer = [&rule.source, &rule.destination].into_iter().all(
+                    |entity| lets_in(entity, &foreign),
+                );
                 prop_assert!(!peer, "{rule:?} lets in {foreign:?}");
             }
         }
@@ -145,8 +161,17 @@ proptest! {
 
     #[test]
     fn no_label_selector_of_a_namespaced_policy_reaches_out(
-        keys in vec((select(vec!["app", "pcns.team", "projectcalico.org/namespace", "projectcalico.org/orchestrator"]),
-            select(vec!["In", "NotIn", "Exists", "DoesNotExist"]), select(vec!["web", "a", "victim", "k8s"])), 0..4),
+        keys in vec((
+            select(
+                vec![
+                    "app",
+                    "pcns.team",
+                    "projectcalico.org/namespace",
+                    "projectcalico.org/orchestrator",
+                ],
+            ),
+            select(vec!["In", "NotIn", "Exists", "DoesNotExist"]),
+            select(vec!["web", "a", "victim", "k8s"])), 0..4),
         foreign in foreign(),
     ) {
         let demands: Vec<Value> = keys.iter().map(|(key, operator, value)| {
@@ -161,9 +186,15 @@ proptest! {
         });
         let policy: v1::NetworkPolicy = parsed("networking.k8s.io/v1", &spec)?;
         if let Some(policy) = enforced(netpol::policy(&policy).map(|(_, policy)| policy)) {
-            prop_assert!(!policy.selector.matches(&foreign), "{} takes hold of {foreign:?}", policy.selector);
+            prop_assert!(
+                !policy.selector.matches(&foreign),
+                "{} takes hold of {foreign:?}",
+                policy.selector,
+            );
             for rule in policy.ingress.iter().chain(&policy.egress) {
-                let peer = [&rule.source, &rule.destination].into_iter().all(|entity| lets_in(entity, &foreign));
+                let peer = [&rule.source, &rule.destination].into_iter().all(
+                    |entity| lets_in(entity, &foreign),
+                );
                 prop_assert!(!peer, "{rule:?} lets in {foreign:?}");
             }
         }

@@ -42,7 +42,8 @@ fn manifests_are_generated_from_the_types() {
             let found = std::fs::read_to_string(&file).unwrap_or_default();
             assert!(
                 found == manifest_of(definition),
-                "{} differs from the types; run `UPDATE_EXPECT=1 cargo test -p margay-api --test crds`",
+                "{} differs from the types; run `UPDATE_EXPECT=1 cargo test -p margay-api --test \
+                 crds`",
                 file.display()
             );
         }

@@ -178,7 +178,12 @@ fn merge(into: &mut Value, from: &Value) {
 /// The object without the field, and with it.
 fn objects(line: &Line) -> [Value; 2] {
     let group = "projectcalico.org/v3";
-    let mut object = json!({"apiVersion": group, "kind": line.kind, "metadata": {"name": "a", "namespace": "red"}, "spec": {}});
+    let mut object = json!({
+        "apiVersion": group,
+        "kind": line.kind,
+        "metadata": {"name": "a", "namespace": "red"},
+        "spec": {},
+    });
     if line.kind.ends_with("Set") {
         object["spec"]["nets"] = json!([]);
     }

@@ -45,7 +45,11 @@ fn names(count: usize) -> Vec<Value> {
 }
 
 fn blocks(count: usize) -> Vec<Value> {
-    let block = |number: usize| json!({"ipBlock": {"cidr": format!("10.{}.{}.0/24", number / 256 % 256, number % 256)}});
+    let block = |number: usize| {
+        json!({
+            "ipBlock": {"cidr": format!("10.{}.{}.0/24", number / 256 % 256, number % 256)},
+        })
+    };
     (0..count).map(block).collect()
 }
 
@@ -82,7 +86,12 @@ fn what_people_write_is_far_below_the_limits() {
     let nets: Vec<String> = (0..40)
         .map(|number| format!("10.{number}.0.0/16"))
         .collect();
-    let rule = json!({"action": "Deny", "protocol": "TCP", "source": {"nets": nets}, "destination": {"ports": ["http", 80]}});
+    let rule = json!({
+        "action": "Deny",
+        "protocol": "TCP",
+        "source": {"nets": nets},
+        "destination": {"ports": ["http", 80]},
+    });
     calico(&json!({"ingress": vec![rule; 1024]})).unwrap();
 }
 
@@ -138,7 +147,12 @@ fn a_policy_beyond_the_limits_is_closed_and_reports_why() {
             closed.ingress.len() + closed.egress.len() < 20_000,
             "{what}"
         );
-        let staged = json!({"stagedAction": "Set", "podSelector": {}, "ingress": spec.get("ingress"), "egress": spec.get("egress")});
+        let staged = json!({
+            "stagedAction": "Set",
+            "podSelector": {},
+            "ingress": spec.get("ingress"),
+            "egress": spec.get("egress"),
+        });
         let staged = parse::staged::staged_kubernetes_network_policy(&mk(
             "projectcalico.org/v3",
             "StagedKubernetesNetworkPolicy",
@@ -160,7 +174,8 @@ fn beyond_the_limits_a_policy_of_calico_denies_if_it_would_have() {
         ("Deny", vec![Action::Deny]),
         ("Pass", vec![Action::Deny]),
     ] {
-        let rule = json!({"action": action, "protocol": "TCP", "source": {"ports": ports, "selector": "a == 'b'"},
+        let rule = json!({"action": action, "protocol": "TCP",
+            "source": {"ports": ports, "selector": "a == 'b'"},
             "destination": {"ports": ports, "selector": "a == 'c'"}});
         let refusal = calico(&json!({"ingress": vec![rule; 1024]})).unwrap_err();
         let instead = refusal.closed.unwrap();

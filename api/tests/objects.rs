@@ -33,16 +33,19 @@ fn mk_v3<T: DeserializeOwned>(yaml: &str) -> T {
 /// A pod `ns/p` on node `n1` with more metadata, spec and status.
 fn mk_pod(metadata: &str, spec: &str, status: &str) -> Pod {
     mk(&format!(
-        "{{metadata: {{namespace: ns, name: p, {metadata}}}, spec: {{nodeName: n1, containers: [], {spec}}}, status: {{{status}}}}}"
+        "{{metadata: {{namespace: ns, name: p, {metadata}}}, spec: {{nodeName: n1, containers: [], \
+         {spec}}}, status: {{{status}}}}}"
     ))
 }
 
 #[test]
 fn a_pod_is_an_endpoint() {
     let pod = mk_pod(
-        "labels: {app: web, projectcalico.org/namespace: other, projectcalico.org/serviceaccount: root, pcns.a: b, pcsa.a: b}",
-        "serviceAccountName: sa, initContainers: [{name: i, ports: [{containerPort: 9, name: side, protocol: UDP}]}], \
-         containers: [{name: c, ports: [{containerPort: 80, name: http}, {containerPort: 81}, {containerPort: 0, name: bad}]}]",
+        "labels: {app: web, projectcalico.org/namespace: other, projectcalico.org/serviceaccount: \
+         root, pcns.a: b, pcsa.a: b}",
+        "serviceAccountName: sa, initContainers: [{name: i, ports: [{containerPort: 9, name: side, \
+         protocol: UDP}]}], containers: [{name: c, ports: [{containerPort: 80, name: http}, \
+         {containerPort: 81}, {containerPort: 0, name: bad}]}]",
         "podIP: 10.0.0.5, podIPs: [{ip: 10.0.0.5}, {ip: 'fd00::5'}]",
     );
     let (key, endpoint) = k8s::pod::workload_endpoint(&pod).unwrap();
@@ -103,7 +106,8 @@ const ADDRESSES: &[(&str, &str, &[&str])] = &[
         &["10.0.0.5"],
     ),
     (
-        "annotations: {cni.projectcalico.org/podIP: 10.0.0.6/32, cni.projectcalico.org/podIPs: '10.0.0.7/32, fd00::7/128'}",
+        "annotations: {cni.projectcalico.org/podIP: 10.0.0.6/32, cni.projectcalico.org/podIPs: \
+         '10.0.0.7/32, fd00::7/128'}",
         "",
         &["10.0.0.7", "fd00::7"],
     ),
@@ -172,7 +176,8 @@ fn names_of_parents_are_the_true_ones() {
 fn nodes() {
     let node = |annotations: &str, addresses: &str| {
         let node: Node = mk(&format!(
-            "{{metadata: {{name: n, labels: {{a: b}}, annotations: {{{annotations}}}}}, status: {{addresses: [{addresses}]}}}}"
+            "{{metadata: {{name: n, labels: {{a: b}}, annotations: {{{annotations}}}}}, status: \
+             {{addresses: [{addresses}]}}}}"
         ));
         let info = k8s::node::node_info(&node);
         format!(
@@ -180,23 +185,31 @@ fn nodes() {
             info.ipv4, info.ipv6, info.vtep, info.vtep6
         )
     };
-    let kubelet = "{type: Hostname, address: n}, {type: ExternalIP, address: 1.2.3.4}, {type: InternalIP, address: 'fd00::1'}, {type: InternalIP, address: 192.168.0.1}";
+    let kubelet = "{type: Hostname, address: n}, {type: ExternalIP, address: 1.2.3.4}, {type: \
+                   InternalIP, address: 'fd00::1'}, {type: InternalIP, address: 192.168.0.1}";
     assert_eq!(node("", ""), "None None None None");
     assert_eq!(
         node("", kubelet),
         "Some(192.168.0.1/32) Some(fd00::1/128) None None"
     );
-    let ours = "projectcalico.org/IPv4Address: 192.168.0.2/24, projectcalico.org/IPv4VXLANTunnelAddr: 10.0.0.1, projectcalico.org/VXLANTunnelMACAddr: '66:00:00:00:0a:FF'";
+    let ours = "projectcalico.org/IPv4Address: 192.168.0.2/24, \
+                projectcalico.org/IPv4VXLANTunnelAddr: 10.0.0.1, \
+                projectcalico.org/VXLANTunnelMACAddr: '66:00:00:00:0a:FF'";
     assert_eq!(
         node(ours, kubelet),
-        "Some(192.168.0.2/24) Some(fd00::1/128) Some(Vtep { address: 10.0.0.1, mac: Mac([102, 0, 0, 0, 10, 255]) }) None"
+        "Some(192.168.0.2/24) Some(fd00::1/128) Some(Vtep { address: 10.0.0.1, mac: Mac([102, 0, \
+         0, 0, 10, 255]) }) None"
     );
-    let sixth = "projectcalico.org/IPv6Address: 'fd00::2/64', projectcalico.org/IPv6VXLANTunnelAddr: 'fd00:10::1', projectcalico.org/VXLANTunnelMACAddrV6: '66:00:00:00:00:01'";
+    let sixth = "projectcalico.org/IPv6Address: 'fd00::2/64', \
+                 projectcalico.org/IPv6VXLANTunnelAddr: 'fd00:10::1', \
+                 projectcalico.org/VXLANTunnelMACAddrV6: '66:00:00:00:00:01'";
     assert_eq!(
         node(sixth, kubelet),
-        "Some(192.168.0.1/32) Some(fd00::2/64) None Some(Vtep { address: fd00:10::1, mac: Mac([102, 0, 0, 0, 0, 1]) })"
+        "Some(192.168.0.1/32) Some(fd00::2/64) None Some(Vtep { address: fd00:10::1, mac: \
+         Mac([102, 0, 0, 0, 0, 1]) })"
     );
-    let half = "projectcalico.org/IPv4Address: x, projectcalico.org/IPv4VXLANTunnelAddr: 10.0.0.1, projectcalico.org/VXLANTunnelMACAddr: '66'";
+    let half = "projectcalico.org/IPv4Address: x, projectcalico.org/IPv4VXLANTunnelAddr: 10.0.0.1, \
+                projectcalico.org/VXLANTunnelMACAddr: '66'";
     assert_eq!(
         node(half, kubelet),
         "Some(192.168.0.1/32) Some(fd00::1/128) None None"
@@ -222,9 +235,10 @@ fn mac_addresses_are_read_as_they_are_written() {
 #[test]
 fn slices_are_backends_of_their_service() {
     let slice: EndpointSlice = mk(
-        "{metadata: {namespace: ns, name: s-1, labels: {kubernetes.io/service-name: s}}, addressType: IPv4, \
-          endpoints: [{addresses: [10.0.0.2], conditions: {ready: false}}, {addresses: [10.0.0.1]}, {addresses: [a.example]}], \
-          ports: [{port: 80, protocol: TCP}, {port: 53, protocol: UDP}, {name: x}]}",
+        "{metadata: {namespace: ns, name: s-1, labels: {kubernetes.io/service-name: s}}, \
+         addressType: IPv4, endpoints: [{addresses: [10.0.0.2], conditions: {ready: false}}, \
+         {addresses: [10.0.0.1]}, {addresses: [a.example]}], ports: [{port: 80, protocol: TCP}, \
+         {port: 53, protocol: UDP}, {name: x}]}",
     );
     let shown: Vec<String> = k8s::service::backends(&slice)
         .iter()
@@ -253,7 +267,8 @@ fn slices_are_backends_of_their_service() {
 #[test]
 fn network_sets_keep_valid_members() {
     let set: NetworkSet = mk_v3(
-        "{metadata: {namespace: ns, name: s, labels: {a: b, projectcalico.org/namespace: other, pcns.x: y}}, spec: {nets: [10.1.2.3/8, 10.0.0.1, nonsense, 'fd00::1']}}",
+        "{metadata: {namespace: ns, name: s, labels: {a: b, projectcalico.org/namespace: other, \
+         pcns.x: y}}, spec: {nets: [10.1.2.3/8, 10.0.0.1, nonsense, 'fd00::1']}}",
     );
     let refusal = v3::parse::netset::network_set(&set).unwrap_err();
     let global: GlobalNetworkSet = mk_v3("{metadata: {name: s, labels: {a: b}}, spec: {}}");
@@ -306,11 +321,14 @@ fn pools() {
 fn blocks() {
     let block = |spec: &str| {
         let block: IPAMBlock = mk_v3(&format!(
-            "{{metadata: {{name: 10-0-0-0-30}}, spec: {{cidr: 10.0.0.0/30, unallocated: [], {spec}}}}}"
+            "{{metadata: {{name: 10-0-0-0-30}}, spec: {{cidr: 10.0.0.0/30, unallocated: [], \
+             {spec}}}}}"
         ));
         format!("{:?}\n", ipam::info::block_info(&block))
     };
-    let attributes = "attributes: [{handle_id: a, secondary: {node: n1}}, {handle_id: b, secondary: {node: n2}}, {secondary: {node: n3}, releasedAt: '2026-01-01T00:00:00Z'}]";
+    let attributes = "attributes: [{handle_id: a, secondary: {node: n1}}, {handle_id: b, \
+                      secondary: {node: n2}}, {secondary: {node: n3}, releasedAt: \
+                      '2026-01-01T00:00:00Z'}]";
     let shown = [
         block(&format!(
             "affinity: 'host:n1', allocations: [0, 1, 2, null], {attributes}"
@@ -378,9 +396,10 @@ fn settings_override_weaker_ones_and_invalid_values_count_as_unset() {
     );
     let all = overrides(
         "default",
-        "vxlanVNI: 7, vxlanPort: 8, vxlanMTU: 1400, natOutgoingExclusions: IPPoolsAndHostIPs, disableConntrackInvalidCheck: true, \
-        logPrefix: x, logActionRateLimit: 10/minute, logActionRateLimitBurst: 0, ipv6Support: false, \
-        defaultEndpointToHostAction: Drop, bpfEnabled: true",
+        "vxlanVNI: 7, vxlanPort: 8, vxlanMTU: 1400, natOutgoingExclusions: IPPoolsAndHostIPs, \
+         disableConntrackInvalidCheck: true, logPrefix: x, logActionRateLimit: 10/minute, \
+         logActionRateLimitBurst: 0, ipv6Support: false, defaultEndpointToHostAction: Drop, \
+         bpfEnabled: true",
     );
     let all = all.unwrap().over(FelixSettings::default());
     assert_eq!(
@@ -404,8 +423,9 @@ fn settings_override_weaker_ones_and_invalid_values_count_as_unset() {
     );
     let refusal = overrides(
         "default",
-        "vxlanVNI: 0, vxlanPort: 65536, defaultEndpointToHostAction: Explode, natOutgoingExclusions: x, vxlanMTU: 1300, \
-        logActionRateLimit: 0/day, logActionRateLimitBurst: 10000",
+        "vxlanVNI: 0, vxlanPort: 65536, defaultEndpointToHostAction: Explode, \
+         natOutgoingExclusions: x, vxlanMTU: 1300, logActionRateLimit: 0/day, \
+         logActionRateLimitBurst: 10000",
     );
     let refusal = refusal.unwrap_err();
     let closed = refusal.closed.clone().unwrap();
@@ -449,7 +469,8 @@ fn failsafe_ports_are_kept_disabled_or_replaced_but_not_by_mistake() {
         port: 53,
         net: Some("10.1.0.0/16".parse().unwrap()),
     };
-    let written = "failsafeOutboundHostPorts: [{protocol: UDP, port: 53, net: 10.1.2.3/16}, {port: 22}, {protocol: tcp, port: 22}]";
+    let written = "failsafeOutboundHostPorts: [{protocol: UDP, port: 53, net: 10.1.2.3/16}, {port: \
+                   22}, {protocol: tcp, port: 22}]";
     assert_eq!(of(written).failsafe_outbound, [ssh, dns]);
     // A list with an invalid entry counts as unset.
     assert_eq!(of("failsafeInboundHostPorts: [{port: 0}]"), default);
@@ -474,11 +495,13 @@ fn invalid_parts_of_a_host_endpoint_are_left_out() {
     let shown = [
         parse(
             "labels: {host: a}",
-            "node: n1, interfaceName: '*', expectedIPs: ['fd00::1', 192.0.2.1, 192.0.2.1], profiles: [kns.a, ksa.a.b.c, kns.a, projectcalico-default-allow]",
+            "node: n1, interfaceName: '*', expectedIPs: ['fd00::1', 192.0.2.1, 192.0.2.1], \
+             profiles: [kns.a, ksa.a.b.c, kns.a, projectcalico-default-allow]",
         ),
         parse(
             "labels: {host: a, projectcalico.org/namespace: kube-system, pcns.team: a}",
-            "node: n1, expectedIPs: [192.0.2.1, x], profiles: [kns., kns.a], ports: [{name: http, protocol: TCP, port: 80}, {name: x, protocol: x, port: 0}]",
+            "node: n1, expectedIPs: [192.0.2.1, x], profiles: [kns., kns.a], ports: [{name: http, \
+             protocol: TCP, port: 80}, {name: x, protocol: x, port: 0}]",
         ),
         parse("", "node: n1, expectedIPs: [x]"),
         parse("", "interfaceName: eth0/1"),

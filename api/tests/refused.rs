@@ -15,7 +15,12 @@ use serde_json::{Value, json};
 
 fn mk<T: serde::de::DeserializeOwned>(kind: &str, spec: &Value) -> T {
     let metadata = json!({ "name": "p", "namespace": "ns" });
-    let object = json!({ "apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": metadata, "spec": spec });
+    let object = json!({
+        "apiVersion": "projectcalico.org/v3",
+        "kind": kind,
+        "metadata": metadata,
+        "spec": spec,
+    });
     serde_json::from_value(object).unwrap()
 }
 
@@ -271,7 +276,8 @@ proptest! {
         actions in proptest::collection::vec(select(vec!["Allow", "Deny", "Log", "Pass"]), 0..3),
         types in select(vec![json!(["Ingress"]), json!(["Egress"]), json!(["Ingress", "Egress"])]),
         endpoint in proptest::collection::btree_map(
-            select(vec!["role", "team", "pcns.role", "pcns.team", "pcsa.role", "projectcalico.org/namespace",
+            select(vec!["role", "team", "pcns.role", "pcns.team", "pcsa.role",
+                "projectcalico.org/namespace",
                 "projectcalico.org/serviceaccount"]).prop_map(str::to_owned),
             select(vec!["db", "web", "ns"]).prop_map(str::to_owned), 0..5),
     ) {
@@ -281,15 +287,30 @@ proptest! {
         for (field, part) in fields.iter().zip(parts) {
             spec[field] = json!(part);
         }
-        let sound = v3::parse::policy::global_network_policy(&mk::<GlobalNetworkPolicy>("GlobalNetworkPolicy", &spec)).unwrap();
+        let sound = v3::parse::policy::global_network_policy(
+            &mk::<GlobalNetworkPolicy>("GlobalNetworkPolicy", &spec),
+        ).unwrap();
         spec[fields[which]] = json!(spoil);
-        let refusal = v3::parse::policy::global_network_policy(&mk::<GlobalNetworkPolicy>("GlobalNetworkPolicy", &spec)).unwrap_err();
+        let refusal = v3::parse::policy::global_network_policy(
+            &mk::<GlobalNetworkPolicy>("GlobalNetworkPolicy", &spec),
+        ).unwrap_err();
         let closed = refusal.closed.unwrap();
         prop_assert!(!sound.selector.matches(&endpoint) || closed.selector.matches(&endpoint));
-        prop_assert_eq!((closed.applies_ingress, closed.applies_egress), (sound.applies_ingress, sound.applies_egress));
-        prop_assert_eq!((&closed.tier, closed.order, closed.traffic), (&sound.tier, sound.order, sound.traffic));
-        let stops = |rules: &[Rule]| rules.iter().any(|rule| !matches!(rule.action, Action::Allow | Action::Log));
-        for (closed, sound) in [(&closed.ingress, &sound.ingress), (&closed.egress, &sound.egress)] {
+        prop_assert_eq!(
+            (closed.applies_ingress, closed.applies_egress),
+            (sound.applies_ingress, sound.applies_egress),
+        );
+        prop_assert_eq!(
+            (&closed.tier, closed.order, closed.traffic),
+            (&sound.tier, sound.order, sound.traffic),
+        );
+        let stops = |rules: &[Rule]| rules.iter().any(
+            |rule| !matches!(rule.action, Action::Allow | Action::Log),
+        );
+        for (closed, sound) in [
+            (&closed.ingress, &sound.ingress),
+            (&closed.egress, &sound.egress),
+        ] {
             prop_assert!(closed.iter().all(|rule| *rule == Rule::any(Action::Deny)));
             prop_assert_eq!(!closed.is_empty(), stops(sound));
         }

@@ -159,7 +159,8 @@ fn invalid_text_is_refused_at_the_right_place() {
     let error = Selector::parse("a == b").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "at character 6: expected a quoted value, found 'b'; put values in single or double quotes; there are no escapes"
+        "at character 6: expected a quoted value, found 'b'; put values in single or double \
+         quotes; there are no escapes"
     );
 }
 
@@ -317,11 +318,20 @@ fn written() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 600,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn the_api_server_and_the_parser_agree_on_any_text(text in written()) {
-        prop_assert_eq!(Admission::new().takes(&text), Selector::parse(&text).is_ok(), "{:?}", text);
+        prop_assert_eq!(
+            Admission::new().takes(&text),
+            Selector::parse(&text).is_ok(),
+            "{:?}",
+            text,
+        );
     }
 }
 
@@ -375,10 +385,11 @@ fn ids_are_calicos() {
 
 #[test]
 fn prefixes_reach_every_label() {
-    let text = "has(a) && b == 'v' && !(c in {'v'} || d not in {'v'}) && e != 'v' && f contains 'v' \
-        && g starts with 'v' && h ends with 'v' && all() && global()";
-    let prefixed = "(has(p.a) && p.b == \"v\" && !(p.c in {\"v\"} || p.d not in {\"v\"}) && p.e != \"v\" \
-        && p.f contains \"v\" && p.g starts with \"v\" && p.h ends with \"v\" && all() && global())";
+    let text = "has(a) && b == 'v' && !(c in {'v'} || d not in {'v'}) && e != 'v' && f contains \
+                'v' && g starts with 'v' && h ends with 'v' && all() && global()";
+    let prefixed = "(has(p.a) && p.b == \"v\" && !(p.c in {\"v\"} || p.d not in {\"v\"}) && p.e != \
+                    \"v\" && p.f contains \"v\" && p.g starts with \"v\" && p.h ends with \"v\" && \
+                    all() && global())";
     assert_eq!(parse(text).with_prefix("p.").to_string(), prefixed);
 }
 
@@ -516,7 +527,10 @@ proptest! {
     }
 
     #[test]
-    fn conjunction_means_all_parts(nodes in prop::collection::vec(arb_node(), 0..4), labels in arb_labels()) {
+    fn conjunction_means_all_parts(
+        nodes in prop::collection::vec(arb_node(), 0..4),
+        labels in arb_labels(),
+    ) {
         let parts: Vec<Selector> = nodes.into_iter().map(Selector::from).collect();
         let wanted = parts.iter().all(|part| part.matches(&labels));
         prop_assert_eq!(Selector::and(parts).matches(&labels), wanted);
@@ -525,7 +539,10 @@ proptest! {
     #[test]
     fn prefixed_selector_sees_prefixed_labels(root in arb_node(), labels in arb_labels()) {
         let selector = Selector { root };
-        let prefixed = labels.iter().map(|(name, value)| (format!("p.{name}"), value.clone())).collect();
+        let prefixed = labels
+            .iter()
+            .map(|(name, value)| (format!("p.{name}"), value.clone()))
+            .collect();
         prop_assert_eq!(selector.with_prefix("p.").matches(&prefixed), selector.matches(&labels));
     }
 
@@ -538,7 +555,13 @@ proptest! {
 
     #[test]
     fn labels_of_sets_are_sorted(values in prop::collection::vec("[a-z]{0,3}", 0..5)) {
-        let text = format!("a in {{{}}}", values.iter().map(|value| format!("'{value}'")).collect::<Vec<_>>().join(","));
-        prop_assert_eq!(parse(&text).root, Node::In("a".to_owned(), values.into_iter().collect::<BTreeSet<_>>()));
+        let text = format!(
+            "a in {{{}}}",
+            values.iter().map(|value| format!("'{value}'")).collect::<Vec<_>>().join(","),
+        );
+        prop_assert_eq!(
+            parse(&text).root,
+            Node::In("a".to_owned(), values.into_iter().collect::<BTreeSet<_>>()),
+        );
     }
 }

@@ -68,8 +68,14 @@ fn stored_objects_of_several_releases() {
 fn typed_objects_are_read_from_either_storage() {
     use margay_api::v3::{BlockAffinity, IPAMConfiguration};
     let affinity = |deleted: Value| {
-        let stored = json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "BlockAffinity", "metadata": {"name": "a"},
-            "spec": {"cidr": "10.0.0.0/26", "node": "n1", "state": "confirmed", "deleted": deleted}});
+        let stored = json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "BlockAffinity",
+        "metadata": {"name": "a"},
+        "spec": {
+            "cidr": "10.0.0.0/26",
+            "node": "n1",
+            "state": "confirmed",
+            "deleted": deleted,
+        }});
         storage::decode_as::<BlockAffinity>(
             Mode::V1,
             Kind::of("BlockAffinity").unwrap(),
@@ -128,7 +134,10 @@ fn typed_objects_are_read_from_either_storage() {
 
 #[test]
 fn the_users_own_metadata_annotation_never_becomes_the_stored_one() {
-    let object = json!({"metadata": {"name": "s", "annotations": {METADATA: "{\"labels\":{\"role\":\"admin\"}}"}}, "spec": {}});
+    let object = json!({
+        "metadata": {"name": "s", "annotations": {METADATA: "{\"labels\":{\"role\":\"admin\"}}"}},
+        "spec": {},
+    });
     let kind = Kind::of("GlobalNetworkSet").unwrap();
     let stored = storage::write(kind, object).unwrap();
     assert_eq!(stored["metadata"]["annotations"], json!({METADATA: "{}"}));
@@ -173,7 +182,9 @@ prop_compose! {
         uid in proptest::option::of(uid()),
         labels in pairs(),
         annotations in pairs(),
-        owner in proptest::option::of((uid(), prop_oneof![Just("projectcalico.org/v3"), Just("apps/v1")])),
+        owner in proptest::option::of(
+            (uid(), prop_oneof![Just("projectcalico.org/v3"), Just("apps/v1")]),
+        ),
         time in proptest::option::of(Just("2026-01-01T00:00:00Z")),
         version in proptest::option::of(Just("17")),
     ) -> Value {
@@ -184,7 +195,10 @@ prop_compose! {
         if !labels.is_empty() { put("labels", Value::Object(labels)); }
         if !annotations.is_empty() { put("annotations", Value::Object(annotations)); }
         if let Some((uid, version)) = owner {
-            put("ownerReferences", json!([{"apiVersion": version, "kind": "Tier", "name": "t", "uid": uid}]));
+            put(
+                "ownerReferences",
+                json!([{"apiVersion": version, "kind": "Tier", "name": "t", "uid": uid}]),
+            );
         }
         if let Some(time) = time { put("creationTimestamp", json!(time)); }
         if let Some(version) = version { put("resourceVersion", json!(version)); }
@@ -197,13 +211,30 @@ fn object() -> impl Strategy<Value = (&'static Kind, Value)> {
         let kind = &kind::ALL[index];
         (metadata(kind), any::<bool>()).prop_map(move |(metadata, flag)| {
             let spec = match kind.kind {
-                "BlockAffinity" => json!({"cidr": "10.0.0.0/26", "node": "n", "state": "confirmed", "deleted": flag}),
+                "BlockAffinity" => json!({
+                    "cidr": "10.0.0.0/26",
+                    "node": "n",
+                    "state": "confirmed",
+                    "deleted": flag,
+                }),
                 "IPAMConfiguration" => {
-                    json!({"strictAffinity": flag, "autoAllocateBlocks": true, "maxBlocksPerHost": 3})
+                    json!({
+                        "strictAffinity": flag,
+                        "autoAllocateBlocks": true,
+                        "maxBlocksPerHost": 3,
+                    })
                 }
                 _ => json!({"any": flag, "nested": [{"field": null_free()}]}),
             };
-            (kind, json!({"apiVersion": "projectcalico.org/v3", "kind": kind.kind, "metadata": metadata, "spec": spec}))
+            (
+                kind,
+                json!({
+                    "apiVersion": "projectcalico.org/v3",
+                    "kind": kind.kind,
+                    "metadata": metadata,
+                    "spec": spec,
+                }),
+            )
         })
     })
 }
@@ -232,15 +263,39 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_decoding_panic(index in 0..kind::ALL.len(), bytes in prop::collection::vec(any::<u8>(), 0..64), text in "\\PC{0,40}") {
+    fn no_bytes_make_decoding_panic(
+        index in 0..kind::ALL.len(),
+        bytes in prop::collection::vec(any::<u8>(), 0..64),
+        text in "\\PC{0,40}",
+    ) {
         let kind = &kind::ALL[index];
         let _any = storage::decode(kind, &bytes);
         for stored in [
-            json!({"metadata": {"annotations": {METADATA: text}, "uid": text, "name": text}, "spec": {"deleted": text, "cidr": text}}),
-            json!({"metadata": {"annotations": text, "labels": [text]}, "spec": {"ipip": text, "types": text}}),
-            json!({"metadata": {"annotations": {METADATA: json!({"labels": text, "ownerReferences": [text, {"uid": text}], "name": 1}).to_string()}}, "spec": text}),
+            json!({
+                "metadata": {"annotations": {METADATA: text}, "uid": text, "name": text},
+                "spec": {"deleted": text, "cidr": text},
+            }),
+            json!({
+                "metadata": {"annotations": text, "labels": [text]},
+                "spec": {"ipip": text, "types": text},
+            }),
+            json!({
+                "metadata": {
+                    "annotations": {
+                        METADATA: json!({
+                            "labels": text,
+                            "ownerReferences": [text, {"uid": text}],
+                            "name": 1,
+                        }).to_string(),
+                    },
+                },
+                "spec": text,
+            }),
         ] {
-            if let Ok(Decoded { object, .. }) = storage::decode(kind, stored.to_string().as_bytes()) {
+            if let Ok(Decoded { object, .. }) = storage::decode(
+                kind,
+                stored.to_string().as_bytes(),
+            ) {
                 let _any = storage::write(kind, object);
             }
         }

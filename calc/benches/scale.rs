@@ -126,7 +126,8 @@ fn changes(graph: &mut Graph) {
 /// An endpoint whose labels change, against live selectors.
 fn endpoint_updates() {
     println!(
-        "endpoint update against 10 / 100 / 1k / 10k selectors   [Felix 12 us / 31 us / 287 us / 8.36 ms]"
+        "endpoint update against 10 / 100 / 1k / 10k selectors   [Felix 12 us / 31 us / 287 us / \
+         8.36 ms]"
     );
     type Shape = fn(usize) -> String;
     let shapes: [(&str, Shape); 3] = [
@@ -175,7 +176,8 @@ fn namespace_updates() {
 /// A selector that becomes live.
 fn selector_additions() {
     println!(
-        "selector added with 100 / 1k / 10k / 100k endpoints   [Felix 19 us / 168 us / 1.81 ms / 24 ms]"
+        "selector added with 100 / 1k / 10k / 100k endpoints   [Felix 19 us / 168 us / 1.81 ms / \
+         24 ms]"
     );
     type Shape = fn(usize) -> String;
     let shapes: [(&str, Shape); 3] = [
@@ -274,7 +276,8 @@ fn beside_large_policies() {
     );
     let ratio = beside.as_secs_f64() / alone.as_secs_f64();
     println!(
-        "  a small policy's change beside them, p99: {beside:.2?}, {ratio:.2} x without   [budget 1.2 x]"
+        "  a small policy's change beside them, p99: {beside:.2?}, {ratio:.2} x without   [budget \
+         1.2 x]"
     );
 }
 
@@ -401,7 +404,8 @@ fn isolate(namespace: &str, pods: &str) -> Policy {
         tier: String::from("default"),
         order: Order(Some(1000.0)),
         selector: selector(&format!(
-            "projectcalico.org/namespace == '{namespace}' && projectcalico.org/orchestrator == 'k8s' && {pods}"
+            "projectcalico.org/namespace == '{namespace}' && projectcalico.org/orchestrator == \
+             'k8s' && {pods}"
         )),
         traffic: Traffic::Normal,
         applies_ingress: true,
@@ -432,7 +436,8 @@ fn allow(from: Selector, port: u16) -> Rule {
 fn policies(number: usize) -> [(&'static str, Policy); 3] {
     let name = namespace(number);
     let own = selector(&format!(
-        "projectcalico.org/namespace == '{name}' && projectcalico.org/orchestrator == 'k8s' && app == 'web'"
+        "projectcalico.org/namespace == '{name}' && projectcalico.org/orchestrator == 'k8s' && app \
+         == 'web'"
     ));
     let other = selector(&format!(
         "pcns.kubernetes.io/metadata.name == '{}' && projectcalico.org/orchestrator == 'k8s'",

@@ -40,16 +40,19 @@ pub enum BlockRefusal {
 impl fmt::Display for BlockRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unpooled => {
-                f.write_str("no IPPool has this range, so other nodes have no route to it; create such a pool, or delete the block once no pod uses it")
-            }
+            Self::Unpooled => f.write_str(
+                "no IPPool has this range, so other nodes have no route to it; create such a pool, \
+                 or delete the block once no pod uses it",
+            ),
             Self::Size { wanted, pool } => write!(
                 f,
-                "IPPool {pool} is divided into blocks of /{wanted}, and this is not one of them, so it gets no route; delete it, and find out what created it"
+                "IPPool {pool} is divided into blocks of /{wanted}, and this is not one of them, \
+                 so it gets no route; delete it, and find out what created it"
             ),
             Self::Overlaps(other) => write!(
                 f,
-                "it overlaps the older block {other}, so it gets no route; delete it, and recreate its pods"
+                "it overlaps the older block {other}, so it gets no route; delete it, and recreate \
+                 its pods"
             ),
         }
     }
@@ -80,13 +83,15 @@ impl fmt::Display for Excess {
         match is_borrowed {
             false => write!(
                 f,
-                "it has {count} IPAMBlocks of {version}, of which the {MAX_PER_NODE} oldest are accepted and the others get no routes; delete unused \
-                 ones, and find out what created them"
+                "it has {count} IPAMBlocks of {version}, of which the {MAX_PER_NODE} oldest are \
+                 accepted and the others get no routes; delete unused ones, and find out what \
+                 created them"
             ),
             true => write!(
                 f,
-                "it has {count} addresses of {version} in IPAMBlocks of other nodes, of which the first {MAX_PER_NODE} are accepted and the others get no \
-                 routes; release unused ones, and find out what took them"
+                "it has {count} addresses of {version} in IPAMBlocks of other nodes, of which the \
+                 first {MAX_PER_NODE} are accepted and the others get no routes; release unused \
+                 ones, and find out what took them"
             ),
         }
     }

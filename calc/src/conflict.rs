@@ -76,19 +76,24 @@ impl Conflict {
     /// Explains the conflict: field, value, rule and remedy.
     pub fn reason(&self) -> String {
         match self {
-            Self::TierMissing { tier, .. } => format!(
-                "spec.tier: {tier:?}: there is no such tier, so the policy comes after all tiers and denies what it does \
-                 not allow; create the tier or correct the name"
-            ),
-            Self::PoolShadowed { winner, .. } => {
+            Self::TierMissing { tier, .. } => {
                 format!(
-                    "spec.cidr: IPPool {winner} has the same range and is used instead; delete one of them"
+                    "spec.tier: {tier:?}: there is no such tier, so the policy comes after all \
+                     tiers and denies what it does not allow; create the tier or correct the name"
                 )
             }
-            Self::NodeMissing { node, .. } => format!(
-                "spec.node: {node:?}: there is no such node, so it is not enforced; correct the name or delete the host \
-                 endpoint"
-            ),
+            Self::PoolShadowed { winner, .. } => {
+                format!(
+                    "spec.cidr: IPPool {winner} has the same range and is used instead; delete one \
+                     of them"
+                )
+            }
+            Self::NodeMissing { node, .. } => {
+                format!(
+                    "spec.node: {node:?}: there is no such node, so it is not enforced; correct \
+                     the name or delete the host endpoint"
+                )
+            }
             Self::BlockRefused { range, node, why } => {
                 format!(
                     "spec.cidr: {range} of {}: {why}",
@@ -110,13 +115,14 @@ impl Conflict {
                 };
                 let why = match winner {
                     Some(winner) => format!("node {winner} has that address"),
-                    None => {
-                        "it is in a block of another node, and not under the handle of this node's tunnel".to_owned()
-                    }
+                    None => "it is in a block of another node, and not under the handle of this \
+                             node's tunnel"
+                        .to_owned(),
                 };
                 format!(
-                    "{annotations}: {address}: {why}, so other nodes do not use it for this node; if the node has \
-                     changed, delete the annotation and restart its agent; else find out what wrote it"
+                    "{annotations}: {address}: {why}, so other nodes do not use it for this node; \
+                     if the node has changed, delete the annotation and restart its agent; else \
+                     find out what wrote it"
                 )
             }
         }

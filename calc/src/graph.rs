@@ -446,7 +446,10 @@ impl Graph {
                 Record::HostEndpoint(self.build_host_endpoint(host, &policies))
             }
             (Attachment::Pod(interface, uid), name) => {
-                let has_profile = matches!(name, EndpointName::Pod(namespace, _) if self.index.is_parent((namespace, None)));
+                let has_profile = matches!(
+                    name,
+                    EndpointName::Pod(namespace, _) if self.index.is_parent((namespace, None)),
+                );
                 Record::Endpoint(EndpointRecord {
                     interface: interface.to_string(),
                     uid: uid.to_string(),

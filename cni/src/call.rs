@@ -136,7 +136,8 @@ fn attachment(env: Env<'_>, needs_netns: bool) -> Result<Attachment, Error> {
     let ifname = checked(
         env,
         "CNI_IFNAME",
-        "must be the interface's name in the container: at most 15 bytes, not . or .., without / : or space",
+        "must be the interface's name in the container: at most 15 bytes, not . or .., without / : \
+         or space",
         is_interface_name,
     )?;
     let netns = given(env, "CNI_NETNS");

@@ -143,7 +143,8 @@ fn string<'a>(fields: &'a Map<String, Value>, key: &'static str) -> Result<Optio
 fn name(fields: &Map<String, Value>) -> Result<String, Error> {
     let name = string(fields, "name")?.unwrap_or_default();
     if !is_identifier(name) {
-        let rule = "must be the network's name: letters, digits, _ . and -, beginning with a letter or digit";
+        let rule = "must be the network's name: letters, digits, _ . and -, beginning with a \
+                    letter or digit";
         return Err(invalid("name", &Value::from(name), rule));
     }
     Ok(name.to_owned())

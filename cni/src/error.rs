@@ -22,7 +22,8 @@ pub enum Error {
     },
     /// The command requires a later version than the configuration's.
     #[error(
-        "cniVersion {found:?}: {command} needs {needs:?} or later; change it in the network configuration"
+        "cniVersion {found:?}: {command} needs {needs:?} or later; change it in the network \
+         configuration"
     )]
     TooOld {
         /// The command.
@@ -67,7 +68,8 @@ pub enum Error {
     Stdin(std::io::Error),
     /// Standard input is not a JSON object.
     #[error(
-        "network configuration on standard input: {0}; it must be one JSON object of the CNI specification"
+        "network configuration on standard input: {0}; it must be one JSON object of the CNI \
+         specification"
     )]
     Decode(String),
     /// A field of the configuration has an invalid value.
@@ -82,7 +84,8 @@ pub enum Error {
     },
     /// The agent does not listen.
     #[error(
-        "agent socket {socket}: {source}; check that the margay-node pod of this node is running (kubectl -n margay-system get pods -o wide)",
+        "agent socket {socket}: {source}; check that the margay-node pod of this node is running \
+         (kubectl -n margay-system get pods -o wide)",
         socket = socket.display()
     )]
     AgentAway {
@@ -92,7 +95,12 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The process may not open the socket.
-    #[error("agent socket {socket}: {source}; the plugin must run as root", socket = socket.display())]
+    #[
+        error(
+            "agent socket {socket}: {source}; the plugin must run as root",
+            socket = socket.display(),
+        )
+    ]
     Forbidden {
         /// Path of the socket.
         socket: PathBuf,
@@ -100,7 +108,13 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The agent closed the connection before it answered.
-    #[error("agent socket {socket}: the agent closed the connection before it answered ({source}); retry the call", socket = socket.display())]
+    #[
+        error(
+            "agent socket {socket}: the agent closed the connection before it answered ({source}); \
+             retry the call",
+            socket = socket.display(),
+        )
+    ]
     AgentGone {
         /// Path of the socket.
         socket: PathBuf,
@@ -108,7 +122,13 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The agent did not answer in time.
-    #[error("agent socket {socket}: no answer within {timeout:?}; the log of this node's margay-node pod shows what it is waiting for", socket = socket.display())]
+    #[
+        error(
+            "agent socket {socket}: no answer within {timeout:?}; the log of this node's \
+             margay-node pod shows what it is waiting for",
+            socket = socket.display(),
+        )
+    ]
     AgentSilent {
         /// Path of the socket.
         socket: PathBuf,
@@ -117,7 +137,8 @@ pub enum Error {
     },
     /// The agent's answer does not match the request.
     #[error(
-        "unexpected answer of the agent: {0}; plugin and agent have different versions: restart the margay-node pod of this node"
+        "unexpected answer of the agent: {0}; plugin and agent have different versions: restart \
+         the margay-node pod of this node"
     )]
     UnexpectedAnswer(&'static str),
     /// The agent refused the request.

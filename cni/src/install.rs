@@ -26,7 +26,8 @@ const CONF_MODE: u32 = 0o600;
 pub enum InstallError {
     /// The configuration is not set.
     #[error(
-        "CNI_CONFLIST is not set: must hold the text of {CONFLIST}; the operator sets it in the DaemonSet"
+        "CNI_CONFLIST is not set: must hold the text of {CONFLIST}; the operator sets it in the \
+         DaemonSet"
     )]
     Unset,
     /// The configuration would not work.
@@ -36,13 +37,25 @@ pub enum InstallError {
         rule: String,
     },
     /// A folder of the host is missing.
-    #[error("{path}: not a folder; mount the host's folder there (hostPath of type DirectoryOrCreate)", path = path.display())]
+    #[
+        error(
+            "{path}: not a folder; mount the host's folder there (hostPath of type \
+             DirectoryOrCreate)",
+            path = path.display(),
+        )
+    ]
     Folder {
         /// The folder.
         path: PathBuf,
     },
     /// A file cannot be read or written.
-    #[error("{path}: {source}; the container must run as root and {path} must be on a writable file system with space left", path = path.display())]
+    #[
+        error(
+            "{path}: {source}; the container must run as root and {path} must be on a writable \
+             file system with space left",
+            path = path.display(),
+        )
+    ]
     File {
         /// The file.
         path: PathBuf,
@@ -200,11 +213,19 @@ fn set_aside(conf_dir: &Path) -> Result<Vec<String>, InstallError> {
             ConfOwner::Ours | ConfOwner::Empty => {}
             ConfOwner::LeftBehind(network) => {
                 let aside = conf_dir.join(format!("{name}{SAVED}"));
-                fs::rename(&path, &aside).map_err(|source| InstallError::File { path: path.clone(), source })?;
-                report.push(format!("{} of {network} set aside as {}", path.display(), aside.display()));
+                fs::rename(&path, &aside).map_err(|source| InstallError::File {
+                    path: path.clone(),
+                    source,
+                })?;
+                report.push(format!(
+                    "{} of {network} set aside as {}",
+                    path.display(),
+                    aside.display()
+                ));
             }
             ConfOwner::Foreign(what) => report.push(format!(
-                "warning: {} sorts before {CONFLIST}, so the container runtime uses it instead, and it {what}; remove it to use Margay",
+                "warning: {} sorts before {CONFLIST}, so the container runtime uses it instead, \
+                 and it {what}; remove it to use Margay",
                 path.display()
             )),
         }
@@ -231,7 +252,8 @@ fn missing(bin_dir: &Path, types: &[String]) -> Vec<String> {
     let missing = types.iter().filter(|kind| !bin_dir.join(kind).exists());
     let text = |kind: &String| {
         format!(
-            "warning: {CONFLIST} calls the plugin {kind:?}, which is not in {}; install it or pods will not start",
+            "warning: {CONFLIST} calls the plugin {kind:?}, which is not in {}; install it or pods \
+             will not start",
             bin_dir.display()
         )
     };

@@ -14,7 +14,8 @@ fn main() -> ExitCode {
         Some("install") => install(&env),
         Some(other) => {
             eprintln!(
-                "margay-cni: unknown argument {other:?}; use `margay-cni install`, or no argument and CNI_COMMAND in the environment"
+                "margay-cni: unknown argument {other:?}; use `margay-cni install`, or no argument \
+                 and CNI_COMMAND in the environment"
             );
             ExitCode::from(2)
         }

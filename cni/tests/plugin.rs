@@ -497,7 +497,12 @@ proptest! {
             r#"\{"cniVersion":"(1.1.0|0.3.1|.)","name":"(n|.)","margay":\{"socket":"/nowhere/.{0,3}"\},"prevResult":(1|\{\})\}"#,
         ],
     ) {
-        let env = [("CNI_COMMAND", command), ("CNI_CONTAINERID", id), ("CNI_IFNAME", ifname), ("CNI_ARGS", args)];
+        let env = [
+            ("CNI_COMMAND", command),
+            ("CNI_CONTAINERID", id),
+            ("CNI_IFNAME", ifname),
+            ("CNI_ARGS", args),
+        ];
         let env = env.map(|(name, value)| (name.to_owned(), value));
         let reply = call(&env, &stdin);
         let printed: Value = serde_json::from_str(&reply.stdout).expect("JSON");

@@ -130,7 +130,10 @@ fn pod_of(address: IpAddr) -> Option<EndpointKey> {
 
 /// Forwarded packets pass and are reported as the reference evaluator says.
 pub fn a_packet_has_the_verdict_of_the_records<S: Subject>() {
-    proptest!(ProptestConfig::with_cases(CASES), |(view in sample::view(), packets in vec(sample::packet(), 60))| {
+    proptest!(ProptestConfig::with_cases(CASES), |(
+        view in sample::view(),
+        packets in vec(sample::packet(), 60),
+    )| {
         let subject: S = fresh(&view, &Links::new(), 0..3);
         for packet in packets {
             let says = |address, direction| match pod_of(address) {
@@ -152,7 +155,10 @@ pub fn a_packet_has_the_verdict_of_the_records<S: Subject>() {
 /// So do packets of interfaces that have host endpoints, whichever way they take.
 pub fn a_packet_has_the_verdict_of_the_records_at_host_endpoints<S: Subject>() {
     let packets = vec(host::packet(), 60);
-    proptest!(ProptestConfig::with_cases(CASES), |(view in sample::host_view(), packets in packets)| {
+    proptest!(ProptestConfig::with_cases(CASES), |(
+        view in sample::host_view(),
+        packets in packets,
+    )| {
         let links = mk_links();
         let subject: S = fresh(&view, &links, 0..3);
         for (packet, way) in packets {
@@ -161,7 +167,13 @@ pub fn a_packet_has_the_verdict_of_the_records_at_host_endpoints<S: Subject>() {
                 continue;
             }
             let expected = host::oracle(&view, &links, &packet, way);
-            prop_assert_eq!(subject.travel(&packet, way), expected, "{:?}\n{:?}", packet, subject.state());
+            prop_assert_eq!(
+                subject.travel(&packet, way),
+                expected,
+                "{:?}\n{:?}",
+                packet,
+                subject.state(),
+            );
         }
     });
 }
@@ -260,7 +272,10 @@ pub fn a_commit_leaves_nothing_to_do<S: Subject>() {
 /// What another program has taken away comes back, whether that was noticed or is found by
 /// comparing.
 pub fn what_others_take_away_is_put_back<S: Subject>() {
-    proptest!(ProptestConfig::with_cases(CASES / 4), |(view in sample::host_view(), is_noticed in any::<bool>())| {
+    proptest!(ProptestConfig::with_cases(CASES / 4), |(
+        view in sample::host_view(),
+        is_noticed in any::<bool>(),
+    )| {
         let mut subject: S = fresh(&view, &mk_links(), 0..3);
         let wanted = subject.state();
         subject.damage();

@@ -106,7 +106,8 @@ const FEATURES: [Feature; 11] = [
     // Running pods stay enforced without it, so the agent starts.
     Feature {
         without: Some(
-            "no pod starts, because conntrack entries of the former owner of its address cannot be deleted",
+            "no pod starts, because conntrack entries of the former owner of its address cannot be \
+             deleted",
         ),
         trial: Trial::Connections,
         ..required_feature(
@@ -180,7 +181,8 @@ impl fmt::Display for MissingFeature {
         let without = without.unwrap_or("no policy can be enforced");
         write!(
             out,
-            "this kernel lacks {name} ({}): {without}; load the module {module} on the node, or use a kernel with {options}",
+            "this kernel lacks {name} ({}): {without}; load the module {module} on the node, or \
+             use a kernel with {options}",
             self.error
         )
     }
@@ -429,10 +431,12 @@ mod tests {
             require_features(without(&["vxlan", "ipv6"])).expect("nothing that is always needed");
         let words: Vec<String> = missing.iter().map(MissingFeature::to_string).collect();
         let wanted = [
-            "this kernel lacks VXLAN links (Operation not supported (os error 95)): pods of other nodes cannot be reached in pools with VXLAN \
-             encapsulation; load the module vxlan on the node, or use a kernel with CONFIG_VXLAN",
-            "this kernel lacks IPv6 (Operation not supported (os error 95)): pods get no IPv6 addresses; load the module ipv6 on the node, or \
-             use a kernel with CONFIG_IPV6, and no ipv6.disable=1 on the kernel's command line",
+            "this kernel lacks VXLAN links (Operation not supported (os error 95)): pods of other \
+             nodes cannot be reached in pools with VXLAN encapsulation; load the module vxlan on \
+             the node, or use a kernel with CONFIG_VXLAN",
+            "this kernel lacks IPv6 (Operation not supported (os error 95)): pods get no IPv6 \
+             addresses; load the module ipv6 on the node, or use a kernel with CONFIG_IPV6, and no \
+             ipv6.disable=1 on the kernel's command line",
         ];
         assert_eq!(words, wanted);
         assert_eq!(super::describe_missing(&missing), Some(wanted.join("; ")));

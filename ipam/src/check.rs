@@ -141,8 +141,9 @@ fn text(outer: &Block, inner: &Block) -> String {
         )
     };
     format!(
-        "IPAMBlock {} lies in IPAMBlock {}: an address can be assigned twice, and routes of the larger one lead to the node of the smaller one; recreate the \
-         pods of one of the two elsewhere, then delete its IPAMBlock and BlockAffinity",
+        "IPAMBlock {} lies in IPAMBlock {}: an address can be assigned twice, and routes of the \
+         larger one lead to the node of the smaller one; recreate the pods of one of the two \
+         elsewhere, then delete its IPAMBlock and BlockAffinity",
         named(inner),
         named(outer)
     )
@@ -174,7 +175,8 @@ mod tests {
         ];
         let texts = overlaps(&blocks);
         assert_eq!(texts.len(), 2, "{texts:#?}");
-        let first = "IPAMBlock 10.244.82.192/28 of node n1 (1 addresses in use) lies in IPAMBlock 10.244.82.192/26 of node n2 (0 addresses in use): ";
+        let first = "IPAMBlock 10.244.82.192/28 of node n1 (1 addresses in use) lies in IPAMBlock \
+                     10.244.82.192/26 of node n2 (0 addresses in use): ";
         assert!(texts[0].starts_with(first), "{}", texts[0]);
         assert!(
             texts[1].starts_with("IPAMBlock 10.244.82.240/28 of node n3"),

@@ -98,7 +98,8 @@ pub(super) async fn claim<S: Store>(
                 None if collisions < COLLISIONS => collisions += 1,
                 None => {
                     return Err(NoAddress::Unavailable(format!(
-                        "{COLLISIONS} blocks were taken by other nodes at the same time; the runtime will try again"
+                        "{COLLISIONS} blocks were taken by other nodes at the same time; the \
+                         runtime will try again"
                     )));
                 }
             }
@@ -204,7 +205,7 @@ pub(super) fn unknown_pool(version: IpVersion, name: &str, why: Option<&str>) ->
         str::to_owned,
     );
     NoAddress::Refused(format!(
-        "IPPool {name:?} {why}; correct the pool, or the place that names it: annotation {annotation} of the pod or of its Namespace, or {field} of the \
-         network configuration"
+        "IPPool {name:?} {why}; correct the pool, or the place that names it: annotation \
+         {annotation} of the pod or of its Namespace, or {field} of the network configuration"
     ))
 }

@@ -150,32 +150,62 @@ impl<S: Store + Cluster> Collector<S> {
                 .and_then(|node| affinities.remove(&(block.cidr, node)));
             match self.delete_block_with_affinity(block, affinity).await {
                 Ok(true) => {
-                    info!(block = %block.cidr, node = block.node, "block deleted: empty and not needed")
+                    info!(
+                        block = %block.cidr,
+                        node = block.node,
+                        "block deleted: empty and not needed",
+                    )
                 }
                 Ok(false) => {
-                    info!(block = %block.cidr, node = block.node, "block has changed since the scan and stays")
+                    info!(
+                        block = %block.cidr,
+                        node = block.node,
+                        "block has changed since the scan and stays",
+                    )
                 }
                 Err(error) => {
-                    warn!(block = %block.cidr, node = block.node, %error, "block cannot be deleted, retrying later")
+                    warn!(
+                        block = %block.cidr,
+                        node = block.node,
+                        %error,
+                        "block cannot be deleted, retrying later",
+                    )
                 }
             }
         }
         for affinity in affinities.into_values() {
             match self.delete_affinity(affinity).await {
                 Ok(true) => {
-                    info!(node = affinity.node, block = %affinity.cidr, "affinity deleted: it has no block")
+                    info!(
+                        node = affinity.node,
+                        block = %affinity.cidr,
+                        "affinity deleted: it has no block",
+                    )
                 }
                 Ok(false) => {
-                    info!(node = affinity.node, block = %affinity.cidr, "affinity has changed since the scan and stays")
+                    info!(
+                        node = affinity.node,
+                        block = %affinity.cidr,
+                        "affinity has changed since the scan and stays",
+                    )
                 }
                 Err(error) => {
-                    warn!(node = affinity.node, block = %affinity.cidr, %error, "affinity cannot be deleted, retrying later")
+                    warn!(
+                        node = affinity.node,
+                        block = %affinity.cidr,
+                        %error,
+                        "affinity cannot be deleted, retrying later",
+                    )
                 }
             }
         }
         for handle in &plan.handles {
             if let Err(error) = self.delete_handle(handle).await {
-                warn!(handle = handle.name, %error, "handle without addresses cannot be deleted, retrying later");
+                warn!(
+                    handle = handle.name,
+                    %error,
+                    "handle without addresses cannot be deleted, retrying later",
+                );
             }
         }
     }
@@ -189,7 +219,12 @@ impl<S: Store + Cluster> Collector<S> {
         for release in releases {
             if block.release_address(release.address, release.sequence) {
                 is_changed = true;
-                info!(address = %release.address, node = release.node, pod = release.pod, "leaked address released");
+                info!(
+                    address = %release.address,
+                    node = release.node,
+                    pod = release.pod,
+                    "leaked address released",
+                );
                 handles.extend(Some(release.handle.clone()).filter(|handle| !handle.is_empty()));
             }
         }
@@ -210,7 +245,11 @@ impl<S: Store + Cluster> Collector<S> {
             let block = match self.read_block(cidr).await {
                 Ok(block) => block.map(|(_, block)| block),
                 Err(error) => {
-                    warn!(block = %cidr, %error, "handles may still list the block, retrying later");
+                    warn!(
+                        block = %cidr,
+                        %error,
+                        "handles may still list the block, retrying later",
+                    );
                     self.stale_handles.insert(cidr, handles);
                     continue;
                 }
@@ -223,7 +262,12 @@ impl<S: Store + Cluster> Collector<S> {
                     continue;
                 }
                 if let Err(error) = self.remove_block_from_handle(&handle, cidr).await {
-                    warn!(block = %cidr, handle, %error, "handle may still list the block, retrying later");
+                    warn!(
+                        block = %cidr,
+                        handle,
+                        %error,
+                        "handle may still list the block, retrying later",
+                    );
                     self.stale_handles.entry(cidr).or_default().insert(handle);
                 }
             }

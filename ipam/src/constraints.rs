@@ -167,14 +167,32 @@ mod tests {
     proptest! {
         /// Few lookups find what a scan of all blocks finds.
         #[test]
-        fn overlaps_are_found_whoever_knows_of_them(map in ranges(), own in ranges(), asked in ranges()) {
+        fn overlaps_are_found_whoever_knows_of_them(
+            map in ranges(),
+            own in ranges(),
+            asked in ranges(),
+        ) {
             let all: BTreeSet<IpNet> = map.union(&own).copied().collect();
-            let known = KnownBlocks { map: Arc::new(map.into_iter().map(|cidr| (cidr, "n1".to_owned())).collect()), own };
+            let known = KnownBlocks {
+                map: Arc::new(map.into_iter().map(|cidr| (cidr, "n1".to_owned())).collect()),
+                own,
+            };
             for cidr in asked {
-                let meets = |other: &&IpNet| **other != cidr && (other.contains(&cidr) || cidr.contains(*other));
-                prop_assert_eq!(known.overlapping(cidr), all.iter().filter(meets).copied().collect::<BTreeSet<_>>());
+                let meets = |other: &&IpNet| **other != cidr && (
+                    other.contains(&cidr) || cidr.contains(*other),
+                );
+                prop_assert_eq!(
+                    known.overlapping(cidr),
+                    all.iter().filter(meets).copied().collect::<BTreeSet<_>>(),
+                );
                 let address = cidr.network();
-                prop_assert_eq!(known.around(address), all.iter().filter(|other| other.contains(&address)).copied().collect::<BTreeSet<_>>());
+                prop_assert_eq!(
+                    known.around(address),
+                    all
+                        .iter()
+                        .filter(|other| other.contains(&address))
+                        .copied().collect::<BTreeSet<_>>(),
+                );
             }
         }
     }

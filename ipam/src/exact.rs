@@ -67,7 +67,8 @@ pub(super) fn targets(
                 }
                 None => {
                     why = format!(
-                        "is in IPPool {}, whose nodeSelector does not select this node; choose another",
+                        "is in IPPool {}, whose nodeSelector does not select this node; choose \
+                         another",
                         pool.name
                     )
                 }
@@ -225,7 +226,8 @@ fn taken(
             ..
         }) => {
             let text = format!(
-                "{address} was released at {since} and rests for the {} seconds of ipCooldownSeconds; the runtime will try again",
+                "{address} was released at {since} and rests for the {} seconds of \
+                 ipCooldownSeconds; the runtime will try again",
                 bounds.constraints.limits.cooldown
             );
             return Err(NoAddress::Unavailable(text));
@@ -267,7 +269,8 @@ fn may_borrow(bounds: &Bounds, block: &Block, address: IpAddr) -> Result<(), NoA
     if bounds.constraints.limits.strict_affinity {
         let owner = block.spec().affinity.as_deref().unwrap_or("nobody");
         let text = format!(
-            "is in block {} of {owner}, and IPAMConfiguration default has strictAffinity; choose one of this node's blocks",
+            "is in block {} of {owner}, and IPAMConfiguration default has strictAffinity; choose \
+             one of this node's blocks",
             block.cidr()
         );
         return Err(refused(address, &text));
@@ -310,7 +313,12 @@ async fn forget<S: Store>(store: &NodeObjects<S>, former: Option<String>) {
         Err(error) => Err(error),
     };
     if let Err(error) = forgotten {
-        tracing::warn!(%handle, %error, "the handle of an earlier sandbox of a pod stays; delete it if it names no address that is in use");
+        tracing::warn!(
+            %handle,
+            %error,
+            "the handle of an earlier sandbox of a pod stays; delete it if it names no address \
+             that is in use",
+        );
     }
 }
 

@@ -114,7 +114,11 @@ pub(super) async fn release_block<S: Store>(
     match attempt(store, block, node).await {
         Ok(returned) => returned,
         Err(error) => {
-            tracing::warn!(%cidr, %error, "an empty block could not be given back; it is tried again");
+            tracing::warn!(
+                %cidr,
+                %error,
+                "an empty block could not be given back; it is tried again",
+            );
             BlockRelease::Kept(None)
         }
     }

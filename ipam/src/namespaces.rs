@@ -102,7 +102,8 @@ fn pools(version: IpVersion, name: &str, text: &str) -> Result<Vec<String>, NoAd
             IpVersion::V6 => ANNOTATION_POD_POOLS_V6,
         };
         return Err(NoAddress::Refused(format!(
-            "annotation {annotation} of Namespace {name} is {text:?}: must be a JSON list of names or ranges of IPPools, such as [\"pool-a\"]; correct the Namespace"
+            "annotation {annotation} of Namespace {name} is {text:?}: must be a JSON list of names \
+             or ranges of IPPools, such as [\"pool-a\"]; correct the Namespace"
         )));
     }
     Ok(named)

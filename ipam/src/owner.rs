@@ -339,8 +339,9 @@ impl<S: Store> Owner<S> {
 
     /// Reason why nothing may be written now, if so.
     fn locked(&self) -> Option<NoAddress> {
-        let text = "the cluster's addresses are locked: ClusterInformation default has datastoreReady false, as while data is moved or repaired; \
-                    the runtime will try again";
+        let text = "the cluster's addresses are locked: ClusterInformation default has \
+                    datastoreReady false, as while data is moved or repaired; the runtime will try \
+                    again";
         self.limits()
             .is_locked
             .then(|| NoAddress::Unavailable(text.to_owned()))
@@ -468,7 +469,11 @@ async fn read<S: Store>(
         match store.block(*cidr).await {
             Ok(block) => loaded.found.extend(block),
             Err(error) => {
-                tracing::warn!(%cidr, %error, "a block of this node could not be read; it is read again when it is needed");
+                tracing::warn!(
+                    %cidr,
+                    %error,
+                    "a block of this node could not be read; it is read again when it is needed",
+                );
                 loaded.unread.push(*cidr);
             }
         }
@@ -480,7 +485,11 @@ async fn read<S: Store>(
     for block in new {
         let cidr = block.value.cidr();
         if let Err(error) = idle_blocks::confirm(store, cidr).await {
-            tracing::warn!(%cidr, %error, "the claim on a block of this node could not be confirmed");
+            tracing::warn!(
+                %cidr,
+                %error,
+                "the claim on a block of this node could not be confirmed",
+            );
         }
     }
     loaded

@@ -146,7 +146,12 @@ async fn a_full_pool_is_reported_and_serves_again_when_space_returns() {
         .await
         .expect_err("four addresses serve four pods");
     assert!(
-        matches!(&full, NoAddress::Exhausted(text) if text.contains("default (10.0.0.0/30)") && text.contains("add an IPPool")),
+        matches!(
+            &full,
+            NoAddress::Exhausted(text) if text.contains("default (10.0.0.0/30)") && text.contains(
+                "add an IPPool",
+            ),
+        ),
         "{full:?}"
     );
     node.allocator
@@ -307,7 +312,10 @@ async fn what_is_asked_for_by_version_is_given_and_nothing_else() {
         .await
         .expect_err("the pool is of the other version");
     assert!(
-        matches!(&error, NoAddress::Refused(text) if text.contains("not of IPv6") && text.contains("ipv6_pools")),
+        matches!(
+            &error,
+            NoAddress::Refused(text) if text.contains("not of IPv6") && text.contains("ipv6_pools"),
+        ),
         "{error:?}"
     );
     assert_eq!(
@@ -530,7 +538,10 @@ async fn a_pool_that_is_named_must_be_there() {
         .await
         .expect_err("one of them is not there");
     assert!(
-        matches!(&error, NoAddress::Refused(text) if text.contains("IPPool \"none\" does not exist")),
+        matches!(
+            &error,
+            NoAddress::Refused(text) if text.contains("IPPool \"none\" does not exist"),
+        ),
         "{error:?}"
     );
     let near = node
@@ -551,7 +562,10 @@ async fn a_pool_that_is_named_must_be_there() {
         .await
         .expect_err("not a pool for this node");
     assert!(
-        matches!(&error, NoAddress::Refused(text) if text.contains("is in IPPool far, whose nodeSelector")),
+        matches!(
+            &error,
+            NoAddress::Refused(text) if text.contains("is in IPPool far, whose nodeSelector"),
+        ),
         "{error:?}"
     );
 }

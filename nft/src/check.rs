@@ -306,7 +306,10 @@ fn check_values(place: &str, statement: &Statement, errors: &mut Vec<CheckError>
         {
             errors.push(meaningless(
                 place,
-                format!("log prefix {prefix:?} is longer than {LOG_PREFIX_MAX} bytes, or has a quote or line break"),
+                format!(
+                    "log prefix {prefix:?} is longer than {LOG_PREFIX_MAX} bytes, or has a quote \
+                     or line break"
+                ),
             ));
         }
         _ => {}

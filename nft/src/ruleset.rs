@@ -84,7 +84,8 @@ pub enum ChainPolicy {
 /// A name that nftables would not accept.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{value:?} is not a valid nftables name: 1 to 127 of A-Z a-z 0-9 _ . / -, starting with a letter or _ . /"
+    "{value:?} is not a valid nftables name: 1 to 127 of A-Z a-z 0-9 _ . / -, starting with a \
+     letter or _ . /"
 )]
 pub struct NameError {
     /// The rejected name.
@@ -106,7 +107,9 @@ macro_rules! names {
             /// # Errors
             /// If it is empty, longer than 127 bytes or has a character that nft does not accept.
             pub fn new(name: &str) -> Result<Self, NameError> {
-                if is_name(name) { Ok(Self(name.into())) } else { Err(NameError { value: name.to_owned() }) }
+                if is_name(name) { Ok(Self(name.into())) } else {
+                    Err(NameError { value: name.to_owned() })
+                }
             }
 
             /// The name as a string slice.

@@ -341,7 +341,10 @@ macro_rules! field_from {
 field_from! {
     Ipv4Addr => |address| Datum::Ipv4(address),
     Ipv6Addr => |address| Datum::Ipv6(address),
-    IpAddr => |address| match address { IpAddr::V4(v4) => Datum::Ipv4(v4), IpAddr::V6(v6) => Datum::Ipv6(v6) },
+    IpAddr => |address| match address {
+        IpAddr::V4(v4) => Datum::Ipv4(v4),
+        IpAddr::V6(v6) => Datum::Ipv6(v6),
+    },
     Proto => |proto| Datum::Proto(proto),
     IfName => |name| Datum::Iface(name),
     CtState => |state| Datum::CtState(state),

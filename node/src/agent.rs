@@ -149,7 +149,9 @@ impl Status {
         }
         if !self.enforcing {
             return Some(
-                "no complete view received from margay-typha yet; check that it is running and reachable".to_owned(),
+                "no complete view received from margay-typha yet; check that it is running and \
+                 reachable"
+                    .to_owned(),
             );
         }
         self.routing

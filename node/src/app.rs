@@ -114,7 +114,9 @@ async fn run_parts(args: Args) -> anyhow::Result<()> {
     );
     tokio::select! {
         () = shutdown.wait() => Ok(()),
-        reason = fatal => Err(reason.map_or_else(|_| anyhow::anyhow!("the agent's thread has ended"), Into::into)),
+        reason = fatal => Err(
+            reason.map_or_else(|_| anyhow::anyhow!("the agent's thread has ended"), Into::into),
+        ),
         ended = connected => ended,
         ended = pods => ended,
     }
@@ -214,7 +216,13 @@ async fn run_connected(
     })?;
     tokio::select! {
         () = upstream.run(shutdown.clone()) => Ok(()),
-        served = serve_debug(debug, readiness.clone(), listener, tls.clone(), shutdown.clone()) => served,
+        served = serve_debug(
+            debug,
+            readiness.clone(),
+            listener,
+            tls.clone(),
+            shutdown.clone(),
+        ) => served,
         () = identity.renew(&tls) => Ok(()),
     }
 }

@@ -57,7 +57,8 @@ pub enum IdentityError {
     Make(#[from] rcgen::Error),
     /// The API request failed.
     #[error(
-        "CertificateSigningRequest {name}: {source}; check that the agent's service account may create and watch it"
+        "CertificateSigningRequest {name}: {source}; check that the agent's service account may \
+         create and watch it"
     )]
     Api {
         /// Name of the object.
@@ -90,7 +91,8 @@ pub enum IdentityError {
     },
     /// The certificate belongs to another node or is not valid now.
     #[error(
-        "certificate of {name:?}, valid from {not_before} to {not_after} (Unix time), belongs to another node or is not valid now; check the node's clock"
+        "certificate of {name:?}, valid from {not_before} to {not_after} (Unix time), belongs to \
+         another node or is not valid now; check the node's clock"
     )]
     Invalid {
         /// Common name of its subject.
@@ -101,7 +103,13 @@ pub enum IdentityError {
         not_after: i64,
     },
     /// None of the current authorities has signed the certificate: they were replaced.
-    #[error("the certificate of {name:?} is signed by none of the authorities in {path}; a new one is requested", path = authorities.display())]
+    #[
+        error(
+            "the certificate of {name:?} is signed by none of the authorities in {path}; a new one \
+             is requested",
+            path = authorities.display(),
+        )
+    ]
     Untrusted {
         /// Common name of its subject.
         name: String,
@@ -177,7 +185,10 @@ impl Identity {
                     backoff.reset();
                     break;
                 };
-                tracing::warn!(%error, "the certificate could not be renewed; it stays in use until it expires");
+                tracing::warn!(
+                    %error,
+                    "the certificate could not be renewed; it stays in use until it expires",
+                );
                 tokio::time::sleep(backoff.next(jitter())).await;
             }
         }
@@ -554,7 +565,9 @@ mod tests {
             CertificateSigningRequestParams::from_pem(&text).expect("a request signed by its key");
         assert_eq!(parsed.params.subject_alt_names.len(), 1);
         assert!(matches!(identity.check_status(&first, &object), Ok(None)));
-        let condition = serde_json::json!({"conditions": [{"type": "Denied", "status": "True", "message": "no"}]});
+        let condition = serde_json::json!({
+            "conditions": [{"type": "Denied", "status": "True", "message": "no"}],
+        });
         object.status = serde_json::from_value(condition).expect("a status");
         let refused = identity
             .check_status(&first, &object)

@@ -322,7 +322,8 @@ fn mtu_problem(configured: u32, underlay: u32, vxlan: &BTreeMap<IpVersion, u32>)
                 "vxlanMTUV6"
             };
             found.push(format!(
-                "{field} of FelixConfiguration is {wanted}, but the node's link has MTU {underlay}, so {} is given {carried}",
+                "{field} of FelixConfiguration is {wanted}, but the node's link has MTU \
+                 {underlay}, so {} is given {carried}",
                 vxlan_device_name(*version)
             ));
         }
@@ -330,8 +331,9 @@ fn mtu_problem(configured: u32, underlay: u32, vxlan: &BTreeMap<IpVersion, u32>)
     let carried = pod_mtu(0, underlay, vxlan);
     if configured > carried {
         found.push(format!(
-            "calicoNetwork.mtu of the Installation is {configured}, but packets to other nodes may have {carried} bytes at most: larger ones are dropped or \
-             rejected on the way, and connections without path MTU discovery stall"
+            "calicoNetwork.mtu of the Installation is {configured}, but packets to other nodes may \
+             have {carried} bytes at most: larger ones are dropped or rejected on the way, and \
+             connections without path MTU discovery stall"
         ));
     }
     let remedy = "configure a smaller MTU, or a larger one on the node's link";

@@ -22,7 +22,8 @@ pub enum ViewError {
     UnknownSet(SetId),
     /// Members of a kind other than the set's.
     #[error(
-        "received members of kind {got:?} for set {set}, which holds {held:?}; the view is requested again"
+        "received members of kind {got:?} for set {set}, which holds {held:?}; the view is \
+         requested again"
     )]
     SetKind {
         /// The set.

@@ -41,7 +41,11 @@ impl ViewStore {
             Ok(records) => records,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Records::new(),
             Err(error) => {
-                tracing::warn!(path = %self.path.display(), %error, "the saved view cannot be used; waiting for the view from typha");
+                tracing::warn!(
+                    path = %self.path.display(),
+                    %error,
+                    "the saved view cannot be used; waiting for the view from typha",
+                );
                 Records::new()
             }
         }

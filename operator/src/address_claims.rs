@@ -74,8 +74,9 @@ pub fn resolve(nodes: &[NodeFacts], pools: &[PoolFacts]) -> (Vec<NodeFacts>, Vec
         }
         problems.extend(rejected.into_iter().map(|(address, why)| {
             format!(
-                "Node {}: its annotations claim {address}, but {why}, so its host endpoints do not have it; if the node's address has changed, delete \
-                 the annotation and restart its agent, otherwise find out who wrote it",
+                "Node {}: its annotations claim {address}, but {why}, so its host endpoints do not \
+                 have it; if the node's address has changed, delete the annotation and restart its \
+                 agent, otherwise find out who wrote it",
                 node.name
             )
         }));

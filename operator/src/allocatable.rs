@@ -122,7 +122,8 @@ fn evaluate_pool(
             |blocks| format!("its IPAMBlocks ({}) are", count_blocks(pool, blocks)),
         );
         let message = format!(
-            "the pool is being deleted, and stays until {in_use} unused; recreate the pods with its addresses to complete the deletion"
+            "the pool is being deleted, and stays until {in_use} unused; recreate the pods with \
+             its addresses to complete the deletion"
         );
         return PoolCondition::not("Terminating", message);
     }
@@ -130,7 +131,8 @@ fn evaluate_pool(
         Some(other) => PoolCondition::not(
             "CIDROverlap",
             format!(
-                "its range {} overlaps that of IPPool {} ({}), so no addresses are assigned from it; delete one of the two, or recreate this one with another range",
+                "its range {} overlaps that of IPPool {} ({}), so no addresses are assigned from \
+                 it; delete one of the two, or recreate this one with another range",
                 pool.cidr(),
                 other.name,
                 other.cidr()
@@ -199,7 +201,13 @@ mod tests {
         } else {
             "CIDROverlap"
         };
-        let condition = json!({"type": ALLOCATABLE, "status": status, "reason": reason, "message": "", "lastTransitionTime": "2026-01-02T00:00:00Z"});
+        let condition = json!({
+            "type": ALLOCATABLE,
+            "status": status,
+            "reason": reason,
+            "message": "",
+            "lastTransitionTime": "2026-01-02T00:00:00Z",
+        });
         PoolFacts {
             conditions: vec![condition],
             ..pool
@@ -331,8 +339,9 @@ mod tests {
             None,
             now(),
         );
-        let wanted = "IPPool b: its range 10.0.3.0/24 overlaps that of IPPool a (10.0.0.0/16), so no addresses are assigned from it; delete one of the two, or \
-                      recreate this one with another range";
+        let wanted = "IPPool b: its range 10.0.3.0/24 overlaps that of IPPool a (10.0.0.0/16), so \
+                      no addresses are assigned from it; delete one of the two, or recreate this \
+                      one with another range";
         assert_eq!(found.overlaps, [wanted]);
     }
 

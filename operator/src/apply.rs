@@ -207,7 +207,8 @@ impl Applier {
                 Ok(true) => {
                     warn!(
                         node,
-                        "node exists but was missing in the list of nodes; no host endpoints of absent nodes are deleted"
+                        "node exists but was missing in the list of nodes; no host endpoints of \
+                         absent nodes are deleted"
                     );
                     return Vec::new();
                 }

@@ -77,7 +77,10 @@ async fn serve(
             _ = leading.changed() => return,
             request = requests.next() => match request {
                 Some(Ok(request)) => handle(&api, &current, request).await,
-                Some(Err(error)) => warn!(%error, "watch of CertificateSigningRequests interrupted, retrying"),
+                Some(Err(error)) => warn!(
+                    %error,
+                    "watch of CertificateSigningRequests interrupted, retrying",
+                ),
                 None => return,
             },
         }

@@ -124,8 +124,8 @@ fn bound_node(request: &CertificateSigningRequest) -> Result<String, String> {
     match bound.map(Vec::as_slice) {
         Some([node]) if !node.is_empty() => Ok(node.clone()),
         _ => Err(format!(
-            "the requester's token is not bound to a node ({NODE_EXTRA} is missing); Kubernetes 1.30 or later \
-             sets it for tokens of pods"
+            "the requester's token is not bound to a node ({NODE_EXTRA} is missing); Kubernetes \
+             1.30 or later sets it for tokens of pods"
         )),
     }
 }
@@ -152,7 +152,10 @@ fn check_contents(params: &CertificateParams, node: &str) -> Result<(), String> 
             "the subject must have a common name and an organization, nothing else".to_owned(),
         );
     }
-    let names_ok = matches!(params.subject_alt_names.as_slice(), [SanType::DnsName(name)] if name.as_str() == DNS_NAME);
+    let names_ok = matches!(
+        params.subject_alt_names.as_slice(),
+        [SanType::DnsName(name)] if name.as_str() == DNS_NAME,
+    );
     if !names_ok {
         return Err(format!(
             "alternative names must be the DNS name {DNS_NAME}, nothing else"

@@ -40,11 +40,15 @@ fn everything_that_has_a_default_gets_it() {
                 "linuxDataplane": "Nftables", "bgp": "Disabled", "hostPorts": "Disabled",
                 "linuxPolicySetupTimeoutSeconds": 30,
                 "ipPools": [{
-                    "name": "default-ipv4-ippool", "cidr": "192.168.0.0/16", "encapsulation": "VXLAN",
+                    "name": "default-ipv4-ippool", "cidr": "192.168.0.0/16",
+                    "encapsulation": "VXLAN",
                     "natOutgoing": "Enabled", "nodeSelector": "all()", "blockSize": 26,
                 }],
             },
-            "nodeUpdateStrategy": { "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": 1 } },
+            "nodeUpdateStrategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": { "maxUnavailable": 1 },
+            },
         })
     );
 }
@@ -118,10 +122,17 @@ fn nothing_is_decided_about_pools_before_they_are_known() {
 fn a_pool_gets_its_defaults_from_the_existing_one_of_its_range() {
     let existing = pool(
         "old",
-        json!({ "cidr": "10.9.0.0/16", "vxlanMode": "CrossSubnet", "blockSize": 28, "nodeSelector": "a == 'b'" }),
+        json!({
+            "cidr": "10.9.0.0/16",
+            "vxlanMode": "CrossSubnet",
+            "blockSize": 28,
+            "nodeSelector": "a == 'b'",
+        }),
     );
     let inputs = cluster(&[], Some(vec![existing]));
-    let given = json!({ "calicoNetwork": { "ipPools": [{ "cidr": "10.9.0.0/16" }, { "cidr": "10.8.0.0/16" }] } });
+    let given = json!({
+        "calicoNetwork": { "ipPools": [{ "cidr": "10.9.0.0/16" }, { "cidr": "10.8.0.0/16" }] },
+    });
     assert_eq!(
         pools_of(given, &inputs),
         json!([
@@ -165,7 +176,9 @@ fn what_was_written_earlier_is_written_again_with_what_is_new() {
     let written = json!({
         "f:variant": {},
         "f:calicoNetwork": {
-            "f:ipPools": { "k:{\"cidr\":\"10.0.0.0/16\"}": { ".": {}, "f:cidr": {}, "f:blockSize": {} } },
+            "f:ipPools": {
+                "k:{\"cidr\":\"10.0.0.0/16\"}": { ".": {}, "f:cidr": {}, "f:blockSize": {} },
+            },
         },
     });
     let mut completed = given.clone();
@@ -207,7 +220,11 @@ fn applied(stored: &Value, body: &Value) -> Value {
 fn one_write_back_is_enough() {
     for spec in [
         json!({}),
-        json!({ "calicoNetwork": { "ipPools": [{ "cidr": "10.1.0.0/16" }, { "cidr": "10.2.0.0/16", "blockSize": 28 }] } }),
+        json!({
+            "calicoNetwork": {
+                "ipPools": [{ "cidr": "10.1.0.0/16" }, { "cidr": "10.2.0.0/16", "blockSize": 28 }],
+            },
+        }),
         json!({ "cni": { "binDir": "/x" }, "unknown": { "a": [1, 2] } }),
     ] {
         let inputs = cluster(&[], Some(vec![]));

@@ -71,7 +71,8 @@ fn addresses_of_a_node_include_those_of_its_tunnels() {
 fn our_own_fields_are_those_of_our_applies() {
     let entry = |manager: &str, operation: &str, subresource: &str, field: &str| {
         json!({
-            "manager": manager, "operation": operation, "subresource": subresource, "apiVersion": "v1",
+            "manager": manager, "operation": operation, "subresource": subresource,
+            "apiVersion": "v1",
             "fieldsType": "FieldsV1", "fieldsV1": { "f:spec": { field: {} } },
         })
     };

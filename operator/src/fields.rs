@@ -116,12 +116,16 @@ pub fn report(inputs: &Inputs) -> Report {
             &mut report.calico,
         );
     }
-    report.calico.extend(inputs.bgp.iter().map(|object| Ignored {
-        is_unsafe: false,
-        object: object.clone(),
-        field: String::new(),
-        meaning:
-            "there is no BGP: routes are not advertised outside of the cluster, and nodes program their own".to_owned(),
+    report.calico.extend(inputs.bgp.iter().map(|object| {
+        Ignored {
+            is_unsafe: false,
+            object: object.clone(),
+            field: String::new(),
+            meaning:
+                "there is no BGP: routes are not advertised outside of the cluster, and nodes \
+                 program their own"
+                    .to_owned(),
+        }
     }));
     for pool in inputs.pools.iter().flatten() {
         POOL.look(

@@ -116,8 +116,20 @@ fn fields_without_effect_are_reported_with_value_and_consequence() {
         },
         "controlPlaneNodeSelecter": {"a": "b"},
         "controlPlaneNodeSelector": {"a": "b"},
-        "calicoNodeDaemonSet": {"spec": {"template": {"spec": {"topologySpreadConstraints": [{"maxSkew": 1}], "tolerations": [{"operator": "Exists"}]}}}},
-        "certificateManagement": {"caCert": "-----BEGIN CERTIFICATE-----MIIBszCCAVmgAwIBAgIUQ0Jc7x0b", "signerName": "a.b/c"},
+        "calicoNodeDaemonSet": {
+            "spec": {
+                "template": {
+                    "spec": {
+                        "topologySpreadConstraints": [{"maxSkew": 1}],
+                        "tolerations": [{"operator": "Exists"}],
+                    },
+                },
+            },
+        },
+        "certificateManagement": {
+            "caCert": "-----BEGIN CERTIFICATE-----MIIBszCCAVmgAwIBAgIUQ0Jc7x0b",
+            "signerName": "a.b/c",
+        },
         "fipsMode": "Disabled", "flexVolumePath": "None",
         "someFutureField": {"deep": true},
     });
@@ -143,7 +155,12 @@ fn settings_of_other_kinds_are_reported_in_their_status() {
     let felix = [
         (
             "default",
-            json!({"wireguardEnabled": true, "bpfEnabled": false, "vxlanVNI": 4097, "floatingIPs": "Disabled"}),
+            json!({
+                "wireguardEnabled": true,
+                "bpfEnabled": false,
+                "vxlanVNI": 4097,
+                "floatingIPs": "Disabled",
+            }),
         ),
         (
             "node.n1",
@@ -179,7 +196,8 @@ fn settings_of_other_kinds_are_reported_in_their_status() {
         [
             "false BGPPeer rack",
             "false FelixConfiguration node.n1 spec.natPortRange is 1:2",
-            "false KubeControllersConfiguration default spec.controllers.loadBalancer.assignIPs is None",
+            "false KubeControllersConfiguration default spec.controllers.loadBalancer.assignIPs is \
+             None",
             "true FelixConfiguration default spec.wireguardEnabled is true",
             "true FelixConfiguration node.n1 spec.interfacePrefix is tap",
         ]
@@ -196,10 +214,17 @@ fn settings_of_other_kinds_are_reported_in_their_status() {
 #[test]
 fn nothing_is_reported_for_a_default_installation() {
     let written = json!({
-        "variant": "Calico", "registry": "margay.io/", "cni": {"type": "Calico", "ipam": {"type": "Calico"}, "binDir": "/opt/cni/bin"},
-        "calicoNetwork": {"linuxDataplane": "Nftables", "bgp": "Disabled", "hostPorts": "Disabled", "mtu": 0, "linuxPolicySetupTimeoutSeconds": 30,
-            "ipPools": [{"name": "default-ipv4-ippool", "cidr": "10.244.0.0/16", "encapsulation": "VXLAN", "natOutgoing": "Enabled",
-                "nodeSelector": "all()", "blockSize": 26, "allowedUses": ["Workload", "Tunnel"], "assignmentMode": "Automatic"}]},
+        "variant": "Calico", "registry": "margay.io/", "cni": {
+            "type": "Calico",
+            "ipam": {"type": "Calico"},
+            "binDir": "/opt/cni/bin",
+        },
+        "calicoNetwork": {"linuxDataplane": "Nftables", "bgp": "Disabled", "hostPorts": "Disabled",
+            "mtu": 0, "linuxPolicySetupTimeoutSeconds": 30,
+            "ipPools": [{"name": "default-ipv4-ippool", "cidr": "10.244.0.0/16",
+                "encapsulation": "VXLAN", "natOutgoing": "Enabled",
+                "nodeSelector": "all()", "blockSize": 26, "allowedUses": ["Workload", "Tunnel"],
+                "assignmentMode": "Automatic"}]},
         "nodeUpdateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}},
     });
     assert_eq!(reported(written), [""; 0]);

@@ -96,7 +96,8 @@ pub fn plan(inputs: &Inputs) -> HostPlan {
         match present.get(name.as_str()) {
             None => plan.create.push(object.clone()),
             Some(found) if !found.is_ours() => plan.problems.push(format!(
-                "HostEndpoint {name} was not created by the operator; rename it, or add the label {LABEL_CREATED_BY}={CREATED_BY}"
+                "HostEndpoint {name} was not created by the operator; rename it, or add the label \
+                 {LABEL_CREATED_BY}={CREATED_BY}"
             )),
             Some(found) if differs(object, found) => plan.replace.push(over(object, found)),
             Some(_) => {}
@@ -236,9 +237,12 @@ impl Wanted {
                 free.insert(object);
             }
             Entry::Occupied(taken) => self.problems.push(format!(
-                "HostEndpoint {} would belong to node {} and, by a template, to node {}; give the template another generateName",
+                "HostEndpoint {} would belong to node {} and, by a template, to node {}; give the \
+                 template another generateName",
                 taken.key(),
-                taken.get().body["spec"]["node"].as_str().unwrap_or_default(),
+                taken.get().body["spec"]["node"]
+                    .as_str()
+                    .unwrap_or_default(),
                 object.body["spec"]["node"].as_str().unwrap_or_default(),
             )),
         }
@@ -262,8 +266,8 @@ fn unreadable(node: &NodeFacts, error: &str) -> String {
 
 fn unnameable(name: &str, interface: &str, node: &NodeFacts, template: &Template) -> String {
     format!(
-        "HostEndpoint {name} would belong to interface {interface} of node {}: it is not a valid name; exclude the interface by \
-         interfacePattern of template {}, and create one for it",
+        "HostEndpoint {name} would belong to interface {interface} of node {}: it is not a valid \
+         name; exclude the interface by interfacePattern of template {}, and create one for it",
         node.name, template.name
     )
 }

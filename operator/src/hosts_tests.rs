@@ -35,7 +35,12 @@ fn interface(name: &str, addresses: &[&str]) -> NodeInterface {
 fn outer(nets: &[&str]) -> Value {
     json!({
         "autoCreate": "Enabled", "createDefaultHostEndpoint": "Disabled",
-        "templates": [{ "generateName": "outer", "interfaceCIDRs": nets, "interfacePattern": "eth|^bond", "annotations": { "note": "b" } }],
+        "templates": [{
+            "generateName": "outer",
+            "interfaceCIDRs": nets,
+            "interfacePattern": "eth|^bond",
+            "annotations": { "note": "b" },
+        }],
     })
 }
 
@@ -56,8 +61,13 @@ fn nodes() -> Vec<NodeFacts> {
 
 fn configuration(of_hosts: Value) -> Option<Value> {
     Some(json!({
-        "apiVersion": "projectcalico.org/v3", "kind": "KubeControllersConfiguration", "metadata": { "name": "default" },
-        "spec": { "healthChecks": "Enabled", "controllers": { "node": { "hostEndpoint": of_hosts } } },
+        "apiVersion": "projectcalico.org/v3", "kind": "KubeControllersConfiguration", "metadata": {
+            "name": "default",
+        },
+        "spec": {
+            "healthChecks": "Enabled",
+            "controllers": { "node": { "hostEndpoint": of_hosts } },
+        },
     }))
 }
 
@@ -135,8 +145,16 @@ fn templates() -> Value {
     json!({
         "autoCreate": "Enabled", "createDefaultHostEndpoint": "Disabled",
         "templates": [
-            { "generateName": "inner", "interfaceCIDRs": ["10.0.0.0/8", "fd00::/8"], "labels": { "side": "in", "zone": "x" } },
-            { "generateName": "all", "nodeSelector": "zone == 'b'", "annotations": { "note": "b" } },
+            {
+                "generateName": "inner",
+                "interfaceCIDRs": ["10.0.0.0/8", "fd00::/8"],
+                "labels": { "side": "in", "zone": "x" },
+            },
+            {
+                "generateName": "all",
+                "nodeSelector": "zone == 'b'",
+                "annotations": { "note": "b" },
+            },
         ],
     })
 }
@@ -340,7 +358,12 @@ fn nothing_is_changed_before_the_inputs_are_known() {
     let bad = json!({
         "autoCreate": "On", "createDefaultHostEndpoint": "No",
         "templates": [
-            { "generateName": "-a", "interfaceCIDRs": ["10"], "nodeSelector": "zone =", "interfacePattern": "eth(" },
+            {
+                "generateName": "-a",
+                "interfaceCIDRs": ["10"],
+                "nodeSelector": "zone =",
+                "interfacePattern": "eth(",
+            },
             { "generateName": "b", "labels": { "projectcalico.org/namespace": "kube-system" } },
             { "generateName": "b" },
         ],
@@ -374,7 +397,10 @@ proptest! {
         before in 0..5_usize,
         after in 0..5_usize,
         labels in proptest::collection::btree_map("[a-c]", "[a-c]", 0..3),
-        interfaces in proptest::collection::vec(proptest::collection::btree_set("eth[0-3]", 0..3), 4),
+        interfaces in proptest::collection::vec(
+            proptest::collection::btree_set("eth[0-3]", 0..3),
+            4,
+        ),
         absent in 0..3_usize,
     ) {
         let settings = [
@@ -384,7 +410,9 @@ proptest! {
             Some(json!({ "autoCreate": "Disabled" })),
             Some(outer(&["10.0.0.0/8"])),
         ];
-        let reported = |at: usize| Some(Ok(interfaces[at].iter().map(|name| interface(name, &["192.0.2.7"])).collect()));
+        let reported = |at: usize| Some(
+            Ok(interfaces[at].iter().map(|name| interface(name, &["192.0.2.7"])).collect()),
+        );
         let mut first = inputs(settings[before].clone(), vec![]);
         (first.nodes[0].interfaces, first.nodes[1].interfaces) = (reported(0), reported(1));
         let present = execute(&plan(&first), vec![]);
@@ -396,8 +424,13 @@ proptest! {
         second.host_endpoints = Some(present.clone());
         prop_assert_eq!(text(&plan(&second)), "");
         // The former state does not matter.
-        let fresh = execute(&plan(&Inputs { host_endpoints: Some(vec![]), ..second.clone() }), vec![]);
-        let by_name = |list: Vec<HostFacts>| list.into_iter().map(|found| (found.name.clone(), found)).collect::<BTreeMap<_, _>>();
+        let fresh = execute(
+            &plan(&Inputs { host_endpoints: Some(vec![]), ..second.clone() }),
+            vec![],
+        );
+        let by_name = |list: Vec<HostFacts>| list
+            .into_iter()
+            .map(|found| (found.name.clone(), found)).collect::<BTreeMap<_, _>>();
         prop_assert_eq!(by_name(present), by_name(fresh));
     }
 }

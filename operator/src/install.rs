@@ -29,7 +29,13 @@ pub fn objects(version: &str, mode: Mode) -> Vec<Object> {
         "pod-security.kubernetes.io/enforce": "privileged",
     });
     let subject = json!([{ "kind": "ServiceAccount", "name": MANAGER, "namespace": NAMESPACE }]);
-    let role = |kind: &str| json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": MANAGER });
+    let role = |kind: &str| {
+        json!({
+            "apiGroup": "rbac.authorization.k8s.io",
+            "kind": kind,
+            "name": MANAGER,
+        })
+    };
     let named = json!({ "name": MANAGER });
     let placed = json!({ "name": MANAGER, "namespace": NAMESPACE });
     vec![

@@ -55,7 +55,8 @@ mod tests {
                 &["10.1.0.0/16", "fd00::/56"],
             ),
             (
-                "apiServer:\n  extraArgs:\n    podSubnet: 10.9.0.0/16\nnetworking:\n  podSubnet: 10.1.0.0/16\n",
+                "apiServer:\n  extraArgs:\n    podSubnet: 10.9.0.0/16\n\
+                 networking:\n  podSubnet: 10.1.0.0/16\n",
                 &["10.1.0.0/16"],
             ),
             ("networking: [", &[]),

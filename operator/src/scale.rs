@@ -174,7 +174,10 @@ mod tests {
         };
         let control =
             json!([{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}]);
-        let kept = json!([{"key": "kept", "value": "gpu", "effect": "NoExecute"}, {"key": "soft", "effect": "PreferNoSchedule"}]);
+        let kept = json!([
+            {"key": "kept", "value": "gpu", "effect": "NoExecute"},
+            {"key": "soft", "effect": "PreferNoSchedule"},
+        ]);
         vec![
             node("n1", ("role", "control"), control),
             node("n2", ("size", "7"), json!([])),
@@ -186,8 +189,18 @@ mod tests {
     #[test]
     fn a_node_is_eligible_as_the_scheduler_sees_it() {
         let all = json!([{"operator": "Exists"}]);
-        let affinity = |terms: Value| json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}});
-        let expression = |key: &str, operator: &str, values: Value| json!({"matchExpressions": [{"key": key, "operator": operator, "values": values}]});
+        let affinity = |terms: Value| {
+            json!({
+                "nodeAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms},
+                },
+            })
+        };
+        let expression = |key: &str, operator: &str, values: Value| {
+            json!({
+                "matchExpressions": [{"key": key, "operator": operator, "values": values}],
+            })
+        };
         let table = [
             ("everything tolerated", json!({"tolerations": all}), 3),
             ("nothing tolerated", json!({}), 1),
@@ -218,42 +231,82 @@ mod tests {
             ),
             (
                 "by another effect",
-                json!({"tolerations": [{"key": "kept", "operator": "Exists", "effect": "NoSchedule"}]}),
+                json!({
+                    "tolerations": [{"key": "kept", "operator": "Exists", "effect": "NoSchedule"}],
+                }),
                 1,
             ),
             (
                 "In",
-                json!({"tolerations": all, "affinity": affinity(json!([expression("role", "In", json!(["control", "x"]))]))}),
+                json!({
+                    "tolerations": all,
+                    "affinity": affinity(
+                        json!([expression("role", "In", json!(["control", "x"]))]),
+                    ),
+                }),
                 1,
             ),
             (
                 "NotIn",
-                json!({"tolerations": all, "affinity": affinity(json!([expression("role", "NotIn", json!(["control"]))]))}),
+                json!({
+                    "tolerations": all,
+                    "affinity": affinity(json!([expression("role", "NotIn", json!(["control"]))])),
+                }),
                 2,
             ),
             (
                 "Exists",
-                json!({"tolerations": all, "affinity": affinity(json!([expression("size", "Exists", json!([]))]))}),
+                json!({
+                    "tolerations": all,
+                    "affinity": affinity(json!([expression("size", "Exists", json!([]))])),
+                }),
                 2,
             ),
             (
                 "DoesNotExist",
-                json!({"tolerations": all, "affinity": affinity(json!([expression("size", "DoesNotExist", json!([]))]))}),
+                json!({
+                    "tolerations": all,
+                    "affinity": affinity(json!([expression("size", "DoesNotExist", json!([]))])),
+                }),
                 1,
             ),
             (
                 "Gt",
-                json!({"tolerations": all, "affinity": affinity(json!([expression("size", "Gt", json!(["8"]))]))}),
+                json!({
+                    "tolerations": all,
+                    "affinity": affinity(json!([expression("size", "Gt", json!(["8"]))])),
+                }),
                 1,
             ),
             (
                 "one of two terms",
-                json!({"tolerations": all, "affinity": affinity(json!([expression("role", "Exists", json!([])), expression("size", "Lt", json!(["8"]))]))}),
+                json!({
+                    "tolerations": all,
+                    "affinity": affinity(
+                        json!([
+                            expression("role", "Exists", json!([])),
+                            expression("size", "Lt", json!(["8"])),
+                        ]),
+                    ),
+                }),
                 2,
             ),
             (
                 "by name",
-                json!({"tolerations": all, "affinity": affinity(json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n2"]}]}]))}),
+                json!({
+                    "tolerations": all,
+                    "affinity": affinity(
+                        json!([
+                            {
+                                "matchFields": [{
+                                    "key": "metadata.name",
+                                    "operator": "In",
+                                    "values": ["n2"],
+                                }],
+                            },
+                        ]),
+                    ),
+                }),
                 1,
             ),
             (

@@ -209,7 +209,8 @@ pub fn ippools(inputs: &Inputs, findings: &Findings) -> State {
     if inputs.pools.is_none() {
         state.progressing = Some(Finding::new(
             "ResourceNotFound",
-            "the API does not serve IPPool (projectcalico.org/v3) yet; apply the CRDs of deploy/operator.yaml",
+            "the API does not serve IPPool (projectcalico.org/v3) yet; apply the CRDs of \
+             deploy/operator.yaml",
         ));
     }
     state
@@ -221,7 +222,8 @@ fn degraded(findings: &Findings) -> Option<Finding> {
             return Some(Finding::new(
                 "InvalidConfigurationError",
                 format!(
-                    "Installation spec: {error}; correct the type of the field; until then nothing is changed"
+                    "Installation spec: {error}; correct the type of the field; until then nothing \
+                     is changed"
                 ),
             ));
         }

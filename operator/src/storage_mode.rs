@@ -135,7 +135,8 @@ fn refused(error: Error, what: &str) -> anyhow::Error {
         ("operator.yaml", "operator-v1.yaml")
     };
     anyhow::anyhow!(
-        "{what}: {error}; this cluster's data is in {}, so apply deploy/{manifest} of this version, not deploy/{other}",
+        "{what}: {error}; this cluster's data is in {}, so apply deploy/{manifest} of this \
+         version, not deploy/{other}",
         if is_v1 { Mode::V1 } else { Mode::V3 }
     )
 }

@@ -109,9 +109,12 @@ mod tests {
         });
         let spec =
             json!({"cidr": "10.244.0.0/16", "vxlanMode": "Always", "futureField": {"kept": true}});
-        serde_json::from_value(
-            json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "IPPool", "metadata": metadata, "spec": spec}),
-        )
+        serde_json::from_value(json!({
+            "apiVersion": "crd.projectcalico.org/v1",
+            "kind": "IPPool",
+            "metadata": metadata,
+            "spec": spec,
+        }))
         .unwrap()
     }
 
@@ -119,7 +122,10 @@ mod tests {
     fn fields_of_other_writers_stay() {
         let wanted = json!({
             "apiVersion": "projectcalico.org/v3", "kind": "IPPool",
-            "metadata": {"name": "p", "labels": {"app.kubernetes.io/managed-by": "margay-operator"}},
+            "metadata": {
+                "name": "p",
+                "labels": {"app.kubernetes.io/managed-by": "margay-operator"},
+            },
             "spec": {"cidr": "10.244.0.0/16", "natOutgoing": true},
         });
         let merged = merge(pool(), Some(&stored()), &wanted)
@@ -128,7 +134,12 @@ mod tests {
         let text = serde_json::to_value(&merged).unwrap();
         assert_eq!(
             text["spec"],
-            json!({"cidr": "10.244.0.0/16", "vxlanMode": "Always", "futureField": {"kept": true}, "natOutgoing": true})
+            json!({
+                "cidr": "10.244.0.0/16",
+                "vxlanMode": "Always",
+                "futureField": {"kept": true},
+                "natOutgoing": true,
+            })
         );
         let kept = r#"{"creationTimestamp":"2023-03-21T06:17:28Z","labels":{"app.kubernetes.io/managed-by":"margay-operator","team":"red"}}"#;
         assert_eq!(

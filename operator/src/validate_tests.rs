@@ -23,16 +23,32 @@ fn good_installations_have_no_problems() {
         json!({}),
         json!({ "registry": "UseDefault" }),
         json!({ "registry": "a.example:5000/" }),
-        json!({ "calicoNetwork": { "linuxDataplane": "Iptables", "mtu": 0, "linuxPolicySetupTimeoutSeconds": 0 } }),
+        json!({
+            "calicoNetwork": {
+                "linuxDataplane": "Iptables",
+                "mtu": 0,
+                "linuxPolicySetupTimeoutSeconds": 0,
+            },
+        }),
         json!({ "calicoNetwork": { "mtu": 9000, "ipPools": [] } }),
         json!({ "nodeUpdateStrategy": { "rollingUpdate": { "maxUnavailable": "10%" } } }),
         json!({ "typhaReplicas": { "minimum": 2, "maximum": 2 } }),
         pool(json!({ "cidr": "10.0.0.0/26", "blockSize": 26, "encapsulation": "None" })),
-        pool(
-            json!({ "cidr": "fd00:10::/56", "encapsulation": "VXLANCrossSubnet", "natOutgoing": "Enabled" }),
-        ),
-        json!({ "calicoNetwork": { "ipPools": [{ "cidr": "10.0.0.0/16" }, { "cidr": "fd00::/116", "blockSize": 128 }] } }),
-        json!({ "calicoNetwork": { "ipPools": [{ "cidr": "10.0.0.0/17" }, { "cidr": "10.0.128.0/17" }] } }),
+        pool(json!({
+            "cidr": "fd00:10::/56",
+            "encapsulation": "VXLANCrossSubnet",
+            "natOutgoing": "Enabled",
+        })),
+        json!({
+            "calicoNetwork": {
+                "ipPools": [{ "cidr": "10.0.0.0/16" }, { "cidr": "fd00::/116", "blockSize": 128 }],
+            },
+        }),
+        json!({
+            "calicoNetwork": {
+                "ipPools": [{ "cidr": "10.0.0.0/17" }, { "cidr": "10.0.128.0/17" }],
+            },
+        }),
     ] {
         assert_eq!(problems(spec.clone()), [], "{spec}");
     }
@@ -106,15 +122,26 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
             "spec.typhaReplicas.maximum is 2: it must be at least the minimum, 3",
         ),
         (
-            json!({ "componentResources": [{ "componentName": "Node" }, { "componentName": "Whisker" }] }),
+            json!({
+                "componentResources": [{ "componentName": "Node" }, { "componentName": "Whisker" }],
+            }),
             "spec.componentResources[1].componentName is Whisker",
         ),
         (
-            json!({ "typhaDeployment": { "spec": { "template": { "spec": { "containers": [{ "name": "x" }] } } } } }),
-            "spec.typhaDeployment.spec.template.spec.containers[0].name is x: the workload has no such container; name margay-typha",
+            json!({
+                "typhaDeployment": {
+                    "spec": { "template": { "spec": { "containers": [{ "name": "x" }] } } },
+                },
+            }),
+            "spec.typhaDeployment.spec.template.spec.containers[0].name is x: the workload has no \
+             such container; name margay-typha",
         ),
         (
-            json!({ "typhaDeployment": { "spec": { "template": { "spec": { "initContainers": [{ "name": "x" }] } } } } }),
+            json!({
+                "typhaDeployment": {
+                    "spec": { "template": { "spec": { "initContainers": [{ "name": "x" }] } } },
+                },
+            }),
             "spec.typhaDeployment.spec.template.spec.initContainers[0].name is x",
         ),
         (
@@ -139,19 +166,26 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
         ),
         (
             pool(json!({ "cidr": "fd00::/48", "blockSize": 64 })),
-            "spec.calicoNetwork.ipPools[0].blockSize is 64: blocks of IPv6 pools have prefix lengths from 116 to 128; set 122",
+            "spec.calicoNetwork.ipPools[0].blockSize is 64: blocks of IPv6 pools have prefix \
+             lengths from 116 to 128; set 122",
         ),
         (
             pool(json!({ "cidr": "fd00::/123" })),
-            "spec.calicoNetwork.ipPools[0].blockSize is 122: one block would be larger than the pool",
+            "spec.calicoNetwork.ipPools[0].blockSize is 122: one block would be larger than the \
+             pool",
         ),
         (
             pool(json!({ "cidr": "fd00::/48", "encapsulation": "IPIP" })),
             "spec.calicoNetwork.ipPools[0].encapsulation is IPIP",
         ),
         (
-            json!({ "calicoNetwork": { "ipPools": [{ "cidr": "fd00::/48" }, { "cidr": "fd00:0:0:1::/64" }] } }),
-            "spec.calicoNetwork.ipPools[1].cidr is fd00:0:0:1::/64: it overlaps ipPools[0] (fd00::/48)",
+            json!({
+                "calicoNetwork": {
+                    "ipPools": [{ "cidr": "fd00::/48" }, { "cidr": "fd00:0:0:1::/64" }],
+                },
+            }),
+            "spec.calicoNetwork.ipPools[1].cidr is fd00:0:0:1::/64: it overlaps ipPools[0] \
+             (fd00::/48)",
         ),
         (
             pool(json!({ "cidr": "10.0.1.0/16" })),
@@ -167,15 +201,18 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
         ),
         (
             pool(json!({ "cidr": "10.0.0.0/16", "blockSize": 19 })),
-            "spec.calicoNetwork.ipPools[0].blockSize is 19: blocks of IPv4 pools have prefix lengths from 20 to 32",
+            "spec.calicoNetwork.ipPools[0].blockSize is 19: blocks of IPv4 pools have prefix \
+             lengths from 20 to 32",
         ),
         (
             pool(json!({ "cidr": "10.0.0.0/27" })),
-            "spec.calicoNetwork.ipPools[0].blockSize is 26: one block would be larger than the pool",
+            "spec.calicoNetwork.ipPools[0].blockSize is 26: one block would be larger than the \
+             pool",
         ),
         (
             pool(json!({ "cidr": "10.0.0.0/16", "encapsulation": "IPIP" })),
-            "spec.calicoNetwork.ipPools[0].encapsulation is IPIP: it must be VXLAN or VXLANCrossSubnet or None",
+            "spec.calicoNetwork.ipPools[0].encapsulation is IPIP: it must be VXLAN or \
+             VXLANCrossSubnet or None",
         ),
         (
             pool(json!({ "cidr": "10.0.0.0/16", "natOutgoing": "true" })),
@@ -198,11 +235,23 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
             "spec.calicoNetwork.ipPools[0].allowedUses is LoadBalancer",
         ),
         (
-            json!({ "calicoNetwork": { "ipPools": [{ "cidr": "10.0.0.0/16" }, { "cidr": "10.0.3.0/24" }] } }),
-            "spec.calicoNetwork.ipPools[1].cidr is 10.0.3.0/24: it overlaps ipPools[0] (10.0.0.0/16)",
+            json!({
+                "calicoNetwork": {
+                    "ipPools": [{ "cidr": "10.0.0.0/16" }, { "cidr": "10.0.3.0/24" }],
+                },
+            }),
+            "spec.calicoNetwork.ipPools[1].cidr is 10.0.3.0/24: it overlaps ipPools[0] \
+             (10.0.0.0/16)",
         ),
         (
-            json!({ "calicoNetwork": { "ipPools": [{ "cidr": "10.0.0.0/16", "name": "a" }, { "cidr": "10.1.0.0/16", "name": "a" }] } }),
+            json!({
+                "calicoNetwork": {
+                    "ipPools": [
+                        { "cidr": "10.0.0.0/16", "name": "a" },
+                        { "cidr": "10.1.0.0/16", "name": "a" },
+                    ],
+                },
+            }),
             "spec.calicoNetwork.ipPools[1].name is a: another pool of the list has the same name",
         ),
     ];
@@ -222,7 +271,10 @@ fn each_bad_field_is_named_with_value_rule_and_remedy() {
 fn all_problems_are_found_at_once() {
     let found = problems(json!({
         "variant": "x",
-        "calicoNetwork": { "mtu": 1, "ipPools": [{ "cidr": "a" }, { "cidr": "10.0.0.0/16", "blockSize": 33 }] },
+        "calicoNetwork": {
+            "mtu": 1,
+            "ipPools": [{ "cidr": "a" }, { "cidr": "10.0.0.0/16", "blockSize": 33 }],
+        },
     }));
     assert_eq!(found.len(), 4, "{found:?}");
 }

@@ -233,7 +233,8 @@ impl Reflectors {
                 }
                 None => {
                     stored.broken = Some(format!(
-                        "Secret {CA_NAME} lacks tls.crt or tls.key; delete it to have a new authority made"
+                        "Secret {CA_NAME} lacks tls.crt or tls.key; delete it to have a new \
+                         authority made"
                     ));
                 }
             }

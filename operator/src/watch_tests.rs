@@ -10,7 +10,10 @@ fn only_fields_that_are_read_are_kept_in_memory() {
         object(json!({
             "metadata": { "name": "a", "managedFields": [{ "manager": "kubelet" }] },
             "spec": { "unschedulable": true },
-            "status": { "images": [1, 2, 3], "addresses": [{ "type": "InternalIP", "address": "192.0.2.1" }] },
+            "status": {
+                "images": [1, 2, 3],
+                "addresses": [{ "type": "InternalIP", "address": "192.0.2.1" }],
+            },
         }))
     };
     let mut node = full();

@@ -109,13 +109,14 @@ impl fmt::Display for Bypass {
         match self {
             Self::Missing => write!(
                 f,
-                "{CONFLIST} is missing from the CNI configuration folder, so new pods get no network; delete the agent's pod on this node, \
-                 and its replacement writes the file"
+                "{CONFLIST} is missing from the CNI configuration folder, so new pods get no \
+                 network; delete the agent's pod on this node, and its replacement writes the file"
             ),
             Self::Before { name, what } => write!(
                 f,
-                "the container runtime uses {name} from the CNI configuration folder instead of {CONFLIST}, and it {what}: new pods are not \
-                 in Margay's network, or do not start; remove the file, or make it call the plugin {PLUGIN}"
+                "the container runtime uses {name} from the CNI configuration folder instead of \
+                 {CONFLIST}, and it {what}: new pods are not in Margay's network, or do not start; \
+                 remove the file, or make it call the plugin {PLUGIN}"
             ),
         }
     }
@@ -191,9 +192,10 @@ mod tests {
         for (name, content, wanted) in table {
             assert_eq!(owner_of(name, content), wanted, "{name}: {content}");
         }
-        assert!(
-            matches!(owner_of("05-x.conf", "{"), ConfOwner::Foreign(what) if what.starts_with("is not JSON"))
-        );
+        assert!(matches!(
+            owner_of("05-x.conf", "{"),
+            ConfOwner::Foreign(what) if what.starts_with("is not JSON"),
+        ));
     }
 
     #[test]

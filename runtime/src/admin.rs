@@ -289,7 +289,12 @@ mod tests {
         for method in ["PUT", "POST", "PATCH", "DELETE"] {
             for path in ["/log", "/metrics", "/healthz", "/readyz", "/"] {
                 let request = format!(
-                    "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 5\r\n\r\ntrace"
+                    "{method} {path} HTTP/1.1\r\n\
+                     host: x\r\n\
+                     connection: close\r\n\
+                     content-length: 5\r\n\
+                     \r\n\
+                     trace"
                 );
                 let reply = ask(port.address, &request).await;
                 assert!(reply.starts_with("HTTP/1.1 40"), "{method} {path}: {reply}");

@@ -168,7 +168,8 @@ const MAX_FILTER_BYTES: usize = 4096;
 pub fn set_log(filter: &str) -> Result<String, Status> {
     if filter.len() > MAX_FILTER_BYTES {
         return Err(Status::invalid_argument(format!(
-            "log filter: {} bytes are more than {MAX_FILTER_BYTES}; write it like margay_node=debug,info",
+            "log filter: {} bytes are more than {MAX_FILTER_BYTES}; write it like \
+             margay_node=debug,info",
             filter.len()
         )));
     }

@@ -36,7 +36,9 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
-    #[error("{path}: {source}; the operator writes it into a Secret or ConfigMap that must be mounted there",
+    #[error(
+        "{path}: {source}; the operator writes it into a Secret or ConfigMap that must be mounted \
+         there",
         path = path.display())]
     Read {
         /// The file.
@@ -45,7 +47,8 @@ pub enum TlsError {
         source: std::io::Error,
     },
     /// A file does not hold what it should.
-    #[error("{path}: {rule}; delete the object that it comes from and the operator writes a new one",
+    #[error(
+        "{path}: {rule}; delete the object that it comes from and the operator writes a new one",
         path = path.display())]
     Content {
         /// The file.
@@ -139,7 +142,11 @@ impl Inner {
         }
         match self.files.read() {
             Ok(material) => {
-                info!(name = %material.leaf.peer.common_name, not_after = material.leaf.not_after, "certificate renewed");
+                info!(
+                    name = %material.leaf.peer.common_name,
+                    not_after = material.leaf.not_after,
+                    "certificate renewed",
+                );
                 *state = State {
                     checked: state.checked,
                     material: Arc::new(material),
@@ -148,7 +155,10 @@ impl Inner {
                 };
             }
             Err(error) if state.refused.as_ref() != Some(&stamp) => {
-                warn!(%error, "changed certificate files cannot be used; the former ones stay in use");
+                warn!(
+                    %error,
+                    "changed certificate files cannot be used; the former ones stay in use",
+                );
                 state.refused = Some(stamp);
             }
             Err(_) => {}

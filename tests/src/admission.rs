@@ -133,23 +133,35 @@ fn selectors(cluster: &Cluster) -> Result<()> {
             "StagedNetworkPolicy",
             |text| json!({"serviceAccountSelector": text}),
         ),
-        (
-            "GlobalNetworkPolicy",
-            |text| json!({"egress": [{"action": "Deny"}, {"action": "Allow", "destination": {"namespaceSelector": text}}]}),
-        ),
-        (
-            "GlobalNetworkPolicy",
-            |text| json!({"ingress": [{"action": "Allow", "source": {"serviceAccounts": {"selector": text}}}]}),
-        ),
+        ("GlobalNetworkPolicy", |text| {
+            json!({
+                "egress": [
+                    {"action": "Deny"},
+                    {"action": "Allow", "destination": {"namespaceSelector": text}},
+                ],
+            })
+        }),
+        ("GlobalNetworkPolicy", |text| {
+            json!({
+                "ingress": [{"action": "Allow", "source": {"serviceAccounts": {"selector": text}}}],
+            })
+        }),
         ("FelixConfiguration", |text| json!({"nodeSelector": text})),
         (
             "IPPool",
             |text| json!({"cidr": "10.99.0.0/16", "nodeSelector": text}),
         ),
-        (
-            "KubeControllersConfiguration",
-            |text| json!({"controllers": {"node": {"hostEndpoint": {"templates": [{"generateName": "t", "nodeSelector": text}]}}}}),
-        ),
+        ("KubeControllersConfiguration", |text| {
+            json!({
+                "controllers": {
+                    "node": {
+                        "hostEndpoint": {
+                            "templates": [{"generateName": "t", "nodeSelector": text}],
+                        },
+                    },
+                },
+            })
+        }),
     ];
     for (kind, spec) in places {
         let write = |text: &str| {
@@ -178,7 +190,11 @@ fn many_selectors(cluster: &Cluster) -> Result<()> {
                 format!("app == 'client-of-{number}'"),
                 format!("app == 'server-of-{number}'"),
             );
-            json!({"action": "Allow", "source": {"selector": from}, "destination": {"selector": to}})
+            json!({
+                "action": "Allow",
+                "source": {"selector": from},
+                "destination": {"selector": to},
+            })
         };
         let mut rules: Vec<Value> = (0..1000).map(rule).collect();
         rules.push(json!({"action": "Allow", "source": {"selector": last}}));
@@ -245,7 +261,12 @@ fn defaults(cluster: &Cluster) -> Result<()> {
 }
 
 fn calico(kind: &str, name: &str, spec: &Value) -> Value {
-    json!({"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": {"name": name}, "spec": spec})
+    json!({
+        "apiVersion": "projectcalico.org/v3",
+        "kind": kind,
+        "metadata": {"name": name},
+        "spec": spec,
+    })
 }
 
 /// A pod that no node runs: only the object matters.

@@ -106,7 +106,8 @@ pub fn run(options: &Options) -> Result<bool> {
         sheet: Sheet::default(),
     };
     println!(
-        "Programs of this build, API server, etcd, kubelets, containerds and probes on one machine. Anchors were taken on another day."
+        "Programs of this build, API server, etcd, kubelets, containerds and probes on one \
+         machine. Anchors were taken on another day."
     );
     let begin = Instant::now();
     for (name, measure) in MEASURES.iter().filter(|(name, _)| chosen(name)) {

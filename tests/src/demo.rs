@@ -55,10 +55,12 @@ pub fn run(options: &Options) -> Result<bool> {
         "Margay on a real Kubernetes of three nodes, all on this machine, in their own namespaces.",
     );
     print_line(
-        "Required, and installed if missing: iproute2 nftables conntrack runc busybox-static ethtool util-linux (apt), Go modules of",
+        "Required, and installed if missing: iproute2 nftables conntrack runc busybox-static \
+         ethtool util-linux (apt), Go modules of",
     );
     print_line(
-        "Kubernetes, etcd and containerd (built once, kept in ~/.cache/margay). Nothing else outside the folder is changed.",
+        "Kubernetes, etcd and containerd (built once, kept in ~/.cache/margay). Nothing else \
+         outside the folder is changed.",
     );
 
     title("1. A cluster without a network");
@@ -237,7 +239,8 @@ fn show_flips(cluster: &Cluster, world: &World) -> Result<bool> {
             "across nodes"
         };
         print_line(&format!(
-            "{from} -> {to} ({place}), a policy that denies all ingress is written and deleted {FLIPS} times, with a connect every 0.5 ms:"
+            "{from} -> {to} ({place}), a policy that denies all ingress is written and deleted \
+             {FLIPS} times, with a connect every 0.5 ms:"
         ));
         print_line(&format!(
             "  from the request to the first packet that obeys: {}",
@@ -296,7 +299,8 @@ fn hand_over(cluster: &Cluster) -> Result<()> {
     let n1 = cluster.node("n1")?;
     let secret = |key: &str| {
         format!(
-            "$KUBECTL get secret -n margay-system margay-reader-tls -o jsonpath='{{.data.{key}}}' | base64 -d"
+            "$KUBECTL get secret -n margay-system margay-reader-tls -o jsonpath='{{.data.{key}}}' \
+             | base64 -d"
         )
     };
     let ca = "$KUBECTL get configmap -n margay-system margay-ca -o jsonpath='{.data.ca\\.crt}'";
@@ -305,7 +309,8 @@ fn hand_over(cluster: &Cluster) -> Result<()> {
         "the cluster has no env file"
     );
     print_line(&format!(
-        "\nThe cluster is left up. To play with it:\n\
+        "\n\
+         The cluster is left up. To play with it:\n\
          . {folder}/env\n\
          $KUBECTL get pods -A -o wide\n\
          $KUBECTL apply -f deploy/examples/deny-all-ingress.yaml\n\
@@ -313,7 +318,8 @@ fn hand_over(cluster: &Cluster) -> Result<()> {
          $KUBECTL logs -n margay-system daemonset/margay-node\n\
          nsenter --target {pid} --net nft list table inet margay        # what node n1 enforces\n\
          {crt} > {folder}/reader.crt; {key} > {folder}/reader.key; {ca} > {folder}/reader-ca.crt\n\
-         ip netns exec {netns} grpcurl -cacert {folder}/reader-ca.crt -cert {folder}/reader.crt -key {folder}/reader.key -authority margay-node {n1}:5474 list\n\
+         ip netns exec {netns} grpcurl -cacert {folder}/reader-ca.crt -cert {folder}/reader.crt \
+         -key {folder}/reader.key -authority margay-node {n1}:5474 list\n\
          make cluster-down STATE={folder}",
         example = "ADDRESS",
         pid = n1.process.pid,

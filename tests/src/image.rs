@@ -125,7 +125,10 @@ impl Image {
                 "mediaType": MANIFEST,
                 "digest": digest(&manifest),
                 "size": manifest.len(),
-                "annotations": {"io.containerd.image.name": self.name, "org.opencontainers.image.ref.name": tag},
+                "annotations": {
+                    "io.containerd.image.name": self.name,
+                    "org.opencontainers.image.ref.name": tag,
+                },
             }],
         }))?;
 

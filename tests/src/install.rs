@@ -194,7 +194,11 @@ fn installation(cluster: &Cluster, deploy: &Path, options: &Options) -> Result<S
         let pools = object
             .pointer_mut("/spec/calicoNetwork/ipPools")
             .and_then(|pools| pools.as_array_mut());
-        let pool = serde_json::json!({"cidr": cidr, "encapsulation": encapsulation, "natOutgoing": "Enabled"});
+        let pool = serde_json::json!({
+            "cidr": cidr,
+            "encapsulation": encapsulation,
+            "natOutgoing": "Enabled",
+        });
         pools
             .context("deploy/installation.yaml has no pools")?
             .push(pool);

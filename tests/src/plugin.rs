@@ -44,7 +44,9 @@ impl Call {
             "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};K8S_POD_INFRA_CONTAINER_ID={container}"
         );
         let config = json!({
-            "cniVersion": "1.1.0", "name": NETWORK, "type": "margay", "ipam": {"type": "calico-ipam"},
+            "cniVersion": "1.1.0", "name": NETWORK, "type": "margay", "ipam": {
+                "type": "calico-ipam",
+            },
             "margay": {"socket": socket},
         });
         Ok(Self {

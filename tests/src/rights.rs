@@ -372,7 +372,11 @@ pub async fn ask_of_tiers(
     roles(tiers, cluster, mode)?;
     let administrator = ApiUser::administrator(cluster, mode).await?;
     let policy = |row: &TierRow, tier: &Option<String>| {
-        let mut object = json!({"kind": row.kind, "metadata": {"name": row.name}, "spec": {"selector": "all()"}});
+        let mut object = json!({
+            "kind": row.kind,
+            "metadata": {"name": row.name},
+            "spec": {"selector": "all()"},
+        });
         if !row.kind.contains("Global") {
             object["metadata"]["namespace"] = namespace.into();
         }
@@ -431,7 +435,12 @@ pub async fn ask_of_tiers(
 /// know, in both storages.
 fn roles(tiers: &Tiers, cluster: &Cluster, mode: Mode) -> Result<()> {
     let plain = json!({"apiGroups": [mode.group()], "verbs": ["*"], "resources":
-        ["networkpolicies", "globalnetworkpolicies", "stagednetworkpolicies", "stagedglobalnetworkpolicies"]});
+    [
+        "networkpolicies",
+        "globalnetworkpolicies",
+        "stagednetworkpolicies",
+        "stagedglobalnetworkpolicies",
+    ]});
     let mut items = Vec::new();
     for (user, rules) in &tiers.users {
         let mut rules = rules.clone();
@@ -444,10 +453,19 @@ fn roles(tiers: &Tiers, cluster: &Cluster, mode: Mode) -> Result<()> {
         }
         rules.push(plain.clone());
         let (api, name) = ("rbac.authorization.k8s.io/v1", format!("rights-{user}"));
-        items.push(json!({"apiVersion": api, "kind": "ClusterRole", "metadata": {"name": name}, "rules": rules}));
+        items.push(json!({
+            "apiVersion": api,
+            "kind": "ClusterRole",
+            "metadata": {"name": name},
+            "rules": rules,
+        }));
         items.push(json!({
             "apiVersion": api, "kind": "ClusterRoleBinding", "metadata": {"name": name},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+            "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io",
+                "kind": "ClusterRole",
+                "name": name,
+            },
             "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
         }));
     }

@@ -75,7 +75,9 @@ impl Suite {
             println!("failed: {name}");
         }
         println!(
-            "\ntest result: {result}. {} passed; {} failed; 0 ignored; 0 measured; {} filtered out; finished in {:.2}s\n",
+            "\n\
+             test result: {result}. {} passed; {} failed; 0 ignored; 0 measured; {} filtered out; \
+             finished in {:.2}s\n",
             self.passed,
             self.failed.len(),
             self.skipped,

@@ -170,9 +170,13 @@ pub fn manifest(cluster: &Cluster) -> Result<PathBuf> {
         .collect();
     let mut items: Vec<Value> = namespaces()
         .iter()
-        .map(
-            |name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {"ns": name}}}),
-        )
+        .map(|name| {
+            json!({
+                "apiVersion": "v1",
+                "kind": "Namespace",
+                "metadata": {"name": name, "labels": {"ns": name}},
+            })
+        })
         .collect();
     for (index, name) in PODS.iter().enumerate() {
         items.push(server(name, nodes[index % nodes.len()])?);
@@ -197,7 +201,11 @@ pub fn server(name: &str, node: &str) -> Result<Value> {
     let ports: Vec<Value> = PORTS
         .iter()
         .map(|(name, protocol, port)| {
-            json!({"name": name, "containerPort": port, "protocol": protocol.to_string().to_uppercase()})
+            json!({
+                "name": name,
+                "containerPort": port,
+                "protocol": protocol.to_string().to_uppercase(),
+            })
         })
         .collect();
     let mut object = program(

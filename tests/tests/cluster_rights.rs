@@ -77,9 +77,18 @@ fn stage() -> Result<Cluster> {
     cluster.kubectl(&["create", "namespace", NAMESPACE])?;
     let pod = |namespace: &str, name: &str, node: &str, account: &str| {
         json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": namespace, "name": name, "labels": {"a": "b"}},
-            "spec": {"nodeName": node, "serviceAccountName": account, "tolerations": [{"operator": "Exists"}],
-                "containers": [{"name": "c", "image": "margay.test/none:1", "imagePullPolicy": "Never"}]},
+            "apiVersion": "v1", "kind": "Pod", "metadata": {
+                "namespace": namespace,
+                "name": name,
+                "labels": {"a": "b"},
+            },
+            "spec": {"nodeName": node, "serviceAccountName": account,
+                "tolerations": [{"operator": "Exists"}],
+                "containers": [{
+                    "name": "c",
+                    "image": "margay.test/none:1",
+                    "imagePullPolicy": "Never",
+                }]},
         })
     };
     wait_for(

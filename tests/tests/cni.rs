@@ -47,7 +47,11 @@ fn usual() -> Value {
 /// Schedules the pod to the node: typha sends its policy to the agent.
 fn schedule(lab: &Lab, name: &str) -> Result<()> {
     let pod = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "x", "name": name, "labels": {"pod": name}},
+        "apiVersion": "v1", "kind": "Pod", "metadata": {
+            "namespace": "x",
+            "name": name,
+            "labels": {"pod": name},
+        },
         "spec": {"nodeName": NODE, "serviceAccountName": "default", "containers": []},
     });
     lab.apply(&pod).map(drop)

@@ -48,7 +48,10 @@ fn mk_pod(name: &str, is_fixed: bool) -> Value {
 fn closed() -> Value {
     let always = json!([{"ports": [{"protocol": "UDP", "port": ALWAYS}]}]);
     json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "x", "name": "closed"},
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {
+            "namespace": "x",
+            "name": "closed",
+        },
         "spec": {
             "podSelector": {"matchLabels": {"pod": "second"}}, "policyTypes": ["Ingress", "Egress"],
             "ingress": always, "egress": always,
@@ -69,7 +72,8 @@ fn mk_lab() -> Result<Lab> {
     lab.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}))?;
     lab.apply(&closed())?;
     let service = format!(
-        "table ip service {{ chain pre {{ type nat hook prerouting priority dstnat; ip daddr {SERVICE} udp dport {DNS} dnat to {SHARED}:{DNS}\n }}\n }}\n"
+        "table ip service {{ chain pre {{ type nat hook prerouting priority dstnat; ip daddr \
+         {SERVICE} udp dport {DNS} dnat to {SHARED}:{DNS}\n }}\n }}\n"
     );
     lab.node("n1")?
         .host

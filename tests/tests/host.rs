@@ -191,7 +191,9 @@ const DEFAULT_ALLOW: &[&str] = &["projectcalico-default-allow"];
 
 fn policy(name: &str, selector: &str, spec: &Value) -> Value {
     let mut object = json!({
-        "apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy", "metadata": {"name": name},
+        "apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy", "metadata": {
+            "name": name,
+        },
         "spec": {"selector": selector},
     });
     for (field, value) in spec.as_object().into_iter().flatten() {
@@ -237,7 +239,11 @@ fn an_endpoint_closes_the_node_by_name_by_address_and_for_all_interfaces() -> Re
     let allow = policy(
         "web",
         "role == 'host'",
-        &json!({"types": ["Ingress", "Egress"], "ingress": [rule("Allow", WEB)], "egress": [rule("Allow", WEB)]}),
+        &json!({
+            "types": ["Ingress", "Egress"],
+            "ingress": [rule("Allow", WEB)],
+            "egress": [rule("Allow", WEB)],
+        }),
     );
     for interfaces in [
         eth0(),
@@ -291,7 +297,9 @@ fn under_default_allow_nothing_changes_until_a_policy_for_all_denies() -> Result
     stage.delete(&[deny])?;
     for (action, open) in [("Drop", false), ("Return", true), ("Accept", true)] {
         let settings = json!({
-            "apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration", "metadata": {"name": "default"},
+            "apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration", "metadata": {
+                "name": "default",
+            },
             "spec": {"defaultEndpointToHostAction": action},
         });
         stage.apply(&[settings, host(&any, &[])])?;
@@ -359,13 +367,19 @@ fn before_translation_a_policy_sees_the_port_that_was_asked_for() -> Result<()> 
     let stage = Stage::new()?;
     let pod = stage.address(Pod)?;
     stage.others(&format!(
-        "table ip others {{ chain services {{ type nat hook prerouting priority dstnat; tcp dport {ASKED} dnat to {pod}:{WEB}; }}; }}"
+        "table ip others {{ chain services {{ type nat hook prerouting priority dstnat; tcp dport \
+         {ASKED} dnat to {pod}:{WEB}; }}; }}"
     ))?;
     let asked = SocketAddr::new(NODE.parse()?, ASKED);
     stage.apply(&[host(&eth0(), DEFAULT_ALLOW)])?;
     stage.expect_to("without policy", Outside, asked, true)?;
     let early = |action| {
-        let spec = json!({"preDNAT": true, "applyOnForward": true, "types": ["Ingress"], "ingress": [rule(action, ASKED)]});
+        let spec = json!({
+            "preDNAT": true,
+            "applyOnForward": true,
+            "types": ["Ingress"],
+            "ingress": [rule(action, ASKED)],
+        });
         policy("early", "role == 'host'", &spec)
     };
     stage.apply(&[early("Deny")])?;
@@ -390,7 +404,10 @@ fn before_translation_a_policy_sees_the_port_that_was_asked_for() -> Result<()> 
         ],
     )?;
     let isolated = json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "x", "name": "isolated"},
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {
+            "namespace": "x",
+            "name": "isolated",
+        },
         "spec": {"podSelector": {}, "policyTypes": ["Ingress"]},
     });
     stage.apply(&[isolated])?;

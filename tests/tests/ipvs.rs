@@ -159,8 +159,15 @@ impl Stage {
 fn policy(pod: &str, direction: &str, rules: Value) -> Value {
     let name = format!("{pod}-{}", direction.to_lowercase());
     json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "x", "name": name},
-        "spec": {"podSelector": {"matchLabels": {"pod": pod}}, "policyTypes": [direction], direction.to_lowercase(): rules},
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {
+            "namespace": "x",
+            "name": name,
+        },
+        "spec": {
+            "podSelector": {"matchLabels": {"pod": pod}},
+            "policyTypes": [direction],
+            direction.to_lowercase(): rules,
+        },
     })
 }
 

@@ -46,7 +46,10 @@ fn policy(friend: &str) -> Value {
     let always = json!({"ports": [{"protocol": "UDP", "port": ALWAYS}]});
     let from = json!([{"podSelector": {"matchLabels": {"pod": friend}}}]);
     json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "x", "name": "web"},
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {
+            "namespace": "x",
+            "name": "web",
+        },
         "spec": {
             "podSelector": {"matchLabels": {"pod": "c"}},
             "policyTypes": ["Ingress"],

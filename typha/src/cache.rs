@@ -92,7 +92,8 @@ fn in_force(is_former: bool, observed: &Observed) -> Option<&'static str> {
         _ if is_former => Some("until it is corrected, its previous version stays in force"),
         None => Some("until it is corrected, it has no effect"),
         Some(Update::Policy(..)) if observed.prefers_former => Some(
-            "until it is corrected, everything that its readable fields may select is denied in its directions",
+            "until it is corrected, everything that its readable fields may select is denied in \
+             its directions",
         ),
         Some(_) => None,
     }
@@ -365,7 +366,10 @@ fn with_report(node: &str, report: &LocalEndpoint, entry: &CachedObject) -> Opti
 /// Returns true if the reported pod exists and is on that node.
 fn is_pod_of(pods: &BTreeMap<ObjectKey, CachedObject>, node: &str, report: &LocalEndpoint) -> bool {
     pods.get(&report.key).is_some_and(|entry| {
-        let is_of_node = matches!(&entry.update, Some(Update::Endpoint(_, Some(endpoint))) if endpoint.node == node);
+        let is_of_node = matches!(
+            &entry.update,
+            Some(Update::Endpoint(_, Some(endpoint))) if endpoint.node == node,
+        );
         is_of_node && entry.uid == report.uid
     })
 }

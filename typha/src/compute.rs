@@ -109,10 +109,14 @@ impl GraphOwner {
             let due = last + TICK;
             tokio::select! {
                 () = tokio::time::sleep_until(due), if self.dirty && self.in_sync => {}
-                () = tokio::time::sleep_until(self.expiry_due.unwrap_or(due)), if self.expiry_due.is_some() => {
+                () = tokio::time::sleep_until(
+                    self.expiry_due.unwrap_or(due),
+                ), if self.expiry_due.is_some() => {
                     self.expire_reports();
                 }
-                () = tokio::time::sleep_until(self.check_at.unwrap_or(due)), if self.check_at.is_some() && self.in_sync => {
+                () = tokio::time::sleep_until(
+                    self.check_at.unwrap_or(due),
+                ), if self.check_at.is_some() && self.in_sync => {
                     self.report_conflicts();
                 }
                 event = events.recv() => {
@@ -303,7 +307,12 @@ impl GraphOwner {
     }
 
     fn apply_local(&mut self, node: &str, report: LocalEndpoint) {
-        debug!(node, endpoint = %report.key, addresses = ?report.addresses, "node reports addresses");
+        debug!(
+            node,
+            endpoint = %report.key,
+            addresses = ?report.addresses,
+            "node reports addresses",
+        );
         match self.cache.apply_local(node, report) {
             Ok(updates) => {
                 let seen_unix_ns = unix_ns();

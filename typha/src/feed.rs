@@ -58,7 +58,8 @@ pub enum WatchError {
     Unfinished,
     /// The list is older than what was received before.
     #[error(
-        "list is of version {list}, but {seen} was received before; it is ignored (was the cluster restored from a backup? then restart typha)"
+        "list is of version {list}, but {seen} was received before; it is ignored (was the cluster \
+         restored from a backup? then restart typha)"
     )]
     Older {
         /// Version of the list.
@@ -71,7 +72,8 @@ pub enum WatchError {
     Empty,
     /// The list lacks an object that exists.
     #[error(
-        "list lacks {missing} objects, of which {example} exists when requested by name; nothing is removed"
+        "list lacks {missing} objects, of which {example} exists when requested by name; nothing \
+         is removed"
     )]
     Lacking {
         /// How many objects the list lacks.
@@ -92,7 +94,10 @@ impl WatchError {
 
     /// Returns true if the API server does not know the kind or object.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Api(error) if matches!(&**error, kube::Error::Api(status) if status.code == 404))
+        matches!(
+            self,
+            Self::Api(error) if matches!(&**error, kube::Error::Api(status) if status.code == 404),
+        )
     }
 
     /// Returns true if the watch cannot resume, so that a new list is needed.
@@ -336,9 +341,12 @@ fn readable_policy(text: &str) -> Option<Value> {
         }
     }
     let metadata = json!({ "name": name["name"], "namespace": name["namespace"] });
-    Some(
-        json!({ "apiVersion": object["apiVersion"], "kind": object["kind"], "metadata": metadata, "spec": spec }),
-    )
+    Some(json!({
+        "apiVersion": object["apiVersion"],
+        "kind": object["kind"],
+        "metadata": metadata,
+        "spec": spec,
+    }))
 }
 
 /// Resource versions are compared as numbers (Kubernetes 1.35, KEP-5504); one that is not a number

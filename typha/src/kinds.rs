@@ -34,7 +34,7 @@ pub struct KindSpec {
 }
 
 macro_rules! kind_spec {
-    ($name:expr, $path:literal, $never_empty:literal, $ingest:path) => {
+    ($name:expr, $path:literal, $never_empty:literal, $ingest:path $(,)?) => {
         KindSpec {
             name: $name,
             path: $path,
@@ -128,21 +128,76 @@ pub const KINDS: &[KindSpec] = &[
     kind_spec!("Namespace", "/api/v1/namespaces", true, ingest::namespace),
     kind_spec!("Node", "/api/v1/nodes", true, ingest::node),
     kind_spec!("ServiceAccount", "/api/v1/serviceaccounts", true, ingest::service_account),
-    kind_spec!("EndpointSlice", "/apis/discovery.k8s.io/v1/endpointslices", false, ingest::endpoint_slice),
-    kind_spec!("KubernetesNetworkPolicy", "/apis/networking.k8s.io/v1/networkpolicies", false, ingest::kubernetes_policy),
-    kind_spec!(CLUSTER_POLICY, "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies", false, ingest::cluster_policy),
-    kind_spec!("NetworkPolicy", "/apis/projectcalico.org/v3/networkpolicies", false, ingest::network_policy),
-    kind_spec!("GlobalNetworkPolicy", "/apis/projectcalico.org/v3/globalnetworkpolicies", false, ingest::global_policy),
-    kind_spec!("StagedNetworkPolicy", "/apis/projectcalico.org/v3/stagednetworkpolicies", false, ingest::staged_policy),
-    kind_spec!("StagedGlobalNetworkPolicy", "/apis/projectcalico.org/v3/stagedglobalnetworkpolicies", false, ingest::staged_global_policy),
-    kind_spec!("StagedKubernetesNetworkPolicy", "/apis/projectcalico.org/v3/stagedkubernetesnetworkpolicies", false, ingest::staged_kubernetes_policy),
+    kind_spec!(
+        "EndpointSlice",
+        "/apis/discovery.k8s.io/v1/endpointslices",
+        false,
+        ingest::endpoint_slice,
+    ),
+    kind_spec!(
+        "KubernetesNetworkPolicy",
+        "/apis/networking.k8s.io/v1/networkpolicies",
+        false,
+        ingest::kubernetes_policy,
+    ),
+    kind_spec!(
+        CLUSTER_POLICY,
+        "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies",
+        false,
+        ingest::cluster_policy,
+    ),
+    kind_spec!(
+        "NetworkPolicy",
+        "/apis/projectcalico.org/v3/networkpolicies",
+        false,
+        ingest::network_policy,
+    ),
+    kind_spec!(
+        "GlobalNetworkPolicy",
+        "/apis/projectcalico.org/v3/globalnetworkpolicies",
+        false,
+        ingest::global_policy,
+    ),
+    kind_spec!(
+        "StagedNetworkPolicy",
+        "/apis/projectcalico.org/v3/stagednetworkpolicies",
+        false,
+        ingest::staged_policy,
+    ),
+    kind_spec!(
+        "StagedGlobalNetworkPolicy",
+        "/apis/projectcalico.org/v3/stagedglobalnetworkpolicies",
+        false,
+        ingest::staged_global_policy,
+    ),
+    kind_spec!(
+        "StagedKubernetesNetworkPolicy",
+        "/apis/projectcalico.org/v3/stagedkubernetesnetworkpolicies",
+        false,
+        ingest::staged_kubernetes_policy,
+    ),
     kind_spec!("Tier", "/apis/projectcalico.org/v3/tiers", false, ingest::tier),
     kind_spec!("NetworkSet", "/apis/projectcalico.org/v3/networksets", false, ingest::network_set),
-    kind_spec!("GlobalNetworkSet", "/apis/projectcalico.org/v3/globalnetworksets", false, ingest::global_network_set),
-    kind_spec!("HostEndpoint", "/apis/projectcalico.org/v3/hostendpoints", false, ingest::host_endpoint),
+    kind_spec!(
+        "GlobalNetworkSet",
+        "/apis/projectcalico.org/v3/globalnetworksets",
+        false,
+        ingest::global_network_set,
+    ),
+    kind_spec!(
+        "HostEndpoint",
+        "/apis/projectcalico.org/v3/hostendpoints",
+        false,
+        ingest::host_endpoint,
+    ),
     kind_spec!("IPPool", "/apis/projectcalico.org/v3/ippools", false, ingest::pool),
     kind_spec!(BLOCK, "/apis/projectcalico.org/v3/ipamblocks", false, ingest::block),
-    kind_spec!("FelixConfiguration", "/apis/projectcalico.org/v3/felixconfigurations", false, ingest::settings),
+    kind_spec!(
+        "FelixConfiguration",
+        "/apis/projectcalico.org/v3/felixconfigurations",
+        false,
+        ingest::settings,
+    ),
 ];
 
 #[cfg(test)]

@@ -23,7 +23,8 @@ pub const MAX_UNKNOWN: usize = 128;
 pub enum ReportRejected {
     /// More reports than the node can have pods.
     #[error(
-        "node {node:?} has reported addresses of {MAX_PER_NODE} pods that the API does not confirm yet; further reports are rejected until it does"
+        "node {node:?} has reported addresses of {MAX_PER_NODE} pods that the API does not confirm \
+         yet; further reports are rejected until it does"
     )]
     TooMany {
         /// The node.
@@ -31,7 +32,8 @@ pub enum ReportRejected {
     },
     /// More reports about pods that the API does not know than can be starting.
     #[error(
-        "node {node:?} has reported addresses of {MAX_UNKNOWN} pods that the API does not have yet; further ones are rejected until it does"
+        "node {node:?} has reported addresses of {MAX_UNKNOWN} pods that the API does not have \
+         yet; further ones are rejected until it does"
     )]
     TooManyUnknown {
         /// The node.
@@ -39,7 +41,8 @@ pub enum ReportRejected {
     },
     /// The address is in a block of another node and not borrowed.
     #[error(
-        "node {node:?} reports address {address} in a block of node {owner:?}; it is rejected until the block shows it as borrowed"
+        "node {node:?} reports address {address} in a block of node {owner:?}; it is rejected \
+         until the block shows it as borrowed"
     )]
     Foreign {
         /// The node.

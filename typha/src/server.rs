@@ -186,7 +186,11 @@ impl Reader {
 
     fn end_with(&self, status: Status, slot: Option<mpsc::Sender<FrameResult>>) {
         self.inner.counters.stream_errors.inc();
-        warn!(node = %self.node, reason = status.message(), "stream ended because of a message of the node");
+        warn!(
+            node = %self.node,
+            reason = status.message(),
+            "stream ended because of a message of the node",
+        );
         if let Some(slot) = slot {
             // A node that does not read does not get the reason.
             let _ = slot.try_send(Err(status));
@@ -298,10 +302,20 @@ impl Reader {
             record_ack_span(&node, last, ack);
         }
         for (id, message) in new_errors.iter().take(MAX_LOGGED) {
-            warn!(node = %self.node, revision = ack.revision, record = ?id, %message, "node cannot enforce a record");
+            warn!(
+                node = %self.node,
+                revision = ack.revision,
+                record = ?id,
+                %message,
+                "node cannot enforce a record",
+            );
         }
         if let Some(more) = new_errors.len().checked_sub(MAX_LOGGED + 1) {
-            warn!(node = %self.node, more = more + 1, "node cannot enforce more records; ListRecords lists them");
+            warn!(
+                node = %self.node,
+                more = more + 1,
+                "node cannot enforce more records; ListRecords lists them",
+            );
         }
     }
 

@@ -392,7 +392,11 @@ impl RetryLog {
         if self.logged.as_ref() == Some(&state) {
             debug!(kind = self.kind, %error, "watch still interrupted");
         } else {
-            warn!(kind = self.kind, %error, "watch interrupted; the last known state stays in force");
+            warn!(
+                kind = self.kind,
+                %error,
+                "watch interrupted; the last known state stays in force",
+            );
             self.logged = Some(state);
         }
         self.backoff.next(jitter())

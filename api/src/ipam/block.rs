@@ -16,7 +16,8 @@ pub enum BlockError {
     Cidr(String),
     /// The object's name is not that of its range.
     #[error(
-        "block {name:?}: the name of its range is {wanted:?}; find out what created it and delete it"
+        "block {name:?}: the name of its range is {wanted:?}; find out what created it and delete \
+         it"
     )]
     Name {
         /// Name of the object.
@@ -39,7 +40,8 @@ pub enum BlockError {
     /// The free list and the allocations contradict each other: assigning from it could give an
     /// address twice.
     #[error(
-        "block {cidr}: ordinal {ordinal} in the free list is not free, not in the range, or there twice"
+        "block {cidr}: ordinal {ordinal} in the free list is not free, not in the range, or there \
+         twice"
     )]
     Free {
         /// Range of the block.
@@ -558,7 +560,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_address_twice_and_none_lost(ops in proptest::collection::vec((any::<bool>(), 0u8..12), 0..200)) {
+        fn no_address_twice_and_none_lost(
+            ops in proptest::collection::vec((any::<bool>(), 0u8..12), 0..200),
+        ) {
             let mut block = mk_block("10.0.0.0/28");
             let mut held: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
             let reserved: IpAddr = "10.0.0.3".parse().expect("an address");
@@ -568,7 +572,9 @@ mod tests {
                     let taken: usize = held.values().map(BTreeSet::len).sum();
                     match block.assign(&attribute(&handle), |address| address == reserved) {
                         Some(address) => {
-                            prop_assert!(held.values().all(|addresses| !addresses.contains(&address)));
+                            prop_assert!(
+                                held.values().all(|addresses| !addresses.contains(&address))
+                            );
                             prop_assert_ne!(address, reserved);
                             held.entry(handle).or_default().insert(address);
                         }

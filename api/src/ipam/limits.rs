@@ -51,7 +51,8 @@ impl Limits {
                 match range(text) {
                     Some(range) => reserved.push(range),
                     None => problems.push(format!(
-                        "IPReservation {name}: spec.reservedCIDRs: {text:?}: neither an address nor a range; write it like 10.244.0.7 or 10.244.0.0/28"
+                        "IPReservation {name}: spec.reservedCIDRs: {text:?}: neither an address \
+                         nor a range; write it like 10.244.0.7 or 10.244.0.0/28"
                     )),
                 }
             }
@@ -81,14 +82,16 @@ impl Limits {
     pub fn refuse_claim(&self, node: &str, blocks: usize) -> Option<String> {
         if !self.may_claim {
             return Some(format!(
-                "node {node} claims no block, because IPAMConfiguration default has autoAllocateBlocks false; set it to true, or free addresses of this node"
+                "node {node} claims no block, because IPAMConfiguration default has \
+                 autoAllocateBlocks false; set it to true, or free addresses of this node"
             ));
         }
         let is_full = u32::try_from(blocks).is_ok_and(|blocks| blocks >= self.max_blocks);
         is_full.then(|| {
             format!(
-                "node {node} claims no other block, because it has {blocks} blocks of the {} that maxBlocksPerHost of IPAMConfiguration default allows; \
-                 raise that, or free addresses of this node",
+                "node {node} claims no other block, because it has {blocks} blocks of the {} that \
+                 maxBlocksPerHost of IPAMConfiguration default allows; raise that, or free \
+                 addresses of this node",
                 self.max_blocks
             )
         })

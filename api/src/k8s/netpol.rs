@@ -393,7 +393,8 @@ fn port(
             format!("{at}.port"),
             first + &end.unwrap_or_default(),
             "not a port",
-            "use a number from 1 to 65535, with an endPort that is not smaller, or a port name without endPort",
+            "use a number from 1 to 65535, with an endPort that is not smaller, or a port name \
+             without endPort",
         );
     }
     Some((protocol, Some(port?)))

@@ -53,7 +53,8 @@ pub fn cel(text: &str) -> String {
     let pairs = ".replace('()', '')".repeat(PASSES);
     format!(
         "({text}.matches(r'{comparison}') || {text}.matches(r'{expression}') && \
-         [{text}.findAll(r'{VALUE}|[()]').filter(t, t == '(' || t == ')').join(''){pairs}].all(p, p == '' || \
-         p.startsWith('(') && p.endsWith(')') && p.split('(').size() == p.split(')').size()))"
+         [{text}.findAll(r'{VALUE}|[()]').filter(t, t == '(' || t == ')').join(''){pairs}].all(p, \
+         p == '' || p.startsWith('(') && p.endsWith(')') && p.split('(').size() == \
+         p.split(')').size()))"
     )
 }

@@ -18,7 +18,8 @@ pub enum StorageError {
     },
     /// A value that is not a UID.
     #[error(
-        "{field}: {value:?}: not a UID; the API server writes it like 123e4567-e89b-42d3-a456-426614174000"
+        "{field}: {value:?}: not a UID; the API server writes it like \
+         123e4567-e89b-42d3-a456-426614174000"
     )]
     Uid {
         /// Path of the field.

@@ -75,7 +75,11 @@ pub static ALL: &[Kind] = &[
     kind("GlobalNetworkSet", "globalnetworksets", Class::Plain),
     kind("HostEndpoint", "hostendpoints", Class::Plain),
     kind("IPAMBlock", "ipamblocks", Class::Ipam),
-    Kind { stored_kind: "IPAMConfig", stored_plural: "ipamconfigs", ..kind("IPAMConfiguration", "ipamconfigurations", Class::Plain) },
+    Kind {
+        stored_kind: "IPAMConfig",
+        stored_plural: "ipamconfigs",
+        ..kind("IPAMConfiguration", "ipamconfigurations", Class::Plain)
+    },
     kind("IPAMHandle", "ipamhandles", Class::Ipam),
     kind("IPPool", "ippools", Class::Plain),
     later(kind("IPReservation", "ipreservations", Class::Plain)),
@@ -83,7 +87,11 @@ pub static ALL: &[Kind] = &[
     namespaced(kind("NetworkPolicy", "networkpolicies", Class::Policy)),
     namespaced(kind("NetworkSet", "networksets", Class::Plain)),
     later(kind("StagedGlobalNetworkPolicy", "stagedglobalnetworkpolicies", Class::Policy)),
-    later(namespaced(kind("StagedKubernetesNetworkPolicy", "stagedkubernetesnetworkpolicies", Class::Plain))),
+    later(
+        namespaced(
+            kind("StagedKubernetesNetworkPolicy", "stagedkubernetesnetworkpolicies", Class::Plain),
+        ),
+    ),
     later(namespaced(kind("StagedNetworkPolicy", "stagednetworkpolicies", Class::Policy))),
     later(kind("Tier", "tiers", Class::Plain)),
 ];

@@ -50,7 +50,8 @@ impl fmt::Display for Mode {
 /// A setting that names no storage.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?}: not a storage of Calico's data; use projectcalico.org/v3 or crd.projectcalico.org/v1, or leave it unset for detection"
+    "{0:?}: not a storage of Calico's data; use projectcalico.org/v3 or crd.projectcalico.org/v1, \
+     or leave it unset for detection"
 )]
 pub struct ModeError(String);
 

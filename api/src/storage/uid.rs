@@ -78,7 +78,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn twice_is_once(uid in "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", any in ".{0,40}") {
+        fn twice_is_once(
+            uid in "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+            any in ".{0,40}",
+        ) {
             prop_assert_eq!(flip(&flip(&uid, "uid").unwrap(), "uid").unwrap(), uid);
             let _never_panics = flip(&any, "uid");
         }

@@ -152,7 +152,10 @@ proptest! {
     /// After any sequence of changes the accepted blocks equal those that a check of all blocks
     /// finds, and every block whose state changed is returned.
     #[test]
-    fn every_change_is_returned(steps in proptest::collection::vec(step(), 0..40), most in 1..6_usize) {
+    fn every_change_is_returned(
+        steps in proptest::collection::vec(step(), 0..40),
+        most in 1..6_usize,
+    ) {
         let mut blocks = Blocks::new(most);
         blocks.set_pool("a".to_owned(), Some(mk_pool("10.0.0.0/24", 28, 2)));
         blocks.set_pool("b".to_owned(), Some(mk_pool("fd00::/112", 124, 2)));
@@ -172,7 +175,10 @@ proptest! {
             for range in all.keys() {
                 prop_assert_eq!(blocks.get(range), after.get(range).cloned(), "{}", range);
             }
-            let found: BTreeSet<_> = blocks.containing(range.addr()).map(|info| (&info.node, info.created)).collect();
+            let found: BTreeSet<_> = blocks
+                .containing(range.addr())
+                .map(|info| (&info.node, info.created))
+                .collect();
             let around = after.iter().filter(|(around, _)| around.contains(&range.addr()));
             let wanted: BTreeSet<_> = around.map(|(_, info)| (&info.node, info.created)).collect();
             prop_assert_eq!(found, wanted);

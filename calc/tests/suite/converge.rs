@@ -190,10 +190,16 @@ impl Run {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 400,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
-    fn any_history_ends_in_the_state_of_its_final_objects(steps in prop::collection::vec((update(), around()), 1..60)) {
+    fn any_history_ends_in_the_state_of_its_final_objects(
+        steps in prop::collection::vec((update(), around()), 1..60),
+    ) {
         let mut run = Run::new();
         for (update, around) in &steps {
             match around {
@@ -221,7 +227,8 @@ proptest! {
 
     #[test]
     fn any_order_of_the_same_objects_ends_the_same(
-        (updates, shuffled) in prop::collection::vec(update(), 1..40).prop_map(latest).prop_flat_map(|updates| {
+        (updates, shuffled) in prop::collection::vec(update(
+        ), 1..40).prop_map(latest).prop_flat_map(|updates| {
             let shuffled = Just(updates.clone()).prop_shuffle();
             (Just(updates), shuffled)
         }),
@@ -236,7 +243,9 @@ proptest! {
     }
 
     #[test]
-    fn a_resync_changes_nothing(updates in prop::collection::vec(update(), 1..40).prop_map(latest)) {
+    fn a_resync_changes_nothing(
+        updates in prop::collection::vec(update(), 1..40).prop_map(latest),
+    ) {
         let mut run = Run::new();
         updates.iter().for_each(|update| run.apply(update));
         run.flush();

@@ -78,7 +78,11 @@ fn staged_enforced(objects: &Objects) -> Objects {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 400,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn verdicts_are_those_of_the_objects(
@@ -88,19 +92,39 @@ proptest! {
         let (graph, objects) = apply_all(updates);
         let would_be = staged_enforced(&objects);
         let pending = graph.staged_view();
-        prop_assert_eq!(pending.is_some(), objects.staged.values().any(|staged| *staged != StagedPolicy::Ignore));
+        prop_assert_eq!(
+            pending.is_some(),
+            objects.staged.values().any(|staged| *staged != StagedPolicy::Ignore),
+        );
         for (key, is_ingress, packet) in packets {
             let direction = if is_ingress { Direction::Ingress } else { Direction::Egress };
             let verdict = evaluate(&graph, &key, direction, &packet);
             let wanted = Naive(&objects).verdict(&key, direction, &packet);
-            prop_assert_eq!(verdict.action, wanted, "{} {:?} {:?}\n{}", key, direction, packet, text::verdict(&verdict));
+            prop_assert_eq!(
+                verdict.action,
+                wanted,
+                "{} {:?} {:?}\n{}",
+                key,
+                direction,
+                packet,
+                text::verdict(&verdict),
+            );
             if let Some(pending) = pending {
                 let verdict = evaluate(&pending, &key, direction, &packet);
                 let wanted = Naive(&would_be).verdict(&key, direction, &packet);
-                prop_assert_eq!(verdict.action, wanted, "pending {} {:?}\n{}", key, packet, text::verdict(&verdict));
+                prop_assert_eq!(
+                    verdict.action,
+                    wanted,
+                    "pending {} {:?}\n{}",
+                    key,
+                    packet,
+                    text::verdict(&verdict),
+                );
             }
             // A node evaluating the records it holds gets the same verdict.
-            if let Some(endpoint) = objects.endpoints.get(&key).filter(|endpoint| !endpoint.node.is_empty()) {
+            if let Some(endpoint) = objects.endpoints.get(&key).filter(
+                |endpoint| !endpoint.node.is_empty(),
+            ) {
                 let local = evaluate(&graph.view(&endpoint.node), &key, direction, &packet);
                 prop_assert_eq!(local, verdict);
             }
@@ -119,11 +143,27 @@ proptest! {
             let node = objects.hosts.get(name).map(|host| host.node.as_str()).unwrap_or_default();
             let verdict = evaluate_host(&graph.view(node), name, stage, direction, &packet);
             let wanted = Naive(&objects).host_verdict(name, stage, direction, &packet);
-            prop_assert_eq!(verdict.action, wanted, "{} {:?} {:?} {:?}\n{}", name, stage, direction, packet, text::verdict(&verdict));
+            prop_assert_eq!(
+                verdict.action,
+                wanted,
+                "{} {:?} {:?} {:?}\n{}",
+                name,
+                stage,
+                direction,
+                packet,
+                text::verdict(&verdict),
+            );
             if let Some(pending) = graph.staged_view().filter(|_| objects.settings.is_empty()) {
                 let verdict = evaluate_host(&pending, name, stage, direction, &packet);
                 let wanted = Naive(&would_be).host_verdict(name, stage, direction, &packet);
-                prop_assert_eq!(verdict.action, wanted, "pending {} {:?}\n{}", name, packet, text::verdict(&verdict));
+                prop_assert_eq!(
+                    verdict.action,
+                    wanted,
+                    "pending {} {:?}\n{}",
+                    name,
+                    packet,
+                    text::verdict(&verdict),
+                );
             }
         }
     }
@@ -141,10 +181,20 @@ proptest! {
         graph.apply(Update::Namespace(String::from("tenant"), Some(Labels::new())));
         graph.apply(Update::Namespace(String::from("victim"), Some(Labels::new())));
         graph.apply(Update::Namespace(String::from("friend"), Some(label("team", "trusted"))));
-        graph.apply(Update::ServiceAccount(NamespacedName::new("friend", "robot"), Some(label("role", "admin"))));
+        graph.apply(
+            Update::ServiceAccount(
+                NamespacedName::new("friend", "robot"),
+                Some(label("role", "admin")),
+            ),
+        );
         // A tenant may also write network sets with any CIDR.
         let nets = vec!["10.0.0.1/32".parse().expect("a range")];
-        graph.apply(Update::NetworkSet(NamespacedName::new("tenant", "nets"), Some(NetworkSet { labels: set_labels, nets })));
+        graph.apply(
+            Update::NetworkSet(
+                NamespacedName::new("tenant", "nets"),
+                Some(NetworkSet { labels: set_labels, nets }),
+            ),
+        );
         graph.apply(protection());
         graph.flush();
         let is_allowed = |from: &EndpointKey| {
@@ -154,7 +204,10 @@ proptest! {
         prop_assert!(is_allowed(&friend), "the policy lets friends in");
         prop_assert!(!is_allowed(&tenant), "the policy lets the tenant in");
         let record = graph.record(&RecordId::Endpoint(tenant));
-        let is_free = matches!(record.as_deref(), Some(Record::Endpoint(endpoint)) if endpoint.tiers.is_empty());
+        let is_free = matches!(
+            record.as_deref(),
+            Some(Record::Endpoint(endpoint)) if endpoint.tiers.is_empty(),
+        );
         prop_assert!(is_free, "the policy takes hold of the tenant's pod");
     }
 }

@@ -96,11 +96,20 @@ impl World {
     fn add_pod(&mut self, namespace: &str, pod: &Value) {
         let last = self.addresses.len() + 1;
         let ports: Vec<Value> = { pod["Ports"].as_array().expect("a list").iter() }
-            .map(|port| json!({ "name": port["Name"], "protocol": port["Protocol"], "containerPort": port["Port"] }))
+            .map(|port| {
+                json!({
+                    "name": port["Name"],
+                    "protocol": port["Protocol"],
+                    "containerPort": port["Port"],
+                })
+            })
             .collect();
         let object: Pod = decoded(json!({
             "metadata": { "namespace": namespace, "name": pod["Name"], "labels": pod["Labels"] },
-            "spec": { "nodeName": format!("n{}", last % 2), "containers": [{ "name": "c", "ports": ports }] },
+            "spec": {
+                "nodeName": format!("n{}", last % 2),
+                "containers": [{ "name": "c", "ports": ports }],
+            },
             "status": { "podIP": format!("10.0.0.{last}") },
         }));
         let (key, endpoint) = k8s::pod::workload_endpoint(&object).expect("it is on a node");

@@ -56,20 +56,47 @@ const SELECTORS: [&str; 20] = [
 pub fn update() -> impl Strategy<Value = Update> {
     prop_oneof![
         6 => (endpoint_key(), option::weighted(0.8, endpoint())).prop_map(|(key, value)| {
-            let value = value.map(|endpoint| WorkloadEndpoint { interface: interface_name(&key), ..endpoint });
+            let value = value.map(
+                |endpoint| WorkloadEndpoint { interface: interface_name(&key), ..endpoint },
+            );
             Update::Endpoint(key, value)
         }),
-        3 => (host_name(), option::weighted(0.8, host_endpoint())).prop_map(|(name, value)| Update::HostEndpoint(name.to_owned(), value)),
-        3 => (select(&NAMESPACES[..]), option::weighted(0.7, parent_labels())).prop_map(|(name, labels)| Update::Namespace(name.to_owned(), labels)),
-        2 => (account_key(), option::weighted(0.7, parent_labels())).prop_map(|(key, labels)| Update::ServiceAccount(key, labels)),
-        6 => (policy_key(), option::weighted(0.75, policy())).prop_map(|(key, policy)| Update::Policy(key, policy)),
-        2 => (policy_key(), option::weighted(0.75, staged())).prop_map(|(key, staged)| Update::Staged(PolicyKey { kind: key.kind.staged().expect("each of these kinds has one"), ..key }, staged)),
-        1 => (tier_name(), option::weighted(0.7, tier())).prop_map(|(name, tier)| Update::Tier(name, tier)),
-        2 => (set_key(), option::weighted(0.7, network_set())).prop_map(|(key, set)| Update::NetworkSet(key, set)),
-        1 => (service_key(), option::weighted(0.7, vec(backend(), 0..3))).prop_map(|(key, backends)| Update::Service(key, backends)),
-        1 => (select(&NODES[..]), option::weighted(0.7, node())).prop_map(|(name, node)| Update::Node(name.to_owned(), node)),
-        1 => (select(&["p1", "p2", "p3"][..]), option::weighted(0.7, pool())).prop_map(|(name, pool)| Update::Pool(name.to_owned(), pool)),
-        1 => (block_net(), option::weighted(0.7, block())).prop_map(|(net, block)| Update::Block(net, block)),
+        3 => (host_name(), option::weighted(0.8, host_endpoint())).prop_map(
+            |(name, value)| Update::HostEndpoint(name.to_owned(), value),
+        ),
+        3 => (select(&NAMESPACES[..]), option::weighted(0.7, parent_labels())).prop_map(
+            |(name, labels)| Update::Namespace(name.to_owned(), labels),
+        ),
+        2 => (account_key(), option::weighted(0.7, parent_labels())).prop_map(
+            |(key, labels)| Update::ServiceAccount(key, labels),
+        ),
+        6 => (policy_key(), option::weighted(0.75, policy())).prop_map(
+            |(key, policy)| Update::Policy(key, policy),
+        ),
+        2 => (policy_key(), option::weighted(0.75, staged())).prop_map(
+            |(key, staged)| Update::Staged(
+                PolicyKey { kind: key.kind.staged().expect("each of these kinds has one"), ..key },
+                staged,
+            ),
+        ),
+        1 => (tier_name(), option::weighted(0.7, tier())).prop_map(
+            |(name, tier)| Update::Tier(name, tier),
+        ),
+        2 => (set_key(), option::weighted(0.7, network_set())).prop_map(
+            |(key, set)| Update::NetworkSet(key, set),
+        ),
+        1 => (service_key(), option::weighted(0.7, vec(backend(), 0..3))).prop_map(
+            |(key, backends)| Update::Service(key, backends),
+        ),
+        1 => (select(&NODES[..]), option::weighted(0.7, node())).prop_map(
+            |(name, node)| Update::Node(name.to_owned(), node),
+        ),
+        1 => (select(&["p1", "p2", "p3"][..]), option::weighted(0.7, pool())).prop_map(
+            |(name, pool)| Update::Pool(name.to_owned(), pool),
+        ),
+        1 => (block_net(), option::weighted(0.7, block())).prop_map(
+            |(net, block)| Update::Block(net, block),
+        ),
         1 => (select(&["default", "node.n1", "node.n2", "east", "west"][..]), option::weighted(0.7, settings())).prop_map(|(name, settings)| Update::Settings(name.to_owned(), settings.map(|(selector, settings)| scoped(name, selector, settings)))),
     ]
 }
@@ -218,7 +245,12 @@ fn host_endpoint() -> impl Strategy<Value = HostEndpoint> {
     ]);
     let account = account_key().prop_map(Profile::ServiceAccount);
     let namespace = select(&NAMESPACES[..]).prop_map(|name| Profile::Namespace(name.to_owned()));
-    let profile = prop_oneof![1 => Just(Profile::Allow), 3 => namespace, 3 => account, 1 => Just(Profile::Unknown)];
+    let profile = prop_oneof![
+        1 => Just(Profile::Allow),
+        3 => namespace,
+        3 => account,
+        1 => Just(Profile::Unknown),
+    ];
     let addresses =
         btree_set(address(), 0..3).prop_map(|addresses| addresses.into_iter().collect());
     (
@@ -446,7 +478,9 @@ pub fn icmp_type() -> impl Strategy<Value = u8> {
 
 fn rule_port() -> impl Strategy<Value = Port> {
     prop_oneof![
-        4 => (port(), 0..3_u16).prop_map(|(first, more)| Port::Range(PortRange { first, last: first + more })),
+        4 => (port(), 0..3_u16).prop_map(
+            |(first, more)| Port::Range(PortRange { first, last: first + more }),
+        ),
         1 => Just(Port::Range(PortRange { first: 1, last: u16::MAX })),
         4 => port_name().prop_map(Port::Named),
     ]

@@ -186,8 +186,8 @@ impl Class {
                     .fold(0, usize::saturating_add);
                 if size > MAX_SIZE {
                     let reason = format!(
-                        "its rules list {size} ranges, sets and ports, more than the {MAX_SIZE} that a node takes of one policy: \
-                         everything is denied where it applies"
+                        "its rules list {size} ranges, sets and ports, more than the {MAX_SIZE} \
+                         that a node takes of one policy: everything is denied where it applies"
                     );
                     plan.broken.insert(key.clone(), reason);
                     items.push((Item::Closed, at(None)));

@@ -111,7 +111,12 @@ impl Nftables {
                     source,
                     message,
                 }) if self.refuse(&transaction, index, &source, records, now) => {
-                    tracing::error!(operation, %source, message, "the kernel refused a part of the table; what depends on it is denied");
+                    tracing::error!(
+                        operation,
+                        %source,
+                        message,
+                        "the kernel refused a part of the table; what depends on it is denied",
+                    );
                 }
                 Err(error) if self.make_room(&transaction, &error, records, now) => {}
                 Err(error) => return Err(error),
@@ -144,7 +149,10 @@ impl Nftables {
                 committed.operations += transaction.ops().len();
             }
             Err(error) => {
-                tracing::debug!(%error, "the table could not be compared with the kernel; trying again later");
+                tracing::debug!(
+                    %error,
+                    "the table could not be compared with the kernel; trying again later",
+                );
                 committed.is_unread = true;
             }
         }
@@ -196,9 +204,15 @@ impl Nftables {
     ) -> bool {
         let parts = self.compiler.largest_parts(transaction, count);
         for part in &parts {
-            tracing::error!(?part, %error, "the table is too large for the kernel; its largest part is left out, and what depends on it is denied");
+            tracing::error!(
+                ?part,
+                %error,
+                "the table is too large for the kernel; its largest part is left out, and what \
+                 depends on it is denied",
+            );
             let reason = format!(
-                "the table is too large for the kernel, and this is the largest part of what changes: {error}"
+                "the table is too large for the kernel, and this is the largest part of what \
+                 changes: {error}"
             );
             self.compiler.refuse(part.clone(), reason, records);
         }

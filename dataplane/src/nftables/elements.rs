@@ -43,10 +43,12 @@ impl Shape {
     /// Shape of a set with these members.
     pub(super) fn of(record: &IpSetRecord) -> Self {
         let ranges = |v4: bool| {
-            record
-                .members
-                .iter()
-                .any(|member| matches!(member, Member::Net(net) if net.addr().is_ipv4() == v4 && !is_single(net)))
+            record.members.iter().any(|member| {
+                matches!(
+                    member,
+                    Member::Net(net) if net.addr().is_ipv4() == v4 && !is_single(net),
+                )
+            })
         };
         match record.kind {
             MemberKind::Net => Self::Net {
@@ -174,8 +176,12 @@ fn change_ranges(members: &BTreeSet<Member>, delta: &MemberDelta, elements: &mut
         let first = Member::Net(*net);
         let last = Member::Net(last_key(net));
         let inside = all.range((Bound::Included(first), Bound::Included(last)));
-        let inside =
-            inside.filter(|member| matches!(member, Member::Net(inner) if net.contains(inner) && !is_single(inner)));
+        let inside = inside.filter(|member| {
+            matches!(
+                member,
+                Member::Net(inner) if net.contains(inner) && !is_single(inner),
+            )
+        });
         inside
             .filter(|member| !is_covered(member, all))
             .cloned()
@@ -281,8 +287,14 @@ mod tests {
         /// A change applied to the old elements yields the elements rendered from the new members.
         #[test]
         fn a_change_of_members_leads_from_one_rendering_to_the_next(
-            old in prop::collection::vec((any::<u32>().prop_map(|bits| bits & 0x0fff_0000 | 0x0a00_0000), 6_u8..=32), 0..12),
-            new in prop::collection::vec((any::<u32>().prop_map(|bits| bits & 0x0fff_0000 | 0x0a00_0000), 6_u8..=32), 0..12),
+            old in prop::collection::vec(
+                (any::<u32>().prop_map(|bits| bits & 0x0fff_0000 | 0x0a00_0000), 6_u8..=32),
+                0..12,
+            ),
+            new in prop::collection::vec(
+                (any::<u32>().prop_map(|bits| bits & 0x0fff_0000 | 0x0a00_0000), 6_u8..=32),
+                0..12,
+            ),
         ) {
             let id = SetId("s:a".to_owned());
             // One range stays, which keeps the shape the same.
@@ -299,9 +311,15 @@ mod tests {
                 let set = kernel.get_mut(&name).expect("the shape is the same");
                 for (key, wanted) in keys {
                     if wanted {
-                        prop_assert!(set.elements.insert(key, Value::Member).is_none(), "added twice");
+                        prop_assert!(
+                            set.elements.insert(key, Value::Member).is_none(),
+                            "added twice",
+                        );
                     } else {
-                        prop_assert!(set.elements.remove(&key).is_some(), "removed without being there");
+                        prop_assert!(
+                            set.elements.remove(&key).is_some(),
+                            "removed without being there",
+                        );
                     }
                 }
             }

@@ -171,14 +171,16 @@ pub(super) fn assign_interfaces<'a>(
             }
         };
         let mut reason = Some(
-            "spec.expectedIPs: no interface of this node has one of these addresses; it is enforced once one has"
+            "spec.expectedIPs: no interface of this node has one of these addresses; it is \
+             enforced once one has"
                 .to_owned(),
         );
         for interface in candidates {
             let Some(known) = IfName::new(interface).filter(|_| can_have_endpoint(interface))
             else {
                 reason = Some(format!(
-                    "interface {interface}: a host endpoint cannot apply to lo or cali*; name an interface that leads out of the node"
+                    "interface {interface}: a host endpoint cannot apply to lo or cali*; name an \
+                     interface that leads out of the node"
                 ));
                 continue;
             };
@@ -203,7 +205,8 @@ pub(super) fn assign_interfaces<'a>(
 
 fn duplicate_reason(what: &str, first: &str) -> String {
     format!(
-        "{what} already has host endpoint {first}, which is first by name, and only one is enforced; remove one of them"
+        "{what} already has host endpoint {first}, which is first by name, and only one is \
+         enforced; remove one of them"
     )
 }
 

@@ -41,8 +41,10 @@ const AFTER_IPVS: i32 = 110;
 
 /// Hint for the operator of a node in IPVS mode; `None` in other modes.
 pub fn ipvs_advice(links: &Links) -> Option<&'static str> {
-    const ADVICE: &str = "kube-proxy is in IPVS mode (link kube-ipvs0 exists): policies of pods are enforced on packets that IPVS forwards, but policies of host \
-                         endpoints see them as packets to and from the node; if you use host endpoints, switch kube-proxy to mode nftables or iptables";
+    const ADVICE: &str = "kube-proxy is in IPVS mode (link kube-ipvs0 exists): policies of pods \
+                          are enforced on packets that IPVS forwards, but policies of host \
+                          endpoints see them as packets to and from the node; if you use host \
+                          endpoints, switch kube-proxy to mode nftables or iptables";
     links.contains_key(IPVS_INTERFACE).then_some(ADVICE)
 }
 

@@ -52,18 +52,26 @@ impl AddressWatch {
 
     /// Blocks until addresses may have changed.
     pub fn wait(&mut self) -> Result<(), NetlinkError> {
-        self.subscription
-            .wait(|payload| matches!(payload, NetlinkPayload::InnerMessage(message) if concerns_node(message)))
+        self.subscription.wait(|payload| {
+            matches!(
+                payload,
+                NetlinkPayload::InnerMessage(message) if concerns_node(message),
+            )
+        })
     }
 }
 
 /// Whether a notification concerns interfaces other than pods': a new pod must cost nothing here.
 pub(super) fn concerns_node(message: &RouteNetlinkMessage) -> bool {
     match message {
-        RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message) => message
-            .attributes
-            .iter()
-            .any(|attribute| matches!(attribute, AddressAttribute::Address(address) if !is_of_link(*address))),
+        RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message) => {
+            message.attributes.iter().any(|attribute| {
+                matches!(
+                    attribute,
+                    AddressAttribute::Address(address) if !is_of_link(*address),
+                )
+            })
+        }
         RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => !link
             .attributes
             .iter()

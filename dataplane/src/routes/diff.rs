@@ -256,7 +256,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn applying_the_difference_reaches_the_wanted_plan(plans in proptest::collection::vec(any_plan(), 1..6)) {
+        fn applying_the_difference_reaches_the_wanted_plan(
+            plans in proptest::collection::vec(any_plan(), 1..6),
+        ) {
             let mut kernel = Plan::default();
             for wanted in plans {
                 for op in diff(&kernel, &wanted) {
@@ -273,7 +275,9 @@ mod tests {
                 prop_assert_eq!(&kernel, &wanted);
                 prop_assert!(diff(&kernel, &wanted).is_empty());
                 // Changes of devices by other programs.
-                kernel.tunnels.values_mut().for_each(|device| (device.up, device.mtu, device.offloads) = (false, 9, true));
+                kernel.tunnels.values_mut().for_each(
+                    |device| (device.up, device.mtu, device.offloads) = (false, 9, true),
+                );
                 kernel.pods.clear();
             }
         }

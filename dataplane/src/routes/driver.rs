@@ -510,8 +510,8 @@ pub fn tunnel_mtu(
 
 fn port_in_use(name: &str, device: &VxlanDevice) -> String {
     format!(
-        "{name} cannot be brought up: another VXLAN device of this node uses UDP port {}; remove that device, or set another vxlanPort in \
-         FelixConfiguration",
+        "{name} cannot be brought up: another VXLAN device of this node uses UDP port {}; remove \
+         that device, or set another vxlanPort in FelixConfiguration",
         device.port
     )
 }

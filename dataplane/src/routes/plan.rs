@@ -299,14 +299,18 @@ fn route_to_node(
     match encapsulation {
         Encapsulation::None if shares_subnet(me, address) => Ok(Target::Gateway { via: address }),
         Encapsulation::None => Err(format!(
-            "its address {address} is in another subnet and the pool has no encapsulation; set vxlanMode CrossSubnet, or route the pool in the network between the nodes"
+            "its address {address} is in another subnet and the pool has no encapsulation; set \
+             vxlanMode CrossSubnet, or route the pool in the network between the nodes"
         )),
         Encapsulation::Vxlan => tunnel(),
-        Encapsulation::VxlanCrossSubnet if shares_subnet(me, address) => Ok(Target::Gateway { via: address }),
-        Encapsulation::VxlanCrossSubnet => tunnel(),
-        Encapsulation::Ipip | Encapsulation::IpipCrossSubnet => {
-            Err("the pool has encapsulation IPIP, which is not supported; use VXLAN or VXLANCrossSubnet".to_owned())
+        Encapsulation::VxlanCrossSubnet if shares_subnet(me, address) => {
+            Ok(Target::Gateway { via: address })
         }
+        Encapsulation::VxlanCrossSubnet => tunnel(),
+        Encapsulation::Ipip | Encapsulation::IpipCrossSubnet => Err(
+            "the pool has encapsulation IPIP, which is not supported; use VXLAN or VXLANCrossSubnet"
+                .to_owned(),
+        ),
     }
 }
 

@@ -98,12 +98,23 @@ proptest::proptest! {
     /// device or without.
     #[test]
     fn a_plan_that_follows_pods_is_the_plan_of_those_pods(
-        steps in proptest::collection::vec(proptest::collection::btree_map(0u8..8, 0u8..3, 0..6), 1..6),
+        steps in proptest::collection::vec(
+            proptest::collection::btree_map(0u8..8, 0u8..3, 0..6),
+            1..6,
+        ),
         has_tunnel: bool,
     ) {
-        let me = NodeInfo { vtep: node(1, [10, 0, 0, 0]).vtep.filter(|_| has_tunnel), ..node(1, [10, 0, 0, 0]) };
+        let me = NodeInfo {
+            vtep: node(1, [10, 0, 0, 0]).vtep.filter(|_| has_tunnel),
+            ..node(1, [10, 0, 0, 0])
+        };
         let nodes = [("n1", me), ("n9", node(9, [10, 0, 9, 0]))];
-        let routes = [("10.0.0.0/26", "n1"), ("10.0.0.5/32", "n9"), ("10.0.0.6/32", "n9"), ("10.0.9.0/26", "n9")];
+        let routes = [
+            ("10.0.0.0/26", "n1"),
+            ("10.0.0.5/32", "n9"),
+            ("10.0.0.6/32", "n9"),
+            ("10.0.9.0/26", "n9"),
+        ];
         let records = records(&nodes, &routes);
         let mut followed = plan("n1", &records, &LocalPods::new());
         for step in steps {
@@ -118,7 +129,11 @@ proptest::proptest! {
             let destinations: BTreeSet<&IpNet> = before.keys().chain(fresh.routes.keys()).collect();
             for destination in destinations {
                 let is_other = before.get(destination) != fresh.routes.get(destination);
-                proptest::prop_assert!(!is_other || changed.contains(destination), "{} is not named", destination);
+                proptest::prop_assert!(
+                    !is_other || changed.contains(destination),
+                    "{} is not named",
+                    destination,
+                );
             }
         }
     }

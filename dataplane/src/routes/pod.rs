@@ -185,7 +185,8 @@ pub fn configure_pod(link: &PodLink<'_>, addresses: &[IpNet]) -> Result<Mac, Pod
     if link.mtu < sysctl::IPV6_MTU && addresses.iter().any(|address| address.addr().is_ipv6()) {
         let (mtu, least) = (link.mtu, sysctl::IPV6_MTU);
         let why = format!(
-            "MTU {mtu} is less than {least}, the minimum of IPv6; configure a larger MTU on the node's link, or give the pod no IPv6 address"
+            "MTU {mtu} is less than {least}, the minimum of IPv6; configure a larger MTU on the \
+             node's link, or give the pod no IPv6 address"
         );
         return Err(io::Error::new(io::ErrorKind::InvalidInput, why).into());
     }

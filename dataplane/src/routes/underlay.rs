@@ -18,9 +18,12 @@ pub fn watch(own: IpAddr) -> Result<watch::Receiver<u32>, NetlinkError> {
     let (sender, receiver) = watch::channel(driver.underlay_mtu(own)?);
     let mut look = move || -> Result<(), NetlinkError> {
         while !sender.is_closed() {
-            subscription.wait(
-                |payload| matches!(payload, NetlinkPayload::InnerMessage(message) if addresses::concerns_node(message)),
-            )?;
+            subscription.wait(|payload| {
+                matches!(
+                    payload,
+                    NetlinkPayload::InnerMessage(message) if addresses::concerns_node(message),
+                )
+            })?;
             let found = driver.find_underlay_mtu(own)?;
             sender.send_if_modified(|known| {
                 found.is_some_and(|mtu| std::mem::replace(known, mtu) != mtu)
@@ -28,10 +31,16 @@ pub fn watch(own: IpAddr) -> Result<watch::Receiver<u32>, NetlinkError> {
         }
         Ok(())
     };
-    thread::Builder::new().name("underlay".to_owned()).spawn(move || {
-        if let Err(error) = look() {
-            tracing::error!(%error, "the MTU monitor failed: the MTU of pods no longer follows the node's link; restart the agent");
-        }
-    })?;
+    thread::Builder::new()
+        .name("underlay".to_owned())
+        .spawn(move || {
+            if let Err(error) = look() {
+                tracing::error!(
+                    %error,
+                    "the MTU monitor failed: the MTU of pods no longer follows the node's link; \
+                     restart the agent",
+                );
+            }
+        })?;
     Ok(receiver)
 }

@@ -168,7 +168,11 @@ fn listen(mut monitor: Monitor, hints: &Hints, wake: &SyncSender<Wake>) {
         match monitor.wait() {
             Ok(new) => hint::merge_hints(&mut hints.lock(), new),
             Err(error) => {
-                tracing::error!(%error, "the route monitor failed: changes by other programs are found by the periodic check only; restart the agent");
+                tracing::error!(
+                    %error,
+                    "the route monitor failed: changes by other programs are found by the periodic \
+                     check only; restart the agent",
+                );
                 return;
             }
         }
@@ -346,12 +350,18 @@ impl RouteOwner {
             .filter(|(what, reason)| self.failed.get(*what) != Some(*reason))
             .collect();
         for (what, reason) in new_failures.iter().take(MAX_LOGGED) {
-            tracing::warn!(%what, reason, more = new_failures.len().saturating_sub(MAX_LOGGED), "routing could not be programmed; trying again");
+            tracing::warn!(
+                %what,
+                reason,
+                more = new_failures.len().saturating_sub(MAX_LOGGED),
+                "routing could not be programmed; trying again",
+            );
         }
         if is_repair && done > 0 {
             tracing::info!(
                 done,
-                "other programs had changed routes, links or kernel parameters that pods need; they have been restored"
+                "other programs had changed routes, links or kernel parameters that pods need; \
+                 they have been restored"
             );
         }
         if !self.failed.is_empty() && failed.is_empty() {

@@ -182,7 +182,8 @@ impl<S: Store> Owner<S> {
             // Another part has been written already. The caller releases both and asks again.
             Waiting::Part(part, reply) => {
                 let text = format!(
-                    "the block that had room for handle {} has none any more, and {why}; the runtime will try again",
+                    "the block that had room for handle {} has none any more, and {why}; the \
+                     runtime will try again",
                     part.handle()
                 );
                 drop(reply.send(Err(NoAddress::Unavailable(text))));
@@ -277,13 +278,15 @@ impl<S: Store> Owner<S> {
             (0, _) => format!("node {} has no block for it", self.node),
             (count, 0) => format!("the {count} blocks for it of node {} are full", self.node),
             (count, _) => format!(
-                "the {count} blocks for it of node {} are full, with {resting} addresses that rest for the {} seconds of ipCooldownSeconds",
+                "the {count} blocks for it of node {} are full, with {resting} addresses that rest \
+                 for the {} seconds of ipCooldownSeconds",
                 self.node, limits.cooldown
             ),
         };
         let others = match limits.strict_affinity {
             true => {
-                "IPAMConfiguration default has strictAffinity, so none is taken out of another node's block"
+                "IPAMConfiguration default has strictAffinity, so none is taken out of another \
+                 node's block"
             }
             false => "none was found in blocks of other nodes",
         };

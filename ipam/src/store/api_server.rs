@@ -163,7 +163,12 @@ async fn follow<K: CalicoObject>(objects: Collection<K>, sender: watch::Sender<L
             Ok(None) => return,
             Err(error) => {
                 let (kind, storage) = (objects.kind.kind, objects.mode);
-                tracing::warn!(kind, %storage, %error, "watch interrupted; what is known stays in use");
+                tracing::warn!(
+                    kind,
+                    %storage,
+                    %error,
+                    "watch interrupted; what is known stays in use",
+                );
                 continue;
             }
         }
@@ -187,7 +192,12 @@ impl<K: CalicoObject> Objects<K> for ApiServer {
             match objects.parse(object) {
                 Ok(object) => Some(keep(object)),
                 Err(error) => {
-                    tracing::warn!(kind = objects.kind.kind, name, %error, "object cannot be read and is skipped");
+                    tracing::warn!(
+                        kind = objects.kind.kind,
+                        name,
+                        %error,
+                        "object cannot be read and is skipped",
+                    );
                     None
                 }
             }
@@ -375,7 +385,11 @@ mod tests {
     fn a_finished_pod_has_no_addresses() {
         let pod = |phase: &str| -> Pod {
             serde_json::from_value(json!({
-                "metadata": {"namespace": "x", "name": "a", "annotations": {ANNOTATION_POD_IPS: "10.0.0.1/32,fd00::1/128"}},
+                "metadata": {
+                    "namespace": "x",
+                    "name": "a",
+                    "annotations": {ANNOTATION_POD_IPS: "10.0.0.1/32,fd00::1/128"},
+                },
                 "spec": {"nodeName": "n1", "containers": []},
                 "status": {"phase": phase, "podIPs": [{"ip": "10.0.0.1"}]},
             }))

@@ -27,7 +27,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let node = || 0..3usize;
     let step = prop_oneof![
         8 => (node(), 0..12u8).prop_map(|(node, handle)| Step::Assign(node, handle)),
-        2 => (node(), 0..12u8, 0..32u8).prop_map(|(node, handle, host)| Step::Name(node, handle, host)),
+        2 => (node(), 0..12u8, 0..32u8).prop_map(
+            |(node, handle, host)| Step::Name(node, handle, host),
+        ),
         6 => (node(), 0..12u8).prop_map(|(node, handle)| Step::Release(node, handle)),
         4 => Just(Step::Notify),
         1 => proptest::option::weighted(0.8, 28..=30u8).prop_map(Step::Pool),

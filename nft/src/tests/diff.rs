@@ -325,7 +325,8 @@ fn only_what_changed_is_touched() {
             });
         },
         &[
-            "create chain forward-1 with type filter hook forward priority filter - 5; policy accept;",
+            "create chain forward-1 with type filter hook forward priority filter - 5; policy \
+             accept;",
         ],
     );
     check(

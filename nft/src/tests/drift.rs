@@ -100,7 +100,8 @@ fn elements_added_removed_and_changed() {
         ),
         ("add element inet t-1 nets-4 { 12.0.0.0/8 }", "nets-4", 0, 1),
         (
-            "delete element inet t-1 dispatch-1 { cali3 }; add element inet t-1 dispatch-1 { cali3 : accept }",
+            "delete element inet t-1 dispatch-1 { cali3 }; add element inet t-1 dispatch-1 { cali3 \
+             : accept }",
             "dispatch-1",
             1,
             1,
@@ -203,7 +204,8 @@ fn other_tables_are_not_our_business() {
     in_namespace(|| {
         let mut monitor = Monitor::open(table(), &[]).expect("root");
         load(
-            "table inet other { chain c-1 { accept; }; set s-1 { type ipv4_addr; elements = { 1.1.1.1 }; }; }",
+            "table inet other { chain c-1 { accept; }; set s-1 { type ipv4_addr; elements = { \
+             1.1.1.1 }; }; }",
         );
         load("table ip t-1 { chain c-1 { accept; }; }");
         assert_eq!(monitor.try_next().expect("open"), None);

@@ -52,7 +52,10 @@ fn plug(pod: &File, host_side: &str, address: Ipv4Addr) {
             "ip",
             &["-batch", "-"],
             &format!(
-                "link set lo up\naddress add {address}/24 dev eth0\nlink set eth0 up\nroute add default via {gateway}\n"
+                "link set lo up\n\
+                 address add {address}/24 dev eth0\n\
+                 link set eth0 up\n\
+                 route add default via {gateway}\n"
             ),
         )
     });

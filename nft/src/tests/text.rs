@@ -189,7 +189,8 @@ fn references_are_checked() {
     );
     check_error(
         |ruleset| add_rule(ruleset, Rule::new().jump(&chain_name("forward-1"))),
-        "chain endpoint-2, rule 0: chain \"forward-1\" is a base chain, which is no target of jump or goto",
+        "chain endpoint-2, rule 0: chain \"forward-1\" is a base chain, which is no target of jump \
+         or goto",
     );
     check_error(
         |ruleset| {

@@ -16,7 +16,11 @@ pub fn watch_drift(mut table: TableWatch, agent: AgentHandle) -> io::Result<()> 
     drop(agent);
     let work = move || loop {
         if let Err(error) = table.wait() {
-            tracing::warn!(%error, "the nftables monitor failed; changes of our table by other programs are found by the periodic check only");
+            tracing::warn!(
+                %error,
+                "the nftables monitor failed; changes of our table by other programs are found by \
+                 the periodic check only",
+            );
             return;
         }
         let Some(events) = events.upgrade() else {
@@ -48,7 +52,11 @@ pub fn watch_links(
         let links = match links {
             Ok(links) => links,
             Err(error) => {
-                tracing::error!(%error, "the address monitor failed: host endpoints no longer follow the node's addresses; restart the agent");
+                tracing::error!(
+                    %error,
+                    "the address monitor failed: host endpoints no longer follow the node's \
+                     addresses; restart the agent",
+                );
                 return;
             }
         };

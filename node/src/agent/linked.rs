@@ -63,7 +63,12 @@ impl LinkedPods {
     /// Removes a link; returns whether it was known. A later link of the same name, known by its
     /// index, stays.
     pub(super) fn remove(&mut self, interface: &str, index: Option<u32>) -> bool {
-        let is_other = |link: &LinkedPod| matches!((link.index, index), (Some(own), Some(gone)) if own != gone);
+        let is_other = |link: &LinkedPod| {
+            matches!(
+                (link.index, index),
+                (Some(own), Some(gone)) if own != gone,
+            )
+        };
         let is_known = self.0.get(interface).is_some_and(|link| !is_other(link));
         if is_known {
             self.0.remove(interface);

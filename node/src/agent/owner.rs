@@ -41,7 +41,8 @@ const MAX_ATTEMPTS: u32 = 20;
 /// nftables could not be programmed.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "nftables could not be programmed in {attempts} attempts: {reason}; the agent restarts, and what was enforced before stays enforced"
+    "nftables could not be programmed in {attempts} attempts: {reason}; the agent restarts, and \
+     what was enforced before stays enforced"
 )]
 pub struct RetriesExhausted {
     attempts: u32,
@@ -180,7 +181,11 @@ impl StateOwner {
         match self.dataplane.is_programmed() {
             Ok(programmed) => self.active = !programmed,
             Err(error) => {
-                tracing::warn!(%error, "nftables cannot be read; the saved view is not enforced, waiting for the view from typha")
+                tracing::warn!(
+                    %error,
+                    "nftables cannot be read; the saved view is not enforced, waiting for the view \
+                     from typha",
+                )
             }
         }
     }
@@ -299,7 +304,10 @@ impl StateOwner {
         match self.state.apply(frame) {
             Ok(()) => self.batch.frames = true,
             Err(fault) => {
-                tracing::warn!(%fault, "a frame cannot be applied; the stream is reopened and the view compared");
+                tracing::warn!(
+                    %fault,
+                    "a frame cannot be applied; the stream is reopened and the view compared",
+                );
                 if let Some(sender) = own.fault.take() {
                     // The stream may have ended already.
                     let _ = sender.send(fault);
@@ -321,9 +329,13 @@ impl StateOwner {
             return;
         }
         let span = self.batch.span.clone().unwrap_or_else(Span::none);
-        let _planning =
-            tracing::info_span!(parent: &span, "node.plan", records = dirty.records.len(), sets = dirty.members.len())
-                .entered();
+        let _planning = tracing::info_span!(
+            parent: &span,
+            "node.plan",
+            records = dirty.records.len(),
+            sets = dirty.members.len(),
+        )
+        .entered();
         self.batch.is_rerouted |= dirty.records.iter().any(RecordId::is_global);
         self.dataplane.update(self.state.records(), &dirty);
         self.batch.planning += started.elapsed();

@@ -185,7 +185,11 @@ async fn run(client: Client, pending: Arc<SharedQueue>) {
             let failed = patch_pod(client, &endpoint, &patch).await.err();
             drop(place);
             let failed = failed.map(|error| {
-                tracing::debug!(pod = %endpoint, %error, "the pod could not be annotated; trying again");
+                tracing::debug!(
+                    pod = %endpoint,
+                    %error,
+                    "the pod could not be annotated; trying again",
+                );
                 patch.retry_later(Instant::now(), jitter())
             });
             pending.complete(endpoint, failed);

@@ -169,10 +169,15 @@ impl Attachments {
         aside.push(format!(".{DAMAGED}"));
         tracing::error!(
             path = %path.display(), %error,
-            "the attachment file of a pod cannot be read: the pod has no network until it is recreated; the file is renamed to .{DAMAGED}"
+            "the attachment file of a pod cannot be read: the pod has no network until it is \
+             recreated; the file is renamed to .{DAMAGED}"
         );
         if let Err(error) = fs::rename(path, aside) {
-            tracing::error!(path = %path.display(), %error, "the damaged attachment file cannot be renamed either");
+            tracing::error!(
+                path = %path.display(),
+                %error,
+                "the damaged attachment file cannot be renamed either",
+            );
         }
     }
 

@@ -42,7 +42,8 @@ fn check_folder(folder: &Path, own: Option<&str>) -> Option<String> {
         Some(Ok(true)) => {
             tracing::warn!(
                 file = CONFLIST,
-                "the network configuration was missing or did not call the plugin; it has been restored"
+                "the network configuration was missing or did not call the plugin; it has been \
+                 restored"
             );
         }
         Some(Err(error)) => {
@@ -83,7 +84,8 @@ fn find_problem(folder: &Path) -> Option<String> {
     match read_files(folder) {
         Ok(files) => conf::bypass(&files).map(|bypass| bypass.to_string()),
         Err(error) => Some(format!(
-            "the directory of network configurations (mounted at {}) cannot be read: {error}; mount the host's directory there",
+            "the directory of network configurations (mounted at {}) cannot be read: {error}; \
+             mount the host's directory there",
             folder.display()
         )),
     }

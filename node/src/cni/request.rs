@@ -126,7 +126,8 @@ impl Config {
             CniError::new(
                 code::INVALID_CONFIG,
                 format!(
-                    "network configuration: {error}; correct the file in the CNI configuration folder"
+                    "network configuration: {error}; correct the file in the CNI configuration \
+                     folder"
                 ),
             )
         };
@@ -185,8 +186,9 @@ impl Config {
     pub fn requested_addresses(&self) -> Result<Vec<IpAddr>, CniError> {
         if let Some(text) = self.annotation(ANNOTATION_POD_ADDRESSES_NO_IPAM) {
             let text = format!(
-                "annotation {ANNOTATION_POD_ADDRESSES_NO_IPAM} is {text:?}: addresses outside IPAM are not supported, as nothing would keep \
-                 two pods from using the same; request an address of a pool with {ANNOTATION_POD_ADDRESSES}"
+                "annotation {ANNOTATION_POD_ADDRESSES_NO_IPAM} is {text:?}: addresses outside IPAM \
+                 are not supported, as nothing would keep two pods from using the same; request an \
+                 address of a pool with {ANNOTATION_POD_ADDRESSES}"
             );
             return Err(CniError::new(code::DECODE, text));
         }

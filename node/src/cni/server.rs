@@ -72,7 +72,11 @@ async fn accept_next<T, F: Future<Output = io::Result<T>>>(
     loop {
         match accept().await {
             Err(error) if !is_lasting(&error) => {
-                tracing::warn!(%error, "a CNI connection could not be accepted; the plugin's call fails and the runtime retries");
+                tracing::warn!(
+                    %error,
+                    "a CNI connection could not be accepted; the plugin's call fails and the \
+                     runtime retries",
+                );
                 tokio::time::sleep(ACCEPT_RETRY).await;
             }
             result => return result,
@@ -137,7 +141,8 @@ async fn dispatch<E: Enforcer, A: Addresses, N: Announcer>(
     let missing = || {
         CniError::new(
             code::MISUNDERSTOOD,
-            "the request names no attachment; plugin and agent have different versions, restart the agent's pod",
+            "the request names no attachment; plugin and agent have different versions, restart \
+             the agent's pod",
         )
     };
     let call = CniCall {

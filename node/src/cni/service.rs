@@ -115,7 +115,11 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             }
             Err(refusal) => {
                 if let Err(error) = self.detach(&wanted).await {
-                    tracing::warn!(pod = %wanted.endpoint(), %error, "a failed ADD could not be undone completely; DEL or GC will");
+                    tracing::warn!(
+                        pod = %wanted.endpoint(),
+                        %error,
+                        "a failed ADD could not be undone completely; DEL or GC will",
+                    );
                 }
                 Err(refusal)
             }
@@ -353,7 +357,8 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
             CniError::new(
                 code::TRY_AGAIN,
                 format!(
-                    "conntrack entries of {} could not be deleted, and established connections would bypass policy: {error}",
+                    "conntrack entries of {} could not be deleted, and established connections \
+                     would bypass policy: {error}",
                     addresses.join(" and ")
                 ),
             )
@@ -395,7 +400,8 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
                 Err(CniError::new(
                     code::TRY_AGAIN,
                     format!(
-                        "policy of {} was not in force within {limit:?}: {reason}; see the logs of margay-typha and of the agent",
+                        "policy of {} was not in force within {limit:?}: {reason}; see the logs of \
+                         margay-typha and of the agent",
                         attachment.endpoint()
                     ),
                 ))
@@ -522,15 +528,17 @@ fn check_interface_free(attachments: &Attachments, wanted: &Attachment) -> Resul
         let (interface, pod) = (&wanted.interface, wanted.endpoint());
         if other.endpoint() != pod {
             let text = format!(
-                "interface {interface} of pod {pod} is already used by pod {} on this node, as their names have the same hash; rename one of them",
+                "interface {interface} of pod {pod} is already used by pod {} on this node, as \
+                 their names have the same hash; rename one of them",
                 other.endpoint()
             );
             return Err(CniError::new(code::TRY_AGAIN, text));
         }
         if other.id.container == wanted.id.container {
             let text = format!(
-                "CNI_IFNAME is {:?}: pod {pod} is attached by {} already, and this network supports one interface per pod; remove it from the pod's list of \
-                 additional networks",
+                "CNI_IFNAME is {:?}: pod {pod} is attached by {} already, and this network \
+                 supports one interface per pod; remove it from the pod's list of additional \
+                 networks",
                 wanted.id.ifname, other.id.ifname
             );
             return Err(CniError::new(code::INVALID_ENVIRONMENT, text));

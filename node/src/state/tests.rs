@@ -157,7 +157,11 @@ proptest! {
     fn any_history_ends_in_the_last_view_and_all_of_it_is_marked_dirty(
         history in prop::collection::vec((view(), way(), any::<bool>()), 1..8),
     ) {
-        let (mut state, mut sent, mut follower) = (State::default(), Records::new(), Records::new());
+        let (mut state, mut sent, mut follower) = (
+            State::default(),
+            Records::new(),
+            Records::new(),
+        );
         for (next, way, look) in history {
             if matches!(way, Way::Restatement(_)) {
                 state.disconnect();

@@ -77,8 +77,8 @@ fn annotations() -> Vec<(&'static str, String)> {
 /// Requires that no annotation changes except those for whose key `k` `is_own` holds.
 fn same_annotations_but(is_own: &str) -> String {
     format!(
-        "variables.after.all(k, {is_own} || (k in variables.before && variables.before[k] == variables.after[k])) && \
-         variables.before.all(k, {is_own} || k in variables.after)"
+        "variables.after.all(k, {is_own} || (k in variables.before && variables.before[k] == \
+         variables.after[k])) && variables.before.all(k, {is_own} || k in variables.after)"
     )
 }
 
@@ -101,22 +101,34 @@ const OF_NODES: [&str; 7] = [
 
 fn nodes() -> Guard {
     let own: Vec<String> = OF_NODES.iter().map(|name| format!("'{name}'")).collect();
-    Guard { resources: vec!["nodes", "nodes/status"], ..Guard::new("margay-node-nodes", "nodes", &["UPDATE"]) }
-        .of("", "v1")
-        .variables(annotations())
-        .rules(vec![
-            ("object.metadata.name == variables.node".into(), "an agent writes its own Node only"),
-            (SAME_LABELS.0.into(), SAME_LABELS.1),
-            ("object.spec == oldObject.spec".into(), "an agent changes no Node's spec"),
-            (
-                "(has(object.status) ? object.status : {}) == (has(oldObject.status) ? oldObject.status : {})".into(),
-                "an agent changes no Node's status",
-            ),
-            (
-                same_annotations_but(&format!("k in [{}]", own.join(", "))),
-                "an agent changes no annotations of a Node but those of its addresses, tunnels and interfaces",
-            ),
-        ])
+    Guard {
+        resources: vec!["nodes", "nodes/status"],
+        ..Guard::new("margay-node-nodes", "nodes", &["UPDATE"])
+    }
+    .of("", "v1")
+    .variables(annotations())
+    .rules(vec![
+        (
+            "object.metadata.name == variables.node".into(),
+            "an agent writes its own Node only",
+        ),
+        (SAME_LABELS.0.into(), SAME_LABELS.1),
+        (
+            "object.spec == oldObject.spec".into(),
+            "an agent changes no Node's spec",
+        ),
+        (
+            "(has(object.status) ? object.status : {}) == (has(oldObject.status) ? \
+             oldObject.status : {})"
+                .into(),
+            "an agent changes no Node's status",
+        ),
+        (
+            same_annotations_but(&format!("k in [{}]", own.join(", "))),
+            "an agent changes no annotations of a Node but those of its addresses, tunnels and \
+             interfaces",
+        ),
+    ])
 }
 
 fn pods() -> Guard {
@@ -244,11 +256,18 @@ fn policy(guard: &Guard, mode: Mode) -> Value {
     let mut variables = vec![json!({ "name": "node", "expression": node })];
     let own = guard.variables.iter();
     variables.extend(own.map(|(name, text)| json!({ "name": name, "expression": text })));
-    let rule = |text: &str, message: &str| json!({ "expression": text, "message": message, "reason": "Forbidden" });
+    let rule = |text: &str, message: &str| {
+        json!({
+            "expression": text,
+            "message": message,
+            "reason": "Forbidden",
+        })
+    };
     let mut rules = vec![
         rule(
             "variables.node != ''",
-            "the agent's token is not bound to a node; Kubernetes 1.30 or later binds tokens of pods",
+            "the agent's token is not bound to a node; Kubernetes 1.30 or later binds tokens of \
+             pods",
         ),
         rule(&same_owners(), "an agent changes no owners and finalizers"),
     ];

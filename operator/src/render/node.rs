@@ -240,10 +240,13 @@ fn mounts() -> Vec<Value> {
         match name {
             // Container runtimes use either path for namespaces; without a distribution's symbolic
             // link they differ.
-            "netns" => mounts.extend(
-                [path, "/var/run/netns"]
-                    .map(|path| json!({ "name": name, "mountPath": path, "mountPropagation": "HostToContainer" })),
-            ),
+            "netns" => mounts.extend([path, "/var/run/netns"].map(|path| {
+                json!({
+                    "name": name,
+                    "mountPath": path,
+                    "mountPropagation": "HostToContainer",
+                })
+            })),
             _ => mounts.push(json!({ "name": name, "mountPath": path })),
         }
     }
@@ -252,7 +255,12 @@ fn mounts() -> Vec<Value> {
 
 fn volumes(context: &Context<'_>) -> Vec<Value> {
     let cni = context.spec.cni.clone().unwrap_or_default();
-    let folder = |name: &str, path: String| json!({ "name": name, "hostPath": { "path": path, "type": "DirectoryOrCreate" } });
+    let folder = |name: &str, path: String| {
+        json!({
+            "name": name,
+            "hostPath": { "path": path, "type": "DirectoryOrCreate" },
+        })
+    };
     let mut volumes = vec![
         json!({ "name": "ca", "configMap": { "name": CA_NAME } }),
         folder(

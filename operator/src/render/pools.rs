@@ -44,21 +44,22 @@ fn decide(pool: &IpPoolSpec, existing: &[PoolFacts]) -> Result<Option<Object>, S
         let differing = differing(&fields, &found.spec);
         if found.name != name {
             return Err(format!(
-                "IPPool {} has the range {} that the Installation calls {name}; use the existing name or remove the name",
+                "IPPool {} has the range {} that the Installation calls {name}; use the existing \
+                 name or remove the name",
                 found.name, pool.cidr
             ));
         }
         if let Some(field) = differing.iter().find(|f| f.as_str() == "blockSize") {
             return Err(format!(
-                "IPPool {name} has {field} {} and the Installation wants {}, which cannot change on a pool; \
-                 set the Installation's {field} to the pool's",
+                "IPPool {name} has {field} {} and the Installation wants {}, which cannot change \
+                 on a pool; set the Installation's {field} to the pool's",
                 found.spec[field], fields[field]
             ));
         }
         if !found.managed && !differing.is_empty() {
             return Err(format!(
-                "IPPool {name} ({}) exists, was not created from the Installation, and differs in {}; make them equal, \
-                 or remove the pool from spec.calicoNetwork.ipPools",
+                "IPPool {name} ({}) exists, was not created from the Installation, and differs in \
+                 {}; make them equal, or remove the pool from spec.calicoNetwork.ipPools",
                 pool.cidr,
                 differing.join(", ")
             ));
@@ -68,8 +69,8 @@ fn decide(pool: &IpPoolSpec, existing: &[PoolFacts]) -> Result<Option<Object>, S
     }
     if let Some(other) = existing.iter().find(|other| other.name == name) {
         return Err(format!(
-            "IPPool {name} exists with range {}, the Installation wants {}; a pool's range cannot change: give the new pool \
-             another name",
+            "IPPool {name} exists with range {}, the Installation wants {}; a pool's range cannot \
+             change: give the new pool another name",
             other.cidr(),
             pool.cidr
         ));

@@ -70,7 +70,8 @@ fn an_impossible_pool_is_reported_and_blocks_no_other_one() {
         (
             json!([{ "cidr": "10.0.0.0/16", "natOutgoing": "Disabled" }, good]),
             existing("theirs", ours(), false),
-            "IPPool theirs (10.0.0.0/16) exists, was not created from the Installation, and differs in natOutgoing",
+            "IPPool theirs (10.0.0.0/16) exists, was not created from the Installation, and \
+             differs in natOutgoing",
         ),
         (
             json!([{ "cidr": "10.0.0.0/16", "blockSize": 28 }, good]),

@@ -31,9 +31,11 @@ fn tiers(mode: Mode) -> Value {
         "failurePolicy": "Fail",
         "matchConstraints": Requests::of_calico(mode, &["tiers"], &["DELETE"]).constraints(),
         "validations": [{
-            "expression": "!(oldObject.metadata.name in ['default', 'kube-admin', 'kube-baseline'])",
-            "message": "this tier is built in: policies that specify no tier, and Kubernetes' cluster-wide policies, are in such tiers; \
-                delete the policies of the tier instead",
+            "expression": "!(oldObject.metadata.name in ['default', 'kube-admin', \
+                           'kube-baseline'])",
+            "message": "this tier is built in: policies that specify no tier, and Kubernetes' \
+                        cluster-wide policies, are in such tiers; delete the policies of the tier \
+                        instead",
             "reason": "Forbidden",
         }],
     })
@@ -62,12 +64,14 @@ fn addresses() -> Value {
             { "name": "after", "expression": annotations("object") },
         ],
         "validations": [{
-            "expression": "['cni.projectcalico.org/podIP', 'cni.projectcalico.org/podIPs', 'cni.projectcalico.org/containerID']\
-                .all(name, (name in variables.before ? variables.before[name] : '') == \
-                (name in variables.after ? variables.after[name] : '')) || \
-                authorizer.group('').resource('pods').subresource('status').namespace(request.namespace).check('patch').allowed()",
-            "message": "annotations cni.projectcalico.org/podIP, podIPs and containerID are set by the network: writing them requires permission to patch \
-                pods/status; remove them",
+            "expression": "['cni.projectcalico.org/podIP', 'cni.projectcalico.org/podIPs', \
+                           'cni.projectcalico.org/containerID'].all(name, (name in \
+                           variables.before ? variables.before[name] : '') == (name in \
+                           variables.after ? variables.after[name] : '')) || \
+                           authorizer.group('').resource('pods').subresource('status').namespace(request.namespace).check('patch').allowed()",
+            "message": "annotations cni.projectcalico.org/podIP, podIPs and containerID are set by \
+                        the network: writing them requires permission to patch pods/status; remove \
+                        them",
             "reason": "Forbidden",
         }],
     })

@@ -20,7 +20,8 @@ const POLICIES: &str = "margay-policy-selectors";
 const NODES: &str = "margay-node-selectors";
 
 /// Matches requests that change the spec.
-const CHANGED: &str = "has(object.spec) && (oldObject == null || !has(oldObject.spec) || object.spec != oldObject.spec)";
+const CHANGED: &str = "has(object.spec) && (oldObject == null || !has(oldObject.spec) || \
+                       object.spec != oldObject.spec)";
 
 /// Names of all policies, which their bindings share.
 pub(super) const NAMES: [&str; 2] = [POLICIES, NODES];
@@ -82,7 +83,11 @@ fn specification(mode: Mode, kinds: &[&str], name: &str) -> Value {
         variables.map(|(name, expression)| json!({ "name": name, "expression": expression }));
     json!({
         "failurePolicy": if name == POLICIES { "Ignore" } else { "Fail" },
-        "matchConstraints": Requests::of_calico(mode, &resources, &["CREATE", "UPDATE"]).constraints(),
+        "matchConstraints": Requests::of_calico(
+            mode,
+            &resources,
+            &["CREATE", "UPDATE"],
+        ).constraints(),
         "matchConditions": [{
             "name": "its-specification-changes",
             "expression": CHANGED,
@@ -119,8 +124,8 @@ fn texts_of_policies() -> String {
     let of_ends = ["selector", "notSelector", "namespaceSelector"];
     let of_ends =
         of_ends.map(|name| format!("variables.ends.filter(e, has(e.{name})).map(e, e.{name})"));
-    let accounts = "variables.ends.filter(e, has(e.serviceAccounts) && has(e.serviceAccounts.selector))\
-         .map(e, e.serviceAccounts.selector)";
+    let accounts = "variables.ends.filter(e, has(e.serviceAccounts) && \
+                    has(e.serviceAccounts.selector)).map(e, e.serviceAccounts.selector)";
     [own, of_ends.to_vec(), vec![accounts.to_owned()]]
         .concat()
         .join(" + ")
@@ -143,9 +148,12 @@ fn texts_of_templates() -> String {
 fn refusal() -> Value {
     json!({
         "expression": "size(variables.wrong) == 0",
-        "messageExpression": "'not a selector: ' + variables.wrong[0].substring(0, size(variables.wrong[0]) < 300 ? size(variables.wrong[0]) : 300) + \
-            '; write operations like has(a), a == \"b\", a in {\"b\", \"c\"} or all(), joined by && and ||'",
-        "message": "not a selector: write operations like has(a), a == \"b\", a in {\"b\", \"c\"} or all(), joined by && and ||",
+        "messageExpression": "'not a selector: ' + variables.wrong[0].substring(0, \
+                              size(variables.wrong[0]) < 300 ? size(variables.wrong[0]) : 300) + \
+                              '; write operations like has(a), a == \"b\", a in {\"b\", \"c\"} or \
+                              all(), joined by && and ||'",
+        "message": "not a selector: write operations like has(a), a == \"b\", a in {\"b\", \"c\"} \
+                    or all(), joined by && and ||",
         "reason": "Invalid",
     })
 }

@@ -39,7 +39,11 @@ fn refusal_of(policy: &Value, spec: &Value) -> Option<String> {
 /// Policy, spec, and the text that is not a selector, if there is one.
 #[test]
 fn an_invalid_selector_is_found_in_every_field() {
-    let rule = |side: &str, end: Value| json!({ "ingress": [{ "action": "Deny" }, { "action": "Allow", side: end }] });
+    let rule = |side: &str, end: Value| {
+        json!({
+            "ingress": [{ "action": "Deny" }, { "action": "Allow", side: end }],
+        })
+    };
     let template = |selector: &Option<&str>| match selector {
         Some(text) => json!({ "generateName": "t", "nodeSelector": text }),
         None => json!({ "generateName": "t" }),
@@ -130,7 +134,12 @@ fn only_a_changed_spec_is_checked() {
         context.add_variable("object", new).unwrap();
         program.execute(&context).unwrap() == CelValue::Bool(true)
     };
-    let spec = |selector: &str, label: &str| json!({ "metadata": { "labels": { "l": label } }, "spec": { "selector": selector } });
+    let spec = |selector: &str, label: &str| {
+        json!({
+            "metadata": { "labels": { "l": label } },
+            "spec": { "selector": selector },
+        })
+    };
     assert!(is_checked(Value::Null, spec("x", "")));
     assert!(is_checked(spec("all()", ""), spec("x", "")));
     assert!(

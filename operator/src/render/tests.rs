@@ -135,19 +135,35 @@ fn every_override_lands_in_its_place() {
         "calicoNetwork": {
             "mtu": 1400, "hostPorts": "Enabled", "linuxPolicySetupTimeoutSeconds": 5,
             "ipPools": [
-                { "cidr": "10.1.0.0/16", "encapsulation": "None", "natOutgoing": "Disabled", "blockSize": 28 },
-                { "cidr": "10.2.0.0/16", "encapsulation": "VXLANCrossSubnet", "nodeSelector": "zone == 'a'" },
+                {
+                    "cidr": "10.1.0.0/16",
+                    "encapsulation": "None",
+                    "natOutgoing": "Disabled",
+                    "blockSize": 28,
+                },
+                {
+                    "cidr": "10.2.0.0/16",
+                    "encapsulation": "VXLANCrossSubnet",
+                    "nodeSelector": "zone == 'a'",
+                },
             ],
         },
         "nodeUpdateStrategy": { "rollingUpdate": { "maxUnavailable": "20%" } },
         "componentResources": [{ "componentName": "Typha", "resourceRequirements": resources }],
         "typhaReplicas": { "minimum": 3 },
-        "typhaDeployment": { "spec": { "template": { "spec": { "tolerations": [{ "key": "only" }] } } } },
+        "typhaDeployment": {
+            "spec": { "template": { "spec": { "tolerations": [{ "key": "only" }] } } },
+        },
         "calicoNodeDaemonSet": {
             "metadata": { "labels": { "team": "net", "app.kubernetes.io/name": "theirs" } },
             "spec": { "minReadySeconds": 3, "template": {
                 "metadata": { "annotations": { "scrape": "yes" } },
-                "spec": { "containers": [{ "name": "calico-node", "resources": { "limits": { "memory": "64Mi" } } }] },
+                "spec": {
+                    "containers": [{
+                        "name": "calico-node",
+                        "resources": { "limits": { "memory": "64Mi" } },
+                    }],
+                },
             } },
         },
     });
@@ -190,7 +206,8 @@ fn a_new_version_reaches_typha_first() {
     };
     let agents = |image: &str| {
         let status = json!({
-            "currentNumberScheduled": 3, "desiredNumberScheduled": 3, "numberMisscheduled": 0, "numberReady": 3,
+            "currentNumberScheduled": 3, "desiredNumberScheduled": 3, "numberMisscheduled": 0,
+            "numberReady": 3,
         });
         vec![serde_json::from_value(workload(NODE, image, status)).unwrap()]
     };
@@ -199,7 +216,8 @@ fn a_new_version_reaches_typha_first() {
         let all = if available < 0 { 3 } else { 2 };
         let available = available.abs();
         let status = json!({
-            "observedGeneration": 2, "replicas": all, "updatedReplicas": 2, "availableReplicas": available,
+            "observedGeneration": 2, "replicas": all, "updatedReplicas": 2,
+            "availableReplicas": available,
         });
         vec![serde_json::from_value(workload(TYPHA, image, status)).unwrap()]
     };

@@ -36,7 +36,12 @@ pub(super) fn objects(context: &Context<'_>) -> Vec<Object> {
 /// request. A check costs a third of the limit of an expression, so each expression has at most
 /// two. Admission does not distinguish updates from patches: permission for either is sufficient.
 fn authorizer_checks(side: &str, mode: Mode) -> Vec<Value> {
-    let variable = |name: &str, expression: String| json!({ "name": format!("{side}{name}"), "expression": expression });
+    let variable = |name: &str, expression: String| {
+        json!({
+            "name": format!("{side}{name}"),
+            "expression": expression,
+        })
+    };
     let reads = |group: &str| {
         format!(
             "authorizer.group('{group}').resource('tiers').name(variables.{side}Tier).check('get').allowed()"
@@ -49,7 +54,8 @@ fn authorizer_checks(side: &str, mode: Mode) -> Vec<Value> {
     };
     let writes = |name: &str, verb: &str| {
         format!(
-            "authorizer.group('{}').resource('tier.' + request.resource.resource).namespace(variables.where).name({name}).check({verb}).allowed()",
+            "authorizer.group('{}').resource('tier.' + \
+             request.resource.resource).namespace(variables.where).name({name}).check({verb}).allowed()",
             v3::GROUP
         )
     };
@@ -76,7 +82,8 @@ fn rights(mode: Mode) -> Value {
     };
     let of = |side: &str| {
         format!(
-            "(variables.{side}Tier == '' || (variables.{side}Reads && (variables.{side}All || variables.{side}One)))"
+            "(variables.{side}Tier == '' || (variables.{side}Reads && (variables.{side}All || \
+             variables.{side}One)))"
         )
     };
     let mut variables = vec![
@@ -99,7 +106,8 @@ fn rights(mode: Mode) -> Value {
         variable("where", "has(request.namespace) ? request.namespace : ''"),
         variable(
             "verb",
-            "request.operation == 'CREATE' ? 'create' : request.operation == 'DELETE' ? 'delete' : 'update'",
+            "request.operation == 'CREATE' ? 'create' : request.operation == 'DELETE' ? 'delete' : \
+             'update'",
         ),
     ];
     variables.extend(
@@ -109,13 +117,19 @@ fn rights(mode: Mode) -> Value {
     );
     json!({
         "failurePolicy": "Fail",
-        "matchConstraints": Requests::of_calico(mode, &POLICIES, &["CREATE", "UPDATE", "DELETE"]).constraints(),
+        "matchConstraints": Requests::of_calico(
+            mode,
+            &POLICIES,
+            &["CREATE", "UPDATE", "DELETE"],
+        ).constraints(),
         "variables": variables,
         "validations": [{
             "expression": format!("{} && {}", of("before"), of("after")),
-            "message": "writing policies of a tier requires permission to get the tier, and for the verb on tier.networkpolicies (or \
-                tier.globalnetworkpolicies, tier.stagednetworkpolicies, tier.stagedglobalnetworkpolicies) of projectcalico.org for the name \
-                TIER.* or the policy's name; grant it with a Role or ClusterRole",
+            "message": "writing policies of a tier requires permission to get the tier, and for \
+                        the verb on tier.networkpolicies (or tier.globalnetworkpolicies, \
+                        tier.stagednetworkpolicies, tier.stagedglobalnetworkpolicies) of \
+                        projectcalico.org for the name TIER.* or the policy's name; grant it with \
+                        a Role or ClusterRole",
             "reason": "Forbidden",
         }],
     })

@@ -101,7 +101,8 @@ fn remedy(pod: &Pod, container: &ContainerStatus, reason: &str) -> String {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     if reason.contains("Image") {
         format!(
-            "make image {} available to the node, or set spec.registry, imagePath and imagePullSecrets",
+            "make image {} available to the node, or set spec.registry, imagePath and \
+             imagePullSecrets",
             container.image
         )
     } else if reason == "CrashLoopBackOff" {

@@ -19,7 +19,8 @@ fn deployment(status: Value) -> Deployment {
 
 fn daemon_set(status: Value) -> DaemonSet {
     let mut whole = json!({
-        "currentNumberScheduled": 3, "desiredNumberScheduled": 3, "numberMisscheduled": 0, "numberReady": 3,
+        "currentNumberScheduled": 3, "desiredNumberScheduled": 3, "numberMisscheduled": 0,
+        "numberReady": 3,
     });
     whole
         .as_object_mut()
@@ -124,15 +125,19 @@ fn a_rollout_is_progressing_with_its_counts() {
             "its rollout has not begun",
         ),
         (
-            with_daemon_set(
-                json!({ "observedGeneration": 2, "updatedNumberScheduled": 2, "numberAvailable": 3 }),
-            ),
+            with_daemon_set(json!({
+                "observedGeneration": 2,
+                "updatedNumberScheduled": 2,
+                "numberAvailable": 3,
+            })),
             "margay-node: 2 of 3 agents have the newest revision",
         ),
         (
-            with_daemon_set(
-                json!({ "observedGeneration": 2, "updatedNumberScheduled": 3, "numberAvailable": 0 }),
-            ),
+            with_daemon_set(json!({
+                "observedGeneration": 2,
+                "updatedNumberScheduled": 3,
+                "numberAvailable": 0,
+            })),
             "margay-node: 0 of 3 agents are available",
         ),
     ];
@@ -158,7 +163,8 @@ fn pod(name: &str, node: &str, status: Value) -> k8s_openapi::api::core::v1::Pod
 
 fn waiting(reason: &str, last: Value) -> Value {
     json!({ "containerStatuses": [{
-        "name": "margay-node", "image": "margay.io/margay:v9", "imageID": "", "ready": false, "restartCount": 3,
+        "name": "margay-node", "image": "margay.io/margay:v9", "imageID": "", "ready": false,
+        "restartCount": 3,
         "state": { "waiting": { "reason": reason, "message": "the message" } }, "lastState": last,
     }] })
 }
@@ -231,7 +237,12 @@ fn examples_are_few_and_counted() {
 fn the_reason_of_an_unready_pod_is_reported_during_progress() {
     let unscheduled = json!({
         "phase": "Pending",
-        "conditions": [{ "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no node" }],
+        "conditions": [{
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "Unschedulable",
+            "message": "no node",
+        }],
     });
     let inputs = Inputs {
         daemon_sets: vec![],
@@ -399,7 +410,8 @@ fn settings_without_effect_are_reported_beside_available() {
     assert_eq!(
         texts,
         [
-            "Available=True All objects available; without effect: Installation default, spec.fine is x: nothing follows",
+            "Available=True All objects available; without effect: Installation default, spec.fine \
+             is x: nothing follows",
             "Progressing=False ",
             "Degraded=True Installation default, spec.bad is x: nothing follows",
         ]
@@ -456,8 +468,9 @@ fn problems_of_objects_and_nodes_are_reported_with_examples_and_counts() {
     );
     assert_eq!(
         message(policies(&inputs).degraded),
-        "ResourceValidationError: 4 objects not used as written, 1 records not enforced on a node as written: \
-         NetworkPolicy a/p: field: value: rule; remedy; Tier t: field: value: rule; remedy; Tier u: field: value: rule; remedy"
+        "ResourceValidationError: 4 objects not used as written, 1 records not enforced on a node \
+         as written: NetworkPolicy a/p: field: value: rule; remedy; Tier t: field: value: rule; \
+         remedy; Tier u: field: value: rule; remedy"
     );
     assert_eq!(
         calico(&inputs, &Findings::default()),

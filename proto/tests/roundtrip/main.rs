@@ -35,10 +35,15 @@ fn bytes_of(frame: &Frame) -> BytesMut {
 
 proptest! {
     #[test]
-    fn the_compact_form_means_the_same(changes in vec(prop_oneof![1 => change(), 2 => sharing()], 0..5), trailer in trailer()) {
+    fn the_compact_form_means_the_same(
+        changes in vec(prop_oneof![1 => change(), 2 => sharing()], 0..5),
+        trailer in trailer(),
+    ) {
         let frame = Frame { changes, trailer };
         let mut bytes = BytesMut::new();
-        frame.changes.iter().for_each(|change| bytes.extend_from_slice(&encode_compact(change.into())));
+        frame.changes.iter().for_each(
+            |change| bytes.extend_from_slice(&encode_compact(change.into())),
+        );
         bytes.extend_from_slice(&encode_trailer(&frame.trailer));
         let wire = wire::Frame::decode(bytes.freeze()).expect("frames are valid protobuf");
         prop_assert_eq!(decode_frame(wire), Ok(frame));
@@ -70,8 +75,14 @@ proptest! {
         let count = parts.len();
         for (index, part) in parts.into_iter().enumerate() {
             let bytes = part.concat();
-            prop_assert!(bytes.len() <= most.max(longest + 2), "{} of {most}, longest {longest}", bytes.len());
-            let joined = joiner.push(wire::Frame::decode(&*bytes).expect("a frame")).expect("what the model can hold");
+            prop_assert!(
+                bytes.len() <= most.max(longest + 2),
+                "{} of {most}, longest {longest}",
+                bytes.len(),
+            );
+            let joined = joiner.push(wire::Frame::decode(&*bytes).expect("a frame")).expect(
+                "what the model can hold",
+            );
             prop_assert_eq!(joined.is_some(), index + 1 == count);
             if let Some(joined) = joined {
                 prop_assert_eq!(&joined, &frame);
@@ -82,12 +93,18 @@ proptest! {
     #[test]
     fn frames_survive(changes in vec(change(), 0..5), trailer in trailer()) {
         let frame = Frame { changes, trailer };
-        let wire = wire::Frame::decode(bytes_of(&frame).freeze()).expect("frames are valid protobuf");
+        let wire = wire::Frame::decode(bytes_of(&frame).freeze()).expect(
+            "frames are valid protobuf",
+        );
         prop_assert_eq!(decode_frame(wire), Ok(frame));
     }
 
     #[test]
-    fn unknown_fields_are_ignored(changes in vec(change(), 0..3), trailer in trailer(), payload in vec(any::<u8>(), 0..9)) {
+    fn unknown_fields_are_ignored(
+        changes in vec(change(), 0..3),
+        trailer in trailer(),
+        payload in vec(any::<u8>(), 0..9),
+    ) {
         let frame = Frame { changes, trailer };
         let mut bytes = bytes_of(&frame);
         prost::encoding::bytes::encode(999, &payload, &mut bytes);
@@ -98,7 +115,11 @@ proptest! {
     /// One damaged byte is refused by protobuf, refused with an error that names the field, or
     /// gives a different value; it never panics.
     #[test]
-    fn damage_never_panics(changes in vec(change(), 1..4), at in any::<prop::sample::Index>(), with in any::<u8>()) {
+    fn damage_never_panics(
+        changes in vec(change(), 1..4),
+        at in any::<prop::sample::Index>(),
+        with in any::<u8>(),
+    ) {
         let frame = Frame { changes, trailer: Trailer::default() };
         let mut bytes = bytes_of(&frame);
         let at = at.index(bytes.len());
@@ -113,7 +134,9 @@ proptest! {
         if let Ok(wire) = wire::Frame::decode(&bytes[..]) {
             let _ = decode_frame(wire);
         }
-        if let Ok(wire::Up { message: Some(wire::up::Message::Ack(ack)) }) = wire::Up::decode(&bytes[..]) {
+        if let Ok(
+            wire::Up { message: Some(wire::up::Message::Ack(ack)) },
+        ) = wire::Up::decode(&bytes[..]) {
             let _ = decode_ack(ack);
         }
     }
@@ -127,14 +150,26 @@ proptest! {
         addresses in vec(any::<IpAddr>(), 0..3),
     ) {
         let Change::Upsert(id, _) = change else { unreachable!("upsert makes upserts") };
-        let ack = Ack { revision, errors: vec![(id, message)], plan_us: 1, commit_us: 2, traceparent: "t".into() };
-        let Some(wire::up::Message::Ack(sent)) = encode_ack(&ack).message else { panic!("not an ack") };
+        let ack = Ack {
+            revision,
+            errors: vec![(id, message)],
+            plan_us: 1,
+            commit_us: 2,
+            traceparent: "t".into(),
+        };
+        let Some(wire::up::Message::Ack(sent)) = encode_ack(&ack).message else {
+            panic!("not an ack")
+        };
         prop_assert_eq!(decode_ack(sent), Ok(ack));
         let local = LocalEndpoint { key, addresses, uid: "u".into() };
-        let Some(wire::up::Message::LocalEndpoint(sent)) = encode_local_endpoint(&local).message else { panic!("not an endpoint") };
+        let Some(
+            wire::up::Message::LocalEndpoint(sent),
+        ) = encode_local_endpoint(&local).message else { panic!("not an endpoint") };
         prop_assert_eq!(decode_local_endpoint(sent), Ok(local));
         let problems = vec![NodeProblem::new("routes", "there is none", revision % 2 == 0)];
-        let Some(wire::up::Message::Problems(sent)) = encode_problems(&problems).message else { panic!("no problems") };
+        let Some(wire::up::Message::Problems(sent)) = encode_problems(&problems).message else {
+            panic!("no problems")
+        };
         prop_assert_eq!(decode_problems(sent), Ok(problems));
     }
 }

@@ -21,7 +21,8 @@ pub struct Traceparent {
 /// A text is not a traceparent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "traceparent {0:?}: must be 00-, 32 hex digits, -, 16 hex digits, -, 2 hex digits, neither id all zero"
+    "traceparent {0:?}: must be 00-, 32 hex digits, -, 16 hex digits, -, 2 hex digits, neither id \
+     all zero"
 )]
 pub struct TraceparentError(String);
 

@@ -74,7 +74,11 @@ impl<E: SpanExporter> SpanExporter for Reporting<E> {
         let failed_before = self.failing.swap(outcome.is_err(), Ordering::Relaxed);
         match &outcome {
             Err(error) if !failed_before => {
-                tracing::warn!(%error, "spans are not exported; correct OTEL_EXPORTER_OTLP_ENDPOINT or start the collector");
+                tracing::warn!(
+                    %error,
+                    "spans are not exported; correct OTEL_EXPORTER_OTLP_ENDPOINT or start the \
+                     collector",
+                );
             }
             Ok(()) if failed_before => tracing::info!("spans are exported again"),
             _ => {}

@@ -369,8 +369,8 @@ mod tests {
             (
                 "OTEL_EXPORTER_OTLP_ENDPOINT",
                 "https://x:1",
-                "https needs the collector's CA, and the image has no root certificates; \
-                 set OTEL_EXPORTER_OTLP_CERTIFICATE to a file with it",
+                "https needs the collector's CA, and the image has no root certificates; set \
+                 OTEL_EXPORTER_OTLP_CERTIFICATE to a file with it",
             ),
             (
                 "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
@@ -380,7 +380,8 @@ mod tests {
             (
                 "OTEL_EXPORTER_OTLP_PROTOCOL",
                 "http/protobuf",
-                "only grpc is supported; unset it and point the endpoint at the collector's gRPC port (4317)",
+                "only grpc is supported; unset it and point the endpoint at the collector's gRPC \
+                 port (4317)",
             ),
             (
                 "OTEL_TRACES_EXPORTER",
@@ -390,7 +391,8 @@ mod tests {
             (
                 "OTEL_RESOURCE_ATTRIBUTES",
                 "=x",
-                "must be NAME=VALUE pairs separated by commas; write it like deployment.environment.name=test",
+                "must be NAME=VALUE pairs separated by commas; write it like \
+                 deployment.environment.name=test",
             ),
         ];
         for (name, value, wanted) in table {

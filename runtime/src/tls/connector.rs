@@ -30,7 +30,8 @@ pub enum ConnectError {
     },
     /// The peer is not the server that we expect, or it does not accept us.
     #[error(
-        "{address}: TLS handshake with {name:?}: {source}; both certificates must be of the cluster's CA and in force"
+        "{address}: TLS handshake with {name:?}: {source}; both certificates must be of the \
+         cluster's CA and in force"
     )]
     Handshake {
         /// The server's address.

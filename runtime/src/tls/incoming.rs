@@ -175,7 +175,10 @@ impl Acceptor {
         if let Some(oldest) = self.pending.iter().position(|(_, ip, _)| *ip == greedy) {
             let (_, _, task) = self.pending.remove(oldest);
             task.abort();
-            debug!(address = %greedy, "too many handshakes in progress; dropping this address's oldest");
+            debug!(
+                address = %greedy,
+                "too many handshakes in progress; dropping this address's oldest",
+            );
         }
     }
 }

@@ -178,7 +178,17 @@ fn rule(port: u16, admits: bool, number: usize) -> Value {
         json!({"nobody": format!("g{number}")})
     };
     let peers = if admits {
-        json!([{"podSelector": {"matchExpressions": [{"key": "pod", "operator": "In", "values": ["same", "cross"]}]}}])
+        json!([
+            {
+                "podSelector": {
+                    "matchExpressions": [{
+                        "key": "pod",
+                        "operator": "In",
+                        "values": ["same", "cross"],
+                    }],
+                },
+            },
+        ])
     } else {
         json!([{"podSelector": {"matchLabels": label}}])
     };
@@ -193,7 +203,11 @@ fn one(server: &str, index: usize, rules: &Value) -> Value {
     };
     json!({
         "metadata": {"name": format!("{server}-{index:03}")},
-        "spec": {"podSelector": {"matchLabels": {"pod": server}}, "policyTypes": ["Ingress"], "ingress": rules},
+        "spec": {
+            "podSelector": {"matchLabels": {"pod": server}},
+            "policyTypes": ["Ingress"],
+            "ingress": rules,
+        },
     })
 }
 

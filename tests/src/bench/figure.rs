@@ -103,7 +103,11 @@ impl Sheet {
             .taken
             .iter()
             .map(|taken| {
-                let about = serde_json::json!({"value": taken.value, "unit": taken.line.unit, "detail": taken.detail});
+                let about = serde_json::json!({
+                    "value": taken.value,
+                    "unit": taken.line.unit,
+                    "detail": taken.detail,
+                });
                 (taken.line.key, about)
             })
             .collect();

@@ -65,8 +65,15 @@ fn mk_lab() -> Result<Lab> {
     lab.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}))?;
     let from = json!([{"podSelector": {"matchLabels": {"friend": "yes"}}}]);
     let problems = lab.apply(&json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "x", "name": "friends"},
-        "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": from, "ports": [{"port": 80}]}]},
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {
+            "namespace": "x",
+            "name": "friends",
+        },
+        "spec": {
+            "podSelector": {},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": from, "ports": [{"port": 80}]}],
+        },
     }))?;
     ensure!(
         problems.is_empty(),
@@ -84,13 +91,20 @@ fn wait(lab: &Lab, name: &str, count: usize) -> Result<Vec<Waiting>> {
             let pod = format!("{name}-{index}");
             let uid = format!("{pod}-uid");
             lab.apply(&json!({
-                "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "x", "name": pod, "uid": uid},
+                "apiVersion": "v1", "kind": "Pod", "metadata": {
+                    "namespace": "x",
+                    "name": pod,
+                    "uid": uid,
+                },
                 "spec": {"nodeName": NODE, "serviceAccountName": "default", "containers": []},
             }))?;
             let namespace = Namespace::new()?;
             let mut call = Call::new(&socket, &format!("x/{pod}"), &pod, &namespace.path())?;
             call.arguments = format!("{};K8S_POD_UID={uid}", call.arguments);
-            Ok(Waiting { call, _namespace: namespace })
+            Ok(Waiting {
+                call,
+                _namespace: namespace,
+            })
         })
         .collect()
 }

@@ -94,12 +94,23 @@ impl Shim {
 /// count its requests.
 pub fn count_requests(cluster: &Cluster, (namespace, name): (&str, &str)) -> Result<()> {
     let every = json!({
-        "subjects": [{"kind": "ServiceAccount", "serviceAccount": {"namespace": namespace, "name": name}}],
-        "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "namespaces": ["*"], "clusterScope": true}],
+        "subjects": [{
+            "kind": "ServiceAccount",
+            "serviceAccount": {"namespace": namespace, "name": name},
+        }],
+        "resourceRules": [{
+            "verbs": ["*"],
+            "apiGroups": ["*"],
+            "resources": ["*"],
+            "namespaces": ["*"],
+            "clusterScope": true,
+        }],
         "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}],
     });
     let schema = json!({
-        "apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema", "metadata": {"name": SCHEMA},
+        "apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema", "metadata": {
+            "name": SCHEMA,
+        },
         "spec": {
             "priorityLevelConfiguration": {"name": "workload-low"}, "matchingPrecedence": 100,
             "distinguisherMethod": {"type": "ByUser"}, "rules": [every],

@@ -92,7 +92,9 @@ fn other(index: usize) -> Value {
             "podSelector": {"matchLabels": {"pod": format!("p{}", index % CROWD)}},
             "policyTypes": ["Ingress"],
             "ingress": [{
-                "from": [{"podSelector": {"matchLabels": {"pod": format!("p{}", (index / 7) % CROWD)}}}],
+                "from": [{
+                    "podSelector": {"matchLabels": {"pod": format!("p{}", (index / 7) % CROWD)}},
+                }],
                 "ports": [{"protocol": "TCP", "port": 1000 + index % 30_000}],
             }],
         },

@@ -126,11 +126,17 @@ pub fn run(bench: &mut Bench) -> Result<()> {
 fn policy(server: &str, ingress: Value) -> Value {
     json!({
         "metadata": {"name": server},
-        "spec": {"podSelector": {"matchLabels": {"pod": server}}, "policyTypes": ["Ingress"], "ingress": ingress},
+        "spec": {
+            "podSelector": {"matchLabels": {"pod": server}},
+            "policyTypes": ["Ingress"],
+            "ingress": ingress,
+        },
     })
 }
 
 fn open_rules() -> Value {
-    let clients = json!({"matchExpressions": [{"key": "pod", "operator": "In", "values": ["same", "cross"]}]});
+    let clients = json!({
+        "matchExpressions": [{"key": "pod", "operator": "In", "values": ["same", "cross"]}],
+    });
     json!([{"from": [{"podSelector": clients}], "ports": [{"protocol": "TCP", "port": PORT}]}])
 }

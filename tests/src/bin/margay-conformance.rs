@@ -16,7 +16,8 @@ use margay_tests::{demo, install};
 #[derive(Debug, Parser)]
 #[command(
     version,
-    about = "Runs a table of verdicts with real packets; ends with success only if every row is as it must be"
+    about = "Runs a table of verdicts with real packets; ends with success only if every row is as \
+             it must be"
 )]
 struct Args {
     /// The table.

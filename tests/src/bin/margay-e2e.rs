@@ -9,7 +9,8 @@ use margay_tests::e2e;
 #[derive(Debug, Parser)]
 #[command(
     version,
-    about = "The NetworkPolicy cases of Kubernetes' end-to-end suite, against Margay on a real Kubernetes on this machine"
+    about = "The NetworkPolicy cases of Kubernetes' end-to-end suite, against Margay on a real \
+             Kubernetes on this machine"
 )]
 struct Args {
     /// Folder of everything the cluster writes.

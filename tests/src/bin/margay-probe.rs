@@ -100,7 +100,11 @@ fn first(target: SocketAddr, duration: Duration) {
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    let report = serde_json::json!({"answered": answered, "unanswered": other, "first_answer_ms": first_answer.map(|ms| ms as u64)});
+    let report = serde_json::json!({
+        "answered": answered,
+        "unanswered": other,
+        "first_answer_ms": first_answer.map(|ms| ms as u64),
+    });
     println!("{report}");
 }
 

@@ -246,7 +246,8 @@ mod tests {
 
     #[test]
     fn version_1_goes_below_the_own_group_of_each_hierarchy() {
-        let mounts = "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct\n\
+        let mounts = "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup \
+                      rw,cpu,cpuacct\n\
                       33 31 0:32 / /sys/fs/cgroup/memory rw shared:3 - cgroup cgroup rw,memory\n\
                       34 31 0:33 /box /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
                       40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n\

@@ -61,16 +61,16 @@ pub fn run(spec: &Path) -> Result<()> {
     let proxy = Service::new(
         format!(
             // A network namespace may not set the machine's connection limit.
-            "kube-proxy --kubeconfig={kubernetes}/proxy.kubeconfig --proxy-mode={} --conntrack-max-per-core=0 \
-             --hostname-override={name}",
+            "kube-proxy --kubeconfig={kubernetes}/proxy.kubeconfig --proxy-mode={} \
+             --conntrack-max-per-core=0 --hostname-override={name}",
             spec.proxy.flag()
         ),
         log("kube-proxy")?,
     );
     let kubelet = Service::new(
         format!(
-            "kubelet --kubeconfig={kubernetes}/kubelet.kubeconfig --config={kubernetes}/kubelet.yaml \
-             --node-ip={} --hostname-override={name}",
+            "kubelet --kubeconfig={kubernetes}/kubelet.kubeconfig \
+             --config={kubernetes}/kubelet.yaml --node-ip={} --hostname-override={name}",
             spec.host.addresses()
         ),
         log("kubelet")?,

@@ -247,7 +247,8 @@ fn containerd_config() -> String {
          [plugins.'io.containerd.cri.v1.images'.pinned_images]\n\
          sandbox = '{PAUSE}'\n\
          [plugins.'io.containerd.cri.v1.runtime']\n\
-         # A container may ask for a lower score than this process may give; without this it would not start.\n\
+         # A container may ask for a lower score than this process may give; without this it would \
+         not start.\n\
          restrict_oom_score_adj = true\n\
          [plugins.'io.containerd.cri.v1.runtime'.cni]\n\
          # The nodes have no loopback plugin.\n\
@@ -271,7 +272,8 @@ fn kubelet_config() -> String {
          volumePluginDir: /var/lib/kubelet/volume-plugins\n\
          clusterDomain: cluster.local\n\
          clusterDNS: [10.96.0.10]\n\
-         authentication: {{anonymous: {{enabled: false}}, webhook: {{enabled: true}}, x509: {{clientCAFile: {folder}/ca.crt}}}}\n\
+         authentication: {{anonymous: {{enabled: false}}, webhook: {{enabled: true}}, x509: \
+         {{clientCAFile: {folder}/ca.crt}}}}\n\
          authorization: {{mode: Webhook}}\n\
          tlsCertFile: {folder}/kubelet.crt\n\
          tlsPrivateKeyFile: {folder}/kubelet.key\n\

@@ -63,7 +63,10 @@ impl WantedPod {
     /// The ports of the container, as in a manifest.
     pub fn container_ports(&self) -> Value {
         let port = |port: &Port| {
-            let mut object = json!({"containerPort": port.port, "protocol": port.protocol.to_string().to_uppercase()});
+            let mut object = json!({
+                "containerPort": port.port,
+                "protocol": port.protocol.to_string().to_uppercase(),
+            });
             if !port.name.is_empty() {
                 object["name"] = port.name.clone().into();
             }

@@ -46,9 +46,12 @@ impl<'a> OnCluster<'a> {
         };
         if fixture.pin {
             backend.apply(&json!({
-                "apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": {"name": "conformance"},
+                "apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": {
+                    "name": "conformance",
+                },
                 "spec": {
-                    "cidr": fixture.cidr, "assignmentMode": "Manual", "vxlanMode": "CrossSubnet", "ipipMode": "Never",
+                    "cidr": fixture.cidr, "assignmentMode": "Manual", "vxlanMode": "CrossSubnet",
+                    "ipipMode": "Never",
                 },
             }))?;
         }
@@ -170,7 +173,11 @@ impl Backend for OnCluster<'_> {
     }
 
     fn label(&mut self, namespace: &str, name: &str, labels: &Value) -> Result<()> {
-        let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": namespace, "name": name}});
+        let object = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"namespace": namespace, "name": name},
+        });
         let (api, name) = self.api(&object)?;
         self.runtime.block_on(async {
             let present = api.get(&name).await?.metadata.labels.unwrap_or_default();
@@ -191,7 +198,11 @@ impl Backend for OnCluster<'_> {
     }
 
     fn stop(&mut self, namespace: &str, name: &str) -> Result<()> {
-        self.remove(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": namespace, "name": name}}))
+        self.remove(&json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"namespace": namespace, "name": name},
+        }))
     }
 
     fn serve_on_node(&mut self, node: usize, ports: &[(Protocol, u16)]) -> Result<IpAddr> {

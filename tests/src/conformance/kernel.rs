@@ -70,7 +70,10 @@ impl Backend for Kernel {
                     "namespace": wanted.namespace, "name": wanted.name,
                     "labels": wanted.labels, "annotations": wanted.annotations(),
                 },
-                "spec": {"serviceAccountName": wanted.service_account, "containers": [{"name": "c", "ports": wanted.container_ports()}]},
+                "spec": {
+                    "serviceAccountName": wanted.service_account,
+                    "containers": [{"name": "c", "ports": wanted.container_ports()}],
+                },
             });
             let node = self.node(wanted.node)?;
             let pod = self.lab.add_pod(&node, &object)?;

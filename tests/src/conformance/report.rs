@@ -172,7 +172,11 @@ impl Report {
             .map(|(protocol, score)| format!("{protocol} {score}"))
             .collect();
         let mut text = format!(
-            "cases right     {}\nsteps right     {}\nallowed rows    {}\nblocked rows    {}\nby transport    {}\n",
+            "cases right     {}\n\
+             steps right     {}\n\
+             allowed rows    {}\n\
+             blocked rows    {}\n\
+             by transport    {}\n",
             sum.cases,
             sum.steps,
             sum.allowed,

@@ -37,7 +37,14 @@ const TABLE: &[Line] = &[
 
 /// Initial objects: the tiers of an installation, settings, and the pool.
 pub fn initial(pool: &Value) -> Vec<Value> {
-    let of = |kind: &str, name: &str, spec: Value| json!({"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": {"name": name}, "spec": spec});
+    let of = |kind: &str, name: &str, spec: Value| {
+        json!({
+            "apiVersion": "projectcalico.org/v3",
+            "kind": kind,
+            "metadata": {"name": name},
+            "spec": spec,
+        })
+    };
     vec![
         of(
             "Tier",

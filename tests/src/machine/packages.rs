@@ -266,8 +266,9 @@ mod tests {
 
     #[test]
     fn a_kernel_is_what_its_packages_depend_on() {
-        let depends = "linux-image-7.2.12\n  PreDepends: linux-base\n |Depends: initramfs-tools\n  Depends: linux-base-7.2.12\n  \
-                       Depends: linux-binary-7.2.12\n  Depends: linux-modules-7.2.12\n  Breaks: linux-image-1\n";
+        let depends = "linux-image-7.2.12\n  PreDepends: linux-base\n |Depends: initramfs-tools\n  \
+                       Depends: linux-base-7.2.12\n  Depends: linux-binary-7.2.12\n  Depends: \
+                       linux-modules-7.2.12\n  Breaks: linux-image-1\n";
         assert_eq!(
             kernel_parts(depends),
             [
@@ -280,7 +281,9 @@ mod tests {
 
     #[test]
     fn the_mirror_is_that_of_the_suite_itself() {
-        let targets = "http://mirror/security/ one-security main\nhttp://mirror/debian/ one contrib\nhttp://mirror/debian/ one main";
+        let targets = "http://mirror/security/ one-security main\n\
+                       http://mirror/debian/ one contrib\n\
+                       http://mirror/debian/ one main";
         assert_eq!(
             debian(targets, "one").as_deref(),
             Some("http://mirror/debian/")

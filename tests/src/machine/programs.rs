@@ -107,7 +107,8 @@ const LIMIT: Duration = Duration::from_secs(1200);
 
 /// What a node has loaded long before a test begins, and a machine that has just booted loads over
 /// 9p, in emulation, while a test waits. A kernel need not have each.
-const MODULES: &str = "veth vxlan dummy nf_tables nft_ct nft_chain_nat nft_masq nft_fib_inet nft_log nft_limit nf_conntrack_netlink sctp ip_vs";
+const MODULES: &str = "veth vxlan dummy nf_tables nft_ct nft_chain_nat nft_masq nft_fib_inet \
+                       nft_log nft_limit nf_conntrack_netlink sctp ip_vs";
 
 /// What [`SLOWNESS`] is. Emulation is 10 to 20 times slower in everything, but most answers need
 /// not come one after the other.
@@ -272,7 +273,8 @@ fn run(script: &mut String, program: &Program) {
     let (limit, only) = (limit.as_secs(), only.join(" "));
     let _ = writeln!(
         script,
-        "CARGO_MANIFEST_DIR={folder} timeout {limit} {path} --test-threads=1 --color=never {only} 2>&1"
+        "CARGO_MANIFEST_DIR={folder} timeout {limit} {path} --test-threads=1 --color=never {only} \
+         2>&1"
     );
     let _ = writeln!(script, "echo '{END}{suite}' $?");
 }

@@ -63,8 +63,13 @@ mod tests {
     fn a_row_for_each_suite() {
         let program = |suite| mk_program(suite, 1);
         let mut results = Results::default();
-        let console = "@begin a\ntest x ... FAILED\ntest result: FAILED. 2 passed; 1 failed;\n@end a 101\n@begin b\n\
-                       test result: ok. 4 passed; 0 failed;\n@end b 0";
+        let console = "@begin a\n\
+                       test x ... FAILED\n\
+                       test result: FAILED. 2 passed; 1 failed;\n\
+                       @end a 101\n\
+                       @begin b\n\
+                       test result: ok. 4 passed; 0 failed;\n\
+                       @end b 0";
         console
             .lines()
             .for_each(|line| results.hear(line, Duration::ZERO));
@@ -72,7 +77,14 @@ mod tests {
             &[program("a"), program("b"), program("c")],
             &[("6.1".to_owned(), results)],
         );
-        let wanted = "\n| Suite | 6.1 |\n|---|---|\n| a | 2 of 3 |\n| b | 4 |\n| c | - |\n\n6.1 a: failed: x\n\
+        let wanted = "\n\
+                      | Suite | 6.1 |\n\
+                      |---|---|\n\
+                      | a | 2 of 3 |\n\
+                      | b | 4 |\n\
+                      | c | - |\n\
+                      \n\
+                      6.1 a: failed: x\n\
                       6.1 c: it was not begun; see the console\n";
         assert_eq!(text, wanted);
     }

@@ -231,8 +231,13 @@ fn resolve(module: &[String], path: &str) -> Option<Vec<String>> {
 
 #[test]
 fn paths_of_a_source_are_found() {
-    let text = "use super::{\n    a::{self, b},\n    c as d, // super::not\n};\nuse crate::e;\nfn f() { super::super::g::h(my_crate::i) }\n\
-                #[cfg(test)]\nmod tests {\n    use crate::j;\n}\n";
+    let text = "use super::{\n    a::{self, b},\n    c as d, // super::not\n\
+                };\n\
+                use crate::e;\n\
+                fn f() { super::super::g::h(my_crate::i) }\n\
+                #[cfg(test)]\n\
+                mod tests {\n    use crate::j;\n\
+                }\n";
     let module = ["x", "y"].map(str::to_owned);
     let found: Vec<String> = paths(text)
         .iter()

@@ -97,7 +97,11 @@ fn first_packet(stage: &Stage) -> Result<()> {
         json!({
             "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
             "metadata": {"name": pod, "namespace": "y"},
-            "spec": {"podSelector": {"matchLabels": {"pod": pod}}, "policyTypes": ["Egress"], "egress": rules},
+            "spec": {
+                "podSelector": {"matchLabels": {"pod": pod}},
+                "policyTypes": ["Egress"],
+                "egress": rules,
+            },
         })
     };
     let allowed = json!([{"to": [{"namespaceSelector": {"matchLabels": {"ns": "x"}}}]}]);

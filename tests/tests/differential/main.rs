@@ -99,7 +99,10 @@ fn check_case(kernel: &mut Kernel, text: &str) -> Result<Tally> {
                 .map(|(id, record)| records_text::record(id, record))
                 .collect();
             bail!(
-                "{probe:?}: allowed by the objects and the evaluator: {by_records}, by the table: {by_table}, by the kernel: {by_kernel}\n{dump}\n{ruleset}"
+                "{probe:?}: allowed by the objects and the evaluator: {by_records}, by the table: \
+                 {by_table}, by the kernel: {by_kernel}\n\
+                 {dump}\n\
+                 {ruleset}"
             );
         }
         tally.allowed += usize::from(by_kernel);

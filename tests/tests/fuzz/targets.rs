@@ -94,7 +94,9 @@ pub fn rule(data: &[u8]) {
         .into_iter()
         .chain([json!("TCP"), json!(132)])
     {
-        let rules = json!([{ "action": "Allow", "protocol": protocol, "source": entity, "destination": entity }]);
+        let rules = json!([
+            { "action": "Allow", "protocol": protocol, "source": entity, "destination": entity },
+        ]);
         calico_policy(json!({ "ingress": rules, "egress": rules }));
     }
     let ports: Vec<Value> = values
@@ -117,7 +119,12 @@ pub fn policy(data: &[u8]) {
 }
 
 fn object(kind: &str, version: &str, spec: &Value) -> Value {
-    json!({ "apiVersion": version, "kind": kind, "metadata": { "name": "a", "namespace": "red" }, "spec": spec })
+    json!({
+        "apiVersion": version,
+        "kind": kind,
+        "metadata": { "name": "a", "namespace": "red" },
+        "spec": spec,
+    })
 }
 
 fn calico_policy(spec: Value) {

@@ -51,7 +51,13 @@ pub fn pages() -> BTreeMap<String, String> {
         );
         let plural = spec["names"]["plural"].as_str().unwrap_or_default();
         let head = format!(
-            "<!-- Generated from deploy/crds by `make bless`. -->\n\n# {kind}\n\n{}, of the {scope}: `kubectl get {plural}.{}`\n\n{}\n",
+            "<!-- Generated from deploy/crds by `make bless`. -->\n\
+             \n\
+             # {kind}\n\
+             \n\
+             {}, of the {scope}: `kubectl get {plural}.{}`\n\
+             \n\
+             {}\n",
             code(&group),
             spec["group"].as_str().unwrap_or_default(),
             description(&schema["properties"]["spec"]).replace('<', "&lt;"),

@@ -91,7 +91,12 @@ fn lines(source: &Source) -> Vec<Line> {
 
 /// Name of a field: what is before `=`, or the variable itself. A target is none.
 fn field(part: &[TokenTree]) -> Option<String> {
-    let is = |token: &TokenTree, sign: char| matches!(token, TokenTree::Punct(punct) if punct.as_char() == sign);
+    let is = |token: &TokenTree, sign: char| {
+        matches!(
+            token,
+            TokenTree::Punct(punct) if punct.as_char() == sign,
+        )
+    };
     let name = part.split(|token| is(token, '=')).next()?;
     if name.iter().any(|token| is(token, ':')) {
         return None;

@@ -175,7 +175,8 @@ async fn repaired(
     let Ok(result) = tokio::time::timeout(Duration::from_secs(5), again).await else {
         let (progress, found) = (node.network.progress(), programmed(node, version)?);
         bail!(
-            "not repaired within 5 s: {before} repairs before, now {progress:?}; found {found:?}, not {whole:?}"
+            "not repaired within 5 s: {before} repairs before, now {progress:?}; found {found:?}, \
+             not {whole:?}"
         );
     };
     result

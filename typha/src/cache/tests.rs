@@ -254,7 +254,11 @@ proptest! {
                     if api.get(&pod) == Some(&address) {
                         overlay.remove(&pod);
                     }
-                    let Observed { update: Some(Update::Endpoint(key, Some(endpoint))), uid, .. } = mk_pod(pod, address) else {
+                    let Observed {
+                        update: Some(Update::Endpoint(key, Some(endpoint))),
+                        uid,
+                        ..
+                    } = mk_pod(pod, address) else {
                         unreachable!("pods are endpoints")
                     };
                     let report = LocalEndpoint { key, addresses: endpoint.addresses, uid };
@@ -294,7 +298,9 @@ proptest! {
                 .iter()
                 .map(|(pod, address)| {
                     let address = overlay.get(pod).unwrap_or(address);
-                    let Some(update) = mk_pod(*pod, *address).update else { unreachable!("readable") };
+                    let Some(update) = mk_pod(*pod, *address).update else {
+                        unreachable!("readable")
+                    };
                     (format!("p{pod}"), update)
                 })
                 .collect();
@@ -332,7 +338,9 @@ proptest! {
     /// Of a policy that is stored twice the unprefixed one wins, in whatever order they change, and
     /// while one is stored there is never none.
     #[test]
-    fn one_policy_stored_twice_is_one(steps in proptest::collection::vec((0..3_u8, any::<bool>(), 0..4_u8), 0..30)) {
+    fn one_policy_stored_twice_is_one(
+        steps in proptest::collection::vec((0..3_u8, any::<bool>(), 0..4_u8), 0..30),
+    ) {
         let mut cache = Cache::new([POLICY]);
         let mut api: BTreeMap<&str, u8> = BTreeMap::new();
         let mut state: Option<Update> = None;
@@ -360,7 +368,9 @@ proptest! {
                 prop_assert_eq!(key.name.as_str(), "p");
                 state = policy.is_some().then_some(update);
             }
-            let counts = ["p", "default.p"].into_iter().find_map(|stored| Some((stored, *api.get(stored)?)));
+            let counts = ["p", "default.p"].into_iter().find_map(
+                |stored| Some((stored, *api.get(stored)?)),
+            );
             let wanted = counts.and_then(|(stored, order)| mk_stored_policy(stored, order).update);
             prop_assert_eq!(&state, &wanted);
         }

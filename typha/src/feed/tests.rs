@@ -19,8 +19,10 @@ fn mk_feed() -> Feed<Namespace> {
 }
 
 fn object(name: &str, version: u64) -> Value {
-    json!({"metadata": {"name": name, "uid": format!("u-{name}"), "resourceVersion": version.to_string(),
-        "labels": {"v": version.to_string()}, "managedFields": [{"manager": "x"}]}, "spec": {"finalizers": ["kubernetes"]}})
+    json!({"metadata": {"name": name, "uid": format!("u-{name}"),
+        "resourceVersion": version.to_string(),
+        "labels": {"v": version.to_string()},
+        "managedFields": [{"manager": "x"}]}, "spec": {"finalizers": ["kubernetes"]}})
 }
 
 fn event(kind: &str, object: Value) -> Vec<u8> {
@@ -37,7 +39,10 @@ fn bookmark(version: u64, end: bool) -> Vec<u8> {
     };
     event(
         "BOOKMARK",
-        json!({"kind": "Namespace", "metadata": {"resourceVersion": version.to_string(), "annotations": annotations}}),
+        json!({
+            "kind": "Namespace",
+            "metadata": {"resourceVersion": version.to_string(), "annotations": annotations},
+        }),
     )
 }
 
@@ -89,7 +94,10 @@ fn a_streamed_list_then_changes() {
 #[test]
 fn a_list_in_pages() {
     let mut feed = mk_feed();
-    let page = json!({"metadata": {"resourceVersion": "7", "continue": "more"}, "items": [object("a", 3)]});
+    let page = json!({
+        "metadata": {"resourceVersion": "7", "continue": "more"},
+        "items": [object("a", 3)],
+    });
     let (event, next) = feed.decode_page(&page.to_string()).expect("a page");
     assert!(matches!(event, WatchEvent::Bookmark));
     assert_eq!(next.as_deref(), Some("more"));
@@ -215,9 +223,12 @@ fn an_unreadable_policy_closes_what_its_readable_fields_select() {
             _ => None,
         }
     };
-    let policy = substitute(
-        json!({"selector": "a == 'b'", "order": "first", "ingress": [{"action": 7}], "types": ["Ingress"]}),
-    );
+    let policy = substitute(json!({
+        "selector": "a == 'b'",
+        "order": "first",
+        "ingress": [{"action": 7}],
+        "types": ["Ingress"],
+    }));
     let policy = policy.expect("a substitute");
     assert_eq!(
         (
@@ -311,7 +322,8 @@ fn objects_of_the_older_storage_have_the_metadata_of_users() {
     let mut feed = Feed::new(parse, Form::Stored(kind), false);
     let stored = |kept: &str| {
         json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "GlobalNetworkSet",
-            "metadata": {"name": "s", "uid": "01020304-0506-4708-890a-0b0c0d0e0f10", "resourceVersion": "5",
+            "metadata": {"name": "s", "uid": "01020304-0506-4708-890a-0b0c0d0e0f10",
+                "resourceVersion": "5",
                 "annotations": {"projectcalico.org/metadata": kept}},
             "spec": {"nets": null}})
     };

@@ -45,7 +45,14 @@ fn refusal(request: &'static [&'static str], code: u16) -> Scene {
 }
 
 fn object(name: &str, version: u64) -> Value {
-    json!({"metadata": {"namespace": "ns", "name": name, "uid": "u", "resourceVersion": version.to_string()}})
+    json!({
+        "metadata": {
+            "namespace": "ns",
+            "name": name,
+            "uid": "u",
+            "resourceVersion": version.to_string(),
+        },
+    })
 }
 
 fn added(name: &str, version: u64) -> Value {
@@ -246,7 +253,12 @@ async fn an_empty_first_list_is_refused_where_that_cannot_be() {
 
 #[tokio::test]
 async fn lists_are_paged_where_streaming_is_not_supported() {
-    let page = |items: Value, next: &str| json!({"metadata": {"resourceVersion": "5", "continue": next}, "items": items});
+    let page = |items: Value, next: &str| {
+        json!({
+            "metadata": {"resourceVersion": "5", "continue": next},
+            "items": items,
+        })
+    };
     for not_streamed in [refusal(LIST, 422), scene(LIST, &[added("a", 3)])] {
         let results = play(
             false,
@@ -273,8 +285,14 @@ fn definition(versions: &[&str]) -> Scene {
     let versions: Vec<Value> = { versions.iter() }
         .map(|name| json!({"name": name, "served": true, "storage": false}))
         .collect();
-    let body = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "maps.g"},
-        "spec": {"group": "g", "scope": "Cluster", "names": {"kind": "Map", "plural": "maps"}, "versions": versions}});
+    let body = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+    "metadata": {"name": "maps.g"},
+    "spec": {
+        "group": "g",
+        "scope": "Cluster",
+        "names": {"kind": "Map", "plural": "maps"},
+        "versions": versions,
+    }});
     scene(&["customresourcedefinitions/maps.g"], &[body])
 }
 
@@ -363,6 +381,7 @@ async fn a_parser_that_panics_ends_the_watch_and_its_waiter() {
     tasks.spawn("owner", std::future::pending());
     tasks.spawn("watch of ConfigMap", watch.run(panicking));
     let ended = tasks.wait_for_end().await;
-    let expected = "task watch of ConfigMap has ended: panic: an unexpected object; the process exits and must be restarted";
+    let expected = "task watch of ConfigMap has ended: panic: an unexpected object; the process \
+                    exits and must be restarted";
     assert_eq!(ended.to_string(), expected);
 }

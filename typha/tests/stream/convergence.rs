@@ -128,10 +128,23 @@ fn update() -> impl Strategy<Value = Update> {
             Update::HostEndpoint(format!("h{name}"), there.then(|| mk_host(node)))
         }),
         1 => proptest::option::of(0..3_u8).prop_map(|peer| {
-            let key = PolicyKey { kind: PolicyKind::GlobalNetworkPolicy, namespace: String::new(), name: "hosts".to_owned() };
+            let key = PolicyKey {
+                kind: PolicyKind::GlobalNetworkPolicy,
+                namespace: String::new(),
+                name: "hosts".to_owned(),
+            };
             match peer.map(|peer| mk_policy(0, 0, 0, peer, true)) {
                 Some(Update::Policy(_, Some(policy))) => {
-                    Update::Policy(key, Some(Policy { selector: Selector::all(), traffic: Traffic::PreDnat, ..policy }))
+                    Update::Policy(
+                        key,
+                        Some(
+                            Policy {
+                                selector: Selector::all(),
+                                traffic: Traffic::PreDnat,
+                                ..policy
+                            },
+                        ),
+                    )
                 }
                 _ => Update::Policy(key, None),
             }
@@ -154,15 +167,26 @@ fn update() -> impl Strategy<Value = Update> {
         }),
         1 => any::<bool>().prop_map(|nat_outgoing| {
             let cidr = "10.0.0.0/16".parse().expect("a range");
-            let pool = Pool { cidr, encapsulation: Encapsulation::Vxlan, nat_outgoing, block_size: 26, created: 0 };
+            let pool = Pool {
+                cidr,
+                encapsulation: Encapsulation::Vxlan,
+                nat_outgoing,
+                block_size: 26,
+                created: 0,
+            };
             Update::Pool("pool".to_owned(), Some(pool))
         }),
-        1 => (prop::sample::select(vec!["default", "node.n0"]), 1400..1402_u32).prop_map(|(name, vxlan_mtu)| {
+        1 => (prop::sample::select(
+            vec!["default", "node.n0"],
+        ), 1400..1402_u32).prop_map(|(name, vxlan_mtu)| {
             let scope = match name.strip_prefix("node.") {
                 Some(node) => SettingsScope::Node(node.to_owned()),
                 None => SettingsScope::Cluster,
             };
-            let overrides = FelixOverrides { vxlan_mtu: Some(vxlan_mtu), ..FelixOverrides::none(scope) };
+            let overrides = FelixOverrides {
+                vxlan_mtu: Some(vxlan_mtu),
+                ..FelixOverrides::none(scope)
+            };
             Update::Settings(name.to_owned(), Some(overrides))
         }),
     ]
@@ -401,7 +425,9 @@ proptest! {
 
     /// A node that never reads costs at most its view and the records of the frame in its slot.
     #[test]
-    fn a_session_that_does_not_read_is_bounded(updates in proptest::collection::vec(update(), 0..80)) {
+    fn a_session_that_does_not_read_is_bounded(
+        updates in proptest::collection::vec(update(), 0..80),
+    ) {
         let mut world = World::new();
         world.connect(0, 0);
         for update in updates {
@@ -415,6 +441,12 @@ proptest! {
             Ok(frame) => decode(&frame.expect("a frame")).changes.len(),
             Err(_) => 0,
         };
-        prop_assert!(pending <= view + in_slot, "{} pending, {} in the view, {} in the slot", pending, view, in_slot);
+        prop_assert!(
+            pending <= view + in_slot,
+            "{} pending, {} in the view, {} in the slot",
+            pending,
+            view,
+            in_slot,
+        );
     }
 }

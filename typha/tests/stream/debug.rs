@@ -72,7 +72,8 @@ async fn readers_see_records_and_views() {
         .await;
     let mut agent = typha.node("n1").await;
     agent.frame().await;
-    let taken = "interface eth0 already has host endpoint a, which is first by name, and only one is enforced; remove one of them";
+    let taken = "interface eth0 already has host endpoint a, which is first by name, and only one \
+                 is enforced; remove one of them";
     agent
         .refuse(RecordId::HostEndpoint("b".to_owned()), taken)
         .await;
@@ -98,7 +99,8 @@ async fn readers_see_records_and_views() {
         .iter()
         .map(|problem| (problem.object.as_str(), problem.reasons[0].as_str()))
         .collect();
-    let missing_node = "spec.node: \"n9\": there is no such node, so it is not enforced; correct the name or delete the host endpoint";
+    let missing_node = "spec.node: \"n9\": there is no such node, so it is not enforced; correct \
+                        the name or delete the host endpoint";
     assert_eq!(
         reported[1..],
         [

@@ -515,7 +515,9 @@ async fn forward(
                 Ok(0) | Err(_) => return,
                 Ok(length) => if to.write_all(&buffer[..length]).await.is_err() { return },
             },
-            () = async { drop(frozen.wait_for(|frozen| *frozen).await) } => std::future::pending().await,
+            () = async {
+                drop(frozen.wait_for(|frozen| *frozen).await)
+            } => std::future::pending().await,
         }
     }
 }

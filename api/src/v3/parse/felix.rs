@@ -143,7 +143,8 @@ fn checksum_offload_broken(problems: &mut Problems, spec: &FelixConfigurationSpe
             Some("false") if is_followed => found = Some(false),
             Some("" | "true" | "false") => {}
             _ => {
-                let remedy = "write it like ChecksumOffloadBroken=true, with true or false, and commas between several";
+                let remedy = "write it like ChecksumOffloadBroken=true, with true or false, and \
+                              commas between several";
                 problems.add(
                     "spec.featureDetectOverride",
                     entry,

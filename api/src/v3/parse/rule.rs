@@ -120,7 +120,8 @@ impl<'a> RuleReader<'a> {
                 format!("{at}.metadata.annotations"),
                 key,
                 "not a name of an annotation",
-                "use letters, digits, '-', '_' and '.', at most 63, with a DNS name and '/' before them if need be",
+                "use letters, digits, '-', '_' and '.', at most 63, with a DNS name and '/' before \
+                 them if need be",
             );
         }
         let size: usize = metadata

@@ -54,7 +54,13 @@ fn staged<S: Serialize>(
     match action.as_deref().unwrap_or_default() {
         "" | "Set" | "Learn" => match policy() {
             Ok(policy) => return Ok(StagedPolicy::Set(policy)),
-            Err(Refusal { problems, .. }) => return Err(Refusal { problems, closed: None, prefers_former: false }),
+            Err(Refusal { problems, .. }) => {
+                return Err(Refusal {
+                    problems,
+                    closed: None,
+                    prefers_former: false,
+                });
+            }
         },
         "Ignore" => return Ok(StagedPolicy::Ignore),
         "Delete" => match field_beside_tier(spec) {
@@ -62,11 +68,17 @@ fn staged<S: Serialize>(
             Some(field) => problems.add(
                 format!("spec.{field}"),
                 "Delete",
-                "stagedAction Delete removes the enforced policy of this name and allows no other fields",
+                "stagedAction Delete removes the enforced policy of this name and allows no other \
+                 fields",
                 "remove every field but stagedAction and tier, or use stagedAction Set",
             ),
         },
-        other => problems.add(FIELD, other, "not an action", "use Set, Delete, Learn or Ignore"),
+        other => problems.add(
+            FIELD,
+            other,
+            "not an action",
+            "use Set, Delete, Learn or Ignore",
+        ),
     }
     Err(Refusal::without_replacement(problems))
 }

@@ -102,9 +102,14 @@ impl Objects {
             .get(node)
             .map(|info| info.labels.clone())
             .unwrap_or_default();
-        let selected = self.settings.values().filter(
-            |object| matches!(&object.scope, SettingsScope::Selected(selector) if self.nodes.contains_key(node) && selector.matches(&labels)),
-        );
+        let selected = self.settings.values().filter(|object| {
+            matches!(
+                &object.scope,
+                SettingsScope::Selected(selector) if self.nodes
+                    .contains_key(node) && selector
+                    .matches(&labels),
+            )
+        });
         let own = self.settings.get(&format!("node.{node}"));
         // From the strongest layer: the first that sets a field decides it.
         let layers: Vec<&FelixOverrides> = own

@@ -79,7 +79,12 @@ impl Compiler {
         let Some(shape) = self.shapes.get(id).copied() else {
             return false;
         };
-        let ranged = |member: &Member| matches!(member, Member::Net(net) if net.prefix_len() < net.max_prefix_len());
+        let ranged = |member: &Member| {
+            matches!(
+                member,
+                Member::Net(net) if net.prefix_len() < net.max_prefix_len(),
+            )
+        };
         let touched = members.added.iter().chain(&members.removed).any(ranged);
         let kept = shape.sets(id);
         let reshaped = touched && Shape::of(record) != shape;

@@ -111,7 +111,10 @@ proptest! {
     ) {
         let items = items(&rules);
         let merged = merge(&items, &mk_role, &mut Unions::new());
-        let mut origins: Vec<RuleRef> = merged.iter().flat_map(|traced| traced.origins.clone()).collect();
+        let mut origins: Vec<RuleRef> = merged
+            .iter()
+            .flat_map(|traced| traced.origins.clone())
+            .collect();
         origins.sort_unstable();
         let all: Vec<RuleRef> = items.iter().map(|(_, origin)| *origin).collect();
         prop_assert_eq!(origins, all);
@@ -130,11 +133,16 @@ proptest! {
         }),
     ) {
         // Nothing is missing: what a missing set stands between is no run.
-        let role = |id: &SetId| if mk_role(id) == Role::Missing { Role::Exact } else { mk_role(id) };
+        let role = |id: &SetId| if mk_role(id) == Role::Missing { Role::Exact } else {
+            mk_role(id)
+        };
         let by_origin = |items: &[(Item<'_>, RuleRef)]| -> Vec<(Vec<RuleRef>, String)> {
             let merged = merge(items, &role, &mut Unions::new());
             let mut found: Vec<_> =
-                merged.into_iter().map(|traced| (traced.origins, format!("{:?}", plain(traced.item)))).collect();
+                merged
+                    .into_iter()
+                    .map(|traced| (traced.origins, format!("{:?}", plain(traced.item))))
+                    .collect();
             found.sort();
             found
         };

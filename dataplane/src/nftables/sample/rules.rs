@@ -35,7 +35,10 @@ fn side() -> impl Strategy<Value = SideMatch> {
         prop_oneof![4 => Just(Vec::new()), 1 => ranges()],
         sets(NET_SETS..SETS),
     );
-    let service = prop_oneof![6 => Just(None), 1 => select(vec![mk_set_id(NET_SETS), mk_set_id(NET_SETS + 1)]).prop_map(Some)];
+    let service = prop_oneof![
+        6 => Just(None),
+        1 => select(vec![mk_set_id(NET_SETS), mk_set_id(NET_SETS + 1)]).prop_map(Some),
+    ];
     (
         few(nets()),
         few(nets()),

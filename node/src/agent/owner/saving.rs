@@ -13,7 +13,11 @@ impl StateOwner {
         let encoded = store::encode(self.state.records());
         let write = move || {
             if let Err(error) = store.save(&encoded) {
-                tracing::warn!(%error, "the view could not be saved; if this node boots while typha is unreachable, it enforces an older one");
+                tracing::warn!(
+                    %error,
+                    "the view could not be saved; if this node boots while typha is unreachable, \
+                     it enforces an older one",
+                );
             }
         };
         // Writing blocks on the disk.

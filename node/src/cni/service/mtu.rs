@@ -53,7 +53,8 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
                 Ok(was_larger) => lowered += usize::from(was_larger),
                 Err(error) => tracing::warn!(
                     pod = %endpoint, %error, mtu,
-                    "the MTU of a pod's link could not be lowered, and the node's link drops larger packets; recreate the pod"
+                    "the MTU of a pod's link could not be lowered, and the node's link drops \
+                     larger packets; recreate the pod"
                 ),
             }
         }

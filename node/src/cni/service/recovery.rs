@@ -37,7 +37,11 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
                 continue;
             }
             if let Err(error) = self.detach(&attachment).await {
-                tracing::warn!(pod = %attachment.endpoint(), %error, "an unfinished ADD could not be undone; DEL or GC will");
+                tracing::warn!(
+                    pod = %attachment.endpoint(),
+                    %error,
+                    "an unfinished ADD could not be undone; DEL or GC will",
+                );
             }
         }
     }
@@ -48,7 +52,11 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         {
             Ok(links) => links,
             Err(error) => {
-                return tracing::warn!(%error, "links cannot be listed; DEL deletes the conntrack entries of pods that are gone");
+                return tracing::warn!(
+                    %error,
+                    "links cannot be listed; DEL deletes the conntrack entries of pods that are \
+                     gone",
+                );
             }
         };
         let gone: Vec<Attachment> = self
@@ -62,8 +70,15 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
         let purges = gone.iter().map(|attachment| async {
             let pod = self.pod_lock(&attachment.endpoint());
             let _alone = pod.lock().await;
-            if let Err(error) = self.delete_connections(self.addresses_only_of(attachment), Extent::Whole).await {
-                tracing::warn!(pod = %attachment.endpoint(), %error, "conntrack entries of a pod that is gone could not be deleted; DEL will");
+            if let Err(error) = self
+                .delete_connections(self.addresses_only_of(attachment), Extent::Whole)
+                .await
+            {
+                tracing::warn!(
+                    pod = %attachment.endpoint(),
+                    %error,
+                    "conntrack entries of a pod that is gone could not be deleted; DEL will",
+                );
             }
         });
         futures::future::join_all(purges).await;
@@ -113,7 +128,11 @@ impl<E: Enforcer, A: Addresses, N: Announcer> Service<E, A, N> {
                 self.remove_leftover(leftover).await
             };
             if let Err(error) = result {
-                tracing::warn!(interface, %error, "the file that records the link of a detached pod could not be removed");
+                tracing::warn!(
+                    interface,
+                    %error,
+                    "the file that records the link of a detached pod could not be removed",
+                );
             }
         }
     }

@@ -28,18 +28,20 @@ fn list(of: &str, field: &str) -> String {
 /// Returns a condition for each ordinal `o` of the block before the request.
 fn each_ordinal(holds: &str) -> String {
     format!(
-        "variables.rows.all(r, r >= size(variables.allocationsBefore) || \
-         variables.columns.all(c, [r + c].all(o, o >= size(variables.allocationsBefore) || {holds})))"
+        "variables.rows.all(r, r >= size(variables.allocationsBefore) || variables.columns.all(c, \
+         [r + c].all(o, o >= size(variables.allocationsBefore) || {holds})))"
     )
 }
 
 /// The allocation of ordinal `o` is unchanged.
-const SAME: &str = "(dyn(variables.allocationsBefore[o]) == null ? dyn(variables.allocations[o]) == null : \
-     dyn(variables.allocations[o]) != null && \
-     variables.attributesBefore[variables.allocationsBefore[o]] == variables.attributes[variables.allocations[o]])";
+const SAME: &str = "(dyn(variables.allocationsBefore[o]) == null ? dyn(variables.allocations[o]) \
+                    == null : dyn(variables.allocations[o]) != null && \
+                    variables.attributesBefore[variables.allocationsBefore[o]] == \
+                    variables.attributes[variables.allocations[o]])";
 
 /// Node of an attribute `a`.
-const NODE_OF: &str = "has(a.secondary) && dyn(a.secondary) != null && 'node' in a.secondary ? a.secondary['node'] : ''";
+const NODE_OF: &str = "has(a.secondary) && dyn(a.secondary) != null && 'node' in a.secondary ? \
+                       a.secondary['node'] : ''";
 
 /// Rules for affinities.
 pub(super) fn affinities() -> Guard {
@@ -58,9 +60,8 @@ pub(super) fn affinities() -> Guard {
         (
             // A long name is cut and has a hash, which CEL cannot compute.
             format!(
-                "request.operation == 'DELETE' || \
-                 object.metadata.name == variables.node + '-' + {BLOCK_NAME} || \
-                 size(variables.node) + size(object.spec.cidr) > 240"
+                "request.operation == 'DELETE' || object.metadata.name == variables.node + '-' + \
+                 {BLOCK_NAME} || size(variables.node) + size(object.spec.cidr) > 240"
             ),
             "a BlockAffinity is named after its node and range",
         ),
@@ -93,13 +94,17 @@ pub(super) fn blocks() -> Guard {
 pub(super) fn strict() -> Guard {
     let taken =
         "dyn(variables.allocationsBefore[o]) != null || dyn(variables.allocations[o]) == null";
-    Guard::new(STRICT, "ipamblocks", &["UPDATE"]).variables(block_variables()).rules(vec![(
-        format!(
-            "!has(params.spec.strictAffinity) || !params.spec.strictAffinity || variables.isOwn || {}",
-            each_ordinal(taken)
-        ),
-        "IPAMConfiguration default has strictAffinity: an agent borrows no addresses from another node's block",
-    )])
+    Guard::new(STRICT, "ipamblocks", &["UPDATE"])
+        .variables(block_variables())
+        .rules(vec![(
+            format!(
+                "!has(params.spec.strictAffinity) || !params.spec.strictAffinity || \
+                 variables.isOwn || {}",
+                each_ordinal(taken)
+            ),
+            "IPAMConfiguration default has strictAffinity: an agent borrows no addresses from \
+             another node's block",
+        )])
 }
 
 fn block_variables() -> Vec<(&'static str, String)> {
@@ -116,31 +121,48 @@ fn block_variables() -> Vec<(&'static str, String)> {
     vec![
         (
             "before",
-            "request.operation == 'CREATE' || !has(oldObject.spec.affinity) ? '' : oldObject.spec.affinity".into(),
+            "request.operation == 'CREATE' || !has(oldObject.spec.affinity) ? '' : \
+             oldObject.spec.affinity"
+                .into(),
         ),
-        ("after", "request.operation == 'DELETE' || !has(object.spec.affinity) ? '' : object.spec.affinity".into()),
-        ("isOwn", format!("{} && {}", own("variables.before"), own("variables.after"))),
-        ("allocationsBefore", before("oldObject.spec.allocations".into())),
+        (
+            "after",
+            "request.operation == 'DELETE' || !has(object.spec.affinity) ? '' : \
+             object.spec.affinity"
+                .into(),
+        ),
+        (
+            "isOwn",
+            format!("{} && {}", own("variables.before"), own("variables.after")),
+        ),
+        (
+            "allocationsBefore",
+            before("oldObject.spec.allocations".into()),
+        ),
         ("allocations", after("object.spec.allocations".into())),
         ("attributesBefore", before(list("oldObject", "attributes"))),
         ("attributes", after(list("object", "attributes"))),
-        ("unallocatedBefore", before(list("oldObject", "unallocated"))),
+        (
+            "unallocatedBefore",
+            before(list("oldObject", "unallocated")),
+        ),
         ("unallocated", after(list("object", "unallocated"))),
         // Attributes that may be removed: those of the agent's node; and in its own block also
         // those without a node, and those in cooldown.
         (
             "mayGo",
             format!(
-                "variables.attributesBefore.map(a, ({NODE_OF}) == variables.node || variables.isOwn && \
-                 (({NODE_OF}) == '' || has(a.releasedAt) && dyn(a.releasedAt) != null))"
+                "variables.attributesBefore.map(a, ({NODE_OF}) == variables.node || \
+                 variables.isOwn && (({NODE_OF}) == '' || has(a.releasedAt) && dyn(a.releasedAt) \
+                 != null))"
             ),
         ),
         // Attributes that may be added: those of the agent's node, and those that go into cooldown.
         (
             "mayCome",
             format!(
-                "variables.attributes.map(a, ({NODE_OF}) == variables.node || \
-                 ({NODE_OF}) == '' && has(a.releasedAt) && dyn(a.releasedAt) != null)"
+                "variables.attributes.map(a, ({NODE_OF}) == variables.node || ({NODE_OF}) == '' && \
+                 has(a.releasedAt) && dyn(a.releasedAt) != null)"
             ),
         ),
         ("rows", numbers(ROW, LARGEST)),
@@ -152,7 +174,8 @@ fn block_variables() -> Vec<(&'static str, String)> {
 fn whole_block_rules() -> Vec<(String, &'static str)> {
     vec![
         (
-            "variables.isOwn || (request.operation == 'UPDATE' && variables.before == variables.after)".to_owned(),
+            "variables.isOwn || (request.operation == 'UPDATE' && variables.before == \
+             variables.after)".to_owned(),
             "an agent claims, releases and deletes blocks of its own node only",
         ),
         (
@@ -167,35 +190,39 @@ fn whole_block_rules() -> Vec<(String, &'static str)> {
         ),
         (
             "request.operation == 'DELETE' || !has(object.spec.deleted) || !object.spec.deleted || \
-             (request.operation == 'UPDATE' && variables.isOwn && variables.allocations.all(a, dyn(a) == null))"
-                .to_owned(),
-            "an agent marks blocks of its own node as deleted, once none of their addresses is allocated",
+             (request.operation == 'UPDATE' && variables.isOwn && variables.allocations.all(a, \
+             dyn(a) == null))".to_owned(),
+            "an agent marks blocks of its own node as deleted, once none of their addresses is \
+             allocated",
         ),
     ]
 }
 
 /// Rules for allocations.
 fn allocation_rules() -> Vec<(String, &'static str)> {
-    let changed = "(dyn(variables.allocationsBefore[o]) == null || variables.mayGo[variables.allocationsBefore[o]]) && \
-         (dyn(variables.allocations[o]) == null || variables.mayCome[variables.allocations[o]])";
+    let changed = "(dyn(variables.allocationsBefore[o]) == null || \
+                   variables.mayGo[variables.allocationsBefore[o]]) && \
+                   (dyn(variables.allocations[o]) == null || \
+                   variables.mayCome[variables.allocations[o]])";
     vec![
         (
             // Usually the whole block is the node's own, and no allocation needs to be compared.
             format!(
-                "request.operation != 'UPDATE' || (variables.mayGo.all(may, may) && variables.mayCome.all(may, may)) || {}",
+                "request.operation != 'UPDATE' || (variables.mayGo.all(may, may) && \
+                 variables.mayCome.all(may, may)) || {}",
                 each_ordinal(&format!("{SAME} || ({changed})"))
             ),
             "an agent assigns addresses to its own node, and releases those of its own node only",
         ),
         (
-            "request.operation != 'CREATE' || \
-             variables.allocations.all(a, dyn(a) == null || variables.mayCome[a])"
+            "request.operation != 'CREATE' || variables.allocations.all(a, dyn(a) == null || \
+             variables.mayCome[a])"
                 .to_owned(),
             "a new block has addresses of the agent's own node only",
         ),
         (
-            "request.operation != 'DELETE' || \
-             variables.allocationsBefore.all(a, dyn(a) == null || variables.mayGo[a])"
+            "request.operation != 'DELETE' || variables.allocationsBefore.all(a, dyn(a) == null || \
+             variables.mayGo[a])"
                 .to_owned(),
             "an agent deletes no block in which another node has an address",
         ),
@@ -217,7 +244,8 @@ fn foreign_block_rules() -> Vec<(String, &'static str)> {
         |of: &str| format!("(has({of}.spec.sequenceNumber) ? {of}.spec.sequenceNumber : 0)");
     let numbers = |of: &str| {
         format!(
-            "(has({of}.spec.sequenceNumberForAllocation) && dyn({of}.spec.sequenceNumberForAllocation) != null ? \
+            "(has({of}.spec.sequenceNumberForAllocation) && \
+             dyn({of}.spec.sequenceNumberForAllocation) != null ? \
              {of}.spec.sequenceNumberForAllocation : {{}})"
         )
     };
@@ -225,7 +253,8 @@ fn foreign_block_rules() -> Vec<(String, &'static str)> {
     // Free addresses that stay free keep their order, and released ones are behind them.
     let kept = "variables.unallocatedBefore.filter(u, dyn(variables.allocations[u]) == null)";
     let released = each_ordinal(
-        "dyn(variables.allocationsBefore[o]) == null || dyn(variables.allocations[o]) != null || o in variables.unallocated",
+        "dyn(variables.allocationsBefore[o]) == null || dyn(variables.allocations[o]) != null || o \
+         in variables.unallocated",
     );
     vec![
         (
@@ -238,23 +267,23 @@ fn foreign_block_rules() -> Vec<(String, &'static str)> {
         ),
         (
             foreign(&format!(
-                "size(variables.unallocated) == size(variables.allocations.filter(a, dyn(a) == null)) && \
-                 [{kept}].all(kept, size(kept) <= size(variables.unallocated) && \
-                 variables.rows.all(r, r >= size(kept) || variables.columns.all(c, r + c >= size(kept) || \
-                 kept[r + c] == variables.unallocated[r + c]))) && {released}"
+                "size(variables.unallocated) == size(variables.allocations.filter(a, dyn(a) == \
+                 null)) && [{kept}].all(kept, size(kept) <= size(variables.unallocated) && \
+                 variables.rows.all(r, r >= size(kept) || variables.columns.all(c, r + c >= \
+                 size(kept) || kept[r + c] == variables.unallocated[r + c]))) && {released}"
             )),
             "the free list of another node's block has its unallocated addresses, in their order",
         ),
         (
             foreign(&format!(
-                "{after} >= {before} && {after} - {before} <= {STEP} && \
-                 [{old}].all(old, [{new}].all(new, \
-                 old.all(k, [int(k)].all(o, !{SAME} || (k in new && new[k] == old[k]))) && \
-                 new.all(k, [int(k)].all(o, !{SAME} || k in old))))",
+                "{after} >= {before} && {after} - {before} <= {STEP} && [{old}].all(old, \
+                 [{new}].all(new, old.all(k, [int(k)].all(o, !{SAME} || (k in new && new[k] == \
+                 old[k]))) && new.all(k, [int(k)].all(o, !{SAME} || k in old))))",
                 before = number("oldObject"),
                 after = number("object"),
             )),
-            "the sequence number of another node's block increases, and those of unchanged addresses stay",
+            "the sequence number of another node's block increases, and those of unchanged \
+             addresses stay",
         ),
     ]
 }
@@ -265,8 +294,8 @@ fn foreign_block_rules() -> Vec<(String, &'static str)> {
 pub(super) fn handles() -> Guard {
     let node_of = |of: &str| {
         format!(
-            "has({of}.metadata.annotations) && '{ANNOTATION_HANDLE_NODE}' in {of}.metadata.annotations ? \
-             {of}.metadata.annotations['{ANNOTATION_HANDLE_NODE}'] : ''"
+            "has({of}.metadata.annotations) && '{ANNOTATION_HANDLE_NODE}' in \
+             {of}.metadata.annotations ? {of}.metadata.annotations['{ANNOTATION_HANDLE_NODE}'] : ''"
         )
     };
     let is_tunnel = "matches('^[a-z]+(-v6)?-tunnel-addr-')";
@@ -275,28 +304,56 @@ pub(super) fn handles() -> Guard {
          id.substring(id.indexOf('-tunnel-addr-')) == '-tunnel-addr-' + variables.node)"
     );
     let of_node = format!(
-        "(request.operation == 'CREATE' || variables.before == variables.node || \
-         (variables.before == '' && variables.name.{is_tunnel})) && \
-         (variables.after == variables.before || variables.after == variables.node)"
+        "(request.operation == 'CREATE' || variables.before == variables.node || (variables.before \
+         == '' && variables.name.{is_tunnel})) && (variables.after == variables.before || \
+         variables.after == variables.node)"
     );
-    Guard::new("margay-node-ipamhandles", "ipamhandles", &["CREATE", "UPDATE", "DELETE"])
-        .variables(vec![
-            ("id", "request.operation == 'DELETE' ? oldObject.spec.handleID : object.spec.handleID".into()),
-            ("name", "request.operation == 'DELETE' ? oldObject.metadata.name : object.metadata.name".into()),
-            ("before", format!("request.operation == 'CREATE' ? '' : {}", node_of("oldObject"))),
-            ("after", format!("request.operation == 'DELETE' ? variables.before : {}", node_of("object"))),
-        ])
-        .rules(vec![
-            (of_tunnel, "an agent writes the handle of its own tunnel only"),
-            (of_node, "an agent writes handles of its own node only"),
-            (
-                // A long name is cut and ends with a hash, which CEL cannot compute.
-                "request.operation == 'DELETE' || variables.name == variables.id.lowerAscii() || size(variables.id) > 253".to_owned(),
-                "a handle is named after its id",
+    Guard::new(
+        "margay-node-ipamhandles",
+        "ipamhandles",
+        &["CREATE", "UPDATE", "DELETE"],
+    )
+    .variables(vec![
+        (
+            "id",
+            "request.operation == 'DELETE' ? oldObject.spec.handleID : object.spec.handleID".into(),
+        ),
+        (
+            "name",
+            "request.operation == 'DELETE' ? oldObject.metadata.name : object.metadata.name".into(),
+        ),
+        (
+            "before",
+            format!(
+                "request.operation == 'CREATE' ? '' : {}",
+                node_of("oldObject")
             ),
-            (
-                "request.operation != 'UPDATE' || object.spec.handleID == oldObject.spec.handleID".to_owned(),
-                "a handle keeps its id",
+        ),
+        (
+            "after",
+            format!(
+                "request.operation == 'DELETE' ? variables.before : {}",
+                node_of("object")
             ),
-        ])
+        ),
+    ])
+    .rules(vec![
+        (
+            of_tunnel,
+            "an agent writes the handle of its own tunnel only",
+        ),
+        (of_node, "an agent writes handles of its own node only"),
+        (
+            // A long name is cut and ends with a hash, which CEL cannot compute.
+            "request.operation == 'DELETE' || variables.name == variables.id.lowerAscii() || \
+             size(variables.id) > 253"
+                .to_owned(),
+            "a handle is named after its id",
+        ),
+        (
+            "request.operation != 'UPDATE' || object.spec.handleID == oldObject.spec.handleID"
+                .to_owned(),
+            "a handle keeps its id",
+        ),
+    ])
 }
