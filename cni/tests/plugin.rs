@@ -29,7 +29,8 @@ fn env(command: &str) -> Vec<(String, String)> {
         ("CNI_PATH", "/opt/cni/bin"),
         (
             "CNI_ARGS",
-            "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=abc123;K8S_POD_UID=u-1",
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;\
+             K8S_POD_INFRA_CONTAINER_ID=abc123;K8S_POD_UID=u-1",
         ),
         ("TRACEPARENT", TRACE),
     ];

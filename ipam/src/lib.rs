@@ -3,7 +3,7 @@
 //! ```text
 //!  CNI service --request--> addresses --> allocator --> owner --commit--> node_objects
 //!               (namespaces: which pools)      (one task, caches blocks)       |
-//!                                                                            store <-- API server, or memory
+//!                                                                            store <-- API server
 //!  operator --when it leads--> collector --leak_scan, check--------------------|
 //! ```
 //!
@@ -46,7 +46,8 @@
 //! let inputs = Inputs { map, pools, limits };
 //! let allocator = Allocator::spawn("n1".to_owned(), Arc::new(storage.clone()), inputs, clock);
 //!
-//! let request = AddressRequest::of_pod("k8s-pod-network.0a1b".to_owned(), &EndpointKey::new("shop", "web-0"));
+//! let pod = EndpointKey::new("shop", "web-0");
+//! let request = AddressRequest::of_pod("k8s-pod-network.0a1b".to_owned(), &pod);
 //! let addresses = allocator.assign(request.clone()).await?;
 //! assert_eq!(allocator.assign(request.clone()).await?, addresses, "the handle has them");
 //! assert_eq!(storage.lock().blocks().len(), 1);

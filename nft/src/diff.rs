@@ -25,7 +25,10 @@ use crate::transaction::{Transaction, TransactionOp};
 /// wanted.put_chain(ChainName::new("chain-1")?, Chain::regular([Rule::new().counter().drop()]));
 ///
 /// let transaction = diff(&empty, &wanted);
-/// assert_eq!(transaction.to_string(), "create the table\ncreate chain chain-1\nadd 1 rule(s) to chain chain-1\n");
+/// assert_eq!(
+///     transaction.to_string(),
+///     "create the table\ncreate chain chain-1\nadd 1 rule(s) to chain chain-1\n"
+/// );
 /// assert!(diff(&wanted, &wanted).is_empty());
 /// # Ok::<(), margay_nft::NameError>(())
 /// ```

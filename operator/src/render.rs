@@ -117,8 +117,17 @@ impl Context<'_> {
 /// table, a whole view) goes back to the kernel, and short-lived threads do not keep an arena each
 /// (glibc tunables).
 fn heap() -> (&'static str, String) {
-    let limits = "glibc.malloc.arena_max=2:glibc.malloc.mmap_threshold=131072:glibc.malloc.trim_threshold=131072";
-    ("GLIBC_TUNABLES", limits.to_owned())
+    let limits = [
+        "arena_max=2",
+        "mmap_threshold=131072",
+        "trim_threshold=131072",
+    ];
+    (
+        "GLIBC_TUNABLES",
+        limits
+            .map(|limit| format!("glibc.malloc.{limit}"))
+            .join(":"),
+    )
 }
 
 /// Renders everything wanted for the installation but pools and Secrets of certificates.

@@ -205,7 +205,8 @@ mod tests {
 
     #[test]
     fn of_a_token_the_signature_is_secret_and_a_part_of_it_is_enough() -> Result<()> {
-        let token = "aGVhZGVyaGVhZGVyaGVhZGVy.cGF5bG9hZHBheWxvYWRwYXlsb2Fk.0123456789-abcdefghijklmnop_qrstuvwxyzABCDEFGH";
+        let token = "aGVhZGVyaGVhZGVyaGVhZGVy.cGF5bG9hZHBheWxvYWRwYXlsb2Fk.\
+                     0123456789-abcdefghijklmnop_qrstuvwxyzABCDEFGH";
         let mut canaries = Canaries::default();
         canaries.add_token("the token", token)?;
         let search = canaries.search()?;

@@ -41,7 +41,8 @@ impl Call {
     pub fn new(socket: &Path, pod: &str, container: &str, netns: &str) -> Result<Self> {
         let (namespace, name) = crate::world::split(pod)?;
         let arguments = format!(
-            "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};K8S_POD_INFRA_CONTAINER_ID={container}"
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};\
+             K8S_POD_INFRA_CONTAINER_ID={container}"
         );
         let config = json!({
             "cniVersion": "1.1.0", "name": NETWORK, "type": "margay", "ipam": {

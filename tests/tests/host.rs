@@ -421,8 +421,10 @@ fn what_the_node_sends_to_a_service_is_evaluated_where_it_goes() -> Result<()> {
     let (outside, pod) = (stage.address(Outside)?, stage.address(Pod)?);
     stage.others(&format!(
         "table ip others {{ chain services {{ type nat hook output priority -100;
-            ip daddr 10.96.0.1 tcp dport 1 dnat to {outside}:{OTHER}; ip daddr 10.96.0.1 tcp dport 2 dnat to {outside}:{WEB};
-            ip daddr 10.96.0.1 tcp dport 443 dnat to {outside}:{API}; ip daddr 10.96.0.1 tcp dport 3 dnat to {pod}:{WEB}; }}; }}"
+            ip daddr 10.96.0.1 tcp dport 1 dnat to {outside}:{OTHER};
+            ip daddr 10.96.0.1 tcp dport 2 dnat to {outside}:{WEB};
+            ip daddr 10.96.0.1 tcp dport 443 dnat to {outside}:{API};
+            ip daddr 10.96.0.1 tcp dport 3 dnat to {pod}:{WEB}; }}; }}"
     ))?;
     let egress = policy(
         "out",
@@ -445,7 +447,8 @@ fn what_is_not_tracked_passes_in_both_directions_and_has_no_connection() -> Resu
     stage.others(&format!(
         "table inet others {{ counter untracked {{}}; counter tracked {{}};
             chain in {{ type filter hook input priority 10;
-                tcp dport {WEB} ct state untracked counter name untracked; tcp dport {WEB} ct state != untracked counter name tracked; }}; }}"
+                tcp dport {WEB} ct state untracked counter name untracked;
+                tcp dport {WEB} ct state != untracked counter name tracked; }}; }}"
     ))?;
     // An untracked packet cannot be translated, nor would a pod's answer be recognised: the server
     // is the node itself.

@@ -26,8 +26,8 @@ fn net(text: &str) -> IpNet {
     text.parse().expect("a range")
 }
 
-/// Refusals of a block made at second 20, beside the pool 10.0.0.0/16 of second 10 and the
-/// block 10.0.0.0/26 of second 15.
+/// Refusals of a block made at second 20, beside the pool 10.0.0.0/16 of second 10 and the block
+/// 10.0.0.0/26 of second 15.
 #[test]
 fn a_block_is_accepted_if_a_pool_is_divided_into_it_and_no_older_one_overlaps() {
     let mut blocks = Blocks::default();
@@ -95,8 +95,7 @@ fn step() -> impl Strategy<Value = (IpNet, Option<BlockInfo>)> {
     range().prop_flat_map(|range| (Just(range), proptest::option::of(info(range))))
 }
 
-/// Accepted blocks of these in pools of /28 and /124 made at second 2, computed from all of
-/// them.
+/// Accepted blocks of these in pools of /28 and /124 made at second 2, computed from all of them.
 fn accepted_blocks(all: &BTreeMap<IpNet, BlockInfo>, most: usize) -> BTreeMap<IpNet, BlockInfo> {
     let is_v4 = |range: &IpNet| range.addr().is_ipv4();
     let fits = |range: &IpNet, info: &BlockInfo| {

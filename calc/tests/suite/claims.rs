@@ -43,8 +43,7 @@ problems
 }
 
 #[test]
-fn blocks_of_a_pool_that_is_gone_have_no_route_and_those_of_another_size_have_theirs_until_they_are_empty()
- {
+fn blocks_of_a_missing_pool_have_no_route_and_those_of_another_size_keep_theirs_until_empty() {
     check(
         "
 node n1 192.0.2.1/24

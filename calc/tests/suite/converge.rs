@@ -227,11 +227,12 @@ proptest! {
 
     #[test]
     fn any_order_of_the_same_objects_ends_the_same(
-        (updates, shuffled) in prop::collection::vec(update(
-        ), 1..40).prop_map(latest).prop_flat_map(|updates| {
-            let shuffled = Just(updates.clone()).prop_shuffle();
-            (Just(updates), shuffled)
-        }),
+        (updates, shuffled) in prop::collection::vec(update(), 1..40)
+            .prop_map(latest)
+            .prop_flat_map(|updates| {
+                let shuffled = Just(updates.clone()).prop_shuffle();
+                (Just(updates), shuffled)
+            }),
     ) {
         let mut ends = [updates, shuffled].into_iter().map(|updates| {
             let mut run = Run::new();

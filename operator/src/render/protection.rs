@@ -68,7 +68,8 @@ fn addresses() -> Value {
                            'cni.projectcalico.org/containerID'].all(name, (name in \
                            variables.before ? variables.before[name] : '') == (name in \
                            variables.after ? variables.after[name] : '')) || \
-                           authorizer.group('').resource('pods').subresource('status').namespace(request.namespace).check('patch').allowed()",
+                           authorizer.group('').resource('pods').subresource('status')\
+                           .namespace(request.namespace).check('patch').allowed()",
             "message": "annotations cni.projectcalico.org/podIP, podIPs and containerID are set by \
                         the network: writing them requires permission to patch pods/status; remove \
                         them",

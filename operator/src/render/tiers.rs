@@ -44,7 +44,8 @@ fn authorizer_checks(side: &str, mode: Mode) -> Vec<Value> {
     };
     let reads = |group: &str| {
         format!(
-            "authorizer.group('{group}').resource('tiers').name(variables.{side}Tier).check('get').allowed()"
+            "authorizer.group('{group}').resource('tiers').name(variables.{side}Tier)\
+             .check('get').allowed()"
         )
     };
     // In the older storage a tier may also be read in its stored group.
@@ -54,8 +55,8 @@ fn authorizer_checks(side: &str, mode: Mode) -> Vec<Value> {
     };
     let writes = |name: &str, verb: &str| {
         format!(
-            "authorizer.group('{}').resource('tier.' + \
-             request.resource.resource).namespace(variables.where).name({name}).check({verb}).allowed()",
+            "authorizer.group('{}').resource('tier.' + request.resource.resource)\
+             .namespace(variables.where).name({name}).check({verb}).allowed()",
             v3::GROUP
         )
     };

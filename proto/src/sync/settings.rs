@@ -24,7 +24,11 @@ macro_rules! conversions {
         pub(super) fn decode_settings(value: wire::Settings) -> Result<FelixSettings, Error> {
             let default = FelixSettings::default();
             Ok(FelixSettings {
-                $($($name: Wire::decode(value.$name, concat!("settings.", stringify!($name)), default.$name)?,)*)*
+                $($($name: Wire::decode(
+                    value.$name,
+                    concat!("settings.", stringify!($name)),
+                    default.$name,
+                )?,)*)*
             })
         }
     };

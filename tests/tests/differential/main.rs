@@ -13,7 +13,7 @@ mod naive;
 #[path = "../../../calc/tests/suite/reference/mod.rs"]
 mod reference;
 mod text;
-#[path = "../../../calc/tests/suite/world.rs"]
+#[path = "../../../calc/tests/suite/world/mod.rs"]
 mod world;
 
 use std::cell::RefCell;

@@ -20,8 +20,10 @@ fn a_restart_lets_nothing_in_and_what_stands_stays() -> Result<()> {
     let mut stage = Stage::new()?;
     stage.others(&format!(
         "table inet others {{ counter probes {{}}; counter leaks {{}};
-            chain early {{ type filter hook prerouting priority raw; udp dport {WEB} counter name probes; }};
-            chain in {{ type filter hook input priority 10; udp dport {WEB} counter name leaks; }}; }}"
+            chain early {{ type filter hook prerouting priority raw;
+                udp dport {WEB} counter name probes; }};
+            chain in {{ type filter hook input priority 10;
+                udp dport {WEB} counter name leaks; }}; }}"
     ))?;
     let outside = Place::of_namespace(stage.namespace(Outside)?)?;
     let flow = Flow::start(&outside, SocketAddrV4::new(NODE.parse()?, WEB))?;

@@ -7,14 +7,15 @@ use clap::Args;
 
 use crate::{cell, code, root};
 
-const INTRODUCTION: &str = "<!-- Generated from operator/src/fields and the processes' arguments by `make bless`. -->
+const INTRODUCTION: &str = "\
+<!-- Generated from operator/src/fields and the processes' arguments by `make bless`. -->
 
 # Settings
 
 What becomes of every field that Calico knows. A field that acts is described with its
 [kind](crds/index.md). One that does not is kept, and reported in TigeraStatus if its value is not
-among those that state what happens anyway: as Degraded where somebody may rely on it (*unsafe*), else
-beside `All objects available`.
+among those that state what happens anyway: as Degraded where somebody may rely on it (*unsafe*),
+else beside `All objects available`.
 ";
 
 /// Tables of fields: kind, and file in operator/src/fields.

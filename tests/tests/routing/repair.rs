@@ -1,4 +1,4 @@
-//! Routes, links and addresses that others change are repaired, and what is as wanted is left alone.
+//! Routes, links and addresses that others change are repaired, and nothing else is written.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

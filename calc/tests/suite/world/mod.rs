@@ -1,5 +1,7 @@
 //! A small world with few names, labels and addresses, so that random updates interact.
 
+mod policies;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -10,15 +12,17 @@ use margay_api::meta::{LABEL_ORCHESTRATOR, Labels, NamespacedName};
 use margay_api::network::{
     BlockInfo, Encapsulation, Mac, NetworkSet, NodeInfo, Pool, Standing, Vtep,
 };
-use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Tier, Traffic};
-use margay_api::rule::{Action, EntityMatch, Icmp, IpVersion, Port, PortRange, Protocol, Rule};
+use margay_api::policy::{PolicyKey, PolicyKind};
+use margay_api::rule::Protocol;
 use margay_api::selector::{Node, Selector};
 use margay_api::settings::{Failsafe, FelixOverrides, SettingsScope};
 use margay_calc::update::{Backend, Update};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
-use proptest::sample::{select, subsequence};
+use proptest::sample::select;
+
+use policies::{policy, staged, tier};
 
 /// Namespaces of the world.
 pub const NAMESPACES: [&str; 3] = ["red", "green", "blue"];
@@ -52,6 +56,9 @@ const SELECTORS: [&str; 20] = [
     "!has(projectcalico.org/namespace)",
 ];
 
+/// Names of settings: of the cluster, of nodes, and with selectors.
+const SETTINGS: [&str; 5] = ["default", "node.n1", "node.n2", "east", "west"];
+
 /// One update of any kind.
 pub fn update() -> impl Strategy<Value = Update> {
     prop_oneof![
@@ -61,44 +68,43 @@ pub fn update() -> impl Strategy<Value = Update> {
             );
             Update::Endpoint(key, value)
         }),
-        3 => (host_name(), option::weighted(0.8, host_endpoint())).prop_map(
-            |(name, value)| Update::HostEndpoint(name.to_owned(), value),
-        ),
-        3 => (select(&NAMESPACES[..]), option::weighted(0.7, parent_labels())).prop_map(
-            |(name, labels)| Update::Namespace(name.to_owned(), labels),
-        ),
-        2 => (account_key(), option::weighted(0.7, parent_labels())).prop_map(
-            |(key, labels)| Update::ServiceAccount(key, labels),
-        ),
-        6 => (policy_key(), option::weighted(0.75, policy())).prop_map(
-            |(key, policy)| Update::Policy(key, policy),
-        ),
-        2 => (policy_key(), option::weighted(0.75, staged())).prop_map(
-            |(key, staged)| Update::Staged(
-                PolicyKey { kind: key.kind.staged().expect("each of these kinds has one"), ..key },
-                staged,
-            ),
-        ),
-        1 => (tier_name(), option::weighted(0.7, tier())).prop_map(
-            |(name, tier)| Update::Tier(name, tier),
-        ),
-        2 => (set_key(), option::weighted(0.7, network_set())).prop_map(
-            |(key, set)| Update::NetworkSet(key, set),
-        ),
-        1 => (service_key(), option::weighted(0.7, vec(backend(), 0..3))).prop_map(
-            |(key, backends)| Update::Service(key, backends),
-        ),
-        1 => (select(&NODES[..]), option::weighted(0.7, node())).prop_map(
-            |(name, node)| Update::Node(name.to_owned(), node),
-        ),
-        1 => (select(&["p1", "p2", "p3"][..]), option::weighted(0.7, pool())).prop_map(
-            |(name, pool)| Update::Pool(name.to_owned(), pool),
-        ),
-        1 => (block_net(), option::weighted(0.7, block())).prop_map(
-            |(net, block)| Update::Block(net, block),
-        ),
-        1 => (select(&["default", "node.n1", "node.n2", "east", "west"][..]), option::weighted(0.7, settings())).prop_map(|(name, settings)| Update::Settings(name.to_owned(), settings.map(|(selector, settings)| scoped(name, selector, settings)))),
+        3 => object(host_name(), 0.8, host_endpoint(), |name, host| {
+            Update::HostEndpoint(name.to_owned(), host)
+        }),
+        3 => object(select(&NAMESPACES[..]), 0.7, parent_labels(), |name, labels| {
+            Update::Namespace(name.to_owned(), labels)
+        }),
+        2 => object(account_key(), 0.7, parent_labels(), Update::ServiceAccount),
+        6 => object(policy_key(), 0.75, policy(), Update::Policy),
+        2 => object(policy_key(), 0.75, staged(), |key, staged| {
+            let kind = key.kind.staged().expect("each of these kinds has one");
+            Update::Staged(PolicyKey { kind, ..key }, staged)
+        }),
+        1 => object(tier_name(), 0.7, tier(), Update::Tier),
+        2 => object(set_key(), 0.7, network_set(), Update::NetworkSet),
+        1 => object(service_key(), 0.7, vec(backend(), 0..3), Update::Service),
+        1 => object(select(&NODES[..]), 0.7, node(), |name, node| {
+            Update::Node(name.to_owned(), node)
+        }),
+        1 => object(select(&["p1", "p2", "p3"][..]), 0.7, pool(), |name, pool| {
+            Update::Pool(name.to_owned(), pool)
+        }),
+        1 => object(block_net(), 0.7, block(), Update::Block),
+        1 => object(select(&SETTINGS[..]), 0.7, settings(), |name, settings| {
+            let settings = settings.map(|(selector, settings)| scoped(name, selector, settings));
+            Update::Settings(name.to_owned(), settings)
+        }),
     ]
+}
+
+/// An object with this probability, else its deletion.
+fn object<K, V>(
+    key: impl Strategy<Value = K>,
+    presence: f64,
+    value: impl Strategy<Value = V>,
+    update: impl Fn(K, Option<V>) -> Update,
+) -> impl Strategy<Value = Update> {
+    (key, option::weighted(presence, value)).prop_map(move |(key, value)| update(key, value))
 }
 
 /// A pod of the world.
@@ -171,14 +177,6 @@ fn policy_key() -> impl Strategy<Value = PolicyKey> {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
         })
-}
-
-fn staged() -> impl Strategy<Value = StagedPolicy> {
-    prop_oneof![
-        4 => policy().prop_map(StagedPolicy::Set),
-        1 => Just(StagedPolicy::Delete),
-        1 => Just(StagedPolicy::Ignore),
-    ]
 }
 
 fn own_labels() -> impl Strategy<Value = Labels> {
@@ -285,21 +283,6 @@ fn port_name() -> impl Strategy<Value = String> {
     prop_oneof![3 => select(&PORT_NAMES[..2]), 1 => select(&PORT_NAMES[..])].prop_map(str::to_owned)
 }
 
-/// A list of many named ports, as a rule may have on both sides.
-fn many_ports() -> impl Strategy<Value = Vec<Port>> {
-    (
-        subsequence(&PORT_NAMES[..], 4..=PORT_NAMES.len()),
-        option::weighted(0.3, rule_port()),
-    )
-        .prop_map(|(names, other)| {
-            names
-                .into_iter()
-                .map(|name| Port::Named(name.to_owned()))
-                .chain(other)
-                .collect()
-        })
-}
-
 /// One of a few port numbers.
 pub fn port() -> impl Strategy<Value = u16> {
     select(&[53, 80, 81, 8080][..])
@@ -336,154 +319,9 @@ fn tree() -> impl Strategy<Value = Node> {
     })
 }
 
-fn tier() -> impl Strategy<Value = Tier> {
-    (order(), select(&[Action::Deny, Action::Pass][..])).prop_map(|(order, default_action)| Tier {
-        order,
-        default_action,
-    })
-}
-
-fn order() -> impl Strategy<Value = Order> {
-    option::of(select(
-        &[f64::MIN, -1.0, -0.0, 0.0, 5e-324, 1.0, 1000.0, f64::MAX][..],
-    ))
-    .prop_map(Order)
-}
-
-fn policy() -> impl Strategy<Value = Policy> {
-    let rules = || vec(rule(), 0..3);
-    (
-        tier_name(),
-        order(),
-        selector(),
-        traffic(),
-        any::<(bool, bool)>(),
-        rules(),
-        rules(),
-    )
-        .prop_map(
-            |(
-                tier,
-                order,
-                selector,
-                traffic,
-                (applies_ingress, applies_egress),
-                ingress,
-                egress,
-            )| Policy {
-                tier,
-                order,
-                selector,
-                traffic,
-                applies_ingress,
-                applies_egress: applies_egress && traffic != Traffic::PreDnat,
-                ingress,
-                egress,
-            },
-        )
-}
-
-fn traffic() -> impl Strategy<Value = Traffic> {
-    prop_oneof![
-        4 => Just(Traffic::Normal),
-        2 => Just(Traffic::Forwarded),
-        1 => Just(Traffic::PreDnat),
-        1 => Just(Traffic::Untracked),
-    ]
-}
-
-fn rule() -> impl Strategy<Value = Rule> {
-    let action = select(&[Action::Allow, Action::Deny, Action::Log, Action::Pass][..]);
-    let version = option::weighted(0.1, select(&[IpVersion::V4, IpVersion::V6][..]));
-    let icmp = || {
-        option::weighted(
-            0.1,
-            (option::of(icmp_type()), option::of(0..2_u8)).prop_map(|(kind, code)| Icmp {
-                kind,
-                code: code.filter(|_| kind.is_some()),
-            }),
-        )
-    };
-    let protocols = (
-        option::weighted(0.4, protocol()),
-        option::weighted(0.1, protocol()),
-    );
-    let crowded = option::weighted(0.1, (many_ports(), many_ports()));
-    let sides =
-        (entity(), entity(), crowded).prop_map(|(source, destination, crowded)| match crowded {
-            None => (source, destination),
-            Some((from, to)) => (
-                EntityMatch {
-                    ports: from.into(),
-                    ..source
-                },
-                EntityMatch {
-                    ports: to.into(),
-                    ..destination
-                },
-            ),
-        });
-    (action, version, protocols, icmp(), icmp(), sides).prop_map(
-        |(action, ip_version, (protocol, not_protocol), icmp, not_icmp, (source, destination))| {
-            Rule {
-                action,
-                ip_version,
-                protocol,
-                not_protocol,
-                icmp,
-                not_icmp,
-                source,
-                destination,
-            }
-        },
-    )
-}
-
-fn entity() -> impl Strategy<Value = EntityMatch> {
-    let nets = || prop_oneof![4 => Just(Vec::new()), 1 => vec(net(), 1..3)];
-    let selectors = || option::weighted(0.3, selector());
-    let ports = || prop_oneof![4 => Just(Vec::new()), 1 => vec(rule_port(), 1..3)];
-    let service = option::weighted(0.1, service_key());
-    let nodes = option::weighted(0.05, node_selector());
-    (
-        nets(),
-        nets(),
-        selectors(),
-        option::weighted(0.1, selector()),
-        ports(),
-        ports(),
-        nodes,
-        service,
-    )
-        .prop_map(
-            |(nets, not_nets, selector, not_selector, ports, not_ports, nodes, service)| {
-                EntityMatch {
-                    nets,
-                    not_nets,
-                    selector,
-                    not_selector,
-                    ports: ports.into(),
-                    not_ports,
-                    nodes,
-                    service,
-                }
-            },
-        )
-}
-
 /// An ICMP type: requests, replies and errors of both versions.
 pub fn icmp_type() -> impl Strategy<Value = u8> {
     select(&[0_u8, 1, 3, 8, 13, 128, 129, 135, 254][..])
-}
-
-fn rule_port() -> impl Strategy<Value = Port> {
-    prop_oneof![
-        4 => (port(), 0..3_u16).prop_map(
-            |(first, more)| Port::Range(PortRange { first, last: first + more }),
-        ),
-        1 => Just(Port::Range(PortRange { first: 1, last: u16::MAX })),
-        4 => port_name().prop_map(Port::Named),
-    ]
 }
 
 fn net() -> impl Strategy<Value = IpNet> {
