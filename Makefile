@@ -3,8 +3,8 @@
 NODES ?= 3
 SECONDS ?= 60
 STATE ?= target/cluster
-# One selection of packages and targets for everything: another one would compile the big dependencies
-# once more, with other features.
+# One selection of packages and targets for everything: another one would compile the big
+# dependencies once more, with other features.
 BUILD = cargo build --workspace --bins --tests
 BIN = target/*/debug
 # The programs that are shipped and measured.
@@ -47,9 +47,9 @@ kubernetes:
 	$(BUILD)
 	$(BIN)/margay-cluster build
 
-# The kernel layers on kernels of distributions, in virtual machines that need no KVM: ONLY=6.1 selects
-# kernels, SUITES=cni,host suites, QUICK=1 the suites that depend most on the kernel; REFRESH=1 looks
-# for newer kernels than the cached ones. Needs root, and network once.
+# The kernel layers on kernels of distributions, in virtual machines that need no KVM: ONLY=6.1
+# selects kernels, SUITES=cni,host suites, QUICK=1 the suites that depend most on the kernel;
+# REFRESH=1 looks for newer kernels than the cached ones. Needs root, and network once.
 kernels:
 	$(BUILD)
 	$(BIN)/margay-kernels $(if $(ONLY),--only $(ONLY)) $(if $(SUITES),--suites $(SUITES)) $(if $(QUICK),--quick) $(if $(REFRESH),--refresh)
@@ -83,8 +83,9 @@ bench:
 	$(RELEASE) --bin margay-bench --bin margay-probe --bin margay-pause --bin margay-shim
 	$(RELEASED)/margay-bench $(if $(ONLY),--only $(ONLY))
 
-# Tables of verdicts with real packets: CASES is the table, ON=kernel (namespaces) or cluster (a real
-# Kubernetes), ONLY=1,5 selects cases, ENFORCE=off|deny shows that the table can fail. Needs root.
+# Tables of verdicts with real packets: CASES is the table, ON=kernel (namespaces) or cluster (a
+# real Kubernetes), ONLY=1,5 selects cases, ENFORCE=off|deny shows that the table can fail. Needs
+# root.
 conformance:
 	$(BUILD)
 	$(BIN)/margay-conformance --on $(or $(ON),kernel) $(if $(CASES),--cases $(CASES)) $(if $(ONLY),--only $(ONLY)) $(if $(ENFORCE),--enforce $(ENFORCE))
@@ -111,8 +112,8 @@ cluster:
 cluster-down:
 	$(BIN)/margay-cluster down --state $(STATE)
 
-# Random policies and packets with verdicts from four sources, from a new seed; findings become cases
-# in tests/data/corpus. Needs root.
+# Random policies and packets with verdicts from four sources, from a new seed; findings become
+# cases in tests/data/corpus. Needs root.
 fuzz:
 	FUZZ_SECONDS=$(SECONDS) FUZZ_SEED=$$(date +%s) cargo test --workspace --test differential going_on -- --nocapture
 

@@ -6,6 +6,8 @@ mod modules;
 mod pages;
 #[path = "architecture/vocabulary.rs"]
 mod vocabulary;
+#[path = "architecture/width.rs"]
+mod width;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
