@@ -95,12 +95,10 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The process may not open the socket.
-    #[
-        error(
-            "agent socket {socket}: {source}; the plugin must run as root",
-            socket = socket.display(),
-        )
-    ]
+    #[error(
+        "agent socket {socket}: {source}; the plugin must run as root",
+        socket = socket.display(),
+    )]
     Forbidden {
         /// Path of the socket.
         socket: PathBuf,
@@ -108,13 +106,11 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The agent closed the connection before it answered.
-    #[
-        error(
-            "agent socket {socket}: the agent closed the connection before it answered ({source}); \
-             retry the call",
-            socket = socket.display(),
-        )
-    ]
+    #[error(
+        "agent socket {socket}: the agent closed the connection before it answered ({source}); \
+         retry the call",
+        socket = socket.display(),
+    )]
     AgentGone {
         /// Path of the socket.
         socket: PathBuf,
@@ -122,13 +118,11 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The agent did not answer in time.
-    #[
-        error(
-            "agent socket {socket}: no answer within {timeout:?}; the log of this node's \
-             margay-node pod shows what it is waiting for",
-            socket = socket.display(),
-        )
-    ]
+    #[error(
+        "agent socket {socket}: no answer within {timeout:?}; the log of this node's \
+         margay-node pod shows what it is waiting for",
+        socket = socket.display(),
+    )]
     AgentSilent {
         /// Path of the socket.
         socket: PathBuf,

@@ -37,25 +37,21 @@ pub enum InstallError {
         rule: String,
     },
     /// A folder of the host is missing.
-    #[
-        error(
-            "{path}: not a folder; mount the host's folder there (hostPath of type \
-             DirectoryOrCreate)",
-            path = path.display(),
-        )
-    ]
+    #[error(
+        "{path}: not a folder; mount the host's folder there (hostPath of type \
+         DirectoryOrCreate)",
+        path = path.display(),
+    )]
     Folder {
         /// The folder.
         path: PathBuf,
     },
     /// A file cannot be read or written.
-    #[
-        error(
-            "{path}: {source}; the container must run as root and {path} must be on a writable \
-             file system with space left",
-            path = path.display(),
-        )
-    ]
+    #[error(
+        "{path}: {source}; the container must run as root and {path} must be on a writable \
+         file system with space left",
+        path = path.display(),
+    )]
     File {
         /// The file.
         path: PathBuf,

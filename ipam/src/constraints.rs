@@ -178,9 +178,9 @@ mod tests {
                 own,
             };
             for cidr in asked {
-                let meets = |other: &&IpNet| **other != cidr && (
-                    other.contains(&cidr) || cidr.contains(*other),
-                );
+                let meets = |other: &&IpNet| {
+                    **other != cidr && (other.contains(&cidr) || cidr.contains(*other))
+                };
                 prop_assert_eq!(
                     known.overlapping(cidr),
                     all.iter().filter(meets).copied().collect::<BTreeSet<_>>(),

@@ -107,7 +107,9 @@ macro_rules! names {
             /// # Errors
             /// If it is empty, longer than 127 bytes or has a character that nft does not accept.
             pub fn new(name: &str) -> Result<Self, NameError> {
-                if is_name(name) { Ok(Self(name.into())) } else {
+                if is_name(name) {
+                    Ok(Self(name.into()))
+                } else {
                     Err(NameError { value: name.to_owned() })
                 }
             }

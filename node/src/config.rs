@@ -45,14 +45,12 @@ pub struct Args {
     #[arg(long, env = "MARGAY_ADMIN_LISTEN", default_value = "127.0.0.1:9099")]
     pub admin_listen: SocketAddr,
     /// How long a pod waits for its policy before ADD fails and the runtime retries.
-    #[
-        arg(
-            long,
-            env = "MARGAY_POLICY_SETUP_TIMEOUT_SECONDS",
-            default_value_t = 30,
-            value_parser = clap::value_parser!(u64).range(1..=600),
-        )
-    ]
+    #[arg(
+        long,
+        env = "MARGAY_POLICY_SETUP_TIMEOUT_SECONDS",
+        default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(1..=600),
+    )]
     pub policy_setup_timeout_seconds: u64,
     /// MTU of pods; 0: that of the node's link less the overhead of the encapsulation in use.
     #[arg(long, env = "MARGAY_MTU", default_value_t = 0)]

@@ -103,13 +103,11 @@ pub enum IdentityError {
         not_after: i64,
     },
     /// None of the current authorities has signed the certificate: they were replaced.
-    #[
-        error(
-            "the certificate of {name:?} is signed by none of the authorities in {path}; a new one \
-             is requested",
-            path = authorities.display(),
-        )
-    ]
+    #[error(
+        "the certificate of {name:?} is signed by none of the authorities in {path}; a new one \
+         is requested",
+        path = authorities.display(),
+    )]
     Untrusted {
         /// Common name of its subject.
         name: String,

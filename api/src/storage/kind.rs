@@ -87,11 +87,11 @@ pub static ALL: &[Kind] = &[
     namespaced(kind("NetworkPolicy", "networkpolicies", Class::Policy)),
     namespaced(kind("NetworkSet", "networksets", Class::Plain)),
     later(kind("StagedGlobalNetworkPolicy", "stagedglobalnetworkpolicies", Class::Policy)),
-    later(
-        namespaced(
-            kind("StagedKubernetesNetworkPolicy", "stagedkubernetesnetworkpolicies", Class::Plain),
-        ),
-    ),
+    later(namespaced(kind(
+        "StagedKubernetesNetworkPolicy",
+        "stagedkubernetesnetworkpolicies",
+        Class::Plain,
+    ))),
     later(namespaced(kind("StagedNetworkPolicy", "stagednetworkpolicies", Class::Policy))),
     later(kind("Tier", "tiers", Class::Plain)),
 ];

@@ -277,10 +277,10 @@ pub(super) fn pool_rules() -> Value {
         {
             "rule": format!(
                 "!({for_balancers}) || {} && {} && {} && {}",
-                never("ipipMode"), never("vxlanMode"), is("nodeSelector", "'all()'"), is(
-                    "disableBGPExport",
-                    "false",
-                ),
+                never("ipipMode"),
+                never("vxlanMode"),
+                is("nodeSelector", "'all()'"),
+                is("disableBGPExport", "false"),
             ),
             "message": "a pool for LoadBalancer has no encapsulation, nodeSelector all() and BGP \
                         export",

@@ -103,12 +103,10 @@ impl Objects {
             .map(|info| info.labels.clone())
             .unwrap_or_default();
         let selected = self.settings.values().filter(|object| {
-            matches!(
-                &object.scope,
-                SettingsScope::Selected(selector) if self.nodes
-                    .contains_key(node) && selector
-                    .matches(&labels),
-            )
+            let SettingsScope::Selected(selector) = &object.scope else {
+                return false;
+            };
+            self.nodes.contains_key(node) && selector.matches(&labels)
         });
         let own = self.settings.get(&format!("node.{node}"));
         // From the strongest layer: the first that sets a field decides it.

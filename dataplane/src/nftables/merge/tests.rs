@@ -133,8 +133,9 @@ proptest! {
         }),
     ) {
         // Nothing is missing: what a missing set stands between is no run.
-        let role = |id: &SetId| if mk_role(id) == Role::Missing { Role::Exact } else {
-            mk_role(id)
+        let role = |id: &SetId| match mk_role(id) {
+            Role::Missing => Role::Exact,
+            role => role,
         };
         let by_origin = |items: &[(Item<'_>, RuleRef)]| -> Vec<(Vec<RuleRef>, String)> {
             let merged = merge(items, &role, &mut Unions::new());
