@@ -24,6 +24,8 @@ mod parameters;
 #[path = "routing/repair.rs"]
 mod repair;
 
+use repair::repaired_once;
+
 const V4: &[IpVersion] = &[IpVersion::V4];
 const V6: &[IpVersion] = &[IpVersion::V6];
 

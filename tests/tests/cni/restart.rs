@@ -7,7 +7,6 @@ use anyhow::{Context, Result, ensure};
 use margay_proto::cni::code;
 use margay_tests::cluster::process::wait_for;
 use margay_tests::lab::PATIENCE;
-use serde_json::json;
 
 use super::{NODE, Sandbox, footprint, mk_lab, node, schedule, usual};
 

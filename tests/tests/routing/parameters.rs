@@ -1,6 +1,8 @@
 //! Parameters of the host and of links, by `/proc/sys` and `ethtool`: set, compared and set again.
 
-use super::repair::repaired_once;
+use margay_api::settings::FelixSettings;
+use margay_tests::cluster::process::POLL;
+
 use super::*;
 
 /// Every parameter is compared within this time.

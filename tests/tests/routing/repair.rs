@@ -12,7 +12,7 @@ use margay_dataplane::routes::plan::vxlan_device_name;
 use margay_dataplane::routes::worker::Network;
 use margay_tests::cluster::process::POLL;
 
-use super::{Node, V4, V6, apply, block, device, ensure_reaches, mk_nodes, records, routes};
+use super::{Node, V4, V6, apply, block, ensure_reaches, mk_nodes, records, routes};
 
 /// External changes on the first node, and how to undo those that the node cannot notice.
 fn disturbances(version: IpVersion, encapsulation: Encapsulation) -> Vec<String> {

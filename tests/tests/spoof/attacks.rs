@@ -44,7 +44,7 @@ impl Attack {
         }
     }
 
-    fn harmless(self, places: &[Place]) -> Self {
+    pub fn harmless(self, places: &[Place]) -> Self {
         Self {
             comes_out: places.iter().copied().collect(),
             ..self
@@ -79,7 +79,7 @@ fn targets(lab: &Lab) -> [(Place, [IpAddr; 2]); 4] {
 
 /// Where an honest packet to this place comes by: what goes through the tunnel is a packet to the
 /// other node, too.
-fn way(place: Place, target: IpAddr) -> Vec<Place> {
+pub fn way(place: Place, target: IpAddr) -> Vec<Place> {
     let (far, tunnelled) = (
         matches!(place, Place::Remote | Place::OtherHost),
         place == Place::Remote && target.is_ipv4(),

@@ -7,7 +7,7 @@ use margay_tests::raw::{Packet, Transport};
 
 use crate::lab::{DENIED, GATEWAY, Lab, PORT, Place, marked};
 
-use super::attacks::{Attack, DESTINATION_OPTIONS, HOP_BY_HOP, frames, way};
+use super::attacks::{Attack, DESTINATION_OPTIONS, HOP_BY_HOP, way};
 
 /// Packets to a port that policy denies, in forms in which it is hard to find, and the same to one
 /// that it allows.
