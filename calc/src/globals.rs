@@ -81,7 +81,8 @@ impl Globals {
     pub(crate) fn set_node(&mut self, name: String, node: Option<NodeInfo>) -> Vec<NodeChange> {
         // Before the node is replaced: claims and settings need the former value.
         let touched = self.claims.set(&name, self.nodes.get(&name), node.as_ref());
-        self.settings.update_node(self.nodes.get(&name), node.as_ref());
+        self.settings
+            .update_node(self.nodes.get(&name), node.as_ref());
         match node {
             Some(node) => self.nodes.insert(name, node),
             None => self.nodes.remove(&name),
@@ -127,7 +128,12 @@ impl Globals {
     }
 
     fn set_routes(&mut self, net: IpNet, block: Option<BlockInfo>) {
-        for (destination, reason, _) in self.routed.remove(&net).iter().flat_map(|block| routes(net, block)) {
+        for (destination, reason, _) in self
+            .routed
+            .remove(&net)
+            .iter()
+            .flat_map(|block| routes(net, block))
+        {
             let reasons = self.routes.entry(destination).or_default();
             reasons.remove(&reason);
             if reasons.is_empty() {
@@ -136,7 +142,11 @@ impl Globals {
             self.dirty.insert(RecordId::Route(destination));
         }
         for (destination, reason, node) in block.iter().flat_map(|block| routes(net, block)) {
-            self.routes.entry(destination).or_default().entry(reason).or_insert(node);
+            self.routes
+                .entry(destination)
+                .or_default()
+                .entry(reason)
+                .or_insert(node);
             self.dirty.insert(RecordId::Route(destination));
         }
         self.routed.extend(block.map(|block| (net, block)));
@@ -155,16 +165,27 @@ impl Globals {
                 continue;
             }
             let had = held.map(|held| held.digest);
-            had.into_iter().for_each(|digest| digest::subtract(&mut self.buckets, &id, digest));
-            let has = record.map(|record| Digested { digest: digest::digest(&id, &record), record });
-            has.iter().for_each(|held| digest::add(&mut self.buckets, &id, held.digest));
-            flush.records.insert(id.clone(), change_for_all(had.is_some(), has.is_some()));
+            had.into_iter()
+                .for_each(|digest| digest::subtract(&mut self.buckets, &id, digest));
+            let has = record.map(|record| Digested {
+                digest: digest::digest(&id, &record),
+                record,
+            });
+            has.iter()
+                .for_each(|held| digest::add(&mut self.buckets, &id, held.digest));
+            flush
+                .records
+                .insert(id.clone(), change_for_all(had.is_some(), has.is_some()));
             match has {
                 Some(has) => self.held.insert(id, has),
                 None => self.held.remove(&id),
             };
         }
-        flush.records.extend(self.settings.flush(&self.nodes).map(|change| (RecordId::Settings, change)));
+        flush.records.extend(
+            self.settings
+                .flush(&self.nodes)
+                .map(|change| (RecordId::Settings, change)),
+        );
     }
 
     /// Nodes by name, without rejected addresses.
@@ -183,7 +204,9 @@ impl Globals {
 
     /// Settings of a node, as of the last flush.
     pub(crate) fn settings(&self, node: &str) -> Option<(&Record, u64)> {
-        self.settings.get(node).map(|held| (&held.record, held.digest))
+        self.settings
+            .get(node)
+            .map(|held| (&held.record, held.digest))
     }
 
     /// Digests of these records per bucket, without settings.
@@ -195,7 +218,9 @@ impl Globals {
     pub(crate) fn shadowed_pools(&self) -> impl Iterator<Item = (&String, &String)> {
         let pools = self.blocks.pools();
         pools.iter().filter_map(move |(name, pool)| {
-            let (winner, _) = pools.iter().find(|(_, other)| other.cidr.trunc() == pool.cidr.trunc())?;
+            let (winner, _) = pools
+                .iter()
+                .find(|(_, other)| other.cidr.trunc() == pool.cidr.trunc())?;
             (winner != name).then_some((name, winner))
         })
     }
@@ -213,20 +238,33 @@ impl Globals {
     /// Addresses that nodes claim and do not have.
     pub(crate) fn rejected_claims(&self) -> impl Iterator<Item = (&String, RejectedClaim)> {
         self.nodes.iter().flat_map(move |(name, info)| {
-            self.claims.rejected(name, info, &self.blocks).into_iter().map(move |rejected| (name, rejected))
+            self.claims
+                .rejected(name, info, &self.blocks)
+                .into_iter()
+                .map(move |rejected| (name, rejected))
         })
     }
 
     fn compute(&self, id: &RecordId) -> Option<Record> {
         match id {
             RecordId::Pool(net) => {
-                let pool = self.blocks.pools().values().find(|pool| pool.cidr.trunc() == *net)?;
-                Some(Record::Pool(PoolRecord { nat_outgoing: pool.nat_outgoing, encapsulation: pool.encapsulation }))
+                let pool = self
+                    .blocks
+                    .pools()
+                    .values()
+                    .find(|pool| pool.cidr.trunc() == *net)?;
+                Some(Record::Pool(PoolRecord {
+                    nat_outgoing: pool.nat_outgoing,
+                    encapsulation: pool.encapsulation,
+                }))
             }
             RecordId::Node(name) => Some(Record::Node(self.accepted.get(name)?.clone())),
             RecordId::Route(net) => {
                 let (_, node) = self.routes.get(net)?.first_key_value()?;
-                Some(Record::Route(RouteRecord { node: node.clone(), encapsulation: self.encapsulation(net) }))
+                Some(Record::Route(RouteRecord {
+                    node: node.clone(),
+                    encapsulation: self.encapsulation(net),
+                }))
             }
             RecordId::Settings
             | RecordId::IpSet(_)
@@ -239,7 +277,12 @@ impl Globals {
     /// Encapsulation of the smallest pool around the destination; among equal ones the first by
     /// name.
     fn encapsulation(&self, net: &IpNet) -> Encapsulation {
-        let covering = self.blocks.pools().values().rev().filter(|pool| pool.cidr.contains(net));
+        let covering = self
+            .blocks
+            .pools()
+            .values()
+            .rev()
+            .filter(|pool| pool.cidr.contains(net));
         let smallest = covering.max_by_key(|pool| pool.cidr.prefix_len());
         smallest.map_or(Encapsulation::None, |pool| pool.encapsulation)
     }
@@ -247,10 +290,16 @@ impl Globals {
 
 /// Routes of a block: the block itself, and addresses that other nodes borrow from it.
 fn routes(net: IpNet, block: &BlockInfo) -> impl Iterator<Item = (IpNet, RouteReason, String)> {
-    let own = block.node.clone().map(|node| (net.trunc(), RouteReason::Block(net), node));
-    let borrowed = block
-        .borrowed
-        .iter()
-        .map(move |(address, node)| (IpNet::from(*address), RouteReason::Borrowed(net), node.clone()));
+    let own = block
+        .node
+        .clone()
+        .map(|node| (net.trunc(), RouteReason::Block(net), node));
+    let borrowed = block.borrowed.iter().map(move |(address, node)| {
+        (
+            IpNet::from(*address),
+            RouteReason::Borrowed(net),
+            node.clone(),
+        )
+    });
     own.into_iter().chain(borrowed)
 }

@@ -41,15 +41,18 @@ struct Rule {
 pub struct Table(BTreeMap<&'static str, Rule>);
 
 /// Fields of Installation.
-pub static INSTALLATION: LazyLock<Table> = LazyLock::new(|| Table::parse(include_str!("fields/installation.tsv")));
+pub static INSTALLATION: LazyLock<Table> =
+    LazyLock::new(|| Table::parse(include_str!("fields/installation.tsv")));
 /// Fields of FelixConfiguration.
-pub static FELIX: LazyLock<Table> = LazyLock::new(|| Table::parse(include_str!("fields/felix.tsv")));
+pub static FELIX: LazyLock<Table> =
+    LazyLock::new(|| Table::parse(include_str!("fields/felix.tsv")));
 /// Fields of IPPool.
 pub static POOL: LazyLock<Table> = LazyLock::new(|| Table::parse(include_str!("fields/pool.tsv")));
 /// Fields of IPAMConfiguration.
 pub static IPAM: LazyLock<Table> = LazyLock::new(|| Table::parse(include_str!("fields/ipam.tsv")));
 /// Fields of KubeControllersConfiguration.
-pub static CONTROLLERS: LazyLock<Table> = LazyLock::new(|| Table::parse(include_str!("fields/controllers.tsv")));
+pub static CONTROLLERS: LazyLock<Table> =
+    LazyLock::new(|| Table::parse(include_str!("fields/controllers.tsv")));
 
 /// A field or an object without effect.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,29 +87,52 @@ pub struct Report {
 pub fn report(inputs: &Inputs) -> Report {
     let mut report = Report::default();
     if let Some(request) = &inputs.request {
-        INSTALLATION.look(&format!("Installation {}", request.owner.name), &request.spec, &mut report.calico);
+        INSTALLATION.look(
+            &format!("Installation {}", request.owner.name),
+            &request.spec,
+            &mut report.calico,
+        );
     }
-    report.calico.extend(inputs.ignored.iter().map(|name| Ignored {
-        is_unsafe: false,
-        object: format!("Installation {name}"),
-        field: String::new(),
-        meaning: "only the Installation named default is used; move its settings there".to_owned(),
-    }));
+    report
+        .calico
+        .extend(inputs.ignored.iter().map(|name| Ignored {
+            is_unsafe: false,
+            object: format!("Installation {name}"),
+            field: String::new(),
+            meaning:
+                "only the Installation named default is used; move its settings there".to_owned(),
+        }));
     for (name, spec) in inputs.felix.iter().flatten() {
-        FELIX.look(&format!("FelixConfiguration {name}"), spec, &mut report.calico);
+        FELIX.look(
+            &format!("FelixConfiguration {name}"),
+            spec,
+            &mut report.calico,
+        );
     }
     if let Some(Some(object)) = &inputs.controllers {
-        CONTROLLERS.look("KubeControllersConfiguration default", &object["spec"], &mut report.calico);
+        CONTROLLERS.look(
+            "KubeControllersConfiguration default",
+            &object["spec"],
+            &mut report.calico,
+        );
     }
-    report.calico.extend(inputs.bgp.iter().map(|object| Ignored {
-        is_unsafe: false,
-        object: object.clone(),
-        field: String::new(),
-        meaning:
-            "there is no BGP: routes are not advertised outside of the cluster, and nodes program their own".to_owned(),
+    report.calico.extend(inputs.bgp.iter().map(|object| {
+        Ignored {
+            is_unsafe: false,
+            object: object.clone(),
+            field: String::new(),
+            meaning:
+                "there is no BGP: routes are not advertised outside of the cluster, and nodes \
+                 program their own"
+                    .to_owned(),
+        }
     }));
     for pool in inputs.pools.iter().flatten() {
-        POOL.look(&format!("IPPool {}", pool.name), &pool.spec, &mut report.ippools);
+        POOL.look(
+            &format!("IPPool {}", pool.name),
+            &pool.spec,
+            &mut report.ippools,
+        );
     }
     if let Some(spec) = &inputs.ipam {
         IPAM.look("IPAMConfiguration default", spec, &mut report.ippools);
@@ -115,7 +141,8 @@ pub fn report(inputs: &Inputs) -> Report {
 }
 
 impl Table {
-    /// Reads a table. Panics on a bad line: tables are part of the program, and a test reads them all.
+    /// Reads a table. Panics on a bad line: tables are part of the program, and a test reads them
+    /// all.
     fn parse(text: &'static str) -> Self {
         let rule = |line: &'static str| {
             let mut columns = line.split('\t');
@@ -127,10 +154,25 @@ impl Table {
                 "unsafe" => Effect::Unsafe,
                 other => panic!("{field}: {other:?}: must be acts, idle or unsafe"),
             };
-            let harmless = harmless.split(',').filter(|value| !value.is_empty()).collect();
-            (field, Rule { effect, harmless, meaning })
+            let harmless = harmless
+                .split(',')
+                .filter(|value| !value.is_empty())
+                .collect();
+            (
+                field,
+                Rule {
+                    effect,
+                    harmless,
+                    meaning,
+                },
+            )
         };
-        Self(text.lines().filter(|line| !line.starts_with('#')).map(rule).collect())
+        Self(
+            text.lines()
+                .filter(|line| !line.starts_with('#'))
+                .map(rule)
+                .collect(),
+        )
     }
 
     /// Adds the fields of an object's spec that have no effect.
@@ -141,14 +183,32 @@ impl Table {
     /// `path` is as in the table, with `[]` for every element of a list; `shown` is the path for
     /// the user.
     fn descend(&self, look: &mut Look<'_>, path: &str, shown: &str, value: &Value) {
-        for (name, value) in value.as_object().into_iter().flatten().filter(|(_, value)| !is_unset(value)) {
-            let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        for (name, value) in value
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(_, value)| !is_unset(value))
+        {
+            let below = if path.is_empty() {
+                name.clone()
+            } else {
+                format!("{path}.{name}")
+            };
             let shown = format!("{shown}.{name}");
-            if let Some(rule) = self.0.get(below.as_str()).or_else(|| self.0.get(format!("{below}.*").as_str())) {
+            if let Some(rule) = self
+                .0
+                .get(below.as_str())
+                .or_else(|| self.0.get(format!("{below}.*").as_str()))
+            {
                 look.check(rule, &shown, value);
             } else if self.has_below(&format!("{below}[].")) {
                 for (index, element) in value.as_array().into_iter().flatten().enumerate() {
-                    self.descend(look, &format!("{below}[]"), &format!("{shown}[{index}]"), element);
+                    self.descend(
+                        look,
+                        &format!("{below}[]"),
+                        &format!("{shown}[{index}]"),
+                        element,
+                    );
                 }
             } else if self.has_below(&format!("{below}.")) {
                 self.descend(look, &below, &shown, value);
@@ -167,10 +227,19 @@ impl Table {
 
     /// Returns the similar name beside this one in the table, which is probably meant.
     fn nearest(&self, path: &str, name: &str) -> Option<&'static str> {
-        let prefix = if path.is_empty() { String::new() } else { format!("{path}.") };
-        let siblings = self.0.keys().copied().filter_map(|field| field.strip_prefix(prefix.as_str()));
+        let prefix = if path.is_empty() {
+            String::new()
+        } else {
+            format!("{path}.")
+        };
+        let siblings = self
+            .0
+            .keys()
+            .copied()
+            .filter_map(|field| field.strip_prefix(prefix.as_str()));
         let names = siblings.map(|rest| rest.split(['.', '[']).next().unwrap_or_default());
-        let distance = |other: &str| strsim::osa_distance(&other.to_lowercase(), &name.to_lowercase());
+        let distance =
+            |other: &str| strsim::osa_distance(&other.to_lowercase(), &name.to_lowercase());
         names
             .map(|other| (distance(other), other))
             .min()
@@ -188,13 +257,20 @@ struct Look<'a> {
 impl Look<'_> {
     fn check(&mut self, rule: &Rule, field: &str, value: &Value) {
         if rule.effect != Effect::Acts && !rule.harmless.contains(&text(value).as_str()) {
-            self.add(rule.effect == Effect::Unsafe, field, value, rule.meaning.to_owned());
+            self.add(
+                rule.effect == Effect::Unsafe,
+                field,
+                value,
+                rule.meaning.to_owned(),
+            );
         }
     }
 
     fn add_unknown(&mut self, nearest: Option<&str>, field: &str, value: &Value) {
         let meaning = match nearest {
-            Some(name) => format!("there is no such field, so it has no effect; did you mean {name}?"),
+            Some(name) => {
+                format!("there is no such field, so it has no effect; did you mean {name}?")
+            }
             None => "this version does not know the field, and it has no effect".to_owned(),
         };
         self.add(nearest.is_some(), field, value, meaning);
@@ -202,7 +278,12 @@ impl Look<'_> {
 
     fn add(&mut self, is_unsafe: bool, field: &str, value: &Value, meaning: String) {
         let field = format!("{field} is {}", shortened(&text(value)));
-        self.found.insert(Ignored { is_unsafe, object: self.object.to_owned(), field, meaning });
+        self.found.insert(Ignored {
+            is_unsafe,
+            object: self.object.to_owned(),
+            field,
+            meaning,
+        });
     }
 }
 
@@ -218,7 +299,9 @@ fn is_unset(value: &Value) -> bool {
 
 /// Formats a value: text as it is, everything else as JSON.
 fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
 }
 
 fn shortened(text: &str) -> String {

@@ -7,25 +7,40 @@ use super::*;
 use crate::inputs::{PoolFacts, Request};
 
 fn tables() -> [(&'static str, &'static Table, Value); 5] {
-    let schema = |crd: Value| crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"].clone();
+    let schema = |crd: Value| {
+        crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"].clone()
+    };
     let of = |crd| schema(serde_json::to_value(crd).unwrap());
     [
         ("Installation", &*INSTALLATION, of(Installation::crd())),
         ("FelixConfiguration", &*FELIX, of(FelixConfiguration::crd())),
         ("IPPool", &*POOL, of(IPPool::crd())),
         ("IPAMConfiguration", &*IPAM, of(IPAMConfiguration::crd())),
-        ("KubeControllersConfiguration", &*CONTROLLERS, of(KubeControllersConfiguration::crd())),
+        (
+            "KubeControllersConfiguration",
+            &*CONTROLLERS,
+            of(KubeControllersConfiguration::crd()),
+        ),
     ]
 }
 
 /// Collects paths of a schema's leaves that no rule covers.
 fn missing(table: &Table, path: &str, schema: &Value, found: &mut Vec<String>) {
     for (name, schema) in schema["properties"].as_object().into_iter().flatten() {
-        let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-        if table.0.contains_key(below.as_str()) || table.0.contains_key(format!("{below}.*").as_str()) {
+        let below = if path.is_empty() {
+            name.clone()
+        } else {
+            format!("{path}.{name}")
+        };
+        if table.0.contains_key(below.as_str())
+            || table.0.contains_key(format!("{below}.*").as_str())
+        {
             continue;
         }
-        match (schema["items"]["properties"].is_object(), schema["properties"].is_object()) {
+        match (
+            schema["items"]["properties"].is_object(),
+            schema["properties"].is_object(),
+        ) {
             (true, _) => missing(table, &format!("{below}[]"), &schema["items"], found),
             (_, true) => missing(table, &below, schema, found),
             _ => found.push(below),
@@ -41,15 +56,28 @@ fn every_field_of_a_definition_is_in_its_table() {
         assert_eq!(found, [""; 0], "{kind}");
     }
     // Including Calico's fields that our definitions lack.
-    assert!(FELIX.0.len() > 180 && INSTALLATION.0.len() > 100, "{} {}", FELIX.0.len(), INSTALLATION.0.len());
+    assert!(
+        FELIX.0.len() > 180 && INSTALLATION.0.len() > 100,
+        "{} {}",
+        FELIX.0.len(),
+        INSTALLATION.0.len()
+    );
 }
 
 #[test]
 fn fields_without_effect_have_a_consequence() {
     for (kind, table, _) in tables() {
         for (field, rule) in &table.0 {
-            assert_eq!(rule.effect == Effect::Acts, rule.meaning.is_empty(), "{kind} {field}");
-            let is_plain = rule.meaning.chars().next().is_none_or(|first| first.is_lowercase() || field.len() > 1);
+            assert_eq!(
+                rule.effect == Effect::Acts,
+                rule.meaning.is_empty(),
+                "{kind} {field}"
+            );
+            let is_plain = rule
+                .meaning
+                .chars()
+                .next()
+                .is_none_or(|first| first.is_lowercase() || field.len() > 1);
             assert!(is_plain && !rule.meaning.ends_with('.'), "{kind} {field}");
         }
     }
@@ -58,11 +86,21 @@ fn fields_without_effect_have_a_consequence() {
 fn reported(spec: Value) -> Vec<String> {
     let request = Request {
         spec,
-        owner: crate::manifest::Owner { name: "default".to_owned(), ..Default::default() },
+        owner: crate::manifest::Owner {
+            name: "default".to_owned(),
+            ..Default::default()
+        },
         ..Request::default()
     };
-    let found = report(&Inputs { request: Some(request), ..Inputs::default() }).calico;
-    found.iter().map(|one| format!("{} {one}", if one.is_unsafe { "unsafe" } else { "idle" })).collect()
+    let found = report(&Inputs {
+        request: Some(request),
+        ..Inputs::default()
+    })
+    .calico;
+    found
+        .iter()
+        .map(|one| format!("{} {one}", if one.is_unsafe { "unsafe" } else { "idle" }))
+        .collect()
 }
 
 #[test]
@@ -78,8 +116,20 @@ fn fields_without_effect_are_reported_with_value_and_consequence() {
         },
         "controlPlaneNodeSelecter": {"a": "b"},
         "controlPlaneNodeSelector": {"a": "b"},
-        "calicoNodeDaemonSet": {"spec": {"template": {"spec": {"topologySpreadConstraints": [{"maxSkew": 1}], "tolerations": [{"operator": "Exists"}]}}}},
-        "certificateManagement": {"caCert": "-----BEGIN CERTIFICATE-----MIIBszCCAVmgAwIBAgIUQ0Jc7x0b", "signerName": "a.b/c"},
+        "calicoNodeDaemonSet": {
+            "spec": {
+                "template": {
+                    "spec": {
+                        "topologySpreadConstraints": [{"maxSkew": 1}],
+                        "tolerations": [{"operator": "Exists"}],
+                    },
+                },
+            },
+        },
+        "certificateManagement": {
+            "caCert": "-----BEGIN CERTIFICATE-----MIIBszCCAVmgAwIBAgIUQ0Jc7x0b",
+            "signerName": "a.b/c",
+        },
         "fipsMode": "Disabled", "flexVolumePath": "None",
         "someFutureField": {"deep": true},
     });
@@ -97,13 +147,25 @@ fn fields_without_effect_are_reported_with_value_and_consequence() {
 
 #[test]
 fn settings_of_other_kinds_are_reported_in_their_status() {
-    let pool = |name: &str, spec: Value| PoolFacts { name: name.to_owned(), spec, ..PoolFacts::default() };
+    let pool = |name: &str, spec: Value| PoolFacts {
+        name: name.to_owned(),
+        spec,
+        ..PoolFacts::default()
+    };
     let felix = [
         (
             "default",
-            json!({"wireguardEnabled": true, "bpfEnabled": false, "vxlanVNI": 4097, "floatingIPs": "Disabled"}),
+            json!({
+                "wireguardEnabled": true,
+                "bpfEnabled": false,
+                "vxlanVNI": 4097,
+                "floatingIPs": "Disabled",
+            }),
         ),
-        ("node.n1", json!({"interfacePrefix": "tap", "natPortRange": "1:2"})),
+        (
+            "node.n1",
+            json!({"interfacePrefix": "tap", "natPortRange": "1:2"}),
+        ),
     ];
     let inputs = Inputs {
         felix: Some(felix.map(|(name, spec)| (name.to_owned(), spec)).into()),
@@ -114,7 +176,10 @@ fn settings_of_other_kinds_are_reported_in_their_status() {
         bgp: ["BGPPeer rack".to_owned()].into(),
         pools: Some(vec![
             pool("a", json!({"cidr": "10.0.0.0/16", "ipipMode": "Always"})),
-            pool("b", json!({"cidr": "10.1.0.0/16", "ipipMode": "Never", "disableBGPExport": false})),
+            pool(
+                "b",
+                json!({"cidr": "10.1.0.0/16", "ipipMode": "Never", "disableBGPExport": false}),
+            ),
         ]),
         ipam: Some(json!({"strictAffinity": true, "kubeVirtVMAddressPersistence": "Enabled"})),
         ..Inputs::default()
@@ -131,7 +196,8 @@ fn settings_of_other_kinds_are_reported_in_their_status() {
         [
             "false BGPPeer rack",
             "false FelixConfiguration node.n1 spec.natPortRange is 1:2",
-            "false KubeControllersConfiguration default spec.controllers.loadBalancer.assignIPs is None",
+            "false KubeControllersConfiguration default spec.controllers.loadBalancer.assignIPs is \
+             None",
             "true FelixConfiguration default spec.wireguardEnabled is true",
             "true FelixConfiguration node.n1 spec.interfacePrefix is tap",
         ]
@@ -148,10 +214,17 @@ fn settings_of_other_kinds_are_reported_in_their_status() {
 #[test]
 fn nothing_is_reported_for_a_default_installation() {
     let written = json!({
-        "variant": "Calico", "registry": "margay.io/", "cni": {"type": "Calico", "ipam": {"type": "Calico"}, "binDir": "/opt/cni/bin"},
-        "calicoNetwork": {"linuxDataplane": "Nftables", "bgp": "Disabled", "hostPorts": "Disabled", "mtu": 0, "linuxPolicySetupTimeoutSeconds": 30,
-            "ipPools": [{"name": "default-ipv4-ippool", "cidr": "10.244.0.0/16", "encapsulation": "VXLAN", "natOutgoing": "Enabled",
-                "nodeSelector": "all()", "blockSize": 26, "allowedUses": ["Workload", "Tunnel"], "assignmentMode": "Automatic"}]},
+        "variant": "Calico", "registry": "margay.io/", "cni": {
+            "type": "Calico",
+            "ipam": {"type": "Calico"},
+            "binDir": "/opt/cni/bin",
+        },
+        "calicoNetwork": {"linuxDataplane": "Nftables", "bgp": "Disabled", "hostPorts": "Disabled",
+            "mtu": 0, "linuxPolicySetupTimeoutSeconds": 30,
+            "ipPools": [{"name": "default-ipv4-ippool", "cidr": "10.244.0.0/16",
+                "encapsulation": "VXLAN", "natOutgoing": "Enabled",
+                "nodeSelector": "all()", "blockSize": 26, "allowedUses": ["Workload", "Tunnel"],
+                "assignmentMode": "Automatic"}]},
         "nodeUpdateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}},
     });
     assert_eq!(reported(written), [""; 0]);

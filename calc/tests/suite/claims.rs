@@ -43,7 +43,7 @@ problems
 }
 
 #[test]
-fn blocks_of_a_pool_that_is_gone_have_no_route_and_those_of_another_size_have_theirs_until_they_are_empty() {
+fn blocks_of_a_missing_pool_have_no_route_and_those_of_another_size_keep_theirs_until_empty() {
     check(
         "
 node n1 192.0.2.1/24
@@ -203,23 +203,40 @@ problems
 #[test]
 fn blocks_beyond_the_quota_of_a_node_have_no_route_and_are_one_problem() {
     let most = margay_calc::blocks::MAX_PER_NODE;
-    let mut script =
-        String::from("node n1 192.0.2.1/24\nnode n9 192.0.2.9/24\npool main 10.0.0.0/8 vxlan size:32 since:1\n");
+    let mut script = String::from(
+        "node n1 192.0.2.1/24\nnode n9 192.0.2.9/24\npool main 10.0.0.0/8 vxlan size:32 since:1\n",
+    );
     let range = |number: usize| format!("10.0.{}.{}/32", number / 256, number % 256);
     for number in 0..most + 2 {
         script += &format!("block {} n9 since:{}\n", range(number), most + 9 - number);
     }
     let printed = crate::notation::run(&format!("{script}flush\nproblems\nview n1\n"));
     assert_eq!(
-        printed.lines().filter(|line| line.starts_with("route ") && line.ends_with("via n9 vxlan")).count(),
+        printed
+            .lines()
+            .filter(|line| line.starts_with("route ") && line.ends_with("via n9 vxlan"))
+            .count(),
         most
     );
     for (number, is_there) in [(0, false), (1, false), (2, true), (most + 1, true)] {
-        assert_eq!(printed.contains(&format!("route {} via", range(number))), is_there, "{number}");
+        assert_eq!(
+            printed.contains(&format!("route {} via", range(number))),
+            is_there,
+            "{number}"
+        );
     }
-    let problems: Vec<&str> = printed.lines().filter(|line| line.starts_with("Node n9: ")).collect();
-    let wanted = format!("Node n9: it has {} IPAMBlocks of IPv4, of which the {most} oldest are accepted", most + 2);
-    assert!(problems.len() == 1 && problems[0].starts_with(&wanted), "{problems:?}");
+    let problems: Vec<&str> = printed
+        .lines()
+        .filter(|line| line.starts_with("Node n9: "))
+        .collect();
+    let wanted = format!(
+        "Node n9: it has {} IPAMBlocks of IPv4, of which the {most} oldest are accepted",
+        most + 2
+    );
+    assert!(
+        problems.len() == 1 && problems[0].starts_with(&wanted),
+        "{problems:?}"
+    );
 }
 
 #[test]

@@ -11,10 +11,13 @@ use crate::{ChainName, IfName, SetName, TableName};
 pub fn in_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).expect("these tests make network namespaces: run them as root");
+            unshare(CloneFlags::CLONE_NEWNET)
+                .expect("these tests make network namespaces: run them as root");
             test()
         });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
@@ -27,10 +30,18 @@ pub fn run(program: &str, arguments: &[&str], input: &str) -> String {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap_or_else(|error| panic!("{program} must be installed for these tests: {error}"));
-    child.stdin.take().expect("it is piped").write_all(input.as_bytes()).expect("the program reads its input");
+    child
+        .stdin
+        .take()
+        .expect("it is piped")
+        .write_all(input.as_bytes())
+        .expect("the program reads its input");
     let output = child.wait_with_output().expect("the program ends");
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?} failed: {errors}\ninput:\n{input}");
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?} failed: {errors}\ninput:\n{input}"
+    );
     String::from_utf8(output.stdout).expect("it prints text")
 }
 
@@ -46,7 +57,8 @@ pub fn list() -> String {
 
 /// What the `nft` program prints of everything, as JSON without handles.
 pub fn list_json() -> serde_json::Value {
-    let mut json = serde_json::from_str(&run("nft", &["-j", "list", "ruleset"], "")).expect("it prints JSON");
+    let mut json =
+        serde_json::from_str(&run("nft", &["-j", "list", "ruleset"], "")).expect("it prints JSON");
     forget_handles(&mut json);
     json
 }
@@ -62,11 +74,16 @@ fn forget_handles(json: &mut serde_json::Value) {
     }
 }
 
-/// Normalises a listing: sorts sets and chains, and puts every list of elements on one line, sorted.
+/// Normalises a listing: sorts sets and chains, and puts every list of elements on one line,
+/// sorted.
 pub fn normal(text: &str) -> String {
-    let body = text.strip_prefix("table inet t-1 {\n").and_then(|text| text.strip_suffix("}\n"));
+    let body = text
+        .strip_prefix("table inet t-1 {\n")
+        .and_then(|text| text.strip_suffix("}\n"));
     let blocks = body.expect("one table").split_inclusive("\n\t}\n");
-    let mut blocks: Vec<String> = blocks.map(|block| normal_lists(block.trim_start_matches('\n'))).collect();
+    let mut blocks: Vec<String> = blocks
+        .map(|block| normal_lists(block.trim_start_matches('\n')))
+        .collect();
     blocks.sort_unstable();
     blocks.concat()
 }
@@ -88,10 +105,19 @@ fn normal_lists(text: &str) -> String {
 pub fn assert_same_lines(ours: &str, theirs: &str) {
     let (ours, theirs): (Vec<&str>, Vec<&str>) = (ours.lines().collect(), theirs.lines().collect());
     let only = |these: &[&str], those: &[&str]| -> Vec<String> {
-        these.iter().filter(|line| !those.contains(line)).map(ToString::to_string).collect()
+        these
+            .iter()
+            .filter(|line| !those.contains(line))
+            .map(ToString::to_string)
+            .collect()
     };
     let difference = (only(&ours, &theirs), only(&theirs, &ours));
-    assert!(ours == theirs, "ours: {:#?}\ntheirs: {:#?}", difference.0, difference.1);
+    assert!(
+        ours == theirs,
+        "ours: {:#?}\ntheirs: {:#?}",
+        difference.0,
+        difference.1
+    );
 }
 
 pub fn table() -> TableName {
