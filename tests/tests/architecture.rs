@@ -74,7 +74,7 @@ const FLOORS: [(&str, &[&[&str]]); 6] = [
             &["interner", "model", "quota", "store", "update"],
             &["blocks", "digest", "evaluate", "flush", "ingest", "port_names", "rules", "selector", "services"],
             &["claims", "conflict", "index", "refcount", "selectors", "sets", "settings", "text"],
-            &["globals", "items", "node_sets", "policies"],
+            &["auto_hosts", "globals", "items", "node_sets", "policies"],
             &["graph"],
             &["explain"],
         ],

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use margay_api::endpoint::{
     EndpointKey, HostEndpoint, HostInterface, NamedPort, Profile, WorkloadEndpoint, interface_name,
 };
+use margay_api::hosts::{CREATED_BY, LABEL_CREATED_BY};
 use margay_api::meta::{LABEL_ORCHESTRATOR, Labels, NamespacedName};
 use margay_api::network::{BlockInfo, Encapsulation, Mac, NetworkSet, NodeInfo, Pool, Standing, Vtep};
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Tier, Traffic};
@@ -176,7 +177,12 @@ fn host_endpoint() -> impl Strategy<Value = HostEndpoint> {
     let namespace = select(&NAMESPACES[..]).prop_map(|name| Profile::Namespace(name.to_owned()));
     let profile = prop_oneof![1 => Just(Profile::Allow), 3 => namespace, 3 => account, 1 => Just(Profile::Unknown)];
     let addresses = btree_set(address(), 0..3).prop_map(|addresses| addresses.into_iter().collect());
-    (node, own_labels(), interface, addresses, vec(named_port(), 0..3), vec(profile, 0..4)).prop_map(
+    let created_by = option::of(Just((LABEL_CREATED_BY.to_owned(), CREATED_BY.to_owned())));
+    let labels = (own_labels(), created_by).prop_map(|(mut labels, by)| {
+        labels.extend(by);
+        labels
+    });
+    (node, labels, interface, addresses, vec(named_port(), 0..3), vec(profile, 0..4)).prop_map(
         |(node, labels, interface, addresses, ports, profiles)| HostEndpoint {
             node: node.to_owned(),
             labels,
