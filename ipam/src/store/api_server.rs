@@ -106,7 +106,7 @@ impl<K: CalicoObject> Collection<K> {
     fn parse(&self, object: DynamicObject) -> Result<K, StoreError> {
         let name = object.name_any();
         let wrong = |error: &dyn std::fmt::Display| {
-            StoreError::Failed(format!("{} {name}: {error}; repair or delete it", self.kind.kind))
+            StoreError::Damaged(format!("{} {name}: {error}; repair or delete it", self.kind.kind))
         };
         let bytes = serde_json::to_vec(&object).map_err(|error| wrong(&error))?;
         let read = storage::decode_as(self.mode, self.kind, &bytes).map_err(|error| wrong(&error))?;
