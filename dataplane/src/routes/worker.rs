@@ -34,6 +34,9 @@ const DEBOUNCE: Duration = Duration::from_millis(50);
 /// After a repair, the next one waits this many times as long as it took: a program that keeps
 /// changing our routes costs no more than that.
 const REPAIR_REST: u32 = 10;
+/// Longest such wait: a repair that took long because the machine was busy must not leave the next
+/// change in place for many seconds.
+const LONGEST_REST: Duration = Duration::from_secs(1);
 /// Maximal number of failed parts logged at once.
 const MAX_LOGGED: usize = 10;
 /// Minimal interval between reads of notifications: many come together.
@@ -244,7 +247,7 @@ impl RouteOwner {
         if self.look.is_some_and(|at| at <= now) {
             self.look = None;
             self.check_hints();
-            self.next_look = Instant::now() + now.elapsed() * REPAIR_REST;
+            self.next_look = Instant::now() + (now.elapsed() * REPAIR_REST).min(LONGEST_REST);
         }
         if self.parameters <= now {
             self.parameters = now + PARAMETERS;

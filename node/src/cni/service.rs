@@ -21,6 +21,7 @@ use super::attachment::{Attachment, Attachments, Leftover, ipam_handle};
 use super::ports::{Announcer, Enforcer};
 use super::request::{self, CniError, Config};
 use margay_dataplane::routes::conntrack::{Conntrack, Extent, TableError};
+use margay_dataplane::routes::plan::HOST_MAC;
 use margay_dataplane::routes::pod::{self, PodError, PodLink};
 use margay_dataplane::routes::present;
 use margay_dataplane::routes::removal::{self, LinkRemover};
@@ -478,12 +479,8 @@ async fn run_blocking<T: Send + 'static>(
 }
 
 fn cni_result(attachment: &Attachment, mtu: u32) -> cni::Result {
-    let host = cni::Interface {
-        name: attachment.interface.clone(),
-        mac: pod::HOST_MAC.to_string(),
-        mtu,
-        sandbox: String::new(),
-    };
+    let host =
+        cni::Interface { name: attachment.interface.clone(), mac: HOST_MAC.to_string(), mtu, sandbox: String::new() };
     let inside = cni::Interface {
         name: attachment.id.ifname.clone(),
         mac: attachment.mac.clone(),
