@@ -1,7 +1,7 @@
 //! Changes by other programs are noticed, described and repaired.
 
 use super::sample::{everything, v4};
-use super::support::{assert_same_lines, chain_name, in_namespace, list, load, normal, run, set_name, table};
+use super::support::{assert_same_lines, chain_name, in_namespace, list, load, loadable, normal, run, set_name, table};
 use crate::*;
 
 /// Checks the events and the drift that a command causes, and that one transaction repairs it.
@@ -119,7 +119,7 @@ fn what_cannot_be_ours_makes_the_table_anew() {
         &unrecognised("the table has flags such as dormant"),
     );
     in_namespace(|| {
-        load(&everything().to_string());
+        load(&loadable(everything()).to_string());
         run("nft", &["delete", "table", "inet", "t-1"], "");
         let mut socket = NftSocket::open().expect("root");
         assert_eq!(socket.list(&table()).expect("a listing").drift(&everything()), vec![Drift::MissingTable]);
