@@ -126,14 +126,19 @@ impl Claims {
 }
 
 /// Returns true if the node, or its tunnel, may have the address, according to the blocks; an
-/// address outside of all blocks is not restricted.
-fn may_have(blocks: &Blocks, address: IpAddr, node: &str) -> bool {
+/// address outside of all blocks is not restricted. What a node lends out of its block is not its
+/// own.
+pub(crate) fn may_have(blocks: &Blocks, address: IpAddr, node: &str) -> bool {
     blocks.containing(address).all(|block| {
         let is_under_handle = block
             .tunnels
             .iter()
             .any(|(end, of)| *end == address && of == node);
-        is_under_handle || block.node.as_deref() == Some(node)
+        let is_lent = block
+            .borrowed
+            .iter()
+            .any(|(lent, user)| *lent == address && user != node);
+        is_under_handle || block.node.as_deref() == Some(node) && !is_lent
     })
 }
 

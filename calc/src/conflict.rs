@@ -57,6 +57,15 @@ pub enum Conflict {
         /// The node that has it, if any.
         winner: Option<String>,
     },
+    /// An address of an automatic host endpoint that a block gives to a pod or to another node.
+    HostAddressRejected {
+        /// The host endpoint.
+        endpoint: String,
+        /// Its node.
+        node: String,
+        /// The address.
+        address: IpAddr,
+    },
 }
 
 impl Conflict {
@@ -65,7 +74,9 @@ impl Conflict {
         match self {
             Self::TierMissing { policy, .. } => policy.to_string(),
             Self::PoolShadowed { pool, .. } => format!("IPPool {pool}"),
-            Self::NodeMissing { endpoint, .. } => format!("HostEndpoint {endpoint}"),
+            Self::NodeMissing { endpoint, .. } | Self::HostAddressRejected { endpoint, .. } => {
+                format!("HostEndpoint {endpoint}")
+            }
             Self::BlockRefused { range, .. } => format!("IPAMBlock {}", names::block(*range)),
             Self::AddressRejected { node, .. } | Self::Excess(Excess { node, .. }) => {
                 format!("Node {node}")
@@ -101,6 +112,11 @@ impl Conflict {
                 )
             }
             Self::Excess(excess) => excess.to_string(),
+            Self::HostAddressRejected { node, address, .. } => format!(
+                "spec.expectedIPs: {address}: it is in an IPAMBlock, and neither under the handle of node {node}'s tunnel nor \
+                 reported by its kubelet, so policies do not take it for the node's; if the node has changed, restart its agent; \
+                 else find out what wrote it into the annotations of Node {node}"
+            ),
             Self::AddressRejected {
                 address,
                 is_tunnel,

@@ -1,13 +1,14 @@
 //! Global records, which every node holds: settings, pools, nodes and routes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use margay_api::network::{BlockInfo, Encapsulation, NodeInfo, Pool};
 use margay_api::settings::FelixOverrides;
 
 use crate::blocks::{BlockRefusal, Blocks, Excess};
-use crate::claims::{Claims, RejectedClaim};
+use crate::claims::{self, Claims, RejectedClaim};
 use crate::digest::{self, Buckets};
 use crate::flush::Flush;
 use crate::model::{PoolRecord, Record, RecordId, RouteRecord};
@@ -24,6 +25,15 @@ enum RouteReason {
 
 /// Change of a node's accepted addresses and labels: before and after.
 pub(crate) type NodeChange = (Option<NodeInfo>, Option<NodeInfo>);
+
+/// Effect of a pool or block.
+#[derive(Debug, Default)]
+pub(crate) struct BlockChange {
+    /// Nodes whose accepted addresses changed.
+    pub(crate) nodes: Vec<NodeChange>,
+    /// Blocks that are accepted, changed or refused by it.
+    pub(crate) ranges: Vec<IpNet>,
+}
 
 /// Objects that every node needs, and the records made of them.
 #[derive(Debug)]
@@ -64,10 +74,10 @@ impl Default for Globals {
 }
 
 impl Globals {
-    pub(crate) fn set_pool(&mut self, name: String, pool: Option<Pool>) -> Vec<NodeChange> {
+    pub(crate) fn set_pool(&mut self, name: String, pool: Option<Pool>) -> BlockChange {
         let before = self.blocks.pools().get(&name);
         if before == pool.as_ref() {
-            return Vec::new();
+            return BlockChange::default();
         }
         for pool in before.into_iter().chain(&pool) {
             self.dirty.insert(RecordId::Pool(pool.cidr.trunc()));
@@ -90,23 +100,26 @@ impl Globals {
         self.update_accepted(touched)
     }
 
-    pub(crate) fn set_block(&mut self, net: IpNet, block: Option<BlockInfo>) -> Vec<NodeChange> {
+    pub(crate) fn set_block(&mut self, net: IpNet, block: Option<BlockInfo>) -> BlockChange {
         let touched = self.blocks.set_block(net, block);
         self.update_routes(touched)
     }
 
-    /// Updates the routes of blocks that may have been accepted or refused. Returns the nodes that
-    /// changed by that.
-    fn update_routes(&mut self, blocks: BTreeSet<IpNet>) -> Vec<NodeChange> {
-        let mut touched = BTreeSet::new();
+    /// Updates the routes of blocks that may have been accepted or refused.
+    fn update_routes(&mut self, blocks: BTreeSet<IpNet>) -> BlockChange {
+        let (mut touched, mut ranges) = (BTreeSet::new(), Vec::new());
         for net in blocks {
             let block = self.blocks.get(&net);
             if self.routed.get(&net) != block.as_ref() {
                 self.set_routes(net, block);
                 touched.extend(self.claims.within(net).cloned());
+                ranges.push(net);
             }
         }
-        self.update_accepted(touched)
+        BlockChange {
+            nodes: self.update_accepted(touched),
+            ranges,
+        }
     }
 
     /// Updates nodes whose claims may have been accepted or rejected. Returns those that changed.
@@ -191,6 +204,20 @@ impl Globals {
     /// Nodes by name, without rejected addresses.
     pub(crate) fn accepted_nodes(&self) -> &BTreeMap<String, NodeInfo> {
         &self.accepted
+    }
+
+    /// Returns true if an automatic host endpoint of the node may have the address: kubelet reports
+    /// it for the node, or no block gives it to somebody else.
+    pub(crate) fn may_have(&self, node: &str, address: IpAddr) -> bool {
+        let is_reported = self.nodes.get(node).is_some_and(|info| {
+            let (ipv4, ipv6) = (
+                info.ipv4.map(|net| IpAddr::from(net.addr())),
+                info.ipv6.map(|net| net.addr().into()),
+            );
+            ipv4 == Some(address) && info.standing.ipv4_reported
+                || ipv6 == Some(address) && info.standing.ipv6_reported
+        });
+        is_reported || claims::may_have(&self.blocks, address, node)
     }
 
     /// Ids of the records except settings, as of the last flush.

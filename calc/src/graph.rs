@@ -23,6 +23,7 @@ use margay_api::network::NodeInfo;
 use margay_api::policy::{PolicyKey, Traffic};
 use margay_api::rule::Action;
 
+use crate::auto_hosts::AutoHosts;
 use crate::claims::{Claim, RejectedClaim};
 use crate::conflict::Conflict;
 use crate::digest;
@@ -68,6 +69,7 @@ pub struct Graph {
     pub(crate) port_names: PortNames,
     pub(crate) services: Map<NamePair, ServiceEntry>,
     pub(crate) node_sets: NodeSets,
+    pub(crate) auto_hosts: AutoHosts,
     pub(crate) globals: Globals,
 }
 
@@ -86,6 +88,7 @@ impl Default for Graph {
             port_names: PortNames::default(),
             services: Map::default(),
             node_sets: NodeSets::default(),
+            auto_hosts: AutoHosts::default(),
             globals: Globals::default(),
         }
     }
@@ -120,16 +123,17 @@ impl Graph {
                 self.update_service(name, backends.unwrap_or_default());
             }
             Update::Node(name, node) => {
-                let changes = self.globals.set_node(name, node);
+                let changes = self.globals.set_node(name.clone(), node);
                 self.update_nodes(changes);
+                self.update_auto_hosts_on(&name);
             }
             Update::Pool(name, pool) => {
-                let changes = self.globals.set_pool(name, pool);
-                self.update_nodes(changes);
+                let change = self.globals.set_pool(name, pool);
+                self.update_blocks(change);
             }
             Update::Block(net, block) => {
-                let changes = self.globals.set_block(net, block);
-                self.update_nodes(changes);
+                let change = self.globals.set_block(net, block);
+                self.update_blocks(change);
             }
             Update::Settings(name, settings) => self.globals.set_settings(name, settings),
         }
@@ -356,9 +360,23 @@ impl Graph {
                         winner,
                     }
                 });
+        let hosts = self.auto_hosts.iter().flat_map(move |(endpoint, written)| {
+            let is_rejected =
+                move |address: &&IpAddr| !self.globals.may_have(&written.node, **address);
+            written
+                .addresses
+                .iter()
+                .filter(is_rejected)
+                .map(move |address| Conflict::HostAddressRejected {
+                    endpoint: endpoint.clone(),
+                    node: written.node.clone(),
+                    address: *address,
+                })
+        });
         blocks
             .chain(self.globals.excesses().map(Conflict::Excess))
             .chain(addresses)
+            .chain(hosts)
     }
 
     /// Drops symbols that no object uses any more. A flush calls this when it is worth its cost.

@@ -55,12 +55,13 @@ async fn borrow_from<S: Store>(
 ) -> Result<Option<IpNet>, StoreError> {
     let handle = attribute.handle_id.clone().unwrap_or_default();
     for _ in 0..TRIES {
-        let Some(Stored {
+        let Stored {
             value: mut block,
             revision,
-        }) = store.block(cidr).await?
-        else {
-            return Ok(None);
+        } = match store.block(cidr).await {
+            Ok(Some(block)) => block,
+            Ok(None) | Err(StoreError::Damaged(_)) => return Ok(None),
+            Err(error) => return Err(error),
         };
         if let Some(had) = block.of_handle(&handle).first() {
             return Ok(Some(IpNet::from(*had)));

@@ -132,12 +132,14 @@ pub(super) async fn try_claim<S: Store>(
         .await
     {
         Ok(block) => block,
-        Err(StoreError::Conflict) => match store.block(cidr).await? {
-            Some(block) if block.value.node() == Some(context.node.as_str()) => block,
-            _ => {
+        Err(StoreError::Conflict) => match store.block(cidr).await {
+            Ok(Some(block)) if block.value.node() == Some(context.node.as_str()) => block,
+            // Another node's, or nobody's until it is repaired, which the view cannot tell.
+            Ok(_) | Err(StoreError::Damaged(_)) => {
                 store.delete_affinity(cidr).await?;
                 return Ok(None);
             }
+            Err(error) => return Err(error),
         },
         Err(error) => return Err(error),
     };
@@ -146,8 +148,15 @@ pub(super) async fn try_claim<S: Store>(
 }
 
 async fn has_larger<S: Store>(store: &NodeObjects<S>, cidr: IpNet) -> Result<bool, StoreError> {
-    let found = try_join_all(possible(parents(cidr)).map(|parent| store.block(parent))).await?;
-    Ok(found.iter().any(Option::is_some))
+    let exists = |parent| async move {
+        match store.block(parent).await {
+            Ok(block) => Ok(block.is_some()),
+            Err(StoreError::Damaged(_)) => Ok(true),
+            Err(error) => Err(error),
+        }
+    };
+    let found = try_join_all(possible(parents(cidr)).map(exists)).await?;
+    Ok(found.contains(&true))
 }
 
 /// Keeps the ranges that are small enough for a block.

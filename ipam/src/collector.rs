@@ -280,7 +280,7 @@ impl<S: Store + Cluster> Collector<S> {
         };
         match Block::parse(object.spec.clone()) {
             Ok(block) => Ok(Some((object, block))),
-            Err(error) => Err(StoreError::Failed(format!("{error}; repair or delete it"))),
+            Err(error) => Err(StoreError::Damaged(format!("{error}; repair or delete it"))),
         }
     }
 

@@ -16,7 +16,7 @@
 //! overlaps, cooldown. It writes through `node_objects`, in Calico's order.
 //!
 //! In the operator: [`leak_scan`] (pure: what is due) and [`collector`] (carries it out). [`check`]
-//! reports what does not fit together.
+//! reports what does not fit together, [`excess`] blocks beyond the limit of a node.
 //!
 //! All of it works on the traits of [`store`], of which there is one for a cluster and, with the
 //! feature `testing`, one in memory:
@@ -68,6 +68,7 @@ pub mod collector;
 mod commit;
 mod constraints;
 mod exact;
+pub mod excess;
 mod idle_blocks;
 pub mod leak_scan;
 pub mod limits;

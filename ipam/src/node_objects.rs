@@ -34,7 +34,7 @@ fn parse(object: IPAMBlock) -> Result<Stored<Block>, StoreError> {
     let revision = object.metadata.resource_version.unwrap_or_default();
     match Block::parse(object.spec) {
         Ok(value) => Ok(Stored { value, revision }),
-        Err(error) => Err(StoreError::Failed(format!(
+        Err(error) => Err(StoreError::Damaged(format!(
             "IPAMBlock {}: {error}; repair or delete it",
             object.metadata.name.unwrap_or_default()
         ))),

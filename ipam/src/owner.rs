@@ -30,7 +30,7 @@ use super::idle_blocks::{self, BlockRelease, IdleBlocks};
 use super::node_objects::{NodeObjects, Stored};
 use super::pools::NodePool;
 use super::request::NoAddress;
-use super::store::Store;
+use super::store::{Store, StoreError};
 
 /// Block of this node, with the operations that wait for its next write.
 struct Slot {
@@ -468,6 +468,10 @@ async fn read<S: Store>(
     for cidr in missing.iter().chain(&left) {
         match store.block(*cidr).await {
             Ok(block) => loaded.found.extend(block),
+            // Whose addresses are in it says so when they are released; nobody else waits for it.
+            Err(StoreError::Damaged(error)) => {
+                tracing::error!(%cidr, error, "a block of this node cannot be used")
+            }
             Err(error) => {
                 tracing::warn!(
                     %cidr,

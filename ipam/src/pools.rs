@@ -72,6 +72,14 @@ pub struct PoolChoice {
     pub admitted: BTreeSet<String>,
 }
 
+/// Returns true when the block is of a pool that this node may use. Only such blocks count for the
+/// limit of a node.
+pub(super) fn can_serve(pools: &[NodePool], cidr: IpNet) -> bool {
+    pools
+        .iter()
+        .any(|pool| pool.can_serve() && pool.cidr.contains(&cidr))
+}
+
 impl NodePool {
     /// Reason why the pool does not serve the choice, if so; a text that follows its name.
     pub fn refusal(&self, choice: &PoolChoice) -> Option<&str> {
@@ -103,6 +111,11 @@ impl NodePool {
     /// Returns true when this node uses the pool without naming it. Blocks of such pools are kept.
     pub fn is_for_node(&self) -> bool {
         self.closed.is_none() && self.selected && !self.manual
+    }
+
+    /// Returns true when this node may have blocks of the pool, named or not.
+    fn can_serve(&self) -> bool {
+        self.closed.is_none() && self.selected
     }
 
     /// Returns true when that is its name or its range.

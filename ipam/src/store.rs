@@ -30,6 +30,9 @@ pub enum StoreError {
     /// The API server does not allow it.
     #[error("{0}")]
     Refused(String),
+    /// The object is there and cannot be read: nothing of it can be used until somebody repairs it.
+    #[error("{0}")]
+    Damaged(String),
     /// It may or may not have been done.
     #[error("{0}")]
     Failed(String),

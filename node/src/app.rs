@@ -2,7 +2,7 @@
 //! what receives it from typha, then what serves pods and readers.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use margay_dataplane::nftables::{self, Netfilter, Nftables};
@@ -26,7 +26,8 @@ use tower::ServiceBuilder;
 
 use crate::agent::{self, AgentHandle, Routes, watch_drift, watch_links};
 use crate::cni::attachment::Attachments;
-use crate::cni::conf;
+use crate::cni::plugin::PluginFile;
+use crate::cni::{conf, host_file};
 use crate::config::Args;
 use crate::debug::DebugService;
 use crate::identity::Identity;
@@ -89,12 +90,7 @@ async fn run_parts(args: Args) -> anyhow::Result<()> {
     let (agent, routing, fatal) = start_agent(&args, &attachments, metrics, &problems)?;
     tokio::spawn(follow_status(agent.clone(), enforcing));
 
-    if let Some(folder) = args.cni_conf_dir.clone() {
-        let (problems, own) = (problems.clone(), args.cni_conflist.clone());
-        tokio::spawn(conf::watch(folder, own, move |wrong| {
-            problems.report("network-configuration", true, wrong)
-        }));
-    }
+    watch_host_files(&args, &problems);
     let notices = Notices::default();
     let connected = run_connected(
         &args,
@@ -119,6 +115,27 @@ async fn run_parts(args: Args) -> anyhow::Result<()> {
         ),
         ended = connected => ended,
         ended = pods => ended,
+    }
+}
+
+/// Keeps what the container runtime needs to call our plugin.
+fn watch_host_files(args: &Args, problems: &Problems) {
+    if let Some(folder) = args.cni_conf_dir.clone() {
+        let (problems, own) = (problems.clone(), args.cni_conflist.clone());
+        let check = move || conf::check_folder(&folder, own.as_deref());
+        tokio::spawn(host_file::watch(check, move |wrong| {
+            problems.report("network-configuration", true, wrong)
+        }));
+    }
+    if let Some(folder) = args.cni_bin_dir.clone() {
+        let (problems, plugin) = (
+            problems.clone(),
+            PluginFile::new(args.cni_plugin.clone(), folder),
+        );
+        let check = move || plugin.check(SystemTime::now());
+        tokio::spawn(host_file::watch(check, move |wrong| {
+            problems.report("plugin", true, wrong)
+        }));
     }
 }
 

@@ -38,6 +38,13 @@ pub struct Args {
     /// one is only reported.
     #[arg(long, env = "CNI_CONFLIST")]
     pub cni_conflist: Option<String>,
+    /// Directory that the container runtime calls plugins from, where ours is restored when it is
+    /// missing or another one. Unset: no check.
+    #[arg(long, env = "MARGAY_CNI_BIN_DIR")]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// Plugin that is restored there.
+    #[arg(long, env = "MARGAY_CNI_PLUGIN", default_value = "/margay-cni")]
+    pub cni_plugin: PathBuf,
     /// Address of the debug service: gRPC with mutual TLS.
     #[arg(long, env = "MARGAY_LISTEN", default_value = "0.0.0.0:5474")]
     pub listen: SocketAddr,

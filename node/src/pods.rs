@@ -47,6 +47,7 @@ use margay_dataplane::routes::underlay;
 use margay_dataplane::{Attached, Dataplane, Links};
 use margay_ipam::addresses::NodeAddresses;
 use margay_ipam::allocator::{Allocator, BlockMap, Inputs, Pools};
+use margay_ipam::excess;
 use margay_ipam::limits;
 use margay_ipam::namespaces;
 use margay_ipam::store::Store;
@@ -57,6 +58,9 @@ use margay_netlink::route::RouteSocket;
 const VIEW_INTERVAL: Duration = Duration::from_millis(50);
 /// Delay before a failed API request is repeated.
 const RETRY: Duration = Duration::from_secs(2);
+/// Maximal length of the annotation with the node's interfaces, in bytes: a quarter of what all
+/// annotations of an object may have (`TotalAnnotationSizeLimitB` in Kubernetes' apimachinery).
+const MAX_INTERFACES: usize = 64 << 10;
 /// File name of the CNI socket in the run directory.
 const SOCKET: &str = "cni.sock";
 
@@ -186,7 +190,11 @@ pub async fn serve(
     notices: Notices,
 ) -> Result<()> {
     let Storage { client, mode } = storage;
-    let (node, own) = (settings.node.clone(), settings.addresses);
+    let (node, own, problems) = (
+        settings.node.clone(),
+        settings.addresses,
+        settings.problems.clone(),
+    );
     let server = ApiServer::new(client.clone(), mode);
     let dependencies = Dependencies {
         store: Arc::new(server.clone()),
@@ -195,7 +203,14 @@ pub async fn serve(
         announcer: Annotations::spawn(client.clone()),
     };
     let pods = start(settings, dependencies, agent, attachments, notices)?;
-    tokio::spawn(annotate(node, own, client, pods.addresses, pods.inputs));
+    tokio::spawn(annotate(
+        node,
+        own,
+        client,
+        pods.addresses,
+        pods.inputs,
+        problems,
+    ));
     pods.served.await?.context("CNI socket")
 }
 
@@ -227,6 +242,9 @@ pub fn start<S: Store, N: Announcer>(
         pools: (dependencies.pools)(labels_seen),
         limits: dependencies.limits,
     };
+    let problems = settings.problems.clone();
+    let report = move |excess: Option<&str>| problems.report("blocks", true, excess);
+    tokio::spawn(excess::watch(settings.node.clone(), inputs.clone(), report));
     let namespaces = namespaces::reader(dependencies.store.clone());
     let allocator = Allocator::spawn(settings.node.clone(), dependencies.store, inputs, now);
     let addresses = NodeAddresses::new(settings.node.clone(), allocator, namespaces, now);
@@ -352,6 +370,7 @@ async fn annotate(
     client: Client,
     addresses: NodeAddresses,
     mut inputs: watch::Receiver<ViewInputs>,
+    problems: Problems,
 ) {
     let nodes: Api<Node> = Api::all(client);
     // The view does not contain this annotation, so it is written at start and whenever the
@@ -369,6 +388,11 @@ async fn annotate(
         }
         loop {
             let seen = inputs.borrow_and_update().clone();
+            problems.report(
+                "interfaces",
+                false,
+                interfaces_text(&seen.interfaces).err().as_deref(),
+            );
             match put_annotations(&nodes, &node, own, &addresses, &seen, written.as_ref()).await {
                 Ok(()) => {
                     written = Some(seen.interfaces);
@@ -426,11 +450,10 @@ async fn put_annotations(
         }
     }
     // A Node that lacks our other annotations may have been recreated, and lost this one as well.
-    if written != Some(&seen.interfaces) || !wanted.is_empty() {
-        wanted.insert(
-            ANNOTATION_NODE_INTERFACES.to_owned(),
-            json!(json!(seen.interfaces).to_string()),
-        );
+    if (written != Some(&seen.interfaces) || !wanted.is_empty())
+        && let Ok(text) = interfaces_text(&seen.interfaces)
+    {
+        wanted.insert(ANNOTATION_NODE_INTERFACES.to_owned(), json!(text));
     }
     if wanted.is_empty() {
         return Ok(());
@@ -440,6 +463,22 @@ async fn put_annotations(
         .await
         .with_context(|| format!("annotate Node {node}"))?;
     Ok(())
+}
+
+/// Text of the annotation with the interfaces. Kubernetes refuses a Node whose annotations are too
+/// long, and with it the addresses of its tunnels, so a text that takes a large part of that is a
+/// problem instead.
+fn interfaces_text(interfaces: &[NodeInterface]) -> Result<String, String> {
+    let text = json!(interfaces).to_string();
+    if text.len() <= MAX_INTERFACES {
+        return Ok(text);
+    }
+    Err(format!(
+        "the {} interfaces of this node, with their addresses, take {} bytes, more than the {MAX_INTERFACES} that annotation \
+         {ANNOTATION_NODE_INTERFACES} may have: automatic host endpoints by interface stay as they are; remove interfaces or addresses that are not needed",
+        interfaces.len(),
+        text.len()
+    ))
 }
 
 /// The node's addresses with their subnets. If there is an IPv6 pool and the kubelet reports no
@@ -480,6 +519,34 @@ mod tests {
     use margay_api::network::Encapsulation;
     use margay_api::settings::FelixSettings;
     use margay_calc::model::{PoolRecord, RouteRecord};
+
+    #[test]
+    fn interfaces_that_do_not_fit_an_annotation_are_a_problem() {
+        let interface = |number: u32| NodeInterface {
+            name: format!("eth{number}"),
+            addresses: (0..10)
+                .map(|last| {
+                    IpAddr::from(std::net::Ipv4Addr::from_bits(
+                        (198 << 24) + number * 16 + last,
+                    ))
+                })
+                .collect(),
+        };
+        let text = interfaces_text(&(0..100).map(interface).collect::<Vec<_>>()).expect("they fit");
+        assert_eq!(
+            serde_json::from_str::<Vec<NodeInterface>>(&text)
+                .expect("JSON")
+                .len(),
+            100
+        );
+        let problem = interfaces_text(&(0..1000).map(interface).collect::<Vec<_>>())
+            .expect_err("they do not");
+        assert!(
+            problem.contains("the 1000 interfaces")
+                && problem.contains("projectcalico.org/Interfaces"),
+            "{problem}"
+        );
+    }
 
     #[test]
     fn pods_have_the_mtu_of_the_smallest_tunnel_and_one_that_does_not_fit_is_a_problem() {

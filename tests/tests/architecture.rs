@@ -148,7 +148,7 @@ const FLOORS: [(&str, &[&[&str]]); 6] = [
                 "settings",
                 "text",
             ],
-            &["globals", "items", "node_sets", "policies"],
+            &["auto_hosts", "globals", "items", "node_sets", "policies"],
             &["graph"],
             &["explain"],
         ],

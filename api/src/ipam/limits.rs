@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::rule::IpVersion;
 use crate::v3::cluster::ClusterInformationSpec;
 use crate::v3::ipam::{IPAMConfigurationSpec, IPReservationSpec};
 
@@ -95,6 +96,22 @@ impl Limits {
                 self.max_blocks
             )
         })
+    }
+
+    /// Reason why a node that has `blocks` blocks of the IP version exceeds `maxBlocksPerHost`;
+    /// none if it does not.
+    pub fn excess(&self, node: &str, version: IpVersion, blocks: usize) -> Option<String> {
+        let most = usize::try_from(self.max_blocks)
+            .ok()
+            .filter(|most| blocks > *most)?;
+        let of = match version {
+            IpVersion::V4 => "IPv4",
+            IpVersion::V6 => "IPv6",
+        };
+        Some(format!(
+            "node {node} has {blocks} blocks of {of}, and maxBlocksPerHost of IPAMConfiguration default allows {most}: it claims no other, and releases \
+             those without addresses; raise the limit, or recreate pods on other nodes"
+        ))
     }
 }
 

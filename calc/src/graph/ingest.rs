@@ -73,11 +73,22 @@ impl Graph {
     }
 
     pub(crate) fn apply_host_endpoint(&mut self, name: &str, endpoint: Option<HostEndpoint>) {
-        let name = self.interner.intern(name);
-        let known = self.items.find_endpoint(EndpointName::Host(name));
+        self.auto_hosts.set(name, endpoint.as_ref());
         let Some(endpoint) = endpoint else {
+            let name = self.interner.intern(name);
+            let known = self.items.find_endpoint(EndpointName::Host(name));
             return known.into_iter().for_each(|item| self.delete_item(item));
         };
+        match self.auto_hosts.get(name) {
+            Some(_) => self.put_auto_host(name),
+            None => self.store_host_endpoint(name, endpoint),
+        }
+    }
+
+    /// Stores a host endpoint with the addresses that it is to have.
+    pub(crate) fn store_host_endpoint(&mut self, name: &str, endpoint: HostEndpoint) {
+        let name = self.interner.intern(name);
+        let known = self.items.find_endpoint(EndpointName::Host(name));
         let profiles: Box<[StoredProfile]> = endpoint
             .profiles
             .iter()

@@ -5,9 +5,11 @@
 //! selected item before policies may make further sets live; an item's payload is replaced before
 //! its matches; a policy's new sets are acquired before its old ones are released.
 
+use std::collections::BTreeSet;
+
 use margay_api::policy::Tier;
 
-use crate::globals::NodeChange;
+use crate::globals::{BlockChange, NodeChange};
 use crate::index::{LabelList, MatchDelta, ParentName};
 use crate::interner::{NamePair, Symbol};
 use crate::items::{Payload, Subject};
@@ -134,6 +136,35 @@ impl Graph {
                     .flat_map(|node| node_sets::added(selector, node));
                 removed.for_each(|member| self.sets.remove(set, member));
             }
+        }
+    }
+
+    /// Applies blocks that are accepted, changed or refused.
+    pub(crate) fn update_blocks(&mut self, change: BlockChange) {
+        self.update_nodes(change.nodes);
+        let names: BTreeSet<String> = change
+            .ranges
+            .iter()
+            .flat_map(|range| self.auto_hosts.within(*range))
+            .cloned()
+            .collect();
+        names.iter().for_each(|name| self.put_auto_host(name));
+    }
+
+    /// Applies what kubelet reports of a node, which decides about addresses of its host endpoints.
+    pub(crate) fn update_auto_hosts_on(&mut self, node: &str) {
+        let names: Vec<String> = self.auto_hosts.on(node).cloned().collect();
+        names.iter().for_each(|name| self.put_auto_host(name));
+    }
+
+    /// Puts an automatic host endpoint in with the addresses that it may have.
+    pub(crate) fn put_auto_host(&mut self, name: &str) {
+        if let Some(written) = self.auto_hosts.get(name) {
+            let mut endpoint = written.clone();
+            endpoint
+                .addresses
+                .retain(|address| self.globals.may_have(&endpoint.node, *address));
+            self.store_host_endpoint(name, endpoint);
         }
     }
 

@@ -17,7 +17,8 @@ pub enum RouteOp {
     CreateVxlan(IpVersion, VxlanDevice),
     /// Change what a tunnel device allows while in use: MTU, address, up.
     AdjustVxlan(IpVersion, VxlanDevice),
-    /// Bring the host side of a pod's link up and give it the pods' IPv6 gateway.
+    /// Bring the host side of a pod's link up, with the MAC address and the IPv6 gateway that pods
+    /// know.
     SetPod(String),
     /// Set the neighbour and forwarding entry of a peer.
     SetPeer(IpAddr, Peer),

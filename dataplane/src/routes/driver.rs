@@ -288,7 +288,7 @@ impl Driver {
             }
             RouteOp::SetPod(name) => {
                 let index = self.link_index(name)?;
-                pod::bring_up(&mut self.socket, name, index)
+                pod::restore(&mut self.socket, name, index)
             }
             RouteOp::SetPeer(address, peer) => self.set_peer(*address, peer),
             RouteOp::RemovePeer(address, peer) => self.remove_peer(*address, peer),

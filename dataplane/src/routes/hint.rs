@@ -30,7 +30,8 @@ pub enum Hint {
     AddressAdded(IpAddr),
     /// A pod's link was created.
     PodAdded(String),
-    /// A pod's link is down or was removed, or lost an address.
+    /// A pod's link is down or was removed, lost an address, or has another MAC address or
+    /// controller.
     PodRemoved(String),
     /// A tunnel device changed.
     Tunnel(IpVersion),

@@ -96,6 +96,17 @@ pub fn set_up(index: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::SetLink(link)
 }
 
+/// Sets the MAC address of a link, and takes it from the link that it is a port of.
+pub fn set_alone(index: u32, mac: Mac) -> RouteNetlinkMessage {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.attributes = vec![
+        LinkAttribute::Controller(0),
+        LinkAttribute::Address(mac.0.to_vec()),
+    ];
+    RouteNetlinkMessage::SetLink(link)
+}
+
 /// Sets the MTU of a link.
 pub fn set_mtu(index: u32, mtu: u32) -> RouteNetlinkMessage {
     let mut link = LinkMessage::default();

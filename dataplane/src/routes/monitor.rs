@@ -17,7 +17,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::hint::Hint;
-use super::plan::{ROUTE_PROTOCOL, vxlan_device_name};
+use super::plan::{HOST_MAC, ROUTE_PROTOCOL, vxlan_device_name};
 use super::{message, netconf};
 use crate::links::is_workload;
 
@@ -35,6 +35,10 @@ struct SeenLink {
     /// Administratively up, and operational (`IFF_UP`, `IFF_LOWER_UP`).
     up: (bool, bool),
     mtu: u32,
+    /// Whether it has the MAC address that pods know, and is no port of another link. Of other
+    /// links than those of pods it says nothing: the addresses of bridges change with each
+    /// container.
+    takes_packets: bool,
 }
 
 /// Links by index.
@@ -152,14 +156,18 @@ fn link_hint(name: &str, otherwise: Hint) -> Hint {
 }
 
 fn parse_link(link: &LinkMessage) -> Option<(u32, SeenLink)> {
-    let (mut name, mut mtu) = (None, 0);
+    let (mut name, mut mtu, mut has_mac, mut is_port) = (None, 0, false, false);
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(value) => name = Some(value.clone()),
             LinkAttribute::Mtu(value) => mtu = *value,
+            LinkAttribute::Address(value) => has_mac = *value == HOST_MAC.0,
+            LinkAttribute::Controller(index) => is_port = *index != 0,
             _ => {}
         }
     }
+    let name: String = name?;
+    let takes_packets = !is_workload(&name) || has_mac && !is_port;
     let up = (
         link.header.flags.contains(LinkFlags::Up),
         link.header.flags.contains(LinkFlags::LowerUp),
@@ -167,9 +175,10 @@ fn parse_link(link: &LinkMessage) -> Option<(u32, SeenLink)> {
     Some((
         link.header.index,
         SeenLink {
-            name: name?,
+            name,
             up,
             mtu,
+            takes_packets,
         },
     ))
 }
@@ -184,7 +193,8 @@ fn link_change_hint(before: Option<&SeenLink>, now: &SeenLink) -> Option<Hint> {
         None if is_workload(&now.name) => Some(Hint::PodAdded(now.name.clone())),
         Some(before) if before.name != now.name => Some(link_hint(&before.name, Hint::Underlay)),
         Some(before) if is_workload(&now.name) => {
-            (before.up.0 && !now.up.0).then(|| Hint::PodRemoved(now.name.clone()))
+            let is_worse = before.up.0 && !now.up.0 || before.takes_packets && !now.takes_packets;
+            is_worse.then(|| Hint::PodRemoved(now.name.clone()))
         }
         Some(before) if before != now => Some(Hint::Underlay),
         _ => None,

@@ -12,9 +12,10 @@ use margay_api::rule::IpVersion;
 use margay_api::settings::FelixSettings;
 use margay_calc::model::{Record, RecordId, globals};
 
-/// IPv6 gateway of every pod: the link-local address derived from
-/// [`HOST_MAC`](super::pod::HOST_MAC) (EUI-64, RFC 4291).
+/// IPv6 gateway of every pod: the link-local address derived from [`HOST_MAC`] (EUI-64, RFC 4291).
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
+/// MAC address of the host side of every pod's link, as in Calico's CNI plugin.
+pub const HOST_MAC: Mac = Mac([0xee; 6]);
 /// Protocol number that marks our routes; Calico's is 80.
 pub const ROUTE_PROTOCOL: u8 = 82;
 /// Name of the VXLAN device of an IP version, as in Calico.

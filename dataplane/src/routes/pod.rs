@@ -20,7 +20,7 @@ use nix::errno::Errno;
 
 use super::message::{self, LinkRef, Route, VethPair};
 use super::parameters;
-use super::plan::{GATEWAY_V6, Target};
+use super::plan::{GATEWAY_V6, HOST_MAC, Target};
 use super::present::{self, LinksByName};
 use super::sysctl;
 use margay_netlink::namespace;
@@ -30,8 +30,6 @@ use margay_netlink::route::{NetlinkError, RequestMode, RouteSocket};
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// Length of the link-local prefix of a link (RFC 4291).
 const LINK_LOCAL: u8 = 64;
-/// MAC address of the host side of every pod's link, as in Calico's CNI plugin.
-pub const HOST_MAC: Mac = Mac([0xee; 6]);
 
 /// Link group for links to be deleted together; nothing else is ever moved to it. It reads `cali`
 /// in ASCII.
@@ -110,6 +108,18 @@ pub fn bring_up(socket: &mut RouteSocket, host: &str, index: u32) -> Result<(), 
         )?;
     }
     Ok(())
+}
+
+/// Brings the host side up after others have changed it: with the MAC address that the pod knows,
+/// and as a port of no other link.
+pub fn restore(socket: &mut RouteSocket, host: &str, index: u32) -> Result<(), NetlinkError> {
+    let what = || format!("MAC address of {host}, and no bridge around it");
+    socket.exec(
+        message::set_alone(index, HOST_MAC),
+        RequestMode::Change,
+        what,
+    )?;
+    bring_up(socket, host, index)
 }
 
 /// Lowers the MTU of both ends of a pod's link and returns whether any was larger; a missing end

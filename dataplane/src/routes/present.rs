@@ -17,7 +17,9 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message;
-use super::plan::{GATEWAY_V6, Peer, Plan, ROUTE_PROTOCOL, Target, VxlanDevice, vxlan_device_name};
+use super::plan::{
+    GATEWAY_V6, HOST_MAC, Peer, Plan, ROUTE_PROTOCOL, Target, VxlanDevice, vxlan_device_name,
+};
 use super::{ethtool, sysctl};
 use crate::links::is_workload;
 use margay_netlink::route::{NetlinkError, RouteSocket};
@@ -33,8 +35,29 @@ pub struct Link {
     pub up: bool,
     /// MAC address, where it has one.
     pub mac: Option<Mac>,
+    /// Whether it is a port of another link, such as a bridge, which then takes its packets.
+    pub is_port: bool,
     /// Settings of a VXLAN device.
     vxlan: Option<Vec<InfoVxlan>>,
+}
+
+impl Link {
+    fn new(index: u32, up: bool) -> Self {
+        Self {
+            index,
+            mtu: 0,
+            up,
+            mac: None,
+            is_port: false,
+            vxlan: None,
+        }
+    }
+
+    /// Whether the node gets what a pod sends to its gateway over this link: it has the MAC address
+    /// that pods know, and no other link takes its packets.
+    fn can_receive(&self) -> bool {
+        self.mac == Some(HOST_MAC) && !self.is_port
+    }
 }
 
 /// Links by name.
@@ -116,8 +139,9 @@ pub fn read_plan(socket: &mut RouteSocket, links: &LinksByName) -> Result<Plan, 
             .iter()
             .any(|(index, net)| *index == link.index && net.addr() == GATEWAY_V6)
     };
-    let is_whole =
-        |name: &str, link: &Link| link.up && (has_gateway(link) || !sysctl::has_ipv6_on(name));
+    let is_whole = |name: &str, link: &Link| {
+        link.up && link.can_receive() && (has_gateway(link) || !sysctl::has_ipv6_on(name))
+    };
     let pods = links
         .iter()
         .filter(|(name, link)| is_workload(name) && is_whole(name, link));
@@ -197,16 +221,7 @@ fn parse_link(message: RouteNetlinkMessage) -> Option<(String, Link)> {
         header, attributes, ..
     } = message;
     let up = header.flags.contains(LinkFlags::Up);
-    let (mut name, mut found) = (
-        None,
-        Link {
-            index: header.index,
-            mtu: 0,
-            up,
-            mac: None,
-            vxlan: None,
-        },
-    );
+    let (mut name, mut found) = (None, Link::new(header.index, up));
     for attribute in attributes {
         match attribute {
             LinkAttribute::IfName(value) => name = Some(value),
@@ -214,6 +229,7 @@ fn parse_link(message: RouteNetlinkMessage) -> Option<(String, Link)> {
             LinkAttribute::Address(value) => {
                 found.mac = <[u8; 6]>::try_from(value.as_slice()).ok().map(Mac)
             }
+            LinkAttribute::Controller(index) => found.is_port = index != 0,
             LinkAttribute::LinkInfo(infos) => {
                 found.vxlan = infos.into_iter().find_map(|info| {
                     if let LinkInfo::Data(InfoData::Vxlan(data)) = info {

@@ -18,7 +18,7 @@ use crate::commit::commit;
 use crate::constraints::Constraints;
 use crate::idle_blocks::{BlockFacts, BlockRelease, Need, release_block};
 use crate::node_objects::{NodeObjects, Stored};
-use crate::pools::PoolChoice;
+use crate::pools::{PoolChoice, can_serve};
 use crate::request::{AddressRequest, NoAddress};
 use crate::store::{Store, StoreError};
 
@@ -32,11 +32,6 @@ impl<S: Store> Owner<S> {
     /// serve the node count.
     pub(super) fn claim_refusal(&self, version: IpVersion) -> Option<String> {
         let pools = self.pools();
-        let serves = |cidr: &IpNet| {
-            pools
-                .iter()
-                .any(|pool| pool.closed.is_none() && pool.selected && pool.cidr.contains(cidr))
-        };
         let map = self.inputs.map.borrow();
         let known = map
             .iter()
@@ -48,7 +43,7 @@ impl<S: Store> Owner<S> {
             .collect();
         let own = own
             .into_iter()
-            .filter(|cidr| IpVersion::of(cidr.addr()) == version && serves(cidr))
+            .filter(|cidr| IpVersion::of(cidr.addr()) == version && can_serve(&pools, **cidr))
             .count();
         self.limits().refuse_claim(&self.node, own)
     }

@@ -113,7 +113,7 @@ impl<K: CalicoObject> Collection<K> {
     fn parse(&self, object: DynamicObject) -> Result<K, StoreError> {
         let name = object.name_any();
         let wrong = |error: &dyn std::fmt::Display| {
-            StoreError::Failed(format!(
+            StoreError::Damaged(format!(
                 "{} {name}: {error}; repair or delete it",
                 self.kind.kind
             ))

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use margay_api::ipam::block::Block;
 use margay_api::ipam::names;
-use margay_api::v3::ipam::{BlockAffinity, IPAMBlock, IPAMHandle, IPAMHandleSpec};
+use margay_api::v3::ipam::{BlockAffinity, IPAMBlock, IPAMBlockSpec, IPAMHandle, IPAMHandleSpec};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{AffinityState, Cluster, Namespace, Objects, Store, StoreError};
@@ -121,10 +121,15 @@ impl Contents {
 
     /// Writes a block as another writer would.
     pub fn put_block(&mut self, block: &Block) {
-        let mut object = IPAMBlock::new(&names::block(block.cidr()), block.spec().clone());
+        self.put_block_spec(block.cidr(), block.spec().clone());
+    }
+
+    /// Writes whatever another writer has written under the name of a block.
+    pub fn put_block_spec(&mut self, cidr: IpNet, spec: IPAMBlockSpec) {
+        let mut object = IPAMBlock::new(&names::block(cidr), spec);
         self.revision += 1;
         object.metadata.resource_version = Some(self.revision.to_string());
-        self.blocks.insert(names::block(block.cidr()), object);
+        self.blocks.insert(names::block(cidr), object);
     }
 
     /// Writes a handle as another writer would, without the annotation of its node.

@@ -91,6 +91,89 @@ async fn blocks_of_a_new_size_overlap_no_block_of_the_former_size() {
 
 use super::held as held_by;
 
+/// Damages a block, as an edit by hand may.
+fn damage(contents: &Memory, range: &str) {
+    let mut spec = Block::new(cidr(range), "n9", String::new()).spec().clone();
+    spec.allocations.pop();
+    contents.lock().put_block_spec(cidr(range), spec);
+}
+
+#[tokio::test]
+async fn a_block_that_cannot_be_read_costs_the_pool_its_range_alone() {
+    for (range, left) in [
+        ("10.0.0.0/30", 12),
+        ("10.0.0.4/30", 12),
+        ("10.0.0.8/30", 12),
+        ("10.0.0.8/29", 8),
+    ] {
+        for node in ["n1", "n2", "n3"] {
+            let contents = Memory::default();
+            damage(&contents, range);
+            let node = mk_node(node, &contents, vec![pool("10.0.0.0/28", 30)]);
+            for number in 0..left {
+                let given = node
+                    .allocator
+                    .assign(wanted(&format!("h{number}")))
+                    .await
+                    .expect("it is in another block");
+                assert!(!cidr(range).contains(&given[0]), "{given:?} in {range}");
+            }
+            let full = node
+                .allocator
+                .assign(wanted("late"))
+                .await
+                .expect_err("the rest cannot be read");
+            assert!(matches!(full, NoAddress::Exhausted(_)), "{full:?}");
+            let affinities = contents.lock().affinities();
+            assert!(
+                affinities
+                    .keys()
+                    .all(|(_, block)| !cidr(range).contains(block)),
+                "{affinities:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_block_of_a_node_that_cannot_be_read_holds_up_its_own_pods_alone() {
+    let contents = Memory::default();
+    put_block(&contents, "10.0.0.0/30", "n1", "inside");
+    put_block(&contents, "10.0.0.4/30", "n1", "beside");
+    put_block(&contents, "10.0.0.8/30", "n2", "lent");
+    let n1 = mk_node("n1", &contents, vec![pool("10.0.0.0/28", 30)]);
+    let n3 = mk_node("n3", &contents, vec![pool("10.0.0.0/28", 30)]);
+    tell_all(&[&n1, &n3]);
+    damage(&contents, "10.0.0.0/30");
+    let again = mk_node("n1", &contents, vec![pool("10.0.0.0/28", 30)]);
+    again.map.send_replace(n1.map.borrow().clone());
+    for handle in ["unknown", "beside"] {
+        again
+            .allocator
+            .release(handle.to_owned())
+            .await
+            .unwrap_or_else(|error| panic!("{handle}: {error}"));
+    }
+    let error = again
+        .allocator
+        .release("inside".to_owned())
+        .await
+        .expect_err("it is in the block");
+    assert!(
+        error.to_string().contains("IPAMBlock 10-0-0-0-30") && error.to_string().contains("repair"),
+        "{error}"
+    );
+    // One block for n3, and what it then borrows is in blocks that can be read.
+    for number in 0..10 {
+        let given = n3
+            .allocator
+            .assign(wanted(&format!("h{number}")))
+            .await
+            .expect("4, 4 and 2 of others");
+        assert!(!cidr("10.0.0.0/30").contains(&given[0]), "{given:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_pool_that_takes_nothing_new_gives_nothing_by_any_way() {
     let contents = Memory::default();

@@ -9,7 +9,8 @@ use proptest::test_runner::{Config, TestRunner};
 
 use super::sample::{everything, net, port, v4};
 use super::support::{
-    assert_same_lines, chain_name, ifname, in_namespace, list, load, normal, set_name, table,
+    assert_same_lines, chain_name, ifname, in_namespace, list, load, loadable, normal, set_name,
+    table,
 };
 use crate::*;
 
@@ -134,7 +135,7 @@ prop_compose! {
         }
         ruleset.sets.extend(peers.map(|map| (set_name("peers-1"), Arc::new(map))));
         ruleset.sets.extend(dispatch.map(|map| (set_name("dispatch-1"), Arc::new(map))));
-        keep_sound(ruleset)
+        loadable(keep_sound(ruleset))
     }
 }
 
@@ -359,7 +360,7 @@ fn only_what_changed_is_touched() {
 fn a_set_in_use_changes_its_kind_in_one_transaction() {
     in_namespace(|| {
         let mut socket = NftSocket::open().expect("root");
-        let before = everything();
+        let before = loadable(everything());
         socket
             .exec(&diff(&Ruleset::new(table()), &before))
             .expect("sound");

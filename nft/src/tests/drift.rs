@@ -2,7 +2,7 @@
 
 use super::sample::{everything, v4};
 use super::support::{
-    assert_same_lines, chain_name, in_namespace, list, load, normal, run, set_name, table,
+    assert_same_lines, chain_name, in_namespace, list, load, loadable, normal, run, set_name, table,
 };
 use crate::*;
 
@@ -186,7 +186,7 @@ fn what_cannot_be_ours_replaces_the_table() {
         &unrecognised("the table has flags such as dormant"),
     );
     in_namespace(|| {
-        load(&everything().to_string());
+        load(&loadable(everything()).to_string());
         run("nft", &["delete", "table", "inet", "t-1"], "");
         let mut socket = NftSocket::open().expect("root");
         assert_eq!(

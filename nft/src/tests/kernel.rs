@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::sample::{everything, port, v4};
 use super::support::{
-    assert_same_lines, chain_name, in_namespace, list, list_json, load, normal, set_name, table,
+    assert_same_lines, chain_name, in_namespace, list, list_json, load, loadable, normal, set_name,
+    table,
 };
 use crate::*;
 
@@ -21,8 +22,8 @@ fn apply(ruleset: &Ruleset) -> NftSocket {
 
 #[test]
 fn messages_and_text_mean_the_same() {
-    let ruleset = everything();
-    ruleset.check().expect("the sample is sound");
+    everything().check().expect("the sample is sound");
+    let ruleset = loadable(everything());
     let ours = in_namespace(|| {
         let _socket = apply(&ruleset);
         (list(), list_json())
@@ -58,7 +59,7 @@ fn what_was_written_is_read_back() {
 
 #[test]
 fn a_table_loaded_as_text_is_adopted_as_it_is() {
-    let ruleset = everything();
+    let ruleset = loadable(everything());
     in_namespace(|| {
         load(&ruleset.to_string());
         let mut socket = NftSocket::open().expect("root");

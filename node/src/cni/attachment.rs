@@ -122,7 +122,10 @@ impl Attachments {
             match path.extension().and_then(|ending| ending.to_str()) {
                 Some(ending @ (ADDING | FINISHED | GONE)) => attachments.load_file(&path, ending),
                 // Left by a crash before the rename.
-                Some(TEMPORARY) => fs::remove_file(&path)?,
+                Some(TEMPORARY) => {
+                    fs::remove_file(&path)
+                        .unwrap_or_else(|error| attachments.put_aside(&path, &error));
+                }
                 _ => {}
             }
         }
@@ -443,19 +446,23 @@ mod tests {
         )
         .expect("copy");
         write("six@eth0.tmp", "{");
+        // No file at all.
+        for name in ["seven@eth0.tmp", "eight@eth0.json"] {
+            fs::create_dir(folder.path().join(name)).expect("create");
+        }
         let restarted = Attachments::load(folder.path()).expect("the others");
         let containers: Vec<&str> = restarted
             .iter()
             .map(|attachment| attachment.id.container.as_str())
             .collect();
-        assert_eq!((containers, restarted.damaged()), (vec!["one", "two"], 3));
-        let aside = [
+        assert_eq!((containers, restarted.damaged()), (vec!["one", "two"], 5));
+        let mut wanted = vec!["one@eth0.json", "two@eth0.json"];
+        wanted.extend([
             "five@eth0.json.damaged",
             "four@eth0.adding.damaged",
             "three@eth0.json.damaged",
-        ];
-        let mut wanted = vec!["one@eth0.json", "two@eth0.json"];
-        wanted.extend(aside);
+        ]);
+        wanted.extend(["seven@eth0.tmp.damaged", "eight@eth0.json.damaged"]);
         wanted.sort_unstable();
         assert_eq!(names(folder.path()), wanted);
         assert_eq!(

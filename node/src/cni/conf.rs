@@ -4,40 +4,21 @@
 //! our plugin; what others have added to it, as service meshes do, stays.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::io;
+use std::path::Path;
 
 use margay_proto::conf::{self, CONFLIST, ConfOwner};
 
-/// Interval of checks.
-const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+use super::host_file;
+
 /// Maximal number of bytes read of a file, far more than any configuration has.
 const MAX_FILE_SIZE: u64 = 1 << 20;
 /// File mode, as the installer sets it.
 const MODE: u32 = 0o600;
 
-/// Checks the directory periodically, for ever. `report` is called at first and on each change with
-/// the problem, or with `None`. `own` is our configuration, if this agent is to restore it.
-pub async fn watch(folder: PathBuf, own: Option<String>, report: impl Fn(Option<&str>)) {
-    let mut reported = None;
-    loop {
-        let (seen, text) = (folder.clone(), own.clone());
-        let looked =
-            tokio::task::spawn_blocking(move || check_folder(&seen, text.as_deref())).await;
-        let now = looked.unwrap_or_else(|error| Some(error.to_string()));
-        if reported.as_ref() != Some(&now) {
-            report(now.as_deref());
-            reported = Some(now);
-        }
-        tokio::time::sleep(CHECK_INTERVAL).await;
-    }
-}
-
-/// Restores our configuration if necessary; returns the remaining problem.
-fn check_folder(folder: &Path, own: Option<&str>) -> Option<String> {
+/// Restores our configuration `own` if necessary (`None`: it is not this agent's to restore);
+/// returns the remaining problem.
+pub fn check_folder(folder: &Path, own: Option<&str>) -> Option<String> {
     match own.map(|text| restore_own(folder, text)) {
         Some(Ok(true)) => {
             tracing::warn!(
@@ -54,29 +35,14 @@ fn check_folder(folder: &Path, own: Option<&str>) -> Option<String> {
     find_problem(folder)
 }
 
-/// Writes our configuration if necessary and returns whether it was. The rename is atomic, so a
-/// runtime reads the former file or this one.
+/// Writes our configuration if necessary and returns whether it was.
 fn restore_own(folder: &Path, text: &str) -> io::Result<bool> {
-    let path = folder.join(CONFLIST);
-    match read_file(&path) {
+    match read_file(&folder.join(CONFLIST)) {
         Ok(present) if conf::owner_of(CONFLIST, &present) == ConfOwner::Ours => return Ok(false),
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // Hidden and without a known suffix, so that no runtime reads it as a configuration.
-    let draft = folder.join(format!(".{CONFLIST}.agent"));
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(MODE)
-        .open(&draft)?;
-    // The umask restricts the mode given at creation.
-    file.set_permissions(fs::Permissions::from_mode(MODE))?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&draft, &path)?;
-    File::open(folder)?.sync_all()?;
+    host_file::replace(folder, CONFLIST, text.as_bytes(), MODE)?;
     Ok(true)
 }
 
@@ -121,6 +87,9 @@ fn read_file(path: &Path) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

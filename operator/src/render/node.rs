@@ -18,7 +18,7 @@ const ADMIN_PORT: u16 = 9099;
 const DEBUG_PORT: u16 = 5474;
 /// Name of the init container, as in Calico.
 const INSTALL: &str = "install-cni";
-/// Mounts of the host's folders in the init container.
+/// Mounts of the host's folders in both containers.
 const HOST_BIN: &str = "/host/opt/cni/bin";
 const HOST_CONF: &str = "/host/etc/cni/net.d";
 
@@ -195,6 +195,7 @@ fn agent(context: &Context<'_>, typha: &str) -> Value {
         heap(),
         ("MARGAY_STATE_DIR", "/var/lib/margay".to_owned()),
         ("MARGAY_RUN_DIR", "/var/run/margay".to_owned()),
+        ("MARGAY_CNI_BIN_DIR", HOST_BIN.to_owned()),
         ("MARGAY_CNI_CONF_DIR", HOST_CONF.to_owned()),
         ("CNI_CONFLIST", cni::conflist(context.spec)),
         ("MARGAY_LISTEN", format!("0.0.0.0:{DEBUG_PORT}")),
@@ -233,7 +234,9 @@ fn authority(address: &str) -> String {
 fn mounts() -> Vec<Value> {
     let mut mounts = vec![
         json!({ "name": "ca", "mountPath": CA_DIR, "readOnly": true }),
-        // The agent checks which configuration the container runtime reads, and restores its own.
+        // The agent checks which configuration the container runtime reads and which plugin it
+        // calls, and restores its own.
+        json!({ "name": "cni-bin", "mountPath": HOST_BIN }),
         json!({ "name": "cni-conf", "mountPath": HOST_CONF }),
     ];
     for (name, _, path) in HOST_FOLDERS {

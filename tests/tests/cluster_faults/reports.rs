@@ -79,15 +79,18 @@ pub fn bypassed(cluster: &Cluster) -> Result<()> {
 }
 
 pub fn put_back(cluster: &Cluster) -> Result<()> {
-    let (n3, file) = (cluster.node("n3")?, "/etc/cni/net.d/10-margay.conflist");
-    let before = n3.exec(&["cat", file])?;
-    n3.exec(&["rm", file])?;
-    let is_back = || n3.exec(&["cat", file]).is_ok_and(|now| now == before);
-    wait_for(
-        Duration::from_secs(30),
-        || "the network configuration of n3 to be there again".into(),
-        is_back,
-    )
+    let n3 = cluster.node("n3")?;
+    for file in ["/etc/cni/net.d/10-margay.conflist", "/opt/cni/bin/margay"] {
+        let before = n3.exec(&["sha256sum", file])?;
+        n3.exec(&["rm", file])?;
+        let is_back = || n3.exec(&["sha256sum", file]).is_ok_and(|now| now == before);
+        wait_for(
+            Duration::from_secs(30),
+            || format!("{file} of n3 to be there again"),
+            is_back,
+        )?;
+    }
+    Ok(())
 }
 
 /// One node may run typha, of three: one replica, which is available, and the rollouts there and

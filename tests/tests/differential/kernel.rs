@@ -12,7 +12,7 @@ use margay_api::endpoint::interface_name;
 use margay_api::network::Mac;
 use margay_api::rule::IpVersion;
 use margay_dataplane::routes::parameters;
-use margay_dataplane::routes::pod;
+use margay_dataplane::routes::plan::HOST_MAC;
 use margay_nft::{NftSocket, Ruleset, Transaction};
 use margay_tests::namespace::{Namespace, connect};
 use margay_tests::raw::packet::protocol::{ICMP, ICMPV6, SCTP, TCP, UDP, UDPLITE};
@@ -174,7 +174,7 @@ impl Kernel {
     fn frame(&self, probe: &Probe, number: u16) -> (usize, Vec<u8>) {
         let from = local(probe.source).unwrap_or(self.taps.len() - 1);
         let gateway = if local(probe.source).is_some() {
-            pod::HOST_MAC
+            HOST_MAC
         } else {
             HOST
         };

@@ -29,6 +29,9 @@ fn disturbances(version: IpVersion, encapsulation: Encapsulation) -> Vec<String>
         format!("ip route replace {other} dev eth0 proto static"),
         "ip link set cali1 down".to_owned(),
         "ip link set cali1 down; ip link set cali1 up".to_owned(),
+        "ip link set cali1 address 66:99:99:99:99:99".to_owned(),
+        "ip link show br9 || ip link add br9 up type bridge; ip link set cali1 master br9"
+            .to_owned(),
     ];
     // IPv6 addresses of a link go when it is set down; those of IPv4 stay. A route of IPv6 outlives
     // the address that its gateway is a neighbour of.

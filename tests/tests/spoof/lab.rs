@@ -14,7 +14,7 @@ use margay_api::settings::FelixSettings;
 use margay_calc::model::{EndpointRecord, PoolRecord, Record, RecordId, RouteRecord};
 use margay_dataplane::Attached;
 use margay_dataplane::nftables::{Netfilter, Nftables};
-use margay_dataplane::routes::pod;
+use margay_dataplane::routes::plan::HOST_MAC;
 use margay_dataplane::routes::worker::Network;
 use margay_node::agent::{self, AgentEvent, AgentHandle, AgentParts};
 use margay_node::metrics::Metrics;
@@ -29,7 +29,7 @@ use tokio::sync::oneshot;
 /// Longest wait for what must happen; it takes milliseconds.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 /// MAC address of the host side of every pod's link.
-pub const GATEWAY: Mac = pod::HOST_MAC;
+pub const GATEWAY: Mac = HOST_MAC;
 /// Port that packets of the tests go to.
 pub const PORT: u16 = 8000;
 /// Port that a policy of the tests does not name.

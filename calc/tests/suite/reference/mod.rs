@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use margay_api::endpoint::{
     EndpointKey, HostEndpoint, HostInterface, NamedPort, Profile, WorkloadEndpoint,
 };
+use margay_api::hosts::{CREATED_BY, LABEL_CREATED_BY};
 use margay_api::meta::{Labels, NamespacedName};
 use margay_api::network::{BlockInfo, Encapsulation, NetworkSet, NodeInfo, Pool};
 use margay_api::policy::{Order, Policy, PolicyKey, PolicyKind, StagedPolicy, Tier, Traffic};
@@ -59,7 +60,7 @@ pub struct Objects {
 /// An object with addresses.
 pub struct Owner<'a> {
     pub labels: Labels,
-    pub addresses: &'a [IpAddr],
+    pub addresses: Vec<IpAddr>,
     pub ports: &'a [NamedPort],
 }
 
@@ -255,7 +256,7 @@ impl Objects {
                 HostInterface::All => HostInterfaces::All,
                 HostInterface::Named(name) => HostInterfaces::Named(name.clone()),
                 HostInterface::ByAddress => {
-                    HostInterfaces::WithAddress(host.addresses.iter().copied().collect())
+                    HostInterfaces::WithAddress(self.represented(host).into_iter().collect())
                 }
             },
             normal: tiers(|traffic| traffic == Traffic::Normal || traffic == Traffic::Forwarded),
@@ -358,16 +359,7 @@ impl Objects {
                 .min()
                 .map(|(_, name)| name)
         };
-        let may_be = |name: &str, address: IpAddr| {
-            let around = self
-                .blocks
-                .iter()
-                .filter(|(net, block)| net.contains(&address) && self.counts(net, block));
-            around.into_iter().all(|(_, block)| {
-                block.node.as_deref() == Some(name)
-                    || block.tunnels.contains(&(address, name.to_owned()))
-            })
-        };
+        let may_be = |name: &str, address: IpAddr| self.may_be(name, address);
         let own4 = |name: &str, other: &NodeInfo| {
             let own = other.ipv4.map(|net| net.addr());
             let may = |own: Ipv4Addr| other.standing.ipv4_reported || may_be(name, own.into());
@@ -404,6 +396,47 @@ impl Objects {
             labels: node.labels.clone(),
             ..NodeInfo::default()
         }
+    }
+
+    /// Whether no block gives the address to somebody else.
+    fn may_be(&self, name: &str, address: IpAddr) -> bool {
+        let mut around = self
+            .blocks
+            .iter()
+            .filter(|(net, block)| net.contains(&address) && self.counts(net, block));
+        around.all(|(_, block)| {
+            let is_lent = block
+                .borrowed
+                .iter()
+                .any(|(lent, user)| *lent == address && user != name);
+            block.node.as_deref() == Some(name) && !is_lent
+                || block.tunnels.contains(&(address, name.to_owned()))
+        })
+    }
+
+    /// Addresses of a host endpoint: an automatic one has none that is a pod's.
+    fn represented(&self, host: &HostEndpoint) -> Vec<IpAddr> {
+        let is_automatic = host
+            .labels
+            .get(LABEL_CREATED_BY)
+            .is_some_and(|by| by == CREATED_BY);
+        let is_reported = |address: IpAddr| {
+            self.nodes.get(&host.node).is_some_and(|node| {
+                let own4 = node
+                    .ipv4
+                    .filter(|_| node.standing.ipv4_reported)
+                    .map(|net| IpAddr::from(net.addr()));
+                let own6 = node
+                    .ipv6
+                    .filter(|_| node.standing.ipv6_reported)
+                    .map(|net| net.addr().into());
+                [own4, own6].contains(&Some(address))
+            })
+        };
+        let may_be = |address: &IpAddr| {
+            !is_automatic || is_reported(*address) || self.may_be(&host.node, *address)
+        };
+        host.addresses.iter().copied().filter(may_be).collect()
     }
 
     fn encapsulation(&self, net: &IpNet) -> Encapsulation {
@@ -516,12 +549,12 @@ impl Objects {
     pub fn owners(&self) -> Vec<Owner<'_>> {
         let pods = self.endpoints.iter().map(|(key, endpoint)| Owner {
             labels: self.labels(key, endpoint),
-            addresses: &endpoint.addresses,
+            addresses: endpoint.addresses.clone(),
             ports: &endpoint.ports,
         });
         let hosts = self.hosts.values().map(|host| Owner {
             labels: self.host_labels(host),
-            addresses: &host.addresses,
+            addresses: self.represented(host),
             ports: &host.ports,
         });
         pods.chain(hosts).collect()

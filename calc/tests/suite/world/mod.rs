@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use margay_api::endpoint::{
     EndpointKey, HostEndpoint, HostInterface, NamedPort, Profile, WorkloadEndpoint, interface_name,
 };
+use margay_api::hosts::{CREATED_BY, LABEL_CREATED_BY};
 use margay_api::meta::{LABEL_ORCHESTRATOR, Labels, NamespacedName};
 use margay_api::network::{
     BlockInfo, Encapsulation, Mac, NetworkSet, NodeInfo, Pool, Standing, Vtep,
@@ -251,9 +252,14 @@ fn host_endpoint() -> impl Strategy<Value = HostEndpoint> {
     ];
     let addresses =
         btree_set(address(), 0..3).prop_map(|addresses| addresses.into_iter().collect());
+    let created_by = option::of(Just((LABEL_CREATED_BY.to_owned(), CREATED_BY.to_owned())));
+    let labels = (own_labels(), created_by).prop_map(|(mut labels, by)| {
+        labels.extend(by);
+        labels
+    });
     (
         node,
-        own_labels(),
+        labels,
         interface,
         addresses,
         vec(named_port(), 0..3),

@@ -1,6 +1,7 @@
 //! Results and errors of calls.
 
 use ipnet::IpNet;
+use margay_dataplane::routes::plan::HOST_MAC;
 use margay_dataplane::routes::pod::{self, PodError};
 use margay_ipam::request::NoAddress;
 use margay_proto::cni::{self, code};
@@ -11,7 +12,7 @@ use crate::cni::request::CniError;
 pub(super) fn cni_result(attachment: &Attachment, mtu: u32) -> cni::Result {
     let host = cni::Interface {
         name: attachment.interface.clone(),
-        mac: pod::HOST_MAC.to_string(),
+        mac: HOST_MAC.to_string(),
         mtu,
         sandbox: String::new(),
     };
