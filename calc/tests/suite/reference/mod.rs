@@ -357,8 +357,8 @@ impl Objects {
             SetSpec::Selected(selector) => {
                 let sets = self.network_sets.iter().filter(|(key, set)| selector.matches(&self.set_labels(key, set)));
                 let nets = sets.flat_map(|(_, set)| set.nets.iter().map(|net| Member::Net(net.trunc())));
-                let addresses = selected(selector).into_iter().flat_map(|endpoint| endpoint.addresses.iter());
-                nets.chain(addresses.map(|address| Member::Net(IpNet::from(*address)))).collect()
+                let addresses = selected(selector).into_iter().flat_map(|endpoint| endpoint.addresses);
+                nets.chain(addresses.map(|address| Member::Net(IpNet::from(address)))).collect()
             }
             SetSpec::NamedPorts(selector, protocol, names) => {
                 let mut members = BTreeSet::new();
