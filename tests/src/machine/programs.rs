@@ -18,7 +18,7 @@ use crate::probe::SLOWNESS;
 pub enum Selection {
     /// All, with our own code compiled to run faster than in `cargo test`: emulation makes the rest slow enough.
     All,
-    /// What fits into a run of the CI, with the programs of `cargo test`.
+    /// What depends on the kernel most, with the programs of `cargo test`.
     Quick,
 }
 
